@@ -1,0 +1,25 @@
+"""Fixtures for all tests. Real pictures and weights are optional: TL_SHARED names the folder that holds them."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pytest
+
+from tests.models import make_model
+
+
+@pytest.fixture(scope="session")
+def shared() -> Path:
+    """The folder with data/ and weights/, or a skip."""
+    folder = Path(os.environ.get("TL_SHARED", Path(__file__).resolve().parents[2] / "shared"))
+    if not (folder / "data").is_dir():
+        pytest.skip(f"needs local test data: {folder}/data is not there (set TL_SHARED)")
+    return folder
+
+
+@pytest.fixture(scope="session")
+def color_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A model file that calls a picture red, green or blue by its mean colour."""
+    return make_model(tmp_path_factory.mktemp("models") / "color.onnx")

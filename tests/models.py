@@ -1,0 +1,101 @@
+"""Small real model files and pictures for tests, made without torch."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+from numpy.typing import NDArray
+from onnx import TensorProto, helper, numpy_helper
+
+from tl.runtime.contract import METADATA_KEY, Contract, Golden, GoldenSample, Parity, Provenance, dump_contract
+from tl.runtime.recipe import Recipe, build_recipe
+from tl.runtime.selftest import encode_golden_png
+
+COLORS = ("red", "green", "blue")
+
+
+def color_probabilities(image: NDArray[np.uint8], gain: float = 0.05) -> NDArray[np.float32]:
+    """What the colour model computes, by hand: softmax of gain x mean of each channel. (H, W, 3) -> (3,)."""
+    logits = gain * image.reshape(-1, 3).astype(np.float64).mean(axis=0)
+    powers = np.exp(logits - logits.max())
+    return (powers / powers.sum()).astype(np.float32)
+
+
+def make_contract(
+    class_names: Sequence[str] = COLORS, recipe: Recipe | None = None, *, gain: float = 0.05, **changes: Any
+) -> Contract:
+    """A complete contract for the colour model, with two golden samples."""
+    recipe = recipe or build_recipe((8, 8))
+    samples = []
+    for color in (200, 30, 90), (10, 20, 250):
+        image = solid(color, *recipe.input_hw)
+        order = [COLORS.index(name) for name in class_names] if set(class_names) == set(COLORS) else [0, 1, 2]
+        probabilities = color_probabilities(image, gain)[order[: len(class_names)]]
+        samples.append(GoldenSample(encode_golden_png(image), tuple(map(float, probabilities))))
+    contract = Contract(
+        schema_version=1,
+        task="classification",
+        precision="fp32",
+        class_names=tuple(class_names),
+        keypoint_names=(),
+        recipe=recipe,
+        outputs=("probabilities",),
+        temperature=1.0,
+        thresholds={},
+        provenance=Provenance("none", "none", "test", {}, "", {}, {"onnx": onnx.__version__}, "2026-01-01T00:00:00"),
+        parity=Parity(1, (1,), {"probabilities": 0.0}, 0.0, 1.0, 1e-4),
+        golden=Golden("synthetic", {"fp32": 1e-4}, tuple(samples)),
+    )
+    return dataclasses.replace(contract, **changes)
+
+
+def make_model(
+    path: Path,
+    class_names: Sequence[str] = COLORS,
+    *,
+    recipe: Recipe | None = None,
+    gain: float = 0.05,
+    contract: Contract | str | None | bool = True,
+) -> Path:
+    """Write a model: uint8 NHWC -> mean colour -> gain -> softmax; `class_names` reorder the colours.
+
+    `contract`: True for a fitting one, None for none, or a contract or text to embed as it is.
+    """
+    recipe = recipe or build_recipe((8, 8))
+    matrix = np.zeros((3, len(class_names)), np.float32)
+    for column, name in enumerate(class_names):
+        matrix[COLORS.index(name) if name in COLORS else column % 3, column] = gain
+    height, width = recipe.input_hw
+    graph = helper.make_graph(
+        [
+            helper.make_node("Cast", ["images"], ["pixels"], to=TensorProto.FLOAT),
+            helper.make_node("ReduceMean", ["pixels", "axes"], ["means"], keepdims=0),
+            helper.make_node("MatMul", ["means", "matrix"], ["logits"]),
+            helper.make_node("Softmax", ["logits"], ["probabilities"], axis=1),
+        ],
+        "color",
+        [helper.make_tensor_value_info("images", TensorProto.UINT8, ["N", height, width, 3])],
+        [helper.make_tensor_value_info("probabilities", TensorProto.FLOAT, ["N", len(class_names)])],
+        [
+            numpy_helper.from_array(np.array([1, 2], np.int64), "axes"),
+            numpy_helper.from_array(matrix, "matrix"),
+        ],
+    )
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)], ir_version=8)
+    if contract is True:
+        contract = make_contract(class_names, recipe, gain=gain)
+    if contract is not None:
+        text = contract if isinstance(contract, str) else dump_contract(contract)  # type: ignore[arg-type]
+        helper.set_model_props(model, {METADATA_KEY: text})
+    path.write_bytes(model.SerializeToString())
+    return path
+
+
+def solid(color: tuple[int, int, int], height: int = 8, width: int = 8) -> NDArray[np.uint8]:
+    """A picture of one colour, uint8 (H, W, 3)."""
+    return np.full((height, width, 3), color, np.uint8)

@@ -1,0 +1,5 @@
+"""`python -m tl`: the same as the `tl` command."""
+
+from tl.cli import main
+
+main()

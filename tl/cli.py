@@ -1,0 +1,70 @@
+"""The `tl` command: gathers the commands of `tl.commands` and turns expected faults into one line and exit code 1.
+
+Knows command names. Does no work and imports nothing heavy, so that `tl --help` answers at once.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from typing import Annotated
+
+import typer
+
+from tl import __version__
+from tl.commands import demo, doctor, evaluate, export, inspect, predict, train, verify
+from tl.commands.console import EXIT_FAULT, EXIT_INTERRUPTED, warn
+from tl.commands.ensemble_option import EnsembleCommand
+from tl.errors import RunInterrupted, TlError
+
+app = typer.Typer(
+    name="tl",
+    no_args_is_help=True,
+    rich_markup_mode="markdown",
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+
+
+def _print_version(asked: bool) -> None:
+    if asked:
+        typer.echo(__version__)
+        raise typer.Exit
+
+
+@app.callback()
+def root(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_print_version, is_eager=True, help="Print the version.")
+    ] = False,
+) -> None:
+    """Train transfer-learning models from your photos, export them to one ONNX file, predict anywhere.
+
+    **First steps:** `tl demo` shows the whole way; `tl doctor` checks this machine.
+    """
+
+
+app.command("train")(train.command)
+app.command("export")(export.command)
+app.command("predict", cls=EnsembleCommand)(predict.command)
+app.command("evaluate", cls=EnsembleCommand)(evaluate.command)
+app.command("inspect")(inspect.command)
+app.command("verify")(verify.command)
+app.command("doctor")(doctor.command)
+app.command("demo")(demo.command)
+
+
+def main() -> None:
+    """Entry point of the `tl` command."""
+    try:
+        app()
+    except RunInterrupted as stop:
+        warn(f"tl: {stop}")
+        sys.exit(EXIT_INTERRUPTED)
+    except TlError as error:
+        warn(f"tl: {error}")
+        sys.exit(EXIT_FAULT)
+    except BrokenPipeError:
+        # The reader of stdout, such as `head`, has enough. Python would complain again when it flushes at exit.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(EXIT_FAULT)

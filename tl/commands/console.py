@@ -1,0 +1,107 @@
+"""What the user sees beside data: progress, summaries and warnings, all on stderr; exit codes.
+
+Knows rich and the terminal. stdout is for data alone.
+"""
+
+from __future__ import annotations
+
+import sys
+import time
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from rich.progress import Progress as RichBar
+    from rich.progress import ProgressColumn, TaskID
+
+_SECONDS_BETWEEN_LINES = 20.0
+
+EXIT_FAULT, EXIT_SOME_FAILED, EXIT_INTERRUPTED = 1, 3, 130
+
+
+def warn(line: str) -> None:
+    """Print a line on stderr."""
+    print(line, file=sys.stderr, flush=True)  # noqa: T201
+
+
+class ConsoleProgress:
+    """Progress with speed and time left on stderr: a bar on a terminal, now and then a line elsewhere."""
+
+    def __init__(self, bar: RichBar | None) -> None:
+        self._bar = bar
+        self._task: TaskID | None = None
+        self._name, self._unit, self._total, self._done = "", "", 0, 0
+        self._started = self._spoken = time.monotonic()
+
+    def start(self, task: str, total: int, unit: str) -> None:
+        """A task begins."""
+        self._name, self._unit, self._total, self._done = task, unit, total, 0
+        self._started = self._spoken = time.monotonic()
+        if self._bar is None:
+            return
+        if self._task is not None:
+            self._bar.remove_task(self._task)
+        self._task = self._bar.add_task(task, total=total, unit=unit, note="")
+
+    def advance(self, steps: int = 1, note: str = "") -> None:
+        """Steps are done."""
+        self._done += steps
+        if self._bar is not None and self._task is not None:
+            self._bar.advance(self._task, steps)
+            if note:
+                self._bar.update(self._task, note=note)
+        elif time.monotonic() - self._spoken > _SECONDS_BETWEEN_LINES:
+            self._spoken = time.monotonic()
+            warn(self._line(note))
+
+    def say(self, line: str) -> None:
+        """Print a line above the bar."""
+        if self._bar is None:
+            warn(line)
+        else:
+            self._bar.console.print(line, markup=False, highlight=False, soft_wrap=True)
+
+    def _line(self, note: str) -> str:
+        speed = self._done / (time.monotonic() - self._started)
+        left = (self._total - self._done) / max(speed, 1e-9)
+        state = f"{self._name}: {self._done}/{self._total} {self._unit}, {speed:.1f}/s, about {left:.0f} s left"
+        return f"{state}, {note}" if note else state
+
+
+@contextmanager
+def console_progress(*, quiet: bool = False) -> Iterator[ConsoleProgress]:
+    """Progress for one command. Also silences Pillow's warnings, whose faults come back as errors anyway."""
+    warnings.filterwarnings("ignore", module="PIL")
+    if quiet or not sys.stderr.isatty():
+        yield ConsoleProgress(None)
+        return
+    from rich.console import Console
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+    columns: tuple[ProgressColumn, ...] = (
+        TextColumn("{task.description}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TextColumn("{task.fields[unit]}"),
+        _speed_column(),
+        TimeRemainingColumn(),
+        TextColumn("{task.fields[note]}"),
+    )
+    with Progress(*columns, console=Console(stderr=True), transient=True) as bar:
+        yield ConsoleProgress(bar)
+
+
+def _speed_column() -> ProgressColumn:
+    from rich.progress import ProgressColumn, Task
+    from rich.text import Text
+
+    class SpeedColumn(ProgressColumn):
+        """Steps a second."""
+
+        def render(self, task: Task) -> Text:
+            """Empty until there is a speed."""
+            return Text(f"{task.speed:.1f}/s" if task.speed else "")
+
+    return SpeedColumn()

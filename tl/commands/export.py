@@ -1,0 +1,71 @@
+"""`tl export`: a run or a pretrained network -> a verified model file."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Annotated, Literal
+
+import typer
+
+from tl.commands.console import console_progress, warn
+from tl.errors import ConfigError, MissingExtraError
+
+
+def command(
+    run: Annotated[Path | None, typer.Argument(help="Run folder made by tl train.", show_default=False)] = None,
+    output: Annotated[Path, typer.Option("--output", "-o", help="The model file to write.")] = Path("model.onnx"),
+    pretrained: Annotated[
+        str | None, typer.Option(help="Instead of a run: a torchvision model with its own ImageNet head.")
+    ] = None,
+    weights: Annotated[str, typer.Option(help="With --pretrained: imagenet, a tensor file, or a folder.")] = "imagenet",
+    images: Annotated[list[Path] | None, typer.Option(help="With --pretrained: pictures for the parity check.")] = None,
+    parity_images: Annotated[
+        list[Path] | None, typer.Option(help="Further pictures or folders for the parity check.")
+    ] = None,
+    golden: Annotated[
+        Literal["validation", "synthetic"],
+        typer.Option(help="Self-test samples: validation pictures, or synthetic ones to embed no photo."),
+    ] = "validation",
+    as_json: Annotated[bool, typer.Option("--json", help="Print the parity report as JSON on stdout.")] = False,
+) -> None:
+    """Export a run's best network to one self-describing, self-testing ONNX file.
+
+    Before the file gets its name, it must give the same answers as the trained network on real pictures.
+
+    Examples:
+    - `tl export runs/beetles -o beetles.onnx`
+
+    - `tl export runs/beetles -o beetles.onnx --parity-images odd-photos/ --golden synthetic`
+
+    - `tl export --pretrained mobilenet_v2 --images photos/ -o imagenet.onnx`
+    """
+    if (run is None) == (pretrained is None):
+        raise ConfigError("give either a run folder or --pretrained NAME")
+    if pretrained is not None and not images:
+        raise ConfigError("--pretrained needs --images DIR: real pictures to prove the file on")
+    try:
+        from tl.exporter.export import export_pretrained, export_run
+        from tl.trainer.runs import Run
+    except ImportError as error:
+        raise MissingExtraError(
+            f"export needs more packages ({error.name}): pip install 'tl-toolkit[train]'"
+        ) from error
+    extra = parity_images or []
+    with console_progress() as progress:
+        if run is not None:
+            done = export_run(Run(run), output, progress, parity_images=extra, golden=golden)
+        else:
+            pictures = [*(images or []), *extra]
+            done = export_pretrained(str(pretrained), weights, pictures, output, progress, golden=golden)
+    parity = done.contract.parity
+    worst = max(parity.session_max_abs_diff["probabilities"], parity.pipeline_max_abs_diff)
+    warn(
+        f"parity on {parity.images} pictures: max |dp| {worst:.1e} (allowed {parity.tolerance:.0e}), "
+        f"top-1 agreement {parity.top1_agreement:.0%}"
+    )
+    warn(f"{output}: {output.stat().st_size / 1e6:.1f} MB, {len(done.contract.class_names)} classes, verified")
+    if as_json:
+        from tl.runtime.strict_json import to_plain
+
+        typer.echo(json.dumps({"path": str(output), "parity": to_plain(parity)}))

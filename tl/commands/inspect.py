@@ -1,0 +1,67 @@
+"""`tl inspect`: what a model file says of itself."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from tl.errors import ModelFileError
+
+if TYPE_CHECKING:
+    from tl.runtime.contract import Contract
+
+
+def command(
+    model: Annotated[Path, typer.Argument(help="Model file.", show_default=False)],
+    as_json: Annotated[bool, typer.Option("--json", help="Print the whole contract as JSON.")] = False,
+) -> None:
+    """Show a model file's task, classes, preprocessing, origin and parity.
+
+    Examples:
+    - `tl inspect beetles.onnx`
+
+    - `tl inspect beetles.onnx --json | jq .provenance`
+    """
+    from tl.runtime.contract import dump_contract
+    from tl.runtime.session import Session
+
+    contract = Session(model, device="cpu").contract
+    if contract is None:
+        raise ModelFileError(f"{model}: holds no contract")
+    if as_json:
+        typer.echo(json.dumps(json.loads(dump_contract(contract)), indent=2, ensure_ascii=False))
+        return
+    rows = [("file", f"{model} ({model.stat().st_size / 1e6:.1f} MB)"), *_rows(contract)]
+    width = max(len(name) for name, _ in rows)
+    for name, text in rows:
+        typer.echo(f"{name:<{width}}  {text}")
+
+
+def _rows(contract: Contract) -> list[tuple[str, str]]:
+    recipe, origin, parity = contract.recipe, contract.provenance, contract.parity
+    names = contract.class_names or contract.keypoint_names
+    shown = ", ".join(names[:10]) + (f" ... and {len(names) - 10} more" if len(names) > 10 else "")
+    resize = f"{recipe.resize_mode}, {recipe.interpolation}, antialiased"
+    if recipe.short_side is not None:
+        resize += f", short side {recipe.short_side} then centre crop"
+    metrics = ", ".join(f"{name} {value:.4g}" for name, value in origin.val_metrics.items())
+    worst = max([parity.pipeline_max_abs_diff, *parity.session_max_abs_diff.values()])
+    return [
+        ("task", f"{contract.task}, {contract.precision}, schema {contract.schema_version}"),
+        ("names", f"{len(names)}: {shown}"),
+        ("input", f"images uint8 (N, {recipe.input_hw[0]}, {recipe.input_hw[1]}, 3) RGB"),
+        ("outputs", ", ".join(contract.outputs)),
+        ("resize", resize),
+        ("pixels", f"orientation {recipe.orientation}, alpha over {recipe.alpha}, 16 bit up to {recipe.bit_depth_max}"),
+        ("backbone", f"{origin.backbone}, {origin.method}, weights {origin.weights}"),
+        ("validation", metrics or "none recorded"),
+        (
+            "parity",
+            f"{parity.images} pictures, max difference {worst:.1e}, top-1 agreement {parity.top1_agreement:.0%}",
+        ),
+        ("self-test", f"{len(contract.golden.samples)} {contract.golden.source} samples"),
+        ("created", f"{origin.created} with {', '.join(f'{k} {v}' for k, v in origin.versions.items())}"),
+    ]

@@ -1,0 +1,35 @@
+"""`tl verify`: does a model file still compute what was validated, on this machine?"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from tl.commands.console import warn
+
+
+def command(
+    model: Annotated[Path, typer.Argument(help="Model file.", show_default=False)],
+    device: Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N.")] = "auto",
+    as_json: Annotated[bool, typer.Option("--json", help="Print the result as JSON on stdout.")] = False,
+) -> None:
+    """Rerun a model file's golden samples on this machine.
+
+    Examples:
+    - `tl verify beetles.onnx`
+
+    - `tl verify beetles.onnx --device cuda`
+    """
+    from tl.runtime.selftest import run_selftest
+
+    result = run_selftest(model, device=device)
+    warn(
+        f"{model}: verified on {result.provider}: {result.samples} samples, "
+        f"max |dp| {result.max_abs_diff:.1e} (allowed {result.tolerance:.0e})"
+    )
+    if as_json:
+        typer.echo(json.dumps({"model": str(model), **dataclasses.asdict(result)}))

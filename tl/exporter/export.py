@@ -1,0 +1,226 @@
+"""A run, or a pretrained network, -> one verified model file: graph, parity, golden samples, contract.
+
+Knows the trainer's networks and the steps. Does not train and does not draw.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from datetime import UTC, datetime
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from torch import nn
+
+from tl import __version__
+from tl.errors import ConfigError, DataError
+from tl.exporter.golden import GoldenSource, build_golden, synthetic_inputs
+from tl.exporter.parity import check_parity
+from tl.exporter.publish import embed_contract, publish
+from tl.runtime.contract import SCHEMA_VERSION, Contract, Golden, Parity, Provenance
+from tl.runtime.recipe import Recipe, build_recipe
+from tl.runtime.selftest import run_selftest
+from tl.runtime.session import Session
+from tl.runtime.sources import find_pictures
+from tl.trainer.backbones import backbone_info, build_classifier, torchvision_weights
+from tl.trainer.config import TrainConfig
+from tl.trainer.data import Picture, read_pictures
+from tl.trainer.graph import to_onnx
+from tl.trainer.network import Deployed, DeployedClassifier, Normalise
+from tl.trainer.pictures import check_readable, load_pictures
+from tl.trainer.progress import Progress
+from tl.trainer.runs import Run
+from tl.trainer.train import load_network
+from tl.trainer.weights import find_weights, load_into
+
+MAX_VALIDATION_PICTURES = 64
+_LIBRARIES = ("torch", "torchvision", "onnx", "onnxscript", "onnxruntime", "onnxruntime-gpu", "pillow", "simplejpeg")
+
+
+@dataclass(frozen=True)
+class Subject:
+    """What is to be exported, before anything is proven. `outputs` name the module's outputs in order."""
+
+    module: nn.Module
+    outputs: tuple[str, ...]
+    class_names: tuple[str, ...]
+    recipe: Recipe
+    provenance: Provenance
+
+
+@dataclass(frozen=True)
+class Exported:
+    """The finished file and what it says of itself."""
+
+    path: Path
+    contract: Contract
+
+
+def export_run(
+    run: Run,
+    out: str | os.PathLike[str],
+    progress: Progress,
+    *,
+    parity_images: Sequence[str | os.PathLike[str]] = (),
+    golden: GoldenSource = "validation",
+) -> Exported:
+    """Export a run's best network; parity on its validation pictures and `parity_images`.
+
+    Raises `RunError`, `DataError`, `ParityError` or `OutputError`.
+    """
+    network, card, config = load_network(run)
+    pictures = _validation_pictures(run, config)
+    provenance = Provenance(
+        backbone=config.backbone,
+        weights=card.weights,
+        method=config.method,
+        config=_public_config(config),
+        data_hash=hashlib.sha256((run.folder / "manifest.csv").read_bytes()).hexdigest(),
+        val_metrics=run.load_val_metrics(),
+        versions=_versions(),
+        created=datetime.now(UTC).isoformat(timespec="seconds"),
+    )
+    outputs = ("probabilities", "embedding")
+    subject = Subject(Deployed(network, 1.0), outputs, card.class_names, card.recipe, provenance)
+    pictures = [*spread(pictures, MAX_VALIDATION_PICTURES), *find_pictures(parity_images).paths]
+    return _export(subject, out, pictures, golden, progress)
+
+
+def export_pretrained(
+    backbone: str,
+    weights: str,
+    images: Sequence[str | os.PathLike[str]],
+    out: str | os.PathLike[str],
+    progress: Progress,
+    *,
+    golden: GoldenSource = "validation",
+) -> Exported:
+    """Export a torchvision model with its own ImageNet head; parity on `images`.
+
+    Raises `ConfigError`, `WeightsError`, `DataError`, `ParityError` or `OutputError`.
+    """
+    info = backbone_info(backbone)
+    entry = torchvision_weights(backbone)
+    found = find_weights(backbone, weights)
+    if found is None:
+        raise DataError("--pretrained without weights would export random numbers: give --weights")
+    classifier = build_classifier(backbone)
+    load_into(classifier, found)
+    size = (info.image_size, info.image_size)
+    recipe = build_recipe(size, "short_side", short_side=info.short_side, interpolation=info.interpolation)
+    provenance = Provenance(
+        backbone=backbone,
+        weights=found.description,
+        method="pretrained",
+        config={},
+        data_hash="",
+        val_metrics={},
+        versions=_versions(),
+        created=datetime.now(UTC).isoformat(timespec="seconds"),
+    )
+    module = DeployedClassifier(Normalise(info.mean, info.std), classifier)
+    class_names = tuple(entry.meta["categories"])
+    subject = Subject(module, ("probabilities",), class_names, recipe, provenance)
+    return _export(subject, out, spread(find_pictures(images).paths, MAX_VALIDATION_PICTURES), golden, progress)
+
+
+def _export(
+    subject: Subject, out: str | os.PathLike[str], paths: Sequence[str], golden: GoldenSource, progress: Progress
+) -> Exported:
+    if Path(out).suffix != ".onnx":
+        raise ConfigError(f"{os.fspath(out)}: a model file's name ends in .onnx")
+    if not paths:
+        raise DataError("no pictures to check parity on; give some by --parity-images or --images")
+    store, bad = load_pictures([Picture(path, path, "") for path in paths], subject.recipe, "ram", progress)
+    check_readable(bad)
+    inputs = np.stack([store.input(i) for i in range(len(store.pictures))])
+    progress.start("exporting", 3, "steps")
+    model = to_onnx(subject.module, subject.recipe.input_hw, subject.outputs)
+    embed_contract(model, _uncertified(subject))
+    progress.advance(note="parity")
+
+    def certify(path: Path) -> Contract:
+        session = Session(path, device="cpu")
+        parity, probabilities = check_parity(
+            subject.module, session, [Path(path) for path in paths], inputs, subject.outputs
+        )
+        progress.advance(note="self-test")
+        samples = _golden(golden, subject, session, inputs, probabilities)
+        return replace(_uncertified(subject), parity=parity, golden=samples)
+
+    contract = publish(model, out, certify, lambda path: run_selftest(path, device="cpu"))
+    progress.advance(note="done")
+    return Exported(Path(out), contract)
+
+
+def _uncertified(subject: Subject) -> Contract:
+    """The contract before anything is proven; lives in a temporary file only."""
+    return Contract(
+        schema_version=SCHEMA_VERSION,
+        task="classification",
+        precision="fp32",
+        class_names=subject.class_names,
+        keypoint_names=(),
+        recipe=subject.recipe,
+        outputs=subject.outputs,
+        temperature=1.0,
+        thresholds={},
+        provenance=subject.provenance,
+        parity=Parity(0, (), {}, 0.0, 0.0, 0.0),
+        golden=Golden("synthetic", {}, ()),
+    )
+
+
+def _golden(
+    source: GoldenSource,
+    subject: Subject,
+    session: Session,
+    inputs: NDArray[np.uint8],
+    probabilities: NDArray[np.float32],
+) -> Golden:
+    if source == "synthetic":
+        inputs = synthetic_inputs(subject.recipe.input_hw)
+        (probabilities,) = session.run(inputs, ["probabilities"])
+    return build_golden(source, inputs, probabilities)
+
+
+def _validation_pictures(run: Run, config: TrainConfig) -> list[str]:
+    """The run's validation pictures that still stand where they were."""
+    wanted = run.picture_names("val")
+    pictures = [p.path for p in read_pictures(config.data, config.split_column) if p.name in wanted]
+    if not pictures:
+        raise DataError(f"{config.data}: none of the run's validation pictures are there any more")
+    return pictures
+
+
+def spread(paths: Sequence[str], count: int) -> list[str]:
+    """At most `count` (2 or more) of the paths, evenly spread over them, as a sorted list's classes are."""
+    if len(paths) <= count:
+        return list(paths)
+    return [paths[round(i * (len(paths) - 1) / (count - 1))] for i in range(count)]
+
+
+def _public_config(config: TrainConfig) -> dict[str, Any]:
+    """The options without paths, which are nobody else's business; file names of weights and pipelines stay."""
+    plain = {name: list(value) if isinstance(value, tuple) else value for name, value in vars(config).items()}
+    plain["data"] = Path(config.data).name
+    del plain["out"]
+    for name in ("weights", "augment"):
+        plain[name] = Path(str(plain[name])).name
+    return plain
+
+
+def _versions() -> dict[str, str]:
+    versions = {"tl-toolkit": __version__}
+    for name in _LIBRARIES:
+        try:
+            versions[name] = metadata.version(name)
+        except metadata.PackageNotFoundError:
+            continue
+    return versions

@@ -1,0 +1,54 @@
+"""Choose the samples by which a model file tests itself wherever it is run.
+
+Knows arrays and the contract's form. Does not run models.
+"""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from tl.runtime.contract import Golden, GoldenSample
+from tl.runtime.selftest import encode_golden_png
+
+NUM_SAMPLES = 4
+# fp32: order of sums. fp16: 11 bits of mantissa through some 50 layers. int8: one step of 1/256 at several layers.
+TOLERANCE = {"fp32": 1e-4, "fp16": 2e-2, "int8": 1e-1}
+
+GoldenSource = Literal["validation", "synthetic"]
+
+
+def build_golden(source: GoldenSource, inputs: NDArray[np.uint8], probabilities: NDArray[np.float32]) -> Golden:
+    """Samples from inputs uint8 (N, H, W, 3) and what they must give, float32 (N, C).
+
+    Of the first pictures of each decided class, so that several classes are tested.
+    """
+    chosen = _spread(probabilities.argmax(axis=1))
+    samples = tuple(
+        GoldenSample(encode_golden_png(inputs[i]), tuple(float(p) for p in probabilities[i])) for i in chosen
+    )
+    return Golden(source, dict(TOLERANCE), samples)
+
+
+def synthetic_inputs(input_hw: tuple[int, int]) -> NDArray[np.uint8]:
+    """Pictures that show nobody: smooth colour gradients, uint8 (4, H, W, 3), the same everywhere."""
+    height, width = input_hw
+    y, x = np.mgrid[0:height, 0:width] / max(height, width)
+    pictures = []
+    for k in range(NUM_SAMPLES):
+        channels = [0.5 + 0.5 * np.sin((k + 1) * (3 * x + c * y) + c) for c in range(3)]
+        pictures.append(np.stack(channels, axis=-1))
+    return (np.stack(pictures) * 255).astype(np.uint8)
+
+
+def _spread(label_ids: NDArray[np.int64]) -> list[int]:
+    """Up to four places: the first of each label in turn, then the next ones."""
+    seen: dict[int, int] = {}
+    ranked = []
+    for place, label_id in enumerate(label_ids.tolist()):
+        rank = seen.get(label_id, 0)
+        seen[label_id] = rank + 1
+        ranked.append((rank, place))
+    return [place for _, place in sorted(ranked)[:NUM_SAMPLES]]

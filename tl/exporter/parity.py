@@ -1,0 +1,92 @@
+"""Proof that a model file computes what was validated, on real pictures; or `ParityError` and no file.
+
+Compares (1) torch with onnxruntime on every output, alone and in batches, and (2) the trainer's evaluation path with
+`tl.runtime` from file to result. Knows torch and the runtime. Does not know runs or where pictures come from.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import nn
+
+from tl.errors import ParityError
+from tl.runtime.contract import Parity
+from tl.runtime.ensemble import Ensemble
+from tl.runtime.predictor import Predictor
+from tl.runtime.results import Failure
+from tl.runtime.session import Session
+
+# fp32 sums differ by order alone; a wrong resize or channel order differs by 1e-2 and more.
+TOLERANCE = 1e-4
+BATCH_SIZES = (1, 8)
+
+
+@torch.no_grad()
+def check_parity(
+    module: nn.Module, session: Session, paths: Sequence[Path], inputs: NDArray[np.uint8], outputs: Sequence[str]
+) -> tuple[Parity, NDArray[np.float32]]:
+    """Compare a module with the model file that `session` holds, on the pictures at `paths`.
+
+    `inputs`: the same pictures as the trainer's evaluation sees them, uint8 (N, H, W, 3). `outputs` name the module's
+    outputs, `probabilities` first. Returns the report and torch's probabilities (N, C). Raises `ParityError`.
+    """
+    if len(inputs) == 0:
+        raise ParityError("no pictures to check parity on; give some by --parity-images DIR")
+    expected = _run_torch(module, inputs)
+    worst = dict.fromkeys(outputs, 0.0)
+    for size in BATCH_SIZES:
+        for start in range(0, len(inputs), size):
+            chunk = slice(start, start + size)
+            for name, value, wanted in zip(outputs, session.run(inputs[chunk], outputs), expected, strict=True):
+                worst[name] = max(worst[name], _scaled_difference(name, value, wanted[chunk]))
+    served = _serve(session, paths)
+    pipeline = float(np.abs(served - expected[0]).max())
+    agreement = float((served.argmax(axis=1) == expected[0].argmax(axis=1)).mean())
+    report = Parity(len(inputs), BATCH_SIZES, worst, pipeline, agreement, TOLERANCE)
+    _check(report)
+    return report, expected[0]
+
+
+def _run_torch(module: nn.Module, inputs: NDArray[np.uint8]) -> list[NDArray[np.float32]]:
+    parts = [module(torch.from_numpy(inputs[i : i + 8])) for i in range(0, len(inputs), 8)]
+    return [torch.cat(tensors).float().numpy() for tensors in zip(*parts, strict=True)]
+
+
+def _scaled_difference(name: str, value: NDArray[np.float32], wanted: NDArray[np.float32]) -> float:
+    """Largest |difference|; of outputs other than probabilities, relative to the largest value, which has no bound."""
+    if not np.isfinite(value).all():
+        return float("inf")
+    scale = 1.0 if name == "probabilities" else max(1.0, float(np.abs(wanted).max()))
+    return float(np.abs(value - wanted).max()) / scale
+
+
+def _serve(session: Session, paths: Sequence[Path]) -> NDArray[np.float32]:
+    predictor = Predictor(Ensemble([session]), with_votes=False)
+    rows = []
+    for result in predictor.predict_iter(paths):
+        if isinstance(result, Failure):
+            raise ParityError(f"{result.path}: the trainer read this picture, the runtime did not: {result.error}")
+        rows.append(result.probabilities)
+    return np.stack(rows)
+
+
+def _check(report: Parity) -> None:
+    faults = [
+        f"output {name} differs by {value:.2g} between torch and onnxruntime"
+        for name, value in report.session_max_abs_diff.items()
+        if not value < report.tolerance
+    ]
+    if not report.pipeline_max_abs_diff < report.tolerance:
+        faults.append(f"probabilities differ by {report.pipeline_max_abs_diff:.2g} between training and runtime")
+    if report.top1_agreement < 1:
+        faults.append(f"only {report.top1_agreement:.1%} of the labels agree")
+    if faults:
+        raise ParityError(
+            f"parity failed on {report.images} pictures (allowed: {report.tolerance:.0e}): {'; '.join(faults)}; "
+            "no file was written"
+        )

@@ -1,0 +1,32 @@
+"""Run `tl` model files anywhere with numpy, onnxruntime and image decoding; no torch, no training code.
+
+    import tl.runtime
+    with tl.runtime.load("beetles.onnx") as model:
+        print(model.predict("photo.jpg").label)
+
+Importing has no side effects on the host program. Read the parts in this order: `recipe` (every preprocessing
+decision), `decode`, `geometry`, `contract` (what a model file says of itself), `session` (onnxruntime), `voting`,
+`ensemble`, `predictor`, `writers`.
+"""
+
+from tl.runtime.contract import Contract
+from tl.runtime.predictor import Predictor, load
+from tl.runtime.recipe import Recipe
+from tl.runtime.results import Classification, Failure, MemberVotes, Result
+from tl.runtime.selftest import SelfTest, run_selftest
+from tl.runtime.voting import Vote, vote
+
+__all__ = [
+    "Classification",
+    "Contract",
+    "Failure",
+    "MemberVotes",
+    "Predictor",
+    "Recipe",
+    "Result",
+    "SelfTest",
+    "Vote",
+    "load",
+    "run_selftest",
+    "vote",
+]

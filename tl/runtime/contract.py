@@ -1,0 +1,130 @@
+"""The contract that every model file carries in `metadata_props["tl.contract"]`: parse, check, serialise.
+
+Knows the fields of each schema version and upgrades older ones; refuses newer ones by number. Knows neither onnx nor
+onnxruntime: `session` reads the text out of a file, the exporter embeds it. docs/model-file.md describes the fields.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from tl.errors import ModelFileError
+from tl.runtime.recipe import Recipe
+from tl.runtime.strict_json import dump_json, from_plain, parse_json
+
+METADATA_KEY = "tl.contract"
+SCHEMA_VERSION = 1
+# Far above any real contract (4 golden samples at 512 px are about 3 MB), far below what would hurt.
+MAX_CONTRACT_BYTES = 64 << 20
+
+Precision = Literal["fp32", "fp16", "int8"]
+
+
+@dataclass(frozen=True)
+class Provenance:
+    """Where a model file comes from.
+
+    `weights`: what the backbone started from. `config`: the resolved options without paths. `data_hash`: SHA-256 over
+    the manifest's picture hashes, labels and splits, "" without training. `val_metrics`: metric name -> value on
+    validation data, empty without training. `versions`: library name -> version. `created`: UTC, ISO 8601.
+    """
+
+    backbone: str
+    weights: str
+    method: str
+    config: dict[str, Any]
+    data_hash: str
+    val_metrics: dict[str, float]
+    versions: dict[str, str]
+    created: str
+
+
+@dataclass(frozen=True)
+class Parity:
+    """What the export check measured on `images` real pictures.
+
+    `session_max_abs_diff`: output name -> largest |torch - onnxruntime| over all batch sizes tried.
+    `pipeline_max_abs_diff`: largest |probability difference| between the trainer's evaluation and `tl.runtime`, from
+    file to result. `top1_agreement` in [0, 1]. `tolerance` bounds the probabilities' differences.
+    """
+
+    images: int
+    batch_sizes: tuple[int, ...]
+    session_max_abs_diff: dict[str, float]
+    pipeline_max_abs_diff: float
+    top1_agreement: float
+    tolerance: float
+
+
+@dataclass(frozen=True)
+class GoldenSample:
+    """One input (`png`: base64 of an RGB PNG of the input size) and the `probabilities` it must give."""
+
+    png: str
+    probabilities: tuple[float, ...]
+
+
+@dataclass(frozen=True)
+class Golden:
+    """Self-test samples. `tolerance`: precision -> largest allowed |probability difference| on any device."""
+
+    source: Literal["validation", "synthetic"]
+    tolerance: dict[str, float]
+    samples: tuple[GoldenSample, ...]
+
+
+@dataclass(frozen=True)
+class Contract:
+    """Everything a runtime must know about a model file. Field by field in docs/model-file.md."""
+
+    schema_version: int
+    task: Literal["classification", "landmarks"]
+    precision: Precision
+    class_names: tuple[str, ...]
+    keypoint_names: tuple[str, ...]
+    recipe: Recipe
+    outputs: tuple[str, ...]
+    temperature: float
+    thresholds: dict[str, float]
+    provenance: Provenance
+    parity: Parity
+    golden: Golden
+
+    def __post_init__(self) -> None:
+        names, other = self.class_names, self.keypoint_names
+        if self.task == "landmarks":
+            names, other = other, names
+        if not names or other:
+            raise ValueError(f"task {self.task!r} needs its own names and no others")
+        if len(set(names)) != len(names):
+            raise ValueError(f"repeated name '{next(name for name in names if names.count(name) > 1)}'")
+        if not self.temperature > 0:
+            raise ValueError(f"temperature must be positive, got {self.temperature}")
+        for sample in self.golden.samples:
+            if self.task == "classification" and len(sample.probabilities) != len(names):
+                raise ValueError(f"a golden sample has {len(sample.probabilities)} values for {len(names)} classes")
+
+
+def parse_contract(text: str, where: str) -> Contract:
+    """Read a contract. `where` names the file in messages. Raises `ModelFileError`, never fills in a default."""
+    if len(text) > MAX_CONTRACT_BYTES:
+        raise ModelFileError(f"{where}: its contract is over {MAX_CONTRACT_BYTES >> 20} MiB")
+    try:
+        plain = parse_json(text)
+        if not isinstance(plain, dict):
+            raise ValueError("expected an object")
+        version = plain.get("schema_version")
+        if type(version) is not int or version < 1:
+            raise ValueError(f"missing or faulty schema_version ({version!r})")
+        if version > SCHEMA_VERSION:
+            known = f"this version of tl reads up to {SCHEMA_VERSION}"
+            raise ValueError(f"schema_version {version} is newer than {known}: upgrade tl-toolkit")
+        return from_plain(Contract, plain, "contract")
+    except (ValueError, RecursionError) as error:
+        raise ModelFileError(f"{where}: faulty contract: {error}") from error
+
+
+def dump_contract(contract: Contract) -> str:
+    """The contract as strict JSON text for `metadata_props["tl.contract"]`."""
+    return dump_json(contract)

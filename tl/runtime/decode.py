@@ -1,0 +1,197 @@
+"""Picture files and bytes -> uint8 (H, W, 3) RGB, upright; or `ImageReadError` with the reason.
+
+Knows formats, orientation, colour, alpha and bit depth, and refuses rather than guesses: a truncated or corrupt picture
+is an error, never half a picture. Does not know sizes the network wants (`geometry`) or models.
+Thread-safe. The only file that imports Pillow's openers and simplejpeg.
+"""
+
+from __future__ import annotations
+
+import os
+import stat
+import threading
+from contextlib import AbstractContextManager, nullcontext
+from io import BytesIO
+from pathlib import Path
+from typing import BinaryIO
+
+import numpy as np
+import simplejpeg
+from numpy.typing import NDArray
+from PIL import Image, ImageFile, UnidentifiedImageError
+
+from tl.errors import ImageReadError
+from tl.runtime.recipe import Recipe
+
+ImageSource = str | os.PathLike[str] | bytes | BinaryIO | NDArray[np.uint8]
+
+# Pillow can open more, but some of its openers start other programs (EPS, WMF) or guess (TGA has no signature).
+FORMATS = ("JPEG", "MPO", "PNG", "TIFF", "BMP", "GIF", "WEBP", "AVIF", "JPEG2000", "PPM")
+
+# Pillow's own limit against decompression bombs; held here because its global one belongs to the host program.
+MAX_PIXELS = 178_956_970
+MAX_JPEG_BYTES = 1 << 29
+
+# One such picture needs up to 1.5 GB while it is converted, so they are decoded one at a time.
+_LARGE_PIXELS = 32_000_000
+_large_picture = threading.Lock()
+
+_EXIF_ORIENTATION = 0x0112
+
+
+def decode_image(source: ImageSource, recipe: Recipe) -> NDArray[np.uint8]:
+    """Decode the first frame of a picture.
+
+    `source`: path, encoded bytes, seekable binary file, or a uint8 (H, W, 3) RGB array, which is passed through.
+    Returns uint8 (H, W, 3) RGB, C-contiguous, upright by EXIF, alpha over white, 16 bit scaled by `bit_depth_max`.
+    Raises `ImageReadError` for whatever cannot be read whole; TypeError or ValueError for an array of another kind.
+    """
+    if isinstance(source, np.ndarray):
+        return _check_array(source)
+    name = source_name(source)
+    try:
+        if isinstance(source, bytes):
+            return _decode_stream(BytesIO(source), recipe)
+        if isinstance(source, str | os.PathLike):
+            with _open_regular(Path(source)) as stream:
+                return _decode_stream(stream, recipe)
+        return _decode_stream(source, recipe)
+    except ImageReadError as error:
+        raise ImageReadError(name, error.reason) from error
+    except MemoryError as error:
+        raise ImageReadError(name, "not enough memory to decode this picture") from error
+    except OSError as error:
+        raise ImageReadError(name, _reason(error)) from error
+    except Exception as error:  # Pillow's parsers raise almost any type on damaged files (struct.error, IndexError ...)
+        raise ImageReadError(name, f"damaged picture ({_reason(error)})") from error
+
+
+def source_name(source: ImageSource) -> str:
+    """What to call a source in messages and rows: its path, or '' for data without one."""
+    if isinstance(source, str | os.PathLike):
+        return os.fspath(source)
+    name = getattr(source, "name", "")
+    return name if isinstance(name, str) else ""
+
+
+def _check_array(image: NDArray[np.uint8]) -> NDArray[np.uint8]:
+    if image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != 3 or 0 in image.shape:
+        raise ValueError(f"an image array must be uint8 (H, W, 3) RGB, got {image.dtype} {image.shape}")
+    return np.ascontiguousarray(image)
+
+
+def _open_regular(path: Path) -> BinaryIO:
+    if not stat.S_ISREG(path.stat().st_mode):  # opening a FIFO would wait for ever
+        raise ImageReadError("", "not a regular file")
+    return path.open("rb")
+
+
+def _decode_stream(stream: BinaryIO, recipe: Recipe) -> NDArray[np.uint8]:
+    if stream.seek(0, os.SEEK_END) == 0:
+        raise ImageReadError("", "empty file")
+    stream.seek(0)
+    with _open_header(stream) as picture:
+        pixels = picture.width * picture.height
+        if pixels > MAX_PIXELS:
+            raise ImageReadError("", _too_large(f"{picture.width}x{picture.height}"))
+        guard: AbstractContextManager[object] = _large_picture if pixels > _LARGE_PIXELS else nullcontext()
+        with guard:
+            if picture.format in ("JPEG", "MPO"):
+                image, orientation = _decode_jpeg(stream, picture), _orientation(picture)
+            else:
+                _check_depth(picture, recipe)
+                picture.load()
+                # After load: Pillow turns TIFFs itself while loading and then drops the tag.
+                image, orientation = _rgb_array(picture, recipe), _orientation(picture)
+            return upright(image, orientation)
+
+
+def _open_header(stream: BinaryIO) -> Image.Image:
+    try:
+        return Image.open(stream, formats=FORMATS)
+    except Image.DecompressionBombError as error:
+        raise ImageReadError("", _too_large("more")) from error
+    except UnidentifiedImageError as error:
+        kinds = ", ".join(FORMATS)
+        raise ImageReadError("", f"not a picture of a supported kind ({kinds}), or its header is damaged") from error
+
+
+def _too_large(found: str) -> str:
+    return f"declares {found} pixels, over the limit of {MAX_PIXELS / 1e6:.0f} million: cut or shrink the picture"
+
+
+def _decode_jpeg(stream: BinaryIO, picture: Image.Image) -> NDArray[np.uint8]:
+    stream.seek(0)
+    data = stream.read(MAX_JPEG_BYTES + 1)
+    if len(data) > MAX_JPEG_BYTES:
+        raise ImageReadError("", f"a JPEG file over {MAX_JPEG_BYTES >> 20} MiB")
+    # Pillow fills corrupt scans with grey and says nothing; libjpeg-turbo in strict mode refuses them.
+    try:
+        if picture.mode == "CMYK":
+            simplejpeg.decode_jpeg(data, colorspace="CMYK", strict=True)
+            return np.asarray(picture.convert("RGB"))
+        return np.asarray(simplejpeg.decode_jpeg(data, colorspace="RGB", strict=True))
+    except ValueError as error:
+        raise ImageReadError(
+            "", f"damaged JPEG ({_reason(error)}); saving it again in an image editor may help"
+        ) from error
+
+
+def _rgb_array(picture: Image.Image, recipe: Recipe) -> NDArray[np.uint8]:
+    if picture.mode.startswith("I;16"):
+        return _grey16_to_rgb(picture, recipe)
+    if picture.mode in ("I", "F"):
+        raise ImageReadError("", "32-bit pixels have no agreed range: save the picture with 8 or 16 bits a channel")
+    if picture.mode in ("LA", "La", "PA", "RGBA", "RGBa") or "transparency" in picture.info:
+        rgba = picture.convert("RGBA")
+        return np.asarray(Image.alpha_composite(Image.new("RGBA", rgba.size, "white"), rgba).convert("RGB"))
+    return np.asarray(picture.convert("RGB"))
+
+
+def _check_depth(picture: Image.Image, recipe: Recipe) -> None:
+    """Pillow cuts 16-bit colour to its high byte (v >> 8) while loading, which is right for the full range alone."""
+    stored = str(picture.tile) if isinstance(picture, ImageFile.ImageFile) else ""
+    deep_colour = ";16" in stored and not picture.mode.startswith("I;16")
+    if deep_colour and recipe.bit_depth_max != 65535:
+        raise ImageReadError("", f"16-bit colour with bit_depth_max {recipe.bit_depth_max}: only grey can be rescaled")
+
+
+def _grey16_to_rgb(picture: Image.Image, recipe: Recipe) -> NDArray[np.uint8]:
+    values = np.asarray(picture).astype(np.uint32)
+    if values.max() > recipe.bit_depth_max:
+        found = f"a pixel value of {values.max()} is over bit_depth_max {recipe.bit_depth_max}"
+        raise ImageReadError("", f"{found}: it was set for another camera")
+    grey = (values * 256 // (recipe.bit_depth_max + 1)).astype(np.uint8)
+    transparent = picture.info.get("transparency")
+    if isinstance(transparent, int):
+        grey[values == transparent] = 255
+    return np.repeat(grey[:, :, None], 3, axis=2)
+
+
+def _orientation(picture: Image.Image) -> int:
+    try:
+        value = picture.getexif().get(_EXIF_ORIENTATION, 1)
+    except Exception:  # an unreadable EXIF block holds no orientation; viewers show such a picture as it is stored
+        return 1
+    return value if isinstance(value, int) and 1 <= value <= 8 else 1
+
+
+def upright(image: NDArray[np.uint8], orientation: int) -> NDArray[np.uint8]:
+    """Turn a stored (H, W, 3) array as its EXIF orientation 1..8 says; C-contiguous.
+
+    Source: EXIF 2.32, tag 0x0112 (which side of the stored picture is the visual top and left).
+    """
+    if orientation >= 5:
+        image = image.transpose(1, 0, 2)
+    if orientation in (3, 4, 7, 8):
+        image = image[::-1]
+    if orientation in (2, 3, 6, 7):
+        image = image[:, ::-1]
+    return np.ascontiguousarray(image)
+
+
+def _reason(error: Exception) -> str:
+    if isinstance(error, OSError) and error.strerror:
+        return error.strerror
+    text = " ".join(str(error).split())
+    return text[:200] if text else type(error).__name__

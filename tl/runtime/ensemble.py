@@ -1,0 +1,108 @@
+"""Member models behind one decision: class names aligned, inputs shared between equal recipes, votes counted.
+
+Knows sessions, contracts and voting; takes uint8 batches. Does not know files of pictures (`predictor`) or formats.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import PurePath
+from typing import Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from tl.errors import EnsembleError
+from tl.runtime.contract import Contract
+from tl.runtime.recipe import Recipe
+from tl.runtime.session import Session
+from tl.runtime.voting import Vote, Voting, vote
+
+ClassRule = Literal["same", "union"]
+
+
+class Ensemble:
+    """One or more classification models that vote. Thread-safe.
+
+    `class_names` is the first member's order; with `classes="union"` later members' further classes follow, and a class
+    that a member does not know has probability 0 in its vote. Raises `EnsembleError` if the members do not fit.
+    """
+
+    def __init__(
+        self,
+        sessions: Sequence[Session],
+        *,
+        voting: Voting = "soft",
+        weights: Sequence[float] | None = None,
+        classes: ClassRule = "same",
+    ) -> None:
+        if not sessions:
+            raise EnsembleError("an ensemble needs at least one model file")
+        if weights is not None and (len(weights) != len(sessions) or min(weights) <= 0):
+            raise EnsembleError(
+                f"{len(sessions)} models need {len(sessions)} positive vote weights, got {list(weights)}"
+            )
+        self.sessions = tuple(sessions)
+        self.contracts = tuple(_classification_contract(session) for session in sessions)
+        self.voting = voting
+        self.weights = weights
+        self.member_names = _member_names([session.path for session in sessions])
+        self.class_names = _shared_class_names(self.contracts, self.member_names, classes)
+        self.recipes: tuple[Recipe, ...] = tuple(dict.fromkeys(contract.recipe for contract in self.contracts))
+        self._columns = [self._class_columns(contract) for contract in self.contracts]
+
+    def member_probabilities(self, inputs: Mapping[Recipe, NDArray[np.uint8]]) -> NDArray[np.float32]:
+        """Run every member. `inputs`: recipe -> uint8 (N, H, W, 3). Returns float32 (N, M, C) by `class_names`."""
+        batch = len(next(iter(inputs.values())))
+        stacked = np.zeros((batch, len(self.sessions), len(self.class_names)), np.float32)
+        for m, (session, contract) in enumerate(zip(self.sessions, self.contracts, strict=True)):
+            (probabilities,) = session.run(inputs[contract.recipe], ["probabilities"])
+            stacked[:, m, self._columns[m]] = probabilities
+        return stacked
+
+    def decide(self, member_probabilities: NDArray[np.float32]) -> Vote:
+        """Vote over float32 (N, M, C). One member alone decides by its own probabilities, untouched."""
+        if member_probabilities.shape[1] == 1:
+            alone = member_probabilities[:, 0]
+            return Vote(alone, alone.argmax(axis=1))
+        return vote(member_probabilities, self.voting, self.weights)
+
+    def _class_columns(self, contract: Contract) -> list[int]:
+        return [self.class_names.index(name) for name in contract.class_names]
+
+
+def _classification_contract(session: Session) -> Contract:
+    contract = session.contract
+    if contract is None or contract.task != "classification":
+        raise EnsembleError(f"{session.path}: not a classification model")
+    return contract
+
+
+def _shared_class_names(
+    contracts: Sequence[Contract], member_names: Sequence[str], classes: ClassRule
+) -> tuple[str, ...]:
+    first = contracts[0].class_names
+    if classes == "union":
+        return tuple(dict.fromkeys(name for contract in contracts for name in contract.class_names))
+    for contract, member in zip(contracts[1:], member_names[1:], strict=True):
+        lacking, extra = set(first) - set(contract.class_names), set(contract.class_names) - set(first)
+        if lacking or extra:
+            differences = [f"lacks {_some(lacking)}"] * bool(lacking) + [f"adds {_some(extra)}"] * bool(extra)
+            raise EnsembleError(
+                f"the class names of {member} differ from those of {member_names[0]}: it {' and '.join(differences)}; "
+                "--classes union votes over all of them"
+            )
+    return first
+
+
+def _some(names: set[str]) -> str:
+    listed = ", ".join(repr(name) for name in sorted(names)[:5])
+    return listed + (f" and {len(names) - 5} more" if len(names) > 5 else "")
+
+
+def _member_names(paths: Sequence[str]) -> tuple[str, ...]:
+    """File stems, made unique with their folder or a number: they head the columns of the votes."""
+    stems = [PurePath(path).stem for path in paths]
+    if len(set(stems)) < len(stems):
+        stems = ["/".join(PurePath(path).with_suffix("").parts[-2:]) for path in paths]
+    return tuple(stem if stems.count(stem) == 1 else f"{stem}#{i + 1}" for i, stem in enumerate(stems))

@@ -1,0 +1,46 @@
+"""Writing files so that a half-written one never stands under its final name.
+
+Knows the file system and turns its errors into `OutputError`. Knows nothing of what is written.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from tl.errors import OutputError
+
+
+@contextmanager
+def atomic_path(path: str | os.PathLike[str]) -> Iterator[Path]:
+    """Give a temporary path beside `path`; on success flush it to disk and rename it, on failure remove it."""
+    final = Path(path)
+    temporary = final.with_name(f".{final.name}.{os.getpid()}.partial")
+    with output_errors(final):
+        final.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            yield temporary
+            with temporary.open("rb+") as written:
+                os.fsync(written.fileno())
+            temporary.replace(final)
+        finally:
+            temporary.unlink(missing_ok=True)
+
+
+def write_text(path: str | os.PathLike[str], text: str) -> None:
+    """Write UTF-8 text atomically. Raises `OutputError`."""
+    with atomic_path(path) as temporary:
+        temporary.write_text(text, encoding="utf-8", newline="")
+
+
+@contextmanager
+def output_errors(path: str | os.PathLike[str]) -> Iterator[None]:
+    """Translate file system errors while writing `path`."""
+    try:
+        yield
+    except BrokenPipeError:
+        raise  # the reader of stdout is gone: not a fault of the output's place
+    except OSError as error:
+        raise OutputError(f"{os.fspath(path)}: cannot be written ({error.strerror or error})") from error

@@ -1,0 +1,86 @@
+"""The preprocessing recipe: every decision between a picture file and the network's uint8 input.
+
+Knows the choices and their limits. Does not know how they are carried out (`decode`, `geometry`).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+ResizeMode = Literal["squash", "letterbox", "short_side"]
+Interpolation = Literal["nearest", "bilinear", "bicubic", "lanczos"]
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """How a picture becomes the network's input. Stored whole in every model file.
+
+    `input_hw`: the network's input in pixels. `resize_mode`: `squash` ignores the aspect ratio, `letterbox` keeps it
+    and pads with `pad_rgb`, `short_side` scales the shorter side to `short_side` pixels (None in the other modes) and
+    crops the centre, as torchvision and timm do. Resizing is antialiased (Pillow).
+    `bit_depth_max`: the largest value a 16-bit picture can hold (65535, or 4095 for a 12-bit camera).
+    The one-valued fields state rules that readers of the file must follow; a second value means a new rule.
+    """
+
+    input_hw: tuple[int, int]
+    resize_mode: ResizeMode
+    short_side: int | None
+    interpolation: Interpolation
+    pad_rgb: tuple[int, int, int]
+    bit_depth_max: int
+    orientation: Literal["exif"]
+    alpha: Literal["white"]
+    icc: Literal["ignored"]
+    cmyk: Literal["pillow"]
+    decoder: Literal["simplejpeg+pillow"]
+    jpeg_scale: Literal["full"]
+
+    def __post_init__(self) -> None:
+        if min(self.input_hw) < 1:
+            raise ValueError(f"input_hw must be positive, got {self.input_hw}")
+        if (self.resize_mode == "short_side") != (self.short_side is not None):
+            raise ValueError(f"short_side goes with resize_mode 'short_side' alone, got {self.resize_mode!r}")
+        if self.short_side is not None and self.short_side < max(self.input_hw):
+            raise ValueError(f"short_side {self.short_side} is smaller than the crop {self.input_hw}")
+        if not all(0 <= value <= 255 for value in self.pad_rgb):
+            raise ValueError(f"pad_rgb must be 0..255, got {self.pad_rgb}")
+        if not 255 < self.bit_depth_max <= 65535:
+            raise ValueError(f"bit_depth_max must be 256..65535, got {self.bit_depth_max}")
+
+    @property
+    def decode_key(self) -> tuple[object, ...]:
+        """Equal for recipes whose decoded picture is the same, so that an ensemble decodes once."""
+        return (self.bit_depth_max, self.orientation, self.alpha, self.icc, self.cmyk, self.decoder, self.jpeg_scale)
+
+
+def build_recipe(
+    input_hw: tuple[int, int],
+    resize_mode: ResizeMode = "squash",
+    *,
+    short_side: int | None = None,
+    interpolation: Interpolation = "bilinear",
+    pad_rgb: tuple[int, int, int] = (0, 0, 0),
+    bit_depth_max: int = 65535,
+) -> Recipe:
+    """A recipe with the rules that this version implements.
+
+    `short_side` defaults to input / 0.875 in that mode, the crop_pct of ImageNet training.
+    Source: torchvision's ImageClassification preset, 224 of 256.
+    """
+    if resize_mode == "short_side" and short_side is None:
+        short_side = round(max(input_hw) / 0.875)
+    return Recipe(
+        input_hw=input_hw,
+        resize_mode=resize_mode,
+        short_side=short_side,
+        interpolation=interpolation,
+        pad_rgb=pad_rgb,
+        bit_depth_max=bit_depth_max,
+        orientation="exif",
+        alpha="white",
+        icc="ignored",
+        cmyk="pillow",
+        decoder="simplejpeg+pillow",
+        jpeg_scale="full",
+    )

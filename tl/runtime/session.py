@@ -1,0 +1,148 @@
+"""One onnxruntime session: open a model file on a device, read its contract, run uint8 batches.
+
+The only file that imports onnxruntime. Knows tensors and metadata; does not know pictures, votes or results.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from contextlib import redirect_stdout
+from io import StringIO
+from pathlib import Path
+
+import numpy as np
+import onnxruntime as ort
+from numpy.typing import NDArray
+
+from tl.errors import DeviceError, ModelFileError
+from tl.runtime.contract import METADATA_KEY, Contract, parse_contract
+from tl.runtime.devices import driver_fault, library_fault, usable_cores, wheel_fault
+
+INPUT_NAME = "images"
+_FATAL_ONLY = 4
+
+
+class Session:
+    """A model file ready to run. Thread-safe: onnxruntime allows concurrent `run` calls.
+
+    `device`: "cpu", "cuda", "cuda:1", or "auto" (CUDA where it works). `threads`: CPU threads for inference,
+    None for all usable cores. `contract` is None for a file without one, if `require_contract` is False.
+    Raises `ModelFileError` for a file that is no model of ours, `DeviceError` where the device cannot be used.
+    """
+
+    def __init__(
+        self,
+        path: str | os.PathLike[str],
+        *,
+        device: str = "auto",
+        threads: int | None = None,
+        require_contract: bool = True,
+    ) -> None:
+        self.path = os.fspath(path)
+        self._session = _open(self.path, device, threads)
+        self.provider = self._session.get_providers()[0]
+        self.outputs = tuple(output.name for output in self._session.get_outputs())
+        text = self._session.get_modelmeta().custom_metadata_map.get(METADATA_KEY)
+        if text is None and require_contract:
+            raise ModelFileError(f"{self.path}: not a tl model file (no {METADATA_KEY!r} in it); tl export makes one")
+        self.contract: Contract | None = None if text is None else parse_contract(text, self.path)
+        if self.contract is not None:
+            self._check_graph(self.contract)
+
+    def run(self, images: NDArray[np.uint8], outputs: Sequence[str]) -> list[NDArray[np.float32]]:
+        """Run a batch. `images`: uint8 (N, H, W, 3) RGB of the input size. Returns the named outputs in order."""
+        try:
+            results: list[NDArray[np.float32]] = self._session.run(list(outputs), {INPUT_NAME: images})
+        except Exception as error:  # onnxruntime's exception types share no base but Exception
+            if type(error).__module__.startswith("onnxruntime"):
+                raise DeviceError(
+                    f"{self.path}: onnxruntime failed on {self.provider}: {_first_line(error)}"
+                ) from error
+            raise
+        return results
+
+    def _check_graph(self, contract: Contract) -> None:
+        wanted = [None, *contract.recipe.input_hw, 3]
+        (graph_input, *others) = self._session.get_inputs()
+        shape = [None if isinstance(size, str) else size for size in graph_input.shape]
+        if others or graph_input.name != INPUT_NAME or graph_input.type != "tensor(uint8)" or shape != wanted:
+            found = f"{graph_input.name} {graph_input.type} {graph_input.shape}"
+            raise ModelFileError(f"{self.path}: expected one input {INPUT_NAME} uint8 {wanted}, found {found}")
+        if missing := set(contract.outputs) - set(self.outputs):
+            raise ModelFileError(f"{self.path}: the contract promises outputs the graph lacks: {sorted(missing)}")
+
+
+def cuda_fault() -> str | None:
+    """Why onnxruntime cannot use CUDA here, or None where nothing is known to stop it."""
+    if fault := wheel_fault():
+        return fault
+    if "CUDAExecutionProvider" not in ort.get_available_providers():
+        return "this onnxruntime was built without CUDA: pip install 'tl-toolkit[gpu]' (never both wheels)"
+    if fault := driver_fault():
+        return fault
+    _preload_cuda()
+    return library_fault(cuda_version())
+
+
+def cuda_version() -> str:
+    """The CUDA version that the installed onnxruntime was built for, "" for a CPU build."""
+    return str(getattr(ort, "cuda_version", "") or "")
+
+
+def available_providers() -> tuple[str, ...]:
+    """The providers that this onnxruntime was built with, which need not work here."""
+    return tuple(ort.get_available_providers())
+
+
+def _open(path: str, device: str, threads: int | None) -> ort.InferenceSession:
+    kind, index = _parse_device(device)
+    if not Path(path).is_file():
+        raise ModelFileError(f"{path}: no such file")
+    if kind != "cpu":
+        fault = cuda_fault()
+        if fault is None:
+            session = _create(path, threads, [_cuda_provider(index), "CPUExecutionProvider"])
+            if session.get_providers()[0] == "CUDAExecutionProvider":
+                return session
+            fault = "onnxruntime could not load its CUDA provider; tl doctor shows more"
+        if kind == "cuda":
+            raise DeviceError(f"device {device!r} cannot be used: {fault}")
+    return _create(path, threads, ["CPUExecutionProvider"])
+
+
+def _cuda_provider(index: int) -> tuple[str, dict[str, str]]:
+    # Without TF32, CUDA keeps to the fp32 that the export was checked with.
+    return "CUDAExecutionProvider", {"device_id": str(index), "use_tf32": "0"}
+
+
+def _create(path: str, threads: int | None, providers: list[str | tuple[str, dict[str, str]]]) -> ort.InferenceSession:
+    options = ort.SessionOptions()
+    options.intra_op_num_threads = threads or usable_cores()
+    options.inter_op_num_threads = 1
+    options.log_severity_level = _FATAL_ONLY  # faults come back as exceptions; a library does not print
+    try:
+        return ort.InferenceSession(path, options, providers=providers)
+    except Exception as error:
+        if type(error).__module__.startswith("onnxruntime"):
+            raise ModelFileError(f"{path}: onnxruntime cannot load it: {_first_line(error)}") from error
+        raise
+
+
+def _parse_device(device: str) -> tuple[str, int]:
+    kind, _, index = device.partition(":")
+    if kind not in ("auto", "cpu", "cuda") or (index and (kind != "cuda" or not index.isdigit())):
+        raise DeviceError(f"unknown device {device!r}: expected auto, cpu, cuda or cuda:N")
+    return kind, int(index or 0)
+
+
+def _preload_cuda() -> None:
+    """Load CUDA libraries that came as Python wheels, which the dynamic linker does not find by itself."""
+    preload = getattr(ort, "preload_dlls", None)
+    if preload is not None:  # onnxruntime 1.21 and later
+        with redirect_stdout(StringIO()):  # it prints what it misses, into the user's data; `library_fault` says it
+            preload()
+
+
+def _first_line(error: Exception) -> str:
+    return str(error).strip().splitlines()[0][:300] if str(error).strip() else type(error).__name__

@@ -1,0 +1,91 @@
+"""How several members' probabilities become one decision. Pure numpy; the same arithmetic as merged graphs.
+
+Knows probabilities and weights. Does not know models, files or class names. Sums run in float32 in member order, so
+that every implementation agrees on ties. docs/glossary.md defines the rules.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+Voting = Literal["soft", "hard", "max"]
+VOTINGS: tuple[Voting, ...] = ("soft", "hard", "max")
+
+
+@dataclass(frozen=True)
+class Vote:
+    """A decided batch: `probabilities` float32 (N, C), rows sum to 1; `label_ids` int64 (N,), which decide."""
+
+    probabilities: NDArray[np.float32]
+    label_ids: NDArray[np.int64]
+
+
+def vote(
+    member_probabilities: NDArray[np.float32], voting: Voting = "soft", weights: Sequence[float] | None = None
+) -> Vote:
+    """Combine members.
+
+    `member_probabilities`: float32 (N, M, C) in [0, 1]. `weights`: M positive numbers, None for equal ones.
+    soft: weighted mean. hard: weighted share of the members' labels. max: elementwise maximum of weight x probability,
+    renormalised. The label is, among the classes with the highest score, the one with the largest weighted sum of
+    probabilities, then the first in class order.
+    Raises ValueError for shapes or weights that do not fit.
+    """
+    members = _check_members(member_probabilities)
+    member_weights = _check_weights(weights, members.shape[1])
+    weighted_sum = _sum_members([w * members[:, m] for m, w in enumerate(member_weights)])
+    if voting == "soft":
+        scores = weighted_sum
+    elif voting == "hard":
+        scores = _sum_members([w * _one_hot(members[:, m]) for m, w in enumerate(member_weights)])
+    elif voting == "max":
+        scores = np.max(members * member_weights[None, :, None], axis=1)
+    else:
+        raise ValueError(f"unknown voting {voting!r}: expected one of {', '.join(VOTINGS)}")
+    probabilities = scores / scores.sum(axis=1, keepdims=True, dtype=np.float32)
+    winners = scores == scores.max(axis=1, keepdims=True)
+    label_ids = np.where(winners, weighted_sum, np.float32(-1)).argmax(axis=1)
+    return Vote(probabilities.astype(np.float32, copy=False), label_ids.astype(np.int64, copy=False))
+
+
+def agreement(member_label_ids: NDArray[np.int64], label_ids: NDArray[np.int64]) -> NDArray[np.float32]:
+    """Share of the members that voted for the decided label. (N, M), (N,) -> float32 (N,) in [0, 1]."""
+    return np.asarray((member_label_ids == label_ids[:, None]).mean(axis=1), np.float32)
+
+
+def entropy(probabilities: NDArray[np.float32]) -> NDArray[np.float32]:
+    """Shannon entropy of each row in nats. (N, C) -> float32 (N,) in [0, log C]."""
+    p = probabilities.astype(np.float64)
+    return np.asarray(-(p * np.log(np.where(p > 0, p, 1.0))).sum(axis=1), np.float32)
+
+
+def _sum_members(terms: list[NDArray[np.float32]]) -> NDArray[np.float32]:
+    total: NDArray[np.float32] = terms[0].astype(np.float32)
+    for term in terms[1:]:
+        total = total + term
+    return total
+
+
+def _one_hot(probabilities: NDArray[np.float32]) -> NDArray[np.float32]:
+    identity: NDArray[np.float32] = np.eye(probabilities.shape[1], dtype=np.float32)
+    labels: NDArray[np.float32] = identity[probabilities.argmax(axis=1)]
+    return labels
+
+
+def _check_members(member_probabilities: NDArray[np.float32]) -> NDArray[np.float32]:
+    members = np.asarray(member_probabilities)
+    if members.ndim != 3 or members.dtype != np.float32 or 0 in members.shape[1:]:
+        raise ValueError(f"member_probabilities must be float32 (N, M, C), got {members.dtype} {members.shape}")
+    return members
+
+
+def _check_weights(weights: Sequence[float] | None, num_members: int) -> NDArray[np.float32]:
+    array = np.ones(num_members, np.float32) if weights is None else np.asarray(weights, np.float32)
+    if array.shape != (num_members,) or not np.isfinite(array).all() or not (array > 0).all():
+        raise ValueError(f"weights must be {num_members} positive numbers, got {weights}")
+    return array

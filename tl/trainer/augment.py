@@ -1,0 +1,107 @@
+"""Random changes to training pictures: presets of albumentations, or a pipeline that albumentations saved.
+
+Knows albumentations and working pictures. Does not know files of pictures, tensors or models; validation never comes
+here. The only file that imports albumentations.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from tl.errors import ConfigError
+from tl.runtime.geometry import crop_to_input
+from tl.runtime.recipe import Recipe
+from tl.trainer.config import nearest
+
+PRESETS = ("none", "flip", "light", "standard", "strong")
+
+Augment = Callable[[NDArray[np.uint8], int], NDArray[np.uint8]]
+
+
+def build_augment(name: str, recipe: Recipe) -> Augment | None:
+    """A function of (working picture uint8 (h, w, 3), seed) -> uint8 (input_h, input_w, 3); None for `none`.
+
+    The result depends on the picture and the seed alone, never on workers or order.
+    Raises `ConfigError` for an unknown preset or a file that is no albumentations pipeline.
+    """
+    if name == "none":
+        return None
+    albumentations = _import_albumentations()
+    if name in PRESETS:
+        pipeline = albumentations.Compose(_preset(name, recipe, albumentations))
+    else:
+        pipeline = _load_pipeline(name, albumentations)
+
+    def augment(working: NDArray[np.uint8], seed: int) -> NDArray[np.uint8]:
+        pipeline.set_random_seed(seed)
+        changed: NDArray[np.uint8] = pipeline(image=working)["image"]
+        if changed.dtype != np.uint8 or changed.ndim != 3 or min(changed.shape[:2]) < 1:
+            raise ConfigError(f"augmentation {name} gives {changed.dtype} {changed.shape} instead of uint8 (H, W, 3)")
+        if changed.shape[0] < recipe.input_hw[0] or changed.shape[1] < recipe.input_hw[1]:
+            raise ConfigError(
+                f"augmentation {name} gives {changed.shape[:2]}, smaller than the input {recipe.input_hw}"
+            )
+        return crop_to_input(changed, recipe)
+
+    return augment
+
+
+def _preset(name: str, recipe: Recipe, albumentations: Any) -> list[Any]:
+    a = albumentations
+    fill = recipe.pad_rgb
+    flip = a.HorizontalFlip(p=0.5)
+    if name == "flip":
+        return [flip]
+    if name == "light":
+        return [
+            flip,
+            a.Affine(rotate=(-10, 10), scale=(0.95, 1.05), translate_percent=(-0.05, 0.05), border_mode=2, p=0.8),
+        ]
+    if name == "standard":
+        return [
+            a.RandomResizedCrop(size=recipe.input_hw, scale=(0.5, 1.0), ratio=(4 / 5, 5 / 4), p=1),
+            flip,
+            a.Affine(rotate=(-10, 10), border_mode=2, p=0.5),
+            a.ColorJitter(brightness=(0.8, 1.2), contrast=(0.8, 1.2), saturation=(0.8, 1.2), hue=(-0.02, 0.02), p=0.5),
+        ]
+    return [
+        a.RandomResizedCrop(size=recipe.input_hw, scale=(0.3, 1.0), ratio=(3 / 4, 4 / 3), p=1),
+        flip,
+        a.Affine(rotate=(-25, 25), shear=(-8, 8), border_mode=2, p=0.7),
+        a.ColorJitter(brightness=(0.6, 1.4), contrast=(0.6, 1.4), saturation=(0.6, 1.4), hue=(-0.05, 0.05), p=0.8),
+        a.GaussianBlur(blur_limit=(3, 7), p=0.2),
+        a.ToGray(p=0.1),
+        a.CoarseDropout(
+            num_holes_range=(1, 3), hole_height_range=(0.1, 0.25), hole_width_range=(0.1, 0.25), fill=fill, p=0.3
+        ),
+    ]
+
+
+def _load_pipeline(path: str, albumentations: Any) -> Any:
+    if not Path(path).is_file():
+        known = ", ".join(PRESETS)
+        raise ConfigError(f"augment: '{path}' is neither a preset ({known}){nearest(path, list(PRESETS))} nor a file")
+    data_format = "yaml" if Path(path).suffix.lower() in (".yaml", ".yml") else "json"
+    try:
+        pipeline = albumentations.load(path, data_format=data_format)
+    except Exception as error:  # albumentations raises whatever its parsers raise
+        raise ConfigError(f"augment: {path} is no pipeline that albumentations saved ({error})") from error
+    return pipeline if isinstance(pipeline, albumentations.BaseCompose) else albumentations.Compose([pipeline])
+
+
+def _import_albumentations() -> Any:
+    # Source: albumentations 2.0.8 check_version.py asks a server for updates on import unless this is set.
+    before = os.environ.get("NO_ALBUMENTATIONS_UPDATE")
+    os.environ["NO_ALBUMENTATIONS_UPDATE"] = "1"
+    try:
+        import albumentations
+    finally:
+        if before is None:
+            del os.environ["NO_ALBUMENTATIONS_UPDATE"]
+    return albumentations

@@ -1,0 +1,203 @@
+"""Which pictures there are, what they are labelled, and which split they belong to.
+
+Reads class folders, train/val/test folders and CSV manifests. Does not open pictures and imports no torch.
+"""
+
+from __future__ import annotations
+
+import csv
+import dataclasses
+import os
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from difflib import get_close_matches
+from pathlib import Path
+
+from tl.errors import DataError
+from tl.runtime.sources import find_pictures
+
+SPLITS = ("train", "val", "test")
+
+
+@dataclass(frozen=True)
+class Picture:
+    """One labelled picture. `path` opens it; `name` is its path within the data set, with '/'.
+
+    `split` is '' where the data set does not say. `group` ties pictures of one specimen together; '' is none.
+    """
+
+    path: str
+    name: str
+    label: str
+    split: str = ""
+    group: str = ""
+
+
+def read_pictures(data: str | os.PathLike[str], split_column: str = "split") -> list[Picture]:
+    """Read a data set. Raises `DataError` naming the place, what was found and the cure."""
+    root = Path(data)
+    if root.is_dir():
+        pictures = _read_split_folders(root) if (root / "train").is_dir() else _read_class_folders(root, root, "")
+    elif root.is_file():
+        pictures = _read_manifest(root, split_column)
+    else:
+        raise DataError(f"{root}: no such folder or CSV file")
+    if not pictures:
+        raise DataError(f"{root}: no pictures found; expected a folder for each class with its pictures")
+    _check_labels(root, pictures)
+    return pictures
+
+
+def bind_class_names(pictures: Sequence[Picture]) -> tuple[str, ...]:
+    """The classes of the training split, sorted: class id = place in this tuple. Raises `DataError` under two."""
+    names = tuple(sorted({picture.label for picture in pictures if picture.split == "train"}))
+    if len(names) < 2:
+        raise DataError(f"the training split has {len(names)} class ({', '.join(names)}): at least two are needed")
+    return names
+
+
+def class_ids(pictures: Iterable[Picture], class_names: Sequence[str]) -> list[int]:
+    """Labels -> ids. Raises `DataError` naming the first picture of each unknown class."""
+    index = {name: i for i, name in enumerate(class_names)}
+    unknown: dict[str, Picture] = {}
+    ids = []
+    for picture in pictures:
+        if picture.label not in index:
+            unknown.setdefault(picture.label, picture)
+        ids.append(index.get(picture.label, -1))
+    if unknown:
+        faults = []
+        for label, picture in unknown.items():
+            match = get_close_matches(label, class_names, n=1)
+            hint = f" (nearest: '{match[0]}')" if match else ""
+            faults.append(f"class '{label}' of {picture.name}{hint}")
+        raise DataError(f"not among the {len(class_names)} classes of the training split: {'; '.join(faults)}")
+    return ids
+
+
+def assign_splits(pictures: Sequence[Picture], val_fraction: float, seed: int) -> list[Picture]:
+    """Give every picture a split. Where the data has none, hold out `val_fraction` of each class, groups unbroken.
+
+    A data set with a training but no validation split has it cut from training. Raises `DataError`.
+    """
+    splits = Counter(picture.split for picture in pictures)
+    if splits[""] and len(splits) > 1:
+        nameless = next(picture for picture in pictures if not picture.split)
+        raise DataError(f"{nameless.name}: no split, while other pictures have one")
+    if splits["val"] and (splits["train"] or not splits[""]):
+        _check_groups(pictures)
+        if not splits["train"]:
+            raise DataError("the data set has no training split")
+        return list(pictures)
+    pool = [i for i, picture in enumerate(pictures) if picture.split in ("", "train")]
+    if not pool:
+        raise DataError("the data set has no training split")
+    held_out = {pool[i] for i in _held_out([pictures[i] for i in pool], val_fraction, seed)}
+    assigned = [
+        dataclasses.replace(p, split="val" if i in held_out else "train") if p.split in ("", "train") else p
+        for i, p in enumerate(pictures)
+    ]
+    _check_groups(assigned)
+    return assigned
+
+
+def _held_out(pictures: Sequence[Picture], val_fraction: float, seed: int) -> list[int]:
+    from sklearn.model_selection import StratifiedGroupKFold, train_test_split
+
+    labels = [picture.label for picture in pictures]
+    for label, count in Counter(labels).items():
+        if count < 2:
+            raise DataError(f"class '{label}' has one picture: at least two are needed, to train and to validate")
+    if any(picture.group for picture in pictures):
+        groups = [picture.group or f"\0{i}" for i, picture in enumerate(pictures)]
+        folds = max(2, round(1 / val_fraction))
+        if len(set(groups)) < folds:
+            raise DataError(f"{len(set(groups))} groups cannot be split {folds} ways: raise --val-fraction")
+        splitter = StratifiedGroupKFold(folds, shuffle=True, random_state=seed)
+        return [int(i) for i in next(iter(splitter.split(labels, labels, groups)))[1]]
+    count = max(len(set(labels)), round(len(labels) * val_fraction))
+    if len(labels) - count < len(set(labels)):
+        raise DataError(f"{len(labels)} pictures are too few to hold out {count} and keep one a class for training")
+    _, held_out = train_test_split(range(len(labels)), test_size=count, stratify=labels, random_state=seed)
+    return [int(i) for i in held_out]
+
+
+def _read_class_folders(folder: Path, root: Path, split: str) -> list[Picture]:
+    classes = sorted(entry for entry in folder.iterdir() if entry.is_dir() and not entry.name.startswith("."))
+    if not classes:
+        raise DataError(f"{folder}: has no class folders; expected a folder for each class with its pictures")
+    pictures = []
+    for entry in classes:
+        paths = find_pictures([entry]).paths
+        if not paths:
+            raise DataError(f"{entry}: a class folder without pictures: fill or remove it")
+        pictures += [Picture(path, Path(path).relative_to(root).as_posix(), entry.name, split) for path in paths]
+    return pictures
+
+
+def _read_split_folders(root: Path) -> list[Picture]:
+    others = [e.name for e in root.iterdir() if e.is_dir() and e.name not in SPLITS and not e.name.startswith(".")]
+    if others:
+        raise DataError(f"{root}: folder '{sorted(others)[0]}' beside train/: expected only train/, val/ and test/")
+    return [p for split in SPLITS if (root / split).is_dir() for p in _read_class_folders(root / split, root, split)]
+
+
+def _read_manifest(manifest: Path, split_column: str) -> list[Picture]:
+    try:
+        with manifest.open(encoding="utf-8-sig", newline="") as stream:
+            reader = csv.DictReader(stream)
+            rows, columns = list(reader), reader.fieldnames or []
+    except (OSError, UnicodeDecodeError, csv.Error) as error:
+        raise DataError(f"{manifest}: not a readable CSV file ({error})") from error
+    if missing := [name for name in ("path", "label") if name not in columns]:
+        raise DataError(f"{manifest}: has no column {' and '.join(missing)} (found: {', '.join(columns)})")
+    if split_column != "split" and split_column not in columns:
+        raise DataError(f"{manifest}: has no column '{split_column}' (found: {', '.join(columns)})")
+    pictures = [_manifest_row(manifest, i, row, split_column) for i, row in enumerate(rows, start=2)]
+    _check_manifest(manifest, pictures)
+    return pictures
+
+
+def _manifest_row(manifest: Path, line: int, row: dict[str, str], split_column: str) -> Picture:
+    name, label = row["path"], row["label"]
+    split = (row.get(split_column) or "").strip()
+    if not name or not label:
+        raise DataError(f"{manifest.name} row {line}: path and label must not be empty")
+    if split and split not in SPLITS:
+        raise DataError(f"{manifest.name} row {line}: split '{split}' is not one of {', '.join(SPLITS)}")
+    return Picture(os.path.join(manifest.parent, name), name, label, split, row.get("group") or "")
+
+
+def _check_manifest(manifest: Path, pictures: Sequence[Picture]) -> None:
+    names = Counter(picture.name for picture in pictures)
+    if doubled := [name for name, count in names.items() if count > 1]:
+        raise DataError(f"{manifest.name}: {len(doubled)} pictures stand in several rows, first {doubled[0]}")
+    if absent := [picture.name for picture in pictures if not os.path.lexists(picture.path)]:
+        raise DataError(
+            f"{manifest.name}: {len(absent)} of {len(pictures)} pictures do not exist, first {absent[0]} "
+            f"(paths count from {manifest.parent})"
+        )
+
+
+def _check_labels(root: Path, pictures: Sequence[Picture]) -> None:
+    spellings: dict[str, str] = {}
+    for picture in pictures:
+        usual = " ".join(picture.label.split()).casefold()
+        other = spellings.setdefault(usual, picture.label)
+        if other != picture.label:
+            raise DataError(
+                f"{root}: labels '{other}' and '{picture.label}' differ by case or spaces alone: make them one"
+            )
+        if picture.label != picture.label.strip():
+            raise DataError(f"{root}: label '{picture.label}' of {picture.name} begins or ends with a space")
+
+
+def _check_groups(pictures: Sequence[Picture]) -> None:
+    homes: dict[str, str] = {}
+    for picture in pictures:
+        if picture.group and homes.setdefault(picture.group, picture.split) != picture.split:
+            raise DataError(
+                f"group '{picture.group}' has pictures in both {homes[picture.group]} and {picture.split}, "
+                f"for example {picture.name}: keep a group on one side"
+            )

@@ -1,0 +1,200 @@
+"""The run folder: what a training leaves behind, written atomically, and read back to export or resume.
+
+Knows file names and their contents. Does not know how to train. docs/architecture.md lists the files.
+"""
+
+from __future__ import annotations
+
+import csv
+import dataclasses
+import io
+import json
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from tl.errors import RunError
+from tl.runtime.files import atomic_path, write_text
+from tl.runtime.recipe import Recipe
+from tl.runtime.strict_json import dump_json, from_plain, parse_json
+from tl.trainer.config import TrainConfig, config_from_mapping, dump_config, load_config
+from tl.trainer.data import Picture
+from tl.trainer.loop import EpochRow
+from tl.trainer.pictures import PictureStore
+
+RUN_VERSION = 1
+_SECONDS_BETWEEN_SAVES = 2.0
+
+
+@dataclass(frozen=True)
+class NetworkCard:
+    """What `best.safetensors` says of itself beside its tensors."""
+
+    run_version: int
+    class_names: tuple[str, ...]
+    recipe: Recipe
+    weights: str
+
+
+@dataclass(frozen=True)
+class Run:
+    """A run folder."""
+
+    folder: Path
+
+    @property
+    def config_path(self) -> Path:
+        """The resolved options."""
+        return self.folder / "config.yaml"
+
+    @property
+    def best_path(self) -> Path:
+        """The best network's tensors."""
+        return self.folder / "best.safetensors"
+
+    @property
+    def last_path(self) -> Path:
+        """Resume state."""
+        return self.folder / "last.pt"
+
+    def save_config(self, config: TrainConfig) -> None:
+        """Write `config.yaml`."""
+        write_text(self.config_path, dump_config(config))
+
+    def save_manifest(self, store: PictureStore) -> None:
+        """Write `manifest.csv`: every picture with label, split, group and SHA-256."""
+        rows = [
+            (p.name, p.label, p.split, p.group, digest) for p, digest in zip(store.pictures, store.hashes, strict=True)
+        ]
+        write_csv(self.folder / "manifest.csv", ("path", "label", "split", "group", "sha256"), rows)
+
+    def picture_names(self, split: str) -> set[str]:
+        """Names of a split's pictures, from `manifest.csv`. Raises `RunError`."""
+        try:
+            with (self.folder / "manifest.csv").open(encoding="utf-8", newline="") as stream:
+                return {row["path"] for row in csv.DictReader(stream) if row["split"] == split}
+        except (OSError, KeyError) as error:
+            raise RunError(f"{self.folder}: no readable manifest.csv ({error})") from error
+
+    def save_skipped(self, bad: Sequence[tuple[Picture, str]]) -> None:
+        """Write `skipped.csv`: unreadable pictures and their reasons."""
+        rows = [(picture.name, picture.split, reason) for picture, reason in bad]
+        write_csv(self.folder / "skipped.csv", ("path", "split", "error"), rows)
+
+    def save_history(self, history: Sequence[EpochRow]) -> None:
+        """Write `history.csv`."""
+        columns = tuple(field.name for field in dataclasses.fields(EpochRow))
+        rows = [[f"{value:.6g}" for value in dataclasses.astuple(row)] for row in history]
+        write_csv(self.folder / "history.csv", columns, rows)
+
+    def save_metrics(self, metrics: dict[str, Any]) -> None:
+        """Write `metrics.json`."""
+        write_text(self.folder / "metrics.json", json.dumps(metrics, indent=2, ensure_ascii=False) + "\n")
+
+    def save_predictions(
+        self, split: str, pictures: Sequence[Picture], probabilities: NDArray[np.float32], class_names: Sequence[str]
+    ) -> None:
+        """Write `predictions_SPLIT.csv`: `path,true_label,label,confidence,p:<class>...`."""
+        rows = []
+        for picture, row in zip(pictures, probabilities, strict=True):
+            decided = int(row.argmax())
+            shown = [f"{value:.6g}" for value in row.tolist()]
+            rows.append([picture.name, picture.label, class_names[decided], shown[decided], *shown])
+        columns = ("path", "true_label", "label", "confidence", *(f"p:{name}" for name in class_names))
+        write_csv(self.folder / f"predictions_{split}.csv", columns, rows)
+
+    def save_best(self, tensors: dict[str, Tensor], card: NetworkCard) -> None:
+        """Write `best.safetensors`: the whole network and its card."""
+        plain = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
+        with atomic_path(self.best_path) as temporary:
+            save_file(plain, temporary, metadata={"tl.network": dump_json(card)})
+
+    def load_best(self) -> tuple[dict[str, Tensor], NetworkCard]:
+        """Read `best.safetensors`. Raises `RunError`."""
+        if not self.best_path.is_file():
+            raise RunError(f"{self.folder}: has no best.safetensors; is it a run folder, and did its training finish?")
+        try:
+            with safe_open(self.best_path, framework="pt") as opened:
+                text = (opened.metadata() or {}).get("tl.network", "{}")
+            card = from_plain(NetworkCard, parse_json(text), "tl.network")
+            return load_file(self.best_path), card
+        except (SafetensorError, ValueError, OSError) as error:
+            raise RunError(f"{self.best_path}: damaged, or made by another version of tl ({error})") from error
+
+    def load_config(self) -> TrainConfig:
+        """Read `config.yaml`. Raises `RunError` or `ConfigError`."""
+        if not self.config_path.is_file():
+            raise RunError(f"{self.folder}: has no config.yaml: not a run folder")
+        return config_from_mapping(load_config(self.config_path), str(self.config_path))
+
+    def load_val_metrics(self) -> dict[str, float]:
+        """Numbers of the validation split from `metrics.json`."""
+        try:
+            metrics = json.loads((self.folder / "metrics.json").read_text(encoding="utf-8"))["val"]
+        except (OSError, ValueError, KeyError) as error:
+            raise RunError(f"{self.folder}: no readable metrics.json; did its training finish? ({error})") from error
+        return {name: float(value) for name, value in metrics.items() if isinstance(value, int | float)}
+
+
+class RunCheckpoints:
+    """Keeps `last.pt` and `history.csv` of a run; states that follow each other quickly are not all written."""
+
+    def __init__(self, run: Run) -> None:
+        self._run = run
+        self._saved_at = time.monotonic() - _SECONDS_BETWEEN_SAVES
+
+    def load_last(self) -> dict[str, Any] | None:
+        """The newest state, or None. Raises `RunError` for a damaged one or one that holds more than tensors."""
+        path = self._run.last_path
+        if not path.is_file():
+            return None
+        try:
+            state: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
+        except Exception as error:  # torch raises whatever zip and pickle raise
+            raise RunError(f"{path}: cannot be resumed from ({' '.join(str(error).split())[:200]})") from error
+        if state.get("run_version") != RUN_VERSION:
+            raise RunError(f"{path}: made by another version of tl; train again, or use that version")
+        return state
+
+    def save(self, state: dict[str, Any], history: list[EpochRow], *, final: bool) -> None:
+        """Write the state if it is final or the last write is some seconds ago."""
+        if not final and time.monotonic() - self._saved_at < _SECONDS_BETWEEN_SAVES:
+            return
+        with atomic_path(self._run.last_path) as temporary:
+            torch.save({"run_version": RUN_VERSION, **state}, temporary)
+        self._run.save_history(history)
+        self._saved_at = time.monotonic()
+
+
+def create_run(out: str | Path, *, numbered: bool) -> Run:
+    """Make a run folder. A folder in use is refused, or with `numbered` the next free NAME-2, NAME-3 ... is taken."""
+    folder = Path(out)
+    number = 1
+    while _in_use(folder):
+        if not numbered:
+            raise RunError(f"{folder}: exists already; give another --out, or continue it by --resume {folder}")
+        number += 1
+        folder = Path(f"{out}-{number}")
+    return Run(folder)
+
+
+def write_csv(path: Path, columns: Sequence[str], rows: Sequence[Sequence[Any]]) -> None:
+    """Write a CSV file atomically."""
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow(columns)
+    writer.writerows(rows)
+    write_text(path, text.getvalue())
+
+
+def _in_use(folder: Path) -> bool:
+    return folder.is_file() or (folder.is_dir() and any(folder.iterdir()))
