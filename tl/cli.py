@@ -44,14 +44,14 @@ def root(
     """
 
 
-app.command("train")(train.command)
-app.command("export")(export.command)
-app.command("predict", cls=EnsembleCommand)(predict.command)
-app.command("evaluate", cls=EnsembleCommand)(evaluate.command)
-app.command("inspect")(inspect.command)
-app.command("verify")(verify.command)
-app.command("doctor")(doctor.command)
-app.command("demo")(demo.command)
+app.command("train", short_help="Train a classifier on labelled photos.")(train.command)
+app.command("export", short_help="Turn a run into a verified model file.")(export.command)
+app.command("predict", cls=EnsembleCommand, short_help="Predict photos with model files.")(predict.command)
+app.command("evaluate", cls=EnsembleCommand, short_help="Score model files on labelled photos.")(evaluate.command)
+app.command("inspect", short_help="Show what a model file says of itself.")(inspect.command)
+app.command("verify", short_help="Rerun a model file's self-test here.")(verify.command)
+app.command("doctor", short_help="Check this machine.")(doctor.command)
+app.command("demo", short_help="Walk the whole way on handwritten digits.")(demo.command)
 
 
 def main() -> None:

@@ -46,7 +46,7 @@ def command(
     models = []
     for method, options in (
         ("scratch", "--epochs 30"),
-        ("features", f"--weights {folder}/runs/pretrained --epochs 30"),
+        ("features", f"--weights {folder}/runs/pretrained --epochs 30 --lr 0.01"),
         ("finetune", f"--weights {folder}/runs/pretrained --epochs 30"),
     ):
         _run(f"tl train {folder}/digits-5-9 --method {method} {options} {_COMMON} --out {folder}/runs/{method}")

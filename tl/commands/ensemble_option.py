@@ -22,6 +22,10 @@ def spread_ensemble(args: list[str]) -> list[str]:
     for i, word in enumerate(args):
         if word == "--":
             return spread + args[i:]
+        if word.startswith(f"{FLAG}="):
+            taking = True
+            spread += [FLAG, word.removeprefix(f"{FLAG}=")]
+            continue
         if word == FLAG:
             taking = True
             if not (i + 1 < len(args) and _is_model(args[i + 1])):

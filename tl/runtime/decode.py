@@ -18,7 +18,20 @@ from typing import BinaryIO
 import numpy as np
 import simplejpeg
 from numpy.typing import NDArray
-from PIL import Image, ImageFile, UnidentifiedImageError
+from PIL import (  # importing a plugin registers its format; JPEG's opener also opens MPO
+    AvifImagePlugin,
+    BmpImagePlugin,
+    GifImagePlugin,
+    Image,
+    ImageFile,
+    Jpeg2KImagePlugin,
+    JpegImagePlugin,
+    PngImagePlugin,
+    PpmImagePlugin,
+    TiffImagePlugin,
+    UnidentifiedImageError,
+    WebPImagePlugin,
+)
 
 from tl.errors import ImageReadError
 from tl.runtime.recipe import Recipe
@@ -26,7 +39,18 @@ from tl.runtime.recipe import Recipe
 ImageSource = str | os.PathLike[str] | bytes | BinaryIO | NDArray[np.uint8]
 
 # Pillow can open more, but some of its openers start other programs (EPS, WMF) or guess (TGA has no signature).
-FORMATS = ("JPEG", "MPO", "PNG", "TIFF", "BMP", "GIF", "WEBP", "AVIF", "JPEG2000", "PPM")
+_PLUGINS = (
+    JpegImagePlugin.JpegImageFile,
+    PngImagePlugin.PngImageFile,
+    TiffImagePlugin.TiffImageFile,
+    BmpImagePlugin.BmpImageFile,
+    GifImagePlugin.GifImageFile,
+    WebPImagePlugin.WebPImageFile,
+    AvifImagePlugin.AvifImageFile,
+    Jpeg2KImagePlugin.Jpeg2KImageFile,
+    PpmImagePlugin.PpmImageFile,
+)
+FORMATS = tuple(plugin.format for plugin in _PLUGINS)
 
 # Pillow's own limit against decompression bombs; held here because its global one belongs to the host program.
 MAX_PIXELS = 178_956_970
@@ -138,7 +162,7 @@ def _decode_jpeg(stream: BinaryIO, picture: Image.Image) -> NDArray[np.uint8]:
 
 
 def _rgb_array(picture: Image.Image, recipe: Recipe) -> NDArray[np.uint8]:
-    if picture.mode.startswith("I;16"):
+    if picture.mode.startswith("I;16") or (picture.mode == "I" and picture.format == "PPM"):  # a 16-bit PGM
         return _grey16_to_rgb(picture, recipe)
     if picture.mode in ("I", "F"):
         raise ImageReadError("", "32-bit pixels have no agreed range: save the picture with 8 or 16 bits a channel")

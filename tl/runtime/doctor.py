@@ -17,6 +17,7 @@ from pathlib import Path
 from tl import __version__
 from tl.errors import TlError
 from tl.runtime.devices import installed_wheels, usable_cores
+from tl.runtime.session import Session, cuda_fault
 
 # One Identity node on a float tensor, opset 18, IR 10: onnx.helper.make_model(...).SerializeToString().
 _TINY_MODEL = "CAoSADo3ChAKAXgSAXkiCElkZW50aXR5EgFnWg8KAXgSCgoICAESBAoCCAFiDwoBeRIKCggIARIECgIIAUIECgAQEg=="
@@ -60,8 +61,6 @@ def _session(device: str) -> Finding:
     """Whether a tiny session really loads on a device."""
 
     def load() -> str:
-        from tl.runtime.session import Session
-
         with tempfile.TemporaryDirectory() as folder:
             path = Path(folder) / "tiny.onnx"
             path.write_bytes(base64.b64decode(_TINY_MODEL))
@@ -71,10 +70,6 @@ def _session(device: str) -> Finding:
 
 
 def _cuda() -> Finding:
-    try:
-        from tl.runtime.session import cuda_fault
-    except ImportError as error:
-        return Finding("cuda", None, f"not examined: {error}")
     fault = cuda_fault()
     if fault is None:
         return _session("cuda")

@@ -10,12 +10,12 @@ from collections.abc import Sequence
 from contextlib import redirect_stdout
 from io import StringIO
 from pathlib import Path
+from typing import Any
 
 import numpy as np
-import onnxruntime as ort
 from numpy.typing import NDArray
 
-from tl.errors import DeviceError, ModelFileError
+from tl.errors import DeviceError, MissingExtraError, ModelFileError
 from tl.runtime.contract import METADATA_KEY, Contract, parse_contract
 from tl.runtime.devices import driver_fault, library_fault, usable_cores, wheel_fault
 
@@ -77,7 +77,7 @@ def cuda_fault() -> str | None:
     """Why onnxruntime cannot use CUDA here, or None where nothing is known to stop it."""
     if fault := wheel_fault():
         return fault
-    if "CUDAExecutionProvider" not in ort.get_available_providers():
+    if "CUDAExecutionProvider" not in _onnxruntime().get_available_providers():
         return "this onnxruntime was built without CUDA: pip install 'tl-toolkit[gpu]' (never both wheels)"
     if fault := driver_fault():
         return fault
@@ -87,15 +87,21 @@ def cuda_fault() -> str | None:
 
 def cuda_version() -> str:
     """The CUDA version that the installed onnxruntime was built for, "" for a CPU build."""
-    return str(getattr(ort, "cuda_version", "") or "")
+    return str(getattr(_onnxruntime(), "cuda_version", "") or "")
 
 
-def available_providers() -> tuple[str, ...]:
-    """The providers that this onnxruntime was built with, which need not work here."""
-    return tuple(ort.get_available_providers())
+def _onnxruntime() -> Any:
+    """The package, imported when first needed: it is an extra, and `tl doctor` must run without it."""
+    try:
+        import onnxruntime
+    except ImportError as error:
+        raise MissingExtraError(
+            f"onnxruntime cannot be imported ({error}): pip install 'tl-toolkit[cpu]', or [gpu] for CUDA"
+        ) from error
+    return onnxruntime
 
 
-def _open(path: str, device: str, threads: int | None) -> ort.InferenceSession:
+def _open(path: str, device: str, threads: int | None) -> Any:
     kind, index = _parse_device(device)
     if not Path(path).is_file():
         raise ModelFileError(f"{path}: no such file")
@@ -116,7 +122,8 @@ def _cuda_provider(index: int) -> tuple[str, dict[str, str]]:
     return "CUDAExecutionProvider", {"device_id": str(index), "use_tf32": "0"}
 
 
-def _create(path: str, threads: int | None, providers: list[str | tuple[str, dict[str, str]]]) -> ort.InferenceSession:
+def _create(path: str, threads: int | None, providers: list[str | tuple[str, dict[str, str]]]) -> Any:
+    ort = _onnxruntime()
     options = ort.SessionOptions()
     options.intra_op_num_threads = threads or usable_cores()
     options.inter_op_num_threads = 1
@@ -138,7 +145,7 @@ def _parse_device(device: str) -> tuple[str, int]:
 
 def _preload_cuda() -> None:
     """Load CUDA libraries that came as Python wheels, which the dynamic linker does not find by itself."""
-    preload = getattr(ort, "preload_dlls", None)
+    preload = getattr(_onnxruntime(), "preload_dlls", None)
     if preload is not None:  # onnxruntime 1.21 and later
         with redirect_stdout(StringIO()):  # it prints what it misses, into the user's data; `library_fault` says it
             preload()

@@ -94,7 +94,7 @@ _BY_METHOD: dict[str, dict[str, Any]] = {
 # Peak learning rates at batch 32; larger batches may want more.
 _LEARNING_RATES: dict[str, dict[str, float]] = {
     "scratch": {"sgd": 0.05, "adam": 1e-3, "adamw": 1e-3, "rmsprop": 1e-3},
-    "features": {"sgd": 0.1, "adam": 2e-3, "adamw": 2e-3, "rmsprop": 1e-3},
+    "features": {"sgd": 0.05, "adam": 3e-3, "adamw": 3e-3, "rmsprop": 1e-3},
     "finetune": {"sgd": 0.02, "adam": 3e-4, "adamw": 3e-4, "rmsprop": 1e-4},
 }
 

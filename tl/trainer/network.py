@@ -30,6 +30,32 @@ class Normalise(nn.Module):
         return (pixels - self.mean) / self.std
 
 
+class Standardise(nn.Module):
+    """Embeddings (N, D) -> zero mean and unit spread, as measured once on training pictures; the identity before that.
+
+    Backbones differ by orders of magnitude in the size of their features. On standardised ones, one learning rate
+    suits a new head on any of them.
+    """
+
+    mean: Tensor
+    std: Tensor
+
+    def __init__(self, features: int) -> None:
+        super().__init__()
+        self.register_buffer("mean", torch.zeros(features))
+        self.register_buffer("std", torch.ones(features))
+
+    def fit(self, embeddings: Tensor) -> None:
+        """Measure on embeddings (N, D). Nearly constant features are not blown up."""
+        std = embeddings.std(dim=0, correction=0)
+        self.mean.copy_(embeddings.mean(dim=0))
+        self.std.copy_(std.clamp_min(0.1 * float(std.mean())).clamp_min(1e-6))
+
+    def forward(self, embeddings: Tensor) -> Tensor:
+        """Scale and shift."""
+        return (embeddings - self.mean) / self.std
+
+
 class Network(nn.Module):
     """A classifier on a trunk. `frozen_trunk` keeps the trunk's parameters and batch-norm statistics as they are."""
 
@@ -37,13 +63,14 @@ class Network(nn.Module):
         self,
         normalise: Normalise,
         trunk: Trunk,
+        standardise: Standardise,
         head: nn.Module,
         *,
         pooling: Pooling,
         frozen_trunk: bool,
     ) -> None:
         super().__init__()
-        self.normalise, self.trunk, self.head = normalise, trunk, head
+        self.normalise, self.trunk, self.standardise, self.head = normalise, trunk, standardise, head
         self.pooling, self.frozen_trunk = pooling, frozen_trunk
         if frozen_trunk:
             trunk.requires_grad_(False)
@@ -63,10 +90,14 @@ class Network(nn.Module):
             return features
         return features.mean(dim=(2, 3)) if self.pooling == "gap" else features.flatten(1)
 
+    def classify(self, embeddings: Tensor) -> Tensor:
+        """Pooled features (N, D) -> logits (N, C)."""
+        logits: Tensor = self.head(self.standardise(embeddings))
+        return logits
+
     def forward(self, images: Tensor) -> Tensor:
         """uint8 (N, H, W, 3) -> logits (N, C)."""
-        logits: Tensor = self.head(self.embed(images))
-        return logits
+        return self.classify(self.embed(images))
 
 
 class Deployed(nn.Module):
@@ -79,7 +110,7 @@ class Deployed(nn.Module):
     def forward(self, images: Tensor) -> tuple[Tensor, Tensor]:
         """uint8 (N, H, W, 3) -> probabilities float32 (N, C), embedding float32 (N, D)."""
         embedding = self.network.embed(images)
-        return torch.softmax(self.network.head(embedding) / self.temperature, dim=1), embedding
+        return torch.softmax(self.network.classify(embedding) / self.temperature, dim=1), embedding
 
 
 class DeployedClassifier(nn.Module):

@@ -28,6 +28,7 @@ from tl.runtime.recipe import Recipe
 from tl.runtime.strict_json import dump_json, from_plain, parse_json
 from tl.trainer.config import TrainConfig, config_from_mapping, dump_config, load_config
 from tl.trainer.data import Picture
+from tl.trainer.events import EventLog
 from tl.trainer.loop import EpochRow
 from tl.trainer.pictures import PictureStore
 
@@ -146,10 +147,11 @@ class Run:
 
 
 class RunCheckpoints:
-    """Keeps `last.pt` and `history.csv` of a run; states that follow each other quickly are not all written."""
+    """Keeps `last.pt`, `history.csv` and events of a run; states that follow each other quickly are not all written."""
 
     def __init__(self, run: Run) -> None:
         self._run = run
+        self._events = EventLog(run.folder)
         self._saved_at = time.monotonic() - _SECONDS_BETWEEN_SAVES
 
     def load_last(self) -> dict[str, Any] | None:
@@ -172,6 +174,7 @@ class RunCheckpoints:
         with atomic_path(self._run.last_path) as temporary:
             torch.save({"run_version": RUN_VERSION, **state}, temporary)
         self._run.save_history(history)
+        self._events.write(history, final=final)
         self._saved_at = time.monotonic()
 
 

@@ -28,7 +28,7 @@ from tl.trainer.heads import build_head
 from tl.trainer.loop import Batches, FitOptions, Validation, best_epoch, fit
 from tl.trainer.machine import Machine, build_machine
 from tl.trainer.metrics import classification_metrics
-from tl.trainer.network import Network, Normalise, feature_length
+from tl.trainer.network import Network, Normalise, Standardise, feature_length
 from tl.trainer.pictures import PictureStore, check_readable, load_pictures
 from tl.trainer.progress import Progress
 from tl.trainer.runs import RUN_VERSION, NetworkCard, Run, RunCheckpoints, create_run
@@ -106,6 +106,7 @@ def build_network(config: TrainConfig, info: BackboneInfo, num_classes: int, wei
     network = Network(
         Normalise(info.mean, info.std),
         trunk,
+        Standardise(features),
         head,
         pooling=config.pooling,
         frozen_trunk=config.method == "features",
@@ -140,15 +141,19 @@ def _training_parts(
     progress: Progress,
 ) -> tuple[nn.Module, Batches, Callable[[], Validation]]:
     """What the loop trains on: pictures through the whole network, or features computed once through its head."""
-    val = store.indices("val")
+    train, val = store.indices("train"), store.indices("val")
     val_ids = torch.tensor([ids[i] for i in val], device=machine.device)
-    if config.method == "features" and augment is None:
-        embed = _compute_features(network, store, machine, progress)
-        train = store.indices("train")
-        train_ids = torch.tensor([ids[i] for i in train], device=machine.device)
-        features = TensorBatches(embed(train), train_ids, batch_size=config.batch_size, seed=config.seed)
-        val_features = embed(val)
-        return network.head, features, lambda: _validate(network.head, [val_features], val_ids)
+    if config.method == "features":
+        embed = _feature_computer(network, store, machine, progress)
+        train_features = embed(train)
+        network.standardise.fit(train_features)
+        if augment is None:
+            train_ids = torch.tensor([ids[i] for i in train], device=machine.device)
+            features = TensorBatches(
+                network.standardise(train_features), train_ids, batch_size=config.batch_size, seed=config.seed
+            )
+            val_features = network.standardise(embed(val))
+            return network.head, features, lambda: _validate(network.head, [val_features], val_ids)
     pictures = PictureBatches(
         store,
         ids,
@@ -167,13 +172,12 @@ def _training_parts(
     )
 
 
-def _compute_features(
+def _feature_computer(
     network: Network, store: PictureStore, machine: Machine, progress: Progress
 ) -> Callable[[Sequence[int]], Tensor]:
-    progress.start("computing features", len(store.indices("train")) + len(store.indices("val")), "pictures")
-
     @torch.no_grad()
     def embed(indices: Sequence[int]) -> Tensor:
+        progress.start("computing features", len(indices), "pictures")
         network.eval()
         parts = []
         for batch in iter_inputs(store, indices, _EVAL_BATCH):

@@ -1,0 +1,47 @@
+"""Run `tl` in this process, as the entry point does, and look at its exit code, stdout and stderr."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+from PIL import Image
+
+from tests.models import solid
+from tl.cli import main
+
+
+@dataclass(frozen=True)
+class Outcome:
+    code: int
+    out: str
+    err: str
+
+
+RunTl = Callable[..., Outcome]
+
+
+@pytest.fixture
+def run_tl(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> RunTl:
+    def run(*words: object) -> Outcome:
+        monkeypatch.setattr("sys.argv", ["tl", *map(str, words)])
+        with pytest.raises(SystemExit) as stop:
+            main()
+        captured = capsys.readouterr()
+        code = stop.value.code
+        return Outcome(code if isinstance(code, int) else 0 if code is None else 1, captured.out, captured.err)
+
+    return run
+
+
+@pytest.fixture
+def photos(tmp_path: Path) -> Path:
+    """Class folders red, green and blue with two pictures each."""
+    for name, color in {"red": (200, 10, 10), "green": (10, 200, 10), "blue": (10, 10, 200)}.items():
+        for i in range(2):
+            path = tmp_path / "photos" / name / f"{i}.png"
+            path.parent.mkdir(parents=True, exist_ok=True)
+            Image.fromarray(solid(color, 12 + i, 10)).save(path)
+    return tmp_path / "photos"
