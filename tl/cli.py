@@ -5,6 +5,7 @@ Knows command names. Does no work and imports nothing heavy, so that `tl --help`
 
 from __future__ import annotations
 
+import io
 import os
 import sys
 from typing import Annotated
@@ -56,6 +57,8 @@ app.command("demo", short_help="Walk the whole way on handwritten digits.")(demo
 
 def main() -> None:
     """Entry point of the `tl` command."""
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="surrogateescape")  # file names need not be UTF-8; give their bytes back
     try:
         app()
     except RunInterrupted as stop:

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
-from tl.commands.console import EXIT_SOME_FAILED, console_progress, warn
+from tl.commands.console import EXIT_INTERRUPTED, EXIT_SOME_FAILED, console_progress, warn
 from tl.errors import ConfigError, DataError
 
 if TYPE_CHECKING:
@@ -46,7 +47,7 @@ def command(
     """
     from tl.runtime.results import Failure
     from tl.runtime.sources import find_pictures
-    from tl.runtime.writers import open_writer
+    from tl.runtime.writers import open_writer, partial_path
 
     found = find_pictures(images)
     if found.hidden or found.not_pictures:
@@ -55,21 +56,31 @@ def command(
         )
     if not found.paths:
         raise DataError(f"no pictures found in {', '.join(images)}")
-    failed = 0
-    with open_predictor(
+    done = failed = 0
+    predictor = open_predictor(
         model, ensemble, vote=vote, vote_weights=vote_weights, classes=classes, device=device, threads=threads
-    ) as predictor:
-        member_names = predictor.member_names if ensemble else ()
-        with console_progress() as progress, open_writer(output, predictor.class_names, member_names) as writer:
+    )
+    member_names = predictor.member_names if ensemble else ()
+    started = time.monotonic()
+    try:
+        with (
+            predictor,
+            console_progress() as progress,
+            open_writer(output, predictor.class_names, member_names) as writer,
+        ):
             progress.start("predicting", len(found.paths), "pictures")
             for result in predictor.predict_iter(found.paths, batch_size=batch_size):
                 writer.write(result)
+                done += 1
                 failed += isinstance(result, Failure)
                 progress.advance()
-    warn(
-        f"{len(found.paths) - failed} pictures predicted, {failed} could not be read"
-        + (f"; {output}" if output else "")
-    )
+    except KeyboardInterrupt:
+        rows = f"; their rows are in {partial_path(output)}" if output else ""
+        warn(f"interrupted after {done} of {len(found.paths)} pictures{rows}")
+        raise typer.Exit(EXIT_INTERRUPTED) from None
+    speed = done / max(time.monotonic() - started, 1e-9)
+    where = f"; {output}" if output else ""
+    warn(f"{done - failed} pictures predicted, {failed} could not be read, {speed:.0f}/s{where}")
     if failed:
         raise typer.Exit(EXIT_SOME_FAILED)
 

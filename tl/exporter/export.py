@@ -107,6 +107,9 @@ def export_pretrained(
     """
     info = backbone_info(backbone)
     entry = torchvision_weights(backbone)
+    paths = spread(find_pictures(images).paths, MAX_VALIDATION_PICTURES)
+    if not paths:
+        raise DataError(f"no pictures to check parity on in {', '.join(map(str, images))}")
     found = find_weights(backbone, weights)
     if found is None:
         raise DataError("--pretrained without weights would export random numbers: give --weights")
@@ -127,7 +130,7 @@ def export_pretrained(
     module = DeployedClassifier(Normalise(info.mean, info.std), classifier)
     class_names = tuple(entry.meta["categories"])
     subject = Subject(module, ("probabilities",), class_names, recipe, provenance)
-    return _export(subject, out, spread(find_pictures(images).paths, MAX_VALIDATION_PICTURES), golden, progress)
+    return _export(subject, out, paths, golden, progress)
 
 
 def _export(
@@ -136,7 +139,7 @@ def _export(
     if Path(out).suffix != ".onnx":
         raise ConfigError(f"{os.fspath(out)}: a model file's name ends in .onnx")
     if not paths:
-        raise DataError("no pictures to check parity on; give some by --parity-images or --images")
+        raise DataError("the run's validation pictures are gone, and parity needs some: give --parity-images DIR")
     store, bad = load_pictures([Picture(path, path, "") for path in paths], subject.recipe, "ram", progress)
     check_readable(bad)
     inputs = np.stack([store.input(i) for i in range(len(store.pictures))])
@@ -193,10 +196,9 @@ def _golden(
 def _validation_pictures(run: Run, config: TrainConfig) -> list[str]:
     """The run's validation pictures that still stand where they were."""
     wanted = run.picture_names("val")
-    pictures = [p.path for p in read_pictures(config.data, config.split_column) if p.name in wanted]
-    if not pictures:
-        raise DataError(f"{config.data}: none of the run's validation pictures are there any more")
-    return pictures
+    if not Path(config.data).exists():
+        return []
+    return [p.path for p in read_pictures(config.data, config.split_column) if p.name in wanted]
 
 
 def spread(paths: Sequence[str], count: int) -> list[str]:

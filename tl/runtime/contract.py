@@ -99,6 +99,8 @@ class Contract:
             raise ValueError(f"task {self.task!r} needs its own names and no others")
         if len(set(names)) != len(names):
             raise ValueError(f"repeated name '{next(name for name in names if names.count(name) > 1)}'")
+        if self.task == "classification" and "probabilities" not in self.outputs:
+            raise ValueError(f"a classification model needs the output 'probabilities', got {self.outputs}")
         if not self.temperature > 0:
             raise ValueError(f"temperature must be positive, got {self.temperature}")
         for sample in self.golden.samples:

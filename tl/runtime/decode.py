@@ -52,6 +52,8 @@ _PLUGINS = (
 )
 FORMATS = tuple(plugin.format for plugin in _PLUGINS)
 
+GREY16_MODES = ("I;16", "I;16L", "I;16B", "I;16N")
+
 # Pillow's own limit against decompression bombs; held here because its global one belongs to the host program.
 MAX_PIXELS = 178_956_970
 MAX_JPEG_BYTES = 1 << 29
@@ -72,6 +74,8 @@ def decode_image(source: ImageSource, recipe: Recipe) -> NDArray[np.uint8]:
     """
     if isinstance(source, np.ndarray):
         return _check_array(source)
+    if not isinstance(source, bytes | str | os.PathLike) and not hasattr(source, "seek"):
+        raise TypeError(f"expected a path, bytes, a binary file or an array, got {type(source).__name__}")
     name = source_name(source)
     try:
         if isinstance(source, bytes):
@@ -124,6 +128,7 @@ def _decode_stream(stream: BinaryIO, recipe: Recipe) -> NDArray[np.uint8]:
                 image, orientation = _decode_jpeg(stream, picture), _orientation(picture)
             else:
                 _check_depth(picture, recipe)
+                _scale_transparent_grey(picture)
                 picture.load()
                 # After load: Pillow turns TIFFs itself while loading and then drops the tag.
                 image, orientation = _rgb_array(picture, recipe), _orientation(picture)
@@ -162,7 +167,7 @@ def _decode_jpeg(stream: BinaryIO, picture: Image.Image) -> NDArray[np.uint8]:
 
 
 def _rgb_array(picture: Image.Image, recipe: Recipe) -> NDArray[np.uint8]:
-    if picture.mode.startswith("I;16") or (picture.mode == "I" and picture.format == "PPM"):  # a 16-bit PGM
+    if picture.mode in GREY16_MODES or (picture.mode == "I" and picture.format == "PPM"):  # a 16-bit PGM
         return _grey16_to_rgb(picture, recipe)
     if picture.mode in ("I", "F"):
         raise ImageReadError("", "32-bit pixels have no agreed range: save the picture with 8 or 16 bits a channel")
@@ -173,11 +178,23 @@ def _rgb_array(picture: Image.Image, recipe: Recipe) -> NDArray[np.uint8]:
 
 
 def _check_depth(picture: Image.Image, recipe: Recipe) -> None:
-    """Pillow cuts 16-bit colour to its high byte (v >> 8) while loading, which is right for the full range alone."""
+    """Refuse depths of which Pillow keeps too little while loading to follow the recipe."""
     stored = str(picture.tile) if isinstance(picture, ImageFile.ImageFile) else ""
-    deep_colour = ";16" in stored and not picture.mode.startswith("I;16")
-    if deep_colour and recipe.bit_depth_max != 65535:
+    deep_colour = ";16" in stored and picture.mode not in GREY16_MODES
+    if deep_colour and recipe.bit_depth_max != 65535:  # Pillow keeps the high byte (v >> 8)
         raise ImageReadError("", f"16-bit colour with bit_depth_max {recipe.bit_depth_max}: only grey can be rescaled")
+    if deep_colour and "transparency" in picture.info:  # which 16-bit colour it is can no longer be told
+        raise ImageReadError("", "16-bit colour with one transparent colour: save the picture with an alpha channel")
+    if picture.format == "PPM" and "'ppm" in stored:  # Pillow stretches these values
+        raise ImageReadError("", "a PNM file whose largest value is neither 255 nor, for grey, 65535")
+
+
+def _scale_transparent_grey(picture: Image.Image) -> None:
+    """Pillow scales grey of 2 or 4 bits to 8 while loading, but not the PNG's transparent value."""
+    value = picture.info.get("transparency")
+    if isinstance(picture, ImageFile.ImageFile) and picture.mode == "L" and isinstance(value, int):
+        stored = str(picture.tile)
+        picture.info["transparency"] = value * (85 if "L;2" in stored else 17 if "L;4" in stored else 1)
 
 
 def _grey16_to_rgb(picture: Image.Image, recipe: Recipe) -> NDArray[np.uint8]:

@@ -70,7 +70,10 @@ def _session(device: str) -> Finding:
 
 
 def _cuda() -> Finding:
-    fault = cuda_fault()
+    try:
+        fault = cuda_fault()
+    except TlError as error:
+        return Finding("cuda", False, str(error))
     if fault is None:
         return _session("cuda")
     # Without a GPU wheel, CUDA was not asked for: a fact, not a fault.

@@ -5,6 +5,7 @@ Knows sessions, contracts and voting; takes uint8 batches. Does not know files o
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from pathlib import PurePath
 from typing import Literal
@@ -12,7 +13,7 @@ from typing import Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from tl.errors import EnsembleError
+from tl.errors import EnsembleError, ModelFileError
 from tl.runtime.contract import Contract
 from tl.runtime.recipe import Recipe
 from tl.runtime.session import Session
@@ -38,7 +39,7 @@ class Ensemble:
     ) -> None:
         if not sessions:
             raise EnsembleError("an ensemble needs at least one model file")
-        if weights is not None and (len(weights) != len(sessions) or min(weights) <= 0):
+        if weights is not None and (len(weights) != len(sessions) or not all(0 < w < math.inf for w in weights)):
             raise EnsembleError(
                 f"{len(sessions)} models need {len(sessions)} positive vote weights, got {list(weights)}"
             )
@@ -57,6 +58,8 @@ class Ensemble:
         stacked = np.zeros((batch, len(self.sessions), len(self.class_names)), np.float32)
         for m, (session, contract) in enumerate(zip(self.sessions, self.contracts, strict=True)):
             (probabilities,) = session.run(inputs[contract.recipe], ["probabilities"])
+            if not np.isfinite(probabilities).all():
+                raise ModelFileError(f"{session.path}: gives probabilities that are no numbers: the file is broken")
             stacked[:, m, self._columns[m]] = probabilities
         return stacked
 

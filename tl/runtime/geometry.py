@@ -12,7 +12,8 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from tl.runtime.decode import ImageSource, decode_image
+from tl.errors import ImageReadError
+from tl.runtime.decode import MAX_PIXELS, ImageSource, decode_image
 from tl.runtime.recipe import Recipe
 
 _RESAMPLING = {
@@ -78,12 +79,18 @@ def working_image(image: NDArray[np.uint8], recipe: Recipe) -> NDArray[np.uint8]
     """The resized (and padded), not yet cropped picture: what training keeps and augments.
 
     `image`: uint8 (H, W, 3) RGB. Returns uint8 (h, w, 3), of `input_hw` or, for `short_side`, at least that.
+    Raises `ImageReadError` for a picture too elongated to be resized in bounded memory.
     """
     placement = place((image.shape[0], image.shape[1]), recipe)
+    height, width = placement.resized_hw
+    if height * width > MAX_PIXELS:  # the short side of a thread-like picture blown up
+        raise ImageReadError(
+            "", f"too elongated: {image.shape[1]}x{image.shape[0]} would be resized to {width}x{height}"
+        )
     resized = _resize(image, placement.resized_hw, recipe)
-    left, top = placement.offset_xy
-    if left <= 0 and top <= 0:
+    if recipe.resize_mode != "letterbox" or resized.shape[:2] == recipe.input_hw:
         return resized
+    left, top = placement.offset_xy
     canvas = np.empty((*recipe.input_hw, 3), np.uint8)
     canvas[:] = np.array(recipe.pad_rgb, np.uint8)
     canvas[top : top + resized.shape[0], left : left + resized.shape[1]] = resized

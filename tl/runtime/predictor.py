@@ -87,6 +87,11 @@ class Predictor:
 
         `workers`: threads that decode, None for all usable cores. An unreadable picture gives a `Failure`.
         """
+        if batch_size < 1:
+            raise ValueError(f"batch_size must be at least 1, got {batch_size}")
+        return self._predict_iter(sources, batch_size, workers or usable_cores())
+
+    def _predict_iter(self, sources: Iterable[ImageSource], batch_size: int, workers: int) -> Iterator[Result]:
         ensemble = self.ensemble
 
         def prepare_or_fail(source: ImageSource) -> tuple[str, Inputs | Failure]:
@@ -96,7 +101,7 @@ class Predictor:
             except ImageReadError as error:
                 return name, Failure(name, error.reason)
 
-        prepared = map_ahead(prepare_or_fail, sources, workers=workers or usable_cores(), ahead=3 * batch_size)
+        prepared = map_ahead(prepare_or_fail, sources, workers=workers, ahead=3 * batch_size)
         for chunk in _chunks(prepared, batch_size):
             good = [(name, inputs) for name, inputs in chunk if not isinstance(inputs, Failure)]
             results = iter(self._classify([name for name, _ in good], [inputs for _, inputs in good]))

@@ -59,7 +59,7 @@ def golden_image(sample: GoldenSample, contract: Contract, where: str) -> NDArra
             if (picture.height, picture.width) != contract.recipe.input_hw or picture.mode != "RGB":
                 raise ValueError(f"is {picture.mode} {picture.width}x{picture.height}")
             return np.array(picture)
-    except (ValueError, OSError, SyntaxError) as error:  # SyntaxError: Pillow's for a broken PNG
+    except (ValueError, OSError, SyntaxError, Image.DecompressionBombError) as error:  # all of them Pillow's
         raise ModelFileError(f"{where}: a golden sample is damaged ({error})") from error
 
 

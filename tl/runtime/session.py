@@ -43,7 +43,7 @@ class Session:
         self._session = _open(self.path, device, threads)
         self.provider = self._session.get_providers()[0]
         self.outputs = tuple(output.name for output in self._session.get_outputs())
-        text = self._session.get_modelmeta().custom_metadata_map.get(METADATA_KEY)
+        text = self._read_metadata()
         if text is None and require_contract:
             raise ModelFileError(f"{self.path}: not a tl model file (no {METADATA_KEY!r} in it); tl export makes one")
         self.contract: Contract | None = None if text is None else parse_contract(text, self.path)
@@ -62,13 +62,22 @@ class Session:
             raise
         return results
 
+    def _read_metadata(self) -> str | None:
+        try:
+            text: str | None = self._session.get_modelmeta().custom_metadata_map.get(METADATA_KEY)
+        except UnicodeDecodeError as error:
+            raise ModelFileError(f"{self.path}: its metadata is damaged ({error})") from error
+        return text
+
     def _check_graph(self, contract: Contract) -> None:
-        wanted = [None, *contract.recipe.input_hw, 3]
-        (graph_input, *others) = self._session.get_inputs()
-        shape = [None if isinstance(size, str) else size for size in graph_input.shape]
-        if others or graph_input.name != INPUT_NAME or graph_input.type != "tensor(uint8)" or shape != wanted:
-            found = f"{graph_input.name} {graph_input.type} {graph_input.shape}"
-            raise ModelFileError(f"{self.path}: expected one input {INPUT_NAME} uint8 {wanted}, found {found}")
+        wanted = (INPUT_NAME, "tensor(uint8)", (None, *contract.recipe.input_hw, 3))
+        inputs = [_signature(value) for value in self._session.get_inputs()]
+        if inputs != [wanted]:
+            raise ModelFileError(f"{self.path}: expected one input {INPUT_NAME} uint8 {[*wanted[2]]}, found {inputs}")
+        shapes = {value.name: _signature(value)[2] for value in self._session.get_outputs()}
+        classes = shapes.get("probabilities", ())[-1:]
+        if contract.task == "classification" and classes not in ((len(contract.class_names),), (None,)):
+            raise ModelFileError(f"{self.path}: {len(contract.class_names)} class names for {classes} probabilities")
         if missing := set(contract.outputs) - set(self.outputs):
             raise ModelFileError(f"{self.path}: the contract promises outputs the graph lacks: {sorted(missing)}")
 
@@ -99,6 +108,11 @@ def _onnxruntime() -> Any:
             f"onnxruntime cannot be imported ({error}): pip install 'tl-toolkit[cpu]', or [gpu] for CUDA"
         ) from error
     return onnxruntime
+
+
+def _signature(value: Any) -> tuple[str, str, tuple[int | None, ...]]:
+    """Name, type and shape of a graph's input or output; None for sizes that may vary."""
+    return value.name, value.type, tuple(size if isinstance(size, int) else None for size in value.shape)
 
 
 def _open(path: str, device: str, threads: int | None) -> Any:
@@ -138,7 +152,7 @@ def _create(path: str, threads: int | None, providers: list[str | tuple[str, dic
 
 def _parse_device(device: str) -> tuple[str, int]:
     kind, _, index = device.partition(":")
-    if kind not in ("auto", "cpu", "cuda") or (index and (kind != "cuda" or not index.isdigit())):
+    if kind not in ("auto", "cpu", "cuda") or (index and (kind != "cuda" or not index.isdecimal())):
         raise DeviceError(f"unknown device {device!r}: expected auto, cpu, cuda or cuda:N")
     return kind, int(index or 0)
 

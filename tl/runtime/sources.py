@@ -26,7 +26,10 @@ PICTURE_SUFFIXES = frozenset(
 
 @dataclass(frozen=True)
 class FoundPictures:
-    """`paths` as the user would write them, in sorted order per folder; and how many files were passed over."""
+    """`paths` as the user would write them, in sorted order per folder; and how much was passed over.
+
+    `hidden` counts hidden files, and hidden folders as one each.
+    """
 
     paths: tuple[str, ...]
     hidden: int
@@ -48,7 +51,7 @@ def find_pictures(inputs: Iterable[str | os.PathLike[str]]) -> FoundPictures:
             paths.append(given)
             continue
         for path in _walk(given):
-            name = os.path.basename(path)
+            name = os.path.basename(path.rstrip(os.sep))
             if name.startswith("."):
                 hidden += 1
             elif Path(name).suffix.lower() in PICTURE_SUFFIXES:
@@ -70,5 +73,6 @@ def _walk(folder: str) -> Iterator[str]:
             folders.clear()
             continue
         visited.add(real)
+        yield from (os.path.join(here, name) for name in sorted(folders) if name.startswith("."))
         folders[:] = sorted(name for name in folders if not name.startswith("."))
         yield from (os.path.join(here, name) for name in sorted(files))

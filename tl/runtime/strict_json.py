@@ -20,7 +20,9 @@ Json = None | bool | int | float | str | list[Any] | dict[str, Any]
 
 def parse_json(text: str) -> Json:
     """Strict JSON: no NaN or Infinity, no repeated keys. Raises ValueError saying where."""
-    parsed: Json = json.loads(text, object_pairs_hook=_unique_keys, parse_constant=_refuse_constant)
+    parsed: Json = json.loads(
+        text, object_pairs_hook=_unique_keys, parse_constant=_refuse_constant, parse_float=_finite_float
+    )
     return parsed
 
 
@@ -96,9 +98,11 @@ def _convert_tuple(args: tuple[Any, ...], value: Any, where: str) -> tuple[Any, 
 
 def _convert_scalar(kind: Any, value: Any, where: str) -> Any:
     if kind is float:
-        is_number = isinstance(value, int | float) and not isinstance(value, bool)
-        _expect(is_number and math.isfinite(value), value, where, "a finite number")
-        return float(value)
+        _expect(isinstance(value, int | float) and not isinstance(value, bool), value, where, "a finite number")
+        try:
+            return float(value)
+        except OverflowError:
+            return _expect(False, value, where, "a finite number")
     if kind in (int, str, bool):
         return _expect(
             type(value) is kind, value, where, {int: "an integer", str: "a text", bool: "true or false"}[kind]
@@ -124,6 +128,13 @@ def _unique_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
         keys = [key for key, _ in pairs]
         raise ValueError(f"repeated field '{next(key for key in keys if keys.count(key) > 1)}'")
     return result
+
+
+def _finite_float(text: str) -> float:
+    value = float(text)
+    if not math.isfinite(value):
+        raise ValueError(f"the number {text} is out of range")
+    return value
 
 
 def _refuse_constant(name: str) -> None:

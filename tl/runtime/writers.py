@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Protocol, TextIO
 
 from tl.errors import OutputError
-from tl.runtime.files import atomic_path
+from tl.runtime.files import output_errors
 from tl.runtime.results import Classification, Result
 
 
@@ -63,17 +63,29 @@ def open_writer(
 ) -> Iterator[ResultWriter]:
     """A writer for a path (`.csv`, or `.jsonl` for JSON lines), or CSV on stdout for None.
 
-    A file gets its name when all rows are written. Raises `OutputError`.
+    A file gets its name when all rows are written; until then, and after a failure, the rows are in `NAME.partial`.
+    Raises `OutputError`.
     """
     if output is None:
         yield CsvWriter(sys.stdout, class_names, member_names)
         sys.stdout.flush()
         return
-    suffix = Path(output).suffix.lower()
-    if suffix not in (".csv", ".jsonl"):
-        raise OutputError(f"{os.fspath(output)}: expected a name that ends in .csv or .jsonl")
-    with atomic_path(output) as temporary, temporary.open("w", encoding="utf-8", newline="") as stream:
-        yield JsonLinesWriter(stream) if suffix == ".jsonl" else CsvWriter(stream, class_names, member_names)
+    final, partial = Path(output), partial_path(output)
+    if final.suffix.lower() not in (".csv", ".jsonl"):
+        raise OutputError(f"{final}: expected a name that ends in .csv or .jsonl")
+    with output_errors(final):
+        final.parent.mkdir(parents=True, exist_ok=True)
+        with partial.open("w", encoding="utf-8", errors="surrogateescape", newline="") as stream:
+            is_csv = final.suffix.lower() == ".csv"
+            yield CsvWriter(stream, class_names, member_names) if is_csv else JsonLinesWriter(stream)
+            stream.flush()
+            os.fsync(stream.fileno())
+        partial.replace(final)
+
+
+def partial_path(output: str | os.PathLike[str]) -> Path:
+    """Where the rows of an unfinished output are."""
+    return Path(f"{os.fspath(output)}.partial")
 
 
 def _number(value: float) -> str:

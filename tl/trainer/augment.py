@@ -7,7 +7,6 @@ here. The only file that imports albumentations.
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -21,13 +20,32 @@ from tl.trainer.config import nearest
 
 PRESETS = ("none", "flip", "light", "standard", "strong")
 
-Augment = Callable[[NDArray[np.uint8], int], NDArray[np.uint8]]
+
+class Augment:
+    """(working picture uint8 (h, w, 3), seed) -> uint8 (input_h, input_w, 3).
+
+    The result depends on the picture and the seed alone, never on workers or order.
+    """
+
+    def __init__(self, name: str, pipeline: Any, recipe: Recipe) -> None:
+        self._name, self._pipeline, self._recipe = name, pipeline, recipe
+
+    def __call__(self, working: NDArray[np.uint8], seed: int) -> NDArray[np.uint8]:
+        """Change a picture. Raises `ConfigError` if the pipeline gives no picture of at least the input size."""
+        self._pipeline.set_random_seed(seed)
+        changed: NDArray[np.uint8] = self._pipeline(image=working)["image"]
+        input_h, input_w = self._recipe.input_hw
+        if changed.dtype != np.uint8 or changed.ndim != 3 or changed.shape[0] < input_h or changed.shape[1] < input_w:
+            raise ConfigError(
+                f"augmentation {self._name} gives {changed.dtype} {changed.shape}; "
+                f"expected uint8 of at least ({input_h}, {input_w}, 3)"
+            )
+        return crop_to_input(changed, self._recipe)
 
 
 def build_augment(name: str, recipe: Recipe) -> Augment | None:
-    """A function of (working picture uint8 (h, w, 3), seed) -> uint8 (input_h, input_w, 3); None for `none`.
+    """The augmentation of a preset or a file; None for `none`.
 
-    The result depends on the picture and the seed alone, never on workers or order.
     Raises `ConfigError` for an unknown preset or a file that is no albumentations pipeline.
     """
     if name == "none":
@@ -37,19 +55,7 @@ def build_augment(name: str, recipe: Recipe) -> Augment | None:
         pipeline = albumentations.Compose(_preset(name, recipe, albumentations))
     else:
         pipeline = _load_pipeline(name, albumentations)
-
-    def augment(working: NDArray[np.uint8], seed: int) -> NDArray[np.uint8]:
-        pipeline.set_random_seed(seed)
-        changed: NDArray[np.uint8] = pipeline(image=working)["image"]
-        if changed.dtype != np.uint8 or changed.ndim != 3 or min(changed.shape[:2]) < 1:
-            raise ConfigError(f"augmentation {name} gives {changed.dtype} {changed.shape} instead of uint8 (H, W, 3)")
-        if changed.shape[0] < recipe.input_hw[0] or changed.shape[1] < recipe.input_hw[1]:
-            raise ConfigError(
-                f"augmentation {name} gives {changed.shape[:2]}, smaller than the input {recipe.input_hw}"
-            )
-        return crop_to_input(changed, recipe)
-
-    return augment
+    return Augment(name, pipeline, recipe)
 
 
 def _preset(name: str, recipe: Recipe, albumentations: Any) -> list[Any]:

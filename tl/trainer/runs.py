@@ -19,7 +19,8 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
+from safetensors.torch import save as serialise_tensors
 from torch import Tensor
 
 from tl.errors import RunError
@@ -72,11 +73,18 @@ class Run:
         write_text(self.config_path, dump_config(config))
 
     def save_manifest(self, store: PictureStore) -> None:
-        """Write `manifest.csv`: every picture with label, split, group and SHA-256."""
+        """Write `manifest.csv`: every picture with label, split, group and SHA-256.
+
+        Raises `RunError` if the run has another one already: it cannot go on with other pictures.
+        """
         rows = [
             (p.name, p.label, p.split, p.group, digest) for p, digest in zip(store.pictures, store.hashes, strict=True)
         ]
-        write_csv(self.folder / "manifest.csv", ("path", "label", "split", "group", "sha256"), rows)
+        text = csv_text(("path", "label", "split", "group", "sha256"), rows)
+        path = self.folder / "manifest.csv"
+        if path.exists() and path.read_text(encoding="utf-8") != text:
+            raise RunError(f"{self.folder}: pictures, labels or splits have changed since; train a new run instead")
+        write_text(path, text)
 
     def picture_names(self, split: str) -> set[str]:
         """Names of a split's pictures, from `manifest.csv`. Raises `RunError`."""
@@ -117,7 +125,7 @@ class Run:
         """Write `best.safetensors`: the whole network and its card."""
         plain = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
         with atomic_path(self.best_path) as temporary:
-            save_file(plain, temporary, metadata={"tl.network": dump_json(card)})
+            temporary.write_bytes(serialise_tensors(plain, metadata={"tl.network": dump_json(card)}))
 
     def load_best(self) -> tuple[dict[str, Tensor], NetworkCard]:
         """Read `best.safetensors`. Raises `RunError`."""
@@ -171,8 +179,11 @@ class RunCheckpoints:
         """Write the state if it is final or the last write is some seconds ago."""
         if not final and time.monotonic() - self._saved_at < _SECONDS_BETWEEN_SAVES:
             return
+        # By way of memory: on a full disk torch raises RuntimeError, a plain write says what is wrong.
+        buffer = io.BytesIO()
+        torch.save({"run_version": RUN_VERSION, **state}, buffer)
         with atomic_path(self._run.last_path) as temporary:
-            torch.save({"run_version": RUN_VERSION, **state}, temporary)
+            temporary.write_bytes(buffer.getbuffer())
         self._run.save_history(history)
         self._events.write(history, final=final)
         self._saved_at = time.monotonic()
@@ -190,13 +201,18 @@ def create_run(out: str | Path, *, numbered: bool) -> Run:
     return Run(folder)
 
 
-def write_csv(path: Path, columns: Sequence[str], rows: Sequence[Sequence[Any]]) -> None:
-    """Write a CSV file atomically."""
+def csv_text(columns: Sequence[str], rows: Sequence[Sequence[Any]]) -> str:
+    """CSV text with a header."""
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
     writer.writerow(columns)
     writer.writerows(rows)
-    write_text(path, text.getvalue())
+    return text.getvalue()
+
+
+def write_csv(path: Path, columns: Sequence[str], rows: Sequence[Sequence[Any]]) -> None:
+    """Write a CSV file atomically."""
+    write_text(path, csv_text(columns, rows))
 
 
 def _in_use(folder: Path) -> bool:

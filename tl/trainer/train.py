@@ -17,13 +17,13 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.nn import functional
 
-from tl.errors import ConfigError, RunInterrupted
+from tl.errors import DataError, RunInterrupted
 from tl.runtime.recipe import Recipe, build_recipe
 from tl.trainer.augment import build_augment
 from tl.trainer.backbones import BackboneInfo, backbone_info, build_classifier, build_trunk, feature_shape
 from tl.trainer.batches import PictureBatches, TensorBatches, iter_inputs
 from tl.trainer.config import TrainConfig, resolve
-from tl.trainer.data import assign_splits, bind_class_names, class_ids, read_pictures
+from tl.trainer.data import Picture, assign_splits, bind_class_names, class_ids, read_pictures
 from tl.trainer.heads import build_head
 from tl.trainer.loop import Batches, FitOptions, Validation, best_epoch, fit
 from tl.trainer.machine import Machine, build_machine
@@ -54,8 +54,7 @@ def train(config: TrainConfig, progress: Progress, *, resume: Run | None = None)
     recipe = _build_recipe(config, info)
     augment = build_augment(str(config.augment), recipe)
     pictures = assign_splits(read_pictures(config.data, config.split_column), config.val_fraction, config.seed)
-    class_names = bind_class_names(pictures)
-    class_ids(pictures, class_names)  # unknown classes stop the run before any picture is read
+    _check_data(pictures, config)
     weights = find_weights(config.backbone, str(config.weights))
     run = resume or create_run(config.out, numbered=numbered)
     # Absolute, so that export finds the validation pictures from wherever it is run.
@@ -64,7 +63,8 @@ def train(config: TrainConfig, progress: Progress, *, resume: Run | None = None)
     store, bad = load_pictures(pictures, recipe, config.cache, progress)
     if not config.skip_bad:
         check_readable(bad)
-    ids = class_ids(store.pictures, bind_class_names(store.pictures))
+    class_names = _check_data(store.pictures, config)  # again: classes may have gone with unreadable pictures
+    ids = class_ids(store.pictures, class_names)
     network = build_network(config, info, len(class_names), weights).to(machine.device)
     card = NetworkCard(RUN_VERSION, class_names, recipe, weights.description if weights else "none")
     run.save_config(config)
@@ -208,13 +208,21 @@ def _evaluate_split(
     progress: Progress,
 ) -> dict[str, Any]:
     indices = store.indices(split)
-    if not indices:
-        raise ConfigError(f"the data set has no {split} split to evaluate")
     progress.start(f"evaluating {split}", 1, "splits")
     probabilities = predict_probabilities(network.eval(), store, indices, machine)
     run.save_predictions(split, [store.pictures[i] for i in indices], probabilities, class_names)
     progress.advance()
     return classification_metrics(np.array([ids[i] for i in indices]), probabilities, class_names)
+
+
+def _check_data(pictures: Sequence[Picture], config: TrainConfig) -> tuple[str, ...]:
+    """Class names, after checking what training and evaluation will need. Raises `DataError`."""
+    class_names = bind_class_names(pictures)
+    class_ids(pictures, class_names)
+    for split in ("val", "test") if config.test else ("val",):
+        if not any(picture.split == split for picture in pictures):
+            raise DataError(f"the data set has no pictures in its {split} split")
+    return class_names
 
 
 def _build_recipe(config: TrainConfig, info: BackboneInfo) -> Recipe:

@@ -1,0 +1,43 @@
+"""One finished run and its exported file, shared by the exporter's tests."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import torch
+
+from tests.trainer.make import make_class_folders, make_config
+from tl.exporter.export import Exported, export_run
+from tl.trainer.progress import Silent
+from tl.trainer.runs import Run
+from tl.trainer.train import train
+
+
+@pytest.fixture(autouse=True)
+def _torch_as_before() -> Iterator[None]:
+    """Give torch its thread count and random state back."""
+    threads, state = torch.get_num_threads(), torch.get_rng_state()
+    yield
+    torch.set_num_threads(threads)
+    torch.set_rng_state(state)
+
+
+@pytest.fixture(scope="session")
+def photos(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Three class folders of twelve squares of 20 x 26 px; read only."""
+    return make_class_folders(tmp_path_factory.mktemp("data") / "photos", 12, hw=(20, 26))
+
+
+@pytest.fixture(scope="session")
+def finished_run(photos: Path, tmp_path_factory: pytest.TempPathFactory) -> Run:
+    """A run of smallcnn on `photos`; read only."""
+    config = make_config(photos, tmp_path_factory.mktemp("runs") / "finished", head="mlp", augment="flip", epochs=4)
+    return train(config, Silent()).run
+
+
+@pytest.fixture(scope="session")
+def exported(finished_run: Run, tmp_path_factory: pytest.TempPathFactory) -> Exported:
+    """The run as a model file; read only."""
+    return export_run(finished_run, tmp_path_factory.mktemp("models") / "model.onnx", Silent())

@@ -1,0 +1,238 @@
+from __future__ import annotations
+
+import base64
+import dataclasses
+import hashlib
+import json
+import shutil
+from io import BytesIO
+from pathlib import Path
+
+import numpy as np
+import onnx
+import onnxruntime as ort
+import pytest
+import torch
+from PIL import Image
+
+from tests.trainer.make import Listener, make_noise, make_png, plain_text, read_rows, train_here
+from tl.errors import ConfigError, DataError, ParityError, RunError, TlError
+from tl.exporter.export import Exported, Subject, _export, export_pretrained, export_run, spread
+from tl.exporter.golden import synthetic_inputs
+from tl.runtime.contract import METADATA_KEY
+from tl.runtime.geometry import load_input
+from tl.runtime.predictor import load
+from tl.runtime.selftest import run_selftest
+from tl.runtime.session import Session
+from tl.trainer.backbones import build_classifier
+from tl.trainer.network import Deployed
+from tl.trainer.progress import Silent
+from tl.trainer.runs import Run
+from tl.trainer.train import load_network
+
+FORBIDDEN = (b"/work", b"/home", b"/root", b"/tmp", b"/usr", b"site-packages", b".py")
+
+
+def assert_nothing_private(path: Path, *private: Path) -> None:
+    content = plain_text(onnx.load(path))
+    assert b"class_names" in content
+    for word in (*FORBIDDEN, *(str(place).encode() for place in (*private, Path.home(), Path.cwd()))):
+        assert word not in content, word
+
+
+def test_export_run__contract_fields(exported: Exported, finished_run: Run) -> None:
+    contract = Session(exported.path, device="cpu", threads=1).contract
+    assert contract == exported.contract
+    assert (contract.task, contract.precision, contract.temperature) == ("classification", "fp32", 1.0)
+    assert contract.class_names == ("blue", "green", "red")
+    assert contract.outputs == ("probabilities", "embedding")
+    assert contract.recipe.input_hw == (32, 32)
+    assert contract.recipe == finished_run.load_best()[1].recipe
+    parity = contract.parity
+    assert (parity.images, parity.batch_sizes, parity.top1_agreement) == (7, (1, 8), 1.0)  # a fifth of 36
+    assert set(parity.session_max_abs_diff) == {"probabilities", "embedding"}
+    assert max(*parity.session_max_abs_diff.values(), parity.pipeline_max_abs_diff) < parity.tolerance
+    assert (contract.golden.source, len(contract.golden.samples)) == ("validation", 4)
+
+
+def test_export_run__provenance(exported: Exported, finished_run: Run) -> None:
+    provenance = exported.contract.provenance
+    assert (provenance.backbone, provenance.weights, provenance.method) == ("smallcnn", "none", "scratch")
+    metrics = json.loads((finished_run.folder / "metrics.json").read_text(encoding="utf-8"))["val"]
+    assert provenance.val_metrics == {name: value for name, value in metrics.items() if name != "per_class"}
+    assert provenance.config["data"] == "photos"
+    assert provenance.config["head_sizes"] == [512, 256]
+    assert "out" not in provenance.config
+    manifest = (finished_run.folder / "manifest.csv").read_bytes()
+    assert provenance.data_hash == hashlib.sha256(manifest).hexdigest()
+    assert provenance.versions["torch"] == torch.__version__.split("+")[0]
+    assert {"tl-toolkit", "onnx", "torchvision", "pillow"} <= set(provenance.versions)
+
+
+def test_export_run__versions_and_dynamic_batch(exported: Exported) -> None:
+    model = onnx.load(exported.path)
+    onnx.checker.check_model(model, full_check=True)
+    assert [(opset.domain, opset.version) for opset in model.opset_import] == [("", 18)]
+    assert model.ir_version <= 10
+    assert [prop.key for prop in model.metadata_props] == [METADATA_KEY]
+    session = ort.InferenceSession(exported.path, providers=["CPUExecutionProvider"])
+    for count in (1, 2, 9):
+        images = np.random.default_rng(count).integers(0, 256, (count, 32, 32, 3)).astype(np.uint8)
+        probabilities, embedding = session.run(["probabilities", "embedding"], {"images": images})
+        assert (probabilities.shape, embedding.shape) == ((count, 3), (count, 128))
+        np.testing.assert_allclose(probabilities.sum(axis=1), 1, rtol=0, atol=1e-6)  # float32 sums of three
+
+
+def test_export_run__nothing_private_leaks(exported: Exported, finished_run: Run, photos: Path) -> None:
+    assert_nothing_private(exported.path, photos.parent, finished_run.folder.parent, exported.path.parent)
+    assert list(exported.path.parent.iterdir()) == [exported.path]
+
+
+def test_export_run__golden_samples_are_validation_pictures(
+    exported: Exported, finished_run: Run, photos: Path
+) -> None:
+    names = finished_run.picture_names("val")
+    inputs = {load_input(photos / name, exported.contract.recipe).tobytes() for name in names}
+    for sample in exported.contract.golden.samples:
+        with Image.open(BytesIO(base64.b64decode(sample.png))) as picture:
+            assert np.asarray(picture).tobytes() in inputs
+
+
+def test_export_run__predictions_are_those_of_the_run(exported: Exported, finished_run: Run, photos: Path) -> None:
+    rows = read_rows(finished_run.folder / "predictions_val.csv")
+    with load(exported.path, device="cpu", threads=1) as predictor:
+        results = predictor.predict_batch([photos / row["path"] for row in rows])
+    for row, result in zip(rows, results, strict=True):
+        shown = [float(row[f"p:{name}"]) for name in ("blue", "green", "red")]
+        # tl.exporter.parity's bound, plus six printed digits.
+        np.testing.assert_allclose(result.probabilities, shown, rtol=0, atol=1.1e-4)  # type: ignore[union-attr]
+
+
+def test_export_run__passes_verify(exported: Exported) -> None:
+    test = run_selftest(exported.path, device="cpu", threads=1)
+    assert (test.samples, test.provider) == (4, "CPUExecutionProvider")
+    assert test.max_abs_diff <= test.tolerance == 1e-4
+
+
+def test_export_run__synthetic_golden_embeds_no_photo(finished_run: Run, tmp_path: Path) -> None:
+    done = export_run(finished_run, tmp_path / "m.onnx", Silent(), golden="synthetic")
+    assert done.contract.golden.source == "synthetic"
+    wanted = [image.tobytes() for image in synthetic_inputs((32, 32))]
+    found = []
+    for sample in done.contract.golden.samples:
+        with Image.open(BytesIO(base64.b64decode(sample.png))) as picture:
+            found.append(np.asarray(picture).tobytes())
+    assert sorted(found) == sorted(wanted)
+    run_selftest(done.path, device="cpu", threads=1)
+
+
+def test_export_run__further_parity_images(finished_run: Run, tmp_path: Path) -> None:
+    for i, hw in enumerate(((5, 70), (64, 64), (1, 1))):
+        make_png(tmp_path / "odd" / f"{i}.png", make_noise(i, hw=hw))
+    listener = Listener()
+    done = export_run(finished_run, tmp_path / "m.onnx", listener, parity_images=[tmp_path / "odd"])
+    assert done.contract.parity.images == 7 + 3
+    assert listener.tasks == ["reading pictures", "exporting"]
+
+
+def test_export__a_module_that_differs_from_its_graph_leaves_no_file(
+    finished_run: Run, exported: Exported, photos: Path, tmp_path: Path
+) -> None:
+    class Fickle(Deployed):
+        """Computes something else once it has been traced."""
+
+        def forward(self, images: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+            probabilities, embedding = super().forward(images)
+            return (probabilities, embedding) if torch.compiler.is_compiling() else (probabilities.flip(1), embedding)
+
+    network, card, _ = load_network(finished_run)
+    contract = exported.contract
+    subject = Subject(Fickle(network, 1.0), contract.outputs, card.class_names, card.recipe, contract.provenance)
+    paths = [str(path) for path in sorted(photos.rglob("*.png"))[:4]]
+    out = tmp_path / "out" / "m.onnx"
+    with pytest.raises(ParityError, match="parity failed on 4 pictures"):
+        _export(subject, out, paths, "validation", Silent())
+    assert list(out.parent.iterdir()) == []
+
+
+def moved_run(finished_run: Run, photos: Path, tmp_path: Path) -> Run:
+    """A copy of the run and of its pictures."""
+    shutil.copytree(photos, tmp_path / "photos")
+    shutil.copytree(finished_run.folder, tmp_path / "run")
+    run = Run(tmp_path / "run")
+    run.save_config(dataclasses.replace(run.load_config(), data=str(tmp_path / "photos")))
+    return run
+
+
+def test_export_run__pictures_gone(finished_run: Run, photos: Path, tmp_path: Path) -> None:
+    run = moved_run(finished_run, photos, tmp_path)
+    for name in run.picture_names("val"):
+        (tmp_path / "photos" / name).unlink()
+    with pytest.raises(DataError, match=r"the run's validation pictures are gone.*--parity-images"):
+        export_run(run, tmp_path / "m.onnx", Silent())
+    assert not (tmp_path / "m.onnx").exists()
+
+
+def test_export_run__pictures_gone_but_others_given(finished_run: Run, photos: Path, tmp_path: Path) -> None:
+    run = moved_run(finished_run, photos, tmp_path)
+    shutil.rmtree(tmp_path / "photos")
+    done = export_run(run, tmp_path / "m.onnx", Silent(), parity_images=[photos / "red"])
+    assert done.contract.parity.images == 12
+
+
+def test_export_run__a_damaged_picture_is_named(finished_run: Run, photos: Path, tmp_path: Path) -> None:
+    run = moved_run(finished_run, photos, tmp_path)
+    name = min(run.picture_names("val"))
+    (tmp_path / "photos" / name).write_bytes(b"")
+    with pytest.raises(DataError, match=f"{name}: empty file"):
+        export_run(run, tmp_path / "m.onnx", Silent())
+
+
+def test_export_run__refusals(finished_run: Run, tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=r"model.txt: a model file's name ends in .onnx"):
+        export_run(finished_run, tmp_path / "model.txt", Silent())
+    with pytest.raises(RunError, match="not a run folder"):
+        export_run(Run(tmp_path), tmp_path / "m.onnx", Silent())
+    with pytest.raises(TlError, match="no such file or folder"):
+        export_run(finished_run, tmp_path / "m.onnx", Silent(), parity_images=[tmp_path / "gone"])
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("head", "pooling"), [("linear", "gap"), ("linear", "flatten"), ("mlp", "flatten")])
+def test_export_run__every_head_and_pooling_keeps_parity(photos: Path, tmp_path: Path, head: str, pooling: str) -> None:
+    changes = {"head": head, "pooling": pooling, "resize_mode": "short_side", "epochs": 1}
+    run = train_here(photos, tmp_path / "r", **changes).run
+    done = export_run(run, tmp_path / "m.onnx", Silent())
+    assert done.contract.recipe.short_side == 37  # 32 / 0.875
+    assert done.contract.parity.top1_agreement == 1.0
+
+
+@pytest.mark.slow
+def test_export_pretrained__whole_classifier(photos: Path, tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    torch.save(build_classifier("squeezenet1_0").state_dict(), tmp_path / "w.pth")
+    done = export_pretrained("squeezenet1_0", str(tmp_path / "w.pth"), [photos / "red"], tmp_path / "m.onnx", Silent())
+    assert (len(done.contract.class_names), done.contract.outputs) == (1000, ("probabilities",))
+    assert (done.contract.recipe.resize_mode, done.contract.recipe.short_side) == ("short_side", 256)
+    assert done.contract.parity.images == 12
+    assert done.contract.provenance.method == "pretrained"
+    assert_nothing_private(done.path, tmp_path, photos)
+
+
+def test_export_pretrained__without_weights(photos: Path, tmp_path: Path) -> None:
+    with pytest.raises(DataError, match="would export random numbers"):
+        export_pretrained("squeezenet1_0", "none", [photos], tmp_path / "m.onnx", Silent())
+
+
+@pytest.mark.parametrize("backbone", ["smallcnn", "resnet81"])
+def test_export_pretrained__backbone_without_a_classifier(photos: Path, tmp_path: Path, backbone: str) -> None:
+    with pytest.raises(ConfigError, match=backbone):
+        export_pretrained(backbone, "imagenet", [photos], tmp_path / "m.onnx", Silent())
+
+
+@pytest.mark.parametrize(
+    ("count", "wanted"),
+    [(2, ["0", "9"]), (4, ["0", "3", "6", "9"]), (10, list("0123456789")), (99, list("0123456789"))],
+)
+def test_spread__evenly_from_first_to_last(count: int, wanted: list[str]) -> None:
+    assert spread("0123456789", count) == wanted

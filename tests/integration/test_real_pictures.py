@@ -1,0 +1,163 @@
+"""Real pictures and weights, where the optional folder of local test data is there (TL_SHARED)."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+import resource
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+from numpy.typing import NDArray
+from PIL import Image
+
+import tl.runtime
+from tests.models import make_model
+from tl.errors import ImageReadError
+from tl.runtime.decode import FORMATS, decode_image, upright
+from tl.runtime.recipe import build_recipe
+
+pytestmark = pytest.mark.slow
+
+MAX_SECONDS_A_FILE, MAX_BYTES = 20, 3e9
+
+
+@pytest.fixture(scope="module")
+def imagenet_model(shared: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """MobileNetV2 with its ImageNet head, proven on photos that include every odd kind."""
+    folder = tmp_path_factory.mktemp("imagenet")
+    photos = odd_kinds(shared, folder / "photos")
+    words = ["export", "--pretrained", "mobilenet_v2", "--weights", shared / "weights", "--images", photos]
+    out = folder / "imagenet.onnx"
+    done = subprocess.run(
+        [sys.executable, "-m", "tl", *words, "-o", out, "--json"], capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    parity = json.loads(done.stdout)["parity"]
+    assert parity["images"] == len(list(photos.iterdir())) == 8
+    assert parity["top1_agreement"] == 1
+    assert max(parity["pipeline_max_abs_diff"], parity["session_max_abs_diff"]["probabilities"]) < 1e-4
+    return out
+
+
+def odd_kinds(shared: Path, folder: Path) -> Path:
+    """A portrait EXIF photo, grey, alpha, CMYK, 16-bit grey and colour, palette, and a large photo."""
+    folder.mkdir()
+    odd = shared / "data" / "odd-images"
+    with Image.open(shared / "data" / "imagenet" / "dog.jpg") as dog:
+        dog.convert("L").save(folder / "grey.png")
+        dog.convert("RGBA").rotate(20).save(folder / "alpha.png")
+        dog.convert("CMYK").save(folder / "cmyk.jpg")
+        dog.convert("P").save(folder / "palette.png")
+        grey16 = np.asarray(dog.convert("L")).astype(np.uint16) * 257
+    Image.fromarray(grey16).save(folder / "grey16.png")
+    for name, source in {
+        "portrait.jpg": odd / "exif-orientation" / "Portrait_6.jpg",
+        "colour16.png": odd / "pngsuite" / "png" / "basn2c16.png",
+        "large.jpg": shared / "data" / "large-photos" / "test_3.jpg",
+    }.items():
+        (folder / name).write_bytes(source.read_bytes())
+    return folder
+
+
+def test_dog__is_a_samoyed(shared: Path, imagenet_model: Path) -> None:
+    with tl.runtime.load(imagenet_model, device="cpu") as model:
+        assert model.predict(shared / "data" / "imagenet" / "dog.jpg").label == "Samoyed"
+
+
+def test_orientations__of_one_photo_give_one_prediction(shared: Path, imagenet_model: Path, tmp_path: Path) -> None:
+    photo = decode_image(shared / "data/odd-images/exif-orientation/Landscape_1.jpg", build_recipe((8, 8)))
+    paths = [store_turned(photo, orientation, tmp_path) for orientation in range(1, 9)]
+    with tl.runtime.load(imagenet_model, device="cpu") as model:
+        results = [model.predict(path) for path in paths]
+    assert all(np.array_equal(results[0].probabilities, result.probabilities) for result in results)
+
+
+def store_turned(photo: NDArray[np.uint8], orientation: int, folder: Path) -> Path:
+    """Store a photo as a camera held otherwise would: turned pixels and the tag that says so."""
+    undo = {5: 5, 6: 8, 7: 7, 8: 6}  # a quarter turn is undone by the opposite one, everything else by itself
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    path = folder / f"{orientation}.png"
+    Image.fromarray(upright(photo, undo.get(orientation, orientation))).save(path, exif=exif, compress_level=1)
+    return path
+
+
+@pytest.mark.parametrize("kind", ["Landscape", "Portrait"])
+def test_orientations__of_published_files_are_upright(shared: Path, kind: str) -> None:
+    folder = shared / "data" / "odd-images" / "exif-orientation"
+    photos = [decode_image(folder / f"{kind}_{n}.jpg", build_recipe((8, 8))).astype(int) for n in range(1, 9)]
+    # The files differ by a digit in the centre and by JPEG noise; a turned one differs by 40 and more.
+    assert max(np.abs(photo - photos[0]).mean() for photo in photos) < 5
+
+
+def test_preprocessing__reaches_torchvisions_accuracy(shared: Path, imagenet_model: Path) -> None:
+    import torch
+    from torchvision import models
+
+    from tl.trainer.backbones import build_classifier
+    from tl.trainer.weights import find_weights, load_into
+
+    weights = find_weights("mobilenet_v2", str(shared / "weights"))
+    assert weights is not None
+    classifier = build_classifier("mobilenet_v2").eval().to(memory_format=torch.channels_last)
+    load_into(classifier, weights)
+    transform = models.MobileNet_V2_Weights.IMAGENET1K_V2.transforms()
+    synsets = [line.split()[0] for line in (shared / "data/imagenet/synset.txt").read_text().splitlines()]
+    pictures = sorted((shared / "data" / "imagenet-val-500").rglob("*.*"))
+    truth = np.array([synsets.index(path.parent.name) for path in pictures])
+    with tl.runtime.load(imagenet_model, device="cpu") as model:
+        ours = np.stack([r.probabilities for r in model.predict_iter(pictures)])  # type: ignore[union-attr]
+    with torch.no_grad():
+        pixels = torch.stack([transform(Image.open(path).convert("RGB")) for path in pictures])
+        pixels = pixels.contiguous(memory_format=torch.channels_last)
+        reference = torch.cat([torch.softmax(classifier(batch), 1) for batch in pixels.split(50)]).numpy()
+    accuracy = [(p.argmax(axis=1) == truth).mean() for p in (ours, reference)]
+    assert len(pictures) == 500
+    assert abs(accuracy[0] - accuracy[1]) <= 0.01
+    assert np.abs(ours - reference).max() < 1e-3  # torchvision's float normalisation comes in another order
+
+
+def test_odd_images__each_gives_a_row_in_bounds(shared: Path, tmp_path: Path) -> None:
+    folder = shared / "data" / "odd-images"
+    model = make_model(tmp_path / "color.onnx", recipe=build_recipe((32, 32)))
+    files = [path for path in folder.rglob("*") if path.is_file()]
+    started = time.perf_counter()
+    done = subprocess.run(
+        [sys.executable, "-m", "tl", "predict", *files, "--model", model], capture_output=True, text=True, check=False
+    )
+    seconds = time.perf_counter() - started
+    rows = list(csv.DictReader(io.StringIO(done.stdout)))
+    assert done.returncode == 3  # some inputs failed, and are listed
+    assert sorted(row["path"] for row in rows) == sorted(map(str, files))
+    assert [row["path"] for row in rows if bool(row["label"]) == bool(row["error"])] == []
+    assert seconds < 120
+    assert resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss * 1024 < MAX_BYTES
+
+
+def test_odd_images__decode_to_the_shape_pillow_finds(shared: Path) -> None:
+    folder = shared / "data" / "odd-images"
+    recipe = build_recipe((8, 8))
+    decoded, slowest = 0, 0.0
+    with (folder / "catalog.csv").open(encoding="utf-8") as stream:
+        for row in csv.DictReader(stream):
+            started = time.perf_counter()
+            try:
+                image = decode_image(folder / row["path"], recipe)
+            except ImageReadError:
+                continue
+            finally:
+                slowest = max(slowest, time.perf_counter() - started)
+            decoded += 1
+            size = (int(row["h"]), int(row["w"]))
+            # Pillow's size of a TIFF is already that of the upright picture.
+            turned = row["exif_orient"] in ("5", "6", "7", "8") and row["fmt"] != "TIFF"
+            assert image.shape == (*(size[::-1] if turned else size), 3), row["path"]
+            assert row["fmt"] in (*FORMATS, "MPO")
+    assert decoded > 900  # 926 when written: a loss would show
+    assert slowest < MAX_SECONDS_A_FILE

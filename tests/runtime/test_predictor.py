@@ -1,0 +1,250 @@
+from __future__ import annotations
+
+import threading
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from io import BytesIO
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from numpy.typing import NDArray
+
+from tests.models import COLORS, color_probabilities, make_model, solid
+from tests.runtime.pictures import blocks, encode, encode_turned, noise
+from tl.errors import DeviceError, EnsembleError, ImageReadError, ModelFileError
+from tl.runtime import Classification, Failure, Predictor, load
+from tl.runtime.geometry import load_input
+from tl.runtime.predictor import prepare
+from tl.runtime.recipe import build_recipe
+from tl.runtime.voting import VOTINGS, Voting
+
+ATOL = 1e-6  # float32 softmax in the graph against float64 by hand, on probabilities up to 1
+
+
+@pytest.fixture(scope="module")
+def predictor(color_model: Path) -> Predictor:
+    return load(color_model, device="cpu", threads=1)
+
+
+@pytest.fixture
+def three(tmp_path: Path) -> list[Path]:
+    """Members of other class orders, sizes and gains."""
+    return [
+        make_model(tmp_path / "a.onnx"),
+        make_model(tmp_path / "b.onnx", ("blue", "red", "green"), gain=0.02),
+        make_model(tmp_path / "c.onnx", ("green", "blue", "red"), recipe=build_recipe((12, 20)), gain=0.01),
+    ]
+
+
+class CountingFile(BytesIO):
+    """A file that counts how often it is decoded."""
+
+    decoded = 0
+
+    def seek(self, offset: int, whence: int = 0) -> int:
+        self.decoded += whence == 2
+        return super().seek(offset, whence)
+
+
+def classified(results: list[Any]) -> NDArray[np.float32]:
+    return np.stack([result.probabilities for result in results])
+
+
+# --- one picture
+
+
+def test_predict__numbers_by_hand(predictor: Predictor) -> None:
+    result = predictor.predict(solid((200, 30, 90)))
+    expected = color_probabilities(solid((200, 30, 90)))
+    assert (result.path, result.label, result.votes) == ("", "red", None)
+    assert result.class_names == COLORS
+    np.testing.assert_allclose(result.probabilities, expected, atol=ATOL)
+    assert result.confidence == result.probabilities[0]
+    assert predictor.provider == "CPUExecutionProvider"
+
+
+def test_predict__sources_agree(predictor: Predictor, tmp_path: Path) -> None:
+    path = tmp_path / "photo.png"
+    path.write_bytes(encode_turned(noise(30, 20), 6, "PNG"))
+    expected = predictor.predict(noise(30, 20)).probabilities
+    with path.open("rb") as stream:
+        for source in str(path), path, path.read_bytes(), stream:
+            result = predictor.predict(source)
+            np.testing.assert_array_equal(result.probabilities, expected)
+            assert result.path == ("" if isinstance(source, bytes) else str(path))
+
+
+def test_predict__unreadable_picture(predictor: Predictor, tmp_path: Path) -> None:
+    with pytest.raises(ImageReadError, match=r"missing\.jpg: No such file"):
+        predictor.predict(tmp_path / "missing.jpg")
+
+
+def test_predict__preprocesses_by_the_contract(tmp_path: Path) -> None:
+    recipe = build_recipe((8, 8), "letterbox", pad_rgb=(0, 0, 255))
+    with load(make_model(tmp_path / "m.onnx", recipe=recipe), device="cpu") as model:
+        result = model.predict(solid((255, 0, 0), 2, 8))  # a quarter red, the rest padding
+    # By hand: 2 of 8 rows are red, 6 are blue padding.
+    image = np.concatenate([solid((255, 0, 0), 2, 8), solid((0, 0, 255), 6, 8)])
+    np.testing.assert_allclose(result.probabilities, color_probabilities(image), atol=ATOL)
+    assert result.label == "blue"
+
+
+# --- batches
+
+
+@pytest.mark.parametrize("batch_size", [1, 2, 3, 16])
+def test_predict_iter__batches_equal_single_pictures(predictor: Predictor, batch_size: int) -> None:
+    images = [noise(20, 30, seed) for seed in range(7)]
+    batched = list(predictor.predict_iter(images, batch_size=batch_size, workers=2))
+    singles = [predictor.predict(image) for image in images]
+    np.testing.assert_allclose(classified(batched), classified(singles), atol=1e-6)  # the promise of the design
+    assert [result.label for result in batched if isinstance(result, Classification)] == [one.label for one in singles]
+
+
+@given(colors=st.lists(st.tuples(*[st.integers(0, 255)] * 3), min_size=1, max_size=20), size=st.integers(1, 6))
+def test_predict_iter__in_input_order(predictor: Predictor, colors: list[tuple[int, int, int]], size: int) -> None:
+    results = list(predictor.predict_iter([solid(color) for color in colors], batch_size=size, workers=2))
+    expected = np.stack([color_probabilities(solid(color)) for color in colors])
+    np.testing.assert_allclose(classified(results), expected, atol=ATOL)
+
+
+def test_predict_batch__failures_stand_in_their_places(predictor: Predictor, tmp_path: Path) -> None:
+    good, bad = tmp_path / "good.png", tmp_path / "bad.png"
+    good.write_bytes(encode(solid((9, 200, 9)), "PNG"))
+    bad.write_bytes(good.read_bytes()[:-30])
+    results = predictor.predict_batch([bad, good, b"", solid((9, 9, 200)), str(tmp_path / "none.png")])
+    assert [type(result) for result in results] == [Failure, Classification, Failure, Classification, Failure]
+    assert [result.path for result in results] == [str(bad), str(good), "", "", str(tmp_path / "none.png")]
+    assert [result.label for result in results if isinstance(result, Classification)] == ["green", "blue"]
+    assert results[2] == Failure("", "empty file")
+
+
+def test_predict_batch__nothing_and_failures_alone(predictor: Predictor) -> None:
+    assert predictor.predict_batch([]) == []
+    assert predictor.predict_batch([b"", b""]) == [Failure("", "empty file")] * 2
+
+
+def test_predict_iter__is_lazy_and_bounded(predictor: Predictor) -> None:
+    taken = 0
+
+    def endless() -> Iterator[NDArray[np.uint8]]:
+        nonlocal taken
+        while True:
+            taken += 1
+            yield solid((1, 2, 3))
+
+    results = predictor.predict_iter(endless(), batch_size=2, workers=1)
+    assert taken == 0
+    for _ in range(10):
+        next(results)
+    results.close()  # type: ignore[attr-defined]
+    assert 10 <= taken <= 10 + 4 * 2 + 1  # three batches ahead, one in the making, and the one being submitted
+
+
+def test_predict_iter__leaves_no_threads(predictor: Predictor) -> None:
+    before = threading.active_count()
+    list(predictor.predict_iter([solid((1, 2, 3))] * 5, workers=3))
+    assert threading.active_count() == before
+
+
+@pytest.mark.parametrize("batch_size", [0, -1])
+def test_predict_iter__impossible_batch_size(predictor: Predictor, batch_size: int) -> None:
+    with pytest.raises(ValueError):
+        list(predictor.predict_iter([solid((1, 2, 3))], batch_size=batch_size))
+
+
+def test_predict_iter__wrong_array_is_a_programming_fault(predictor: Predictor) -> None:
+    with pytest.raises(ValueError, match="uint8"):
+        predictor.predict_batch([np.zeros((4, 4), np.uint8)])
+
+
+def test_predict__threads(predictor: Predictor) -> None:
+    images = [noise(20, 20, seed) for seed in range(24)]
+    with ThreadPoolExecutor(4) as pool:
+        results = list(pool.map(predictor.predict, images))
+    np.testing.assert_array_equal(classified(results), classified([predictor.predict(image) for image in images]))
+
+
+# --- ensembles
+
+
+@pytest.mark.parametrize("vote", VOTINGS)
+def test_load__ensemble_of_one_equals_its_member(color_model: Path, predictor: Predictor, vote: Voting) -> None:
+    with load([color_model], device="cpu", vote=vote) as ensemble:
+        result = ensemble.predict(noise())
+    alone = predictor.predict(noise())
+    np.testing.assert_array_equal(result.probabilities, alone.probabilities)
+    assert (result.label, result.confidence) == (alone.label, alone.confidence)
+    assert result.votes is not None
+    assert result.votes.labels == (alone.label,)
+    assert result.votes.agreement == 1
+
+
+def test_load__soft_vote_by_hand(three: list[Path]) -> None:
+    image = solid((120, 100, 80), 12, 20)
+    own = np.stack([color_probabilities(image, gain) for gain in (0.05, 0.02, 0.01)])
+    expected = np.average(own, axis=0, weights=[1, 2, 3])
+    with load(three, device="cpu", weights=[1, 2, 3]) as ensemble:
+        assert ensemble.class_names == COLORS
+        assert ensemble.member_names == ("a", "b", "c")
+        (result,) = ensemble.predict_batch([image])
+    assert isinstance(result, Classification)
+    np.testing.assert_allclose(result.probabilities, expected, atol=ATOL)
+    assert result.votes is not None
+    assert result.votes.labels == ("red", "red", "red")
+    np.testing.assert_allclose(result.votes.probabilities, own, atol=ATOL)
+    np.testing.assert_allclose(result.votes.entropy, -(expected * np.log(expected)).sum(), atol=ATOL)
+
+
+def test_load__agreement_counts_members_for_the_label(tmp_path: Path) -> None:
+    top = build_recipe((8, 8), "short_side", short_side=8)  # sees the picture's middle alone
+    models = [make_model(tmp_path / "a.onnx"), make_model(tmp_path / "b.onnx", recipe=top, gain=0.01)]
+    image = solid((250, 0, 0), 8, 24)
+    image[:, 8:16] = (0, 250, 0)
+    with load(models, device="cpu") as ensemble:
+        votes = ensemble.predict(image).votes
+    assert votes is not None
+    assert votes.labels == ("red", "green")
+    assert votes.agreement == 0.5
+
+
+def test_prepare__decodes_once_for_equal_rules() -> None:
+    recipes = [build_recipe((8, 8)), build_recipe((12, 20), "letterbox"), build_recipe((8, 8), "short_side")]
+    file = CountingFile(encode(blocks(), "PNG"))
+    inputs = prepare(file, recipes)
+    assert file.decoded == 1
+    for recipe in recipes:
+        np.testing.assert_array_equal(inputs[recipe], load_input(blocks(), recipe))
+
+
+def test_prepare__decodes_again_for_another_depth() -> None:
+    recipes = [build_recipe((8, 8)), build_recipe((8, 8), bit_depth_max=4095)]
+    file = CountingFile(encode(np.full((8, 8), 2048, np.uint16), "PNG"))
+    inputs = prepare(file, recipes)
+    assert file.decoded == 2
+    assert [int(inputs[recipe][0, 0, 0]) for recipe in recipes] == [8, 128]
+
+
+# --- opening and closing
+
+
+def test_load__faults(tmp_path: Path, color_model: Path) -> None:
+    with pytest.raises(ModelFileError, match="no such file"):
+        load(tmp_path / "missing.onnx")
+    with pytest.raises(EnsembleError, match="at least one"):
+        load([])
+    with pytest.raises(DeviceError, match="unknown device"):
+        load(color_model, device="tpu")
+
+
+def test_close__twice_and_then_no_more_predictions(color_model: Path) -> None:
+    with load(str(color_model), device="cpu") as model:
+        assert model.predict(solid((1, 2, 3))).label == "blue"
+    model.close()
+    for attempt in (lambda: model.predict(solid((1, 2, 3))), lambda: model.predict_batch([b""])):
+        with pytest.raises(ValueError, match="closed"):
+            attempt()

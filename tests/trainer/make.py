@@ -1,0 +1,165 @@
+"""Small real data sets, configs and listeners for the trainer's and exporter's tests."""
+
+from __future__ import annotations
+
+import csv
+import re
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+import torch
+from numpy.typing import NDArray
+from PIL import Image
+from safetensors.torch import load_file
+from torch import Tensor
+
+from tl.trainer.config import TrainConfig
+from tl.trainer.data import Picture
+from tl.trainer.loop import EpochRow
+from tl.trainer.pictures import PictureStore, load_pictures
+from tl.trainer.progress import Silent
+from tl.trainer.runs import Run
+from tl.trainer.train import TrainResult, train
+
+COLOR_RGB = {"blue": (40, 60, 190), "green": (40, 170, 60), "red": (200, 50, 40)}
+NOT_TIMED = ("epoch", "lr", "train_loss", "train_top1_accuracy", "val_loss", "val_top1_accuracy")
+
+
+def make_noise(seed: int, rgb: tuple[int, int, int] = (128, 128, 128), hw: tuple[int, int] = (20, 20)) -> NDArray[Any]:
+    """A colour with noise of +-40, uint8 (H, W, 3)."""
+    noise = np.random.default_rng(seed).integers(-40, 41, (*hw, 3))
+    return np.clip(np.array(rgb) + noise, 0, 255).astype(np.uint8)
+
+
+def make_png(path: Path, image: NDArray[Any]) -> Path:
+    """Write an array as PNG, with its folders."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    Image.fromarray(image).save(path)
+    return path
+
+
+def make_class_folders(
+    root: Path, per_class: int = 6, classes: Iterable[str] = COLOR_RGB, hw: tuple[int, int] = (20, 20)
+) -> Path:
+    """ROOT/CLASS/N.png: noisy squares of each class's colour."""
+    for c, name in enumerate(classes):
+        for i in range(per_class):
+            make_png(root / name / f"{i}.png", make_noise(100 * c + i, COLOR_RGB.get(name, (128, 128, 128)), hw))
+    return root
+
+
+def make_manifest(path: Path, rows: Sequence[Sequence[str]], columns: Sequence[str] = ("path", "label")) -> Path:
+    """A CSV manifest, and an empty file for every path that is not there yet."""
+    with path.open("w", encoding="utf-8", newline="") as stream:
+        csv.writer(stream).writerows([columns, *rows])
+    for row in rows:
+        if row[0]:
+            (path.parent / row[0]).parent.mkdir(parents=True, exist_ok=True)
+            (path.parent / row[0]).touch()
+    return path
+
+
+def make_pictures(labels: Sequence[str], split: str = "", groups: Sequence[str] | None = None) -> list[Picture]:
+    """Pictures that exist by name alone."""
+    groups = groups or [""] * len(labels)
+    return [Picture(f"/x/{i}.png", f"{i}.png", label, split, groups[i]) for i, label in enumerate(labels)]
+
+
+def make_store(root: Path, recipe: Any, split: str = "train", cache: Any = "ram") -> PictureStore:
+    """All pictures under ROOT/CLASS/ in one split, loaded."""
+    paths = sorted(root.rglob("*.png"))
+    pictures = [Picture(str(p), p.relative_to(root).as_posix(), p.parent.name, split) for p in paths]
+    store, bad = load_pictures(pictures, recipe, cache, Silent())
+    if bad:
+        raise ValueError(f"bad test pictures: {bad}")
+    return store
+
+
+def make_config(data: Path, out: Path, **changes: Any) -> TrainConfig:
+    """A run that takes about a second: smallcnn at 32 px from scratch, two epochs, one thread."""
+    values: dict[str, Any] = {
+        "method": "scratch",
+        "backbone": "smallcnn",
+        "image_size": 32,
+        "epochs": 2,
+        "batch_size": 4,
+        "augment": "none",
+        "device": "cpu",
+        "threads": 1,
+        "workers": 0,
+    }
+    return TrainConfig(data=str(data), out=str(out), **{**values, **changes})
+
+
+def timeless(history: Iterable[EpochRow]) -> list[tuple[Any, ...]]:
+    """History rows without their timing."""
+    return [tuple(getattr(row, name) for name in NOT_TIMED) for row in history]
+
+
+def read_rows(path: Path) -> list[dict[str, str]]:
+    """A CSV file's rows."""
+    with path.open(encoding="utf-8", newline="") as stream:
+        return list(csv.DictReader(stream))
+
+
+def timeless_file(path: Path) -> list[tuple[str, ...]]:
+    """The rows of a `history.csv` without their timing."""
+    return [tuple(row[name] for name in NOT_TIMED) for row in read_rows(path)]
+
+
+def weights_of(run: Run) -> dict[str, Tensor]:
+    return load_file(run.best_path)
+
+
+def equal(left: dict[str, Tensor], right: dict[str, Tensor]) -> bool:
+    return left.keys() == right.keys() and all(torch.equal(left[name], right[name]) for name in left)
+
+
+def train_here(photos: Path, out: Path, **changes: Any) -> TrainResult:
+    return train(make_config(photos, out, **changes), Silent())
+
+
+def assert_same_run(left: Run, right: Run) -> None:
+    assert timeless_file(left.folder / "history.csv") == timeless_file(right.folder / "history.csv")
+    assert equal(weights_of(left), weights_of(right))
+    for name in ("predictions_val.csv", "manifest.csv"):
+        assert (left.folder / name).read_bytes() == (right.folder / name).read_bytes()
+
+
+def plain_text(model: onnx.ModelProto) -> bytes:
+    """A model file's bytes without tensor values and golden PNGs, in which short words occur by chance."""
+    copy = onnx.ModelProto()
+    copy.CopyFrom(model)
+    for tensor in copy.graph.initializer:
+        tensor.ClearField("raw_data")
+    for prop in copy.metadata_props:
+        prop.value = re.sub(r'"png":"[^"]*"', '"png":""', prop.value)
+    return copy.SerializeToString()
+
+
+class Listener(Silent):
+    """Remembers which tasks began and what was said."""
+
+    def __init__(self) -> None:
+        self.tasks: list[str] = []
+        self.lines: list[str] = []
+
+    def start(self, task: str, total: int, unit: str) -> None:
+        self.tasks.append(task)
+
+    def say(self, line: str) -> None:
+        self.lines.append(line)
+
+
+class StopsAt(Silent):
+    """Presses Ctrl-C in the first step of an epoch."""
+
+    def __init__(self, epoch: int) -> None:
+        self.epoch = epoch
+
+    def advance(self, steps: int = 1, note: str = "") -> None:
+        if note.startswith(f"epoch {self.epoch},"):
+            raise KeyboardInterrupt

@@ -1,0 +1,122 @@
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from numpy.typing import NDArray
+from sklearn.metrics import accuracy_score, f1_score, precision_recall_fscore_support
+
+from tl.trainer.metrics import classification_metrics, expected_calibration_error, wilson_interval
+
+NAMES = ("a", "b", "c", "d")
+# Sums of at most some hundred float64 terms in another order.
+FLOAT64_ORDER = 1e-12
+
+
+def random_case(seed: int, count: int = 60) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
+    rng = np.random.default_rng(seed)
+    probabilities = rng.dirichlet(np.ones(len(NAMES)), count).astype(np.float32)
+    return rng.integers(0, len(NAMES), count), probabilities
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_classification_metrics__accuracy_and_macro_f1_as_scikit_learn(seed: int) -> None:
+    truth, probabilities = random_case(seed)
+    scores = classification_metrics(truth, probabilities, NAMES)
+    decided = probabilities.argmax(axis=1)
+    assert scores["n"] == 60
+    assert scores["top1_accuracy"] == accuracy_score(truth, decided)
+    assert scores["macro_f1"] == pytest.approx(f1_score(truth, decided, average="macro"), abs=FLOAT64_ORDER)
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_classification_metrics__per_class_as_scikit_learn(seed: int) -> None:
+    truth, probabilities = random_case(seed)
+    per_class = classification_metrics(truth, probabilities, NAMES)["per_class"]
+    wanted = precision_recall_fscore_support(truth, probabilities.argmax(axis=1), zero_division=0)
+    for class_id, name in enumerate(NAMES):
+        found = [per_class[name][key] for key in ("precision", "recall", "f1", "n")]
+        assert found == pytest.approx([column[class_id] for column in wanted], abs=FLOAT64_ORDER)
+
+
+def test_classification_metrics__macro_f1_is_over_classes_that_are_present() -> None:
+    # Class 1 never occurs but is decided once; it lowers class 0's recall and is no class of the mean.
+    truth = np.array([0, 0, 2])
+    probabilities = np.eye(4, dtype=np.float32)[[0, 1, 2]]
+    scores = classification_metrics(truth, probabilities, NAMES)
+    assert scores["macro_f1"] == pytest.approx((2 / 3 + 1) / 2, abs=FLOAT64_ORDER)
+    wanted = f1_score(truth, [0, 1, 2], average="macro", labels=[0, 2])
+    assert scores["macro_f1"] == pytest.approx(wanted, abs=FLOAT64_ORDER)
+    assert scores["per_class"]["d"] == {"precision": 0.0, "recall": 0.0, "f1": 0.0, "n": 0}
+
+
+def test_classification_metrics__given_labels_decide() -> None:
+    probabilities = np.array([[0.6, 0.4], [0.6, 0.4]], np.float32)
+    truth = np.array([1, 1])
+    assert classification_metrics(truth, probabilities, ("a", "b"))["top1_accuracy"] == 0.0
+    scores = classification_metrics(truth, probabilities, ("a", "b"), np.array([1, 0]))
+    assert scores["top1_accuracy"] == 0.5
+    # Confidences are those of the decided labels: 0.4 right, 0.6 wrong, each in a bin of its own.
+    assert scores["ece"] == pytest.approx(0.5 * 0.6 + 0.5 * 0.6, abs=1e-7)  # 0.4 and 0.6 as float32
+
+
+def test_classification_metrics__keys_are_those_of_metrics_json() -> None:
+    scores = classification_metrics(*random_case(0), NAMES)
+    assert list(scores) == ["n", "top1_accuracy", "ci_low", "ci_high", "macro_f1", "ece", "per_class"]
+    assert all(type(scores[key]) in (int, float) for key in list(scores)[:-1])
+
+
+def test_classification_metrics__no_pictures() -> None:
+    with pytest.raises(ValueError, match="no pictures"):
+        classification_metrics(np.empty(0, np.int64), np.empty((0, 4), np.float32), NAMES)
+
+
+@pytest.mark.parametrize(
+    ("successes", "trials", "low", "high"),
+    [
+        # Source: Newcombe 1998, Statistics in Medicine 17:857, Table I, method 3 (four decimals).
+        (81, 263, 0.2553, 0.3662),
+        (15, 148, 0.0624, 0.1605),
+        (0, 20, 0.0, 0.1611),
+        (1, 29, 0.0061, 0.1718),
+    ],
+)
+def test_wilson_interval__published_values(successes: int, trials: int, low: float, high: float) -> None:
+    assert wilson_interval(successes, trials) == pytest.approx((low, high), abs=5e-5)  # four decimals are published
+
+
+@pytest.mark.parametrize("trials", [1, 2, 7, 1000])
+def test_wilson_interval__stays_within_0_and_1_and_holds_the_share(trials: int) -> None:
+    for successes in (0, trials // 2, trials):
+        low, high = wilson_interval(successes, trials)
+        assert 0.0 <= low < high <= 1.0
+        assert low - FLOAT64_ORDER <= successes / trials <= high + FLOAT64_ORDER
+
+
+def test_wilson_interval__is_symmetric() -> None:
+    low, high = wilson_interval(3, 10)
+    other_low, other_high = wilson_interval(7, 10)
+    assert (low, high) == pytest.approx((1 - other_high, 1 - other_low), abs=FLOAT64_ORDER)
+
+
+def test_expected_calibration_error__by_hand() -> None:
+    # Two bins of width 0.5: {0.25 wrong, 0.375 right} |0.5 - 0.3125|, {0.75 right, 1.0 right} |1 - 0.875|.
+    confidence = np.array([0.25, 0.375, 0.75, 1.0], np.float32)
+    correct = np.array([False, True, True, True])
+    wanted = 0.5 * (0.5 - 0.3125) + 0.5 * (1 - 0.875)
+    assert expected_calibration_error(correct, confidence, bins=2) == wanted  # every value is a binary fraction
+
+
+def test_expected_calibration_error__certain_and_right_is_0_certain_and_wrong_is_1() -> None:
+    certain = np.ones(5, np.float32)
+    assert expected_calibration_error(np.ones(5, bool), certain) == 0.0
+    assert expected_calibration_error(np.zeros(5, bool), certain) == 1.0
+
+
+def test_expected_calibration_error__against_a_loop_over_pictures() -> None:
+    truth, probabilities = random_case(9, 200)
+    confidence, correct = probabilities.max(axis=1), probabilities.argmax(axis=1) == truth
+    bins: dict[int, list[tuple[bool, float]]] = {}
+    for right, value in zip(correct.tolist(), confidence.tolist(), strict=True):
+        bins.setdefault(min(14, int(value * 15)), []).append((right, value))
+    wanted = sum(abs(sum(r - v for r, v in members)) for members in bins.values()) / 200
+    assert expected_calibration_error(correct, confidence) == pytest.approx(wanted, abs=FLOAT64_ORDER)

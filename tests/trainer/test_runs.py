@@ -1,0 +1,249 @@
+from __future__ import annotations
+
+import json
+import os
+import pickle
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from tests.trainer.make import make_config, make_noise, make_png, make_store, read_rows
+from tl.errors import ConfigError, OutputError, RunError
+from tl.runtime.recipe import build_recipe
+from tl.trainer.data import Picture
+from tl.trainer.loop import EpochRow
+from tl.trainer.runs import RUN_VERSION, NetworkCard, Run, RunCheckpoints, create_run, write_csv
+
+CARD = NetworkCard(RUN_VERSION, ("a", "Käfer, rot"), build_recipe((8, 8)), "none")
+ROW = EpochRow(1, 0.001, 1.25, 0.5, 1.5, 0.25, 2.0, 10.0)
+
+
+class RunsCode:
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def __reduce__(self) -> tuple[object, tuple[str]]:
+        return os.mkdir, (str(self.path),)
+
+
+@pytest.fixture
+def run(tmp_path: Path) -> Run:
+    return Run(tmp_path / "run")
+
+
+def tensors() -> dict[str, Tensor]:
+    return {"head.weight": torch.arange(6.0).view(2, 3), "steps": torch.tensor(3)}
+
+
+def file_names(run: Run) -> list[str]:
+    """Sorted; an event file's name goes on with time, host and process, which are cut off."""
+    names = (path.name for path in run.folder.iterdir())
+    return sorted("events.out.tfevents" if name.startswith("events.out.tfevents.") else name for name in names)
+
+
+def test_create_run__makes_no_folder_yet(tmp_path: Path) -> None:
+    assert create_run(tmp_path / "a", numbered=False) == Run(tmp_path / "a")
+    assert not (tmp_path / "a").exists()
+
+
+def test_create_run__folder_in_use(tmp_path: Path) -> None:
+    (tmp_path / "a").mkdir()
+    assert create_run(tmp_path / "a", numbered=False).folder == tmp_path / "a"  # empty is free
+    (tmp_path / "a" / "x").touch()
+    with pytest.raises(RunError, match=r"a: exists already; give another --out, or continue it by --resume"):
+        create_run(tmp_path / "a", numbered=False)
+    (tmp_path / "a-2").touch()
+    assert create_run(tmp_path / "a", numbered=True).folder == tmp_path / "a-3"
+
+
+def test_save_config__round_trip(run: Run, tmp_path: Path) -> None:
+    config = make_config(tmp_path, run.folder, head_sizes=(3, 4), lr=1e-5)
+    run.save_config(config)
+    assert run.load_config() == config
+
+
+def test_load_config__not_a_run(run: Run) -> None:
+    with pytest.raises(RunError, match=r"no config.yaml: not a run folder"):
+        run.load_config()
+    run.folder.mkdir()
+    run.config_path.write_text("epoch: 3\n", encoding="utf-8")
+    with pytest.raises(ConfigError, match=r"config.yaml: unknown option 'epoch' \(nearest: 'epochs'\)"):
+        run.load_config()
+
+
+def test_save_best__round_trip(run: Run) -> None:
+    weights = tensors()
+    weights["strided"] = torch.zeros(2, 3, 4, 4).to(memory_format=torch.channels_last)  # safetensors wants contiguous
+    run.save_best(weights, CARD)
+    loaded, card = run.load_best()
+    assert card == CARD
+    assert loaded.keys() == weights.keys()
+    assert all(torch.equal(loaded[name], tensor) for name, tensor in weights.items())
+
+
+def test_load_best__missing_or_damaged(run: Run) -> None:
+    with pytest.raises(RunError, match=r"has no best.safetensors; .* did its training finish"):
+        run.load_best()
+    run.save_best(tensors(), CARD)
+    run.best_path.write_bytes(run.best_path.read_bytes()[:40])
+    with pytest.raises(RunError, match=r"best.safetensors: damaged"):
+        run.load_best()
+
+
+@pytest.mark.parametrize("metadata", [None, {"tl.network": "{}"}, {"tl.network": '{"run_version": NaN}'}])
+def test_load_best__tensors_without_our_card(run: Run, metadata: dict[str, str] | None) -> None:
+    run.folder.mkdir()
+    save_file(tensors(), run.best_path, metadata=metadata)
+    with pytest.raises(RunError, match="made by another version of tl"):
+        run.load_best()
+
+
+def test_load_best__of_another_version(run: Run) -> None:
+    run.save_best(tensors(), NetworkCard(RUN_VERSION + 1, CARD.class_names, CARD.recipe, "none"))
+    with pytest.raises(RunError, match="another version of tl"):
+        run.load_best()
+
+
+def test_save_manifest__columns_and_hashes(run: Run, tmp_path: Path) -> None:
+    for i, name in enumerate(("a/1.png", "b/2.png")):
+        make_png(tmp_path / "data" / name, make_noise(i))
+    store = make_store(tmp_path / "data", CARD.recipe)
+    run.save_manifest(store)
+    rows = read_rows(run.folder / "manifest.csv")
+    assert list(rows[0]) == ["path", "label", "split", "group", "sha256"]
+    assert [(r["path"], r["label"], r["split"], r["group"]) for r in rows] == [
+        ("a/1.png", "a", "train", ""),
+        ("b/2.png", "b", "train", ""),
+    ]
+    assert [r["sha256"] for r in rows] == list(store.hashes)
+    assert run.picture_names("train") == {"a/1.png", "b/2.png"}
+    assert run.picture_names("val") == set()
+
+
+def test_save_manifest__of_other_pictures_is_refused(run: Run, tmp_path: Path) -> None:
+    make_png(tmp_path / "data" / "a" / "1.png", make_noise(1))
+    run.save_manifest(make_store(tmp_path / "data", CARD.recipe))
+    run.save_manifest(make_store(tmp_path / "data", CARD.recipe))
+    before = (run.folder / "manifest.csv").read_bytes()
+    make_png(tmp_path / "data" / "a" / "1.png", make_noise(2))  # the same name, other pixels
+    with pytest.raises(RunError, match="pictures, labels or splits have changed"):
+        run.save_manifest(make_store(tmp_path / "data", CARD.recipe))
+    assert (run.folder / "manifest.csv").read_bytes() == before
+
+
+def test_picture_names__no_manifest(run: Run) -> None:
+    with pytest.raises(RunError, match=r"no readable manifest.csv"):
+        run.picture_names("val")
+
+
+def test_save_skipped__columns(run: Run) -> None:
+    run.save_skipped([(Picture("/d/x.png", "x.png", "a", "train"), "empty file")])
+    assert read_rows(run.folder / "skipped.csv") == [{"path": "x.png", "split": "train", "error": "empty file"}]
+
+
+def test_save_history__columns(run: Run) -> None:
+    run.save_history([ROW])
+    text = (run.folder / "history.csv").read_text(encoding="utf-8")
+    assert text.splitlines() == [
+        "epoch,lr,train_loss,train_top1_accuracy,val_loss,val_top1_accuracy,seconds,images_per_s",
+        "1,0.001,1.25,0.5,1.5,0.25,2,10",
+    ]
+
+
+def test_save_predictions__columns(run: Run) -> None:
+    pictures = [Picture("/d/a/1.png", "a/1.png", "a"), Picture("/d/b/2.png", "b/2.png", "Käfer, rot")]
+    run.save_predictions("val", pictures, np.array([[0.75, 0.25], [0.5, 0.5]], np.float32), CARD.class_names)
+    assert read_rows(run.folder / "predictions_val.csv") == [
+        {
+            "path": "a/1.png",
+            "true_label": "a",
+            "label": "a",
+            "confidence": "0.75",
+            "p:a": "0.75",
+            "p:Käfer, rot": "0.25",
+        },
+        {  # a tie goes to the first class
+            "path": "b/2.png",
+            "true_label": "Käfer, rot",
+            "label": "a",
+            "confidence": "0.5",
+            "p:a": "0.5",
+            "p:Käfer, rot": "0.5",
+        },
+    ]
+
+
+def test_save_metrics__json(run: Run) -> None:
+    run.save_metrics({"best_epoch": 2, "val": {"n": 3, "macro_f1": 0.5, "per_class": {"Käfer": {"n": 3}}}})
+    text = (run.folder / "metrics.json").read_text(encoding="utf-8")
+    assert json.loads(text)["best_epoch"] == 2
+    assert "Käfer" in text
+    assert run.load_val_metrics() == {"n": 3.0, "macro_f1": 0.5}
+
+
+def test_load_val_metrics__unfinished(run: Run) -> None:
+    with pytest.raises(RunError, match="did its training finish"):
+        run.load_val_metrics()
+
+
+def test_run_checkpoints__first_and_final_are_written_others_wait(run: Run) -> None:
+    checkpoints = RunCheckpoints(run)
+    assert checkpoints.load_last() is None
+    for number, final in ((1, False), (2, False), (3, True)):
+        checkpoints.save({"number": number}, [ROW], final=final)
+        assert checkpoints.load_last() == {"run_version": RUN_VERSION, "number": 1 if number < 3 else 3}
+    assert len(read_rows(run.folder / "history.csv")) == 1
+    assert file_names(run) == ["events.out.tfevents", "history.csv", "last.pt"]
+
+
+@pytest.mark.parametrize(
+    ("content", "reason"),
+    [({"number": 1}, "another version"), ({"run_version": 99}, "another version"), (None, "cannot be resumed from")],
+)
+def test_run_checkpoints__state_that_is_not_ours(run: Run, content: dict[str, Any] | None, reason: str) -> None:
+    run.folder.mkdir()
+    run.last_path.write_bytes(b"PK half a file") if content is None else torch.save(content, run.last_path)
+    with pytest.raises(RunError, match=f"last.pt: .*{reason}"):
+        RunCheckpoints(run).load_last()
+
+
+def test_run_checkpoints__a_state_that_would_run_code_is_refused(run: Run, tmp_path: Path) -> None:
+    run.folder.mkdir()
+    torch.save({"run_version": RUN_VERSION, "x": RunsCode(tmp_path / "ran")}, run.last_path)
+    with pytest.raises(RunError, match="cannot be resumed from"):
+        RunCheckpoints(run).load_last()
+    run.last_path.write_bytes(pickle.dumps(RunsCode(tmp_path / "ran"), protocol=2))
+    with pytest.raises(RunError, match="cannot be resumed from"):
+        RunCheckpoints(run).load_last()
+    assert not (tmp_path / "ran").exists()
+
+
+def test_write_csv__quotes_and_leaves_no_partial_file(tmp_path: Path) -> None:
+    write_csv(tmp_path / "x" / "t.csv", ("a", "b"), [("1,2", 'say "x"'), ("line\nbreak", "")])
+    assert read_rows(tmp_path / "x" / "t.csv") == [{"a": "1,2", "b": 'say "x"'}, {"a": "line\nbreak", "b": ""}]
+    assert [path.name for path in (tmp_path / "x").iterdir()] == ["t.csv"]
+
+
+def test_write_csv__place_that_cannot_be_written(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    with pytest.raises(OutputError, match="cannot be written"):
+        write_csv(tmp_path / "file" / "t.csv", ("a",), [])
+
+
+def test_finished_run__files(finished_run: Run) -> None:
+    assert file_names(finished_run) == [
+        "best.safetensors",
+        "config.yaml",
+        "events.out.tfevents",
+        "history.csv",
+        "last.pt",
+        "manifest.csv",
+        "metrics.json",
+        "predictions_val.csv",
+    ]
+    assert load_file(finished_run.best_path).keys() == finished_run.load_best()[0].keys()
