@@ -12,11 +12,16 @@ from pathlib import Path
 
 CPU_WHEEL, GPU_WHEEL = "onnxruntime", "onnxruntime-gpu"
 
-# Libraries that onnxruntime's CUDA provider loads, by CUDA major version.
-# Source: readelf -d libonnxruntime_providers_cuda.so of onnxruntime-gpu 1.31 (CUDA 13) and 1.22 (CUDA 12).
+
+def _libraries(names: str) -> tuple[str, ...]:
+    return tuple(f"lib{name}" for name in names.split())
+
+
+# Libraries that onnxruntime's CUDA provider needs, by CUDA major version.
+# Source: readelf -d libonnxruntime_providers_cuda.so of onnxruntime-gpu 1.31; cuFFT and cuDNN are opened later.
 CUDA_LIBRARIES = {
-    "13": ("libcudart.so.13", "libcublas.so.13", "libcublasLt.so.13", "libcufft.so.12", "libcudnn.so.9"),
-    "12": ("libcudart.so.12", "libcublas.so.12", "libcublasLt.so.12", "libcufft.so.11", "libcudnn.so.9"),
+    "13": _libraries("cudart.so.13 cublas.so.13 cublasLt.so.13 curand.so.10 cufft.so.12 cudnn.so.9"),
+    "12": _libraries("cudart.so.12 cublas.so.12 cublasLt.so.12 curand.so.10 cufft.so.11 cudnn.so.9"),
 }
 
 
