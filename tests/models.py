@@ -60,7 +60,7 @@ def make_model(
     *,
     recipe: Recipe | None = None,
     gain: float = 0.05,
-    contract: Contract | str | None | bool = True,
+    contract: Contract | str | bool | None = True,
 ) -> Path:
     """Write a model: uint8 NHWC -> mean colour -> gain -> softmax; `class_names` reorder the colours.
 

@@ -126,12 +126,12 @@ def test_picture_store__indices_of_a_split(tmp_path: Path, recipe: Recipe) -> No
 def test_check_readable__lists_all(tmp_path: Path, recipe: Recipe) -> None:
     _, bad = load_pictures(make_bad(tmp_path), recipe, "ram", Silent())
     with pytest.raises(DataError) as caught:
-        check_readable(bad)
+        check_readable(bad, "mend them")
     lines = str(caught.value).splitlines()
     assert lines[0].startswith("3 pictures cannot be read")
-    assert "--skip-bad" in lines[0]
+    assert "mend them" in lines[0]
     assert [line.split(":")[0].strip() for line in lines[1:]] == ["empty.png", "cut.png", "gone.png"]
 
 
 def test_check_readable__nothing_bad() -> None:
-    check_readable([])
+    check_readable([], "mend them")

@@ -11,22 +11,22 @@ from typing import Annotated
 import typer
 
 from tl.commands.console import EXIT_SOME_FAILED, console_progress, warn
-from tl.commands.predict import open_predictor
+from tl.commands.options import Device, EnsembleFiles, ModelFile, Threads, VoteWeights, open_predictor
 
 
 def command(
     data: Annotated[
         Path, typer.Argument(help="Folder of class folders, train/ val/ test/ of them, or CSV.", show_default=False)
     ],
-    model: Annotated[Path | None, typer.Option("--model", "-m", help="One model file.")] = None,
-    ensemble: Annotated[list[Path] | None, typer.Option(help="Model files that vote, all after one flag.")] = None,
+    model: ModelFile = None,
+    ensemble: EnsembleFiles = None,
     split: Annotated[
         str | None, typer.Option(help="train, val, test or all. Default: test, else val, else all.")
     ] = None,
     split_column: Annotated[str, typer.Option(help="Column of a CSV that holds the split.")] = "split",
-    vote_weights: Annotated[str | None, typer.Option(help="One number a member, as in 2,1,1.")] = None,
-    device: Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N.")] = "auto",
-    threads: Annotated[int | None, typer.Option(min=1, help="CPU threads for inference. Default: all cores.")] = None,
+    vote_weights: VoteWeights = None,
+    device: Device = "auto",
+    threads: Threads = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print rows with per-class scores as JSON.")] = False,
 ) -> None:
     """Score a model file, or an ensemble under every voting rule, on labelled pictures.

@@ -3,35 +3,33 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from tl.commands.console import EXIT_INTERRUPTED, EXIT_SOME_FAILED, console_progress, warn
-from tl.errors import ConfigError, DataError
+from tl.commands.options import Classes, Device, EnsembleFiles, ModelFile, Threads, Vote, VoteWeights, open_predictor
+from tl.errors import DataError
 
 if TYPE_CHECKING:
     from tl.runtime.predictor import Predictor
 
 
 def command(
-    images: Annotated[
-        list[str], typer.Argument(help="Picture files and folders (searched through).", show_default=False)
-    ],
-    model: Annotated[Path | None, typer.Option("--model", "-m", help="One model file.")] = None,
-    ensemble: Annotated[list[Path] | None, typer.Option(help="Model files that vote, all after one flag.")] = None,
+    images: Annotated[list[str], typer.Argument(help="Picture files and folders.", show_default=False)],
+    model: ModelFile = None,
+    ensemble: EnsembleFiles = None,
     output: Annotated[
         Path | None, typer.Option("--output", "-o", help="A .csv or .jsonl file. Default: CSV on stdout.")
     ] = None,
-    vote: Annotated[Literal["soft", "hard", "max"], typer.Option(help="How an ensemble decides.")] = "soft",
-    vote_weights: Annotated[str | None, typer.Option(help="One number a member, as in 2,1,1.")] = None,
-    classes: Annotated[
-        Literal["same", "union"], typer.Option(help="union lets members with different classes vote.")
-    ] = "same",
-    device: Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N.")] = "auto",
+    vote: Vote = "soft",
+    vote_weights: VoteWeights = None,
+    classes: Classes = "same",
+    device: Device = "auto",
     batch_size: Annotated[int, typer.Option(min=1, help="Pictures a batch.")] = 16,
-    threads: Annotated[int | None, typer.Option(min=1, help="CPU threads for inference. Default: all cores.")] = None,
+    threads: Threads = None,
 ) -> None:
     """Predict pictures with one model file or an ensemble.
 
@@ -45,72 +43,45 @@ def command(
     Columns: path, label, confidence, p:CLASS of each class, error; ensembles add agreement, entropy and vote:MEMBER.
     Exit code 3 says that some pictures could not be read: their rows hold the reason.
     """
-    from tl.runtime.results import Failure
     from tl.runtime.sources import find_pictures
-    from tl.runtime.writers import open_writer, partial_path
 
     found = find_pictures(images)
     if found.hidden or found.not_pictures:
-        warn(
-            f"passed over: {found.hidden} hidden files, {found.not_pictures} files that are no pictures by their names"
-        )
+        warn(f"passed over: {found.hidden} hidden, {found.not_pictures} files that are no pictures by their names")
     if not found.paths:
         raise DataError(f"no pictures found in {', '.join(images)}")
-    done = failed = 0
     predictor = open_predictor(
         model, ensemble, vote=vote, vote_weights=vote_weights, classes=classes, device=device, threads=threads
     )
-    member_names = predictor.member_names if ensemble else ()
+    failed = _write_predictions(predictor, found.paths, output, batch_size, with_votes=bool(ensemble))
+    if failed:
+        raise typer.Exit(EXIT_SOME_FAILED)
+
+
+def _write_predictions(
+    predictor: Predictor, paths: Sequence[str], output: Path | None, batch_size: int, *, with_votes: bool
+) -> int:
+    """Predict and write row by row; returns how many pictures could not be read."""
+    from tl.runtime.results import Failure
+    from tl.runtime.writers import open_writer, partial_path
+
+    done = failed = 0
     started = time.monotonic()
+    member_names = predictor.member_names if with_votes else ()
+    writing = open_writer(output, predictor.class_names, member_names)
     try:
-        with (
-            predictor,
-            console_progress() as progress,
-            open_writer(output, predictor.class_names, member_names) as writer,
-        ):
-            progress.start("predicting", len(found.paths), "pictures")
-            for result in predictor.predict_iter(found.paths, batch_size=batch_size):
+        with predictor, console_progress() as progress, writing as writer:
+            progress.start("predicting", len(paths), "pictures")
+            for result in predictor.predict_iter(paths, batch_size=batch_size):
                 writer.write(result)
                 done += 1
                 failed += isinstance(result, Failure)
                 progress.advance()
     except KeyboardInterrupt:
         rows = f"; their rows are in {partial_path(output)}" if output else ""
-        warn(f"interrupted after {done} of {len(found.paths)} pictures{rows}")
+        warn(f"interrupted after {done} of {len(paths)} pictures{rows}")
         raise typer.Exit(EXIT_INTERRUPTED) from None
     speed = done / max(time.monotonic() - started, 1e-9)
     where = f"; {output}" if output else ""
     warn(f"{done - failed} pictures predicted, {failed} could not be read, {speed:.0f}/s{where}")
-    if failed:
-        raise typer.Exit(EXIT_SOME_FAILED)
-
-
-def open_predictor(
-    model: Path | None,
-    ensemble: list[Path] | None,
-    *,
-    vote: Literal["soft", "hard", "max"] = "soft",
-    vote_weights: str | None = None,
-    classes: Literal["same", "union"] = "same",
-    device: str = "auto",
-    threads: int | None = None,
-) -> Predictor:
-    """Load what --model or --ensemble names and say on stderr what runs it."""
-    models = ensemble or model
-    if models is None or (ensemble and model):
-        raise ConfigError("give either --model a.onnx or --ensemble a.onnx b.onnx c.onnx")
-    from tl.runtime.predictor import load
-
-    weights = _parse_weights(vote_weights)
-    predictor = load(models, device=device, threads=threads, vote=vote, weights=weights, classes=classes)
-    warn(f"running on {predictor.provider}")
-    return predictor
-
-
-def _parse_weights(text: str | None) -> list[float] | None:
-    if text is None:
-        return None
-    try:
-        return [float(word) for word in text.split(",")]
-    except ValueError as error:
-        raise ConfigError(f"--vote-weights: expected numbers such as 2,1,1, found '{text}'") from error
+    return failed

@@ -10,11 +10,12 @@ from typing import Annotated
 import typer
 
 from tl.commands.console import warn
+from tl.commands.options import Device
 
 
 def command(
     model: Annotated[Path, typer.Argument(help="Model file.", show_default=False)],
-    device: Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N.")] = "auto",
+    device: Device = "auto",
     as_json: Annotated[bool, typer.Option("--json", help="Print the result as JSON on stdout.")] = False,
 ) -> None:
     """Rerun a model file's golden samples on this machine.

@@ -30,7 +30,7 @@ from tl.runtime.session import Session
 from tl.runtime.sources import find_pictures
 from tl.trainer.backbones import backbone_info, build_classifier, torchvision_weights
 from tl.trainer.config import TrainConfig
-from tl.trainer.data import Picture, read_pictures
+from tl.trainer.data import Picture
 from tl.trainer.graph import to_onnx
 from tl.trainer.network import Deployed, DeployedClassifier, Normalise
 from tl.trainer.pictures import check_readable, load_pictures
@@ -141,7 +141,7 @@ def _export(
     if not paths:
         raise DataError("the run's validation pictures are gone, and parity needs some: give --parity-images DIR")
     store, bad = load_pictures([Picture(path, path, "") for path in paths], subject.recipe, "ram", progress)
-    check_readable(bad)
+    check_readable(bad, "parity needs whole pictures: mend or remove them")
     inputs = np.stack([store.input(i) for i in range(len(store.pictures))])
     progress.start("exporting", 3, "steps")
     model = to_onnx(subject.module, subject.recipe.input_hw, subject.outputs)
@@ -195,10 +195,10 @@ def _golden(
 
 def _validation_pictures(run: Run, config: TrainConfig) -> list[str]:
     """The run's validation pictures that still stand where they were."""
-    wanted = run.picture_names("val")
-    if not Path(config.data).exists():
-        return []
-    return [p.path for p in read_pictures(config.data, config.split_column) if p.name in wanted]
+    data = Path(config.data)
+    folder = data if data.is_dir() else data.parent
+    paths = [folder / name for name in sorted(run.picture_names("val"))]
+    return [os.fspath(path) for path in paths if path.is_file()]
 
 
 def spread(paths: Sequence[str], count: int) -> list[str]:

@@ -10,6 +10,8 @@ import os
 from importlib import metadata
 from pathlib import Path
 
+from tl.errors import DeviceError
+
 CPU_WHEEL, GPU_WHEEL = "onnxruntime", "onnxruntime-gpu"
 
 
@@ -34,6 +36,14 @@ def installed_wheels() -> dict[str, str]:
         except metadata.PackageNotFoundError:
             continue
     return found
+
+
+def parse_device(device: str) -> tuple[str, int]:
+    """Split auto, cpu, cuda or cuda:N into kind and index. Raises `DeviceError`."""
+    kind, _, index = device.partition(":")
+    if kind not in ("auto", "cpu", "cuda") or (":" in device and (kind != "cuda" or not index.isdecimal())):
+        raise DeviceError(f"unknown device {device!r}: expected auto, cpu, cuda or cuda:N")
+    return kind, int(index or 0)
 
 
 def wheel_fault() -> str | None:

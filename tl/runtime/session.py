@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 
 from tl.errors import DeviceError, MissingExtraError, ModelFileError
 from tl.runtime.contract import METADATA_KEY, Contract, parse_contract
-from tl.runtime.devices import driver_fault, library_fault, usable_cores, wheel_fault
+from tl.runtime.devices import driver_fault, library_fault, parse_device, usable_cores, wheel_fault
 
 INPUT_NAME = "images"
 _FATAL_ONLY = 4
@@ -116,7 +116,7 @@ def _signature(value: Any) -> tuple[str, str, tuple[int | None, ...]]:
 
 
 def _open(path: str, device: str, threads: int | None) -> Any:
-    kind, index = _parse_device(device)
+    kind, index = parse_device(device)
     if not Path(path).is_file():
         raise ModelFileError(f"{path}: no such file")
     if kind != "cpu":
@@ -148,13 +148,6 @@ def _create(path: str, threads: int | None, providers: list[str | tuple[str, dic
         if type(error).__module__.startswith("onnxruntime"):
             raise ModelFileError(f"{path}: onnxruntime cannot load it: {_first_line(error)}") from error
         raise
-
-
-def _parse_device(device: str) -> tuple[str, int]:
-    kind, _, index = device.partition(":")
-    if kind not in ("auto", "cpu", "cuda") or (index and (kind != "cuda" or not index.isdecimal())):
-        raise DeviceError(f"unknown device {device!r}: expected auto, cpu, cuda or cuda:N")
-    return kind, int(index or 0)
 
 
 def _preload_cuda() -> None:

@@ -35,7 +35,8 @@ class Augment:
         self._pipeline.set_random_seed(seed)
         changed: NDArray[np.uint8] = self._pipeline(image=working)["image"]
         input_h, input_w = self._recipe.input_hw
-        if changed.dtype != np.uint8 or changed.ndim != 3 or changed.shape[0] < input_h or changed.shape[1] < input_w:
+        is_picture = changed.dtype == np.uint8 and changed.ndim == 3 and changed.shape[2] == 3
+        if not is_picture or changed.shape[0] < input_h or changed.shape[1] < input_w:
             raise ConfigError(
                 f"augmentation {self._name} gives {changed.dtype} {changed.shape}; "
                 f"expected uint8 of at least ({input_h}, {input_w}, 3)"

@@ -90,7 +90,7 @@ def torchvision_weights(name: str) -> Any:
     """Torchvision's default weights entry of a model (url, categories, transforms); downloads nothing."""
     from torchvision import models
 
-    _check_name(name)
+    _check_name(name, torchvision_only=True)
     return models.get_model_weights(name).DEFAULT
 
 
@@ -98,7 +98,7 @@ def build_classifier(name: str) -> nn.Module:
     """The whole torchvision model with its own 1000-class head, randomly initialised."""
     from torchvision import models
 
-    _check_name(name)
+    _check_name(name, torchvision_only=True)
     options: dict[str, Any] = {}
     if name in ("googlenet", "inception_v3"):
         options["init_weights"] = True  # the default, but torchvision warns unless it is said
@@ -141,8 +141,10 @@ def feature_shape(trunk: Trunk, image_hw: tuple[int, int]) -> tuple[int, ...]:
     return tuple(features.shape[1:])
 
 
-def _check_name(name: str) -> None:
+def _check_name(name: str, *, torchvision_only: bool = False) -> None:
     names = backbone_names()
+    if torchvision_only and name == "smallcnn":
+        raise ConfigError("smallcnn is our own: it has no ImageNet classifier or weights")
     if name not in names:
         raise ConfigError(f"unknown backbone '{name}'{nearest(name, names)}; tl train --help says how to list them")
 

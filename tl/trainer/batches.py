@@ -80,6 +80,7 @@ class PictureBatches:
             num_workers=workers,
             persistent_workers=workers > 0,
             pin_memory=pin_memory,
+            generator=torch.Generator(),  # its own: DataLoader would draw from the global one, which dropout uses
         )
 
     def __len__(self) -> int:

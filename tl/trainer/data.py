@@ -8,11 +8,14 @@ from __future__ import annotations
 import csv
 import dataclasses
 import os
+import warnings
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from difflib import get_close_matches
 from pathlib import Path
+
+import numpy as np
 
 from tl.errors import DataError
 from tl.runtime.sources import find_pictures
@@ -72,7 +75,7 @@ def class_ids(pictures: Iterable[Picture], class_names: Sequence[str]) -> list[i
             match = get_close_matches(label, class_names, n=1)
             hint = f" (nearest: '{match[0]}')" if match else ""
             faults.append(f"class '{label}' of {picture.name}{hint}")
-        raise DataError(f"not among the {len(class_names)} classes of the training split: {'; '.join(faults)}")
+        raise DataError(f"not among the {len(class_names)} known classes: {'; '.join(faults)}")
     return ids
 
 
@@ -103,24 +106,35 @@ def assign_splits(pictures: Sequence[Picture], val_fraction: float, seed: int) -
 
 
 def _held_out(pictures: Sequence[Picture], val_fraction: float, seed: int) -> list[int]:
-    from sklearn.model_selection import StratifiedGroupKFold, train_test_split
-
-    labels = [picture.label for picture in pictures]
-    for label, count in Counter(labels).items():
-        if count < 2:
+    by_label: dict[str, list[int]] = {}
+    for i, picture in enumerate(pictures):
+        by_label.setdefault(picture.label, []).append(i)
+    for label, places in by_label.items():
+        if len(places) < 2:
             raise DataError(f"class '{label}' has one picture: at least two are needed, to train and to validate")
     if any(picture.group for picture in pictures):
-        groups = [picture.group or f"\0{i}" for i, picture in enumerate(pictures)]
-        folds = max(2, round(1 / val_fraction))
-        if len(set(groups)) < folds:
-            raise DataError(f"{len(set(groups))} groups cannot be split {folds} ways: raise --val-fraction")
-        splitter = StratifiedGroupKFold(folds, shuffle=True, random_state=seed)
+        return _held_out_groups(pictures, val_fraction, seed)
+    rng = np.random.default_rng(seed)
+    held_out: list[int] = []
+    for _, places in sorted(by_label.items()):
+        count = min(len(places) - 1, max(1, round(len(places) * val_fraction)))
+        held_out += rng.permutation(places)[:count].tolist()
+    return held_out
+
+
+def _held_out_groups(pictures: Sequence[Picture], val_fraction: float, seed: int) -> list[int]:
+    from sklearn.model_selection import StratifiedGroupKFold
+
+    labels = [picture.label for picture in pictures]
+    groups = [picture.group or f"\0{i}" for i, picture in enumerate(pictures)]
+    # scikit-learn takes no more folds than the largest class has pictures, nor than there are groups.
+    folds = min(max(2, round(1 / val_fraction)), max(Counter(labels).values()), len(set(groups)))
+    if folds < 2:
+        raise DataError("all pictures are of one group, which cannot be split: give a split column, or groups")
+    splitter = StratifiedGroupKFold(folds, shuffle=True, random_state=seed)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # that a class is smaller than the folds; what it lacks is checked later
         return [int(i) for i in next(iter(splitter.split(labels, labels, groups)))[1]]
-    count = max(len(set(labels)), round(len(labels) * val_fraction))
-    if len(labels) - count < len(set(labels)):
-        raise DataError(f"{len(labels)} pictures are too few to hold out {count} and keep one a class for training")
-    _, held_out = train_test_split(range(len(labels)), test_size=count, stratify=labels, random_state=seed)
-    return [int(i) for i in held_out]
 
 
 def _read_class_folders(folder: Path, root: Path, split: str) -> list[Picture]:
@@ -147,20 +161,22 @@ def _read_manifest(manifest: Path, split_column: str) -> list[Picture]:
     try:
         with manifest.open(encoding="utf-8-sig", newline="") as stream:
             reader = csv.DictReader(stream)
-            rows, columns = list(reader), reader.fieldnames or []
+            rows, columns = [(reader.line_num, row) for row in reader], reader.fieldnames or []
     except (OSError, UnicodeDecodeError, csv.Error) as error:
         raise DataError(f"{manifest}: not a readable CSV file ({error})") from error
     if missing := [name for name in ("path", "label") if name not in columns]:
         raise DataError(f"{manifest}: has no column {' and '.join(missing)} (found: {', '.join(columns)})")
     if split_column != "split" and split_column not in columns:
         raise DataError(f"{manifest}: has no column '{split_column}' (found: {', '.join(columns)})")
-    pictures = [_manifest_row(manifest, i, row, split_column) for i, row in enumerate(rows, start=2)]
+    if not rows:
+        raise DataError(f"{manifest}: has a header and no rows")
+    pictures = [_manifest_row(manifest, line, row, split_column) for line, row in rows]
     _check_manifest(manifest, pictures)
     return pictures
 
 
 def _manifest_row(manifest: Path, line: int, row: dict[str, str], split_column: str) -> Picture:
-    name, label = row["path"], row["label"]
+    name, label = os.path.normpath(row["path"]) if row["path"] else "", row["label"]
     split = (row.get(split_column) or "").strip()
     if not name or not label:
         raise DataError(f"{manifest.name} row {line}: path and label must not be empty")

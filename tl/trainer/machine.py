@@ -13,7 +13,7 @@ from dataclasses import dataclass
 import torch
 
 from tl.errors import DeviceError
-from tl.runtime.devices import driver_fault, usable_cores
+from tl.runtime.devices import driver_fault, parse_device, usable_cores
 from tl.trainer.config import Precision
 
 # Source: mallopt(3), <malloc.h>.
@@ -43,14 +43,14 @@ class Machine:
 
 def build_machine(device: str, precision: Precision, threads: int | None) -> Machine:
     """Choose device and arithmetic. Raises `DeviceError` where CUDA was asked for and cannot be used."""
+    kind, index = parse_device(device)
     count = threads or usable_cores()
     torch.set_num_threads(count)
-    if device != "cpu" and torch.cuda.is_available():
-        chosen = torch.device("cuda" if device == "auto" else device)
-        if chosen.index is not None and chosen.index >= torch.cuda.device_count():
+    if kind != "cpu" and torch.cuda.is_available():
+        if index >= torch.cuda.device_count():
             raise DeviceError(f"device {device!r}: this machine has {torch.cuda.device_count()} CUDA devices")
-        return Machine(chosen, _cuda_dtype(precision), count)
-    if device not in ("auto", "cpu"):
+        return Machine(torch.device("cuda", index), _cuda_dtype(precision), count)
+    if kind == "cuda":
         raise DeviceError(f"device {device!r} cannot be used for training: {_torch_cuda_fault()}")
     if precision not in ("auto", "fp32"):
         raise DeviceError(f"precision {precision} needs CUDA; on the CPU training runs in fp32")

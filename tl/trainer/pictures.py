@@ -89,13 +89,11 @@ def load_pictures(
     return PictureStore(tuple(good), tuple(hashes), recipe, None if kept is None else tuple(kept)), bad
 
 
-def check_readable(bad: Sequence[tuple[Picture, str]]) -> None:
-    """Raise `DataError` listing every unreadable picture."""
+def check_readable(bad: Sequence[tuple[Picture, str]], cure: str) -> None:
+    """Raise `DataError` listing every unreadable picture and the cure."""
     if bad:
         listed = "\n".join(f"  {picture.name}: {reason}" for picture, reason in bad)
-        raise DataError(
-            f"{len(bad)} pictures cannot be read; mend or remove them, or go on without them by --skip-bad:\n{listed}"
-        )
+        raise DataError(f"{len(bad)} pictures cannot be read; {cure}:\n{listed}")
 
 
 def _memory_budget() -> float:

@@ -82,7 +82,7 @@ class Run:
         ]
         text = csv_text(("path", "label", "split", "group", "sha256"), rows)
         path = self.folder / "manifest.csv"
-        if path.exists() and path.read_text(encoding="utf-8") != text:
+        if path.exists() and path.read_bytes() != text.encode():
             raise RunError(f"{self.folder}: pictures, labels or splits have changed since; train a new run instead")
         write_text(path, text)
 
@@ -135,6 +135,8 @@ class Run:
             with safe_open(self.best_path, framework="pt") as opened:
                 text = (opened.metadata() or {}).get("tl.network", "{}")
             card = from_plain(NetworkCard, parse_json(text), "tl.network")
+            if card.run_version != RUN_VERSION:
+                raise ValueError(f"run_version {card.run_version}, this is {RUN_VERSION}")
             return load_file(self.best_path), card
         except (SafetensorError, ValueError, OSError) as error:
             raise RunError(f"{self.best_path}: damaged, or made by another version of tl ({error})") from error

@@ -62,7 +62,7 @@ def train(config: TrainConfig, progress: Progress, *, resume: Run | None = None)
 
     store, bad = load_pictures(pictures, recipe, config.cache, progress)
     if not config.skip_bad:
-        check_readable(bad)
+        check_readable(bad, "mend or remove them, or go on without them by --skip-bad")
     class_names = _check_data(store.pictures, config)  # again: classes may have gone with unreadable pictures
     ids = class_ids(store.pictures, class_names)
     network = build_network(config, info, len(class_names), weights).to(machine.device)

@@ -91,9 +91,11 @@ def read_tensors(path: Path) -> dict[str, Tensor]:
             return load_file(path)
         loaded = torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
-        raise WeightsError(
-            f"{path}: holds more than tensors and is refused, because loading it could run code"
-        ) from error
+        if "GLOBAL" in str(error):  # torch's word for a pickle that would call something
+            raise WeightsError(
+                f"{path}: holds more than tensors and is refused, because loading it could run code"
+            ) from error
+        raise WeightsError(f"{path}: not a readable weights file (damaged, or of another kind)") from error
     except (OSError, SafetensorError, RuntimeError, EOFError, ValueError) as error:
         raise WeightsError(f"{path}: not a readable weights file ({' '.join(str(error).split())[:200]})") from error
     tensors = loaded.get("state_dict", loaded) if isinstance(loaded, dict) else loaded
