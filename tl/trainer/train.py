@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import dataclasses
 import os
+import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -47,6 +48,7 @@ class TrainResult:
 
 def train(config: TrainConfig, progress: Progress, *, resume: Run | None = None) -> TrainResult:
     """Train as configured, or continue `resume`. Raises the `TlError`s of its parts."""
+    started = time.monotonic()
     numbered = not config.out
     config = resolve(config)
     machine = build_machine(config.device, config.precision, config.threads)
@@ -83,7 +85,8 @@ def train(config: TrainConfig, progress: Progress, *, resume: Run | None = None)
     run.save_history(history)
     run.save_best(network.state_dict(), card)
     metrics: dict[str, Any] = {"best_epoch": best_epoch(history, config.monitor)}
-    metrics["train_seconds"] = sum(row.seconds for row in history)
+    # From reading the first picture to the last step; of a resumed run, all its epochs instead.
+    metrics["train_seconds"] = sum(row.seconds for row in history) if resume else time.monotonic() - started
     for split in ("val", "test") if config.test else ("val",):
         metrics[split] = _evaluate_split(split, network, store, ids, class_names, machine, run, progress)
     run.save_metrics(metrics)
