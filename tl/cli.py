@@ -58,7 +58,8 @@ app.command("demo", short_help="Walk the whole way on handwritten digits.")(demo
 def main() -> None:
     """Entry point of the `tl` command."""
     if isinstance(sys.stdout, io.TextIOWrapper):
-        sys.stdout.reconfigure(errors="surrogateescape")  # file names need not be UTF-8; give their bytes back
+        # Data is UTF-8 on every system; file names need not be: give their bytes back.
+        sys.stdout.reconfigure(encoding="utf-8", errors="surrogateescape")
     try:
         app()
     except RunInterrupted as stop:

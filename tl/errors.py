@@ -34,7 +34,7 @@ class ImageReadError(TlError):
         self.reason = reason
 
     def __reduce__(self) -> tuple[type[ImageReadError], tuple[str, str]]:
-        # Exceptions with their own signature lose it in pickling, which data-loader workers need.
+        # Pickling would otherwise call the class with the text alone; data-loader workers hand errors over so.
         return type(self), (self.path, self.reason)
 
 

@@ -88,6 +88,15 @@ def test_train__repeats_from_its_config(lab: Path) -> None:
 
 
 @pytest.mark.slow
+def test_evaluate__reads_a_runs_own_manifest(lab: Path) -> None:
+    done = tl(lab, "tl evaluate runs/c/manifest.csv --split val --model c.onnx --json")
+    (row,) = json.loads(done.stdout)["rows"]
+    metrics = json.loads((lab / "runs/c/metrics.json").read_text(encoding="utf-8"))["val"]
+    assert row["n"] == metrics["n"] == 150
+    assert row["top1_accuracy"] == metrics["top1_accuracy"]  # what was validated is what is deployed
+
+
+@pytest.mark.slow
 def test_verify_and_inspect__work_on_exports(lab: Path) -> None:
     assert tl(lab, "tl verify c.onnx --device cpu").returncode == 0
     assert "smallcnn, finetune, weights run pre" in tl(lab, "tl inspect c.onnx").stdout

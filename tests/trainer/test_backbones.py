@@ -181,3 +181,11 @@ def test_feature_shape__leaves_the_trunk_as_it_was() -> None:
     feature_shape(trunk, (32, 32))
     assert trunk.training
     assert all(torch.equal(before[name], tensor) for name, tensor in trunk.state_dict().items())
+
+
+def test_torchvision_weights__by_the_hash_in_their_name() -> None:
+    # torchvision's own file names: mobilenet_v2-b0353104.pth is V1, mobilenet_v2-7ebf99e0.pth V2
+    assert torchvision_weights("mobilenet_v2", "b0353104" + "0" * 56).name == "IMAGENET1K_V1"
+    assert torchvision_weights("mobilenet_v2", "f" * 64).name == "IMAGENET1K_V2"
+    assert backbone_info("mobilenet_v2", "b0353104" + "0" * 56).short_side == 256
+    assert backbone_info("mobilenet_v2").short_side == 232

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Iterator
 from itertools import islice
 from pathlib import Path
@@ -10,6 +11,7 @@ import torch
 from torch import Tensor
 
 from tests.trainer.make import make_png
+from tl.errors import ImageReadError
 from tl.runtime.recipe import Recipe, build_recipe
 from tl.trainer.augment import Augment, build_augment
 from tl.trainer.batches import EpochOrder, PictureBatches, TensorBatches, iter_inputs
@@ -185,3 +187,18 @@ def test_iter_inputs__in_the_order_asked(store: PictureStore) -> None:
     assert [len(part) for part in parts] == [2, 2, 1]
     assert (torch.cat(parts)[:, 0, 0, 0] // 20).tolist() == [3, 0, 7, 2, 9]
     assert parts[0].dtype == torch.uint8
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_picture_batches__a_picture_lost_meanwhile_is_named(store: PictureStore, workers: int) -> None:
+    fresh = dataclasses.replace(store, kept=None)
+    Path(store.pictures[1].path).unlink()
+    with pytest.raises(ImageReadError, match=r"1\.png: No such file"):
+        list(batches_of(fresh, workers=workers).epoch(1))
+
+
+def test_iter_inputs__same_pixels_kept_or_decoded(store: PictureStore) -> None:
+    kept, decoded = (
+        torch.cat(list(iter_inputs(s, [3, 1, 2], 2))) for s in (store, dataclasses.replace(store, kept=None))
+    )
+    assert torch.equal(kept, decoded)

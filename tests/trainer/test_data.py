@@ -223,3 +223,21 @@ def test_assign_splits__validation_is_cut_from_training() -> None:
 def test_assign_splits__refusals(pictures: list[Picture], reason: str) -> None:
     with pytest.raises(DataError, match=reason):
         assign_splits(pictures, 0.2, seed=0)
+
+
+@pytest.mark.parametrize("names", [("Train", "Val"), ("val", "test"), ("training", "validation")])
+def test_read_pictures__split_folders_by_other_names_are_no_classes(tmp_path: Path, names: tuple[str, str]) -> None:
+    for name in names:
+        (tmp_path / name / "cat").mkdir(parents=True)
+        (tmp_path / name / "cat" / "1.png").touch()
+    with pytest.raises(DataError, match="looks like a split, not a class"):
+        read_pictures(tmp_path)
+
+
+def test_read_pictures__says_what_it_passes_over(tmp_path: Path) -> None:
+    for name in ("a/1.png", "a/notes.txt", "a/.hidden.png", "b/2.png", "loose.png"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).touch()
+    said: list[str] = []
+    assert len(read_pictures(tmp_path, say=said.append)) == 2
+    assert "passed over 1 hidden files and 2 that are no pictures" in said[0]

@@ -46,9 +46,10 @@ def file_names(run: Run) -> list[str]:
     return sorted("events.out.tfevents" if name.startswith("events.out.tfevents.") else name for name in names)
 
 
-def test_create_run__makes_no_folder_yet(tmp_path: Path) -> None:
-    assert create_run(tmp_path / "a", numbered=False) == Run(tmp_path / "a")
-    assert not (tmp_path / "a").exists()
+def test_create_run__makes_the_folder_so_that_no_other_run_takes_it(tmp_path: Path) -> None:
+    assert create_run(tmp_path / "a", numbered=True) == Run(tmp_path / "a")
+    assert create_run(tmp_path / "a", numbered=True) == Run(tmp_path / "a-2")
+    assert (tmp_path / "a-2").is_dir()
 
 
 def test_create_run__folder_in_use(tmp_path: Path) -> None:
@@ -117,12 +118,12 @@ def test_save_manifest__columns_and_hashes(run: Run, tmp_path: Path) -> None:
     rows = read_rows(run.folder / "manifest.csv")
     assert list(rows[0]) == ["path", "label", "split", "group", "sha256"]
     assert [(r["path"], r["label"], r["split"], r["group"]) for r in rows] == [
-        ("a/1.png", "a", "train", ""),
-        ("b/2.png", "b", "train", ""),
+        ("../data/a/1.png", "a", "train", ""),
+        ("../data/b/2.png", "b", "train", ""),
     ]
     assert [r["sha256"] for r in rows] == list(store.hashes)
-    assert run.picture_names("train") == {"a/1.png", "b/2.png"}
-    assert run.picture_names("val") == set()
+    assert run.picture_paths("train") == [str(tmp_path / "data" / name) for name in ("a/1.png", "b/2.png")]
+    assert run.picture_paths("val") == []
 
 
 def test_save_manifest__of_other_pictures_is_refused(run: Run, tmp_path: Path) -> None:
@@ -136,9 +137,20 @@ def test_save_manifest__of_other_pictures_is_refused(run: Run, tmp_path: Path) -
     assert (run.folder / "manifest.csv").read_bytes() == before
 
 
-def test_picture_names__no_manifest(run: Run) -> None:
-    with pytest.raises(RunError, match=r"no readable manifest.csv"):
-        run.picture_names("val")
+def test_picture_paths__no_manifest(run: Run) -> None:
+    with pytest.raises(RunError, match=r"manifest.csv: cannot be read"):
+        run.picture_paths("val")
+
+
+def test_data_hash__depends_on_content_labels_and_splits_alone(run: Run, tmp_path: Path) -> None:
+    make_png(tmp_path / "data" / "a" / "1.png", make_noise(1))
+    run.save_manifest(make_store(tmp_path / "data", CARD.recipe))
+    before = run.data_hash()
+    manifest = run.folder / "manifest.csv"
+    manifest.write_text(manifest.read_text(encoding="utf-8").replace("1.png", "2.png"), encoding="utf-8")
+    assert run.data_hash() == before
+    manifest.write_text(manifest.read_text(encoding="utf-8").replace("train", "val"), encoding="utf-8")
+    assert run.data_hash() != before
 
 
 def test_save_skipped__columns(run: Run) -> None:

@@ -62,7 +62,8 @@ def test_train__run_files_hold_together(photos: Path, finished_run: Run) -> None
     names = ("blue", "green", "red")
     assert list(rows[0]) == ["path", "true_label", "label", "confidence", *(f"p:{name}" for name in names)]
     manifest = read_rows(finished_run.folder / "manifest.csv")
-    held_out = {row["path"]: row["label"] for row in manifest if row["split"] == "val"}
+    paths = {(finished_run.folder / row["path"]).resolve(): row for row in manifest if row["split"] == "val"}
+    held_out = {path.relative_to(photos.resolve()).as_posix(): row["label"] for path, row in paths.items()}
     assert {row["path"]: row["true_label"] for row in rows} == held_out
     for row in rows:
         values = [float(row[f"p:{name}"]) for name in names]

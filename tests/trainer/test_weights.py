@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import os
 import pickle
+import re
 import shutil
 from pathlib import Path
 
@@ -218,3 +219,23 @@ def test_find_weights__run_folder_without_best_is_named(tmp_path: Path, finished
     shutil.copy(finished_run.config_path, tmp_path / "config.yaml")
     with pytest.raises(WeightsError, match="neither a run folder nor"):
         find_weights("smallcnn", str(tmp_path))
+
+
+def test_load_into__densenet_files_name_their_layers_otherwise(tmp_path: Path) -> None:
+    classifier = build_classifier("densenet121")
+    published = {
+        re.sub(r"(denselayer\d+\.(?:norm|relu|conv))([12]\.)", r"\1.\2", name): tensor
+        for name, tensor in classifier.state_dict().items()
+    }
+    assert any("denselayer1.norm.1.weight" in name for name in published)
+    torch.save(published, tmp_path / "densenet121.pth")
+    weights = find_weights("densenet121", str(tmp_path))
+    assert weights is not None
+    load_into(build_classifier("densenet121"), weights)
+
+
+def test_load_into__mnasnet_keeps_its_version(tmp_path: Path) -> None:
+    torch.save(build_classifier("mnasnet0_5").state_dict(), tmp_path / "mnasnet0_5.pth")
+    weights = find_weights("mnasnet0_5", str(tmp_path))
+    assert weights is not None
+    load_into(build_classifier("mnasnet0_5"), weights)

@@ -71,10 +71,10 @@ class ConsoleProgress:
 
 
 @contextmanager
-def console_progress(*, quiet: bool = False) -> Iterator[ConsoleProgress]:
+def console_progress() -> Iterator[ConsoleProgress]:
     """Progress for one command. Also silences Pillow's warnings, whose faults come back as errors anyway."""
     warnings.filterwarnings("ignore", module="PIL")
-    if quiet or not sys.stderr.isatty():
+    if not sys.stderr.isatty():
         yield ConsoleProgress(None)
         return
     from rich.console import Console

@@ -22,7 +22,7 @@ from tl.errors import MissingExtraError, OutputError, TrainingError
 
 # Few pictures to learn from, as in a lab: that is where a pretrained backbone shows.
 _TRAIN_PER_CLASS, _VAL_PER_CLASS = 8, 30
-_COMMON = "--backbone smallcnn --image-size 32 --augment light --batch-size 16"
+_COMMON = ("--backbone", "smallcnn", "--image-size", 32, "--augment", "light", "--batch-size", 16)
 
 
 def command(
@@ -42,18 +42,16 @@ def command(
     started = time.monotonic()
     warn(f"Writing handwritten digits 0-4 (to pretrain on) and 5-9 (to transfer to) into {folder}/")
     write_digits(folder)
-    _run(f"tl train {folder}/digits-0-4 --method scratch --epochs 8 {_COMMON} --out {folder}/runs/pretrained")
+    runs, digits = folder / "runs", folder / "digits-5-9"
+    pretrained = ("--weights", runs / "pretrained")
+    _run("train", folder / "digits-0-4", "--method", "scratch", "--epochs", 12, *_COMMON, "--out", runs / "pretrained")
     models = []
-    for method, options in (
-        ("scratch", "--epochs 30"),
-        ("features", f"--weights {folder}/runs/pretrained --epochs 30 --lr 0.01"),
-        ("finetune", f"--weights {folder}/runs/pretrained --epochs 30"),
-    ):
-        _run(f"tl train {folder}/digits-5-9 --method {method} {options} {_COMMON} --out {folder}/runs/{method}")
-        models.append(f"{folder}/{method}.onnx")
-        _run(f"tl export {folder}/runs/{method} -o {models[-1]}")
-    _run(f"tl predict {folder}/digits-5-9/test --ensemble {' '.join(models)} -o {folder}/predictions.csv")
-    table = _run(f"tl evaluate {folder}/digits-5-9 --ensemble {' '.join(models)}")
+    for method, options in (("scratch", ()), ("features", (*pretrained, "--lr", 0.01)), ("finetune", pretrained)):
+        _run("train", digits, "--method", method, *options, "--epochs", 30, *_COMMON, "--out", runs / method)
+        models.append(folder / f"{method}.onnx")
+        _run("export", runs / method, "-o", models[-1])
+    _run("predict", digits / "test", "--ensemble", *models, "-o", folder / "predictions.csv")
+    table = _run("evaluate", digits, "--ensemble", *models)
     _print_table(list(csv.reader(io.StringIO(table))))
     warn(f"\nMade in {time.monotonic() - started:.0f} s:")
     for made in (*models, f"{folder}/predictions.csv", f"{folder}/runs/"):
@@ -88,11 +86,12 @@ def _split(number: int) -> str:
     return "val" if number < _TRAIN_PER_CLASS + _VAL_PER_CLASS else "test"
 
 
-def _run(line: str) -> str:
+def _run(*words: object) -> str:
     """Show a command, run it, and return what it printed on stdout."""
+    line = shlex.join(["tl", *map(str, words)])
     warn(f"\n$ {line}")
-    words = shlex.split(line)[1:]
-    done = subprocess.run([sys.executable, "-m", "tl", *words], stdout=subprocess.PIPE, text=True, check=False)
+    command_line = [sys.executable, "-m", "tl", *map(str, words)]
+    done = subprocess.run(command_line, stdout=subprocess.PIPE, text=True, encoding="utf-8", check=False)
     if done.returncode != 0:
         raise TrainingError(f"the step ended with exit code {done.returncode}: {line}")
     return done.stdout

@@ -41,6 +41,7 @@ def _training() -> Finding:
         return Finding("training", None, f"not installed ({', '.join(missing)}): pip install 'tl-toolkit[train]'")
     try:
         from tl.trainer.machine import describe_torch
+
+        return Finding("training", True, describe_torch())
     except (ImportError, RuntimeError) as error:  # torchvision beside another build of torch raises RuntimeError
         return Finding("training", False, f"torch or torchvision cannot be imported ({error}); reinstall both together")
-    return Finding("training", True, describe_torch())

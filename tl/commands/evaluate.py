@@ -32,7 +32,9 @@ def command(
     """Score a model file, or an ensemble under every voting rule, on labelled pictures.
 
     Examples:
-    - `tl evaluate photos/ --model beetles.onnx`
+    - `tl evaluate held-out/ --model beetles.onnx`
+
+    - `tl evaluate runs/beetles/manifest.csv --split val --model beetles.onnx`
 
     - `tl evaluate labels.csv --split test --ensemble a.onnx b.onnx c.onnx`
 
@@ -41,8 +43,10 @@ def command(
     from tl.trainer.data import read_pictures
     from tl.trainer.evaluate import COLUMNS, choose_split, evaluate
 
-    name, pictures = choose_split(read_pictures(data, split_column), split)
+    name, pictures = choose_split(read_pictures(data, split_column, warn), split)
     warn(f"evaluating on split '{name}': {len(pictures)} pictures")
+    if name == "all":
+        warn("pictures that a model was trained on flatter it; a run's held-out ones: RUN/manifest.csv --split val")
     predictor = open_predictor(model, ensemble, vote_weights=vote_weights, device=device, threads=threads)
     with predictor, console_progress() as progress:
         result = evaluate(predictor, pictures, progress)

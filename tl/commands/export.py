@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
 from tl.commands.console import console_progress, warn
 from tl.errors import ConfigError, MissingExtraError
+
+if TYPE_CHECKING:
+    from tl.exporter.export import Exported
 
 
 def command(
@@ -56,16 +59,25 @@ def command(
         if run is not None:
             done = export_run(Run(run), output, progress, parity_images=extra, golden=golden)
         else:
-            pictures = [*(images or []), *extra]
-            done = export_pretrained(str(pretrained), weights, pictures, output, progress, golden=golden)
-    parity = done.contract.parity
+            source: Literal["images", "synthetic"] = "images" if golden == "validation" else golden
+            done = export_pretrained(
+                str(pretrained), weights, images or [], output, progress, parity_images=extra, golden=source
+            )
+    _report(done, as_json)
+
+
+def _report(done: Exported, as_json: bool) -> None:
+    parity, golden = done.contract.parity, done.contract.golden
     worst = max(parity.session_max_abs_diff["probabilities"], parity.pipeline_max_abs_diff)
     warn(
         f"parity on {parity.images} pictures: max |dp| {worst:.1e} (allowed {parity.tolerance:.0e}), "
         f"top-1 agreement {parity.top1_agreement:.0%}"
     )
-    warn(f"{output}: {output.stat().st_size / 1e6:.1f} MB, {len(done.contract.class_names)} classes, verified")
+    size = done.path.stat().st_size / 1e6
+    warn(f"{done.path}: {size:.1f} MB, {len(done.contract.class_names)} classes, verified")
+    if golden.source != "synthetic":
+        warn(f"the file embeds {len(golden.samples)} of these pictures for tl verify; --golden synthetic embeds none")
     if as_json:
         from tl.runtime.strict_json import to_plain
 
-        typer.echo(json.dumps({"path": str(output), "parity": to_plain(parity)}))
+        typer.echo(json.dumps({"path": str(done.path), "parity": to_plain(parity)}))

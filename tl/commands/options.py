@@ -43,7 +43,7 @@ def open_predictor(
 
     weights = _parse_weights(vote_weights)
     predictor = load(models, device=device, threads=threads, vote=vote, weights=weights, classes=classes)
-    warn(f"running on {predictor.provider}")
+    warn(f"running on {predictor.provider}" + (f" (no CUDA: {predictor.fault})" if predictor.fault else ""))
     return predictor
 
 

@@ -5,7 +5,6 @@ Knows the trainer's networks and the steps. Does not train and does not draw.
 
 from __future__ import annotations
 
-import hashlib
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -75,21 +74,21 @@ def export_run(
     Raises `RunError`, `DataError`, `ParityError` or `OutputError`.
     """
     network, card, config = load_network(run)
-    pictures = _validation_pictures(run, config)
+    pictures = run.picture_paths("val")
     provenance = Provenance(
         backbone=config.backbone,
         weights=card.weights,
         method=config.method,
         config=_public_config(config),
-        data_hash=hashlib.sha256((run.folder / "manifest.csv").read_bytes()).hexdigest(),
+        data_hash=run.data_hash(),
         val_metrics=run.load_val_metrics(),
         versions=_versions(),
         created=datetime.now(UTC).isoformat(timespec="seconds"),
     )
     outputs = ("probabilities", "embedding")
     subject = Subject(Deployed(network, 1.0), outputs, card.class_names, card.recipe, provenance)
-    pictures = [*spread(pictures, MAX_VALIDATION_PICTURES), *find_pictures(parity_images).paths]
-    return _export(subject, out, pictures, golden, progress)
+    own, extra = spread(pictures, MAX_VALIDATION_PICTURES), find_pictures(parity_images).paths
+    return _export(subject, out, own, extra, golden, progress)
 
 
 def export_pretrained(
@@ -99,20 +98,24 @@ def export_pretrained(
     out: str | os.PathLike[str],
     progress: Progress,
     *,
-    golden: GoldenSource = "validation",
+    parity_images: Sequence[str | os.PathLike[str]] = (),
+    golden: GoldenSource = "images",
 ) -> Exported:
-    """Export a torchvision model with its own ImageNet head; parity on `images`.
+    """Export a torchvision model with its own ImageNet head; parity on `images` and `parity_images`.
 
+    Preprocessing is that of torchvision's weights of the same content, or else of its default ones for this backbone.
     Raises `ConfigError`, `WeightsError`, `DataError`, `ParityError` or `OutputError`.
     """
-    info = backbone_info(backbone)
-    entry = torchvision_weights(backbone)
+    torchvision_weights(backbone)  # refuses an unknown name before any file is looked for
     paths = spread(find_pictures(images).paths, MAX_VALIDATION_PICTURES)
     if not paths:
         raise DataError(f"no pictures to check parity on in {', '.join(map(str, images))}")
     found = find_weights(backbone, weights)
     if found is None:
-        raise DataError("--pretrained without weights would export random numbers: give --weights")
+        raise ConfigError("--pretrained without weights would export random numbers: give --weights")
+    entry = torchvision_weights(backbone, found.sha256)
+    info = backbone_info(backbone, found.sha256)
+    progress.say(f"preprocessing and class names of torchvision's {entry}")
     classifier = build_classifier(backbone)
     load_into(classifier, found)
     size = (info.image_size, info.image_size)
@@ -130,12 +133,19 @@ def export_pretrained(
     module = DeployedClassifier(Normalise(info.mean, info.std), classifier)
     class_names = tuple(entry.meta["categories"])
     subject = Subject(module, ("probabilities",), class_names, recipe, provenance)
-    return _export(subject, out, paths, golden, progress)
+    return _export(subject, out, paths, find_pictures(parity_images).paths, golden, progress)
 
 
 def _export(
-    subject: Subject, out: str | os.PathLike[str], paths: Sequence[str], golden: GoldenSource, progress: Progress
+    subject: Subject,
+    out: str | os.PathLike[str],
+    own: Sequence[str],
+    extra: Sequence[str],
+    golden: GoldenSource,
+    progress: Progress,
 ) -> Exported:
+    """Parity on all pictures; golden samples from `own` alone, since the others were given for checking only."""
+    paths = [*own, *extra]
     if Path(out).suffix != ".onnx":
         raise ConfigError(f"{os.fspath(out)}: a model file's name ends in .onnx")
     if not paths:
@@ -154,7 +164,7 @@ def _export(
             subject.module, session, [Path(path) for path in paths], inputs, subject.outputs
         )
         progress.advance(note="self-test")
-        samples = _golden(golden, subject, session, inputs, probabilities)
+        samples = _golden(golden if own else "synthetic", subject, session, inputs[: len(own)], probabilities)
         return replace(_uncertified(subject), parity=parity, golden=samples)
 
     contract = publish(model, out, certify, lambda path: run_selftest(path, device="cpu"))
@@ -191,14 +201,6 @@ def _golden(
         inputs = synthetic_inputs(subject.recipe.input_hw)
         (probabilities,) = session.run(inputs, ["probabilities"])
     return build_golden(source, inputs, probabilities)
-
-
-def _validation_pictures(run: Run, config: TrainConfig) -> list[str]:
-    """The run's validation pictures that still stand where they were."""
-    data = Path(config.data)
-    folder = data if data.is_dir() else data.parent
-    paths = [folder / name for name in sorted(run.picture_names("val"))]
-    return [os.fspath(path) for path in paths if path.is_file()]
 
 
 def spread(paths: Sequence[str], count: int) -> list[str]:

@@ -17,7 +17,7 @@ NUM_SAMPLES = 4
 # fp32: order of sums. fp16: 11 bits of mantissa through some 50 layers. int8: one step of 1/256 at several layers.
 TOLERANCE = {"fp32": 1e-4, "fp16": 2e-2, "int8": 1e-1}
 
-GoldenSource = Literal["validation", "synthetic"]
+GoldenSource = Literal["validation", "images", "synthetic"]
 
 
 def build_golden(source: GoldenSource, inputs: NDArray[np.uint8], probabilities: NDArray[np.float32]) -> Golden:

@@ -26,7 +26,7 @@ class Provenance:
     """Where a model file comes from.
 
     `weights`: what the backbone started from. `config`: the resolved options without paths. `data_hash`: SHA-256 over
-    the manifest's picture hashes, labels and splits, "" without training. `val_metrics`: metric name -> value on
+    the pictures' hashes, labels and splits, "" without training. `val_metrics`: metric name -> value on
     validation data, empty without training. `versions`: library name -> version. `created`: UTC, ISO 8601.
     """
 
@@ -67,9 +67,12 @@ class GoldenSample:
 
 @dataclass(frozen=True)
 class Golden:
-    """Self-test samples. `tolerance`: precision -> largest allowed |probability difference| on any device."""
+    """Self-test samples: pictures of the run's validation split, given ones, or pictures of nobody.
 
-    source: Literal["validation", "synthetic"]
+    `tolerance`: precision -> largest allowed |probability difference| on any device.
+    """
+
+    source: Literal["validation", "images", "synthetic"]
     tolerance: dict[str, float]
     samples: tuple[GoldenSample, ...]
 

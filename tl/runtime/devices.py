@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import ctypes
 import os
+import sys
 from importlib import metadata
 from pathlib import Path
 
@@ -65,7 +66,9 @@ def wheel_fault() -> str | None:
 
 
 def driver_fault() -> str | None:
-    """What is wrong with the NVIDIA driver, or None."""
+    """What is wrong with the NVIDIA driver, or None where nothing is known to be."""
+    if not sys.platform.startswith("linux"):  # elsewhere the driver's files have other names
+        return None
     try:
         ctypes.CDLL("libcuda.so.1")
     except OSError:
@@ -77,6 +80,8 @@ def driver_fault() -> str | None:
 
 def library_fault(cuda_version: str) -> str | None:
     """Which CUDA or cuDNN libraries cannot be loaded, or None. `cuda_version`: what onnxruntime was built for."""
+    if not sys.platform.startswith("linux"):
+        return None
     missing = [name for name in CUDA_LIBRARIES.get(cuda_version.split(".")[0], ()) if not _loads(name)]
     if not missing:
         return None

@@ -14,6 +14,9 @@ from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
 
+import numpy as np
+import simplejpeg
+
 from tl import __version__
 from tl.errors import TlError
 from tl.runtime.devices import installed_wheels, usable_cores
@@ -92,7 +95,12 @@ def _pillow() -> Finding:
 
 
 def _jpeg() -> Finding:
-    return _attempt("simplejpeg", lambda: f"{metadata.version('simplejpeg')}, strict JPEG decoding")
+    def decode() -> str:
+        data = simplejpeg.encode_jpeg(np.zeros((8, 8, 3), np.uint8))
+        height, width, _ = simplejpeg.decode_jpeg(data, strict=True).shape
+        return f"{metadata.version('simplejpeg')} decodes {width}x{height}, strictly"
+
+    return _attempt("simplejpeg", decode)
 
 
 def _attempt(name: str, work: Callable[[], str]) -> Finding:

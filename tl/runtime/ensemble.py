@@ -64,10 +64,7 @@ class Ensemble:
         return stacked
 
     def decide(self, member_probabilities: NDArray[np.float32]) -> Vote:
-        """Vote over float32 (N, M, C). One member alone decides by its own probabilities, untouched."""
-        if member_probabilities.shape[1] == 1:
-            alone = member_probabilities[:, 0]
-            return Vote(alone, alone.argmax(axis=1))
+        """Vote over float32 (N, M, C)."""
         return vote(member_probabilities, self.voting, self.weights)
 
     def _class_columns(self, contract: Contract) -> list[int]:

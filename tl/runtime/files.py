@@ -30,9 +30,9 @@ def atomic_path(path: str | os.PathLike[str]) -> Iterator[Path]:
 
 
 def write_text(path: str | os.PathLike[str], text: str) -> None:
-    """Write UTF-8 text atomically. Raises `OutputError`."""
+    """Write UTF-8 text atomically; file names that are not UTF-8 keep their bytes. Raises `OutputError`."""
     with atomic_path(path) as temporary:
-        temporary.write_text(text, encoding="utf-8", newline="")
+        temporary.write_text(text, encoding="utf-8", errors="surrogateescape", newline="")
 
 
 @contextmanager

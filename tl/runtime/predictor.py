@@ -61,7 +61,7 @@ class Predictor:
         self._with_votes = with_votes
         self.class_names = ensemble.class_names
         self.member_names = ensemble.member_names
-        self.provider = ensemble.sessions[0].provider
+        self.provider, self.fault = ensemble.sessions[0].provider, ensemble.sessions[0].fault
 
     @property
     def ensemble(self) -> Ensemble:
@@ -164,7 +164,10 @@ def prepare(source: ImageSource, recipes: Sequence[Recipe]) -> Inputs:
     for recipe in recipes:
         if recipe.decode_key not in decoded:
             decoded[recipe.decode_key] = decode_image(source, recipe)
-        inputs[recipe] = input_image(decoded[recipe.decode_key], recipe)
+        try:
+            inputs[recipe] = input_image(decoded[recipe.decode_key], recipe)
+        except ImageReadError as error:
+            raise ImageReadError(source_name(source), error.reason) from error
     return inputs
 
 

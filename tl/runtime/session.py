@@ -17,7 +17,15 @@ from numpy.typing import NDArray
 
 from tl.errors import DeviceError, MissingExtraError, ModelFileError
 from tl.runtime.contract import METADATA_KEY, Contract, parse_contract
-from tl.runtime.devices import driver_fault, library_fault, parse_device, usable_cores, wheel_fault
+from tl.runtime.devices import (
+    GPU_WHEEL,
+    driver_fault,
+    installed_wheels,
+    library_fault,
+    parse_device,
+    usable_cores,
+    wheel_fault,
+)
 
 INPUT_NAME = "images"
 _FATAL_ONLY = 4
@@ -27,7 +35,8 @@ class Session:
     """A model file ready to run. Thread-safe: onnxruntime allows concurrent `run` calls.
 
     `device`: "cpu", "cuda", "cuda:1", or "auto" (CUDA where it works). `threads`: CPU threads for inference,
-    None for all usable cores. `contract` is None for a file without one, if `require_contract` is False.
+    None for all usable cores. `provider` says what really runs it, `fault` why "auto" did not take an installed CUDA.
+    `contract` is None for a file without one, if `require_contract` is False.
     Raises `ModelFileError` for a file that is no model of ours, `DeviceError` where the device cannot be used.
     """
 
@@ -40,7 +49,7 @@ class Session:
         require_contract: bool = True,
     ) -> None:
         self.path = os.fspath(path)
-        self._session = _open(self.path, device, threads)
+        self._session, self.fault = _open(self.path, device, threads)
         self.provider = self._session.get_providers()[0]
         self.outputs = tuple(output.name for output in self._session.get_outputs())
         text = self._read_metadata()
@@ -115,20 +124,26 @@ def _signature(value: Any) -> tuple[str, str, tuple[int | None, ...]]:
     return value.name, value.type, tuple(size if isinstance(size, int) else None for size in value.shape)
 
 
-def _open(path: str, device: str, threads: int | None) -> Any:
+def _open(path: str, device: str, threads: int | None) -> tuple[Any, str | None]:
+    """The session, and with "auto" why it does not run on CUDA although onnxruntime-gpu is installed."""
     kind, index = parse_device(device)
     if not Path(path).is_file():
         raise ModelFileError(f"{path}: no such file")
+    ort = _onnxruntime()
+    fault = None
     if kind != "cpu":
         fault = cuda_fault()
         if fault is None:
-            session = _create(path, threads, [_cuda_provider(index), "CPUExecutionProvider"])
-            if session.get_providers()[0] == "CUDAExecutionProvider":
-                return session
-            fault = "onnxruntime could not load its CUDA provider; tl doctor shows more"
+            try:
+                return _create(ort, path, threads, [_cuda_provider(index), "CPUExecutionProvider"]), None
+            except Exception as error:  # onnxruntime's own share no base; a provider that cannot start: RuntimeError
+                fault = f"onnxruntime could not start on it: {_first_line(error)}"
         if kind == "cuda":
             raise DeviceError(f"device {device!r} cannot be used: {fault}")
-    return _create(path, threads, ["CPUExecutionProvider"])
+    try:
+        return _create(ort, path, threads, ["CPUExecutionProvider"]), fault if GPU_WHEEL in installed_wheels() else None
+    except Exception as error:
+        raise ModelFileError(f"{path}: onnxruntime cannot load it: {_first_line(error)}") from error
 
 
 def _cuda_provider(index: int) -> tuple[str, dict[str, str]]:
@@ -136,18 +151,18 @@ def _cuda_provider(index: int) -> tuple[str, dict[str, str]]:
     return "CUDAExecutionProvider", {"device_id": str(index), "use_tf32": "0"}
 
 
-def _create(path: str, threads: int | None, providers: list[str | tuple[str, dict[str, str]]]) -> Any:
-    ort = _onnxruntime()
+def _create(ort: Any, path: str, threads: int | None, providers: list[str | tuple[str, dict[str, str]]]) -> Any:
     options = ort.SessionOptions()
     options.intra_op_num_threads = threads or usable_cores()
     options.inter_op_num_threads = 1
     options.log_severity_level = _FATAL_ONLY  # faults come back as exceptions; a library does not print
-    try:
-        return ort.InferenceSession(path, options, providers=providers)
-    except Exception as error:
-        if type(error).__module__.startswith("onnxruntime"):
-            raise ModelFileError(f"{path}: onnxruntime cannot load it: {_first_line(error)}") from error
-        raise
+    # onnxruntime's own fall-back prints to stdout and goes on with the CPU, in the constructor and in run.
+    session = ort.InferenceSession(path, options, providers=providers, enable_fallback=0)
+    session.disable_fallback()
+    wanted = providers[0] if isinstance(providers[0], str) else providers[0][0]
+    if session.get_providers()[0] != wanted:
+        raise RuntimeError(f"it loaded {session.get_providers()[0]} instead of {wanted}")
+    return session
 
 
 def _preload_cuda() -> None:

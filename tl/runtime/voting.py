@@ -33,20 +33,23 @@ def vote(
     `member_probabilities`: float32 (N, M, C) in [0, 1]. `weights`: M positive numbers, None for equal ones.
     soft: weighted mean. hard: weighted share of the members' labels. max: elementwise maximum of weight x probability,
     renormalised. The label is, among the classes with the highest score, the one with the largest weighted sum of
-    probabilities, then the first in class order.
+    probabilities, then the first in class order. One member alone decides by its own probabilities, untouched.
     Raises ValueError for shapes or weights that do not fit.
     """
     members = _check_members(member_probabilities)
     member_weights = _check_weights(weights, members.shape[1])
+    if voting not in VOTINGS:
+        raise ValueError(f"unknown voting {voting!r}: expected one of {', '.join(VOTINGS)}")
+    if members.shape[1] == 1:
+        alone = members[:, 0]
+        return Vote(alone, alone.argmax(axis=1).astype(np.int64, copy=False))
     weighted_sum = _sum_members([w * members[:, m] for m, w in enumerate(member_weights)])
     if voting == "soft":
         scores = weighted_sum
     elif voting == "hard":
         scores = _sum_members([w * _one_hot(members[:, m]) for m, w in enumerate(member_weights)])
-    elif voting == "max":
-        scores = np.max(members * member_weights[None, :, None], axis=1)
     else:
-        raise ValueError(f"unknown voting {voting!r}: expected one of {', '.join(VOTINGS)}")
+        scores = np.max(members * member_weights[None, :, None], axis=1)
     probabilities = scores / scores.sum(axis=1, keepdims=True, dtype=np.float32)
     winners = scores == scores.max(axis=1, keepdims=True)
     label_ids = np.where(winners, weighted_sum, np.float32(-1)).argmax(axis=1)

@@ -74,11 +74,11 @@ def backbone_names() -> list[str]:
     return ["smallcnn", *models.list_models(module=models)]
 
 
-def backbone_info(name: str) -> BackboneInfo:
-    """What the backbone's weights expect. Raises `ConfigError` for an unknown name."""
+def backbone_info(name: str, sha256: str = "") -> BackboneInfo:
+    """What the backbone's weights (see `torchvision_weights`) expect. Raises `ConfigError` for an unknown name."""
     if name == "smallcnn":
         return BackboneInfo(name, 64, 64, "bilinear", (0.5, 0.5, 0.5), (0.25, 0.25, 0.25))
-    preset = torchvision_weights(name).transforms()
+    preset = torchvision_weights(name, sha256).transforms()
     mean, std = tuple(preset.mean), tuple(preset.std)
     if name in ("googlenet", "inception_v3"):
         # torchvision maps its normalised input back to these inside forward (transform_input), which the trunk skips.
@@ -86,12 +86,17 @@ def backbone_info(name: str) -> BackboneInfo:
     return BackboneInfo(name, preset.crop_size[0], preset.resize_size[0], preset.interpolation.value, mean, std)
 
 
-def torchvision_weights(name: str) -> Any:
-    """Torchvision's default weights entry of a model (url, categories, transforms); downloads nothing."""
+def torchvision_weights(name: str, sha256: str = "") -> Any:
+    """Torchvision's entry (url, categories, transforms) of the weights file with this hash, or else the default one.
+
+    Source: the first eight digits of a file's SHA-256 end its name in torchvision's urls. Downloads nothing.
+    """
     from torchvision import models
 
     _check_name(name, torchvision_only=True)
-    return models.get_model_weights(name).DEFAULT
+    entries = models.get_model_weights(name)
+    named = (entry for entry in entries if sha256 and f"-{sha256[:8]}." in entry.url)
+    return next(named, entries.DEFAULT)
 
 
 def build_classifier(name: str) -> nn.Module:
@@ -146,7 +151,9 @@ def _check_name(name: str, *, torchvision_only: bool = False) -> None:
     if torchvision_only and name == "smallcnn":
         raise ConfigError("smallcnn is our own: it has no ImageNet classifier or weights")
     if name not in names:
-        raise ConfigError(f"unknown backbone '{name}'{nearest(name, names)}; tl train --help says how to list them")
+        raise ConfigError(
+            f"unknown backbone '{name}'{nearest(name, names)}: smallcnn or a torchvision classification model"
+        )
 
 
 def _build_smallcnn(widths: tuple[int, ...] = (32, 64, 128)) -> Trunk:

@@ -5,13 +5,19 @@ Knows torch's DataLoader. Does not know models. Batches are uint8 NHWC; normalis
 
 from __future__ import annotations
 
+import itertools
+import sys
 from collections.abc import Iterator, Sequence
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset, Sampler
+from torch.utils.data import DataLoader, Dataset, Sampler, default_collate
 
+from tl.errors import TlError
+from tl.runtime.ahead import map_ahead
+from tl.runtime.devices import usable_cores
 from tl.trainer.augment import Augment
 from tl.trainer.pictures import PictureStore
 
@@ -38,23 +44,39 @@ class EpochOrder(Sampler[list[tuple[int, int]]]):
             yield [(self.epoch, position) for position in order[b * self.batch_size : end]]
 
 
-class _AugmentedPictures(Dataset[tuple[Tensor, int]]):
-    """(epoch, position in `indices`) -> picture uint8 (H, W, 3) and class id. `class_ids` are of the whole store."""
+class _AugmentedPictures(Dataset[tuple[Tensor, int] | TlError]):
+    """(epoch, position in `indices`) -> picture uint8 (H, W, 3) and class id. `class_ids` are of the whole store.
+
+    A fault is returned, not raised: torch loses an exception's type and text on the way out of a worker.
+    """
 
     def __init__(
         self, store: PictureStore, indices: Sequence[int], class_ids: Sequence[int], augment: Augment | None, seed: int
     ) -> None:
         self.store, self.indices, self.class_ids, self.augment, self.seed = store, indices, class_ids, augment, seed
 
-    def __getitem__(self, key: tuple[int, int]) -> tuple[Tensor, int]:
+    def __getitem__(self, key: tuple[int, int]) -> tuple[Tensor, int] | TlError:
         epoch, position = key
         index = self.indices[position]
+        try:
+            image = self._image(epoch, index)
+        except TlError as error:
+            return error
+        return torch.from_numpy(image if image.flags.writeable else image.copy()), self.class_ids[index]
+
+    def _image(self, epoch: int, index: int) -> NDArray[np.uint8]:
         if self.augment is None:
-            image = self.store.input(index)
-        else:
-            seed = int(np.random.SeedSequence((self.seed, epoch, index)).generate_state(1)[0])
-            image = self.augment(self.store.working(index), seed)
-        return torch.from_numpy(image.copy() if not image.flags.writeable else image), self.class_ids[index]
+            return self.store.input(index)
+        seed = int(np.random.SeedSequence((self.seed, epoch, index)).generate_state(1)[0])
+        return self.augment(self.store.working(index), seed)
+
+
+def _collate(items: list[tuple[Tensor, int] | TlError]) -> Batch | TlError:
+    fault = next((item for item in items if isinstance(item, TlError)), None)
+    if fault is not None:
+        return fault
+    batch: Batch = default_collate(items)
+    return batch
 
 
 class PictureBatches:
@@ -77,9 +99,12 @@ class PictureBatches:
         self._loader = DataLoader(
             _AugmentedPictures(store, indices, class_ids, augment, seed),
             batch_sampler=self._order,
+            collate_fn=_collate,
             num_workers=workers,
             persistent_workers=workers > 0,
             pin_memory=pin_memory,
+            # Forked workers share the kept pictures; spawned ones would each get a copy.
+            multiprocessing_context="fork" if workers and sys.platform.startswith("linux") else None,
             generator=torch.Generator(),  # its own: DataLoader would draw from the global one, which dropout uses
         )
 
@@ -87,9 +112,12 @@ class PictureBatches:
         return len(self._order)
 
     def epoch(self, number: int) -> Iterator[Batch]:
-        """The batches of one epoch."""
+        """The batches of one epoch. Raises the `TlError` of a picture that cannot be read or changed."""
         self._order.epoch = number
-        yield from self._loader
+        for batch in self._loader:
+            if isinstance(batch, TlError):
+                raise batch
+            yield batch[0], batch[1]
 
 
 class TensorBatches:
@@ -113,5 +141,9 @@ class TensorBatches:
 
 def iter_inputs(store: PictureStore, indices: Sequence[int], batch_size: int) -> Iterator[Tensor]:
     """The pictures as deployment sees them, uint8 (N, H, W, 3), in the order of `indices`."""
-    for start in range(0, len(indices), batch_size):
-        yield torch.from_numpy(np.stack([store.input(i) for i in indices[start : start + batch_size]]))
+    if store.kept is None:  # decoding takes long: in threads, ahead of the network
+        images = map_ahead(store.input, indices, workers=usable_cores(), ahead=2 * batch_size)
+    else:
+        images = map(store.input, indices)
+    while batch := list(itertools.islice(images, batch_size)):
+        yield torch.from_numpy(np.stack(batch))

@@ -133,8 +133,10 @@ def config_from_mapping(values: Mapping[str, Any], where: str) -> TrainConfig:
 
 def load_config(path: str | Path) -> dict[str, Any]:
     """Read a YAML config file into a mapping. Raises `ConfigError`."""
-    import yaml
-
+    try:
+        import yaml
+    except ImportError as error:
+        raise MissingExtraError("config files need more packages: pip install 'tl-toolkit[train]'") from error
     try:
         values = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
     except OSError as error:

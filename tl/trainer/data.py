@@ -10,7 +10,7 @@ import dataclasses
 import os
 import warnings
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from difflib import get_close_matches
 from pathlib import Path
@@ -37,11 +37,16 @@ class Picture:
     group: str = ""
 
 
-def read_pictures(data: str | os.PathLike[str], split_column: str = "split") -> list[Picture]:
-    """Read a data set. Raises `DataError` naming the place, what was found and the cure."""
+def read_pictures(
+    data: str | os.PathLike[str], split_column: str = "split", say: Callable[[str], None] = lambda line: None
+) -> list[Picture]:
+    """Read a data set. `say` is told what is passed over.
+
+    Raises `DataError` naming the place, what was found and the cure.
+    """
     root = Path(data)
     if root.is_dir():
-        pictures = _read_split_folders(root) if (root / "train").is_dir() else _read_class_folders(root, root, "")
+        pictures = _read_split_folders(root, say) if (root / "train").is_dir() else _read_classes(root, root, "", say)
     elif root.is_file():
         pictures = _read_manifest(root, split_column)
     else:
@@ -88,7 +93,7 @@ def assign_splits(pictures: Sequence[Picture], val_fraction: float, seed: int) -
     if splits[""] and len(splits) > 1:
         nameless = next(picture for picture in pictures if not picture.split)
         raise DataError(f"{nameless.name}: no split, while other pictures have one")
-    if splits["val"] and (splits["train"] or not splits[""]):
+    if splits["val"]:
         _check_groups(pictures)
         if not splits["train"]:
             raise DataError("the data set has no training split")
@@ -133,36 +138,60 @@ def _held_out_groups(pictures: Sequence[Picture], val_fraction: float, seed: int
         raise DataError("all pictures are of one group, which cannot be split: give a split column, or groups")
     splitter = StratifiedGroupKFold(folds, shuffle=True, random_state=seed)
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # that a class is smaller than the folds; what it lacks is checked later
-        return [int(i) for i in next(iter(splitter.split(labels, labels, groups)))[1]]
+        warnings.simplefilter("ignore")  # that a class is smaller than the folds
+        held_out = [int(i) for i in next(iter(splitter.split(labels, labels, groups)))[1]]
+    lost = set(labels) - {labels[i] for i in set(range(len(labels))) - set(held_out)}
+    if lost:
+        raise DataError(f"class '{min(lost)}' has too few groups to train and to validate: say the split in a column")
+    return held_out
 
 
-def _read_class_folders(folder: Path, root: Path, split: str) -> list[Picture]:
-    classes = sorted(entry for entry in folder.iterdir() if entry.is_dir() and not entry.name.startswith("."))
+def _read_classes(folder: Path, root: Path, split: str, say: Callable[[str], None]) -> list[Picture]:
+    entries = sorted(entry for entry in folder.iterdir() if not entry.name.startswith("."))
+    classes = [entry for entry in entries if entry.is_dir()]
     if not classes:
         raise DataError(f"{folder}: has no class folders; expected a folder for each class with its pictures")
+    if not split:
+        _check_not_splits(folder, classes)
     pictures = []
+    hidden, others = 0, len(entries) - len(classes)
     for entry in classes:
-        paths = find_pictures([entry]).paths
-        if not paths:
+        found = find_pictures([entry])
+        if not found.paths:
             raise DataError(f"{entry}: a class folder without pictures: fill or remove it")
-        pictures += [Picture(path, Path(path).relative_to(root).as_posix(), entry.name, split) for path in paths]
+        hidden, others = hidden + found.hidden, others + found.not_pictures
+        names = [Path(path).relative_to(root).as_posix() for path in found.paths]
+        pictures += [Picture(path, name, entry.name, split) for path, name in zip(found.paths, names, strict=True)]
+    if hidden or others:
+        say(f"{folder}: passed over {hidden} hidden files and {others} that are no pictures by their names or places")
     return pictures
 
 
-def _read_split_folders(root: Path) -> list[Picture]:
+def _check_not_splits(folder: Path, classes: Sequence[Path]) -> None:
+    usual = {"train": "train", "training": "train", "val": "val", "valid": "val", "validation": "val", "test": "test"}
+    named = [entry.name for entry in classes if entry.name.casefold() in usual]
+    if named:
+        wanted = usual[named[0].casefold()]
+        raise DataError(
+            f"{folder}: folder '{named[0]}' looks like a split, not a class: call the splits train, val and test, "
+            f"with at least train ('{named[0]}' -> '{wanted}')"
+        )
+
+
+def _read_split_folders(root: Path, say: Callable[[str], None]) -> list[Picture]:
     others = [e.name for e in root.iterdir() if e.is_dir() and e.name not in SPLITS and not e.name.startswith(".")]
     if others:
         raise DataError(f"{root}: folder '{sorted(others)[0]}' beside train/: expected only train/, val/ and test/")
-    return [p for split in SPLITS if (root / split).is_dir() for p in _read_class_folders(root / split, root, split)]
+    splits = [split for split in SPLITS if (root / split).is_dir()]
+    return [picture for split in splits for picture in _read_classes(root / split, root, split, say)]
 
 
 def _read_manifest(manifest: Path, split_column: str) -> list[Picture]:
     try:
-        with manifest.open(encoding="utf-8-sig", newline="") as stream:
+        with manifest.open(encoding="utf-8-sig", errors="surrogateescape", newline="") as stream:
             reader = csv.DictReader(stream)
             rows, columns = [(reader.line_num, row) for row in reader], reader.fieldnames or []
-    except (OSError, UnicodeDecodeError, csv.Error) as error:
+    except (OSError, csv.Error) as error:
         raise DataError(f"{manifest}: not a readable CSV file ({error})") from error
     if missing := [name for name in ("path", "label") if name not in columns]:
         raise DataError(f"{manifest}: has no column {' and '.join(missing)} (found: {', '.join(columns)})")

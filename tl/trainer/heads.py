@@ -11,7 +11,7 @@ from tl.trainer.config import Head
 
 
 def build_head(head: Head, in_features: int, num_classes: int, *, sizes: tuple[int, ...], dropout: float) -> nn.Module:
-    """A head by name. `mlp`: linear + ReLU + dropout for each of `sizes`, then linear.
+    """A head by name. `mlp`: linear + ReLU for each of `sizes`, dropout after the first, then linear.
 
     The order dense 512, ReLU, dropout 0.2, dense 256, ReLU of the default is that of Klimack & Recio's study.
     """

@@ -106,10 +106,10 @@ def fit(
     if state := checkpoints.load_last():
         module.load_state_dict(state["module"])
         optimizer.load_state_dict(state["optimizer"])
-        scaler.load_state_dict(state["scaler"])
+        if state["scaler"]:  # empty after training without fp16
+            scaler.load_state_dict(state["scaler"])
         history, best = [EpochRow(**row) for row in state["history"]], state["best"]
-    progress.start("training", options.epochs * len(batches), "steps")
-    progress.advance(len(history) * len(batches))
+    progress.start("training", (options.epochs - len(history)) * len(batches), "steps")
     while not _is_done(history, options):
         started = time.perf_counter()
         epoch = len(history) + 1

@@ -49,6 +49,7 @@ def build_machine(device: str, precision: Precision, threads: int | None) -> Mac
     if kind != "cpu" and torch.cuda.is_available():
         if index >= torch.cuda.device_count():
             raise DeviceError(f"device {device!r}: this machine has {torch.cuda.device_count()} CUDA devices")
+        torch.cuda.set_device(index)  # pinned memory and questions about the GPU go to the current one
         return Machine(torch.device("cuda", index), _cuda_dtype(precision), count)
     if kind == "cuda":
         raise DeviceError(f"device {device!r} cannot be used for training: {_torch_cuda_fault()}")

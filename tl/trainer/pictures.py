@@ -6,7 +6,6 @@ Knows pictures, recipes and threads. Does not know augmentation, tensors or mode
 from __future__ import annotations
 
 import hashlib
-import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -82,8 +81,9 @@ def load_pictures(
         good.append(picture)
         hashes.append(digest)
         budget -= working.nbytes
-        if budget < 0:
+        if budget < 0 and kept is not None:
             kept = None
+            progress.say("the pictures do not fit into memory: each epoch decodes them again (--cache ram insists)")
         if kept is not None:
             kept.append(working)
     return PictureStore(tuple(good), tuple(hashes), recipe, None if kept is None else tuple(kept)), bad
@@ -97,7 +97,22 @@ def check_readable(bad: Sequence[tuple[Picture, str]], cure: str) -> None:
 
 
 def _memory_budget() -> float:
+    return _MEMORY_SHARE * min(_available_bytes(), _container_bytes())
+
+
+def _available_bytes() -> float:
+    """Memory that can be taken without swapping. Source: proc(5), MemAvailable."""
     try:
-        return _MEMORY_SHARE * os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
-    except (ValueError, OSError, AttributeError):  # not every system tells
-        return 2e9
+        lines = Path("/proc/meminfo").read_text(encoding="ascii").splitlines()
+        return float(next(line.split()[1] for line in lines if line.startswith("MemAvailable:"))) * 1024
+    except (OSError, StopIteration, ValueError):  # not Linux
+        return 4e9
+
+
+def _container_bytes() -> float:
+    """What a container's limit leaves. Source: the kernel's cgroup-v2 documentation."""
+    try:
+        limit, used = (Path(f"/sys/fs/cgroup/memory.{name}").read_text(encoding="ascii") for name in ("max", "current"))
+        return float(limit) - float(used)
+    except (OSError, ValueError):  # no cgroup v2, or "max": no limit
+        return float("inf")

@@ -7,8 +7,10 @@ from __future__ import annotations
 
 import csv
 import dataclasses
+import hashlib
 import io
 import json
+import os
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -24,7 +26,7 @@ from safetensors.torch import save as serialise_tensors
 from torch import Tensor
 
 from tl.errors import RunError
-from tl.runtime.files import atomic_path, write_text
+from tl.runtime.files import atomic_path, output_errors, write_text
 from tl.runtime.recipe import Recipe
 from tl.runtime.strict_json import dump_json, from_plain, parse_json
 from tl.trainer.config import TrainConfig, config_from_mapping, dump_config, load_config
@@ -75,24 +77,39 @@ class Run:
     def save_manifest(self, store: PictureStore) -> None:
         """Write `manifest.csv`: every picture with label, split, group and SHA-256.
 
+        Paths count from the run folder, so that `tl evaluate RUN/manifest.csv --split val` works.
         Raises `RunError` if the run has another one already: it cannot go on with other pictures.
         """
         rows = [
-            (p.name, p.label, p.split, p.group, digest) for p, digest in zip(store.pictures, store.hashes, strict=True)
+            (Path(os.path.relpath(p.path, self.folder)).as_posix(), p.label, p.split, p.group, digest)
+            for p, digest in zip(store.pictures, store.hashes, strict=True)
         ]
         text = csv_text(("path", "label", "split", "group", "sha256"), rows)
         path = self.folder / "manifest.csv"
-        if path.exists() and path.read_bytes() != text.encode():
+        if path.exists() and path.read_bytes() != text.encode(errors="surrogateescape"):
             raise RunError(f"{self.folder}: pictures, labels or splits have changed since; train a new run instead")
         write_text(path, text)
 
-    def picture_names(self, split: str) -> set[str]:
-        """Names of a split's pictures, from `manifest.csv`. Raises `RunError`."""
+    def picture_paths(self, split: str) -> list[str]:
+        """Pictures of a split that are still where they were, in manifest order. Raises `RunError`."""
+        paths = [os.path.join(self.folder, row["path"]) for row in self._manifest() if row["split"] == split]
+        return [os.path.normpath(path) for path in paths if os.path.isfile(path)]
+
+    def data_hash(self) -> str:
+        """SHA-256 over the pictures' hashes, labels and splits. Raises `RunError`."""
+        lines = sorted(f"{row['sha256']}\t{row['label']}\t{row['split']}\n" for row in self._manifest())
+        return hashlib.sha256("".join(lines).encode(errors="surrogateescape")).hexdigest()
+
+    def _manifest(self) -> list[dict[str, str]]:
+        path = self.folder / "manifest.csv"
         try:
-            with (self.folder / "manifest.csv").open(encoding="utf-8", newline="") as stream:
-                return {row["path"] for row in csv.DictReader(stream) if row["split"] == split}
-        except (OSError, KeyError) as error:
-            raise RunError(f"{self.folder}: no readable manifest.csv ({error})") from error
+            with path.open(encoding="utf-8", errors="surrogateescape", newline="") as stream:
+                rows = list(csv.DictReader(stream))
+        except OSError as error:
+            raise RunError(f"{path}: cannot be read ({error.strerror}); did this run's training begin?") from error
+        if rows and not {"path", "label", "split", "sha256"} <= rows[0].keys():
+            raise RunError(f"{path}: made by another version of tl")
+        return rows
 
     def save_skipped(self, bad: Sequence[tuple[Picture, str]]) -> None:
         """Write `skipped.csv`: unreadable pictures and their reasons."""
@@ -191,16 +208,32 @@ class RunCheckpoints:
         self._saved_at = time.monotonic()
 
 
+def check_free(out: str | Path) -> None:
+    """Raise `RunError` if a folder is in use."""
+    folder = Path(out)
+    if folder.is_file() or (folder.is_dir() and any(folder.iterdir())):
+        raise RunError(f"{folder}: exists already; give another --out, or continue it by --resume {folder}")
+
+
 def create_run(out: str | Path, *, numbered: bool) -> Run:
-    """Make a run folder. A folder in use is refused, or with `numbered` the next free NAME-2, NAME-3 ... is taken."""
+    """Make a run folder that no other run has. With `numbered`, NAME-2, NAME-3 ... where NAME is taken.
+
+    Raises `RunError` for a folder in use, `OutputError` where none can be made.
+    """
     folder = Path(out)
     number = 1
-    while _in_use(folder):
-        if not numbered:
-            raise RunError(f"{folder}: exists already; give another --out, or continue it by --resume {folder}")
+    while True:
+        with output_errors(folder):
+            folder.parent.mkdir(parents=True, exist_ok=True)
+            try:
+                folder.mkdir()  # the one of two runs started together that makes it, has it
+                return Run(folder)
+            except FileExistsError:
+                if not numbered:
+                    check_free(folder)
+                    return Run(folder)
         number += 1
         folder = Path(f"{out}-{number}")
-    return Run(folder)
 
 
 def csv_text(columns: Sequence[str], rows: Sequence[Sequence[Any]]) -> str:
@@ -215,7 +248,3 @@ def csv_text(columns: Sequence[str], rows: Sequence[Sequence[Any]]) -> str:
 def write_csv(path: Path, columns: Sequence[str], rows: Sequence[Sequence[Any]]) -> None:
     """Write a CSV file atomically."""
     write_text(path, csv_text(columns, rows))
-
-
-def _in_use(folder: Path) -> bool:
-    return folder.is_file() or (folder.is_dir() and any(folder.iterdir()))

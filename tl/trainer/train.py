@@ -32,7 +32,7 @@ from tl.trainer.metrics import classification_metrics
 from tl.trainer.network import Network, Normalise, Standardise, feature_length
 from tl.trainer.pictures import PictureStore, check_readable, load_pictures
 from tl.trainer.progress import Progress
-from tl.trainer.runs import RUN_VERSION, NetworkCard, Run, RunCheckpoints, create_run
+from tl.trainer.runs import RUN_VERSION, NetworkCard, Run, RunCheckpoints, check_free, create_run
 from tl.trainer.weights import Weights, find_weights, load_into
 
 _EVAL_BATCH = 32
@@ -55,13 +55,13 @@ def train(config: TrainConfig, progress: Progress, *, resume: Run | None = None)
     info = backbone_info(config.backbone)
     recipe = _build_recipe(config, info)
     augment = build_augment(str(config.augment), recipe)
-    pictures = assign_splits(read_pictures(config.data, config.split_column), config.val_fraction, config.seed)
+    pictures = assign_splits(
+        read_pictures(config.data, config.split_column, progress.say), config.val_fraction, config.seed
+    )
     _check_data(pictures, config)
     weights = find_weights(config.backbone, str(config.weights))
-    run = resume or create_run(config.out, numbered=numbered)
-    # Absolute, so that export finds the validation pictures from wherever it is run.
-    config = dataclasses.replace(config, out=os.fspath(run.folder), data=os.path.abspath(config.data))
-
+    if not resume and not numbered:
+        check_free(config.out)
     store, bad = load_pictures(pictures, recipe, config.cache, progress)
     if not config.skip_bad:
         check_readable(bad, "mend or remove them, or go on without them by --skip-bad")
@@ -69,26 +69,27 @@ def train(config: TrainConfig, progress: Progress, *, resume: Run | None = None)
     ids = class_ids(store.pictures, class_names)
     network = build_network(config, info, len(class_names), weights).to(machine.device)
     card = NetworkCard(RUN_VERSION, class_names, recipe, weights.description if weights else "none")
-    run.save_config(config)
+    run = resume or create_run(config.out, numbered=numbered)
+    run.save_config(_with_absolute_paths(config, run))
     run.save_manifest(store)
     if bad:
         run.save_skipped(bad)
     progress.say(f"{run.folder}: {_describe(config, store, class_names, machine)}")
 
-    module, batches, validate = _training_parts(config, network, store, ids, augment, machine, progress)
     try:
+        module, batches, validate = _training_parts(config, network, store, ids, augment, machine, progress)
         history = fit(module, batches, validate, _fit_options(config), machine, RunCheckpoints(run), progress)
+        # From reading the first picture to the last step; of a resumed run, all its epochs instead.
+        seconds = sum(row.seconds for row in history) if resume else time.monotonic() - started
+        run.save_history(history)
+        run.save_best(network.state_dict(), card)
+        metrics: dict[str, Any] = {"best_epoch": best_epoch(history, config.monitor), "train_seconds": seconds}
+        for split in ("val", "test") if config.test else ("val",):
+            metrics[split] = _evaluate_split(split, network, store, ids, class_names, machine, run, progress)
     except KeyboardInterrupt as stop:
         raise RunInterrupted(
             f"interrupted; go on from the last saved epoch by: tl train --resume {run.folder}"
         ) from stop
-    run.save_history(history)
-    run.save_best(network.state_dict(), card)
-    metrics: dict[str, Any] = {"best_epoch": best_epoch(history, config.monitor)}
-    # From reading the first picture to the last step; of a resumed run, all its epochs instead.
-    metrics["train_seconds"] = sum(row.seconds for row in history) if resume else time.monotonic() - started
-    for split in ("val", "test") if config.test else ("val",):
-        metrics[split] = _evaluate_split(split, network, store, ids, class_names, machine, run, progress)
     run.save_metrics(metrics)
     return TrainResult(run, metrics)
 
@@ -226,6 +227,13 @@ def _check_data(pictures: Sequence[Picture], config: TrainConfig) -> tuple[str, 
         if not any(picture.split == split for picture in pictures):
             raise DataError(f"the data set has no pictures in its {split} split")
     return class_names
+
+
+def _with_absolute_paths(config: TrainConfig, run: Run) -> TrainConfig:
+    """The config to keep: it can be resumed, repeated and exported from any folder."""
+    paths = {name: getattr(config, name) for name in ("data", "weights", "augment")}
+    absolute = {name: os.path.abspath(path) for name, path in paths.items() if path and os.path.exists(path)}
+    return dataclasses.replace(config, out=os.fspath(run.folder), **absolute)
 
 
 def _build_recipe(config: TrainConfig, info: BackboneInfo) -> Recipe:

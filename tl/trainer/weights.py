@@ -8,6 +8,8 @@ from __future__ import annotations
 import hashlib
 import os
 import pickle
+import re
+from collections import OrderedDict
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -28,10 +30,11 @@ RUN_WEIGHTS = "best.safetensors"
 
 @dataclass(frozen=True)
 class Weights:
-    """Named tensors in the backbone's own names, and what to call them in a model file."""
+    """Named tensors in the backbone's own names, what to call them in a model file, and their file's SHA-256 or ''."""
 
     tensors: Mapping[str, Tensor]
     description: str
+    sha256: str = ""
 
 
 def find_weights(backbone: str, asked: str) -> Weights | None:
@@ -81,7 +84,9 @@ def load_into(module: nn.Module, weights: Weights, *, unused: frozenset[str] | s
     if faults:
         raise WeightsError(f"{weights.description}: the weights are of another network: they {'; they '.join(faults)}")
     tensors = {name: tensor.float() for name, tensor in weights.tensors.items() if name in wanted}
-    module.load_state_dict({**{name: wanted[name] for name in counters}, **tensors})
+    complete = OrderedDict({**{name: wanted[name] for name in counters}, **tensors})
+    complete._metadata = wanted._metadata  # type: ignore[attr-defined]  # MNASNet refuses to load without its version
+    module.load_state_dict(complete)
 
 
 def read_tensors(path: Path) -> dict[str, Tensor]:
@@ -110,7 +115,17 @@ def _file_in_folder(folder: Path, backbone: str) -> Path | None:
 
 def _read(path: Path, backbone: str) -> Weights:
     digest = hashlib.sha256(path.read_bytes()).hexdigest()
-    return Weights(read_tensors(path), f"{path.name} ({backbone}, sha256 {digest[:16]})")
+    tensors = _rename_dense_layers(read_tensors(path))
+    return Weights(tensors, f"{path.name} ({backbone}, sha256 {digest[:16]})", digest)
+
+
+def _rename_dense_layers(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+    """`denselayer1.norm.1.weight` -> `denselayer1.norm1.weight`, as torchvision does when it loads its DenseNets.
+
+    Source: torchvision 0.29 densenet.py, `_load_state_dict`.
+    """
+    pattern = re.compile(r"(denselayer\d+\.(?:norm|relu|conv))\.([12]\.)")
+    return {pattern.sub(r"\1\2", name): tensor for name, tensor in tensors.items()}
 
 
 def _from_run(run: Path) -> Weights:
@@ -125,7 +140,7 @@ def _download(backbone: str) -> Weights:
         raise WeightsError("smallcnn has no ImageNet weights: use --method scratch, or --weights with a run of it")
     entry = torchvision_weights(backbone)
     try:
-        tensors = entry.get_state_dict(progress=False, check_hash=True)
+        tensors = _rename_dense_layers(entry.get_state_dict(progress=True, check_hash=True))
     except (URLError, OSError, RuntimeError) as error:
         file_name = entry.url.rsplit("/", 1)[-1]
         raise WeightsError(
