@@ -7,7 +7,7 @@ export TL_WEIGHTS_DIR=$TL_SHARED/weights
 data=$TL_SHARED/data/pacs-cartoon
 
 tl train "$data/splits.csv" --method features --out "$out/features"
-tl train "$data/splits.csv" --method finetune --epochs 6 --batch-size 16 --augment light --label-smoothing 0.1 \
+tl train "$data/splits.csv" --method finetune --epochs 6 --batch-size 16 --lr 0.02 --augment light --label-smoothing 0.1 \
   --out "$out/finetune"
 tl train "$data/splits.csv" --method scratch --epochs 20 --out "$out/scratch"
 for run in scratch features finetune; do

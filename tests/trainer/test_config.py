@@ -49,10 +49,9 @@ def test_resolve__keeps_what_was_given() -> None:
 @pytest.mark.parametrize("method", get_args(Method))
 def test_resolve__learning_rate_follows_method_and_optimizer(method: Method) -> None:
     rates = {name: resolve(TrainConfig(data="d", method=method, optimizer=name)).lr for name in get_args(Optimizer)}
-    # Source of the order: adaptive optimisers take steps of about lr, plain gradients are far below 1.
-    assert all(rate is not None and rate < 0.01 for name, rate in rates.items() if name != "sgd")
     assert rates["sgd"] is not None
-    assert rates["sgd"] > 0.01
+    # Adaptive optimisers take steps of about lr in every weight; plain gradients are far below 1.
+    assert all(rate is not None and rate < rates["sgd"] for name, rate in rates.items() if name != "sgd")
 
 
 @pytest.mark.parametrize(

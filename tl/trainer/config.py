@@ -95,7 +95,7 @@ _BY_METHOD: dict[str, dict[str, Any]] = {
 _LEARNING_RATES: dict[str, dict[str, float]] = {
     "scratch": {"sgd": 0.05, "adam": 1e-3, "adamw": 1e-3, "rmsprop": 1e-3},
     "features": {"sgd": 0.05, "adam": 3e-3, "adamw": 3e-3, "rmsprop": 1e-3},
-    "finetune": {"sgd": 0.02, "adam": 3e-4, "adamw": 3e-4, "rmsprop": 1e-4},
+    "finetune": {"sgd": 0.005, "adam": 1e-4, "adamw": 1e-4, "rmsprop": 3e-5},
 }
 
 
