@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import dataclasses
+import os
 import shutil
 from pathlib import Path
 from typing import Any
@@ -100,3 +101,17 @@ def test_train__resume_where_pictures_have_changed_is_refused(tmp_path: Path) ->
 def test_train__config_repeats_the_run(photos: Path, finished_run: Run, tmp_path: Path) -> None:
     config = dataclasses.replace(finished_run.load_config(), out=str(tmp_path / "again"))
     assert_same_run(train(config, Silent()).run, finished_run)
+
+
+def test_train__kept_config_repeats_from_any_folder(
+    photos: Path, finished_run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "none").mkdir()  # a folder called like an option's value
+    monkeypatch.chdir(tmp_path)
+    weights = Path(os.path.relpath(finished_run.folder, tmp_path))
+    data = Path(os.path.relpath(photos, tmp_path))
+    run = train(
+        make_config(data, tmp_path / "run", method="features", augment="none", weights=str(weights)), Silent()
+    ).run
+    kept = run.load_config()
+    assert (kept.data, kept.weights, kept.augment) == (str(photos), str(finished_run.folder), "none")

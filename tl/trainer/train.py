@@ -20,7 +20,7 @@ from torch.nn import functional
 
 from tl.errors import DataError, RunInterrupted
 from tl.runtime.recipe import Recipe, build_recipe
-from tl.trainer.augment import build_augment
+from tl.trainer.augment import PRESETS, build_augment
 from tl.trainer.backbones import BackboneInfo, backbone_info, build_classifier, build_trunk, feature_shape
 from tl.trainer.batches import PictureBatches, TensorBatches, iter_inputs
 from tl.trainer.config import TrainConfig, resolve
@@ -231,8 +231,11 @@ def _check_data(pictures: Sequence[Picture], config: TrainConfig) -> tuple[str, 
 
 def _with_absolute_paths(config: TrainConfig, run: Run) -> TrainConfig:
     """The config to keep: it can be resumed, repeated and exported from any folder."""
+    words = {"none", "imagenet", *PRESETS}  # which a folder of the same name does not change
     paths = {name: getattr(config, name) for name in ("data", "weights", "augment")}
-    absolute = {name: os.path.abspath(path) for name, path in paths.items() if path and os.path.exists(path)}
+    absolute = {
+        name: os.path.abspath(path) for name, path in paths.items() if path not in words and os.path.exists(path)
+    }
     return dataclasses.replace(config, out=os.fspath(run.folder), **absolute)
 
 
