@@ -240,3 +240,13 @@ def test_export_pretrained__backbone_without_a_classifier(photos: Path, tmp_path
 )
 def test_spread__evenly_from_first_to_last(count: int, wanted: list[str]) -> None:
     assert spread("0123456789", count) == wanted
+
+
+def test_export_run__synthetic_golden_expects_what_torch_computes(finished_run: Run, tmp_path: Path) -> None:
+    done = export_run(finished_run, tmp_path / "m.onnx", Silent(), golden="synthetic")
+    network, card, _ = load_network(finished_run)
+    with torch.no_grad():
+        wanted = Deployed(network, 1.0)(torch.from_numpy(synthetic_inputs(card.recipe.input_hw)))[0].numpy()
+    found = np.array([sample.probabilities for sample in done.contract.golden.samples], np.float32)
+    # The same arithmetic in the same process, stored in full: the samples may stand in another order.
+    assert sorted(map(tuple, found.tolist())) == sorted(map(tuple, wanted.tolist()))

@@ -26,7 +26,6 @@ TOLERANCE = 1e-4
 BATCH_SIZES = (1, 8)
 
 
-@torch.no_grad()
 def check_parity(
     module: nn.Module, session: Session, paths: Sequence[Path], inputs: NDArray[np.uint8], outputs: Sequence[str]
 ) -> tuple[Parity, NDArray[np.float32]]:
@@ -37,7 +36,7 @@ def check_parity(
     """
     if len(inputs) == 0:
         raise ParityError("no pictures to check parity on; give some by --parity-images DIR")
-    expected = _run_torch(module, inputs)
+    expected = run_torch(module, inputs)
     worst, scaled = dict.fromkeys(outputs, 0.0), dict.fromkeys(outputs, 0.0)
     for size in BATCH_SIZES:
         for start in range(0, len(inputs), size):
@@ -54,7 +53,9 @@ def check_parity(
     return report, expected[0]
 
 
-def _run_torch(module: nn.Module, inputs: NDArray[np.uint8]) -> list[NDArray[np.float32]]:
+@torch.no_grad()
+def run_torch(module: nn.Module, inputs: NDArray[np.uint8]) -> list[NDArray[np.float32]]:
+    """A module's outputs in torch on the CPU, in batches of eight. `inputs`: uint8 (N, H, W, 3)."""
     parts = [module(torch.from_numpy(inputs[i : i + 8])) for i in range(0, len(inputs), 8)]
     return [torch.cat(tensors).float().numpy() for tensors in zip(*parts, strict=True)]
 
