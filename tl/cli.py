@@ -13,7 +13,7 @@ from typing import Annotated
 import typer
 
 from tl import __version__
-from tl.commands import demo, doctor, evaluate, export, inspect, predict, train, verify
+from tl.commands import demo, doctor, evaluate, export, inspect, predict, probe, train, verify
 from tl.commands.console import EXIT_FAULT, EXIT_INTERRUPTED, warn
 from tl.commands.ensemble_option import EnsembleCommand
 from tl.errors import RunInterrupted, TlError
@@ -46,6 +46,7 @@ def root(
 
 
 app.command("train", short_help="Train a classifier on labelled photos.")(train.command)
+app.command("probe", short_help="Compare heads on a frozen backbone by cross-validation.")(probe.command)
 app.command("export", short_help="Turn a run into a verified model file.")(export.command)
 app.command("predict", cls=EnsembleCommand, short_help="Predict photos with model files.")(predict.command)
 app.command("evaluate", cls=EnsembleCommand, short_help="Score model files on labelled photos.")(evaluate.command)

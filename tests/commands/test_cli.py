@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import csv
 import json
 import subprocess
 import sys
@@ -7,11 +8,12 @@ import time
 from pathlib import Path
 
 import pytest
+import yaml
 
 from tests.commands.conftest import RunTl
 from tl import __version__
 
-COMMANDS = ("train", "export", "predict", "evaluate", "inspect", "verify", "doctor", "demo")
+COMMANDS = ("train", "export", "predict", "evaluate", "inspect", "verify", "doctor", "demo", "probe")
 
 
 def test_help__lists_every_command(run_tl: RunTl) -> None:
@@ -68,12 +70,77 @@ def test_train__nothing_given(run_tl: RunTl) -> None:
         (["--augment", "flop"], ["neither a preset", "(nearest: 'flip')"]),
         (["--device", "cuda:99"], ["cuda:99"]),
         (["--weights", "gone.pth"], ["weights 'gone.pth': no such file"]),
+        (["--lr", "fast"], ["lr: ", "found 'fast'"]),
+        (["--head", "svm"], ["head svm needs method features"]),
+        (["--batch-size", "99"], ["batch_size 99 is larger than the 3 training pictures: lower --batch-size"]),
+        (["--per-class", "9"], ["per_class 9: class 'blue' has 1"]),
     ],
 )
 def test_train__faults_name_the_cure(run_tl: RunTl, photos: Path, words: list[str], messages: list[str]) -> None:
     done = run_tl("train", photos, "--backbone", "smallcnn", "--method", "scratch", *words)
     assert done.code == 1
     assert all(message in done.err for message in messages)
+    assert len(done.err.splitlines()) == 1
+
+
+QUICK = (
+    "--backbone",
+    "smallcnn",
+    "--image-size",
+    16,
+    "--epochs",
+    1,
+    "--augment",
+    "none",
+    "--device",
+    "cpu",
+    "--threads",
+    1,
+)
+
+
+def test_train__lr_auto_as_a_flag(run_tl: RunTl, photos: Path, tmp_path: Path) -> None:
+    done = run_tl("train", photos, "--method", "scratch", "--lr", "auto", *QUICK, "--out", tmp_path / "r", "--json")
+    assert done.code == 0, done.err
+    lr = yaml.safe_load((tmp_path / "r" / "config.yaml").read_text(encoding="utf-8"))["lr"]
+    assert f"lr auto: {lr:.2g} (lr_finder.csv)" in done.err
+    with (tmp_path / "r" / "lr_finder.csv").open(encoding="utf-8") as stream:
+        rows = list(csv.DictReader(stream))
+    lowest = min(rows, key=lambda row: float(row["smoothed_loss"]))
+    assert lr == pytest.approx(float(lowest["lr"]) / 10, rel=0.05)  # two digits
+    assert json.loads(done.out)["best_epoch"] == 1
+
+
+def test_train__c_values_one_after_each_flag(run_tl: RunTl, photos: Path, tmp_path: Path) -> None:
+    first = run_tl("train", photos, "--method", "scratch", *QUICK, "--out", tmp_path / "pre")
+    assert first.code == 0, first.err
+    words = ("--method", "features", "--weights", tmp_path / "pre", "--c-values", 2, "--c-values", 0.5)
+    done = run_tl("train", photos, *words, *QUICK, "--out", tmp_path / "r", "--json")
+    assert done.code == 0, done.err
+    with (tmp_path / "r" / "c_search.csv").open(encoding="utf-8") as stream:
+        assert [row["c"] for row in csv.DictReader(stream)] == ["0.5", "2"]
+    answer = json.loads(done.out)
+    assert answer["best_epoch"] is None
+    assert answer["val"]["n"] == 3
+
+
+def test_train__head_sizes_one_after_each_flag(run_tl: RunTl, photos: Path, tmp_path: Path) -> None:
+    words = ("--method", "scratch", "--head", "mlp", "--head-sizes", 8, "--head-sizes", 4)
+    done = run_tl("train", photos, *words, *QUICK, "--out", tmp_path / "r")
+    assert done.code == 0, done.err
+    kept = yaml.safe_load((tmp_path / "r" / "config.yaml").read_text(encoding="utf-8"))
+    assert kept["head_sizes"] == [8, 4]
+
+
+def test_train__another_head_than_the_config_files(run_tl: RunTl, photos: Path, tmp_path: Path) -> None:
+    # What the file's head was given by default is not what the other head gets.
+    first = run_tl("train", photos, "--method", "scratch", *QUICK, "--out", tmp_path / "a")
+    assert first.code == 0, first.err
+    words = ("--config", tmp_path / "a" / "config.yaml", "--head", "mlp", "--out", tmp_path / "b")
+    done = run_tl("train", *words)
+    assert done.code == 0, done.err
+    kept = yaml.safe_load((tmp_path / "b" / "config.yaml").read_text(encoding="utf-8"))
+    assert kept["head_sizes"] == [512, 256]
 
 
 def test_train__config_file_with_misspelt_key(run_tl: RunTl, photos: Path, tmp_path: Path) -> None:

@@ -25,10 +25,11 @@ from tl.runtime.predictor import load
 from tl.runtime.selftest import run_selftest
 from tl.runtime.session import Session
 from tl.trainer.backbones import build_classifier
+from tl.trainer.checkpoints import load_best
 from tl.trainer.network import Deployed
+from tl.trainer.networks import load_network
 from tl.trainer.progress import Silent
 from tl.trainer.runs import Run
-from tl.trainer.train import load_network
 
 FORBIDDEN = (b"/work", b"/home", b"/root", b"/tmp", b"/usr", b"site-packages", b".py")
 
@@ -43,11 +44,12 @@ def assert_nothing_private(path: Path, *private: Path) -> None:
 def test_export_run__contract_fields(exported: Exported, finished_run: Run) -> None:
     contract = Session(exported.path, device="cpu", threads=1).contract
     assert contract == exported.contract
-    assert (contract.task, contract.precision, contract.temperature) == ("classification", "fp32", 1.0)
+    assert (contract.task, contract.precision) == ("classification", "fp32")
+    assert contract.temperature == load_best(finished_run)[1].temperature != 1.0
     assert contract.class_names == ("blue", "green", "red")
     assert contract.outputs == ("probabilities", "embedding")
     assert contract.recipe.input_hw == (32, 32)
-    assert contract.recipe == finished_run.load_best()[1].recipe
+    assert contract.recipe == load_best(finished_run)[1].recipe
     parity = contract.parity
     assert (parity.images, parity.batch_sizes, parity.top1_agreement) == (
         6,
@@ -63,7 +65,10 @@ def test_export_run__provenance(exported: Exported, finished_run: Run) -> None:
     provenance = exported.contract.provenance
     assert (provenance.backbone, provenance.weights, provenance.method) == ("smallcnn", "none", "scratch")
     metrics = json.loads((finished_run.folder / "metrics.json").read_text(encoding="utf-8"))["val"]
-    assert provenance.val_metrics == {name: value for name, value in metrics.items() if name != "per_class"}
+    assert provenance.val_metrics == {
+        name: value for name, value in metrics.items() if name not in ("per_class", "confusion")
+    }
+    assert {"ece", "ece_uncalibrated", "boot_low", "macro_f1_boot_high"} <= set(provenance.val_metrics)
     assert provenance.config["data"] == "photos"
     assert provenance.config["head_sizes"] == [512, 256]
     assert "out" not in provenance.config
@@ -202,13 +207,35 @@ def test_export_run__refusals(finished_run: Run, tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("head", "pooling"), [("linear", "gap"), ("linear", "flatten"), ("mlp", "flatten")])
+@pytest.mark.parametrize(
+    ("head", "pooling"), [("linear", "gap"), ("linear", "flatten"), ("mlp", "flatten"), ("conv", "gap")]
+)
 def test_export_run__every_head_and_pooling_keeps_parity(photos: Path, tmp_path: Path, head: str, pooling: str) -> None:
     changes = {"head": head, "pooling": pooling, "resize_mode": "short_side", "epochs": 1}
     run = train_here(photos, tmp_path / "r", **changes).run
     done = export_run(run, tmp_path / "m.onnx", Silent())
     assert done.contract.recipe.short_side == 37  # 32 / 0.875
     assert done.contract.parity.top1_agreement == 1.0
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("head", ["svm", "conv"])
+def test_export_run__a_head_on_kept_features_predicts_as_validated(
+    finished_run: Run, photos: Path, tmp_path: Path, head: str
+) -> None:
+    changes = {"method": "features", "weights": str(finished_run.folder), "head": head}
+    run = train_here(photos, tmp_path / "r", **changes).run
+    done = export_run(run, tmp_path / "m.onnx", Silent())
+    assert done.contract.temperature == load_best(run)[1].temperature
+    assert done.contract.provenance.weights == "run finished"
+    rows = read_rows(run.folder / "predictions_val.csv")
+    with load(done.path, device="cpu", threads=1) as predictor:
+        results = predictor.predict_batch([photos / row["path"] for row in rows])
+    for row, result in zip(rows, results, strict=True):
+        shown = [float(row[f"p:{name}"]) for name in ("blue", "green", "red")]
+        # tl.exporter.parity's bound, plus six printed digits.
+        np.testing.assert_allclose(result.probabilities, shown, rtol=0, atol=1.1e-4)  # type: ignore[union-attr]
+    assert_nothing_private(done.path, tmp_path, photos, finished_run.folder)
 
 
 @pytest.mark.slow
@@ -246,7 +273,9 @@ def test_export_run__synthetic_golden_expects_what_torch_computes(finished_run: 
     done = export_run(finished_run, tmp_path / "m.onnx", Silent(), golden="synthetic")
     network, card, _ = load_network(finished_run)
     with torch.no_grad():
-        wanted = Deployed(network, 1.0)(torch.from_numpy(synthetic_inputs(card.recipe.input_hw)))[0].numpy()
+        wanted = Deployed(network, card.temperature)(torch.from_numpy(synthetic_inputs(card.recipe.input_hw)))[
+            0
+        ].numpy()
     found = np.array([sample.probabilities for sample in done.contract.golden.samples], np.float32)
     # The same arithmetic in the same process, stored in full: the samples may stand in another order.
     assert sorted(map(tuple, found.tolist())) == sorted(map(tuple, wanted.tolist()))

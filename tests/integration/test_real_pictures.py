@@ -100,13 +100,14 @@ def test_preprocessing__reaches_torchvisions_accuracy(shared: Path, imagenet_mod
     import torch
     from torchvision import models
 
-    from tl.trainer.backbones import build_classifier
-    from tl.trainer.weights import find_weights, load_into
+    from tl.trainer.backbones import build_classifier, find_backbone_info
+    from tl.trainer.weight_files import find_weights
+    from tl.trainer.weights import load_into, read_weights
 
-    weights = find_weights("mobilenet_v2", str(shared / "weights"))
-    assert weights is not None
+    file = find_weights(find_backbone_info("mobilenet_v2"), str(shared / "weights"))
+    assert file is not None
     classifier = build_classifier("mobilenet_v2").eval().to(memory_format=torch.channels_last)
-    load_into(classifier, weights)
+    load_into(classifier, read_weights(file, "mobilenet_v2"))
     transform = models.MobileNet_V2_Weights.IMAGENET1K_V2.transforms()
     synsets = [line.split()[0] for line in (shared / "data/imagenet/synset.txt").read_text().splitlines()]
     pictures = sorted((shared / "data" / "imagenet-val-500").rglob("*.*"))

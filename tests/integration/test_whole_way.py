@@ -45,7 +45,7 @@ def lab(tmp_path_factory: pytest.TempPathFactory) -> Path:
     lines = [
         f"tl train digits-0-4 --method scratch --epochs 3 {COMMON} --out runs/pre",
         f"tl train digits-5-9 --method scratch --epochs 12 --lr 0.005 {COMMON} --out runs/a",
-        f"tl train digits-5-9 --method features --weights runs/pre --lr 0.01 {COMMON} --out runs/b",
+        f"tl train digits-5-9 --method features --weights runs/pre {COMMON} --out runs/b",
         f"tl train digits-5-9 --method finetune --weights runs/pre --head mlp --lr 0.05 {COMMON} --out runs/c",
         *(f"tl export runs/{name} -o {name}.onnx" for name in "abc"),
     ]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import json
 import re
 from collections.abc import Iterable, Sequence
 from pathlib import Path
@@ -25,7 +26,10 @@ from tl.trainer.runs import Run
 from tl.trainer.train import TrainResult, train
 
 COLOR_RGB = {"blue": (40, 60, 190), "green": (40, 170, 60), "red": (200, 50, 40)}
-NOT_TIMED = ("epoch", "lr", "train_loss", "train_top1_accuracy", "val_loss", "val_top1_accuracy")
+NOT_TIMED = (
+    *("epoch", "lr", "train_loss", "train_top1_accuracy"),
+    *("val_loss", "val_top1_accuracy", "val_macro_f1", "val_ece"),
+)
 
 
 def make_noise(seed: int, rgb: tuple[int, int, int] = (128, 128, 128), hw: tuple[int, int] = (20, 20)) -> NDArray[Any]:
@@ -91,7 +95,12 @@ def make_config(data: Path, out: Path, **changes: Any) -> TrainConfig:
         "threads": 1,
         "workers": 0,
     }
-    return TrainConfig(data=str(data), out=str(out), **{**values, **changes})
+    values |= changes
+    head, augment = values.get("head", "linear"), values["augment"]
+    is_frozen = values["method"] == "features" and (augment == "none" or values.get("views"))
+    if head == "svm" or (head == "linear" and is_frozen and "optimizer" not in changes):
+        values["epochs"] = changes.get("epochs")  # solved in one go
+    return TrainConfig(data=str(data), out=str(out), **values)
 
 
 def timeless(history: Iterable[EpochRow]) -> list[tuple[Any, ...]]:
@@ -123,10 +132,17 @@ def train_here(photos: Path, out: Path, **changes: Any) -> TrainResult:
 
 
 def assert_same_run(left: Run, right: Run) -> None:
-    assert timeless_file(left.folder / "history.csv") == timeless_file(right.folder / "history.csv")
+    """Equal weights and files, but for times, places and TensorBoard's events."""
+    names = [{path.name for path in run.folder.iterdir() if "tfevents" not in path.name} for run in (left, right)]
+    assert names[0] == names[1]
+    if "history.csv" in names[0]:
+        assert timeless_file(left.folder / "history.csv") == timeless_file(right.folder / "history.csv")
     assert equal(weights_of(left), weights_of(right))
-    for name in ("predictions_val.csv", "manifest.csv"):
-        assert (left.folder / name).read_bytes() == (right.folder / name).read_bytes()
+    for name in {"predictions_val.csv", "manifest.csv", "findings.csv", "c_search.csv"} & names[0]:
+        assert (left.folder / name).read_bytes() == (right.folder / name).read_bytes(), name
+    texts = [(run.folder / "metrics.json").read_text(encoding="utf-8") for run in (left, right)]
+    metrics = [{**json.loads(text), "train_seconds": 0} for text in texts]
+    assert metrics[0] == metrics[1]
 
 
 def plain_text(model: onnx.ModelProto) -> bytes:

@@ -8,7 +8,7 @@ import pytest
 
 from tests.trainer.make import make_class_folders, make_manifest, make_pictures
 from tl.errors import DataError
-from tl.trainer.data import Picture, assign_splits, bind_class_names, class_ids, read_pictures
+from tl.trainer.data import Picture, assign_splits, bind_class_names, class_ids, limit_per_class, read_pictures
 
 GROUPED = ("path", "label", "split", "group")
 
@@ -241,3 +241,41 @@ def test_read_pictures__says_what_it_passes_over(tmp_path: Path) -> None:
     said: list[str] = []
     assert len(read_pictures(tmp_path, say=said.append)) == 2
     assert "passed over 1 hidden files and 2 that are no pictures" in said[0]
+
+
+def test_limit_per_class__keeps_as_many_of_each_and_every_other_split() -> None:
+    pictures = make_pictures(["a", "b", "a", "b", "a"] * 4, "train") + make_pictures(["a", "b", "b"], "val")
+    kept = limit_per_class(pictures, 3, seed=0)
+    assert Counter((p.split, p.label) for p in kept) == {
+        ("train", "a"): 3,
+        ("train", "b"): 3,
+        ("val", "a"): 1,
+        ("val", "b"): 2,
+    }
+    places = [pictures.index(picture) for picture in kept]
+    assert places == sorted(places)  # the order of the data set
+
+
+def test_limit_per_class__depends_on_the_seed_alone() -> None:
+    pictures = make_pictures(["a", "b"] * 20, "train")
+    assert limit_per_class(pictures, 4, seed=1) == limit_per_class(pictures, 4, seed=1)
+    assert limit_per_class(pictures, 4, seed=1) != limit_per_class(pictures, 4, seed=2)
+
+
+def test_limit_per_class__more_pictures_of_a_class_are_a_superset() -> None:
+    # Learning curves compare like with like: what 2 a class have seen, 5 a class have seen too.
+    pictures = make_pictures(["Käfer", "b", "c"] * 10, "train")
+    few, more = (set(limit_per_class(pictures, count, seed=3)) for count in (2, 5))
+    assert few < more
+
+
+def test_limit_per_class__exactly_as_many_as_there_are() -> None:
+    pictures = make_pictures(["a", "b"], "train") + make_pictures(["a"], "test")
+    assert limit_per_class(pictures, 1, seed=0) == pictures
+
+
+def test_limit_per_class__too_few_names_every_class() -> None:
+    pictures = make_pictures(["b", "Käfer", "b", "c", "c", "c"], "train") + make_pictures(["b"] * 9, "val")
+    with pytest.raises(DataError) as caught:
+        limit_per_class(pictures, 3, seed=0)
+    assert str(caught.value) == "per_class 3: class 'Käfer' has 1, 'b' has 2 pictures to train on"

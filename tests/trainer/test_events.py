@@ -11,7 +11,7 @@ from tl.trainer.loop import EpochRow
 
 
 def make_history(epochs: int) -> list[EpochRow]:
-    return [EpochRow(e, 0.5 / e, 1.0 / e, 0.5, 2.0 / e, 0.25, 1.0, 10.0) for e in range(1, epochs + 1)]
+    return [EpochRow(e, 0.5 / e, 1.0 / e, 0.5, 2.0 / e, 0.25, 1.0, 10.0, 0.5 / e, 0.125) for e in range(1, epochs + 1)]
 
 
 def read_scalars(folder: Path, name: str) -> list[tuple[int, float]]:

@@ -12,29 +12,25 @@ from numpy.typing import NDArray
 from torch import nn
 
 from tests.trainer.make import plain_text
-from tl.trainer.backbones import backbone_info, build_trunk, feature_shape
+from tl.trainer.backbones import build_trunk, feature_shape, find_backbone_info
 from tl.trainer.graph import to_onnx
 from tl.trainer.heads import build_head
-from tl.trainer.network import Deployed, Network, Normalise, Standardise, feature_length
+from tl.trainer.network import Deployed, FeaturePooling, Network, Normalise, Standardise, pooled_shape
 
 # Float32 sums in another order through a few layers; the exporter's own bound, tl.exporter.parity.TOLERANCE.
 FP32 = 1e-4
 
 
-def make_module(pooling: str = "gap", side: int = 16, backbone: str = "smallcnn") -> Deployed:
+def make_module(
+    pooling: FeaturePooling = "gap", side: int = 16, backbone: str = "smallcnn", temperature: float = 1.0
+) -> Deployed:
     torch.manual_seed(0)
-    info = backbone_info(backbone)
+    info = find_backbone_info(backbone)
     trunk = build_trunk(backbone)
-    features = feature_length(feature_shape(trunk, (side, side)), pooling)  # type: ignore[arg-type]
-    network = Network(
-        Normalise(info.mean, info.std),
-        trunk,
-        Standardise(features),
-        build_head("mlp", features, 3, sizes=(8,), dropout=0.5),
-        pooling=pooling,  # type: ignore[arg-type]
-        frozen_trunk=False,
-    )
-    return Deployed(network, 1.0)
+    shape = pooled_shape(feature_shape(trunk, (side, side)), pooling)
+    head = build_head("conv" if pooling == "map" else "mlp", shape, 3, sizes=(8,), dropout=0.5)
+    network = Network(Normalise(info.mean, info.std), trunk, Standardise(shape), head, pooling=pooling)
+    return Deployed(network, temperature)
 
 
 def make_images(count: int, side: int = 16) -> NDArray[np.uint8]:
@@ -91,6 +87,20 @@ def test_to_onnx__a_batch_equals_its_pictures_alone(model: onnx.ModelProto) -> N
     batched, _ = run_model(model, images)
     alone = np.concatenate([run_model(model, image[None])[0] for image in images])
     np.testing.assert_allclose(batched, alone, rtol=0, atol=1e-6)  # the project's bound for batch N against N batches
+
+
+def test_to_onnx__a_head_on_the_map_and_a_temperature() -> None:
+    module = make_module("map", temperature=0.25)
+    module.network.standardise.fit(torch.randn(4, 128, 2, 2))
+    model = to_onnx(module, (16, 16), ("probabilities", "embedding"))
+    images = make_images(3)
+    with torch.no_grad():
+        wanted = module.eval()(torch.from_numpy(images))
+        untempered = torch.softmax(module.network(torch.from_numpy(images)), dim=1)
+    for found, tensor in zip(run_model(model, images), wanted, strict=True):
+        np.testing.assert_allclose(found, tensor.numpy(), rtol=0, atol=FP32)
+    assert wanted[1].shape == (3, 128)
+    assert (wanted[0] - untempered).abs().max() > 100 * FP32  # or the temperature would not show
 
 
 def test_to_onnx__flatten_and_rectangular(tmp_path: Path) -> None:

@@ -3,7 +3,7 @@ from __future__ import annotations
 import copy
 import dataclasses
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import pytest
@@ -14,9 +14,11 @@ from torch.nn import functional
 from tests.trainer.make import Listener, StopsAt, timeless
 from tl.errors import TrainingError
 from tl.trainer.batches import TensorBatches
-from tl.trainer.loop import EpochRow, FitOptions, Validation, best_epoch, build_optimizer, fit, lr_factor
+from tl.trainer.freezing import ParameterGroup
+from tl.trainer.loop import EpochRow, FitOptions, NoCheckpoints, Validation, best_epoch, fit
 from tl.trainer.machine import Machine
 from tl.trainer.progress import Progress, Silent
+from tl.trainer.stepping import Trainee
 
 OPTIONS = FitOptions(
     epochs=5,
@@ -26,10 +28,15 @@ OPTIONS = FitOptions(
     weight_decay=1e-4,
     schedule="cosine",
     warmup_epochs=1.0,
-    label_smoothing=0.1,
+    drop_epochs=2,
+    drop_factor=0.1,
+    accumulate=1,
+    clip_norm=None,
+    ema_decay=None,
     patience=None,
     monitor="val_top1_accuracy",
     seed=3,
+    compile=False,
 )
 
 
@@ -58,24 +65,35 @@ def network() -> nn.Module:
     return nn.Sequential(nn.Linear(4, 16), nn.BatchNorm1d(16), nn.ReLU(), nn.Dropout(0.3), nn.Linear(16, 2))
 
 
-def validation_of(module: nn.Module) -> Callable[[], Validation]:
+def trainee_of(module: nn.Module, label_smoothing: float = 0.1, **more: Any) -> Trainee:
+    groups = [ParameterGroup(tuple(module.parameters()), 1.0)]
+    return Trainee(module, groups, ("a", "b"), label_smoothing=label_smoothing, **more)
+
+
+@torch.no_grad()
+def validate(module: nn.Module) -> Validation:
     inputs, ids = two_clouds()
+    logits = module.eval()(inputs)
+    hits = (logits.argmax(dim=1) == ids).float().mean()
+    return Validation(float(functional.cross_entropy(logits, ids)), float(hits), 0.5, 0.25)
 
-    @torch.no_grad()
-    def validate() -> Validation:
-        logits = module.eval()(inputs)
-        hits = (logits.argmax(dim=1) == ids).float().mean()
-        return Validation(float(functional.cross_entropy(logits, ids)), float(hits))
 
-    return validate
+def validations(losses: Iterable[float]) -> Callable[[nn.Module], Validation]:
+    """What validation finds, one loss after the other."""
+    following = iter(losses)
+    return lambda module: Validation(next(following), 0.5, 0.5, 0.25)
+
+
+def batches_of(seed: int = 0) -> TensorBatches:
+    return TensorBatches(*two_clouds(), batch_size=8, seed=seed)
 
 
 def run_fit(
     cpu: Machine, options: FitOptions = OPTIONS, kept: Kept | None = None, progress: Progress | None = None
 ) -> tuple[nn.Module, list[EpochRow], Kept]:
     module, kept = network(), kept or Kept()
-    batches = TensorBatches(*two_clouds(), batch_size=8, seed=options.seed)
-    history = fit(module, batches, validation_of(module), options, cpu, kept, progress or Silent())
+    batches = batches_of(options.seed)
+    history = fit(trainee_of(module), batches, validate, options, cpu, kept, progress or Silent())
     return module, history, kept
 
 
@@ -84,7 +102,7 @@ def same_weights(left: nn.Module, right: nn.Module) -> bool:
 
 
 def row(epoch: int, accuracy: float, loss: float) -> EpochRow:
-    return EpochRow(epoch, 0.1, 1.0, 0.5, loss, accuracy, 1.0, 10.0)
+    return EpochRow(epoch, 0.1, 1.0, 0.5, loss, accuracy, 1.0, 10.0, val_macro_f1=0.5, val_ece=0.25)
 
 
 def test_fit__same_seed_same_history_and_weights(cpu: Machine) -> None:
@@ -97,10 +115,24 @@ def test_fit__same_seed_same_history_and_weights(cpu: Machine) -> None:
     assert not same_weights(first, other)
 
 
-@pytest.mark.parametrize("optimizer", ["sgd", "adam", "adamw", "rmsprop"])
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"optimizer": "sgd"},
+        {"optimizer": "adam"},
+        {"optimizer": "adamw"},
+        {"optimizer": "rmsprop"},
+        {"ema_decay": 0.8},
+        {"accumulate": 2, "clip_norm": 0.1},
+        {"schedule": "plateau", "drop_epochs": 1, "monitor": "val_loss", "lr": 0.5},
+        {"schedule": "onecycle"},
+        {"schedule": "step", "drop_epochs": 1},
+    ],
+    ids=lambda changes: " ".join(map(str, changes.values())),
+)
 @pytest.mark.parametrize("after", [1, 3, 5])
-def test_fit__resumed_equals_never_interrupted(cpu: Machine, optimizer: Any, after: int) -> None:
-    options = dataclasses.replace(OPTIONS, optimizer=optimizer)
+def test_fit__resumed_equals_never_interrupted(cpu: Machine, changes: dict[str, Any], after: int) -> None:
+    options = dataclasses.replace(OPTIONS, **changes)
     whole, history, kept = run_fit(cpu, options)
     resumed, joined, _ = run_fit(cpu, options, Kept(kept.states[after - 1]))
     assert timeless(joined) == timeless(history)
@@ -125,7 +157,7 @@ def test_fit__leaves_the_best_weights(cpu: Machine) -> None:
     module, history, kept = run_fit(cpu, options)
     best = min(history, key=lambda r: r.val_loss)
     assert best.epoch != len(history)  # or the test would not tell best from last
-    assert validation_of(module)().loss == best.val_loss
+    assert validate(module).loss == best.val_loss
     wanted = kept.states[best.epoch - 1]["module"]
     assert all(torch.equal(tensor, wanted[name]) for name, tensor in module.state_dict().items())
 
@@ -147,20 +179,18 @@ def test_fit__first_training_loss_by_hand(cpu: Machine) -> None:
     with torch.no_grad():
         logits = module(inputs)
         wanted = float(functional.cross_entropy(logits, ids))
-    options = dataclasses.replace(OPTIONS, epochs=1, lr=1e-30, label_smoothing=0.0)  # a step that moves nothing
-    batches = TensorBatches(inputs, ids, batch_size=8, seed=0)
-    (only,) = fit(module, batches, lambda: Validation(1.0, 0.5), options, cpu, Kept(), Silent())
+    options = dataclasses.replace(OPTIONS, epochs=1, lr=1e-30)  # a step that moves nothing
+    trainee = trainee_of(module, label_smoothing=0.0)
+    (only,) = fit(trainee, batches_of(), validations([1.0]), options, cpu, Kept(), Silent())
     assert only.train_loss == pytest.approx(wanted, rel=1e-6)  # 22 float32 terms in another order
     assert only.train_top1_accuracy == float((logits.argmax(dim=1) == ids).sum()) / 22
 
 
 def test_fit__patience_stops(cpu: Machine) -> None:
-    losses = iter([0.9, 0.5, 0.6, 0.7, 0.8, 0.4])
-    module = nn.Linear(4, 2)
-    batches = TensorBatches(*two_clouds(), batch_size=8, seed=0)
+    losses = [0.9, 0.5, 0.6, 0.7, 0.8, 0.4]
     options = dataclasses.replace(OPTIONS, epochs=6, patience=2, monitor="val_loss")
     kept = Kept()
-    history = fit(module, batches, lambda: Validation(next(losses), 0.5), options, cpu, kept, Silent())
+    history = fit(trainee_of(nn.Linear(4, 2)), batches_of(), validations(losses), options, cpu, kept, Silent())
     assert [r.val_loss for r in history] == [0.9, 0.5, 0.6, 0.7]
     assert kept.finals == [False, False, False, True]
 
@@ -177,17 +207,84 @@ def test_fit__loss_that_is_not_finite_stops(cpu: Machine) -> None:
     module = nn.Linear(4, 2)
     with torch.no_grad():
         module.weight.fill_(float("nan"))
-    batches = TensorBatches(*two_clouds(), batch_size=8, seed=0)
-    with pytest.raises(TrainingError, match=r"epoch 1, step 1: the loss is not finite .* lower --lr"):
-        fit(module, batches, lambda: Validation(1.0, 0.5), OPTIONS, cpu, Kept(), Silent())
+    with pytest.raises(
+        TrainingError, match=r"epoch 1, step 1: the loss of 8 of 8 pictures is not finite .* lower --lr"
+    ):
+        fit(trainee_of(module), batches_of(), validations([1.0]), OPTIONS, cpu, Kept(), Silent())
+
+
+def test_fit__loss_that_breaks_away_names_class_and_rate(cpu: Machine) -> None:
+    # The last picture is infinite: its batch, its class and the learning rate of the step are named.
+    inputs, ids = two_clouds()
+    inputs[21] = math.inf
+    batches = TensorBatches(inputs, ids, batch_size=8, seed=0)
+    step = next(i for i, (rows, _, _) in enumerate(batches.epoch(1)) if torch.isinf(rows).any()) + 1
+    with pytest.raises(TrainingError) as caught:
+        fit(trainee_of(nn.Linear(4, 2)), batches, validations([1.0]), OPTIONS, cpu, Kept(), Silent())
+    text = str(caught.value)
+    rate = 0.05 * step / 4  # a warm-up of three steps
+    assert text.startswith(f"epoch 1, step {step}: the loss of 1 of ")
+    assert f"(class 'b') at learning rate {rate:.3g}; lower --lr" in text
+    assert "\n" not in text
 
 
 def test_fit__frozen_parameters_stay(cpu: Machine) -> None:
     module = nn.Sequential(nn.Linear(4, 4).requires_grad_(False), nn.Linear(4, 2))
     before = module[0].weight.clone()
-    batches = TensorBatches(*two_clouds(), batch_size=8, seed=0)
-    fit(module, batches, validation_of(module), OPTIONS, cpu, Kept(), Silent())
+    fit(trainee_of(module), batches_of(), validate, OPTIONS, cpu, Kept(), Silent())
     assert torch.equal(module[0].weight, before)
+
+
+def test_fit__average_is_judged_and_left_behind(cpu: Machine) -> None:
+    # Constant learning rate, plain SGD, one linear layer: the average by hand over every step.
+    options = dataclasses.replace(
+        OPTIONS, epochs=2, optimizer="sgd", momentum=0.0, weight_decay=0.0, schedule="constant", ema_decay=0.7
+    )
+    options = dataclasses.replace(options, warmup_epochs=0.0, monitor="val_loss")
+    torch.manual_seed(1)
+    module = nn.Linear(4, 2)
+    plain, average = copy.deepcopy(module), None
+    judged = []
+
+    def judge(given: nn.Module) -> Validation:
+        judged.append(given.weight.detach().clone())
+        return Validation(1.0 / len(judged), 0.5, 0.5, 0.25)  # better each time
+
+    for epoch in (1, 2):
+        for inputs, ids, _ in batches_of().epoch(epoch):
+            plain.zero_grad()
+            functional.cross_entropy(plain(inputs), ids).backward()
+            with torch.no_grad():
+                plain.weight -= 0.05 * plain.weight.grad
+                plain.bias -= 0.05 * plain.bias.grad
+                # torch's average begins with the weights after the first step.
+                average = plain.weight.clone() if average is None else 0.7 * average + 0.3 * plain.weight
+    trainee = trainee_of(module, label_smoothing=0.0)
+    fit(trainee, batches_of(), judge, options, cpu, NoCheckpoints(), Silent())
+    # float32 through six steps in another order of operations.
+    torch.testing.assert_close(judged[-1], average, rtol=0, atol=1e-6)
+    assert torch.equal(module.weight, judged[-1])
+    assert not torch.allclose(module.weight, plain.weight, rtol=0, atol=1e-4)
+
+
+def test_fit__accumulated_batches_count_as_one_step(cpu: Machine) -> None:
+    # 22 pictures in batches of 8 are three batches, and two steps of two and one.
+    options = dataclasses.replace(OPTIONS, accumulate=2)
+    _, history, kept = run_fit(cpu, options)
+    steps = {state["step"].item() for state in kept.states[-1]["optimizer"]["state"].values()}
+    assert steps == {10}
+    # The last of epoch 2 is step 3, one step after a warm-up of 2, of 8.
+    assert history[1].lr == pytest.approx(0.05 * 0.5 * (1 + math.cos(math.pi / 8)), rel=1e-12)  # float64
+
+
+def test_fit__begins_each_epoch_with_its_number(cpu: Machine) -> None:
+    begun: list[int] = []
+    module = network()
+    trainee = trainee_of(module, begin_epoch=begun.append)
+    kept = Kept()
+    fit(trainee, batches_of(), validate, dataclasses.replace(OPTIONS, epochs=3), cpu, kept, Silent())
+    fit(trainee, batches_of(), validate, dataclasses.replace(OPTIONS, epochs=5), cpu, Kept(kept.states[-1]), Silent())
+    assert begun == [1, 2, 3, 4, 5]
 
 
 def test_fit__reports(cpu: Machine) -> None:
@@ -205,40 +302,20 @@ def test_best_epoch__ties() -> None:
 
 
 @pytest.mark.parametrize(
-    ("schedule", "warmup", "wanted"),
+    ("monitor", "best"),
     [
-        # 4 epochs of 2 steps. Warm-up of w steps rises by 1/(w + 1); the cosine then falls over the steps left.
-        ("constant", 1.0, [1 / 3, 2 / 3, 1, 1, 1, 1, 1, 1]),
-        ("cosine", 0.0, [0.5 * (1 + math.cos(math.pi * s / 8)) for s in range(8)]),
-        ("cosine", 1.0, [1 / 3, 2 / 3, *(0.5 * (1 + math.cos(math.pi * s / 6)) for s in range(6))]),
-        ("constant", 9.0, [0.2, 0.4, 0.6, 0.8, 1, 1, 1, 1]),  # at most half of all epochs
+        ("val_macro_f1", 2),
+        ("val_ece", 3),
+        ("train_loss", 1),
+        ("train_top1_accuracy", 3),
+        ("val_loss", 1),
+        ("val_top1_accuracy", 2),
     ],
 )
-def test_lr_factor__by_hand(schedule: Any, warmup: float, wanted: list[float]) -> None:
-    options = dataclasses.replace(OPTIONS, epochs=4, schedule=schedule, warmup_epochs=warmup)
-    assert [lr_factor(step, 2, options) for step in range(8)] == pytest.approx(wanted, abs=1e-12)  # float64
-
-
-@pytest.mark.parametrize(
-    ("name", "kind"),
-    [
-        ("sgd", torch.optim.SGD),
-        ("adam", torch.optim.Adam),
-        ("adamw", torch.optim.AdamW),
-        ("rmsprop", torch.optim.RMSprop),
-    ],
-)
-def test_build_optimizer__values_arrive(name: Any, kind: type) -> None:
-    options = dataclasses.replace(OPTIONS, optimizer=name, lr=0.03, momentum=0.7, weight_decay=0.002)
-    optimizer = build_optimizer(list(nn.Linear(2, 2).parameters()), options)
-    assert type(optimizer) is kind
-    (group,) = optimizer.param_groups
-    assert (group["lr"], group["weight_decay"]) == (0.03, 0.002)
-    if name in ("sgd", "rmsprop"):
-        assert group["momentum"] == 0.7
-    if name == "sgd":
-        assert group["nesterov"]
-
-
-def test_build_optimizer__sgd_without_momentum() -> None:
-    build_optimizer(list(nn.Linear(2, 2).parameters()), dataclasses.replace(OPTIONS, optimizer="sgd", momentum=0.0))
+def test_best_epoch__of_every_monitor(monitor: Any, best: int) -> None:
+    history = [
+        EpochRow(1, 0.1, 0.2, 0.4, 0.1, 0.5, 1, 1, val_macro_f1=0.3, val_ece=0.3),
+        EpochRow(2, 0.1, 0.3, 0.5, 0.2, 0.7, 1, 1, val_macro_f1=0.8, val_ece=0.2),
+        EpochRow(3, 0.1, 0.4, 0.6, 0.3, 0.6, 1, 1, val_macro_f1=0.7, val_ece=0.1),
+    ]
+    assert best_epoch(history, monitor) == best

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import dataclasses
 import json
 import os
 import pickle
@@ -9,18 +10,21 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from numpy.typing import NDArray
 from safetensors.torch import load_file, save_file
-from torch import Tensor
 
 from tests.trainer.make import make_config, make_noise, make_png, make_store, read_rows
 from tl.errors import ConfigError, OutputError, RunError
 from tl.runtime.recipe import build_recipe
+from tl.runtime.strict_json import dump_json
+from tl.trainer.audit import Finding
+from tl.trainer.checkpoints import RunCheckpoints, load_best
 from tl.trainer.data import Picture
 from tl.trainer.loop import EpochRow
-from tl.trainer.runs import RUN_VERSION, NetworkCard, Run, RunCheckpoints, create_run, write_csv
+from tl.trainer.runs import RUN_VERSION, NetworkCard, Run, check_free, create_run, write_csv
 
-CARD = NetworkCard(RUN_VERSION, ("a", "Käfer, rot"), build_recipe((8, 8)), "none")
-ROW = EpochRow(1, 0.001, 1.25, 0.5, 1.5, 0.25, 2.0, 10.0)
+CARD = NetworkCard(RUN_VERSION, ("a", "Käfer, rot"), build_recipe((8, 8)), "none", 1.25)
+ROW = EpochRow(1, 0.001, 1.25, 0.5, 1.5, 0.25, 2.0, 10.0, val_macro_f1=0.75, val_ece=0.125)
 
 
 class RunsCode:
@@ -36,8 +40,8 @@ def run(tmp_path: Path) -> Run:
     return Run(tmp_path / "run")
 
 
-def tensors() -> dict[str, Tensor]:
-    return {"head.weight": torch.arange(6.0).view(2, 3), "steps": torch.tensor(3)}
+def tensors() -> dict[str, NDArray[Any]]:
+    return {"head.weight": np.arange(6, dtype=np.float32).reshape(2, 3), "steps": np.array(3)}
 
 
 def file_names(run: Run) -> list[str]:
@@ -62,6 +66,16 @@ def test_create_run__folder_in_use(tmp_path: Path) -> None:
     assert create_run(tmp_path / "a", numbered=True).folder == tmp_path / "a-3"
 
 
+def test_check_free__a_file_or_a_folder_with_something(tmp_path: Path) -> None:
+    for free in ("not there", "a"):
+        check_free(tmp_path / free)
+        (tmp_path / "a").mkdir(exist_ok=True)
+    (tmp_path / "a" / ".hidden").touch()
+    for used in (tmp_path / "a", tmp_path / "a" / ".hidden"):
+        with pytest.raises(RunError, match=r"exists already; give another --out, or continue it by --resume"):
+            check_free(used)
+
+
 def test_save_config__round_trip(run: Run, tmp_path: Path) -> None:
     config = make_config(tmp_path, run.folder, head_sizes=(3, 4), lr=1e-5)
     run.save_config(config)
@@ -79,35 +93,49 @@ def test_load_config__not_a_run(run: Run) -> None:
 
 def test_save_best__round_trip(run: Run) -> None:
     weights = tensors()
-    weights["strided"] = torch.zeros(2, 3, 4, 4).to(memory_format=torch.channels_last)  # safetensors wants contiguous
+    # safetensors writes memory as it lies; neither of these lies in the order of its indices.
+    values = torch.arange(96.0).view(2, 3, 4, 4).contiguous(memory_format=torch.channels_last)
+    weights["channels last"] = values.numpy()
+    weights["transposed"] = np.arange(6, dtype=np.float64).reshape(2, 3).T
     run.save_best(weights, CARD)
-    loaded, card = run.load_best()
+    loaded, card = load_best(run)
     assert card == CARD
     assert loaded.keys() == weights.keys()
-    assert all(torch.equal(loaded[name], tensor) for name, tensor in weights.items())
+    for name, tensor in weights.items():
+        assert loaded[name].numpy().dtype == tensor.dtype
+        np.testing.assert_array_equal(loaded[name].numpy(), tensor)
 
 
 def test_load_best__missing_or_damaged(run: Run) -> None:
     with pytest.raises(RunError, match=r"has no best.safetensors; .* did its training finish"):
-        run.load_best()
+        load_best(run)
     run.save_best(tensors(), CARD)
     run.best_path.write_bytes(run.best_path.read_bytes()[:40])
     with pytest.raises(RunError, match=r"best.safetensors: damaged"):
-        run.load_best()
+        load_best(run)
 
 
 @pytest.mark.parametrize("metadata", [None, {"tl.network": "{}"}, {"tl.network": '{"run_version": NaN}'}])
 def test_load_best__tensors_without_our_card(run: Run, metadata: dict[str, str] | None) -> None:
     run.folder.mkdir()
-    save_file(tensors(), run.best_path, metadata=metadata)
+    save_file({"x": torch.zeros(1)}, run.best_path, metadata=metadata)
     with pytest.raises(RunError, match="made by another version of tl"):
-        run.load_best()
+        load_best(run)
 
 
 def test_load_best__of_another_version(run: Run) -> None:
-    run.save_best(tensors(), NetworkCard(RUN_VERSION + 1, CARD.class_names, CARD.recipe, "none"))
-    with pytest.raises(RunError, match="another version of tl"):
-        run.load_best()
+    run.save_best(tensors(), dataclasses.replace(CARD, run_version=RUN_VERSION + 1))
+    with pytest.raises(RunError, match=f"another version of tl .*run_version {RUN_VERSION + 1}, this is {RUN_VERSION}"):
+        load_best(run)
+
+
+def test_load_best__of_the_first_version(run: Run) -> None:
+    # Its card had no temperature.
+    run.folder.mkdir()
+    card = {key: value for key, value in json.loads(dump_json(CARD)).items() if key != "temperature"}
+    save_file({"x": torch.zeros(1)}, run.best_path, metadata={"tl.network": json.dumps({**card, "run_version": 1})})
+    with pytest.raises(RunError, match=r"best\.safetensors: damaged, or made by another version of tl"):
+        load_best(run)
 
 
 def test_save_manifest__columns_and_hashes(run: Run, tmp_path: Path) -> None:
@@ -158,13 +186,21 @@ def test_save_skipped__columns(run: Run) -> None:
     assert read_rows(run.folder / "skipped.csv") == [{"path": "x.png", "split": "train", "error": "empty file"}]
 
 
-def test_save_history__columns(run: Run) -> None:
-    run.save_history([ROW])
+def test_save_rows__history(run: Run) -> None:
+    run.save_rows("history.csv", EpochRow, [ROW])
     text = (run.folder / "history.csv").read_text(encoding="utf-8")
     assert text.splitlines() == [
-        "epoch,lr,train_loss,train_top1_accuracy,val_loss,val_top1_accuracy,seconds,images_per_s",
-        "1,0.001,1.25,0.5,1.5,0.25,2,10",
+        "epoch,lr,train_loss,train_top1_accuracy,val_loss,val_top1_accuracy,seconds,images_per_s,val_macro_f1,val_ece",
+        "1,0.001,1.25,0.5,1.5,0.25,2,10,0.75,0.125",
     ]
+
+
+def test_save_rows__text_is_quoted_and_no_rows_leave_a_header(run: Run) -> None:
+    finding = Finding("few pictures", "a/1, 2.png", "", "class 'Käfer, \"rot\"' has 0012 pictures")
+    run.save_rows("findings.csv", Finding, [finding])
+    assert read_rows(run.folder / "findings.csv") == [dataclasses.asdict(finding)]
+    run.save_rows("findings.csv", Finding, [])
+    assert (run.folder / "findings.csv").read_text(encoding="utf-8") == "kind,path,other,detail\n"
 
 
 def test_save_predictions__columns(run: Run) -> None:
@@ -210,12 +246,23 @@ def test_run_checkpoints__first_and_final_are_written_others_wait(run: Run) -> N
         checkpoints.save({"number": number}, [ROW], final=final)
         assert checkpoints.load_last() == {"run_version": RUN_VERSION, "number": 1 if number < 3 else 3}
     assert len(read_rows(run.folder / "history.csv")) == 1
+    assert torch.load(run.last_path, weights_only=True) == {"run_version": RUN_VERSION, "number": 3}
     assert file_names(run) == ["events.out.tfevents", "history.csv", "last.pt"]
+
+
+def test_run_checkpoints__other_processes_write_nothing(run: Run) -> None:
+    RunCheckpoints(run, writes=False).save({"number": 1}, [ROW], final=True)
+    assert not run.folder.exists()
 
 
 @pytest.mark.parametrize(
     ("content", "reason"),
-    [({"number": 1}, "another version"), ({"run_version": 99}, "another version"), (None, "cannot be resumed from")],
+    [
+        ({"number": 1}, "another version"),
+        ({"run_version": 1}, "another version"),
+        ({"run_version": 99}, "another version"),
+        (None, "cannot be resumed from"),
+    ],
 )
 def test_run_checkpoints__state_that_is_not_ours(run: Run, content: dict[str, Any] | None, reason: str) -> None:
     run.folder.mkdir()
@@ -252,10 +299,11 @@ def test_finished_run__files(finished_run: Run) -> None:
         "best.safetensors",
         "config.yaml",
         "events.out.tfevents",
+        "findings.csv",
         "history.csv",
         "last.pt",
         "manifest.csv",
         "metrics.json",
         "predictions_val.csv",
     ]
-    assert load_file(finished_run.best_path).keys() == finished_run.load_best()[0].keys()
+    assert load_file(finished_run.best_path).keys() == load_best(finished_run)[0].keys()

@@ -38,7 +38,7 @@ def test_train__same_seed_same_run_with_any_workers(photos: Path, tmp_path: Path
     assert not equal(weights_of(first), weights_of(other))
 
 
-@pytest.mark.parametrize("cache", ["none", "auto"])
+@pytest.mark.parametrize("cache", ["none", "auto", "disk"])
 def test_train__cache_changes_nothing(photos: Path, tmp_path: Path, cache: str) -> None:
     kept = train_here(photos, tmp_path / "a", cache="ram", augment="light").run
     assert_same_run(kept, train_here(photos, tmp_path / "b", cache=cache, augment="light").run)
@@ -78,6 +78,58 @@ def test_train__resumed_features_without_augmentation(photos: Path, finished_run
     run = Run(tmp_path / "stopped")
     train(run.load_config(), Silent(), resume=run)
     assert_same_run(run, whole)
+
+
+class StopsBefore(Silent):
+    """Presses Ctrl-C when a task begins."""
+
+    def __init__(self, task: str) -> None:
+        self.task = task
+
+    def start(self, task: str, total: int, unit: str) -> None:
+        if task == self.task:
+            raise KeyboardInterrupt
+
+
+@pytest.mark.parametrize(
+    ("changes", "task"),
+    [
+        ({"head": "linear"}, "solving the head"),
+        ({"head": "svm"}, "evaluating val"),
+        ({"head": "conv", "head_sizes": (8,)}, "evaluating val"),
+    ],
+)
+def test_train__resumed_where_a_head_on_kept_features_was_stopped(
+    photos: Path, finished_run: Run, tmp_path: Path, changes: dict[str, Any], task: str
+) -> None:
+    changes = {"method": "features", "weights": str(finished_run.folder), **changes}
+    whole = train_here(photos, tmp_path / "whole", **changes).run
+    with pytest.raises(RunInterrupted, match=r"tl train --resume .*stopped"):
+        train(make_config(photos, tmp_path / "stopped", **changes), StopsBefore(task))
+    run = Run(tmp_path / "stopped")
+    train(run.load_config(), Silent(), resume=run)
+    assert_same_run(run, whole)
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"views": 3, "augment": "light"},
+        {"sampler": "balanced", "class_weights": "balanced", "label_smoothing": 0.1, "head": "mlp"},
+        {"normalise": "dataset"},
+    ],
+    ids=["views", "balanced", "dataset"],
+)
+def test_train__kept_features_change_nothing(
+    photos: Path, finished_run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, changes: dict[str, Any]
+) -> None:
+    changes = {"method": "features", "weights": str(finished_run.folder), **changes}
+    runs = []
+    for cache in ("one", "two", "two"):
+        monkeypatch.setenv("TL_CACHE_DIR", str(tmp_path / cache))
+        runs.append(train_here(photos, tmp_path / f"run{len(runs)}", **changes).run)
+    assert_same_run(runs[0], runs[1])  # both computed
+    assert_same_run(runs[1], runs[2])  # computed, and read from disk
 
 
 def test_train__resume_of_a_finished_run_changes_nothing(photos: Path, tmp_path: Path) -> None:

@@ -1,9 +1,12 @@
 from __future__ import annotations
 
+import hashlib
 import os
 import pickle
 import re
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -12,9 +15,12 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from tl.errors import WeightsError
-from tl.trainer.backbones import Trunk, build_classifier, build_trunk
+from tl.trainer.backbone_info import BackboneInfo
+from tl.trainer.backbones import Trunk, build_classifier, build_trunk, find_backbone_info
+from tl.trainer.checkpoints import load_best
 from tl.trainer.runs import Run
-from tl.trainer.weights import Weights, find_weights, load_into, read_tensors
+from tl.trainer.weight_files import WeightsFile, find_weights
+from tl.trainer.weights import Weights, load_into, read_tensors, read_weights
 
 
 class RunsCode:
@@ -47,6 +53,16 @@ def no_network(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setenv("TORCH_HOME", str(tmp_path / "torch"))
     return tmp_path / "torch" / "hub" / "checkpoints"
+
+
+def find(backbone: str, asked: object) -> WeightsFile | None:
+    return find_weights(find_backbone_info(backbone), str(asked))
+
+
+def read(backbone: str, asked: object) -> Weights:
+    file = find(backbone, asked)
+    assert file is not None
+    return read_weights(file, backbone)
 
 
 def equal(left: nn.Module, right: dict[str, Tensor]) -> bool:
@@ -102,54 +118,89 @@ def test_find_weights__from_files(
     save_file(tensors_of(), path) if suffix == ".safetensors" else torch.save(tensors_of(), path)
     monkeypatch.setenv("TL_WEIGHTS_DIR", str(tmp_path))
     asked = {"file": str(path), "folder": str(tmp_path), "variable": "imagenet"}[given_as]
-    found = find_weights("smallcnn", asked)
-    assert found is not None
+    file = find("smallcnn", asked)
+    assert file is not None
+    digest = hashlib.sha256(path.read_bytes()).hexdigest()
+    assert file == WeightsFile(path, digest, f"smallcnn{suffix} (smallcnn, sha256 {digest[:16]})", is_run=False)
+    found = read_weights(file, "smallcnn")
     load_into(trunk, found)
     assert equal(trunk, tensors_of())
-    assert found.description.startswith(f"smallcnn{suffix} (smallcnn, sha256 ")
+    assert found.description == file.description
     assert str(tmp_path) not in found.description  # it is written into model files
 
 
 def test_find_weights__none() -> None:
-    assert find_weights("resnet18", "none") is None
+    assert find("resnet18", "none") is None
+
+
+def test_find_weights__safetensors_before_pth_and_names_of_timm_without_slashes(tmp_path: Path) -> None:
+    info = BackboneInfo("timm:hub/tiny", 32, 32, "bilinear", (0.5,) * 3, (0.5,) * 3)
+    for suffix in (".pt", ".pth", ".safetensors"):
+        path = tmp_path / f"hub_tiny{suffix}"
+        path.write_bytes(suffix.encode())
+        found = find_weights(info, str(tmp_path))
+        assert found is not None
+        assert found.path == path
+
+
+def test_find_weights__no_tensor_is_opened(tmp_path: Path) -> None:
+    # Features that are kept already need no more of a weights file than its hash.
+    (tmp_path / "resnet18.pth").write_bytes(b"no tensors")
+    found = find("resnet18", tmp_path)
+    assert found is not None
+    assert found.sha256 == hashlib.sha256(b"no tensors").hexdigest()
+
+
+def test_find_weights__imports_no_torch(tmp_path: Path) -> None:
+    (tmp_path / "x.pth").touch()
+    code = (
+        "import sys; from tl.trainer.backbone_info import BackboneInfo; from tl.trainer.weight_files import *\n"
+        "find_weights(BackboneInfo('x', 8, 8, 'bilinear', (0, 0, 0), (1, 1, 1)), sys.argv[1])\n"
+        "sys.exit('torch' in sys.modules)"
+    )
+    assert subprocess.run([sys.executable, "-c", code, str(tmp_path)], timeout=60, check=False).returncode == 0
 
 
 def test_find_weights__whole_classifier_fits_the_trunk(tmp_path: Path) -> None:
     classifier = build_classifier("squeezenet1_0")
     torch.save({"state_dict": classifier.state_dict(), "epoch": 3}, tmp_path / "x.pth")
-    found = find_weights("squeezenet1_0", str(tmp_path / "x.pth"))
+    found = read("squeezenet1_0", tmp_path / "x.pth")
     trunk = build_trunk("squeezenet1_0")
-    assert found is not None
     load_into(trunk, found, unused=set(classifier.state_dict()) - set(trunk.state_dict()))
     assert equal(trunk, classifier.state_dict())
 
 
 def test_find_weights__an_earlier_run(finished_run: Run, trunk: Trunk) -> None:
-    found = find_weights("smallcnn", str(finished_run.folder))
-    assert found is not None
+    file = find("smallcnn", finished_run.folder)
+    assert file == WeightsFile(
+        finished_run.best_path,
+        hashlib.sha256(finished_run.best_path.read_bytes()).hexdigest(),
+        "run finished",
+        is_run=True,
+    )
+    found = read_weights(file, "smallcnn")
     assert found.description == "run finished"
     load_into(trunk, found)
-    best, _ = finished_run.load_best()
+    best, _ = load_best(finished_run)
     assert equal(trunk, {name.removeprefix("trunk."): tensor for name, tensor in best.items()})
 
 
 def test_find_weights__run_of_another_backbone(finished_run: Run) -> None:
-    found = find_weights("squeezenet1_0", str(finished_run.folder))
-    assert found is not None
+    found = read("squeezenet1_0", finished_run.folder)
     with pytest.raises(WeightsError, match="run finished: the weights are of another network: they lack"):
         load_into(build_trunk("squeezenet1_0"), found)
 
 
 def test_find_weights__nothing_there(tmp_path: Path) -> None:
     with pytest.raises(WeightsError, match=r"weights 'gone.pth': no such file or folder \(or give imagenet, or none\)"):
-        find_weights("resnet18", "gone.pth")
+        find("resnet18", "gone.pth")
     with pytest.raises(WeightsError, match=r"neither a run folder nor holding resnet18.safetensors\|.pth\|.pt"):
-        find_weights("resnet18", str(tmp_path))
+        find("resnet18", tmp_path)
 
 
 def test_find_weights__download_that_fails_names_the_file_and_three_ways(no_network: Path) -> None:
     with pytest.raises(WeightsError) as caught:
-        find_weights("resnet18", "imagenet")
+        find("resnet18", "imagenet")
     text = str(caught.value)
     assert "resnet18 (resnet18-f37072fd.pth) could not be downloaded" in text
     assert "put resnet18.pth or .safetensors into a folder and set TL_WEIGHTS_DIR" in text
@@ -162,15 +213,32 @@ def test_find_weights__torchs_cache_is_used(no_network: Path) -> None:
     no_network.mkdir(parents=True)
     tensors = build_classifier("squeezenet1_0").state_dict()
     torch.save(tensors, no_network / "squeezenet1_0-b66bff10.pth")
-    found = find_weights("squeezenet1_0", "imagenet")
-    assert found is not None
-    assert found.tensors.keys() == tensors.keys()
-    assert found.description == "torchvision SqueezeNet1_0_Weights.IMAGENET1K_V1"
+    file = find("squeezenet1_0", "imagenet")
+    assert file is not None
+    assert file.path == no_network / "squeezenet1_0-b66bff10.pth"
+    assert file.description == f"squeezenet1_0-b66bff10.pth (squeezenet1_0, sha256 {file.sha256[:16]})"
+    assert read_weights(file, "squeezenet1_0").tensors.keys() == tensors.keys()
 
 
-def test_find_weights__smallcnn_has_none() -> None:
-    with pytest.raises(WeightsError, match="smallcnn has no ImageNet weights"):
-        find_weights("smallcnn", "imagenet")
+@pytest.mark.parametrize("variable", ["TORCH_HOME", "XDG_CACHE_HOME", "HOME"])
+def test_find_weights__torchs_cache_lies_where_torch_says(
+    tmp_path: Path, no_network: Path, monkeypatch: pytest.MonkeyPatch, variable: str
+) -> None:
+    for name in ("TORCH_HOME", "XDG_CACHE_HOME"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv(variable, str(tmp_path / "there"))
+    folder = Path(torch.hub.get_dir()) / "checkpoints"
+    folder.mkdir(parents=True)
+    (folder / "resnet18-f37072fd.pth").touch()
+    file = find("resnet18", "imagenet")
+    assert file is not None
+    assert file.path == folder / "resnet18-f37072fd.pth"
+
+
+@pytest.mark.parametrize("backbone", ["smallcnn", "vgg_cnn_s"])
+def test_find_weights__own_backbones_have_none(backbone: str) -> None:
+    with pytest.raises(WeightsError, match=f"{backbone} has no published weights: use --method scratch, or --weights"):
+        find(backbone, "imagenet")
 
 
 @pytest.mark.parametrize("zipped", [True, False])
@@ -218,7 +286,7 @@ def test_read_tensors__no_named_tensors(tmp_path: Path, content: object) -> None
 def test_find_weights__run_folder_without_best_is_named(tmp_path: Path, finished_run: Run) -> None:
     shutil.copy(finished_run.config_path, tmp_path / "config.yaml")
     with pytest.raises(WeightsError, match="neither a run folder nor"):
-        find_weights("smallcnn", str(tmp_path))
+        find("smallcnn", tmp_path)
 
 
 def test_load_into__densenet_files_name_their_layers_otherwise(tmp_path: Path) -> None:
@@ -229,13 +297,9 @@ def test_load_into__densenet_files_name_their_layers_otherwise(tmp_path: Path) -
     }
     assert any("denselayer1.norm.1.weight" in name for name in published)
     torch.save(published, tmp_path / "densenet121.pth")
-    weights = find_weights("densenet121", str(tmp_path))
-    assert weights is not None
-    load_into(build_classifier("densenet121"), weights)
+    load_into(build_classifier("densenet121"), read("densenet121", tmp_path))
 
 
 def test_load_into__mnasnet_keeps_its_version(tmp_path: Path) -> None:
     torch.save(build_classifier("mnasnet0_5").state_dict(), tmp_path / "mnasnet0_5.pth")
-    weights = find_weights("mnasnet0_5", str(tmp_path))
-    assert weights is not None
-    load_into(build_classifier("mnasnet0_5"), weights)
+    load_into(build_classifier("mnasnet0_5"), read("mnasnet0_5", tmp_path))

@@ -46,8 +46,9 @@ def command(
     pretrained = ("--weights", runs / "pretrained")
     _run("train", folder / "digits-0-4", "--method", "scratch", "--epochs", 12, *_COMMON, "--out", runs / "pretrained")
     models = []
-    for method, options in (("scratch", ()), ("features", (*pretrained, "--lr", 0.01)), ("finetune", pretrained)):
-        _run("train", digits, "--method", method, *options, "--epochs", 30, *_COMMON, "--out", runs / method)
+    stepped = ("--epochs", 30)
+    for method, options in (("scratch", stepped), ("features", pretrained), ("finetune", (*pretrained, *stepped))):
+        _run("train", digits, "--method", method, *options, *_COMMON, "--out", runs / method)
         models.append(folder / f"{method}.onnx")
         _run("export", runs / method, "-o", models[-1])
     _run("predict", digits / "test", "--ensemble", *models, "-o", folder / "predictions.csv")

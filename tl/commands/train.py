@@ -6,13 +6,15 @@ import dataclasses
 import inspect
 import json
 from pathlib import Path
-from typing import Annotated, Any, get_type_hints
+from typing import Annotated, Any
 
 import typer
 
+from tl.commands.config_flags import config_parameters, given_values, parameter
 from tl.commands.console import console_progress, warn
 from tl.errors import ConfigError, MissingExtraError
-from tl.trainer.config import TrainConfig, config_from_mapping, load_config
+from tl.trainer.config import TrainConfig
+from tl.trainer.options import config_from_mapping, load_config
 
 _HELP = """Train a classifier on a folder of class folders, or a CSV with path,label[,split][,group].
 
@@ -31,6 +33,8 @@ Examples:
 Backbones: smallcnn and every classification model of torchvision, such as resnet18, efficientnet_b0, convnext_tiny.
 """
 
+_OF_A_HEAD = ("head_sizes", "c_values", "optimizer", "lr", "epochs")
+
 
 def command(
     config_file: Path | None, resume: Path | None, as_json: bool, **flags: Any
@@ -45,9 +49,11 @@ def command(
     values = load_config(config_file) if config_file else {}
     if config_file and flags.get("out") is None:
         values.pop("out", None)  # a repeated run gets a folder of its own
-    values |= {
-        name: list(value) if isinstance(value, tuple) else value for name, value in flags.items() if value is not None
-    }
+    given_flags = given_values(flags)
+    if "head" in given_flags and given_flags["head"] != values.get("head", given_flags["head"]):
+        # What the file says of its own head means nothing to another.
+        values = {name: value for name, value in values.items() if name not in _OF_A_HEAD}
+    values |= given_flags
     if resume is None and not values.get("data"):
         raise ConfigError("nothing to train on: give a folder or CSV, as in tl train photos/")
     config = config_from_mapping(values, str(config_file or "options"))
@@ -61,52 +67,26 @@ def command(
     run = Run(resume) if resume else None
     with console_progress() as progress:
         result = train(run.load_config() if run else config, progress, resume=run)
-    for split in ("val", "test"):
-        if split in result.metrics:
-            m = result.metrics[split]
-            accuracy = f"{m['top1_accuracy']:.4f} (95% {m['ci_low']:.4f} to {m['ci_high']:.4f})"
-            warn(f"{split}: top-1 accuracy {accuracy}, macro F1 {m['macro_f1']:.4f}, ECE {m['ece']:.4f}, n {m['n']}")
+    if not result.metrics:  # one of several processes, and not the one that speaks
+        return
     warn(f"run: {result.run.folder}    next: tl export {result.run.folder} -o model.onnx")
     if as_json:
         typer.echo(json.dumps({"run": str(result.run.folder), **result.metrics}))
 
 
 def _signature() -> inspect.Signature:
-    hints = get_type_hints(TrainConfig)
-    parameters = []
-    for field in dataclasses.fields(TrainConfig):
-        default = "" if field.default in (None, "", False) else f" [default: {_shown(field.default)}]"
-        help_text = field.metadata["help"] + default
-        panel = field.metadata["panel"]
-        kind = _flag_type(hints[field.name])
-        if field.name == "data":
-            info: Any = typer.Argument(help=help_text, show_default=False)
-        else:
-            info = typer.Option(help=help_text, rich_help_panel=panel, show_default=False)
-        parameters.append(_parameter(field.name, Annotated[kind, info]))
     extra = {
         "config_file": Annotated[Path | None, typer.Option("--config", help="YAML of options; flags override it.")],
         "resume": Annotated[Path | None, typer.Option(help="Go on with an interrupted run folder.")],
     }
-    parameters += [_parameter(name, annotation) for name, annotation in extra.items()]
     as_json = Annotated[bool, typer.Option("--json", help="Print the metrics as JSON on stdout.")]
-    parameters.append(_parameter("as_json", as_json, default=False))
+    names = [field.name for field in dataclasses.fields(TrainConfig)]
+    parameters = [
+        *config_parameters(names),
+        *(parameter(name, annotation) for name, annotation in extra.items()),
+        parameter("as_json", as_json, default=False),
+    ]
     return inspect.Signature(parameters)
-
-
-def _parameter(name: str, annotation: Any, default: Any = None) -> inspect.Parameter:
-    return inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=default, annotation=annotation)
-
-
-def _flag_type(hint: Any) -> Any:
-    """Every flag may be absent, so that a config file's value is not overridden by a default."""
-    if hint == tuple[int, ...]:
-        return list[int] | None
-    return hint if type(None) in getattr(hint, "__args__", ()) else hint | None
-
-
-def _shown(default: Any) -> str:
-    return " ".join(map(str, default)) if isinstance(default, tuple) else str(default)
 
 
 command.__signature__ = _signature()  # type: ignore[attr-defined]

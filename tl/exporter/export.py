@@ -27,16 +27,17 @@ from tl.runtime.recipe import Recipe, build_recipe
 from tl.runtime.selftest import run_selftest
 from tl.runtime.session import Session
 from tl.runtime.sources import find_pictures
-from tl.trainer.backbones import backbone_info, build_classifier, torchvision_weights
+from tl.trainer.backbones import build_classifier, find_backbone_info, torchvision_weights
 from tl.trainer.config import TrainConfig
 from tl.trainer.data import Picture
 from tl.trainer.graph import to_onnx
 from tl.trainer.network import Deployed, DeployedClassifier, Normalise
+from tl.trainer.networks import load_network
 from tl.trainer.pictures import check_readable, load_pictures
 from tl.trainer.progress import Progress
 from tl.trainer.runs import Run
-from tl.trainer.train import load_network
-from tl.trainer.weights import find_weights, load_into
+from tl.trainer.weight_files import find_weights
+from tl.trainer.weights import load_into, read_weights
 
 MAX_VALIDATION_PICTURES = 64
 _LIBRARIES = ("torch", "torchvision", "onnx", "onnxscript", "onnxruntime", "onnxruntime-gpu", "pillow", "simplejpeg")
@@ -51,6 +52,7 @@ class Subject:
     class_names: tuple[str, ...]
     recipe: Recipe
     provenance: Provenance
+    temperature: float = 1.0
 
 
 @dataclass(frozen=True)
@@ -86,7 +88,8 @@ def export_run(
         created=datetime.now(UTC).isoformat(timespec="seconds"),
     )
     outputs = ("probabilities", "embedding")
-    subject = Subject(Deployed(network, 1.0), outputs, card.class_names, card.recipe, provenance)
+    module = Deployed(network, card.temperature)
+    subject = Subject(module, outputs, card.class_names, card.recipe, provenance, card.temperature)
     own, extra = spread(pictures, MAX_VALIDATION_PICTURES), find_pictures(parity_images).paths
     return _export(subject, out, own, extra, golden, progress)
 
@@ -110,14 +113,14 @@ def export_pretrained(
     paths = spread(find_pictures(images).paths, MAX_VALIDATION_PICTURES)
     if not paths:
         raise DataError(f"no pictures to check parity on in {', '.join(map(str, images))}")
-    found = find_weights(backbone, weights)
+    found = find_weights(find_backbone_info(backbone), weights)
     if found is None:
         raise ConfigError("--pretrained without weights would export random numbers: give --weights")
     entry = torchvision_weights(backbone, found.sha256)
-    info = backbone_info(backbone, found.sha256)
+    info = find_backbone_info(backbone, found.sha256)
     progress.say(f"preprocessing and class names of torchvision's {entry}")
     classifier = build_classifier(backbone)
-    load_into(classifier, found)
+    load_into(classifier, read_weights(found, backbone))
     size = (info.image_size, info.image_size)
     recipe = build_recipe(size, "short_side", short_side=info.short_side, interpolation=info.interpolation)
     provenance = Provenance(
@@ -182,7 +185,7 @@ def _uncertified(subject: Subject) -> Contract:
         keypoint_names=(),
         recipe=subject.recipe,
         outputs=subject.outputs,
-        temperature=1.0,
+        temperature=subject.temperature,
         thresholds={},
         provenance=subject.provenance,
         parity=Parity(0, (), {}, 0.0, 0.0, 0.0),

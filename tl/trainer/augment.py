@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from tl.errors import ConfigError
 from tl.runtime.geometry import crop_to_input
 from tl.runtime.recipe import Recipe
-from tl.trainer.config import nearest
+from tl.trainer.options import nearest
 
 PRESETS = ("none", "flip", "light", "standard", "strong")
 
@@ -33,7 +33,13 @@ class Augment:
     def __call__(self, working: NDArray[np.uint8], seed: int) -> NDArray[np.uint8]:
         """Change a picture. Raises `ConfigError` if the pipeline gives no picture of at least the input size."""
         self._pipeline.set_random_seed(seed)
-        changed: NDArray[np.uint8] = self._pipeline(image=working)["image"]
+        try:
+            changed: NDArray[np.uint8] = self._pipeline(image=working)["image"]
+        except Exception as error:  # albumentations and OpenCV raise whatever they find, such as a crop too large
+            raise ConfigError(
+                f"augmentation {self._name} cannot change a picture of {working.shape[1]}x{working.shape[0]} pixels "
+                f"({' '.join(str(error).split())}); pictures are resized to --image-size before"
+            ) from error
         input_h, input_w = self._recipe.input_hw
         is_picture = changed.dtype == np.uint8 and changed.ndim == 3 and changed.shape[2] == 3
         if not is_picture or changed.shape[0] < input_h or changed.shape[1] < input_w:

@@ -16,32 +16,49 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler, default_collate
 
 from tl.errors import TlError
-from tl.runtime.ahead import map_ahead
-from tl.runtime.devices import usable_cores
 from tl.trainer.augment import Augment
+from tl.trainer.config import Sampling
+from tl.trainer.distributed import Ranks
 from tl.trainer.pictures import PictureStore
-
-Batch = tuple[Tensor, Tensor]
+from tl.trainer.stepping import Batch
 
 
 class EpochOrder(Sampler[list[tuple[int, int]]]):
-    """Batches of (epoch, position): a new order each epoch, the same for the same seed and epoch.
+    """Own part of batches of (epoch, position): a new order each epoch, the same for the same seed and epoch.
 
-    A last batch of one is joined to the one before, because batch norm cannot train on a single value.
+    A last batch too small to give each process two pictures is joined to the one before, because batch norm cannot
+    train on a single value. `balance`: class ids to draw equally often, with replacement; None for a plain shuffle.
     """
 
-    def __init__(self, count: int, batch_size: int, seed: int) -> None:
+    def __init__(
+        self, count: int, batch_size: int, seed: int, *, ranks: Ranks, balance: Sequence[int] | None = None
+    ) -> None:
         self.count, self.batch_size, self.seed, self.epoch = count, batch_size, seed, 0
+        self._ranks = ranks
+        self._chances: NDArray[np.float64] | None = None
+        if balance is not None:
+            counts = np.bincount(balance)
+            self._chances = 1 / counts[np.asarray(balance)] / np.count_nonzero(counts)
 
     def __len__(self) -> int:
-        return max(1, self.count // self.batch_size + (self.count % self.batch_size > 1))
+        rest = self.count % self.batch_size
+        return max(1, self.count // self.batch_size + (rest >= 2 * self._ranks.world))
+
+    def sizes(self) -> list[int]:
+        """Pictures of each batch over all processes."""
+        full = [self.batch_size] * (len(self) - 1)
+        return [*full, self.count - sum(full)]
 
     def __iter__(self) -> Iterator[list[tuple[int, int]]]:
-        order = np.random.default_rng((self.seed, self.epoch)).permutation(self.count).tolist()
-        last = len(self) - 1
-        for b in range(last + 1):
-            end = self.count if b == last else (b + 1) * self.batch_size
-            yield [(self.epoch, position) for position in order[b * self.batch_size : end]]
+        rng = np.random.default_rng((self.seed, self.epoch))
+        if self._chances is None:
+            order = rng.permutation(self.count).tolist()
+        else:
+            order = rng.choice(self.count, self.count, p=self._chances).tolist()
+        start = 0
+        for size in self.sizes():
+            yield [(self.epoch, position) for position in self._ranks.share(order[start : start + size])]
+            start += size
 
 
 class _AugmentedPictures(Dataset[tuple[Tensor, int] | TlError]):
@@ -71,12 +88,12 @@ class _AugmentedPictures(Dataset[tuple[Tensor, int] | TlError]):
         return self.augment(self.store.working(index), seed)
 
 
-def _collate(items: list[tuple[Tensor, int] | TlError]) -> Batch | TlError:
+def _collate(items: list[tuple[Tensor, int] | TlError]) -> tuple[Tensor, Tensor] | TlError:
     fault = next((item for item in items if isinstance(item, TlError)), None)
     if fault is not None:
         return fault
-    batch: Batch = default_collate(items)
-    return batch
+    images, class_ids = default_collate(items)
+    return images, class_ids
 
 
 class PictureBatches:
@@ -92,9 +109,12 @@ class PictureBatches:
         seed: int,
         workers: int,
         pin_memory: bool,
+        sampler: Sampling = "shuffle",
+        ranks: Ranks | None = None,
     ) -> None:
         indices = store.indices("train")
-        self._order = EpochOrder(len(indices), batch_size, seed)
+        balance = [class_ids[i] for i in indices] if sampler == "balanced" else None
+        self._order = EpochOrder(len(indices), batch_size, seed, ranks=ranks or Ranks(), balance=balance)
         self.count = len(indices)
         self._loader = DataLoader(
             _AugmentedPictures(store, indices, class_ids, augment, seed),
@@ -114,18 +134,21 @@ class PictureBatches:
     def epoch(self, number: int) -> Iterator[Batch]:
         """The batches of one epoch. Raises the `TlError` of a picture that cannot be read or changed."""
         self._order.epoch = number
-        for batch in self._loader:
+        for batch, size in zip(self._loader, self._order.sizes(), strict=True):
             if isinstance(batch, TlError):
                 raise batch
-            yield batch[0], batch[1]
+            yield batch[0], batch[1], size
 
 
 class TensorBatches:
     """Ready tensors in the same orders: features computed once. `inputs` (N, ...), `class_ids` int64 (N,)."""
 
-    def __init__(self, inputs: Tensor, class_ids: Tensor, *, batch_size: int, seed: int) -> None:
+    def __init__(
+        self, inputs: Tensor, class_ids: Tensor, *, batch_size: int, seed: int, sampler: Sampling = "shuffle"
+    ) -> None:
         self._inputs, self._class_ids = inputs, class_ids
-        self._order = EpochOrder(len(inputs), batch_size, seed)
+        balance = class_ids.tolist() if sampler == "balanced" else None
+        self._order = EpochOrder(len(inputs), batch_size, seed, ranks=Ranks(), balance=balance)
         self.count = len(inputs)
 
     def __len__(self) -> int:
@@ -136,14 +159,11 @@ class TensorBatches:
         self._order.epoch = number
         for keys in self._order:
             positions = torch.tensor([position for _, position in keys])
-            yield self._inputs[positions], self._class_ids[positions]
+            yield self._inputs[positions], self._class_ids[positions], len(positions)
 
 
 def iter_inputs(store: PictureStore, indices: Sequence[int], batch_size: int) -> Iterator[Tensor]:
     """The pictures as deployment sees them, uint8 (N, H, W, 3), in the order of `indices`."""
-    if store.kept is None:  # decoding takes long: in threads, ahead of the network
-        images = map_ahead(store.input, indices, workers=usable_cores(), ahead=2 * batch_size)
-    else:
-        images = map(store.input, indices)
+    images = store.map(store.input, indices, ahead=2 * batch_size)
     while batch := list(itertools.islice(images, batch_size)):
         yield torch.from_numpy(np.stack(batch))

@@ -110,6 +110,23 @@ def assign_splits(pictures: Sequence[Picture], val_fraction: float, seed: int) -
     return assigned
 
 
+def limit_per_class(pictures: Sequence[Picture], count: int, seed: int) -> list[Picture]:
+    """Keep `count` training pictures of each class, drawn by the seed, and every picture of the other splits.
+
+    Raises `DataError` where a class has fewer.
+    """
+    by_label: dict[str, list[int]] = {}
+    for i, picture in enumerate(pictures):
+        if picture.split == "train":
+            by_label.setdefault(picture.label, []).append(i)
+    short = [f"'{label}' has {len(places)}" for label, places in sorted(by_label.items()) if len(places) < count]
+    if short:
+        raise DataError(f"per_class {count}: class {', '.join(short)} pictures to train on")
+    rng = np.random.default_rng(seed)
+    kept = {int(i) for _, places in sorted(by_label.items()) for i in rng.permutation(places)[:count]}
+    return [picture for i, picture in enumerate(pictures) if picture.split != "train" or i in kept]
+
+
 def _held_out(pictures: Sequence[Picture], val_fraction: float, seed: int) -> list[int]:
     by_label: dict[str, list[int]] = {}
     for i, picture in enumerate(pictures):

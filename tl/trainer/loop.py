@@ -1,28 +1,35 @@
 """The training loop: batches and a module in, a better module and its history out; resumable after every epoch.
 
-Knows optimisers, schedules and losses. Does not know pictures, backbones or run folders: it is given batches, a
-validation function and a place for checkpoints.
+Knows epochs, schedules, averages and the best checkpoint. Does not know pictures, backbones or run folders: it is given
+batches, a validation function and a place for checkpoints.
 """
 
 from __future__ import annotations
 
+import itertools
 import math
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional
+from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from tl.errors import TrainingError
 from tl.trainer.config import Monitor, Optimizer, Schedule
+from tl.trainer.distributed import Ranks
 from tl.trainer.machine import Machine
+from tl.trainer.optimizers import build_optimizer, set_lr
 from tl.trainer.progress import Progress
+from tl.trainer.schedules import SchedulePlan, lr_factor
+from tl.trainer.stepping import Batch, StepResult, Trainee, build_scaler, check_finite, take_step
 
 # Epochs over cached features take milliseconds; a line for each would bury the result.
 _SECONDS_WORTH_A_LINE = 0.5
+# Reading a loss waits for the GPU, so not at every step.
+_STEPS_BETWEEN_LOOKS = 10
 
 
 @dataclass(frozen=True)
@@ -36,10 +43,25 @@ class FitOptions:
     weight_decay: float
     schedule: Schedule
     warmup_epochs: float
-    label_smoothing: float
+    drop_epochs: int
+    drop_factor: float
+    accumulate: int
+    clip_norm: float | None
+    ema_decay: float | None
     patience: int | None
     monitor: Monitor
     seed: int
+    compile: bool
+
+
+@dataclass(frozen=True)
+class Validation:
+    """How a network does on the validation split."""
+
+    loss: float
+    top1_accuracy: float
+    macro_f1: float
+    ece: float
 
 
 @dataclass(frozen=True)
@@ -54,14 +76,8 @@ class EpochRow:
     val_top1_accuracy: float
     seconds: float
     images_per_s: float
-
-
-@dataclass(frozen=True)
-class Validation:
-    """Loss and accuracy on the validation split."""
-
-    loss: float
-    top1_accuracy: float
+    val_macro_f1: float
+    val_ece: float
 
 
 class Batches(Protocol):
@@ -72,8 +88,8 @@ class Batches(Protocol):
     def __len__(self) -> int:
         """Batches an epoch."""
 
-    def epoch(self, number: int) -> Iterator[tuple[Tensor, Tensor]]:
-        """(inputs, class ids) of one epoch."""
+    def epoch(self, number: int) -> Iterator[Batch]:
+        """The batches of one epoch."""
 
 
 class Checkpoints(Protocol):
@@ -86,130 +102,201 @@ class Checkpoints(Protocol):
         """Keep a state; `final` states are always written, others when it is time."""
 
 
+class NoCheckpoints:
+    """Keeps nothing."""
+
+    def load_last(self) -> dict[str, Any] | None:
+        """Nothing was kept."""
+        return None
+
+    def save(self, state: dict[str, Any], history: list[EpochRow], *, final: bool) -> None:
+        """Ignored."""
+
+
 def fit(
-    module: nn.Module,
+    trainee: Trainee,
     batches: Batches,
-    validate: Callable[[], Validation],
+    validate: Callable[[nn.Module], Validation],
     options: FitOptions,
     machine: Machine,
     checkpoints: Checkpoints,
     progress: Progress,
+    ranks: Ranks | None = None,
 ) -> list[EpochRow]:
-    """Train `module` (inputs -> logits) and leave it with its best weights. Returns the history, resumed part included.
+    """Train a module and leave it with its best weights. Returns the history, resumed part included.
 
     Raises `TrainingError` when the loss is no longer finite.
     """
-    optimizer = build_optimizer([p for p in module.parameters() if p.requires_grad], options)
-    scaler = torch.amp.GradScaler(machine.device.type, enabled=machine.autocast_dtype == torch.float16)
-    history: list[EpochRow] = []
-    best = _copy_state(module)
+    ranks = ranks or Ranks()
+    training = _Training(trainee, batches, options, machine, ranks, progress)
     if state := checkpoints.load_last():
-        module.load_state_dict(state["module"])
-        optimizer.load_state_dict(state["optimizer"])
-        if state["scaler"]:  # empty after training without fp16
-            scaler.load_state_dict(state["scaler"])
-        history, best = [EpochRow(**row) for row in state["history"]], state["best"]
-    progress.start("training", (options.epochs - len(history)) * len(batches), "steps")
-    while not _is_done(history, options):
+        training.load_state(state)
+    steps = (options.epochs - len(training.history)) * training.steps_per_epoch
+    progress.start("training", steps, "steps")
+    while not _is_done(training.history, options):
         started = time.perf_counter()
-        epoch = len(history) + 1
-        torch.manual_seed(options.seed * 100_003 + epoch)  # dropout then depends on seed and epoch alone
-        module.train()
-        train = _train_epoch(module, batches, epoch, optimizer, scaler, options, machine, progress)
+        loss, top1_accuracy = training.train_epoch()
         trained = time.perf_counter() - started
-        validation = validate()
+        validation = validate(training.judged)
+        if not math.isfinite(validation.loss):
+            raise TrainingError(
+                f"epoch {len(training.history) + 1}: the validation loss is not finite at learning rate "
+                f"{training.lr:.3g}; lower --lr (a tenth is a good next try)"
+            )
         seconds = time.perf_counter() - started
-        history.append(
+        training.history.append(
             EpochRow(
-                epoch=epoch,
-                lr=optimizer.param_groups[0]["lr"],
-                train_loss=train.loss,
-                train_top1_accuracy=train.top1_accuracy,
+                epoch=len(training.history) + 1,
+                lr=training.lr,
+                train_loss=loss,
+                train_top1_accuracy=top1_accuracy,
                 val_loss=validation.loss,
                 val_top1_accuracy=validation.top1_accuracy,
                 seconds=seconds,
                 images_per_s=batches.count / trained,
+                val_macro_f1=validation.macro_f1,
+                val_ece=validation.ece,
             )
         )
-        if best_epoch(history, options.monitor) == epoch:
-            best = _copy_state(module)
-        if seconds > _SECONDS_WORTH_A_LINE or _is_done(history, options):
-            progress.say(_epoch_line(history[-1], options))
-        state = {
-            "module": module.state_dict(),
-            "optimizer": optimizer.state_dict(),
-            "scaler": scaler.state_dict(),
-            "history": [asdict(row) for row in history],
-            "best": best,
+        training.keep_best()
+        is_done = _is_done(training.history, options)
+        if seconds > _SECONDS_WORTH_A_LINE or is_done:
+            progress.say(_epoch_line(training.history[-1], options))
+        checkpoints.save(training.state(), training.history, final=is_done)
+    trainee.module.load_state_dict(training.best)
+    return training.history
+
+
+class _Training:
+    """Everything that changes while training, and how it is saved and taken up again."""
+
+    def __init__(
+        self,
+        trainee: Trainee,
+        batches: Batches,
+        options: FitOptions,
+        machine: Machine,
+        ranks: Ranks,
+        progress: Progress,
+    ) -> None:
+        self._trainee, self._batches, self._options = trainee, batches, options
+        self._machine, self._ranks, self._progress = machine, ranks, progress
+        self._optimizer = build_optimizer(
+            options.optimizer,
+            trainee.groups,
+            options.lr,
+            momentum=options.momentum,
+            weight_decay=options.weight_decay,
+        )
+        self._scaler = build_scaler(machine)
+        self._runner: nn.Module = trainee.module
+        if options.compile:
+            self._runner = torch.compile(trainee.module)  # type: ignore[assignment]  # it gives a module for a module
+        self._average = _build_average(trainee.module, options.ema_decay)
+        self.steps_per_epoch = math.ceil(len(batches) / options.accumulate)
+        self.lr = options.lr
+        self.history: list[EpochRow] = []
+        self.best = _copy_state(self.judged)
+
+    @property
+    def judged(self) -> nn.Module:
+        """What is validated and kept: the module, or the average of its weights."""
+        return self._trainee.module if self._average is None else self._average.module
+
+    def train_epoch(self) -> tuple[float, float]:
+        """Mean loss and accuracy over the training pictures, as they were met."""
+        epoch = len(self.history) + 1
+        torch.manual_seed(self._options.seed * 100_003 + epoch)  # dropout and mixing depend on seed and epoch alone
+        self._trainee.begin_epoch(epoch)
+        self._trainee.module.train()
+        runner = self._ranks.wrap(self._runner)
+        sums = torch.zeros(2, device=self._machine.device, dtype=torch.float64)
+        unseen: list[StepResult] = []
+        reported = 0
+        for step, group in enumerate(_groups(self._batches.epoch(epoch), self._options.accumulate)):
+            self._set_lr(epoch, step)
+            results = take_step(
+                self._trainee,
+                runner,
+                group,
+                self._optimizer,
+                self._scaler,
+                self._machine,
+                self._ranks,
+                self._options.clip_norm,
+            )
+            if self._average is not None:
+                self._average.update_parameters(self._trainee.module)
+            for result in results:
+                sums += torch.stack([result.losses.sum(), result.hits.sum()])
+            unseen += results
+            is_cpu, is_last = self._machine.device.type == "cpu", step == self.steps_per_epoch - 1
+            if is_cpu or is_last or step % _STEPS_BETWEEN_LOOKS == 0:
+                check_finite(unseen, self._trainee.class_names, f"epoch {epoch}, step {step + 1}", self.lr)
+                unseen = []
+            if is_last or step % _STEPS_BETWEEN_LOOKS == 0:
+                loss = float(results[-1].losses.mean()) if len(results[-1].losses) else math.nan
+                self._progress.advance(step + 1 - reported, f"epoch {epoch}, loss {loss:.3f}")
+                reported = step + 1
+        self._ranks.add_up(sums)
+        loss_sum, hits = sums.tolist()
+        return loss_sum / self._batches.count, hits / self._batches.count
+
+    def keep_best(self) -> None:
+        """Copy the weights if the last epoch was the best."""
+        if best_epoch(self.history, self._options.monitor) == len(self.history):
+            self.best = _copy_state(self.judged)
+
+    def state(self) -> dict[str, Any]:
+        """All that a later process needs to go on exactly."""
+        return {
+            "module": self._trainee.module.state_dict(),
+            "optimizer": self._optimizer.state_dict(),
+            "scaler": self._scaler.state_dict(),
+            "average": None if self._average is None else self._average.state_dict(),
+            "history": [asdict(row) for row in self.history],
+            "best": self.best,
         }
-        checkpoints.save(state, history, final=_is_done(history, options))
-    module.load_state_dict(best)
-    return history
+
+    def load_state(self, state: dict[str, Any]) -> None:
+        """Take up what `state` gave."""
+        self._trainee.module.load_state_dict(state["module"])
+        self._optimizer.load_state_dict(state["optimizer"])
+        if state["scaler"]:  # empty after training without fp16
+            self._scaler.load_state_dict(state["scaler"])
+        if self._average is not None:
+            self._average.load_state_dict(state["average"])
+        self.history, self.best = [EpochRow(**row) for row in state["history"]], state["best"]
+
+    def _set_lr(self, epoch: int, step: int) -> None:
+        o = self._options
+        plan = SchedulePlan(o.schedule, o.epochs, o.warmup_epochs, o.drop_epochs, o.drop_factor)
+        badness = [_badness(row, o.monitor)[0] for row in self.history]
+        done = (epoch - 1) * self.steps_per_epoch + step
+        self.lr = o.lr * lr_factor(done, self.steps_per_epoch, plan, badness)
+        set_lr(self._optimizer, self._trainee.groups, self.lr)
 
 
 def best_epoch(history: Iterable[EpochRow], monitor: Monitor) -> int:
     """The epoch with the best monitored value; of equal accuracies the one with the lower loss, then the earlier."""
-    if monitor == "val_loss":
-        return min(history, key=lambda row: row.val_loss).epoch
-    return max(history, key=lambda row: (row.val_top1_accuracy, -row.val_loss)).epoch
+    return min(history, key=lambda row: _badness(row, monitor)).epoch
 
 
-def build_optimizer(parameters: list[nn.Parameter], options: FitOptions) -> torch.optim.Optimizer:
-    """An optimiser by name, at the peak learning rate."""
-    lr, decay, momentum = options.lr, options.weight_decay, options.momentum
-    if options.optimizer == "sgd":
-        return torch.optim.SGD(parameters, lr, momentum=momentum, nesterov=momentum > 0, weight_decay=decay)
-    if options.optimizer == "rmsprop":
-        return torch.optim.RMSprop(parameters, lr, momentum=momentum, weight_decay=decay)
-    if options.optimizer == "adam":
-        return torch.optim.Adam(parameters, lr, weight_decay=decay)
-    return torch.optim.AdamW(parameters, lr, weight_decay=decay)
+def _badness(row: EpochRow, monitor: Monitor) -> tuple[float, float]:
+    """Smaller is better."""
+    value: float = getattr(row, monitor)
+    return (value, 0.0) if monitor.endswith(("loss", "ece")) else (-value, row.val_loss)
 
 
-def lr_factor(step: int, steps_per_epoch: int, options: FitOptions) -> float:
-    """Share of the peak learning rate at a step counted from 0: linear warm-up, then constant or half a cosine to 0."""
-    warmup = min(options.warmup_epochs, options.epochs / 2) * steps_per_epoch
-    if step < warmup:
-        return (step + 1) / (warmup + 1)
-    if options.schedule == "constant":
-        return 1.0
-    done = (step - warmup) / max(1.0, options.epochs * steps_per_epoch - warmup)
-    return 0.5 * (1 + math.cos(math.pi * done))
+def _build_average(module: nn.Module, decay: float | None) -> AveragedModel | None:
+    if decay is None:
+        return None
+    return AveragedModel(module, multi_avg_fn=get_ema_multi_avg_fn(decay), use_buffers=True)  # type: ignore[no-untyped-call]
 
 
-def _train_epoch(
-    module: nn.Module,
-    batches: Batches,
-    epoch: int,
-    optimizer: torch.optim.Optimizer,
-    scaler: torch.amp.GradScaler,
-    options: FitOptions,
-    machine: Machine,
-    progress: Progress,
-) -> Validation:
-    loss_sum = torch.zeros((), device=machine.device)
-    hits = torch.zeros((), device=machine.device, dtype=torch.int64)
-    reported = 0
-    for b, (inputs, class_ids) in enumerate(batches.epoch(epoch)):
-        factor = lr_factor((epoch - 1) * len(batches) + b, len(batches), options)
-        for group in optimizer.param_groups:
-            group["lr"] = options.lr * factor
-        inputs = inputs.to(machine.device, non_blocking=True)
-        class_ids = class_ids.to(machine.device, non_blocking=True)
-        optimizer.zero_grad(set_to_none=True)
-        with machine.autocast():
-            logits = module(inputs)
-            loss = functional.cross_entropy(logits, class_ids, label_smoothing=options.label_smoothing)
-        scaler.scale(loss).backward()  # type: ignore[no-untyped-call]  # torch lacks its type
-        scaler.step(optimizer)
-        scaler.update()
-        loss_sum += loss.detach() * len(class_ids)
-        hits += (logits.detach().argmax(dim=1) == class_ids).sum()
-        if b % 10 == 0 or b == len(batches) - 1:  # reading the loss waits for the GPU, so not at every step
-            _check_finite(float(loss_sum), epoch, b, options.lr * factor)
-            progress.advance(b + 1 - reported, f"epoch {epoch}, loss {float(loss.detach()):.3f}")
-            reported = b + 1
-    return Validation(float(loss_sum) / batches.count, int(hits) / batches.count)
+def _groups(batches: Iterator[Batch], size: int) -> Iterator[Sequence[Batch]]:
+    while group := list(itertools.islice(batches, size)):
+        yield group
 
 
 def _is_done(history: list[EpochRow], options: FitOptions) -> bool:
@@ -218,14 +305,6 @@ def _is_done(history: list[EpochRow], options: FitOptions) -> bool:
     if options.patience is None or not history:
         return False
     return len(history) - best_epoch(history, options.monitor) >= options.patience
-
-
-def _check_finite(loss_sum: float, epoch: int, batch: int, lr: float) -> None:
-    if not math.isfinite(loss_sum):
-        raise TrainingError(
-            f"epoch {epoch}, step {batch + 1}: the loss is not finite at learning rate {lr:.3g}; "
-            "lower --lr (a tenth is a good next try)"
-        )
 
 
 def _copy_state(module: nn.Module) -> dict[str, Tensor]:

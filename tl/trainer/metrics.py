@@ -23,26 +23,50 @@ def classification_metrics(
     """The metrics of `metrics.json` and `tl evaluate --json`.
 
     `true_ids` int64 (N,); `probabilities` float32 (N, C); `label_ids` int64 (N,) decided labels, None for argmax.
-    Returns n, top1_accuracy with its 95% interval ci_low and ci_high, macro_f1, ece, and per_class precision, recall,
-    f1 and n. Raises ValueError without pictures.
+    Returns n; top1_accuracy with its 95% interval ci_low and ci_high (Wilson) and boot_low and boot_high (bootstrap);
+    top5_accuracy where there are more than five classes; macro_f1 with its bootstrap interval; ece; per_class
+    precision, recall, f1 and n; confusion, a list of rows by true class. Raises ValueError without pictures.
     """
     if len(true_ids) == 0:
         raise ValueError("no pictures to score")
     decided = probabilities.argmax(axis=1) if label_ids is None else label_ids
     correct = decided == true_ids
     low, high = wilson_interval(int(correct.sum()), len(correct))
-    per_class = _per_class(true_ids, decided, class_names)
-    present = [scores["f1"] for scores in per_class.values() if scores["n"] > 0]
+    confusion = confusion_matrix(true_ids, decided, len(class_names))
+    bootstrap = _bootstrap(true_ids, decided, len(class_names))
     confidence = np.take_along_axis(probabilities, decided[:, None], axis=1)[:, 0]
+    top5 = {"top5_accuracy": top_k_accuracy(true_ids, probabilities, 5)} if len(class_names) > 5 else {}
     return {
         "n": len(true_ids),
         "top1_accuracy": float(correct.mean()),
         "ci_low": low,
         "ci_high": high,
-        "macro_f1": float(np.mean(present)),
+        **top5,
+        "macro_f1": macro_f1(true_ids, decided, len(class_names)),
         "ece": expected_calibration_error(correct, confidence),
-        "per_class": per_class,
+        **bootstrap,
+        "per_class": _per_class(confusion, class_names),
+        "confusion": confusion.tolist(),
     }
+
+
+def confusion_matrix(true_ids: NDArray[np.int64], decided: NDArray[np.int64], classes: int) -> NDArray[np.int64]:
+    """Counts int64 (C, C): row true class, column decided class."""
+    return np.bincount(true_ids * classes + decided, minlength=classes * classes).reshape(classes, classes)
+
+
+def top_k_accuracy(true_ids: NDArray[np.int64], probabilities: NDArray[np.float32], k: int) -> float:
+    """Share of pictures whose true class is among the `k` most probable; of equals, the first in class order."""
+    found = np.argsort(-probabilities, axis=1, kind="stable")[:, :k]
+    return float((found == true_ids[:, None]).any(axis=1).mean())
+
+
+def macro_f1(true_ids: NDArray[np.int64], decided: NDArray[np.int64], classes: int) -> float:
+    """Mean F1 over the classes that have pictures. Both int64 (N,)."""
+    hits = np.bincount(true_ids[true_ids == decided], minlength=classes)
+    true, found = np.bincount(true_ids, minlength=classes), np.bincount(decided, minlength=classes)
+    present = true > 0
+    return float((2 * hits[present] / (true + found)[present]).mean())
 
 
 def wilson_interval(successes: int, trials: int, z: float = 1.959964) -> tuple[float, float]:
@@ -72,13 +96,28 @@ def expected_calibration_error(
     return float(total)
 
 
-def _per_class(
-    true_ids: NDArray[np.int64], decided: NDArray[np.int64], class_names: tuple[str, ...]
-) -> dict[str, dict[str, float]]:
+def _bootstrap(
+    true_ids: NDArray[np.int64], decided: NDArray[np.int64], classes: int, draws: int = 1000
+) -> dict[str, float]:
+    """95% percentile intervals of accuracy and macro F1 over resampled pictures; the same every time.
+
+    Source: Efron 1979.
+    """
+    rng = np.random.default_rng(0)
+    scores = []
+    for _ in range(draws):
+        drawn = rng.integers(len(true_ids), size=len(true_ids))
+        true, found = true_ids[drawn], decided[drawn]
+        scores.append(((true == found).mean(), macro_f1(true, found, classes)))
+    low, high = np.percentile(scores, (2.5, 97.5), axis=0).tolist()
+    return {"boot_low": low[0], "boot_high": high[0], "macro_f1_boot_low": low[1], "macro_f1_boot_high": high[1]}
+
+
+def _per_class(confusion: NDArray[np.int64], class_names: tuple[str, ...]) -> dict[str, dict[str, float]]:
     scores = {}
     for class_id, name in enumerate(class_names):
-        is_true, is_decided = true_ids == class_id, decided == class_id
-        hits, true, found = int((is_true & is_decided).sum()), int(is_true.sum()), int(is_decided.sum())
+        hits = int(confusion[class_id, class_id])
+        true, found = int(confusion[class_id].sum()), int(confusion[:, class_id].sum())
         scores[name] = {
             "precision": hits / found if found else 0.0,
             "recall": hits / true if true else 0.0,

@@ -5,11 +5,14 @@ Knows trunks, heads and freezing. Does not know files, batches or losses.
 
 from __future__ import annotations
 
+from typing import Literal
+
 import torch
 from torch import Tensor, nn
 
 from tl.trainer.backbones import Trunk
-from tl.trainer.config import Pooling
+
+FeaturePooling = Literal["gap", "flatten", "map"]
 
 
 class Normalise(nn.Module):
@@ -31,33 +34,48 @@ class Normalise(nn.Module):
 
 
 class Standardise(nn.Module):
-    """Embeddings (N, D) -> zero mean and unit spread, as measured once on training pictures; the identity before that.
+    """Features -> zero mean and unit spread, as measured once on training pictures; the identity before that.
 
-    Backbones differ by orders of magnitude in the size of their features. On standardised ones, one learning rate
-    suits a new head on any of them.
+    Each entry of an embedding (N, D), each channel of a map (N, D, h, w). Backbones differ by orders of magnitude in
+    the size of their features. On standardised ones, one learning rate suits a new head on any of them.
     """
 
     mean: Tensor
     std: Tensor
 
-    def __init__(self, features: int) -> None:
+    def __init__(self, shape: tuple[int, ...]) -> None:
         super().__init__()
-        self.register_buffer("mean", torch.zeros(features))
-        self.register_buffer("std", torch.ones(features))
+        self._over = (0, *range(2, len(shape) + 1))
+        size = (shape[0], *(1 for _ in shape[1:]))
+        self.register_buffer("mean", torch.zeros(size))
+        self.register_buffer("std", torch.ones(size))
 
-    def fit(self, embeddings: Tensor) -> None:
-        """Measure on embeddings (N, D). Nearly constant features are not blown up."""
-        std = embeddings.std(dim=0, correction=0)
-        self.mean.copy_(embeddings.mean(dim=0))
-        self.std.copy_(std.clamp_min(0.1 * float(std.mean())).clamp_min(1e-6))
+    def fit(self, features: Tensor) -> None:
+        """Measure. Nearly constant features are not blown up."""
+        std, mean = torch.std_mean(features, dim=self._over, correction=0)
+        self.mean.copy_(mean.view_as(self.mean))
+        self.std.copy_(std.clamp_min(0.1 * float(std.mean())).clamp_min(1e-6).view_as(self.std))
 
-    def forward(self, embeddings: Tensor) -> Tensor:
+    def fit_scale(self, features: Tensor) -> None:
+        """One scale for all entries, for a trunk that goes on learning.
+
+        Features larger than 1, as those of trunks without batch norm, come down to a mean square of 1. Enlarging the
+        faint ones would let them pull the trunk about.
+        """
+        self.mean.zero_()
+        self.std.fill_(max(1.0, float(features.square().mean().sqrt())))
+
+    def forward(self, features: Tensor) -> Tensor:
         """Scale and shift."""
-        return (embeddings - self.mean) / self.std
+        return (features - self.mean) / self.std
 
 
 class Network(nn.Module):
-    """A classifier on a trunk. `frozen_trunk` keeps the trunk's parameters and batch-norm statistics as they are."""
+    """A classifier on a trunk. Layers whose parameters are all frozen stay as they are, batch-norm statistics too.
+
+    `pooling`: what the head is given, a pooled embedding or the map itself. `aux` is a second classifier that looks at
+    the trunk's layer `aux_layer` during training.
+    """
 
     def __init__(
         self,
@@ -66,38 +84,42 @@ class Network(nn.Module):
         standardise: Standardise,
         head: nn.Module,
         *,
-        pooling: Pooling,
-        frozen_trunk: bool,
+        pooling: FeaturePooling,
+        aux: nn.Module | None = None,
+        aux_layer: str = "",
     ) -> None:
         super().__init__()
         self.normalise, self.trunk, self.standardise, self.head = normalise, trunk, standardise, head
-        self.pooling, self.frozen_trunk = pooling, frozen_trunk
-        if frozen_trunk:
-            trunk.requires_grad_(False)
+        self.pooling, self.aux, self.aux_layer = pooling, aux, aux_layer
         self.train(self.training)
 
     def train(self, mode: bool = True) -> Network:
-        """As torch's, but a frozen trunk stays in evaluation mode, so that its batch norm does not drift."""
+        """As torch's, but frozen layers stay in evaluation mode."""
         super().train(mode)
-        if self.frozen_trunk:
-            self.trunk.eval()
+        if mode:
+            _settle_frozen(self.trunk)
         return self
 
-    def embed(self, images: Tensor) -> Tensor:
-        """uint8 (N, H, W, 3) -> pooled features (N, D)."""
-        features: Tensor = self.trunk(self.normalise(images))
-        if self.trunk.kind == "embedding":
-            return features
-        return features.mean(dim=(2, 3)) if self.pooling == "gap" else features.flatten(1)
+    def features(self, images: Tensor) -> Tensor:
+        """uint8 (N, H, W, 3) -> what the head is given: embedding (N, D) or map (N, D, h, w)."""
+        return self._pool(self.trunk(self.normalise(images)))
 
-    def classify(self, embeddings: Tensor) -> Tensor:
-        """Pooled features (N, D) -> logits (N, C)."""
-        logits: Tensor = self.head(self.standardise(embeddings))
+    def classify(self, features: Tensor) -> Tensor:
+        """Features -> logits (N, C)."""
+        logits: Tensor = self.head(self.standardise(features))
         return logits
 
-    def forward(self, images: Tensor) -> Tensor:
-        """uint8 (N, H, W, 3) -> logits (N, C)."""
-        return self.classify(self.embed(images))
+    def forward(self, images: Tensor) -> Tensor | tuple[Tensor, Tensor]:
+        """uint8 (N, H, W, 3) -> logits (N, C); in training, with an auxiliary classifier, its logits too."""
+        if self.aux is None or not self.training:
+            return self.classify(self.features(images))
+        on_the_way, last = self.trunk.tapped(self.normalise(images), self.aux_layer)
+        return self.classify(self._pool(last)), self.aux(on_the_way)
+
+    def _pool(self, features: Tensor) -> Tensor:
+        if self.trunk.kind == "embedding" or self.pooling == "map":
+            return features
+        return features.mean(dim=(2, 3)) if self.pooling == "gap" else features.flatten(1)
 
 
 class Deployed(nn.Module):
@@ -108,9 +130,10 @@ class Deployed(nn.Module):
         self.network, self.temperature = network, temperature
 
     def forward(self, images: Tensor) -> tuple[Tensor, Tensor]:
-        """uint8 (N, H, W, 3) -> probabilities float32 (N, C), embedding float32 (N, D)."""
-        embedding = self.network.embed(images)
-        return torch.softmax(self.network.classify(embedding) / self.temperature, dim=1), embedding
+        """uint8 (N, H, W, 3) -> probabilities float32 (N, C), embedding float32 (N, D); of a map, its average."""
+        features = self.network.features(images)
+        probabilities = torch.softmax(self.network.classify(features) / self.temperature, dim=1)
+        return probabilities, features.mean(dim=(2, 3)) if features.dim() == 4 else features
 
 
 class DeployedClassifier(nn.Module):
@@ -125,8 +148,18 @@ class DeployedClassifier(nn.Module):
         return (torch.softmax(self.classifier(self.normalise(images)), dim=1),)
 
 
-def feature_length(shape: tuple[int, ...], pooling: Pooling) -> int:
-    """Length of the embedding for features of `shape` (D, h, w) or (D,)."""
-    if len(shape) == 1 or pooling == "gap":
-        return shape[0]
-    return shape[0] * shape[1] * shape[2]
+def pooled_shape(shape: tuple[int, ...], pooling: FeaturePooling) -> tuple[int, ...]:
+    """What one picture's features (D, h, w) or (D,) become."""
+    if len(shape) == 1 or pooling == "map":
+        return shape
+    return shape[:1] if pooling == "gap" else (shape[0] * shape[1] * shape[2],)
+
+
+def _settle_frozen(module: nn.Module) -> None:
+    """Evaluation mode for every part that has parameters and none that is trained."""
+    parameters = list(module.parameters())
+    if parameters and not any(parameter.requires_grad for parameter in parameters):
+        module.eval()
+        return
+    for child in module.children():
+        _settle_frozen(child)

@@ -1,14 +1,19 @@
-"""Every picture of a run decoded through `tl.runtime`, found readable or reported, and kept in memory where it fits.
+"""Every picture of a run: read, found readable or reported, and kept in memory or on disk where that pays.
 
 Knows pictures, recipes and threads. Does not know augmentation, tensors or models.
 """
 
 from __future__ import annotations
 
+import errno
 import hashlib
-from collections.abc import Sequence
+import os
+import shutil
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from importlib import metadata
 from pathlib import Path
+from typing import TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -19,32 +24,55 @@ from tl.runtime.decode import decode_image
 from tl.runtime.devices import usable_cores
 from tl.runtime.geometry import crop_to_input, working_image
 from tl.runtime.recipe import Recipe
+from tl.runtime.strict_json import dump_json
+from tl.trainer.array_cache import ArrayCache, cache_folder
 from tl.trainer.config import Cache
 from tl.trainer.data import Picture
 from tl.trainer.progress import Progress
 
-# auto keeps pictures only while they take less than this share of the free memory.
+Item = TypeVar("Item")
+
+# auto keeps pictures in memory only while they take less than this share of what is free.
 _MEMORY_SHARE = 0.4
+# auto turns to the disk only where this many times the pictures' size is free.
+_DISK_SHARE = 4
 
 
 @dataclass(frozen=True)
 class PictureStore:
-    """Readable pictures in order, their content hashes (SHA-256, hex), and the working pictures if kept."""
+    """Readable pictures in order, their content hashes (SHA-256, hex), and the working pictures that are kept."""
 
     pictures: tuple[Picture, ...]
     hashes: tuple[str, ...]
     recipe: Recipe
-    kept: tuple[NDArray[np.uint8], ...] | None
+    kept: dict[int, NDArray[np.uint8]]
+    disk: ArrayCache | None = None
+
+    @property
+    def is_decoded(self) -> bool:
+        """Whether every picture is at hand without decoding."""
+        on_disk = self.disk or ()
+        return all(i in self.kept or digest in on_disk for i, digest in enumerate(self.hashes))
 
     def working(self, index: int) -> NDArray[np.uint8]:
         """The resized, not yet cropped picture, uint8 (h, w, 3); the same pixels kept or not."""
-        if self.kept is not None:
+        if index in self.kept:
             return self.kept[index]
+        if self.disk is not None and self.hashes[index] in self.disk:
+            return self.disk.get(self.hashes[index])
         return working_image(decode_image(self.pictures[index].path, self.recipe), self.recipe)
 
     def input(self, index: int) -> NDArray[np.uint8]:
         """The picture as validation and deployment see it, uint8 (input_h, input_w, 3)."""
         return crop_to_input(self.working(index), self.recipe)
+
+    def map(
+        self, prepare: Callable[[Item], NDArray[np.uint8]], items: Sequence[Item], *, ahead: int
+    ) -> Iterator[NDArray[np.uint8]]:
+        """`map(prepare, items)`, in threads ahead of the consumer where pictures still have to be decoded."""
+        if self.is_decoded:
+            return map(prepare, items)
+        return map_ahead(prepare, items, workers=usable_cores(), ahead=ahead)
 
     def indices(self, split: str) -> list[int]:
         """Places of a split's pictures."""
@@ -52,20 +80,30 @@ class PictureStore:
 
 
 def load_pictures(
-    pictures: Sequence[Picture], recipe: Recipe, cache: Cache, progress: Progress
+    pictures: Sequence[Picture],
+    recipe: Recipe,
+    cache: Cache,
+    progress: Progress,
+    *,
+    is_done: Callable[[Picture, str], bool] = lambda picture, digest: False,
 ) -> tuple[PictureStore, list[tuple[Picture, str]]]:
-    """Decode every picture once. Returns the store of readable ones, and the others with their reasons."""
+    """Read and decode every picture once. Returns the store of readable ones, and the others with their reasons.
+
+    `is_done` tells, given the content hash too, which pictures need not be decoded now, because what is wanted of them
+    is known already.
+    """
     progress.start("reading pictures", len(pictures), "pictures")
+    keeper = _Keeper(recipe, cache, len(pictures), progress)
     good: list[Picture] = []
     hashes: list[str] = []
     bad: list[tuple[Picture, str]] = []
-    kept: list[NDArray[np.uint8]] | None = None if cache == "none" else []
-    budget = _memory_budget() if cache == "auto" else float("inf")
 
-    def read(picture: Picture) -> tuple[str, NDArray[np.uint8]] | ImageReadError:
+    def read(picture: Picture) -> tuple[str, NDArray[np.uint8] | None] | ImageReadError:
         try:
-            image = decode_image(picture.path, recipe)
-            return hashlib.sha256(Path(picture.path).read_bytes()).hexdigest(), working_image(image, recipe)
+            digest = _hash_file(picture.path)
+            if is_done(picture, digest) or (keeper.disk is not None and digest in keeper.disk):
+                return digest, None
+            return digest, working_image(decode_image(picture.path, recipe), recipe)
         except ImageReadError as error:
             return error
         except OSError as error:
@@ -78,15 +116,71 @@ def load_pictures(
             bad.append((picture, outcome.reason))
             continue
         digest, working = outcome
+        if working is not None:
+            keeper.keep(len(good), digest, working)
         good.append(picture)
         hashes.append(digest)
-        budget -= working.nbytes
-        if budget < 0 and kept is not None:
-            kept = None
-            progress.say("the pictures do not fit into memory: each epoch decodes them again (--cache ram insists)")
-        if kept is not None:
-            kept.append(working)
-    return PictureStore(tuple(good), tuple(hashes), recipe, None if kept is None else tuple(kept)), bad
+    keeper.finish()
+    return PictureStore(tuple(good), tuple(hashes), recipe, keeper.kept, keeper.disk), bad
+
+
+class _Keeper:
+    """Decides where working pictures go while they are being read: memory, disk, nowhere."""
+
+    def __init__(self, recipe: Recipe, cache: Cache, count: int, progress: Progress) -> None:
+        self._recipe, self._count, self._progress = recipe, count, progress
+        self._budget = _memory_budget() if cache == "auto" else float("inf")
+        self._to_memory = cache in ("auto", "ram")
+        self.kept: dict[int, NDArray[np.uint8]] = {}
+        self.disk = _disk_cache(recipe) if cache == "disk" else None
+
+    def keep(self, index: int, digest: str, working: NDArray[np.uint8]) -> None:
+        """Keep one picture if there is a place for it."""
+        if self._to_memory:
+            self._budget -= working.nbytes
+            if self._budget >= 0:
+                self.kept[index] = working
+                return
+            self._to_memory = False
+            self._leave_memory(working.nbytes)
+        if self.disk is not None:
+            self.disk.put(digest, working)
+
+    def finish(self) -> None:
+        """Write out what waits for the disk."""
+        if self.disk is not None:
+            self.disk.flush()
+            if self.disk.fault:
+                self._progress.say(f"pictures are not kept on disk: {self.disk.fault}")
+
+    def _leave_memory(self, picture_bytes: int) -> None:
+        """Memory is full: the rest goes to disk where there is room."""
+        needed = _DISK_SHARE * picture_bytes * (self._count - len(self.kept))
+        if _free_disk_bytes() > needed:
+            self.disk = _disk_cache(self._recipe)
+            self._progress.say(f"the pictures do not fit into memory: the rest are kept in {cache_folder()}")
+        else:
+            self._progress.say(
+                "the pictures fit neither into memory nor on disk: each epoch decodes them again (--cache ram insists)"
+            )
+
+
+def recipe_key(recipe: Recipe) -> str:
+    """Names what working pictures depend on beside their content: the recipe, and who decodes and resizes."""
+    versions = {name: metadata.version(name) for name in ("pillow", "simplejpeg")}
+    return hashlib.sha256(f"{dump_json(recipe)} {versions}".encode()).hexdigest()[:32]
+
+
+def _disk_cache(recipe: Recipe) -> ArrayCache:
+    return ArrayCache(cache_folder() / "pictures" / recipe_key(recipe))
+
+
+def _hash_file(path: str) -> str:
+    """SHA-256 of a regular file, hex. Raises `ImageReadError` for anything else, such as a pipe, without opening it."""
+    if not Path(path).is_file():
+        raise ImageReadError(path, "not a regular file" if Path(path).exists() else os.strerror(errno.ENOENT))
+    with open(path, "rb") as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest()
 
 
 def check_readable(bad: Sequence[tuple[Picture, str]], cure: str) -> None:
@@ -98,6 +192,13 @@ def check_readable(bad: Sequence[tuple[Picture, str]], cure: str) -> None:
 
 def _memory_budget() -> float:
     return _MEMORY_SHARE * min(_available_bytes(), _container_bytes())
+
+
+def _free_disk_bytes() -> int:
+    folder = cache_folder()
+    while not folder.exists():
+        folder = folder.parent
+    return shutil.disk_usage(folder).free
 
 
 def _available_bytes() -> float:

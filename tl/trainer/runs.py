@@ -1,6 +1,7 @@
 """The run folder: what a training leaves behind, written atomically, and read back to export or resume.
 
-Knows file names and their contents. Does not know how to train. docs/architecture.md lists the files.
+Knows file names and their contents, but for torch's (`checkpoints`). Does not know how to train and imports no torch.
+docs/architecture.md lists the files.
 """
 
 from __future__ import annotations
@@ -11,42 +12,39 @@ import hashlib
 import io
 import json
 import os
-import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import load_file
-from safetensors.torch import save as serialise_tensors
-from torch import Tensor
+from safetensors.numpy import save as serialise_tensors
 
 from tl.errors import RunError
 from tl.runtime.files import atomic_path, output_errors, write_text
 from tl.runtime.recipe import Recipe
-from tl.runtime.strict_json import dump_json, from_plain, parse_json
-from tl.trainer.config import TrainConfig, config_from_mapping, dump_config, load_config
+from tl.runtime.strict_json import dump_json
+from tl.trainer.config import TrainConfig
 from tl.trainer.data import Picture
-from tl.trainer.events import EventLog
-from tl.trainer.loop import EpochRow
+from tl.trainer.options import config_from_mapping, dump_config, load_config
 from tl.trainer.pictures import PictureStore
 
-RUN_VERSION = 1
-_SECONDS_BETWEEN_SAVES = 2.0
+RUN_VERSION = 2
 
 
 @dataclass(frozen=True)
 class NetworkCard:
-    """What `best.safetensors` says of itself beside its tensors."""
+    """What `best.safetensors` says of itself beside its tensors.
+
+    `temperature` divides the logits before softmax, as fitted on validation data.
+    """
 
     run_version: int
     class_names: tuple[str, ...]
     recipe: Recipe
     weights: str
+    temperature: float
 
 
 @dataclass(frozen=True)
@@ -116,11 +114,11 @@ class Run:
         rows = [(picture.name, picture.split, reason) for picture, reason in bad]
         write_csv(self.folder / "skipped.csv", ("path", "split", "error"), rows)
 
-    def save_history(self, history: Sequence[EpochRow]) -> None:
-        """Write `history.csv`."""
-        columns = tuple(field.name for field in dataclasses.fields(EpochRow))
-        rows = [[f"{value:.6g}" for value in dataclasses.astuple(row)] for row in history]
-        write_csv(self.folder / "history.csv", columns, rows)
+    def save_rows(self, name: str, kind: type, rows: Sequence[Any]) -> None:
+        """Write dataclass instances of one kind as `name`, a CSV file with a column for each field."""
+        columns = tuple(field.name for field in dataclasses.fields(kind))
+        shown = [[f"{v:.6g}" if isinstance(v, int | float) else v for v in dataclasses.astuple(row)] for row in rows]
+        write_csv(self.folder / name, columns, shown)
 
     def save_metrics(self, metrics: dict[str, Any]) -> None:
         """Write `metrics.json`."""
@@ -138,25 +136,11 @@ class Run:
         columns = ("path", "true_label", "label", "confidence", *(f"p:{name}" for name in class_names))
         write_csv(self.folder / f"predictions_{split}.csv", columns, rows)
 
-    def save_best(self, tensors: dict[str, Tensor], card: NetworkCard) -> None:
+    def save_best(self, tensors: Mapping[str, NDArray[Any]], card: NetworkCard) -> None:
         """Write `best.safetensors`: the whole network and its card."""
-        plain = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
+        plain = {name: np.asarray(tensor, order="C") for name, tensor in tensors.items()}
         with atomic_path(self.best_path) as temporary:
             temporary.write_bytes(serialise_tensors(plain, metadata={"tl.network": dump_json(card)}))
-
-    def load_best(self) -> tuple[dict[str, Tensor], NetworkCard]:
-        """Read `best.safetensors`. Raises `RunError`."""
-        if not self.best_path.is_file():
-            raise RunError(f"{self.folder}: has no best.safetensors; is it a run folder, and did its training finish?")
-        try:
-            with safe_open(self.best_path, framework="pt") as opened:
-                text = (opened.metadata() or {}).get("tl.network", "{}")
-            card = from_plain(NetworkCard, parse_json(text), "tl.network")
-            if card.run_version != RUN_VERSION:
-                raise ValueError(f"run_version {card.run_version}, this is {RUN_VERSION}")
-            return load_file(self.best_path), card
-        except (SafetensorError, ValueError, OSError) as error:
-            raise RunError(f"{self.best_path}: damaged, or made by another version of tl ({error})") from error
 
     def load_config(self) -> TrainConfig:
         """Read `config.yaml`. Raises `RunError` or `ConfigError`."""
@@ -171,41 +155,6 @@ class Run:
         except (OSError, ValueError, KeyError) as error:
             raise RunError(f"{self.folder}: no readable metrics.json; did its training finish? ({error})") from error
         return {name: float(value) for name, value in metrics.items() if isinstance(value, int | float)}
-
-
-class RunCheckpoints:
-    """Keeps `last.pt`, `history.csv` and events of a run; states that follow each other quickly are not all written."""
-
-    def __init__(self, run: Run) -> None:
-        self._run = run
-        self._events = EventLog(run.folder)
-        self._saved_at = time.monotonic() - _SECONDS_BETWEEN_SAVES
-
-    def load_last(self) -> dict[str, Any] | None:
-        """The newest state, or None. Raises `RunError` for a damaged one or one that holds more than tensors."""
-        path = self._run.last_path
-        if not path.is_file():
-            return None
-        try:
-            state: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
-        except Exception as error:  # torch raises whatever zip and pickle raise
-            raise RunError(f"{path}: cannot be resumed from ({' '.join(str(error).split())[:200]})") from error
-        if state.get("run_version") != RUN_VERSION:
-            raise RunError(f"{path}: made by another version of tl; train again, or use that version")
-        return state
-
-    def save(self, state: dict[str, Any], history: list[EpochRow], *, final: bool) -> None:
-        """Write the state if it is final or the last write is some seconds ago."""
-        if not final and time.monotonic() - self._saved_at < _SECONDS_BETWEEN_SAVES:
-            return
-        # By way of memory: on a full disk torch raises RuntimeError, a plain write says what is wrong.
-        buffer = io.BytesIO()
-        torch.save({"run_version": RUN_VERSION, **state}, buffer)
-        with atomic_path(self._run.last_path) as temporary:
-            temporary.write_bytes(buffer.getbuffer())
-        self._run.save_history(history)
-        self._events.write(history, final=final)
-        self._saved_at = time.monotonic()
 
 
 def check_free(out: str | Path) -> None:

@@ -1,19 +1,17 @@
-"""Where a backbone's tensors come from: torchvision's download, local files, an earlier run, or nowhere.
+"""A weights file's tensors, and putting them into a network.
 
-Knows files and keys. Does not know heads or training. A pickle that would run code is refused.
+Knows files and keys. Does not know where a file was found (`weight_files`), heads or training. A pickle that would run
+code is refused.
 """
 
 from __future__ import annotations
 
-import hashlib
-import os
 import pickle
 import re
 from collections import OrderedDict
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from urllib.error import URLError
 
 import torch
 from safetensors import SafetensorError
@@ -21,45 +19,32 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from tl.errors import WeightsError
-from tl.trainer.backbones import torchvision_weights
+from tl.trainer.backbone_info import TIMM_PREFIX
+from tl.trainer.weight_files import WeightsFile
 
-WEIGHTS_DIR_VARIABLE = "TL_WEIGHTS_DIR"
-SUFFIXES = (".safetensors", ".pth", ".pt")
-RUN_WEIGHTS = "best.safetensors"
+_TRUNK_PREFIX = "trunk."
 
 
 @dataclass(frozen=True)
 class Weights:
-    """Named tensors in the backbone's own names, what to call them in a model file, and their file's SHA-256 or ''."""
+    """Named tensors in the backbone's own names, and what to call them in messages and model files."""
 
     tensors: Mapping[str, Tensor]
     description: str
-    sha256: str = ""
 
 
-def find_weights(backbone: str, asked: str) -> Weights | None:
-    """Resolve `asked`: "none" (gives None), "imagenet", a tensor file, a folder of `BACKBONE.pth`, or a run folder.
-
-    "imagenet" looks into the folder named by TL_WEIGHTS_DIR first, then into torch's cache, then downloads.
-    Raises `WeightsError` with the ways to mend it.
-    """
-    if asked == "none":
-        return None
-    if asked == "imagenet":
-        folder = os.environ.get(WEIGHTS_DIR_VARIABLE)
-        local = _file_in_folder(Path(folder), backbone) if folder else None
-        return _read(local, backbone) if local else _download(backbone)
-    path = Path(asked)
-    if (path / RUN_WEIGHTS).is_file():
-        return _from_run(path)
-    if path.is_dir():
-        local = _file_in_folder(path, backbone)
-        if local is None:
-            raise WeightsError(f"{path}: neither a run folder nor holding {backbone}{'|'.join(SUFFIXES)}")
-        return _read(local, backbone)
-    if path.is_file():
-        return _read(path, backbone)
-    raise WeightsError(f"weights '{asked}': no such file or folder (or give imagenet, or none)")
+def read_weights(file: WeightsFile, backbone: str) -> Weights:
+    """The backbone's tensors of a file, in its trunk's names. Raises `WeightsError`."""
+    tensors = read_tensors(file.path)
+    if file.is_run:
+        tensors = {
+            name.removeprefix(_TRUNK_PREFIX): tensor
+            for name, tensor in tensors.items()
+            if name.startswith(_TRUNK_PREFIX)
+        }
+    elif backbone.startswith(TIMM_PREFIX):
+        tensors = {f"model.{name}": tensor for name, tensor in tensors.items()}
+    return Weights(_rename_dense_layers(tensors), file.description)
 
 
 def load_into(module: nn.Module, weights: Weights, *, unused: frozenset[str] | set[str] = frozenset()) -> None:
@@ -109,16 +94,6 @@ def read_tensors(path: Path) -> dict[str, Tensor]:
     return tensors
 
 
-def _file_in_folder(folder: Path, backbone: str) -> Path | None:
-    return next((path for suffix in SUFFIXES if (path := folder / f"{backbone}{suffix}").is_file()), None)
-
-
-def _read(path: Path, backbone: str) -> Weights:
-    digest = hashlib.sha256(path.read_bytes()).hexdigest()
-    tensors = _rename_dense_layers(read_tensors(path))
-    return Weights(tensors, f"{path.name} ({backbone}, sha256 {digest[:16]})", digest)
-
-
 def _rename_dense_layers(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
     """`denselayer1.norm.1.weight` -> `denselayer1.norm1.weight`, as torchvision does when it loads its DenseNets.
 
@@ -126,26 +101,3 @@ def _rename_dense_layers(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
     """
     pattern = re.compile(r"(denselayer\d+\.(?:norm|relu|conv))\.([12]\.)")
     return {pattern.sub(r"\1\2", name): tensor for name, tensor in tensors.items()}
-
-
-def _from_run(run: Path) -> Weights:
-    prefix = "trunk."
-    tensors = read_tensors(run / RUN_WEIGHTS)
-    trunk = {name.removeprefix(prefix): tensor for name, tensor in tensors.items() if name.startswith(prefix)}
-    return Weights(trunk, f"run {run.name}")
-
-
-def _download(backbone: str) -> Weights:
-    if backbone == "smallcnn":
-        raise WeightsError("smallcnn has no ImageNet weights: use --method scratch, or --weights with a run of it")
-    entry = torchvision_weights(backbone)
-    try:
-        tensors = _rename_dense_layers(entry.get_state_dict(progress=True, check_hash=True))
-    except (URLError, OSError, RuntimeError) as error:
-        file_name = entry.url.rsplit("/", 1)[-1]
-        raise WeightsError(
-            f"the ImageNet weights of {backbone} ({file_name}) could not be downloaded ({error}). Three ways to "
-            f"supply them: put {backbone}.pth or .safetensors into a folder and set {WEIGHTS_DIR_VARIABLE} to it; "
-            f"name the file by --weights FILE; or copy {file_name} into {Path(torch.hub.get_dir()) / 'checkpoints'}"
-        ) from error
-    return Weights(tensors, f"torchvision {entry!s}")

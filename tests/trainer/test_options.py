@@ -1,0 +1,276 @@
+from __future__ import annotations
+
+import dataclasses
+import re
+from pathlib import Path
+from typing import Any, Literal, get_args
+
+import pytest
+
+from tl.errors import ConfigError
+from tl.trainer.config import Head, Method, Optimizer, TrainConfig
+from tl.trainer.options import config_from_mapping, dump_config, is_solved, load_config, nearest, resolve
+
+STEPPED = [name for name in get_args(Optimizer) if name != "lbfgs"]
+
+
+def faults_of(**values: object) -> str:
+    with pytest.raises(ConfigError) as caught:
+        resolve(dataclasses.replace(TrainConfig(data="photos"), **values))  # type: ignore[arg-type]
+    return str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("method", "head", "optimizer", "epochs", "augment", "weights"),
+    [
+        ("scratch", "linear", "adamw", 30, "standard", "none"),
+        ("features", "linear", "lbfgs", None, "none", "imagenet"),
+        ("features", "svm", "lbfgs", None, "none", "imagenet"),
+        ("features", "mlp", "adamw", 40, "none", "imagenet"),
+        ("features", "conv", "adamw", 40, "none", "imagenet"),
+        ("finetune", "linear", "sgd", 10, "standard", "imagenet"),
+        ("finetune", "conv", "sgd", 10, "standard", "imagenet"),
+    ],
+)
+def test_resolve__fills_what_was_left_open(
+    method: str, head: str, optimizer: str, epochs: int, augment: str, weights: str
+) -> None:
+    config = resolve(TrainConfig(data="photos", method=method, head=head))  # type: ignore[arg-type]
+    found = (config.optimizer, config.epochs, config.augment, config.weights)
+    assert found == (optimizer, epochs, augment, weights)
+    assert is_solved(config) == (optimizer == "lbfgs")
+    assert (config.lr is None) == is_solved(config)
+
+
+@pytest.mark.parametrize(("changes", "solved"), [({}, False), ({"views": 3}, True), ({"optimizer": "adam"}, False)])
+def test_resolve__features_that_change_every_epoch_are_not_solved(changes: dict[str, Any], solved: bool) -> None:
+    config = resolve(TrainConfig(data="d", method="features", augment="light", **changes))
+    assert is_solved(config) == solved
+    assert (config.optimizer == "lbfgs") == solved
+
+
+@pytest.mark.parametrize(
+    ("head", "sizes", "c_values"),
+    [
+        ("linear", (), (1e-3, 1e-2, 1e-1, 1.0)),
+        ("svm", (), (1e-4, 1e-3, 1e-2)),
+        ("mlp", (512, 256), ()),
+        ("conv", (32, 1024), ()),
+    ],
+)
+def test_resolve__sizes_and_c_values_follow_the_head(
+    head: str, sizes: tuple[int, ...], c_values: tuple[float, ...]
+) -> None:
+    config = resolve(TrainConfig(data="d", method="features", head=head))  # type: ignore[arg-type]
+    assert (config.head_sizes, config.c_values) == (sizes, c_values)
+
+
+def test_resolve__keeps_what_was_given() -> None:
+    given = TrainConfig(
+        *("d", "o"),
+        optimizer="adam",
+        epochs=3,
+        augment="flip",
+        weights="none",
+        lr=0.5,
+        batch_size=7,
+        head="mlp",
+        head_sizes=(3,),
+        c_values=(2.0,),
+    )
+    assert resolve(given) == given
+
+
+def test_resolve__lr_auto_stays_a_word() -> None:
+    assert resolve(TrainConfig(data="d", lr="auto")).lr == "auto"
+
+
+@pytest.mark.parametrize("method", get_args(Method))
+def test_resolve__learning_rate_follows_method_and_optimizer(method: Method) -> None:
+    rates = {name: resolve(TrainConfig(data="d", method=method, optimizer=name)).lr for name in STEPPED}
+    assert isinstance(rates["sgd"], float)
+    # Adaptive optimisers take steps of about lr in every weight; plain gradients are far below 1.
+    assert all(isinstance(rate, float) and rate < rates["sgd"] for name, rate in rates.items() if name != "sgd")
+
+
+@pytest.mark.parametrize(
+    ("data", "out"), [("a/photos", "runs/photos-finetune"), ("labels.csv", "runs/labels-finetune")]
+)
+def test_resolve__names_the_run_after_the_data(data: str, out: str) -> None:
+    assert resolve(TrainConfig(data=data)).out == out
+
+
+@pytest.mark.parametrize(
+    ("method", "head"),
+    [(m, h) for m in get_args(Method) for h in get_args(Head) if h != "svm" or m == "features"],
+)
+def test_resolve__is_idempotent(method: Method, head: Head) -> None:
+    once = resolve(TrainConfig(data="photos", method=method, head=head))
+    assert resolve(once) == once
+
+
+COUNTS = ["per_class", "image_size", "views", "epochs", "batch_size", "accumulate", "drop_epochs", "patience"]
+
+
+@pytest.mark.parametrize("name", [*COUNTS, "threads", "unfreeze_every"])
+def test_resolve__counts_must_be_positive(name: str) -> None:
+    assert f"{name} must be at least 1, found 0" in faults_of(**{name: 0})
+
+
+@pytest.mark.parametrize("name", ["momentum", "weight_decay", "warmup_epochs", "workers", "seed"])
+def test_resolve__not_negative(name: str) -> None:
+    assert f"{name} must not be negative, found -1" in faults_of(**{name: -1})
+
+
+@pytest.mark.parametrize("name", ["momentum", "weight_decay", "warmup_epochs", "lr", "val_fraction", "dropout"])
+def test_resolve__nan_is_refused(name: str) -> None:
+    assert name in faults_of(**{name: float("nan")})
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("lr", 0.0),
+        ("lr", float("inf")),
+        ("val_fraction", 0.0),
+        ("val_fraction", 1.0),
+        ("dropout", 1.0),
+        ("label_smoothing", -0.1),
+        ("bit_depth_max", 255),
+        ("bit_depth_max", 65536),
+        ("head_sizes", (8, 0)),
+        ("c_values", (0.1, 0.0)),
+        ("c_values", (float("nan"),)),
+        ("ema_decay", 1.0),
+        ("drop_factor", 0.0),
+        ("layer_lr_decay", 0.0),
+        ("layer_lr_decay", 1.5),
+        ("clip_norm", 0.0),
+        ("clip_norm", float("inf")),
+        ("mixup", -0.1),
+        ("cutmix", float("nan")),
+    ],
+)
+def test_resolve__limits(name: str, value: object) -> None:
+    assert re.search(rf"{name} must (not )?be", faults_of(**{name: value}))
+
+
+def test_resolve__features_of_random_weights_are_refused() -> None:
+    assert "would freeze random numbers" in faults_of(method="features", weights="none")
+
+
+@pytest.mark.parametrize(
+    ("values", "reason"),
+    [
+        ({"method": "features", "freeze": "half"}, "are for method finetune: features freezes everything"),
+        ({"method": "features", "unfreeze_every": 1}, "are for method finetune"),
+        ({"method": "features", "layer_lr_decay": 0.5}, "are for method finetune"),
+        ({"freeze": "half", "unfreeze_every": 1}, "unfreeze_every starts with everything frozen: leave out freeze"),
+        ({"views": 2}, "views needs method features and an augmentation"),
+        ({"method": "features", "views": 2}, "views needs method features and an augmentation"),
+        ({"head": "svm"}, "head svm needs method features"),
+        ({"optimizer": "lbfgs"}, "optimizer lbfgs needs method features"),
+        (
+            {"method": "features", "head": "svm", "augment": "light"},
+            "head svm with augmentation needs a number of views",
+        ),
+        ({"method": "features", "head": "mlp", "optimizer": "lbfgs"}, "optimizer lbfgs is for the linear head"),
+        ({"method": "features", "head": "svm", "optimizer": "adam"}, "head svm has its own solver"),
+        ({"method": "features", "c_values": ()}, "c_values must hold at least one value"),
+        ({"head": "conv", "head_sizes": ()}, "head conv needs head_sizes"),
+    ],
+)
+def test_resolve__options_that_do_not_go_together(values: dict[str, Any], reason: str) -> None:
+    text = faults_of(**values)
+    assert reason in text
+    assert ";" not in text  # one mistake, one fault
+
+
+def test_resolve__all_faults_at_once() -> None:
+    text = faults_of(epochs=0, val_fraction=2.0, seed=-1)
+    assert "epochs" in text
+    assert "val_fraction" in text
+    assert "seed" in text
+
+
+def test_config_from_mapping__unknown_key_with_the_nearest_name() -> None:
+    with pytest.raises(ConfigError, match=r"study\.yaml: unknown option 'epoch' \(nearest: 'epochs'\)"):
+        config_from_mapping({"epoch": 3}, "study.yaml")
+
+
+def test_config_from_mapping__all_faults_at_once() -> None:
+    with pytest.raises(ConfigError) as caught:
+        config_from_mapping({"epoch": 3, "lr": "fast", "method": "magic", "head_sizes": 5}, "here")
+    text = str(caught.value)
+    assert text.startswith("here: ")
+    for part in ("unknown option 'epoch'", "lr: ", "found 'fast'", "method: ", "found 'magic'", "head_sizes: "):
+        assert part in text
+
+
+@pytest.mark.parametrize(("key", "value"), [("epochs", 2.5), ("skip_bad", "perhaps"), ("data", 3), ("seed", None)])
+def test_config_from_mapping__wrong_type_names_the_option(key: str, value: object) -> None:
+    with pytest.raises(ConfigError, match=f"here: {key}: .*found"):
+        config_from_mapping({key: value}, "here")
+
+
+def test_config_from_mapping__key_that_is_no_text() -> None:
+    with pytest.raises(ConfigError, match="unknown option '3'"):
+        config_from_mapping({3: 4}, "here")  # type: ignore[dict-item]
+
+
+def test_config_from_mapping__lists_become_tuples() -> None:
+    config = config_from_mapping({"head_sizes": [7, 8], "c_values": [0.1, 1]}, "here")
+    assert (config.head_sizes, config.c_values) == ((7, 8), (0.1, 1.0))
+
+
+@pytest.mark.parametrize(("given", "wanted"), [("auto", "auto"), ("0.01", 0.01), (0.01, 0.01), (1, 1.0), (None, None)])
+def test_config_from_mapping__lr_is_a_number_or_a_word(given: object, wanted: object) -> None:
+    found = config_from_mapping({"lr": given}, "here").lr
+    assert (found, type(found)) == (wanted, type(wanted))
+
+
+@pytest.mark.parametrize("lr", [1e-5, "auto"])
+def test_dump_config__yaml_round_trip(tmp_path: Path, lr: float | Literal["auto"]) -> None:
+    config = resolve(TrainConfig(data="Käfer: 2/no", out="007", lr=lr, weights="none", head_sizes=(64,)))
+    path = tmp_path / "config.yaml"
+    path.write_text(dump_config(config), encoding="utf-8")
+    assert config_from_mapping(load_config(path), str(path)) == config
+
+
+def test_load_config__yaml_exponent_without_a_point(tmp_path: Path) -> None:
+    # YAML 1.1 reads 1e-3 as a text; people write it all the same.
+    path = tmp_path / "c.yaml"
+    path.write_text("lr: 1e-3\n", encoding="utf-8")
+    assert config_from_mapping(load_config(path), "c.yaml").lr == 1e-3
+
+
+@pytest.mark.parametrize(
+    ("text", "reason"),
+    [
+        ("- a\n- b\n", "expected 'option: value' lines"),
+        ("a: [1\n", "not a YAML file"),
+        ("", "expected 'option: value'"),
+    ],
+)
+def test_load_config__not_a_mapping(tmp_path: Path, text: str, reason: str) -> None:
+    path = tmp_path / "c.yaml"
+    path.write_text(text, encoding="utf-8")
+    with pytest.raises(ConfigError, match=reason):
+        load_config(path)
+
+
+def test_load_config__missing_file(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=r"none\.yaml: cannot be read \(No such file"):
+        load_config(tmp_path / "none.yaml")
+
+
+def test_load_config__runs_no_code(tmp_path: Path) -> None:
+    path = tmp_path / "c.yaml"
+    path.write_text("data: !!python/object/apply:os.getcwd []\n", encoding="utf-8")
+    with pytest.raises(ConfigError, match="not a YAML file"):
+        load_config(path)
+
+
+def test_nearest__close_and_far() -> None:
+    assert nearest("resnet81", ["resnet18", "vgg16"]) == " (nearest: 'resnet18')"
+    assert nearest("xyz", ["resnet18", "vgg16"]) == ""

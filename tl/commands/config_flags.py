@@ -1,0 +1,58 @@
+"""Flags made from the fields of `TrainConfig`, for the commands that take its options.
+
+Knows Typer's parameters. Does not know what any option means.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import inspect
+from collections.abc import Collection, Mapping
+from typing import Annotated, Any, get_args, get_type_hints
+
+import typer
+
+from tl.trainer.config import TrainConfig
+
+
+def config_parameters(names: Collection[str]) -> list[inspect.Parameter]:
+    """A keyword parameter for each of the named options; `data` is the argument."""
+    hints = get_type_hints(TrainConfig)
+    parameters = []
+    for field in dataclasses.fields(TrainConfig):
+        if field.name not in names:
+            continue
+        default = "" if field.default in (None, "", False) else f" [default: {_shown(field.default)}]"
+        help_text = field.metadata["help"] + default
+        if field.name == "data":
+            info: Any = typer.Argument(help=help_text, show_default=False)
+        else:
+            info = typer.Option(help=help_text, rich_help_panel=field.metadata["panel"], show_default=False)
+        parameters.append(parameter(field.name, Annotated[_flag_type(hints[field.name]), info]))
+    return parameters
+
+
+def parameter(name: str, annotation: Any, default: Any = None) -> inspect.Parameter:
+    """A keyword parameter for Typer to read."""
+    return inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=default, annotation=annotation)
+
+
+def given_values(flags: Mapping[str, Any]) -> dict[str, Any]:
+    """The flags that were given, as a config file would hold them."""
+    return {name: list(v) if isinstance(v, tuple) else v for name, v in flags.items() if v is not None}
+
+
+def _flag_type(hint: Any) -> Any:
+    """Every flag may be absent, so that a config file's value is not overridden by a default."""
+    kinds = {kind for kind in (hint, *get_args(hint)) if kind is not type(None)}
+    for item in (int, float):
+        if tuple[item, ...] in kinds:  # type: ignore[valid-type]  # a variable as a type
+            return list[item] | None  # type: ignore[valid-type]
+    arguments = [kind for kind in get_args(hint) if kind is not type(None)]
+    if len(arguments) > 1 and float in arguments:  # a number or a word; the config tells them apart
+        return str | None
+    return hint if type(None) in get_args(hint) else hint | None
+
+
+def _shown(default: Any) -> str:
+    return " ".join(map(str, default)) if isinstance(default, tuple) else str(default)

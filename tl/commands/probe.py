@@ -1,0 +1,104 @@
+"""`tl probe`: many heads on one frozen backbone, compared by cross-validation."""
+
+from __future__ import annotations
+
+import csv
+import dataclasses
+import inspect
+import json
+import sys
+from typing import Annotated, Any
+
+import typer
+
+from tl.commands.config_flags import config_parameters, given_values, parameter
+from tl.commands.console import console_progress, warn
+from tl.errors import ConfigError, MissingExtraError
+from tl.trainer.options import config_from_mapping
+
+_HELP = """Compare heads on a frozen backbone by cross-validation: which head, C, learning rate, seed.
+
+Features are computed once and kept, so hundreds of tries take minutes. The test split is never touched. One CSV row a
+try on stdout, best first; the interval is that of the mean over folds (Nadeau & Bengio's correction). Each combination
+of the values in a --try is one try.
+
+Examples:
+
+- `tl probe photos/` tries linear, svm and mlp heads on MobileNetV2's features
+
+- `tl probe photos/ --backbone resnet50 --try "head=svm c=0.0001,0.001,0.01" --try "head=linear c=0.01,0.1"`
+
+- `tl probe photos/ --try "head=mlp lr=0.001,0.003 dropout=0.2,0.5" --folds 10 --seeds 3 > tries.csv`
+
+- `tl probe photos/ --folds 0` scores on the data's own validation split instead
+"""
+
+_OPTIONS = (
+    *("data", "split_column", "val_fraction", "per_class", "skip_bad", "backbone", "trunk_until", "weights", "pooling"),
+    *("image_size", "resize_mode", "bit_depth_max", "normalise", "device", "precision", "threads", "cache"),
+)
+_DEFAULT_TRIES = ("head=linear c=0.001,0.01,0.1,1", "head=svm c=0.0001,0.001,0.01", "head=mlp")
+
+
+def command(
+    tries: list[str] | None, folds: int, seeds: int, as_json: bool, **flags: Any
+) -> None:  # the visible signature is made below from TrainConfig
+    """Compare heads."""
+    if not flags.get("data"):
+        raise ConfigError("nothing to try on: give a folder or CSV, as in tl probe photos/")
+    if folds == 1 or folds < 0 or seeds < 1:
+        raise ConfigError(f"folds must be 0 or at least 2 and seeds at least 1, found {folds} and {seeds}")
+    base = config_from_mapping({**given_values(flags), "method": "features"}, "options")
+    try:
+        from tl.trainer.probe import configure, expand_tries, probe
+        from tl.trainer.task import prepare_task
+        from tl.trainer.train import compute_features
+    except ImportError as error:
+        raise MissingExtraError(
+            f"training needs more packages ({error.name}): pip install 'tl-toolkit[train]'"
+        ) from error
+    chosen = [(values, configure(base, values)) for values in expand_tries(tries or _DEFAULT_TRIES)]
+    is_conv = {config.head == "conv" for _, config in chosen}
+    if len(is_conv) > 1:
+        raise ConfigError("conv heads take maps, the others embeddings: try them in two calls")
+    with console_progress() as progress:
+        task = prepare_task(dataclasses.replace(base, head=chosen[0][1].head), progress)
+        compute_features(task, progress)
+        rows = probe(task, chosen, folds, seeds, progress)
+    if as_json:
+        typer.echo(json.dumps([dataclasses.asdict(row) for row in rows]))
+    else:
+        writer = csv.DictWriter(sys.stdout, list(vars(rows[0])), lineterminator="\n")
+        writer.writeheader()
+        writer.writerows(_rounded(dataclasses.asdict(row)) for row in rows)
+    best = rows[0]
+    warn(f"best of {len(rows)}: {best.options}, top-1 accuracy {best.top1_accuracy:.4f}")
+    flags_text = best.options.replace("c=", "c-values=").replace("_", "-")
+    again = " ".join(f"--{part.replace('=', ' ')}" for part in flags_text.split() if "=" in part)
+    warn(f"next: tl train {base.data} --method features {again}")
+
+
+def _rounded(row: dict[str, Any]) -> dict[str, Any]:
+    return {name: f"{value:.6g}" if isinstance(value, float) else value for name, value in row.items()}
+
+
+def _signature() -> inspect.Signature:
+    extra = {
+        "tries": (
+            Annotated[
+                list[str] | None,
+                typer.Option("--try", help='Options and their values, such as "head=svm c=0.01,0.1". Repeatable.'),
+            ],
+            None,
+        ),
+        "folds": (Annotated[int, typer.Option(help="Folds of cross-validation; 0 uses the validation split.")], 5),
+        "seeds": (Annotated[int, typer.Option(help="Repeats with other folds and initial weights.")], 1),
+        "as_json": (Annotated[bool, typer.Option("--json", help="Print the rows as JSON.")], False),
+    }
+    own = [parameter(name, annotation, default) for name, (annotation, default) in extra.items()]
+    return inspect.Signature([*config_parameters(_OPTIONS), *own])
+
+
+command.__signature__ = _signature()  # type: ignore[attr-defined]
+command.__annotations__ = {name: p.annotation for name, p in command.__signature__.parameters.items()}  # type: ignore[attr-defined]
+command.__doc__ = _HELP

@@ -1,0 +1,105 @@
+"""Arrays kept on disk by key, for later runs: working pictures and features.
+
+Knows folders and shards. Does not know what an array means. Each shard is written once under a name of its own and
+renamed into place, so runs that share a folder never see half of one and never overwrite each other. The whole folder
+may be deleted at any time.
+"""
+
+from __future__ import annotations
+
+import os
+import uuid
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from safetensors import SafetensorError, safe_open
+from safetensors.numpy import save
+
+from tl.errors import OutputError
+from tl.runtime.files import atomic_path
+
+CACHE_DIR_VARIABLE = "TL_CACHE_DIR"
+_SHARD_BYTES = 64 << 20
+_SUFFIX = ".safetensors"
+
+
+def cache_folder() -> Path:
+    """The folder of all caches: TL_CACHE_DIR, or `tl` in the user's cache folder.
+
+    Source: XDG Base Directory Specification.
+    """
+    if named := os.environ.get(CACHE_DIR_VARIABLE):
+        return Path(named)
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "tl"
+
+
+class ArrayCache:
+    """Arrays by key in one folder. Not thread-safe for `put`; reading is.
+
+    `fault` says why nothing more is written, such as a full disk; a cache never stops its user. What could not be
+    written is forgotten, or kept in memory with `keeps_unwritten`.
+    """
+
+    def __init__(self, folder: Path, *, keeps_unwritten: bool = False) -> None:
+        self._folder, self._keeps_unwritten = folder, keeps_unwritten
+        self._waiting: dict[str, NDArray[Any]] = {}
+        self._waiting_bytes = 0
+        self._shards: dict[str, Any] = {}
+        self.fault = ""
+        for path in sorted(folder.glob(f"*{_SUFFIX}")):
+            self._open(path)
+
+    def __contains__(self, key: str) -> bool:
+        return key in self._waiting or key in self._shards
+
+    def with_prefix(self, prefix: str) -> dict[str, NDArray[Any]]:
+        """All arrays whose keys begin so, by the rest of their keys."""
+        keys = [key for key in (*self._waiting, *self._shards) if key.startswith(prefix)]
+        return {key.removeprefix(prefix): self.get(key) for key in keys}
+
+    def get(self, key: str) -> NDArray[Any]:
+        """The array of a key that is `in` the cache. Raises KeyError."""
+        if key in self._waiting:
+            return self._waiting[key]
+        array: NDArray[Any] = self._shards[key].get_tensor(key)
+        return array
+
+    def stack(self, keys: Iterable[str]) -> NDArray[Any]:
+        """Arrays of one shape (N, ...), in the order of the keys."""
+        return np.stack([self.get(key) for key in keys])
+
+    def put(self, key: str, array: NDArray[Any]) -> None:
+        """Keep an array; it reaches the disk when enough have gathered, or with `flush`."""
+        if key in self or (self.fault and not self._keeps_unwritten):
+            return
+        self._waiting[key] = np.asarray(array, order="C")
+        self._waiting_bytes += array.nbytes
+        if self._waiting_bytes >= _SHARD_BYTES and not self.fault:
+            self.flush()
+
+    def flush(self) -> None:
+        """Write what is waiting."""
+        if not self._waiting or self.fault:
+            return
+        path = self._folder / f"{uuid.uuid4().hex}{_SUFFIX}"
+        try:
+            with atomic_path(path) as temporary:
+                temporary.write_bytes(save(self._waiting))
+        except OutputError as error:
+            self.fault = str(error)
+        else:
+            self._open(path)
+        # What is not to be read back, because the disk is full or someone just emptied the folder, stays here if asked.
+        unwritten = {key: array for key, array in self._waiting.items() if key not in self._shards}
+        self._waiting, self._waiting_bytes = unwritten if self._keeps_unwritten else {}, 0
+
+    def _open(self, path: Path) -> None:
+        try:
+            shard = safe_open(path, framework="numpy")
+            names = shard.keys()  # type: ignore[no-untyped-call]  # safetensors lacks its type
+            self._shards.update(dict.fromkeys(names, shard))
+        except (SafetensorError, OSError):  # removed by someone else just now, or damaged: its arrays are made again
+            return

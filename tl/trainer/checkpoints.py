@@ -1,0 +1,74 @@
+"""Tensors read from a run folder, and the state to resume from, which is written there.
+
+Knows torch's files. Does not know networks: it gives and takes named tensors.
+"""
+
+from __future__ import annotations
+
+import io
+import time
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import load_file
+from torch import Tensor
+
+from tl.errors import RunError
+from tl.runtime.files import atomic_path
+from tl.runtime.strict_json import from_plain, parse_json
+from tl.trainer.events import EventLog
+from tl.trainer.loop import EpochRow
+from tl.trainer.runs import RUN_VERSION, NetworkCard, Run
+
+_SECONDS_BETWEEN_SAVES = 2.0
+
+
+def load_best(run: Run) -> tuple[dict[str, Tensor], NetworkCard]:
+    """Read `best.safetensors`. Raises `RunError`."""
+    if not run.best_path.is_file():
+        raise RunError(f"{run.folder}: has no best.safetensors; is it a run folder, and did its training finish?")
+    try:
+        with safe_open(run.best_path, framework="pt") as opened:
+            text = (opened.metadata() or {}).get("tl.network", "{}")
+        card = from_plain(NetworkCard, parse_json(text), "tl.network")
+        if card.run_version != RUN_VERSION:
+            raise ValueError(f"run_version {card.run_version}, this is {RUN_VERSION}")
+        return load_file(run.best_path), card
+    except (SafetensorError, ValueError, OSError) as error:
+        raise RunError(f"{run.best_path}: damaged, or made by another version of tl ({error})") from error
+
+
+class RunCheckpoints:
+    """Keeps `last.pt`, `history.csv` and events of a run; states that follow each other quickly are not all written."""
+
+    def __init__(self, run: Run, *, writes: bool = True) -> None:
+        self._run, self._writes = run, writes
+        self._events = EventLog(run.folder)
+        self._saved_at = time.monotonic() - _SECONDS_BETWEEN_SAVES
+
+    def load_last(self) -> dict[str, Any] | None:
+        """The newest state, or None. Raises `RunError` for a damaged one or one that holds more than tensors."""
+        path = self._run.last_path
+        if not path.is_file():
+            return None
+        try:
+            state: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
+        except Exception as error:  # torch raises whatever zip and pickle raise
+            raise RunError(f"{path}: cannot be resumed from ({' '.join(str(error).split())[:200]})") from error
+        if state.get("run_version") != RUN_VERSION:
+            raise RunError(f"{path}: made by another version of tl; train again, or use that version")
+        return state
+
+    def save(self, state: dict[str, Any], history: list[EpochRow], *, final: bool) -> None:
+        """Write the state if it is final or the last write is some seconds ago."""
+        if not self._writes or (not final and time.monotonic() - self._saved_at < _SECONDS_BETWEEN_SAVES):
+            return
+        # By way of memory: on a full disk torch raises RuntimeError, a plain write says what is wrong.
+        buffer = io.BytesIO()
+        torch.save({"run_version": RUN_VERSION, **state}, buffer)
+        with atomic_path(self._run.last_path) as temporary:
+            temporary.write_bytes(buffer.getbuffer())
+        self._run.save_rows("history.csv", EpochRow, history)
+        self._events.write(history, final=final)
+        self._saved_at = time.monotonic()

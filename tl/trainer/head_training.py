@@ -1,0 +1,79 @@
+"""Heads on kept features: solved by scikit-learn, or trained by steps.
+
+Knows features and heads. Does not open pictures. A solved head needs no torch, not even to be written down.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from tl.trainer.outcome import Outcome
+from tl.trainer.progress import Progress
+from tl.trainer.runs import Run
+from tl.trainer.solvers import LinearHead, Solver, Trial, solve_head
+from tl.trainer.task import Task, network_card
+
+
+def solve(task: Task, run: Run, progress: Progress, is_resumed: bool) -> Outcome:
+    """Solve a linear head for each value of C; writes `c_search.csv`. There is nothing to take up again."""
+    config = task.config
+    solver: Solver = "svm" if config.head == "svm" else "logistic"
+    progress.start("solving the head", 1, "heads")
+    train = _train_data(task)
+    val = (task.split_features("val"), task.true_ids("val"))
+    head, trials = solve_head(solver, train, val, config.c_values or (), config.seed)
+    run.save_rows("c_search.csv", Trial, trials)
+    progress.say(f"{solver} head with C {head.c:g}, of {', '.join(f'{trial.c:g}' for trial in trials)}")
+    progress.advance()
+    return Outcome(
+        logits=lambda split: head.logits(task.split_features(split)),
+        save=lambda temperature: _save_solved(task, run, head, temperature),
+    )
+
+
+def train_by_steps(task: Task, run: Run, progress: Progress, is_resumed: bool) -> Outcome:
+    """Train a head by steps on standardised features."""
+    from tl.trainer.checkpoints import RunCheckpoints
+    from tl.trainer.loop import best_epoch
+    from tl.trainer.machine import build_machine
+    from tl.trainer.stepped_head import build_stepped_head, fit_stepped_head
+    from tl.trainer.trainees import settle_lr
+
+    config = task.config
+    machine = build_machine(config.device, config.precision, config.threads)
+    stepped = build_stepped_head(config, _train_data(task), task.class_names, machine)
+    config = settle_lr(config, run, stepped.trainee, stepped.batches, machine, progress)
+    val = (task.split_features("val"), task.true_ids("val"))
+    history = fit_stepped_head(stepped, config, val, RunCheckpoints(run), progress)
+    return Outcome(
+        logits=lambda split: stepped.logits(task.split_features(split)),
+        save=lambda temperature: _save(stepped.tensors(), task, run, temperature),
+        best_epoch=best_epoch(history, config.monitor),
+        train_seconds=sum(row.seconds for row in history) if is_resumed else None,
+    )
+
+
+def _train_data(task: Task) -> tuple[NDArray[np.float32], NDArray[np.int64]]:
+    views = task.train_views
+    return task.split_features("train", views), np.tile(task.true_ids("train"), len(views))
+
+
+def _save_solved(task: Task, run: Run, head: LinearHead, temperature: float) -> None:
+    """The head stands on raw features, so standardising is the identity."""
+    features = head.weight.shape[1]
+    own = {
+        "head.weight": head.weight.astype(np.float32),
+        "head.bias": head.bias.astype(np.float32),
+        "standardise.mean": np.zeros(features, np.float32),
+        "standardise.std": np.ones(features, np.float32),
+    }
+    _save(own, task, run, temperature)
+
+
+def _save(own: dict[str, NDArray[Any]], task: Task, run: Run, temperature: float) -> None:
+    if task.features is None:
+        raise ValueError("this task keeps no features")
+    run.save_best({**task.features.network, **own}, network_card(task, temperature))

@@ -1,0 +1,187 @@
+"""Training options read, filled in and checked: YAML and flags in, a resolved `TrainConfig` out.
+
+Knows what goes together. Does not know torch, pictures or networks.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Mapping, Sequence
+from difflib import get_close_matches
+from pathlib import Path
+from typing import Any
+
+from tl.errors import ConfigError, MissingExtraError
+from tl.trainer.config import BY_METHOD, C_VALUES, HEAD_SIZES, LEARNING_RATES, TrainConfig
+
+
+def resolve(config: TrainConfig) -> TrainConfig:
+    """Fill what was left open and check every value. Raises `ConfigError` with all faults."""
+    method = config.method if config.method in BY_METHOD else "finetune"
+    chosen = dict(BY_METHOD[method])
+    is_frozen_linear = method == "features" and config.head == "linear" and not _streams(config)
+    if config.head == "svm" or (is_frozen_linear and config.lr is None and config.epochs is None):
+        chosen["optimizer"] = "lbfgs"
+    if (config.optimizer or chosen["optimizer"]) == "lbfgs":
+        del chosen["epochs"]  # nothing is trained by epochs
+    chosen |= {"head_sizes": HEAD_SIZES[config.head], "c_values": C_VALUES.get(config.head, ())}
+    chosen = {name: value for name, value in chosen.items() if getattr(config, name) is None}
+    config = dataclasses.replace(config, **chosen)
+    if config.lr is None:
+        config = dataclasses.replace(config, lr=LEARNING_RATES[method].get(str(config.optimizer)))
+    if not config.out:
+        config = dataclasses.replace(config, out=f"runs/{Path(config.data).stem or 'run'}-{config.method}")
+    _raise_faults([*_range_faults(config), *_combination_faults(config)], "options")
+    return config
+
+
+def is_solved(config: TrainConfig) -> bool:
+    """Whether a resolved config's head is computed in one go instead of trained step by step."""
+    return config.head == "svm" or config.optimizer == "lbfgs"
+
+
+def config_from_mapping(values: Mapping[str, Any], where: str) -> TrainConfig:
+    """A config from parsed YAML or flags. Raises `ConfigError` naming each unknown key, wrong type and their cure."""
+    try:
+        from pydantic import TypeAdapter, ValidationError
+    except ImportError as error:  # pydantic comes with albumentations
+        raise MissingExtraError("training needs more packages: pip install 'tl-toolkit[train]'") from error
+    names = [field.name for field in dataclasses.fields(TrainConfig)]
+    faults = [_unknown_fault(key, names) for key in values if key not in names]
+    try:
+        plain = {key: value for key, value in values.items() if key in names}
+        config = TypeAdapter(TrainConfig).validate_python(plain)
+    except ValidationError as error:
+        faults += _type_faults(error.errors())
+        _raise_faults(faults, where)
+        raise
+    _raise_faults(faults, where)
+    return config
+
+
+def load_config(path: str | Path) -> dict[str, Any]:
+    """Read a YAML config file into a mapping. Raises `ConfigError`."""
+    try:
+        import yaml
+    except ImportError as error:
+        raise MissingExtraError("config files need more packages: pip install 'tl-toolkit[train]'") from error
+    try:
+        values = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
+    except OSError as error:
+        raise ConfigError(f"{path}: cannot be read ({error.strerror})") from error
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise ConfigError(f"{path}: not a YAML file ({' '.join(str(error).split())})") from error
+    if not isinstance(values, dict):
+        raise ConfigError(f"{path}: expected 'option: value' lines")
+    return values
+
+
+def dump_config(config: TrainConfig) -> str:
+    """The config as YAML text that `load_config` reads back."""
+    import yaml
+
+    plain = {key: list(value) if isinstance(value, tuple) else value for key, value in vars(config).items()}
+    return yaml.safe_dump(plain, sort_keys=False, allow_unicode=True)
+
+
+def nearest(word: str, known: list[str]) -> str:
+    """`" (nearest: 'x')"` for a misspelt word, or ''."""
+    matches = get_close_matches(word, known, n=1)
+    return f" (nearest: '{matches[0]}')" if matches else ""
+
+
+def _streams(config: TrainConfig) -> bool:
+    """Whether frozen features change from epoch to epoch, because pictures are augmented anew."""
+    return config.augment not in (None, "none") and config.views is None
+
+
+def _range_faults(config: TrainConfig) -> list[str]:
+    positive = (
+        *("per_class", "image_size", "views", "epochs", "batch_size", "accumulate", "drop_epochs", "patience"),
+        *("threads", "unfreeze_every"),
+    )
+    not_negative = ("momentum", "weight_decay", "warmup_epochs", "workers", "seed", "mixup", "cutmix")
+    faults = [f"{n} must be at least 1, found {v}" for n in positive if _below(v := getattr(config, n), 1)]
+    faults += [f"{n} must not be negative, found {v}" for n in not_negative if _below(v := getattr(config, n), 0)]
+    if config.lr not in (None, "auto") and not (isinstance(config.lr, float) and 0 < config.lr < math.inf):
+        faults.append(f"lr must be a positive finite number, found {config.lr}")
+    for name in ("val_fraction", "ema_decay", "drop_factor"):
+        value = getattr(config, name)
+        if value is not None and not 0 < value < 1:
+            faults.append(f"{name} must be between 0 and 1, found {value}")
+    for name in ("dropout", "label_smoothing"):
+        if not 0 <= getattr(config, name) < 1:
+            faults.append(f"{name} must be at least 0 and below 1, found {getattr(config, name)}")
+    if not 0 < config.layer_lr_decay <= 1:
+        faults.append(f"layer_lr_decay must be above 0 and at most 1, found {config.layer_lr_decay}")
+    if config.clip_norm is not None and not 0 < config.clip_norm < math.inf:
+        faults.append(f"clip_norm must be positive, found {config.clip_norm}")
+    if not 255 < config.bit_depth_max <= 65535:
+        faults.append(f"bit_depth_max must be 256..65535, found {config.bit_depth_max}")
+    for name in ("head_sizes", "c_values"):
+        if not all(0 < value < math.inf for value in getattr(config, name)):
+            faults.append(f"{name} must be positive, found {getattr(config, name)}")
+    return faults
+
+
+def _combination_faults(config: TrainConfig) -> list[str]:
+    frozen = config.method == "features"
+    rules = {
+        "method features with weights none would freeze random numbers: give weights": (
+            frozen and config.weights == "none"
+        ),
+        "freeze, unfreeze_every and layer_lr_decay are for method finetune: features freezes everything": (
+            frozen and (config.freeze != "none" or config.unfreeze_every is not None or config.layer_lr_decay != 1)
+        ),
+        "unfreeze_every starts with everything frozen: leave out freeze": (
+            config.unfreeze_every is not None and config.freeze != "none"
+        ),
+        "views needs method features and an augmentation": (
+            config.views is not None and (not frozen or config.augment == "none")
+        ),
+        "head svm has its own solver: leave out optimizer": config.head == "svm" and config.optimizer != "lbfgs",
+        "head conv needs head_sizes: channels, then dense sizes": config.head == "conv" and not config.head_sizes,
+    }
+    faults = [text for text, is_broken in rules.items() if is_broken]
+    return [*faults, *_solver_faults(config)] if is_solved(config) else faults
+
+
+def _solver_faults(config: TrainConfig) -> list[str]:
+    name = "head svm" if config.head == "svm" else "optimizer lbfgs"
+    rules = {
+        f"{name} needs method features: it works on frozen features alone": config.method != "features",
+        f"{name} with augmentation needs a number of views, such as --views 5": (
+            config.method == "features" and _streams(config)
+        ),
+        f"optimizer lbfgs is for the linear head, found head {config.head}": config.head not in ("linear", "svm"),
+        "c_values must hold at least one value": config.head in ("linear", "svm") and not config.c_values,
+    }
+    faults = [text for text, is_broken in rules.items() if is_broken]
+    if not faults and config.optimizer == "lbfgs" and (config.lr is not None or config.epochs is not None):
+        faults.append(f"{name} has no learning rate and no epochs: leave out lr and epochs")
+    return faults
+
+
+def _below(value: float | None, limit: float) -> bool:
+    return value is not None and not value >= limit
+
+
+def _unknown_fault(key: object, names: list[str]) -> str:
+    return f"unknown option '{key}'{nearest(str(key), names)}"
+
+
+def _type_faults(errors: Sequence[Any]) -> list[str]:
+    """One fault for each place, whatever pydantic tried there."""
+    by_place: dict[str, list[str]] = {}
+    for error in errors:
+        name, *within = error["loc"]
+        place = ".".join(str(part) for part in (name, *(part for part in within if isinstance(part, int))))
+        found = by_place.setdefault(f"{place}: ", [f"{error['input']!r}"])
+        found.append(f"{error['msg'][0].lower()}{error['msg'][1:]}")
+    return [f"{place}{' or '.join(messages)}, found {found}" for place, (found, *messages) in by_place.items()]
+
+
+def _raise_faults(faults: list[str], where: str) -> None:
+    if faults:
+        raise ConfigError(f"{where}: " + "; ".join(faults))

@@ -1,0 +1,136 @@
+"""Training on pictures through a whole network: from scratch, fine-tuning, or a head below changing augmentation.
+
+Knows networks, batches and processes. Does not read data sets or write metrics.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from functools import partial
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from tl.errors import ConfigError
+from tl.trainer.batches import PictureBatches, iter_inputs
+from tl.trainer.checkpoints import RunCheckpoints
+from tl.trainer.config import TrainConfig
+from tl.trainer.distributed import Ranks, share_batch_norm
+from tl.trainer.loop import Validation, best_epoch, fit
+from tl.trainer.machine import Machine, build_machine
+from tl.trainer.network import Network
+from tl.trainer.networks import build_network
+from tl.trainer.outcome import Outcome, Training
+from tl.trainer.pictures import PictureStore
+from tl.trainer.progress import Progress
+from tl.trainer.runs import Run
+from tl.trainer.task import Task, network_card
+from tl.trainer.trainees import build_trainee, fit_options, settle_lr, validate
+from tl.trainer.weights import read_weights
+
+_EVAL_BATCH = 32
+# Enough to measure a mean and a spread by.
+_STANDARDISE_ON = 256
+
+
+def prepare_picture_training(task: Task, ranks: Ranks) -> Training:
+    """Build the network of a task, so that faults of options and weights show before any long work.
+
+    Raises `DeviceError`, `ConfigError` or `WeightsError`.
+    """
+    config = task.config
+    machine = build_machine(_own_device(config, ranks), config.precision, config.threads)
+    if ranks.world > 1 and int(config.batch_size or 1) < 2 * ranks.world:
+        raise ConfigError(
+            f"batch_size {config.batch_size} is less than two pictures for each of {ranks.world} processes: raise it"
+        )
+    weights = read_weights(task.weights, config.backbone) if task.weights else None
+    network = build_network(config, task.info, len(task.class_names), weights).to(machine.device)
+    share_batch_norm(network, ranks)
+    return partial(_train, task, network, machine, ranks)
+
+
+def _train(
+    task: Task,
+    network: Network,
+    machine: Machine,
+    ranks: Ranks,
+    run: Run,
+    progress: Progress,
+    is_resumed: bool,
+) -> Outcome:
+    config = task.config
+    if task.weights is not None:
+        _standardise(network, task.store, machine)
+    trainee = build_trainee(config, network, task.class_names, task.true_ids("train"), machine)
+    batches = PictureBatches(
+        task.store,
+        task.ids,
+        augment=task.augment,
+        batch_size=int(config.batch_size or 1),
+        seed=config.seed,
+        workers=_workers(config, machine),
+        pin_memory=machine.device.type == "cuda",
+        sampler=config.sampler,
+        ranks=ranks,
+    )
+    val = task.store.indices("val")
+
+    def judge(module: nn.Module) -> Validation:
+        own = predict_logits(module.eval(), task.store, ranks.share(val), machine)
+        return validate(ranks.interleave(own).numpy(), task.true_ids("val"), len(task.class_names))
+
+    config = settle_lr(config, run, trainee, batches, machine, progress) if ranks.is_first else config
+    config = ranks.tell(config)
+    checkpoints = RunCheckpoints(run, writes=ranks.is_first)
+    history = fit(trainee, batches, judge, fit_options(config), machine, checkpoints, progress, ranks)
+
+    def logits(split: str) -> NDArray[np.floating]:
+        return predict_logits(network.eval(), task.store, task.store.indices(split), machine).numpy()
+
+    def save(temperature: float) -> None:
+        tensors = {name: tensor.cpu().numpy() for name, tensor in network.state_dict().items()}
+        run.save_best(tensors, network_card(task, temperature))
+
+    return Outcome(
+        logits=logits,
+        save=save,
+        best_epoch=best_epoch(history, config.monitor),
+        train_seconds=sum(row.seconds for row in history) if is_resumed else None,
+    )
+
+
+@torch.no_grad()
+def predict_logits(
+    module: Callable[[Tensor], Tensor], store: PictureStore, indices: Sequence[int], machine: Machine
+) -> Tensor:
+    """The trainer's evaluation path: pictures as deployment sees them -> logits float32 (N, C) on the CPU."""
+    return torch.cat(
+        [module(batch.to(machine.device)).float().cpu() for batch in iter_inputs(store, indices, _EVAL_BATCH)]
+    )
+
+
+@torch.no_grad()
+def _standardise(network: Network, store: PictureStore, machine: Machine) -> None:
+    """Measure the pretrained trunk's features on some training pictures: one learning rate then suits any trunk."""
+    train = store.indices("train")
+    some = train[:: max(1, len(train) // _STANDARDISE_ON)]
+    network.eval()
+    parts = [network.features(batch.to(machine.device)) for batch in iter_inputs(store, some, _EVAL_BATCH)]
+    is_frozen = not any(parameter.requires_grad for parameter in network.trunk.parameters())
+    (network.standardise.fit if is_frozen else network.standardise.fit_scale)(torch.cat(parts))
+
+
+def _own_device(config: TrainConfig, ranks: Ranks) -> str:
+    """Each process of a machine takes its own GPU."""
+    if ranks.world > 1 and config.device in ("auto", "cuda") and torch.cuda.is_available():
+        return f"cuda:{ranks.local}"
+    return config.device
+
+
+def _workers(config: TrainConfig, machine: Machine) -> int:
+    if config.workers is not None:
+        return config.workers
+    return max(1, min(16, machine.threads - 1)) if machine.device.type == "cuda" else 0

@@ -1,0 +1,101 @@
+"""Linear heads on frozen features that are solved, not trained step by step: logistic regression and a linear SVM.
+
+Knows features, labels and scikit-learn. Does not know pictures, networks or torch. Both are folded into one linear
+layer on the raw features.
+"""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from functools import partial
+from typing import Any, Literal
+
+import numpy as np
+from numpy.typing import NDArray
+from threadpoolctl import threadpool_limits
+
+from tl.runtime.devices import usable_cores
+
+Solver = Literal["logistic", "svm"]
+
+
+@dataclass(frozen=True)
+class LinearHead:
+    """Logits = features @ weight.T + bias; `weight` float64 (C, D), `bias` float64 (C,). `c` is the value of C used."""
+
+    weight: NDArray[np.float64]
+    bias: NDArray[np.float64]
+    c: float
+
+    def logits(self, features: NDArray[np.floating]) -> NDArray[np.float64]:
+        """Features (N, D) -> logits (N, C)."""
+        return features.astype(np.float64) @ self.weight.T + self.bias
+
+
+@dataclass(frozen=True)
+class Trial:
+    """How one value of C did on validation data."""
+
+    c: float
+    train_top1_accuracy: float
+    val_top1_accuracy: float
+
+
+def solve_head(
+    solver: Solver,
+    train: tuple[NDArray[np.floating], NDArray[np.int64]],
+    val: tuple[NDArray[np.floating], NDArray[np.int64]],
+    c_values: Sequence[float],
+    seed: int,
+) -> tuple[LinearHead, list[Trial]]:
+    """Fit a head for each C and keep the best on `val`; of equals, the smallest C. Features (N, D), ids (N,)."""
+    from sklearn.exceptions import ConvergenceWarning
+
+    c_values = sorted(c_values)
+    mean, std = train[0].mean(axis=0, dtype=np.float64), train[0].std(axis=0, dtype=np.float64)
+    std = np.maximum(std, max(0.1 * float(std.mean()), 1e-6))  # nearly constant features are not blown up
+    scaled_train, scaled_val = (((features - mean) / std).astype(np.float32) for features, _ in (train, val))
+    # The largest C takes longest, so it begins first.
+    fits = [partial(_build_model(solver, c, seed).fit, scaled_train, train[1]) for c in reversed(c_values)]
+    with warnings.catch_warnings():
+        # A large C on many pictures converges slowly and generalises no better; validation data has the last word.
+        warnings.simplefilter("ignore", ConvergenceWarning)
+        # One C a core is several times as fast as all cores on one C. But where scikit-learn chooses liblinear's dual
+        # solver, fits share one random generator: they go one after the other, or each run would differ.
+        is_random = solver == "svm" and len(scaled_train) < scaled_train.shape[1]
+        with threadpool_limits(1), ThreadPoolExecutor(1 if is_random else usable_cores()) as pool:
+            models = list(pool.map(lambda fit: fit(), fits))[::-1]
+    trials = [
+        Trial(c, model.score(scaled_train, train[1]), model.score(scaled_val, val[1]))
+        for c, model in zip(c_values, models, strict=True)
+    ]
+    best = max(range(len(trials)), key=lambda i: (trials[i].val_top1_accuracy, -i))
+    return _unscale(models[best].coef_, models[best].intercept_, mean, std, c_values[best]), trials
+
+
+def _build_model(solver: Solver, c: float, seed: int) -> Any:
+    if solver == "svm":
+        from sklearn.svm import LinearSVC
+
+        return LinearSVC(C=c, tol=1e-3, random_state=seed)
+    from sklearn.linear_model import LogisticRegression
+
+    return LogisticRegression(C=c, max_iter=1000)
+
+
+def _unscale(
+    weight: NDArray[np.float64],
+    bias: NDArray[np.float64],
+    mean: NDArray[np.float64],
+    std: NDArray[np.float64],
+    c: float,
+) -> LinearHead:
+    """A head of scaled features as one of raw features."""
+    weight = weight / std
+    bias = bias - weight @ mean
+    if len(weight) == 1:  # two classes: one margin d becomes the logits [0, d]
+        weight, bias = np.vstack([np.zeros_like(weight), weight]), np.concatenate([[0.0], bias])
+    return LinearHead(weight, bias, c)

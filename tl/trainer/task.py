@@ -1,0 +1,188 @@
+"""What a run has to do, before any network exists: labelled pictures, preprocessing, weights file, kept features.
+
+Knows data sets, recipes and caches. Does not know networks and imports no torch, so that work on kept features starts
+at once.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+from collections.abc import Sequence
+from dataclasses import dataclass
+from importlib import metadata
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from tl import __version__
+from tl.errors import ConfigError, DataError
+from tl.runtime.recipe import Recipe, build_recipe
+from tl.trainer.augment import PRESETS, Augment, build_augment
+from tl.trainer.backbone_info import OWN_BACKBONES, TIMM_PREFIX, BackboneInfo, remembered_info
+from tl.trainer.config import TrainConfig
+from tl.trainer.data import Picture, assign_splits, bind_class_names, class_ids, limit_per_class, read_pictures
+from tl.trainer.features import FeatureSet, open_features
+from tl.trainer.options import resolve
+from tl.trainer.pictures import PictureStore, check_readable, load_pictures, recipe_key
+from tl.trainer.progress import Progress
+from tl.trainer.runs import RUN_VERSION, NetworkCard
+from tl.trainer.statistics import color_statistics
+from tl.trainer.weight_files import WeightsFile, find_weights
+
+CLEAN = 0  # the view of a picture that validation and deployment see
+
+
+@dataclass(frozen=True)
+class Task:
+    """One run's work. `ids`: class id of each picture of the store. `bad`: unreadable pictures and why.
+
+    `info` has the colour statistics that are used. `features` is None where the trunk starts at random.
+    """
+
+    config: TrainConfig
+    info: BackboneInfo
+    recipe: Recipe
+    augment: Augment | None
+    weights: WeightsFile | None
+    store: PictureStore
+    bad: list[tuple[Picture, str]]
+    class_names: tuple[str, ...]
+    ids: tuple[int, ...]
+    features: FeatureSet | None
+
+    @property
+    def uses_kept_features(self) -> bool:
+        """Whether the head is trained on features computed once."""
+        return self.config.method == "features" and (self.augment is None or self.config.views is not None)
+
+    @property
+    def train_views(self) -> tuple[int, ...]:
+        """The views of training pictures that a head is trained on."""
+        return tuple(range(1, self.config.views + 1)) if self.config.views else (CLEAN,)
+
+    def true_ids(self, split: str) -> NDArray[np.int64]:
+        """Class ids int64 (N,) of a split, in the store's order."""
+        return np.array([self.ids[i] for i in self.store.indices(split)], dtype=np.int64)
+
+    def split_features(self, split: str, views: Sequence[int] = (CLEAN,)) -> NDArray[np.float32]:
+        """Kept features (len(views) * N, ...) of a split."""
+        if self.features is None:
+            raise ValueError("this task keeps no features")
+        return self.features.get(self.store, self.store.indices(split), views)
+
+
+def prepare_task(config: TrainConfig, progress: Progress) -> Task:
+    """Read everything that a run needs. Raises the `TlError`s of its parts before any long work."""
+    asked_batch, config = config.batch_size, resolve(config)
+    info = remembered_info(config.backbone, _find_info)
+    recipe = _build_recipe(config, info)
+    augment = build_augment(str(config.augment), recipe)
+    pictures = assign_splits(
+        read_pictures(config.data, config.split_column, progress.say), config.val_fraction, config.seed
+    )
+    if config.per_class is not None:
+        pictures = limit_per_class(pictures, config.per_class, config.seed)
+    _check_data(pictures, config)
+    config = _fit_batch(config, pictures, asked_batch)
+    weights = find_weights(info, str(config.weights))
+    features = None
+    if weights is not None and config.normalise == "backbone":
+        features = _open_features(config, info, recipe, augment, weights)
+
+    def is_done(picture: Picture, digest: str) -> bool:
+        if features is None or not _needs_features_alone(config, augment):
+            return False
+        views = range((config.views or 0) + 1) if picture.split == "train" else (CLEAN,)
+        return features.has(digest, views)
+
+    store, bad = load_pictures(pictures, recipe, config.cache, progress, is_done=is_done)
+    if not config.skip_bad:
+        check_readable(bad, "mend or remove them, or go on without them by --skip-bad")
+    class_names = _check_data(store.pictures, config)  # again: classes may have gone with unreadable pictures
+    if config.normalise == "dataset":
+        mean, std = color_statistics(store.input(i) for i in store.indices("train"))
+        info = dataclasses.replace(info, mean=mean, std=std)
+        progress.say(f"colours of the training pictures: mean {_shown(mean)}, std {_shown(std)}")
+        if weights is not None:
+            features = _open_features(config, info, recipe, augment, weights)
+    ids = tuple(class_ids(store.pictures, class_names))
+    return Task(config, info, recipe, augment, weights, store, bad, class_names, ids, features)
+
+
+def network_card(task: Task, temperature: float) -> NetworkCard:
+    """What `best.safetensors` says of the network."""
+    weights = task.weights.description if task.weights else "none"
+    return NetworkCard(RUN_VERSION, task.class_names, task.recipe, weights, temperature)
+
+
+def _find_info(name: str) -> BackboneInfo:
+    from tl.trainer.backbones import find_backbone_info
+
+    return find_backbone_info(name)
+
+
+def _open_features(
+    config: TrainConfig, info: BackboneInfo, recipe: Recipe, augment: Augment | None, weights: WeightsFile
+) -> FeatureSet:
+    """Everything that a feature depends on. Trunks are torchvision's or timm's code, so their versions count."""
+    pooling = "map" if config.head == "conv" else config.pooling
+    if config.method != "features":
+        pooling = "gap"  # only for looking at the data
+    changes = {}
+    if config.views:
+        text = Path(str(config.augment)).read_text("utf-8") if config.augment not in PRESETS else str(config.augment)
+        changes = {
+            "augment": hashlib.sha256(text.encode()).hexdigest(),
+            "albumentations": metadata.version("albumentations"),
+            "seed": str(config.seed),
+        }
+    return open_features(
+        backbone=config.backbone,
+        until=config.trunk_until or "",
+        pooling=pooling,
+        weights=weights.sha256,
+        recipe=recipe_key(recipe),
+        colors=f"{info.mean} {info.std}",
+        tl=__version__ if config.backbone in OWN_BACKBONES else "",
+        library=metadata.version("timm" if config.backbone.startswith(TIMM_PREFIX) else "torchvision"),
+        **changes,
+    )
+
+
+def _needs_features_alone(config: TrainConfig, augment: Augment | None) -> bool:
+    return config.method == "features" and (augment is None or config.views is not None)
+
+
+def _fit_batch(config: TrainConfig, pictures: Sequence[Picture], asked: int | None) -> TrainConfig:
+    """A batch size that nobody asked for shrinks to the data. Raises `ConfigError` for one that somebody did."""
+    count = sum(picture.split == "train" for picture in pictures) * (config.views or 1)
+    if asked is not None and asked > count:
+        raise ConfigError(f"batch_size {asked} is larger than the {count} training pictures: lower --batch-size")
+    return dataclasses.replace(config, batch_size=min(int(config.batch_size or count), count))
+
+
+def _check_data(pictures: Sequence[Picture], config: TrainConfig) -> tuple[str, ...]:
+    """Class names, after checking what training and evaluation will need. Raises `DataError`."""
+    class_names = bind_class_names(pictures)
+    class_ids(pictures, class_names)
+    for split in ("val", "test") if config.test else ("val",):
+        if not any(picture.split == split for picture in pictures):
+            raise DataError(f"the data set has no pictures in its {split} split")
+    return class_names
+
+
+def _build_recipe(config: TrainConfig, info: BackboneInfo) -> Recipe:
+    side = config.image_size or info.image_size
+    return build_recipe(
+        (side, side),
+        config.resize_mode,
+        interpolation=info.interpolation,
+        pad_rgb=tuple(round(255 * value) for value in info.mean),  # type: ignore[arg-type]  # three values
+        bit_depth_max=config.bit_depth_max,
+    )
+
+
+def _shown(rgb: Sequence[float]) -> str:
+    return " ".join(f"{value:.4f}" for value in rgb)
