@@ -46,6 +46,8 @@ def few_and_full(split: str, *backbones: str):
                 if freeze == "all-but-bn" and backbone == "squeezenet1_0":
                     continue  # it has no batch norm
                 options = ["--freeze", freeze, "--epochs", str(fine), *stepped, *chosen]
+                if (freeze, optimizer) == ("all-but-bn", "adam"):
+                    options += ["--lr", "0.001"]  # norms and head alone move too slowly at the default of 0.0001
                 yield f"{split}-{backbone}-freeze-{freeze}-{optimizer}", [*base, *options]
             options = ["--method", "scratch", "--epochs", str(scratch), *stepped, *chosen]
             if backbone == "squeezenet1_0" and optimizer == "sgd":

@@ -115,7 +115,8 @@ def test_train__c_values_one_after_each_flag(run_tl: RunTl, photos: Path, tmp_pa
     first = run_tl("train", photos, "--method", "scratch", *QUICK, "--out", tmp_path / "pre")
     assert first.code == 0, first.err
     words = ("--method", "features", "--weights", tmp_path / "pre", "--c-values", 2, "--c-values", 0.5)
-    done = run_tl("train", photos, *words, *QUICK, "--out", tmp_path / "r", "--json")
+    small = ("--backbone", "smallcnn", "--image-size", 32, "--device", "cpu")
+    done = run_tl("train", photos, *words, *small, "--out", tmp_path / "r", "--json")
     assert done.code == 0, done.err
     with (tmp_path / "r" / "c_search.csv").open(encoding="utf-8") as stream:
         assert [row["c"] for row in csv.DictReader(stream)] == ["0.5", "2"]

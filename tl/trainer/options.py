@@ -21,7 +21,8 @@ def resolve(config: TrainConfig) -> TrainConfig:
     method = config.method if config.method in BY_METHOD else "finetune"
     chosen = dict(BY_METHOD[method])
     is_frozen_linear = method == "features" and config.head == "linear" and not _streams(config)
-    if config.head == "svm" or (is_frozen_linear and config.lr is None and config.epochs is None):
+    is_stepped = config.lr is not None or config.epochs is not None
+    if config.head == "svm" or (is_frozen_linear and (config.c_values or not is_stepped)):
         chosen["optimizer"] = "lbfgs"
     if (config.optimizer or chosen["optimizer"]) == "lbfgs":
         del chosen["epochs"]  # nothing is trained by epochs
