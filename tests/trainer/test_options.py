@@ -77,6 +77,7 @@ def test_resolve__keeps_what_was_given() -> None:
         head="mlp",
         head_sizes=(3,),
         c_values=(2.0,),
+        drop_epochs=2,
     )
     assert resolve(given) == given
 

@@ -16,6 +16,7 @@ from tl.errors import DataError
 from tl.runtime.decode import decode_image
 from tl.runtime.geometry import load_input
 from tl.runtime.recipe import Recipe, build_recipe
+from tl.trainer import pictures
 from tl.trainer.backbones import find_backbone_info, torchvision_weights
 from tl.trainer.data import Picture
 from tl.trainer.pictures import PictureStore, check_readable, load_pictures
@@ -127,12 +128,20 @@ def test_load_pictures__a_later_run_decodes_nothing_that_is_on_disk(
 def decoded_names(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """Names of the files that are decoded from now on."""
     names: list[str] = []
+    contents: dict[bytes, str] = {}
+    read_file = pictures._read_file
 
-    def decode(path: str, recipe: Recipe) -> NDArray[np.uint8]:
-        names.append(Path(path).name)
-        return decode_image(path, recipe)
+    def read(path: str) -> bytes:
+        content = read_file(path)
+        contents[content] = Path(path).name
+        return content
 
-    monkeypatch.setattr("tl.trainer.pictures.decode_image", decode)
+    def decode(content: bytes, recipe: Recipe) -> NDArray[np.uint8]:
+        names.append(contents[content])
+        return decode_image(content, recipe)
+
+    monkeypatch.setattr(pictures, "_read_file", read)
+    monkeypatch.setattr(pictures, "decode_image", decode)
     return names
 
 

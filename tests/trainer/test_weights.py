@@ -136,7 +136,7 @@ def test_find_weights__none() -> None:
 def test_find_weights__safetensors_before_pth_and_names_of_timm_without_slashes(tmp_path: Path) -> None:
     info = BackboneInfo("timm:hub/tiny", 32, 32, "bilinear", (0.5,) * 3, (0.5,) * 3)
     for suffix in (".pt", ".pth", ".safetensors"):
-        path = tmp_path / f"hub_tiny{suffix}"
+        path = tmp_path / f"timm_hub_tiny{suffix}"
         path.write_bytes(suffix.encode())
         found = find_weights(info, str(tmp_path))
         assert found is not None

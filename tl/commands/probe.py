@@ -6,6 +6,7 @@ import csv
 import dataclasses
 import inspect
 import json
+import shlex
 import sys
 from typing import Annotated, Any
 
@@ -50,6 +51,7 @@ def command(
         raise ConfigError(f"folds must be 0 or at least 2 and seeds at least 1, found {folds} and {seeds}")
     base = config_from_mapping({**given_values(flags), "method": "features"}, "options")
     try:
+        from tl.trainer.audit import find_duplicates, summarise
         from tl.trainer.probe import configure, expand_tries, probe
         from tl.trainer.task import prepare_task
         from tl.trainer.train import compute_features
@@ -57,14 +59,18 @@ def command(
         raise MissingExtraError(
             f"training needs more packages ({error.name}): pip install 'tl-toolkit[train]'"
         ) from error
-    chosen = [(values, configure(base, values)) for values in expand_tries(tries or _DEFAULT_TRIES)]
+    chosen = [each for values in expand_tries(tries or _DEFAULT_TRIES) for each in configure(base, values)]
     is_conv = {config.head == "conv" for _, config in chosen}
     if len(is_conv) > 1:
         raise ConfigError("conv heads take maps, the others embeddings: try them in two calls")
     with console_progress() as progress:
-        task = prepare_task(dataclasses.replace(base, head=chosen[0][1].head), progress)
-        compute_features(task, progress)
-        rows = probe(task, chosen, folds, seeds, progress)
+        # Folds limit their own training pictures.
+        limit = base.per_class if folds == 0 else None
+        task = prepare_task(dataclasses.replace(base, head=chosen[0][1].head, per_class=limit), progress)
+        compute_features(task, progress, splits=("train", "val"))
+        for finding in summarise(find_duplicates(task.store.pictures, task.store.hashes)):
+            progress.say(finding)
+        rows = probe(task, chosen, folds, seeds, progress, per_class=None if folds == 0 else base.per_class)
     if as_json:
         typer.echo(json.dumps([dataclasses.asdict(row) for row in rows]))
     else:
@@ -73,9 +79,22 @@ def command(
         writer.writerows(_rounded(dataclasses.asdict(row)) for row in rows)
     best = rows[0]
     warn(f"best of {len(rows)}: {best.options}, top-1 accuracy {best.top1_accuracy:.4f}")
-    flags_text = best.options.replace("c=", "c-values=").replace("_", "-")
-    again = " ".join(f"--{part.replace('=', ' ')}" for part in flags_text.split() if "=" in part)
-    warn(f"next: tl train {base.data} --method features {again}")
+    warn(f"next: {_train_command(flags, best.options)}")
+
+
+def _train_command(flags: dict[str, Any], options: str) -> str:
+    """The `tl train` that repeats a try."""
+    given = given_values(flags)
+    words = ["tl", "train", str(given.pop("data")), "--method", "features"]
+    tried = [part.split("=") for part in options.split() if "=" in part]
+    for name, value in [*given.items(), *tried]:
+        flag = "--" + {"c": "c_values"}.get(name, name).replace("_", "-")
+        if isinstance(value, bool):
+            words.append(flag if value else flag.replace("--", "--no-", 1))
+            continue
+        for part in str(value).split("x") if name == "head_sizes" else [str(value)]:
+            words += [flag, part]
+    return shlex.join(words)
 
 
 def _rounded(row: dict[str, Any]) -> dict[str, Any]:

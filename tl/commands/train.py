@@ -33,8 +33,6 @@ Examples:
 Backbones: smallcnn and every classification model of torchvision, such as resnet18, efficientnet_b0, convnext_tiny.
 """
 
-_OF_A_HEAD = ("head_sizes", "c_values", "optimizer", "lr", "epochs")
-
 
 def command(
     config_file: Path | None, resume: Path | None, as_json: bool, **flags: Any
@@ -50,9 +48,8 @@ def command(
     if config_file and flags.get("out") is None:
         values.pop("out", None)  # a repeated run gets a folder of its own
     given_flags = given_values(flags)
-    if "head" in given_flags and given_flags["head"] != values.get("head", given_flags["head"]):
-        # What the file says of its own head means nothing to another.
-        values = {name: value for name, value in values.items() if name not in _OF_A_HEAD}
+    if values.keys() >= {field.name for field in dataclasses.fields(TrainConfig)} - {"out"}:
+        values = _without_consequences(values, given_flags)
     values |= given_flags
     if resume is None and not values.get("data"):
         raise ConfigError("nothing to train on: give a folder or CSV, as in tl train photos/")
@@ -72,6 +69,24 @@ def command(
     warn(f"run: {result.run.folder}    next: tl export {result.run.folder} -o model.onnx")
     if as_json:
         typer.echo(json.dumps({"run": str(result.run.folder), **result.metrics}))
+
+
+# What a run's config.yaml was given because of another option, and is given anew when that one changes.
+_CONSEQUENCES: dict[str, tuple[str, ...]] = {
+    "method": ("optimizer", "epochs", "augment", "weights", "batch_size", "lr", "drop_epochs"),
+    "head": ("head_sizes", "c_values", "optimizer", "epochs", "lr", "drop_epochs"),
+    "optimizer": ("lr",),
+    "epochs": ("drop_epochs",),
+}
+_CONSEQUENCES_IF_SOLVED = {**_CONSEQUENCES, "lr": ("optimizer",), "epochs": ("optimizer", "drop_epochs")}
+
+
+def _without_consequences(values: dict[str, Any], flags: dict[str, Any]) -> dict[str, Any]:
+    """A run's resolved options without those that followed from what the flags change."""
+    consequences = _CONSEQUENCES_IF_SOLVED if values["optimizer"] == "lbfgs" else _CONSEQUENCES
+    changed = [name for name in consequences if name in flags and flags[name] != values[name]]
+    dropped = {name for cause in changed for name in consequences[cause]}
+    return {name: value for name, value in values.items() if name not in dropped}
 
 
 def _signature() -> inspect.Signature:

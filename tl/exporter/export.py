@@ -6,8 +6,8 @@ Knows the trainer's networks and the steps. Does not train and does not draw.
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from importlib import metadata
 from pathlib import Path
@@ -20,7 +20,7 @@ from torch import nn
 from tl import __version__
 from tl.errors import ConfigError, DataError
 from tl.exporter.golden import GoldenSource, build_golden, synthetic_inputs
-from tl.exporter.parity import check_parity, run_torch
+from tl.exporter.parity import check_claims, check_parity, run_torch
 from tl.exporter.publish import embed_contract, publish
 from tl.runtime.contract import SCHEMA_VERSION, Contract, Golden, Parity, Provenance
 from tl.runtime.recipe import Recipe, build_recipe
@@ -45,7 +45,10 @@ _LIBRARIES = ("torch", "torchvision", "onnx", "onnxscript", "onnxruntime", "onnx
 
 @dataclass(frozen=True)
 class Subject:
-    """What is to be exported, before anything is proven. `outputs` name the module's outputs in order."""
+    """What is to be exported, before anything is proven. `outputs` name the module's outputs in order.
+
+    `claimed`: picture path -> the probabilities that its training reported.
+    """
 
     module: nn.Module
     outputs: tuple[str, ...]
@@ -53,6 +56,7 @@ class Subject:
     recipe: Recipe
     provenance: Provenance
     temperature: float = 1.0
+    claimed: Mapping[str, Sequence[float]] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -89,7 +93,8 @@ def export_run(
     )
     outputs = ("probabilities", "embedding")
     module = Deployed(network, card.temperature)
-    subject = Subject(module, outputs, card.class_names, card.recipe, provenance, card.temperature)
+    claimed = run.val_predictions()
+    subject = Subject(module, outputs, card.class_names, card.recipe, provenance, card.temperature, claimed)
     own, extra = spread(pictures, MAX_VALIDATION_PICTURES), find_pictures(parity_images).paths
     return _export(subject, out, own, extra, golden, progress)
 
@@ -166,6 +171,7 @@ def _export(
         parity, probabilities = check_parity(
             subject.module, session, [Path(path) for path in paths], inputs, subject.outputs
         )
+        check_claims(probabilities, paths, subject.claimed)
         progress.advance(note="self-test")
         samples = _golden(golden if own else "synthetic", subject, inputs[: len(own)], probabilities[: len(own)])
         return replace(_uncertified(subject), parity=parity, golden=samples)

@@ -6,7 +6,7 @@ Compares (1) torch with onnxruntime on every output, alone and in batches, and (
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -23,6 +23,8 @@ from tl.runtime.session import Session
 
 # fp32 sums differ by order alone; a wrong resize or channel order differs by 1e-2 and more.
 TOLERANCE = 1e-4
+# A training on CUDA may have rounded its convolutions to TF32; another picture or network differs by more.
+CLAIM_TOLERANCE = 1e-2
 BATCH_SIZES = (1, 8)
 
 
@@ -51,6 +53,25 @@ def check_parity(
     report = Parity(len(inputs), BATCH_SIZES, worst, pipeline, agreement, TOLERANCE)
     _check(report, scaled)
     return report, expected[0]
+
+
+def check_claims(
+    probabilities: NDArray[np.float32], paths: Sequence[str], claimed: Mapping[str, Sequence[float]]
+) -> None:
+    """Raise `ParityError` where the network does not give what its training reported for the same pictures.
+
+    `probabilities` (N, C) of `paths`; `claimed` holds rows of `predictions_val.csv` for some of them.
+    """
+    known = [i for i, path in enumerate(paths) if path in claimed]
+    if not known:
+        return
+    wanted = np.array([claimed[paths[i]] for i in known])
+    worst = float(np.abs(probabilities[known] - wanted).max())
+    if not worst < CLAIM_TOLERANCE:
+        raise ParityError(
+            f"the run's predictions_val.csv and its network differ by {worst:.2g} on its own validation pictures "
+            f"(allowed: {CLAIM_TOLERANCE:.0e}): the run or a picture was changed; train again; no file was written"
+        )
 
 
 @torch.no_grad()

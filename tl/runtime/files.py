@@ -6,6 +6,7 @@ Knows the file system and turns its errors into `OutputError`. Knows nothing of 
 from __future__ import annotations
 
 import os
+import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -17,7 +18,7 @@ from tl.errors import OutputError
 def atomic_path(path: str | os.PathLike[str]) -> Iterator[Path]:
     """Give a temporary path beside `path`; on success flush it to disk and rename it, on failure remove it."""
     final = Path(path)
-    temporary = final.with_name(f".{final.name}.{os.getpid()}.partial")
+    temporary = final.with_name(f".{final.name}.{os.getpid()}-{uuid.uuid4().hex[:8]}.partial")
     with output_errors(final):
         final.parent.mkdir(parents=True, exist_ok=True)
         try:

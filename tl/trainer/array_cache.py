@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import os
 import uuid
-from collections.abc import Iterable
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -57,8 +57,11 @@ class ArrayCache:
 
     def with_prefix(self, prefix: str) -> dict[str, NDArray[Any]]:
         """All arrays whose keys begin so, by the rest of their keys."""
-        keys = [key for key in (*self._waiting, *self._shards) if key.startswith(prefix)]
-        return {key.removeprefix(prefix): self.get(key) for key in keys}
+        return {key.removeprefix(prefix): self.get(key) for key in self.keys_with_prefix(prefix)}
+
+    def keys_with_prefix(self, prefix: str) -> Iterator[str]:
+        """All keys that begin so."""
+        return (key for key in (*self._waiting, *self._shards) if key.startswith(prefix))
 
     def get(self, key: str) -> NDArray[Any]:
         """The array of a key that is `in` the cache. Raises KeyError."""
@@ -67,9 +70,13 @@ class ArrayCache:
         array: NDArray[Any] = self._shards[key].get_tensor(key)
         return array
 
-    def stack(self, keys: Iterable[str]) -> NDArray[Any]:
-        """Arrays of one shape (N, ...), in the order of the keys."""
-        return np.stack([self.get(key) for key in keys])
+    def stack(self, keys: Sequence[str]) -> NDArray[Any]:
+        """Arrays of one shape (N, ...), in the order of the keys, of which there is at least one."""
+        first = self.get(keys[0])
+        whole = np.empty((len(keys), *first.shape), first.dtype)
+        for row, key in zip(whole, keys, strict=True):
+            row[...] = self.get(key)
+        return whole
 
     def put(self, key: str, array: NDArray[Any]) -> None:
         """Keep an array; it reaches the disk when enough have gathered, or with `flush`."""

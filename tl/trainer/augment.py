@@ -6,7 +6,10 @@ here. The only file that imports albumentations.
 
 from __future__ import annotations
 
+import hashlib
+import json
 import os
+from importlib import metadata
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +32,13 @@ class Augment:
 
     def __init__(self, name: str, pipeline: Any, recipe: Recipe) -> None:
         self._name, self._pipeline, self._recipe = name, pipeline, recipe
+
+    @property
+    def fingerprint(self) -> str:
+        """Names what the changes are: the whole pipeline and the versions of what carries it out."""
+        versions = [metadata.version(name) for name in ("albumentations", "albucore")]
+        text = json.dumps([self._pipeline.to_dict(), versions], sort_keys=True, default=str)
+        return hashlib.sha256(text.encode()).hexdigest()
 
     def __call__(self, working: NDArray[np.uint8], seed: int) -> NDArray[np.uint8]:
         """Change a picture. Raises `ConfigError` if the pipeline gives no picture of at least the input size."""
@@ -104,7 +114,9 @@ def _load_pipeline(path: str, albumentations: Any) -> Any:
     try:
         pipeline = albumentations.load(path, data_format=data_format)
     except Exception as error:  # albumentations raises whatever its parsers raise
-        raise ConfigError(f"augment: {path} is no pipeline that albumentations saved ({error})") from error
+        raise ConfigError(
+            f"augment: {path} is no pipeline that albumentations saved ({' '.join(str(error).split())})"
+        ) from error
     return pipeline if isinstance(pipeline, albumentations.BaseCompose) else albumentations.Compose([pipeline])
 
 

@@ -11,6 +11,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 from importlib import metadata
 
+from tl import __version__
 from tl.errors import OutputError
 from tl.runtime.files import write_text
 from tl.runtime.recipe import Interpolation
@@ -50,6 +51,8 @@ def remembered_info(name: str, find: Callable[[str], BackboneInfo]) -> BackboneI
 
 
 def _version(name: str) -> str:
+    if name in OWN_BACKBONES:
+        return __version__
     package = "timm" if name.startswith(TIMM_PREFIX) else "torchvision"
     try:
         return metadata.version(package)

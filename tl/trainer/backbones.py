@@ -159,7 +159,7 @@ def cut_trunk(trunk: Trunk, until: str) -> Trunk:
 
     Raises `ConfigError` for a layer that is not there, or that is not in a plain chain of layers.
     """
-    names = _chain_names(trunk, "")
+    names = _chain_names(trunk, "", is_swin="permute" in dict(trunk.named_children()))
     if until not in names:
         listed = ", ".join(names) if names else "none: this backbone is no chain of layers"
         raise ConfigError(f"trunk_until: no layer '{until}'{nearest(until, names)}; it can be cut after: {listed}")
@@ -225,7 +225,8 @@ def _build_vgg_cnn_s() -> Trunk:
     """CNN-S without its dense layers: 512 channels, 6x6 at 224 px.
 
     Source: Chatfield et al. 2014, "Return of the Devil in the Details", table 1; the authors' Caffe model for the
-    response normalisation. Their dense layers are `--pooling flatten --head mlp --head-sizes 4096 4096 --dropout 0.5`.
+    response normalisation. Their dense layers are `--pooling flatten --head mlp --head-sizes 4096 --head-sizes 4096
+    --dropout 0.5`.
     """
     relu, wide = nn.ReLU, 512
     return Trunk(
@@ -265,11 +266,13 @@ def _import_timm() -> Any:
     return timm
 
 
-def _chain_names(chain: nn.Module, prefix: str) -> list[str]:
+def _chain_names(chain: nn.Module, prefix: str, *, is_swin: bool) -> list[str]:
     names = []
     for name, child in chain.named_children():
         if prefix or name != "permute":
-            names += [*_chain_names(child, f"{prefix}{name}.")] if type(child) is nn.Sequential else []
+            # Within Swin's layers the axes stand in another order than after them.
+            is_plain = type(child) is nn.Sequential and not (prefix and is_swin)
+            names += _chain_names(child, f"{prefix}{name}.", is_swin=is_swin) if is_plain else []
             names.append(f"{prefix}{name}")
     return names if isinstance(chain, nn.Sequential) and type(chain) in (nn.Sequential, Trunk) else []
 

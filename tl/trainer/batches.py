@@ -22,12 +22,16 @@ from tl.trainer.distributed import Ranks
 from tl.trainer.pictures import PictureStore
 from tl.trainer.stepping import Batch
 
+# A rest of so many pictures is a batch of its own, whatever the batch size.
+_SMALL_BATCH = 16
+
 
 class EpochOrder(Sampler[list[tuple[int, int]]]):
     """Own part of batches of (epoch, position): a new order each epoch, the same for the same seed and epoch.
 
-    A last batch too small to give each process two pictures is joined to the one before, because batch norm cannot
-    train on a single value. `balance`: class ids to draw equally often, with replacement; None for a plain shuffle.
+    A last batch of few pictures is joined to the one before: batch norm would learn little from it. Up to eight
+    processes, batches are the same whatever their number. `balance`: class ids to draw equally often, with replacement;
+    None for a plain shuffle.
     """
 
     def __init__(
@@ -42,7 +46,8 @@ class EpochOrder(Sampler[list[tuple[int, int]]]):
 
     def __len__(self) -> int:
         rest = self.count % self.batch_size
-        return max(1, self.count // self.batch_size + (rest >= 2 * self._ranks.world))
+        worth_a_batch = max(2, min(_SMALL_BATCH, self.batch_size // 2), 2 * self._ranks.world)
+        return max(1, self.count // self.batch_size + (rest >= worth_a_batch))
 
     def sizes(self) -> list[int]:
         """Pictures of each batch over all processes."""

@@ -15,7 +15,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from tl.errors import RunError
-from tl.runtime.files import atomic_path
+from tl.runtime.files import atomic_path, output_errors
 from tl.runtime.strict_json import from_plain, parse_json
 from tl.trainer.events import EventLog
 from tl.trainer.loop import EpochRow
@@ -56,7 +56,7 @@ class RunCheckpoints:
             state: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
         except Exception as error:  # torch raises whatever zip and pickle raise
             raise RunError(f"{path}: cannot be resumed from ({' '.join(str(error).split())[:200]})") from error
-        if state.get("run_version") != RUN_VERSION:
+        if not isinstance(state, dict) or state.get("run_version") != RUN_VERSION:
             raise RunError(f"{path}: made by another version of tl; train again, or use that version")
         return state
 
@@ -70,5 +70,6 @@ class RunCheckpoints:
         with atomic_path(self._run.last_path) as temporary:
             temporary.write_bytes(buffer.getbuffer())
         self._run.save_rows("history.csv", EpochRow, history)
-        self._events.write(history, final=final)
+        with output_errors(self._run.folder):
+            self._events.write(history, final=final)
         self._saved_at = time.monotonic()

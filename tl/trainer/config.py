@@ -98,8 +98,8 @@ class TrainConfig:
     weight_decay: float = _option(1e-4, "L2 penalty, decoupled for adamw.", "Optimisation")
     schedule: Schedule = _option("cosine", "How the learning rate goes on after the warm-up.", "Optimisation")
     warmup_epochs: float = _option(1.0, "Epochs over which the learning rate rises.", "Optimisation")
-    drop_epochs: int = _option(
-        10, "Schedule step: epochs between drops. plateau: epochs without a better --monitor.", "Optimisation"
+    drop_epochs: int | None = _option(
+        None, "Schedule step: epochs between drops. plateau: epochs without a better --monitor.", "Optimisation"
     )
     drop_factor: float = _option(0.1, "Schedules step and plateau: what a drop multiplies by.", "Optimisation")
     clip_norm: float | None = _option(None, "Largest norm of the gradient; longer ones are scaled.", "Optimisation")

@@ -8,6 +8,7 @@ from __future__ import annotations
 import csv
 import dataclasses
 import os
+import unicodedata
 import warnings
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
@@ -245,7 +246,11 @@ def _check_manifest(manifest: Path, pictures: Sequence[Picture]) -> None:
 def _check_labels(root: Path, pictures: Sequence[Picture]) -> None:
     spellings: dict[str, str] = {}
     for picture in pictures:
-        usual = " ".join(picture.label.split()).casefold()
+        try:
+            picture.label.encode()
+        except UnicodeEncodeError as error:
+            raise DataError(f"{root}: class name {picture.label!r} is not UTF-8: rename its folder") from error
+        usual = unicodedata.normalize("NFKC", " ".join(picture.label.split())).casefold()
         other = spellings.setdefault(usual, picture.label)
         if other != picture.label:
             raise DataError(

@@ -9,14 +9,16 @@ from __future__ import annotations
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass
+from datetime import timedelta
 from typing import Any, TypeVar
 
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
-from torch.distributed.nn.functional import all_reduce
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.parallel import DistributedDataParallel
+
+from tl.errors import ConfigError
 
 Item = TypeVar("Item")
 
@@ -78,7 +80,9 @@ def join_ranks() -> Ranks:
     if world == 1:
         return Ranks()
     if not dist.is_initialized():
-        dist.init_process_group("nccl" if torch.cuda.is_available() else "gloo")
+        backend = "cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo"
+        # The first process looks at the data while the others wait for it.
+        dist.init_process_group(backend, timeout=timedelta(hours=6))
     return Ranks(dist.get_rank(), world, int(os.environ.get("LOCAL_RANK", "0")))
 
 
@@ -89,14 +93,16 @@ def leave_ranks() -> None:
 
 
 def share_batch_norm(module: nn.Module, ranks: Ranks) -> None:
-    """Let every batch norm measure the whole batch, not this process's part of it."""
+    """Let every batch norm measure the whole batch, not its process's part. Raises `ConfigError` for unknown kinds."""
     if ranks.world == 1:
         return
     for child in module.modules():
-        if isinstance(child, nn.BatchNorm2d):
+        if type(child) is nn.BatchNorm2d:
             child.__class__ = _SharedBatchNorm2d
-        elif isinstance(child, _BatchNorm):
-            raise NotImplementedError(f"{type(child).__name__} across processes")
+        elif isinstance(child, _BatchNorm):  # such as timm's, which holds its activation too
+            raise ConfigError(
+                f"{type(child).__name__} of this backbone cannot be shared by processes: leave out torchrun"
+            )
 
 
 class _SharedBatchNorm2d(nn.BatchNorm2d):
@@ -106,14 +112,14 @@ class _SharedBatchNorm2d(nn.BatchNorm2d):
         if not self.training:
             return super().forward(input)
         values = input.float()
-        count = torch.tensor([values.numel() / values.shape[1]], device=values.device)
-        # Each sum is differentiable; gradients flow back to every process's pictures.
-        sums = torch.cat([values.sum(dim=(0, 2, 3)), (values * values).sum(dim=(0, 2, 3)), count])
-        moments: Tensor = all_reduce(sums)  # type: ignore[no-untyped-call]  # torch lacks its type
         channels = self.num_features
-        total = moments[-1]
-        mean = moments[:channels] / total
-        var = moments[channels : 2 * channels] / total - mean * mean
+        count = torch.tensor([values.numel() / channels], device=values.device)
+        # Each sum is differentiable; gradients flow back to every process's pictures.
+        sums = _AddUp.apply(torch.cat([values.sum(dim=(0, 2, 3)), count]))
+        total = sums[-1]
+        mean = sums[:channels] / total
+        centred = values - mean.view(1, -1, 1, 1)
+        var = _AddUp.apply((centred * centred).sum(dim=(0, 2, 3))) / total
         with torch.no_grad():
             if self.running_mean is not None and self.running_var is not None and self.num_batches_tracked is not None:
                 self.num_batches_tracked += 1
@@ -123,6 +129,25 @@ class _SharedBatchNorm2d(nn.BatchNorm2d):
         scale = torch.rsqrt(var + self.eps)
         if self.weight is not None:
             scale = scale * self.weight
-        shift = -mean * scale if self.bias is None else self.bias - mean * scale
-        normalised: Tensor = values * scale.view(1, -1, 1, 1) + shift.view(1, -1, 1, 1)
+        normalised: Tensor = centred * scale.view(1, -1, 1, 1)
+        if self.bias is not None:
+            normalised = normalised + self.bias.view(1, -1, 1, 1)
         return normalised.to(input.dtype)
+
+
+class _AddUp(torch.autograd.Function):
+    """The sum over all processes, whose gradient is the sum over all processes too."""
+
+    @staticmethod
+    def forward(ctx: Any, own: Tensor) -> Tensor:
+        """Sum values."""
+        total = own.clone()
+        dist.all_reduce(total)
+        return total
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> Tensor:
+        """Sum gradients."""
+        total = gradients[0].clone()
+        dist.all_reduce(total)
+        return total

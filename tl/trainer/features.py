@@ -25,6 +25,8 @@ Embedder = Callable[[NDArray[np.uint8]], NDArray[np.float32]]
 # (working picture, seed) -> input picture
 Change = Callable[[NDArray[np.uint8], int], NDArray[np.uint8]]
 BATCH = 32
+# To be raised with every change of this project that changes features.
+VERSION = 1
 _NETWORK, _COUNT = "network/", "network tensors"
 
 
@@ -36,11 +38,17 @@ class FeatureSet:
     folder: Path
 
     @property
+    def has_network(self) -> bool:
+        """Whether `network` is kept whole."""
+        count = int(self.cache.get(_COUNT)) if _COUNT in self.cache else -1
+        return sum(1 for _ in self.cache.keys_with_prefix(_NETWORK)) == count
+
+    @property
     def network(self) -> dict[str, NDArray[Any]]:
         """The tensors of the network that computed the features, but for standardising and head; {} if not kept yet."""
-        kept = self.cache.with_prefix(_NETWORK)
-        is_whole = _COUNT in self.cache and len(kept) == int(self.cache.get(_COUNT))
-        return kept if is_whole else {}
+        if not self.has_network:
+            return {}
+        return self.cache.with_prefix(_NETWORK)
 
     def keep_network(self, tensors: Mapping[str, NDArray[Any]]) -> None:
         """Keep the tensors that `network` gives."""
@@ -59,7 +67,7 @@ class FeatureSet:
 
     def get(self, store: PictureStore, indices: Sequence[int], views: Sequence[int] = (0,)) -> NDArray[np.float32]:
         """Features float32 (len(views) * N, ...): all pictures in view order. Raises KeyError for what is not there."""
-        return self.cache.stack(self.key(store.hashes[i], view) for view in views for i in indices)
+        return self.cache.stack([self.key(store.hashes[i], view) for view in views for i in indices])
 
     def missing(self, store: PictureStore, indices: Sequence[int], views: Sequence[int]) -> list[tuple[int, int]]:
         """(picture, view) still to be computed, each content once."""
@@ -68,8 +76,8 @@ class FeatureSet:
 
 
 def open_features(**depends_on: str) -> FeatureSet:
-    """The kept features for everything they depend on beside the pictures: weights, layer, recipe, arithmetic."""
-    digest = hashlib.sha256(json.dumps(depends_on, sort_keys=True).encode()).hexdigest()[:32]
+    """The kept features for everything they depend on beside the pictures: weights, layer, recipe, changes."""
+    digest = hashlib.sha256(json.dumps({**depends_on, "version": VERSION}, sort_keys=True).encode()).hexdigest()[:32]
     folder = cache_folder() / "features" / digest
     return FeatureSet(ArrayCache(folder, keeps_unwritten=True), folder)
 

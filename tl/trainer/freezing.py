@@ -16,6 +16,8 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from tl.errors import ConfigError
 from tl.trainer.options import nearest
 
+_CHOICES = "none, all, half, all-but-bn, a number of stages, or names and regular expressions with commas between"
+
 
 @dataclass(frozen=True)
 class ParameterGroup:
@@ -37,7 +39,7 @@ def stages(trunk: nn.Module) -> list[list[str]]:
         names = [f"{name}.{parameter}" for parameter, _ in module.named_parameters()]
         if not names:
             continue
-        if found and not list(module.children()) and "norm" in type(module).__name__.lower():
+        if found and "norm" in type(module).__name__.lower():
             found[-1] += names
         else:
             found.append(names)
@@ -62,7 +64,10 @@ def frozen_names(trunk: nn.Module, freeze: str) -> set[str]:
         if count > len(parts):
             raise ConfigError(f"freeze {freeze}: this backbone has {len(parts)} stages")
         return {name for stage in parts[:count] for name in stage}
-    return {name for pattern in freeze.split(",") for name in _matching(every, pattern.strip())}
+    patterns = [pattern.strip() for pattern in freeze.split(",")]
+    if not all(patterns):
+        raise ConfigError(f"freeze: '{freeze}' has an empty part; give {_CHOICES}")
+    return {name for pattern in patterns for name in _matching(every, pattern)}
 
 
 def freeze_trunk(trunk: nn.Module, freeze: str) -> None:
@@ -120,9 +125,6 @@ def _matching(names: set[str], pattern: str) -> set[str]:
     except re.error as error:
         raise ConfigError(f"freeze: '{pattern}' is neither a layer nor a regular expression ({error})") from error
     if not matching:
-        layers = sorted({name.rpartition(".")[0] for name in names})
-        raise ConfigError(
-            f"freeze: '{pattern}' matches no layer{nearest(pattern, layers)}: give none, all, half, all-but-bn, a "
-            "number of stages, or names and regular expressions with commas between"
-        )
+        layers = sorted({name.rsplit(".", cut)[0] for name in names for cut in range(1, name.count(".") + 1)})
+        raise ConfigError(f"freeze: '{pattern}' matches no layer{nearest(pattern, layers)}: give {_CHOICES}")
     return matching

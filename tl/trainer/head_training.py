@@ -24,7 +24,9 @@ def solve(task: Task, run: Run, progress: Progress, is_resumed: bool) -> Outcome
     progress.start("solving the head", 1, "heads")
     train = _train_data(task)
     val = (task.split_features("val"), task.true_ids("val"))
-    head, trials = solve_head(solver, train, val, config.c_values or (), config.seed)
+    head, trials = solve_head(
+        solver, train, val, config.c_values or (), config.seed, is_balanced=config.class_weights == "balanced"
+    )
     run.save_rows("c_search.csv", Trial, trials)
     progress.say(f"{solver} head with C {head.c:g}, of {', '.join(f'{trial.c:g}' for trial in trials)}")
     progress.advance()

@@ -122,8 +122,12 @@ def fit(
     checkpoints: Checkpoints,
     progress: Progress,
     ranks: Ranks | None = None,
+    *,
+    keeps_best: bool = True,
 ) -> list[EpochRow]:
     """Train a module and leave it with its best weights. Returns the history, resumed part included.
+
+    Without `keeps_best` it ends with its last weights: validation data that score it must not choose its epoch.
 
     Raises `TrainingError` when the loss is no longer finite.
     """
@@ -163,7 +167,7 @@ def fit(
         if seconds > _SECONDS_WORTH_A_LINE or is_done:
             progress.say(_epoch_line(training.history[-1], options))
         checkpoints.save(training.state(), training.history, final=is_done)
-    trainee.module.load_state_dict(training.best)
+    trainee.module.load_state_dict(training.best if keeps_best else _copy_state(training.judged))
     return training.history
 
 
@@ -206,7 +210,8 @@ class _Training:
     def train_epoch(self) -> tuple[float, float]:
         """Mean loss and accuracy over the training pictures, as they were met."""
         epoch = len(self.history) + 1
-        torch.manual_seed(self._options.seed * 100_003 + epoch)  # dropout and mixing depend on seed and epoch alone
+        # Dropout and mixing depend on seed and epoch alone; other processes draw others.
+        torch.manual_seed(self._options.seed * 100_003 + epoch + 7919 * self._ranks.rank)
         self._trainee.begin_epoch(epoch)
         self._trainee.module.train()
         runner = self._ranks.wrap(self._runner)

@@ -6,6 +6,7 @@ Knows torch's switches. Does not know networks or data.
 from __future__ import annotations
 
 import ctypes
+import os
 import sys
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
@@ -44,7 +45,7 @@ class Machine:
 def build_machine(device: str, precision: Precision, threads: int | None) -> Machine:
     """Choose device and arithmetic. Raises `DeviceError` where CUDA was asked for and cannot be used."""
     kind, index = parse_device(device)
-    count = threads or usable_cores()
+    count = threads or max(1, usable_cores() // processes_here())
     torch.set_num_threads(count)
     if kind != "cpu" and torch.cuda.is_available():
         if index >= torch.cuda.device_count():
@@ -57,6 +58,11 @@ def build_machine(device: str, precision: Precision, threads: int | None) -> Mac
         raise DeviceError(f"precision {precision} needs CUDA; on the CPU training runs in fp32")
     keep_freed_memory()
     return Machine(torch.device("cpu"), None, count)
+
+
+def processes_here() -> int:
+    """Processes of one training on this machine, which share its cores and memory. Source: torchrun's environment."""
+    return int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
 
 
 def describe_torch() -> str:

@@ -8,6 +8,7 @@ from __future__ import annotations
 import torch
 from torch import nn
 
+from tl.errors import ConfigError
 from tl.trainer.backbone_info import OWN_BACKBONES, TIMM_PREFIX, BackboneInfo
 from tl.trainer.backbones import (
     INCEPTION_AUX_LAYER,
@@ -45,6 +46,8 @@ def build_network(config: TrainConfig, info: BackboneInfo, num_classes: int, wei
     freeze_trunk(trunk, "all" if config.method == "features" else config.freeze)
     side = config.image_size or info.image_size
     pooling: FeaturePooling = "map" if config.head == "conv" else config.pooling
+    if trunk.kind == "embedding" and pooling == "flatten":
+        raise ConfigError(f"pooling flatten needs a feature map, and {config.backbone} gives a pooled embedding")
     shape = pooled_shape(feature_shape(trunk, (side, side)), pooling)
     torch.manual_seed(config.seed)  # the head starts the same whatever the trunk drew
     head = build_head(config.head, shape, num_classes, sizes=config.head_sizes or (), dropout=config.dropout)
@@ -77,7 +80,10 @@ def _classifier_names(backbone: str, trunk: set[str]) -> set[str]:
     if backbone.startswith(TIMM_PREFIX):
         whole = {f"model.{name}" for name in build_timm(backbone).state_dict()}
     else:
-        with torch.device("meta"):  # names alone, no numbers
+        try:
+            with torch.device("meta"):  # names alone, no numbers
+                whole = set(build_classifier(backbone).state_dict())
+        except (NotImplementedError, RuntimeError):  # some compute with numbers while they are built
             whole = set(build_classifier(backbone).state_dict())
     return whole - trunk
 
@@ -89,7 +95,7 @@ def _build_aux(
 
     It is left out where it could teach nothing: below a frozen or cut trunk, or where the map is too small for it.
     """
-    is_trained = config.method != "features" and config.freeze != "all"
+    is_trained = any(parameter.requires_grad for parameter in trunk.parameters())
     if config.backbone != "inception_v3" or side < INCEPTION_AUX_SIZE or not is_trained:
         return None
     if INCEPTION_AUX_LAYER not in dict(trunk.named_children()):

@@ -29,6 +29,8 @@ def resolve(config: TrainConfig) -> TrainConfig:
     chosen |= {"head_sizes": HEAD_SIZES[config.head], "c_values": C_VALUES.get(config.head, ())}
     chosen = {name: value for name, value in chosen.items() if getattr(config, name) is None}
     config = dataclasses.replace(config, **chosen)
+    if config.drop_epochs is None:
+        config = dataclasses.replace(config, drop_epochs=max(1, (config.epochs or 1) // 3))
     if config.lr is None:
         config = dataclasses.replace(config, lr=LEARNING_RATES[method].get(str(config.optimizer)))
     if not config.out:
@@ -52,6 +54,8 @@ def config_from_mapping(values: Mapping[str, Any], where: str) -> TrainConfig:
     faults = [_unknown_fault(key, names) for key in values if key not in names]
     try:
         plain = {key: value for key, value in values.items() if key in names}
+        if isinstance(plain.get("freeze"), int):
+            plain["freeze"] = str(plain["freeze"])  # YAML takes a number of stages for a number
         config = TypeAdapter(TrainConfig).validate_python(plain)
     except ValidationError as error:
         faults += _type_faults(error.errors())
@@ -105,6 +109,9 @@ def _range_faults(config: TrainConfig) -> list[str]:
     not_negative = ("momentum", "weight_decay", "warmup_epochs", "workers", "seed", "mixup", "cutmix")
     faults = [f"{n} must be at least 1, found {v}" for n in positive if _below(v := getattr(config, n), 1)]
     faults += [f"{n} must not be negative, found {v}" for n in not_negative if _below(v := getattr(config, n), 0)]
+    faults += [f"{n} must be finite, found {v}" for n in not_negative if (v := getattr(config, n)) == math.inf]
+    if config.momentum >= 1:
+        faults.append(f"momentum must be below 1, found {config.momentum}")
     if config.lr not in (None, "auto") and not (isinstance(config.lr, float) and 0 < config.lr < math.inf):
         faults.append(f"lr must be a positive finite number, found {config.lr}")
     for name in ("val_fraction", "ema_decay", "drop_factor"):
@@ -141,11 +148,21 @@ def _combination_faults(config: TrainConfig) -> list[str]:
         "views needs method features and an augmentation": (
             config.views is not None and (not frozen or config.augment == "none")
         ),
+        "mixup and cutmix mix pictures, and kept features have none: leave them out": (
+            frozen and not _streams(config) and (config.mixup > 0 or config.cutmix > 0)
+        ),
         "head svm has its own solver: leave out optimizer": config.head == "svm" and config.optimizer != "lbfgs",
         "head conv needs head_sizes: channels, then dense sizes": config.head == "conv" and not config.head_sizes,
     }
     faults = [text for text, is_broken in rules.items() if is_broken]
     return [*faults, *_solver_faults(config)] if is_solved(config) else faults
+
+
+# What only training by steps heeds.
+_STEPPED_ONLY = (
+    *("momentum", "weight_decay", "schedule", "warmup_epochs", "drop_factor", "clip_norm", "ema_decay", "accumulate"),
+    *("label_smoothing", "sampler", "patience", "monitor", "compile"),
+)
 
 
 def _solver_faults(config: TrainConfig) -> list[str]:
@@ -161,6 +178,9 @@ def _solver_faults(config: TrainConfig) -> list[str]:
     faults = [text for text, is_broken in rules.items() if is_broken]
     if not faults and config.optimizer == "lbfgs" and (config.lr is not None or config.epochs is not None):
         faults.append(f"{name} has no learning rate and no epochs: leave out lr and epochs")
+    ignored = [n for n in _STEPPED_ONLY if getattr(config, n) != getattr(TrainConfig, n)]
+    if ignored:
+        faults.append(f"{name} is solved, not trained by steps: leave out {', '.join(ignored)}, or give an optimizer")
     return faults
 
 

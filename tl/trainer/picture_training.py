@@ -46,6 +46,8 @@ def prepare_picture_training(task: Task, ranks: Ranks) -> Training:
         raise ConfigError(
             f"batch_size {config.batch_size} is less than two pictures for each of {ranks.world} processes: raise it"
         )
+    if ranks.world > 1 and (config.lr == "auto" or config.device.startswith("cuda:")):
+        raise ConfigError("with torchrun, lr must be a number and device cuda: each process takes its own GPU")
     weights = read_weights(task.weights, config.backbone) if task.weights else None
     network = build_network(config, task.info, len(task.class_names), weights).to(machine.device)
     share_batch_norm(network, ranks)
@@ -79,11 +81,12 @@ def _train(
     val = task.store.indices("val")
 
     def judge(module: nn.Module) -> Validation:
-        own = predict_logits(module.eval(), task.store, ranks.share(val), machine)
+        share = ranks.share(val)
+        # A process without a picture of its own still takes part in what all do.
+        own = predict_logits(module.eval(), task.store, share or val[:1], machine)[: len(share)]
         return validate(ranks.interleave(own).numpy(), task.true_ids("val"), len(task.class_names))
 
-    config = settle_lr(config, run, trainee, batches, machine, progress) if ranks.is_first else config
-    config = ranks.tell(config)
+    config = settle_lr(config, run, trainee, batches, machine, progress)
     checkpoints = RunCheckpoints(run, writes=ranks.is_first)
     history = fit(trainee, batches, judge, fit_options(config), machine, checkpoints, progress, ranks)
 

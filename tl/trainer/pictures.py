@@ -34,6 +34,8 @@ Item = TypeVar("Item")
 
 # auto keeps pictures in memory only while they take less than this share of what is free.
 _MEMORY_SHARE = 0.4
+# To be raised with every change of this project that changes a decoded or resized picture.
+VERSION = 1
 # auto turns to the disk only where this many times the pictures' size is free.
 _DISK_SHARE = 4
 
@@ -60,7 +62,10 @@ class PictureStore:
             return self.kept[index]
         if self.disk is not None and self.hashes[index] in self.disk:
             return self.disk.get(self.hashes[index])
-        return working_image(decode_image(self.pictures[index].path, self.recipe), self.recipe)
+        content = _read_file(self.pictures[index].path)
+        if hashlib.sha256(content).hexdigest() != self.hashes[index]:
+            raise DataError(f"{self.pictures[index].name}: has changed since this run began")
+        return working_image(decode_image(content, self.recipe), self.recipe)
 
     def input(self, index: int) -> NDArray[np.uint8]:
         """The picture as validation and deployment see it, uint8 (input_h, input_w, 3)."""
@@ -100,10 +105,11 @@ def load_pictures(
 
     def read(picture: Picture) -> tuple[str, NDArray[np.uint8] | None] | ImageReadError:
         try:
-            digest = _hash_file(picture.path)
+            content = _read_file(picture.path)  # hashed and decoded from one reading
+            digest = hashlib.sha256(content).hexdigest()
             if is_done(picture, digest) or (keeper.disk is not None and digest in keeper.disk):
                 return digest, None
-            return digest, working_image(decode_image(picture.path, recipe), recipe)
+            return digest, working_image(decode_image(content, recipe), recipe)
         except ImageReadError as error:
             return error
         except OSError as error:
@@ -167,7 +173,7 @@ class _Keeper:
 
 def recipe_key(recipe: Recipe) -> str:
     """Names what working pictures depend on beside their content: the recipe, and who decodes and resizes."""
-    versions = {name: metadata.version(name) for name in ("pillow", "simplejpeg")}
+    versions = {"tl": VERSION, **{name: metadata.version(name) for name in ("pillow", "simplejpeg")}}
     return hashlib.sha256(f"{dump_json(recipe)} {versions}".encode()).hexdigest()[:32]
 
 
@@ -175,12 +181,11 @@ def _disk_cache(recipe: Recipe) -> ArrayCache:
     return ArrayCache(cache_folder() / "pictures" / recipe_key(recipe))
 
 
-def _hash_file(path: str) -> str:
-    """SHA-256 of a regular file, hex. Raises `ImageReadError` for anything else, such as a pipe, without opening it."""
+def _read_file(path: str) -> bytes:
+    """The bytes of a regular file. Raises `ImageReadError` for anything else, such as a pipe, without opening it."""
     if not Path(path).is_file():
         raise ImageReadError(path, "not a regular file" if Path(path).exists() else os.strerror(errno.ENOENT))
-    with open(path, "rb") as stream:
-        return hashlib.file_digest(stream, "sha256").hexdigest()
+    return Path(path).read_bytes()
 
 
 def check_readable(bad: Sequence[tuple[Picture, str]], cure: str) -> None:
@@ -191,7 +196,8 @@ def check_readable(bad: Sequence[tuple[Picture, str]], cure: str) -> None:
 
 
 def _memory_budget() -> float:
-    return _MEMORY_SHARE * min(_available_bytes(), _container_bytes())
+    processes = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))  # torchrun's, each of which keeps its own
+    return _MEMORY_SHARE * min(_available_bytes(), _container_bytes()) / processes
 
 
 def _free_disk_bytes() -> int:

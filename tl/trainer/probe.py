@@ -69,27 +69,39 @@ def expand_tries(tries: Sequence[str]) -> list[dict[str, str]]:
     return expanded
 
 
-def configure(base: TrainConfig, chosen: dict[str, str]) -> TrainConfig:
-    """The resolved config of one try. Raises `ConfigError`."""
+def configure(base: TrainConfig, chosen: dict[str, str]) -> list[tuple[dict[str, str], TrainConfig]]:
+    """The resolved configs of one try: one for each C where none was said. Raises `ConfigError`."""
     values: dict[str, Any] = dict(chosen)
     if "c" in values:
         values["c_values"] = [values.pop("c")]
     if "head_sizes" in values:
         values["head_sizes"] = values["head_sizes"].split("x")
-    where = "--try " + " ".join(f"{name}={value}" for name, value in chosen.items())
+    where = f"--try {_shown(chosen)}"
     config = config_from_mapping({**vars(base), **values}, where)
-    if config.lr == "auto":
-        raise ConfigError(f"{where}: lr auto is for tl train; give numbers here")
-    return resolve(config)
+    if config.lr == "auto" or config.schedule == "plateau":
+        raise ConfigError(f"{where}: lr auto and schedule plateau would look at the pictures that score")
+    config = resolve(config)
+    if not is_solved(config) or len(config.c_values or ()) == 1:
+        return [(chosen, config)]
+    return [
+        ({**chosen, "c": f"{c:g}"}, dataclasses.replace(config, c_values=(c,))) for c in sorted(config.c_values or ())
+    ]
 
 
 def probe(
-    task: Task, tries: Sequence[tuple[dict[str, str], TrainConfig]], folds: int, seeds: int, progress: Progress
+    task: Task,
+    tries: Sequence[tuple[dict[str, str], TrainConfig]],
+    folds: int,
+    seeds: int,
+    progress: Progress,
+    *,
+    per_class: int | None = None,
 ) -> list[ProbeRow]:
     """Fit every try on every fold and seed; best first. `task` keeps features of its training and validation pictures.
 
     With `folds` 0 every try is fitted on the training split and scored on the validation split. With more, both splits
-    together are cut into folds, groups unbroken; the test split is never touched. Raises `DataError` for too many.
+    together are cut into folds, groups and equal files unbroken; the test split is never touched. `per_class` limits
+    the     training part of each fold. Raises `DataError` for too many folds.
     """
     pool = [i for i, picture in enumerate(task.store.pictures) if picture.split in ("train", "val")]
     if task.features is None:
@@ -103,7 +115,8 @@ def probe(
         started = time.monotonic()
         accuracies, shares, decided, truth = [], [], [], []
         for seed, plan in plans:
-            for train, val in plan:
+            for whole, val in plan:
+                train = _limit(whole, true_ids, per_class, seed)
                 logits = _fit(dataclasses.replace(config, seed=seed), task, features, true_ids, train, val)
                 decided.append(logits.argmax(axis=1))
                 truth.append(true_ids[val])
@@ -128,16 +141,27 @@ def _folds(task: Task, pool: Sequence[int], true_ids: NDArray[np.int64], folds: 
         return
     from sklearn.model_selection import StratifiedGroupKFold, StratifiedKFold
 
+    groups = [picture.group or task.store.hashes[i] for i, picture in zip(pool, pictures, strict=True)]
     smallest = int(np.bincount(true_ids).min())
-    if folds > smallest:
-        raise DataError(f"{folds} folds need as many pictures of each class; the smallest class has {smallest}")
-    groups = [picture.group or f"\0{i}" for i, picture in enumerate(pictures)]
+    if folds > min(smallest, len(set(groups))):
+        raise DataError(
+            f"{folds} folds need as many pictures of each class and as many groups; the smallest class has {smallest}, "
+            f"groups are {len(set(groups))}: lower --folds"
+        )
     is_grouped = len(set(groups)) < len(groups)
     splitter = (StratifiedGroupKFold if is_grouped else StratifiedKFold)(folds, shuffle=True, random_state=seed)
     for train, val in splitter.split(true_ids, true_ids, groups):
         if len(set(true_ids[train])) < len(task.class_names):
             raise DataError(f"{folds} folds leave a class without training pictures: its groups are too few")
         yield train, val
+
+
+def _limit(train: NDArray[np.int64], true_ids: NDArray[np.int64], count: int | None, seed: int) -> NDArray[np.int64]:
+    if count is None:
+        return train
+    rng = np.random.default_rng(seed)
+    kept = [rng.permutation(train[true_ids[train] == class_id])[:count] for class_id in np.unique(true_ids)]
+    return np.sort(np.concatenate(kept))
 
 
 def _fit(
@@ -152,7 +176,14 @@ def _fit(
     train_data, val_data = (features[train], true_ids[train]), (features[val], true_ids[val])
     if is_solved(config):
         solver: Solver = "svm" if config.head == "svm" else "logistic"
-        head, _ = solve_head(solver, train_data, val_data, config.c_values or (), config.seed)
+        head, _ = solve_head(
+            solver,
+            train_data,
+            val_data,
+            config.c_values or (),
+            config.seed,
+            is_balanced=config.class_weights == "balanced",
+        )
         return head.logits(features[val])
     from tl.trainer.loop import NoCheckpoints
     from tl.trainer.machine import build_machine
@@ -160,7 +191,7 @@ def _fit(
 
     machine = build_machine(config.device, config.precision, config.threads)
     stepped = build_stepped_head(config, train_data, task.class_names, machine)
-    fit_stepped_head(stepped, config, val_data, NoCheckpoints(), Silent())
+    fit_stepped_head(stepped, config, val_data, NoCheckpoints(), Silent(), keeps_best=False)
     return stepped.logits(features[val])
 
 

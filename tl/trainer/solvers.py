@@ -50,16 +50,22 @@ def solve_head(
     val: tuple[NDArray[np.floating], NDArray[np.int64]],
     c_values: Sequence[float],
     seed: int,
+    *,
+    is_balanced: bool = False,
 ) -> tuple[LinearHead, list[Trial]]:
-    """Fit a head for each C and keep the best on `val`; of equals, the smallest C. Features (N, D), ids (N,)."""
+    """Fit a head for each C and keep the best on `val`; of equals, the smallest C. Features (N, D), ids (N,).
+
+    `is_balanced`: rare classes weigh more.
+    """
     from sklearn.exceptions import ConvergenceWarning
 
     c_values = sorted(c_values)
     mean, std = train[0].mean(axis=0, dtype=np.float64), train[0].std(axis=0, dtype=np.float64)
     std = np.maximum(std, max(0.1 * float(std.mean()), 1e-6))  # nearly constant features are not blown up
-    scaled_train, scaled_val = (((features - mean) / std).astype(np.float32) for features, _ in (train, val))
+    shift, scale = mean.astype(np.float32), std.astype(np.float32)
+    scaled_train, scaled_val = ((x.astype(np.float32, copy=False) - shift) / scale for x, _ in (train, val))
     # The largest C takes longest, so it begins first.
-    fits = [partial(_build_model(solver, c, seed).fit, scaled_train, train[1]) for c in reversed(c_values)]
+    fits = [partial(_build_model(solver, c, seed, is_balanced).fit, scaled_train, train[1]) for c in reversed(c_values)]
     with warnings.catch_warnings():
         # A large C on many pictures converges slowly and generalises no better; validation data has the last word.
         warnings.simplefilter("ignore", ConvergenceWarning)
@@ -76,14 +82,15 @@ def solve_head(
     return _unscale(models[best].coef_, models[best].intercept_, mean, std, c_values[best]), trials
 
 
-def _build_model(solver: Solver, c: float, seed: int) -> Any:
+def _build_model(solver: Solver, c: float, seed: int, is_balanced: bool) -> Any:
+    class_weight = "balanced" if is_balanced else None
     if solver == "svm":
         from sklearn.svm import LinearSVC
 
-        return LinearSVC(C=c, tol=1e-3, random_state=seed)
+        return LinearSVC(C=c, tol=1e-3, random_state=seed, class_weight=class_weight)
     from sklearn.linear_model import LogisticRegression
 
-    return LogisticRegression(C=c, max_iter=1000)
+    return LogisticRegression(C=c, max_iter=1000, class_weight=class_weight)
 
 
 def _unscale(

@@ -78,12 +78,22 @@ def build_stepped_head(
 
 
 def fit_stepped_head(
-    stepped: SteppedHead, config: TrainConfig, val: Labelled, checkpoints: Checkpoints, progress: Progress
+    stepped: SteppedHead,
+    config: TrainConfig,
+    val: Labelled,
+    checkpoints: Checkpoints,
+    progress: Progress,
+    *,
+    keeps_best: bool = True,
 ) -> list[EpochRow]:
-    """Train the head and leave it with its best weights on `val`. Returns the history."""
+    """Train the head and leave it with its best weights on `val`, or its last ones. Returns the history."""
     features, true_ids = val
 
     def judge(module: nn.Module) -> Validation:
         return validate(stepped.logits(features, module), true_ids, len(stepped.trainee.class_names))
 
-    return fit(stepped.trainee, stepped.batches, judge, fit_options(config), stepped.machine, checkpoints, progress)
+    options = fit_options(config)
+    return fit(
+        *(stepped.trainee, stepped.batches, judge, options, stepped.machine, checkpoints, progress),
+        keeps_best=keeps_best,
+    )

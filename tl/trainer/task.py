@@ -7,11 +7,9 @@ at once.
 from __future__ import annotations
 
 import dataclasses
-import hashlib
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from importlib import metadata
-from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
@@ -19,7 +17,7 @@ from numpy.typing import NDArray
 from tl import __version__
 from tl.errors import ConfigError, DataError
 from tl.runtime.recipe import Recipe, build_recipe
-from tl.trainer.augment import PRESETS, Augment, build_augment
+from tl.trainer.augment import Augment, build_augment
 from tl.trainer.backbone_info import OWN_BACKBONES, TIMM_PREFIX, BackboneInfo, remembered_info
 from tl.trainer.config import TrainConfig
 from tl.trainer.data import Picture, assign_splits, bind_class_names, class_ids, limit_per_class, read_pictures
@@ -29,7 +27,7 @@ from tl.trainer.pictures import PictureStore, check_readable, load_pictures, rec
 from tl.trainer.progress import Progress
 from tl.trainer.runs import RUN_VERSION, NetworkCard
 from tl.trainer.statistics import color_statistics
-from tl.trainer.weight_files import WeightsFile, find_weights
+from tl.trainer.weight_files import WeightsFile, find_weights, read_colors
 
 CLEAN = 0  # the view of a picture that validation and deployment see
 
@@ -55,7 +53,7 @@ class Task:
     @property
     def uses_kept_features(self) -> bool:
         """Whether the head is trained on features computed once."""
-        return self.config.method == "features" and (self.augment is None or self.config.views is not None)
+        return _needs_features_alone(self.config, self.augment)
 
     @property
     def train_views(self) -> tuple[int, ...]:
@@ -73,8 +71,15 @@ class Task:
         return self.features.get(self.store, self.store.indices(split), views)
 
 
-def prepare_task(config: TrainConfig, progress: Progress) -> Task:
-    """Read everything that a run needs. Raises the `TlError`s of its parts before any long work."""
+# (config, info, number of classes, weights file): raises `TlError` for what cannot become a network.
+Check = Callable[[TrainConfig, BackboneInfo, int, WeightsFile | None], None]
+
+
+def prepare_task(config: TrainConfig, progress: Progress, check: Check = lambda *parts: None) -> Task:
+    """Read everything that a run needs; `check` is called before the pictures, which take long, are opened.
+
+    Raises the `TlError`s of its parts.
+    """
     asked_batch, config = config.batch_size, resolve(config)
     info = remembered_info(config.backbone, _find_info)
     recipe = _build_recipe(config, info)
@@ -84,9 +89,12 @@ def prepare_task(config: TrainConfig, progress: Progress) -> Task:
     )
     if config.per_class is not None:
         pictures = limit_per_class(pictures, config.per_class, config.seed)
-    _check_data(pictures, config)
     config = _fit_batch(config, pictures, asked_batch)
     weights = find_weights(info, str(config.weights))
+    if weights is not None and weights.is_run and config.normalise == "backbone":
+        mean, std = read_colors(weights)  # what that trunk has learned to expect
+        info = dataclasses.replace(info, mean=mean, std=std)
+    check(config, info, len(_check_data(pictures, config)), weights)
     features = None
     if weights is not None and config.normalise == "backbone":
         features = _open_features(config, info, recipe, augment, weights)
@@ -101,6 +109,9 @@ def prepare_task(config: TrainConfig, progress: Progress) -> Task:
     if not config.skip_bad:
         check_readable(bad, "mend or remove them, or go on without them by --skip-bad")
     class_names = _check_data(store.pictures, config)  # again: classes may have gone with unreadable pictures
+    first = store.indices("train")[0]
+    if augment is not None and not is_done(store.pictures[first], store.hashes[first]):
+        augment(store.working(first), config.seed)  # its faults show now
     if config.normalise == "dataset":
         mean, std = color_statistics(store.input(i) for i in store.indices("train"))
         info = dataclasses.replace(info, mean=mean, std=std)
@@ -131,13 +142,8 @@ def _open_features(
     if config.method != "features":
         pooling = "gap"  # only for looking at the data
     changes = {}
-    if config.views:
-        text = Path(str(config.augment)).read_text("utf-8") if config.augment not in PRESETS else str(config.augment)
-        changes = {
-            "augment": hashlib.sha256(text.encode()).hexdigest(),
-            "albumentations": metadata.version("albumentations"),
-            "seed": str(config.seed),
-        }
+    if config.views and augment is not None:
+        changes = {"augment": augment.fingerprint, "seed": str(config.seed)}
     return open_features(
         backbone=config.backbone,
         until=config.trunk_until or "",
@@ -178,6 +184,7 @@ def _build_recipe(config: TrainConfig, info: BackboneInfo) -> Recipe:
     return build_recipe(
         (side, side),
         config.resize_mode,
+        short_side=round(side * info.short_side / info.image_size) if config.resize_mode == "short_side" else None,
         interpolation=info.interpolation,
         pad_rgb=tuple(round(255 * value) for value in info.mean),  # type: ignore[arg-type]  # three values
         bit_depth_max=config.bit_depth_max,

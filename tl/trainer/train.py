@@ -22,6 +22,7 @@ from tl.trainer.audit import Finding, find_class_faults, find_duplicates, find_n
 from tl.trainer.augment import PRESETS
 from tl.trainer.calibration import fit_temperature, softmax
 from tl.trainer.config import TrainConfig
+from tl.trainer.data import SPLITS
 from tl.trainer.head_training import solve, train_by_steps
 from tl.trainer.metrics import classification_metrics, expected_calibration_error
 from tl.trainer.options import is_solved
@@ -31,7 +32,9 @@ from tl.trainer.runs import Run, check_free, create_run
 from tl.trainer.task import CLEAN, Task, prepare_task
 
 if TYPE_CHECKING:
+    from tl.trainer.backbone_info import BackboneInfo
     from tl.trainer.distributed import Ranks
+    from tl.trainer.weight_files import WeightsFile
 
 
 @dataclass(frozen=True)
@@ -70,7 +73,7 @@ def _train(config: TrainConfig, progress: Progress, resume: Run | None, ranks: R
     is_first = ranks is None or ranks.is_first
     if config.out and not resume and is_first:
         check_free(config.out)
-    task = prepare_task(config, progress)
+    task = prepare_task(config, progress, _check_network)
     training = _prepare_training(task, ranks)
     if task.features is not None and is_first:
         compute_features(task, progress)
@@ -95,6 +98,21 @@ def _train(config: TrainConfig, progress: Progress, resume: Run | None, ranks: R
     return TrainResult(run, metrics, tuple(findings))
 
 
+def _check_network(config: TrainConfig, info: BackboneInfo, num_classes: int, weights: WeightsFile | None) -> None:
+    """Build what training will build, so that faults of options, weights and device show before pictures are read.
+
+    A run on kept features is not held up by it: faults of theirs show when features are computed.
+    """
+    if config.method == "features":
+        return
+    from tl.trainer.machine import build_machine
+    from tl.trainer.networks import build_network
+    from tl.trainer.weights import read_weights
+
+    build_machine(config.device, config.precision, config.threads)
+    build_network(config, info, num_classes, read_weights(weights, config.backbone) if weights else None)
+
+
 def _prepare_training(task: Task, ranks: Ranks | None) -> Training:
     if task.uses_kept_features:
         return partial(solve if is_solved(task.config) else train_by_steps, task)
@@ -104,15 +122,15 @@ def _prepare_training(task: Task, ranks: Ranks | None) -> Training:
     return prepare_picture_training(task, ranks or Ranks())
 
 
-def compute_features(task: Task, progress: Progress) -> None:
+def compute_features(task: Task, progress: Progress, splits: Sequence[str] = SPLITS) -> None:
     """Whatever is lacking of what training and the audit will look at."""
     if task.features is None or not (task.uses_kept_features or task.config.audit):
         return
-    everything = range(len(task.store.pictures))
-    places = task.features.missing(task.store, everything, (CLEAN,))
+    wanted = [i for i, picture in enumerate(task.store.pictures) if picture.split in splits]
+    places = task.features.missing(task.store, wanted, (CLEAN,))
     if task.uses_kept_features and task.config.views:
         places += task.features.missing(task.store, task.store.indices("train"), task.train_views)
-    if places or not task.features.network:
+    if places or not task.features.has_network:
         from tl.trainer.extraction import extract_features
 
         extract_features(task, places, progress)

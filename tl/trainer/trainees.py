@@ -6,6 +6,7 @@ Knows configs and the loop's types. Does not know pictures or run order.
 from __future__ import annotations
 
 import dataclasses
+import math
 
 import numpy as np
 import torch
@@ -82,7 +83,9 @@ def settle_lr(
 
 
 def validate(logits: NDArray[np.floating], true_ids: NDArray[np.int64], num_classes: int) -> Validation:
-    """Score logits (N, C) of the validation split."""
+    """Score logits (N, C) of the validation split; not-a-number throughout where any of them is not finite."""
+    if not np.isfinite(logits).all():
+        return Validation(math.nan, math.nan, math.nan, math.nan)
     probabilities = softmax(logits)
     decided = probabilities.argmax(axis=1)
     of_true = torch.nn.functional.cross_entropy(torch.from_numpy(logits), torch.from_numpy(true_ids))

@@ -6,13 +6,19 @@ Knows folders, file names and hashes. Does not open tensors and imports no torch
 from __future__ import annotations
 
 import hashlib
+import json
 import os
 from dataclasses import dataclass
 from pathlib import Path
 from urllib.error import URLError
 
+from safetensors import SafetensorError, safe_open
+
 from tl.errors import TlError, WeightsError
+from tl.runtime.files import atomic_path
 from tl.trainer.backbone_info import OWN_BACKBONES, TIMM_PREFIX, BackboneInfo
+from tl.trainer.runs import RUN_VERSION
+from tl.trainer.statistics import Rgb
 
 WEIGHTS_DIR_VARIABLE = "TL_WEIGHTS_DIR"
 SUFFIXES = (".safetensors", ".pth", ".pt")
@@ -41,9 +47,10 @@ def find_weights(info: BackboneInfo, asked: str) -> WeightsFile | None:
         folder = os.environ.get(WEIGHTS_DIR_VARIABLE)
         local = _file_in_folder(Path(folder), info.name) if folder else None
         return _describe(local or _published(info), info.name)
-    path = Path(asked)
+    path = Path(asked).parent if Path(asked).name == RUN_WEIGHTS else Path(asked)
     if (path / RUN_WEIGHTS).is_file():
         weights = path / RUN_WEIGHTS
+        _check_run_version(weights)
         return WeightsFile(weights, _hash(weights), f"run {path.name}", is_run=True)
     if path.is_dir():
         local = _file_in_folder(path, info.name)
@@ -54,6 +61,26 @@ def find_weights(info: BackboneInfo, asked: str) -> WeightsFile | None:
     if path.is_file():
         return _describe(path, info.name)
     raise WeightsError(f"weights '{asked}': no such file or folder (or give imagenet, or none)")
+
+
+def read_colors(file: WeightsFile) -> tuple[Rgb, Rgb]:
+    """Mean and spread of colours in 0..1 that a run's network was trained with. Raises `WeightsError`."""
+    try:
+        with safe_open(file.path, framework="numpy") as tensors:
+            mean, std = (tensors.get_tensor(f"normalise.{name}").ravel() / 255 for name in ("mean", "std"))
+    except (SafetensorError, OSError) as error:
+        raise WeightsError(f"{file.path}: no network of a run ({error})") from error
+    return tuple(map(float, mean)), tuple(map(float, std))  # type: ignore[return-value]  # three values each
+
+
+def _check_run_version(path: Path) -> None:
+    try:
+        with safe_open(path, framework="numpy") as tensors:
+            card = json.loads((tensors.metadata() or {}).get("tl.network", "{}"))
+    except (SafetensorError, OSError, ValueError) as error:
+        raise WeightsError(f"{path}: not a readable weights file ({' '.join(str(error).split())[:200]})") from error
+    if not isinstance(card, dict) or card.get("run_version") != RUN_VERSION:
+        raise WeightsError(f"{path}: made by another version of tl; train that run again")
 
 
 def _describe(path: Path, backbone: str) -> WeightsFile:
@@ -70,7 +97,7 @@ def _hash(path: Path) -> str:
 
 
 def _file_stem(backbone: str) -> str:
-    return backbone.removeprefix(TIMM_PREFIX).replace("/", "_")
+    return backbone.replace(":", "_").replace("/", "_")
 
 
 def _file_in_folder(folder: Path, backbone: str) -> Path | None:
@@ -122,8 +149,8 @@ def _published_by_timm(info: BackboneInfo) -> Path:
         raise
     except Exception as error:  # the hub's client raises whatever its own libraries raise
         raise WeightsError(_no_download(info.name, _file_stem(info.name), error, "")) from error
-    path.parent.mkdir(parents=True, exist_ok=True)
-    save_file(model.state_dict(), path)
+    with atomic_path(path) as temporary:
+        save_file(model.state_dict(), temporary)
     return path
 
 
