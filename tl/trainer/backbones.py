@@ -73,7 +73,7 @@ class _VisionTransformer(Trunk):
 
     def forward(self, pixels: Tensor) -> Tensor:
         patches = self.conv_proj(pixels).flatten(2).transpose(1, 2)
-        tokens = torch.cat([self.class_token.expand(len(patches), -1, -1), patches], dim=1)
+        tokens = torch.cat([self.class_token.expand(patches.shape[0], -1, -1), patches], dim=1)
         embedding: Tensor = self.encoder(tokens)[:, 0]
         return embedding
 

@@ -58,11 +58,15 @@ class TrainConfig:
     pooling: Pooling = _option("gap", "How the feature map becomes a vector.", "Model")
     head: Head = _option("linear", "What is trained on top of the backbone.", "Model")
     head_sizes: tuple[int, ...] | None = _option(
-        None, "Sizes of the mlp head (512 256), or channels and sizes of the conv head (32 1024).", "Model"
+        None,
+        "Repeatable. Sizes of the mlp head (512, 256), or channels and sizes of the conv head (32, 1024).",
+        "Model",
     )
     dropout: float = _option(0.2, "Dropout of the mlp and conv heads.", "Model")
     c_values: tuple[float, ...] | None = _option(
-        None, "Values of C that svm (0.0001 0.001 0.01) and lbfgs (0.001 0.01 0.1 1) try on validation data.", "Model"
+        None,
+        "Repeatable. Values of C that svm (0.0001 to 0.01) and lbfgs (0.001 to 1) try on validation data.",
+        "Model",
     )
 
     image_size: int | None = _option(

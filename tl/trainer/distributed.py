@@ -6,6 +6,7 @@ here does anything.
 
 from __future__ import annotations
 
+import inspect
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -71,7 +72,9 @@ class Ranks:
         if self.world == 1 or not any(parameter.requires_grad for parameter in module.parameters()):
             return module
         # Buffers are equal everywhere: batch norm sees the whole batch.
-        return DistributedDataParallel(module, broadcast_buffers=False)
+        named = inspect.signature(DistributedDataParallel).parameters
+        name = "forward_sync_buffers" if "forward_sync_buffers" in named else "broadcast_buffers"  # torch renamed it
+        return DistributedDataParallel(module, **{name: False})
 
 
 def join_ranks() -> Ranks:
