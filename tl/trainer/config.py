@@ -59,13 +59,13 @@ class TrainConfig:
     head: Head = _option("linear", "What is trained on top of the backbone.", "Model")
     head_sizes: tuple[int, ...] | None = _option(
         None,
-        "Repeatable. Sizes of the mlp head (512, 256), or channels and sizes of the conv head (32, 1024).",
+        "Repeatable. Sizes of the mlp head (512, 256), or channels, then sizes, of conv (32, 1024).",
         "Model",
     )
     dropout: float = _option(0.2, "Dropout of the mlp and conv heads.", "Model")
     c_values: tuple[float, ...] | None = _option(
         None,
-        "Repeatable. Values of C that svm (0.0001 to 0.01) and lbfgs (0.001 to 1) try on validation data.",
+        "Repeatable. C that svm (0.0001 to 0.01) and lbfgs (0.001 to 1) try on validation data.",
         "Model",
     )
 

@@ -74,7 +74,8 @@ class Ranks:
         # Buffers are equal everywhere: batch norm sees the whole batch.
         named = inspect.signature(DistributedDataParallel).parameters
         name = "forward_sync_buffers" if "forward_sync_buffers" in named else "broadcast_buffers"  # torch renamed it
-        return DistributedDataParallel(module, **{name: False})
+        options: dict[str, Any] = {name: False}
+        return DistributedDataParallel(module, **options)
 
 
 def join_ranks() -> Ranks:
