@@ -58,7 +58,7 @@ class RunCheckpoints:
             raise RunError(f"{path}: cannot be resumed from ({' '.join(str(error).split())[:200]})") from error
         if not isinstance(state, dict) or state.get("run_version") != RUN_VERSION:
             raise RunError(f"{path}: made by another version of tl; train again, or use that version")
-        if self._writes:  # a kill may have come between the state and its history
+        if self._writes and "history" in state:  # a kill may have come between the state and its history
             self._run.save_rows("history.csv", EpochRow, [EpochRow(**row) for row in state["history"]])
         return state
 

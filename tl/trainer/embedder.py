@@ -7,6 +7,7 @@ Does not know pictures, caches or heads.
 from __future__ import annotations
 
 import re
+from contextlib import suppress
 from pathlib import Path
 
 import numpy as np
@@ -57,7 +58,8 @@ def build_embedder(
                 temporary.write_bytes(model.SerializeToString())
         session = Session(graph_path, device="cpu", threads=machine.threads, require_contract=False)
     except Exception as error:  # whatever it is, full disk, no onnxruntime, no export of this backbone: torch can do it
-        graph_path.unlink(missing_ok=True)
+        with suppress(OSError):
+            graph_path.unlink(missing_ok=True)
         progress.say(f"features are computed by torch, more slowly ({_first_line(error)})")
         return by_torch
 

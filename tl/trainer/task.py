@@ -181,10 +181,13 @@ def _check_data(pictures: Sequence[Picture], config: TrainConfig) -> tuple[str, 
 
 def _build_recipe(config: TrainConfig, info: BackboneInfo) -> Recipe:
     side = config.image_size or info.image_size
+    short_side = None
+    if config.resize_mode == "short_side" and info.short_side > info.image_size:
+        short_side = round(side * info.short_side / info.image_size)  # as the published weights were validated
     return build_recipe(
         (side, side),
         config.resize_mode,
-        short_side=round(side * info.short_side / info.image_size) if config.resize_mode == "short_side" else None,
+        short_side=short_side,
         interpolation=info.interpolation,
         pad_rgb=tuple(round(255 * value) for value in info.mean),  # type: ignore[arg-type]  # three values
         bit_depth_max=config.bit_depth_max,
