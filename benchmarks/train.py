@@ -127,13 +127,12 @@ def peers(folder: Path) -> None:
 
 def fastai_rate(folder: Path) -> float:
     """One epoch of fastai's defaults with every layer trained; reading and augmentation included, as always there."""
-    from fastai.vision.all import ImageDataLoaders, Resize, accuracy, aug_transforms, models, vision_learner
+    from fastai.vision.all import CrossEntropyLossFlat, ImageDataLoaders, Learner, Resize, aug_transforms, models
 
     loaders = ImageDataLoaders.from_folder(
         PETS, train="train", valid="val", item_tfms=Resize(224), batch_tfms=aug_transforms(), bs=BATCH
     )
-    learner = vision_learner(loaders, models.mobilenet_v2, metrics=accuracy, pretrained=False)
-    learner.unfreeze()
+    learner = Learner(loaders, models.mobilenet_v2(num_classes=2), loss_func=CrossEntropyLossFlat())
     started = time.perf_counter()
     with learner.no_bar(), learner.no_logging():
         learner.fit(1, cbs=no_validation())
@@ -187,7 +186,10 @@ def transformers_rate(folder: Path) -> float:
 def photos(folder: Path) -> None:
     """Second epoch of `tl train` on 9 to 12 megapixel photos, with the cache and without it."""
     data = folder / "photos"
-    originals = sorted(path for path in (SHARED / "data" / "large-photos").iterdir() if path.suffix == ".jpg")
+    pictures = (SHARED / "data" / "large-photos").iterdir()
+    originals = sorted(path for path in pictures if path.suffix.lower() in (".jpg", ".jpeg"))
+        path for path in (SHARED / "data" / "large-photos").iterdir() if path.suffix.lower() in (".jpg", ".jpeg")
+    )
     for split, copies in (("train", 8), ("val", 1)):
         for i in range(copies):
             for c, original in enumerate(originals):
