@@ -188,8 +188,6 @@ def photos(folder: Path) -> None:
     data = folder / "photos"
     pictures = (SHARED / "data" / "large-photos").iterdir()
     originals = sorted(path for path in pictures if path.suffix.lower() in (".jpg", ".jpeg"))
-        path for path in (SHARED / "data" / "large-photos").iterdir() if path.suffix.lower() in (".jpg", ".jpeg")
-    )
     for split, copies in (("train", 8), ("val", 1)):
         for i in range(copies):
             for c, original in enumerate(originals):
