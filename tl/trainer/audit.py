@@ -21,8 +21,8 @@ Kind = Literal[
 ]
 
 FEW_PICTURES = 10
-# Cosine of standardised embeddings. On PACS cartoons and mobilenet_v2, pairs above this are the same drawing mirrored,
-# scaled or with another watermark.
+# Cosine of standardised embeddings. On PACS cartoons and mobilenet_v2, the four pairs above this that were looked at
+# are one drawing mirrored, scaled or with another watermark.
 NEAR_DUPLICATE = 0.8
 _ROWS_AT_ONCE = 1024
 
