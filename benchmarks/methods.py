@@ -50,8 +50,6 @@ def few_and_full(split: str, *backbones: str):
                     options += ["--lr", "0.001"]  # norms and head alone move too slowly at the default of 0.0001
                 yield f"{split}-{backbone}-freeze-{freeze}-{optimizer}", [*base, *options]
             options = ["--method", "scratch", "--epochs", str(scratch), *stepped, *chosen]
-            if backbone == "squeezenet1_0" and optimizer == "sgd":
-                options += ["--lr", "0.01"]  # without batch norm it does not bear the default of 0.05
             yield f"{split}-{backbone}-scratch-{optimizer}", [*base, *options]
 
 

@@ -1,7 +1,8 @@
 """How fast `tl train` fine-tunes, as ratios measured in one run, alternating:
 
 - bound: the bare loop on ready tensors (channels-last, raised malloc thresholds) plus the core time of augmentation;
-- peers: fastai's Learner and transformers' Trainer with their defaults, where they are installed;
+- peers: fastai's Learner and transformers' Trainer with their defaults, each in a process of its own, so that none
+  gains by another's settings (benchmarks/peers.sh makes the environment: run this by its Python);
 - photos: large photos decoded once and kept, against decoded in every epoch.
 - synthetic (CUDA only): ResNet-50 on tensors that are already on the device.
 
@@ -10,6 +11,7 @@
 
 import os
 import statistics
+import subprocess
 import sys
 import tempfile
 import time
@@ -108,21 +110,23 @@ def bound(folder: Path) -> None:
 
 
 def peers(folder: Path) -> None:
-    rates: dict[str, list[float]] = {"tl, first epoch": [], "tl, later epochs": []}
-    ways = {"fastai": fastai_rate, "transformers": transformers_rate}
+    rates: dict[str, list[float]] = {name: [] for name in RATES}
     for _ in range(ROUNDS):
-        epochs = ours(folder)
-        rates["tl, first epoch"].append(epochs[0])
-        rates["tl, later epochs"].append(epochs[1])
-        for name, measure in ways.items():
-            try:
-                rates.setdefault(name, []).append(measure(folder))
-            except ImportError as error:
-                print(f"{name}: not measured ({error})")
-    middle = {name: show(name, values) for name, values in rates.items() if values}
-    for name in ways:
+        for name, measured in rates.items():
+            done = subprocess.run([sys.executable, __file__, name], capture_output=True, text=True)
+            if done.returncode:
+                print(f"{name}: not measured ({done.stderr.strip().splitlines()[-1]})")
+            else:
+                measured.append(float(done.stdout.split()[-1]))
+    middle = {name: show(name, measured) for name, measured in rates.items() if measured}
+    for name in ("fastai", "transformers"):
         if name in middle:
-            print(f"tl / {name}: {middle['tl, later epochs'] / middle[name]:.2f}")
+            print(f"tl / {name}: {middle['tl'] / middle[name]:.2f}")
+
+
+def tl_rate(folder: Path) -> float:
+    """The second epoch of `tl train`; the first one also decodes and fills the cache."""
+    return ours(folder)[1]
 
 
 def fastai_rate(folder: Path) -> float:
@@ -183,6 +187,10 @@ def transformers_rate(folder: Path) -> float:
     return len(pictures) / (time.perf_counter() - started)
 
 
+# Each is one process: `python benchmarks/train.py fastai` prints images/s.
+RATES = {"tl": tl_rate, "fastai": fastai_rate, "transformers": transformers_rate}
+
+
 def photos(folder: Path) -> None:
     """Second epoch of `tl train` on 9 to 12 megapixel photos, with the cache and without it."""
     data = folder / "photos"
@@ -221,5 +229,8 @@ if __name__ == "__main__":
     torch.manual_seed(0)
     parts = {"bound": bound, "peers": peers, "photos": photos, "synthetic": synthetic}
     with tempfile.TemporaryDirectory() as name:
-        for part in sys.argv[1:] or parts:
-            parts[part](Path(name))
+        if sys.argv[1:2] and sys.argv[1] in RATES:
+            print(RATES[sys.argv[1]](Path(name)))
+        else:
+            for part in sys.argv[1:] or parts:
+                parts[part](Path(name))

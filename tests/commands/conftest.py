@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
+import csv
+import io
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
+import torch
 from PIL import Image
 
 from tests.models import solid
+from tests.trainer.conftest import _torch_as_before as _torch_as_before  # a fixture of these tests too
 from tl.cli import main
+from tl.trainer.backbones import build_trunk
 
 
 @dataclass(frozen=True)
@@ -18,6 +23,10 @@ class Outcome:
     code: int
     out: str
     err: str
+
+    def rows(self) -> list[dict[str, str]]:
+        """stdout as CSV."""
+        return list(csv.DictReader(io.StringIO(self.out)))
 
 
 RunTl = Callable[..., Outcome]
@@ -45,3 +54,12 @@ def photos(tmp_path: Path) -> Path:
             path.parent.mkdir(parents=True, exist_ok=True)
             Image.fromarray(solid(color, 12 + i, 10)).save(path)
     return tmp_path / "photos"
+
+
+@pytest.fixture(scope="session")
+def trunk_weights(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A weights file of smallcnn: random, but the same each time; read only."""
+    path = tmp_path_factory.mktemp("weights") / "smallcnn.pth"
+    torch.manual_seed(0)
+    torch.save(build_trunk("smallcnn").state_dict(), path)
+    return path

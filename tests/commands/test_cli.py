@@ -1,6 +1,5 @@
 from __future__ import annotations
 
-import csv
 import json
 import subprocess
 import sys
@@ -8,10 +7,11 @@ import time
 from pathlib import Path
 
 import pytest
-import yaml
 
 from tests.commands.conftest import RunTl
+from tests.trainer.make import read_rows
 from tl import __version__
+from tl.trainer.runs import Run
 
 COMMANDS = ("train", "export", "predict", "evaluate", "inspect", "verify", "doctor", "demo", "probe")
 
@@ -83,43 +83,25 @@ def test_train__faults_name_the_cure(run_tl: RunTl, photos: Path, words: list[st
     assert len(done.err.splitlines()) == 1
 
 
-QUICK = (
-    "--backbone",
-    "smallcnn",
-    "--image-size",
-    16,
-    "--epochs",
-    1,
-    "--augment",
-    "none",
-    "--device",
-    "cpu",
-    "--threads",
-    1,
-)
+SMALL = ("--backbone", "smallcnn", "--image-size", 16, "--device", "cpu", "--threads", 1)
+QUICK = (*SMALL, "--epochs", 1, "--augment", "none")
 
 
 def test_train__lr_auto_as_a_flag(run_tl: RunTl, photos: Path, tmp_path: Path) -> None:
     done = run_tl("train", photos, "--method", "scratch", "--lr", "auto", *QUICK, "--out", tmp_path / "r", "--json")
     assert done.code == 0, done.err
-    lr = yaml.safe_load((tmp_path / "r" / "config.yaml").read_text(encoding="utf-8"))["lr"]
+    lr = Run(tmp_path / "r").load_config().lr
     assert f"lr auto: {lr:.2g} (lr_finder.csv)" in done.err
-    with (tmp_path / "r" / "lr_finder.csv").open(encoding="utf-8") as stream:
-        rows = list(csv.DictReader(stream))
-    lowest = min(rows, key=lambda row: float(row["smoothed_loss"]))
+    lowest = min(read_rows(tmp_path / "r" / "lr_finder.csv"), key=lambda row: float(row["smoothed_loss"]))
     assert lr == pytest.approx(float(lowest["lr"]) / 10, rel=0.05)  # two digits
     assert json.loads(done.out)["best_epoch"] == 1
 
 
-def test_train__c_values_one_after_each_flag(run_tl: RunTl, photos: Path, tmp_path: Path) -> None:
-    first = run_tl("train", photos, "--method", "scratch", *QUICK, "--out", tmp_path / "pre")
-    assert first.code == 0, first.err
-    words = ("--method", "features", "--weights", tmp_path / "pre", "--c-values", 2, "--c-values", 0.5)
-    small = ("--backbone", "smallcnn", "--image-size", 32, "--device", "cpu")
-    done = run_tl("train", photos, *words, *small, "--out", tmp_path / "r", "--json")
+def test_train__c_values_one_after_each_flag(run_tl: RunTl, photos: Path, trunk_weights: Path, tmp_path: Path) -> None:
+    words = ("--method", "features", "--weights", trunk_weights, "--c-values", 2, "--c-values", 0.5)
+    done = run_tl("train", photos, *words, *SMALL, "--out", tmp_path / "r", "--json")
     assert done.code == 0, done.err
-    with (tmp_path / "r" / "c_search.csv").open(encoding="utf-8") as stream:
-        assert [row["c"] for row in csv.DictReader(stream)] == ["0.5", "2"]
+    assert [row["c"] for row in read_rows(tmp_path / "r" / "c_search.csv")] == ["0.5", "2"]
     answer = json.loads(done.out)
     assert answer["best_epoch"] is None
     assert answer["val"]["n"] == 3
@@ -129,19 +111,52 @@ def test_train__head_sizes_one_after_each_flag(run_tl: RunTl, photos: Path, tmp_
     words = ("--method", "scratch", "--head", "mlp", "--head-sizes", 8, "--head-sizes", 4)
     done = run_tl("train", photos, *words, *QUICK, "--out", tmp_path / "r")
     assert done.code == 0, done.err
-    kept = yaml.safe_load((tmp_path / "r" / "config.yaml").read_text(encoding="utf-8"))
-    assert kept["head_sizes"] == [8, 4]
+    assert Run(tmp_path / "r").load_config().head_sizes == (8, 4)
 
 
-def test_train__another_head_than_the_config_files(run_tl: RunTl, photos: Path, tmp_path: Path) -> None:
-    # What the file's head was given by default is not what the other head gets.
-    first = run_tl("train", photos, "--method", "scratch", *QUICK, "--out", tmp_path / "a")
-    assert first.code == 0, first.err
-    words = ("--config", tmp_path / "a" / "config.yaml", "--head", "mlp", "--out", tmp_path / "b")
-    done = run_tl("train", *words)
+BY_HAND = ("--epochs", 2, "--lr", 0.002, "--optimizer", "sgd")
+SGD, LBFGS, ADAMW = ("sgd", 2, 0.002), ("lbfgs", None, None), ("adamw", 40, 0.003)
+SVM_C, LINEAR_C = (0.0001, 0.001, 0.01), (0.001, 0.01, 0.1, 1.0)
+
+
+@pytest.mark.parametrize(
+    ("first", "change", "trained", "head_sizes", "c_values"),
+    [
+        # What the user said of steps stays where the other head is trained by steps too.
+        (("--head", "conv", *BY_HAND), ("--head", "mlp"), SGD, (512, 256), ()),
+        (("--head", "mlp", "--head-sizes", 4, *BY_HAND), ("--head", "mlp"), SGD, (4,), ()),
+        (("--head", "mlp", *BY_HAND), ("--head", "linear"), SGD, (), LINEAR_C),
+        (("--head", "mlp", *BY_HAND), ("--optimizer", "adamw"), ("adamw", 2, 0.003), (512, 256), ()),
+        (("--head", "mlp"), ("--method", "scratch", "--epochs", 1), ("adamw", 1, 0.001), (512, 256), ()),
+        # A solver has no steps, and leaves none.
+        (("--head", "mlp", *BY_HAND), ("--head", "svm"), LBFGS, (), SVM_C),
+        (("--head", "svm"), ("--head", "mlp"), ADAMW, (512, 256), ()),
+        (("--head", "linear"), ("--head", "conv"), ADAMW, (32, 1024), ()),
+        (("--head", "svm"), ("--head", "linear"), LBFGS, (), LINEAR_C),
+        (("--head", "svm", "--c-values", 5), ("--seed", 3), LBFGS, (), (5.0,)),
+        (("--head", "linear"), ("--lr", 0.002, "--epochs", 2), ("adamw", 2, 0.002), (), LINEAR_C),
+    ],
+)
+def test_train__what_followed_from_another_option_follows_anew(
+    run_tl: RunTl,
+    photos: Path,
+    trunk_weights: Path,
+    tmp_path: Path,
+    first: tuple[object, ...],
+    change: tuple[object, ...],
+    trained: tuple[object, ...],
+    head_sizes: tuple[int, ...],
+    c_values: tuple[float, ...],
+) -> None:
+    base = ("--method", "features", "--weights", trunk_weights, *SMALL, "--no-audit")
+    done = run_tl("train", photos, *base, *first, "--out", tmp_path / "a")
     assert done.code == 0, done.err
-    kept = yaml.safe_load((tmp_path / "b" / "config.yaml").read_text(encoding="utf-8"))
-    assert kept["head_sizes"] == [512, 256]
+    done = run_tl("train", "--config", tmp_path / "a" / "config.yaml", *change, "--out", tmp_path / "b")
+    assert done.code == 0, done.err
+    kept = Run(tmp_path / "b").load_config()
+    assert (kept.optimizer, kept.epochs, kept.lr) == trained
+    assert (kept.head_sizes, kept.c_values) == (head_sizes, c_values)
+    assert kept.drop_epochs == (None if kept.epochs is None else max(1, kept.epochs // 3))
 
 
 def test_train__config_file_with_misspelt_key(run_tl: RunTl, photos: Path, tmp_path: Path) -> None:

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import csv
-import io
 import json
 from pathlib import Path
 
@@ -14,7 +12,7 @@ from tests.models import make_contract, make_model
 def test_evaluate__one_row_a_model_and_rule(run_tl: RunTl, photos: Path, color_model: Path, tmp_path: Path) -> None:
     wrong = make_model(tmp_path / "wrong.onnx", ("green", "red", "blue"), gain=-0.05)  # the darkest channel wins
     done = run_tl("evaluate", photos, "--ensemble", color_model, wrong)
-    table = list(csv.DictReader(io.StringIO(done.out)))
+    table = done.rows()
     assert done.code == 0
     assert list(table[0]) == ["model", "voting", "n", "top1_accuracy", "ci_low", "ci_high", "macro_f1", "ece"]
     assert [(row["model"], row["voting"]) for row in table] == [

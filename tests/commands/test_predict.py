@@ -1,7 +1,5 @@
 from __future__ import annotations
 
-import csv
-import io
 import json
 from pathlib import Path
 
@@ -16,13 +14,9 @@ def three(tmp_path: Path) -> list[Path]:
     return [make_model(tmp_path / f"{name}.onnx", gain=gain) for name, gain in (("a", 0.05), ("b", 0.02), ("c", 0.1))]
 
 
-def rows(text: str) -> list[dict[str, str]]:
-    return list(csv.DictReader(io.StringIO(text)))
-
-
 def test_predict__model_to_stdout(run_tl: RunTl, photos: Path, color_model: Path) -> None:
     done = run_tl("predict", photos, "--model", color_model, "--device", "cpu")
-    table = rows(done.out)
+    table = done.rows()
     assert done.code == 0
     assert list(table[0]) == ["path", "label", "confidence", "p:red", "p:green", "p:blue", "error"]
     assert [row["label"] for row in table] == ["blue"] * 2 + ["green"] * 2 + ["red"] * 2
@@ -32,7 +26,7 @@ def test_predict__model_to_stdout(run_tl: RunTl, photos: Path, color_model: Path
 
 def test_predict__ensemble_as_written(run_tl: RunTl, photos: Path, three: list[Path]) -> None:
     done = run_tl("predict", f"{photos}/", "--ensemble", *three)
-    table = rows(done.out)
+    table = done.rows()
     assert done.code == 0
     assert list(table[0])[-6:] == ["agreement", "entropy", "vote:a", "vote:b", "vote:c", "error"]
     assert {row["agreement"] for row in table} == {"1"}
@@ -46,7 +40,7 @@ def test_predict__ensemble_before_images(run_tl: RunTl, photos: Path, three: lis
 def test_predict__unreadable_picture_gets_a_row_and_exit_3(run_tl: RunTl, photos: Path, color_model: Path) -> None:
     (photos / "green" / "0.png").write_bytes(b"nothing like a picture")
     done = run_tl("predict", photos, "--model", color_model)
-    bad = rows(done.out)[2]
+    bad = done.rows()[2]
     assert done.code == 3
     assert bad["path"].endswith("green/0.png")
     assert bad["label"] == "" == bad["p:red"]
@@ -106,4 +100,4 @@ def test_predict__classes_must_match_or_be_joined(
     joined = run_tl("predict", photos, "--ensemble", color_model, other, "--classes", "union")
     assert refused.code == 1
     assert "lacks 'blue' and adds 'cyan'" in refused.err
-    assert [name for name in rows(joined.out)[0] if name.startswith("p:")] == [f"p:{c}" for c in (*COLORS, "cyan")]
+    assert [name for name in joined.rows()[0] if name.startswith("p:")] == [f"p:{c}" for c in (*COLORS, "cyan")]

@@ -2,26 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-import torch
 
+from tests.trainer.conftest import _torch_as_before as _torch_as_before  # a fixture of these tests too
 from tests.trainer.make import make_class_folders, make_config
 from tl.exporter.export import Exported, export_run
 from tl.trainer.progress import Silent
 from tl.trainer.runs import Run
 from tl.trainer.train import train
-
-
-@pytest.fixture(autouse=True)
-def _torch_as_before() -> Iterator[None]:
-    """Give torch its thread count and random state back."""
-    threads, state = torch.get_num_threads(), torch.get_rng_state()
-    yield
-    torch.set_num_threads(threads)
-    torch.set_rng_state(state)
 
 
 @pytest.fixture(scope="session")

@@ -5,6 +5,7 @@ import hashlib
 import json
 import os
 import shutil
+from collections.abc import Callable
 from io import BytesIO
 from pathlib import Path
 
@@ -39,6 +40,16 @@ def assert_nothing_private(path: Path, *private: Path) -> None:
     assert b"class_names" in content
     for word in (*FORBIDDEN, *(str(place).encode() for place in (*private, Path.home(), Path.cwd()))):
         assert word not in content, word
+
+
+def assert_predicts_as_validated(path: Path, run: Run, photos: Path) -> None:
+    rows = read_rows(run.folder / "predictions_val.csv")
+    with load(path, device="cpu", threads=1) as predictor:
+        results = predictor.predict_batch([photos / row["path"] for row in rows])
+    for row, result in zip(rows, results, strict=True):
+        shown = [float(row[f"p:{name}"]) for name in ("blue", "green", "red")]
+        # tl.exporter.parity's bound, plus six printed digits.
+        np.testing.assert_allclose(result.probabilities, shown, rtol=0, atol=1.1e-4)  # type: ignore[union-attr]
 
 
 def test_export_run__contract_fields(exported: Exported, finished_run: Run) -> None:
@@ -106,13 +117,7 @@ def test_export_run__golden_samples_are_validation_pictures(exported: Exported, 
 
 
 def test_export_run__predictions_are_those_of_the_run(exported: Exported, finished_run: Run, photos: Path) -> None:
-    rows = read_rows(finished_run.folder / "predictions_val.csv")
-    with load(exported.path, device="cpu", threads=1) as predictor:
-        results = predictor.predict_batch([photos / row["path"] for row in rows])
-    for row, result in zip(rows, results, strict=True):
-        shown = [float(row[f"p:{name}"]) for name in ("blue", "green", "red")]
-        # tl.exporter.parity's bound, plus six printed digits.
-        np.testing.assert_allclose(result.probabilities, shown, rtol=0, atol=1.1e-4)  # type: ignore[union-attr]
+    assert_predicts_as_validated(exported.path, finished_run, photos)
 
 
 def test_export_run__passes_verify(exported: Exported) -> None:
@@ -189,6 +194,63 @@ def test_export_run__pictures_gone_but_others_given(finished_run: Run, photos: P
     assert done.contract.parity.images == 12
 
 
+def edit_predictions(run: Run, edit: Callable[[list[list[str]]], None]) -> None:
+    """Change the rows of `predictions_val.csv`, header first."""
+    path = run.folder / "predictions_val.csv"
+    rows = [line.split(",") for line in path.read_text(encoding="utf-8").splitlines()]
+    edit(rows)
+    path.write_text("".join(f"{','.join(row)}\n" for row in rows), encoding="utf-8")
+
+
+def test_export_run__altered_predictions_are_refused(finished_run: Run, photos: Path, tmp_path: Path) -> None:
+    run = moved_run(finished_run, photos, tmp_path)
+
+    def shift(rows: list[list[str]]) -> None:
+        rows[4][-1] = f"{(float(rows[4][-1]) + 0.5) % 1:.6g}"  # one probability of one picture
+
+    edit_predictions(run, shift)
+    with pytest.raises(ParityError, match=r"predictions_val.csv and its network differ by 0.5 .*no file was written"):
+        export_run(run, tmp_path / "out" / "m.onnx", Silent())
+    assert list((tmp_path / "out").iterdir()) == []
+
+
+def test_export_run__an_altered_picture_is_refused(finished_run: Run, photos: Path, tmp_path: Path) -> None:
+    run = moved_run(finished_run, photos, tmp_path)
+    make_png(Path(run.picture_paths("val")[2]), make_noise(7, (255, 255, 255)))
+    with pytest.raises(ParityError, match="the run or a picture was changed; train again"):
+        export_run(run, tmp_path / "m.onnx", Silent())
+
+
+@pytest.mark.parametrize(
+    ("edit", "message"),
+    [
+        (lambda rows: rows.pop(), "has 5 rows for 6 validation pictures of the manifest"),
+        (lambda rows: rows[2].pop(), "predictions_val.csv: cannot be read"),
+        (lambda rows: rows[2].__setitem__(-1, "much"), "predictions_val.csv: cannot be read .*'much'"),
+        (lambda rows: rows[2].append("1"), "predictions_val.csv: cannot be read"),
+        (lambda rows: [row.pop() for row in rows], "predictions_val.csv: has no column 'p:"),
+    ],
+    ids=["row", "cell", "word", "longer", "column"],
+)
+def test_export_run__spoilt_predictions_are_named(
+    finished_run: Run, photos: Path, tmp_path: Path, edit: Callable[[list[list[str]]], None], message: str
+) -> None:
+    run = moved_run(finished_run, photos, tmp_path)
+    edit_predictions(run, edit)
+    with pytest.raises(TlError, match=message):
+        export_run(run, tmp_path / "m.onnx", Silent())
+    assert not (tmp_path / "m.onnx").exists()
+
+
+def test_export_run__without_predictions_asks_whether_training_finished(
+    finished_run: Run, photos: Path, tmp_path: Path
+) -> None:
+    run = moved_run(finished_run, photos, tmp_path)
+    (run.folder / "predictions_val.csv").unlink()
+    with pytest.raises(RunError, match=r"predictions_val.csv: cannot be read .*did this run's training finish"):
+        export_run(run, tmp_path / "m.onnx", Silent())
+
+
 def test_export_run__a_damaged_picture_is_named(finished_run: Run, photos: Path, tmp_path: Path) -> None:
     run = moved_run(finished_run, photos, tmp_path)
     path = Path(run.picture_paths("val")[0])
@@ -228,13 +290,7 @@ def test_export_run__a_head_on_kept_features_predicts_as_validated(
     done = export_run(run, tmp_path / "m.onnx", Silent())
     assert done.contract.temperature == load_best(run)[1].temperature
     assert done.contract.provenance.weights == "run finished"
-    rows = read_rows(run.folder / "predictions_val.csv")
-    with load(done.path, device="cpu", threads=1) as predictor:
-        results = predictor.predict_batch([photos / row["path"] for row in rows])
-    for row, result in zip(rows, results, strict=True):
-        shown = [float(row[f"p:{name}"]) for name in ("blue", "green", "red")]
-        # tl.exporter.parity's bound, plus six printed digits.
-        np.testing.assert_allclose(result.probabilities, shown, rtol=0, atol=1.1e-4)  # type: ignore[union-attr]
+    assert_predicts_as_validated(done.path, run, photos)
     assert_nothing_private(done.path, tmp_path, photos, finished_run.folder)
 
 

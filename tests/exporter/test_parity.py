@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from tests.models import make_contract, make_model
 from tests.trainer.make import make_noise, make_png
 from tl.errors import ModelFileError, ParityError
-from tl.exporter.parity import BATCH_SIZES, TOLERANCE, check_parity
+from tl.exporter.parity import BATCH_SIZES, CLAIM_TOLERANCE, TOLERANCE, check_claims, check_parity
 from tl.runtime.geometry import load_input
 from tl.runtime.recipe import build_recipe
 from tl.runtime.session import Session
@@ -118,3 +118,19 @@ def test_check_parity__a_picture_that_the_runtime_cannot_read(
 def test_check_parity__no_pictures(session: Session) -> None:
     with pytest.raises(ParityError, match="no pictures to check parity on"):
         check_parity(Color(), session, [], np.empty((0, 8, 8, 3), np.uint8), ["probabilities"])
+
+
+def test_check_claims__within_the_tolerance() -> None:
+    found = np.array([[0.25, 0.75], [0.5, 0.5], [1.0, 0.0]], np.float32)
+    check_claims(found, ["a", "b", "c"], {"a": [0.25, 0.75], "c": [1 - 0.9 * CLAIM_TOLERANCE, 0.0], "gone": [0.0, 1.0]})
+    check_claims(found, ["a", "b", "c"], {})  # a pretrained network claims nothing
+
+
+@pytest.mark.parametrize(
+    ("claimed", "shown"),
+    [({"c": [0.75, 0.25]}, "0.25"), ({"a": [0.25, 0.75 + 2 * CLAIM_TOLERANCE]}, "0.02"), ({"b": [0.5, np.nan]}, "nan")],
+)
+def test_check_claims__another_answer_is_refused(claimed: dict[str, list[float]], shown: str) -> None:
+    found = np.array([[0.25, 0.75], [0.5, 0.5], [1.0, 0.0]], np.float32)
+    with pytest.raises(ParityError, match=rf"predictions_val.csv and its network differ by {shown} .* train again"):
+        check_claims(found, ["a", "b", "c"], claimed)

@@ -24,6 +24,13 @@ def _torch_as_before() -> Iterator[None]:
     torch.set_rng_state(state)
 
 
+@pytest.fixture
+def fresh_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """An empty folder of caches for one test."""
+    monkeypatch.setenv("TL_CACHE_DIR", str(tmp_path / "cache"))
+    return tmp_path / "cache"
+
+
 @pytest.fixture(scope="session")
 def photos(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Three class folders of six 20 px squares; read only."""

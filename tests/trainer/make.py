@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import csv
+import dataclasses
 import json
+import os
 import re
 from collections.abc import Iterable, Sequence
 from pathlib import Path
@@ -11,17 +13,20 @@ from typing import Any
 
 import numpy as np
 import onnx
+import pytest
 import torch
 from numpy.typing import NDArray
 from PIL import Image
 from safetensors.torch import load_file
 from torch import Tensor
 
+from tl.errors import RunInterrupted
+from tl.trainer import pictures as picture_module
 from tl.trainer.config import TrainConfig
 from tl.trainer.data import Picture
-from tl.trainer.loop import EpochRow
+from tl.trainer.loop import EpochRow, FitOptions
 from tl.trainer.pictures import PictureStore, load_pictures
-from tl.trainer.progress import Silent
+from tl.trainer.progress import Progress, Silent
 from tl.trainer.runs import Run
 from tl.trainer.train import TrainResult, train
 
@@ -103,6 +108,36 @@ def make_config(data: Path, out: Path, **changes: Any) -> TrainConfig:
     return TrainConfig(data=str(data), out=str(out), **values)
 
 
+def make_fit_options(**changes: Any) -> FitOptions:
+    """Five epochs of adamw that save no effort."""
+    plain = FitOptions(
+        epochs=5,
+        optimizer="adamw",
+        lr=0.05,
+        momentum=0.9,
+        weight_decay=1e-4,
+        schedule="cosine",
+        warmup_epochs=1.0,
+        drop_epochs=2,
+        drop_factor=0.1,
+        accumulate=1,
+        clip_norm=None,
+        ema_decay=None,
+        patience=None,
+        monitor="val_top1_accuracy",
+        seed=3,
+        compile=False,
+    )
+    return dataclasses.replace(plain, **changes)
+
+
+def make_clouds(count: int) -> tuple[Tensor, Tensor]:
+    """Two overlapping clouds (N, 4) in turn, and which of them int64 (N,)."""
+    generator = torch.Generator().manual_seed(0)
+    ids = torch.arange(count) % 2
+    return torch.randn(count, 4, generator=generator) + 1.5 * ids[:, None], ids
+
+
 def timeless(history: Iterable[EpochRow]) -> list[tuple[Any, ...]]:
     """History rows without their timing."""
     return [tuple(getattr(row, name) for name in NOT_TIMED) for row in history]
@@ -131,6 +166,15 @@ def train_here(photos: Path, out: Path, **changes: Any) -> TrainResult:
     return train(make_config(photos, out, **changes), Silent())
 
 
+def stop_and_resume(photos: Path, out: Path, stops: Progress, **changes: Any) -> Run:
+    """A run that `stops` interrupts, taken up again and finished."""
+    with pytest.raises(RunInterrupted, match=f"tl train --resume .*{out.name}"):
+        train(make_config(photos, out, **changes), stops)
+    run = Run(out)
+    train(run.load_config(), Silent(), resume=run)
+    return run
+
+
 def assert_same_run(left: Run, right: Run) -> None:
     """Equal weights and files, but for times, places and TensorBoard's events."""
     names = [{path.name for path in run.folder.iterdir() if "tfevents" not in path.name} for run in (left, right)]
@@ -154,6 +198,25 @@ def plain_text(model: onnx.ModelProto) -> bytes:
     for prop in copy.metadata_props:
         prop.value = re.sub(r'"png":"[^"]*"', '"png":""', prop.value)
     return copy.SerializeToString()
+
+
+def forbid_decoding(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let a test fail where a picture is decoded."""
+
+    def decode(content: bytes, recipe: object) -> None:
+        raise AssertionError(f"a picture of {len(content)} bytes was decoded")
+
+    monkeypatch.setattr(picture_module, "decode_image", decode)
+
+
+class RunsCode:
+    """What a hostile file holds: unpickling it makes a folder."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def __reduce__(self) -> tuple[object, tuple[str]]:
+        return os.mkdir, (str(self.path),)
 
 
 class Listener(Silent):

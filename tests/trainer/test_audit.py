@@ -181,7 +181,7 @@ def test_summarise__a_line_a_kind_with_count_and_first_example() -> None:
         Finding("few pictures", "", "", "class 'b' has 4 pictures to train on"),
         Finding("few pictures", "", "", "class 'c' has 5 pictures to train on"),
     ]
-    assert summarise(findings) == [
+    assert summarise(findings, " in findings.csv") == [
         "warning: labels disagree: ä/0.png and b/1.png: the same file as 'ä' and as 'b'",
         "warning: few pictures: class 'a' has 3 pictures to train on (and 2 more in findings.csv)",
     ]

@@ -22,7 +22,9 @@ from tl.trainer.backbones import (
     find_backbone_info,
     torchvision_weights,
 )
+from tl.trainer.config import WITHOUT_NORM
 from tl.trainer.network import Normalise
+from tl.trainer.options import has_norm
 
 # One of each family, with the shape of one picture's features at the family's own input size.
 FAMILIES = {
@@ -275,3 +277,13 @@ def test_remembered_info__is_what_was_found_to_the_last_digit(cache: Path) -> No
     for name in ("smallcnn", "mobilenet_v2", "vit_b_16", "inception_v3"):
         found = find_backbone_info(name)
         assert remembered_info(name, find_backbone_info) == remembered_info(name, find_backbone_info) == found
+
+
+@pytest.mark.parametrize(
+    "name", sorted({*FAMILIES, *(name for name in backbone_names() if name.startswith(WITHOUT_NORM))})
+)
+def test_has_norm__is_true_of_the_layers(name: str) -> None:
+    with torch.device("meta"):
+        trunk = build_trunk(name)
+    layers = {type(module).__name__ for module in trunk.modules()} - {"LocalResponseNorm"}
+    assert has_norm(name) == any("Norm" in layer for layer in layers)

@@ -7,14 +7,12 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from tests.trainer.make import StopsAt, assert_same_run, make_config, train_here
-from tl.errors import ConfigError, RunInterrupted
+from tests.trainer.make import StopsAt, assert_same_run, stop_and_resume, train_here
+from tl.errors import ConfigError
 from tl.trainer.backbones import Trunk, build_trunk
 from tl.trainer.freezing import ParameterGroup, freeze_trunk, frozen_names, parameter_groups, stages, thaw_trunk
 from tl.trainer.optimizers import build_optimizer
-from tl.trainer.progress import Silent
 from tl.trainer.runs import Run
-from tl.trainer.train import train
 
 # Stages counted by hand in the papers' tables: a stem and its blocks, or each convolution of a VGG.
 STAGE_COUNTS = {
@@ -247,8 +245,4 @@ def test_train__resumed_unfreezing_equals_never_interrupted(photos: Path, finish
     changes = {"method": "finetune", "weights": str(finished_run.folder), "audit": False, "unfreeze_every": 1}
     changes |= {"epochs": 4, "optimizer": "adamw", "layer_lr_decay": 0.8}
     whole = train_here(photos, tmp_path / "whole", **changes).run
-    with pytest.raises(RunInterrupted):
-        train(make_config(photos, tmp_path / "stopped", **changes), StopsAt(3))
-    run = Run(tmp_path / "stopped")
-    train(run.load_config(), Silent(), resume=run)
-    assert_same_run(run, whole)
+    assert_same_run(stop_and_resume(photos, tmp_path / "stopped", StopsAt(3), **changes), whole)

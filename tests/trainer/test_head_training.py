@@ -19,6 +19,7 @@ import tl.runtime
 from tests.trainer.make import (
     Listener,
     assert_same_run,
+    forbid_decoding,
     make_class_folders,
     make_config,
     make_noise,
@@ -26,7 +27,6 @@ from tests.trainer.make import (
     read_rows,
 )
 from tl.exporter.export import export_run
-from tl.trainer import pictures as picture_module
 from tl.trainer.checkpoints import load_best
 from tl.trainer.config import TrainConfig
 from tl.trainer.progress import Silent
@@ -35,16 +35,12 @@ from tl.trainer.solvers import solve_head
 from tl.trainer.task import prepare_task
 from tl.trainer.train import TrainResult, compute_features, train
 
+pytestmark = pytest.mark.usefixtures("fresh_cache")
 ROOT = Path(__file__).parents[2]
 # predictions_val.csv shows six digits of numbers up to 1.
 PRINTED = 1e-6
 SOLVED = ({}, {"head": "svm"})
 STEPPED = ({"optimizer": "adamw"}, {"head": "mlp"}, {"head": "conv", "head_sizes": (4, 8)})
-
-
-@pytest.fixture(autouse=True)
-def _fresh_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("TL_CACHE_DIR", str(tmp_path / "cache"))
 
 
 @pytest.fixture(scope="session")
@@ -176,6 +172,21 @@ def test_solve__is_the_solver_on_the_kept_features(close_photos: Path, finished_
     np.testing.assert_array_equal(load_file(run.best_path)["head.weight"], head.weight.astype(np.float32))
 
 
+@pytest.mark.parametrize("head", ["linear", "svm"])
+def test_solve__balanced_class_weights(finished_run: Run, tmp_path: Path, head: str) -> None:
+    make_class_folders(tmp_path / "d", 3, ("rare",))
+    data = make_class_folders(tmp_path / "d", 12, ("blue",))
+    changes = {"head": head, "c_values": (0.01,), "class_weights": "balanced"}
+    run = train_head(data, finished_run, tmp_path / "r", **changes).run
+    task = prepare_task(run.load_config(), Silent())
+    train_data, val = ((task.split_features(split), task.true_ids(split)) for split in ("train", "val"))
+    solver = "svm" if head == "svm" else "logistic"
+    wanted, other = (solve_head(solver, train_data, val, (0.01,), 0, is_balanced=it)[0] for it in (True, False))
+    found = load_file(run.best_path)["head.bias"]
+    np.testing.assert_array_equal(found, wanted.bias.astype(np.float32))
+    assert (found != other.bias.astype(np.float32)).any()
+
+
 EXPORTED = (
     {"classes": ("blue", "red")},
     {"head": "svm"},
@@ -203,13 +214,6 @@ def test_export_run__a_model_file_gives_the_predictions(
     assert [result.label for result in results] == decided
     found = np.stack([result.probabilities for result in results])
     np.testing.assert_allclose(found, wanted, rtol=0, atol=1e-5)  # onnxruntime's float32, and six printed digits
-
-
-def forbid_decoding(monkeypatch: pytest.MonkeyPatch) -> None:
-    def decode(path: str, recipe: object) -> None:
-        raise AssertionError(f"{path} was decoded")
-
-    monkeypatch.setattr(picture_module, "decode_image", decode)
 
 
 @pytest.mark.parametrize("changes", [*SOLVED, *STEPPED, {"augment": "flip", "views": 2}])
@@ -302,7 +306,8 @@ def test_train__the_test_split_of_a_solved_head(finished_run: Run, tmp_path: Pat
 
 def test_compute_features__only_what_somebody_looks_at(photos: Path, finished_run: Run, tmp_path: Path) -> None:
     for changes, views in (
-        ({"method": "finetune", "audit": False}, set()),
+        ({"method": "finetune", "audit": False, "head_start": "random"}, set()),
+        ({"method": "finetune", "audit": False}, {0}),
         ({"method": "finetune"}, {0}),
         ({"method": "features", "augment": "flip", "views": 2}, {0, 1, 2}),
     ):

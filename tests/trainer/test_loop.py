@@ -8,10 +8,10 @@ from typing import Any
 
 import pytest
 import torch
-from torch import Tensor, nn
+from torch import nn
 from torch.nn import functional
 
-from tests.trainer.make import Listener, StopsAt, timeless
+from tests.trainer.make import Listener, StopsAt, make_clouds, make_fit_options, timeless
 from tl.errors import TrainingError
 from tl.trainer.batches import TensorBatches
 from tl.trainer.freezing import ParameterGroup
@@ -20,24 +20,7 @@ from tl.trainer.machine import Machine
 from tl.trainer.progress import Progress, Silent
 from tl.trainer.stepping import Trainee
 
-OPTIONS = FitOptions(
-    epochs=5,
-    optimizer="adamw",
-    lr=0.05,
-    momentum=0.9,
-    weight_decay=1e-4,
-    schedule="cosine",
-    warmup_epochs=1.0,
-    drop_epochs=2,
-    drop_factor=0.1,
-    accumulate=1,
-    clip_norm=None,
-    ema_decay=None,
-    patience=None,
-    monitor="val_top1_accuracy",
-    seed=3,
-    compile=False,
-)
+OPTIONS = make_fit_options()
 
 
 class Kept:
@@ -54,12 +37,6 @@ class Kept:
         self.finals.append(final)
 
 
-def two_clouds(count: int = 22) -> tuple[Tensor, Tensor]:
-    generator = torch.Generator().manual_seed(0)
-    ids = torch.arange(count) % 2
-    return torch.randn(count, 4, generator=generator) + 1.5 * ids[:, None], ids
-
-
 def network() -> nn.Module:
     torch.manual_seed(1)
     return nn.Sequential(nn.Linear(4, 16), nn.BatchNorm1d(16), nn.ReLU(), nn.Dropout(0.3), nn.Linear(16, 2))
@@ -72,7 +49,7 @@ def trainee_of(module: nn.Module, label_smoothing: float = 0.1, **more: Any) -> 
 
 @torch.no_grad()
 def validate(module: nn.Module) -> Validation:
-    inputs, ids = two_clouds()
+    inputs, ids = make_clouds(22)
     logits = module.eval()(inputs)
     hits = (logits.argmax(dim=1) == ids).float().mean()
     return Validation(float(functional.cross_entropy(logits, ids)), float(hits), 0.5, 0.25)
@@ -85,15 +62,15 @@ def validations(losses: Iterable[float]) -> Callable[[nn.Module], Validation]:
 
 
 def batches_of(seed: int = 0) -> TensorBatches:
-    return TensorBatches(*two_clouds(), batch_size=8, seed=seed)
+    return TensorBatches(*make_clouds(22), batch_size=8, seed=seed)
 
 
 def run_fit(
-    cpu: Machine, options: FitOptions = OPTIONS, kept: Kept | None = None, progress: Progress | None = None
+    cpu: Machine, options: FitOptions = OPTIONS, kept: Kept | None = None, progress: Progress | None = None, **more: Any
 ) -> tuple[nn.Module, list[EpochRow], Kept]:
     module, kept = network(), kept or Kept()
     batches = batches_of(options.seed)
-    history = fit(trainee_of(module), batches, validate, options, cpu, kept, progress or Silent())
+    history = fit(trainee_of(module), batches, validate, options, cpu, kept, progress or Silent(), **more)
     return module, history, kept
 
 
@@ -162,6 +139,17 @@ def test_fit__leaves_the_best_weights(cpu: Machine) -> None:
     assert all(torch.equal(tensor, wanted[name]) for name, tensor in module.state_dict().items())
 
 
+@pytest.mark.parametrize("ema_decay", [None, 0.5])
+def test_fit__leaves_the_last_weights_where_validation_must_not_choose(cpu: Machine, ema_decay: float | None) -> None:
+    options = dataclasses.replace(OPTIONS, epochs=8, lr=0.5, monitor="val_loss", ema_decay=ema_decay)
+    module, history, kept = run_fit(cpu, options, keeps_best=False)
+    assert min(history, key=lambda r: r.val_loss).epoch != len(history)  # or the test would not tell best from last
+    assert validate(module).loss == history[-1].val_loss
+    last, average = kept.states[-1]["module"], kept.states[-1]["average"]
+    wanted = last if ema_decay is None else {name: average[f"module.{name}"] for name in last}
+    assert all(torch.equal(tensor, wanted[name]) for name, tensor in module.state_dict().items())
+
+
 def test_fit__history(cpu: Machine) -> None:
     _, history, _ = run_fit(cpu)
     assert [r.epoch for r in history] == [1, 2, 3, 4, 5]
@@ -175,7 +163,7 @@ def test_fit__history(cpu: Machine) -> None:
 def test_fit__first_training_loss_by_hand(cpu: Machine) -> None:
     torch.manual_seed(1)
     module = nn.Linear(4, 2)
-    inputs, ids = two_clouds()
+    inputs, ids = make_clouds(22)
     with torch.no_grad():
         logits = module(inputs)
         wanted = float(functional.cross_entropy(logits, ids))
@@ -215,7 +203,7 @@ def test_fit__loss_that_is_not_finite_stops(cpu: Machine) -> None:
 
 def test_fit__loss_that_breaks_away_names_class_and_rate(cpu: Machine) -> None:
     # The last picture is infinite: its batch, its class and the learning rate of the step are named.
-    inputs, ids = two_clouds()
+    inputs, ids = make_clouds(22)
     inputs[21] = math.inf
     batches = TensorBatches(inputs, ids, batch_size=8, seed=0)
     step = next(i for i, (rows, _, _) in enumerate(batches.epoch(1)) if torch.isinf(rows).any()) + 1

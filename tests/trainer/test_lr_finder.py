@@ -11,11 +11,19 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from tests.trainer.make import Listener, assert_same_run, make_config, read_rows, train_here
-from tl.errors import RunInterrupted, TrainingError
+from tests.trainer.make import (
+    Listener,
+    assert_same_run,
+    make_clouds,
+    make_fit_options,
+    read_rows,
+    stop_and_resume,
+    train_here,
+)
+from tl.errors import TrainingError
 from tl.trainer.batches import TensorBatches
 from tl.trainer.freezing import ParameterGroup
-from tl.trainer.loop import FitOptions, NoCheckpoints, Validation, fit
+from tl.trainer.loop import NoCheckpoints, Validation, fit
 from tl.trainer.lr_finder import FinderRow, find_lr
 from tl.trainer.machine import Machine
 from tl.trainer.progress import Silent
@@ -24,12 +32,6 @@ from tl.trainer.stepping import Trainee
 from tl.trainer.train import train
 
 LOWEST, HIGHEST, STEPS = 1e-6, 1.0, 100
-
-
-def clouds(count: int = 40) -> tuple[Tensor, Tensor]:
-    generator = torch.Generator().manual_seed(0)
-    ids = torch.arange(count) % 2
-    return torch.randn(count, 4, generator=generator) + 1.5 * ids[:, None], ids
 
 
 def trainee_of(module: nn.Module, *, factor: float = 1.0) -> Trainee:
@@ -43,7 +45,7 @@ def network() -> nn.Module:
 
 
 def batches() -> TensorBatches:
-    return TensorBatches(*clouds(), batch_size=8, seed=0)
+    return TensorBatches(*make_clouds(40), batch_size=8, seed=0)
 
 
 def search(
@@ -78,24 +80,7 @@ def test_find_lr__curve_by_hand(cpu: Machine, optimizer: str) -> None:
 def test_find_lr__training_with_it_lowers_the_loss(cpu: Machine) -> None:
     module = network()
     found, _ = search(cpu, trainee_of(module))
-    options = FitOptions(
-        epochs=5,
-        optimizer="adamw",
-        lr=found,
-        momentum=0.9,
-        weight_decay=1e-4,
-        schedule="constant",
-        warmup_epochs=0,
-        drop_epochs=10,
-        drop_factor=0.1,
-        accumulate=1,
-        clip_norm=None,
-        ema_decay=None,
-        patience=None,
-        monitor="train_loss",
-        seed=3,
-        compile=False,
-    )
+    options = make_fit_options(lr=found, schedule="constant", warmup_epochs=0, monitor="train_loss")
 
     def judge(judged: nn.Module) -> Validation:
         return Validation(1, 1, 1, 1)
@@ -155,7 +140,7 @@ def test_find_lr__rates_are_shares_where_layers_decay(cpu: Machine) -> None:
             return inputs @ self.weight
 
     module = Still()
-    inputs, ids = clouds()
+    inputs, ids = make_clouds(40)
     with torch.no_grad():
         wanted = float(functional.cross_entropy(module(inputs), ids))
     _, rows = search(cpu, trainee_of(module, factor=1e-12), "sgd")
@@ -199,9 +184,6 @@ def test_train__resumed_run_does_not_search_again(photos: Path, tmp_path: Path) 
 
 def test_train__search_that_was_interrupted_begins_anew(photos: Path, tmp_path: Path) -> None:
     whole = train_here(photos, tmp_path / "whole", lr="auto").run
-    with pytest.raises(RunInterrupted, match="tl train --resume"):
-        train(make_config(photos, tmp_path / "stopped", lr="auto"), StopsSearch())
-    run = Run(tmp_path / "stopped")
-    train(run.load_config(), Silent(), resume=run)
+    run = stop_and_resume(photos, tmp_path / "stopped", StopsSearch(), lr="auto")
     assert_same_run(run, whole)
     assert (run.folder / "lr_finder.csv").read_bytes() == (whole.folder / "lr_finder.csv").read_bytes()

@@ -9,7 +9,15 @@ import pytest
 
 from tl.errors import ConfigError
 from tl.trainer.config import Head, Method, Optimizer, TrainConfig
-from tl.trainer.options import config_from_mapping, dump_config, is_solved, load_config, nearest, resolve
+from tl.trainer.options import (
+    config_from_mapping,
+    dump_config,
+    is_solved,
+    load_config,
+    nearest,
+    own_choices,
+    resolve,
+)
 
 STEPPED = [name for name in get_args(Optimizer) if name != "lbfgs"]
 
@@ -78,6 +86,7 @@ def test_resolve__keeps_what_was_given() -> None:
         head_sizes=(3,),
         c_values=(2.0,),
         drop_epochs=2,
+        head_start="random",
     )
     assert resolve(given) == given
 
@@ -275,3 +284,49 @@ def test_load_config__runs_no_code(tmp_path: Path) -> None:
 def test_nearest__close_and_far() -> None:
     assert nearest("resnet81", ["resnet18", "vgg16"]) == " (nearest: 'resnet18')"
     assert nearest("xyz", ["resnet18", "vgg16"]) == ""
+
+
+@pytest.mark.parametrize(
+    ("changes", "fault"),
+    [
+        ({"method": "scratch"}, "head_start solved needs method finetune, pretrained weights"),
+        ({"head": "mlp"}, "head_start solved needs head linear"),
+        ({"pooling": "flatten", "weights": "none"}, "head_start solved needs pooling gap, pretrained weights"),
+    ],
+)
+def test_resolve__head_start_solved_needs_a_frozen_linear_head(changes: dict[str, Any], fault: str) -> None:
+    with pytest.raises(ConfigError, match=fault):
+        resolve(TrainConfig(data="d", head_start="solved", **changes))
+
+
+@pytest.mark.parametrize(
+    ("backbone", "lr"), [("vgg16", 0.001), ("vgg16_bn", 0.005), ("timm:vgg11.tv_in1k", 0.001), ("resnet18", 0.005)]
+)
+def test_resolve__a_smaller_rate_for_trunks_without_norm(backbone: str, lr: float) -> None:
+    assert resolve(TrainConfig(data="d", backbone=backbone)).lr == lr
+    assert resolve(TrainConfig(data="d", backbone=backbone, optimizer="adam")).lr == 1e-4
+    assert resolve(TrainConfig(data="d", backbone=backbone, lr=0.3)).lr == 0.3
+
+
+@pytest.mark.parametrize(
+    ("chosen", "also"),
+    [
+        ({}, set()),
+        ({"method": "features"}, set()),
+        ({"method": "features", "optimizer": "adamw"}, set()),
+        ({"method": "features", "lr": 0.01}, set()),
+        ({"method": "features", "head": "svm", "c_values": (0.5,)}, set()),
+        ({"head": "mlp", "head_sizes": (3,), "epochs": 7, "optimizer": "adam", "lr": 0.2}, set()),
+        ({"method": "scratch", "epochs": 30, "schedule": "step"}, {"epochs"}),  # what is the default anyway
+        ({"weights": "none", "augment": "strong", "batch_size": 9}, set()),
+    ],
+)
+def test_own_choices__are_the_fewest_that_resolve_alike(chosen: dict[str, Any], also: set[str]) -> None:
+    resolved = resolve(TrainConfig(data="d", **chosen))
+    own = own_choices(resolved)
+    assert resolve(TrainConfig(**own)) == resolved
+    opened = {field.name for field in dataclasses.fields(TrainConfig) if field.default is None}
+    kept = {name for name in own if name in opened}
+    if chosen != {"method": "features", "optimizer": "adamw"}:  # one of rate, epochs, optimiser says the same
+        assert kept == (set(chosen) - also) & opened
+    assert len(kept) <= len(set(chosen) & opened)

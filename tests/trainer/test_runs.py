@@ -2,7 +2,6 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import os
 import pickle
 from pathlib import Path
 from typing import Any
@@ -13,7 +12,7 @@ import torch
 from numpy.typing import NDArray
 from safetensors.torch import load_file, save_file
 
-from tests.trainer.make import make_config, make_noise, make_png, make_store, read_rows
+from tests.trainer.make import RunsCode, make_config, make_noise, make_png, make_store, read_rows
 from tl.errors import ConfigError, OutputError, RunError
 from tl.runtime.recipe import build_recipe
 from tl.runtime.strict_json import dump_json
@@ -25,14 +24,6 @@ from tl.trainer.runs import RUN_VERSION, NetworkCard, Run, check_free, create_ru
 
 CARD = NetworkCard(RUN_VERSION, ("a", "Käfer, rot"), build_recipe((8, 8)), "none", 1.25)
 ROW = EpochRow(1, 0.001, 1.25, 0.5, 1.5, 0.25, 2.0, 10.0, val_macro_f1=0.75, val_ece=0.125)
-
-
-class RunsCode:
-    def __init__(self, path: Path) -> None:
-        self.path = path
-
-    def __reduce__(self) -> tuple[object, tuple[str]]:
-        return os.mkdir, (str(self.path),)
 
 
 @pytest.fixture

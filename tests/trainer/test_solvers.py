@@ -107,6 +107,23 @@ def test_solve_head__c_is_chosen_on_validation_and_of_equals_the_smallest(solver
 
 
 @pytest.mark.parametrize("solver", SOLVERS)
+@pytest.mark.parametrize("classes", [2, 3])
+def test_solve_head__balanced_weighs_rare_classes_more(solver: Solver, classes: int) -> None:
+    (features, true_ids), val = halves(make_features(5, classes, 300))
+    kept = (true_ids > 0) | (np.arange(len(true_ids)) < 30)  # class 0 is rare in training alone
+    train = features[kept], true_ids[kept]
+    found = []
+    for is_balanced, class_weight in ((False, None), (True, "balanced")):
+        head, (trial,) = solve_head(solver, train, val, (0.01,), 0, is_balanced=is_balanced)
+        decided, margin = decisions(head.logits(val[0]))
+        wanted = reference(solver, 0.01, train, class_weight=class_weight).predict(val[0])
+        np.testing.assert_array_equal(decided[margin > CLOSE_CALL], wanted[margin > CLOSE_CALL])
+        assert trial.val_top1_accuracy == accuracy_score(val[1], decided)
+        found.append((decided[val[1] == 0] == 0).mean())  # recall of the rare class
+    assert found[1] > found[0] + 0.1
+
+
+@pytest.mark.parametrize("solver", SOLVERS)
 def test_solve_head__of_perfect_values_the_smallest(solver: Solver) -> None:
     train, val = halves(make_features(0, 2, 40, apart=20))
     assert solve_head(solver, train, val, (10.0, 0.1, 1.0), 0)[0].c == 0.1

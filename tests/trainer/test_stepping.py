@@ -11,11 +11,12 @@ from sklearn.utils.class_weight import compute_class_weight
 from torch import Tensor, nn
 from torch.nn import functional
 
+from tests.trainer.make import make_fit_options
 from tl.errors import TrainingError
 from tl.trainer.batches import TensorBatches
 from tl.trainer.distributed import Ranks
 from tl.trainer.freezing import ParameterGroup
-from tl.trainer.loop import EpochRow, FitOptions, NoCheckpoints, Validation, fit
+from tl.trainer.loop import EpochRow, NoCheckpoints, Validation, fit
 from tl.trainer.machine import Machine
 from tl.trainer.optimizers import build_optimizer
 from tl.trainer.progress import Silent
@@ -233,28 +234,9 @@ def test_balanced_class_weights__a_class_without_pictures_is_finite() -> None:
     assert balanced_class_weights([0, 0, 2, 2], 3).tolist() == pytest.approx([4 / 6, 4 / 3, 4 / 6], rel=1e-6)  # float32
 
 
-OPTIONS = FitOptions(
-    epochs=3,
-    optimizer="sgd",
-    lr=0.1,
-    momentum=0.9,
-    weight_decay=1e-3,
-    schedule="cosine",
-    warmup_epochs=1.0,
-    drop_epochs=1,
-    drop_factor=0.5,
-    accumulate=1,
-    clip_norm=0.5,
-    ema_decay=0.5,
-    patience=None,
-    monitor="val_loss",
-    seed=3,
-    compile=False,
-)
-
-
 def fit_linear(machine: Machine, batch_size: int, accumulate: int) -> tuple[list[EpochRow], Tensor]:
-    module, options = linear(), dataclasses.replace(OPTIONS, accumulate=accumulate)
+    changes = {"optimizer": "sgd", "lr": 0.1, "weight_decay": 1e-3, "clip_norm": 0.5, "ema_decay": 0.5}
+    module, options = linear(), make_fit_options(epochs=3, accumulate=accumulate, monitor="val_loss", **changes)
     batches = TensorBatches(*data(22), batch_size=batch_size, seed=0)
     history = fit(
         trainee_of(module), batches, lambda judged: Validation(1, 1, 1, 1), options, machine, NoCheckpoints(), Silent()

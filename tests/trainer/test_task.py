@@ -12,7 +12,15 @@ from typing import Any
 import numpy as np
 import pytest
 
-from tests.trainer.make import Listener, make_class_folders, make_config, make_manifest, make_noise, make_png
+from tests.trainer.make import (
+    Listener,
+    forbid_decoding,
+    make_class_folders,
+    make_config,
+    make_manifest,
+    make_noise,
+    make_png,
+)
 from tl.errors import ConfigError, DataError
 from tl.trainer import pictures as picture_module
 from tl.trainer.extraction import extract_features
@@ -21,15 +29,11 @@ from tl.trainer.task import Task, network_card, prepare_task
 from tl.trainer.train import compute_features
 
 ROOT = Path(__file__).parents[2]
+pytestmark = pytest.mark.usefixtures("fresh_cache")
 TORCHLESS = (
     *("array_cache", "audit", "calibration", "features", "head_training", "schedules", "solvers", "statistics"),
     *("task", "train"),
 )
-
-
-@pytest.fixture(autouse=True)
-def _fresh_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("TL_CACHE_DIR", str(tmp_path / "cache"))
 
 
 @pytest.fixture(scope="session")
@@ -238,13 +242,6 @@ def test_prepare_task__skipped_pictures_leave_every_label_in_place(tmp_path: Pat
     assert [picture.name for picture, _ in task.bad] == ["train-a0.png", "val-b1.png"]
     assert [task.class_names[i] for i in task.ids] == [picture.label for picture in task.store.pictures]
     assert len(task.ids) == len(task.store.hashes) == 13
-
-
-def forbid_decoding(monkeypatch: pytest.MonkeyPatch) -> None:
-    def decode(path: str, recipe: object) -> None:
-        raise AssertionError(f"{path} was decoded")
-
-    monkeypatch.setattr(picture_module, "decode_image", decode)
 
 
 @pytest.mark.parametrize(

@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 from sklearn.metrics import accuracy_score, f1_score
 from torch import nn
 
@@ -71,6 +72,23 @@ def test_train__finetune_moves_the_trunk(photos: Path, finished_run: Run, tmp_pa
     before, after = weights_of(finished_run), weights_of(run)
     assert not torch.equal(before["trunk.block1.0.weight"], after["trunk.block1.0.weight"])
     assert not torch.equal(before["trunk.block1.1.running_mean"], after["trunk.block1.1.running_mean"])
+
+
+@pytest.mark.parametrize("method", ["features", "finetune"])
+def test_train__weights_of_a_run_bring_its_colours(photos: Path, tmp_path: Path, method: str) -> None:
+    dark = make_class_folders(tmp_path / "dark", 4, ("blue", "red"), hw=(32, 32))  # which 32 px leaves as it is
+    first = train_here(dark, tmp_path / "first", normalise="dataset", epochs=1).run
+    rows = read_rows(first.folder / "manifest.csv")
+    seen = [np.asarray(Image.open(first.folder / row["path"])) for row in rows if row["split"] == "train"]
+    pixels = np.concatenate([image.reshape(-1, 3) for image in seen]).astype(np.float64)
+    changes = {"method": method, "weights": str(first.folder), "epochs": None if method == "features" else 1}
+    network, _, _ = load_network(train_here(photos, tmp_path / "second", **changes).run)
+    # On the scale of bytes; kept as float32, divided by 255 and multiplied again.
+    np.testing.assert_allclose(network.normalise.mean.flatten(), pixels.mean(axis=0), rtol=1e-5)
+    np.testing.assert_allclose(network.normalise.std.flatten(), pixels.std(axis=0), rtol=1e-5)
+    # Asked for its own colours, a run has those of its own pictures.
+    own, _, _ = load_network(train_here(photos, tmp_path / "own", normalise="dataset", **changes).run)
+    assert (own.normalise.mean - network.normalise.mean).abs().max() > 1
 
 
 def test_train__run_files_hold_together(photos: Path, finished_run: Run) -> None:

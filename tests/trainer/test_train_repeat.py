@@ -17,6 +17,7 @@ from tests.trainer.make import (
     make_config,
     make_noise,
     make_png,
+    stop_and_resume,
     train_here,
     weights_of,
 )
@@ -73,11 +74,7 @@ def test_train__resumed_equals_never_interrupted(
 def test_train__resumed_features_without_augmentation(photos: Path, finished_run: Run, tmp_path: Path) -> None:
     changes: dict[str, Any] = {"method": "features", "weights": str(finished_run.folder), "head": "mlp", "epochs": 5}
     whole = train_here(photos, tmp_path / "whole", **changes).run
-    with pytest.raises(RunInterrupted):
-        train(make_config(photos, tmp_path / "stopped", **changes), StopsAt(4))
-    run = Run(tmp_path / "stopped")
-    train(run.load_config(), Silent(), resume=run)
-    assert_same_run(run, whole)
+    assert_same_run(stop_and_resume(photos, tmp_path / "stopped", StopsAt(4), **changes), whole)
 
 
 class StopsBefore(Silent):
@@ -104,11 +101,7 @@ def test_train__resumed_where_a_head_on_kept_features_was_stopped(
 ) -> None:
     changes = {"method": "features", "weights": str(finished_run.folder), **changes}
     whole = train_here(photos, tmp_path / "whole", **changes).run
-    with pytest.raises(RunInterrupted, match=r"tl train --resume .*stopped"):
-        train(make_config(photos, tmp_path / "stopped", **changes), StopsBefore(task))
-    run = Run(tmp_path / "stopped")
-    train(run.load_config(), Silent(), resume=run)
-    assert_same_run(run, whole)
+    assert_same_run(stop_and_resume(photos, tmp_path / "stopped", StopsBefore(task), **changes), whole)
 
 
 @pytest.mark.parametrize(

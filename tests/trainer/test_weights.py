@@ -1,7 +1,6 @@
 from __future__ import annotations
 
 import hashlib
-import os
 import pickle
 import re
 import shutil
@@ -14,23 +13,14 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
+from tests.trainer.make import RunsCode
 from tl.errors import WeightsError
 from tl.trainer.backbone_info import BackboneInfo
 from tl.trainer.backbones import Trunk, build_classifier, build_trunk, find_backbone_info
 from tl.trainer.checkpoints import load_best
 from tl.trainer.runs import Run
-from tl.trainer.weight_files import WeightsFile, find_weights
+from tl.trainer.weight_files import WeightsFile, find_weights, read_colors
 from tl.trainer.weights import Weights, load_into, read_tensors, read_weights
-
-
-class RunsCode:
-    """What a hostile weights file holds: unpickling it makes a folder."""
-
-    def __init__(self, path: Path) -> None:
-        self.path = path
-
-    def __reduce__(self) -> tuple[object, tuple[str]]:
-        return os.mkdir, (str(self.path),)
 
 
 def tensors_of(seed: int = 3) -> dict[str, Tensor]:
@@ -107,6 +97,23 @@ def test_load_into__the_original_classifier_may_be_there(trunk: Trunk) -> None:
     tensors = {**tensors_of(), "fc.weight": torch.zeros(10, 128)}
     load_into(trunk, Weights(tensors, "w"), unused={"fc.weight", "fc.bias"})
     assert equal(trunk, tensors_of())
+
+
+def test_read_colors__as_shares_of_255(tmp_path: Path) -> None:
+    # Network's normalisation counts in bytes and has the shape of a batch.
+    mean, std = torch.tensor([51.0, 102.0, 127.5]).view(1, 3, 1, 1), torch.tensor([25.5, 51.0, 255.0]).view(1, 3, 1, 1)
+    save_file({"normalise.mean": mean, "normalise.std": std}, tmp_path / "best.safetensors")
+    colors = read_colors(WeightsFile(tmp_path / "best.safetensors", "", "run", is_run=True))
+    assert colors == (pytest.approx((0.2, 0.4, 0.5), rel=1e-6), pytest.approx((0.1, 0.2, 1.0), rel=1e-6))  # float32
+    assert all(type(value) is float for value in (*colors[0], *colors[1]))
+
+
+def test_read_colors__of_something_else(tmp_path: Path) -> None:
+    save_file(tensors_of(), tmp_path / "best.safetensors")
+    with pytest.raises(WeightsError, match=r"best.safetensors: no network of a run"):
+        read_colors(WeightsFile(tmp_path / "best.safetensors", "", "run", is_run=True))
+    with pytest.raises(WeightsError, match=r"gone: no network of a run"):
+        read_colors(WeightsFile(tmp_path / "gone", "", "run", is_run=True))
 
 
 @pytest.mark.parametrize("suffix", [".pth", ".pt", ".safetensors"])

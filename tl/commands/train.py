@@ -14,7 +14,7 @@ from tl.commands.config_flags import config_parameters, given_values, parameter
 from tl.commands.console import console_progress, warn
 from tl.errors import ConfigError, MissingExtraError
 from tl.trainer.config import TrainConfig
-from tl.trainer.options import config_from_mapping, load_config
+from tl.trainer.options import config_from_mapping, load_config, own_choices
 
 _HELP = """Train a classifier on a folder of class folders, or a CSV with path,label[,split][,group].
 
@@ -30,7 +30,8 @@ Examples:
 
 - `tl train --resume runs/quick` goes on after an interrupt
 
-Backbones: smallcnn and every classification model of torchvision, such as resnet18, efficientnet_b0, convnext_tiny.
+Backbones: every classification model of torchvision (resnet18, efficientnet_b0, convnext_tiny ...), `timm:NAME` for
+those of timm, and smallcnn and vgg_cnn_s.
 """
 
 
@@ -49,7 +50,7 @@ def command(
         values.pop("out", None)  # a repeated run gets a folder of its own
     given_flags = given_values(flags)
     if values.keys() >= {field.name for field in dataclasses.fields(TrainConfig)} - {"out"}:
-        values = _without_consequences(values, given_flags)
+        values = _repeated(values, given_flags, str(config_file))
     values |= given_flags
     if resume is None and not values.get("data"):
         raise ConfigError("nothing to train on: give a folder or CSV, as in tl train photos/")
@@ -71,21 +72,16 @@ def command(
         typer.echo(json.dumps({"run": str(result.run.folder), **result.metrics}))
 
 
-# What a run's config.yaml was given because of another option, and is given anew when that one changes.
-_CONSEQUENCES: dict[str, tuple[str, ...]] = {
-    "method": ("optimizer", "epochs", "augment", "weights", "batch_size", "lr", "drop_epochs"),
-    "head": ("head_sizes", "c_values", "optimizer", "epochs", "lr", "drop_epochs"),
-    "optimizer": ("lr",),
-    "epochs": ("drop_epochs",),
-}
-_CONSEQUENCES_IF_SOLVED = {**_CONSEQUENCES, "lr": ("optimizer",), "epochs": ("optimizer", "drop_epochs")}
-
-
-def _without_consequences(values: dict[str, Any], flags: dict[str, Any]) -> dict[str, Any]:
-    """A run's resolved options without those that followed from what the flags change."""
-    consequences = _CONSEQUENCES_IF_SOLVED if values["optimizer"] == "lbfgs" else _CONSEQUENCES
-    changed = [name for name in consequences if name in flags and flags[name] != values[name]]
-    dropped = {name for cause in changed for name in consequences[cause]}
+def _repeated(values: dict[str, Any], flags: dict[str, Any], where: str) -> dict[str, Any]:
+    """What a run's resolved config.yaml contributes beside flags: its own choices, not what followed from others."""
+    values = own_choices(config_from_mapping(values, where))
+    dropped = set()
+    if flags.get("head") not in (None, values.get("head")):
+        dropped |= {"head_sizes", "c_values"}  # sizes of one head mean nothing to another
+    if flags.get("optimizer") not in (None, values.get("optimizer")):
+        dropped |= {"lr"}
+    if flags.get("head") == "svm" or flags.get("optimizer") == "lbfgs":
+        dropped |= {"optimizer", "lr", "epochs"}  # there are no steps
     return {name: value for name, value in values.items() if name not in dropped}
 
 

@@ -93,7 +93,7 @@ def export_run(
     )
     outputs = ("probabilities", "embedding")
     module = Deployed(network, card.temperature)
-    claimed = run.val_predictions()
+    claimed = run.val_predictions(card.class_names)
     subject = Subject(module, outputs, card.class_names, card.recipe, provenance, card.temperature, claimed)
     own, extra = spread(pictures, MAX_VALIDATION_PICTURES), find_pictures(parity_images).paths
     return _export(subject, out, own, extra, golden, progress)

@@ -1,6 +1,8 @@
 """Train transfer-learning models from pictures; everything up to, not including, the model file.
 
-Read the parts in this order: `config` (every option), `data` (pictures, labels, splits), `pictures` (decoded once),
-`augment`, `backbones` + `weights` + `heads` -> `network`, `loop`, `train` (one run from top to bottom), `runs` (its
-folder). `config`, `data`, `metrics` and `evaluate` import no torch: the command line uses them without it.
+Begin with `train`, one run from top to bottom: `options` resolve the `config`, `task` reads `data`, `pictures` and
+kept `features`, `audit` looks for leaks, and one of three ways follows: `solvers`, steps on kept features
+(`head_training`), or steps on pictures (`picture_training`: `networks`, `batches`, `loop`). `runs` is the folder that
+remains; `probe` compares heads without one. What works on names and numbers alone (`config`, `data`, `task`, `metrics`,
+`evaluate` ...) imports no torch, so that the command line and solved heads start at once.
 """

@@ -95,8 +95,8 @@ def find_near_duplicates(
     return findings
 
 
-def summarise(findings: Sequence[Finding]) -> list[str]:
-    """A line for each kind of finding, with its count and first example."""
+def summarise(findings: Sequence[Finding], where: str = "") -> list[str]:
+    """A line for each kind of finding, with its count and first example. `where`: " in FILE" that lists them all."""
     by_kind: dict[str, list[Finding]] = defaultdict(list)
     for finding in findings:
         by_kind[finding.kind].append(finding)
@@ -104,7 +104,7 @@ def summarise(findings: Sequence[Finding]) -> list[str]:
     for kind, found in by_kind.items():
         first = found[0]
         places = f"{first.path} and {first.other}: " if first.path else ""
-        more = f" (and {len(found) - 1} more in findings.csv)" if len(found) > 1 else ""
+        more = f" (and {len(found) - 1} more{where})" if len(found) > 1 else ""
         lines.append(f"warning: {kind}: {places}{first.detail}{more}")
     return lines
 

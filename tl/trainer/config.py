@@ -11,6 +11,7 @@ from typing import Any, Literal
 
 Method = Literal["scratch", "features", "finetune"]
 Head = Literal["linear", "mlp", "conv", "svm"]
+HeadStart = Literal["random", "solved"]
 Pooling = Literal["gap", "flatten"]
 Optimizer = Literal["sgd", "adam", "adamw", "rmsprop", "lbfgs"]
 Schedule = Literal["cosine", "constant", "onecycle", "step", "plateau"]
@@ -60,6 +61,11 @@ class TrainConfig:
     head_sizes: tuple[int, ...] | None = _option(
         None,
         "Repeatable. Sizes of the mlp head (512, 256), or channels, then sizes, of conv (32, 1024).",
+        "Model",
+    )
+    head_start: HeadStart | None = _option(
+        None,
+        "Where finetune's linear head begins: solved on the frozen backbone's features (the default), or random.",
         "Model",
     )
     dropout: float = _option(0.2, "Dropout of the mlp and conv heads.", "Model")
@@ -147,5 +153,8 @@ LEARNING_RATES: dict[str, dict[str, float]] = {
     "features": {"sgd": 0.05, "adam": 3e-3, "adamw": 3e-3, "rmsprop": 1e-3},
     "finetune": {"sgd": 0.005, "adam": 1e-4, "adamw": 1e-4, "rmsprop": 3e-5},
 }
+# The same for trunks without normalisation layers, whose gradients grow with their activations.
+SMALLER_LEARNING_RATES: dict[str, dict[str, float]] = {"scratch": {"sgd": 0.01}, "finetune": {"sgd": 0.001}}
+WITHOUT_NORM = ("alexnet", "squeezenet", "vgg")
 HEAD_SIZES: dict[str, tuple[int, ...]] = {"linear": (), "svm": (), "mlp": (512, 256), "conv": (32, 1024)}
 C_VALUES: dict[str, tuple[float, ...]] = {"svm": (1e-4, 1e-3, 1e-2), "linear": (1e-3, 1e-2, 1e-1, 1.0)}

@@ -1,4 +1,4 @@
-"""Heads on kept features: solved by scikit-learn, or trained by steps.
+"""Heads on kept features: solved by scikit-learn, or trained by steps; and the one that fine-tuning begins with.
 
 Knows features and heads. Does not open pictures. A solved head needs no torch, not even to be written down.
 """
@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from tl.trainer.options import settled
 from tl.trainer.outcome import Outcome
 from tl.trainer.progress import Progress
 from tl.trainer.runs import Run
@@ -19,21 +20,27 @@ from tl.trainer.task import Task, network_card
 
 def solve(task: Task, run: Run, progress: Progress, is_resumed: bool) -> Outcome:
     """Solve a linear head for each value of C; writes `c_search.csv`. There is nothing to take up again."""
+    head = solve_linear(task, run, progress)
+    return Outcome(
+        logits=lambda split: head.logits(task.split_features(split)),
+        save=lambda temperature: _save_solved(task, run, head, temperature),
+    )
+
+
+def solve_linear(task: Task, run: Run, progress: Progress) -> LinearHead:
+    """A linear head on the features of the trunk as it stands; writes `c_search.csv`."""
     config = task.config
     solver: Solver = "svm" if config.head == "svm" else "logistic"
     progress.start("solving the head", 1, "heads")
     train = _train_data(task)
     val = (task.split_features("val"), task.true_ids("val"))
     head, trials = solve_head(
-        solver, train, val, config.c_values or (), config.seed, is_balanced=config.class_weights == "balanced"
+        solver, train, val, settled(config.c_values), config.seed, is_balanced=config.class_weights == "balanced"
     )
     run.save_rows("c_search.csv", Trial, trials)
     progress.say(f"{solver} head with C {head.c:g}, of {', '.join(f'{trial.c:g}' for trial in trials)}")
     progress.advance()
-    return Outcome(
-        logits=lambda split: head.logits(task.split_features(split)),
-        save=lambda temperature: _save_solved(task, run, head, temperature),
-    )
+    return head
 
 
 def train_by_steps(task: Task, run: Run, progress: Progress, is_resumed: bool) -> Outcome:

@@ -26,6 +26,7 @@ from tl.trainer.config import TrainConfig
 from tl.trainer.freezing import freeze_trunk
 from tl.trainer.heads import build_head
 from tl.trainer.network import FeaturePooling, Network, Normalise, Standardise, pooled_shape
+from tl.trainer.options import settled
 from tl.trainer.runs import NetworkCard, Run
 from tl.trainer.weights import Weights, load_into
 
@@ -50,7 +51,7 @@ def build_network(config: TrainConfig, info: BackboneInfo, num_classes: int, wei
         raise ConfigError(f"pooling flatten needs a feature map, and {config.backbone} gives a pooled embedding")
     shape = pooled_shape(feature_shape(trunk, (side, side)), pooling)
     torch.manual_seed(config.seed)  # the head starts the same whatever the trunk drew
-    head = build_head(config.head, shape, num_classes, sizes=config.head_sizes or (), dropout=config.dropout)
+    head = build_head(config.head, shape, num_classes, sizes=settled(config.head_sizes), dropout=config.dropout)
     aux = _build_aux(config, trunk, side, num_classes, weights)
     network = Network(
         Normalise(info.mean, info.std),

@@ -8,16 +8,27 @@ from __future__ import annotations
 import dataclasses
 import math
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from difflib import get_close_matches
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from tl.errors import ConfigError, MissingExtraError
-from tl.trainer.config import BY_METHOD, C_VALUES, HEAD_SIZES, LEARNING_RATES, TrainConfig
+from tl.trainer.config import (
+    BY_METHOD,
+    C_VALUES,
+    HEAD_SIZES,
+    LEARNING_RATES,
+    SMALLER_LEARNING_RATES,
+    WITHOUT_NORM,
+    TrainConfig,
+)
+
+_Value = TypeVar("_Value")
 
 
-def resolve(config: TrainConfig) -> TrainConfig:
-    """Fill what was left open and check every value. Raises `ConfigError` with all faults."""
+def resolve(config: TrainConfig, where: str = "options") -> TrainConfig:
+    """Fill what was left open and check every value. Raises `ConfigError` with all faults, after `where`."""
     method = config.method if config.method in BY_METHOD else "finetune"
     chosen = dict(BY_METHOD[method])
     is_frozen_linear = method == "features" and config.head == "linear" and not _streams(config)
@@ -29,14 +40,41 @@ def resolve(config: TrainConfig) -> TrainConfig:
     chosen |= {"head_sizes": HEAD_SIZES[config.head], "c_values": C_VALUES.get(config.head, ())}
     chosen = {name: value for name, value in chosen.items() if getattr(config, name) is None}
     config = dataclasses.replace(config, **chosen)
-    if config.drop_epochs is None:
-        config = dataclasses.replace(config, drop_epochs=max(1, (config.epochs or 1) // 3))
+    if config.drop_epochs is None and config.epochs is not None:
+        config = dataclasses.replace(config, drop_epochs=max(1, config.epochs // 3))
+    if config.head_start is None:
+        can_solve = config.method == "finetune" and not _start_faults(config)
+        config = dataclasses.replace(config, head_start="solved" if can_solve else "random")
     if config.lr is None:
-        config = dataclasses.replace(config, lr=LEARNING_RATES[method].get(str(config.optimizer)))
+        config = dataclasses.replace(config, lr=_default_lr(config.backbone, method, str(config.optimizer)))
     if not config.out:
         config = dataclasses.replace(config, out=f"runs/{Path(config.data).stem or 'run'}-{config.method}")
-    _raise_faults([*_range_faults(config), *_combination_faults(config)], "options")
+    _raise_faults([*_range_faults(config), *_combination_faults(config)], where)
     return config
+
+
+def own_choices(config: TrainConfig) -> dict[str, Any]:
+    """The fewest options that resolve to the same config: what somebody chose, without what followed from it."""
+    chosen = vars(config).copy()
+    for name in sorted(_may_be_open(), key="optimizer".__eq__):  # the optimiser last: it decides the others
+        shorter = {**chosen, name: None}
+        with suppress(ConfigError):
+            if resolve(TrainConfig(**shorter)) == config:
+                chosen = shorter
+    return {name: value for name, value in chosen.items() if value is not None}
+
+
+def settled(value: _Value | None) -> _Value:
+    """An option of a resolved config that only an unresolved one leaves open. Raises ValueError for None."""
+    if value is None:
+        raise ValueError("resolve the config first: an option is still open")
+    return value
+
+
+def has_norm(backbone: str) -> bool:
+    """Whether a backbone has normalisation layers, by its name: the older families have none."""
+    name = backbone.rpartition(":")[2]
+    return not name.startswith(WITHOUT_NORM) or "_bn" in name
 
 
 def is_solved(config: TrainConfig) -> bool:
@@ -94,6 +132,10 @@ def nearest(word: str, known: list[str]) -> str:
     """`" (nearest: 'x')"` for a misspelt word, or ''."""
     matches = get_close_matches(word, known, n=1)
     return f" (nearest: '{matches[0]}')" if matches else ""
+
+
+def _may_be_open() -> list[str]:
+    return [field.name for field in dataclasses.fields(TrainConfig) if field.default is None]
 
 
 def _streams(config: TrainConfig) -> bool:
@@ -155,7 +197,25 @@ def _combination_faults(config: TrainConfig) -> list[str]:
         "head conv needs head_sizes: channels, then dense sizes": config.head == "conv" and not config.head_sizes,
     }
     faults = [text for text, is_broken in rules.items() if is_broken]
+    if config.head_start == "solved" and (lacking := _start_faults(config)):
+        faults.append(f"head_start solved needs {', '.join(lacking)}")
     return [*faults, *_solver_faults(config)] if is_solved(config) else faults
+
+
+def _start_faults(config: TrainConfig) -> list[str]:
+    """What a head lacks to be solved before fine-tuning."""
+    needs = {
+        "method finetune": config.method == "finetune",
+        "head linear": config.head == "linear",
+        "pooling gap": config.pooling == "gap",
+        "pretrained weights": config.weights != "none",
+    }
+    return [need for need, is_met in needs.items() if not is_met]
+
+
+def _default_lr(backbone: str, method: str, optimizer: str) -> float | None:
+    smaller = {} if has_norm(backbone) else SMALLER_LEARNING_RATES.get(method, {})
+    return smaller.get(optimizer, LEARNING_RATES[method].get(optimizer))
 
 
 # What only training by steps heeds.

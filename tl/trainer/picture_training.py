@@ -18,14 +18,17 @@ from tl.trainer.batches import PictureBatches, iter_inputs
 from tl.trainer.checkpoints import RunCheckpoints
 from tl.trainer.config import TrainConfig
 from tl.trainer.distributed import Ranks, share_batch_norm
+from tl.trainer.head_training import solve_linear
 from tl.trainer.loop import Validation, best_epoch, fit
 from tl.trainer.machine import Machine, build_machine
 from tl.trainer.network import Network
 from tl.trainer.networks import build_network
+from tl.trainer.options import settled
 from tl.trainer.outcome import Outcome, Training
 from tl.trainer.pictures import PictureStore
 from tl.trainer.progress import Progress
 from tl.trainer.runs import Run
+from tl.trainer.solvers import LinearHead
 from tl.trainer.task import Task, network_card
 from tl.trainer.trainees import build_trainee, fit_options, settle_lr, validate
 from tl.trainer.weights import read_weights
@@ -42,7 +45,7 @@ def prepare_picture_training(task: Task, ranks: Ranks) -> Training:
     """
     config = task.config
     machine = build_machine(_own_device(config, ranks), config.precision, config.threads)
-    if ranks.world > 1 and int(config.batch_size or 1) < 2 * ranks.world:
+    if ranks.world > 1 and settled(config.batch_size) < 2 * ranks.world:
         raise ConfigError(
             f"batch_size {config.batch_size} is less than two pictures for each of {ranks.world} processes: raise it"
         )
@@ -66,12 +69,14 @@ def _train(
     config = task.config
     if task.weights is not None:
         _standardise(network, task.store, machine)
+    if config.head_start == "solved":
+        start_head(network, ranks.tell(solve_linear(task, run, progress) if ranks.is_first else None))
     trainee = build_trainee(config, network, task.class_names, task.true_ids("train"), machine)
     batches = PictureBatches(
         task.store,
         task.ids,
         augment=task.augment,
-        batch_size=int(config.batch_size or 1),
+        batch_size=settled(config.batch_size),
         seed=config.seed,
         workers=_workers(config, machine),
         pin_memory=machine.device.type == "cuda",
@@ -124,6 +129,20 @@ def _standardise(network: Network, store: PictureStore, machine: Machine) -> Non
     parts = [network.features(batch.to(machine.device)) for batch in iter_inputs(store, some, _EVAL_BATCH)]
     is_frozen = not any(parameter.requires_grad for parameter in network.trunk.parameters())
     (network.standardise.fit if is_frozen else network.standardise.fit_scale)(torch.cat(parts))
+
+
+@torch.no_grad()
+def start_head(network: Network, solved: LinearHead | None) -> None:
+    """Give a linear head the weights that were solved on raw features, so that fine-tuning does not first unlearn what
+    the trunk knows.
+
+    Source: Kumar et al. 2022, "Fine-Tuning can Distort Pretrained Features".
+    """
+    if solved is None or not isinstance(network.head, nn.Linear):
+        raise ValueError("only a linear head can begin solved")
+    mean, std = (getattr(network.standardise, name).double().cpu().numpy() for name in ("mean", "std"))
+    network.head.weight.copy_(torch.from_numpy(solved.weight * std))
+    network.head.bias.copy_(torch.from_numpy(solved.bias + solved.weight @ mean))
 
 
 def _own_device(config: TrainConfig, ranks: Ranks) -> str:

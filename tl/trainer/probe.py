@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from tl.errors import ConfigError, DataError
 from tl.trainer.config import TrainConfig
 from tl.trainer.metrics import macro_f1, wilson_interval
-from tl.trainer.options import config_from_mapping, is_solved, nearest, resolve
+from tl.trainer.options import config_from_mapping, is_solved, nearest, resolve, settled
 from tl.trainer.progress import Progress, Silent
 from tl.trainer.solvers import Solver, solve_head
 from tl.trainer.task import CLEAN, Task
@@ -64,6 +64,8 @@ def expand_tries(tries: Sequence[str]) -> list[dict[str, str]]:
                 raise ConfigError(f"--try '{text}': expected option=value[,value...], found '{part}'")
             if name not in VARIABLE:
                 raise ConfigError(f"--try '{text}': cannot vary '{name}'{nearest(name, list(VARIABLE))}")
+            if name in choices:
+                raise ConfigError(f"--try '{text}': '{name}' stands twice: give its values as {name}=A,B")
             choices[name] = values.split(",")
         expanded += [dict(zip(choices, chosen, strict=True)) for chosen in itertools.product(*choices.values())]
     return expanded
@@ -80,12 +82,13 @@ def configure(base: TrainConfig, chosen: dict[str, str]) -> list[tuple[dict[str,
     config = config_from_mapping({**vars(base), **values}, where)
     if config.lr == "auto" or config.schedule == "plateau":
         raise ConfigError(f"{where}: lr auto and schedule plateau would look at the pictures that score")
-    config = resolve(config)
-    if not is_solved(config) or len(config.c_values or ()) == 1:
+    config = resolve(config, where)
+    if "c" in chosen and not is_solved(config):
+        raise ConfigError(f"{where}: c is for head svm and optimizer lbfgs alone: leave it out")
+    c_values = settled(config.c_values)
+    if not is_solved(config) or len(c_values) == 1:
         return [(chosen, config)]
-    return [
-        ({**chosen, "c": f"{c:g}"}, dataclasses.replace(config, c_values=(c,))) for c in sorted(config.c_values or ())
-    ]
+    return [({**chosen, "c": f"{c:g}"}, dataclasses.replace(config, c_values=(c,))) for c in sorted(c_values)]
 
 
 def probe(
@@ -101,7 +104,7 @@ def probe(
 
     With `folds` 0 every try is fitted on the training split and scored on the validation split. With more, both splits
     together are cut into folds, groups and equal files unbroken; the test split is never touched. `per_class` limits
-    the     training part of each fold. Raises `DataError` for too many folds.
+    the training part of each fold. Raises `DataError` for too many folds.
     """
     pool = [i for i, picture in enumerate(task.store.pictures) if picture.split in ("train", "val")]
     if task.features is None:
@@ -125,7 +128,7 @@ def probe(
                 progress.advance(1, f"{_shown(chosen)}: {np.mean(accuracies):.3f}")
         hits = int(sum((d == t).sum() for d, t in zip(decided, truth, strict=True)))
         scored = sum(len(t) for t in truth)
-        low, high = _interval(accuracies, shares) if folds else wilson_interval(hits // seeds, scored // seeds)
+        low, high = _interval(accuracies, shares) if folds else wilson_interval(round(hits / seeds), scored // seeds)
         f1 = macro_f1(np.concatenate(truth), np.concatenate(decided), len(task.class_names))
         seconds = time.monotonic() - started
         mean = float(np.mean(accuracies))
@@ -141,7 +144,7 @@ def _folds(task: Task, pool: Sequence[int], true_ids: NDArray[np.int64], folds: 
         return
     from sklearn.model_selection import StratifiedGroupKFold, StratifiedKFold
 
-    groups = [picture.group or task.store.hashes[i] for i, picture in zip(pool, pictures, strict=True)]
+    groups = _inseparable([task.store.hashes[i] for i in pool], [picture.group for picture in pictures])
     smallest = int(np.bincount(true_ids).min())
     if folds > min(smallest, len(set(groups))):
         raise DataError(
@@ -150,10 +153,25 @@ def _folds(task: Task, pool: Sequence[int], true_ids: NDArray[np.int64], folds: 
         )
     is_grouped = len(set(groups)) < len(groups)
     splitter = (StratifiedGroupKFold if is_grouped else StratifiedKFold)(folds, shuffle=True, random_state=seed)
-    for train, val in splitter.split(true_ids, true_ids, groups):
+    for train, val in splitter.split(true_ids, true_ids, groups if is_grouped else None):
         if len(set(true_ids[train])) < len(task.class_names):
             raise DataError(f"{folds} folds leave a class without training pictures: its groups are too few")
         yield train, val
+
+
+def _inseparable(hashes: Sequence[str], groups: Sequence[str]) -> list[int]:
+    """A number for each picture, the same for all that equal files or groups tie together, one by the other."""
+    from scipy.sparse import coo_array
+    from scipy.sparse.csgraph import connected_components
+
+    ties = [*((i, ("hash", digest)) for i, digest in enumerate(hashes))]
+    ties += [(i, ("group", group)) for i, group in enumerate(groups) if group]
+    nodes = {key: len(hashes) + n for n, key in enumerate(dict.fromkeys(key for _, key in ties))}
+    count = len(hashes) + len(nodes)
+    rows, columns = [i for i, _ in ties], [nodes[key] for _, key in ties]
+    graph = coo_array((np.ones(len(ties)), (rows, columns)), shape=(count, count))
+    numbers: list[int] = connected_components(graph, directed=False)[1][: len(hashes)].tolist()
+    return numbers
 
 
 def _limit(train: NDArray[np.int64], true_ids: NDArray[np.int64], count: int | None, seed: int) -> NDArray[np.int64]:
@@ -180,7 +198,7 @@ def _fit(
             solver,
             train_data,
             val_data,
-            config.c_values or (),
+            settled(config.c_values),
             config.seed,
             is_balanced=config.class_weights == "balanced",
         )

@@ -93,21 +93,26 @@ class Run:
         paths = [os.path.join(self.folder, row["path"]) for row in self._manifest() if row["split"] == split]
         return [os.path.normpath(path) for path in paths if os.path.isfile(path)]
 
-    def val_predictions(self) -> dict[str, list[float]]:
-        """Probabilities of `predictions_val.csv` by picture path, as `picture_paths` gives them. Raises `RunError`."""
+    def val_predictions(self, class_names: Sequence[str]) -> dict[str, list[float]]:
+        """Probabilities of `predictions_val.csv` in the order of `class_names`, by picture path as `picture_paths`
+        gives them. Raises `RunError`.
+        """
         path = self.folder / "predictions_val.csv"
         try:
             with path.open(encoding="utf-8", errors="surrogateescape", newline="") as stream:
-                rows = [
-                    [float(v) for name, v in row.items() if name.startswith("p:")] for row in csv.DictReader(stream)
-                ]
-        except (OSError, ValueError, TypeError) as error:
+                reader = csv.reader(stream)
+                header = next(reader, [])
+                rows = [dict(zip(header, row, strict=True)) for row in reader]
+            probabilities = [[float(row[f"p:{name}"]) for name in class_names] for row in rows]
+        except KeyError as error:
+            raise RunError(f"{path}: has no column {error}") from error
+        except (OSError, ValueError) as error:
             raise RunError(f"{path}: cannot be read ({error}); did this run's training finish?") from error
         shown = [row["path"] for row in self._manifest() if row["split"] == "val"]
         if len(shown) != len(rows):
             raise RunError(f"{path}: has {len(rows)} rows for {len(shown)} validation pictures of the manifest")
         paths = [os.path.normpath(os.path.join(self.folder, name)) for name in shown]
-        return dict(zip(paths, rows, strict=True))
+        return dict(zip(paths, probabilities, strict=True))
 
     def data_hash(self) -> str:
         """SHA-256 over the pictures' hashes, labels and splits. Raises `RunError`."""

@@ -18,6 +18,7 @@ from tl.trainer.heads import build_head
 from tl.trainer.loop import Batches, Checkpoints, EpochRow, Validation, fit
 from tl.trainer.machine import Machine
 from tl.trainer.network import Standardise
+from tl.trainer.options import settled
 from tl.trainer.progress import Progress
 from tl.trainer.stepping import Trainee
 from tl.trainer.trainees import build_trainee, fit_options, validate
@@ -63,14 +64,12 @@ def build_stepped_head(
     standardise = Standardise(shape).to(machine.device)
     standardise.fit(features)
     torch.manual_seed(config.seed)
-    head = build_head(config.head, shape, len(class_names), sizes=config.head_sizes or (), dropout=config.dropout).to(
-        machine.device
-    )
-    trainee = build_trainee(config, head, class_names, train[1], machine)
+    head = build_head(config.head, shape, len(class_names), sizes=settled(config.head_sizes), dropout=config.dropout)
+    trainee = build_trainee(config, head.to(machine.device), class_names, train[1], machine)
     batches = TensorBatches(
         standardise(features),
         true_ids.to(machine.device),
-        batch_size=int(config.batch_size or 1),
+        batch_size=settled(config.batch_size),
         seed=config.seed,
         sampler=config.sampler,
     )

@@ -78,7 +78,7 @@ def _train(config: TrainConfig, progress: Progress, resume: Run | None, ranks: R
     if task.features is not None and is_first:
         compute_features(task, progress)
     findings = _audit(task) if config.audit and is_first else []
-    for line in summarise(findings):
+    for line in summarise(findings, " in findings.csv"):
         progress.say(line)
     run = resume
     if run is None and is_first:
@@ -124,7 +124,8 @@ def _prepare_training(task: Task, ranks: Ranks | None) -> Training:
 
 def compute_features(task: Task, progress: Progress, splits: Sequence[str] = SPLITS) -> None:
     """Whatever is lacking of what training and the audit will look at."""
-    if task.features is None or not (task.uses_kept_features or task.config.audit):
+    is_wanted = task.uses_kept_features or task.config.audit or task.config.head_start == "solved"
+    if task.features is None or not is_wanted:
         return
     wanted = [i for i, picture in enumerate(task.store.pictures) if picture.split in splits]
     places = task.features.missing(task.store, wanted, (CLEAN,))
