@@ -94,7 +94,7 @@ def subject(request: pytest.FixtureRequest, eight: Path, tmp_path_factory: pytes
         # timm's own files do not say "model." before each name.
         torch.save({name.removeprefix("model."): t for name, t in tensors.items()}, folder / "weights.pth")
         options = {"backbone": kind.name, "image_size": kind.side, "trunk_until": kind.until, "audit": False}
-        options |= {"weights": str(folder / "weights.pth"), "batch_size": 8}
+        options |= {"weights": str(folder / "weights.pth"), "batch_size": 8, "head_start": "random"}
         changes = {
             "warmup_epochs": 0.0,
             "optimizer": "adam",
