@@ -14,9 +14,8 @@ from pathlib import Path
 import numpy as np
 
 from tl.runtime.ahead import map_ahead
-from tl.runtime.decode import decode_image
 from tl.runtime.devices import usable_cores
-from tl.runtime.geometry import working_image
+from tl.runtime.preprocess import load_working
 from tl.runtime.recipe import build_recipe
 from tl.runtime.session import Session
 from tl.trainer.config import TrainConfig
@@ -56,9 +55,7 @@ def cold(folder: Path) -> None:
     decodes, forwards, passes, prepared = [], [], [], 0.0
     for i in range(3):
         started = time.perf_counter()
-        decoded = map_ahead(
-            lambda path: working_image(decode_image(path, recipe), recipe), paths, workers=usable_cores(), ahead=16
-        )
+        decoded = map_ahead(lambda path: load_working(path, recipe), paths, workers=usable_cores(), ahead=16)
         inputs = np.stack(list(decoded))
         decodes.append(time.perf_counter() - started)
         os.environ["TL_CACHE_DIR"] = str(folder / f"cold{i}")

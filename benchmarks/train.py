@@ -20,8 +20,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from tl.runtime.decode import decode_image
-from tl.runtime.geometry import working_image
+from tl.runtime.preprocess import load_working
 from tl.runtime.recipe import build_recipe
 from tl.trainer.augment import build_augment
 from tl.trainer.config import TrainConfig
@@ -87,7 +86,7 @@ def synchronize(device: str) -> None:
 def augmentation_seconds(preset: str) -> float:
     """Core time of one picture's augmentation, from the kept working picture to the network's input."""
     recipe = build_recipe((224, 224))
-    working = working_image(decode_image(next((PETS / "train").rglob("*.jpg")), recipe), recipe)
+    working = load_working(next((PETS / "train").rglob("*.jpg")), recipe)
     augment = build_augment(preset, recipe)
     started = time.process_time()
     for seed in range(200):

@@ -21,8 +21,8 @@ from tl.errors import ConfigError, DataError, ParityError, RunError, TlError
 from tl.exporter.export import Exported, Subject, _export, export_pretrained, export_run, spread
 from tl.exporter.golden import synthetic_inputs
 from tl.runtime.contract import METADATA_KEY
-from tl.runtime.geometry import load_input
 from tl.runtime.predictor import load
+from tl.runtime.preprocess import load_input
 from tl.runtime.selftest import run_selftest
 from tl.runtime.session import Session
 from tl.trainer.backbones import build_classifier

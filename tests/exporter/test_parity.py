@@ -12,7 +12,7 @@ from tests.models import make_contract, make_model
 from tests.trainer.make import make_noise, make_png
 from tl.errors import ModelFileError, ParityError
 from tl.exporter.parity import BATCH_SIZES, CLAIM_TOLERANCE, TOLERANCE, check_claims, check_parity
-from tl.runtime.geometry import load_input
+from tl.runtime.preprocess import load_input
 from tl.runtime.recipe import build_recipe
 from tl.runtime.session import Session
 

@@ -3,7 +3,6 @@ from __future__ import annotations
 import threading
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from io import BytesIO
 from pathlib import Path
 from typing import Any
 
@@ -14,11 +13,10 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 
 from tests.models import COLORS, color_probabilities, make_model, solid
-from tests.runtime.pictures import blocks, encode, encode_turned, noise
+from tests.runtime.pictures import encode, encode_turned, noise
 from tl.errors import DeviceError, EnsembleError, ImageReadError, ModelFileError
 from tl.runtime import Classification, Failure, Predictor, load
-from tl.runtime.geometry import load_input
-from tl.runtime.predictor import prepare
+from tl.runtime.predictor import Hint
 from tl.runtime.recipe import build_recipe
 from tl.runtime.voting import VOTINGS, Voting
 
@@ -38,16 +36,6 @@ def three(tmp_path: Path) -> list[Path]:
         make_model(tmp_path / "b.onnx", ("blue", "red", "green"), gain=0.02),
         make_model(tmp_path / "c.onnx", ("green", "blue", "red"), recipe=build_recipe((12, 20)), gain=0.01),
     ]
-
-
-class CountingFile(BytesIO):
-    """A file that counts how often it is decoded."""
-
-    decoded = 0
-
-    def seek(self, offset: int, whence: int = 0) -> int:
-        self.decoded += whence == 2
-        return super().seek(offset, whence)
 
 
 def classified(results: list[Any]) -> NDArray[np.float32]:
@@ -99,7 +87,7 @@ def test_predict__preprocesses_by_the_contract(tmp_path: Path) -> None:
 @pytest.mark.parametrize("batch_size", [1, 2, 3, 16])
 def test_predict_iter__batches_equal_single_pictures(predictor: Predictor, batch_size: int) -> None:
     images = [noise(20, 30, seed) for seed in range(7)]
-    batched = list(predictor.predict_iter(images, batch_size=batch_size, workers=2))
+    batched = list(predictor.predict_iter(images, batch_size=batch_size))
     singles = [predictor.predict(image) for image in images]
     np.testing.assert_allclose(classified(batched), classified(singles), atol=1e-6)  # the promise of the design
     assert [result.label for result in batched if isinstance(result, Classification)] == [one.label for one in singles]
@@ -107,7 +95,7 @@ def test_predict_iter__batches_equal_single_pictures(predictor: Predictor, batch
 
 @given(colors=st.lists(st.tuples(*[st.integers(0, 255)] * 3), min_size=1, max_size=20), size=st.integers(1, 6))
 def test_predict_iter__in_input_order(predictor: Predictor, colors: list[tuple[int, int, int]], size: int) -> None:
-    results = list(predictor.predict_iter([solid(color) for color in colors], batch_size=size, workers=2))
+    results = list(predictor.predict_iter([solid(color) for color in colors], batch_size=size))
     expected = np.stack([color_probabilities(solid(color)) for color in colors])
     np.testing.assert_allclose(classified(results), expected, atol=ATOL)
 
@@ -128,7 +116,7 @@ def test_predict_batch__nothing_and_failures_alone(predictor: Predictor) -> None
     assert predictor.predict_batch([b"", b""]) == [Failure("", "empty file")] * 2
 
 
-def test_predict_iter__is_lazy_and_bounded(predictor: Predictor) -> None:
+def test_predict_iter__is_lazy_and_bounded(color_model: Path) -> None:
     taken = 0
 
     def endless() -> Iterator[NDArray[np.uint8]]:
@@ -137,17 +125,18 @@ def test_predict_iter__is_lazy_and_bounded(predictor: Predictor) -> None:
             taken += 1
             yield solid((1, 2, 3))
 
-    results = predictor.predict_iter(endless(), batch_size=2, workers=1)
-    assert taken == 0
-    for _ in range(10):
-        next(results)
-    results.close()  # type: ignore[attr-defined]
-    assert 10 <= taken <= 10 + 4 * 2 + 1  # three batches ahead, one in the making, and the one being submitted
+    with load(color_model, device="cpu", threads=1) as predictor:
+        results = predictor.predict_iter(endless(), batch_size=2)
+        assert taken == 0
+        for _ in range(10):
+            next(results)
+        results.close()  # type: ignore[attr-defined]
+    assert 10 <= taken <= 10 + 3 * 2  # two batches ahead for a thread, and the one being submitted
 
 
 def test_predict_iter__leaves_no_threads(predictor: Predictor) -> None:
     before = threading.active_count()
-    list(predictor.predict_iter([solid((1, 2, 3))] * 5, workers=3))
+    list(predictor.predict_iter([solid((1, 2, 3))] * 5))
     assert threading.active_count() == before
 
 
@@ -160,6 +149,22 @@ def test_predict_iter__impossible_batch_size(predictor: Predictor, batch_size: i
 def test_predict_iter__wrong_array_is_a_programming_fault(predictor: Predictor) -> None:
     with pytest.raises(ValueError, match="uint8"):
         predictor.predict_batch([np.zeros((4, 4), np.uint8)])
+
+
+@pytest.mark.parametrize("hint", ["throughput", "latency"])
+def test_load__hints_and_threads_change_no_result(color_model: Path, predictor: Predictor, hint: Hint) -> None:
+    images = [noise(20, 30, seed) for seed in range(5)]
+    with load(color_model, device="cpu", threads=3, hint=hint) as other:
+        np.testing.assert_allclose(
+            classified(other.predict_batch(images)), classified(predictor.predict_batch(images)), atol=1e-6
+        )
+
+
+def test_predict_iter__of_a_closed_predictor(color_model: Path) -> None:
+    predictor = load(color_model, device="cpu")
+    predictor.close()
+    with pytest.raises(ValueError, match="closed"):
+        predictor.predict_iter([])
 
 
 def test_predict__threads(predictor: Predictor) -> None:
@@ -210,23 +215,6 @@ def test_load__agreement_counts_members_for_the_label(tmp_path: Path) -> None:
     assert votes is not None
     assert votes.labels == ("red", "green")
     assert votes.agreement == 0.5
-
-
-def test_prepare__decodes_once_for_equal_rules() -> None:
-    recipes = [build_recipe((8, 8)), build_recipe((12, 20), "letterbox"), build_recipe((8, 8), "short_side")]
-    file = CountingFile(encode(blocks(), "PNG"))
-    inputs = prepare(file, recipes)
-    assert file.decoded == 1
-    for recipe in recipes:
-        np.testing.assert_array_equal(inputs[recipe], load_input(blocks(), recipe))
-
-
-def test_prepare__decodes_again_for_another_depth() -> None:
-    recipes = [build_recipe((8, 8)), build_recipe((8, 8), bit_depth_max=4095)]
-    file = CountingFile(encode(np.full((8, 8), 2048, np.uint16), "PNG"))
-    inputs = prepare(file, recipes)
-    assert file.decoded == 2
-    assert [int(inputs[recipe][0, 0, 0]) for recipe in recipes] == [8, 128]
 
 
 # --- opening and closing

@@ -40,7 +40,7 @@ def test_build_recipe__states_every_rule() -> None:
         "icc": "ignored",
         "cmyk": "pillow",
         "decoder": "simplejpeg+pillow",
-        "jpeg_scale": "full",
+        "jpeg_scale": "2x",
     }
 
 

@@ -206,7 +206,7 @@ def forbid_decoding(monkeypatch: pytest.MonkeyPatch) -> None:
     def decode(content: bytes, recipe: object) -> None:
         raise AssertionError(f"a picture of {len(content)} bytes was decoded")
 
-    monkeypatch.setattr(picture_module, "decode_image", decode)
+    monkeypatch.setattr(picture_module, "load_working", decode)
 
 
 class RunsCode:

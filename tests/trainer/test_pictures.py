@@ -13,8 +13,7 @@ from torchvision import transforms
 
 from tests.trainer.make import Listener, make_noise, make_png, make_store
 from tl.errors import DataError
-from tl.runtime.decode import decode_image
-from tl.runtime.geometry import load_input
+from tl.runtime.preprocess import load_input, load_working
 from tl.runtime.recipe import Recipe, build_recipe
 from tl.trainer import pictures
 from tl.trainer.backbones import find_backbone_info, torchvision_weights
@@ -138,10 +137,10 @@ def decoded_names(monkeypatch: pytest.MonkeyPatch) -> list[str]:
 
     def decode(content: bytes, recipe: Recipe) -> NDArray[np.uint8]:
         names.append(contents[content])
-        return decode_image(content, recipe)
+        return load_working(content, recipe)
 
     monkeypatch.setattr(pictures, "_read_file", read)
-    monkeypatch.setattr(pictures, "decode_image", decode)
+    monkeypatch.setattr(pictures, "load_working", decode)
     return names
 
 

@@ -265,14 +265,14 @@ def test_prepare_task__one_changed_picture_alone_is_decoded(
     changes = {"method": "features", "weights": str(finished_run.folder)}
     compute_features(prepare(data, **changes), Silent())
     make_png(data / "red" / "2.png", make_noise(999))
-    decode: Callable[..., Any] = picture_module.decode_image
+    decode: Callable[..., Any] = picture_module.load_working
     decoded = []
 
     def remember(content: bytes, recipe: Any) -> Any:
         decoded.append(next(path for path in data.rglob("*.png") if path.read_bytes() == content))
         return decode(content, recipe)
 
-    monkeypatch.setattr(picture_module, "decode_image", remember)
+    monkeypatch.setattr(picture_module, "load_working", remember)
     task = prepare(data, **changes)
     assert task.features is not None
     extract_features(task, task.features.missing(task.store, range(12), (0,)), Silent())

@@ -29,7 +29,7 @@ from tests.trainer.make import (
     weights_of,
 )
 from tl.errors import ConfigError, DataError, RunError, TlError
-from tl.runtime.geometry import load_input
+from tl.runtime.preprocess import load_input
 from tl.trainer.config import TrainConfig
 from tl.trainer.machine import build_machine
 from tl.trainer.networks import load_network

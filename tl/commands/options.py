@@ -22,7 +22,7 @@ VoteWeights = Annotated[str | None, typer.Option(help="One number a member, as i
 Vote = Annotated[Literal["soft", "hard", "max"], typer.Option(help="How an ensemble decides.")]
 Classes = Annotated[Literal["same", "union"], typer.Option(help="union lets members with different classes vote.")]
 Device = Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N.")]
-Threads = Annotated[int | None, typer.Option(min=1, help="CPU threads for inference. Default: all cores.")]
+Threads = Annotated[int | None, typer.Option(min=1, help="CPU threads. Default: all cores.")]
 
 
 def open_predictor(

@@ -28,7 +28,9 @@ def command(
     vote_weights: VoteWeights = None,
     classes: Classes = "same",
     device: Device = "auto",
-    batch_size: Annotated[int, typer.Option(min=1, help="Pictures a batch.")] = 16,
+    batch_size: Annotated[
+        int | None, typer.Option(min=1, help="Pictures a run. Default: what suits the device.")
+    ] = None,
     threads: Threads = None,
 ) -> None:
     """Predict pictures with one model file or an ensemble.
@@ -59,7 +61,7 @@ def command(
 
 
 def _write_predictions(
-    predictor: Predictor, paths: Sequence[str], output: Path | None, batch_size: int, *, with_votes: bool
+    predictor: Predictor, paths: Sequence[str], output: Path | None, batch_size: int | None, *, with_votes: bool
 ) -> int:
     """Predict and write row by row; returns how many pictures could not be read."""
     from tl.runtime.results import Failure

@@ -36,7 +36,17 @@ Examples:
 
 _OPTIONS = (
     *("data", "split_column", "val_fraction", "per_class", "skip_bad", "backbone", "trunk_until", "weights", "pooling"),
-    *("image_size", "resize_mode", "bit_depth_max", "normalise", "device", "precision", "threads", "cache"),
+    *(
+        "image_size",
+        "resize_mode",
+        "jpeg_scale",
+        "bit_depth_max",
+        "normalise",
+        "device",
+        "precision",
+        "threads",
+        "cache",
+    ),
 )
 _DEFAULT_TRIES = ("head=linear c=0.001,0.01,0.1,1", "head=svm c=0.0001,0.001,0.01", "head=mlp")
 

@@ -127,7 +127,9 @@ def export_pretrained(
     classifier = build_classifier(backbone)
     load_into(classifier, read_weights(found, backbone))
     size = (info.image_size, info.image_size)
-    recipe = build_recipe(size, "short_side", short_side=info.short_side, interpolation=info.interpolation)
+    recipe = build_recipe(  # as torchvision decodes
+        size, "short_side", short_side=info.short_side, interpolation=info.interpolation, jpeg_scale="full"
+    )
     provenance = Provenance(
         backbone=backbone,
         weights=found.description,

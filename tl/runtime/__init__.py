@@ -5,7 +5,7 @@
         print(model.predict("photo.jpg").label)
 
 Importing has no side effects on the host program. Read the parts in this order: `recipe` (every preprocessing
-decision), `decode`, `geometry`, `contract` (what a model file says of itself), `session` (onnxruntime), `voting`,
+decision), `decode`, `geometry`, `preprocess`, `contract` (what a model file says of itself), `session` (onnxruntime), `voting`,
 `ensemble`, `predictor`, `writers`.
 """
 

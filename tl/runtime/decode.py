@@ -7,10 +7,13 @@ Thread-safe. The only file that imports Pillow's openers and simplejpeg.
 
 from __future__ import annotations
 
+import math
 import os
 import stat
 import threading
+from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
 from io import BytesIO
 from pathlib import Path
 from typing import BinaryIO
@@ -65,25 +68,54 @@ _large_picture = threading.Lock()
 _EXIF_ORIENTATION = 0x0112
 
 
+@dataclass(frozen=True)
+class Decoded:
+    """An upright picture, whole or scaled down while it was decoded.
+
+    `image`: uint8 (h, w, 3) RGB, C-contiguous. `full_hw`: of the picture. `box`: what part of `image` it covers, (left,
+    top, right, bottom) in pixels; eighths of a size are rounded up, so a row or column may reach beyond.
+    `eighths`: the scale 1..8, or None where the format knows none.
+    """
+
+    image: NDArray[np.uint8]
+    full_hw: tuple[int, int]
+    box: tuple[float, float, float, float]
+    eighths: int | None
+
+
+def whole(image: NDArray[np.uint8]) -> Decoded:
+    """An array (H, W, 3) as a picture that was decoded in full."""
+    height, width = image.shape[:2]
+    return Decoded(image, (height, width), (0, 0, width, height), None)
+
+
 def decode_image(source: ImageSource, recipe: Recipe) -> NDArray[np.uint8]:
-    """Decode the first frame of a picture.
+    """Decode the first frame of a picture in full, whatever the recipe's `jpeg_scale`: uint8 (H, W, 3).
+
+    Raises as `decode_scaled`.
+    """
+    return decode_scaled(source, recipe, lambda full_hw: 8).image
+
+
+def decode_scaled(source: ImageSource, recipe: Recipe, eighths: Callable[[tuple[int, int]], int]) -> Decoded:
+    """Decode the first frame of a picture: upright by EXIF, alpha over white, 16 bit scaled by `bit_depth_max`.
 
     `source`: path, encoded bytes, seekable binary file, or a uint8 (H, W, 3) RGB array, which is passed through.
-    Returns uint8 (H, W, 3) RGB, C-contiguous, upright by EXIF, alpha over white, 16 bit scaled by `bit_depth_max`.
+    `eighths`: (H, W) of the upright picture -> at how many eighths of its size, 1..8, a JPEG is decoded.
     Raises `ImageReadError` for whatever cannot be read whole; TypeError or ValueError for an array of another kind.
     """
     if isinstance(source, np.ndarray):
-        return _check_array(source)
+        return whole(_check_array(source))
     if not isinstance(source, bytes | str | os.PathLike) and not hasattr(source, "seek"):
         raise TypeError(f"expected a path, bytes, a binary file or an array, got {type(source).__name__}")
     name = source_name(source)
     try:
         if isinstance(source, bytes):
-            return _decode_stream(BytesIO(source), recipe)
+            return _decode_stream(BytesIO(source), recipe, eighths)
         if isinstance(source, str | os.PathLike):
             with _open_regular(Path(source)) as stream:
-                return _decode_stream(stream, recipe)
-        return _decode_stream(source, recipe)
+                return _decode_stream(stream, recipe, eighths)
+        return _decode_stream(source, recipe, eighths)
     except ImageReadError as error:
         raise ImageReadError(name, error.reason) from error
     except MemoryError as error:
@@ -114,7 +146,7 @@ def _open_regular(path: Path) -> BinaryIO:
     return path.open("rb")
 
 
-def _decode_stream(stream: BinaryIO, recipe: Recipe) -> NDArray[np.uint8]:
+def _decode_stream(stream: BinaryIO, recipe: Recipe, eighths: Callable[[tuple[int, int]], int]) -> Decoded:
     if stream.seek(0, os.SEEK_END) == 0:
         raise ImageReadError("", "empty file")
     stream.seek(0)
@@ -122,17 +154,19 @@ def _decode_stream(stream: BinaryIO, recipe: Recipe) -> NDArray[np.uint8]:
         pixels = picture.width * picture.height
         if pixels > MAX_PIXELS:
             raise ImageReadError("", _too_large(f"{picture.width}x{picture.height}"))
-        guard: AbstractContextManager[object] = _large_picture if pixels > _LARGE_PIXELS else nullcontext()
-        with guard:
-            if picture.format in ("JPEG", "MPO"):
-                image, orientation = _decode_jpeg(stream, picture), _orientation(picture)
-            else:
-                _check_depth(picture, recipe)
-                _scale_transparent_grey(picture)
-                picture.load()
-                # After load: Pillow turns TIFFs itself while loading and then drops the tag.
-                image, orientation = _rgb_array(picture, recipe), _orientation(picture)
-            return upright(image, orientation)
+        if picture.format in ("JPEG", "MPO"):
+            return _decode_jpeg(stream, picture, eighths)
+        with _one_at_a_time(pixels):
+            _check_depth(picture, recipe)
+            _scale_transparent_grey(picture)
+            picture.load()
+            # After load: Pillow turns TIFFs itself while loading and then drops the tag.
+            image, orientation = _rgb_array(picture, recipe), _orientation(picture)
+            return whole(upright(image, orientation))
+
+
+def _one_at_a_time(pixels: int) -> AbstractContextManager[object]:
+    return _large_picture if pixels > _LARGE_PIXELS else nullcontext()
 
 
 def _open_header(stream: BinaryIO) -> Image.Image:
@@ -149,17 +183,25 @@ def _too_large(found: str) -> str:
     return f"declares {found} pixels, over the limit of {MAX_PIXELS / 1e6:.0f} million: cut or shrink the picture"
 
 
-def _decode_jpeg(stream: BinaryIO, picture: Image.Image) -> NDArray[np.uint8]:
+def _decode_jpeg(stream: BinaryIO, picture: Image.Image, eighths: Callable[[tuple[int, int]], int]) -> Decoded:
     stream.seek(0)
     data = stream.read(MAX_JPEG_BYTES + 1)
     if len(data) > MAX_JPEG_BYTES:
         raise ImageReadError("", f"a JPEG file over {MAX_JPEG_BYTES >> 20} MiB")
+    orientation, stored_hw = _orientation(picture), (picture.height, picture.width)
     # Pillow fills corrupt scans with grey and says nothing; libjpeg-turbo in strict mode refuses them.
     try:
         if picture.mode == "CMYK":
-            simplejpeg.decode_jpeg(data, colorspace="CMYK", strict=True)
-            return np.asarray(picture.convert("RGB"))
-        return np.asarray(simplejpeg.decode_jpeg(data, colorspace="RGB", strict=True))
+            with _one_at_a_time(picture.height * picture.width):
+                simplejpeg.decode_jpeg(data, colorspace="CMYK", strict=True)
+                return whole(upright(np.asarray(picture.convert("RGB")), orientation))
+        scale = eighths(stored_hw if orientation < 5 else stored_hw[::-1])
+        height, width = (math.ceil(size * scale / 8) for size in stored_hw)
+        with _one_at_a_time(height * width):
+            stored = np.asarray(
+                simplejpeg.decode_jpeg(data, colorspace="RGB", strict=True, min_height=height, min_width=width)
+            )
+            return _upright_scaled(stored, stored_hw, scale, orientation)
     except ValueError as error:
         raise ImageReadError(
             "", f"damaged JPEG ({_reason(error)}); saving it again in an image editor may help"
@@ -229,6 +271,18 @@ def upright(image: NDArray[np.uint8], orientation: int) -> NDArray[np.uint8]:
     if orientation in (2, 3, 6, 7):
         image = image[:, ::-1]
     return np.ascontiguousarray(image)
+
+
+def _upright_scaled(stored: NDArray[np.uint8], stored_hw: tuple[int, int], eighths: int, orientation: int) -> Decoded:
+    """Turn a scaled picture; what reaches beyond its size turns with it."""
+    (height, width), (shown_h, shown_w) = stored.shape[:2], (size * eighths / 8 for size in stored_hw)
+    full_hw = stored_hw
+    if orientation >= 5:
+        height, width, shown_h, shown_w, full_hw = width, height, shown_w, shown_h, stored_hw[::-1]
+    top = height - shown_h if orientation in (3, 4, 7, 8) else 0.0
+    left = width - shown_w if orientation in (2, 3, 6, 7) else 0.0
+    box = (left, top, left + shown_w, top + shown_h)
+    return Decoded(upright(stored, orientation), full_hw, box, eighths)
 
 
 def _reason(error: Exception) -> str:

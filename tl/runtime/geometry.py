@@ -6,6 +6,7 @@ so a picture spans (-0.5, -0.5) to (W - 0.5, H - 0.5).
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 import numpy as np
@@ -13,7 +14,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from tl.errors import ImageReadError
-from tl.runtime.decode import MAX_PIXELS, ImageSource, decode_image
+from tl.runtime.decode import MAX_PIXELS, Decoded, whole
 from tl.runtime.recipe import Recipe
 
 _RESAMPLING = {
@@ -75,19 +76,28 @@ def place(image_hw: tuple[int, int], recipe: Recipe) -> Placement:
     return Placement(image_hw, (resized_h, resized_w), offset, recipe.input_hw)
 
 
-def working_image(image: NDArray[np.uint8], recipe: Recipe) -> NDArray[np.uint8]:
+def eighths(image_hw: tuple[int, int], recipe: Recipe) -> int:
+    """At how many eighths of its size, 1..8, a recipe has a JPEG decoded. `image_hw`: of the upright picture."""
+    if recipe.jpeg_scale == "full":
+        return 8
+    resized_hw = place(image_hw, recipe).resized_hw
+    ratio = max(2 * resized / size for resized, size in zip(resized_hw, image_hw, strict=True))
+    return min(8, math.ceil(8 * ratio))
+
+
+def working_image(picture: Decoded | NDArray[np.uint8], recipe: Recipe) -> NDArray[np.uint8]:
     """The resized (and padded), not yet cropped picture: what training keeps and augments.
 
-    `image`: uint8 (H, W, 3) RGB. Returns uint8 (h, w, 3), of `input_hw` or, for `short_side`, at least that.
-    Raises `ImageReadError` for a picture too elongated to be resized in bounded memory.
+    `picture`: decoded under the same recipe, or uint8 (H, W, 3) RGB. Returns uint8 (h, w, 3), of `input_hw` or, for
+    `short_side`, at least that. Raises `ImageReadError` for a picture too elongated to be resized in bounded memory.
     """
-    placement = place((image.shape[0], image.shape[1]), recipe)
+    decoded = whole(picture) if isinstance(picture, np.ndarray) else picture
+    placement = place(decoded.full_hw, recipe)
     height, width = placement.resized_hw
     if height * width > MAX_PIXELS:  # the short side of a thread-like picture blown up
-        raise ImageReadError(
-            "", f"too elongated: {image.shape[1]}x{image.shape[0]} would be resized to {width}x{height}"
-        )
-    resized = _resize(image, placement.resized_hw, recipe)
+        full_h, full_w = decoded.full_hw
+        raise ImageReadError("", f"too elongated: {full_w}x{full_h} would be resized to {width}x{height}")
+    resized = _resize(decoded, placement.resized_hw, recipe)
     if recipe.resize_mode != "letterbox" or resized.shape[:2] == recipe.input_hw:
         return resized
     left, top = placement.offset_xy
@@ -103,16 +113,6 @@ def crop_to_input(working: NDArray[np.uint8], recipe: Recipe) -> NDArray[np.uint
     input_h, input_w = recipe.input_hw
     top, left = round((height - input_h) / 2), round((width - input_w) / 2)
     return np.ascontiguousarray(working[top : top + input_h, left : left + input_w])
-
-
-def input_image(image: NDArray[np.uint8], recipe: Recipe) -> NDArray[np.uint8]:
-    """An upright picture uint8 (H, W, 3) RGB -> the network's input uint8 (input_h, input_w, 3)."""
-    return crop_to_input(working_image(image, recipe), recipe)
-
-
-def load_input(source: ImageSource, recipe: Recipe) -> NDArray[np.uint8]:
-    """Decode a picture and bring it to the network's input: the one preprocessing of training and deployment."""
-    return input_image(decode_image(source, recipe), recipe)
 
 
 def turn_keypoints(
@@ -143,9 +143,9 @@ def unturn_keypoints(
     return points[..., ::-1].copy() if orientation >= 5 else points
 
 
-def _resize(image: NDArray[np.uint8], resized_hw: tuple[int, int], recipe: Recipe) -> NDArray[np.uint8]:
-    if image.shape[:2] == resized_hw:
-        return image
+def _resize(decoded: Decoded, resized_hw: tuple[int, int], recipe: Recipe) -> NDArray[np.uint8]:
     height, width = resized_hw
-    picture = Image.fromarray(image).resize((width, height), _RESAMPLING[recipe.interpolation])
-    return np.asarray(picture)
+    if decoded.box == (0, 0, width, height) and decoded.image.shape[:2] == resized_hw:
+        return decoded.image
+    picture = Image.fromarray(decoded.image)
+    return np.asarray(picture.resize((width, height), _RESAMPLING[recipe.interpolation], box=decoded.box))

@@ -1,4 +1,4 @@
-"""From pictures to results: decode and resize in threads, infer in batches, give results back in input order.
+"""From pictures to results: each thread decodes, resizes and infers its own few pictures; results come in input order.
 
 Knows sources, recipes and the ensemble. Does not know file formats of results (`writers`) or where pictures come from
 (`sources`). `load` is the front door of `tl.runtime`.
@@ -9,24 +9,27 @@ from __future__ import annotations
 import itertools
 import os
 from collections.abc import Iterable, Iterator, Sequence
+from functools import partial
 from types import TracebackType
-from typing import Any
+from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
 from tl.errors import ImageReadError
 from tl.runtime.ahead import map_ahead
-from tl.runtime.decode import ImageSource, decode_image, source_name
+from tl.runtime.decode import ImageSource, source_name
 from tl.runtime.devices import usable_cores
 from tl.runtime.ensemble import ClassRule, Ensemble
-from tl.runtime.geometry import input_image
+from tl.runtime.preprocess import Inputs, load_inputs
 from tl.runtime.recipe import Recipe
 from tl.runtime.results import Classification, Failure, MemberVotes, Result
 from tl.runtime.session import Session
 from tl.runtime.voting import Vote, Voting, agreement, entropy
 
-Inputs = dict[Recipe, NDArray[np.uint8]]
+Hint = Literal["throughput", "latency"]
+# One core works fastest on one picture at a time, or nearly so; a GPU needs many.
+CPU_BATCH, CUDA_BATCH = 1, 32
 ModelPath = str | os.PathLike[str]
 
 
@@ -35,19 +38,25 @@ def load(
     *,
     device: str = "auto",
     threads: int | None = None,
+    hint: Hint = "throughput",
     vote: Voting = "soft",
     weights: Sequence[float] | None = None,
     classes: ClassRule = "same",
 ) -> Predictor:
     """Open one model file, or several that vote.
 
-    `device`: "auto", "cpu", "cuda", "cuda:N". `threads`: for inference on the CPU, None for all usable cores.
-    A list, even of one, gives results with votes. Raises `ModelFileError`, `EnsembleError` or `DeviceError`.
+    `device`: "auto", "cpu", "cuda", "cuda:N". `threads`: how many work, None for all usable cores. `hint`, for the CPU:
+    "throughput" lets every thread work on pictures of its own, the fastest way through many; "latency" lets all work on
+    one picture, the fastest way through one. A list, even of one, gives results with votes.
+    Raises `ModelFileError`, `EnsembleError` or `DeviceError`.
     """
     alone = isinstance(models, str | os.PathLike)
     paths = [models] if isinstance(models, str | os.PathLike) else list(models)
-    sessions = [Session(path, device=device, threads=threads) for path in paths]
-    return Predictor(Ensemble(sessions, voting=vote, weights=weights, classes=classes), with_votes=not alone)
+    threads = threads or usable_cores()
+    per_run = 1 if hint == "throughput" else threads
+    sessions = [Session(path, device=device, threads=per_run) for path in paths]
+    ensemble = Ensemble(sessions, voting=vote, weights=weights, classes=classes)
+    return Predictor(ensemble, with_votes=not alone, threads=threads)
 
 
 class Predictor:
@@ -56,12 +65,14 @@ class Predictor:
     A source is a path, encoded bytes, a binary file, or a uint8 (H, W, 3) RGB array.
     """
 
-    def __init__(self, ensemble: Ensemble, *, with_votes: bool) -> None:
+    def __init__(self, ensemble: Ensemble, *, with_votes: bool, threads: int | None = None) -> None:
         self._ensemble: Ensemble | None = ensemble
         self._with_votes = with_votes
+        self._threads = threads or usable_cores()
         self.class_names = ensemble.class_names
         self.member_names = ensemble.member_names
         self.provider, self.fault = ensemble.sessions[0].provider, ensemble.sessions[0].fault
+        self._is_cpu = self.provider == "CPUExecutionProvider"
 
     @property
     def ensemble(self) -> Ensemble:
@@ -72,41 +83,36 @@ class Predictor:
 
     def predict(self, source: ImageSource) -> Classification:
         """Predict one picture. Raises `ImageReadError` if it cannot be read."""
-        inputs = prepare(source, self.ensemble.recipes)
-        (result,) = self._classify([source_name(source)], [inputs])
+        ensemble = self.ensemble
+        inputs = load_inputs(source, ensemble.recipes)
+        (result,) = self._classify(ensemble, [source_name(source)], [inputs])
         return result
 
     def predict_batch(self, sources: Sequence[ImageSource]) -> list[Result]:
         """Predict several pictures; one that cannot be read gives a `Failure` in its place."""
         return list(self.predict_iter(sources))
 
-    def predict_iter(
-        self, sources: Iterable[ImageSource], *, batch_size: int = 16, workers: int | None = None
-    ) -> Iterator[Result]:
+    def predict_iter(self, sources: Iterable[ImageSource], *, batch_size: int | None = None) -> Iterator[Result]:
         """Predict lazily, in input order, in memory bounded by a few batches.
 
-        `workers`: threads that decode, None for all usable cores. An unreadable picture gives a `Failure`.
+        `batch_size`: pictures a run, None for what suits the device. An unreadable picture gives a `Failure`.
         """
-        if batch_size < 1:
+        if batch_size is not None and batch_size < 1:
             raise ValueError(f"batch_size must be at least 1, got {batch_size}")
-        return self._predict_iter(sources, batch_size, workers or usable_cores())
+        batch_size = batch_size or (CPU_BATCH if self._is_cpu else CUDA_BATCH)
+        return self._predict_iter(self.ensemble, sources, batch_size)
 
-    def _predict_iter(self, sources: Iterable[ImageSource], batch_size: int, workers: int) -> Iterator[Result]:
-        ensemble = self.ensemble
+    def _predict_iter(self, ensemble: Ensemble, sources: Iterable[ImageSource], batch_size: int) -> Iterator[Result]:
+        work = partial(self._predict_chunk, ensemble)
+        done = map_ahead(work, _chunks(sources, batch_size), workers=self._threads, ahead=2 * self._threads)
+        for results in done:
+            yield from results
 
-        def prepare_or_fail(source: ImageSource) -> tuple[str, Inputs | Failure]:
-            name = source_name(source)
-            try:
-                return name, prepare(source, ensemble.recipes)
-            except ImageReadError as error:
-                return name, Failure(name, error.reason)
-
-        prepared = map_ahead(prepare_or_fail, sources, workers=workers, ahead=3 * batch_size)
-        for chunk in _chunks(prepared, batch_size):
-            good = [(name, inputs) for name, inputs in chunk if not isinstance(inputs, Failure)]
-            results = iter(self._classify([name for name, _ in good], [inputs for _, inputs in good]))
-            for _, inputs in chunk:
-                yield inputs if isinstance(inputs, Failure) else next(results)
+    def _predict_chunk(self, ensemble: Ensemble, sources: Sequence[ImageSource]) -> list[Result]:
+        prepared = [_prepare_or_fail(source, ensemble.recipes) for source in sources]
+        good = [(name, inputs) for name, inputs in prepared if not isinstance(inputs, Failure)]
+        results = iter(self._classify(ensemble, [name for name, _ in good], [inputs for _, inputs in good]))
+        return [inputs if isinstance(inputs, Failure) else next(results) for _, inputs in prepared]
 
     def close(self) -> None:
         """Free the sessions. Calling it twice does nothing."""
@@ -120,10 +126,9 @@ class Predictor:
     ) -> None:
         self.close()
 
-    def _classify(self, names: Sequence[str], pictures: Sequence[Inputs]) -> list[Classification]:
+    def _classify(self, ensemble: Ensemble, names: Sequence[str], pictures: Sequence[Inputs]) -> list[Classification]:
         if not pictures:
             return []
-        ensemble = self.ensemble
         batch = {recipe: np.stack([inputs[recipe] for inputs in pictures]) for recipe in ensemble.recipes}
         members = ensemble.member_probabilities(batch)
         decided = ensemble.decide(members)
@@ -157,21 +162,15 @@ class Predictor:
         ]
 
 
-def prepare(source: ImageSource, recipes: Sequence[Recipe]) -> Inputs:
-    """Decode once per distinct decoding rule and resize once per recipe. Raises `ImageReadError`."""
-    decoded: dict[tuple[Any, ...], NDArray[np.uint8]] = {}
-    inputs: Inputs = {}
-    for recipe in recipes:
-        if recipe.decode_key not in decoded:
-            decoded[recipe.decode_key] = decode_image(source, recipe)
-        try:
-            inputs[recipe] = input_image(decoded[recipe.decode_key], recipe)
-        except ImageReadError as error:
-            raise ImageReadError(source_name(source), error.reason) from error
-    return inputs
+def _prepare_or_fail(source: ImageSource, recipes: Sequence[Recipe]) -> tuple[str, Inputs | Failure]:
+    name = source_name(source)
+    try:
+        return name, load_inputs(source, recipes)
+    except ImageReadError as error:
+        return name, Failure(name, error.reason)
 
 
-def _chunks(items: Iterable[tuple[str, Inputs | Failure]], size: int) -> Iterator[list[tuple[str, Inputs | Failure]]]:
+def _chunks(items: Iterable[ImageSource], size: int) -> Iterator[list[ImageSource]]:
     iterator = iter(items)
     while chunk := list(itertools.islice(iterator, size)):
         yield chunk

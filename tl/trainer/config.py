@@ -81,6 +81,11 @@ class TrainConfig:
     resize_mode: Literal["squash", "letterbox", "short_side"] = _option(
         "squash", "squash keeps everything in view; letterbox pads; short_side crops the centre.", "Pictures"
     )
+    jpeg_scale: Literal["full", "2x"] = _option(
+        "2x",
+        "2x decodes large JPEGs at no less than twice the size they are resized to, several times as fast.",
+        "Pictures",
+    )
     bit_depth_max: int = _option(65535, "Largest value of 16-bit pictures (4095 for a 12-bit camera).", "Pictures")
     normalise: Literal["backbone", "dataset"] = _option(
         "backbone", "Mean and spread of colours: the backbone's own, or measured on the training pictures.", "Pictures"

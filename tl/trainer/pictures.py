@@ -20,9 +20,9 @@ from numpy.typing import NDArray
 
 from tl.errors import DataError, ImageReadError
 from tl.runtime.ahead import map_ahead
-from tl.runtime.decode import decode_image
 from tl.runtime.devices import usable_cores
-from tl.runtime.geometry import crop_to_input, working_image
+from tl.runtime.geometry import crop_to_input
+from tl.runtime.preprocess import load_working
 from tl.runtime.recipe import Recipe
 from tl.runtime.strict_json import dump_json
 from tl.trainer.array_cache import ArrayCache, cache_folder
@@ -35,7 +35,7 @@ Item = TypeVar("Item")
 # auto keeps pictures in memory only while they take less than this share of what is free.
 _MEMORY_SHARE = 0.4
 # To be raised with every change of this project that changes a decoded or resized picture.
-VERSION = 1
+VERSION = 2
 # auto turns to the disk only where this many times the pictures' size is free.
 _DISK_SHARE = 4
 
@@ -65,7 +65,7 @@ class PictureStore:
         content = _read_file(self.pictures[index].path)
         if hashlib.sha256(content).hexdigest() != self.hashes[index]:
             raise DataError(f"{self.pictures[index].name}: has changed since this run began")
-        return working_image(decode_image(content, self.recipe), self.recipe)
+        return load_working(content, self.recipe)
 
     def input(self, index: int) -> NDArray[np.uint8]:
         """The picture as validation and deployment see it, uint8 (input_h, input_w, 3)."""
@@ -109,7 +109,7 @@ def load_pictures(
             digest = hashlib.sha256(content).hexdigest()
             if is_done(picture, digest) or (keeper.disk is not None and digest in keeper.disk):
                 return digest, None
-            return digest, working_image(decode_image(content, recipe), recipe)
+            return digest, load_working(content, recipe)
         except ImageReadError as error:
             return error
         except OSError as error:

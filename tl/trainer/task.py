@@ -191,6 +191,7 @@ def _build_recipe(config: TrainConfig, info: BackboneInfo) -> Recipe:
         interpolation=info.interpolation,
         pad_rgb=tuple(round(255 * value) for value in info.mean),  # type: ignore[arg-type]  # three values
         bit_depth_max=config.bit_depth_max,
+        jpeg_scale=config.jpeg_scale,
     )
 
 

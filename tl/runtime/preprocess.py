@@ -1,0 +1,59 @@
+"""From a picture source to the network's input: the one preprocessing of training and deployment.
+
+Knows the order of things: decode, resize, crop. Does not know how each is done (`decode`, `geometry`), nor models.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from functools import partial
+
+import numpy as np
+from numpy.typing import NDArray
+
+from tl.errors import ImageReadError
+from tl.runtime.decode import Decoded, ImageSource, decode_scaled, source_name
+from tl.runtime.geometry import crop_to_input, eighths, working_image
+from tl.runtime.recipe import Recipe
+
+Inputs = dict[Recipe, NDArray[np.uint8]]
+
+
+def load_working(source: ImageSource, recipe: Recipe) -> NDArray[np.uint8]:
+    """The resized, not yet cropped picture, uint8 (h, w, 3). Raises `ImageReadError`."""
+    return _resize(source, _decode(source, recipe), recipe)
+
+
+def load_input(source: ImageSource, recipe: Recipe) -> NDArray[np.uint8]:
+    """The network's input, uint8 (input_h, input_w, 3). Raises `ImageReadError`."""
+    return crop_to_input(load_working(source, recipe), recipe)
+
+
+def load_inputs(source: ImageSource, recipes: Sequence[Recipe]) -> Inputs:
+    """The inputs of several networks, the picture decoded once for all that want it alike. Raises `ImageReadError`."""
+    inputs: Inputs = {}
+    decoded: list[tuple[Recipe, Decoded]] = []
+    for recipe in recipes:
+        picture = next((other for by, other in decoded if _suits(other, by, recipe)), None)
+        if picture is None:
+            picture = _decode(source, recipe)
+            decoded.append((recipe, picture))
+        inputs[recipe] = crop_to_input(_resize(source, picture, recipe), recipe)
+    return inputs
+
+
+def _decode(source: ImageSource, recipe: Recipe) -> Decoded:
+    return decode_scaled(source, recipe, partial(eighths, recipe=recipe))
+
+
+def _suits(picture: Decoded, by: Recipe, recipe: Recipe) -> bool:
+    """Whether `recipe` would decode the same pixels as `by` did."""
+    is_scaled_alike = picture.eighths in (None, eighths(picture.full_hw, recipe))
+    return by.decode_key == recipe.decode_key and is_scaled_alike
+
+
+def _resize(source: ImageSource, picture: Decoded, recipe: Recipe) -> NDArray[np.uint8]:
+    try:
+        return working_image(picture, recipe)
+    except ImageReadError as error:
+        raise ImageReadError(source_name(source), error.reason) from error
