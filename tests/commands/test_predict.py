@@ -1,12 +1,21 @@
 from __future__ import annotations
 
+import csv
+import io
 import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import zipfile
 from pathlib import Path
 
 import pytest
 
 from tests.commands.conftest import RunTl
 from tests.models import COLORS, make_model
+from tl.runtime.ledger import ledger_path
 
 
 @pytest.fixture
@@ -65,7 +74,11 @@ def test_predict__json_lines_file(run_tl: RunTl, photos: Path, three: list[Path]
         (["PHOTOS", "--model", "MODEL", "--ensemble", "MODEL"], "give either --model"),
         (["PHOTOS", "--model", "gone.onnx"], "gone.onnx: no such file"),
         (["gone/", "--model", "MODEL"], "gone/: no such file or folder"),
-        (["PHOTOS", "--model", "MODEL", "-o", "out.xlsx"], "ends in .csv or .jsonl"),
+        (["PHOTOS", "--model", "MODEL", "-o", "out.xlsx"], "ends in .csv, .jsonl or .parquet"),
+        (["PHOTOS", "--model", "MODEL", "--resume"], "need a file: give --output"),
+        (["--model", "MODEL"], "name pictures or folders, or give --files-from"),
+        (["--files-from", "gone", "--model", "MODEL"], "gone: the list of names cannot be read"),
+        (["--files-from", "/dev/null", "--model", "MODEL"], "no pictures found in /dev/null"),
         (["PHOTOS", "--ensemble", "MODEL", "--vote-weights", "1,x"], "expected numbers such as 2,1,1"),
         (["PHOTOS", "--ensemble", "MODEL", "--vote-weights", "1,2"], "vote weights"),
         (["PHOTOS", "--model", "MODEL", "--device", "tpu"], "unknown device 'tpu'"),
@@ -101,3 +114,93 @@ def test_predict__classes_must_match_or_be_joined(
     assert refused.code == 1
     assert "lacks 'blue' and adds 'cyan'" in refused.err
     assert [name for name in joined.rows()[0] if name.startswith("p:")] == [f"p:{c}" for c in (*COLORS, "cyan")]
+
+
+def test_predict__resume(run_tl: RunTl, photos: Path, color_model: Path, tmp_path: Path) -> None:
+    (photos / "green" / "0.png").write_bytes(b"torn")
+    words = ["predict", photos, "--model", color_model, "-o", tmp_path / "out.csv"]
+    assert run_tl(*words).code == 3
+    before = (tmp_path / "out.csv").read_bytes()
+    shutil.copy(photos / "red" / "0.png", photos / "green" / "0.png")
+    resumed = run_tl(*words, "--resume")
+    assert (resumed.code, (tmp_path / "out.csv").read_bytes() == before) == (0, False)
+    assert "5 rows kept from before, 6 pictures predicted, 0 could not be read" in resumed.err
+    (photos / "blue" / "1.png").write_bytes(b"torn")
+    assert run_tl(*words, "--resume").code == 3
+    assert "6 rows kept" in run_tl(*words, "--resume").err
+    assert "5 rows kept" in run_tl(*words, "--retry-failed").err
+
+
+def test_predict__fail_fast(run_tl: RunTl, photos: Path, color_model: Path, tmp_path: Path) -> None:
+    (photos / "green" / "0.png").write_bytes(b"torn")
+    done = run_tl("predict", photos, "--model", color_model, "-o", tmp_path / "out.csv", "--fail-fast")
+    assert done.code == 1
+    assert "green/0.png: not a picture" in done.err.splitlines()[-1]
+    assert not (tmp_path / "out.csv").exists()
+
+
+def test_predict__archives_patterns_and_lists(
+    run_tl: RunTl, photos: Path, color_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with zipfile.ZipFile(tmp_path / "z.zip", "w") as archive:
+        archive.write(photos / "red" / "0.png", "r/0.png")
+        archive.write(photos / "red" / "0.png", "r/.0.png")
+    monkeypatch.setattr("sys.stdin", io.TextIOWrapper(io.BytesIO(b"%s/red/1.png\0gone.png\0" % os.fsencode(photos))))
+    words = [tmp_path / "z.zip", f"{photos}/**/0.png", "--files-from", "-", "--null"]
+    done = run_tl("predict", *words, "--model", color_model)
+    assert done.code == 3
+    assert [row["path"] for row in done.rows()] == [
+        f"{tmp_path}/z.zip/r/0.png",
+        *(f"{photos}/{name}/0.png" for name in ("blue", "green", "red")),
+        f"{photos}/red/1.png",
+        "gone.png",
+    ]
+    assert done.rows()[-1]["error"] == "No such file or directory"
+    assert "passed over: 1 hidden" in done.err
+
+
+def test_predict__names_with_newlines_and_foreign_bytes(
+    run_tl: RunTl, photos: Path, color_model: Path, tmp_path: Path
+) -> None:
+    names = ["a\nb.png", 'say "ü", x.png', "caf\udce9.png", " c .png"]
+    (tmp_path / "odd").mkdir()
+    for name in names:
+        shutil.copy(photos / "red" / "0.png", tmp_path / "odd" / name)
+    for suffix in (".csv", ".jsonl"):
+        out = tmp_path / f"out{suffix}"
+        assert run_tl("predict", tmp_path / "odd", "--model", color_model, "-o", out).code == 0
+        with out.open(newline="", encoding="utf-8", errors="surrogateescape") as stream:
+            rows = list(csv.DictReader(stream)) if suffix == ".csv" else [json.loads(line) for line in stream]
+        assert sorted(Path(row["path"]).name for row in rows) == sorted(names)
+
+
+def test_predict__killed_and_resumed_loses_and_doubles_nothing(photos: Path, color_model: Path, tmp_path: Path) -> None:
+    many = tmp_path / "many"
+    for i in range(3000):
+        path = many / f"{i % 7}" / f"{i:05}.png"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.symlink_to(photos / ("red", "green", "blue")[i % 3] / "0.png")
+    out = tmp_path / "out.csv"
+    command = [sys.executable, "-m", "tl", "predict", many, "--model", color_model, "-o", out, "--threads", "1"]
+    ledger, kills = ledger_path(out), 0
+    while not out.exists():
+        process = subprocess.Popen([*map(str, command), "--resume"], stderr=subprocess.DEVNULL)
+        size = ledger.stat().st_size if ledger.exists() else 0
+        while process.poll() is None and kills < 3:
+            if ledger.exists() and ledger.stat().st_size > size + 1000:
+                process.kill()
+                kills += process.wait() == -signal.SIGKILL
+        process.wait()
+    rows = list(csv.DictReader(io.StringIO(out.read_text())))
+    assert kills > 0
+    assert [row["path"] for row in rows] == sorted(map(str, many.rglob("*.png")))
+    assert all(row["label"] == ("red", "green", "blue")[int(Path(row["path"]).stem) % 3] for row in rows)
+
+
+@pytest.mark.skipif(not os.path.exists("/dev/full"), reason="no /dev/full here")
+def test_predict__full_disk(run_tl: RunTl, photos: Path, color_model: Path, tmp_path: Path) -> None:
+    (tmp_path / "out.csv.partial").symlink_to("/dev/full")
+    done = run_tl("predict", photos, "--model", color_model, "-o", tmp_path / "out.csv")
+    assert done.code == 1
+    assert "out.csv: cannot be written (No space left on device)" in done.err
+    assert not (tmp_path / "out.csv").exists()

@@ -113,3 +113,26 @@ def test_picture_suffixes__cover_every_kind_that_can_be_decoded() -> None:
 def test_picture_suffixes__pictures_that_cannot_be_decoded_turn_up(tmp_path: Path, suffix: str) -> None:
     touch(tmp_path, f"a{suffix.upper()}")
     assert found(tmp_path) == [f"a{suffix.upper()}"]
+
+
+def test_find_pictures__patterns(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    touch(tmp_path, "a1.png", "a2.txt", "b.png", "d/a3.png", "d/e/a4.png", "d/.h/a5.png", "d/.a6.png", "f/x.txt")
+    (tmp_path / "d" / "loop").symlink_to(tmp_path)
+    monkeypatch.chdir(tmp_path)
+    for pattern, wanted in {
+        "a*": ["a1.png", "a2.txt"],
+        "[ab]?.png": ["a1.png"],
+        "d/**/*.png": ["d/a3.png", "d/e/a4.png", "d/loop/a1.png", "d/loop/b.png"],
+        "**/e/*.png": ["d/e/a4.png"],
+        "?/**/a[34].png": ["d/a3.png", "d/e/a4.png"],
+        "[df]": ["d/a3.png", "d/e/a4.png", "d/loop/a1.png", "d/loop/b.png"],
+        f"{tmp_path}/b*": [f"{tmp_path}/b.png"],
+    }.items():
+        assert list(find_pictures([pattern]).paths) == wanted, pattern
+    with pytest.raises(DataError, match=r"z\*: no such file or folder, and no file fits it as a pattern"):
+        find_pictures(["z*"])
+
+
+def test_find_pictures__a_file_called_like_a_pattern_is_itself(tmp_path: Path) -> None:
+    touch(tmp_path, "a[1].png", "a1.png")
+    assert find_pictures([tmp_path / "a[1].png"]).paths == (str(tmp_path / "a[1].png"),)

@@ -112,7 +112,10 @@ def test_open_writer__half_written_results_stand_under_another_name(tmp_path: Pa
 
 @pytest.mark.parametrize("name", ["out.txt", "out", "out.json", ".csv"])
 def test_open_writer__other_names_are_refused(tmp_path: Path, name: str) -> None:
-    with pytest.raises(OutputError, match=r"ends in \.csv or \.jsonl"), open_writer(tmp_path / name, CLASSES):
+    with (
+        pytest.raises(OutputError, match=r"ends in \.csv, \.jsonl or \.parquet"),
+        open_writer(tmp_path / name, CLASSES),
+    ):
         pass
     assert os.listdir(tmp_path) == []
 

@@ -3,35 +3,59 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from tl.commands.console import EXIT_INTERRUPTED, EXIT_SOME_FAILED, console_progress, warn
 from tl.commands.options import Classes, Device, EnsembleFiles, ModelFile, Threads, Vote, VoteWeights, open_predictor
-from tl.errors import DataError
+from tl.errors import ConfigError, DataError
 
 if TYPE_CHECKING:
+    from tl.runtime.inputs import Inputs
     from tl.runtime.predictor import Predictor
+
+Images = Annotated[
+    list[str] | None,
+    typer.Argument(help="Files, folders, patterns such as 'photos/**/*.jpg', zip and tar archives."),
+]
+Output = Annotated[
+    Path | None,
+    typer.Option("--output", "-o", help="A .csv, .jsonl or .parquet file. Default: CSV on stdout."),
+]
+FilesFrom = Annotated[
+    str | None, typer.Option(help="Also the files named in this list, one a line; - for stdin.", metavar="FILE")
+]
+Null = Annotated[
+    bool, typer.Option("--null", "-0", help="Names in --files-from end with NUL, as find -print0 writes them.")
+]
+BatchSize = Annotated[int | None, typer.Option(min=1, help="Pictures a run. Default: what suits the device.")]
+Resume = Annotated[
+    bool, typer.Option("--resume", help="Keep the rows of an earlier call whose pictures and models are the same.")
+]
+RetryFailed = Annotated[
+    bool, typer.Option("--retry-failed", help="As --resume, and try pictures again that could not be read.")
+]
+FailFast = Annotated[bool, typer.Option("--fail-fast", help="Stop at the first picture that cannot be read.")]
 
 
 def command(
-    images: Annotated[list[str], typer.Argument(help="Picture files and folders.", show_default=False)],
+    images: Images = None,
     model: ModelFile = None,
     ensemble: EnsembleFiles = None,
-    output: Annotated[
-        Path | None, typer.Option("--output", "-o", help="A .csv or .jsonl file. Default: CSV on stdout.")
-    ] = None,
+    output: Output = None,
+    files_from: FilesFrom = None,
+    null: Null = False,
     vote: Vote = "soft",
     vote_weights: VoteWeights = None,
     classes: Classes = "same",
     device: Device = "auto",
-    batch_size: Annotated[
-        int | None, typer.Option(min=1, help="Pictures a run. Default: what suits the device.")
-    ] = None,
+    batch_size: BatchSize = None,
     threads: Threads = None,
+    resume: Resume = False,
+    retry_failed: RetryFailed = False,
+    fail_fast: FailFast = False,
 ) -> None:
     """Predict pictures with one model file or an ensemble.
 
@@ -42,48 +66,65 @@ def command(
 
     - `tl predict images/ --ensemble a.onnx b.onnx --vote hard --vote-weights 2,1 -o out.jsonl`
 
-    Columns: path, label, confidence, p:CLASS of each class, error; ensembles add agreement, entropy and vote:MEMBER.
-    Exit code 3 says that some pictures could not be read: their rows hold the reason.
-    """
-    from tl.runtime.sources import find_pictures
+    - `find photos -newer last.txt -print0 | tl predict --files-from - --null --model beetles.onnx -o new.csv`
 
-    found = find_pictures(images)
-    if found.hidden or found.not_pictures:
-        warn(f"passed over: {found.hidden} hidden, {found.not_pictures} files that are no pictures by their names")
-    if not found.paths:
-        raise DataError(f"no pictures found in {', '.join(images)}")
+    - `tl predict photos.zip 'more/**/*.jpg' --model beetles.onnx -o out.csv --resume` goes on after an interrupt
+
+    Columns: path, label, confidence, p:CLASS of each class, error; ensembles add agreement, entropy and vote:MEMBER.
+    Exit code 3 says that some pictures could not be read: their rows hold the reason. Beside OUT lies OUT.ledger, by
+    which --resume knows what is done; without need for it, delete it.
+    """
+    if output is None and (resume or retry_failed):
+        raise ConfigError("--resume and --retry-failed need a file: give --output")
+    pictures = _find_pictures(images or [], files_from, null)
     predictor = open_predictor(
         model, ensemble, vote=vote, vote_weights=vote_weights, classes=classes, device=device, threads=threads
     )
-    failed = _write_predictions(predictor, found.paths, output, batch_size, with_votes=bool(ensemble))
+    options = {"batch_size": batch_size, "resume": resume or retry_failed, "retry_failed": retry_failed}
+    failed = _write_predictions(predictor, pictures, output, {**options, "fail_fast": fail_fast})
     if failed:
         raise typer.Exit(EXIT_SOME_FAILED)
 
 
+def _find_pictures(images: list[str], files_from: str | None, null: bool) -> Inputs:
+    from tl.runtime.inputs import find_inputs
+    from tl.runtime.path_list import read_path_list
+
+    if not images and files_from is None:
+        raise ConfigError("nothing to predict: name pictures or folders, or give --files-from")
+    listed = read_path_list(files_from, null=null) if files_from is not None else []
+    found = find_inputs(images, listed=listed)
+    if found.passed_over:
+        warn(f"passed over: {found.passed_over}")
+    if not found:
+        raise DataError(f"no pictures found in {', '.join([*images, *([files_from] if files_from else [])])}")
+    return found
+
+
 def _write_predictions(
-    predictor: Predictor, paths: Sequence[str], output: Path | None, batch_size: int | None, *, with_votes: bool
+    predictor: Predictor,
+    pictures: Inputs,
+    output: Path | None,
+    options: dict[str, Any],
 ) -> int:
     """Predict and write row by row; returns how many pictures could not be read."""
-    from tl.runtime.results import Failure
-    from tl.runtime.writers import open_writer, partial_path
+    from tl.runtime.job import Tally, run_job
 
-    done = failed = 0
+    tally = Tally()
     started = time.monotonic()
-    member_names = predictor.member_names if with_votes else ()
-    writing = open_writer(output, predictor.class_names, member_names)
     try:
-        with predictor, console_progress() as progress, writing as writer:
-            progress.start("predicting", len(paths), "pictures")
-            for result in predictor.predict_iter(paths, batch_size=batch_size):
-                writer.write(result)
-                done += 1
-                failed += isinstance(result, Failure)
-                progress.advance()
+        with predictor, console_progress() as progress:
+            progress.start("predicting", len(pictures), "pictures")
+            run_job(predictor, pictures, output, tally, advance=lambda tally: progress.advance(), **options)
     except KeyboardInterrupt:
-        rows = f"; their rows are in {partial_path(output)}" if output else ""
-        warn(f"interrupted after {done} of {len(paths)} pictures{rows}")
+        cure = "; go on by adding --resume" if output else ""
+        warn(f"interrupted after {tally.done} of {len(pictures)} pictures{cure}")
         raise typer.Exit(EXIT_INTERRUPTED) from None
-    speed = done / max(time.monotonic() - started, 1e-9)
+    new = tally.done - tally.kept
+    speed = new / max(time.monotonic() - started, 1e-9)
+    kept = f"{tally.kept} rows kept from before, " if tally.kept else ""
     where = f"; {output}" if output else ""
-    warn(f"{done - failed} pictures predicted, {failed} could not be read, {speed:.0f}/s{where}")
-    return failed
+    warn(
+        f"{kept}{tally.done - tally.failed} pictures predicted, {tally.failed} could not be read, {speed:.0f}/s{where}"
+    )
+    return tally.failed

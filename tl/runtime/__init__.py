@@ -5,8 +5,8 @@
         print(model.predict("photo.jpg").label)
 
 Importing has no side effects on the host program. Read the parts in this order: `recipe` (every preprocessing
-decision), `decode`, `geometry`, `preprocess`, `contract` (what a model file says of itself), `session` (onnxruntime), `voting`,
-`ensemble`, `predictor`, `writers`.
+decision), `decode`, `geometry`, `preprocess`, `contract` (what a model file says of itself), `session` (onnxruntime),
+`voting`, `ensemble`, `predictor`, `writers`.
 """
 
 from tl.runtime.contract import Contract

@@ -8,16 +8,17 @@ from __future__ import annotations
 
 import itertools
 import os
-from collections.abc import Iterable, Iterator, Sequence
-from functools import partial
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
 from types import TracebackType
-from typing import Literal
+from typing import Generic, Literal, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
 
 from tl.errors import ImageReadError
 from tl.runtime.ahead import map_ahead
+from tl.runtime.content import read_content
 from tl.runtime.decode import ImageSource, source_name
 from tl.runtime.devices import usable_cores
 from tl.runtime.ensemble import ClassRule, Ensemble
@@ -27,6 +28,7 @@ from tl.runtime.results import Classification, Failure, MemberVotes, Result
 from tl.runtime.session import Session
 from tl.runtime.voting import Vote, Voting, agreement, entropy
 
+Known = TypeVar("Known")
 Hint = Literal["throughput", "latency"]
 # One core works fastest on one picture at a time, or nearly so; a GPU needs many.
 CPU_BATCH, CUDA_BATCH = 1, 32
@@ -60,14 +62,15 @@ def load(
 
 
 class Predictor:
-    """Predicts pictures. Thread-safe; a context manager that frees the sessions.
+    """Predicts pictures. Thread-safe; a context manager that frees the sessions. Of no use in a fork of its process.
 
     A source is a path, encoded bytes, a binary file, or a uint8 (H, W, 3) RGB array.
     """
 
     def __init__(self, ensemble: Ensemble, *, with_votes: bool, threads: int | None = None) -> None:
         self._ensemble: Ensemble | None = ensemble
-        self._with_votes = with_votes
+        self._pid = os.getpid()
+        self.with_votes = with_votes
         self._threads = threads or usable_cores()
         self.class_names = ensemble.class_names
         self.member_names = ensemble.member_names
@@ -76,7 +79,8 @@ class Predictor:
 
     @property
     def ensemble(self) -> Ensemble:
-        """The members. Raises ValueError once closed."""
+        """The members. Raises ValueError once closed, RuntimeError in a fork of the process that loaded them."""
+        self._check_process()
         if self._ensemble is None:
             raise ValueError("this predictor is closed")
         return self._ensemble
@@ -99,20 +103,46 @@ class Predictor:
         """
         if batch_size is not None and batch_size < 1:
             raise ValueError(f"batch_size must be at least 1, got {batch_size}")
-        batch_size = batch_size or (CPU_BATCH if self._is_cpu else CUDA_BATCH)
-        return self._predict_iter(self.ensemble, sources, batch_size)
+        return (result for _, result in self._stream(sources, batch_size, lambda source: (source, ""), _nothing_known))
 
-    def _predict_iter(self, ensemble: Ensemble, sources: Iterable[ImageSource], batch_size: int) -> Iterator[Result]:
-        work = partial(self._predict_chunk, ensemble)
-        done = map_ahead(work, _chunks(sources, batch_size), workers=self._threads, ahead=2 * self._threads)
-        for results in done:
-            yield from results
+    def predict_unknown(
+        self,
+        sources: Iterable[ImageSource],
+        known: Callable[[str, str], Known | None],
+        *,
+        batch_size: int | None = None,
+    ) -> Iterator[tuple[str, Result | Known]]:
+        """As `predict_iter`, but first `known(name, digest)` is asked, and what it knows stands in the result's place.
 
-    def _predict_chunk(self, ensemble: Ensemble, sources: Sequence[ImageSource]) -> list[Result]:
-        prepared = [_prepare_or_fail(source, ensemble.recipes) for source in sources]
-        good = [(name, inputs) for name, inputs in prepared if not isinstance(inputs, Failure)]
-        results = iter(self._classify(ensemble, [name for name, _ in good], [inputs for _, inputs in good]))
-        return [inputs if isinstance(inputs, Failure) else next(results) for _, inputs in prepared]
+        Gives each picture's digest too: the SHA-256 of its content in hex, "" where it could not be read. `known` is
+        called from several threads.
+        """
+        return self._stream(sources, batch_size, read_content, known)
+
+    def _stream(
+        self,
+        sources: Iterable[ImageSource],
+        batch_size: int | None,
+        read: Callable[[ImageSource], tuple[ImageSource, str]],
+        known: Callable[[str, str], Known | None],
+    ) -> Iterator[tuple[str, Result | Known]]:
+        ensemble = self.ensemble
+        size = batch_size or (CPU_BATCH if self._is_cpu else CUDA_BATCH)
+
+        def predict_chunk(chunk: Sequence[ImageSource]) -> list[tuple[str, Result | Known]]:
+            prepared = [_prepare(source, ensemble.recipes, read, known) for source in chunk]
+            new = [(each.name, each.inputs) for each in prepared if each.inputs is not None]
+            results = iter(self._classify(ensemble, [name for name, _ in new], [inputs for _, inputs in new]))
+            return [(each.digest, next(results) if each.answer is None else each.answer) for each in prepared]
+
+        def answers() -> Iterator[tuple[str, Result | Known]]:
+            chunks = _chunks(sources, size)
+            for chunk in map_ahead(predict_chunk, chunks, workers=self._threads, ahead=2 * self._threads):
+                for answer in chunk:
+                    yield answer
+                    self._check_process()
+
+        return answers()
 
     def close(self) -> None:
         """Free the sessions. Calling it twice does nothing."""
@@ -126,13 +156,20 @@ class Predictor:
     ) -> None:
         self.close()
 
+    def _check_process(self) -> None:
+        if self._pid != os.getpid():
+            raise RuntimeError(
+                f"this predictor was loaded in process {self._pid} and cannot be used in its fork {os.getpid()}, "
+                "which has none of its threads: load it in the child"
+            )
+
     def _classify(self, ensemble: Ensemble, names: Sequence[str], pictures: Sequence[Inputs]) -> list[Classification]:
         if not pictures:
             return []
         batch = {recipe: np.stack([inputs[recipe] for inputs in pictures]) for recipe in ensemble.recipes}
         members = ensemble.member_probabilities(batch)
         decided = ensemble.decide(members)
-        votes = self._member_votes(members, decided) if self._with_votes else itertools.repeat(None)
+        votes = self._member_votes(members, decided) if self.with_votes else itertools.repeat(None)
         return [
             Classification(
                 path=name,
@@ -162,12 +199,35 @@ class Predictor:
         ]
 
 
-def _prepare_or_fail(source: ImageSource, recipes: Sequence[Recipe]) -> tuple[str, Inputs | Failure]:
-    name = source_name(source)
+@dataclass(frozen=True)
+class _Prepared(Generic[Known]):
+    """A picture ready to be inferred, or the answer that needs no inference."""
+
+    name: str
+    digest: str
+    inputs: Inputs | None = None
+    answer: Failure | Known | None = None
+
+
+def _prepare(
+    source: ImageSource,
+    recipes: Sequence[Recipe],
+    read: Callable[[ImageSource], tuple[ImageSource, str]],
+    known: Callable[[str, str], Known | None],
+) -> _Prepared[Known]:
+    name, digest = source_name(source), ""
     try:
-        return name, load_inputs(source, recipes)
+        content, digest = read(source)
+        answer = known(name, digest)
+        if answer is not None:
+            return _Prepared(name, digest, answer=answer)
+        return _Prepared(name, digest, inputs=load_inputs(content, recipes))
     except ImageReadError as error:
-        return name, Failure(name, error.reason)
+        return _Prepared(name, digest, answer=Failure(name, error.reason))
+
+
+def _nothing_known(name: str, digest: str) -> None:
+    return None
 
 
 def _chunks(items: Iterable[ImageSource], size: int) -> Iterator[list[ImageSource]]:

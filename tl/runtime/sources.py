@@ -1,16 +1,18 @@
-"""Find the pictures that a user means by files and folders. Nothing is dropped without being counted.
+"""Find the picture files that a user means by names, folders and patterns. Nothing is dropped without being counted.
 
-Knows names and folders. Does not open pictures.
+Knows names and folders. Does not open pictures or archives (`inputs`).
 """
 
 from __future__ import annotations
 
+import glob
 import os
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
 from tl.errors import DataError
+from tl.runtime.patterns import is_pattern, matches, split_pattern
 
 # What a folder is searched for. Kinds that cannot be decoded (raw, HEIC ...) are listed too: they must turn up as rows
 # with an error, not vanish.
@@ -37,28 +39,56 @@ class FoundPictures:
 
 
 def find_pictures(inputs: Iterable[str | os.PathLike[str]]) -> FoundPictures:
-    """Expand files and folders (recursively; links to folders are followed once).
+    """Expand files, folders (recursively; links to folders are followed once) and patterns, unless a file is so named.
 
-    A file that is named is taken whatever it is called. Raises `DataError` for a name that does not exist or a folder
-    that cannot be read.
+    A file that is named or fits a pattern is taken whatever it is called. Raises `DataError` for a name that does not
+    exist, a pattern that nothing fits and a folder that cannot be read.
     """
     paths: list[str] = []
     hidden = not_pictures = 0
-    for given in (os.fspath(name) for name in inputs):
-        if not os.path.isdir(given):
-            if not os.path.lexists(given):
-                raise DataError(f"{given}: no such file or folder")
-            paths.append(given)
+    for found in (name for given in inputs for name in expand_name(os.fspath(given))):
+        if not os.path.isdir(found):
+            paths.append(found)
             continue
-        for path in _walk(given):
+        for path in _walk(found):
             name = os.path.basename(path.rstrip(os.sep))
             if name.startswith("."):
                 hidden += 1
-            elif Path(name).suffix.lower() in PICTURE_SUFFIXES:
+            elif is_picture_name(name):
                 paths.append(path)
             else:
                 not_pictures += 1
     return FoundPictures(tuple(paths), hidden, not_pictures)
+
+
+def is_picture_name(name: str) -> bool:
+    """Whether a file is a picture, going by its name."""
+    return Path(name).suffix.lower() in PICTURE_SUFFIXES
+
+
+def expand_name(given: str) -> list[str]:
+    """A name as it is, or what fits a pattern; sorted. Raises `DataError` where there is nothing."""
+    if os.path.lexists(given):
+        return [given]
+    if not is_pattern(given):
+        raise DataError(f"{given}: no such file or folder")
+    start, names = split_pattern(given)
+    found = _walk_matches(start, names) if names else sorted(glob.glob(given))
+    if not found:
+        raise DataError(f"{given}: no such file or folder, and no file fits it as a pattern")
+    return found
+
+
+def _walk_matches(start: str, names: list[str]) -> list[str]:
+    """Files below each folder that `start` means, that fit `names`; hidden ones do not, as in a shell."""
+    folders = [start or "."] if os.path.isdir(start or ".") else sorted(filter(os.path.isdir, glob.glob(start)))
+    found = []
+    for folder in folders:
+        for path in _walk(folder):
+            below = os.path.relpath(path, folder).split(os.sep)
+            if not below[-1].startswith(".") and matches(below, names):
+                found.append(path if start else os.path.relpath(path))
+    return found
 
 
 def _walk(folder: str) -> Iterator[str]:

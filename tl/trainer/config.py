@@ -65,7 +65,8 @@ class TrainConfig:
     )
     head_start: HeadStart | None = _option(
         None,
-        "Where finetune's linear head begins: solved on the frozen backbone's features (the default), or random.",
+        "Where finetune's linear head begins: solved on the frozen backbone's features (the default where that has no "
+        "normalisation layers), or random.",
         "Model",
     )
     dropout: float = _option(0.2, "Dropout of the mlp and conv heads.", "Model")

@@ -43,8 +43,8 @@ def resolve(config: TrainConfig, where: str = "options") -> TrainConfig:
     if config.drop_epochs is None and config.epochs is not None:
         config = dataclasses.replace(config, drop_epochs=max(1, config.epochs // 3))
     if config.head_start is None:
-        can_solve = config.method == "finetune" and not _start_faults(config)
-        config = dataclasses.replace(config, head_start="solved" if can_solve else "random")
+        is_solved_start = not has_norm(config.backbone) and not _start_faults(config)
+        config = dataclasses.replace(config, head_start="solved" if is_solved_start else "random")
     if config.lr is None:
         config = dataclasses.replace(config, lr=_default_lr(config.backbone, method, str(config.optimizer)))
     if not config.out:

@@ -1,0 +1,364 @@
+"""How fast pictures in a folder become rows of a CSV: tl beside its peers and beside what the machine allows.
+
+Every way runs MobileNetV2 with the same ImageNet weights on the same files, in a process of its own, in turn; loading
+the model is not counted. Run by the Python that benchmarks/peers.sh makes.
+
+    TL_SHARED=... .venv-peers/bin/python benchmarks/predict.py [small] [photos] [scaled] [memory] [start]
+
+- small: PACS cartoons, 227 px; also the bound: onnxruntime alone on ready batches at its own best batch size and
+  threads, and the decode and resize work on the same cores.
+- photos: 9 to 12 megapixel JPEGs.
+- scaled: what decoding large JPEGs at a fraction of their size does to probabilities.
+- memory: peak memory above the open model, over 1,000 and 20,000 files.
+- start: from the command to its first row.
+"""
+
+import csv
+import itertools
+import json
+import os
+import resource
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import numpy as np
+
+SHARED = Path(os.environ["TL_SHARED"])
+WEIGHTS = SHARED / "weights"
+os.environ["TL_WEIGHTS_DIR"] = str(WEIGHTS)
+ROUNDS, BATCH = 3, 16
+MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+
+
+def small_files() -> list[str]:
+    return sorted(map(str, (SHARED / "data" / "pacs-cartoon").rglob("*.jpg")))
+
+
+def photo_files() -> list[str]:
+    found = sorted(path for path in (SHARED / "data" / "large-photos").iterdir() if path.suffix.lower() == ".jpg")
+    return [str(path) for path in found] * 6
+
+
+# --- models: one set of weights, one file for each way
+
+
+def make_models(folder: Path) -> None:
+    """tl's own file; a plain one of float NCHW in 0..1, with the metadata that Ultralytics wants; one for optimum."""
+    import onnx
+    import torch
+
+    from tl.exporter.export import export_pretrained
+    from tl.trainer.progress import Silent
+
+    paths = small_files()[:4]
+    export_pretrained("mobilenet_v2", "imagenet", paths, folder / "tl.onnx", Silent())
+    network = classifier()
+
+    class Plain(torch.nn.Module):
+        def forward(self, images):
+            mean, std = (torch.tensor(values).view(1, 3, 1, 1) for values in (MEAN, STD))
+            return torch.softmax(network((images - mean) / std), 1)
+
+    def save(module, path, names):
+        torch.onnx.export(
+            module,
+            (torch.zeros(2, 3, 224, 224),),
+            path,
+            input_names=names[:1],
+            output_names=names[1:],
+            dynamic_shapes=({0: torch.export.Dim("batch")},),
+            external_data=False,
+            opset_version=18,
+        )
+
+    save(Plain().eval(), folder / "plain.onnx", ["images", "output0"])
+    model = onnx.load(folder / "plain.onnx")
+    facts = {"task": "classify", "stride": 1, "batch": 1, "imgsz": [224, 224], "channels": 3, "args": {"dynamic": True}}
+    facts["names"] = {i: f"class {i}" for i in range(1000)}
+    onnx.helper.set_model_props(model, {key: str(value) for key, value in facts.items()})
+    onnx.save(model, folder / "ultralytics.onnx")
+    hf = folder / "hf"
+    hf.mkdir()
+    save(network, hf / "model.onnx", ["pixel_values", "logits"])
+    config = {"model_type": "mobilenet_v2", "architectures": ["MobileNetV2ForImageClassification"], "num_labels": 1000}
+    (hf / "config.json").write_text(json.dumps(config))
+    processor = {"image_processor_type": "ViTImageProcessor", "size": {"height": 224, "width": 224}, "resample": 2}
+    processor |= {"do_resize": True, "do_rescale": True, "do_normalize": True, "image_mean": MEAN, "image_std": STD}
+    (hf / "preprocessor_config.json").write_text(json.dumps(processor))
+
+
+def classifier():
+    from tl.trainer.backbones import build_classifier, find_backbone_info
+    from tl.trainer.weight_files import find_weights
+    from tl.trainer.weights import load_into, read_weights
+
+    network = build_classifier("mobilenet_v2")
+    load_into(network, read_weights(find_weights(find_backbone_info("mobilenet_v2"), "imagenet"), "mobilenet_v2"))
+    return network.eval()
+
+
+# --- the ways: files -> rows, timed from the first file to the last row
+
+
+def write_csv(rows) -> None:
+    with tempfile.TemporaryFile("w", newline="") as stream:
+        csv.writer(stream).writerows(rows)
+
+
+def tl_rate(folder: Path, paths: list[str]) -> float:
+    import tl.runtime
+    from tl.runtime.writers import open_writer
+
+    with tl.runtime.load(folder / "tl.onnx", device="cpu") as predictor, tempfile.TemporaryDirectory() as out:
+        started = time.perf_counter()
+        with open_writer(Path(out) / "rows.csv", predictor.class_names) as writer:
+            for result in predictor.predict_iter(paths):
+                writer.write(result)
+        return len(paths) / (time.perf_counter() - started)
+
+
+def plain_rate(folder: Path, paths: list[str]) -> float:
+    """What one writes in ten minutes."""
+    import onnxruntime
+    from PIL import Image
+
+    session = onnxruntime.InferenceSession(folder / "plain.onnx", providers=["CPUExecutionProvider"])
+
+    def rows():
+        for i in range(0, len(paths), BATCH):
+            chunk = paths[i : i + BATCH]
+            images = [np.asarray(Image.open(path).convert("RGB").resize((224, 224))) for path in chunk]
+            inputs = np.stack(images).astype(np.float32).transpose(0, 3, 1, 2) / 255
+            for path, row in zip(chunk, session.run(None, {"images": inputs})[0], strict=True):
+                yield [path, int(row.argmax()), *map(float, row)]
+
+    started = time.perf_counter()
+    write_csv(rows())
+    return len(paths) / (time.perf_counter() - started)
+
+
+def ultralytics_rate(folder: Path, paths: list[str]) -> float:
+    from ultralytics import YOLO
+
+    model = YOLO(folder / "ultralytics.onnx", task="classify")
+    model(paths[0], verbose=False, device="cpu", imgsz=224)
+    listed = Path(tempfile.mkdtemp()) / "list.txt"
+    listed.write_text("\n".join(paths))
+
+    def rows():
+        for result in model(str(listed), stream=True, verbose=False, device="cpu", imgsz=224, batch=BATCH):
+            yield [result.path, result.probs.top1, *result.probs.data.tolist()]
+
+    started = time.perf_counter()
+    write_csv(rows())
+    return len(paths) / (time.perf_counter() - started)
+
+
+def optimum_rate(folder: Path, paths: list[str]) -> float:
+    from optimum.onnxruntime import ORTModelForImageClassification
+    from transformers import AutoImageProcessor, pipeline
+
+    model = ORTModelForImageClassification.from_pretrained(folder / "hf")
+    processor = AutoImageProcessor.from_pretrained(folder / "hf", use_fast=False)
+    classify = pipeline("image-classification", model=model, image_processor=processor, top_k=1000)
+
+    def rows():
+        for path, scores in zip(paths, classify(list(paths), batch_size=BATCH), strict=True):
+            yield [path, scores[0]["label"], *(score["score"] for score in scores)]
+
+    started = time.perf_counter()
+    write_csv(rows())
+    return len(paths) / (time.perf_counter() - started)
+
+
+def torchvision_rate(folder: Path, paths: list[str]) -> float:
+    """Eager torch behind a DataLoader with a process for each core."""
+    import torch
+    from PIL import Image
+    from torchvision import transforms
+
+    network = classifier()
+    change = transforms.Compose([transforms.Resize((224, 224)), transforms.ToTensor(), transforms.Normalize(MEAN, STD)])
+
+    class Files(torch.utils.data.Dataset):
+        def __len__(self):
+            return len(paths)
+
+        def __getitem__(self, i):
+            return change(Image.open(paths[i]).convert("RGB"))
+
+    def rows():
+        names = iter(paths)
+        with torch.inference_mode():
+            for images in torch.utils.data.DataLoader(Files(), BATCH, num_workers=os.cpu_count()):
+                for row in torch.softmax(network(images), 1):
+                    yield [next(names), int(row.argmax()), *row.tolist()]
+
+    started = time.perf_counter()
+    write_csv(rows())
+    return len(paths) / (time.perf_counter() - started)
+
+
+RATES = {
+    "tl": tl_rate,
+    "plain": plain_rate,
+    "ultralytics": ultralytics_rate,
+    "optimum": optimum_rate,
+    "torchvision": torchvision_rate,
+}
+
+
+# --- the bound
+
+
+def bound_rates(folder: Path, paths: list[str]) -> dict[str, float]:
+    """images/s of onnxruntime alone for every batch size, with all cores on one batch and with one on each of several;
+    and of decoding and resizing alone on all cores.
+    """
+    import onnxruntime
+
+    from tl.runtime.contract import parse_contract
+    from tl.runtime.preprocess import load_input
+
+    cores = os.cpu_count() or 1
+
+    def open_session(threads: int):
+        options = onnxruntime.SessionOptions()
+        options.intra_op_num_threads = threads
+        return onnxruntime.InferenceSession(folder / "tl.onnx", options, providers=["CPUExecutionProvider"])
+
+    together, alone = open_session(cores), open_session(1)
+    recipe = parse_contract(alone.get_modelmeta().custom_metadata_map["tl.contract"], "tl.onnx").recipe
+    chosen = paths[:512]
+    rates = {}
+    with ThreadPoolExecutor(cores) as pool:
+        started = time.perf_counter()
+        inputs = np.stack(list(pool.map(lambda path: load_input(path, recipe), chosen)))
+        rates["decode and resize"] = len(chosen) / (time.perf_counter() - started)
+        for size in (1, 2, 4, 8, 16, 32):
+            batches = [inputs[i : i + size] for i in range(0, len(inputs), size)]
+            for name, work, mapped in (("together", together, map), ("one core each", alone, pool.map)):
+                started = time.perf_counter()
+                list(mapped(lambda batch, work=work: work.run(["probabilities"], {"images": batch}), batches))
+                rates[f"onnxruntime, {name}, batch {size}"] = len(chosen) / (time.perf_counter() - started)
+    return rates
+
+
+# --- reports
+
+
+def apart(*words: str) -> str:
+    """The last line of this script run in a process of its own."""
+    done = subprocess.run([sys.executable, __file__, "-", *words], capture_output=True, text=True)
+    if done.returncode:
+        raise RuntimeError((done.stderr.strip().splitlines() or ["failed"])[-1])
+    return done.stdout.strip().splitlines()[-1]
+
+
+def compare(folder: Path, kind: str, ways: list[str]) -> dict[str, float]:
+    rates: dict[str, list[float]] = {}
+    for _, way in itertools.product(range(ROUNDS), ways):
+        try:
+            rates.setdefault(way, []).append(float(apart("rate", str(folder), kind, way)))
+        except RuntimeError as error:
+            print(f"{way}: not measured ({error})")
+    middle = {name: statistics.median(values) for name, values in rates.items() if values}
+    for name, value in middle.items():
+        spread = f"{min(rates[name]):.1f} to {max(rates[name]):.1f}"
+        print(f"{name}: {value:.1f} images/s ({spread}); tl is {middle['tl'] / value:.2f} times as fast", flush=True)
+    return middle
+
+
+def small(folder: Path) -> None:
+    found: dict[str, list[float]] = {}
+    for _ in range(ROUNDS):
+        for name, value in json.loads(apart("bound", str(folder))).items():
+            found.setdefault(name, []).append(value)
+    middle = {name: statistics.median(values) for name, values in found.items()}
+    decode = middle.pop("decode and resize")
+    best = max(middle, key=middle.__getitem__)
+    for name in (best, "onnxruntime, together, batch 16"):
+        print(f"{name}: {middle[name]:.0f} images/s ({min(found[name]):.0f} to {max(found[name]):.0f})")
+    spread = found["decode and resize"]
+    print(f"decode and resize on all cores: {decode:.0f} images/s ({min(spread):.0f} to {max(spread):.0f})")
+    limit = 1 / (1 / middle[best] + 1 / decode)
+    rates = compare(folder, "small", list(RATES))
+    print(f"bound: {limit:.0f} images/s; tl reaches {rates['tl'] / limit:.2f} of it")
+
+
+def photos(folder: Path) -> None:
+    compare(folder, "photos", ["tl", "plain", "ultralytics"])
+
+
+def scaled(folder: Path) -> None:
+    """Probabilities of one model with both rules of decoding, on large photos."""
+    import dataclasses
+
+    from tl.runtime.preprocess import load_input
+    from tl.runtime.session import Session
+
+    session = Session(folder / "tl.onnx", device="cpu")
+    folders = ("large-photos", "mollusk-landmarks", "imagenet-val-500")
+    files = [p for name in folders for p in sorted((SHARED / "data" / name).rglob("*")) if p.suffix.lower() == ".jpg"]
+    rows = []
+    for path in files:
+        recipes = [dataclasses.replace(session.contract.recipe, jpeg_scale=scale) for scale in ("full", "2x")]
+        inputs = np.stack([load_input(path, recipe) for recipe in recipes])
+        both = session.run(inputs, ["probabilities"])[0]
+        rows.append((np.abs(both[0] - both[1]).max(), both[0].argmax() == both[1].argmax()))
+    differences, same = zip(*rows, strict=True)
+    print(f"{len(rows)} photos: same label {np.mean(same):.1%}, largest |dp| {max(differences):.3f}, ", end="")
+    print(f"median of each picture's largest {np.median(differences):.4f}")
+
+
+def memory(folder: Path) -> None:
+    for count in (1000, 20000):
+        print(f"{count} files: {float(apart('memory', str(folder), str(count))):.0f} MB above the open model")
+
+
+def start(folder: Path) -> None:
+    taken = []
+    for _ in range(7):
+        started = time.perf_counter()
+        command = [sys.executable, "-m", "tl", "predict", *small_files()[:3], "-m", str(folder / "tl.onnx")]
+        with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, bufsize=0) as process:
+            process.stdout.readline()
+            process.stdout.readline()
+            taken.append(time.perf_counter() - started)
+            process.communicate()
+    print(f"start to first row: {statistics.median(taken):.2f} s ({min(taken):.2f} to {max(taken):.2f})")
+
+
+def one(words: list[str]) -> None:
+    """What a process of its own measures."""
+    folder = Path(words[1])
+    if words[0] == "rate":
+        files = small_files() if words[2] == "small" else photo_files()
+        print(RATES[words[3]](folder, files))
+    elif words[0] == "bound":
+        print(json.dumps(bound_rates(folder, small_files())))
+    elif words[0] == "memory":
+        import tl.runtime
+
+        paths = list(itertools.islice(itertools.cycle(small_files()), int(words[2])))
+        with tl.runtime.load(folder / "tl.onnx", device="cpu") as predictor:
+            before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+            for _ in predictor.predict_iter(paths):
+                pass
+        print((resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) / 1024)
+
+
+if __name__ == "__main__":
+    if sys.argv[1:2] == ["-"]:
+        one(sys.argv[2:])
+    else:
+        with tempfile.TemporaryDirectory() as name:
+            make_models(Path(name))
+            for part in sys.argv[1:] or ["small", "photos", "scaled", "memory", "start"]:
+                print(f"## {part}", flush=True)
+                {"small": small, "photos": photos, "scaled": scaled, "memory": memory, "start": start}[part](Path(name))
