@@ -126,6 +126,18 @@ def decode_scaled(source: ImageSource, recipe: Recipe, eighths: Callable[[tuple[
         raise ImageReadError(name, f"damaged picture ({_reason(error)})") from error
 
 
+def read_size(path: str | os.PathLike[str]) -> tuple[int, int]:
+    """(height, width) of the upright picture, from its header. Raises `ImageReadError`."""
+    try:
+        with _open_regular(Path(path)) as stream, _open_header(stream) as picture:
+            height, width = picture.height, picture.width
+            return (height, width) if _orientation(picture) < 5 else (width, height)
+    except ImageReadError as error:
+        raise ImageReadError(os.fspath(path), error.reason) from error
+    except OSError as error:
+        raise ImageReadError(os.fspath(path), _reason(error)) from error
+
+
 def source_name(source: ImageSource) -> str:
     """What to call a source in messages and rows: its path, or '' for data without one."""
     if isinstance(source, str | os.PathLike):

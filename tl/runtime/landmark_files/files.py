@@ -1,0 +1,122 @@
+"""Landmark files by name: which format, and the pictures beside it that some formats need.
+
+Knows all formats. Opens pictures' headers only.
+"""
+
+from __future__ import annotations
+
+import csv
+import os
+from collections.abc import Callable
+from functools import cache
+from pathlib import Path
+from typing import Literal
+
+from tl.errors import DataError
+from tl.runtime.decode import read_size
+from tl.runtime.files import write_text
+from tl.runtime.landmark_files import coco, deeplabcut, long_csv, tps, wide_csv
+from tl.runtime.landmarks import OCCLUDED, LandmarkSet, numbered_names
+
+Format = Literal["csv", "long", "tps", "coco", "deeplabcut"]
+_BY_SUFFIX: dict[str, Format] = {".csv": "csv", ".tps": "tps", ".json": "coco"}
+_LOST: dict[Format, tuple[str, ...]] = {
+    "csv": ("flip pairs", "skeleton"),
+    "long": ("boxes", "scale", "splits and groups", "flip pairs", "skeleton"),
+    "tps": ("names", "visibility", "confidence", "boxes", "splits and groups", "flip pairs", "skeleton"),
+    "coco": (),
+    "deeplabcut": ("visibility", "boxes", "scale", "splits and groups", "flip pairs", "skeleton"),
+}
+
+
+def read_landmarks(path: str | os.PathLike[str], images: str | os.PathLike[str] | None = None) -> LandmarkSet:
+    """Read a file of any of the formats, which is told from its name and first lines.
+
+    `images`: the folder that pictures' names count from; see `picture_finder`. Raises `DataError`, `ImageReadError`.
+    """
+    path = Path(path)
+    try:
+        text = path.read_text(encoding="utf-8-sig", errors="surrogateescape")
+    except OSError as error:
+        raise DataError(f"{path}: cannot be read ({error.strerror})") from error
+    kind = _format_of(path, text)
+    if kind == "tps":
+        find = picture_finder(path, images)
+        return tps.read(text, path.name, lambda name: read_size(find(name))[0])
+    readers = {"csv": wide_csv.read, "long": long_csv.read, "coco": coco.read, "deeplabcut": deeplabcut.read}
+    return readers[kind](text, path.name)
+
+
+def write_landmarks(
+    landmarks: LandmarkSet, path: str | os.PathLike[str], kind: Format | None, find: Callable[[str], str]
+) -> None:
+    """Write a file atomically. `kind`: None for what the name's ending says. `find`: as `picture_finder` gives.
+
+    Raises `DataError`, `OutputError`, and `ImageReadError` for a picture whose size is needed and cannot be read.
+    """
+    kind = kind or _suffix_format(Path(path))
+
+    @cache
+    def size(name: str) -> tuple[int, int]:
+        return read_size(find(name))
+
+    if kind == "tps":
+        text = tps.write(landmarks, lambda name: size(name)[0])
+    elif kind == "coco":
+        text = coco.write(landmarks, size)
+    else:
+        text = {"csv": wide_csv.write, "long": long_csv.write, "deeplabcut": deeplabcut.write}[kind](landmarks)
+    write_text(path, text)
+
+
+def lost_in(landmarks: LandmarkSet, path: str | os.PathLike[str], kind: Format | None) -> list[str]:
+    """What `landmarks` have and the format has no place for, a sentence each."""
+    kind = kind or _suffix_format(Path(path))
+    pictures = landmarks.pictures
+    has = {
+        "names": landmarks.keypoint_names != numbered_names(len(landmarks.keypoint_names)),
+        "visibility": any((picture.visibility == OCCLUDED).any() for picture in pictures),
+        "confidence": any(picture.confidence is not None for picture in pictures),
+        "boxes": any(picture.box_xywh is not None for picture in pictures),
+        "scale": any(picture.mm_per_px is not None for picture in pictures),
+        "splits and groups": any(picture.split or picture.group for picture in pictures),
+        "flip pairs": bool(landmarks.flip_pairs),
+        "skeleton": bool(landmarks.skeleton),
+    }
+    return [f"{what}: {kind} has no place for them" for what in _LOST[kind] if has[what]]
+
+
+def picture_finder(path: str | os.PathLike[str], images: str | os.PathLike[str] | None = None) -> Callable[[str], str]:
+    """Name in a landmark file -> path of the picture.
+
+    Looked for in `images` if given; else beside the file, in `images/` there, and in the two folders above, where
+    DeepLabCut's names count from. The function raises `DataError` for a picture that is nowhere.
+    """
+    here = Path(path).absolute().parent
+    folders = [Path(images)] if images is not None else [here, here / "images", *here.parents[:2]]
+
+    def find(name: str) -> str:
+        for folder in folders:
+            if (folder / name).is_file():
+                return str(folder / name)
+        looked = ", ".join(map(str, folders))
+        raise DataError(f"{Path(path).name}: picture {name} is not in {looked}: name its folder by --images")
+
+    return find
+
+
+def _format_of(path: Path, text: str) -> Format:
+    kind = _suffix_format(path)
+    if kind != "csv":
+        return kind
+    if deeplabcut.is_deeplabcut(text):
+        return "deeplabcut"
+    header = next(csv.reader(text.splitlines()[:1]), [])
+    return "long" if set(long_csv.COLUMNS) <= set(header) else "csv"
+
+
+def _suffix_format(path: Path) -> Format:
+    kind = _BY_SUFFIX.get(path.suffix.lower())
+    if kind is None:
+        raise DataError(f"{path}: expected a name that ends in {', '.join(_BY_SUFFIX)}")
+    return kind

@@ -1,0 +1,88 @@
+"""Landmarks of pictures: named points in pixels of the upright photo, some missing, some hidden.
+
+Knows points and names. Does not know files (`landmark_files`) or pictures.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+from numpy.typing import NDArray
+
+MISSING, OCCLUDED, VISIBLE = 0, 1, 2  # as COCO's v
+
+
+@dataclass(frozen=True)
+class PictureLandmarks:
+    """The points of one picture.
+
+    `name`: the picture as its file of landmarks calls it. `keypoints_xy`: float64 (K, 2), (x, y) in pixels of the
+    upright picture, the centre of the top-left pixel at (0, 0); NaN where missing. `visibility`: int64 (K,) of COCO's
+    0 missing, 1 occluded, 2 visible. `confidence`: float64 (K,) in [0, 1] of predicted points, else None. `box_xywh`:
+    the specimen's (left, top, width, height) in pixels. `mm_per_px`: the photo's scale. `split`, `group`: as in a
+    manifest.
+    """
+
+    name: str
+    keypoints_xy: NDArray[np.float64]
+    visibility: NDArray[np.int64]
+    confidence: NDArray[np.float64] | None = None
+    box_xywh: tuple[float, float, float, float] | None = None
+    mm_per_px: float | None = None
+    split: str = ""
+    group: str = ""
+
+    def __post_init__(self) -> None:
+        count = len(self.visibility)
+        if self.keypoints_xy.shape != (count, 2) or self.visibility.shape != (count,):
+            raise ValueError(f"{self.keypoints_xy.shape} points and {self.visibility.shape} visibilities do not fit")
+        if self.confidence is not None and self.confidence.shape != (count,):
+            raise ValueError(f"{self.confidence.shape} confidences for {count} points")
+        if not np.array_equal(np.isnan(self.keypoints_xy).any(axis=1), self.visibility == MISSING):
+            raise ValueError(f"{self.name}: a point is missing exactly where its coordinates are NaN")
+
+
+@dataclass(frozen=True)
+class LandmarkSet:
+    """The landmarks of many pictures, all with the same `keypoint_names` in the same order.
+
+    `flip_pairs`: names that change places when a picture is mirrored. `skeleton`: names to be joined by lines.
+    `remarks`: what a file held that is not kept here, in words.
+    """
+
+    keypoint_names: tuple[str, ...]
+    pictures: tuple[PictureLandmarks, ...]
+    flip_pairs: tuple[tuple[str, str], ...] = ()
+    skeleton: tuple[tuple[str, str], ...] = ()
+    remarks: tuple[str, ...] = field(default=(), compare=False)
+
+    def __post_init__(self) -> None:
+        names = self.keypoint_names
+        if len(set(names)) != len(names):
+            raise ValueError(f"repeated point '{next(name for name in names if names.count(name) > 1)}'")
+        for picture in self.pictures:
+            if len(picture.visibility) != len(names):
+                raise ValueError(f"{picture.name}: {len(picture.visibility)} points, expected {len(names)}")
+        if unknown := {name for pair in (*self.flip_pairs, *self.skeleton) for name in pair} - set(names):
+            raise ValueError(f"unknown point '{min(unknown)}' in flip pairs or skeleton")
+
+
+def picture_landmarks(
+    name: str,
+    points: Sequence[tuple[float, float]] | NDArray[np.floating],
+    visibility: Sequence[int] | None = None,
+    **facts: object,
+) -> PictureLandmarks:
+    """Points as lists -> `PictureLandmarks`. Without `visibility`, a point is visible unless it is NaN."""
+    xy = np.array(points, np.float64).reshape(-1, 2)
+    is_missing = np.isnan(xy).any(axis=1)
+    seen = np.full(len(xy), VISIBLE) if visibility is None else np.array(visibility, np.int64)
+    xy[is_missing | (seen == MISSING)] = np.nan
+    return PictureLandmarks(name, xy, np.where(is_missing, MISSING, seen).astype(np.int64), **facts)  # type: ignore[arg-type]
+
+
+def numbered_names(count: int) -> tuple[str, ...]:
+    """Names for points that have none: `0`, `1` ..."""
+    return tuple(map(str, range(count)))
