@@ -13,6 +13,7 @@ Knows no other module. Each class is raised somewhere; bugs are ValueError, Type
     ├── ModelFileError      an .onnx file is no model of ours, is damaged, or its contract is faulty
     ├── EnsembleError       model files that cannot vote together
     ├── ParityError         a model file does not compute what was validated
+    ├── PrecisionError      a graph of lower precision is too far from fp32, or no faster
     ├── DeviceError         the asked-for device cannot be used
     ├── OutputError         a result cannot be written
     └── MissingExtraError   an optional package is not installed
@@ -72,6 +73,10 @@ class EnsembleError(TlError):
 
 class ParityError(TlError):
     """A model file does not compute what was validated."""
+
+
+class PrecisionError(TlError):
+    """A graph of lower precision decides too differently from its fp32 original, or is no faster on this machine."""
 
 
 class DeviceError(TlError):

@@ -13,7 +13,7 @@ from tests.trainer.make import read_rows
 from tl import __version__
 from tl.trainer.runs import Run
 
-COMMANDS = ("train", "export", "predict", "evaluate", "inspect", "verify", "doctor", "demo", "probe")
+COMMANDS = ("train", "export", "predict", "evaluate", "inspect", "verify", "bench", "doctor", "demo", "probe")
 
 
 def test_help__lists_every_command(run_tl: RunTl) -> None:

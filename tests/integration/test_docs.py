@@ -1,4 +1,4 @@
-"""What the documentation says is true: commands exist, pages are made, the embedding example runs."""
+"""What the documentation says is true: commands exist, pages are made, links lead somewhere."""
 
 from __future__ import annotations
 
@@ -7,11 +7,7 @@ import subprocess
 import sys
 from pathlib import Path
 
-import numpy as np
 import pytest
-from PIL import Image
-
-from tests.models import make_model
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -19,24 +15,6 @@ ROOT = Path(__file__).resolve().parents[2]
 def code_blocks(page: str, language: str) -> list[str]:
     text = (ROOT / page).read_text(encoding="utf-8")
     return re.findall(rf"```{language}\n(.*?)```", text, re.DOTALL)
-
-
-def test_embedding__example_runs_and_is_typed(tmp_path: Path) -> None:
-    (code,) = code_blocks("docs/embedding.md", "python")
-    script = tmp_path / "example.py"
-    script.write_text(code, encoding="utf-8")
-    make_model(tmp_path / "model.onnx")
-    make_model(tmp_path / "other.onnx", gain=0.1)
-    Image.fromarray(np.full((40, 30, 3), (10, 220, 30), np.uint8)).save(tmp_path / "photo.png")
-    done = subprocess.run([sys.executable, script], cwd=tmp_path, capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stderr
-    assert done.stdout.splitlines()[1].startswith("green 0.99")
-    assert "refused: not a picture" in done.stdout
-    assert "broken.jpg No such file or directory" in done.stdout
-    assert done.stderr == ""
-    typed = [sys.executable, "-m", "mypy", "--strict", "--config-file", ROOT / "pyproject.toml", script]
-    checked = subprocess.run(typed, cwd=ROOT, capture_output=True, text=True, check=False)
-    assert checked.returncode == 0, checked.stdout
 
 
 def test_cli_page__is_up_to_date() -> None:

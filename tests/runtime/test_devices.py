@@ -7,6 +7,7 @@ import sys
 from collections.abc import Callable
 from importlib import metadata
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -107,9 +108,63 @@ def test_library_fault__names_what_cannot_be_loaded(monkeypatch: pytest.MonkeyPa
     assert str(devices.library_fault("13.0")).startswith("missing libraries: libnowhere.so.1;")
 
 
+class Driver:
+    """libcuda.so.1 as far as it is asked. Source: CUDA driver API, cuDriverGetVersion: 1000 major + 10 minor."""
+
+    def __init__(self, version: int, status: int = 0) -> None:
+        self.version, self.status = version, status
+
+    def cuDriverGetVersion(self, pointer: Any) -> int:  # noqa: N802
+        pointer._obj.value = self.version
+        return self.status
+
+
+@pytest.mark.parametrize(
+    ("driver", "expected"), [(Driver(12080), (12, 8)), (Driver(13000), (13, 0)), (Driver(0, 100), None)]
+)
+def test_driver_cuda__from_its_number(
+    monkeypatch: pytest.MonkeyPatch, driver: Driver, expected: tuple[int, int] | None
+) -> None:
+    monkeypatch.setattr(ctypes, "CDLL", lambda name: driver)
+    assert devices.driver_cuda() == expected
+
+
+def test_driver_cuda__no_driver(monkeypatch: pytest.MonkeyPatch) -> None:
+    pretend_libraries(monkeypatch, lambda name: False)
+    assert devices.driver_cuda() is None
+    assert devices.driver_age_fault("13.0") is None  # that there is none is said by `driver_fault`
+
+
+@pytest.mark.parametrize(("wanted", "is_fault"), [("13.0", True), ("12.9", False), ("11.8", False), ("", False)])
+def test_driver_age_fault__majors_are_compared(monkeypatch: pytest.MonkeyPatch, wanted: str, is_fault: bool) -> None:
+    monkeypatch.setattr(ctypes, "CDLL", lambda name: Driver(12040))
+    fault = devices.driver_age_fault(wanted)
+    assert (fault is not None) == is_fault
+    if is_fault:
+        assert str(fault).startswith("the NVIDIA driver runs CUDA up to 12.4, this onnxruntime-gpu needs CUDA 13")
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        "NVRM version: NVIDIA UNIX x86_64 Kernel Module  535.104.05  Sat Aug 19 01:15:15 UTC 2023",
+        "NVRM version: NVIDIA UNIX Open Kernel Module for x86_64  580.65  Release Build  (builder@host)",
+    ],
+)
+def test_driver_version__and_cards_from_the_kernel_module(tmp_path: Path, line: str) -> None:
+    assert devices.driver_version(tmp_path) is None
+    assert devices.graphics_cards(tmp_path) == []
+    card = tmp_path / "proc/driver/nvidia/gpus/0000:01:00.0/information"
+    card.parent.mkdir(parents=True)
+    card.write_text("Model: \t\t NVIDIA RTX A4000\nIRQ:   \t\t 107\n")
+    (tmp_path / "proc/driver/nvidia/version").write_text(f"{line}\nGCC version:  gcc version 12.2.0\n")
+    assert devices.driver_version(tmp_path) in ("535.104.05", "580.65")
+    assert devices.graphics_cards(tmp_path) == ["NVIDIA RTX A4000"]
+
+
 @pytest.mark.skipif(not hasattr(os, "sched_getaffinity"), reason="needs Linux's CPU affinity")
 def test_usable_cores__respects_affinity() -> None:
-    assert devices.usable_cores() == len(os.sched_getaffinity(0))
+    assert devices.usable_cores() <= len(os.sched_getaffinity(0))
     code = (
         "import os; os.sched_setaffinity(0, {min(os.sched_getaffinity(0))})\n"
         "from tl.runtime.devices import usable_cores; print(usable_cores())"

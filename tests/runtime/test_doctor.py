@@ -1,12 +1,14 @@
 from __future__ import annotations
 
 import base64
+import json
 import os
 import subprocess
 import sys
 from importlib import metadata
 from pathlib import Path
 
+import numpy as np
 import onnx
 import onnxruntime as ort
 import PIL
@@ -16,9 +18,11 @@ from PIL import features
 
 import tl
 from tests.runtime.test_devices import pretend_wheels
-from tl.runtime import doctor
+from tl.runtime import devices, doctor
+from tl.runtime.cores import Cores
+from tl.runtime.devices import usable_cores
 from tl.runtime.doctor import Finding, examine
-from tl.runtime.session import cuda_fault
+from tl.runtime.session import Session, cuda_fault
 
 ROOT = Path(__file__).parents[2]
 
@@ -30,16 +34,32 @@ def finding(name: str) -> Finding:
 
 def test_examine__this_machine() -> None:
     findings = {one.name: one for one in examine()}
-    assert list(findings)[:4] == ["tl", "cores", "onnxruntime", "session cpu"]
+    assert list(findings)[:5] == ["tl", "cores", "onnxruntime", "providers", "session cpu"]
     assert all(one.detail and "\n" not in one.detail for one in findings.values())
     assert tl.__version__ in findings["tl"].detail
-    assert findings["cores"].detail == f"{len(os.sched_getaffinity(0))} usable"
+    assert np.__version__ in findings["tl"].detail
+    assert findings["cores"].facts["affinity"] == len(os.sched_getaffinity(0))
+    assert findings["cores"].detail.startswith(f"{usable_cores()} usable: this process may run on ")
     assert PIL.__version__ in findings["pillow"].detail
     assert metadata.version("simplejpeg") in findings["simplejpeg"].detail
 
 
-def test_examine__a_session_really_loads() -> None:
-    assert finding("session cpu") == Finding("session cpu", True, "a session loads on CPUExecutionProvider")
+def test_examine__facts_are_for_json() -> None:
+    for one in examine():
+        assert json.loads(json.dumps(one.facts)) == one.facts
+
+
+def test_examine__a_session_really_runs() -> None:
+    session = finding("session cpu")
+    assert (session.ok, session.detail) == (True, "a tiny network runs on CPUExecutionProvider")
+    assert session.facts == {"provider": "CPUExecutionProvider"}
+
+
+def test_examine__a_session_that_computes_wrongly(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Session, "run", lambda self, images, outputs: [np.array([[279.9]], np.float32)])
+    session = finding("session cpu")
+    assert session.ok is False
+    assert "computes a tiny network wrongly: 279.9 instead of 280" in session.detail
 
 
 def test_examine__leaves_no_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -51,14 +71,90 @@ def test_examine__leaves_no_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
 def test_tiny_model__is_what_its_comment_says() -> None:
     model = onnx.load_from_string(base64.b64decode(doctor._TINY_MODEL))
     onnx.checker.check_model(model)
-    assert [node.op_type for node in model.graph.node] == ["Identity"]
+    kinds = [node.op_type for node in model.graph.node]
+    assert kinds == ["Cast", "Transpose", "Conv", "GlobalAveragePool", "Flatten", "MatMul"]
     assert model.opset_import[0].version == 18
-    assert model.ir_version <= 10
+    assert model.ir_version == 8
+    image = np.random.default_rng(0).integers(0, 256, (1, 4, 4, 3), dtype=np.uint8)
+    (result,) = ort.InferenceSession(model.SerializeToString(), providers=["CPUExecutionProvider"]).run(
+        None, {"images": image}
+    )
+    np.testing.assert_allclose(result, [[2 * (image.mean((1, 2)) @ [1, 2, 3]).item()]], rtol=1e-6)  # float32 sums
+
+
+def test_examine__providers() -> None:
+    providers = finding("providers")
+    assert providers.facts["offered"] == ort.get_available_providers()
+    assert "CPUExecutionProvider" in providers.detail
+
+
+def test_examine__decoding_says_what_it_measured() -> None:
+    decoding = finding("decoding")
+    assert decoding.ok
+    assert decoding.detail.startswith("4000x3000 JPEG (12 megapixels, 2.")
+    assert decoding.detail.endswith(" pictures/s on one core")
+    assert decoding.facts["pictures_per_s"] > 0
+
+
+@pytest.mark.parametrize(
+    ("cores", "says"),
+    [
+        (Cores(64, 64, None, None), "64 usable: this process may run on 64 of 64, no cgroup quota"),
+        (Cores(64, 16, 2.5, None), "3 usable: this process may run on 16 of 64, its cgroup grants the time of 2.5"),
+        (
+            Cores(64, 64, None, 4),
+            "64 usable: this process may run on 64 of 64, no cgroup quota, SLURM_CPUS_PER_TASK is 4, which nothing "
+            "enforces: --threads 4 keeps to it",
+        ),
+        (Cores(64, 4, None, 4), "4 usable: this process may run on 4 of 64, no cgroup quota, SLURM_CPUS_PER_TASK is 4"),
+    ],
+)
+def test_examine__cores(monkeypatch: pytest.MonkeyPatch, cores: Cores, says: str) -> None:
+    monkeypatch.setattr(doctor, "count_cores", lambda: cores)
+    assert finding("cores").detail == says
+
+
+def test_examine__libraries_by_name(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(doctor, "cuda_version", lambda: "13.0")
+    monkeypatch.setattr(devices, "CUDA_LIBRARIES", {"13": ("libc.so.6", "libnowhere.so.1")})
+    libraries = finding("libraries")
+    assert libraries.ok is False
+    assert libraries.detail == (
+        "CUDA 13: found libc.so.6, missing libnowhere.so.1; pip install 'tl-toolkit[gpu]' brings them"
+    )
+    assert libraries.facts == {"libc.so.6": True, "libnowhere.so.1": False}
+    monkeypatch.setattr(devices, "CUDA_LIBRARIES", {"13": ("libc.so.6",)})
+    assert finding("libraries") == Finding("libraries", True, "CUDA 13: found libc.so.6", {"libc.so.6": True})
+
+
+@pytest.mark.skipif("CUDAExecutionProvider" in ort.get_available_providers(), reason="this onnxruntime has CUDA")
+def test_examine__libraries_of_the_cpu_wheel_are_a_fact() -> None:
+    libraries = finding("libraries")
+    assert libraries.ok is None
+    assert libraries.detail.startswith("the CPU wheel needs none; CUDA 13: ")
+    assert "libcudnn.so.9" in libraries.facts
+
+
+def test_examine__driver(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(doctor, "driver_fault", lambda: None)
+    monkeypatch.setattr(doctor, "driver_version", lambda: "580.65.06")
+    monkeypatch.setattr(doctor, "driver_cuda", lambda: (13, 0))
+    monkeypatch.setattr(doctor, "graphics_cards", lambda: ["NVIDIA RTX A4000"])
+    assert finding("driver").detail == "NVIDIA 580.65.06, runs CUDA up to 13.0, NVIDIA RTX A4000"
+
+
+def test_examine__no_driver_is_a_fault_with_the_gpu_wheel_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(doctor, "driver_fault", lambda: "no NVIDIA driver")
+    pretend_wheels(monkeypatch, onnxruntime="1.31.1")
+    assert finding("driver").ok is None
+    pretend_wheels(monkeypatch, onnxruntime_gpu="1.31.1")
+    assert finding("driver").ok is False
 
 
 def test_examine__one_wheel(monkeypatch: pytest.MonkeyPatch) -> None:
     pretend_wheels(monkeypatch, onnxruntime="1.31.1")
-    assert finding("onnxruntime") == Finding("onnxruntime", True, "onnxruntime 1.31.1")
+    expected = Finding("onnxruntime", True, "onnxruntime 1.31.1", {"onnxruntime": "1.31.1"})
+    assert finding("onnxruntime") == expected
 
 
 def test_examine__both_wheels(monkeypatch: pytest.MonkeyPatch) -> None:

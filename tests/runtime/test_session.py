@@ -15,6 +15,7 @@ from onnx import TensorProto, helper, numpy_helper
 from tests.models import COLORS, color_probabilities, make_contract, make_model, solid
 from tests.runtime.pictures import noise
 from tl.errors import DeviceError, ModelFileError
+from tl.runtime import session as session_module
 from tl.runtime.contract import METADATA_KEY, dump_contract
 from tl.runtime.session import Session, cuda_fault, cuda_version
 
@@ -81,9 +82,10 @@ def test_session__no_such_file(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("data", [b"", b"not a model" * 20, b"\x08\x08"], ids=["empty", "text", "no graph"])
-def test_session__not_onnx(tmp_path: Path, data: bytes) -> None:
+@pytest.mark.parametrize("require_contract", [True, False])
+def test_session__not_onnx(tmp_path: Path, data: bytes, require_contract: bool) -> None:
     (tmp_path / "a.onnx").write_bytes(data)
-    assert "onnxruntime cannot load it" in fault(tmp_path / "a.onnx", device="cpu")
+    assert "ONNX model" in fault(tmp_path / "a.onnx", device="cpu", require_contract=require_contract)
 
 
 def test_session__truncated(tmp_path: Path, color_model: Path) -> None:
@@ -148,6 +150,56 @@ def test_session__other_inputs_are_refused(tmp_path: Path, inputs: list[tuple[st
     infos = [helper.make_tensor_value_info(*one) for one in inputs]
     path = constant_model(tmp_path / "a.onnx", dump_contract(make_contract()), infos)
     assert "expected one input images uint8 [None, 8, 8, 3]" in fault(path, device="cpu")
+
+
+@pytest.mark.parametrize("require_contract", [True, False])
+def test_session__tensor_in_another_file(tmp_path: Path, require_contract: bool) -> None:
+    model = onnx.load(make_model(tmp_path / "a.onnx"))
+    (tmp_path / "secret.bin").write_bytes(bytes(36))
+    outside = model.graph.initializer[1]
+    outside.ClearField("raw_data")
+    outside.data_location = TensorProto.EXTERNAL
+    outside.external_data.add(key="location", value="secret.bin")
+    (tmp_path / "a.onnx").write_bytes(model.SerializeToString())
+    assert ort.InferenceSession(tmp_path / "a.onnx", providers=["CPUExecutionProvider"]).get_inputs()
+    message = fault(tmp_path / "a.onnx", device="cpu", require_contract=require_contract)
+    assert "tensor 'matrix': its data lie in another file" in message
+
+
+def test_session__format_of_onnxruntime(tmp_path: Path, color_model: Path) -> None:
+    options = ort.SessionOptions()
+    options.optimized_model_filepath = str(tmp_path / "a.ort")
+    options.add_session_config_entry("session.save_model_format", "ORT")
+    ort.InferenceSession(color_model, options, providers=["CPUExecutionProvider"])
+    assert (tmp_path / "a.ort").read_bytes()[4:8] == b"ORTM"
+    assert "no ONNX model" in fault(tmp_path / "a.ort", device="cpu")
+    # A field that no reader knows, with the other format's mark in it, and the model behind it.
+    (tmp_path / "b.ort").write_bytes(b"\xaa\x7c\x06\x00ORTM\x00" + color_model.read_bytes())
+    assert Session(tmp_path / "b.ort", device="cpu").contract == make_contract()
+
+
+@pytest.mark.parametrize(
+    "level", [ort.GraphOptimizationLevel.ORT_ENABLE_ALL, ort.GraphOptimizationLevel.ORT_DISABLE_ALL]
+)
+def test_session__model_that_onnxruntime_wrote(tmp_path: Path, color_model: Path, level: Any) -> None:
+    options = ort.SessionOptions()
+    options.graph_optimization_level = level
+    options.optimized_model_filepath = str(tmp_path / "a.onnx")
+    options.log_severity_level = 3
+    ort.InferenceSession(color_model, options, providers=["CPUExecutionProvider"])
+    assert Session(tmp_path / "a.onnx", device="cpu").contract == make_contract()
+
+
+def test_session__file_that_changes_while_it_is_opened(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = make_model(tmp_path / "a.onnx")
+    real = session_module._open
+
+    def replaced(*arguments: Any) -> Any:
+        make_model(path, ("blue", "green", "red"))
+        return real(*arguments)
+
+    monkeypatch.setattr(session_module, "_open", replaced)
+    assert "it changed while it was opened: try again" in fault(path, device="cpu")
 
 
 def test_session__newer_opset_than_onnxruntime_knows(tmp_path: Path) -> None:

@@ -14,7 +14,7 @@ from tl.runtime.doctor import Finding, examine
 
 
 def command(as_json: Annotated[bool, typer.Option("--json", help="Print the findings as JSON.")] = False) -> None:
-    """Check this machine: onnxruntime, CUDA, decoders, torch.
+    """Check this machine: cores, onnxruntime, CUDA, decoders, torch.
 
     Examples:
     - `tl doctor`

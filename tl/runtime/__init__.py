@@ -10,6 +10,7 @@ decision), `decode`, `geometry`, `preprocess`, `contract` (what a model file say
 """
 
 from tl.runtime.contract import Contract
+from tl.runtime.decode import ImageSource
 from tl.runtime.predictor import Predictor, load
 from tl.runtime.recipe import Recipe
 from tl.runtime.results import Classification, Failure, MemberVotes, Result
@@ -20,6 +21,7 @@ __all__ = [
     "Classification",
     "Contract",
     "Failure",
+    "ImageSource",
     "MemberVotes",
     "Predictor",
     "Recipe",

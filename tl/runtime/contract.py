@@ -42,7 +42,7 @@ class Provenance:
 
 @dataclass(frozen=True)
 class Parity:
-    """What the export check measured on `images` real pictures.
+    """What the export check measured on `images` real pictures, of the fp32 graph.
 
     `session_max_abs_diff`: output name -> largest |torch - onnxruntime| over all batch sizes tried.
     `pipeline_max_abs_diff`: largest |probability difference| between the trainer's evaluation and `tl.runtime`, from
@@ -55,6 +55,36 @@ class Parity:
     pipeline_max_abs_diff: float
     top1_agreement: float
     tolerance: float
+
+
+@dataclass(frozen=True)
+class Quantisation:
+    """How a graph of lower precision was made from the fp32 graph, and how the two compare.
+
+    `method`: in words. `calibration_images`: training pictures whose ranges were measured, drawn with `seed`; 0 where
+    none are needed. `top1_agreement` in [0, 1] and `max_abs_diff` of the probabilities: with the fp32 graph, on
+    `images` validation pictures. `speedup`: pictures a second relative to the fp32 graph, the median of `rounds`
+    rounds, in `faster_rounds` of which it was faster; `slowest` and `fastest` of them. `provider` ran both, on
+    `processor`, with `threads` callers and batches of `batch_size`. `kept_slower`: the file is kept although it was
+    not faster there.
+    """
+
+    method: str
+    calibration_images: int
+    seed: int
+    images: int
+    top1_agreement: float
+    max_abs_diff: float
+    speedup: float
+    slowest: float
+    fastest: float
+    rounds: int
+    faster_rounds: int
+    provider: str
+    processor: str
+    threads: int
+    batch_size: int
+    kept_slower: bool
 
 
 @dataclass(frozen=True)
@@ -79,7 +109,10 @@ class Golden:
 
 @dataclass(frozen=True)
 class Contract:
-    """Everything a runtime must know about a model file. Field by field in docs/model-file.md."""
+    """Everything a runtime must know about a model file. Field by field in docs/model-file.md.
+
+    `quantisation` is None for fp32, and for an adopted file whose precision was lowered by another tool.
+    """
 
     schema_version: int
     task: Literal["classification", "landmarks"]
@@ -92,6 +125,7 @@ class Contract:
     thresholds: dict[str, float]
     provenance: Provenance
     parity: Parity
+    quantisation: Quantisation | None
     golden: Golden
 
     def __post_init__(self) -> None:
@@ -104,6 +138,8 @@ class Contract:
             raise ValueError(f"repeated name '{next(name for name in names if names.count(name) > 1)}'")
         if self.task == "classification" and "probabilities" not in self.outputs:
             raise ValueError(f"a classification model needs the output 'probabilities', got {self.outputs}")
+        if self.precision == "fp32" and self.quantisation is not None:
+            raise ValueError("precision fp32 has no 'quantisation'")
         if not self.temperature > 0:
             raise ValueError(f"temperature must be positive, got {self.temperature}")
         for sample in self.golden.samples:

@@ -6,12 +6,12 @@ Knows installed packages, shared libraries and the driver. Does not import onnxr
 from __future__ import annotations
 
 import ctypes
-import os
+import re
 import sys
-from importlib import metadata
 from pathlib import Path
 
 from tl.errors import DeviceError
+from tl.runtime.cores import count_cores
 
 CPU_WHEEL, GPU_WHEEL = "onnxruntime", "onnxruntime-gpu"
 
@@ -30,6 +30,8 @@ CUDA_LIBRARIES = {
 
 def installed_wheels() -> dict[str, str]:
     """The onnxruntime distributions installed here: name -> version."""
+    from importlib import metadata  # slow to import, and rarely needed
+
     found = {}
     for name in (CPU_WHEEL, GPU_WHEEL):
         try:
@@ -78,19 +80,67 @@ def driver_fault() -> str | None:
     return None
 
 
+def driver_cuda() -> tuple[int, int] | None:
+    """The newest CUDA version that the NVIDIA driver runs, as (major, minor); None without a driver."""
+    version = ctypes.c_int()
+    try:
+        if ctypes.CDLL("libcuda.so.1").cuDriverGetVersion(ctypes.byref(version)) != 0:
+            return None
+    except (OSError, AttributeError):
+        return None
+    return version.value // 1000, version.value % 1000 // 10
+
+
+def driver_age_fault(cuda_version: str) -> str | None:
+    """Whether the driver is older than the CUDA that onnxruntime was built for. Minor versions may differ.
+
+    Source: CUDA Compatibility guide, "minor version compatibility".
+    """
+    found, wanted = driver_cuda(), cuda_version.split(".")[0]
+    if found is None or not wanted.isdecimal() or found[0] >= int(wanted):
+        return None
+    return (
+        f"the NVIDIA driver runs CUDA up to {found[0]}.{found[1]}, this onnxruntime-gpu needs CUDA {wanted}: "
+        "update the driver, or install an older onnxruntime-gpu"
+    )
+
+
+def graphics_cards(root: Path = Path("/")) -> list[str]:
+    """The models of the NVIDIA GPUs that the driver tells of. `root`: where the file system begins."""
+    models = []
+    for path in sorted((root / "proc/driver/nvidia/gpus").glob("*/information")):
+        lines = path.read_text(encoding="utf-8", errors="replace").splitlines()
+        models += [line.partition(":")[2].strip() for line in lines if line.startswith("Model:")]
+    return models
+
+
+def driver_version(root: Path = Path("/")) -> str | None:
+    """The version of the NVIDIA driver's kernel module, such as 580.65.06. `root`: where the file system begins."""
+    try:
+        text = (root / "proc/driver/nvidia/version").read_text(encoding="utf-8", errors="replace")
+    except OSError:
+        return None
+    return next((word for word in text.split() if re.fullmatch(r"\d+\.\d+(\.\d+)?", word)), None)
+
+
+def find_libraries(cuda_version: str) -> dict[str, bool]:
+    """Whether each CUDA and cuDNN library that onnxruntime needs can be loaded. Empty for a version not known here."""
+    return {name: _loads(name) for name in CUDA_LIBRARIES.get(cuda_version.split(".")[0], ())}
+
+
 def library_fault(cuda_version: str) -> str | None:
     """Which CUDA or cuDNN libraries cannot be loaded, or None. `cuda_version`: what onnxruntime was built for."""
     if not sys.platform.startswith("linux"):
         return None
-    missing = [name for name in CUDA_LIBRARIES.get(cuda_version.split(".")[0], ()) if not _loads(name)]
+    missing = [name for name, is_there in find_libraries(cuda_version).items() if not is_there]
     if not missing:
         return None
     return f"missing libraries: {', '.join(missing)}; pip install 'tl-toolkit[gpu]' brings them"
 
 
 def usable_cores() -> int:
-    """CPU cores this process may use (affinity and Slurm cpusets respected)."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    """CPU cores this process may use (affinity, Slurm's cpusets and a container's quota respected)."""
+    return count_cores().usable
 
 
 def _loads(library: str) -> bool:

@@ -6,70 +6,169 @@ Knows the runtime's own needs. Does not import torch; nothing here changes the m
 from __future__ import annotations
 
 import base64
+import math
 import platform
 import sys
 import tempfile
+import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from importlib import metadata
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import simplejpeg
 
 from tl import __version__
-from tl.errors import TlError
-from tl.runtime.devices import installed_wheels, usable_cores
-from tl.runtime.session import Session, cuda_fault
+from tl.errors import DeviceError, TlError
+from tl.runtime.cores import count_cores
+from tl.runtime.devices import (
+    CUDA_LIBRARIES,
+    GPU_WHEEL,
+    driver_cuda,
+    driver_fault,
+    driver_version,
+    find_libraries,
+    graphics_cards,
+    installed_wheels,
+)
+from tl.runtime.preprocess import load_input
+from tl.runtime.recipe import build_recipe
+from tl.runtime.sample_pictures import PHONE_WH, sample_jpeg
+from tl.runtime.session import Session, cuda_fault, cuda_version, offered_providers, preload_cuda
 
-# One Identity node on a float tensor, opset 18, IR 10: onnx.helper.make_model(...).SerializeToString().
-_TINY_MODEL = "CAoSADo3ChAKAXgSAXkiCElkZW50aXR5EgFnWg8KAXgSCgoICAESBAoCCAFiDwoBeRIKCggIARIECgIIAUIECgAQEg=="
+# 4 x 4 images to 2 (red + 2 green + 3 blue) of their mean colour, by Cast, Transpose, Conv, GlobalAveragePool, Flatten
+# and MatMul, so that cuDNN and cuBLAS must work; opset 18, IR 8: onnx.helper.make_model(...).SerializeToString().
+_TINY_MODEL = (
+    "CAgSADq8AgohCgZpbWFnZXMSBnBpeGVscyIEQ2FzdCoJCgJ0bxgBoAECCi4KBnBpeGVscxIGcGxhbmVzIglUcmFuc3Bvc2UqEQoE"
+    "cGVybUAAQANAAUACoAEHChwKBnBsYW5lcwoGa2VybmVsEgRzdW1zIgRDb252Ch8KBHN1bXMSBG1lYW4iEUdsb2JhbEF2ZXJhZ2VQ"
+    "b29sChUKBG1lYW4SBGZsYXQiB0ZsYXR0ZW4KGwoEZmxhdAoDdHdvEgZyZXN1bHQiBk1hdE11bBIBZyogCAEIAwgBCAEQAUIGa2Vy"
+    "bmVsSgwAAIA/AAAAQAAAQEAqEQgBCAEQAUIDdHdvSgQAAABAWiEKBmltYWdlcxIXChUIAhIRCgMSAU4KAggECgIIBAoCCANiGQoG"
+    "cmVzdWx0Eg8KDQgBEgkKAxIBTgoCCAFCBAoAEBI="
+)
+_DECODED_SIDE = 224  # what most backbones take
 
 
 @dataclass(frozen=True)
 class Finding:
-    """One thing examined. `ok` is None for a plain fact. `detail` says what was found and how to mend it."""
+    """One thing examined. `ok` is None for a plain fact. `detail` says what was found and how to mend it.
+
+    `facts` has the same for programs: names and plain values.
+    """
 
     name: str
     ok: bool | None
     detail: str
+    facts: dict[str, Any] = field(default_factory=dict)
 
 
 def examine() -> list[Finding]:
-    """Examine the runtime's needs: onnxruntime, CUDA, decoders, cores."""
+    """Examine the runtime's needs: cores, onnxruntime, CUDA, decoders."""
     return [
-        Finding("tl", None, f"{__version__}, Python {platform.python_version()} on {platform.platform()}"),
-        Finding("cores", None, f"{usable_cores()} usable"),
+        _versions(),
+        _cores(),
         _wheels(),
+        _providers(),
         _session("cpu"),
+        _driver(),
+        _libraries(),
         _cuda(),
         _pillow(),
         _jpeg(),
+        _decoding(),
     ]
+
+
+def _versions() -> Finding:
+    versions = {"tl": __version__, "python": platform.python_version(), "numpy": np.__version__}
+    detail = f"{__version__}, Python {versions['python']}, numpy {versions['numpy']} on {platform.platform()}"
+    return Finding("tl", None, detail, {**versions, "platform": platform.platform()})
+
+
+def _cores() -> Finding:
+    cores = count_cores()
+    says = [f"{cores.usable} usable: this process may run on {cores.affinity} of {cores.machine}"]
+    says += [f"its cgroup grants the time of {cores.quota:g}"] if cores.quota is not None else ["no cgroup quota"]
+    if cores.slurm is not None:
+        says.append(f"SLURM_CPUS_PER_TASK is {cores.slurm}")
+        if cores.slurm < cores.usable:
+            says.append(f"which nothing enforces: --threads {cores.slurm} keeps to it")
+    facts = {"usable": cores.usable, "affinity": cores.affinity, "machine": cores.machine}
+    return Finding("cores", None, ", ".join(says), {**facts, "cgroup_quota": cores.quota, "slurm": cores.slurm})
 
 
 def _wheels() -> Finding:
     wheels = installed_wheels()
     shown = ", ".join(f"{name} {version}" for name, version in wheels.items())
     if len(wheels) == 1:
-        return Finding("onnxruntime", True, shown)
+        return Finding("onnxruntime", True, shown, wheels)
     if not wheels:
         cure = "pip install 'tl-toolkit[cpu]', or [gpu] for CUDA"
         return Finding("onnxruntime", False, f"not installed: {cure}")
     cure = "pip uninstall -y onnxruntime onnxruntime-gpu, then pip install 'tl-toolkit[gpu]' or [cpu]"
-    return Finding("onnxruntime", False, f"{shown}: together they break CUDA: {cure}")
+    return Finding("onnxruntime", False, f"{shown}: together they break CUDA: {cure}", wheels)
+
+
+def _providers() -> Finding:
+    try:
+        offered = offered_providers()
+    except TlError as error:
+        return Finding("providers", False, str(error))
+    used = ("CUDAExecutionProvider", "CPUExecutionProvider")
+    shown = ", ".join(name if name in used else f"{name} (tl does not use it)" for name in offered)
+    return Finding("providers", None, f"built in: {shown}", {"offered": offered})
 
 
 def _session(device: str) -> Finding:
-    """Whether a tiny session really loads on a device."""
+    """Whether a tiny network really runs on a device, and gives the right answer."""
 
-    def load() -> str:
+    def run() -> tuple[str, dict[str, Any]]:
         with tempfile.TemporaryDirectory() as folder:
             path = Path(folder) / "tiny.onnx"
             path.write_bytes(base64.b64decode(_TINY_MODEL))
-            return f"a session loads on {Session(path, device=device, require_contract=False).provider}"
+            session = Session(path, device=device, threads=1, require_contract=False)
+            (result,) = session.run(np.full((1, 4, 4, 3), (10, 20, 30), np.uint8), ["result"])
+        answer = float(result.item())
+        if not math.isclose(answer, 280, rel_tol=1e-5):  # 2 (10 + 2 * 20 + 3 * 30)
+            raise DeviceError(f"{session.provider} computes a tiny network wrongly: {answer:g} instead of 280")
+        return f"a tiny network runs on {session.provider}", {"provider": session.provider}
 
-    return _attempt(f"session {device}", load)
+    return _attempt(f"session {device}", run)
+
+
+def _driver() -> Finding:
+    fault, cards = driver_fault(), graphics_cards()
+    if fault is not None:
+        return Finding("driver", False if _cuda_is_wanted() else None, fault)
+    version, newest = driver_version(), driver_cuda()
+    says = [f"NVIDIA {version or 'of unknown version'}"]
+    says += [f"runs CUDA up to {newest[0]}.{newest[1]}"] if newest else []
+    facts = {"version": version, "cuda": list(newest) if newest else None, "graphics_cards": cards}
+    return Finding("driver", None, ", ".join([*says, *cards]), facts)
+
+
+def _libraries() -> Finding:
+    """Which libraries are there by name. The CPU wheel needs none, so that theirs are plain facts."""
+    try:
+        version = cuda_version()
+        preload_cuda()
+    except TlError as error:
+        return Finding("libraries", False, str(error))
+    found = {major: find_libraries(major) for major in ([version] if version else CUDA_LIBRARIES)}
+    says = [f"CUDA {major.split('.')[0]}: {_there_or_missing(there)}" for major, there in found.items()]
+    facts = {name: is_there for there in found.values() for name, is_there in there.items()}
+    if not version:
+        return Finding("libraries", None, f"the CPU wheel needs none; {'; '.join(says)}", facts)
+    if all(facts.values()):
+        return Finding("libraries", True, "; ".join(says), facts)
+    return Finding("libraries", False, f"{'; '.join(says)}; pip install 'tl-toolkit[gpu]' brings them", facts)
+
+
+def _there_or_missing(libraries: dict[str, bool]) -> str:
+    groups = {"found": [name for name, there in libraries.items() if there]}
+    groups["missing"] = [name for name, there in libraries.items() if not there]
+    return ", ".join(f"{word} {' '.join(names)}" for word, names in groups.items() if names) or "unknown version"
 
 
 def _cuda() -> Finding:
@@ -80,8 +179,11 @@ def _cuda() -> Finding:
     if fault is None:
         return _session("cuda")
     # Without a GPU wheel, CUDA was not asked for: a fact, not a fault.
-    asked = "onnxruntime-gpu" in installed_wheels()
-    return Finding("cuda", False if asked else None, f"not usable: {fault}")
+    return Finding("cuda", False if _cuda_is_wanted() else None, f"not usable: {fault}")
+
+
+def _cuda_is_wanted() -> bool:
+    return GPU_WHEEL in installed_wheels()
 
 
 def _pillow() -> Finding:
@@ -91,20 +193,42 @@ def _pillow() -> Finding:
     version = metadata.version("pillow")
     if lacking:
         return Finding("pillow", False, f"{version} lacks {', '.join(lacking)}: pip install --upgrade pillow")
-    return Finding("pillow", True, f"{version} with JPEG, PNG, TIFF, WebP, JPEG 2000, AVIF")
+    return Finding("pillow", True, f"{version} with JPEG, PNG, TIFF, WebP, JPEG 2000, AVIF", {"version": version})
 
 
 def _jpeg() -> Finding:
-    def decode() -> str:
+    def decode() -> tuple[str, dict[str, Any]]:
+        version = metadata.version("simplejpeg")
         data = simplejpeg.encode_jpeg(np.zeros((8, 8, 3), np.uint8))
         height, width, _ = simplejpeg.decode_jpeg(data, strict=True).shape
-        return f"{metadata.version('simplejpeg')} decodes {width}x{height}, strictly"
+        return f"{version} decodes {width}x{height}, strictly", {"version": version}
 
     return _attempt("simplejpeg", decode)
 
 
-def _attempt(name: str, work: Callable[[], str]) -> Finding:
+def _decoding() -> Finding:
+    """How fast one core makes a network's input of a phone's photo: the best of three tries."""
+
+    def measure() -> tuple[str, dict[str, Any]]:
+        photo, recipe = sample_jpeg(), build_recipe((_DECODED_SIDE, _DECODED_SIDE))
+        seconds = min(_seconds(lambda: load_input(photo, recipe)) for _ in range(3))
+        width, height = PHONE_WH
+        size = f"{width}x{height} JPEG ({width * height / 1e6:.0f} megapixels, {len(photo) / 1e6:.1f} MB)"
+        detail = f"{size} to {_DECODED_SIDE} px: {1 / seconds:.0f} pictures/s on one core"
+        facts = {"width": width, "height": height, "bytes": len(photo), "pictures_per_s": round(1 / seconds, 1)}
+        return detail, facts
+
+    return _attempt("decoding", measure)
+
+
+def _seconds(work: Callable[[], object]) -> float:
+    started = time.perf_counter()
+    work()
+    return time.perf_counter() - started
+
+
+def _attempt(name: str, work: Callable[[], tuple[str, dict[str, Any]]]) -> Finding:
     try:
-        return Finding(name, True, work())
+        return Finding(name, True, *work())
     except (TlError, ImportError, OSError) as error:
         return Finding(name, False, f"{error} (Python: {sys.executable})")

@@ -136,6 +136,7 @@ class Predictor:
             return [(each.digest, next(results) if each.answer is None else each.answer) for each in prepared]
 
         def answers() -> Iterator[tuple[str, Result | Known]]:
+            self._check_process()
             chunks = _chunks(sources, size)
             for chunk in map_ahead(predict_chunk, chunks, workers=self._threads, ahead=2 * self._threads):
                 for answer in chunk:

@@ -5,11 +5,11 @@ The only file that imports onnxruntime. Knows tensors and metadata; does not kno
 
 from __future__ import annotations
 
+import ctypes
 import os
 from collections.abc import Sequence
 from contextlib import redirect_stdout
 from io import StringIO
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -19,6 +19,7 @@ from tl.errors import DeviceError, MissingExtraError, ModelFileError
 from tl.runtime.contract import METADATA_KEY, Contract, parse_contract
 from tl.runtime.devices import (
     GPU_WHEEL,
+    driver_age_fault,
     driver_fault,
     installed_wheels,
     library_fault,
@@ -26,6 +27,7 @@ from tl.runtime.devices import (
     usable_cores,
     wheel_fault,
 )
+from tl.runtime.model_file import check_model_file
 
 INPUT_NAME = "images"
 _FATAL_ONLY = 4
@@ -49,10 +51,14 @@ class Session:
         require_contract: bool = True,
     ) -> None:
         self.path = os.fspath(path)
+        self._session: Any = None
+        self._pid = os.getpid()
+        text = check_model_file(self.path).contract_text
         self._session, self.fault = _open(self.path, device, threads)
         self.provider = self._session.get_providers()[0]
         self.outputs = tuple(output.name for output in self._session.get_outputs())
-        text = self._read_metadata()
+        if self._read_metadata() != text:
+            raise ModelFileError(f"{self.path}: it changed while it was opened: try again")
         if text is None and require_contract:
             raise ModelFileError(f"{self.path}: not a tl model file (no {METADATA_KEY!r} in it); tl export makes one")
         self.contract: Contract | None = None if text is None else parse_contract(text, self.path)
@@ -78,6 +84,12 @@ class Session:
             raise ModelFileError(f"{self.path}: its metadata is damaged ({error})") from error
         return text
 
+    def __del__(self) -> None:
+        # In a fork, onnxruntime would join threads that only the parent has, which crashes: the copy is never freed.
+        # Source: onnxruntime pull request 31961.
+        if getattr(self, "_pid", None) not in (None, os.getpid()):
+            ctypes.pythonapi.Py_IncRef(ctypes.py_object(self._session))
+
     def _check_graph(self, contract: Contract) -> None:
         wanted = (INPUT_NAME, "tensor(uint8)", (None, *contract.recipe.input_hw, 3))
         inputs = [_signature(value) for value in self._session.get_inputs()]
@@ -97,10 +109,15 @@ def cuda_fault() -> str | None:
         return fault
     if "CUDAExecutionProvider" not in _onnxruntime().get_available_providers():
         return "this onnxruntime was built without CUDA: pip install 'tl-toolkit[gpu]' (never both wheels)"
-    if fault := driver_fault():
+    if fault := driver_fault() or driver_age_fault(cuda_version()):
         return fault
-    _preload_cuda()
+    preload_cuda()
     return library_fault(cuda_version())
+
+
+def offered_providers() -> list[str]:
+    """What the installed onnxruntime was built with, best first. That does not say that it works here."""
+    return list(_onnxruntime().get_available_providers())
 
 
 def cuda_version() -> str:
@@ -127,8 +144,6 @@ def _signature(value: Any) -> tuple[str, str, tuple[int | None, ...]]:
 def _open(path: str, device: str, threads: int | None) -> tuple[Any, str | None]:
     """The session, and with "auto" why it does not run on CUDA although onnxruntime-gpu is installed."""
     kind, index = parse_device(device)
-    if not Path(path).is_file():
-        raise ModelFileError(f"{path}: no such file")
     ort = _onnxruntime()
     fault = None
     if kind != "cpu":
@@ -156,6 +171,7 @@ def _create(ort: Any, path: str, threads: int | None, providers: list[str | tupl
     options.intra_op_num_threads = threads or usable_cores()
     options.inter_op_num_threads = 1
     options.log_severity_level = _FATAL_ONLY  # faults come back as exceptions; a library does not print
+    options.add_session_config_entry("session.load_model_format", "ONNX")  # its own format has not been checked
     # onnxruntime's own fall-back prints to stdout and goes on with the CPU, in the constructor and in run.
     session = ort.InferenceSession(path, options, providers=providers, enable_fallback=0)
     session.disable_fallback()
@@ -165,7 +181,7 @@ def _create(ort: Any, path: str, threads: int | None, providers: list[str | tupl
     return session
 
 
-def _preload_cuda() -> None:
+def preload_cuda() -> None:
     """Load CUDA libraries that came as Python wheels, which the dynamic linker does not find by itself."""
     preload = getattr(_onnxruntime(), "preload_dlls", None)
     if preload is not None:  # onnxruntime 1.21 and later

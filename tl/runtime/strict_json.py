@@ -19,10 +19,12 @@ Json = None | bool | int | float | str | list[Any] | dict[str, Any]
 
 
 def parse_json(text: str) -> Json:
-    """Strict JSON: no NaN or Infinity, no repeated keys. Raises ValueError saying where."""
+    """Strict JSON: no NaN or Infinity, no repeated keys, no half characters. Raises ValueError saying where."""
     parsed: Json = json.loads(
         text, object_pairs_hook=_unique_keys, parse_constant=_refuse_constant, parse_float=_finite_float
     )
+    if "\\u" in text:
+        json.dumps(parsed, ensure_ascii=False).encode()  # half a surrogate pair could be read, but never written
     return parsed
 
 

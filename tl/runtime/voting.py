@@ -64,7 +64,7 @@ def agreement(member_label_ids: NDArray[np.int64], label_ids: NDArray[np.int64])
 def entropy(probabilities: NDArray[np.float32]) -> NDArray[np.float32]:
     """Shannon entropy of each row in nats. (N, C) -> float32 (N,) in [0, log C]."""
     p = probabilities.astype(np.float64)
-    return np.asarray(-(p * np.log(np.where(p > 0, p, 1.0))).sum(axis=1), np.float32)
+    return np.asarray(0.0 - (p * np.log(np.where(p > 0, p, 1.0))).sum(axis=1), np.float32)  # and never -0.0
 
 
 def _sum_members(terms: list[NDArray[np.float32]]) -> NDArray[np.float32]:

@@ -1,0 +1,46 @@
+from __future__ import annotations
+
+from pathlib import Path
+
+from PIL import Image
+
+from tests.commands.conftest import RunTl
+from tests.models import solid
+
+TPS = "LM=2\n1 2\n3 4\nIMAGE=a.png\nSCALE=0.5\nCURVES=1\nPOINTS=1\n0 0\n"
+
+
+def test_convert__tps_to_csv_and_back(run_tl: RunTl, tmp_path: Path) -> None:
+    (tmp_path / "photos").mkdir()
+    Image.fromarray(solid((9, 9, 9), 20, 30)).save(tmp_path / "photos" / "a.png")
+    (tmp_path / "w.tps").write_text(TPS)
+    done = run_tl(
+        *("convert", tmp_path / "w.tps", tmp_path / "w.csv"),
+        *("--images", tmp_path / "photos", "--names", "tip, hinge"),
+    )
+    assert (done.code, done.out) == (0, "")
+    assert "curves of 1 records are not kept" in done.err
+    assert "1 pictures with 2 points" in done.err
+    assert (tmp_path / "w.csv").read_text() == "path,mm_per_px,x_tip,y_tip,x_hinge,y_hinge\na.png,0.5,1,18,3,16\n"
+    back = run_tl("convert", tmp_path / "w.csv", tmp_path / "b.tps", "--images", tmp_path / "photos")
+    assert "names: tps has no place for them" in back.err
+    assert (tmp_path / "b.tps").read_text().splitlines()[1:3] == ["1.00000 2.00000", "3.00000 4.00000"]
+    again = run_tl("convert", tmp_path / "w.csv", tmp_path / "CollectedData_me.csv", "--to", "deeplabcut")
+    assert "scale: deeplabcut has no place for them" in again.err
+    assert (tmp_path / "CollectedData_me.csv").read_text().splitlines()[-1] == "a.png,1.0,18.0,3.0,16.0"
+
+
+def test_convert__faults(run_tl: RunTl, tmp_path: Path) -> None:
+    (tmp_path / "w.tps").write_text(TPS)
+    (tmp_path / "w.csv").write_text("path,x0,y0\na.png,1,2\n")
+    for words, message in (
+        ((tmp_path / "w.tps", tmp_path / "o.csv"), "picture a.png is not in"),
+        ((tmp_path / "w.csv", tmp_path / "o.json"), "picture a.png is not in"),
+        ((tmp_path / "w.csv", tmp_path / "o.xml"), "expected a name that ends in .csv, .tps, .json"),
+        ((tmp_path / "w.csv", tmp_path / "o.csv", "--names", "a,b"), "expected 1 different names"),
+        ((tmp_path / "gone.csv", tmp_path / "o.csv"), "gone.csv: cannot be read"),
+    ):
+        done = run_tl("convert", *words)
+        assert done.code == 1
+        assert message in done.err.splitlines()[-1]
+        assert not list(tmp_path.glob("o.*"))

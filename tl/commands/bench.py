@@ -1,0 +1,157 @@
+"""`tl bench`: how fast is a model file on this machine, and what bounds it?"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import re
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from tl.commands.console import console_progress, warn
+from tl.commands.options import Device, Threads
+from tl.errors import ConfigError
+
+if TYPE_CHECKING:
+    from tl.runtime.bench import Bench, Row
+    from tl.runtime.bench_advice import Advice
+
+_COLUMNS = (
+    "part",
+    "device",
+    "hint",
+    "threads",
+    "batch",
+    "pictures/s",
+    "of rounds",
+    "p50 ms",
+    "p90 ms",
+    "p99 ms",
+    "runs",
+)
+_WORDS = 3  # columns of words; numbers stand to the right
+
+
+def command(
+    model: Annotated[Path, typer.Argument(help="Model file.", show_default=False)],
+    images: Annotated[
+        Path | None, typer.Option(help="Folder of pictures to measure with. Default: made-up ones.")
+    ] = None,
+    picture_size: Annotated[str, typer.Option(help="Size of the made-up JPEGs, as WIDTHxHEIGHT.")] = "4000x3000",
+    device: Device = "auto",
+    threads: Threads = None,
+    seconds: Annotated[float, typer.Option(min=0, help="Time for measuring; loading comes on top.")] = 10.0,
+    as_json: Annotated[bool, typer.Option("--json", help="Print figures and advice as JSON on stdout.")] = False,
+) -> None:
+    """Measure a model file: its network, decoding, and both together; and say which settings to take.
+
+    Examples:
+    - `tl bench beetles.onnx --images photos/`
+
+    - `tl bench beetles.onnx --device cpu --seconds 60 --json > speed.json`
+
+    Rows: network (runs of a batch that is in memory), decode (encoded picture to network's input) and together (as
+    tl predict does it). With hint throughput, every thread has its own batch; with latency, all work on one. pictures/s
+    is the median of rounds that take turns, beside their lowest and highest; p50, p90 and p99 are of single runs.
+    """
+    from tl.runtime.bench import run_bench
+    from tl.runtime.bench_advice import advise
+
+    with console_progress() as progress:
+        bench = run_bench(
+            model,
+            images=images,
+            picture_wh=_parse_size(picture_size),
+            device=device,
+            threads=threads,
+            seconds=seconds,
+            progress=progress,
+        )
+    if bench.fault:
+        warn(f"CUDA is not measured: {bench.fault}")
+    if bench.pictures.unreadable:
+        warn(f"{bench.pictures.unreadable} pictures could not be read and are left out")
+    advice = advise(bench)
+    typer.echo(json.dumps(_as_dict(bench, advice), indent=2) if as_json else _as_text(bench, advice))
+
+
+def _parse_size(text: str) -> tuple[int, int]:
+    match = re.fullmatch(r"(\d{1,5})x(\d{1,5})", text)
+    if match is None or not (0 < int(match[1]) * int(match[2]) <= 100_000_000):
+        raise ConfigError(
+            f"--picture-size: expected WIDTHxHEIGHT up to 100 megapixels, as in 4000x3000, found '{text}'"
+        )
+    return int(match[1]), int(match[2])
+
+
+def _as_dict(bench: Bench, advice: Advice) -> dict[str, Any]:
+    pictures = bench.pictures
+    plain = {field.name: getattr(bench, field.name) for field in dataclasses.fields(bench)}
+    return {
+        **plain,
+        "pictures": {
+            "source": pictures.source,
+            "count": len(pictures.contents),
+            "mean_bytes": _mean_bytes(bench),
+            "unreadable": pictures.unreadable,
+        },
+        "rows": [dataclasses.asdict(row.setting) | dataclasses.asdict(row.timing) for row in bench.rows],
+        "skipped": [dataclasses.asdict(setting) for setting in bench.skipped],
+        "advice": dataclasses.asdict(advice),
+    }
+
+
+def _as_text(bench: Bench, advice: Advice) -> str:
+    height, width = bench.input_hw
+    pictures = bench.pictures
+    table = [_COLUMNS, *(_cells(row) for row in bench.rows)]
+    widths = [max(len(cells[column]) for cells in table) for column in range(len(_COLUMNS))]
+    return "\n".join(
+        [
+            f"{bench.model}: input {width}x{height}, {bench.onnxruntime}, {bench.cores} cores, {bench.rounds} rounds",
+            f"pictures: {pictures.source}, {len(pictures.contents)} of {_mean_bytes(bench) / 1e6:.2f} MB on average",
+            "",
+            *(_line(cells, widths) for cells in table),
+            "",
+            *([f"no time for: {_skipped(bench)} (--seconds)"] if bench.skipped else []),
+            *advice.lines,
+        ]
+    )
+
+
+def _mean_bytes(bench: Bench) -> int:
+    contents = bench.pictures.contents
+    return sum(map(len, contents)) // len(contents)
+
+
+def _cells(row: Row) -> tuple[str, ...]:
+    setting, timing = row.setting, row.timing
+    return (
+        setting.part,
+        setting.device,
+        setting.hint or "",
+        str(setting.threads),
+        str(setting.batch_size or ""),
+        f"{timing.pictures_per_s:.1f}",
+        f"{timing.slowest:.1f} to {timing.fastest:.1f}",
+        *(f"{ms:.{0 if ms >= 100 else 1 if ms >= 10 else 2}f}" for ms in (timing.p50_ms, timing.p90_ms, timing.p99_ms)),
+        str(timing.runs),
+    )
+
+
+def _line(cells: tuple[str, ...], widths: list[int]) -> str:
+    padded = [
+        cell.ljust(width) if column < _WORDS else cell.rjust(width)
+        for column, (cell, width) in enumerate(zip(cells, widths, strict=True))
+    ]
+    return "  ".join(padded).rstrip()
+
+
+def _skipped(bench: Bench) -> str:
+    by_way: dict[str, list[str]] = {}
+    for setting in bench.skipped:
+        way = " ".join(filter(None, (setting.device, setting.hint)))
+        by_way.setdefault(way, []).append(str(setting.batch_size))
+    return "; ".join(f"batches of {', '.join(sizes)} on {way}" for way, sizes in by_way.items())

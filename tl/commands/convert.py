@@ -1,0 +1,55 @@
+"""`tl convert`: landmarks from one file format to another."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Literal
+
+import typer
+
+from tl.commands.console import warn
+
+Formats = Literal["csv", "long", "tps", "coco", "deeplabcut"]
+
+
+def command(
+    source: Annotated[Path, typer.Argument(help="A .csv, .tps or .json (COCO) file of landmarks.", show_default=False)],
+    target: Annotated[Path, typer.Argument(help="The file to write.", show_default=False)],
+    to: Annotated[
+        Formats | None, typer.Option(help="Format to write. Default: by the name's ending; csv is one picture a row.")
+    ] = None,
+    images: Annotated[
+        Path | None, typer.Option(help="Folder that the pictures' names count from, if they are not beside the file.")
+    ] = None,
+    names: Annotated[
+        str | None, typer.Option(help="Names of the points in order, such as tip,left,right: TPS has none.")
+    ] = None,
+) -> None:
+    """Convert landmarks between CSV, TPS, COCO keypoints and DeepLabCut.
+
+    Examples:
+    - `tl convert wings.tps wings.csv --images photos/ --names base,tip,hinge`
+
+    - `tl convert wings.csv wings.json`
+
+    - `tl convert wings.csv CollectedData_me.csv --to deeplabcut`
+
+    Coordinates count from the centre of the top-left pixel of the upright photo; in TPS, y counts from the bottom, so
+    that the photos must be there. What a format has no place for is named.
+    """
+    import dataclasses
+
+    from tl.errors import DataError
+    from tl.runtime.landmark_files.files import lost_in, picture_finder, read_landmarks, write_landmarks
+
+    landmarks = read_landmarks(source, images)
+    if names is not None:
+        chosen = tuple(name.strip() for name in names.split(","))
+        if len(chosen) != len(landmarks.keypoint_names) or len(set(chosen)) != len(chosen) or "" in chosen:
+            count = len(landmarks.keypoint_names)
+            raise DataError(f"--names: expected {count} different names with commas between, found {names}")
+        landmarks = dataclasses.replace(landmarks, keypoint_names=chosen)
+    write_landmarks(landmarks, target, to, picture_finder(source, images))
+    for remark in (*landmarks.remarks, *lost_in(landmarks, target, to)):
+        warn(remark)
+    warn(f"{len(landmarks.pictures)} pictures with {len(landmarks.keypoint_names)} points; {target}")

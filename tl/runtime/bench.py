@@ -1,0 +1,157 @@
+"""How fast is a model file here: its network by batch size, threads and device, the decoding, and both together?
+
+Knows what to measure and how much of it there is time for. Does not know how each is run (`bench_works`), clocks
+(`timing`), or what follows from the figures (`bench_advice`).
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Protocol
+
+from tl.errors import DataError, ModelFileError
+from tl.runtime.bench_works import Pictures, Setting, decode_works, network_works, together_work
+from tl.runtime.devices import GPU_WHEEL, installed_wheels, parse_device, usable_cores
+from tl.runtime.sample_pictures import PHONE_WH, sample_jpeg
+from tl.runtime.session import Session, cuda_fault
+from tl.runtime.sources import find_pictures
+from tl.runtime.timing import Timing, Work, minimal_seconds, time_works
+
+ROUNDS = 3
+# So many pictures are kept in memory and measured with, taken evenly from those given.
+MAX_PICTURES, MADE_UP_PICTURES = 16, 4
+# How much of the time may go into the few runs that every setting needs; what is left makes many of them.
+_MINIMAL_SHARE = 0.6
+
+
+class Progress(Protocol):
+    """Whoever is told how far it is."""
+
+    def start(self, task: str, total: int, unit: str) -> None:
+        """A task begins."""
+
+    def advance(self) -> None:
+        """A step is done."""
+
+
+@dataclass(frozen=True)
+class Row:
+    """One setting and how fast it is."""
+
+    setting: Setting
+    timing: Timing
+
+
+@dataclass(frozen=True)
+class Bench:
+    """What was measured. `skipped`: settings for which there was no time. `fault`: why CUDA was not measured."""
+
+    model: str
+    input_hw: tuple[int, int]
+    cores: int
+    onnxruntime: str
+    pictures: Pictures
+    rounds: int
+    rows: tuple[Row, ...]
+    skipped: tuple[Setting, ...]
+    fault: str | None
+
+
+def run_bench(
+    model: str | os.PathLike[str],
+    *,
+    images: str | os.PathLike[str] | None = None,
+    picture_wh: tuple[int, int] = PHONE_WH,
+    device: str = "auto",
+    threads: int | None = None,
+    seconds: float = 10.0,
+    progress: Progress | None = None,
+) -> Bench:
+    """Measure a model file for about `seconds`, not counting the loading.
+
+    `images`: a folder of pictures; without one, JPEGs of `picture_wh` pixels are made up. "auto" measures the CPU, and
+    CUDA where it works. `threads`: the most that work at once, None for all usable cores.
+    Raises `DataError` where no picture can be read, and what `load` raises.
+    """
+    devices, fault = _devices(device)
+    session = Session(model, device="cpu", threads=1)
+    if session.contract is None:
+        raise ModelFileError(f"{session.path}: holds no contract")
+    recipe = session.contract.recipe
+    pictures = _made_up(picture_wh) if images is None else _given(images)
+    pictures, inputs = pictures.readable(recipe)
+    threads = threads or usable_cores()
+    works: dict[Setting, Work] = {}
+    for name in devices:
+        works |= network_works(session, inputs, name, threads)
+    works |= decode_works(pictures, recipe, threads)
+    if session.contract.task == "classification":
+        works |= dict(together_work(session.path, pictures, name, threads) for name in devices)
+    kept = _affordable(works, seconds)
+    rounds, timings = _time(list(kept.values()), seconds, progress)
+    return Bench(
+        model=session.path,
+        input_hw=recipe.input_hw,
+        cores=usable_cores(),
+        onnxruntime=", ".join(f"{name} {version}" for name, version in installed_wheels().items()),
+        pictures=pictures,
+        rounds=rounds,
+        rows=tuple(Row(*measured) for measured in zip(kept, timings, strict=True)),
+        skipped=tuple(setting for setting in works if setting not in kept),
+        fault=fault,
+    )
+
+
+def _devices(device: str) -> tuple[list[str], str | None]:
+    """What to measure on, and why "auto" leaves out CUDA although onnxruntime-gpu is installed."""
+    kind, _ = parse_device(device)
+    if kind != "auto":
+        return [device], None
+    fault = cuda_fault()
+    if fault is None:
+        return ["cpu", "cuda"], None
+    return ["cpu"], fault if GPU_WHEEL in installed_wheels() else None
+
+
+def _given(folder: str | os.PathLike[str]) -> Pictures:
+    paths = find_pictures([folder]).paths
+    if not paths:
+        raise DataError(f"{os.fspath(folder)}: no pictures found in it")
+    taken = [paths[i * len(paths) // MAX_PICTURES] for i in range(MAX_PICTURES)] if len(paths) > MAX_PICTURES else paths
+    return Pictures(os.fspath(folder), tuple(_read(path) for path in taken))
+
+
+def _read(path: str) -> bytes:
+    try:
+        with open(path, "rb") as file:
+            return file.read()
+    except OSError:
+        return b""  # counted as unreadable, like any other that cannot be decoded
+
+
+def _made_up(size_wh: tuple[int, int]) -> Pictures:
+    width, height = size_wh
+    contents = tuple(sample_jpeg(size_wh, seed) for seed in range(MADE_UP_PICTURES))
+    return Pictures(f"made up, {width}x{height} JPEG", contents)
+
+
+def _affordable(works: Mapping[Setting, Work], seconds: float) -> dict[Setting, Work]:
+    """Batches of one, decoding and both together always; larger batches as long as there is time for all rounds."""
+    kept = {setting for setting in works if setting.part != "network" or setting.batch_size == 1}
+    spent = minimal_seconds([works[setting] for setting in kept], ROUNDS)
+    for setting in sorted(set(works) - kept, key=lambda setting: setting.batch_size or 0):
+        spent += minimal_seconds([works[setting]], ROUNDS)
+        if spent > _MINIMAL_SHARE * seconds:
+            break
+        kept.add(setting)
+    return {setting: work for setting, work in works.items() if setting in kept}
+
+
+def _time(works: list[Work], seconds: float, progress: Progress | None) -> tuple[int, list[Timing]]:
+    rounds = ROUNDS if minimal_seconds(works, ROUNDS) <= seconds else 1
+    if progress is None:
+        return rounds, time_works(works, seconds=seconds, rounds=rounds)
+    progress.start("measuring", rounds * len(works), "steps")
+    return rounds, time_works(works, seconds=seconds, rounds=rounds, advance=progress.advance)
