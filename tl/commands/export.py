@@ -30,16 +30,39 @@ def command(
         Literal["validation", "synthetic"],
         typer.Option(help="Self-test samples: validation pictures, or synthetic ones to embed no photo."),
     ] = "validation",
+    precision: Annotated[
+        Literal["fp32", "fp16", "int8"],
+        typer.Option(help="Of a run: lower precision is kept if it agrees with fp32 and is faster on --device."),
+    ] = "fp32",
+    min_agreement: Annotated[
+        float, typer.Option(min=0, max=1, help="Share of validation pictures that must get fp32's label.")
+    ] = 0.99,
+    calibration_pictures: Annotated[
+        int, typer.Option(min=1, max=1000, help="Training pictures on which int8 measures its ranges.")
+    ] = 100,
+    seed: Annotated[int, typer.Option(help="Draws the calibration pictures.")] = 0,
+    device: Annotated[
+        str, typer.Option(help="Where lower precision is judged and must be faster: auto, cpu, cuda or cuda:N.")
+    ] = "auto",
+    keep_slower: Annotated[
+        bool, typer.Option(help="Keep lower precision though it is not faster here, for another machine.")
+    ] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print the parity report as JSON on stdout.")] = False,
 ) -> None:
     """Export a run's best network to one self-describing, self-testing ONNX file.
 
-    Before the file gets its name, it must give the same answers as the trained network on real pictures.
+    Before the file gets its name, it must give the same answers as the trained network on real pictures. In lower
+    precision it must also agree with the fp32 file on the validation split and be faster; both figures are shown, and
+    written into the file.
 
     Examples:
     - `tl export runs/beetles -o beetles.onnx`
 
     - `tl export runs/beetles -o beetles.onnx --parity-images odd-photos/ --golden synthetic`
+
+    - `tl export runs/beetles -o beetles-int8.onnx --precision int8 --device cpu`
+
+    - `tl export runs/beetles -o beetles-fp16.onnx --precision fp16 --keep-slower` on a CPU, for a GPU elsewhere
 
     - `tl export --pretrained mobilenet_v2 --images photos/ -o imagenet.onnx`
     """
@@ -47,8 +70,13 @@ def command(
         raise ConfigError("give either a run folder or --pretrained NAME")
     if pretrained is not None and not images:
         raise ConfigError("--pretrained needs --images DIR: real pictures to prove the file on")
+    if pretrained is not None and precision != "fp32":
+        raise ConfigError(
+            f"--precision {precision} needs a run, whose training and validation pictures it is made with"
+        )
     try:
         from tl.exporter.export import export_pretrained, export_run
+        from tl.exporter.precision import Lowering, export_lowered
         from tl.trainer.runs import Run
     except ImportError as error:
         raise MissingExtraError(
@@ -56,7 +84,10 @@ def command(
         ) from error
     extra = parity_images or []
     with console_progress() as progress:
-        if run is not None:
+        if run is not None and precision != "fp32":
+            lowering = Lowering(precision, min_agreement, calibration_pictures, seed, device, keep_slower)
+            done = export_lowered(Run(run), output, progress, lowering, parity_images=extra, golden=golden)
+        elif run is not None:
             done = export_run(Run(run), output, progress, parity_images=extra, golden=golden)
         else:
             source: Literal["images", "synthetic"] = "images" if golden == "validation" else golden
@@ -75,9 +106,15 @@ def _report(done: Exported, as_json: bool) -> None:
     )
     size = done.path.stat().st_size / 1e6
     warn(f"{done.path}: {size:.1f} MB, {len(done.contract.class_names)} classes, verified")
+    quantisation = done.contract.quantisation
+    if quantisation is not None:
+        from tl.exporter.precision import describe
+
+        warn(f"{done.contract.precision}: {describe(quantisation)}")
     if golden.source != "synthetic":
         warn(f"the file embeds {len(golden.samples)} of these pictures for tl verify; --golden synthetic embeds none")
     if as_json:
         from tl.runtime.strict_json import to_plain
 
-        typer.echo(json.dumps({"path": str(done.path), "parity": to_plain(parity)}))
+        report = {"path": str(done.path), "parity": to_plain(parity), "quantisation": to_plain(quantisation)}
+        typer.echo(json.dumps(report))

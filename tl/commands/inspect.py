@@ -62,6 +62,16 @@ def _rows(contract: Contract) -> list[tuple[str, str]]:
             "parity",
             f"{parity.images} pictures, max difference {worst:.1e}, top-1 agreement {parity.top1_agreement:.0%}",
         ),
+        *_precision_row(contract),
         ("self-test", f"{len(contract.golden.samples)} {contract.golden.source} samples"),
         ("created", f"{origin.created} with {', '.join(f'{k} {v}' for k, v in origin.versions.items())}"),
     ]
+
+
+def _precision_row(contract: Contract) -> list[tuple[str, str]]:
+    found = contract.quantisation
+    if found is None:
+        return []
+    text = f"{found.method}; agrees with fp32 on {found.top1_agreement:.1%} of {found.images} pictures"
+    speed = f"{found.speedup:.2f} x its speed on {found.provider} ({found.processor})"
+    return [("precision", f"{text}, {speed}{', kept although not faster' if found.kept_slower else ''}")]

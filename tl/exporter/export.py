@@ -9,7 +9,6 @@ import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
-from importlib import metadata
 from pathlib import Path
 from typing import Any
 
@@ -17,11 +16,12 @@ import numpy as np
 from numpy.typing import NDArray
 from torch import nn
 
-from tl import __version__
 from tl.errors import ConfigError, DataError
+from tl.exporter.comparison import spread
 from tl.exporter.golden import GoldenSource, build_golden, synthetic_inputs
 from tl.exporter.parity import check_claims, check_parity, run_torch
 from tl.exporter.publish import embed_contract, publish
+from tl.exporter.versions import library_versions
 from tl.runtime.contract import SCHEMA_VERSION, Contract, Golden, Parity, Provenance
 from tl.runtime.recipe import Recipe, build_recipe
 from tl.runtime.selftest import run_selftest
@@ -88,7 +88,7 @@ def export_run(
         config=_public_config(config),
         data_hash=run.data_hash(),
         val_metrics=run.load_val_metrics(),
-        versions=_versions(),
+        versions=library_versions(_LIBRARIES),
         created=datetime.now(UTC).isoformat(timespec="seconds"),
     )
     outputs = ("probabilities", "embedding")
@@ -137,13 +137,19 @@ def export_pretrained(
         config={},
         data_hash="",
         val_metrics={},
-        versions=_versions(),
+        versions=library_versions(_LIBRARIES),
         created=datetime.now(UTC).isoformat(timespec="seconds"),
     )
     module = DeployedClassifier(Normalise(info.mean, info.std), classifier)
     class_names = tuple(entry.meta["categories"])
     subject = Subject(module, ("probabilities",), class_names, recipe, provenance)
     return _export(subject, out, paths, find_pictures(parity_images).paths, golden, progress)
+
+
+def check_name(out: str | os.PathLike[str]) -> None:
+    """Raise `ConfigError` unless a model file may be called so."""
+    if Path(out).suffix != ".onnx":
+        raise ConfigError(f"{os.fspath(out)}: a model file's name ends in .onnx")
 
 
 def _export(
@@ -156,8 +162,7 @@ def _export(
 ) -> Exported:
     """Parity on all pictures; golden samples from `own` alone, since the others were given for checking only."""
     paths = [*own, *extra]
-    if Path(out).suffix != ".onnx":
-        raise ConfigError(f"{os.fspath(out)}: a model file's name ends in .onnx")
+    check_name(out)
     if not paths:
         raise DataError("the run's validation pictures are gone, and parity needs some: give --parity-images DIR")
     store, bad = load_pictures([Picture(path, path, "") for path in paths], subject.recipe, "ram", progress)
@@ -197,6 +202,7 @@ def _uncertified(subject: Subject) -> Contract:
         thresholds={},
         provenance=subject.provenance,
         parity=Parity(0, (), {}, 0.0, 0.0, 0.0),
+        quantisation=None,
         golden=Golden("synthetic", {}, ()),
     )
 
@@ -211,13 +217,6 @@ def _golden(
     return build_golden(source, inputs, probabilities)
 
 
-def spread(paths: Sequence[str], count: int) -> list[str]:
-    """At most `count` (2 or more) of the paths, evenly spread over them, as a sorted list's classes are."""
-    if len(paths) <= count:
-        return list(paths)
-    return [paths[round(i * (len(paths) - 1) / (count - 1))] for i in range(count)]
-
-
 def _public_config(config: TrainConfig) -> dict[str, Any]:
     """The options without paths, which are nobody else's business; file names of weights and pipelines stay."""
     plain = {name: list(value) if isinstance(value, tuple) else value for name, value in vars(config).items()}
@@ -226,13 +225,3 @@ def _public_config(config: TrainConfig) -> dict[str, Any]:
     for name in ("weights", "augment"):
         plain[name] = Path(str(plain[name])).name
     return plain
-
-
-def _versions() -> dict[str, str]:
-    versions = {"tl-toolkit": __version__}
-    for name in _LIBRARIES:
-        try:
-            versions[name] = metadata.version(name)
-        except metadata.PackageNotFoundError:
-            continue
-    return versions

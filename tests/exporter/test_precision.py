@@ -1,0 +1,241 @@
+from __future__ import annotations
+
+import dataclasses
+import json
+import math
+import os
+import shutil
+import subprocess
+from pathlib import Path
+
+import numpy as np
+import onnx
+import pytest
+
+from tests.exporter.test_export import assert_nothing_private, moved_run
+from tests.trainer.make import Listener, read_rows
+from tl.errors import ConfigError, DataError, PrecisionError
+from tl.exporter import race as race_module
+from tl.exporter.export import Exported
+from tl.exporter.precision import Lowering, _compare, _fault, _Trial, describe, export_lowered
+from tl.runtime.contract import Quantisation
+from tl.runtime.predictor import load
+from tl.runtime.selftest import run_selftest
+from tl.runtime.session import Session
+from tl.trainer.progress import Silent
+from tl.trainer.runs import Run
+
+ROOT = Path(__file__).resolve().parents[2]
+# Kept whether or not it is faster: that depends on the machine.
+INT8 = Lowering("int8", calibration_pictures=9, device="cpu", keep_slower=True)
+FP16 = Lowering("fp16", device="cpu", keep_slower=True)
+
+FOUND = Quantisation(
+    method="int8",
+    calibration_images=100,
+    seed=0,
+    images=400,
+    top1_agreement=0.995,
+    max_abs_diff=0.2,
+    speedup=1.5,
+    slowest=1.25,
+    fastest=1.75,
+    rounds=11,
+    faster_rounds=11,
+    provider="CPUExecutionProvider",
+    processor="Pocket calculator",
+    threads=2,
+    batch_size=1,
+    kept_slower=False,
+)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _short_rounds() -> object:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(race_module, "_SECONDS_A_ROUND", 0.02)
+        yield
+
+
+@pytest.fixture(scope="module")
+def int8(finished_run: Run, tmp_path_factory: pytest.TempPathFactory) -> Exported:
+    return export_lowered(finished_run, tmp_path_factory.mktemp("int8") / "m.onnx", Silent(), INT8)
+
+
+@pytest.fixture(scope="module")
+def fp16(finished_run: Run, tmp_path_factory: pytest.TempPathFactory) -> Exported:
+    return export_lowered(finished_run, tmp_path_factory.mktemp("fp16") / "m.onnx", Silent(), FP16)
+
+
+@pytest.fixture(params=["int8", "fp16"])
+def lowered(request: pytest.FixtureRequest) -> Exported:
+    done: Exported = request.getfixturevalue(request.param)
+    return done
+
+
+def test_export_lowered__contract_says_what_was_measured(lowered: Exported, exported: Exported) -> None:
+    contract = Session(lowered.path, device="cpu", threads=1).contract
+    assert contract == lowered.contract
+    found = contract.quantisation
+    assert found is not None
+    assert found.method.startswith(contract.precision)
+    assert (found.images, found.top1_agreement) == (6, 1.0)  # a fifth of each class of 12, rounded; three plain colours
+    assert found.calibration_images == (9 if contract.precision == "int8" else 0)
+    assert found.provider == "CPUExecutionProvider"
+    assert found.slowest <= found.speedup <= found.fastest
+    assert found.kept_slower == (found.faster_rounds < race_module.WON_ROUNDS)
+    # All else is as in fp32, parity with torch too, which is that of the fp32 graph.
+    assert contract.parity.tolerance == 1e-4
+    for name in ("class_names", "recipe", "outputs", "temperature", "thresholds", "task"):
+        assert getattr(contract, name) == getattr(exported.contract, name)
+    assert exported.contract.quantisation is None
+
+
+def test_export_lowered__predicts_nearly_as_validated(lowered: Exported, finished_run: Run, photos: Path) -> None:
+    rows = read_rows(finished_run.folder / "predictions_val.csv")
+    with load(lowered.path, device="cpu", threads=1) as predictor:
+        results = predictor.predict_batch([photos / row["path"] for row in rows])
+    worst = 0.0
+    for row, result in zip(rows, results, strict=True):
+        shown = [float(row[f"p:{name}"]) for name in ("blue", "green", "red")]
+        assert result.label == row["label"]  # type: ignore[union-attr]
+        worst = max(worst, float(np.abs(result.probabilities - shown).max()))  # type: ignore[union-attr]
+    assert worst <= lowered.contract.quantisation.max_abs_diff + 1.1e-4  # type: ignore[union-attr]  # export's own bound
+
+
+def test_export_lowered__passes_verify_with_a_wider_tolerance(lowered: Exported) -> None:
+    test = run_selftest(lowered.path, device="cpu", threads=1)
+    assert test.tolerance == {"int8": 0.1, "fp16": 0.02}[lowered.contract.precision]
+    assert test.max_abs_diff <= 1e-2  # the same graph on the same machine; a batch may round otherwise
+
+
+def test_export_lowered__one_small_public_file(
+    lowered: Exported, exported: Exported, finished_run: Run, photos: Path
+) -> None:
+    assert list(lowered.path.parent.iterdir()) == [lowered.path]
+    assert_nothing_private(lowered.path, photos.parent, finished_run.folder.parent, lowered.path.parent)
+    model = onnx.load(lowered.path)
+    onnx.checker.check_model(model, full_check=True)
+    assert [(opset.domain, opset.version) for opset in model.opset_import] == [("", 18)]
+    assert model.ir_version <= 10
+    assert lowered.path.stat().st_size < exported.path.stat().st_size
+
+
+@pytest.mark.slow
+def test_export_lowered__runs_on_the_oldest_runtime(lowered: Exported) -> None:
+    python = os.environ.get("TL_OLDEST_PYTHON")
+    if python is None or not Path(python).exists():
+        pytest.skip("needs a venv with the oldest supported versions: make test sets TL_OLDEST_PYTHON")
+    code = (
+        "import onnxruntime, tl.runtime\n"
+        "assert onnxruntime.__version__.startswith('1.18.'), onnxruntime.__version__\n"
+        f"print(tl.runtime.run_selftest({str(lowered.path)!r}, device='cpu').max_abs_diff)"
+    )
+    command = [Path(python).absolute(), "-c", code]  # not resolved: a venv's python is a link
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert float(done.stdout) < lowered.contract.golden.tolerance[lowered.contract.precision]
+
+
+def test_export_lowered__the_same_seed_gives_the_same_graph(finished_run: Run, int8: Exported, tmp_path: Path) -> None:
+    again = export_lowered(finished_run, tmp_path / "again.onnx", Silent(), INT8)
+    assert onnx.load(again.path).graph == onnx.load(int8.path).graph
+    other = export_lowered(finished_run, tmp_path / "other.onnx", Silent(), dataclasses.replace(INT8, seed=7))
+    assert onnx.load(other.path).graph != onnx.load(int8.path).graph  # other pictures, other ranges
+
+
+def test_export_lowered__too_little_agreement_leaves_no_file(finished_run: Run, tmp_path: Path) -> None:
+    listener = Listener()
+    never = dataclasses.replace(INT8, min_agreement=1.01)
+    with pytest.raises(
+        PrecisionError,
+        match=r"int8 was refused: .*100.0% \(6 of 6 .*speed [\d.]+ x .*needed is 101.0%.*no file was written",
+    ):
+        export_lowered(finished_run, tmp_path / "out" / "m.onnx", listener, never)
+    assert not (tmp_path / "out").exists()
+    assert listener.tasks[-2:] == ["converting to int8", "racing fp32"]
+
+
+def test_export_lowered__no_faster_leaves_no_file(
+    finished_run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(race_module, "WON_ROUNDS", race_module.ROUNDS + 1)  # not even in all rounds
+    strict = dataclasses.replace(FP16, keep_slower=False)
+    with pytest.raises(PrecisionError, match=r"fp16 was refused: .*no file was written; .*--keep-slower"):
+        export_lowered(finished_run, tmp_path / "m.onnx", Silent(), strict)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_export_lowered__refusals_before_any_work(finished_run: Run, photos: Path, tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=r"model.txt: a model file's name ends in .onnx"):
+        export_lowered(finished_run, tmp_path / "model.txt", Silent(), INT8)
+    run = moved_run(finished_run, photos, tmp_path)
+    for path in run.picture_paths("train"):
+        Path(path).unlink()
+    with pytest.raises(DataError, match="training pictures are gone, and int8 measures its ranges on them"):
+        export_lowered(run, tmp_path / "m.onnx", Silent(), INT8)
+    shutil.rmtree(tmp_path / "photos")
+    with pytest.raises(DataError, match="validation pictures are gone, and lower precision is judged on them"):
+        export_lowered(run, tmp_path / "m.onnx", Silent(), FP16)
+    assert not (tmp_path / "m.onnx").exists()
+
+
+def test_compare__by_hand() -> None:
+    wanted = np.array([[0.75, 0.25], [0.5, 0.5], [0.25, 0.75], [1, 0]], np.float32)
+    found = np.array([[0.5, 0.5], [0.25, 0.75], [0.25, 0.75], [0.75, 0.25]], np.float32)
+    assert _compare(found, wanted) == (0.75, 0.25)
+    found[0] = np.nan  # its argmax would be class 0, as wanted
+    assert _compare(found, wanted) == (0.5, math.inf)
+
+
+def fault(lowering: Lowering, **changes: object) -> str | None:
+    found = dataclasses.replace(FOUND, **changes)  # type: ignore[arg-type]
+    trial = _Trial("way", onnx.ModelProto(), Path("x"), found.top1_agreement, found.max_abs_diff)
+    return _fault(found, trial, lowering)
+
+
+def test_fault__both_numbers_and_the_cure_in_one_line() -> None:
+    plain = Lowering("int8")
+    assert fault(plain) is None
+    assert fault(plain, top1_agreement=0.99) is None
+    far = fault(plain, top1_agreement=0.9875)
+    assert far == (
+        "int8 was refused: top-1 agreement with fp32 98.8% (395 of 400 validation pictures: at least 97.1% with 95% "
+        "confidence; max |dp| 0.2), speed 1.50 x fp32 (1.25 to 1.75 in 11 rounds) on CPUExecutionProvider "
+        "(Pocket calculator); needed is 99.0% agreement; no file was written; "
+        "try --precision fp16, more --calibration-pictures than 100, "
+        "a lower --min-agreement"
+    )
+    slow = fault(plain, kept_slower=True, speedup=0.5)
+    assert slow is not None
+    assert "speed 0.50 x" in slow
+    assert "needed is more speed, in 9 of 11 rounds at least; no file" in slow
+    assert "try --device of the machine that will run it, --keep-slower" in slow
+    both = fault(plain, kept_slower=True, top1_agreement=0.5)
+    assert both is not None
+    assert "needed is 99.0% agreement and more speed" in both
+
+
+def test_fault__keep_slower_forgives_speed_alone() -> None:
+    kept = Lowering("fp16", keep_slower=True)
+    assert fault(kept, kept_slower=True) is None
+    far = fault(kept, kept_slower=True, top1_agreement=0.5)
+    assert far is not None
+    assert "--calibration-pictures" not in far  # fp16 has none
+    assert "fp16" not in far.partition("try")[2]
+
+
+def test_fault__numbers_that_are_none_are_never_close() -> None:
+    assert fault(Lowering("fp16", min_agreement=0.0), max_abs_diff=math.inf) is not None
+
+
+def test_describe__says_what_the_figures_rest_on() -> None:
+    text = describe(dataclasses.replace(FOUND, images=6, top1_agreement=1.0))
+    assert "100.0% (6 of 6 validation pictures: at least 61.0% with 95% confidence;" in text
+
+
+def test_quantisation__survives_the_contracts_json(int8: Exported) -> None:
+    session = Session(int8.path, device="cpu", threads=1)
+    assert session.contract is not None
+    assert session.contract.quantisation == int8.contract.quantisation
+    assert json.dumps(dataclasses.asdict(FOUND))

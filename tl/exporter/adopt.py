@@ -1,0 +1,249 @@
+"""A classifier that another tool exported -> a model file of ours that gives the same probabilities; or no file.
+
+Knows the steps: read, wrap, prove, publish. Needs no torch. Does not draw.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import tempfile
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+import onnx
+from numpy.typing import NDArray
+
+from tl.errors import ConfigError, DataError, DeviceError, ImageReadError, ModelFileError
+from tl.exporter.adoptee import Adoptee, AdoptOptions, open_adoptee, read_plan
+from tl.exporter.comparison import Original, check_outputs, spread
+from tl.exporter.golden import TOLERANCE, build_golden, synthetic_inputs
+from tl.exporter.publish import embed_contract, publish
+from tl.exporter.versions import library_versions
+from tl.exporter.wrap import MAX_OPSET, opset_of, wrapped_graphs
+from tl.runtime.contract import SCHEMA_VERSION, Contract, Golden, Parity, Provenance
+from tl.runtime.decode import ImageSource
+from tl.runtime.preprocess import load_input
+from tl.runtime.recipe import Recipe
+from tl.runtime.selftest import run_selftest
+from tl.runtime.session import Session
+from tl.runtime.sources import find_pictures
+from tl.trainer.progress import Progress
+
+MAX_PICTURES = 64
+_LIBRARIES = ("onnx", "onnx-ir", "onnxruntime", "onnxruntime-gpu", "pillow", "simplejpeg")
+_NOISE_SIZES_HW = ((480, 640), (300, 200), (224, 224), (97, 131))
+# docs/adopt.md has the measurement.
+_CROP_CAVEAT = (
+    "note: transformers rounds the centre crop's corner down, a recipe to the nearest even: in about one photo of six "
+    "the crop lies one pixel beside, which moves its probabilities by some hundredths"
+)
+_TRIAL_PICTURES = 3  # another number than any fixed batch in use
+
+
+@dataclass(frozen=True)
+class Adopted:
+    """The finished file, what it says of itself, its opset, and whether real pictures proved it."""
+
+    path: Path
+    contract: Contract
+    opset: int
+    on_real_pictures: bool
+
+
+@dataclass(frozen=True)
+class _Pictures:
+    """What the file is proven on: sources for the runtime, and the same as inputs uint8 (N, H, W, 3)."""
+
+    sources: Sequence[ImageSource]
+    inputs: NDArray[np.uint8]
+    are_real: bool
+
+
+def adopt(
+    path: str | os.PathLike[str],
+    out: str | os.PathLike[str],
+    options: AdoptOptions,
+    progress: Progress,
+    *,
+    images: Sequence[str | os.PathLike[str]] = (),
+    golden: Literal["images", "synthetic"] = "images",
+) -> Adopted:
+    """Write a verified model file around the classifier at `path`, an ONNX file or a Hugging Face folder.
+
+    It must give the probabilities of the foreign file on `images`, or on noise where there are none.
+    Raises `ModelFileError`, `ConfigError`, `DataError`, `ParityError` or `OutputError`.
+    """
+    if Path(out).suffix != ".onnx":
+        raise ConfigError(f"{os.fspath(out)}: a model file's name ends in .onnx")
+    plan = read_plan(Path(path), options)
+    pictures = _load_pictures(images, plan.recipe, progress)
+    adoptee = open_adoptee(plan, pictures.inputs, options.outputs)
+    progress.say(describe(adoptee))
+    if plan.preset == "huggingface-folder" and plan.recipe.resize_mode == "short_side":
+        progress.say(_CROP_CAVEAT)
+    progress.start("adopting", 3, "steps")
+    model = _first_that_agrees(adoptee)
+    bare = _uncertified(adoptee, opset_of(model), pictures.are_real)
+    embed_contract(model, bare)
+    progress.advance(note="parity")
+
+    def certify(temporary: Path) -> Contract:
+        expected = adoptee.probabilities(pictures.inputs)
+        parity = check_outputs(
+            Session(temporary, device="cpu"),
+            pictures.sources,
+            pictures.inputs,
+            {"probabilities": expected},
+            Original("the foreign file", "the foreign file", "adoption"),
+            TOLERANCE[bare.precision],
+        )
+        progress.advance(note="self-test")
+        if golden == "synthetic" or not pictures.are_real:
+            inputs = synthetic_inputs(plan.recipe.input_hw)
+            samples = build_golden("synthetic", inputs, adoptee.probabilities(inputs))
+        else:
+            samples = build_golden("images", pictures.inputs, expected)
+        return replace(bare, parity=parity, golden=samples)
+
+    contract = publish(model, out, certify, lambda temporary: run_selftest(temporary, device="cpu"))
+    progress.advance(note="done")
+    return Adopted(Path(out), contract, opset_of(model), pictures.are_real)
+
+
+def describe(adoptee: Adoptee) -> str:
+    """One line: what was found, so that a wrong preset shows."""
+    plan, foreign = adoptee.plan, adoptee.plan.foreign
+    pixels, (height, width) = plan.preprocessing, plan.recipe.input_hw
+    resize = f"{pixels.resize_mode} {pixels.short_side}" if pixels.short_side else pixels.resize_mode
+    return (
+        f"found: input {foreign.layout.upper()} {width}x{height}, output {adoptee.kind}, "
+        f"{len(plan.class_names)} classes; {plan.preset}: resize {resize}, {pixels.interpolation}, "
+        f"scale {pixels.scale:.6g}, mean {_shown(pixels.mean)}, std {_shown(pixels.std)}"
+    )
+
+
+def noise_pictures() -> list[NDArray[np.uint8]]:
+    """Pictures of nobody in several sizes, from smooth to noisy, the same everywhere: uint8 (H, W, 3) each."""
+    random = np.random.default_rng(0)
+    smooth = [picture for hw in _NOISE_SIZES_HW for picture in synthetic_inputs(hw)[:2]]
+    return [
+        np.clip(picture + random.normal(0, 8 * i, picture.shape), 0, 255).astype(np.uint8)
+        for i, picture in enumerate(smooth)
+    ]
+
+
+def _load_pictures(images: Sequence[str | os.PathLike[str]], recipe: Recipe, progress: Progress) -> _Pictures:
+    sources: Sequence[ImageSource] = spread(find_pictures(images).paths, MAX_PICTURES) if images else noise_pictures()
+    if not sources:
+        raise DataError(f"no pictures to check parity on in {', '.join(map(str, images))}")
+    inputs, faults = [], []
+    progress.start("reading pictures", len(sources), "pictures")
+    for source in sources:
+        try:
+            inputs.append(load_input(source, recipe))
+        except ImageReadError as error:
+            faults.append(str(error))
+        progress.advance()
+    if faults:
+        listed = "; ".join(faults[:5]) + (f"; and {len(faults) - 5} more" if len(faults) > 5 else "")
+        raise DataError(f"parity needs whole pictures: mend or remove these {len(faults)}: {listed}")
+    return _Pictures(sources, np.stack(inputs), bool(images))
+
+
+def _first_that_agrees(adoptee: Adoptee) -> onnx.ModelProto:
+    """The first way to write the graph that runs on one and on several pictures and gives the same numbers."""
+    plan, foreign = adoptee.plan, adoptee.plan.foreign
+    height, width = plan.recipe.input_hw
+    inputs = np.random.default_rng(0).integers(0, 256, (_TRIAL_PICTURES, height, width, 3)).astype(np.uint8)
+    expected = adoptee.probabilities(inputs)
+    faults = []
+    graphs = wrapped_graphs(foreign, plan.preprocessing, adoptee.kind, plan.recipe.input_hw, len(plan.class_names))
+    for model in graphs:
+        fault = _trial(model, inputs, expected, TOLERANCE[foreign.precision])
+        if fault is None:
+            return model
+        faults.append(fault)
+    if not faults:
+        raise ModelFileError(
+            f"{foreign.path}: opset {opset_of(foreign.model)} cannot be brought to {MAX_OPSET}, which all supported "
+            f"onnxruntimes load: export it again with opset {MAX_OPSET} or lower"
+        )
+    if foreign.batch is not None:
+        raise ModelFileError(
+            f"{foreign.path}: takes {foreign.batch} picture(s) at a time and cannot be freed of that "
+            f"({faults[0][:120]}): export it with a dynamic batch "
+            "(torch: dynamic_shapes or dynamic_axes; Ultralytics: dynamic=True)"
+        )
+    raise ModelFileError(f"{foreign.path}: cannot be wrapped: {faults[0]}")
+
+
+def _trial(
+    model: onnx.ModelProto, inputs: NDArray[np.uint8], expected: NDArray[np.float32], tolerance: float
+) -> str | None:
+    """What is wrong with a graph, or None."""
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "trial.onnx"
+        path.write_bytes(model.SerializeToString())
+        try:
+            session = Session(path, device="cpu", require_contract=False)
+            (together,) = session.run(inputs, ["probabilities"])
+            (alone,) = session.run(inputs[:1], ["probabilities"])
+        except (ModelFileError, DeviceError) as error:
+            return str(error).removeprefix(f"{path}: ")
+    if together.shape != expected.shape or alone.shape != expected[:1].shape:
+        return f"gives {[*together.shape]} instead of {[*expected.shape]}"
+    worst = max(float(np.abs(together - expected).max()), float(np.abs(alone - expected[:1]).max()))
+    return None if worst < tolerance else f"its numbers change by {worst:.2g}"
+
+
+def _uncertified(adoptee: Adoptee, opset: int, on_real_pictures: bool) -> Contract:
+    """The contract before anything is proven; lives in a temporary file only."""
+    return Contract(
+        schema_version=SCHEMA_VERSION,
+        task="classification",
+        precision=adoptee.plan.foreign.precision,
+        class_names=adoptee.plan.class_names,
+        keypoint_names=(),
+        recipe=adoptee.plan.recipe,
+        outputs=("probabilities",),
+        temperature=1.0,
+        thresholds={},
+        provenance=_provenance(adoptee, opset, on_real_pictures),
+        parity=Parity(0, (), {}, 0.0, 0.0, 0.0),
+        quantisation=None,
+        golden=Golden("synthetic", {}, ()),
+    )
+
+
+def _provenance(adoptee: Adoptee, opset: int, on_real_pictures: bool) -> Provenance:
+    plan, foreign = adoptee.plan, adoptee.plan.foreign
+    digest = hashlib.sha256(foreign.data).hexdigest()
+    return Provenance(
+        backbone=f"{foreign.model.producer_name} {foreign.model.producer_version}".strip() or "unknown",
+        weights=f"{foreign.path.name} (sha256 {digest})",
+        method="adopted",
+        config={
+            "preset": plan.preset,
+            "scale": plan.preprocessing.scale,
+            "mean": list(plan.preprocessing.mean),
+            "std": list(plan.preprocessing.std),
+            "layout": foreign.layout,
+            "output": adoptee.kind,
+            "opset_before": opset_of(foreign.model),
+            "opset": opset,
+            "parity_pictures": "given" if on_real_pictures else "noise",
+        },
+        data_hash="",
+        val_metrics={},
+        versions=library_versions(_LIBRARIES),
+        created=datetime.now(UTC).isoformat(timespec="seconds"),
+    )
+
+
+def _shown(values: Sequence[float]) -> str:
+    return ",".join(f"{value:.4g}" for value in values)

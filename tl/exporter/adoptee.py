@@ -1,0 +1,152 @@
+"""A foreign classifier together with what its preset, its files and the user say of it: size, pixels, names, output.
+
+Knows how these are found and where they contradict each other. Does not write graphs or model files.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from tl.errors import ConfigError, ModelFileError
+from tl.exporter.foreign import Foreign, ForeignSession, Kind, Layout, read_foreign, read_metadata, tell_kind
+from tl.exporter.huggingface import find_model, huggingface_preset
+from tl.exporter.labels import check_names, read_labels
+from tl.exporter.presets import (
+    Overrides,
+    Preprocessing,
+    Preset,
+    PresetName,
+    apply_overrides,
+    imagenet_preset,
+    timm_preset,
+    ultralytics_preset,
+)
+from tl.runtime.recipe import Recipe
+
+
+@dataclass(frozen=True)
+class AdoptOptions:
+    """What the user says of a foreign file; None is found out, or an error asks.
+
+    `labels`: file of class names. `config`: timm's config.json. `image_size`: input (H, W). `output_name`: which output
+    of several; `outputs`: what it holds. `overrides`: in place of the preset's preprocessing.
+    """
+
+    preset: PresetName
+    labels: Path | None = None
+    config: Path | None = None
+    image_size: tuple[int, int] | None = None
+    layout: Layout | None = None
+    output_name: str | None = None
+    outputs: Kind | None = None
+    overrides: Overrides = field(default_factory=Overrides)
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What is known of a foreign classifier before it is run. `names_from` says where `class_names` come from."""
+
+    foreign: Foreign
+    preset: PresetName
+    preprocessing: Preprocessing
+    recipe: Recipe
+    class_names: tuple[str, ...]
+    names_from: str
+
+
+@dataclass(frozen=True)
+class Adoptee:
+    """A foreign classifier that runs: the plan, and what its output holds."""
+
+    plan: Plan
+    session: ForeignSession
+    kind: Kind
+
+    def probabilities(self, inputs: NDArray[np.uint8]) -> NDArray[np.float32]:
+        """What the foreign file gives for inputs uint8 (N, H, W, 3), normalised apart from any graph: (N, C)."""
+        rows = self.session.run(self.plan.preprocessing.normalise(inputs))
+        return softmax(rows) if self.kind == "logits" else rows
+
+
+def read_plan(path: Path, options: AdoptOptions) -> Plan:
+    """Read a foreign file, or a Hugging Face folder. Raises `ModelFileError` or `ConfigError`."""
+    file, folder = _locate(path, options.preset)
+    if options.config is not None and options.preset != "timm":
+        raise ConfigError(f"--config is a config.json of timm; preset {options.preset} reads none")
+    foreign = read_foreign(file, options.layout, options.output_name)
+    preset = _preset(foreign, folder, options)
+    input_hw = _input_hw(foreign, preset, options.image_size)
+    try:
+        preprocessing = apply_overrides(preset.build(input_hw), options.overrides)
+        recipe = preprocessing.recipe(input_hw)
+    except ValueError as error:
+        raise ConfigError(str(error)) from error
+    names, names_from = _class_names(options, preset, path)
+    return Plan(foreign, preset.name, preprocessing, recipe, names, names_from)
+
+
+def open_adoptee(plan: Plan, inputs: NDArray[np.uint8], asked: Kind | None) -> Adoptee:
+    """Run the foreign file on pictures, uint8 (N, H, W, 3), and tell what it gives.
+
+    Raises `ModelFileError` or `ConfigError`.
+    """
+    session = ForeignSession(plan.foreign)
+    rows = session.run(plan.preprocessing.normalise(inputs))
+    check_names(plan.class_names, rows.shape[1], plan.names_from)
+    return Adoptee(plan, session, tell_kind(plan.foreign, rows, asked))
+
+
+def softmax(logits: NDArray[np.float32]) -> NDArray[np.float32]:
+    """Rows (N, C) -> probabilities (N, C), computed in double precision."""
+    powers = np.exp(logits.astype(np.float64) - logits.max(axis=1, keepdims=True))
+    rows: NDArray[np.float64] = powers / powers.sum(axis=1, keepdims=True)
+    return rows.astype(np.float32)
+
+
+def _locate(path: Path, preset: PresetName) -> tuple[Path, Path]:
+    """The ONNX file, and the folder of its files."""
+    if preset != "huggingface-folder":
+        if path.is_dir():
+            raise ConfigError(f"{path}: is a folder; name the .onnx file in it, or say --preset huggingface-folder")
+        return path, path.parent
+    if path.is_dir():
+        return find_model(path), path
+    folders: Sequence[Path] = (path.parent, path.parent.parent)
+    return path, next((folder for folder in folders if (folder / "preprocessor_config.json").is_file()), path.parent)
+
+
+def _preset(foreign: Foreign, folder: Path, options: AdoptOptions) -> Preset:
+    if options.preset == "imagenet":
+        return imagenet_preset()
+    if options.preset == "timm":
+        return timm_preset(options.config)
+    if options.preset == "ultralytics":
+        return ultralytics_preset(read_metadata(foreign.model), os.fspath(foreign.path))
+    return huggingface_preset(folder)
+
+
+def _input_hw(foreign: Foreign, preset: Preset, asked: tuple[int, int] | None) -> tuple[int, int]:
+    """What the user asks for, or the graph fixes, or the preset's files state; all that are given must agree."""
+    wanted = asked or (None if preset.is_default_hw else preset.declared_hw)
+    whose = "--image-size" if asked else f"preset {preset.name}"
+    sizes = [fixed or open_ for fixed, open_ in zip(foreign.graph_hw, wanted or preset.declared_hw, strict=True)]
+    if wanted is not None and tuple(sizes) != wanted:
+        raise ModelFileError(
+            f"{foreign.path}: {whose} says {wanted[1]}x{wanted[0]}, but the graph takes {sizes[1]}x{sizes[0]} alone "
+            "(width x height)"
+        )
+    return sizes[0], sizes[1]
+
+
+def _class_names(options: AdoptOptions, preset: Preset, path: Path) -> tuple[tuple[str, ...], str]:
+    if options.labels is not None:
+        return read_labels(options.labels), os.fspath(options.labels)
+    if preset.class_names is None:
+        raise ConfigError(f"{path}: nothing says what its classes are called: give --labels FILE, one name a line")
+    return preset.class_names, f"{path}, as preset {preset.name} reads it"

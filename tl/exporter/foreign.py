@@ -1,0 +1,262 @@
+"""An ONNX classifier that another tool made: what goes in, what comes out, and what it computes as it is.
+
+Knows ONNX files and onnxruntime. Does not know presets, pictures or contracts, and changes nothing (`wrap` does).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import onnx
+import onnx.inliner
+from numpy.typing import NDArray
+
+from tl.errors import MissingExtraError, ModelFileError
+from tl.runtime.contract import METADATA_KEY, Precision
+from tl.runtime.devices import usable_cores
+from tl.runtime.model_file import check_model_file
+
+Layout = Literal["nchw", "nhwc"]
+Kind = Literal["logits", "probabilities"]
+
+BATCH = 8
+_FLOATS: dict[int, np.dtype[Any]] = {
+    onnx.TensorProto.FLOAT: np.dtype(np.float32),
+    onnx.TensorProto.FLOAT16: np.dtype(np.float16),
+}
+_QUANTISED = {"QuantizeLinear", "DequantizeLinear", "DynamicQuantizeLinear", "QLinearConv", "ConvInteger"}
+# What may stand between a softmax and the output without changing its rows.
+_PASSING = {"Identity", "Flatten", "Reshape", "Squeeze", "Cast"}
+# fp32 and fp16 softmaxes sum to 1 within 1e-6 and 1e-3; logits of several pictures do not.
+_SUM_TOLERANCE = 5e-3
+_FATAL_ONLY = 4
+
+
+@dataclass(frozen=True)
+class Foreign:
+    """A classifier as it was found. `data`: its file. `graph_hw`: sizes that the graph fixes, None for open ones.
+
+    `batch`: the fixed number of pictures a run, None where any goes. `final_op`: the operator that makes the output.
+    """
+
+    path: Path
+    data: bytes = field(repr=False)
+    model: onnx.ModelProto
+    input_name: str
+    output_name: str
+    layout: Layout
+    batch: int | None
+    graph_hw: tuple[int | None, int | None]
+    dtype: np.dtype[Any]
+    output_dtype: np.dtype[Any]
+    precision: Precision
+    final_op: str
+
+
+def read_foreign(path: Path, layout: Layout | None = None, output_name: str | None = None) -> Foreign:
+    """Read a file and find its picture input and classifier output. Raises `ModelFileError`."""
+    _check_file(path)
+    try:
+        data = path.read_bytes()
+        model = onnx.load_from_string(data)
+        onnx.checker.check_model(model)
+        model = onnx.inliner.inline_local_functions(model)
+    except Exception as error:  # onnx, protobuf and the inliner share no base but Exception
+        raise ModelFileError(f"{path}: no valid ONNX model ({_first_line(error)})") from error
+    if METADATA_KEY in read_metadata(model):
+        raise ModelFileError(f"{path}: already a tl model file: it needs no adoption")
+    value = _only_input(model, path)
+    if value.type.tensor_type.elem_type not in _FLOATS:
+        found = onnx.TensorProto.DataType.Name(value.type.tensor_type.elem_type)
+        raise ModelFileError(
+            f"{path}: input '{value.name}' is {found}, expected FLOAT or FLOAT16: export the network without "
+            "preprocessing of its own"
+        )
+    dims = _dims(value)
+    layout = _layout(dims, layout, path, value.name)
+    height, width = (dims[2], dims[3]) if layout == "nchw" else (dims[1], dims[2])
+    output = _output(model, output_name, path)
+    return Foreign(
+        path=path,
+        data=data,
+        model=model,
+        input_name=value.name,
+        output_name=output.name,
+        layout=layout,
+        batch=dims[0],
+        graph_hw=(height, width),
+        output_dtype=_FLOATS[output.type.tensor_type.elem_type],
+        dtype=_FLOATS[value.type.tensor_type.elem_type],
+        precision=_precision(model),
+        final_op=_final_op(model.graph, output.name),
+    )
+
+
+def read_metadata(model: onnx.ModelProto) -> dict[str, str]:
+    """The file's own metadata, key -> value."""
+    return {prop.key: prop.value for prop in model.metadata_props}
+
+
+class ForeignSession:
+    """Runs a foreign classifier with onnxruntime on the CPU, exactly as it is."""
+
+    def __init__(self, foreign: Foreign) -> None:
+        self._foreign = foreign
+        self._session = _open(foreign)
+
+    def run(self, pixels: NDArray[np.float32]) -> NDArray[np.float32]:
+        """Normalised pictures (N, H, W, 3) -> the output as float32 (N, C). Raises `ModelFileError`."""
+        foreign = self._foreign
+        values = pixels.astype(foreign.dtype)
+        if foreign.layout == "nchw":
+            values = np.ascontiguousarray(values.transpose(0, 3, 1, 2))
+        rows = [
+            self._run(values[i : i + (foreign.batch or BATCH)]) for i in range(0, len(values), foreign.batch or BATCH)
+        ]
+        return np.concatenate(rows)
+
+    def _run(self, values: NDArray[Any]) -> NDArray[np.float32]:
+        foreign, count = self._foreign, len(values)
+        if foreign.batch is not None and count < foreign.batch:
+            values = np.concatenate([values, np.repeat(values[-1:], foreign.batch - count, axis=0)])
+        try:
+            (output,) = self._session.run([foreign.output_name], {foreign.input_name: values})
+        except Exception as error:  # onnxruntime's exception types share no base but Exception
+            shape = "x".join(map(str, values.shape))
+            raise ModelFileError(
+                f"{foreign.path}: onnxruntime cannot run it on input {shape}: {_first_line(error)}"
+            ) from error
+        return self._rows(np.asarray(output, np.float32), len(values))[:count]
+
+    def _rows(self, output: NDArray[np.float32], count: int) -> NDArray[np.float32]:
+        name, shape = self._foreign.output_name, output.shape
+        if output.ndim < 2 or shape[0] != count or output.size != count * shape[1] or shape[1] < 2:
+            raise ModelFileError(
+                f"{self._foreign.path}: output '{name}' is {[*shape]} for {count} pictures, "
+                f"expected [{count}, classes] with two classes or more"
+            )
+        if not np.isfinite(output).all():
+            raise ModelFileError(f"{self._foreign.path}: output '{name}' holds values that are not finite")
+        return output.reshape(count, shape[1])
+
+
+def tell_kind(foreign: Foreign, rows: NDArray[np.float32], asked: Kind | None) -> Kind:
+    """Whether the output, here `rows` (N, C) of N pictures, is logits or probabilities. Raises `ModelFileError`."""
+    where = f"{foreign.path}: output '{foreign.output_name}'"
+    looks = bool((rows >= 0).all() and (np.abs(rows.sum(axis=1) - 1) < _SUM_TOLERANCE).all())
+    if asked is not None:
+        if asked == "probabilities" and not looks:
+            raise ModelFileError(f"{where}: rows do not sum to 1, so they are no probabilities as --outputs says")
+        return asked
+    if foreign.final_op == "Sigmoid":
+        raise ModelFileError(
+            f"{where}: ends in a sigmoid for each class, so classes do not exclude each other; only classifiers that "
+            "name one class can be adopted"
+        )
+    if looks:
+        return "probabilities"
+    if foreign.final_op == "Softmax" or (rows.min() >= 0 and rows.max() <= 1):
+        raise ModelFileError(
+            f"{where}: cannot be told apart, values lie in 0 to 1 but rows do not sum to 1: say --outputs logits if a "
+            "softmax over classes is what makes them probabilities"
+        )
+    return "logits"
+
+
+def _check_file(path: Path) -> None:
+    try:
+        check_model_file(path)
+    except ModelFileError as error:
+        if not Path(f"{path}.data").is_file():
+            raise
+        raise ModelFileError(
+            f"{error} (torch.onnx.export(..., external_data=False)), or join the two: "
+            f"python -c \"import onnx; onnx.save(onnx.load('{path.name}'), 'one.onnx')\""
+        ) from error
+
+
+def _only_input(model: onnx.ModelProto, path: Path) -> onnx.ValueInfoProto:
+    constants = {tensor.name for tensor in model.graph.initializer}  # old files list them as inputs too
+    inputs: list[onnx.ValueInfoProto] = [value for value in model.graph.input if value.name not in constants]
+    if len(inputs) != 1:
+        raise ModelFileError(
+            f"{path}: expected one input, found {len(inputs)} ({', '.join(value.name for value in inputs)}): "
+            "export the classifier alone"
+        )
+    if len(_dims(inputs[0])) != 4:
+        raise ModelFileError(f"{path}: input '{inputs[0].name}' is {_dims(inputs[0])}, expected 4 dimensions")
+    return inputs[0]
+
+
+def _dims(value: onnx.ValueInfoProto) -> list[int | None]:
+    """Sizes; None for one that may vary."""
+    return [dim.dim_value if dim.dim_value > 0 else None for dim in value.type.tensor_type.shape.dim]
+
+
+def _layout(dims: Sequence[int | None], asked: Layout | None, path: Path, name: str) -> Layout:
+    channels = {"nchw": dims[1], "nhwc": dims[3]}
+    if asked is not None:
+        if channels[asked] not in (3, None):
+            raise ModelFileError(f"{path}: input '{name}' is {[*dims]}, which is no {asked.upper()} with 3 channels")
+        return asked
+    fitting = [layout for layout, count in channels.items() if count == 3]
+    if len(fitting) == 1:
+        return "nchw" if fitting == ["nchw"] else "nhwc"
+    if fitting or None in channels.values():
+        raise ModelFileError(f"{path}: input '{name}' is {[*dims]}: say --layout nchw or nhwc")
+    raise ModelFileError(
+        f"{path}: input '{name}' is {[*dims]}, expected [N, 3, H, W] or [N, H, W, 3]: only classifiers of RGB "
+        "pictures can be adopted"
+    )
+
+
+def _output(model: onnx.ModelProto, asked: str | None, path: Path) -> onnx.ValueInfoProto:
+    outputs: dict[str, onnx.ValueInfoProto] = {value.name: value for value in model.graph.output}
+    names = ", ".join(outputs)
+    if asked is not None and asked not in outputs:
+        raise ModelFileError(f"{path}: no output '{asked}'; it has {names}")
+    if asked is None and len(outputs) != 1:
+        raise ModelFileError(f"{path}: {len(outputs)} outputs ({names}): say which by --output-name")
+    output = outputs[asked or names]
+    if output.type.tensor_type.elem_type not in _FLOATS:
+        found = onnx.TensorProto.DataType.Name(output.type.tensor_type.elem_type)
+        raise ModelFileError(f"{path}: output '{output.name}' is {found}, expected FLOAT or FLOAT16, a value a class")
+    return output
+
+
+def _final_op(graph: onnx.GraphProto, output: str) -> str:
+    """The operator that makes an output, looking through those that leave its rows as they are; "" if none does."""
+    makers = {name: node for node in graph.node for name in node.output}
+    node = makers.get(output)
+    while node is not None and node.op_type in _PASSING:
+        node = makers.get(node.input[0])
+    return "" if node is None else node.op_type
+
+
+def _precision(model: onnx.ModelProto) -> Precision:
+    if any(node.op_type in _QUANTISED for node in model.graph.node):
+        return "int8"
+    half = any(tensor.data_type == onnx.TensorProto.FLOAT16 for tensor in model.graph.initializer)
+    return "fp16" if half else "fp32"
+
+
+def _open(foreign: Foreign) -> Any:
+    try:
+        import onnxruntime
+    except ImportError as error:
+        raise MissingExtraError(f"onnxruntime cannot be imported ({error}): pip install 'tl-toolkit[cpu]'") from error
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = usable_cores()
+    options.log_severity_level = _FATAL_ONLY  # faults come back as exceptions
+    try:
+        return onnxruntime.InferenceSession(foreign.data, options, providers=["CPUExecutionProvider"])
+    except Exception as error:  # onnxruntime's exception types share no base but Exception
+        raise ModelFileError(f"{foreign.path}: onnxruntime cannot load it: {_first_line(error)}") from error
+
+
+def _first_line(error: Exception) -> str:
+    return str(error).strip().splitlines()[0][:300] if str(error).strip() else type(error).__name__

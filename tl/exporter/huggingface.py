@@ -1,0 +1,170 @@
+"""A Hugging Face folder: `model.onnx`, `config.json` (class names) and `preprocessor_config.json` (preprocessing).
+
+Knows which image processors of transformers do what, and refuses by name every field that a recipe cannot say.
+Does not import transformers and does not know graphs.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from tl.errors import ConfigError
+from tl.exporter.labels import names_from_mapping
+from tl.exporter.plain_json import is_number, numbers, read_object, take_size
+from tl.exporter.presets import Preprocessing, Preset
+from tl.runtime.recipe import Interpolation, ResizeMode
+
+# Processors that resize to `size`, crop to `crop_size`, rescale and normalise by their fields and nothing else.
+# Source: transformers 4.57, image_processing_*.py of each.
+_PLAIN = ("ViT", "MobileNetV1", "MobileNetV2", "CLIP", "ChineseCLIP", "Bit", "Siglip", "DeiT", "Beit", "Pvt")
+_CONVNEXT = "ConvNext"
+_CONVNEXT_WARPS_FROM = 384  # ConvNextImageProcessor neither crops nor keeps the aspect ratio from this size on
+# Pillow's numbers. Source: PIL.Image.Resampling
+_RESAMPLE: dict[int, Interpolation] = {0: "nearest", 1: "lanczos", 2: "bilinear", 3: "bicubic"}
+
+# Without effect on what the network gets. Our pictures are always RGB.
+_HARMLESS = {
+    "image_processor_type", "feature_extractor_type", "processor_class", "_valid_processor_keys", "do_convert_rgb",
+    "default_to_square", "return_tensors", "device", "disable_grouping", "data_format", "input_data_format",
+}  # fmt: skip
+_USED = {
+    "do_resize", "size", "resample", "do_center_crop", "crop_size", "crop_pct", "do_rescale", "rescale_factor",
+    "do_normalize", "image_mean", "image_std",
+}  # fmt: skip
+_CURE = (
+    'a complete one is written by: python -c "from transformers import AutoImageProcessor as A; '
+    "A.from_pretrained('FOLDER').save_pretrained('FOLDER')\""
+)
+
+
+def find_model(folder: Path) -> Path:
+    """The folder's model file, in the places where optimum and the Hub keep it. Raises `ConfigError`."""
+    places = [folder / "model.onnx", folder / "onnx" / "model.onnx"]
+    for place in places:
+        if place.is_file():
+            return place
+    raise ConfigError(f"{folder}: holds neither model.onnx nor onnx/model.onnx; optimum-cli export onnx makes one")
+
+
+def huggingface_preset(folder: Path) -> Preset:
+    """The preprocessing and class names of a folder. Raises `ConfigError`."""
+    path = folder / "preprocessor_config.json"
+    facts = _Facts(read_object(path), str(path))
+    family = facts.family()
+    facts.check_fields()
+    scale = facts.number("rescale_factor") if facts.flag("do_rescale") else 1.0
+    is_normalised = facts.flag("do_normalize")
+    mean = numbers(facts.need("image_mean"), f"{path}: image_mean") if is_normalised else (0.0, 0.0, 0.0)
+    std = numbers(facts.need("image_std"), f"{path}: image_std") if is_normalised else (1.0, 1.0, 1.0)
+    mode, short_side, declared = facts.convnext_geometry() if family == _CONVNEXT else facts.geometry()
+    interpolation = facts.interpolation()
+
+    def build(hw: tuple[int, int]) -> Preprocessing:
+        if hw != declared:
+            raise ConfigError(f"{path}: says {declared[1]}x{declared[0]}, but the input is {hw[1]}x{hw[0]}")
+        return Preprocessing(mode, short_side, interpolation, scale, mean, std)
+
+    config = read_object(folder / "config.json")
+    names = None
+    if config.get("id2label") is not None:
+        names = names_from_mapping(config["id2label"], f"{folder / 'config.json'}: id2label")
+    return Preset("huggingface-folder", declared, False, names, build)
+
+
+class _Facts:
+    """The fields of a preprocessor_config.json; a missing or unsayable one is a `ConfigError` that names it."""
+
+    def __init__(self, fields: Mapping[str, Any], where: str) -> None:
+        self._fields = fields
+        self._where = where
+
+    def fault(self, field: str, text: str) -> ConfigError:
+        return ConfigError(f"{self._where}: {field}: {text}")
+
+    def need(self, field: str) -> Any:
+        if self._fields.get(field) is None:
+            raise self.fault(field, f"missing, and defaults differ between processors; {_CURE}")
+        return self._fields[field]
+
+    def flag(self, field: str) -> bool:
+        value = self.need(field)
+        if not isinstance(value, bool):
+            raise self.fault(field, f"expected true or false, found {value!r}")
+        return value
+
+    def number(self, field: str) -> float:
+        value = self.need(field)
+        if not is_number(value):
+            raise self.fault(field, f"expected a number, found {value!r}")
+        return float(value)
+
+    def family(self) -> str:
+        """The image processor's name without its endings."""
+        field = "image_processor_type" if self._fields.get("image_processor_type") else "feature_extractor_type"
+        full = str(self.need(field))
+        name = full.removesuffix("Fast").removesuffix("ImageProcessor").removesuffix("FeatureExtractor")
+        if name not in (*_PLAIN, _CONVNEXT):
+            known = ", ".join((*_PLAIN, _CONVNEXT))
+            raise self.fault(
+                field, f"'{full}' is none of those whose rules are known here ({known}); give its own by another preset"
+            )
+        return name
+
+    def check_fields(self) -> None:
+        """Refuse fields that would change pixels and have no place in a recipe."""
+        for field, value in self._fields.items():
+            if field not in _HARMLESS | _USED and value not in (None, False):
+                raise self.fault(field, f"{value!r} has no place in a recipe")
+        if not self.flag("do_resize"):
+            raise self.fault("do_resize", "false, but pictures of all sizes must come to the size of the input")
+
+    def interpolation(self) -> Interpolation:
+        value = self.need("resample")
+        if value not in _RESAMPLE:
+            raise self.fault("resample", f"{value!r}, expected one of {_RESAMPLE}")
+        return _RESAMPLE[value]
+
+    def geometry(self) -> tuple[ResizeMode, int | None, tuple[int, int]]:
+        """Resize mode, shorter side and input size of a plain processor."""
+        if self._fields.get("crop_pct") is not None:
+            raise self.fault("crop_pct", f"{self._fields['crop_pct']!r} has no place in a recipe")
+        size = self._size("size")
+        crop = self._size("crop_size") if self._fields.get("do_center_crop") else None
+        if isinstance(size, tuple):
+            if crop not in (None, size):
+                raise self.fault(
+                    "crop_size", f"a crop after a resize of both sides to {size} cannot be said by a recipe"
+                )
+            return "squash", None, size
+        if not isinstance(crop, tuple):
+            raise self.fault("do_center_crop", "a resize of the shorter side alone gives inputs of all sizes")
+        if size < max(crop):
+            raise self.fault("crop_size", f"{crop} is larger than the shorter side, {size}: a recipe cannot pad there")
+        return "short_side", size, crop
+
+    def convnext_geometry(self) -> tuple[ResizeMode, int | None, tuple[int, int]]:
+        """The same of ConvNextImageProcessor, which has no `crop_size`."""
+        edge = self._size("size")
+        if isinstance(edge, tuple):
+            raise self.fault("size", f"expected shortest_edge, found {self._fields['size']!r}")
+        if edge >= _CONVNEXT_WARPS_FROM:
+            return "squash", None, (edge, edge)
+        crop_pct = self.number("crop_pct")
+        if not 0 < crop_pct <= 1:
+            raise self.fault("crop_pct", f"expected more than 0 and at most 1, found {crop_pct}")
+        return "short_side", int(edge / crop_pct), (edge, edge)
+
+    def _size(self, field: str) -> tuple[int, int] | int:
+        """(H, W), or the length of the shorter side."""
+        value = self.need(field)
+        if isinstance(value, dict) and set(value) == {"height", "width"}:
+            return take_size([value["height"], value["width"]], f"{self._where}: {field}")
+        if isinstance(value, dict) and set(value) == {"shortest_edge"}:
+            return take_size(value["shortest_edge"], f"{self._where}: {field}")[0]
+        if isinstance(value, int):
+            raise self.fault(
+                field, f"{value} alone means a square for some processors, the shorter side for others; {_CURE}"
+            )
+        raise self.fault(field, f"{value!r}: expected height and width, or shortest_edge")

@@ -1,0 +1,229 @@
+"""A run -> a model file in fp16 or int8, kept only if it decides as its fp32 original does and is faster here.
+
+The fp32 file is made and proven against torch first (`export`); everything here compares with that file, on the run's
+validation pictures and on the device that is asked for. Knows runs and sessions. Does not know how a graph is converted
+(`quantise`).
+"""
+
+from __future__ import annotations
+
+import math
+import os
+import random
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Literal
+
+import numpy as np
+import onnx
+from numpy.typing import NDArray
+
+from tl.errors import DataError, ModelFileError, PrecisionError
+from tl.exporter.comparison import spread
+from tl.exporter.export import Exported, check_name, export_run
+from tl.exporter.golden import GoldenSource
+from tl.exporter.publish import publish
+from tl.exporter.quantise import INT8_WAYS, to_fp16, to_int8
+from tl.exporter.race import WON_ROUNDS, Race, race, run_all
+from tl.runtime.contract import Golden, GoldenSample, Quantisation
+from tl.runtime.recipe import Recipe
+from tl.runtime.selftest import golden_image, run_selftest
+from tl.runtime.session import Session
+from tl.trainer.data import Picture
+from tl.trainer.metrics import wilson_interval
+from tl.trainer.pictures import check_readable, load_pictures
+from tl.trainer.progress import Progress
+from tl.trainer.runs import Run
+
+# Of a larger validation split, so many evenly spread pictures decide: the agreement is then known to half a percent.
+MAX_JUDGED = 2000
+_FP16_WAY = "fp16 inside, last layer and softmax in fp32"
+
+
+@dataclass(frozen=True)
+class Lowering:
+    """What is asked for. `min_agreement` in [0, 1]; `calibration_pictures` of the training split, drawn with `seed`.
+
+    `device` is where agreement and speed are measured. `keep_slower` keeps a file that is not faster there.
+    """
+
+    precision: Literal["fp16", "int8"]
+    min_agreement: float = 0.99
+    calibration_pictures: int = 100
+    seed: int = 0
+    device: str = "auto"
+    keep_slower: bool = False
+
+
+@dataclass(frozen=True)
+class _Trial:
+    """A converted graph at `path`, and how it compares with the fp32 one. `max_abs_diff` of probabilities, or inf."""
+
+    way: str
+    model: onnx.ModelProto
+    path: Path
+    agreement: float
+    max_abs_diff: float
+
+
+def export_lowered(
+    run: Run,
+    out: str | os.PathLike[str],
+    progress: Progress,
+    lowering: Lowering,
+    *,
+    parity_images: Sequence[str | os.PathLike[str]] = (),
+    golden: GoldenSource = "validation",
+) -> Exported:
+    """Export a run's best network in lower precision.
+
+    Raises what `export_run` raises, `DeviceError`, and `PrecisionError` if the file is not worth keeping.
+    """
+    check_name(out)
+    judged, calibration = _choose(run, lowering)
+    with TemporaryDirectory(prefix="tl-") as folder:
+        plain = export_run(run, Path(folder) / "fp32.onnx", progress, parity_images=parity_images, golden=golden)
+        recipe = plain.contract.recipe
+        images, ranges = _read(judged, recipe, progress), _read(calibration, recipe, progress)
+        trial = _best_trial(plain.path, images, ranges, lowering, progress)
+        result = race(plain.path, trial.path, images, lowering.device, progress)
+        quantisation = _quantisation(trial, result, len(images), len(ranges), lowering)
+        if fault := _fault(quantisation, trial, lowering):
+            raise PrecisionError(fault)
+        session = Session(trial.path, device=lowering.device, threads=1, require_contract=False)
+        contract = replace(
+            plain.contract,
+            precision=lowering.precision,
+            quantisation=quantisation,
+            golden=_regolden(plain, session),
+        )
+        publish(trial.model, out, lambda _: contract, lambda path: run_selftest(path, device=lowering.device))
+    return Exported(Path(out), contract)
+
+
+def _choose(run: Run, lowering: Lowering) -> tuple[list[str], list[str]]:
+    """Validation pictures that judge, and training pictures whose ranges are measured (int8 alone needs them)."""
+    judged, train = spread(run.picture_paths("val"), MAX_JUDGED), run.picture_paths("train")
+    if not judged:
+        raise DataError(
+            "the run's validation pictures are gone, and lower precision is judged on them: bring them back"
+        )
+    if lowering.precision != "int8":
+        return judged, []
+    if not train:
+        raise DataError("the run's training pictures are gone, and int8 measures its ranges on them: bring them back")
+    count = min(lowering.calibration_pictures, len(train))
+    return judged, random.Random(lowering.seed).sample(train, count)
+
+
+def _read(paths: Sequence[str], recipe: Recipe, progress: Progress) -> NDArray[np.uint8]:
+    """The pictures as the network sees them, uint8 (N, H, W, 3)."""
+    if not paths:
+        return np.empty((0, *recipe.input_hw, 3), np.uint8)
+    store, bad = load_pictures([Picture(path, path, "") for path in paths], recipe, "ram", progress)
+    check_readable(bad, "lower precision is judged on whole pictures: mend or remove them")
+    return np.stack([store.input(i) for i in range(len(store.pictures))])
+
+
+def _best_trial(
+    plain: Path, images: NDArray[np.uint8], ranges: NDArray[np.uint8], lowering: Lowering, progress: Progress
+) -> _Trial:
+    """The first way that agrees well enough, or else the one that agrees best. Files lie beside `plain`."""
+    wanted = run_all(Session(plain, device=lowering.device, threads=1), images)
+    model = onnx.load(plain)
+    ways = INT8_WAYS if lowering.precision == "int8" else (None,)
+    progress.start(f"converting to {lowering.precision}", len(ways), "ways")
+    trials = []
+    for number, way in enumerate(ways):
+        lower = to_fp16(model) if way is None else to_int8(model, ranges, way)
+        path = plain.with_name(f"{number}.onnx")
+        path.write_bytes(lower.SerializeToString())
+        found = run_all(_open(path, lowering), images)
+        trials.append(_Trial(way.text if way else _FP16_WAY, lower, path, *_compare(found, wanted)))
+        progress.advance(note=f"agreement {trials[-1].agreement:.1%}")
+        if trials[-1].agreement >= lowering.min_agreement:
+            break
+    return max(trials, key=lambda trial: trial.agreement)
+
+
+def _open(path: Path, lowering: Lowering) -> Session:
+    try:
+        return Session(path, device=lowering.device, threads=1, require_contract=False)
+    except ModelFileError as error:
+        reason = str(error).removeprefix(f"{path}: ")
+        raise PrecisionError(
+            f"{lowering.precision} was refused: {reason}; no file was written; keep --precision fp32"
+        ) from error
+
+
+def _compare(found: NDArray[np.float32], wanted: NDArray[np.float32]) -> tuple[float, float]:
+    """Share of equal labels and largest difference of probabilities (N, C). Rows that are no numbers never agree."""
+    is_finite = np.isfinite(found).all(axis=1)
+    agrees = is_finite & (found.argmax(axis=1) == wanted.argmax(axis=1))
+    return float(agrees.mean()), float(np.abs(found - wanted).max()) if is_finite.all() else math.inf
+
+
+def _quantisation(trial: _Trial, result: Race, judged: int, calibrated: int, lowering: Lowering) -> Quantisation:
+    return Quantisation(
+        method=trial.way,
+        calibration_images=calibrated,
+        seed=lowering.seed,
+        images=judged,
+        top1_agreement=trial.agreement,
+        max_abs_diff=trial.max_abs_diff,
+        speedup=result.speedup,
+        slowest=result.slowest,
+        fastest=result.fastest,
+        rounds=result.rounds,
+        faster_rounds=result.faster_rounds,
+        provider=result.provider,
+        processor=result.processor,
+        threads=result.threads,
+        batch_size=result.batch_size,
+        kept_slower=not result.is_faster,
+    )
+
+
+def _fault(found: Quantisation, trial: _Trial, lowering: Lowering) -> str | None:
+    """Why the file is not kept, with both numbers and the cure, or None."""
+    needed, cures = [], []
+    if found.top1_agreement < lowering.min_agreement or not math.isfinite(trial.max_abs_diff):
+        needed.append(f"{lowering.min_agreement:.1%} agreement")
+        if lowering.precision == "int8":
+            cures += ["--precision fp16", f"more --calibration-pictures than {found.calibration_images}"]
+        cures.append("a lower --min-agreement")
+    if found.kept_slower and not lowering.keep_slower:
+        needed.append(f"more speed, in {WON_ROUNDS} of {found.rounds} rounds at least")
+        cures += ["--device of the machine that will run it", "--keep-slower"]
+    if not needed:
+        return None
+    return (
+        f"{lowering.precision} was refused: {describe(found)}; needed is {' and '.join(needed)}; "
+        f"no file was written; try {', '.join(cures)}"
+    )
+
+
+def describe(found: Quantisation) -> str:
+    """Both numbers and what they rest on, in one line."""
+    agreeing = round(found.top1_agreement * found.images)
+    low, _ = wilson_interval(agreeing, found.images)
+    rest = f"{agreeing} of {found.images} validation pictures: at least {low:.1%} with 95% confidence"
+    spread = f"{found.slowest:.2f} to {found.fastest:.2f} in {found.rounds} rounds"
+    return (
+        f"top-1 agreement with fp32 {found.top1_agreement:.1%} ({rest}; max |dp| {found.max_abs_diff:.2g}), "
+        f"speed {found.speedup:.2f} x fp32 ({spread}) on {found.provider} ({found.processor})"
+    )
+
+
+def _regolden(plain: Exported, session: Session) -> Golden:
+    """The same samples with what the new graph gives: fp32's answers say nothing of whether a machine computes it."""
+    contract, golden = plain.contract, plain.contract.golden
+    images = np.stack([golden_image(sample, contract, str(plain.path)) for sample in golden.samples])
+    answers = run_all(session, images)
+    samples = [
+        GoldenSample(sample.png, tuple(float(p) for p in row))
+        for sample, row in zip(golden.samples, answers, strict=True)
+    ]
+    return replace(golden, samples=tuple(samples))

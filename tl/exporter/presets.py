@@ -1,0 +1,185 @@
+"""What other frameworks do between a picture and their network: torchvision, timm, Ultralytics, or as given.
+
+Knows their published rules and the files that state them (`huggingface` reads its own). Does not know graphs, and
+guesses nothing: what a recipe cannot say is refused by the name of its field.
+"""
+
+from __future__ import annotations
+
+import ast
+import math
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, fields, replace
+from pathlib import Path
+from typing import Any, Literal, cast, get_args
+
+import numpy as np
+from numpy.typing import NDArray
+
+from tl.errors import ConfigError
+from tl.exporter.labels import names_from_mapping
+from tl.exporter.plain_json import is_number, numbers, read_object, take_size
+from tl.runtime.recipe import Interpolation, Recipe, ResizeMode, build_recipe
+
+PresetName = Literal["imagenet", "timm", "ultralytics", "huggingface-folder"]
+Triple = tuple[float, float, float]
+
+# Source: torchvision's ImageClassification preset; timm's IMAGENET_DEFAULT_MEAN and IMAGENET_DEFAULT_STD are the same.
+IMAGENET_MEAN: Triple = (0.485, 0.456, 0.406)
+IMAGENET_STD: Triple = (0.229, 0.224, 0.225)
+PIXEL_SCALE = 1 / 255
+
+
+@dataclass(frozen=True)
+class Preprocessing:
+    """Resize and crop as a recipe says them, then `(pixel * scale - mean) / std` for each of R, G, B.
+
+    `short_side`: what the shorter side is resized to before the crop; None in the other resize modes.
+    """
+
+    resize_mode: ResizeMode
+    short_side: int | None
+    interpolation: Interpolation
+    scale: float
+    mean: Triple
+    std: Triple
+
+    def __post_init__(self) -> None:
+        if not (all(map(math.isfinite, (self.scale, *self.mean, *self.std))) and self.scale and all(self.std)):
+            raise ValueError(
+                f"scale {self.scale} and std {self.std} must be numbers other than 0, mean {self.mean} too"
+            )
+
+    def recipe(self, input_hw: tuple[int, int]) -> Recipe:
+        """The recipe for this input size. JPEGs are decoded in full, as everybody else does. Raises ValueError."""
+        return build_recipe(
+            input_hw,
+            self.resize_mode,
+            short_side=self.short_side,
+            interpolation=self.interpolation,
+            jpeg_scale="full",
+        )
+
+    def normalise(self, images: NDArray[np.uint8]) -> NDArray[np.float32]:
+        """uint8 (N, H, W, 3) -> float32 (N, H, W, 3), computed in double precision, apart from any graph."""
+        wide: NDArray[np.float64] = (images.astype(np.float64) * self.scale - np.array(self.mean)) / np.array(self.std)
+        return wide.astype(np.float32)
+
+
+@dataclass(frozen=True)
+class Overrides:
+    """What the user says in place of a preset; None keeps the preset's value."""
+
+    resize_mode: ResizeMode | None = None
+    short_side: int | None = None
+    interpolation: Interpolation | None = None
+    scale: float | None = None
+    mean: Triple | None = None
+    std: Triple | None = None
+
+
+@dataclass(frozen=True)
+class Preset:
+    """A framework's preprocessing as far as known before the input size is.
+
+    `declared_hw`: the size that its files state, or the framework's default where `is_default_hw`; `class_names` as its
+    files state them, None where they do not. `build`: input (H, W) -> preprocessing.
+    """
+
+    name: PresetName
+    declared_hw: tuple[int, int]
+    is_default_hw: bool
+    class_names: tuple[str, ...] | None
+    build: Callable[[tuple[int, int]], Preprocessing]
+
+
+def imagenet_preset() -> Preset:
+    """torchvision: shorter side to 256 for 224, centre crop, bilinear.
+
+    Source: torchvision.transforms._presets.ImageClassification.
+    """
+
+    def build(hw: tuple[int, int]) -> Preprocessing:
+        short_side = round(max(hw) / 0.875)
+        return Preprocessing("short_side", short_side, "bilinear", PIXEL_SCALE, IMAGENET_MEAN, IMAGENET_STD)
+
+    return Preset("imagenet", (224, 224), True, None, build)
+
+
+def timm_preset(config: Path | None) -> Preset:
+    """By a `config.json` of timm (its `pretrained_cfg`), or timm's defaults without one.
+
+    Source: timm 1.0 `resolve_data_config` and `transforms_imagenet_eval`.
+    """
+    facts: Mapping[str, Any] = {}
+    names = None
+    if config is not None:
+        whole = read_object(config)
+        facts = whole.get("pretrained_cfg") or whole
+        labels = whole.get("label_names") or facts.get("label_names")
+        names = None if labels is None else names_from_mapping(labels, f"{config}: label_names")
+    where = str(config)
+    mode, crop_pct = facts.get("crop_mode") or "center", facts.get("crop_pct") or 0.875
+    if not is_number(crop_pct):
+        raise ConfigError(f"{where}: crop_pct: expected a number, found {crop_pct!r}")
+    if mode not in ("center", "squash") or (mode == "squash" and crop_pct != 1) or not 0 < crop_pct <= 1:
+        raise ConfigError(f"{where}: crop_mode '{mode}' with crop_pct {crop_pct:g} cannot be said by a recipe")
+    interpolation = _interpolation(facts.get("interpolation") or "bicubic", where)
+    size = facts.get("input_size")
+    if size is not None and (not isinstance(size, list) or size[:1] != [3]):
+        raise ConfigError(f"{where}: input_size: {size}, expected 3 channels, height and width")
+    declared = (224, 224) if size is None else take_size(size[1:], f"{where}: input_size")
+    mean = numbers(facts.get("mean") or IMAGENET_MEAN, f"{where}: mean")
+    std = numbers(facts.get("std") or IMAGENET_STD, f"{where}: std")
+
+    def build(hw: tuple[int, int]) -> Preprocessing:
+        if mode == "squash":
+            return Preprocessing("squash", None, interpolation, PIXEL_SCALE, mean, std)
+        if hw[0] != hw[1]:
+            raise ConfigError(f"timm resizes for a {hw[1]}x{hw[0]} input by a rule that a recipe cannot say")
+        return Preprocessing("short_side", math.floor(hw[0] / crop_pct), interpolation, PIXEL_SCALE, mean, std)
+
+    return Preset("timm", declared, size is None, names, build)
+
+
+def ultralytics_preset(metadata: Mapping[str, str], where: str) -> Preset:
+    """By the metadata that Ultralytics writes into its ONNX files: `task`, `imgsz`, `names`.
+
+    Source: ultralytics 8.4 `classify_transforms`; before 8.4 or so, other than square inputs were not told apart.
+    """
+    if missing := [key for key in ("task", "imgsz", "names") if key not in metadata]:
+        found = "without Ultralytics' metadata" if len(missing) == 3 else f"without the metadata {missing}"
+        raise ConfigError(f"{where}: a file {found}; take another --preset")
+    if metadata["task"] != "classify":
+        raise ConfigError(f"{where}: task '{metadata['task']}', expected 'classify': only classifiers can be adopted")
+    try:
+        size, names = ast.literal_eval(metadata["imgsz"]), ast.literal_eval(metadata["names"])
+    except (ValueError, SyntaxError, RecursionError) as error:
+        raise ConfigError(f"{where}: its metadata imgsz or names is no Python literal ({error})") from error
+
+    def build(hw: tuple[int, int]) -> Preprocessing:
+        mode: ResizeMode = "short_side" if hw[0] == hw[1] else "squash"
+        short_side = hw[0] if mode == "short_side" else None
+        return Preprocessing(mode, short_side, "bilinear", PIXEL_SCALE, (0.0, 0.0, 0.0), (1.0, 1.0, 1.0))
+
+    declared = take_size(size, f"{where}: metadata imgsz")
+    return Preset("ultralytics", declared, False, names_from_mapping(names, f"{where}: metadata names"), build)
+
+
+def apply_overrides(preprocessing: Preprocessing, given: Overrides) -> Preprocessing:
+    """The preset's preprocessing with what the user said instead. Raises ValueError for values that cannot be."""
+    changes = {each.name: value for each in fields(given) if (value := getattr(given, each.name)) is not None}
+    mode = changes.get("resize_mode", preprocessing.resize_mode)
+    if mode != "short_side":
+        if given.short_side is not None:
+            raise ValueError(f"--short-side goes with resize mode short_side, not with {mode}")
+        changes["short_side"] = None
+    elif preprocessing.short_side is None and given.short_side is None:
+        raise ValueError("--resize-mode short_side needs --short-side too")
+    return replace(preprocessing, **changes)
+
+
+def _interpolation(name: object, where: str) -> Interpolation:
+    if name not in get_args(Interpolation):
+        raise ConfigError(f"{where}: interpolation '{name}', expected one of {', '.join(get_args(Interpolation))}")
+    return cast(Interpolation, name)

@@ -1,0 +1,164 @@
+"""A foreign classifier's graph -> one of ours: `images` uint8 (N, H, W, 3) in, `probabilities` float32 (N, C) out.
+
+Knows graphs. Does not run them: there are several ways to write the same network, and `adopt` takes the first that
+gives the same numbers.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import suppress
+
+import numpy as np
+import onnx
+import onnx_ir as ir
+from numpy.typing import NDArray
+from onnx import version_converter
+from onnx_ir.passes import common
+
+from tl.exporter.foreign import Foreign, Kind
+from tl.exporter.presets import Preprocessing
+from tl.runtime.session import INPUT_NAME
+
+# DESIGN: onnxruntime 1.18, the oldest supported, must load the file.
+MIN_OPSET, MAX_OPSET = 18, 20
+OLDEST_OPSET = 7  # below, operators broadcast otherwise than the nodes written here
+IR_VERSION = 10
+OUTPUT_NAME = "probabilities"
+
+
+def wrapped_graphs(
+    foreign: Foreign, preprocessing: Preprocessing, kind: Kind, input_hw: tuple[int, int], num_classes: int
+) -> Iterator[onnx.ModelProto]:
+    """Candidates, best first: at an opset of ours or else its own, and then with reshapes freed of a fixed batch."""
+    for model in _opsets(foreign.model):
+        for free_batch in (False, True) if foreign.batch is not None else (False,):
+            yield _wrap(model, foreign, preprocessing, kind, input_hw, num_classes, free_batch)
+
+
+def opset_of(model: onnx.ModelProto) -> int:
+    """The version of ONNX's own operators that a model uses."""
+    return next((entry.version for entry in model.opset_import if entry.domain in ("", "ai.onnx")), 0)
+
+
+def _opsets(model: onnx.ModelProto) -> Iterator[onnx.ModelProto]:
+    opset = opset_of(model)
+    target = min(max(opset, MIN_OPSET), MAX_OPSET)
+    if opset != target:
+        converted = None
+        with suppress(Exception):  # the converter raises what it likes; the next candidate is taken then
+            converted = version_converter.convert_version(model, target)
+        if converted is not None:
+            yield converted
+    if OLDEST_OPSET <= opset <= MAX_OPSET:
+        yield model
+
+
+def _wrap(
+    proto: onnx.ModelProto,
+    foreign: Foreign,
+    preprocessing: Preprocessing,
+    kind: Kind,
+    input_hw: tuple[int, int],
+    num_classes: int,
+    free_batch: bool,
+) -> onnx.ModelProto:
+    model = ir.from_proto(proto)
+    graph = model.graph
+    common.RemoveInitializersFromInputsPass()(model)
+    _forget_shapes(model)
+    if free_batch:
+        _free_reshapes(graph, foreign.batch or 1)
+    (old_input,) = graph.inputs
+    output = next(value for value in graph.outputs if value.name == foreign.output_name)
+    tape = ir.tape.Tape()
+    images = ir.val(INPUT_NAME, ir.DataType.UINT8, ["N", *input_hw, 3])
+    ready = _prepare(tape, images, foreign, preprocessing)
+    before = list(tape.nodes)
+    ir.convenience.replace_all_uses_with(old_input, ready)
+    graph.inputs[:] = [images]
+    if before and len(graph):
+        graph.insert_before(graph[0], before)
+    probabilities = _finish(tape, output, foreign, kind)
+    graph.extend(list(tape.nodes)[len(before) :])
+    for value in tape.initializers:
+        graph.register_initializer(value)
+    probabilities.shape, probabilities.dtype = ir.Shape(["N", num_classes]), ir.DataType.FLOAT
+    graph.outputs[:] = [probabilities]
+    return _tidy(model, images, probabilities)
+
+
+def _prepare(tape: ir.tape.Tape, images: ir.Value, foreign: Foreign, preprocessing: Preprocessing) -> ir.Value:
+    """Pixels -> what the network takes: `pixel * gain + bias` in float32, in its layout and type."""
+    value = images
+    if foreign.layout == "nchw":
+        value = tape.op("Transpose", [value], {"perm": [0, 3, 1, 2]})
+    value = tape.op("Cast", [value], {"to": ir.DataType.FLOAT})
+    mean, std = np.array(preprocessing.mean), np.array(preprocessing.std)
+    value = tape.op("Mul", [value, _channels(tape, "tl_gain", preprocessing.scale / std, foreign)])
+    if mean.any():
+        value = tape.op("Add", [value, _channels(tape, "tl_bias", -mean / std, foreign)])
+    if foreign.dtype == np.float16:
+        value = tape.op("Cast", [value], {"to": ir.DataType.FLOAT16})
+    return value
+
+
+def _channels(tape: ir.tape.Tape, name: str, values: NDArray[np.float64], foreign: Foreign) -> ir.Value:
+    shape = (1, 3, 1, 1) if foreign.layout == "nchw" else (1, 1, 1, 3)
+    return tape.initializer(ir.tensor(values.astype(np.float32).reshape(shape)), name)
+
+
+def _finish(tape: ir.tape.Tape, output: ir.Value, foreign: Foreign, kind: Kind) -> ir.Value:
+    """The network's output, (N, C) or with more sizes of 1 behind -> probabilities (N, C)."""
+    value = tape.op("Flatten", [output], {"axis": 1})
+    if foreign.output_dtype != np.float32:
+        value = tape.op("Cast", [value], {"to": ir.DataType.FLOAT})
+    if kind == "logits":
+        value = tape.op("Softmax", [value], {"axis": 1})
+    return value
+
+
+def _tidy(model: ir.Model, images: ir.Value, probabilities: ir.Value) -> onnx.ModelProto:
+    """Names of ours for input and output, others made different; nothing unused, nothing private."""
+    for value in _values(model.graph):
+        if value.name in (INPUT_NAME, OUTPUT_NAME):
+            value.name = f"foreign_{value.name}"
+    images.name, probabilities.name = INPUT_NAME, OUTPUT_NAME
+    common.NameFixPass()(model)
+    common.RemoveUnusedNodesPass()(model)
+    common.RemoveUnusedOpsetsPass()(model)
+    common.ClearMetadataAndDocStringPass()(model)
+    model.metadata_props.clear()
+    model.ir_version, model.graph.name = IR_VERSION, "adopted"
+    model.doc_string = model.domain = None
+    return ir.to_proto(model)
+
+
+def _values(graph: ir.Graph) -> Iterator[ir.Value]:
+    yield from graph.inputs
+    yield from graph.initializers.values()
+    for node in graph.all_nodes():
+        yield from node.outputs
+
+
+def _forget_shapes(model: ir.Model) -> None:
+    """Inner shapes were inferred for the old batch and size."""
+    for node in model.graph.all_nodes():
+        for value in node.outputs:
+            value.shape = None
+
+
+def _free_reshapes(graph: ir.Graph, batch: int) -> None:
+    """Reshapes to a constant shape that begins with the fixed batch take the first size from their input instead."""
+    for place, node in enumerate(list(graph.all_nodes())):
+        if node.op_type != "Reshape" or node.inputs[1] is None:
+            continue
+        wanted = ir.convenience.get_const_tensor(node.inputs[1])
+        if wanted is None or wanted.numpy().reshape(-1)[:1].tolist() != [batch] or not wanted.numpy().all():
+            continue
+        shape = wanted.numpy().copy()
+        shape[0] = 0
+        freed = ir.Value(name=f"tl_any_batch_{place}", const_value=ir.tensor(shape))
+        graph.register_initializer(freed)
+        node.replace_input_with(1, freed)
+        node.attributes.pop("allowzero", None)  # torch sets it; in a shape without zeros it meant nothing
