@@ -137,6 +137,7 @@ def test_export_lowered__runs_on_the_oldest_runtime(lowered: Exported) -> None:
     assert float(done.stdout) < lowered.contract.golden.tolerance[lowered.contract.precision]
 
 
+@pytest.mark.slow
 def test_export_lowered__the_same_seed_gives_the_same_graph(finished_run: Run, int8: Exported, tmp_path: Path) -> None:
     again = export_lowered(finished_run, tmp_path / "again.onnx", Silent(), INT8)
     assert onnx.load(again.path).graph == onnx.load(int8.path).graph

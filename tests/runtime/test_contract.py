@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from tests.models import make_contract
 from tl.errors import ModelFileError
-from tl.runtime.contract import Contract, GoldenSample, dump_contract, parse_contract
+from tl.runtime.contract import Contract, GoldenSample, Quantisation, dump_contract, parse_contract
 from tl.runtime.recipe import build_recipe
 
 PLAIN: dict[str, Any] = json.loads(dump_contract(make_contract()))
@@ -55,6 +55,42 @@ def test_parse_contract__round_trip() -> None:
     )
     assert parse_contract(dump_contract(contract), "x") == contract
     assert parse_contract(dump_contract(make_contract()), "x").recipe.short_side is None
+
+
+QUANTISATION = Quantisation(
+    method="int8",
+    calibration_images=100,
+    seed=0,
+    images=400,
+    top1_agreement=0.995,
+    max_abs_diff=0.25,
+    speedup=1.5,
+    slowest=1.25,
+    fastest=1.75,
+    rounds=11,
+    faster_rounds=11,
+    provider="CPUExecutionProvider",
+    processor="Pocket calculator",
+    threads=2,
+    batch_size=1,
+    kept_slower=False,
+)
+
+
+def test_parse_contract__lower_precision() -> None:
+    lower = make_contract(precision="int8", quantisation=QUANTISATION)
+    assert parse_contract(dump_contract(lower), "x") == lower
+    adopted = make_contract(precision="fp16")  # lowered by another tool: nothing was measured
+    assert parse_contract(dump_contract(adopted), "x") == adopted
+    text = dump_contract(lower)
+    assert "precision fp32 has no 'quantisation'" in fault(text.replace('"precision":"int8"', '"precision":"fp32"'))
+
+
+@pytest.mark.parametrize("field", [field.name for field in dataclasses.fields(Quantisation)])
+def test_parse_contract__lower_precision_needs_every_figure(field: str) -> None:
+    plain = json.loads(dump_contract(make_contract(precision="int8", quantisation=QUANTISATION)))
+    del plain["quantisation"][field]
+    assert f"contract.quantisation: missing field '{field}'" in fault(json.dumps(plain))
 
 
 def test_parse_contract__landmarks() -> None:

@@ -21,6 +21,7 @@ import onnx_ir
 from numpy.typing import NDArray
 from onnx_ir.passes import common as passes
 
+from tl.errors import PrecisionError
 from tl.runtime.session import INPUT_NAME
 from tl.trainer.graph import IR_VERSION
 
@@ -60,7 +61,7 @@ INT8_WAYS = (
 def to_fp16(model: onnx.ModelProto) -> onnx.ModelProto:
     """Half precision inside; `images` stay uint8, outputs float32, and the last layer and what follows compute in fp32.
 
-    Raises ValueError where the converter's result is no valid model.
+    Raises `PrecisionError` where the converter's result is no valid model.
     """
     from onnxruntime.transformers.float16 import convert_float_to_float16
 
@@ -71,7 +72,7 @@ def to_fp16(model: onnx.ModelProto) -> onnx.ModelProto:
 
 
 def to_int8(model: onnx.ModelProto, images: NDArray[np.uint8], way: Way) -> onnx.ModelProto:
-    """Eight bits inside, by the ranges that `images`, uint8 (N, H, W, 3), give. Raises ValueError as `to_fp16`."""
+    """Eight bits inside, by the ranges that `images`, uint8 (N, H, W, 3), give. Raises as `to_fp16`."""
     from onnxruntime.quantization import QuantFormat, QuantType, quant_pre_process, quantize_static
     from onnxruntime.quantization.calibrate import CalibrationMethod
 
@@ -176,5 +177,6 @@ def _clean(model: onnx.ModelProto) -> onnx.ModelProto:
     try:
         onnx.checker.check_model(clean)
     except onnx.checker.ValidationError as error:
-        raise ValueError(f"the converted graph is not valid: {str(error).splitlines()[0]}") from error
+        reason = str(error).splitlines()[0]
+        raise PrecisionError(f"this network cannot be converted: {reason}; keep --precision fp32") from error
     return clean
