@@ -25,7 +25,7 @@ from tl.trainer.runs import Run
 
 # The learning rate is that of SGD, whose steps follow the gradient; Adam would blow differences up by its division.
 OPTIONS: dict[str, Any] = {"optimizer": "sgd", "lr": 0.02, "weight_decay": 1e-3}
-SECONDS = 120  # some ten times what a run takes on two slow cores: whoever takes longer hangs
+SECONDS = 300  # some ten times what a run takes on two slow cores: whoever takes longer hangs
 
 
 def whole_batch(kind: str) -> Tensor:
