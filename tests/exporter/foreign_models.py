@@ -72,7 +72,9 @@ def make_foreign(path: Path, **changes: Any) -> Path:
     axis = {"axis": 1} if final == "Softmax" else {}
     nodes += [
         helper.make_node("MatMul", ["means", "w"], ["scores"]),
-        helper.make_node(final, ["scores"], [form.output_name], name="last", doc_string="/home/someone/net.py", **axis),
+        helper.make_node(
+            final, ["scores"], [form.output_name], name="last", doc_string="/somewhere/someone/net.py", **axis
+        ),
     ]
     graph = helper.make_graph(
         nodes,
@@ -83,7 +85,7 @@ def make_foreign(path: Path, **changes: Any) -> Path:
     )
     opsets = [helper.make_opsetid("", form.opset)]
     model = helper.make_model(graph, opset_imports=opsets, ir_version=form.ir_version, producer_name="pytorch")
-    model.doc_string = "/home/someone/train.py"
+    model.doc_string = "/somewhere/someone/train.py"
     helper.set_model_props(model, dict(form.metadata or {}))
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_bytes(model.SerializeToString())

@@ -130,7 +130,7 @@ def test_adopt__contract(tmp_path: Path, labels: Path, pictures: Path) -> None:
 
 
 def test_adopt__nothing_private_is_kept(tmp_path: Path, labels: Path, pictures: Path) -> None:
-    foreign = make_foreign(tmp_path / "foreign.onnx", metadata={"where": "/home/someone/runs"})
+    foreign = make_foreign(tmp_path / "foreign.onnx", metadata={"where": "/somewhere/someone/runs"})
     content = adopt_here(foreign, labels, pictures).path.read_bytes()
     assert [word for word in PRIVATE if word in content] == []
 

@@ -307,7 +307,7 @@ def test_train__the_test_split_of_a_solved_head(finished_run: Run, tmp_path: Pat
 def test_compute_features__only_what_somebody_looks_at(photos: Path, finished_run: Run, tmp_path: Path) -> None:
     for changes, views in (
         ({"method": "finetune", "audit": False, "head_start": "random"}, set()),
-        ({"method": "finetune", "audit": False}, {0}),
+        ({"method": "finetune", "audit": False, "head_start": "solved"}, {0}),
         ({"method": "finetune"}, {0}),
         ({"method": "features", "augment": "flip", "views": 2}, {0, 1, 2}),
     ):

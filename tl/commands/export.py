@@ -15,39 +15,53 @@ if TYPE_CHECKING:
     from tl.exporter.export import Exported
 
 
+RunFolder = Annotated[Path | None, typer.Argument(help="Run folder made by tl train.", show_default=False)]
+Output = Annotated[Path, typer.Option("--output", "-o", help="The model file to write.")]
+Pretrained = Annotated[
+    str | None, typer.Option(help="Instead of a run: a torchvision model with its own ImageNet head.")
+]
+Weights = Annotated[str, typer.Option(help="With --pretrained: imagenet, a tensor file, or a folder.")]
+Images = Annotated[list[Path] | None, typer.Option(help="With --pretrained: pictures for the parity check.")]
+ParityImages = Annotated[list[Path] | None, typer.Option(help="Further pictures or folders for the parity check.")]
+GoldenFrom = Annotated[
+    Literal["validation", "synthetic"],
+    typer.Option(help="Self-test samples: validation pictures, or synthetic ones to embed no photo."),
+]
+Precision = Annotated[
+    Literal["fp32", "fp16", "int8"],
+    typer.Option(help="Of a run: lower precision is kept if it agrees with fp32 and is faster on --device."),
+]
+MinAgreement = Annotated[
+    float, typer.Option(min=0, max=1, help="Share of validation pictures that must get fp32's label.")
+]
+CalibrationPictures = Annotated[
+    int, typer.Option(min=1, max=1000, help="Training pictures on which int8 measures its ranges.")
+]
+Seed = Annotated[int, typer.Option(help="Draws the calibration pictures.")]
+JudgedOn = Annotated[
+    str, typer.Option(help="Where lower precision is judged and must be faster: auto, cpu, cuda or cuda:N.")
+]
+KeepSlower = Annotated[
+    bool, typer.Option(help="Keep lower precision though it is not faster here, for another machine.")
+]
+AsJson = Annotated[bool, typer.Option("--json", help="Print the parity report as JSON on stdout.")]
+
+
 def command(
-    run: Annotated[Path | None, typer.Argument(help="Run folder made by tl train.", show_default=False)] = None,
-    output: Annotated[Path, typer.Option("--output", "-o", help="The model file to write.")] = Path("model.onnx"),
-    pretrained: Annotated[
-        str | None, typer.Option(help="Instead of a run: a torchvision model with its own ImageNet head.")
-    ] = None,
-    weights: Annotated[str, typer.Option(help="With --pretrained: imagenet, a tensor file, or a folder.")] = "imagenet",
-    images: Annotated[list[Path] | None, typer.Option(help="With --pretrained: pictures for the parity check.")] = None,
-    parity_images: Annotated[
-        list[Path] | None, typer.Option(help="Further pictures or folders for the parity check.")
-    ] = None,
-    golden: Annotated[
-        Literal["validation", "synthetic"],
-        typer.Option(help="Self-test samples: validation pictures, or synthetic ones to embed no photo."),
-    ] = "validation",
-    precision: Annotated[
-        Literal["fp32", "fp16", "int8"],
-        typer.Option(help="Of a run: lower precision is kept if it agrees with fp32 and is faster on --device."),
-    ] = "fp32",
-    min_agreement: Annotated[
-        float, typer.Option(min=0, max=1, help="Share of validation pictures that must get fp32's label.")
-    ] = 0.99,
-    calibration_pictures: Annotated[
-        int, typer.Option(min=1, max=1000, help="Training pictures on which int8 measures its ranges.")
-    ] = 100,
-    seed: Annotated[int, typer.Option(help="Draws the calibration pictures.")] = 0,
-    device: Annotated[
-        str, typer.Option(help="Where lower precision is judged and must be faster: auto, cpu, cuda or cuda:N.")
-    ] = "auto",
-    keep_slower: Annotated[
-        bool, typer.Option(help="Keep lower precision though it is not faster here, for another machine.")
-    ] = False,
-    as_json: Annotated[bool, typer.Option("--json", help="Print the parity report as JSON on stdout.")] = False,
+    run: RunFolder = None,
+    output: Output = Path("model.onnx"),
+    pretrained: Pretrained = None,
+    weights: Weights = "imagenet",
+    images: Images = None,
+    parity_images: ParityImages = None,
+    golden: GoldenFrom = "validation",
+    precision: Precision = "fp32",
+    min_agreement: MinAgreement = 0.99,
+    calibration_pictures: CalibrationPictures = 100,
+    seed: Seed = 0,
+    device: JudgedOn = "auto",
+    keep_slower: KeepSlower = False,
+    as_json: AsJson = False,
 ) -> None:
     """Export a run's best network to one self-describing, self-testing ONNX file.
 
@@ -66,14 +80,7 @@ def command(
 
     - `tl export --pretrained mobilenet_v2 --images photos/ -o imagenet.onnx`
     """
-    if (run is None) == (pretrained is None):
-        raise ConfigError("give either a run folder or --pretrained NAME")
-    if pretrained is not None and not images:
-        raise ConfigError("--pretrained needs --images DIR: real pictures to prove the file on")
-    if pretrained is not None and precision != "fp32":
-        raise ConfigError(
-            f"--precision {precision} needs a run, whose training and validation pictures it is made with"
-        )
+    _check_choices(run, pretrained, images, precision)
     try:
         from tl.exporter.export import export_pretrained, export_run
         from tl.exporter.precision import Lowering, export_lowered
@@ -95,6 +102,17 @@ def command(
                 str(pretrained), weights, images or [], output, progress, parity_images=extra, golden=source
             )
     _report(done, as_json)
+
+
+def _check_choices(run: Path | None, pretrained: str | None, images: list[Path] | None, precision: str) -> None:
+    if (run is None) == (pretrained is None):
+        raise ConfigError("give either a run folder or --pretrained NAME")
+    if pretrained is not None and not images:
+        raise ConfigError("--pretrained needs --images DIR: real pictures to prove the file on")
+    if pretrained is not None and precision != "fp32":
+        raise ConfigError(
+            f"--precision {precision} needs a run, whose training and validation pictures it is made with"
+        )
 
 
 def _report(done: Exported, as_json: bool) -> None:
