@@ -136,7 +136,7 @@ def tl_rate(model: Path, paths: list[str], device: str) -> float:
     with tl.runtime.load(model, device=device) as predictor, tempfile.TemporaryDirectory() as out:
         predictor.predict_batch(paths[:64])
         started = time.perf_counter()
-        with open_writer(Path(out) / "rows.csv", predictor.class_names) as writer:
+        with open_writer(Path(out) / "rows.csv", predictor.columns) as writer:
             for result in predictor.predict_iter(paths):
                 writer.write(result)
         return len(paths) / (time.perf_counter() - started)

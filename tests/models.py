@@ -43,6 +43,7 @@ def make_contract(
         precision="fp32",
         class_names=tuple(class_names),
         keypoint_names=(),
+        landmarks=None,
         recipe=recipe,
         outputs=("probabilities",),
         temperature=1.0,

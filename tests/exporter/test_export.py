@@ -27,6 +27,7 @@ from tl.runtime.selftest import run_selftest
 from tl.runtime.session import Session
 from tl.trainer.backbones import build_classifier
 from tl.trainer.checkpoints import load_best
+from tl.trainer.data import Picture
 from tl.trainer.network import Deployed
 from tl.trainer.networks import load_network
 from tl.trainer.progress import Silent
@@ -160,10 +161,10 @@ def test_export__a_module_that_differs_from_its_graph_leaves_no_file(
     network, card, _ = load_network(finished_run)
     contract = exported.contract
     subject = Subject(Fickle(network, 1.0), contract.outputs, card.class_names, card.recipe, contract.provenance)
-    paths = [str(path) for path in sorted(photos.rglob("*.png"))[:4]]
+    pictures = [Picture(str(path), path.name, "") for path in sorted(photos.rglob("*.png"))[:4]]
     out = tmp_path / "out" / "m.onnx"
     with pytest.raises(ParityError, match="parity failed on 4 pictures"):
-        _export(subject, out, paths, [], "validation", Silent())
+        _export(subject, out, pictures, [], "validation", Silent())
     assert list(out.parent.iterdir()) == []
 
 
@@ -332,6 +333,6 @@ def test_export_run__synthetic_golden_expects_what_torch_computes(finished_run: 
         wanted = Deployed(network, card.temperature)(torch.from_numpy(synthetic_inputs(card.recipe.input_hw)))[
             0
         ].numpy()
-    found = np.array([sample.probabilities for sample in done.contract.golden.samples], np.float32)
+    found = np.array([sample.expected for sample in done.contract.golden.samples], np.float32)
     # The same arithmetic in the same process, stored in full: the samples may stand in another order.
     assert sorted(map(tuple, found.tolist())) == sorted(map(tuple, wanted.tolist()))

@@ -47,7 +47,7 @@ def test_build_golden__pixels_and_probabilities_are_exact() -> None:
     inputs = np.random.default_rng(0).integers(0, 256, (3, 9, 11, 3)).astype(np.uint8)
     probabilities = np.random.default_rng(1).dirichlet(np.ones(4), 3).astype(np.float32)
     golden = build_golden("validation", inputs, probabilities)
-    found = {sample.probabilities: sample.png for sample in golden.samples}
+    found = {sample.expected: sample.png for sample in golden.samples}
     for image, row in zip(inputs, probabilities, strict=True):
         with Image.open(BytesIO(base64.b64decode(found[tuple(map(float, row))]))) as picture:
             np.testing.assert_array_equal(np.asarray(picture), image)

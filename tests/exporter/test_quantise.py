@@ -64,7 +64,7 @@ def test_to_fp16__half_inside_and_the_same_outside(exported: Exported, tmp_path:
         np.testing.assert_allclose(found, wanted, rtol=0, atol=1e-2 * max(1.0, np.abs(wanted).max()))
 
 
-@pytest.mark.parametrize("way", INT8_WAYS, ids=["minmax", "percentile", "quarter"])
+@pytest.mark.parametrize("way", INT8_WAYS, ids=["minmax", "quarter", "half"])
 def test_to_int8__eight_bits_inside_and_nearly_the_same_outside(
     exported: Exported, tmp_path: Path, capfd: pytest.CaptureFixture[str], way: Way
 ) -> None:

@@ -93,9 +93,43 @@ def test_parse_contract__lower_precision_needs_every_figure(field: str) -> None:
     assert f"contract.quantisation: missing field '{field}'" in fault(json.dumps(plain))
 
 
+FACTS = {
+    "flip_pairs": [["tip", "base"]],
+    "skeleton": [],
+    "mean_shape": [[0.0, 0.5], [0.0, -0.5]],
+    "shape_limit": 0.25,
+    "region": "box",
+    "region_margin": 0.1,
+}
+POINTS = PLAIN | {
+    "task": "landmarks",
+    "class_names": [],
+    "keypoint_names": ["tip", "base"],
+    "landmarks": FACTS,
+    "outputs": ["keypoints"],
+    "golden": {"source": "synthetic", "tolerance": {"fp32": 0.05}, "samples": [{"png": "", "expected": [1, 2, 3, 4]}]},
+}
+
+
 def test_parse_contract__landmarks() -> None:
-    plain = PLAIN | {"task": "landmarks", "class_names": [], "keypoint_names": ["tip", "base"]}
-    assert parse_contract(json.dumps(plain), "x").keypoint_names == ("tip", "base")
+    contract = parse_contract(json.dumps(POINTS), "x")
+    assert (contract.keypoint_names, contract.main_output) == (("tip", "base"), "keypoints")
+    assert contract.landmarks is not None
+    assert (contract.landmarks.flip_pairs, contract.landmarks.region) == ((("tip", "base"),), "box")
+    assert parse_contract(dump_contract(contract), "x") == contract
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"landmarks": None}, "task 'landmarks' and 'landmarks' do not fit"),
+        ({"outputs": ["points"]}, "needs the output 'keypoints'"),
+        ({"landmarks": {**FACTS, "mean_shape": [[0.0, 0.5]]}}, "the mean shape has 1 points for 2 names"),
+        ({"golden": {**POINTS["golden"], "samples": [{"png": "", "expected": [1, 2]}]}}, "has 2 values, expected 4"),
+    ],
+)
+def test_parse_contract__faulty_landmarks(changes: dict[str, Any], message: str) -> None:
+    assert message in fault(json.dumps(POINTS | changes))
 
 
 @pytest.mark.parametrize("path", all_fields(PLAIN), ids="/".join)
@@ -127,7 +161,7 @@ def test_parse_contract__wrong_type_is_named(path: tuple[str, ...]) -> None:
         (("task",), "landmarks", "needs its own names"),
         (("class_names",), [], "needs its own names"),
         (("class_names",), ["red", "green", "red"], "repeated name 'red'"),
-        (("class_names",), ["red", "green"], "a golden sample has 3 values for 2 classes"),
+        (("class_names",), ["red", "green"], "a golden sample has 3 values, expected 2"),
         (("keypoint_names",), ["tip"], "needs its own names and no others"),
         (("temperature",), 0, "temperature must be positive"),
         (("temperature",), -1.5, "temperature must be positive"),
@@ -178,7 +212,7 @@ def test_contract__programming_faults_are_value_errors() -> None:
     with pytest.raises(ValueError, match="repeated name 'a'"):
         make_contract(("a", "b", "a"))
     golden = dataclasses.replace(make_contract().golden, samples=(GoldenSample("", (1.0,)),))
-    with pytest.raises(ValueError, match="1 values for 3 classes"):
+    with pytest.raises(ValueError, match="1 values, expected 3"):
         make_contract(golden=golden)
 
 

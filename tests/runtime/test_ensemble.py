@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 
 from tests.models import color_probabilities, make_contract, make_model, solid
 from tests.runtime.pictures import noise
+from tests.spots import make_spot_model
 from tl.errors import EnsembleError
 from tl.runtime.contract import Golden
 from tl.runtime.ensemble import Ensemble
@@ -132,8 +133,7 @@ def test_ensemble__no_members() -> None:
 
 
 def test_ensemble__landmarks_do_not_vote_on_classes(tmp_path: Path) -> None:
-    contract = dataclasses.replace(make_contract(), task="landmarks", class_names=(), keypoint_names=("tip",))
-    session = open_model(tmp_path / "points.onnx", contract=contract)
+    session = Session(make_spot_model(tmp_path / "points.onnx"), device="cpu")
     assert fault([session]).endswith("points.onnx: not a classification model")
 
 

@@ -1,24 +1,30 @@
 from __future__ import annotations
 
+from pathlib import Path
+
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import assume, given
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 from PIL import Image
 
 from tests.runtime.pictures import noise
-from tl.runtime.decode import upright
+from tl.errors import ImageReadError
+from tl.runtime.decode import decode_scaled, upright
 from tl.runtime.geometry import (
     Placement,
+    clip_region,
     crop_to_input,
+    eighths,
     place,
     turn_keypoints,
     unturn_keypoints,
+    widen,
     working_image,
 )
-from tl.runtime.preprocess import load_input
-from tl.runtime.recipe import Interpolation, Recipe, ResizeMode, build_recipe
+from tl.runtime.preprocess import load_input, load_placed
+from tl.runtime.recipe import Interpolation, JpegScale, Recipe, ResizeMode, build_recipe
 
 SIDES = st.integers(1, 4000)
 SMALL = st.integers(1, 20)
@@ -35,7 +41,7 @@ RECIPES = st.one_of(
 
 def test_place__squash() -> None:
     placement = place((300, 400), build_recipe((224, 112)))
-    assert placement == Placement((300, 400), (224, 112), (0, 0), (224, 112))
+    assert placement == Placement((0, 0, 400, 300), (224, 112), (0, 0), (224, 112))
     assert placement.scale_xy == (112 / 400, 224 / 300)
 
 
@@ -50,7 +56,7 @@ def test_place__squash() -> None:
 )
 def test_place__short_side(image_hw: tuple[int, int], resized_hw: tuple[int, int], offset_xy: tuple[int, int]) -> None:
     recipe = build_recipe((224, 224), "short_side", short_side=256)
-    assert place(image_hw, recipe) == Placement(image_hw, resized_hw, offset_xy, (224, 224))
+    assert place(image_hw, recipe) == Placement((0, 0, *image_hw[::-1]), resized_hw, offset_xy, (224, 224))
 
 
 @pytest.mark.parametrize(
@@ -65,7 +71,7 @@ def test_place__short_side(image_hw: tuple[int, int], resized_hw: tuple[int, int
 )
 def test_place__letterbox(image_hw: tuple[int, int], resized_hw: tuple[int, int], offset_xy: tuple[int, int]) -> None:
     recipe = build_recipe((224, 224), "letterbox")
-    assert place(image_hw, recipe) == Placement(image_hw, resized_hw, offset_xy, (224, 224))
+    assert place(image_hw, recipe) == Placement((0, 0, *image_hw[::-1]), resized_hw, offset_xy, (224, 224))
 
 
 def test_placement__corners_of_a_halved_picture() -> None:
@@ -80,6 +86,85 @@ def test_placement__letterbox_and_crop_by_hand() -> None:
     np.testing.assert_array_equal(boxed.to_input(np.array([-0.5, -0.5])), [-0.5, 49.5])
     cropped = place((100, 200), build_recipe((80, 80), "short_side", short_side=100))
     np.testing.assert_array_equal(cropped.to_input(np.array([100.0, 50.0])), [40, 40])
+
+
+# --- regions
+
+
+@pytest.mark.parametrize(
+    ("mode", "resized_hw", "offset_xy", "image_xy", "input_xy"),
+    [
+        # The region (100, 50) to (300, 150); its top-left pixel's corner becomes the input's.
+        ("squash", (40, 40), (0, 0), (99.5, 49.5), (-0.5, -0.5)),
+        ("squash", (40, 40), (0, 0), (199.5, 99.5), (19.5, 19.5)),
+        ("letterbox", (20, 40), (0, 10), (99.5, 49.5), (-0.5, 9.5)),
+        ("short_side", (46, 92), (-26, -3), (199.5, 99.5), (19.5, 19.5)),
+    ],
+)
+def test_place__region_by_hand(
+    mode: ResizeMode,
+    resized_hw: tuple[int, int],
+    offset_xy: tuple[int, int],
+    image_xy: tuple[float, float],
+    input_xy: tuple[float, float],
+) -> None:
+    region = (100.0, 50.0, 200.0, 100.0)
+    placement = place((400, 600), build_recipe((40, 40), mode), region)
+    assert placement == Placement(region, resized_hw, offset_xy, (40, 40))
+    np.testing.assert_allclose(placement.to_input(np.array(image_xy)), input_xy, atol=1e-12)  # float64
+
+
+def test_widen_and_clip_region__by_hand() -> None:
+    assert widen((10, 20, 40, 80), 0.25) == (0, 0, 60, 120)
+    assert clip_region((-5, 10, 20, 500), (100, 60)) == (0, 10, 15, 90)
+    assert clip_region((0, 0, 60, 100), (100, 60)) == (0, 0, 60, 100)
+
+
+@pytest.mark.parametrize("region", [(60, 0, 10, 10), (0, -20, 10, 20), (5, 5, 0.5, 10), (5, 5, -3, 10)])
+def test_clip_region__nothing_of_the_picture_is_an_error(region: tuple[float, float, float, float]) -> None:
+    with pytest.raises(ImageReadError, match="holds no pixel of the 60x100 picture"):
+        clip_region(region, (100, 60))
+
+
+@pytest.mark.parametrize("jpeg_scale", ["full", "2x"])
+def test_load_placed__region_equals_the_cut_picture_but_for_its_rim(jpeg_scale: JpegScale) -> None:
+    image = noise(60, 90)
+    recipe = build_recipe((20, 30), jpeg_scale=jpeg_scale)
+    found, placement = load_placed(image, recipe, (30, 10, 60, 40))
+    cut = load_input(image[10:50, 30:].copy(), recipe)
+    inner = slice(1, -1)  # the filter of the rim's pixels reaches one input pixel beyond the region
+    np.testing.assert_array_equal(found[inner, inner], cut[inner, inner])
+    assert placement.region_xywh == (30, 10, 60, 40)
+
+
+def test_load_placed__region_of_a_scaled_jpeg_shows_the_same_place(tmp_path: Path) -> None:
+    # A bright disc at (610, 390) of a large picture, seen through a region and a scaled decoding.
+    y, x = np.mgrid[:800, :1200]
+    disc = np.where((x - 610) ** 2 + (y - 390) ** 2 < 30**2, 255, 0).astype(np.uint8)
+    path = tmp_path / "disc.jpg"
+    Image.fromarray(np.repeat(disc[..., None], 3, axis=2)).save(path, quality=95)
+    recipe = build_recipe((64, 64), "letterbox")
+    found, placement = load_placed(path, recipe, (400, 200, 501, 403))
+    assert decode_scaled(path, recipe, lambda hw: eighths(hw, recipe, (400, 200, 501, 403))).eighths < 8
+    weights = found[..., 0].astype(float)
+    centre = np.array([(weights.sum(0) * np.arange(64)).sum(), (weights.sum(1) * np.arange(64)).sum()]) / weights.sum()
+    # The centre of mass of a disc of 8 input pixels; JPEG's own noise moves it by hundredths of one.
+    np.testing.assert_allclose(placement.to_image(centre), (610, 390), atol=0.5)
+
+
+@given(
+    SIDES, SIDES, RECIPES, st.tuples(*[st.floats(0, 0.9)] * 2, *[st.floats(0.05, 1.2)] * 2), COORDINATES, COORDINATES
+)
+def test_placement__regions_round_trip(
+    height: int, width: int, recipe: Recipe, share: tuple[float, float, float, float], x: float, y: float
+) -> None:
+    region = (share[0] * width, share[1] * height, 1 + share[2] * width, 1 + share[3] * height)
+    try:
+        placement = place((height, width), recipe, region)
+    except ImageReadError:
+        assume(False)
+    point = np.array([x, y])
+    np.testing.assert_allclose(placement.to_image(placement.to_input(point)), point, rtol=0, atol=1e-3)
 
 
 # --- pixels

@@ -77,7 +77,7 @@ def test_run_selftest__no_tolerance_for_the_precision(tmp_path: Path) -> None:
 
 
 def test_run_selftest__damaged_sample(tmp_path: Path) -> None:
-    broken = GoldenSample("!" + CONTRACT.golden.samples[0].png, CONTRACT.golden.samples[0].probabilities)
+    broken = GoldenSample("!" + CONTRACT.golden.samples[0].png, CONTRACT.golden.samples[0].expected)
     with pytest.raises(ModelFileError, match=r"m\.onnx: a golden sample is damaged"):
         run_selftest(model_with_golden(tmp_path / "m.onnx", (broken,)), device="cpu")
 

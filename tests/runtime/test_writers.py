@@ -13,6 +13,7 @@ import pytest
 from tests.models import make_model, solid
 from tl.errors import OutputError
 from tl.runtime import Classification, Failure, MemberVotes, load
+from tl.runtime.columns import ClassColumns
 from tl.runtime.writers import CsvWriter, JsonLinesWriter, open_writer, partial_path
 
 CLASSES = ("ant", "bee, wild")
@@ -36,7 +37,7 @@ def csv_rows(text: str) -> list[list[str]]:
 
 def test_csv_writer__single_model() -> None:
     stream = StringIO()
-    writer = CsvWriter(stream, CLASSES)
+    writer = CsvWriter(stream, ClassColumns(CLASSES))
     for result in PLAIN, FAILED:
         writer.write(result)
     assert stream.getvalue() == (
@@ -46,7 +47,7 @@ def test_csv_writer__single_model() -> None:
 
 def test_csv_writer__ensemble() -> None:
     stream = StringIO()
-    writer = CsvWriter(stream, CLASSES, ["m1", "m2"])
+    writer = CsvWriter(stream, ClassColumns(CLASSES, ["m1", "m2"]))
     for result in VOTED, FAILED:
         writer.write(result)
     header, voted, failed = csv_rows(stream.getvalue())
@@ -64,7 +65,7 @@ def test_csv_writer__ensemble() -> None:
 def test_csv_writer__awkward_texts_survive() -> None:
     name, reason = 'a "b",\nc.jpg', 'said "no", twice'
     stream = StringIO()
-    CsvWriter(stream, CLASSES).write(Failure(name, reason))
+    CsvWriter(stream, ClassColumns(CLASSES)).write(Failure(name, reason))
     assert csv_rows(stream.getvalue())[1] == [name, "", "", "", "", reason]
 
 
@@ -88,7 +89,7 @@ def test_json_lines_writer__one_object_a_line() -> None:
 @pytest.mark.parametrize("suffix", [".csv", ".CSV", ".jsonl"])
 def test_open_writer__file_appears_when_all_is_written(tmp_path: Path, suffix: str) -> None:
     path = tmp_path / f"out{suffix}"
-    with open_writer(path, CLASSES) as writer:
+    with open_writer(path, ClassColumns(CLASSES)) as writer:
         writer.write(PLAIN)
         assert not path.exists()
     assert os.listdir(tmp_path) == [path.name]
@@ -98,7 +99,7 @@ def test_open_writer__file_appears_when_all_is_written(tmp_path: Path, suffix: s
 
 def test_open_writer__half_written_results_stand_under_another_name(tmp_path: Path) -> None:
     def interrupted() -> None:
-        with open_writer(tmp_path / "out.csv", CLASSES) as writer:
+        with open_writer(tmp_path / "out.csv", ClassColumns(CLASSES)) as writer:
             writer.write(PLAIN)
             raise KeyboardInterrupt
 
@@ -114,7 +115,7 @@ def test_open_writer__half_written_results_stand_under_another_name(tmp_path: Pa
 def test_open_writer__other_names_are_refused(tmp_path: Path, name: str) -> None:
     with (
         pytest.raises(OutputError, match=r"ends in \.csv, \.jsonl or \.parquet"),
-        open_writer(tmp_path / name, CLASSES),
+        open_writer(tmp_path / name, ClassColumns(CLASSES)),
     ):
         pass
     assert os.listdir(tmp_path) == []
@@ -122,12 +123,15 @@ def test_open_writer__other_names_are_refused(tmp_path: Path, name: str) -> None
 
 def test_open_writer__no_place_to_write(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
-    with pytest.raises(OutputError, match="cannot be written"), open_writer(tmp_path / "file" / "out.csv", CLASSES):
+    with (
+        pytest.raises(OutputError, match="cannot be written"),
+        open_writer(tmp_path / "file" / "out.csv", ClassColumns(CLASSES)),
+    ):
         pass
 
 
 def test_open_writer__stdout(capsys: pytest.CaptureFixture[str]) -> None:
-    with open_writer(None, CLASSES) as writer:
+    with open_writer(None, ClassColumns(CLASSES)) as writer:
         writer.write(PLAIN)
     assert capsys.readouterr().out == 'path,label,confidence,p:ant,"p:bee, wild",error\na.jpg,ant,0.75,0.75,0.25,\n'
 
@@ -136,7 +140,7 @@ def test_open_writer__stdout(capsys: pytest.CaptureFixture[str]) -> None:
 def test_open_writer__unicode_and_file_names_that_are_no_unicode(tmp_path: Path, suffix: str) -> None:
     path = tmp_path / f"out{suffix}"
     odd = os.fsdecode(b"k\xe4fer.jpg")  # Latin-1, as old cameras and archives leave it on Linux
-    with open_writer(path, CLASSES) as writer:
+    with open_writer(path, ClassColumns(CLASSES)) as writer:
         writer.write(Failure("Käfer.jpg", "empty file"))
         writer.write(Failure(odd, "empty file"))
     written = path.read_bytes().splitlines()
@@ -148,7 +152,7 @@ def test_open_writer__results_of_a_predictor(tmp_path: Path) -> None:
     models = [make_model(tmp_path / "a.onnx"), make_model(tmp_path / "b.onnx", ("blue", "green", "red"))]
     with (
         load(models, device="cpu", threads=1) as model,
-        open_writer(tmp_path / "out.csv", model.class_names, model.member_names) as writer,
+        open_writer(tmp_path / "out.csv", model.columns) as writer,
     ):
         for result in model.predict_iter([solid((200, 0, 0)), b"", solid((0, 0, 200))]):
             writer.write(result)

@@ -18,19 +18,23 @@ import torch
 from numpy.typing import NDArray
 from PIL import Image
 from safetensors.torch import load_file
-from torch import Tensor
+from torch import Tensor, nn
 
 from tl.errors import RunInterrupted
 from tl.trainer import pictures as picture_module
 from tl.trainer.config import TrainConfig
 from tl.trainer.data import Picture
+from tl.trainer.freezing import ParameterGroup
 from tl.trainer.loop import EpochRow, FitOptions
+from tl.trainer.objectives import Classification
 from tl.trainer.pictures import PictureStore, load_pictures
 from tl.trainer.progress import Progress, Silent
 from tl.trainer.runs import Run
+from tl.trainer.stepping import Trainee
 from tl.trainer.train import TrainResult, train
 
 COLOR_RGB = {"blue": (40, 60, 190), "green": (40, 170, 60), "red": (200, 50, 40)}
+TIMING = ("seconds", "images_per_s")
 NOT_TIMED = (
     *("epoch", "lr", "train_loss", "train_top1_accuracy"),
     *("val_loss", "val_top1_accuracy", "val_macro_f1", "val_ece"),
@@ -138,9 +142,32 @@ def make_clouds(count: int) -> tuple[Tensor, Tensor]:
     return torch.randn(count, 4, generator=generator) + 1.5 * ids[:, None], ids
 
 
+def make_row(
+    epoch: int, train: Sequence[float] = (1.0, 0.5), val: Sequence[float] = (1.0, 0.5), **more: float
+) -> EpochRow:
+    """A row of a classifier's history: losses and accuracies of training and validation; `more` are other columns."""
+    names = ("train_loss", "train_top1_accuracy", "val_loss", "val_top1_accuracy")
+    timing = {"lr": 0.1, "seconds": 1.0, "images_per_s": 10.0}
+    timing |= {name: more.pop(name) for name in timing if name in more}
+    return EpochRow(epoch, **timing, figures={**dict(zip(names, (*train, *val), strict=True)), **more})
+
+
+def make_trainee(
+    module: nn.Module,
+    class_names: Sequence[str] = ("a", "b"),
+    *,
+    factor: float = 1.0,
+    smoothing: float = 0.0,
+    **more: Any,
+) -> Trainee:
+    """A whole module trained to classify, with the learning rate times `factor`."""
+    groups = [ParameterGroup(tuple(module.parameters()), factor)]
+    return Trainee(module, groups, Classification(class_names, label_smoothing=smoothing), **more)
+
+
 def timeless(history: Iterable[EpochRow]) -> list[tuple[Any, ...]]:
     """History rows without their timing."""
-    return [tuple(getattr(row, name) for name in NOT_TIMED) for row in history]
+    return [tuple(value for name, value in row.columns().items() if name not in TIMING) for row in history]
 
 
 def read_rows(path: Path) -> list[dict[str, str]]:
@@ -151,7 +178,7 @@ def read_rows(path: Path) -> list[dict[str, str]]:
 
 def timeless_file(path: Path) -> list[tuple[str, ...]]:
     """The rows of a `history.csv` without their timing."""
-    return [tuple(row[name] for name in NOT_TIMED) for row in read_rows(path)]
+    return [tuple(value for name, value in row.items() if name not in TIMING) for row in read_rows(path)]
 
 
 def weights_of(run: Run) -> dict[str, Tensor]:

@@ -14,7 +14,7 @@ from tests.trainer.make import make_png
 from tl.errors import ImageReadError
 from tl.runtime.recipe import Recipe, build_recipe
 from tl.trainer.augment import Augment, build_augment
-from tl.trainer.batches import EpochOrder, PictureBatches, TensorBatches, iter_inputs
+from tl.trainer.batches import EpochOrder, LabelledItems, PictureBatches, TensorBatches, iter_inputs
 from tl.trainer.config import Cache
 from tl.trainer.data import Picture
 from tl.trainer.distributed import Ranks
@@ -45,8 +45,9 @@ def store(tmp_path: Path, recipe: Recipe) -> PictureStore:
 def batches_of(
     store: PictureStore, augment: Augment | None = None, *, workers: int = 0, seed: int = 0, size: int = 4, **more: Any
 ) -> PictureBatches:
+    items = LabelledItems(store, range(10), augment, seed)
     return PictureBatches(
-        store, range(10), augment=augment, batch_size=size, seed=seed, workers=workers, pin_memory=False, **more
+        items, store.indices("train"), batch_size=size, seed=seed, workers=workers, pin_memory=False, **more
     )
 
 
@@ -117,7 +118,8 @@ def test_picture_batches__augmentation_differs_by_epoch_and_seed(tmp_path: Path,
     augment = build_augment("strong", store.recipe)
 
     def picture(seed: int, epoch: int) -> bytes:
-        batches = PictureBatches(noisy, [0], augment=augment, batch_size=1, seed=seed, workers=0, pin_memory=False)
+        items = LabelledItems(noisy, [0], augment, seed)
+        batches = PictureBatches(items, [0], batch_size=1, seed=seed, workers=0, pin_memory=False)
         ((images, _, _),) = batches.epoch(epoch)
         return images.numpy().tobytes()
 
@@ -261,9 +263,10 @@ def test_epoch_order__balanced_is_a_function_of_seed_and_epoch() -> None:
 def test_picture_batches__balanced_pictures_keep_their_ids(store: PictureStore, workers: int) -> None:
     # Class ids 0 and 1 in the store; of the six training pictures one alone is of class 1.
     class_ids = [int(i == 4) for i in range(10)]
-    batches = PictureBatches(
-        store, class_ids, augment=None, batch_size=3, seed=0, workers=workers, pin_memory=False, sampler="balanced"
-    )
+    train = store.indices("train")
+    balance = [class_ids[i] for i in train]
+    items = LabelledItems(store, class_ids, None, 0)
+    batches = PictureBatches(items, train, batch_size=3, seed=0, workers=workers, pin_memory=False, balance=balance)
     assert (batches.count, len(batches)) == (6, 2)
     greys, ids = [], []
     for images, own, _ in collected(batches, epochs=40):

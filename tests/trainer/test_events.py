@@ -5,13 +5,16 @@ from pathlib import Path
 
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from tests.trainer.make import NOT_TIMED
+from tests.trainer.make import NOT_TIMED, make_row
 from tl.trainer.events import EventLog
 from tl.trainer.loop import EpochRow
 
 
 def make_history(epochs: int) -> list[EpochRow]:
-    return [EpochRow(e, 0.5 / e, 1.0 / e, 0.5, 2.0 / e, 0.25, 1.0, 10.0, 0.5 / e, 0.125) for e in range(1, epochs + 1)]
+    return [
+        make_row(e, (1.0 / e, 0.5), (2.0 / e, 0.25), lr=0.5 / e, val_macro_f1=0.5 / e, val_ece=0.125)
+        for e in range(1, epochs + 1)
+    ]
 
 
 def read_scalars(folder: Path, name: str) -> list[tuple[int, float]]:
@@ -25,7 +28,7 @@ def test_event_log__each_column_by_epoch(tmp_path: Path) -> None:
     log.write(make_history(1), final=False)
     log.write(make_history(4), final=True)  # two epochs that came in between were not written
     for name in NOT_TIMED[1:]:
-        wanted = [(row.epoch, getattr(row, name)) for row in make_history(4)]
+        wanted = [(row.epoch, row.columns()[name]) for row in make_history(4)]
         # Event files hold float32.
         assert [(step, round(value, 6)) for step, value in read_scalars(tmp_path, name)] == [
             (step, round(value, 6)) for step, value in wanted
@@ -44,6 +47,6 @@ def test_event_log__nothing_to_say_makes_no_file(tmp_path: Path) -> None:
 
 def test_event_log__a_resumed_run_repeats_no_epoch(tmp_path: Path) -> None:
     EventLog(tmp_path).write(make_history(2), final=False)
-    changed = [dataclasses.replace(row, val_loss=9.0) for row in make_history(3)]
+    changed = [dataclasses.replace(row, figures={**row.figures, "val_loss": 9.0}) for row in make_history(3)]
     EventLog(tmp_path).write(changed, final=True)
     assert read_scalars(tmp_path, "val_loss") == [(1, 9.0), (2, 9.0), (3, 9.0)]

@@ -28,12 +28,13 @@ from tests.trainer.make import (
 )
 from tl.exporter.export import export_run
 from tl.trainer.checkpoints import load_best
+from tl.trainer.classification import compute_features
 from tl.trainer.config import TrainConfig
 from tl.trainer.progress import Silent
 from tl.trainer.runs import Run
 from tl.trainer.solvers import solve_head
 from tl.trainer.task import prepare_task
-from tl.trainer.train import TrainResult, compute_features, train
+from tl.trainer.train import TrainResult, train
 
 pytestmark = pytest.mark.usefixtures("fresh_cache")
 ROOT = Path(__file__).parents[2]

@@ -11,14 +11,12 @@ import torch
 from torch import nn
 from torch.nn import functional
 
-from tests.trainer.make import Listener, StopsAt, make_clouds, make_fit_options, timeless
+from tests.trainer.make import Listener, StopsAt, make_clouds, make_fit_options, make_row, make_trainee, timeless
 from tl.errors import TrainingError
 from tl.trainer.batches import TensorBatches
-from tl.trainer.freezing import ParameterGroup
-from tl.trainer.loop import EpochRow, FitOptions, NoCheckpoints, Validation, best_epoch, fit
+from tl.trainer.loop import EpochRow, Figures, FitOptions, NoCheckpoints, best_epoch, fit
 from tl.trainer.machine import Machine
 from tl.trainer.progress import Progress, Silent
-from tl.trainer.stepping import Trainee
 
 OPTIONS = make_fit_options()
 
@@ -42,23 +40,18 @@ def network() -> nn.Module:
     return nn.Sequential(nn.Linear(4, 16), nn.BatchNorm1d(16), nn.ReLU(), nn.Dropout(0.3), nn.Linear(16, 2))
 
 
-def trainee_of(module: nn.Module, label_smoothing: float = 0.1, **more: Any) -> Trainee:
-    groups = [ParameterGroup(tuple(module.parameters()), 1.0)]
-    return Trainee(module, groups, ("a", "b"), label_smoothing=label_smoothing, **more)
-
-
 @torch.no_grad()
-def validate(module: nn.Module) -> Validation:
+def validate(module: nn.Module) -> Figures:
     inputs, ids = make_clouds(22)
     logits = module.eval()(inputs)
     hits = (logits.argmax(dim=1) == ids).float().mean()
-    return Validation(float(functional.cross_entropy(logits, ids)), float(hits), 0.5, 0.25)
+    return {"loss": float(functional.cross_entropy(logits, ids)), "top1_accuracy": float(hits)}
 
 
-def validations(losses: Iterable[float]) -> Callable[[nn.Module], Validation]:
+def validations(losses: Iterable[float]) -> Callable[[nn.Module], Figures]:
     """What validation finds, one loss after the other."""
     following = iter(losses)
-    return lambda module: Validation(next(following), 0.5, 0.5, 0.25)
+    return lambda module: {"loss": next(following), "top1_accuracy": 0.5}
 
 
 def batches_of(seed: int = 0) -> TensorBatches:
@@ -70,7 +63,8 @@ def run_fit(
 ) -> tuple[nn.Module, list[EpochRow], Kept]:
     module, kept = network(), kept or Kept()
     batches = batches_of(options.seed)
-    history = fit(trainee_of(module), batches, validate, options, cpu, kept, progress or Silent(), **more)
+    trainee = make_trainee(module, smoothing=0.1)
+    history = fit(trainee, batches, validate, options, cpu, kept, progress or Silent(), **more)
     return module, history, kept
 
 
@@ -79,7 +73,7 @@ def same_weights(left: nn.Module, right: nn.Module) -> bool:
 
 
 def row(epoch: int, accuracy: float, loss: float) -> EpochRow:
-    return EpochRow(epoch, 0.1, 1.0, 0.5, loss, accuracy, 1.0, 10.0, val_macro_f1=0.5, val_ece=0.25)
+    return make_row(epoch, val=(loss, accuracy))
 
 
 def test_fit__same_seed_same_history_and_weights(cpu: Machine) -> None:
@@ -132,9 +126,9 @@ def test_fit__interrupt_leaves_the_state_of_the_last_epoch(cpu: Machine) -> None
 def test_fit__leaves_the_best_weights(cpu: Machine) -> None:
     options = dataclasses.replace(OPTIONS, epochs=8, lr=0.5, monitor="val_loss")
     module, history, kept = run_fit(cpu, options)
-    best = min(history, key=lambda r: r.val_loss)
+    best = min(history, key=lambda r: r.figures["val_loss"])
     assert best.epoch != len(history)  # or the test would not tell best from last
-    assert validate(module).loss == best.val_loss
+    assert validate(module)["loss"] == best.figures["val_loss"]
     wanted = kept.states[best.epoch - 1]["module"]
     assert all(torch.equal(tensor, wanted[name]) for name, tensor in module.state_dict().items())
 
@@ -143,8 +137,10 @@ def test_fit__leaves_the_best_weights(cpu: Machine) -> None:
 def test_fit__leaves_the_last_weights_where_validation_must_not_choose(cpu: Machine, ema_decay: float | None) -> None:
     options = dataclasses.replace(OPTIONS, epochs=8, lr=0.5, monitor="val_loss", ema_decay=ema_decay)
     module, history, kept = run_fit(cpu, options, keeps_best=False)
-    assert min(history, key=lambda r: r.val_loss).epoch != len(history)  # or the test would not tell best from last
-    assert validate(module).loss == history[-1].val_loss
+    assert min(history, key=lambda r: r.figures["val_loss"]).epoch != len(
+        history
+    )  # or the test would not tell best from last
+    assert validate(module)["loss"] == history[-1].figures["val_loss"]
     last, average = kept.states[-1]["module"], kept.states[-1]["average"]
     wanted = last if ema_decay is None else {name: average[f"module.{name}"] for name in last}
     assert all(torch.equal(tensor, wanted[name]) for name, tensor in module.state_dict().items())
@@ -153,8 +149,8 @@ def test_fit__leaves_the_last_weights_where_validation_must_not_choose(cpu: Mach
 def test_fit__history(cpu: Machine) -> None:
     _, history, _ = run_fit(cpu)
     assert [r.epoch for r in history] == [1, 2, 3, 4, 5]
-    assert history[-1].train_loss < history[0].train_loss
-    assert history[-1].val_top1_accuracy > 0.8
+    assert history[-1].figures["train_loss"] < history[0].figures["train_loss"]
+    assert history[-1].figures["val_top1_accuracy"] > 0.8
     assert all(r.seconds > 0 and r.images_per_s > 0 for r in history)
     # 22 pictures in batches of 8 are 3 steps; the last of epoch 2 is step 5, 2 steps after a warm-up of 3, of 12.
     assert history[1].lr == pytest.approx(0.05 * 0.5 * (1 + math.cos(math.pi * 2 / 12)), rel=1e-12)  # float64
@@ -168,18 +164,19 @@ def test_fit__first_training_loss_by_hand(cpu: Machine) -> None:
         logits = module(inputs)
         wanted = float(functional.cross_entropy(logits, ids))
     options = dataclasses.replace(OPTIONS, epochs=1, lr=1e-30)  # a step that moves nothing
-    trainee = trainee_of(module, label_smoothing=0.0)
+    trainee = make_trainee(module)
     (only,) = fit(trainee, batches_of(), validations([1.0]), options, cpu, Kept(), Silent())
-    assert only.train_loss == pytest.approx(wanted, rel=1e-6)  # 22 float32 terms in another order
-    assert only.train_top1_accuracy == float((logits.argmax(dim=1) == ids).sum()) / 22
+    assert only.figures["train_loss"] == pytest.approx(wanted, rel=1e-6)  # 22 float32 terms in another order
+    assert only.figures["train_top1_accuracy"] == float((logits.argmax(dim=1) == ids).sum()) / 22
 
 
 def test_fit__patience_stops(cpu: Machine) -> None:
     losses = [0.9, 0.5, 0.6, 0.7, 0.8, 0.4]
     options = dataclasses.replace(OPTIONS, epochs=6, patience=2, monitor="val_loss")
     kept = Kept()
-    history = fit(trainee_of(nn.Linear(4, 2)), batches_of(), validations(losses), options, cpu, kept, Silent())
-    assert [r.val_loss for r in history] == [0.9, 0.5, 0.6, 0.7]
+    trainee = make_trainee(nn.Linear(4, 2), smoothing=0.1)
+    history = fit(trainee, batches_of(), validations(losses), options, cpu, kept, Silent())
+    assert [r.figures["val_loss"] for r in history] == [0.9, 0.5, 0.6, 0.7]
     assert kept.finals == [False, False, False, True]
 
 
@@ -198,7 +195,7 @@ def test_fit__loss_that_is_not_finite_stops(cpu: Machine) -> None:
     with pytest.raises(
         TrainingError, match=r"epoch 1, step 1: the loss of 8 of 8 pictures is not finite .* lower --lr"
     ):
-        fit(trainee_of(module), batches_of(), validations([1.0]), OPTIONS, cpu, Kept(), Silent())
+        fit(make_trainee(module, smoothing=0.1), batches_of(), validations([1.0]), OPTIONS, cpu, Kept(), Silent())
 
 
 def test_fit__loss_that_breaks_away_names_class_and_rate(cpu: Machine) -> None:
@@ -208,7 +205,7 @@ def test_fit__loss_that_breaks_away_names_class_and_rate(cpu: Machine) -> None:
     batches = TensorBatches(inputs, ids, batch_size=8, seed=0)
     step = next(i for i, (rows, _, _) in enumerate(batches.epoch(1)) if torch.isinf(rows).any()) + 1
     with pytest.raises(TrainingError) as caught:
-        fit(trainee_of(nn.Linear(4, 2)), batches, validations([1.0]), OPTIONS, cpu, Kept(), Silent())
+        fit(make_trainee(nn.Linear(4, 2)), batches, validations([1.0]), OPTIONS, cpu, Kept(), Silent())
     text = str(caught.value)
     rate = 0.05 * step / 4  # a warm-up of three steps
     assert text.startswith(f"epoch 1, step {step}: the loss of 1 of ")
@@ -219,7 +216,7 @@ def test_fit__loss_that_breaks_away_names_class_and_rate(cpu: Machine) -> None:
 def test_fit__frozen_parameters_stay(cpu: Machine) -> None:
     module = nn.Sequential(nn.Linear(4, 4).requires_grad_(False), nn.Linear(4, 2))
     before = module[0].weight.clone()
-    fit(trainee_of(module), batches_of(), validate, OPTIONS, cpu, Kept(), Silent())
+    fit(make_trainee(module, smoothing=0.1), batches_of(), validate, OPTIONS, cpu, Kept(), Silent())
     assert torch.equal(module[0].weight, before)
 
 
@@ -234,9 +231,9 @@ def test_fit__average_is_judged_and_left_behind(cpu: Machine) -> None:
     plain, average = copy.deepcopy(module), None
     judged = []
 
-    def judge(given: nn.Module) -> Validation:
+    def judge(given: nn.Module) -> Figures:
         judged.append(given.weight.detach().clone())
-        return Validation(1.0 / len(judged), 0.5, 0.5, 0.25)  # better each time
+        return {"loss": 1.0 / len(judged), "top1_accuracy": 0.5}  # better each time
 
     for epoch in (1, 2):
         for inputs, ids, _ in batches_of().epoch(epoch):
@@ -247,7 +244,7 @@ def test_fit__average_is_judged_and_left_behind(cpu: Machine) -> None:
                 plain.bias -= 0.05 * plain.bias.grad
                 # torch's average begins with the weights after the first step.
                 average = plain.weight.clone() if average is None else 0.7 * average + 0.3 * plain.weight
-    trainee = trainee_of(module, label_smoothing=0.0)
+    trainee = make_trainee(module)
     fit(trainee, batches_of(), judge, options, cpu, NoCheckpoints(), Silent())
     # float32 through six steps in another order of operations.
     torch.testing.assert_close(judged[-1], average, rtol=0, atol=1e-6)
@@ -268,7 +265,7 @@ def test_fit__accumulated_batches_count_as_one_step(cpu: Machine) -> None:
 def test_fit__begins_each_epoch_with_its_number(cpu: Machine) -> None:
     begun: list[int] = []
     module = network()
-    trainee = trainee_of(module, begin_epoch=begun.append)
+    trainee = make_trainee(module, smoothing=0.1, begin_epoch=begun.append)
     kept = Kept()
     fit(trainee, batches_of(), validate, dataclasses.replace(OPTIONS, epochs=3), cpu, kept, Silent())
     fit(trainee, batches_of(), validate, dataclasses.replace(OPTIONS, epochs=5), cpu, Kept(kept.states[-1]), Silent())
@@ -302,8 +299,8 @@ def test_best_epoch__ties() -> None:
 )
 def test_best_epoch__of_every_monitor(monitor: Any, best: int) -> None:
     history = [
-        EpochRow(1, 0.1, 0.2, 0.4, 0.1, 0.5, 1, 1, val_macro_f1=0.3, val_ece=0.3),
-        EpochRow(2, 0.1, 0.3, 0.5, 0.2, 0.7, 1, 1, val_macro_f1=0.8, val_ece=0.2),
-        EpochRow(3, 0.1, 0.4, 0.6, 0.3, 0.6, 1, 1, val_macro_f1=0.7, val_ece=0.1),
+        make_row(1, (0.2, 0.4), (0.1, 0.5), val_macro_f1=0.3, val_ece=0.3),
+        make_row(2, (0.3, 0.5), (0.2, 0.7), val_macro_f1=0.8, val_ece=0.2),
+        make_row(3, (0.4, 0.6), (0.3, 0.6), val_macro_f1=0.7, val_ece=0.1),
     ]
     assert best_epoch(history, monitor) == best

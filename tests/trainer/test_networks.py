@@ -11,21 +11,21 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 from torch.nn import functional
 
-from tests.trainer.make import equal, make_class_folders, train_here, weights_of
+from tests.trainer.make import equal, make_class_folders, make_trainee, train_here, weights_of
 from tl.errors import ConfigError, WeightsError
 from tl.exporter.export import export_run
 from tl.trainer.backbone_info import BackboneInfo
 from tl.trainer.backbones import Trunk, build_classifier, build_timm, build_trunk, cut_trunk, feature_shape
 from tl.trainer.config import TrainConfig
 from tl.trainer.distributed import Ranks
-from tl.trainer.freezing import ParameterGroup, stages
+from tl.trainer.freezing import stages
 from tl.trainer.machine import Machine
 from tl.trainer.network import pooled_shape
 from tl.trainer.networks import build_network, load_network
 from tl.trainer.options import resolve
 from tl.trainer.progress import Silent
 from tl.trainer.runs import Run
-from tl.trainer.stepping import Trainee, take_step
+from tl.trainer.stepping import take_step
 from tl.trainer.weights import Weights
 
 TIMM = "timm:mobilenetv3_small_050"
@@ -197,9 +197,8 @@ def test_inception__trains_with_both_losses(cpu: Machine) -> None:
     network = build_network(config_of("inception_v3", image_size=299), info_of("inception_v3"), 3, None)
     images = torch.randint(0, 256, (2, 299, 299, 3), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
     ids = torch.tensor([0, 2])
-    groups = [ParameterGroup(tuple(network.parameters()), 1.0)]
     optimizer = torch.optim.SGD(network.parameters(), 0.0)
-    trainee, scaler = Trainee(network.train(), groups, ("a", "b", "c")), torch.amp.GradScaler(enabled=False)
+    trainee, scaler = make_trainee(network.train(), "abc"), torch.amp.GradScaler(enabled=False)
     torch.manual_seed(1)
     (result,) = take_step(trainee, network, [(images, ids, 2)], optimizer, scaler, cpu, Ranks(), None)
     torch.manual_seed(1)  # the auxiliary classifier has no dropout, the head neither

@@ -19,6 +19,7 @@ from tl.trainer.options import (
     resolve,
 )
 
+CLASS_HEADS = [head for head in get_args(Head) if head != "heatmap"]
 STEPPED = [name for name in get_args(Optimizer) if name != "lbfgs"]
 
 
@@ -75,7 +76,9 @@ def test_resolve__sizes_and_c_values_follow_the_head(
 
 def test_resolve__keeps_what_was_given() -> None:
     given = TrainConfig(
-        *("d", "o"),
+        *("d", "o", "classification"),
+        monitor="val_loss",
+        resize_mode="letterbox",
         optimizer="adam",
         epochs=3,
         augment="flip",
@@ -112,11 +115,61 @@ def test_resolve__names_the_run_after_the_data(data: str, out: str) -> None:
 
 @pytest.mark.parametrize(
     ("method", "head"),
-    [(m, h) for m in get_args(Method) for h in get_args(Head) if h != "svm" or m == "features"],
+    [(m, h) for m in get_args(Method) for h in CLASS_HEADS if h != "svm" or m == "features"],
 )
 def test_resolve__is_idempotent(method: Method, head: Head) -> None:
     once = resolve(TrainConfig(data="photos", method=method, head=head))
     assert resolve(once) == once
+
+
+# --- landmarks
+
+
+@pytest.mark.parametrize("method", get_args(Method))
+@pytest.mark.parametrize("head", [None, "heatmap", "linear", "mlp"])
+def test_resolve__landmarks(method: Method, head: Head | None) -> None:
+    once = resolve(TrainConfig(data="wings.csv", task="landmarks", method=method, head=head))
+    assert resolve(once) == once
+    assert (once.head, once.resize_mode, once.monitor) == (head or "heatmap", "letterbox", "val_error_px")
+    chosen = {"task": "landmarks", "method": method, **({"head": head} if head not in (None, "heatmap") else {})}
+    assert {name: value for name, value in own_choices(once).items() if name in ("task", "method", "head")} == chosen
+
+
+def test_find_task__by_the_data(tmp_path: Path) -> None:
+    for name, text, task in [
+        ("a.csv", "path,x0,y0\na.png,1,2\n", "landmarks"),
+        ("b.csv", "path,label\na.png,ant\n", "classification"),
+        ("c.csv", "path,label,x,y\na.png,ant,1,2\n", "classification"),
+        ("d.tps", "LM=1\n1 2\nIMAGE=a.png\n", "landmarks"),
+        ("e.csv", "scorer,me,me\nbodyparts,a,a\ncoords,x,y\n", "landmarks"),
+        ("f.csv", "", "classification"),
+    ]:
+        (tmp_path / name).write_text(text, encoding="utf-8")
+        assert resolve(TrainConfig(data=str(tmp_path / name))).task == task, name
+    assert resolve(TrainConfig(data=str(tmp_path))).task == "classification"
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"task": "landmarks", "head": "svm"}, "landmarks take heatmap, linear or mlp"),
+        ({"task": "landmarks", "head": "conv"}, "landmarks take heatmap, linear or mlp"),
+        ({"task": "landmarks", "resize_mode": "short_side"}, "take letterbox or squash"),
+        ({"task": "landmarks", "mixup": 0.2, "views": 2}, "views, mixup: for classes alone"),
+        ({"task": "landmarks", "monitor": "val_top1_accuracy"}, "monitor val_top1_accuracy is for classes"),
+        ({"task": "landmarks", "pooling": "flatten"}, "head heatmap needs the feature map"),
+        ({"task": "landmarks", "head_sizes": (8, 8)}, "takes one number of channels"),
+        ({"task": "landmarks", "flip_pairs": ("a:b", "left")}, "'left' is not NAME:NAME"),
+        ({"task": "landmarks", "flip_pairs": ("a:a",)}, "'a:a' is not NAME:NAME"),
+        ({"task": "landmarks", "mirror": True, "augment": "none"}, "mirror needs an augmentation"),
+        ({"task": "landmarks", "head_start": "solved"}, "head_start solved needs classes"),
+        ({"crop": "points"}, "crop: for landmarks alone, and the task is classification"),
+        ({"head": "heatmap"}, "head heatmap is for landmarks"),
+        ({"monitor": "val_error_px"}, "monitor val_error_px is for landmarks"),
+    ],
+)
+def test_resolve__tasks_have_options_of_their_own(changes: dict[str, Any], message: str) -> None:
+    assert message in faults_of(**changes)
 
 
 COUNTS = ["per_class", "image_size", "views", "epochs", "batch_size", "accumulate", "drop_epochs", "patience"]

@@ -13,6 +13,7 @@ from torchvision import transforms
 
 from tests.trainer.make import Listener, make_noise, make_png, make_store
 from tl.errors import DataError
+from tl.runtime.geometry import Region
 from tl.runtime.preprocess import load_input, load_working
 from tl.runtime.recipe import Recipe, build_recipe
 from tl.trainer import pictures
@@ -135,9 +136,9 @@ def decoded_names(monkeypatch: pytest.MonkeyPatch) -> list[str]:
         contents[content] = Path(path).name
         return content
 
-    def decode(content: bytes, recipe: Recipe) -> NDArray[np.uint8]:
+    def decode(content: bytes, recipe: Recipe, region: Region | None) -> NDArray[np.uint8]:
         names.append(contents[content])
-        return load_working(content, recipe)
+        return load_working(content, recipe, region)
 
     monkeypatch.setattr(pictures, "_read_file", read)
     monkeypatch.setattr(pictures, "load_working", decode)

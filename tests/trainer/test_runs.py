@@ -12,18 +12,17 @@ import torch
 from numpy.typing import NDArray
 from safetensors.torch import load_file, save_file
 
-from tests.trainer.make import RunsCode, make_config, make_noise, make_png, make_store, read_rows
+from tests.trainer.make import RunsCode, make_config, make_noise, make_png, make_row, make_store, read_rows
 from tl.errors import ConfigError, OutputError, RunError
 from tl.runtime.recipe import build_recipe
 from tl.runtime.strict_json import dump_json
 from tl.trainer.audit import Finding
 from tl.trainer.checkpoints import RunCheckpoints, load_best
 from tl.trainer.data import Picture
-from tl.trainer.loop import EpochRow
 from tl.trainer.runs import RUN_VERSION, NetworkCard, Run, check_free, create_run, write_csv
 
-CARD = NetworkCard(RUN_VERSION, ("a", "Käfer, rot"), build_recipe((8, 8)), "none", 1.25)
-ROW = EpochRow(1, 0.001, 1.25, 0.5, 1.5, 0.25, 2.0, 10.0, val_macro_f1=0.75, val_ece=0.125)
+CARD = NetworkCard(("a", "Käfer, rot"), (), build_recipe((8, 8)), "none", 1.25)
+ROW = make_row(1, (1.25, 0.5), (1.5, 0.25), lr=0.001, seconds=2.0, val_macro_f1=0.75, val_ece=0.125)
 
 
 @pytest.fixture
@@ -177,8 +176,8 @@ def test_save_skipped__columns(run: Run) -> None:
     assert read_rows(run.folder / "skipped.csv") == [{"path": "x.png", "split": "train", "error": "empty file"}]
 
 
-def test_save_rows__history(run: Run) -> None:
-    run.save_rows("history.csv", EpochRow, [ROW])
+def test_save_table__history(run: Run) -> None:
+    run.save_table("history.csv", [ROW.columns()])
     text = (run.folder / "history.csv").read_text(encoding="utf-8")
     assert text.splitlines() == [
         "epoch,lr,train_loss,train_top1_accuracy,val_loss,val_top1_accuracy,seconds,images_per_s,val_macro_f1,val_ece",

@@ -43,12 +43,12 @@ def test_fit_stepped_head__is_left_at_its_best_or_its_last_epoch(cpu: Machine, c
     best_left, history = fit_on_noise(cpu, keeps_best=True, **changes)
     last_left, same = fit_on_noise(cpu, keeps_best=False, **changes)
     assert timeless(history) == timeless(same)
-    best = max(history, key=lambda row: (row.val_top1_accuracy, -row.val_loss))
+    best = max(history, key=lambda row: (row.figures["val_top1_accuracy"], -row.figures["val_loss"]))
     assert best.epoch < len(history)  # or the test would not tell best from last
     features, true_ids = noise(1)
     for stepped, row in ((best_left, best), (last_left, history[-1])):
         found = scores(stepped.logits(features), true_ids)
-        wanted = (row.val_loss, row.val_top1_accuracy, row.val_macro_f1)
+        wanted = [row.figures[name] for name in ("val_loss", "val_top1_accuracy", "val_macro_f1")]
         assert found == pytest.approx(wanted, rel=1e-5)  # float32 losses
 
 

@@ -1,6 +1,5 @@
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Sequence
 from typing import Any
 
@@ -16,15 +15,15 @@ from tl.errors import TrainingError
 from tl.trainer.batches import TensorBatches
 from tl.trainer.distributed import Ranks
 from tl.trainer.freezing import ParameterGroup
-from tl.trainer.loop import EpochRow, NoCheckpoints, Validation, fit
+from tl.trainer.loop import EpochRow, NoCheckpoints, fit
 from tl.trainer.machine import Machine
+from tl.trainer.objectives import Classification, balanced_class_weights
 from tl.trainer.optimizers import build_optimizer
 from tl.trainer.progress import Silent
 from tl.trainer.stepping import (
     Batch,
     StepResult,
     Trainee,
-    balanced_class_weights,
     build_scaler,
     check_finite,
     take_step,
@@ -55,8 +54,10 @@ def linear(seed: int = 1) -> nn.Linear:
 
 
 def trainee_of(module: nn.Module, **changes: Any) -> Trainee:
-    plain = Trainee(module, [ParameterGroup(tuple(module.parameters()), 1.0)], NAMES)
-    return dataclasses.replace(plain, **changes)
+    groups = [ParameterGroup(tuple(module.parameters()), 1.0)]
+    of_loss = {name: changes.pop(name) for name in ("class_weights", "label_smoothing") if name in changes}
+    objective = Classification(NAMES, **of_loss)
+    return Trainee(module, groups, objective, **changes)
 
 
 def split(sizes: Sequence[int]) -> list[Batch]:
@@ -139,21 +140,21 @@ def test_take_step__auxiliary_loss(cpu: Machine, training: bool) -> None:
         main, aux = (
             functional.cross_entropy(part(inputs), ids, reduction="none") for part in (module.main, module.aux)
         )
-        assert torch.equal(result.hits, module.main(inputs).argmax(dim=1) == ids)
+        assert torch.equal(result.scores, module.main(inputs).argmax(dim=1) == ids)
     # torchvision's reference training: the auxiliary classifier's loss counts 0.4.
     torch.testing.assert_close(result.losses, main + 0.4 * aux if training else main)  # one float32 rounding
     assert (module.aux.weight.grad is not None) == training
 
 
-def test_take_step__hits_and_ids(cpu: Machine) -> None:
+def test_take_step__scores_and_targets(cpu: Machine) -> None:
     module = nn.Linear(3, 3)
     with torch.no_grad():
         module.weight.copy_(torch.eye(3))
         module.bias.zero_()
     shown, true = torch.tensor([0, 1, 2, 1]), torch.tensor([0, 2, 2, 1])
     (result,) = step(trainee_of(module), [(functional.one_hot(shown, 3).float(), true, 4)], cpu)
-    assert result.hits.tolist() == [True, False, True, True]
-    assert result.class_ids.tolist() == true.tolist()
+    assert result.scores.tolist() == [True, False, True, True]
+    assert result.targets.tolist() == true.tolist()
     assert not result.losses.requires_grad  # or the graphs of a whole epoch would stay in memory
 
 
@@ -184,7 +185,7 @@ def test_take_step__mixes_what_it_is_given(cpu: Machine) -> None:
     (result,) = step(trainee_of(module, mix=mix), split([8]), cpu)
     wanted = functional.cross_entropy(module(inputs), ids, reduction="none").detach()
     torch.testing.assert_close(result.losses, wanted.flip(0))  # torch's two ways to say a class differ by rounding
-    assert result.class_ids.tolist() == ids.tolist()
+    assert result.targets.tolist() == ids.tolist()
 
 
 def result_of(losses: Sequence[float], ids: Sequence[int]) -> StepResult:
@@ -205,19 +206,19 @@ NAN, INF = float("nan"), float("inf")
 )
 def test_check_finite__names_step_class_rate_and_cure(results: list[StepResult], words: list[str]) -> None:
     with pytest.raises(TrainingError, match=r"at learning rate 0\.0123; lower --lr .*--clip-norm") as caught:
-        check_finite(results, NAMES, "epoch 3, step 7", 0.01234)
+        check_finite(results, Classification(NAMES), "epoch 3, step 7", 0.01234)
     assert all(word in str(caught.value) for word in words)
     assert "\n" not in str(caught.value)
 
 
 def test_check_finite__many_classes_are_not_all_listed() -> None:
     with pytest.raises(TrainingError, match=r"\(class 'a', 'b', 'c' and others\)"):
-        check_finite([result_of([NAN] * 5, [4, 3, 2, 1, 0])], "abcde", "here", 1.0)
+        check_finite([result_of([NAN] * 5, [4, 3, 2, 1, 0])], Classification("abcde"), "here", 1.0)
 
 
 def test_check_finite__quiet_where_all_is_well() -> None:
-    check_finite([result_of([1.0, 1e30], [0, 1]), result_of([], [])], NAMES, "here", 1.0)
-    check_finite([], NAMES, "here", 1.0)
+    check_finite([result_of([1.0, 1e30], [0, 1]), result_of([], [])], Classification(NAMES), "here", 1.0)
+    check_finite([], Classification(NAMES), "here", 1.0)
 
 
 @pytest.mark.parametrize("ids", [[0, 0, 0, 1], [2, 1, 0, 0, 0, 0, 1], [0, 1, 2, 3] * 5])
@@ -238,9 +239,8 @@ def fit_linear(machine: Machine, batch_size: int, accumulate: int) -> tuple[list
     changes = {"optimizer": "sgd", "lr": 0.1, "weight_decay": 1e-3, "clip_norm": 0.5, "ema_decay": 0.5}
     module, options = linear(), make_fit_options(epochs=3, accumulate=accumulate, monitor="val_loss", **changes)
     batches = TensorBatches(*data(22), batch_size=batch_size, seed=0)
-    history = fit(
-        trainee_of(module), batches, lambda judged: Validation(1, 1, 1, 1), options, machine, NoCheckpoints(), Silent()
-    )
+    trainee, found = trainee_of(module), {"loss": 1.0, "top1_accuracy": 1.0}
+    history = fit(trainee, batches, lambda judged: found, options, machine, NoCheckpoints(), Silent())
     return history, torch.cat([p.detach().flatten() for p in module.parameters()])
 
 
@@ -251,6 +251,7 @@ def test_fit__accumulating_is_a_larger_batch(cpu: Machine, batch_size: int, accu
     small, small_weights = fit_linear(cpu, batch_size, accumulate)
     assert [row.lr for row in small] == [row.lr for row in large]
     for ours, theirs in zip(small, large, strict=True):
-        assert ours.train_loss == pytest.approx(theirs.train_loss, rel=1e-5)  # weights differ by float32 rounding
+        # Weights differ by float32 rounding.
+        assert ours.figures["train_loss"] == pytest.approx(theirs.figures["train_loss"], rel=1e-5)
     # Nine steps of at most 0.1, each with a rounding of 2^-24 of weights below 1, and momentum that adds up tenfold.
     torch.testing.assert_close(small_weights, large_weights, rtol=0, atol=5e-6)

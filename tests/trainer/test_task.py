@@ -23,10 +23,10 @@ from tests.trainer.make import (
 )
 from tl.errors import ConfigError, DataError
 from tl.trainer import pictures as picture_module
+from tl.trainer.classification import compute_features
 from tl.trainer.extraction import extract_features
 from tl.trainer.progress import Progress, Silent
 from tl.trainer.task import Task, network_card, prepare_task
-from tl.trainer.train import compute_features
 
 ROOT = Path(__file__).parents[2]
 pytestmark = pytest.mark.usefixtures("fresh_cache")
@@ -268,9 +268,9 @@ def test_prepare_task__one_changed_picture_alone_is_decoded(
     decode: Callable[..., Any] = picture_module.load_working
     decoded = []
 
-    def remember(content: bytes, recipe: Any) -> Any:
+    def remember(content: bytes, recipe: Any, region: Any) -> Any:
         decoded.append(next(path for path in data.rglob("*.png") if path.read_bytes() == content))
-        return decode(content, recipe)
+        return decode(content, recipe, region)
 
     monkeypatch.setattr(picture_module, "load_working", remember)
     task = prepare(data, **changes)

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Literal, TypeVar
 import typer
 
 from tl.commands.console import console_progress, warn
+from tl.commands.parity_text import parity_text
 from tl.errors import ConfigError, MissingExtraError
 
 if TYPE_CHECKING:
@@ -132,12 +133,8 @@ def _size(text: str, option: str) -> tuple[int, int]:
 
 def _report(done: Adopted, as_json: bool) -> None:
     parity = done.contract.parity
-    worst = max(parity.session_max_abs_diff["probabilities"], parity.pipeline_max_abs_diff)
     kind = "pictures" if done.on_real_pictures else "noise pictures"
-    warn(
-        f"parity with the foreign file on {parity.images} {kind}: max |dp| {worst:.1e} "
-        f"(allowed {parity.tolerance:.0e}), top-1 agreement {parity.top1_agreement:.0%}"
-    )
+    warn(f"parity with the foreign file on {parity.images} {kind}: {parity_text(parity)}")
     size = done.path.stat().st_size / 1e6
     warn(f"{done.path}: {size:.1f} MB, {len(done.contract.class_names)} classes, opset {done.opset}, verified")
     golden = done.contract.golden

@@ -45,7 +45,7 @@ def given_values(flags: Mapping[str, Any]) -> dict[str, Any]:
 def _flag_type(hint: Any) -> Any:
     """Every flag may be absent, so that a config file's value is not overridden by a default."""
     kinds = {kind for kind in (hint, *get_args(hint)) if kind is not type(None)}
-    for item in (int, float):
+    for item in (int, float, str):
         if tuple[item, ...] in kinds:  # type: ignore[valid-type]  # a variable as a type
             return list[item] | None  # type: ignore[valid-type]
     arguments = [kind for kind in get_args(hint) if kind is not type(None)]

@@ -5,18 +5,42 @@ from __future__ import annotations
 import csv
 import json
 import sys
+from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from tl.commands.console import EXIT_SOME_FAILED, console_progress, warn
-from tl.commands.options import Device, EnsembleFiles, ModelFile, Threads, VoteWeights, open_predictor
+from tl.commands.options import (
+    CropMargin,
+    Device,
+    EnsembleFiles,
+    Locator,
+    Merge,
+    ModelFile,
+    Threads,
+    VoteWeights,
+    open_landmark_predictor,
+    open_predictor,
+)
+
+if TYPE_CHECKING:
+    from tl.runtime.geometry import Region
+    from tl.runtime.predictor import Predictor
+    from tl.runtime.results import Classification, Failure, Landmarks
+
+_WORST = 3
 
 
 def command(
     data: Annotated[
-        Path, typer.Argument(help="Folder of class folders, train/ val/ test/ of them, or CSV.", show_default=False)
+        Path,
+        typer.Argument(
+            help="Folder of class folders, train/ val/ test/ of them, or CSV. Landmarks: CSV, TPS, COCO, DeepLabCut.",
+            show_default=False,
+        ),
     ],
     model: ModelFile = None,
     ensemble: EnsembleFiles = None,
@@ -25,11 +49,14 @@ def command(
     ] = None,
     split_column: Annotated[str, typer.Option(help="Column of a CSV that holds the split.")] = "split",
     vote_weights: VoteWeights = None,
+    merge: Merge = "mean",
+    locator: Locator = None,
+    crop_margin: CropMargin = None,
     device: Device = "auto",
     threads: Threads = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print rows with per-class scores as JSON.")] = False,
 ) -> None:
-    """Score a model file, or an ensemble under every voting rule, on labelled pictures.
+    """Score a model file, or an ensemble under every voting rule, on labelled or annotated pictures.
 
     Examples:
     - `tl evaluate held-out/ --model beetles.onnx`
@@ -38,27 +65,92 @@ def command(
 
     - `tl evaluate labels.csv --split test --ensemble a.onnx b.onnx c.onnx`
 
-    Columns: model, voting, n, top1_accuracy, ci_low, ci_high (95%, Wilson), macro_f1, ece.
+    - `tl evaluate wings.csv --split test --model wing.onnx --locator coarse.onnx`
+
+    Columns: model, voting, n, top1_accuracy, ci_low, ci_high (95%, Wilson), macro_f1, ece. For landmarks: model,
+    merging, n, points, error_px (mean distance in pixels of the photos), ci_low, ci_high (95%, bootstrap), rmse_px,
+    normalised_error (by centroid size). Models that look at a box take those in DATA, or --locator's.
     """
+    from tl.runtime.landmark_files.files import is_landmark_file
+
+    if is_landmark_file(data):
+
+        def open_points(boxes: dict[str, Region] | None) -> Predictor[Landmarks]:
+            return open_landmark_predictor(
+                model,
+                ensemble,
+                vote_weights=vote_weights,
+                merge=merge,
+                locator=locator,
+                boxes=None if locator else boxes,
+                crop_margin=crop_margin,
+                device=device,
+                threads=threads,
+            )
+
+        done = _evaluate_points(data, split, open_points)
+    else:
+
+        def open_classes() -> Predictor[Classification]:
+            return open_predictor(model, ensemble, vote_weights=vote_weights, device=device, threads=threads)
+
+        done = _evaluate_classes(data, split, split_column, open_classes)
+    _report(done, as_json)
+    if done.failures:
+        raise typer.Exit(EXIT_SOME_FAILED)
+
+
+@dataclass(frozen=True)
+class _Evaluated:
+    """What is printed: rows, and which of their keys are columns."""
+
+    split: str
+    rows: list[dict[str, Any]]
+    columns: tuple[str, ...]
+    failures: list[Failure]
+
+
+def _evaluate_classes(
+    data: Path, split: str | None, split_column: str, open_model: Callable[[], Predictor[Classification]]
+) -> _Evaluated:
     from tl.trainer.data import read_pictures
     from tl.trainer.evaluate import COLUMNS, choose_split, evaluate
 
     name, pictures = choose_split(read_pictures(data, split_column, warn), split)
-    warn(f"evaluating on split '{name}': {len(pictures)} pictures")
+    _say_split(name, len(pictures))
+    with open_model() as predictor, console_progress() as progress:
+        result = evaluate(predictor, pictures, progress)
+    return _Evaluated(name, result.rows, COLUMNS, result.failures)
+
+
+def _evaluate_points(
+    data: Path, split: str | None, open_model: Callable[[dict[str, Region] | None], Predictor[Landmarks]]
+) -> _Evaluated:
+    from tl.trainer.landmarks.evaluate import COLUMNS, evaluate_points, read_split
+
+    pictures = read_split(data, split)
+    _say_split(pictures.split, len(pictures.paths))
+    with open_model(pictures.boxes or None) as predictor, console_progress() as progress:
+        result = evaluate_points(predictor, pictures, progress)
+    for path, error in result.worst[:_WORST]:
+        warn(f"worst: {path}: mean error {error:.1f} px")
+    return _Evaluated(pictures.split, result.rows, COLUMNS, result.failures)
+
+
+def _say_split(name: str, count: int) -> None:
+    warn(f"evaluating on split '{name}': {count} pictures")
     if name == "all":
         warn("pictures that a model was trained on flatter it; a run's held-out ones: RUN/manifest.csv --split val")
-    predictor = open_predictor(model, ensemble, vote_weights=vote_weights, device=device, threads=threads)
-    with predictor, console_progress() as progress:
-        result = evaluate(predictor, pictures, progress)
+
+
+def _report(done: _Evaluated, as_json: bool) -> None:
     if as_json:
-        failures = [failure.as_dict() for failure in result.failures]
-        typer.echo(json.dumps({"split": name, "rows": result.rows, "failures": failures}))
+        failures = [failure.as_dict() for failure in done.failures]
+        typer.echo(json.dumps({"split": done.split, "rows": done.rows, "failures": failures}))
     else:
         writer = csv.writer(sys.stdout, lineterminator="\n")
-        writer.writerow(COLUMNS)
-        for row in result.rows:
-            writer.writerow(f"{row[c]:.4f}" if isinstance(row[c], float) else row[c] for c in COLUMNS)
-    for failure in result.failures:
+        writer.writerow(done.columns)
+        for row in done.rows:
+            writer.writerow(f"{row[c]:.4f}" if isinstance(row[c], float) else row[c] for c in done.columns)
+    for failure in done.failures:
         warn(f"not read: {failure.path}: {failure.error}")
-    if result.failures:
-        raise typer.Exit(EXIT_SOME_FAILED)

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 import typer
 
 from tl.commands.console import console_progress, warn
+from tl.commands.parity_text import parity_text
 from tl.errors import ConfigError, MissingExtraError
 
 if TYPE_CHECKING:
@@ -117,13 +118,10 @@ def _check_choices(run: Path | None, pretrained: str | None, images: list[Path] 
 
 def _report(done: Exported, as_json: bool) -> None:
     parity, golden = done.contract.parity, done.contract.golden
-    worst = max(parity.session_max_abs_diff["probabilities"], parity.pipeline_max_abs_diff)
-    warn(
-        f"parity on {parity.images} pictures: max |dp| {worst:.1e} (allowed {parity.tolerance:.0e}), "
-        f"top-1 agreement {parity.top1_agreement:.0%}"
-    )
-    size = done.path.stat().st_size / 1e6
-    warn(f"{done.path}: {size:.1f} MB, {len(done.contract.class_names)} classes, verified")
+    warn(f"parity on {parity.images} pictures: {parity_text(parity)}")
+    contract = done.contract
+    what = f"{len(contract.class_names)} classes" if contract.class_names else f"{len(contract.keypoint_names)} points"
+    warn(f"{done.path}: {done.path.stat().st_size / 1e6:.1f} MB, {what}, verified")
     quantisation = done.contract.quantisation
     if quantisation is not None:
         from tl.exporter.precision import describe

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from tl.commands.parity_text import parity_text
 from tl.errors import ModelFileError
 
 if TYPE_CHECKING:
@@ -48,7 +49,6 @@ def _rows(contract: Contract) -> list[tuple[str, str]]:
     if recipe.short_side is not None:
         resize += f", short side {recipe.short_side} then centre crop"
     metrics = ", ".join(f"{name} {value:.4g}" for name, value in origin.val_metrics.items())
-    worst = max([parity.pipeline_max_abs_diff, *parity.session_max_abs_diff.values()])
     return [
         ("task", f"{contract.task}, {contract.precision}, schema {contract.schema_version}"),
         ("names", f"{len(names)}: {shown}"),
@@ -58,10 +58,7 @@ def _rows(contract: Contract) -> list[tuple[str, str]]:
         ("pixels", f"orientation {recipe.orientation}, alpha over {recipe.alpha}, 16 bit up to {recipe.bit_depth_max}"),
         ("backbone", f"{origin.backbone}, {origin.method}, weights {origin.weights}"),
         ("validation", metrics or "none recorded"),
-        (
-            "parity",
-            f"{parity.images} pictures, max difference {worst:.1e}, top-1 agreement {parity.top1_agreement:.0%}",
-        ),
+        ("parity", f"{parity.images} pictures, {parity_text(parity)}"),
         *_precision_row(contract),
         ("self-test", f"{len(contract.golden.samples)} {contract.golden.source} samples"),
         ("created", f"{origin.created} with {', '.join(f'{k} {v}' for k, v in origin.versions.items())}"),

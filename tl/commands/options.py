@@ -6,7 +6,7 @@ Knows typer. One definition each, so that commands cannot differ.
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
@@ -14,13 +14,27 @@ from tl.commands.console import warn
 from tl.errors import ConfigError
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from tl.runtime.geometry import Region
     from tl.runtime.predictor import Predictor
+    from tl.runtime.results import Classification, Landmarks
 
 ModelFile = Annotated[Path | None, typer.Option("--model", "-m", help="One model file.")]
 EnsembleFiles = Annotated[list[Path] | None, typer.Option(help="Model files that vote, all after one flag.")]
 VoteWeights = Annotated[str | None, typer.Option(help="One number a member, as in 2,1,1.")]
 Vote = Annotated[Literal["soft", "hard", "max"], typer.Option(help="How an ensemble decides.")]
 Classes = Annotated[Literal["same", "union"], typer.Option(help="union lets members with different classes vote.")]
+Merge = Annotated[Literal["mean", "median", "confidence"], typer.Option(help="How an ensemble's points become one.")]
+Locator = Annotated[
+    Path | None, typer.Option(help="A coarse landmark model that finds the part of a photo which --model looks at.")
+]
+Boxes = Annotated[
+    Path | None, typer.Option(help="CSV with path,box_x,box_y,box_w,box_h: the part of each photo to look at.")
+]
+CropMargin = Annotated[
+    float | None, typer.Option(min=0, help="Share of a part's size added on every side. Default: as trained.")
+]
 Device = Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N.")]
 Threads = Annotated[int | None, typer.Option(min=1, help="CPU threads. Default: all cores.")]
 
@@ -34,17 +48,66 @@ def open_predictor(
     classes: Literal["same", "union"] = "same",
     device: str = "auto",
     threads: int | None = None,
-) -> Predictor:
-    """Load what --model or --ensemble names and say on stderr what runs it."""
-    models = ensemble or model
-    if models is None or (ensemble and model):
-        raise ConfigError("give either --model a.onnx or --ensemble a.onnx b.onnx c.onnx")
+) -> Predictor[Classification]:
+    """Load the classifiers that --model or --ensemble names and say on stderr what runs them."""
     from tl.runtime.predictor import load
 
     weights = _parse_weights(vote_weights)
+    models = named_models(model, ensemble)
     predictor = load(models, device=device, threads=threads, vote=vote, weights=weights, classes=classes)
-    warn(f"running on {predictor.provider}" + (f" (no CUDA: {predictor.fault})" if predictor.fault else ""))
+    _say_device(predictor)
     return predictor
+
+
+def open_landmark_predictor(
+    model: Path | None,
+    ensemble: list[Path] | None,
+    *,
+    vote_weights: str | None = None,
+    merge: Literal["mean", "median", "confidence"] = "mean",
+    locator: Path | None = None,
+    boxes: Mapping[str, Region] | None = None,
+    crop_margin: float | None = None,
+    device: str = "auto",
+    threads: int | None = None,
+) -> Predictor[Landmarks]:
+    """Load the landmark models that --model or --ensemble names and say on stderr what runs them."""
+    from tl.runtime.predictor import load_landmarks
+
+    predictor = load_landmarks(
+        named_models(model, ensemble),
+        device=device,
+        threads=threads,
+        merge=merge,
+        weights=_parse_weights(vote_weights),
+        locator=locator,
+        boxes=boxes,
+        crop_margin=crop_margin,
+    )
+    _say_device(predictor)
+    return predictor
+
+
+def named_models(model: Path | None, ensemble: list[Path] | None) -> Path | list[Path]:
+    """What --model or --ensemble names."""
+    models = ensemble or model
+    if models is None or (ensemble and model):
+        raise ConfigError("give either --model a.onnx or --ensemble a.onnx b.onnx c.onnx")
+    return models
+
+
+def finds_landmarks(models: Path | list[Path]) -> bool:
+    """Whether the first of the models finds landmarks. A file without a contract does not."""
+    from tl.runtime.contract import parse_contract
+    from tl.runtime.model_file import check_model_file
+
+    first = models[0] if isinstance(models, list) else models
+    text = check_model_file(first).contract_text
+    return text is not None and parse_contract(text, str(first)).task == "landmarks"
+
+
+def _say_device(predictor: Predictor[Any]) -> None:
+    warn(f"running on {predictor.provider}" + (f" (no CUDA: {predictor.fault})" if predictor.fault else ""))
 
 
 def _parse_weights(text: str | None) -> list[float] | None:

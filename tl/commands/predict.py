@@ -9,12 +9,32 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from tl.commands.console import EXIT_INTERRUPTED, EXIT_SOME_FAILED, console_progress, warn
-from tl.commands.options import Classes, Device, EnsembleFiles, ModelFile, Threads, Vote, VoteWeights, open_predictor
+from tl.commands.options import (
+    Boxes,
+    Classes,
+    CropMargin,
+    Device,
+    EnsembleFiles,
+    Locator,
+    Merge,
+    ModelFile,
+    Threads,
+    Vote,
+    VoteWeights,
+    finds_landmarks,
+    named_models,
+    open_landmark_predictor,
+    open_predictor,
+)
 from tl.errors import ConfigError, DataError
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from tl.runtime.geometry import Region
     from tl.runtime.inputs import Inputs
     from tl.runtime.predictor import Predictor
+    from tl.runtime.results import Result
 
 Images = Annotated[
     list[str] | None,
@@ -22,7 +42,11 @@ Images = Annotated[
 ]
 Output = Annotated[
     Path | None,
-    typer.Option("--output", "-o", help="A .csv, .jsonl or .parquet file. Default: CSV on stdout."),
+    typer.Option(
+        "--output",
+        "-o",
+        help="A .csv, .jsonl or .parquet file; landmarks also .tps or .json (COCO). Default: CSV on stdout.",
+    ),
 ]
 FilesFrom = Annotated[
     str | None, typer.Option(help="Also the files named in this list, one a line; - for stdin.", metavar="FILE")
@@ -40,6 +64,11 @@ RetryFailed = Annotated[
 FailFast = Annotated[bool, typer.Option("--fail-fast", help="Stop at the first picture that cannot be read.")]
 
 
+Draw = Annotated[
+    Path | None, typer.Option(help="Landmarks: write each photo with its points and names to this folder.")
+]
+
+
 def command(
     images: Images = None,
     model: ModelFile = None,
@@ -50,6 +79,11 @@ def command(
     vote: Vote = "soft",
     vote_weights: VoteWeights = None,
     classes: Classes = "same",
+    merge: Merge = "mean",
+    locator: Locator = None,
+    boxes: Boxes = None,
+    crop_margin: CropMargin = None,
+    draw: Draw = None,
     device: Device = "auto",
     batch_size: BatchSize = None,
     threads: Threads = None,
@@ -57,7 +91,7 @@ def command(
     retry_failed: RetryFailed = False,
     fail_fast: FailFast = False,
 ) -> None:
-    """Predict pictures with one model file or an ensemble.
+    """Predict pictures, or find landmarks on them, with one model file or an ensemble.
 
     Examples:
     - `tl predict images/ --model beetles.onnx -o out.csv`
@@ -70,20 +104,70 @@ def command(
 
     - `tl predict photos.zip 'more/**/*.jpg' --model beetles.onnx -o out.csv --resume` goes on after an interrupt
 
+    - `tl predict photos/ --model wing.onnx --locator coarse.onnx --draw drawn/ -o points.csv` finds landmarks; also to
+      .tps and .json (COCO)
+
     Columns: path, label, confidence, p:CLASS of each class, error; ensembles add agreement, entropy and vote:MEMBER.
+    Of landmarks: path, xPOINT, yPOINT in pixels of the upright photo, pPOINT (confidence) where the model gives it,
+    sPOINT (spread in pixels) of an ensemble, shape_distance, is_odd, error.
     Exit code 3 says that some pictures could not be read: their rows hold the reason. Beside OUT lies OUT.ledger, by
     which --resume knows what is done; without need for it, delete it.
     """
     if output is None and (resume or retry_failed):
         raise ConfigError("--resume and --retry-failed need a file: give --output")
     pictures = _find_pictures(images or [], files_from, null)
-    predictor = open_predictor(
-        model, ensemble, vote=vote, vote_weights=vote_weights, classes=classes, device=device, threads=threads
-    )
-    options = {"batch_size": batch_size, "resume": resume or retry_failed, "retry_failed": retry_failed}
-    failed = _write_predictions(predictor, pictures, output, {**options, "fail_fast": fail_fast})
+    if finds_landmarks(named_models(model, ensemble)):
+        predictor: Predictor[Any] = open_landmark_predictor(
+            model,
+            ensemble,
+            vote_weights=vote_weights,
+            merge=merge,
+            locator=locator,
+            boxes=_read_boxes(boxes),
+            crop_margin=crop_margin,
+            device=device,
+            threads=threads,
+        )
+    else:
+        _refuse_for_classes({"--locator": locator, "--boxes": boxes, "--crop-margin": crop_margin, "--draw": draw})
+        predictor = open_predictor(
+            model, ensemble, vote=vote, vote_weights=vote_weights, classes=classes, device=device, threads=threads
+        )
+    options: dict[str, Any] = {"batch_size": batch_size, "resume": resume or retry_failed, "retry_failed": retry_failed}
+    options |= {"fail_fast": fail_fast, "see": _drawer(predictor, draw)}
+    failed = _write_predictions(predictor, pictures, output, options)
     if failed:
         raise typer.Exit(EXIT_SOME_FAILED)
+
+
+def _refuse_for_classes(given: dict[str, object]) -> None:
+    if named := [flag for flag, value in given.items() if value is not None]:
+        raise ConfigError(f"{', '.join(named)}: for landmark models, and this one gives classes")
+
+
+def _read_boxes(boxes: Path | None) -> dict[str, Region] | None:
+    if boxes is None:
+        return None
+    from tl.runtime.landmark_files.boxes import read_boxes
+
+    return read_boxes(boxes)
+
+
+def _drawer(predictor: Predictor[Any], folder: Path | None) -> Callable[[Result], None]:
+    """What draws each found result, or does nothing."""
+    if folder is None:
+        return lambda result: None
+    from tl.runtime.drawing import draw_landmarks, is_drawable, save_drawing
+    from tl.runtime.results import Landmarks
+
+    contract = predictor.ensemble.sessions[0].contract
+    skeleton = contract.landmarks.skeleton if contract is not None and contract.landmarks is not None else ()
+
+    def draw(result: Result) -> None:
+        if isinstance(result, Landmarks) and contract is not None and is_drawable(result.path):
+            save_drawing(draw_landmarks(result.path, result, contract.recipe, skeleton), folder, result.path)
+
+    return draw
 
 
 def _find_pictures(images: list[str], files_from: str | None, null: bool) -> Inputs:
@@ -102,7 +186,7 @@ def _find_pictures(images: list[str], files_from: str | None, null: bool) -> Inp
 
 
 def _write_predictions(
-    predictor: Predictor,
+    predictor: Predictor[Any],
     pictures: Inputs,
     output: Path | None,
     options: dict[str, Any],

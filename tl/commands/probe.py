@@ -62,9 +62,9 @@ def command(
     base = config_from_mapping({**given_values(flags), "method": "features"}, "options")
     try:
         from tl.trainer.audit import find_duplicates, summarise
+        from tl.trainer.classification import compute_features
         from tl.trainer.probe import configure, expand_tries, probe
         from tl.trainer.task import prepare_task
-        from tl.trainer.train import compute_features
     except ImportError as error:
         raise MissingExtraError(
             f"training needs more packages ({error.name}): pip install 'tl-toolkit[train]'"

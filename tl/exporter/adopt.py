@@ -209,6 +209,7 @@ def _uncertified(adoptee: Adoptee, opset: int, on_real_pictures: bool) -> Contra
         precision=adoptee.plan.foreign.precision,
         class_names=adoptee.plan.class_names,
         keypoint_names=(),
+        landmarks=None,
         recipe=adoptee.plan.recipe,
         outputs=("probabilities",),
         temperature=1.0,

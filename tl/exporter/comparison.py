@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -19,6 +20,8 @@ from tl.runtime.ensemble import Ensemble
 from tl.runtime.predictor import Predictor
 from tl.runtime.results import Failure
 from tl.runtime.session import Session
+
+Item = TypeVar("Item")
 
 # fp32 sums differ by order alone; a wrong resize or channel order differs by 1e-2 and more.
 TOLERANCE = 1e-4
@@ -69,11 +72,11 @@ def check_outputs(
     return report
 
 
-def spread(paths: Sequence[str], count: int) -> list[str]:
-    """At most `count` (2 or more) of the paths, evenly spread over them, as a sorted list's classes are."""
-    if len(paths) <= count:
-        return list(paths)
-    return [paths[round(i * (len(paths) - 1) / (count - 1))] for i in range(count)]
+def spread(items: Sequence[Item], count: int) -> list[Item]:
+    """At most `count` (2 or more) of the items, evenly spread over them, as a sorted list's classes are."""
+    if len(items) <= count:
+        return list(items)
+    return [items[round(i * (len(items) - 1) / (count - 1))] for i in range(count)]
 
 
 def _agreement(served: NDArray[np.float32], wanted: NDArray[np.float32], tie: float) -> float:
@@ -111,7 +114,7 @@ def _check(report: Parity, scaled: dict[str, float], original: Original) -> None
         faults.append(
             f"probabilities differ by {report.pipeline_max_abs_diff:.2g} between {original.pipeline} and runtime"
         )
-    if report.top1_agreement < 1:
+    if report.top1_agreement is not None and report.top1_agreement < 1:
         faults.append(f"only {report.top1_agreement:.1%} of the labels agree")
     if faults:
         raise ParityError(

@@ -20,9 +20,12 @@ from tl.errors import ConfigError, DataError
 from tl.exporter.comparison import spread
 from tl.exporter.golden import GoldenSource, build_golden, synthetic_inputs
 from tl.exporter.parity import check_claims, check_parity, run_torch
+from tl.exporter.point_parity import check_point_claims, check_point_parity
 from tl.exporter.publish import embed_contract, publish
 from tl.exporter.versions import library_versions
-from tl.runtime.contract import SCHEMA_VERSION, Contract, Golden, Parity, Provenance
+from tl.runtime.contract import SCHEMA_VERSION, Contract, Golden, LandmarkFacts, Parity, Provenance
+from tl.runtime.decode import read_size
+from tl.runtime.geometry import place
 from tl.runtime.recipe import Recipe, build_recipe
 from tl.runtime.selftest import run_selftest
 from tl.runtime.session import Session
@@ -31,11 +34,13 @@ from tl.trainer.backbones import build_classifier, find_backbone_info, torchvisi
 from tl.trainer.config import TrainConfig
 from tl.trainer.data import Picture
 from tl.trainer.graph import to_onnx
+from tl.trainer.landmarks.data import reference_shape
+from tl.trainer.landmarks.networks import deployed, load_landmark_network
 from tl.trainer.network import Deployed, DeployedClassifier, Normalise
 from tl.trainer.networks import load_network
 from tl.trainer.pictures import check_readable, load_pictures
 from tl.trainer.progress import Progress
-from tl.trainer.runs import Run
+from tl.trainer.runs import NetworkCard, Run
 from tl.trainer.weight_files import find_weights
 from tl.trainer.weights import load_into, read_weights
 
@@ -45,18 +50,20 @@ _LIBRARIES = ("torch", "torchvision", "onnx", "onnxscript", "onnxruntime", "onnx
 
 @dataclass(frozen=True)
 class Subject:
-    """What is to be exported, before anything is proven. `outputs` name the module's outputs in order.
+    """What is to be exported, before anything is proven. `outputs` name the module's outputs, the deciding one first.
 
-    `claimed`: picture path -> the probabilities that its training reported.
+    `claimed`: picture path -> what its training reported, probabilities (C,) or points (K, 2) in pixels of the photo.
+    `landmarks` is None for a classifier.
     """
 
     module: nn.Module
     outputs: tuple[str, ...]
-    class_names: tuple[str, ...]
+    names: tuple[str, ...]
     recipe: Recipe
     provenance: Provenance
     temperature: float = 1.0
-    claimed: Mapping[str, Sequence[float]] = field(default_factory=dict)
+    claimed: Mapping[str, Any] = field(default_factory=dict)
+    landmarks: LandmarkFacts | None = None
 
 
 @dataclass(frozen=True)
@@ -79,9 +86,48 @@ def export_run(
 
     Raises `RunError`, `DataError`, `ParityError` or `OutputError`.
     """
+    config = run.load_config()
+    subject = _landmark_subject(run) if config.task == "landmarks" else _class_subject(run)
+    own = spread(run.pictures("val"), MAX_VALIDATION_PICTURES)
+    extra = [Picture(path, path, "") for path in find_pictures(parity_images).paths]
+    if extra and any(picture.region is not None for picture in own):
+        raise ConfigError("--parity-images: this model looks at boxes, and other pictures have none; leave it out")
+    return _export(subject, out, own, extra, golden, progress)
+
+
+def _class_subject(run: Run) -> Subject:
     network, card, config = load_network(run)
-    pictures = run.picture_paths("val")
-    provenance = Provenance(
+    return Subject(
+        module=Deployed(network, card.temperature),
+        outputs=("probabilities", "embedding"),
+        names=card.class_names,
+        recipe=card.recipe,
+        provenance=_run_provenance(run, config, card),
+        temperature=card.temperature,
+        claimed=run.val_predictions(card.class_names),
+    )
+
+
+def _landmark_subject(run: Run) -> Subject:
+    network, card, config = load_landmark_network(run)
+    module, outputs = deployed(network)
+    annotations = run.load_landmarks("annotations.json")
+    mean, limit = reference_shape([p.keypoints_xy for p in annotations.pictures if p.split == "train"])
+    facts = LandmarkFacts(
+        flip_pairs=annotations.flip_pairs,
+        skeleton=annotations.skeleton,
+        mean_shape=tuple((float(x), float(y)) for x, y in mean),
+        shape_limit=limit,
+        region="whole" if config.crop == "whole" else "box",
+        region_margin=config.crop_margin,
+    )
+    claimed = run.val_points()
+    provenance = _run_provenance(run, config, card)
+    return Subject(module, outputs, card.keypoint_names, card.recipe, provenance, 1.0, claimed, facts)
+
+
+def _run_provenance(run: Run, config: TrainConfig, card: NetworkCard) -> Provenance:
+    return Provenance(
         backbone=config.backbone,
         weights=card.weights,
         method=config.method,
@@ -91,12 +137,6 @@ def export_run(
         versions=library_versions(_LIBRARIES),
         created=datetime.now(UTC).isoformat(timespec="seconds"),
     )
-    outputs = ("probabilities", "embedding")
-    module = Deployed(network, card.temperature)
-    claimed = run.val_predictions(card.class_names)
-    subject = Subject(module, outputs, card.class_names, card.recipe, provenance, card.temperature, claimed)
-    own, extra = spread(pictures, MAX_VALIDATION_PICTURES), find_pictures(parity_images).paths
-    return _export(subject, out, own, extra, golden, progress)
 
 
 def export_pretrained(
@@ -143,7 +183,8 @@ def export_pretrained(
     module = DeployedClassifier(Normalise(info.mean, info.std), classifier)
     class_names = tuple(entry.meta["categories"])
     subject = Subject(module, ("probabilities",), class_names, recipe, provenance)
-    return _export(subject, out, paths, find_pictures(parity_images).paths, golden, progress)
+    own, extra = ([Picture(path, path, "") for path in group] for group in (paths, find_pictures(parity_images).paths))
+    return _export(subject, out, own, extra, golden, progress)
 
 
 def check_name(out: str | os.PathLike[str]) -> None:
@@ -155,17 +196,16 @@ def check_name(out: str | os.PathLike[str]) -> None:
 def _export(
     subject: Subject,
     out: str | os.PathLike[str],
-    own: Sequence[str],
-    extra: Sequence[str],
+    own: Sequence[Picture],
+    extra: Sequence[Picture],
     golden: GoldenSource,
     progress: Progress,
 ) -> Exported:
     """Parity on all pictures; golden samples from `own` alone, since the others were given for checking only."""
-    paths = [*own, *extra]
     check_name(out)
-    if not paths:
+    if not own and not extra:
         raise DataError("the run's validation pictures are gone, and parity needs some: give --parity-images DIR")
-    store, bad = load_pictures([Picture(path, path, "") for path in paths], subject.recipe, "ram", progress)
+    store, bad = load_pictures([*own, *extra], subject.recipe, "ram", progress)
     check_readable(bad, "parity needs whole pictures: mend or remove them")
     inputs = np.stack([store.input(i) for i in range(len(store.pictures))])
     progress.start("exporting", 3, "steps")
@@ -174,13 +214,10 @@ def _export(
     progress.advance(note="parity")
 
     def certify(path: Path) -> Contract:
-        session = Session(path, device="cpu")
-        parity, probabilities = check_parity(
-            subject.module, session, [Path(path) for path in paths], inputs, subject.outputs
-        )
-        check_claims(probabilities, paths, subject.claimed)
+        prove = _prove_classes if subject.landmarks is None else _prove_points
+        parity, expected = prove(subject, Session(path, device="cpu"), store.pictures, inputs)
         progress.advance(note="self-test")
-        samples = _golden(golden if own else "synthetic", subject, inputs[: len(own)], probabilities[: len(own)])
+        samples = _golden(golden if own else "synthetic", subject, inputs[: len(own)], expected[: len(own)])
         return replace(_uncertified(subject), parity=parity, golden=samples)
 
     contract = publish(model, out, certify, lambda path: run_selftest(path, device="cpu"))
@@ -188,33 +225,54 @@ def _export(
     return Exported(Path(out), contract)
 
 
+def _prove_classes(
+    subject: Subject, session: Session, pictures: Sequence[Picture], inputs: NDArray[np.uint8]
+) -> tuple[Parity, NDArray[np.float32]]:
+    paths = [picture.path for picture in pictures]
+    parity, probabilities = check_parity(
+        subject.module, session, [Path(path) for path in paths], inputs, subject.outputs
+    )
+    check_claims(probabilities, paths, subject.claimed)
+    return parity, probabilities
+
+
+def _prove_points(
+    subject: Subject, session: Session, pictures: Sequence[Picture], inputs: NDArray[np.uint8]
+) -> tuple[Parity, NDArray[np.float32]]:
+    expected = dict(zip(subject.outputs, run_torch(subject.module, inputs), strict=True))
+    placements = [place(read_size(picture.path), subject.recipe, picture.region) for picture in pictures]
+    parity = check_point_parity(session, pictures, placements, inputs, expected)
+    check_point_claims(expected["keypoints"], pictures, placements, subject.claimed)
+    return parity, expected["keypoints"]
+
+
 def _uncertified(subject: Subject) -> Contract:
     """The contract before anything is proven; lives in a temporary file only."""
+    is_classes = subject.landmarks is None
     return Contract(
         schema_version=SCHEMA_VERSION,
-        task="classification",
+        task="classification" if is_classes else "landmarks",
         precision="fp32",
-        class_names=subject.class_names,
-        keypoint_names=(),
+        class_names=subject.names if is_classes else (),
+        keypoint_names=() if is_classes else subject.names,
+        landmarks=subject.landmarks,
         recipe=subject.recipe,
         outputs=subject.outputs,
         temperature=subject.temperature,
         thresholds={},
         provenance=subject.provenance,
-        parity=Parity(0, (), {}, 0.0, 0.0, 0.0),
+        parity=Parity(0, (), {}, 0.0, None, 0.0),
         quantisation=None,
         golden=Golden("synthetic", {}, ()),
     )
 
 
-def _golden(
-    source: GoldenSource, subject: Subject, inputs: NDArray[np.uint8], probabilities: NDArray[np.float32]
-) -> Golden:
+def _golden(source: GoldenSource, subject: Subject, inputs: NDArray[np.uint8], expected: NDArray[np.float32]) -> Golden:
     """What the samples must give is always torch's answer; the finished file is then tested against it."""
     if source == "synthetic":
         inputs = synthetic_inputs(subject.recipe.input_hw)
-        probabilities = run_torch(subject.module, inputs)[0]
-    return build_golden(source, inputs, probabilities)
+        expected = run_torch(subject.module, inputs)[0]
+    return build_golden(source, inputs, expected)
 
 
 def _public_config(config: TrainConfig) -> dict[str, Any]:

@@ -16,20 +16,23 @@ from tl.runtime.selftest import encode_golden_png
 NUM_SAMPLES = 4
 # fp32: order of sums. fp16: 11 bits of mantissa through some 50 layers. int8: one step of 1/256 at several layers.
 TOLERANCE = {"fp32": 1e-4, "fp16": 2e-2, "int8": 1e-1}
+# Of landmarks, in input pixels.
+TOLERANCE_PX = {"fp32": 0.05, "fp16": 1.0}
 
 GoldenSource = Literal["validation", "images", "synthetic"]
 
 
-def build_golden(source: GoldenSource, inputs: NDArray[np.uint8], probabilities: NDArray[np.float32]) -> Golden:
-    """Samples from inputs uint8 (N, H, W, 3) and what they must give, float32 (N, C).
+def build_golden(source: GoldenSource, inputs: NDArray[np.uint8], expected: NDArray[np.float32]) -> Golden:
+    """Samples from inputs uint8 (N, H, W, 3) and what they must give: probabilities (N, C) or points (N, K, 2).
 
-    Of the first pictures of each decided class, so that several classes are tested.
+    Of the first pictures of each decided class, so that several classes are tested; of landmarks, the first ones.
     """
-    chosen = _spread(probabilities.argmax(axis=1))
+    is_classes = expected.ndim == 2
+    chosen = _spread(expected.argmax(axis=1)) if is_classes else range(min(NUM_SAMPLES, len(expected)))
     samples = tuple(
-        GoldenSample(encode_golden_png(inputs[i]), tuple(float(p) for p in probabilities[i])) for i in chosen
+        GoldenSample(encode_golden_png(inputs[i]), tuple(float(value) for value in expected[i].ravel())) for i in chosen
     )
-    return Golden(source, dict(TOLERANCE), samples)
+    return Golden(source, dict(TOLERANCE if is_classes else TOLERANCE_PX), samples)
 
 
 def synthetic_inputs(input_hw: tuple[int, int]) -> NDArray[np.uint8]:

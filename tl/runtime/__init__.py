@@ -6,14 +6,15 @@
 
 Importing has no side effects on the host program. Read the parts in this order: `recipe` (every preprocessing
 decision), `decode`, `geometry`, `preprocess`, `contract` (what a model file says of itself), `session` (onnxruntime),
-`voting`, `ensemble`, `predictor`, `writers`.
+`voting`, `ensemble`, `landmark_ensemble`,
+`predictor`, `writers`.
 """
 
 from tl.runtime.contract import Contract
 from tl.runtime.decode import ImageSource
-from tl.runtime.predictor import Predictor, load
+from tl.runtime.predictor import Predictor, load, load_landmarks
 from tl.runtime.recipe import Recipe
-from tl.runtime.results import Classification, Failure, MemberVotes, Result
+from tl.runtime.results import Classification, Failure, Landmarks, MemberVotes, Result
 from tl.runtime.selftest import SelfTest, run_selftest
 from tl.runtime.voting import Vote, vote
 
@@ -22,6 +23,7 @@ __all__ = [
     "Contract",
     "Failure",
     "ImageSource",
+    "Landmarks",
     "MemberVotes",
     "Predictor",
     "Recipe",
@@ -29,6 +31,7 @@ __all__ = [
     "SelfTest",
     "Vote",
     "load",
+    "load_landmarks",
     "run_selftest",
     "vote",
 ]

@@ -45,15 +45,16 @@ class Parity:
     """What the export check measured on `images` real pictures, of the fp32 graph.
 
     `session_max_abs_diff`: output name -> largest |torch - onnxruntime| over all batch sizes tried.
-    `pipeline_max_abs_diff`: largest |probability difference| between the trainer's evaluation and `tl.runtime`, from
-    file to result. `top1_agreement` in [0, 1]. `tolerance` bounds the probabilities' differences.
+    `pipeline_max_abs_diff`: largest difference between the trainer's evaluation and `tl.runtime`, from file to result,
+    of a probability, or of a coordinate in input pixels. `top1_agreement` in [0, 1], None for landmarks. `tolerance`
+    bounds the differences of probabilities or coordinates.
     """
 
     images: int
     batch_sizes: tuple[int, ...]
     session_max_abs_diff: dict[str, float]
     pipeline_max_abs_diff: float
-    top1_agreement: float
+    top1_agreement: float | None
     tolerance: float
 
 
@@ -89,17 +90,20 @@ class Quantisation:
 
 @dataclass(frozen=True)
 class GoldenSample:
-    """One input (`png`: base64 of an RGB PNG of the input size) and the `probabilities` it must give."""
+    """One input (`png`: base64 of an RGB PNG of the input size) and what it must give.
+
+    `expected`: the C probabilities, or the K points as x, y, x, y ... in input pixels.
+    """
 
     png: str
-    probabilities: tuple[float, ...]
+    expected: tuple[float, ...]
 
 
 @dataclass(frozen=True)
 class Golden:
     """Self-test samples: pictures of the run's validation split, given ones, or pictures of nobody.
 
-    `tolerance`: precision -> largest allowed |probability difference| on any device.
+    `tolerance`: precision -> largest allowed difference of an expected value on any device.
     """
 
     source: Literal["validation", "images", "synthetic"]
@@ -108,10 +112,28 @@ class Golden:
 
 
 @dataclass(frozen=True)
+class LandmarkFacts:
+    """What a landmark model knows of its points beside their names.
+
+    `flip_pairs`, `skeleton`: as in `LandmarkSet`. `mean_shape`: of the training pictures, (x, y) of each point, centred
+    and of centroid size 1. A prediction with a Procrustes distance to it above `shape_limit` is odd. `region`: whether
+    the model looks at whole pictures or at a box, which is widened by `region_margin` of its size on every side.
+    """
+
+    flip_pairs: tuple[tuple[str, str], ...]
+    skeleton: tuple[tuple[str, str], ...]
+    mean_shape: tuple[tuple[float, float], ...]
+    shape_limit: float
+    region: Literal["whole", "box"]
+    region_margin: float
+
+
+@dataclass(frozen=True)
 class Contract:
     """Everything a runtime must know about a model file. Field by field in docs/model-file.md.
 
-    `quantisation` is None for fp32, and for an adopted file whose precision was lowered by another tool.
+    `landmarks` is None for classification, `quantisation` for fp32 and for an adopted file whose precision was lowered
+    by another tool.
     """
 
     schema_version: int
@@ -119,6 +141,7 @@ class Contract:
     precision: Precision
     class_names: tuple[str, ...]
     keypoint_names: tuple[str, ...]
+    landmarks: LandmarkFacts | None
     recipe: Recipe
     outputs: tuple[str, ...]
     temperature: float
@@ -138,13 +161,25 @@ class Contract:
             raise ValueError(f"repeated name '{next(name for name in names if names.count(name) > 1)}'")
         if self.task == "classification" and "probabilities" not in self.outputs:
             raise ValueError(f"a classification model needs the output 'probabilities', got {self.outputs}")
+        if (self.task == "landmarks") != (self.landmarks is not None):
+            raise ValueError(f"task {self.task!r} and 'landmarks' do not fit")
+        if self.landmarks is not None and len(self.landmarks.mean_shape) != len(names):
+            raise ValueError(f"the mean shape has {len(self.landmarks.mean_shape)} points for {len(names)} names")
+        if self.task == "landmarks" and "keypoints" not in self.outputs:
+            raise ValueError(f"a landmark model needs the output 'keypoints', got {self.outputs}")
         if self.precision == "fp32" and self.quantisation is not None:
             raise ValueError("precision fp32 has no 'quantisation'")
         if not self.temperature > 0:
             raise ValueError(f"temperature must be positive, got {self.temperature}")
+        values = len(names) if self.task == "classification" else 2 * len(names)
         for sample in self.golden.samples:
-            if self.task == "classification" and len(sample.probabilities) != len(names):
-                raise ValueError(f"a golden sample has {len(sample.probabilities)} values for {len(names)} classes")
+            if len(sample.expected) != values:
+                raise ValueError(f"a golden sample has {len(sample.expected)} values, expected {values}")
+
+    @property
+    def main_output(self) -> str:
+        """The output that decides, and that golden samples hold."""
+        return "probabilities" if self.task == "classification" else "keypoints"
 
 
 def parse_contract(text: str, where: str) -> Contract:

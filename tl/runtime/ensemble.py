@@ -1,23 +1,28 @@
-"""Member models behind one decision: class names aligned, inputs shared between equal recipes, votes counted.
+"""Classifiers behind one decision: class names aligned, inputs shared between equal recipes, votes counted.
 
-Knows sessions, contracts and voting; takes uint8 batches. Does not know files of pictures (`predictor`) or formats.
+Knows sessions, contracts and voting. Does not know the order of pictures or threads (`predictor`), or formats.
 """
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Mapping, Sequence
 from pathlib import PurePath
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
 from tl.errors import EnsembleError, ModelFileError
+from tl.runtime.columns import ClassColumns
 from tl.runtime.contract import Contract
+from tl.runtime.decode import ImageSource
+from tl.runtime.preprocess import Inputs, load_inputs
 from tl.runtime.recipe import Recipe
+from tl.runtime.results import Classification, MemberVotes
 from tl.runtime.session import Session
-from tl.runtime.voting import Vote, Voting, vote
+from tl.runtime.voting import Vote, Voting, agreement, entropy, vote
 
 ClassRule = Literal["same", "union"]
 
@@ -37,17 +42,12 @@ class Ensemble:
         weights: Sequence[float] | None = None,
         classes: ClassRule = "same",
     ) -> None:
-        if not sessions:
-            raise EnsembleError("an ensemble needs at least one model file")
-        if weights is not None and (len(weights) != len(sessions) or not all(0 < w < math.inf for w in weights)):
-            raise EnsembleError(
-                f"{len(sessions)} models need {len(sessions)} positive vote weights, got {list(weights)}"
-            )
+        check_weights(sessions, weights)
         self.sessions = tuple(sessions)
         self.contracts = tuple(_classification_contract(session) for session in sessions)
         self.voting = voting
         self.weights = weights
-        self.member_names = _member_names([session.path for session in sessions])
+        self.member_names = member_names([session.path for session in sessions])
         self.class_names = _shared_class_names(self.contracts, self.member_names, classes)
         self.recipes: tuple[Recipe, ...] = tuple(dict.fromkeys(contract.recipe for contract in self.contracts))
         self._columns = [self._class_columns(contract) for contract in self.contracts]
@@ -67,8 +67,69 @@ class Ensemble:
         """Vote over float32 (N, M, C)."""
         return vote(member_probabilities, self.voting, self.weights)
 
+    @property
+    def key(self) -> dict[str, Any]:
+        """What results depend on beside the files of the members."""
+        return {
+            "voting": self.voting,
+            "weights": None if self.weights is None else list(self.weights),
+            "class_names": self.class_names,
+        }
+
+    def columns(self, *, with_votes: bool) -> ClassColumns:
+        """The columns of the results."""
+        return ClassColumns(self.class_names, self.member_names if with_votes else ())
+
+    def prepare(self, source: ImageSource) -> Inputs:
+        """Decode a picture as the members want it. Raises `ImageReadError`."""
+        return load_inputs(source, self.recipes)
+
+    def results(self, names: Sequence[str], prepared: Sequence[Inputs], *, with_votes: bool) -> list[Classification]:
+        """Decide on prepared pictures."""
+        if not prepared:
+            return []
+        batch = {recipe: np.stack([inputs[recipe] for inputs in prepared]) for recipe in self.recipes}
+        members = self.member_probabilities(batch)
+        decided = self.decide(members)
+        votes = self._member_votes(members, decided) if with_votes else itertools.repeat(None)
+        return [
+            Classification(
+                path=name,
+                label=self.class_names[label_id],
+                confidence=float(probabilities[label_id]),
+                class_names=self.class_names,
+                probabilities=probabilities,
+                votes=vote,
+            )
+            for name, probabilities, label_id, vote in zip(
+                names, decided.probabilities, decided.label_ids, votes, strict=False
+            )
+        ]
+
+    def _member_votes(self, members: NDArray[np.float32], decided: Vote) -> list[MemberVotes]:
+        member_ids = members.argmax(axis=2)
+        agreements = agreement(member_ids, decided.label_ids)
+        entropies = entropy(decided.probabilities)
+        return [
+            MemberVotes(
+                labels=tuple(self.class_names[i] for i in member_ids[n]),
+                probabilities=members[n],
+                agreement=float(agreements[n]),
+                entropy=float(entropies[n]),
+            )
+            for n in range(len(members))
+        ]
+
     def _class_columns(self, contract: Contract) -> list[int]:
         return [self.class_names.index(name) for name in contract.class_names]
+
+
+def check_weights(sessions: Sequence[Session], weights: Sequence[float] | None) -> None:
+    """Raise `EnsembleError` without members, or for weights that are not a positive number for each."""
+    if not sessions:
+        raise EnsembleError("an ensemble needs at least one model file")
+    if weights is not None and (len(weights) != len(sessions) or not all(0 < w < math.inf for w in weights)):
+        raise EnsembleError(f"{len(sessions)} models need {len(sessions)} positive vote weights, got {list(weights)}")
 
 
 def _classification_contract(session: Session) -> Contract:
@@ -100,7 +161,7 @@ def _some(names: set[str]) -> str:
     return listed + (f" and {len(names) - 5} more" if len(names) > 5 else "")
 
 
-def _member_names(paths: Sequence[str]) -> tuple[str, ...]:
+def member_names(paths: Sequence[str]) -> tuple[str, ...]:
     """File stems, made unique with their folder or a number: they head the columns of the votes."""
     stems = [PurePath(path).stem for path in paths]
     if len(set(stems)) < len(stems):

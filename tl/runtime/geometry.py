@@ -1,7 +1,8 @@
-"""Resize, crop and pad an upright picture into the network's input, and map keypoints both ways, exactly.
+"""Resize, crop and pad an upright picture, or a region of it, into the network's input, and map keypoints both ways.
 
 Knows `Recipe` and arrays. Does not know files or models. Pixel convention: the centre of the top-left pixel is (0, 0),
-so a picture spans (-0.5, -0.5) to (W - 0.5, H - 0.5).
+so a picture spans (-0.5, -0.5) to (W - 0.5, H - 0.5). Regions count edges instead, as boxes usually do: the whole
+picture is (0, 0, W, H).
 """
 
 from __future__ import annotations
@@ -25,15 +26,19 @@ _RESAMPLING = {
 }
 
 
+# Left, top, width and height in pixels of the upright picture.
+Region = tuple[float, float, float, float]
+
+
 @dataclass(frozen=True)
 class Placement:
-    """Where a picture of `image_hw` pixels comes to lie in the input of `input_hw` pixels.
+    """Where a region of a picture comes to lie in the input of `input_hw` pixels.
 
-    It is resized to `resized_hw`, then its top-left pixel lies at `offset_xy` of the input: positive where padding
-    surrounds it, negative where it is cropped.
+    The region is resized to `resized_hw`, then its top-left pixel lies at `offset_xy` of the input: positive where
+    padding surrounds it, negative where it is cropped.
     """
 
-    image_hw: tuple[int, int]
+    region_xywh: Region
     resized_hw: tuple[int, int]
     offset_xy: tuple[int, int]
     input_hw: tuple[int, int]
@@ -41,63 +46,98 @@ class Placement:
     @property
     def scale_xy(self) -> tuple[float, float]:
         """Input pixels per image pixel."""
-        return self.resized_hw[1] / self.image_hw[1], self.resized_hw[0] / self.image_hw[0]
+        return self.resized_hw[1] / self.region_xywh[2], self.resized_hw[0] / self.region_xywh[3]
 
     def to_input(self, keypoints_xy: NDArray[np.floating]) -> NDArray[np.float64]:
         """(..., 2) (x, y) in pixels of the upright picture -> pixels of the input."""
         points = np.asarray(keypoints_xy, np.float64)
-        return np.asarray((points + 0.5) * self.scale_xy - 0.5 + self.offset_xy)
+        return np.asarray((points + 0.5 - self.region_xywh[:2]) * self.scale_xy - 0.5 + self.offset_xy)
 
     def to_image(self, keypoints_xy: NDArray[np.floating]) -> NDArray[np.float64]:
         """(..., 2) (x, y) in pixels of the input -> pixels of the upright picture."""
         points = np.asarray(keypoints_xy, np.float64)
-        return np.asarray((points - self.offset_xy + 0.5) / self.scale_xy - 0.5)
+        return np.asarray((points - self.offset_xy + 0.5) / self.scale_xy - 0.5 + self.region_xywh[:2])
 
 
-def place(image_hw: tuple[int, int], recipe: Recipe) -> Placement:
-    """The placement of a picture under a recipe.
+def widen(region: Region, margin: float) -> Region:
+    """A region with `margin` times its size more on every side."""
+    left, top, width, height = region
+    return left - margin * width, top - margin * height, (1 + 2 * margin) * width, (1 + 2 * margin) * height
 
+
+def region_of_points(keypoints_xy: NDArray[np.floating], margin: float) -> Region:
+    """The square around the present points (K, 2), with `margin` times its side more on every side.
+
+    Raises ValueError without a point. One point alone gets a square of one pixel.
+    """
+    present = keypoints_xy[~np.isnan(keypoints_xy).any(axis=1)] + 0.5  # regions count edges
+    if len(present) == 0:
+        raise ValueError("no point to look at")
+    low, high = present.min(axis=0), present.max(axis=0)
+    side = max(float((high - low).max()), 1.0)
+    left, top = (low + high) / 2 - side / 2
+    return widen((float(left), float(top), side, side), margin)
+
+
+def clip_region(region: Region, image_hw: tuple[int, int]) -> Region:
+    """The part of a region within the picture. Raises `ImageReadError` if that is less than a pixel wide or high."""
+    left, top = max(0.0, region[0]), max(0.0, region[1])
+    right, bottom = min(image_hw[1], region[0] + region[2]), min(image_hw[0], region[1] + region[3])
+    if not (right - left >= 1 and bottom - top >= 1):
+        shown = ", ".join(f"{value:g}" for value in region)
+        raise ImageReadError("", f"the box ({shown}) holds no pixel of the {image_hw[1]}x{image_hw[0]} picture")
+    return left, top, right - left, bottom - top
+
+
+def place(image_hw: tuple[int, int], recipe: Recipe, region: Region | None = None) -> Placement:
+    """The placement of a picture, or of the part of `region` within it, under a recipe.
+
+    Raises `ImageReadError` for a region outside the picture.
     Source of the short-side sizes and the crop's rounding: torchvision 0.29 `resize` and `center_crop`, so that
     pretrained weights see what they were validated on.
     """
-    height, width = image_hw
+    placed: Region = (0, 0, image_hw[1], image_hw[0]) if region is None else clip_region(region, image_hw)
+    _, _, width, height = placed
     input_h, input_w = recipe.input_hw
     if recipe.resize_mode == "squash":
-        return Placement(image_hw, recipe.input_hw, (0, 0), recipe.input_hw)
+        return Placement(placed, recipe.input_hw, (0, 0), recipe.input_hw)
     if recipe.short_side is not None:
         short = recipe.short_side
         long = max(short, int(short * max(height, width) / min(height, width)))
         resized_h, resized_w = (short, long) if height <= width else (long, short)
         offset = (-round((resized_w - input_w) / 2), -round((resized_h - input_h) / 2))
-        return Placement(image_hw, (resized_h, resized_w), offset, recipe.input_hw)
+        return Placement(placed, (resized_h, resized_w), offset, recipe.input_hw)
     scale = min(input_h / height, input_w / width)
     resized_h, resized_w = max(1, round(height * scale)), max(1, round(width * scale))
     offset = ((input_w - resized_w) // 2, (input_h - resized_h) // 2)
-    return Placement(image_hw, (resized_h, resized_w), offset, recipe.input_hw)
+    return Placement(placed, (resized_h, resized_w), offset, recipe.input_hw)
 
 
-def eighths(image_hw: tuple[int, int], recipe: Recipe) -> int:
-    """At how many eighths of its size, 1..8, a recipe has a JPEG decoded. `image_hw`: of the upright picture."""
+def eighths(image_hw: tuple[int, int], recipe: Recipe, region: Region | None = None) -> int:
+    """At how many eighths of its size, 1..8, a recipe has a JPEG decoded. `image_hw`: of the upright picture.
+
+    Raises `ImageReadError` for a region outside the picture.
+    """
     if recipe.jpeg_scale == "full":
         return 8
-    resized_hw = place(image_hw, recipe).resized_hw
-    ratio = max(2 * resized / size for resized, size in zip(resized_hw, image_hw, strict=True))
-    return min(8, math.ceil(8 * ratio))
+    return min(8, math.ceil(8 * 2 * max(place(image_hw, recipe, region).scale_xy)))
 
 
-def working_image(picture: Decoded | NDArray[np.uint8], recipe: Recipe) -> NDArray[np.uint8]:
+def working_image(
+    picture: Decoded | NDArray[np.uint8], recipe: Recipe, region: Region | None = None
+) -> NDArray[np.uint8]:
     """The resized (and padded), not yet cropped picture: what training keeps and augments.
 
     `picture`: decoded under the same recipe, or uint8 (H, W, 3) RGB. Returns uint8 (h, w, 3), of `input_hw` or, for
     `short_side`, at least that. Raises `ImageReadError` for a picture too elongated to be resized in bounded memory.
     """
     decoded = whole(picture) if isinstance(picture, np.ndarray) else picture
-    placement = place(decoded.full_hw, recipe)
+    placement = place(decoded.full_hw, recipe, region)
     height, width = placement.resized_hw
     if height * width > MAX_PIXELS:  # the short side of a thread-like picture blown up
-        full_h, full_w = decoded.full_hw
-        raise ImageReadError("", f"too elongated: {full_w}x{full_h} would be resized to {width}x{height}")
-    resized = _resize(decoded, placement.resized_hw, recipe)
+        full_w, full_h = placement.region_xywh[2:]
+        raise ImageReadError("", f"too elongated: {full_w:g}x{full_h:g} would be resized to {width}x{height}")
+    resized = _resize(decoded, placement, recipe)
     if recipe.resize_mode != "letterbox" or resized.shape[:2] == recipe.input_hw:
         return resized
     left, top = placement.offset_xy
@@ -143,9 +183,22 @@ def unturn_keypoints(
     return points[..., ::-1].copy() if orientation >= 5 else points
 
 
-def _resize(decoded: Decoded, resized_hw: tuple[int, int], recipe: Recipe) -> NDArray[np.uint8]:
-    height, width = resized_hw
-    if decoded.box == (0, 0, width, height) and decoded.image.shape[:2] == resized_hw:
+def _resize(decoded: Decoded, placement: Placement, recipe: Recipe) -> NDArray[np.uint8]:
+    height, width = placement.resized_hw
+    box = _decoded_box(decoded, placement.region_xywh)
+    if box == (0, 0, width, height) and decoded.image.shape[:2] == placement.resized_hw:
         return decoded.image
     picture = Image.fromarray(decoded.image)
-    return np.asarray(picture.resize((width, height), _RESAMPLING[recipe.interpolation], box=decoded.box))
+    return np.asarray(picture.resize((width, height), _RESAMPLING[recipe.interpolation], box=box))
+
+
+def _decoded_box(decoded: Decoded, region: Region) -> tuple[float, float, float, float]:
+    """(left, top, right, bottom) of a region of the picture in pixels of what was decoded."""
+    height, width = decoded.full_hw
+    if region == (0, 0, width, height):
+        return decoded.box
+    left, top, right, bottom = decoded.box
+    scale_x, scale_y = (right - left) / width, (bottom - top) / height
+    x, y, w, h = region
+    inner = (left + scale_x * x, top + scale_y * y, left + scale_x * (x + w), top + scale_y * (y + h))
+    return inner[0], inner[1], min(inner[2], right), min(inner[3], bottom)  # not a rounding beyond the picture

@@ -10,13 +10,14 @@ import hashlib
 import os
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
+from typing import Any
 
 from tl.errors import ImageReadError, OutputError
 from tl.runtime.content import hash_file
 from tl.runtime.decode import ImageSource
 from tl.runtime.ledger import KeptRow, ledger_path, open_ledger
 from tl.runtime.predictor import Predictor
-from tl.runtime.results import Failure
+from tl.runtime.results import Failure, Result
 from tl.runtime.strict_json import dump_json
 from tl.runtime.writers import ResultWriter, open_writer, partial_path
 
@@ -31,7 +32,7 @@ class Tally:
 
 
 def run_job(
-    predictor: Predictor,
+    predictor: Predictor[Any],
     sources: Iterable[ImageSource],
     output: str | os.PathLike[str] | None,
     tally: Tally,
@@ -41,18 +42,20 @@ def run_job(
     retry_failed: bool = False,
     fail_fast: bool = False,
     advance: Callable[[Tally], None] = lambda tally: None,
+    see: Callable[[Result], None] = lambda result: None,
 ) -> None:
     """Predict `sources` into a .csv or .jsonl file, or as CSV to stdout for None; `tally` counts on the way.
 
     With `resume`, pictures keep their rows where path, content, models and votes are the same; `retry_failed` tries
-    again those that gave no prediction. `fail_fast` stops at the first of these. Raises `OutputError`,
+    again those that gave no prediction. `fail_fast` stops at the first of these. `see` is given every new result.
+    Raises `OutputError`,
     `ImageReadError` (with `fail_fast`) and what predicting raises.
     """
-    member_names = predictor.member_names if predictor.with_votes else ()
     if output is None:
-        with open_writer(None, predictor.class_names, member_names) as writer:
+        with open_writer(None, predictor.columns) as writer:
             for predicted in predictor.predict_iter(sources, batch_size=batch_size):
                 _count(predicted, tally, fail_fast)
+                see(predicted)
                 writer.write(predicted)
                 advance(tally)
         return
@@ -62,7 +65,7 @@ def run_job(
             f"{ledger_path(output).name} to begin anew"
         )
     with (
-        open_writer(output, predictor.class_names, member_names) as writer,
+        open_writer(output, predictor.columns) as writer,
         open_ledger(output, _key(predictor, writer), resume=resume, retry_failed=retry_failed or fail_fast) as ledger,
     ):
         for digest, result in predictor.predict_unknown(sources, ledger.known, batch_size=batch_size):
@@ -75,11 +78,12 @@ def run_job(
                 row = writer.row(result)
                 ledger.add(result.path, digest, row, isinstance(result, Failure))
                 _count(result, tally, fail_fast)
+                see(result)
                 writer.write_row(row)
             advance(tally)
 
 
-def _count(result: object, tally: Tally, fail_fast: bool) -> None:
+def _count(result: Result, tally: Tally, fail_fast: bool) -> None:
     if isinstance(result, Failure):
         tally.failed += 1
         if fail_fast:
@@ -87,14 +91,12 @@ def _count(result: object, tally: Tally, fail_fast: bool) -> None:
     tally.done += 1
 
 
-def _key(predictor: Predictor, writer: ResultWriter) -> str:
+def _key(predictor: Predictor[Any], writer: ResultWriter) -> str:
     """Names all that a row depends on beside its picture."""
     ensemble = predictor.ensemble
     facts = {
         "models": [hash_file(session.path) for session in ensemble.sessions],
-        "voting": ensemble.voting,
-        "weights": list(ensemble.weights) if ensemble.weights is not None else None,
-        "class_names": predictor.class_names,
-        "columns": [type(writer).__name__, *(predictor.member_names if predictor.with_votes else ())],
+        "settings": ensemble.key,
+        "columns": [type(writer).__name__, *predictor.columns.types],
     }
     return hashlib.sha256(dump_json(facts).encode(errors="surrogateescape")).hexdigest()

@@ -8,11 +8,12 @@ from __future__ import annotations
 import itertools
 import json
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 from tl.errors import MissingExtraError
+from tl.runtime.columns import Columns
 from tl.runtime.files import atomic_path
 
 _ROWS_AT_ONCE = 10_000
@@ -26,40 +27,32 @@ def check_parquet() -> None:
 def write_parquet(
     lines: str | os.PathLike[str],
     table: str | os.PathLike[str],
-    class_names: Sequence[str],
-    member_names: Sequence[str] = (),
+    columns: Columns,
 ) -> None:
     r"""Write a table atomically. What is missing in a line is null; a path's bytes that are no text become `\xNN`.
 
     Raises `OutputError`, `MissingExtraError`.
     """
     arrow = _pyarrow()
-    schema = _schema(arrow, class_names, member_names)
+    schema = _schema(arrow, columns)
     with (
         atomic_path(table) as temporary,
         arrow.parquet.ParquetWriter(temporary, schema) as writer,
         Path(lines).open(encoding="utf-8", errors="surrogateescape") as stream,
     ):
         for rows in _chunks(stream):
-            columns = list(zip(*(_row(json.loads(line), class_names, member_names) for line in rows), strict=True))
-            arrays = [arrow.array(column, field.type) for column, field in zip(columns, schema, strict=True)]
+            values = zip(*(_row(columns.values(json.loads(line))) for line in rows), strict=True)
+            arrays = [arrow.array(column, field.type) for column, field in zip(values, schema, strict=True)]
             writer.write_batch(arrow.record_batch(arrays, schema=schema))
 
 
-def _schema(arrow: Any, class_names: Sequence[str], member_names: Sequence[str]) -> Any:
-    text, number = arrow.string(), arrow.float32()
-    fields = [("path", text), ("label", text), ("confidence", number), *((f"p:{name}", number) for name in class_names)]
-    if member_names:
-        fields += [("agreement", number), ("entropy", number), *((f"vote:{name}", text) for name in member_names)]
-    return arrow.schema([*fields, ("error", text)])
+def _schema(arrow: Any, columns: Columns) -> Any:
+    kinds = {"text": arrow.string(), "number": arrow.float32(), "flag": arrow.bool_()}
+    return arrow.schema([(name, kinds[kind]) for name, kind in columns.types.items()])
 
 
-def _row(line: dict[str, Any], class_names: Sequence[str], member_names: Sequence[str]) -> list[Any]:
-    probabilities = line.get("probabilities", {})
-    row = [_text(line["path"]), line.get("label"), line.get("confidence"), *map(probabilities.get, class_names)]
-    if member_names:
-        row += [line.get("agreement"), line.get("entropy"), *line.get("votes", [None] * len(member_names))]
-    return [*row, _text(line["error"]) if "error" in line else None]
+def _row(values: list[Any]) -> list[Any]:
+    return [_text(value) if isinstance(value, str) else value for value in values]
 
 
 def _text(text: str) -> str:

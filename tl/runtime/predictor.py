@@ -1,34 +1,36 @@
 """From pictures to results: each thread decodes, resizes and infers its own few pictures; results come in input order.
 
-Knows sources, recipes and the ensemble. Does not know file formats of results (`writers`) or where pictures come from
-(`sources`). `load` is the front door of `tl.runtime`.
+Knows sources, threads and batches. Does not know what is predicted (`ensemble`, `landmark_ensemble`), file formats of
+results (`writers`) or where pictures come from (`sources`). `load` and `load_landmarks` are the front doors of
+`tl.runtime`.
 """
 
 from __future__ import annotations
 
 import itertools
 import os
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from types import TracebackType
-from typing import Generic, Literal, TypeVar
-
-import numpy as np
-from numpy.typing import NDArray
+from typing import Any, Generic, Literal, Protocol, TypeVar
 
 from tl.errors import ImageReadError
 from tl.runtime.ahead import map_ahead
+from tl.runtime.columns import Columns
 from tl.runtime.content import read_content
 from tl.runtime.decode import ImageSource, source_name
 from tl.runtime.devices import usable_cores
 from tl.runtime.ensemble import ClassRule, Ensemble
-from tl.runtime.preprocess import Inputs, load_inputs
-from tl.runtime.recipe import Recipe
-from tl.runtime.results import Classification, Failure, MemberVotes, Result
+from tl.runtime.geometry import Region
+from tl.runtime.landmark_ensemble import LandmarkEnsemble
+from tl.runtime.merging import Merging
+from tl.runtime.results import Classification, Failure, Landmarks, Prediction
 from tl.runtime.session import Session
-from tl.runtime.voting import Vote, Voting, agreement, entropy
+from tl.runtime.voting import Voting
 
 Known = TypeVar("Known")
+Found = TypeVar("Found", Classification, Landmarks)
+Found_co = TypeVar("Found_co", bound=Prediction, covariant=True)
 Hint = Literal["throughput", "latency"]
 # One core works fastest on one picture at a time, or nearly so; a GPU needs many.
 CPU_BATCH, CUDA_BATCH = 1, 32
@@ -44,59 +46,119 @@ def load(
     vote: Voting = "soft",
     weights: Sequence[float] | None = None,
     classes: ClassRule = "same",
-) -> Predictor:
-    """Open one model file, or several that vote.
+) -> Predictor[Classification]:
+    """Open one classifier, or several that vote.
 
     `device`: "auto", "cpu", "cuda", "cuda:N". `threads`: how many work, None for all usable cores. `hint`, for the CPU:
     "throughput" lets every thread work on pictures of its own, the fastest way through many; "latency" lets all work on
     one picture, the fastest way through one. A list, even of one, gives results with votes.
     Raises `ModelFileError`, `EnsembleError` or `DeviceError`.
     """
-    alone = isinstance(models, str | os.PathLike)
-    paths = [models] if isinstance(models, str | os.PathLike) else list(models)
-    threads = threads or usable_cores()
-    per_run = 1 if hint == "throughput" else threads
-    sessions = [Session(path, device=device, threads=per_run) for path in paths]
+    sessions, alone, threads = _open_sessions(models, device, threads, hint)
     ensemble = Ensemble(sessions, voting=vote, weights=weights, classes=classes)
     return Predictor(ensemble, with_votes=not alone, threads=threads)
 
 
-class Predictor:
+def load_landmarks(
+    models: ModelPath | Sequence[ModelPath],
+    *,
+    device: str = "auto",
+    threads: int | None = None,
+    hint: Hint = "throughput",
+    merge: Merging = "mean",
+    weights: Sequence[float] | None = None,
+    locator: ModelPath | None = None,
+    boxes: Mapping[str, Region] | None = None,
+    crop_margin: float | None = None,
+) -> Predictor[Landmarks]:
+    """Open one landmark model, or several whose points are merged; `device`, `threads` and `hint` as for `load`.
+
+    `merge`: how members' points become one. Models that look at a box take it from `boxes`, path -> (left, top, width,
+    height) in pixels of the upright photo, or draw it around the points of `locator`, another landmark model;
+    `crop_margin` overrides their own. A list, even of one, gives results with spread.
+    Raises `ModelFileError`, `EnsembleError` or `DeviceError`.
+    """
+    sessions, alone, threads = _open_sessions(models, device, threads, hint)
+    coarse = None
+    if locator is not None:
+        coarse = LandmarkEnsemble(_open_sessions(locator, device, threads, hint)[0])
+    ensemble = LandmarkEnsemble(
+        sessions, merging=merge, weights=weights, locator=coarse, boxes=boxes, margin=crop_margin
+    )
+    return Predictor(ensemble, with_votes=not alone, threads=threads)
+
+
+def _open_sessions(
+    models: ModelPath | Sequence[ModelPath], device: str, threads: int | None, hint: Hint
+) -> tuple[list[Session], bool, int]:
+    """The sessions, whether one was asked for alone, and how many threads work."""
+    alone = isinstance(models, str | os.PathLike)
+    paths = [models] if isinstance(models, str | os.PathLike) else list(models)
+    threads = threads or usable_cores()
+    per_run = 1 if hint == "throughput" else threads
+    return [Session(path, device=device, threads=per_run) for path in paths], alone, threads
+
+
+class Members(Protocol[Found_co]):
+    """What predicts: classifiers that vote, or landmark models whose points are merged. Thread-safe."""
+
+    sessions: tuple[Session, ...]
+    member_names: tuple[str, ...]
+
+    @property
+    def key(self) -> dict[str, Any]:
+        """What results depend on beside the files of the members."""
+
+    def columns(self, *, with_votes: bool) -> Columns:
+        """The columns of the results."""
+
+    def prepare(self, source: ImageSource) -> Any:
+        """Decode a picture as the members want it. Raises `ImageReadError`."""
+
+    def results(self, names: Sequence[str], prepared: Sequence[Any], *, with_votes: bool) -> Sequence[Found_co]:
+        """Predict prepared pictures."""
+
+
+class Predictor(Generic[Found]):
     """Predicts pictures. Thread-safe; a context manager that frees the sessions. Of no use in a fork of its process.
 
     A source is a path, encoded bytes, a binary file, or a uint8 (H, W, 3) RGB array.
     """
 
-    def __init__(self, ensemble: Ensemble, *, with_votes: bool, threads: int | None = None) -> None:
-        self._ensemble: Ensemble | None = ensemble
+    def __init__(self, ensemble: Members[Found], *, with_votes: bool, threads: int | None = None) -> None:
+        self._ensemble: Members[Found] | None = ensemble
         self._pid = os.getpid()
         self.with_votes = with_votes
         self._threads = threads or usable_cores()
-        self.class_names = ensemble.class_names
+        self.class_names: tuple[str, ...] = getattr(ensemble, "class_names", ())
+        self.keypoint_names: tuple[str, ...] = getattr(ensemble, "keypoint_names", ())
+        self.columns = ensemble.columns(with_votes=with_votes)
         self.member_names = ensemble.member_names
         self.provider, self.fault = ensemble.sessions[0].provider, ensemble.sessions[0].fault
         self._is_cpu = self.provider == "CPUExecutionProvider"
 
     @property
-    def ensemble(self) -> Ensemble:
+    def ensemble(self) -> Members[Found]:
         """The members. Raises ValueError once closed, RuntimeError in a fork of the process that loaded them."""
         self._check_process()
         if self._ensemble is None:
             raise ValueError("this predictor is closed")
         return self._ensemble
 
-    def predict(self, source: ImageSource) -> Classification:
+    def predict(self, source: ImageSource) -> Found:
         """Predict one picture. Raises `ImageReadError` if it cannot be read."""
         ensemble = self.ensemble
-        inputs = load_inputs(source, ensemble.recipes)
-        (result,) = self._classify(ensemble, [source_name(source)], [inputs])
+        prepared = ensemble.prepare(source)
+        (result,) = ensemble.results([source_name(source)], [prepared], with_votes=self.with_votes)
         return result
 
-    def predict_batch(self, sources: Sequence[ImageSource]) -> list[Result]:
+    def predict_batch(self, sources: Sequence[ImageSource]) -> list[Found | Failure]:
         """Predict several pictures; one that cannot be read gives a `Failure` in its place."""
         return list(self.predict_iter(sources))
 
-    def predict_iter(self, sources: Iterable[ImageSource], *, batch_size: int | None = None) -> Iterator[Result]:
+    def predict_iter(
+        self, sources: Iterable[ImageSource], *, batch_size: int | None = None
+    ) -> Iterator[Found | Failure]:
         """Predict lazily, in input order, in memory bounded by a few batches.
 
         `batch_size`: pictures a run, None for what suits the device. An unreadable picture gives a `Failure`.
@@ -111,7 +173,7 @@ class Predictor:
         known: Callable[[str, str], Known | None],
         *,
         batch_size: int | None = None,
-    ) -> Iterator[tuple[str, Result | Known]]:
+    ) -> Iterator[tuple[str, Found | Failure | Known]]:
         """As `predict_iter`, but first `known(name, digest)` is asked, and what it knows stands in the result's place.
 
         Gives each picture's digest too: the SHA-256 of its content in hex, "" where it could not be read. `known` is
@@ -125,17 +187,18 @@ class Predictor:
         batch_size: int | None,
         read: Callable[[ImageSource], tuple[ImageSource, str]],
         known: Callable[[str, str], Known | None],
-    ) -> Iterator[tuple[str, Result | Known]]:
+    ) -> Iterator[tuple[str, Found | Failure | Known]]:
         ensemble = self.ensemble
         size = batch_size or (CPU_BATCH if self._is_cpu else CUDA_BATCH)
 
-        def predict_chunk(chunk: Sequence[ImageSource]) -> list[tuple[str, Result | Known]]:
-            prepared = [_prepare(source, ensemble.recipes, read, known) for source in chunk]
-            new = [(each.name, each.inputs) for each in prepared if each.inputs is not None]
-            results = iter(self._classify(ensemble, [name for name, _ in new], [inputs for _, inputs in new]))
+        def predict_chunk(chunk: Sequence[ImageSource]) -> list[tuple[str, Found | Failure | Known]]:
+            prepared = [_prepare(source, ensemble, read, known) for source in chunk]
+            new = [each for each in prepared if each.answer is None]
+            names, inputs = [each.name for each in new], [each.inputs for each in new]
+            results = iter(ensemble.results(names, inputs, with_votes=self.with_votes))
             return [(each.digest, next(results) if each.answer is None else each.answer) for each in prepared]
 
-        def answers() -> Iterator[tuple[str, Result | Known]]:
+        def answers() -> Iterator[tuple[str, Found | Failure | Known]]:
             self._check_process()
             chunks = _chunks(sources, size)
             for chunk in map_ahead(predict_chunk, chunks, workers=self._threads, ahead=2 * self._threads):
@@ -149,7 +212,7 @@ class Predictor:
         """Free the sessions. Calling it twice does nothing."""
         self._ensemble = None
 
-    def __enter__(self) -> Predictor:
+    def __enter__(self) -> Predictor[Found]:
         return self
 
     def __exit__(
@@ -164,41 +227,6 @@ class Predictor:
                 "which has none of its threads: load it in the child"
             )
 
-    def _classify(self, ensemble: Ensemble, names: Sequence[str], pictures: Sequence[Inputs]) -> list[Classification]:
-        if not pictures:
-            return []
-        batch = {recipe: np.stack([inputs[recipe] for inputs in pictures]) for recipe in ensemble.recipes}
-        members = ensemble.member_probabilities(batch)
-        decided = ensemble.decide(members)
-        votes = self._member_votes(members, decided) if self.with_votes else itertools.repeat(None)
-        return [
-            Classification(
-                path=name,
-                label=self.class_names[label_id],
-                confidence=float(probabilities[label_id]),
-                class_names=self.class_names,
-                probabilities=probabilities,
-                votes=vote,
-            )
-            for name, probabilities, label_id, vote in zip(
-                names, decided.probabilities, decided.label_ids, votes, strict=False
-            )
-        ]
-
-    def _member_votes(self, members: NDArray[np.float32], decided: Vote) -> list[MemberVotes]:
-        member_ids = members.argmax(axis=2)
-        agreements = agreement(member_ids, decided.label_ids)
-        entropies = entropy(decided.probabilities)
-        return [
-            MemberVotes(
-                labels=tuple(self.class_names[i] for i in member_ids[n]),
-                probabilities=members[n],
-                agreement=float(agreements[n]),
-                entropy=float(entropies[n]),
-            )
-            for n in range(len(members))
-        ]
-
 
 @dataclass(frozen=True)
 class _Prepared(Generic[Known]):
@@ -206,13 +234,13 @@ class _Prepared(Generic[Known]):
 
     name: str
     digest: str
-    inputs: Inputs | None = None
+    inputs: Any = None
     answer: Failure | Known | None = None
 
 
 def _prepare(
     source: ImageSource,
-    recipes: Sequence[Recipe],
+    ensemble: Members[Any],
     read: Callable[[ImageSource], tuple[ImageSource, str]],
     known: Callable[[str, str], Known | None],
 ) -> _Prepared[Known]:
@@ -222,7 +250,7 @@ def _prepare(
         answer = known(name, digest)
         if answer is not None:
             return _Prepared(name, digest, answer=answer)
-        return _Prepared(name, digest, inputs=load_inputs(content, recipes))
+        return _Prepared(name, digest, inputs=ensemble.prepare(content))
     except ImageReadError as error:
         return _Prepared(name, digest, answer=Failure(name, error.reason))
 

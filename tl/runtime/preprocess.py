@@ -13,15 +13,24 @@ from numpy.typing import NDArray
 
 from tl.errors import ImageReadError
 from tl.runtime.decode import Decoded, ImageSource, decode_scaled, source_name
-from tl.runtime.geometry import crop_to_input, eighths, working_image
+from tl.runtime.geometry import Placement, Region, crop_to_input, eighths, place, working_image
 from tl.runtime.recipe import Recipe
 
 Inputs = dict[Recipe, NDArray[np.uint8]]
 
 
-def load_working(source: ImageSource, recipe: Recipe) -> NDArray[np.uint8]:
-    """The resized, not yet cropped picture, uint8 (h, w, 3). Raises `ImageReadError`."""
-    return _resize(source, _decode(source, recipe), recipe)
+def load_working(source: ImageSource, recipe: Recipe, region: Region | None = None) -> NDArray[np.uint8]:
+    """The resized, not yet cropped picture or region of it, uint8 (h, w, 3). Raises `ImageReadError`."""
+    return _resize(source, _decode(source, recipe, region), recipe, region)
+
+
+def load_placed(
+    source: ImageSource, recipe: Recipe, region: Region | None = None
+) -> tuple[NDArray[np.uint8], Placement]:
+    """The network's input, uint8 (input_h, input_w, 3), and where the picture lies in it. Raises `ImageReadError`."""
+    picture = _decode(source, recipe, region)
+    working = _resize(source, picture, recipe, region)
+    return crop_to_input(working, recipe), place(picture.full_hw, recipe, region)
 
 
 def load_input(source: ImageSource, recipe: Recipe) -> NDArray[np.uint8]:
@@ -42,8 +51,8 @@ def load_inputs(source: ImageSource, recipes: Sequence[Recipe]) -> Inputs:
     return inputs
 
 
-def _decode(source: ImageSource, recipe: Recipe) -> Decoded:
-    return decode_scaled(source, recipe, partial(eighths, recipe=recipe))
+def _decode(source: ImageSource, recipe: Recipe, region: Region | None = None) -> Decoded:
+    return decode_scaled(source, recipe, partial(eighths, recipe=recipe, region=region))
 
 
 def _suits(picture: Decoded, by: Recipe, recipe: Recipe) -> bool:
@@ -52,8 +61,8 @@ def _suits(picture: Decoded, by: Recipe, recipe: Recipe) -> bool:
     return by.decode_key == recipe.decode_key and is_scaled_alike
 
 
-def _resize(source: ImageSource, picture: Decoded, recipe: Recipe) -> NDArray[np.uint8]:
+def _resize(source: ImageSource, picture: Decoded, recipe: Recipe, region: Region | None = None) -> NDArray[np.uint8]:
     try:
-        return working_image(picture, recipe)
+        return working_image(picture, recipe, region)
     except ImageReadError as error:
         raise ImageReadError(source_name(source), error.reason) from error

@@ -58,6 +58,48 @@ class Classification:
 
 
 @dataclass(frozen=True)
+class Landmarks:
+    """One picture's points. `keypoints_xy`: float64 (K, 2), (x, y) in pixels of the upright photo, in the order of
+    `keypoint_names`; the centre of its top-left pixel is (0, 0).
+
+    `confidence`: float32 (K,) in [0, 1], None where a model gives none. `spread_px`: float64 (K,), root mean square
+    distance of an ensemble's members from the merged point, None for a single model. `shape_distance`: Procrustes
+    distance to the mean shape of training, None under three points; `is_odd`: it is farther than any usual one.
+    `region_xywh`: the part of the photo that was looked at, which the first model saw at `input_per_photo` input pixels
+    a photo pixel in x and y. `members_xy`: float64 (M, K, 2), an ensemble's points before merging.
+    """
+
+    path: str
+    keypoint_names: tuple[str, ...]
+    keypoints_xy: NDArray[np.float64]
+    confidence: NDArray[np.float32] | None
+    spread_px: NDArray[np.float64] | None
+    shape_distance: float | None
+    is_odd: bool
+    region_xywh: tuple[float, float, float, float]
+    input_per_photo: tuple[float, float]
+    members_xy: NDArray[np.float64] | None = None
+
+    def as_dict(self) -> dict[str, Any]:
+        """Plain values for JSON."""
+        points: dict[str, dict[str, float]] = {}
+        for k, name in enumerate(self.keypoint_names):
+            x, y = self.keypoints_xy[k].tolist()
+            points[name] = {"x": x, "y": y}
+            if self.confidence is not None:
+                points[name]["confidence"] = float(self.confidence[k])
+            if self.spread_px is not None:
+                points[name]["spread_px"] = float(self.spread_px[k])
+        return {
+            "path": self.path,
+            "keypoints": points,
+            "shape_distance": self.shape_distance,
+            "is_odd": self.is_odd,
+            "region_xywh": list(self.region_xywh),
+        }
+
+
+@dataclass(frozen=True)
 class Failure:
     """A picture that gave no prediction, and why."""
 
@@ -69,4 +111,5 @@ class Failure:
         return {"path": self.path, "error": self.error}
 
 
-Result = Classification | Failure
+Prediction = Classification | Landmarks
+Result = Prediction | Failure

@@ -21,7 +21,10 @@ from tl.runtime.session import Session
 
 @dataclass(frozen=True)
 class SelfTest:
-    """`max_abs_diff`: largest |probability - golden| over `samples` samples, run alone and as one batch."""
+    """`max_abs_diff`: largest difference of a probability, or of a coordinate in input pixels, over `samples` samples.
+
+    They are run alone and as one batch.
+    """
 
     provider: str
     samples: int
@@ -36,10 +39,10 @@ def run_selftest(path: str | os.PathLike[str], *, device: str = "auto", threads:
     if contract is None or not contract.golden.samples:
         raise ModelFileError(f"{session.path}: holds no golden samples to verify")
     images = np.stack([golden_image(sample, contract, session.path) for sample in contract.golden.samples])
-    expected = np.array([sample.probabilities for sample in contract.golden.samples], np.float32)
-    (batched,) = session.run(images, ["probabilities"])
-    alone = np.concatenate([session.run(image[None], ["probabilities"])[0] for image in images])
-    differences = np.abs(np.stack([batched, alone]) - expected)
+    expected = np.array([sample.expected for sample in contract.golden.samples], np.float32)
+    (batched,) = session.run(images, [contract.main_output])
+    alone = np.concatenate([session.run(image[None], [contract.main_output])[0] for image in images])
+    differences = np.abs(np.stack([batched, alone]).reshape(2, *expected.shape) - expected)
     worst = float(differences.max()) if np.isfinite(differences).all() else float("inf")
     tolerance = contract.golden.tolerance.get(contract.precision)
     if tolerance is None:

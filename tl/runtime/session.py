@@ -96,9 +96,11 @@ class Session:
         if inputs != [wanted]:
             raise ModelFileError(f"{self.path}: expected one input {INPUT_NAME} uint8 {[*wanted[2]]}, found {inputs}")
         shapes = {value.name: _signature(value)[2] for value in self._session.get_outputs()}
-        classes = shapes.get("probabilities", ())[-1:]
-        if contract.task == "classification" and classes not in ((len(contract.class_names),), (None,)):
-            raise ModelFileError(f"{self.path}: {len(contract.class_names)} class names for {classes} probabilities")
+        names = contract.class_names or contract.keypoint_names
+        sizes = shapes.get(contract.main_output, ())[1:]
+        wanted_sizes = (len(names),) if contract.task == "classification" else (len(names), 2)
+        if len(sizes) != len(wanted_sizes) or any(s not in (w, None) for s, w in zip(sizes, wanted_sizes, strict=True)):
+            raise ModelFileError(f"{self.path}: {len(names)} names for {contract.main_output} of {[*sizes]}")
         if missing := set(contract.outputs) - set(self.outputs):
             raise ModelFileError(f"{self.path}: the contract promises outputs the graph lacks: {sorted(missing)}")
 

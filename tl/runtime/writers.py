@@ -1,6 +1,6 @@
 """Results -> CSV or JSON lines, a whole row at a time; Parquet when all are there.
 
-Knows result dataclasses and columns. Does not know where results come from.
+Knows columns and streams. Does not know where results come from.
 """
 
 from __future__ import annotations
@@ -17,9 +17,11 @@ from pathlib import Path
 from typing import Protocol, TextIO
 
 from tl.errors import OutputError
+from tl.runtime.columns import Columns, PointColumns
 from tl.runtime.files import output_errors
+from tl.runtime.landmark_files.lines import write_point_file
 from tl.runtime.parquet import check_parquet, write_parquet
-from tl.runtime.results import Classification, Result
+from tl.runtime.results import Result
 
 
 class ResultWriter(Protocol):
@@ -53,23 +55,16 @@ class _RowWriter(ABC):
 
 
 class CsvWriter(_RowWriter):
-    """`path,label,confidence,p:<class>...[,agreement,entropy,vote:<member>...],error`, header first."""
+    """A header, then a row a result; a failure has everything but path and error empty."""
 
-    def __init__(self, stream: TextIO, class_names: Sequence[str], member_names: Sequence[str] = ()) -> None:
+    def __init__(self, stream: TextIO, columns: Columns) -> None:
         super().__init__(stream)
-        self._num_blank = 2 + len(class_names) + (2 + len(member_names) if member_names else 0)
-        votes = ["agreement", "entropy", *(f"vote:{name}" for name in member_names)] if member_names else []
-        names = ["path", "label", "confidence", *(f"p:{name}" for name in class_names), *votes, "error"]
-        stream.write(_csv_line(names))
+        self._columns = columns
+        stream.write(_csv_line(list(columns.types)))
 
     def row(self, result: Result) -> str:
-        """A whole row; a failure has everything but path and error empty."""
-        if not isinstance(result, Classification):
-            return _csv_line([result.path, *[""] * self._num_blank, result.error])
-        row = [result.path, result.label, _number(result.confidence), *map(_number, result.probabilities.tolist())]
-        if result.votes is not None:
-            row += [_number(result.votes.agreement), _number(result.votes.entropy), *result.votes.labels]
-        return _csv_line([*row, ""])
+        """A whole row."""
+        return _csv_line(self._columns.cells(result))
 
 
 class JsonLinesWriter(_RowWriter):
@@ -81,32 +76,35 @@ class JsonLinesWriter(_RowWriter):
 
 
 @contextmanager
-def open_writer(
-    output: str | os.PathLike[str] | None, class_names: Sequence[str], member_names: Sequence[str] = ()
-) -> Iterator[ResultWriter]:
+def open_writer(output: str | os.PathLike[str] | None, columns: Columns) -> Iterator[ResultWriter]:
     """A writer for a path (`.csv`, `.jsonl` for JSON lines, `.parquet`), or CSV on stdout for None.
 
+    Points may also go into `.tps` and `.json` (COCO keypoints); what failed is then in `NAME.failed.csv`.
     A file gets its name when all rows are written; until then, and after a failure, the rows are in `NAME.partial`: as
-    JSON lines for `.parquet`. Raises `OutputError`, and `MissingExtraError` for Parquet without its package.
+    JSON lines but for `.csv`. Raises `OutputError`, and `MissingExtraError` for Parquet without its package.
     """
     if output is None:
-        yield CsvWriter(sys.stdout, class_names, member_names)
+        yield CsvWriter(sys.stdout, columns)
         sys.stdout.flush()
         return
     final, partial = Path(output), partial_path(output)
     kind = final.suffix.lower()
-    if kind not in (".csv", ".jsonl", ".parquet"):
-        raise OutputError(f"{final}: expected a name that ends in .csv, .jsonl or .parquet")
+    known = [".csv", ".jsonl", ".parquet", *([".tps", ".json"] if isinstance(columns, PointColumns) else [])]
+    if kind not in known:
+        raise OutputError(f"{final}: expected a name that ends in {', '.join(known[:-1])} or {known[-1]}")
     if kind == ".parquet":
         check_parquet()
     with output_errors(final):
         final.parent.mkdir(parents=True, exist_ok=True)
         with partial.open("w", encoding="utf-8", errors="surrogateescape", newline="") as stream:
-            yield CsvWriter(stream, class_names, member_names) if kind == ".csv" else JsonLinesWriter(stream)
+            yield CsvWriter(stream, columns) if kind == ".csv" else JsonLinesWriter(stream)
             stream.flush()
             os.fsync(stream.fileno())
         if kind == ".parquet":
-            write_parquet(partial, final, class_names, member_names)
+            write_parquet(partial, final, columns)
+            partial.unlink()
+        elif kind in (".tps", ".json"):
+            write_point_file(partial, final)
             partial.unlink()
         else:
             partial.replace(final)
@@ -121,7 +119,3 @@ def _csv_line(cells: Sequence[str]) -> str:
     line = StringIO()
     csv.writer(line, lineterminator="\n").writerow(cells)
     return line.getvalue()
-
-
-def _number(value: float) -> str:
-    return f"{value:.6g}"

@@ -17,7 +17,15 @@ from numpy.typing import NDArray
 from tl.trainer.data import SPLITS, Picture
 
 Kind = Literal[
-    "duplicate across splits", "labels disagree", "near duplicate across splits", "few pictures", "no pictures"
+    "duplicate across splits",
+    "labels disagree",
+    "near duplicate across splits",
+    "few pictures",
+    "no pictures",
+    "no points",
+    "point outside",
+    "equal points",
+    "odd shape",
 ]
 
 FEW_PICTURES = 10

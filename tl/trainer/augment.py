@@ -1,4 +1,4 @@
-"""Random changes to training pictures: presets of albumentations, or a pipeline that albumentations saved.
+"""Random changes to training pictures and their points: presets of albumentations, or a pipeline it saved.
 
 Knows albumentations and working pictures. Does not know files of pictures, tensors or models; validation never comes
 here. The only file that imports albumentations.
@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+from collections.abc import Sequence
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -21,6 +22,8 @@ from tl.runtime.geometry import crop_to_input
 from tl.runtime.recipe import Recipe
 from tl.trainer.options import nearest
 
+# Three corners of a unit square: what becomes of them tells a mirror image.
+_CORNERS = np.array([[0.0, 0.0], [1.0, 0.0], [1.0, 1.0]])
 PRESETS = ("none", "flip", "light", "standard", "strong")
 
 
@@ -42,14 +45,42 @@ class Augment:
 
     def __call__(self, working: NDArray[np.uint8], seed: int) -> NDArray[np.uint8]:
         """Change a picture. Raises `ConfigError` if the pipeline gives no picture of at least the input size."""
+        return crop_to_input(self._change(working, seed)["image"], self._recipe)
+
+    def with_points(
+        self, working: NDArray[np.uint8], points_xy: NDArray[np.floating], seed: int, partners: Sequence[int]
+    ) -> tuple[NDArray[np.uint8], NDArray[np.float32]]:
+        """Change a picture of the input size and its points (K, 2) in pixels of it, NaN where missing.
+
+        `partners`: for each point the one that takes its place in a mirror image, itself for most. A point that leaves
+        the picture is missing. Raises `ConfigError` as a call does, and for a pipeline that changes the size.
+        """
+        present = ~np.isnan(points_xy).any(axis=1)
+        marked = np.concatenate([points_xy[present], _CORNERS])
+        changed = self._change(working, seed, keypoints=marked)
+        image = changed["image"]
+        if image.shape[:2] != self._recipe.input_hw:
+            raise ConfigError(f"augmentation {self._name} changes the size: points need {self._recipe.input_hw}")
+        moved = np.asarray(changed["keypoints"], np.float64)[:, :2]
+        points = np.full(points_xy.shape, np.nan)
+        points[present] = moved[: -len(_CORNERS)]
+        along, down = np.diff(moved[-len(_CORNERS) :], axis=0)
+        if along[0] * down[1] - along[1] * down[0] < 0:  # the corners go round the other way: a mirror image
+            points = points[list(partners)]
+        height, width = image.shape[:2]
+        is_inside = np.all((points >= -0.5) & (points <= (width - 0.5, height - 0.5)), axis=1, keepdims=True)
+        return image, np.where(is_inside, points, np.nan).astype(np.float32)
+
+    def _change(self, working: NDArray[np.uint8], seed: int, **more: Any) -> dict[str, Any]:
         self._pipeline.set_random_seed(seed)
         try:
-            changed: NDArray[np.uint8] = self._pipeline(image=working)["image"]
+            found: dict[str, Any] = self._pipeline(image=working, **more)
         except Exception as error:  # albumentations and OpenCV raise whatever they find, such as a crop too large
             raise ConfigError(
                 f"augmentation {self._name} cannot change a picture of {working.shape[1]}x{working.shape[0]} pixels "
                 f"({' '.join(str(error).split())}); pictures are resized to --image-size before"
             ) from error
+        changed = found["image"]
         input_h, input_w = self._recipe.input_hw
         is_picture = changed.dtype == np.uint8 and changed.ndim == 3 and changed.shape[2] == 3
         if not is_picture or changed.shape[0] < input_h or changed.shape[1] < input_w:
@@ -57,22 +88,53 @@ class Augment:
                 f"augmentation {self._name} gives {changed.dtype} {changed.shape}; "
                 f"expected uint8 of at least ({input_h}, {input_w}, 3)"
             )
-        return crop_to_input(changed, self._recipe)
+        return {**found, "image": changed}
 
 
-def build_augment(name: str, recipe: Recipe) -> Augment | None:
-    """The augmentation of a preset or a file; None for `none`.
+def build_augment(name: str, recipe: Recipe, *, points: bool = False, mirror: bool = False) -> Augment | None:
+    """The augmentation of a preset or a file; None for `none`. With `points`, one for `Augment.with_points`.
 
+    `mirror`: whether the presets for points also mirror.
     Raises `ConfigError` for an unknown preset or a file that is no albumentations pipeline.
     """
     if name == "none":
         return None
     albumentations = _import_albumentations()
     if name in PRESETS:
-        pipeline = albumentations.Compose(_preset(name, recipe, albumentations))
+        changes = _points_preset(name, mirror, recipe, albumentations) if points else None
+        pipeline = albumentations.Compose(changes or _preset(name, recipe, albumentations))
     else:
         pipeline = _load_pipeline(name, albumentations)
+    if points:
+        kept = albumentations.KeypointParams("xy", remove_invisible=False)
+        pipeline = albumentations.Compose(list(pipeline.transforms), keypoint_params=kept)
     return Augment(name, pipeline, recipe)
+
+
+def _points_preset(name: str, mirror: bool, recipe: Recipe, albumentations: Any) -> list[Any]:
+    """Changes that move points exactly: no crops to be resized, and mirroring only where it is meant."""
+    a = albumentations
+    turn, zoom, shift = {"flip": (0, 0, 0), "light": (10, 0.05, 0.03), "standard": (20, 0.15, 0.06)}.get(
+        name, (35, 0.25, 0.1)
+    )
+    changes = [a.HorizontalFlip(p=0.5)] if mirror else []
+    if turn:
+        changes += [
+            a.Affine(
+                rotate=(-turn, turn),
+                scale=(1 - zoom, 1 + zoom),
+                translate_percent=(-shift, shift),
+                fill=recipe.pad_rgb,
+                p=0.9,
+            )
+        ]
+    if name in ("standard", "strong"):
+        strength = 0.2 if name == "standard" else 0.4
+        span = (1 - strength, 1 + strength)
+        changes += [a.ColorJitter(brightness=span, contrast=span, saturation=span, hue=(-0.02, 0.02), p=0.5)]
+    if name == "strong":
+        changes += [a.GaussianBlur(blur_limit=(3, 5), p=0.2), a.ToGray(p=0.1)]
+    return changes or [a.NoOp()]
 
 
 def _preset(name: str, recipe: Recipe, albumentations: Any) -> list[Any]:

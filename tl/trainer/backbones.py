@@ -7,6 +7,7 @@ Knows torchvision's classification models, timm's, and two of our own. Does not 
 from __future__ import annotations
 
 from collections import OrderedDict
+from collections.abc import Iterator
 from typing import Any, Literal
 
 import torch
@@ -41,6 +42,16 @@ class Trunk(nn.Sequential):
             if name == layer:
                 on_the_way = pixels
         return on_the_way, pixels
+
+    def pyramid(self, pixels: Tensor) -> list[Tensor]:
+        """The last map (N, D, h, w) of each size on the way, fine to coarse; of no plain chain, its features alone."""
+        if self.kind == "embedding" or "permute" in dict(self.named_children()):  # Swin's axes stand in another order
+            return [self(pixels)]
+        maps: dict[tuple[int, ...], Tensor] = {}
+        for layer in _layers(self):
+            pixels = layer(pixels)
+            maps[tuple(pixels.shape[2:])] = pixels
+        return list(maps.values())
 
 
 class _TimmTrunk(Trunk):
@@ -182,6 +193,19 @@ def build_timm(name: str, *, pretrained: bool = False, **options: Any) -> nn.Mod
 
 
 @torch.no_grad()
+def pyramid_shapes(trunk: Trunk, image_hw: tuple[int, int]) -> list[tuple[int, ...]]:
+    """Shape (D, h, w) of each of one picture's maps in `Trunk.pyramid`; (D,) where there is an embedding alone."""
+    was_training = trunk.training
+    trunk.eval()
+    try:
+        return [tuple(tensor.shape[1:]) for tensor in trunk.pyramid(torch.zeros(1, 3, *image_hw))]
+    except (RuntimeError, AssertionError) as error:
+        raise ConfigError(f"image_size {image_hw[0]} does not fit this backbone ({error})") from error
+    finally:
+        trunk.train(was_training)
+
+
+@torch.no_grad()
 def feature_shape(trunk: Trunk, image_hw: tuple[int, int]) -> tuple[int, ...]:
     """Shape of one picture's features: (D, h, w) or (D,). Raises `ConfigError` if the input size does not fit."""
     was_training = trunk.training
@@ -264,6 +288,15 @@ def _import_timm() -> Any:
     except ImportError as error:
         raise MissingExtraError("timm backbones need one more package: pip install 'tl-toolkit[timm]'") from error
     return timm
+
+
+def _layers(chain: nn.Module) -> Iterator[nn.Module]:
+    """The layers of a chain one after the other, chains within it opened."""
+    for child in chain.children():
+        if type(child) is nn.Sequential:
+            yield from _layers(child)
+        else:
+            yield child
 
 
 def _chain_names(chain: nn.Module, prefix: str, *, is_swin: bool) -> list[str]:

@@ -8,6 +8,8 @@ from __future__ import annotations
 import itertools
 import sys
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol
 
 import numpy as np
 import torch
@@ -66,63 +68,82 @@ class EpochOrder(Sampler[list[tuple[int, int]]]):
             start += size
 
 
-class _AugmentedPictures(Dataset[tuple[Tensor, int] | TlError]):
-    """(epoch, position in `indices`) -> picture uint8 (H, W, 3) and class id. `class_ids` are of the whole store.
+class Items(Protocol):
+    """What is trained on: (epoch, place in the store) -> picture uint8 (H, W, 3) and its target."""
+
+    def __call__(self, epoch: int, index: int) -> tuple[NDArray[np.uint8], Any]:
+        """The same for the same epoch and place. Raises the `TlError` of a picture that cannot be read or changed."""
+
+
+@dataclass(frozen=True)
+class LabelledItems:
+    """Augmented pictures and their class ids, which are of the whole store."""
+
+    store: PictureStore
+    class_ids: Sequence[int]
+    augment: Augment | None
+    seed: int
+
+    def __call__(self, epoch: int, index: int) -> tuple[NDArray[np.uint8], int]:
+        """One picture and its class id."""
+        if self.augment is None:
+            return self.store.input(index), self.class_ids[index]
+        return self.augment(self.store.working(index), item_seed(self.seed, epoch, index)), self.class_ids[index]
+
+
+def item_seed(seed: int, epoch: int, index: int) -> int:
+    """What one picture's augmentation in one epoch depends on."""
+    return int(np.random.SeedSequence((seed, epoch, index)).generate_state(1)[0])
+
+
+class _Pictures(Dataset[tuple[Tensor, Any] | TlError]):
+    """(epoch, position in `indices`) -> picture and target.
 
     A fault is returned, not raised: torch loses an exception's type and text on the way out of a worker.
     """
 
-    def __init__(
-        self, store: PictureStore, indices: Sequence[int], class_ids: Sequence[int], augment: Augment | None, seed: int
-    ) -> None:
-        self.store, self.indices, self.class_ids, self.augment, self.seed = store, indices, class_ids, augment, seed
+    def __init__(self, items: Items, indices: Sequence[int]) -> None:
+        self.items, self.indices = items, indices
 
-    def __getitem__(self, key: tuple[int, int]) -> tuple[Tensor, int] | TlError:
+    def __getitem__(self, key: tuple[int, int]) -> tuple[Tensor, Any] | TlError:
         epoch, position = key
-        index = self.indices[position]
         try:
-            image = self._image(epoch, index)
+            image, target = self.items(epoch, self.indices[position])
         except TlError as error:
             return error
-        return torch.from_numpy(image if image.flags.writeable else image.copy()), self.class_ids[index]
-
-    def _image(self, epoch: int, index: int) -> NDArray[np.uint8]:
-        if self.augment is None:
-            return self.store.input(index)
-        seed = int(np.random.SeedSequence((self.seed, epoch, index)).generate_state(1)[0])
-        return self.augment(self.store.working(index), seed)
+        return torch.from_numpy(image if image.flags.writeable else image.copy()), target
 
 
-def _collate(items: list[tuple[Tensor, int] | TlError]) -> tuple[Tensor, Tensor] | TlError:
+def _collate(items: list[tuple[Tensor, Any] | TlError]) -> tuple[Tensor, Tensor] | TlError:
     fault = next((item for item in items if isinstance(item, TlError)), None)
     if fault is not None:
         return fault
-    images, class_ids = default_collate(items)
-    return images, class_ids
+    images, targets = default_collate(items)
+    return images, targets
 
 
 class PictureBatches:
-    """Augmented batches of the training split: uint8 (N, H, W, 3), int64 (N,). `class_ids` are of the whole store."""
+    """Augmented batches of the pictures at `indices`: uint8 (N, H, W, 3), targets (N, ...).
+
+    `balance`: class ids of these pictures to draw equally often, None for a plain shuffle.
+    """
 
     def __init__(
         self,
-        store: PictureStore,
-        class_ids: Sequence[int],
+        items: Items,
+        indices: Sequence[int],
         *,
-        augment: Augment | None,
         batch_size: int,
         seed: int,
         workers: int,
         pin_memory: bool,
-        sampler: Sampling = "shuffle",
+        balance: Sequence[int] | None = None,
         ranks: Ranks | None = None,
     ) -> None:
-        indices = store.indices("train")
-        balance = [class_ids[i] for i in indices] if sampler == "balanced" else None
         self._order = EpochOrder(len(indices), batch_size, seed, ranks=ranks or Ranks(), balance=balance)
         self.count = len(indices)
         self._loader = DataLoader(
-            _AugmentedPictures(store, indices, class_ids, augment, seed),
+            _Pictures(items, indices),
             batch_sampler=self._order,
             collate_fn=_collate,
             num_workers=workers,

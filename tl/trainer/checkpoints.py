@@ -59,7 +59,7 @@ class RunCheckpoints:
         if not isinstance(state, dict) or state.get("run_version") != RUN_VERSION:
             raise RunError(f"{path}: made by another version of tl; train again, or use that version")
         if self._writes and "history" in state:  # a kill may have come between the state and its history
-            self._run.save_rows("history.csv", EpochRow, [EpochRow(**row) for row in state["history"]])
+            self._save_history([EpochRow(**row) for row in state["history"]])
         return state
 
     def save(self, state: dict[str, Any], history: list[EpochRow], *, final: bool) -> None:
@@ -71,7 +71,10 @@ class RunCheckpoints:
         torch.save({"run_version": RUN_VERSION, **state}, buffer)
         with atomic_path(self._run.last_path) as temporary:
             temporary.write_bytes(buffer.getbuffer())
-        self._run.save_rows("history.csv", EpochRow, history)
+        self._save_history(history)
         with output_errors(self._run.folder):
             self._events.write(history, final=final)
         self._saved_at = time.monotonic()
+
+    def _save_history(self, history: list[EpochRow]) -> None:
+        self._run.save_table("history.csv", [row.columns() for row in history])

@@ -9,13 +9,26 @@ import dataclasses
 from dataclasses import dataclass
 from typing import Any, Literal
 
+Kind = Literal["classification", "landmarks"]
 Method = Literal["scratch", "features", "finetune"]
-Head = Literal["linear", "mlp", "conv", "svm"]
+Head = Literal["linear", "mlp", "conv", "svm", "heatmap"]
+PointLoss = Literal["mse", "smooth_l1", "wing"]
+Crop = Literal["whole", "box", "points"]
 HeadStart = Literal["random", "solved"]
 Pooling = Literal["gap", "flatten"]
 Optimizer = Literal["sgd", "adam", "adamw", "rmsprop", "lbfgs"]
 Schedule = Literal["cosine", "constant", "onecycle", "step", "plateau"]
-Monitor = Literal["val_top1_accuracy", "val_loss", "val_macro_f1", "val_ece", "train_loss", "train_top1_accuracy"]
+Monitor = Literal[
+    "val_top1_accuracy",
+    "val_loss",
+    "val_macro_f1",
+    "val_ece",
+    "train_loss",
+    "train_top1_accuracy",
+    "val_error_px",
+    "val_error_input_px",
+    "train_error_input_px",
+]
 Sampling = Literal["shuffle", "balanced"]
 Precision = Literal["auto", "fp32", "bf16", "fp16"]
 Cache = Literal["auto", "ram", "disk", "none"]
@@ -29,7 +42,13 @@ def _option(default: Any, help_text: str, panel: str) -> Any:
 class TrainConfig:
     """The options of one training run. None means: chosen by `options.resolve` from the others."""
 
-    data: str = _option("", "Folder of class folders, train/ val/ [test/] of them, or CSV with path,label.", "Data")
+    data: str = _option(
+        "",
+        "Folder of class folders, train/ val/ [test/] of them, or CSV with path,label. For landmarks: CSV, TPS, COCO "
+        "keypoints or DeepLabCut.",
+        "Data",
+    )
+    task: Kind | None = _option(None, "What is learnt. Default: what the data hold.", "Data")
     out: str = _option("", "Run folder to make. Default: runs/DATA-METHOD.", "Data")
     split_column: str = _option("split", "Column of the CSV that holds train, val or test.", "Data")
     val_fraction: float = _option(0.2, "Share of pictures held out for validation where the data has no split.", "Data")
@@ -57,10 +76,16 @@ class TrainConfig:
         None, "Start with the head alone and thaw one more stage after each N epochs.", "Model"
     )
     pooling: Pooling = _option("gap", "How the feature map becomes a vector.", "Model")
-    head: Head = _option("linear", "What is trained on top of the backbone.", "Model")
+    head: Head | None = _option(
+        None,
+        "What is trained on top of the backbone: linear (the default), mlp, conv or svm. Landmarks: heatmap (the "
+        "default), or linear or mlp, which regress coordinates.",
+        "Model",
+    )
     head_sizes: tuple[int, ...] | None = _option(
         None,
-        "Repeatable. Sizes of the mlp head (512, 256), or channels, then sizes, of conv (32, 1024).",
+        "Repeatable. Sizes of the mlp head (512, 256), channels, then sizes, of conv (32, 1024), or the channels of "
+        "heatmap (64).",
         "Model",
     )
     head_start: HeadStart | None = _option(
@@ -76,11 +101,20 @@ class TrainConfig:
         "Model",
     )
 
+    crop: Crop = _option(
+        "whole",
+        "Landmarks: look at the whole picture, at its box in the data, or at the part with the annotated points.",
+        "Pictures",
+    )
+    crop_margin: float = _option(0.25, "Share of the cropped part's size that is added on every side.", "Pictures")
     image_size: int | None = _option(
         None, "Side of the network's square input. Default: the backbone's own.", "Pictures"
     )
-    resize_mode: Literal["squash", "letterbox", "short_side"] = _option(
-        "squash", "squash keeps everything in view; letterbox pads; short_side crops the centre.", "Pictures"
+    resize_mode: Literal["squash", "letterbox", "short_side"] | None = _option(
+        None,
+        "squash keeps everything in view (the default); letterbox pads (the default for landmarks); short_side crops "
+        "the centre.",
+        "Pictures",
     )
     jpeg_scale: Literal["full", "2x"] = _option(
         "2x",
@@ -93,6 +127,14 @@ class TrainConfig:
     )
     augment: str | None = _option(
         None, "none, flip, light, standard, strong, or a file that albumentations saved.", "Pictures"
+    )
+    mirror: bool | None = _option(
+        None,
+        "Landmarks: also learn from mirror images. Default: where flip pairs say which points change places.",
+        "Pictures",
+    )
+    flip_pairs: tuple[str, ...] | None = _option(
+        None, "Landmarks: points that change places in a mirror image, as left:right. Repeatable.", "Pictures"
     )
     views: int | None = _option(
         None, "With --method features: keep the features of this many augmented views a picture.", "Pictures"
@@ -122,6 +164,9 @@ class TrainConfig:
     ema_decay: float | None = _option(
         None, "Keep and use an exponential moving average of the weights, such as 0.99.", "Optimisation"
     )
+    point_loss: PointLoss = _option(
+        "wing", "Landmarks with a linear or mlp head: mse, smooth_l1 or wing, in input pixels.", "Optimisation"
+    )
     label_smoothing: float = _option(0.0, "Share of the target spread over all classes.", "Optimisation")
     mixup: float = _option(0.0, "Alpha of mixup, such as 0.2; 0 is off.", "Optimisation")
     cutmix: float = _option(0.0, "Alpha of cutmix, such as 1; 0 is off. With mixup, one is drawn.", "Optimisation")
@@ -132,7 +177,11 @@ class TrainConfig:
         "shuffle", "balanced: draw every class equally often, with replacement.", "Optimisation"
     )
     patience: int | None = _option(None, "Stop after this many epochs without improvement.", "Optimisation")
-    monitor: Monitor = _option("val_top1_accuracy", "What picks the best checkpoint.", "Optimisation")
+    monitor: Monitor | None = _option(
+        None,
+        "What picks the best checkpoint. Default: val_top1_accuracy, or val_error_px for landmarks.",
+        "Optimisation",
+    )
     seed: int = _option(0, "Seed of splits, initial weights, order and augmentation.", "Optimisation")
 
     device: str = _option("auto", "auto, cpu, cuda or cuda:N.", "Machine")
@@ -153,6 +202,14 @@ BY_METHOD: dict[str, dict[str, Any]] = {
     "features": {"optimizer": "adamw", "epochs": 40, "augment": "none", "weights": "imagenet", "batch_size": 64},
     "finetune": {"optimizer": "sgd", "epochs": 10, "augment": "standard", "weights": "imagenet", "batch_size": 32},
 }
+# What landmarks fill in instead. They come in dozens or hundreds, so that epochs are short.
+LANDMARKS: dict[str, Any] = {
+    **{"head": "heatmap", "resize_mode": "letterbox", "optimizer": "adamw", "epochs": 60, "batch_size": 8},
+    **{"augment": "standard", "monitor": "val_error_px", "head_start": "random"},
+}
+CLASSES: dict[str, Any] = {"head": "linear", "resize_mode": "squash", "monitor": "val_top1_accuracy"}
+# Peak learning rates of landmarks for each optimiser, whatever the method.
+LANDMARK_LEARNING_RATES = {"sgd": 0.005, "adam": 1e-3, "adamw": 1e-3, "rmsprop": 3e-4}
 # Peak learning rates at batch 32; larger batches may want more.
 LEARNING_RATES: dict[str, dict[str, float]] = {
     "scratch": {"sgd": 0.05, "adam": 1e-3, "adamw": 1e-3, "rmsprop": 1e-3},
@@ -162,5 +219,11 @@ LEARNING_RATES: dict[str, dict[str, float]] = {
 # The same for trunks without normalisation layers, whose gradients grow with their activations.
 SMALLER_LEARNING_RATES: dict[str, dict[str, float]] = {"scratch": {"sgd": 0.01}, "finetune": {"sgd": 0.001}}
 WITHOUT_NORM = ("alexnet", "squeezenet", "vgg")
-HEAD_SIZES: dict[str, tuple[int, ...]] = {"linear": (), "svm": (), "mlp": (512, 256), "conv": (32, 1024)}
+HEAD_SIZES: dict[str, tuple[int, ...]] = {
+    "linear": (),
+    "svm": (),
+    "mlp": (512, 256),
+    "conv": (32, 1024),
+    "heatmap": (64,),
+}
 C_VALUES: dict[str, tuple[float, ...]] = {"svm": (1e-4, 1e-3, 1e-2), "linear": (1e-3, 1e-2, 1e-1, 1.0)}

@@ -19,6 +19,7 @@ from pathlib import Path
 import numpy as np
 
 from tl.errors import DataError
+from tl.runtime.geometry import Region
 from tl.runtime.sources import find_pictures
 
 SPLITS = ("train", "val", "test")
@@ -29,6 +30,7 @@ class Picture:
     """One labelled picture. `path` opens it; `name` is its path within the data set, with '/'.
 
     `split` is '' where the data set does not say. `group` ties pictures of one specimen together; '' is none.
+    `region`: the part of the picture that is looked at, (left, top, width, height) in pixels; None for all of it.
     """
 
     path: str
@@ -36,6 +38,7 @@ class Picture:
     label: str
     split: str = ""
     group: str = ""
+    region: Region | None = None
 
 
 def read_pictures(

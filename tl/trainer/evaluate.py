@@ -44,7 +44,7 @@ def choose_split(pictures: Sequence[Picture], asked: str | None) -> tuple[str, l
     return name, chosen
 
 
-def evaluate(predictor: Predictor, pictures: Sequence[Picture], progress: Progress) -> Evaluation:
+def evaluate(predictor: Predictor[Classification], pictures: Sequence[Picture], progress: Progress) -> Evaluation:
     """Predict every picture once and score members and votes on those that can be read.
 
     Raises `DataError` for a class the models do not know, or if no picture can be read.
@@ -68,7 +68,7 @@ def evaluate(predictor: Predictor, pictures: Sequence[Picture], progress: Progre
 
 
 def _member_rows(
-    predictor: Predictor, truth: np.ndarray[Any, np.dtype[np.int64]], results: Sequence[Classification]
+    predictor: Predictor[Classification], truth: np.ndarray[Any, np.dtype[np.int64]], results: Sequence[Classification]
 ) -> list[dict[str, Any]]:
     names = predictor.class_names
     if results[0].votes is None:
@@ -82,7 +82,7 @@ def _member_rows(
         for m, name in enumerate(predictor.member_names)
     ]
     for rule in VOTINGS:
-        decided = vote(members, rule, predictor.ensemble.weights)
+        decided = vote(members, rule, predictor.ensemble.key["weights"])
         scores = classification_metrics(truth, decided.probabilities, names, decided.label_ids)
         rows.append({"model": "ensemble", "voting": rule, **scores})
     return rows

@@ -5,7 +5,6 @@ Knows TensorBoard's writer. The only file that imports it.
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -32,7 +31,7 @@ class EventLog:
 
                 # A resumed run may repeat epochs that an earlier file holds.
                 self._writer = SummaryWriter(str(self._folder), purge_step=row.epoch)
-            for name, value in dataclasses.asdict(row).items():
+            for name, value in row.columns().items():
                 if name != "epoch":
                     self._writer.add_scalar(name, value, row.epoch)
         self._written = len(history)

@@ -60,7 +60,7 @@ def train_by_steps(task: Task, run: Run, progress: Progress, is_resumed: bool) -
     return Outcome(
         logits=lambda split: stepped.logits(task.split_features(split)),
         save=lambda temperature: _save(stepped.tensors(), task, run, temperature),
-        best_epoch=best_epoch(history, config.monitor),
+        best_epoch=best_epoch(history, settled(config.monitor)),
         train_seconds=sum(row.seconds for row in history) if is_resumed else None,
     )
 

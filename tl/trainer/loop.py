@@ -28,6 +28,8 @@ from tl.trainer.stepping import Batch, StepResult, Trainee, build_scaler, check_
 
 # Epochs over cached features take milliseconds; a line for each would bury the result.
 _SECONDS_WORTH_A_LINE = 0.5
+# Loss and score of training and of validation stand before the timing in `history.csv`.
+_LEADING = 4
 # Reading a loss waits for the GPU, so not at every step.
 _STEPS_BETWEEN_LOOKS = 10
 
@@ -54,30 +56,35 @@ class FitOptions:
     compile: bool
 
 
-@dataclass(frozen=True)
-class Validation:
-    """How a network does on the validation split."""
-
-    loss: float
-    top1_accuracy: float
-    macro_f1: float
-    ece: float
+# How a network does on the validation split, by name: `loss` first, then the objective's score.
+Figures = dict[str, float]
 
 
 @dataclass(frozen=True)
 class EpochRow:
-    """One row of `history.csv`. `lr` is that of the last step; `seconds` are of the whole epoch."""
+    """One row of `history.csv`. `lr` is that of the last step; `seconds` are of the whole epoch.
+
+    `figures`: column -> value, `train_loss` and the training score first, then `val_loss` and those of validation.
+    """
 
     epoch: int
     lr: float
-    train_loss: float
-    train_top1_accuracy: float
-    val_loss: float
-    val_top1_accuracy: float
     seconds: float
     images_per_s: float
-    val_macro_f1: float
-    val_ece: float
+    figures: Figures
+
+    def columns(self) -> dict[str, float]:
+        """Every column in the order of the file."""
+        names = list(self.figures)
+        first, more = names[:_LEADING], names[_LEADING:]
+        return {
+            "epoch": self.epoch,
+            "lr": self.lr,
+            **{name: self.figures[name] for name in first},
+            "seconds": self.seconds,
+            "images_per_s": self.images_per_s,
+            **{name: self.figures[name] for name in more},
+        }
 
 
 class Batches(Protocol):
@@ -116,7 +123,7 @@ class NoCheckpoints:
 def fit(
     trainee: Trainee,
     batches: Batches,
-    validate: Callable[[nn.Module], Validation],
+    validate: Callable[[nn.Module], Figures],
     options: FitOptions,
     machine: Machine,
     checkpoints: Checkpoints,
@@ -139,10 +146,10 @@ def fit(
     progress.start("training", steps, "steps")
     while not _is_done(training.history, options):
         started = time.perf_counter()
-        loss, top1_accuracy = training.train_epoch()
+        trained_figures = training.train_epoch()
         trained = time.perf_counter() - started
         validation = validate(training.judged)
-        if not math.isfinite(validation.loss):
+        if not math.isfinite(validation["loss"]):
             raise TrainingError(
                 f"epoch {len(training.history) + 1}: the validation loss is not finite at learning rate "
                 f"{training.lr:.3g}; lower --lr (a tenth is a good next try)"
@@ -152,14 +159,9 @@ def fit(
             EpochRow(
                 epoch=len(training.history) + 1,
                 lr=training.lr,
-                train_loss=loss,
-                train_top1_accuracy=top1_accuracy,
-                val_loss=validation.loss,
-                val_top1_accuracy=validation.top1_accuracy,
                 seconds=seconds,
                 images_per_s=batches.count / trained,
-                val_macro_f1=validation.macro_f1,
-                val_ece=validation.ece,
+                figures={**trained_figures, **{f"val_{name}": value for name, value in validation.items()}},
             )
         )
         training.keep_best()
@@ -207,8 +209,8 @@ class _Training:
         """What is validated and kept: the module, or the average of its weights."""
         return self._trainee.module if self._average is None else self._average.module
 
-    def train_epoch(self) -> tuple[float, float]:
-        """Mean loss and accuracy over the training pictures, as they were met."""
+    def train_epoch(self) -> Figures:
+        """Mean loss and score over the training pictures, as they were met."""
         epoch = len(self.history) + 1
         # Dropout and mixing depend on seed and epoch alone; other processes draw others.
         torch.manual_seed(self._options.seed * 100_003 + epoch + 7919 * self._ranks.rank)
@@ -233,19 +235,19 @@ class _Training:
             if self._average is not None:
                 self._average.update_parameters(self._trainee.module)
             for result in results:
-                sums += torch.stack([result.losses.sum(), result.hits.sum()])
+                sums += torch.stack([result.losses.sum(), result.scores.sum()])
             unseen += results
             is_cpu, is_last = self._machine.device.type == "cpu", step == self.steps_per_epoch - 1
             if is_cpu or is_last or step % _STEPS_BETWEEN_LOOKS == 0:
-                check_finite(unseen, self._trainee.class_names, f"epoch {epoch}, step {step + 1}", self.lr)
+                check_finite(unseen, self._trainee.objective, f"epoch {epoch}, step {step + 1}", self.lr)
                 unseen = []
             if is_last or step % _STEPS_BETWEEN_LOOKS == 0:
                 loss = float(results[-1].losses.mean()) if len(results[-1].losses) else math.nan
                 self._progress.advance(step + 1 - reported, f"epoch {epoch}, loss {loss:.3f}")
                 reported = step + 1
         self._ranks.add_up(sums)
-        loss_sum, hits = sums.tolist()
-        return loss_sum / self._batches.count, hits / self._batches.count
+        loss, score = (sums / self._batches.count).tolist()
+        return {"train_loss": loss, f"train_{self._trainee.objective.score_name}": score}
 
     def keep_best(self) -> None:
         """Copy the weights if the last epoch was the best."""
@@ -289,8 +291,8 @@ def best_epoch(history: Iterable[EpochRow], monitor: Monitor) -> int:
 
 def _badness(row: EpochRow, monitor: Monitor) -> tuple[float, float]:
     """Smaller is better."""
-    value: float = getattr(row, monitor)
-    return (value, 0.0) if monitor.endswith(("loss", "ece")) else (-value, row.val_loss)
+    value = row.figures[monitor]
+    return (value, 0.0) if monitor.endswith(("loss", "ece", "px")) else (-value, row.figures["val_loss"])
 
 
 def _build_average(module: nn.Module, decay: float | None) -> AveragedModel | None:
@@ -317,8 +319,15 @@ def _copy_state(module: nn.Module) -> dict[str, Tensor]:
 
 
 def _epoch_line(row: EpochRow, options: FitOptions) -> str:
+    shown = [f"{_spoken(name)} {value:.3f}" for name, value in itertools.islice(row.figures.items(), _LEADING)]
+    train, val = " ".join(shown[:2]), " ".join(shown[2:])
     return (
         f"epoch {row.epoch:>{len(str(options.epochs))}}/{options.epochs}  "
-        f"train loss {row.train_loss:.3f} top-1 {row.train_top1_accuracy:.3f}  "
-        f"val loss {row.val_loss:.3f} top-1 {row.val_top1_accuracy:.3f}  {row.images_per_s:.1f} images/s"
+        f"train {train}  val {val}  {row.images_per_s:.1f} images/s"
     )
+
+
+def _spoken(column: str) -> str:
+    """`val_top1_accuracy` -> `top-1`, `val_error_px` -> `error px`."""
+    name = column.partition("_")[2]
+    return "top-1" if name == "top1_accuracy" else name.replace("_", " ")

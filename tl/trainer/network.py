@@ -5,7 +5,7 @@ Knows trunks, heads and freezing. Does not know files, batches or losses.
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Literal, Self
 
 import torch
 from torch import Tensor, nn
@@ -70,12 +70,43 @@ class Standardise(nn.Module):
         return (features - self.mean) / self.std
 
 
-class Network(nn.Module):
-    """A classifier on a trunk. Layers whose parameters are all frozen stay as they are, batch-norm statistics too.
+class OnTrunk(nn.Module):
+    """Normalisation and trunk. Layers whose parameters are all frozen stay as they are, batch-norm statistics too."""
 
-    `pooling`: what the head is given, a pooled embedding or the map itself. `aux` is a second classifier that looks at
-    the trunk's layer `aux_layer` during training.
-    """
+    def __init__(self, normalise: Normalise, trunk: Trunk) -> None:
+        super().__init__()
+        self.normalise, self.trunk = normalise, trunk
+
+    def train(self, mode: bool = True) -> Self:
+        """As torch's, but frozen layers stay in evaluation mode."""
+        super().train(mode)
+        if mode:
+            _settle_frozen(self.trunk)
+        return self
+
+
+class OnFeatures(OnTrunk):
+    """A trunk, pooling, standardising and a head. `pooling`: what the head is given, an embedding or the map itself."""
+
+    def __init__(
+        self, normalise: Normalise, trunk: Trunk, standardise: Standardise, head: nn.Module, pooling: FeaturePooling
+    ) -> None:
+        super().__init__(normalise, trunk)
+        self.standardise, self.head, self.pooling = standardise, head, pooling
+
+    def features(self, images: Tensor) -> Tensor:
+        """uint8 (N, H, W, 3) -> what the head is given: embedding (N, D) or map (N, D, h, w)."""
+        return self.pool(self.trunk(self.normalise(images)))
+
+    def pool(self, features: Tensor) -> Tensor:
+        """A trunk's features -> what the head is given."""
+        if self.trunk.kind == "embedding" or self.pooling == "map":
+            return features
+        return features.mean(dim=(2, 3)) if self.pooling == "gap" else features.flatten(1)
+
+
+class Network(OnFeatures):
+    """A classifier on a trunk. `aux` is a second one that looks at the trunk's layer `aux_layer` during training."""
 
     def __init__(
         self,
@@ -88,21 +119,9 @@ class Network(nn.Module):
         aux: nn.Module | None = None,
         aux_layer: str = "",
     ) -> None:
-        super().__init__()
-        self.normalise, self.trunk, self.standardise, self.head = normalise, trunk, standardise, head
-        self.pooling, self.aux, self.aux_layer = pooling, aux, aux_layer
+        super().__init__(normalise, trunk, standardise, head, pooling)
+        self.aux, self.aux_layer = aux, aux_layer
         self.train(self.training)
-
-    def train(self, mode: bool = True) -> Network:
-        """As torch's, but frozen layers stay in evaluation mode."""
-        super().train(mode)
-        if mode:
-            _settle_frozen(self.trunk)
-        return self
-
-    def features(self, images: Tensor) -> Tensor:
-        """uint8 (N, H, W, 3) -> what the head is given: embedding (N, D) or map (N, D, h, w)."""
-        return self._pool(self.trunk(self.normalise(images)))
 
     def classify(self, features: Tensor) -> Tensor:
         """Features -> logits (N, C)."""
@@ -114,12 +133,7 @@ class Network(nn.Module):
         if self.aux is None or not self.training:
             return self.classify(self.features(images))
         on_the_way, last = self.trunk.tapped(self.normalise(images), self.aux_layer)
-        return self.classify(self._pool(last)), self.aux(on_the_way)
-
-    def _pool(self, features: Tensor) -> Tensor:
-        if self.trunk.kind == "embedding" or self.pooling == "map":
-            return features
-        return features.mean(dim=(2, 3)) if self.pooling == "gap" else features.flatten(1)
+        return self.classify(self.pool(last)), self.aux(on_the_way)
 
 
 class Deployed(nn.Module):

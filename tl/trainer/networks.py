@@ -36,22 +36,13 @@ def build_network(config: TrainConfig, info: BackboneInfo, num_classes: int, wei
 
     Raises `ConfigError` or `WeightsError`.
     """
-    torch.manual_seed(config.seed)
-    trunk = build_trunk(config.backbone)
-    whole = set(trunk.state_dict())
-    if config.trunk_until is not None:
-        trunk = cut_trunk(trunk, config.trunk_until)
-    if weights is not None:
-        beyond = whole - set(trunk.state_dict())
-        load_into(trunk, weights, unused=beyond | _classifier_names(config.backbone, whole))
-    freeze_trunk(trunk, "all" if config.method == "features" else config.freeze)
+    trunk = build_run_trunk(config, weights)
     side = config.image_size or info.image_size
-    pooling: FeaturePooling = "map" if config.head == "conv" else config.pooling
-    if trunk.kind == "embedding" and pooling == "flatten":
-        raise ConfigError(f"pooling flatten needs a feature map, and {config.backbone} gives a pooled embedding")
-    shape = pooled_shape(feature_shape(trunk, (side, side)), pooling)
+    shape, pooling = head_input(config, trunk, side)
     torch.manual_seed(config.seed)  # the head starts the same whatever the trunk drew
-    head = build_head(config.head, shape, num_classes, sizes=settled(config.head_sizes), dropout=config.dropout)
+    head = build_head(
+        settled(config.head), shape, num_classes, sizes=settled(config.head_sizes), dropout=config.dropout
+    )
     aux = _build_aux(config, trunk, side, num_classes, weights)
     network = Network(
         Normalise(info.mean, info.std),
@@ -63,6 +54,28 @@ def build_network(config: TrainConfig, info: BackboneInfo, num_classes: int, wei
         aux_layer=INCEPTION_AUX_LAYER if aux else "",
     )
     return network.to(memory_format=torch.channels_last)
+
+
+def build_run_trunk(config: TrainConfig, weights: Weights | None) -> Trunk:
+    """The trunk of a resolved config, cut and frozen as asked. Raises `ConfigError` or `WeightsError`."""
+    torch.manual_seed(config.seed)
+    trunk = build_trunk(config.backbone)
+    whole = set(trunk.state_dict())
+    if config.trunk_until is not None:
+        trunk = cut_trunk(trunk, config.trunk_until)
+    if weights is not None:
+        beyond = whole - set(trunk.state_dict())
+        load_into(trunk, weights, unused=beyond | _classifier_names(config.backbone, whole))
+    freeze_trunk(trunk, "all" if config.method == "features" else config.freeze)
+    return trunk
+
+
+def head_input(config: TrainConfig, trunk: Trunk, side: int) -> tuple[tuple[int, ...], FeaturePooling]:
+    """Shape of what a head is given for one picture of `side` pixels, and how it is pooled. Raises `ConfigError`."""
+    pooling: FeaturePooling = "map" if config.head == "conv" else config.pooling
+    if trunk.kind == "embedding" and pooling == "flatten":
+        raise ConfigError(f"pooling flatten needs a feature map, and {config.backbone} gives a pooled embedding")
+    return pooled_shape(feature_shape(trunk, (side, side)), pooling), pooling
 
 
 def load_network(run: Run) -> tuple[Network, NetworkCard, TrainConfig]:

@@ -14,13 +14,18 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from tl.errors import ConfigError, MissingExtraError
+from tl.runtime.landmark_files.files import is_landmark_file
 from tl.trainer.config import (
     BY_METHOD,
     C_VALUES,
+    CLASSES,
     HEAD_SIZES,
+    LANDMARK_LEARNING_RATES,
+    LANDMARKS,
     LEARNING_RATES,
     SMALLER_LEARNING_RATES,
     WITHOUT_NORM,
+    Kind,
     TrainConfig,
 )
 
@@ -29,28 +34,37 @@ _Value = TypeVar("_Value")
 
 def resolve(config: TrainConfig, where: str = "options") -> TrainConfig:
     """Fill what was left open and check every value. Raises `ConfigError` with all faults, after `where`."""
+    if config.task is None:
+        config = dataclasses.replace(config, task=find_task(config.data))
     method = config.method if config.method in BY_METHOD else "finetune"
-    chosen = dict(BY_METHOD[method])
+    is_landmarks = config.task == "landmarks"
+    chosen = BY_METHOD[method] | (LANDMARKS if is_landmarks else CLASSES)
+    config = _fill(config, {name: chosen[name] for name in CLASSES})
     is_frozen_linear = method == "features" and config.head == "linear" and not _streams(config)
     is_stepped = config.lr is not None or config.epochs is not None
-    if config.head == "svm" or (is_frozen_linear and (config.c_values or not is_stepped)):
+    if config.head == "svm" or (not is_landmarks and is_frozen_linear and (config.c_values or not is_stepped)):
         chosen["optimizer"] = "lbfgs"
     if (config.optimizer or chosen["optimizer"]) == "lbfgs":
         del chosen["epochs"]  # nothing is trained by epochs
-    chosen |= {"head_sizes": HEAD_SIZES[config.head], "c_values": C_VALUES.get(config.head, ())}
-    chosen = {name: value for name, value in chosen.items() if getattr(config, name) is None}
-    config = dataclasses.replace(config, **chosen)
+    head = settled(config.head)
+    config = _fill(config, chosen | {"head_sizes": HEAD_SIZES[head], "c_values": C_VALUES.get(head, ())})
     if config.drop_epochs is None and config.epochs is not None:
         config = dataclasses.replace(config, drop_epochs=max(1, config.epochs // 3))
     if config.head_start is None:
         is_solved_start = not has_norm(config.backbone) and not _start_faults(config)
         config = dataclasses.replace(config, head_start="solved" if is_solved_start else "random")
     if config.lr is None:
-        config = dataclasses.replace(config, lr=_default_lr(config.backbone, method, str(config.optimizer)))
+        rates = LANDMARK_LEARNING_RATES if is_landmarks else _learning_rates(config.backbone, method)
+        config = dataclasses.replace(config, lr=rates.get(str(config.optimizer)))
     if not config.out:
         config = dataclasses.replace(config, out=f"runs/{Path(config.data).stem or 'run'}-{config.method}")
     _raise_faults([*_range_faults(config), *_combination_faults(config)], where)
     return config
+
+
+def _fill(config: TrainConfig, values: Mapping[str, Any]) -> TrainConfig:
+    """Set what is still open."""
+    return dataclasses.replace(config, **{n: value for n, value in values.items() if getattr(config, n) is None})
 
 
 def own_choices(config: TrainConfig) -> dict[str, Any]:
@@ -75,6 +89,11 @@ def has_norm(backbone: str) -> bool:
     """Whether a backbone has normalisation layers, by its name: the older families have none."""
     name = backbone.rpartition(":")[2]
     return not name.startswith(WITHOUT_NORM) or "_bn" in name
+
+
+def find_task(data: str) -> Kind:
+    """What a data set is for: landmarks where it is a file of them, else classes. A missing one counts as classes."""
+    return "landmarks" if is_landmark_file(data) else "classification"
 
 
 def is_solved(config: TrainConfig) -> bool:
@@ -148,7 +167,7 @@ def _range_faults(config: TrainConfig) -> list[str]:
         *("per_class", "image_size", "views", "epochs", "batch_size", "accumulate", "drop_epochs", "patience"),
         *("threads", "unfreeze_every"),
     )
-    not_negative = ("momentum", "weight_decay", "warmup_epochs", "workers", "seed", "mixup", "cutmix")
+    not_negative = ("crop_margin", "momentum", "weight_decay", "warmup_epochs", "workers", "seed", "mixup", "cutmix")
     faults = [f"{n} must be at least 1, found {v}" for n in positive if _below(v := getattr(config, n), 1)]
     faults += [f"{n} must not be negative, found {v}" for n in not_negative if _below(v := getattr(config, n), 0)]
     faults += [f"{n} must be finite, found {v}" for n in not_negative if (v := getattr(config, n)) == math.inf]
@@ -199,12 +218,55 @@ def _combination_faults(config: TrainConfig) -> list[str]:
     faults = [text for text, is_broken in rules.items() if is_broken]
     if config.head_start == "solved" and (lacking := _start_faults(config)):
         faults.append(f"head_start solved needs {', '.join(lacking)}")
+    faults += _landmark_faults(config) if config.task == "landmarks" else _class_faults(config)
     return [*faults, *_solver_faults(config)] if is_solved(config) else faults
+
+
+# What only classes have.
+_CLASSES_ONLY = ("per_class", "views", "mixup", "cutmix", "label_smoothing", "class_weights", "sampler")
+_LANDMARKS_ONLY = ("crop", "crop_margin", "mirror", "flip_pairs", "point_loss")
+
+
+def _class_faults(config: TrainConfig) -> list[str]:
+    given = [name for name in _LANDMARKS_ONLY if getattr(config, name) != getattr(TrainConfig, name)]
+    faults = [f"{', '.join(given)}: for landmarks alone, and the task is classification"] if given else []
+    if config.head == "heatmap":
+        faults.append("head heatmap is for landmarks, and the task is classification")
+    if str(config.monitor).endswith("px"):
+        faults.append(f"monitor {config.monitor} is for landmarks, and the task is classification")
+    return faults
+
+
+def _landmark_faults(config: TrainConfig) -> list[str]:
+    given = [name for name in _CLASSES_ONLY if getattr(config, name) != getattr(TrainConfig, name)]
+    rules = {
+        f"{', '.join(given)}: for classes alone, and the task is landmarks": bool(given),
+        f"head {config.head} gives classes; landmarks take heatmap, linear or mlp": config.head in ("conv", "svm"),
+        "resize_mode short_side would crop landmarks away: take letterbox or squash": (
+            config.resize_mode == "short_side"
+        ),
+        f"monitor {config.monitor} is for classes, and the task is landmarks": not str(config.monitor).endswith(
+            ("loss", "px")
+        ),
+        "head heatmap needs the feature map: leave out pooling": config.head == "heatmap" and config.pooling != "gap",
+        "head heatmap takes one number of channels": config.head == "heatmap" and len(config.head_sizes or ()) != 1,
+        "split_column: landmark files call it split": config.split_column != "split",
+        "optimizer lbfgs solves classes; landmarks take another": config.optimizer == "lbfgs",
+        "mirror needs an augmentation": bool(config.mirror) and config.augment == "none",
+    }
+    faults = [text for text, is_broken in rules.items() if is_broken]
+    return faults + [f"flip_pairs: '{pair}' is not NAME:NAME" for pair in config.flip_pairs or () if not _is_pair(pair)]
+
+
+def _is_pair(text: str) -> bool:
+    first, colon, second = text.partition(":")
+    return bool(first and colon and second and ":" not in second and first != second)
 
 
 def _start_faults(config: TrainConfig) -> list[str]:
     """What a head lacks to be solved before fine-tuning."""
     needs = {
+        "classes": config.task == "classification",
         "method finetune": config.method == "finetune",
         "head linear": config.head == "linear",
         "pooling gap": config.pooling == "gap",
@@ -213,15 +275,14 @@ def _start_faults(config: TrainConfig) -> list[str]:
     return [need for need, is_met in needs.items() if not is_met]
 
 
-def _default_lr(backbone: str, method: str, optimizer: str) -> float | None:
-    smaller = {} if has_norm(backbone) else SMALLER_LEARNING_RATES.get(method, {})
-    return smaller.get(optimizer, LEARNING_RATES[method].get(optimizer))
+def _learning_rates(backbone: str, method: str) -> dict[str, float]:
+    return LEARNING_RATES[method] | ({} if has_norm(backbone) else SMALLER_LEARNING_RATES.get(method, {}))
 
 
 # What only training by steps heeds.
 _STEPPED_ONLY = (
     *("momentum", "weight_decay", "schedule", "warmup_epochs", "drop_factor", "clip_norm", "ema_decay", "accumulate"),
-    *("label_smoothing", "sampler", "patience", "monitor", "compile"),
+    *("label_smoothing", "sampler", "patience", "compile"),
 )
 
 

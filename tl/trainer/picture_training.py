@@ -14,14 +14,14 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from tl.errors import ConfigError
-from tl.trainer.batches import PictureBatches, iter_inputs
+from tl.trainer.batches import LabelledItems, PictureBatches, iter_inputs
 from tl.trainer.checkpoints import RunCheckpoints
 from tl.trainer.config import TrainConfig
 from tl.trainer.distributed import Ranks, share_batch_norm
 from tl.trainer.head_training import solve_linear
-from tl.trainer.loop import Validation, best_epoch, fit
+from tl.trainer.loop import Figures, best_epoch, fit
 from tl.trainer.machine import Machine, build_machine
-from tl.trainer.network import Network
+from tl.trainer.network import Network, OnFeatures
 from tl.trainer.networks import build_network
 from tl.trainer.options import settled
 from tl.trainer.outcome import Outcome, Training
@@ -44,6 +44,15 @@ def prepare_picture_training(task: Task, ranks: Ranks) -> Training:
     Raises `DeviceError`, `ConfigError` or `WeightsError`.
     """
     config = task.config
+    machine = build_own_machine(config, ranks)
+    weights = read_weights(task.weights, config.backbone) if task.weights else None
+    network = build_network(config, task.info, len(task.class_names), weights).to(machine.device)
+    share_batch_norm(network, ranks)
+    return partial(_train, task, network, machine, ranks)
+
+
+def build_own_machine(config: TrainConfig, ranks: Ranks) -> Machine:
+    """What one process trains on. Raises `DeviceError`, and `ConfigError` for options that torchrun cannot keep."""
     machine = build_machine(_own_device(config, ranks), config.precision, config.threads)
     if ranks.world > 1 and settled(config.batch_size) < 2 * ranks.world:
         raise ConfigError(
@@ -51,10 +60,7 @@ def prepare_picture_training(task: Task, ranks: Ranks) -> Training:
         )
     if ranks.world > 1 and (config.lr == "auto" or config.device.startswith("cuda:")):
         raise ConfigError("with torchrun, lr must be a number and device cuda: each process takes its own GPU")
-    weights = read_weights(task.weights, config.backbone) if task.weights else None
-    network = build_network(config, task.info, len(task.class_names), weights).to(machine.device)
-    share_batch_norm(network, ranks)
-    return partial(_train, task, network, machine, ranks)
+    return machine
 
 
 def _train(
@@ -68,28 +74,28 @@ def _train(
 ) -> Outcome:
     config = task.config
     if task.weights is not None:
-        _standardise(network, task.store, machine)
+        standardise(network, task.store, machine)
     if config.head_start == "solved":
         start_head(network, ranks.tell(solve_linear(task, run, progress) if ranks.is_first else None))
     trainee = build_trainee(config, network, task.class_names, task.true_ids("train"), machine)
+    train = task.store.indices("train")
     batches = PictureBatches(
-        task.store,
-        task.ids,
-        augment=task.augment,
+        LabelledItems(task.store, task.ids, task.augment, config.seed),
+        train,
         batch_size=settled(config.batch_size),
         seed=config.seed,
-        workers=_workers(config, machine),
+        workers=num_workers(config, machine),
         pin_memory=machine.device.type == "cuda",
-        sampler=config.sampler,
+        balance=[task.ids[i] for i in train] if config.sampler == "balanced" else None,
         ranks=ranks,
     )
     val = task.store.indices("val")
 
-    def judge(module: nn.Module) -> Validation:
+    def judge(module: nn.Module) -> Figures:
         share = ranks.share(val)
         # A process without a picture of its own still takes part in what all do.
         own = predict_logits(module.eval(), task.store, share or val[:1], machine)[: len(share)]
-        return validate(ranks.interleave(own).numpy(), task.true_ids("val"), len(task.class_names))
+        return validate(ranks.interleave(own).numpy(), task.true_ids("val"))
 
     config = settle_lr(config, run, trainee, batches, machine, progress)
     checkpoints = RunCheckpoints(run, writes=ranks.is_first)
@@ -105,7 +111,7 @@ def _train(
     return Outcome(
         logits=logits,
         save=save,
-        best_epoch=best_epoch(history, config.monitor),
+        best_epoch=best_epoch(history, settled(config.monitor)),
         train_seconds=sum(row.seconds for row in history) if is_resumed else None,
     )
 
@@ -121,7 +127,7 @@ def predict_logits(
 
 
 @torch.no_grad()
-def _standardise(network: Network, store: PictureStore, machine: Machine) -> None:
+def standardise(network: OnFeatures, store: PictureStore, machine: Machine) -> None:
     """Measure the pretrained trunk's features on some training pictures: one learning rate then suits any trunk."""
     train = store.indices("train")
     some = train[:: max(1, len(train) // _STANDARDISE_ON)]
@@ -152,7 +158,8 @@ def _own_device(config: TrainConfig, ranks: Ranks) -> str:
     return config.device
 
 
-def _workers(config: TrainConfig, machine: Machine) -> int:
+def num_workers(config: TrainConfig, machine: Machine) -> int:
+    """Processes that augment."""
     if config.workers is not None:
         return config.workers
     return max(1, min(16, machine.threads - 1)) if machine.device.type == "cuda" else 0

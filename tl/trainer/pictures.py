@@ -54,18 +54,21 @@ class PictureStore:
     def is_decoded(self) -> bool:
         """Whether every picture is at hand without decoding."""
         on_disk = self.disk or ()
-        return all(i in self.kept or digest in on_disk for i, digest in enumerate(self.hashes))
+        keys = map(_key, self.pictures, self.hashes)
+        return all(i in self.kept or key in on_disk for i, key in enumerate(keys))
 
     def working(self, index: int) -> NDArray[np.uint8]:
         """The resized, not yet cropped picture, uint8 (h, w, 3); the same pixels kept or not."""
         if index in self.kept:
             return self.kept[index]
-        if self.disk is not None and self.hashes[index] in self.disk:
-            return self.disk.get(self.hashes[index])
-        content = _read_file(self.pictures[index].path)
+        picture = self.pictures[index]
+        key = _key(picture, self.hashes[index])
+        if self.disk is not None and key in self.disk:
+            return self.disk.get(key)
+        content = _read_file(picture.path)
         if hashlib.sha256(content).hexdigest() != self.hashes[index]:
-            raise DataError(f"{self.pictures[index].name}: has changed since this run began")
-        return load_working(content, self.recipe)
+            raise DataError(f"{picture.name}: has changed since this run began")
+        return load_working(content, self.recipe, picture.region)
 
     def input(self, index: int) -> NDArray[np.uint8]:
         """The picture as validation and deployment see it, uint8 (input_h, input_w, 3)."""
@@ -107,9 +110,9 @@ def load_pictures(
         try:
             content = _read_file(picture.path)  # hashed and decoded from one reading
             digest = hashlib.sha256(content).hexdigest()
-            if is_done(picture, digest) or (keeper.disk is not None and digest in keeper.disk):
+            if is_done(picture, digest) or (keeper.disk is not None and _key(picture, digest) in keeper.disk):
                 return digest, None
-            return digest, load_working(content, recipe)
+            return digest, load_working(content, recipe, picture.region)
         except ImageReadError as error:
             return error
         except OSError as error:
@@ -123,7 +126,7 @@ def load_pictures(
             continue
         digest, working = outcome
         if working is not None:
-            keeper.keep(len(good), digest, working)
+            keeper.keep(len(good), _key(picture, digest), working)
         good.append(picture)
         hashes.append(digest)
     keeper.finish()
@@ -140,7 +143,7 @@ class _Keeper:
         self.kept: dict[int, NDArray[np.uint8]] = {}
         self.disk = _disk_cache(recipe) if cache == "disk" else None
 
-    def keep(self, index: int, digest: str, working: NDArray[np.uint8]) -> None:
+    def keep(self, index: int, key: str, working: NDArray[np.uint8]) -> None:
         """Keep one picture if there is a place for it."""
         if self._to_memory:
             self._budget -= working.nbytes
@@ -150,7 +153,7 @@ class _Keeper:
             self._to_memory = False
             self._leave_memory(working.nbytes)
         if self.disk is not None:
-            self.disk.put(digest, working)
+            self.disk.put(key, working)
 
     def finish(self) -> None:
         """Write out what waits for the disk."""
@@ -169,6 +172,11 @@ class _Keeper:
             self._progress.say(
                 "the pictures fit neither into memory nor on disk: each epoch decodes them again (--cache ram insists)"
             )
+
+
+def _key(picture: Picture, digest: str) -> str:
+    """Names a working picture among those of its recipe."""
+    return digest if picture.region is None else f"{digest}-{'-'.join(f'{side:.9g}' for side in picture.region)}"
 
 
 def recipe_key(recipe: Recipe) -> str:

@@ -12,7 +12,7 @@ import hashlib
 import io
 import json
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -21,8 +21,12 @@ import numpy as np
 from numpy.typing import NDArray
 from safetensors.numpy import save as serialise_tensors
 
-from tl.errors import RunError
+from tl.errors import DataError, RunError
 from tl.runtime.files import atomic_path, output_errors, write_text
+from tl.runtime.geometry import Region
+from tl.runtime.landmark_files import wide_csv
+from tl.runtime.landmark_files.files import picture_finder, read_landmarks, write_landmarks
+from tl.runtime.landmarks import LandmarkSet
 from tl.runtime.recipe import Recipe
 from tl.runtime.strict_json import dump_json
 from tl.trainer.config import TrainConfig
@@ -30,7 +34,9 @@ from tl.trainer.data import Picture
 from tl.trainer.options import config_from_mapping, dump_config, load_config
 from tl.trainer.pictures import PictureStore
 
-RUN_VERSION = 2
+RUN_VERSION = 3
+_MANIFEST = ("path", "label", "split", "group", "sha256")
+_REGION = ("region_x", "region_y", "region_w", "region_h")
 
 
 @dataclass(frozen=True)
@@ -40,11 +46,12 @@ class NetworkCard:
     `temperature` divides the logits before softmax, as fitted on validation data.
     """
 
-    run_version: int
     class_names: tuple[str, ...]
+    keypoint_names: tuple[str, ...]
     recipe: Recipe
     weights: str
     temperature: float
+    run_version: int = RUN_VERSION
 
 
 @dataclass(frozen=True)
@@ -78,11 +85,12 @@ class Run:
         Paths count from the run folder, so that `tl evaluate RUN/manifest.csv --split val` works.
         Raises `RunError` if the run has another one already: it cannot go on with other pictures.
         """
+        has_regions = any(picture.region is not None for picture in store.pictures)
         rows = [
-            (Path(os.path.relpath(p.path, self.folder)).as_posix(), p.label, p.split, p.group, digest)
+            (self.relative(p.path), p.label, p.split, p.group, digest, *(_sides(p.region) if has_regions else ()))
             for p, digest in zip(store.pictures, store.hashes, strict=True)
         ]
-        text = csv_text(("path", "label", "split", "group", "sha256"), rows)
+        text = csv_text((*_MANIFEST, *(_REGION if has_regions else ())), rows)
         path = self.folder / "manifest.csv"
         if path.exists() and path.read_bytes() != text.encode(errors="surrogateescape"):
             raise RunError(f"{self.folder}: pictures, labels or splits have changed since; train a new run instead")
@@ -90,8 +98,22 @@ class Run:
 
     def picture_paths(self, split: str) -> list[str]:
         """Pictures of a split that are still where they were, in manifest order. Raises `RunError`."""
-        paths = [os.path.join(self.folder, row["path"]) for row in self._manifest() if row["split"] == split]
-        return [os.path.normpath(path) for path in paths if os.path.isfile(path)]
+        return [picture.path for picture in self.pictures(split)]
+
+    def pictures(self, split: str) -> list[Picture]:
+        """The same with label, group and region."""
+        found = []
+        for row in self._manifest():
+            path = os.path.normpath(os.path.join(self.folder, row["path"]))
+            if row["split"] == split and os.path.isfile(path):
+                sides = tuple(float(row[name]) for name in _REGION if row.get(name))
+                region = (sides[0], sides[1], sides[2], sides[3]) if len(sides) == len(_REGION) else None
+                found.append(Picture(path, row["path"], row["label"], split, row["group"], region))
+        return found
+
+    def relative(self, path: str) -> str:
+        """A path as it counts from the run folder, with '/'."""
+        return Path(os.path.relpath(path, self.folder)).as_posix()
 
     def val_predictions(self, class_names: Sequence[str]) -> dict[str, list[float]]:
         """Probabilities of `predictions_val.csv` in the order of `class_names`, by picture path as `picture_paths`
@@ -108,11 +130,19 @@ class Run:
             raise RunError(f"{path}: has no column {error}") from error
         except (OSError, ValueError) as error:
             raise RunError(f"{path}: cannot be read ({error}); did this run's training finish?") from error
+        return dict(zip(self._val_paths(len(rows)), probabilities, strict=True))
+
+    def val_points(self) -> dict[str, NDArray[np.float64]]:
+        """Points (K, 2) of `predictions_val.csv` in pixels of the photos, by picture path. Raises `RunError`."""
+        found = self.load_landmarks("predictions_val.csv").pictures
+        return dict(zip(self._val_paths(len(found)), (picture.keypoints_xy for picture in found), strict=True))
+
+    def _val_paths(self, count: int) -> list[str]:
         shown = [row["path"] for row in self._manifest() if row["split"] == "val"]
-        if len(shown) != len(rows):
-            raise RunError(f"{path}: has {len(rows)} rows for {len(shown)} validation pictures of the manifest")
-        paths = [os.path.normpath(os.path.join(self.folder, name)) for name in shown]
-        return dict(zip(paths, probabilities, strict=True))
+        if len(shown) != count:
+            path = self.folder / "predictions_val.csv"
+            raise RunError(f"{path}: has {count} rows for {len(shown)} validation pictures of the manifest")
+        return [os.path.normpath(os.path.join(self.folder, name)) for name in shown]
 
     def data_hash(self) -> str:
         """SHA-256 over the pictures' hashes, labels and splits. Raises `RunError`."""
@@ -138,8 +168,11 @@ class Run:
     def save_rows(self, name: str, kind: type, rows: Sequence[Any]) -> None:
         """Write dataclass instances of one kind as `name`, a CSV file with a column for each field."""
         columns = tuple(field.name for field in dataclasses.fields(kind))
-        shown = [[f"{v:.6g}" if isinstance(v, int | float) else v for v in dataclasses.astuple(row)] for row in rows]
-        write_csv(self.folder / name, columns, shown)
+        write_csv(self.folder / name, columns, [_shown(dataclasses.astuple(row)) for row in rows])
+
+    def save_table(self, name: str, rows: Sequence[Mapping[str, Any]]) -> None:
+        """Write `name`, a CSV file of rows that all have the first one's columns."""
+        write_csv(self.folder / name, tuple(rows[0]), [_shown(row.values()) for row in rows])
 
     def save_metrics(self, metrics: dict[str, Any]) -> None:
         """Write `metrics.json`."""
@@ -156,6 +189,22 @@ class Run:
             rows.append([picture.name, picture.label, class_names[decided], shown[decided], *shown])
         columns = ("path", "true_label", "label", "confidence", *(f"p:{name}" for name in class_names))
         write_csv(self.folder / f"predictions_{split}.csv", columns, rows)
+
+    def save_points(self, split: str, landmarks: LandmarkSet) -> None:
+        """Write `predictions_SPLIT.csv`, our CSV of landmarks."""
+        write_text(self.folder / f"predictions_{split}.csv", wide_csv.write(landmarks))
+
+    def save_annotations(self, landmarks: LandmarkSet) -> None:
+        """Write `annotations.json`, COCO keypoints with everything known. Pictures' names count from the run folder."""
+        path = self.folder / "annotations.json"
+        write_landmarks(landmarks, path, "coco", picture_finder(path))
+
+    def load_landmarks(self, name: str) -> LandmarkSet:
+        """Read one of the two files. Raises `RunError`."""
+        try:
+            return read_landmarks(self.folder / name)
+        except DataError as error:
+            raise RunError(f"{error}; did this run's training finish?") from error
 
     def save_best(self, tensors: Mapping[str, NDArray[Any]], card: NetworkCard) -> None:
         """Write `best.safetensors`: the whole network and its card."""
@@ -176,6 +225,10 @@ class Run:
         except (OSError, ValueError, KeyError) as error:
             raise RunError(f"{self.folder}: no readable metrics.json; did its training finish? ({error})") from error
         return {name: float(value) for name, value in metrics.items() if isinstance(value, int | float)}
+
+
+def _sides(region: Region | None) -> tuple[float | str, ...]:
+    return region or ("", "", "", "")
 
 
 def check_free(out: str | Path) -> None:
@@ -204,6 +257,10 @@ def create_run(out: str | Path, *, numbered: bool) -> Run:
                     return Run(folder)
         number += 1
         folder = Path(f"{out}-{number}")
+
+
+def _shown(values: Iterable[Any]) -> list[Any]:
+    return [f"{value:.6g}" if isinstance(value, int | float) else value for value in values]
 
 
 def csv_text(columns: Sequence[str], rows: Sequence[Sequence[Any]]) -> str:

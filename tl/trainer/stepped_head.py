@@ -15,7 +15,7 @@ from torch import nn
 from tl.trainer.batches import TensorBatches
 from tl.trainer.config import TrainConfig
 from tl.trainer.heads import build_head
-from tl.trainer.loop import Batches, Checkpoints, EpochRow, Validation, fit
+from tl.trainer.loop import Batches, Checkpoints, EpochRow, Figures, fit
 from tl.trainer.machine import Machine
 from tl.trainer.network import Standardise
 from tl.trainer.options import settled
@@ -64,7 +64,9 @@ def build_stepped_head(
     standardise = Standardise(shape).to(machine.device)
     standardise.fit(features)
     torch.manual_seed(config.seed)
-    head = build_head(config.head, shape, len(class_names), sizes=settled(config.head_sizes), dropout=config.dropout)
+    head = build_head(
+        settled(config.head), shape, len(class_names), sizes=settled(config.head_sizes), dropout=config.dropout
+    )
     trainee = build_trainee(config, head.to(machine.device), class_names, train[1], machine)
     batches = TensorBatches(
         standardise(features),
@@ -88,8 +90,8 @@ def fit_stepped_head(
     """Train the head and leave it with its best weights on `val`, or its last ones. Returns the history."""
     features, true_ids = val
 
-    def judge(module: nn.Module) -> Validation:
-        return validate(stepped.logits(features, module), true_ids, len(stepped.trainee.class_names))
+    def judge(module: nn.Module) -> Figures:
+        return validate(stepped.logits(features, module), true_ids)
 
     options = fit_options(config)
     return fit(

@@ -22,10 +22,10 @@ from tl.trainer.backbone_info import OWN_BACKBONES, TIMM_PREFIX, BackboneInfo, r
 from tl.trainer.config import TrainConfig
 from tl.trainer.data import Picture, assign_splits, bind_class_names, class_ids, limit_per_class, read_pictures
 from tl.trainer.features import FeatureSet, open_features
-from tl.trainer.options import resolve
+from tl.trainer.options import resolve, settled
 from tl.trainer.pictures import PictureStore, check_readable, load_pictures, recipe_key
 from tl.trainer.progress import Progress
-from tl.trainer.runs import RUN_VERSION, NetworkCard
+from tl.trainer.runs import NetworkCard
 from tl.trainer.statistics import color_statistics
 from tl.trainer.weight_files import WeightsFile, find_weights, read_colors
 
@@ -81,15 +81,15 @@ def prepare_task(config: TrainConfig, progress: Progress, check: Check = lambda 
     Raises the `TlError`s of its parts.
     """
     asked_batch, config = config.batch_size, resolve(config)
-    info = remembered_info(config.backbone, _find_info)
-    recipe = _build_recipe(config, info)
+    info = remembered_info(config.backbone, find_info)
+    recipe = build_run_recipe(config, info)
     augment = build_augment(str(config.augment), recipe)
     pictures = assign_splits(
         read_pictures(config.data, config.split_column, progress.say), config.val_fraction, config.seed
     )
     if config.per_class is not None:
         pictures = limit_per_class(pictures, config.per_class, config.seed)
-    config = _fit_batch(config, pictures, asked_batch)
+    config = fit_batch(config, pictures, asked_batch)
     weights = find_weights(info, str(config.weights))
     if weights is not None and weights.is_run and config.normalise == "backbone":
         mean, std = read_colors(weights)  # what that trunk has learned to expect
@@ -115,7 +115,7 @@ def prepare_task(config: TrainConfig, progress: Progress, check: Check = lambda 
     if config.normalise == "dataset":
         mean, std = color_statistics(store.input(i) for i in store.indices("train"))
         info = dataclasses.replace(info, mean=mean, std=std)
-        progress.say(f"colours of the training pictures: mean {_shown(mean)}, std {_shown(std)}")
+        progress.say(f"colours of the training pictures: mean {shown_rgb(mean)}, std {shown_rgb(std)}")
         if weights is not None:
             features = _open_features(config, info, recipe, augment, weights)
     ids = tuple(class_ids(store.pictures, class_names))
@@ -125,10 +125,11 @@ def prepare_task(config: TrainConfig, progress: Progress, check: Check = lambda 
 def network_card(task: Task, temperature: float) -> NetworkCard:
     """What `best.safetensors` says of the network."""
     weights = task.weights.description if task.weights else "none"
-    return NetworkCard(RUN_VERSION, task.class_names, task.recipe, weights, temperature)
+    return NetworkCard(task.class_names, (), task.recipe, weights, temperature)
 
 
-def _find_info(name: str) -> BackboneInfo:
+def find_info(name: str) -> BackboneInfo:
+    """As `backbones`, which takes seconds to import."""
     from tl.trainer.backbones import find_backbone_info
 
     return find_backbone_info(name)
@@ -161,7 +162,7 @@ def _needs_features_alone(config: TrainConfig, augment: Augment | None) -> bool:
     return config.method == "features" and (augment is None or config.views is not None)
 
 
-def _fit_batch(config: TrainConfig, pictures: Sequence[Picture], asked: int | None) -> TrainConfig:
+def fit_batch(config: TrainConfig, pictures: Sequence[Picture], asked: int | None) -> TrainConfig:
     """A batch size that nobody asked for shrinks to the data. Raises `ConfigError` for one that somebody did."""
     count = sum(picture.split == "train" for picture in pictures) * (config.views or 1)
     if asked is not None and asked > count:
@@ -179,14 +180,15 @@ def _check_data(pictures: Sequence[Picture], config: TrainConfig) -> tuple[str, 
     return class_names
 
 
-def _build_recipe(config: TrainConfig, info: BackboneInfo) -> Recipe:
+def build_run_recipe(config: TrainConfig, info: BackboneInfo) -> Recipe:
+    """The preprocessing of a resolved config."""
     side = config.image_size or info.image_size
     short_side = None
     if config.resize_mode == "short_side" and info.short_side > info.image_size:
         short_side = round(side * info.short_side / info.image_size)  # as the published weights were validated
     return build_recipe(
         (side, side),
-        config.resize_mode,
+        settled(config.resize_mode),
         short_side=short_side,
         interpolation=info.interpolation,
         pad_rgb=tuple(round(255 * value) for value in info.mean),  # type: ignore[arg-type]  # three values
@@ -195,5 +197,6 @@ def _build_recipe(config: TrainConfig, info: BackboneInfo) -> Recipe:
     )
 
 
-def _shown(rgb: Sequence[float]) -> str:
+def shown_rgb(rgb: Sequence[float]) -> str:
+    """Three numbers for a person."""
     return " ".join(f"{value:.4f}" for value in rgb)

@@ -16,15 +16,16 @@ from torch import nn
 from tl.trainer.calibration import softmax
 from tl.trainer.config import TrainConfig
 from tl.trainer.freezing import ParameterGroup, parameter_groups, thaw_trunk
-from tl.trainer.loop import Batches, FitOptions, Validation
+from tl.trainer.loop import Batches, Figures, FitOptions
 from tl.trainer.lr_finder import FinderRow, find_lr
 from tl.trainer.machine import Machine
 from tl.trainer.metrics import expected_calibration_error, macro_f1
 from tl.trainer.mixing import build_mix
 from tl.trainer.network import Network
+from tl.trainer.objectives import Classification, balanced_class_weights
 from tl.trainer.progress import Progress
 from tl.trainer.runs import Run
-from tl.trainer.stepping import Trainee, balanced_class_weights
+from tl.trainer.stepping import Trainee
 
 
 def build_trainee(
@@ -41,9 +42,7 @@ def build_trainee(
     trainee = Trainee(
         module=module,
         groups=[ParameterGroup(tuple(module.parameters()), 1.0)],
-        class_names=class_names,
-        class_weights=weights,
-        label_smoothing=config.label_smoothing,
+        objective=Classification(class_names, weights, config.label_smoothing),
     )
     if not isinstance(module, Network):
         return trainee
@@ -82,20 +81,20 @@ def settle_lr(
     return config
 
 
-def validate(logits: NDArray[np.floating], true_ids: NDArray[np.int64], num_classes: int) -> Validation:
+def validate(logits: NDArray[np.floating], true_ids: NDArray[np.int64]) -> Figures:
     """Score logits (N, C) of the validation split; not-a-number throughout where any of them is not finite."""
     if not np.isfinite(logits).all():
-        return Validation(math.nan, math.nan, math.nan, math.nan)
+        return dict.fromkeys(("loss", "top1_accuracy", "macro_f1", "ece"), math.nan)
     probabilities = softmax(logits)
     decided = probabilities.argmax(axis=1)
     of_true = torch.nn.functional.cross_entropy(torch.from_numpy(logits), torch.from_numpy(true_ids))
     confidence = probabilities.max(axis=1)
-    return Validation(
-        loss=float(of_true),
-        top1_accuracy=float((decided == true_ids).mean()),
-        macro_f1=macro_f1(true_ids, decided, num_classes),
-        ece=expected_calibration_error(decided == true_ids, confidence),
-    )
+    return {
+        "loss": float(of_true),
+        "top1_accuracy": float((decided == true_ids).mean()),
+        "macro_f1": macro_f1(true_ids, decided, logits.shape[1]),
+        "ece": expected_calibration_error(decided == true_ids, confidence),
+    }
 
 
 def _network_groups(network: Network, config: TrainConfig) -> list[ParameterGroup]:

@@ -20,6 +20,8 @@ from tl.runtime.landmarks import OCCLUDED, LandmarkSet, numbered_names
 
 Format = Literal["csv", "long", "tps", "coco", "deeplabcut"]
 _BY_SUFFIX: dict[str, Format] = {".csv": "csv", ".tps": "tps", ".json": "coco"}
+# Three header lines of DeepLabCut, or the columns of some hundred points.
+_HEAD_CHARACTERS = 65536
 _LOST: dict[Format, tuple[str, ...]] = {
     "csv": ("flip pairs", "skeleton"),
     "long": ("boxes", "scale", "splits and groups", "flip pairs", "skeleton"),
@@ -45,6 +47,22 @@ def read_landmarks(path: str | os.PathLike[str], images: str | os.PathLike[str] 
         return tps.read(text, path.name, lambda name: read_size(find(name))[0])
     readers = {"csv": wide_csv.read, "long": long_csv.read, "coco": coco.read, "deeplabcut": deeplabcut.read}
     return readers[kind](text, path.name)
+
+
+def is_landmark_file(path: str | os.PathLike[str]) -> bool:
+    """Whether a file holds landmarks, by its name and first line. False for what is no readable file."""
+    path = Path(path)
+    if path.suffix.lower() not in _BY_SUFFIX or not path.is_file():
+        return False
+    try:
+        with path.open(encoding="utf-8-sig", errors="surrogateescape", newline="") as stream:
+            head = stream.read(_HEAD_CHARACTERS)
+        if _format_of(path, head) != "csv":
+            return True
+        columns = set(next(csv.reader(head.splitlines()[:1]), []))
+    except (OSError, csv.Error):
+        return False
+    return "label" not in columns and any(name[0] == "x" and f"y{name[1:]}" in columns for name in columns if name)
 
 
 def write_landmarks(

@@ -1,7 +1,8 @@
 """Our CSV of landmarks: one picture a row, `path[,split][,group][,mm_per_px][,box_x,box_y,box_w,box_h],x0,y0[,v0]...`.
 
 A point's columns are `xNAME,yNAME[,vNAME][,pNAME]`, an underscore before the name is not part of it; their order is
-that of the points. Empty cells are missing points; v is COCO's visibility, p a predicted point's confidence.
+that of the points. Empty cells are missing points; v is COCO's visibility, p a predicted point's confidence, s its
+spread in an ensemble, which is read over.
 """
 
 from __future__ import annotations
@@ -18,6 +19,8 @@ from tl.runtime.landmarks import MISSING, VISIBLE, LandmarkSet, PictureLandmarks
 
 BOX = ("box_x", "box_y", "box_w", "box_h")
 _OTHERS = ("path", "split", "group", "mm_per_px", *BOX)
+# Of predictions: read over. Rows with an error have no points and are counted in `remarks`.
+_PREDICTED = ("shape_distance", "is_odd", "error")
 
 
 def read(text: str, where: str) -> LandmarkSet:
@@ -29,8 +32,11 @@ def read(text: str, where: str) -> LandmarkSet:
     except csv.Error as error:
         raise DataError(f"{where}: not a readable CSV file ({error})") from error
     points = _point_columns(columns, where)
-    pictures = tuple(_picture(f"{where} row {line}", row, points) for line, row in rows)
-    return LandmarkSet(tuple(points), pictures)
+    good = [(line, row) for line, row in rows if not row.get("error")]
+    pictures = tuple(_picture(f"{where} row {line}", row, points) for line, row in good)
+    failed = len(rows) - len(good)
+    remarks = (f"{failed} rows with an error instead of points are left out",) if failed else ()
+    return LandmarkSet(tuple(points), pictures, remarks=remarks)
 
 
 def write(landmarks: LandmarkSet) -> str:
@@ -76,9 +82,9 @@ def _point_columns(columns: Sequence[str], where: str) -> dict[str, dict[str, st
     for column in columns:
         if column.startswith("x") and f"y{column[1:]}" in known:
             suffix = column[1:]
-            points[suffix.removeprefix("_")] = {sign: sign + suffix for sign in "xyvp" if sign + suffix in known}
+            points[suffix.removeprefix("_")] = {sign: sign + suffix for sign in "xyvps" if sign + suffix in known}
     taken = {column for point in points.values() for column in point.values()}
-    if unknown := [name for name in columns if name not in taken and name not in _OTHERS]:
+    if unknown := [name for name in columns if name not in taken and name not in (*_OTHERS, *_PREDICTED)]:
         raise DataError(f"{where}: column '{unknown[0]}' is neither a point (xNAME, yNAME) nor {', '.join(_OTHERS)}")
     if not points:
         raise DataError(f"{where}: has no points: expected columns x0,y0,x1,y1 ...")

@@ -1,0 +1,121 @@
+"""Landmarks by the command line: predict into every format, evaluate, draw."""
+
+from __future__ import annotations
+
+import csv
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from tests.commands.conftest import RunTl
+from tests.spots import USUAL_XY, make_spot_model, save_spots
+from tl.runtime.landmark_files import wide_csv
+from tl.runtime.landmark_files.files import read_landmarks
+from tl.runtime.landmarks import LandmarkSet, picture_landmarks
+
+
+@pytest.fixture
+def photos(tmp_path: Path) -> Path:
+    """Two good pictures and a broken one."""
+    for i in range(2):
+        save_spots(tmp_path / "photos" / f"{i}.png", USUAL_XY + i)
+    (tmp_path / "photos" / "x.png").write_bytes(b"\x89PNG\r\n\x1a\n")
+    return tmp_path / "photos"
+
+
+def read(path: Path) -> list[dict[str, str]]:
+    with path.open(encoding="utf-8", newline="") as stream:
+        return list(csv.DictReader(stream))
+
+
+def test_predict__csv(run_tl: RunTl, photos: Path, tmp_path: Path) -> None:
+    model = make_spot_model(tmp_path / "m.onnx")
+    done = run_tl("predict", photos, "--model", model, "-o", tmp_path / "out.csv")
+    assert done.code == 3
+    rows = read(tmp_path / "out.csv")
+    points = [f"{sign}_{name}" for name in ("red", "green", "blue") for sign in "xyp"]
+    assert list(rows[0]) == ["path", *points, "shape_distance", "is_odd", "error"]
+    assert float(rows[1]["x_red"]) == pytest.approx(21, abs=0.15)  # hundredths of the model's, at 60% of the size
+    assert [row["is_odd"] for row in rows] == ["no", "no", ""]
+    assert rows[2]["error"]
+    back = read_landmarks(tmp_path / "out.csv")
+    assert back.remarks == ("1 rows with an error instead of points are left out",)
+
+
+@pytest.mark.parametrize("suffix", [".tps", ".json", ".jsonl"])
+def test_predict__other_formats(run_tl: RunTl, photos: Path, tmp_path: Path, suffix: str) -> None:
+    out = tmp_path / f"out{suffix}"
+    done = run_tl("predict", photos, "--model", make_spot_model(tmp_path / "m.onnx"), "-o", out)
+    assert done.code == 3
+    if suffix == ".jsonl":
+        rows = [json.loads(line) for line in out.read_text(encoding="utf-8").splitlines()]
+        found = np.array([[row["keypoints"]["green"][axis] for axis in "xy"] for row in rows[:2]])
+        assert set(rows[2]) == {"path", "error"}
+    else:
+        found = np.stack([picture.keypoints_xy[1] for picture in read_landmarks(out).pictures])
+        assert [Path(row["path"]).name for row in read(Path(f"{out}.failed.csv"))] == ["x.png"]
+    np.testing.assert_allclose(found, [[60, 20], [61, 21]], atol=0.15)
+
+
+def test_predict__ensemble_with_locator_boxes_and_drawings(run_tl: RunTl, photos: Path, tmp_path: Path) -> None:
+    fine = [make_spot_model(tmp_path / f"{name}.onnx", region="box", region_margin=0.5) for name in "ab"]
+    coarse = make_spot_model(tmp_path / "coarse.onnx")
+    located = run_tl("predict", photos, "--ensemble", *fine, "--locator", coarse, "--draw", tmp_path / "drawn")
+    assert located.code == 3
+    rows = list(csv.DictReader(located.out.splitlines()))
+    assert float(rows[0]["x_red"]) == pytest.approx(20, abs=0.15)
+    assert float(rows[0]["s_red"]) == pytest.approx(0, abs=1e-4)  # the same model twice, in float32
+    drawn = sorted((tmp_path / "drawn").rglob("*.jpg"))
+    assert [path.name for path in drawn] == ["0.png.points.jpg", "1.png.points.jpg"]
+    with Image.open(drawn[0]) as picture:
+        assert picture.size == (80, 60)
+    boxes = tmp_path / "boxes.csv"
+    boxes.write_text("path,box_x,box_y,box_w,box_h\nphotos/0.png,18,12,45,36\n", encoding="utf-8")
+    boxed = run_tl("predict", photos, "--model", fine[0], "--boxes", boxes)
+    rows = list(csv.DictReader(boxed.out.splitlines()))
+    assert float(rows[0]["x_green"]) == pytest.approx(60, abs=0.15)
+    assert "has none for this picture" in rows[1]["error"]
+
+
+def test_predict__a_box_model_asks_where_to_look(run_tl: RunTl, photos: Path, tmp_path: Path) -> None:
+    done = run_tl("predict", photos, "--model", make_spot_model(tmp_path / "m.onnx", region="box"))
+    assert done.code == 1
+    assert "--locator coarse.onnx" in done.err
+
+
+def test_predict__flags_for_landmarks_mean_nothing_to_classes(run_tl: RunTl, photos: Path, color_model: Path) -> None:
+    done = run_tl("predict", photos, "--model", color_model, "--draw", "d", "--crop-margin", "0.1")
+    assert done.code == 1
+    assert "--crop-margin, --draw: for landmark models" in done.err
+
+
+def test_evaluate__members_and_merged(run_tl: RunTl, tmp_path: Path) -> None:
+    pictures = []
+    for i in range(4):
+        save_spots(tmp_path / f"{i}.png", USUAL_XY)
+        pictures.append(picture_landmarks(f"{i}.png", USUAL_XY, split="test" if i else "train"))
+    data = tmp_path / "true.csv"
+    data.write_text(wide_csv.write(LandmarkSet(("red", "green", "blue"), tuple(pictures))), encoding="utf-8")
+    files = [make_spot_model(tmp_path / f"{s}.onnx", shift=float(s)) for s in (0, 3)]
+    done = run_tl("evaluate", data, "--ensemble", *files, "--json")
+    assert done.code == 0
+    rows = {(row["model"], row["merging"]): row for row in json.loads(done.out)["rows"]}
+    assert list(rows) == [("0", ""), ("3", ""), ("ensemble", "mean"), ("ensemble", "median")]
+    # A shift of 3 input pixels is 5 of the photo, at 48 of 80.
+    errors = [row["error_px"] for row in rows.values()]
+    assert errors == pytest.approx([0, 5, 2.5, 2.5], abs=0.15)
+    assert rows["0", ""]["n"] == 3
+    table = run_tl("evaluate", data, "--model", files[1])
+    assert table.out.splitlines()[0] == ("model,merging,n,points,error_px,ci_low,ci_high,rmse_px,normalised_error")
+    assert "evaluating on split 'test': 3 pictures" in table.err
+
+
+def test_inspect_and_verify(run_tl: RunTl, tmp_path: Path) -> None:
+    model = make_spot_model(tmp_path / "m.onnx")
+    shown = run_tl("inspect", model)
+    assert "landmarks, fp32" in shown.out
+    assert "red, green, blue" in shown.out
+    assert run_tl("verify", model, "--device", "cpu").code == 0

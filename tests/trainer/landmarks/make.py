@@ -1,0 +1,48 @@
+"""Pictures of three coloured spots and their annotations, for quick trainings."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from tests.spots import SPOTS, USUAL_XY, save_spots
+from tests.trainer.make import make_config
+from tl.runtime.landmark_files.files import picture_finder, write_landmarks
+from tl.runtime.landmarks import LandmarkSet, picture_landmarks
+from tl.trainer.config import TrainConfig
+
+
+def moved_spots(seed: int) -> NDArray[np.float64]:
+    """The usual places turned, scaled and shifted a little."""
+    rng = np.random.default_rng(seed)
+    angle, scale, shift = rng.uniform(-0.3, 0.3), rng.uniform(0.8, 1.1), rng.uniform(-5, 5, 2)
+    turn = np.array([[np.cos(angle), np.sin(angle)], [-np.sin(angle), np.cos(angle)]])
+    middle = USUAL_XY.mean(axis=0)
+    return np.asarray(scale * (USUAL_XY - middle) @ turn + middle + shift)
+
+
+def make_spots(root: Path, count: int = 12, **facts: Any) -> Path:
+    """ROOT/spots.csv and its pictures; every fifth lacks its last point. `facts` are of every picture."""
+    pictures = []
+    for seed in range(count):
+        points = moved_spots(seed)
+        if seed % 5 == 4:
+            points[2] = np.nan
+        name = f"images/{seed}.png"
+        save_spots(root / name, points)
+        pictures.append(picture_landmarks(name, points, **facts))
+    path = root / "spots.csv"
+    write_landmarks(LandmarkSet(SPOTS, tuple(pictures)), path, None, picture_finder(path))
+    return path
+
+
+def make_landmark_config(data: Path, out: Path, **changes: Any) -> TrainConfig:
+    """A run that takes about a second: smallcnn at 32 px from scratch with a heatmap of 8 channels, two epochs."""
+    values: dict[str, Any] = {"task": "landmarks", "head": "heatmap"}
+    values |= changes
+    if values["head"] == "heatmap":
+        values.setdefault("head_sizes", (8,))
+    return make_config(data, out, **values)

@@ -1,0 +1,100 @@
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from numpy.typing import NDArray
+
+from tests.spots import SPOTS
+from tests.trainer.landmarks.make import make_landmark_config, make_spots, moved_spots
+from tl.errors import ConfigError, DataError
+from tl.runtime.geometry import region_of_points
+from tl.runtime.landmarks import LandmarkSet, picture_landmarks
+from tl.trainer.landmarks.data import find_odd, read_annotated, reference_shape
+
+NAN = float("nan")
+
+
+def read(data: Path, **changes: Any) -> Any:
+    return read_annotated(make_landmark_config(data, data.parent / "run", **changes))
+
+
+def landmarks_of(shapes: list[NDArray[np.float64]]) -> LandmarkSet:
+    names = [chr(ord("a") + k) for k in range(len(shapes[0]))]
+    return LandmarkSet(tuple(names), tuple(picture_landmarks(f"{i}.png", xy) for i, xy in enumerate(shapes)))
+
+
+def many_shapes(count: int = 12, points: int = 6) -> list[NDArray[np.float64]]:
+    """One shape of six points with a little noise, moved about."""
+    base = np.random.default_rng(99).uniform(10, 90, (points, 2))
+    return [base + np.random.default_rng(i).normal(0, 0.5, base.shape) + i for i in range(count)]
+
+
+def test_region_of_points__square_with_margin_by_hand() -> None:
+    points = np.array([[10.0, 20.0], [30.0, 25.0], [NAN, NAN]])
+    # 20 wide and 5 high about (20, 22.5), counted from edges: a square of 20, and half of it more on every side.
+    assert region_of_points(points, 0.5) == (20.5 - 20, 23 - 20, 40, 40)
+    assert region_of_points(points[:1], 0.0) == (10, 20, 1, 1)
+    with pytest.raises(ValueError, match="no point"):
+        region_of_points(points[2:], 0.0)
+
+
+def test_read_annotated__regions(tmp_path: Path) -> None:
+    boxed = make_spots(tmp_path / "a", 2, box_xywh=(10.0, 10.0, 40.0, 20.0))
+    assert [p.region for p in read(boxed).pictures] == [None, None]
+    assert read(boxed, crop="box", crop_margin=0.5).pictures[0].region == (-10, 0, 80, 40)
+    around = read(boxed, crop="points", crop_margin=0.1).pictures[0].region
+    assert around == pytest.approx(region_of_points(moved_spots(0), 0.1), abs=1e-6)  # the file holds nine digits
+    with pytest.raises(DataError, match="has no box"):
+        read(make_spots(tmp_path / "b", 1), crop="box")
+
+
+def test_read_annotated__partners(spots: Path) -> None:
+    assert read(spots).partners == (0, 1, 2)
+    assert read(spots, flip_pairs=("red:blue",)).partners == (2, 1, 0)
+    with pytest.raises(ConfigError, match="no point 'tip'; the points are red, green, blue"):
+        read(spots, flip_pairs=("red:tip",))
+
+
+def test_read_annotated__faults(tmp_path: Path) -> None:
+    path = make_spots(tmp_path, 2)
+    rows = path.read_text(encoding="utf-8").splitlines()
+    path.write_text("\n".join([*rows, rows[1]]), encoding="utf-8")
+    with pytest.raises(DataError, match=r"1 pictures stand in several rows, first images/0\.png"):
+        read(path)
+
+
+def test_find_odd__nothing_to_say() -> None:
+    assert find_odd(landmarks_of(many_shapes()), [(200, 200)] * 12) == []
+
+
+def test_find_odd__each_kind() -> None:
+    shapes = many_shapes()
+    shapes[1] = np.full_like(shapes[1], NAN)
+    shapes[2][0] = (300, 5)
+    shapes[3] = shapes[4].copy()
+    shapes[6][[1, 3]] = shapes[6][[3, 1]]
+    found = {(finding.kind, finding.path): finding for finding in find_odd(landmarks_of(shapes), [(200, 200)] * 12)}
+    assert "no point" in found["no points", "1.png"].detail
+    assert "a: outside the picture of 200x200" in found["point outside", "2.png"].detail
+    assert found["equal points", "3.png"].other == "4.png"
+    assert "b and d exchanged would fit" in found["odd shape", "6.png"].detail
+    assert ("odd shape", "5.png") not in found
+
+
+def test_reference_shape__limit_lies_beyond_the_usual() -> None:
+    shapes = many_shapes()
+    mean, limit = reference_shape(shapes)
+    assert mean.shape == (6, 2)
+    assert 0 < limit < 0.2  # noise of half a pixel on a shape of some hundred
+    with pytest.raises(DataError, match="no mean shape"):
+        reference_shape([shape[:2] for shape in shapes])
+
+
+def test_make_spots__names(spots: Path) -> None:
+    annotated = read(spots)
+    assert annotated.landmarks.keypoint_names == SPOTS
+    assert dataclasses.astuple(annotated.pictures[0])[1:5] == ("images/0.png", "", "", "")

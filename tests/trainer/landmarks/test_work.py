@@ -1,0 +1,98 @@
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from tests.spots import SPOTS, save_spots
+from tests.trainer.landmarks.make import make_landmark_config, make_spots, moved_spots
+from tests.trainer.make import StopsAt, assert_same_run, read_rows
+from tl.errors import ConfigError, DataError, RunInterrupted
+from tl.runtime.landmark_files.files import read_landmarks
+from tl.trainer.progress import Silent
+from tl.trainer.runs import Run
+from tl.trainer.train import train
+
+
+def train_points(data: Path, out: Path, **changes: Any) -> Run:
+    return train(make_landmark_config(data, out, **changes), Silent()).run
+
+
+def test_train__files_of_a_run(spots: Path, spot_run: Run) -> None:
+    metrics = json.loads((spot_run.folder / "metrics.json").read_text(encoding="utf-8"))
+    history = read_rows(spot_run.folder / "history.csv")
+    assert list(history[0]) == [
+        *("epoch", "lr", "train_loss", "train_error_input_px", "val_loss", "val_error_px", "seconds", "images_per_s"),
+        "val_error_input_px",
+    ]
+    best = float(history[metrics["best_epoch"] - 1]["val_error_px"])
+    assert metrics["val"]["error_px"] == pytest.approx(best, rel=1e-4)  # six digits in the file
+    found = read_landmarks(spot_run.folder / "predictions_val.csv")
+    assert found.keypoint_names == SPOTS
+    assert all(picture.confidence is not None for picture in found.pictures)
+    true = read_landmarks(spot_run.folder / "annotations.json")
+    by_name = {Path(picture.name).name: picture for picture in true.pictures}
+    assert {picture.split for picture in true.pictures} == {"train", "val"}
+    errors = [
+        np.linalg.norm(picture.keypoints_xy - by_name[Path(picture.name).name].keypoints_xy, axis=1)
+        for picture in found.pictures
+    ]
+    assert float(np.nanmean(np.concatenate(errors))) == pytest.approx(metrics["val"]["error_px"], rel=1e-4)
+
+
+def test_train__learns_where_the_spots_are(tmp_path: Path) -> None:
+    data = make_spots(tmp_path / "d", 30)
+    run = train_points(data, tmp_path / "run", epochs=30, image_size=48, head_sizes=(16,))
+    metrics = json.loads((run.folder / "metrics.json").read_text(encoding="utf-8"))
+    # The mean shape, which knows nothing of the picture, is some 6 px away.
+    assert metrics["val"]["error_px"] < 2
+
+
+@pytest.mark.parametrize("changes", [{"head": "linear", "head_sizes": ()}, {"head": "mlp", "dropout": 0.0}])
+def test_train__regression_beats_the_mean_place(tmp_path: Path, changes: dict[str, Any]) -> None:
+    data = make_spots(tmp_path / "d", 30)
+    run = train_points(data, tmp_path / "run", epochs=30, pooling="flatten", **changes)
+    history = [float(row["val_error_px"]) for row in read_rows(run.folder / "history.csv")]
+    assert min(history) < 0.8 * history[0]
+    found = read_landmarks(run.folder / "predictions_val.csv")
+    assert found.pictures[0].confidence is None  # a regression cannot say
+
+
+@pytest.mark.parametrize("changes", [{}, {"augment": "standard", "flip_pairs": ("red:green",)}])
+def test_train__same_seed_same_run_and_resumed_too(spots: Path, tmp_path: Path, changes: dict[str, Any]) -> None:
+    whole = train_points(spots, tmp_path / "a", epochs=3, **changes)
+    config = make_landmark_config(spots, tmp_path / "b", epochs=3, **changes)
+    with pytest.raises(RunInterrupted):
+        train(config, StopsAt(2))
+    stopped = Run(tmp_path / "b")
+    train(stopped.load_config(), Silent(), resume=stopped)
+    assert_same_run(whole, stopped)
+
+
+def test_train__crops_around_points(tmp_path: Path) -> None:
+    data = make_spots(tmp_path / "d", 10)
+    run = train_points(data, tmp_path / "run", crop="points", crop_margin=0.3)
+    manifest = read_rows(run.folder / "manifest.csv")
+    assert {"region_x", "region_y", "region_w", "region_h"} <= set(manifest[0])
+    pictures = {picture.name: picture for picture in (*run.pictures("train"), *run.pictures("val"))}
+    assert all(picture.region is not None for picture in pictures.values())
+
+
+def test_train__a_picture_without_points_is_left_out_and_named(tmp_path: Path) -> None:
+    data = make_spots(tmp_path / "d", 8)
+    rows = data.read_text(encoding="utf-8").splitlines()
+    save_spots(tmp_path / "d" / "images" / "none.png", moved_spots(50))
+    data.write_text("\n".join([*rows, "images/none.png" + "," * 6]), encoding="utf-8")
+    result = train(make_landmark_config(data, tmp_path / "run"), Silent())
+    assert [(f.kind, f.path) for f in result.findings] == [("no points", "images/none.png")]
+    assert len(read_rows(result.run.folder / "manifest.csv")) == 8
+
+
+def test_train__faults_name_the_cure(spots: Path, tmp_path: Path) -> None:
+    with pytest.raises(DataError, match="no pictures with points in its test split"):
+        train_points(spots, tmp_path / "a", test=True)
+    with pytest.raises(ConfigError, match="landmarks take heatmap, linear or mlp"):
+        train_points(spots, tmp_path / "b", head="svm")

@@ -1,0 +1,125 @@
+"""What a row of an output file holds: the columns for each kind of result.
+
+Knows result dataclasses and column names. Does not know files.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, Literal, Protocol
+
+from tl.runtime.results import Classification, Landmarks, Result
+
+ColumnType = Literal["text", "number", "flag"]
+
+
+class Columns(Protocol):
+    """One kind of result as a table. The first column is `path`, the last `error`."""
+
+    @property
+    def types(self) -> dict[str, ColumnType]:
+        """Every column in order."""
+
+    def values(self, line: dict[str, Any]) -> list[Any]:
+        """A result's plain form -> a value for each column, None where there is none."""
+
+    def cells(self, result: Result) -> list[str]:
+        """The same as text, for CSV."""
+
+
+@dataclass(frozen=True)
+class ClassColumns:
+    """`path,label,confidence,p:<class>...[,agreement,entropy,vote:<member>...],error`."""
+
+    class_names: Sequence[str]
+    member_names: Sequence[str] = ()
+
+    @property
+    def types(self) -> dict[str, ColumnType]:
+        """Every column in order."""
+        types: dict[str, ColumnType] = {"path": "text", "label": "text", "confidence": "number"}
+        types |= {f"p:{name}": "number" for name in self.class_names}
+        if self.member_names:
+            types |= {"agreement": "number", "entropy": "number"}
+            types |= {f"vote:{name}": "text" for name in self.member_names}
+        return {**types, "error": "text"}
+
+    def values(self, line: dict[str, Any]) -> list[Any]:
+        """A value for each column."""
+        probabilities = line.get("probabilities", {})
+        row = [line["path"], line.get("label"), line.get("confidence"), *map(probabilities.get, self.class_names)]
+        if self.member_names:
+            row += [line.get("agreement"), line.get("entropy")]
+            row += line.get("votes", [None] * len(self.member_names))
+        return [*row, line.get("error")]
+
+    def cells(self, result: Result) -> list[str]:
+        """Text for each column."""
+        if not isinstance(result, Classification):
+            return _failed(result, len(self.types))
+        row = [result.path, result.label, number(result.confidence), *map(number, result.probabilities.tolist())]
+        if result.votes is not None:
+            row += [number(result.votes.agreement), number(result.votes.entropy), *result.votes.labels]
+        return [*row, ""]
+
+
+@dataclass(frozen=True)
+class PointColumns:
+    """`path,x<point>,y<point>[,p<point>][,s<point>]...,shape_distance,is_odd,error`, as in files of landmarks.
+
+    p: confidence. s: spread of an ensemble's members in pixels of the photo.
+    """
+
+    keypoint_names: Sequence[str]
+    with_confidence: bool
+    with_spread: bool
+
+    @property
+    def types(self) -> dict[str, ColumnType]:
+        """Every column in order."""
+        types: dict[str, ColumnType] = {"path": "text"}
+        for name in self.keypoint_names:
+            joined = name if name.isdigit() else f"_{name}"
+            types |= {f"{sign}{joined}": "number" for sign in self._signs}
+        return {**types, "shape_distance": "number", "is_odd": "flag", "error": "text"}
+
+    @property
+    def _signs(self) -> str:
+        return "xy" + "p" * self.with_confidence + "s" * self.with_spread
+
+    def values(self, line: dict[str, Any]) -> list[Any]:
+        """A value for each column."""
+        row = [line["path"]]
+        points = line.get("keypoints", {})
+        for name in self.keypoint_names:
+            point = points.get(name, {})
+            row += [point.get(key) for key in self._keys]
+        return [*row, line.get("shape_distance"), line.get("is_odd"), line.get("error")]
+
+    @property
+    def _keys(self) -> list[str]:
+        return ["x", "y", *["confidence"] * self.with_confidence, *["spread_px"] * self.with_spread]
+
+    def cells(self, result: Result) -> list[str]:
+        """Text for each column."""
+        if not isinstance(result, Landmarks):
+            return _failed(result, len(self.types))
+        row = [result.path]
+        for k, (x, y) in enumerate(result.keypoints_xy.tolist()):
+            row += [f"{x:.3f}", f"{y:.3f}"]
+            if self.with_confidence:
+                row.append("" if result.confidence is None else number(float(result.confidence[k])))
+            if self.with_spread:
+                row.append("" if result.spread_px is None else number(float(result.spread_px[k])))
+        distance = "" if result.shape_distance is None else number(result.shape_distance)
+        return [*row, distance, "yes" if result.is_odd else "no", ""]
+
+
+def number(value: float) -> str:
+    """Six digits."""
+    return f"{value:.6g}"
+
+
+def _failed(result: Any, width: int) -> list[str]:
+    return [result.path, *[""] * (width - 2), result.error]

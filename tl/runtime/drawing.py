@@ -1,0 +1,73 @@
+"""Found points drawn on the photos, for a person to look at. The only file that draws.
+
+Knows results and pictures. Does not know models.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from pathlib import Path, PurePath
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image, ImageDraw
+
+from tl.runtime.decode import ImageSource, decode_image
+from tl.runtime.files import atomic_path
+from tl.runtime.recipe import Recipe
+from tl.runtime.results import Landmarks
+
+# Colours that differ for most readers. Source: Okabe & Ito 2008.
+_COLORS = ("#E69F00", "#56B4E9", "#009E73", "#F0E442", "#0072B2", "#D55E00", "#CC79A7")
+_RIM = "#000000"
+
+
+def draw_landmarks(
+    source: ImageSource,
+    found: Landmarks,
+    recipe: Recipe,
+    skeleton: Sequence[tuple[str, str]] = (),
+    true_xy: NDArray[np.floating] | None = None,
+) -> Image.Image:
+    """The upright photo with each point and its name; points of `true_xy` (K, 2) as open rings with a line to them.
+
+    Raises `ImageReadError`.
+    """
+    picture = Image.fromarray(decode_image(source, recipe))
+    pen = ImageDraw.Draw(picture)
+    size = max(3.0, max(picture.size) / 250)
+    places = dict(zip(found.keypoint_names, found.keypoints_xy, strict=True))
+    for first, second in skeleton:
+        pen.line([_edge(places[first]), _edge(places[second])], fill="#FFFFFF", width=max(1, round(size / 3)))
+    for k, (name, place) in enumerate(places.items()):
+        color = _COLORS[k % len(_COLORS)]
+        x, y = _edge(place)
+        if true_xy is not None and not np.isnan(true_xy[k]).any():
+            tx, ty = _edge(true_xy[k])
+            pen.line([(x, y), (tx, ty)], fill=color, width=max(1, round(size / 3)))
+            pen.ellipse([tx - 1.5 * size, ty - 1.5 * size, tx + 1.5 * size, ty + 1.5 * size], outline=color, width=2)
+        pen.ellipse([x - size, y - size, x + size, y + size], fill=color, outline=_RIM)
+        pen.text((x + 1.5 * size, y - 3 * size), name, fill=color, font_size=4 * size, stroke_width=1, stroke_fill=_RIM)
+    return picture
+
+
+def save_drawing(picture: Image.Image, folder: Path, name: str) -> Path:
+    """Write a drawing as JPEG under `folder`, where `name`'s own folders are kept. Raises `OutputError`."""
+    kept = PurePath(name)
+    parts = [part for part in kept.parts if part not in ("..", kept.anchor)]
+    path = folder.joinpath(*parts)
+    path = path.with_name(f"{path.name}.points.jpg")
+    with atomic_path(path) as temporary:
+        picture.save(temporary, "JPEG", quality=90)
+    return path
+
+
+def _edge(place: NDArray[np.floating]) -> tuple[float, float]:
+    """Pillow counts from the corner of the first pixel, points from its centre."""
+    return float(place[0]) + 0.5, float(place[1]) + 0.5
+
+
+def is_drawable(name: str) -> bool:
+    """Whether a row's name is a file that can be opened again: members of archives are not."""
+    return os.path.isfile(name)

@@ -1,0 +1,158 @@
+"""Classification's part in a run: its task, features, audit, training and judgement.
+
+Knows the parts of that task. Does not know run folders' order of things (`train`), and imports torch only where a
+network is needed.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import partial
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from tl.errors import ConfigError
+from tl.trainer.audit import Finding, find_class_faults, find_duplicates, find_near_duplicates
+from tl.trainer.calibration import fit_temperature, softmax
+from tl.trainer.config import TrainConfig
+from tl.trainer.data import SPLITS
+from tl.trainer.head_training import solve, train_by_steps
+from tl.trainer.metrics import classification_metrics, expected_calibration_error
+from tl.trainer.options import is_solved
+from tl.trainer.outcome import Outcome, Training
+from tl.trainer.progress import Progress
+from tl.trainer.runs import Run
+from tl.trainer.task import CLEAN, Task, prepare_task
+
+if TYPE_CHECKING:
+    from tl.trainer.backbone_info import BackboneInfo
+    from tl.trainer.distributed import Ranks
+    from tl.trainer.weight_files import WeightsFile
+
+
+@dataclass
+class ClassificationWork:
+    """A classifier's run."""
+
+    task: Task
+    training: Training
+
+    @property
+    def title(self) -> str:
+        """What is done, in words."""
+        config = self.task.config
+        return f"{config.method} of {config.backbone} for {len(self.task.class_names)} classes"
+
+    def look_at(self, progress: Progress) -> list[Finding]:
+        """Compute the features that are lacking, and audit the data if that is asked for."""
+        compute_features(self.task, progress)
+        return _audit(self.task) if self.task.config.audit else []
+
+    def train(self, run: Run, progress: Progress, is_resumed: bool) -> Outcome:
+        """Train."""
+        return self.training(run, progress, is_resumed)
+
+    def judge(self, run: Run, outcome: Outcome, seconds: float, progress: Progress) -> dict[str, Any]:
+        """Calibrate, evaluate, and write what came out."""
+        return _judge(self.task, run, outcome, seconds, progress)
+
+
+def prepare_classification(config: TrainConfig, ranks: Ranks | None, progress: Progress) -> ClassificationWork:
+    """Read everything, and build the network where pictures are trained on. Raises the `TlError`s of its parts."""
+    if ranks is not None and config.method == "features":
+        raise ConfigError("method features runs in one process: each feature is computed once; leave out torchrun")
+    task = prepare_task(config, progress, _check_network)
+    return ClassificationWork(task, _prepare_training(task, ranks))
+
+
+def _check_network(config: TrainConfig, info: BackboneInfo, num_classes: int, weights: WeightsFile | None) -> None:
+    """Build what training will build, so that faults of options, weights and device show before pictures are read.
+
+    A run on kept features is not held up by it: faults of theirs show when features are computed.
+    """
+    if config.method == "features":
+        return
+    from tl.trainer.machine import build_machine
+    from tl.trainer.networks import build_network
+    from tl.trainer.weights import read_weights
+
+    build_machine(config.device, config.precision, config.threads)
+    build_network(config, info, num_classes, read_weights(weights, config.backbone) if weights else None)
+
+
+def _prepare_training(task: Task, ranks: Ranks | None) -> Training:
+    if task.uses_kept_features:
+        return partial(solve if is_solved(task.config) else train_by_steps, task)
+    from tl.trainer.distributed import Ranks
+    from tl.trainer.picture_training import prepare_picture_training
+
+    return prepare_picture_training(task, ranks or Ranks())
+
+
+def compute_features(task: Task, progress: Progress, splits: Sequence[str] = SPLITS) -> None:
+    """Whatever is lacking of what training and the audit will look at."""
+    is_wanted = task.uses_kept_features or task.config.audit or task.config.head_start == "solved"
+    if task.features is None or not is_wanted:
+        return
+    wanted = [i for i, picture in enumerate(task.store.pictures) if picture.split in splits]
+    places = task.features.missing(task.store, wanted, (CLEAN,))
+    if task.uses_kept_features and task.config.views:
+        places += task.features.missing(task.store, task.store.indices("train"), task.train_views)
+    if places or not task.features.has_network:
+        from tl.trainer.extraction import extract_features
+
+        extract_features(task, places, progress)
+
+
+def _audit(task: Task) -> list[Finding]:
+    store = task.store
+    findings = [*find_duplicates(store.pictures, store.hashes), *find_class_faults(store.pictures, task.class_names)]
+    if task.features is not None:
+        features = task.features.get(store, range(len(store.pictures)))
+        embeddings = features.mean(axis=(2, 3)) if features.ndim == 4 else features
+        findings += find_near_duplicates(store.pictures, store.hashes, embeddings)
+    return findings
+
+
+def _judge(task: Task, run: Run, outcome: Outcome, seconds: float, progress: Progress) -> dict[str, Any]:
+    splits = ("val", "test") if task.config.test else ("val",)
+    logits = {}
+    for split in splits:
+        progress.start(f"evaluating {split}", 1, "splits")
+        logits[split] = outcome.logits(split)
+        progress.advance()
+    temperature = fit_temperature(logits["val"], task.true_ids("val"))
+    metrics: dict[str, Any] = {
+        "best_epoch": outcome.best_epoch,
+        "train_seconds": seconds,
+        "temperature": temperature,
+    }
+    for split in splits:
+        metrics[split] = _score(logits[split], temperature, task.true_ids(split), task.class_names)
+        progress.say(_metrics_line(split, metrics[split]))
+    outcome.save(temperature)
+    for split in splits:
+        pictures = [task.store.pictures[i] for i in task.store.indices(split)]
+        run.save_predictions(split, pictures, softmax(logits[split], temperature), task.class_names)
+    return metrics
+
+
+def _score(
+    logits: NDArray[np.floating], temperature: float, true_ids: NDArray[np.int64], class_names: tuple[str, ...]
+) -> dict[str, Any]:
+    before = softmax(logits)
+    hits = before.argmax(axis=1) == true_ids
+    uncalibrated = expected_calibration_error(hits, before.max(axis=1))
+    return {
+        **classification_metrics(true_ids, softmax(logits, temperature), class_names),
+        "ece_uncalibrated": uncalibrated,
+    }
+
+
+def _metrics_line(split: str, m: dict[str, Any]) -> str:
+    accuracy = f"{m['top1_accuracy']:.4f} (95% {m['ci_low']:.4f} to {m['ci_high']:.4f})"
+    calibration = f"ECE {m['ece_uncalibrated']:.4f} -> {m['ece']:.4f}"
+    return f"{split}: top-1 accuracy {accuracy}, macro F1 {m['macro_f1']:.4f}, {calibration}, n {m['n']}"

@@ -1,0 +1,104 @@
+"""Figures of merit for landmarks, from true and found points. Pure numpy, no torch.
+
+Knows arrays. Does not know models or pictures. Errors are Euclidean distances unless said otherwise.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from tl.runtime.shapes import centroid_size
+
+# Shares of the longer side of the box around a picture's true points.
+PCK_THRESHOLDS = (0.01, 0.02, 0.05, 0.1)
+_BOOTSTRAP_ROUNDS = 1000
+
+
+def landmark_metrics(
+    found_xy: NDArray[np.floating],
+    true_xy: NDArray[np.floating],
+    keypoint_names: tuple[str, ...],
+    input_per_photo: NDArray[np.floating],
+    mm_per_px: NDArray[np.floating] | None = None,
+) -> dict[str, Any]:
+    """The metrics of `metrics.json` and `tl evaluate --json` for landmarks.
+
+    `found_xy`, `true_xy`: (N, K, 2) in pixels of the photos, the true ones NaN where missing; a missing point counts
+    for nothing. `input_per_photo`: (N, 2), input pixels per photo pixel in x and y. `mm_per_px`: (N,), NaN where
+    unknown. Returns n pictures and `points`; `error_px`, the mean over points, with its 95% interval ci_low and ci_high
+    (bootstrap over pictures); rmse_px, median_px; in input pixels error_input_px and mse_input_px, the mean squared
+    error of a coordinate; normalised_error, the mean of error over centroid size; pck, share of points closer than a
+    share of the points' extent; centroid_size_error, mean |relative error|; error_mm where a scale is known; and
+    per_keypoint error_px, rmse_px and n. Raises ValueError without any true point.
+    """
+    errors = np.linalg.norm(np.asarray(found_xy, np.float64) - true_xy, axis=2)
+    has = ~np.isnan(errors)
+    if not has.any():
+        raise ValueError("no true point to score against")
+    scaled = (np.asarray(found_xy, np.float64) - true_xy) * input_per_photo[:, None, :]
+    sizes = np.array([centroid_size(points) for points in true_xy])
+    found_sizes = np.array(
+        [centroid_size(np.where(np.isnan(true), np.nan, found)) for found, true in zip(found_xy, true_xy, strict=True)]
+    )
+    low, high = _bootstrap(errors)
+    metrics: dict[str, Any] = {
+        "n": int(has.any(axis=1).sum()),
+        "points": int(has.sum()),
+        "error_px": float(errors[has].mean()),
+        "ci_low": low,
+        "ci_high": high,
+        "rmse_px": float(np.sqrt((errors[has] ** 2).mean())),
+        "median_px": float(np.median(errors[has])),
+        "error_input_px": float(np.linalg.norm(scaled, axis=2)[has].mean()),
+        "mse_input_px": float((scaled[has] ** 2).mean()),
+        "normalised_error": _mean((errors / np.where(sizes > 0, sizes, np.nan)[:, None])[has]),
+        "centroid_size_error": _mean(np.abs(found_sizes / np.where(sizes > 0, sizes, np.nan) - 1)),
+        "pck": _pck(errors, true_xy),
+        "per_keypoint": _per_keypoint(errors, keypoint_names),
+    }
+    if mm_per_px is not None and not np.isnan(mm_per_px).all():
+        metrics["error_mm"] = _mean((errors * mm_per_px[:, None])[has])
+    return metrics
+
+
+def _bootstrap(errors: NDArray[np.float64]) -> tuple[float, float]:
+    """95% interval of the mean over points, drawing whole pictures, whose points err together."""
+    rng = np.random.default_rng(0)
+    sums, counts = np.nansum(errors, axis=1), (~np.isnan(errors)).sum(axis=1)
+    rounds = rng.integers(0, len(errors), (_BOOTSTRAP_ROUNDS, len(errors)))
+    drawn = counts[rounds].sum(axis=1)
+    means = sums[rounds].sum(axis=1)[drawn > 0] / drawn[drawn > 0]
+    low, high = np.percentile(means, [2.5, 97.5])
+    return float(low), float(high)
+
+
+def _pck(errors: NDArray[np.float64], true_xy: NDArray[np.floating]) -> dict[str, float]:
+    """Percentage of correct keypoints. Source: Yang & Ramanan 2013, with the extent of the points as the measure."""
+    has = ~np.isnan(errors)
+    high = np.where(np.isnan(true_xy), -np.inf, true_xy).max(axis=1)
+    low = np.where(np.isnan(true_xy), np.inf, true_xy).min(axis=1)
+    extent = (high - low).max(axis=1)  # -inf without points, which `has` leaves out
+    relative = (errors / np.where(extent > 0, extent, np.nan)[:, None])[has]
+    if np.isnan(relative).all():
+        return {}
+    return {f"{t:g}": float((relative[~np.isnan(relative)] < t).mean()) for t in PCK_THRESHOLDS}
+
+
+def _per_keypoint(errors: NDArray[np.float64], keypoint_names: tuple[str, ...]) -> dict[str, dict[str, float | None]]:
+    found: dict[str, dict[str, float | None]] = {}
+    for k, name in enumerate(keypoint_names):
+        own = errors[~np.isnan(errors[:, k]), k]
+        found[name] = {
+            "error_px": float(own.mean()) if len(own) else None,
+            "rmse_px": float(np.sqrt((own**2).mean())) if len(own) else None,
+            "n": len(own),
+        }
+    return found
+
+
+def _mean(values: NDArray[np.floating]) -> float | None:
+    known = values[~np.isnan(values)]
+    return float(known.mean()) if len(known) else None

@@ -1,0 +1,151 @@
+"""Networks that give points: coordinates regressed from an embedding, or read from a heatmap for each point.
+
+Knows trunks and layers. Does not know pictures, losses or files. Points are (x, y) in pixels of the input.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from tl.trainer.backbones import Trunk
+from tl.trainer.network import FeaturePooling, Normalise, OnFeatures, OnTrunk, Standardise
+
+# The Gaussian that a heatmap is taught, in its cells; confidence is the share of a heatmap within twice that.
+SIGMA = 1.5
+
+
+class Regressor(OnFeatures):
+    """Embedding -> coordinates: each point's mean place in training plus the head's output times its spread there."""
+
+    mean: Tensor
+    spread: Tensor
+
+    def __init__(
+        self, normalise: Normalise, trunk: Trunk, standardise: Standardise, head: nn.Module, pooling: FeaturePooling
+    ) -> None:
+        super().__init__(normalise, trunk, standardise, head, pooling)
+        points = [module.out_features for module in head.modules() if isinstance(module, nn.Linear)][-1] // 2
+        self.register_buffer("mean", torch.zeros(points, 2))
+        self.register_buffer("spread", torch.ones(points, 2))
+
+    def place(self, points_xy: Tensor) -> None:
+        """Measure where the points (N, K, 2) of training lie in the input; NaN ones are left out."""
+        for k in range(points_xy.shape[1]):
+            own = points_xy[:, k][~points_xy[:, k].isnan().any(dim=1)]
+            if len(own):
+                self.mean[k] = own.mean(dim=0)
+                self.spread[k] = own.std(dim=0, correction=0).clamp_min(1.0)
+
+    def forward(self, images: Tensor) -> Tensor:
+        """uint8 (N, H, W, 3) -> points (N, K, 2)."""
+        offsets = self.head(self.standardise(self.features(images))).float()
+        points: Tensor = self.mean + self.spread * offsets.unflatten(1, self.mean.shape)
+        return points
+
+
+class Heatmapper(OnTrunk):
+    """Maps of several sizes -> one heatmap for each point, at a quarter of the input's size or the nearest there is."""
+
+    def __init__(
+        self, normalise: Normalise, trunk: Trunk, head: PyramidHead, input_hw: tuple[int, int], heat_hw: tuple[int, int]
+    ) -> None:
+        super().__init__(normalise, trunk)
+        self.head = head
+        self.decode = SoftArgmax(input_hw, heat_hw)
+
+    def forward(self, images: Tensor) -> tuple[Tensor, Tensor]:
+        """uint8 (N, H, W, 3) -> points (N, K, 2) and log-probabilities of heatmap cells (N, K, h, w)."""
+        heat = self.head(self.trunk.pyramid(self.normalise(images)))
+        logs = heat.float().flatten(2).log_softmax(dim=2).view(heat.shape)
+        return self.decode(logs), logs
+
+
+class PyramidHead(nn.Module):
+    """Trunk maps, fine to coarse -> heatmaps (N, K, h, w) of the finest one's size.
+
+    Each map is brought to `width` channels, coarse ones are enlarged and added to finer ones, and a 3x3 convolution
+    mends each sum. Source: Lin et al. 2017, "Feature Pyramid Networks"; Xiao et al. 2018 for heatmaps from plain heads.
+    """
+
+    def __init__(self, channels: list[int], num_keypoints: int, width: int) -> None:
+        super().__init__()
+        self.laterals = nn.ModuleList(nn.Conv2d(count, width, 1) for count in channels)
+        self.mends = nn.ModuleList(
+            nn.Sequential(
+                nn.Conv2d(width, width, 3, padding=1, bias=False), nn.BatchNorm2d(width), nn.ReLU(inplace=True)
+            )
+            for _ in channels
+        )
+        self.last = nn.Conv2d(width, num_keypoints, 1)
+
+    def forward(self, maps: list[Tensor]) -> Tensor:
+        """The finest `len(laterals)` maps are the last ones: finer ones before them are not looked at."""
+        used = maps[-len(self.laterals) :]
+        found: Tensor | None = None
+        for level in range(len(used) - 1, -1, -1):
+            lateral = self.laterals[level](used[level])
+            if found is not None:
+                lateral = lateral + functional.interpolate(found, size=lateral.shape[2:], mode="nearest")
+            found = self.mends[level](lateral)
+        heat: Tensor = self.last(found)
+        return heat
+
+
+class SoftArgmax(nn.Module):
+    """Log-probabilities of cells (N, K, h, w) -> their expected place (N, K, 2) in input pixels, finer than a cell.
+
+    Source: Nibali et al. 2018, "Numerical Coordinate Regression with Convolutional Neural Networks".
+    """
+
+    xs: Tensor
+    ys: Tensor
+
+    def __init__(self, input_hw: tuple[int, int], heat_hw: tuple[int, int]) -> None:
+        super().__init__()
+        (height, width), (rows, columns) = input_hw, heat_hw
+        self.cell_wh = (width / columns, height / rows)
+        self.register_buffer("xs", (torch.arange(columns) + 0.5) * self.cell_wh[0] - 0.5, persistent=False)
+        self.register_buffer("ys", (torch.arange(rows) + 0.5) * self.cell_wh[1] - 0.5, persistent=False)
+
+    def forward(self, logs: Tensor) -> Tensor:
+        """The expected place."""
+        shares = logs.exp()
+        return torch.stack([(shares.sum(dim=2) * self.xs).sum(dim=2), (shares.sum(dim=3) * self.ys).sum(dim=2)], dim=2)
+
+    def gaussians(self, points_xy: Tensor, sigma: float) -> Tensor:
+        """exp(-d^2 / 2 sigma^2) with d in cells from each point (N, K, 2) -> (N, K, h, w), 1 at the point."""
+        dx = (self.xs - points_xy[..., :1]) / self.cell_wh[0]
+        dy = (self.ys - points_xy[..., 1:]) / self.cell_wh[1]
+        squared = dy.square().unsqueeze(3) + dx.square().unsqueeze(2)
+        return torch.exp(squared / (-2 * sigma**2))
+
+
+class DeployedRegressor(nn.Module):
+    """What a model file computes: points (N, K, 2) in input pixels."""
+
+    def __init__(self, network: Regressor) -> None:
+        super().__init__()
+        self.network = network
+
+    def forward(self, images: Tensor) -> tuple[Tensor]:
+        """uint8 (N, H, W, 3) -> points float32 (N, K, 2)."""
+        return (self.network(images),)
+
+
+class DeployedHeatmapper(nn.Module):
+    """What a model file computes: points (N, K, 2) in input pixels, and how sure each is (N, K).
+
+    Confidence is the share of a point's heatmap that lies around the point: 1 for one sharp peak, near 0 where the
+    heatmap is spread out or has peaks far apart, whose mean place is none of them.
+    """
+
+    def __init__(self, network: Heatmapper) -> None:
+        super().__init__()
+        self.network = network
+
+    def forward(self, images: Tensor) -> tuple[Tensor, Tensor]:
+        """uint8 (N, H, W, 3) -> points float32 (N, K, 2), confidence float32 (N, K) in [0, 1]."""
+        points, logs = self.network(images)
+        return points, (logs.exp() * self.network.decode.gaussians(points, 2 * SIGMA)).sum(dim=(2, 3))

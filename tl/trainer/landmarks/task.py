@@ -1,0 +1,159 @@
+"""What a run on landmarks has to do, before any network exists: annotated pictures, preprocessing, weights file.
+
+Knows annotations, recipes and placements. Does not know networks and imports no torch.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from tl.errors import DataError
+from tl.runtime.decode import read_size
+from tl.runtime.geometry import Placement, place
+from tl.runtime.landmarks import LandmarkSet
+from tl.runtime.recipe import Recipe
+from tl.trainer.audit import Finding, find_duplicates
+from tl.trainer.augment import Augment, build_augment
+from tl.trainer.backbone_info import BackboneInfo, remembered_info
+from tl.trainer.config import TrainConfig
+from tl.trainer.data import Picture, assign_splits
+from tl.trainer.landmarks.data import Annotated, find_odd, points_of, read_annotated
+from tl.trainer.options import resolve, settled
+from tl.trainer.pictures import PictureStore, check_readable, load_pictures
+from tl.trainer.progress import Progress
+from tl.trainer.statistics import color_statistics
+from tl.trainer.task import build_run_recipe, find_info, fit_batch, shown_rgb
+from tl.trainer.weight_files import WeightsFile, find_weights, read_colors
+
+
+@dataclass(frozen=True)
+class LandmarkTask:
+    """One run's work. `bad`: unreadable pictures and why. `info` has the colour statistics that are used.
+
+    `landmarks`: of all pictures of the file. `points`: (K, 2) for each picture of the store, in pixels of the photo,
+    NaN where missing; `placements`: where it lies in the input.
+    """
+
+    config: TrainConfig
+    info: BackboneInfo
+    recipe: Recipe
+    augment: Augment | None
+    weights: WeightsFile | None
+    store: PictureStore
+    bad: list[tuple[Picture, str]]
+    landmarks: LandmarkSet
+    partners: tuple[int, ...]
+    points: tuple[NDArray[np.float64], ...]
+    placements: tuple[Placement, ...]
+
+    @property
+    def keypoint_names(self) -> tuple[str, ...]:
+        """The points in their order."""
+        return self.landmarks.keypoint_names
+
+    def input_points(self, indices: Sequence[int]) -> NDArray[np.float32]:
+        """Points (N, K, 2) in pixels of the input, NaN where missing or outside of it."""
+        height, width = self.recipe.input_hw
+        points = np.stack([self.placements[i].to_input(self.points[i]) for i in indices])
+        is_inside = np.all((points >= -0.5) & (points <= (width - 0.5, height - 0.5)), axis=2)
+        return np.where(is_inside[..., None], points, np.nan).astype(np.float32)
+
+    def photo_points(self, indices: Sequence[int], found_xy: NDArray[np.floating]) -> NDArray[np.float64]:
+        """Points (N, K, 2) in pixels of the input -> in pixels of the photos."""
+        return np.stack([self.placements[i].to_image(xy) for i, xy in zip(indices, found_xy, strict=True)])
+
+    def scales(self, indices: Sequence[int]) -> NDArray[np.float64]:
+        """Input pixels per photo pixel, (N, 2)."""
+        return np.array([self.placements[i].scale_xy for i in indices])
+
+    def mm_per_px(self, indices: Sequence[int]) -> NDArray[np.float64]:
+        """The photos' scales (N,), NaN where unknown."""
+        known = {picture.name: picture.mm_per_px for picture in self.landmarks.pictures}
+        scales = [known[self.store.pictures[i].name] for i in indices]
+        return np.array([np.nan if scale is None else scale for scale in scales])
+
+    def of_split(self, split: str) -> LandmarkSet:
+        """The landmarks of a split's pictures."""
+        names = {self.store.pictures[i].name for i in self.store.indices(split)}
+        kept = tuple(picture for picture in self.landmarks.pictures if picture.name in names)
+        return dataclasses.replace(self.landmarks, pictures=kept)
+
+
+# (config, info, number of points, weights file): raises `TlError` for what cannot become a network.
+Check = Callable[[TrainConfig, BackboneInfo, int, WeightsFile | None], None]
+
+
+def prepare_landmark_task(config: TrainConfig, progress: Progress, check: Check = lambda *parts: None) -> LandmarkTask:
+    """Read everything that a run needs; `check` is called before the pictures, which take long, are opened.
+
+    Raises the `TlError`s of its parts.
+    """
+    asked_batch, config = config.batch_size, resolve(config)
+    info = remembered_info(config.backbone, find_info)
+    recipe = build_run_recipe(config, info)
+    annotated = read_annotated(config)
+    mirror = config.mirror if config.mirror is not None else bool(annotated.landmarks.flip_pairs)
+    augment = build_augment(str(config.augment), recipe, points=True, mirror=mirror)
+    pictures = _learnable(annotated, config)
+    config = fit_batch(config, pictures, asked_batch)
+    weights = find_weights(info, str(config.weights))
+    if weights is not None and weights.is_run and config.normalise == "backbone":
+        mean, std = read_colors(weights)  # what that trunk has learned to expect
+        info = dataclasses.replace(info, mean=mean, std=std)
+    check(config, info, len(annotated.landmarks.keypoint_names), weights)
+    store, bad = load_pictures(pictures, recipe, config.cache, progress)
+    if not config.skip_bad:
+        check_readable(bad, "mend or remove them, or go on without them by --skip-bad")
+    _check_splits(store.pictures, config)
+    if config.normalise == "dataset":
+        mean, std = color_statistics(store.input(i) for i in store.indices("train"))
+        info = dataclasses.replace(info, mean=mean, std=std)
+        progress.say(f"colours of the training pictures: mean {shown_rgb(mean)}, std {shown_rgb(std)}")
+    by_name = points_of(annotated.landmarks)
+    points = tuple(by_name[picture.name] for picture in store.pictures)
+    placements = tuple(place(read_size(p.path), recipe, p.region) for p in store.pictures)
+    task = LandmarkTask(
+        config, info, recipe, augment, weights, store, bad, annotated.landmarks, annotated.partners, points, placements
+    )
+    if augment is not None:
+        first = store.indices("train")[:1]
+        augment.with_points(store.working(first[0]), task.input_points(first)[0], config.seed, task.partners)
+    return task
+
+
+def audit_landmarks(task: LandmarkTask) -> list[Finding]:
+    """What about the annotations should be looked at again."""
+    store = task.store
+    readable = {picture.name: read_size(picture.path) for picture in store.pictures}
+    kept = tuple(picture for picture in task.landmarks.pictures if picture.name in readable)
+    odd = find_odd(dataclasses.replace(task.landmarks, pictures=kept), [readable[p.name] for p in kept])
+    without = [p.name for p in task.landmarks.pictures if np.isnan(p.keypoints_xy).all() and p.name not in readable]
+    empty = [Finding("no points", name, "", "has no point: it is not learnt from") for name in without]
+    return [*find_duplicates(store.pictures, store.hashes), *odd, *empty]
+
+
+def _learnable(annotated: Annotated, config: TrainConfig) -> list[Picture]:
+    """Pictures with any point, each with its split."""
+    by_name = points_of(annotated.landmarks)
+    pictures = [p for p in annotated.pictures if not np.isnan(by_name[p.name]).all()]
+    if not pictures:
+        raise DataError(f"{config.data}: no picture has a point")
+    pictures = assign_splits(pictures, config.val_fraction, config.seed)
+    _check_splits(pictures, config)
+    return pictures
+
+
+def _check_splits(pictures: Sequence[Picture], config: TrainConfig) -> None:
+    for split in ("train", "val", "test") if config.test else ("train", "val"):
+        if not any(picture.split == split for picture in pictures):
+            raise DataError(f"the data set has no pictures with points in its {split} split")
+
+
+def settled_channels(config: TrainConfig) -> int:
+    """Channels of the heatmap head."""
+    return settled(config.head_sizes)[0]

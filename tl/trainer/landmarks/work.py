@@ -1,0 +1,127 @@
+"""Landmarks' part in a run: its task, audit, training and judgement.
+
+Knows the parts of that task. Does not know a run's order of things (`train`), and imports torch only to train.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from tl.runtime.landmarks import LandmarkSet, picture_landmarks
+from tl.trainer.audit import Finding
+from tl.trainer.config import TrainConfig
+from tl.trainer.landmarks.metrics import landmark_metrics
+from tl.trainer.landmarks.task import LandmarkTask, audit_landmarks, prepare_landmark_task
+from tl.trainer.progress import Progress
+from tl.trainer.runs import Run
+
+if TYPE_CHECKING:
+    from tl.trainer.backbone_info import BackboneInfo
+    from tl.trainer.distributed import Ranks
+    from tl.trainer.landmarks.training import FoundPoints, LandmarkOutcome, LandmarkTraining
+    from tl.trainer.weight_files import WeightsFile
+
+
+@dataclass
+class LandmarkWork:
+    """A landmark network's run."""
+
+    task: LandmarkTask
+    training: LandmarkTraining
+
+    @property
+    def title(self) -> str:
+        """What is done, in words."""
+        config = self.task.config
+        return (
+            f"{config.method} of {config.backbone} with head {config.head} for {len(self.task.keypoint_names)} points"
+        )
+
+    def look_at(self, progress: Progress) -> list[Finding]:
+        """Audit the annotations if that is asked for."""
+        return audit_landmarks(self.task) if self.task.config.audit else []
+
+    def train(self, run: Run, progress: Progress, is_resumed: bool) -> LandmarkOutcome:
+        """Train."""
+        return self.training(run, progress, is_resumed)
+
+    def judge(self, run: Run, outcome: LandmarkOutcome, seconds: float, progress: Progress) -> dict[str, Any]:
+        """Evaluate, and write what came out."""
+        task = self.task
+        metrics: dict[str, Any] = {"best_epoch": outcome.best_epoch, "train_seconds": seconds}
+        for split in ("val", "test") if task.config.test else ("val",):
+            progress.start(f"evaluating {split}", 1, "splits")
+            found = outcome.find(split)
+            progress.advance()
+            metrics[split] = _score(task, split, found)
+            progress.say(_metrics_line(split, metrics[split]))
+            run.save_points(split, _as_landmarks(task, split, found))
+        outcome.save()
+        run.save_annotations(_annotations(task, run))
+        return metrics
+
+
+def prepare_landmarks(config: TrainConfig, ranks: Ranks | None, progress: Progress) -> LandmarkWork:
+    """Read everything and build the network. Raises the `TlError`s of its parts."""
+    from tl.trainer.distributed import Ranks
+    from tl.trainer.landmarks.training import prepare_landmark_training
+
+    task = prepare_landmark_task(config, progress, _check_network)
+    return LandmarkWork(task, prepare_landmark_training(task, ranks or Ranks()))
+
+
+def _check_network(config: TrainConfig, info: BackboneInfo, num_keypoints: int, weights: WeightsFile | None) -> None:
+    """Build what training will build, so that faults of options, weights and device show before pictures are read."""
+    from tl.trainer.landmarks.networks import build_landmark_network
+    from tl.trainer.machine import build_machine
+    from tl.trainer.weights import read_weights
+
+    build_machine(config.device, config.precision, config.threads)
+    build_landmark_network(config, info, num_keypoints, read_weights(weights, config.backbone) if weights else None)
+
+
+def _score(task: LandmarkTask, split: str, found: FoundPoints) -> dict[str, Any]:
+    indices = task.store.indices(split)
+    return landmark_metrics(
+        task.photo_points(indices, found.points_xy),
+        np.stack([task.points[i] for i in indices]),
+        task.keypoint_names,
+        task.scales(indices),
+        task.mm_per_px(indices),
+    )
+
+
+def _annotations(task: LandmarkTask, run: Run) -> LandmarkSet:
+    """What was learnt from and judged by, each picture in its split."""
+    by_name = {picture.name: picture for picture in task.landmarks.pictures}
+    pictures = tuple(
+        dataclasses.replace(by_name[picture.name], name=run.relative(picture.path), split=picture.split)
+        for picture in task.store.pictures
+    )
+    return dataclasses.replace(task.landmarks, pictures=pictures, remarks=())
+
+
+def _as_landmarks(task: LandmarkTask, split: str, found: FoundPoints) -> LandmarkSet:
+    """What was found, as a file of landmarks holds it."""
+    indices = task.store.indices(split)
+    points = task.photo_points(indices, found.points_xy)
+    pictures = tuple(
+        picture_landmarks(
+            task.store.pictures[i].name,
+            points[row],
+            confidence=None if found.confidence is None else found.confidence[row].astype(np.float64),
+        )
+        for row, i in enumerate(indices)
+    )
+    return dataclasses.replace(task.landmarks, pictures=pictures, remarks=())
+
+
+def _metrics_line(split: str, m: dict[str, Any]) -> str:
+    error = f"{m['error_px']:.2f} px (95% {m['ci_low']:.2f} to {m['ci_high']:.2f}) of the photos"
+    inner = f"{m['error_input_px']:.2f} px of the input"
+    share = ", ".join(f"{value:.0%} within {name}" for name, value in m["pck"].items())
+    return f"{split}: mean error {error}, {inner}; {share}; {m['points']} points in {m['n']} pictures"
