@@ -13,6 +13,7 @@ from tests.spots import SPOTS, spot_image
 from tests.trainer.landmarks.make import make_landmark_config, make_spots, moved_spots
 from tl.errors import ConfigError, ParityError
 from tl.exporter.export import export_run
+from tl.exporter.precision import Lowering, export_lowered
 from tl.runtime.landmark_files.files import read_landmarks
 from tl.trainer.progress import Silent
 from tl.trainer.runs import Run
@@ -84,6 +85,11 @@ def test_ensemble__of_three_loses_nothing(run: Run, tmp_path: Path) -> None:
     spreads = [r.spread_px for r in results if isinstance(r, tl.runtime.Landmarks) and r.spread_px is not None]
     np.testing.assert_allclose(np.stack(spreads), 0, atol=1e-6)  # the same model three times
     assert len(spreads) == 6
+
+
+def test_export_lowered__is_for_classifiers(run: Run, tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="--precision int8 is for classifiers"):
+        export_lowered(run, tmp_path / "m.onnx", Silent(), Lowering("int8", device="cpu"))
 
 
 def test_annotations__are_read_back(run: Run) -> None:

@@ -23,6 +23,10 @@ Pretrained = Annotated[
 ]
 Weights = Annotated[str, typer.Option(help="With --pretrained: imagenet, a tensor file, or a folder.")]
 Images = Annotated[list[Path] | None, typer.Option(help="With --pretrained: pictures for the parity check.")]
+DecodedAt = Annotated[
+    Literal["full", "2x"],
+    typer.Option(help="With --pretrained: 2x decodes large JPEGs at no less than twice the resized size, much faster."),
+]
 ParityImages = Annotated[list[Path] | None, typer.Option(help="Further pictures or folders for the parity check.")]
 GoldenFrom = Annotated[
     Literal["validation", "synthetic"],
@@ -54,6 +58,7 @@ def command(
     pretrained: Pretrained = None,
     weights: Weights = "imagenet",
     images: Images = None,
+    jpeg_scale: DecodedAt = "full",
     parity_images: ParityImages = None,
     golden: GoldenFrom = "validation",
     precision: Precision = "fp32",
@@ -100,7 +105,10 @@ def command(
         else:
             source: Literal["images", "synthetic"] = "images" if golden == "validation" else golden
             done = export_pretrained(
-                str(pretrained), weights, images or [], output, progress, parity_images=extra, golden=source
+                *(str(pretrained), weights, images or [], output, progress),
+                parity_images=extra,
+                golden=source,
+                jpeg_scale=jpeg_scale,
             )
     _report(done, as_json)
 

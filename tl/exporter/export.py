@@ -26,7 +26,7 @@ from tl.exporter.versions import library_versions
 from tl.runtime.contract import SCHEMA_VERSION, Contract, Golden, LandmarkFacts, Parity, Provenance
 from tl.runtime.decode import read_size
 from tl.runtime.geometry import place
-from tl.runtime.recipe import Recipe, build_recipe
+from tl.runtime.recipe import JpegScale, Recipe, build_recipe
 from tl.runtime.selftest import run_selftest
 from tl.runtime.session import Session
 from tl.runtime.sources import find_pictures
@@ -148,10 +148,12 @@ def export_pretrained(
     *,
     parity_images: Sequence[str | os.PathLike[str]] = (),
     golden: GoldenSource = "images",
+    jpeg_scale: JpegScale = "full",
 ) -> Exported:
     """Export a torchvision model with its own ImageNet head; parity on `images` and `parity_images`.
 
-    Preprocessing is that of torchvision's weights of the same content, or else of its default ones for this backbone.
+    Preprocessing is that of torchvision's weights of the same content, or else of its default ones for this backbone;
+    `jpeg_scale` "2x" decodes large JPEGs faster and a little differently.
     Raises `ConfigError`, `WeightsError`, `DataError`, `ParityError` or `OutputError`.
     """
     torchvision_weights(backbone)  # refuses an unknown name before any file is looked for
@@ -167,8 +169,8 @@ def export_pretrained(
     classifier = build_classifier(backbone)
     load_into(classifier, read_weights(found, backbone))
     size = (info.image_size, info.image_size)
-    recipe = build_recipe(  # as torchvision decodes
-        size, "short_side", short_side=info.short_side, interpolation=info.interpolation, jpeg_scale="full"
+    recipe = build_recipe(
+        size, "short_side", short_side=info.short_side, interpolation=info.interpolation, jpeg_scale=jpeg_scale
     )
     provenance = Provenance(
         backbone=backbone,

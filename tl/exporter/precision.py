@@ -20,7 +20,7 @@ import numpy as np
 import onnx
 from numpy.typing import NDArray
 
-from tl.errors import DataError, ModelFileError, PrecisionError
+from tl.errors import ConfigError, DataError, ModelFileError, PrecisionError
 from tl.exporter.comparison import spread
 from tl.exporter.export import Exported, check_name, export_run
 from tl.exporter.golden import GoldenSource
@@ -82,6 +82,8 @@ def export_lowered(
     Raises what `export_run` raises, `DeviceError`, and `PrecisionError` if the file is not worth keeping.
     """
     check_name(out)
+    if run.load_config().task == "landmarks":
+        raise ConfigError(f"--precision {lowering.precision} is for classifiers; landmark files are fp32")
     judged, calibration = _choose(run, lowering)
     with TemporaryDirectory(prefix="tl-") as folder:
         plain = export_run(run, Path(folder) / "fp32.onnx", progress, parity_images=parity_images, golden=golden)

@@ -1,12 +1,15 @@
 """What a row of an output file holds: the columns for each kind of result.
 
-Knows result dataclasses and column names. Does not know files.
+Knows result dataclasses, column names and CSV. Does not know files.
 """
 
 from __future__ import annotations
 
+import csv
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
+from io import StringIO
 from typing import Any, Literal, Protocol
 
 from tl.runtime.results import Classification, Landmarks, Result
@@ -24,8 +27,8 @@ class Columns(Protocol):
     def values(self, line: dict[str, Any]) -> list[Any]:
         """A result's plain form -> a value for each column, None where there is none."""
 
-    def cells(self, result: Result) -> list[str]:
-        """The same as text, for CSV."""
+    def line(self, result: Result) -> str:
+        """A whole row of CSV, with its line end; a failure has everything but path and error empty."""
 
 
 @dataclass(frozen=True)
@@ -54,14 +57,21 @@ class ClassColumns:
             row += line.get("votes", [None] * len(self.member_names))
         return [*row, line.get("error")]
 
-    def cells(self, result: Result) -> list[str]:
-        """Text for each column."""
+    def line(self, result: Result) -> str:
+        """A whole row."""
         if not isinstance(result, Classification):
-            return _failed(result, len(self.types))
-        row = [result.path, result.label, number(result.confidence), *map(number, result.probabilities.tolist())]
+            return _failed_line(result, len(self.types))
+        # A thousand numbers a row: formatted at once they cost half as much, and no number needs quotes.
+        shown = self._probability_format % tuple(result.probabilities.tolist())
+        votes: list[str] = []
         if result.votes is not None:
-            row += [number(result.votes.agreement), number(result.votes.entropy), *result.votes.labels]
-        return [*row, ""]
+            votes = [number(result.votes.agreement), number(result.votes.entropy), *result.votes.labels]
+        first = csv_line([result.path, result.label, number(result.confidence)])
+        return f"{first[:-1]},{shown},{csv_line([*votes, ''])}" if votes else f"{first[:-1]},{shown},\n"
+
+    @cached_property
+    def _probability_format(self) -> str:
+        return ",".join(["%.6g"] * len(self.class_names))
 
 
 @dataclass(frozen=True)
@@ -101,10 +111,10 @@ class PointColumns:
     def _keys(self) -> list[str]:
         return ["x", "y", *["confidence"] * self.with_confidence, *["spread_px"] * self.with_spread]
 
-    def cells(self, result: Result) -> list[str]:
-        """Text for each column."""
+    def line(self, result: Result) -> str:
+        """A whole row."""
         if not isinstance(result, Landmarks):
-            return _failed(result, len(self.types))
+            return _failed_line(result, len(self.types))
         row = [result.path]
         for k, (x, y) in enumerate(result.keypoints_xy.tolist()):
             row += [f"{x:.3f}", f"{y:.3f}"]
@@ -113,7 +123,7 @@ class PointColumns:
             if self.with_spread:
                 row.append("" if result.spread_px is None else number(float(result.spread_px[k])))
         distance = "" if result.shape_distance is None else number(result.shape_distance)
-        return [*row, distance, "yes" if result.is_odd else "no", ""]
+        return csv_line([*row, distance, "yes" if result.is_odd else "no", ""])
 
 
 def number(value: float) -> str:
@@ -121,5 +131,12 @@ def number(value: float) -> str:
     return f"{value:.6g}"
 
 
-def _failed(result: Any, width: int) -> list[str]:
-    return [result.path, *[""] * (width - 2), result.error]
+def csv_line(cells: Sequence[str]) -> str:
+    """One row, with its line end."""
+    line = StringIO()
+    csv.writer(line, lineterminator="\n").writerow(cells)
+    return line.getvalue()
+
+
+def _failed_line(result: Any, width: int) -> str:
+    return csv_line([result.path, *[""] * (width - 2), result.error])

@@ -5,19 +5,17 @@ Knows columns and streams. Does not know where results come from.
 
 from __future__ import annotations
 
-import csv
 import json
 import os
 import sys
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager
-from io import StringIO
 from pathlib import Path
 from typing import Protocol, TextIO
 
 from tl.errors import OutputError
-from tl.runtime.columns import Columns, PointColumns
+from tl.runtime.columns import Columns, PointColumns, csv_line
 from tl.runtime.files import output_errors
 from tl.runtime.landmark_files.lines import write_point_file
 from tl.runtime.parquet import check_parquet, write_parquet
@@ -60,11 +58,11 @@ class CsvWriter(_RowWriter):
     def __init__(self, stream: TextIO, columns: Columns) -> None:
         super().__init__(stream)
         self._columns = columns
-        stream.write(_csv_line(list(columns.types)))
+        stream.write(csv_line(list(columns.types)))
 
     def row(self, result: Result) -> str:
         """A whole row."""
-        return _csv_line(self._columns.cells(result))
+        return self._columns.line(result)
 
 
 class JsonLinesWriter(_RowWriter):
@@ -113,9 +111,3 @@ def open_writer(output: str | os.PathLike[str] | None, columns: Columns) -> Iter
 def partial_path(output: str | os.PathLike[str]) -> Path:
     """Where the rows of an unfinished output are."""
     return Path(f"{os.fspath(output)}.partial")
-
-
-def _csv_line(cells: Sequence[str]) -> str:
-    line = StringIO()
-    csv.writer(line, lineterminator="\n").writerow(cells)
-    return line.getvalue()
