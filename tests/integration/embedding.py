@@ -13,6 +13,7 @@ import numpy as np
 from PIL import Image
 
 from tests.models import make_model
+from tests.spots import USUAL_XY, make_spot_model, save_spots
 
 PAGE = Path(__file__).resolve().parents[2] / "docs/embedding.md"
 
@@ -30,6 +31,8 @@ def write_examples(folder: Path) -> dict[str, Path]:
     make_model(folder / "model.onnx")
     make_model(folder / "other.onnx", gain=0.1)
     Image.fromarray(np.full((40, 30, 3), (10, 220, 30), np.uint8)).save(folder / "photo.png")
+    make_spot_model(folder / "wing.onnx")
+    save_spots(folder / "wing.png", USUAL_XY)
     scripts = {}
     for heading, code in read_examples().items():
         scripts[heading] = folder / f"{re.sub('[^a-z]+', '_', heading.lower())}.py"

@@ -9,6 +9,7 @@ import gc
 import os
 import subprocess
 import sys
+import time
 import weakref
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -29,6 +30,7 @@ PRINTED = {
     "Load and predict": ["('red', 'green', 'blue') ", "green 0.99", "'label': 'green'", "red", "green", "green"],
     "Many pictures": ["photo.png green", " red", "broken.jpg gave nothing: No such file", "['green', 'red', None]"],
     "Several models that vote": ["('model', 'other') ('green', 'green') 1.0 0.0"],
+    "Landmarks": ["red 20 15", "green 60 20", "blue 30 45", "True 0.0 False"],
     "Errors": ["no model: missing.onnx: no such file", "no picture: not a picture", "differs by "],
     "A window that must not freeze": ["'label': 'green'", "{'path': 'broken.jpg', 'error': 'No such file"],
     "A web service": ['"label": "green"', """('{"error": "empty file"}', 422)"""],
@@ -103,6 +105,7 @@ def test_close__frees_sessions_and_their_threads(color_model: Path) -> None:
     def threads() -> int:
         return len(os.listdir("/proc/self/task"))
 
+    time.sleep(0.2)  # threads of an earlier test may still be on their way out
     before = threads()
     with tl.runtime.load([color_model, color_model], device="cpu", threads=4, hint="latency") as model:
         model.predict(solid((1, 2, 3)))
