@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from tests.commands.conftest import RunTl
-from tests.exporter.foreign_models import make_foreign, make_huggingface, make_ultralytics
+from tests.exporter.adoption.foreign_models import make_foreign, make_huggingface, make_ultralytics
 from tests.models import make_model
 from tl.runtime.recipe import build_recipe
 

@@ -14,7 +14,7 @@ from tl.commands.parity_text import parity_text
 from tl.errors import ConfigError, MissingExtraError
 
 if TYPE_CHECKING:
-    from tl.exporter.adopt import Adopted
+    from tl.exporter.adoption.adopt import Adopted
 
 _Parsed = TypeVar("_Parsed")
 _Preset = Annotated[
@@ -88,9 +88,9 @@ def command(
     - `tl adopt exported-folder/ --preset huggingface-folder --images photos/`
     """
     try:
-        from tl.exporter.adopt import adopt
-        from tl.exporter.adoptee import AdoptOptions
-        from tl.exporter.presets import Overrides
+        from tl.exporter.adoption.adopt import adopt
+        from tl.exporter.adoption.adoptee import AdoptOptions
+        from tl.exporter.adoption.presets import Overrides
     except ImportError as error:
         raise MissingExtraError(f"adopt needs more packages ({error.name}): pip install 'tl-toolkit[edit]'") from error
     numbers = (_given(scale, _number, "--scale"), _given(mean, _three, "--mean"), _given(std, _three, "--std"))

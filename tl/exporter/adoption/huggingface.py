@@ -11,9 +11,9 @@ from pathlib import Path
 from typing import Any
 
 from tl.errors import ConfigError
-from tl.exporter.labels import names_from_mapping
-from tl.exporter.plain_json import is_number, numbers, read_object, take_size
-from tl.exporter.presets import Preprocessing, Preset
+from tl.exporter.adoption.labels import names_from_mapping
+from tl.exporter.adoption.plain_json import is_number, numbers, read_object, take_size
+from tl.exporter.adoption.presets import Preprocessing, Preset
 from tl.runtime.recipe import Interpolation, ResizeMode
 
 # Processors that resize to `size`, crop to `crop_size`, rescale and normalise by their fields and nothing else.

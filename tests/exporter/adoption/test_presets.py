@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from tl.errors import ConfigError
-from tl.exporter.presets import (
+from tl.exporter.adoption.presets import (
     IMAGENET_MEAN,
     IMAGENET_STD,
     Overrides,

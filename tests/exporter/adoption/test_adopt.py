@@ -10,12 +10,19 @@ import onnx
 import pytest
 from PIL import Image
 
-from tests.exporter.foreign_models import HW, expected, make_foreign, make_huggingface, make_ultralytics, rewrite
+from tests.exporter.adoption.foreign_models import (
+    HW,
+    expected,
+    make_foreign,
+    make_huggingface,
+    make_ultralytics,
+    rewrite,
+)
 from tests.models import COLORS
 from tl.errors import ConfigError, DataError, ModelFileError, OutputError
-from tl.exporter.adopt import Adopted, adopt, noise_pictures
-from tl.exporter.adoptee import AdoptOptions
-from tl.exporter.presets import IMAGENET_MEAN, IMAGENET_STD, Overrides
+from tl.exporter.adoption.adopt import Adopted, adopt, noise_pictures
+from tl.exporter.adoption.adoptee import AdoptOptions
+from tl.exporter.adoption.presets import IMAGENET_MEAN, IMAGENET_STD, Overrides
 from tl.runtime.contract import METADATA_KEY
 from tl.runtime.predictor import load
 from tl.runtime.preprocess import load_input

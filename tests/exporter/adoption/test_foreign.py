@@ -7,9 +7,9 @@ import numpy as np
 import onnx
 import pytest
 
-from tests.exporter.foreign_models import GAIN, make_foreign, rewrite
+from tests.exporter.adoption.foreign_models import GAIN, make_foreign, rewrite
 from tl.errors import ModelFileError
-from tl.exporter.foreign import ForeignSession, read_foreign, tell_kind
+from tl.exporter.adoption.foreign import ForeignSession, read_foreign, tell_kind
 
 LOGITS = np.array([[2.0, -1.0, 0.5], [0.1, 0.2, 0.3]], np.float32)
 SUMMING = np.array([[0.2, 0.3, 0.5], [1.0, 0.0, 0.0]], np.float32)

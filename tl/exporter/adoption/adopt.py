@@ -19,12 +19,12 @@ import onnx
 from numpy.typing import NDArray
 
 from tl.errors import ConfigError, DataError, DeviceError, ImageReadError, ModelFileError
-from tl.exporter.adoptee import Adoptee, AdoptOptions, open_adoptee, read_plan
+from tl.exporter.adoption.adoptee import Adoptee, AdoptOptions, open_adoptee, read_plan
+from tl.exporter.adoption.wrap import MAX_OPSET, opset_of, wrapped_graphs
 from tl.exporter.comparison import Original, check_outputs, spread
 from tl.exporter.golden import TOLERANCE, build_golden, synthetic_inputs
 from tl.exporter.publish import embed_contract, publish
 from tl.exporter.versions import library_versions
-from tl.exporter.wrap import MAX_OPSET, opset_of, wrapped_graphs
 from tl.runtime.contract import SCHEMA_VERSION, Contract, Golden, Parity, Provenance
 from tl.runtime.decode import ImageSource
 from tl.runtime.preprocess import load_input

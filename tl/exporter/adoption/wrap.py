@@ -16,8 +16,8 @@ from numpy.typing import NDArray
 from onnx import version_converter
 from onnx_ir.passes import common
 
-from tl.exporter.foreign import Foreign, Kind
-from tl.exporter.presets import Preprocessing
+from tl.exporter.adoption.foreign import Foreign, Kind
+from tl.exporter.adoption.presets import Preprocessing
 from tl.runtime.session import INPUT_NAME
 
 # DESIGN: onnxruntime 1.18, the oldest supported, must load the file.

@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from tl.errors import ConfigError
-from tl.exporter.labels import check_names, names_from_mapping, read_labels
+from tl.exporter.adoption.labels import check_names, names_from_mapping, read_labels
 
 
 @pytest.mark.parametrize(

@@ -5,10 +5,10 @@ from typing import Any
 
 import pytest
 
-from tests.exporter.foreign_models import make_huggingface
+from tests.exporter.adoption.foreign_models import make_huggingface
 from tl.errors import ConfigError
-from tl.exporter.huggingface import find_model, huggingface_preset
-from tl.exporter.presets import Preprocessing
+from tl.exporter.adoption.huggingface import find_model, huggingface_preset
+from tl.exporter.adoption.presets import Preprocessing
 
 SQUARE = {"size": {"height": 32, "width": 32}, "do_center_crop": False}
 

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from tl.errors import ConfigError
-from tl.exporter.plain_json import read_text, read_value
+from tl.exporter.adoption.plain_json import read_text, read_value
 
 
 def read_labels(path: Path) -> tuple[str, ...]:

@@ -14,10 +14,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tl.errors import ConfigError, ModelFileError
-from tl.exporter.foreign import Foreign, ForeignSession, Kind, Layout, read_foreign, read_metadata, tell_kind
-from tl.exporter.huggingface import find_model, huggingface_preset
-from tl.exporter.labels import check_names, read_labels
-from tl.exporter.presets import (
+from tl.exporter.adoption.foreign import Foreign, ForeignSession, Kind, Layout, read_foreign, read_metadata, tell_kind
+from tl.exporter.adoption.huggingface import find_model, huggingface_preset
+from tl.exporter.adoption.labels import check_names, read_labels
+from tl.exporter.adoption.presets import (
     Overrides,
     Preprocessing,
     Preset,
