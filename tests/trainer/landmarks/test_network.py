@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import math
 from pathlib import Path
 from typing import Any
 
@@ -95,6 +96,17 @@ def test_frozen_trunk__stays_as_it_is() -> None:
     assert any(parameter.grad is not None for parameter in network.head.parameters())
 
 
+def test_deployed__confidence_is_one_where_heatmaps_are_as_taught() -> None:
+    network = build(image_size=96)
+    assert isinstance(network, Heatmapper)
+    points = torch.tensor([[[40.0, 40.0], [50.0, 45.5], [47.5, 60.0]]])
+    shown = network.decode.gaussians(points, 1.5)
+    logs = (shown / shown.sum(dim=(2, 3), keepdim=True)).clamp_min(1e-30).log()
+    network.forward = lambda images: (network.decode(logs), logs)  # type: ignore[method-assign]
+    confidence = DeployedHeatmapper(network)(images(count=1))[1]
+    torch.testing.assert_close(confidence, torch.ones(1, 3), rtol=0, atol=0.01)  # sampled at whole cells
+
+
 def test_deployed__confidence_tells_a_peak_from_two() -> None:
     network = build()
     assert isinstance(network, Heatmapper)
@@ -107,6 +119,7 @@ def test_deployed__confidence_tells_a_peak_from_two() -> None:
     logs[0, 2] = -4.158883  # no idea
     network.forward = lambda images: (network.decode(logs), logs)  # type: ignore[method-assign]
     confidence = module(images(count=1))[1][0]
-    assert confidence[0] == pytest.approx(1)
-    assert confidence[1] < 0.3
-    assert confidence[2] < 0.6
+    assert confidence[0] == 1
+    # Both peaks lie 3.5 cells from the middle in x and y, weighed by a Gaussian of 3.
+    assert float(confidence[1]) == pytest.approx(math.exp(-2 * 3.5**2 / 18) / 0.8, rel=1e-5)  # float32
+    assert confidence[2] < 0.75  # of a heatmap of 8 cells, a sixth of it lies within any 3

@@ -12,8 +12,10 @@ from torch.nn import functional
 from tl.trainer.backbones import Trunk
 from tl.trainer.network import FeaturePooling, Normalise, OnFeatures, OnTrunk, Standardise
 
-# The Gaussian that a heatmap is taught, in its cells; confidence is the share of a heatmap within twice that.
+# The Gaussian that a heatmap is taught, in its cells; confidence weighs a heatmap by one of twice that.
 SIGMA = 1.5
+# A Gaussian of SIGMA weighed by one of twice that: 4 / (4 + 1).
+_TAUGHT = 0.8
 
 
 class Regressor(OnFeatures):
@@ -137,8 +139,8 @@ class DeployedRegressor(nn.Module):
 class DeployedHeatmapper(nn.Module):
     """What a model file computes: points (N, K, 2) in input pixels, and how sure each is (N, K).
 
-    Confidence is the share of a point's heatmap that lies around the point: 1 for one sharp peak, near 0 where the
-    heatmap is spread out or has peaks far apart, whose mean place is none of them.
+    Confidence is how much of a point's heatmap lies around the point, 1 where it is as sharp as the one it was taught:
+    near 0 where the heatmap is spread out or has peaks far apart, whose mean place is none of them.
     """
 
     def __init__(self, network: Heatmapper) -> None:
@@ -148,4 +150,5 @@ class DeployedHeatmapper(nn.Module):
     def forward(self, images: Tensor) -> tuple[Tensor, Tensor]:
         """uint8 (N, H, W, 3) -> points float32 (N, K, 2), confidence float32 (N, K) in [0, 1]."""
         points, logs = self.network(images)
-        return points, (logs.exp() * self.network.decode.gaussians(points, 2 * SIGMA)).sum(dim=(2, 3))
+        around = (logs.exp() * self.network.decode.gaussians(points, 2 * SIGMA)).sum(dim=(2, 3))
+        return points, (around / _TAUGHT).clamp_max(1.0)
