@@ -61,7 +61,7 @@ def test_predict__other_formats(run_tl: RunTl, photos: Path, tmp_path: Path, suf
 
 
 def test_predict__ensemble_with_locator_boxes_and_drawings(run_tl: RunTl, photos: Path, tmp_path: Path) -> None:
-    fine = [make_spot_model(tmp_path / f"{name}.onnx", region="box", region_margin=0.5) for name in "ab"]
+    fine = [make_spot_model(tmp_path / f"{name}.onnx", region="points", region_margin=0.5) for name in "ab"]
     coarse = make_spot_model(tmp_path / "coarse.onnx")
     located = run_tl("predict", photos, "--ensemble", *fine, "--locator", coarse, "--draw", tmp_path / "drawn")
     assert located.code == 3
@@ -74,8 +74,8 @@ def test_predict__ensemble_with_locator_boxes_and_drawings(run_tl: RunTl, photos
         assert picture.size == (80, 60)
     boxes = tmp_path / "boxes.csv"
     boxes.write_text("path,box_x,box_y,box_w,box_h\nphotos/0.png,18,12,45,36\n", encoding="utf-8")
-    boxed = run_tl("predict", photos, "--model", fine[0], "--boxes", boxes)
-    rows = list(csv.DictReader(boxed.out.splitlines()))
+    run_tl("predict", photos, "--model", fine[0], "--boxes", boxes, "-o", tmp_path / "boxed.csv")
+    rows = read(tmp_path / "boxed.csv")
     assert float(rows[0]["x_green"]) == pytest.approx(60, abs=0.15)
     assert "has none for this picture" in rows[1]["error"]
 
@@ -83,7 +83,7 @@ def test_predict__ensemble_with_locator_boxes_and_drawings(run_tl: RunTl, photos
 def test_predict__a_box_model_asks_where_to_look(run_tl: RunTl, photos: Path, tmp_path: Path) -> None:
     done = run_tl("predict", photos, "--model", make_spot_model(tmp_path / "m.onnx", region="box"))
     assert done.code == 1
-    assert "--locator coarse.onnx" in done.err
+    assert "--boxes boxes.csv" in done.err
 
 
 def test_predict__flags_for_landmarks_mean_nothing_to_classes(run_tl: RunTl, photos: Path, color_model: Path) -> None:

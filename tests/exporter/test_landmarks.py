@@ -21,7 +21,7 @@ from tl.trainer.train import train
 
 
 def make_run(root: Path, **changes: Any) -> Run:
-    data = make_spots(root / "data", 10)
+    data = make_spots(root / "data", 10, whole="crop" in changes)
     return train(make_landmark_config(data, root / "run", **changes), Silent()).run
 
 
@@ -50,8 +50,8 @@ def test_export_run__of_crops(tmp_path: Path) -> None:
     run = make_run(tmp_path, crop="points", crop_margin=0.2)
     done = export_run(run, tmp_path / "m.onnx", Silent())
     assert done.contract.landmarks is not None
-    assert (done.contract.landmarks.region, done.contract.landmarks.region_margin) == ("box", 0.2)
-    with pytest.raises(ConfigError, match="this model looks at boxes"):
+    assert (done.contract.landmarks.region, done.contract.landmarks.region_margin) == ("points", 0.2)
+    with pytest.raises(ConfigError, match="this model looks at a part of each picture"):
         export_run(run, tmp_path / "n.onnx", Silent(), parity_images=[tmp_path / "data" / "images"])
 
 

@@ -7,6 +7,7 @@ import pytest
 
 from tests.models import make_model, solid
 from tests.runtime.pictures import encode, noise
+from tests.spots import make_spot_model
 from tl.errors import DataError, DeviceError, ModelFileError
 from tl.runtime.bench import MAX_PICTURES, Bench, run_bench
 from tl.runtime.bench_works import BATCH_SIZES, Setting
@@ -61,6 +62,13 @@ def test_run_bench__one_thread_has_one_way(color_model: Path) -> None:
     bench = run_bench(color_model, picture_wh=SMALL, device="cpu", threads=1, seconds=0.2)
     ways = {(row.setting.part, row.setting.hint, row.setting.threads) for row in bench.rows}
     assert ways == {("network", "throughput", 1), ("decode", None, 1), ("together", "throughput", 1)}
+
+
+@pytest.mark.parametrize(("region", "is_whole"), [("whole", True), ("box", False)])
+def test_run_bench__landmarks_of_whole_pictures(tmp_path: Path, region: str, is_whole: bool) -> None:
+    model = make_spot_model(tmp_path / "m.onnx", region=region)
+    bench = run_bench(model, picture_wh=SMALL, device="cpu", threads=1, seconds=0)
+    assert ("together" in {row.setting.part for row in bench.rows}) == is_whole
 
 
 def test_run_bench__without_time_measures_the_least(color_model: Path) -> None:

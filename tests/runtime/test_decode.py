@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 from io import BytesIO
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -9,7 +10,7 @@ from PIL import Image, ImageOps
 
 from tests.runtime.pictures import RECIPE, blocks, encode, encode_turned, noise, png
 from tl.errors import ImageReadError
-from tl.runtime.decode import decode_image, upright
+from tl.runtime.decode import decode_image, read_size, upright
 from tl.runtime.recipe import build_recipe
 
 CAMERA_12_BIT = build_recipe((8, 8), bit_depth_max=4095)
@@ -203,3 +204,13 @@ def test_decode_image__first_frame(kind: str) -> None:
 
 def test_decode_image__jpeg2000_lossless() -> None:
     np.testing.assert_array_equal(decode_image(encode(noise(), "JPEG2000"), RECIPE), noise())
+
+
+@pytest.mark.parametrize("orientation", range(1, 9))
+@pytest.mark.parametrize("suffix", ["jpg", "png", "tif", "webp"])
+def test_read_size__of_the_upright_picture(tmp_path: Path, suffix: str, orientation: int) -> None:
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    path = tmp_path / f"p.{suffix}"
+    Image.fromarray(noise(20, 40)).save(path, exif=exif)
+    assert read_size(path) == decode_image(path, RECIPE).shape[:2]

@@ -23,7 +23,7 @@ from tl.runtime.geometry import (
     widen,
     working_image,
 )
-from tl.runtime.preprocess import load_input, load_placed
+from tl.runtime.preprocess import load_input, load_views
 from tl.runtime.recipe import Interpolation, JpegScale, Recipe, ResizeMode, build_recipe
 
 SIDES = st.integers(1, 4000)
@@ -127,24 +127,27 @@ def test_clip_region__nothing_of_the_picture_is_an_error(region: tuple[float, fl
 
 
 @pytest.mark.parametrize("jpeg_scale", ["full", "2x"])
-def test_load_placed__region_equals_the_cut_picture_but_for_its_rim(jpeg_scale: JpegScale) -> None:
+def test_load_views__region_equals_the_cut_picture_but_for_its_rim(jpeg_scale: JpegScale) -> None:
     image = noise(60, 90)
     recipe = build_recipe((20, 30), jpeg_scale=jpeg_scale)
-    found, placement = load_placed(image, recipe, (30, 10, 60, 40))
+    (placed,) = load_views(image, [(recipe, (30, 10, 60, 40))])
+    found, placement = placed.image, placed.placement
     cut = load_input(image[10:50, 30:].copy(), recipe)
     inner = slice(1, -1)  # the filter of the rim's pixels reaches one input pixel beyond the region
     np.testing.assert_array_equal(found[inner, inner], cut[inner, inner])
     assert placement.region_xywh == (30, 10, 60, 40)
 
 
-def test_load_placed__region_of_a_scaled_jpeg_shows_the_same_place(tmp_path: Path) -> None:
+def test_load_views__region_of_a_scaled_jpeg_shows_the_same_place(tmp_path: Path) -> None:
     # A bright disc at (610, 390) of a large picture, seen through a region and a scaled decoding.
     y, x = np.mgrid[:800, :1200]
     disc = np.where((x - 610) ** 2 + (y - 390) ** 2 < 30**2, 255, 0).astype(np.uint8)
     path = tmp_path / "disc.jpg"
     Image.fromarray(np.repeat(disc[..., None], 3, axis=2)).save(path, quality=95)
     recipe = build_recipe((64, 64), "letterbox")
-    found, placement = load_placed(path, recipe, (400, 200, 501, 403))
+    (placed,) = load_views(path, [(recipe, (400, 200, 501, 403))])
+    found, placement = placed.image, placed.placement
+    assert placed.image_hw == (800, 1200)
     assert decode_scaled(path, recipe, lambda hw: eighths(hw, recipe, (400, 200, 501, 403))).eighths < 8
     weights = found[..., 0].astype(float)
     centre = np.array([(weights.sum(0) * np.arange(64)).sum(), (weights.sum(1) * np.arange(64)).sum()]) / weights.sum()

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -139,7 +140,7 @@ def test_predict__given_boxes(tmp_path: Path) -> None:
 
 
 def test_predict__a_locator_finds_the_box(tmp_path: Path) -> None:
-    fine = make_spot_model(tmp_path / "fine.onnx", region="box", region_margin=0.5)
+    fine = make_spot_model(tmp_path / "fine.onnx", region="points", region_margin=0.5)
     coarse = make_spot_model(tmp_path / "coarse.onnx", build_recipe((32, 32), "letterbox"), shift=0.5)
     points = USUAL_XY / 2 + [100, 70]
     path = save_spots(tmp_path / "p.png", points, (200, 300))
@@ -155,10 +156,46 @@ def test_predict__a_locator_finds_the_box(tmp_path: Path) -> None:
     np.testing.assert_allclose(found.region_xywh, (left, top, 2 * side, 2 * side), rtol=1e-9)  # float64
 
 
-def test_load__a_box_model_alone_asks_where_to_look(tmp_path: Path) -> None:
-    fine = make_spot_model(tmp_path / "fine.onnx", region="box")
-    with pytest.raises(EnsembleError, match=r"--locator coarse\.onnx\) or the boxes"):
-        tl.runtime.load_landmarks(fine, device="cpu")
+def test_predict__members_look_as_they_were_trained(tmp_path: Path) -> None:
+    # A whole photo, a drawn box without and one with a margin; each finds its own places, and they agree.
+    files = [
+        make_spot_model(tmp_path / "a.onnx"),
+        make_spot_model(tmp_path / "b.onnx", region="box", region_margin=0.1),
+        make_spot_model(tmp_path / "c.onnx", build_recipe((64, 64), "letterbox"), region="points", region_margin=0.4),
+    ]
+    path = save_spots(tmp_path / "p.png", USUAL_XY)
+    with tl.runtime.load_landmarks(files, device="cpu", boxes={str(path): (12.0, 8.0, 56.0, 45.0)}) as model:
+        found = find(model, path)
+    assert found.members_xy is not None
+    np.testing.assert_allclose(found.members_xy, [USUAL_XY] * 3, atol=CLOSE)
+    # 48 of 80; 48 of 56 and a tenth of it twice; 64 of a square of 56, cut at the photo's 60 to 12 + 56 + 22.4.
+    np.testing.assert_allclose([scale[0] for scale in found.input_per_photo[:2]], [0.6, 48 / 67.2], rtol=0.02)
+    assert found.image_hw == (60, 80)
+
+
+@pytest.mark.parametrize(
+    ("region", "given", "message"),
+    [
+        ("points", {}, r"--locator coarse\.onnx\), or boxes"),
+        ("box", {}, "trained on drawn boxes: give them"),
+        ("box", {"locator": True}, "trained on drawn boxes: give them"),
+        ("whole", {"locator": True}, "looks at whole photos: leave out"),
+        ("whole", {"crop_margin": 0.2}, "looks at whole photos: leave out"),
+        ("points", {"locator": True, "boxes": {"a.png": (0, 0, 5, 5)}}, "give one of them"),
+    ],
+)
+def test_load__where_to_look_must_fit(tmp_path: Path, region: str, given: dict[str, Any], message: str) -> None:
+    path = make_spot_model(tmp_path / "m.onnx", region=region)
+    if given.get("locator"):
+        given = {**given, "locator": make_spot_model(tmp_path / "coarse.onnx")}
+    with pytest.raises(EnsembleError, match=message):
+        tl.runtime.load_landmarks(path, device="cpu", **given)
+
+
+def test_predict__under_three_points_no_shape(tmp_path: Path) -> None:
+    with tl.runtime.load_landmarks(make_spot_model(tmp_path / "m.onnx", mean_shape=None), device="cpu") as model:
+        found = find(model, spot_image(USUAL_XY))
+    assert (found.shape_distance, found.is_odd) == (None, False)
 
 
 @settings(suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None, max_examples=25)

@@ -285,3 +285,9 @@ def test_trainer__what_needs_no_torch_does_not_import_it() -> None:
     ran = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
     loaded = {name.split(".")[0] for name in json.loads(ran.stdout)}
     assert not loaded & {"torch", "torchvision", "albumentations", "sklearn", "scipy", "onnx", "onnxruntime"}
+
+
+def test_prepare_task__landmarks_are_told_from_classes(tmp_path: Path) -> None:
+    (tmp_path / "wings.csv").write_text("path,x0,y0\na.png,1,2\n", encoding="utf-8")
+    with pytest.raises(ConfigError, match=r"wings\.csv holds landmarks, and this is for classes"):
+        prepare(tmp_path / "wings.csv")

@@ -40,7 +40,7 @@ def command(
     import dataclasses
 
     from tl.errors import DataError
-    from tl.runtime.landmark_files.files import lost_in, picture_finder, read_landmarks, write_landmarks
+    from tl.runtime.landmark_files.files import lost_in, picture_finder, picture_sizes, read_landmarks, write_landmarks
 
     landmarks = read_landmarks(source, images)
     if names is not None:
@@ -49,7 +49,7 @@ def command(
             count = len(landmarks.keypoint_names)
             raise DataError(f"--names: expected {count} different names with commas between, found {names}")
         landmarks = dataclasses.replace(landmarks, keypoint_names=chosen)
-    write_landmarks(landmarks, target, to, picture_finder(source, images))
+    write_landmarks(landmarks, target, to, picture_sizes(picture_finder(source, images)))
     for remark in (*landmarks.remarks, *lost_in(landmarks, target, to)):
         warn(remark)
     warn(f"{len(landmarks.pictures)} pictures with {len(landmarks.keypoint_names)} points; {target}")

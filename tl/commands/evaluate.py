@@ -22,14 +22,16 @@ from tl.commands.options import (
     ModelFile,
     Threads,
     VoteWeights,
+    model_region,
+    named_models,
     open_landmark_predictor,
     open_predictor,
 )
 
 if TYPE_CHECKING:
-    from tl.runtime.geometry import Region
     from tl.runtime.predictor import Predictor
     from tl.runtime.results import Classification, Failure, Landmarks
+    from tl.trainer.landmarks.evaluate import AnnotatedPictures
 
 _WORST = 3
 
@@ -52,6 +54,9 @@ def command(
     merge: Merge = "mean",
     locator: Locator = None,
     crop_margin: CropMargin = None,
+    images: Annotated[
+        Path | None, typer.Option(help="Landmarks: folder that pictures' names count from, if not the file's.")
+    ] = None,
     device: Device = "auto",
     threads: Threads = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print rows with per-class scores as JSON.")] = False,
@@ -69,26 +74,28 @@ def command(
 
     Columns: model, voting, n, top1_accuracy, ci_low, ci_high (95%, Wilson), macro_f1, ece. For landmarks: model,
     merging, n, points, error_px (mean distance in pixels of the photos), ci_low, ci_high (95%, bootstrap), rmse_px,
-    normalised_error (by centroid size). Models that look at a box take those in DATA, or --locator's.
+    normalised_error (by centroid size). Without --locator, a model that looks
+    at a part of each photo is given the part that the annotations say, as in training.
     """
     from tl.runtime.landmark_files.files import is_landmark_file
 
     if is_landmark_file(data):
+        regions = model_region(named_models(model, ensemble))
 
-        def open_points(boxes: dict[str, Region] | None) -> Predictor[Landmarks]:
+        def open_points(pictures: AnnotatedPictures) -> Predictor[Landmarks]:
             return open_landmark_predictor(
                 model,
                 ensemble,
                 vote_weights=vote_weights,
                 merge=merge,
                 locator=locator,
-                boxes=None if locator else boxes,
+                boxes=None if locator else pictures.boxes(regions),
                 crop_margin=crop_margin,
                 device=device,
                 threads=threads,
             )
 
-        done = _evaluate_points(data, split, open_points)
+        done = _evaluate_points(data, split, images, open_points)
     else:
 
         def open_classes() -> Predictor[Classification]:
@@ -117,30 +124,32 @@ def _evaluate_classes(
     from tl.trainer.evaluate import COLUMNS, choose_split, evaluate
 
     name, pictures = choose_split(read_pictures(data, split_column, warn), split)
-    _say_split(name, len(pictures))
+    _say_split(name, len(pictures), "RUN/manifest.csv")
     with open_model() as predictor, console_progress() as progress:
         result = evaluate(predictor, pictures, progress)
     return _Evaluated(name, result.rows, COLUMNS, result.failures)
 
 
 def _evaluate_points(
-    data: Path, split: str | None, open_model: Callable[[dict[str, Region] | None], Predictor[Landmarks]]
+    data: Path, split: str | None, images: Path | None, open_model: Callable[[AnnotatedPictures], Predictor[Landmarks]]
 ) -> _Evaluated:
     from tl.trainer.landmarks.evaluate import COLUMNS, evaluate_points, read_split
 
-    pictures = read_split(data, split)
-    _say_split(pictures.split, len(pictures.paths))
-    with open_model(pictures.boxes or None) as predictor, console_progress() as progress:
+    pictures = read_split(data, split, images)
+    for remark in pictures.remarks:
+        warn(f"{data}: {remark}")
+    _say_split(pictures.split, len(pictures.paths), "RUN/annotations.json")
+    with open_model(pictures) as predictor, console_progress() as progress:
         result = evaluate_points(predictor, pictures, progress)
     for path, error in result.worst[:_WORST]:
         warn(f"worst: {path}: mean error {error:.1f} px")
     return _Evaluated(pictures.split, result.rows, COLUMNS, result.failures)
 
 
-def _say_split(name: str, count: int) -> None:
+def _say_split(name: str, count: int, held_out: str) -> None:
     warn(f"evaluating on split '{name}': {count} pictures")
     if name == "all":
-        warn("pictures that a model was trained on flatter it; a run's held-out ones: RUN/manifest.csv --split val")
+        warn(f"pictures that a model was trained on flatter it; a run's held-out ones: {held_out} --split val")
 
 
 def _report(done: _Evaluated, as_json: bool) -> None:

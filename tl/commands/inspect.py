@@ -54,6 +54,7 @@ def _rows(contract: Contract) -> list[tuple[str, str]]:
         ("names", f"{len(names)}: {shown}"),
         ("input", f"images uint8 (N, {recipe.input_hw[0]}, {recipe.input_hw[1]}, 3) RGB"),
         ("outputs", ", ".join(contract.outputs)),
+        *_landmark_rows(contract),
         ("resize", resize),
         ("pixels", f"orientation {recipe.orientation}, alpha over {recipe.alpha}, 16 bit up to {recipe.bit_depth_max}"),
         ("backbone", f"{origin.backbone}, {origin.method}, weights {origin.weights}"),
@@ -63,6 +64,16 @@ def _rows(contract: Contract) -> list[tuple[str, str]]:
         ("self-test", f"{len(contract.golden.samples)} {contract.golden.source} samples"),
         ("created", f"{origin.created} with {', '.join(f'{k} {v}' for k, v in origin.versions.items())}"),
     ]
+
+
+def _landmark_rows(contract: Contract) -> list[tuple[str, str]]:
+    facts = contract.landmarks
+    if facts is None:
+        return []
+    looked_at = {"whole": "whole photos", "box": "drawn boxes", "points": "the square around the points"}[facts.region]
+    margin = f", {facts.region_margin:g} of its size added on every side" if facts.region != "whole" else ""
+    pairs = [("flip pairs", ", ".join(":".join(pair) for pair in facts.flip_pairs))] if facts.flip_pairs else []
+    return [("looks at", looked_at + margin), *pairs]
 
 
 def _precision_row(contract: Contract) -> list[tuple[str, str]]:

@@ -16,6 +16,7 @@ from tl.errors import ConfigError
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
+    from tl.runtime.contract import Contract
     from tl.runtime.geometry import Region
     from tl.runtime.predictor import Predictor
     from tl.runtime.results import Classification, Landmarks
@@ -98,12 +99,23 @@ def named_models(model: Path | None, ensemble: list[Path] | None) -> Path | list
 
 def finds_landmarks(models: Path | list[Path]) -> bool:
     """Whether the first of the models finds landmarks. A file without a contract does not."""
+    contract = _first_contract(models)
+    return contract is not None and contract.task == "landmarks"
+
+
+def model_region(models: Path | list[Path]) -> Literal["whole", "box", "points"]:
+    """What the first of the models looks at."""
+    contract = _first_contract(models)
+    return contract.landmarks.region if contract is not None and contract.landmarks is not None else "whole"
+
+
+def _first_contract(models: Path | list[Path]) -> Contract | None:
     from tl.runtime.contract import parse_contract
     from tl.runtime.model_file import check_model_file
 
     first = models[0] if isinstance(models, list) else models
     text = check_model_file(first).contract_text
-    return text is not None and parse_contract(text, str(first)).task == "landmarks"
+    return None if text is None else parse_contract(text, str(first))
 
 
 def _say_device(predictor: Predictor[Any]) -> None:

@@ -30,7 +30,7 @@ def command(
     result = run_selftest(model, device=device)
     warn(
         f"{model}: verified on {result.provider}: {result.samples} samples, "
-        f"max |dp| {result.max_abs_diff:.1e} (allowed {result.tolerance:.0e})"
+        f"max difference {result.max_abs_diff:.1e} (allowed {result.tolerance:.0e})"
     )
     if as_json:
         typer.echo(json.dumps({"model": str(model), **dataclasses.asdict(result)}))

@@ -91,7 +91,9 @@ def export_run(
     own = spread(run.pictures("val"), MAX_VALIDATION_PICTURES)
     extra = [Picture(path, path, "") for path in find_pictures(parity_images).paths]
     if extra and any(picture.region is not None for picture in own):
-        raise ConfigError("--parity-images: this model looks at boxes, and other pictures have none; leave it out")
+        raise ConfigError(
+            "--parity-images: this model looks at a part of each picture, which others do not say; leave it out"
+        )
     return _export(subject, out, own, extra, golden, progress)
 
 
@@ -116,10 +118,10 @@ def _landmark_subject(run: Run) -> Subject:
     facts = LandmarkFacts(
         flip_pairs=annotations.flip_pairs,
         skeleton=annotations.skeleton,
-        mean_shape=tuple((float(x), float(y)) for x, y in mean),
+        mean_shape=None if mean is None else tuple((float(x), float(y)) for x, y in mean),
         shape_limit=limit,
-        region="whole" if config.crop == "whole" else "box",
-        region_margin=config.crop_margin,
+        region=config.crop,
+        region_margin=0.0 if config.crop == "whole" else config.crop_margin,
     )
     claimed = run.val_points()
     provenance = _run_provenance(run, config, card)
@@ -282,6 +284,6 @@ def _public_config(config: TrainConfig) -> dict[str, Any]:
     plain = {name: list(value) if isinstance(value, tuple) else value for name, value in vars(config).items()}
     plain["data"] = Path(config.data).name
     del plain["out"]
-    for name in ("weights", "augment"):
-        plain[name] = Path(str(plain[name])).name
+    for name in ("weights", "augment", "images"):
+        plain[name] = None if plain[name] is None else Path(str(plain[name])).name
     return plain

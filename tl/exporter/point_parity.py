@@ -1,7 +1,7 @@
 """Proof that a landmark file finds what was validated, on real pictures; or `ParityError` and no file.
 
-Compares (1) torch with onnxruntime on every output, alone and in batches, and (2) the trainer's points, in pixels of
-the photos, with what `tl.runtime` gives from file to result. Knows points and placements. Does not know runs.
+Compares (1) torch with onnxruntime on every output, alone and in batches, and (2) the trainer's points with what
+`tl.runtime` gives from file to result. Knows points and placements. Does not know runs.
 """
 
 from __future__ import annotations
@@ -14,15 +14,14 @@ from numpy.typing import NDArray
 from tl.errors import ParityError
 from tl.exporter.comparison import BATCH_SIZES
 from tl.runtime.contract import Parity
-from tl.runtime.geometry import Placement
+from tl.runtime.geometry import Placement, Region
 from tl.runtime.landmark_ensemble import LandmarkEnsemble
 from tl.runtime.predictor import Predictor
 from tl.runtime.results import Failure
 from tl.runtime.session import Session
 from tl.trainer.data import Picture
 
-# In pixels: of the input between torch and onnxruntime, of the photo from file to result. fp32 sums differ by
-# thousandths; a half-pixel fault of the geometry by far more.
+# In pixels of the input. fp32 sums differ by thousandths; a half-pixel fault of the geometry by far more.
 TOLERANCE_PX = 0.05
 _CONFIDENCE_TOLERANCE = 1e-3
 # In input pixels: a training on CUDA may have rounded its convolutions to TF32.
@@ -46,8 +45,8 @@ def check_point_parity(
             chunk = slice(start, start + size)
             for name, value in zip(expected, session.run(inputs[chunk], list(expected)), strict=True):
                 worst[name] = max(worst[name], _difference(value, expected[name][chunk]))
-    wanted = np.stack([p.to_image(xy) for p, xy in zip(placements, expected["keypoints"], strict=True)])
-    pipeline = _difference(_serve(session, pictures), wanted)
+    served = np.stack([p.to_input(xy) for p, xy in zip(placements, _serve(session, pictures), strict=True)])
+    pipeline = _difference(served, expected["keypoints"])
     report = Parity(len(inputs), BATCH_SIZES, worst, pipeline, None, TOLERANCE_PX)
     limits = {name: _CONFIDENCE_TOLERANCE if name == "keypoint_confidence" else TOLERANCE_PX for name in worst}
     faults = [
@@ -56,11 +55,11 @@ def check_point_parity(
         if not value < limits[name]
     ]
     if not pipeline < TOLERANCE_PX:
-        faults.append(f"points differ by {pipeline:.2g} px of the photo between training and runtime")
+        faults.append(f"points differ by {pipeline:.2g} px between training and runtime")
     if faults:
         raise ParityError(
-            f"parity failed on {len(inputs)} pictures (allowed: {TOLERANCE_PX:g} px): {'; '.join(faults)}; "
-            "no file was written"
+            f"parity failed on {len(inputs)} pictures (allowed: {TOLERANCE_PX:g} px of the input): "
+            f"{'; '.join(faults)}; no file was written"
         )
     return report
 
@@ -87,15 +86,24 @@ def check_point_claims(
         )
 
 
-def _serve(session: Session, pictures: Sequence[Picture]) -> NDArray[np.float64]:
-    boxes = {picture.path: picture.region for picture in pictures if picture.region is not None}
-    ensemble = LandmarkEnsemble([session], boxes=boxes, margin=0.0)  # the regions are widened already
+def _serve(session: Session, pictures: Sequence[Picture]) -> list[NDArray[np.float64]]:
+    ensemble = LandmarkEnsemble([session], boxes=_boxes(pictures), margin=_no_margin(pictures))
     rows = []
     for result in Predictor(ensemble, with_votes=False).predict_iter([picture.path for picture in pictures]):
         if isinstance(result, Failure):
             raise ParityError(f"{result.path}: the trainer read this picture, the runtime did not: {result.error}")
         rows.append(result.keypoints_xy)
-    return np.stack(rows)
+    return rows
+
+
+def _boxes(pictures: Sequence[Picture]) -> dict[str, Region] | None:
+    boxes = {picture.path: picture.region for picture in pictures if picture.region is not None}
+    return boxes or None
+
+
+def _no_margin(pictures: Sequence[Picture]) -> float | None:
+    """The regions are widened already."""
+    return 0.0 if _boxes(pictures) else None
 
 
 def _difference(value: NDArray[np.floating], wanted: NDArray[np.floating]) -> float:

@@ -8,12 +8,14 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from tl.errors import DataError, ImageReadError
-from tl.runtime.predictor import CPU_BATCH, CUDA_BATCH, Hint, load
+from tl.runtime.contract import Contract
+from tl.runtime.predictor import CPU_BATCH, CUDA_BATCH, Hint, Predictor, load, load_landmarks
 from tl.runtime.preprocess import load_input
 from tl.runtime.recipe import Recipe
 from tl.runtime.session import Session
@@ -89,9 +91,15 @@ def decode_works(pictures: Pictures, recipe: Recipe, threads: int) -> dict[Setti
     return {Setting("decode", "cpu", callers): _measured(decode, 1, callers) for callers in sorted({1, threads})}
 
 
-def together_work(model: str, pictures: Pictures, device: str, threads: int) -> tuple[Setting, Work]:
+def together_work(
+    contract: Contract, model: str, pictures: Pictures, device: str, threads: int
+) -> tuple[Setting, Work]:
     """Encoded pictures to results, as `predict_iter` does it when nothing else is asked for."""
-    predictor = load(model, device=device, threads=threads)
+    predictor: Predictor[Any]
+    if contract.task == "landmarks":
+        predictor = load_landmarks(model, device=device, threads=threads)
+    else:
+        predictor = load(model, device=device, threads=threads)
     batch_size = CPU_BATCH if device == "cpu" else CUDA_BATCH
     count = (4 if device == "cpu" else 1) * threads * batch_size  # so that every thread has work most of the time
     sources = [pictures.contents[i % len(pictures.contents)] for i in range(count)]

@@ -116,15 +116,16 @@ class LandmarkFacts:
     """What a landmark model knows of its points beside their names.
 
     `flip_pairs`, `skeleton`: as in `LandmarkSet`. `mean_shape`: of the training pictures, (x, y) of each point, centred
-    and of centroid size 1. A prediction with a Procrustes distance to it above `shape_limit` is odd. `region`: whether
-    the model looks at whole pictures or at a box, which is widened by `region_margin` of its size on every side.
+    and of centroid size 1; None under three points. A prediction with a Procrustes distance to it above `shape_limit`
+    is odd. `region`: what the model looks at: whole pictures, drawn boxes, or the square around the points; the last
+    two are widened by `region_margin` of their size on every side.
     """
 
     flip_pairs: tuple[tuple[str, str], ...]
     skeleton: tuple[tuple[str, str], ...]
-    mean_shape: tuple[tuple[float, float], ...]
+    mean_shape: tuple[tuple[float, float], ...] | None
     shape_limit: float
-    region: Literal["whole", "box"]
+    region: Literal["whole", "box", "points"]
     region_margin: float
 
 
@@ -163,8 +164,9 @@ class Contract:
             raise ValueError(f"a classification model needs the output 'probabilities', got {self.outputs}")
         if (self.task == "landmarks") != (self.landmarks is not None):
             raise ValueError(f"task {self.task!r} and 'landmarks' do not fit")
-        if self.landmarks is not None and len(self.landmarks.mean_shape) != len(names):
-            raise ValueError(f"the mean shape has {len(self.landmarks.mean_shape)} points for {len(names)} names")
+        mean_shape = None if self.landmarks is None else self.landmarks.mean_shape
+        if mean_shape is not None and len(mean_shape) != len(names):
+            raise ValueError(f"the mean shape has {len(mean_shape)} points for {len(names)} names")
         if self.task == "landmarks" and "keypoints" not in self.outputs:
             raise ValueError(f"a landmark model needs the output 'keypoints', got {self.outputs}")
         if self.precision == "fp32" and self.quantisation is not None:

@@ -131,7 +131,8 @@ def read_size(path: str | os.PathLike[str]) -> tuple[int, int]:
     try:
         with _open_regular(Path(path)) as stream, _open_header(stream) as picture:
             height, width = picture.height, picture.width
-            return (height, width) if _orientation(picture) < 5 else (width, height)
+            is_turned = _orientation(picture) >= 5 and picture.format != "TIFF"  # whose size Pillow turns itself
+            return (width, height) if is_turned else (height, width)
     except ImageReadError as error:
         raise ImageReadError(os.fspath(path), error.reason) from error
     except OSError as error:

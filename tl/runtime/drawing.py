@@ -28,12 +28,8 @@ def draw_landmarks(
     found: Landmarks,
     recipe: Recipe,
     skeleton: Sequence[tuple[str, str]] = (),
-    true_xy: NDArray[np.floating] | None = None,
 ) -> Image.Image:
-    """The upright photo with each point and its name; points of `true_xy` (K, 2) as open rings with a line to them.
-
-    Raises `ImageReadError`.
-    """
+    """The upright photo with each point and its name. Raises `ImageReadError`."""
     picture = Image.fromarray(decode_image(source, recipe))
     pen = ImageDraw.Draw(picture)
     size = max(3.0, max(picture.size) / 250)
@@ -43,10 +39,6 @@ def draw_landmarks(
     for k, (name, place) in enumerate(places.items()):
         color = _COLORS[k % len(_COLORS)]
         x, y = _edge(place)
-        if true_xy is not None and not np.isnan(true_xy[k]).any():
-            tx, ty = _edge(true_xy[k])
-            pen.line([(x, y), (tx, ty)], fill=color, width=max(1, round(size / 3)))
-            pen.ellipse([tx - 1.5 * size, ty - 1.5 * size, tx + 1.5 * size, ty + 1.5 * size], outline=color, width=2)
         pen.ellipse([x - size, y - size, x + size, y + size], fill=color, outline=_RIM)
         pen.text((x + 1.5 * size, y - 3 * size), name, fill=color, font_size=4 * size, stroke_width=1, stroke_fill=_RIM)
     return picture

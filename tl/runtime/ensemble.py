@@ -80,7 +80,7 @@ class Ensemble:
         """The columns of the results."""
         return ClassColumns(self.class_names, self.member_names if with_votes else ())
 
-    def prepare(self, source: ImageSource) -> Inputs:
+    def prepare(self, source: ImageSource, name: str) -> Inputs:
         """Decode a picture as the members want it. Raises `ImageReadError`."""
         return load_inputs(source, self.recipes)
 

@@ -73,10 +73,16 @@ def region_of_points(keypoints_xy: NDArray[np.floating], margin: float) -> Regio
     present = keypoints_xy[~np.isnan(keypoints_xy).any(axis=1)] + 0.5  # regions count edges
     if len(present) == 0:
         raise ValueError("no point to look at")
-    low, high = present.min(axis=0), present.max(axis=0)
-    side = max(float((high - low).max()), 1.0)
-    left, top = (low + high) / 2 - side / 2
-    return widen((float(left), float(top), side, side), margin)
+    left, top = (float(value) for value in present.min(axis=0))
+    width, height = (float(value) for value in present.max(axis=0) - present.min(axis=0))
+    return widen(square((left, top, width, height)), margin)
+
+
+def square(region: Region) -> Region:
+    """The smallest square about a region with its middle, of a pixel at least."""
+    left, top, width, height = region
+    side = max(width, height, 1.0)
+    return left + (width - side) / 2, top + (height - side) / 2, side, side
 
 
 def clip_region(region: Region, image_hw: tuple[int, int]) -> Region:

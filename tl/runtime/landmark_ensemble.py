@@ -5,10 +5,11 @@ Knows sessions, contracts, regions and merging. Does not know where pictures com
 
 from __future__ import annotations
 
+import math
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -17,35 +18,37 @@ from tl.errors import EnsembleError, ImageReadError, ModelFileError
 from tl.runtime.columns import PointColumns
 from tl.runtime.content import hash_file
 from tl.runtime.contract import LandmarkFacts
-from tl.runtime.decode import ImageSource, source_name
+from tl.runtime.decode import ImageSource
 from tl.runtime.ensemble import check_weights, member_names
-from tl.runtime.geometry import Placement, Region, region_of_points, widen
+from tl.runtime.geometry import Region, region_of_points, square, widen
 from tl.runtime.merging import Merged, Merging, merge_points
-from tl.runtime.preprocess import load_placed
+from tl.runtime.preprocess import PlacedInput, load_views
 from tl.runtime.recipe import Recipe
 from tl.runtime.results import Landmarks
 from tl.runtime.session import Session
 from tl.runtime.shapes import procrustes_distance
 
-# A recipe, and whether it is given a box or the whole picture.
-_View = tuple[Recipe, bool]
-
 
 @dataclass(frozen=True)
-class PlacedInputs:
-    """One picture as its models want it: view -> input uint8 (H, W, 3), and where the photo lies in it."""
+class _View:
+    """How a member looks at a picture."""
 
-    inputs: dict[_View, NDArray[np.uint8]]
-    placements: dict[_View, Placement]
+    recipe: Recipe
+    region: Literal["whole", "box", "points"]
+    margin: float
+
+
+# One picture as its models want it.
+PlacedInputs = dict[_View, PlacedInput]
 
 
 class LandmarkEnsemble:
     """One or more landmark models whose points are merged in pixels of the photo. Thread-safe.
 
     Members may differ in input size and in what they look at; points are matched by name, in the first member's order.
-    Models that look at a box need one for each picture: from `boxes` (path -> left, top, width, height), or from a
-    `locator`, whose points the box is drawn around. `margin` overrides the models' own.
-    Raises `EnsembleError` if the members do not fit, or if nothing says where to look.
+    Models of boxes need one for each picture: from `boxes` (path -> left, top, width, height). Models of the square
+    around the points take it from there too, or from the points of a `locator`. `margin` overrides the models' own.
+    Raises `EnsembleError` if the members do not fit, or if what says where to look is lacking or has no use.
     """
 
     def __init__(
@@ -69,17 +72,32 @@ class LandmarkEnsemble:
             if set(contract.keypoint_names) != set(self.keypoint_names):
                 raise EnsembleError(f"{name} finds other points than {self.member_names[0]}")
         self._orders = [[c.keypoint_names.index(name) for name in self.keypoint_names] for c in contracts]
-        self._views: list[_View] = [(c.recipe, f.region == "box") for c, f in zip(contracts, self.facts, strict=True)]
+        self._views = [
+            _View(c.recipe, f.region, 0.0 if f.region == "whole" else f.region_margin if margin is None else margin)
+            for c, f in zip(contracts, self.facts, strict=True)
+        ]
         self.has_confidence = all("keypoint_confidence" in contract.outputs for contract in contracts)
         if merging == "confidence" and not self.has_confidence:
             raise EnsembleError("merging by confidence needs models that give one: take mean or median")
         self._locator = locator
         self._boxes = None if boxes is None else {os.path.abspath(path): box for path, box in boxes.items()}
-        self._margin = margin if margin is not None else self.facts[0].region_margin
-        if any(is_box for _, is_box in self._views) and locator is None and boxes is None:
+        self._check_regions(sessions[0].path, margin)
+
+    def _check_regions(self, path: str, margin: float | None) -> None:
+        regions = {view.region for view in self._views}
+        if regions == {"whole"}:
+            if self._locator is not None or self._boxes is not None or margin is not None:
+                raise EnsembleError(
+                    f"{path}: this model looks at whole photos: leave out --locator, --boxes, --crop-margin"
+                )
+        elif self._locator is not None and self._boxes is not None:
+            raise EnsembleError("--locator and --boxes both say where to look: give one of them")
+        elif self._boxes is None and "box" in regions:
+            raise EnsembleError(f"{path}: this model was trained on drawn boxes: give them (--boxes boxes.csv)")
+        elif self._boxes is None and self._locator is None:
             raise EnsembleError(
-                f"{sessions[0].path}: this model looks at a box around the specimen: give a model that finds it "
-                "(--locator coarse.onnx) or the boxes (--boxes boxes.csv)"
+                f"{path}: this model looks at the part of a photo with the points: give a model that finds it "
+                "(--locator coarse.onnx), or boxes around the points (--boxes boxes.csv)"
             )
 
     @property
@@ -92,28 +110,25 @@ class LandmarkEnsemble:
             "weights": None if self.weights is None else list(self.weights),
             "locator": located,
             "boxes": boxes,
-            "margin": self._margin,
+            "margins": [view.margin for view in self._views],
         }
 
     def columns(self, *, with_votes: bool) -> PointColumns:
         """The columns of the results."""
         return PointColumns(self.keypoint_names, self.has_confidence, with_votes)
 
-    def prepare(self, source: ImageSource) -> PlacedInputs:
+    def prepare(self, source: ImageSource, name: str) -> PlacedInputs:
         """Decode a picture as the members want it. Raises `ImageReadError`."""
-        prepared = PlacedInputs({}, {})
-        region = self._look(source) if any(is_box for _, is_box in self._views) else None
-        for view in dict.fromkeys(self._views):
-            recipe, is_box = view
-            image, placement = load_placed(source, recipe, region if is_box else None)
-            prepared.inputs[view], prepared.placements[view] = image, placement
-        return prepared
+        found = self._look(source, name) if any(view.region != "whole" for view in self._views) else None
+        views = list(dict.fromkeys(self._views))
+        placed = load_views(source, [(view.recipe, _region(view, found)) for view in views])
+        return dict(zip(views, placed, strict=True))
 
     def results(self, names: Sequence[str], prepared: Sequence[PlacedInputs], *, with_votes: bool) -> list[Landmarks]:
         """Find the points of prepared pictures."""
         if not prepared:
             return []
-        batch = {view: np.stack([each.inputs[view] for each in prepared]) for view in dict.fromkeys(self._views)}
+        batch = {view: np.stack([each[view].image for each in prepared]) for view in dict.fromkeys(self._views)}
         points = np.empty((len(prepared), len(self.sessions), len(self.keypoint_names), 2))
         confidence = np.ones(points.shape[:3], np.float32) if self.has_confidence else None
         for m, session in enumerate(self.sessions):
@@ -123,28 +138,26 @@ class LandmarkEnsemble:
             if not np.isfinite(found).all():
                 raise ModelFileError(f"{session.path}: gives points that are no numbers: the file is broken")
             for n, each in enumerate(prepared):
-                points[n, m] = each.placements[view].to_image(found[n, order])
+                points[n, m] = each[view].placement.to_image(found[n, order])
             if confidence is not None:
                 confidence[:, m] = sure[0][:, order]
         merged = merge_points(points, self.merging, self.weights, confidence)
-        return [
-            self._result(name, prepared[n].placements[self._views[0]], points[n], merged, n, with_votes)
-            for n, name in enumerate(names)
-        ]
+        return [self._result(name, prepared[n], points[n], merged, n, with_votes) for n, name in enumerate(names)]
 
     def _result(
         self,
         name: str,
-        placement: Placement,
+        placed: PlacedInputs,
         members_xy: NDArray[np.float64],
         merged: Merged,
         n: int,
         with_votes: bool,
     ) -> Landmarks:
         facts, points = self.facts[0], merged.keypoints_xy[n]
-        mean_shape = np.array(facts.mean_shape)[self._orders[0]]
-        distance = procrustes_distance(points, mean_shape)
-        is_shape = bool(np.isfinite(distance))
+        distance = float("nan")
+        if facts.mean_shape is not None:
+            distance = procrustes_distance(points, np.array(facts.mean_shape)[self._orders[0]])
+        is_shape = math.isfinite(distance)
         return Landmarks(
             path=name,
             keypoint_names=self.keypoint_names,
@@ -153,23 +166,30 @@ class LandmarkEnsemble:
             spread_px=merged.spread_px[n] if with_votes else None,
             shape_distance=distance if is_shape else None,
             is_odd=is_shape and distance > facts.shape_limit,
-            region_xywh=placement.region_xywh,
-            input_per_photo=placement.scale_xy,
+            image_hw=placed[self._views[0]].image_hw,
+            region_xywh=placed[self._views[0]].placement.region_xywh,
+            input_per_photo=tuple(placed[view].placement.scale_xy for view in self._views),
             members_xy=members_xy if with_votes else None,
         )
 
-    def _look(self, source: ImageSource) -> Region:
-        """Where the specimen is. Raises `ImageReadError`."""
-        name = source_name(source)
+    def _look(self, source: ImageSource, name: str) -> Region:
+        """The box of the specimen, not widened. Raises `ImageReadError`."""
         if self._boxes is not None:
             box = self._boxes.get(os.path.abspath(name))
             if box is None:
                 raise ImageReadError(name, "the list of boxes has none for this picture")
-            return widen(box, self._margin)
+            return box
         if self._locator is None:
             raise ImageReadError(name, "nothing says where the specimen is")
-        (found,) = self._locator.results([name], [self._locator.prepare(source)], with_votes=False)
-        return region_of_points(found.keypoints_xy, self._margin)
+        (found,) = self._locator.results([name], [self._locator.prepare(source, name)], with_votes=False)
+        return region_of_points(found.keypoints_xy, 0.0)
+
+
+def _region(view: _View, found: Region | None) -> Region | None:
+    """The part of the picture that a member is given: what it was trained on."""
+    if view.region == "whole" or found is None:
+        return None
+    return widen(square(found) if view.region == "points" else found, view.margin)
 
 
 def _facts(session: Session) -> LandmarkFacts:

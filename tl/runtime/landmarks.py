@@ -65,6 +65,9 @@ class LandmarkSet:
         for picture in self.pictures:
             if len(picture.visibility) != len(names):
                 raise ValueError(f"{picture.name}: {len(picture.visibility)} points, expected {len(names)}")
+        paired = [name for pair in self.flip_pairs for name in pair]
+        if twice := [name for name in paired if paired.count(name) > 1]:
+            raise ValueError(f"point '{twice[0]}' stands in two flip pairs")
         if unknown := {name for pair in (*self.flip_pairs, *self.skeleton) for name in pair} - set(names):
             raise ValueError(f"unknown point '{min(unknown)}' in flip pairs or skeleton")
 

@@ -112,8 +112,8 @@ class Members(Protocol[Found_co]):
     def columns(self, *, with_votes: bool) -> Columns:
         """The columns of the results."""
 
-    def prepare(self, source: ImageSource) -> Any:
-        """Decode a picture as the members want it. Raises `ImageReadError`."""
+    def prepare(self, source: ImageSource, name: str) -> Any:
+        """Decode a picture, which rows call `name`, as the members want it. Raises `ImageReadError`."""
 
     def results(self, names: Sequence[str], prepared: Sequence[Any], *, with_votes: bool) -> Sequence[Found_co]:
         """Predict prepared pictures."""
@@ -148,8 +148,8 @@ class Predictor(Generic[Found]):
     def predict(self, source: ImageSource) -> Found:
         """Predict one picture. Raises `ImageReadError` if it cannot be read."""
         ensemble = self.ensemble
-        prepared = ensemble.prepare(source)
-        (result,) = ensemble.results([source_name(source)], [prepared], with_votes=self.with_votes)
+        name = source_name(source)
+        (result,) = ensemble.results([name], [ensemble.prepare(source, name)], with_votes=self.with_votes)
         return result
 
     def predict_batch(self, sources: Sequence[ImageSource]) -> list[Found | Failure]:
@@ -250,7 +250,7 @@ def _prepare(
         answer = known(name, digest)
         if answer is not None:
             return _Prepared(name, digest, answer=answer)
-        return _Prepared(name, digest, inputs=ensemble.prepare(content))
+        return _Prepared(name, digest, inputs=ensemble.prepare(content, name))
     except ImageReadError as error:
         return _Prepared(name, digest, answer=Failure(name, error.reason))
 

@@ -6,6 +6,7 @@ Knows the order of things: decode, resize, crop. Does not know how each is done 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from functools import partial
 
 import numpy as np
@@ -24,40 +25,50 @@ def load_working(source: ImageSource, recipe: Recipe, region: Region | None = No
     return _resize(source, _decode(source, recipe, region), recipe, region)
 
 
-def load_placed(
-    source: ImageSource, recipe: Recipe, region: Region | None = None
-) -> tuple[NDArray[np.uint8], Placement]:
-    """The network's input, uint8 (input_h, input_w, 3), and where the picture lies in it. Raises `ImageReadError`."""
-    picture = _decode(source, recipe, region)
-    working = _resize(source, picture, recipe, region)
-    return crop_to_input(working, recipe), place(picture.full_hw, recipe, region)
-
-
 def load_input(source: ImageSource, recipe: Recipe) -> NDArray[np.uint8]:
     """The network's input, uint8 (input_h, input_w, 3). Raises `ImageReadError`."""
     return crop_to_input(load_working(source, recipe), recipe)
 
 
+@dataclass(frozen=True)
+class PlacedInput:
+    """A network's input, uint8 (input_h, input_w, 3), and where the picture of `image_hw` pixels lies in it."""
+
+    image: NDArray[np.uint8]
+    placement: Placement
+    image_hw: tuple[int, int]
+
+
 def load_inputs(source: ImageSource, recipes: Sequence[Recipe]) -> Inputs:
     """The inputs of several networks, the picture decoded once for all that want it alike. Raises `ImageReadError`."""
-    inputs: Inputs = {}
+    placed = load_views(source, [(recipe, None) for recipe in recipes])
+    return {recipe: each.image for recipe, each in zip(recipes, placed, strict=True)}
+
+
+def load_views(source: ImageSource, views: Sequence[tuple[Recipe, Region | None]]) -> list[PlacedInput]:
+    """Inputs of whole pictures or regions, the picture decoded once for all that want it alike.
+
+    Raises `ImageReadError`, also for a region outside the picture.
+    """
+    placed: list[PlacedInput] = []
     decoded: list[tuple[Recipe, Decoded]] = []
-    for recipe in recipes:
-        picture = next((other for by, other in decoded if _suits(other, by, recipe)), None)
+    for recipe, region in views:
+        picture = next((other for by, other in decoded if _suits(other, by, recipe, region)), None)
         if picture is None:
-            picture = _decode(source, recipe)
+            picture = _decode(source, recipe, region)
             decoded.append((recipe, picture))
-        inputs[recipe] = crop_to_input(_resize(source, picture, recipe), recipe)
-    return inputs
+        image = crop_to_input(_resize(source, picture, recipe, region), recipe)
+        placed.append(PlacedInput(image, place(picture.full_hw, recipe, region), picture.full_hw))
+    return placed
 
 
 def _decode(source: ImageSource, recipe: Recipe, region: Region | None = None) -> Decoded:
     return decode_scaled(source, recipe, partial(eighths, recipe=recipe, region=region))
 
 
-def _suits(picture: Decoded, by: Recipe, recipe: Recipe) -> bool:
+def _suits(picture: Decoded, by: Recipe, recipe: Recipe, region: Region | None) -> bool:
     """Whether `recipe` would decode the same pixels as `by` did."""
-    is_scaled_alike = picture.eighths in (None, eighths(picture.full_hw, recipe))
+    is_scaled_alike = picture.eighths in (None, eighths(picture.full_hw, recipe, region))
     return by.decode_key == recipe.decode_key and is_scaled_alike
 
 

@@ -65,8 +65,9 @@ class Landmarks:
     `confidence`: float32 (K,) in [0, 1], None where a model gives none. `spread_px`: float64 (K,), root mean square
     distance of an ensemble's members from the merged point, None for a single model. `shape_distance`: Procrustes
     distance to the mean shape of training, None under three points; `is_odd`: it is farther than any usual one.
-    `region_xywh`: the part of the photo that was looked at, which the first model saw at `input_per_photo` input pixels
-    a photo pixel in x and y. `members_xy`: float64 (M, K, 2), an ensemble's points before merging.
+    `image_hw`: of the upright photo. `region_xywh`: the part of it that the first model looked at. `input_per_photo`:
+    for each model its input pixels a photo pixel in x and y. `members_xy`: float64 (M, K, 2), an ensemble's points
+    before merging.
     """
 
     path: str
@@ -76,8 +77,9 @@ class Landmarks:
     spread_px: NDArray[np.float64] | None
     shape_distance: float | None
     is_odd: bool
+    image_hw: tuple[int, int]
     region_xywh: tuple[float, float, float, float]
-    input_per_photo: tuple[float, float]
+    input_per_photo: tuple[tuple[float, float], ...]
     members_xy: NDArray[np.float64] | None = None
 
     def as_dict(self) -> dict[str, Any]:
@@ -95,6 +97,7 @@ class Landmarks:
             "keypoints": points,
             "shape_distance": self.shape_distance,
             "is_odd": self.is_odd,
+            "image_hw": list(self.image_hw),
             "region_xywh": list(self.region_xywh),
         }
 

@@ -111,7 +111,7 @@ def summarise(findings: Sequence[Finding], where: str = "") -> list[str]:
     lines = []
     for kind, found in by_kind.items():
         first = found[0]
-        places = f"{first.path} and {first.other}: " if first.path else ""
+        places = f"{' and '.join(filter(None, (first.path, first.other)))}: " if first.path else ""
         more = f" (and {len(found) - 1} more{where})" if len(found) > 1 else ""
         lines.append(f"warning: {kind}: {places}{first.detail}{more}")
     return lines

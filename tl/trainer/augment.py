@@ -22,8 +22,6 @@ from tl.runtime.geometry import crop_to_input
 from tl.runtime.recipe import Recipe
 from tl.trainer.options import nearest
 
-# Three corners of a unit square: what becomes of them tells a mirror image.
-_CORNERS = np.array([[0.0, 0.0], [1.0, 0.0], [1.0, 1.0]])
 PRESETS = ("none", "flip", "light", "standard", "strong")
 
 
@@ -33,8 +31,8 @@ class Augment:
     The result depends on the picture and the seed alone, never on workers or order.
     """
 
-    def __init__(self, name: str, pipeline: Any, recipe: Recipe) -> None:
-        self._name, self._pipeline, self._recipe = name, pipeline, recipe
+    def __init__(self, name: str, pipeline: Any, recipe: Recipe, *, mirror: bool = False) -> None:
+        self._name, self._pipeline, self._recipe, self._mirror = name, pipeline, recipe, mirror
 
     @property
     def fingerprint(self) -> str:
@@ -56,18 +54,26 @@ class Augment:
         the picture is missing. Raises `ConfigError` as a call does, and for a pipeline that changes the size.
         """
         present = ~np.isnan(points_xy).any(axis=1)
-        marked = np.concatenate([points_xy[present], _CORNERS])
+        height, width = working.shape[:2]
+        corners = np.array([[0.0, 0.0], [width - 1, 0.0], [width - 1, height - 1]])
+        marked = np.concatenate([points_xy[present], corners])
         changed = self._change(working, seed, keypoints=marked)
-        image = changed["image"]
-        if image.shape[:2] != self._recipe.input_hw:
-            raise ConfigError(f"augmentation {self._name} changes the size: points need {self._recipe.input_hw}")
-        moved = np.asarray(changed["keypoints"], np.float64)[:, :2]
+        image, moved = changed["image"], np.asarray(changed["keypoints"], np.float64)
+        if image.shape[:2] != self._recipe.input_hw or len(moved) != len(marked):
+            raise ConfigError(
+                f"augmentation {self._name} changes the size or loses points: landmarks need {self._recipe.input_hw} "
+                "and every point (of distortions, take the 'direct' way of moving keypoints)"
+            )
         points = np.full(points_xy.shape, np.nan)
-        points[present] = moved[: -len(_CORNERS)]
-        along, down = np.diff(moved[-len(_CORNERS) :], axis=0)
+        points[present] = moved[: -len(corners), :2]
+        along, down = np.diff(moved[-len(corners) :, :2], axis=0)
         if along[0] * down[1] - along[1] * down[0] < 0:  # the corners go round the other way: a mirror image
+            if not self._mirror:
+                raise ConfigError(
+                    f"augmentation {self._name} mirrors pictures: name the points that change places by --flip-pairs "
+                    "left:right, or say by --mirror that none do"
+                )
             points = points[list(partners)]
-        height, width = image.shape[:2]
         is_inside = np.all((points >= -0.5) & (points <= (width - 0.5, height - 0.5)), axis=1, keepdims=True)
         return image, np.where(is_inside, points, np.nan).astype(np.float32)
 
@@ -94,7 +100,7 @@ class Augment:
 def build_augment(name: str, recipe: Recipe, *, points: bool = False, mirror: bool = False) -> Augment | None:
     """The augmentation of a preset or a file; None for `none`. With `points`, one for `Augment.with_points`.
 
-    `mirror`: whether the presets for points also mirror.
+    `mirror`: whether mirror images are right for points; the presets then make some.
     Raises `ConfigError` for an unknown preset or a file that is no albumentations pipeline.
     """
     if name == "none":
@@ -107,8 +113,8 @@ def build_augment(name: str, recipe: Recipe, *, points: bool = False, mirror: bo
         pipeline = _load_pipeline(name, albumentations)
     if points:
         kept = albumentations.KeypointParams("xy", remove_invisible=False)
-        pipeline = albumentations.Compose(list(pipeline.transforms), keypoint_params=kept)
-    return Augment(name, pipeline, recipe)
+        pipeline = albumentations.Compose([pipeline], keypoint_params=kept)
+    return Augment(name, pipeline, recipe, mirror=mirror)
 
 
 def _points_preset(name: str, mirror: bool, recipe: Recipe, albumentations: Any) -> list[Any]:

@@ -53,6 +53,9 @@ class TrainConfig:
     split_column: str = _option("split", "Column of the CSV that holds train, val or test.", "Data")
     val_fraction: float = _option(0.2, "Share of pictures held out for validation where the data has no split.", "Data")
     per_class: int | None = _option(None, "Train on only this many pictures of each class.", "Data")
+    images: str | None = _option(
+        None, "Landmarks: folder that pictures' names count from, if they are not beside the file.", "Data"
+    )
     skip_bad: bool = _option(False, "Go on without unreadable pictures and list them in skipped.csv.", "Data")
     audit: bool = _option(True, "Look for leaks and other faults of the data before training (findings.csv).", "Data")
     test: bool = _option(False, "Also evaluate the test split, once, with the best checkpoint.", "Data")

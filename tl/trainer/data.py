@@ -137,7 +137,8 @@ def _held_out(pictures: Sequence[Picture], val_fraction: float, seed: int) -> li
         by_label.setdefault(picture.label, []).append(i)
     for label, places in by_label.items():
         if len(places) < 2:
-            raise DataError(f"class '{label}' has one picture: at least two are needed, to train and to validate")
+            what = f"class '{label}' has" if label else "the data set has"
+            raise DataError(f"{what} one picture: at least two are needed, to train and to validate")
     if any(picture.group for picture in pictures):
         return _held_out_groups(pictures, val_fraction, seed)
     rng = np.random.default_rng(seed)

@@ -224,7 +224,7 @@ def _combination_faults(config: TrainConfig) -> list[str]:
 
 # What only classes have.
 _CLASSES_ONLY = ("per_class", "views", "mixup", "cutmix", "label_smoothing", "class_weights", "sampler")
-_LANDMARKS_ONLY = ("crop", "crop_margin", "mirror", "flip_pairs", "point_loss")
+_LANDMARKS_ONLY = ("images", "crop", "crop_margin", "mirror", "flip_pairs", "point_loss")
 
 
 def _class_faults(config: TrainConfig) -> list[str]:
@@ -253,6 +253,15 @@ def _landmark_faults(config: TrainConfig) -> list[str]:
         "split_column: landmark files call it split": config.split_column != "split",
         "optimizer lbfgs solves classes; landmarks take another": config.optimizer == "lbfgs",
         "mirror needs an augmentation": bool(config.mirror) and config.augment == "none",
+        "augment flip mirrors, which needs flip_pairs or mirror": (
+            config.augment == "flip" and not config.flip_pairs and config.mirror is not True
+        ),
+        "point_loss is for the linear and mlp heads": (
+            config.head == "heatmap" and config.point_loss != TrainConfig.point_loss
+        ),
+        "crop_margin needs crop box or points": (
+            config.crop == "whole" and config.crop_margin != TrainConfig.crop_margin
+        ),
     }
     faults = [text for text, is_broken in rules.items() if is_broken]
     return faults + [f"flip_pairs: '{pair}' is not NAME:NAME" for pair in config.flip_pairs or () if not _is_pair(pair)]

@@ -25,7 +25,7 @@ from tl.errors import DataError, RunError
 from tl.runtime.files import atomic_path, output_errors, write_text
 from tl.runtime.geometry import Region
 from tl.runtime.landmark_files import wide_csv
-from tl.runtime.landmark_files.files import picture_finder, read_landmarks, write_landmarks
+from tl.runtime.landmark_files.files import Size, read_landmarks, write_landmarks
 from tl.runtime.landmarks import LandmarkSet
 from tl.runtime.recipe import Recipe
 from tl.runtime.strict_json import dump_json
@@ -194,10 +194,12 @@ class Run:
         """Write `predictions_SPLIT.csv`, our CSV of landmarks."""
         write_text(self.folder / f"predictions_{split}.csv", wide_csv.write(landmarks))
 
-    def save_annotations(self, landmarks: LandmarkSet) -> None:
-        """Write `annotations.json`, COCO keypoints with everything known. Pictures' names count from the run folder."""
-        path = self.folder / "annotations.json"
-        write_landmarks(landmarks, path, "coco", picture_finder(path))
+    def save_annotations(self, landmarks: LandmarkSet, size: Size) -> None:
+        """Write `annotations.json`, COCO keypoints with everything known. Pictures' names count from the run folder.
+
+        `size`: name -> (height, width) of the upright picture.
+        """
+        write_landmarks(landmarks, self.folder / "annotations.json", "coco", size)
 
     def load_landmarks(self, name: str) -> LandmarkSet:
         """Read one of the two files. Raises `RunError`."""

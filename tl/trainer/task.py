@@ -81,6 +81,8 @@ def prepare_task(config: TrainConfig, progress: Progress, check: Check = lambda 
     Raises the `TlError`s of its parts.
     """
     asked_batch, config = config.batch_size, resolve(config)
+    if config.task != "classification":
+        raise ConfigError(f"{config.data} holds {config.task}, and this is for classes; --task says otherwise")
     info = remembered_info(config.backbone, find_info)
     recipe = build_run_recipe(config, info)
     augment = build_augment(str(config.augment), recipe)

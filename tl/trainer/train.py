@@ -151,8 +151,10 @@ def _describe(work: Work, run: Run, findings: Sequence[Finding], progress: Progr
 def _with_absolute_paths(config: TrainConfig, run: Run) -> TrainConfig:
     """The config to keep: it can be resumed, repeated and exported from any folder."""
     words = {"none", "imagenet", *PRESETS}  # which a folder of the same name does not change
-    paths = {name: getattr(config, name) for name in ("data", "weights", "augment")}
+    paths = {name: getattr(config, name) for name in ("data", "images", "weights", "augment")}
     absolute = {
-        name: os.path.abspath(path) for name, path in paths.items() if path not in words and os.path.exists(path)
+        name: os.path.abspath(path)
+        for name, path in paths.items()
+        if path is not None and path not in words and os.path.exists(path)
     }
     return dataclasses.replace(config, out=os.fspath(run.folder), **absolute)

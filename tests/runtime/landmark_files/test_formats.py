@@ -14,7 +14,7 @@ from PIL import Image
 from tests.models import solid
 from tl.errors import DataError, ImageReadError
 from tl.runtime.landmark_files import coco, deeplabcut, long_csv, tps, wide_csv
-from tl.runtime.landmark_files.files import lost_in, picture_finder, read_landmarks, write_landmarks
+from tl.runtime.landmark_files.files import lost_in, picture_finder, picture_sizes, read_landmarks, write_landmarks
 from tl.runtime.landmarks import LandmarkSet, picture_landmarks
 
 NAN = math.nan
@@ -247,7 +247,7 @@ def test_coco__faults(text: str, message: str) -> None:
 def test_coco__images_without_points_are_counted() -> None:
     found = coco.read(changed(annotations=json.loads(changed())["annotations"][:1]), "c.json")
     assert len(found.pictures) == 1
-    assert found.remarks == ("1 images without points",)
+    assert found.remarks == ("1 images without points are left out",)
 
 
 def test_long_csv__round_trip_and_faults() -> None:
@@ -298,7 +298,7 @@ def project(tmp_path: Path) -> Path:
 )
 def test_write_landmarks__what_is_written_is_found_again(project: Path, name: str, kind: Any) -> None:
     find = picture_finder(project / name)
-    write_landmarks(WINGS, project / name, kind, find)
+    write_landmarks(WINGS, project / name, kind, picture_sizes(find))
     found = read_landmarks(project / name)
     for one, other in zip(found.pictures, WINGS.pictures, strict=True):
         np.testing.assert_allclose(one.keypoints_xy, other.keypoints_xy, atol=1e-5)

@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from tests.spots import SPOTS, USUAL_XY, save_spots
 from tests.trainer.make import make_config
-from tl.runtime.landmark_files.files import picture_finder, write_landmarks
+from tl.runtime.landmark_files.files import picture_finder, picture_sizes, write_landmarks
 from tl.runtime.landmarks import LandmarkSet, picture_landmarks
 from tl.trainer.config import TrainConfig
 
@@ -24,18 +24,18 @@ def moved_spots(seed: int) -> NDArray[np.float64]:
     return np.asarray(scale * (USUAL_XY - middle) @ turn + middle + shift)
 
 
-def make_spots(root: Path, count: int = 12, **facts: Any) -> Path:
-    """ROOT/spots.csv and its pictures; every fifth lacks its last point. `facts` are of every picture."""
+def make_spots(root: Path, count: int = 12, *, whole: bool = False, **facts: Any) -> Path:
+    """ROOT/spots.csv and its pictures; every fifth lacks its last point, unless `whole`. `facts` are of all of them."""
     pictures = []
     for seed in range(count):
         points = moved_spots(seed)
-        if seed % 5 == 4:
+        if seed % 5 == 4 and not whole:
             points[2] = np.nan
         name = f"images/{seed}.png"
         save_spots(root / name, points)
         pictures.append(picture_landmarks(name, points, **facts))
     path = root / "spots.csv"
-    write_landmarks(LandmarkSet(SPOTS, tuple(pictures)), path, None, picture_finder(path))
+    write_landmarks(LandmarkSet(SPOTS, tuple(pictures)), path, None, picture_sizes(picture_finder(path)))
     return path
 
 

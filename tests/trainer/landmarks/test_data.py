@@ -12,8 +12,9 @@ from tests.spots import SPOTS
 from tests.trainer.landmarks.make import make_landmark_config, make_spots, moved_spots
 from tl.errors import ConfigError, DataError
 from tl.runtime.geometry import region_of_points
+from tl.runtime.landmark_files import wide_csv
 from tl.runtime.landmarks import LandmarkSet, picture_landmarks
-from tl.trainer.landmarks.data import find_odd, read_annotated, reference_shape
+from tl.trainer.landmarks.data import find_odd, mark_points, read_annotated, reference_shape
 
 NAN = float("nan")
 
@@ -48,7 +49,7 @@ def test_read_annotated__regions(tmp_path: Path) -> None:
     assert read(boxed, crop="box", crop_margin=0.5).pictures[0].region == (-10, 0, 80, 40)
     around = read(boxed, crop="points", crop_margin=0.1).pictures[0].region
     assert around == pytest.approx(region_of_points(moved_spots(0), 0.1), abs=1e-6)  # the file holds nine digits
-    with pytest.raises(DataError, match="has no box"):
+    with pytest.raises(DataError, match="1 pictures have no box, first images/0"):
         read(make_spots(tmp_path / "b", 1), crop="box")
 
 
@@ -65,6 +66,37 @@ def test_read_annotated__faults(tmp_path: Path) -> None:
     path.write_text("\n".join([*rows, rows[1]]), encoding="utf-8")
     with pytest.raises(DataError, match=r"1 pictures stand in several rows, first images/0\.png"):
         read(path)
+
+
+def test_read_annotated__a_crop_about_all_points_wherever_some_are_missing(tmp_path: Path) -> None:
+    shapes = many_shapes()
+    whole = region_of_points(shapes[0], 0.1)
+    shapes[0][2] = NAN
+    path = tmp_path / "points.csv"
+    path.write_text(wide_csv.write(landmarks_of(shapes)), encoding="utf-8")
+    for i in range(len(shapes)):
+        (tmp_path / f"{i}.png").touch()
+    found = read(path, crop="points", crop_margin=0.1).pictures[0].region
+    # The missing point is taken from the mean of shapes that have noise of half a pixel.
+    np.testing.assert_allclose(found, whole, atol=2)
+    shapes[0][3:] = NAN
+    path.write_text(wide_csv.write(landmarks_of(shapes)), encoding="utf-8")
+    with pytest.raises(DataError, match=r"crop points: 0\.png lacks 4 of 6 points.*annotate three or more"):
+        read(path, crop="points")
+
+
+def test_read_annotated__a_point_has_one_partner(spots: Path) -> None:
+    with pytest.raises(ConfigError, match="'red' stands in two pairs"):
+        read(spots, flip_pairs=("red:blue", "red:green"))
+
+
+def test_mark_points__another_point_is_another_label(spots: Path) -> None:
+    pictures = read(spots).pictures[:2]
+    points = {picture.name: moved_spots(i) for i, picture in enumerate(pictures)}
+    before = mark_points(pictures, points)
+    points[pictures[0].name][0, 0] += 1e-6
+    after = mark_points(pictures, points)
+    assert [a.label == b.label for a, b in zip(before, after, strict=True)] == [False, True]
 
 
 def test_find_odd__nothing_to_say() -> None:
@@ -90,8 +122,7 @@ def test_reference_shape__limit_lies_beyond_the_usual() -> None:
     mean, limit = reference_shape(shapes)
     assert mean.shape == (6, 2)
     assert 0 < limit < 0.2  # noise of half a pixel on a shape of some hundred
-    with pytest.raises(DataError, match="no mean shape"):
-        reference_shape([shape[:2] for shape in shapes])
+    assert reference_shape([shape[:2] for shape in shapes]) == (None, 0.0)  # two points have no shape
 
 
 def test_make_spots__names(spots: Path) -> None:

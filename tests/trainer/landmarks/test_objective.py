@@ -25,14 +25,14 @@ TARGETS = torch.tensor([[[10.0, 10.0], [NAN, NAN]], [[0.0, 0.0], [4.0, 4.0]]])
 )
 def test_regressed_points__losses_by_hand(loss: PointLoss, far: float, near: float) -> None:
     outputs = torch.tensor([[[13.0, 14.0], [99.0, 99.0]], [[0.5, 0.5], [4.5, 4.5]]])
-    objective = RegressedPoints(("a", "b"), loss)
+    objective = RegressedPoints(loss)
     torch.testing.assert_close(objective.losses(outputs, TARGETS), torch.tensor([far, near]))
     torch.testing.assert_close(objective.scores(outputs, TARGETS), torch.tensor([5.0, math.sqrt(0.5)]))
 
 
 def test_regressed_points__wing_is_linear_far_away() -> None:
     outputs = torch.tensor([[[24.0, 10.0], [0.0, 0.0]]])
-    found = RegressedPoints(("a", "b"), "wing").losses(outputs, TARGETS[:1])
+    found = RegressedPoints("wing").losses(outputs, TARGETS[:1])
     assert float(found) == pytest.approx((14 - (10 - 10 * math.log(6))) / 2, rel=1e-6)  # float32
 
 
@@ -49,7 +49,7 @@ def test_heatmap_points__perfect_heatmaps_cost_nothing() -> None:
     found = decode(logs)
     # A Gaussian of 1.5 cells, sampled at whole cells, has its mean place within a hundredth of one.
     torch.testing.assert_close(found, targets, rtol=0, atol=0.02)
-    losses = HeatmapPoints(("a", "b"), decode).losses((found, logs), targets)
+    losses = HeatmapPoints(decode).losses((found, logs), targets)
     assert 0 <= float(losses) < 0.03
 
 
@@ -60,10 +60,10 @@ def test_losses__a_missing_point_has_no_influence(kind: PointLoss | str) -> None
     points = torch.randn(2, 2, 2, generator=torch.Generator().manual_seed(1), requires_grad=True)
     if kind == "heatmap":
         logs = logits.flatten(2).log_softmax(dim=2).view_as(logits)
-        losses = HeatmapPoints(("a", "b"), decode).losses((decode(logs), logs), TARGETS)
+        losses = HeatmapPoints(decode).losses((decode(logs), logs), TARGETS)
         given = logits
     else:
-        losses = RegressedPoints(("a", "b"), kind).losses(points, TARGETS)  # type: ignore[arg-type]
+        losses = RegressedPoints(kind).losses(points, TARGETS)  # type: ignore[arg-type]
         given = points
     losses.sum().backward()
     assert torch.isfinite(losses).all()
@@ -74,7 +74,7 @@ def test_losses__a_missing_point_has_no_influence(kind: PointLoss | str) -> None
 
 def test_losses__a_picture_without_points_costs_nothing() -> None:
     targets = torch.full((1, 2, 2), NAN)
-    objective = RegressedPoints(("a", "b"), "mse")
+    objective = RegressedPoints("mse")
     assert objective.losses(torch.ones(1, 2, 2), targets).tolist() == [0]
     assert objective.scores(torch.ones(1, 2, 2), targets).tolist() == [0]
     assert objective.describe(TARGETS[0][None]) == "with 1 points"

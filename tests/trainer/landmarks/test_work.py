@@ -10,7 +10,7 @@ import pytest
 from tests.spots import SPOTS, save_spots
 from tests.trainer.landmarks.make import make_landmark_config, make_spots, moved_spots
 from tests.trainer.make import StopsAt, assert_same_run, read_rows
-from tl.errors import ConfigError, DataError, RunInterrupted
+from tl.errors import ConfigError, DataError, RunError, RunInterrupted
 from tl.runtime.landmark_files.files import read_landmarks
 from tl.trainer.progress import Silent
 from tl.trainer.runs import Run
@@ -73,7 +73,7 @@ def test_train__same_seed_same_run_and_resumed_too(spots: Path, tmp_path: Path, 
 
 
 def test_train__crops_around_points(tmp_path: Path) -> None:
-    data = make_spots(tmp_path / "d", 10)
+    data = make_spots(tmp_path / "d", 10, whole=True)
     run = train_points(data, tmp_path / "run", crop="points", crop_margin=0.3)
     manifest = read_rows(run.folder / "manifest.csv")
     assert {"region_x", "region_y", "region_w", "region_h"} <= set(manifest[0])
@@ -89,6 +89,49 @@ def test_train__a_picture_without_points_is_left_out_and_named(tmp_path: Path) -
     result = train(make_landmark_config(data, tmp_path / "run"), Silent())
     assert [(f.kind, f.path) for f in result.findings] == [("no points", "images/none.png")]
     assert len(read_rows(result.run.folder / "manifest.csv")) == 8
+
+
+def test_train__points_outside_the_crop_are_named(tmp_path: Path) -> None:
+    data = make_spots(tmp_path / "d", 6, whole=True, box_xywh=(0.0, 0.0, 30.0, 60.0))  # green lies about 60
+    result = train(make_landmark_config(data, tmp_path / "run", crop="box", crop_margin=0.1), Silent())
+    cut_off = [finding for finding in result.findings if "raise --crop-margin" in finding.detail]
+    assert len(cut_off) == 6
+    assert cut_off[0].detail.startswith("green: outside the part")
+    assert train_points(data, tmp_path / "wide", crop="points", crop_margin=0.0).folder.is_dir()  # on the very edge
+
+
+def test_train__changed_points_are_another_run(tmp_path: Path) -> None:
+    data = make_spots(tmp_path / "d", 8)
+    config = make_landmark_config(data, tmp_path / "run", epochs=3)
+    with pytest.raises(RunInterrupted):
+        train(config, StopsAt(2))
+    text = data.read_text(encoding="utf-8").splitlines()
+    cells = text[1].split(",")
+    cells[1] = str(float(cells[1]) + 1)
+    data.write_text("\n".join([text[0], ",".join(cells), *text[2:]]), encoding="utf-8")
+    run = Run(tmp_path / "run")
+    with pytest.raises(RunError, match="pictures, labels or splits have changed"):
+        train(run.load_config(), Silent(), resume=run)
+
+
+def test_train__a_point_that_nobody_annotated(tmp_path: Path) -> None:
+    data = make_spots(tmp_path / "d", 8, whole=True)
+    rows = data.read_text(encoding="utf-8").splitlines()
+    data.write_text("\n".join([rows[0] + ",x_tip,y_tip", *(row + ",," for row in rows[1:])]), encoding="utf-8")
+    with pytest.raises(DataError, match="no training picture has point 'tip': annotate it, or leave it out"):
+        train_points(data, tmp_path / "run")
+
+
+def test_train__mirror_images_only_where_they_are_right(spots: Path, tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="augment flip mirrors, which needs flip_pairs or mirror"):
+        train_points(spots, tmp_path / "a", augment="flip")
+    import albumentations
+
+    albumentations.save(albumentations.HorizontalFlip(p=1), str(tmp_path / "flip.json"))
+    with pytest.raises(ConfigError, match=r"mirrors pictures: name the points .* by --flip-pairs"):
+        train_points(spots, tmp_path / "b", augment=str(tmp_path / "flip.json"))
+    run = train_points(spots, tmp_path / "c", augment=str(tmp_path / "flip.json"), mirror=True, epochs=1)
+    assert run.best_path.is_file()
 
 
 def test_train__faults_name_the_cure(spots: Path, tmp_path: Path) -> None:

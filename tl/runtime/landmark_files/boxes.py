@@ -42,5 +42,8 @@ def read_boxes(path: str | os.PathLike[str]) -> dict[str, Region]:
             raise DataError(f"{path.name} row {line}: a box needs four numbers, found {', '.join(texts)}") from None
         if not (math.isfinite(left + top + width + height) and width > 0 and height > 0):
             raise DataError(f"{path.name} row {line}: a box needs a width and height above 0")
-        boxes[os.path.join(path.parent, os.path.normpath(row["path"]))] = (left, top, width, height)
+        name = os.path.join(path.parent, os.path.normpath(row["path"]))
+        if name in boxes:
+            raise DataError(f"{path.name} row {line}: {row['path']} has a box already")
+        boxes[name] = (left, top, width, height)
     return boxes

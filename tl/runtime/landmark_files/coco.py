@@ -9,6 +9,7 @@ Source: https://cocodataset.org/#format-data
 from __future__ import annotations
 
 import json
+from collections import Counter
 from collections.abc import Callable
 from typing import Any
 
@@ -33,12 +34,15 @@ def read(text: str, where: str) -> LandmarkSet:
         pictures = tuple(_picture(annotation, images, len(names), where) for annotation in annotations)
         skeleton = tuple((names[a - 1], names[b - 1]) for a, b in categories[0].get("skeleton", ()))
         pairs = tuple((str(a), str(b)) for a, b in categories[0].get("flip_pairs", ()))
+        bare = len(images) - len(pictures)
+        remarks = (f"{bare} images without points are left out",) if bare > 0 else ()
+        landmarks = LandmarkSet(names, pictures, pairs, skeleton, remarks)
     except (json.JSONDecodeError, KeyError, TypeError, ValueError, IndexError, AttributeError) as error:
         raise DataError(f"{where}: not a COCO keypoint file ({type(error).__name__}: {error})") from error
-    if twice := [p.name for p in pictures if [q.name for q in pictures].count(p.name) > 1]:
+    counts = Counter(picture.name for picture in pictures)
+    if twice := [name for name, count in counts.items() if count > 1]:
         raise DataError(f"{where}: {twice[0]} has several specimens: only one a picture can be read")
-    bare = len(images) - len(pictures)
-    return LandmarkSet(names, pictures, pairs, skeleton, (f"{bare} images without points",) if bare else ())
+    return landmarks
 
 
 def write(landmarks: LandmarkSet, size: Size) -> str:

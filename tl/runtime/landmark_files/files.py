@@ -18,6 +18,7 @@ from tl.runtime.files import write_text
 from tl.runtime.landmark_files import coco, deeplabcut, long_csv, tps, wide_csv
 from tl.runtime.landmarks import OCCLUDED, LandmarkSet, numbered_names
 
+Size = Callable[[str], tuple[int, int]]
 Format = Literal["csv", "long", "tps", "coco", "deeplabcut"]
 _BY_SUFFIX: dict[str, Format] = {".csv": "csv", ".tps": "tps", ".json": "coco"}
 # Three header lines of DeepLabCut, or the columns of some hundred points.
@@ -65,19 +66,13 @@ def is_landmark_file(path: str | os.PathLike[str]) -> bool:
     return "label" not in columns and any(name[0] == "x" and f"y{name[1:]}" in columns for name in columns if name)
 
 
-def write_landmarks(
-    landmarks: LandmarkSet, path: str | os.PathLike[str], kind: Format | None, find: Callable[[str], str]
-) -> None:
-    """Write a file atomically. `kind`: None for what the name's ending says. `find`: as `picture_finder` gives.
+def write_landmarks(landmarks: LandmarkSet, path: str | os.PathLike[str], kind: Format | None, size: Size) -> None:
+    """Write a file atomically. `kind`: None for what the name's ending says.
 
-    Raises `DataError`, `OutputError`, and `ImageReadError` for a picture whose size is needed and cannot be read.
+    `size`: picture name -> (height, width) of the upright picture, which some formats need; see `picture_sizes`.
+    Raises `DataError`, `OutputError`, and what `size` raises.
     """
     kind = kind or _suffix_format(Path(path))
-
-    @cache
-    def size(name: str) -> tuple[int, int]:
-        return read_size(find(name))
-
     if kind == "tps":
         text = tps.write(landmarks, lambda name: size(name)[0])
     elif kind == "coco":
@@ -102,6 +97,16 @@ def lost_in(landmarks: LandmarkSet, path: str | os.PathLike[str], kind: Format |
         "skeleton": bool(landmarks.skeleton),
     }
     return [f"{what}: {kind} has no place for them" for what in _LOST[kind] if has[what]]
+
+
+def picture_sizes(find: Callable[[str], str]) -> Size:
+    """Sizes from the pictures' headers, each read once. `find`: as `picture_finder` gives. Raises `ImageReadError`."""
+
+    @cache
+    def size(name: str) -> tuple[int, int]:
+        return read_size(find(name))
+
+    return size
 
 
 def picture_finder(path: str | os.PathLike[str], images: str | os.PathLike[str] | None = None) -> Callable[[str], str]:

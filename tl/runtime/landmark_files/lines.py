@@ -21,13 +21,14 @@ from tl.runtime.landmarks import LandmarkSet, PictureLandmarks, picture_landmark
 def write_point_file(lines: Path, final: Path) -> None:
     """Write `final` in the format of its name; rows without points go to `NAME.failed.csv` beside it.
 
-    Raises `OutputError`, `DataError`, and `ImageReadError` for a picture that is gone, whose size the format states.
+    Raises `OutputError`, `DataError`.
     """
     with lines.open(encoding="utf-8", errors="surrogateescape") as stream:
         rows = [json.loads(line) for line in stream]
     good = [row for row in rows if "error" not in row]
     names = tuple(good[0]["keypoints"]) if good else ()
-    write_landmarks(LandmarkSet(names, tuple(map(_picture, good))), final, None, lambda name: name)
+    sizes = {row["path"]: (int(row["image_hw"][0]), int(row["image_hw"][1])) for row in good}
+    write_landmarks(LandmarkSet(names, tuple(map(_picture, good))), final, None, sizes.__getitem__)
     failed = [row for row in rows if "error" in row]
     if failed:
         text = StringIO()

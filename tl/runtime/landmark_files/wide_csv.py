@@ -122,7 +122,7 @@ def _picture(place: str, row: Mapping[str, str], points: Mapping[str, Mapping[st
 def _visibility(row: Mapping[str, str], column: str | None, x: float, place: str) -> int:
     if math.isnan(x):
         return MISSING
-    text = row[column].strip() if column else ""
+    text = (row[column] or "").strip() if column else ""
     if text not in ("", "0", "1", "2"):
         raise DataError(f"{place}: {column} is '{text}', expected 0 missing, 1 occluded or 2 visible")
     return int(text) if text else VISIBLE

@@ -6,7 +6,9 @@ Knows landmark files, splits and shapes. Does not open pictures but for their si
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
+import hashlib
+from collections import Counter
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -16,13 +18,15 @@ from tl.errors import ConfigError, DataError
 from tl.runtime.geometry import Region, region_of_points, widen
 from tl.runtime.landmark_files.files import picture_finder, read_landmarks
 from tl.runtime.landmarks import LandmarkSet, PictureLandmarks
-from tl.runtime.shapes import MIN_POINTS, mean_shape, procrustes_distance
+from tl.runtime.shapes import MIN_POINTS, align, mean_shape, procrustes_distance
 from tl.trainer.audit import Finding
 from tl.trainer.config import Crop, TrainConfig
 from tl.trainer.data import SPLITS, Picture
 
 # A shape this many times as far from the mean as the middle one is looked at again.
 _FAR = 4.0
+# Differences below this are nobody's fault.
+_USUAL = 1e-3
 
 
 @dataclass(frozen=True)
@@ -39,20 +43,28 @@ def read_annotated(config: TrainConfig) -> Annotated:
 
     Raises `DataError` naming the place and the cure, `ConfigError` for flip pairs of unknown points.
     """
-    landmarks = read_landmarks(config.data)
+    landmarks = read_landmarks(config.data, config.images)
     if not landmarks.pictures:
         raise DataError(f"{config.data}: has no pictures")
-    names = [picture.name for picture in landmarks.pictures]
-    if doubled := [name for name in dict.fromkeys(names) if names.count(name) > 1]:
+    counts = Counter(picture.name for picture in landmarks.pictures)
+    if doubled := [name for name, count in counts.items() if count > 1]:
         raise DataError(f"{config.data}: {len(doubled)} pictures stand in several rows, first {doubled[0]}")
     if config.flip_pairs is not None:
-        landmarks = dataclasses.replace(landmarks, flip_pairs=_named_pairs(config.flip_pairs, landmarks.keypoint_names))
-    find = picture_finder(config.data)
+        pairs = _named_pairs(config.flip_pairs, landmarks.keypoint_names)
+        landmarks = dataclasses.replace(landmarks, flip_pairs=pairs)
+    find = picture_finder(config.data, config.images)
+    regions = _regions(landmarks, config.crop, config.crop_margin)
     pictures = tuple(
-        Picture(find(p.name), p.name, "", _split(p, config.data), p.group, _region(p, config.crop, config.crop_margin))
-        for p in landmarks.pictures
+        Picture(find(p.name), p.name, "", _split(p, config.data), p.group, region)
+        for p, region in zip(landmarks.pictures, regions, strict=True)
     )
     return Annotated(pictures, landmarks, _partners(landmarks))
+
+
+def mark_points(pictures: Sequence[Picture], points: Mapping[str, NDArray[np.float64]]) -> list[Picture]:
+    """Pictures labelled with a digest of their points, so that a run's manifest and data hash depend on them."""
+    digests = {name: hashlib.sha256(xy.tobytes()).hexdigest()[:16] for name, xy in points.items()}
+    return [dataclasses.replace(picture, label=f"points {digests[picture.name]}") for picture in pictures]
 
 
 def points_of(landmarks: LandmarkSet) -> dict[str, NDArray[np.float64]]:
@@ -95,8 +107,8 @@ def _find_odd_shapes(landmarks: LandmarkSet) -> list[Finding]:
     middle = float(np.nanmedian(list(distances.values())))
     findings = []
     for name, distance in distances.items():
-        if distance > _FAR * middle:
-            detail = f"shape {distance:.2f} from the mean, {distance / middle:.0f} times the usual"
+        if distance > _FAR * max(middle, _USUAL):
+            detail = f"shape {distance:.2f} from the mean, where {middle:.2f} is usual"
             if swapped := _swapped(shapes[name], mean, distance):
                 named = [landmarks.keypoint_names[k] for k in swapped]
                 detail += f"; {named[0]} and {named[1]} exchanged would fit"
@@ -118,19 +130,20 @@ def _swapped(shape: NDArray[np.float64], mean: NDArray[np.float64], distance: fl
     return found
 
 
-def reference_shape(shapes: Sequence[NDArray[np.float64]]) -> tuple[NDArray[np.float64], float]:
+def reference_shape(shapes: Sequence[NDArray[np.float64]]) -> tuple[NDArray[np.float64] | None, float]:
     """The mean shape (K, 2) of the training pictures' points (K, 2), and the distance at which a shape is odd.
 
-    The mean is centred and of centroid size 1. A prediction farther from it than 1.5 times the 99th percentile of the
-    training pictures' distances is odd. A point that no picture has lies at the centre.
-    Raises `DataError` if no training picture has three points.
+    The mean is centred and of centroid size 1; None where no picture has three points, or a point is in none of those.
+    A prediction farther from it than 1.5 times the 99th percentile of the training pictures' distances is odd.
     """
     try:
         mean = mean_shape(shapes)
-    except ValueError as error:
-        raise DataError(f"the training pictures give no mean shape: {error}") from error
+    except ValueError:
+        return None, 0.0
+    if np.isnan(mean).any():
+        return None, 0.0
     distances = [procrustes_distance(shape, mean) for shape in shapes]
-    return np.nan_to_num(mean), 1.5 * float(np.nanpercentile(distances, 99))
+    return mean, 1.5 * float(np.nanpercentile(distances, 99))
 
 
 def _split(picture: PictureLandmarks, data: str) -> str:
@@ -139,15 +152,45 @@ def _split(picture: PictureLandmarks, data: str) -> str:
     return picture.split
 
 
-def _region(picture: PictureLandmarks, crop: Crop, margin: float) -> Region | None:
+def _regions(landmarks: LandmarkSet, crop: Crop, margin: float) -> list[Region | None]:
+    """What is looked at of each picture; None for all of it."""
+    pictures = landmarks.pictures
     if crop == "whole":
+        return [None] * len(pictures)
+    if crop == "box":
+        if lacking := [p.name for p in pictures if p.box_xywh is None]:
+            raise DataError(f"crop box: {len(lacking)} pictures have no box, first {lacking[0]}: fill box_x to box_h")
+        return [None if p.box_xywh is None else widen(p.box_xywh, margin) for p in pictures]
+    whole = [_completed(p, xy) for p, xy in zip(pictures, _with_mean(landmarks), strict=True)]
+    return [None if xy is None else region_of_points(xy, margin) for xy in whole]
+
+
+def _with_mean(landmarks: LandmarkSet) -> list[NDArray[np.float64]]:
+    """Each picture's points, missing ones where the mean shape would have them, if three others say where that is."""
+    shapes = [picture.keypoints_xy for picture in landmarks.pictures]
+    try:
+        mean = mean_shape(shapes)
+    except ValueError:
+        return shapes
+    completed = []
+    for xy in shapes:
+        is_lacking = np.isnan(xy)
+        present = int((~is_lacking[:, 0]).sum())
+        completed.append(np.where(is_lacking, align(mean, xy), xy) if MIN_POINTS <= present < len(xy) else xy)
+    return completed
+
+
+def _completed(picture: PictureLandmarks, xy: NDArray[np.float64]) -> NDArray[np.float64] | None:
+    """None without any point; a part of the points would give another crop than the whole of them."""
+    lacking = int(np.isnan(xy).any(axis=1).sum())
+    if lacking == len(xy):
         return None
-    if crop == "points":
-        has_points = not np.isnan(picture.keypoints_xy).all()
-        return region_of_points(picture.keypoints_xy, margin) if has_points else None
-    if picture.box_xywh is None:
-        raise DataError(f"{picture.name}: crop box, and it has no box: fill box_x, box_y, box_w and box_h")
-    return widen(picture.box_xywh, margin)
+    if lacking:
+        raise DataError(
+            f"crop points: {picture.name} lacks {lacking} of {len(xy)} points, and the others do not tell where they "
+            "would be: annotate three or more, or leave this picture out"
+        )
+    return xy
 
 
 def _named_pairs(texts: Sequence[str], names: Sequence[str]) -> tuple[tuple[str, str], ...]:
@@ -157,6 +200,9 @@ def _named_pairs(texts: Sequence[str], names: Sequence[str]) -> tuple[tuple[str,
         if unknown := [name for name in (first, second) if name not in names]:
             raise ConfigError(f"flip_pairs: no point '{unknown[0]}'; the points are {', '.join(names)}")
         pairs.append((first, second))
+    named = [name for pair in pairs for name in pair]
+    if twice := [name for name in named if named.count(name) > 1]:
+        raise ConfigError(f"flip_pairs: '{twice[0]}' stands in two pairs")
     return tuple(pairs)
 
 

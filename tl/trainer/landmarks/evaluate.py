@@ -8,12 +8,13 @@ from __future__ import annotations
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
 from tl.errors import DataError
+from tl.runtime.geometry import Region, region_of_points
 from tl.runtime.landmark_files.files import picture_finder, read_landmarks
 from tl.runtime.landmarks import PictureLandmarks
 from tl.runtime.merging import Merging, merge_points
@@ -43,27 +44,40 @@ class AnnotatedPictures:
     paths: tuple[str, ...]
     landmarks: tuple[PictureLandmarks, ...]
     keypoint_names: tuple[str, ...]
+    remarks: tuple[str, ...]
 
-    @property
-    def boxes(self) -> dict[str, tuple[float, float, float, float]]:
-        """Path -> the picture's box, where it has one."""
+    def boxes(self, region: Literal["whole", "box", "points"]) -> dict[str, Region] | None:
+        """Path -> what a model of `region` was trained to look at: the drawn box, or the box of the true points."""
+        if region == "whole":
+            return None
+        pairs = zip(self.paths, self.landmarks, strict=True)
+        if region == "box":
+            return {path: picture.box_xywh for path, picture in pairs if picture.box_xywh is not None}
         return {
-            path: picture.box_xywh
-            for path, picture in zip(self.paths, self.landmarks, strict=True)
-            if picture.box_xywh is not None
+            path: region_of_points(picture.keypoints_xy, 0.0)
+            for path, picture in pairs
+            if not np.isnan(picture.keypoints_xy).all()
         }
 
 
-def read_split(data: str | os.PathLike[str], asked: str | None) -> AnnotatedPictures:
-    """The asked split of a landmark file, or test, else val, else everything. Raises `DataError`."""
-    landmarks = read_landmarks(data)
-    find = picture_finder(data)
+def read_split(
+    data: str | os.PathLike[str], asked: str | None, images: str | os.PathLike[str] | None = None
+) -> AnnotatedPictures:
+    """The asked split of a landmark file, or test, else val, else everything. `images`: as for `picture_finder`.
+
+    Raises `DataError`.
+    """
+    landmarks = read_landmarks(data, images)
+    find = picture_finder(data, images)
     present = [split for split in SPLITS if any(picture.split == split for picture in landmarks.pictures)]
     name = asked or next((split for split in ("test", "val", "train") if split in present), "all")
     chosen = [picture for picture in landmarks.pictures if name == "all" or picture.split == name]
     if not chosen:
         raise DataError(f"{data}: has no '{name}' split (found: {', '.join(present) or 'none'}); --split all takes all")
-    return AnnotatedPictures(name, tuple(find(p.name) for p in chosen), tuple(chosen), landmarks.keypoint_names)
+    if all(np.isnan(picture.keypoints_xy).all() for picture in chosen):
+        raise DataError(f"{data}: no picture of split '{name}' has a point to score against")
+    paths = tuple(find(picture.name) for picture in chosen)
+    return AnnotatedPictures(name, paths, tuple(chosen), landmarks.keypoint_names, landmarks.remarks)
 
 
 def evaluate_points(
@@ -88,18 +102,21 @@ def evaluate_points(
     if not found:
         raise DataError(f"none of the {len(pictures.paths)} pictures can be read, first: {failures[0].error}")
     true_xy = np.stack([picture.keypoints_xy[order] for picture in true])
-    scales = np.array([result.input_per_photo for result in found])
+    scales = np.array([result.input_per_photo for result in found])  # (N, M, 2)
+    shared = scales[:, 0] if (scales == scales[:, :1]).all() else None
     mm_per_px = np.array([np.nan if p.mm_per_px is None else p.mm_per_px for p in true])
 
-    def row(model: str, merging: str, points: NDArray[np.float64]) -> dict[str, Any]:
-        scores = landmark_metrics(points, true_xy, predictor.keypoint_names, scales, mm_per_px)
+    def row(
+        model: str, merging: str, points: NDArray[np.float64], scale: NDArray[np.float64] | None = shared
+    ) -> dict[str, Any]:
+        scores = landmark_metrics(points, true_xy, predictor.keypoint_names, scale, mm_per_px)
         return {"model": model, "merging": merging, **scores}
 
     merged = np.stack([result.keypoints_xy for result in found])
     rows = []
     if predictor.with_votes:
         members = np.stack([result.members_xy for result in found if result.members_xy is not None])
-        rows = [row(name, "", members[:, m]) for m, name in enumerate(predictor.member_names)]
+        rows = [row(name, "", members[:, m], scales[:, m]) for m, name in enumerate(predictor.member_names)]
         settings = predictor.ensemble.key
         rules: tuple[Merging, ...] = ("mean", "median")
         for rule in rules:

@@ -21,14 +21,15 @@ def landmark_metrics(
     found_xy: NDArray[np.floating],
     true_xy: NDArray[np.floating],
     keypoint_names: tuple[str, ...],
-    input_per_photo: NDArray[np.floating],
+    input_per_photo: NDArray[np.floating] | None = None,
     mm_per_px: NDArray[np.floating] | None = None,
 ) -> dict[str, Any]:
     """The metrics of `metrics.json` and `tl evaluate --json` for landmarks.
 
     `found_xy`, `true_xy`: (N, K, 2) in pixels of the photos, the true ones NaN where missing; a missing point counts
-    for nothing. `input_per_photo`: (N, 2), input pixels per photo pixel in x and y. `mm_per_px`: (N,), NaN where
-    unknown. Returns n pictures and `points`; `error_px`, the mean over points, with its 95% interval ci_low and ci_high
+    for nothing. `input_per_photo`: (N, 2), input pixels per photo pixel in x and y; None leaves out what is in input
+    pixels. `mm_per_px`: (N,), NaN where unknown.
+    Returns n pictures and `points`; `error_px`, the mean over points, with its 95% interval ci_low and ci_high
     (bootstrap over pictures); rmse_px, median_px; in input pixels error_input_px and mse_input_px, the mean squared
     error of a coordinate; normalised_error, the mean of error over centroid size; pck, share of points closer than a
     share of the points' extent; centroid_size_error, mean |relative error|; error_mm where a scale is known; and
@@ -38,7 +39,6 @@ def landmark_metrics(
     has = ~np.isnan(errors)
     if not has.any():
         raise ValueError("no true point to score against")
-    scaled = (np.asarray(found_xy, np.float64) - true_xy) * input_per_photo[:, None, :]
     sizes = np.array([centroid_size(points) for points in true_xy])
     found_sizes = np.array(
         [centroid_size(np.where(np.isnan(true), np.nan, found)) for found, true in zip(found_xy, true_xy, strict=True)]
@@ -52,13 +52,15 @@ def landmark_metrics(
         "ci_high": high,
         "rmse_px": float(np.sqrt((errors[has] ** 2).mean())),
         "median_px": float(np.median(errors[has])),
-        "error_input_px": float(np.linalg.norm(scaled, axis=2)[has].mean()),
-        "mse_input_px": float((scaled[has] ** 2).mean()),
         "normalised_error": _mean((errors / np.where(sizes > 0, sizes, np.nan)[:, None])[has]),
         "centroid_size_error": _mean(np.abs(found_sizes / np.where(sizes > 0, sizes, np.nan) - 1)),
         "pck": _pck(errors, true_xy),
         "per_keypoint": _per_keypoint(errors, keypoint_names),
     }
+    if input_per_photo is not None:
+        scaled = (np.asarray(found_xy, np.float64) - true_xy) * input_per_photo[:, None, :]
+        metrics["error_input_px"] = float(np.linalg.norm(scaled, axis=2)[has].mean())
+        metrics["mse_input_px"] = float((scaled[has] ** 2).mean())
     if mm_per_px is not None and not np.isnan(mm_per_px).all():
         metrics["error_mm"] = _mean((errors * mm_per_px[:, None])[has])
     return metrics
@@ -68,9 +70,11 @@ def _bootstrap(errors: NDArray[np.float64]) -> tuple[float, float]:
     """95% interval of the mean over points, drawing whole pictures, whose points err together."""
     rng = np.random.default_rng(0)
     sums, counts = np.nansum(errors, axis=1), (~np.isnan(errors)).sum(axis=1)
-    rounds = rng.integers(0, len(errors), (_BOOTSTRAP_ROUNDS, len(errors)))
-    drawn = counts[rounds].sum(axis=1)
-    means = sums[rounds].sum(axis=1)[drawn > 0] / drawn[drawn > 0]
+    means = []
+    for _ in range(_BOOTSTRAP_ROUNDS):
+        drawn = rng.integers(0, len(errors), len(errors))
+        if counts[drawn].sum() > 0:
+            means.append(sums[drawn].sum() / counts[drawn].sum())
     low, high = np.percentile(means, [2.5, 97.5])
     return float(low), float(high)
 

@@ -6,7 +6,6 @@ Knows outputs and true points (n, K, 2) in input pixels, NaN where missing. Does
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -23,7 +22,6 @@ _WING, _EPSILON = 10.0, 2.0
 class RegressedPoints:
     """Losses of coordinates, averaged over those present. Outputs: points (n, K, 2)."""
 
-    keypoint_names: Sequence[str]
     loss: PointLoss
     score_name = "error_input_px"
 
@@ -57,7 +55,6 @@ class HeatmapPoints:
     log-probabilities (n, K, h, w).
     """
 
-    keypoint_names: Sequence[str]
     decode: SoftArgmax
     score_name = "error_input_px"
 

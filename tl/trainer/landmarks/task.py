@@ -22,21 +22,25 @@ from tl.trainer.augment import Augment, build_augment
 from tl.trainer.backbone_info import BackboneInfo, remembered_info
 from tl.trainer.config import TrainConfig
 from tl.trainer.data import Picture, assign_splits
-from tl.trainer.landmarks.data import Annotated, find_odd, points_of, read_annotated
-from tl.trainer.options import resolve, settled
+from tl.trainer.landmarks.data import Annotated, find_odd, mark_points, points_of, read_annotated
+from tl.trainer.options import resolve
 from tl.trainer.pictures import PictureStore, check_readable, load_pictures
 from tl.trainer.progress import Progress
 from tl.trainer.statistics import color_statistics
 from tl.trainer.task import build_run_recipe, find_info, fit_batch, shown_rgb
 from tl.trainer.weight_files import WeightsFile, find_weights, read_colors
 
+# The outermost points lie on the very edge of a crop without margin.
+_ROUNDING_PX = 1e-3
+
 
 @dataclass(frozen=True)
 class LandmarkTask:
     """One run's work. `bad`: unreadable pictures and why. `info` has the colour statistics that are used.
 
-    `landmarks`: of all pictures of the file. `points`: (K, 2) for each picture of the store, in pixels of the photo,
-    NaN where missing; `placements`: where it lies in the input.
+    `landmarks`: of all pictures of the file. For each picture of the store, `points`: (K, 2) in pixels of the photo,
+    NaN where missing; `sizes_hw`: of the upright photo; `placements`: where it lies in the input. `partners`: each
+    point's place in a mirror image.
     """
 
     config: TrainConfig
@@ -49,6 +53,7 @@ class LandmarkTask:
     landmarks: LandmarkSet
     partners: tuple[int, ...]
     points: tuple[NDArray[np.float64], ...]
+    sizes_hw: tuple[tuple[int, int], ...]
     placements: tuple[Placement, ...]
 
     @property
@@ -60,7 +65,8 @@ class LandmarkTask:
         """Points (N, K, 2) in pixels of the input, NaN where missing or outside of it."""
         height, width = self.recipe.input_hw
         points = np.stack([self.placements[i].to_input(self.points[i]) for i in indices])
-        is_inside = np.all((points >= -0.5) & (points <= (width - 0.5, height - 0.5)), axis=2)
+        low, high = -0.5 - _ROUNDING_PX, np.array([width - 0.5, height - 0.5]) + _ROUNDING_PX
+        is_inside = np.all((points >= low) & (points <= high), axis=2)
         return np.where(is_inside[..., None], points, np.nan).astype(np.float32)
 
     def photo_points(self, indices: Sequence[int], found_xy: NDArray[np.floating]) -> NDArray[np.float64]:
@@ -77,12 +83,6 @@ class LandmarkTask:
         scales = [known[self.store.pictures[i].name] for i in indices]
         return np.array([np.nan if scale is None else scale for scale in scales])
 
-    def of_split(self, split: str) -> LandmarkSet:
-        """The landmarks of a split's pictures."""
-        names = {self.store.pictures[i].name for i in self.store.indices(split)}
-        kept = tuple(picture for picture in self.landmarks.pictures if picture.name in names)
-        return dataclasses.replace(self.landmarks, pictures=kept)
-
 
 # (config, info, number of points, weights file): raises `TlError` for what cannot become a network.
 Check = Callable[[TrainConfig, BackboneInfo, int, WeightsFile | None], None]
@@ -97,6 +97,8 @@ def prepare_landmark_task(config: TrainConfig, progress: Progress, check: Check 
     info = remembered_info(config.backbone, find_info)
     recipe = build_run_recipe(config, info)
     annotated = read_annotated(config)
+    for remark in annotated.landmarks.remarks:
+        progress.say(f"{config.data}: {remark}")
     mirror = config.mirror if config.mirror is not None else bool(annotated.landmarks.flip_pairs)
     augment = build_augment(str(config.augment), recipe, points=True, mirror=mirror)
     pictures = _learnable(annotated, config)
@@ -116,9 +118,21 @@ def prepare_landmark_task(config: TrainConfig, progress: Progress, check: Check 
         progress.say(f"colours of the training pictures: mean {shown_rgb(mean)}, std {shown_rgb(std)}")
     by_name = points_of(annotated.landmarks)
     points = tuple(by_name[picture.name] for picture in store.pictures)
-    placements = tuple(place(read_size(p.path), recipe, p.region) for p in store.pictures)
+    _check_points(store, points, annotated.landmarks.keypoint_names)
+    sizes = tuple(read_size(picture.path) for picture in store.pictures)
     task = LandmarkTask(
-        config, info, recipe, augment, weights, store, bad, annotated.landmarks, annotated.partners, points, placements
+        config=config,
+        info=info,
+        recipe=recipe,
+        augment=augment,
+        weights=weights,
+        store=store,
+        bad=bad,
+        landmarks=annotated.landmarks,
+        partners=annotated.partners,
+        points=points,
+        sizes_hw=sizes,
+        placements=tuple(place(hw, recipe, p.region) for hw, p in zip(sizes, store.pictures, strict=True)),
     )
     if augment is not None:
         first = store.indices("train")[:1]
@@ -129,12 +143,34 @@ def prepare_landmark_task(config: TrainConfig, progress: Progress, check: Check 
 def audit_landmarks(task: LandmarkTask) -> list[Finding]:
     """What about the annotations should be looked at again."""
     store = task.store
-    readable = {picture.name: read_size(picture.path) for picture in store.pictures}
+    readable = dict(zip((picture.name for picture in store.pictures), task.sizes_hw, strict=True))
     kept = tuple(picture for picture in task.landmarks.pictures if picture.name in readable)
     odd = find_odd(dataclasses.replace(task.landmarks, pictures=kept), [readable[p.name] for p in kept])
     without = [p.name for p in task.landmarks.pictures if np.isnan(p.keypoints_xy).all() and p.name not in readable]
     empty = [Finding("no points", name, "", "has no point: it is not learnt from") for name in without]
-    return [*find_duplicates(store.pictures, store.hashes), *odd, *empty]
+    return [*find_duplicates(store.pictures, store.hashes), *odd, *empty, *_find_cut_off(task)]
+
+
+def _find_cut_off(task: LandmarkTask) -> list[Finding]:
+    """Points within the photo but outside the part that is looked at: they cannot be learnt."""
+    indices = range(len(task.store.pictures))
+    findings = []
+    for i, seen in zip(indices, task.input_points(indices), strict=True):
+        height, width = task.sizes_hw[i]
+        inside = np.all((task.points[i] >= -0.5) & (task.points[i] <= (width - 0.5, height - 0.5)), axis=1)
+        lost = [task.keypoint_names[k] for k in np.flatnonzero(inside & np.isnan(seen[:, 0]))]
+        if lost:
+            detail = f"{', '.join(lost[:5])}: outside the part that is looked at; raise --crop-margin"
+            findings.append(Finding("point outside", task.store.pictures[i].name, "", detail))
+    return findings
+
+
+def _check_points(store: PictureStore, points: Sequence[NDArray[np.float64]], names: Sequence[str]) -> None:
+    seen = ~np.isnan(np.stack([points[i] for i in store.indices("train")])[..., 0])
+    if lacking := [name for name, count in zip(names, seen.sum(axis=0), strict=True) if count == 0]:
+        raise DataError(
+            f"no training picture has point '{lacking[0]}': annotate it, or leave it out of the file of landmarks"
+        )
 
 
 def _learnable(annotated: Annotated, config: TrainConfig) -> list[Picture]:
@@ -145,15 +181,10 @@ def _learnable(annotated: Annotated, config: TrainConfig) -> list[Picture]:
         raise DataError(f"{config.data}: no picture has a point")
     pictures = assign_splits(pictures, config.val_fraction, config.seed)
     _check_splits(pictures, config)
-    return pictures
+    return mark_points(pictures, by_name)
 
 
 def _check_splits(pictures: Sequence[Picture], config: TrainConfig) -> None:
     for split in ("train", "val", "test") if config.test else ("train", "val"):
         if not any(picture.split == split for picture in pictures):
             raise DataError(f"the data set has no pictures with points in its {split} split")
-
-
-def settled_channels(config: TrainConfig) -> int:
-    """Channels of the heatmap head."""
-    return settled(config.head_sizes)[0]

@@ -94,7 +94,7 @@ def _train(
         if task.weights is not None:
             standardise(network, store, machine)
         network.place(torch.from_numpy(task.input_points(train)).to(machine.device))
-    trainee = _build_trainee(config, network, task.keypoint_names)
+    trainee = _build_trainee(config, network)
     points = task.input_points(range(len(store.pictures)))
     batches = PictureBatches(
         AnnotatedItems(store, points, task.partners, task.augment, config.seed),
@@ -122,12 +122,12 @@ def _train(
     )
 
 
-def _build_trainee(config: TrainConfig, network: LandmarkNetwork, names: Sequence[str]) -> Trainee:
+def _build_trainee(config: TrainConfig, network: LandmarkNetwork) -> Trainee:
     objective: Objective
     if isinstance(network, Heatmapper):
-        objective = HeatmapPoints(names, network.decode)
+        objective = HeatmapPoints(network.decode)
     else:
-        objective = RegressedPoints(names, config.point_loss)
+        objective = RegressedPoints(config.point_loss)
     groups = parameter_groups(network.trunk, [network.head], config.layer_lr_decay)
     every = config.unfreeze_every
     if every is None:

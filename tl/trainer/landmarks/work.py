@@ -61,7 +61,7 @@ class LandmarkWork:
             progress.say(_metrics_line(split, metrics[split]))
             run.save_points(split, _as_landmarks(task, split, found))
         outcome.save()
-        run.save_annotations(_annotations(task, run))
+        _save_annotations(task, run)
         return metrics
 
 
@@ -95,14 +95,16 @@ def _score(task: LandmarkTask, split: str, found: FoundPoints) -> dict[str, Any]
     )
 
 
-def _annotations(task: LandmarkTask, run: Run) -> LandmarkSet:
+def _save_annotations(task: LandmarkTask, run: Run) -> None:
     """What was learnt from and judged by, each picture in its split."""
     by_name = {picture.name: picture for picture in task.landmarks.pictures}
+    names = [run.relative(picture.path) for picture in task.store.pictures]
     pictures = tuple(
-        dataclasses.replace(by_name[picture.name], name=run.relative(picture.path), split=picture.split)
-        for picture in task.store.pictures
+        dataclasses.replace(by_name[picture.name], name=name, split=picture.split)
+        for picture, name in zip(task.store.pictures, names, strict=True)
     )
-    return dataclasses.replace(task.landmarks, pictures=pictures, remarks=())
+    sizes = dict(zip(names, task.sizes_hw, strict=True))
+    run.save_annotations(dataclasses.replace(task.landmarks, pictures=pictures, remarks=()), sizes.__getitem__)
 
 
 def _as_landmarks(task: LandmarkTask, split: str, found: FoundPoints) -> LandmarkSet:
