@@ -5,7 +5,6 @@ from __future__ import annotations
 import csv
 import json
 import sys
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -29,9 +28,7 @@ from tl.commands.options import (
 )
 
 if TYPE_CHECKING:
-    from tl.runtime.predictor import Predictor
-    from tl.runtime.results import Classification, Failure, Landmarks
-    from tl.trainer.landmarks.evaluate import AnnotatedPictures
+    from tl.runtime.results import Failure
 
 _WORST = 3
 
@@ -79,29 +76,12 @@ def command(
     """
     from tl.runtime.landmark_files.files import is_landmark_file
 
+    opened: dict[str, Any] = {"vote_weights": vote_weights, "device": device, "threads": threads}
     if is_landmark_file(data):
-        regions = model_region(named_models(model, ensemble))
-
-        def open_points(pictures: AnnotatedPictures) -> Predictor[Landmarks]:
-            return open_landmark_predictor(
-                model,
-                ensemble,
-                vote_weights=vote_weights,
-                merge=merge,
-                locator=locator,
-                boxes=None if locator else pictures.boxes(regions),
-                crop_margin=crop_margin,
-                device=device,
-                threads=threads,
-            )
-
-        done = _evaluate_points(data, split, images, open_points)
+        opened |= {"merge": merge, "locator": locator, "crop_margin": crop_margin}
+        done = _evaluate_points(data, split, images, model, ensemble, opened)
     else:
-
-        def open_classes() -> Predictor[Classification]:
-            return open_predictor(model, ensemble, vote_weights=vote_weights, device=device, threads=threads)
-
-        done = _evaluate_classes(data, split, split_column, open_classes)
+        done = _evaluate_classes(data, split, split_column, model, ensemble, opened)
     _report(done, as_json)
     if done.failures:
         raise typer.Exit(EXIT_SOME_FAILED)
@@ -118,20 +98,30 @@ class _Evaluated:
 
 
 def _evaluate_classes(
-    data: Path, split: str | None, split_column: str, open_model: Callable[[], Predictor[Classification]]
+    data: Path,
+    split: str | None,
+    split_column: str,
+    model: Path | None,
+    ensemble: list[Path] | None,
+    opened: dict[str, Any],
 ) -> _Evaluated:
     from tl.trainer.data import read_pictures
     from tl.trainer.evaluate import COLUMNS, choose_split, evaluate
 
     name, pictures = choose_split(read_pictures(data, split_column, warn), split)
     _say_split(name, len(pictures), "RUN/manifest.csv")
-    with open_model() as predictor, console_progress() as progress:
+    with open_predictor(model, ensemble, **opened) as predictor, console_progress() as progress:
         result = evaluate(predictor, pictures, progress)
     return _Evaluated(name, result.rows, COLUMNS, result.failures)
 
 
 def _evaluate_points(
-    data: Path, split: str | None, images: Path | None, open_model: Callable[[AnnotatedPictures], Predictor[Landmarks]]
+    data: Path,
+    split: str | None,
+    images: Path | None,
+    model: Path | None,
+    ensemble: list[Path] | None,
+    opened: dict[str, Any],
 ) -> _Evaluated:
     from tl.trainer.landmarks.evaluate import COLUMNS, evaluate_points, read_split
 
@@ -139,7 +129,12 @@ def _evaluate_points(
     for remark in pictures.remarks:
         warn(f"{data}: {remark}")
     _say_split(pictures.split, len(pictures.paths), "RUN/annotations.json")
-    with open_model(pictures) as predictor, console_progress() as progress:
+    regions = model_region(named_models(model, ensemble))
+    boxes = None if opened["locator"] else pictures.boxes(regions)
+    with (
+        open_landmark_predictor(model, ensemble, boxes=boxes, **opened) as predictor,
+        console_progress() as progress,
+    ):
         result = evaluate_points(predictor, pictures, progress)
     for path, error in result.worst[:_WORST]:
         warn(f"worst: {path}: mean error {error:.1f} px")

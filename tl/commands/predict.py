@@ -116,23 +116,10 @@ def command(
     if output is None and (resume or retry_failed):
         raise ConfigError("--resume and --retry-failed need a file: give --output")
     pictures = _find_pictures(images or [], files_from, null)
-    if finds_landmarks(named_models(model, ensemble)):
-        predictor: Predictor[Any] = open_landmark_predictor(
-            model,
-            ensemble,
-            vote_weights=vote_weights,
-            merge=merge,
-            locator=locator,
-            boxes=_read_boxes(boxes),
-            crop_margin=crop_margin,
-            device=device,
-            threads=threads,
-        )
-    else:
-        _refuse_for_classes({"--locator": locator, "--boxes": boxes, "--crop-margin": crop_margin, "--draw": draw})
-        predictor = open_predictor(
-            model, ensemble, vote=vote, vote_weights=vote_weights, classes=classes, device=device, threads=threads
-        )
+    of_points = {"merge": merge, "locator": locator, "crop_margin": crop_margin, "boxes": boxes, "draw": draw}
+    of_classes = {"vote": vote, "classes": classes}
+    of_both = {"vote_weights": vote_weights, "device": device, "threads": threads}
+    predictor = _open(model, ensemble, of_points, of_classes, of_both)
     options: dict[str, Any] = {"batch_size": batch_size, "resume": resume or retry_failed, "retry_failed": retry_failed}
     options |= {"fail_fast": fail_fast, "see": _drawer(predictor, draw)}
     failed = _write_predictions(predictor, pictures, output, options)
@@ -140,9 +127,21 @@ def command(
         raise typer.Exit(EXIT_SOME_FAILED)
 
 
-def _refuse_for_classes(given: dict[str, object]) -> None:
-    if named := [flag for flag, value in given.items() if value is not None]:
+def _open(
+    model: Path | None,
+    ensemble: list[Path] | None,
+    of_points: dict[str, Any],
+    of_classes: dict[str, Any],
+    of_both: dict[str, Any],
+) -> Predictor[Any]:
+    """What --model or --ensemble names, with the options that its task has."""
+    if finds_landmarks(named_models(model, ensemble)):
+        where = {name: value for name, value in of_points.items() if name != "draw"}
+        where["boxes"] = _read_boxes(of_points["boxes"])
+        return open_landmark_predictor(model, ensemble, **where, **of_both)
+    if named := [f"--{n.replace('_', '-')}" for n, v in of_points.items() if n != "merge" and v is not None]:
         raise ConfigError(f"{', '.join(named)}: for landmark models, and this one gives classes")
+    return open_predictor(model, ensemble, **of_classes, **of_both)
 
 
 def _read_boxes(boxes: Path | None) -> dict[str, Region] | None:
