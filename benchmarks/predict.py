@@ -3,10 +3,11 @@
 Every way runs MobileNetV2 with the same ImageNet weights on the same files, in a process of its own, in turn; loading
 the model is not counted. Run by the Python that benchmarks/peers.sh makes.
 
-    TL_SHARED=... .venv-peers/bin/python benchmarks/predict.py [small] [photos] [scaled] [memory] [start]
+    TL_SHARED=... .venv-peers/bin/python benchmarks/predict.py [small] [overhead] [photos] [scaled] [memory] [start]
 
 - small: PACS cartoons, 227 px; also the bound: onnxruntime alone on ready batches at its own best batch size and
   threads, and the decode and resize work on the same cores.
+- overhead: the same decoding and inferring in a bare loop, through `predict_iter`, and with rows written.
 - photos: 9 to 12 megapixel JPEGs.
 - scaled: what decoding large JPEGs at a fraction of their size does to probabilities.
 - memory: peak memory above the open model, over 1,000 and 20,000 files.
@@ -302,6 +303,37 @@ def small(folder: Path) -> None:
     print(f"bound: {limit:.0f} images/s; tl reaches {rates['tl'] / limit:.2f} of it")
 
 
+def overhead(folder: Path) -> None:
+    """What is between decoding and inferring, and rows on disk: in one process, in turn, over 1,000 files."""
+    import tl.runtime
+    from tl.runtime.preprocess import load_input
+    from tl.runtime.session import Session
+
+    files = small_files()[:1000]
+    session = Session(folder / "tl.onnx", device="cpu", threads=1)
+    recipe = session.contract.recipe
+
+    def loop() -> float:
+        with ThreadPoolExecutor(os.cpu_count()) as pool:
+            started = time.perf_counter()
+            list(pool.map(lambda path: session.run(load_input(path, recipe)[None], ["probabilities"]), files))
+            return len(files) / (time.perf_counter() - started)
+
+    def unwritten() -> float:
+        with tl.runtime.load(folder / "tl.onnx", device="cpu") as predictor:
+            started = time.perf_counter()
+            for _ in predictor.predict_iter(files):
+                pass
+            return len(files) / (time.perf_counter() - started)
+
+    ways = {"a bare loop in threads": loop, "predict_iter": unwritten, "and rows": lambda: tl_rate(folder, files)}
+    found: dict[str, list[float]] = {name: [] for name in ways}
+    for _, (name, way) in itertools.product(range(ROUNDS), ways.items()):
+        found[name].append(way())
+    for name, rates in found.items():
+        print(f"{name}: {statistics.median(rates):.0f} images/s ({min(rates):.0f} to {max(rates):.0f})")
+
+
 def photos(folder: Path) -> None:
     compare(folder, "photos", ["tl", "tl, full decoding", "plain", "ultralytics"])
 
@@ -370,6 +402,13 @@ if __name__ == "__main__":
     else:
         with tempfile.TemporaryDirectory() as name:
             make_models(Path(name))
-            for part in sys.argv[1:] or ["small", "photos", "scaled", "memory", "start"]:
+            for part in sys.argv[1:] or ["small", "overhead", "photos", "scaled", "memory", "start"]:
                 print(f"## {part}", flush=True)
-                {"small": small, "photos": photos, "scaled": scaled, "memory": memory, "start": start}[part](Path(name))
+                {
+                    "small": small,
+                    "overhead": overhead,
+                    "photos": photos,
+                    "scaled": scaled,
+                    "memory": memory,
+                    "start": start,
+                }[part](Path(name))
