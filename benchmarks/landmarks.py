@@ -37,12 +37,13 @@ def reaching():
 
 
 def main(out: Path, parts: list[str]) -> None:
-    cells = [cell for part in parts for cell in {"flywing": flywing, "mollusk": mollusk, "reaching": reaching}[part]()]
+    sets = {"flywing": flywing, "mollusk": mollusk, "reaching": reaching}
+    cells = [cell for part in parts for cell in sets[part]()]
     for name, options in cells:
         if not (out / name / "metrics.json").is_file():
             run(out, name, options)
-    print("| cell | val, px | test, px (95%) | test, input px | mse of a coordinate, input px | PCK 5% | epochs, s |")
-    print("|---|---|---|---|---|---|---|")
+    print("| cell | val, px | test, px (95%) | input px | mse of a coordinate | of extent | PCK 5% | epochs, s |")
+    print("|---|---|---|---|---|---|---|---|")
     for name, _ in cells:
         print(row(out, name))
 
@@ -59,13 +60,14 @@ def run(out: Path, name: str, options: list[str]) -> None:
 def row(out: Path, name: str) -> str:
     path = out / name / "metrics.json"
     if not path.is_file():
-        return f"| {name} | failed | | | | | |"
+        return f"| {name} | failed | | | | | | |"
     metrics = json.loads(path.read_text())
     scored = metrics.get("test") or metrics["val"]
     with (out / name / "history.csv").open() as stream:
         seconds = [float(line["seconds"]) for line in csv.DictReader(stream)]
     error = f"{scored['error_px']:.2f} ({scored['ci_low']:.2f} to {scored['ci_high']:.2f})"
-    inner = f"{scored['error_input_px']:.2f} | {scored['mse_input_px']:.2f} | {scored['pck']['0.05']:.3f}"
+    inner = f"{scored['error_input_px']:.2f} | {scored['mse_input_px']:.2f} | {scored['extent_error']:.2%}"
+    inner += f" | {scored['pck']['0.05']:.3f}"
     times = f"{seconds[0]:.1f} first, {seconds[1]:.1f} second"
     return f"| {name} | {metrics['val']['error_px']:.2f} | {error} | {inner} | {times}, {len(seconds)} epochs |"
 

@@ -10,7 +10,7 @@ import subprocess
 import sys
 import time
 
-BASE = "import numpy, onnxruntime, PIL.Image, simplejpeg"
+BASE = "import numpy, onnxruntime, orjson, PIL.Image, simplejpeg"
 LINES = {
     "python -c pass": ["-c", "pass"],
     BASE: ["-c", BASE],

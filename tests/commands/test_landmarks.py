@@ -45,6 +45,40 @@ def test_predict__csv(run_tl: RunTl, photos: Path, tmp_path: Path) -> None:
     assert back.remarks == ("1 rows with an error instead of points are left out",)
 
 
+@pytest.mark.parametrize(
+    ("form", "suffix"), [("long", ".csv"), ("deeplabcut", ".csv"), ("tps", ".tps"), ("coco", ".json")]
+)
+def test_predict__named_format(run_tl: RunTl, photos: Path, tmp_path: Path, form: str, suffix: str) -> None:
+    out = tmp_path / f"out{suffix}"
+    model = make_spot_model(tmp_path / "m.onnx")
+    done = run_tl("predict", photos, "--model", model, "-o", out, "--to", form)
+    assert done.code == 3
+    found = read_landmarks(out).pictures
+    np.testing.assert_allclose([p.keypoints_xy[1] for p in found], [[60, 20], [61, 21]], atol=0.15)
+    if form != "tps":  # which has no names
+        assert read_landmarks(out).keypoint_names == ("red", "green", "blue")
+    assert [Path(row["path"]).name for row in read(Path(f"{out}.failed.csv"))] == ["x.png"]
+    wrong = run_tl("predict", photos, "--model", model, "-o", tmp_path / "out.parquet", "--to", form)
+    assert (wrong.code, suffix in wrong.err) == (1, True)
+
+
+def test_predict__scale_of_the_photos(run_tl: RunTl, photos: Path, tmp_path: Path) -> None:
+    model = make_spot_model(tmp_path / "m.onnx")
+    for name in ("all.csv", "all.tps"):
+        assert run_tl("predict", photos, "--model", model, "-o", tmp_path / name, "--mm-per-px", "0.02").code == 3
+        assert [p.mm_per_px for p in read_landmarks(tmp_path / name).pictures] == [0.02, 0.02]
+    (tmp_path / "scales.csv").write_text("path,mm_per_px,note\nphotos/1.png,0.5,x\n", encoding="utf-8")
+    out = tmp_path / "each.csv"
+    assert run_tl("predict", photos, "--model", model, "-o", out, "--mm-per-px", tmp_path / "scales.csv").code == 3
+    assert [p.mm_per_px for p in read_landmarks(out).pictures] == [None, 0.5]
+    # The scales that one call wrote are what another may read.
+    again = run_tl("predict", photos, "--model", model, "-o", tmp_path / "l.csv", "--to", "long", "--mm-per-px", out)
+    assert again.code == 3
+    assert [p.mm_per_px for p in read_landmarks(tmp_path / "l.csv").pictures] == [None, 0.5]
+    for wrong in ("0", "nan", tmp_path / "nowhere.csv"):
+        assert run_tl("predict", photos, "--model", model, "--mm-per-px", wrong).code == 1
+
+
 @pytest.mark.parametrize("suffix", [".tps", ".json", ".jsonl"])
 def test_predict__other_formats(run_tl: RunTl, photos: Path, tmp_path: Path, suffix: str) -> None:
     out = tmp_path / f"out{suffix}"
@@ -90,6 +124,14 @@ def test_predict__flags_for_landmarks_mean_nothing_to_classes(run_tl: RunTl, pho
     done = run_tl("predict", photos, "--model", color_model, "--draw", "d", "--crop-margin", "0.1")
     assert done.code == 1
     assert "--crop-margin, --draw: for landmark models" in done.err
+    merged = run_tl("predict", photos, "--model", color_model, "--merge", "median")
+    assert "--merge: for landmark models" in merged.err
+
+
+def test_predict__flags_for_classes_mean_nothing_to_landmarks(run_tl: RunTl, photos: Path, tmp_path: Path) -> None:
+    done = run_tl("predict", photos, "--model", make_spot_model(tmp_path / "m.onnx"), "--vote", "hard")
+    assert done.code == 1
+    assert "--vote: for models of classes" in done.err
 
 
 def test_evaluate__members_and_merged(run_tl: RunTl, tmp_path: Path) -> None:
@@ -109,7 +151,9 @@ def test_evaluate__members_and_merged(run_tl: RunTl, tmp_path: Path) -> None:
     assert errors == pytest.approx([0, 5, 2.5, 2.5], abs=0.15)
     assert rows["0", ""]["n"] == 3
     table = run_tl("evaluate", data, "--model", files[1])
-    assert table.out.splitlines()[0] == ("model,merging,n,points,error_px,ci_low,ci_high,rmse_px,normalised_error")
+    assert table.out.splitlines()[0] == (
+        "model,merging,n,points,error_px,ci_low,ci_high,rmse_px,normalised_error,extent_error"
+    )
     assert "evaluating on split 'test': 3 pictures" in table.err
 
 

@@ -15,7 +15,7 @@ import tl.runtime
 
 ROOT = Path(__file__).parents[2]
 HEAVY = ("torch", "torchvision", "typer", "pydantic", "albumentations", "onnx", "sklearn", "cv2", "scipy", "yaml")
-NEEDED = "import numpy, onnxruntime, PIL.Image, simplejpeg\n"
+NEEDED = "import numpy, onnxruntime, orjson, PIL.Image, simplejpeg\n"
 ALL_MODULES = """
 import importlib, pkgutil, tl.runtime
 for module in pkgutil.iter_modules(tl.runtime.__path__, "tl.runtime."):
@@ -62,7 +62,7 @@ def loaded_by(code: str) -> set[str]:
 @pytest.mark.parametrize("code", ["import tl.runtime", ALL_MODULES], ids=["package", "every module"])
 def test_import__loads_nothing_heavy(code: str) -> None:
     loaded = loaded_by(code)
-    assert {"tl", "numpy", "PIL", "simplejpeg"} <= loaded
+    assert {"tl", "numpy", "orjson", "PIL", "simplejpeg"} <= loaded
     assert loaded.isdisjoint(HEAVY)
 
 
@@ -73,7 +73,7 @@ def test_import__loads_no_training_code() -> None:
 
 
 def test_import__errors_alone_loads_nothing() -> None:
-    assert loaded_by("import tl.errors").isdisjoint({"numpy", "PIL", "onnxruntime", "simplejpeg", *HEAVY})
+    assert loaded_by("import tl.errors").isdisjoint({"numpy", "orjson", "PIL", "onnxruntime", "simplejpeg", *HEAVY})
 
 
 def test_import__prints_nothing() -> None:

@@ -179,7 +179,7 @@ def test_run_job__parquet_from_the_finished_lines(model: Path, pictures: list[st
     assert [row["path"] for row in table] == [*pictures, f"{tmp_path}/b\n\\xe9.png"]
     assert [row["vote:other"] for row in table] == ["red", "green", "blue", None, "green", "green"]
     assert [row["error"] or "" for row in table] == [row["error"] for row in rows]
-    assert table[0]["p:red"] == pytest.approx(float(rows[0]["p:red"]), rel=1e-5)  # CSV has six digits
+    assert table[0]["p:red"] == pytest.approx(float(rows[0]["p:red"]), rel=1e-5)  # CSV has the digits of a float32
     assert not partial_path(tmp_path / "out.parquet").exists()
     with load([model, other], device="cpu") as predictor:
         assert run(predictor, pictures, tmp_path / "out.parquet", resume=True).kept == 5

@@ -56,7 +56,7 @@ def test_csv_writer__ensemble() -> None:
         *("agreement", "entropy", "vote:m1", "vote:m2", "error"),
     ]
     assert voted == [
-        *("c.jpg", "ant", "0.666667", "0.666667", "0.333333"),
+        *("c.jpg", "ant", "0.6666667", "0.6666667", "0.33333334"),  # as many digits as a float32 has
         *("0.5", "0.636514", "ant", "bee, wild", ""),
     ]
     assert failed == ["b.jpg", *[""] * 8, "empty file"]
@@ -161,7 +161,7 @@ def test_open_writer__results_of_a_predictor(tmp_path: Path) -> None:
     assert [row["error"] for row in rows] == ["", "empty file", ""]
     assert [row["vote:b"] for row in rows] == ["red", "", "blue"]
     good = rows[0]
-    assert abs(sum(float(good[f"p:{name}"]) for name in model.class_names) - 1) < 5e-6  # six digits are written
+    assert abs(sum(float(good[f"p:{name}"]) for name in model.class_names) - 1) < 5e-6  # of float32
 
 
 def test_as_dict__is_plain() -> None:

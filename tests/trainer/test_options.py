@@ -161,6 +161,7 @@ def test_find_task__by_the_data(tmp_path: Path) -> None:
         ({"task": "landmarks", "head_sizes": (8, 8)}, "takes one number of channels"),
         ({"task": "landmarks", "flip_pairs": ("a:b", "left")}, "'left' is not NAME:NAME"),
         ({"task": "landmarks", "flip_pairs": ("a:a",)}, "'a:a' is not NAME:NAME"),
+        ({"task": "landmarks", "skeleton": ("a-b",)}, "skeleton: 'a-b' is not NAME:NAME"),
         ({"task": "landmarks", "mirror": True, "augment": "none"}, "mirror needs an augmentation"),
         ({"task": "landmarks", "head_start": "solved"}, "head_start solved needs classes"),
         ({"crop": "points"}, "crop: for landmarks alone, and the task is classification"),

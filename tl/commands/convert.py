@@ -21,6 +21,10 @@ def command(
     images: Annotated[
         Path | None, typer.Option(help="Folder that the pictures' names count from, if they are not beside the file.")
     ] = None,
+    from_stored: Annotated[
+        bool,
+        typer.Option("--from-stored", help="The points count in the photos as stored, before their EXIF orientation."),
+    ] = False,
     names: Annotated[
         str | None, typer.Option(help="Names of the points in order, such as tip,left,right: TPS has none.")
     ] = None,
@@ -34,6 +38,8 @@ def command(
 
     - `tl convert wings.csv CollectedData_me.csv --to deeplabcut`
 
+    - `tl convert phone.csv upright.csv --from-stored` for points from a program that ignores a photo's EXIF orientation
+
     Coordinates count from the centre of the top-left pixel of the upright photo; in TPS, y counts from the bottom, so
     that the photos must be there. What a format has no place for is named.
     """
@@ -42,7 +48,7 @@ def command(
     from tl.errors import DataError
     from tl.runtime.landmark_files.files import lost_in, picture_finder, picture_sizes, read_landmarks, write_landmarks
 
-    landmarks = read_landmarks(source, images)
+    landmarks = read_landmarks(source, images, from_stored=from_stored)
     if names is not None:
         chosen = tuple(name.strip() for name in names.split(","))
         if len(chosen) != len(landmarks.keypoint_names) or len(set(chosen)) != len(chosen) or "" in chosen:

@@ -25,6 +25,7 @@ from tl.commands.options import (
     named_models,
     open_landmark_predictor,
     open_predictor,
+    refuse_given,
 )
 
 if TYPE_CHECKING:
@@ -48,7 +49,7 @@ def command(
     ] = None,
     split_column: Annotated[str, typer.Option(help="Column of a CSV that holds the split.")] = "split",
     vote_weights: VoteWeights = None,
-    merge: Merge = "mean",
+    merge: Merge = None,
     locator: Locator = None,
     crop_margin: CropMargin = None,
     images: Annotated[
@@ -71,16 +72,18 @@ def command(
 
     Columns: model, voting, n, top1_accuracy, ci_low, ci_high (95%, Wilson), macro_f1, ece. For landmarks: model,
     merging, n, points, error_px (mean distance in pixels of the photos), ci_low, ci_high (95%, bootstrap), rmse_px,
-    normalised_error (by centroid size). Without --locator, a model that looks
-    at a part of each photo is given the part that the annotations say, as in training.
+    normalised_error (by centroid size), extent_error (by the extent of a picture's points). Without --locator, a model
+    that looks at a part of each photo is given the part that the annotations say, as in training.
     """
     from tl.runtime.landmark_files.files import is_landmark_file
 
     opened: dict[str, Any] = {"vote_weights": vote_weights, "device": device, "threads": threads}
+    of_points = {"merge": merge, "locator": locator, "crop_margin": crop_margin}
     if is_landmark_file(data):
-        opened |= {"merge": merge, "locator": locator, "crop_margin": crop_margin}
+        opened |= of_points
         done = _evaluate_points(data, split, images, model, ensemble, opened)
     else:
+        refuse_given(of_points | {"images": images}, f"for landmarks, and {data} has classes")
         done = _evaluate_classes(data, split, split_column, model, ensemble, opened)
     _report(done, as_json)
     if done.failures:

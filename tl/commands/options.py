@@ -24,9 +24,16 @@ if TYPE_CHECKING:
 ModelFile = Annotated[Path | None, typer.Option("--model", "-m", help="One model file.")]
 EnsembleFiles = Annotated[list[Path] | None, typer.Option(help="Model files that vote, all after one flag.")]
 VoteWeights = Annotated[str | None, typer.Option(help="One number a member, as in 2,1,1.")]
-Vote = Annotated[Literal["soft", "hard", "max"], typer.Option(help="How an ensemble decides.")]
-Classes = Annotated[Literal["same", "union"], typer.Option(help="union lets members with different classes vote.")]
-Merge = Annotated[Literal["mean", "median", "confidence"], typer.Option(help="How an ensemble's points become one.")]
+Vote = Annotated[
+    Literal["soft", "hard", "max"] | None, typer.Option(help="How an ensemble decides on a class. Default: soft.")
+]
+Classes = Annotated[
+    Literal["same", "union"] | None, typer.Option(help="union lets members with different classes vote. Default: same.")
+]
+Merge = Annotated[
+    Literal["mean", "median", "confidence"] | None,
+    typer.Option(help="How an ensemble's points become one. Default: mean."),
+]
 Locator = Annotated[
     Path | None, typer.Option(help="A coarse landmark model that finds the part of a photo which --model looks at.")
 ]
@@ -36,6 +43,10 @@ Boxes = Annotated[
 CropMargin = Annotated[
     float | None, typer.Option(min=0, help="Share of a part's size added on every side. Default: as trained.")
 ]
+MmPerPx = Annotated[
+    str | None,
+    typer.Option(help="Landmarks: the photos' scale, or a file that has it: CSV with path,mm_per_px, TPS, COCO."),
+]
 Device = Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N.")]
 Threads = Annotated[int | None, typer.Option(min=1, help="CPU threads. Default: all cores.")]
 
@@ -44,9 +55,9 @@ def open_predictor(
     model: Path | None,
     ensemble: list[Path] | None,
     *,
-    vote: Literal["soft", "hard", "max"] = "soft",
+    vote: Literal["soft", "hard", "max"] | None = None,
     vote_weights: str | None = None,
-    classes: Literal["same", "union"] = "same",
+    classes: Literal["same", "union"] | None = None,
     device: str = "auto",
     threads: int | None = None,
 ) -> Predictor[Classification]:
@@ -55,6 +66,7 @@ def open_predictor(
 
     weights = _parse_weights(vote_weights)
     models = named_models(model, ensemble)
+    vote, classes = vote or "soft", classes or "same"
     predictor = load(models, device=device, threads=threads, vote=vote, weights=weights, classes=classes)
     _say_device(predictor)
     return predictor
@@ -65,10 +77,11 @@ def open_landmark_predictor(
     ensemble: list[Path] | None,
     *,
     vote_weights: str | None = None,
-    merge: Literal["mean", "median", "confidence"] = "mean",
+    merge: Literal["mean", "median", "confidence"] | None = None,
     locator: Path | None = None,
     boxes: Mapping[str, Region] | None = None,
     crop_margin: float | None = None,
+    mm_per_px: float | Mapping[str, float] | None = None,
     device: str = "auto",
     threads: int | None = None,
 ) -> Predictor[Landmarks]:
@@ -79,14 +92,21 @@ def open_landmark_predictor(
         named_models(model, ensemble),
         device=device,
         threads=threads,
-        merge=merge,
+        merge=merge or "mean",
         weights=_parse_weights(vote_weights),
         locator=locator,
         boxes=boxes,
         crop_margin=crop_margin,
+        mm_per_px=mm_per_px,
     )
     _say_device(predictor)
     return predictor
+
+
+def refuse_given(options: Mapping[str, object], why: str) -> None:
+    """Raise `ConfigError` for options of another task, which would be ignored."""
+    if named := [f"--{name.replace('_', '-')}" for name, value in options.items() if value is not None]:
+        raise ConfigError(f"{', '.join(named)}: {why}")
 
 
 def named_models(model: Path | None, ensemble: list[Path] | None) -> Path | list[Path]:

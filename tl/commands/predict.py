@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import math
 import time
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
@@ -17,6 +18,7 @@ from tl.commands.options import (
     EnsembleFiles,
     Locator,
     Merge,
+    MmPerPx,
     ModelFile,
     Threads,
     Vote,
@@ -25,6 +27,7 @@ from tl.commands.options import (
     named_models,
     open_landmark_predictor,
     open_predictor,
+    refuse_given,
 )
 from tl.errors import ConfigError, DataError
 
@@ -64,6 +67,10 @@ RetryFailed = Annotated[
 FailFast = Annotated[bool, typer.Option("--fail-fast", help="Stop at the first picture that cannot be read.")]
 
 
+PointFormat = Annotated[
+    Literal["csv", "long", "tps", "coco", "deeplabcut"] | None,
+    typer.Option(help="Landmarks: the format to write. Default: by the name's ending; csv is one picture a row."),
+]
 Draw = Annotated[
     Path | None, typer.Option(help="Landmarks: write each photo with its points and names to this folder.")
 ]
@@ -76,13 +83,15 @@ def command(
     output: Output = None,
     files_from: FilesFrom = None,
     null: Null = False,
-    vote: Vote = "soft",
+    vote: Vote = None,
     vote_weights: VoteWeights = None,
-    classes: Classes = "same",
-    merge: Merge = "mean",
+    classes: Classes = None,
+    merge: Merge = None,
     locator: Locator = None,
     boxes: Boxes = None,
     crop_margin: CropMargin = None,
+    mm_per_px: MmPerPx = None,
+    to: PointFormat = None,
     draw: Draw = None,
     device: Device = "auto",
     batch_size: BatchSize = None,
@@ -116,12 +125,13 @@ def command(
     if output is None and (resume or retry_failed):
         raise ConfigError("--resume and --retry-failed need a file: give --output")
     pictures = _find_pictures(images or [], files_from, null)
-    of_points = {"merge": merge, "locator": locator, "crop_margin": crop_margin, "boxes": boxes, "draw": draw}
+    of_points = {"merge": merge, "locator": locator, "crop_margin": crop_margin, "boxes": boxes, "mm_per_px": mm_per_px}
+    of_output = {"draw": draw, "to": to}
     of_classes = {"vote": vote, "classes": classes}
     of_both = {"vote_weights": vote_weights, "device": device, "threads": threads}
-    predictor = _open(model, ensemble, of_points, of_classes, of_both)
+    predictor = _open(model, ensemble, of_points, of_output, of_classes, of_both)
     options: dict[str, Any] = {"batch_size": batch_size, "resume": resume or retry_failed, "retry_failed": retry_failed}
-    options |= {"fail_fast": fail_fast, "see": _drawer(predictor, draw)}
+    options |= {"fail_fast": fail_fast, "see": _drawer(predictor, draw), "point_format": to}
     failed = _write_predictions(predictor, pictures, output, options)
     if failed:
         raise typer.Exit(EXIT_SOME_FAILED)
@@ -131,16 +141,16 @@ def _open(
     model: Path | None,
     ensemble: list[Path] | None,
     of_points: dict[str, Any],
+    of_output: dict[str, Any],
     of_classes: dict[str, Any],
     of_both: dict[str, Any],
 ) -> Predictor[Any]:
     """What --model or --ensemble names, with the options that its task has."""
     if finds_landmarks(named_models(model, ensemble)):
-        where = {name: value for name, value in of_points.items() if name != "draw"}
-        where["boxes"] = _read_boxes(of_points["boxes"])
-        return open_landmark_predictor(model, ensemble, **where, **of_both)
-    if named := [f"--{n.replace('_', '-')}" for n, v in of_points.items() if n != "merge" and v is not None]:
-        raise ConfigError(f"{', '.join(named)}: for landmark models, and this one gives classes")
+        refuse_given(of_classes, "for models of classes, and this one finds landmarks")
+        where = {"boxes": _read_boxes(of_points["boxes"]), "mm_per_px": _read_scales(of_points["mm_per_px"])}
+        return open_landmark_predictor(model, ensemble, **(of_points | where), **of_both)
+    refuse_given(of_points | of_output, "for landmark models, and this one gives classes")
     return open_predictor(model, ensemble, **of_classes, **of_both)
 
 
@@ -150,6 +160,20 @@ def _read_boxes(boxes: Path | None) -> dict[str, Region] | None:
     from tl.runtime.landmark_files.boxes import read_boxes
 
     return read_boxes(boxes)
+
+
+def _read_scales(given: str | None) -> float | dict[str, float] | None:
+    if given is None:
+        return None
+    from tl.runtime.landmark_files.scales import read_scales
+
+    try:
+        scale = float(given)
+    except ValueError:
+        return read_scales(given)
+    if not 0 < scale < math.inf:
+        raise ConfigError(f"--mm-per-px: expected a number above 0 or a file, found '{given}'")
+    return scale
 
 
 def _drawer(predictor: Predictor[Any], folder: Path | None) -> Callable[[Result], None]:

@@ -128,11 +128,18 @@ def decode_scaled(source: ImageSource, recipe: Recipe, eighths: Callable[[tuple[
 
 def read_size(path: str | os.PathLike[str]) -> tuple[int, int]:
     """(height, width) of the upright picture, from its header. Raises `ImageReadError`."""
+    stored_hw, orientation = read_stored(path)
+    return stored_hw if orientation < 5 else stored_hw[::-1]
+
+
+def read_stored(path: str | os.PathLike[str]) -> tuple[tuple[int, int], int]:
+    """(height, width) of the picture as it is stored, and its EXIF orientation 1..8. Raises `ImageReadError`."""
     try:
         with _open_regular(Path(path)) as stream, _open_header(stream) as picture:
-            height, width = picture.height, picture.width
-            is_turned = _orientation(picture) >= 5 and picture.format != "TIFF"  # whose size Pillow turns itself
-            return (width, height) if is_turned else (height, width)
+            orientation = _orientation(picture)
+            is_turned = orientation >= 5 and picture.format == "TIFF"  # whose size Pillow turns itself
+            size = picture.height, picture.width
+            return (size[::-1] if is_turned else size), orientation
     except ImageReadError as error:
         raise ImageReadError(os.fspath(path), error.reason) from error
     except OSError as error:

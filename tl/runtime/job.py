@@ -15,6 +15,7 @@ from typing import Any
 from tl.errors import ImageReadError, OutputError
 from tl.runtime.content import hash_file
 from tl.runtime.decode import ImageSource
+from tl.runtime.landmark_files.files import Format
 from tl.runtime.ledger import KeptRow, ledger_path, open_ledger
 from tl.runtime.predictor import Predictor
 from tl.runtime.results import Failure, Result
@@ -37,6 +38,7 @@ def run_job(
     output: str | os.PathLike[str] | None,
     tally: Tally,
     *,
+    point_format: Format | None = None,
     batch_size: int | None = None,
     resume: bool = False,
     retry_failed: bool = False,
@@ -48,8 +50,8 @@ def run_job(
 
     With `resume`, pictures keep their rows where path, content, models and votes are the same; `retry_failed` tries
     again those that gave no prediction. `fail_fast` stops at the first of these. `see` is given every new result.
-    Raises `OutputError`,
-    `ImageReadError` (with `fail_fast`) and what predicting raises.
+    `point_format`: of the landmarks, None for what the name says. Raises `OutputError`, `ImageReadError` (with
+    `fail_fast`) and what predicting raises.
     """
     if output is None:
         with open_writer(None, predictor.columns) as writer:
@@ -65,7 +67,7 @@ def run_job(
             f"{ledger_path(output).name} to begin anew"
         )
     with (
-        open_writer(output, predictor.columns) as writer,
+        open_writer(output, predictor.columns, point_format) as writer,
         open_ledger(output, _key(predictor, writer), resume=resume, retry_failed=retry_failed or fail_fast) as ledger,
     ):
         for digest, result in predictor.predict_unknown(sources, ledger.known, batch_size=batch_size):

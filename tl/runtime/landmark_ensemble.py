@@ -48,6 +48,7 @@ class LandmarkEnsemble:
     Members may differ in input size and in what they look at; points are matched by name, in the first member's order.
     Models of boxes need one for each picture: from `boxes` (path -> left, top, width, height). Models of the square
     around the points take it from there too, or from the points of a `locator`. `margin` overrides the models' own.
+    `mm_per_px`: the scale of all photos, or path -> scale, which results carry.
     Raises `EnsembleError` if the members do not fit, or if what says where to look is lacking or has no use.
     """
 
@@ -60,6 +61,7 @@ class LandmarkEnsemble:
         locator: LandmarkEnsemble | None = None,
         boxes: Mapping[str, Region] | None = None,
         margin: float | None = None,
+        mm_per_px: float | Mapping[str, float] | None = None,
     ) -> None:
         check_weights(sessions, weights)
         self.sessions = tuple(sessions)
@@ -81,6 +83,11 @@ class LandmarkEnsemble:
             raise EnsembleError("merging by confidence needs models that give one: take mean or median")
         self._locator = locator
         self._boxes = None if boxes is None else {os.path.abspath(path): box for path, box in boxes.items()}
+        self._scales: dict[str, float] | float | None
+        if isinstance(mm_per_px, Mapping):
+            self._scales = {os.path.abspath(path): scale for path, scale in mm_per_px.items()}
+        else:
+            self._scales = mm_per_px
         self._check_regions(sessions[0].path, margin)
 
     def _check_regions(self, path: str, margin: float | None) -> None:
@@ -111,11 +118,12 @@ class LandmarkEnsemble:
             "locator": located,
             "boxes": boxes,
             "margins": [view.margin for view in self._views],
+            "scales": sorted(self._scales.items()) if isinstance(self._scales, dict) else self._scales,
         }
 
     def columns(self, *, with_votes: bool) -> PointColumns:
         """The columns of the results."""
-        return PointColumns(self.keypoint_names, self.has_confidence, with_votes)
+        return PointColumns(self.keypoint_names, self.has_confidence, with_votes, self._scales is not None)
 
     def prepare(self, source: ImageSource, name: str) -> PlacedInputs:
         """Decode a picture as the members want it. Raises `ImageReadError`."""
@@ -170,6 +178,7 @@ class LandmarkEnsemble:
             region_xywh=placed[self._views[0]].placement.region_xywh,
             input_per_photo=tuple(placed[view].placement.scale_xy for view in self._views),
             members_xy=members_xy if with_votes else None,
+            mm_per_px=self._scales.get(os.path.abspath(name)) if isinstance(self._scales, dict) else self._scales,
         )
 
     def _look(self, source: ImageSource, name: str) -> Region:

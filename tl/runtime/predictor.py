@@ -70,12 +70,14 @@ def load_landmarks(
     locator: ModelPath | None = None,
     boxes: Mapping[str, Region] | None = None,
     crop_margin: float | None = None,
+    mm_per_px: float | Mapping[str, float] | None = None,
 ) -> Predictor[Landmarks]:
     """Open one landmark model, or several whose points are merged; `device`, `threads` and `hint` as for `load`.
 
     `merge`: how members' points become one. Models that look at a box take it from `boxes`, path -> (left, top, width,
     height) in pixels of the upright photo, or draw it around the points of `locator`, another landmark model;
-    `crop_margin` overrides their own. A list, even of one, gives results with spread.
+    `crop_margin` overrides their own. `mm_per_px`: the photos' scale, or path -> scale, which results carry. A list,
+    even of one, gives results with spread.
     Raises `ModelFileError`, `EnsembleError` or `DeviceError`.
     """
     sessions, alone, threads = _open_sessions(models, device, threads, hint)
@@ -83,7 +85,7 @@ def load_landmarks(
     if locator is not None:
         coarse = LandmarkEnsemble(_open_sessions(locator, device, threads, hint)[0])
     ensemble = LandmarkEnsemble(
-        sessions, merging=merge, weights=weights, locator=coarse, boxes=boxes, margin=crop_margin
+        sessions, merging=merge, weights=weights, locator=coarse, boxes=boxes, margin=crop_margin, mm_per_px=mm_per_px
     )
     return Predictor(ensemble, with_votes=not alone, threads=threads)
 

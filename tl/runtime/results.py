@@ -67,7 +67,7 @@ class Landmarks:
     distance to the mean shape of training, None under three points; `is_odd`: it is farther than any usual one.
     `image_hw`: of the upright photo. `region_xywh`: the part of it that the first model looked at. `input_per_photo`:
     for each model its input pixels a photo pixel in x and y. `members_xy`: float64 (M, K, 2), an ensemble's points
-    before merging.
+    before merging. `mm_per_px`: the photo's scale, None where nobody gave one.
     """
 
     path: str
@@ -81,6 +81,7 @@ class Landmarks:
     region_xywh: tuple[float, float, float, float]
     input_per_photo: tuple[tuple[float, float], ...]
     members_xy: NDArray[np.float64] | None = None
+    mm_per_px: float | None = None
 
     def as_dict(self) -> dict[str, Any]:
         """Plain values for JSON."""
@@ -94,6 +95,7 @@ class Landmarks:
                 points[name]["spread_px"] = float(self.spread_px[k])
         return {
             "path": self.path,
+            "mm_per_px": self.mm_per_px,
             "keypoints": points,
             "shape_distance": self.shape_distance,
             "is_odd": self.is_odd,

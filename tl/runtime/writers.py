@@ -14,9 +14,12 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Protocol, TextIO
 
+import orjson
+
 from tl.errors import OutputError
 from tl.runtime.columns import Columns, PointColumns, csv_line
 from tl.runtime.files import output_errors
+from tl.runtime.landmark_files.files import SUFFIXES, Format
 from tl.runtime.landmark_files.lines import write_point_file
 from tl.runtime.parquet import check_parquet, write_parquet
 from tl.runtime.results import Result
@@ -70,14 +73,21 @@ class JsonLinesWriter(_RowWriter):
 
     def row(self, result: Result) -> str:
         """One line."""
-        return json.dumps(result.as_dict(), ensure_ascii=False) + "\n"
+        plain = result.as_dict()
+        try:
+            return orjson.dumps(plain).decode() + "\n"
+        except orjson.JSONEncodeError:  # a name that is no text: bytes of a path, kept as surrogates
+            return json.dumps(plain, ensure_ascii=False) + "\n"
 
 
 @contextmanager
-def open_writer(output: str | os.PathLike[str] | None, columns: Columns) -> Iterator[ResultWriter]:
+def open_writer(
+    output: str | os.PathLike[str] | None, columns: Columns, point_format: Format | None = None
+) -> Iterator[ResultWriter]:
     """A writer for a path (`.csv`, `.jsonl` for JSON lines, `.parquet`), or CSV on stdout for None.
 
-    Points may also go into `.tps` and `.json` (COCO keypoints); what failed is then in `NAME.failed.csv`.
+    Points may also go into `.tps` and `.json` (COCO keypoints), or into what `point_format` names; what failed is then
+    in `NAME.failed.csv`.
     A file gets its name when all rows are written; until then, and after a failure, the rows are in `NAME.partial`: as
     JSON lines but for `.csv`. Raises `OutputError`, and `MissingExtraError` for Parquet without its package.
     """
@@ -90,19 +100,23 @@ def open_writer(output: str | os.PathLike[str] | None, columns: Columns) -> Iter
     known = [".csv", ".jsonl", ".parquet", *([".tps", ".json"] if isinstance(columns, PointColumns) else [])]
     if kind not in known:
         raise OutputError(f"{final}: expected a name that ends in {', '.join(known[:-1])} or {known[-1]}")
+    if point_format is not None and kind != SUFFIXES[point_format]:
+        raise OutputError(f"{final}: a file of format {point_format} has a name that ends in {SUFFIXES[point_format]}")
+    is_point_file = kind in (".tps", ".json") or point_format in ("long", "deeplabcut")
     if kind == ".parquet":
         check_parquet()
     with output_errors(final):
         final.parent.mkdir(parents=True, exist_ok=True)
         with partial.open("w", encoding="utf-8", errors="surrogateescape", newline="") as stream:
-            yield CsvWriter(stream, columns) if kind == ".csv" else JsonLinesWriter(stream)
+            is_table = kind == ".csv" and not is_point_file
+            yield CsvWriter(stream, columns) if is_table else JsonLinesWriter(stream)
             stream.flush()
             os.fsync(stream.fileno())
         if kind == ".parquet":
             write_parquet(partial, final, columns)
             partial.unlink()
-        elif kind in (".tps", ".json"):
-            write_point_file(partial, final)
+        elif is_point_file:
+            write_point_file(partial, final, point_format)
             partial.unlink()
         else:
             partial.replace(final)

@@ -139,11 +139,18 @@ class TrainConfig:
     flip_pairs: tuple[str, ...] | None = _option(
         None, "Landmarks: points that change places in a mirror image, as left:right. Repeatable.", "Pictures"
     )
+    skeleton: tuple[str, ...] | None = _option(
+        None, "Landmarks: points that drawings join by a line, as tip:base. Repeatable.", "Pictures"
+    )
     views: int | None = _option(
         None, "With --method features: keep the features of this many augmented views a picture.", "Pictures"
     )
 
-    epochs: int | None = _option(None, "Passes over the training pictures.", "Optimisation")
+    epochs: int | None = _option(
+        None,
+        "Passes over the training pictures; by default more for few annotated photos.",
+        "Optimisation",
+    )
     batch_size: int | None = _option(None, "Pictures a step.", "Optimisation")
     accumulate: int = _option(1, "Steps whose gradients are added up before the weights change.", "Optimisation")
     optimizer: Optimizer | None = _option(
@@ -205,7 +212,8 @@ BY_METHOD: dict[str, dict[str, Any]] = {
     "features": {"optimizer": "adamw", "epochs": 40, "augment": "none", "weights": "imagenet", "batch_size": 64},
     "finetune": {"optimizer": "sgd", "epochs": 10, "augment": "standard", "weights": "imagenet", "batch_size": 32},
 }
-# What landmarks fill in instead. They come in dozens or hundreds, so that epochs are short.
+# What landmarks fill in instead. They come in dozens or hundreds, so that epochs are short; `landmarks.task` adds epochs
+# where steps would be few.
 LANDMARKS: dict[str, Any] = {
     **{"head": "heatmap", "resize_mode": "letterbox", "optimizer": "adamw", "epochs": 60, "batch_size": 8},
     **{"augment": "standard", "monitor": "val_error_px", "head_start": "random"},

@@ -224,7 +224,7 @@ def _combination_faults(config: TrainConfig) -> list[str]:
 
 # What only classes have.
 _CLASSES_ONLY = ("per_class", "views", "mixup", "cutmix", "label_smoothing", "class_weights", "sampler")
-_LANDMARKS_ONLY = ("images", "crop", "crop_margin", "mirror", "flip_pairs", "point_loss")
+_LANDMARKS_ONLY = ("images", "crop", "crop_margin", "mirror", "flip_pairs", "skeleton", "point_loss")
 
 
 def _class_faults(config: TrainConfig) -> list[str]:
@@ -264,7 +264,9 @@ def _landmark_faults(config: TrainConfig) -> list[str]:
         ),
     }
     faults = [text for text, is_broken in rules.items() if is_broken]
-    return faults + [f"flip_pairs: '{pair}' is not NAME:NAME" for pair in config.flip_pairs or () if not _is_pair(pair)]
+    for name in ("flip_pairs", "skeleton"):
+        faults += [f"{name}: '{pair}' is not NAME:NAME" for pair in getattr(config, name) or () if not _is_pair(pair)]
+    return faults
 
 
 def _is_pair(text: str) -> bool:

@@ -12,9 +12,11 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from tests.models import solid
+from tests.runtime.pictures import encode_turned
 from tl.errors import DataError, ImageReadError
 from tl.runtime.landmark_files import coco, deeplabcut, long_csv, tps, wide_csv
 from tl.runtime.landmark_files.files import lost_in, picture_finder, picture_sizes, read_landmarks, write_landmarks
+from tl.runtime.landmark_files.scales import read_scales
 from tl.runtime.landmarks import LandmarkSet, picture_landmarks
 
 NAN = math.nan
@@ -352,3 +354,52 @@ def test_read_landmarks__published_files_agree(shared: Path) -> None:
     reaching = read_landmarks(next((shared / "data" / "dlc-reaching").rglob("CollectedData*.csv")))
     assert reaching.keypoint_names == ("Hand", "Finger1", "Tongue", "Joystick1", "Joystick2")
     assert sum(int((picture.visibility == 0).sum()) for picture in reaching.pictures) == 20
+
+
+@pytest.mark.parametrize(
+    ("text", "fault"),
+    [
+        ("path\na.png\n", "no column mm_per_px"),
+        ("path,mm_per_px\na.png,0\n", "row 2: mm_per_px is '0'"),
+        ("path,mm_per_px\na.png,wide\n", "row 2: mm_per_px is 'wide'"),
+    ],
+)
+def test_read_scales__refused(tmp_path: Path, text: str, fault: str) -> None:
+    (tmp_path / "s.csv").write_text(text, encoding="utf-8")
+    with pytest.raises(DataError, match=fault):
+        read_scales(tmp_path / "s.csv")
+    with pytest.raises(DataError, match="cannot be read"):
+        read_scales(tmp_path / "nowhere.csv")
+
+
+def test_read_scales__from_tps(tmp_path: Path) -> None:
+    Image.new("RGB", (8, 6)).save(tmp_path / "a.png")
+    (tmp_path / "s.tps").write_text("LM=1\n1. 2.\nIMAGE=a.png\nSCALE=0.25\n", encoding="utf-8")
+    assert read_scales(tmp_path / "s.tps") == {str(tmp_path / "a.png"): 0.25}
+    (tmp_path / "s.tps").write_text("LM=1\n1. 2.\nIMAGE=a.png\n", encoding="utf-8")
+    with pytest.raises(DataError, match="no picture has a scale"):
+        read_scales(tmp_path / "s.tps")
+
+
+def test_long_csv__refuses_a_scale_of_nothing() -> None:
+    with pytest.raises(DataError, match="row 2: mm_per_px must be a number above 0"):
+        long_csv.read("path,point,x,y,mm_per_px\na.png,tip,1,2,-3\n", "long.csv")
+
+
+@pytest.mark.parametrize("kind", [".csv", ".tps"])
+@pytest.mark.parametrize("orientation", range(1, 9))
+def test_read_landmarks__from_stored(tmp_path: Path, orientation: int, kind: str) -> None:
+    # One white pixel: its place in the stored file is what an annotator saw, its place upright what is learnt.
+    image = np.zeros((6, 9, 3), np.uint8)
+    image[4, 7] = 255
+    (tmp_path / "a.png").write_bytes(encode_turned(image, orientation, "PNG"))
+    with Image.open(tmp_path / "a.png") as stored:
+        pixels = np.asarray(stored)
+    (y,), (x,) = np.nonzero(pixels[..., 0])
+    seen = LandmarkSet(("0",), (picture_landmarks("a.png", [(x, y)], box_xywh=(x, y, 1, 1)),))
+    text = wide_csv.write(seen) if kind == ".csv" else tps.write(seen, lambda name: len(pixels))
+    (tmp_path / f"seen{kind}").write_text(text, encoding="utf-8")
+    found = read_landmarks(tmp_path / f"seen{kind}", from_stored=True)
+    assert found.pictures[0].keypoints_xy.tolist() == [[7, 4]]
+    assert found.pictures[0].box_xywh == ((7, 4, 1, 1) if kind == ".csv" else None)
+    assert f"{int(orientation > 1)} of 1 pictures" in found.remarks[0]

@@ -60,6 +60,13 @@ def test_read_annotated__partners(spots: Path) -> None:
         read(spots, flip_pairs=("red:tip",))
 
 
+def test_read_annotated__skeleton(spots: Path) -> None:
+    lines = (("red", "blue"), ("red", "green"))  # a point may stand in several lines
+    assert read(spots, skeleton=("red:blue", "red:green")).landmarks.skeleton == lines
+    with pytest.raises(ConfigError, match="skeleton: no point 'tip'"):
+        read(spots, skeleton=("red:tip",))
+
+
 def test_read_annotated__faults(tmp_path: Path) -> None:
     path = make_spots(tmp_path, 2)
     rows = path.read_text(encoding="utf-8").splitlines()
@@ -115,6 +122,8 @@ def test_find_odd__each_kind() -> None:
     assert found["equal points", "3.png"].other == "4.png"
     assert "b and d exchanged would fit" in found["odd shape", "6.png"].detail
     assert ("odd shape", "5.png") not in found
+    (turned,) = [f for f in find_odd(landmarks_of(shapes), [(200, 200)] * 12, {"2.png"}) if f.kind == "point outside"]
+    assert "tl convert --from-stored" in turned.detail
 
 
 def test_reference_shape__limit_lies_beyond_the_usual() -> None:

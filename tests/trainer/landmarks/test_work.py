@@ -12,6 +12,7 @@ from tests.trainer.landmarks.make import make_landmark_config, make_spots, moved
 from tests.trainer.make import StopsAt, assert_same_run, read_rows
 from tl.errors import ConfigError, DataError, RunError, RunInterrupted
 from tl.runtime.landmark_files.files import read_landmarks
+from tl.trainer.landmarks.task import prepare_landmark_task
 from tl.trainer.progress import Silent
 from tl.trainer.runs import Run
 from tl.trainer.train import train
@@ -112,6 +113,19 @@ def test_train__changed_points_are_another_run(tmp_path: Path) -> None:
     run = Run(tmp_path / "run")
     with pytest.raises(RunError, match="pictures, labels or splits have changed"):
         train(run.load_config(), Silent(), resume=run)
+
+
+@pytest.mark.parametrize(
+    ("asked", "settled"),
+    [({"epochs": None, "batch_size": 1}, 120), ({"epochs": None, "batch_size": 6}, 200), ({"epochs": 5}, 5)],
+)
+def test_prepare_landmark_task__more_epochs_of_few_pictures(
+    tmp_path: Path, asked: dict[str, Any], settled: int
+) -> None:
+    config = make_landmark_config(make_spots(tmp_path / "d", 8), tmp_path / "run", **asked)
+    task = prepare_landmark_task(config, Silent())
+    assert len(task.store.indices("train")) == 6  # so 720 steps, or 200 epochs
+    assert (task.config.epochs, task.config.drop_epochs) == (settled, settled // 3)
 
 
 def test_train__a_point_that_nobody_annotated(tmp_path: Path) -> None:

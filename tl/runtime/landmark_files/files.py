@@ -13,41 +13,51 @@ from pathlib import Path
 from typing import Literal
 
 from tl.errors import DataError
-from tl.runtime.decode import read_size
+from tl.runtime.decode import read_size, read_stored
 from tl.runtime.files import write_text
 from tl.runtime.landmark_files import coco, deeplabcut, long_csv, tps, wide_csv
+from tl.runtime.landmark_files.turned import turn_upright
 from tl.runtime.landmarks import OCCLUDED, LandmarkSet, numbered_names
 
 Size = Callable[[str], tuple[int, int]]
 Format = Literal["csv", "long", "tps", "coco", "deeplabcut"]
 _BY_SUFFIX: dict[str, Format] = {".csv": "csv", ".tps": "tps", ".json": "coco"}
+SUFFIXES: dict[Format, str] = {"csv": ".csv", "long": ".csv", "tps": ".tps", "coco": ".json", "deeplabcut": ".csv"}
 # Three header lines of DeepLabCut, or the columns of some hundred points.
 _HEAD_CHARACTERS = 65536
 _LOST: dict[Format, tuple[str, ...]] = {
     "csv": ("flip pairs", "skeleton"),
-    "long": ("boxes", "scale", "splits and groups", "flip pairs", "skeleton"),
+    "long": ("boxes", "splits and groups", "flip pairs", "skeleton"),
     "tps": ("names", "visibility", "confidence", "boxes", "splits and groups", "flip pairs", "skeleton"),
     "coco": (),
     "deeplabcut": ("visibility", "boxes", "scale", "splits and groups", "flip pairs", "skeleton"),
 }
 
 
-def read_landmarks(path: str | os.PathLike[str], images: str | os.PathLike[str] | None = None) -> LandmarkSet:
+def read_landmarks(
+    path: str | os.PathLike[str], images: str | os.PathLike[str] | None = None, *, from_stored: bool = False
+) -> LandmarkSet:
     """Read a file of any of the formats, which is told from its name and first lines.
 
-    `images`: the folder that pictures' names count from; see `picture_finder`. Raises `DataError`, `ImageReadError`.
+    `images`: the folder that pictures' names count from; see `picture_finder`. `from_stored`: points count in the
+    photos as they are stored and are turned as their EXIF orientation says. Raises `DataError`, `ImageReadError`.
     """
     path = Path(path)
     try:
         text = path.read_text(encoding="utf-8-sig", errors="surrogateescape")
     except OSError as error:
         raise DataError(f"{path}: cannot be read ({error.strerror})") from error
-    kind = _format_of(path, text)
+    kind, find = _format_of(path, text), picture_finder(path, images)
     if kind == "tps":
-        find = picture_finder(path, images)
-        return tps.read(text, path.name, lambda name: read_size(find(name))[0])
-    readers = {"csv": wide_csv.read, "long": long_csv.read, "coco": coco.read, "deeplabcut": deeplabcut.read}
-    return readers[kind](text, path.name)
+        landmarks = tps.read(text, path.name, lambda name: _size(find(name), from_stored)[0])
+    else:
+        readers = {"csv": wide_csv.read, "long": long_csv.read, "coco": coco.read, "deeplabcut": deeplabcut.read}
+        landmarks = readers[kind](text, path.name)
+    return turn_upright(landmarks, find) if from_stored else landmarks
+
+
+def _size(path: str, is_stored: bool) -> tuple[int, int]:
+    return read_stored(path)[0] if is_stored else read_size(path)
 
 
 def is_landmark_file(path: str | os.PathLike[str]) -> bool:

@@ -14,12 +14,12 @@ from typing import Any
 import numpy as np
 
 from tl.runtime.files import write_text
-from tl.runtime.landmark_files.files import write_landmarks
+from tl.runtime.landmark_files.files import Format, write_landmarks
 from tl.runtime.landmarks import LandmarkSet, PictureLandmarks, picture_landmarks
 
 
-def write_point_file(lines: Path, final: Path) -> None:
-    """Write `final` in the format of its name; rows without points go to `NAME.failed.csv` beside it.
+def write_point_file(lines: Path, final: Path, kind: Format | None) -> None:
+    """Write `final`, as its name says for None; rows without points go to `NAME.failed.csv` beside it.
 
     Raises `OutputError`, `DataError`.
     """
@@ -28,7 +28,7 @@ def write_point_file(lines: Path, final: Path) -> None:
     good = [row for row in rows if "error" not in row]
     names = tuple(good[0]["keypoints"]) if good else ()
     sizes = {row["path"]: (int(row["image_hw"][0]), int(row["image_hw"][1])) for row in good}
-    write_landmarks(LandmarkSet(names, tuple(map(_picture, good))), final, None, sizes.__getitem__)
+    write_landmarks(LandmarkSet(names, tuple(map(_picture, good))), final, kind, sizes.__getitem__)
     failed = [row for row in rows if "error" in row]
     if failed:
         text = StringIO()
@@ -42,4 +42,5 @@ def _picture(row: dict[str, Any]) -> PictureLandmarks:
     points = list(row["keypoints"].values())
     sure = [point["confidence"] for point in points if "confidence" in point]
     confidence = np.array(sure) if len(sure) == len(points) else None
-    return picture_landmarks(row["path"], [(point["x"], point["y"]) for point in points], confidence=confidence)
+    xy = [(point["x"], point["y"]) for point in points]
+    return picture_landmarks(row["path"], xy, confidence=confidence, mm_per_px=row["mm_per_px"])

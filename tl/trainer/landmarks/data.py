@@ -8,7 +8,7 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Container, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -41,7 +41,7 @@ class Annotated:
 def read_annotated(config: TrainConfig) -> Annotated:
     """Read `config.data`. Pictures without a split have an empty one.
 
-    Raises `DataError` naming the place and the cure, `ConfigError` for flip pairs of unknown points.
+    Raises `DataError` naming the place and the cure, `ConfigError` for pairs of unknown points.
     """
     landmarks = read_landmarks(config.data, config.images)
     if not landmarks.pictures:
@@ -50,8 +50,14 @@ def read_annotated(config: TrainConfig) -> Annotated:
     if doubled := [name for name, count in counts.items() if count > 1]:
         raise DataError(f"{config.data}: {len(doubled)} pictures stand in several rows, first {doubled[0]}")
     if config.flip_pairs is not None:
-        pairs = _named_pairs(config.flip_pairs, landmarks.keypoint_names)
+        pairs = _named_pairs("flip_pairs", config.flip_pairs, landmarks.keypoint_names)
+        named = [name for pair in pairs for name in pair]
+        if twice := [name for name in named if named.count(name) > 1]:
+            raise ConfigError(f"flip_pairs: '{twice[0]}' stands in two pairs")
         landmarks = dataclasses.replace(landmarks, flip_pairs=pairs)
+    if config.skeleton is not None:
+        lines = _named_pairs("skeleton", config.skeleton, landmarks.keypoint_names)
+        landmarks = dataclasses.replace(landmarks, skeleton=lines)
     find = picture_finder(config.data, config.images)
     regions = _regions(landmarks, config.crop, config.crop_margin)
     pictures = tuple(
@@ -72,10 +78,11 @@ def points_of(landmarks: LandmarkSet) -> dict[str, NDArray[np.float64]]:
     return {picture.name: picture.keypoints_xy for picture in landmarks.pictures}
 
 
-def find_odd(landmarks: LandmarkSet, sizes_hw: Sequence[tuple[int, int]]) -> list[Finding]:
+def find_odd(landmarks: LandmarkSet, sizes_hw: Sequence[tuple[int, int]], turned: Container[str] = ()) -> list[Finding]:
     """What an annotator should look at again: points outside the picture, no points, equal rows, odd shapes.
 
-    `sizes_hw`: of the upright pictures, in the order of the landmarks.
+    `sizes_hw`: of the upright pictures, in the order of the landmarks. `turned`: names of those whose EXIF orientation
+    turns them upright.
     """
     findings: list[Finding] = []
     seen: dict[bytes, PictureLandmarks] = {}
@@ -87,9 +94,10 @@ def find_odd(landmarks: LandmarkSet, sizes_hw: Sequence[tuple[int, int]]) -> lis
         is_outside = (xy < -0.5).any(axis=1) | (xy > (width - 0.5, height - 0.5)).any(axis=1)
         if is_outside.any():
             named = ", ".join(landmarks.keypoint_names[k] for k in np.flatnonzero(is_outside)[:5])
-            findings.append(
-                Finding("point outside", picture.name, "", f"{named}: outside the picture of {width}x{height} pixels")
-            )
+            detail = f"{named}: outside the picture of {width}x{height} pixels"
+            if picture.name in turned:
+                detail += "; its EXIF orientation turns it: if it was annotated unturned, tl convert --from-stored"
+            findings.append(Finding("point outside", picture.name, "", detail))
         other = seen.setdefault(xy.tobytes(), picture)
         if other is not picture:
             findings.append(Finding("equal points", other.name, picture.name, "exactly the same points"))
@@ -193,16 +201,13 @@ def _completed(picture: PictureLandmarks, xy: NDArray[np.float64]) -> NDArray[np
     return xy
 
 
-def _named_pairs(texts: Sequence[str], names: Sequence[str]) -> tuple[tuple[str, str], ...]:
+def _named_pairs(option: str, texts: Sequence[str], names: Sequence[str]) -> tuple[tuple[str, str], ...]:
     pairs = []
     for text in texts:
         first, _, second = text.partition(":")
         if unknown := [name for name in (first, second) if name not in names]:
-            raise ConfigError(f"flip_pairs: no point '{unknown[0]}'; the points are {', '.join(names)}")
+            raise ConfigError(f"{option}: no point '{unknown[0]}'; the points are {', '.join(names)}")
         pairs.append((first, second))
-    named = [name for pair in pairs for name in pair]
-    if twice := [name for name in named if named.count(name) > 1]:
-        raise ConfigError(f"flip_pairs: '{twice[0]}' stands in two pairs")
     return tuple(pairs)
 
 

@@ -24,7 +24,18 @@ from tl.trainer.data import SPLITS
 from tl.trainer.landmarks.metrics import landmark_metrics
 from tl.trainer.progress import Progress
 
-COLUMNS = ("model", "merging", "n", "points", "error_px", "ci_low", "ci_high", "rmse_px", "normalised_error")
+COLUMNS = (
+    "model",
+    "merging",
+    "n",
+    "points",
+    "error_px",
+    "ci_low",
+    "ci_high",
+    "rmse_px",
+    "normalised_error",
+    "extent_error",
+)
 
 
 @dataclass(frozen=True)

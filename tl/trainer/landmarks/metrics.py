@@ -31,12 +31,14 @@ def landmark_metrics(
     pixels. `mm_per_px`: (N,), NaN where unknown.
     Returns n pictures and `points`; `error_px`, the mean over points, with its 95% interval ci_low and ci_high
     (bootstrap over pictures); rmse_px, median_px; in input pixels error_input_px and mse_input_px, the mean squared
-    error of a coordinate; normalised_error, the mean of error over centroid size; pck, share of points closer than a
-    share of the points' extent; centroid_size_error, mean |relative error|; error_mm where a scale is known; and
+    error of a coordinate; normalised_error, the mean of error over centroid size; extent_error, the mean of error over
+    the extent of a picture's true points, the longer side of the box around them; pck, share of points closer than a
+    share of that extent; centroid_size_error, mean |relative error|; error_mm where a scale is known; and
     per_keypoint error_px, rmse_px and n. Raises ValueError without any true point.
     """
     errors = np.linalg.norm(np.asarray(found_xy, np.float64) - true_xy, axis=2)
     has = ~np.isnan(errors)
+    relative = errors / _extents(true_xy)[:, None]
     if not has.any():
         raise ValueError("no true point to score against")
     sizes = np.array([centroid_size(points) for points in true_xy])
@@ -54,7 +56,8 @@ def landmark_metrics(
         "median_px": float(np.median(errors[has])),
         "normalised_error": _mean((errors / np.where(sizes > 0, sizes, np.nan)[:, None])[has]),
         "centroid_size_error": _mean(np.abs(found_sizes / np.where(sizes > 0, sizes, np.nan) - 1)),
-        "pck": _pck(errors, true_xy),
+        "extent_error": _mean(relative),
+        "pck": _pck(relative),
         "per_keypoint": _per_keypoint(errors, keypoint_names),
     }
     if input_per_photo is not None:
@@ -79,16 +82,18 @@ def _bootstrap(errors: NDArray[np.float64]) -> tuple[float, float]:
     return float(low), float(high)
 
 
-def _pck(errors: NDArray[np.float64], true_xy: NDArray[np.floating]) -> dict[str, float]:
-    """Percentage of correct keypoints. Source: Yang & Ramanan 2013, with the extent of the points as the measure."""
-    has = ~np.isnan(errors)
+def _extents(true_xy: NDArray[np.floating]) -> NDArray[np.float64]:
+    """The longer side of the box around each picture's points (N,), NaN for less than two different ones."""
     high = np.where(np.isnan(true_xy), -np.inf, true_xy).max(axis=1)
     low = np.where(np.isnan(true_xy), np.inf, true_xy).min(axis=1)
-    extent = (high - low).max(axis=1)  # -inf without points, which `has` leaves out
-    relative = (errors / np.where(extent > 0, extent, np.nan)[:, None])[has]
-    if np.isnan(relative).all():
-        return {}
-    return {f"{t:g}": float((relative[~np.isnan(relative)] < t).mean()) for t in PCK_THRESHOLDS}
+    extents = (high - low).max(axis=1)
+    return np.where(extents > 0, extents, np.nan)
+
+
+def _pck(relative: NDArray[np.float64]) -> dict[str, float]:
+    """Percentage of correct keypoints. Source: Yang & Ramanan 2013, with the extent of the points as the measure."""
+    known = relative[~np.isnan(relative)]
+    return {f"{t:g}": float((known < t).mean()) for t in PCK_THRESHOLDS} if len(known) else {}
 
 
 def _per_keypoint(errors: NDArray[np.float64], keypoint_names: tuple[str, ...]) -> dict[str, dict[str, float | None]]:

@@ -6,6 +6,7 @@ Knows annotations, recipes and placements. Does not know networks and imports no
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
@@ -13,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tl.errors import DataError
-from tl.runtime.decode import read_size
+from tl.runtime.decode import read_size, read_stored
 from tl.runtime.geometry import Placement, place
 from tl.runtime.landmarks import LandmarkSet
 from tl.runtime.recipe import Recipe
@@ -23,7 +24,7 @@ from tl.trainer.backbone_info import BackboneInfo, remembered_info
 from tl.trainer.config import TrainConfig
 from tl.trainer.data import Picture, assign_splits
 from tl.trainer.landmarks.data import Annotated, find_odd, mark_points, points_of, read_annotated
-from tl.trainer.options import resolve
+from tl.trainer.options import resolve, settled
 from tl.trainer.pictures import PictureStore, check_readable, load_pictures
 from tl.trainer.progress import Progress
 from tl.trainer.statistics import color_statistics
@@ -32,6 +33,8 @@ from tl.trainer.weight_files import WeightsFile, find_weights, read_colors
 
 # The outermost points lie on the very edge of a crop without margin.
 _ROUNDING_PX = 1e-3
+# With 28 photos of shells, 720 steps halved the validation error of 240.
+_MIN_STEPS, _MAX_EPOCHS = 720, 200
 
 
 @dataclass(frozen=True)
@@ -93,7 +96,7 @@ def prepare_landmark_task(config: TrainConfig, progress: Progress, check: Check 
 
     Raises the `TlError`s of its parts.
     """
-    asked_batch, config = config.batch_size, resolve(config)
+    asked, config = config, resolve(config)
     info = remembered_info(config.backbone, find_info)
     recipe = build_run_recipe(config, info)
     annotated = read_annotated(config)
@@ -102,7 +105,7 @@ def prepare_landmark_task(config: TrainConfig, progress: Progress, check: Check 
     mirror = config.mirror if config.mirror is not None else bool(annotated.landmarks.flip_pairs)
     augment = build_augment(str(config.augment), recipe, points=True, mirror=mirror)
     pictures = _learnable(annotated, config)
-    config = fit_batch(config, pictures, asked_batch)
+    config = _fit_epochs(fit_batch(config, pictures, asked.batch_size), pictures, asked)
     weights = find_weights(info, str(config.weights))
     if weights is not None and weights.is_run and config.normalise == "backbone":
         mean, std = read_colors(weights)  # what that trunk has learned to expect
@@ -145,7 +148,8 @@ def audit_landmarks(task: LandmarkTask) -> list[Finding]:
     store = task.store
     readable = dict(zip((picture.name for picture in store.pictures), task.sizes_hw, strict=True))
     kept = tuple(picture for picture in task.landmarks.pictures if picture.name in readable)
-    odd = find_odd(dataclasses.replace(task.landmarks, pictures=kept), [readable[p.name] for p in kept])
+    turned = {picture.name for picture in store.pictures if read_stored(picture.path)[1] > 1}
+    odd = find_odd(dataclasses.replace(task.landmarks, pictures=kept), [readable[p.name] for p in kept], turned)
     without = [p.name for p in task.landmarks.pictures if np.isnan(p.keypoints_xy).all() and p.name not in readable]
     empty = [Finding("no points", name, "", "has no point: it is not learnt from") for name in without]
     return [*find_duplicates(store.pictures, store.hashes), *odd, *empty, *_find_cut_off(task)]
@@ -182,6 +186,16 @@ def _learnable(annotated: Annotated, config: TrainConfig) -> list[Picture]:
     pictures = assign_splits(pictures, config.val_fraction, config.seed)
     _check_splits(pictures, config)
     return mark_points(pictures, by_name)
+
+
+def _fit_epochs(config: TrainConfig, pictures: Sequence[Picture], asked: TrainConfig) -> TrainConfig:
+    """Epochs that nobody asked for grow where there are few pictures, since heads begin at random."""
+    if asked.epochs is not None or config.epochs is None:
+        return config
+    steps = math.ceil(sum(picture.split == "train" for picture in pictures) / settled(config.batch_size))
+    epochs = min(max(config.epochs, math.ceil(_MIN_STEPS / steps)), _MAX_EPOCHS)
+    drop = config.drop_epochs if asked.drop_epochs is not None else max(1, epochs // 3)
+    return dataclasses.replace(config, epochs=epochs, drop_epochs=drop)
 
 
 def _check_splits(pictures: Sequence[Picture], config: TrainConfig) -> None:

@@ -126,4 +126,6 @@ def _metrics_line(split: str, m: dict[str, Any]) -> str:
     error = f"{m['error_px']:.2f} px (95% {m['ci_low']:.2f} to {m['ci_high']:.2f}) of the photos"
     inner = f"{m['error_input_px']:.2f} px of the input"
     share = ", ".join(f"{value:.0%} within {name}" for name, value in m["pck"].items())
+    if m["extent_error"] is not None:
+        inner += f", {m['extent_error']:.1%} of the points' extent"
     return f"{split}: mean error {error}, {inner}; {share}; {m['points']} points in {m['n']} pictures"
