@@ -13,7 +13,21 @@ from typing import Annotated
 import typer
 
 from tl import __version__
-from tl.commands import adopt, bench, convert, demo, doctor, evaluate, export, inspect, predict, probe, train, verify
+from tl.commands import (
+    adopt,
+    bench,
+    convert,
+    demo,
+    doctor,
+    evaluate,
+    export,
+    inspect,
+    predict,
+    probe,
+    report,
+    train,
+    verify,
+)
 from tl.commands.console import EXIT_FAULT, EXIT_INTERRUPTED, warn
 from tl.commands.ensemble_option import EnsembleCommand
 from tl.errors import RunInterrupted, TlError
@@ -51,6 +65,7 @@ app.command("export", short_help="Turn a run into a verified model file.")(expor
 app.command("adopt", short_help="Turn another tool's ONNX classifier into a model file.")(adopt.command)
 app.command("predict", cls=EnsembleCommand, short_help="Predict photos with model files.")(predict.command)
 app.command("evaluate", cls=EnsembleCommand, short_help="Score model files on labelled photos.")(evaluate.command)
+app.command("report", short_help="Write the page of a run.")(report.command)
 app.command("inspect", short_help="Show what a model file says of itself.")(inspect.command)
 app.command("verify", short_help="Rerun a model file's self-test here.")(verify.command)
 app.command("bench", short_help="Measure a model file on this machine.")(bench.command)

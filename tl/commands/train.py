@@ -6,15 +6,18 @@ import dataclasses
 import inspect
 import json
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from tl.commands.config_flags import config_parameters, given_values, parameter
 from tl.commands.console import console_progress, warn
-from tl.errors import ConfigError, MissingExtraError
+from tl.errors import ConfigError, MissingExtraError, TlError
 from tl.trainer.config import TrainConfig
 from tl.trainer.options import config_from_mapping, load_config, own_choices
+
+if TYPE_CHECKING:
+    from tl.trainer.runs import Run
 
 _HELP = """Train a classifier on a folder of class folders, or a CSV with path,label[,split][,group].
 
@@ -36,7 +39,7 @@ those of timm, and smallcnn and vgg_cnn_s.
 
 
 def command(
-    config_file: Path | None, resume: Path | None, as_json: bool, **flags: Any
+    config_file: Path | None, resume: Path | None, as_json: bool, report: bool, **flags: Any
 ) -> None:  # the visible signature is made below from TrainConfig
     """Train one run."""
     if resume is not None:
@@ -68,8 +71,20 @@ def command(
     if not result.metrics:  # one of several processes, and not the one that speaks
         return
     warn(f"run: {result.run.folder}    next: tl export {result.run.folder} -o model.onnx")
+    if report:
+        _report(result.run)
     if as_json:
         typer.echo(json.dumps({"run": str(result.run.folder), **result.metrics}))
+
+
+def _report(run: Run) -> None:
+    """Write the page; a run that has trained for hours does not fail for it."""
+    from tl.studies.report.run_page import write_run_report
+
+    try:
+        warn(f"report: {write_run_report(run)}")
+    except TlError as error:
+        warn(f"no report: {error}")
 
 
 def _repeated(values: dict[str, Any], flags: dict[str, Any], where: str) -> dict[str, Any]:
@@ -91,11 +106,13 @@ def _signature() -> inspect.Signature:
         "resume": Annotated[Path | None, typer.Option(help="Go on with an interrupted run folder.")],
     }
     as_json = Annotated[bool, typer.Option("--json", help="Print the metrics as JSON on stdout.")]
+    report = Annotated[bool, typer.Option("--report/--no-report", help="Write report.html at the end.")]
     names = [field.name for field in dataclasses.fields(TrainConfig)]
     parameters = [
         *config_parameters(names),
         *(parameter(name, annotation) for name, annotation in extra.items()),
         parameter("as_json", as_json, default=False),
+        parameter("report", report, default=True),
     ]
     return inspect.Signature(parameters)
 

@@ -22,7 +22,6 @@ from tl.exporter.golden import GoldenSource, build_golden, synthetic_inputs
 from tl.exporter.parity import check_claims, check_parity, run_torch
 from tl.exporter.point_parity import check_point_claims, check_point_parity
 from tl.exporter.publish import embed_contract, publish
-from tl.exporter.versions import library_versions
 from tl.runtime.contract import SCHEMA_VERSION, Contract, Golden, LandmarkFacts, Parity, Provenance
 from tl.runtime.decode import read_size
 from tl.runtime.geometry import place
@@ -33,6 +32,7 @@ from tl.runtime.sources import find_pictures
 from tl.trainer.backbones import build_classifier, find_backbone_info, torchvision_weights
 from tl.trainer.config import TrainConfig
 from tl.trainer.data import Picture
+from tl.trainer.environment import library_versions
 from tl.trainer.graph import to_onnx
 from tl.trainer.landmarks.data import reference_shape
 from tl.trainer.landmarks.networks import deployed, load_landmark_network

@@ -5,7 +5,6 @@ Knows sessions and alternating rounds. Does not know what the files are or wheth
 
 from __future__ import annotations
 
-import platform
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -15,6 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tl.runtime.ahead import map_ahead
+from tl.runtime.cores import processor_model
 from tl.runtime.devices import graphics_cards, usable_cores
 from tl.runtime.predictor import CPU_BATCH, CUDA_BATCH
 from tl.runtime.session import Session
@@ -104,9 +104,4 @@ def _processor(provider: str) -> str:
     """The model of what `provider` computes on, "unknown" where the system does not say."""
     if provider == "CUDAExecutionProvider":
         return (graphics_cards() or ["unknown"])[0]
-    try:
-        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace").splitlines()
-    except OSError:  # not Linux
-        lines = []
-    models = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
-    return models[0] if models else platform.processor() or platform.machine() or "unknown"
+    return processor_model()

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import math
 import os
+import platform
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -36,6 +37,16 @@ def count_cores(environment: Mapping[str, str] = os.environ, root: Path = Path("
     affinity = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else machine
     slurm = environment.get("SLURM_CPUS_PER_TASK", "")
     return Cores(machine, affinity, cgroup_quota(root), int(slurm) if slurm.isdecimal() else None)
+
+
+def processor_model() -> str:
+    """The model of the CPU, "unknown" where the system does not say."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace").splitlines()
+    except OSError:  # not Linux
+        lines = []
+    models = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
+    return models[0] if models else platform.processor() or platform.machine() or "unknown"
 
 
 def cgroup_quota(root: Path = Path("/")) -> float | None:

@@ -10,13 +10,12 @@ import time
 from typing import Any
 
 import torch
-from safetensors import SafetensorError, safe_open
+from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor
 
 from tl.errors import RunError
 from tl.runtime.files import atomic_path, output_errors
-from tl.runtime.strict_json import from_plain, parse_json
 from tl.trainer.events import EventLog
 from tl.trainer.loop import EpochRow
 from tl.trainer.runs import RUN_VERSION, NetworkCard, Run
@@ -26,14 +25,8 @@ _SECONDS_BETWEEN_SAVES = 2.0
 
 def load_best(run: Run) -> tuple[dict[str, Tensor], NetworkCard]:
     """Read `best.safetensors`. Raises `RunError`."""
-    if not run.best_path.is_file():
-        raise RunError(f"{run.folder}: has no best.safetensors; is it a run folder, and did its training finish?")
+    card = run.load_card()
     try:
-        with safe_open(run.best_path, framework="pt") as opened:
-            text = (opened.metadata() or {}).get("tl.network", "{}")
-        card = from_plain(NetworkCard, parse_json(text), "tl.network")
-        if card.run_version != RUN_VERSION:
-            raise ValueError(f"run_version {card.run_version}, this is {RUN_VERSION}")
         return load_file(run.best_path), card
     except (SafetensorError, ValueError, OSError) as error:
         raise RunError(f"{run.best_path}: damaged, or made by another version of tl ({error})") from error

@@ -212,8 +212,8 @@ BY_METHOD: dict[str, dict[str, Any]] = {
     "features": {"optimizer": "adamw", "epochs": 40, "augment": "none", "weights": "imagenet", "batch_size": 64},
     "finetune": {"optimizer": "sgd", "epochs": 10, "augment": "standard", "weights": "imagenet", "batch_size": 32},
 }
-# What landmarks fill in instead. They come in dozens or hundreds, so that epochs are short; `landmarks.task` adds epochs
-# where steps would be few.
+# What landmarks fill in instead. They come in dozens or hundreds, so that epochs are short; where pictures are few,
+# `landmarks.task` adds epochs.
 LANDMARKS: dict[str, Any] = {
     **{"head": "heatmap", "resize_mode": "letterbox", "optimizer": "adamw", "epochs": 60, "batch_size": 8},
     **{"augment": "standard", "monitor": "val_error_px", "head_start": "random"},

@@ -19,6 +19,7 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save as serialise_tensors
 
 from tl.errors import DataError, RunError
@@ -28,7 +29,7 @@ from tl.runtime.landmark_files import wide_csv
 from tl.runtime.landmark_files.files import Size, read_landmarks, write_landmarks
 from tl.runtime.landmarks import LandmarkSet
 from tl.runtime.recipe import Recipe
-from tl.runtime.strict_json import dump_json
+from tl.runtime.strict_json import dump_json, from_plain, parse_json
 from tl.trainer.config import TrainConfig
 from tl.trainer.data import Picture
 from tl.trainer.options import config_from_mapping, dump_config, load_config
@@ -78,6 +79,10 @@ class Run:
     def save_config(self, config: TrainConfig) -> None:
         """Write `config.yaml`."""
         write_text(self.config_path, dump_config(config))
+
+    def save_environment(self, facts: Mapping[str, Any]) -> None:
+        """Write `environment.json`: of the process that began or last resumed the run."""
+        write_text(self.folder / "environment.json", json.dumps(facts, indent=2, ensure_ascii=False) + "\n")
 
     def save_manifest(self, store: PictureStore) -> None:
         """Write `manifest.csv`: every picture with label, split, group and SHA-256.
@@ -213,6 +218,20 @@ class Run:
         plain = {name: np.asarray(tensor, order="C") for name, tensor in tensors.items()}
         with atomic_path(self.best_path) as temporary:
             temporary.write_bytes(serialise_tensors(plain, metadata={"tl.network": dump_json(card)}))
+
+    def load_card(self) -> NetworkCard:
+        """What `best.safetensors` says of itself. Raises `RunError`."""
+        if not self.best_path.is_file():
+            raise RunError(f"{self.folder}: has no best.safetensors; is it a run folder, and did its training finish?")
+        try:
+            with safe_open(self.best_path, framework="numpy") as opened:
+                text = (opened.metadata() or {}).get("tl.network", "{}")
+            card = from_plain(NetworkCard, parse_json(text), "tl.network")
+            if card.run_version != RUN_VERSION:
+                raise ValueError(f"run_version {card.run_version}, this is {RUN_VERSION}")
+            return card
+        except (SafetensorError, ValueError, OSError) as error:
+            raise RunError(f"{self.best_path}: damaged, or made by another version of tl ({error})") from error
 
     def load_config(self) -> TrainConfig:
         """Read `config.yaml`. Raises `RunError` or `ConfigError`."""

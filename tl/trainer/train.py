@@ -19,6 +19,7 @@ from tl.trainer.augment import PRESETS
 from tl.trainer.classification import prepare_classification
 from tl.trainer.config import TrainConfig
 from tl.trainer.data import Picture
+from tl.trainer.environment import describe_environment
 from tl.trainer.options import find_task
 from tl.trainer.pictures import PictureStore
 from tl.trainer.progress import Progress, Silent
@@ -139,6 +140,7 @@ def _describe(work: Work, run: Run, findings: Sequence[Finding], progress: Progr
     """Write down what is known before training."""
     task = work.task
     run.save_config(_with_absolute_paths(task.config, run))
+    run.save_environment(describe_environment())
     run.save_manifest(task.store)
     if task.bad:
         run.save_skipped(task.bad)

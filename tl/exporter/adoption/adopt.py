@@ -24,7 +24,6 @@ from tl.exporter.adoption.wrap import MAX_OPSET, opset_of, wrapped_graphs
 from tl.exporter.comparison import Original, check_outputs, spread
 from tl.exporter.golden import TOLERANCE, build_golden, synthetic_inputs
 from tl.exporter.publish import embed_contract, publish
-from tl.exporter.versions import library_versions
 from tl.runtime.contract import SCHEMA_VERSION, Contract, Golden, Parity, Provenance
 from tl.runtime.decode import ImageSource
 from tl.runtime.preprocess import load_input
@@ -32,6 +31,7 @@ from tl.runtime.recipe import Recipe
 from tl.runtime.selftest import run_selftest
 from tl.runtime.session import Session
 from tl.runtime.sources import find_pictures
+from tl.trainer.environment import library_versions
 from tl.trainer.progress import Progress
 
 MAX_PICTURES = 64

@@ -64,7 +64,7 @@ def read_annotated(config: TrainConfig) -> Annotated:
         Picture(find(p.name), p.name, "", _split(p, config.data), p.group, region)
         for p, region in zip(landmarks.pictures, regions, strict=True)
     )
-    return Annotated(pictures, landmarks, _partners(landmarks))
+    return Annotated(pictures, landmarks, partners_of(landmarks))
 
 
 def mark_points(pictures: Sequence[Picture], points: Mapping[str, NDArray[np.float64]]) -> list[Picture]:
@@ -211,7 +211,8 @@ def _named_pairs(option: str, texts: Sequence[str], names: Sequence[str]) -> tup
     return tuple(pairs)
 
 
-def _partners(landmarks: LandmarkSet) -> tuple[int, ...]:
+def partners_of(landmarks: LandmarkSet) -> tuple[int, ...]:
+    """Each point's place in a mirror image: that of its flip partner, or its own."""
     names = landmarks.keypoint_names
     partner = {a: b for first, second in landmarks.flip_pairs for a, b in ((first, second), (second, first))}
     return tuple(names.index(partner.get(name, name)) for name in names)

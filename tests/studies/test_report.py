@@ -1,0 +1,167 @@
+"""Pages of real runs: what they say, that nothing is fetched, and that a browser shows and works them."""
+
+from __future__ import annotations
+
+import json
+import re
+import shlex
+import shutil
+import subprocess
+from html.parser import HTMLParser
+from pathlib import Path
+
+import pytest
+
+from tests.commands.conftest import RunTl
+from tests.commands.conftest import run_tl as run_tl
+from tl.errors import RunError
+from tl.studies.report.page import Card, Code, Matrix, Note, Page, Section, Table, render
+from tl.studies.report.run_files import open_finished, read_found, read_judged
+from tl.studies.report.run_page import build_run_page, write_run_report
+from tl.trainer.runs import Run
+
+CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
+
+
+class Tags(HTMLParser):
+    """All tags with their attributes, and the text between."""
+
+    def __init__(self, text: str) -> None:
+        super().__init__()
+        self.tags: list[tuple[str, dict[str, str | None]]] = []
+        self.text: list[str] = []
+        self.feed(text)
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.tags.append((tag, dict(attrs)))
+
+    def handle_data(self, data: str) -> None:
+        self.text.append(data)
+
+
+@pytest.mark.parametrize("name", ["finished_run", "spot_run"])
+def test_report__needs_nothing_from_elsewhere(name: str, request: pytest.FixtureRequest, tmp_path: Path) -> None:
+    run: Run = request.getfixturevalue(name)
+    path = write_run_report(run, tmp_path / "r.html")
+    parsed = Tags(path.read_text(encoding="utf-8"))
+    fetched = [
+        value
+        for _, attributes in parsed.tags
+        for key, value in attributes.items()
+        if key in ("src", "href", "xlink:href") and value and not value.startswith(("data:", "#"))
+    ]
+    assert fetched == []
+    assert all(attributes.get("alt") for tag, attributes in parsed.tags if tag == "img")
+    assert path.stat().st_size < 1_000_000
+
+
+def test_report__of_classes(finished_run: Run) -> None:
+    page = build_run_page(open_finished(finished_run))
+    metrics = json.loads((finished_run.folder / "metrics.json").read_text(encoding="utf-8"))["val"]
+    assert dict(page.figures)["top-1 accuracy (95%)"].startswith(f"{metrics['top1_accuracy']:.1%}")
+    titles = [section.title for section in page.sections]
+    assert titles[:5] == ["Curves", "Confusion", "Classes", "Confidence", "Misclassified"]
+    assert "the validation split, which also chose the epoch" in page.subtitle
+    (matrix,) = [block for section in page.sections for block in section.blocks if isinstance(block, Matrix)]
+    assert matrix.counts == metrics["confusion"]
+    shown = {place: len(cards) for place, cards in matrix.cards.items()}
+    counted = {(i, j): n for i, row in enumerate(matrix.counts) for j, n in enumerate(row) if n}
+    assert shown == {place: min(n, 3 if place[0] == place[1] else 12) for place, n in counted.items()}
+
+
+def test_report__of_landmarks(spot_run: Run) -> None:
+    page = build_run_page(open_finished(spot_run))
+    assert [section.title for section in page.sections][:4] == ["Curves", "Points", "Errors", "Worst pictures"]
+    found = read_found(open_finished(spot_run))
+    metrics = json.loads((spot_run.folder / "metrics.json").read_text(encoding="utf-8"))["val"]
+    errors = [error for each in found for error in each.errors.tolist() if error == error]
+    assert sum(errors) / len(errors) == pytest.approx(metrics["error_px"], rel=1e-6)
+
+
+def test_report__repeats_the_run(finished_run: Run) -> None:
+    (code,) = [b for s in build_run_page(open_finished(finished_run)).sections for b in s.blocks if isinstance(b, Code)]
+    words = shlex.split(code.text)
+    assert words[:2] == ["tl", "train"]
+    assert words[words.index("--epochs") + 1] == "4"
+    assert words[words.index("--backbone") + 1] == "smallcnn"
+
+
+def test_report__pictures_that_are_gone(finished_run: Run, tmp_path: Path) -> None:
+    shutil.copytree(finished_run.folder, tmp_path / "deep" / "moved")  # so that no path leads to a picture
+    path = write_run_report(Run(tmp_path / "deep" / "moved"))
+    assert "picture not there any more" in path.read_text(encoding="utf-8")
+
+
+def test_read_judged__a_prediction_file_that_does_not_fit(finished_run: Run, tmp_path: Path) -> None:
+    shutil.copytree(finished_run.folder, tmp_path / "run")
+    path = tmp_path / "run" / "predictions_val.csv"
+    path.write_text("".join(path.read_text(encoding="utf-8").splitlines(keepends=True)[:-1]), encoding="utf-8")
+    with pytest.raises(RunError, match="rows for"):
+        read_judged(open_finished(Run(tmp_path / "run")))
+
+
+def test_report__of_an_unfinished_run(tmp_path: Path, run_tl: RunTl) -> None:
+    done = run_tl("report", tmp_path)
+    assert done.code == 1
+    assert "did its training finish?" in done.err
+
+
+def test_report__by_the_command_line(finished_run: Run, tmp_path: Path, run_tl: RunTl) -> None:
+    done = run_tl("report", finished_run.folder, "--out", tmp_path / "r.html")
+    assert done.code == 0
+    assert (tmp_path / "r.html").is_file()
+
+
+def test_render__escapes_what_comes_from_outside() -> None:
+    evil = "<script>alert(1)</script>"
+    text = render(Page(evil, evil, [(evil, evil)], [Section("A", [Note(evil), Table((evil,), [(evil,)])])]))
+    assert evil not in text
+
+
+# --- in a browser
+
+_PROBE = """
+<script>
+const said = [];
+addEventListener("error", (event) => said.push(event.message));
+addEventListener("load", () => {
+  const rows = () => [...document.querySelectorAll("table.sortable tbody tr")];
+  const column = (i) => rows().map((row) => row.cells[i].textContent);
+  const heads = document.querySelectorAll("table.sortable th button");
+  const found = {before: column(1)};
+  heads[1].click(); found.rising = column(1);
+  heads[1].click(); found.falling = column(1);
+  const cells = [...document.querySelectorAll(".cell")];
+  const open = () => cells.filter((cell) => !cell.hidden).map((cell) => cell.dataset.cell);
+  const buttons = document.querySelectorAll(".matrix td button");
+  found.closed = open(); buttons[0].click(); found.first = open(); buttons[1].click(); found.second = open();
+  buttons[1].click(); found.again = open();
+  found.errors = said;
+  document.body.dataset.found = JSON.stringify(found);
+});
+</script>
+"""
+
+
+@pytest.mark.skipif(CHROMIUM is None, reason="no Chromium here")
+def test_page__works_in_a_browser(tmp_path: Path) -> None:
+    rows = [("a", 10), ("b", 9.5), ("c", 200), ("d", None)]
+    card = Card(None, ["x"])
+    matrix = Matrix(("ant", "bee"), [[3, 1], [0, 2]], {(0, 0): [card], (0, 1): [card], (1, 1): [card]})
+    text = render(Page("p", "s", [], [Section("T", [Table(("name", "size"), rows), matrix])]))
+    (tmp_path / "p.html").write_text(text.replace("<head>", f"<head>{_PROBE}"), encoding="utf-8")
+    flags = ["--headless", "--no-sandbox", "--disable-gpu", "--no-first-run", "--disable-background-networking"]
+    flags += ["--disable-component-update", "--disable-sync", f"--user-data-dir={tmp_path / 'profile'}"]
+    done = subprocess.run(
+        [str(CHROMIUM), *flags, "--dump-dom", (tmp_path / "p.html").as_uri()],
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=True,
+    )
+    found = json.loads(re.search(r'data-found="([^"]*)"', done.stdout)[1].replace("&quot;", '"'))
+    assert found["errors"] == []
+    assert found["before"] == ["10", "9.5", "200", "-"]
+    assert found["rising"] == ["9.5", "10", "200", "-"]
+    assert found["falling"] == ["200", "10", "9.5", "-"]
+    assert (found["closed"], found["first"], found["second"], found["again"]) == ([], ["0-0"], ["0-1"], [])

@@ -1,0 +1,45 @@
+"""`tl report`: the page of a run."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from tl.commands.console import warn
+
+
+def command(
+    run: Annotated[Path, typer.Argument(help="Folder of a finished run.", show_default=False)],
+    model: Annotated[
+        Path | None, typer.Option("--model", "-m", help="Also show the passport of the run's model file.")
+    ] = None,
+    out: Annotated[Path | None, typer.Option("--out", "-o", help="Default: report.html in the run's folder.")] = None,
+    show: Annotated[bool, typer.Option("--open", help="Open it in the browser.")] = False,
+) -> None:
+    """Write one HTML file that shows how a run went: curves, errors, the pictures behind them, and how to repeat it.
+
+    Examples:
+    - `tl report runs/beetles --open`
+
+    - `tl report runs/wings --model wings.onnx -o for-my-colleague.html`
+
+    The page needs no network and no other file. `tl train` writes it at the end; after `tl train --test` it shows the
+    test split.
+    """
+    from tl.runtime.contract import Contract, parse_contract
+    from tl.runtime.model_file import check_model_file
+    from tl.studies.report.run_page import write_run_report
+    from tl.trainer.runs import Run
+
+    contract: Contract | None = None
+    if model is not None:
+        text = check_model_file(model).contract_text
+        contract = None if text is None else parse_contract(text, str(model))
+    path = write_run_report(Run(run), out, contract)
+    warn(f"report: {path}")
+    if show:
+        import webbrowser
+
+        webbrowser.open(path.resolve().as_uri())

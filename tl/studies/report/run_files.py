@@ -1,0 +1,165 @@
+"""A finished run's files as a report wants them: history, predictions beside pictures, findings, environment.
+
+Knows a run folder's tables. Does not know pages.
+"""
+
+from __future__ import annotations
+
+import csv
+import json
+import math
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from tl.errors import RunError
+from tl.runtime.landmarks import PictureLandmarks
+from tl.trainer.config import TrainConfig
+from tl.trainer.runs import NetworkCard, Run
+
+# What was held out from choosing comes first.
+_REPORTED = ("test", "val")
+
+
+@dataclass(frozen=True)
+class FinishedRun:
+    """A run whose training has ended. `split`: the one that is reported: test if it was evaluated, else val."""
+
+    run: Run
+    config: TrainConfig
+    card: NetworkCard
+    metrics: dict[str, Any]
+    split: str
+
+    @property
+    def scores(self) -> dict[str, Any]:
+        """Metrics of the reported split."""
+        found: dict[str, Any] = self.metrics[self.split]
+        return found
+
+    @property
+    def name(self) -> str:
+        """What to call it."""
+        return self.run.folder.resolve().name
+
+    def rows(self, name: str) -> list[dict[str, str]]:
+        """A CSV file of the folder; empty where there is none."""
+        path = self.run.folder / name
+        if not path.is_file():
+            return []
+        with path.open(encoding="utf-8", errors="surrogateescape", newline="") as stream:
+            return list(csv.DictReader(stream))
+
+    def environment(self) -> dict[str, Any]:
+        """What the run was made with; empty for runs of older versions."""
+        path = self.run.folder / "environment.json"
+        found: dict[str, Any] = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+        return found
+
+    def history(self) -> dict[str, NDArray[np.float64]]:
+        """Column -> its values by epoch, NaN where a cell is empty; empty for heads that are solved."""
+        rows = self.rows("history.csv")
+        return {name: np.array([_number(row[name]) for row in rows]) for name in (rows[0] if rows else ())}
+
+    def paths(self, split: str) -> list[str]:
+        """The pictures of a split in manifest order, whether they are still there or not."""
+        names = [row["path"] for row in self.rows("manifest.csv") if row["split"] == split]
+        return [os.path.normpath(os.path.join(self.run.folder, name)) for name in names]
+
+
+@dataclass(frozen=True)
+class Judged:
+    """A classified picture. `probabilities`: float64 (C,) in class order."""
+
+    path: str
+    name: str
+    true_id: int
+    label_id: int
+    probabilities: NDArray[np.float64]
+
+    @property
+    def confidence(self) -> float:
+        """Of the decided class."""
+        return float(self.probabilities[self.label_id])
+
+    @property
+    def margin(self) -> float:
+        """How much more probable the first class is than the second."""
+        first, second = np.sort(self.probabilities)[::-1][:2]
+        return float(first - second)
+
+
+def open_finished(run: Run) -> FinishedRun:
+    """Read what a report needs. Raises `RunError` for a run that has not ended, or of another version."""
+    try:
+        metrics = json.loads((run.folder / "metrics.json").read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise RunError(f"{run.folder}: no readable metrics.json; did its training finish? ({error})") from error
+    split = next(name for name in _REPORTED if name in metrics)
+    return FinishedRun(run, run.load_config(), run.load_card(), metrics, split)
+
+
+def read_judged(finished: FinishedRun) -> list[Judged]:
+    """The reported split's pictures, in manifest order. Raises `RunError`."""
+    rows, paths = _predictions(finished)
+    names = finished.card.class_names
+    order = {name: i for i, name in enumerate(names)}
+    return [
+        Judged(
+            path,
+            row["path"],
+            order[row["true_label"]],
+            order[row["label"]],
+            np.array([float(row[f"p:{name}"]) for name in names]),
+        )
+        for row, path in zip(rows, paths, strict=True)
+    ]
+
+
+@dataclass(frozen=True)
+class Found:
+    """A picture with true and found points (K, 2) in pixels of the photo, NaN where missing."""
+
+    path: str
+    name: str
+    true_xy: NDArray[np.float64]
+    found_xy: NDArray[np.float64]
+
+    @property
+    def errors(self) -> NDArray[np.float64]:
+        """Distances (K,), NaN where there is no truth."""
+        return np.asarray(np.linalg.norm(self.found_xy - self.true_xy, axis=1))
+
+
+def read_found(finished: FinishedRun) -> list[Found]:
+    """The reported split's pictures, in manifest order. Raises `RunError`."""
+    run, split = finished.run, finished.split
+    true: Mapping[str, PictureLandmarks] = {
+        os.path.normpath(run.folder / picture.name): picture
+        for picture in run.load_landmarks("annotations.json").pictures
+    }
+    found = run.load_landmarks(f"predictions_{split}.csv").pictures
+    paths = finished.paths(split)
+    if len(paths) != len(found):
+        raise RunError(f"{run.folder}: predictions_{split}.csv has {len(found)} rows for {len(paths)} pictures")
+    return [
+        Found(path, picture.name, true[path].keypoints_xy, picture.keypoints_xy)
+        for path, picture in zip(paths, found, strict=True)
+    ]
+
+
+def _predictions(finished: FinishedRun) -> tuple[list[dict[str, str]], list[str]]:
+    rows, paths = finished.rows(f"predictions_{finished.split}.csv"), finished.paths(finished.split)
+    if len(rows) != len(paths):
+        name = Path(finished.run.folder) / f"predictions_{finished.split}.csv"
+        raise RunError(f"{name}: has {len(rows)} rows for {len(paths)} pictures of the manifest")
+    return rows, paths
+
+
+def _number(text: str) -> float:
+    return float(text) if text else math.nan

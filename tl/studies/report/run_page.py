@@ -1,0 +1,168 @@
+"""The page of one run: what every task's has, around the sections of its own.
+
+Knows what a reader wants to see in which order. Does not know HTML or how charts are drawn.
+"""
+
+from __future__ import annotations
+
+import shlex
+from collections import Counter
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+
+from tl.runtime.contract import Contract
+from tl.studies.report.charts import Line, line_chart
+from tl.studies.report.class_sections import class_figures, class_sections
+from tl.studies.report.page import Block, Chart, Code, Facts, Gallery, Note, Page, Section, Table, write_page
+from tl.studies.report.point_sections import point_figures, point_sections
+from tl.studies.report.run_files import FinishedRun, open_finished
+from tl.studies.report.samples import augmented_cards
+from tl.trainer.options import own_choices
+from tl.trainer.runs import Run
+
+_SHOWN_FINDINGS = 200
+_CURVES = {
+    "loss": ("train_loss", "val_loss"),
+    "accuracy": ("train_top1_accuracy", "val_top1_accuracy", "val_macro_f1"),
+    "error, input px": ("train_error_input_px", "val_error_input_px"),
+    "learning rate": ("lr",),
+}
+
+
+def write_run_report(run: Run, out: Path | None = None, contract: Contract | None = None) -> Path:
+    """Write `report.html` of a finished run into its folder, or to `out`; with the passport of its model file.
+
+    Raises `RunError`, `OutputError`, `MissingExtraError`.
+    """
+    path = out or run.folder / "report.html"
+    write_page(build_run_page(open_finished(run), contract), path)
+    return path
+
+
+def build_run_page(finished: FinishedRun, contract: Contract | None = None) -> Page:
+    """All that the page shows. Raises `RunError`."""
+    config = finished.config
+    is_points = config.task == "landmarks"
+    seen = {"test": "the test split, looked at once", "val": "the validation split, which also chose the epoch"}
+    subtitle = f"{config.method} of {config.backbone}, head {config.head}. Figures are of {seen[finished.split]}."
+    own = point_sections(finished) if is_points else class_sections(finished)
+    sections = [
+        *_curves(finished),
+        *own,
+        *_audit(finished),
+        *_samples(finished),
+        *(_passport(contract) if contract else ()),
+        _repeat(finished),
+    ]
+    figures = point_figures(finished) if is_points else class_figures(finished)
+    minutes = finished.metrics["train_seconds"] / 60
+    return Page(finished.name, subtitle, [*figures, ("training", f"{minutes:.1f} min")], sections)
+
+
+def _curves(finished: FinishedRun) -> list[Section]:
+    history = finished.history()
+    if not history:
+        return [Section("Curves", [Note("This head is solved in one go: there are no epochs.")])]
+    best = finished.metrics["best_epoch"]
+    blocks: list[Block] = []
+    for title, names in _CURVES.items():
+        lines = []
+        for name in names:
+            known = ~np.isnan(history.get(name, np.array([np.nan])))
+            if known.any():
+                lines.append(Line(name, history["epoch"][known].tolist(), history[name][known].tolist()))
+        if lines:
+            blocks.append(Chart(line_chart(title, "epoch", lines, marked_x=best)))
+    speed = np.median(history["images_per_s"])
+    blocks.append(Note(f"The dashed line marks epoch {best}, which was kept. Training ran at {speed:.0f} images/s."))
+    return [Section("Curves", blocks)]
+
+
+def _audit(finished: FinishedRun) -> list[Section]:
+    counts = Counter(row["split"] for row in finished.rows("manifest.csv"))
+    rows = finished.rows("findings.csv")
+    skipped = finished.rows("skipped.csv")
+    facts = {split: f"{count} pictures" for split, count in counts.items()}
+    facts["data"] = finished.run.data_hash()[:16]
+    blocks: list[Block] = [Facts(facts)]
+    if skipped:
+        blocks += [
+            Note(f"{len(skipped)} pictures could not be read and were left out:"),
+            Table(("picture", "split", "reason"), [(row["path"], row["split"], row["error"]) for row in skipped]),
+        ]
+    if rows:
+        more = f" The first {_SHOWN_FINDINGS} are shown; findings.csv has all." if len(rows) > _SHOWN_FINDINGS else ""
+        blocks += [
+            Note(f"{len(rows)} findings to look at.{more}"),
+            Table(
+                ("kind", "picture", "other", "detail"),
+                [(row["kind"], row["path"], row["other"], row["detail"]) for row in rows[:_SHOWN_FINDINGS]],
+            ),
+        ]
+    else:
+        is_audited = finished.config.audit
+        blocks.append(Note("The audit found nothing odd." if is_audited else "The data were not audited."))
+    return [Section("Data", blocks)]
+
+
+def _samples(finished: FinishedRun) -> list[Section]:
+    cards = augmented_cards(finished)
+    if not cards:
+        return []
+    note = f"Training pictures as the network sees them (augment {finished.config.augment})."
+    return [Section("Augmentation", [Gallery(cards, note)])]
+
+
+def _passport(contract: Contract) -> list[Section]:
+    origin, parity, recipe = contract.provenance, contract.parity, contract.recipe
+    facts = {
+        "task": f"{contract.task}, {contract.precision}",
+        "input": f"uint8 (N, {recipe.input_hw[0]}, {recipe.input_hw[1]}, 3), {recipe.resize_mode}",
+        "outputs": ", ".join(contract.outputs),
+        "parity": f"{parity.images} pictures",
+        "created": origin.created,
+        "made with": ", ".join(f"{name} {version}" for name, version in origin.versions.items()),
+    }
+    return [Section("Model file", [Facts(facts)])]
+
+
+def _repeat(finished: FinishedRun) -> Section:
+    facts = _flat(finished.environment())
+    flags = {name: value for name, value in own_choices(finished.config).items() if name not in ("data", "out", "task")}
+    words = ["tl", "train", finished.config.data]
+    for name, value in flags.items():
+        words += _flag(name, value)
+    blocks: list[Block] = [Code(shlex.join(words))]
+    if facts:
+        blocks.append(Facts(facts))
+    return Section("Repeat", blocks)
+
+
+def _flag(name: str, value: object) -> list[str]:
+    from dataclasses import fields
+
+    from tl.trainer.config import TrainConfig
+
+    default = next(field.default for field in fields(TrainConfig) if field.name == name)
+    if value == default:
+        return []
+    flag = "--" + name.replace("_", "-")
+    if isinstance(value, bool):
+        return [flag if value else f"--no-{name.replace('_', '-')}"]
+    if isinstance(value, tuple | list):
+        return [word for each in value for word in (flag, str(each))]
+    return [flag, str(value)]
+
+
+def _flat(facts: dict[str, object]) -> dict[str, str]:
+    flat: dict[str, str] = {}
+    for name, value in facts.items():
+        if isinstance(value, dict):
+            flat[name] = ", ".join(f"{key} {each}" for key, each in value.items())
+        elif isinstance(value, Sequence) and not isinstance(value, str):
+            flat[name.replace("_", " ")] = ", ".join(map(str, value)) or "none"
+        else:
+            flat[name] = str(value)
+    return flat

@@ -1,0 +1,85 @@
+"""Training pictures as augmentation shows them to the network.
+
+Knows augmentation and working pictures. Does not know HTML.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Sequence
+
+import numpy as np
+from PIL import Image, ImageDraw
+
+from tl.errors import TlError
+from tl.runtime.preprocess import load_views, load_working
+from tl.runtime.recipe import Recipe
+from tl.studies.report.page import Card
+from tl.studies.report.run_files import FinishedRun
+from tl.studies.report.thumbnails import TRUE_COLOR, encode
+from tl.trainer.augment import Augment, build_augment
+from tl.trainer.batches import item_seed
+from tl.trainer.data import Picture
+from tl.trainer.landmarks.data import partners_of
+
+_PICTURES, _EPOCHS, _SIDE = 3, 4, 144
+
+# (picture, seed) -> what the network is given.
+_Show = Callable[[Picture, int], Image.Image]
+
+
+def augmented_cards(finished: FinishedRun) -> list[Card]:
+    """A few pictures in a few epochs each; none without augmentation or where the pictures are gone."""
+    config = finished.config
+    pictures = finished.run.pictures("train")
+    chosen = pictures[:: max(1, len(pictures) // _PICTURES)][:_PICTURES]
+    try:
+        show = _points_shower(finished) if config.task == "landmarks" else _shower(finished)
+        if show is None:
+            return []
+        cards = []
+        for index, picture in enumerate(chosen):
+            for epoch in range(1, _EPOCHS + 1):
+                image = show(picture, item_seed(config.seed, epoch, index))
+                image.thumbnail((_SIDE, _SIDE))
+                cards.append(Card(encode(image), [os.path.basename(picture.name)]))
+        return cards
+    except TlError:  # a picture or an augmentation file that has changed since
+        return []
+
+
+def _shower(finished: FinishedRun) -> _Show | None:
+    recipe: Recipe = finished.card.recipe
+    augment = build_augment(str(finished.config.augment), recipe)
+    if augment is None:
+        return None
+    return lambda picture, seed: Image.fromarray(augment(load_working(picture.path, recipe, picture.region), seed))
+
+
+def _points_shower(finished: FinishedRun) -> _Show | None:
+    recipe, config = finished.card.recipe, finished.config
+    landmarks = finished.run.load_landmarks("annotations.json")
+    mirror = config.mirror if config.mirror is not None else bool(landmarks.flip_pairs)
+    augment = build_augment(str(config.augment), recipe, points=True, mirror=mirror)
+    if augment is None:
+        return None
+    points = {picture.name: picture.keypoints_xy for picture in landmarks.pictures}
+    partners = partners_of(landmarks)
+
+    def show(picture: Picture, seed: int) -> Image.Image:
+        return _with_points(augment, picture, recipe, points[picture.name], seed, partners)
+
+    return show
+
+
+def _with_points(
+    augment: Augment, picture: Picture, recipe: Recipe, points_xy: np.ndarray, seed: int, partners: Sequence[int]
+) -> Image.Image:
+    (view,) = load_views(picture.path, [(recipe, picture.region)])
+    image, moved = augment.with_points(view.image, view.placement.to_input(points_xy), seed, partners)
+    shown = Image.fromarray(image)
+    pen = ImageDraw.Draw(shown)
+    radius = max(2.0, max(shown.size) / 60)
+    for x, y in moved[~np.isnan(moved[:, 0])] + 0.5:
+        pen.ellipse([x - radius, y - radius, x + radius, y + radius], outline=TRUE_COLOR, width=2)
+    return shown

@@ -1,0 +1,87 @@
+"""Small pictures inside a page, with points drawn on them where there are some.
+
+Knows pictures and points. Does not know runs or HTML.
+"""
+
+from __future__ import annotations
+
+import base64
+import io
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image, ImageDraw
+
+from tl.errors import ImageReadError
+from tl.runtime.geometry import Placement
+from tl.runtime.preprocess import load_views
+from tl.runtime.recipe import Recipe
+
+# Truth and prediction, told apart by most readers and by shape. Source: Okabe & Ito 2008.
+TRUE_COLOR, FOUND_COLOR = "#009E73", "#D55E00"
+
+
+@dataclass(frozen=True)
+class Thumbnail:
+    """A picture to be shown: `uri` holds its pixels. `size_wh` in pixels."""
+
+    uri: str
+    size_wh: tuple[int, int]
+
+
+@dataclass(frozen=True)
+class Marks:
+    """Points (K, 2) in pixels of the upright photo, NaN where missing: where they are, and where they were found."""
+
+    true_xy: NDArray[np.float64]
+    found_xy: NDArray[np.float64]
+
+
+def thumbnail(path: str, recipe: Recipe, side: int, marks: Marks | None = None) -> Thumbnail | None:
+    """The whole picture in `side` x `side` pixels or less; None where it cannot be read any more."""
+    try:
+        (view,) = load_views(path, [(_small(recipe, side), None)])
+    except ImageReadError:
+        return None
+    height, width = view.placement.resized_hw
+    left, top = view.placement.offset_xy
+    picture = Image.fromarray(view.image[top : top + height, left : left + width])
+    if marks is not None:
+        _draw(picture, view.placement, marks)
+    return encode(picture)
+
+
+def encode(picture: Image.Image) -> Thumbnail:
+    """A picture as it is."""
+    data = io.BytesIO()
+    picture.save(data, "WEBP", quality=72, method=4)
+    return Thumbnail(f"data:image/webp;base64,{base64.b64encode(data.getvalue()).decode()}", picture.size)
+
+
+def _small(recipe: Recipe, side: int) -> Recipe:
+    """The recipe's rules of decoding, with the whole picture in view."""
+    from dataclasses import replace
+
+    return replace(recipe, input_hw=(side, side), resize_mode="letterbox", short_side=None, jpeg_scale="2x")
+
+
+def _draw(picture: Image.Image, placement: Placement, marks: Marks) -> None:
+    pen = ImageDraw.Draw(picture)
+    radius = max(2.0, max(picture.size) / 110)
+    true, found = (_shown(placement, points) for points in (marks.true_xy, marks.found_xy))
+    for (tx, ty), (fx, fy) in zip(true, found, strict=True):
+        if not np.isnan(tx + fx):
+            pen.line([(tx, ty), (fx, fy)], fill="#FFFFFF", width=1)
+        if not np.isnan(tx):
+            pen.ellipse([tx - radius, ty - radius, tx + radius, ty + radius], outline=TRUE_COLOR, width=2)
+        if not np.isnan(fx):
+            pen.line([(fx - radius, fy - radius), (fx + radius, fy + radius)], fill=FOUND_COLOR, width=2)
+            pen.line([(fx - radius, fy + radius), (fx + radius, fy - radius)], fill=FOUND_COLOR, width=2)
+
+
+def _shown(placement: Placement, points_xy: NDArray[np.float64]) -> Sequence[tuple[float, float]]:
+    """Photo pixels -> pixels of the thumbnail, whose padding has been cut off."""
+    moved = placement.to_input(points_xy) - placement.offset_xy + 0.5
+    return [(float(x), float(y)) for x, y in moved]
