@@ -33,7 +33,7 @@ def mollusk():
 
 def reaching():
     (labels,) = DATA.glob("dlc-reaching/**/CollectedData*.csv")
-    yield "reaching-heatmap", [str(labels), "--image-size", "256", "--epochs", "30"]
+    yield "reaching-heatmap", [str(labels), "--image-size", "256"]
 
 
 def main(out: Path, parts: list[str]) -> None:

@@ -25,6 +25,7 @@ from tl.commands import (
     predict,
     probe,
     report,
+    sweep,
     train,
     verify,
 )
@@ -65,6 +66,7 @@ app.command("export", short_help="Turn a run into a verified model file.")(expor
 app.command("adopt", short_help="Turn another tool's ONNX classifier into a model file.")(adopt.command)
 app.command("predict", cls=EnsembleCommand, short_help="Predict photos with model files.")(predict.command)
 app.command("evaluate", cls=EnsembleCommand, short_help="Score model files on labelled photos.")(evaluate.command)
+app.command("sweep", short_help="Train a study of many runs and compare them.")(sweep.command)
 app.command("report", short_help="Write the page of a run.")(report.command)
 app.command("inspect", short_help="Show what a model file says of itself.")(inspect.command)
 app.command("verify", short_help="Rerun a model file's self-test here.")(verify.command)

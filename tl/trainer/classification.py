@@ -128,6 +128,7 @@ def _judge(task: Task, run: Run, outcome: Outcome, seconds: float, progress: Pro
     metrics: dict[str, Any] = {
         "best_epoch": outcome.best_epoch,
         "train_seconds": seconds,
+        "trained_parameters": outcome.trained_parameters,
         "temperature": temperature,
     }
     for split in splits:

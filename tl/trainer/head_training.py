@@ -24,6 +24,7 @@ def solve(task: Task, run: Run, progress: Progress, is_resumed: bool) -> Outcome
     return Outcome(
         logits=lambda split: head.logits(task.split_features(split)),
         save=lambda temperature: _save_solved(task, run, head, temperature),
+        trained_parameters=head.weight.size + head.bias.size,
     )
 
 
@@ -60,6 +61,7 @@ def train_by_steps(task: Task, run: Run, progress: Progress, is_resumed: bool) -
     return Outcome(
         logits=lambda split: stepped.logits(task.split_features(split)),
         save=lambda temperature: _save(stepped.tensors(), task, run, temperature),
+        trained_parameters=sum(t.size for name, t in stepped.tensors().items() if name.startswith("head.")),
         best_epoch=best_epoch(history, settled(config.monitor)),
         train_seconds=sum(row.seconds for row in history) if is_resumed else None,
     )

@@ -17,11 +17,13 @@ class Outcome:
     """A trained network, before its confidence is calibrated.
 
     `logits`: split -> float (N, C) in the store's order. `save`: writes `best.safetensors`, given the temperature.
-    `best_epoch` is None where nothing was trained by epochs. `train_seconds`: of all epochs, None to time the run.
+    `trained_parameters`: how many numbers were learnt. `best_epoch` is None where nothing was trained by epochs.
+    `train_seconds`: of all epochs, None to time the run.
     """
 
     logits: Callable[[str], NDArray[np.floating]]
     save: Callable[[float], None]
+    trained_parameters: int
     best_epoch: int | None = None
     train_seconds: float | None = None
 

@@ -111,9 +111,15 @@ def _train(
     return Outcome(
         logits=logits,
         save=save,
+        trained_parameters=count_trained(network),
         best_epoch=best_epoch(history, settled(config.monitor)),
         train_seconds=sum(row.seconds for row in history) if is_resumed else None,
     )
+
+
+def count_trained(network: nn.Module) -> int:
+    """How many numbers a network learns: those that are not frozen."""
+    return sum(parameter.numel() for parameter in network.parameters() if parameter.requires_grad)
 
 
 @torch.no_grad()

@@ -29,7 +29,7 @@ from tl.trainer.loop import Figures, best_epoch, fit
 from tl.trainer.machine import Machine
 from tl.trainer.objectives import Objective
 from tl.trainer.options import settled
-from tl.trainer.picture_training import build_own_machine, num_workers, standardise
+from tl.trainer.picture_training import build_own_machine, count_trained, num_workers, standardise
 from tl.trainer.progress import Progress
 from tl.trainer.runs import NetworkCard, Run
 from tl.trainer.stepping import Trainee
@@ -53,6 +53,7 @@ class LandmarkOutcome:
 
     find: Callable[[str], FoundPoints]
     save: Callable[[], None]
+    trained_parameters: int
     best_epoch: int
     train_seconds: float | None
 
@@ -117,6 +118,7 @@ def _train(
     return LandmarkOutcome(
         find=lambda split: find_points(network, task, store.indices(split), machine),
         save=save,
+        trained_parameters=count_trained(network),
         best_epoch=best_epoch(history, settled(config.monitor)),
         train_seconds=sum(row.seconds for row in history) if is_resumed else None,
     )

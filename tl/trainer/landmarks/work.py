@@ -52,7 +52,11 @@ class LandmarkWork:
     def judge(self, run: Run, outcome: LandmarkOutcome, seconds: float, progress: Progress) -> dict[str, Any]:
         """Evaluate, and write what came out."""
         task = self.task
-        metrics: dict[str, Any] = {"best_epoch": outcome.best_epoch, "train_seconds": seconds}
+        metrics: dict[str, Any] = {
+            "best_epoch": outcome.best_epoch,
+            "train_seconds": seconds,
+            "trained_parameters": outcome.trained_parameters,
+        }
         for split in ("val", "test") if task.config.test else ("val",):
             progress.start(f"evaluating {split}", 1, "splits")
             found = outcome.find(split)

@@ -1,0 +1,112 @@
+"""`tl sweep`: a study of many runs from one file."""
+
+from __future__ import annotations
+
+import json
+import re
+import shlex
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from tl.commands.console import EXIT_SOME_FAILED, console_progress, warn
+from tl.errors import ConfigError, DataError
+
+if TYPE_CHECKING:
+    from tl.studies.study import Study
+    from tl.studies.sweep import CellRun
+
+
+def command(
+    study_file: Annotated[Path, typer.Argument(metavar="STUDY.yaml", help="The study.", show_default=False)],
+    data: Annotated[str | None, typer.Option(help="The data, in place of the study's own.")] = None,
+    out: Annotated[Path | None, typer.Option(help="Folder of the study. Default: runs/NAME.")] = None,
+    forced: Annotated[
+        list[str] | None, typer.Option("--set", help="An option for every run, as in epochs=3. Repeatable.")
+    ] = None,
+    jobs: Annotated[int, typer.Option(min=1, help="Runs at once; they share the cores.")] = 1,
+    budget: Annotated[str | None, typer.Option(help="Begin no run after this time, such as 2h, 30m or 90s.")] = None,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Show what would be run, and stop.")] = False,
+    retry_failed: Annotated[bool, typer.Option("--retry-failed", help="Try runs again that have failed.")] = False,
+    test: Annotated[bool, typer.Option("--test/--no-test", help="Judge what was selected by the test split.")] = True,
+    as_json: Annotated[bool, typer.Option("--json", help="Print the leaderboard as JSON.")] = False,
+) -> None:
+    """Train every combination that a study names, select by validation data, judge what was selected by test data.
+
+    Examples:
+    - `tl sweep recipes/cartoons.yaml --data photos/ --dry-run`
+
+    - `tl sweep study.yaml --jobs 2 --budget 8h`
+
+    - `tl sweep recipes/optimizers.yaml --data photos/ --set backbone=mobilenet_v2 --set epochs=5`
+
+    The same command goes on after an interrupt: finished runs are kept, and a run whose options change is another run.
+    Failed runs leave their reason and do not stop the others (exit code 3). The folder then holds leaderboard.csv and
+    .json, report.html, the runs, and models/ with what was selected. docs/studies.md says how a study is written.
+    """
+    from tl.studies.study import parse_forced, read_study
+    from tl.studies.sweep import cell_runs, run_cells
+
+    budget_s = None if budget is None else _seconds(budget)
+    options = parse_forced(forced or []) | ({"data": data} if data else {})
+    study = read_study(study_file, options)
+    folder = out or Path("runs") / study.name
+    runs = cell_runs(study, folder)
+    for line in study.doubled:
+        warn(f"not run twice: {line}")
+    if dry_run:
+        _show_plan(study, runs)
+        return
+    folder.mkdir(parents=True, exist_ok=True)
+    with console_progress() as progress:
+        run_cells(runs, progress, jobs=jobs, budget_s=budget_s, retry_failed=retry_failed)
+    _finish(study, runs, folder, test=test and study.test, as_json=as_json)
+    if any(run.state == "failed" for run in runs):
+        raise typer.Exit(EXIT_SOME_FAILED)
+
+
+def _finish(study: Study, runs: list[CellRun], folder: Path, *, test: bool, as_json: bool) -> None:
+    """Select, judge, and write what came out."""
+    from tl.studies.leaderboard import best_of_variants, build_settings
+    from tl.studies.report.sweep_page import write_sweep_report
+    from tl.studies.selection import judge_selected
+    from tl.studies.study_files import leaderboard_rows, write_leaderboard
+
+    settings = build_settings(runs, study.task)
+    failures = [run for run in runs if run.state == "failed"]
+    for run in failures:
+        warn(f"failed: {run.cell.setting} seed {run.cell.seed}: {run.error}")
+    if not any(setting.done for setting in settings):
+        raise DataError(f"{folder}: no run has finished")
+    is_whole = all(run.state != "open" for run in runs)
+    with console_progress() as progress:
+        # An unfinished study has selected nothing yet, and must not look at test data.
+        chosen = best_of_variants(settings) if is_whole else []
+        judged = judge_selected(chosen, study.task, folder, progress, test=test)
+    rows = leaderboard_rows(study, settings, judged)
+    write_leaderboard(rows, folder)
+    page = write_sweep_report(study, settings, judged, rows, folder, shlex.join(["tl", *sys.argv[1:]]))
+    warn(f"leaderboard: {folder / 'leaderboard.csv'}    report: {page}")
+    typer.echo(json.dumps(rows) if as_json else (folder / "leaderboard.csv").read_text(encoding="utf-8"), nl=as_json)
+
+
+def _show_plan(study: Study, runs: list[CellRun]) -> None:
+    for run in runs:
+        typer.echo(f"{run.state}\t{run.cell.setting}\tseed {run.cell.seed}")
+    left = [run for run in runs if run.state == "open"]
+    known = [run.metrics()["train_seconds"] for run in runs if run.state == "done"]
+    about = ""
+    if known and left:
+        about = (
+            f"; about {sum(known) / len(known) * len(left) / 60:.0f} min if they take as long as those that are done"
+        )
+    warn(f"{study.name}: {len(runs)} runs, {len(left)} to do{about}")
+
+
+def _seconds(text: str) -> float:
+    found = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([smhd])", text.strip())
+    if found is None:
+        raise ConfigError(f"--budget: expected a time such as 2h, 30m or 90s, found '{text}'")
+    return float(found[1]) * {"s": 1, "m": 60, "h": 3600, "d": 86400}[found[2]]

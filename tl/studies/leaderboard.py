@@ -1,0 +1,141 @@
+"""Runs of a study as a table: one row for each setting, over its seeds. Chosen and ranked by validation data alone.
+
+Knows metrics of finished runs. Does not train, export or look at test splits (`selection`).
+"""
+
+from __future__ import annotations
+
+import csv
+import itertools
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from tl.studies.sweep import CellRun
+
+# Task -> the metric that ranks, and whether more of it is better.
+METRIC = {"classification": ("top1_accuracy", True), "landmarks": ("error_px", False)}
+LARGEST = {"top1_accuracy": 1.0, "error_px": math.inf}
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """A mean over seeds with its 95% interval, or one run's figure with its own."""
+
+    mean: float
+    low: float | None
+    high: float | None
+
+
+@dataclass(frozen=True)
+class Setting:
+    """Everything that differs but the seed, and how its finished runs did. `val` is None if none has finished."""
+
+    variant: str
+    point: tuple[tuple[str, Any], ...]
+    runs: tuple[CellRun, ...]
+    val: Estimate | None
+    best_epoch: float | None
+    train_seconds: float | None
+    images_per_s: float | None
+    trained_parameters: int | None
+
+    @property
+    def name(self) -> str:
+        """In words."""
+        return self.runs[0].cell.setting
+
+    @property
+    def done(self) -> tuple[CellRun, ...]:
+        """The finished runs."""
+        return tuple(run for run in self.runs if run.state == "done")
+
+    @property
+    def failed(self) -> int:
+        """How many runs failed."""
+        return sum(run.state == "failed" for run in self.runs)
+
+
+def build_settings(runs: Sequence[CellRun], task: str) -> list[Setting]:
+    """All settings, best validation first, those without a finished run last."""
+    metric, more_is_better = METRIC[task]
+    grouped: dict[tuple[str, tuple[tuple[str, Any], ...]], list[CellRun]] = {}
+    for run in runs:
+        key = (run.cell.variant, tuple((name, str(value)) for name, value in run.cell.point))
+        grouped.setdefault(key, []).append(run)
+    settings = [_setting(tuple(own), metric) for own in grouped.values()]
+    sign = -1 if more_is_better else 1
+    return sorted(settings, key=lambda s: (s.val is None, 0.0 if s.val is None else sign * s.val.mean))
+
+
+def best_of_variants(settings: Sequence[Setting]) -> list[Setting]:
+    """The first setting of each variant in a ranked list: those of all seeds before those that lack some."""
+    whole = sorted((s for s in settings if s.val is not None), key=lambda s: len(s.done) < len(s.runs))
+    first: dict[str, Setting] = {}
+    for setting in whole:
+        first.setdefault(setting.variant, setting)
+    return list(first.values())
+
+
+def estimate(
+    values: Sequence[float], own_interval: tuple[float, float] | None = None, largest: float = math.inf
+) -> Estimate:
+    """Mean and 95% interval of the mean over seeds (Student's t), within 0 and `largest`; of one value alone, the
+    interval it came with.
+    """
+    mean = float(np.mean(values))
+    if len(values) == 1:
+        low, high = own_interval or (None, None)
+        return Estimate(mean, low, high)
+    from scipy.stats import t
+
+    half = float(t.ppf(0.975, len(values) - 1) * np.std(values, ddof=1) / math.sqrt(len(values)))
+    return Estimate(mean, max(0.0, mean - half), min(largest, mean + half))
+
+
+def effects(settings: Sequence[Setting], axis: str) -> list[tuple[str, float, int]]:
+    """How validation changes along an axis: value, mean over the settings with it, their number; by value."""
+    found: dict[str, list[float]] = {}
+    for setting in settings:
+        value = dict(setting.point).get(axis)
+        if value is not None and setting.val is not None:
+            found.setdefault(str(value), []).append(setting.val.mean)
+    return [(value, float(np.mean(means)), len(means)) for value, means in sorted(found.items(), key=_order)]
+
+
+def _order(pair: tuple[str, list[float]]) -> tuple[float, str]:
+    try:
+        return float(pair[0]), ""
+    except ValueError:
+        return math.inf, pair[0]
+
+
+def _setting(runs: tuple[CellRun, ...], metric: str) -> Setting:
+    cell = runs[0].cell
+    metrics = [run.metrics() for run in runs if run.state == "done"]
+    if not metrics:
+        return Setting(cell.variant, cell.point, runs, None, None, None, None, None)
+    scores = [each["val"][metric] for each in metrics]
+    epochs = [each["best_epoch"] for each in metrics if each["best_epoch"] is not None]
+    speeds = list(itertools.chain.from_iterable(_speeds(run) for run in runs if run.state == "done"))
+    return Setting(
+        variant=cell.variant,
+        point=cell.point,
+        runs=runs,
+        val=estimate(scores, (metrics[0]["val"]["ci_low"], metrics[0]["val"]["ci_high"]), LARGEST[metric]),
+        best_epoch=float(np.mean(epochs)) if epochs else None,
+        train_seconds=float(np.mean([each["train_seconds"] for each in metrics])),
+        images_per_s=float(np.median(speeds)) if speeds else None,
+        trained_parameters=metrics[0].get("trained_parameters"),
+    )
+
+
+def _speeds(run: CellRun) -> list[float]:
+    path = run.folder / "history.csv"
+    if not path.is_file():
+        return []
+    with path.open(encoding="utf-8", newline="") as stream:
+        return [float(row["images_per_s"]) for row in csv.DictReader(stream)]

@@ -1,0 +1,140 @@
+"""What a study selected, judged once: exported, timed, and scored on the test split as its users would run it.
+
+Knows settings, export and the runtime's evaluation. Does not choose (`leaderboard`) or train.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from tl.runtime.files import write_text
+from tl.studies.leaderboard import LARGEST, METRIC, Estimate, Setting, estimate
+from tl.studies.sweep import CellRun
+from tl.trainer.progress import Progress
+
+_ROUNDS, _SECONDS = 5, 2.0
+
+
+@dataclass(frozen=True)
+class Judgement:
+    """One run's model file: its test score with interval (None without a test split), size and time a picture."""
+
+    score: float | None
+    low: float | None
+    high: float | None
+    n: int
+    model_mb: float
+    latency_ms: float
+
+
+@dataclass(frozen=True)
+class Judged:
+    """A selected setting over its seeds. `test` is None for data without a test split."""
+
+    setting: Setting
+    runs: tuple[Judgement, ...]
+    test: Estimate | None
+    model_mb: float
+    latency_ms: float
+
+
+def judge_selected(
+    settings: Sequence[Setting], task: str, out: Path, progress: Progress, *, test: bool
+) -> list[Judged]:
+    """Export and judge each finished run of the selected settings, or recall what came of it: `selected.json` keeps it,
+    so that no run meets the test split twice. Raises what exporting and evaluating raise.
+    """
+    path = out / "selected.json"
+    kept: dict[str, Any] = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+    runs = [run for setting in settings for run in setting.done]
+    progress.start("exporting what was selected", len(runs), "runs")
+    judged = []
+    for setting in settings:
+        judgements = []
+        for run in setting.done:
+            if run.cell.name not in kept or (test and kept[run.cell.name]["score"] is None and _has_test(run)):
+                kept[run.cell.name] = asdict(_judge(run, task, out, progress, test=test))
+                write_text(path, json.dumps(kept, indent=2) + "\n")
+            judgements.append(Judgement(**kept[run.cell.name]))
+            progress.advance(note=setting.name)
+        judged.append(_over_seeds(setting, tuple(judgements), LARGEST[METRIC[task][0]]))
+    return judged
+
+
+def _judge(run: CellRun, task: str, out: Path, progress: Progress, *, test: bool) -> Judgement:
+    from tl.exporter.export import export_run
+    from tl.trainer.progress import Silent
+    from tl.trainer.runs import Run
+
+    model = out / "models" / f"{run.cell.name}.onnx"
+    model.parent.mkdir(parents=True, exist_ok=True)
+    export_run(Run(run.folder), model, Silent())
+    latency = _latency_ms(model)
+    size = model.stat().st_size / 1e6
+    if not (test and _has_test(run)):
+        return Judgement(None, None, None, 0, size, latency)
+    metric, _ = METRIC[task]
+    scores = _test_points(run, model) if task == "landmarks" else _test_classes(run, model)
+    return Judgement(scores[metric], scores["ci_low"], scores["ci_high"], scores["n"], size, latency)
+
+
+def _test_classes(run: CellRun, model: Path) -> dict[str, Any]:
+    from tl.runtime.predictor import load
+    from tl.trainer.data import read_pictures
+    from tl.trainer.evaluate import choose_split, evaluate
+    from tl.trainer.progress import Silent
+
+    _, pictures = choose_split(read_pictures(str(run.folder / "manifest.csv"), "split"), "test")
+    with load(model) as predictor:
+        return evaluate(predictor, pictures, Silent()).rows[0]
+
+
+def _test_points(run: CellRun, model: Path) -> dict[str, Any]:
+    from tl.runtime.predictor import load_landmarks
+    from tl.trainer.landmarks.evaluate import evaluate_points, read_split
+    from tl.trainer.progress import Silent
+
+    pictures = read_split(run.folder / "annotations.json", "test")
+    boxes = pictures.boxes(run.cell.config.crop)
+    with load_landmarks(model, boxes=boxes) as predictor:
+        return evaluate_points(predictor, pictures, Silent()).rows[0]
+
+
+def _has_test(run: CellRun) -> bool:
+    from tl.trainer.runs import Run
+
+    return bool(Run(run.folder).pictures("test"))
+
+
+def _latency_ms(model: Path) -> float:
+    """Of one picture alone on the CPU, all cores on it; without decoding."""
+    from tl.runtime.session import Session
+    from tl.runtime.timing import Work, time_works
+
+    session = Session(model, device="cpu")
+    if session.contract is None:
+        raise ValueError("an exported file has a contract")
+    pictures = np.random.default_rng(0).integers(0, 256, (4, *session.contract.recipe.input_hw, 3), np.uint8)
+    outputs = [session.contract.main_output]
+    work = Work(lambda number: session.run(pictures[number % 4][None], outputs), pictures=1, callers=1, seconds=0.02)
+    (timing,) = time_works([work], rounds=_ROUNDS, seconds=_SECONDS)
+    return timing.p50_ms
+
+
+def _over_seeds(setting: Setting, runs: tuple[Judgement, ...], largest: float) -> Judged:
+    scores = [run.score for run in runs if run.score is not None]
+    own = (runs[0].low, runs[0].high)
+    interval = None if own[0] is None or own[1] is None else (own[0], own[1])
+    return Judged(
+        setting=setting,
+        runs=runs,
+        test=estimate(scores, interval, largest) if scores else None,
+        model_mb=float(np.mean([run.model_mb for run in runs])),
+        latency_ms=float(np.mean([run.latency_ms for run in runs])),
+    )

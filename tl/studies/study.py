@@ -1,0 +1,170 @@
+"""A study as a file: what all runs share, what differs, and the runs that follow from it.
+
+Knows options of training as names and values. Does not train, and imports no torch.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import itertools
+import json
+import os
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, fields, replace
+from pathlib import Path
+from typing import Any
+
+from tl.errors import ConfigError
+from tl.trainer.config import TrainConfig
+from tl.trainer.options import config_from_mapping, load_config, nearest, resolve
+
+Options = Mapping[str, Any]
+_KEYS = ("about", "base", "variants", "grid", "seeds", "test")
+# What a study decides by itself.
+_RESERVED = ("out", "seed", "test")
+_MOST_LETTERS = 80
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One run of a study. `point`: its place in the grid. `config` is not resolved and has no `out`."""
+
+    variant: str
+    point: tuple[tuple[str, Any], ...]
+    seed: int
+    config: TrainConfig
+
+    @property
+    def setting(self) -> str:
+        """What it shares with the runs of other seeds, in words."""
+        shown = " ".join(f"{name}={_shown(value)}" for name, value in self.point)
+        return f"{self.variant} {shown}".strip() or "base"
+
+    @property
+    def name(self) -> str:
+        """Its folder: readable, and another one whenever any option is another."""
+        digest = hashlib.sha256(json.dumps(vars(self.config), sort_keys=True).encode()).hexdigest()[:6]
+        words = re.sub(r"[^\w.=-]+", "-", self.setting)[:_MOST_LETTERS].strip("-.")
+        return f"{words}-s{self.seed}-{digest}"
+
+
+@dataclass(frozen=True)
+class Study:
+    """`variants`: name -> options, of which `grid` may hold axes of its own. `test`: whether what is selected is judged
+    by the test split. `cells`: all runs, settings one after the other, seeds within.
+    """
+
+    name: str
+    about: str
+    test: bool
+    cells: tuple[Cell, ...]
+    doubled: tuple[str, ...] = field(default=())
+
+    @property
+    def axes(self) -> tuple[str, ...]:
+        """The grid's options, in order of appearance."""
+        return tuple(dict.fromkeys(name for cell in self.cells for name, _ in cell.point))
+
+    @property
+    def task(self) -> str:
+        """What its data are for: classification or landmarks."""
+        return str(resolve(replace(self.cells[0].config, out="x")).task)
+
+
+def read_study(path: str | Path, forced: Options | None = None) -> Study:
+    """Read a YAML file; `forced` options replace those of the file wherever they stand, and their axes.
+
+    Every run's options are checked now. Raises `ConfigError` with all faults.
+    """
+    path, forced = Path(path), dict(forced or {})
+    values = load_config(path)
+    faults = [f"unknown key '{key}'{nearest(str(key), list(_KEYS))}" for key in values if key not in _KEYS]
+    base, grid = _mapping(values, "base", faults), _mapping(values, "grid", faults)
+    variants = _mapping(values, "variants", faults) or {"": {}}
+    seeds = values.get("seeds", [0])
+    if not isinstance(seeds, list) or not seeds or not all(isinstance(seed, int) for seed in seeds):
+        faults.append(f"seeds must be a list of whole numbers, found {seeds}")
+        seeds = [0]
+    for name, options in variants.items():
+        if not isinstance(options, dict):
+            faults.append(f"variant '{name}' must be a list of options and their values")
+    _raise(faults, path)
+    if "data" in base:
+        base["data"] = os.path.expandvars(str(base["data"]))
+    cells: dict[str, Cell] = {}
+    doubled = []
+    for cell in _cells(base, variants, grid, seeds, forced, faults):
+        same = json.dumps(vars(cell.config), sort_keys=True)
+        if same in cells:
+            doubled.append(f"{cell.setting} is {cells[same].setting}")
+        else:
+            cells[same] = cell
+    _raise(sorted(set(faults)), path)
+    about, test = str(values.get("about", "")), values.get("test", True) is not False
+    return Study(path.stem, about, test, tuple(cells.values()), tuple(dict.fromkeys(doubled)))
+
+
+def _cells(
+    base: Options,
+    variants: Mapping[str, Options],
+    grid: Options,
+    seeds: Sequence[int],
+    forced: Options,
+    faults: list[str],
+) -> list[Cell]:
+    cells = []
+    for variant, own in variants.items():
+        axes = {**grid, **own.get("grid", {})}
+        axes = {name: values for name, values in axes.items() if name not in forced}
+        fixed = {**base, **{name: value for name, value in own.items() if name != "grid"}, **forced}
+        if wrong := [name for name in (*fixed, *axes) if name in _RESERVED]:
+            faults.append(f"{wrong[0]}: the study decides it; leave it out ('seeds' and 'test' stand beside 'base')")
+            continue
+        if wrong := [name for name, values in axes.items() if not isinstance(values, list) or not values]:
+            faults.append(f"grid: {wrong[0]} must be a list of values")
+            continue
+        for combined in itertools.product(*axes.values()):
+            point = tuple(zip(axes, combined, strict=True))
+            for seed in seeds:
+                options = {"cache": "disk", **fixed, **dict(point), "seed": seed}
+                try:
+                    config = config_from_mapping(options, "run")
+                    resolve(replace(config, out="x"))
+                except ConfigError as error:
+                    setting = Cell(str(variant), point, seed, TrainConfig("")).setting
+                    faults.append(f"{setting}: {str(error).removeprefix('run: ').removeprefix('options: ')}")
+                    break
+                cells.append(Cell(str(variant), point, seed, config))
+    return cells
+
+
+def parse_forced(texts: Sequence[str]) -> dict[str, Any]:
+    """`name=value` words -> options, values read as YAML. Raises `ConfigError`."""
+    import yaml
+
+    known = [field.name for field in fields(TrainConfig)]
+    forced = {}
+    for text in texts:
+        name, sign, value = text.partition("=")
+        if not sign or name not in known:
+            raise ConfigError(f"--set {text}: expected an option and its value, as in epochs=3{nearest(name, known)}")
+        forced[name] = yaml.safe_load(value)
+    return forced
+
+
+def _mapping(values: Options, key: str, faults: list[str]) -> dict[str, Any]:
+    found = values.get(key) or {}
+    if not isinstance(found, dict):
+        faults.append(f"{key} must be 'option: value' lines")
+        return {}
+    return dict(found)
+
+
+def _raise(faults: Sequence[str], path: Path) -> None:
+    if faults:
+        raise ConfigError(f"{path}: " + "; ".join(faults))
+
+
+def _shown(value: Any) -> str:
+    return "x".join(map(str, value)) if isinstance(value, list | tuple) else str(value)

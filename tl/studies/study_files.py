@@ -1,0 +1,69 @@
+"""What a study leaves in its folder beside its runs: leaderboard.csv, leaderboard.json, report.html.
+
+Knows rows and columns. Does not run or choose.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from tl.runtime.files import write_text
+from tl.studies.leaderboard import METRIC, Estimate, Setting
+from tl.studies.selection import Judged
+from tl.studies.study import Study
+from tl.trainer.runs import csv_text
+
+Row = dict[str, Any]
+
+
+def leaderboard_rows(study: Study, settings: Sequence[Setting], judged: Sequence[Judged]) -> list[Row]:
+    """One row a setting, best validation first. What is not known is None."""
+    metric, _ = METRIC[study.task]
+    by_name = {each.setting.name: each for each in judged}
+    return [_row(study, setting, by_name.get(setting.name), metric) for setting in settings]
+
+
+def write_leaderboard(rows: Sequence[Row], out: Path) -> None:
+    """Write leaderboard.csv and leaderboard.json. Raises `OutputError`."""
+    columns = tuple(rows[0])
+    shown = [["" if row[name] is None else _digits(row[name]) for name in columns] for row in rows]
+    write_text(out / "leaderboard.csv", csv_text(columns, shown))
+    write_text(out / "leaderboard.json", json.dumps(rows, indent=2, ensure_ascii=False) + "\n")
+
+
+def _row(study: Study, setting: Setting, judged: Judged | None, metric: str) -> Row:
+    point = dict(setting.point)
+    return {
+        "variant": setting.variant,
+        **{axis: _plain(point.get(axis)) for axis in study.axes},
+        "seeds": len(setting.done),
+        "failed": setting.failed,
+        **_interval(f"val_{metric}", setting.val),
+        "selected": judged is not None,
+        **_interval(f"test_{metric}", judged.test if judged else None),
+        "best_epoch": setting.best_epoch,
+        "train_seconds": setting.train_seconds,
+        "images_per_s": setting.images_per_s,
+        "trained_parameters": setting.trained_parameters,
+        "model_mb": judged.model_mb if judged else None,
+        "latency_ms": judged.latency_ms if judged else None,
+    }
+
+
+def _interval(name: str, found: Estimate | None) -> Row:
+    return {
+        name: found.mean if found else None,
+        f"{name}_low": found.low if found else None,
+        f"{name}_high": found.high if found else None,
+    }
+
+
+def _plain(value: Any) -> Any:
+    return value if value is None or isinstance(value, str | int | float | bool) else str(value)
+
+
+def _digits(value: Any) -> Any:
+    return f"{value:.6g}" if isinstance(value, float) else value
