@@ -16,6 +16,7 @@ SHARED = Path(os.environ["TL_SHARED"])
 DATA = SHARED / "data"
 WINGS, SHELLS = DATA / "flywing-landmarks" / "landmarks.csv", DATA / "mollusk-landmarks" / "landmarks.csv"
 HEADS = {"heatmap": ["--head", "heatmap"], "regress": ["--head", "linear"], "regress-mlp": ["--head", "mlp"]}
+SIZE = ["--image-size", "256"]
 FREEZE = {"unfrozen": [], "half": ["--freeze", "half"], "frozen": ["--freeze", "all"]}
 
 
@@ -24,16 +25,17 @@ def flywing():
         for freeze, how in FREEZE.items():
             if (head, freeze) == ("regress-mlp", "half"):
                 continue
-            yield f"flywing-{head}-{freeze}", [str(WINGS), "--test", "--image-size", "256", *chosen, *how]
+            yield f"flywing-{head}-{freeze}", [str(WINGS), "--test", *SIZE, "--epochs", "60", *chosen, *how]
+    yield "flywing-heatmap-default", [str(WINGS), "--test", *SIZE]
 
 
 def mollusk():
-    yield "mollusk-heatmap", [str(SHELLS), "--test", "--image-size", "256"]
+    yield "mollusk-heatmap", [str(SHELLS), "--test", *SIZE]
 
 
 def reaching():
     (labels,) = DATA.glob("dlc-reaching/**/CollectedData*.csv")
-    yield "reaching-heatmap", [str(labels), "--image-size", "256"]
+    yield "reaching-heatmap", [str(labels), *SIZE]
 
 
 def main(out: Path, parts: list[str]) -> None:

@@ -116,6 +116,37 @@ def test_build_augment__saved_single_transform(tmp_path: Path) -> None:
     np.testing.assert_array_equal(build(path, build_recipe((HEIGHT, WIDTH)))(picture, 0), picture[:, ::-1])
 
 
+def test_build_augment__changes_by_name(tmp_path: Path, recipe: Recipe) -> None:
+    # The same as saving them to a file.
+    saved = save_pipeline(
+        tmp_path / "a.json",
+        lambda a: a.Compose([a.HorizontalFlip(p=0.5), a.Affine(rotate=(-10, 10), p=1)]),
+    )
+    picture = make_noise(0, hw=(HEIGHT, WIDTH))
+    by_name, by_file = build("HorizontalFlip(p=0.5) + Affine(rotate=(-10, 10), p=1)", recipe), build(saved, recipe)
+    for seed in range(8):
+        np.testing.assert_array_equal(by_name(picture, seed), by_file(picture, seed))
+    assert build("InvertImg(p=1)", recipe)(picture, 0).tolist() == (255 - picture).tolist()
+
+
+@pytest.mark.parametrize(
+    ("text", "fault"),
+    [
+        ("HorizontalFlop(p=1)", r"no HorizontalFlop \(nearest: 'HorizontalFlip'\)"),
+        ("HorizontalFlip(q=1)", "'q'"),
+        ("HorizontalFlip(0.5)", "not a change with named values"),
+        ("Compose(transforms=[])", "no Compose"),
+        ("HorizontalFlip(p=1) - Blur(p=1)", "not a change with named values"),
+        ("__import__(name='os')", "no __import__"),
+        ("HorizontalFlip(p=open('x'))", "expected changes of albumentations"),
+        ("HorizontalFlip(p=1", "expected changes of albumentations"),
+    ],
+)
+def test_build_augment__faulty_changes(recipe: Recipe, text: str, fault: str) -> None:
+    with pytest.raises(ConfigError, match=fault):
+        build(text, recipe)
+
+
 def test_build_augment__unknown_preset_names_the_nearest(recipe: Recipe) -> None:
     with pytest.raises(ConfigError, match=r"augment: 'standart' is neither a preset .* \(nearest: 'standard'\)"):
         build_augment("standart", recipe)

@@ -69,8 +69,9 @@ def command(
 
 def _finish(study: Study, runs: list[CellRun], folder: Path, *, test: bool, as_json: bool) -> None:
     """Select, judge, and write what came out."""
+    from tl.studies.ensembles import judge_ensemble
     from tl.studies.leaderboard import best_of_variants, build_settings
-    from tl.studies.report.sweep_page import write_sweep_report
+    from tl.studies.report.sweep_page import Outcome, write_sweep_report
     from tl.studies.selection import judge_selected
     from tl.studies.study_files import leaderboard_rows, write_leaderboard
 
@@ -85,9 +86,13 @@ def _finish(study: Study, runs: list[CellRun], folder: Path, *, test: bool, as_j
         # An unfinished study has selected nothing yet, and must not look at test data.
         chosen = best_of_variants(settings) if is_whole else []
         judged = judge_selected(chosen, study.task, folder, progress, test=test)
+        together = None
+        if study.ensemble and len(judged) > 1:
+            together = judge_ensemble(judged, study.task, folder, progress, test=test)
     rows = leaderboard_rows(study, settings, judged)
     write_leaderboard(rows, folder)
-    page = write_sweep_report(study, settings, judged, rows, folder, shlex.join(["tl", *sys.argv[1:]]))
+    shown = Outcome(settings, judged, rows, together)
+    page = write_sweep_report(study, shown, folder, shlex.join(["tl", *sys.argv[1:]]))
     warn(f"leaderboard: {folder / 'leaderboard.csv'}    report: {page}")
     typer.echo(json.dumps(rows) if as_json else (folder / "leaderboard.csv").read_text(encoding="utf-8"), nl=as_json)
 

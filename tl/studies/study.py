@@ -20,7 +20,7 @@ from tl.trainer.config import TrainConfig
 from tl.trainer.options import config_from_mapping, load_config, nearest, resolve
 
 Options = Mapping[str, Any]
-_KEYS = ("about", "base", "variants", "grid", "seeds", "test")
+_KEYS = ("about", "base", "variants", "grid", "seeds", "test", "ensemble")
 # What a study decides by itself.
 _RESERVED = ("out", "seed", "test")
 _MOST_LETTERS = 80
@@ -52,12 +52,14 @@ class Cell:
 @dataclass(frozen=True)
 class Study:
     """`variants`: name -> options, of which `grid` may hold axes of its own. `test`: whether what is selected is judged
-    by the test split. `cells`: all runs, settings one after the other, seeds within.
+    by the test split. `ensemble`: whether it is also judged as an ensemble. `cells`: all runs, settings one after the
+    other, seeds within. `doubled`: settings that equal others, in words.
     """
 
     name: str
     about: str
     test: bool
+    ensemble: bool
     cells: tuple[Cell, ...]
     doubled: tuple[str, ...] = field(default=())
 
@@ -101,8 +103,14 @@ def read_study(path: str | Path, forced: Options | None = None) -> Study:
         else:
             cells[same] = cell
     _raise(sorted(set(faults)), path)
-    about, test = str(values.get("about", "")), values.get("test", True) is not False
-    return Study(path.stem, about, test, tuple(cells.values()), tuple(dict.fromkeys(doubled)))
+    return Study(
+        name=path.stem,
+        about=str(values.get("about", "")),
+        test=values.get("test", True) is not False,
+        ensemble=values.get("ensemble", False) is True,
+        cells=tuple(cells.values()),
+        doubled=tuple(dict.fromkeys(doubled)),
+    )
 
 
 def _cells(
@@ -118,6 +126,8 @@ def _cells(
         axes = {**grid, **own.get("grid", {})}
         axes = {name: values for name, values in axes.items() if name not in forced}
         fixed = {**base, **{name: value for name, value in own.items() if name != "grid"}, **forced}
+        # null in a variant says that it has no such option, whatever the others are given.
+        fixed = {name: value for name, value in fixed.items() if not (name in own and own[name] is None)}
         if wrong := [name for name in (*fixed, *axes) if name in _RESERVED]:
             faults.append(f"{wrong[0]}: the study decides it; leave it out ('seeds' and 'test' stand beside 'base')")
             continue

@@ -1,4 +1,4 @@
-"""Random changes to training pictures and their points: presets of albumentations, or a pipeline it saved.
+"""Random changes to training pictures and their points: presets of albumentations, its changes by name, or its files.
 
 Knows albumentations and working pictures. Does not know files of pictures, tensors or models; validation never comes
 here. The only file that imports albumentations.
@@ -6,9 +6,11 @@ here. The only file that imports albumentations.
 
 from __future__ import annotations
 
+import ast
 import hashlib
 import json
 import os
+import warnings
 from collections.abc import Sequence
 from importlib import metadata
 from pathlib import Path
@@ -98,10 +100,10 @@ class Augment:
 
 
 def build_augment(name: str, recipe: Recipe, *, points: bool = False, mirror: bool = False) -> Augment | None:
-    """The augmentation of a preset or a file; None for `none`. With `points`, one for `Augment.with_points`.
+    """The augmentation of a preset, a file, or changes written out; None for `none`.
 
-    `mirror`: whether mirror images are right for points; the presets then make some.
-    Raises `ConfigError` for an unknown preset or a file that is no albumentations pipeline.
+    With `points`, one for `Augment.with_points`. `mirror`: whether mirror images are right for points; the presets then
+    make some. Raises `ConfigError` for an unknown preset, a file that is no albumentations pipeline, a faulty change.
     """
     if name == "none":
         return None
@@ -109,6 +111,8 @@ def build_augment(name: str, recipe: Recipe, *, points: bool = False, mirror: bo
     if name in PRESETS:
         changes = _points_preset(name, mirror, recipe, albumentations) if points else None
         pipeline = albumentations.Compose(changes or _preset(name, recipe, albumentations))
+    elif "(" in name:
+        pipeline = albumentations.Compose(_parse_changes(name, albumentations))
     else:
         pipeline = _load_pipeline(name, albumentations)
     if points:
@@ -174,10 +178,44 @@ def _preset(name: str, recipe: Recipe, albumentations: Any) -> list[Any]:
     ]
 
 
+def _parse_changes(text: str, albumentations: Any) -> list[Any]:
+    """`HorizontalFlip(p=0.5) + Affine(rotate=(-10, 10), p=1)` -> the changes, one after the other."""
+    try:
+        calls = _summands(ast.parse(text.strip(), mode="eval").body)
+        return [_build_change(call, albumentations) for call in calls]
+    except (SyntaxError, ValueError, TypeError, UserWarning) as error:
+        raise ConfigError(
+            f"augment: '{text}': {' '.join(str(error).split())[:300]}; expected changes of albumentations such as "
+            "HorizontalFlip(p=0.5) + Affine(rotate=(-10, 10), p=1)"
+        ) from error
+
+
+def _summands(node: ast.expr) -> list[ast.expr]:
+    if isinstance(node, ast.BinOp) and isinstance(node.op, ast.Add):
+        return [*_summands(node.left), *_summands(node.right)]
+    return [node]
+
+
+def _build_change(call: ast.expr, albumentations: Any) -> Any:
+    if not (isinstance(call, ast.Call) and isinstance(call.func, ast.Name) and not call.args):
+        raise ValueError(f"'{ast.unparse(call)}' is not a change with named values")
+    kind = getattr(albumentations, call.func.id, None)
+    if not (isinstance(kind, type) and issubclass(kind, albumentations.BasicTransform)):
+        known = [name for name in vars(albumentations) if name[0].isupper()]
+        raise ValueError(f"albumentations has no {call.func.id}{nearest(call.func.id, known)}")
+    values = {str(keyword.arg): ast.literal_eval(keyword.value) for keyword in call.keywords}
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", UserWarning)  # which is all that albumentations says of a misspelt name
+        return kind(**values)
+
+
 def _load_pipeline(path: str, albumentations: Any) -> Any:
     if not Path(path).is_file():
         known = ", ".join(PRESETS)
-        raise ConfigError(f"augment: '{path}' is neither a preset ({known}){nearest(path, list(PRESETS))} nor a file")
+        raise ConfigError(
+            f"augment: '{path}' is neither a preset ({known}){nearest(path, list(PRESETS))}, nor a file, nor changes "
+            "such as HorizontalFlip(p=0.5)"
+        )
     data_format = "yaml" if Path(path).suffix.lower() in (".yaml", ".yml") else "json"
     try:
         pipeline = albumentations.load(path, data_format=data_format)

@@ -129,7 +129,10 @@ class TrainConfig:
         "backbone", "Mean and spread of colours: the backbone's own, or measured on the training pictures.", "Pictures"
     )
     augment: str | None = _option(
-        None, "none, flip, light, standard, strong, or a file that albumentations saved.", "Pictures"
+        None,
+        "none, flip, light, standard, strong, a file that albumentations saved, or its changes by name, as in "
+        "'HorizontalFlip(p=0.5) + Affine(rotate=(-10, 10), p=1)'.",
+        "Pictures",
     )
     mirror: bool | None = _option(
         None,

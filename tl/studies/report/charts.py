@@ -51,7 +51,9 @@ def line_chart(title: str, x_label: str, lines: Sequence[Line], *, marked_x: flo
     def draw(axes: Any) -> None:
         for i, line in enumerate(lines):
             marker = "o" if len(line.xs) < 3 else None  # a single point is no line
-            axes.plot(line.xs, line.ys, color=_SERIES[i % len(_SERIES)], label=line.name, linewidth=1.6, marker=marker)
+            axes.plot(
+                line.xs, line.ys, color=_SERIES[i % len(_SERIES)], label=_short(line.name), linewidth=1.6, marker=marker
+            )
         if marked_x is not None:
             axes.axvline(marked_x, color=_FAINT, linestyle="--", linewidth=1)
         axes.set_xlabel(x_label)
@@ -138,4 +140,4 @@ def _for_page(svg: str, title: str, description: str) -> str:
 
 
 def _short(name: str) -> str:
-    return name if len(name) <= 24 else f"{name[:23]}…"
+    return name if len(name) <= 28 else f"{name[:8]}…{name[-19:]}"

@@ -8,6 +8,7 @@ from __future__ import annotations
 import csv
 import math
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -22,19 +23,26 @@ _MOST_CURVES = 6
 _CURVE = {"classification": "val_top1_accuracy", "landmarks": "val_error_px"}
 
 
-def write_sweep_report(
-    study: Study, settings: Sequence[Setting], judged: Sequence[Judged], rows: Sequence[Row], out: Path, command: str
-) -> Path:
+@dataclass(frozen=True)
+class Outcome:
+    """What came of a study. `ensemble`: split, columns and rows of the selected models' votes, if asked for."""
+
+    settings: Sequence[Setting]
+    judged: Sequence[Judged]
+    rows: Sequence[Row]
+    ensemble: tuple[str, tuple[str, ...], Sequence[Row]] | None = None
+
+
+def write_sweep_report(study: Study, outcome: Outcome, out: Path, command: str) -> Path:
     """Write `report.html` into the study's folder. Raises `OutputError`, `MissingExtraError`."""
     path = out / "report.html"
-    write_page(build_sweep_page(study, settings, judged, rows, command), path)
+    write_page(build_sweep_page(study, outcome, command), path)
     return path
 
 
-def build_sweep_page(
-    study: Study, settings: Sequence[Setting], judged: Sequence[Judged], rows: Sequence[Row], command: str
-) -> Page:
+def build_sweep_page(study: Study, outcome: Outcome, command: str) -> Page:
     """All that the page shows."""
+    settings, judged, rows = outcome.settings, outcome.judged, outcome.rows
     runs = [run for setting in settings for run in setting.runs]
     done, failed = (sum(run.state == state for run in runs) for state in ("done", "failed"))
     figures = [("runs", f"{done} of {len(runs)}"), ("settings", str(len(settings)))]
@@ -47,6 +55,7 @@ def build_sweep_page(
     sections = [
         Section("Leaderboard", [Table(tuple(rows[0]), [tuple(map(_cell, row.values())) for row in rows])]),
         *_selected(study, judged),
+        *_ensemble(outcome),
         *_curves(study, settings),
         *_effects(study, settings),
         *_failures(settings),
@@ -94,23 +103,38 @@ def _selected(study: Study, judged: Sequence[Judged]) -> list[Section]:
     return [Section("Selected", [Table(columns, rows), Note(note if any(e.test for e in judged) else without)])]
 
 
+def _ensemble(outcome: Outcome) -> list[Section]:
+    if outcome.ensemble is None:
+        return []
+    split, columns, rows = outcome.ensemble
+    table = Table(columns, [tuple(_cell(row[name]) for name in columns) for row in rows])
+    note = f"The selected models, one of each variant, alone and together on the {split} split."
+    return [Section("Ensemble", [table, Note(note)])]
+
+
 def _curves(study: Study, settings: Sequence[Setting]) -> list[Section]:
     name = _CURVE[study.task]
-    best = best_of_variants(settings)
-    chosen = best if len(best) > 1 else [setting for setting in settings if setting.val is not None]
     blocks: list[Block] = []
-    for column, title in (("train_loss", "training loss"), (name, name)):
-        lines = []
-        for setting in chosen[:_MOST_CURVES]:
-            xs, ys = _curve(setting.done[0].folder / "history.csv", column)
-            if ys:
-                lines.append(Line(setting.name, xs, ys))
-        if lines:
-            blocks.append(Chart(line_chart(title, "epoch", lines)))
-    if not blocks:
-        return []
-    which = "The best setting of each variant" if len(best) > 1 else "The best settings"
-    return [Section("Curves", [*blocks, Note(f"{which}, first seed. Heads that are solved in one go have no curve.")])]
+    for title, chosen in _together(settings).items():
+        for column in ("train_loss", name):
+            lines = []
+            for setting in chosen[:_MOST_CURVES]:
+                xs, ys = _curve(setting.done[0].folder / "history.csv", column)
+                if ys:
+                    lines.append(Line(setting.name, xs, ys))
+            if lines:
+                blocks.append(Chart(line_chart(f"{title}: {column}", "epoch", lines)))
+    note = f"First seeds, {_MOST_CURVES} curves at most. Heads that are solved in one go have none."
+    return [Section("Curves", [*blocks, Note(note)])] if blocks else []
+
+
+def _together(settings: Sequence[Setting]) -> dict[str, list[Setting]]:
+    """Which settings share a chart: the best of each variant, and those within a variant."""
+    known = [setting for setting in settings if setting.val is not None]
+    charts = {"the best of each variant": best_of_variants(settings)}
+    for variant in dict.fromkeys(setting.variant for setting in settings):
+        charts[variant or "settings"] = [setting for setting in known if setting.variant == variant]
+    return {title: chosen for title, chosen in charts.items() if len(chosen) > 1} or {"curves": known}
 
 
 def _effects(study: Study, settings: Sequence[Setting]) -> list[Section]:

@@ -1,0 +1,80 @@
+"""Every recipe is a study that runs: here with a small backbone, small pictures and one epoch."""
+
+from __future__ import annotations
+
+import csv
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from tests.commands.conftest import RunTl
+from tests.commands.conftest import run_tl as run_tl
+from tests.studies.make import make_labels
+from tests.trainer.landmarks.make import make_spots
+from tl.runtime.recipe import build_recipe
+from tl.studies.study import read_study
+from tl.trainer.augment import build_augment
+from tl.trainer.backbones import build_classifier
+
+RECIPES = Path(__file__).parents[2] / "recipes"
+# What makes a study small enough for a test, beside its data.
+SMALL = {"backbone": "squeezenet1_0", "image_size": 64, "epochs": 1, "batch_size": 8, "threads": 1, "cache": "ram"}
+FORCED = {
+    "landmarks": {"batch_size": 4},
+    "optimizers": {"per_class": 6},
+    "transfer-lab": {"per_class": 6, "head_sizes": "null"},
+    "ensemble": {"weights": "imagenet", "backbone": "mobilenet_v2"},
+    "cartoons": {"lr": 0.001},
+    "cartoons-augment": {"split_column": "split"},
+}
+
+
+@pytest.fixture
+def _weights(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Random tensors in the place of ImageNet's."""
+    torch.manual_seed(0)
+    (tmp_path / "weights").mkdir()
+    for name in ("squeezenet1_0", "mobilenet_v2"):
+        torch.save(build_classifier(name).state_dict(), tmp_path / "weights" / f"{name}.pth")
+    monkeypatch.setenv("TL_WEIGHTS_DIR", str(tmp_path / "weights"))
+    monkeypatch.setenv("TL_CACHE_DIR", str(tmp_path / "cache"))
+
+
+def test_recipes__all_are_tested() -> None:
+    assert {path.stem for path in RECIPES.glob("*.yaml")} == set(FORCED)
+
+
+@pytest.mark.parametrize("name", FORCED)
+def test_recipe__is_a_study(name: str) -> None:
+    study = read_study(RECIPES / f"{name}.yaml")
+    assert study.about
+    assert not study.doubled
+
+
+def test_recipe__augmentations_change_pictures() -> None:
+    picture = np.random.default_rng(0).integers(0, 256, (40, 40, 3), np.uint8)
+    for cell in read_study(RECIPES / "cartoons-augment.yaml").cells:
+        augment = build_augment(str(cell.config.augment), build_recipe((32, 32)))
+        if cell.config.augment != "none":
+            assert any((augment(picture, seed) != picture[4:36, 4:36]).any() for seed in range(6)), cell.setting
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("_weights")
+@pytest.mark.parametrize("name", [name for name in FORCED if name != "cartoons-augment"])  # 27 of the same
+def test_recipe__runs_to_the_end(name: str, tmp_path: Path, run_tl: RunTl) -> None:
+    data = make_spots(tmp_path / "d", 8, whole=True) if name == "landmarks" else make_labels(tmp_path)
+    words = [word for key, value in {**SMALL, **FORCED[name]}.items() for word in ("--set", f"{key}={value}")]
+    out = tmp_path / "out"
+    done = run_tl("sweep", RECIPES / f"{name}.yaml", "--data", data, "--out", out, *words)
+    assert done.code == 0, done.err
+    with (out / "leaderboard.csv").open(encoding="utf-8", newline="") as stream:
+        rows = list(csv.DictReader(stream))
+    assert rows
+    assert all(row["seeds"] == "1" for row in rows)
+    assert (out / "report.html").is_file()
+    if name == "ensemble":
+        text = (out / "ensemble.csv").read_text(encoding="utf-8")
+        assert all(f"ensemble,{rule}" in text for rule in ("soft", "hard", "max"))
