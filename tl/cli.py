@@ -16,6 +16,7 @@ from tl import __version__
 from tl.commands import (
     adopt,
     bench,
+    compare,
     convert,
     demo,
     doctor,
@@ -67,6 +68,7 @@ app.command("adopt", short_help="Turn another tool's ONNX classifier into a mode
 app.command("predict", cls=EnsembleCommand, short_help="Predict photos with model files.")(predict.command)
 app.command("evaluate", cls=EnsembleCommand, short_help="Score model files on labelled photos.")(evaluate.command)
 app.command("sweep", short_help="Train a study of many runs and compare them.")(sweep.command)
+app.command("compare", short_help="Show finished runs side by side.")(compare.command)
 app.command("report", short_help="Write the page of a run.")(report.command)
 app.command("inspect", short_help="Show what a model file says of itself.")(inspect.command)
 app.command("verify", short_help="Rerun a model file's self-test here.")(verify.command)

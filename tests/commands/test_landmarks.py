@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+import zipfile
 from pathlib import Path
 
 import numpy as np
@@ -112,6 +113,25 @@ def test_predict__ensemble_with_locator_boxes_and_drawings(run_tl: RunTl, photos
     rows = read(tmp_path / "boxed.csv")
     assert float(rows[0]["x_green"]) == pytest.approx(60, abs=0.15)
     assert "has none for this picture" in rows[1]["error"]
+
+
+def test_predict__drawings_of_archives_and_of_folders_above(
+    run_tl: RunTl, photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = make_spot_model(tmp_path / "m.onnx")
+    with zipfile.ZipFile(tmp_path / "a.zip", "w") as archive:
+        archive.write(photos / "0.png", "0.png")
+    packed = run_tl("predict", tmp_path / "a.zip", "--model", model, "--draw", tmp_path / "drawn")
+    assert packed.code == 0
+    assert "1 pictures in archives are not drawn, first" in packed.err
+    (photos / "photos").mkdir()
+    save_spots(photos / "photos" / "0.png", USUAL_XY)
+    monkeypatch.chdir(photos)
+    run_tl("predict", "../photos/0.png", "photos/0.png", "--model", model, "--draw", "d")
+    assert sorted(path.as_posix() for path in Path("d").rglob("*.jpg")) == [
+        "d/__/photos/0.png.points.jpg",
+        "d/photos/0.png.points.jpg",
+    ]
 
 
 def test_predict__a_box_model_asks_where_to_look(run_tl: RunTl, photos: Path, tmp_path: Path) -> None:

@@ -34,6 +34,15 @@ def test_read_study__every_combination_once(tmp_path: Path) -> None:
     }
 
 
+def test_read_study__what_a_variant_has_of_its_own(tmp_path: Path) -> None:
+    variants = {"a": {"seeds": [5]}, "b": {"lr": 0.1}, "c": {"lr": None}}
+    study = read_study(make_study(tmp_path / "s.yaml", tmp_path, variants=variants, seeds=[0, 1]), {"lr": 0.3})
+    assert [(cell.setting, cell.seed, cell.config.lr) for cell in study.cells] == [
+        *(("a", 5, 0.3), ("b", 0, 0.3), ("b", 1, 0.3)),
+        *(("c", 0, None), ("c", 1, None)),
+    ]
+
+
 def test_read_study__another_option_is_another_run(tmp_path: Path) -> None:
     (one,) = read_study(make_study(tmp_path / "a.yaml", tmp_path)).cells
     (same,) = read_study(make_study(tmp_path / "b.yaml", tmp_path)).cells
@@ -77,6 +86,7 @@ def test_read_study__all_faults_at_once(tmp_path: Path) -> None:
         ({"seeds": 3}, "seeds must be a list of whole numbers"),
         ({"base": [1]}, "base must be 'option: value' lines"),
         ({"variants": {"a": 3}}, "variant 'a' must be a list of options"),
+        ({"variants": {"a": {"seeds": []}}}, "variant 'a': seeds must be a list"),
     ],
 )
 def test_read_study__refused(tmp_path: Path, changes: dict[str, object], fault: str) -> None:

@@ -131,8 +131,8 @@ def command(
     of_both = {"vote_weights": vote_weights, "device": device, "threads": threads}
     predictor = _open(model, ensemble, of_points, of_output, of_classes, of_both)
     options: dict[str, Any] = {"batch_size": batch_size, "resume": resume or retry_failed, "retry_failed": retry_failed}
-    options |= {"fail_fast": fail_fast, "see": _drawer(predictor, draw), "point_format": to}
-    failed = _write_predictions(predictor, pictures, output, options)
+    options |= {"fail_fast": fail_fast, "point_format": to}
+    failed = _write_predictions(predictor, pictures, output, draw, options)
     if failed:
         raise typer.Exit(EXIT_SOME_FAILED)
 
@@ -176,8 +176,8 @@ def _read_scales(given: str | None) -> float | dict[str, float] | None:
     return scale
 
 
-def _drawer(predictor: Predictor[Any], folder: Path | None) -> Callable[[Result], None]:
-    """What draws each found result, or does nothing."""
+def _drawer(predictor: Predictor[Any], folder: Path | None, undrawn: list[str]) -> Callable[[Result], None]:
+    """What draws each found result, or does nothing. `undrawn` gets the names of those that it cannot open."""
     if folder is None:
         return lambda result: None
     from tl.runtime.drawing import draw_landmarks, is_drawable, save_drawing
@@ -187,7 +187,11 @@ def _drawer(predictor: Predictor[Any], folder: Path | None) -> Callable[[Result]
     skeleton = contract.landmarks.skeleton if contract is not None and contract.landmarks is not None else ()
 
     def draw(result: Result) -> None:
-        if isinstance(result, Landmarks) and contract is not None and is_drawable(result.path):
+        if not isinstance(result, Landmarks) or contract is None:
+            return
+        if not is_drawable(result.path):
+            undrawn.append(result.path)
+        else:
             save_drawing(draw_landmarks(result.path, result, contract.recipe, skeleton), folder, result.path)
 
     return draw
@@ -212,12 +216,15 @@ def _write_predictions(
     predictor: Predictor[Any],
     pictures: Inputs,
     output: Path | None,
+    draw: Path | None,
     options: dict[str, Any],
 ) -> int:
     """Predict and write row by row; returns how many pictures could not be read."""
     from tl.runtime.job import Tally, run_job
 
     tally = Tally()
+    undrawn: list[str] = []
+    options["see"] = _drawer(predictor, draw, undrawn)
     started = time.monotonic()
     try:
         with predictor, console_progress() as progress:
@@ -227,6 +234,8 @@ def _write_predictions(
         cure = "; go on by adding --resume" if output else ""
         warn(f"interrupted after {tally.done} of {len(pictures)} pictures{cure}")
         raise typer.Exit(EXIT_INTERRUPTED) from None
+    if undrawn:
+        warn(f"{len(undrawn)} pictures in archives are not drawn, first {undrawn[0]}: unpack them")
     new = tally.done - tally.kept
     speed = new / max(time.monotonic() - started, 1e-9)
     kept = f"{tally.kept} rows kept from before, " if tally.kept else ""

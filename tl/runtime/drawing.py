@@ -47,7 +47,8 @@ def draw_landmarks(
 def save_drawing(picture: Image.Image, folder: Path, name: str) -> Path:
     """Write a drawing as JPEG under `folder`, where `name`'s own folders are kept. Raises `OutputError`."""
     kept = PurePath(name)
-    parts = [part for part in kept.parts if part not in ("..", kept.anchor)]
+    # A folder above gets a name of its own, so that ../a/1.jpg and a/1.jpg are two drawings.
+    parts = ["__" if part == ".." else part for part in kept.parts if part != kept.anchor]
     path = folder.joinpath(*parts)
     path = path.with_name(f"{path.name}.points.jpg")
     with atomic_path(path) as temporary:

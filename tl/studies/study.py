@@ -85,12 +85,12 @@ def read_study(path: str | Path, forced: Options | None = None) -> Study:
     base, grid = _mapping(values, "base", faults), _mapping(values, "grid", faults)
     variants = _mapping(values, "variants", faults) or {"": {}}
     seeds = values.get("seeds", [0])
-    if not isinstance(seeds, list) or not seeds or not all(isinstance(seed, int) for seed in seeds):
-        faults.append(f"seeds must be a list of whole numbers, found {seeds}")
-        seeds = [0]
+    faults += _seed_faults(seeds, "")
     for name, options in variants.items():
         if not isinstance(options, dict):
             faults.append(f"variant '{name}' must be a list of options and their values")
+        else:
+            faults += _seed_faults(options.get("seeds", [0]), f"variant '{name}': ")
     _raise(faults, path)
     if "data" in base:
         base["data"] = os.path.expandvars(str(base["data"]))
@@ -125,7 +125,7 @@ def _cells(
     for variant, own in variants.items():
         axes = {**grid, **own.get("grid", {})}
         axes = {name: values for name, values in axes.items() if name not in forced}
-        fixed = {**base, **{name: value for name, value in own.items() if name != "grid"}, **forced}
+        fixed = {**base, **{name: value for name, value in own.items() if name not in ("grid", "seeds")}, **forced}
         # null in a variant says that it has no such option, whatever the others are given.
         fixed = {name: value for name, value in fixed.items() if not (name in own and own[name] is None)}
         if wrong := [name for name in (*fixed, *axes) if name in _RESERVED]:
@@ -136,7 +136,7 @@ def _cells(
             continue
         for combined in itertools.product(*axes.values()):
             point = tuple(zip(axes, combined, strict=True))
-            for seed in seeds:
+            for seed in own.get("seeds", seeds):
                 options = {"cache": "disk", **fixed, **dict(point), "seed": seed}
                 try:
                     config = config_from_mapping(options, "run")
@@ -161,6 +161,12 @@ def parse_forced(texts: Sequence[str]) -> dict[str, Any]:
             raise ConfigError(f"--set {text}: expected an option and its value, as in epochs=3{nearest(name, known)}")
         forced[name] = yaml.safe_load(value)
     return forced
+
+
+def _seed_faults(seeds: object, where: str) -> list[str]:
+    if isinstance(seeds, list) and seeds and all(isinstance(seed, int) for seed in seeds):
+        return []
+    return [f"{where}seeds must be a list of whole numbers, found {seeds}"]
 
 
 def _mapping(values: Options, key: str, faults: list[str]) -> dict[str, Any]:

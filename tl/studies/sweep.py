@@ -89,7 +89,7 @@ def run_cells(
             left = (time.monotonic() - started) / number * (len(todo) - number)
             progress.advance(note=run.cell.setting)
             progress.say(f"{_outcome(run)} ({seconds:.0f} s; about {_shown(left)} left)")
-    except KeyboardInterrupt as stop:
+    except (KeyboardInterrupt, RunInterrupted) as stop:  # here, or first in a run's own process
         raise RunInterrupted("interrupted; the same command goes on where this one stopped") from stop
     if unbegun := [run for run in todo if run.state == "open"]:
         progress.say(f"the time is up: {len(unbegun)} runs are not begun or not finished; the same command goes on")

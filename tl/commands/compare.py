@@ -1,0 +1,42 @@
+"""`tl compare`: finished runs side by side."""
+
+from __future__ import annotations
+
+import csv
+import json
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from tl.commands.console import warn
+
+
+def command(
+    runs: Annotated[list[Path], typer.Argument(help="Folders of finished runs.", show_default=False)],
+    as_json: Annotated[bool, typer.Option("--json", help="Print the rows as JSON.")] = False,
+) -> None:
+    """Show finished runs side by side: scores, cost, and the options in which they differ.
+
+    Examples:
+    - `tl compare runs/photos-finetune runs/quick`
+
+    - `tl compare runs/*/ --json`
+
+    Columns: run, same_data (pictures, labels and splits of the first run), the validation and test score with their 95%
+    intervals, best_epoch, train_seconds, trained_parameters, then each option that is not the same in all runs.
+    """
+    from tl.studies.compare import compare_runs
+    from tl.trainer.runs import Run
+
+    rows = compare_runs([Run(run) for run in runs])
+    if as_json:
+        typer.echo(json.dumps(rows))
+    else:
+        writer = csv.writer(sys.stdout, lineterminator="\n")
+        writer.writerow(rows[0])
+        for row in rows:
+            writer.writerow(f"{value:.6g}" if isinstance(value, float) else value for value in row.values())
+    if not all(row["same_data"] for row in rows):
+        warn("not all runs are of the same data: their scores do not compare")
