@@ -225,3 +225,9 @@ def test_run_selftest__of_points(spot_model: Path, tmp_path: Path) -> None:
     broken.write_bytes(wrong.read_bytes().replace(b'"expected":[12.0', b'"expected":[13.0'))
     with pytest.raises(ParityError, match="golden samples differ by 1"):
         tl.runtime.run_selftest(broken, device="cpu")
+
+
+def test_load_landmarks__a_median_has_no_weights(tmp_path: Path) -> None:
+    files = [make_spot_model(tmp_path / f"{i}.onnx") for i in range(2)]
+    with pytest.raises(EnsembleError, match="a median has no weights"):
+        tl.runtime.load_landmarks(files, device="cpu", merge="median", weights=[2, 1])

@@ -79,6 +79,8 @@ class LandmarkEnsemble:
             for c, f in zip(contracts, self.facts, strict=True)
         ]
         self.has_confidence = all("keypoint_confidence" in contract.outputs for contract in contracts)
+        if merging == "median" and weights is not None:
+            raise EnsembleError("a median has no weights: leave out --vote-weights, or merge by mean or confidence")
         if merging == "confidence" and not self.has_confidence:
             raise EnsembleError("merging by confidence needs models that give one: take mean or median")
         self._locator = locator

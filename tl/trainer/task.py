@@ -92,10 +92,7 @@ def prepare_task(config: TrainConfig, progress: Progress, check: Check = lambda 
     if config.per_class is not None:
         pictures = limit_per_class(pictures, config.per_class, config.seed)
     config = fit_batch(config, pictures, asked_batch)
-    weights = find_weights(info, str(config.weights))
-    if weights is not None and weights.is_run and config.normalise == "backbone":
-        mean, std = read_colors(weights)  # what that trunk has learned to expect
-        info = dataclasses.replace(info, mean=mean, std=std)
+    weights, info = find_start(config, info)
     check(config, info, len(_check_data(pictures, config)), weights)
     features = None
     if weights is not None and config.normalise == "backbone":
@@ -114,12 +111,9 @@ def prepare_task(config: TrainConfig, progress: Progress, check: Check = lambda 
     first = store.indices("train")[0]
     if augment is not None and not is_done(store.pictures[first], store.hashes[first]):
         augment(store.working(first), config.seed)  # its faults show now
-    if config.normalise == "dataset":
-        mean, std = color_statistics(store.input(i) for i in store.indices("train"))
-        info = dataclasses.replace(info, mean=mean, std=std)
-        progress.say(f"colours of the training pictures: mean {shown_rgb(mean)}, std {shown_rgb(std)}")
-        if weights is not None:
-            features = _open_features(config, info, recipe, augment, weights)
+    info = measure_colors(config, info, store, progress)
+    if config.normalise == "dataset" and weights is not None:
+        features = _open_features(config, info, recipe, augment, weights)
     ids = tuple(class_ids(store.pictures, class_names))
     return Task(config, info, recipe, augment, weights, store, bad, class_names, ids, features)
 
@@ -164,6 +158,24 @@ def _needs_features_alone(config: TrainConfig, augment: Augment | None) -> bool:
     return config.method == "features" and (augment is None or config.views is not None)
 
 
+def find_start(config: TrainConfig, info: BackboneInfo) -> tuple[WeightsFile | None, BackboneInfo]:
+    """The tensors to start from, and the backbone with the colours that these expect. Raises `WeightsError`."""
+    weights = find_weights(info, str(config.weights))
+    if weights is not None and weights.is_run and config.normalise == "backbone":
+        mean, std = read_colors(weights)  # what that trunk has learned to expect
+        info = dataclasses.replace(info, mean=mean, std=std)
+    return weights, info
+
+
+def measure_colors(config: TrainConfig, info: BackboneInfo, store: PictureStore, progress: Progress) -> BackboneInfo:
+    """The backbone with the colours of the training pictures, if the config asks for them."""
+    if config.normalise != "dataset":
+        return info
+    mean, std = color_statistics(store.input(i) for i in store.indices("train"))
+    progress.say(f"colours of the training pictures: mean {_shown_rgb(mean)}, std {_shown_rgb(std)}")
+    return dataclasses.replace(info, mean=mean, std=std)
+
+
 def fit_batch(config: TrainConfig, pictures: Sequence[Picture], asked: int | None) -> TrainConfig:
     """A batch size that nobody asked for shrinks to the data. Raises `ConfigError` for one that somebody did."""
     count = sum(picture.split == "train" for picture in pictures) * (config.views or 1)
@@ -199,6 +211,6 @@ def build_run_recipe(config: TrainConfig, info: BackboneInfo) -> Recipe:
     )
 
 
-def shown_rgb(rgb: Sequence[float]) -> str:
+def _shown_rgb(rgb: Sequence[float]) -> str:
     """Three numbers for a person."""
     return " ".join(f"{value:.4f}" for value in rgb)

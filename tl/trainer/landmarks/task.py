@@ -27,9 +27,8 @@ from tl.trainer.landmarks.data import Annotated, find_odd, mark_points, points_o
 from tl.trainer.options import resolve, settled
 from tl.trainer.pictures import PictureStore, check_readable, load_pictures
 from tl.trainer.progress import Progress
-from tl.trainer.statistics import color_statistics
-from tl.trainer.task import build_run_recipe, find_info, fit_batch, shown_rgb
-from tl.trainer.weight_files import WeightsFile, find_weights, read_colors
+from tl.trainer.task import build_run_recipe, find_info, find_start, fit_batch, measure_colors
+from tl.trainer.weight_files import WeightsFile
 
 # The outermost points lie on the very edge of a crop without margin.
 _ROUNDING_PX = 1e-3
@@ -106,19 +105,13 @@ def prepare_landmark_task(config: TrainConfig, progress: Progress, check: Check 
     augment = build_augment(str(config.augment), recipe, points=True, mirror=mirror)
     pictures = _learnable(annotated, config)
     config = _fit_epochs(fit_batch(config, pictures, asked.batch_size), pictures, asked)
-    weights = find_weights(info, str(config.weights))
-    if weights is not None and weights.is_run and config.normalise == "backbone":
-        mean, std = read_colors(weights)  # what that trunk has learned to expect
-        info = dataclasses.replace(info, mean=mean, std=std)
+    weights, info = find_start(config, info)
     check(config, info, len(annotated.landmarks.keypoint_names), weights)
     store, bad = load_pictures(pictures, recipe, config.cache, progress)
     if not config.skip_bad:
         check_readable(bad, "mend or remove them, or go on without them by --skip-bad")
     _check_splits(store.pictures, config)
-    if config.normalise == "dataset":
-        mean, std = color_statistics(store.input(i) for i in store.indices("train"))
-        info = dataclasses.replace(info, mean=mean, std=std)
-        progress.say(f"colours of the training pictures: mean {shown_rgb(mean)}, std {shown_rgb(std)}")
+    info = measure_colors(config, info, store, progress)
     by_name = points_of(annotated.landmarks)
     points = tuple(by_name[picture.name] for picture in store.pictures)
     _check_points(store, points, annotated.landmarks.keypoint_names)
