@@ -38,7 +38,9 @@ def test_predict__csv(run_tl: RunTl, photos: Path, tmp_path: Path) -> None:
     assert done.code == 3
     rows = read(tmp_path / "out.csv")
     points = [f"{sign}_{name}" for name in ("red", "green", "blue") for sign in "xyp"]
-    assert list(rows[0]) == ["path", *points, "shape_distance", "is_odd", "error"]
+    assert list(rows[0]) == ["path", *points, "centroid_size", "shape_distance", "is_odd", "error"]
+    true_size = float(np.sqrt(((USUAL_XY - USUAL_XY.mean(axis=0)) ** 2).sum()))
+    assert float(rows[0]["centroid_size"]) == pytest.approx(true_size, abs=0.3)
     assert float(rows[1]["x_red"]) == pytest.approx(21, abs=0.15)  # hundredths of the model's, at 60% of the size
     assert [row["is_odd"] for row in rows] == ["no", "no", ""]
     assert rows[2]["error"]

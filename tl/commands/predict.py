@@ -118,7 +118,7 @@ def command(
 
     Columns: path, label, confidence, p:CLASS of each class, error; ensembles add agreement, entropy and vote:MEMBER.
     Of landmarks: path, xPOINT, yPOINT in pixels of the upright photo, pPOINT (confidence) where the model gives it,
-    sPOINT (spread in pixels) of an ensemble, shape_distance, is_odd, error.
+    sPOINT (spread in pixels) of an ensemble, centroid_size, shape_distance, is_odd, error.
     Exit code 3 says that some pictures could not be read: their rows hold the reason. Beside OUT lies OUT.ledger, by
     which --resume knows what is done; without need for it, delete it.
     """

@@ -74,9 +74,9 @@ class ClassColumns:
 
 @dataclass(frozen=True)
 class PointColumns:
-    """`path[,mm_per_px],x<point>,y<point>[,p<point>][,s<point>]...,shape_distance,is_odd,error`, as in landmark files.
+    """`path[,mm_per_px],x<point>,y<point>[,p<point>][,s<point>]...,centroid_size,shape_distance,is_odd,error`.
 
-    p: confidence. s: spread of an ensemble's members in pixels of the photo.
+    p: confidence. s: spread of an ensemble's members in pixels of the photo. Can be read as a file of landmarks.
     """
 
     keypoint_names: Sequence[str]
@@ -93,7 +93,7 @@ class PointColumns:
         for name in self.keypoint_names:
             joined = name if name.isdigit() else f"_{name}"
             types |= {f"{sign}{joined}": "number" for sign in self._signs}
-        return {**types, "shape_distance": "number", "is_odd": "flag", "error": "text"}
+        return {**types, "centroid_size": "number", "shape_distance": "number", "is_odd": "flag", "error": "text"}
 
     @property
     def _signs(self) -> str:
@@ -106,7 +106,7 @@ class PointColumns:
         for name in self.keypoint_names:
             point = points.get(name, {})
             row += [point.get(key) for key in self._keys]
-        return [*row, line.get("shape_distance"), line.get("is_odd"), line.get("error")]
+        return [*row, line.get("centroid_size"), line.get("shape_distance"), line.get("is_odd"), line.get("error")]
 
     @property
     def _keys(self) -> list[str]:
@@ -126,7 +126,7 @@ class PointColumns:
             if self.with_spread:
                 row.append("" if result.spread_px is None else number(float(result.spread_px[k])))
         distance = "" if result.shape_distance is None else number(result.shape_distance)
-        return csv_line([*row, distance, "yes" if result.is_odd else "no", ""])
+        return csv_line([*row, number(result.centroid_size), distance, "yes" if result.is_odd else "no", ""])
 
 
 def number(value: float) -> str:

@@ -1,6 +1,6 @@
 """What a prediction gives back: small frozen dataclasses with numpy arrays, and their plain form.
 
-Knows neither models nor files formats.
+Knows neither models nor file formats.
 """
 
 from __future__ import annotations
@@ -10,6 +10,8 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+
+from tl.runtime.shapes import centroid_size
 
 
 @dataclass(frozen=True)
@@ -83,6 +85,11 @@ class Landmarks:
     members_xy: NDArray[np.float64] | None = None
     mm_per_px: float | None = None
 
+    @property
+    def centroid_size(self) -> float:
+        """Of the points, in pixels of the photo: how large the specimen is, whatever its shape."""
+        return centroid_size(self.keypoints_xy)
+
     def as_dict(self) -> dict[str, Any]:
         """Plain values for JSON."""
         points: dict[str, dict[str, float]] = {}
@@ -97,6 +104,7 @@ class Landmarks:
             "path": self.path,
             "mm_per_px": self.mm_per_px,
             "keypoints": points,
+            "centroid_size": self.centroid_size,
             "shape_distance": self.shape_distance,
             "is_odd": self.is_odd,
             "image_hw": list(self.image_hw),

@@ -20,7 +20,7 @@ from tl.runtime.landmarks import MISSING, VISIBLE, LandmarkSet, PictureLandmarks
 BOX = ("box_x", "box_y", "box_w", "box_h")
 _OTHERS = ("path", "split", "group", "mm_per_px", *BOX)
 # Of predictions: read over. Rows with an error have no points and are counted in `remarks`.
-_PREDICTED = ("shape_distance", "is_odd", "error")
+_PREDICTED = ("centroid_size", "shape_distance", "is_odd", "error")
 
 
 def read(text: str, where: str) -> LandmarkSet:
