@@ -31,6 +31,13 @@ def test_charts__say_in_words_what_they_show() -> None:
     assert "tip 1, a name too long to be shown as a whole 2.5" in CHARTS["bars"]()
 
 
+def test_charts__names_of_any_kind() -> None:
+    svg = line_chart("a", "epoch", [Line("$x_", [1, 2, 3], [1.0, 2.0, 1.0]), Line("_y$", [1, 2, 3], [1.0, 2.0, 1.0])])
+    assert ">$x_<" in svg
+    assert ">_y$<" in svg
+    assert ">left$wing$tip<" in bar_chart("b", "px", ["left$wing$tip"], [1.0])
+
+
 def test_charts__two_on_a_page_share_no_names() -> None:
     ids = [set(re.findall(r'\bid="([^"]+)"', CHARTS[kind]())) for kind in CHARTS]
     assert sum(map(len, ids)) == len(set().union(*ids))

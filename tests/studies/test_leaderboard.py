@@ -50,6 +50,11 @@ def test_best_of_variants__whole_settings_first(runs: list[CellRun]) -> None:
     assert [setting.name for setting in chosen] == ["b lr=0.1", "a lr=0.1"]
 
 
+def test_best_of_variants__values_of_an_axis_apart(runs: list[CellRun]) -> None:
+    chosen = best_of_variants(build_settings(runs, "classification"), apart=["lr"])
+    assert sorted(setting.name for setting in chosen) == ["a lr=0.1", "a lr=0.2", "b lr=0.1"]
+
+
 def test_build_settings__less_error_is_better(tmp_path: Path) -> None:
     runs = [make_run(tmp_path, "a", lr, 0, error) for lr, error in ((0.1, 9.0), (0.2, 4.0))]
     for run in runs:
@@ -66,6 +71,7 @@ def test_effects__by_value(runs: list[CellRun]) -> None:
 
 def test_estimate__of_one_and_of_three() -> None:
     assert estimate([0.5], (0.4, 0.6)).low == 0.4
+    assert estimate([0.5, 0.5], (0.4, 0.6)).low == 0.4  # equal seeds say nothing of their spread
     three = estimate([0.90, 0.92, 0.94])
     # scipy.stats.t.interval(0.95, 2, 0.92, scipy.stats.sem([...])) by hand: 4.3027 * 0.02 / sqrt(3)
     assert (three.low, three.high) == (pytest.approx(0.92 - 0.049683, abs=1e-5), pytest.approx(0.969683, abs=1e-5))

@@ -47,15 +47,15 @@ def test_recipes__all_are_tested() -> None:
 
 
 @pytest.mark.parametrize("name", FORCED)
-def test_recipe__is_a_study(name: str) -> None:
-    study = read_study(RECIPES / f"{name}.yaml")
+def test_recipe__is_a_study(name: str, tmp_path: Path) -> None:
+    study = read_study(RECIPES / f"{name}.yaml", {"data": str(tmp_path)})
     assert study.about
     assert not study.doubled
 
 
-def test_recipe__augmentations_change_pictures() -> None:
+def test_recipe__augmentations_change_pictures(tmp_path: Path) -> None:
     picture = np.random.default_rng(0).integers(0, 256, (40, 40, 3), np.uint8)
-    for cell in read_study(RECIPES / "cartoons-augment.yaml").cells:
+    for cell in read_study(RECIPES / "cartoons-augment.yaml", {"data": str(tmp_path)}).cells:
         augment = build_augment(str(cell.config.augment), build_recipe((32, 32)))
         if cell.config.augment != "none":
             assert any((augment(picture, seed) != picture[4:36, 4:36]).any() for seed in range(6)), cell.setting

@@ -36,6 +36,10 @@ def test_read_study__every_combination_once(tmp_path: Path) -> None:
 
 def test_read_study__what_a_variant_has_of_its_own(tmp_path: Path) -> None:
     variants = {"a": {"seeds": [5]}, "b": {"lr": 0.1}, "c": {"lr": None}}
+    study = read_study(make_study(tmp_path / "t.yaml", tmp_path, variants=variants, grid={"lr": [0.5, 0.6]}))
+    assert [(cell.setting, cell.config.lr) for cell in study.cells] == [
+        *(("a lr=0.5", 0.5), ("a lr=0.6", 0.6), ("b", 0.1), ("c", None)),  # an axis it names itself is none of it
+    ]
     study = read_study(make_study(tmp_path / "s.yaml", tmp_path, variants=variants, seeds=[0, 1]), {"lr": 0.3})
     assert [(cell.setting, cell.seed, cell.config.lr) for cell in study.cells] == [
         *(("a", 5, 0.3), ("b", 0, 0.3), ("b", 1, 0.3)),
@@ -84,6 +88,12 @@ def test_read_study__all_faults_at_once(tmp_path: Path) -> None:
     [
         ({"variant": {}}, r"unknown key 'variant' \(nearest: 'variants'\)"),
         ({"seeds": 3}, "seeds must be a list of whole numbers"),
+        ({"test": "false"}, "test must be true or false"),
+        ({"ensemble": 1}, "ensemble must be true or false"),
+        ({"apart": "lr"}, "apart must be a list"),
+        ({"variants": {"a": {"grid": [1]}}}, "variant 'a': grid must be"),
+        ({"base": {"backbone": "smallcnn"}}, "data: '' is not there"),
+        ({"base": {"data": "/nowhere"}}, "data: '/nowhere' is not there"),
         ({"base": [1]}, "base must be 'option: value' lines"),
         ({"variants": {"a": 3}}, "variant 'a' must be a list of options"),
         ({"variants": {"a": {"seeds": []}}}, "variant 'a': seeds must be a list"),
@@ -96,6 +106,7 @@ def test_read_study__refused(tmp_path: Path, changes: dict[str, object], fault: 
 
 def test_read_study__data_from_the_environment(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PHOTOS", str(tmp_path))
+    (tmp_path / "x").mkdir()
     path = make_study(tmp_path / "s.yaml", Path("$PHOTOS/x"))
     assert read_study(path).cells[0].config.data == f"{tmp_path}/x"
 
@@ -103,6 +114,7 @@ def test_read_study__data_from_the_environment(tmp_path: Path, monkeypatch: pyte
 def test_parse_forced__refused() -> None:
     with pytest.raises(ConfigError, match=r"--set epoch=3: .*nearest: 'epochs'"):
         parse_forced(["epoch=3"])
+    assert parse_forced(["freeze=*x"]) == {"freeze": "*x"}
     assert parse_forced(["epochs=3", "lr=auto", "head_sizes=[8, 4]"]) == {
         "epochs": 3,
         "lr": "auto",

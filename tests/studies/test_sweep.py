@@ -10,12 +10,15 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from tests.commands.conftest import RunTl
 from tests.commands.conftest import run_tl as run_tl
 from tests.studies.make import make_labels, make_study
+from tl.studies.study import read_study
+from tl.studies.sweep import cell_runs, hold, train_cell
 
 
 @pytest.fixture(scope="module")
@@ -57,6 +60,64 @@ def test_sweep__from_file_to_page(labels: Path, tmp_path: Path, run_tl: RunTl) -
     assert {path: path.stat().st_mtime_ns for path in kept} == kept
     assert (tmp_path / "o" / "selected.json").stat().st_mtime_ns == judged
     assert [row["variant"] for row in json.loads(again.out)] == ["slow", "slow", "broken"]
+
+
+def test_sweep__what_cannot_be_judged_costs_no_leaderboard(
+    labels: Path, tmp_path: Path, run_tl: RunTl, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    study = make_study(tmp_path / "s.yaml", labels)
+    (tmp_path / "o").mkdir()
+    (tmp_path / "o" / "models").touch()  # a file where the folder of models should be
+    done = run_tl("sweep", study, "--out", tmp_path / "o")
+    assert done.code == 3
+    assert "not judged: base seed 0:" in done.err
+    assert [row["selected"] for row in rows_of(tmp_path / "o")] == ["False"]
+    assert "Failed" in (tmp_path / "o" / "report.html").read_text(encoding="utf-8")
+
+
+def test_sweep__data_that_change_between_its_runs(labels: Path, tmp_path: Path, run_tl: RunTl) -> None:
+    data = tmp_path / "labels.csv"
+    lines = [f"{labels.parent}/{line}" for line in labels.read_text(encoding="utf-8").splitlines()[1:]]
+    data.write_text("\n".join(["path,label,split", *lines]), encoding="utf-8")
+    study = make_study(tmp_path / "s.yaml", data, grid={"lr": [0.001, 0.01]})
+    run_tl("sweep", study, "--out", tmp_path / "o", "--budget", "0.01s")
+    data.write_text("\n".join(["path,label,split", *lines[1:]]), encoding="utf-8")
+    done = run_tl("sweep", study, "--out", tmp_path / "o")
+    assert done.code == 1
+    assert "has changed between runs of this study" in done.err
+
+
+def test_sweep__a_run_trained_anew_is_judged_anew(labels: Path, tmp_path: Path, run_tl: RunTl) -> None:
+    study = make_study(tmp_path / "s.yaml", labels)
+    run_tl("sweep", study, "--out", tmp_path / "o")
+    kept = json.loads((tmp_path / "o" / "selected.json").read_text(encoding="utf-8"))
+    (name,) = kept
+    kept[name] |= {"score": 0.123}
+    (tmp_path / "o" / "selected.json").write_text(json.dumps(kept), encoding="utf-8")
+    run_tl("sweep", study, "--out", tmp_path / "o")
+    assert rows_of(tmp_path / "o")[0]["test_top1_accuracy"] == "0.123"  # kept: nobody looked again
+    kept[name] |= {"network": "another"}
+    (tmp_path / "o" / "selected.json").write_text(json.dumps(kept), encoding="utf-8")
+    run_tl("sweep", study, "--out", tmp_path / "o")
+    assert rows_of(tmp_path / "o")[0]["test_top1_accuracy"] != "0.123"
+
+
+def test_sweep__one_at_a_time(labels: Path, tmp_path: Path, run_tl: RunTl) -> None:
+    study = make_study(tmp_path / "s.yaml", labels)
+    with hold(tmp_path / "o"):
+        done = run_tl("sweep", study, "--out", tmp_path / "o")
+    assert (done.code, "another tl sweep is at work here" in done.err) == (1, True)
+    (tmp_path / "file").touch()
+    assert run_tl("sweep", study, "--out", tmp_path / "file").code == 1
+
+
+def test_train_cell__a_state_that_cannot_be_taken_up(labels: Path, tmp_path: Path) -> None:
+    (run,) = cell_runs(read_study(make_study(tmp_path / "s.yaml", labels)), tmp_path / "o")
+    assert train_cell(run, None)
+    (run.folder / "metrics.json").unlink()
+    (run.folder / "last.pt").write_bytes(b"damaged")
+    assert train_cell(run, None)
+    assert run.state == "done"
 
 
 def test_sweep__within_a_budget(labels: Path, tmp_path: Path, run_tl: RunTl) -> None:
@@ -101,7 +162,6 @@ def test_sweep__killed_goes_on(labels: Path, tmp_path: Path) -> None:
 
 @pytest.mark.slow
 def test_sweep__several_at_once_and_one_of_them_killed(labels: Path, tmp_path: Path) -> None:
-    # A run of many epochs is killed once; it gets another chance alone, and the others are not marked as failed.
     study = make_study(tmp_path / "s.yaml", labels, grid={"lr": [0.001, 0.01, 0.1]}, test=False)
     command = [sys.executable, "-m", "tl", "sweep", str(study), "--out", str(tmp_path / "o"), "--jobs", "2"]
     process = subprocess.Popen(
@@ -110,9 +170,45 @@ def test_sweep__several_at_once_and_one_of_them_killed(labels: Path, tmp_path: P
     deadline = time.monotonic() + 120
     while len(list((tmp_path / "o").rglob("history.csv"))) < 2 and time.monotonic() < deadline:
         time.sleep(0.05)
-    children = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text(encoding="utf-8").split()
-    workers = [pid for pid in children if b"spawn_main" in Path(f"/proc/{pid}/cmdline").read_bytes()]
-    os.kill(int(workers[0]), signal.SIGKILL)
+    os.kill(int(children_of(process)[0]), signal.SIGKILL)
     _, errors = process.communicate(timeout=300)
-    assert process.returncode == 0, errors
-    assert [row["failed"] for row in rows_of(tmp_path / "o")] == ["0"] * 3
+    assert process.returncode == 3, errors
+    assert sorted(row["failed"] for row in rows_of(tmp_path / "o")) == ["0", "0", "1"]
+    assert "its process was killed" in errors
+
+
+@pytest.mark.slow
+def test_sweep__workers_do_not_outlive_it(labels: Path, tmp_path: Path) -> None:
+    study = make_study(tmp_path / "s.yaml", labels, test=False)
+    command = [sys.executable, "-m", "tl", "sweep", str(study), "--out", str(tmp_path / "o"), "--set", "epochs=100000"]
+    process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    deadline = time.monotonic() + 120
+    while not list((tmp_path / "o").rglob("history.csv")) and time.monotonic() < deadline:
+        time.sleep(0.05)
+    workers = children_of(process)
+    assert workers
+    process.kill()
+    process.wait()
+    while any(Path(f"/proc/{pid}").exists() for pid in workers) and time.monotonic() < deadline:
+        time.sleep(0.05)
+    assert not [pid for pid in workers if Path(f"/proc/{pid}").exists()]
+
+
+@pytest.mark.slow
+def test_sweep__interrupted_saves_what_it_has(labels: Path, tmp_path: Path) -> None:
+    study = make_study(tmp_path / "s.yaml", labels, test=False)
+    command = [sys.executable, "-m", "tl", "sweep", str(study), "--out", str(tmp_path / "o"), "--set", "epochs=100000"]
+    process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
+    deadline = time.monotonic() + 120
+    while not list((tmp_path / "o").rglob("last.pt")) and time.monotonic() < deadline:
+        time.sleep(0.05)
+    process.send_signal(signal.SIGINT)  # to it alone, as an editor's stop button does
+    _, errors = process.communicate(timeout=90)
+    assert process.returncode == 130
+    assert "the same command goes on" in errors
+
+
+def children_of(process: subprocess.Popen[Any]) -> list[str]:
+    """The processes that train."""
+    children = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text(encoding="utf-8").split()
+    return [pid for pid in children if b"spawn_main" in Path(f"/proc/{pid}/cmdline").read_bytes()]

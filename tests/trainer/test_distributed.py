@@ -240,7 +240,9 @@ def test_train__two_processes_are_one(photos_of_five: Path, tmp_path: Path) -> N
     # 12 pictures in batches of 7 and 5: uneven shares and an uneven last batch; everything that has a state.
     options = {"epochs": 6, "patience": 2, "lr": 0.2, "ema_decay": 0.5, "clip_norm": 1.0, "accumulate": 2}
     options |= {"label_smoothing": 0.1, "class_weights": "balanced", "monitor": "train_loss", "schedule": "plateau"}
-    code, out, err = finish(start([*command_line(photos_of_five, tmp_path / "two", **options), "--json"]))
+    code, out, err = finish(
+        start([*command_line(photos_of_five, tmp_path / "two", **options), "--json", "--no-report"])
+    )
     assert code == 0, err
     one = train_here(photos_of_five, tmp_path / "one", **{**OPTIONS, "batch_size": 7, **options})
     two = Run(tmp_path / "two")

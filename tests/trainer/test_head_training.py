@@ -83,7 +83,9 @@ def names_in(run: Run) -> set[str]:
     return {path.name for path in run.folder.iterdir() if "tfevents" not in path.name}
 
 
-ALWAYS = {"best.safetensors", "config.yaml", "findings.csv", "manifest.csv", "metrics.json", "predictions_val.csv"}
+ALWAYS = {"best.safetensors", "config.yaml", "environment.json", "findings.csv", "manifest.csv", "metrics.json"} | {
+    "predictions_val.csv"
+}
 
 
 @pytest.mark.parametrize("changes", SOLVED)

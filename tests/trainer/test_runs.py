@@ -288,6 +288,7 @@ def test_finished_run__files(finished_run: Run) -> None:
     assert file_names(finished_run) == [
         "best.safetensors",
         "config.yaml",
+        "environment.json",
         "events.out.tfevents",
         "findings.csv",
         "history.csv",

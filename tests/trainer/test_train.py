@@ -105,7 +105,7 @@ def test_train__run_files_hold_together(photos: Path, finished_run: Run) -> None
         assert row["label"] == names[int(np.argmax(values))]
         assert float(row["confidence"]) == max(values)
     metrics = json.loads((finished_run.folder / "metrics.json").read_text(encoding="utf-8"))
-    assert set(metrics) == {"best_epoch", "train_seconds", "temperature", "val"}
+    assert set(metrics) == {"best_epoch", "train_seconds", "trained_parameters", "temperature", "val"}
     assert metrics["temperature"] == load_network(finished_run)[1].temperature != 1.0
     truth, decided = [row["true_label"] for row in rows], [row["label"] for row in rows]
     assert metrics["val"]["n"] == len(rows) == 3  # a fifth of each class of 6, rounded
@@ -291,7 +291,8 @@ def test_train__a_solved_head_has_no_epochs(
     photos: Path, finished_run: Run, tmp_path: Path, head: str, trials: int
 ) -> None:
     result = train_here(photos, tmp_path / "r", method="features", weights=str(finished_run.folder), head=head)
-    names = ["best.safetensors", "c_search.csv", "config.yaml", "findings.csv", "manifest.csv", "metrics.json"]
+    names = ["best.safetensors", "c_search.csv", "config.yaml", "environment.json", "findings.csv", "manifest.csv"]
+    names.append("metrics.json")
     assert sorted(path.name for path in result.run.folder.iterdir()) == [*names, "predictions_val.csv"]
     assert result.metrics["best_epoch"] is None
     searched = read_rows(result.run.folder / "c_search.csv")

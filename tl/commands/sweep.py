@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from tl.commands.console import EXIT_SOME_FAILED, console_progress, warn
-from tl.errors import ConfigError, DataError
+from tl.errors import ConfigError, DataError, TlError
 
 if TYPE_CHECKING:
     from tl.studies.study import Study
@@ -47,7 +47,7 @@ def command(
     .json, report.html, the runs, and models/ with what was selected. docs/studies.md says how a study is written.
     """
     from tl.studies.study import parse_forced, read_study
-    from tl.studies.sweep import cell_runs, run_cells
+    from tl.studies.sweep import cell_runs, hold, run_cells
 
     budget_s = None if budget is None else _seconds(budget)
     options = parse_forced(forced or []) | ({"data": data} if data else {})
@@ -59,42 +59,50 @@ def command(
     if dry_run:
         _show_plan(study, runs)
         return
-    folder.mkdir(parents=True, exist_ok=True)
-    with console_progress() as progress:
-        run_cells(runs, progress, jobs=jobs, budget_s=budget_s, retry_failed=retry_failed)
-    _finish(study, runs, folder, test=test and study.test, as_json=as_json)
-    if any(run.state == "failed" for run in runs):
+    with hold(folder):
+        with console_progress() as progress:
+            run_cells(runs, progress, jobs=jobs, budget_s=budget_s, retry_failed=retry_failed)
+        is_whole = _finish(study, runs, folder, test=test and study.test, as_json=as_json)
+    if not is_whole:
         raise typer.Exit(EXIT_SOME_FAILED)
 
 
-def _finish(study: Study, runs: list[CellRun], folder: Path, *, test: bool, as_json: bool) -> None:
-    """Select, judge, and write what came out."""
+def _finish(study: Study, runs: list[CellRun], folder: Path, *, test: bool, as_json: bool) -> bool:
+    """Select, judge, and write what came out; whether nothing failed."""
     from tl.studies.ensembles import judge_ensemble
     from tl.studies.leaderboard import best_of_variants, build_settings
     from tl.studies.report.sweep_page import Outcome, write_sweep_report
     from tl.studies.selection import judge_selected
     from tl.studies.study_files import leaderboard_rows, write_leaderboard
+    from tl.studies.sweep import check_same_data
 
+    check_same_data(runs)
     settings = build_settings(runs, study.task)
     failures = [run for run in runs if run.state == "failed"]
     for run in failures:
         warn(f"failed: {run.cell.setting} seed {run.cell.seed}: {run.error}")
     if not any(setting.done for setting in settings):
         raise DataError(f"{folder}: no run has finished")
-    is_whole = all(run.state != "open" for run in runs)
+    # An unfinished study has selected nothing yet, and must not look at test data.
+    chosen = best_of_variants(settings, study.apart) if all(run.state != "open" for run in runs) else []
+    write_leaderboard(leaderboard_rows(study, settings, []), folder)
     with console_progress() as progress:
-        # An unfinished study has selected nothing yet, and must not look at test data.
-        chosen = best_of_variants(settings) if is_whole else []
-        judged = judge_selected(chosen, study.task, folder, progress, test=test)
+        judged, faults = judge_selected(chosen, study.task, folder, progress, test=test)
         together = None
         if study.ensemble and len(judged) > 1:
-            together = judge_ensemble(judged, study.task, folder, progress, test=test)
+            try:
+                together = judge_ensemble(judged, study.task, folder, progress, test=test)
+            except TlError as error:
+                faults.append(str(error))
+    for fault in faults:
+        warn(f"not judged: {fault}")
     rows = leaderboard_rows(study, settings, judged)
     write_leaderboard(rows, folder)
-    shown = Outcome(settings, judged, rows, together)
+    shown = Outcome(settings, judged, rows, test, together, faults)
     page = write_sweep_report(study, shown, folder, shlex.join(["tl", *sys.argv[1:]]))
     warn(f"leaderboard: {folder / 'leaderboard.csv'}    report: {page}")
     typer.echo(json.dumps(rows) if as_json else (folder / "leaderboard.csv").read_text(encoding="utf-8"), nl=as_json)
+    return not failures and not faults
 
 
 def _show_plan(study: Study, runs: list[CellRun]) -> None:

@@ -1,48 +1,86 @@
 """The selected models of a study as an ensemble: each member and every way of voting or merging, on one split.
 
-Knows model files and the runtime's evaluation. Does not choose members.
+Knows model files, run folders and the runtime's evaluation. Does not choose members.
 """
 
 from __future__ import annotations
 
 import json
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from tl.errors import EnsembleError
+from tl.runtime.content import hash_file
 from tl.runtime.files import write_text
 from tl.studies.selection import Judged
+from tl.studies.sweep import CellRun
 from tl.trainer.progress import Progress
 from tl.trainer.runs import Run, write_csv
 
+Row = dict[str, Any]
 
-def judge_ensemble(
-    judged: Sequence[Judged], task: str, out: Path, progress: Progress, *, test: bool
-) -> tuple[str, tuple[str, ...], list[dict[str, Any]]]:
-    """The split, the columns and the rows of ensemble.csv, which is written. Members: one of each variant, first seed.
 
-    The split is test where there is one, else validation. Scored once: ensemble.json keeps it. Raises `EnsembleError`
-    for models that cannot vote together.
+@dataclass(frozen=True)
+class EnsembleScores:
+    """`rows`: each member, then every rule, with `columns` among their keys. `seed`: of the members."""
+
+    split: str
+    seed: int
+    columns: tuple[str, ...]
+    rows: list[Row]
+
+
+def judge_ensemble(judged: Sequence[Judged], task: str, out: Path, progress: Progress, *, test: bool) -> EnsembleScores:
+    """Score one model of each variant, all of one seed, alone and together, and write ensemble.csv.
+
+    On test where there is one, else on validation pictures; scored once, for ensemble.json keeps it. Raises
+    `EnsembleError` for models that cannot be judged together.
     """
-    first = [each.setting.done[0] for each in judged]
-    models = [out / "models" / f"{run.cell.name}.onnx" for run in first]
-    run = Run(first[0].folder)
-    split = "test" if test and run.pictures("test") else "val"
+    runs = _of_one_seed(judged)
+    models = [out / "models" / f"{run.cell.name}.onnx" for run in runs]
+    first = Run(runs[0].folder)
+    split = "test" if test and first.pictures("test") else "val"
+    _check_unseen(runs, split)
+    key = {"models": [hash_file(model) for model in models], "split": split, "data": first.data_hash()}
     kept = out / "ensemble.json"
-    key = {"models": [model.name for model in models], "split": split}
-    if kept.is_file():
-        found = json.loads(kept.read_text(encoding="utf-8"))
-        if found["key"] == key:
-            return split, tuple(found["columns"]), found["rows"]
-    columns, rows = (_points if task == "landmarks" else _classes)(run, models, split, progress)
-    write_text(kept, json.dumps({"key": key, "columns": columns, "rows": rows}) + "\n")
-    write_csv(out / "ensemble.csv", columns, [[_digits(row[name]) for name in columns] for row in rows])
-    return split, columns, rows
+    found = json.loads(kept.read_text(encoding="utf-8")) if kept.is_file() else {}
+    if found.get("key") != key:
+        columns, rows = (_points if task == "landmarks" else _classes)(first, models, split, progress)
+        found = {"key": key, "columns": columns, "rows": rows}
+        write_text(kept, json.dumps(found) + "\n")
+        write_csv(out / "ensemble.csv", columns, [[_digits(row[name]) for name in columns] for row in rows])
+    return EnsembleScores(split, runs[0].cell.seed, tuple(found["columns"]), found["rows"])
 
 
-def _classes(
-    run: Run, models: Sequence[Path], split: str, progress: Progress
-) -> tuple[tuple[str, ...], list[dict[str, Any]]]:
+def _of_one_seed(judged: Sequence[Judged]) -> list[CellRun]:
+    by_seed = [{run.cell.seed: run for run in each.setting.done} for each in judged]
+    shared = sorted(set.intersection(*map(set, by_seed)))
+    if not shared:
+        raise EnsembleError("no ensemble: the selected settings share no seed whose runs have all finished")
+    runs = [runs[shared[0]] for runs in by_seed]
+    if len({run.cell.config.crop for run in runs}) > 1:
+        raise EnsembleError("no ensemble: the selected models look at different parts of a photo (crop)")
+    return runs
+
+
+def _check_unseen(runs: Sequence[CellRun], split: str) -> None:
+    """Raise `EnsembleError` if a member learnt from a picture that the first one is judged by."""
+    judged_by = set(_contents(runs[0], split))
+    for run in runs[1:]:
+        if judged_by & set(_contents(run, "train")):
+            raise EnsembleError(
+                f"no ensemble: {run.cell.setting} learnt from {split} pictures of {runs[0].cell.setting}; "
+                "give all the same division of the data"
+            )
+
+
+def _contents(run: CellRun, split: str) -> list[str]:
+    return Run(run.folder).digests(split)
+
+
+def _classes(run: Run, models: Sequence[Path], split: str, progress: Progress) -> tuple[tuple[str, ...], list[Row]]:
     from tl.runtime.predictor import load
     from tl.trainer.data import read_pictures
     from tl.trainer.evaluate import COLUMNS, choose_split, evaluate
@@ -52,9 +90,7 @@ def _classes(
         return COLUMNS, evaluate(predictor, pictures, progress).rows
 
 
-def _points(
-    run: Run, models: Sequence[Path], split: str, progress: Progress
-) -> tuple[tuple[str, ...], list[dict[str, Any]]]:
+def _points(run: Run, models: Sequence[Path], split: str, progress: Progress) -> tuple[tuple[str, ...], list[Row]]:
     from tl.runtime.predictor import load_landmarks
     from tl.trainer.landmarks.evaluate import COLUMNS, evaluate_points, read_split
 

@@ -71,23 +71,28 @@ def build_settings(runs: Sequence[CellRun], task: str) -> list[Setting]:
     return sorted(settings, key=lambda s: (s.val is None, 0.0 if s.val is None else sign * s.val.mean))
 
 
-def best_of_variants(settings: Sequence[Setting]) -> list[Setting]:
-    """The first setting of each variant in a ranked list: those of all seeds before those that lack some."""
+def best_of_variants(settings: Sequence[Setting], apart: Sequence[str] = ()) -> list[Setting]:
+    """The first setting of each variant in a ranked list: those of all seeds before those that lack some.
+
+    `apart`: axes whose values count as variants.
+    """
     whole = sorted((s for s in settings if s.val is not None), key=lambda s: len(s.done) < len(s.runs))
-    first: dict[str, Setting] = {}
+    first: dict[tuple[str, ...], Setting] = {}
     for setting in whole:
-        first.setdefault(setting.variant, setting)
+        point = dict(setting.point)
+        first.setdefault((setting.variant, *(str(point.get(axis)) for axis in apart)), setting)
     return list(first.values())
 
 
 def estimate(
     values: Sequence[float], own_interval: tuple[float, float] | None = None, largest: float = math.inf
 ) -> Estimate:
-    """Mean and 95% interval of the mean over seeds (Student's t), within 0 and `largest`; of one value alone, the
-    interval it came with.
+    """Mean and 95% interval of the mean over seeds (Student's t), within 0 and `largest`.
+
+    Of one value alone, or of equal ones, which say nothing of their spread, the interval that it came with.
     """
     mean = float(np.mean(values))
-    if len(values) == 1:
+    if len(set(values)) == 1:
         low, high = own_interval or (None, None)
         return Estimate(mean, low, high)
     from scipy.stats import t
@@ -100,9 +105,9 @@ def effects(settings: Sequence[Setting], axis: str) -> list[tuple[str, float, in
     """How validation changes along an axis: value, mean over the settings with it, their number; by value."""
     found: dict[str, list[float]] = {}
     for setting in settings:
-        value = dict(setting.point).get(axis)
-        if value is not None and setting.val is not None:
-            found.setdefault(str(value), []).append(setting.val.mean)
+        point = dict(setting.point)
+        if axis in point and setting.val is not None:
+            found.setdefault(str(point[axis]), []).append(setting.val.mean)
     return [(value, float(np.mean(means)), len(means)) for value, means in sorted(found.items(), key=_order)]
 
 

@@ -13,10 +13,13 @@ from typing import Any
 
 import numpy as np
 
-from tl.runtime.files import write_text
+from tl.errors import TlError
+from tl.runtime.content import hash_file
+from tl.runtime.files import output_errors, write_text
 from tl.studies.leaderboard import LARGEST, METRIC, Estimate, Setting, estimate
 from tl.studies.sweep import CellRun
 from tl.trainer.progress import Progress
+from tl.trainer.runs import Run
 
 _ROUNDS, _SECONDS = 5, 2.0
 
@@ -46,34 +49,41 @@ class Judged:
 
 def judge_selected(
     settings: Sequence[Setting], task: str, out: Path, progress: Progress, *, test: bool
-) -> list[Judged]:
+) -> tuple[list[Judged], list[str]]:
     """Export and judge each finished run of the selected settings, or recall what came of it: `selected.json` keeps it,
-    so that no run meets the test split twice. Raises what exporting and evaluating raise.
+    so that no network meets the test split twice. Returns the faults, too, of runs that cannot be judged.
     """
     path = out / "selected.json"
     kept: dict[str, Any] = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
-    runs = [run for setting in settings for run in setting.done]
-    progress.start("exporting what was selected", len(runs), "runs")
-    judged = []
+    progress.start("exporting what was selected", sum(len(setting.done) for setting in settings), "runs")
+    judged, faults = [], []
     for setting in settings:
         judgements = []
         for run in setting.done:
-            if run.cell.name not in kept or (test and kept[run.cell.name]["score"] is None and _has_test(run)):
-                kept[run.cell.name] = asdict(_judge(run, task, out, progress, test=test))
+            network = hash_file(Run(run.folder).best_path)  # a run that was trained anew is another one
+            known = kept.get(run.cell.name, {})
+            if known.get("network") != network or (test and known["score"] is None and _has_test(run)):
+                try:
+                    known = {"network": network, **asdict(_judge(run, task, out, test=test))}
+                except TlError as error:
+                    faults.append(f"{setting.name} seed {run.cell.seed}: {error}")
+                    continue
+                kept[run.cell.name] = known
                 write_text(path, json.dumps(kept, indent=2) + "\n")
-            judgements.append(Judgement(**kept[run.cell.name]))
+            judgements.append(Judgement(**{name: value for name, value in known.items() if name != "network"}))
             progress.advance(note=setting.name)
-        judged.append(_over_seeds(setting, tuple(judgements), LARGEST[METRIC[task][0]]))
-    return judged
+        if judgements:
+            judged.append(_over_seeds(setting, tuple(judgements), LARGEST[METRIC[task][0]]))
+    return judged, faults
 
 
-def _judge(run: CellRun, task: str, out: Path, progress: Progress, *, test: bool) -> Judgement:
+def _judge(run: CellRun, task: str, out: Path, *, test: bool) -> Judgement:
     from tl.exporter.export import export_run
     from tl.trainer.progress import Silent
-    from tl.trainer.runs import Run
 
     model = out / "models" / f"{run.cell.name}.onnx"
-    model.parent.mkdir(parents=True, exist_ok=True)
+    with output_errors(model.parent):
+        model.parent.mkdir(parents=True, exist_ok=True)
     export_run(Run(run.folder), model, Silent())
     latency = _latency_ms(model)
     size = model.stat().st_size / 1e6
@@ -107,8 +117,6 @@ def _test_points(run: CellRun, model: Path) -> dict[str, Any]:
 
 
 def _has_test(run: CellRun) -> bool:
-    from tl.trainer.runs import Run
-
     return bool(Run(run.folder).pictures("test"))
 
 

@@ -20,7 +20,7 @@ from tl.trainer.config import TrainConfig
 from tl.trainer.options import config_from_mapping, load_config, nearest, resolve
 
 Options = Mapping[str, Any]
-_KEYS = ("about", "base", "variants", "grid", "seeds", "test", "ensemble")
+_KEYS = ("about", "base", "variants", "grid", "seeds", "apart", "test", "ensemble")
 # What a study decides by itself.
 _RESERVED = ("out", "seed", "test")
 _MOST_LETTERS = 80
@@ -52,14 +52,16 @@ class Cell:
 @dataclass(frozen=True)
 class Study:
     """`variants`: name -> options, of which `grid` may hold axes of its own. `test`: whether what is selected is judged
-    by the test split. `ensemble`: whether it is also judged as an ensemble. `cells`: all runs, settings one after the
-    other, seeds within. `doubled`: settings that equal others, in words.
+    by the test split. `ensemble`: whether it is also judged as an ensemble. `apart`: axes of which each value has a
+    selection of its own. `cells`: all runs, settings one after the other, seeds within. `doubled`: settings that equal
+    others, in words.
     """
 
     name: str
     about: str
     test: bool
     ensemble: bool
+    apart: tuple[str, ...]
     cells: tuple[Cell, ...]
     doubled: tuple[str, ...] = field(default=())
 
@@ -86,11 +88,17 @@ def read_study(path: str | Path, forced: Options | None = None) -> Study:
     variants = _mapping(values, "variants", faults) or {"": {}}
     seeds = values.get("seeds", [0])
     faults += _seed_faults(seeds, "")
+    switches = {key: values[key] for key in ("test", "ensemble") if key in values}
+    faults += [f"{key} must be true or false" for key, value in switches.items() if not isinstance(value, bool)]
+    if not isinstance(values.get("apart", []), list):
+        faults.append("apart must be a list of options that stand in a grid")
     for name, options in variants.items():
         if not isinstance(options, dict):
             faults.append(f"variant '{name}' must be a list of options and their values")
         else:
             faults += _seed_faults(options.get("seeds", [0]), f"variant '{name}': ")
+            if not isinstance(options.get("grid", {}), dict):
+                faults.append(f"variant '{name}': grid must be 'option: list of values' lines")
     _raise(faults, path)
     if "data" in base:
         base["data"] = os.path.expandvars(str(base["data"]))
@@ -106,8 +114,9 @@ def read_study(path: str | Path, forced: Options | None = None) -> Study:
     return Study(
         name=path.stem,
         about=str(values.get("about", "")),
-        test=values.get("test", True) is not False,
-        ensemble=values.get("ensemble", False) is True,
+        test=values.get("test", True),
+        ensemble=values.get("ensemble", False),
+        apart=tuple(values.get("apart", ())),
         cells=tuple(cells.values()),
         doubled=tuple(dict.fromkeys(doubled)),
     )
@@ -123,16 +132,20 @@ def _cells(
 ) -> list[Cell]:
     cells = []
     for variant, own in variants.items():
-        axes = {**grid, **own.get("grid", {})}
+        named = {name: value for name, value in own.items() if name not in ("grid", "seeds")}
+        # What a variant says itself is no axis of it; null says that it has no such option, whatever others are given.
+        axes = {name: values for name, values in grid.items() if name not in named} | dict(own.get("grid", {}))
         axes = {name: values for name, values in axes.items() if name not in forced}
-        fixed = {**base, **{name: value for name, value in own.items() if name not in ("grid", "seeds")}, **forced}
-        # null in a variant says that it has no such option, whatever the others are given.
-        fixed = {name: value for name, value in fixed.items() if not (name in own and own[name] is None)}
+        fixed = {**base, **named, **forced}
+        fixed = {name: value for name, value in fixed.items() if not (name in named and named[name] is None)}
         if wrong := [name for name in (*fixed, *axes) if name in _RESERVED]:
             faults.append(f"{wrong[0]}: the study decides it; leave it out ('seeds' and 'test' stand beside 'base')")
             continue
         if wrong := [name for name, values in axes.items() if not isinstance(values, list) or not values]:
             faults.append(f"grid: {wrong[0]} must be a list of values")
+            continue
+        if not fixed.get("data") or not os.path.exists(str(fixed["data"])):
+            faults.append(f"data: '{fixed.get('data', '')}' is not there: name a folder or file in base, or by --data")
             continue
         for combined in itertools.product(*axes.values()):
             point = tuple(zip(axes, combined, strict=True))
@@ -159,7 +172,10 @@ def parse_forced(texts: Sequence[str]) -> dict[str, Any]:
         name, sign, value = text.partition("=")
         if not sign or name not in known:
             raise ConfigError(f"--set {text}: expected an option and its value, as in epochs=3{nearest(name, known)}")
-        forced[name] = yaml.safe_load(value)
+        try:
+            forced[name] = yaml.safe_load(value)
+        except yaml.YAMLError:  # such as a pattern that begins with a star
+            forced[name] = value
     return forced
 
 

@@ -6,32 +6,35 @@ Knows cells, processes and run folders. Does not compare runs (`leaderboard`) or
 from __future__ import annotations
 
 import json
-import multiprocessing
 import shutil
 import time
 import traceback
 from collections.abc import Iterator, Sequence
-from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
+from concurrent.futures import FIRST_COMPLETED, Future, wait
 from concurrent.futures.process import BrokenProcessPool
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
-from tl.errors import RunInterrupted, TlError
+from tl.errors import DataError, RunError, RunInterrupted, TlError
 from tl.runtime.devices import usable_cores
-from tl.runtime.files import write_text
+from tl.runtime.files import output_errors, write_text
 from tl.studies.study import Cell, Study
-from tl.trainer.config import TrainConfig
+from tl.studies.workers import Worker
 from tl.trainer.progress import Progress, Silent
 from tl.trainer.runs import Run
 
 State = Literal["done", "failed", "open"]
 _FAILURE = "failure.txt"
+_KILLED = "its process was killed, by the system for want of memory or by hand\n"
+# Options that say which pictures a run is of, and in which split.
+_DATA_OPTIONS = ("data", "images", "split_column", "val_fraction", "per_class", "seed")
 
 
 @dataclass(frozen=True)
 class CellRun:
-    """A cell and its folder. `error`: why it failed, in a line."""
+    """A cell and its folder."""
 
     cell: Cell
     folder: Path
@@ -66,6 +69,40 @@ def cell_runs(study: Study, out: str | Path) -> list[CellRun]:
     return [CellRun(cell, Path(out) / "runs" / cell.name) for cell in study.cells]
 
 
+@contextmanager
+def hold(out: Path) -> Iterator[None]:
+    """Have a study's folder, made if there is none, to oneself. Raises `RunError`, `OutputError`."""
+    with output_errors(out):
+        out.mkdir(parents=True, exist_ok=True)
+        lock = (out / "sweep.lock").open("w")
+    with lock:
+        try:
+            import fcntl
+        except ImportError:  # Windows: nobody watches
+            yield
+            return
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)  # the system lets go of it when the process ends
+        except BlockingIOError as error:
+            raise RunError(f"{out}: another tl sweep is at work here; wait for it, or give another --out") from error
+        yield
+
+
+def check_same_data(runs: Sequence[CellRun]) -> None:
+    """Raise `DataError` if finished runs that name the same data were trained on other pictures, labels or splits."""
+    seen: dict[str, tuple[CellRun, str]] = {}
+    for run in runs:
+        if run.state != "done":
+            continue
+        named = json.dumps([getattr(run.cell.config, name) for name in _DATA_OPTIONS])
+        first, digest = seen.setdefault(named, (run, Run(run.folder).data_hash()))
+        if Run(run.folder).data_hash() != digest:
+            raise DataError(
+                f"{run.cell.config.data}: has changed between runs of this study ({first.folder.name} and "
+                f"{run.folder.name} differ): their scores do not compare; give another --out, or delete the older runs"
+            )
+
+
 def run_cells(
     runs: Sequence[CellRun],
     progress: Progress,
@@ -83,9 +120,9 @@ def run_cells(
     progress.start("runs", len(runs), "runs")
     progress.advance(len(runs) - len(todo))
     started = time.monotonic()
-    threads = None if jobs == 1 else max(1, usable_cores() // jobs)
+    ends = None if budget_s is None else started + budget_s
     try:
-        for number, (run, seconds) in enumerate(_train_all(todo, jobs, threads, started, budget_s), start=1):
+        for number, (run, seconds) in enumerate(_train_all(todo, jobs, ends), start=1):
             left = (time.monotonic() - started) / number * (len(todo) - number)
             progress.advance(note=run.cell.setting)
             progress.say(f"{_outcome(run)} ({seconds:.0f} s; about {_shown(left)} left)")
@@ -95,79 +132,76 @@ def run_cells(
         progress.say(f"the time is up: {len(unbegun)} runs are not begun or not finished; the same command goes on")
 
 
-def _train_all(
-    todo: Sequence[CellRun], jobs: int, threads: int | None, started: float, budget_s: float | None
-) -> Iterator[tuple[CellRun, float]]:
+def _train_all(todo: Sequence[CellRun], jobs: int, ends: float | None) -> Iterator[tuple[CellRun, float]]:
     """Finished and failed runs as they end, and how long each took."""
     waiting = list(reversed(todo))
-    under_way: dict[Future[None], tuple[CellRun, float]] = {}
-    pool = _open_pool(jobs)
+    threads = None if jobs == 1 else max(1, usable_cores() // jobs)
+    workers = [Worker() for _ in range(min(jobs, len(todo)))]
+    free = list(workers)
+    under_way: dict[Future[bool], tuple[Worker, CellRun, float]] = {}
     try:
         while waiting or under_way:
-            while waiting and len(under_way) < jobs and (budget_s is None or time.monotonic() - started < budget_s):
-                run = waiting.pop()
+            while waiting and free and (ends is None or time.monotonic() < ends):
+                worker, run = free.pop(), waiting.pop()
                 run.failure_path.unlink(missing_ok=True)
-                under_way[pool.submit(train_cell, run, threads)] = (run, time.monotonic())
+                under_way[worker.begin(train_cell, run, threads)] = (worker, run, time.monotonic())
             if not under_way:
                 return
             ended, _ = wait(under_way, return_when=FIRST_COMPLETED)
-            if any(isinstance(future.exception(), BrokenProcessPool) for future in ended):
-                pool.shutdown(wait=False)
-                if len(under_way) > 1:  # nobody knows whose process was killed: each gets a chance alone
-                    waiting += [run for run, _ in under_way.values()]
-                    under_way, jobs = {}, 1
-                    pool = _open_pool(jobs)
-                    continue
-                pool = _open_pool(jobs)
             for future in ended:
-                run, begun = under_way.pop(future)
-                if isinstance(future.exception(), BrokenProcessPool):
-                    write_text(
-                        run.failure_path, "its process was killed, by the system for want of memory or by hand\n"
-                    )
-                else:
-                    future.result()
+                worker, run, begun = under_way.pop(future)
+                if not _end(future, run):
+                    worker.renew()
+                free.append(worker)
                 yield run, time.monotonic() - begun
     finally:
-        pool.shutdown(wait=True, cancel_futures=True)
+        for worker in workers:
+            worker.stop()
 
 
-def _open_pool(jobs: int) -> ProcessPoolExecutor:
-    # A fork would inherit torch's and onnxruntime's threads, which do not come along.
-    return ProcessPoolExecutor(jobs, mp_context=multiprocessing.get_context("spawn"))
+def _end(future: Future[bool], run: CellRun) -> bool:
+    """Whether the process that trained it is fit for another. Raises `RunInterrupted`."""
+    try:
+        return future.result()
+    except BrokenProcessPool:
+        write_text(run.failure_path, _KILLED)
+        return False
 
 
-def train_cell(run: CellRun, threads: int | None) -> None:
-    """Train one run, in a process that may have trained others; what goes wrong is written beside its folder.
+def train_cell(run: CellRun, threads: int | None) -> bool:
+    """Train one run; what goes wrong is written beside its folder. Returns whether this process is fit for another run.
 
     Raises `RunInterrupted` alone.
     """
-    from tl.trainer.train import train
-
     run.folder.parent.mkdir(parents=True, exist_ok=True)
     try:
-        resumed = _resumable(run.folder)
-        config = resumed.load_config() if resumed else _final(run.cell.config, run.folder, threads)
-        train(config, Silent(), resume=resumed)
+        _train(run, threads)
     except RunInterrupted:
         raise
     except TlError as error:
         write_text(run.failure_path, f"{error}\n")
-    except Exception:  # a fault of one run is not to end a night's study
+    except Exception:  # a fault of one run is not to end a night's study; what it did to the GPU may last
         write_text(run.failure_path, traceback.format_exc())
+        return False
+    return True
 
 
-def _resumable(folder: Path) -> Run | None:
-    """The run that was begun there, if any of it can be used; what cannot is removed."""
-    if (folder / "last.pt").is_file() and (folder / "config.yaml").is_file():
-        return Run(folder)
-    if folder.is_dir():
-        shutil.rmtree(folder)
-    return None
+def _train(run: CellRun, threads: int | None) -> None:
+    from tl.trainer.train import train
 
-
-def _final(config: TrainConfig, folder: Path, threads: int | None) -> TrainConfig:
-    return replace(config, out=str(folder), threads=config.threads or threads)
+    if (run.folder / "last.pt").is_file() and (run.folder / "config.yaml").is_file():
+        begun = Run(run.folder)
+        try:
+            train(begun.load_config(), Silent(), resume=begun)
+            return
+        except RunInterrupted:
+            raise
+        except RunError:  # damaged, of another version, or of data that have changed since
+            pass
+    if run.folder.is_dir():
+        shutil.rmtree(run.folder)
+    config = run.cell.config
+    train(replace(config, out=str(run.folder), threads=config.threads or threads), Silent())
 
 
 def _outcome(run: CellRun) -> str:
@@ -179,10 +213,6 @@ def _outcome(run: CellRun) -> str:
 
 
 def _shown(seconds: float) -> str:
-    return (
-        f"{seconds:.0f} s"
-        if seconds < 120
-        else f"{seconds / 60:.0f} min"
-        if seconds < 7200
-        else f"{seconds / 3600:.1f} h"
-    )
+    if seconds < 120:
+        return f"{seconds:.0f} s"
+    return f"{seconds / 60:.0f} min" if seconds < 7200 else f"{seconds / 3600:.1f} h"

@@ -80,9 +80,14 @@ class Run:
         """Write `config.yaml`."""
         write_text(self.config_path, dump_config(config))
 
+    @property
+    def environment_path(self) -> Path:
+        """Libraries and processors of the process that began the run."""
+        return self.folder / "environment.json"
+
     def save_environment(self, facts: Mapping[str, Any]) -> None:
-        """Write `environment.json`: of the process that began or last resumed the run."""
-        write_text(self.folder / "environment.json", json.dumps(facts, indent=2, ensure_ascii=False) + "\n")
+        """Write `environment.json`."""
+        write_text(self.environment_path, json.dumps(facts, indent=2, ensure_ascii=False) + "\n")
 
     def save_manifest(self, store: PictureStore) -> None:
         """Write `manifest.csv`: every picture with label, split, group and SHA-256.
@@ -148,6 +153,10 @@ class Run:
             path = self.folder / "predictions_val.csv"
             raise RunError(f"{path}: has {count} rows for {len(shown)} validation pictures of the manifest")
         return [os.path.normpath(os.path.join(self.folder, name)) for name in shown]
+
+    def digests(self, split: str) -> list[str]:
+        """SHA-256 of each picture of a split, whether it is still there or not. Raises `RunError`."""
+        return [row["sha256"] for row in self._manifest() if row["split"] == split]
 
     def data_hash(self) -> str:
         """SHA-256 over the pictures' hashes, labels and splits. Raises `RunError`."""

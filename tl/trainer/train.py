@@ -140,7 +140,8 @@ def _describe(work: Work, run: Run, findings: Sequence[Finding], progress: Progr
     """Write down what is known before training."""
     task = work.task
     run.save_config(_with_absolute_paths(task.config, run))
-    run.save_environment(describe_environment())
+    if not run.environment_path.exists():  # where it began; a resumed run keeps that
+        run.save_environment(describe_environment())
     run.save_manifest(task.store)
     if task.bad:
         run.save_skipped(task.bad)

@@ -31,6 +31,7 @@ _STYLE: dict[Any, Any] = {
     "xtick.color": _INK,
     "ytick.color": _INK,
     "font.size": 10,
+    "text.parse_math": False,  # a name may hold dollar signs
     "legend.frameon": False,
 }
 _SIZE = (6.4, 3.4)
@@ -49,17 +50,16 @@ def line_chart(title: str, x_label: str, lines: Sequence[Line], *, marked_x: flo
     """Curves over one axis; `marked_x`: where a vertical line stands, such as the best epoch."""
 
     def draw(axes: Any) -> None:
+        drawn: list[Any] = []
         for i, line in enumerate(lines):
             marker = "o" if len(line.xs) < 3 else None  # a single point is no line
-            axes.plot(
-                line.xs, line.ys, color=_SERIES[i % len(_SERIES)], label=_short(line.name), linewidth=1.6, marker=marker
-            )
+            drawn += axes.plot(line.xs, line.ys, color=_SERIES[i % len(_SERIES)], linewidth=1.6, marker=marker)
         if marked_x is not None:
             axes.axvline(marked_x, color=_FAINT, linestyle="--", linewidth=1)
         axes.set_xlabel(x_label)
         if all(x == int(x) for line in lines for x in line.xs):
             axes.xaxis.get_major_locator().set_params(integer=True)
-        axes.legend()
+        axes.legend(drawn, [_short(line.name) for line in lines])  # named here: it would leave out names with _ before
 
     told = "; ".join(f"{line.name} from {line.ys[0]:.4g} to {line.ys[-1]:.4g}" for line in lines if len(line.ys))
     return _chart(title, f"{title} over {x_label}: {told}", draw)

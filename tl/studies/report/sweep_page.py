@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from tl.studies.ensembles import EnsembleScores
 from tl.studies.leaderboard import METRIC, Setting, best_of_variants, effects
 from tl.studies.report.charts import Line, bar_chart, line_chart
 from tl.studies.report.page import Block, Cell, Chart, Code, Note, Page, Section, Table, write_page
@@ -25,12 +26,14 @@ _CURVE = {"classification": "val_top1_accuracy", "landmarks": "val_error_px"}
 
 @dataclass(frozen=True)
 class Outcome:
-    """What came of a study. `ensemble`: split, columns and rows of the selected models' votes, if asked for."""
+    """What came of a study. `tested`: whether test splits were looked at. `ensemble`: of the selected models."""
 
     settings: Sequence[Setting]
     judged: Sequence[Judged]
     rows: Sequence[Row]
-    ensemble: tuple[str, tuple[str, ...], Sequence[Row]] | None = None
+    tested: bool
+    ensemble: EnsembleScores | None = None
+    faults: Sequence[str] = ()
 
 
 def write_sweep_report(study: Study, outcome: Outcome, out: Path, command: str) -> Path:
@@ -48,24 +51,26 @@ def build_sweep_page(study: Study, outcome: Outcome, command: str) -> Page:
     figures = [("runs", f"{done} of {len(runs)}"), ("settings", str(len(settings)))]
     if failed:
         figures.append(("failed", str(failed)))
-    if settings and settings[0].val is not None:
-        figures.append(("best on validation", settings[0].name))
-    if any(each.test for each in judged):
-        figures.append(("on test", _test_of_best(judged)))
+    best = judged[0].setting if judged else settings[0]
+    if best.val is not None:
+        figures.append(("best on validation", best.name))
+    if judged and judged[0].test is not None:
+        figures.append(("its test score", f"{judged[0].test.mean:.4g}"))
     sections = [
         Section("Leaderboard", [Table(tuple(rows[0]), [tuple(map(_cell, row.values())) for row in rows])]),
-        *_selected(study, judged),
+        *_selected(study, outcome),
         *_ensemble(outcome),
         *_curves(study, settings),
         *_effects(study, settings),
-        *_failures(settings),
+        *_failures(settings, outcome.faults),
         Section("Repeat", [Code(command), *_doubled(study)]),
     ]
     subtitle = study.about or "Settings are ranked and selected by validation data alone."
     return Page(study.name, subtitle, figures, sections)
 
 
-def _selected(study: Study, judged: Sequence[Judged]) -> list[Section]:
+def _selected(study: Study, outcome: Outcome) -> list[Section]:
+    judged = outcome.judged
     if not judged:
         return []
     metric, _ = METRIC[study.task]
@@ -95,20 +100,27 @@ def _selected(study: Study, judged: Sequence[Judged]) -> list[Section]:
         "CPU, ms a picture",
     )
     note = (
-        "The best setting of each variant by validation, exported and run as its users would run it. The test split "
-        "was looked at for these alone, once; intervals are over seeds, or of one run over its pictures. Training with "
-        "several seeds also divides training from validation data anew where the data do not say how."
+        "The best setting of each variant by validation, exported and run by the runtime that its users will have. "
+        "Intervals are over seeds, or of one run over its pictures. Training with several seeds also divides training "
+        "from validation data anew where the data do not say how. "
     )
-    without = "These data have no test split, so that the figures are those by which settings were chosen: too good."
-    return [Section("Selected", [Table(columns, rows), Note(note if any(e.test for e in judged) else without)])]
+    if any(each.test for each in judged):
+        note += "Of all settings, only these were scored on test pictures."
+    elif outcome.tested:
+        note += "These data have no test split: the figures are those by which settings were chosen, and too good."
+    else:
+        note += "No test picture was scored."
+    if any(each.setting.runs[0].cell.config.crop != "whole" for each in judged):
+        note += " Models that look at a part of a photo were given the part that the annotations say."
+    return [Section("Selected", [Table(columns, rows), Note(note)])]
 
 
 def _ensemble(outcome: Outcome) -> list[Section]:
     if outcome.ensemble is None:
         return []
-    split, columns, rows = outcome.ensemble
-    table = Table(columns, [tuple(_cell(row[name]) for name in columns) for row in rows])
-    note = f"The selected models, one of each variant, alone and together on the {split} split."
+    found = outcome.ensemble
+    table = Table(found.columns, [tuple(_cell(row[name]) for name in found.columns) for row in found.rows])
+    note = f"The selected models, one of each variant, of seed {found.seed}: alone and together, on {found.split} data."
     return [Section("Ensemble", [table, Note(note)])]
 
 
@@ -149,23 +161,21 @@ def _effects(study: Study, settings: Sequence[Setting]) -> list[Section]:
     return [Section("Axes", [*blocks, Note(note)])] if blocks else []
 
 
-def _failures(settings: Sequence[Setting]) -> list[Section]:
+def _failures(settings: Sequence[Setting], faults: Sequence[str]) -> list[Section]:
     rows = [
         (setting.name, run.cell.seed, run.error)
         for setting in settings
         for run in setting.runs
         if run.state == "failed"
     ]
-    return [Section("Failed", [Table(("setting", "seed", "reason"), rows)])] if rows else []
+    blocks: list[Block] = [Note(fault) for fault in faults]
+    if rows:
+        blocks.append(Table(("setting", "seed", "reason"), rows))
+    return [Section("Failed", blocks)] if blocks else []
 
 
 def _doubled(study: Study) -> list[Block]:
     return [Note("Not run twice: " + "; ".join(study.doubled))] if study.doubled else []
-
-
-def _test_of_best(judged: Sequence[Judged]) -> str:
-    best = judged[0].test
-    return "-" if best is None else f"{best.mean:.4g}"
 
 
 def _curve(path: Path, column: str) -> tuple[list[float], list[float]]:
