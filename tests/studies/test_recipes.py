@@ -26,7 +26,7 @@ FORCED = {
     "optimizers": {"per_class": 6},
     "transfer-lab": {"per_class": 6, "head_sizes": "null"},
     "ensemble": {"weights": "imagenet", "backbone": "mobilenet_v2"},
-    "cartoons": {"lr": 0.001},
+    "cartoons": {"lr": 0.001, "optimizer": "sgd"},
     "cartoons-augment": {"split_column": "split"},
 }
 

@@ -80,7 +80,7 @@ def test_sweep__data_that_change_between_its_runs(labels: Path, tmp_path: Path, 
     lines = [f"{labels.parent}/{line}" for line in labels.read_text(encoding="utf-8").splitlines()[1:]]
     data.write_text("\n".join(["path,label,split", *lines]), encoding="utf-8")
     study = make_study(tmp_path / "s.yaml", data, grid={"lr": [0.001, 0.01]})
-    run_tl("sweep", study, "--out", tmp_path / "o", "--budget", "0.01s")
+    run_tl("sweep", study, "--out", tmp_path / "o", "--budget", "1s")
     data.write_text("\n".join(["path,label,split", *lines[1:]]), encoding="utf-8")
     done = run_tl("sweep", study, "--out", tmp_path / "o")
     assert done.code == 1
@@ -122,7 +122,7 @@ def test_train_cell__a_state_that_cannot_be_taken_up(labels: Path, tmp_path: Pat
 
 def test_sweep__within_a_budget(labels: Path, tmp_path: Path, run_tl: RunTl) -> None:
     study = make_study(tmp_path / "s.yaml", labels, grid={"lr": [0.001, 0.01, 0.1]})
-    done = run_tl("sweep", study, "--out", tmp_path / "o", "--budget", "0.01s")
+    done = run_tl("sweep", study, "--out", tmp_path / "o", "--budget", "1s")
     assert "the time is up: 2 runs are not begun" in done.err
     assert [row["selected"] for row in rows_of(tmp_path / "o")] == ["False"] * 3  # a part has selected nothing
     assert not (tmp_path / "o" / "selected.json").exists()
