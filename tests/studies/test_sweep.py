@@ -112,7 +112,7 @@ def test_sweep__one_at_a_time(labels: Path, tmp_path: Path, run_tl: RunTl) -> No
 
 
 def test_train_cell__a_state_that_cannot_be_taken_up(labels: Path, tmp_path: Path) -> None:
-    (run,) = cell_runs(read_study(make_study(tmp_path / "s.yaml", labels)), tmp_path / "o")
+    (run,) = cell_runs(read_study(make_study(tmp_path / "s.yaml", labels)).cells, tmp_path / "o")
     assert train_cell(run, None)
     (run.folder / "metrics.json").unlink()
     (run.folder / "last.pt").write_bytes(b"damaged")

@@ -6,6 +6,7 @@ import json
 import re
 import shlex
 import sys
+import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -15,7 +16,7 @@ from tl.commands.console import EXIT_SOME_FAILED, console_progress, warn
 from tl.errors import ConfigError, DataError, TlError
 
 if TYPE_CHECKING:
-    from tl.studies.study import Study
+    from tl.studies.study import Cell, Study
     from tl.studies.sweep import CellRun
 
 
@@ -53,18 +54,35 @@ def command(
     options = parse_forced(forced or []) | ({"data": data} if data else {})
     study = read_study(study_file, options)
     folder = out or Path("runs") / study.name
-    runs = cell_runs(study, folder)
+    runs = cell_runs(study.cells, folder)
     for line in study.doubled:
         warn(f"not run twice: {line}")
     if dry_run:
         _show_plan(study, runs)
         return
     with hold(folder):
-        with console_progress() as progress:
-            run_cells(runs, progress, jobs=jobs, budget_s=budget_s, retry_failed=retry_failed)
+        ends = None if budget_s is None else time.monotonic() + budget_s
+        while True:
+            with console_progress() as progress:
+                run_cells(runs, progress, jobs=jobs, ends=ends, retry_failed=retry_failed)
+            following = _following(study, runs)
+            if not following:
+                break
+            warn(f"{len(following)} runs of {len(runs)} go on for more epochs")
+            runs += cell_runs(following, folder)
         is_whole = _finish(study, runs, folder, test=test and study.test, as_json=as_json)
     if not is_whole:
         raise typer.Exit(EXIT_SOME_FAILED)
+
+
+def _following(study: Study, runs: list[CellRun]) -> list[Cell]:
+    """What a search adds when all runs so far have ended."""
+    from tl.studies.leaderboard import build_settings
+    from tl.studies.search import next_rung
+
+    if study.search is None or study.search.factor is None or any(run.state == "open" for run in runs):
+        return []
+    return next_rung(build_settings(runs, study.task), study.search, study.epochs)
 
 
 def _finish(study: Study, runs: list[CellRun], folder: Path, *, test: bool, as_json: bool) -> bool:

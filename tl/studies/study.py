@@ -16,11 +16,12 @@ from pathlib import Path
 from typing import Any
 
 from tl.errors import ConfigError
+from tl.studies.search import Search, draw_points, read_search, rung_epochs
 from tl.trainer.config import TrainConfig
 from tl.trainer.options import config_from_mapping, load_config, nearest, resolve
 
 Options = Mapping[str, Any]
-_KEYS = ("about", "base", "variants", "grid", "seeds", "apart", "test", "ensemble")
+_KEYS = ("about", "base", "variants", "grid", "search", "seeds", "apart", "test", "ensemble")
 # What a study decides by itself.
 _RESERVED = ("out", "seed", "test")
 _MOST_LETTERS = 80
@@ -54,7 +55,8 @@ class Study:
     """`variants`: name -> options, of which `grid` may hold axes of its own. `test`: whether what is selected is judged
     by the test split. `ensemble`: whether it is also judged as an ensemble. `apart`: axes of which each value has a
     selection of its own. `cells`: all runs, settings one after the other, seeds within. `doubled`: settings that equal
-    others, in words.
+    others, in words. `search`: of a study that draws its settings; more cells follow those of the first round where it
+    halves, up to `epochs` of each variant.
     """
 
     name: str
@@ -64,6 +66,8 @@ class Study:
     apart: tuple[str, ...]
     cells: tuple[Cell, ...]
     doubled: tuple[str, ...] = field(default=())
+    search: Search | None = None
+    epochs: Mapping[str, int] = field(default_factory=dict)
 
     @property
     def axes(self) -> tuple[str, ...]:
@@ -104,7 +108,18 @@ def read_study(path: str | Path, forced: Options | None = None) -> Study:
         base["data"] = os.path.expandvars(str(base["data"]))
     cells: dict[str, Cell] = {}
     doubled = []
-    for cell in _cells(base, variants, grid, seeds, forced, faults):
+    search = read_search(values.get("search"), faults)
+    _raise(faults, path)
+    points = draw_points(search) if search else [{}]
+    epochs: dict[str, int] = {}
+    for cell in _cells(base, variants, grid, seeds, forced, faults, points):
+        if search is not None and search.factor is not None:
+            whole = resolve(replace(cell.config, out="x")).epochs
+            if whole is None:
+                faults.append(f"{cell.setting}: search by halving needs epochs, and this head is solved without")
+                break
+            epochs[cell.variant] = whole
+            cell = _first_round(cell, rung_epochs(search, whole)[0])
         same = json.dumps(vars(cell.config), sort_keys=True)
         if same in cells:
             doubled.append(f"{cell.setting} is {cells[same].setting}")
@@ -119,7 +134,13 @@ def read_study(path: str | Path, forced: Options | None = None) -> Study:
         apart=tuple(values.get("apart", ())),
         cells=tuple(cells.values()),
         doubled=tuple(dict.fromkeys(doubled)),
+        search=search,
+        epochs=epochs,
     )
+
+
+def _first_round(cell: Cell, epochs: int) -> Cell:
+    return replace(cell, point=(*cell.point, ("epochs", epochs)), config=replace(cell.config, epochs=epochs))
 
 
 def _cells(
@@ -129,6 +150,7 @@ def _cells(
     seeds: Sequence[int],
     forced: Options,
     faults: list[str],
+    points: Sequence[Options],
 ) -> list[Cell]:
     cells = []
     for variant, own in variants.items():
@@ -147,8 +169,9 @@ def _cells(
         if not fixed.get("data") or not os.path.exists(str(fixed["data"])):
             faults.append(f"data: '{fixed.get('data', '')}' is not there: name a folder or file in base, or by --data")
             continue
-        for combined in itertools.product(*axes.values()):
-            point = tuple(zip(axes, combined, strict=True))
+        drawn = [{n: v for n, v in each.items() if n not in (*axes, *named, *forced)} for each in points]
+        for combined, extra in itertools.product(itertools.product(*axes.values()), drawn):
+            point = (*zip(axes, combined, strict=True), *extra.items())
             for seed in own.get("seeds", seeds):
                 options = {"cache": "disk", **fixed, **dict(point), "seed": seed}
                 try:

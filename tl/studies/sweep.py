@@ -20,7 +20,7 @@ from typing import Any, Literal
 from tl.errors import DataError, RunError, RunInterrupted, TlError
 from tl.runtime.devices import usable_cores
 from tl.runtime.files import output_errors, write_text
-from tl.studies.study import Cell, Study
+from tl.studies.study import Cell
 from tl.studies.workers import Worker
 from tl.trainer.progress import Progress, Silent
 from tl.trainer.runs import Run
@@ -64,9 +64,9 @@ class CellRun:
         return found
 
 
-def cell_runs(study: Study, out: str | Path) -> list[CellRun]:
+def cell_runs(cells: Sequence[Cell], out: str | Path) -> list[CellRun]:
     """Every cell with its folder under `out`."""
-    return [CellRun(cell, Path(out) / "runs" / cell.name) for cell in study.cells]
+    return [CellRun(cell, Path(out) / "runs" / cell.name) for cell in cells]
 
 
 @contextmanager
@@ -108,10 +108,11 @@ def run_cells(
     progress: Progress,
     *,
     jobs: int = 1,
-    budget_s: float | None = None,
+    ends: float | None = None,
     retry_failed: bool = False,
 ) -> None:
-    """Train what is not done yet; an interrupted run goes on where it was. `budget_s`: begin nothing after so long.
+    """Train what is not done yet; an interrupted run goes on where it was. `ends`: when to begin nothing any more, as
+    `time.monotonic` counts.
 
     A run that fails leaves its reason beside its folder, and the others go on. Each of `jobs` processes trains one run
     at a time with its share of the cores. Raises `RunInterrupted`.
@@ -120,7 +121,6 @@ def run_cells(
     progress.start("runs", len(runs), "runs")
     progress.advance(len(runs) - len(todo))
     started = time.monotonic()
-    ends = None if budget_s is None else started + budget_s
     try:
         for number, (run, seconds) in enumerate(_train_all(todo, jobs, ends), start=1):
             left = (time.monotonic() - started) / number * (len(todo) - number)

@@ -8,6 +8,7 @@ from __future__ import annotations
 import csv
 import math
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -20,7 +21,7 @@ from tl.studies.selection import Judged
 from tl.studies.study import Study
 from tl.studies.study_files import Row
 
-_MOST_CURVES = 6
+_MOST_CURVES, _MOST_BARS = 6, 12
 _CURVE = {"classification": "val_top1_accuracy", "landmarks": "val_error_px"}
 
 
@@ -155,10 +156,17 @@ def _effects(study: Study, settings: Sequence[Setting]) -> list[Section]:
     for axis in study.axes:
         found = effects(settings, axis)
         if len(found) > 1:
-            names = [value for value, _, _ in found]
-            blocks.append(Chart(bar_chart(f"{axis}", f"mean val {metric}", names, [mean for _, mean, _ in found])))
+            blocks.append(Chart(_effect_chart(axis, f"mean val {metric}", found)))
     note = "Means over all settings with a value, whatever else they have: they say where to look, not what to take."
     return [Section("Axes", [*blocks, Note(note)])] if blocks else []
+
+
+def _effect_chart(axis: str, label: str, found: Sequence[tuple[str, float, int]]) -> str:
+    names, means = [value for value, _, _ in found], [mean for _, mean, _ in found]
+    if len(found) > _MOST_BARS:  # drawn from a range
+        with suppress(ValueError):
+            return line_chart(f"{axis}: {label}", axis, [Line(label, [float(name) for name in names], means)])
+    return bar_chart(axis, label, names, means)
 
 
 def _failures(settings: Sequence[Setting], faults: Sequence[str]) -> list[Section]:
