@@ -49,7 +49,7 @@ def test_recipes__all_are_tested() -> None:
 @pytest.mark.parametrize("name", FORCED)
 def test_recipe__is_a_study(name: str, tmp_path: Path) -> None:
     study = read_study(RECIPES / f"{name}.yaml", {"data": str(tmp_path)})
-    assert study.about
+    assert study.plan.about
     assert not study.doubled
 
 

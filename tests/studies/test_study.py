@@ -6,7 +6,8 @@ import pytest
 
 from tests.studies.make import make_study
 from tl.errors import ConfigError
-from tl.studies.study import parse_forced, read_study
+from tl.studies.plan import parse_forced
+from tl.studies.study import read_study
 
 
 def test_read_study__every_combination_once(tmp_path: Path) -> None:
@@ -20,7 +21,7 @@ def test_read_study__every_combination_once(tmp_path: Path) -> None:
             about="x",
         )
     )
-    assert (study.name, study.about, study.axes) == ("try", "x", ("lr", "dropout"))
+    assert (study.plan.name, study.plan.about, study.axes) == ("try", "x", ("lr", "dropout"))
     settings = [cell.setting for cell in study.cells if cell.seed == 0]
     assert settings == [
         *("a lr=0.1", "a lr=0.01"),

@@ -47,13 +47,14 @@ def command(
     Failed runs leave their reason and do not stop the others (exit code 3). The folder then holds leaderboard.csv and
     .json, report.html, the runs, and models/ with what was selected. docs/studies.md says how a study is written.
     """
-    from tl.studies.study import parse_forced, read_study
+    from tl.studies.plan import parse_forced
+    from tl.studies.study import read_study
     from tl.studies.sweep import cell_runs, hold, run_cells
 
     budget_s = None if budget is None else _seconds(budget)
     options = parse_forced(forced or []) | ({"data": data} if data else {})
     study = read_study(study_file, options)
-    folder = out or Path("runs") / study.name
+    folder = out or Path("runs") / study.plan.name
     runs = cell_runs(study.cells, folder)
     for line in study.doubled:
         warn(f"not run twice: {line}")
@@ -70,19 +71,19 @@ def command(
                 break
             warn(f"{len(following)} runs of {len(runs)} go on for more epochs")
             runs += cell_runs(following, folder)
-        is_whole = _finish(study, runs, folder, test=test and study.test, as_json=as_json)
+        is_whole = _finish(study, runs, folder, test=test and study.plan.test, as_json=as_json)
     if not is_whole:
         raise typer.Exit(EXIT_SOME_FAILED)
 
 
 def _following(study: Study, runs: list[CellRun]) -> list[Cell]:
     """What a search adds when all runs so far have ended."""
+    from tl.studies.halving import next_rung
     from tl.studies.leaderboard import build_settings
-    from tl.studies.search import next_rung
 
-    if study.search is None or study.search.factor is None or any(run.state == "open" for run in runs):
+    if study.plan.search is None or study.plan.search.factor is None or any(run.state == "open" for run in runs):
         return []
-    return next_rung(build_settings(runs, study.task), study.search, study.epochs)
+    return next_rung(build_settings(runs, study.task), study.plan.search, study.last_epochs)
 
 
 def _finish(study: Study, runs: list[CellRun], folder: Path, *, test: bool, as_json: bool) -> bool:
@@ -102,12 +103,12 @@ def _finish(study: Study, runs: list[CellRun], folder: Path, *, test: bool, as_j
     if not any(setting.done for setting in settings):
         raise DataError(f"{folder}: no run has finished")
     # An unfinished study has selected nothing yet, and must not look at test data.
-    chosen = best_of_variants(settings, study.apart) if all(run.state != "open" for run in runs) else []
+    chosen = best_of_variants(settings, study.plan.apart) if all(run.state != "open" for run in runs) else []
     write_leaderboard(leaderboard_rows(study, settings, []), folder)
     with console_progress() as progress:
         judged, faults = judge_selected(chosen, study.task, folder, progress, test=test)
         together = None
-        if study.ensemble and len(judged) > 1:
+        if study.plan.ensemble and len(judged) > 1:
             try:
                 together = judge_ensemble(judged, study.task, folder, progress, test=test)
             except TlError as error:
@@ -133,7 +134,7 @@ def _show_plan(study: Study, runs: list[CellRun]) -> None:
         about = (
             f"; about {sum(known) / len(known) * len(left) / 60:.0f} min if they take as long as those that are done"
         )
-    warn(f"{study.name}: {len(runs)} runs, {len(left)} to do{about}")
+    warn(f"{study.plan.name}: {len(runs)} runs, {len(left)} to do{about}")
 
 
 def _seconds(text: str) -> float:

@@ -1,21 +1,17 @@
-"""Random search over ranges, and successive halving: many settings for few epochs, the best of them for more.
+"""Settings drawn from ranges, and the epochs of each round where a search halves.
 
-Knows ranges, cells and their validation scores. Does not train. The only file that imports Optuna, which draws.
+Knows ranges. Does not know runs (`halving`). The only file that imports Optuna, which draws.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any, Literal
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, Literal
 
 from tl.errors import MissingExtraError
 from tl.trainer.options import nearest
-
-if TYPE_CHECKING:
-    from tl.studies.leaderboard import Setting
-    from tl.studies.study import Cell
 
 _KEYS = ("trials", "method", "factor", "seed", "ranges")
 _RANGE_KEYS = ("low", "high", "log", "step")
@@ -97,36 +93,6 @@ def rung_epochs(search: Search, epochs: int) -> list[int]:
         return [epochs]
     rounds = int(math.log(min(search.trials, epochs), search.factor) + 1e-9)
     return [max(1, round(epochs / search.factor**left)) for left in range(rounds, -1, -1)]
-
-
-def next_rung(settings: Sequence[Setting], search: Search, epochs: Mapping[str, int]) -> list[Cell]:
-    """The runs that follow when all there are have ended: the best of the last round, for more epochs.
-
-    `settings`: best validation first. `epochs`: variant -> of its last round. Settings that failed do not go on. Of
-    each variant and each combination of what is not searched, one in `factor` does, one at least. Empty when all is
-    done.
-    """
-    groups: dict[tuple[Any, ...], list[Setting]] = {}
-    for setting in settings:
-        rest = tuple((n, str(v)) for n, v in setting.point if n not in search.ranges and n != "epochs")
-        groups.setdefault((setting.variant, rest), []).append(setting)
-    cells: list[Cell] = []
-    for (variant, _), own in groups.items():
-        rungs = rung_epochs(search, epochs[variant])
-        reached = max(dict(setting.point)["epochs"] for setting in own)
-        if reached not in rungs[:-1]:
-            continue
-        last = [s for s in own if dict(s.point)["epochs"] == reached]
-        good = [setting for setting in last if setting.val is not None]
-        best = good[: max(1, len(last) // (search.factor or 1))]
-        more = rungs[rungs.index(reached) + 1]
-        cells += [_with_epochs(run.cell, more) for setting in best for run in setting.done]
-    return cells
-
-
-def _with_epochs(cell: Cell, epochs: int) -> Cell:
-    point = tuple((name, epochs if name == "epochs" else value) for name, value in cell.point)
-    return replace(cell, point=point, config=replace(cell.config, epochs=epochs))
 
 
 def _values(params: Mapping[str, Any], ranges: Mapping[str, Any]) -> dict[str, Any]:

@@ -66,8 +66,8 @@ def build_sweep_page(study: Study, outcome: Outcome, command: str) -> Page:
         *_failures(settings, outcome.faults),
         Section("Repeat", [Code(command), *_doubled(study)]),
     ]
-    subtitle = study.about or "Settings are ranked and selected by validation data alone."
-    return Page(study.name, subtitle, figures, sections)
+    subtitle = study.plan.about or "Settings are ranked and selected by validation data alone."
+    return Page(study.plan.name, subtitle, figures, sections)
 
 
 def _selected(study: Study, outcome: Outcome) -> list[Section]:
