@@ -5,6 +5,7 @@ Knows command names. Does no work and imports nothing heavy, so that `tl --help`
 
 from __future__ import annotations
 
+import errno
 import io
 import os
 import sys
@@ -91,7 +92,17 @@ def main() -> None:
     except TlError as error:
         warn(f"tl: {error}")
         sys.exit(EXIT_FAULT)
-    except BrokenPipeError:
-        # The reader of stdout, such as `head`, has enough. Python would complain again when it flushes at exit.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    except BrokenPipeError:  # the reader of stdout, such as `head`, has enough
+        _forget_stdout()
         sys.exit(EXIT_FAULT)
+    except OSError as error:
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT):  # files have errors of their own: this is stdout
+            raise
+        _forget_stdout()
+        warn(f"tl: the output cannot be written ({error.strerror})")
+        sys.exit(EXIT_FAULT)
+
+
+def _forget_stdout() -> None:
+    """Python would complain again when it flushes at exit."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

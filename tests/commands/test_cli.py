@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
 import time
@@ -13,7 +14,8 @@ from tests.trainer.make import read_rows
 from tl import __version__
 from tl.trainer.runs import Run
 
-COMMANDS = ("train", "export", "predict", "evaluate", "inspect", "verify", "bench", "doctor", "demo", "probe")
+COMMANDS = ("train", "export", "predict", "evaluate", "inspect", "verify", "bench", "doctor", "demo", "probe", "adopt")
+COMMANDS += ("convert", "sweep", "compare", "report")
 
 
 def test_help__lists_every_command(run_tl: RunTl) -> None:
@@ -172,3 +174,17 @@ def test_export__needs_a_run_or_a_name(run_tl: RunTl, tmp_path: Path) -> None:
     assert "give either a run folder or --pretrained" in run_tl("export").err
     assert "needs --images" in run_tl("export", "--pretrained", "mobilenet_v2").err
     assert "no config.yaml" in run_tl("export", tmp_path, "-o", tmp_path / "m.onnx").err
+
+
+@pytest.mark.skipif(not os.path.exists("/dev/full"), reason="no /dev/full here")
+def test_main__a_full_disk_behind_stdout() -> None:
+    with open("/dev/full", "w", encoding="utf-8") as full:
+        done = subprocess.run(
+            [sys.executable, "-m", "tl", "doctor", "--json"],
+            stdout=full,
+            stderr=subprocess.PIPE,
+            text=True,
+            check=False,
+        )
+    assert done.returncode == 1
+    assert done.stderr.splitlines()[-1] == "tl: the output cannot be written (No space left on device)"

@@ -72,8 +72,10 @@ def test_predict__scale_of_the_photos(run_tl: RunTl, photos: Path, tmp_path: Pat
         assert [p.mm_per_px for p in read_landmarks(tmp_path / name).pictures] == [0.02, 0.02]
     (tmp_path / "scales.csv").write_text("path,mm_per_px,note\nphotos/1.png,0.5,x\n", encoding="utf-8")
     out = tmp_path / "each.csv"
-    assert run_tl("predict", photos, "--model", model, "-o", out, "--mm-per-px", tmp_path / "scales.csv").code == 3
+    unmatched = run_tl("predict", photos, "--model", model, "-o", out, "--mm-per-px", tmp_path / "scales.csv")
+    assert unmatched.code == 3
     assert [p.mm_per_px for p in read_landmarks(out).pictures] == [None, 0.5]
+    assert "1 pictures have no scale, first" in unmatched.err
     # The scales that one call wrote are what another may read.
     again = run_tl("predict", photos, "--model", model, "-o", tmp_path / "l.csv", "--to", "long", "--mm-per-px", out)
     assert again.code == 3
@@ -177,6 +179,21 @@ def test_evaluate__members_and_merged(run_tl: RunTl, tmp_path: Path) -> None:
         "model,merging,n,points,error_px,ci_low,ci_high,rmse_px,normalised_error,extent_error"
     )
     assert "evaluating on split 'test': 3 pictures" in table.err
+
+
+def test_evaluate__whole_and_part_together(run_tl: RunTl, tmp_path: Path) -> None:
+    for i in range(3):
+        save_spots(tmp_path / f"{i}.png", USUAL_XY + i)
+    pictures = tuple(picture_landmarks(f"{i}.png", USUAL_XY + i) for i in range(3))
+    data = tmp_path / "true.csv"
+    data.write_text(wide_csv.write(LandmarkSet(("red", "green", "blue"), pictures)), encoding="utf-8")
+    whole = make_spot_model(tmp_path / "whole.onnx")
+    part = make_spot_model(tmp_path / "part.onnx", region="points", region_margin=0.5)
+    done = run_tl("evaluate", data, "--ensemble", whole, part, "--split", "all", "--json")
+    assert done.code == 0, done.err
+    assert [row["error_px"] < 0.2 for row in json.loads(done.out)["rows"]] == [True] * 4
+    blamed = run_tl("predict", tmp_path / "0.png", "--ensemble", whole, part)
+    assert "part.onnx: this model looks at the part of a photo" in blamed.err
 
 
 def test_inspect_and_verify(run_tl: RunTl, tmp_path: Path) -> None:

@@ -32,6 +32,9 @@ def test_compare__by_the_command_line(finished_run: Run, run_tl: RunTl, tmp_path
     assert [row["same_data"] for row in done.rows()] == ["True", "True"]
     assert done.code == 0
     assert run_tl("compare", tmp_path).code == 1
+    partly = run_tl("compare", finished_run.folder, tmp_path)
+    assert (partly.code, len(partly.rows())) == (0, 1)
+    assert f"left out: {tmp_path}" in partly.err
 
 
 def test_compare_runs__of_different_tasks(finished_run: Run, spot_run: Run) -> None:

@@ -103,7 +103,19 @@ def test_read_judged__a_prediction_file_that_does_not_fit(finished_run: Run, tmp
 def test_report__of_an_unfinished_run(tmp_path: Path, run_tl: RunTl) -> None:
     done = run_tl("report", tmp_path)
     assert done.code == 1
-    assert "did its training finish?" in done.err
+    assert "not a finished run; tl train --resume" in done.err
+
+
+def test_report__with_the_passport_of_its_model_alone(
+    finished_run: Run, spot_run: Run, tmp_path: Path, run_tl: RunTl
+) -> None:
+    for run, name in ((finished_run, "own.onnx"), (spot_run, "other.onnx")):
+        assert run_tl("export", run.folder, "-o", tmp_path / name).code == 0
+    done = run_tl("report", finished_run.folder, "--model", tmp_path / "own.onnx", "--out", tmp_path / "r.html")
+    assert done.code == 0
+    assert "Model file" in (tmp_path / "r.html").read_text(encoding="utf-8")
+    wrong = run_tl("report", finished_run.folder, "--model", tmp_path / "other.onnx")
+    assert (wrong.code, "was not made from" in wrong.err) == (1, True)
 
 
 def test_report__by_the_command_line(finished_run: Run, tmp_path: Path, run_tl: RunTl) -> None:

@@ -97,7 +97,7 @@ def test_save_best__round_trip(run: Run) -> None:
 
 
 def test_load_best__missing_or_damaged(run: Run) -> None:
-    with pytest.raises(RunError, match=r"has no best.safetensors; .* did its training finish"):
+    with pytest.raises(RunError, match=r"has no best.safetensors: not a finished run"):
         load_best(run)
     run.save_best(tensors(), CARD)
     run.best_path.write_bytes(run.best_path.read_bytes()[:40])
@@ -225,7 +225,7 @@ def test_save_metrics__json(run: Run) -> None:
 
 
 def test_load_val_metrics__unfinished(run: Run) -> None:
-    with pytest.raises(RunError, match="did its training finish"):
+    with pytest.raises(RunError, match="not a finished run; tl train --resume"):
         run.load_val_metrics()
 
 

@@ -11,6 +11,7 @@ from typing import Annotated
 import typer
 
 from tl.commands.console import warn
+from tl.errors import RunError
 
 
 def command(
@@ -30,7 +31,13 @@ def command(
     from tl.studies.compare import compare_runs
     from tl.trainer.runs import Run
 
-    rows = compare_runs([Run(run) for run in runs])
+    finished = [run for run in runs if (run / "metrics.json").is_file()]
+    for run in runs:
+        if run not in finished:
+            warn(f"left out: {run} has no metrics.json: not a finished run")
+    if not finished:
+        raise RunError("none of these is the folder of a finished run")
+    rows = compare_runs([Run(run) for run in finished])
     if as_json:
         typer.echo(json.dumps(rows))
     else:
@@ -38,5 +45,7 @@ def command(
         writer.writerow(rows[0])
         for row in rows:
             writer.writerow(f"{value:.6g}" if isinstance(value, float) else value for value in row.values())
+    if "crop" in rows[0]:
+        warn("the runs look at different parts of the photos (crop): their errors do not compare")
     if not all(row["same_data"] for row in rows):
         warn("not all runs are of the same data: their scores do not compare")

@@ -46,8 +46,19 @@ def command(
     import dataclasses
 
     from tl.errors import DataError
-    from tl.runtime.landmark_files.files import lost_in, picture_finder, picture_sizes, read_landmarks, write_landmarks
+    from tl.runtime.landmark_files.files import (
+        SUFFIXES,
+        lost_in,
+        picture_finder,
+        picture_sizes,
+        read_landmarks,
+        write_landmarks,
+    )
 
+    if target.exists() and target.samefile(source):
+        raise DataError(f"{target}: is the file that is read; give the new one another name")
+    if to is not None and target.suffix.lower() != SUFFIXES[to]:
+        raise DataError(f"{target}: a file of format {to} has a name that ends in {SUFFIXES[to]}")
     landmarks = read_landmarks(source, images, from_stored=from_stored)
     if names is not None:
         chosen = tuple(name.strip() for name in names.split(","))

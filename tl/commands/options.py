@@ -124,9 +124,10 @@ def finds_landmarks(models: Path | list[Path]) -> bool:
 
 
 def model_region(models: Path | list[Path]) -> Literal["whole", "box", "points"]:
-    """What the first of the models looks at."""
-    contract = _first_contract(models)
-    return contract.landmarks.region if contract is not None and contract.landmarks is not None else "whole"
+    """What the models look at: of several, the first that looks at a part."""
+    listed = models if isinstance(models, list) else [models]
+    found = [c.landmarks.region for c in map(_first_contract, listed) if c is not None and c.landmarks is not None]
+    return next((region for region in found if region != "whole"), "whole")
 
 
 def _first_contract(models: Path | list[Path]) -> Contract | None:

@@ -170,6 +170,8 @@ def _read_scales(given: str | None) -> float | dict[str, float] | None:
     try:
         scale = float(given)
     except ValueError:
+        if not Path(given).is_file():
+            raise ConfigError(f"--mm-per-px: '{given}' is neither a number such as 0.0125 nor a file") from None
         return read_scales(given)
     if not 0 < scale < math.inf:
         raise ConfigError(f"--mm-per-px: expected a number above 0 or a file, found '{given}'")
@@ -195,6 +197,18 @@ def _drawer(predictor: Predictor[Any], folder: Path | None, undrawn: list[str]) 
             save_drawing(draw_landmarks(result.path, result, contract.recipe, skeleton), folder, result.path)
 
     return draw
+
+
+def _watcher(draw: Callable[[Result], None], unscaled: list[str]) -> Callable[[Result], None]:
+    """What looks at each result: draws it, and keeps the names of those without a scale."""
+    from tl.runtime.results import Landmarks
+
+    def see(result: Result) -> None:
+        if isinstance(result, Landmarks) and result.mm_per_px is None:
+            unscaled.append(result.path)
+        draw(result)
+
+    return see
 
 
 def _find_pictures(images: list[str], files_from: str | None, null: bool) -> Inputs:
@@ -224,7 +238,8 @@ def _write_predictions(
 
     tally = Tally()
     undrawn: list[str] = []
-    options["see"] = _drawer(predictor, draw, undrawn)
+    unscaled: list[str] = []
+    options["see"] = _watcher(_drawer(predictor, draw, undrawn), unscaled)
     started = time.monotonic()
     try:
         with predictor, console_progress() as progress:
@@ -236,10 +251,15 @@ def _write_predictions(
         raise typer.Exit(EXIT_INTERRUPTED) from None
     if undrawn:
         warn(f"{len(undrawn)} pictures in archives are not drawn, first {undrawn[0]}: unpack them")
+    if unscaled and "mm_per_px" in predictor.columns.types:
+        warn(f"{len(unscaled)} pictures have no scale, first {unscaled[0]}: paths in the file count from its folder")
     new = tally.done - tally.kept
     speed = new / max(time.monotonic() - started, 1e-9)
     kept = f"{tally.kept} rows kept from before, " if tally.kept else ""
     where = f"; {output}" if output else ""
+    listed = Path(f"{output}.failed.csv")
+    if tally.failed and output is not None and listed.is_file():
+        where += f", and the others in {listed}"
     warn(
         f"{kept}{tally.done - tally.failed} pictures predicted, {tally.failed} could not be read, {speed:.0f}/s{where}"
     )

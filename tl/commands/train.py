@@ -19,7 +19,7 @@ from tl.trainer.options import config_from_mapping, load_config, own_choices
 if TYPE_CHECKING:
     from tl.trainer.runs import Run
 
-_HELP = """Train a classifier on a folder of class folders, or a CSV with path,label[,split][,group].
+_HELP = """Train a classifier on class folders or a CSV with path,label[,split][,group], or a landmark finder.
 
 Examples:
 
@@ -28,6 +28,8 @@ Examples:
 - `tl train photos/ --method features --head mlp --out runs/quick` trains a head on a frozen backbone
 
 - `tl train labels.csv --backbone resnet50 --epochs 20 --augment strong --test`
+
+- `tl train wings.csv` finds landmarks: a CSV with path,x0,y0,..., TPS, COCO keypoints or DeepLabCut's CSV
 
 - `tl train --config runs/quick/config.yaml --lr 0.001 --out runs/again` repeats a run with a change
 

@@ -90,10 +90,12 @@ class LandmarkEnsemble:
             self._scales = {os.path.abspath(path): scale for path, scale in mm_per_px.items()}
         else:
             self._scales = mm_per_px
-        self._check_regions(sessions[0].path, margin)
+        self._check_regions(margin)
 
-    def _check_regions(self, path: str, margin: float | None) -> None:
+    def _check_regions(self, margin: float | None) -> None:
         regions = {view.region for view in self._views}
+        seen = zip(self.sessions, self._views, strict=True)
+        path = next((session.path for session, view in seen if view.region != "whole"), self.sessions[0].path)
         if regions == {"whole"}:
             if self._locator is not None or self._boxes is not None or margin is not None:
                 raise EnsembleError(
@@ -188,7 +190,9 @@ class LandmarkEnsemble:
         if self._boxes is not None:
             box = self._boxes.get(os.path.abspath(name))
             if box is None:
-                raise ImageReadError(name, "the list of boxes has none for this picture")
+                raise ImageReadError(
+                    name, "the list of boxes has none for this picture (its paths count from its folder)"
+                )
             return box
         if self._locator is None:
             raise ImageReadError(name, "nothing says where the specimen is")

@@ -36,6 +36,7 @@ from tl.trainer.options import config_from_mapping, dump_config, load_config
 from tl.trainer.pictures import PictureStore
 
 RUN_VERSION = 3
+UNFINISHED = "not a finished run; tl train --resume goes on with one that was interrupted"
 _MANIFEST = ("path", "label", "split", "group", "sha256")
 _REGION = ("region_x", "region_y", "region_w", "region_h")
 
@@ -231,7 +232,7 @@ class Run:
     def load_card(self) -> NetworkCard:
         """What `best.safetensors` says of itself. Raises `RunError`."""
         if not self.best_path.is_file():
-            raise RunError(f"{self.folder}: has no best.safetensors; is it a run folder, and did its training finish?")
+            raise RunError(f"{self.folder}: has no best.safetensors: {UNFINISHED}")
         try:
             with safe_open(self.best_path, framework="numpy") as opened:
                 text = (opened.metadata() or {}).get("tl.network", "{}")
@@ -253,7 +254,7 @@ class Run:
         try:
             metrics = json.loads((self.folder / "metrics.json").read_text(encoding="utf-8"))["val"]
         except (OSError, ValueError, KeyError) as error:
-            raise RunError(f"{self.folder}: no readable metrics.json; did its training finish? ({error})") from error
+            raise RunError(f"{self.folder}: no readable metrics.json: {UNFINISHED} ({error})") from error
         return {name: float(value) for name, value in metrics.items() if isinstance(value, int | float)}
 
 

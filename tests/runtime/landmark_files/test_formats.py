@@ -403,3 +403,15 @@ def test_read_landmarks__from_stored(tmp_path: Path, orientation: int, kind: str
     assert found.pictures[0].keypoints_xy.tolist() == [[7, 4]]
     assert found.pictures[0].box_xywh == ((7, 4, 1, 1) if kind == ".csv" else None)
     assert f"{int(orientation > 1)} of 1 pictures" in found.remarks[0]
+
+
+@pytest.mark.parametrize(
+    ("text", "fault"),
+    [
+        ("path;x0;y0\na.png;1;2\n", "commas between, not semicolons"),
+        ("path,x0,x1,y1\na.png,1,2,3\n", "column x0 has no y0 beside it"),
+    ],
+)
+def test_wide_csv__says_what_is_wrong_with_its_columns(text: str, fault: str) -> None:
+    with pytest.raises(DataError, match=fault):
+        wide_csv.read(text, "a.csv")

@@ -74,7 +74,8 @@ def _point_cells(picture: PictureLandmarks, signs: str) -> list[str]:
 def _point_columns(columns: Sequence[str], where: str) -> dict[str, dict[str, str]]:
     """Point name -> {"x": column, "y": column ...}, in order of the x columns."""
     if "path" not in columns:
-        raise DataError(f"{where}: has no column path (found: {', '.join(columns[:8])})")
+        hint = "; columns must have commas between, not semicolons" if any(";" in name for name in columns[:1]) else ""
+        raise DataError(f"{where}: has no column path (found: {', '.join(columns[:8])}){hint}")
     if twice := [name for name in columns if columns.count(name) > 1]:
         raise DataError(f"{where}: column {twice[0]} stands twice")
     known = set(columns)
@@ -84,6 +85,8 @@ def _point_columns(columns: Sequence[str], where: str) -> dict[str, dict[str, st
             suffix = column[1:]
             points[suffix.removeprefix("_")] = {sign: sign + suffix for sign in "xyvps" if sign + suffix in known}
     taken = {column for point in points.values() for column in point.values()}
+    if half := [name for name in columns if name[:1] == "x" and len(name) > 1 and name not in taken]:
+        raise DataError(f"{where}: column {half[0]} has no y{half[0][1:]} beside it")
     if unknown := [name for name in columns if name not in taken and name not in (*_OTHERS, *_PREDICTED)]:
         raise DataError(f"{where}: column '{unknown[0]}' is neither a point (xNAME, yNAME) nor {', '.join(_OTHERS)}")
     if not points:

@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 from tl.errors import RunError
 from tl.runtime.landmarks import PictureLandmarks
 from tl.trainer.config import TrainConfig
-from tl.trainer.runs import NetworkCard, Run
+from tl.trainer.runs import UNFINISHED, NetworkCard, Run
 
 # What was held out from choosing comes first.
 _REPORTED = ("test", "val")
@@ -99,7 +99,7 @@ def open_finished(run: Run) -> FinishedRun:
     try:
         metrics = json.loads((run.folder / "metrics.json").read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
-        raise RunError(f"{run.folder}: no readable metrics.json; did its training finish? ({error})") from error
+        raise RunError(f"{run.folder}: no readable metrics.json: {UNFINISHED} ({error})") from error
     split = next(name for name in _REPORTED if name in metrics)
     return FinishedRun(run, run.load_config(), run.load_card(), metrics, split)
 

@@ -12,6 +12,7 @@ from pathlib import Path
 
 import numpy as np
 
+from tl.errors import ModelFileError
 from tl.runtime.contract import Contract
 from tl.studies.report.charts import Line, line_chart
 from tl.studies.report.class_sections import class_figures, class_sections
@@ -34,8 +35,10 @@ _CURVES = {
 def write_run_report(run: Run, out: Path | None = None, contract: Contract | None = None) -> Path:
     """Write `report.html` of a finished run into its folder, or to `out`; with the passport of its model file.
 
-    Raises `RunError`, `OutputError`, `MissingExtraError`.
+    Raises `RunError`, `OutputError`, `MissingExtraError`, and `ModelFileError` for a file of other data.
     """
+    if contract is not None and contract.provenance.data_hash != run.data_hash():
+        raise ModelFileError(f"this model file was not made from {run.folder}: its training data are others")
     path = out or run.folder / "report.html"
     write_page(build_run_page(open_finished(run), contract), path)
     return path
@@ -47,6 +50,8 @@ def build_run_page(finished: FinishedRun, contract: Contract | None = None) -> P
     is_points = config.task == "landmarks"
     seen = {"test": "the test split, looked at once", "val": "the validation split, which also chose the epoch"}
     subtitle = f"{config.method} of {config.backbone}, head {config.head}. Figures are of {seen[finished.split]}."
+    if config.crop != "whole":
+        subtitle += " Each photo's part was given as the annotations say; where a locator finds it, errors are larger."
     own = point_sections(finished) if is_points else class_sections(finished)
     sections = [
         *_curves(finished),
@@ -57,6 +62,10 @@ def build_run_page(finished: FinishedRun, contract: Contract | None = None) -> P
         _repeat(finished),
     ]
     figures = point_figures(finished) if is_points else class_figures(finished)
+    if finished.split == "test":
+        val = finished.metrics["val"]
+        shown = f"{val['error_px']:.2f} px" if is_points else f"{val['top1_accuracy']:.1%}"
+        figures.append(("on validation", shown))
     minutes = finished.metrics["train_seconds"] / 60
     return Page(finished.name, subtitle, [*figures, ("training", f"{minutes:.1f} min")], sections)
 

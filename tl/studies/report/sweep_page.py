@@ -56,7 +56,7 @@ def build_sweep_page(study: Study, outcome: Outcome, command: str) -> Page:
     if best.val is not None:
         figures.append(("best on validation", best.name))
     if judged and judged[0].test is not None:
-        figures.append(("its test score", f"{judged[0].test.mean:.4g}"))
+        figures.append((f"its test {METRIC[study.task][0]}", f"{judged[0].test.mean:.4g}"))
     sections = [
         Section("Leaderboard", [Table(tuple(rows[0]), [tuple(map(_cell, row.values())) for row in rows])]),
         *_selected(study, outcome),
@@ -88,6 +88,7 @@ def _selected(study: Study, outcome: Outcome) -> list[Section]:
                 None if test is None or test.high is None else test.high,
                 each.model_mb,
                 each.latency_ms,
+                f"models/{each.setting.done[0].cell.name}.onnx",
             )
         )
     columns = (
@@ -99,6 +100,7 @@ def _selected(study: Study, outcome: Outcome) -> list[Section]:
         "to",
         "model, MB",
         "CPU, ms a picture",
+        "model of the first seed",
     )
     note = (
         "The best setting of each variant by validation, exported and run by the runtime that its users will have. "
