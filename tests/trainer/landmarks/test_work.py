@@ -128,6 +128,21 @@ def test_prepare_landmark_task__more_epochs_of_few_pictures(
     assert (task.config.epochs, task.config.drop_epochs) == (settled, settled // 3)
 
 
+def test_prepare_landmark_task__says_that_a_crop_cuts_nothing(tmp_path: Path) -> None:
+    said: list[str] = []
+
+    class Listens(Silent):
+        def say(self, line: str) -> None:
+            said.append(line)
+
+    data = make_spots(tmp_path / "d", 8, whole=True)
+    for margin in (0.1, 5.0):
+        prepare_landmark_task(make_landmark_config(data, tmp_path / "r", crop="points", crop_margin=margin), Listens())
+    assert [line for line in said if "cuts nothing" in line] == [
+        "crop points with margin 5 cuts nothing off 8 of 8 photos: take --crop whole, or a smaller --crop-margin"
+    ]
+
+
 def test_train__a_point_that_nobody_annotated(tmp_path: Path) -> None:
     data = make_spots(tmp_path / "d", 8, whole=True)
     rows = data.read_text(encoding="utf-8").splitlines()

@@ -130,10 +130,22 @@ def prepare_landmark_task(config: TrainConfig, progress: Progress, check: Check 
         sizes_hw=sizes,
         placements=tuple(place(hw, recipe, p.region) for hw, p in zip(sizes, store.pictures, strict=True)),
     )
+    _say_if_needless(task, progress)
     if augment is not None:
         first = store.indices("train")[:1]
         augment.with_points(store.working(first[0]), task.input_points(first)[0], config.seed, task.partners)
     return task
+
+
+def _say_if_needless(task: LandmarkTask, progress: Progress) -> None:
+    """A crop that cuts nothing off costs a locator or boxes at every prediction."""
+    wholes = [(0, 0, width, height) for height, width in task.sizes_hw]
+    uncut = sum(placed.region_xywh == whole for placed, whole in zip(task.placements, wholes, strict=True))
+    if task.config.crop != "whole" and uncut > len(wholes) / 2:
+        progress.say(
+            f"crop {task.config.crop} with margin {task.config.crop_margin:g} cuts nothing off {uncut} of {len(wholes)}"
+            " photos: take --crop whole, or a smaller --crop-margin"
+        )
 
 
 def audit_landmarks(task: LandmarkTask) -> list[Finding]:
