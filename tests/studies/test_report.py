@@ -14,11 +14,16 @@ import pytest
 
 from tests.commands.conftest import RunTl
 from tests.commands.conftest import run_tl as run_tl
+from tests.trainer.conftest import fresh_cache as fresh_cache
+from tests.trainer.make import make_config
 from tl.errors import RunError
+from tl.studies.report.neighbours import open_neighbours
 from tl.studies.report.page import Card, Code, Matrix, Note, Page, Section, Table, render
 from tl.studies.report.run_files import open_finished, read_found, read_judged
 from tl.studies.report.run_page import build_run_page, write_run_report
+from tl.trainer.progress import Silent
 from tl.trainer.runs import Run
+from tl.trainer.train import train
 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
 
@@ -177,3 +182,25 @@ def test_page__works_in_a_browser(tmp_path: Path) -> None:
     assert found["rising"] == ["9.5", "10", "200", "-"]
     assert found["falling"] == ["200", "10", "9.5", "-"]
     assert (found["closed"], found["first"], found["second"], found["again"]) == ([], ["0-0"], ["0-1"], [])
+
+
+def test_open_neighbours__of_the_same_colour(
+    finished_run: Run, photos: Path, tmp_path: Path, fresh_cache: Path
+) -> None:
+    config = make_config(photos, tmp_path / "r", method="features", weights=str(finished_run.folder), head="linear")
+    run = train(config, Silent()).run
+    finished = open_finished(run)
+    find = open_neighbours(finished)
+    assert find is not None
+    for picture in run.pictures("val"):
+        nearest = find(picture.path)
+        assert [each.label for each in nearest] == [picture.label] * 3
+        assert 1.000001 > nearest[0].likeness >= nearest[2].likeness > 0.9
+        assert {each.path for each in nearest} <= set(finished.paths("train"))
+    assert find("/nowhere.png") == []
+    shutil.rmtree(fresh_cache)
+    assert open_neighbours(open_finished(run)) is None
+
+
+def test_open_neighbours__of_a_run_from_scratch(finished_run: Run) -> None:
+    assert open_neighbours(open_finished(finished_run)) is None

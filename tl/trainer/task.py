@@ -96,7 +96,7 @@ def prepare_task(config: TrainConfig, progress: Progress, check: Check = lambda 
     check(config, info, len(_check_data(pictures, config)), weights)
     features = None
     if weights is not None and config.normalise == "backbone":
-        features = _open_features(config, info, recipe, augment, weights)
+        features = open_run_features(config, info, recipe, augment, weights)
 
     def is_done(picture: Picture, digest: str) -> bool:
         if features is None or not _needs_features_alone(config, augment):
@@ -113,7 +113,7 @@ def prepare_task(config: TrainConfig, progress: Progress, check: Check = lambda 
         augment(store.working(first), config.seed)  # its faults show now
     info = measure_colors(config, info, store, progress)
     if config.normalise == "dataset" and weights is not None:
-        features = _open_features(config, info, recipe, augment, weights)
+        features = open_run_features(config, info, recipe, augment, weights)
     ids = tuple(class_ids(store.pictures, class_names))
     return Task(config, info, recipe, augment, weights, store, bad, class_names, ids, features)
 
@@ -131,7 +131,7 @@ def find_info(name: str) -> BackboneInfo:
     return find_backbone_info(name)
 
 
-def _open_features(
+def open_run_features(
     config: TrainConfig, info: BackboneInfo, recipe: Recipe, augment: Augment | None, weights: WeightsFile
 ) -> FeatureSet:
     """Everything that a feature depends on. Trunks are torchvision's or timm's code, so their versions count."""

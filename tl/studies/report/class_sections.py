@@ -7,17 +7,17 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Sequence
-from typing import Any
 
 import numpy as np
 
 from tl.studies.report.charts import reliability_chart
+from tl.studies.report.neighbours import open_neighbours
 from tl.studies.report.page import Card, Chart, Gallery, Matrix, Note, Section, Table
 from tl.studies.report.run_files import FinishedRun, Judged, read_judged
-from tl.studies.report.thumbnails import thumbnail
+from tl.studies.report.thumbnails import Thumbnail, thumbnail
 from tl.trainer.metrics import ECE_BINS
 
-_SIDE = 144
+_SIDE, _SMALL = 144, 44
 _WRONG, _UNSURE, _RIGHT_IN_CELL, _WRONG_IN_CELL, _IN_ALL_CELLS = 60, 24, 3, 12, 240
 _SURE = 0.9
 _MOST_CLASSES = 60  # a larger matrix would be a wall of numbers
@@ -54,14 +54,29 @@ class _Shower:
 
     def __init__(self, finished: FinishedRun) -> None:
         self._names, self._recipe = finished.card.class_names, finished.card.recipe
-        self._made: dict[str, Any] = {}
+        self._find_nearest = open_neighbours(finished)
+        self._made: dict[tuple[str, int], Thumbnail | None] = {}
 
-    def card(self, judged: Judged, badge: str = "") -> Card:
-        if judged.path not in self._made:
-            self._made[judged.path] = thumbnail(judged.path, self._recipe, _SIDE)
+    @property
+    def knows_neighbours(self) -> bool:
+        return self._find_nearest is not None
+
+    def card(self, judged: Judged, badge: str = "", *, with_neighbours: bool = False) -> Card:
         order = np.argsort(-judged.probabilities, kind="stable")[:3]
         guesses = ", ".join(f"{self._names[i]} {judged.probabilities[i]:.0%}" for i in order)
-        return Card(self._made[judged.path], [judged.name, f"true: {self._names[judged.true_id]}", guesses], badge)
+        lines = [judged.name, f"true: {self._names[judged.true_id]}", guesses]
+        beside = self._beside(judged.path) if with_neighbours else []
+        return Card(self._picture(judged.path, _SIDE), lines, badge, beside)
+
+    def _beside(self, path: str) -> list[tuple[Thumbnail, str]]:
+        nearest = self._find_nearest(path) if self._find_nearest else []
+        shown = [(self._picture(each.path, _SMALL), f"{each.label}, likeness {each.likeness:.2f}") for each in nearest]
+        return [(picture, name) for picture, name in shown if picture is not None]
+
+    def _picture(self, path: str, side: int) -> Thumbnail | None:
+        if (path, side) not in self._made:
+            self._made[path, side] = thumbnail(path, self._recipe, side)
+        return self._made[path, side]
 
 
 def _confusion(finished: FinishedRun, judged: Sequence[Judged], shower: _Shower) -> Section:
@@ -121,13 +136,17 @@ def _wrong(judged: Sequence[Judged], shower: _Shower) -> Section:
         return Section("Misclassified", [Note("None.")])
     usual = _usual_confidence(judged)
     doubted = {each.path for each in wrong if each.confidence >= max(_SURE, usual.get(each.label_id, 1.0))}
-    cards = [shower.card(each, "label?" if each.path in doubted else "") for each in wrong[:_WRONG]]
+    cards = [
+        shower.card(each, "label?" if each.path in doubted else "", with_neighbours=True) for each in wrong[:_WRONG]
+    ]
     note = f"{len(wrong)} of {len(judged)} pictures, the most confident first{_more(len(wrong), _WRONG)}."
     if doubted:
         note += (
             f" {len(doubted)} are marked 'label?': the model is {_SURE:.0%} sure or more, and at least as sure as it "
             "usually is of that class, so that the label may be wrong."
         )
+    if shower.knows_neighbours:
+        note += " Below each: the training pictures that the backbone, before training, finds most like it."
     return Section("Misclassified", [Gallery(cards, note)])
 
 

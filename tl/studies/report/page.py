@@ -45,11 +45,12 @@ class Chart:
 
 @dataclass(frozen=True)
 class Card:
-    """A picture with lines under it; `badge` stands on it."""
+    """A picture with lines under it; `badge` stands on it, `beside` are small pictures with what they are."""
 
     picture: Thumbnail | None
     lines: Sequence[str]
     badge: str = ""
+    beside: Sequence[tuple[Thumbnail, str]] = ()
 
 
 @dataclass(frozen=True)
