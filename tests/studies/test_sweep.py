@@ -198,14 +198,24 @@ def test_sweep__workers_do_not_outlive_it(labels: Path, tmp_path: Path) -> None:
 def test_sweep__interrupted_saves_what_it_has(labels: Path, tmp_path: Path) -> None:
     study = make_study(tmp_path / "s.yaml", labels, test=False)
     command = [sys.executable, "-m", "tl", "sweep", str(study), "--out", str(tmp_path / "o"), "--set", "epochs=100000"]
-    process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
-    deadline = time.monotonic() + 120
-    while not list((tmp_path / "o").rglob("last.pt")) and time.monotonic() < deadline:
-        time.sleep(0.05)
-    process.send_signal(signal.SIGINT)  # to it alone, as an editor's stop button does
-    _, errors = process.communicate(timeout=90)
+    process = subprocess.Popen(
+        command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True, preexec_fn=heed_interrupts
+    )
+    try:
+        deadline = time.monotonic() + 120
+        while not list((tmp_path / "o").rglob("last.pt")) and time.monotonic() < deadline:
+            time.sleep(0.05)
+        process.send_signal(signal.SIGINT)  # to it alone, as an editor's stop button does
+        _, errors = process.communicate(timeout=90)
+    finally:
+        process.kill()
     assert process.returncode == 130
     assert "the same command goes on" in errors
+
+
+def heed_interrupts() -> None:
+    """Where tests run in the background, a shell has told them to ignore interrupts, and children inherit that."""
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
 
 
 def children_of(process: subprocess.Popen[Any]) -> list[str]:
