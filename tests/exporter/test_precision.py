@@ -15,9 +15,11 @@ import pytest
 from tests.exporter.test_export import assert_nothing_private, moved_run
 from tests.trainer.make import Listener, read_rows
 from tl.errors import ConfigError, DataError, PrecisionError
+from tl.exporter import precision as precision_module
 from tl.exporter import race as race_module
 from tl.exporter.export import Exported
 from tl.exporter.precision import Lowering, _compare, _fault, _Trial, describe, export_lowered
+from tl.exporter.quantise import INT8_WAYS
 from tl.runtime.contract import Quantisation
 from tl.runtime.predictor import load
 from tl.runtime.selftest import run_selftest
@@ -138,11 +140,15 @@ def test_export_lowered__runs_on_the_oldest_runtime(lowered: Exported) -> None:
 
 
 @pytest.mark.slow
-def test_export_lowered__the_same_seed_gives_the_same_graph(finished_run: Run, int8: Exported, tmp_path: Path) -> None:
-    again = export_lowered(finished_run, tmp_path / "again.onnx", Silent(), INT8)
-    assert onnx.load(again.path).graph == onnx.load(int8.path).graph
+def test_export_lowered__the_same_seed_gives_the_same_graph(
+    finished_run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # One way alone: which of several is taken depends on how fast they are, which differs on a busy machine.
+    monkeypatch.setattr(precision_module, "INT8_WAYS", INT8_WAYS[:1])
+    made = [export_lowered(finished_run, tmp_path / f"{i}.onnx", Silent(), INT8).path for i in range(2)]
+    assert onnx.load(made[0]).graph == onnx.load(made[1]).graph
     other = export_lowered(finished_run, tmp_path / "other.onnx", Silent(), dataclasses.replace(INT8, seed=7))
-    assert onnx.load(other.path).graph != onnx.load(int8.path).graph  # other pictures, other ranges
+    assert onnx.load(other.path).graph != onnx.load(made[0]).graph  # other pictures, other ranges
 
 
 def test_export_lowered__too_little_agreement_leaves_no_file(finished_run: Run, tmp_path: Path) -> None:

@@ -23,7 +23,7 @@ from safetensors.torch import load_file
 from tests.trainer.make import assert_same_run, make_class_folders, timeless_file, train_here
 from tl.cli import main
 from tl.trainer.progress import Silent
-from tl.trainer.runs import Run
+from tl.trainer.runs import UNFINISHED, Run
 from tl.trainer.train import train
 
 # Everything that has a state: averaged weights, momentum, a schedule that looks back, augmentation, dropout, mixing.
@@ -179,7 +179,7 @@ def test_export_and_weights__half_written_best_counts_for_nothing(short: Run, tm
     run = copied(short, tmp_path / "run")
     run.best_path.rename(run.folder / ".best.safetensors.12345.partial")
     err = tl("export", run.folder, "-o", tmp_path / "m.onnx")
-    assert err == f"tl: {run.folder}: has no best.safetensors; is it a run folder, and did its training finish?\n"
+    assert err == f"tl: {run.folder}: has no best.safetensors: {UNFINISHED}\n"
     err = tl("train", "photos", "--weights", run.folder, "--backbone", "smallcnn", "--out", tmp_path / "new")
     assert err.startswith("tl: ")
     assert len(err.splitlines()) == 1

@@ -165,7 +165,7 @@ def test_sweep__several_at_once_and_one_of_them_killed(labels: Path, tmp_path: P
     study = make_study(tmp_path / "s.yaml", labels, grid={"lr": [0.001, 0.01, 0.1]}, test=False)
     command = [sys.executable, "-m", "tl", "sweep", str(study), "--out", str(tmp_path / "o"), "--jobs", "2"]
     process = subprocess.Popen(
-        [*command, "--set", "epochs=100"], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+        [*command, "--set", "epochs=60"], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
     )
     deadline = time.monotonic() + 120
     while len(list((tmp_path / "o").rglob("history.csv"))) < 2 and time.monotonic() < deadline:
