@@ -1,19 +1,17 @@
 """Scales of photos, millimetres a pixel: one number for all, or a file that has one for each.
 
-Knows CSV, and the landmark files that hold scales. Opens pictures' headers only, for TPS.
+Knows scales, and the landmark files that hold scales. Opens pictures' headers only, for TPS.
 """
 
 from __future__ import annotations
 
-import csv
 import math
 import os
 from pathlib import Path
 
 from tl.errors import DataError
 from tl.runtime.landmark_files.files import picture_finder, read_landmarks
-
-COLUMNS = ("path", "mm_per_px")
+from tl.runtime.landmark_files.lists import listed_path, read_list
 
 
 def read_scales(path: str | os.PathLike[str]) -> dict[str, float]:
@@ -32,18 +30,9 @@ def read_scales(path: str | os.PathLike[str]) -> dict[str, float]:
 
 
 def _read_csv(path: Path) -> dict[str, float]:
-    try:
-        with path.open(encoding="utf-8-sig", errors="surrogateescape", newline="") as stream:
-            reader = csv.DictReader(stream)
-            rows = [(reader.line_num, row) for row in reader]
-            columns = reader.fieldnames or []
-    except (OSError, csv.Error) as error:
-        raise DataError(f"{path}: the list of scales cannot be read ({error})") from error
-    if lacking := [name for name in COLUMNS if name not in columns]:
-        raise DataError(f"{path}: has no column {', '.join(lacking)} (found: {', '.join(columns[:8])})")
     scales: dict[str, float] = {}
-    for line, row in rows:
-        text = (row["mm_per_px"] or "").strip()
+    for place, row in read_list(path, ["mm_per_px"], "scales"):
+        text = row["mm_per_px"].strip()
         if not text:
             continue
         try:
@@ -51,6 +40,6 @@ def _read_csv(path: Path) -> dict[str, float]:
         except ValueError:
             scale = math.nan
         if not 0 < scale < math.inf:
-            raise DataError(f"{path.name} row {line}: mm_per_px is '{text}', expected a number above 0")
-        scales[os.path.join(path.parent, os.path.normpath(row["path"]))] = scale
+            raise DataError(f"{place}: mm_per_px is '{text}', expected a number above 0")
+        scales[listed_path(path, row)] = scale
     return scales
