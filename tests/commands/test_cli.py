@@ -12,6 +12,8 @@ import pytest
 from tests.commands.conftest import RunTl
 from tests.trainer.make import read_rows
 from tl import __version__
+from tl.commands.console import training_packages
+from tl.errors import MissingExtraError
 from tl.trainer.runs import Run
 
 COMMANDS = ("train", "export", "predict", "evaluate", "inspect", "verify", "bench", "doctor", "demo", "probe", "adopt")
@@ -188,3 +190,9 @@ def test_main__a_full_disk_behind_stdout() -> None:
         )
     assert done.returncode == 1
     assert done.stderr.splitlines()[-1] == "tl: the output cannot be written (No space left on device)"
+
+
+def test_training_packages__says_what_to_install() -> None:
+    said = r"no_such_package is missing\): pip install 'tl-toolkit\[train\]'"
+    with pytest.raises(MissingExtraError, match=said), training_packages():
+        import no_such_package  # noqa: F401

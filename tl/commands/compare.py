@@ -10,7 +10,7 @@ from typing import Annotated
 
 import typer
 
-from tl.commands.console import warn
+from tl.commands.console import training_packages, warn
 from tl.errors import RunError
 
 
@@ -28,8 +28,9 @@ def command(
     Columns: run, same_data (pictures, labels and splits of the first run), the validation and test score with their 95%
     intervals, best_epoch, train_seconds, trained_parameters, then each option that is not the same in all runs.
     """
-    from tl.studies.compare import compare_runs
-    from tl.trainer.runs import Run
+    with training_packages():
+        from tl.studies.compare import compare_runs
+        from tl.trainer.runs import Run
 
     finished = [run for run in runs if (run / "metrics.json").is_file()]
     for run in runs:

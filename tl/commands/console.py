@@ -12,6 +12,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
+from tl.errors import MissingExtraError
+
 if TYPE_CHECKING:
     from rich.progress import Progress as RichBar
     from rich.progress import ProgressColumn, TaskID
@@ -24,6 +26,17 @@ EXIT_FAULT, EXIT_SOME_FAILED, EXIT_INTERRUPTED = 1, 3, 130
 def warn(line: str) -> None:
     """Print a line on stderr."""
     print(line, file=sys.stderr, flush=True)  # noqa: T201
+
+
+@contextmanager
+def training_packages() -> Iterator[None]:
+    """Around imports: where what trains is not installed, say what to install. Raises `MissingExtraError`."""
+    try:
+        yield
+    except ImportError as error:
+        raise MissingExtraError(
+            f"this needs the packages for training ({error.name} is missing): pip install 'tl-toolkit[train]'"
+        ) from error
 
 
 class ConsoleProgress:

@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from tl.commands.console import warn
+from tl.commands.console import training_packages, warn
 
 
 def command(
@@ -30,8 +30,10 @@ def command(
     """
     from tl.runtime.contract import Contract, parse_contract
     from tl.runtime.model_file import check_model_file
-    from tl.studies.report.run_page import write_run_report
-    from tl.trainer.runs import Run
+
+    with training_packages():
+        from tl.studies.report.run_page import write_run_report
+        from tl.trainer.runs import Run
 
     contract: Contract | None = None
     if model is not None:
