@@ -239,7 +239,9 @@ def _write_predictions(
     tally = Tally()
     undrawn: list[str] = []
     unscaled: list[str] = []
-    options["see"] = _watcher(_drawer(predictor, draw, undrawn), unscaled)
+    options["see"] = _drawer(predictor, draw, undrawn)
+    if "mm_per_px" in predictor.columns.types:
+        options["see"] = _watcher(options["see"], unscaled)
     started = time.monotonic()
     try:
         with predictor, console_progress() as progress:
@@ -251,7 +253,7 @@ def _write_predictions(
         raise typer.Exit(EXIT_INTERRUPTED) from None
     if undrawn:
         warn(f"{len(undrawn)} pictures in archives are not drawn, first {undrawn[0]}: unpack them")
-    if unscaled and "mm_per_px" in predictor.columns.types:
+    if unscaled:
         warn(f"{len(unscaled)} pictures have no scale, first {unscaled[0]}: paths in the file count from its folder")
     new = tally.done - tally.kept
     speed = new / max(time.monotonic() - started, 1e-9)

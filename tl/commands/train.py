@@ -73,10 +73,10 @@ def command(
     if not result.metrics:  # one of several processes, and not the one that speaks
         return
     warn(f"run: {result.run.folder}    next: tl export {result.run.folder} -o model.onnx")
-    if report:
-        _report(result.run)
     if as_json:
         typer.echo(json.dumps({"run": str(result.run.folder), **result.metrics}))
+    if report:
+        _report(result.run)
 
 
 def _report(run: Run) -> None:

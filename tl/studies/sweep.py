@@ -95,8 +95,9 @@ def check_same_data(runs: Sequence[CellRun]) -> None:
         if run.state != "done":
             continue
         named = json.dumps([getattr(run.cell.config, name) for name in _DATA_OPTIONS])
-        first, digest = seen.setdefault(named, (run, Run(run.folder).data_hash()))
-        if Run(run.folder).data_hash() != digest:
+        own = Run(run.folder).data_hash()
+        first, digest = seen.setdefault(named, (run, own))
+        if own != digest:
             raise DataError(
                 f"{run.cell.config.data}: has changed between runs of this study ({first.folder.name} and "
                 f"{run.folder.name} differ): their scores do not compare; give another --out, or delete the older runs"

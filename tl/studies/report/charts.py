@@ -13,6 +13,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from tl.errors import MissingExtraError
+
 # Stand-ins that no chart has by chance; the page's style says what they look like in light and dark.
 _INK, _FAINT = "#010203", "#020304"
 _SERIES = ("#0a0b01", "#0a0b02", "#0a0b03", "#0a0b04", "#0a0b05", "#0a0b06")
@@ -110,9 +112,11 @@ def histogram(title: str, value_label: str, values: Sequence[float]) -> str:
 
 
 def _chart(title: str, description: str, draw: Any, height: float = _SIZE[1]) -> str:
-    import matplotlib as mpl
-    from matplotlib.figure import Figure
-
+    try:
+        import matplotlib as mpl
+        from matplotlib.figure import Figure
+    except ImportError as error:
+        raise MissingExtraError("reports need more packages: pip install 'tl-toolkit[train]'") from error
     with mpl.rc_context(_STYLE | {"svg.hashsalt": title}):
         figure = Figure(figsize=(_SIZE[0], height), layout="constrained")
         axes = figure.subplots()

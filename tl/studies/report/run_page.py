@@ -8,6 +8,7 @@ from __future__ import annotations
 import shlex
 from collections import Counter
 from collections.abc import Sequence
+from dataclasses import fields
 from pathlib import Path
 
 import numpy as np
@@ -20,6 +21,7 @@ from tl.studies.report.page import Block, Chart, Code, Facts, Gallery, Note, Pag
 from tl.studies.report.point_sections import point_figures, point_sections
 from tl.studies.report.run_files import FinishedRun, open_finished
 from tl.studies.report.samples import augmented_cards
+from tl.trainer.config import TrainConfig
 from tl.trainer.options import own_choices
 from tl.trainer.runs import Run
 
@@ -150,10 +152,6 @@ def _repeat(finished: FinishedRun) -> Section:
 
 
 def _flag(name: str, value: object) -> list[str]:
-    from dataclasses import fields
-
-    from tl.trainer.config import TrainConfig
-
     default = next(field.default for field in fields(TrainConfig) if field.name == name)
     if value == default:
         return []

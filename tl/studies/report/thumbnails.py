@@ -8,7 +8,7 @@ from __future__ import annotations
 import base64
 import io
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import NDArray
@@ -62,8 +62,6 @@ def encode(picture: Image.Image) -> Thumbnail:
 
 def _small(recipe: Recipe, side: int) -> Recipe:
     """The recipe's rules of decoding, with the whole picture in view."""
-    from dataclasses import replace
-
     return replace(recipe, input_hw=(side, side), resize_mode="letterbox", short_side=None, jpeg_scale="2x")
 
 
