@@ -129,13 +129,25 @@ def _show_plan(study: Study, runs: list[CellRun]) -> None:
     for run in runs:
         typer.echo(f"{run.state}\t{run.cell.setting}\tseed {run.cell.seed}")
     left = [run for run in runs if run.state == "open"]
-    known = [run.metrics()["train_seconds"] for run in runs if run.state == "done"]
-    about = ""
-    if known and left:
-        about = (
-            f"; about {sum(known) / len(known) * len(left) / 60:.0f} min if they take as long as those that are done"
+    warn(f"{study.plan.name}: {len(runs)} runs, {len(left)} to do")
+    if left:
+        _show_estimate(runs)
+
+
+def _show_estimate(runs: list[CellRun]) -> None:
+    """A plan is worth showing even where its time is unknown."""
+    from tl.studies.estimate import estimate_seconds
+    from tl.studies.sweep import in_words
+
+    try:
+        seconds = estimate_seconds(runs)
+    except TlError as error:
+        warn(f"no estimate of time: {error}")
+    else:
+        warn(
+            f"about {in_words(seconds)} in all on this machine: from finished runs of the same setting, else from one "
+            "step of each network with all its epochs; decoding and augmentation come on top, early stopping saves"
         )
-    warn(f"{study.plan.name}: {len(runs)} runs, {len(left)} to do{about}")
 
 
 def _seconds(text: str) -> float:

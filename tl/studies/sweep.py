@@ -119,14 +119,13 @@ def run_cells(
     at a time with its share of the cores. Raises `RunInterrupted`.
     """
     todo = [run for run in runs if run.state == "open" or (retry_failed and run.state == "failed")]
-    progress.start("runs", len(runs), "runs")
-    progress.advance(len(runs) - len(todo))
+    progress.start("runs", len(todo), "runs")  # those to do alone, or their speed would count finished ones
     started = time.monotonic()
     try:
         for number, (run, seconds) in enumerate(_train_all(todo, jobs, ends), start=1):
             left = (time.monotonic() - started) / number * (len(todo) - number)
             progress.advance(note=run.cell.setting)
-            progress.say(f"{_outcome(run)} ({seconds:.0f} s; about {_shown(left)} left)")
+            progress.say(f"{_outcome(run)} ({seconds:.0f} s; about {in_words(left)} left)")
     except (KeyboardInterrupt, RunInterrupted) as stop:  # here, or first in a run's own process
         raise RunInterrupted("interrupted; the same command goes on where this one stopped") from stop
     if unbegun := [run for run in todo if run.state == "open"]:
@@ -213,7 +212,8 @@ def _outcome(run: CellRun) -> str:
     return f"{run.cell.setting} seed {run.cell.seed}: {score}"
 
 
-def _shown(seconds: float) -> str:
+def in_words(seconds: float) -> str:
+    """A span of time."""
     if seconds < 120:
         return f"{seconds:.0f} s"
     return f"{seconds / 60:.0f} min" if seconds < 7200 else f"{seconds / 3600:.1f} h"

@@ -16,8 +16,10 @@ from torch import Tensor
 
 from tl.errors import RunError
 from tl.runtime.files import atomic_path, output_errors
+from tl.trainer.config import Log
 from tl.trainer.events import EventLog
 from tl.trainer.loop import EpochRow
+from tl.trainer.mlflow_log import MlflowLog
 from tl.trainer.runs import RUN_VERSION, NetworkCard, Run
 
 _SECONDS_BETWEEN_SAVES = 2.0
@@ -33,11 +35,13 @@ def load_best(run: Run) -> tuple[dict[str, Tensor], NetworkCard]:
 
 
 class RunCheckpoints:
-    """Keeps `last.pt`, `history.csv` and events of a run; states that follow each other quickly are not all written."""
+    """Keeps `last.pt`, `history.csv` and logs of a run; states that follow each other quickly are not all written."""
 
-    def __init__(self, run: Run, *, writes: bool = True) -> None:
+    def __init__(self, run: Run, log: Log | None = None, *, writes: bool = True) -> None:
         self._run, self._writes = run, writes
-        self._events = EventLog(run.folder)
+        self._logs: list[EventLog | MlflowLog] = [EventLog(run.folder)]
+        if log == "mlflow":
+            self._logs.append(MlflowLog(run.folder))
         self._saved_at = time.monotonic() - _SECONDS_BETWEEN_SAVES
 
     def load_last(self) -> dict[str, Any] | None:
@@ -66,7 +70,8 @@ class RunCheckpoints:
             temporary.write_bytes(buffer.getbuffer())
         self._save_history(history)
         with output_errors(self._run.folder):
-            self._events.write(history, final=final)
+            for log in self._logs:
+                log.write(history, final=final)
         self._saved_at = time.monotonic()
 
     def _save_history(self, history: list[EpochRow]) -> None:

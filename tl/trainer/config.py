@@ -31,6 +31,7 @@ Monitor = Literal[
 ]
 Sampling = Literal["shuffle", "balanced"]
 Precision = Literal["auto", "fp32", "bf16", "fp16"]
+Log = Literal["mlflow"]
 Cache = Literal["auto", "ram", "disk", "none"]
 
 
@@ -203,6 +204,9 @@ class TrainConfig:
     threads: int | None = _option(None, "CPU threads. Default: all usable cores.", "Machine")
     workers: int | None = _option(
         None, "Processes that augment. Default: 0 on CPU, the cores less one on CUDA.", "Machine"
+    )
+    log: Log | None = _option(
+        None, "mlflow: write the run to MLflow too (MLFLOW_TRACKING_URI, MLFLOW_EXPERIMENT_NAME).", "Machine"
     )
     cache: Cache = _option(
         "auto", "Keep resized pictures: ram, disk (also for later runs), none, or auto where they fit.", "Machine"

@@ -57,7 +57,7 @@ def train_by_steps(task: Task, run: Run, progress: Progress, is_resumed: bool) -
     stepped = build_stepped_head(config, _train_data(task), task.class_names, machine)
     config = settle_lr(config, run, stepped.trainee, stepped.batches, machine, progress)
     val = (task.split_features("val"), task.true_ids("val"))
-    history = fit_stepped_head(stepped, config, val, RunCheckpoints(run), progress)
+    history = fit_stepped_head(stepped, config, val, RunCheckpoints(run, config.log), progress)
     return Outcome(
         logits=lambda split: stepped.logits(task.split_features(split)),
         save=lambda temperature: _save(stepped.tensors(), task, run, temperature),

@@ -98,7 +98,7 @@ def _train(
         return validate(ranks.interleave(own).numpy(), task.true_ids("val"))
 
     config = settle_lr(config, run, trainee, batches, machine, progress)
-    checkpoints = RunCheckpoints(run, writes=ranks.is_first)
+    checkpoints = RunCheckpoints(run, config.log, writes=ranks.is_first)
     history = fit(trainee, batches, judge, fit_options(config), machine, checkpoints, progress, ranks)
 
     def logits(split: str) -> NDArray[np.floating]:

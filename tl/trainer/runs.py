@@ -189,6 +189,14 @@ class Run:
         """Write `name`, a CSV file of rows that all have the first one's columns."""
         write_csv(self.folder / name, tuple(rows[0]), [_shown(row.values()) for row in rows])
 
+    def rows(self, name: str) -> list[dict[str, str]]:
+        """A CSV file of the folder; empty where there is none."""
+        path = self.folder / name
+        if not path.is_file():
+            return []
+        with path.open(encoding="utf-8", errors="surrogateescape", newline="") as stream:
+            return list(csv.DictReader(stream))
+
     def save_metrics(self, metrics: dict[str, Any]) -> None:
         """Write `metrics.json`."""
         write_text(self.folder / "metrics.json", json.dumps(metrics, indent=2, ensure_ascii=False) + "\n")

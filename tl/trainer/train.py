@@ -13,14 +13,15 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Protocol
 
-from tl.errors import RunInterrupted
+from tl.errors import RunError, RunInterrupted
 from tl.trainer.audit import Finding, summarise
 from tl.trainer.augment import PRESETS
 from tl.trainer.classification import prepare_classification
 from tl.trainer.config import TrainConfig
 from tl.trainer.data import Picture
 from tl.trainer.environment import describe_environment
-from tl.trainer.options import find_task
+from tl.trainer.mlflow_log import MlflowLog
+from tl.trainer.options import find_task, own_choices
 from tl.trainer.pictures import PictureStore
 from tl.trainer.progress import Progress, Silent
 from tl.trainer.runs import Run, check_free, create_run
@@ -112,6 +113,7 @@ def _train(config: TrainConfig, progress: Progress, resume: Run | None, ranks: R
         raise ValueError("the first process made no run")
     if is_first:
         _describe(work, run, findings, progress)
+    log = _begin_log(work.task.config, run) if is_first else None
     try:
         outcome = work.train(run, progress, resume is not None)
         metrics: dict[str, Any] = {}
@@ -121,6 +123,8 @@ def _train(config: TrainConfig, progress: Progress, resume: Run | None, ranks: R
             seconds = outcome.train_seconds if outcome.train_seconds is not None else passed
             metrics = work.judge(run, outcome, seconds, progress)
             run.save_metrics(metrics)  # last, so that it marks a finished run
+            if log:
+                _finish_log(log, run, metrics, progress)
     except KeyboardInterrupt as stop:
         raise RunInterrupted(
             f"interrupted; go on from the last saved epoch by: tl train --resume {run.folder}"
@@ -149,6 +153,23 @@ def _describe(work: Work, run: Run, findings: Sequence[Finding], progress: Progr
         run.save_rows("findings.csv", Finding, findings)
     counts = ", ".join(f"{len(task.store.indices(split))} {split}" for split in ("train", "val", "test"))
     progress.say(f"{run.folder}: {work.title}, {counts}")
+
+
+def _begin_log(config: TrainConfig, run: Run) -> MlflowLog | None:
+    """At the start, so that a server that does not answer is known before hours have passed."""
+    if config.log is None:
+        return None
+    log = MlflowLog(run.folder)
+    log.begin(own_choices(config))
+    return log
+
+
+def _finish_log(log: MlflowLog, run: Run, metrics: dict[str, Any], progress: Progress) -> None:
+    """A run that has trained for hours does not fail for it."""
+    try:
+        log.finish(metrics, run.rows("history.csv"))
+    except RunError as error:
+        progress.say(f"not all is logged: {error}")
 
 
 def _with_absolute_paths(config: TrainConfig, run: Run) -> TrainConfig:

@@ -5,7 +5,6 @@ Knows a run folder's tables. Does not know pages.
 
 from __future__ import annotations
 
-import csv
 import json
 import math
 import os
@@ -49,11 +48,7 @@ class FinishedRun:
 
     def rows(self, name: str) -> list[dict[str, str]]:
         """A CSV file of the folder; empty where there is none."""
-        path = self.run.folder / name
-        if not path.is_file():
-            return []
-        with path.open(encoding="utf-8", errors="surrogateescape", newline="") as stream:
-            return list(csv.DictReader(stream))
+        return self.run.rows(name)
 
     def environment(self) -> dict[str, Any]:
         """What the run was made with; empty for runs of older versions."""

@@ -108,7 +108,7 @@ def _train(
     )
     judge = partial(_validate, task, trainee.objective, machine, ranks)
     config = settle_lr(config, run, trainee, batches, machine, progress)
-    checkpoints = RunCheckpoints(run, writes=ranks.is_first)
+    checkpoints = RunCheckpoints(run, config.log, writes=ranks.is_first)
     history = fit(trainee, batches, judge, fit_options(config), machine, checkpoints, progress, ranks)
 
     def save() -> None:

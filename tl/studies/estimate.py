@@ -1,0 +1,144 @@
+"""How long a study's open runs will take: one step of every network, timed here with random weights and noise.
+
+Knows networks and their speed on this machine. Does not train, and leaves out what it cannot know beforehand: decoding
+and augmentation, and epochs that early stopping saves.
+"""
+
+from __future__ import annotations
+
+import time
+from collections import Counter
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from functools import cache
+from statistics import fmean
+
+import torch
+
+from tl.runtime.landmark_files.files import is_landmark_file, read_landmarks
+from tl.studies.sweep import CellRun
+from tl.trainer.config import TrainConfig
+from tl.trainer.data import Picture, assign_splits, limit_per_class, read_pictures
+from tl.trainer.machine import Machine, build_machine
+from tl.trainer.networks import build_network
+from tl.trainer.options import resolve, settled
+from tl.trainer.task import find_info
+
+# Pictures of a timed step on the CPU, whose speed hardly depends on the batch.
+_CPU_BATCH = 8
+# Below this a GPU measures its own start.
+_TIMED_STEPS = 3
+
+
+@dataclass(frozen=True)
+class Speed:
+    """Seconds a picture of one network: of a training step, and of a pass without gradients."""
+
+    step: float
+    forward: float
+
+
+def estimate_seconds(runs: Sequence[CellRun]) -> float:
+    """Of all open runs, one after the other: as long as finished runs of the same setting took, else by timed steps.
+
+    Frozen trunks that share features are counted once. Raises the `TlError`s of data, options and devices.
+    """
+    taken: dict[str, list[float]] = {}
+    for run in runs:
+        if run.state == "done":
+            taken.setdefault(run.cell.setting, []).append(run.metrics()["train_seconds"])
+    embedded: set[str] = set()
+    total = 0.0
+    for run in runs:
+        if run.state != "open":
+            continue
+        known = taken.get(run.cell.setting)
+        total += fmean(known) if known else _expected(resolve(replace(run.cell.config, out="x")), embedded)
+    return total
+
+
+def _expected(config: TrainConfig, embedded: set[str]) -> float:
+    """`embedded`: frozen trunks whose features are counted already; this one's are added."""
+    counts = _count_pictures(config.data, config.images, config.split_column, config.val_fraction, config.per_class)
+    train, val = counts["train"], counts["val"]
+    speed = _time_network(_network_key(config))
+    if config.method == "features" and config.augment == "none":
+        key = repr((_network_key(config), config.data))
+        seconds = 0.0 if key in embedded else (train + val) * speed.forward
+        embedded.add(key)
+        return seconds
+    return settled(config.epochs) * (train * speed.step + val * speed.forward)
+
+
+def _network_key(config: TrainConfig) -> TrainConfig:
+    """The options that decide a network's speed, the others as in any config."""
+    names = (
+        "method",
+        "backbone",
+        "trunk_until",
+        "freeze",
+        "image_size",
+        "batch_size",
+        "device",
+        "precision",
+        "threads",
+    )
+    own = {name: getattr(config, name) for name in names}
+    return resolve(TrainConfig(data="x", out="x", task="classification", weights="imagenet", **own))
+
+
+@cache
+def _count_pictures(
+    data: str, images: str | None, split_column: str, val_fraction: float, per_class: int | None
+) -> Counter[str]:
+    if is_landmark_file(data):
+        annotated = read_landmarks(data, images).pictures
+        pictures = [Picture(each.name, each.name, "", each.split, each.group) for each in annotated]
+    else:
+        pictures = read_pictures(data, split_column, lambda line: None)
+    pictures = assign_splits(pictures, val_fraction, 0)
+    if per_class is not None:
+        pictures = limit_per_class(pictures, per_class, 0)
+    return Counter(picture.split for picture in pictures)
+
+
+@cache
+def _time_network(config: TrainConfig) -> Speed:
+    machine = build_machine(config.device, config.precision, config.threads)
+    info = find_info(config.backbone)
+    network = build_network(config, info, 10, None).to(machine.device)
+    side = config.image_size or info.image_size
+    count = settled(config.batch_size)
+    if machine.device.type == "cpu":
+        count = min(count, _CPU_BATCH)
+    images = torch.randint(0, 256, (count, side, side, 3), dtype=torch.uint8, device=machine.device)
+
+    def step() -> None:
+        with machine.autocast():
+            found = network.train()(images)
+            loss = (found[0] if isinstance(found, tuple) else found).float().square().mean()
+        loss.backward()
+
+    def forward() -> None:
+        with torch.inference_mode(), machine.autocast():
+            network.eval()(images)
+
+    is_trained = any(parameter.requires_grad for parameter in network.parameters())
+    forward_s = _seconds(forward, machine) / count
+    return Speed(_seconds(step, machine) / count if is_trained else forward_s, forward_s)
+
+
+def _seconds(work: Callable[[], None], machine: Machine) -> float:
+    work()  # the first time costs more
+    _wait(machine)
+    started = time.perf_counter()
+    repeats = _TIMED_STEPS if machine.device.type == "cuda" else 1
+    for _ in range(repeats):
+        work()
+    _wait(machine)
+    return (time.perf_counter() - started) / repeats
+
+
+def _wait(machine: Machine) -> None:
+    if machine.device.type == "cuda":
+        torch.cuda.synchronize(machine.device)
