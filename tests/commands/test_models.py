@@ -14,13 +14,24 @@ def test_evaluate__one_row_a_model_and_rule(run_tl: RunTl, photos: Path, color_m
     done = run_tl("evaluate", photos, "--ensemble", color_model, wrong)
     table = done.rows()
     assert done.code == 0
-    assert list(table[0]) == ["model", "voting", "n", "top1_accuracy", "ci_low", "ci_high", "macro_f1", "ece"]
+    assert list(table[0]) == [
+        "model",
+        "voting",
+        "n",
+        "top1_accuracy",
+        "ci_low",
+        "ci_high",
+        "macro_f1",
+        "ece",
+        "mcnemar_p",
+    ]
     assert [(row["model"], row["voting"]) for row in table] == [
         ("color", ""),
         ("wrong", ""),
         ("ensemble", "soft"),
         ("ensemble", "hard"),
         ("ensemble", "max"),
+        ("oracle", ""),
     ]
     assert table[0]["top1_accuracy"] == "1.0000"
     assert table[1]["top1_accuracy"] == "0.0000"

@@ -91,6 +91,7 @@ def test_evaluate__ensemble_has_a_row_for_each_member_and_rule(tmp_path: Path, p
         ("ensemble", "soft"),
         ("ensemble", "hard"),
         ("ensemble", "max"),
+        ("oracle", ""),
     ]
     gains, truth = (0.01, 0.02, -0.5), np.array([COLORS.index(p.label) for p in pictures])
     each = np.stack([[color_probabilities(solid(c), gain) for _, c in CASES] for gain in gains], axis=1)
@@ -99,7 +100,11 @@ def test_evaluate__ensemble_has_a_row_for_each_member_and_rule(tmp_path: Path, p
     votes = np.array([np.bincount(row, minlength=3).argmax() for row in each.argmax(axis=2)])
     accuracy.append(float((votes == truth).mean()))
     accuracy.append(float((each.max(axis=1).argmax(axis=1) == truth).mean()))
+    accuracy.append(float((each.argmax(axis=2) == truth[:, None]).any(axis=1).mean()))
     assert [row["top1_accuracy"] for row in rows] == accuracy
+    # a and b are right on three, c on one of them or none: six of a vote's pictures at most are apart.
+    assert [row["mcnemar_p"] for row in rows[:2]] == [1.0, 1.0]
+    assert rows[-1]["mcnemar_p"] is None
     assert accuracy[4] == 0.75
     assert accuracy[5] == accuracy[2] < 0.5
 

@@ -19,6 +19,7 @@ from tl.trainer.metrics import (
     classification_metrics,
     expected_calibration_error,
     macro_f1,
+    mcnemar_p,
     top_k_accuracy,
     wilson_interval,
 )
@@ -231,3 +232,12 @@ def test_expected_calibration_error__against_a_loop_over_pictures() -> None:
         bins.setdefault(min(14, int(value * 15)), []).append((right, value))
     wanted = sum(abs(sum(r - v for r, v in members)) for members in bins.values()) / 200
     assert expected_calibration_error(correct, confidence) == pytest.approx(wanted, abs=FLOAT64_ORDER)
+
+
+@pytest.mark.parametrize(("gained", "lost"), [(0, 0), (1, 0), (3, 3), (2, 9), (40, 22)])
+def test_mcnemar_p__as_the_binomial_test(gained: int, lost: int) -> None:
+    right = np.array([True] * gained + [False] * lost + [True, False])
+    other = np.array([False] * gained + [True] * lost + [True, False])
+    wanted = scipy.stats.binomtest(gained, gained + lost).pvalue if gained + lost else 1.0
+    assert mcnemar_p(right, other) == pytest.approx(wanted)
+    assert mcnemar_p(right, other) == mcnemar_p(other, right)

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from tl.commands.console import EXIT_SOME_FAILED, console_progress, warn
+from tl.commands.console import EXIT_SOME_FAILED, console_progress, training_packages, warn
 from tl.commands.options import (
     CropMargin,
     Device,
@@ -27,6 +27,7 @@ from tl.commands.options import (
     open_predictor,
     refuse_given,
 )
+from tl.errors import ConfigError
 
 if TYPE_CHECKING:
     from tl.runtime.results import Failure
@@ -55,6 +56,9 @@ def command(
     images: Annotated[
         Path | None, typer.Option(help="Landmarks: folder that pictures' names count from, if not the file's.")
     ] = None,
+    report: Annotated[
+        Path | None, typer.Option(help="HTML page to write: members, agreement, where voting helps and hurts.")
+    ] = None,
     device: Device = "auto",
     threads: Threads = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print rows with per-class scores as JSON.")] = False,
@@ -66,11 +70,12 @@ def command(
 
     - `tl evaluate runs/beetles/manifest.csv --split val --model beetles.onnx`
 
-    - `tl evaluate labels.csv --split test --ensemble a.onnx b.onnx c.onnx`
+    - `tl evaluate labels.csv --split test --ensemble a.onnx b.onnx c.onnx --report ensemble.html`
 
     - `tl evaluate wings.csv --split test --model wing.onnx --locator coarse.onnx`
 
-    Columns: model, voting, n, top1_accuracy, ci_low, ci_high (95%, Wilson), macro_f1, ece. For landmarks: model,
+    Columns: model, voting, n, top1_accuracy, ci_low, ci_high (95%, Wilson), macro_f1, ece; for ensembles also
+    mcnemar_p, against the member that is best here, and a row of the oracle, right where any is. For landmarks: model,
     merging, n, points, error_px (mean distance in pixels of the photos), ci_low, ci_high (95%, bootstrap), rmse_px,
     normalised_error (by centroid size), extent_error (by the extent of a picture's points). Without --locator, a model
     that looks at a part of each photo is given the part that the annotations say, as in training.
@@ -81,10 +86,11 @@ def command(
     of_points = {"merge": merge, "locator": locator, "crop_margin": crop_margin}
     if is_landmark_file(data):
         opened |= of_points
+        refuse_given({"report": report}, f"for classes, and {data} has landmarks")
         done = _evaluate_points(data, split, images, model, ensemble, opened)
     else:
         refuse_given(of_points | {"images": images}, f"for landmarks, and {data} has classes")
-        done = _evaluate_classes(data, split, split_column, model, ensemble, opened)
+        done = _evaluate_classes(data, split, split_column, model, ensemble, opened, report)
     _report(done, as_json)
     if done.failures:
         raise typer.Exit(EXIT_SOME_FAILED)
@@ -107,15 +113,24 @@ def _evaluate_classes(
     model: Path | None,
     ensemble: list[Path] | None,
     opened: dict[str, Any],
+    report: Path | None,
 ) -> _Evaluated:
     from tl.trainer.data import read_pictures
-    from tl.trainer.evaluate import COLUMNS, choose_split, evaluate
+    from tl.trainer.evaluate import choose_split, evaluate
 
+    if report is not None:
+        with training_packages():
+            from tl.studies.report.ensemble_page import write_ensemble_report
+    if report is not None and model is not None:
+        raise ConfigError("--report shows an ensemble; the page of one model is its run's: tl report RUN")
     name, pictures = choose_split(read_pictures(data, split_column, warn), split)
     _say_split(name, len(pictures), "RUN/manifest.csv")
     with open_predictor(model, ensemble, **opened) as predictor, console_progress() as progress:
         result = evaluate(predictor, pictures, progress)
-    return _Evaluated(name, result.rows, COLUMNS, result.failures)
+        contract = predictor.ensemble.sessions[0].contract
+    if report is not None and contract is not None:
+        warn(f"report: {write_ensemble_report(result, contract.recipe, name, report)}")
+    return _Evaluated(name, result.rows, result.columns, result.failures)
 
 
 def _evaluate_points(
@@ -144,6 +159,12 @@ def _evaluate_points(
     return _Evaluated(pictures.split, result.rows, COLUMNS, result.failures)
 
 
+def _shown(value: Any) -> Any:
+    if value is None:
+        return ""
+    return f"{value:.4f}" if isinstance(value, float) else value
+
+
 def _say_split(name: str, count: int, held_out: str) -> None:
     warn(f"evaluating on split '{name}': {count} pictures")
     if name == "all":
@@ -158,6 +179,6 @@ def _report(done: _Evaluated, as_json: bool) -> None:
         writer = csv.writer(sys.stdout, lineterminator="\n")
         writer.writerow(done.columns)
         for row in done.rows:
-            writer.writerow(f"{row[c]:.4f}" if isinstance(row[c], float) else row[c] for c in done.columns)
+            writer.writerow(_shown(row[column]) for column in done.columns)
     for failure in done.failures:
         warn(f"not read: {failure.path}: {failure.error}")

@@ -83,11 +83,12 @@ def _contents(run: CellRun, split: str) -> list[str]:
 def _classes(run: Run, models: Sequence[Path], split: str, progress: Progress) -> tuple[tuple[str, ...], list[Row]]:
     from tl.runtime.predictor import load
     from tl.trainer.data import read_pictures
-    from tl.trainer.evaluate import COLUMNS, choose_split, evaluate
+    from tl.trainer.evaluate import choose_split, evaluate
 
     _, pictures = choose_split(read_pictures(str(run.folder / "manifest.csv"), "split"), split)
     with load(models) as predictor:
-        return COLUMNS, evaluate(predictor, pictures, progress).rows
+        result = evaluate(predictor, pictures, progress)
+    return result.columns, result.rows
 
 
 def _points(run: Run, models: Sequence[Path], split: str, progress: Progress) -> tuple[tuple[str, ...], list[Row]]:

@@ -151,7 +151,9 @@ def _faults(fixed: Options, axes: Options) -> list[str]:
 
 
 def _key(config: TrainConfig) -> str:
-    return json.dumps(vars(config), sort_keys=True)
+    """What tells its run from others: the options that differ from their defaults, so that a new option changes none."""
+    own = {name: value for name, value in vars(config).items() if value != getattr(TrainConfig, name)}
+    return json.dumps(own, sort_keys=True)
 
 
 def _in_words(variant: str, point: Sequence[tuple[str, Any]]) -> str:

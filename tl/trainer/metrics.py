@@ -80,6 +80,18 @@ def wilson_interval(successes: int, trials: int, z: float = 1.959964) -> tuple[f
     return max(0.0, centre - half), min(1.0, centre + half)
 
 
+def mcnemar_p(right: NDArray[np.bool_], other_right: NDArray[np.bool_]) -> float:
+    """Probability of so uneven a division of the pictures that one of two got right and the other did not, or a more
+    uneven one, if both are equally good. Both bool (N,) over the same pictures; two-sided and exact.
+
+    Source: McNemar 1947; the exact form as in Dietterich 1998.
+    """
+    gained, lost = int((right & ~other_right).sum()), int((other_right & ~right).sum())
+    apart = gained + lost
+    tail = sum(math.comb(apart, k) for k in range(min(gained, lost) + 1))
+    return min(1.0, float(2 * tail / 2**apart))
+
+
 def expected_calibration_error(
     correct: NDArray[np.bool_], confidence: NDArray[np.float32], bins: int = ECE_BINS
 ) -> float:

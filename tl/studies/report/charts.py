@@ -82,7 +82,13 @@ def bar_chart(title: str, value_label: str, names: Sequence[str], values: Sequen
     return _chart(title, f"{title}, {value_label}: {told}", draw, height=1.2 + 0.24 * len(names))
 
 
-def reliability_chart(title: str, confidence: Sequence[float], accuracy: Sequence[float], counts: Sequence[int]) -> str:
+def reliability_chart(
+    title: str,
+    confidence: Sequence[float],
+    accuracy: Sequence[float],
+    counts: Sequence[int],
+    x_label: str = "confidence",
+) -> str:
     """How often a model is right (`accuracy`) where it is so sure (`confidence`), over bins of `counts` pictures."""
 
     def draw(axes: Any) -> None:
@@ -90,7 +96,7 @@ def reliability_chart(title: str, confidence: Sequence[float], accuracy: Sequenc
         largest = max(counts, default=1)
         sizes = [12 + 180 * count / largest for count in counts]
         axes.scatter(confidence, accuracy, s=sizes, color=_SERIES[0], alpha=0.8, label="pictures, by number")
-        axes.set(xlim=(0, 1.03), ylim=(-0.03, 1.05), xlabel="confidence", ylabel="share right")
+        axes.set(xlim=(0, 1.03), ylim=(-0.03, 1.05), xlabel=x_label, ylabel="share right")
         axes.legend(loc="upper left")
 
     rows = zip(confidence, accuracy, counts, strict=True)

@@ -1,0 +1,68 @@
+from __future__ import annotations
+
+import csv
+from pathlib import Path
+
+import pytest
+
+from tests.commands.conftest import RunTl
+from tests.commands.conftest import run_tl as run_tl
+from tests.models import make_model, solid
+from tests.trainer.make import make_png
+from tl.runtime.predictor import load
+from tl.studies.report.ensemble_page import build_ensemble_page
+from tl.studies.report.page import Gallery, Page
+from tl.trainer.data import Picture
+from tl.trainer.evaluate import evaluate
+from tl.trainer.progress import Silent
+
+# True class and colour; the second looks green and is red.
+CASES = (("red", (200, 30, 20)), ("red", (100, 110, 60)), ("green", (20, 180, 60)), ("blue", (10, 60, 90)))
+
+
+@pytest.fixture
+def labels(tmp_path: Path) -> Path:
+    for i, (label, color) in enumerate(CASES):
+        make_png(tmp_path / "photos" / label / f"{i}.png", solid(color))
+    return tmp_path / "photos"
+
+
+def galleries(page: Page) -> dict[str, int]:
+    """Section -> how many pictures it shows."""
+    return {
+        section.title: sum(len(block.cards) for block in section.blocks if isinstance(block, Gallery))
+        for section in page.sections
+        if section.title.startswith("Where")
+    }
+
+
+def test_build_ensemble_page__where_voting_helps_and_hurts(tmp_path: Path, labels: Path) -> None:
+    # Two members see colours as they are, the third the opposite: its vote counts for more than both.
+    members = [make_model(tmp_path / "a.onnx", gain=0.02), make_model(tmp_path / "b.onnx", gain=0.01)]
+    members.append(make_model(tmp_path / "wrong.onnx", gain=-0.5))
+    pictures = [Picture(str(path), path.name, path.parent.name) for path in sorted(labels.rglob("*.png"))]
+    with load(members, device="cpu", threads=1, weights=[1, 1, 9]) as predictor:
+        evaluation = evaluate(predictor, pictures, Silent())
+        recipe = predictor.ensemble.sessions[0].contract.recipe
+    page = build_ensemble_page(evaluation, recipe, "all", "tl evaluate photos")
+    truth, members_ids = evaluation.true_ids, evaluation.members.argmax(axis=2)
+    assert galleries(page) == {
+        "Where voting helps": 0,
+        "Where voting hurts": int((members_ids[:, 0] == truth).sum()),
+        "Where others knew": 0,
+        "Where nobody is right": int((members_ids != truth[:, None]).all(axis=1).sum()),
+    }
+    assert dict(page.figures)["best member, a"] == "75.0%"
+
+
+def test_evaluate__report(tmp_path: Path, labels: Path, run_tl: RunTl) -> None:
+    members = [make_model(tmp_path / f"{name}.onnx", gain=gain) for name, gain in (("a", 0.02), ("b", -0.1))]
+    done = run_tl("evaluate", labels, "--ensemble", *members, "--report", tmp_path / "r.html", "--device", "cpu")
+    assert done.code == 0, done.err
+    rows = list(csv.DictReader(done.out.splitlines()))
+    assert [row["model"] for row in rows] == ["a", "b", "ensemble", "ensemble", "ensemble", "oracle"]
+    assert (rows[-1]["macro_f1"], rows[0]["mcnemar_p"]) == ("", "1.0000")
+    text = (tmp_path / "r.html").read_text(encoding="utf-8")
+    assert all(title in text for title in ("Members and votes", "Agreement", "Where voting helps", "mcnemar_p"))
+    alone = run_tl("evaluate", labels, "--model", members[0], "--report", tmp_path / "r.html")
+    assert (alone.code, "tl report RUN" in alone.err) == (1, True)
