@@ -67,14 +67,50 @@ def test_recipe__augmentations_change_pictures(tmp_path: Path) -> None:
 def test_recipe__runs_to_the_end(name: str, tmp_path: Path, run_tl: RunTl) -> None:
     data = make_spots(tmp_path / "d", 8, whole=True) if name == "landmarks" else make_labels(tmp_path)
     words = [word for key, value in {**SMALL, **FORCED[name]}.items() for word in ("--set", f"{key}={value}")]
-    out = tmp_path / "out"
-    done = run_tl("sweep", RECIPES / f"{name}.yaml", "--data", data, "--out", out, *words)
+    run_recipe(RECIPES / f"{name}.yaml", data, words, tmp_path / "out", run_tl)
+
+
+# Where each recipe's study took its pictures from, or what comes next to it, and what makes it short.
+REAL = {
+    "landmarks": ("flywing-landmarks/landmarks.csv", {"batch_size": 8}),
+    "optimizers": ("cats-dogs", {"per_class": 10}),
+    "transfer-lab": ("cats-dogs", {"per_class": 10, "head_sizes": "null"}),
+    "ensemble": ("tiny-imagenet", {"per_class": 2}),
+    "cartoons": ("pacs-cartoon/splits.csv", {"lr": 0.001, "optimizer": "sgd", "per_class": 10}),
+    "cartoons-augment": ("pacs-cartoon/splits.csv", {"augment": "standard", "split_column": "split", "per_class": 10}),
+}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", REAL)
+def test_recipe__runs_on_real_pictures_with_real_weights(
+    name: str, shared: Path, tmp_path: Path, run_tl: RunTl, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("TL_WEIGHTS_DIR", str(shared / "weights"))
+    monkeypatch.setenv("TL_CACHE_DIR", str(tmp_path / "cache"))
+    data, own = REAL[name]
+    options = {**SMALL, **own}
+    recipe = RECIPES / f"{name}.yaml"
+    if name == "ensemble":
+        # Its members differ in their backbones, one of which is carried over from a run on other pictures.
+        small = ("--method", "scratch", "--backbone", "smallcnn", "--per-class", "10", "--epochs", "1", "--no-report")
+        assert run_tl("train", shared / "data" / "cifar10", *small, "--out", tmp_path / "cifar10").code == 0
+        text = recipe.read_text(encoding="utf-8").replace("runs/cifar10", str(tmp_path / "cifar10"))
+        recipe = tmp_path / "ensemble.yaml"
+        recipe.write_text(text.replace("resnet50", "mobilenet_v2"), encoding="utf-8")
+        del options["backbone"]
+    words = [word for key, value in options.items() for word in ("--set", f"{key}={value}")]
+    run_recipe(recipe, shared / "data" / data, words, tmp_path / "out", run_tl)
+
+
+def run_recipe(recipe: Path, data: Path, words: list[str], out: Path, run_tl: RunTl) -> None:
+    done = run_tl("sweep", recipe, "--data", data, "--out", out, *words)
     assert done.code == 0, done.err
     with (out / "leaderboard.csv").open(encoding="utf-8", newline="") as stream:
         rows = list(csv.DictReader(stream))
     assert rows
     assert all(row["seeds"] == "1" for row in rows)
     assert (out / "report.html").is_file()
-    if name == "ensemble":
+    if recipe.stem == "ensemble":
         text = (out / "ensemble.csv").read_text(encoding="utf-8")
         assert all(f"ensemble,{rule}" in text for rule in ("soft", "hard", "max"))

@@ -151,7 +151,7 @@ def _faults(fixed: Options, axes: Options) -> list[str]:
 
 
 def _key(config: TrainConfig) -> str:
-    """What tells its run from others: the options that differ from their defaults, so that a new option changes none."""
+    """What tells its run from others: the options that differ from their defaults, so that a new one changes none."""
     own = {name: value for name, value in vars(config).items() if value != getattr(TrainConfig, name)}
     return json.dumps(own, sort_keys=True)
 
