@@ -12,7 +12,16 @@ import onnx
 from numpy.typing import NDArray
 from onnx import TensorProto, helper, numpy_helper
 
-from tl.runtime.contract import METADATA_KEY, Contract, Golden, GoldenSample, Parity, Provenance, dump_contract
+from tl.runtime.contract import (
+    METADATA_KEY,
+    SCHEMA_VERSION,
+    Contract,
+    Golden,
+    GoldenSample,
+    Parity,
+    Provenance,
+    dump_contract,
+)
 from tl.runtime.recipe import Recipe, build_recipe
 from tl.runtime.selftest import encode_golden_png
 
@@ -38,7 +47,7 @@ def make_contract(
         probabilities = color_probabilities(image, gain)[order[: len(class_names)]]
         samples.append(GoldenSample(encode_golden_png(image), tuple(map(float, probabilities))))
     contract = Contract(
-        schema_version=1,
+        schema_version=SCHEMA_VERSION,
         task="classification",
         precision="fp32",
         class_names=tuple(class_names),
@@ -48,6 +57,7 @@ def make_contract(
         outputs=("probabilities",),
         temperature=1.0,
         thresholds={},
+        ensemble=None,
         provenance=Provenance("none", "none", "test", {}, "", {}, {"onnx": onnx.__version__}, "2026-01-01T00:00:00"),
         parity=Parity(1, (1,), {"probabilities": 0.0}, 0.0, 1.0, 1e-4),
         quantisation=None,

@@ -123,7 +123,7 @@ def test_parse_contract__landmarks() -> None:
     ("changes", "message"),
     [
         ({"landmarks": None}, "task 'landmarks' and 'landmarks' do not fit"),
-        ({"outputs": ["points"]}, "needs the output 'keypoints'"),
+        ({"outputs": ["points"]}, "needs the outputs ['keypoints']"),
         ({"landmarks": {**FACTS, "mean_shape": [[0.0, 0.5]]}}, "the mean shape has 1 points for 2 names"),
         ({"golden": {**POINTS["golden"], "samples": [{"png": "", "expected": [1, 2]}]}}, "has 2 values, expected 4"),
     ],
@@ -153,7 +153,7 @@ def test_parse_contract__wrong_type_is_named(path: tuple[str, ...]) -> None:
 @pytest.mark.parametrize(
     ("path", "value", "message"),
     [
-        (("schema_version",), 2, "schema_version 2 is newer than this version of tl reads up to 1: upgrade"),
+        (("schema_version",), 3, "schema_version 3 is newer than this version of tl reads up to 2: upgrade"),
         (("schema_version",), 0, "faulty schema_version (0)"),
         (("schema_version",), True, "faulty schema_version (True)"),
         (("schema_version",), "1", "faulty schema_version ('1')"),

@@ -11,6 +11,7 @@ from sklearn.metrics import accuracy_score, f1_score
 from tests.models import COLORS, color_probabilities, make_model, solid
 from tests.trainer.make import make_pictures, make_png
 from tl.errors import DataError
+from tl.exporter.merging.merge import merge
 from tl.runtime.predictor import load
 from tl.trainer.data import Picture
 from tl.trainer.evaluate import COLUMNS, choose_split, evaluate
@@ -143,3 +144,16 @@ def test_evaluate__class_the_model_does_not_know(color_model: Path) -> None:
 def test_evaluate__imports_no_torch() -> None:
     code = "import sys, tl.trainer.evaluate, tl.trainer.data, tl.trainer.metrics; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], timeout=60, check=False).returncode == 0
+
+
+def test_evaluate__a_merged_file_stands_beside_its_members(tmp_path: Path, pictures: list[Picture]) -> None:
+    members = [make_model(tmp_path / f"{name}.onnx", gain=gain) for name, gain in (("a", 0.01), ("b", -0.02))]
+    merge(members, tmp_path / "both.onnx", Silent(), voting="hard")
+    with load(members, device="cpu") as predictor, load(tmp_path / "both.onnx", device="cpu") as merged:
+        rows = evaluate(predictor, pictures, Silent(), merged).rows
+        (alone,) = evaluate(merged, pictures, Silent()).rows
+    assert [(row["model"], row["voting"]) for row in rows[-2:]] == [("both", "hard"), ("oracle", "")]
+    same = ("top1_accuracy", "macro_f1", "confusion", "mcnemar_p")
+    (hard,) = [row for row in rows if (row["model"], row["voting"]) == ("ensemble", "hard")]
+    assert [rows[-2][key] for key in same] == [hard[key] for key in same]
+    assert (alone["model"], alone["top1_accuracy"]) == ("both", hard["top1_accuracy"])

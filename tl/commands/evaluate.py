@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import json
 import sys
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -27,7 +28,6 @@ from tl.commands.options import (
     open_predictor,
     refuse_given,
 )
-from tl.errors import ConfigError
 
 if TYPE_CHECKING:
     from tl.runtime.results import Failure
@@ -55,6 +55,9 @@ def command(
     crop_margin: CropMargin = None,
     images: Annotated[
         Path | None, typer.Option(help="Landmarks: folder that pictures' names count from, if not the file's.")
+    ] = None,
+    merged: Annotated[
+        Path | None, typer.Option(help="A merged file of the same ensemble, for a row of its own.")
     ] = None,
     report: Annotated[
         Path | None, typer.Option(help="HTML page to write: members, agreement, where voting helps and hurts.")
@@ -86,11 +89,11 @@ def command(
     of_points = {"merge": merge, "locator": locator, "crop_margin": crop_margin}
     if is_landmark_file(data):
         opened |= of_points
-        refuse_given({"report": report}, f"for classes, and {data} has landmarks")
+        refuse_given({"report": report, "merged": merged}, f"for classes, and {data} has landmarks")
         done = _evaluate_points(data, split, images, model, ensemble, opened)
     else:
         refuse_given(of_points | {"images": images}, f"for landmarks, and {data} has classes")
-        done = _evaluate_classes(data, split, split_column, model, ensemble, opened, report)
+        done = _evaluate_classes(data, split, split_column, model, ensemble, opened, merged, report)
     _report(done, as_json)
     if done.failures:
         raise typer.Exit(EXIT_SOME_FAILED)
@@ -113,20 +116,27 @@ def _evaluate_classes(
     model: Path | None,
     ensemble: list[Path] | None,
     opened: dict[str, Any],
+    merged: Path | None,
     report: Path | None,
 ) -> _Evaluated:
+    from tl.runtime.predictor import load
     from tl.trainer.data import read_pictures
     from tl.trainer.evaluate import choose_split, evaluate
 
     if report is not None:
         with training_packages():
             from tl.studies.report.ensemble_page import write_ensemble_report
-    if report is not None and model is not None:
-        raise ConfigError("--report shows an ensemble; the page of one model is its run's: tl report RUN")
+    if model is not None:
+        refuse_given({"merged": merged}, "stands beside --ensemble; a merged file alone is a --model")
+        refuse_given({"report": report}, "shows an ensemble; the page of one model is its run's: tl report RUN")
     name, pictures = choose_split(read_pictures(data, split_column, warn), split)
     _say_split(name, len(pictures), "RUN/manifest.csv")
-    with open_predictor(model, ensemble, **opened) as predictor, console_progress() as progress:
-        result = evaluate(predictor, pictures, progress)
+    with ExitStack() as open_files:
+        predictor = open_files.enter_context(open_predictor(model, ensemble, **opened))
+        beside = None
+        if merged is not None:
+            beside = open_files.enter_context(load(merged, device=opened["device"], threads=opened["threads"]))
+        result = evaluate(predictor, pictures, open_files.enter_context(console_progress()), beside)
         contract = predictor.ensemble.sessions[0].contract
     if report is not None and contract is not None:
         warn(f"report: {write_ensemble_report(result, contract.recipe, name, report)}")

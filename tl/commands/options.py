@@ -64,10 +64,15 @@ def open_predictor(
     """Load the classifiers that --model or --ensemble names and say on stderr what runs them."""
     from tl.runtime.predictor import load
 
-    weights = _parse_weights(vote_weights)
+    weights = parse_vote_weights(vote_weights)
     models = named_models(model, ensemble)
-    vote, classes = vote or "soft", classes or "same"
-    predictor = load(models, device=device, threads=threads, vote=vote, weights=weights, classes=classes)
+    if model is not None and (contract := _first_contract(model)) is not None and contract.ensemble is not None:
+        refuse_given(
+            {"vote": vote, "vote_weights": vote_weights}, f"{model} votes by its own rule; tl merge makes others"
+        )
+    predictor = load(
+        models, device=device, threads=threads, vote=vote or "soft", weights=weights, classes=classes or "same"
+    )
     _say_device(predictor)
     return predictor
 
@@ -93,7 +98,7 @@ def open_landmark_predictor(
         device=device,
         threads=threads,
         merge=merge or "mean",
-        weights=_parse_weights(vote_weights),
+        weights=parse_vote_weights(vote_weights),
         locator=locator,
         boxes=boxes,
         crop_margin=crop_margin,
@@ -143,7 +148,8 @@ def _say_device(predictor: Predictor[Any]) -> None:
     warn(f"running on {predictor.provider}" + (f" (no CUDA: {predictor.fault})" if predictor.fault else ""))
 
 
-def _parse_weights(text: str | None) -> list[float] | None:
+def parse_vote_weights(text: str | None) -> list[float] | None:
+    """`2,1,1` -> numbers. Raises `ConfigError`."""
     if text is None:
         return None
     try:

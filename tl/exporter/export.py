@@ -264,6 +264,7 @@ def _uncertified(subject: Subject) -> Contract:
         outputs=subject.outputs,
         temperature=subject.temperature,
         thresholds={},
+        ensemble=None,
         provenance=subject.provenance,
         parity=Parity(0, (), {}, 0.0, None, 0.0),
         quantisation=None,

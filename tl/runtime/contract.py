@@ -12,13 +12,16 @@ from typing import Any, Literal
 from tl.errors import ModelFileError
 from tl.runtime.recipe import Recipe
 from tl.runtime.strict_json import dump_json, from_plain, parse_json
+from tl.runtime.voting import Voting
 
 METADATA_KEY = "tl.contract"
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
 # Far above any real contract (4 golden samples at 512 px are about 3 MB), far below what would hurt.
 MAX_CONTRACT_BYTES = 64 << 20
 
 Precision = Literal["fp32", "fp16", "int8"]
+# Schema version -> the fields that it brought, and what they are in a file of before.
+_ADDED: dict[int, dict[str, Any]] = {2: {"ensemble": None}}
 
 
 @dataclass(frozen=True)
@@ -130,11 +133,35 @@ class LandmarkFacts:
 
 
 @dataclass(frozen=True)
+class MemberFacts:
+    """A model file that was merged into another one. `name`: unique among the members."""
+
+    name: str
+    provenance: Provenance
+
+
+@dataclass(frozen=True)
+class EnsembleFacts:
+    """Members that vote inside the graph, in the order of `member_probabilities`. `weights`: of their votes."""
+
+    voting: Voting
+    weights: tuple[float, ...]
+    members: tuple[MemberFacts, ...]
+
+    def __post_init__(self) -> None:
+        names = [member.name for member in self.members]
+        if len(names) < 2 or len(set(names)) < len(names) or len(self.weights) != len(names):
+            raise ValueError(f"{len(self.weights)} weights for the members {names}")
+        if not all(weight > 0 for weight in self.weights):
+            raise ValueError(f"vote weights must be positive, got {list(self.weights)}")
+
+
+@dataclass(frozen=True)
 class Contract:
     """Everything a runtime must know about a model file. Field by field in docs/model-file.md.
 
     `landmarks` is None for classification, `quantisation` for fp32 and for an adopted file whose precision was lowered
-    by another tool.
+    by another tool, `ensemble` for a single model.
     """
 
     schema_version: int
@@ -147,6 +174,7 @@ class Contract:
     outputs: tuple[str, ...]
     temperature: float
     thresholds: dict[str, float]
+    ensemble: EnsembleFacts | None
     provenance: Provenance
     parity: Parity
     quantisation: Quantisation | None
@@ -160,15 +188,14 @@ class Contract:
             raise ValueError(f"task {self.task!r} needs its own names and no others")
         if len(set(names)) != len(names):
             raise ValueError(f"repeated name '{next(name for name in names if names.count(name) > 1)}'")
-        if self.task == "classification" and "probabilities" not in self.outputs:
-            raise ValueError(f"a classification model needs the output 'probabilities', got {self.outputs}")
+        needed = {self.main_output, *(("label", "member_probabilities") if self.ensemble else ())}
+        if lacking := sorted(needed - set(self.outputs)):
+            raise ValueError(f"such a model needs the outputs {lacking}, got {self.outputs}")
         if (self.task == "landmarks") != (self.landmarks is not None):
             raise ValueError(f"task {self.task!r} and 'landmarks' do not fit")
         mean_shape = None if self.landmarks is None else self.landmarks.mean_shape
         if mean_shape is not None and len(mean_shape) != len(names):
             raise ValueError(f"the mean shape has {len(mean_shape)} points for {len(names)} names")
-        if self.task == "landmarks" and "keypoints" not in self.outputs:
-            raise ValueError(f"a landmark model needs the output 'keypoints', got {self.outputs}")
         if self.precision == "fp32" and self.quantisation is not None:
             raise ValueError("precision fp32 has no 'quantisation'")
         if not self.temperature > 0:
@@ -198,9 +225,19 @@ def parse_contract(text: str, where: str) -> Contract:
         if version > SCHEMA_VERSION:
             known = f"this version of tl reads up to {SCHEMA_VERSION}"
             raise ValueError(f"schema_version {version} is newer than {known}: upgrade tl-toolkit")
-        return from_plain(Contract, plain, "contract")
+        return from_plain(Contract, _upgraded(plain, version), "contract")
     except (ValueError, RecursionError) as error:
         raise ModelFileError(f"{where}: faulty contract: {error}") from error
+
+
+def _upgraded(plain: dict[str, Any], version: int) -> dict[str, Any]:
+    """An older contract as one of this version. Raises ValueError for fields that its own version does not have."""
+    for older in range(version, SCHEMA_VERSION):
+        added = _ADDED[older + 1]
+        if early := sorted(added.keys() & plain.keys()):
+            raise ValueError(f"contract: unknown field '{early[0]}' in schema_version {older}")
+        plain = {**plain, **added, "schema_version": older + 1}
+    return plain
 
 
 def dump_contract(contract: Contract) -> str:

@@ -31,7 +31,8 @@ class Ensemble:
     """One or more classification models that vote. Thread-safe.
 
     `class_names` is the first member's order; with `classes="union"` later members' further classes follow, and a class
-    that a member does not know has probability 0 in its vote. Raises `EnsembleError` if the members do not fit.
+    that a member does not know has probability 0 in its vote. A merged file alone votes by its own rule, inside its
+    graph, and its members are those that it was made of. Raises `EnsembleError` if the members do not fit.
     """
 
     def __init__(
@@ -45,12 +46,16 @@ class Ensemble:
         check_weights(sessions, weights)
         self.sessions = tuple(sessions)
         self.contracts = tuple(_classification_contract(session) for session in sessions)
-        self.voting = voting
-        self.weights = weights
+        self.voting, self.weights = voting, weights
         self.member_names = member_names([session.path for session in sessions])
         self.class_names = _shared_class_names(self.contracts, self.member_names, classes)
         self.recipes: tuple[Recipe, ...] = tuple(dict.fromkeys(contract.recipe for contract in self.contracts))
         self._columns = [self._class_columns(contract) for contract in self.contracts]
+        merged = self.contracts[0].ensemble if len(sessions) == 1 else None
+        self._votes_inside = merged is not None
+        if merged is not None:
+            self.voting, self.weights = merged.voting, merged.weights
+            self.member_names = tuple(member.name for member in merged.members)
 
     def member_probabilities(self, inputs: Mapping[Recipe, NDArray[np.uint8]]) -> NDArray[np.float32]:
         """Run every member. `inputs`: recipe -> uint8 (N, H, W, 3). Returns float32 (N, M, C) by `class_names`."""
@@ -58,8 +63,7 @@ class Ensemble:
         stacked = np.zeros((batch, len(self.sessions), len(self.class_names)), np.float32)
         for m, (session, contract) in enumerate(zip(self.sessions, self.contracts, strict=True)):
             (probabilities,) = session.run(inputs[contract.recipe], ["probabilities"])
-            if not np.isfinite(probabilities).all():
-                raise ModelFileError(f"{session.path}: gives probabilities that are no numbers: the file is broken")
+            _check_finite(session, probabilities)
             stacked[:, m, self._columns[m]] = probabilities
         return stacked
 
@@ -89,9 +93,8 @@ class Ensemble:
         if not prepared:
             return []
         batch = {recipe: np.stack([inputs[recipe] for inputs in prepared]) for recipe in self.recipes}
-        members = self.member_probabilities(batch)
-        decided = self.decide(members)
-        votes = self._member_votes(members, decided) if with_votes else itertools.repeat(None)
+        decided, members = self._judge_inside(batch, with_votes) if self._votes_inside else self._judge(batch)
+        votes = itertools.repeat(None) if members is None or not with_votes else self._member_votes(members, decided)
         return [
             Classification(
                 path=name,
@@ -105,6 +108,20 @@ class Ensemble:
                 names, decided.probabilities, decided.label_ids, votes, strict=False
             )
         ]
+
+    def _judge(self, batch: Mapping[Recipe, NDArray[np.uint8]]) -> tuple[Vote, NDArray[np.float32] | None]:
+        members = self.member_probabilities(batch)
+        return self.decide(members), members
+
+    def _judge_inside(
+        self, batch: Mapping[Recipe, NDArray[np.uint8]], with_votes: bool
+    ) -> tuple[Vote, NDArray[np.float32] | None]:
+        """A merged file's own decision; what its members say is only computed if it is asked for."""
+        (session,) = self.sessions
+        names = ["probabilities", "label", *(["member_probabilities"] if with_votes else [])]
+        probabilities, label_ids, *members = session.run(batch[self.recipes[0]], names)
+        _check_finite(session, probabilities)
+        return Vote(probabilities, label_ids.astype(np.int64, copy=False)), members[0] if members else None
 
     def _member_votes(self, members: NDArray[np.float32], decided: Vote) -> list[MemberVotes]:
         member_ids = members.argmax(axis=2)
@@ -130,6 +147,11 @@ def check_weights(sessions: Sequence[Session], weights: Sequence[float] | None) 
         raise EnsembleError("an ensemble needs at least one model file")
     if weights is not None and (len(weights) != len(sessions) or not all(0 < w < math.inf for w in weights)):
         raise EnsembleError(f"{len(sessions)} models need {len(sessions)} positive vote weights, got {list(weights)}")
+
+
+def _check_finite(session: Session, probabilities: NDArray[np.float32]) -> None:
+    if not np.isfinite(probabilities).all():
+        raise ModelFileError(f"{session.path}: gives probabilities that are no numbers: the file is broken")
 
 
 def _classification_contract(session: Session) -> Contract:

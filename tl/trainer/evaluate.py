@@ -5,8 +5,10 @@ Knows the runtime, data sets and metrics. Does not know training.
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -66,36 +68,63 @@ def choose_split(pictures: Sequence[Picture], asked: str | None) -> tuple[str, l
     return name, chosen
 
 
-def evaluate(predictor: Predictor[Classification], pictures: Sequence[Picture], progress: Progress) -> Evaluation:
+def evaluate(
+    predictor: Predictor[Classification],
+    pictures: Sequence[Picture],
+    progress: Progress,
+    merged: Predictor[Classification] | None = None,
+) -> Evaluation:
     """Predict every picture once and score members and votes on those that can be read.
 
-    Raises `DataError` for a class the models do not know, or if no picture can be read.
+    `merged`: a merged file that gets a row beside them. Raises `DataError` for a class the models do not know, or if no
+    picture can be read.
     """
-    true_ids = class_ids(pictures, predictor.class_names)
+    names = predictor.class_names
+    if merged is not None and set(merged.class_names) != set(names):
+        raise DataError(f"{_name(merged)}: has other classes than the models beside it")
+    true_ids = class_ids(pictures, names)
     progress.start("evaluating", len(pictures), "pictures")
     good: list[tuple[int, Classification]] = []
+    of_merged: list[Classification] = []
     failures: list[Failure] = []
-    results = predictor.predict_iter([picture.path for picture in pictures])
-    for true_id, result in zip(true_ids, results, strict=True):
+    paths = [picture.path for picture in pictures]
+    beside = merged.predict_iter(paths) if merged else itertools.repeat(None)
+    for true_id, result, other in zip(true_ids, predictor.predict_iter(paths), beside, strict=False):
         progress.advance()
         if isinstance(result, Failure):
             failures.append(result)
-        else:
-            good.append((true_id, result))
+            continue
+        good.append((true_id, result))
+        if isinstance(other, Classification):
+            of_merged.append(other)
     if not good:
         raise DataError(f"none of the {len(pictures)} pictures can be read, first: {failures[0].error}")
     truth = np.array([true_id for true_id, _ in good])
-    members = np.stack([_members(result) for _, result in good])
-    return Evaluation(
-        rows=_rows(predictor, truth, members),
+    results = [result for _, result in good]
+    evaluation = Evaluation(
+        rows=[],
         failures=failures,
-        paths=[result.path for _, result in good],
+        paths=[result.path for result in results],
         true_ids=truth,
-        members=members,
+        members=np.stack([_members(result) for result in results]),
         member_names=predictor.member_names,
-        class_names=predictor.class_names,
+        class_names=names,
         weights=predictor.ensemble.key["weights"],
     )
+    if results[0].votes is None:
+        rows = [{"model": _name(predictor), "voting": "", **_scores(truth, results, names)}]
+    else:
+        rows = _rows(evaluation)
+        if merged is not None:
+            row = {"model": _name(merged), "voting": merged.ensemble.key["voting"], **_scores(truth, of_merged, names)}
+            right = np.array([names.index(result.label) for result in of_merged]) == truth
+            rows.insert(-1, row | {"mcnemar_p": mcnemar_p(right, _best_member(evaluation))})
+    return replace(evaluation, rows=rows)
+
+
+def _name(predictor: Predictor[Classification]) -> str:
+    """Of a single file."""
+    return Path(predictor.ensemble.sessions[0].path).stem
 
 
 def _members(result: Classification) -> NDArray[np.float32]:
@@ -103,24 +132,34 @@ def _members(result: Classification) -> NDArray[np.float32]:
     return result.probabilities[None] if result.votes is None else result.votes.probabilities
 
 
-def _rows(predictor: Predictor[Classification], truth: _Ids, members: NDArray[np.float32]) -> list[Row]:
-    names = predictor.class_names
-    rows = [
-        {"model": name, "voting": "", **classification_metrics(truth, members[:, m], names)}
-        for m, name in enumerate(predictor.member_names)
-    ]
-    if len(rows) == 1:
-        return rows
-    member_right = members.argmax(axis=2) == truth[:, None]
-    best = member_right[:, member_right.sum(axis=0).argmax()]
-    for row, right in zip(rows, member_right.T, strict=True):
-        row["mcnemar_p"] = mcnemar_p(right, best)
+def _scores(truth: _Ids, results: Sequence[Classification], names: tuple[str, ...]) -> Row:
+    """Of decided pictures, whatever the order of their own classes."""
+    columns = [results[0].class_names.index(name) for name in names]
+    probabilities = np.stack([result.probabilities[columns] for result in results])
+    return classification_metrics(truth, probabilities, names, np.array([names.index(r.label) for r in results]))
+
+
+def _best_member(evaluation: Evaluation) -> NDArray[np.bool_]:
+    """Where the member is right that is so most often."""
+    right = evaluation.members.argmax(axis=2) == evaluation.true_ids[:, None]
+    return np.asarray(right[:, right.sum(axis=0).argmax()])
+
+
+def _rows(evaluation: Evaluation) -> list[Row]:
+    """Of each member and rule, and the oracle."""
+    truth, members, names = evaluation.true_ids, evaluation.members, evaluation.class_names
+    best = _best_member(evaluation)
+    rows = []
+    for m, name in enumerate(evaluation.member_names):
+        p = mcnemar_p(members[:, m].argmax(axis=1) == truth, best)
+        scores = classification_metrics(truth, members[:, m], names)
+        rows.append({"model": name, "voting": "", **scores, "mcnemar_p": p})
     for rule in VOTINGS:
-        decided = vote(members, rule, predictor.ensemble.key["weights"])
+        decided = vote(members, rule, evaluation.weights)
         scores = classification_metrics(truth, decided.probabilities, names, decided.label_ids)
         p = mcnemar_p(decided.label_ids == truth, best)
         rows.append({"model": "ensemble", "voting": rule, **scores, "mcnemar_p": p})
-    any_right = member_right.any(axis=1)
+    any_right = (members.argmax(axis=2) == truth[:, None]).any(axis=1)
     low, high = wilson_interval(int(any_right.sum()), len(truth))
     rows.append(
         {

@@ -20,9 +20,10 @@ from tests.exporter.adoption.foreign_models import (
 )
 from tests.models import COLORS
 from tl.errors import ConfigError, DataError, ModelFileError, OutputError
-from tl.exporter.adoption.adopt import Adopted, adopt, noise_pictures
+from tl.exporter.adoption.adopt import Adopted, adopt
 from tl.exporter.adoption.adoptee import AdoptOptions
 from tl.exporter.adoption.presets import IMAGENET_MEAN, IMAGENET_STD, Overrides
+from tl.exporter.proof_pictures import noise_pictures
 from tl.runtime.contract import METADATA_KEY
 from tl.runtime.predictor import load
 from tl.runtime.preprocess import load_input

@@ -18,25 +18,20 @@ import numpy as np
 import onnx
 from numpy.typing import NDArray
 
-from tl.errors import ConfigError, DataError, DeviceError, ImageReadError, ModelFileError
+from tl.errors import ConfigError, DeviceError, ModelFileError
 from tl.exporter.adoption.adoptee import Adoptee, AdoptOptions, open_adoptee, read_plan
 from tl.exporter.adoption.wrap import MAX_OPSET, opset_of, wrapped_graphs
-from tl.exporter.comparison import Original, check_outputs, spread
+from tl.exporter.comparison import Original, check_outputs
 from tl.exporter.golden import TOLERANCE, build_golden, synthetic_inputs
+from tl.exporter.proof_pictures import find_proof_pictures, load_proof_pictures, noise_pictures
 from tl.exporter.publish import embed_contract, publish
 from tl.runtime.contract import SCHEMA_VERSION, Contract, Golden, Parity, Provenance
-from tl.runtime.decode import ImageSource
-from tl.runtime.preprocess import load_input
-from tl.runtime.recipe import Recipe
 from tl.runtime.selftest import run_selftest
 from tl.runtime.session import Session
-from tl.runtime.sources import find_pictures
 from tl.trainer.environment import library_versions
 from tl.trainer.progress import Progress
 
-MAX_PICTURES = 64
 _LIBRARIES = ("onnx", "onnx-ir", "onnxruntime", "onnxruntime-gpu", "pillow", "simplejpeg")
-_NOISE_SIZES_HW = ((480, 640), (300, 200), (224, 224), (97, 131))
 # docs/adopt.md has the measurement.
 _CROP_CAVEAT = (
     "note: transformers rounds the centre crop's corner down, a recipe to the nearest even: in about one photo of six "
@@ -53,15 +48,6 @@ class Adopted:
     contract: Contract
     opset: int
     on_real_pictures: bool
-
-
-@dataclass(frozen=True)
-class _Pictures:
-    """What the file is proven on: sources for the runtime, and the same as inputs uint8 (N, H, W, 3)."""
-
-    sources: Sequence[ImageSource]
-    inputs: NDArray[np.uint8]
-    are_real: bool
 
 
 def adopt(
@@ -81,14 +67,16 @@ def adopt(
     if Path(out).suffix != ".onnx":
         raise ConfigError(f"{os.fspath(out)}: a model file's name ends in .onnx")
     plan = read_plan(Path(path), options)
-    pictures = _load_pictures(images, plan.recipe, progress)
+    are_real = bool(images)
+    sources = find_proof_pictures(images) if are_real else noise_pictures()
+    pictures = load_proof_pictures(sources, plan.recipe, progress)
     adoptee = open_adoptee(plan, pictures.inputs, options.outputs)
     progress.say(describe(adoptee))
     if plan.preset == "huggingface-folder" and plan.recipe.resize_mode == "short_side":
         progress.say(_CROP_CAVEAT)
     progress.start("adopting", 3, "steps")
     model = _first_that_agrees(adoptee)
-    bare = _uncertified(adoptee, opset_of(model), pictures.are_real)
+    bare = _uncertified(adoptee, opset_of(model), are_real)
     embed_contract(model, bare)
     progress.advance(note="parity")
 
@@ -103,7 +91,7 @@ def adopt(
             TOLERANCE[bare.precision],
         )
         progress.advance(note="self-test")
-        if golden == "synthetic" or not pictures.are_real:
+        if golden == "synthetic" or not are_real:
             inputs = synthetic_inputs(plan.recipe.input_hw)
             samples = build_golden("synthetic", inputs, adoptee.probabilities(inputs))
         else:
@@ -112,7 +100,7 @@ def adopt(
 
     contract = publish(model, out, certify, lambda temporary: run_selftest(temporary, device="cpu"))
     progress.advance(note="done")
-    return Adopted(Path(out), contract, opset_of(model), pictures.are_real)
+    return Adopted(Path(out), contract, opset_of(model), are_real)
 
 
 def describe(adoptee: Adoptee) -> str:
@@ -125,34 +113,6 @@ def describe(adoptee: Adoptee) -> str:
         f"{len(plan.class_names)} classes; {plan.preset}: resize {resize}, {pixels.interpolation}, "
         f"scale {pixels.scale:.6g}, mean {_shown(pixels.mean)}, std {_shown(pixels.std)}"
     )
-
-
-def noise_pictures() -> list[NDArray[np.uint8]]:
-    """Pictures of nobody in several sizes, from smooth to noisy, the same everywhere: uint8 (H, W, 3) each."""
-    random = np.random.default_rng(0)
-    smooth = [picture for hw in _NOISE_SIZES_HW for picture in synthetic_inputs(hw)[:2]]
-    return [
-        np.clip(picture + random.normal(0, 8 * i, picture.shape), 0, 255).astype(np.uint8)
-        for i, picture in enumerate(smooth)
-    ]
-
-
-def _load_pictures(images: Sequence[str | os.PathLike[str]], recipe: Recipe, progress: Progress) -> _Pictures:
-    sources: Sequence[ImageSource] = spread(find_pictures(images).paths, MAX_PICTURES) if images else noise_pictures()
-    if not sources:
-        raise DataError(f"no pictures to check parity on in {', '.join(map(str, images))}")
-    inputs, faults = [], []
-    progress.start("reading pictures", len(sources), "pictures")
-    for source in sources:
-        try:
-            inputs.append(load_input(source, recipe))
-        except ImageReadError as error:
-            faults.append(str(error))
-        progress.advance()
-    if faults:
-        listed = "; ".join(faults[:5]) + (f"; and {len(faults) - 5} more" if len(faults) > 5 else "")
-        raise DataError(f"parity needs whole pictures: mend or remove these {len(faults)}: {listed}")
-    return _Pictures(sources, np.stack(inputs), bool(images))
 
 
 def _first_that_agrees(adoptee: Adoptee) -> onnx.ModelProto:
@@ -214,6 +174,7 @@ def _uncertified(adoptee: Adoptee, opset: int, on_real_pictures: bool) -> Contra
         outputs=("probabilities",),
         temperature=1.0,
         thresholds={},
+        ensemble=None,
         provenance=_provenance(adoptee, opset, on_real_pictures),
         parity=Parity(0, (), {}, 0.0, 0.0, 0.0),
         quantisation=None,

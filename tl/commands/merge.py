@@ -1,0 +1,65 @@
+"""`tl merge`: several classifiers -> one model file that votes inside."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Literal
+
+import typer
+
+from tl.commands.console import console_progress, warn
+from tl.commands.options import VoteWeights, parse_vote_weights
+from tl.commands.parity_text import parity_text
+from tl.errors import MissingExtraError
+
+if TYPE_CHECKING:
+    from tl.exporter.merging.merge import Merged
+
+
+def command(
+    models: Annotated[list[Path], typer.Argument(metavar="MODELS...", help="Model files.", show_default=False)],
+    output: Annotated[Path, typer.Option("--output", "-o", help="The model file to write.")] = Path("ensemble.onnx"),
+    vote: Annotated[Literal["soft", "hard", "max"], typer.Option(help="How it decides.")] = "soft",
+    vote_weights: VoteWeights = None,
+    images: Annotated[
+        list[Path] | None,
+        typer.Option(help="Pictures for the parity check. Default: the members' self-test samples, and noise."),
+    ] = None,
+    golden: Annotated[
+        Literal["images", "synthetic"],
+        typer.Option(help="Self-test samples: of --images or the members' own, or synthetic ones to embed no photo."),
+    ] = "images",
+    as_json: Annotated[bool, typer.Option("--json", help="Print the parity report as JSON on stdout.")] = False,
+) -> None:
+    """Merge classifiers into one model file that votes inside its graph and computes what they share once.
+
+    Heads on one frozen backbone share it, though they were exported one by one: the file is hardly larger and slower
+    than one of them. It has the input and outputs of a single model, `label`, which decides, and
+    `member_probabilities`. Before it gets its name, it must give what the separate files give.
+
+    Examples:
+    - `tl merge a.onnx b.onnx c.onnx -o ensemble.onnx`
+
+    - `tl merge a.onnx b.onnx c.onnx --vote hard --vote-weights 2,1,1 --images photos/`
+    """
+    try:
+        from tl.exporter.merging.merge import merge
+    except ImportError as error:
+        raise MissingExtraError(f"merge needs more packages ({error.name}): pip install 'tl-toolkit[edit]'") from error
+    weights = parse_vote_weights(vote_weights)
+    with console_progress() as progress:
+        done = merge(models, output, progress, voting=vote, weights=weights, images=images or (), golden=golden)
+    _report(done, as_json)
+
+
+def _report(done: Merged, as_json: bool) -> None:
+    parity, size = done.contract.parity, done.path.stat().st_size
+    members = [] if done.contract.ensemble is None else [member.name for member in done.contract.ensemble.members]
+    warn(f"parity with the separate files on {parity.images} pictures: {parity_text(parity)}")
+    sizes = f"{size / 1e6:.1f} MB instead of {done.separate_bytes / 1e6:.1f} MB"
+    warn(f"{done.path}: {sizes}, {len(members)} members, verified")
+    if as_json:
+        from tl.runtime.strict_json import to_plain
+
+        typer.echo(json.dumps({"path": str(done.path), "members": members, "parity": to_plain(parity)}))

@@ -1,0 +1,170 @@
+"""Graphs of several classifiers -> one graph that votes; equal weights and equal nodes are kept once.
+
+Knows graphs and the rules of voting, which `tl.runtime.voting` defines: the same float32 arithmetic in the same order.
+Does not run anything, and knows no contracts.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import onnx
+import onnx_ir as ir
+from onnx import compose, version_converter
+from onnx_ir.passes import common
+
+from tl.runtime.session import INPUT_NAME
+from tl.runtime.voting import Voting
+
+IR_VERSION = 10  # what onnxruntime 1.18, the oldest supported, reads
+OUTPUTS = ("probabilities", "label", "member_probabilities")
+_ENTRY = "probabilities"
+
+
+@dataclass(frozen=True)
+class Ballot:
+    """A member's graph. `columns`: for each class of the ensemble its place in the member's probabilities."""
+
+    model: onnx.ModelProto
+    columns: Sequence[int]
+
+
+def merge_graphs(
+    ballots: Sequence[Ballot], input_hw: tuple[int, int], voting: Voting, weights: Sequence[float]
+) -> onnx.ModelProto:
+    """`images` uint8 (N, H, W, 3) -> probabilities float32 (N, C), label int64 (N,), member_probabilities (N, M, C).
+
+    What a member computes as another one does, on the same numbers, is computed once.
+    """
+    opset = max(opset_of(ballot.model) for ballot in ballots)
+    images = ir.val(INPUT_NAME, ir.DataType.UINT8, ["N", *input_hw, 3])
+    graph = ir.Graph([images], [], nodes=[], opset_imports={"": opset}, name="ensemble")
+    votes = [_add_member(graph, images, ballot, number, opset) for number, ballot in enumerate(ballots)]
+    tape = ir.tape.Tape()
+    ordered = [_in_order(tape, vote, ballot.columns) for vote, ballot in zip(votes, ballots, strict=True)]
+    outputs = _Count(tape, ordered, len(ballots[0].columns)).outputs(voting, weights)
+    graph.extend(list(tape.nodes))
+    for value in tape.initializers:
+        graph.register_initializer(value)
+    for name, value in zip(OUTPUTS, outputs, strict=True):
+        value.name = name
+    graph.outputs.extend(outputs)
+    model = ir.Model(graph, ir_version=IR_VERSION, producer_name="tl")
+    _share(model)
+    return ir.to_proto(model)
+
+
+def opset_of(model: onnx.ModelProto) -> int:
+    """The version of ONNX's own operators that a model uses."""
+    return next((entry.version for entry in model.opset_import if entry.domain in ("", "ai.onnx")), 0)
+
+
+def _add_member(graph: ir.Graph, images: ir.Value, ballot: Ballot, number: int, opset: int) -> ir.Value:
+    """Move a member's nodes and tensors into `graph`; returns its probabilities."""
+    proto = ballot.model
+    if opset_of(proto) != opset:
+        proto = version_converter.convert_version(proto, opset)
+    model = ir.from_proto(compose.add_prefix(proto, f"member{number}/"))
+    common.InlinePass()(model)
+    common.RemoveInitializersFromInputsPass()(model)
+    common.LiftConstantsToInitializersPass(lift_all_constants=True, size_limit=0)(model)
+    own = model.graph
+    (old_input,) = own.inputs
+    probabilities = next(value for value in own.outputs if value.name == f"member{number}/{_ENTRY}")
+    own.outputs.clear()
+    ir.convenience.replace_all_uses_with(old_input, images)
+    tensors = list(own.initializers.values())
+    own.initializers.clear()
+    nodes = list(own)
+    own.remove(nodes)
+    for value in tensors:
+        graph.register_initializer(value)
+    graph.extend(nodes)
+    for domain, version in own.opset_imports.items():
+        graph.opset_imports.setdefault(domain, version)
+    return probabilities
+
+
+def _in_order(tape: ir.tape.Tape, probabilities: ir.Value, columns: Sequence[int]) -> ir.Value:
+    """A member's probabilities in the ensemble's order of classes."""
+    if list(columns) == list(range(len(columns))):
+        return probabilities
+    places = tape.initializer(ir.tensor(np.array(columns, np.int64)), f"places_{probabilities.name}")
+    return tape.op("Gather", [probabilities, places], {"axis": 1})
+
+
+class _Count:
+    """The counting of votes as nodes. The comments name what `tl.runtime.voting.vote` does at the same place."""
+
+    def __init__(self, tape: ir.tape.Tape, members: Sequence[ir.Value], num_classes: int) -> None:
+        self._tape, self._members, self._num_classes = tape, members, num_classes
+        self._constants: dict[str, ir.Value] = {}
+
+    def outputs(self, voting: Voting, weights: Sequence[float]) -> tuple[ir.Value, ir.Value, ir.Value]:
+        """Probabilities, label, and what each member says."""
+        op = self._tape.op
+        weighted = [self._times(member, weight) for member, weight in zip(self._members, weights, strict=True)]
+        weighted_sum = self._sum(weighted)
+        if voting == "soft":
+            scores = weighted_sum
+        elif voting == "hard":
+            marks = [self._times(self._one_hot(member), w) for member, w in zip(self._members, weights, strict=True)]
+            scores = self._sum(marks)
+        else:
+            scores = op("Max", weighted)
+        classes = self._constant("class_axis", np.array([1], np.int64))
+        probabilities = op("Div", [scores, op("ReduceSum", [scores, classes], {"keepdims": 1})])
+        winners = op("Equal", [scores, op("ReduceMax", [scores, classes], {"keepdims": 1})])
+        lost = self._constant("lost", np.array(-1, np.float32))
+        label = op("ArgMax", [op("Where", [winners, weighted_sum, lost])], {"axis": 1, "keepdims": 0})
+        alone = [op("Unsqueeze", [member, classes]) for member in self._members]
+        together = op("Concat", alone, {"axis": 1})
+        for value, kind, shape in (
+            (probabilities, ir.DataType.FLOAT, [self._num_classes]),
+            (label, ir.DataType.INT64, []),
+            (together, ir.DataType.FLOAT, [len(alone), self._num_classes]),
+        ):
+            value.dtype, value.shape = kind, ir.Shape(["N", *shape])
+        return probabilities, label, together
+
+    def _times(self, value: ir.Value, weight: float) -> ir.Value:
+        if weight == 1:
+            return value
+        return self._tape.op("Mul", [value, self._constant(f"weight_{weight!r}", np.array(weight, np.float32))])
+
+    def _sum(self, terms: Sequence[ir.Value]) -> ir.Value:
+        """In member order, as floats add up differently in another one."""
+        total = terms[0]
+        for term in terms[1:]:
+            total = self._tape.op("Add", [total, term])
+        return total
+
+    def _one_hot(self, probabilities: ir.Value) -> ir.Value:
+        label = self._tape.op("ArgMax", [probabilities], {"axis": 1, "keepdims": 1})
+        numbers = self._constant("class_ids", np.arange(self._num_classes, dtype=np.int64))
+        return self._tape.op("Cast", [self._tape.op("Equal", [label, numbers])], {"to": ir.DataType.FLOAT})
+
+    def _constant(self, name: str, value: np.ndarray) -> ir.Value:
+        if name not in self._constants:
+            self._constants[name] = self._tape.initializer(ir.tensor(value), f"vote/{name}")
+        return self._constants[name]
+
+
+def _share(model: ir.Model) -> None:
+    """Keep equal tensors and equal nodes once, drop what nothing needs, leave nothing private."""
+    for value in _values(model.graph):
+        value.shape = value.shape if value.is_graph_output() or value.is_graph_input() else None
+    common.DeduplicateHashedInitializersPass()(model)
+    common.CommonSubexpressionEliminationPass()(model)
+    common.IdentityEliminationPass()(model)
+    common.RemoveUnusedNodesPass()(model)
+    common.NameFixPass()(model)
+    common.RemoveUnusedOpsetsPass()(model)
+    common.ClearMetadataAndDocStringPass()(model)
+
+
+def _values(graph: ir.Graph) -> Iterator[ir.Value]:
+    for node in graph.all_nodes():
+        yield from node.outputs

@@ -1,0 +1,230 @@
+"""Model files -> one model file that votes as they do together; or no file.
+
+Knows the steps: check that they fit, join, prove against the separate files, publish. Needs no torch. Does not draw.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, fields, replace
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+import onnx
+from numpy.typing import NDArray
+
+from tl.errors import ConfigError, EnsembleError, ParityError
+from tl.exporter.comparison import Original, check_outputs
+from tl.exporter.golden import TOLERANCE, GoldenSource, build_golden, synthetic_inputs
+from tl.exporter.merging.graph import OUTPUTS, Ballot, merge_graphs
+from tl.exporter.proof_pictures import find_proof_pictures, load_proof_pictures, noise_pictures
+from tl.exporter.publish import embed_contract, publish
+from tl.runtime.contract import (
+    SCHEMA_VERSION,
+    Contract,
+    EnsembleFacts,
+    Golden,
+    MemberFacts,
+    Parity,
+    Precision,
+    Provenance,
+)
+from tl.runtime.decode import ImageSource
+from tl.runtime.ensemble import Ensemble
+from tl.runtime.recipe import Recipe
+from tl.runtime.selftest import golden_image, run_selftest
+from tl.runtime.session import Session
+from tl.runtime.voting import Voting, vote
+from tl.trainer.environment import library_versions
+from tl.trainer.progress import Progress
+
+_LIBRARIES = ("onnx", "onnx-ir", "onnxruntime", "onnxruntime-gpu")
+# The same kernels run in both; only what onnxruntime fuses may differ where several members use a value.
+_TOLERANCE_FP32 = 1e-5
+_PRECISIONS: tuple[Precision, ...] = ("fp32", "fp16", "int8")
+
+
+@dataclass(frozen=True)
+class Merged:
+    """The finished file, what it says of itself, and the bytes of all members together."""
+
+    path: Path
+    contract: Contract
+    separate_bytes: int
+
+
+def merge(
+    models: Sequence[str | os.PathLike[str]],
+    out: str | os.PathLike[str],
+    progress: Progress,
+    *,
+    voting: Voting = "soft",
+    weights: Sequence[float] | None = None,
+    images: Sequence[str | os.PathLike[str]] = (),
+    golden: Literal["images", "synthetic"] = "images",
+) -> Merged:
+    """Write one file that gives what the files `models` give when they vote.
+
+    It is proven on `images`, or on the golden samples of the members and noise where there are none.
+    Raises `ModelFileError`, `EnsembleError`, `ConfigError`, `DataError`, `ParityError` or `OutputError`.
+    """
+    if Path(out).suffix != ".onnx":
+        raise ConfigError(f"{os.fspath(out)}: a model file's name ends in .onnx")
+    ensemble = _open_members(models, voting, weights)
+    contracts, recipe = ensemble.contracts, ensemble.recipes[0]
+    own, golden_source = _golden_pictures(ensemble)
+    sources: list[ImageSource] = [*find_proof_pictures(images)] if images else [*own, *noise_pictures()]
+    pictures = load_proof_pictures(sources, recipe, progress)
+    progress.start("merging", 3, "steps")
+    facts = _facts(ensemble)
+    model = merge_graphs(_ballots(ensemble), recipe.input_hw, voting, facts.weights)
+    bare = _uncertified(contracts, ensemble.class_names, facts)
+    embed_contract(model, bare)
+    progress.advance(note="parity")
+
+    def certify(temporary: Path) -> Contract:
+        session = Session(temporary, device="cpu")
+        parity, expected = _prove(session, ensemble, pictures.sources, pictures.inputs, bare.precision)
+        progress.advance(note="self-test")
+        if golden == "synthetic" or (golden_source == "synthetic" and not images):
+            inputs = synthetic_inputs(recipe.input_hw)
+            samples = build_golden("synthetic", inputs, ensemble.decide(_members(ensemble, inputs)).probabilities)
+        else:
+            real = len(sources) if images else len(own)
+            source = "images" if images else golden_source
+            samples = build_golden(source, pictures.inputs[:real], expected[:real])
+        return replace(bare, parity=parity, golden=samples)
+
+    contract = publish(model, out, certify, lambda temporary: run_selftest(temporary, device="cpu"))
+    progress.advance(note="done")
+    return Merged(Path(out), contract, sum(Path(model).stat().st_size for model in models))
+
+
+def _open_members(
+    models: Sequence[str | os.PathLike[str]], voting: Voting, weights: Sequence[float] | None
+) -> Ensemble:
+    if len(models) < 2:
+        raise EnsembleError("merging needs at least two model files")
+    sessions = [Session(model, device="cpu") for model in models]
+    for session in sessions:
+        contract = session.contract
+        if contract is not None and contract.task == "landmarks":
+            raise EnsembleError(
+                f"{session.path}: landmark models cannot be merged into one file; give --ensemble to predict"
+            )
+        if contract is not None and contract.ensemble is not None:
+            raise EnsembleError(f"{session.path}: is an ensemble already; merge its members instead")
+    ensemble = Ensemble(sessions, voting=voting, weights=weights)
+    for session, contract in zip(sessions[1:], ensemble.contracts[1:], strict=True):
+        if different := _differences(ensemble.contracts[0].recipe, contract.recipe):
+            raise EnsembleError(
+                f"{session.path}: prepares pictures otherwise than {sessions[0].path} ({'; '.join(different)}), and one"
+                " file has one input: predict with --ensemble, which gives each its own"
+            )
+    return ensemble
+
+
+def _differences(first: Recipe, other: Recipe) -> list[str]:
+    pairs = [(field.name, getattr(first, field.name), getattr(other, field.name)) for field in fields(Recipe)]
+    return [f"{name} {theirs} instead of {ours}" for name, ours, theirs in pairs if ours != theirs]
+
+
+def _golden_pictures(ensemble: Ensemble) -> tuple[list[NDArray[np.uint8]], GoldenSource]:
+    """The members' own samples, each once, and where they come from; synthetic ones only if there are no others."""
+    found: dict[str, dict[str, NDArray[np.uint8]]] = {"validation": {}, "images": {}, "synthetic": {}}
+    for session, contract in zip(ensemble.sessions, ensemble.contracts, strict=True):
+        for sample in contract.golden.samples:
+            found[contract.golden.source][sample.png] = golden_image(sample, contract, session.path)
+    if found["validation"]:
+        return list(found["validation"].values()), "validation"
+    if found["images"]:
+        return list(found["images"].values()), "images"
+    return list(found["synthetic"].values()), "synthetic"
+
+
+def _facts(ensemble: Ensemble) -> EnsembleFacts:
+    count = len(ensemble.sessions)
+    members = [
+        MemberFacts(name, contract.provenance)
+        for name, contract in zip(ensemble.member_names, ensemble.contracts, strict=True)
+    ]
+    # As the runtime counts: in float32.
+    weights = tuple(float(np.float32(weight)) for weight in (ensemble.weights or [1.0] * count))
+    return EnsembleFacts(ensemble.voting, weights, tuple(members))
+
+
+def _ballots(ensemble: Ensemble) -> list[Ballot]:
+    return [
+        Ballot(onnx.load(session.path), [contract.class_names.index(name) for name in ensemble.class_names])
+        for session, contract in zip(ensemble.sessions, ensemble.contracts, strict=True)
+    ]
+
+
+def _members(ensemble: Ensemble, inputs: NDArray[np.uint8]) -> NDArray[np.float32]:
+    """What the separate files give, (N, M, C)."""
+    parts = [ensemble.member_probabilities({ensemble.recipes[0]: inputs[i : i + 8]}) for i in range(0, len(inputs), 8)]
+    return np.concatenate(parts)
+
+
+def _prove(
+    session: Session,
+    ensemble: Ensemble,
+    sources: Sequence[ImageSource],
+    inputs: NDArray[np.uint8],
+    precision: Precision,
+) -> tuple[Parity, NDArray[np.float32]]:
+    """The members say what the separate files say, and the graph counts their votes as the runtime does.
+
+    Returns the report and the voted probabilities (N, C). Raises `ParityError`.
+    """
+    own_members, own_label = session.run(inputs, ["member_probabilities", "label"])
+    # Counted from what the merged file's own members say: a vote that hangs on the last digit may fall either way.
+    counted = vote(own_members, ensemble.voting, ensemble.weights)
+    if not np.array_equal(own_label, counted.label_ids):
+        wrong = int((own_label != counted.label_ids).sum())
+        raise ParityError(
+            f"the merged graph counts otherwise on {wrong} of {len(inputs)} pictures; no file was written"
+        )
+    expected = {"probabilities": counted.probabilities, "member_probabilities": _members(ensemble, inputs)}
+    tolerance = _TOLERANCE_FP32 if precision == "fp32" else TOLERANCE[precision]
+    names = Original("the separate files", "the separate files", "merging")
+    return check_outputs(session, sources, inputs, expected, names, tolerance), counted.probabilities
+
+
+def _uncertified(contracts: Sequence[Contract], class_names: tuple[str, ...], facts: EnsembleFacts) -> Contract:
+    """The contract before anything is proven; lives in a temporary file only."""
+    hashes = {contract.provenance.data_hash for contract in contracts}
+    provenance = Provenance(
+        backbone=_joined(contract.provenance.backbone for contract in contracts),
+        weights=_joined(contract.provenance.weights for contract in contracts),
+        method="merged",
+        config={"voting": facts.voting, "weights": list(facts.weights)},
+        data_hash=hashes.pop() if len(hashes) == 1 else "",
+        val_metrics={},
+        versions=library_versions(_LIBRARIES),
+        created=datetime.now(UTC).isoformat(timespec="seconds"),
+    )
+    return Contract(
+        schema_version=SCHEMA_VERSION,
+        task="classification",
+        precision=max((contract.precision for contract in contracts), key=_PRECISIONS.index),
+        class_names=class_names,
+        keypoint_names=(),
+        landmarks=None,
+        recipe=contracts[0].recipe,
+        outputs=OUTPUTS,
+        temperature=1.0,
+        thresholds={},
+        ensemble=facts,
+        provenance=provenance,
+        parity=Parity(0, (), {}, 0.0, 0.0, 0.0),
+        quantisation=None,
+        golden=Golden("synthetic", {}, ()),
+    )
+
+
+def _joined(names: Iterable[str]) -> str:
+    return " + ".join(dict.fromkeys(names))
