@@ -37,7 +37,16 @@ def test_predict__ensemble_as_written(run_tl: RunTl, photos: Path, three: list[P
     done = run_tl("predict", f"{photos}/", "--ensemble", *three)
     table = done.rows()
     assert done.code == 0
-    assert list(table[0])[-6:] == ["agreement", "entropy", "vote:a", "vote:b", "vote:c", "error"]
+    assert list(table[0])[-8:] == [
+        "agreement",
+        "entropy",
+        "mutual_information",
+        "margin",
+        "vote:a",
+        "vote:b",
+        "vote:c",
+        "error",
+    ]
     assert {row["agreement"] for row in table} == {"1"}
     assert table[-1]["vote:b"] == "red"
 

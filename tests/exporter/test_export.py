@@ -20,6 +20,7 @@ from tests.trainer.make import Listener, make_noise, make_png, plain_text, read_
 from tl.errors import ConfigError, DataError, ParityError, RunError, TlError
 from tl.exporter.export import Exported, Subject, _export, export_pretrained, export_run, spread
 from tl.exporter.golden import synthetic_inputs
+from tl.runtime.caution import Caution
 from tl.runtime.contract import METADATA_KEY
 from tl.runtime.predictor import load
 from tl.runtime.preprocess import load_input
@@ -59,7 +60,7 @@ def test_export_run__contract_fields(exported: Exported, finished_run: Run) -> N
     assert (contract.task, contract.precision) == ("classification", "fp32")
     assert contract.temperature == load_best(finished_run)[1].temperature != 1.0
     assert contract.class_names == ("blue", "green", "red")
-    assert contract.outputs == ("probabilities", "embedding")
+    assert contract.outputs == ("probabilities", "embedding", "unknown_score")
     assert contract.recipe.input_hw == (32, 32)
     assert contract.recipe == load_best(finished_run)[1].recipe
     parity = contract.parity
@@ -68,9 +69,35 @@ def test_export_run__contract_fields(exported: Exported, finished_run: Run) -> N
         (1, 8),
         1.0,
     )  # a fifth of each class of 12, rounded
-    assert set(parity.session_max_abs_diff) == {"probabilities", "embedding"}
+    assert set(parity.session_max_abs_diff) == {"probabilities", "embedding", "unknown_score"}
     assert max(*parity.session_max_abs_diff.values(), parity.pipeline_max_abs_diff) < parity.tolerance
     assert (contract.golden.source, len(contract.golden.samples)) == ("validation", 4)
+
+
+def test_export_run__what_held_out_pictures_say(exported: Exported, finished_run: Run) -> None:
+    rows = read_rows(finished_run.folder / "predictions_val.csv")
+    conformal, unknown = exported.contract.conformal, exported.contract.unknown
+    assert conformal is not None
+    assert unknown is not None
+    scores = []
+    for row in rows:
+        own = float(row[f"p:{row['true_label']}"])
+        others = [float(row[f"p:{name}"]) for name in ("blue", "green", "red") if name != row["true_label"]]
+        scores.append(sum(p for p in others if p > own) + own / 2)
+    # Scores come from float32, the file has each of their digits.
+    assert conformal.scores == pytest.approx(sorted(scores), abs=1e-6)
+    assert (unknown.images, unknown.held_out) == (30, len(rows))
+    result = load(exported.path, device="cpu", caution=Caution(coverage=0.5, reject_unknown=True))
+    with result as predictor:
+        near = predictor.predict(finished_run.picture_paths("train")[0])
+        far = predictor.predict(np.full((40, 40, 3), 255, np.uint8))
+    assert near.unknown_score < unknown.limit < far.unknown_score
+    assert (near.label, far.label) == (near.class_set[0], "?")
+
+
+def test_export_run__without_training_pictures(finished_run: Run, tmp_path: Path) -> None:
+    plain = export_run(finished_run, tmp_path / "m.onnx", Silent(), unknown=False).contract
+    assert (plain.unknown, plain.outputs) == (None, ("probabilities", "embedding"))
 
 
 def test_export_run__provenance(exported: Exported, finished_run: Run) -> None:
@@ -145,7 +172,7 @@ def test_export_run__further_parity_images(finished_run: Run, tmp_path: Path) ->
     listener = Listener()
     done = export_run(finished_run, tmp_path / "m.onnx", listener, parity_images=[tmp_path / "odd"])
     assert done.contract.parity.images == 6 + 3
-    assert listener.tasks == ["reading pictures", "exporting"]
+    assert listener.tasks == ["looking at training pictures", "reading pictures", "exporting"]
 
 
 def test_export__a_module_that_differs_from_its_graph_leaves_no_file(
@@ -160,7 +187,9 @@ def test_export__a_module_that_differs_from_its_graph_leaves_no_file(
 
     network, card, _ = load_network(finished_run)
     contract = exported.contract
-    subject = Subject(Fickle(network, 1.0), contract.outputs, card.class_names, card.recipe, contract.provenance)
+    subject = Subject(
+        Fickle(network, 1.0), ("probabilities", "embedding"), card.class_names, card.recipe, contract.provenance
+    )
     pictures = [Picture(str(path), path.name, "") for path in sorted(photos.rglob("*.png"))[:4]]
     out = tmp_path / "out" / "m.onnx"
     with pytest.raises(ParityError, match="parity failed on 4 pictures"):

@@ -88,8 +88,9 @@ def test_export_lowered__contract_says_what_was_measured(lowered: Exported, expo
     assert found.kept_slower == (found.faster_rounds < race_module.WON_ROUNDS)
     # All else is as in fp32, parity with torch too, which is that of the fp32 graph.
     assert contract.parity.tolerance == 1e-4
-    for name in ("class_names", "recipe", "outputs", "temperature", "thresholds", "task"):
+    for name in ("class_names", "recipe", "conformal", "temperature", "thresholds", "task"):
         assert getattr(contract, name) == getattr(exported.contract, name)
+    assert (contract.outputs, contract.unknown) == (("probabilities", "embedding"), None)  # for want of digits
     assert exported.contract.quantisation is None
 
 

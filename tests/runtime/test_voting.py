@@ -9,7 +9,7 @@ from hypothesis import assume, given
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
-from tl.runtime.voting import VOTINGS, Voting, agreement, entropy, vote
+from tl.runtime.voting import VOTINGS, Voting, agreement, entropy, margin, mutual_information, vote
 
 # Sums and quotients of a few float32 values in [0, 1] are wrong by a few units of 6e-8.
 ATOL = 1e-6
@@ -202,3 +202,17 @@ def test_entropy__in_nats() -> None:
     rows = np.array([[1, 0, 0, 0], [0.25] * 4, [0.5, 0.5, 0, 0]], np.float32)
     expected = np.array([0, math.log(4), math.log(2)], np.float32)  # powers of two: exact up to the last rounding
     np.testing.assert_array_equal(entropy(rows), expected)
+
+
+def test_mutual_information__by_hand() -> None:
+    same = np.array([[[0.5, 0.5], [0.5, 0.5]]], np.float32)
+    apart = np.array([[[1.0, 0.0], [0.0, 1.0]]], np.float32)
+    assert mutual_information(same).tolist() == [0.0]  # unsure, but of one mind
+    np.testing.assert_allclose(mutual_information(apart), np.log(2), rtol=1e-6)
+    weighted = mutual_information(apart, [3, 1])
+    np.testing.assert_allclose(weighted, -(0.75 * np.log(0.75) + 0.25 * np.log(0.25)), rtol=1e-6)
+
+
+def test_margin__of_the_first_two() -> None:
+    assert margin(np.array([[0.5, 0.125, 0.375], [0.0, 1.0, 0.0]], np.float32)).tolist() == [0.125, 1.0]
+    assert margin(np.ones((2, 1), np.float32)).tolist() == [1.0, 1.0]

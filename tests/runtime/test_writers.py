@@ -25,7 +25,7 @@ VOTED = Classification(
     2 / 3,
     CLASSES,
     np.array([2 / 3, 1 / 3], np.float32),
-    MemberVotes(("ant", "bee, wild"), np.array([[1, 0], [0.25, 0.75]], np.float32), 0.5, 0.636514),
+    MemberVotes(("ant", "bee, wild"), np.array([[1, 0], [0.25, 0.75]], np.float32), 0.5, 0.636514, 0.25, 0.125),
 )
 
 
@@ -53,13 +53,13 @@ def test_csv_writer__ensemble() -> None:
     header, voted, failed = csv_rows(stream.getvalue())
     assert header == [
         *("path", "label", "confidence", "p:ant", "p:bee, wild"),
-        *("agreement", "entropy", "vote:m1", "vote:m2", "error"),
+        *("agreement", "entropy", "mutual_information", "margin", "vote:m1", "vote:m2", "error"),
     ]
     assert voted == [
         *("c.jpg", "ant", "0.6666667", "0.6666667", "0.33333334"),  # as many digits as a float32 has
-        *("0.5", "0.636514", "ant", "bee, wild", ""),
+        *("0.5", "0.636514", "0.25", "0.125", "ant", "bee, wild", ""),
     ]
-    assert failed == ["b.jpg", *[""] * 8, "empty file"]
+    assert failed == ["b.jpg", *[""] * 10, "empty file"]
 
 
 def test_csv_writer__awkward_texts_survive() -> None:

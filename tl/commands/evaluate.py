@@ -34,6 +34,14 @@ if TYPE_CHECKING:
 
 _WORST = 3
 
+ImagesFrom = Annotated[
+    Path | None, typer.Option(help="Landmarks: folder that pictures' names count from, if not the file's.")
+]
+Merged = Annotated[Path | None, typer.Option(help="A merged file of the same ensemble, for a row of its own.")]
+ReportTo = Annotated[
+    Path | None, typer.Option(help="HTML page to write: members, agreement, where voting helps and hurts.")
+]
+
 
 def command(
     data: Annotated[
@@ -53,15 +61,9 @@ def command(
     merge: Merge = None,
     locator: Locator = None,
     crop_margin: CropMargin = None,
-    images: Annotated[
-        Path | None, typer.Option(help="Landmarks: folder that pictures' names count from, if not the file's.")
-    ] = None,
-    merged: Annotated[
-        Path | None, typer.Option(help="A merged file of the same ensemble, for a row of its own.")
-    ] = None,
-    report: Annotated[
-        Path | None, typer.Option(help="HTML page to write: members, agreement, where voting helps and hurts.")
-    ] = None,
+    images: ImagesFrom = None,
+    merged: Merged = None,
+    report: ReportTo = None,
     device: Device = "auto",
     threads: Threads = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print rows with per-class scores as JSON.")] = False,

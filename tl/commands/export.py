@@ -49,6 +49,7 @@ JudgedOn = Annotated[
 KeepSlower = Annotated[
     bool, typer.Option(help="Keep lower precision though it is not faster here, for another machine.")
 ]
+Unknown = Annotated[bool, typer.Option(help="Of a run: let the file tell pictures that are unlike those of training.")]
 AsJson = Annotated[bool, typer.Option("--json", help="Print the parity report as JSON on stdout.")]
 
 
@@ -61,6 +62,7 @@ def command(
     jpeg_scale: DecodedAt = "full",
     parity_images: ParityImages = None,
     golden: GoldenFrom = "validation",
+    unknown: Unknown = True,
     precision: Precision = "fp32",
     min_agreement: MinAgreement = 0.99,
     calibration_pictures: CalibrationPictures = 100,
@@ -101,7 +103,7 @@ def command(
             lowering = Lowering(precision, min_agreement, calibration_pictures, seed, device, keep_slower)
             done = export_lowered(Run(run), output, progress, lowering, parity_images=extra, golden=golden)
         elif run is not None:
-            done = export_run(Run(run), output, progress, parity_images=extra, golden=golden)
+            done = export_run(Run(run), output, progress, parity_images=extra, golden=golden, unknown=unknown)
         else:
             source: Literal["images", "synthetic"] = "images" if golden == "validation" else golden
             done = export_pretrained(

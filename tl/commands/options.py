@@ -30,6 +30,16 @@ Vote = Annotated[
 Classes = Annotated[
     Literal["same", "union"] | None, typer.Option(help="union lets members with different classes vote. Default: same.")
 ]
+Coverage = Annotated[
+    float | None,
+    typer.Option(help="Also the set of classes that holds the true one so often, such as 0.95.", show_default=False),
+]
+MinConfidence = Annotated[
+    float | None, typer.Option(help='Label "?" where the confidence is lower.', show_default=False)
+]
+RejectUnknown = Annotated[
+    bool, typer.Option("--reject-unknown", help='Label "?" where a picture is unlike those of training.')
+]
 Merge = Annotated[
     Literal["mean", "median", "confidence"] | None,
     typer.Option(help="How an ensemble's points become one. Default: mean."),
@@ -58,11 +68,20 @@ def open_predictor(
     vote: Literal["soft", "hard", "max"] | None = None,
     vote_weights: str | None = None,
     classes: Literal["same", "union"] | None = None,
+    coverage: float | None = None,
+    min_confidence: float | None = None,
+    reject_unknown: bool | None = None,
     device: str = "auto",
     threads: int | None = None,
 ) -> Predictor[Classification]:
     """Load the classifiers that --model or --ensemble names and say on stderr what runs them."""
+    from tl.runtime.caution import Caution
     from tl.runtime.predictor import load
+
+    try:
+        caution = Caution(coverage, min_confidence, bool(reject_unknown))
+    except ValueError as error:
+        raise ConfigError(f"--{str(error).replace('_', '-', 1)}") from error
 
     weights = parse_vote_weights(vote_weights)
     models = named_models(model, ensemble)
@@ -71,7 +90,13 @@ def open_predictor(
             {"vote": vote, "vote_weights": vote_weights}, f"{model} votes by its own rule; tl merge makes others"
         )
     predictor = load(
-        models, device=device, threads=threads, vote=vote or "soft", weights=weights, classes=classes or "same"
+        models,
+        device=device,
+        threads=threads,
+        vote=vote or "soft",
+        weights=weights,
+        classes=classes or "same",
+        caution=caution,
     )
     _say_device(predictor)
     return predictor

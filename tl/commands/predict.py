@@ -13,13 +13,16 @@ from tl.commands.console import EXIT_INTERRUPTED, EXIT_SOME_FAILED, console_prog
 from tl.commands.options import (
     Boxes,
     Classes,
+    Coverage,
     CropMargin,
     Device,
     EnsembleFiles,
     Locator,
     Merge,
+    MinConfidence,
     MmPerPx,
     ModelFile,
+    RejectUnknown,
     Threads,
     Vote,
     VoteWeights,
@@ -86,6 +89,9 @@ def command(
     vote: Vote = None,
     vote_weights: VoteWeights = None,
     classes: Classes = None,
+    coverage: Coverage = None,
+    min_confidence: MinConfidence = None,
+    reject_unknown: RejectUnknown = False,
     merge: Merge = None,
     locator: Locator = None,
     boxes: Boxes = None,
@@ -105,35 +111,34 @@ def command(
     Examples:
     - `tl predict images/ --model beetles.onnx -o out.csv`
 
-    - `tl predict images/ --ensemble a.onnx b.onnx c.onnx`
+    - `tl predict images/ --ensemble a.onnx b.onnx c.onnx --vote hard --vote-weights 2,1,1 -o out.jsonl`
 
-    - `tl predict images/ --ensemble a.onnx b.onnx --vote hard --vote-weights 2,1 -o out.jsonl`
+    - `tl predict images/ --model beetles.onnx --coverage 0.95 --reject-unknown -o out.csv`
 
     - `find photos -newer last.txt -print0 | tl predict --files-from - --null --model beetles.onnx -o new.csv`
 
     - `tl predict photos.zip 'more/**/*.jpg' --model beetles.onnx -o out.csv --resume` goes on after an interrupt
 
-    - `tl predict photos/ --model wing.onnx --locator coarse.onnx --draw drawn/ -o points.csv` finds landmarks; also to
-      .tps and .json (COCO)
+    - `tl predict photos/ --model wing.onnx --locator coarse.onnx --draw drawn/ -o points.csv` finds landmarks
 
-    Columns: path, label, confidence, p:CLASS of each class, error; ensembles add agreement, entropy and vote:MEMBER.
+    Columns: path, label, confidence, p:CLASS of each class, error; set with --coverage, unknown_score where the file
+    has it, reason of a label "?"; ensembles add agreement, entropy, mutual_information, margin and vote:MEMBER.
     Of landmarks: path, xPOINT, yPOINT in pixels of the upright photo, pPOINT (confidence) where the model gives it,
     sPOINT (spread in pixels) of an ensemble, centroid_size, shape_distance, is_odd, error.
-    Exit code 3 says that some pictures could not be read: their rows hold the reason. Beside OUT lies OUT.ledger, by
-    which --resume knows what is done; without need for it, delete it.
+    Exit code 3: some pictures could not be read, their rows say why. OUT.ledger tells --resume what is done.
     """
     if output is None and (resume or retry_failed):
         raise ConfigError("--resume and --retry-failed need a file: give --output")
     pictures = _find_pictures(images or [], files_from, null)
     of_points = {"merge": merge, "locator": locator, "crop_margin": crop_margin, "boxes": boxes, "mm_per_px": mm_per_px}
     of_output = {"draw": draw, "to": to}
-    of_classes = {"vote": vote, "classes": classes}
+    caution = {"coverage": coverage, "min_confidence": min_confidence, "reject_unknown": reject_unknown or None}
+    of_classes = {"vote": vote, "classes": classes, **caution}
     of_both = {"vote_weights": vote_weights, "device": device, "threads": threads}
     predictor = _open(model, ensemble, of_points, of_output, of_classes, of_both)
     options: dict[str, Any] = {"batch_size": batch_size, "resume": resume or retry_failed, "retry_failed": retry_failed}
     options |= {"fail_fast": fail_fast, "point_format": to}
-    failed = _write_predictions(predictor, pictures, output, draw, options)
-    if failed:
+    if _write_predictions(predictor, pictures, output, draw, options):
         raise typer.Exit(EXIT_SOME_FAILED)
 
 

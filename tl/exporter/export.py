@@ -22,7 +22,18 @@ from tl.exporter.golden import GoldenSource, build_golden, synthetic_inputs
 from tl.exporter.parity import check_claims, check_parity, run_torch
 from tl.exporter.point_parity import check_point_claims, check_point_parity
 from tl.exporter.publish import embed_contract, publish
-from tl.runtime.contract import SCHEMA_VERSION, Contract, Golden, LandmarkFacts, Parity, Provenance
+from tl.exporter.trust import measure_conformal, measure_unknown
+from tl.exporter.unknown import DeployedWithUnknown
+from tl.runtime.contract import (
+    SCHEMA_VERSION,
+    Conformal,
+    Contract,
+    Golden,
+    LandmarkFacts,
+    Parity,
+    Provenance,
+    UnknownFacts,
+)
 from tl.runtime.decode import read_size
 from tl.runtime.geometry import place
 from tl.runtime.recipe import JpegScale, Recipe, build_recipe
@@ -53,7 +64,7 @@ class Subject:
     """What is to be exported, before anything is proven. `outputs` name the module's outputs, the deciding one first.
 
     `claimed`: picture path -> what its training reported, probabilities (C,) or points (K, 2) in pixels of the photo.
-    `landmarks` is None for a classifier.
+    `landmarks` is None for a classifier; `conformal` and `unknown` where nothing was held out to measure them.
     """
 
     module: nn.Module
@@ -64,6 +75,8 @@ class Subject:
     temperature: float = 1.0
     claimed: Mapping[str, Any] = field(default_factory=dict)
     landmarks: LandmarkFacts | None = None
+    conformal: Conformal | None = None
+    unknown: UnknownFacts | None = None
 
 
 @dataclass(frozen=True)
@@ -81,13 +94,16 @@ def export_run(
     *,
     parity_images: Sequence[str | os.PathLike[str]] = (),
     golden: GoldenSource = "validation",
+    unknown: bool = True,
 ) -> Exported:
     """Export a run's best network; parity on its validation pictures and `parity_images`.
+
+    `unknown`: also measure how unlike its training pictures a picture is, which takes a look at all of them.
 
     Raises `RunError`, `DataError`, `ParityError` or `OutputError`.
     """
     config = run.load_config()
-    subject = _landmark_subject(run) if config.task == "landmarks" else _class_subject(run)
+    subject = _landmark_subject(run) if config.task == "landmarks" else _class_subject(run, progress, unknown)
     own = spread(run.pictures("val"), MAX_VALIDATION_PICTURES)
     extra = [Picture(path, path, "") for path in find_pictures(parity_images).paths]
     if extra and any(picture.region is not None for picture in own):
@@ -97,16 +113,20 @@ def export_run(
     return _export(subject, out, own, extra, golden, progress)
 
 
-def _class_subject(run: Run) -> Subject:
+def _class_subject(run: Run, progress: Progress, unknown: bool) -> Subject:
     network, card, config = load_network(run)
+    deployed = Deployed(network, card.temperature)
+    measured = measure_unknown(run, network, card.recipe, card.class_names, progress) if unknown else None
     return Subject(
-        module=Deployed(network, card.temperature),
-        outputs=("probabilities", "embedding"),
+        module=DeployedWithUnknown(deployed, measured[0]) if measured else deployed,
+        outputs=("probabilities", "embedding", *(("unknown_score",) if measured else ())),
         names=card.class_names,
         recipe=card.recipe,
         provenance=_run_provenance(run, config, card),
         temperature=card.temperature,
         claimed=run.val_predictions(card.class_names),
+        conformal=measure_conformal(run, card.class_names),
+        unknown=measured[1] if measured else None,
     )
 
 
@@ -265,6 +285,8 @@ def _uncertified(subject: Subject) -> Contract:
         temperature=subject.temperature,
         thresholds={},
         ensemble=None,
+        conformal=subject.conformal,
+        unknown=subject.unknown,
         provenance=subject.provenance,
         parity=Parity(0, (), {}, 0.0, None, 0.0),
         quantisation=None,

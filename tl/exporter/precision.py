@@ -86,7 +86,9 @@ def export_lowered(
         raise ConfigError(f"--precision {lowering.precision} is for classifiers; landmark files are fp32")
     judged, calibration = _choose(run, lowering)
     with TemporaryDirectory(prefix="tl-") as folder:
-        plain = export_run(run, Path(folder) / "fp32.onnx", progress, parity_images=parity_images, golden=golden)
+        plain = export_run(
+            run, Path(folder) / "fp32.onnx", progress, parity_images=parity_images, golden=golden, unknown=False
+        )
         recipe = plain.contract.recipe
         images, ranges = _read(judged, recipe, progress), _read(calibration, recipe, progress)
         trial, result = _choose_way(plain.path, images, ranges, lowering, progress)

@@ -18,6 +18,10 @@ from numpy.typing import NDArray
 from tl.runtime.results import Classification, Landmarks, Result
 
 ColumnType = Literal["text", "number", "flag"]
+# Of an ensemble's votes, as `MemberVotes` calls them.
+_DISAGREEMENT = ("agreement", "entropy", "mutual_information", "margin")
+# Between the classes of a set.
+_SET_MARK = "|"
 
 
 class Columns(Protocol):
@@ -36,18 +40,29 @@ class Columns(Protocol):
 
 @dataclass(frozen=True)
 class ClassColumns:
-    """`path,label,confidence,p:<class>...[,agreement,entropy,vote:<member>...],error`."""
+    """`path,label,confidence,p:<class>...[,set][,unknown_score][,reason][,agreement,entropy,mutual_information,margin,
+    vote:<member>...],error`. `|` stands between the classes of a set.
+    """
 
     class_names: Sequence[str]
     member_names: Sequence[str] = ()
+    with_set: bool = False
+    with_unknown: bool = False
+    with_reason: bool = False
 
     @property
     def types(self) -> dict[str, ColumnType]:
         """Every column in order."""
         types: dict[str, ColumnType] = {"path": "text", "label": "text", "confidence": "number"}
         types |= {f"p:{name}": "number" for name in self.class_names}
+        if self.with_set:
+            types["set"] = "text"
+        if self.with_unknown:
+            types["unknown_score"] = "number"
+        if self.with_reason:
+            types["reason"] = "text"
         if self.member_names:
-            types |= {"agreement": "number", "entropy": "number"}
+            types |= dict.fromkeys(_DISAGREEMENT, "number")
             types |= {f"vote:{name}": "text" for name in self.member_names}
         return {**types, "error": "text"}
 
@@ -55,8 +70,11 @@ class ClassColumns:
         """A value for each column."""
         probabilities = line.get("probabilities", {})
         row = [line["path"], line.get("label"), line.get("confidence"), *map(probabilities.get, self.class_names)]
+        if self.with_set:
+            row.append(_SET_MARK.join(line["set"]) if "set" in line else None)
+        row += [line.get("unknown_score")] * self.with_unknown + [line.get("reason")] * self.with_reason
         if self.member_names:
-            row += [line.get("agreement"), line.get("entropy")]
+            row += map(line.get, _DISAGREEMENT)
             row += line.get("votes", [None] * len(self.member_names))
         return [*row, line.get("error")]
 
@@ -65,11 +83,17 @@ class ClassColumns:
         if not isinstance(result, Classification):
             return _failed_line(result, len(self.types))
         shown = _shortest(result.probabilities)[1:-1]
-        votes: list[str] = []
+        more: list[str] = []
+        if self.with_set:
+            more.append(_SET_MARK.join(result.class_set or ()))
+        if self.with_unknown:
+            more.append("" if result.unknown_score is None else number(result.unknown_score))
+        if self.with_reason:
+            more.append(result.reason)
         if result.votes is not None:
-            votes = [number(result.votes.agreement), number(result.votes.entropy), *result.votes.labels]
+            more += [number(getattr(result.votes, name)) for name in _DISAGREEMENT] + [*result.votes.labels]
         first = csv_line([result.path, result.label, _shortest(np.float32(result.confidence))])
-        return f"{first[:-1]},{shown},{csv_line([*votes, ''])}" if votes else f"{first[:-1]},{shown},\n"
+        return f"{first[:-1]},{shown},{csv_line([*more, ''])}" if more else f"{first[:-1]},{shown},\n"
 
 
 @dataclass(frozen=True)

@@ -21,7 +21,7 @@ MAX_CONTRACT_BYTES = 64 << 20
 
 Precision = Literal["fp32", "fp16", "int8"]
 # Schema version -> the fields that it brought, and what they are in a file of before.
-_ADDED: dict[int, dict[str, Any]] = {2: {"ensemble": None}}
+_ADDED: dict[int, dict[str, Any]] = {2: {"ensemble": None, "conformal": None, "unknown": None}}
 
 
 @dataclass(frozen=True)
@@ -157,11 +157,40 @@ class EnsembleFacts:
 
 
 @dataclass(frozen=True)
+class Conformal:
+    """Scores of the true classes of held-out pictures, sorted, as `tl.runtime.caution.conformal_scores` counts them.
+
+    `source`: which pictures. From the scores follows the set of classes for any coverage.
+    """
+
+    scores: tuple[float, ...]
+    source: str
+
+    def __post_init__(self) -> None:
+        if not self.scores or list(self.scores) != sorted(self.scores):
+            raise ValueError("conformal scores must be some sorted numbers")
+
+
+@dataclass(frozen=True)
+class UnknownFacts:
+    """How `unknown_score` was fitted: to `images` training pictures, in `dimensions` principal components.
+
+    A score above `limit` is unlike training: `false_alarm` is the share of `held_out` validation pictures above it.
+    """
+
+    images: int
+    dimensions: int
+    limit: float
+    false_alarm: float
+    held_out: int
+
+
+@dataclass(frozen=True)
 class Contract:
     """Everything a runtime must know about a model file. Field by field in docs/model-file.md.
 
     `landmarks` is None for classification, `quantisation` for fp32 and for an adopted file whose precision was lowered
-    by another tool, `ensemble` for a single model.
+    by another tool, `ensemble` for a single model, `conformal` and `unknown` where nothing was held out to fit them.
     """
 
     schema_version: int
@@ -175,6 +204,8 @@ class Contract:
     temperature: float
     thresholds: dict[str, float]
     ensemble: EnsembleFacts | None
+    conformal: Conformal | None
+    unknown: UnknownFacts | None
     provenance: Provenance
     parity: Parity
     quantisation: Quantisation | None
@@ -189,6 +220,7 @@ class Contract:
         if len(set(names)) != len(names):
             raise ValueError(f"repeated name '{next(name for name in names if names.count(name) > 1)}'")
         needed = {self.main_output, *(("label", "member_probabilities") if self.ensemble else ())}
+        needed |= {"unknown_score"} if self.unknown else set()
         if lacking := sorted(needed - set(self.outputs)):
             raise ValueError(f"such a model needs the outputs {lacking}, got {self.outputs}")
         if (self.task == "landmarks") != (self.landmarks is not None):

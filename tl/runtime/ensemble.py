@@ -5,9 +5,9 @@ Knows sessions, contracts and voting. Does not know the order of pictures or thr
 
 from __future__ import annotations
 
-import itertools
 import math
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import PurePath
 from typing import Any, Literal
 
@@ -15,6 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tl.errors import EnsembleError, ModelFileError
+from tl.runtime.caution import REJECTED, Caution, conformal_limit, prediction_sets, reasons
 from tl.runtime.columns import ClassColumns
 from tl.runtime.contract import Contract
 from tl.runtime.decode import ImageSource
@@ -22,9 +23,18 @@ from tl.runtime.preprocess import Inputs, load_inputs
 from tl.runtime.recipe import Recipe
 from tl.runtime.results import Classification, MemberVotes
 from tl.runtime.session import Session
-from tl.runtime.voting import Vote, Voting, agreement, entropy, vote
+from tl.runtime.voting import Vote, Voting, agreement, entropy, margin, mutual_information, vote
 
 ClassRule = Literal["same", "union"]
+
+
+@dataclass(frozen=True)
+class _Judged:
+    """A batch: the decision, what members say (N, M, C), and how unlike training each picture is (N,), if known."""
+
+    decided: Vote
+    members: NDArray[np.float32]
+    unknown_score: NDArray[np.float32] | None
 
 
 class Ensemble:
@@ -42,6 +52,7 @@ class Ensemble:
         voting: Voting = "soft",
         weights: Sequence[float] | None = None,
         classes: ClassRule = "same",
+        caution: Caution | None = None,
     ) -> None:
         check_weights(sessions, weights)
         self.sessions = tuple(sessions)
@@ -56,6 +67,12 @@ class Ensemble:
         if merged is not None:
             self.voting, self.weights = merged.voting, merged.weights
             self.member_names = tuple(member.name for member in merged.members)
+        self.caution = caution or Caution()
+        unknown = self.contracts[0].unknown if len(sessions) == 1 else None
+        self._tells_unknown = unknown is not None
+        self._unknown_limit = None if unknown is None else unknown.limit
+        _check_caution(self.sessions, self.contracts, self.caution)
+        self._set_limit = _set_limit(self.contracts[0], self.caution)
 
     def member_probabilities(self, inputs: Mapping[Recipe, NDArray[np.uint8]]) -> NDArray[np.float32]:
         """Run every member. `inputs`: recipe -> uint8 (N, H, W, 3). Returns float32 (N, M, C) by `class_names`."""
@@ -78,11 +95,18 @@ class Ensemble:
             "voting": self.voting,
             "weights": None if self.weights is None else list(self.weights),
             "class_names": self.class_names,
+            "caution": vars(self.caution),
         }
 
     def columns(self, *, with_votes: bool) -> ClassColumns:
         """The columns of the results."""
-        return ClassColumns(self.class_names, self.member_names if with_votes else ())
+        return ClassColumns(
+            self.class_names,
+            self.member_names if with_votes else (),
+            with_set=self.caution.coverage is not None,
+            with_unknown=self._tells_unknown,
+            with_reason=self.caution.rejects,
+        )
 
     def prepare(self, source: ImageSource, name: str) -> Inputs:
         """Decode a picture as the members want it. Raises `ImageReadError`."""
@@ -93,49 +117,65 @@ class Ensemble:
         if not prepared:
             return []
         batch = {recipe: np.stack([inputs[recipe] for inputs in prepared]) for recipe in self.recipes}
-        decided, members = self._judge_inside(batch, with_votes) if self._votes_inside else self._judge(batch)
-        votes = itertools.repeat(None) if members is None or not with_votes else self._member_votes(members, decided)
+        judged = self._judge_alone(batch, with_votes) if len(self.sessions) == 1 else self._judge_together(batch)
+        probabilities, label_ids = judged.decided.probabilities, judged.decided.label_ids
+        confidence = probabilities[np.arange(len(label_ids)), label_ids]
+        why = reasons(confidence, judged.unknown_score, self._unknown_limit, self.caution)
+        sets = None if self._set_limit is None else prediction_sets(probabilities, self._set_limit)
+        votes = self._member_votes(judged) if with_votes else [None] * len(label_ids)
         return [
             Classification(
-                path=name,
-                label=self.class_names[label_id],
-                confidence=float(probabilities[label_id]),
+                path=names[n],
+                label=REJECTED if why[n] else self.class_names[label_ids[n]],
+                confidence=float(confidence[n]),
                 class_names=self.class_names,
-                probabilities=probabilities,
-                votes=vote,
+                probabilities=probabilities[n],
+                votes=votes[n],
+                class_set=None if sets is None else self._set_names(sets[n], probabilities[n]),
+                unknown_score=None if judged.unknown_score is None else float(judged.unknown_score[n]),
+                reason=why[n],
             )
-            for name, probabilities, label_id, vote in zip(
-                names, decided.probabilities, decided.label_ids, votes, strict=False
-            )
+            for n in range(len(names))
         ]
 
-    def _judge(self, batch: Mapping[Recipe, NDArray[np.uint8]]) -> tuple[Vote, NDArray[np.float32] | None]:
+    def _judge_together(self, batch: Mapping[Recipe, NDArray[np.uint8]]) -> _Judged:
         members = self.member_probabilities(batch)
-        return self.decide(members), members
+        return _Judged(self.decide(members), members, None)
 
-    def _judge_inside(
-        self, batch: Mapping[Recipe, NDArray[np.uint8]], with_votes: bool
-    ) -> tuple[Vote, NDArray[np.float32] | None]:
-        """A merged file's own decision; what its members say is only computed if it is asked for."""
+    def _judge_alone(self, batch: Mapping[Recipe, NDArray[np.uint8]], with_votes: bool) -> _Judged:
+        """One file's decision; what the members of a merged one say is only computed if it is asked for."""
         (session,) = self.sessions
-        names = ["probabilities", "label", *(["member_probabilities"] if with_votes else [])]
-        probabilities, label_ids, *members = session.run(batch[self.recipes[0]], names)
+        wanted = {"probabilities": True, "label": self._votes_inside}
+        wanted |= {"member_probabilities": self._votes_inside and with_votes, "unknown_score": self._tells_unknown}
+        names = [name for name, is_wanted in wanted.items() if is_wanted]
+        found = dict(zip(names, session.run(batch[self.recipes[0]], names), strict=True))
+        probabilities = found["probabilities"]
         _check_finite(session, probabilities)
-        return Vote(probabilities, label_ids.astype(np.int64, copy=False)), members[0] if members else None
+        label_ids = found.get("label", probabilities.argmax(axis=1)).astype(np.int64, copy=False)
+        members = found.get("member_probabilities", probabilities[:, None])
+        return _Judged(Vote(probabilities, label_ids), members, found.get("unknown_score"))
 
-    def _member_votes(self, members: NDArray[np.float32], decided: Vote) -> list[MemberVotes]:
+    def _member_votes(self, judged: _Judged) -> list[MemberVotes]:
+        members, decided = judged.members, judged.decided
         member_ids = members.argmax(axis=2)
         agreements = agreement(member_ids, decided.label_ids)
-        entropies = entropy(decided.probabilities)
+        entropies, margins = entropy(decided.probabilities), margin(decided.probabilities)
+        information = mutual_information(members, self.weights)
         return [
             MemberVotes(
                 labels=tuple(self.class_names[i] for i in member_ids[n]),
                 probabilities=members[n],
                 agreement=float(agreements[n]),
                 entropy=float(entropies[n]),
+                mutual_information=float(information[n]),
+                margin=float(margins[n]),
             )
             for n in range(len(members))
         ]
+
+    def _set_names(self, is_member: NDArray[np.bool_], probabilities: NDArray[np.float32]) -> tuple[str, ...]:
+        order = np.argsort(-probabilities, kind="stable")
+        return tuple(self.class_names[c] for c in order if is_member[c])
 
     def _class_columns(self, contract: Contract) -> list[int]:
         return [self.class_names.index(name) for name in contract.class_names]
@@ -147,6 +187,28 @@ def check_weights(sessions: Sequence[Session], weights: Sequence[float] | None) 
         raise EnsembleError("an ensemble needs at least one model file")
     if weights is not None and (len(weights) != len(sessions) or not all(0 < w < math.inf for w in weights)):
         raise EnsembleError(f"{len(sessions)} models need {len(sessions)} positive vote weights, got {list(weights)}")
+
+
+def _check_caution(sessions: Sequence[Session], contracts: Sequence[Contract], caution: Caution) -> None:
+    if caution.coverage is None and not caution.reject_unknown:
+        return
+    if len(sessions) > 1:
+        raise EnsembleError("coverage and unknown pictures are known of single model files, not of several that vote")
+    if caution.coverage is not None and contracts[0].conformal is None:
+        raise ModelFileError(
+            f"{sessions[0].path}: holds no scores of held-out pictures for --coverage; export it from a run with "
+            "validation data, or merge with --calibrate"
+        )
+    if caution.reject_unknown and contracts[0].unknown is None:
+        raise ModelFileError(
+            f"{sessions[0].path}: holds no unknown score; export it again where its training pictures are"
+        )
+
+
+def _set_limit(contract: Contract, caution: Caution) -> float | None:
+    if caution.coverage is None or contract.conformal is None:
+        return None
+    return conformal_limit(contract.conformal.scores, caution.coverage)
 
 
 def _check_finite(session: Session, probabilities: NDArray[np.float32]) -> None:

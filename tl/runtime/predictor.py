@@ -16,6 +16,7 @@ from typing import Any, Generic, Literal, Protocol, TypeVar
 
 from tl.errors import ImageReadError
 from tl.runtime.ahead import map_ahead
+from tl.runtime.caution import Caution
 from tl.runtime.columns import Columns
 from tl.runtime.content import read_content
 from tl.runtime.decode import ImageSource, source_name
@@ -46,16 +47,18 @@ def load(
     vote: Voting = "soft",
     weights: Sequence[float] | None = None,
     classes: ClassRule = "same",
+    caution: Caution | None = None,
 ) -> Predictor[Classification]:
     """Open one classifier, or several that vote.
 
     `device`: "auto", "cpu", "cuda", "cuda:N". `threads`: how many work, None for all usable cores. `hint`, for the CPU:
     "throughput" lets every thread work on pictures of its own, the fastest way through many; "latency" lets all work on
-    one picture, the fastest way through one. A list, even of one, gives results with votes.
+    one picture, the fastest way through one. A list, even of one, gives results with votes. `caution`: sets of classes
+    with a chosen coverage, and labels that are rejected.
     Raises `ModelFileError`, `EnsembleError` or `DeviceError`.
     """
     sessions, alone, threads = _open_sessions(models, device, threads, hint)
-    ensemble = Ensemble(sessions, voting=vote, weights=weights, classes=classes)
+    ensemble = Ensemble(sessions, voting=vote, weights=weights, classes=classes, caution=caution)
     return Predictor(ensemble, with_votes=not alone, threads=threads)
 
 

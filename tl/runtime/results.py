@@ -20,19 +20,26 @@ class MemberVotes:
 
     `labels`: each member's own label, in member order. `probabilities`: float32 (M, C), in the ensemble's class order.
     `agreement`: share of members that voted for the decided label. `entropy`: of the voted probabilities, in nats.
+    `mutual_information`: how much of it is that members differ, in nats. `margin`: of the voted probabilities, how much
+    more probable the first class is than the second.
     """
 
     labels: tuple[str, ...]
     probabilities: NDArray[np.float32]
     agreement: float
     entropy: float
+    mutual_information: float
+    margin: float
 
 
 @dataclass(frozen=True)
 class Classification:
     """One picture's prediction. `probabilities`: float32 (C,) in the order of `class_names`.
 
-    `confidence` is the probability of `label`. `votes` is None for a single model. `path` is '' for data without one.
+    `confidence` is the probability of `label`, or of what it would be: it is "?" where the prediction was rejected, for
+    `reason`. `class_set`: the classes that hold the true one as often as was asked for, most probable first, None if it
+    was not. `unknown_score`: how unlike training the picture is, None for files that do not say. `votes` is None for a
+    single model. `path` is '' for data without one.
     """
 
     path: str
@@ -41,6 +48,9 @@ class Classification:
     class_names: tuple[str, ...]
     probabilities: NDArray[np.float32]
     votes: MemberVotes | None = None
+    class_set: tuple[str, ...] | None = None
+    unknown_score: float | None = None
+    reason: str = ""
 
     def as_dict(self) -> dict[str, Any]:
         """Plain values for JSON."""
@@ -50,10 +60,18 @@ class Classification:
             "confidence": self.confidence,
             "probabilities": dict(zip(self.class_names, self.probabilities.tolist(), strict=True)),
         }
+        if self.class_set is not None:
+            plain["set"] = list(self.class_set)
+        if self.unknown_score is not None:
+            plain["unknown_score"] = self.unknown_score
+        if self.reason:
+            plain["reason"] = self.reason
         if self.votes is not None:
             plain |= {
                 "agreement": self.votes.agreement,
                 "entropy": self.votes.entropy,
+                "mutual_information": self.votes.mutual_information,
+                "margin": self.votes.margin,
                 "votes": list(self.votes.labels),
             }
         return plain

@@ -67,6 +67,30 @@ def entropy(probabilities: NDArray[np.float32]) -> NDArray[np.float32]:
     return np.asarray(0.0 - (p * np.log(np.where(p > 0, p, 1.0))).sum(axis=1), np.float32)  # and never -0.0
 
 
+def mutual_information(
+    member_probabilities: NDArray[np.float32], weights: Sequence[float] | None = None
+) -> NDArray[np.float32]:
+    """How much members differ: entropy of their (weighted) mean less the mean of their entropies, in nats, (N,).
+
+    0 where all say the same, however unsure. Source: Depeweg et al. 2018; Smith & Gal 2018.
+    """
+    members = _check_members(member_probabilities)
+    shares = _check_weights(weights, members.shape[1]).astype(np.float64)
+    shares /= shares.sum()
+    mean = np.einsum("nmc,m->nc", members.astype(np.float64), shares)
+    each = np.stack([entropy(members[:, m]) for m in range(members.shape[1])], axis=1)
+    found = entropy(mean.astype(np.float32)) - each @ shares
+    return np.asarray(np.maximum(found, 0.0), np.float32)  # rounding could make it negative
+
+
+def margin(probabilities: NDArray[np.float32]) -> NDArray[np.float32]:
+    """How much more probable the first class is than the second, (N, C) -> (N,); 1 where there is only one."""
+    if probabilities.shape[1] == 1:
+        return np.ones(len(probabilities), np.float32)
+    ordered = np.sort(probabilities, axis=1)
+    return np.asarray(ordered[:, -1] - ordered[:, -2], np.float32)
+
+
 def _sum_members(terms: list[NDArray[np.float32]]) -> NDArray[np.float32]:
     total: NDArray[np.float32] = terms[0].astype(np.float32)
     for term in terms[1:]:

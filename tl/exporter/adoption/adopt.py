@@ -175,6 +175,8 @@ def _uncertified(adoptee: Adoptee, opset: int, on_real_pictures: bool) -> Contra
         temperature=1.0,
         thresholds={},
         ensemble=None,
+        conformal=None,
+        unknown=None,
         provenance=_provenance(adoptee, opset, on_real_pictures),
         parity=Parity(0, (), {}, 0.0, 0.0, 0.0),
         quantisation=None,

@@ -219,6 +219,8 @@ def _uncertified(contracts: Sequence[Contract], class_names: tuple[str, ...], fa
         temperature=1.0,
         thresholds={},
         ensemble=facts,
+        conformal=None,
+        unknown=None,
         provenance=provenance,
         parity=Parity(0, (), {}, 0.0, 0.0, 0.0),
         quantisation=None,

@@ -1,0 +1,66 @@
+"""Does a model file know what it does not know? Unknown score and prediction sets on pictures that fitted neither.
+
+    TL_SHARED=... python benchmarks/trust.py MODEL.onnx ...
+
+Model files exported from runs on PACS cartoon (`split`). Unknown: its test pictures against pictures of tiny-imagenet and of
+cats and dogs, by the file's `unknown_score` and by one minus the largest probability. Coverage: on the test split.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from pathlib import Path
+
+import numpy as np
+from sklearn.metrics import roc_auc_score
+
+from tl.runtime.caution import Caution
+from tl.runtime.predictor import load
+from tl.runtime.results import Classification
+from tl.runtime.sources import find_pictures
+from tl.trainer.data import read_pictures
+from tl.trainer.metrics import wilson_interval
+
+DATA = Path(os.environ["TL_SHARED"]) / "data"
+STRANGERS = {"tiny-imagenet": ("tiny-imagenet/val", 4), "cats-dogs": ("cats-dogs/val", 1)}  # every fourth, every one
+COVERAGES = (0.9, 0.95, 0.99)
+
+
+def predict(model: str, paths: list[str], coverage: float) -> list[Classification]:
+    with load(model, device="cpu", caution=Caution(coverage=coverage, reject_unknown=True)) as predictor:
+        return [result for result in predictor.predict_iter(paths) if isinstance(result, Classification)]
+
+
+def main() -> None:
+    pictures = [
+        p for p in read_pictures(str(DATA / "pacs-cartoon" / "splits.csv"), "split", print) if p.split == "test"
+    ]
+    strangers = {name: find_pictures([DATA / place]).paths[::step] for name, (place, step) in STRANGERS.items()}
+    for model in sys.argv[1:]:
+        print(model)
+        paths = [picture.path for picture in pictures]
+        known = predict(model, paths, COVERAGES[0])
+        alarms = sum("unknown" in result.reason for result in known)
+        print(f"  own test pictures called unknown: {alarms / len(known):.1%} of {len(known)}")
+        for name, theirs in strangers.items():
+            found = predict(model, theirs, COVERAGES[0])
+            is_strange = [0] * len(known) + [1] * len(found)
+            both = [*known, *found]
+            by_score = roc_auc_score(is_strange, [result.unknown_score for result in both])
+            by_confidence = roc_auc_score(is_strange, [1 - result.confidence for result in both])
+            caught = np.mean([result.label == "?" for result in found])
+            shown = (
+                f"AUROC {by_score:.3f}, by confidence {by_confidence:.3f}; {caught:.1%} of {len(found)} called unknown"
+            )
+            print(f"  {name}: {shown}")
+        for coverage in COVERAGES:
+            results = predict(model, paths, coverage)
+            held = [p.label in (r.class_set or ()) for p, r in zip(pictures, results, strict=True)]
+            low, high = wilson_interval(sum(held), len(held))
+            size = np.mean([len(result.class_set or ()) for result in results])
+            print(f"  coverage {coverage}: {np.mean(held):.1%} ({low:.1%} to {high:.1%}), {size:.2f} classes a set")
+
+
+if __name__ == "__main__":
+    main()

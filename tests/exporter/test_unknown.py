@@ -1,0 +1,73 @@
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from numpy.typing import NDArray
+from sklearn.metrics import roc_auc_score
+
+from tl.exporter.unknown import Known, fit_unknown
+
+
+def make_clouds(count: int, seed: int, *, shift: float = 0.0) -> tuple[NDArray[np.float32], NDArray[np.int64]]:
+    """Embeddings (count, 12) of three classes, long in one direction within each; `shift` moves them in another."""
+    random = np.random.default_rng(seed)
+    ids = np.arange(count) % 3
+    points = random.normal(size=(count, 12)) * np.array([6, *[1] * 11]) + 10 * np.eye(12)[ids + 1] + 20 * np.eye(12)[11]
+    return (points + shift * np.eye(12)[7]).astype(np.float32), ids
+
+
+def fitted(count: int = 300) -> Known:
+    embeddings, ids = make_clouds(count, 0)
+    return Known(embeddings, ids, make_clouds(200, 1)[0])
+
+
+def test_fit_unknown__as_mahalanobis_distance_by_scipy() -> None:
+    known = fitted()
+    found = fit_unknown(known, 3)
+    assert found is not None
+    score, facts = found
+    assert (facts.images, facts.dimensions, facts.held_out) == (300, 12, 200)
+    from scipy.spatial.distance import mahalanobis
+    from sklearn.covariance import LedoitWolf
+
+    unit = known.embeddings / np.linalg.norm(known.embeddings, axis=1, keepdims=True)
+    means = np.stack([unit[known.class_ids == c].mean(axis=0) for c in range(3)])
+    # All 12 directions are kept, and neither turning them nor their shrinkage to a ball depends on the axes.
+    precision = LedoitWolf(assume_centered=True).fit(unit - means[known.class_ids]).precision_
+    new = make_clouds(20, 2, shift=5)[0]
+    wanted = [
+        min(mahalanobis(row, mean, precision) for mean in means) / np.sqrt(12)
+        for row in new / np.linalg.norm(new, axis=1, keepdims=True)
+    ]
+    np.testing.assert_allclose(score(torch.from_numpy(new)).numpy(), wanted, rtol=2e-4)  # float32 against float64
+
+
+def test_fit_unknown__tells_others_and_keeps_its_false_alarms() -> None:
+    score, facts = fit_unknown(fitted(), 3) or pytest.fail("not fitted")
+    new, strange = make_clouds(1000, 3)[0], make_clouds(1000, 4, shift=9)[0]
+    scores = score(torch.from_numpy(np.concatenate([new, strange]))).numpy()
+    assert roc_auc_score([0] * 1000 + [1] * 1000, scores) > 0.95
+    assert facts.false_alarm <= 0.05
+    # 5% are promised; 200 held-out and 1,000 new pictures know it to some points.
+    assert 0.01 < (scores[:1000] > facts.limit).mean() < 0.1
+
+
+def test_fit_unknown__length_does_not_count() -> None:
+    score, _ = fit_unknown(fitted(), 3) or pytest.fail("not fitted")
+    new = torch.from_numpy(make_clouds(20, 5)[0])
+    torch.testing.assert_close(score(new), score(3 * new))
+
+
+def test_fit_unknown__too_little_to_go_by() -> None:
+    known = fitted()
+    assert fit_unknown(known, 4) is None  # a class without pictures
+    assert fit_unknown(Known(known.embeddings, known.class_ids, known.held_out[:0]), 3) is None
+    wide = np.zeros((6, 9000), np.float32)
+    assert fit_unknown(Known(wide, np.arange(6) % 3, wide), 3) is None
+
+
+def test_fit_unknown__few_held_out_pictures_alarm_for_none_of_them() -> None:
+    known = fitted()
+    _, facts = fit_unknown(Known(known.embeddings, known.class_ids, known.held_out[:5]), 3) or pytest.fail("not fitted")
+    assert facts.false_alarm == 0
