@@ -2,8 +2,8 @@
 
     TL_SHARED=... python benchmarks/trust.py MODEL.onnx ...
 
-Model files exported from runs on PACS cartoon (`split`). Unknown: its test pictures against pictures of tiny-imagenet
-and of cats and dogs, by the file's `unknown_score` and by one minus the largest probability. Coverage: on the test split.
+Model files exported from runs on PACS cartoon (`split`). Unknown: its test pictures against those of tiny-imagenet and
+of cats and dogs, by the file's `unknown_score` and by one minus the largest probability. Coverage: on the test split.
 """
 
 from __future__ import annotations
