@@ -3,7 +3,11 @@
 from __future__ import annotations
 
 import json
+import shutil
+from functools import partial
 from pathlib import Path
+
+import pytest
 
 from tests.commands.conftest import RunTl
 from tests.models import make_contract, make_model
@@ -86,3 +90,52 @@ def test_verify__a_changed_file_fails(run_tl: RunTl, tmp_path: Path) -> None:
     done = run_tl("verify", other, "--device", "cpu")
     assert done.code == 1
     assert "golden samples differ by" in done.err
+
+
+def test_evaluate__fitted_votes_are_written_and_read(
+    run_tl: RunTl, photos: Path, color_model: Path, tmp_path: Path
+) -> None:
+    wrong = make_model(tmp_path / "wrong.onnx", gain=-0.05)
+    many = tmp_path / "many"
+    for folder in sorted(photos.iterdir()):
+        for copy in range(4):  # enough to be fitted to
+            shutil.copytree(folder, many / folder.name, dirs_exist_ok=True, copy_function=partial(copy_as, copy))
+    out = tmp_path / "weights.json"
+    done = run_tl("evaluate", many, "--ensemble", color_model, wrong, "--fit-vote-weights", out)
+    assert done.code == 0, done.err
+    weights = json.loads(out.read_text(encoding="utf-8"))["vote_weights"]
+    assert weights["color"] > 0.99 > 0.01 > weights["wrong"] > 0
+    assert [(row["model"], row["voting"]) for row in done.rows()][-2:] == [("ensemble", "soft, fitted"), ("oracle", "")]
+    voted = run_tl("predict", photos, "--ensemble", color_model, wrong, "--vote-weights", out)
+    assert {Path(row["path"]).parent.name == row["label"] for row in voted.rows()} == {True}
+
+    chosen = run_tl("evaluate", many, "--ensemble", color_model, wrong, "--fit-vote-weights", out, "--select")
+    assert json.loads(out.read_text(encoding="utf-8"))["vote_weights"] == {"color": 1.0}
+    assert "left out: wrong" in chosen.err
+    refused = run_tl("predict", photos, "--ensemble", color_model, wrong, "--vote-weights", out)
+    assert (refused.code, "leaves out wrong; take it out of --ensemble too" in refused.err) == (1, True)
+    alone = run_tl("predict", photos, "--ensemble", color_model, "--vote-weights", out)
+    assert alone.code == 0
+
+
+def copy_as(copy: int, source: str, target: str) -> str:
+    return str(shutil.copy(source, Path(target).with_stem(f"{Path(target).stem}-{copy}")))
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (("--select",), "--select chooses members for --fit-vote-weights"),
+        (("--fit-vote-weights", "w.json"), "at least two members and 10 pictures"),
+        (("--vote-weights", "{folder}/faulty.json"), "not a file of tl evaluate --fit-vote-weights"),
+        (("--vote-weights", "{folder}/other.json"), "is also for x, which --ensemble does not name"),
+    ],
+)
+def test_evaluate__faulty_vote_options(
+    options: tuple[str, ...], message: str, run_tl: RunTl, photos: Path, color_model: Path, tmp_path: Path
+) -> None:
+    (tmp_path / "faulty.json").write_text("[1, 2]", encoding="utf-8")
+    (tmp_path / "other.json").write_text('{"vote_weights": {"color": 1, "x": 2}}', encoding="utf-8")
+    given = [option.format(folder=tmp_path) for option in options]
+    done = run_tl("evaluate", photos, "--ensemble", color_model, *given)
+    assert (done.code, message in done.err) == (1, True), done.err

@@ -28,6 +28,8 @@ from tl.commands.options import (
     open_predictor,
     refuse_given,
 )
+from tl.commands.vote_file import fit_vote_file
+from tl.errors import ConfigError
 
 if TYPE_CHECKING:
     from tl.runtime.results import Failure
@@ -36,6 +38,13 @@ _WORST = 3
 
 ImagesFrom = Annotated[
     Path | None, typer.Option(help="Landmarks: folder that pictures' names count from, if not the file's.")
+]
+FitVoteWeights = Annotated[
+    Path | None,
+    typer.Option(help="File to write fitted vote weights to: take --split val, and judge them on test."),
+]
+Select = Annotated[
+    bool, typer.Option("--select", help="With --fit-vote-weights: choose members greedily; the others are left out.")
 ]
 Merged = Annotated[Path | None, typer.Option(help="A merged file of the same ensemble, for a row of its own.")]
 ReportTo = Annotated[
@@ -63,6 +72,8 @@ def command(
     crop_margin: CropMargin = None,
     images: ImagesFrom = None,
     merged: Merged = None,
+    fit_vote_weights: FitVoteWeights = None,
+    select: Select = False,
     report: ReportTo = None,
     device: Device = "auto",
     threads: Threads = None,
@@ -73,9 +84,9 @@ def command(
     Examples:
     - `tl evaluate held-out/ --model beetles.onnx`
 
-    - `tl evaluate runs/beetles/manifest.csv --split val --model beetles.onnx`
-
     - `tl evaluate labels.csv --split test --ensemble a.onnx b.onnx c.onnx --report ensemble.html`
+
+    - `tl evaluate labels.csv --split val --ensemble models/*.onnx --fit-vote-weights weights.json --select`
 
     - `tl evaluate wings.csv --split test --model wing.onnx --locator coarse.onnx`
 
@@ -89,13 +100,14 @@ def command(
 
     opened: dict[str, Any] = {"vote_weights": vote_weights, "device": device, "threads": threads}
     of_points = {"merge": merge, "locator": locator, "crop_margin": crop_margin}
+    of_votes = {"merged": merged, "fit_vote_weights": fit_vote_weights, "select": select or None}
     if is_landmark_file(data):
         opened |= of_points
-        refuse_given({"report": report, "merged": merged}, f"for classes, and {data} has landmarks")
+        refuse_given({"report": report, **of_votes}, f"for classes, and {data} has landmarks")
         done = _evaluate_points(data, split, images, model, ensemble, opened)
     else:
         refuse_given(of_points | {"images": images}, f"for landmarks, and {data} has classes")
-        done = _evaluate_classes(data, split, split_column, model, ensemble, opened, merged, report)
+        done = _evaluate_classes(data, split, split_column, model, ensemble, opened, of_votes, report)
     _report(done, as_json)
     if done.failures:
         raise typer.Exit(EXIT_SOME_FAILED)
@@ -118,7 +130,7 @@ def _evaluate_classes(
     model: Path | None,
     ensemble: list[Path] | None,
     opened: dict[str, Any],
-    merged: Path | None,
+    of_votes: dict[str, Any],
     report: Path | None,
 ) -> _Evaluated:
     from tl.runtime.predictor import load
@@ -129,20 +141,28 @@ def _evaluate_classes(
         with training_packages():
             from tl.studies.report.ensemble_page import write_ensemble_report
     if model is not None:
-        refuse_given({"merged": merged}, "stands beside --ensemble; a merged file alone is a --model")
+        refuse_given(of_votes, "for an --ensemble; a merged file alone is a --model")
         refuse_given({"report": report}, "shows an ensemble; the page of one model is its run's: tl report RUN")
     name, pictures = choose_split(read_pictures(data, split_column, warn), split)
     _say_split(name, len(pictures), "RUN/manifest.csv")
     with ExitStack() as open_files:
         predictor = open_files.enter_context(open_predictor(model, ensemble, **opened))
         beside = None
-        if merged is not None:
-            beside = open_files.enter_context(load(merged, device=opened["device"], threads=opened["threads"]))
+        if of_votes["merged"] is not None:
+            beside = open_files.enter_context(
+                load(of_votes["merged"], device=opened["device"], threads=opened["threads"])
+            )
         result = evaluate(predictor, pictures, open_files.enter_context(console_progress()), beside)
         contract = predictor.ensemble.sessions[0].contract
     if report is not None and contract is not None:
         warn(f"report: {write_ensemble_report(result, contract.recipe, name, report)}")
-    return _Evaluated(name, result.rows, result.columns, result.failures)
+    rows = result.rows
+    if of_votes["fit_vote_weights"] is not None:
+        fitted = fit_vote_file(result, of_votes["fit_vote_weights"], select=bool(of_votes["select"]))
+        rows = [*rows[:-1], fitted, rows[-1]]  # before the oracle
+    elif of_votes["select"]:
+        raise ConfigError("--select chooses members for --fit-vote-weights FILE: give that too")
+    return _Evaluated(name, rows, result.columns, result.failures)
 
 
 def _evaluate_points(

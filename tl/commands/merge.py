@@ -9,8 +9,9 @@ from typing import TYPE_CHECKING, Annotated, Literal
 import typer
 
 from tl.commands.console import console_progress, warn
-from tl.commands.options import VoteWeights, parse_vote_weights
+from tl.commands.options import VoteWeights
 from tl.commands.parity_text import parity_text
+from tl.commands.vote_file import parse_vote_weights
 from tl.errors import MissingExtraError
 
 if TYPE_CHECKING:
@@ -47,7 +48,7 @@ def command(
         from tl.exporter.merging.merge import merge
     except ImportError as error:
         raise MissingExtraError(f"merge needs more packages ({error.name}): pip install 'tl-toolkit[edit]'") from error
-    weights = parse_vote_weights(vote_weights)
+    weights = parse_vote_weights(vote_weights, models)
     with console_progress() as progress:
         done = merge(models, output, progress, voting=vote, weights=weights, images=images or (), golden=golden)
     _report(done, as_json)

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 import typer
 
 from tl.commands.console import warn
+from tl.commands.vote_file import parse_vote_weights
 from tl.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -23,7 +24,9 @@ if TYPE_CHECKING:
 
 ModelFile = Annotated[Path | None, typer.Option("--model", "-m", help="One model file.")]
 EnsembleFiles = Annotated[list[Path] | None, typer.Option(help="Model files that vote, all after one flag.")]
-VoteWeights = Annotated[str | None, typer.Option(help="One number a member, as in 2,1,1.")]
+VoteWeights = Annotated[
+    str | None, typer.Option(help="One number a member, as in 2,1,1, or a file of tl evaluate --fit-vote-weights.")
+]
 Vote = Annotated[
     Literal["soft", "hard", "max"] | None, typer.Option(help="How an ensemble decides on a class. Default: soft.")
 ]
@@ -83,8 +86,8 @@ def open_predictor(
     except ValueError as error:
         raise ConfigError(f"--{str(error).replace('_', '-', 1)}") from error
 
-    weights = parse_vote_weights(vote_weights)
     models = named_models(model, ensemble)
+    weights = parse_vote_weights(vote_weights, _listed(models))
     if model is not None and (contract := _first_contract(model)) is not None and contract.ensemble is not None:
         refuse_given(
             {"vote": vote, "vote_weights": vote_weights}, f"{model} votes by its own rule; tl merge makes others"
@@ -123,7 +126,7 @@ def open_landmark_predictor(
         device=device,
         threads=threads,
         merge=merge or "mean",
-        weights=parse_vote_weights(vote_weights),
+        weights=parse_vote_weights(vote_weights, _listed(named_models(model, ensemble))),
         locator=locator,
         boxes=boxes,
         crop_margin=crop_margin,
@@ -155,9 +158,14 @@ def finds_landmarks(models: Path | list[Path]) -> bool:
 
 def model_region(models: Path | list[Path]) -> Literal["whole", "box", "points"]:
     """What the models look at: of several, the first that looks at a part."""
-    listed = models if isinstance(models, list) else [models]
-    found = [c.landmarks.region for c in map(_first_contract, listed) if c is not None and c.landmarks is not None]
+    found = [
+        c.landmarks.region for c in map(_first_contract, _listed(models)) if c is not None and c.landmarks is not None
+    ]
     return next((region for region in found if region != "whole"), "whole")
+
+
+def _listed(models: Path | list[Path]) -> list[Path]:
+    return models if isinstance(models, list) else [models]
 
 
 def _first_contract(models: Path | list[Path]) -> Contract | None:
@@ -171,13 +179,3 @@ def _first_contract(models: Path | list[Path]) -> Contract | None:
 
 def _say_device(predictor: Predictor[Any]) -> None:
     warn(f"running on {predictor.provider}" + (f" (no CUDA: {predictor.fault})" if predictor.fault else ""))
-
-
-def parse_vote_weights(text: str | None) -> list[float] | None:
-    """`2,1,1` -> numbers. Raises `ConfigError`."""
-    if text is None:
-        return None
-    try:
-        return [float(word) for word in text.split(",")]
-    except ValueError as error:
-        raise ConfigError(f"--vote-weights: expected numbers such as 2,1,1, found '{text}'") from error

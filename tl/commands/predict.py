@@ -109,8 +109,6 @@ def command(
     """Predict pictures, or find landmarks on them, with one model file or an ensemble.
 
     Examples:
-    - `tl predict images/ --model beetles.onnx -o out.csv`
-
     - `tl predict images/ --ensemble a.onnx b.onnx c.onnx --vote hard --vote-weights 2,1,1 -o out.jsonl`
 
     - `tl predict images/ --model beetles.onnx --coverage 0.95 --reject-unknown -o out.csv`
@@ -123,21 +121,21 @@ def command(
 
     Columns: path, label, confidence, p:CLASS of each class, error; set with --coverage, unknown_score where the file
     has it, reason of a label "?"; ensembles add agreement, entropy, mutual_information, margin and vote:MEMBER.
-    Of landmarks: path, xPOINT, yPOINT in pixels of the upright photo, pPOINT (confidence) where the model gives it,
-    sPOINT (spread in pixels) of an ensemble, centroid_size, shape_distance, is_odd, error.
-    Exit code 3: some pictures could not be read, their rows say why. OUT.ledger tells --resume what is done.
+    Landmarks: path, xPOINT, yPOINT in pixels of the upright photo, pPOINT (confidence) where the model gives it, sPOINT
+    (spread in pixels) of an ensemble, centroid_size, shape_distance, is_odd, error. Exit code 3: some
+    pictures could not be read, their rows say why. OUT.ledger tells --resume what is done.
     """
-    if output is None and (resume or retry_failed):
+    if output is None and resume | retry_failed:
         raise ConfigError("--resume and --retry-failed need a file: give --output")
     pictures = _find_pictures(images or [], files_from, null)
     of_points = {"merge": merge, "locator": locator, "crop_margin": crop_margin, "boxes": boxes, "mm_per_px": mm_per_px}
     of_output = {"draw": draw, "to": to}
-    caution = {"coverage": coverage, "min_confidence": min_confidence, "reject_unknown": reject_unknown or None}
-    of_classes = {"vote": vote, "classes": classes, **caution}
+    of_classes = {"vote": vote, "classes": classes, "coverage": coverage, "min_confidence": min_confidence}
+    of_classes |= {"reject_unknown": reject_unknown or None}
     of_both = {"vote_weights": vote_weights, "device": device, "threads": threads}
     predictor = _open(model, ensemble, of_points, of_output, of_classes, of_both)
-    options: dict[str, Any] = {"batch_size": batch_size, "resume": resume or retry_failed, "retry_failed": retry_failed}
-    options |= {"fail_fast": fail_fast, "point_format": to}
+    options = {"batch_size": batch_size, "retry_failed": retry_failed, "fail_fast": fail_fast, "point_format": to}
+    options |= {"resume": resume or retry_failed}
     if _write_predictions(predictor, pictures, output, draw, options):
         raise typer.Exit(EXIT_SOME_FAILED)
 

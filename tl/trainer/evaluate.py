@@ -21,6 +21,7 @@ from tl.runtime.voting import VOTINGS, vote
 from tl.trainer.data import SPLITS, Picture, class_ids
 from tl.trainer.metrics import classification_metrics, mcnemar_p, wilson_interval
 from tl.trainer.progress import Progress
+from tl.trainer.vote_fitting import FOLDS, fit_weights, held_out_votes, log_loss, select_members
 
 COLUMNS = ("model", "voting", "n", "top1_accuracy", "ci_low", "ci_high", "macro_f1", "ece")
 ENSEMBLE_COLUMNS = (*COLUMNS, "mcnemar_p")
@@ -120,6 +121,33 @@ def evaluate(
             right = np.array([names.index(result.label) for result in of_merged]) == truth
             rows.insert(-1, row | {"mcnemar_p": mcnemar_p(right, _best_member(evaluation))})
     return replace(evaluation, rows=rows)
+
+
+@dataclass(frozen=True)
+class FittedVotes:
+    """Vote weights fitted to an evaluation's pictures: by member, 0 for who is left out. `row`: a soft vote by weights
+    that each picture had no part in, as the rows of an `Evaluation`. `log_loss`, `equal_log_loss`: of that vote, and
+    with equal weights.
+    """
+
+    weights: dict[str, float]
+    row: Row
+    log_loss: float
+    equal_log_loss: float
+
+
+def fit_votes(evaluation: Evaluation, *, select: bool) -> FittedVotes:
+    """Fit weights of a soft vote, or with `select` choose members greedily. Raises `DataError` for too few pictures."""
+    members, truth = evaluation.members, evaluation.true_ids
+    if members.shape[1] < 2 or len(truth) < 2 * FOLDS:
+        raise DataError(f"vote weights need at least two members and {2 * FOLDS} pictures to be fitted")
+    fit = select_members if select else fit_weights
+    held_out = held_out_votes(members, truth, fit)
+    scores = classification_metrics(truth, held_out, evaluation.class_names)
+    row = {"model": "ensemble", "voting": "soft, selected" if select else "soft, fitted", **scores}
+    row["mcnemar_p"] = mcnemar_p(held_out.argmax(axis=1) == truth, _best_member(evaluation))
+    weights = dict(zip(evaluation.member_names, fit(members, truth).tolist(), strict=True))
+    return FittedVotes(weights, row, log_loss(held_out, truth), log_loss(members.mean(axis=1), truth))
 
 
 def _name(predictor: Predictor[Classification]) -> str:
