@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
@@ -12,10 +12,11 @@ from tl.commands.console import console_progress, warn
 from tl.commands.options import VoteWeights
 from tl.commands.parity_text import parity_text
 from tl.commands.vote_file import parse_vote_weights
-from tl.errors import MissingExtraError
+from tl.errors import DataError, MissingExtraError
 
 if TYPE_CHECKING:
     from tl.exporter.merging.merge import Merged
+    from tl.trainer.data import Picture
 
 
 def command(
@@ -26,6 +27,10 @@ def command(
     images: Annotated[
         list[Path] | None,
         typer.Option(help="Pictures for the parity check. Default: the members' self-test samples, and noise."),
+    ] = None,
+    calibrate: Annotated[
+        Path | None,
+        typer.Option(help="Labelled pictures that no member learnt from (their val split, if there is one)."),
     ] = None,
     golden: Annotated[
         Literal["images", "synthetic"],
@@ -42,6 +47,8 @@ def command(
     Examples:
     - `tl merge a.onnx b.onnx c.onnx -o ensemble.onnx`
 
+    - `tl merge a.onnx b.onnx c.onnx --calibrate labels.csv` makes its confidence honest, and `--coverage` possible
+
     - `tl merge a.onnx b.onnx c.onnx --vote hard --vote-weights 2,1,1 --images photos/`
     """
     try:
@@ -49,9 +56,23 @@ def command(
     except ImportError as error:
         raise MissingExtraError(f"merge needs more packages ({error.name}): pip install 'tl-toolkit[edit]'") from error
     weights = parse_vote_weights(vote_weights, models)
+    held_out = [] if calibrate is None else _read_held_out(calibrate)
+    proof: dict[str, Any] = {"images": images or (), "golden": golden, "held_out": held_out}
     with console_progress() as progress:
-        done = merge(models, output, progress, voting=vote, weights=weights, images=images or (), golden=golden)
+        done = merge(models, output, progress, voting=vote, weights=weights, **proof)
     _report(done, as_json)
+
+
+def _read_held_out(path: Path) -> list[Picture]:
+    from tl.trainer.data import read_pictures
+
+    pictures = read_pictures(path, "split", warn)
+    if not any(picture.split for picture in pictures):
+        return pictures
+    held_out = [picture for picture in pictures if picture.split == "val"]
+    if not held_out:
+        raise DataError(f"{path}: has splits, but no val split to calibrate on; test pictures are for judging")
+    return held_out
 
 
 def _report(done: Merged, as_json: bool) -> None:
@@ -60,6 +81,8 @@ def _report(done: Merged, as_json: bool) -> None:
     warn(f"parity with the separate files on {parity.images} pictures: {parity_text(parity)}")
     sizes = f"{size / 1e6:.1f} MB instead of {done.separate_bytes / 1e6:.1f} MB"
     warn(f"{done.path}: {sizes}, {len(members)} members, verified")
+    if done.contract.conformal is not None:
+        warn(f"calibrated: temperature {done.contract.temperature:.3f}; predict with --coverage gives sets of classes")
     if as_json:
         from tl.runtime.strict_json import to_plain
 

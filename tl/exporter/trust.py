@@ -14,9 +14,9 @@ from numpy.typing import NDArray
 
 from tl.errors import ImageReadError
 from tl.exporter.comparison import spread
+from tl.exporter.conformal import conformal_of
 from tl.exporter.unknown import Known, UnknownScore, class_ids_of, fit_unknown
 from tl.runtime.ahead import map_ahead
-from tl.runtime.caution import conformal_scores
 from tl.runtime.contract import Conformal, UnknownFacts
 from tl.runtime.devices import usable_cores
 from tl.runtime.preprocess import load_input
@@ -30,7 +30,7 @@ from tl.trainer.progress import Progress
 from tl.trainer.runs import Run
 
 # More tell no more, and would make the file larger and the export longer.
-MAX_SCORES, MAX_PICTURES = 1000, 2000
+MAX_PICTURES = 2000
 _BATCH = 16
 
 
@@ -42,14 +42,6 @@ def measure_conformal(run: Run, class_names: Sequence[str]) -> Conformal | None:
     probabilities = np.array([[row[f"p:{name}"] for name in class_names] for row in rows], np.float32)
     true_ids = class_ids_of([row["true_label"] for row in rows], class_names)
     return conformal_of(probabilities, true_ids, "validation split")
-
-
-def conformal_of(probabilities: NDArray[np.float32], true_ids: NDArray[np.int64], source: str) -> Conformal:
-    """From probabilities (N, C) of pictures held out, and their classes (N,)."""
-    scores = conformal_scores(probabilities)[np.arange(len(true_ids)), true_ids]
-    if len(scores) > MAX_SCORES:
-        scores = np.random.default_rng(0).permutation(scores)[:MAX_SCORES]
-    return Conformal(tuple(sorted(float(score) for score in scores)), source)
 
 
 def measure_unknown(

@@ -56,6 +56,14 @@ def vote(
     return Vote(probabilities.astype(np.float32, copy=False), label_ids.astype(np.int64, copy=False))
 
 
+def soften(probabilities: NDArray[np.float32], temperature: float) -> NDArray[np.float32]:
+    """Probabilities (N, C) to the power of 1 / temperature, renormalised: softmax of their logarithms / temperature."""
+    if temperature == 1:
+        return probabilities
+    softened = probabilities ** np.float32(1 / temperature)
+    return np.asarray(softened / softened.sum(axis=1, keepdims=True, dtype=np.float32), np.float32)
+
+
 def agreement(member_label_ids: NDArray[np.int64], label_ids: NDArray[np.int64]) -> NDArray[np.float32]:
     """Share of the members that voted for the decided label. (N, M), (N,) -> float32 (N,) in [0, 1]."""
     return np.asarray((member_label_ids == label_ids[:, None]).mean(axis=1), np.float32)

@@ -8,15 +8,21 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from tests.commands.conftest import RunTl
+from tests.commands.conftest import run_tl as run_tl
 from tests.models import COLORS, make_contract, make_model, solid
 from tests.spots import make_spot_model
-from tl.errors import ConfigError, EnsembleError, ModelFileError, ParityError
+from tests.trainer.make import make_manifest, make_png
+from tl.errors import ConfigError, DataError, EnsembleError, ModelFileError, ParityError
 from tl.exporter.merging import merge as merge_module
 from tl.exporter.merging.merge import Merged, merge
 from tl.runtime import load
+from tl.runtime.caution import Caution
 from tl.runtime.recipe import build_recipe
-from tl.runtime.voting import VOTINGS, Voting
+from tl.runtime.voting import VOTINGS, Voting, soften
+from tl.trainer.data import Picture
 from tl.trainer.progress import Silent
+from tl.trainer.vote_fitting import log_loss
 
 PICTURES = [solid(color) for color in ((200, 30, 20), (100, 110, 90), (20, 180, 60), (90, 90, 90), (0, 0, 0))]
 
@@ -105,7 +111,9 @@ def test_merge__a_graph_that_counts_otherwise_is_no_file(
 ) -> None:
     true_merge = merge_module.merge_graphs
     monkeypatch.setattr(
-        merge_module, "merge_graphs", lambda ballots, hw, voting, weights: true_merge(ballots, hw, "max", (9, 1, 1))
+        merge_module,
+        "merge_graphs",
+        lambda ballots, hw, voting, weights, temperature: true_merge(ballots, hw, "max", (9, 1, 1)),
     )
     with pytest.raises(ParityError):
         do_merge(members, tmp_path / "e.onnx")
@@ -132,3 +140,49 @@ print(sorted({{"torch", "torchvision", "sklearn", "yaml"}} & set(sys.modules)))
     assert done.returncode == 0, done.stderr
     assert done.stdout.strip() == "[]"
     assert "3 members, verified" in done.stderr
+
+
+@pytest.mark.parametrize("voting", VOTINGS)
+def test_merge__calibrated_votes(voting: Voting, members: list[Path], tmp_path: Path) -> None:
+    random = np.random.default_rng(0)
+    held_out = []
+    for i, color in enumerate(random.integers(60, 200, (60, 3))):
+        path = make_png(tmp_path / f"{i}.png", solid(tuple(color)))
+        label = COLORS[int(color.argmax())] if i % 5 else COLORS[i % 3]  # one in five is called anything
+        held_out.append(Picture(str(path), path.name, label))
+    plain = do_merge(members, tmp_path / "plain.onnx", voting=voting)
+    done = do_merge(members, tmp_path / "e.onnx", voting=voting, held_out=held_out)
+    temperature = done.contract.temperature
+    assert plain.contract.temperature == 1
+    assert voting == "hard" or temperature != 1  # shares of votes are no probabilities to be softened
+    truth = np.array([COLORS.index(picture.label) for picture in held_out])
+    paths = [picture.path for picture in held_out]
+    with (
+        load(plain.path, device="cpu") as before,
+        load(done.path, device="cpu", caution=Caution(coverage=0.9)) as after,
+    ):
+        raw, calibrated = before.predict_batch(paths), after.predict_batch(paths)
+    assert [result.label for result in raw] == [result.label for result in calibrated]
+    voted = np.stack([result.probabilities for result in raw])
+    softened = np.stack([result.probabilities for result in calibrated])
+    np.testing.assert_allclose(softened, soften(voted, temperature), atol=1e-6)
+    assert log_loss(softened, truth) <= log_loss(voted, truth)
+    held = [picture.label in result.class_set for picture, result in zip(held_out, calibrated, strict=True)]
+    assert np.mean(held) >= 0.9
+
+
+def test_merge__calibration_needs_readable_pictures(members: list[Path], tmp_path: Path) -> None:
+    (tmp_path / "bad.png").write_bytes(b"x")
+    with pytest.raises(DataError, match="1 of 1 pictures to calibrate on cannot be read"):
+        do_merge(members, tmp_path / "e.onnx", held_out=[Picture(str(tmp_path / "bad.png"), "bad.png", "red")])
+
+
+def test_merge__calibrates_on_the_validation_split_alone(
+    members: list[Path], photos: Path, tmp_path: Path, run_tl: RunTl
+) -> None:
+    done = run_tl("merge", *members, "--calibrate", photos, "-o", tmp_path / "e.onnx")
+    assert "calibrated: temperature" in done.err
+    rows = [(str(path), path.parent.name, "test") for path in photos.rglob("*.*")]
+    labels = make_manifest(tmp_path / "labels.csv", rows, ("path", "label", "split"))
+    refused = run_tl("merge", *members, "--calibrate", labels, "-o", tmp_path / "f.onnx")
+    assert (refused.code, "no val split to calibrate on" in refused.err) == (1, True)

@@ -32,11 +32,16 @@ class Ballot:
 
 
 def merge_graphs(
-    ballots: Sequence[Ballot], input_hw: tuple[int, int], voting: Voting, weights: Sequence[float]
+    ballots: Sequence[Ballot],
+    input_hw: tuple[int, int],
+    voting: Voting,
+    weights: Sequence[float],
+    temperature: float = 1.0,
 ) -> onnx.ModelProto:
     """`images` uint8 (N, H, W, 3) -> probabilities float32 (N, C), label int64 (N,), member_probabilities (N, M, C).
 
-    What a member computes as another one does, on the same numbers, is computed once.
+    What a member computes as another one does, on the same numbers, is computed once. `temperature` softens the voted
+    probabilities as `tl.runtime.voting.soften` does; it changes no label.
     """
     opset = max(opset_of(ballot.model) for ballot in ballots)
     images = ir.val(INPUT_NAME, ir.DataType.UINT8, ["N", *input_hw, 3])
@@ -44,7 +49,7 @@ def merge_graphs(
     votes = [_add_member(graph, images, ballot, number, opset) for number, ballot in enumerate(ballots)]
     tape = ir.tape.Tape()
     ordered = [_in_order(tape, vote, ballot.columns) for vote, ballot in zip(votes, ballots, strict=True)]
-    outputs = _Count(tape, ordered, len(ballots[0].columns)).outputs(voting, weights)
+    outputs = _Count(tape, ordered, len(ballots[0].columns)).outputs(voting, weights, temperature)
     graph.extend(list(tape.nodes))
     for value in tape.initializers:
         graph.register_initializer(value)
@@ -102,7 +107,9 @@ class _Count:
         self._tape, self._members, self._num_classes = tape, members, num_classes
         self._constants: dict[str, ir.Value] = {}
 
-    def outputs(self, voting: Voting, weights: Sequence[float]) -> tuple[ir.Value, ir.Value, ir.Value]:
+    def outputs(
+        self, voting: Voting, weights: Sequence[float], temperature: float
+    ) -> tuple[ir.Value, ir.Value, ir.Value]:
         """Probabilities, label, and what each member says."""
         op = self._tape.op
         weighted = [self._times(member, weight) for member, weight in zip(self._members, weights, strict=True)]
@@ -116,6 +123,10 @@ class _Count:
             scores = op("Max", weighted)
         classes = self._constant("class_axis", np.array([1], np.int64))
         probabilities = op("Div", [scores, op("ReduceSum", [scores, classes], {"keepdims": 1})])
+        if temperature != 1:
+            power = self._constant("power", np.array(1 / temperature, np.float32))
+            softened = op("Pow", [probabilities, power])
+            probabilities = op("Div", [softened, op("ReduceSum", [softened, classes], {"keepdims": 1})])
         winners = op("Equal", [scores, op("ReduceMax", [scores, classes], {"keepdims": 1})])
         lost = self._constant("lost", np.array(-1, np.float32))
         label = op("ArgMax", [op("Where", [winners, weighted_sum, lost])], {"axis": 1, "keepdims": 0})

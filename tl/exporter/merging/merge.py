@@ -19,8 +19,9 @@ from numpy.typing import NDArray
 from tl.errors import ConfigError, EnsembleError, ParityError
 from tl.exporter.comparison import Original, check_outputs
 from tl.exporter.golden import TOLERANCE, GoldenSource, build_golden, synthetic_inputs
+from tl.exporter.merging.calibrate import calibrate_votes
 from tl.exporter.merging.graph import OUTPUTS, Ballot, merge_graphs
-from tl.exporter.proof_pictures import find_proof_pictures, load_proof_pictures, noise_pictures
+from tl.exporter.proof_pictures import ProofPictures, find_proof_pictures, load_proof_pictures, noise_pictures
 from tl.exporter.publish import embed_contract, publish
 from tl.runtime.contract import (
     SCHEMA_VERSION,
@@ -37,7 +38,8 @@ from tl.runtime.ensemble import Ensemble
 from tl.runtime.recipe import Recipe
 from tl.runtime.selftest import golden_image, run_selftest
 from tl.runtime.session import Session
-from tl.runtime.voting import Voting, vote
+from tl.runtime.voting import Voting, soften, vote
+from tl.trainer.data import Picture
 from tl.trainer.environment import library_versions
 from tl.trainer.progress import Progress
 
@@ -65,10 +67,13 @@ def merge(
     weights: Sequence[float] | None = None,
     images: Sequence[str | os.PathLike[str]] = (),
     golden: Literal["images", "synthetic"] = "images",
+    held_out: Sequence[Picture] = (),
 ) -> Merged:
     """Write one file that gives what the files `models` give when they vote.
 
-    It is proven on `images`, or on the golden samples of the members and noise where there are none.
+    `held_out`: labelled pictures that no member learnt from, by which the votes' confidence is calibrated and sets of
+    classes for any coverage are measured. The file is proven on `images`, or on the golden samples of the members and
+    noise where there are none.
     Raises `ModelFileError`, `EnsembleError`, `ConfigError`, `DataError`, `ParityError` or `OutputError`.
     """
     if Path(out).suffix != ".onnx":
@@ -78,20 +83,26 @@ def merge(
     own, golden_source = _golden_pictures(ensemble)
     sources: list[ImageSource] = [*find_proof_pictures(images)] if images else [*own, *noise_pictures()]
     pictures = load_proof_pictures(sources, recipe, progress)
+    calibration = calibrate_votes(ensemble, held_out, progress)
     progress.start("merging", 3, "steps")
     facts = _facts(ensemble)
-    model = merge_graphs(_ballots(ensemble), recipe.input_hw, voting, facts.weights)
-    bare = _uncertified(contracts, ensemble.class_names, facts)
+    model = merge_graphs(_ballots(ensemble), recipe.input_hw, voting, facts.weights, calibration.temperature)
+    bare = replace(
+        _uncertified(contracts, ensemble.class_names, facts),
+        temperature=calibration.temperature,
+        conformal=calibration.conformal,
+    )
     embed_contract(model, bare)
     progress.advance(note="parity")
 
     def certify(temporary: Path) -> Contract:
         session = Session(temporary, device="cpu")
-        parity, expected = _prove(session, ensemble, pictures.sources, pictures.inputs, bare.precision)
+        parity, expected = _prove(session, ensemble, pictures, bare)
         progress.advance(note="self-test")
         if golden == "synthetic" or (golden_source == "synthetic" and not images):
             inputs = synthetic_inputs(recipe.input_hw)
-            samples = build_golden("synthetic", inputs, ensemble.decide(_members(ensemble, inputs)).probabilities)
+            voted = ensemble.decide(_members(ensemble, inputs)).probabilities
+            samples = build_golden("synthetic", inputs, soften(voted, bare.temperature))
         else:
             real = len(sources) if images else len(own)
             source = "images" if images else golden_source
@@ -170,16 +181,13 @@ def _members(ensemble: Ensemble, inputs: NDArray[np.uint8]) -> NDArray[np.float3
 
 
 def _prove(
-    session: Session,
-    ensemble: Ensemble,
-    sources: Sequence[ImageSource],
-    inputs: NDArray[np.uint8],
-    precision: Precision,
+    session: Session, ensemble: Ensemble, pictures: ProofPictures, bare: Contract
 ) -> tuple[Parity, NDArray[np.float32]]:
     """The members say what the separate files say, and the graph counts their votes as the runtime does.
 
     Returns the report and the voted probabilities (N, C). Raises `ParityError`.
     """
+    inputs = pictures.inputs
     own_members, own_label = session.run(inputs, ["member_probabilities", "label"])
     # Counted from what the merged file's own members say: a vote that hangs on the last digit may fall either way.
     counted = vote(own_members, ensemble.voting, ensemble.weights)
@@ -188,10 +196,11 @@ def _prove(
         raise ParityError(
             f"the merged graph counts otherwise on {wrong} of {len(inputs)} pictures; no file was written"
         )
-    expected = {"probabilities": counted.probabilities, "member_probabilities": _members(ensemble, inputs)}
-    tolerance = _TOLERANCE_FP32 if precision == "fp32" else TOLERANCE[precision]
+    voted = soften(counted.probabilities, bare.temperature)
+    expected = {"probabilities": voted, "member_probabilities": _members(ensemble, inputs)}
+    tolerance = _TOLERANCE_FP32 if bare.precision == "fp32" else TOLERANCE[bare.precision]
     names = Original("the separate files", "the separate files", "merging")
-    return check_outputs(session, sources, inputs, expected, names, tolerance), counted.probabilities
+    return check_outputs(session, pictures.sources, inputs, expected, names, tolerance), voted
 
 
 def _uncertified(contracts: Sequence[Contract], class_names: tuple[str, ...], facts: EnsembleFacts) -> Contract:

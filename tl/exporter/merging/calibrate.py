@@ -1,0 +1,63 @@
+"""How sure votes should be, from labelled pictures that were held out.
+
+Knows ensembles and labels. Does not know graphs.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from tl.errors import DataError
+from tl.exporter.conformal import conformal_of
+from tl.runtime.contract import Conformal
+from tl.runtime.ensemble import Ensemble
+from tl.runtime.predictor import Predictor
+from tl.runtime.results import Classification
+from tl.runtime.voting import soften
+from tl.trainer.calibration import fit_temperature
+from tl.trainer.data import Picture, class_ids
+from tl.trainer.progress import Progress
+from tl.trainer.vote_fitting import log_loss
+
+# Votes by majority give classes that nobody names a share of 0, which no temperature changes.
+_FLOOR = 1e-4
+
+
+@dataclass(frozen=True)
+class Calibration:
+    """`temperature` that softens voted probabilities, and the scores of true classes after it."""
+
+    temperature: float
+    conformal: Conformal | None
+
+
+def calibrate_votes(ensemble: Ensemble, held_out: Sequence[Picture], progress: Progress) -> Calibration:
+    """Fit the temperature of voted probabilities. Temperature 1 without pictures. Raises `DataError`."""
+    if not held_out:
+        return Calibration(1.0, None)
+    true_ids = class_ids(held_out, ensemble.class_names)
+    progress.start("calibrating", len(held_out), "pictures")
+    voted, known = [], []
+    for true_id, result in zip(
+        true_ids, Predictor(ensemble, with_votes=False).predict_iter([p.path for p in held_out]), strict=True
+    ):
+        progress.advance()
+        if isinstance(result, Classification):
+            voted.append(result.probabilities)
+            known.append(true_id)
+    if len(known) < len(held_out):
+        raise DataError(f"{len(held_out) - len(known)} of {len(held_out)} pictures to calibrate on cannot be read")
+    probabilities, truth = np.stack(voted), np.array(known, np.int64)
+    temperature = _fit(probabilities, truth)
+    return Calibration(temperature, conformal_of(soften(probabilities, temperature), truth, "given pictures"))
+
+
+def _fit(probabilities: NDArray[np.float32], truth: NDArray[np.int64]) -> float:
+    """The temperature in float32, as the graph has it; 1 unless another makes the true classes more probable."""
+    fitted = float(np.float32(fit_temperature(np.log(np.maximum(probabilities, _FLOOR)), truth)))
+    is_better = log_loss(soften(probabilities, fitted), truth) < log_loss(probabilities, truth)
+    return fitted if is_better else 1.0
