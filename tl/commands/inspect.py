@@ -61,6 +61,7 @@ def _rows(contract: Contract) -> list[tuple[str, str]]:
         ("validation", metrics or "none recorded"),
         ("parity", f"{parity.images} pictures, {parity_text(parity)}"),
         *_precision_row(contract),
+        *_confidence_rows(contract),
         ("self-test", f"{len(contract.golden.samples)} {contract.golden.source} samples"),
         ("created", f"{origin.created} with {', '.join(f'{k} {v}' for k, v in origin.versions.items())}"),
     ]
@@ -74,6 +75,25 @@ def _landmark_rows(contract: Contract) -> list[tuple[str, str]]:
     margin = f", {facts.region_margin:g} of its size added on every side" if facts.region != "whole" else ""
     pairs = [("flip pairs", ", ".join(":".join(pair) for pair in facts.flip_pairs))] if facts.flip_pairs else []
     return [("looks at", looked_at + margin), *pairs]
+
+
+def _confidence_rows(contract: Contract) -> list[tuple[str, str]]:
+    """How it decides, and what it knows of its own doubts."""
+    rows = []
+    if contract.ensemble is not None:
+        facts = contract.ensemble
+        pairs = zip(facts.members, facts.weights, strict=True)
+        rows.append(("ensemble", f"{facts.voting}: " + ", ".join(f"{m.name} (weight {w:g})" for m, w in pairs)))
+    if contract.task == "classification":
+        rows.append(("temperature", f"{contract.temperature:.4g}"))
+    if contract.conformal is not None:
+        count = len(contract.conformal.scores)
+        rows.append(("coverage", f"sets of classes, from {count} scores of the {contract.conformal.source}"))
+    if contract.unknown is not None:
+        found = contract.unknown
+        text = f"above {found.limit:.4g}, as are {found.false_alarm:.1%} of {found.held_out} validation pictures"
+        rows.append(("unknown", f"{text}; from {found.images} training pictures in {found.dimensions} dimensions"))
+    return rows
 
 
 def _precision_row(contract: Contract) -> list[tuple[str, str]]:
