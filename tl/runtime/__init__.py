@@ -10,6 +10,7 @@ decision), `decode`, `geometry`, `preprocess`, `contract` (what a model file say
 `predictor`, `writers`.
 """
 
+from tl.runtime.caution import Caution
 from tl.runtime.contract import Contract
 from tl.runtime.decode import ImageSource
 from tl.runtime.predictor import Predictor, load, load_landmarks
@@ -19,6 +20,7 @@ from tl.runtime.selftest import SelfTest, run_selftest
 from tl.runtime.voting import Vote, vote
 
 __all__ = [
+    "Caution",
     "Classification",
     "Contract",
     "Failure",
