@@ -112,5 +112,5 @@ def test_adopted__votes_with_our_own(run_tl: RunTl, photos: Path, adopted: Path,
     assert [row["vote:adopted"] for row in votes.rows()] == [row["vote:own"] for row in votes.rows()]
     scores = run_tl("evaluate", photos, "--ensemble", adopted, own, "--device", "cpu")
     assert scores.code == 0
-    assert [row["model"] for row in scores.rows()] == ["adopted", "own", "ensemble", "ensemble", "ensemble"]
+    assert [row["model"] for row in scores.rows()] == ["adopted", "own", *["ensemble"] * 3, "oracle"]
     assert {row["top1_accuracy"] for row in scores.rows()} == {"1.0000"}

@@ -34,7 +34,8 @@ def test_fit_unknown__as_mahalanobis_distance_by_scipy() -> None:
     unit = known.embeddings / np.linalg.norm(known.embeddings, axis=1, keepdims=True)
     means = np.stack([unit[known.class_ids == c].mean(axis=0) for c in range(3)])
     # All 12 directions are kept, and neither turning them nor their shrinkage to a ball depends on the axes.
-    precision = LedoitWolf(assume_centered=True).fit(unit - means[known.class_ids]).precision_
+    covariance = LedoitWolf(assume_centered=True).fit(unit - means[known.class_ids]).covariance_
+    precision = np.linalg.inv(covariance + 3e-5 * np.eye(12))
     new = make_clouds(20, 2, shift=5)[0]
     wanted = [
         min(mahalanobis(row, mean, precision) for mean in means) / np.sqrt(12)
@@ -51,6 +52,13 @@ def test_fit_unknown__tells_others_and_keeps_its_false_alarms() -> None:
     assert facts.false_alarm <= 0.05
     # 5% are promised; 200 held-out and 1,000 new pictures know it to some points.
     assert 0.01 < (scores[:1000] > facts.limit).mean() < 0.1
+
+
+def test_fit_unknown__embeddings_that_hardly_differ_are_not_measured_by_their_rounding() -> None:
+    random = np.random.default_rng(0)
+    embeddings = (np.ones((60, 12)) + 1e-7 * random.normal(size=(60, 12))).astype(np.float32)
+    score, _ = fit_unknown(Known(embeddings, np.arange(60) % 3, embeddings), 3) or pytest.fail("not fitted")
+    assert score(torch.from_numpy(embeddings)).max() < 1e-4
 
 
 def test_fit_unknown__length_does_not_count() -> None:

@@ -20,6 +20,9 @@ from tl.trainer.network import Deployed
 MAX_DIMENSIONS = 256
 # A larger embedding, such as a flattened map, would make its projection larger than the backbone.
 MAX_EMBEDDING = 8192
+# Of an embedding of length 1 in any direction; those of MobileNetV2 have 0.0003 and more. With less, the distance would
+# be made of rounding.
+_LEAST_VARIANCE = 3e-5
 # Of known pictures, how many may be called unknown.
 FALSE_ALARM = 0.05
 
@@ -88,8 +91,8 @@ def fit_unknown(
     projection = PCA(size, random_state=0).fit(unit)
     places = projection.transform(unit)
     means = np.stack([places[known.class_ids == c].mean(axis=0) for c in range(num_classes)])
-    precision = LedoitWolf(assume_centered=True).fit(places - means[known.class_ids]).precision_
-    factor = np.linalg.cholesky(precision)
+    covariance = LedoitWolf(assume_centered=True).fit(places - means[known.class_ids]).covariance_
+    factor = np.linalg.cholesky(np.linalg.inv(covariance + _LEAST_VARIANCE * np.eye(size)))
     score = UnknownScore(
         *(
             torch.from_numpy(np.ascontiguousarray(values, np.float32))
