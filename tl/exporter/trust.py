@@ -47,5 +47,5 @@ def measure_unknown(
     labels = class_ids_of([picture.label for picture in train.pictures], class_names)
     found = fit_unknown(Known(train.embeddings, labels, val.embeddings), len(class_names))
     if found is None:
-        progress.say("no unknown score: a class has too few training pictures, or the embedding is too large")
+        progress.say("no unknown score: too few pictures of a class, or an embedding too large or too alike to measure")
     return found

@@ -23,6 +23,8 @@ MAX_EMBEDDING = 8192
 # Of an embedding of length 1 in any direction; those of MobileNetV2 have 0.0003 and more. With less, the distance would
 # be made of rounding.
 _LEAST_VARIANCE = 3e-5
+# What other machines' sums differ by, as a share of the largest value, and what a score may change by for it.
+_ROUNDING, _STEADY = 1e-6, 5e-5
 # Of known pictures, how many may be called unknown.
 FALSE_ALARM = 0.05
 
@@ -76,7 +78,9 @@ class DeployedWithUnknown(nn.Module):
 def fit_unknown(
     known: Known, num_classes: int, false_alarm: float = FALSE_ALARM
 ) -> tuple[UnknownScore, UnknownFacts] | None:
-    """Measure classes, and set the limit on held-out pictures. None where there are too few pictures to do so."""
+    """Measure classes, and set the limit on held-out pictures. None where that cannot be done: too few pictures,
+    an embedding that is too large, or one whose differences are hardly more than rounding.
+    """
     counts = np.bincount(known.class_ids, minlength=num_classes)
     wide = known.embeddings.shape[1]
     if counts.min() < 2 or wide > MAX_EMBEDDING or not len(known.held_out):
@@ -101,10 +105,19 @@ def fit_unknown(
     )
     with torch.no_grad():
         scores = score(torch.from_numpy(known.held_out)).double().numpy()
+        shaken = score(torch.from_numpy(_shake(known.held_out))).double().numpy()
+    if not np.abs(shaken - scores).max() < _STEADY:
+        return None
     limit = conformal_limit(scores.tolist(), 1 - false_alarm)
     limit = float(scores.max()) if limit == np.inf else limit
     facts = UnknownFacts(len(unit), size, limit, float((scores > limit).mean()), len(scores))
     return score, facts
+
+
+def _shake(embeddings: NDArray[np.float32]) -> NDArray[np.float32]:
+    """The same as another machine may round them."""
+    noise = np.random.default_rng(0).choice((-_ROUNDING, _ROUNDING), embeddings.shape)
+    return np.asarray(embeddings + noise * np.abs(embeddings).max(axis=1, keepdims=True), np.float32)
 
 
 def _to_length_one(embedding: Tensor) -> Tensor:
