@@ -30,6 +30,7 @@ PRINTED = {
     "Load and predict": ["('red', 'green', 'blue') ", "green 0.99", "'label': 'green'", "red", "green", "green"],
     "Many pictures": ["photo.png green", " red", "broken.jpg gave nothing: No such file", "['green', 'red', None]"],
     "Several models that vote": ["('model', 'other') ('green', 'green') 1.0 0.0"],
+    "When not to believe it": ["sure enough: green"],
     "Landmarks": ["red 20 15", "green 60 20", "blue 30 45", "True 0.0 False"],
     "Errors": ["no model: missing.onnx: no such file", "no picture: not a picture", "differs by "],
     "A window that must not freeze": ["'label': 'green'", "{'path': 'broken.jpg', 'error': 'No such file"],
