@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from safetensors.numpy import load_file
 from scipy.special import softmax
 from sklearn.metrics import accuracy_score, f1_score
+from sklearn.model_selection import StratifiedKFold
 
 import tl.runtime
 from tests.trainer.make import (
@@ -26,6 +27,7 @@ from tests.trainer.make import (
     make_png,
     read_rows,
 )
+from tl.errors import TlError
 from tl.exporter.export import export_run
 from tl.trainer.checkpoints import load_best
 from tl.trainer.classification import compute_features
@@ -173,6 +175,50 @@ def test_solve__is_the_solver_on_the_kept_features(close_photos: Path, finished_
         abs=1e-5,  # six digits
     )
     np.testing.assert_array_equal(load_file(run.best_path)["head.weight"], head.weight.astype(np.float32))
+
+
+def test_bag__is_the_mean_of_heads_on_folds(close_photos: Path, finished_run: Run, tmp_path: Path) -> None:
+    """By scikit-learn's own folds and ours of each: the mean of their logits is what the shipped head gives."""
+    changes = {"bag": True, "folds": 3, "c_values": (0.01, 1.0), "augment": "light", "views": 2}
+    listener = Listener()
+    run = train(head_config(close_photos, finished_run, tmp_path / "r", **changes), listener).run
+    assert "mean of 3 logistic heads with C " in "\n".join(listener.lines)
+    task = prepare_task(run.load_config(), Silent())
+    ids = task.true_ids("train")
+    views = [task.split_features("train", (view,)) for view in (1, 2)]
+    clean = task.split_features("val")
+    logits: dict[float, list[NDArray[Any]]] = {0.01: [], 1.0: []}
+    hits = dict.fromkeys(logits, 0)
+    for own, held_out in StratifiedKFold(3, shuffle=True, random_state=0).split(ids, ids):
+        data = (np.concatenate([v[own] for v in views]), np.tile(ids[own], 2))
+        others = (np.concatenate([v[held_out] for v in views]), np.tile(ids[held_out], 2))
+        for c in logits:
+            head, (trial,) = solve_head("logistic", data, others, (c,), 0)
+            logits[c].append(head.logits(clean))
+            hits[c] += round(trial.val_top1_accuracy * len(others[1]))
+    rows = read_rows(run.folder / "c_search.csv")
+    wanted = [hits[c] / (2 * len(ids)) for c in logits]
+    assert [float(row["val_top1_accuracy"]) for row in rows] == pytest.approx(wanted, abs=1e-6)  # six digits
+    best = max(logits, key=lambda c: (hits[c], -c))
+    tensors = load_file(run.best_path)
+    found = clean @ tensors["head.weight"].T + tensors["head.bias"]
+    np.testing.assert_allclose(found, np.mean(logits[best], axis=0), rtol=0, atol=1e-4)  # float32 sums of 128 products
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"folds": 3}, "give bag too"),
+        ({"bag": True, "head": "mlp"}, "bag needs a solved linear head"),
+        ({"bag": True, "folds": 1}, "folds must be at least 2"),
+        ({"bag": True, "folds": 40}, "40 folds need as many pictures"),
+    ],
+)
+def test_bag__refused(
+    close_photos: Path, finished_run: Run, tmp_path: Path, changes: dict[str, Any], message: str
+) -> None:
+    with pytest.raises(TlError, match=message):
+        train_head(close_photos, finished_run, tmp_path / "r", **changes)
 
 
 @pytest.mark.parametrize("head", ["linear", "svm"])

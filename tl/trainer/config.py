@@ -105,6 +105,14 @@ class TrainConfig:
         "Model",
     )
 
+    bag: bool = _option(
+        False,
+        "Linear heads on kept features: solve one on all but each of --folds folds and ship their mean, one linear "
+        "head again.",
+        "Model",
+    )
+    folds: int | None = _option(None, "With --bag: folds that the training pictures are cut into (5).", "Model")
+
     crop: Crop = _option(
         "whole",
         "Landmarks: look at the whole picture, at its box in the data, or at the part with the annotated points.",
@@ -244,4 +252,6 @@ HEAD_SIZES: dict[str, tuple[int, ...]] = {
     "conv": (32, 1024),
     "heatmap": (64,),
 }
+# Of a bag: as usual in cross-validation, each head sees four fifths of the training pictures.
+BAG_FOLDS = 5
 C_VALUES: dict[str, tuple[float, ...]] = {"svm": (1e-4, 1e-3, 1e-2), "linear": (1e-3, 1e-2, 1e-1, 1.0)}

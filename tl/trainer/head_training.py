@@ -10,11 +10,12 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from tl.trainer.folds import Fold, cut_folds
 from tl.trainer.options import settled
 from tl.trainer.outcome import Outcome
 from tl.trainer.progress import Progress
 from tl.trainer.runs import Run
-from tl.trainer.solvers import LinearHead, Solver, Trial, solve_head
+from tl.trainer.solvers import LinearHead, Solver, Trial, solve_bag, solve_head
 from tl.trainer.task import Task, network_card
 
 
@@ -35,11 +36,15 @@ def solve_linear(task: Task, run: Run, progress: Progress) -> LinearHead:
     progress.start("solving the head", 1, "heads")
     train = _train_data(task)
     val = (task.split_features("val"), task.true_ids("val"))
-    head, trials = solve_head(
-        solver, train, val, settled(config.c_values), config.seed, is_balanced=config.class_weights == "balanced"
-    )
+    c_values, is_balanced = settled(config.c_values), config.class_weights == "balanced"
+    if config.bag:
+        head, trials = solve_bag(solver, train, _bag_folds(task), c_values, config.seed, is_balanced=is_balanced)
+        what = f"mean of {config.folds} {solver} heads"
+    else:
+        head, trials = solve_head(solver, train, val, c_values, config.seed, is_balanced=is_balanced)
+        what = f"{solver} head"
     run.save_rows("c_search.csv", Trial, trials)
-    progress.say(f"{solver} head with C {head.c:g}, of {', '.join(f'{trial.c:g}' for trial in trials)}")
+    progress.say(f"{what} with C {head.c:g}, of {', '.join(f'{trial.c:g}' for trial in trials)}")
     progress.advance()
     return head
 
@@ -70,6 +75,15 @@ def train_by_steps(task: Task, run: Run, progress: Progress, is_resumed: bool) -
 def _train_data(task: Task) -> tuple[NDArray[np.float32], NDArray[np.int64]]:
     views = task.train_views
     return task.split_features("train", views), np.tile(task.true_ids("train"), len(views))
+
+
+def _bag_folds(task: Task) -> list[Fold]:
+    """Folds of the training pictures, all views of a picture on one side."""
+    config, store, places = task.config, task.store, task.store.indices("train")
+    hashes, groups = [store.hashes[i] for i in places], [store.pictures[i].group for i in places]
+    folds = cut_folds(task.true_ids("train"), hashes, groups, settled(config.folds), config.seed)
+    starts = len(places) * np.arange(len(task.train_views))[:, None]
+    return [((starts + own).ravel(), (starts + held_out).ravel()) for own, held_out in folds]
 
 
 def _save_solved(task: Task, run: Run, head: LinearHead, temperature: float) -> None:

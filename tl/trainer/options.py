@@ -16,6 +16,7 @@ from typing import Any, TypeVar
 from tl.errors import ConfigError, MissingExtraError
 from tl.runtime.landmark_files.files import is_landmark_file
 from tl.trainer.config import (
+    BAG_FOLDS,
     BY_METHOD,
     C_VALUES,
     CLASSES,
@@ -48,6 +49,8 @@ def resolve(config: TrainConfig, where: str = "options") -> TrainConfig:
         del chosen["epochs"]  # nothing is trained by epochs
     head = settled(config.head)
     config = _fill(config, chosen | {"head_sizes": HEAD_SIZES[head], "c_values": C_VALUES.get(head, ())})
+    if config.bag:
+        config = _fill(config, {"folds": BAG_FOLDS})
     if config.drop_epochs is None and config.epochs is not None:
         config = dataclasses.replace(config, drop_epochs=max(1, config.epochs // 3))
     if config.head_start is None:
@@ -213,6 +216,13 @@ def _combination_faults(config: TrainConfig) -> list[str]:
             frozen and not _streams(config) and (config.mixup > 0 or config.cutmix > 0)
         ),
         "head svm has its own solver: leave out optimizer": config.head == "svm" and config.optimizer != "lbfgs",
+        "folds is for bag (tl probe compares heads on folds): give bag too, or leave it out": (
+            config.folds is not None and not config.bag
+        ),
+        "bag needs a solved linear head on kept features: method features with head linear or svm, without epochs": (
+            config.bag and not is_solved(config)
+        ),
+        f"folds must be at least 2, found {config.folds}": _below(config.folds, 2),
         "head conv needs head_sizes: channels, then dense sizes": config.head == "conv" and not config.head_sizes,
     }
     faults = [text for text, is_broken in rules.items() if is_broken]

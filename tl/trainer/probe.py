@@ -9,15 +9,16 @@ import dataclasses
 import itertools
 import math
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from tl.errors import ConfigError, DataError
+from tl.errors import ConfigError
 from tl.trainer.config import TrainConfig
+from tl.trainer.folds import Fold, cut_folds
 from tl.trainer.metrics import macro_f1, wilson_interval
 from tl.trainer.options import config_from_mapping, is_solved, nearest, resolve, settled
 from tl.trainer.progress import Progress, Silent
@@ -30,8 +31,6 @@ VARIABLE = (
     *("schedule", "warmup_epochs", "drop_epochs", "drop_factor", "label_smoothing", "class_weights", "sampler"),
     *("ema_decay", "clip_norm", "accumulate"),
 )
-# (training, validation) places in the pool of pictures.
-Fold = tuple[NDArray[np.int64], NDArray[np.int64]]
 
 
 @dataclass(frozen=True)
@@ -111,7 +110,7 @@ def probe(
         raise ValueError("this task keeps no features")
     features = task.features.get(task.store, pool, (CLEAN,))
     true_ids = np.array([task.ids[i] for i in pool])
-    plans = [(seed, list(_folds(task, pool, true_ids, folds, seed))) for seed in range(seeds)]
+    plans = [(seed, _plan(task, pool, true_ids, folds, seed)) for seed in range(seeds)]
     progress.start("trying heads", sum(len(plan) for _, plan in plans) * len(tries), "fits")
     rows = []
     for chosen, config in tries:
@@ -136,42 +135,13 @@ def probe(
     return sorted(rows, key=lambda row: -row.top1_accuracy)
 
 
-def _folds(task: Task, pool: Sequence[int], true_ids: NDArray[np.int64], folds: int, seed: int) -> Iterator[Fold]:
+def _plan(task: Task, pool: Sequence[int], true_ids: NDArray[np.int64], folds: int, seed: int) -> list[Fold]:
     pictures = [task.store.pictures[i] for i in pool]
     if folds == 0:
         is_val = np.array([picture.split == "val" for picture in pictures])
-        yield np.flatnonzero(~is_val), np.flatnonzero(is_val)
-        return
-    from sklearn.model_selection import StratifiedGroupKFold, StratifiedKFold
-
-    groups = _inseparable([task.store.hashes[i] for i in pool], [picture.group for picture in pictures])
-    smallest = int(np.bincount(true_ids).min())
-    if folds > min(smallest, len(set(groups))):
-        raise DataError(
-            f"{folds} folds need as many pictures of each class and as many groups; the smallest class has {smallest}, "
-            f"groups are {len(set(groups))}: lower --folds"
-        )
-    is_grouped = len(set(groups)) < len(groups)
-    splitter = (StratifiedGroupKFold if is_grouped else StratifiedKFold)(folds, shuffle=True, random_state=seed)
-    for train, val in splitter.split(true_ids, true_ids, groups if is_grouped else None):
-        if len(set(true_ids[train])) < len(task.class_names):
-            raise DataError(f"{folds} folds leave a class without training pictures: its groups are too few")
-        yield train, val
-
-
-def _inseparable(hashes: Sequence[str], groups: Sequence[str]) -> list[int]:
-    """A number for each picture, the same for all that equal files or groups tie together, one by the other."""
-    from scipy.sparse import coo_array
-    from scipy.sparse.csgraph import connected_components
-
-    ties = [*((i, ("hash", digest)) for i, digest in enumerate(hashes))]
-    ties += [(i, ("group", group)) for i, group in enumerate(groups) if group]
-    nodes = {key: len(hashes) + n for n, key in enumerate(dict.fromkeys(key for _, key in ties))}
-    count = len(hashes) + len(nodes)
-    rows, columns = [i for i, _ in ties], [nodes[key] for _, key in ties]
-    graph = coo_array((np.ones(len(ties)), (rows, columns)), shape=(count, count))
-    numbers: list[int] = connected_components(graph, directed=False)[1][: len(hashes)].tolist()
-    return numbers
+        return [(np.flatnonzero(~is_val), np.flatnonzero(is_val))]
+    hashes = [task.store.hashes[i] for i in pool]
+    return cut_folds(true_ids, hashes, [picture.group for picture in pictures], folds, seed)
 
 
 def _limit(train: NDArray[np.int64], true_ids: NDArray[np.int64], count: int | None, seed: int) -> NDArray[np.int64]:

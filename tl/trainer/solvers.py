@@ -44,22 +44,67 @@ class Trial:
     val_top1_accuracy: float
 
 
+Labelled = tuple[NDArray[np.floating], NDArray[np.int64]]
+
+
 def solve_head(
-    solver: Solver,
-    train: tuple[NDArray[np.floating], NDArray[np.int64]],
-    val: tuple[NDArray[np.floating], NDArray[np.int64]],
-    c_values: Sequence[float],
-    seed: int,
-    *,
-    is_balanced: bool = False,
+    solver: Solver, train: Labelled, val: Labelled, c_values: Sequence[float], seed: int, *, is_balanced: bool = False
 ) -> tuple[LinearHead, list[Trial]]:
     """Fit a head for each C and keep the best on `val`; of equals, the smallest C. Features (N, D), ids (N,).
 
     `is_balanced`: rare classes weigh more.
     """
+    heads, trials = _solve_each(solver, train, val, sorted(c_values), seed, is_balanced)
+    return heads[_best(trials)], trials
+
+
+def solve_bag(
+    solver: Solver,
+    train: Labelled,
+    folds: Sequence[tuple[NDArray[np.int64], NDArray[np.int64]]],
+    c_values: Sequence[float],
+    seed: int,
+    *,
+    is_balanced: bool = False,
+) -> tuple[LinearHead, list[Trial]]:
+    """A head for each (training, held out) fold of `train`, all with the C that is best on what they have not seen.
+
+    Their logits averaged are one linear head, which is returned. Of each trial, accuracies are means over the folds,
+    weighted by their sizes.
+
+    Source: Breiman 1996, "Bagging Predictors"; folds in place of bootstrap samples are Parmanto et al. 1996's.
+    """
+    features, ids = train
+    each = [
+        _solve_each(
+            solver, (features[own], ids[own]), (features[held], ids[held]), sorted(c_values), seed + i, is_balanced
+        )
+        for i, (own, held) in enumerate(folds)
+    ]
+    own_sizes, held_sizes = ([len(part) for part in parts] for parts in zip(*folds, strict=True))
+    trials = [
+        Trial(
+            tried[0].c,
+            float(np.average([trial.train_top1_accuracy for trial in tried], weights=own_sizes)),
+            float(np.average([trial.val_top1_accuracy for trial in tried], weights=held_sizes)),
+        )
+        for tried in zip(*(trials for _, trials in each), strict=True)
+    ]
+    heads = [heads[_best(trials)] for heads, _ in each]
+    weight, bias = (np.mean([getattr(head, part) for head in heads], axis=0) for part in ("weight", "bias"))
+    return LinearHead(weight, bias, heads[0].c), trials
+
+
+def _best(trials: Sequence[Trial]) -> int:
+    return max(range(len(trials)), key=lambda i: (trials[i].val_top1_accuracy, -i))
+
+
+def _solve_each(
+    solver: Solver, train: Labelled, val: Labelled, c_values: Sequence[float], seed: int, is_balanced: bool
+) -> tuple[list[LinearHead], list[Trial]]:
+    """A head and its trial for each C, ascending."""
     from sklearn.exceptions import ConvergenceWarning
 
-    c_values = sorted(c_values)
     mean, std = train[0].mean(axis=0, dtype=np.float64), train[0].std(axis=0, dtype=np.float64)
     std = np.maximum(std, max(0.1 * float(std.mean()), 1e-6))  # nearly constant features are not blown up
     shift, scale = mean.astype(np.float32), std.astype(np.float32)
@@ -78,8 +123,8 @@ def solve_head(
         Trial(c, model.score(scaled_train, train[1]), model.score(scaled_val, val[1]))
         for c, model in zip(c_values, models, strict=True)
     ]
-    best = max(range(len(trials)), key=lambda i: (trials[i].val_top1_accuracy, -i))
-    return _unscale(models[best].coef_, models[best].intercept_, mean, std, c_values[best]), trials
+    heads = [_unscale(m.coef_, m.intercept_, mean, std, c) for m, c in zip(models, c_values, strict=True)]
+    return heads, trials
 
 
 def _build_model(solver: Solver, c: float, seed: int, is_balanced: bool) -> Any:
