@@ -138,6 +138,22 @@ def copy_as(copy: int, source: str, target: str) -> str:
     return str(shutil.copy(source, Path(target).with_stem(f"{Path(target).stem}-{copy}")))
 
 
+def test_tta__predict_and_evaluate(run_tl: RunTl, photos: Path, color_model: Path) -> None:
+    rows = run_tl("predict", photos, "--model", color_model, "--tta", "hflip,crops").rows()
+    assert {Path(row["path"]).parent.name == row["label"] for row in rows} == {True}
+    done = run_tl("evaluate", photos, "--model", color_model, "--tta", "hflip,crops")
+    before, after = done.rows()
+    assert [row["tta"] for row in (before, after)] == ["", "hflip,crops"]
+    assert (before["gain"], after["gain"], after["gain_p"]) == ("", "0.0000", "1.0000")
+    assert float(before["images_per_s"]) > float(after["images_per_s"])  # twelve views
+    for options, message in (
+        (("predict", "--tta", "flip"), "--tta takes each of hflip, vflip, crops once, got flip"),
+        (("evaluate", "--tta", "hflip", "--merged", color_model), "--merged: leave it out with --tta"),
+    ):
+        refused = run_tl(options[0], photos, "--model", color_model, *options[1:])
+        assert (refused.code, message in refused.err) == (1, True)
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [

@@ -129,7 +129,7 @@ def test_load_inputs__decodes_once_for_equal_rules() -> None:
     inputs = load_inputs(file, recipes)
     assert file.decoded == 1
     for recipe in recipes:
-        np.testing.assert_array_equal(inputs[recipe], load_input(blocks(), recipe))
+        np.testing.assert_array_equal(inputs[recipe], load_input(blocks(), recipe)[None])
 
 
 def test_load_inputs__decodes_again_for_another_depth() -> None:
@@ -137,7 +137,7 @@ def test_load_inputs__decodes_again_for_another_depth() -> None:
     file = CountingFile(encode(np.full((8, 8), 2048, np.uint16), "PNG"))
     inputs = load_inputs(file, recipes)
     assert file.decoded == 2
-    assert [int(inputs[recipe][0, 0, 0]) for recipe in recipes] == [8, 128]
+    assert [int(inputs[recipe][0, 0, 0, 0]) for recipe in recipes] == [8, 128]
 
 
 @pytest.mark.parametrize(("side", "times"), [(70, 1), (130, 2)])
@@ -147,4 +147,4 @@ def test_load_inputs__decodes_a_photo_again_only_at_another_scale(side: int, tim
     inputs = load_inputs(file, recipes)
     assert file.decoded == times
     for recipe in recipes:
-        np.testing.assert_array_equal(inputs[recipe], load_input(file, recipe))
+        np.testing.assert_array_equal(inputs[recipe], load_input(file, recipe)[None])

@@ -16,6 +16,7 @@ from tl.runtime.predictor import load
 from tl.trainer.data import Picture
 from tl.trainer.evaluate import COLUMNS, choose_split, evaluate
 from tl.trainer.progress import Silent
+from tl.trainer.tta_evaluation import evaluate_tta
 
 # (label, colour): the third is labelled red and looks blue.
 CASES = (("red", (200, 30, 20)), ("green", (20, 180, 60)), ("red", (30, 40, 220)), ("blue", (10, 60, 90)))
@@ -157,3 +158,40 @@ def test_evaluate__a_merged_file_stands_beside_its_members(tmp_path: Path, pictu
     (hard,) = [row for row in rows if (row["model"], row["voting"]) == ("ensemble", "hard")]
     assert [rows[-2][key] for key in same] == [hard[key] for key in same]
     assert (alone["model"], alone["top1_accuracy"]) == ("both", hard["top1_accuracy"])
+
+
+def test_evaluate_tta__gain_and_cost(tmp_path: Path, pictures: list[Picture]) -> None:
+    """A picture that its top rows mislead, and three of its five crops do not show them."""
+    image = solid((90, 100, 80), 64, 64)
+    image[:4] = (255, 0, 0)
+    odd = make_png(tmp_path / "odd.png", image)
+    model = make_model(tmp_path / "m.onnx")
+    wanted = {}
+    for kinds in ((), ("crops",)):
+        with load(model, device="cpu", tta=kinds) as predictor:
+            wanted[kinds] = predictor.predict(odd).label
+    assert wanted == {(): "red", ("crops",): "green"}
+    data = [*pictures, Picture(str(odd), "odd", "green"), Picture("missing.png", "missing", "red")]
+    with load(model, device="cpu") as plain, load(model, device="cpu", tta=("crops",)) as augmented:
+        result = evaluate_tta(plain, augmented, data, Silent())
+    before, after = result.rows
+    assert (before["tta"], after["tta"]) == ("", "crops")
+    assert (before["top1_accuracy"], after["top1_accuracy"]) == (3 / 5, 4 / 5)
+    assert after["gain"] == pytest.approx(1 / 5)
+    assert after["gain_p"] == 1  # one picture of one tells nothing
+    assert before["images_per_s"] > 0 < after["images_per_s"]
+    assert [failure.path for failure in result.failures] == ["missing.png"]
+
+
+def test_evaluate_tta__of_an_ensemble_every_row_has_a_twin(
+    tmp_path: Path, color_model: Path, pictures: list[Picture]
+) -> None:
+    files = [color_model, make_model(tmp_path / "other.onnx", gain=-0.02)]
+    with load(files, device="cpu") as plain, load(files, device="cpu", tta=("hflip",)) as augmented:
+        rows = evaluate_tta(plain, augmented, pictures, Silent()).rows
+    named = [(row["model"], row["voting"], row["tta"]) for row in rows]
+    plain_names = [("color", ""), ("other", ""), ("ensemble", "soft"), ("ensemble", "hard"), ("ensemble", "max")]
+    assert named[:-1] == [(*name, tta) for name in plain_names for tta in ("", "hflip")]
+    assert named[-1] == ("oracle", "", None)
+    assert [row["images_per_s"] is None for row in rows] == [True] * 4 + [False] * 6 + [True]
+    assert {row["gain"] for row in rows if row["tta"]} == {0.0}  # the mirror image has the same mean colour

@@ -21,6 +21,7 @@ from tl.commands.options import (
     Merge,
     ModelFile,
     Threads,
+    Tta,
     VoteWeights,
     model_region,
     named_models,
@@ -33,6 +34,7 @@ from tl.errors import ConfigError
 
 if TYPE_CHECKING:
     from tl.runtime.results import Failure
+    from tl.trainer.data import Picture
 
 _WORST = 3
 
@@ -52,20 +54,24 @@ ReportTo = Annotated[
 ]
 
 
+Data = Annotated[
+    Path,
+    typer.Argument(
+        help="Folder of class folders, train/ val/ test/ of them, or CSV. Landmarks: CSV, TPS, COCO, DeepLabCut.",
+        show_default=False,
+    ),
+]
+Split = Annotated[str | None, typer.Option(help="train, val, test or all. Default: test, else val, else all.")]
+SplitColumn = Annotated[str, typer.Option(help="Column of a CSV that holds the split.")]
+AsJson = Annotated[bool, typer.Option("--json", help="Print rows with per-class scores as JSON.")]
+
+
 def command(
-    data: Annotated[
-        Path,
-        typer.Argument(
-            help="Folder of class folders, train/ val/ test/ of them, or CSV. Landmarks: CSV, TPS, COCO, DeepLabCut.",
-            show_default=False,
-        ),
-    ],
+    data: Data,
     model: ModelFile = None,
     ensemble: EnsembleFiles = None,
-    split: Annotated[
-        str | None, typer.Option(help="train, val, test or all. Default: test, else val, else all.")
-    ] = None,
-    split_column: Annotated[str, typer.Option(help="Column of a CSV that holds the split.")] = "split",
+    split: Split = None,
+    split_column: SplitColumn = "split",
     vote_weights: VoteWeights = None,
     merge: Merge = None,
     locator: Locator = None,
@@ -74,10 +80,11 @@ def command(
     merged: Merged = None,
     fit_vote_weights: FitVoteWeights = None,
     select: Select = False,
+    tta: Tta = None,
     report: ReportTo = None,
     device: Device = "auto",
     threads: Threads = None,
-    as_json: Annotated[bool, typer.Option("--json", help="Print rows with per-class scores as JSON.")] = False,
+    as_json: AsJson = False,
 ) -> None:
     """Score a model file, or an ensemble under every voting rule, on labelled or annotated pictures.
 
@@ -86,31 +93,52 @@ def command(
 
     - `tl evaluate labels.csv --split test --ensemble a.onnx b.onnx c.onnx --report ensemble.html`
 
+    - `tl evaluate labels.csv --split val --model beetles.onnx --tta hflip,crops` is it worth its time?
+
     - `tl evaluate labels.csv --split val --ensemble models/*.onnx --fit-vote-weights weights.json --select`
 
     - `tl evaluate wings.csv --split test --model wing.onnx --locator coarse.onnx`
 
     Columns: model, voting, n, top1_accuracy, ci_low, ci_high (95%, Wilson), macro_f1, ece; for ensembles also
-    mcnemar_p, against the member that is best here, and a row of the oracle, right where any is. For landmarks: model,
-    merging, n, points, error_px (mean distance in pixels of the photos), ci_low, ci_high (95%, bootstrap), rmse_px,
-    normalised_error (by centroid size), extent_error (by the extent of a picture's points). Without --locator, a model
-    that looks at a part of each photo is given the part that the annotations say, as in training.
+    mcnemar_p, against the member that is best here, and a row of the oracle, right where any is. With --tta each row
+    has a twin with tta, gain (of accuracy), gain_p (McNemar, against the row before) and images_per_s.
+
+    For landmarks: model, merging, n, points, error_px (mean distance in pixels of the photos), ci_low, ci_high (95%,
+    bootstrap), rmse_px, normalised_error (by centroid size), extent_error (by the extent of a picture's points).
+    Without --locator, a model that looks at a part of each photo is given the part that the annotations say, as in
+    training.
     """
     from tl.runtime.landmark_files.files import is_landmark_file
 
     opened: dict[str, Any] = {"vote_weights": vote_weights, "device": device, "threads": threads}
-    of_points = {"merge": merge, "locator": locator, "crop_margin": crop_margin}
-    of_votes = {"merged": merged, "fit_vote_weights": fit_vote_weights, "select": select or None}
+    of_points = {"merge": merge, "locator": locator, "crop_margin": crop_margin, "images": images}
+    of_votes = {"merged": merged, "fit_vote_weights": fit_vote_weights, "select": select or None, "report": report}
+    _check_choices(data, of_points, of_votes, tta)
     if is_landmark_file(data):
-        opened |= of_points
-        refuse_given({"report": report, **of_votes}, f"for classes, and {data} has landmarks")
-        done = _evaluate_points(data, split, images, model, ensemble, opened)
+        done = _evaluate_points(data, split, model, ensemble, opened | of_points)
     else:
-        refuse_given(of_points | {"images": images}, f"for landmarks, and {data} has classes")
-        done = _evaluate_classes(data, split, split_column, model, ensemble, opened, of_votes, report)
+        name, pictures = _read_split(data, split, split_column)
+        if tta is not None:
+            done = _evaluate_tta(name, pictures, model, ensemble, opened, tta)
+        else:
+            done = _evaluate_classes(name, pictures, model, ensemble, opened, of_votes)
     _report(done, as_json)
     if done.failures:
         raise typer.Exit(EXIT_SOME_FAILED)
+
+
+def _check_choices(data: Path, of_points: dict[str, Any], of_votes: dict[str, Any], tta: str | None) -> None:
+    """Refuse what would be ignored, before anything is predicted."""
+    from tl.runtime.landmark_files.files import is_landmark_file
+
+    if of_votes["select"] and of_votes["fit_vote_weights"] is None:
+        raise ConfigError("--select chooses members for --fit-vote-weights FILE: give that too")
+    if tta is not None:
+        refuse_given(of_votes, "leave it out with --tta, which shows models with and without it")
+    if is_landmark_file(data):
+        refuse_given({"tta": tta, **of_votes}, f"for classes, and {data} has landmarks")
+    else:
+        refuse_given(of_points, f"for landmarks, and {data} has classes")
 
 
 @dataclass(frozen=True)
@@ -123,28 +151,52 @@ class _Evaluated:
     failures: list[Failure]
 
 
+def _read_split(data: Path, split: str | None, split_column: str) -> tuple[str, list[Picture]]:
+    from tl.trainer.data import read_pictures
+    from tl.trainer.evaluate import choose_split
+
+    name, pictures = choose_split(read_pictures(data, split_column, warn), split)
+    _say_split(name, len(pictures), "RUN/manifest.csv")
+    return name, pictures
+
+
+def _evaluate_tta(
+    name: str,
+    pictures: list[Picture],
+    model: Path | None,
+    ensemble: list[Path] | None,
+    opened: dict[str, Any],
+    tta: str,
+) -> _Evaluated:
+    from tl.trainer.tta_evaluation import TTA_COLUMNS, evaluate_tta
+
+    with (
+        open_predictor(model, ensemble, **opened) as plain,
+        open_predictor(model, ensemble, **opened, tta=tta) as augmented,
+        console_progress() as progress,
+    ):
+        result = evaluate_tta(plain, augmented, pictures, progress)
+    return _Evaluated(name, result.rows, (*result.columns, *TTA_COLUMNS), result.failures)
+
+
 def _evaluate_classes(
-    data: Path,
-    split: str | None,
-    split_column: str,
+    name: str,
+    pictures: list[Picture],
     model: Path | None,
     ensemble: list[Path] | None,
     opened: dict[str, Any],
     of_votes: dict[str, Any],
-    report: Path | None,
 ) -> _Evaluated:
     from tl.runtime.predictor import load
-    from tl.trainer.data import read_pictures
-    from tl.trainer.evaluate import choose_split, evaluate
+    from tl.trainer.evaluate import evaluate
 
+    report = of_votes["report"]
     if report is not None:
         with training_packages():
             from tl.studies.report.ensemble_page import write_ensemble_report
     if model is not None:
-        refuse_given(of_votes, "for an --ensemble; a merged file alone is a --model")
         refuse_given({"report": report}, "shows an ensemble; the page of one model is its run's: tl report RUN")
-    name, pictures = choose_split(read_pictures(data, split_column, warn), split)
-    _say_split(name, len(pictures), "RUN/manifest.csv")
+        refuse_given(of_votes, "for an --ensemble; a merged file alone is a --model")
     with ExitStack() as open_files:
         predictor = open_files.enter_context(open_predictor(model, ensemble, **opened))
         beside = None
@@ -160,22 +212,19 @@ def _evaluate_classes(
     if of_votes["fit_vote_weights"] is not None:
         fitted = fit_vote_file(result, of_votes["fit_vote_weights"], select=bool(of_votes["select"]))
         rows = [*rows[:-1], fitted, rows[-1]]  # before the oracle
-    elif of_votes["select"]:
-        raise ConfigError("--select chooses members for --fit-vote-weights FILE: give that too")
     return _Evaluated(name, rows, result.columns, result.failures)
 
 
 def _evaluate_points(
     data: Path,
     split: str | None,
-    images: Path | None,
     model: Path | None,
     ensemble: list[Path] | None,
     opened: dict[str, Any],
 ) -> _Evaluated:
     from tl.trainer.landmarks.evaluate import COLUMNS, evaluate_points, read_split
 
-    pictures = read_split(data, split, images)
+    pictures = read_split(data, split, opened.pop("images"))
     for remark in pictures.remarks:
         warn(f"{data}: {remark}")
     _say_split(pictures.split, len(pictures.paths), "RUN/annotations.json")

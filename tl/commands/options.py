@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from tl.runtime.geometry import Region
     from tl.runtime.predictor import Predictor
     from tl.runtime.results import Classification, Landmarks
+    from tl.runtime.tta import TtaKind
 
 ModelFile = Annotated[Path | None, typer.Option("--model", "-m", help="One model file.")]
 EnsembleFiles = Annotated[list[Path] | None, typer.Option(help="Model files that vote, all after one flag.")]
@@ -42,6 +43,14 @@ MinConfidence = Annotated[
 ]
 RejectUnknown = Annotated[
     bool, typer.Option("--reject-unknown", help='Label "?" where a picture is unlike those of training.')
+]
+Tta = Annotated[
+    str | None,
+    typer.Option(
+        help="Test-time augmentation: mean over views of each picture; hflip, vflip and crops, as in hflip,crops. "
+        "Slower by the number of views.",
+        show_default=False,
+    ),
 ]
 Merge = Annotated[
     Literal["mean", "median", "confidence"] | None,
@@ -74,6 +83,7 @@ def open_predictor(
     coverage: float | None = None,
     min_confidence: float | None = None,
     reject_unknown: bool | None = None,
+    tta: str | None = None,
     device: str = "auto",
     threads: int | None = None,
 ) -> Predictor[Classification]:
@@ -100,9 +110,22 @@ def open_predictor(
         weights=weights,
         classes=classes or "same",
         caution=caution,
+        tta=parse_tta(tta),
     )
     _say_device(predictor)
     return predictor
+
+
+def parse_tta(text: str | None) -> list[TtaKind]:
+    """`"hflip,crops"` -> its kinds. Raises `ConfigError`."""
+    from tl.runtime.tta import build_views
+
+    kinds: list[Any] = [] if text is None else [kind.strip() for kind in text.split(",")]
+    try:
+        build_views(kinds)
+    except ValueError as error:
+        raise ConfigError(f"--{error}") from error
+    return kinds
 
 
 def open_landmark_predictor(

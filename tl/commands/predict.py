@@ -24,6 +24,7 @@ from tl.commands.options import (
     ModelFile,
     RejectUnknown,
     Threads,
+    Tta,
     Vote,
     VoteWeights,
     finds_landmarks,
@@ -92,6 +93,7 @@ def command(
     coverage: Coverage = None,
     min_confidence: MinConfidence = None,
     reject_unknown: RejectUnknown = False,
+    tta: Tta = None,
     merge: Merge = None,
     locator: Locator = None,
     boxes: Boxes = None,
@@ -119,23 +121,22 @@ def command(
 
     - `tl predict photos/ --model wing.onnx --locator coarse.onnx --draw drawn/ -o points.csv` finds landmarks
 
-    Columns: path, label, confidence, p:CLASS of each class, error; set with --coverage, unknown_score where the file
-    has it, reason of a label "?"; ensembles add agreement, entropy, mutual_information, margin and vote:MEMBER.
-    Landmarks: path, xPOINT, yPOINT in pixels of the upright photo, pPOINT (confidence) where the model gives it, sPOINT
-    (spread in pixels) of an ensemble, centroid_size, shape_distance, is_odd, error. Exit code 3: some
-    pictures could not be read, their rows say why. OUT.ledger tells --resume what is done.
+    Columns: path, label, confidence, p:CLASS of each class, error; set, unknown_score, reason of a label "?"; ensembles
+    add agreement, entropy, mutual_information, margin and vote:MEMBER. Landmarks: path, xPOINT, yPOINT in pixels of the
+    upright photo, pPOINT (confidence), sPOINT (spread in pixels) of an ensemble, centroid_size, shape_distance, is_odd,
+    error. Exit code 3: some pictures could not be read, their rows say why. OUT.ledger tells --resume what is done.
     """
-    if output is None and resume | retry_failed:
+    of_points = {"merge": merge, "locator": locator, "crop_margin": crop_margin, "boxes": boxes, "mm_per_px": mm_per_px}
+    of_points |= {"draw": draw, "to": to}
+    of_classes: dict[str, Any] = {"vote": vote, "classes": classes, "coverage": coverage, "tta": tta}
+    of_classes |= {"min_confidence": min_confidence, "reject_unknown": reject_unknown or None}
+    of_both = {"vote_weights": vote_weights, "device": device, "threads": threads}
+    options = {"batch_size": batch_size, "retry_failed": retry_failed, "fail_fast": fail_fast, "point_format": to}
+    options["resume"] = resume or retry_failed
+    if output is None and options["resume"]:
         raise ConfigError("--resume and --retry-failed need a file: give --output")
     pictures = _find_pictures(images or [], files_from, null)
-    of_points = {"merge": merge, "locator": locator, "crop_margin": crop_margin, "boxes": boxes, "mm_per_px": mm_per_px}
-    of_output = {"draw": draw, "to": to}
-    of_classes = {"vote": vote, "classes": classes, "coverage": coverage, "min_confidence": min_confidence}
-    of_classes |= {"reject_unknown": reject_unknown or None}
-    of_both = {"vote_weights": vote_weights, "device": device, "threads": threads}
-    predictor = _open(model, ensemble, of_points, of_output, of_classes, of_both)
-    options = {"batch_size": batch_size, "retry_failed": retry_failed, "fail_fast": fail_fast, "point_format": to}
-    options |= {"resume": resume or retry_failed}
+    predictor = _open(model, ensemble, of_points, of_classes, of_both)
     if _write_predictions(predictor, pictures, output, draw, options):
         raise typer.Exit(EXIT_SOME_FAILED)
 
@@ -144,16 +145,16 @@ def _open(
     model: Path | None,
     ensemble: list[Path] | None,
     of_points: dict[str, Any],
-    of_output: dict[str, Any],
     of_classes: dict[str, Any],
     of_both: dict[str, Any],
 ) -> Predictor[Any]:
     """What --model or --ensemble names, with the options that its task has."""
     if finds_landmarks(named_models(model, ensemble)):
         refuse_given(of_classes, "for models of classes, and this one finds landmarks")
-        where = {"boxes": _read_boxes(of_points["boxes"]), "mm_per_px": _read_scales(of_points["mm_per_px"])}
-        return open_landmark_predictor(model, ensemble, **(of_points | where), **of_both)
-    refuse_given(of_points | of_output, "for landmark models, and this one gives classes")
+        opened = {name: of_points[name] for name in ("merge", "locator", "crop_margin")}
+        opened |= {"boxes": _read_boxes(of_points["boxes"]), "mm_per_px": _read_scales(of_points["mm_per_px"])}
+        return open_landmark_predictor(model, ensemble, **opened, **of_both)
+    refuse_given(of_points, "for landmark models, and this one gives classes")
     return open_predictor(model, ensemble, **of_classes, **of_both)
 
 

@@ -23,7 +23,8 @@ from tl.runtime.preprocess import Inputs, load_inputs
 from tl.runtime.recipe import Recipe
 from tl.runtime.results import Classification, MemberVotes
 from tl.runtime.session import Session
-from tl.runtime.voting import Vote, Voting, agreement, entropy, margin, mutual_information, vote
+from tl.runtime.tta import TtaKind, build_views
+from tl.runtime.voting import Vote, Voting, agreement, entropy, margin, mutual_information, soften, vote
 
 ClassRule = Literal["same", "union"]
 
@@ -42,7 +43,8 @@ class Ensemble:
 
     `class_names` is the first member's order; with `classes="union"` later members' further classes follow, and a class
     that a member does not know has probability 0 in its vote. A merged file alone votes by its own rule, inside its
-    graph, and its members are those that it was made of. Raises `EnsembleError` if the members do not fit.
+    graph, and its members are those that it was made of. `tta`: each member's probabilities are the mean over views of
+    a picture, before any vote. Raises `EnsembleError` if the members do not fit.
     """
 
     def __init__(
@@ -53,6 +55,7 @@ class Ensemble:
         weights: Sequence[float] | None = None,
         classes: ClassRule = "same",
         caution: Caution | None = None,
+        tta: Sequence[TtaKind] = (),
     ) -> None:
         check_weights(sessions, weights)
         self.sessions = tuple(sessions)
@@ -68,20 +71,26 @@ class Ensemble:
             self.voting, self.weights = merged.voting, merged.weights
             self.member_names = tuple(member.name for member in merged.members)
         self.caution = caution or Caution()
+        self._tta, self._views = tuple(tta), build_views(tta)
         unknown = self.contracts[0].unknown if len(sessions) == 1 else None
         self._tells_unknown = unknown is not None
         self._unknown_limit = None if unknown is None else unknown.limit
         _check_caution(self.sessions, self.contracts, self.caution)
+        if self._tta and self.caution.coverage is not None:
+            raise EnsembleError("coverage was measured without test-time augmentation: leave out one of them")
         self._set_limit = _set_limit(self.contracts[0], self.caution)
 
     def member_probabilities(self, inputs: Mapping[Recipe, NDArray[np.uint8]]) -> NDArray[np.float32]:
-        """Run every member. `inputs`: recipe -> uint8 (N, H, W, 3). Returns float32 (N, M, C) by `class_names`."""
-        batch = len(next(iter(inputs.values())))
+        """Run every member. `inputs`: recipe -> uint8 (N * V, H, W, 3), a picture's V views one after the other.
+
+        Returns float32 (N, M, C) by `class_names`.
+        """
+        batch = len(next(iter(inputs.values()))) // len(self._views)
         stacked = np.zeros((batch, len(self.sessions), len(self.class_names)), np.float32)
         for m, (session, contract) in enumerate(zip(self.sessions, self.contracts, strict=True)):
             (probabilities,) = session.run(inputs[contract.recipe], ["probabilities"])
             _check_finite(session, probabilities)
-            stacked[:, m, self._columns[m]] = probabilities
+            stacked[:, m, self._columns[m]] = self._mean_of_views(probabilities)
         return stacked
 
     def decide(self, member_probabilities: NDArray[np.float32]) -> Vote:
@@ -96,6 +105,7 @@ class Ensemble:
             "weights": None if self.weights is None else list(self.weights),
             "class_names": self.class_names,
             "caution": vars(self.caution),
+            "tta": list(self._tta),
         }
 
     def columns(self, *, with_votes: bool) -> ClassColumns:
@@ -110,13 +120,13 @@ class Ensemble:
 
     def prepare(self, source: ImageSource, name: str) -> Inputs:
         """Decode a picture as the members want it. Raises `ImageReadError`."""
-        return load_inputs(source, self.recipes)
+        return load_inputs(source, self.recipes, self._views)
 
     def results(self, names: Sequence[str], prepared: Sequence[Inputs], *, with_votes: bool) -> list[Classification]:
         """Decide on prepared pictures."""
         if not prepared:
             return []
-        batch = {recipe: np.stack([inputs[recipe] for inputs in prepared]) for recipe in self.recipes}
+        batch = {recipe: np.concatenate([inputs[recipe] for inputs in prepared]) for recipe in self.recipes}
         judged = self._judge_alone(batch, with_votes) if len(self.sessions) == 1 else self._judge_together(batch)
         probabilities, label_ids = judged.decided.probabilities, judged.decided.label_ids
         confidence = probabilities[np.arange(len(label_ids)), label_ids]
@@ -143,17 +153,33 @@ class Ensemble:
         return _Judged(self.decide(members), members, None)
 
     def _judge_alone(self, batch: Mapping[Recipe, NDArray[np.uint8]], with_votes: bool) -> _Judged:
-        """One file's decision; what the members of a merged one say is only computed if it is asked for."""
+        """One file's decision; what the members of a merged one say is only computed if it is needed."""
         (session,) = self.sessions
+        has_views = len(self._views) > 1
         wanted = {"probabilities": True, "label": self._votes_inside}
-        wanted |= {"member_probabilities": self._votes_inside and with_votes, "unknown_score": self._tells_unknown}
+        wanted["member_probabilities"] = self._votes_inside and (with_votes or has_views)
+        wanted["unknown_score"] = self._tells_unknown
         names = [name for name, is_wanted in wanted.items() if is_wanted]
         found = dict(zip(names, session.run(batch[self.recipes[0]], names), strict=True))
-        probabilities = found["probabilities"]
-        _check_finite(session, probabilities)
-        label_ids = found.get("label", probabilities.argmax(axis=1)).astype(np.int64, copy=False)
-        members = found.get("member_probabilities", probabilities[:, None])
-        return _Judged(Vote(probabilities, label_ids), members, found.get("unknown_score"))
+        _check_finite(session, found["probabilities"])
+        unknown = found["unknown_score"][:: len(self._views)] if self._tells_unknown else None  # of whole pictures
+        probabilities = self._mean_of_views(found["probabilities"])
+        members = self._mean_of_views(found["member_probabilities"]) if "member_probabilities" in found else None
+        if members is not None and has_views:  # the graph's own vote, on what its members say of all views
+            decided = self.decide(members)
+            softened = soften(decided.probabilities, self.contracts[0].temperature)
+            return _Judged(Vote(softened, decided.label_ids), members, unknown)
+        label_ids = found["label"] if self._votes_inside else probabilities.argmax(axis=1)
+        decided = Vote(probabilities, label_ids.astype(np.int64, copy=False))
+        return _Judged(decided, probabilities[:, None] if members is None else members, unknown)
+
+    def _mean_of_views(self, probabilities: NDArray[np.float32]) -> NDArray[np.float32]:
+        """(N * V, ...) -> (N, ...); as they are for one view."""
+        count = len(self._views)
+        if count == 1:
+            return probabilities
+        grouped = probabilities.reshape(-1, count, *probabilities.shape[1:])
+        return np.asarray(grouped.mean(axis=1, dtype=np.float32), np.float32)
 
     def _member_votes(self, judged: _Judged) -> list[MemberVotes]:
         members, decided = judged.members, judged.decided

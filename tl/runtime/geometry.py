@@ -59,6 +59,22 @@ class Placement:
         return np.asarray((points - self.offset_xy + 0.5) / self.scale_xy - 0.5 + self.region_xywh[:2])
 
 
+@dataclass(frozen=True)
+class Part:
+    """A region of any picture, its numbers in shares of the picture's width and height."""
+
+    left: float
+    top: float
+    width: float
+    height: float
+
+    def region(self, image_hw: tuple[int, int]) -> Region:
+        """In pixels of a picture, of which it takes one at least."""
+        full_h, full_w = image_hw
+        width, height = max(1.0, self.width * full_w), max(1.0, self.height * full_h)
+        return min(self.left * full_w, full_w - width), min(self.top * full_h, full_h - height), width, height
+
+
 def widen(region: Region, margin: float) -> Region:
     """A region with `margin` times its size more on every side."""
     left, top, width, height = region

@@ -27,6 +27,7 @@ from tl.runtime.landmark_ensemble import LandmarkEnsemble
 from tl.runtime.merging import Merging
 from tl.runtime.results import Classification, Failure, Landmarks, Prediction
 from tl.runtime.session import Session
+from tl.runtime.tta import TtaKind
 from tl.runtime.voting import Voting
 
 Known = TypeVar("Known")
@@ -48,17 +49,19 @@ def load(
     weights: Sequence[float] | None = None,
     classes: ClassRule = "same",
     caution: Caution | None = None,
+    tta: Sequence[TtaKind] = (),
 ) -> Predictor[Classification]:
     """Open one classifier, or several that vote.
 
     `device`: "auto", "cpu", "cuda", "cuda:N". `threads`: how many work, None for all usable cores. `hint`, for the CPU:
     "throughput" lets every thread work on pictures of its own, the fastest way through many; "latency" lets all work on
     one picture, the fastest way through one. A list, even of one, gives results with votes. `caution`: sets of classes
-    with a chosen coverage, and labels that are rejected.
+    with a chosen coverage, and labels that are rejected. `tta`: test-time augmentation, the mean over views of each
+    picture: "hflip", "vflip", "crops" (the whole, its middle and corners), and what they combine to.
     Raises `ModelFileError`, `EnsembleError` or `DeviceError`.
     """
     sessions, alone, threads = _open_sessions(models, device, threads, hint)
-    ensemble = Ensemble(sessions, voting=vote, weights=weights, classes=classes, caution=caution)
+    ensemble = Ensemble(sessions, voting=vote, weights=weights, classes=classes, caution=caution, tta=tta)
     return Predictor(ensemble, with_votes=not alone, threads=threads)
 
 

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -31,13 +31,23 @@ _Ids = NDArray[np.int64]
 
 
 @dataclass(frozen=True)
+class Decided:
+    """What a model or a vote says of N pictures: `probabilities` (N, C), and `label_ids` (N,), which decide."""
+
+    model: str
+    voting: str
+    probabilities: NDArray[np.float32]
+    label_ids: _Ids
+
+
+@dataclass(frozen=True)
 class Evaluation:
     """`rows`: one for each model and voting rule, with the keys of `metrics.json` beside model and voting.
 
     Those of an ensemble end with the oracle, which is right wherever any member is, and have `mcnemar_p`: how likely
     such a difference from the best member is if both are equally good. `paths`: of the N pictures that could be read;
     `true_ids` int64 (N,); `members` float32 (N, M, C): what each member says of them, by `class_names`.
-    `weights`: of their votes, None for equal ones.
+    `weights`: of their votes, None for equal ones. `decided`: what each row but the oracle's is made of.
     """
 
     rows: list[Row]
@@ -48,6 +58,7 @@ class Evaluation:
     member_names: tuple[str, ...]
     class_names: tuple[str, ...]
     weights: Sequence[float] | None
+    decided: tuple[Decided, ...]
 
     @property
     def columns(self) -> tuple[str, ...]:
@@ -85,42 +96,51 @@ def evaluate(
         raise DataError(f"{_name(merged)}: has other classes than the models beside it")
     true_ids = class_ids(pictures, names)
     progress.start("evaluating", len(pictures), "pictures")
-    good: list[tuple[int, Classification]] = []
-    of_merged: list[Classification] = []
-    failures: list[Failure] = []
+    results: list[Classification | Failure] = []
+    of_merged: list[Classification | Failure] = []
     paths = [picture.path for picture in pictures]
     beside = merged.predict_iter(paths) if merged else itertools.repeat(None)
-    for true_id, result, other in zip(true_ids, predictor.predict_iter(paths), beside, strict=False):
+    for result, other in zip(predictor.predict_iter(paths), beside, strict=False):
         progress.advance()
-        if isinstance(result, Failure):
-            failures.append(result)
-            continue
-        good.append((true_id, result))
-        if isinstance(other, Classification):
+        results.append(result)
+        if other is not None:
             of_merged.append(other)
+    if merged is None:
+        return score_results(predictor, true_ids, results)
+    return score_results(predictor, true_ids, results, _decided_alone(merged, of_merged, names))
+
+
+def score_results(
+    predictor: Predictor[Classification],
+    true_ids: Sequence[int],
+    results: Sequence[Classification | Failure],
+    merged: Decided | None = None,
+) -> Evaluation:
+    """Rows for the results that `predictor` gave for pictures of known classes. Raises `DataError` if all failed."""
+    good = [(i, result) for i, result in zip(true_ids, results, strict=True) if isinstance(result, Classification)]
+    failures = [result for result in results if isinstance(result, Failure)]
     if not good:
-        raise DataError(f"none of the {len(pictures)} pictures can be read, first: {failures[0].error}")
+        raise DataError(f"none of the {len(results)} pictures can be read, first: {failures[0].error}")
+    names, weights = predictor.class_names, predictor.ensemble.key["weights"]
     truth = np.array([true_id for true_id, _ in good])
-    results = [result for _, result in good]
-    evaluation = Evaluation(
-        rows=[],
+    members = np.stack([_members(result) for _, result in good])
+    if predictor.with_votes:
+        decided = [*_decide_members(members, predictor.member_names, weights), *([merged] if merged else [])]
+        rows = _ensemble_rows(decided, members, truth, names)
+    else:
+        decided = [_decided_alone(predictor, results, names)]
+        rows = [_row(each, truth, names) for each in decided]
+    return Evaluation(
+        rows=rows,
         failures=failures,
-        paths=[result.path for result in results],
+        paths=[result.path for _, result in good],
         true_ids=truth,
-        members=np.stack([_members(result) for result in results]),
+        members=members,
         member_names=predictor.member_names,
         class_names=names,
-        weights=predictor.ensemble.key["weights"],
+        weights=weights,
+        decided=tuple(decided),
     )
-    if results[0].votes is None:
-        rows = [{"model": _name(predictor), "voting": "", **_scores(truth, results, names)}]
-    else:
-        rows = _rows(evaluation)
-        if merged is not None:
-            row = {"model": _name(merged), "voting": merged.ensemble.key["voting"], **_scores(truth, of_merged, names)}
-            right = np.array([names.index(result.label) for result in of_merged]) == truth
-            rows.insert(-1, row | {"mcnemar_p": mcnemar_p(right, _best_member(evaluation))})
-    return replace(evaluation, rows=rows)
 
 
 @dataclass(frozen=True)
@@ -145,7 +165,7 @@ def fit_votes(evaluation: Evaluation, *, select: bool) -> FittedVotes:
     held_out = held_out_votes(members, truth, fit)
     scores = classification_metrics(truth, held_out, evaluation.class_names)
     row = {"model": "ensemble", "voting": "soft, selected" if select else "soft, fitted", **scores}
-    row["mcnemar_p"] = mcnemar_p(held_out.argmax(axis=1) == truth, _best_member(evaluation))
+    row["mcnemar_p"] = mcnemar_p(held_out.argmax(axis=1) == truth, _best_member(members, truth))
     weights = dict(zip(evaluation.member_names, fit(members, truth).tolist(), strict=True))
     return FittedVotes(weights, row, log_loss(held_out, truth), log_loss(members.mean(axis=1), truth))
 
@@ -160,33 +180,47 @@ def _members(result: Classification) -> NDArray[np.float32]:
     return result.probabilities[None] if result.votes is None else result.votes.probabilities
 
 
-def _scores(truth: _Ids, results: Sequence[Classification], names: tuple[str, ...]) -> Row:
-    """Of decided pictures, whatever the order of their own classes."""
-    columns = [results[0].class_names.index(name) for name in names]
-    probabilities = np.stack([result.probabilities[columns] for result in results])
-    return classification_metrics(truth, probabilities, names, np.array([names.index(r.label) for r in results]))
+def _decided_alone(
+    predictor: Predictor[Classification], results: Sequence[Classification | Failure], names: tuple[str, ...]
+) -> Decided:
+    """What a single file says, its classes in the order of `names`."""
+    good = [result for result in results if isinstance(result, Classification)]
+    columns = [predictor.class_names.index(name) for name in names]
+    return Decided(
+        model=_name(predictor),
+        voting=str(predictor.ensemble.key["voting"]) if predictor.member_names[1:] else "",
+        probabilities=np.stack([result.probabilities[columns] for result in good]),
+        label_ids=np.array([names.index(result.label) for result in good]),
+    )
 
 
-def _best_member(evaluation: Evaluation) -> NDArray[np.bool_]:
+def _decide_members(
+    members: NDArray[np.float32], member_names: Sequence[str], weights: Sequence[float] | None
+) -> list[Decided]:
+    """Each member alone, and each rule."""
+    own = zip(member_names, np.moveaxis(members, 1, 0), strict=True)
+    alone = [Decided(name, "", said, np.asarray(said.argmax(axis=1))) for name, said in own]
+    votes = [(rule, vote(members, rule, weights)) for rule in VOTINGS]
+    return alone + [Decided("ensemble", rule, voted.probabilities, voted.label_ids) for rule, voted in votes]
+
+
+def _row(decided: Decided, truth: _Ids, names: tuple[str, ...]) -> Row:
+    scores = classification_metrics(truth, decided.probabilities, names, decided.label_ids)
+    return {"model": decided.model, "voting": decided.voting, **scores}
+
+
+def _best_member(members: NDArray[np.float32], truth: _Ids) -> NDArray[np.bool_]:
     """Where the member is right that is so most often."""
-    right = evaluation.members.argmax(axis=2) == evaluation.true_ids[:, None]
+    right = members.argmax(axis=2) == truth[:, None]
     return np.asarray(right[:, right.sum(axis=0).argmax()])
 
 
-def _rows(evaluation: Evaluation) -> list[Row]:
+def _ensemble_rows(
+    decided: Sequence[Decided], members: NDArray[np.float32], truth: _Ids, names: tuple[str, ...]
+) -> list[Row]:
     """Of each member and rule, and the oracle."""
-    truth, members, names = evaluation.true_ids, evaluation.members, evaluation.class_names
-    best = _best_member(evaluation)
-    rows = []
-    for m, name in enumerate(evaluation.member_names):
-        p = mcnemar_p(members[:, m].argmax(axis=1) == truth, best)
-        scores = classification_metrics(truth, members[:, m], names)
-        rows.append({"model": name, "voting": "", **scores, "mcnemar_p": p})
-    for rule in VOTINGS:
-        decided = vote(members, rule, evaluation.weights)
-        scores = classification_metrics(truth, decided.probabilities, names, decided.label_ids)
-        p = mcnemar_p(decided.label_ids == truth, best)
-        rows.append({"model": "ensemble", "voting": rule, **scores, "mcnemar_p": p})
+    best = _best_member(members, truth)
+    rows = [_row(each, truth, names) | {"mcnemar_p": mcnemar_p(each.label_ids == truth, best)} for each in decided]
     any_right = (members.argmax(axis=2) == truth[:, None]).any(axis=1)
     low, high = wilson_interval(int(any_right.sum()), len(truth))
     rows.append(

@@ -59,6 +59,18 @@ def test_merge__votes_as_the_separate_files(
             assert np.abs(ours.votes.probabilities - theirs.votes.probabilities).max() < 1e-6
 
 
+@pytest.mark.parametrize("voting", VOTINGS)
+def test_merge__averages_views_as_the_separate_files(voting: Voting, members: list[Path], tmp_path: Path) -> None:
+    """Each member over all views, then the vote; a calibrated file softens after it."""
+    done = do_merge(members, tmp_path / "e.onnx", voting=voting, weights=[2, 1, 1])
+    halves = [np.concatenate([a, b], axis=1) for a in PICTURES for b in PICTURES]
+    options = {"device": "cpu", "tta": ("crops", "hflip")}
+    with load(members, vote=voting, weights=[2, 1, 1], **options) as apart, load(done.path, **options) as merged:
+        for ours, theirs in zip(merged.predict_batch(halves), apart.predict_batch(halves), strict=True):
+            assert ours.label == theirs.label
+            np.testing.assert_allclose(ours.probabilities, theirs.probabilities, rtol=0, atol=1e-6)
+
+
 def test_merge__as_a_single_model_it_gives_no_votes(members: list[Path], tmp_path: Path) -> None:
     done = do_merge(members, tmp_path / "e.onnx")
     with load(done.path, device="cpu") as merged:
