@@ -110,6 +110,35 @@ def make_model(
     return path
 
 
+def make_cam_model(path: Path, *, gain: float = 0.05) -> Path:
+    """The colour model of 8x8 inputs with class activation maps `cam` (N, 3, 2, 2), whose mean is its logits."""
+    graph = helper.make_graph(
+        [
+            helper.make_node("Cast", ["images"], ["pixels"], to=TensorProto.FLOAT),
+            helper.make_node("Transpose", ["pixels"], ["planes"], perm=[0, 3, 1, 2]),
+            helper.make_node("AveragePool", ["planes"], ["map"], kernel_shape=[4, 4], strides=[4, 4]),
+            helper.make_node("Mul", ["map", "gain"], ["cam"]),
+            helper.make_node("ReduceMean", ["cam", "axes"], ["logits"], keepdims=0),
+            helper.make_node("Softmax", ["logits"], ["probabilities"], axis=1),
+        ],
+        "cam",
+        [helper.make_tensor_value_info("images", TensorProto.UINT8, ["N", 8, 8, 3])],
+        [
+            helper.make_tensor_value_info("probabilities", TensorProto.FLOAT, ["N", 3]),
+            helper.make_tensor_value_info("cam", TensorProto.FLOAT, ["N", 3, 2, 2]),
+        ],
+        [
+            numpy_helper.from_array(np.array([2, 3], np.int64), "axes"),
+            numpy_helper.from_array(np.array(gain, np.float32), "gain"),
+        ],
+    )
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)], ir_version=8)
+    contract = make_contract(gain=gain, outputs=("probabilities", "cam"))
+    helper.set_model_props(model, {METADATA_KEY: dump_contract(contract)})
+    path.write_bytes(model.SerializeToString())
+    return path
+
+
 def solid(color: tuple[int, int, int], height: int = 8, width: int = 8) -> NDArray[np.uint8]:
     """A picture of one colour, uint8 (H, W, 3)."""
     return np.full((height, width, 3), color, np.uint8)

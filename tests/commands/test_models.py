@@ -138,6 +138,17 @@ def copy_as(copy: int, source: str, target: str) -> str:
     return str(shutil.copy(source, Path(target).with_stem(f"{Path(target).stem}-{copy}")))
 
 
+def test_predict__explain(run_tl: RunTl, photos: Path, color_model: Path, tmp_path: Path) -> None:
+    why = tmp_path / "why"
+    done = run_tl("predict", photos, "--model", color_model, "--explain", why, "--min-confidence", "0.9999")
+    assert done.code == 0
+    assert {row["label"] for row in done.rows()} == {"?"}  # explained is what it would be
+    drawn = sorted(path.name for path in why.rglob("*.why.jpg"))
+    assert drawn == sorted(f"{path.name}.why.jpg" for path in photos.rglob("*.png"))
+    refused = run_tl("predict", photos, "--model", color_model, "--explain", why, "--tta", "hflip")
+    assert (refused.code, "--tta: --explain is of pictures as they are" in refused.err) == (1, True)
+
+
 def test_tta__predict_and_evaluate(run_tl: RunTl, photos: Path, color_model: Path) -> None:
     rows = run_tl("predict", photos, "--model", color_model, "--tta", "hflip,crops").rows()
     assert {Path(row["path"]).parent.name == row["label"] for row in rows} == {True}

@@ -16,15 +16,16 @@ import pytest
 import torch
 from PIL import Image
 
-from tests.trainer.make import Listener, make_noise, make_png, plain_text, read_rows, train_here
+from tests.trainer.make import Listener, make_config, make_noise, make_png, plain_text, read_rows, train_here
 from tl.errors import ConfigError, DataError, ParityError, RunError, TlError
-from tl.exporter.export import Exported, Subject, _export, export_pretrained, export_run, spread
+from tl.exporter.export import Exported, _export, export_pretrained, export_run, spread
 from tl.exporter.golden import synthetic_inputs
+from tl.exporter.subjects import Further, Subject
 from tl.runtime.caution import Caution
 from tl.runtime.contract import METADATA_KEY
 from tl.runtime.predictor import load
 from tl.runtime.preprocess import load_input
-from tl.runtime.selftest import run_selftest
+from tl.runtime.selftest import golden_image, run_selftest
 from tl.runtime.session import Session
 from tl.trainer.backbones import build_classifier
 from tl.trainer.checkpoints import load_best
@@ -33,6 +34,7 @@ from tl.trainer.network import Deployed
 from tl.trainer.networks import load_network
 from tl.trainer.progress import Silent
 from tl.trainer.runs import Run
+from tl.trainer.train import train
 
 FORBIDDEN = (b"/work", b"/home", b"/root", b"/tmp", b"/usr", b"site-packages", b".py")
 
@@ -95,8 +97,31 @@ def test_export_run__what_held_out_pictures_say(exported: Exported, finished_run
     assert (near.label, far.label) == (near.class_set[0], "?")
 
 
+def test_export_run__class_activation_maps(finished_run: Run, photos: Path, tmp_path: Path) -> None:
+    """The mean of a map is the picture's logit, so that maps and probabilities tell the same."""
+    with pytest.raises(ConfigError, match="this run has head mlp with pooling gap on smallcnn"):
+        export_run(finished_run, tmp_path / "m.onnx", Silent(), further=Further(cam=True))
+    weights = str(finished_run.folder)
+    run = train(make_config(photos, tmp_path / "linear", method="features", weights=weights), Silent()).run
+    done = export_run(run, tmp_path / "m.onnx", Silent(), further=Further(cam=True, false_alarm=0.3))
+    assert done.contract.outputs == ("probabilities", "embedding", "unknown_score", "cam")
+    assert set(done.contract.parity.session_max_abs_diff) == set(done.contract.outputs)
+    session = Session(done.path, device="cpu")
+    samples = done.contract.golden.samples
+    images = np.stack([golden_image(sample, done.contract, "here") for sample in samples])
+    probabilities, cam = session.run(images, ["probabilities", "cam"])
+    assert cam.shape[:2] == (4, 3)
+    logits = cam.mean(axis=(2, 3)) / done.contract.temperature
+    shares = np.exp(logits - logits.max(axis=1, keepdims=True))
+    np.testing.assert_allclose(probabilities, shares / shares.sum(axis=1, keepdims=True), rtol=0, atol=1e-5)
+    strict = export_run(run, tmp_path / "strict.onnx", Silent(), further=Further(false_alarm=0.01)).contract.unknown
+    assert done.contract.unknown is not None
+    assert strict is not None
+    assert done.contract.unknown.limit < strict.limit  # fewer of the validation pictures may be called unknown
+
+
 def test_export_run__without_training_pictures(finished_run: Run, tmp_path: Path) -> None:
-    plain = export_run(finished_run, tmp_path / "m.onnx", Silent(), unknown=False).contract
+    plain = export_run(finished_run, tmp_path / "m.onnx", Silent(), further=Further(unknown=False)).contract
     assert (plain.unknown, plain.outputs) == (None, ("probabilities", "embedding"))
 
 

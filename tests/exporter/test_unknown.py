@@ -24,7 +24,7 @@ def fitted(count: int = 300) -> Known:
 
 def test_fit_unknown__as_mahalanobis_distance_by_scipy() -> None:
     known = fitted()
-    found = fit_unknown(known, 3)
+    found = fit_unknown(known, 3, 0.05)
     assert found is not None
     score, facts = found
     assert (facts.images, facts.dimensions, facts.held_out) == (300, 12, 200)
@@ -45,7 +45,7 @@ def test_fit_unknown__as_mahalanobis_distance_by_scipy() -> None:
 
 
 def test_fit_unknown__tells_others_and_keeps_its_false_alarms() -> None:
-    score, facts = fit_unknown(fitted(), 3) or pytest.fail("not fitted")
+    score, facts = fit_unknown(fitted(), 3, 0.05) or pytest.fail("not fitted")
     new, strange = make_clouds(1000, 3)[0], make_clouds(1000, 4, shift=9)[0]
     scores = score(torch.from_numpy(np.concatenate([new, strange]))).numpy()
     assert roc_auc_score([0] * 1000 + [1] * 1000, scores) > 0.95
@@ -57,25 +57,26 @@ def test_fit_unknown__tells_others_and_keeps_its_false_alarms() -> None:
 def test_fit_unknown__embeddings_that_hardly_differ_are_not_measured_by_their_rounding() -> None:
     random = np.random.default_rng(0)
     embeddings = (np.ones((60, 12)) + 1e-7 * random.normal(size=(60, 12))).astype(np.float32)
-    score, _ = fit_unknown(Known(embeddings, np.arange(60) % 3, embeddings), 3) or pytest.fail("not fitted")
+    score, _ = fit_unknown(Known(embeddings, np.arange(60) % 3, embeddings), 3, 0.05) or pytest.fail("not fitted")
     assert score(torch.from_numpy(embeddings)).max() < 1e-4
 
 
 def test_fit_unknown__length_does_not_count() -> None:
-    score, _ = fit_unknown(fitted(), 3) or pytest.fail("not fitted")
+    score, _ = fit_unknown(fitted(), 3, 0.05) or pytest.fail("not fitted")
     new = torch.from_numpy(make_clouds(20, 5)[0])
     torch.testing.assert_close(score(new), score(3 * new))
 
 
 def test_fit_unknown__too_little_to_go_by() -> None:
     known = fitted()
-    assert fit_unknown(known, 4) is None  # a class without pictures
-    assert fit_unknown(Known(known.embeddings, known.class_ids, known.held_out[:0]), 3) is None
+    assert fit_unknown(known, 4, 0.05) is None  # a class without pictures
+    assert fit_unknown(Known(known.embeddings, known.class_ids, known.held_out[:0]), 3, 0.05) is None
     wide = np.zeros((6, 9000), np.float32)
-    assert fit_unknown(Known(wide, np.arange(6) % 3, wide), 3) is None
+    assert fit_unknown(Known(wide, np.arange(6) % 3, wide), 3, 0.05) is None
 
 
 def test_fit_unknown__few_held_out_pictures_alarm_for_none_of_them() -> None:
     known = fitted()
-    _, facts = fit_unknown(Known(known.embeddings, known.class_ids, known.held_out[:5]), 3) or pytest.fail("not fitted")
+    few = Known(known.embeddings, known.class_ids, known.held_out[:5])
+    _, facts = fit_unknown(few, 3, 0.05) or pytest.fail("not fitted")
     assert facts.false_alarm == 0

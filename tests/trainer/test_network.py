@@ -230,6 +230,11 @@ def test_deployed__embedding_of_a_map_is_its_average() -> None:
     assert torch.equal(embedding, network.features(make_images()).mean(dim=(2, 3)))
 
 
+def test_deployed__maps_need_a_linear_head_on_an_average() -> None:
+    with pytest.raises(ValueError, match="no class activation maps"):
+        Deployed(make_network(pooling="map"), 1.0, with_cam=True)
+
+
 class Tapped(nn.Module):
     def forward(self, maps: Tensor) -> Tensor:
         return maps.mean(dim=(2, 3))[:, :3]

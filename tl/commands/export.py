@@ -8,9 +8,9 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
-from tl.commands.console import console_progress, warn
+from tl.commands.console import console_progress, training_packages, warn
 from tl.commands.parity_text import parity_text
-from tl.errors import ConfigError, MissingExtraError
+from tl.errors import ConfigError
 
 if TYPE_CHECKING:
     from tl.exporter.export import Exported
@@ -49,7 +49,15 @@ JudgedOn = Annotated[
 KeepSlower = Annotated[
     bool, typer.Option(help="Keep lower precision though it is not faster here, for another machine.")
 ]
-Unknown = Annotated[bool, typer.Option(help="Of a run: let the file tell pictures that are unlike those of training.")]
+Unknown = Annotated[
+    bool, typer.Option(help="Of a run, in fp32: let the file tell pictures that are unlike those of training.")
+]
+FalseAlarm = Annotated[
+    float, typer.Option(help="Share of validation pictures that tl predict --reject-unknown may reject.")
+]
+Cam = Annotated[
+    bool, typer.Option("--cam", help="Of a run with a linear head, in fp32: add class activation maps as an output.")
+]
 AsJson = Annotated[bool, typer.Option("--json", help="Print the parity report as JSON on stdout.")]
 
 
@@ -63,6 +71,8 @@ def command(
     parity_images: ParityImages = None,
     golden: GoldenFrom = "validation",
     unknown: Unknown = True,
+    false_alarm: FalseAlarm = 0.05,
+    cam: Cam = False,
     precision: Precision = "fp32",
     min_agreement: MinAgreement = 0.99,
     calibration_pictures: CalibrationPictures = 100,
@@ -73,14 +83,13 @@ def command(
 ) -> None:
     """Export a run's best network to one self-describing, self-testing ONNX file.
 
-    Before the file gets its name, it must give the same answers as the trained network on real pictures. In lower
-    precision it must also agree with the fp32 file on the validation split and be faster; both figures are shown, and
-    written into the file.
+    Before the file gets its name, it must give the same answers as the trained network on real pictures, and in lower
+    precision agree with the fp32 file on the validation split and be faster; all figures are written into the file.
 
     Examples:
     - `tl export runs/beetles -o beetles.onnx`
 
-    - `tl export runs/beetles -o beetles.onnx --parity-images odd-photos/ --golden synthetic`
+    - `tl export runs/beetles -o beetles.onnx --parity-images odd-photos/ --golden synthetic --cam`
 
     - `tl export runs/beetles -o beetles-int8.onnx --precision int8 --device cpu`
 
@@ -89,21 +98,20 @@ def command(
     - `tl export --pretrained mobilenet_v2 --images photos/ -o imagenet.onnx`
     """
     _check_choices(run, pretrained, images, precision)
-    try:
+    _check_further(run, precision, cam, false_alarm)
+    with training_packages():
         from tl.exporter.export import export_pretrained, export_run
         from tl.exporter.precision import Lowering, export_lowered
+        from tl.exporter.subjects import Further
         from tl.trainer.runs import Run
-    except ImportError as error:
-        raise MissingExtraError(
-            f"export needs more packages ({error.name}): pip install 'tl-toolkit[train]'"
-        ) from error
     extra = parity_images or []
     with console_progress() as progress:
         if run is not None and precision != "fp32":
             lowering = Lowering(precision, min_agreement, calibration_pictures, seed, device, keep_slower)
             done = export_lowered(Run(run), output, progress, lowering, parity_images=extra, golden=golden)
         elif run is not None:
-            done = export_run(Run(run), output, progress, parity_images=extra, golden=golden, unknown=unknown)
+            further = Further(unknown, false_alarm, cam)
+            done = export_run(Run(run), output, progress, parity_images=extra, golden=golden, further=further)
         else:
             source: Literal["images", "synthetic"] = "images" if golden == "validation" else golden
             done = export_pretrained(
@@ -124,6 +132,13 @@ def _check_choices(run: Path | None, pretrained: str | None, images: list[Path] 
         raise ConfigError(
             f"--precision {precision} needs a run, whose training and validation pictures it is made with"
         )
+
+
+def _check_further(run: Path | None, precision: str, cam: bool, false_alarm: float) -> None:
+    if cam and (run is None or precision != "fp32"):
+        raise ConfigError("--cam needs a run, in fp32")
+    if not 0 < false_alarm < 1:
+        raise ConfigError(f"--false-alarm must be between 0 and 1, found {false_alarm:g}")
 
 
 def _report(done: Exported, as_json: bool) -> None:

@@ -27,6 +27,7 @@ from tl.exporter.golden import GoldenSource
 from tl.exporter.publish import publish
 from tl.exporter.quantise import INT8_WAYS, to_fp16, to_int8
 from tl.exporter.race import WON_ROUNDS, Race, race, run_all
+from tl.exporter.subjects import Further
 from tl.runtime.contract import Golden, GoldenSample, Quantisation
 from tl.runtime.recipe import Recipe
 from tl.runtime.selftest import golden_image, run_selftest
@@ -87,7 +88,12 @@ def export_lowered(
     judged, calibration = _choose(run, lowering)
     with TemporaryDirectory(prefix="tl-") as folder:
         plain = export_run(
-            run, Path(folder) / "fp32.onnx", progress, parity_images=parity_images, golden=golden, unknown=False
+            run,
+            Path(folder) / "fp32.onnx",
+            progress,
+            parity_images=parity_images,
+            golden=golden,
+            further=Further(unknown=False),
         )
         recipe = plain.contract.recipe
         images, ranges = _read(judged, recipe, progress), _read(calibration, recipe, progress)

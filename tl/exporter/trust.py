@@ -34,9 +34,12 @@ def measure_conformal(run: Run, class_names: Sequence[str]) -> Conformal | None:
 
 
 def measure_unknown(
-    run: Run, network: Network, recipe: Recipe, class_names: Sequence[str], progress: Progress
+    run: Run, network: Network, recipe: Recipe, class_names: Sequence[str], progress: Progress, false_alarm: float
 ) -> tuple[UnknownScore, UnknownFacts] | None:
-    """Fit the score to training pictures that are still there, None (and said so) where they are too few."""
+    """Fit the score to training pictures that are still there, None (and said so) where they are too few.
+
+    `false_alarm`: share of validation pictures that may lie above its limit.
+    """
     train, val = (
         embed_pictures(run, network, recipe, spread(run.pictures(split), MAX_PICTURES), progress)
         for split in ("train", "val")
@@ -45,7 +48,7 @@ def measure_unknown(
         progress.say("no unknown score: the run's training or validation pictures are gone")
         return None
     labels = class_ids_of([picture.label for picture in train.pictures], class_names)
-    found = fit_unknown(Known(train.embeddings, labels, val.embeddings), len(class_names))
+    found = fit_unknown(Known(train.embeddings, labels, val.embeddings), len(class_names), false_alarm)
     if found is None:
         progress.say("no unknown score: too few pictures of a class, or an embedding too large or too alike to measure")
     return found

@@ -15,7 +15,6 @@ from torch import Tensor, nn
 
 from tl.runtime.caution import conformal_limit
 from tl.runtime.contract import UnknownFacts
-from tl.trainer.network import Deployed
 
 MAX_DIMENSIONS = 256
 # A larger embedding, such as a flattened map, would make its projection larger than the backbone.
@@ -25,8 +24,6 @@ MAX_EMBEDDING = 8192
 _LEAST_VARIANCE = 3e-5
 # What other machines' sums differ by, as a share of the largest value, and what a score may change by for it.
 _ROUNDING, _STEADY = 1e-6, 5e-5
-# Of known pictures, how many may be called unknown.
-FALSE_ALARM = 0.05
 
 
 @dataclass(frozen=True)
@@ -62,22 +59,7 @@ class UnknownScore(nn.Module):
         return squares.min(dim=1).values.sqrt()
 
 
-class DeployedWithUnknown(nn.Module):
-    """Probabilities (N, C), embedding (N, D) and unknown score (N,)."""
-
-    def __init__(self, deployed: Deployed, score: UnknownScore) -> None:
-        super().__init__()
-        self.deployed, self.score = deployed, score
-
-    def forward(self, images: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """uint8 (N, H, W, 3) -> float32 each."""
-        probabilities, embedding = self.deployed(images)
-        return probabilities, embedding, self.score(embedding)
-
-
-def fit_unknown(
-    known: Known, num_classes: int, false_alarm: float = FALSE_ALARM
-) -> tuple[UnknownScore, UnknownFacts] | None:
+def fit_unknown(known: Known, num_classes: int, false_alarm: float) -> tuple[UnknownScore, UnknownFacts] | None:
     """Measure classes, and set the limit on held-out pictures. None where that cannot be done: too few pictures,
     an embedding that is too large, or one whose differences are hardly more than rounding.
     """

@@ -6,13 +6,13 @@
 
 Importing has no side effects on the host program. Read the parts in this order: `recipe` (every preprocessing
 decision), `decode`, `geometry`, `preprocess`, `contract` (what a model file says of itself), `session` (onnxruntime),
-`voting`, `ensemble`, `landmark_ensemble`,
-`predictor`, `writers`.
+`voting`, `ensemble`, `landmark_ensemble`, `predictor`, `writers`.
 """
 
 from tl.runtime.caution import Caution
 from tl.runtime.contract import Contract
 from tl.runtime.decode import ImageSource
+from tl.runtime.explanation import Explanation, explain
 from tl.runtime.predictor import Predictor, load, load_landmarks
 from tl.runtime.recipe import Recipe
 from tl.runtime.results import Classification, Failure, Landmarks, MemberVotes, Result
@@ -23,6 +23,7 @@ __all__ = [
     "Caution",
     "Classification",
     "Contract",
+    "Explanation",
     "Failure",
     "ImageSource",
     "Landmarks",
@@ -32,6 +33,7 @@ __all__ = [
     "Result",
     "SelfTest",
     "Vote",
+    "explain",
     "load",
     "load_landmarks",
     "run_selftest",

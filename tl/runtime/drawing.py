@@ -1,4 +1,4 @@
-"""Found points drawn on the photos, for a person to look at. The only file that draws.
+"""Found points, and why a decision, drawn on the photos, for a person to look at. The only file that draws.
 
 Knows results and pictures. Does not know models.
 """
@@ -11,9 +11,10 @@ from pathlib import Path, PurePath
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image, ImageDraw
+from PIL import Image, ImageColor, ImageDraw
 
 from tl.runtime.decode import ImageSource, decode_image
+from tl.runtime.explanation import Explanation
 from tl.runtime.files import atomic_path
 from tl.runtime.recipe import Recipe
 from tl.runtime.results import Landmarks
@@ -21,6 +22,10 @@ from tl.runtime.results import Landmarks
 # Colours that differ for most readers. Source: Okabe & Ito 2008.
 _COLORS = ("#E69F00", "#56B4E9", "#009E73", "#F0E442", "#0072B2", "#D55E00", "#CC79A7")
 _RIM = "#000000"
+_FOR, _AGAINST = (np.array(ImageColor.getrgb(color), np.float32) for color in ("#D55E00", "#0072B2"))
+_OPACITY = 0.75
+# Longest side of each of an explanation's two pictures.
+_PANEL = 800
 
 
 def draw_landmarks(
@@ -44,13 +49,40 @@ def draw_landmarks(
     return picture
 
 
-def save_drawing(picture: Image.Image, folder: Path, name: str) -> Path:
-    """Write a drawing as JPEG under `folder`, where `name`'s own folders are kept. Raises `OutputError`."""
+def draw_explanation(source: ImageSource, found: Explanation, recipe: Recipe) -> Image.Image:
+    """The upright photo, and beside it in grey with what speaks for the label (orange) and against it (blue).
+
+    Colours are strongest where the absolute value of `heat` is largest in this picture. Raises `ImageReadError`.
+    """
+    photo = Image.fromarray(decode_image(source, recipe))
+    photo.thumbnail((_PANEL, _PANEL))
+    (resized_h, resized_w), (left, top) = found.placement.resized_hw, found.placement.offset_xy
+    input_h, input_w = found.placement.input_hw
+    # Over the whole input, then as the photo lies in it; what the network was not shown stays 0.
+    heat = Image.fromarray(found.heat).resize((input_w, input_h), Image.Resampling.BILINEAR)
+    onto_input = (resized_w / photo.width, 0, left, 0, resized_h / photo.height, top)
+    spread = np.asarray(heat.transform(photo.size, Image.Transform.AFFINE, onto_input, Image.Resampling.BILINEAR))
+    share = spread / max(float(np.abs(found.heat).max()), 1e-12)
+    grey = np.asarray(photo.convert("L"), np.float32)[:, :, None]
+    color = np.where(share[:, :, None] > 0, _FOR, _AGAINST)
+    opacity = _OPACITY * np.abs(np.clip(share, -1, 1))[:, :, None]
+    mixed = Image.fromarray((grey * (1 - opacity) + color * opacity).round().astype(np.uint8))
+    both = Image.new("RGB", (2 * photo.width, photo.height))
+    both.paste(photo, (0, 0))
+    both.paste(mixed, (photo.width, 0))
+    size = max(10, photo.height / 25)
+    place = (photo.width + size / 2, size / 2)
+    ImageDraw.Draw(both).text(place, found.label, fill="#FFFFFF", font_size=size, stroke_width=2, stroke_fill=_RIM)
+    return both
+
+
+def save_drawing(picture: Image.Image, folder: Path, name: str, kind: str) -> Path:
+    """Write a drawing as NAME.KIND.jpg under `folder`, where `name`'s own folders are kept. Raises `OutputError`."""
     kept = PurePath(name)
     # A folder above gets a name of its own, so that ../a/1.jpg and a/1.jpg are two drawings.
     parts = ["__" if part == ".." else part for part in kept.parts if part != kept.anchor]
     path = folder.joinpath(*parts)
-    path = path.with_name(f"{path.name}.points.jpg")
+    path = path.with_name(f"{path.name}.{kind}.jpg")
     with atomic_path(path) as temporary:
         picture.save(temporary, "JPEG", quality=90)
     return path

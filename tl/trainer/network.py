@@ -137,17 +137,43 @@ class Network(OnFeatures):
 
 
 class Deployed(nn.Module):
-    """What a model file computes from a trained network: probabilities (N, C) and embedding (N, D)."""
+    """What a model file computes from a trained network: `outputs` name it, probabilities first.
 
-    def __init__(self, network: Network, temperature: float) -> None:
+    `unknown`: embedding (N, D) -> score (N,), None for no such output. `with_cam`: also class activation maps.
+    """
+
+    def __init__(
+        self, network: Network, temperature: float, *, unknown: nn.Module | None = None, with_cam: bool = False
+    ) -> None:
         super().__init__()
-        self.network, self.temperature = network, temperature
+        if with_cam and not has_cam(network):
+            raise ValueError("this network has no class activation maps")
+        self.network, self.temperature, self.unknown, self.with_cam = network, temperature, unknown, with_cam
+        further = ("unknown_score",) * (unknown is not None) + ("cam",) * with_cam
+        self.outputs = ("probabilities", "embedding", *further)
 
-    def forward(self, images: Tensor) -> tuple[Tensor, Tensor]:
-        """uint8 (N, H, W, 3) -> probabilities float32 (N, C), embedding float32 (N, D); of a map, its average."""
-        features = self.network.features(images)
-        probabilities = torch.softmax(self.network.classify(features) / self.temperature, dim=1)
-        return probabilities, features.mean(dim=(2, 3)) if features.dim() == 4 else features
+    def forward(self, images: Tensor) -> tuple[Tensor, ...]:
+        """uint8 (N, H, W, 3) -> float32 probabilities (N, C), embedding (N, D) (of a map, its average), and as asked
+        unknown_score (N,), and cam (N, C, h, w): logits of each place of the map, whose mean is the picture's.
+
+        Source of the maps: Zhou et al. 2016.
+        """
+        network = self.network
+        last = network.trunk(network.normalise(images))
+        features = network.pool(last)
+        probabilities = torch.softmax(network.classify(features) / self.temperature, dim=1)
+        embedding = features.mean(dim=(2, 3)) if features.dim() == 4 else features
+        outputs = [probabilities, embedding]
+        if self.unknown is not None:
+            outputs.append(self.unknown(embedding))
+        if self.with_cam:
+            outputs.append(network.classify(last.movedim(1, -1)).movedim(-1, 1))
+        return tuple(outputs)
+
+
+def has_cam(network: Network) -> bool:
+    """Whether logits are the mean over a map: a linear head on its global average."""
+    return network.trunk.kind == "map" and network.pooling == "gap" and isinstance(network.head, nn.Linear)
 
 
 class DeployedClassifier(nn.Module):
