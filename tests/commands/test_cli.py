@@ -12,7 +12,7 @@ import pytest
 from tests.commands.conftest import RunTl
 from tests.trainer.make import read_rows
 from tl import __version__
-from tl.commands.console import training_packages
+from tl.commands.console import packages_of
 from tl.errors import MissingExtraError
 from tl.trainer.runs import Run
 
@@ -192,7 +192,7 @@ def test_main__a_full_disk_behind_stdout() -> None:
     assert done.stderr.splitlines()[-1] == "tl: the output cannot be written (No space left on device)"
 
 
-def test_training_packages__says_what_to_install() -> None:
+def test_packages_of__says_what_to_install() -> None:
     said = r"no_such_package is missing\): pip install 'tl-toolkit\[train\]'"
-    with pytest.raises(MissingExtraError, match=said), training_packages():
+    with pytest.raises(MissingExtraError, match=said), packages_of("train"):
         import no_such_package  # noqa: F401

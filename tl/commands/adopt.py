@@ -9,9 +9,8 @@ from typing import TYPE_CHECKING, Annotated, Literal, TypeVar
 
 import typer
 
-from tl.commands.console import console_progress, warn
-from tl.commands.parity_text import parity_text
-from tl.errors import ConfigError, MissingExtraError
+from tl.commands.console import console_progress, packages_of, warn
+from tl.errors import ConfigError
 
 if TYPE_CHECKING:
     from tl.exporter.adoption.adopt import Adopted
@@ -87,12 +86,10 @@ def command(
 
     - `tl adopt exported-folder/ --preset huggingface-folder --images photos/`
     """
-    try:
+    with packages_of("edit"):
         from tl.exporter.adoption.adopt import adopt
         from tl.exporter.adoption.adoptee import AdoptOptions
         from tl.exporter.adoption.presets import Overrides
-    except ImportError as error:
-        raise MissingExtraError(f"adopt needs more packages ({error.name}): pip install 'tl-toolkit[edit]'") from error
     numbers = (_given(scale, _number, "--scale"), _given(mean, _three, "--mean"), _given(std, _three, "--std"))
     overrides = Overrides(resize_mode, short_side, interpolation, *numbers)
     size = _given(image_size, _size, "--image-size")
@@ -132,6 +129,8 @@ def _size(text: str, option: str) -> tuple[int, int]:
 
 
 def _report(done: Adopted, as_json: bool) -> None:
+    from tl.runtime.passport import parity_text
+
     parity = done.contract.parity
     kind = "pictures" if done.on_real_pictures else "noise pictures"
     warn(f"parity with the foreign file on {parity.images} {kind}: {parity_text(parity)}")

@@ -10,7 +10,7 @@ from typing import Annotated
 
 import typer
 
-from tl.commands.console import training_packages, warn
+from tl.commands.console import packages_of, warn
 from tl.errors import RunError
 
 
@@ -28,7 +28,7 @@ def command(
     Columns: run, same_data (pictures, labels and splits of the first run), the validation and test score with their 95%
     intervals, best_epoch, train_seconds, trained_parameters, then each option that is not the same in all runs.
     """
-    with training_packages():
+    with packages_of("train"):
         from tl.studies.compare import compare_runs
         from tl.trainer.runs import Run
 

@@ -10,7 +10,7 @@ import time
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 from tl.errors import MissingExtraError
 
@@ -29,13 +29,13 @@ def warn(line: str) -> None:
 
 
 @contextmanager
-def training_packages() -> Iterator[None]:
-    """Around imports: where what trains is not installed, say what to install. Raises `MissingExtraError`."""
+def packages_of(extra: Literal["train", "edit", "cli"]) -> Iterator[None]:
+    """Around imports: where an extra is not installed, say so. Raises `MissingExtraError`."""
     try:
         yield
     except ImportError as error:
         raise MissingExtraError(
-            f"this needs the packages for training ({error.name} is missing): pip install 'tl-toolkit[train]'"
+            f"this needs more packages ({error.name} is missing): pip install 'tl-toolkit[{extra}]'"
         ) from error
 
 

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from tl.commands.console import EXIT_SOME_FAILED, console_progress, training_packages, warn
+from tl.commands.console import EXIT_SOME_FAILED, console_progress, packages_of, warn
 from tl.commands.options import (
     CropMargin,
     Device,
@@ -192,7 +192,7 @@ def _evaluate_classes(
 
     report = of_votes["report"]
     if report is not None:
-        with training_packages():
+        with packages_of("train"):
             from tl.studies.report.ensemble_page import write_ensemble_report
     if model is not None:
         refuse_given({"report": report}, "shows an ensemble; the page of one model is its run's: tl report RUN")

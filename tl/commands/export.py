@@ -8,8 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
-from tl.commands.console import console_progress, training_packages, warn
-from tl.commands.parity_text import parity_text
+from tl.commands.console import console_progress, packages_of, warn
 from tl.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -99,7 +98,7 @@ def command(
     """
     _check_choices(run, pretrained, images, precision)
     _check_further(run, precision, cam, false_alarm)
-    with training_packages():
+    with packages_of("train"):
         from tl.exporter.export import export_pretrained, export_run
         from tl.exporter.precision import Lowering, export_lowered
         from tl.exporter.subjects import Further
@@ -142,6 +141,8 @@ def _check_further(run: Path | None, precision: str, cam: bool, false_alarm: flo
 
 
 def _report(done: Exported, as_json: bool) -> None:
+    from tl.runtime.passport import parity_text
+
     parity, golden = done.contract.parity, done.contract.golden
     warn(f"parity on {parity.images} pictures: {parity_text(parity)}")
     contract = done.contract

@@ -1,30 +1,61 @@
-"""`tl inspect`: what a model file says of itself."""
+"""`tl inspect`: what a model file says of itself, and what it looks like inside."""
 
 from __future__ import annotations
 
+import csv
 import json
+import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from tl.commands.parity_text import parity_text
-from tl.errors import ModelFileError
+from tl.commands.console import packages_of, warn
+from tl.errors import ConfigError, ModelFileError
 
 if TYPE_CHECKING:
     from tl.runtime.contract import Contract
+    from tl.studies.report.model_page import Look, Ranking
+
+ModelArgument = Annotated[Path, typer.Argument(help="Model file.", show_default=False)]
+Html = Annotated[Path | None, typer.Option(help="Write all of it to this page, one HTML file, as well.")]
+Filters = Annotated[bool, typer.Option("--filters", help="Draw the first layer's filters.")]
+Activations = Annotated[
+    Path | None, typer.Option(help="A picture: draw its feature maps before and after a layer's non-linearity.")
+]
+Layer = Annotated[
+    str, typer.Option(help="Which non-linearity --activations shows: its number, or the layer before it.")
+]
+Top = Annotated[
+    tuple[int, Path] | None,
+    typer.Option(help="A number and a picture: its most probable classes.", metavar="N IMAGE", show_default=False),
+]
+OutFolder = Annotated[Path, typer.Option(help="Folder for what is drawn, unless --html takes it.")]
+AsJson = Annotated[bool, typer.Option("--json", help="Print the whole contract as JSON; with --top, the classes.")]
 
 
 def command(
-    model: Annotated[Path, typer.Argument(help="Model file.", show_default=False)],
-    as_json: Annotated[bool, typer.Option("--json", help="Print the whole contract as JSON.")] = False,
+    model: ModelArgument,
+    html: Html = None,
+    top: Top = None,
+    filters: Filters = False,
+    activations: Activations = None,
+    layer: Layer = "1",
+    out: OutFolder = Path(),
+    as_json: AsJson = False,
 ) -> None:
-    """Show a model file's task, classes, preprocessing, origin and parity.
+    """Show a model file's task, classes, preprocessing, origin and parity, and what it looks like inside.
 
     Examples:
     - `tl inspect beetles.onnx`
 
     - `tl inspect beetles.onnx --json | jq .provenance`
+
+    - `tl inspect beetles.onnx --top 5 photo.jpg` prints label,probability
+
+    - `tl inspect beetles.onnx --filters --activations photo.jpg --layer 3` writes pictures
+
+    - `tl inspect beetles.onnx --html beetles.html --filters --activations photo.jpg --top 5 photo.jpg`
     """
     from tl.runtime.contract import dump_contract
     from tl.runtime.session import Session
@@ -32,74 +63,83 @@ def command(
     contract = Session(model, device="cpu").contract
     if contract is None:
         raise ModelFileError(f"{model}: holds no contract")
-    if as_json:
+    ranking = None if top is None else _rank(model, contract, *top)
+    looks = _look_inside(model, contract, filters, activations, layer)
+    if html is not None:
+        from tl.studies.report.model_page import write_model_page
+
+        warn(f"page: {write_model_page(model, contract, html, looks=looks, ranking=ranking)}")
+    else:
+        _save(looks, out, model)
+    if ranking is not None:
+        _print_ranking(ranking, as_json)
+    elif as_json:
         typer.echo(json.dumps(json.loads(dump_contract(contract)), indent=2, ensure_ascii=False))
+    elif html is None and not looks:
+        _print_passport(model, contract)
+
+
+def _rank(model: Path, contract: Contract, count: int, image: Path) -> Ranking:
+    from tl.runtime.predictor import load
+    from tl.studies.report.model_page import Ranking
+
+    if contract.task != "classification" or count < 1:
+        raise ConfigError("--top needs a number of at least 1, a picture, and a model of classes")
+    with load(model, device="cpu") as predictor:
+        probabilities = predictor.predict(image).probabilities
+    best = (-probabilities).argsort(kind="stable")[:count]
+    return Ranking(image.name, [(contract.class_names[i], float(probabilities[i])) for i in best])
+
+
+def _look_inside(model: Path, contract: Contract, filters: bool, activations: Path | None, layer: str) -> list[Look]:
+    if not filters and activations is None:
+        return []
+    with packages_of("edit"):
+        from tl.exporter.anatomy import choose_activation, first_filters, list_activations, run_activation
+    from tl.runtime.drawing import draw_filters, draw_maps
+    from tl.runtime.preprocess import load_input
+    from tl.studies.report.model_page import Look
+
+    looks = []
+    if filters:
+        name, weights = first_filters(model)
+        count, _, height, width = weights.shape
+        note = f"{count} filters of {height} x {width}, {name}; grey is 0"
+        looks.append(Look("Filters", note, draw_filters(weights)))
+    if activations is not None:
+        there = list_activations(model)
+        chosen = choose_activation(there, layer)
+        before, after = run_activation(model, chosen, load_input(activations, contract.recipe))
+        shown = min(16, len(before))
+        size = f"{before.shape[1]} x {before.shape[2]}"
+        note = f"{activations.name}: {shown} of {len(before)} maps of {size}, before (left) and after {chosen.kind} of "
+        note += f"{chosen.layer} (number {chosen.number} of {len(there)}); middle grey is 0"
+        looks.append(Look("Activations", note, draw_maps(before, after, shown)))
+    return looks
+
+
+def _save(looks: list[Look], folder: Path, model: Path) -> None:
+    from tl.runtime.files import atomic_path
+
+    for look in looks:
+        path = folder / f"{model.stem}-{look.title.lower()}.png"
+        with atomic_path(path) as temporary:
+            look.drawing.save(temporary, "PNG")
+        warn(f"{path}: {look.note}")
+
+
+def _print_ranking(ranking: Ranking, as_json: bool) -> None:
+    if as_json:
+        typer.echo(json.dumps([{"label": name, "probability": value} for name, value in ranking.rows]))
         return
-    rows = [("file", f"{model} ({model.stat().st_size / 1e6:.1f} MB)"), *_rows(contract)]
+    rows = [("label", "probability"), *((name, f"{value:.6f}") for name, value in ranking.rows)]
+    csv.writer(sys.stdout, lineterminator="\n").writerows(rows)
+
+
+def _print_passport(model: Path, contract: Contract) -> None:
+    from tl.runtime.passport import passport
+
+    rows = [("file", f"{model} ({model.stat().st_size / 1e6:.1f} MB)"), *passport(contract)]
     width = max(len(name) for name, _ in rows)
     for name, text in rows:
         typer.echo(f"{name:<{width}}  {text}")
-
-
-def _rows(contract: Contract) -> list[tuple[str, str]]:
-    recipe, origin, parity = contract.recipe, contract.provenance, contract.parity
-    names = contract.class_names or contract.keypoint_names
-    shown = ", ".join(names[:10]) + (f" ... and {len(names) - 10} more" if len(names) > 10 else "")
-    resize = f"{recipe.resize_mode}, {recipe.interpolation}, antialiased"
-    if recipe.short_side is not None:
-        resize += f", short side {recipe.short_side} then centre crop"
-    metrics = ", ".join(f"{name} {value:.4g}" for name, value in origin.val_metrics.items())
-    return [
-        ("task", f"{contract.task}, {contract.precision}, schema {contract.schema_version}"),
-        ("names", f"{len(names)}: {shown}"),
-        ("input", f"images uint8 (N, {recipe.input_hw[0]}, {recipe.input_hw[1]}, 3) RGB"),
-        ("outputs", ", ".join(contract.outputs)),
-        *_landmark_rows(contract),
-        ("resize", resize),
-        ("pixels", f"orientation {recipe.orientation}, alpha over {recipe.alpha}, 16 bit up to {recipe.bit_depth_max}"),
-        ("backbone", f"{origin.backbone}, {origin.method}, weights {origin.weights}"),
-        ("validation", metrics or "none recorded"),
-        ("parity", f"{parity.images} pictures, {parity_text(parity)}"),
-        *_precision_row(contract),
-        *_confidence_rows(contract),
-        ("self-test", f"{len(contract.golden.samples)} {contract.golden.source} samples"),
-        ("created", f"{origin.created} with {', '.join(f'{k} {v}' for k, v in origin.versions.items())}"),
-    ]
-
-
-def _landmark_rows(contract: Contract) -> list[tuple[str, str]]:
-    facts = contract.landmarks
-    if facts is None:
-        return []
-    looked_at = {"whole": "whole photos", "box": "drawn boxes", "points": "the square around the points"}[facts.region]
-    margin = f", {facts.region_margin:g} of its size added on every side" if facts.region != "whole" else ""
-    pairs = [("flip pairs", ", ".join(":".join(pair) for pair in facts.flip_pairs))] if facts.flip_pairs else []
-    return [("looks at", looked_at + margin), *pairs]
-
-
-def _confidence_rows(contract: Contract) -> list[tuple[str, str]]:
-    """How it decides, and what it knows of its own doubts."""
-    rows = []
-    if contract.ensemble is not None:
-        facts = contract.ensemble
-        pairs = zip(facts.members, facts.weights, strict=True)
-        rows.append(("ensemble", f"{facts.voting}: " + ", ".join(f"{m.name} (weight {w:g})" for m, w in pairs)))
-    if contract.task == "classification":
-        rows.append(("temperature", f"{contract.temperature:.4g}"))
-    if contract.conformal is not None:
-        count = len(contract.conformal.scores)
-        rows.append(("coverage", f"sets of classes, from {count} scores of the {contract.conformal.source}"))
-    if contract.unknown is not None:
-        found = contract.unknown
-        text = f"above {found.limit:.4g}, as are {found.false_alarm:.1%} of {found.held_out} validation pictures"
-        rows.append(("unknown", f"{text}; from {found.images} training pictures in {found.dimensions} dimensions"))
-    return rows
-
-
-def _precision_row(contract: Contract) -> list[tuple[str, str]]:
-    found = contract.quantisation
-    if found is None:
-        return []
-    text = f"{found.method}; agrees with fp32 on {found.top1_agreement:.1%} of {found.images} pictures"
-    speed = f"{found.speedup:.2f} x its speed on {found.provider} ({found.processor})"
-    return [("precision", f"{text}, {speed}{', kept although not faster' if found.kept_slower else ''}")]

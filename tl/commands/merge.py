@@ -8,11 +8,10 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
-from tl.commands.console import console_progress, warn
+from tl.commands.console import console_progress, packages_of, warn
 from tl.commands.options import VoteWeights
-from tl.commands.parity_text import parity_text
 from tl.commands.vote_file import parse_vote_weights
-from tl.errors import DataError, MissingExtraError
+from tl.errors import DataError
 
 if TYPE_CHECKING:
     from tl.exporter.merging.merge import Merged
@@ -51,10 +50,8 @@ def command(
 
     - `tl merge a.onnx b.onnx c.onnx --vote hard --vote-weights 2,1,1 --images photos/`
     """
-    try:
+    with packages_of("edit"):
         from tl.exporter.merging.merge import merge
-    except ImportError as error:
-        raise MissingExtraError(f"merge needs more packages ({error.name}): pip install 'tl-toolkit[edit]'") from error
     weights = parse_vote_weights(vote_weights, models)
     held_out = [] if calibrate is None else _read_held_out(calibrate)
     proof: dict[str, Any] = {"images": images or (), "golden": golden, "held_out": held_out}
@@ -76,6 +73,8 @@ def _read_held_out(path: Path) -> list[Picture]:
 
 
 def _report(done: Merged, as_json: bool) -> None:
+    from tl.runtime.passport import parity_text
+
     parity, size = done.contract.parity, done.path.stat().st_size
     members = [] if done.contract.ensemble is None else [member.name for member in done.contract.ensemble.members]
     warn(f"parity with the separate files on {parity.images} pictures: {parity_text(parity)}")

@@ -11,7 +11,7 @@ from typing import Annotated
 
 import typer
 
-from tl.commands.console import console_progress, training_packages
+from tl.commands.console import console_progress, packages_of
 from tl.errors import DataError
 
 
@@ -31,7 +31,7 @@ def command(
     Columns: path, rank, neighbour, label, likeness (cosine of the embeddings, 1 for the same picture). The training
     pictures must still be where they were; their embeddings are kept, so that only the first call takes long.
     """
-    with training_packages():
+    with packages_of("train"):
         from tl.runtime.sources import find_pictures
         from tl.trainer.run_embeddings import find_neighbours
         from tl.trainer.runs import Run

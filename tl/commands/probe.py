@@ -13,8 +13,8 @@ from typing import Annotated, Any
 import typer
 
 from tl.commands.config_flags import config_parameters, given_values, parameter
-from tl.commands.console import console_progress, warn
-from tl.errors import ConfigError, MissingExtraError
+from tl.commands.console import console_progress, packages_of, warn
+from tl.errors import ConfigError
 from tl.trainer.options import config_from_mapping
 
 _HELP = """Compare heads on a frozen backbone by cross-validation: which head, C, learning rate, seed.
@@ -60,15 +60,11 @@ def command(
     if folds == 1 or folds < 0 or seeds < 1:
         raise ConfigError(f"folds must be 0 or at least 2 and seeds at least 1, found {folds} and {seeds}")
     base = config_from_mapping({**given_values(flags), "method": "features"}, "options")
-    try:
+    with packages_of("train"):
         from tl.trainer.audit import find_duplicates, summarise
         from tl.trainer.classification import compute_features
         from tl.trainer.probe import configure, expand_tries, probe
         from tl.trainer.task import prepare_task
-    except ImportError as error:
-        raise MissingExtraError(
-            f"training needs more packages ({error.name}): pip install 'tl-toolkit[train]'"
-        ) from error
     chosen = [each for values in expand_tries(tries or _DEFAULT_TRIES) for each in configure(base, values)]
     is_conv = {config.head == "conv" for _, config in chosen}
     if len(is_conv) > 1:

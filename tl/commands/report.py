@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from tl.commands.console import training_packages, warn
+from tl.commands.console import packages_of, warn
 
 
 def command(
@@ -31,7 +31,7 @@ def command(
     from tl.runtime.contract import Contract, parse_contract
     from tl.runtime.model_file import check_model_file
 
-    with training_packages():
+    with packages_of("train"):
         from tl.studies.report.run_page import write_run_report
         from tl.trainer.runs import Run
 

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from tl.commands.console import EXIT_SOME_FAILED, console_progress, training_packages, warn
+from tl.commands.console import EXIT_SOME_FAILED, console_progress, packages_of, warn
 from tl.errors import ConfigError, DataError, TlError
 
 if TYPE_CHECKING:
@@ -47,7 +47,7 @@ def command(
     Failed runs leave their reason and do not stop the others (exit code 3). The folder then holds leaderboard.csv and
     .json, report.html, the runs, and models/ with what was selected. docs/studies.md says how a study is written.
     """
-    with training_packages():
+    with packages_of("train"):
         from tl.studies.plan import parse_forced
         from tl.studies.study import read_study
         from tl.studies.sweep import cell_runs, hold, run_cells

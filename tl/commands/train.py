@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from tl.commands.config_flags import config_parameters, given_values, parameter
-from tl.commands.console import console_progress, warn
-from tl.errors import ConfigError, MissingExtraError, TlError
+from tl.commands.console import console_progress, packages_of, warn
+from tl.errors import ConfigError, TlError
 from tl.trainer.config import TrainConfig
 from tl.trainer.options import config_from_mapping, load_config, own_choices
 
@@ -60,13 +60,9 @@ def command(
     if resume is None and not values.get("data"):
         raise ConfigError("nothing to train on: give a folder or CSV, as in tl train photos/")
     config = config_from_mapping(values, str(config_file or "options"))
-    try:
+    with packages_of("train"):
         from tl.trainer.runs import Run
         from tl.trainer.train import train
-    except ImportError as error:
-        raise MissingExtraError(
-            f"training needs more packages ({error.name}): pip install 'tl-toolkit[train]'"
-        ) from error
     run = Run(resume) if resume else None
     with console_progress() as progress:
         result = train(run.load_config() if run else config, progress, resume=run)

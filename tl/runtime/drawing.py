@@ -5,6 +5,7 @@ Knows results and pictures. Does not know models.
 
 from __future__ import annotations
 
+import math
 import os
 from collections.abc import Sequence
 from pathlib import Path, PurePath
@@ -26,6 +27,8 @@ _FOR, _AGAINST = (np.array(ImageColor.getrgb(color), np.float32) for color in ("
 _OPACITY = 0.75
 # Longest side of each of an explanation's two pictures.
 _PANEL = 800
+# Sides of a filter and of a feature map, about.
+_FILTER, _MAP = 42, 112
 
 
 def draw_landmarks(
@@ -74,6 +77,47 @@ def draw_explanation(source: ImageSource, found: Explanation, recipe: Recipe) ->
     place = (photo.width + size / 2, size / 2)
     ImageDraw.Draw(both).text(place, found.label, fill="#FFFFFF", font_size=size, stroke_width=2, stroke_fill=_RIM)
     return both
+
+
+def draw_filters(weights: NDArray[np.float32]) -> Image.Image:
+    """Filters (O, I, kh, kw) side by side, each by its own largest weight: grey is 0. In colour where they see RGB."""
+    largest = np.maximum(np.abs(weights).max(axis=(1, 2, 3), keepdims=True), 1e-12)
+    shown = 0.5 + weights / largest / 2
+    if weights.shape[1] != 3:
+        shown = shown.mean(axis=1, keepdims=True).repeat(3, axis=1)
+    pixels = (255 * shown).round().astype(np.uint8).transpose(0, 2, 3, 1)
+    return _side_by_side([_enlarge(Image.fromarray(tile), _FILTER) for tile in pixels])
+
+
+def draw_maps(before: NDArray[np.float32], after: NDArray[np.float32], count: int = 16) -> Image.Image:
+    """The first channels (C, h, w) before a non-linearity (left) and after it (right), each pair on one scale of grey.
+
+    Middle grey is 0, so that what was cut off is seen.
+    """
+    blocks = []
+    largest = np.maximum(np.abs(before[:count]).max(axis=(1, 2)), np.abs(after[:count]).max(axis=(1, 2)))
+    for maps in (before[:count], after[:count]):
+        shown = 127.5 + 127.5 * maps / np.maximum(largest, 1e-12)[:, None, None]
+        tiles = shown.round().astype(np.uint8)
+        blocks.append(_side_by_side([_enlarge(Image.fromarray(tile).convert("RGB"), _MAP) for tile in tiles]))
+    return _side_by_side(blocks, gap=24)
+
+
+def _enlarge(tile: Image.Image, side: int) -> Image.Image:
+    """By a whole number, so that its pixels stay squares; what is large already stays."""
+    times = max(1, round(side / max(tile.size)))
+    return tile.resize((times * tile.width, times * tile.height), Image.Resampling.NEAREST)
+
+
+def _side_by_side(tiles: Sequence[Image.Image], gap: int = 3) -> Image.Image:
+    """Tiles of one size in rows, about as many as columns; two stand beside each other."""
+    columns = 2 if len(tiles) == 2 else math.ceil(math.sqrt(len(tiles)))
+    rows = math.ceil(len(tiles) / columns)
+    width, height = tiles[0].size
+    sheet = Image.new("RGB", (columns * (width + gap) - gap, rows * (height + gap) - gap), "#FFFFFF")
+    for i, tile in enumerate(tiles):
+        sheet.paste(tile, (i % columns * (width + gap), i // columns * (height + gap)))
+    return sheet
 
 
 def save_drawing(picture: Image.Image, folder: Path, name: str, kind: str) -> Path:

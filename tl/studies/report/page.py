@@ -124,7 +124,7 @@ def render(page: Page) -> str:
     try:
         from jinja2 import Environment, StrictUndefined
     except ImportError as error:
-        raise MissingExtraError("reports need more packages: pip install 'tl-toolkit[train]'") from error
+        raise MissingExtraError("pages need more packages: pip install 'tl-toolkit[cli]'") from error
     own = resources.files("tl.studies.report")
     parts = {name: (own / f"page.{name}").read_text(encoding="utf-8") for name in ("html.j2", "css", "js")}
     environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)

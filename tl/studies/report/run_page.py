@@ -15,6 +15,7 @@ import numpy as np
 
 from tl.errors import ModelFileError
 from tl.runtime.contract import Contract
+from tl.runtime.passport import passport
 from tl.studies.report.charts import Line, line_chart
 from tl.studies.report.class_sections import class_figures, class_sections
 from tl.studies.report.page import Block, Chart, Code, Facts, Gallery, Note, Page, Section, Table, write_page
@@ -127,16 +128,7 @@ def _samples(finished: FinishedRun) -> list[Section]:
 
 
 def _passport(contract: Contract) -> list[Section]:
-    origin, parity, recipe = contract.provenance, contract.parity, contract.recipe
-    facts = {
-        "task": f"{contract.task}, {contract.precision}",
-        "input": f"uint8 (N, {recipe.input_hw[0]}, {recipe.input_hw[1]}, 3), {recipe.resize_mode}",
-        "outputs": ", ".join(contract.outputs),
-        "parity": f"{parity.images} pictures",
-        "created": origin.created,
-        "made with": ", ".join(f"{name} {version}" for name, version in origin.versions.items()),
-    }
-    return [Section("Model file", [Facts(facts)])]
+    return [Section("Model file", [Facts(dict(passport(contract)))])]
 
 
 def _repeat(finished: FinishedRun) -> Section:

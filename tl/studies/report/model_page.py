@@ -1,0 +1,96 @@
+"""The page of a model file: what it says of itself, and what was looked at inside it.
+
+Knows contracts and drawn pictures. Does not run a model.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+
+from tl.runtime.contract import Contract
+from tl.runtime.passport import passport
+from tl.runtime.selftest import golden_image
+from tl.studies.report.page import Block, Card, Facts, Gallery, Note, Page, Section, Table, write_page
+from tl.studies.report.thumbnails import encode
+
+# Of golden samples, in words.
+_SOURCES = {"validation": "validation", "images": "given", "synthetic": "synthetic"}
+
+
+@dataclass(frozen=True)
+class Look:
+    """A picture of something inside a model. `note` says what it shows."""
+
+    title: str
+    note: str
+    drawing: Image.Image
+
+
+@dataclass(frozen=True)
+class Ranking:
+    """The most probable classes of a picture, (name, probability), best first."""
+
+    picture: str
+    rows: Sequence[tuple[str, float]]
+
+
+def write_model_page(
+    model: Path, contract: Contract, out: Path, *, looks: Sequence[Look] = (), ranking: Ranking | None = None
+) -> Path:
+    """Write one HTML file. Raises `OutputError`, `MissingExtraError`."""
+    write_page(build_model_page(model, contract, looks=looks, ranking=ranking), out)
+    return out
+
+
+def build_model_page(
+    model: Path, contract: Contract, *, looks: Sequence[Look] = (), ranking: Ranking | None = None
+) -> Page:
+    """All that there is to show."""
+    names = contract.class_names or contract.keypoint_names
+    what = "classes" if contract.class_names else "points"
+    figures = [
+        (what, str(len(names))),
+        (contract.precision, f"{model.stat().st_size / 1e6:.1f} MB"),
+        ("pixels of input", " x ".join(map(str, contract.recipe.input_hw))),
+        *((f"validation {name.replace('_', ' ')}", f"{value:.4g}") for name, value in _first_metric(contract)),
+    ]
+    sections = [Section("Passport", [Facts(dict(passport(contract)))])]
+    if ranking is not None:
+        rows = [(name, 100 * probability) for name, probability in ranking.rows]
+        sections.append(Section("Most probable", [Note(ranking.picture), Table(("class", "percent"), rows)]))
+    for look in looks:
+        block: Block = Gallery([Card(encode(look.drawing), [look.note])])
+        sections.append(Section(look.title, [block]))
+    sections.append(Section("Self-test", _samples(contract)))
+    if contract.provenance.config:
+        options = {name: _plain(value) for name, value in contract.provenance.config.items() if value is not None}
+        sections.append(Section("Training options", [Facts(options)]))
+    sections.append(Section(what.capitalize(), [Table(("place", "name"), list(enumerate(names)))]))
+    return Page(model.name, f"{contract.task} by {contract.provenance.backbone}", figures, sections)
+
+
+def _first_metric(contract: Contract) -> list[tuple[str, float]]:
+    return list(contract.provenance.val_metrics.items())[:1]
+
+
+def _samples(contract: Contract) -> list[Block]:
+    golden = contract.golden
+    cards = []
+    for number, sample in enumerate(golden.samples):
+        expected = np.array(sample.expected)
+        line = f"sample {number + 1}"
+        if contract.class_names:
+            line = f"{contract.class_names[int(expected.argmax())]} {expected.max():.3f}"
+        cards.append(Card(encode(Image.fromarray(golden_image(sample, contract, "self-test"))), [line]))
+    note = f"What tl verify runs again, wherever the file lives ({_SOURCES[golden.source]} pictures)."
+    return [Gallery(cards, note)]
+
+
+def _plain(value: object) -> str:
+    return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
