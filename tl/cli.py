@@ -28,6 +28,7 @@ from tl.commands import (
     neighbours,
     predict,
     probe,
+    refit,
     report,
     sweep,
     train,
@@ -69,6 +70,7 @@ app.command("probe", short_help="Compare heads on a frozen backbone by cross-val
 app.command("export", short_help="Turn a run into a verified model file.")(export.command)
 app.command("adopt", short_help="Turn another tool's ONNX classifier into a model file.")(adopt.command)
 app.command("merge", short_help="Make one model file of several that vote.")(merge.command)
+app.command("refit", short_help="Give a model file a new head, without torch.")(refit.command)
 app.command("predict", cls=EnsembleCommand, short_help="Predict photos with model files.")(predict.command)
 app.command("evaluate", cls=EnsembleCommand, short_help="Score model files on labelled photos.")(evaluate.command)
 app.command("sweep", short_help="Train a study of many runs and compare them.")(sweep.command)

@@ -7,6 +7,7 @@ from numpy.typing import NDArray
 from sklearn.metrics import roc_auc_score
 
 from tl.exporter.unknown import Known, fit_unknown
+from tl.exporter.unknown_module import UnknownScore
 
 
 def make_clouds(count: int, seed: int, *, shift: float = 0.0) -> tuple[NDArray[np.float32], NDArray[np.int64]]:
@@ -41,13 +42,13 @@ def test_fit_unknown__as_mahalanobis_distance_by_scipy() -> None:
         min(mahalanobis(row, mean, precision) for mean in means) / np.sqrt(12)
         for row in new / np.linalg.norm(new, axis=1, keepdims=True)
     ]
-    np.testing.assert_allclose(score(torch.from_numpy(new)).numpy(), wanted, rtol=2e-4)  # float32 against float64
+    np.testing.assert_allclose(score.scores(new), wanted, rtol=2e-4)  # float32 against float64
 
 
 def test_fit_unknown__tells_others_and_keeps_its_false_alarms() -> None:
     score, facts = fit_unknown(fitted(), 3, 0.05) or pytest.fail("not fitted")
     new, strange = make_clouds(1000, 3)[0], make_clouds(1000, 4, shift=9)[0]
-    scores = score(torch.from_numpy(np.concatenate([new, strange]))).numpy()
+    scores = score.scores(np.concatenate([new, strange]))
     assert roc_auc_score([0] * 1000 + [1] * 1000, scores) > 0.95
     assert facts.false_alarm <= 0.05
     # 5% are promised; 200 held-out and 1,000 new pictures know it to some points.
@@ -58,13 +59,21 @@ def test_fit_unknown__embeddings_that_hardly_differ_are_not_measured_by_their_ro
     random = np.random.default_rng(0)
     embeddings = (np.ones((60, 12)) + 1e-7 * random.normal(size=(60, 12))).astype(np.float32)
     score, _ = fit_unknown(Known(embeddings, np.arange(60) % 3, embeddings), 3, 0.05) or pytest.fail("not fitted")
-    assert score(torch.from_numpy(embeddings)).max() < 1e-4
+    assert score.scores(embeddings).max() < 1e-4
 
 
 def test_fit_unknown__length_does_not_count() -> None:
     score, _ = fit_unknown(fitted(), 3, 0.05) or pytest.fail("not fitted")
-    new = torch.from_numpy(make_clouds(20, 5)[0])
-    torch.testing.assert_close(score(new), score(3 * new))
+    new = make_clouds(20, 5)[0]
+    np.testing.assert_allclose(score.scores(new), score.scores(3 * new), rtol=1e-5)  # float32
+
+
+def test_unknown_score__the_module_computes_the_same() -> None:
+    fit, _ = fit_unknown(fitted(), 3, 0.05) or pytest.fail("not fitted")
+    new = np.concatenate([make_clouds(20, 5)[0], np.zeros((1, 12), np.float32)])
+    with torch.no_grad():
+        found = UnknownScore(fit)(torch.from_numpy(new)).numpy()
+    np.testing.assert_allclose(found, fit.scores(new), rtol=1e-5)  # float32
 
 
 def test_fit_unknown__too_little_to_go_by() -> None:

@@ -15,6 +15,7 @@ from torch import nn
 
 from tl.errors import ConfigError
 from tl.exporter.trust import measure_conformal, measure_unknown
+from tl.exporter.unknown_module import UnknownScore
 from tl.runtime.contract import (
     Conformal,
     LandmarkFacts,
@@ -82,12 +83,10 @@ def class_subject(run: Run, progress: Progress, further: Further) -> Subject:
             f"{config.head} with pooling {config.pooling} on {config.backbone}; tl predict --explain covers parts of "
             "pictures instead, with any file"
         )
-    score, facts = None, None
+    measured = None
     if further.unknown:
-        score, facts = measure_unknown(run, network, card.recipe, card.class_names, progress, further.false_alarm) or (
-            None,
-            None,
-        )
+        measured = measure_unknown(run, network, card.recipe, card.class_names, progress, further.false_alarm)
+    score = UnknownScore(measured[0]) if measured else None
     module = Deployed(network, card.temperature, unknown=score, with_cam=further.cam)
     return Subject(
         module=module,
@@ -98,7 +97,7 @@ def class_subject(run: Run, progress: Progress, further: Further) -> Subject:
         temperature=card.temperature,
         claimed=run.val_predictions(card.class_names),
         conformal=measure_conformal(run, card.class_names),
-        unknown=facts,
+        unknown=measured[1] if measured else None,
     )
 
 

@@ -11,7 +11,7 @@ import numpy as np
 
 from tl.exporter.comparison import spread
 from tl.exporter.conformal import conformal_of
-from tl.exporter.unknown import Known, UnknownScore, class_ids_of, fit_unknown
+from tl.exporter.unknown import Known, UnknownFit, class_ids_of, fit_unknown
 from tl.runtime.contract import Conformal, UnknownFacts
 from tl.runtime.recipe import Recipe
 from tl.trainer.network import Network
@@ -35,7 +35,7 @@ def measure_conformal(run: Run, class_names: Sequence[str]) -> Conformal | None:
 
 def measure_unknown(
     run: Run, network: Network, recipe: Recipe, class_names: Sequence[str], progress: Progress, false_alarm: float
-) -> tuple[UnknownScore, UnknownFacts] | None:
+) -> tuple[UnknownFit, UnknownFacts] | None:
     """Fit the score to training pictures that are still there, None (and said so) where they are too few.
 
     `false_alarm`: share of validation pictures that may lie above its limit.

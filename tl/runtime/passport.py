@@ -16,7 +16,7 @@ def passport(contract: Contract) -> list[tuple[str, str]]:
     resize = f"{recipe.resize_mode}, {recipe.interpolation}, antialiased"
     if recipe.short_side is not None:
         resize += f", short side {recipe.short_side} then centre crop"
-    metrics = ", ".join(f"{name} {value:.4g}" for name, value in origin.val_metrics.items())
+    metrics = ", ".join(f"{name} {value:.4g}" for name, value in origin.val_metrics.items() if "boot" not in name)
     return [
         ("task", f"{contract.task}, {contract.precision}, schema {contract.schema_version}"),
         ("names", f"{len(names)}: {shown}"),

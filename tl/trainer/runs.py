@@ -161,8 +161,7 @@ class Run:
 
     def data_hash(self) -> str:
         """SHA-256 over the pictures' hashes, labels and splits. Raises `RunError`."""
-        lines = sorted(f"{row['sha256']}\t{row['label']}\t{row['split']}\n" for row in self._manifest())
-        return hashlib.sha256("".join(lines).encode(errors="surrogateescape")).hexdigest()
+        return hash_data((row["sha256"], row["label"], row["split"]) for row in self._manifest())
 
     def _manifest(self) -> list[dict[str, str]]:
         path = self.folder / "manifest.csv"
@@ -264,6 +263,12 @@ class Run:
         except (OSError, ValueError, KeyError) as error:
             raise RunError(f"{self.folder}: no readable metrics.json: {UNFINISHED} ({error})") from error
         return {name: float(value) for name, value in metrics.items() if isinstance(value, int | float)}
+
+
+def hash_data(rows: Iterable[tuple[str, str, str]]) -> str:
+    """SHA-256 over pictures' (content hash, label, split), whatever their order."""
+    lines = sorted("\t".join(row) + "\n" for row in rows)
+    return hashlib.sha256("".join(lines).encode(errors="surrogateescape")).hexdigest()
 
 
 def _sides(region: Region | None) -> tuple[float | str, ...]:

@@ -20,9 +20,10 @@ from numpy.typing import NDArray
 
 from tl.errors import ConfigError, DeviceError, ModelFileError
 from tl.exporter.adoption.adoptee import Adoptee, AdoptOptions, open_adoptee, read_plan
-from tl.exporter.adoption.wrap import MAX_OPSET, opset_of, wrapped_graphs
+from tl.exporter.adoption.wrap import MAX_OPSET, wrapped_graphs
 from tl.exporter.comparison import Original, check_outputs
 from tl.exporter.golden import TOLERANCE, build_golden, synthetic_inputs
+from tl.exporter.opset import opset_of
 from tl.exporter.proof_pictures import find_proof_pictures, load_proof_pictures, noise_pictures
 from tl.exporter.publish import embed_contract, publish
 from tl.runtime.contract import SCHEMA_VERSION, Contract, Golden, Parity, Provenance

@@ -18,12 +18,12 @@ from onnx_ir.passes import common
 
 from tl.exporter.adoption.foreign import Foreign, Kind
 from tl.exporter.adoption.presets import Preprocessing
+from tl.exporter.opset import IR_VERSION, opset_of
 from tl.runtime.session import INPUT_NAME
 
 # DESIGN: onnxruntime 1.18, the oldest supported, must load the file.
 MIN_OPSET, MAX_OPSET = 18, 20
 OLDEST_OPSET = 7  # below, operators broadcast otherwise than the nodes written here
-IR_VERSION = 10
 OUTPUT_NAME = "probabilities"
 
 
@@ -34,11 +34,6 @@ def wrapped_graphs(
     for model in _opsets(foreign.model):
         for free_batch in (False, True) if foreign.batch is not None else (False,):
             yield _wrap(model, foreign, preprocessing, kind, input_hw, num_classes, free_batch)
-
-
-def opset_of(model: onnx.ModelProto) -> int:
-    """The version of ONNX's own operators that a model uses."""
-    return next((entry.version for entry in model.opset_import if entry.domain in ("", "ai.onnx")), 0)
 
 
 def _opsets(model: onnx.ModelProto) -> Iterator[onnx.ModelProto]:

@@ -15,10 +15,10 @@ import onnx_ir as ir
 from onnx import compose, version_converter
 from onnx_ir.passes import common
 
+from tl.exporter.opset import IR_VERSION, opset_of
 from tl.runtime.session import INPUT_NAME
 from tl.runtime.voting import Voting
 
-IR_VERSION = 10  # what onnxruntime 1.18, the oldest supported, reads
 OUTPUTS = ("probabilities", "label", "member_probabilities")
 _ENTRY = "probabilities"
 
@@ -61,11 +61,6 @@ def merge_graphs(
     return ir.to_proto(model)
 
 
-def opset_of(model: onnx.ModelProto) -> int:
-    """The version of ONNX's own operators that a model uses."""
-    return next((entry.version for entry in model.opset_import if entry.domain in ("", "ai.onnx")), 0)
-
-
 def _add_member(graph: ir.Graph, images: ir.Value, ballot: Ballot, number: int, opset: int) -> ir.Value:
     """Move a member's nodes and tensors into `graph`; returns its probabilities."""
     proto = ballot.model
@@ -101,7 +96,7 @@ def _in_order(tape: ir.tape.Tape, probabilities: ir.Value, columns: Sequence[int
 
 
 class _Count:
-    """The counting of votes as nodes. The comments name what `tl.runtime.voting.vote` does at the same place."""
+    """The counting of votes as nodes: the steps of `tl.runtime.voting.vote`, by the names of its variables."""
 
     def __init__(self, tape: ir.tape.Tape, members: Sequence[ir.Value], num_classes: int) -> None:
         self._tape, self._members, self._num_classes = tape, members, num_classes

@@ -1,0 +1,205 @@
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+import pytest
+from onnx import numpy_helper
+from sklearn.linear_model import LogisticRegression
+from sklearn.preprocessing import StandardScaler
+
+import tl.runtime
+from tests.commands.conftest import RunTl
+from tests.commands.conftest import run_tl as run_tl
+from tests.models import make_contract, make_model
+from tests.trainer.make import make_class_folders, make_noise, make_png, plain_text
+from tl.errors import ConfigError, DataError, ModelFileError, ParityError
+from tl.exporter.export import Exported
+from tl.exporter.refitting.graph import NewHead, replace_head
+from tl.exporter.refitting.refit import Refitted, refit
+from tl.exporter.refitting.seen import RefitOptions
+from tl.runtime.preprocess import load_input
+from tl.runtime.selftest import run_selftest
+from tl.runtime.session import Session
+from tl.trainer.progress import Silent
+
+ROUNDING = 1e-5
+
+
+@pytest.fixture(scope="module")
+def violets(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A new class, in a folder of its own."""
+    root = tmp_path_factory.mktemp("new") / "more"
+    for i in range(10):
+        make_png(root / "violet" / f"{i}.png", make_noise(900 + i, (190, 40, 200), (20, 26)))
+    return root
+
+
+@pytest.fixture(scope="module")
+def refitted(exported: Exported, photos: Path, violets: Path, tmp_path_factory: pytest.TempPathFactory) -> Refitted:
+    """The exported model with a fourth class; read only."""
+    out = tmp_path_factory.mktemp("refit") / "more.onnx"
+    return refit(exported.path, [photos, violets], out, Silent(), RefitOptions())
+
+
+def tensors_of(path: Path) -> dict[str, bytes]:
+    return {tensor.name: numpy_helper.to_array(tensor).tobytes() for tensor in onnx.load(path).graph.initializer}
+
+
+def test_refit__adds_a_class(refitted: Refitted, photos: Path, violets: Path) -> None:
+    assert refitted.contract.class_names == ("blue", "green", "red", "violet")
+    assert (refitted.added, refitted.dropped) == (("violet",), ())
+    assert refitted.after["top1_accuracy"] == 1
+    assert refitted.before is not None
+    assert refitted.before["n"] == refitted.after["n"] - 2  # a fifth of ten violets
+    with tl.runtime.load(refitted.path, device="cpu") as model:
+        for path in [*photos.rglob("*.png"), *violets.rglob("*.png")]:
+            assert model.predict(path).label == path.parent.name
+
+
+def test_refit__the_trunk_keeps_its_bytes(refitted: Refitted, exported: Exported) -> None:
+    old, new = tensors_of(exported.path), tensors_of(refitted.path)
+    kept = {name for name in new if not name.startswith("refit/")}
+    assert {name for name in old if name.startswith("network.trunk.")} <= kept
+    assert all(new[name] == old[name] for name in kept)
+    assert not any(name.startswith("network.head") for name in kept)
+    before, after = (
+        {node.output[0]: node.SerializeToString() for node in onnx.load(path).graph.node}
+        for path in (exported.path, refitted.path)
+    )
+    shared = before.keys() & after.keys()
+    assert "embedding" in shared
+    assert {name for name in shared if before[name] != after[name]} == {"probabilities", "unknown_score"}
+    images = np.stack([make_noise(i, (90, 80, 70), (32, 32)) for i in range(5)])
+    found = [Session(path, device="cpu").run(images, ["embedding"])[0] for path in (exported.path, refitted.path)]
+    np.testing.assert_array_equal(*found)
+
+
+def test_refit__is_scikit_learns_head(exported: Exported, photos: Path, tmp_path: Path) -> None:
+    """Of the old file's embeddings of the training pictures, by hand; divided by the temperature."""
+    rows = [("path", "label", "split")]
+    files = sorted(photos.rglob("*.png"))
+    rows += [(str(path), path.parent.name, "val" if i % 4 == 0 else "train") for i, path in enumerate(files)]
+    manifest = tmp_path / "m.csv"
+    manifest.write_text("".join(",".join(row) + "\n" for row in rows), encoding="utf-8")
+    done = refit(exported.path, [manifest], tmp_path / "m.onnx", Silent(), RefitOptions(c_values=(0.1,)))
+    recipe = exported.contract.recipe
+    inputs = np.stack([load_input(path, recipe) for path in files])
+    (embeddings,) = Session(exported.path, device="cpu").run(inputs, ["embedding"])
+    is_train = np.arange(len(files)) % 4 != 0
+    std = embeddings[is_train].astype(np.float64).std(axis=0)
+    scaler = StandardScaler().fit(embeddings[is_train])
+    scaler.scale_ = np.maximum(std, max(0.1 * std.mean(), 1e-6))
+    labels = np.array([path.parent.name for path in files])
+    head = LogisticRegression(C=0.1, max_iter=1000).fit(scaler.transform(embeddings[is_train]), labels[is_train])
+    logits = head.decision_function(scaler.transform(embeddings)) / done.contract.temperature
+    wanted = np.exp(logits - logits.max(axis=1, keepdims=True))
+    wanted /= wanted.sum(axis=1, keepdims=True)
+    (found,) = Session(done.path, device="cpu").run(inputs, ["probabilities"])
+    np.testing.assert_allclose(found, wanted, rtol=0, atol=1e-3)  # the solvers stop at 1e-4
+
+
+def test_refit__what_the_file_says_of_itself(
+    refitted: Refitted, exported: Exported, photos: Path, violets: Path
+) -> None:
+    contract, old = refitted.contract, exported.contract
+    assert contract.recipe == old.recipe
+    assert contract.outputs == ("probabilities", "embedding", "unknown_score")
+    assert set(contract.parity.session_max_abs_diff) == set(contract.outputs)
+    assert contract.provenance.method == "refit"
+    assert contract.provenance.config["trunk_of"] == "model.onnx"
+    assert contract.provenance.config["trunk_data_hash"] == old.provenance.data_hash != contract.provenance.data_hash
+    assert contract.provenance.val_metrics["top1_accuracy"] == 1
+    assert contract.conformal is not None
+    assert len(contract.conformal.scores) == refitted.after["n"]
+    assert contract.unknown is not None
+    assert run_selftest(refitted.path, device="cpu").samples == 4
+    onnx.checker.check_model(onnx.load(refitted.path), full_check=True)
+    text = plain_text(onnx.load(refitted.path))
+    assert not any(str(place).encode() in text for place in (photos, violets, exported.path.parent))
+
+
+def test_refit__tells_strangers(refitted: Refitted) -> None:
+    caution = tl.runtime.Caution(reject_unknown=True, coverage=0.9)
+    with tl.runtime.load(refitted.path, device="cpu", caution=caution) as model:
+        assert model.predict(np.full((40, 40, 3), 255, np.uint8)).label == "?"
+
+
+def test_refit__again(refitted: Refitted, photos: Path, tmp_path: Path) -> None:
+    """A refitted file is a model file like others; leaving a class out has to be said."""
+    with pytest.raises(DataError, match=r"no training pictures of 'violet', which the model knows.*--drop"):
+        refit(refitted.path, [photos], tmp_path / "m.onnx", Silent(), RefitOptions())
+    assert list(tmp_path.iterdir()) == []
+    options = RefitOptions(drop=True, head="svm", golden="synthetic")
+    done = refit(refitted.path, [photos], tmp_path / "m.onnx", Silent(), options)
+    assert (done.contract.class_names, done.dropped) == (("blue", "green", "red"), ("violet",))
+    assert done.contract.golden.source == "synthetic"
+    assert done.contract.provenance.config["head"] == "svm"
+
+
+def test_refit__needs_no_torch(exported: Exported, photos: Path, violets: Path, tmp_path: Path) -> None:
+    code = f"""
+import sys
+from tl.commands import refit
+from pathlib import Path
+refit.command(Path({str(exported.path)!r}), [Path({str(photos)!r}), Path({str(violets)!r})], Path("m.onnx"))
+print(sorted({{"torch", "torchvision", "onnxscript", "pydantic"}} & set(sys.modules)))
+"""
+    done = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout == "[]\n"
+
+
+def test_refit__a_graph_that_computes_otherwise_is_not_written(
+    exported: Exported, photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def wrong(proto: onnx.ModelProto, head: NewHead) -> onnx.ModelProto:
+        return replace_head(proto, replace(head, bias=head.bias[::-1].copy(), weight=head.weight[::-1].copy()))
+
+    monkeypatch.setattr("tl.exporter.refitting.refit.replace_head", wrong)
+    with pytest.raises(ParityError, match="output probabilities differs"):
+        refit(exported.path, [photos], tmp_path / "m.onnx", Silent(), RefitOptions())
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("changes", "error", "message"),
+    [
+        ({"out": "m.txt"}, ConfigError, "ends in .onnx"),
+        ({"out": "model.onnx"}, ConfigError, "is the old file, which would be lost"),
+        ({"model": "plain.onnx"}, ModelFileError, "has no output 'embedding'"),
+        ({"data": "Blue"}, DataError, "labels 'blue' and 'Blue' differ by case alone"),
+        ({"data": "broken"}, DataError, "cannot be read; mend or remove them"),
+    ],
+)
+def test_refit__refused(
+    exported: Exported, photos: Path, tmp_path: Path, changes: dict[str, str], error: type[Exception], message: str
+) -> None:
+    (tmp_path / "model.onnx").write_bytes(exported.path.read_bytes())
+    make_model(tmp_path / "plain.onnx", contract=make_contract())
+    make_class_folders(tmp_path / "Blue", 3, ("Blue",), (20, 26))
+    make_class_folders(tmp_path / "broken", 3, ("odd",), (20, 26))
+    (tmp_path / "broken" / "odd" / "1.png").write_bytes(b"\x89PNG\r\n\x1a\n")
+    data = [photos, *([tmp_path / changes["data"]] if "data" in changes else [])]
+    given: dict[str, Any] = {"model": tmp_path / changes.get("model", "model.onnx")}
+    with pytest.raises(error, match=message):
+        refit(given["model"], data, tmp_path / changes.get("out", "new.onnx"), Silent(), RefitOptions())
+    assert not (tmp_path / "new.onnx").exists()
+
+
+def test_refit__command(run_tl: RunTl, exported: Exported, photos: Path, violets: Path, tmp_path: Path) -> None:
+    out = tmp_path / "more.onnx"
+    done = run_tl("refit", exported.path, photos, violets, "-o", out, "--json")
+    assert done.code == 0, done.err
+    assert json.loads(done.out)["added"] == ["violet"]
+    assert "added: violet" in done.err
+    assert "4 classes, verified" in done.err
+    assert run_tl("verify", out, "--device", "cpu").code == 0
+    refused = run_tl("refit", exported.path, photos, "-o", out, "--val-fraction", "2")
+    assert (refused.code, "--val-fraction" in refused.err) == (1, True)

@@ -1,0 +1,103 @@
+"""`tl refit`: a model file's trunk with a new head for the classes of given pictures."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Literal
+
+import typer
+
+from tl.commands.console import console_progress, packages_of, warn
+from tl.errors import ConfigError
+
+if TYPE_CHECKING:
+    from tl.exporter.refitting.refit import Refitted
+
+ModelArgument = Annotated[Path, typer.Argument(help="Model file, exported from a run.", show_default=False)]
+Data = Annotated[
+    list[Path],
+    typer.Argument(metavar="DATA...", help="Class folders, train/ val/ of them, or CSVs; several.", show_default=False),
+]
+Output = Annotated[Path, typer.Option("--output", "-o", help="The model file to write.")]
+Head = Annotated[Literal["linear", "svm"], typer.Option(help="Logistic regression, or a linear SVM.")]
+CValues = Annotated[
+    list[float] | None,
+    typer.Option(help="Repeatable. C that validation pictures choose from. Default: several."),
+]
+ValFraction = Annotated[float, typer.Option(help="Share of pictures held out for validation where there is no split.")]
+SplitColumn = Annotated[str, typer.Option(help="Column of a CSV that holds train or val.")]
+Drop = Annotated[bool, typer.Option("--drop", help="Leave classes of the model out for which there are no pictures.")]
+SkipBad = Annotated[bool, typer.Option("--skip-bad", help="Go on without unreadable pictures.")]
+GoldenFrom = Annotated[
+    Literal["validation", "synthetic"],
+    typer.Option(help="Self-test samples: validation pictures, or synthetic ones to embed no photo."),
+]
+FalseAlarm = Annotated[
+    float, typer.Option(help="Share of validation pictures that tl predict --reject-unknown may reject.")
+]
+Seed = Annotated[int, typer.Option(help="Draws the validation pictures.")]
+AsJson = Annotated[bool, typer.Option("--json", help="Print metrics before and after as JSON on stdout.")]
+
+
+def command(
+    model: ModelArgument,
+    data: Data,
+    output: Output = Path("refitted.onnx"),
+    head: Head = "linear",
+    c_values: CValues = None,
+    val_fraction: ValFraction = 0.2,
+    split_column: SplitColumn = "split",
+    drop: Drop = False,
+    skip_bad: SkipBad = False,
+    golden: GoldenFrom = "validation",
+    false_alarm: FalseAlarm = 0.05,
+    seed: Seed = 0,
+    as_json: AsJson = False,
+) -> None:
+    """Give a model file a new linear head: add a class, or fit it to your own pictures. Needs no torch and no run.
+
+    The trunk stays as it is, byte for byte. A head is fitted to its embeddings of the pictures, calibrated on those
+    held out, and proven before the new file gets its name. Classes keep their order, and new ones follow. Every class
+    needs pictures, old ones too.
+
+    Examples:
+    - `tl refit beetles.onnx photos/ new-species/ -o more-beetles.onnx` adds the classes of new-species/
+
+    - `tl refit beetles.onnx my-photos/ --head svm --drop -o mine.onnx`
+    """
+    if not 0 < val_fraction < 1 or not 0 < false_alarm < 1:
+        raise ConfigError("--val-fraction and --false-alarm must be between 0 and 1")
+    if c_values and min(c_values) <= 0:
+        raise ConfigError("--c-values must be positive")
+    with packages_of("edit"):
+        from tl.exporter.refitting.refit import refit
+        from tl.exporter.refitting.seen import RefitOptions
+    options = RefitOptions(
+        *(head, c_values, val_fraction, seed, split_column, drop, skip_bad, golden), false_alarm=false_alarm
+    )
+    with console_progress() as progress:
+        done = refit(model, data, output, progress, options)
+    _report(done, as_json)
+
+
+def _report(done: Refitted, as_json: bool) -> None:
+    from tl.runtime.passport import parity_text
+
+    parity, contract, after = done.contract.parity, done.contract, done.after
+    for what, names in (("added", done.added), ("dropped", done.dropped)):
+        if names:
+            warn(f"{what}: {', '.join(names)}")
+    if done.before is not None:
+        warn(f"before: {_accuracy(done.before)}, of the classes that the old head knows")
+    warn(f"after: {_accuracy(after)}, ECE {after['ece']:.4f}")
+    warn(f"parity with the fitted head on {parity.images} pictures: {parity_text(parity)}")
+    warn(f"{done.path}: {done.path.stat().st_size / 1e6:.1f} MB, {len(contract.class_names)} classes, verified")
+    if as_json:
+        plain = {"added": done.added, "dropped": done.dropped, "before": done.before, "after": after}
+        typer.echo(json.dumps({"path": str(done.path), **plain}))
+
+
+def _accuracy(metrics: dict[str, float]) -> str:
+    interval = f"95% {metrics['ci_low']:.4f} to {metrics['ci_high']:.4f}"
+    return f"top-1 accuracy {metrics['top1_accuracy']:.4f} ({interval}), n {metrics['n']}"

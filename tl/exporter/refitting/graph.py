@@ -1,0 +1,96 @@
+"""A model file's graph with another head: all that computes `embedding` stays, byte for byte; the rest is new.
+
+Knows graphs. Does not run or fit anything, and knows no contracts.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import onnx
+import onnx_ir as ir
+from numpy.typing import NDArray
+from onnx_ir.passes import common
+
+from tl.exporter.unknown import SHORTEST, UnknownFit
+
+EMBEDDING = "embedding"
+
+
+@dataclass(frozen=True)
+class NewHead:
+    """Logits = embedding @ `weight`.T + `bias`, float32 (C, D) and (C,), divided by `temperature`."""
+
+    weight: NDArray[np.float32]
+    bias: NDArray[np.float32]
+    temperature: float
+    unknown: UnknownFit | None
+
+    def probabilities(self, embeddings: NDArray[np.float32]) -> NDArray[np.float32]:
+        """(N, D) -> (N, C), in double precision."""
+        logits = embeddings.astype(np.float64) @ self.weight.T.astype(np.float64) + self.bias
+        logits /= self.temperature
+        shares = np.exp(logits - logits.max(axis=1, keepdims=True))
+        return np.asarray(shares / shares.sum(axis=1, keepdims=True), np.float32)
+
+    def expected(self, embeddings: NDArray[np.float32]) -> dict[str, NDArray[np.float32]]:
+        """What the new graph's outputs must be."""
+        found = {"probabilities": self.probabilities(embeddings), EMBEDDING: embeddings}
+        return found if self.unknown is None else {**found, "unknown_score": self.unknown.scores(embeddings)}
+
+
+def replace_head(proto: onnx.ModelProto, head: NewHead) -> onnx.ModelProto:
+    """The graph with outputs probabilities, embedding and, where it was fitted, unknown_score."""
+    model = ir.from_proto(proto)
+    graph = model.graph
+    embedding = next(value for value in graph.outputs if value.name == EMBEDDING)
+    graph.outputs[:] = [embedding]
+    common.RemoveUnusedNodesPass()(model)
+    tape = ir.tape.Tape()
+    builder = _Builder(tape)
+    outputs = {"probabilities": (builder.probabilities(embedding, head), [len(head.bias)])}
+    if head.unknown is not None:
+        outputs["unknown_score"] = (builder.unknown_score(embedding, head.unknown), [])
+    graph.extend(list(tape.nodes))
+    for value in tape.initializers:
+        graph.register_initializer(value)
+    for name, (value, shape) in outputs.items():
+        value.name, value.dtype, value.shape = name, ir.DataType.FLOAT, ir.Shape(["N", *shape])
+    graph.outputs[:] = [outputs["probabilities"][0], embedding, *(value for value, _ in list(outputs.values())[1:])]
+    common.NameFixPass()(model)
+    common.RemoveUnusedOpsetsPass()(model)
+    common.ClearMetadataAndDocStringPass()(model)
+    model.metadata_props.clear()
+    return ir.to_proto(model)
+
+
+class _Builder:
+    """Nodes of a head. Constants are named under `refit/`."""
+
+    def __init__(self, tape: ir.tape.Tape) -> None:
+        self._tape = tape
+
+    def probabilities(self, embedding: ir.Value, head: NewHead) -> ir.Value:
+        """softmax((embedding @ weight.T + bias) / temperature)."""
+        weight, bias = self._constant("weight", head.weight), self._constant("bias", head.bias)
+        logits = self._tape.op("Gemm", [embedding, weight, bias], {"transB": 1})
+        temperature = self._constant("temperature", np.array(head.temperature, np.float32))
+        return self._tape.op("Softmax", [self._tape.op("Div", [logits, temperature])], {"axis": 1})
+
+    def unknown_score(self, embedding: ir.Value, fit: UnknownFit) -> ir.Value:
+        """As `UnknownFit.scores`."""
+        op = self._tape.op
+        first, second = (self._constant(f"axis{i}", np.array([i], np.int64)) for i in (1, 2))
+        length = op("ReduceL2", [embedding, first], {"keepdims": 1})
+        shortest = self._constant("shortest", np.array(SHORTEST, np.float32))
+        unit = op("Div", [embedding, op("Max", [length, shortest])])
+        centred = op("Sub", [unit, self._constant("mean", fit.mean)])
+        place = op("MatMul", [centred, self._constant("whitening", fit.whitening)])
+        means = self._constant("class_means", fit.class_means[None])
+        apart = op("Sub", [op("Unsqueeze", [place, first]), means])
+        squares = op("ReduceMean", [op("Mul", [apart, apart]), second], {"keepdims": 0})
+        return op("Sqrt", [op("ReduceMin", [squares, first], {"keepdims": 0})])
+
+    def _constant(self, name: str, value: NDArray[np.generic]) -> ir.Value:
+        return self._tape.initializer(ir.tensor(value), f"refit/{name}")

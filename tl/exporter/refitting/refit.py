@@ -1,0 +1,194 @@
+"""A model file and labelled pictures -> a model file with a new head on the same trunk, proven and tested; no torch.
+
+Knows the steps: check, look at pictures (`seen`), fit, join (`graph`), prove, publish.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import onnx
+
+from tl.errors import ConfigError, ModelFileError
+from tl.exporter.comparison import Original, check_outputs, spread
+from tl.exporter.conformal import conformal_of
+from tl.exporter.golden import build_golden, synthetic_inputs
+from tl.exporter.proof_pictures import MAX_PICTURES
+from tl.exporter.publish import embed_contract, publish
+from tl.exporter.refitting.graph import EMBEDDING, NewHead, replace_head
+from tl.exporter.refitting.seen import RefitOptions, Seen, embed, look_at, read_labelled, score_old, settle_class_names
+from tl.exporter.unknown import Known, fit_unknown
+from tl.runtime.content import hash_file
+from tl.runtime.contract import Contract, Golden, Parity, Provenance, UnknownFacts
+from tl.runtime.selftest import run_selftest
+from tl.runtime.session import Session
+from tl.trainer.calibration import fit_temperature
+from tl.trainer.config import C_VALUES
+from tl.trainer.environment import library_versions
+from tl.trainer.metrics import classification_metrics
+from tl.trainer.progress import Progress
+from tl.trainer.runs import hash_data
+from tl.trainer.solvers import LinearHead, solve_head
+
+_LIBRARIES = ("onnx", "onnx-ir", "onnxruntime", "onnxruntime-gpu", "scikit-learn", "pillow", "simplejpeg")
+
+
+@dataclass(frozen=True)
+class Refitted:
+    """The finished file. `before`: metrics of the old head on validation pictures of the classes that it knows, None
+    where it knows none of them; `after`: those of the new one, on all.
+    """
+
+    path: Path
+    contract: Contract
+    added: tuple[str, ...]
+    dropped: tuple[str, ...]
+    before: dict[str, Any] | None
+    after: dict[str, Any]
+
+
+def refit(
+    model: str | os.PathLike[str],
+    data: Sequence[str | os.PathLike[str]],
+    out: str | os.PathLike[str],
+    progress: Progress,
+    options: RefitOptions,
+) -> Refitted:
+    """Fit a linear head to labelled pictures and write it on the trunk of `model`.
+
+    Classes are those of `data`, in the model's order, new ones after them. Validation pictures choose C, set the
+    temperature, and are what sets of classes and the unknown score's limit are measured on.
+    Raises `ConfigError`, `ModelFileError`, `DataError`, `ParityError` or `OutputError`.
+    """
+    session, contract = _open(model, out)
+    pictures = read_labelled(data, options, progress)
+    class_names = settle_class_names(contract, pictures, options.drop)
+    seen = look_at(session, contract, pictures, class_names, options, progress)
+    progress.start("fitting", 4, "steps")
+    fitted, head, facts = _fit(seen, options, progress)
+    progress.advance(note="joining")
+    probabilities = head.probabilities(seen.split("val")[0])
+    true_ids = seen.split("val")[1]
+    after = classification_metrics(true_ids, probabilities, class_names)
+    bare = replace(
+        contract,
+        class_names=class_names,
+        outputs=("probabilities", EMBEDDING, *(("unknown_score",) if facts else ())),
+        temperature=head.temperature,
+        conformal=conformal_of(probabilities, true_ids, "validation split"),
+        unknown=facts,
+        provenance=_provenance(model, contract, seen, options, fitted, after),
+        parity=Parity(0, (), {}, 0.0, None, 0.0),
+        golden=Golden("synthetic", {}, ()),
+    )
+    proto = replace_head(onnx.load(model), head)
+    embed_contract(proto, bare)
+    progress.advance(note="parity")
+    contract_of_file = publish(
+        proto,
+        out,
+        lambda path: _certify(path, session, bare, head, seen, options.golden),
+        lambda path: run_selftest(path, device="cpu"),
+    )
+    progress.advance(note="done")
+    return Refitted(
+        path=Path(out),
+        contract=contract_of_file,
+        added=tuple(name for name in class_names if name not in contract.class_names),
+        dropped=tuple(name for name in contract.class_names if name not in class_names),
+        before=score_old(seen, contract.class_names),
+        after=after,
+    )
+
+
+def _open(model: str | os.PathLike[str], out: str | os.PathLike[str]) -> tuple[Session, Contract]:
+    """The old file, whose own self-test passes here."""
+    if Path(out).suffix != ".onnx":
+        raise ConfigError(f"{os.fspath(out)}: a model file's name ends in .onnx")
+    if Path(out).exists() and Path(out).samefile(model):
+        raise ConfigError(f"{os.fspath(out)}: is the old file, which would be lost: give the new one another name")
+    session = Session(model, device="cpu", require_contract=True)
+    contract = session.contract
+    if contract is None or contract.task != "classification":
+        raise ModelFileError(f"{session.path}: only classifiers have a head that can be refitted")
+    if contract.ensemble is not None:
+        raise ModelFileError(f"{session.path}: votes inside; refit its members and merge them again")
+    if EMBEDDING not in contract.outputs:
+        raise ModelFileError(f"{session.path}: has no output '{EMBEDDING}', which files exported from a run have")
+    if contract.precision != "fp32":
+        raise ModelFileError(f"{session.path}: is in {contract.precision}; refit the fp32 file that it was made from")
+    run_selftest(model, device="cpu")
+    return session, contract
+
+
+def _fit(seen: Seen, options: RefitOptions, progress: Progress) -> tuple[LinearHead, NewHead, UnknownFacts | None]:
+    """The head in double precision as it was solved, the same in the graph's, and what the unknown score says."""
+    train, val = seen.split("train"), seen.split("val")
+    head, trials = solve_head(
+        "svm" if options.head == "svm" else "logistic",
+        train,
+        val,
+        options.c_values or C_VALUES[options.head],
+        options.seed,
+    )
+    progress.say(f"{options.head} head with C {head.c:g}, of {', '.join(f'{trial.c:g}' for trial in trials)}")
+    progress.advance(note="calibrating")
+    temperature = float(np.float32(fit_temperature(head.logits(val[0]), val[1])))
+    found = fit_unknown(Known(*train, val[0]), len(seen.class_names), options.false_alarm)
+    if found is None:
+        progress.say("no unknown score: too few pictures of a class, or an embedding too large or too alike to measure")
+    fit, facts = found or (None, None)
+    weight, bias = head.weight.astype(np.float32), head.bias.astype(np.float32)
+    return head, NewHead(weight, bias, temperature, fit), facts
+
+
+def _provenance(
+    model: str | os.PathLike[str],
+    contract: Contract,
+    seen: Seen,
+    options: RefitOptions,
+    head: LinearHead,
+    metrics: dict[str, Any],
+) -> Provenance:
+    store = seen.store
+    rows = zip(store.hashes, (p.label for p in store.pictures), (p.split for p in store.pictures), strict=True)
+    return replace(
+        contract.provenance,
+        method="refit",
+        config={
+            **{"head": options.head, "c": head.c, "val_fraction": options.val_fraction, "seed": options.seed},
+            **{"trunk_of": Path(model).name, "trunk_of_sha256": hash_file(model)},
+            **{"trunk_trained_by": contract.provenance.method, "trunk_data_hash": contract.provenance.data_hash},
+        },
+        data_hash=hash_data(rows),
+        val_metrics={name: float(value) for name, value in metrics.items() if isinstance(value, int | float)},
+        versions=library_versions(_LIBRARIES),
+        created=datetime.now(UTC).isoformat(timespec="seconds"),
+    )
+
+
+def _certify(
+    path: Path,
+    old: Session,
+    bare: Contract,
+    head: NewHead,
+    seen: Seen,
+    golden: Literal["validation", "synthetic"],
+) -> Contract:
+    """The new file gives, on validation pictures, the old one's embeddings, and of them what was fitted."""
+    places = spread(seen.store.indices("val"), MAX_PICTURES)
+    inputs = np.stack([seen.store.input(i) for i in places])
+    expected = head.expected(embed(old, inputs))
+    sources = [seen.store.pictures[i].path for i in places]
+    names = Original("the fitted head", "fitting", "fitting")
+    parity = check_outputs(Session(path, device="cpu"), sources, inputs, expected, names)
+    if golden == "synthetic":
+        inputs = synthetic_inputs(bare.recipe.input_hw)
+        expected = head.expected(embed(old, inputs))
+    return replace(bare, parity=parity, golden=build_golden(golden, inputs, expected["probabilities"]))

@@ -1,0 +1,141 @@
+"""Labelled pictures as a model file sees them: which classes there will be, their embeddings, and what it says of them.
+
+Knows data sets and sessions. Does not fit a head or write a file.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from tl.errors import DataError
+from tl.exporter.refitting.graph import EMBEDDING
+from tl.runtime.contract import Contract
+from tl.runtime.session import Session
+from tl.trainer.audit import find_duplicates
+from tl.trainer.data import Picture, assign_splits, read_pictures
+from tl.trainer.metrics import classification_metrics
+from tl.trainer.pictures import PictureStore, check_readable, load_pictures
+from tl.trainer.progress import Progress
+
+_BATCH = 8
+
+
+@dataclass(frozen=True)
+class RefitOptions:
+    """What is asked for. `drop`: classes of the model without pictures are left out; otherwise they are a fault.
+
+    `skip_bad`: go on without unreadable pictures. `golden`: self-test samples, validation pictures or synthetic ones.
+    """
+
+    head: Literal["linear", "svm"] = "linear"
+    c_values: Sequence[float] | None = None
+    val_fraction: float = 0.2
+    seed: int = 0
+    split_column: str = "split"
+    drop: bool = False
+    skip_bad: bool = False
+    golden: Literal["validation", "synthetic"] = "validation"
+    false_alarm: float = 0.05
+
+
+@dataclass(frozen=True)
+class Seen:
+    """Readable pictures and what the old file makes of them: embeddings (N, D), probabilities (N, C_old)."""
+
+    store: PictureStore
+    class_names: tuple[str, ...]
+    ids: NDArray[np.int64]
+    embeddings: NDArray[np.float32]
+    old: NDArray[np.float32]
+
+    def split(self, name: str) -> tuple[NDArray[np.float32], NDArray[np.int64]]:
+        """Embeddings and class ids of a split."""
+        places = self.store.indices(name)
+        return self.embeddings[places], self.ids[places]
+
+
+def embed(session: Session, inputs: NDArray[np.uint8]) -> NDArray[np.float32]:
+    """uint8 (N, H, W, 3) -> embeddings (N, D), in batches."""
+    parts = [session.run(inputs[i : i + _BATCH], [EMBEDDING])[0] for i in range(0, len(inputs), _BATCH)]
+    return np.concatenate(parts)
+
+
+def read_labelled(data: Sequence[str | os.PathLike[str]], options: RefitOptions, progress: Progress) -> list[Picture]:
+    """Of all data sets, each with its own splits."""
+    return [
+        picture
+        for each in data
+        for picture in assign_splits(
+            read_pictures(each, options.split_column, progress.say), options.val_fraction, options.seed
+        )
+    ]
+
+
+def settle_class_names(contract: Contract, pictures: Sequence[Picture], drop: bool) -> tuple[str, ...]:
+    """Those of the training pictures: the model's in its order, then new ones. Raises `DataError`."""
+    there = {picture.label for picture in pictures if picture.split == "train"}
+    lacking = [name for name in contract.class_names if name not in there]
+    new = sorted(there - set(contract.class_names))
+    spellings: dict[str, str] = {}
+    for name in (*contract.class_names, *new):
+        other = spellings.setdefault(name.casefold(), name)
+        if other != name and name in new:
+            raise DataError(f"labels '{other}' and '{name}' differ by case alone: make them one")
+    if lacking and not drop:
+        raise DataError(
+            f"no training pictures of {', '.join(map(repr, lacking))}, which the model knows: a head that tells "
+            "classes apart needs pictures of all. Name several data sets, or leave classes out for good by --drop"
+        )
+    names = (*(name for name in contract.class_names if name in there), *new)
+    if len(names) < 2:
+        raise DataError(f"{len(names)} class with training pictures: at least two are needed")
+    unknown = {picture.label for picture in pictures} - set(names)
+    if unknown:
+        raise DataError(f"no training pictures of {', '.join(map(repr, sorted(unknown)))}, which other splits have")
+    return names
+
+
+def look_at(
+    session: Session,
+    contract: Contract,
+    pictures: Sequence[Picture],
+    class_names: tuple[str, ...],
+    options: RefitOptions,
+    progress: Progress,
+) -> Seen:
+    """Open the training and validation pictures and run the old file on them. Raises `DataError`."""
+    used = [picture for picture in pictures if picture.split in ("train", "val")]
+    store, bad = load_pictures(used, contract.recipe, "auto", progress)
+    if not options.skip_bad:
+        check_readable(bad, "mend or remove them, or go on without them by --skip-bad")
+    for finding in find_duplicates(store.pictures, store.hashes):
+        progress.say(f"{finding.kind}: {finding.path}, {finding.other}: {finding.detail}")
+    if not store.indices("val"):
+        raise DataError("no validation pictures, which choose C and set the temperature")
+    progress.start("computing embeddings", len(store.pictures), "pictures")
+    embeddings, old = [], []
+    inputs = store.map(store.input, range(len(store.pictures)), ahead=2 * _BATCH)
+    for start in range(0, len(store.pictures), _BATCH):
+        batch = np.stack([next(inputs) for _ in store.pictures[start : start + _BATCH]])
+        found = session.run(batch, [EMBEDDING, "probabilities"])
+        embeddings.append(found[0])
+        old.append(found[1])
+        progress.advance(len(batch))
+    ids = np.array([class_names.index(picture.label) for picture in store.pictures], np.int64)
+    return Seen(store, class_names, ids, np.concatenate(embeddings), np.concatenate(old))
+
+
+def score_old(seen: Seen, old_names: tuple[str, ...]) -> dict[str, Any] | None:
+    """How the old head does on the same validation pictures, as far as it knows their classes."""
+    labels = [picture.label for picture in seen.store.pictures]
+    known = [i for i in seen.store.indices("val") if labels[i] in old_names]
+    if not known:
+        return None
+    true_ids = np.array([old_names.index(labels[i]) for i in known], np.int64)
+    return classification_metrics(true_ids, seen.old[known], old_names)
