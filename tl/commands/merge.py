@@ -11,7 +11,7 @@ import typer
 from tl.commands.console import console_progress, packages_of, warn
 from tl.commands.options import VoteWeights
 from tl.commands.vote_file import parse_vote_weights
-from tl.errors import DataError
+from tl.errors import ConfigError, DataError
 
 if TYPE_CHECKING:
     from tl.exporter.merging.merge import Merged
@@ -31,6 +31,9 @@ def command(
         Path | None,
         typer.Option(help="Labelled pictures that no member learnt from (their val split, if there is one)."),
     ] = None,
+    false_alarm: Annotated[
+        float, typer.Option(help="With --calibrate: share of its pictures that --reject-unknown may reject.")
+    ] = 0.05,
     golden: Annotated[
         Literal["images", "synthetic"],
         typer.Option(help="Self-test samples: of --images or the members' own, or synthetic ones to embed no photo."),
@@ -52,9 +55,11 @@ def command(
     """
     with packages_of("edit"):
         from tl.exporter.merging.merge import merge
+    if not 0 < false_alarm < 1:
+        raise ConfigError(f"--false-alarm must be between 0 and 1, found {false_alarm:g}")
     weights = parse_vote_weights(vote_weights, models)
     held_out = [] if calibrate is None else _read_held_out(calibrate)
-    proof: dict[str, Any] = {"images": images or (), "golden": golden, "held_out": held_out}
+    proof: dict[str, Any] = {"images": images or (), "golden": golden, "held_out": held_out, "false_alarm": false_alarm}
     with console_progress() as progress:
         done = merge(models, output, progress, voting=vote, weights=weights, **proof)
     _report(done, as_json)
@@ -82,6 +87,8 @@ def _report(done: Merged, as_json: bool) -> None:
     warn(f"{done.path}: {sizes}, {len(members)} members, verified")
     if done.contract.conformal is not None:
         warn(f"calibrated: temperature {done.contract.temperature:.3f}; predict with --coverage gives sets of classes")
+    if done.contract.unknown is not None:
+        warn("it tells unknown pictures: predict with --reject-unknown")
     if as_json:
         from tl.runtime.strict_json import to_plain
 

@@ -84,10 +84,15 @@ def fit_unknown(known: Known, num_classes: int, false_alarm: float) -> tuple[Unk
     shaken = fit.scores(_shake(known.held_out)).astype(np.float64)
     if not np.abs(shaken - scores).max() < _STEADY:
         return None
-    limit = conformal_limit(scores.tolist(), 1 - false_alarm)
-    limit = float(scores.max()) if limit == np.inf else limit
+    limit = unknown_limit(scores.tolist(), false_alarm)
     facts = UnknownFacts(len(unit), size, limit, float((scores > limit).mean()), len(scores))
     return fit, facts
+
+
+def unknown_limit(scores: Sequence[float], false_alarm: float) -> float:
+    """What so many scores of pictures like those of training lie above; the largest where they are too few to tell."""
+    limit = conformal_limit(scores, 1 - false_alarm)
+    return max(scores) if limit == np.inf else limit
 
 
 def _shake(embeddings: NDArray[np.float32]) -> NDArray[np.float32]:

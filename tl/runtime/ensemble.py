@@ -72,9 +72,9 @@ class Ensemble:
             self.member_names = tuple(member.name for member in merged.members)
         self.caution = caution or Caution()
         self._tta, self._views = tuple(tta), build_views(tta)
-        unknown = self.contracts[0].unknown if len(sessions) == 1 else None
-        self._tells_unknown = unknown is not None
-        self._unknown_limit = None if unknown is None else unknown.limit
+        facts = [contract.unknown for contract in self.contracts]
+        self._tells_unknown = None not in facts
+        self._unknown_limit = facts[0].limit if len(facts) == 1 and facts[0] is not None else None
         _check_caution(self.sessions, self.contracts, self.caution)
         if self._tta and self.caution.coverage is not None:
             raise EnsembleError("coverage was measured without test-time augmentation: leave out one of them")
@@ -85,13 +85,22 @@ class Ensemble:
 
         Returns float32 (N, M, C) by `class_names`.
         """
+        return self.run_members(inputs, [])[0]
+
+    def run_members(
+        self, inputs: Mapping[Recipe, NDArray[np.uint8]], further: Sequence[str]
+    ) -> tuple[NDArray[np.float32], list[list[NDArray[np.float32]]]]:
+        """As `member_probabilities`; and for each of the outputs `further` what each member gives of whole pictures."""
         batch = len(next(iter(inputs.values()))) // len(self._views)
         stacked = np.zeros((batch, len(self.sessions), len(self.class_names)), np.float32)
+        others: list[list[NDArray[np.float32]]] = [[] for _ in further]
         for m, (session, contract) in enumerate(zip(self.sessions, self.contracts, strict=True)):
-            (probabilities,) = session.run(inputs[contract.recipe], ["probabilities"])
+            probabilities, *found = session.run(inputs[contract.recipe], ["probabilities", *further])
             _check_finite(session, probabilities)
             stacked[:, m, self._columns[m]] = self._mean_of_views(probabilities)
-        return stacked
+            for kept, values in zip(others, found, strict=True):
+                kept.append(values[:: len(self._views)])
+        return stacked, others
 
     def decide(self, member_probabilities: NDArray[np.float32]) -> Vote:
         """Vote over float32 (N, M, C)."""
@@ -149,8 +158,8 @@ class Ensemble:
         ]
 
     def _judge_together(self, batch: Mapping[Recipe, NDArray[np.uint8]]) -> _Judged:
-        members = self.member_probabilities(batch)
-        return _Judged(self.decide(members), members, None)
+        members, unknown = self.run_members(batch, ["unknown_score"] if self._tells_unknown else [])
+        return _Judged(self.decide(members), members, mean_unknown(unknown[0]) if unknown else None)
 
     def _judge_alone(self, batch: Mapping[Recipe, NDArray[np.uint8]], with_votes: bool) -> _Judged:
         """One file's decision; what the members of a merged one say is only computed if it is needed."""
@@ -207,6 +216,14 @@ class Ensemble:
         return [self.class_names.index(name) for name in contract.class_names]
 
 
+def mean_unknown(scores: Sequence[NDArray[np.float32]]) -> NDArray[np.float32]:
+    """Of several members, each (N,): summed in their order, as merged graphs do."""
+    total = scores[0]
+    for score in scores[1:]:
+        total = total + score
+    return np.asarray(total / np.float32(len(scores)), np.float32)
+
+
 def check_weights(sessions: Sequence[Session], weights: Sequence[float] | None) -> None:
     """Raise `EnsembleError` without members, or for weights that are not a positive number for each."""
     if not sessions:
@@ -219,7 +236,10 @@ def _check_caution(sessions: Sequence[Session], contracts: Sequence[Contract], c
     if caution.coverage is None and not caution.reject_unknown:
         return
     if len(sessions) > 1:
-        raise EnsembleError("coverage and unknown pictures are known of single model files, not of several that vote")
+        raise EnsembleError(
+            "coverage and the limit for unknown pictures are known of single model files, not of several that vote: tl "
+            "merge --calibrate makes one of them"
+        )
     if caution.coverage is not None and contracts[0].conformal is None:
         raise ModelFileError(
             f"{sessions[0].path}: holds no scores of held-out pictures for --coverage; export it from a run with "

@@ -14,8 +14,11 @@ from tests.models import COLORS, make_contract, make_model, solid
 from tests.spots import make_spot_model
 from tests.trainer.make import make_manifest, make_png
 from tl.errors import ConfigError, DataError, EnsembleError, ModelFileError, ParityError
+from tl.exporter.export import Exported
 from tl.exporter.merging import merge as merge_module
 from tl.exporter.merging.merge import Merged, merge
+from tl.exporter.refitting.refit import refit
+from tl.exporter.refitting.seen import RefitOptions
 from tl.runtime import load
 from tl.runtime.caution import Caution
 from tl.runtime.recipe import build_recipe
@@ -57,6 +60,33 @@ def test_merge__votes_as_the_separate_files(
             assert ours.votes.agreement == theirs.votes.agreement
             assert ours.votes.entropy == pytest.approx(theirs.votes.entropy, abs=1e-6)
             assert np.abs(ours.votes.probabilities - theirs.votes.probabilities).max() < 1e-6
+
+
+def test_merge__tells_unknown_pictures(exported: Exported, photos: Path, tmp_path: Path) -> None:
+    """The mean of the members' scores, its limit measured on the pictures that calibrate."""
+    other = refit(exported.path, [photos], tmp_path / "other.onnx", Silent(), RefitOptions(seed=1)).path
+    held_out = [Picture(str(path), path.name, path.parent.name) for path in sorted(photos.rglob("*.png"))]
+    paths = [picture.path for picture in held_out]
+    members = [exported.path, other]
+    done = do_merge(members, tmp_path / "e.onnx", held_out=held_out, false_alarm=0.2)
+    assert done.contract.outputs[-1] == "unknown_score"
+    assert done.contract.parity.session_max_abs_diff["unknown_score"] < 1e-5
+    alone = []
+    for path in members:
+        with load(path, device="cpu") as model:
+            alone.append([result.unknown_score for result in model.predict_batch(paths)])
+    wanted = np.mean(alone, axis=0)
+    facts = done.contract.unknown
+    assert facts is not None
+    assert facts.false_alarm == (wanted > facts.limit).mean() <= 0.2
+    assert facts.limit == pytest.approx(sorted(wanted)[int(np.ceil(0.8 * (len(wanted) + 1))) - 1], abs=1e-5)
+    with load(done.path, device="cpu", caution=Caution(reject_unknown=True)) as merged, load(members) as apart:
+        for found in (merged.predict_batch(paths), apart.predict_batch(paths)):
+            np.testing.assert_allclose([result.unknown_score for result in found], wanted, rtol=1e-5)
+        assert merged.predict(np.full((40, 40, 3), 255, np.uint8)).label == "?"
+    with pytest.raises(EnsembleError, match="tl merge --calibrate makes one of them"):
+        load(members, caution=Caution(reject_unknown=True))
+    assert do_merge(members, tmp_path / "plain.onnx").contract.unknown is None
 
 
 @pytest.mark.parametrize("voting", VOTINGS)
@@ -125,7 +155,7 @@ def test_merge__a_graph_that_counts_otherwise_is_no_file(
     monkeypatch.setattr(
         merge_module,
         "merge_graphs",
-        lambda ballots, hw, voting, weights, temperature: true_merge(ballots, hw, "max", (9, 1, 1)),
+        lambda ballots, hw, *rest, **options: true_merge(ballots, hw, "max", (9, 1, 1)),
     )
     with pytest.raises(ParityError):
         do_merge(members, tmp_path / "e.onnx")

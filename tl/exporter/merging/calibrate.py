@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 
 from tl.errors import DataError
 from tl.exporter.conformal import conformal_of
+from tl.exporter.unknown import unknown_limit
 from tl.runtime.contract import Conformal
 from tl.runtime.ensemble import Ensemble
 from tl.runtime.predictor import Predictor
@@ -29,19 +30,31 @@ _FLOOR = 1e-4
 
 @dataclass(frozen=True)
 class Calibration:
-    """`temperature` that softens voted probabilities, and the scores of true classes after it."""
+    """`temperature` that softens voted probabilities, and the scores of true classes after it.
+
+    `unknown_limit`: what the members' mean unknown score is above on `false_alarm` of the `images` pictures, None where
+    a member has no such score.
+    """
 
     temperature: float
     conformal: Conformal | None
+    unknown_limit: float | None = None
+    false_alarm: float = 0.0
+    images: int = 0
 
 
-def calibrate_votes(ensemble: Ensemble, held_out: Sequence[Picture], progress: Progress) -> Calibration:
-    """Fit the temperature of voted probabilities. Temperature 1 without pictures. Raises `DataError`."""
+def calibrate_votes(
+    ensemble: Ensemble, held_out: Sequence[Picture], progress: Progress, false_alarm: float
+) -> Calibration:
+    """Fit the temperature of voted probabilities. Temperature 1 without pictures. Raises `DataError`.
+
+    `false_alarm`: share of the pictures that may be called unknown.
+    """
     if not held_out:
         return Calibration(1.0, None)
     true_ids = class_ids(held_out, ensemble.class_names)
     progress.start("calibrating", len(held_out), "pictures")
-    voted, known = [], []
+    voted, known, strange = [], [], []
     for true_id, result in zip(
         true_ids, Predictor(ensemble, with_votes=False).predict_iter([p.path for p in held_out]), strict=True
     ):
@@ -49,11 +62,18 @@ def calibrate_votes(ensemble: Ensemble, held_out: Sequence[Picture], progress: P
         if isinstance(result, Classification):
             voted.append(result.probabilities)
             known.append(true_id)
+            if result.unknown_score is not None:
+                strange.append(result.unknown_score)
     if len(known) < len(held_out):
         raise DataError(f"{len(held_out) - len(known)} of {len(held_out)} pictures to calibrate on cannot be read")
     probabilities, truth = np.stack(voted), np.array(known, np.int64)
     temperature = _fit(probabilities, truth)
-    return Calibration(temperature, conformal_of(soften(probabilities, temperature), truth, "given pictures"))
+    conformal = conformal_of(soften(probabilities, temperature), truth, "given pictures")
+    if not strange:
+        return Calibration(temperature, conformal)
+    limit = unknown_limit(strange, false_alarm)
+    alarms = float((np.array(strange) > limit).mean())
+    return Calibration(temperature, conformal, limit, alarms, len(strange))
 
 
 def _fit(probabilities: NDArray[np.float32], truth: NDArray[np.int64]) -> float:

@@ -20,7 +20,7 @@ from tl.runtime.session import INPUT_NAME
 from tl.runtime.voting import Voting
 
 OUTPUTS = ("probabilities", "label", "member_probabilities")
-_ENTRY = "probabilities"
+UNKNOWN = "unknown_score"
 
 
 @dataclass(frozen=True)
@@ -37,23 +37,30 @@ def merge_graphs(
     voting: Voting,
     weights: Sequence[float],
     temperature: float = 1.0,
+    *,
+    with_unknown: bool = False,
 ) -> onnx.ModelProto:
     """`images` uint8 (N, H, W, 3) -> probabilities float32 (N, C), label int64 (N,), member_probabilities (N, M, C).
 
     What a member computes as another one does, on the same numbers, is computed once. `temperature` softens the voted
-    probabilities as `tl.runtime.voting.soften` does; it changes no label.
+    probabilities as `tl.runtime.voting.soften` does; it changes no label. `with_unknown`: also unknown_score (N,), the
+    mean of the members'.
     """
     opset = max(opset_of(ballot.model) for ballot in ballots)
     images = ir.val(INPUT_NAME, ir.DataType.UINT8, ["N", *input_hw, 3])
     graph = ir.Graph([images], [], nodes=[], opset_imports={"": opset}, name="ensemble")
-    votes = [_add_member(graph, images, ballot, number, opset) for number, ballot in enumerate(ballots)]
+    wanted = ("probabilities", UNKNOWN) if with_unknown else ("probabilities",)
+    members = [_add_member(graph, images, ballot, number, opset, wanted) for number, ballot in enumerate(ballots)]
     tape = ir.tape.Tape()
-    ordered = [_in_order(tape, vote, ballot.columns) for vote, ballot in zip(votes, ballots, strict=True)]
-    outputs = _Count(tape, ordered, len(ballots[0].columns)).outputs(voting, weights, temperature)
+    ordered = [_in_order(tape, found[0], ballot.columns) for found, ballot in zip(members, ballots, strict=True)]
+    count = _Count(tape, ordered, len(ballots[0].columns))
+    outputs = count.outputs(voting, weights, temperature)
+    if with_unknown:
+        outputs = (*outputs, count.mean([found[1] for found in members]))
     graph.extend(list(tape.nodes))
     for value in tape.initializers:
         graph.register_initializer(value)
-    for name, value in zip(OUTPUTS, outputs, strict=True):
+    for name, value in zip((*OUTPUTS, UNKNOWN)[: len(outputs)], outputs, strict=True):
         value.name = name
     graph.outputs.extend(outputs)
     model = ir.Model(graph, ir_version=IR_VERSION, producer_name="tl")
@@ -61,8 +68,10 @@ def merge_graphs(
     return ir.to_proto(model)
 
 
-def _add_member(graph: ir.Graph, images: ir.Value, ballot: Ballot, number: int, opset: int) -> ir.Value:
-    """Move a member's nodes and tensors into `graph`; returns its probabilities."""
+def _add_member(
+    graph: ir.Graph, images: ir.Value, ballot: Ballot, number: int, opset: int, outputs: Sequence[str]
+) -> list[ir.Value]:
+    """Move a member's nodes and tensors into `graph`; returns its `outputs`."""
     proto = ballot.model
     if opset_of(proto) != opset:
         proto = version_converter.convert_version(proto, opset)
@@ -72,7 +81,7 @@ def _add_member(graph: ir.Graph, images: ir.Value, ballot: Ballot, number: int, 
     common.LiftConstantsToInitializersPass(lift_all_constants=True, size_limit=0)(model)
     own = model.graph
     (old_input,) = own.inputs
-    probabilities = next(value for value in own.outputs if value.name == f"member{number}/{_ENTRY}")
+    found = {value.name: value for value in own.outputs}
     own.outputs.clear()
     ir.convenience.replace_all_uses_with(old_input, images)
     tensors = list(own.initializers.values())
@@ -84,7 +93,7 @@ def _add_member(graph: ir.Graph, images: ir.Value, ballot: Ballot, number: int, 
     graph.extend(nodes)
     for domain, version in own.opset_imports.items():
         graph.opset_imports.setdefault(domain, version)
-    return probabilities
+    return [found[f"member{number}/{name}"] for name in outputs]
 
 
 def _in_order(tape: ir.tape.Tape, probabilities: ir.Value, columns: Sequence[int]) -> ir.Value:
@@ -102,9 +111,7 @@ class _Count:
         self._tape, self._members, self._num_classes = tape, members, num_classes
         self._constants: dict[str, ir.Value] = {}
 
-    def outputs(
-        self, voting: Voting, weights: Sequence[float], temperature: float
-    ) -> tuple[ir.Value, ir.Value, ir.Value]:
+    def outputs(self, voting: Voting, weights: Sequence[float], temperature: float) -> tuple[ir.Value, ...]:
         """Probabilities, label, and what each member says."""
         op = self._tape.op
         weighted = [self._times(member, weight) for member, weight in zip(self._members, weights, strict=True)]
@@ -134,6 +141,13 @@ class _Count:
         ):
             value.dtype, value.shape = kind, ir.Shape(["N", *shape])
         return probabilities, label, together
+
+    def mean(self, values: Sequence[ir.Value]) -> ir.Value:
+        """Of (N,) each, as `tl.runtime.ensemble.mean_unknown`."""
+        count = self._constant("members", np.array(len(values), np.float32))
+        mean = self._tape.op("Div", [self._sum(values), count])
+        mean.dtype, mean.shape = ir.DataType.FLOAT, ir.Shape(["N"])
+        return mean
 
     def _times(self, value: ir.Value, weight: float) -> ir.Value:
         if weight == 1:

@@ -6,7 +6,7 @@ Knows the steps: check that they fit, join, prove against the separate files, pu
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, fields, replace
 from datetime import UTC, datetime
 from pathlib import Path
@@ -19,8 +19,8 @@ from numpy.typing import NDArray
 from tl.errors import ConfigError, EnsembleError, ParityError
 from tl.exporter.comparison import Original, check_outputs
 from tl.exporter.golden import TOLERANCE, GoldenSource, build_golden, synthetic_inputs
-from tl.exporter.merging.calibrate import calibrate_votes
-from tl.exporter.merging.graph import OUTPUTS, Ballot, merge_graphs
+from tl.exporter.merging.calibrate import Calibration, calibrate_votes
+from tl.exporter.merging.graph import OUTPUTS, UNKNOWN, Ballot, merge_graphs
 from tl.exporter.proof_pictures import ProofPictures, find_proof_pictures, load_proof_pictures, noise_pictures
 from tl.exporter.publish import embed_contract, publish
 from tl.runtime.contract import (
@@ -32,9 +32,10 @@ from tl.runtime.contract import (
     Parity,
     Precision,
     Provenance,
+    UnknownFacts,
 )
 from tl.runtime.decode import ImageSource
-from tl.runtime.ensemble import Ensemble
+from tl.runtime.ensemble import Ensemble, mean_unknown
 from tl.runtime.recipe import Recipe
 from tl.runtime.selftest import golden_image, run_selftest
 from tl.runtime.session import Session
@@ -68,11 +69,13 @@ def merge(
     images: Sequence[str | os.PathLike[str]] = (),
     golden: Literal["images", "synthetic"] = "images",
     held_out: Sequence[Picture] = (),
+    false_alarm: float = 0.05,
 ) -> Merged:
     """Write one file that gives what the files `models` give when they vote.
 
     `held_out`: labelled pictures that no member learnt from, by which the votes' confidence is calibrated and sets of
-    classes for any coverage are measured. The file is proven on `images`, or on the golden samples of the members and
+    classes for any coverage are measured; where every member tells unknown pictures, the file does too, and calls
+    `false_alarm` of these unknown. The file is proven on `images`, or on the golden samples of the members and
     noise where there are none.
     Raises `ModelFileError`, `EnsembleError`, `ConfigError`, `DataError`, `ParityError` or `OutputError`.
     """
@@ -83,14 +86,18 @@ def merge(
     own, golden_source = _golden_pictures(ensemble)
     sources: list[ImageSource] = [*find_proof_pictures(images)] if images else [*own, *noise_pictures()]
     pictures = load_proof_pictures(sources, recipe, progress)
-    calibration = calibrate_votes(ensemble, held_out, progress)
+    calibration = calibrate_votes(ensemble, held_out, progress, false_alarm)
     progress.start("merging", 3, "steps")
     facts = _facts(ensemble)
-    model = merge_graphs(_ballots(ensemble), recipe.input_hw, voting, facts.weights, calibration.temperature)
+    unknown = _unknown_facts(contracts, calibration)
+    joined = (_ballots(ensemble), recipe.input_hw, voting, facts.weights, calibration.temperature)
+    model = merge_graphs(*joined, with_unknown=unknown is not None)
     bare = replace(
         _uncertified(contracts, ensemble.class_names, facts),
+        outputs=OUTPUTS if unknown is None else (*OUTPUTS, UNKNOWN),
         temperature=calibration.temperature,
         conformal=calibration.conformal,
+        unknown=unknown,
     )
     embed_contract(model, bare)
     progress.advance(note="parity")
@@ -167,6 +174,20 @@ def _facts(ensemble: Ensemble) -> EnsembleFacts:
     return EnsembleFacts(ensemble.voting, weights, tuple(members))
 
 
+def _unknown_facts(contracts: Sequence[Contract], calibration: Calibration) -> UnknownFacts | None:
+    """Of the members' mean: the fewest pictures and the most dimensions that one was fitted in."""
+    members = [contract.unknown for contract in contracts if contract.unknown is not None]
+    if calibration.unknown_limit is None or len(members) < len(contracts):
+        return None
+    return UnknownFacts(
+        images=min(member.images for member in members),
+        dimensions=max(member.dimensions for member in members),
+        limit=calibration.unknown_limit,
+        false_alarm=calibration.false_alarm,
+        held_out=calibration.images,
+    )
+
+
 def _ballots(ensemble: Ensemble) -> list[Ballot]:
     return [
         Ballot(onnx.load(session.path), [contract.class_names.index(name) for name in ensemble.class_names])
@@ -176,8 +197,19 @@ def _ballots(ensemble: Ensemble) -> list[Ballot]:
 
 def _members(ensemble: Ensemble, inputs: NDArray[np.uint8]) -> NDArray[np.float32]:
     """What the separate files give, (N, M, C)."""
-    parts = [ensemble.member_probabilities({ensemble.recipes[0]: inputs[i : i + 8]}) for i in range(0, len(inputs), 8)]
+    parts = [ensemble.member_probabilities(batch) for batch in _batches(ensemble, inputs)]
     return np.concatenate(parts)
+
+
+def _unknown(ensemble: Ensemble, inputs: NDArray[np.uint8]) -> NDArray[np.float32]:
+    """The mean of the separate files' unknown scores, (N,)."""
+    parts = [mean_unknown(ensemble.run_members(batch, [UNKNOWN])[1][0]) for batch in _batches(ensemble, inputs)]
+    return np.concatenate(parts)
+
+
+def _batches(ensemble: Ensemble, inputs: NDArray[np.uint8]) -> Iterator[dict[Recipe, NDArray[np.uint8]]]:
+    for start in range(0, len(inputs), 8):
+        yield {ensemble.recipes[0]: inputs[start : start + 8]}
 
 
 def _prove(
@@ -198,6 +230,8 @@ def _prove(
         )
     voted = soften(counted.probabilities, bare.temperature)
     expected = {"probabilities": voted, "member_probabilities": _members(ensemble, inputs)}
+    if bare.unknown is not None:
+        expected[UNKNOWN] = _unknown(ensemble, inputs)
     tolerance = _TOLERANCE_FP32 if bare.precision == "fp32" else TOLERANCE[bare.precision]
     names = Original("the separate files", "the separate files", "merging")
     return check_outputs(session, pictures.sources, inputs, expected, names, tolerance), voted
