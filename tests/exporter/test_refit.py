@@ -143,13 +143,13 @@ def test_refit__again(refitted: Refitted, photos: Path, tmp_path: Path) -> None:
     assert done.contract.provenance.config["head"] == "svm"
 
 
-def test_refit__needs_no_torch(exported: Exported, photos: Path, violets: Path, tmp_path: Path) -> None:
+def test_refit__needs_only_the_extra_edit(exported: Exported, photos: Path, violets: Path, tmp_path: Path) -> None:
     code = f"""
 import sys
 from tl.commands import refit
 from pathlib import Path
 refit.command(Path({str(exported.path)!r}), [Path({str(photos)!r}), Path({str(violets)!r})], Path("m.onnx"))
-print(sorted({{"torch", "torchvision", "onnxscript", "pydantic"}} & set(sys.modules)))
+print(sorted({{"torch", "torchvision", "onnxscript", "pydantic", "yaml", "jinja2", "matplotlib"}} & set(sys.modules)))
 """
     done = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import csv
 import dataclasses
+import hashlib
 import os
 import unicodedata
 import warnings
@@ -129,6 +130,12 @@ def limit_per_class(pictures: Sequence[Picture], count: int, seed: int) -> list[
     rng = np.random.default_rng(seed)
     kept = {int(i) for _, places in sorted(by_label.items()) for i in rng.permutation(places)[:count]}
     return [picture for i, picture in enumerate(pictures) if picture.split != "train" or i in kept]
+
+
+def hash_data(rows: Iterable[tuple[str, str, str]]) -> str:
+    """SHA-256 over pictures' (content hash, label, split), whatever their order."""
+    lines = sorted("\t".join(row) + "\n" for row in rows)
+    return hashlib.sha256("".join(lines).encode(errors="surrogateescape")).hexdigest()
 
 
 def _held_out(pictures: Sequence[Picture], val_fraction: float, seed: int) -> list[int]:

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import csv
 import dataclasses
-import hashlib
 import io
 import json
 import os
@@ -31,7 +30,7 @@ from tl.runtime.landmarks import LandmarkSet
 from tl.runtime.recipe import Recipe
 from tl.runtime.strict_json import dump_json, from_plain, parse_json
 from tl.trainer.config import TrainConfig
-from tl.trainer.data import Picture
+from tl.trainer.data import Picture, hash_data
 from tl.trainer.options import config_from_mapping, dump_config, load_config
 from tl.trainer.pictures import PictureStore
 
@@ -263,12 +262,6 @@ class Run:
         except (OSError, ValueError, KeyError) as error:
             raise RunError(f"{self.folder}: no readable metrics.json: {UNFINISHED} ({error})") from error
         return {name: float(value) for name, value in metrics.items() if isinstance(value, int | float)}
-
-
-def hash_data(rows: Iterable[tuple[str, str, str]]) -> str:
-    """SHA-256 over pictures' (content hash, label, split), whatever their order."""
-    lines = sorted("\t".join(row) + "\n" for row in rows)
-    return hashlib.sha256("".join(lines).encode(errors="surrogateescape")).hexdigest()
 
 
 def _sides(region: Region | None) -> tuple[float | str, ...]:

@@ -30,10 +30,10 @@ from tl.runtime.selftest import run_selftest
 from tl.runtime.session import Session
 from tl.trainer.calibration import fit_temperature
 from tl.trainer.config import C_VALUES
+from tl.trainer.data import hash_data
 from tl.trainer.environment import library_versions
 from tl.trainer.metrics import classification_metrics
 from tl.trainer.progress import Progress
-from tl.trainer.runs import hash_data
 from tl.trainer.solvers import LinearHead, solve_head
 
 _LIBRARIES = ("onnx", "onnx-ir", "onnxruntime", "onnxruntime-gpu", "scikit-learn", "pillow", "simplejpeg")
