@@ -173,6 +173,7 @@ def test_refit__a_graph_that_computes_otherwise_is_not_written(
     [
         ({"out": "m.txt"}, ConfigError, "ends in .onnx"),
         ({"out": "model.onnx"}, ConfigError, "is the old file, which would be lost"),
+        ({"model": "missing.onnx", "out": "plain.onnx"}, ModelFileError, "no such file"),
         ({"model": "plain.onnx"}, ModelFileError, "has no output 'embedding'"),
         ({"data": "Blue"}, DataError, "labels 'blue' and 'Blue' differ by case alone"),
         ({"data": "broken"}, DataError, "cannot be read; mend or remove them"),
@@ -191,6 +192,15 @@ def test_refit__refused(
     with pytest.raises(error, match=message):
         refit(given["model"], data, tmp_path / changes.get("out", "new.onnx"), Silent(), RefitOptions())
     assert not (tmp_path / "new.onnx").exists()
+
+
+def test_refit__unreadable_pictures_of_a_class(exported: Exported, photos: Path, tmp_path: Path) -> None:
+    for i in range(3):
+        (tmp_path / "more" / "odd").mkdir(parents=True, exist_ok=True)
+        (tmp_path / "more" / "odd" / f"{i}.png").write_bytes(b"\x89PNG\r\n\x1a\n")
+    options = RefitOptions(skip_bad=True)
+    with pytest.raises(DataError, match="no readable training pictures of 'odd'"):
+        refit(exported.path, [photos, tmp_path / "more"], tmp_path / "m.onnx", Silent(), options)
 
 
 def test_refit__command(run_tl: RunTl, exported: Exported, photos: Path, violets: Path, tmp_path: Path) -> None:

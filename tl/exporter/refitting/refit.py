@@ -111,9 +111,9 @@ def _open(model: str | os.PathLike[str], out: str | os.PathLike[str]) -> tuple[S
     """The old file, whose own self-test passes here."""
     if Path(out).suffix != ".onnx":
         raise ConfigError(f"{os.fspath(out)}: a model file's name ends in .onnx")
+    session = Session(model, device="cpu", require_contract=True)
     if Path(out).exists() and Path(out).samefile(model):
         raise ConfigError(f"{os.fspath(out)}: is the old file, which would be lost: give the new one another name")
-    session = Session(model, device="cpu", require_contract=True)
     contract = session.contract
     if contract is None or contract.task != "classification":
         raise ModelFileError(f"{session.path}: only classifiers have a head that can be refitted")

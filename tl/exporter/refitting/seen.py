@@ -116,6 +116,9 @@ def look_at(
         check_readable(bad, "mend or remove them, or go on without them by --skip-bad")
     for finding in find_duplicates(store.pictures, store.hashes):
         progress.say(f"{finding.kind}: {finding.path}, {finding.other}: {finding.detail}")
+    left = {store.pictures[i].label for i in store.indices("train")}
+    if gone := [name for name in class_names if name not in left]:
+        raise DataError(f"no readable training pictures of {', '.join(map(repr, gone))}")
     if not store.indices("val"):
         raise DataError("no validation pictures, which choose C and set the temperature")
     progress.start("computing embeddings", len(store.pictures), "pictures")
