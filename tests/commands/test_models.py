@@ -158,7 +158,7 @@ def test_tta__predict_and_evaluate(run_tl: RunTl, photos: Path, color_model: Pat
     assert (before["gain"], after["gain"], after["gain_p"]) == ("", "0.0000", "1.0000")
     assert float(before["images_per_s"]) > 0 < float(after["images_per_s"])
     for options, message in (
-        (("predict", "--tta", "flip"), "--tta takes each of hflip, vflip, crops once, got flip"),
+        (("predict", "--tta", "flip"), "--tta takes each of hflip, vflip, crops once, got 'flip'"),
         (("evaluate", "--tta", "hflip", "--merged", color_model), "--merged: leave it out with --tta"),
     ):
         refused = run_tl(options[0], photos, "--model", color_model, *options[1:])

@@ -60,7 +60,7 @@ def test_choose_activation__by_layer_or_refused(exported: Exported) -> None:
     assert choose_activation(found, found[1].layer) == found[1]
     with pytest.raises(ConfigError, match=r"--layer 77: not one of 1 Relu after "):
         choose_activation(found, "77")
-    with pytest.raises(ConfigError, match="the graph has no feature maps"):
+    with pytest.raises(ConfigError, match="this graph has no known non-linearity on feature maps"):
         choose_activation([], "1")
 
 

@@ -23,7 +23,7 @@ from tl.errors import ConfigError, DataError, ModelFileError, ParityError
 from tl.exporter.export import Exported
 from tl.exporter.refitting.graph import NewHead, replace_head
 from tl.exporter.refitting.refit import Refitted, refit
-from tl.exporter.refitting.seen import RefitOptions
+from tl.exporter.refitting.seen import RefitOptions, read_labelled
 from tl.runtime.preprocess import load_input
 from tl.runtime.selftest import run_selftest
 from tl.runtime.session import Session
@@ -192,6 +192,22 @@ def test_refit__refused(
     with pytest.raises(error, match=message):
         refit(given["model"], data, tmp_path / changes.get("out", "new.onnx"), Silent(), RefitOptions())
     assert not (tmp_path / "new.onnx").exists()
+
+
+def test_refit__a_group_in_two_data_sets_stays_on_one_side(exported: Exported, photos: Path, tmp_path: Path) -> None:
+    files = sorted(photos.rglob("*.png"))
+    for half in (0, 1):
+        rows = [f"{path},{path.parent.name},bug{i // 2 % 9}\n" for i, path in enumerate(files) if i % 2 == half]
+        (tmp_path / f"{half}.csv").write_text("path,label,group\n" + "".join(rows), encoding="utf-8")
+    pictures = read_labelled([tmp_path / "0.csv", tmp_path / "1.csv"], RefitOptions(), Silent())
+    sides = {group: {p.split for p in pictures if p.group == group} for group in {p.group for p in pictures}}
+    assert len(sides) == 9
+    assert all(len(splits) == 1 for splits in sides.values())
+    held = "".join(f"{path},{path.parent.name},bug0,val\n" for path in files[:2])
+    (tmp_path / "2.csv").write_text("path,label,group,split\n" + held + held.replace("val", "train"), encoding="utf-8")
+    data = [tmp_path / "1.csv", tmp_path / "2.csv"]
+    with pytest.raises(DataError):
+        refit(exported.path, data, tmp_path / "m.onnx", Silent(), RefitOptions())
 
 
 def test_refit__unreadable_pictures_of_a_class(exported: Exported, photos: Path, tmp_path: Path) -> None:

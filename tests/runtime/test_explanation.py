@@ -64,6 +64,24 @@ def test_explain__of_an_ensemble_the_mean_of_its_members(tmp_path: Path, vote: s
     assert np.corrcoef((3 * heats[0] + fine).ravel(), found.heat.ravel())[0, 1] > 0.98
 
 
+def test_explain__members_that_prepare_otherwise_are_covered_at_the_same_place(tmp_path: Path) -> None:
+    """A photo four times as wide as high, red at its left end: its rows are all alike, and so is what is found."""
+    photo = np.zeros((16, 64, 3), np.uint8)
+    photo[..., 2] = 120
+    photo[:, :16] = (250, 0, 0)
+    kinds = ("squash", "letterbox")
+    paths = [make_model(tmp_path / f"{kind}.onnx", recipe=build_recipe((64, 64), kind)) for kind in kinds]
+    with tl.runtime.load(paths, device="cpu") as model:
+        heat = tl.runtime.explain(model, photo, "red").heat
+    np.testing.assert_allclose(heat[20:44], np.broadcast_to(heat[32], (24, 64)), rtol=0, atol=1e-3)
+    assert heat[:, :12].min() > 0 > heat[:, 24:].max()
+    with tl.runtime.load(paths[::-1], device="cpu") as model:  # the letterboxed one first: its padding says nothing
+        heat = tl.runtime.explain(model, photo, "red").heat
+    assert (heat[:24] == 0).all()
+    assert (heat[40:] == 0).all()
+    assert heat[24:40, :12].min() > 0
+
+
 def test_explain__refused(tmp_path: Path) -> None:
     path = make_model(tmp_path / "m.onnx")
     with (

@@ -36,9 +36,16 @@ def test_build_views__counts(kinds: tuple[TtaKind, ...], count: int) -> None:
     assert len(views) == len(set(views)) == count
 
 
-@pytest.mark.parametrize("kinds", [("flip",), ("hflip", "hflip")])
-def test_build_views__refused(kinds: tuple[TtaKind, ...]) -> None:
-    with pytest.raises(ValueError, match="tta takes each of hflip, vflip, crops once"):
+@pytest.mark.parametrize(
+    ("kinds", "message"),
+    [
+        (("flip",), "tta takes each of hflip, vflip, crops once, got 'flip'"),
+        (("hflip", "hflip"), "once, got 'hflip', 'hflip'"),
+        ("hflip", "takes a list of hflip, vflip, crops, got the text 'hflip'"),
+    ],
+)
+def test_build_views__refused(kinds: tuple[TtaKind, ...], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
         build_views(kinds)
 
 

@@ -291,8 +291,8 @@ def test_limit__that_many_of_each_class_drawn_by_the_seed() -> None:
 @pytest.mark.parametrize(
     ("labels", "groups", "message"),
     [
-        ("aaaabbbb", "", r"5 folds need as many .* the smallest class has 4, groups are 8: lower --folds"),
-        ("aaaaaabbbbbb", "112233112233", "the smallest class has 6, groups are 3: lower --folds"),
+        ("aaaabbbb", "", r"5 folds need as many .* the smallest class has 4: lower --folds"),
+        ("aaaaaabbbbbb", "112233112233", "as many groups, which are 3; the smallest class has 6: lower --folds"),
         ("aaaaabbbbb", "1111122345", "5 folds leave a class without training pictures: its groups are too few"),
     ],
 )

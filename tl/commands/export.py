@@ -52,7 +52,8 @@ Unknown = Annotated[
     bool, typer.Option(help="Of a run, in fp32: let the file tell pictures that are unlike those of training.")
 ]
 FalseAlarm = Annotated[
-    float, typer.Option(help="Share of validation pictures that tl predict --reject-unknown may reject.")
+    float | None,
+    typer.Option(help="Share of validation pictures that tl predict --reject-unknown may reject. Default: 0.05."),
 ]
 Cam = Annotated[
     bool, typer.Option("--cam", help="Of a run with a linear head, in fp32: add class activation maps as an output.")
@@ -70,7 +71,7 @@ def command(
     parity_images: ParityImages = None,
     golden: GoldenFrom = "validation",
     unknown: Unknown = True,
-    false_alarm: FalseAlarm = 0.05,
+    false_alarm: FalseAlarm = None,
     cam: Cam = False,
     precision: Precision = "fp32",
     min_agreement: MinAgreement = 0.99,
@@ -97,11 +98,11 @@ def command(
     - `tl export --pretrained mobilenet_v2 --images photos/ -o imagenet.onnx`
     """
     _check_choices(run, pretrained, images, precision)
-    _check_further(run, precision, cam, false_alarm)
+    _check_further(run, precision, cam, unknown, false_alarm)
     with packages_of("train"):
         from tl.exporter.export import export_pretrained, export_run
         from tl.exporter.precision import Lowering, export_lowered
-        from tl.exporter.subjects import Further
+        from tl.exporter.subjects import USUAL, Further
         from tl.trainer.runs import Run
     extra = parity_images or []
     with console_progress() as progress:
@@ -109,7 +110,7 @@ def command(
             lowering = Lowering(precision, min_agreement, calibration_pictures, seed, device, keep_slower)
             done = export_lowered(Run(run), output, progress, lowering, parity_images=extra, golden=golden)
         elif run is not None:
-            further = Further(unknown, false_alarm, cam)
+            further = Further(unknown, false_alarm or USUAL.false_alarm, cam)
             done = export_run(Run(run), output, progress, parity_images=extra, golden=golden, further=further)
         else:
             source: Literal["images", "synthetic"] = "images" if golden == "validation" else golden
@@ -133,10 +134,13 @@ def _check_choices(run: Path | None, pretrained: str | None, images: list[Path] 
         )
 
 
-def _check_further(run: Path | None, precision: str, cam: bool, false_alarm: float) -> None:
-    if cam and (run is None or precision != "fp32"):
+def _check_further(run: Path | None, precision: str, cam: bool, unknown: bool, false_alarm: float | None) -> None:
+    is_plain_run = run is not None and precision == "fp32"
+    if cam and not is_plain_run:
         raise ConfigError("--cam needs a run, in fp32")
-    if not 0 < false_alarm < 1:
+    if false_alarm is not None and not (is_plain_run and unknown):
+        raise ConfigError("--false-alarm needs a run, in fp32, and no --no-unknown")
+    if false_alarm is not None and not 0 < false_alarm < 1:
         raise ConfigError(f"--false-alarm must be between 0 and 1, found {false_alarm:g}")
 
 

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from tl.commands.console import packages_of, warn
+from tl.commands.options import refuse_given
 from tl.errors import ConfigError, ModelFileError
 
 if TYPE_CHECKING:
@@ -24,13 +25,16 @@ Activations = Annotated[
     Path | None, typer.Option(help="A picture: draw its feature maps before and after a layer's non-linearity.")
 ]
 Layer = Annotated[
-    str, typer.Option(help="Which non-linearity --activations shows: its number, or the layer before it.")
+    str | None,
+    typer.Option(help="Which non-linearity --activations shows: its number (default: 1), or the layer before it."),
 ]
 Top = Annotated[
     tuple[int, Path] | None,
     typer.Option(help="A number and a picture: its most probable classes.", metavar="N IMAGE", show_default=False),
 ]
-OutFolder = Annotated[Path, typer.Option(help="Folder for what is drawn, unless --html takes it.")]
+OutFolder = Annotated[
+    Path | None, typer.Option(help="Folder for what is drawn, unless --html takes it. Default: this one.")
+]
 AsJson = Annotated[bool, typer.Option("--json", help="Print the whole contract as JSON; with --top, the classes.")]
 
 
@@ -40,8 +44,8 @@ def command(
     top: Top = None,
     filters: Filters = False,
     activations: Activations = None,
-    layer: Layer = "1",
-    out: OutFolder = Path(),
+    layer: Layer = None,
+    out: OutFolder = None,
     as_json: AsJson = False,
 ) -> None:
     """Show a model file's task, classes, preprocessing, origin and parity, and what it looks like inside.
@@ -57,6 +61,10 @@ def command(
 
     - `tl inspect beetles.onnx --html beetles.html --filters --activations photo.jpg --top 5 photo.jpg`
     """
+    if activations is None:
+        refuse_given({"layer": layer}, "says which layer --activations shows: give that too")
+    if html is not None or not (filters or activations):
+        refuse_given({"out": out}, "takes what --filters and --activations draw, without --html")
     from tl.runtime.contract import dump_contract
     from tl.runtime.session import Session
 
@@ -64,13 +72,13 @@ def command(
     if contract is None:
         raise ModelFileError(f"{model}: holds no contract")
     ranking = None if top is None else _rank(model, contract, *top)
-    looks = _look_inside(model, contract, filters, activations, layer)
+    looks = _look_inside(model, contract, filters, activations, layer or "1")
     if html is not None:
         from tl.studies.report.model_page import write_model_page
 
         warn(f"page: {write_model_page(model, contract, html, looks=looks, ranking=ranking)}")
     else:
-        _save(looks, out, model)
+        _save(looks, out or Path(), model)
     if ranking is not None:
         _print_ranking(ranking, as_json)
     elif as_json:

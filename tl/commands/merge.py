@@ -32,8 +32,9 @@ def command(
         typer.Option(help="Labelled pictures that no member learnt from (their val split, if there is one)."),
     ] = None,
     false_alarm: Annotated[
-        float, typer.Option(help="With --calibrate: share of its pictures that --reject-unknown may reject.")
-    ] = 0.05,
+        float | None,
+        typer.Option(help="With --calibrate: share of its pictures that --reject-unknown may reject. Default: 0.05."),
+    ] = None,
     golden: Annotated[
         Literal["images", "synthetic"],
         typer.Option(help="Self-test samples: of --images or the members' own, or synthetic ones to embed no photo."),
@@ -55,11 +56,18 @@ def command(
     """
     with packages_of("edit"):
         from tl.exporter.merging.merge import merge
-    if not 0 < false_alarm < 1:
+    if false_alarm is not None and calibrate is None:
+        raise ConfigError("--false-alarm is measured on the pictures of --calibrate: give them too")
+    if false_alarm is not None and not 0 < false_alarm < 1:
         raise ConfigError(f"--false-alarm must be between 0 and 1, found {false_alarm:g}")
     weights = parse_vote_weights(vote_weights, models)
     held_out = [] if calibrate is None else _read_held_out(calibrate)
-    proof: dict[str, Any] = {"images": images or (), "golden": golden, "held_out": held_out, "false_alarm": false_alarm}
+    proof: dict[str, Any] = {
+        "images": images or (),
+        "golden": golden,
+        "held_out": held_out,
+        "false_alarm": false_alarm or 0.05,
+    }
     with console_progress() as progress:
         done = merge(models, output, progress, voting=vote, weights=weights, **proof)
     _report(done, as_json)

@@ -61,10 +61,15 @@ def list_activations(path: str | os.PathLike[str]) -> list[Activation]:
 
 def choose_activation(found: Sequence[Activation], asked: str) -> Activation:
     """By number or by the name of the layer before it. Raises `ConfigError` listing what there is."""
+    if not found:
+        raise ConfigError(
+            "this graph has no known non-linearity on feature maps: transformers have no such maps, and GELU is "
+            "several operators"
+        )
     chosen = [each for each in found if asked in (str(each.number), each.layer)]
     if not chosen:
         listed = "; ".join(map(str, found[:_SHOWN])) + (f"; ... {len(found)} in all" if len(found) > _SHOWN else "")
-        raise ConfigError(f"--layer {asked}: not one of {listed or 'none, since the graph has no feature maps'}")
+        raise ConfigError(f"--layer {asked}: not one of {listed}")
     return chosen[0]
 
 
@@ -118,6 +123,7 @@ def _nonlinearities(graph: onnx.GraphProto) -> Iterator[tuple[onnx.NodeProto, st
 
 def _layer_name(weight: str) -> str:
     """A weight's name without what every one of ours begins and ends with."""
+    member, slash, name = weight.rpartition("/")  # of a merged file
     for first in ("network.", "trunk.", "classifier."):
-        weight = weight.removeprefix(first)
-    return weight.removesuffix(".weight").removesuffix(".bias")
+        name = name.removeprefix(first)
+    return member + slash + name.removesuffix(".weight").removesuffix(".bias")

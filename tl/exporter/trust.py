@@ -11,16 +11,13 @@ import numpy as np
 
 from tl.exporter.comparison import spread
 from tl.exporter.conformal import conformal_of
-from tl.exporter.unknown import Known, UnknownFit, class_ids_of, fit_unknown
+from tl.exporter.unknown import MAX_KNOWN, Known, UnknownFit, class_ids_of, fit_unknown
 from tl.runtime.contract import Conformal, UnknownFacts
 from tl.runtime.recipe import Recipe
 from tl.trainer.network import Network
 from tl.trainer.progress import Progress
 from tl.trainer.run_embeddings import embed_pictures
 from tl.trainer.runs import Run
-
-# More tell no more, and would make the file larger and the export longer.
-MAX_PICTURES = 2000
 
 
 def measure_conformal(run: Run, class_names: Sequence[str]) -> Conformal | None:
@@ -41,7 +38,7 @@ def measure_unknown(
     `false_alarm`: share of validation pictures that may lie above its limit.
     """
     train, val = (
-        embed_pictures(run, network, recipe, spread(run.pictures(split), MAX_PICTURES), progress)
+        embed_pictures(run, network, recipe, spread(run.pictures(split), MAX_KNOWN), progress)
         for split in ("train", "val")
     )
     if not train.pictures or not val.pictures:

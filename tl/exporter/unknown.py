@@ -15,6 +15,8 @@ from tl.runtime.caution import conformal_limit
 from tl.runtime.contract import UnknownFacts
 
 MAX_DIMENSIONS = 256
+# Pictures of training, and held out: more tell no more, and would make the measuring longer.
+MAX_KNOWN = 2000
 # A larger embedding, such as a flattened map, would make its projection larger than the backbone.
 MAX_EMBEDDING = 8192
 # A shorter embedding stays short.
@@ -50,9 +52,10 @@ class UnknownFit:
 
     def scores(self, embeddings: NDArray[np.float32]) -> NDArray[np.float32]:
         """Embeddings (N, D) -> distances (N,), about 1 for pictures of training; in float32, as the graph computes."""
-        place = (_to_length_one(embeddings) - self.mean) @ self.whitening
-        squares = np.square(place[:, None] - self.class_means[None]).mean(axis=2)
-        return np.asarray(np.sqrt(squares.min(axis=1)), np.float32)
+        places = (_to_length_one(embeddings) - self.mean) @ self.whitening
+        # One by one: of many classes, all distances at once would fill the memory.
+        squares = [np.square(place - self.class_means).mean(axis=1).min() for place in places]
+        return np.sqrt(np.array(squares, np.float32))
 
 
 def fit_unknown(known: Known, num_classes: int, false_alarm: float) -> tuple[UnknownFit, UnknownFacts] | None:

@@ -80,12 +80,24 @@ class Ensemble:
             raise EnsembleError("coverage was measured without test-time augmentation: leave out one of them")
         self._set_limit = _set_limit(self.contracts[0], self.caution)
 
+    @property
+    def num_views(self) -> int:
+        """Inputs that are run for one picture."""
+        return len(self._views)
+
     def member_probabilities(self, inputs: Mapping[Recipe, NDArray[np.uint8]]) -> NDArray[np.float32]:
         """Run every member. `inputs`: recipe -> uint8 (N * V, H, W, 3), a picture's V views one after the other.
 
         Returns float32 (N, M, C) by `class_names`.
         """
         return self.run_members(inputs, [])[0]
+
+    def members_of(self, inputs: Mapping[Recipe, NDArray[np.uint8]]) -> NDArray[np.float32]:
+        """As `member_probabilities`; of a merged file, its own members'."""
+        if not self._votes_inside:
+            return self.member_probabilities(inputs)
+        (members,) = self.sessions[0].run(inputs[self.recipes[0]], ["member_probabilities"])
+        return self._mean_of_views(members)
 
     def run_members(
         self, inputs: Mapping[Recipe, NDArray[np.uint8]], further: Sequence[str]

@@ -5,7 +5,7 @@ Knows opened classifiers and their inputs. Does not know files or threads, and d
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -13,7 +13,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tl.errors import ConfigError
+from tl.runtime.ahead import map_ahead
 from tl.runtime.decode import ImageSource, source_name
+from tl.runtime.devices import usable_cores
 from tl.runtime.ensemble import Ensemble
 from tl.runtime.geometry import Placement
 from tl.runtime.predictor import Predictor
@@ -22,10 +24,13 @@ from tl.runtime.recipe import Recipe
 from tl.runtime.results import Classification
 
 Method = Literal["cam", "occlusion"]
-# Patches in a row and a column, each a quarter of the input's side, so that each overlaps half of the next.
+# Left, top, right and bottom of a part of the photo, in shares of its sides.
+Patch = tuple[float, float, float, float]
+_ALL: Patch = (0.0, 0.0, 1.0, 1.0)
+# Patches in a row and a column, each a quarter of the photo's side.
 _ROW, _PATCH = 7, 0.25
-# Covered inputs a run: memory stays that of a usual batch.
-_BATCH = 16
+# Covered inputs a run: seven runs, which share the cores.
+_BATCH = 7
 
 
 @dataclass(frozen=True)
@@ -82,46 +87,55 @@ def _activation(
 def _occlusion(
     ensemble: Ensemble, inputs: dict[Recipe, PlacedInput], label: str | None
 ) -> tuple[str, NDArray[np.float32]]:
-    """Patches lie at the same shares of every member's input."""
-    images = {recipe: placed.image for recipe, placed in inputs.items()}
-    whole = _probabilities(ensemble, {recipe: image[None] for recipe, image in images.items()})[0]
+    """Each patch of the photo is covered for all members, wherever it lies in their inputs."""
+    whole = _probabilities(ensemble, {recipe: placed.image[None] for recipe, placed in inputs.items()})[0]
     class_id = int(whole.argmax()) if label is None else ensemble.class_names.index(label)
-    height, width = next(iter(images.values())).shape[:2]
-    drops, covers = np.zeros((height, width), np.float32), np.zeros((height, width), np.float32)
+
+    def drops_of(patches: Sequence[Patch]) -> NDArray[np.float32]:
+        covered = {r: np.stack([_cover(placed, patch) for patch in patches]) for r, placed in inputs.items()}
+        return np.asarray(whole[class_id] - _probabilities(ensemble, covered)[:, class_id], np.float32)
+
     patches = list(_patches())
-    for start in range(0, len(patches), _BATCH):
-        chunk = patches[start : start + _BATCH]
-        covered = {recipe: np.stack([_cover(image, patch) for patch in chunk]) for recipe, image in images.items()}
-        for patch, probabilities in zip(chunk, _probabilities(ensemble, covered), strict=True):
-            place = _pixels(patch, (height, width))
-            drops[place] += whole[class_id] - probabilities[class_id]
-            covers[place] += 1
-    return ensemble.class_names[class_id], drops / covers
+    chunks = [patches[start : start + _BATCH] for start in range(0, len(patches), _BATCH)]
+    first = next(iter(inputs.values()))
+    drops, covers = (np.zeros(first.image.shape[:2], np.float32) for _ in range(2))
+    found = map_ahead(drops_of, chunks, workers=usable_cores(), ahead=len(chunks))
+    for patch, drop in zip(patches, np.concatenate(list(found)), strict=True):
+        place = _pixels(patch, first.placement)
+        drops[place] += drop
+        covers[place] += 1
+    heat = drops / np.maximum(covers, 1)  # padding speaks for nothing
+    return ensemble.class_names[class_id], heat.astype(np.float32)
 
 
 def _probabilities(ensemble: Ensemble, images: dict[Recipe, NDArray[np.uint8]]) -> NDArray[np.float32]:
     """Weighted mean of the members' probabilities (N, C), for uint8 (N, H, W, 3): a majority would change in jumps."""
-    names = [""] * len(next(iter(images.values())))
-    prepared = [{recipe: batch[n : n + 1] for recipe, batch in images.items()} for n in range(len(names))]
-    votes = [result.votes for result in ensemble.results(names, prepared, with_votes=True)]
-    return np.stack([np.average(v.probabilities, axis=0, weights=ensemble.weights) for v in votes if v is not None])
+    return np.average(ensemble.members_of(images), axis=1, weights=ensemble.weights).astype(np.float32)
 
 
-def _patches() -> Iterator[tuple[float, float]]:
-    """Top and left of each, in shares of the input."""
+def _patches() -> Iterator[Patch]:
+    """Rows of them, each overlapping half of the next."""
     for row in range(_ROW):
         for column in range(_ROW):
-            yield row * (1 - _PATCH) / (_ROW - 1), column * (1 - _PATCH) / (_ROW - 1)
+            top, left = (place * (1 - _PATCH) / (_ROW - 1) for place in (row, column))
+            yield left, top, left + _PATCH, top + _PATCH
 
 
-def _pixels(patch: tuple[float, float], image_hw: tuple[int, int]) -> tuple[slice, slice]:
-    top, left = (round(share * side) for share, side in zip(patch, image_hw, strict=True))
-    height, width = (max(1, round(_PATCH * side)) for side in image_hw)
-    return slice(top, top + height), slice(left, left + width)
+def _pixels(patch: Patch, placement: Placement) -> tuple[slice, slice]:
+    """Where a patch of the photo lies in an input: a pixel at least, or nothing where the input does not show it."""
+    (height, width), (x, y), (input_h, input_w) = placement.resized_hw, placement.offset_xy, placement.input_hw
+    left, right = round(patch[0] * width), max(round(patch[0] * width) + 1, round(patch[2] * width))
+    top, bottom = round(patch[1] * height), max(round(patch[1] * height) + 1, round(patch[3] * height))
+    return _clipped(y + top, y + min(bottom, height), input_h), _clipped(x + left, x + min(right, width), input_w)
 
 
-def _cover(image: NDArray[np.uint8], patch: tuple[float, float]) -> NDArray[np.uint8]:
-    """The picture's own mean colour hides a part of it."""
-    covered = image.copy()
-    covered[_pixels(patch, image.shape[:2])] = image.reshape(-1, 3).mean(axis=0).round().astype(np.uint8)
+def _clipped(start: int, end: int, size: int) -> slice:
+    return slice(min(max(start, 0), size), min(max(end, 0), size))
+
+
+def _cover(placed: PlacedInput, patch: Patch) -> NDArray[np.uint8]:
+    """The photo's own mean colour hides a part of it."""
+    covered = placed.image.copy()
+    photo = placed.image[_pixels(_ALL, placed.placement)]
+    covered[_pixels(patch, placed.placement)] = photo.reshape(-1, 3).mean(axis=0).round().astype(np.uint8)
     return covered

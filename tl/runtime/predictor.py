@@ -197,7 +197,8 @@ class Predictor(Generic[Found]):
         known: Callable[[str, str], Known | None],
     ) -> Iterator[tuple[str, Found | Failure | Known]]:
         ensemble = self.ensemble
-        size = batch_size or (CPU_BATCH if self._is_cpu else CUDA_BATCH)
+        views = getattr(ensemble, "num_views", 1)
+        size = batch_size or (CPU_BATCH if self._is_cpu else max(1, CUDA_BATCH // views))
 
         def predict_chunk(chunk: Sequence[ImageSource]) -> list[tuple[str, Found | Failure | Known]]:
             prepared = [_prepare(source, ensemble, read, known) for source in chunk]

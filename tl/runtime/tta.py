@@ -43,9 +43,11 @@ def build_views(kinds: Sequence[TtaKind]) -> tuple[View, ...]:
     `hflip`, `vflip`: also mirrored left to right, upside down. `crops`: also its middle and four corners, each
     `CROP_SHARE` of its sides. Raises ValueError for another kind, or one given twice.
     """
+    if isinstance(kinds, str):
+        raise ValueError(f"tta takes a list of {', '.join(TTA_KINDS)}, got the text {kinds!r}")
     for kind in kinds:
         if kind not in TTA_KINDS or kinds.count(kind) > 1:
-            raise ValueError(f"tta takes each of {', '.join(TTA_KINDS)} once, got {', '.join(kinds)}")
+            raise ValueError(f"tta takes each of {', '.join(TTA_KINDS)} once, got {', '.join(map(repr, kinds))}")
     corners = [(_REST / 2, _REST / 2), (0.0, 0.0), (_REST, 0.0), (0.0, _REST), (_REST, _REST)]
     crops = [Part(left, top, CROP_SHARE, CROP_SHARE) for left, top in corners]
     parts = [None, *(crops if "crops" in kinds else [])]

@@ -99,7 +99,7 @@ def assign_splits(pictures: Sequence[Picture], val_fraction: float, seed: int) -
         nameless = next(picture for picture in pictures if not picture.split)
         raise DataError(f"{nameless.name}: no split, while other pictures have one")
     if splits["val"]:
-        _check_groups(pictures)
+        check_groups(pictures)
         if not splits["train"]:
             raise DataError("the data set has no training split")
         return list(pictures)
@@ -111,7 +111,7 @@ def assign_splits(pictures: Sequence[Picture], val_fraction: float, seed: int) -
         dataclasses.replace(p, split="val" if i in held_out else "train") if p.split in ("", "train") else p
         for i, p in enumerate(pictures)
     ]
-    _check_groups(assigned)
+    check_groups(assigned)
     return assigned
 
 
@@ -271,7 +271,8 @@ def _check_labels(root: Path, pictures: Sequence[Picture]) -> None:
             raise DataError(f"{root}: label '{picture.label}' of {picture.name} begins or ends with a space")
 
 
-def _check_groups(pictures: Sequence[Picture]) -> None:
+def check_groups(pictures: Sequence[Picture]) -> None:
+    """Raise `DataError` for a group with pictures in two splits."""
     homes: dict[str, str] = {}
     for picture in pictures:
         if picture.group and homes.setdefault(picture.group, picture.split) != picture.split:

@@ -94,6 +94,8 @@ def evaluate(
     names = predictor.class_names
     if merged is not None and set(merged.class_names) != set(names):
         raise DataError(f"{_name(merged)}: has other classes than the models beside it")
+    if merged is not None and not merged.member_names[1:]:
+        raise DataError(f"{_name(merged)}: is no merged file")
     true_ids = class_ids(pictures, names)
     progress.start("evaluating", len(pictures), "pictures")
     results: list[Classification | Failure] = []

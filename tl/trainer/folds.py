@@ -27,12 +27,13 @@ def cut_folds(
 
     tied = _inseparable(hashes, groups)
     smallest = int(np.unique(true_ids, return_counts=True)[1].min())
-    if count > min(smallest, len(set(tied))):
-        raise DataError(
-            f"{count} folds need as many pictures of each class and as many groups; the smallest class has {smallest}, "
-            f"groups are {len(set(tied))}: lower --folds"
-        )
     is_grouped = len(set(tied)) < len(tied)
+    if count > min(smallest, len(set(tied))):
+        groups_too = f" and as many groups, which are {len(set(tied))}" if is_grouped else ""
+        cure = "lower --folds" if smallest > 1 else "it needs more"
+        raise DataError(
+            f"{count} folds need as many pictures of each class{groups_too}; the smallest class has {smallest}: {cure}"
+        )
     splitter = (StratifiedGroupKFold if is_grouped else StratifiedKFold)(count, shuffle=True, random_state=seed)
     folds = list(splitter.split(true_ids, true_ids, tied if is_grouped else None))
     if any(len(set(true_ids[train])) < len(set(true_ids)) for train, _ in folds):

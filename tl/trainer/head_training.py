@@ -35,12 +35,12 @@ def solve_linear(task: Task, run: Run, progress: Progress) -> LinearHead:
     solver: Solver = "svm" if config.head == "svm" else "logistic"
     progress.start("solving the head", 1, "heads")
     train = _train_data(task)
-    val = (task.split_features("val"), task.true_ids("val"))
     c_values, is_balanced = settled(config.c_values), config.class_weights == "balanced"
     if config.bag:
         head, trials = solve_bag(solver, train, _bag_folds(task), c_values, config.seed, is_balanced=is_balanced)
         what = f"mean of {config.folds} {solver} heads"
     else:
+        val = (task.split_features("val"), task.true_ids("val"))
         head, trials = solve_head(solver, train, val, c_values, config.seed, is_balanced=is_balanced)
         what = f"{solver} head"
     run.save_rows("c_search.csv", Trial, trials)

@@ -5,6 +5,7 @@ Knows predictors and rows of an evaluation. Does not know views or voting.
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Sequence
 from dataclasses import replace
@@ -17,8 +18,8 @@ from tl.trainer.metrics import mcnemar_p
 from tl.trainer.progress import Progress
 
 TTA_COLUMNS = ("tta", "gain", "gain_p", "images_per_s")
-# Pictures between two changes of turn.
-_TURN = 64
+# Pictures between two changes of turn, at most; of few pictures there are eight turns.
+_TURN, _TURNS = 64, 8
 
 
 def evaluate_tta(
@@ -38,8 +39,11 @@ def evaluate_tta(
     both = (plain, augmented)
     results: tuple[list[Classification | Failure], ...] = ([], [])
     seconds = [0.0, 0.0]
-    for turn, start in enumerate(range(0, len(pictures), _TURN)):
-        chunk = pictures[start : start + _TURN]
+    for each in both:  # the first inference of a session takes longer
+        each.predict_batch([picture.path for picture in pictures[:1]])
+    size = min(_TURN, math.ceil(len(pictures) / _TURNS))
+    for turn, start in enumerate(range(0, len(pictures), size)):
+        chunk = pictures[start : start + size]
         # In turns, so that neither has all the files warm, or all of another program's load.
         for which in (turn % 2, 1 - turn % 2):
             started = time.monotonic()

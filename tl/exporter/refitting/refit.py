@@ -23,7 +23,7 @@ from tl.exporter.proof_pictures import MAX_PICTURES
 from tl.exporter.publish import embed_contract, publish
 from tl.exporter.refitting.graph import EMBEDDING, NewHead, replace_head
 from tl.exporter.refitting.seen import RefitOptions, Seen, embed, look_at, read_labelled, score_old, settle_class_names
-from tl.exporter.unknown import Known, fit_unknown
+from tl.exporter.unknown import MAX_KNOWN, Known, fit_unknown
 from tl.runtime.content import hash_file
 from tl.runtime.contract import Contract, Golden, Parity, Provenance, UnknownFacts
 from tl.runtime.selftest import run_selftest
@@ -66,7 +66,7 @@ def refit(
     temperature, and are what sets of classes and the unknown score's limit are measured on.
     Raises `ConfigError`, `ModelFileError`, `DataError`, `ParityError` or `OutputError`.
     """
-    session, contract = _open(model, out)
+    session, contract = _open(model, out, progress)
     pictures = read_labelled(data, options, progress)
     class_names = settle_class_names(contract, pictures, options.drop)
     seen = look_at(session, contract, pictures, class_names, options, progress)
@@ -107,7 +107,7 @@ def refit(
     )
 
 
-def _open(model: str | os.PathLike[str], out: str | os.PathLike[str]) -> tuple[Session, Contract]:
+def _open(model: str | os.PathLike[str], out: str | os.PathLike[str], progress: Progress) -> tuple[Session, Contract]:
     """The old file, whose own self-test passes here."""
     if Path(out).suffix != ".onnx":
         raise ConfigError(f"{os.fspath(out)}: a model file's name ends in .onnx")
@@ -119,6 +119,8 @@ def _open(model: str | os.PathLike[str], out: str | os.PathLike[str]) -> tuple[S
         raise ModelFileError(f"{session.path}: only classifiers have a head that can be refitted")
     if contract.ensemble is not None:
         raise ModelFileError(f"{session.path}: votes inside; refit its members and merge them again")
+    if "cam" in contract.outputs:
+        progress.say("the new file has no class activation maps; tl predict --explain covers parts of pictures instead")
     if EMBEDDING not in contract.outputs:
         raise ModelFileError(f"{session.path}: has no output '{EMBEDDING}', which files exported from a run have")
     if contract.precision != "fp32":
@@ -140,7 +142,9 @@ def _fit(seen: Seen, options: RefitOptions, progress: Progress) -> tuple[LinearH
     progress.say(f"{options.head} head with C {head.c:g}, of {', '.join(f'{trial.c:g}' for trial in trials)}")
     progress.advance(note="calibrating")
     temperature = float(np.float32(fit_temperature(head.logits(val[0]), val[1])))
-    found = fit_unknown(Known(*train, val[0]), len(seen.class_names), options.false_alarm)
+    kept = [spread(range(len(part)), MAX_KNOWN) for part in (train[1], val[1])]
+    known = Known(train[0][kept[0]], train[1][kept[0]], val[0][kept[1]])
+    found = fit_unknown(known, len(seen.class_names), options.false_alarm)
     if found is None:
         progress.say("no unknown score: too few pictures of a class, or an embedding too large or too alike to measure")
     fit, facts = found or (None, None)

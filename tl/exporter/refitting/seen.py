@@ -18,7 +18,7 @@ from tl.exporter.refitting.graph import EMBEDDING
 from tl.runtime.contract import Contract
 from tl.runtime.session import Session
 from tl.trainer.audit import find_duplicates
-from tl.trainer.data import Picture, assign_splits, read_pictures
+from tl.trainer.data import Picture, assign_splits, check_groups, read_pictures
 from tl.trainer.metrics import classification_metrics
 from tl.trainer.pictures import PictureStore, check_readable, load_pictures
 from tl.trainer.progress import Progress
@@ -67,14 +67,17 @@ def embed(session: Session, inputs: NDArray[np.uint8]) -> NDArray[np.float32]:
 
 
 def read_labelled(data: Sequence[str | os.PathLike[str]], options: RefitOptions, progress: Progress) -> list[Picture]:
-    """Of all data sets, each with its own splits."""
-    return [
-        picture
-        for each in data
-        for picture in assign_splits(
-            read_pictures(each, options.split_column, progress.say), options.val_fraction, options.seed
-        )
-    ]
+    """Of all data sets together; where one says splits and another does not, each is split for itself.
+
+    Raises `DataError`, also for a group that would be on both sides.
+    """
+    found = [read_pictures(each, options.split_column, progress.say) for each in data]
+    pool = [picture for pictures in found for picture in pictures]
+    if not any(picture.split for picture in pool):
+        return assign_splits(pool, options.val_fraction, options.seed)
+    split = [p for pictures in found for p in assign_splits(pictures, options.val_fraction, options.seed)]
+    check_groups(split)
+    return split
 
 
 def settle_class_names(contract: Contract, pictures: Sequence[Picture], drop: bool) -> tuple[str, ...]:

@@ -58,7 +58,7 @@ def build_model_page(
         (what, str(len(names))),
         (contract.precision, f"{model.stat().st_size / 1e6:.1f} MB"),
         ("pixels of input", " x ".join(map(str, contract.recipe.input_hw))),
-        *((f"validation {name.replace('_', ' ')}", f"{value:.4g}") for name, value in _first_metric(contract)),
+        *_headline(contract),
     ]
     sections = [Section("Passport", [Facts(dict(passport(contract)))])]
     if ranking is not None:
@@ -75,8 +75,13 @@ def build_model_page(
     return Page(model.name, f"{contract.task} by {contract.provenance.backbone}", figures, sections)
 
 
-def _first_metric(contract: Contract) -> list[tuple[str, float]]:
-    return list(contract.provenance.val_metrics.items())[:1]
+def _headline(contract: Contract) -> list[tuple[str, str]]:
+    metrics = contract.provenance.val_metrics
+    return [
+        (f"validation {name.replace('_', ' ')}", f"{metrics[name]:.4g}")
+        for name in ("top1_accuracy", "error_px")
+        if name in metrics
+    ]
 
 
 def _samples(contract: Contract) -> list[Block]:
