@@ -18,16 +18,19 @@ import tl.runtime
 from tests.commands.conftest import RunTl
 from tests.commands.conftest import run_tl as run_tl
 from tests.models import make_contract, make_model
-from tests.trainer.make import make_class_folders, make_noise, make_png, plain_text
+from tests.trainer.make import make_class_folders, make_config, make_noise, make_png, plain_text
 from tl.errors import ConfigError, DataError, ModelFileError, ParityError
-from tl.exporter.export import Exported
+from tl.exporter.export import Exported, export_run
 from tl.exporter.refitting.graph import NewHead, replace_head
 from tl.exporter.refitting.refit import Refitted, refit
 from tl.exporter.refitting.seen import RefitOptions, read_labelled
+from tl.exporter.subjects import Further
 from tl.runtime.preprocess import load_input
 from tl.runtime.selftest import run_selftest
 from tl.runtime.session import Session
 from tl.trainer.progress import Silent
+from tl.trainer.runs import Run
+from tl.trainer.train import train
 
 ROUNDING = 1e-5
 
@@ -192,6 +195,22 @@ def test_refit__refused(
     with pytest.raises(error, match=message):
         refit(given["model"], data, tmp_path / changes.get("out", "new.onnx"), Silent(), RefitOptions())
     assert not (tmp_path / "new.onnx").exists()
+
+
+def test_refit__class_activation_maps_stay(finished_run: Run, photos: Path, violets: Path, tmp_path: Path) -> None:
+    """A file that has them has those of the new head, whose mean is its logits."""
+    weights = str(finished_run.folder)
+    run = train(make_config(photos, tmp_path / "linear", method="features", weights=weights), Silent()).run
+    old = export_run(run, tmp_path / "old.onnx", Silent(), further=Further(cam=True)).path
+    done = refit(old, [photos, violets], tmp_path / "m.onnx", Silent(), RefitOptions())
+    assert done.contract.outputs == ("probabilities", "embedding", "unknown_score", "cam")
+    assert done.contract.parity.session_max_abs_diff["cam"] < 1e-3
+    image = load_input(sorted(violets.rglob("*.png"))[0], done.contract.recipe)
+    probabilities, cam = Session(done.path, device="cpu").run(image[None], ["probabilities", "cam"])
+    assert cam.shape[:2] == (1, 4)
+    logits = cam.mean(axis=(2, 3)) / done.contract.temperature
+    shares = np.exp(logits - logits.max())
+    np.testing.assert_allclose(probabilities, shares / shares.sum(), rtol=0, atol=ROUNDING)
 
 
 def test_refit__a_group_in_two_data_sets_stays_on_one_side(exported: Exported, photos: Path, tmp_path: Path) -> None:

@@ -13,6 +13,7 @@ import onnx_ir as ir
 from numpy.typing import NDArray
 from onnx_ir.passes import common
 
+from tl.errors import ModelFileError
 from tl.exporter.unknown import SHORTEST, UnknownFit
 
 EMBEDDING = "embedding"
@@ -20,28 +21,41 @@ EMBEDDING = "embedding"
 
 @dataclass(frozen=True)
 class NewHead:
-    """Logits = embedding @ `weight`.T + `bias`, float32 (C, D) and (C,), divided by `temperature`."""
+    """Logits = embedding @ `weight`.T + `bias`, float32 (C, D) and (C,), divided by `temperature`.
+
+    `with_cam`: the graph also gives class activation maps, which takes an embedding that is the average of a map.
+    """
 
     weight: NDArray[np.float32]
     bias: NDArray[np.float32]
     temperature: float
     unknown: UnknownFit | None
+    with_cam: bool = False
+
+    @property
+    def outputs(self) -> tuple[str, ...]:
+        """Of the graph, the deciding one first."""
+        further = ("unknown_score",) * (self.unknown is not None) + ("cam",) * self.with_cam
+        return ("probabilities", EMBEDDING, *further)
+
+    def logits(self, embeddings: NDArray[np.float32]) -> NDArray[np.float64]:
+        """(N, D) -> (N, C), in double precision, before the temperature."""
+        return np.asarray(embeddings.astype(np.float64) @ self.weight.T.astype(np.float64) + self.bias)
 
     def probabilities(self, embeddings: NDArray[np.float32]) -> NDArray[np.float32]:
-        """(N, D) -> (N, C), in double precision."""
-        logits = embeddings.astype(np.float64) @ self.weight.T.astype(np.float64) + self.bias
-        logits /= self.temperature
+        """(N, D) -> (N, C)."""
+        logits = self.logits(embeddings) / self.temperature
         shares = np.exp(logits - logits.max(axis=1, keepdims=True))
         return np.asarray(shares / shares.sum(axis=1, keepdims=True), np.float32)
 
     def expected(self, embeddings: NDArray[np.float32]) -> dict[str, NDArray[np.float32]]:
-        """What the new graph's outputs must be."""
+        """What the new graph's outputs must be, but for the maps."""
         found = {"probabilities": self.probabilities(embeddings), EMBEDDING: embeddings}
         return found if self.unknown is None else {**found, "unknown_score": self.unknown.scores(embeddings)}
 
 
 def replace_head(proto: onnx.ModelProto, head: NewHead) -> onnx.ModelProto:
-    """The graph with outputs probabilities, embedding and, where it was fitted, unknown_score."""
+    """The graph with `head.outputs`. Raises `ModelFileError` for maps where the embedding is no average of one."""
     model = ir.from_proto(proto)
     graph = model.graph
     embedding = next(value for value in graph.outputs if value.name == EMBEDDING)
@@ -49,20 +63,33 @@ def replace_head(proto: onnx.ModelProto, head: NewHead) -> onnx.ModelProto:
     common.RemoveUnusedNodesPass()(model)
     tape = ir.tape.Tape()
     builder = _Builder(tape)
-    outputs = {"probabilities": (builder.probabilities(embedding, head), [len(head.bias)])}
+    outputs: dict[str, tuple[ir.Value, list[int | None]]] = {
+        "probabilities": (builder.probabilities(embedding, head), [len(head.bias)])
+    }
     if head.unknown is not None:
         outputs["unknown_score"] = (builder.unknown_score(embedding, head.unknown), [])
+    if head.with_cam:
+        outputs["cam"] = (builder.cam(_map_behind(embedding)), [len(head.bias), None, None])
     graph.extend(list(tape.nodes))
     for value in tape.initializers:
         graph.register_initializer(value)
     for name, (value, shape) in outputs.items():
         value.name, value.dtype, value.shape = name, ir.DataType.FLOAT, ir.Shape(["N", *shape])
-    graph.outputs[:] = [outputs["probabilities"][0], embedding, *(value for value, _ in list(outputs.values())[1:])]
+    graph.outputs[:] = [embedding if name == EMBEDDING else outputs[name][0] for name in head.outputs]
     common.NameFixPass()(model)
     common.RemoveUnusedOpsetsPass()(model)
     common.ClearMetadataAndDocStringPass()(model)
     model.metadata_props.clear()
     return ir.to_proto(model)
+
+
+def _map_behind(embedding: ir.Value) -> ir.Value:
+    """The map (N, D, h, w) whose average is the embedding."""
+    node = embedding.producer()
+    source = node.inputs[0] if node is not None and node.op_type == "ReduceMean" else None
+    if source is None:
+        raise ModelFileError("the embedding of this graph is no average of a map, as class activation maps need")
+    return source
 
 
 class _Builder:
@@ -73,10 +100,17 @@ class _Builder:
 
     def probabilities(self, embedding: ir.Value, head: NewHead) -> ir.Value:
         """softmax((embedding @ weight.T + bias) / temperature)."""
-        weight, bias = self._constant("weight", head.weight), self._constant("bias", head.bias)
-        logits = self._tape.op("Gemm", [embedding, weight, bias], {"transB": 1})
+        self._weight = self._constant("weight", np.ascontiguousarray(head.weight.T))
+        self._bias = self._constant("bias", head.bias)
+        logits = self._tape.op("Gemm", [embedding, self._weight, self._bias])
         temperature = self._constant("temperature", np.array(head.temperature, np.float32))
         return self._tape.op("Softmax", [self._tape.op("Div", [logits, temperature])], {"axis": 1})
+
+    def cam(self, last: ir.Value) -> ir.Value:
+        """The head at each place of the map, after `probabilities`: (N, D, h, w) -> (N, C, h, w)."""
+        op = self._tape.op
+        places = op("MatMul", [op("Transpose", [last], {"perm": [0, 2, 3, 1]}), self._weight])
+        return op("Transpose", [op("Add", [places, self._bias])], {"perm": [0, 3, 1, 2]})
 
     def unknown_score(self, embedding: ir.Value, fit: UnknownFit) -> ir.Value:
         """As `UnknownFit.scores`."""

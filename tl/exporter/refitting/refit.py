@@ -14,8 +14,9 @@ from typing import Any, Literal
 
 import numpy as np
 import onnx
+from numpy.typing import NDArray
 
-from tl.errors import ConfigError, ModelFileError
+from tl.errors import ConfigError, ModelFileError, ParityError
 from tl.exporter.comparison import Original, check_outputs, spread
 from tl.exporter.conformal import conformal_of
 from tl.exporter.golden import build_golden, synthetic_inputs
@@ -66,12 +67,13 @@ def refit(
     temperature, and are what sets of classes and the unknown score's limit are measured on.
     Raises `ConfigError`, `ModelFileError`, `DataError`, `ParityError` or `OutputError`.
     """
-    session, contract = _open(model, out, progress)
+    session, contract = _open(model, out)
     pictures = read_labelled(data, options, progress)
     class_names = settle_class_names(contract, pictures, options.drop)
     seen = look_at(session, contract, pictures, class_names, options, progress)
     progress.start("fitting", 4, "steps")
     fitted, head, facts = _fit(seen, options, progress)
+    head = replace(head, with_cam="cam" in contract.outputs)
     progress.advance(note="joining")
     probabilities = head.probabilities(seen.split("val")[0])
     true_ids = seen.split("val")[1]
@@ -79,7 +81,7 @@ def refit(
     bare = replace(
         contract,
         class_names=class_names,
-        outputs=("probabilities", EMBEDDING, *(("unknown_score",) if facts else ())),
+        outputs=head.outputs,
         temperature=head.temperature,
         conformal=conformal_of(probabilities, true_ids, "validation split"),
         unknown=facts,
@@ -107,7 +109,7 @@ def refit(
     )
 
 
-def _open(model: str | os.PathLike[str], out: str | os.PathLike[str], progress: Progress) -> tuple[Session, Contract]:
+def _open(model: str | os.PathLike[str], out: str | os.PathLike[str]) -> tuple[Session, Contract]:
     """The old file, whose own self-test passes here."""
     if Path(out).suffix != ".onnx":
         raise ConfigError(f"{os.fspath(out)}: a model file's name ends in .onnx")
@@ -119,8 +121,6 @@ def _open(model: str | os.PathLike[str], out: str | os.PathLike[str], progress: 
         raise ModelFileError(f"{session.path}: only classifiers have a head that can be refitted")
     if contract.ensemble is not None:
         raise ModelFileError(f"{session.path}: votes inside; refit its members and merge them again")
-    if "cam" in contract.outputs:
-        progress.say("the new file has no class activation maps; tl predict --explain covers parts of pictures instead")
     if EMBEDDING not in contract.outputs:
         raise ModelFileError(f"{session.path}: has no output '{EMBEDDING}', which files exported from a run have")
     if contract.precision != "fp32":
@@ -191,8 +191,22 @@ def _certify(
     expected = head.expected(embed(old, inputs))
     sources = [seen.store.pictures[i].path for i in places]
     names = Original("the fitted head", "fitting", "fitting")
-    parity = check_outputs(Session(path, device="cpu"), sources, inputs, expected, names)
+    session = Session(path, device="cpu")
+    parity = check_outputs(session, sources, inputs, expected, names)
+    if head.with_cam:
+        worst = _prove_maps(session, inputs, head.logits(expected[EMBEDDING]), parity.tolerance)
+        parity = replace(parity, session_max_abs_diff={**parity.session_max_abs_diff, "cam": worst})
     if golden == "synthetic":
         inputs = synthetic_inputs(bare.recipe.input_hw)
         expected = head.expected(embed(old, inputs))
     return replace(bare, parity=parity, golden=build_golden(golden, inputs, expected["probabilities"]))
+
+
+def _prove_maps(session: Session, inputs: NDArray[np.uint8], logits: NDArray[np.float64], tolerance: float) -> float:
+    """The mean of a class's map is its logit: the largest difference. Raises `ParityError`."""
+    parts = [session.run(inputs[i : i + 8], ["cam"])[0] for i in range(0, len(inputs), 8)]
+    means = np.concatenate(parts).mean(axis=(2, 3), dtype=np.float64)
+    worst = float(np.abs(means - logits).max())
+    if not worst < tolerance * max(1.0, float(np.abs(logits).max())):
+        raise ParityError(f"class activation maps differ by {worst:.2g} from the logits; no file was written")
+    return worst
