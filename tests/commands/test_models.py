@@ -138,6 +138,25 @@ def copy_as(copy: int, source: str, target: str) -> str:
     return str(shutil.copy(source, Path(target).with_stem(f"{Path(target).stem}-{copy}")))
 
 
+def test_evaluate__merged_is_a_merged_file(run_tl: RunTl, photos: Path, color_model: Path, tmp_path: Path) -> None:
+    other = make_model(tmp_path / "other.onnx", gain=0.01)
+    done = run_tl("evaluate", photos, "--ensemble", color_model, other, "--merged", other)
+    assert (done.code, "other: is no merged file" in done.err) == (1, True)
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (("export", "run", "--precision", "int8", "--false-alarm", "0.1"), "--false-alarm needs a run, in fp32"),
+        (("export", "run", "--no-unknown", "--false-alarm", "0.1"), "--false-alarm needs a run, in fp32"),
+        (("merge", "a.onnx", "b.onnx", "--false-alarm", "0.1"), "of --calibrate: give them too"),
+    ],
+)
+def test_false_alarm__is_refused_where_it_would_be_ignored(run_tl: RunTl, words: tuple[str, ...], message: str) -> None:
+    done = run_tl(*words)
+    assert (done.code, message in done.err) == (1, True), done.err
+
+
 def test_predict__explain(run_tl: RunTl, photos: Path, color_model: Path, tmp_path: Path) -> None:
     why = tmp_path / "why"
     done = run_tl("predict", photos, "--model", color_model, "--explain", why, "--min-confidence", "0.9999")
