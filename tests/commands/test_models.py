@@ -138,6 +138,24 @@ def copy_as(copy: int, source: str, target: str) -> str:
     return str(shutil.copy(source, Path(target).with_stem(f"{Path(target).stem}-{copy}")))
 
 
+def test_outputs__do_not_replace_what_they_are_made_of(
+    run_tl: RunTl, photos: Path, color_model: Path, tmp_path: Path
+) -> None:
+    model, other = tmp_path / "m.onnx", make_model(tmp_path / "other.onnx", gain=0.01)
+    shutil.copy(color_model, model)
+    data = shutil.copytree(photos, tmp_path / "data")
+    before = model.read_bytes()
+    for words, message in (
+        (("merge", model, other, "-o", model), "is a member, which would be lost"),
+        (("inspect", model, "--html", model), "a page's name ends in .html"),
+        (("predict", data, "--model", model, "--explain", data), "drawings would count as pictures"),
+    ):
+        done = run_tl(*words)
+        assert (done.code, message in done.err) == (1, True), done.err
+    assert model.read_bytes() == before
+    assert not list(data.rglob("*.why.jpg"))
+
+
 def test_evaluate__merged_is_a_merged_file(run_tl: RunTl, photos: Path, color_model: Path, tmp_path: Path) -> None:
     other = make_model(tmp_path / "other.onnx", gain=0.01)
     done = run_tl("evaluate", photos, "--ensemble", color_model, other, "--merged", other)

@@ -214,7 +214,9 @@ def _drawer(
             return
         if not is_drawable(result.path):
             undrawn.append(result.path)
-        elif isinstance(result, Landmarks) and points is not None:
+            return
+        _check_apart(result.path, [folder for folder in (points, reasons) if folder is not None])
+        if isinstance(result, Landmarks) and points is not None:
             drawing = draw_landmarks(result.path, result, contract.recipe, skeleton)
             save_drawing(drawing, points, result.path, "points")
         elif isinstance(result, Classification) and reasons is not None:
@@ -222,6 +224,13 @@ def _drawer(
             save_drawing(draw_explanation(result.path, found, contract.recipe), reasons, result.path, "why")
 
     return draw
+
+
+def _check_apart(picture: str, folders: list[Path]) -> None:
+    """Raise `ConfigError` where drawings would lie among pictures, which a later call would take for data."""
+    for folder in folders:
+        if Path(picture).resolve().is_relative_to(folder.resolve()):
+            raise ConfigError(f"{folder}: holds {picture}, and drawings would count as pictures: give another folder")
 
 
 def _watcher(draw: Callable[[Result], None], unscaled: list[str]) -> Callable[[Result], None]:

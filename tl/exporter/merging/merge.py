@@ -79,9 +79,8 @@ def merge(
     noise where there are none.
     Raises `ModelFileError`, `EnsembleError`, `ConfigError`, `DataError`, `ParityError` or `OutputError`.
     """
-    if Path(out).suffix != ".onnx":
-        raise ConfigError(f"{os.fspath(out)}: a model file's name ends in .onnx")
     ensemble = _open_members(models, voting, weights)
+    _check_name(out, models)
     contracts, recipe = ensemble.contracts, ensemble.recipes[0]
     own, golden_source = _golden_pictures(ensemble)
     sources: list[ImageSource] = [*find_proof_pictures(images)] if images else [*own, *noise_pictures()]
@@ -119,6 +118,13 @@ def merge(
     contract = publish(model, out, certify, lambda temporary: run_selftest(temporary, device="cpu"))
     progress.advance(note="done")
     return Merged(Path(out), contract, sum(Path(model).stat().st_size for model in models))
+
+
+def _check_name(out: str | os.PathLike[str], models: Sequence[str | os.PathLike[str]]) -> None:
+    if Path(out).suffix != ".onnx":
+        raise ConfigError(f"{os.fspath(out)}: a model file's name ends in .onnx")
+    if Path(out).exists() and any(Path(out).samefile(model) for model in models):
+        raise ConfigError(f"{os.fspath(out)}: is a member, which would be lost: give the merged file another name")
 
 
 def _open_members(

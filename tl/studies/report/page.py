@@ -9,9 +9,10 @@ import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from importlib import resources
+from pathlib import Path
 
 from tl import __version__
-from tl.errors import MissingExtraError
+from tl.errors import ConfigError, MissingExtraError
 from tl.runtime.files import write_text
 from tl.studies.report.thumbnails import Thumbnail
 
@@ -115,7 +116,9 @@ class Page:
 
 
 def write_page(page: Page, path: str | os.PathLike[str]) -> None:
-    """Write the file atomically. Raises `OutputError`, `MissingExtraError`."""
+    """Write the file atomically. Raises `ConfigError` for another ending, `OutputError`, `MissingExtraError`."""
+    if Path(path).suffix not in (".html", ".htm"):  # such as the model file that the page is about
+        raise ConfigError(f"{os.fspath(path)}: a page's name ends in .html")
     write_text(path, render(page))
 
 
