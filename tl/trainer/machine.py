@@ -51,6 +51,7 @@ def build_machine(device: str, precision: Precision, threads: int | None) -> Mac
         if index >= torch.cuda.device_count():
             raise DeviceError(f"device {device!r}: this machine has {torch.cuda.device_count()} CUDA devices")
         torch.cuda.set_device(index)  # pinned memory and questions about the GPU go to the current one
+        torch.backends.cudnn.benchmark = True  # batches of one size: the search for the fastest kernels pays at once
         return Machine(torch.device("cuda", index), _cuda_dtype(precision), count)
     if kind == "cuda":
         raise DeviceError(f"device {device!r} cannot be used for training: {_torch_cuda_fault()}")

@@ -18,14 +18,18 @@ def build_optimizer(
 ) -> torch.optim.Optimizer:
     """An optimiser at the peak learning rate of each group. Raises ValueError for `lbfgs`, which is a solver."""
     plain = [{"params": list(group.parameters), "lr": lr * group.lr_factor} for group in groups if group.parameters]
+    # One kernel for all parameters; on the CPU the plain loop stays, whose results earlier runs were made with.
+    fused = all(p.is_cuda for group in groups for p in group.parameters) or None
     if name == "sgd":
-        return torch.optim.SGD(plain, lr, momentum=momentum, nesterov=momentum > 0, weight_decay=weight_decay)
+        return torch.optim.SGD(
+            plain, lr, momentum=momentum, nesterov=momentum > 0, weight_decay=weight_decay, fused=fused
+        )
     if name == "rmsprop":
         return torch.optim.RMSprop(plain, lr, momentum=momentum, weight_decay=weight_decay)
     if name == "adam":
-        return torch.optim.Adam(plain, lr, weight_decay=weight_decay)
+        return torch.optim.Adam(plain, lr, weight_decay=weight_decay, fused=fused)
     if name == "adamw":
-        return torch.optim.AdamW(plain, lr, weight_decay=weight_decay)
+        return torch.optim.AdamW(plain, lr, weight_decay=weight_decay, fused=fused)
     raise ValueError(f"{name} is not trained by steps")
 
 
