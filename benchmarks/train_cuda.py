@@ -1,10 +1,15 @@
 """Training on CUDA: `tl train` beside the rate on ready data and the rate at which its own workers make batches.
 
-    python benchmarks/train_cuda.py IMAGES [--backbone resnet50] [--precision bf16] [--augment standard] [--device cuda]
+    python benchmarks/train_cuda.py IMAGES [--backbone resnet50] [--precision bf16] [--augment standard]
 
-IMAGES is a folder of class folders. Rows: synthetic (forward, backward and step on uint8 batches that lie on the device,
-with the network, optimizer and arithmetic of `tl train`), loader (batches as its workers make them, with no network), tl
-(later epochs of `tl train`). The bound is the smaller of the first two. `--device cpu` tries this script without a GPU.
+IMAGES is a folder of class folders. Rows:
+
+- synthetic: forward, backward and step on uint8 batches that lie on the device, with the network, optimizer and
+  arithmetic of `tl train`.
+- loader: batches as the workers of `tl train` make them, with no network.
+- tl train: its later epochs.
+
+The bound is the smaller of the first two. `--device cpu` tries this script without a GPU.
 """
 
 import argparse
@@ -129,6 +134,7 @@ def loader(config: TrainConfig) -> float:
         batch_size=settled(task.config.batch_size),
         seed=0,
         workers=num_workers(task.config, machine),
+        epochs=config.epochs,
         pin_memory=machine.device.type == "cuda",
     )
     rates = []

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import dataclasses
+import time
 from collections.abc import Iterator
 from itertools import islice
 from pathlib import Path
@@ -318,3 +319,36 @@ def test_iter_inputs__same_pixels_kept_or_decoded(store: PictureStore) -> None:
         torch.cat(list(iter_inputs(s, [3, 1, 2], 2))) for s in (store, dataclasses.replace(store, kept={}))
     )
     assert torch.equal(kept, decoded)
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_picture_batches__an_epoch_left_halfway_begins_anew(store: PictureStore, workers: int) -> None:
+    augment = build_augment("strong", store.recipe)
+    wanted = [ids.tolist() for _, ids, _ in collected(batches_of(store, augment, size=2), epochs=2)]
+    batches = batches_of(store, augment, size=2, workers=workers, epochs=2)
+    next(batches.epoch(1))
+    assert [ids.tolist() for _, ids, _ in collected(batches, epochs=2)] == wanted
+
+
+def test_picture_batches__workers_go_on_into_the_next_epoch(store: PictureStore, tmp_path: Path) -> None:
+    class Noted:
+        """Leaves a file for each epoch of which a picture was asked for."""
+
+        def __call__(self, epoch: int, index: int) -> tuple[Any, int]:
+            (tmp_path / f"epoch-{epoch}").touch()
+            return store.input(index), index
+
+    def begun() -> set[str]:
+        return {path.name for path in tmp_path.glob("epoch-*")}
+
+    batches = PictureBatches(
+        Noted(), store.indices("train"), batch_size=2, seed=0, workers=2, pin_memory=False, epochs=2
+    )
+    list(batches.epoch(1))
+    for _ in range(200):
+        if "epoch-2" in begun():
+            break
+        time.sleep(0.05)
+    assert begun() == {"epoch-1", "epoch-2"}
+    assert len(list(batches.epoch(2))) == 3
+    assert begun() == {"epoch-1", "epoch-2"}  # none beyond the last

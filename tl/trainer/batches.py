@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import itertools
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -122,10 +122,24 @@ def _collate(items: list[tuple[Tensor, Any] | TlError]) -> tuple[Tensor, Tensor]
     return images, targets
 
 
+class _Onward(Sampler[list[tuple[int, int]]]):
+    """The batches of every epoch from `first` to `last`, one after the other."""
+
+    def __init__(self, order: EpochOrder, first: int, last: int) -> None:
+        self._order, self._first, self._last = order, first, last
+
+    def __iter__(self) -> Iterator[list[tuple[int, int]]]:
+        for epoch in range(self._first, self._last + 1):
+            self._order.epoch = epoch
+            yield from self._order
+
+
 class PictureBatches:
     """Augmented batches of the pictures at `indices`: uint8 (N, H, W, 3), targets (N, ...).
 
-    `balance`: class ids of these pictures to draw equally often, None for a plain shuffle.
+    Workers go on into the next epoch while one is validated, up to the epoch `epochs`: otherwise every epoch would begin
+    by waiting for its first batch. `balance`: class ids of these pictures to draw equally often, None for a plain
+    shuffle.
     """
 
     def __init__(
@@ -137,33 +151,44 @@ class PictureBatches:
         seed: int,
         workers: int,
         pin_memory: bool,
+        epochs: int = 1,
         balance: Sequence[int] | None = None,
         ranks: Ranks | None = None,
     ) -> None:
         self._order = EpochOrder(len(indices), batch_size, seed, ranks=ranks or Ranks(), balance=balance)
-        self.count = len(indices)
-        self._loader = DataLoader(
-            _Pictures(items, indices),
-            batch_sampler=self._order,
-            collate_fn=_collate,
-            num_workers=workers,
-            persistent_workers=workers > 0,
-            pin_memory=pin_memory,
-            # Forked workers share the kept pictures; spawned ones would each get a copy.
-            multiprocessing_context="fork" if workers and sys.platform.startswith("linux") else None,
-            generator=torch.Generator(),  # its own: DataLoader would draw from the global one, which dropout uses
-        )
+        self.count, self._epochs = len(indices), epochs
+        self._dataset = _Pictures(items, indices)
+        self._workers, self._pin_memory = workers, pin_memory
+        self._stream: Iterator[tuple[Tensor, Tensor] | TlError] = iter(())
+        self._next: int | None = None  # the epoch that the stream is about to begin
 
     def __len__(self) -> int:
         return len(self._order)
 
     def epoch(self, number: int) -> Iterator[Batch]:
         """The batches of one epoch. Raises the `TlError` of a picture that cannot be read or changed."""
-        self._order.epoch = number
-        for batch, size in zip(self._loader, self._order.sizes(), strict=True):
+        if number != self._next:
+            self._stream = iter(())  # ends the workers of the stream before
+            self._stream = iter(self._loader(number))
+        self._next = None  # an epoch that is left halfway begins anew
+        for size in self._order.sizes():
+            batch = next(self._stream)
             if isinstance(batch, TlError):
                 raise batch
             yield batch[0], batch[1], size
+        self._next = number + 1 if number < self._epochs else None
+
+    def _loader(self, first: int) -> Iterable[tuple[Tensor, Tensor] | TlError]:
+        return DataLoader(
+            self._dataset,
+            batch_sampler=_Onward(self._order, first, max(first, self._epochs)),
+            collate_fn=_collate,
+            num_workers=self._workers,
+            pin_memory=self._pin_memory,
+            # Forked workers share the kept pictures; spawned ones would each get a copy.
+            multiprocessing_context="fork" if self._workers and sys.platform.startswith("linux") else None,
+            generator=torch.Generator(),  # its own: DataLoader would draw from the global one, which dropout uses
+        )
 
 
 class TensorBatches:

@@ -85,6 +85,7 @@ def _train(
         batch_size=settled(config.batch_size),
         seed=config.seed,
         workers=num_workers(config, machine),
+        epochs=settled(config.epochs),
         pin_memory=machine.device.type == "cuda",
         balance=[task.ids[i] for i in train] if config.sampler == "balanced" else None,
         ranks=ranks,
