@@ -13,14 +13,14 @@ from pathlib import Path
 
 import numpy as np
 
+from tl.data.manifests import read_pictures
+from tl.progress import Silent
 from tl.runtime.ahead import map_ahead
 from tl.runtime.devices import usable_cores
 from tl.runtime.preprocess import load_working
 from tl.runtime.recipe import build_recipe
 from tl.runtime.session import Session
 from tl.trainer.config import TrainConfig
-from tl.trainer.data import read_pictures
-from tl.trainer.progress import Silent
 from tl.trainer.train import train
 
 SHARED = Path(os.environ["TL_SHARED"])

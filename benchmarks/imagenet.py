@@ -16,9 +16,9 @@ from PIL import Image
 
 import tl.runtime
 from tl.exporter.export import export_pretrained
-from tl.trainer.backbones import build_classifier, torchvision_weights
-from tl.trainer.progress import Silent
-from tl.trainer.weights import find_weights, load_into
+from tl.progress import Silent
+from tl.trainer.models.backbones import build_classifier, torchvision_weights
+from tl.trainer.models.weights import find_weights, load_into
 
 
 def main(names: list[str]) -> None:

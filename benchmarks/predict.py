@@ -53,7 +53,7 @@ def make_models(folder: Path) -> None:
     import torch
 
     from tl.exporter.export import export_pretrained
-    from tl.trainer.progress import Silent
+    from tl.progress import Silent
 
     paths = small_files()[:4]
     for name, scale in (("tl", "2x"), ("tl-full", "full")):
@@ -94,9 +94,9 @@ def make_models(folder: Path) -> None:
 
 
 def classifier():
-    from tl.trainer.backbones import build_classifier, find_backbone_info
-    from tl.trainer.weight_files import find_weights
-    from tl.trainer.weights import load_into, read_weights
+    from tl.trainer.models.backbones import build_classifier, find_backbone_info
+    from tl.trainer.models.weight_files import find_weights
+    from tl.trainer.models.weights import load_into, read_weights
 
     network = build_classifier("mobilenet_v2")
     load_into(network, read_weights(find_weights(find_backbone_info("mobilenet_v2"), "imagenet"), "mobilenet_v2"))

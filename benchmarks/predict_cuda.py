@@ -2,8 +2,8 @@
 
     python benchmarks/predict_cuda.py IMAGES MODEL.onnx [MORE.onnx ...] [--fp16] [--device cuda] [--rounds 3]
 
-IMAGES is a folder of JPEGs, MODEL.onnx a file of `tl export`; `--fp16` measures its half-precision version too. Rows, in
-alternating rounds:
+IMAGES is a folder of JPEGs, MODEL.onnx a file of `tl export`; `--fp16` measures its half-precision version too.
+Rows, in alternating rounds:
 
 - decode: reading, decoding and resizing on all cores, without a network.
 - run N: ready uint8 batches of N, as `tl.runtime` passes them: arrays in ordinary memory.
@@ -69,7 +69,7 @@ def write_half(model: Path, out: Path) -> None:
     """The graph that `tl export --precision fp16` makes, with the fp32 file's contract: only its speed counts here."""
     import onnx
 
-    from tl.exporter.quantise import to_fp16
+    from tl.exporter.quantization import to_fp16
 
     original = onnx.load(model)
     half = to_fp16(original)

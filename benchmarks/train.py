@@ -20,12 +20,12 @@ from pathlib import Path
 import numpy as np
 import torch
 
+from tl.progress import Silent
 from tl.runtime.preprocess import load_working
 from tl.runtime.recipe import build_recipe
-from tl.trainer.augment import build_augment
 from tl.trainer.config import TrainConfig
-from tl.trainer.machine import build_machine
-from tl.trainer.progress import Silent
+from tl.trainer.fit.augment import build_augment
+from tl.trainer.fit.machine import build_machine
 from tl.trainer.train import train
 
 SHARED = Path(os.environ["TL_SHARED"])

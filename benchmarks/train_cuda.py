@@ -23,20 +23,19 @@ from pathlib import Path
 
 import torch
 
-from tl.trainer.backbones import find_backbone_info
-from tl.trainer.batches import LabelledItems, PictureBatches
+from tl.progress import Silent
 from tl.trainer.config import TrainConfig
-from tl.trainer.distributed import Ranks
-from tl.trainer.freezing import ParameterGroup
-from tl.trainer.machine import Machine, build_machine
-from tl.trainer.networks import build_network
-from tl.trainer.objectives import Classification
-from tl.trainer.optimizers import build_optimizer
+from tl.trainer.fit.batches import LabelledItems, PictureBatches
+from tl.trainer.fit.distributed import Ranks
+from tl.trainer.fit.image_training import num_workers
+from tl.trainer.fit.machine import Machine, build_machine
+from tl.trainer.fit.optimizers import build_optimizer
+from tl.trainer.fit.steps import Classification, Trainee, build_scaler, take_step
+from tl.trainer.models.backbones import find_backbone_info
+from tl.trainer.models.build import build_network
+from tl.trainer.models.freezing import ParameterGroup
 from tl.trainer.options import settled
-from tl.trainer.picture_training import num_workers
-from tl.trainer.progress import Silent
-from tl.trainer.runs import Run
-from tl.trainer.stepping import Trainee, build_scaler, take_step
+from tl.trainer.run_folder.run import Run
 from tl.trainer.task import prepare_task
 from tl.trainer.train import train
 

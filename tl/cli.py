@@ -25,7 +25,6 @@ from tl.commands import (
     export,
     inspect,
     merge,
-    neighbours,
     predict,
     probe,
     refit,
@@ -34,6 +33,7 @@ from tl.commands import (
     train,
     verify,
 )
+from tl.commands import neighbors as neighbours
 from tl.commands.console import EXIT_FAULT, EXIT_INTERRUPTED, warn
 from tl.commands.ensemble_option import EnsembleCommand
 from tl.errors import RunInterrupted, TlError

@@ -15,7 +15,7 @@ from PIL import Image
 from tests.models import solid
 from tests.trainer.conftest import _torch_as_before as _torch_as_before  # a fixture of these tests too
 from tl.cli import main
-from tl.trainer.backbones import build_trunk
+from tl.trainer.models.backbones import build_trunk
 
 
 @dataclass(frozen=True)

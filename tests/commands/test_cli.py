@@ -14,7 +14,7 @@ from tests.trainer.make import read_rows
 from tl import __version__
 from tl.commands.console import packages_of
 from tl.errors import MissingExtraError
-from tl.trainer.runs import Run
+from tl.trainer.run_folder.run import Run
 
 COMMANDS = ("train", "export", "predict", "evaluate", "inspect", "verify", "bench", "doctor", "demo", "probe", "adopt")
 COMMANDS += ("convert", "sweep", "compare", "report")

@@ -7,7 +7,7 @@ import pytest
 
 from tests.commands.conftest import RunTl
 from tests.trainer.make import make_class_folders, train_here
-from tl.exporter import race
+from tl.exporter import speed_comparison as race
 
 
 def test_export__lower_precision_needs_a_run(run_tl: RunTl) -> None:

@@ -10,8 +10,8 @@ import yaml
 
 from tests.commands.conftest import Outcome, RunTl
 from tests.trainer.make import make_class_folders
+from tl.progress import Silent
 from tl.trainer.config import TrainConfig
-from tl.trainer.progress import Silent
 from tl.trainer.task import prepare_task
 
 QUICK = ("--backbone", "smallcnn", "--image-size", 16, "--device", "cpu", "--threads", 1)

@@ -9,8 +9,8 @@ import pytest
 from tests.trainer.conftest import _torch_as_before as _torch_as_before  # a fixture of these tests too
 from tests.trainer.make import make_class_folders, make_config
 from tl.exporter.export import Exported, export_run
-from tl.trainer.progress import Silent
-from tl.trainer.runs import Run
+from tl.progress import Silent
+from tl.trainer.run_folder.run import Run
 from tl.trainer.train import train
 
 

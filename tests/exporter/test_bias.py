@@ -8,7 +8,7 @@ import pytest
 from onnx import TensorProto, helper, numpy_helper
 
 from tests.runtime.pictures import noise
-from tl.exporter.bias import correct_biases
+from tl.exporter.quantization import correct_biases
 
 
 def make_conv(groups: int) -> onnx.ModelProto:

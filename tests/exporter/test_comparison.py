@@ -7,7 +7,7 @@ import pytest
 
 from tests.models import color_probabilities, solid
 from tl.errors import ParityError
-from tl.exporter.comparison import Original, check_outputs, spread
+from tl.exporter.parity import Original, check_outputs, spread
 from tl.runtime.session import Session
 
 ORIGINAL = Original("the net", "its way", "the tool")

@@ -17,23 +17,23 @@ import torch
 from PIL import Image
 
 from tests.trainer.make import Listener, make_config, make_noise, make_png, plain_text, read_rows, train_here
+from tl.data.manifests import Picture
 from tl.errors import ConfigError, DataError, ParityError, RunError, TlError
 from tl.exporter.export import Exported, _export, export_pretrained, export_run, spread
-from tl.exporter.golden import synthetic_inputs
-from tl.exporter.subjects import Further, Subject
+from tl.exporter.export_source import Further, Subject
+from tl.exporter.publish import synthetic_inputs
+from tl.progress import Silent
 from tl.runtime.caution import Caution
 from tl.runtime.contract import METADATA_KEY
 from tl.runtime.predictor import load
 from tl.runtime.preprocess import load_input
 from tl.runtime.selftest import golden_image, run_selftest
 from tl.runtime.session import Session
-from tl.trainer.backbones import build_classifier
-from tl.trainer.checkpoints import load_best
-from tl.trainer.data import Picture
-from tl.trainer.network import Deployed
-from tl.trainer.networks import load_network
-from tl.trainer.progress import Silent
-from tl.trainer.runs import Run
+from tl.trainer.models.backbones import build_classifier
+from tl.trainer.models.build import load_network
+from tl.trainer.models.network import Deployed
+from tl.trainer.run_folder.checkpoints import load_best
+from tl.trainer.run_folder.run import Run
 from tl.trainer.train import train
 
 FORBIDDEN = (b"/work", b"/home", b"/root", b"/tmp", b"/usr", b"site-packages", b".py")

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from tl.exporter.golden import NUM_SAMPLES, TOLERANCE, build_golden, synthetic_inputs
+from tl.exporter.publish import NUM_SAMPLES, TOLERANCE, build_golden, synthetic_inputs
 
 
 def one_hot(*labels: int) -> np.ndarray:

@@ -14,9 +14,9 @@ from tests.trainer.landmarks.make import make_landmark_config, make_spots, moved
 from tl.errors import ConfigError, ParityError
 from tl.exporter.export import export_run
 from tl.exporter.precision import Lowering, export_lowered
+from tl.progress import Silent
 from tl.runtime.landmark_files.files import read_landmarks
-from tl.trainer.progress import Silent
-from tl.trainer.runs import Run
+from tl.trainer.run_folder.run import Run
 from tl.trainer.train import train
 
 

@@ -16,16 +16,16 @@ from tests.exporter.test_export import assert_nothing_private, moved_run
 from tests.trainer.make import Listener, read_rows
 from tl.errors import ConfigError, DataError, PrecisionError
 from tl.exporter import precision as precision_module
-from tl.exporter import race as race_module
+from tl.exporter import speed_comparison as race_module
 from tl.exporter.export import Exported
 from tl.exporter.precision import Lowering, _compare, _fault, _Trial, describe, export_lowered
-from tl.exporter.quantise import INT8_WAYS
+from tl.exporter.quantization import INT8_WAYS
+from tl.progress import Silent
 from tl.runtime.contract import Quantisation
 from tl.runtime.predictor import load
 from tl.runtime.selftest import run_selftest
 from tl.runtime.session import Session
-from tl.trainer.progress import Silent
-from tl.trainer.runs import Run
+from tl.trainer.run_folder.run import Run
 
 ROOT = Path(__file__).resolve().parents[2]
 # Kept whether or not it is faster: that depends on the machine.

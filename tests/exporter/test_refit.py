@@ -21,15 +21,15 @@ from tests.models import make_contract, make_model
 from tests.trainer.make import make_class_folders, make_config, make_noise, make_png, plain_text
 from tl.errors import ConfigError, DataError, ModelFileError, ParityError
 from tl.exporter.export import Exported, export_run
+from tl.exporter.export_source import Further
 from tl.exporter.refitting.graph import NewHead, replace_head
 from tl.exporter.refitting.refit import Refitted, refit
 from tl.exporter.refitting.seen import RefitOptions, read_labelled
-from tl.exporter.subjects import Further
+from tl.progress import Silent
 from tl.runtime.preprocess import load_input
 from tl.runtime.selftest import run_selftest
 from tl.runtime.session import Session
-from tl.trainer.progress import Silent
-from tl.trainer.runs import Run
+from tl.trainer.run_folder.run import Run
 from tl.trainer.train import train
 
 ROUNDING = 1e-5

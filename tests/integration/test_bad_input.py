@@ -24,8 +24,8 @@ from safetensors.torch import load_file, save_file
 
 from tests.trainer.make import make_class_folders, make_manifest, make_noise, make_png, train_here
 from tl.cli import main
-from tl.trainer.backbones import build_classifier, build_trunk
-from tl.trainer.runs import Run
+from tl.trainer.models.backbones import build_classifier, build_trunk
+from tl.trainer.run_folder.run import Run
 
 COMMON = "--method scratch --backbone smallcnn --image-size 32 --augment none --device cpu --threads 1 --epochs 1"
 

@@ -25,9 +25,9 @@ from tl.errors import DeviceError, RunInterrupted
 from tl.exporter.export import export_run
 from tl.exporter.merging.merge import merge
 from tl.exporter.precision import Lowering, export_lowered
+from tl.progress import Silent
 from tl.runtime.session import Session, cuda_fault
-from tl.trainer.progress import Silent
-from tl.trainer.runs import Run
+from tl.trainer.run_folder.run import Run
 from tl.trainer.train import train
 
 pytestmark = [

@@ -22,8 +22,8 @@ from safetensors.torch import load_file
 
 from tests.trainer.make import assert_same_run, make_class_folders, timeless_file, train_here
 from tl.cli import main
-from tl.trainer.progress import Silent
-from tl.trainer.runs import UNFINISHED, Run
+from tl.progress import Silent
+from tl.trainer.run_folder.run import UNFINISHED, Run
 from tl.trainer.train import train
 
 # Everything that has a state: averaged weights, momentum, a schedule that looks back, augmentation, dropout, mixing.

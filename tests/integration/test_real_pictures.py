@@ -101,9 +101,9 @@ def test_preprocessing__reaches_torchvisions_accuracy(shared: Path, imagenet_mod
     import torch
     from torchvision import models
 
-    from tl.trainer.backbones import build_classifier, find_backbone_info
-    from tl.trainer.weight_files import find_weights
-    from tl.trainer.weights import load_into, read_weights
+    from tl.trainer.models.backbones import build_classifier, find_backbone_info
+    from tl.trainer.models.weight_files import find_weights
+    from tl.trainer.models.weights import load_into, read_weights
 
     file = find_weights(find_backbone_info("mobilenet_v2"), str(shared / "weights"))
     assert file is not None

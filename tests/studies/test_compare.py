@@ -9,9 +9,9 @@ from tests.commands.conftest import RunTl
 from tests.commands.conftest import run_tl as run_tl
 from tests.trainer.make import make_config
 from tl.errors import ConfigError
+from tl.progress import Silent
 from tl.studies.compare import compare_runs
-from tl.trainer.progress import Silent
-from tl.trainer.runs import Run
+from tl.trainer.run_folder.run import Run
 from tl.trainer.train import train
 
 

@@ -9,12 +9,12 @@ from tests.commands.conftest import RunTl
 from tests.commands.conftest import run_tl as run_tl
 from tests.models import make_model, solid
 from tests.trainer.make import make_png
+from tl.data.manifests import Picture
+from tl.evaluation.evaluate import evaluate
+from tl.progress import Silent
 from tl.runtime.predictor import load
 from tl.studies.report.ensemble_page import build_ensemble_page
 from tl.studies.report.page import Gallery, Page
-from tl.trainer.data import Picture
-from tl.trainer.evaluate import evaluate
-from tl.trainer.progress import Silent
 
 # True class and colour; the second looks green and is red.
 CASES = (("red", (200, 30, 20)), ("red", (100, 110, 60)), ("green", (20, 180, 60)), ("blue", (10, 60, 90)))

@@ -17,12 +17,12 @@ from tests.commands.conftest import run_tl as run_tl
 from tests.trainer.conftest import fresh_cache as fresh_cache
 from tests.trainer.make import make_config
 from tl.errors import RunError
-from tl.studies.report.neighbours import open_neighbours
+from tl.progress import Silent
+from tl.studies.report.neighbors import open_neighbours
 from tl.studies.report.page import Card, Code, Matrix, Note, Page, Section, Table, render
 from tl.studies.report.run_files import open_finished, read_found, read_judged
 from tl.studies.report.run_page import build_run_page, write_run_report
-from tl.trainer.progress import Silent
-from tl.trainer.runs import Run
+from tl.trainer.run_folder.run import Run
 from tl.trainer.train import train
 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")

@@ -10,9 +10,8 @@ from tests.commands.conftest import run_tl as run_tl
 from tests.studies.make import make_labels, make_study
 from tests.studies.test_leaderboard import make_run
 from tl.errors import ConfigError
-from tl.studies.halving import next_rung
-from tl.studies.leaderboard import build_settings
-from tl.studies.search import Search, draw_points, rung_epochs
+from tl.studies.leaderboard import build_settings, next_rung
+from tl.studies.plan import Search, draw_points, rung_epochs
 from tl.studies.study import Cell, read_study
 from tl.studies.sweep import CellRun
 from tl.trainer.config import TrainConfig

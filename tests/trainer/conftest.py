@@ -9,9 +9,9 @@ import pytest
 import torch
 
 from tests.trainer.make import make_class_folders, make_config
-from tl.trainer.machine import Machine, build_machine
-from tl.trainer.progress import Silent
-from tl.trainer.runs import Run
+from tl.progress import Silent
+from tl.trainer.fit.machine import Machine, build_machine
+from tl.trainer.run_folder.run import Run
 from tl.trainer.train import train
 
 

@@ -20,17 +20,16 @@ from PIL import Image
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
+from tl.data import images as picture_module
+from tl.data.images import PictureStore, load_pictures
+from tl.data.manifests import Picture
 from tl.errors import RunInterrupted
-from tl.trainer import pictures as picture_module
+from tl.progress import Progress, Silent
 from tl.trainer.config import TrainConfig
-from tl.trainer.data import Picture
-from tl.trainer.freezing import ParameterGroup
-from tl.trainer.loop import EpochRow, FitOptions
-from tl.trainer.objectives import Classification
-from tl.trainer.pictures import PictureStore, load_pictures
-from tl.trainer.progress import Progress, Silent
-from tl.trainer.runs import Run
-from tl.trainer.stepping import Trainee
+from tl.trainer.fit.loop import EpochRow, FitOptions
+from tl.trainer.fit.steps import Classification, Trainee
+from tl.trainer.models.freezing import ParameterGroup
+from tl.trainer.run_folder.run import Run
 from tl.trainer.train import TrainResult, train
 
 COLOR_RGB = {"blue": (40, 60, 190), "green": (40, 170, 60), "red": (200, 50, 40)}

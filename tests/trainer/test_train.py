@@ -29,12 +29,12 @@ from tests.trainer.make import (
     weights_of,
 )
 from tl.errors import ConfigError, DataError, RunError, TlError
+from tl.progress import Silent
 from tl.runtime.preprocess import load_input
 from tl.trainer.config import TrainConfig
-from tl.trainer.machine import build_machine
-from tl.trainer.networks import load_network
-from tl.trainer.progress import Silent
-from tl.trainer.runs import Run
+from tl.trainer.fit.machine import build_machine
+from tl.trainer.models.build import load_network
+from tl.trainer.run_folder.run import Run
 from tl.trainer.train import train
 
 
@@ -371,8 +371,8 @@ def test_train__a_solved_head_on_kept_features_needs_no_torch(photos: Path, fini
     changes = {"method": "features", "weights": str(finished_run.folder)}
     first = train_here(photos, tmp_path / "a", **changes).run
     code = (
-        "import sys, dataclasses; from tl.trainer.runs import Run; from tl.trainer.train import train\n"
-        "from pathlib import Path; from tl.trainer.progress import Silent\n"
+        "import sys, dataclasses; from tl.trainer.run_folder.run import Run; from tl.trainer.train import train\n"
+        "from pathlib import Path; from tl.progress import Silent\n"
         "config = dataclasses.replace(Run(Path(sys.argv[1])).load_config(), out=sys.argv[2])\n"
         "train(config, Silent()); sys.exit('torch' in sys.modules)"
     )

@@ -22,8 +22,8 @@ from tests.trainer.make import (
     weights_of,
 )
 from tl.errors import RunInterrupted, TlError
-from tl.trainer.progress import Silent
-from tl.trainer.runs import Run
+from tl.progress import Silent
+from tl.trainer.run_folder.run import Run
 from tl.trainer.train import train
 
 

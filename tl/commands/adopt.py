@@ -88,7 +88,7 @@ def command(
     """
     with packages_of("edit"):
         from tl.exporter.adoption.adopt import adopt
-        from tl.exporter.adoption.adoptee import AdoptOptions
+        from tl.exporter.adoption.imported_model import AdoptOptions
         from tl.exporter.adoption.presets import Overrides
     numbers = (_given(scale, _number, "--scale"), _given(mean, _three, "--mean"), _given(std, _three, "--std"))
     overrides = Overrides(resize_mode, short_side, interpolation, *numbers)

@@ -30,7 +30,7 @@ def command(
     """
     with packages_of("train"):
         from tl.studies.compare import compare_runs
-        from tl.trainer.runs import Run
+        from tl.trainer.run_folder.run import Run
 
     finished = [run for run in runs if (run / "metrics.json").is_file()]
     for run in runs:

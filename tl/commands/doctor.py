@@ -40,7 +40,7 @@ def _training() -> Finding:
     if missing:
         return Finding("training", None, f"not installed ({', '.join(missing)}): pip install 'tl-toolkit[train]'")
     try:
-        from tl.trainer.machine import describe_torch
+        from tl.trainer.fit.machine import describe_torch
 
         return Finding("training", True, describe_torch())
     except (ImportError, RuntimeError) as error:  # torchvision beside another build of torch raises RuntimeError

@@ -23,18 +23,18 @@ from tl.commands.options import (
     Threads,
     Tta,
     VoteWeights,
+    fit_vote_file,
     model_region,
     named_models,
     open_landmark_predictor,
     open_predictor,
     refuse_given,
 )
-from tl.commands.vote_file import fit_vote_file
 from tl.errors import ConfigError
 
 if TYPE_CHECKING:
+    from tl.data.manifests import Picture
     from tl.runtime.results import Failure
-    from tl.trainer.data import Picture
 
 _WORST = 3
 
@@ -152,8 +152,8 @@ class _Evaluated:
 
 
 def _read_split(data: Path, split: str | None, split_column: str) -> tuple[str, list[Picture]]:
-    from tl.trainer.data import read_pictures
-    from tl.trainer.evaluate import choose_split
+    from tl.data.manifests import read_pictures
+    from tl.evaluation.evaluate import choose_split
 
     name, pictures = choose_split(read_pictures(data, split_column, warn), split)
     _say_split(name, len(pictures), "RUN/manifest.csv")
@@ -168,7 +168,7 @@ def _evaluate_tta(
     opened: dict[str, Any],
     tta: str,
 ) -> _Evaluated:
-    from tl.trainer.tta_evaluation import TTA_COLUMNS, evaluate_tta
+    from tl.evaluation.evaluate import TTA_COLUMNS, evaluate_tta
 
     with (
         open_predictor(model, ensemble, **opened) as plain,
@@ -187,8 +187,8 @@ def _evaluate_classes(
     opened: dict[str, Any],
     of_votes: dict[str, Any],
 ) -> _Evaluated:
+    from tl.evaluation.evaluate import evaluate
     from tl.runtime.predictor import load
-    from tl.trainer.evaluate import evaluate
 
     report = of_votes["report"]
     if report is not None:
@@ -222,7 +222,7 @@ def _evaluate_points(
     ensemble: list[Path] | None,
     opened: dict[str, Any],
 ) -> _Evaluated:
-    from tl.trainer.landmarks.evaluate import COLUMNS, evaluate_points, read_split
+    from tl.evaluation.landmarks import COLUMNS, evaluate_points, read_split
 
     pictures = read_split(data, split, opened.pop("images"))
     for remark in pictures.remarks:

@@ -101,9 +101,9 @@ def command(
     _check_further(run, precision, cam, unknown, false_alarm)
     with packages_of("train"):
         from tl.exporter.export import export_pretrained, export_run
+        from tl.exporter.export_source import USUAL, Further
         from tl.exporter.precision import Lowering, export_lowered
-        from tl.exporter.subjects import USUAL, Further
-        from tl.trainer.runs import Run
+        from tl.trainer.run_folder.run import Run
     extra = parity_images or []
     with console_progress() as progress:
         if run is not None and precision != "fp32":

@@ -103,7 +103,7 @@ def _look_inside(model: Path, contract: Contract, filters: bool, activations: Pa
     if not filters and activations is None:
         return []
     with packages_of("edit"):
-        from tl.exporter.anatomy import choose_activation, first_filters, list_activations, run_activation
+        from tl.exporter.feature_maps import choose_activation, first_filters, list_activations, run_activation
     from tl.runtime.drawing import draw_filters, draw_maps
     from tl.runtime.preprocess import load_input
     from tl.studies.report.model_page import Look

@@ -9,13 +9,12 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 import typer
 
 from tl.commands.console import console_progress, packages_of, warn
-from tl.commands.options import VoteWeights
-from tl.commands.vote_file import parse_vote_weights
+from tl.commands.options import VoteWeights, parse_vote_weights
 from tl.errors import ConfigError, DataError
 
 if TYPE_CHECKING:
+    from tl.data.manifests import Picture
     from tl.exporter.merging.merge import Merged
-    from tl.trainer.data import Picture
 
 
 def command(
@@ -74,7 +73,7 @@ def command(
 
 
 def _read_held_out(path: Path) -> list[Picture]:
-    from tl.trainer.data import read_pictures
+    from tl.data.manifests import read_pictures
 
     pictures = read_pictures(path, "split", warn)
     if not any(picture.split for picture in pictures):

@@ -61,9 +61,9 @@ def command(
         raise ConfigError(f"folds must be 0 or at least 2 and seeds at least 1, found {folds} and {seeds}")
     base = config_from_mapping({**given_values(flags), "method": "features"}, "options")
     with packages_of("train"):
-        from tl.trainer.audit import find_duplicates, summarise
+        from tl.data.audit import find_duplicates, summarise
         from tl.trainer.classification import compute_features
-        from tl.trainer.probe import configure, expand_tries, probe
+        from tl.trainer.heads.probe import configure, expand_tries, probe
         from tl.trainer.task import prepare_task
     chosen = [each for values in expand_tries(tries or _DEFAULT_TRIES) for each in configure(base, values)]
     is_conv = {config.head == "conv" for _, config in chosen}

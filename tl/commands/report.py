@@ -33,7 +33,7 @@ def command(
 
     with packages_of("train"):
         from tl.studies.report.run_page import write_run_report
-        from tl.trainer.runs import Run
+        from tl.trainer.run_folder.run import Run
 
     contract: Contract | None = None
     if model is not None:

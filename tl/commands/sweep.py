@@ -79,8 +79,7 @@ def command(
 
 def _following(study: Study, runs: list[CellRun]) -> list[Cell]:
     """What a search adds when all runs so far have ended."""
-    from tl.studies.halving import next_rung
-    from tl.studies.leaderboard import build_settings
+    from tl.studies.leaderboard import build_settings, next_rung
 
     if study.plan.search is None or study.plan.search.factor is None or any(run.state == "open" for run in runs):
         return []

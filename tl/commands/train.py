@@ -17,7 +17,7 @@ from tl.trainer.config import TrainConfig
 from tl.trainer.options import config_from_mapping, load_config, own_choices
 
 if TYPE_CHECKING:
-    from tl.trainer.runs import Run
+    from tl.trainer.run_folder.run import Run
 
 _HELP = """Train a classifier on class folders or a CSV with path,label[,split][,group], or a landmark finder.
 
@@ -61,7 +61,7 @@ def command(
         raise ConfigError("nothing to train on: give a folder or CSV, as in tl train photos/")
     config = config_from_mapping(values, str(config_file or "options"))
     with packages_of("train"):
-        from tl.trainer.runs import Run
+        from tl.trainer.run_folder.run import Run
         from tl.trainer.train import train
     run = Run(resume) if resume else None
     with console_progress() as progress:

@@ -13,13 +13,13 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
+from tl.data.images import check_readable, load_pictures
+from tl.data.manifests import Picture
 from tl.errors import ConfigError, DataError
-from tl.exporter.comparison import spread
-from tl.exporter.golden import GoldenSource, build_golden, synthetic_inputs
-from tl.exporter.parity import check_claims, check_parity, run_torch
-from tl.exporter.point_parity import check_point_claims, check_point_parity
-from tl.exporter.publish import embed_contract, publish
-from tl.exporter.subjects import USUAL, Further, Subject, class_subject, landmark_subject, pretrained_subject
+from tl.exporter.export_source import USUAL, Further, Subject, class_subject, landmark_subject, pretrained_subject
+from tl.exporter.parity import check_claims, check_parity, check_point_claims, check_point_parity, run_torch, spread
+from tl.exporter.publish import GoldenSource, build_golden, embed_contract, publish, synthetic_inputs
+from tl.progress import Progress
 from tl.runtime.contract import (
     SCHEMA_VERSION,
     Contract,
@@ -32,12 +32,9 @@ from tl.runtime.recipe import JpegScale
 from tl.runtime.selftest import run_selftest
 from tl.runtime.session import Session
 from tl.runtime.sources import find_pictures
-from tl.trainer.backbones import torchvision_weights
-from tl.trainer.data import Picture
-from tl.trainer.graph import to_onnx
-from tl.trainer.pictures import check_readable, load_pictures
-from tl.trainer.progress import Progress
-from tl.trainer.runs import Run
+from tl.trainer.models.backbones import torchvision_weights
+from tl.trainer.models.onnx_graph import to_onnx
+from tl.trainer.run_folder.run import Run
 
 MAX_VALIDATION_PICTURES = 64
 

@@ -1,26 +1,223 @@
-"""Proof that a model file computes what was validated, on real pictures; or `ParityError` and no file.
+"""Does a model file give the outputs that its original gave, on the same images? `ParityError` if not.
 
-Compares (1) torch with onnxruntime on every output, alone and in batches, and (2) the trainer's evaluation path with
-`tl.runtime` from file to result. Knows torch and what a run claims. Does not know runs or where pictures come from, nor
-how outputs are compared (`comparison`).
+Compares (1) every output of the session, alone and in batches, and (2) `tl.runtime` from file to result. The
+original is a torch module, another file or a landmark network; torch is imported only where one is run.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING, TypeVar
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
-from torch import nn
 
+from tl.data.manifests import Picture
 from tl.errors import ParityError
-from tl.exporter.comparison import BATCH_SIZES as BATCH_SIZES
-from tl.exporter.comparison import TOLERANCE as TOLERANCE
-from tl.exporter.comparison import Original, check_outputs
 from tl.runtime.contract import Parity
+from tl.runtime.decode import ImageSource
+from tl.runtime.ensemble import Ensemble
+from tl.runtime.geometry import Placement, Region
+from tl.runtime.landmark_ensemble import LandmarkEnsemble
+from tl.runtime.predictor import Predictor
+from tl.runtime.results import Failure
 from tl.runtime.session import Session
+
+if TYPE_CHECKING:
+    from torch import nn
+
+Item = TypeVar("Item")
+
+# fp32 sums differ by order alone; a wrong resize or channel order differs by 1e-2 and more.
+TOLERANCE = 1e-4
+BATCH_SIZES = (1, 8)
+# Two classes closer than this share of the tolerance are a tie, which rounding decides: seen once in 64 photos.
+_TIE = 0.1
+
+
+@dataclass(frozen=True)
+class Original:
+    """What messages call the original: what computed its outputs, its way from file to result, and who went it."""
+
+    network: str
+    pipeline: str
+    reader: str
+
+
+def check_outputs(
+    session: Session,
+    sources: Sequence[ImageSource],
+    inputs: NDArray[np.uint8],
+    expected: Mapping[str, NDArray[np.float32]],
+    original: Original,
+    tolerance: float = TOLERANCE,
+) -> Parity:
+    """Compare what `session` gives with what the original gave.
+
+    `sources`: the pictures; `inputs`: the same, uint8 (N, H, W, 3), as the original saw them. `expected`: output name
+    -> the original's values (N, ...), with `probabilities` among them. `tolerance` bounds the probabilities'
+    differences; those of other outputs it bounds as a share of their largest value.
+    Raises `ParityError`.
+    """
+    outputs = list(expected)
+    worst, scaled = dict.fromkeys(outputs, 0.0), dict.fromkeys(outputs, 0.0)
+    for size in BATCH_SIZES:
+        for start in range(0, len(inputs), size):
+            chunk = slice(start, start + size)
+            for name, value in zip(outputs, session.run(inputs[chunk], outputs), strict=True):
+                difference = _difference(value, expected[name][chunk])
+                worst[name] = max(worst[name], difference)
+                scaled[name] = max(scaled[name], difference / _scale(name, expected[name]))
+    wanted = expected["probabilities"]
+    served = _serve(session, sources, original.reader)
+    pipeline = float(np.abs(served - wanted).max())
+    agreement = _agreement(served, wanted, _TIE * tolerance)
+    report = Parity(len(inputs), BATCH_SIZES, worst, pipeline, agreement, tolerance)
+    _check(report, scaled, original)
+    return report
+
+
+def spread(items: Sequence[Item], count: int) -> list[Item]:
+    """At most `count` (2 or more) of the items, evenly spread over them, as a sorted list's classes are."""
+    if len(items) <= count:
+        return list(items)
+    return [items[round(i * (len(items) - 1) / (count - 1))] for i in range(count)]
+
+
+def _agreement(served: NDArray[np.float32], wanted: NDArray[np.float32], tie: float) -> float:
+    """Share of pictures whose served label is the original's, or tied with it there."""
+    chosen = np.take_along_axis(wanted, served.argmax(axis=1)[:, None], axis=1)[:, 0]
+    return float((chosen >= wanted.max(axis=1) - tie).mean())
+
+
+def _difference(value: NDArray[np.float32], wanted: NDArray[np.float32]) -> float:
+    return float(np.abs(value - wanted).max()) if np.isfinite(value).all() else float("inf")
+
+
+def _scale(name: str, wanted: NDArray[np.float32]) -> float:
+    """Probabilities are compared as they are; other outputs have no bound and are compared with their largest value."""
+    return 1.0 if name == "probabilities" else max(1.0, float(np.abs(wanted).max()))
+
+
+def _serve(session: Session, sources: Sequence[ImageSource], reader: str) -> NDArray[np.float32]:
+    predictor = Predictor(Ensemble([session]), with_votes=False)
+    rows = []
+    for result in predictor.predict_iter(sources):
+        if isinstance(result, Failure):
+            raise ParityError(f"{result.path}: {reader} read this picture, the runtime did not: {result.error}")
+        rows.append(result.probabilities)
+    return np.stack(rows)
+
+
+def _check(report: Parity, scaled: dict[str, float], original: Original) -> None:
+    faults = [
+        f"output {name} differs by {value:.2g} between {original.network} and onnxruntime"
+        for name, value in scaled.items()
+        if not value < report.tolerance
+    ]
+    if not report.pipeline_max_abs_diff < report.tolerance:
+        faults.append(
+            f"probabilities differ by {report.pipeline_max_abs_diff:.2g} between {original.pipeline} and runtime"
+        )
+    if report.top1_agreement is not None and report.top1_agreement < 1:
+        faults.append(f"only {report.top1_agreement:.1%} of the labels agree")
+    if faults:
+        raise ParityError(
+            f"parity failed on {report.images} pictures (allowed: {report.tolerance:.0e}): {'; '.join(faults)}; "
+            "no file was written"
+        )
+
+
+# In pixels of the input. fp32 sums differ by thousandths; a half-pixel fault of the geometry by far more.
+TOLERANCE_PX = 0.05
+_CONFIDENCE_TOLERANCE = 1e-3
+# In input pixels: a training on CUDA may have rounded its convolutions to TF32.
+CLAIM_TOLERANCE_PX = 0.25
+
+
+def check_point_parity(
+    session: Session,
+    pictures: Sequence[Picture],
+    placements: Sequence[Placement],
+    inputs: NDArray[np.uint8],
+    expected: Mapping[str, NDArray[np.float32]],
+) -> Parity:
+    """Compare what `session` gives with what torch gave: `expected` output name -> (N, ...), `keypoints` among them.
+
+    `inputs`: the pictures as the trainer's evaluation sees them, uint8 (N, H, W, 3). Raises `ParityError`.
+    """
+    worst = dict.fromkeys(expected, 0.0)
+    for size in BATCH_SIZES:
+        for start in range(0, len(inputs), size):
+            chunk = slice(start, start + size)
+            for name, value in zip(expected, session.run(inputs[chunk], list(expected)), strict=True):
+                worst[name] = max(worst[name], _point_difference(value, expected[name][chunk]))
+    served = np.stack([p.to_input(xy) for p, xy in zip(placements, _serve_points(session, pictures), strict=True)])
+    pipeline = _point_difference(served, expected["keypoints"])
+    report = Parity(len(inputs), BATCH_SIZES, worst, pipeline, None, TOLERANCE_PX)
+    limits = {name: _CONFIDENCE_TOLERANCE if name == "keypoint_confidence" else TOLERANCE_PX for name in worst}
+    faults = [
+        f"output {name} differs by {value:.2g} between torch and onnxruntime"
+        for name, value in worst.items()
+        if not value < limits[name]
+    ]
+    if not pipeline < TOLERANCE_PX:
+        faults.append(f"points differ by {pipeline:.2g} px between training and runtime")
+    if faults:
+        raise ParityError(
+            f"parity failed on {len(inputs)} pictures (allowed: {TOLERANCE_PX:g} px of the input): "
+            f"{'; '.join(faults)}; no file was written"
+        )
+    return report
+
+
+def check_point_claims(
+    points_xy: NDArray[np.floating],
+    pictures: Sequence[Picture],
+    placements: Sequence[Placement],
+    claimed: Mapping[str, NDArray[np.float64]],
+) -> None:
+    """Raise `ParityError` where the network does not find what its training reported for the same pictures.
+
+    `points_xy` (N, K, 2) in input pixels; `claimed`: picture path -> (K, 2) in pixels of the photo.
+    """
+    known = [i for i, picture in enumerate(pictures) if picture.path in claimed]
+    if not known:
+        return
+    worst = max(_point_difference(points_xy[i], placements[i].to_input(claimed[pictures[i].path])) for i in known)
+    if not worst < CLAIM_TOLERANCE_PX:
+        raise ParityError(
+            f"the run's predictions_val.csv and its network differ by {worst:.2g} input pixels on its own validation "
+            f"pictures (allowed: {CLAIM_TOLERANCE_PX:g}): the run or a picture was changed; train again; no file was "
+            "written"
+        )
+
+
+def _serve_points(session: Session, pictures: Sequence[Picture]) -> list[NDArray[np.float64]]:
+    ensemble = LandmarkEnsemble([session], boxes=_boxes(pictures), margin=_no_margin(pictures))
+    rows = []
+    for result in Predictor(ensemble, with_votes=False).predict_iter([picture.path for picture in pictures]):
+        if isinstance(result, Failure):
+            raise ParityError(f"{result.path}: the trainer read this picture, the runtime did not: {result.error}")
+        rows.append(result.keypoints_xy)
+    return rows
+
+
+def _boxes(pictures: Sequence[Picture]) -> dict[str, Region] | None:
+    boxes = {picture.path: picture.region for picture in pictures if picture.region is not None}
+    return boxes or None
+
+
+def _no_margin(pictures: Sequence[Picture]) -> float | None:
+    """The regions are widened already."""
+    return 0.0 if _boxes(pictures) else None
+
+
+def _point_difference(value: NDArray[np.floating], wanted: NDArray[np.floating]) -> float:
+    return float(np.abs(value - wanted).max()) if np.isfinite(value).all() else float("inf")
+
 
 # A training on CUDA may have rounded its convolutions to TF32; another picture or network differs by more.
 CLAIM_TOLERANCE = 1e-2
@@ -61,8 +258,10 @@ def check_claims(
         )
 
 
-@torch.no_grad()
 def run_torch(module: nn.Module, inputs: NDArray[np.uint8]) -> list[NDArray[np.float32]]:
     """A module's outputs in torch on the CPU, in batches of eight. `inputs`: uint8 (N, H, W, 3)."""
-    parts = [module(torch.from_numpy(inputs[i : i + 8])) for i in range(0, len(inputs), 8)]
+    import torch  # merging and adopting compare files in environments without it
+
+    with torch.no_grad():
+        parts = [module(torch.from_numpy(inputs[i : i + 8])) for i in range(0, len(inputs), 8)]
     return [torch.cat(tensors).float().numpy() for tensors in zip(*parts, strict=True)]

@@ -20,23 +20,22 @@ import numpy as np
 import onnx
 from numpy.typing import NDArray
 
+from tl.data.images import check_readable, load_pictures
+from tl.data.manifests import Picture
 from tl.errors import ConfigError, DataError, ModelFileError, PrecisionError
-from tl.exporter.comparison import spread
+from tl.evaluation.metrics import wilson_interval
 from tl.exporter.export import Exported, check_name, export_run
-from tl.exporter.golden import GoldenSource
-from tl.exporter.publish import publish
-from tl.exporter.quantise import INT8_WAYS, to_fp16, to_int8
-from tl.exporter.race import WON_ROUNDS, Race, race, run_all
-from tl.exporter.subjects import Further
+from tl.exporter.export_source import Further
+from tl.exporter.parity import spread
+from tl.exporter.publish import GoldenSource, publish
+from tl.exporter.quantization import INT8_WAYS, to_fp16, to_int8
+from tl.exporter.speed_comparison import WON_ROUNDS, Race, race, run_all
+from tl.progress import Progress
 from tl.runtime.contract import Golden, GoldenSample, Quantisation
 from tl.runtime.recipe import Recipe
 from tl.runtime.selftest import golden_image, run_selftest
 from tl.runtime.session import Session
-from tl.trainer.data import Picture
-from tl.trainer.metrics import wilson_interval
-from tl.trainer.pictures import check_readable, load_pictures
-from tl.trainer.progress import Progress
-from tl.trainer.runs import Run
+from tl.trainer.run_folder.run import Run
 
 # Of a larger validation split, so many evenly spread pictures decide: enough to know the agreement to half a percent.
 MAX_JUDGED = 1000

@@ -1,19 +1,73 @@
-"""Put a contract into an ONNX graph and give the file its name once it has been checked.
-
-Knows onnx files. Does not know torch modules or pictures.
-"""
+"""Versions of ONNX that files are written in. Knows onnx's model; needs no torch."""
 
 from __future__ import annotations
 
 import os
 from collections.abc import Callable
 from pathlib import Path
+from typing import Literal
 
+import numpy as np
 import onnx
+from numpy.typing import NDArray
 
 from tl.errors import ModelFileError
-from tl.runtime.contract import METADATA_KEY, Contract, dump_contract
+from tl.runtime.contract import METADATA_KEY, Contract, Golden, GoldenSample, dump_contract
 from tl.runtime.files import atomic_path, output_errors
+from tl.runtime.selftest import encode_golden_png
+
+# What onnxruntime 1.18, the oldest supported, reads.
+IR_VERSION = 10
+
+
+def opset_of(model: onnx.ModelProto) -> int:
+    """The version of ONNX's own operators that a model uses."""
+    return next((entry.version for entry in model.opset_import if entry.domain in ("", "ai.onnx")), 0)
+
+
+NUM_SAMPLES = 4
+# fp32: order of sums. fp16: 11 bits of mantissa through some 50 layers. int8: one step of 1/256 at several layers.
+TOLERANCE = {"fp32": 1e-4, "fp16": 2e-2, "int8": 1e-1}
+# Of landmarks, in input pixels.
+TOLERANCE_PX = {"fp32": 0.05, "fp16": 1.0}
+
+GoldenSource = Literal["validation", "images", "synthetic"]
+
+
+def build_golden(source: GoldenSource, inputs: NDArray[np.uint8], expected: NDArray[np.float32]) -> Golden:
+    """Samples from inputs uint8 (N, H, W, 3) and what they must give: probabilities (N, C) or points (N, K, 2).
+
+    Of the first pictures of each decided class, so that several classes are tested; of landmarks, the first ones.
+    """
+    is_classes = expected.ndim == 2
+    chosen = _spread(expected.argmax(axis=1)) if is_classes else range(min(NUM_SAMPLES, len(expected)))
+    samples = tuple(
+        GoldenSample(encode_golden_png(inputs[i]), tuple(float(value) for value in expected[i].ravel())) for i in chosen
+    )
+    return Golden(source, dict(TOLERANCE if is_classes else TOLERANCE_PX), samples)
+
+
+def synthetic_inputs(input_hw: tuple[int, int]) -> NDArray[np.uint8]:
+    """Pictures that show nobody: smooth colour gradients, uint8 (4, H, W, 3), the same everywhere."""
+    height, width = input_hw
+    y, x = np.mgrid[0:height, 0:width] / max(height, width)
+    pictures = []
+    for k in range(NUM_SAMPLES):
+        channels = [0.5 + 0.5 * np.sin((k + 1) * (3 * x + c * y) + c) for c in range(3)]
+        pictures.append(np.stack(channels, axis=-1))
+    return (np.stack(pictures) * 255).astype(np.uint8)
+
+
+def _spread(label_ids: NDArray[np.int64]) -> list[int]:
+    """Up to four places: the first of each label in turn, then the next ones."""
+    seen: dict[int, int] = {}
+    ranked = []
+    for place, label_id in enumerate(label_ids.tolist()):
+        rank = seen.get(label_id, 0)
+        seen[label_id] = rank + 1
+        ranked.append((rank, place))
+    return [place for _, place in sorted(ranked)[:NUM_SAMPLES]]
+
 
 MAX_BYTES = 2_000_000_000  # protobuf's limit is 2 GiB
 

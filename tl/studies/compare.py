@@ -12,7 +12,7 @@ from tl.errors import ConfigError
 from tl.studies.leaderboard import METRIC
 from tl.studies.report.run_files import FinishedRun, open_finished
 from tl.trainer.options import own_choices
-from tl.trainer.runs import Run
+from tl.trainer.run_folder.run import Run
 
 # Where a run lies, or how it was computed, is no difference of method.
 _UNTOLD = ("out", "device", "threads", "workers", "cache", "test")

@@ -12,12 +12,12 @@ from pathlib import Path
 from typing import Any
 
 from tl.errors import EnsembleError
+from tl.progress import Progress
 from tl.runtime.content import hash_file
 from tl.runtime.files import write_text
 from tl.studies.selection import Judged
 from tl.studies.sweep import CellRun
-from tl.trainer.progress import Progress
-from tl.trainer.runs import Run, write_csv
+from tl.trainer.run_folder.run import Run, write_csv
 
 Row = dict[str, Any]
 
@@ -81,9 +81,9 @@ def _contents(run: CellRun, split: str) -> list[str]:
 
 
 def _classes(run: Run, models: Sequence[Path], split: str, progress: Progress) -> tuple[tuple[str, ...], list[Row]]:
+    from tl.data.manifests import read_pictures
+    from tl.evaluation.evaluate import choose_split, evaluate
     from tl.runtime.predictor import load
-    from tl.trainer.data import read_pictures
-    from tl.trainer.evaluate import choose_split, evaluate
 
     _, pictures = choose_split(read_pictures(str(run.folder / "manifest.csv"), "split"), split)
     with load(models) as predictor:
@@ -92,8 +92,8 @@ def _classes(run: Run, models: Sequence[Path], split: str, progress: Progress) -
 
 
 def _points(run: Run, models: Sequence[Path], split: str, progress: Progress) -> tuple[tuple[str, ...], list[Row]]:
+    from tl.evaluation.landmarks import COLUMNS, evaluate_points, read_split
     from tl.runtime.predictor import load_landmarks
-    from tl.trainer.landmarks.evaluate import COLUMNS, evaluate_points, read_split
 
     pictures = read_split(run.folder / "annotations.json", split)
     with load_landmarks(models, boxes=pictures.boxes(run.load_config().crop)) as predictor:

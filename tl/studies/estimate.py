@@ -15,12 +15,12 @@ from statistics import fmean
 
 import torch
 
+from tl.data.manifests import Picture, assign_splits, limit_per_class, read_pictures
 from tl.runtime.landmark_files.files import is_landmark_file, read_landmarks
 from tl.studies.sweep import CellRun
 from tl.trainer.config import TrainConfig
-from tl.trainer.data import Picture, assign_splits, limit_per_class, read_pictures
-from tl.trainer.machine import Machine, build_machine
-from tl.trainer.networks import build_network
+from tl.trainer.fit.machine import Machine, build_machine
+from tl.trainer.models.build import build_network
 from tl.trainer.options import resolve, settled
 from tl.trainer.task import find_info
 

@@ -1,20 +1,127 @@
-"""A study as its file says it: base options, variants, grid, search, seeds. Checked for form, not yet multiplied out.
+"""Settings drawn from ranges, and the epochs of each round where a search halves.
 
-Knows YAML and the keys of a study. Does not know whether options of training fit together (`study`).
+Knows ranges. Does not know runs (`halving`). The only file that imports Optuna, which draws.
 """
 
 from __future__ import annotations
 
+import math
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
-from tl.errors import ConfigError
-from tl.studies.search import Search, read_search
+from tl.errors import ConfigError, MissingExtraError
 from tl.trainer.config import TrainConfig
 from tl.trainer.options import load_config, nearest
+
+_SEARCHED = ("trials", "method", "factor", "seed", "ranges")
+_RANGE_KEYS = ("low", "high", "log", "step")
+
+
+@dataclass(frozen=True)
+class Search:
+    """`trials` points drawn from `ranges` by `seed`.
+
+    `factor`: of halving, one in so many goes on, for so many times the epochs; None for plain random search.
+    """
+
+    trials: int
+    ranges: Mapping[str, Any]
+    factor: int | None
+    seed: int
+
+    @property
+    def method(self) -> Literal["random", "halving"]:
+        """What becomes of the points."""
+        return "random" if self.factor is None else "halving"
+
+
+def read_search(values: object, faults: list[str]) -> Search | None:
+    """The `search` of a study file, None without one. What is wrong is added to `faults`."""
+    if values is None:
+        return None
+    if not isinstance(values, dict):
+        faults.append("search must have trials and ranges")
+        return None
+    faults += [
+        f"search: unknown key '{key}'{nearest(str(key), list(_SEARCHED))}" for key in values if key not in _SEARCHED
+    ]
+    trials, factor, seed = values.get("trials"), values.get("factor", 3), values.get("seed", 0)
+    method, ranges = values.get("method", "random"), values.get("ranges")
+    if not isinstance(trials, int) or trials < 1:
+        faults.append(f"search: trials must be a whole number from 1, found {trials}")
+    if method not in ("random", "halving"):
+        faults.append(f"search: method must be random or halving, found {method}")
+    if not isinstance(factor, int) or factor < 2 or not isinstance(seed, int):
+        faults.append("search: factor must be a whole number from 2, and seed a whole number")
+    if not isinstance(ranges, dict) or not ranges:
+        faults.append("search: ranges must be 'option: {low: ..., high: ...}' or 'option: [values]' lines")
+        return None
+    found = [fault for name, span in ranges.items() for fault in _range_faults(str(name), span)]
+    faults += found
+    if found or not isinstance(trials, int) or not isinstance(factor, int) or not isinstance(seed, int):
+        return None
+    return Search(trials, ranges, factor if method == "halving" else None, seed)
+
+
+def draw_points(search: Search) -> list[dict[str, Any]]:
+    """The trials, the same for the same seed; numbers have three digits. Raises `MissingExtraError` without Optuna."""
+    try:
+        import optuna
+    except ImportError as error:
+        raise MissingExtraError("a search needs one more package: pip install 'tl-toolkit[search]'") from error
+    kinds = optuna.distributions
+    spans: dict[str, Any] = {}
+    for name, span in search.ranges.items():
+        if isinstance(span, list):
+            spans[name] = kinds.CategoricalDistribution(range(len(span)))  # places: values may be lists
+            continue
+        low, high, is_log, step = span["low"], span["high"], span.get("log", False), span.get("step")
+        if isinstance(low, int) and isinstance(high, int):
+            spans[name] = kinds.IntDistribution(low, high, log=is_log, step=step or 1)
+        else:
+            spans[name] = kinds.FloatDistribution(low, high, log=is_log, step=step)
+    before = optuna.logging.get_verbosity()
+    optuna.logging.set_verbosity(optuna.logging.WARNING)  # it tells of every study it makes
+    try:
+        study = optuna.create_study(sampler=optuna.samplers.RandomSampler(search.seed))
+        return [_values(study.ask(spans).params, search.ranges) for _ in range(search.trials)]
+    finally:
+        optuna.logging.set_verbosity(before)
+
+
+def rung_epochs(search: Search, epochs: int) -> list[int]:
+    """Epochs of each round of halving, the last of `epochs`; of random search, these alone."""
+    if search.factor is None:
+        return [epochs]
+    rounds = int(math.log(min(search.trials, epochs), search.factor) + 1e-9)
+    return [max(1, round(epochs / search.factor**left)) for left in range(rounds, -1, -1)]
+
+
+def _values(params: Mapping[str, Any], ranges: Mapping[str, Any]) -> dict[str, Any]:
+    named = {name: ranges[name][value] if isinstance(ranges[name], list) else value for name, value in params.items()}
+    return {name: float(f"{value:.3g}") if isinstance(value, float) else value for name, value in named.items()}
+
+
+def _range_faults(name: str, span: object) -> list[str]:
+    where = f"search: range of {name}"
+    if isinstance(span, list):
+        return [] if span else [f"{where} holds no value"]
+    if not isinstance(span, dict) or not {"low", "high"} <= span.keys():
+        return [f"{where} must be a list of values or have low and high"]
+    unknown = [key for key in span if key not in _RANGE_KEYS]
+    faults = [f"{where}: unknown key '{key}'{nearest(str(key), list(_RANGE_KEYS))}" for key in unknown]
+    low, high = span["low"], span["high"]
+    if not all(isinstance(end, int | float) and not isinstance(end, bool) for end in (low, high)) or not low < high:
+        return [*faults, f"{where}: low must be a number below high, found {low} and {high}"]
+    if span.get("log") and low <= 0:
+        faults.append(f"{where}: on a log scale low must be above 0, found {low}")
+    if span.get("log") and span.get("step"):
+        faults.append(f"{where}: a log scale has no step")
+    return faults
+
 
 Options = Mapping[str, Any]
 _KEYS = ("about", "base", "variants", "grid", "search", "seeds", "apart", "test", "ensemble")

@@ -14,12 +14,12 @@ from typing import Any
 import numpy as np
 
 from tl.errors import TlError
+from tl.progress import Progress
 from tl.runtime.content import hash_file
 from tl.runtime.files import output_errors, write_text
 from tl.studies.leaderboard import LARGEST, METRIC, Estimate, Setting, estimate
 from tl.studies.sweep import CellRun
-from tl.trainer.progress import Progress
-from tl.trainer.runs import Run
+from tl.trainer.run_folder.run import Run
 
 _ROUNDS, _SECONDS = 5, 2.0
 
@@ -79,7 +79,7 @@ def judge_selected(
 
 def _judge(run: CellRun, task: str, out: Path, *, test: bool) -> Judgement:
     from tl.exporter.export import export_run
-    from tl.trainer.progress import Silent
+    from tl.progress import Silent
 
     model = out / "models" / f"{run.cell.name}.onnx"
     with output_errors(model.parent):
@@ -95,10 +95,10 @@ def _judge(run: CellRun, task: str, out: Path, *, test: bool) -> Judgement:
 
 
 def _test_classes(run: CellRun, model: Path) -> dict[str, Any]:
+    from tl.data.manifests import read_pictures
+    from tl.evaluation.evaluate import choose_split, evaluate
+    from tl.progress import Silent
     from tl.runtime.predictor import load
-    from tl.trainer.data import read_pictures
-    from tl.trainer.evaluate import choose_split, evaluate
-    from tl.trainer.progress import Silent
 
     _, pictures = choose_split(read_pictures(str(run.folder / "manifest.csv"), "split"), "test")
     with load(model) as predictor:
@@ -106,9 +106,9 @@ def _test_classes(run: CellRun, model: Path) -> dict[str, Any]:
 
 
 def _test_points(run: CellRun, model: Path) -> dict[str, Any]:
+    from tl.evaluation.landmarks import evaluate_points, read_split
+    from tl.progress import Silent
     from tl.runtime.predictor import load_landmarks
-    from tl.trainer.landmarks.evaluate import evaluate_points, read_split
-    from tl.trainer.progress import Silent
 
     pictures = read_split(run.folder / "annotations.json", "test")
     boxes = pictures.boxes(run.cell.config.crop)

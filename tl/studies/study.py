@@ -16,8 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from tl.errors import ConfigError
-from tl.studies.plan import Options, Plan, Variant, raise_faults, read_plan
-from tl.studies.search import draw_points, rung_epochs
+from tl.studies.plan import Options, Plan, Variant, draw_points, raise_faults, read_plan, rung_epochs
 from tl.trainer.config import TrainConfig
 from tl.trainer.options import config_from_mapping, resolve
 

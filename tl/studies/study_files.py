@@ -14,7 +14,7 @@ from tl.runtime.files import write_text
 from tl.studies.leaderboard import METRIC, Estimate, Setting
 from tl.studies.selection import Judged
 from tl.studies.study import Study
-from tl.trainer.runs import csv_text
+from tl.trainer.run_folder.run import csv_text
 
 Row = dict[str, Any]
 

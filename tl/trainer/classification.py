@@ -14,23 +14,22 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
+from tl.data.audit import Finding, find_class_faults, find_duplicates, find_near_duplicates
+from tl.data.manifests import SPLITS
 from tl.errors import ConfigError
-from tl.trainer.audit import Finding, find_class_faults, find_duplicates, find_near_duplicates
-from tl.trainer.calibration import fit_temperature, softmax
+from tl.evaluation.calibration import fit_temperature, softmax
+from tl.evaluation.metrics import classification_metrics, expected_calibration_error
+from tl.progress import Progress
 from tl.trainer.config import TrainConfig
-from tl.trainer.data import SPLITS
-from tl.trainer.head_training import solve, train_by_steps
-from tl.trainer.metrics import classification_metrics, expected_calibration_error
+from tl.trainer.heads.training import solve, train_by_steps
 from tl.trainer.options import is_solved
-from tl.trainer.outcome import Outcome, Training
-from tl.trainer.progress import Progress
-from tl.trainer.runs import Run
-from tl.trainer.task import CLEAN, Task, prepare_task
+from tl.trainer.run_folder.run import Run
+from tl.trainer.task import CLEAN, Outcome, Task, Training, prepare_task
 
 if TYPE_CHECKING:
-    from tl.trainer.backbone_info import BackboneInfo
-    from tl.trainer.distributed import Ranks
-    from tl.trainer.weight_files import WeightsFile
+    from tl.trainer.fit.distributed import Ranks
+    from tl.trainer.models.backbone_info import BackboneInfo
+    from tl.trainer.models.weight_files import WeightsFile
 
 
 @dataclass
@@ -75,9 +74,9 @@ def _check_network(config: TrainConfig, info: BackboneInfo, num_classes: int, we
     """
     if config.method == "features":
         return
-    from tl.trainer.machine import build_machine
-    from tl.trainer.networks import build_network
-    from tl.trainer.weights import read_weights
+    from tl.trainer.fit.machine import build_machine
+    from tl.trainer.models.build import build_network
+    from tl.trainer.models.weights import read_weights
 
     build_machine(config.device, config.precision, config.threads)
     build_network(config, info, num_classes, read_weights(weights, config.backbone) if weights else None)
@@ -86,8 +85,8 @@ def _check_network(config: TrainConfig, info: BackboneInfo, num_classes: int, we
 def _prepare_training(task: Task, ranks: Ranks | None) -> Training:
     if task.uses_kept_features:
         return partial(solve if is_solved(task.config) else train_by_steps, task)
-    from tl.trainer.distributed import Ranks
-    from tl.trainer.picture_training import prepare_picture_training
+    from tl.trainer.fit.distributed import Ranks
+    from tl.trainer.fit.image_training import prepare_picture_training
 
     return prepare_picture_training(task, ranks or Ranks())
 
@@ -102,7 +101,7 @@ def compute_features(task: Task, progress: Progress, splits: Sequence[str] = SPL
     if task.uses_kept_features and task.config.views:
         places += task.features.missing(task.store, task.store.indices("train"), task.train_views)
     if places or not task.features.has_network:
-        from tl.trainer.extraction import extract_features
+        from tl.trainer.features.extraction import extract_features
 
         extract_features(task, places, progress)
 

@@ -9,6 +9,8 @@ import dataclasses
 from dataclasses import dataclass
 from typing import Any, Literal
 
+from tl.data import Cache
+
 Kind = Literal["classification", "landmarks"]
 Method = Literal["scratch", "features", "finetune"]
 Head = Literal["linear", "mlp", "conv", "svm", "heatmap"]
@@ -32,7 +34,6 @@ Monitor = Literal[
 Sampling = Literal["shuffle", "balanced"]
 Precision = Literal["auto", "fp32", "bf16", "fp16"]
 Log = Literal["mlflow"]
-Cache = Literal["auto", "ram", "disk", "none"]
 
 
 def _option(default: Any, help_text: str, panel: str) -> Any:

@@ -1,8 +1,4 @@
-"""What a run has to do, before any network exists: labelled pictures, preprocessing, weights file, kept features.
-
-Knows data sets, recipes and caches. Does not know networks and imports no torch, so that work on kept features starts
-at once.
-"""
+"""What every way of training gives back. Knows no way of training."""
 
 from __future__ import annotations
 
@@ -15,19 +11,39 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tl import __version__
+from tl.data.features import FeatureSet, open_features
+from tl.data.images import PictureStore, check_readable, color_statistics, load_pictures, recipe_key
+from tl.data.manifests import Picture, assign_splits, bind_class_names, class_ids, limit_per_class, read_pictures
 from tl.errors import ConfigError, DataError
+from tl.progress import Progress
 from tl.runtime.recipe import Recipe, build_recipe
-from tl.trainer.augment import Augment, build_augment
-from tl.trainer.backbone_info import OWN_BACKBONES, TIMM_PREFIX, BackboneInfo, remembered_info
 from tl.trainer.config import TrainConfig
-from tl.trainer.data import Picture, assign_splits, bind_class_names, class_ids, limit_per_class, read_pictures
-from tl.trainer.features import FeatureSet, open_features
+from tl.trainer.fit.augment import Augment, build_augment
+from tl.trainer.models.backbone_info import OWN_BACKBONES, TIMM_PREFIX, BackboneInfo, remembered_info
+from tl.trainer.models.weight_files import WeightsFile, find_weights, read_colors
 from tl.trainer.options import resolve, settled
-from tl.trainer.pictures import PictureStore, check_readable, load_pictures, recipe_key
-from tl.trainer.progress import Progress
-from tl.trainer.runs import NetworkCard
-from tl.trainer.statistics import color_statistics
-from tl.trainer.weight_files import WeightsFile, find_weights, read_colors
+from tl.trainer.run_folder.run import NetworkCard, Run
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """A trained network, before its confidence is calibrated.
+
+    `logits`: split -> float (N, C) in the store's order. `save`: writes `best.safetensors`, given the temperature.
+    `trained_parameters`: how many numbers were learnt. `best_epoch` is None where nothing was trained by epochs.
+    `train_seconds`: of all epochs, None to time the run.
+    """
+
+    logits: Callable[[str], NDArray[np.floating]]
+    save: Callable[[float], None]
+    trained_parameters: int
+    best_epoch: int | None = None
+    train_seconds: float | None = None
+
+
+# (run, progress, whether the run is taken up again) -> what came out
+Training = Callable[[Run, Progress, bool], Outcome]
+
 
 CLEAN = 0  # the view of a picture that validation and deployment see
 
@@ -126,7 +142,7 @@ def network_card(task: Task, temperature: float) -> NetworkCard:
 
 def find_info(name: str) -> BackboneInfo:
     """As `backbones`, which takes seconds to import."""
-    from tl.trainer.backbones import find_backbone_info
+    from tl.trainer.models.backbones import find_backbone_info
 
     return find_backbone_info(name)
 

@@ -13,21 +13,20 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Protocol
 
+from tl.data.audit import Finding, summarise
+from tl.data.images import PictureStore
+from tl.data.manifests import Picture
 from tl.errors import RunError, RunInterrupted
-from tl.trainer.audit import Finding, summarise
-from tl.trainer.augment import PRESETS
+from tl.progress import Progress, Silent
 from tl.trainer.classification import prepare_classification
 from tl.trainer.config import TrainConfig
-from tl.trainer.data import Picture
-from tl.trainer.environment import describe_environment
-from tl.trainer.mlflow_log import MlflowLog
+from tl.trainer.fit.augment import PRESETS
 from tl.trainer.options import find_task, own_choices
-from tl.trainer.pictures import PictureStore
-from tl.trainer.progress import Progress, Silent
-from tl.trainer.runs import Run, check_free, create_run
+from tl.trainer.run_folder.mlflow_log import MlflowLog
+from tl.trainer.run_folder.run import Run, check_free, create_run, describe_environment
 
 if TYPE_CHECKING:
-    from tl.trainer.distributed import Ranks
+    from tl.trainer.fit.distributed import Ranks
 
 
 class WorkTask(Protocol):
@@ -87,7 +86,7 @@ def train(config: TrainConfig, progress: Progress, *, resume: Run | None = None)
 
 
 def _train_among_others(config: TrainConfig, progress: Progress, resume: Run | None) -> TrainResult:
-    from tl.trainer.distributed import join_ranks, leave_ranks
+    from tl.trainer.fit.distributed import join_ranks, leave_ranks
 
     ranks = join_ranks()
     try:

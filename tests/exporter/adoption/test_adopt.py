@@ -21,16 +21,16 @@ from tests.exporter.adoption.foreign_models import (
 from tests.models import COLORS
 from tl.errors import ConfigError, DataError, ModelFileError, OutputError
 from tl.exporter.adoption.adopt import Adopted, adopt
-from tl.exporter.adoption.adoptee import AdoptOptions
+from tl.exporter.adoption.imported_model import AdoptOptions
 from tl.exporter.adoption.presets import IMAGENET_MEAN, IMAGENET_STD, Overrides
-from tl.exporter.proof_pictures import noise_pictures
+from tl.exporter.parity_images import noise_pictures
+from tl.progress import Silent
 from tl.runtime.contract import METADATA_KEY
 from tl.runtime.predictor import load
 from tl.runtime.preprocess import load_input
 from tl.runtime.results import Classification
 from tl.runtime.selftest import run_selftest
 from tl.runtime.session import Session
-from tl.trainer.progress import Silent
 
 
 class Listener(Silent):

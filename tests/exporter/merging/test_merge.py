@@ -13,19 +13,19 @@ from tests.commands.conftest import run_tl as run_tl
 from tests.models import COLORS, make_contract, make_model, solid
 from tests.spots import make_spot_model
 from tests.trainer.make import make_manifest, make_png
+from tl.data.manifests import Picture
 from tl.errors import ConfigError, DataError, EnsembleError, ModelFileError, ParityError
+from tl.evaluation.vote_fitting import log_loss
 from tl.exporter.export import Exported
 from tl.exporter.merging import merge as merge_module
 from tl.exporter.merging.merge import Merged, merge
 from tl.exporter.refitting.refit import refit
 from tl.exporter.refitting.seen import RefitOptions
+from tl.progress import Silent
 from tl.runtime import load
 from tl.runtime.caution import Caution
 from tl.runtime.recipe import build_recipe
 from tl.runtime.voting import VOTINGS, Voting, soften
-from tl.trainer.data import Picture
-from tl.trainer.progress import Silent
-from tl.trainer.vote_fitting import log_loss
 
 PICTURES = [solid(color) for color in ((200, 30, 20), (100, 110, 90), (20, 180, 60), (90, 90, 90), (0, 0, 0))]
 
@@ -78,7 +78,8 @@ def test_merge__tells_unknown_pictures(exported: Exported, photos: Path, tmp_pat
     wanted = np.mean(alone, axis=0)
     facts = done.contract.unknown
     assert facts is not None
-    assert facts.false_alarm == (wanted > facts.limit).mean() <= 0.2
+    above = wanted > facts.limit * (1 + 1e-5)  # the limit is the score of one of these images, in float32
+    assert facts.false_alarm == above.mean() <= 0.2
     assert facts.limit == pytest.approx(sorted(wanted)[int(np.ceil(0.8 * (len(wanted) + 1))) - 1], abs=1e-5)
     with load(done.path, device="cpu", caution=Caution(reject_unknown=True)) as merged, load(members) as apart:
         for found in (merged.predict_batch(paths), apart.predict_batch(paths)):

@@ -5,8 +5,8 @@ from pathlib import Path
 import pytest
 
 from tests.trainer.landmarks.make import make_landmark_config, make_spots
-from tl.trainer.progress import Silent
-from tl.trainer.runs import Run
+from tl.progress import Silent
+from tl.trainer.run_folder.run import Run
 from tl.trainer.train import train
 
 

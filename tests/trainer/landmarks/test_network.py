@@ -9,9 +9,16 @@ import torch
 
 from tests.trainer.landmarks.make import make_landmark_config
 from tl.errors import ConfigError
-from tl.trainer.backbones import build_trunk, find_backbone_info, pyramid_shapes
-from tl.trainer.landmarks.network import DeployedHeatmapper, Heatmapper, Regressor, SoftArgmax
-from tl.trainer.landmarks.networks import LandmarkNetwork, build_landmark_network, deployed
+from tl.trainer.landmarks.network import (
+    DeployedHeatmapper,
+    Heatmapper,
+    LandmarkNetwork,
+    Regressor,
+    SoftArgmax,
+    build_landmark_network,
+    deployed,
+)
+from tl.trainer.models.backbones import build_trunk, find_backbone_info, pyramid_shapes
 from tl.trainer.options import resolve
 
 

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from tl.trainer.config import PointLoss
 from tl.trainer.landmarks.network import SoftArgmax
-from tl.trainer.landmarks.objective import HeatmapPoints, RegressedPoints
+from tl.trainer.landmarks.training import HeatmapPoints, RegressedPoints
 
 NAN = float("nan")
 TARGETS = torch.tensor([[[10.0, 10.0], [NAN, NAN]], [[0.0, 0.0], [4.0, 4.0]]])

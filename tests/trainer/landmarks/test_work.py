@@ -11,10 +11,10 @@ from tests.spots import SPOTS, save_spots
 from tests.trainer.landmarks.make import make_landmark_config, make_spots, moved_spots
 from tests.trainer.make import StopsAt, assert_same_run, read_rows
 from tl.errors import ConfigError, DataError, RunError, RunInterrupted
+from tl.progress import Silent
 from tl.runtime.landmark_files.files import read_landmarks
 from tl.trainer.landmarks.task import prepare_landmark_task
-from tl.trainer.progress import Silent
-from tl.trainer.runs import Run
+from tl.trainer.run_folder.run import Run
 from tl.trainer.train import train
 
 

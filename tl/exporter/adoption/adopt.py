@@ -19,18 +19,16 @@ import onnx
 from numpy.typing import NDArray
 
 from tl.errors import ConfigError, DeviceError, ModelFileError
-from tl.exporter.adoption.adoptee import Adoptee, AdoptOptions, open_adoptee, read_plan
+from tl.exporter.adoption.imported_model import Adoptee, AdoptOptions, open_adoptee, read_plan
 from tl.exporter.adoption.wrap import MAX_OPSET, wrapped_graphs
-from tl.exporter.comparison import Original, check_outputs
-from tl.exporter.golden import TOLERANCE, build_golden, synthetic_inputs
-from tl.exporter.opset import opset_of
-from tl.exporter.proof_pictures import find_proof_pictures, load_proof_pictures, noise_pictures
-from tl.exporter.publish import embed_contract, publish
+from tl.exporter.parity import Original, check_outputs
+from tl.exporter.parity_images import find_proof_pictures, load_proof_pictures, noise_pictures
+from tl.exporter.publish import TOLERANCE, build_golden, embed_contract, opset_of, publish, synthetic_inputs
+from tl.progress import Progress
 from tl.runtime.contract import SCHEMA_VERSION, Contract, Golden, Parity, Provenance
 from tl.runtime.selftest import run_selftest
 from tl.runtime.session import Session
-from tl.trainer.environment import library_versions
-from tl.trainer.progress import Progress
+from tl.trainer.run_folder.run import library_versions
 
 _LIBRARIES = ("onnx", "onnx-ir", "onnxruntime", "onnxruntime-gpu", "pillow", "simplejpeg")
 # docs/adopt.md has the measurement.

@@ -11,8 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from tl.errors import ConfigError
-from tl.exporter.adoption.labels import names_from_mapping
-from tl.exporter.adoption.plain_json import is_number, numbers, read_object, take_size
+from tl.exporter.adoption.labels import is_number, names_from_mapping, numbers, read_object, take_size
 from tl.exporter.adoption.presets import Preprocessing, Preset
 from tl.runtime.recipe import Interpolation, ResizeMode
 

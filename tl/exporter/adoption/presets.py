@@ -17,8 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tl.errors import ConfigError
-from tl.exporter.adoption.labels import names_from_mapping
-from tl.exporter.adoption.plain_json import is_number, numbers, read_object, take_size
+from tl.exporter.adoption.labels import is_number, names_from_mapping, numbers, read_object, take_size
 from tl.runtime.recipe import Interpolation, Recipe, ResizeMode, build_recipe
 
 PresetName = Literal["imagenet", "timm", "ultralytics", "huggingface-folder"]

@@ -18,7 +18,7 @@ from onnx_ir.passes import common
 
 from tl.exporter.adoption.foreign import Foreign, Kind
 from tl.exporter.adoption.presets import Preprocessing
-from tl.exporter.opset import IR_VERSION, opset_of
+from tl.exporter.publish import IR_VERSION, opset_of
 from tl.runtime.session import INPUT_NAME
 
 # DESIGN: onnxruntime 1.18, the oldest supported, must load the file.

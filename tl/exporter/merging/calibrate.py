@@ -11,18 +11,16 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from tl.data.manifests import Picture, class_ids
 from tl.errors import DataError
-from tl.exporter.conformal import conformal_of
-from tl.exporter.unknown import unknown_limit
+from tl.evaluation.calibration import conformal_of, fit_temperature, unknown_limit
+from tl.evaluation.vote_fitting import log_loss
+from tl.progress import Progress
 from tl.runtime.contract import Conformal
 from tl.runtime.ensemble import Ensemble
 from tl.runtime.predictor import Predictor
 from tl.runtime.results import Classification
 from tl.runtime.voting import soften
-from tl.trainer.calibration import fit_temperature
-from tl.trainer.data import Picture, class_ids
-from tl.trainer.progress import Progress
-from tl.trainer.vote_fitting import log_loss
 
 # Votes by majority give classes that nobody names a share of 0, which no temperature changes.
 _FLOOR = 1e-4

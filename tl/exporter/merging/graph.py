@@ -15,7 +15,7 @@ import onnx_ir as ir
 from onnx import compose, version_converter
 from onnx_ir.passes import common
 
-from tl.exporter.opset import IR_VERSION, opset_of
+from tl.exporter.publish import IR_VERSION, opset_of
 from tl.runtime.session import INPUT_NAME
 from tl.runtime.voting import Voting
 

@@ -16,13 +16,14 @@ import numpy as np
 import onnx
 from numpy.typing import NDArray
 
+from tl.data.manifests import Picture
 from tl.errors import ConfigError, EnsembleError, ParityError
-from tl.exporter.comparison import Original, check_outputs
-from tl.exporter.golden import TOLERANCE, GoldenSource, build_golden, synthetic_inputs
 from tl.exporter.merging.calibrate import Calibration, calibrate_votes
 from tl.exporter.merging.graph import OUTPUTS, UNKNOWN, Ballot, merge_graphs
-from tl.exporter.proof_pictures import ProofPictures, find_proof_pictures, load_proof_pictures, noise_pictures
-from tl.exporter.publish import embed_contract, publish
+from tl.exporter.parity import Original, check_outputs
+from tl.exporter.parity_images import ProofPictures, find_proof_pictures, load_proof_pictures, noise_pictures
+from tl.exporter.publish import TOLERANCE, GoldenSource, build_golden, embed_contract, publish, synthetic_inputs
+from tl.progress import Progress
 from tl.runtime.contract import (
     SCHEMA_VERSION,
     Contract,
@@ -40,9 +41,7 @@ from tl.runtime.recipe import Recipe
 from tl.runtime.selftest import golden_image, run_selftest
 from tl.runtime.session import Session
 from tl.runtime.voting import Voting, soften, vote
-from tl.trainer.data import Picture
-from tl.trainer.environment import library_versions
-from tl.trainer.progress import Progress
+from tl.trainer.run_folder.run import library_versions
 
 _LIBRARIES = ("onnx", "onnx-ir", "onnxruntime", "onnxruntime-gpu")
 # The same kernels run in both; only what onnxruntime fuses may differ where several members use a value.

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from onnx_ir.passes import common
 
 from tl.errors import ModelFileError
-from tl.exporter.unknown import SHORTEST, UnknownFit
+from tl.evaluation.calibration import SHORTEST, UnknownFit
 
 EMBEDDING = "embedding"
 

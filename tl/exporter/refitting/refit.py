@@ -16,26 +16,23 @@ import numpy as np
 import onnx
 from numpy.typing import NDArray
 
+from tl.data.manifests import hash_data
 from tl.errors import ConfigError, ModelFileError, ParityError
-from tl.exporter.comparison import Original, check_outputs, spread
-from tl.exporter.conformal import conformal_of
-from tl.exporter.golden import build_golden, synthetic_inputs
-from tl.exporter.proof_pictures import MAX_PICTURES
-from tl.exporter.publish import embed_contract, publish
+from tl.evaluation.calibration import MAX_KNOWN, Known, conformal_of, fit_temperature, fit_unknown
+from tl.evaluation.metrics import classification_metrics
+from tl.exporter.parity import Original, check_outputs, spread
+from tl.exporter.parity_images import MAX_PICTURES
+from tl.exporter.publish import build_golden, embed_contract, publish, synthetic_inputs
 from tl.exporter.refitting.graph import EMBEDDING, NewHead, replace_head
 from tl.exporter.refitting.seen import RefitOptions, Seen, embed, look_at, read_labelled, score_old, settle_class_names
-from tl.exporter.unknown import MAX_KNOWN, Known, fit_unknown
+from tl.progress import Progress
 from tl.runtime.content import hash_file
 from tl.runtime.contract import Contract, Golden, Parity, Provenance, UnknownFacts
 from tl.runtime.selftest import run_selftest
 from tl.runtime.session import Session
-from tl.trainer.calibration import fit_temperature
 from tl.trainer.config import C_VALUES
-from tl.trainer.data import hash_data
-from tl.trainer.environment import library_versions
-from tl.trainer.metrics import classification_metrics
-from tl.trainer.progress import Progress
-from tl.trainer.solvers import LinearHead, solve_head
+from tl.trainer.heads.solvers import LinearHead, solve_head
+from tl.trainer.run_folder.run import library_versions
 
 _LIBRARIES = ("onnx", "onnx-ir", "onnxruntime", "onnxruntime-gpu", "scikit-learn", "pillow", "simplejpeg")
 

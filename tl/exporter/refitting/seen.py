@@ -13,15 +13,15 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
+from tl.data.audit import find_duplicates
+from tl.data.images import PictureStore, check_readable, load_pictures
+from tl.data.manifests import Picture, assign_splits, check_groups, read_pictures
 from tl.errors import DataError
+from tl.evaluation.metrics import classification_metrics
 from tl.exporter.refitting.graph import EMBEDDING
+from tl.progress import Progress
 from tl.runtime.contract import Contract
 from tl.runtime.session import Session
-from tl.trainer.audit import find_duplicates
-from tl.trainer.data import Picture, assign_splits, check_groups, read_pictures
-from tl.trainer.metrics import classification_metrics
-from tl.trainer.pictures import PictureStore, check_readable, load_pictures
-from tl.trainer.progress import Progress
 
 _BATCH = 8
 

@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from tl.errors import RunError
 from tl.runtime.landmarks import PictureLandmarks
 from tl.trainer.config import TrainConfig
-from tl.trainer.runs import UNFINISHED, NetworkCard, Run
+from tl.trainer.run_folder.run import UNFINISHED, NetworkCard, Run
 
 # What was held out from choosing comes first.
 _REPORTED = ("test", "val")

@@ -17,14 +17,13 @@ from tl.errors import ModelFileError
 from tl.runtime.contract import Contract
 from tl.runtime.passport import passport
 from tl.studies.report.charts import Line, line_chart
-from tl.studies.report.class_sections import class_figures, class_sections
 from tl.studies.report.page import Block, Chart, Code, Facts, Gallery, Note, Page, Section, Table, write_page
-from tl.studies.report.point_sections import point_figures, point_sections
 from tl.studies.report.run_files import FinishedRun, open_finished
 from tl.studies.report.samples import augmented_cards
+from tl.studies.report.sections import class_figures, class_sections, point_figures, point_sections
 from tl.trainer.config import TrainConfig
 from tl.trainer.options import own_choices
-from tl.trainer.runs import Run
+from tl.trainer.run_folder.run import Run
 
 _SHOWN_FINDINGS = 200
 _CURVES = {

@@ -11,15 +11,15 @@ from collections.abc import Callable, Sequence
 import numpy as np
 from PIL import Image, ImageDraw
 
+from tl.data.manifests import Picture
 from tl.errors import TlError
 from tl.runtime.preprocess import load_views, load_working
 from tl.runtime.recipe import Recipe
 from tl.studies.report.page import Card
 from tl.studies.report.run_files import FinishedRun
 from tl.studies.report.thumbnails import TRUE_COLOR, encode
-from tl.trainer.augment import Augment, build_augment
-from tl.trainer.batches import item_seed
-from tl.trainer.data import Picture
+from tl.trainer.fit.augment import Augment, build_augment
+from tl.trainer.fit.batches import item_seed
 from tl.trainer.landmarks.data import partners_of
 
 _PICTURES, _EPOCHS, _SIDE = 3, 4, 144

@@ -9,8 +9,16 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from tl.trainer.backbones import Trunk
-from tl.trainer.network import FeaturePooling, Normalise, OnFeatures, OnTrunk, Standardise
+from tl.errors import ConfigError
+from tl.trainer.config import TrainConfig
+from tl.trainer.models.backbone_info import BackboneInfo
+from tl.trainer.models.backbones import Trunk, find_backbone_info, pyramid_shapes
+from tl.trainer.models.build import build_run_trunk, head_input
+from tl.trainer.models.network import FeaturePooling, Normalise, OnFeatures, OnTrunk, Standardise, build_head
+from tl.trainer.models.weights import Weights, load_into
+from tl.trainer.options import settled
+from tl.trainer.run_folder.checkpoints import load_best
+from tl.trainer.run_folder.run import NetworkCard, Run
 
 # The Gaussian that a heatmap is taught, in its cells; confidence weighs a heatmap by one of twice that.
 SIGMA = 1.5
@@ -152,3 +160,52 @@ class DeployedHeatmapper(nn.Module):
         points, logs = self.network(images)
         around = (logs.exp() * self.network.decode.gaussians(points, 2 * SIGMA)).sum(dim=(2, 3))
         return points, (around / _TAUGHT).clamp_max(1.0)
+
+
+LandmarkNetwork = Regressor | Heatmapper
+# Finer maps than this share of the input cost much and add little.
+_FINEST = 4
+
+
+def build_landmark_network(
+    config: TrainConfig, info: BackboneInfo, num_keypoints: int, weights: Weights | None
+) -> LandmarkNetwork:
+    """The network of a resolved config, initialised from the seed and the weights, frozen as asked.
+
+    Raises `ConfigError` or `WeightsError`.
+    """
+    trunk = build_run_trunk(config, weights)
+    side = config.image_size or info.image_size
+    normalise = Normalise(info.mean, info.std)
+    network: LandmarkNetwork
+    if config.head == "heatmap":
+        shapes = [shape for shape in pyramid_shapes(trunk, (side, side)) if len(shape) == 3]
+        if not shapes:
+            raise ConfigError(f"head heatmap needs feature maps, and {config.backbone} gives a pooled embedding")
+        used = [shape for shape in shapes if shape[1] * _FINEST <= side] or shapes[-1:]
+        torch.manual_seed(config.seed)
+        head = PyramidHead([shape[0] for shape in used], num_keypoints, settled(config.head_sizes)[0])
+        network = Heatmapper(normalise, trunk, head, (side, side), (used[0][1], used[0][2]))
+    else:
+        shape, pooling = head_input(config, trunk, side)
+        torch.manual_seed(config.seed)
+        sizes = settled(config.head_sizes)
+        plain = build_head(settled(config.head), shape, 2 * num_keypoints, sizes=sizes, dropout=config.dropout)
+        network = Regressor(normalise, trunk, Standardise(shape), plain, pooling)
+    return network.to(memory_format=torch.channels_last)
+
+
+def load_landmark_network(run: Run) -> tuple[LandmarkNetwork, NetworkCard, TrainConfig]:
+    """A run's best network in evaluation mode on the CPU, its card and its config. Raises `RunError`."""
+    config = run.load_config()
+    tensors, card = load_best(run)
+    network = build_landmark_network(config, find_backbone_info(config.backbone), len(card.keypoint_names), None)
+    load_into(network, Weights(tensors, str(run.best_path)))
+    return network.eval(), card, config
+
+
+def deployed(network: LandmarkNetwork) -> tuple[nn.Module, tuple[str, ...]]:
+    """What a model file computes, and its outputs' names."""
+    if isinstance(network, Heatmapper):
+        return DeployedHeatmapper(network), ("keypoints", "keypoint_confidence")
+    return DeployedRegressor(network), ("keypoints",)

@@ -13,22 +13,22 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from tl.data.audit import Finding, find_duplicates
+from tl.data.images import PictureStore, check_readable, load_pictures
+from tl.data.manifests import Picture, assign_splits
 from tl.errors import DataError
+from tl.progress import Progress
 from tl.runtime.decode import read_size, read_stored
 from tl.runtime.geometry import Placement, place
 from tl.runtime.landmarks import LandmarkSet
 from tl.runtime.recipe import Recipe
-from tl.trainer.audit import Finding, find_duplicates
-from tl.trainer.augment import Augment, build_augment
-from tl.trainer.backbone_info import BackboneInfo, remembered_info
 from tl.trainer.config import TrainConfig
-from tl.trainer.data import Picture, assign_splits
+from tl.trainer.fit.augment import Augment, build_augment
 from tl.trainer.landmarks.data import Annotated, find_odd, mark_points, points_of, read_annotated
+from tl.trainer.models.backbone_info import BackboneInfo, remembered_info
+from tl.trainer.models.weight_files import WeightsFile
 from tl.trainer.options import resolve, settled
-from tl.trainer.pictures import PictureStore, check_readable, load_pictures
-from tl.trainer.progress import Progress
 from tl.trainer.task import build_run_recipe, find_info, find_start, fit_batch, measure_colors
-from tl.trainer.weight_files import WeightsFile
 
 # The outermost points lie on the very edge of a crop without margin.
 _ROUNDING_PX = 1e-3

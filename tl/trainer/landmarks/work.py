@@ -11,19 +11,19 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from tl.data.audit import Finding
+from tl.evaluation.landmarks import landmark_metrics
+from tl.progress import Progress
 from tl.runtime.landmarks import LandmarkSet, picture_landmarks
-from tl.trainer.audit import Finding
 from tl.trainer.config import TrainConfig
-from tl.trainer.landmarks.metrics import landmark_metrics
 from tl.trainer.landmarks.task import LandmarkTask, audit_landmarks, prepare_landmark_task
-from tl.trainer.progress import Progress
-from tl.trainer.runs import Run
+from tl.trainer.run_folder.run import Run
 
 if TYPE_CHECKING:
-    from tl.trainer.backbone_info import BackboneInfo
-    from tl.trainer.distributed import Ranks
+    from tl.trainer.fit.distributed import Ranks
     from tl.trainer.landmarks.training import FoundPoints, LandmarkOutcome, LandmarkTraining
-    from tl.trainer.weight_files import WeightsFile
+    from tl.trainer.models.backbone_info import BackboneInfo
+    from tl.trainer.models.weight_files import WeightsFile
 
 
 @dataclass
@@ -71,7 +71,7 @@ class LandmarkWork:
 
 def prepare_landmarks(config: TrainConfig, ranks: Ranks | None, progress: Progress) -> LandmarkWork:
     """Read everything and build the network. Raises the `TlError`s of its parts."""
-    from tl.trainer.distributed import Ranks
+    from tl.trainer.fit.distributed import Ranks
     from tl.trainer.landmarks.training import prepare_landmark_training
 
     task = prepare_landmark_task(config, progress, _check_network)
@@ -80,9 +80,9 @@ def prepare_landmarks(config: TrainConfig, ranks: Ranks | None, progress: Progre
 
 def _check_network(config: TrainConfig, info: BackboneInfo, num_keypoints: int, weights: WeightsFile | None) -> None:
     """Build what training will build, so that faults of options, weights and device show before pictures are read."""
-    from tl.trainer.landmarks.networks import build_landmark_network
-    from tl.trainer.machine import build_machine
-    from tl.trainer.weights import read_weights
+    from tl.trainer.fit.machine import build_machine
+    from tl.trainer.landmarks.network import build_landmark_network
+    from tl.trainer.models.weights import read_weights
 
     build_machine(config.device, config.precision, config.threads)
     build_landmark_network(config, info, num_keypoints, read_weights(weights, config.backbone) if weights else None)

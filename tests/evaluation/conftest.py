@@ -1,0 +1,9 @@
+"""Small image folders and finished runs, as the trainer's tests have them."""
+
+from __future__ import annotations
+
+from tests.trainer.conftest import _torch_as_before as _torch_as_before
+from tests.trainer.conftest import cpu as cpu
+from tests.trainer.conftest import finished_run as finished_run
+from tests.trainer.conftest import fresh_cache as fresh_cache
+from tests.trainer.conftest import photos as photos

@@ -1,0 +1,136 @@
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from numpy.typing import NDArray
+from scipy.special import softmax as scipy_softmax
+
+from tl.evaluation.calibration import fit_temperature, softmax
+
+# A minimum found by golden sections: its place is known to about the square root of what its height is known to.
+PLACE = 1e-3
+
+
+def make_case(
+    seed: int, count: int, classes: int, temperature: float = 1.0
+) -> tuple[NDArray[np.float64], NDArray[np.int64]]:
+    """Logits times `temperature`, and classes drawn with exactly the probabilities that the logits tell."""
+    rng = np.random.default_rng(seed)
+    logits = rng.normal(scale=2.0, size=(count, classes))
+    drawn = (scipy_softmax(logits, axis=1).cumsum(axis=1) < rng.random((count, 1))).sum(axis=1)
+    return logits * temperature, np.minimum(drawn, classes - 1)
+
+
+def grid_search(logits: NDArray[np.floating], true_ids: NDArray[np.int64]) -> float:
+    """The temperature with torch's least cross-entropy: of a grid over the whole range, then of finer ones."""
+    count, classes = logits.shape
+    targets = torch.full((count, classes), 1 / (count + 2) / (classes - 1), dtype=torch.float64)
+    for i, true_id in enumerate(true_ids.tolist()):
+        targets[i, true_id] = (count + 1) / (count + 2)
+    values = torch.from_numpy(logits.astype(np.float64))
+    low, high = np.log(1e-3), np.log(1e3)
+    for _ in range(4):
+        grid = np.linspace(low, high, 40)
+        losses = [float(torch.nn.functional.cross_entropy(values / t, targets)) for t in np.exp(grid)]
+        best = int(np.argmin(losses))
+        low, high = grid[max(0, best - 1)], grid[min(39, best + 1)]
+    return float(np.exp((low + high) / 2))
+
+
+@pytest.mark.parametrize("seed", range(2))
+@pytest.mark.parametrize(("count", "classes"), [(1, 3), (4, 2), (40, 2), (60, 7)])
+@pytest.mark.parametrize("scale", [0.01, 1.0, 30.0])
+def test_fit_temperature__equals_a_grid_search(seed: int, count: int, classes: int, scale: float) -> None:
+    logits, true_ids = make_case(seed, count, classes, scale)
+    found = fit_temperature(logits, true_ids)
+    assert type(found) is float
+    assert found == pytest.approx(grid_search(logits, true_ids), rel=PLACE)
+
+
+@pytest.mark.parametrize("temperature", [0.1, 0.5, 1.0, 3.0, 20.0])
+@pytest.mark.parametrize("classes", [2, 5])
+def test_fit_temperature__recovers_a_known_one(temperature: float, classes: int) -> None:
+    logits, true_ids = make_case(0, 20_000, classes, temperature)
+    # The estimate's standard error is about 1 / sqrt(20000), under 1% for these logits; three of them.
+    assert fit_temperature(logits, true_ids) == pytest.approx(temperature, rel=0.03)
+
+
+def test_fit_temperature__makes_probabilities_as_sure_as_they_deserve() -> None:
+    logits, true_ids = make_case(1, 5000, 4, 6.0)
+    probabilities = softmax(logits, fit_temperature(logits, true_ids))
+    accuracy = (probabilities.argmax(axis=1) == true_ids).mean()
+    # At the optimum nothing is left to gain by scaling; 5000 pictures leave a sampling error of about 0.7%.
+    assert probabilities.max(axis=1).mean() == pytest.approx(accuracy, abs=0.02)
+    assert softmax(logits).max(axis=1).mean() > accuracy + 0.1
+
+
+@pytest.mark.parametrize("count", [1, 3, 50])
+@pytest.mark.parametrize("classes", [2, 4])
+@pytest.mark.parametrize("margin", [0.05, 1.0, 40.0])
+def test_fit_temperature__all_right_is_not_certain(count: int, classes: int, margin: float) -> None:
+    # All pictures win by the same margin, so that the best answer is known: the target itself.
+    true_ids = np.arange(count) % classes
+    logits = margin * np.eye(classes)[true_ids]
+    confidence = softmax(logits, fit_temperature(logits, true_ids)).max(axis=1)
+    assert confidence == pytest.approx((count + 1) / (count + 2), rel=PLACE)
+
+
+def test_fit_temperature__all_wrong_is_as_unsure_as_can_be() -> None:
+    true_ids = np.arange(20) % 3
+    logits = 8 * np.eye(3)[(true_ids + 1) % 3]
+    probabilities = softmax(logits, fit_temperature(logits, true_ids))
+    assert probabilities == pytest.approx(np.full((20, 3), 1 / 3), abs=0.01)  # the range ends at 1000: 8 / 1000 is left
+
+
+def test_fit_temperature__logits_that_say_nothing_give_some_temperature() -> None:
+    assert 1e-3 <= fit_temperature(np.zeros((5, 3)), np.array([0, 1, 2, 0, 1])) <= 1e3
+
+
+def test_fit_temperature__offsets_of_a_row_and_the_order_of_rows_do_not_count() -> None:
+    logits, true_ids = make_case(2, 80, 3)
+    wanted = fit_temperature(logits, true_ids)
+    offsets = np.random.default_rng(0).normal(scale=100, size=(80, 1))
+    assert fit_temperature(logits + offsets, true_ids) == pytest.approx(wanted, rel=PLACE)
+    assert fit_temperature(logits[::-1], true_ids[::-1]) == pytest.approx(wanted, rel=PLACE)
+    assert fit_temperature(logits.astype(np.float32), true_ids) == pytest.approx(wanted, rel=PLACE)
+
+
+def test_fit_temperature__leaves_its_arguments_as_they_are() -> None:
+    logits, true_ids = make_case(0, 10, 3)
+    before = logits.copy(), true_ids.copy()
+    fit_temperature(logits, true_ids)
+    softmax(logits, 2.0)
+    np.testing.assert_array_equal(logits, before[0])
+    np.testing.assert_array_equal(true_ids, before[1])
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+@pytest.mark.parametrize("temperature", [1.0, 0.3, 7.0])
+def test_softmax__equals_scipy(dtype: type, temperature: float) -> None:
+    logits = np.random.default_rng(0).normal(scale=5, size=(50, 6)).astype(dtype)
+    found = softmax(logits, temperature)
+    assert found.dtype == np.float32
+    wanted = scipy_softmax(logits.astype(np.float64) / temperature, axis=1)
+    np.testing.assert_allclose(found, wanted, rtol=1e-6, atol=1e-38)  # float32, in whose range the smallest vanish
+
+
+def test_softmax__large_numbers_do_not_overflow() -> None:
+    logits = np.array([[1e4, 0, -1e4], [-1e4, -1e4, -1e4], [1e30, 1e30, 0]])
+    wanted = [[1, 0, 0], [1 / 3, 1 / 3, 1 / 3], [0.5, 0.5, 0]]
+    np.testing.assert_allclose(softmax(logits, 1e-3), wanted, rtol=1e-7)  # float32
+
+
+@pytest.mark.parametrize("temperature", [1e-3, 0.2, 1.0, 30.0, 1e3])
+def test_softmax__never_changes_the_argmax(temperature: float) -> None:
+    rng = np.random.default_rng(1)
+    logits = np.concatenate([rng.normal(scale=scale, size=(300, 5)) for scale in (0.1, 3.0, 100.0)])
+    logits[::7, 3] = logits[::7, 1]  # ties, which the first place wins
+    probabilities = softmax(logits, temperature)
+    decided = logits.argmax(axis=1)
+    # No other class ever comes out above; an equal one only where float32 cannot tell them apart.
+    assert (probabilities[np.arange(900), decided] == probabilities.max(axis=1)).all()
+    ranked = np.sort(logits, axis=1)
+    clear = (ranked[:, -1] - ranked[:, -2]) / temperature > 1e-6
+    assert clear.mean() > 0.85
+    assert (probabilities.argmax(axis=1) == decided)[clear].all()

@@ -1,0 +1,194 @@
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from numpy.typing import NDArray
+
+from tests.trainer.make import make_noise
+from tl.errors import ConfigError
+from tl.runtime.recipe import Recipe, build_recipe
+from tl.trainer.fit.augment import PRESETS, Augment, build_augment
+
+RANDOM_PRESETS = [name for name in PRESETS if name != "none"]
+HEIGHT, WIDTH = 24, 32  # not square, so that swapped sides show
+
+
+@pytest.fixture
+def recipe() -> Recipe:
+    return build_recipe((HEIGHT, WIDTH), "short_side", short_side=36)
+
+
+def build(name: str, recipe: Recipe) -> Augment:
+    augment = build_augment(name, recipe)
+    assert augment is not None
+    return augment
+
+
+def save_pipeline(path: Path, make: Callable[[Any], Any], data_format: str = "json") -> str:
+    os.environ.setdefault("NO_ALBUMENTATIONS_UPDATE", "1")
+    import albumentations
+
+    albumentations.save(make(albumentations), str(path), data_format=data_format)
+    return str(path)
+
+
+def working(seed: int = 0) -> NDArray[Any]:
+    return make_noise(seed, hw=(36, 60))
+
+
+def test_build_augment__none_is_no_function(recipe: Recipe) -> None:
+    assert build_augment("none", recipe) is None
+
+
+@pytest.mark.parametrize("name", RANDOM_PRESETS)
+def test_build_augment__gives_the_input_size(recipe: Recipe, name: str) -> None:
+    augment = build(name, recipe)
+    for seed in range(20):
+        image = augment(working(), seed)
+        assert (image.shape, image.dtype) == ((HEIGHT, WIDTH, 3), np.uint8)
+
+
+@pytest.mark.parametrize("name", RANDOM_PRESETS)
+def test_build_augment__depends_on_picture_and_seed_alone(recipe: Recipe, name: str) -> None:
+    first, second = build(name, recipe), build(name, recipe)
+    wanted = {seed: first(working(), seed) for seed in range(8)}
+    second(working(7), 99)
+    np.random.default_rng().random()  # an unseeded neighbour
+    for seed in reversed(range(8)):
+        np.testing.assert_array_equal(second(working(), seed), wanted[seed])
+
+
+@pytest.mark.parametrize("name", RANDOM_PRESETS)
+def test_build_augment__other_seeds_other_pictures(recipe: Recipe, name: str) -> None:
+    augment = build(name, recipe)
+    distinct = {augment(working(), seed).tobytes() for seed in range(16)}
+    assert len(distinct) >= (2 if name == "flip" else 12)  # flip has two outcomes; light does nothing at times
+
+
+@pytest.mark.parametrize("name", RANDOM_PRESETS)
+def test_build_augment__leaves_the_picture_and_global_randomness_alone(recipe: Recipe, name: str) -> None:
+    picture = working()
+    before = picture.copy()
+    picture.flags.writeable = False  # as kept pictures are
+    state = np.random.get_state()[1].copy()
+    for seed in range(10):
+        build(name, recipe)(picture, seed)
+    np.testing.assert_array_equal(picture, before)
+    np.testing.assert_array_equal(np.random.get_state()[1], state)
+
+
+def test_build_augment__flip_is_the_picture_or_its_mirror(recipe: Recipe) -> None:
+    exact = build_recipe((HEIGHT, WIDTH))
+    picture = make_noise(3, hw=(HEIGHT, WIDTH))
+    outcomes = {build("flip", exact)(picture, seed).tobytes() for seed in range(16)}
+    assert outcomes == {picture.tobytes(), np.ascontiguousarray(picture[:, ::-1]).tobytes()}
+
+
+def test_build_augment__colours_stay_about_what_they_are(recipe: Recipe) -> None:
+    # A red picture stays mostly red under the standard preset: hue moves by 2% at most.
+    red = make_noise(1, (200, 40, 40), (36, 60))
+    for seed in range(10):
+        mean = build("standard", recipe)(red, seed).reshape(-1, 3).mean(axis=0)
+        assert mean[0] > 2 * mean[1]
+        assert mean[0] > 2 * mean[2]
+
+
+@pytest.mark.parametrize(("data_format", "suffix"), [("json", ".json"), ("yaml", ".yaml")])
+def test_build_augment__saved_pipeline(tmp_path: Path, recipe: Recipe, data_format: str, suffix: str) -> None:
+    path = save_pipeline(
+        tmp_path / f"p{suffix}", lambda a: a.Compose([a.VerticalFlip(p=1), a.CenterCrop(30, 40)]), data_format
+    )
+    image = build(path, recipe)(working(), 0)
+    flipped = working()[::-1][3:33, 10:50]  # centre 30 x 40 of 36 x 60
+    np.testing.assert_array_equal(image, flipped[3:27, 4:36])  # then the centre 24 x 32
+
+
+def test_build_augment__saved_single_transform(tmp_path: Path) -> None:
+    path = save_pipeline(tmp_path / "p.json", lambda a: a.HorizontalFlip(p=1))
+    picture = make_noise(3, hw=(HEIGHT, WIDTH))
+    np.testing.assert_array_equal(build(path, build_recipe((HEIGHT, WIDTH)))(picture, 0), picture[:, ::-1])
+
+
+def test_build_augment__changes_by_name(tmp_path: Path, recipe: Recipe) -> None:
+    # The same as saving them to a file.
+    saved = save_pipeline(
+        tmp_path / "a.json",
+        lambda a: a.Compose([a.HorizontalFlip(p=0.5), a.Affine(rotate=(-10, 10), p=1)]),
+    )
+    picture = make_noise(0, hw=(HEIGHT, WIDTH))
+    by_name, by_file = build("HorizontalFlip(p=0.5) + Affine(rotate=(-10, 10), p=1)", recipe), build(saved, recipe)
+    for seed in range(8):
+        np.testing.assert_array_equal(by_name(picture, seed), by_file(picture, seed))
+    assert build("InvertImg(p=1)", recipe)(picture, 0).tolist() == (255 - picture).tolist()
+
+
+@pytest.mark.parametrize(
+    ("text", "fault"),
+    [
+        ("HorizontalFlop(p=1)", r"no HorizontalFlop \(nearest: 'HorizontalFlip'\)"),
+        ("HorizontalFlip(q=1)", "'q'"),
+        ("HorizontalFlip(0.5)", "not a change with named values"),
+        ("Compose(transforms=[])", "no Compose"),
+        ("HorizontalFlip(p=1) - Blur(p=1)", "not a change with named values"),
+        ("__import__(name='os')", "no __import__"),
+        ("HorizontalFlip(p=open('x'))", "expected changes of albumentations"),
+        ("HorizontalFlip(p=1", "expected changes of albumentations"),
+    ],
+)
+def test_build_augment__faulty_changes(recipe: Recipe, text: str, fault: str) -> None:
+    with pytest.raises(ConfigError, match=fault):
+        build(text, recipe)
+
+
+def test_build_augment__unknown_preset_names_the_nearest(recipe: Recipe) -> None:
+    with pytest.raises(ConfigError, match=r"augment: 'standart' is neither a preset .* \(nearest: 'standard'\)"):
+        build_augment("standart", recipe)
+
+
+@pytest.mark.parametrize("text", ["", "{}", "not json", '{"__version__": "2", "transform": {"x": 1}}', "[1, 2]"])
+def test_build_augment__file_that_is_no_pipeline(tmp_path: Path, recipe: Recipe, text: str) -> None:
+    path = tmp_path / "p.json"
+    path.write_text(text, encoding="utf-8")
+    with pytest.raises(ConfigError, match="no pipeline that albumentations saved"):
+        build_augment(str(path), recipe)
+
+
+@pytest.mark.parametrize(
+    ("make", "reason"),
+    [
+        (lambda a: a.Compose([a.Normalize()]), "gives float32"),
+        (lambda a: a.Compose([a.Resize(8, 8)]), r"gives uint8 \(8, 8, 3\); expected uint8 of at least \(24, 32, 3\)"),
+        (
+            lambda a: a.Compose([a.ToGray(num_output_channels=1, p=1)]),
+            r"gives uint8 \(36, 60\); expected uint8 of at least \(24, 32, 3\)",
+        ),
+    ],
+)
+def test_build_augment__pipeline_that_gives_something_else(
+    tmp_path: Path, recipe: Recipe, make: Callable[[Any], Any], reason: str
+) -> None:
+    augment = build(save_pipeline(tmp_path / "p.json", make), recipe)
+    with pytest.raises(ConfigError, match=reason):
+        augment(working(), 0)
+
+
+@pytest.mark.slow
+def test_build_augment__import_keeps_its_environment_switch() -> None:
+    # In a process of its own: the import happens once a process. Other variables are OpenCV's own doing.
+    code = (
+        "import os; from tl.runtime.recipe import build_recipe; from tl.trainer.fit.augment import build_augment\n"
+        "build_augment('flip', build_recipe((8, 8)))\n"
+        "print(os.environ.get('NO_ALBUMENTATIONS_UPDATE'))"
+    )
+    environment = {name: value for name, value in os.environ.items() if name != "NO_ALBUMENTATIONS_UPDATE"}
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, timeout=60, check=False, env=environment
+    )
+    assert (done.returncode, done.stdout, done.stderr) == (0, "None\n", "")

@@ -1,0 +1,55 @@
+"""`tl neighbours`: the training pictures that a run finds most like a new one."""
+
+from __future__ import annotations
+
+import csv
+import json
+import os
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from tl.commands.console import console_progress, packages_of
+from tl.errors import DataError
+
+
+def command(
+    images: Annotated[list[str], typer.Argument(help="Pictures or folders.", show_default=False)],
+    run: Annotated[Path, typer.Option(help="Run folder of a classifier.", show_default=False)],
+    top: Annotated[int, typer.Option(min=1, help="How many for each picture.")] = 5,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON instead of CSV.")] = False,
+) -> None:
+    """Show which training pictures the trained network finds most like a picture: what a decision may rest on.
+
+    Examples:
+    - `tl neighbours odd.jpg --run runs/beetles`
+
+    - `tl neighbours new-photos/ --run runs/beetles --top 3 --json`
+
+    Columns: path, rank, neighbour, label, likeness (cosine of the embeddings, 1 for the same picture). The training
+    pictures must still be where they were; their embeddings are kept, so that only the first call takes long.
+    """
+    with packages_of("train"):
+        from tl.runtime.sources import find_pictures
+        from tl.trainer.features.run_embeddings import find_neighbours
+        from tl.trainer.run_folder.run import Run
+
+    paths = [os.path.normpath(path) for path in find_pictures(images).paths]
+    if not paths:
+        raise DataError(f"no pictures found in {', '.join(images)}")
+    with console_progress() as progress:
+        found = find_neighbours(Run(run), paths, top, progress)
+    rows = [
+        {"path": path, "rank": rank, "neighbour": n.picture.path, "label": n.picture.label, "likeness": n.likeness}
+        for path, neighbours in zip(paths, found, strict=True)
+        for rank, n in enumerate(neighbours, start=1)
+    ]
+    if as_json:
+        typer.echo(json.dumps(rows))
+        return
+    writer = csv.writer(sys.stdout, lineterminator="\n")
+    writer.writerow(("path", "rank", "neighbour", "label", "likeness"))
+    for row in rows:
+        writer.writerow((*list(row.values())[:-1], f"{row['likeness']:.4f}"))

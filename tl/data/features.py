@@ -1,0 +1,117 @@
+"""Features of pictures through a frozen trunk, each computed once and kept on disk for every later head, fold and run.
+
+Knows what a feature depends on, and the cache. Does not know how features are computed (`embedder`), heads or torch.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from tl.data.array_cache import ArrayCache, cache_folder
+from tl.data.images import PictureStore
+from tl.progress import Progress
+from tl.runtime.geometry import crop_to_input
+
+# uint8 (N, H, W, 3) -> float32 (N, ...)
+Embedder = Callable[[NDArray[np.uint8]], NDArray[np.float32]]
+# (working picture, seed) -> input picture
+Change = Callable[[NDArray[np.uint8], int], NDArray[np.uint8]]
+BATCH = 32
+# To be raised with every change of this project that changes features.
+VERSION = 1
+_NETWORK, _COUNT = "network/", "network tensors"
+
+
+@dataclass(frozen=True)
+class FeatureSet:
+    """Features of one trunk and one way of preparing pictures. `cache` holds them by content hash and view."""
+
+    cache: ArrayCache
+    folder: Path
+
+    @property
+    def has_network(self) -> bool:
+        """Whether `network` is kept whole."""
+        count = int(self.cache.get(_COUNT)) if _COUNT in self.cache else -1
+        return sum(1 for _ in self.cache.keys_with_prefix(_NETWORK)) == count
+
+    @property
+    def network(self) -> dict[str, NDArray[Any]]:
+        """The tensors of the network that computed the features, but for standardising and head; {} if not kept yet."""
+        if not self.has_network:
+            return {}
+        return self.cache.with_prefix(_NETWORK)
+
+    def keep_network(self, tensors: Mapping[str, NDArray[Any]]) -> None:
+        """Keep the tensors that `network` gives."""
+        for name, tensor in tensors.items():
+            self.cache.put(f"{_NETWORK}{name}", tensor)
+        self.cache.put(_COUNT, np.array(len(tensors)))
+        self.cache.flush()
+
+    def key(self, digest: str, view: int) -> str:
+        """Of a picture's features; view 0 is the picture as validation and deployment see it."""
+        return f"{digest}-{view}" if view else digest
+
+    def has(self, digest: str, views: Sequence[int]) -> bool:
+        """Whether nothing of a picture remains to be computed."""
+        return all(self.key(digest, view) in self.cache for view in views)
+
+    def get(self, store: PictureStore, indices: Sequence[int], views: Sequence[int] = (0,)) -> NDArray[np.float32]:
+        """Features float32 (len(views) * N, ...): all pictures in view order. Raises KeyError for what is not there."""
+        return self.cache.stack([self.key(store.hashes[i], view) for view in views for i in indices])
+
+    def missing(self, store: PictureStore, indices: Sequence[int], views: Sequence[int]) -> list[tuple[int, int]]:
+        """(picture, view) still to be computed, each content once."""
+        wanted = {self.key(store.hashes[i], view): (i, view) for view in views for i in indices}
+        return [place for key, place in wanted.items() if key not in self.cache]
+
+
+def open_features(**depends_on: str) -> FeatureSet:
+    """The kept features for everything they depend on beside the pictures: weights, layer, recipe, changes."""
+    digest = hashlib.sha256(json.dumps({**depends_on, "version": VERSION}, sort_keys=True).encode()).hexdigest()[:32]
+    folder = cache_folder() / "features" / digest
+    return FeatureSet(ArrayCache(folder, keeps_unwritten=True), folder)
+
+
+def compute_missing(
+    features: FeatureSet,
+    store: PictureStore,
+    places: Sequence[tuple[int, int]],
+    embed: Embedder,
+    change: Change | None,
+    seed: int,
+    progress: Progress,
+) -> None:
+    """Compute and keep the features of `places` from `FeatureSet.missing`. Views above 0 are changed pictures."""
+    progress.start("computing features", len(places), "pictures")
+
+    def prepare(working: NDArray[np.uint8], index: int, view: int) -> NDArray[np.uint8]:
+        if view == 0 or change is None:
+            return crop_to_input(working, store.recipe)
+        return change(working, view_seed(seed, view, store.hashes[index]))
+
+    # Pictures are decoded in threads; changes are made here, one after the other.
+    workings = store.map(store.working, [index for index, _ in places], ahead=2 * BATCH)
+    for start in range(0, len(places), BATCH):
+        chunk = places[start : start + BATCH]
+        images = np.stack([prepare(next(workings), *place) for place in chunk])
+        for (index, view), row in zip(chunk, embed(images), strict=True):
+            features.cache.put(features.key(store.hashes[index], view), row)
+        progress.advance(len(chunk))
+    features.cache.flush()
+    if features.cache.fault:
+        progress.say(f"features are not kept for later runs: {features.cache.fault}")
+
+
+def view_seed(seed: int, view: int, digest: str) -> int:
+    """The seed of an augmented view: by content, so that it stays when other pictures come or go."""
+    return int(np.random.SeedSequence((seed, view, int(digest[:16], 16))).generate_state(1)[0])

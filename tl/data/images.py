@@ -1,0 +1,264 @@
+"""Every picture of a run: read, found readable or reported, and kept in memory or on disk where that pays.
+
+Knows pictures, recipes and threads. Does not know augmentation, tensors or models.
+"""
+
+from __future__ import annotations
+
+import errno
+import hashlib
+import os
+import shutil
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from importlib import metadata
+from pathlib import Path
+from typing import TypeVar
+
+import numpy as np
+from numpy.typing import NDArray
+
+from tl.data import Cache
+from tl.data.array_cache import ArrayCache, cache_folder
+from tl.data.manifests import Picture
+from tl.errors import DataError, ImageReadError
+from tl.progress import Progress
+from tl.runtime.ahead import map_ahead
+from tl.runtime.devices import usable_cores
+from tl.runtime.geometry import crop_to_input
+from tl.runtime.preprocess import load_working
+from tl.runtime.recipe import Recipe
+from tl.runtime.strict_json import dump_json
+
+Item = TypeVar("Item")
+
+# auto keeps pictures in memory only while they take less than this share of what is free.
+_MEMORY_SHARE = 0.4
+# To be raised with every change of this project that changes a decoded or resized picture.
+VERSION = 2
+# auto turns to the disk only where this many times the pictures' size is free.
+_DISK_SHARE = 4
+
+
+@dataclass(frozen=True)
+class PictureStore:
+    """Readable pictures in order, their content hashes (SHA-256, hex), and the working pictures that are kept."""
+
+    pictures: tuple[Picture, ...]
+    hashes: tuple[str, ...]
+    recipe: Recipe
+    kept: dict[int, NDArray[np.uint8]]
+    disk: ArrayCache | None = None
+
+    @property
+    def is_decoded(self) -> bool:
+        """Whether every picture is at hand without decoding."""
+        on_disk = self.disk or ()
+        keys = map(_key, self.pictures, self.hashes)
+        return all(i in self.kept or key in on_disk for i, key in enumerate(keys))
+
+    def working(self, index: int) -> NDArray[np.uint8]:
+        """The resized, not yet cropped picture, uint8 (h, w, 3); the same pixels kept or not."""
+        if index in self.kept:
+            return self.kept[index]
+        picture = self.pictures[index]
+        key = _key(picture, self.hashes[index])
+        if self.disk is not None and key in self.disk:
+            return self.disk.get(key)
+        content = _read_file(picture.path)
+        if hashlib.sha256(content).hexdigest() != self.hashes[index]:
+            raise DataError(f"{picture.name}: has changed since this run began")
+        return load_working(content, self.recipe, picture.region)
+
+    def input(self, index: int) -> NDArray[np.uint8]:
+        """The picture as validation and deployment see it, uint8 (input_h, input_w, 3)."""
+        return crop_to_input(self.working(index), self.recipe)
+
+    def map(
+        self, prepare: Callable[[Item], NDArray[np.uint8]], items: Sequence[Item], *, ahead: int
+    ) -> Iterator[NDArray[np.uint8]]:
+        """`map(prepare, items)`, in threads ahead of the consumer where pictures still have to be decoded."""
+        if self.is_decoded:
+            return map(prepare, items)
+        return map_ahead(prepare, items, workers=usable_cores(), ahead=ahead)
+
+    def indices(self, split: str) -> list[int]:
+        """Places of a split's pictures."""
+        return [i for i, picture in enumerate(self.pictures) if picture.split == split]
+
+
+def load_pictures(
+    pictures: Sequence[Picture],
+    recipe: Recipe,
+    cache: Cache,
+    progress: Progress,
+    *,
+    is_done: Callable[[Picture, str], bool] = lambda picture, digest: False,
+) -> tuple[PictureStore, list[tuple[Picture, str]]]:
+    """Read and decode every picture once. Returns the store of readable ones, and the others with their reasons.
+
+    `is_done` tells, given the content hash too, which pictures need not be decoded now, because what is wanted of them
+    is known already.
+    """
+    progress.start("reading pictures", len(pictures), "pictures")
+    keeper = _Keeper(recipe, cache, len(pictures), progress)
+    good: list[Picture] = []
+    hashes: list[str] = []
+    bad: list[tuple[Picture, str]] = []
+
+    def read(picture: Picture) -> tuple[str, NDArray[np.uint8] | None] | ImageReadError:
+        try:
+            content = _read_file(picture.path)  # hashed and decoded from one reading
+            digest = hashlib.sha256(content).hexdigest()
+            if is_done(picture, digest) or (keeper.disk is not None and _key(picture, digest) in keeper.disk):
+                return digest, None
+            return digest, load_working(content, recipe, picture.region)
+        except ImageReadError as error:
+            return error
+        except OSError as error:
+            return ImageReadError(picture.path, error.strerror or str(error))
+
+    outcomes = map_ahead(read, pictures, workers=usable_cores(), ahead=16)
+    for picture, outcome in zip(pictures, outcomes, strict=True):
+        progress.advance()
+        if isinstance(outcome, ImageReadError):
+            bad.append((picture, outcome.reason))
+            continue
+        digest, working = outcome
+        if working is not None:
+            keeper.keep(len(good), _key(picture, digest), working)
+        good.append(picture)
+        hashes.append(digest)
+    keeper.finish()
+    return PictureStore(tuple(good), tuple(hashes), recipe, keeper.kept, keeper.disk), bad
+
+
+class _Keeper:
+    """Decides where working pictures go while they are being read: memory, disk, nowhere."""
+
+    def __init__(self, recipe: Recipe, cache: Cache, count: int, progress: Progress) -> None:
+        self._recipe, self._count, self._progress = recipe, count, progress
+        self._budget = _memory_budget() if cache == "auto" else float("inf")
+        self._to_memory = cache in ("auto", "ram")
+        self.kept: dict[int, NDArray[np.uint8]] = {}
+        self.disk = _disk_cache(recipe) if cache == "disk" else None
+
+    def keep(self, index: int, key: str, working: NDArray[np.uint8]) -> None:
+        """Keep one picture if there is a place for it."""
+        if self._to_memory:
+            self._budget -= working.nbytes
+            if self._budget >= 0:
+                self.kept[index] = working
+                return
+            self._to_memory = False
+            self._leave_memory(working.nbytes)
+        if self.disk is not None:
+            self.disk.put(key, working)
+
+    def finish(self) -> None:
+        """Write out what waits for the disk."""
+        if self.disk is not None:
+            self.disk.flush()
+            if self.disk.fault:
+                self._progress.say(f"pictures are not kept on disk: {self.disk.fault}")
+
+    def _leave_memory(self, picture_bytes: int) -> None:
+        """Memory is full: the rest goes to disk where there is room."""
+        needed = _DISK_SHARE * picture_bytes * (self._count - len(self.kept))
+        if _free_disk_bytes() > needed:
+            self.disk = _disk_cache(self._recipe)
+            self._progress.say(f"the pictures do not fit into memory: the rest are kept in {cache_folder()}")
+        else:
+            self._progress.say(
+                "the pictures fit neither into memory nor on disk: each epoch decodes them again (--cache ram insists)"
+            )
+
+
+def _key(picture: Picture, digest: str) -> str:
+    """Names a working picture among those of its recipe."""
+    return digest if picture.region is None else f"{digest}-{'-'.join(f'{side:.9g}' for side in picture.region)}"
+
+
+def recipe_key(recipe: Recipe) -> str:
+    """Names what working pictures depend on beside their content: the recipe, and who decodes and resizes."""
+    versions = {"tl": VERSION, **{name: metadata.version(name) for name in ("pillow", "simplejpeg")}}
+    return hashlib.sha256(f"{dump_json(recipe)} {versions}".encode()).hexdigest()[:32]
+
+
+def _disk_cache(recipe: Recipe) -> ArrayCache:
+    return ArrayCache(cache_folder() / "pictures" / recipe_key(recipe))
+
+
+def _read_file(path: str) -> bytes:
+    """The bytes of a regular file. Raises `ImageReadError` for anything else, such as a pipe, without opening it."""
+    if not Path(path).is_file():
+        raise ImageReadError(path, "not a regular file" if Path(path).exists() else os.strerror(errno.ENOENT))
+    return Path(path).read_bytes()
+
+
+def check_readable(bad: Sequence[tuple[Picture, str]], cure: str) -> None:
+    """Raise `DataError` listing every unreadable picture and the cure."""
+    if bad:
+        listed = "\n".join(f"  {picture.name}: {reason}" for picture, reason in bad)
+        raise DataError(f"{len(bad)} pictures cannot be read; {cure}:\n{listed}")
+
+
+def _memory_budget() -> float:
+    processes = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))  # torchrun's, each of which keeps its own
+    return _MEMORY_SHARE * min(_available_bytes(), _container_bytes()) / processes
+
+
+def _free_disk_bytes() -> int:
+    folder = cache_folder()
+    while not folder.exists():
+        folder = folder.parent
+    return shutil.disk_usage(folder).free
+
+
+def _available_bytes() -> float:
+    """Memory that can be taken without swapping. Source: proc(5), MemAvailable."""
+    try:
+        lines = Path("/proc/meminfo").read_text(encoding="ascii").splitlines()
+        return float(next(line.split()[1] for line in lines if line.startswith("MemAvailable:"))) * 1024
+    except (OSError, StopIteration, ValueError):  # not Linux
+        return 4e9
+
+
+def _container_bytes() -> float:
+    """What a container's limit leaves. Source: the kernel's cgroup-v2 documentation."""
+    try:
+        limit, used = (Path(f"/sys/fs/cgroup/memory.{name}").read_text(encoding="ascii") for name in ("max", "current"))
+        return float(limit) - float(used)
+    except (OSError, ValueError):  # no cgroup v2, or "max": no limit
+        return float("inf")
+
+
+Rgb = tuple[float, float, float]
+
+
+def color_statistics(images: Iterable[NDArray[np.uint8]]) -> tuple[Rgb, Rgb]:
+    """Mean and standard deviation of each channel in 0..1 over all pixels of uint8 (H, W, 3) images.
+
+    A channel without any spread counts as 1 / 255, so that it can be divided by. Raises ValueError without images.
+
+    Source: Chan, Golub & LeVeque 1979, the pairwise update of counts, means and sums of squares.
+    """
+    count, mean, squares = 0, np.zeros(3), np.zeros(3)
+    for image in images:
+        pixels = image.reshape(-1, 3).astype(np.float64) / 255
+        own_mean = pixels.mean(axis=0)
+        own_squares = ((pixels - own_mean) ** 2).sum(axis=0)
+        total = count + len(pixels)
+        step = own_mean - mean
+        mean += step * (len(pixels) / total)
+        squares += own_squares + step**2 * (count * len(pixels) / total)
+        count = total
+    if count == 0:
+        raise ValueError("no images to measure")
+    std = np.maximum(np.sqrt(squares / count), 1 / 255)
+    return _rgb(mean), _rgb(std)
+
+
+def _rgb(values: NDArray[np.float64]) -> Rgb:
+    red, green, blue = (float(value) for value in values)
+    return red, green, blue

@@ -1,0 +1,1 @@
+"""How good a classifier or landmark model is, and what its confidence is worth. No torch."""

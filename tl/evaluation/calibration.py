@@ -1,0 +1,162 @@
+"""Temperature scaling: one number that makes probabilities as sure as they deserve, fitted on validation data.
+
+Knows logits and labels. Does not know models. Pure numpy and scipy.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from tl.runtime.caution import conformal_limit, conformal_scores
+from tl.runtime.contract import Conformal, UnknownFacts
+
+_LOG_RANGE = (math.log(1e-3), math.log(1e3))
+
+
+def softmax(logits: NDArray[np.floating], temperature: float = 1.0) -> NDArray[np.float32]:
+    """Logits (N, C) -> probabilities float32 (N, C)."""
+    scaled = logits.astype(np.float64) / temperature
+    shares = np.exp(scaled - scaled.max(axis=1, keepdims=True))
+    probabilities: NDArray[np.float32] = (shares / shares.sum(axis=1, keepdims=True)).astype(np.float32)
+    return probabilities
+
+
+def fit_temperature(logits: NDArray[np.floating], true_ids: NDArray[np.int64]) -> float:
+    """The temperature with the least cross-entropy. `logits` (N, C), `true_ids` int64 (N,).
+
+    Targets are (N + 1) / (N + 2) for the true class, the rest spread over the others: without that, a validation set
+    without a mistake would ask for absolute certainty.
+
+    Source: Guo et al. 2017 for the temperature, Platt 1999 for the targets.
+    """
+    from scipy.optimize import minimize_scalar
+
+    count, classes = logits.shape
+    values = logits.astype(np.float64)
+    targets = np.full((count, classes), 1 / (count + 2) / (classes - 1))
+    targets[np.arange(count), true_ids] = (count + 1) / (count + 2)
+
+    def cross_entropy(log_temperature: float) -> float:
+        scaled = values / math.exp(log_temperature)
+        scaled -= scaled.max(axis=1, keepdims=True)
+        log_shares = scaled - np.log(np.exp(scaled).sum(axis=1, keepdims=True))
+        return float(-(targets * log_shares).sum(axis=1).mean())
+
+    return math.exp(minimize_scalar(cross_entropy, bounds=_LOG_RANGE, method="bounded").x)
+
+
+# More tell no more, and would make the file larger.
+MAX_SCORES = 1000
+
+
+def conformal_of(probabilities: NDArray[np.float32], true_ids: NDArray[np.int64], source: str) -> Conformal:
+    """From probabilities (N, C) of pictures held out, and their classes (N,)."""
+    scores = conformal_scores(probabilities)[np.arange(len(true_ids)), true_ids]
+    if len(scores) > MAX_SCORES:
+        scores = np.random.default_rng(0).permutation(scores)[:MAX_SCORES]
+    return Conformal(tuple(sorted(float(score) for score in scores)), source)
+
+
+MAX_DIMENSIONS = 256
+# Pictures of training, and held out: more tell no more, and would make the measuring longer.
+MAX_KNOWN = 2000
+# A larger embedding, such as a flattened map, would make its projection larger than the backbone.
+MAX_EMBEDDING = 8192
+# A shorter embedding stays short.
+SHORTEST = 1e-12
+# Of an embedding of length 1 in any direction; those of MobileNetV2 have 0.0003 and more. With less, the distance would
+# be made of rounding.
+_LEAST_VARIANCE = 3e-5
+# What other machines' sums differ by, as a share of the largest value, and what a score may change by for it.
+_ROUNDING, _STEADY = 1e-6, 5e-5
+
+
+@dataclass(frozen=True)
+class Known:
+    """What is known: embeddings of training pictures (n, D), their classes (n,), and embeddings of validation ones."""
+
+    embeddings: NDArray[np.float32]
+    class_ids: NDArray[np.int64]
+    held_out: NDArray[np.float32]
+
+
+@dataclass(frozen=True)
+class UnknownFit:
+    """What the score is computed from, float32: `mean` (D,), `whitening` (D, K), `class_means` (C, K).
+
+    Embeddings are brought to length 1, projected to K principal components in which classes have variance 1, and
+    measured to the nearest class's mean. Source: Lee et al. 2018 (Mahalanobis distance with the covariance that classes
+    share); Mueller & Hein 2025 (length 1).
+    """
+
+    mean: NDArray[np.float32]
+    whitening: NDArray[np.float32]
+    class_means: NDArray[np.float32]
+
+    def scores(self, embeddings: NDArray[np.float32]) -> NDArray[np.float32]:
+        """Embeddings (N, D) -> distances (N,), about 1 for pictures of training; in float32, as the graph computes."""
+        places = (_to_length_one(embeddings) - self.mean) @ self.whitening
+        # One by one: of many classes, all distances at once would fill the memory.
+        squares = [np.square(place - self.class_means).mean(axis=1).min() for place in places]
+        return np.sqrt(np.array(squares, np.float32))
+
+
+def fit_unknown(known: Known, num_classes: int, false_alarm: float) -> tuple[UnknownFit, UnknownFacts] | None:
+    """Measure classes, and set the limit on held-out pictures. None where that cannot be done: too few pictures,
+    an embedding that is too large, or one whose differences are hardly more than rounding.
+    """
+    counts = np.bincount(known.class_ids, minlength=num_classes)
+    wide = known.embeddings.shape[1]
+    if counts.min() < 2 or wide > MAX_EMBEDDING or not len(known.held_out):
+        return None
+    from sklearn.covariance import LedoitWolf
+    from sklearn.decomposition import PCA
+
+    unit = _to_length_one(known.embeddings.astype(np.float64))
+    # Half as many components as pictures tell of classes: with more, the covariance is mostly guessed.
+    size = int(min(MAX_DIMENSIONS, wide, max(1, (len(unit) - num_classes) // 2)))
+    projection = PCA(size, random_state=0).fit(unit)
+    places = projection.transform(unit)
+    means = np.stack([places[known.class_ids == c].mean(axis=0) for c in range(num_classes)])
+    covariance = LedoitWolf(assume_centered=True).fit(places - means[known.class_ids]).covariance_
+    factor = np.linalg.cholesky(np.linalg.inv(covariance + _LEAST_VARIANCE * np.eye(size)))
+    fit = UnknownFit(
+        *(
+            np.ascontiguousarray(values, np.float32)
+            for values in (projection.mean_, projection.components_.T @ factor, means @ factor)
+        )
+    )
+    scores = fit.scores(known.held_out).astype(np.float64)
+    shaken = fit.scores(_shake(known.held_out)).astype(np.float64)
+    if not np.abs(shaken - scores).max() < _STEADY:
+        return None
+    limit = unknown_limit(scores.tolist(), false_alarm)
+    facts = UnknownFacts(len(unit), size, limit, float((scores > limit).mean()), len(scores))
+    return fit, facts
+
+
+def unknown_limit(scores: Sequence[float], false_alarm: float) -> float:
+    """What so many scores of pictures like those of training lie above; the largest where they are too few to tell."""
+    limit = conformal_limit(scores, 1 - false_alarm)
+    return max(scores) if limit == np.inf else limit
+
+
+def _shake(embeddings: NDArray[np.float32]) -> NDArray[np.float32]:
+    """The same as another machine may round them."""
+    noise = np.random.default_rng(0).choice((-_ROUNDING, _ROUNDING), embeddings.shape)
+    return np.asarray(embeddings + noise * np.abs(embeddings).max(axis=1, keepdims=True), np.float32)
+
+
+def _to_length_one(embeddings: NDArray[np.floating]) -> NDArray[np.floating]:
+    lengths = np.linalg.norm(embeddings, axis=1, keepdims=True)
+    return np.asarray(embeddings / np.maximum(lengths, SHORTEST))
+
+
+def class_ids_of(labels: Sequence[str], class_names: Sequence[str]) -> NDArray[np.int64]:
+    """Labels -> places in `class_names`."""
+    return np.array([class_names.index(label) for label in labels], np.int64)

@@ -1,0 +1,289 @@
+"""Score model files on labelled pictures: each member and every voting rule, decoded once. Needs no torch.
+
+Knows the runtime, data sets and metrics. Does not know training.
+"""
+
+from __future__ import annotations
+
+import itertools
+import math
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from tl.data.manifests import SPLITS, Picture, class_ids
+from tl.errors import DataError
+from tl.evaluation.metrics import classification_metrics, mcnemar_p, wilson_interval
+from tl.evaluation.vote_fitting import FOLDS, fit_weights, held_out_votes, log_loss, select_members
+from tl.progress import Progress
+from tl.runtime.predictor import Predictor
+from tl.runtime.results import Classification, Failure
+from tl.runtime.voting import VOTINGS, vote
+
+COLUMNS = ("model", "voting", "n", "top1_accuracy", "ci_low", "ci_high", "macro_f1", "ece")
+ENSEMBLE_COLUMNS = (*COLUMNS, "mcnemar_p")
+
+Row = dict[str, Any]
+_Ids = NDArray[np.int64]
+
+
+@dataclass(frozen=True)
+class Decided:
+    """What a model or a vote says of N pictures: `probabilities` (N, C), and `label_ids` (N,), which decide."""
+
+    model: str
+    voting: str
+    probabilities: NDArray[np.float32]
+    label_ids: _Ids
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """`rows`: one for each model and voting rule, with the keys of `metrics.json` beside model and voting.
+
+    Those of an ensemble end with the oracle, which is right wherever any member is, and have `mcnemar_p`: how likely
+    such a difference from the best member is if both are equally good. `paths`: of the N pictures that could be read;
+    `true_ids` int64 (N,); `members` float32 (N, M, C): what each member says of them, by `class_names`.
+    `weights`: of their votes, None for equal ones. `decided`: what each row but the oracle's is made of.
+    """
+
+    rows: list[Row]
+    failures: list[Failure]
+    paths: list[str]
+    true_ids: _Ids
+    members: NDArray[np.float32]
+    member_names: tuple[str, ...]
+    class_names: tuple[str, ...]
+    weights: Sequence[float] | None
+    decided: tuple[Decided, ...]
+
+    @property
+    def columns(self) -> tuple[str, ...]:
+        """The keys of the rows that a table shows."""
+        return ENSEMBLE_COLUMNS if self.members.shape[1] > 1 else COLUMNS
+
+
+def choose_split(pictures: Sequence[Picture], asked: str | None) -> tuple[str, list[Picture]]:
+    """The asked split, or test, else val, else everything. Returns its name and pictures. Raises `DataError`."""
+    present = [split for split in SPLITS if any(picture.split == split for picture in pictures)]
+    if asked == "all" or (asked is None and not present):
+        return "all", list(pictures)
+    name = asked or next(split for split in ("test", "val", "train") if split in present)
+    chosen = [picture for picture in pictures if picture.split == name]
+    if not chosen:
+        raise DataError(
+            f"the data has no '{name}' split (found: {', '.join(present) or 'none'}); --split all takes all"
+        )
+    return name, chosen
+
+
+def evaluate(
+    predictor: Predictor[Classification],
+    pictures: Sequence[Picture],
+    progress: Progress,
+    merged: Predictor[Classification] | None = None,
+) -> Evaluation:
+    """Predict every picture once and score members and votes on those that can be read.
+
+    `merged`: a merged file that gets a row beside them. Raises `DataError` for a class the models do not know, or if no
+    picture can be read.
+    """
+    names = predictor.class_names
+    if merged is not None and set(merged.class_names) != set(names):
+        raise DataError(f"{_name(merged)}: has other classes than the models beside it")
+    if merged is not None and not merged.member_names[1:]:
+        raise DataError(f"{_name(merged)}: is no merged file")
+    true_ids = class_ids(pictures, names)
+    progress.start("evaluating", len(pictures), "pictures")
+    results: list[Classification | Failure] = []
+    of_merged: list[Classification | Failure] = []
+    paths = [picture.path for picture in pictures]
+    beside = merged.predict_iter(paths) if merged else itertools.repeat(None)
+    for result, other in zip(predictor.predict_iter(paths), beside, strict=False):
+        progress.advance()
+        results.append(result)
+        if other is not None:
+            of_merged.append(other)
+    if merged is None:
+        return score_results(predictor, true_ids, results)
+    return score_results(predictor, true_ids, results, _decided_alone(merged, of_merged, names))
+
+
+def score_results(
+    predictor: Predictor[Classification],
+    true_ids: Sequence[int],
+    results: Sequence[Classification | Failure],
+    merged: Decided | None = None,
+) -> Evaluation:
+    """Rows for the results that `predictor` gave for pictures of known classes. Raises `DataError` if all failed."""
+    good = [(i, result) for i, result in zip(true_ids, results, strict=True) if isinstance(result, Classification)]
+    failures = [result for result in results if isinstance(result, Failure)]
+    if not good:
+        raise DataError(f"none of the {len(results)} pictures can be read, first: {failures[0].error}")
+    names, weights = predictor.class_names, predictor.ensemble.key["weights"]
+    truth = np.array([true_id for true_id, _ in good])
+    members = np.stack([_members(result) for _, result in good])
+    if predictor.with_votes:
+        decided = [*_decide_members(members, predictor.member_names, weights), *([merged] if merged else [])]
+        rows = _ensemble_rows(decided, members, truth, names)
+    else:
+        decided = [_decided_alone(predictor, results, names)]
+        rows = [_row(each, truth, names) for each in decided]
+    return Evaluation(
+        rows=rows,
+        failures=failures,
+        paths=[result.path for _, result in good],
+        true_ids=truth,
+        members=members,
+        member_names=predictor.member_names,
+        class_names=names,
+        weights=weights,
+        decided=tuple(decided),
+    )
+
+
+@dataclass(frozen=True)
+class FittedVotes:
+    """Vote weights fitted to an evaluation's pictures: by member, 0 for who is left out. `row`: a soft vote by weights
+    that each picture had no part in, as the rows of an `Evaluation`. `log_loss`, `equal_log_loss`: of that vote, and
+    with equal weights.
+    """
+
+    weights: dict[str, float]
+    row: Row
+    log_loss: float
+    equal_log_loss: float
+
+
+def fit_votes(evaluation: Evaluation, *, select: bool) -> FittedVotes:
+    """Fit weights of a soft vote, or with `select` choose members greedily. Raises `DataError` for too few pictures."""
+    members, truth = evaluation.members, evaluation.true_ids
+    if members.shape[1] < 2 or len(truth) < 2 * FOLDS:
+        raise DataError(f"vote weights need at least two members and {2 * FOLDS} pictures to be fitted")
+    fit = select_members if select else fit_weights
+    held_out = held_out_votes(members, truth, fit)
+    scores = classification_metrics(truth, held_out, evaluation.class_names)
+    row = {"model": "ensemble", "voting": "soft, selected" if select else "soft, fitted", **scores}
+    row["mcnemar_p"] = mcnemar_p(held_out.argmax(axis=1) == truth, _best_member(members, truth))
+    weights = dict(zip(evaluation.member_names, fit(members, truth).tolist(), strict=True))
+    return FittedVotes(weights, row, log_loss(held_out, truth), log_loss(members.mean(axis=1), truth))
+
+
+def _name(predictor: Predictor[Classification]) -> str:
+    """Of a single file."""
+    return Path(predictor.ensemble.sessions[0].path).stem
+
+
+def _members(result: Classification) -> NDArray[np.float32]:
+    """What each member says of a picture, (M, C)."""
+    return result.probabilities[None] if result.votes is None else result.votes.probabilities
+
+
+def _decided_alone(
+    predictor: Predictor[Classification], results: Sequence[Classification | Failure], names: tuple[str, ...]
+) -> Decided:
+    """What a single file says, its classes in the order of `names`."""
+    good = [result for result in results if isinstance(result, Classification)]
+    columns = [predictor.class_names.index(name) for name in names]
+    return Decided(
+        model=_name(predictor),
+        voting=str(predictor.ensemble.key["voting"]) if predictor.member_names[1:] else "",
+        probabilities=np.stack([result.probabilities[columns] for result in good]),
+        label_ids=np.array([names.index(result.label) for result in good]),
+    )
+
+
+def _decide_members(
+    members: NDArray[np.float32], member_names: Sequence[str], weights: Sequence[float] | None
+) -> list[Decided]:
+    """Each member alone, and each rule."""
+    own = zip(member_names, np.moveaxis(members, 1, 0), strict=True)
+    alone = [Decided(name, "", said, np.asarray(said.argmax(axis=1))) for name, said in own]
+    votes = [(rule, vote(members, rule, weights)) for rule in VOTINGS]
+    return alone + [Decided("ensemble", rule, voted.probabilities, voted.label_ids) for rule, voted in votes]
+
+
+def _row(decided: Decided, truth: _Ids, names: tuple[str, ...]) -> Row:
+    scores = classification_metrics(truth, decided.probabilities, names, decided.label_ids)
+    return {"model": decided.model, "voting": decided.voting, **scores}
+
+
+def _best_member(members: NDArray[np.float32], truth: _Ids) -> NDArray[np.bool_]:
+    """Where the member is right that is so most often."""
+    right = members.argmax(axis=2) == truth[:, None]
+    return np.asarray(right[:, right.sum(axis=0).argmax()])
+
+
+def _ensemble_rows(
+    decided: Sequence[Decided], members: NDArray[np.float32], truth: _Ids, names: tuple[str, ...]
+) -> list[Row]:
+    """Of each member and rule, and the oracle."""
+    best = _best_member(members, truth)
+    rows = [_row(each, truth, names) | {"mcnemar_p": mcnemar_p(each.label_ids == truth, best)} for each in decided]
+    any_right = (members.argmax(axis=2) == truth[:, None]).any(axis=1)
+    low, high = wilson_interval(int(any_right.sum()), len(truth))
+    rows.append(
+        {
+            **{"model": "oracle", "voting": "", "n": len(truth), "top1_accuracy": float(any_right.mean())},
+            **{"ci_low": low, "ci_high": high, "macro_f1": None, "ece": None, "mcnemar_p": None},
+        }
+    )
+    return rows
+
+
+TTA_COLUMNS = ("tta", "gain", "gain_p", "images_per_s")
+# Pictures between two changes of turn, at most; of few pictures there are eight turns.
+_TURN, _TURNS = 64, 8
+
+
+def evaluate_tta(
+    plain: Predictor[Classification],
+    augmented: Predictor[Classification],
+    pictures: Sequence[Picture],
+    progress: Progress,
+) -> Evaluation:
+    """The rows of `plain`, each but the oracle's followed by that of `augmented`, which has the same models.
+
+    Both have `tta` and `images_per_s`, decoding included, of what was run as a whole. Those of `augmented` have `gain`,
+    the difference in accuracy, and `gain_p`: how likely such a one is if both are equally good (McNemar's exact test).
+    Raises as `evaluate`.
+    """
+    true_ids = class_ids(pictures, plain.class_names)
+    progress.start("evaluating", len(pictures), "pictures")
+    both = (plain, augmented)
+    results: tuple[list[Classification | Failure], ...] = ([], [])
+    seconds = [0.0, 0.0]
+    for each in both:  # the first inference of a session takes longer
+        each.predict_batch([picture.path for picture in pictures[:1]])
+    size = min(_TURN, math.ceil(len(pictures) / _TURNS))
+    for turn, start in enumerate(range(0, len(pictures), size)):
+        chunk = pictures[start : start + size]
+        # In turns, so that neither has all the files warm, or all of another program's load.
+        for which in (turn % 2, 1 - turn % 2):
+            started = time.monotonic()
+            results[which].extend(both[which].predict_iter([picture.path for picture in chunk]))
+            seconds[which] += time.monotonic() - started
+        progress.advance(len(chunk))
+    before, after = (score_results(each, true_ids, found) for each, found in zip(both, results, strict=True))
+    rates = [len(pictures) / duration for duration in seconds]
+    kinds = ",".join(augmented.ensemble.key["tta"])
+    rows: list[Row] = []
+    for row, new, old_said, new_said in zip(before.rows, after.rows, before.decided, after.decided, strict=False):
+        is_whole = old_said.model == "ensemble" or len(before.decided) == 1
+        speeds = rates if is_whole else (None, None)
+        rows.append(row | {"tta": "", "gain": None, "gain_p": None, "images_per_s": speeds[0]})
+        gain = new["top1_accuracy"] - row["top1_accuracy"]
+        told = {"tta": kinds, "gain": gain, "gain_p": _p(old_said, new_said, before), "images_per_s": speeds[1]}
+        rows.append(new | told)
+    oracle = [row | dict.fromkeys(TTA_COLUMNS) for row in before.rows[len(before.decided) :]]
+    return replace(before, rows=[*rows, *oracle])
+
+
+def _p(before: Decided, after: Decided, evaluation: Evaluation) -> float:
+    truth = evaluation.true_ids
+    return mcnemar_p(after.label_ids == truth, before.label_ids == truth)

@@ -1,0 +1,257 @@
+"""Figures of merit for landmarks, from true and found points. Pure numpy, no torch.
+
+Knows arrays. Does not know models or pictures. Errors are Euclidean distances unless said otherwise.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from tl.data.manifests import SPLITS
+from tl.errors import DataError
+from tl.progress import Progress
+from tl.runtime.geometry import Region, region_of_points
+from tl.runtime.landmark_files.files import picture_finder, read_landmarks
+from tl.runtime.landmarks import PictureLandmarks
+from tl.runtime.merging import Merging, merge_points
+from tl.runtime.predictor import Predictor
+from tl.runtime.results import Failure, Landmarks
+from tl.runtime.shapes import centroid_size
+
+# Shares of the longer side of the box around a picture's true points.
+PCK_THRESHOLDS = (0.01, 0.02, 0.05, 0.1)
+_BOOTSTRAP_ROUNDS = 1000
+
+
+def landmark_metrics(
+    found_xy: NDArray[np.floating],
+    true_xy: NDArray[np.floating],
+    keypoint_names: tuple[str, ...],
+    input_per_photo: NDArray[np.floating] | None = None,
+    mm_per_px: NDArray[np.floating] | None = None,
+) -> dict[str, Any]:
+    """The metrics of `metrics.json` and `tl evaluate --json` for landmarks.
+
+    `found_xy`, `true_xy`: (N, K, 2) in pixels of the photos, the true ones NaN where missing; a missing point counts
+    for nothing. `input_per_photo`: (N, 2), input pixels per photo pixel in x and y; None leaves out what is in input
+    pixels. `mm_per_px`: (N,), NaN where unknown.
+    Returns n pictures and `points`; `error_px`, the mean over points, with its 95% interval ci_low and ci_high
+    (bootstrap over pictures); rmse_px, median_px; in input pixels error_input_px and mse_input_px, the mean squared
+    error of a coordinate; normalised_error, the mean of error over centroid size; extent_error, the mean of error over
+    the extent of a picture's true points, the longer side of the box around them; pck, share of points closer than a
+    share of that extent; centroid_size_error, mean |relative error|; error_mm where a scale is known; and
+    per_keypoint error_px, rmse_px and n. Raises ValueError without any true point.
+    """
+    errors = np.linalg.norm(np.asarray(found_xy, np.float64) - true_xy, axis=2)
+    has = ~np.isnan(errors)
+    relative = errors / _extents(true_xy)[:, None]
+    if not has.any():
+        raise ValueError("no true point to score against")
+    sizes = np.array([centroid_size(points) for points in true_xy])
+    found_sizes = np.array(
+        [centroid_size(np.where(np.isnan(true), np.nan, found)) for found, true in zip(found_xy, true_xy, strict=True)]
+    )
+    low, high = _bootstrap(errors)
+    metrics: dict[str, Any] = {
+        "n": int(has.any(axis=1).sum()),
+        "points": int(has.sum()),
+        "error_px": float(errors[has].mean()),
+        "ci_low": low,
+        "ci_high": high,
+        "rmse_px": float(np.sqrt((errors[has] ** 2).mean())),
+        "median_px": float(np.median(errors[has])),
+        "normalised_error": _mean((errors / np.where(sizes > 0, sizes, np.nan)[:, None])[has]),
+        "centroid_size_error": _mean(np.abs(found_sizes / np.where(sizes > 0, sizes, np.nan) - 1)),
+        "extent_error": _mean(relative),
+        "pck": _pck(relative),
+        "per_keypoint": _per_keypoint(errors, keypoint_names),
+    }
+    if input_per_photo is not None:
+        scaled = (np.asarray(found_xy, np.float64) - true_xy) * input_per_photo[:, None, :]
+        metrics["error_input_px"] = float(np.linalg.norm(scaled, axis=2)[has].mean())
+        metrics["mse_input_px"] = float((scaled[has] ** 2).mean())
+    if mm_per_px is not None and not np.isnan(mm_per_px).all():
+        metrics["error_mm"] = _mean((errors * mm_per_px[:, None])[has])
+    return metrics
+
+
+def _bootstrap(errors: NDArray[np.float64]) -> tuple[float, float]:
+    """95% interval of the mean over points, drawing whole pictures, whose points err together."""
+    rng = np.random.default_rng(0)
+    sums, counts = np.nansum(errors, axis=1), (~np.isnan(errors)).sum(axis=1)
+    means = []
+    for _ in range(_BOOTSTRAP_ROUNDS):
+        drawn = rng.integers(0, len(errors), len(errors))
+        if counts[drawn].sum() > 0:
+            means.append(sums[drawn].sum() / counts[drawn].sum())
+    low, high = np.percentile(means, [2.5, 97.5])
+    return float(low), float(high)
+
+
+def _extents(true_xy: NDArray[np.floating]) -> NDArray[np.float64]:
+    """The longer side of the box around each picture's points (N,), NaN for less than two different ones."""
+    high = np.where(np.isnan(true_xy), -np.inf, true_xy).max(axis=1)
+    low = np.where(np.isnan(true_xy), np.inf, true_xy).min(axis=1)
+    extents = (high - low).max(axis=1)
+    return np.where(extents > 0, extents, np.nan)
+
+
+def _pck(relative: NDArray[np.float64]) -> dict[str, float]:
+    """Percentage of correct keypoints. Source: Yang & Ramanan 2013, with the extent of the points as the measure."""
+    known = relative[~np.isnan(relative)]
+    return {f"{t:g}": float((known < t).mean()) for t in PCK_THRESHOLDS} if len(known) else {}
+
+
+def _per_keypoint(errors: NDArray[np.float64], keypoint_names: tuple[str, ...]) -> dict[str, dict[str, float | None]]:
+    found: dict[str, dict[str, float | None]] = {}
+    for k, name in enumerate(keypoint_names):
+        own = errors[~np.isnan(errors[:, k]), k]
+        found[name] = {
+            "error_px": float(own.mean()) if len(own) else None,
+            "rmse_px": float(np.sqrt((own**2).mean())) if len(own) else None,
+            "n": len(own),
+        }
+    return found
+
+
+def _mean(values: NDArray[np.floating]) -> float | None:
+    known = values[~np.isnan(values)]
+    return float(known.mean()) if len(known) else None
+
+
+COLUMNS = (
+    "model",
+    "merging",
+    "n",
+    "points",
+    "error_px",
+    "ci_low",
+    "ci_high",
+    "rmse_px",
+    "normalised_error",
+    "extent_error",
+)
+
+
+@dataclass(frozen=True)
+class PointEvaluation:
+    """`rows`: metrics of each model and of the merged points. `worst`: pictures by mean error, the largest first."""
+
+    rows: list[dict[str, Any]]
+    failures: list[Failure]
+    worst: list[tuple[str, float]]
+
+
+@dataclass(frozen=True)
+class AnnotatedPictures:
+    """Pictures to score on: their split's name, paths and landmarks, in one order."""
+
+    split: str
+    paths: tuple[str, ...]
+    landmarks: tuple[PictureLandmarks, ...]
+    keypoint_names: tuple[str, ...]
+    remarks: tuple[str, ...]
+
+    def boxes(self, region: Literal["whole", "box", "points"]) -> dict[str, Region] | None:
+        """Path -> what a model of `region` was trained to look at: the drawn box, or the box of the true points."""
+        if region == "whole":
+            return None
+        pairs = zip(self.paths, self.landmarks, strict=True)
+        if region == "box":
+            return {path: picture.box_xywh for path, picture in pairs if picture.box_xywh is not None}
+        return {
+            path: region_of_points(picture.keypoints_xy, 0.0)
+            for path, picture in pairs
+            if not np.isnan(picture.keypoints_xy).all()
+        }
+
+
+def read_split(
+    data: str | os.PathLike[str], asked: str | None, images: str | os.PathLike[str] | None = None
+) -> AnnotatedPictures:
+    """The asked split of a landmark file, or test, else val, else everything. `images`: as for `picture_finder`.
+
+    Raises `DataError`.
+    """
+    landmarks = read_landmarks(data, images)
+    find = picture_finder(data, images)
+    present = [split for split in SPLITS if any(picture.split == split for picture in landmarks.pictures)]
+    name = asked or next((split for split in ("test", "val", "train") if split in present), "all")
+    chosen = [picture for picture in landmarks.pictures if name == "all" or picture.split == name]
+    if not chosen:
+        raise DataError(f"{data}: has no '{name}' split (found: {', '.join(present) or 'none'}); --split all takes all")
+    if all(np.isnan(picture.keypoints_xy).all() for picture in chosen):
+        raise DataError(f"{data}: no picture of split '{name}' has a point to score against")
+    paths = tuple(find(picture.name) for picture in chosen)
+    return AnnotatedPictures(name, paths, tuple(chosen), landmarks.keypoint_names, landmarks.remarks)
+
+
+def evaluate_points(
+    predictor: Predictor[Landmarks], pictures: AnnotatedPictures, progress: Progress
+) -> PointEvaluation:
+    """Predict every picture once and score what can be read.
+
+    Raises `DataError` for points that the model does not know, or if no picture can be read.
+    """
+    order = _order(predictor.keypoint_names, pictures.keypoint_names)
+    progress.start("evaluating", len(pictures.paths), "pictures")
+    found: list[Landmarks] = []
+    true: list[PictureLandmarks] = []
+    failures: list[Failure] = []
+    for result, landmarks in zip(predictor.predict_iter(pictures.paths), pictures.landmarks, strict=True):
+        progress.advance()
+        if isinstance(result, Failure):
+            failures.append(result)
+        else:
+            found.append(result)
+            true.append(landmarks)
+    if not found:
+        raise DataError(f"none of the {len(pictures.paths)} pictures can be read, first: {failures[0].error}")
+    true_xy = np.stack([picture.keypoints_xy[order] for picture in true])
+    scales = np.array([result.input_per_photo for result in found])  # (N, M, 2)
+    shared = scales[:, 0] if (scales == scales[:, :1]).all() else None
+    mm_per_px = np.array([np.nan if p.mm_per_px is None else p.mm_per_px for p in true])
+
+    def row(
+        model: str, merging: str, points: NDArray[np.float64], scale: NDArray[np.float64] | None = shared
+    ) -> dict[str, Any]:
+        scores = landmark_metrics(points, true_xy, predictor.keypoint_names, scale, mm_per_px)
+        return {"model": model, "merging": merging, **scores}
+
+    merged = np.stack([result.keypoints_xy for result in found])
+    rows = []
+    if predictor.with_votes:
+        members = np.stack([result.members_xy for result in found if result.members_xy is not None])
+        rows = [row(name, "", members[:, m], scales[:, m]) for m, name in enumerate(predictor.member_names)]
+        settings = predictor.ensemble.key
+        rules: tuple[Merging, ...] = ("mean", "median")
+        for rule in rules:
+            rows.append(row("ensemble", rule, merge_points(members, rule, settings["weights"]).keypoints_xy))
+        if settings["merging"] not in rules:
+            rows.append(row("ensemble", settings["merging"], merged))
+    else:
+        rows.append(row(predictor.member_names[0], "", merged))
+    return PointEvaluation(rows, failures, _worst(found, true_xy, merged))
+
+
+def _order(wanted: Sequence[str], given: Sequence[str]) -> list[int]:
+    if lacking := [name for name in wanted if name not in given]:
+        raise DataError(
+            f"the annotations have no point '{lacking[0]}', which the model finds (found: {', '.join(given)})"
+        )
+    return [list(given).index(name) for name in wanted]
+
+
+def _worst(
+    found: Sequence[Landmarks], true_xy: NDArray[np.float64], merged: NDArray[np.float64]
+) -> list[tuple[str, float]]:
+    errors = np.linalg.norm(merged - true_xy, axis=2)
+    has = ~np.isnan(errors).all(axis=1)
+    means = [(found[n].path, float(np.nanmean(errors[n]))) for n in np.flatnonzero(has).tolist()]
+    return sorted(means, key=lambda pair: -pair[1])

@@ -1,0 +1,229 @@
+"""The unknown score as a torch module, for a network's graph.
+
+Knows what `unknown` fits. Does not fit.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from tl.errors import ConfigError
+from tl.evaluation.calibration import MAX_KNOWN, SHORTEST, Known, UnknownFit, class_ids_of, conformal_of, fit_unknown
+from tl.exporter.parity import spread
+from tl.progress import Progress
+from tl.runtime.contract import (
+    Conformal,
+    LandmarkFacts,
+    Provenance,
+    UnknownFacts,
+)
+from tl.runtime.recipe import JpegScale, Recipe, build_recipe
+from tl.trainer.config import TrainConfig
+from tl.trainer.features.run_embeddings import embed_pictures
+from tl.trainer.landmarks.data import reference_shape
+from tl.trainer.landmarks.network import deployed, load_landmark_network
+from tl.trainer.models.backbones import build_classifier, find_backbone_info, torchvision_weights
+from tl.trainer.models.build import load_network
+from tl.trainer.models.network import Deployed, DeployedClassifier, Network, Normalise, has_cam
+from tl.trainer.models.weight_files import find_weights
+from tl.trainer.models.weights import load_into, read_weights
+from tl.trainer.run_folder.run import NetworkCard, Run, library_versions
+
+
+class UnknownScore(nn.Module):
+    """Embeddings (N, D) -> distance of each to the nearest class's mean, (N,), as `UnknownFit.scores`."""
+
+    mean: Tensor
+    whitening: Tensor
+    class_means: Tensor
+
+    def __init__(self, fit: UnknownFit) -> None:
+        super().__init__()
+        for name, values in vars(fit).items():
+            self.register_buffer(name, torch.from_numpy(values))
+
+    def forward(self, embedding: Tensor) -> Tensor:
+        """(N, D) -> (N,)."""
+        unit = nn.functional.normalize(embedding, dim=1, eps=SHORTEST)
+        place = (unit - self.mean) @ self.whitening
+        squares = (place[:, None] - self.class_means[None]).square().mean(dim=2)
+        return squares.min(dim=1).values.sqrt()
+
+
+def measure_conformal(run: Run, class_names: Sequence[str]) -> Conformal | None:
+    """Scores of the true classes, from `predictions_val.csv`; of a thousand pictures drawn where there are more."""
+    rows = run.rows("predictions_val.csv")
+    if not rows:
+        return None
+    probabilities = np.array([[row[f"p:{name}"] for name in class_names] for row in rows], np.float32)
+    true_ids = class_ids_of([row["true_label"] for row in rows], class_names)
+    return conformal_of(probabilities, true_ids, "validation split")
+
+
+def measure_unknown(
+    run: Run, network: Network, recipe: Recipe, class_names: Sequence[str], progress: Progress, false_alarm: float
+) -> tuple[UnknownFit, UnknownFacts] | None:
+    """Fit the score to training pictures that are still there, None (and said so) where they are too few.
+
+    `false_alarm`: share of validation pictures that may lie above its limit.
+    """
+    train, val = (
+        embed_pictures(run, network, recipe, spread(run.pictures(split), MAX_KNOWN), progress)
+        for split in ("train", "val")
+    )
+    if not train.pictures or not val.pictures:
+        progress.say("no unknown score: the run's training or validation pictures are gone")
+        return None
+    labels = class_ids_of([picture.label for picture in train.pictures], class_names)
+    found = fit_unknown(Known(train.embeddings, labels, val.embeddings), len(class_names), false_alarm)
+    if found is None:
+        progress.say("no unknown score: too few pictures of a class, or an embedding too large or too alike to measure")
+    return found
+
+
+_LIBRARIES = ("torch", "torchvision", "onnx", "onnxscript", "onnxruntime", "onnxruntime-gpu", "pillow", "simplejpeg")
+
+
+@dataclass(frozen=True)
+class Subject:
+    """What is to be exported, before anything is proven. `outputs` name the module's outputs, the deciding one first.
+
+    `claimed`: picture path -> what its training reported, probabilities (C,) or points (K, 2) in pixels of the photo.
+    `landmarks` is None for a classifier; `conformal` and `unknown` where nothing was held out to measure them.
+    """
+
+    module: nn.Module
+    outputs: tuple[str, ...]
+    names: tuple[str, ...]
+    recipe: Recipe
+    provenance: Provenance
+    temperature: float = 1.0
+    claimed: Mapping[str, Any] = field(default_factory=dict)
+    landmarks: LandmarkFacts | None = None
+    conformal: Conformal | None = None
+    unknown: UnknownFacts | None = None
+
+
+@dataclass(frozen=True)
+class Further:
+    """What a classifier's file holds beside its probabilities and embedding.
+
+    `unknown`: how unlike its training pictures a picture is, which takes a look at all of them. `false_alarm` in (0,
+    1): share of the validation pictures that its limit may call unknown. `cam`: class activation maps.
+    """
+
+    unknown: bool = True
+    false_alarm: float = 0.05
+    cam: bool = False
+
+
+USUAL = Further()
+
+
+def class_subject(run: Run, progress: Progress, further: Further) -> Subject:
+    """A run's best classifier. Raises `ConfigError` or `RunError`."""
+    network, card, config = load_network(run)
+    if further.cam and not has_cam(network):
+        raise ConfigError(
+            f"class activation maps need a linear head on globally averaged features, and this run has head "
+            f"{config.head} with pooling {config.pooling} on {config.backbone}; tl predict --explain covers parts of "
+            "pictures instead, with any file"
+        )
+    measured = None
+    if further.unknown:
+        measured = measure_unknown(run, network, card.recipe, card.class_names, progress, further.false_alarm)
+    score = UnknownScore(measured[0]) if measured else None
+    module = Deployed(network, card.temperature, unknown=score, with_cam=further.cam)
+    return Subject(
+        module=module,
+        outputs=module.outputs,
+        names=card.class_names,
+        recipe=card.recipe,
+        provenance=_run_provenance(run, config, card),
+        temperature=card.temperature,
+        claimed=run.val_predictions(card.class_names),
+        conformal=measure_conformal(run, card.class_names),
+        unknown=measured[1] if measured else None,
+    )
+
+
+def landmark_subject(run: Run) -> Subject:
+    """A run's best landmark network. Raises `RunError`."""
+    network, card, config = load_landmark_network(run)
+    module, outputs = deployed(network)
+    annotations = run.load_landmarks("annotations.json")
+    mean, limit = reference_shape([p.keypoints_xy for p in annotations.pictures if p.split == "train"])
+    facts = LandmarkFacts(
+        flip_pairs=annotations.flip_pairs,
+        skeleton=annotations.skeleton,
+        mean_shape=None if mean is None else tuple((float(x), float(y)) for x, y in mean),
+        shape_limit=limit,
+        region=config.crop,
+        region_margin=0.0 if config.crop == "whole" else config.crop_margin,
+    )
+    claimed = run.val_points()
+    provenance = _run_provenance(run, config, card)
+    return Subject(module, outputs, card.keypoint_names, card.recipe, provenance, 1.0, claimed, facts)
+
+
+def _run_provenance(run: Run, config: TrainConfig, card: NetworkCard) -> Provenance:
+    return Provenance(
+        backbone=config.backbone,
+        weights=card.weights,
+        method=config.method,
+        config=_public_config(config),
+        data_hash=run.data_hash(),
+        val_metrics=run.load_val_metrics(),
+        versions=library_versions(_LIBRARIES),
+        created=datetime.now(UTC).isoformat(timespec="seconds"),
+    )
+
+
+def pretrained_subject(backbone: str, weights: str, jpeg_scale: JpegScale, progress: Progress) -> Subject:
+    """A torchvision model with its own ImageNet head, preprocessing as torchvision's weights of the same content.
+
+    Raises `ConfigError` or `WeightsError`.
+    """
+    found = find_weights(find_backbone_info(backbone), weights)
+    if found is None:
+        raise ConfigError("--pretrained without weights would export random numbers: give --weights")
+    entry = torchvision_weights(backbone, found.sha256)
+    info = find_backbone_info(backbone, found.sha256)
+    progress.say(f"preprocessing and class names of torchvision's {entry}")
+    classifier = build_classifier(backbone)
+    load_into(classifier, read_weights(found, backbone))
+    size = (info.image_size, info.image_size)
+    recipe = build_recipe(
+        size, "short_side", short_side=info.short_side, interpolation=info.interpolation, jpeg_scale=jpeg_scale
+    )
+    provenance = Provenance(
+        backbone=backbone,
+        weights=found.description,
+        method="pretrained",
+        config={},
+        data_hash="",
+        val_metrics={},
+        versions=library_versions(_LIBRARIES),
+        created=datetime.now(UTC).isoformat(timespec="seconds"),
+    )
+    module = DeployedClassifier(Normalise(info.mean, info.std), classifier)
+    class_names = tuple(entry.meta["categories"])
+    return Subject(module, ("probabilities",), class_names, recipe, provenance)
+
+
+def _public_config(config: TrainConfig) -> dict[str, Any]:
+    """The options without paths, which are nobody else's business; file names of weights and pipelines stay."""
+    plain = {name: list(value) if isinstance(value, tuple) else value for name, value in vars(config).items()}
+    plain["data"] = Path(config.data).name
+    del plain["out"]
+    for name in ("weights", "augment", "images"):
+        plain[name] = None if plain[name] is None else Path(str(plain[name])).name
+    return plain

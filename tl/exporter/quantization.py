@@ -1,0 +1,258 @@
+"""Biases that make up for what rounding weights to int8 shifts on average.
+
+Each output channel of a rounded convolution is off by the rounding errors times its inputs. The mean of that is known
+from a few pictures, and taking it off the bias costs nothing when the file runs; on SqueezeNet it halves the labels
+that change.
+Knows graphs and sessions. Does not round weights itself, but knows the converter's rule (`_rounding_errors`).
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from contextlib import redirect_stdout
+from dataclasses import dataclass
+from io import StringIO
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+import numpy as np
+import onnx
+import onnx_ir
+from numpy.typing import NDArray
+from onnx import TensorProto, helper, numpy_helper
+from onnx_ir.passes import common as passes
+
+from tl.errors import PrecisionError
+from tl.runtime.session import INPUT_NAME, Session
+from tl.trainer.models.onnx_graph import IR_VERSION
+
+_BATCH = 4
+
+
+def correct_biases(model: onnx.ModelProto, images: NDArray[np.uint8], kept: set[str], folder: Path) -> None:
+    """Change in place the biases of all convolutions but those named in `kept`, which stay in float.
+
+    `images`: uint8 (N, H, W, 3). `folder`: where a temporary graph may be written.
+    Source: Nagel, van Baalen, Blankevoort, Welling 2019, section 4.2.
+    """
+    tensors = {tensor.name: tensor for tensor in model.graph.initializer}
+    uses = Counter(name for node in model.graph.node for name in node.input)
+    nodes = [
+        node
+        for node in model.graph.node
+        if node.op_type == "Conv"
+        and node.name not in kept
+        and len(node.input) == 3
+        and all(name in tensors and uses[name] == 1 for name in node.input[1:])  # a shared one cannot suit both
+    ]
+    means = _channel_means(model, list(dict.fromkeys(node.input[0] for node in nodes)), images, folder)
+    for node in nodes:
+        errors = _rounding_errors(numpy_helper.to_array(tensors[node.input[1]]))
+        bias = numpy_helper.to_array(tensors[node.input[2]])
+        corrected = (bias - _shift(errors, means[node.input[0]])).astype(np.float32)
+        tensors[node.input[2]].CopyFrom(numpy_helper.from_array(corrected, node.input[2]))
+
+
+def _shift(errors: NDArray[np.float64], means: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Mean shift (O,) of each output channel, for errors (O, I, ...) and input channels' means (groups * I,)."""
+    summed = errors.reshape(*errors.shape[:2], -1).sum(axis=2)
+    groups = len(means) // summed.shape[1]
+    by_group = summed.reshape(groups, -1, summed.shape[1])
+    shift: NDArray[np.float64] = np.einsum("goi,gi->go", by_group, means.reshape(groups, -1)).ravel()
+    return shift
+
+
+def _rounding_errors(weights: NDArray[np.float32]) -> NDArray[np.float64]:
+    """Rounded minus given weights (O, I, ...): a scale for each output channel, symmetric, -127 to 127."""
+    wide = weights.astype(np.float64)
+    largest = np.abs(wide).reshape(len(wide), -1).max(axis=1)
+    scales = np.where(largest > 0, largest / 127, 1.0).reshape(-1, *[1] * (wide.ndim - 1))
+    errors: NDArray[np.float64] = np.rint(wide / scales) * scales - wide
+    return errors
+
+
+def _channel_means(
+    model: onnx.ModelProto, names: list[str], images: NDArray[np.uint8], folder: Path
+) -> dict[str, NDArray[np.float64]]:
+    """The mean of each channel (C,) of the named tensors (N, C, h, w), over pictures and places."""
+    if not names:
+        return {}
+    probe = onnx.ModelProto()
+    probe.CopyFrom(model)
+    probe.graph.initializer.append(numpy_helper.from_array(np.array([0, 2, 3], np.int64), "tl_axes"))
+    outputs = {f"tl_mean_{number}": name for number, name in enumerate(names)}
+    for output, name in outputs.items():
+        probe.graph.node.append(helper.make_node("ReduceMean", [name, "tl_axes"], [output], keepdims=0))
+        probe.graph.output.append(helper.make_tensor_value_info(output, TensorProto.FLOAT, [None]))
+    path = folder / "probe.onnx"
+    onnx.save(probe, path)
+    session = Session(path, device="cpu", require_contract=False)
+    sums = {name: np.zeros(1) for name in names}
+    for start in range(0, len(images), _BATCH):
+        batch = images[start : start + _BATCH]
+        for name, mean in zip(names, session.run(batch, list(outputs)), strict=True):
+            sums[name] = sums[name] + mean.astype(np.float64) * len(batch)
+    return {name: total / len(images) for name, total in sums.items()}
+
+
+_WEIGHTED = frozenset(("Conv", "Gemm", "MatMul"))
+# What onnxruntime computes in int8 between those without converting back. Normalisation and softmax lose too much.
+_INT8_OPERATORS = (
+    *("Conv", "Gemm", "MatMul", "Add", "Mul", "Relu", "LeakyRelu", "Clip", "Sigmoid"),
+    *("MaxPool", "AveragePool", "GlobalAveragePool", "Concat", "Pad", "Resize", "Split"),
+    *("Reshape", "Flatten", "Transpose", "Squeeze", "Unsqueeze"),
+)
+# Pictures a run while ranges are measured: histograms keep every intermediate result of one run in memory.
+_CALIBRATION_BATCH = 4
+
+
+@dataclass(frozen=True)
+class Way:
+    """One way to choose int8 ranges. `text` is for people, `method` and `options` are onnxruntime.quantization's words.
+
+    `float_share`: of the layers with weights, counted from the input, that stay in float beside the first and last.
+    """
+
+    text: str
+    method: str
+    options: dict[str, Any]
+    float_share: float = 0.0
+
+
+_CUT_TAILS = {"CalibPercentile": 99.999}
+# In the order in which they are tried: the more stays in float, the closer to fp32 and, mostly, the slower.
+INT8_WAYS = (
+    Way("int8, min-max ranges, corrected biases, first and last layer in float", "MinMax", {}),
+    Way(
+        "int8, 99.999% ranges, corrected biases, first quarter and last layer in float", "Percentile", _CUT_TAILS, 0.25
+    ),
+    Way("int8, 99.999% ranges, corrected biases, first half and last layer in float", "Percentile", _CUT_TAILS, 0.5),
+)
+
+
+def to_fp16(model: onnx.ModelProto) -> onnx.ModelProto:
+    """Half precision inside; `images` stay uint8, outputs float32, and the last layer and what follows compute in fp32.
+
+    Raises `PrecisionError` where the converter's result is no valid model.
+    """
+    from onnxruntime.transformers.float16 import convert_float_to_float16
+
+    copy = _named(model)
+    _, last = _edge_nodes(copy.graph)
+    half = convert_float_to_float16(copy, keep_io_types=True, node_block_list=sorted(last))
+    return _clean(half)
+
+
+def to_int8(model: onnx.ModelProto, images: NDArray[np.uint8], way: Way) -> onnx.ModelProto:
+    """Eight bits inside, by the ranges that `images`, uint8 (N, H, W, 3), give. Raises as `to_fp16`."""
+    from onnxruntime.quantization import QuantFormat, QuantType, quant_pre_process, quantize_static
+    from onnxruntime.quantization.calibrate import CalibrationMethod
+
+    with TemporaryDirectory(prefix="tl-") as folder, redirect_stdout(StringIO()):  # the calibrators print
+        given, prepared, result = (Path(folder) / f"{name}.onnx" for name in ("given", "prepared", "int8"))
+        onnx.save(model, given)
+        quant_pre_process(str(given), str(prepared), skip_symbolic_shape=True)  # shapes, folded constants
+        plain = _named(onnx.load(prepared))
+        first, last = _edge_nodes(plain.graph)
+        kept = first | last | _early_nodes(plain.graph, way.float_share)
+        correct_biases(plain, images, kept, Path(folder))
+        onnx.save(plain, prepared)
+        quantize_static(
+            str(prepared),
+            str(result),
+            _Batches(images),
+            quant_format=QuantFormat.QDQ,
+            op_types_to_quantize=list(_INT8_OPERATORS),
+            per_channel=True,
+            activation_type=QuantType.QUInt8,
+            weight_type=QuantType.QInt8,
+            nodes_to_exclude=sorted(kept),
+            calibrate_method=CalibrationMethod[way.method],
+            extra_options={"CalibStridedMinMax": 1, **way.options},  # one batch at a time, to spare memory
+        )
+        return _clean(onnx.load(result))
+
+
+class _Batches:
+    """Calibration pictures as onnxruntime.quantization asks for them: a list of batches of which a part is read."""
+
+    def __init__(self, images: NDArray[np.uint8]) -> None:
+        self._batches = [images[i : i + _CALIBRATION_BATCH] for i in range(0, len(images), _CALIBRATION_BATCH)]
+        self._left: Iterator[NDArray[np.uint8]] = iter(())
+
+    def __len__(self) -> int:
+        return len(self._batches)
+
+    def set_range(self, start_index: int, end_index: int) -> None:
+        """Which batches come next."""
+        self._left = iter(self._batches[start_index:end_index])
+
+    def get_next(self) -> dict[str, NDArray[np.uint8]] | None:
+        """The next batch, None after the last."""
+        batch = next(self._left, None)
+        return None if batch is None else {INPUT_NAME: batch}
+
+
+def _named(model: onnx.ModelProto) -> onnx.ModelProto:
+    """A copy in which every node has a name, by which it can be left out."""
+    copy = onnx.ModelProto()
+    copy.CopyFrom(model)
+    for number, node in enumerate(copy.graph.node):
+        node.name = node.name or f"unnamed_{number}"
+    return copy
+
+
+def _edge_nodes(graph: onnx.GraphProto) -> tuple[set[str], set[str]]:
+    """Names of the layers with weights that come before all others, and of those that come after all others, with
+    whatever follows these.
+    """
+    nodes, layers = list(graph.node), set(_layers(graph))
+    behind = _derived(nodes, layers)
+    first = {node.name for node in nodes if node.name in layers and behind.isdisjoint(node.input)}
+    ahead = _derived([onnx.NodeProto(name=n.name, input=n.output, output=n.input) for n in reversed(nodes)], layers)
+    last = {node.name for node in nodes if node.name in layers and ahead.isdisjoint(node.output)}
+    after = _derived(nodes, last)
+    return first, last | {node.name for node in nodes if not after.isdisjoint(node.input)}
+
+
+def _early_nodes(graph: onnx.GraphProto, share: float) -> set[str]:
+    """Names of all nodes before the layer with weights at which `share` of them are passed."""
+    layers = _layers(graph)
+    names = [node.name for node in graph.node]
+    return set(names[: names.index(layers[int(share * len(layers))])]) if layers else set()
+
+
+def _layers(graph: onnx.GraphProto) -> list[str]:
+    """Names of the layers with weights, in the order of the computation."""
+    weights = {tensor.name for tensor in graph.initializer}
+    return [node.name for node in graph.node if node.op_type in _WEIGHTED and weights.intersection(node.input)]
+
+
+def _derived(nodes: Sequence[onnx.NodeProto], begin: set[str]) -> set[str]:
+    """The tensors that depend on the nodes named in `begin`; `nodes` stand in the order of the computation."""
+    tensors: set[str] = set()
+    for node in nodes:
+        if node.name in begin or not tensors.isdisjoint(node.input):
+            tensors.update(node.output)
+    return tensors - {""}
+
+
+def _clean(model: onnx.ModelProto) -> onnx.ModelProto:
+    """In order, as this toolkit writes its graphs, and without what the converter says of itself."""
+    graph = onnx_ir.from_proto(model)
+    passes.TopologicalSortPass()(graph)
+    passes.RemoveUnusedNodesPass()(graph)
+    passes.RemoveUnusedOpsetsPass()(graph)
+    passes.ClearMetadataAndDocStringPass()(graph)
+    graph.metadata_props.clear()
+    graph.ir_version = IR_VERSION
+    clean = onnx_ir.to_proto(graph)
+    clean.graph.ClearField("value_info")  # the converters leave the types of before
+    try:
+        onnx.checker.check_model(clean)
+    except onnx.checker.ValidationError as error:
+        reason = str(error).splitlines()[0]
+        raise PrecisionError(f"this network cannot be converted: {reason}; keep --precision fp32") from error
+    return clean

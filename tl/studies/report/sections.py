@@ -1,0 +1,229 @@
+"""What a report shows of a landmark finder: the error of each point, and the pictures where it is largest.
+
+Knows true and found points. Does not know HTML.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Sequence
+
+import numpy as np
+
+from tl.evaluation.metrics import ECE_BINS
+from tl.studies.report.charts import bar_chart, histogram, reliability_chart
+from tl.studies.report.neighbors import open_neighbours
+from tl.studies.report.page import Card, Chart, Gallery, Matrix, Note, Section, Table
+from tl.studies.report.run_files import FinishedRun, Found, Judged, read_found, read_judged
+from tl.studies.report.thumbnails import Marks, Thumbnail, thumbnail
+
+_SIDE, _WORST = 420, 12
+
+
+def point_figures(finished: FinishedRun) -> list[tuple[str, str]]:
+    """The numbers on top."""
+    s = finished.scores
+    figures = [("mean error (95%)", f"{s['error_px']:.2f} px ({s['ci_low']:.2f} to {s['ci_high']:.2f})")]
+    if s.get("extent_error") is not None:
+        figures.append(("of the points' extent", f"{s['extent_error']:.2%}"))
+    if s.get("error_mm") is not None:
+        figures.append(("in millimetres", f"{s['error_mm']:.3g}"))
+    figures += [("of the input", f"{s['error_input_px']:.2f} px"), ("middle error", f"{s['median_px']:.2f} px")]
+    return [*figures, ("pictures", str(s["n"])), ("points", str(len(finished.card.keypoint_names)))]
+
+
+def point_sections(finished: FinishedRun) -> list[Section]:
+    """Raises `RunError`."""
+    found = read_found(finished)
+    return [_points(finished), _spread(finished, found), _worst(finished, found)]
+
+
+def _points(finished: FinishedRun) -> Section:
+    scores = finished.scores["per_keypoint"]
+    known = {name: row for name, row in scores.items() if row["error_px"] is not None}
+    chart = bar_chart("Error of each point", "mean error, px", list(known), [row["error_px"] for row in known.values()])
+    rows = [(name, row["n"], row["error_px"], row["rmse_px"]) for name, row in scores.items()]
+    return Section("Points", [Chart(chart), Table(("point", "pictures", "mean error, px", "RMSE, px"), rows)])
+
+
+def _spread(finished: FinishedRun, found: Sequence[Found]) -> Section:
+    errors = np.concatenate([each.errors for each in found])
+    chart = histogram("Errors of all points", "error, px", errors[~np.isnan(errors)].tolist())
+    pck = [(f"{float(share):.0%} of the extent", value) for share, value in finished.scores["pck"].items()]
+    return Section(
+        "Errors",
+        [
+            Chart(chart),
+            Note("Share of points that are found closer than a part of the extent of the picture's points (PCK):"),
+            Table(("closer than", "share of points"), pck),
+        ],
+    )
+
+
+def _worst(finished: FinishedRun, found: Sequence[Found]) -> Section:
+    names = finished.card.keypoint_names
+    known = [each for each in found if not np.isnan(each.errors).all()]
+    worst = sorted(known, key=lambda each: -float(np.nanmean(each.errors)))[:_WORST]
+    cards = []
+    for each in worst:
+        k = int(np.nanargmax(each.errors))
+        lines = [
+            each.name,
+            f"mean error {np.nanmean(each.errors):.1f} px",
+            f"most: {names[k]}, {each.errors[k]:.1f} px",
+        ]
+        picture = thumbnail(each.path, finished.card.recipe, _SIDE, Marks(each.true_xy, each.found_xy))
+        cards.append(Card(picture, lines))
+    note = f"{len(worst)} of {len(found)} pictures. Circles: annotated. Crosses: found."
+    return Section("Worst pictures", [Gallery(cards, note)])
+
+
+_SIDE, _SMALL = 144, 44
+_WRONG, _UNSURE, _RIGHT_IN_CELL, _WRONG_IN_CELL, _IN_ALL_CELLS = 60, 24, 3, 12, 240
+_SURE = 0.9
+_MOST_CLASSES = 60  # a larger matrix would be a wall of numbers
+
+
+def class_figures(finished: FinishedRun) -> list[tuple[str, str]]:
+    """The numbers on top."""
+    s = finished.scores
+    accuracy = f"{s['top1_accuracy']:.1%} ({s['ci_low']:.1%} to {s['ci_high']:.1%})"
+    return [
+        ("top-1 accuracy (95%)", accuracy),
+        ("macro F1", f"{s['macro_f1']:.3f}"),
+        ("calibration error", f"{s['ece']:.3f}"),
+        ("pictures", str(s["n"])),
+        ("classes", str(len(finished.card.class_names))),
+    ]
+
+
+def class_sections(finished: FinishedRun) -> list[Section]:
+    """Raises `RunError`."""
+    judged = read_judged(finished)
+    shower = _Shower(finished)
+    return [
+        _confusion(finished, judged, shower),
+        _classes(finished),
+        _reliability(finished, judged),
+        _wrong(judged, shower),
+        _unsure(judged, shower),
+    ]
+
+
+class _Shower:
+    """Judged pictures -> cards, each thumbnail made once."""
+
+    def __init__(self, finished: FinishedRun) -> None:
+        self._names, self._recipe = finished.card.class_names, finished.card.recipe
+        self._find_nearest = open_neighbours(finished)
+        self._made: dict[tuple[str, int], Thumbnail | None] = {}
+
+    @property
+    def knows_neighbours(self) -> bool:
+        return self._find_nearest is not None
+
+    def card(self, judged: Judged, badge: str = "", *, with_neighbours: bool = False) -> Card:
+        order = np.argsort(-judged.probabilities, kind="stable")[:3]
+        guesses = ", ".join(f"{self._names[i]} {judged.probabilities[i]:.0%}" for i in order)
+        lines = [judged.name, f"true: {self._names[judged.true_id]}", guesses]
+        beside = self._beside(judged.path) if with_neighbours else []
+        return Card(self._picture(judged.path, _SIDE), lines, badge, beside)
+
+    def _beside(self, path: str) -> list[tuple[Thumbnail, str]]:
+        nearest = self._find_nearest(path) if self._find_nearest else []
+        shown = [(self._picture(each.path, _SMALL), f"{each.label}, likeness {each.likeness:.2f}") for each in nearest]
+        return [(picture, name) for picture, name in shown if picture is not None]
+
+    def _picture(self, path: str, side: int) -> Thumbnail | None:
+        if (path, side) not in self._made:
+            self._made[path, side] = thumbnail(path, self._recipe, side)
+        return self._made[path, side]
+
+
+def _confusion(finished: FinishedRun, judged: Sequence[Judged], shower: _Shower) -> Section:
+    names, counts = finished.card.class_names, finished.scores["confusion"]
+    if len(names) > _MOST_CLASSES:
+        pairs = [
+            (counts[i][j], names[i], names[j])
+            for i in range(len(names))
+            for j in range(len(names))
+            if i != j and counts[i][j]
+        ]
+        rows = [(true, decided, count) for count, true, decided in sorted(pairs, reverse=True)[:100]]
+        return Section("Confusion", [Table(("true", "decided", "pictures"), rows)])
+    cells: dict[tuple[int, int], list[Judged]] = defaultdict(list)
+    for each in sorted(judged, key=lambda each: -each.confidence):
+        cells[each.true_id, each.label_id].append(each)
+    shown: dict[tuple[int, int], list[Card]] = {}
+    left = _IN_ALL_CELLS
+    # Confusions first, the frequent ones before the others; what is right only fills what is left.
+    for place in sorted(cells, key=lambda place: (place[0] == place[1], -len(cells[place]), place)):
+        most = _RIGHT_IN_CELL if place[0] == place[1] else _WRONG_IN_CELL
+        shown[place] = [shower.card(each) for each in cells[place][: min(most, left)]]
+        left -= len(shown[place])
+    return Section("Confusion", [Matrix(names, counts, shown)])
+
+
+def _classes(finished: FinishedRun) -> Section:
+    rows = [
+        (name, row["n"], row["precision"], row["recall"], row["f1"])
+        for name, row in finished.scores["per_class"].items()
+    ]
+    return Section("Classes", [Table(("class", "pictures", "precision", "recall", "F1"), rows)])
+
+
+def _reliability(finished: FinishedRun, judged: Sequence[Judged]) -> Section:
+    sure = np.array([each.confidence for each in judged])
+    right = np.array([each.label_id == each.true_id for each in judged])
+    bins = np.minimum((sure * ECE_BINS).astype(int), ECE_BINS - 1)
+    filled = [b for b in range(ECE_BINS) if (bins == b).any()]
+    chart = reliability_chart(
+        "Reliability",
+        [float(sure[bins == b].mean()) for b in filled],
+        [float(right[bins == b].mean()) for b in filled],
+        [int((bins == b).sum()) for b in filled],
+    )
+    s = finished.scores
+    note = (
+        f"Expected calibration error {s['ece']:.3f}; {s['ece_uncalibrated']:.3f} before the temperature of "
+        f"{finished.metrics['temperature']:.2f}, which was fitted on validation data."
+    )
+    return Section("Confidence", [Chart(chart), Note(note)])
+
+
+def _wrong(judged: Sequence[Judged], shower: _Shower) -> Section:
+    wrong = sorted((each for each in judged if each.label_id != each.true_id), key=lambda each: -each.confidence)
+    if not wrong:
+        return Section("Misclassified", [Note("None.")])
+    usual = _usual_confidence(judged)
+    doubted = {each.path for each in wrong if each.confidence >= max(_SURE, usual.get(each.label_id, 1.0))}
+    cards = [
+        shower.card(each, "label?" if each.path in doubted else "", with_neighbours=True) for each in wrong[:_WRONG]
+    ]
+    note = f"{len(wrong)} of {len(judged)} pictures, the most confident first{_more(len(wrong), _WRONG)}."
+    if doubted:
+        note += (
+            f" {len(doubted)} are marked 'label?': the model is {_SURE:.0%} sure or more, and at least as sure as it "
+            "usually is of that class, so that the label may be wrong."
+        )
+    if shower.knows_neighbours:
+        note += " Below each: the training pictures that the backbone, before training, finds most like it."
+    return Section("Misclassified", [Gallery(cards, note)])
+
+
+def _unsure(judged: Sequence[Judged], shower: _Shower) -> Section:
+    unsure = sorted(judged, key=lambda each: each.margin)[:_UNSURE]
+    note = "The first two classes are nearest to each other here."
+    return Section("Most uncertain", [Gallery([shower.card(each) for each in unsure], note)])
+
+
+def _usual_confidence(judged: Sequence[Judged]) -> dict[int, float]:
+    """Class -> mean confidence in it over its own pictures. Source: Northcutt et al. 2021, "Confident Learning"."""
+    own: dict[int, list[float]] = defaultdict(list)
+    for each in judged:
+        own[each.true_id].append(float(each.probabilities[each.true_id]))
+    return {class_id: float(np.mean(values)) for class_id, values in own.items()}
+
+
+def _more(count: int, shown: int) -> str:
+    return f"; {shown} are shown" if count > shown else ""

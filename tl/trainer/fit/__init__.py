@@ -1,0 +1,1 @@
+"""Training a network by steps: batches, augmentation, optimizers, the loop."""

@@ -1,0 +1,171 @@
+"""Training on pictures through a whole network: from scratch, fine-tuning, or a head below changing augmentation.
+
+Knows networks, batches and processes. Does not read data sets or write metrics.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from functools import partial
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from tl.data.images import PictureStore
+from tl.errors import ConfigError
+from tl.progress import Progress
+from tl.trainer.config import TrainConfig
+from tl.trainer.fit.batches import LabelledItems, PictureBatches, iter_inputs
+from tl.trainer.fit.distributed import Ranks, share_batch_norm
+from tl.trainer.fit.loop import Figures, best_epoch, fit
+from tl.trainer.fit.machine import Machine, build_machine
+from tl.trainer.fit.trainables import build_trainee, fit_options, settle_lr, validate
+from tl.trainer.heads.solvers import LinearHead
+from tl.trainer.heads.training import solve_linear
+from tl.trainer.models.build import build_network
+from tl.trainer.models.network import Network, OnFeatures
+from tl.trainer.models.weights import read_weights
+from tl.trainer.options import settled
+from tl.trainer.run_folder.checkpoints import RunCheckpoints
+from tl.trainer.run_folder.run import Run
+from tl.trainer.task import Outcome, Task, Training, network_card
+
+_EVAL_BATCH = 32
+# Enough to measure a mean and a spread by.
+_STANDARDISE_ON = 256
+
+
+def prepare_picture_training(task: Task, ranks: Ranks) -> Training:
+    """Build the network of a task, so that faults of options and weights show before any long work.
+
+    Raises `DeviceError`, `ConfigError` or `WeightsError`.
+    """
+    config = task.config
+    machine = build_own_machine(config, ranks)
+    weights = read_weights(task.weights, config.backbone) if task.weights else None
+    network = build_network(config, task.info, len(task.class_names), weights).to(machine.device)
+    share_batch_norm(network, ranks)
+    return partial(_train, task, network, machine, ranks)
+
+
+def build_own_machine(config: TrainConfig, ranks: Ranks) -> Machine:
+    """What one process trains on. Raises `DeviceError`, and `ConfigError` for options that torchrun cannot keep."""
+    machine = build_machine(_own_device(config, ranks), config.precision, config.threads)
+    if ranks.world > 1 and settled(config.batch_size) < 2 * ranks.world:
+        raise ConfigError(
+            f"batch_size {config.batch_size} is less than two pictures for each of {ranks.world} processes: raise it"
+        )
+    if ranks.world > 1 and (config.lr == "auto" or config.device.startswith("cuda:")):
+        raise ConfigError("with torchrun, lr must be a number and device cuda: each process takes its own GPU")
+    return machine
+
+
+def _train(
+    task: Task,
+    network: Network,
+    machine: Machine,
+    ranks: Ranks,
+    run: Run,
+    progress: Progress,
+    is_resumed: bool,
+) -> Outcome:
+    config = task.config
+    if task.weights is not None:
+        standardise(network, task.store, machine)
+    if config.head_start == "solved":
+        start_head(network, ranks.tell(solve_linear(task, run, progress) if ranks.is_first else None))
+    trainee = build_trainee(config, network, task.class_names, task.true_ids("train"), machine)
+    train = task.store.indices("train")
+    batches = PictureBatches(
+        LabelledItems(task.store, task.ids, task.augment, config.seed),
+        train,
+        batch_size=settled(config.batch_size),
+        seed=config.seed,
+        workers=num_workers(config, machine),
+        epochs=settled(config.epochs),
+        pin_memory=machine.device.type == "cuda",
+        balance=[task.ids[i] for i in train] if config.sampler == "balanced" else None,
+        ranks=ranks,
+    )
+    val = task.store.indices("val")
+
+    def judge(module: nn.Module) -> Figures:
+        share = ranks.share(val)
+        # A process without a picture of its own still takes part in what all do.
+        own = predict_logits(module.eval(), task.store, share or val[:1], machine)[: len(share)]
+        return validate(ranks.interleave(own).numpy(), task.true_ids("val"))
+
+    config = settle_lr(config, run, trainee, batches, machine, progress)
+    checkpoints = RunCheckpoints(run, config.log, writes=ranks.is_first)
+    history = fit(trainee, batches, judge, fit_options(config), machine, checkpoints, progress, ranks)
+
+    def logits(split: str) -> NDArray[np.floating]:
+        return predict_logits(network.eval(), task.store, task.store.indices(split), machine).numpy()
+
+    def save(temperature: float) -> None:
+        tensors = {name: tensor.cpu().numpy() for name, tensor in network.state_dict().items()}
+        run.save_best(tensors, network_card(task, temperature))
+
+    return Outcome(
+        logits=logits,
+        save=save,
+        trained_parameters=count_trained(network),
+        best_epoch=best_epoch(history, settled(config.monitor)),
+        train_seconds=sum(row.seconds for row in history) if is_resumed else None,
+    )
+
+
+def count_trained(network: nn.Module) -> int:
+    """How many numbers a network learns: those that are not frozen."""
+    return sum(parameter.numel() for parameter in network.parameters() if parameter.requires_grad)
+
+
+@torch.no_grad()
+def predict_logits(
+    module: Callable[[Tensor], Tensor], store: PictureStore, indices: Sequence[int], machine: Machine
+) -> Tensor:
+    """The trainer's evaluation path: pictures as deployment sees them -> logits float32 (N, C) on the CPU."""
+    return torch.cat(
+        [module(batch.to(machine.device)).float().cpu() for batch in iter_inputs(store, indices, _EVAL_BATCH)]
+    )
+
+
+@torch.no_grad()
+def standardise(network: OnFeatures, store: PictureStore, machine: Machine) -> None:
+    """Measure the pretrained trunk's features on some training pictures: one learning rate then suits any trunk."""
+    train = store.indices("train")
+    some = train[:: max(1, len(train) // _STANDARDISE_ON)]
+    network.eval()
+    parts = [network.features(batch.to(machine.device)) for batch in iter_inputs(store, some, _EVAL_BATCH)]
+    is_frozen = not any(parameter.requires_grad for parameter in network.trunk.parameters())
+    (network.standardise.fit if is_frozen else network.standardise.fit_scale)(torch.cat(parts))
+
+
+@torch.no_grad()
+def start_head(network: Network, solved: LinearHead | None) -> None:
+    """Give a linear head the weights that were solved on raw features, so that fine-tuning does not first unlearn what
+    the trunk knows.
+
+    Source: Kumar et al. 2022, "Fine-Tuning can Distort Pretrained Features".
+    """
+    if solved is None or not isinstance(network.head, nn.Linear):
+        raise ValueError("only a linear head can begin solved")
+    mean, std = (getattr(network.standardise, name).double().cpu().numpy() for name in ("mean", "std"))
+    network.head.weight.copy_(torch.from_numpy(solved.weight * std))
+    network.head.bias.copy_(torch.from_numpy(solved.bias + solved.weight @ mean))
+
+
+def _own_device(config: TrainConfig, ranks: Ranks) -> str:
+    """Each process of a machine takes its own GPU."""
+    if ranks.world > 1 and config.device in ("auto", "cuda") and torch.cuda.is_available():
+        return f"cuda:{ranks.local}"
+    return config.device
+
+
+def num_workers(config: TrainConfig, machine: Machine) -> int:
+    """Processes that augment."""
+    if config.workers is not None:
+        return config.workers
+    return max(1, min(16, machine.threads - 1)) if machine.device.type == "cuda" else 0

@@ -1,0 +1,101 @@
+"""Learning-rate schedules as pure functions of the step and the history, so that resuming needs no state.
+
+Knows numbers. Does not know optimisers or models.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+
+from tl.trainer.config import Optimizer, Schedule
+from tl.trainer.models.freezing import ParameterGroup
+
+# Source: torch's OneCycleLR, whose defaults these are: 30% rising from a 25th, then down to a 250,000th.
+_RISE, _START, _END = 0.3, 1 / 25, 1 / 250_000
+
+
+@dataclass(frozen=True)
+class SchedulePlan:
+    """A schedule and its numbers; `TrainConfig` says what each means."""
+
+    schedule: Schedule
+    epochs: int
+    warmup_epochs: float
+    drop_epochs: int
+    drop_factor: float
+
+
+def lr_factor(step: int, steps_per_epoch: int, plan: SchedulePlan, badness: Sequence[float] = ()) -> float:
+    """Share of the peak learning rate at a step counted from 0.
+
+    `badness`: the monitored value of each finished epoch, smaller is better; only `plateau` looks at it.
+    Warm-up is linear, at most half of the epochs; one-cycle brings its own.
+    """
+    total = plan.epochs * steps_per_epoch
+    if plan.schedule == "onecycle":
+        return _onecycle(step, total)
+    warmup = min(plan.warmup_epochs, plan.epochs / 2) * steps_per_epoch
+    if step < warmup:
+        return (step + 1) / (warmup + 1)
+    if plan.schedule == "cosine":
+        return _cosine((step - warmup) / max(1.0, total - warmup))
+    if plan.schedule == "step":
+        drops: int = (step // steps_per_epoch) // plan.drop_epochs
+        return math.pow(plan.drop_factor, drops)
+    if plan.schedule == "plateau":
+        return math.pow(plan.drop_factor, count_plateaus(badness, plan.drop_epochs))
+    return 1.0
+
+
+def count_plateaus(badness: Sequence[float], drop_epochs: int) -> int:
+    """How often `drop_epochs` epochs in a row brought nothing better; the count begins anew after each."""
+    plateaus, waited, best = 0, 0, math.inf
+    for value in badness:
+        waited = 0 if value < best else waited + 1
+        best = min(best, value)
+        if waited == drop_epochs:
+            plateaus, waited = plateaus + 1, 0
+    return plateaus
+
+
+def _cosine(done: float) -> float:
+    return 0.5 * (1 + math.cos(math.pi * done))
+
+
+def _onecycle(step: int, total: int) -> float:
+    """Source: Smith & Topin 2018, at torch's steps; momentum is left alone."""
+    top = max(_RISE * total - 1, 0.0)
+    if step < top:
+        return _START + (1 - _START) * _cosine(1 - step / top)
+    return _END + (1 - _END) * _cosine((step - top) / max(1.0, total - 1 - top))
+
+
+def build_optimizer(
+    name: Optimizer, groups: Sequence[ParameterGroup], lr: float, *, momentum: float, weight_decay: float
+) -> torch.optim.Optimizer:
+    """An optimiser at the peak learning rate of each group. Raises ValueError for `lbfgs`, which is a solver."""
+    plain = [{"params": list(group.parameters), "lr": lr * group.lr_factor} for group in groups if group.parameters]
+    # One kernel for all parameters; on the CPU the plain loop stays, whose results earlier runs were made with.
+    fused = all(p.is_cuda for group in groups for p in group.parameters) or None
+    if name == "sgd":
+        return torch.optim.SGD(
+            plain, lr, momentum=momentum, nesterov=momentum > 0, weight_decay=weight_decay, fused=fused
+        )
+    if name == "rmsprop":
+        return torch.optim.RMSprop(plain, lr, momentum=momentum, weight_decay=weight_decay)
+    if name == "adam":
+        return torch.optim.Adam(plain, lr, weight_decay=weight_decay, fused=fused)
+    if name == "adamw":
+        return torch.optim.AdamW(plain, lr, weight_decay=weight_decay, fused=fused)
+    raise ValueError(f"{name} is not trained by steps")
+
+
+def set_lr(optimizer: torch.optim.Optimizer, groups: Sequence[ParameterGroup], lr: float) -> None:
+    """Set every group's learning rate, given the full one."""
+    factors = [group.lr_factor for group in groups if group.parameters]
+    for group, factor in zip(optimizer.param_groups, factors, strict=True):
+        group["lr"] = lr * factor

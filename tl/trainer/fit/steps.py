@@ -1,0 +1,199 @@
+"""What training makes small, and the figure that people read beside it: by picture, from a network's outputs.
+
+Knows outputs and targets. Does not know networks, batches or optimisers.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from tl.errors import TrainingError
+from tl.trainer.fit.distributed import Ranks
+from tl.trainer.fit.machine import Machine
+from tl.trainer.models.freezing import ParameterGroup
+
+# Source: Szegedy et al. 2016 weigh the auxiliary loss of Inception by 0.3; torchvision's reference training by 0.4.
+_AUX_WEIGHT = 0.4
+
+
+class Objective(Protocol):
+    """One task's losses. `outputs` are whatever the network gives in training, `targets` (n, ...) what it should.
+
+    `score_name`: what `scores` average to, as in the columns `train_NAME` and `val_NAME` of `history.csv`.
+    """
+
+    score_name: str
+
+    def losses(self, outputs: Any, targets: Tensor) -> Tensor:
+        """The loss of each picture (n,), differentiable."""
+
+    def scores(self, outputs: Any, targets: Tensor) -> Tensor:
+        """The figure that people read, of each picture (n,)."""
+
+    def describe(self, targets: Tensor) -> str:
+        """Whose targets these are, for a message about faulty pictures."""
+
+
+@dataclass(frozen=True)
+class Classification:
+    """Cross-entropy of class ids int64 (n,) or shares (n, C) with logits (n, C), or with (logits, auxiliary logits).
+
+    `class_weights` (C,): of each class in the loss, 1 on average.
+    """
+
+    class_names: Sequence[str]
+    class_weights: Tensor | None = None
+    label_smoothing: float = 0.0
+    score_name = "top1_accuracy"
+
+    def losses(self, outputs: Tensor | tuple[Tensor, Tensor], targets: Tensor) -> Tensor:
+        """Cross-entropy (n,)."""
+        if isinstance(outputs, tuple):
+            main, aux = (self.losses(logits, targets) for logits in outputs)
+            return main + _AUX_WEIGHT * aux
+        return functional.cross_entropy(
+            outputs.float(),
+            targets,
+            weight=self.class_weights,
+            label_smoothing=self.label_smoothing,
+            reduction="none",
+        )
+
+    def scores(self, outputs: Tensor | tuple[Tensor, Tensor], targets: Tensor) -> Tensor:
+        """Whether the most probable class is the true one (n,)."""
+        logits = outputs[0] if isinstance(outputs, tuple) else outputs
+        return logits.argmax(dim=1) == targets
+
+    def describe(self, targets: Tensor) -> str:
+        """The first classes by name."""
+        ids = sorted(set(targets.tolist()))
+        named = ", ".join(f"'{self.class_names[i]}'" for i in ids[:3])
+        return f"class {named}" + (" and others" if len(ids) > 3 else "")
+
+
+def balanced_class_weights(class_ids: Sequence[int], num_classes: int) -> Tensor:
+    """N / (C * n_c) for each class: rare ones weigh more, and the mean over the pictures is 1.
+
+    Source: scikit-learn's class_weight="balanced".
+    """
+    counts = torch.bincount(torch.tensor(class_ids), minlength=num_classes)
+    return len(class_ids) / (num_classes * counts.clamp_min(1).float())
+
+
+# (images uint8 (N, H, W, 3), class ids (N,)) -> (images (N, H, W, 3), class shares float32 (N, C))
+Mix = Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]
+
+
+def build_mix(mixup: float, cutmix: float, num_classes: int) -> Mix | None:
+    """A mixer for the given alphas of the beta distribution; with both, each batch draws one. None where both are 0.
+
+    Source: Zhang et al. 2018, Yun et al. 2019.
+    """
+    if mixup == 0 and cutmix == 0:
+        return None
+    from torchvision.transforms import v2
+
+    ways = [
+        way(alpha=alpha, num_classes=num_classes) for way, alpha in ((v2.MixUp, mixup), (v2.CutMix, cutmix)) if alpha
+    ]
+    chosen = ways[0] if len(ways) == 1 else v2.RandomChoice(ways)
+
+    def mix(images: Tensor, class_ids: Tensor) -> tuple[Tensor, Tensor]:
+        # Blending uint8 would round; the network's normalisation takes floats of 0..255 as well.
+        mixed, shares = chosen(images.permute(0, 3, 1, 2).float(), class_ids)
+        return mixed.permute(0, 2, 3, 1), shares
+
+    return mix
+
+
+# Inputs (n, ...), their targets (n, ...) of this process, and the pictures of the batch over all processes.
+Batch = tuple[Tensor, Tensor, int]
+
+
+def _nothing(epoch: int) -> None:
+    """Nothing changes from epoch to epoch."""
+
+
+@dataclass(frozen=True)
+class Trainee:
+    """What is trained, and what it is trained for.
+
+    `module`: inputs -> outputs that the `objective` knows. `begin_epoch` decides which parameters are trained in an
+    epoch, counted from 1.
+    """
+
+    module: nn.Module
+    groups: Sequence[ParameterGroup]
+    objective: Objective
+    mix: Mix | None = None
+    begin_epoch: Callable[[int], None] = _nothing
+
+
+@dataclass(frozen=True)
+class StepResult:
+    """Of one batch of this process: `losses` and `scores` (n,) by picture, and their `targets` (n, ...)."""
+
+    losses: Tensor
+    scores: Tensor
+    targets: Tensor
+
+
+def take_step(
+    trainee: Trainee,
+    runner: nn.Module,
+    batches: Sequence[Batch],
+    optimizer: torch.optim.Optimizer,
+    scaler: torch.amp.GradScaler,
+    machine: Machine,
+    ranks: Ranks,
+    clip_norm: float | None,
+) -> list[StepResult]:
+    """Add up the gradients of some batches and change the weights once. `runner` is the module as it runs.
+
+    The gradient is that of the mean loss over all pictures of all processes, however they are divided.
+    """
+    total = sum(count for _, _, count in batches)
+    optimizer.zero_grad(set_to_none=True)
+    results = []
+    for inputs, targets, _ in batches:
+        inputs = inputs.to(machine.device, non_blocking=True)
+        targets = targets.to(machine.device, non_blocking=True)
+        mixed_inputs, mixed_targets = trainee.mix(inputs, targets) if trainee.mix else (inputs, targets)
+        with machine.autocast():
+            outputs = runner(mixed_inputs)
+            losses = trainee.objective.losses(outputs, mixed_targets)
+        scaled = scaler.scale(losses.sum() * (ranks.world / total))
+        scaled.backward()  # type: ignore[no-untyped-call]  # torch lacks its type
+        with torch.no_grad():
+            results.append(StepResult(losses.detach(), trainee.objective.scores(outputs, targets), targets))
+    if clip_norm is not None:
+        scaler.unscale_(optimizer)
+        nn.utils.clip_grad_norm_([p for group in trainee.groups for p in group.parameters], clip_norm)
+    scaler.step(optimizer)
+    scaler.update()
+    return results
+
+
+def check_finite(results: Sequence[StepResult], objective: Objective, where: str, lr: float) -> None:
+    """Raise `TrainingError` if a loss is not finite, naming the step, the learning rate and the pictures' targets."""
+    for offset, result in enumerate(results):
+        bad = ~torch.isfinite(result.losses)
+        if not bool(bad.any()):
+            continue
+        after = f", {offset + 1} of the last {len(results)} batches" if len(results) > 1 else ""
+        raise TrainingError(
+            f"{where}{after}: the loss of {int(bad.sum())} of {len(bad)} pictures is not finite "
+            f"({objective.describe(result.targets[bad])}) at "
+            f"learning rate {lr:.3g}; lower --lr (a tenth is a good next try), or give --lr auto or --clip-norm 1"
+        )
+
+
+def build_scaler(machine: Machine) -> torch.amp.GradScaler:
+    """Keeps fp16 gradients from vanishing; does nothing in other arithmetic."""
+    return torch.amp.GradScaler(machine.device.type, enabled=machine.autocast_dtype == torch.float16)

@@ -1,0 +1,177 @@
+"""The learning-rate range test: raise the rate until the loss breaks away, and suggest one well before that.
+
+Knows steps and losses. Leaves the module as it found it.
+"""
+
+from __future__ import annotations
+
+import copy
+import dataclasses
+import itertools
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import nn
+
+from tl.errors import TrainingError
+from tl.evaluation.calibration import softmax
+from tl.evaluation.metrics import expected_calibration_error, macro_f1
+from tl.progress import Progress
+from tl.trainer.config import Optimizer, TrainConfig
+from tl.trainer.fit.distributed import Ranks
+from tl.trainer.fit.loop import Batches, Figures, FitOptions
+from tl.trainer.fit.machine import Machine
+from tl.trainer.fit.optimizers import build_optimizer, set_lr
+from tl.trainer.fit.steps import (
+    Batch,
+    Classification,
+    Trainee,
+    balanced_class_weights,
+    build_mix,
+    build_scaler,
+    take_step,
+)
+from tl.trainer.models.freezing import ParameterGroup, parameter_groups, thaw_trunk
+from tl.trainer.models.network import Network
+from tl.trainer.run_folder.run import Run
+
+_LOWEST, _HIGHEST, _STEPS = 1e-6, 1.0, 100
+_SMOOTHING = 0.8
+# The test ends where the smoothed loss is this many times its lowest.
+_BROKEN_AWAY = 3.0
+
+
+@dataclass(frozen=True)
+class FinderRow:
+    """One step of the test: a row of `lr_finder.csv`."""
+
+    lr: float
+    loss: float
+    smoothed_loss: float
+
+
+def find_lr(
+    trainee: Trainee,
+    batches: Batches,
+    optimizer: Optimizer,
+    *,
+    momentum: float,
+    weight_decay: float,
+    seed: int,
+    machine: Machine,
+    progress: Progress,
+) -> tuple[float, list[FinderRow]]:
+    """Suggest a peak learning rate: a tenth of the one with the lowest smoothed loss. Returns it and the whole curve.
+
+    Raises `TrainingError` if not even the smallest rate gives a finite loss.
+    Source: Smith 2017; a tenth of the minimum is fastai's `minimum` rule.
+    """
+    module = trainee.module
+    before = copy.deepcopy(module.state_dict())
+    torch.manual_seed(seed * 100_003)
+    trainee.begin_epoch(1)
+    module.train()
+    steps = build_optimizer(optimizer, trainee.groups, _LOWEST, momentum=momentum, weight_decay=weight_decay)
+    scaler = build_scaler(machine)
+    rows: list[FinderRow] = []
+    average = 0.0
+    progress.start("searching a learning rate", _STEPS, "steps")
+    for step, batch in enumerate(itertools.islice(_endless(batches), _STEPS)):
+        lr = _LOWEST * (_HIGHEST / _LOWEST) ** (step / (_STEPS - 1))
+        set_lr(steps, trainee.groups, lr)
+        results = take_step(trainee, module, [batch], steps, scaler, machine, Ranks(), None)
+        loss = float(results[0].losses.mean())
+        if not math.isfinite(loss):
+            break
+        average = _SMOOTHING * average + (1 - _SMOOTHING) * loss
+        rows.append(FinderRow(lr, loss, average / (1 - _SMOOTHING ** (step + 1))))
+        progress.advance(1, f"lr {lr:.2g}, loss {loss:.3f}")
+        if rows[-1].smoothed_loss > _BROKEN_AWAY * min(row.smoothed_loss for row in rows):
+            break
+    module.load_state_dict(before)
+    if not rows:
+        raise TrainingError(f"lr auto: the loss is not finite at learning rate {_LOWEST:g} already")
+    return min(rows, key=lambda row: row.smoothed_loss).lr / 10, rows
+
+
+def _endless(batches: Batches) -> Iterator[Batch]:
+    for epoch in itertools.count(1):
+        yield from batches.epoch(epoch)
+
+
+def build_trainee(
+    config: TrainConfig,
+    module: nn.Module,
+    class_names: tuple[str, ...],
+    train_ids: NDArray[np.int64],
+    machine: Machine,
+) -> Trainee:
+    """A whole network with its freezing, or a head alone. `train_ids` int64 (N,): classes of the training pictures."""
+    weights = None
+    if config.class_weights == "balanced":
+        weights = balanced_class_weights(train_ids.tolist(), len(class_names)).to(machine.device)
+    trainee = Trainee(
+        module=module,
+        groups=[ParameterGroup(tuple(module.parameters()), 1.0)],
+        objective=Classification(class_names, weights, config.label_smoothing),
+    )
+    if not isinstance(module, Network):
+        return trainee
+    every, trunk = config.unfreeze_every, module.trunk
+    if every is not None:
+        trainee = dataclasses.replace(trainee, begin_epoch=lambda epoch: thaw_trunk(trunk, epoch, every))
+    mix = build_mix(config.mixup, config.cutmix, len(class_names))
+    return dataclasses.replace(trainee, groups=_network_groups(module, config), mix=mix)
+
+
+def fit_options(config: TrainConfig) -> FitOptions:
+    """The loop's share of a config."""
+    return FitOptions(**{field.name: getattr(config, field.name) for field in dataclasses.fields(FitOptions)})
+
+
+def settle_lr(
+    config: TrainConfig, run: Run, trainee: Trainee, batches: Batches, machine: Machine, progress: Progress
+) -> TrainConfig:
+    """Search the learning rate where `auto` was asked; writes `lr_finder.csv` and the config with what was found."""
+    if config.lr != "auto" or config.optimizer is None:
+        return config
+    found, rows = find_lr(
+        trainee,
+        batches,
+        config.optimizer,
+        momentum=config.momentum,
+        weight_decay=config.weight_decay,
+        seed=config.seed,
+        machine=machine,
+        progress=progress,
+    )
+    run.save_rows("lr_finder.csv", FinderRow, rows)
+    progress.say(f"lr auto: {found:.2g} (lr_finder.csv)")
+    config = dataclasses.replace(config, lr=float(f"{found:.2g}"))
+    run.save_config(dataclasses.replace(run.load_config(), lr=config.lr))
+    return config
+
+
+def validate(logits: NDArray[np.floating], true_ids: NDArray[np.int64]) -> Figures:
+    """Score logits (N, C) of the validation split; not-a-number throughout where any of them is not finite."""
+    if not np.isfinite(logits).all():
+        return dict.fromkeys(("loss", "top1_accuracy", "macro_f1", "ece"), math.nan)
+    probabilities = softmax(logits)
+    decided = probabilities.argmax(axis=1)
+    of_true = torch.nn.functional.cross_entropy(torch.from_numpy(logits), torch.from_numpy(true_ids))
+    confidence = probabilities.max(axis=1)
+    return {
+        "loss": float(of_true),
+        "top1_accuracy": float((decided == true_ids).mean()),
+        "macro_f1": macro_f1(true_ids, decided, logits.shape[1]),
+        "ece": expected_calibration_error(decided == true_ids, confidence),
+    }
+
+
+def _network_groups(network: Network, config: TrainConfig) -> list[ParameterGroup]:
+    others = [network.head] if network.aux is None else [network.head, network.aux]
+    return parameter_groups(network.trunk, others, config.layer_lr_decay)

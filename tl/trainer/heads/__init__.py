@@ -1,0 +1,1 @@
+"""Heads on kept features: solved or trained by steps, cross-validated."""

@@ -1,0 +1,99 @@
+"""A head trained by steps on ready features.
+
+Knows features, heads and the loop. Does not know pictures, tasks or files.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import nn
+
+from tl.progress import Progress
+from tl.trainer.config import TrainConfig
+from tl.trainer.fit.batches import TensorBatches
+from tl.trainer.fit.loop import Batches, Checkpoints, EpochRow, Figures, fit
+from tl.trainer.fit.machine import Machine
+from tl.trainer.fit.steps import Trainee
+from tl.trainer.fit.trainables import build_trainee, fit_options, validate
+from tl.trainer.models.network import Standardise, build_head
+from tl.trainer.options import settled
+
+# Features float32 (N, ...) and class ids int64 (N,).
+Labelled = tuple[NDArray[np.float32], NDArray[np.int64]]
+
+
+@dataclass(frozen=True)
+class SteppedHead:
+    """Features -> logits, and how it came about. `standardise` and `head` lie on one device."""
+
+    standardise: Standardise
+    head: nn.Module
+    trainee: Trainee
+    batches: Batches
+    machine: Machine
+
+    @torch.no_grad()
+    def logits(self, features: NDArray[np.float32], head: nn.Module | None = None) -> NDArray[np.float32]:
+        """Features (N, ...) -> logits (N, C), by this head or one like it."""
+        module = (head or self.head).eval()
+        given = torch.from_numpy(features).to(self.machine.device)
+        logits: NDArray[np.float32] = module(self.standardise(given)).float().cpu().numpy()
+        return logits
+
+    def tensors(self) -> dict[str, NDArray[np.float32]]:
+        """All tensors by the names they have in a `Network`."""
+        modules = {"head": self.head, "standardise": self.standardise}
+        return {
+            f"{prefix}.{name}": tensor.detach().cpu().numpy()
+            for prefix, module in modules.items()
+            for name, tensor in module.state_dict().items()
+        }
+
+
+def build_stepped_head(
+    config: TrainConfig, train: Labelled, class_names: tuple[str, ...], machine: Machine
+) -> SteppedHead:
+    """A head at its start, and its batches of standardised features."""
+    features, true_ids = torch.from_numpy(train[0]).to(machine.device), torch.from_numpy(train[1])
+    shape = tuple(features.shape[1:])
+    standardise = Standardise(shape).to(machine.device)
+    standardise.fit(features)
+    torch.manual_seed(config.seed)
+    head = build_head(
+        settled(config.head), shape, len(class_names), sizes=settled(config.head_sizes), dropout=config.dropout
+    )
+    trainee = build_trainee(config, head.to(machine.device), class_names, train[1], machine)
+    batches = TensorBatches(
+        standardise(features),
+        true_ids.to(machine.device),
+        batch_size=settled(config.batch_size),
+        seed=config.seed,
+        sampler=config.sampler,
+    )
+    return SteppedHead(standardise, head, trainee, batches, machine)
+
+
+def fit_stepped_head(
+    stepped: SteppedHead,
+    config: TrainConfig,
+    val: Labelled,
+    checkpoints: Checkpoints,
+    progress: Progress,
+    *,
+    keeps_best: bool = True,
+) -> list[EpochRow]:
+    """Train the head and leave it with its best weights on `val`, or its last ones. Returns the history."""
+    features, true_ids = val
+
+    def judge(module: nn.Module) -> Figures:
+        return validate(stepped.logits(features, module), true_ids)
+
+    options = fit_options(config)
+    return fit(
+        *(stepped.trainee, stepped.batches, judge, options, stepped.machine, checkpoints, progress),
+        keeps_best=keeps_best,
+    )

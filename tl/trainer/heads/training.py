@@ -1,0 +1,103 @@
+"""Heads on kept features: solved by scikit-learn, or trained by steps; and the one that fine-tuning begins with.
+
+Knows features and heads. Does not open pictures. A solved head needs no torch, not even to be written down.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from tl.data.manifests import Fold, cut_folds
+from tl.progress import Progress
+from tl.trainer.heads.solvers import LinearHead, Solver, Trial, solve_bag, solve_head
+from tl.trainer.options import settled
+from tl.trainer.run_folder.run import Run
+from tl.trainer.task import Outcome, Task, network_card
+
+
+def solve(task: Task, run: Run, progress: Progress, is_resumed: bool) -> Outcome:
+    """Solve a linear head for each value of C; writes `c_search.csv`. There is nothing to take up again."""
+    head = solve_linear(task, run, progress)
+    return Outcome(
+        logits=lambda split: head.logits(task.split_features(split)),
+        save=lambda temperature: _save_solved(task, run, head, temperature),
+        trained_parameters=head.weight.size + head.bias.size,
+    )
+
+
+def solve_linear(task: Task, run: Run, progress: Progress) -> LinearHead:
+    """A linear head on the features of the trunk as it stands; writes `c_search.csv`."""
+    config = task.config
+    solver: Solver = "svm" if config.head == "svm" else "logistic"
+    progress.start("solving the head", 1, "heads")
+    train = _train_data(task)
+    c_values, is_balanced = settled(config.c_values), config.class_weights == "balanced"
+    if config.bag:
+        head, trials = solve_bag(solver, train, _bag_folds(task), c_values, config.seed, is_balanced=is_balanced)
+        what = f"mean of {config.folds} {solver} heads"
+    else:
+        val = (task.split_features("val"), task.true_ids("val"))
+        head, trials = solve_head(solver, train, val, c_values, config.seed, is_balanced=is_balanced)
+        what = f"{solver} head"
+    run.save_rows("c_search.csv", Trial, trials)
+    progress.say(f"{what} with C {head.c:g}, of {', '.join(f'{trial.c:g}' for trial in trials)}")
+    progress.advance()
+    return head
+
+
+def train_by_steps(task: Task, run: Run, progress: Progress, is_resumed: bool) -> Outcome:
+    """Train a head by steps on standardised features."""
+    from tl.trainer.fit.loop import best_epoch
+    from tl.trainer.fit.machine import build_machine
+    from tl.trainer.fit.trainables import settle_lr
+    from tl.trainer.heads.stepped_head import build_stepped_head, fit_stepped_head
+    from tl.trainer.run_folder.checkpoints import RunCheckpoints
+
+    config = task.config
+    machine = build_machine(config.device, config.precision, config.threads)
+    stepped = build_stepped_head(config, _train_data(task), task.class_names, machine)
+    config = settle_lr(config, run, stepped.trainee, stepped.batches, machine, progress)
+    val = (task.split_features("val"), task.true_ids("val"))
+    history = fit_stepped_head(stepped, config, val, RunCheckpoints(run, config.log), progress)
+    return Outcome(
+        logits=lambda split: stepped.logits(task.split_features(split)),
+        save=lambda temperature: _save(stepped.tensors(), task, run, temperature),
+        trained_parameters=sum(t.size for name, t in stepped.tensors().items() if name.startswith("head.")),
+        best_epoch=best_epoch(history, settled(config.monitor)),
+        train_seconds=sum(row.seconds for row in history) if is_resumed else None,
+    )
+
+
+def _train_data(task: Task) -> tuple[NDArray[np.float32], NDArray[np.int64]]:
+    views = task.train_views
+    return task.split_features("train", views), np.tile(task.true_ids("train"), len(views))
+
+
+def _bag_folds(task: Task) -> list[Fold]:
+    """Folds of the training pictures, all views of a picture on one side."""
+    config, store, places = task.config, task.store, task.store.indices("train")
+    hashes, groups = [store.hashes[i] for i in places], [store.pictures[i].group for i in places]
+    folds = cut_folds(task.true_ids("train"), hashes, groups, settled(config.folds), config.seed)
+    starts = len(places) * np.arange(len(task.train_views))[:, None]
+    return [((starts + own).ravel(), (starts + held_out).ravel()) for own, held_out in folds]
+
+
+def _save_solved(task: Task, run: Run, head: LinearHead, temperature: float) -> None:
+    """The head stands on raw features, so standardising is the identity."""
+    features = head.weight.shape[1]
+    own = {
+        "head.weight": head.weight.astype(np.float32),
+        "head.bias": head.bias.astype(np.float32),
+        "standardise.mean": np.zeros(features, np.float32),
+        "standardise.std": np.ones(features, np.float32),
+    }
+    _save(own, task, run, temperature)
+
+
+def _save(own: dict[str, NDArray[Any]], task: Task, run: Run, temperature: float) -> None:
+    if task.features is None:
+        raise ValueError("this task keeps no features")
+    run.save_best({**task.features.network, **own}, network_card(task, temperature))

@@ -1,0 +1,60 @@
+"""What a backbone's published weights expect of their input, and a memory of it, so that asking again costs nothing.
+
+Knows facts and the cache folder. Does not import torch, torchvision or timm: whoever does is asked once for each
+installed version.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from contextlib import suppress
+from dataclasses import dataclass
+from importlib import metadata
+
+from tl import __version__
+from tl.data.array_cache import cache_folder
+from tl.errors import OutputError
+from tl.runtime.files import write_text
+from tl.runtime.recipe import Interpolation
+from tl.runtime.strict_json import dump_json, from_plain, parse_json
+
+OWN_BACKBONES = ("smallcnn", "vgg_cnn_s")
+TIMM_PREFIX = "timm:"
+
+
+@dataclass(frozen=True)
+class BackboneInfo:
+    """`mean`, `std`: of channels in 0..1. `short_side`: of ImageNet validation, before the crop to `image_size`.
+
+    `weights_file`: name of the file that torchvision's default weights come in, "" where it has none.
+    """
+
+    name: str
+    image_size: int
+    short_side: int
+    interpolation: Interpolation
+    mean: tuple[float, float, float]
+    std: tuple[float, float, float]
+    weights_file: str = ""
+
+
+def remembered_info(name: str, find: Callable[[str], BackboneInfo]) -> BackboneInfo:
+    """`find(name)`, or what it said when it was asked before. Raises what `find` raises."""
+    path = cache_folder() / "backbones" / f"{name.replace('/', '_').replace(':', '_')}-{_version(name)}.json"
+    try:
+        return from_plain(BackboneInfo, parse_json(path.read_text(encoding="utf-8")), name)
+    except (OSError, ValueError):
+        info = find(name)
+    with suppress(OutputError):  # it is only a memory
+        write_text(path, dump_json(info))
+    return info
+
+
+def _version(name: str) -> str:
+    if name in OWN_BACKBONES:
+        return __version__
+    package = "timm" if name.startswith(TIMM_PREFIX) else "torchvision"
+    try:
+        return metadata.version(package)
+    except metadata.PackageNotFoundError:
+        return "none"

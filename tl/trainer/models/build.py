@@ -1,0 +1,124 @@
+"""Networks from configs, weights files and run folders.
+
+Knows how backbone, head and freezing make a `Network`. Does not know pictures or training.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import nn
+
+from tl.errors import ConfigError
+from tl.trainer.config import TrainConfig
+from tl.trainer.models.backbone_info import OWN_BACKBONES, TIMM_PREFIX, BackboneInfo
+from tl.trainer.models.backbones import (
+    INCEPTION_AUX_LAYER,
+    INCEPTION_AUX_SIZE,
+    Trunk,
+    build_classifier,
+    build_timm,
+    build_trunk,
+    cut_trunk,
+    feature_shape,
+    find_backbone_info,
+)
+from tl.trainer.models.freezing import freeze_trunk
+from tl.trainer.models.network import FeaturePooling, Network, Normalise, Standardise, build_head, pooled_shape
+from tl.trainer.models.weights import Weights, load_into
+from tl.trainer.options import settled
+from tl.trainer.run_folder.checkpoints import load_best
+from tl.trainer.run_folder.run import NetworkCard, Run
+
+
+def build_network(config: TrainConfig, info: BackboneInfo, num_classes: int, weights: Weights | None) -> Network:
+    """The network of a resolved config, initialised from the seed and the weights, frozen as asked.
+
+    Raises `ConfigError` or `WeightsError`.
+    """
+    trunk = build_run_trunk(config, weights)
+    side = config.image_size or info.image_size
+    shape, pooling = head_input(config, trunk, side)
+    torch.manual_seed(config.seed)  # the head starts the same whatever the trunk drew
+    head = build_head(
+        settled(config.head), shape, num_classes, sizes=settled(config.head_sizes), dropout=config.dropout
+    )
+    aux = _build_aux(config, trunk, side, num_classes, weights)
+    network = Network(
+        Normalise(info.mean, info.std),
+        trunk,
+        Standardise(shape),
+        head,
+        pooling=pooling,
+        aux=aux,
+        aux_layer=INCEPTION_AUX_LAYER if aux else "",
+    )
+    return network.to(memory_format=torch.channels_last)
+
+
+def build_run_trunk(config: TrainConfig, weights: Weights | None) -> Trunk:
+    """The trunk of a resolved config, cut and frozen as asked. Raises `ConfigError` or `WeightsError`."""
+    torch.manual_seed(config.seed)
+    trunk = build_trunk(config.backbone)
+    whole = set(trunk.state_dict())
+    if config.trunk_until is not None:
+        trunk = cut_trunk(trunk, config.trunk_until)
+    if weights is not None:
+        beyond = whole - set(trunk.state_dict())
+        load_into(trunk, weights, unused=beyond | _classifier_names(config.backbone, whole))
+    freeze_trunk(trunk, "all" if config.method == "features" else config.freeze)
+    return trunk
+
+
+def head_input(config: TrainConfig, trunk: Trunk, side: int) -> tuple[tuple[int, ...], FeaturePooling]:
+    """Shape of what a head is given for one picture of `side` pixels, and how it is pooled. Raises `ConfigError`."""
+    pooling: FeaturePooling = "map" if config.head == "conv" else config.pooling
+    if trunk.kind == "embedding" and pooling == "flatten":
+        raise ConfigError(f"pooling flatten needs a feature map, and {config.backbone} gives a pooled embedding")
+    return pooled_shape(feature_shape(trunk, (side, side)), pooling), pooling
+
+
+def load_network(run: Run) -> tuple[Network, NetworkCard, TrainConfig]:
+    """A run's best network in evaluation mode on the CPU, its card and its config. Raises `RunError`."""
+    config = run.load_config()
+    tensors, card = load_best(run)
+    network = build_network(config, find_backbone_info(config.backbone), len(card.class_names), None)
+    load_into(network, Weights(tensors, str(run.best_path)))
+    return network.eval(), card, config
+
+
+def _classifier_names(backbone: str, trunk: set[str]) -> set[str]:
+    """Tensors of the whole published model that are not the trunk's."""
+    if backbone in OWN_BACKBONES:
+        return set()
+    if backbone.startswith(TIMM_PREFIX):
+        whole = {f"model.{name}" for name in build_timm(backbone).state_dict()}
+    else:
+        try:
+            with torch.device("meta"):  # names alone, no numbers
+                whole = set(build_classifier(backbone).state_dict())
+        except (NotImplementedError, RuntimeError):  # some compute with numbers while they are built
+            whole = set(build_classifier(backbone).state_dict())
+    return whole - trunk
+
+
+def _build_aux(
+    config: TrainConfig, trunk: Trunk, side: int, num_classes: int, weights: Weights | None
+) -> nn.Module | None:
+    """Inception's second classifier, for training at the size it was made for; its convolutions take the weights' ones.
+
+    It is left out where it could teach nothing: below a frozen or cut trunk, or where the map is too small for it.
+    """
+    is_trained = any(parameter.requires_grad for parameter in trunk.parameters())
+    if config.backbone != "inception_v3" or side < INCEPTION_AUX_SIZE or not is_trained:
+        return None
+    if INCEPTION_AUX_LAYER not in dict(trunk.named_children()):
+        return None
+    from torchvision.models.inception import InceptionAux
+
+    aux: nn.Module = InceptionAux(768, num_classes)
+    given = weights.tensors if weights is not None else {}
+    known = {name: tensor for name in aux.state_dict() if (tensor := given.get(f"AuxLogits.{name}")) is not None}
+    convolutions = {name: tensor for name, tensor in known.items() if not name.startswith("fc.")}
+    if convolutions:
+        aux.load_state_dict({**aux.state_dict(), **convolutions})
+    return aux

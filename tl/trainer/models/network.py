@@ -1,0 +1,244 @@
+"""The network as it trains and as it deploys: uint8 NHWC in; normalisation, trunk, pooling and head inside.
+
+Knows trunks, heads and freezing. Does not know files, batches or losses.
+"""
+
+from __future__ import annotations
+
+from typing import Literal, Self
+
+import torch
+from torch import Tensor, nn
+
+from tl.errors import ConfigError
+from tl.trainer.config import Head
+from tl.trainer.models.backbones import Trunk
+
+FeaturePooling = Literal["gap", "flatten", "map"]
+
+
+class Normalise(nn.Module):
+    """uint8 (N, H, W, 3) in 0..255 -> float (N, 3, H, W), (x / 255 - mean) / std."""
+
+    mean: Tensor
+    std: Tensor
+
+    def __init__(self, mean: tuple[float, float, float], std: tuple[float, float, float]) -> None:
+        super().__init__()
+        self.register_buffer("mean", torch.tensor(mean).view(1, 3, 1, 1) * 255)
+        self.register_buffer("std", torch.tensor(std).view(1, 3, 1, 1) * 255)
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Cast and normalise."""
+        # Permuting NHWC gives a channels-last tensor without a copy, the fastest layout for convolutions here.
+        pixels = images.permute(0, 3, 1, 2).to(self.mean.dtype)
+        return (pixels - self.mean) / self.std
+
+
+class Standardise(nn.Module):
+    """Features -> zero mean and unit spread, as measured once on training pictures; the identity before that.
+
+    Each entry of an embedding (N, D), each channel of a map (N, D, h, w). Backbones differ by orders of magnitude in
+    the size of their features. On standardised ones, one learning rate suits a new head on any of them.
+    """
+
+    mean: Tensor
+    std: Tensor
+
+    def __init__(self, shape: tuple[int, ...]) -> None:
+        super().__init__()
+        self._over = (0, *range(2, len(shape) + 1))
+        size = (shape[0], *(1 for _ in shape[1:]))
+        self.register_buffer("mean", torch.zeros(size))
+        self.register_buffer("std", torch.ones(size))
+
+    def fit(self, features: Tensor) -> None:
+        """Measure. Nearly constant features are not blown up."""
+        std, mean = torch.std_mean(features, dim=self._over, correction=0)
+        self.mean.copy_(mean.view_as(self.mean))
+        self.std.copy_(std.clamp_min(0.1 * float(std.mean())).clamp_min(1e-6).view_as(self.std))
+
+    def fit_scale(self, features: Tensor) -> None:
+        """One scale for all entries, for a trunk that goes on learning.
+
+        Features larger than 1, as those of trunks without batch norm, come down to a mean square of 1. Enlarging the
+        faint ones would let them pull the trunk about.
+        """
+        self.mean.zero_()
+        self.std.fill_(max(1.0, float(features.square().mean().sqrt())))
+
+    def forward(self, features: Tensor) -> Tensor:
+        """Scale and shift."""
+        return (features - self.mean) / self.std
+
+
+class OnTrunk(nn.Module):
+    """Normalisation and trunk. Layers whose parameters are all frozen stay as they are, batch-norm statistics too."""
+
+    def __init__(self, normalise: Normalise, trunk: Trunk) -> None:
+        super().__init__()
+        self.normalise, self.trunk = normalise, trunk
+
+    def train(self, mode: bool = True) -> Self:
+        """As torch's, but frozen layers stay in evaluation mode."""
+        super().train(mode)
+        if mode:
+            _settle_frozen(self.trunk)
+        return self
+
+
+class OnFeatures(OnTrunk):
+    """A trunk, pooling, standardising and a head. `pooling`: what the head is given, an embedding or the map itself."""
+
+    def __init__(
+        self, normalise: Normalise, trunk: Trunk, standardise: Standardise, head: nn.Module, pooling: FeaturePooling
+    ) -> None:
+        super().__init__(normalise, trunk)
+        self.standardise, self.head, self.pooling = standardise, head, pooling
+
+    def features(self, images: Tensor) -> Tensor:
+        """uint8 (N, H, W, 3) -> what the head is given: embedding (N, D) or map (N, D, h, w)."""
+        return self.pool(self.trunk(self.normalise(images)))
+
+    def pool(self, features: Tensor) -> Tensor:
+        """A trunk's features -> what the head is given."""
+        if self.trunk.kind == "embedding" or self.pooling == "map":
+            return features
+        return features.mean(dim=(2, 3)) if self.pooling == "gap" else features.flatten(1)
+
+
+class Network(OnFeatures):
+    """A classifier on a trunk. `aux` is a second one that looks at the trunk's layer `aux_layer` during training."""
+
+    def __init__(
+        self,
+        normalise: Normalise,
+        trunk: Trunk,
+        standardise: Standardise,
+        head: nn.Module,
+        *,
+        pooling: FeaturePooling,
+        aux: nn.Module | None = None,
+        aux_layer: str = "",
+    ) -> None:
+        super().__init__(normalise, trunk, standardise, head, pooling)
+        self.aux, self.aux_layer = aux, aux_layer
+        self.train(self.training)
+
+    def classify(self, features: Tensor) -> Tensor:
+        """Features -> logits (N, C)."""
+        logits: Tensor = self.head(self.standardise(features))
+        return logits
+
+    def forward(self, images: Tensor) -> Tensor | tuple[Tensor, Tensor]:
+        """uint8 (N, H, W, 3) -> logits (N, C); in training, with an auxiliary classifier, its logits too."""
+        if self.aux is None or not self.training:
+            return self.classify(self.features(images))
+        on_the_way, last = self.trunk.tapped(self.normalise(images), self.aux_layer)
+        return self.classify(self.pool(last)), self.aux(on_the_way)
+
+
+class Deployed(nn.Module):
+    """What a model file computes from a trained network: `outputs` name it, probabilities first.
+
+    `unknown`: embedding (N, D) -> score (N,), None for no such output. `with_cam`: also class activation maps.
+    """
+
+    def __init__(
+        self, network: Network, temperature: float, *, unknown: nn.Module | None = None, with_cam: bool = False
+    ) -> None:
+        super().__init__()
+        if with_cam and not has_cam(network):
+            raise ValueError("this network has no class activation maps")
+        self.network, self.temperature, self.unknown, self.with_cam = network, temperature, unknown, with_cam
+        further = ("unknown_score",) * (unknown is not None) + ("cam",) * with_cam
+        self.outputs = ("probabilities", "embedding", *further)
+
+    def forward(self, images: Tensor) -> tuple[Tensor, ...]:
+        """uint8 (N, H, W, 3) -> float32 probabilities (N, C), embedding (N, D) (of a map, its average), and as asked
+        unknown_score (N,), and cam (N, C, h, w): logits of each place of the map, whose mean is the picture's.
+
+        Source of the maps: Zhou et al. 2016.
+        """
+        network = self.network
+        last = network.trunk(network.normalise(images))
+        features = network.pool(last)
+        probabilities = torch.softmax(network.classify(features) / self.temperature, dim=1)
+        embedding = features.mean(dim=(2, 3)) if features.dim() == 4 else features
+        outputs = [probabilities, embedding]
+        if self.unknown is not None:
+            outputs.append(self.unknown(embedding))
+        if self.with_cam:
+            outputs.append(network.classify(last.movedim(1, -1)).movedim(-1, 1))
+        return tuple(outputs)
+
+
+def has_cam(network: Network) -> bool:
+    """Whether logits are the mean over a map: a linear head on its global average."""
+    return network.trunk.kind == "map" and network.pooling == "gap" and isinstance(network.head, nn.Linear)
+
+
+class DeployedClassifier(nn.Module):
+    """What a model file computes from a whole pretrained classifier: probabilities (N, C)."""
+
+    def __init__(self, normalise: Normalise, classifier: nn.Module) -> None:
+        super().__init__()
+        self.normalise, self.classifier = normalise, classifier
+
+    def forward(self, images: Tensor) -> tuple[Tensor]:
+        """uint8 (N, H, W, 3) -> probabilities float32 (N, C)."""
+        return (torch.softmax(self.classifier(self.normalise(images)), dim=1),)
+
+
+def pooled_shape(shape: tuple[int, ...], pooling: FeaturePooling) -> tuple[int, ...]:
+    """What one picture's features (D, h, w) or (D,) become."""
+    if len(shape) == 1 or pooling == "map":
+        return shape
+    return shape[:1] if pooling == "gap" else (shape[0] * shape[1] * shape[2],)
+
+
+def _settle_frozen(module: nn.Module) -> None:
+    """Evaluation mode for every part that has parameters and none that is trained."""
+    parameters = list(module.parameters())
+    if parameters and not any(parameter.requires_grad for parameter in parameters):
+        module.eval()
+        return
+    for child in module.children():
+        _settle_frozen(child)
+
+
+class GlobalAverage(nn.Module):
+    """Maps (N, D, h, w) -> (N, D)."""
+
+    def forward(self, maps: Tensor) -> Tensor:
+        """The mean over the picture."""
+        return maps.mean(dim=(2, 3))
+
+
+def build_head(
+    head: Head, in_shape: tuple[int, ...], num_classes: int, *, sizes: tuple[int, ...], dropout: float
+) -> nn.Module:
+    """A head by name for features of `in_shape`: (D,), or (D, h, w) for `conv`.
+
+    `linear` and `svm`: one linear layer. `mlp`: linear + ReLU for each of `sizes`, dropout after the first, linear.
+    `conv`: 3x3 convolution to `sizes[0]` channels + ReLU, global average, dropout, linear + ReLU for the other sizes,
+    then linear. Raises `ConfigError` for a conv head on features without a map.
+
+    Source: dense 512, ReLU, dropout 0.2, dense 256, ReLU is Klimack & Recio's head; 32 channels, dropout 0.2, dense
+    1024 is Ahmed's (2021).
+    """
+    layers: list[nn.Module] = []
+    width = in_shape[0]
+    if head in ("linear", "svm"):
+        return nn.Linear(width, num_classes)
+    if head == "conv":
+        if len(in_shape) != 3:
+            raise ConfigError("head conv needs a feature map, and this backbone gives a pooled embedding")
+        layers = [nn.Conv2d(width, sizes[0], 3, padding=1), nn.ReLU(inplace=True), GlobalAverage(), nn.Dropout(dropout)]
+        width, sizes = sizes[0], sizes[1:]
+    for i, size in enumerate(sizes):
+        layers += [nn.Linear(width, size), nn.ReLU(inplace=True)]
+        if head == "mlp" and i == 0 and dropout > 0:
+            layers.append(nn.Dropout(dropout))
+        width = size
+    return nn.Sequential(*layers, nn.Linear(width, num_classes))

@@ -1,0 +1,167 @@
+"""Where a backbone's tensors come from: torchvision's download, local files, an earlier run, or nowhere.
+
+Knows folders, file names and hashes. Does not open tensors and imports no torch, unless something is downloaded.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from dataclasses import dataclass
+from pathlib import Path
+from urllib.error import URLError
+
+from safetensors import SafetensorError, safe_open
+
+from tl.data.images import Rgb
+from tl.errors import TlError, WeightsError
+from tl.runtime.files import atomic_path
+from tl.trainer.models.backbone_info import OWN_BACKBONES, TIMM_PREFIX, BackboneInfo
+from tl.trainer.run_folder.run import RUN_VERSION
+
+WEIGHTS_DIR_VARIABLE = "TL_WEIGHTS_DIR"
+SUFFIXES = (".safetensors", ".pth", ".pt")
+RUN_WEIGHTS = "best.safetensors"
+
+
+@dataclass(frozen=True)
+class WeightsFile:
+    """A file of tensors, its SHA-256 (hex), and what to call it in a model file. `is_run`: it holds a whole network."""
+
+    path: Path
+    sha256: str
+    description: str
+    is_run: bool = False
+
+
+def find_weights(info: BackboneInfo, asked: str) -> WeightsFile | None:
+    """Resolve `asked`: "none" (gives None), "imagenet", a tensor file, a folder of `BACKBONE.pth`, or a run folder.
+
+    "imagenet" looks into the folder named by TL_WEIGHTS_DIR first, then into torch's cache, then downloads.
+    Raises `WeightsError` with the ways to mend it.
+    """
+    if asked == "none":
+        return None
+    if asked == "imagenet":
+        folder = os.environ.get(WEIGHTS_DIR_VARIABLE)
+        local = _file_in_folder(Path(folder), info.name) if folder else None
+        return _describe(local or _published(info), info.name)
+    path = Path(asked).parent if Path(asked).name == RUN_WEIGHTS else Path(asked)
+    if (path / RUN_WEIGHTS).is_file():
+        weights = path / RUN_WEIGHTS
+        _check_run_version(weights)
+        return WeightsFile(weights, _hash(weights), f"run {path.name}", is_run=True)
+    if path.is_dir():
+        local = _file_in_folder(path, info.name)
+        if local is None:
+            names = "|".join(SUFFIXES)
+            raise WeightsError(f"{path}: neither a run folder nor holding {_file_stem(info.name)}{names}")
+        return _describe(local, info.name)
+    if path.is_file():
+        return _describe(path, info.name)
+    raise WeightsError(f"weights '{asked}': no such file or folder (or give imagenet, or none)")
+
+
+def read_colors(file: WeightsFile) -> tuple[Rgb, Rgb]:
+    """Mean and spread of colours in 0..1 that a run's network was trained with. Raises `WeightsError`."""
+    try:
+        with safe_open(file.path, framework="numpy") as tensors:
+            mean, std = (tensors.get_tensor(f"normalise.{name}").ravel() / 255 for name in ("mean", "std"))
+    except (SafetensorError, OSError) as error:
+        raise WeightsError(f"{file.path}: no network of a run ({error})") from error
+    return tuple(map(float, mean)), tuple(map(float, std))  # type: ignore[return-value]  # three values each
+
+
+def _check_run_version(path: Path) -> None:
+    try:
+        with safe_open(path, framework="numpy") as tensors:
+            card = json.loads((tensors.metadata() or {}).get("tl.network", "{}"))
+    except (SafetensorError, OSError, ValueError) as error:
+        raise WeightsError(f"{path}: not a readable weights file ({' '.join(str(error).split())[:200]})") from error
+    if not isinstance(card, dict) or card.get("run_version") != RUN_VERSION:
+        raise WeightsError(f"{path}: made by another version of tl; train that run again")
+
+
+def _describe(path: Path, backbone: str) -> WeightsFile:
+    digest = _hash(path)
+    return WeightsFile(path, digest, f"{path.name} ({backbone}, sha256 {digest[:16]})")
+
+
+def _hash(path: Path) -> str:
+    try:
+        with path.open("rb") as stream:
+            return hashlib.file_digest(stream, "sha256").hexdigest()
+    except OSError as error:
+        raise WeightsError(f"{path}: cannot be read ({error.strerror})") from error
+
+
+def _file_stem(backbone: str) -> str:
+    return backbone.replace(":", "_").replace("/", "_")
+
+
+def _file_in_folder(folder: Path, backbone: str) -> Path | None:
+    return next((path for suffix in SUFFIXES if (path := folder / f"{_file_stem(backbone)}{suffix}").is_file()), None)
+
+
+def _published(info: BackboneInfo) -> Path:
+    """The file of torchvision's default weights in torch's cache, downloaded if it is not there."""
+    if info.name in OWN_BACKBONES:
+        raise WeightsError(
+            f"{info.name} has no published weights: use --method scratch, or --weights with a run or file of it"
+        )
+    if info.name.startswith(TIMM_PREFIX):
+        return _published_by_timm(info)
+    # Source: torch.hub.get_dir, without importing torch.
+    home = os.environ.get("TORCH_HOME") or Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "torch"
+    path = Path(home).expanduser() / "hub" / "checkpoints" / info.weights_file
+    if not path.is_file():
+        _download(info, path)
+    return path
+
+
+def _download(info: BackboneInfo, path: Path) -> None:
+    from torch.hub import download_url_to_file
+
+    from tl.trainer.models.backbones import torchvision_weights
+
+    url = torchvision_weights(info.name).url
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        # The first digits of the hash end the file's name; torch checks them.
+        download_url_to_file(url, str(path), hash_prefix=path.stem.rsplit("-", 1)[-1], progress=False)
+    except (URLError, OSError, RuntimeError) as error:
+        raise WeightsError(_no_download(info.name, path.name, error, f"copy {path.name} into {path.parent}")) from error
+
+
+def _published_by_timm(info: BackboneInfo) -> Path:
+    from safetensors.torch import save_file
+
+    from tl.data.array_cache import cache_folder
+    from tl.trainer.models.backbones import build_timm
+
+    path = cache_folder() / "timm" / f"{_file_stem(info.name)}.safetensors"
+    if path.is_file():
+        return path
+    try:
+        model = build_timm(info.name, pretrained=True)
+    except TlError:
+        raise
+    except Exception as error:  # the hub's client raises whatever its own libraries raise
+        raise WeightsError(_no_download(info.name, _file_stem(info.name), error, "")) from error
+    with atomic_path(path) as temporary:
+        save_file(model.state_dict(), temporary)
+    return path
+
+
+def _no_download(backbone: str, file_name: str, error: Exception, third: str) -> str:
+    stem = _file_stem(backbone)
+    ways = [
+        f"put {stem}.pth or .safetensors into a folder and set {WEIGHTS_DIR_VARIABLE} to it",
+        "name the file by --weights FILE",
+        third,
+    ]
+    listed = "; or ".join(way for way in ways if way)
+    return (
+        f"the published weights of {backbone} ({file_name}) could not be downloaded ({error}). To supply them: {listed}"
+    )

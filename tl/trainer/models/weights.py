@@ -1,0 +1,106 @@
+"""A weights file's tensors, and putting them into a network.
+
+Knows files and keys. Does not know where a file was found (`weight_files`), heads or training. A pickle that would run
+code is refused.
+"""
+
+from __future__ import annotations
+
+import pickle
+import re
+import warnings
+from collections import OrderedDict
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+from torch import Tensor, nn
+
+from tl.errors import WeightsError
+from tl.trainer.models.backbone_info import TIMM_PREFIX
+from tl.trainer.models.weight_files import WeightsFile
+
+_TRUNK_PREFIX = "trunk."
+
+
+@dataclass(frozen=True)
+class Weights:
+    """Named tensors in the backbone's own names, and what to call them in messages and model files."""
+
+    tensors: Mapping[str, Tensor]
+    description: str
+
+
+def read_weights(file: WeightsFile, backbone: str) -> Weights:
+    """The backbone's tensors of a file, in its trunk's names. Raises `WeightsError`."""
+    tensors = read_tensors(file.path)
+    if file.is_run:
+        tensors = {
+            name.removeprefix(_TRUNK_PREFIX): tensor
+            for name, tensor in tensors.items()
+            if name.startswith(_TRUNK_PREFIX)
+        }
+    elif backbone.startswith(TIMM_PREFIX):
+        tensors = {f"model.{name}": tensor for name, tensor in tensors.items()}
+    return Weights(_rename_dense_layers(tensors), file.description)
+
+
+def load_into(module: nn.Module, weights: Weights, *, unused: frozenset[str] | set[str] = frozenset()) -> None:
+    """Copy tensors into a module. Keys in `unused` (the original classifier's) may be there and are left out.
+
+    Raises `WeightsError` naming tensors that are missing, unknown or of another shape.
+    """
+    wanted = module.state_dict()
+    # Files converted from elsewhere may lack batch norm's step counters, which nothing reads.
+    counters = {name for name in wanted if name.endswith("num_batches_tracked")}
+    missing = sorted(wanted.keys() - weights.tensors.keys() - counters)
+    unknown = sorted(weights.tensors.keys() - wanted.keys() - set(unused))
+    misshapen = [
+        f"{name} {tuple(weights.tensors[name].shape)} instead of {tuple(tensor.shape)}"
+        for name, tensor in wanted.items()
+        if name in weights.tensors and weights.tensors[name].shape != tensor.shape
+    ]
+    faults = []
+    for what, names in (("lack", missing), ("have unknown", unknown), ("have other shapes:", misshapen)):
+        if names:
+            faults.append(f"{what} {len(names)} tensors, such as {', '.join(names[:3])}")
+    if faults:
+        raise WeightsError(f"{weights.description}: the weights are of another network: they {'; they '.join(faults)}")
+    tensors = {name: tensor.float() for name, tensor in weights.tensors.items() if name in wanted}
+    complete = OrderedDict({**{name: wanted[name] for name in counters}, **tensors})
+    complete._metadata = wanted._metadata  # type: ignore[attr-defined]  # MNASNet refuses to load without its version
+    module.load_state_dict(complete)
+
+
+def read_tensors(path: Path) -> dict[str, Tensor]:
+    """Read a .safetensors or .pth file of named tensors. Raises `WeightsError`; never runs code from the file."""
+    try:
+        if path.suffix == ".safetensors":
+            return load_file(path)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # that a file is of a kind torch may not read: then it raises
+            loaded = torch.load(path, map_location="cpu", weights_only=True)
+    except pickle.UnpicklingError as error:
+        if "GLOBAL" in str(error):  # torch's word for a pickle that would call something
+            raise WeightsError(
+                f"{path}: holds more than tensors and is refused, because loading it could run code"
+            ) from error
+        raise WeightsError(f"{path}: not a readable weights file (damaged, or of another kind)") from error
+    except (OSError, SafetensorError, RuntimeError, EOFError, ValueError) as error:
+        raise WeightsError(f"{path}: not a readable weights file ({' '.join(str(error).split())[:200]})") from error
+    tensors = loaded.get("state_dict", loaded) if isinstance(loaded, dict) else loaded
+    if not isinstance(tensors, dict) or not tensors or not all(isinstance(t, Tensor) for t in tensors.values()):
+        raise WeightsError(f"{path}: holds no named tensors (expected a state_dict)")
+    return tensors
+
+
+def _rename_dense_layers(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+    """`denselayer1.norm.1.weight` -> `denselayer1.norm1.weight`, as torchvision does when it loads its DenseNets.
+
+    Source: torchvision 0.29 densenet.py, `_load_state_dict`.
+    """
+    pattern = re.compile(r"(denselayer\d+\.(?:norm|relu|conv))\.([12]\.)")
+    return {pattern.sub(r"\1\2", name): tensor for name, tensor in tensors.items()}

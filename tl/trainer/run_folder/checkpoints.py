@@ -1,0 +1,110 @@
+"""TensorBoard events of a run: the columns of `history.csv` by epoch.
+
+Knows TensorBoard's writer. The only file that imports it.
+"""
+
+from __future__ import annotations
+
+import io
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+from torch import Tensor
+
+from tl.errors import RunError
+from tl.runtime.files import atomic_path, output_errors
+from tl.trainer.config import Log
+from tl.trainer.fit.loop import EpochRow
+from tl.trainer.run_folder.mlflow_log import MlflowLog
+from tl.trainer.run_folder.run import RUN_VERSION, NetworkCard, Run
+
+if TYPE_CHECKING:
+    from torch.utils.tensorboard import SummaryWriter
+
+
+class EventLog:
+    """Appends epochs to a run's event file, opened at the first one."""
+
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
+        self._writer: SummaryWriter | None = None
+        self._written = 0
+
+    def write(self, history: Sequence[EpochRow], *, final: bool) -> None:
+        """Write the epochs not yet written; close after the final ones."""
+        for row in history[self._written :]:
+            if self._writer is None:
+                from torch.utils.tensorboard import SummaryWriter
+
+                # A resumed run may repeat epochs that an earlier file holds.
+                self._writer = SummaryWriter(str(self._folder), purge_step=row.epoch)
+            for name, value in row.columns().items():
+                if name != "epoch":
+                    self._writer.add_scalar(name, value, row.epoch)
+        self._written = len(history)
+        if self._writer is not None:
+            self._writer.flush()
+            if final:
+                self._writer.close()
+                self._writer = None
+
+
+_SECONDS_BETWEEN_SAVES = 2.0
+
+
+def load_best(run: Run) -> tuple[dict[str, Tensor], NetworkCard]:
+    """Read `best.safetensors`. Raises `RunError`."""
+    card = run.load_card()
+    try:
+        return load_file(run.best_path), card
+    except (SafetensorError, ValueError, OSError) as error:
+        raise RunError(f"{run.best_path}: damaged, or made by another version of tl ({error})") from error
+
+
+class RunCheckpoints:
+    """Keeps `last.pt`, `history.csv` and logs of a run; states that follow each other quickly are not all written."""
+
+    def __init__(self, run: Run, log: Log | None = None, *, writes: bool = True) -> None:
+        self._run, self._writes = run, writes
+        self._logs: list[EventLog | MlflowLog] = [EventLog(run.folder)]
+        if log == "mlflow":
+            self._logs.append(MlflowLog(run.folder))
+        self._saved_at = time.monotonic() - _SECONDS_BETWEEN_SAVES
+
+    def load_last(self) -> dict[str, Any] | None:
+        """The newest state, or None. Raises `RunError` for a damaged one or one that holds more than tensors."""
+        path = self._run.last_path
+        if not path.is_file():
+            return None
+        try:
+            state: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
+        except Exception as error:  # torch raises whatever zip and pickle raise
+            raise RunError(f"{path}: cannot be resumed from ({' '.join(str(error).split())[:200]})") from error
+        if not isinstance(state, dict) or state.get("run_version") != RUN_VERSION:
+            raise RunError(f"{path}: made by another version of tl; train again, or use that version")
+        if self._writes and "history" in state:  # a kill may have come between the state and its history
+            self._save_history([EpochRow(**row) for row in state["history"]])
+        return state
+
+    def save(self, state: dict[str, Any], history: list[EpochRow], *, final: bool) -> None:
+        """Write the state if it is final or the last write is some seconds ago."""
+        if not self._writes or (not final and time.monotonic() - self._saved_at < _SECONDS_BETWEEN_SAVES):
+            return
+        # By way of memory: on a full disk torch raises RuntimeError, a plain write says what is wrong.
+        buffer = io.BytesIO()
+        torch.save({"run_version": RUN_VERSION, **state}, buffer)
+        with atomic_path(self._run.last_path) as temporary:
+            temporary.write_bytes(buffer.getbuffer())
+        self._save_history(history)
+        with output_errors(self._run.folder):
+            for log in self._logs:
+                log.write(history, final=final)
+        self._saved_at = time.monotonic()
+
+    def _save_history(self, history: list[EpochRow]) -> None:
+        self._run.save_table("history.csv", [row.columns() for row in history])

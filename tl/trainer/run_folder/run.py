@@ -1,0 +1,346 @@
+"""What a run or model file was made with: libraries, and the machine by its processors. Imports none of the libraries.
+
+Knows installed packages and processor names. Does not know paths or names of machines and persons.
+"""
+
+from __future__ import annotations
+
+import csv
+import dataclasses
+import io
+import json
+import os
+import platform
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from safetensors import SafetensorError, safe_open
+from safetensors.numpy import save as serialise_tensors
+
+from tl import __version__
+from tl.data.images import PictureStore
+from tl.data.manifests import Picture, hash_data
+from tl.errors import DataError, RunError
+from tl.runtime.cores import processor_model
+from tl.runtime.devices import graphics_cards, usable_cores
+from tl.runtime.files import atomic_path, output_errors, write_text
+from tl.runtime.geometry import Region
+from tl.runtime.landmark_files import wide_csv
+from tl.runtime.landmark_files.files import Size, read_landmarks, write_landmarks
+from tl.runtime.landmarks import LandmarkSet
+from tl.runtime.recipe import Recipe
+from tl.runtime.strict_json import dump_json, from_plain, parse_json
+from tl.trainer.config import TrainConfig
+from tl.trainer.options import config_from_mapping, dump_config, load_config
+
+_LIBRARIES = ("torch", "torchvision", "albumentations", "scikit-learn", "numpy", "pillow", "simplejpeg", "onnxruntime")
+
+
+def describe_environment() -> dict[str, Any]:
+    """What `environment.json` holds."""
+    return {
+        "created": datetime.now(UTC).isoformat(timespec="seconds"),
+        "python": platform.python_version(),
+        "system": f"{platform.system()} {platform.machine()}",
+        "processor": processor_model(),
+        "cores": usable_cores(),
+        "graphics_cards": graphics_cards(),
+        "versions": library_versions(_LIBRARIES),
+    }
+
+
+def library_versions(names: Iterable[str]) -> dict[str, str]:
+    """Version of this toolkit and of those of the named distributions that are installed."""
+    versions = {"tl-toolkit": __version__}
+    for name in names:
+        try:
+            versions[name] = metadata.version(name)
+        except metadata.PackageNotFoundError:
+            continue
+    return versions
+
+
+RUN_VERSION = 3
+UNFINISHED = "not a finished run; tl train --resume goes on with one that was interrupted"
+_MANIFEST = ("path", "label", "split", "group", "sha256")
+_REGION = ("region_x", "region_y", "region_w", "region_h")
+
+
+@dataclass(frozen=True)
+class NetworkCard:
+    """What `best.safetensors` says of itself beside its tensors.
+
+    `temperature` divides the logits before softmax, as fitted on validation data.
+    """
+
+    class_names: tuple[str, ...]
+    keypoint_names: tuple[str, ...]
+    recipe: Recipe
+    weights: str
+    temperature: float
+    run_version: int = RUN_VERSION
+
+
+@dataclass(frozen=True)
+class Run:
+    """A run folder."""
+
+    folder: Path
+
+    @property
+    def config_path(self) -> Path:
+        """The resolved options."""
+        return self.folder / "config.yaml"
+
+    @property
+    def best_path(self) -> Path:
+        """The best network's tensors."""
+        return self.folder / "best.safetensors"
+
+    @property
+    def last_path(self) -> Path:
+        """Resume state."""
+        return self.folder / "last.pt"
+
+    def save_config(self, config: TrainConfig) -> None:
+        """Write `config.yaml`."""
+        write_text(self.config_path, dump_config(config))
+
+    @property
+    def environment_path(self) -> Path:
+        """Libraries and processors of the process that began the run."""
+        return self.folder / "environment.json"
+
+    def save_environment(self, facts: Mapping[str, Any]) -> None:
+        """Write `environment.json`."""
+        write_text(self.environment_path, json.dumps(facts, indent=2, ensure_ascii=False) + "\n")
+
+    def save_manifest(self, store: PictureStore) -> None:
+        """Write `manifest.csv`: every picture with label, split, group and SHA-256.
+
+        Paths count from the run folder, so that `tl evaluate RUN/manifest.csv --split val` works.
+        Raises `RunError` if the run has another one already: it cannot go on with other pictures.
+        """
+        has_regions = any(picture.region is not None for picture in store.pictures)
+        rows = [
+            (self.relative(p.path), p.label, p.split, p.group, digest, *(_sides(p.region) if has_regions else ()))
+            for p, digest in zip(store.pictures, store.hashes, strict=True)
+        ]
+        text = csv_text((*_MANIFEST, *(_REGION if has_regions else ())), rows)
+        path = self.folder / "manifest.csv"
+        if path.exists() and path.read_bytes() != text.encode(errors="surrogateescape"):
+            raise RunError(f"{self.folder}: pictures, labels or splits have changed since; train a new run instead")
+        write_text(path, text)
+
+    def picture_paths(self, split: str) -> list[str]:
+        """Pictures of a split that are still where they were, in manifest order. Raises `RunError`."""
+        return [picture.path for picture in self.pictures(split)]
+
+    def pictures(self, split: str) -> list[Picture]:
+        """The same with label, group and region."""
+        found = []
+        for row in self._manifest():
+            path = os.path.normpath(os.path.join(self.folder, row["path"]))
+            if row["split"] == split and os.path.isfile(path):
+                sides = tuple(float(row[name]) for name in _REGION if row.get(name))
+                region = (sides[0], sides[1], sides[2], sides[3]) if len(sides) == len(_REGION) else None
+                found.append(Picture(path, row["path"], row["label"], split, row["group"], region))
+        return found
+
+    def relative(self, path: str) -> str:
+        """A path as it counts from the run folder, with '/'."""
+        return Path(os.path.relpath(path, self.folder)).as_posix()
+
+    def val_predictions(self, class_names: Sequence[str]) -> dict[str, list[float]]:
+        """Probabilities of `predictions_val.csv` in the order of `class_names`, by picture path as `picture_paths`
+        gives them. Raises `RunError`.
+        """
+        path = self.folder / "predictions_val.csv"
+        try:
+            with path.open(encoding="utf-8", errors="surrogateescape", newline="") as stream:
+                reader = csv.reader(stream)
+                header = next(reader, [])
+                rows = [dict(zip(header, row, strict=True)) for row in reader]
+            probabilities = [[float(row[f"p:{name}"]) for name in class_names] for row in rows]
+        except KeyError as error:
+            raise RunError(f"{path}: has no column {error}") from error
+        except (OSError, ValueError) as error:
+            raise RunError(f"{path}: cannot be read ({error}); did this run's training finish?") from error
+        return dict(zip(self._val_paths(len(rows)), probabilities, strict=True))
+
+    def val_points(self) -> dict[str, NDArray[np.float64]]:
+        """Points (K, 2) of `predictions_val.csv` in pixels of the photos, by picture path. Raises `RunError`."""
+        found = self.load_landmarks("predictions_val.csv").pictures
+        return dict(zip(self._val_paths(len(found)), (picture.keypoints_xy for picture in found), strict=True))
+
+    def _val_paths(self, count: int) -> list[str]:
+        shown = [row["path"] for row in self._manifest() if row["split"] == "val"]
+        if len(shown) != count:
+            path = self.folder / "predictions_val.csv"
+            raise RunError(f"{path}: has {count} rows for {len(shown)} validation pictures of the manifest")
+        return [os.path.normpath(os.path.join(self.folder, name)) for name in shown]
+
+    def digests(self, split: str) -> list[str]:
+        """SHA-256 of each picture of a split, whether it is still there or not. Raises `RunError`."""
+        return [row["sha256"] for row in self._manifest() if row["split"] == split]
+
+    def data_hash(self) -> str:
+        """SHA-256 over the pictures' hashes, labels and splits. Raises `RunError`."""
+        return hash_data((row["sha256"], row["label"], row["split"]) for row in self._manifest())
+
+    def _manifest(self) -> list[dict[str, str]]:
+        path = self.folder / "manifest.csv"
+        try:
+            with path.open(encoding="utf-8", errors="surrogateescape", newline="") as stream:
+                rows = list(csv.DictReader(stream))
+        except OSError as error:
+            raise RunError(f"{path}: cannot be read ({error.strerror}); did this run's training begin?") from error
+        if rows and not {"path", "label", "split", "sha256"} <= rows[0].keys():
+            raise RunError(f"{path}: made by another version of tl")
+        return rows
+
+    def save_skipped(self, bad: Sequence[tuple[Picture, str]]) -> None:
+        """Write `skipped.csv`: unreadable pictures and their reasons."""
+        rows = [(picture.name, picture.split, reason) for picture, reason in bad]
+        write_csv(self.folder / "skipped.csv", ("path", "split", "error"), rows)
+
+    def save_rows(self, name: str, kind: type, rows: Sequence[Any]) -> None:
+        """Write dataclass instances of one kind as `name`, a CSV file with a column for each field."""
+        columns = tuple(field.name for field in dataclasses.fields(kind))
+        write_csv(self.folder / name, columns, [_shown(dataclasses.astuple(row)) for row in rows])
+
+    def save_table(self, name: str, rows: Sequence[Mapping[str, Any]]) -> None:
+        """Write `name`, a CSV file of rows that all have the first one's columns."""
+        write_csv(self.folder / name, tuple(rows[0]), [_shown(row.values()) for row in rows])
+
+    def rows(self, name: str) -> list[dict[str, str]]:
+        """A CSV file of the folder; empty where there is none."""
+        path = self.folder / name
+        if not path.is_file():
+            return []
+        with path.open(encoding="utf-8", errors="surrogateescape", newline="") as stream:
+            return list(csv.DictReader(stream))
+
+    def save_metrics(self, metrics: dict[str, Any]) -> None:
+        """Write `metrics.json`."""
+        write_text(self.folder / "metrics.json", json.dumps(metrics, indent=2, ensure_ascii=False) + "\n")
+
+    def save_predictions(
+        self, split: str, pictures: Sequence[Picture], probabilities: NDArray[np.float32], class_names: Sequence[str]
+    ) -> None:
+        """Write `predictions_SPLIT.csv`: `path,true_label,label,confidence,p:<class>...`."""
+        rows = []
+        for picture, row in zip(pictures, probabilities, strict=True):
+            decided = int(row.argmax())
+            shown = [f"{value:.6g}" for value in row.tolist()]
+            rows.append([picture.name, picture.label, class_names[decided], shown[decided], *shown])
+        columns = ("path", "true_label", "label", "confidence", *(f"p:{name}" for name in class_names))
+        write_csv(self.folder / f"predictions_{split}.csv", columns, rows)
+
+    def save_points(self, split: str, landmarks: LandmarkSet) -> None:
+        """Write `predictions_SPLIT.csv`, our CSV of landmarks."""
+        write_text(self.folder / f"predictions_{split}.csv", wide_csv.write(landmarks))
+
+    def save_annotations(self, landmarks: LandmarkSet, size: Size) -> None:
+        """Write `annotations.json`, COCO keypoints with everything known. Pictures' names count from the run folder.
+
+        `size`: name -> (height, width) of the upright picture.
+        """
+        write_landmarks(landmarks, self.folder / "annotations.json", "coco", size)
+
+    def load_landmarks(self, name: str) -> LandmarkSet:
+        """Read one of the two files. Raises `RunError`."""
+        try:
+            return read_landmarks(self.folder / name)
+        except DataError as error:
+            raise RunError(f"{error}; did this run's training finish?") from error
+
+    def save_best(self, tensors: Mapping[str, NDArray[Any]], card: NetworkCard) -> None:
+        """Write `best.safetensors`: the whole network and its card."""
+        plain = {name: np.asarray(tensor, order="C") for name, tensor in tensors.items()}
+        with atomic_path(self.best_path) as temporary:
+            temporary.write_bytes(serialise_tensors(plain, metadata={"tl.network": dump_json(card)}))
+
+    def load_card(self) -> NetworkCard:
+        """What `best.safetensors` says of itself. Raises `RunError`."""
+        if not self.best_path.is_file():
+            raise RunError(f"{self.folder}: has no best.safetensors: {UNFINISHED}")
+        try:
+            with safe_open(self.best_path, framework="numpy") as opened:
+                text = (opened.metadata() or {}).get("tl.network", "{}")
+            card = from_plain(NetworkCard, parse_json(text), "tl.network")
+            if card.run_version != RUN_VERSION:
+                raise ValueError(f"run_version {card.run_version}, this is {RUN_VERSION}")
+            return card
+        except (SafetensorError, ValueError, OSError) as error:
+            raise RunError(f"{self.best_path}: damaged, or made by another version of tl ({error})") from error
+
+    def load_config(self) -> TrainConfig:
+        """Read `config.yaml`. Raises `RunError` or `ConfigError`."""
+        if not self.config_path.is_file():
+            raise RunError(f"{self.folder}: has no config.yaml: not a run folder")
+        return config_from_mapping(load_config(self.config_path), str(self.config_path))
+
+    def load_val_metrics(self) -> dict[str, float]:
+        """Numbers of the validation split from `metrics.json`."""
+        try:
+            metrics = json.loads((self.folder / "metrics.json").read_text(encoding="utf-8"))["val"]
+        except (OSError, ValueError, KeyError) as error:
+            raise RunError(f"{self.folder}: no readable metrics.json: {UNFINISHED} ({error})") from error
+        return {name: float(value) for name, value in metrics.items() if isinstance(value, int | float)}
+
+
+def _sides(region: Region | None) -> tuple[float | str, ...]:
+    return region or ("", "", "", "")
+
+
+def check_free(out: str | Path) -> None:
+    """Raise `RunError` if a folder is in use."""
+    folder = Path(out)
+    if folder.is_file() or (folder.is_dir() and any(folder.iterdir())):
+        raise RunError(f"{folder}: exists already; give another --out, or continue it by --resume {folder}")
+
+
+def create_run(out: str | Path, *, numbered: bool) -> Run:
+    """Make a run folder that no other run has. With `numbered`, NAME-2, NAME-3 ... where NAME is taken.
+
+    Raises `RunError` for a folder in use, `OutputError` where none can be made.
+    """
+    folder = Path(out)
+    number = 1
+    while True:
+        with output_errors(folder):
+            folder.parent.mkdir(parents=True, exist_ok=True)
+            try:
+                folder.mkdir()  # the one of two runs started together that makes it, has it
+                return Run(folder)
+            except FileExistsError:
+                if not numbered:
+                    check_free(folder)
+                    return Run(folder)
+        number += 1
+        folder = Path(f"{out}-{number}")
+
+
+def _shown(values: Iterable[Any]) -> list[Any]:
+    return [f"{value:.6g}" if isinstance(value, int | float) else value for value in values]
+
+
+def csv_text(columns: Sequence[str], rows: Sequence[Sequence[Any]]) -> str:
+    """CSV text with a header."""
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow(columns)
+    writer.writerows(rows)
+    return text.getvalue()
+
+
+def write_csv(path: Path, columns: Sequence[str], rows: Sequence[Sequence[Any]]) -> None:
+    """Write a CSV file atomically."""
+    write_text(path, csv_text(columns, rows))
