@@ -15,10 +15,10 @@ import numpy as np
 
 from tl.data.manifests import read_pictures
 from tl.progress import Silent
-from tl.runtime.ahead import map_ahead
 from tl.runtime.devices import usable_cores
-from tl.runtime.preprocess import load_working
-from tl.runtime.recipe import build_recipe
+from tl.runtime.imaging.pipeline import load_working
+from tl.runtime.imaging.preprocessing import build_recipe
+from tl.runtime.prefetch import map_ahead
 from tl.runtime.session import Session
 from tl.trainer.config import TrainConfig
 from tl.trainer.train import train

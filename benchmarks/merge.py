@@ -16,10 +16,10 @@ from statistics import median
 
 import numpy as np
 
-from tl.runtime.cores import processor_model
+from tl.runtime.devices import processor_model
 from tl.runtime.predictor import load
 from tl.runtime.session import Session
-from tl.runtime.sources import find_pictures
+from tl.runtime.sources.paths import find_pictures
 
 DATA = Path(os.environ["TL_SHARED"]) / "data" / "pacs-cartoon"
 HEADS = {"steps": (), "lbfgs": ("--optimizer", "lbfgs"), "svm": ("--head", "svm")}

@@ -113,7 +113,7 @@ def write_csv(rows) -> None:
 
 def tl_rate(folder: Path, paths: list[str], name: str = "tl") -> float:
     import tl.runtime
-    from tl.runtime.writers import open_writer
+    from tl.runtime.output.writers import open_writer
 
     with tl.runtime.load(folder / f"{name}.onnx", device="cpu") as predictor, tempfile.TemporaryDirectory() as out:
         started = time.perf_counter()
@@ -229,8 +229,8 @@ def bound_rates(folder: Path, paths: list[str]) -> dict[str, float]:
     """
     import onnxruntime
 
-    from tl.runtime.contract import parse_contract
-    from tl.runtime.preprocess import load_input
+    from tl.runtime.imaging.pipeline import load_input
+    from tl.runtime.model_file.contract import parse_contract
 
     cores = os.cpu_count() or 1
 
@@ -306,7 +306,7 @@ def small(folder: Path) -> None:
 def overhead(folder: Path) -> None:
     """What is between decoding and inferring, and rows on disk: in one process, in turn, over 1,000 files."""
     import tl.runtime
-    from tl.runtime.preprocess import load_input
+    from tl.runtime.imaging.pipeline import load_input
     from tl.runtime.session import Session
 
     files = small_files()[:1000]
@@ -342,7 +342,7 @@ def scaled(folder: Path) -> None:
     """Probabilities of one model with both rules of decoding, on large photos."""
     import dataclasses
 
-    from tl.runtime.preprocess import load_input
+    from tl.runtime.imaging.pipeline import load_input
     from tl.runtime.session import Session
 
     session = Session(folder / "tl.onnx", device="cpu")

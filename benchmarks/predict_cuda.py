@@ -33,9 +33,9 @@ import numpy as np
 import onnxruntime
 
 import tl.runtime
-from tl.runtime.contract import parse_contract
-from tl.runtime.preprocess import load_input
-from tl.runtime.writers import open_writer
+from tl.runtime.imaging.pipeline import load_input
+from tl.runtime.model_file.contract import parse_contract
+from tl.runtime.output.writers import open_writer
 
 OUTPUT = "probabilities"
 Ways = dict[str, Callable[[], float]]

@@ -21,8 +21,8 @@ import numpy as np
 import torch
 
 from tl.progress import Silent
-from tl.runtime.preprocess import load_working
-from tl.runtime.recipe import build_recipe
+from tl.runtime.imaging.pipeline import load_working
+from tl.runtime.imaging.preprocessing import build_recipe
 from tl.trainer.config import TrainConfig
 from tl.trainer.fit.augment import build_augment
 from tl.trainer.fit.machine import build_machine

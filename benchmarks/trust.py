@@ -17,10 +17,10 @@ from sklearn.metrics import roc_auc_score
 
 from tl.data.manifests import read_pictures
 from tl.evaluation.metrics import wilson_interval
-from tl.runtime.caution import Caution
+from tl.runtime.ensembles.selective import Caution
 from tl.runtime.predictor import load
 from tl.runtime.results import Classification
-from tl.runtime.sources import find_pictures
+from tl.runtime.sources.paths import find_pictures
 
 DATA = Path(os.environ["TL_SHARED"]) / "data"
 STRANGERS = {"tiny-imagenet": ("tiny-imagenet/val", 4), "cats-dogs": ("cats-dogs/val", 1)}  # every fourth, every one

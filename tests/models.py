@@ -12,7 +12,8 @@ import onnx
 from numpy.typing import NDArray
 from onnx import TensorProto, helper, numpy_helper
 
-from tl.runtime.contract import (
+from tl.runtime.imaging.preprocessing import Recipe, build_recipe
+from tl.runtime.model_file.contract import (
     METADATA_KEY,
     SCHEMA_VERSION,
     Contract,
@@ -22,8 +23,7 @@ from tl.runtime.contract import (
     Provenance,
     dump_contract,
 )
-from tl.runtime.recipe import Recipe, build_recipe
-from tl.runtime.selftest import encode_golden_png
+from tl.runtime.model_file.selftest import encode_golden_png
 
 COLORS = ("red", "green", "blue")
 

@@ -13,10 +13,10 @@ from onnx import TensorProto, helper, numpy_helper
 from PIL import Image
 
 from tests.models import make_contract
-from tl.runtime.contract import METADATA_KEY, Golden, GoldenSample, LandmarkFacts, dump_contract
-from tl.runtime.recipe import Recipe, build_recipe
-from tl.runtime.selftest import encode_golden_png
-from tl.runtime.shapes import mean_shape
+from tl.runtime.imaging.preprocessing import Recipe, build_recipe
+from tl.runtime.landmarks.shapes import mean_shape
+from tl.runtime.model_file.contract import METADATA_KEY, Golden, GoldenSample, LandmarkFacts, dump_contract
+from tl.runtime.model_file.selftest import encode_golden_png
 
 SPOTS = ("red", "green", "blue")
 # A usual place of the three, in pixels of an 80 x 60 picture.

@@ -8,7 +8,7 @@ import pytest
 from tests.commands.conftest import RunTl
 from tests.exporter.adoption.foreign_models import make_foreign, make_huggingface, make_ultralytics
 from tests.models import make_model
-from tl.runtime.recipe import build_recipe
+from tl.runtime.imaging.preprocessing import build_recipe
 
 
 @pytest.fixture

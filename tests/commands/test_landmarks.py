@@ -13,9 +13,9 @@ from PIL import Image
 
 from tests.commands.conftest import RunTl
 from tests.spots import USUAL_XY, make_spot_model, save_spots
-from tl.runtime.landmark_files import wide_csv
-from tl.runtime.landmark_files.files import read_landmarks
-from tl.runtime.landmarks import LandmarkSet, picture_landmarks
+from tl.runtime.landmarks import wide_csv
+from tl.runtime.landmarks.files import read_landmarks
+from tl.runtime.landmarks.sets import LandmarkSet, picture_landmarks
 
 
 @pytest.fixture

@@ -11,8 +11,8 @@ import pytest
 
 from tests.commands.conftest import RunTl
 from tests.models import make_contract, make_model
-from tl.runtime.contract import Conformal, UnknownFacts, dump_contract, parse_contract
-from tl.runtime.passport import passport
+from tl.runtime.model_file.contract import Conformal, UnknownFacts, dump_contract, parse_contract
+from tl.runtime.model_file.summary import passport
 
 
 def test_evaluate__one_row_a_model_and_rule(run_tl: RunTl, photos: Path, color_model: Path, tmp_path: Path) -> None:

@@ -15,7 +15,7 @@ import pytest
 
 from tests.commands.conftest import RunTl
 from tests.models import COLORS, make_model
-from tl.runtime.ledger import ledger_path
+from tl.runtime.output.job import ledger_path
 
 
 @pytest.fixture

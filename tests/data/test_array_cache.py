@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from tl.data import array_cache
 from tl.data.array_cache import ArrayCache, cache_folder
-from tl.runtime.files import atomic_path
+from tl.runtime.output.files import atomic_path
 
 ROOT = Path(__file__).parents[2]
 DTYPES = ("bool", "uint8", "int8", "uint16", "int16", "int32", "int64", "float16", "float32", "float64")
@@ -262,7 +262,7 @@ WRITER = """
 import sys
 from pathlib import Path
 import numpy as np
-from tl.runtime.files import atomic_path
+from tl.runtime.output.files import atomic_path
 from tl.data import array_cache
 
 array_cache._SHARD_BYTES = 40_000

@@ -15,7 +15,7 @@ from tl.data.array_cache import ArrayCache
 from tl.data.features import BATCH, FeatureSet, compute_missing, open_features, view_seed
 from tl.data.images import PictureStore
 from tl.progress import Silent
-from tl.runtime.recipe import Recipe, build_recipe
+from tl.runtime.imaging.preprocessing import Recipe, build_recipe
 from tl.trainer.fit.augment import build_augment
 
 

@@ -17,9 +17,9 @@ from tl.data.images import PictureStore, check_readable, load_pictures
 from tl.data.manifests import Picture
 from tl.errors import DataError
 from tl.progress import Silent
-from tl.runtime.geometry import Region
-from tl.runtime.preprocess import load_input, load_working
-from tl.runtime.recipe import Recipe, build_recipe
+from tl.runtime.imaging.geometry import Region
+from tl.runtime.imaging.pipeline import load_input, load_working
+from tl.runtime.imaging.preprocessing import Recipe, build_recipe
 from tl.trainer.models.backbones import find_backbone_info, torchvision_weights
 
 SIZES_HW = [(256, 256), (300, 500), (500, 300), (257, 999), (101, 77), (40, 333), (232, 231)]

@@ -23,11 +23,11 @@ from tl.exporter.export import Exported, _export, export_pretrained, export_run,
 from tl.exporter.export_source import Further, Subject
 from tl.exporter.publish import synthetic_inputs
 from tl.progress import Silent
-from tl.runtime.caution import Caution
-from tl.runtime.contract import METADATA_KEY
+from tl.runtime.ensembles.selective import Caution
+from tl.runtime.imaging.pipeline import load_input
+from tl.runtime.model_file.contract import METADATA_KEY
+from tl.runtime.model_file.selftest import golden_image, run_selftest
 from tl.runtime.predictor import load
-from tl.runtime.preprocess import load_input
-from tl.runtime.selftest import golden_image, run_selftest
 from tl.runtime.session import Session
 from tl.trainer.models.backbones import build_classifier
 from tl.trainer.models.build import load_network

@@ -14,7 +14,7 @@ from tests.runtime.pictures import noise
 from tl.errors import ConfigError, ModelFileError
 from tl.exporter.export import Exported
 from tl.exporter.feature_maps import choose_activation, first_filters, list_activations, run_activation
-from tl.runtime.drawing import draw_filters, draw_maps
+from tl.runtime.explain.drawing import draw_filters, draw_maps
 from tl.trainer.models.build import load_network
 from tl.trainer.run_folder.run import Run
 

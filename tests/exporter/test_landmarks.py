@@ -15,7 +15,7 @@ from tl.errors import ConfigError, ParityError
 from tl.exporter.export import export_run
 from tl.exporter.precision import Lowering, export_lowered
 from tl.progress import Silent
-from tl.runtime.landmark_files.files import read_landmarks
+from tl.runtime.landmarks.files import read_landmarks
 from tl.trainer.run_folder.run import Run
 from tl.trainer.train import train
 

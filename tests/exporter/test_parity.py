@@ -12,8 +12,8 @@ from tests.models import make_contract, make_model
 from tests.trainer.make import make_noise, make_png
 from tl.errors import ModelFileError, ParityError
 from tl.exporter.parity import BATCH_SIZES, CLAIM_TOLERANCE, TOLERANCE, check_claims, check_parity
-from tl.runtime.preprocess import load_input
-from tl.runtime.recipe import build_recipe
+from tl.runtime.imaging.pipeline import load_input
+from tl.runtime.imaging.preprocessing import build_recipe
 from tl.runtime.session import Session
 
 RECIPE = build_recipe((8, 8))

@@ -21,9 +21,9 @@ from tl.exporter.export import Exported
 from tl.exporter.precision import Lowering, _compare, _fault, _Trial, describe, export_lowered
 from tl.exporter.quantization import INT8_WAYS
 from tl.progress import Silent
-from tl.runtime.contract import Quantisation
+from tl.runtime.model_file.contract import Quantisation
+from tl.runtime.model_file.selftest import run_selftest
 from tl.runtime.predictor import load
-from tl.runtime.selftest import run_selftest
 from tl.runtime.session import Session
 from tl.trainer.run_folder.run import Run
 

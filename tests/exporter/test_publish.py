@@ -9,8 +9,8 @@ import pytest
 from tests.models import COLORS, make_contract, make_model
 from tl.errors import OutputError, ParityError
 from tl.exporter.publish import embed_contract, publish
-from tl.runtime.contract import METADATA_KEY, Contract, dump_contract
-from tl.runtime.selftest import run_selftest
+from tl.runtime.model_file.contract import METADATA_KEY, Contract, dump_contract
+from tl.runtime.model_file.selftest import run_selftest
 from tl.runtime.session import Session
 
 

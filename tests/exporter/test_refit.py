@@ -26,8 +26,8 @@ from tl.exporter.refitting.graph import NewHead, replace_head
 from tl.exporter.refitting.refit import Refitted, refit
 from tl.exporter.refitting.seen import RefitOptions, read_labelled
 from tl.progress import Silent
-from tl.runtime.preprocess import load_input
-from tl.runtime.selftest import run_selftest
+from tl.runtime.imaging.pipeline import load_input
+from tl.runtime.model_file.selftest import run_selftest
 from tl.runtime.session import Session
 from tl.trainer.run_folder.run import Run
 from tl.trainer.train import train

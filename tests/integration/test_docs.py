@@ -51,8 +51,8 @@ def test_links__lead_somewhere(page: str) -> None:
 def test_model_file_page__describes_every_field() -> None:
     import dataclasses
 
-    from tl.runtime.contract import Contract
-    from tl.runtime.recipe import Recipe
+    from tl.runtime.imaging.preprocessing import Recipe
+    from tl.runtime.model_file.contract import Contract
 
     page = (ROOT / "docs/model-file.md").read_text(encoding="utf-8")
     fields = [field.name for kind in (Contract, Recipe) for field in dataclasses.fields(kind)]

@@ -21,7 +21,7 @@ import tl.runtime
 from tests.integration.embedding import PAGE, read_examples, write_examples
 from tests.models import make_model, solid
 from tests.runtime.pictures import encode, noise
-from tl.runtime.recipe import build_recipe
+from tl.runtime.imaging.preprocessing import build_recipe
 
 ROOT = PAGE.parents[1]
 

@@ -20,8 +20,8 @@ from PIL import Image
 import tl.runtime
 from tests.models import make_model
 from tl.errors import ImageReadError
-from tl.runtime.decode import FORMATS, decode_image, upright
-from tl.runtime.recipe import build_recipe
+from tl.runtime.imaging.decode import FORMATS, decode_image, upright
+from tl.runtime.imaging.preprocessing import build_recipe
 
 pytestmark = pytest.mark.slow
 

@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from tl.runtime.recipe import build_recipe
+from tl.runtime.imaging.preprocessing import build_recipe
 
 RECIPE = build_recipe((8, 8))
 

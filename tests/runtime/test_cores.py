@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from tl.runtime.cores import Cores, cgroup_quota, count_cores
+from tl.runtime.devices import Cores, cgroup_quota, count_cores
 
 
 def make_cgroups(root: Path, membership: str, **files: str) -> Path:

@@ -19,8 +19,7 @@ from PIL import features
 import tl
 from tests.runtime.test_devices import pretend_wheels
 from tl.runtime import devices, doctor
-from tl.runtime.cores import Cores
-from tl.runtime.devices import usable_cores
+from tl.runtime.devices import Cores, usable_cores
 from tl.runtime.doctor import Finding, examine
 from tl.runtime.session import Session, cuda_fault
 

@@ -16,9 +16,9 @@ from tests.models import COLORS, color_probabilities, make_model, solid
 from tests.runtime.pictures import encode, encode_turned, noise
 from tl.errors import DeviceError, EnsembleError, ImageReadError, ModelFileError
 from tl.runtime import Classification, Failure, Predictor, load
+from tl.runtime.ensembles.voting import VOTINGS, Voting
+from tl.runtime.imaging.preprocessing import build_recipe
 from tl.runtime.predictor import Hint
-from tl.runtime.recipe import build_recipe
-from tl.runtime.voting import VOTINGS, Voting
 
 ATOL = 1e-6  # float32 softmax in the graph against float64 by hand, on probabilities up to 1
 

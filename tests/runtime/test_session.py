@@ -16,7 +16,7 @@ from tests.models import COLORS, color_probabilities, make_contract, make_model,
 from tests.runtime.pictures import noise
 from tl.errors import DeviceError, ModelFileError
 from tl.runtime import session as session_module
-from tl.runtime.contract import METADATA_KEY, dump_contract
+from tl.runtime.model_file.contract import METADATA_KEY, dump_contract
 from tl.runtime.session import Session, cuda_fault, cuda_version
 
 # float32 softmax in the graph against float64 by hand, on probabilities up to 1.

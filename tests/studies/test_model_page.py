@@ -11,7 +11,7 @@ from tests.models import COLORS, color_probabilities, make_model, solid
 from tests.trainer.make import make_png
 from tl.exporter.export import export_run
 from tl.progress import Silent
-from tl.runtime.contract import Contract
+from tl.runtime.model_file.contract import Contract
 from tl.runtime.session import Session
 from tl.studies.report.model_page import build_model_page
 from tl.studies.report.page import Facts, Gallery, render

@@ -15,7 +15,7 @@ from tests.commands.conftest import run_tl as run_tl
 from tests.studies.make import make_labels
 from tests.trainer.landmarks.make import make_spots
 from tl.data.manifests import SPLITS, Picture, read_pictures
-from tl.runtime.recipe import build_recipe
+from tl.runtime.imaging.preprocessing import build_recipe
 from tl.studies.study import read_study
 from tl.trainer.fit.augment import build_augment
 from tl.trainer.models.backbones import build_classifier

@@ -30,7 +30,7 @@ from tests.trainer.make import (
 )
 from tl.errors import ConfigError, DataError, RunError, TlError
 from tl.progress import Silent
-from tl.runtime.preprocess import load_input
+from tl.runtime.imaging.pipeline import load_input
 from tl.trainer.config import TrainConfig
 from tl.trainer.fit.machine import build_machine
 from tl.trainer.models.build import load_network

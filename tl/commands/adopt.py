@@ -129,7 +129,7 @@ def _size(text: str, option: str) -> tuple[int, int]:
 
 
 def _report(done: Adopted, as_json: bool) -> None:
-    from tl.runtime.passport import parity_text
+    from tl.runtime.model_file.summary import parity_text
 
     parity = done.contract.parity
     kind = "pictures" if done.on_real_pictures else "noise pictures"
@@ -140,6 +140,6 @@ def _report(done: Adopted, as_json: bool) -> None:
     if golden.source != "synthetic":
         warn(f"the file embeds {len(golden.samples)} of these pictures for tl verify; --golden synthetic embeds none")
     if as_json:
-        from tl.runtime.strict_json import to_plain
+        from tl.runtime.model_file.strict_json import to_plain
 
         typer.echo(json.dumps({"path": str(done.path), "opset": done.opset, "parity": to_plain(parity)}))

@@ -15,8 +15,7 @@ from tl.commands.options import Device, Threads
 from tl.errors import ConfigError
 
 if TYPE_CHECKING:
-    from tl.runtime.bench import Bench, Row
-    from tl.runtime.bench_advice import Advice
+    from tl.runtime.bench.measure import Advice, Bench, Row
 
 _COLUMNS = (
     "part",
@@ -56,8 +55,7 @@ def command(
     tl predict does it). With hint throughput, every thread has its own batch; with latency, all work on one. pictures/s
     is the median of rounds that take turns, beside their lowest and highest; p50, p90 and p99 are of single runs.
     """
-    from tl.runtime.bench import run_bench
-    from tl.runtime.bench_advice import advise
+    from tl.runtime.bench.measure import advise, run_bench
 
     with console_progress() as progress:
         bench = run_bench(

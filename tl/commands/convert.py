@@ -46,7 +46,7 @@ def command(
     import dataclasses
 
     from tl.errors import DataError
-    from tl.runtime.landmark_files.files import (
+    from tl.runtime.landmarks.files import (
         SUFFIXES,
         lost_in,
         picture_finder,

@@ -108,7 +108,7 @@ def command(
     Without --locator, a model that looks at a part of each photo is given the part that the annotations say, as in
     training.
     """
-    from tl.runtime.landmark_files.files import is_landmark_file
+    from tl.runtime.landmarks.files import is_landmark_file
 
     opened: dict[str, Any] = {"vote_weights": vote_weights, "device": device, "threads": threads}
     of_points = {"merge": merge, "locator": locator, "crop_margin": crop_margin, "images": images}
@@ -129,7 +129,7 @@ def command(
 
 def _check_choices(data: Path, of_points: dict[str, Any], of_votes: dict[str, Any], tta: str | None) -> None:
     """Refuse what would be ignored, before anything is predicted."""
-    from tl.runtime.landmark_files.files import is_landmark_file
+    from tl.runtime.landmarks.files import is_landmark_file
 
     if of_votes["select"] and of_votes["fit_vote_weights"] is None:
         raise ConfigError("--select chooses members for --fit-vote-weights FILE: give that too")

@@ -145,7 +145,7 @@ def _check_further(run: Path | None, precision: str, cam: bool, unknown: bool, f
 
 
 def _report(done: Exported, as_json: bool) -> None:
-    from tl.runtime.passport import parity_text
+    from tl.runtime.model_file.summary import parity_text
 
     parity, golden = done.contract.parity, done.contract.golden
     warn(f"parity on {parity.images} pictures: {parity_text(parity)}")
@@ -160,7 +160,7 @@ def _report(done: Exported, as_json: bool) -> None:
     if golden.source != "synthetic":
         warn(f"the file embeds {len(golden.samples)} of these pictures for tl verify; --golden synthetic embeds none")
     if as_json:
-        from tl.runtime.strict_json import to_plain
+        from tl.runtime.model_file.strict_json import to_plain
 
         report = {"path": str(done.path), "parity": to_plain(parity), "quantisation": to_plain(quantisation)}
         typer.echo(json.dumps(report))

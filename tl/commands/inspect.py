@@ -15,7 +15,7 @@ from tl.commands.options import refuse_given
 from tl.errors import ConfigError, ModelFileError
 
 if TYPE_CHECKING:
-    from tl.runtime.contract import Contract
+    from tl.runtime.model_file.contract import Contract
     from tl.studies.report.model_page import Look, Ranking
 
 ModelArgument = Annotated[Path, typer.Argument(help="Model file.", show_default=False)]
@@ -65,7 +65,7 @@ def command(
         refuse_given({"layer": layer}, "says which layer --activations shows: give that too")
     if html is not None or not (filters or activations):
         refuse_given({"out": out}, "takes what --filters and --activations draw, without --html")
-    from tl.runtime.contract import dump_contract
+    from tl.runtime.model_file.contract import dump_contract
     from tl.runtime.session import Session
 
     contract = Session(model, device="cpu").contract
@@ -104,8 +104,8 @@ def _look_inside(model: Path, contract: Contract, filters: bool, activations: Pa
         return []
     with packages_of("edit"):
         from tl.exporter.feature_maps import choose_activation, first_filters, list_activations, run_activation
-    from tl.runtime.drawing import draw_filters, draw_maps
-    from tl.runtime.preprocess import load_input
+    from tl.runtime.explain.drawing import draw_filters, draw_maps
+    from tl.runtime.imaging.pipeline import load_input
     from tl.studies.report.model_page import Look
 
     looks = []
@@ -127,7 +127,7 @@ def _look_inside(model: Path, contract: Contract, filters: bool, activations: Pa
 
 
 def _save(looks: list[Look], folder: Path, model: Path) -> None:
-    from tl.runtime.files import atomic_path
+    from tl.runtime.output.files import atomic_path
 
     for look in looks:
         path = folder / f"{model.stem}-{look.title.lower()}.png"
@@ -145,7 +145,7 @@ def _print_ranking(ranking: Ranking, as_json: bool) -> None:
 
 
 def _print_passport(model: Path, contract: Contract) -> None:
-    from tl.runtime.passport import passport
+    from tl.runtime.model_file.summary import passport
 
     rows = [("file", f"{model} ({model.stat().st_size / 1e6:.1f} MB)"), *passport(contract)]
     width = max(len(name) for name, _ in rows)

@@ -85,7 +85,7 @@ def _read_held_out(path: Path) -> list[Picture]:
 
 
 def _report(done: Merged, as_json: bool) -> None:
-    from tl.runtime.passport import parity_text
+    from tl.runtime.model_file.summary import parity_text
 
     parity, size = done.contract.parity, done.path.stat().st_size
     members = [] if done.contract.ensemble is None else [member.name for member in done.contract.ensemble.members]
@@ -97,6 +97,6 @@ def _report(done: Merged, as_json: bool) -> None:
     if done.contract.unknown is not None:
         warn("it tells unknown pictures: predict with --reject-unknown")
     if as_json:
-        from tl.runtime.strict_json import to_plain
+        from tl.runtime.model_file.strict_json import to_plain
 
         typer.echo(json.dumps({"path": str(done.path), "members": members, "parity": to_plain(parity)}))

@@ -32,7 +32,7 @@ def command(
     pictures must still be where they were; their embeddings are kept, so that only the first call takes long.
     """
     with packages_of("train"):
-        from tl.runtime.sources import find_pictures
+        from tl.runtime.sources.paths import find_pictures
         from tl.trainer.features.run_embeddings import find_neighbours
         from tl.trainer.run_folder.run import Run
 

@@ -20,11 +20,11 @@ if TYPE_CHECKING:
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-    from tl.runtime.contract import Contract
-    from tl.runtime.geometry import Region
+    from tl.runtime.imaging.geometry import Region
+    from tl.runtime.imaging.pipeline import TtaKind
+    from tl.runtime.model_file.contract import Contract
     from tl.runtime.predictor import Predictor
     from tl.runtime.results import Classification, Landmarks
-    from tl.runtime.tta import TtaKind
 
 
 def fit_vote_file(result: Evaluation, path: Path, *, select: bool) -> dict[str, Any]:
@@ -33,7 +33,7 @@ def fit_vote_file(result: Evaluation, path: Path, *, select: bool) -> dict[str, 
     Raises `DataError`, `OutputError`.
     """
     from tl.evaluation.evaluate import fit_votes
-    from tl.runtime.files import write_text
+    from tl.runtime.output.files import write_text
 
     fitted = fit_votes(result, select=select)
     kept = {name: round(weight, 6) for name, weight in fitted.weights.items() if weight > 0}
@@ -60,8 +60,8 @@ def parse_vote_weights(text: str | None, models: list[Path]) -> list[float] | No
 
 
 def _read_vote_weights(path: Path, models: list[Path]) -> list[float]:
-    from tl.runtime.ensemble import member_names
-    from tl.runtime.strict_json import parse_json
+    from tl.runtime.ensembles.ensemble import member_names
+    from tl.runtime.model_file.strict_json import parse_json
 
     try:
         plain = parse_json(path.read_text(encoding="utf-8"))
@@ -143,7 +143,7 @@ def open_predictor(
     threads: int | None = None,
 ) -> Predictor[Classification]:
     """Load the classifiers that --model or --ensemble names and say on stderr what runs them."""
-    from tl.runtime.caution import Caution
+    from tl.runtime.ensembles.selective import Caution
     from tl.runtime.predictor import load
 
     try:
@@ -173,7 +173,7 @@ def open_predictor(
 
 def parse_tta(text: str | None) -> list[TtaKind]:
     """`"hflip,crops"` -> its kinds. Raises `ConfigError`."""
-    from tl.runtime.tta import build_views
+    from tl.runtime.imaging.pipeline import build_views
 
     kinds: list[Any] = [] if text is None else [kind.strip() for kind in text.split(",")]
     try:
@@ -247,8 +247,8 @@ def _listed(models: Path | list[Path]) -> list[Path]:
 
 
 def _first_contract(models: Path | list[Path]) -> Contract | None:
-    from tl.runtime.contract import parse_contract
-    from tl.runtime.model_file import check_model_file
+    from tl.runtime.model_file.contract import parse_contract
+    from tl.runtime.model_file.safety import check_model_file
 
     first = models[0] if isinstance(models, list) else models
     text = check_model_file(first).contract_text

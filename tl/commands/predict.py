@@ -38,10 +38,10 @@ from tl.errors import ConfigError, DataError
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from tl.runtime.geometry import Region
-    from tl.runtime.inputs import Inputs
+    from tl.runtime.imaging.geometry import Region
     from tl.runtime.predictor import Predictor
     from tl.runtime.results import Result
+    from tl.runtime.sources.inputs import Inputs
 
 Images = Annotated[
     list[str] | None,
@@ -171,7 +171,7 @@ def _open(
 def _read_boxes(boxes: Path | None) -> dict[str, Region] | None:
     if boxes is None:
         return None
-    from tl.runtime.landmark_files.boxes import read_boxes
+    from tl.runtime.landmarks.boxes import read_boxes
 
     return read_boxes(boxes)
 
@@ -179,7 +179,7 @@ def _read_boxes(boxes: Path | None) -> dict[str, Region] | None:
 def _read_scales(given: str | None) -> float | dict[str, float] | None:
     if given is None:
         return None
-    from tl.runtime.landmark_files.scales import read_scales
+    from tl.runtime.landmarks.boxes import read_scales
 
     try:
         scale = float(given)
@@ -201,9 +201,9 @@ def _drawer(
     """
     if points is None and reasons is None:
         return lambda result: None
-    from tl.runtime.caution import REJECTED
-    from tl.runtime.drawing import draw_explanation, draw_landmarks, is_drawable, save_drawing
-    from tl.runtime.explanation import explain
+    from tl.runtime.ensembles.selective import REJECTED
+    from tl.runtime.explain.drawing import draw_explanation, draw_landmarks, is_drawable, save_drawing
+    from tl.runtime.explain.explanation import explain
     from tl.runtime.results import Classification, Landmarks
 
     contract = predictor.ensemble.sessions[0].contract
@@ -246,8 +246,8 @@ def _watcher(draw: Callable[[Result], None], unscaled: list[str]) -> Callable[[R
 
 
 def _find_pictures(images: list[str], files_from: str | None, null: bool) -> Inputs:
-    from tl.runtime.inputs import find_inputs
-    from tl.runtime.path_list import read_path_list
+    from tl.runtime.sources.inputs import find_inputs
+    from tl.runtime.sources.paths import read_path_list
 
     if not images and files_from is None:
         raise ConfigError("nothing to predict: name pictures or folders, or give --files-from")
@@ -268,7 +268,7 @@ def _write_predictions(
     options: dict[str, Any],
 ) -> int:
     """Predict and write row by row; returns how many pictures could not be read."""
-    from tl.runtime.job import Tally, run_job
+    from tl.runtime.output.job import Tally, run_job
 
     tally = Tally()
     undrawn: list[str] = []

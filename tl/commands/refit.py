@@ -82,7 +82,7 @@ def command(
 
 
 def _report(done: Refitted, as_json: bool) -> None:
-    from tl.runtime.passport import parity_text
+    from tl.runtime.model_file.summary import parity_text
 
     parity, contract, after = done.contract.parity, done.contract, done.after
     for what, names in (("added", done.added), ("dropped", done.dropped)):

@@ -28,8 +28,8 @@ def command(
     The page needs no network and no other file. `tl train` writes it at the end; after `tl train --test` it shows the
     test split.
     """
-    from tl.runtime.contract import Contract, parse_contract
-    from tl.runtime.model_file import check_model_file
+    from tl.runtime.model_file.contract import Contract, parse_contract
+    from tl.runtime.model_file.safety import check_model_file
 
     with packages_of("train"):
         from tl.studies.report.run_page import write_run_report

@@ -25,7 +25,7 @@ def command(
 
     - `tl verify beetles.onnx --device cuda`
     """
-    from tl.runtime.selftest import run_selftest
+    from tl.runtime.model_file.selftest import run_selftest
 
     result = run_selftest(model, device=device)
     warn(

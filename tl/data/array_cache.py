@@ -19,7 +19,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save
 
 from tl.errors import OutputError
-from tl.runtime.files import atomic_path
+from tl.runtime.output.files import atomic_path
 
 CACHE_DIR_VARIABLE = "TL_CACHE_DIR"
 _SHARD_BYTES = 64 << 20

@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from tl.data.array_cache import ArrayCache, cache_folder
 from tl.data.images import PictureStore
 from tl.progress import Progress
-from tl.runtime.geometry import crop_to_input
+from tl.runtime.imaging.geometry import crop_to_input
 
 # uint8 (N, H, W, 3) -> float32 (N, ...)
 Embedder = Callable[[NDArray[np.uint8]], NDArray[np.float32]]

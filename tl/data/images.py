@@ -23,12 +23,12 @@ from tl.data.array_cache import ArrayCache, cache_folder
 from tl.data.manifests import Picture
 from tl.errors import DataError, ImageReadError
 from tl.progress import Progress
-from tl.runtime.ahead import map_ahead
 from tl.runtime.devices import usable_cores
-from tl.runtime.geometry import crop_to_input
-from tl.runtime.preprocess import load_working
-from tl.runtime.recipe import Recipe
-from tl.runtime.strict_json import dump_json
+from tl.runtime.imaging.geometry import crop_to_input
+from tl.runtime.imaging.pipeline import load_working
+from tl.runtime.imaging.preprocessing import Recipe
+from tl.runtime.model_file.strict_json import dump_json
+from tl.runtime.prefetch import map_ahead
 
 Item = TypeVar("Item")
 

@@ -21,8 +21,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tl.errors import DataError
-from tl.runtime.geometry import Region
-from tl.runtime.sources import find_pictures
+from tl.runtime.imaging.geometry import Region
+from tl.runtime.sources.paths import find_pictures
 
 SPLITS = ("train", "val", "test")
 

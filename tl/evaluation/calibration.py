@@ -12,8 +12,8 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from tl.runtime.caution import conformal_limit, conformal_scores
-from tl.runtime.contract import Conformal, UnknownFacts
+from tl.runtime.ensembles.selective import conformal_limit, conformal_scores
+from tl.runtime.model_file.contract import Conformal, UnknownFacts
 
 _LOG_RANGE = (math.log(1e-3), math.log(1e3))
 

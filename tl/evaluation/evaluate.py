@@ -21,9 +21,9 @@ from tl.errors import DataError
 from tl.evaluation.metrics import classification_metrics, mcnemar_p, wilson_interval
 from tl.evaluation.vote_fitting import FOLDS, fit_weights, held_out_votes, log_loss, select_members
 from tl.progress import Progress
+from tl.runtime.ensembles.voting import VOTINGS, vote
 from tl.runtime.predictor import Predictor
 from tl.runtime.results import Classification, Failure
-from tl.runtime.voting import VOTINGS, vote
 
 COLUMNS = ("model", "voting", "n", "top1_accuracy", "ci_low", "ci_high", "macro_f1", "ece")
 ENSEMBLE_COLUMNS = (*COLUMNS, "mcnemar_p")

@@ -16,13 +16,13 @@ from numpy.typing import NDArray
 from tl.data.manifests import SPLITS
 from tl.errors import DataError
 from tl.progress import Progress
-from tl.runtime.geometry import Region, region_of_points
-from tl.runtime.landmark_files.files import picture_finder, read_landmarks
-from tl.runtime.landmarks import PictureLandmarks
-from tl.runtime.merging import Merging, merge_points
+from tl.runtime.imaging.geometry import Region, region_of_points
+from tl.runtime.landmarks.ensemble import Merging, merge_points
+from tl.runtime.landmarks.files import picture_finder, read_landmarks
+from tl.runtime.landmarks.sets import PictureLandmarks
+from tl.runtime.landmarks.shapes import centroid_size
 from tl.runtime.predictor import Predictor
 from tl.runtime.results import Failure, Landmarks
-from tl.runtime.shapes import centroid_size
 
 # Shares of the longer side of the box around a picture's true points.
 PCK_THRESHOLDS = (0.01, 0.02, 0.05, 0.1)

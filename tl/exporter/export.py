@@ -20,18 +20,18 @@ from tl.exporter.export_source import USUAL, Further, Subject, class_subject, la
 from tl.exporter.parity import check_claims, check_parity, check_point_claims, check_point_parity, run_torch, spread
 from tl.exporter.publish import GoldenSource, build_golden, embed_contract, publish, synthetic_inputs
 from tl.progress import Progress
-from tl.runtime.contract import (
+from tl.runtime.imaging.decode import read_size
+from tl.runtime.imaging.geometry import place
+from tl.runtime.imaging.preprocessing import JpegScale
+from tl.runtime.model_file.contract import (
     SCHEMA_VERSION,
     Contract,
     Golden,
     Parity,
 )
-from tl.runtime.decode import read_size
-from tl.runtime.geometry import place
-from tl.runtime.recipe import JpegScale
-from tl.runtime.selftest import run_selftest
+from tl.runtime.model_file.selftest import run_selftest
 from tl.runtime.session import Session
-from tl.runtime.sources import find_pictures
+from tl.runtime.sources.paths import find_pictures
 from tl.trainer.models.backbones import torchvision_weights
 from tl.trainer.models.onnx_graph import to_onnx
 from tl.trainer.run_folder.run import Run

@@ -19,13 +19,13 @@ from tl.errors import ConfigError
 from tl.evaluation.calibration import MAX_KNOWN, SHORTEST, Known, UnknownFit, class_ids_of, conformal_of, fit_unknown
 from tl.exporter.parity import spread
 from tl.progress import Progress
-from tl.runtime.contract import (
+from tl.runtime.imaging.preprocessing import JpegScale, Recipe, build_recipe
+from tl.runtime.model_file.contract import (
     Conformal,
     LandmarkFacts,
     Provenance,
     UnknownFacts,
 )
-from tl.runtime.recipe import JpegScale, Recipe, build_recipe
 from tl.trainer.config import TrainConfig
 from tl.trainer.features.run_embeddings import embed_pictures
 from tl.trainer.landmarks.data import reference_shape

@@ -16,11 +16,11 @@ from numpy.typing import NDArray
 
 from tl.data.manifests import Picture
 from tl.errors import ParityError
-from tl.runtime.contract import Parity
-from tl.runtime.decode import ImageSource
-from tl.runtime.ensemble import Ensemble
-from tl.runtime.geometry import Placement, Region
-from tl.runtime.landmark_ensemble import LandmarkEnsemble
+from tl.runtime.ensembles.ensemble import Ensemble
+from tl.runtime.imaging.decode import ImageSource
+from tl.runtime.imaging.geometry import Placement, Region
+from tl.runtime.landmarks.ensemble import LandmarkEnsemble
+from tl.runtime.model_file.contract import Parity
 from tl.runtime.predictor import Predictor
 from tl.runtime.results import Failure
 from tl.runtime.session import Session

@@ -16,10 +16,10 @@ from tl.errors import DataError, ImageReadError
 from tl.exporter.parity import spread
 from tl.exporter.publish import synthetic_inputs
 from tl.progress import Progress
-from tl.runtime.decode import ImageSource
-from tl.runtime.preprocess import load_input
-from tl.runtime.recipe import Recipe
-from tl.runtime.sources import find_pictures
+from tl.runtime.imaging.decode import ImageSource
+from tl.runtime.imaging.pipeline import load_input
+from tl.runtime.imaging.preprocessing import Recipe
+from tl.runtime.sources.paths import find_pictures
 
 MAX_PICTURES = 64
 _NOISE_SIZES_HW = ((480, 640), (300, 200), (224, 224), (97, 131))

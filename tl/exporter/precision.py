@@ -31,9 +31,9 @@ from tl.exporter.publish import GoldenSource, publish
 from tl.exporter.quantization import INT8_WAYS, to_fp16, to_int8
 from tl.exporter.speed_comparison import WON_ROUNDS, Race, race, run_all
 from tl.progress import Progress
-from tl.runtime.contract import Golden, GoldenSample, Quantisation
-from tl.runtime.recipe import Recipe
-from tl.runtime.selftest import golden_image, run_selftest
+from tl.runtime.imaging.preprocessing import Recipe
+from tl.runtime.model_file.contract import Golden, GoldenSample, Quantisation
+from tl.runtime.model_file.selftest import golden_image, run_selftest
 from tl.runtime.session import Session
 from tl.trainer.run_folder.run import Run
 

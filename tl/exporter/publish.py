@@ -12,9 +12,9 @@ import onnx
 from numpy.typing import NDArray
 
 from tl.errors import ModelFileError
-from tl.runtime.contract import METADATA_KEY, Contract, Golden, GoldenSample, dump_contract
-from tl.runtime.files import atomic_path, output_errors
-from tl.runtime.selftest import encode_golden_png
+from tl.runtime.model_file.contract import METADATA_KEY, Contract, Golden, GoldenSample, dump_contract
+from tl.runtime.model_file.selftest import encode_golden_png
+from tl.runtime.output.files import atomic_path, output_errors
 
 # What onnxruntime 1.18, the oldest supported, reads.
 IR_VERSION = 10

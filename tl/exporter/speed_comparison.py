@@ -14,12 +14,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tl.progress import Progress
-from tl.runtime.ahead import map_ahead
-from tl.runtime.cores import processor_model
-from tl.runtime.devices import graphics_cards, usable_cores
+from tl.runtime.bench.timing import Work, time_works
+from tl.runtime.devices import graphics_cards, processor_model, usable_cores
 from tl.runtime.predictor import CPU_BATCH, CUDA_BATCH
+from tl.runtime.prefetch import map_ahead
 from tl.runtime.session import Session
-from tl.runtime.timing import Work, time_works
 
 # Nine of eleven rounds or more would be won by chance in 3% of all cases (sign test).
 ROUNDS, WON_ROUNDS = 11, 9

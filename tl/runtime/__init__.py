@@ -4,20 +4,20 @@
     with tl.runtime.load("beetles.onnx") as model:
         print(model.predict("photo.jpg").label)
 
-Importing has no side effects on the host program. Read the parts in this order: `recipe` (every preprocessing
-decision), `decode`, `geometry`, `preprocess`, `contract` (what a model file says of itself), `session` (onnxruntime),
-`voting`, `ensemble`, `landmark_ensemble`, `predictor`, `writers`.
+Importing has no side effects on the host program. Read the packages in this order: `imaging` (file -> network input),
+`model_file` (the contract and what is checked before a file is opened), `session` (onnxruntime), `ensembles` and
+`landmarks` (what is predicted), `predictor` (images -> results), `sources`, `output`.
 """
 
-from tl.runtime.caution import Caution
-from tl.runtime.contract import Contract
-from tl.runtime.decode import ImageSource
-from tl.runtime.explanation import Explanation, explain
+from tl.runtime.ensembles.selective import Caution
+from tl.runtime.ensembles.voting import Vote, vote
+from tl.runtime.explain.explanation import Explanation, explain
+from tl.runtime.imaging.decode import ImageSource
+from tl.runtime.imaging.preprocessing import Recipe
+from tl.runtime.model_file.contract import Contract
+from tl.runtime.model_file.selftest import SelfTest, run_selftest
 from tl.runtime.predictor import Predictor, load, load_landmarks
-from tl.runtime.recipe import Recipe
 from tl.runtime.results import Classification, Failure, Landmarks, MemberVotes, Result
-from tl.runtime.selftest import SelfTest, run_selftest
-from tl.runtime.voting import Vote, vote
 
 __all__ = [
     "Caution",

@@ -22,10 +22,11 @@ import simplejpeg
 
 from tl import __version__
 from tl.errors import DeviceError, TlError
-from tl.runtime.cores import count_cores
+from tl.runtime.bench.sample_images import PHONE_WH, sample_jpeg
 from tl.runtime.devices import (
     CUDA_LIBRARIES,
     GPU_WHEEL,
+    count_cores,
     driver_cuda,
     driver_fault,
     driver_version,
@@ -33,9 +34,8 @@ from tl.runtime.devices import (
     graphics_cards,
     installed_wheels,
 )
-from tl.runtime.preprocess import load_input
-from tl.runtime.recipe import build_recipe
-from tl.runtime.sample_pictures import PHONE_WH, sample_jpeg
+from tl.runtime.imaging.pipeline import load_input
+from tl.runtime.imaging.preprocessing import build_recipe
 from tl.runtime.session import Session, cuda_fault, cuda_version, offered_providers, preload_cuda
 
 # 4 x 4 images to 2 (red + 2 green + 3 blue) of their mean colour, by Cast, Transpose, Conv, GlobalAveragePool, Flatten

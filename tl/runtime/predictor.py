@@ -15,20 +15,19 @@ from types import TracebackType
 from typing import Any, Generic, Literal, Protocol, TypeVar
 
 from tl.errors import ImageReadError
-from tl.runtime.ahead import map_ahead
-from tl.runtime.caution import Caution
-from tl.runtime.columns import Columns
-from tl.runtime.content import read_content
-from tl.runtime.decode import ImageSource, source_name
 from tl.runtime.devices import usable_cores
-from tl.runtime.ensemble import ClassRule, Ensemble
-from tl.runtime.geometry import Region
-from tl.runtime.landmark_ensemble import LandmarkEnsemble
-from tl.runtime.merging import Merging
+from tl.runtime.ensembles.ensemble import ClassRule, Ensemble
+from tl.runtime.ensembles.selective import Caution
+from tl.runtime.ensembles.voting import Voting
+from tl.runtime.imaging.decode import ImageSource, source_name
+from tl.runtime.imaging.geometry import Region
+from tl.runtime.imaging.pipeline import TtaKind
+from tl.runtime.landmarks.ensemble import LandmarkEnsemble, Merging
+from tl.runtime.output.columns import Columns
+from tl.runtime.prefetch import map_ahead
 from tl.runtime.results import Classification, Failure, Landmarks, Prediction
 from tl.runtime.session import Session
-from tl.runtime.tta import TtaKind
-from tl.runtime.voting import Voting
+from tl.runtime.sources.content import read_content
 
 Known = TypeVar("Known")
 Found = TypeVar("Found", Classification, Landmarks)

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from tl.runtime.shapes import centroid_size
+from tl.runtime.landmarks.shapes import centroid_size
 
 
 @dataclass(frozen=True)

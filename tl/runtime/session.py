@@ -16,7 +16,6 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tl.errors import DeviceError, MissingExtraError, ModelFileError
-from tl.runtime.contract import METADATA_KEY, Contract, parse_contract
 from tl.runtime.devices import (
     GPU_WHEEL,
     driver_age_fault,
@@ -27,7 +26,8 @@ from tl.runtime.devices import (
     usable_cores,
     wheel_fault,
 )
-from tl.runtime.model_file import check_model_file
+from tl.runtime.model_file.contract import METADATA_KEY, Contract, parse_contract
+from tl.runtime.model_file.safety import check_model_file
 
 INPUT_NAME = "images"
 _FATAL_ONLY = 4

@@ -13,8 +13,8 @@ from typing import Any
 
 from tl.errors import EnsembleError
 from tl.progress import Progress
-from tl.runtime.content import hash_file
-from tl.runtime.files import write_text
+from tl.runtime.output.files import write_text
+from tl.runtime.sources.content import hash_file
 from tl.studies.selection import Judged
 from tl.studies.sweep import CellRun
 from tl.trainer.run_folder.run import Run, write_csv

@@ -16,7 +16,7 @@ from statistics import fmean
 import torch
 
 from tl.data.manifests import Picture, assign_splits, limit_per_class, read_pictures
-from tl.runtime.landmark_files.files import is_landmark_file, read_landmarks
+from tl.runtime.landmarks.files import is_landmark_file, read_landmarks
 from tl.studies.sweep import CellRun
 from tl.trainer.config import TrainConfig
 from tl.trainer.fit.machine import Machine, build_machine

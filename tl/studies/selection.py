@@ -15,8 +15,8 @@ import numpy as np
 
 from tl.errors import TlError
 from tl.progress import Progress
-from tl.runtime.content import hash_file
-from tl.runtime.files import output_errors, write_text
+from tl.runtime.output.files import output_errors, write_text
+from tl.runtime.sources.content import hash_file
 from tl.studies.leaderboard import LARGEST, METRIC, Estimate, Setting, estimate
 from tl.studies.sweep import CellRun
 from tl.trainer.run_folder.run import Run
@@ -122,8 +122,8 @@ def _has_test(run: CellRun) -> bool:
 
 def _latency_ms(model: Path) -> float:
     """Of one picture alone on the CPU, all cores on it; without decoding."""
+    from tl.runtime.bench.timing import Work, time_works
     from tl.runtime.session import Session
-    from tl.runtime.timing import Work, time_works
 
     session = Session(model, device="cpu")
     if session.contract is None:

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from tl.runtime.files import write_text
+from tl.runtime.output.files import write_text
 from tl.studies.leaderboard import METRIC, Estimate, Setting
 from tl.studies.selection import Judged
 from tl.studies.study import Study

@@ -25,7 +25,7 @@ from typing import Any, Literal, ParamSpec, TypeVar
 from tl.errors import DataError, RunError, RunInterrupted, TlError
 from tl.progress import Progress, Silent
 from tl.runtime.devices import usable_cores
-from tl.runtime.files import output_errors, write_text
+from tl.runtime.output.files import output_errors, write_text
 from tl.studies.study import Cell
 from tl.trainer.run_folder.run import Run
 

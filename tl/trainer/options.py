@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from tl.errors import ConfigError, MissingExtraError
-from tl.runtime.landmark_files.files import is_landmark_file
+from tl.runtime.landmarks.files import is_landmark_file
 from tl.trainer.config import (
     BAG_FOLDS,
     BY_METHOD,

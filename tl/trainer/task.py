@@ -16,7 +16,7 @@ from tl.data.images import PictureStore, check_readable, color_statistics, load_
 from tl.data.manifests import Picture, assign_splits, bind_class_names, class_ids, limit_per_class, read_pictures
 from tl.errors import ConfigError, DataError
 from tl.progress import Progress
-from tl.runtime.recipe import Recipe, build_recipe
+from tl.runtime.imaging.preprocessing import Recipe, build_recipe
 from tl.trainer.config import TrainConfig
 from tl.trainer.fit.augment import Augment, build_augment
 from tl.trainer.models.backbone_info import OWN_BACKBONES, TIMM_PREFIX, BackboneInfo, remembered_info

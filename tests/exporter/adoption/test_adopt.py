@@ -25,11 +25,11 @@ from tl.exporter.adoption.imported_model import AdoptOptions
 from tl.exporter.adoption.presets import IMAGENET_MEAN, IMAGENET_STD, Overrides
 from tl.exporter.parity_images import noise_pictures
 from tl.progress import Silent
-from tl.runtime.contract import METADATA_KEY
+from tl.runtime.imaging.pipeline import load_input
+from tl.runtime.model_file.contract import METADATA_KEY
+from tl.runtime.model_file.selftest import run_selftest
 from tl.runtime.predictor import load
-from tl.runtime.preprocess import load_input
 from tl.runtime.results import Classification
-from tl.runtime.selftest import run_selftest
 from tl.runtime.session import Session
 
 

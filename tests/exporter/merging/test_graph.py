@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from onnx import TensorProto, helper, numpy_helper
 
 from tl.exporter.merging.graph import OUTPUTS, Ballot, merge_graphs
-from tl.runtime.voting import VOTINGS, Voting, vote
+from tl.runtime.ensembles.voting import VOTINGS, Voting, vote
 
 
 def make_reader(pixel: int, *, opset: int = 18, scale: float = 128.0) -> onnx.ModelProto:

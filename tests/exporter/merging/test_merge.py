@@ -23,9 +23,9 @@ from tl.exporter.refitting.refit import refit
 from tl.exporter.refitting.seen import RefitOptions
 from tl.progress import Silent
 from tl.runtime import load
-from tl.runtime.caution import Caution
-from tl.runtime.recipe import build_recipe
-from tl.runtime.voting import VOTINGS, Voting, soften
+from tl.runtime.ensembles.selective import Caution
+from tl.runtime.ensembles.voting import VOTINGS, Voting, soften
+from tl.runtime.imaging.preprocessing import build_recipe
 
 PICTURES = [solid(color) for color in ((200, 30, 20), (100, 110, 90), (20, 180, 60), (90, 90, 90), (0, 0, 0))]
 

@@ -15,7 +15,7 @@ from tests.trainer.conftest import fresh_cache as fresh_cache
 from tests.trainer.make import forbid_decoding, make_png
 from tl.errors import DataError
 from tl.progress import Silent
-from tl.runtime.preprocess import load_input
+from tl.runtime.imaging.pipeline import load_input
 from tl.trainer.features.run_embeddings import embed_pictures, find_neighbours
 from tl.trainer.models.build import load_network
 from tl.trainer.models.network import Deployed

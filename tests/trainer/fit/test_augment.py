@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from tests.trainer.make import make_noise
 from tl.errors import ConfigError
-from tl.runtime.recipe import Recipe, build_recipe
+from tl.runtime.imaging.preprocessing import Recipe, build_recipe
 from tl.trainer.fit.augment import PRESETS, Augment, build_augment
 
 RANDOM_PRESETS = [name for name in PRESETS if name != "none"]
@@ -183,7 +183,8 @@ def test_build_augment__pipeline_that_gives_something_else(
 def test_build_augment__import_keeps_its_environment_switch() -> None:
     # In a process of its own: the import happens once a process. Other variables are OpenCV's own doing.
     code = (
-        "import os; from tl.runtime.recipe import build_recipe; from tl.trainer.fit.augment import build_augment\n"
+        "import os; from tl.runtime.imaging.preprocessing import build_recipe\n"
+        "from tl.trainer.fit.augment import build_augment\n"
         "build_augment('flip', build_recipe((8, 8)))\n"
         "print(os.environ.get('NO_ALBUMENTATIONS_UPDATE'))"
     )

@@ -17,7 +17,7 @@ from tl.data.images import PictureStore, load_pictures
 from tl.data.manifests import Picture
 from tl.errors import ImageReadError
 from tl.progress import Silent
-from tl.runtime.recipe import Recipe, build_recipe
+from tl.runtime.imaging.preprocessing import Recipe, build_recipe
 from tl.trainer.fit.augment import Augment, build_augment
 from tl.trainer.fit.batches import EpochOrder, LabelledItems, PictureBatches, TensorBatches, iter_inputs
 from tl.trainer.fit.distributed import Ranks

@@ -24,7 +24,7 @@ from tl.data.images import PictureStore
 from tl.data.manifests import class_ids
 from tl.errors import ConfigError, DataError
 from tl.progress import Silent
-from tl.runtime.recipe import build_recipe
+from tl.runtime.imaging.preprocessing import build_recipe
 from tl.trainer.config import TrainConfig
 from tl.trainer.heads.probe import ProbeRow, _interval, _limit, configure, expand_tries, probe
 from tl.trainer.models.backbone_info import BackboneInfo

@@ -10,8 +10,8 @@ from numpy.typing import NDArray
 
 from tests.spots import SPOTS, USUAL_XY, save_spots
 from tests.trainer.make import make_config
-from tl.runtime.landmark_files.files import picture_finder, picture_sizes, write_landmarks
-from tl.runtime.landmarks import LandmarkSet, picture_landmarks
+from tl.runtime.landmarks.files import picture_finder, picture_sizes, write_landmarks
+from tl.runtime.landmarks.sets import LandmarkSet, picture_landmarks
 from tl.trainer.config import TrainConfig
 
 

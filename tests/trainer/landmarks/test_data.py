@@ -11,9 +11,9 @@ from numpy.typing import NDArray
 from tests.spots import SPOTS
 from tests.trainer.landmarks.make import make_landmark_config, make_spots, moved_spots
 from tl.errors import ConfigError, DataError
-from tl.runtime.geometry import region_of_points
-from tl.runtime.landmark_files import wide_csv
-from tl.runtime.landmarks import LandmarkSet, picture_landmarks
+from tl.runtime.imaging.geometry import region_of_points
+from tl.runtime.landmarks import wide_csv
+from tl.runtime.landmarks.sets import LandmarkSet, picture_landmarks
 from tl.trainer.landmarks.data import find_odd, mark_points, read_annotated, reference_shape
 
 NAN = float("nan")

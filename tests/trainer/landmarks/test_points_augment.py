@@ -6,7 +6,7 @@ from numpy.typing import NDArray
 
 from tests.spots import USUAL_XY, spot_image
 from tl.errors import ConfigError
-from tl.runtime.recipe import build_recipe
+from tl.runtime.imaging.preprocessing import build_recipe
 from tl.trainer.fit.augment import PRESETS, Augment, build_augment
 
 RECIPE = build_recipe((60, 80))

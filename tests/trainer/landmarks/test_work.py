@@ -12,7 +12,7 @@ from tests.trainer.landmarks.make import make_landmark_config, make_spots, moved
 from tests.trainer.make import StopsAt, assert_same_run, read_rows
 from tl.errors import ConfigError, DataError, RunError, RunInterrupted
 from tl.progress import Silent
-from tl.runtime.landmark_files.files import read_landmarks
+from tl.runtime.landmarks.files import read_landmarks
 from tl.trainer.landmarks.task import prepare_landmark_task
 from tl.trainer.run_folder.run import Run
 from tl.trainer.train import train

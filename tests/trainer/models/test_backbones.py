@@ -12,7 +12,7 @@ from torchvision import models
 from torchvision.models.feature_extraction import create_feature_extractor
 
 from tl.errors import ConfigError
-from tl.runtime.recipe import build_recipe
+from tl.runtime.imaging.preprocessing import build_recipe
 from tl.trainer.config import WITHOUT_NORM
 from tl.trainer.models.backbone_info import OWN_BACKBONES, BackboneInfo, remembered_info
 from tl.trainer.models.backbones import (

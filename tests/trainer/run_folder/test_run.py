@@ -16,8 +16,8 @@ from tests.trainer.make import RunsCode, make_config, make_noise, make_png, make
 from tl.data.audit import Finding
 from tl.data.manifests import Picture
 from tl.errors import ConfigError, OutputError, RunError
-from tl.runtime.recipe import build_recipe
-from tl.runtime.strict_json import dump_json
+from tl.runtime.imaging.preprocessing import build_recipe
+from tl.runtime.model_file.strict_json import dump_json
 from tl.trainer.run_folder.checkpoints import RunCheckpoints, load_best
 from tl.trainer.run_folder.run import RUN_VERSION, NetworkCard, Run, check_free, create_run, write_csv
 

@@ -25,8 +25,8 @@ from tl.exporter.parity import Original, check_outputs
 from tl.exporter.parity_images import find_proof_pictures, load_proof_pictures, noise_pictures
 from tl.exporter.publish import TOLERANCE, build_golden, embed_contract, opset_of, publish, synthetic_inputs
 from tl.progress import Progress
-from tl.runtime.contract import SCHEMA_VERSION, Contract, Golden, Parity, Provenance
-from tl.runtime.selftest import run_selftest
+from tl.runtime.model_file.contract import SCHEMA_VERSION, Contract, Golden, Parity, Provenance
+from tl.runtime.model_file.selftest import run_selftest
 from tl.runtime.session import Session
 from tl.trainer.run_folder.run import library_versions
 

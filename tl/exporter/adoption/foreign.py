@@ -16,9 +16,9 @@ import onnx.inliner
 from numpy.typing import NDArray
 
 from tl.errors import MissingExtraError, ModelFileError
-from tl.runtime.contract import METADATA_KEY, Precision
 from tl.runtime.devices import usable_cores
-from tl.runtime.model_file import check_model_file
+from tl.runtime.model_file.contract import METADATA_KEY, Precision
+from tl.runtime.model_file.safety import check_model_file
 
 Layout = Literal["nchw", "nhwc"]
 Kind = Literal["logits", "probabilities"]

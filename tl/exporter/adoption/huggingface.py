@@ -13,7 +13,7 @@ from typing import Any
 from tl.errors import ConfigError
 from tl.exporter.adoption.labels import is_number, names_from_mapping, numbers, read_object, take_size
 from tl.exporter.adoption.presets import Preprocessing, Preset
-from tl.runtime.recipe import Interpolation, ResizeMode
+from tl.runtime.imaging.preprocessing import Interpolation, ResizeMode
 
 # Processors that resize to `size`, crop to `crop_size`, rescale and normalise by their fields and nothing else.
 # Source: transformers 4.57, image_processing_*.py of each.

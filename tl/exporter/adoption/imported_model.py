@@ -27,7 +27,7 @@ from tl.exporter.adoption.presets import (
     timm_preset,
     ultralytics_preset,
 )
-from tl.runtime.recipe import Recipe
+from tl.runtime.imaging.preprocessing import Recipe
 
 
 @dataclass(frozen=True)

@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 
 from tl.errors import ConfigError
 from tl.exporter.adoption.labels import is_number, names_from_mapping, numbers, read_object, take_size
-from tl.runtime.recipe import Interpolation, Recipe, ResizeMode, build_recipe
+from tl.runtime.imaging.preprocessing import Interpolation, Recipe, ResizeMode, build_recipe
 
 PresetName = Literal["imagenet", "timm", "ultralytics", "huggingface-folder"]
 Triple = tuple[float, float, float]

@@ -16,11 +16,11 @@ from tl.errors import DataError
 from tl.evaluation.calibration import conformal_of, fit_temperature, unknown_limit
 from tl.evaluation.vote_fitting import log_loss
 from tl.progress import Progress
-from tl.runtime.contract import Conformal
-from tl.runtime.ensemble import Ensemble
+from tl.runtime.ensembles.ensemble import Ensemble
+from tl.runtime.ensembles.voting import soften
+from tl.runtime.model_file.contract import Conformal
 from tl.runtime.predictor import Predictor
 from tl.runtime.results import Classification
-from tl.runtime.voting import soften
 
 # Votes by majority give classes that nobody names a share of 0, which no temperature changes.
 _FLOOR = 1e-4

@@ -1,7 +1,7 @@
 """Graphs of several classifiers -> one graph that votes; equal weights and equal nodes are kept once.
 
-Knows graphs and the rules of voting, which `tl.runtime.voting` defines: the same float32 arithmetic in the same order.
-Does not run anything, and knows no contracts.
+Knows graphs and the rules of voting, which `tl.runtime.ensembles.voting` defines: the same float32 arithmetic in the
+same order. Does not run anything, and knows no contracts.
 """
 
 from __future__ import annotations
@@ -16,8 +16,8 @@ from onnx import compose, version_converter
 from onnx_ir.passes import common
 
 from tl.exporter.publish import IR_VERSION, opset_of
+from tl.runtime.ensembles.voting import Voting
 from tl.runtime.session import INPUT_NAME
-from tl.runtime.voting import Voting
 
 OUTPUTS = ("probabilities", "label", "member_probabilities")
 UNKNOWN = "unknown_score"
@@ -43,8 +43,8 @@ def merge_graphs(
     """`images` uint8 (N, H, W, 3) -> probabilities float32 (N, C), label int64 (N,), member_probabilities (N, M, C).
 
     What a member computes as another one does, on the same numbers, is computed once. `temperature` softens the voted
-    probabilities as `tl.runtime.voting.soften` does; it changes no label. `with_unknown`: also unknown_score (N,), the
-    mean of the members'.
+    probabilities as `voting.soften` does; it changes no label. `with_unknown`: also unknown_score (N,), the mean of the
+    members'.
     """
     opset = max(opset_of(ballot.model) for ballot in ballots)
     images = ir.val(INPUT_NAME, ir.DataType.UINT8, ["N", *input_hw, 3])
@@ -105,7 +105,7 @@ def _in_order(tape: ir.tape.Tape, probabilities: ir.Value, columns: Sequence[int
 
 
 class _Count:
-    """The counting of votes as nodes: the steps of `tl.runtime.voting.vote`, by the names of its variables."""
+    """The counting of votes as nodes: the steps of `voting.vote`, by the names of its variables."""
 
     def __init__(self, tape: ir.tape.Tape, members: Sequence[ir.Value], num_classes: int) -> None:
         self._tape, self._members, self._num_classes = tape, members, num_classes
@@ -143,7 +143,7 @@ class _Count:
         return probabilities, label, together
 
     def mean(self, values: Sequence[ir.Value]) -> ir.Value:
-        """Of (N,) each, as `tl.runtime.ensemble.mean_unknown`."""
+        """Of (N,) each, as `tl.runtime.ensembles.ensemble.mean_unknown`."""
         count = self._constant("members", np.array(len(values), np.float32))
         mean = self._tape.op("Div", [self._sum(values), count])
         mean.dtype, mean.shape = ir.DataType.FLOAT, ir.Shape(["N"])

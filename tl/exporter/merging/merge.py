@@ -24,7 +24,11 @@ from tl.exporter.parity import Original, check_outputs
 from tl.exporter.parity_images import ProofPictures, find_proof_pictures, load_proof_pictures, noise_pictures
 from tl.exporter.publish import TOLERANCE, GoldenSource, build_golden, embed_contract, publish, synthetic_inputs
 from tl.progress import Progress
-from tl.runtime.contract import (
+from tl.runtime.ensembles.ensemble import Ensemble, mean_unknown
+from tl.runtime.ensembles.voting import Voting, soften, vote
+from tl.runtime.imaging.decode import ImageSource
+from tl.runtime.imaging.preprocessing import Recipe
+from tl.runtime.model_file.contract import (
     SCHEMA_VERSION,
     Contract,
     EnsembleFacts,
@@ -35,12 +39,8 @@ from tl.runtime.contract import (
     Provenance,
     UnknownFacts,
 )
-from tl.runtime.decode import ImageSource
-from tl.runtime.ensemble import Ensemble, mean_unknown
-from tl.runtime.recipe import Recipe
-from tl.runtime.selftest import golden_image, run_selftest
+from tl.runtime.model_file.selftest import golden_image, run_selftest
 from tl.runtime.session import Session
-from tl.runtime.voting import Voting, soften, vote
 from tl.trainer.run_folder.run import library_versions
 
 _LIBRARIES = ("onnx", "onnx-ir", "onnxruntime", "onnxruntime-gpu")

@@ -26,10 +26,10 @@ from tl.exporter.publish import build_golden, embed_contract, publish, synthetic
 from tl.exporter.refitting.graph import EMBEDDING, NewHead, replace_head
 from tl.exporter.refitting.seen import RefitOptions, Seen, embed, look_at, read_labelled, score_old, settle_class_names
 from tl.progress import Progress
-from tl.runtime.content import hash_file
-from tl.runtime.contract import Contract, Golden, Parity, Provenance, UnknownFacts
-from tl.runtime.selftest import run_selftest
+from tl.runtime.model_file.contract import Contract, Golden, Parity, Provenance, UnknownFacts
+from tl.runtime.model_file.selftest import run_selftest
 from tl.runtime.session import Session
+from tl.runtime.sources.content import hash_file
 from tl.trainer.config import C_VALUES
 from tl.trainer.heads.solvers import LinearHead, solve_head
 from tl.trainer.run_folder.run import library_versions

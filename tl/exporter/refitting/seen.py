@@ -20,7 +20,7 @@ from tl.errors import DataError
 from tl.evaluation.metrics import classification_metrics
 from tl.exporter.refitting.graph import EMBEDDING
 from tl.progress import Progress
-from tl.runtime.contract import Contract
+from tl.runtime.model_file.contract import Contract
 from tl.runtime.session import Session
 
 _BATCH = 8

@@ -14,8 +14,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tl.evaluation.evaluate import Evaluation
-from tl.runtime.recipe import Recipe
-from tl.runtime.voting import VOTINGS, Voting, vote
+from tl.runtime.ensembles.voting import VOTINGS, Voting, vote
+from tl.runtime.imaging.preprocessing import Recipe
 from tl.studies.report.charts import bar_chart, reliability_chart
 from tl.studies.report.page import Card, Chart, Code, Gallery, Note, Page, Section, Table, write_page
 from tl.studies.report.thumbnails import thumbnail

@@ -13,9 +13,9 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from tl.runtime.contract import Contract
-from tl.runtime.passport import passport
-from tl.runtime.selftest import golden_image
+from tl.runtime.model_file.contract import Contract
+from tl.runtime.model_file.selftest import golden_image
+from tl.runtime.model_file.summary import passport
 from tl.studies.report.page import Block, Card, Facts, Gallery, Note, Page, Section, Table, write_page
 from tl.studies.report.thumbnails import encode
 

@@ -13,7 +13,7 @@ from pathlib import Path
 
 from tl import __version__
 from tl.errors import ConfigError, MissingExtraError
-from tl.runtime.files import write_text
+from tl.runtime.output.files import write_text
 from tl.studies.report.thumbnails import Thumbnail
 
 Cell = str | int | float | None

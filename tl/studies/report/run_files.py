@@ -17,7 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tl.errors import RunError
-from tl.runtime.landmarks import PictureLandmarks
+from tl.runtime.landmarks.sets import PictureLandmarks
 from tl.trainer.config import TrainConfig
 from tl.trainer.run_folder.run import UNFINISHED, NetworkCard, Run
 

@@ -14,8 +14,8 @@ from pathlib import Path
 import numpy as np
 
 from tl.errors import ModelFileError
-from tl.runtime.contract import Contract
-from tl.runtime.passport import passport
+from tl.runtime.model_file.contract import Contract
+from tl.runtime.model_file.summary import passport
 from tl.studies.report.charts import Line, line_chart
 from tl.studies.report.page import Block, Chart, Code, Facts, Gallery, Note, Page, Section, Table, write_page
 from tl.studies.report.run_files import FinishedRun, open_finished

@@ -13,8 +13,8 @@ from PIL import Image, ImageDraw
 
 from tl.data.manifests import Picture
 from tl.errors import TlError
-from tl.runtime.preprocess import load_views, load_working
-from tl.runtime.recipe import Recipe
+from tl.runtime.imaging.pipeline import load_views, load_working
+from tl.runtime.imaging.preprocessing import Recipe
 from tl.studies.report.page import Card
 from tl.studies.report.run_files import FinishedRun
 from tl.studies.report.thumbnails import TRUE_COLOR, encode

@@ -15,9 +15,9 @@ from numpy.typing import NDArray
 from PIL import Image, ImageDraw
 
 from tl.errors import ImageReadError
-from tl.runtime.geometry import Placement
-from tl.runtime.preprocess import load_views
-from tl.runtime.recipe import Recipe
+from tl.runtime.imaging.geometry import Placement
+from tl.runtime.imaging.pipeline import load_views
+from tl.runtime.imaging.preprocessing import Recipe
 
 # Truth and prediction, told apart by most readers and by shape. Source: Okabe & Ito 2008.
 TRUE_COLOR, FOUND_COLOR = "#009E73", "#D55E00"

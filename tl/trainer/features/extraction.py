@@ -19,7 +19,7 @@ from torch import Tensor, nn
 
 from tl.data.features import Embedder, compute_missing
 from tl.progress import Progress
-from tl.runtime.files import atomic_path
+from tl.runtime.output.files import atomic_path
 from tl.runtime.session import Session
 from tl.trainer.fit.machine import Machine, build_machine
 from tl.trainer.models.build import build_network

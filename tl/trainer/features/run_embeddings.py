@@ -16,9 +16,9 @@ from tl.data.images import check_readable, load_pictures
 from tl.data.manifests import Picture
 from tl.errors import DataError
 from tl.progress import Progress
-from tl.runtime.content import hash_file
-from tl.runtime.recipe import Recipe
-from tl.runtime.strict_json import dump_json
+from tl.runtime.imaging.preprocessing import Recipe
+from tl.runtime.model_file.strict_json import dump_json
+from tl.runtime.sources.content import hash_file
 from tl.trainer.features.extraction import build_embedder
 from tl.trainer.fit.machine import build_machine
 from tl.trainer.models.build import load_network

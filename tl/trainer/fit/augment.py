@@ -20,8 +20,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tl.errors import ConfigError
-from tl.runtime.geometry import crop_to_input
-from tl.runtime.recipe import Recipe
+from tl.runtime.imaging.geometry import crop_to_input
+from tl.runtime.imaging.preprocessing import Recipe
 from tl.trainer.options import nearest
 
 PRESETS = ("none", "flip", "light", "standard", "strong")

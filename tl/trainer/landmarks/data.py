@@ -17,10 +17,10 @@ from numpy.typing import NDArray
 from tl.data.audit import Finding
 from tl.data.manifests import SPLITS, Picture
 from tl.errors import ConfigError, DataError
-from tl.runtime.geometry import Region, region_of_points, widen
-from tl.runtime.landmark_files.files import picture_finder, read_landmarks
-from tl.runtime.landmarks import LandmarkSet, PictureLandmarks
-from tl.runtime.shapes import MIN_POINTS, align, mean_shape, procrustes_distance
+from tl.runtime.imaging.geometry import Region, region_of_points, widen
+from tl.runtime.landmarks.files import picture_finder, read_landmarks
+from tl.runtime.landmarks.sets import LandmarkSet, PictureLandmarks
+from tl.runtime.landmarks.shapes import MIN_POINTS, align, mean_shape, procrustes_distance
 from tl.trainer.config import Crop, TrainConfig
 
 # A shape this many times as far from the mean as the middle one is looked at again.

@@ -18,10 +18,10 @@ from tl.data.images import PictureStore, check_readable, load_pictures
 from tl.data.manifests import Picture, assign_splits
 from tl.errors import DataError
 from tl.progress import Progress
-from tl.runtime.decode import read_size, read_stored
-from tl.runtime.geometry import Placement, place
-from tl.runtime.landmarks import LandmarkSet
-from tl.runtime.recipe import Recipe
+from tl.runtime.imaging.decode import read_size, read_stored
+from tl.runtime.imaging.geometry import Placement, place
+from tl.runtime.imaging.preprocessing import Recipe
+from tl.runtime.landmarks.sets import LandmarkSet
 from tl.trainer.config import TrainConfig
 from tl.trainer.fit.augment import Augment, build_augment
 from tl.trainer.landmarks.data import Annotated, find_odd, mark_points, points_of, read_annotated

@@ -14,7 +14,7 @@ import numpy as np
 from tl.data.audit import Finding
 from tl.evaluation.landmarks import landmark_metrics
 from tl.progress import Progress
-from tl.runtime.landmarks import LandmarkSet, picture_landmarks
+from tl.runtime.landmarks.sets import LandmarkSet, picture_landmarks
 from tl.trainer.config import TrainConfig
 from tl.trainer.landmarks.task import LandmarkTask, audit_landmarks, prepare_landmark_task
 from tl.trainer.run_folder.run import Run

@@ -14,9 +14,9 @@ from importlib import metadata
 from tl import __version__
 from tl.data.array_cache import cache_folder
 from tl.errors import OutputError
-from tl.runtime.files import write_text
-from tl.runtime.recipe import Interpolation
-from tl.runtime.strict_json import dump_json, from_plain, parse_json
+from tl.runtime.imaging.preprocessing import Interpolation
+from tl.runtime.model_file.strict_json import dump_json, from_plain, parse_json
+from tl.runtime.output.files import write_text
 
 OWN_BACKBONES = ("smallcnn", "vgg_cnn_s")
 TIMM_PREFIX = "timm:"

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from tl.errors import ConfigError, MissingExtraError
-from tl.runtime.recipe import Interpolation
+from tl.runtime.imaging.preprocessing import Interpolation
 from tl.trainer.models.backbone_info import OWN_BACKBONES, TIMM_PREFIX, BackboneInfo
 from tl.trainer.options import nearest
 

@@ -16,7 +16,7 @@ from safetensors import SafetensorError, safe_open
 
 from tl.data.images import Rgb
 from tl.errors import TlError, WeightsError
-from tl.runtime.files import atomic_path
+from tl.runtime.output.files import atomic_path
 from tl.trainer.models.backbone_info import OWN_BACKBONES, TIMM_PREFIX, BackboneInfo
 from tl.trainer.run_folder.run import RUN_VERSION
 

@@ -17,7 +17,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from tl.errors import RunError
-from tl.runtime.files import atomic_path, output_errors
+from tl.runtime.output.files import atomic_path, output_errors
 from tl.trainer.config import Log
 from tl.trainer.fit.loop import EpochRow
 from tl.trainer.run_folder.mlflow_log import MlflowLog

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from tl.errors import MissingExtraError, RunError
-from tl.runtime.files import write_text
+from tl.runtime.output.files import write_text
 
 if TYPE_CHECKING:
     from mlflow.tracking import MlflowClient

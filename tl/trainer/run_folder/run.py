@@ -27,15 +27,14 @@ from tl import __version__
 from tl.data.images import PictureStore
 from tl.data.manifests import Picture, hash_data
 from tl.errors import DataError, RunError
-from tl.runtime.cores import processor_model
-from tl.runtime.devices import graphics_cards, usable_cores
-from tl.runtime.files import atomic_path, output_errors, write_text
-from tl.runtime.geometry import Region
-from tl.runtime.landmark_files import wide_csv
-from tl.runtime.landmark_files.files import Size, read_landmarks, write_landmarks
-from tl.runtime.landmarks import LandmarkSet
-from tl.runtime.recipe import Recipe
-from tl.runtime.strict_json import dump_json, from_plain, parse_json
+from tl.runtime.devices import graphics_cards, processor_model, usable_cores
+from tl.runtime.imaging.geometry import Region
+from tl.runtime.imaging.preprocessing import Recipe
+from tl.runtime.landmarks import wide_csv
+from tl.runtime.landmarks.files import Size, read_landmarks, write_landmarks
+from tl.runtime.landmarks.sets import LandmarkSet
+from tl.runtime.model_file.strict_json import dump_json, from_plain, parse_json
+from tl.runtime.output.files import atomic_path, output_errors, write_text
 from tl.trainer.config import TrainConfig
 from tl.trainer.options import config_from_mapping, dump_config, load_config
 

@@ -1,0 +1,115 @@
+from __future__ import annotations
+
+import dataclasses
+import math
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from tests.models import make_contract, make_model, solid
+from tl.errors import EnsembleError, ModelFileError
+from tl.runtime import load
+from tl.runtime.ensembles.selective import Caution, conformal_limit, conformal_scores, prediction_sets, reasons
+from tl.runtime.model_file.contract import Conformal
+
+
+def test_conformal_scores__by_hand() -> None:
+    probabilities = np.array([[0.25, 0.5, 0.25], [1, 0, 0]], np.float32)
+    # The second class first, then the others in their order; of each one half, and all before it.
+    assert conformal_scores(probabilities).tolist() == [[0.625, 0.25, 0.875], [0.5, 1.0, 1.0]]
+
+
+@pytest.mark.parametrize(
+    ("coverage", "limit"), [(0.1, 0.1), (0.5, 0.3), (0.6, 0.4), (0.8, 0.5), (0.83, 0.5), (0.84, math.inf)]
+)
+def test_conformal_limit__by_hand(coverage: float, limit: float) -> None:
+    # The ceil(6 x coverage)-th of five scores; the sixth does not exist.
+    wanted = [0.1, 0.2, 0.3, 0.4, 0.5]
+    assert conformal_limit(wanted[::-1], coverage) == limit
+
+
+def test_prediction_sets__the_most_probable_class_always_belongs() -> None:
+    probabilities = np.array([[0.25, 0.5, 0.25]], np.float32)
+    assert prediction_sets(probabilities, 0.1).tolist() == [[False, True, False]]
+    assert prediction_sets(probabilities, 0.7).tolist() == [[True, True, False]]
+    assert prediction_sets(probabilities, math.inf).all()
+
+
+@pytest.mark.parametrize("coverage", [0.8, 0.9, 0.95])
+def test_prediction_sets__hold_the_true_class_as_often_as_promised(coverage: float) -> None:
+    # 300 held-out and 4,000 new pictures of a model that is wrong about its own probabilities, a hundred times over.
+    random = np.random.default_rng(0)
+    shares = []
+    for _ in range(100):
+        truth = random.integers(5, size=4300)
+        logits = random.normal(size=(4300, 5)) + 1.5 * np.eye(5)[truth]
+        exponentials = np.exp(3 * logits)  # three times as sure as it should be
+        probabilities = (exponentials / exponentials.sum(axis=1, keepdims=True)).astype(np.float32)
+        known = conformal_scores(probabilities[:300])[np.arange(300), truth[:300]]
+        sets = prediction_sets(probabilities[300:], conformal_limit(known.tolist(), coverage))
+        shares.append(sets[np.arange(4000), truth[300:]].mean())
+    # The promise is of the mean over draws; its standard error is under 0.003.
+    assert coverage - 0.008 < np.mean(shares) < coverage + 0.015
+
+
+_ROWS = st.lists(st.lists(st.floats(1 / 64, 1, width=32), min_size=3, max_size=3), min_size=1, max_size=8)
+
+
+@given(_ROWS, st.floats(0, 1))
+def test_prediction_sets__a_set_grows_with_its_limit(rows: list[list[float]], limit: float) -> None:
+    probabilities = np.array(rows, np.float32)
+    probabilities /= probabilities.sum(axis=1, keepdims=True)
+    small, large = prediction_sets(probabilities, limit / 2), prediction_sets(probabilities, limit)
+    assert (small <= large).all()
+    assert small.any(axis=1).all()
+
+
+def test_reasons__each_and_both() -> None:
+    confidence, strange = np.array([0.9, 0.4, 0.9, 0.4], np.float32), np.array([1, 1, 2, np.nan], np.float32)
+    found = reasons(confidence, strange, 1.5, Caution(min_confidence=0.5, reject_unknown=True))
+    assert found == [
+        "",
+        "confidence 0.400 under 0.5",
+        "unknown score 2.000 over 1.500",
+        "confidence 0.400 under 0.5; unknown score nan over 1.500",
+    ]
+    assert reasons(confidence, strange, 1.5, Caution()) == [""] * 4
+    assert reasons(confidence, None, None, Caution(min_confidence=0.5))[1] == "confidence 0.400 under 0.5"
+
+
+@pytest.mark.parametrize("options", [{"coverage": 0.0}, {"coverage": 1.0}, {"min_confidence": 1.5}])
+def test_caution__shares_alone(options: dict[str, float]) -> None:
+    with pytest.raises(ValueError, match="must be between 0 and 1"):
+        Caution(**options)
+
+
+def make_careful_model(path: Path) -> Path:
+    """The colour model, with scores of held-out pictures."""
+    contract = dataclasses.replace(make_contract(), conformal=Conformal((0.3, 0.4, 0.5, 0.6, 0.9), "test"))
+    return make_model(path, contract=contract)
+
+
+def test_load__coverage_and_rejection(tmp_path: Path) -> None:
+    model = make_careful_model(tmp_path / "m.onnx")
+    caution = Caution(coverage=0.5, min_confidence=0.5)
+    with load(model, device="cpu", caution=caution) as predictor:
+        sure, unsure = predictor.predict_batch([solid((200, 30, 20)), solid((101, 100, 99))])
+    assert (sure.label, sure.class_set, sure.reason) == ("red", ("red",), "")
+    # A third each: the first stands at a sixth, the second at a half, within the limit of 0.5.
+    assert (unsure.label, unsure.class_set[:1]) == ("?", ("red",))
+    assert unsure.reason == f"confidence {unsure.confidence:.3f} under 0.5"
+    assert unsure.as_dict()["set"] == list(unsure.class_set)
+
+
+def test_load__caution_that_no_file_supports(tmp_path: Path, color_model: Path) -> None:
+    with pytest.raises(ModelFileError, match="holds no scores of held-out pictures"):
+        load(color_model, device="cpu", caution=Caution(coverage=0.9))
+    with pytest.raises(ModelFileError, match="holds no unknown score"):
+        load(color_model, device="cpu", caution=Caution(reject_unknown=True))
+    with pytest.raises(EnsembleError, match="not of several that vote"):
+        load([color_model, color_model], device="cpu", caution=Caution(coverage=0.9))
+    with load([color_model, color_model], device="cpu", caution=Caution(min_confidence=0.99)) as predictor:
+        assert predictor.predict(solid((100, 100, 100))).label == "?"

@@ -1,0 +1,216 @@
+from __future__ import annotations
+
+from io import BytesIO
+from pathlib import Path
+
+import numpy as np
+import pytest
+from numpy.typing import NDArray
+from PIL import Image, ImageOps
+
+from tests.runtime.pictures import RECIPE, blocks, encode, encode_turned, noise, png
+from tl.errors import ImageReadError
+from tl.runtime.imaging.decode import decode_image, read_size, upright
+from tl.runtime.imaging.preprocessing import build_recipe
+
+CAMERA_12_BIT = build_recipe((8, 8), bit_depth_max=4095)
+GREY16 = np.array([[0, 255, 256], [4095, 40000, 65535]], np.uint16)
+RGB16 = np.array([[[1000, 2000, 3000], [40000, 50128, 65535]]], ">u2")
+
+
+def grey_rgb(values: list[list[int]]) -> NDArray[np.uint8]:
+    return np.repeat(np.array(values, np.uint8)[:, :, None], 3, axis=2)
+
+
+# --- orientation
+
+
+@pytest.mark.parametrize("kind", ["JPEG", "PNG", "TIFF"])
+@pytest.mark.parametrize("orientation", range(1, 9))
+def test_decode_image__orientations_give_one_array(kind: str, orientation: int) -> None:
+    options = {"quality": 100, "subsampling": 0} if kind == "JPEG" else {}
+    decoded = decode_image(encode_turned(blocks(), orientation, kind, **options), RECIPE)
+    np.testing.assert_array_equal(decoded, blocks())
+    assert decoded.flags.c_contiguous
+
+
+@pytest.mark.parametrize("kind", ["WEBP", "AVIF"])
+@pytest.mark.parametrize("orientation", [2, 6])
+def test_decode_image__orientation_of_other_kinds(kind: str, orientation: int) -> None:
+    decoded = decode_image(encode_turned(blocks(), orientation, kind, quality=100), RECIPE)
+    # Both codecs lose a few grey levels; neighbouring blocks differ by 32.
+    np.testing.assert_allclose(decoded, blocks().astype(float), atol=8)
+
+
+@pytest.mark.parametrize("orientation", range(1, 9))
+def test_upright__equals_pillow(orientation: int) -> None:
+    stored = noise(5, 7)
+    picture = Image.fromarray(stored)
+    picture.getexif()[0x0112] = orientation
+    np.testing.assert_array_equal(upright(stored, orientation), np.asarray(ImageOps.exif_transpose(picture)))
+
+
+@pytest.mark.parametrize("orientation", [0, 9])
+def test_decode_image__impossible_orientation_is_ignored(orientation: int) -> None:
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    np.testing.assert_array_equal(decode_image(encode(blocks(), "PNG", exif=exif.tobytes()), RECIPE), blocks())
+
+
+# --- colour and alpha
+
+
+@pytest.mark.parametrize("kind", ["PNG", "TIFF", "BMP", "PPM"])
+def test_decode_image__grey_is_repeated(kind: str) -> None:
+    decoded = decode_image(encode(np.array([[0, 7], [128, 255]], np.uint8), kind), RECIPE)
+    np.testing.assert_array_equal(decoded, grey_rgb([[0, 7], [128, 255]]))
+
+
+@pytest.mark.parametrize(("subsampling", "quality"), [(0, 95), (2, 75)])
+def test_decode_image__jpeg_equals_pillow(subsampling: int, quality: int) -> None:
+    data = encode(noise(), "JPEG", subsampling=subsampling, quality=quality)
+    expected = np.asarray(Image.open(BytesIO(data)))
+    # Both use libjpeg-turbo, of other releases: its DCT and upsampling may round differently by a level.
+    np.testing.assert_allclose(decode_image(data, RECIPE), expected.astype(float), atol=1)
+
+
+def test_decode_image__grey_jpeg() -> None:
+    np.testing.assert_array_equal(decode_image(encode(blocks()[:, :, 0].copy(), "JPEG", quality=100), RECIPE), blocks())
+
+
+@pytest.mark.parametrize("kind", ["PNG", "TIFF"])
+def test_decode_image__rgba_over_white(kind: str) -> None:
+    pixels = np.array([[[200, 100, 50, 255], [200, 100, 50, 0], [255, 0, 0, 51]]], np.uint8)
+    # Alpha 51 is a fifth: 255/5 + 255 * 4/5 = 255, and 0/5 + 255 * 4/5 = 204.
+    expected = np.array([[[200, 100, 50], [255, 255, 255], [255, 204, 204]]], np.uint8)
+    np.testing.assert_array_equal(decode_image(encode(pixels, kind), RECIPE), expected)
+
+
+def test_decode_image__grey_alpha_over_white() -> None:
+    picture = Image.merge("LA", [Image.fromarray(np.array([row], np.uint8)) for row in ([10, 10, 0], [255, 0, 51])])
+    np.testing.assert_array_equal(decode_image(encode(picture, "PNG"), RECIPE), grey_rgb([[10, 255, 204]]))
+
+
+@pytest.mark.parametrize("kind", ["PNG", "GIF"])
+def test_decode_image__palette_transparency_over_white(kind: str) -> None:
+    picture = Image.fromarray(np.array([[0, 1, 2]], np.uint8))
+    picture.putpalette([9, 8, 7, 60, 50, 40, 3, 2, 1])
+    decoded = decode_image(encode(picture, kind, transparency=1), RECIPE)
+    np.testing.assert_array_equal(decoded, [[[9, 8, 7], [255, 255, 255], [3, 2, 1]]])
+
+
+def test_decode_image__palette_with_partial_alpha() -> None:
+    picture = Image.fromarray(np.array([[0, 1]], np.uint8))
+    picture.putpalette([255, 0, 0, 0, 0, 0])
+    decoded = decode_image(encode(picture, "PNG", transparency=bytes([255, 51])), RECIPE)
+    np.testing.assert_array_equal(decoded, [[[255, 0, 0], [204, 204, 204]]])
+
+
+@pytest.mark.parametrize(
+    ("bits", "color", "rows", "key", "expected"),
+    [
+        (8, 2, bytes([1, 2, 3, 9, 9, 9]), (1, 2, 3), [[[255] * 3, [9] * 3]]),
+        (8, 0, bytes([5, 6]), (5,), [[[255] * 3, [6] * 3]]),
+        (2, 0, bytes([0b01100000]), (1,), [[[255] * 3, [170] * 3]]),
+        (16, 0, np.array([300, 512], ">u2").tobytes(), (300,), [[[255] * 3, [2] * 3]]),
+    ],
+    ids=["rgb8", "grey8", "grey2", "grey16"],
+)
+def test_decode_image__png_transparent_color(
+    bits: int, color: int, rows: bytes, key: tuple[int, ...], expected: list[list[list[int]]]
+) -> None:
+    chunk = b"tRNS", np.array(key, ">u2").tobytes()
+    data = png(2, 1, bits=bits, color=color, rows=rows, chunks=(chunk,))
+    np.testing.assert_array_equal(decode_image(data, RECIPE), expected)
+
+
+@pytest.mark.parametrize("kind", ["PNG", "TIFF"])
+def test_decode_image__one_bit(kind: str) -> None:
+    picture = Image.fromarray(np.array([[True, False, True]]))
+    assert picture.mode == "1"
+    np.testing.assert_array_equal(decode_image(encode(picture, kind), RECIPE), grey_rgb([[255, 0, 255]]))
+
+
+@pytest.mark.parametrize("kind", ["JPEG", "TIFF"])
+def test_decode_image__cmyk_equals_pillow(kind: str) -> None:
+    data = encode(Image.fromarray(noise()).convert("CMYK"), kind)
+    with Image.open(BytesIO(data)) as picture:
+        assert picture.mode == "CMYK"
+        expected = np.asarray(picture.convert("RGB"))
+    np.testing.assert_array_equal(decode_image(data, RECIPE), expected)
+
+
+# --- bit depth
+
+
+@pytest.mark.parametrize("kind", ["PNG", "TIFF"])
+def test_decode_image__grey16_is_shifted(kind: str) -> None:
+    decoded = decode_image(encode(GREY16, kind), RECIPE)
+    np.testing.assert_array_equal(decoded, grey_rgb([[0, 0, 1], [15, 156, 255]]))
+
+
+def test_decode_image__grey16_pgm() -> None:
+    data = b"P5 3 2 65535\n" + GREY16.astype(">u2").tobytes()
+    np.testing.assert_array_equal(decode_image(data, RECIPE), grey_rgb([[0, 0, 1], [15, 156, 255]]))
+
+
+def test_decode_image__grey16_of_a_12_bit_camera() -> None:
+    values = np.array([[0, 15, 16, 2048, 4095]], np.uint16)
+    np.testing.assert_array_equal(decode_image(encode(values, "PNG"), CAMERA_12_BIT), grey_rgb([[0, 0, 1, 128, 255]]))
+
+
+def test_decode_image__grey16_over_bit_depth_max_refused() -> None:
+    with pytest.raises(ImageReadError, match="4096 is over bit_depth_max 4095"):
+        decode_image(encode(np.array([[4096]], np.uint16), "PNG"), CAMERA_12_BIT)
+
+
+def test_decode_image__rgb16_is_its_high_byte() -> None:
+    data = png(2, 1, bits=16, color=2, rows=RGB16.tobytes())
+    np.testing.assert_array_equal(decode_image(data, RECIPE), RGB16 >> 8)
+
+
+def test_decode_image__rgb16_with_another_depth_refused() -> None:
+    with pytest.raises(ImageReadError, match="only grey can be rescaled"):
+        decode_image(png(2, 1, bits=16, color=2, rows=RGB16.tobytes()), CAMERA_12_BIT)
+
+
+@pytest.mark.parametrize(
+    "data",
+    [b"P6 2 1 65535\n" + RGB16.tobytes(), b"P5 3 1 4095\n" + b"\1\2" * 3, b"P5 3 1 100\n" + b"\1" * 3],
+    ids=["rgb16", "grey12", "grey to 100"],
+)
+def test_decode_image__pnm_that_pillow_would_stretch_refused(data: bytes) -> None:
+    with pytest.raises(ImageReadError, match="largest value"):
+        decode_image(data, RECIPE)
+
+
+def test_decode_image__rgb16_with_a_transparent_color_refused() -> None:
+    chunk = b"tRNS", RGB16[0, 0].astype(">u2").tobytes()
+    data = png(2, 1, bits=16, color=2, rows=RGB16.tobytes(), chunks=(chunk,))
+    with pytest.raises(ImageReadError, match="one transparent colour"):
+        decode_image(data, RECIPE)
+
+
+# --- frames and kinds
+
+
+@pytest.mark.parametrize("kind", ["GIF", "TIFF", "PNG", "WEBP", "MPO"])
+def test_decode_image__first_frame(kind: str) -> None:
+    first, second = blocks(), 255 - blocks()
+    options = {"lossless": True} if kind == "WEBP" else {"quality": 100} if kind == "MPO" else {}
+    data = encode(first, kind, save_all=True, append_images=[Image.fromarray(second)], **options)
+    np.testing.assert_array_equal(decode_image(data, RECIPE), first)
+
+
+def test_decode_image__jpeg2000_lossless() -> None:
+    np.testing.assert_array_equal(decode_image(encode(noise(), "JPEG2000"), RECIPE), noise())
+
+
+@pytest.mark.parametrize("orientation", range(1, 9))
+@pytest.mark.parametrize("suffix", ["jpg", "png", "tif", "webp"])
+def test_read_size__of_the_upright_picture(tmp_path: Path, suffix: str, orientation: int) -> None:
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    path = tmp_path / f"p.{suffix}"
+    Image.fromarray(noise(20, 40)).save(path, exif=exif)
+    assert read_size(path) == decode_image(path, RECIPE).shape[:2]

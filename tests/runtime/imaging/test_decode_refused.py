@@ -1,0 +1,214 @@
+"""What `decode` must refuse, and what it takes as a source."""
+
+from __future__ import annotations
+
+import os
+import time
+from concurrent.futures import ThreadPoolExecutor
+from io import BytesIO
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from PIL import Image
+
+from tests.runtime.pictures import RECIPE, blocks, encode, encode_turned, noise, png, zero_middle
+from tl.errors import ImageReadError
+from tl.runtime.imaging.decode import decode_image, source_name
+
+SEEDS = [
+    encode_turned(noise(24, 24), 6, "JPEG"),
+    encode(noise(24, 24), "PNG"),
+    encode(noise(24, 24), "TIFF", compression="tiff_lzw"),
+    encode(noise(24, 24), "GIF"),
+    encode(noise(24, 24), "WEBP"),
+    encode(noise(24, 24), "BMP"),
+    b"P6 24 24 255\n" + noise(24, 24).tobytes(),
+]
+
+
+def failure(source: Any) -> ImageReadError:
+    with pytest.raises(ImageReadError) as caught:
+        decode_image(source, RECIPE)
+    assert "\n" not in caught.value.reason
+    return caught.value
+
+
+# --- damaged data
+
+
+@pytest.mark.parametrize("kind", ["JPEG", "PNG", "TIFF", "GIF", "WEBP", "BMP", "JPEG2000", "AVIF", "PPM", "MPO"])
+@pytest.mark.parametrize("share", [0.2, 0.5, 0.95])
+@pytest.mark.filterwarnings("ignore::UserWarning")  # Pillow warns of some broken TIFF tags before it raises
+def test_decode_image__truncated(kind: str, share: float) -> None:
+    data = encode(noise(), kind)
+    assert failure(data[: int(len(data) * share)]).reason
+
+
+def test_decode_image__progressive_jpeg_truncated() -> None:
+    data = encode(noise(), "JPEG", progressive=True)
+    assert "damaged JPEG" in failure(data[: len(data) * 9 // 10]).reason
+
+
+@pytest.mark.parametrize("options", [{}, {"progressive": True}], ids=["baseline", "progressive"])
+def test_decode_image__jpeg_with_zeroed_middle(options: dict[str, bool]) -> None:
+    damaged = zero_middle(encode(noise(), "JPEG", quality=90, **options))
+    Image.open(BytesIO(damaged)).load()  # Pillow alone takes it
+    assert "damaged JPEG" in failure(damaged).reason
+
+
+def test_decode_image__cmyk_jpeg_with_zeroed_middle() -> None:
+    damaged = zero_middle(encode(Image.fromarray(noise()).convert("CMYK"), "JPEG", quality=90))
+    assert "damaged JPEG" in failure(damaged).reason
+
+
+@pytest.mark.parametrize("level", [0, 6])
+def test_decode_image__png_with_one_wrong_byte(level: int) -> None:
+    data = bytearray(encode(noise(), "PNG", compress_level=level))
+    data[len(data) // 2] ^= 0x10
+    assert failure(bytes(data)).reason
+
+
+def test_decode_image__jpeg_with_bytes_after_its_end() -> None:
+    # Motion photos and some cameras append a film or padding.
+    data = encode(blocks(), "JPEG", quality=100)
+    np.testing.assert_array_equal(decode_image(data + b"film" * 100, RECIPE), blocks())
+
+
+@pytest.mark.parametrize("size", [(60_000, 60_000), (2**31 - 1, 2**31 - 1)])
+def test_decode_image__png_bomb_by_its_header(size: tuple[int, int]) -> None:
+    begun = time.perf_counter()
+    reason = failure(png(*size, bits=8, color=2)).reason
+    assert "over the limit of 179 million" in reason
+    assert time.perf_counter() - begun < 2  # decoding 3.6 Gpx would take far longer; a busy machine does not
+
+
+def test_decode_image__jpeg_bomb_by_its_header() -> None:
+    data = encode(blocks(), "JPEG")
+    start = data.index(b"\xff\xc0") + 5  # frame header: length, precision, then height and width
+    bomb = data[:start] + (60_000).to_bytes(2, "big") * 2 + data[start + 4 :]
+    assert "over the limit" in failure(bomb).reason
+
+
+@pytest.mark.parametrize("dtype", [np.int32, np.float32])
+def test_decode_image__32_bit_refused(dtype: type) -> None:
+    assert "32-bit" in failure(encode(np.ones((2, 2), dtype), "TIFF")).reason
+
+
+@pytest.mark.parametrize("kind", ["TGA", "ICO", "PCX", "EPS", "PDF"])
+def test_decode_image__other_kinds_refused(kind: str) -> None:
+    assert "supported kind" in failure(encode(blocks(), kind)).reason
+
+
+@pytest.mark.filterwarnings("ignore::UserWarning")  # Pillow's remarks on broken tags; the picture is judged, not they
+@given(
+    seed=st.sampled_from(SEEDS),
+    cut=st.floats(0, 1),
+    edits=st.lists(st.tuples(st.floats(0, 1, exclude_max=True), st.integers(0, 255)), max_size=8),
+)
+def test_decode_image__fuzzed_files_give_a_picture_or_image_read_error(
+    seed: bytes, cut: float, edits: list[tuple[float, int]]
+) -> None:
+    damaged = bytearray(seed)
+    for place, value in edits:
+        damaged[int(place * len(damaged))] = value
+    try:
+        image = decode_image(bytes(damaged[: int(len(damaged) * max(cut, 0.01))]), RECIPE)
+    except ImageReadError:
+        return
+    assert image.dtype == np.uint8
+    assert image.ndim == 3
+    assert image.shape[2] == 3
+
+
+@given(st.binary(max_size=200))
+def test_decode_image__random_bytes_are_refused(data: bytes) -> None:
+    assert failure(data).reason
+
+
+# --- files that are no pictures
+
+
+def test_decode_image__not_a_picture_file(tmp_path: Path) -> None:
+    empty, text, folder, fifo = (tmp_path / name for name in ("empty.jpg", "text.jpg", "folder.jpg", "fifo.jpg"))
+    empty.touch()
+    text.write_text("not a picture")
+    folder.mkdir()
+    os.mkfifo(fifo)
+    expected = {empty: "empty file", text: "supported kind", folder: "not a regular file", fifo: "not a regular file"}
+    for path, reason in expected.items():
+        error = failure(path)
+        assert reason in error.reason
+        assert str(error) == f"{path}: {error.reason}"
+    assert failure(tmp_path / "missing.jpg").reason == "No such file or directory"
+    assert failure("/dev/zero").reason == "not a regular file"
+
+
+def test_decode_image__empty_bytes_have_no_path() -> None:
+    assert str(failure(b"")) == "empty file"
+
+
+def test_decode_image__impossible_path() -> None:
+    assert failure("a\0b.jpg").reason
+
+
+# --- sources
+
+
+@pytest.mark.parametrize("kind", ["JPEG", "PNG", "TIFF", "GIF"])
+def test_decode_image__sources_give_one_array(kind: str, tmp_path: Path) -> None:
+    path = tmp_path / "wrong-suffix.xyz"
+    path.write_bytes(encode(blocks(), kind))
+    expected = decode_image(path, RECIPE)
+    with path.open("rb") as stream:
+        for source in (str(path), path.read_bytes(), BytesIO(path.read_bytes()), stream, stream):
+            np.testing.assert_array_equal(decode_image(source, RECIPE), expected)
+        assert not stream.closed
+
+
+def test_decode_image__array_passes_through() -> None:
+    image = noise(4, 6)
+    assert decode_image(image, RECIPE) is image
+    turned = decode_image(image.transpose(1, 0, 2), RECIPE)
+    assert turned.flags.c_contiguous
+    np.testing.assert_array_equal(turned[3, 2], image[2, 3])
+
+
+@pytest.mark.parametrize(
+    "array",
+    [
+        np.zeros((4, 4, 3), np.float32),
+        np.zeros((4, 4), np.uint8),
+        np.zeros((4, 4, 4), np.uint8),
+        np.zeros((1, 4, 4, 3), np.uint8),
+        np.zeros((0, 4, 3), np.uint8),
+    ],
+    ids=["float", "grey", "rgba", "batch", "empty"],
+)
+def test_decode_image__wrong_array(array: Any) -> None:
+    with pytest.raises(ValueError, match=r"uint8 \(H, W, 3\) RGB"):
+        decode_image(array, RECIPE)
+
+
+@pytest.mark.parametrize("source", [None, 3, [noise(4, 4)]])
+def test_decode_image__wrong_type_is_a_programming_fault(source: Any) -> None:
+    with pytest.raises(TypeError):
+        decode_image(source, RECIPE)
+
+
+def test_decode_image__threads() -> None:
+    files = [encode(noise(seed=seed), "PNG") for seed in range(8)]
+    with ThreadPoolExecutor(4) as pool:
+        for seed, image in enumerate(pool.map(lambda data: decode_image(data, RECIPE), files)):
+            np.testing.assert_array_equal(image, noise(seed=seed))
+
+
+def test_source_name__path_file_and_data(tmp_path: Path) -> None:
+    path = tmp_path / "a.png"
+    path.write_bytes(encode(blocks(), "PNG"))
+    with path.open("rb") as stream, os.fdopen(os.dup(stream.fileno()), "rb") as nameless:
+        assert source_name(stream) == source_name(path) == source_name(str(path)) == str(path)
+        assert source_name(nameless) == source_name(b"") == source_name(BytesIO()) == source_name(noise(1, 1)) == ""

@@ -1,0 +1,278 @@
+"""How fast is a model file here: its network by batch size, threads and device, the decoding, and both together?
+
+Knows what to measure and how much of it there is time for. Does not know how each is run (`bench_works`), clocks
+(`timing`), or what follows from the figures (`bench_advice`).
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Literal, Protocol
+
+from tl.errors import DataError, ModelFileError
+from tl.runtime.bench.sample_images import PHONE_WH, sample_jpeg
+from tl.runtime.bench.timing import Timing, Work, minimal_seconds, time_works
+from tl.runtime.bench.works import Pictures, Setting, decode_works, network_works, together_work
+from tl.runtime.devices import GPU_WHEEL, installed_wheels, parse_device, usable_cores
+from tl.runtime.session import Session, cuda_fault
+from tl.runtime.sources.paths import find_pictures
+
+ROUNDS = 3
+# So many pictures are kept in memory and measured with, taken evenly from those given.
+MAX_PICTURES, MADE_UP_PICTURES = 16, 4
+# How much of the time may go into the few runs that every setting needs; what is left makes many of them.
+_MINIMAL_SHARE = 0.6
+
+
+class Progress(Protocol):
+    """Whoever is told how far it is."""
+
+    def start(self, task: str, total: int, unit: str) -> None:
+        """A task begins."""
+
+    def advance(self) -> None:
+        """A step is done."""
+
+
+@dataclass(frozen=True)
+class Row:
+    """One setting and how fast it is."""
+
+    setting: Setting
+    timing: Timing
+
+
+@dataclass(frozen=True)
+class Bench:
+    """What was measured. `skipped`: settings for which there was no time. `fault`: why CUDA was not measured."""
+
+    model: str
+    input_hw: tuple[int, int]
+    cores: int
+    onnxruntime: str
+    pictures: Pictures
+    rounds: int
+    rows: tuple[Row, ...]
+    skipped: tuple[Setting, ...]
+    fault: str | None
+
+
+def run_bench(
+    model: str | os.PathLike[str],
+    *,
+    images: str | os.PathLike[str] | None = None,
+    picture_wh: tuple[int, int] = PHONE_WH,
+    device: str = "auto",
+    threads: int | None = None,
+    seconds: float = 10.0,
+    progress: Progress | None = None,
+) -> Bench:
+    """Measure a model file for about `seconds`, not counting the loading.
+
+    `images`: a folder of pictures; without one, JPEGs of `picture_wh` pixels are made up. "auto" measures the CPU, and
+    CUDA where it works. `threads`: the most that work at once, None for all usable cores.
+    Raises `DataError` where no picture can be read, and what `load` raises.
+    """
+    devices, fault = _devices(device)
+    session = Session(model, device="cpu", threads=1)
+    if session.contract is None:
+        raise ModelFileError(f"{session.path}: holds no contract")
+    recipe = session.contract.recipe
+    pictures = _made_up(picture_wh) if images is None else _given(images)
+    pictures, inputs = pictures.readable(recipe)
+    threads = threads or usable_cores()
+    works: dict[Setting, Work] = {}
+    for name in devices:
+        works |= network_works(session, inputs, name, threads)
+    works |= decode_works(pictures, recipe, threads)
+    facts = session.contract.landmarks
+    if facts is None or facts.region == "whole":  # made-up pictures have no boxes
+        works |= dict(together_work(session.contract, session.path, pictures, name, threads) for name in devices)
+    kept = _affordable(works, seconds)
+    rounds, timings = _time(list(kept.values()), seconds, progress)
+    return Bench(
+        model=session.path,
+        input_hw=recipe.input_hw,
+        cores=usable_cores(),
+        onnxruntime=", ".join(f"{name} {version}" for name, version in installed_wheels().items()),
+        pictures=pictures,
+        rounds=rounds,
+        rows=tuple(Row(*measured) for measured in zip(kept, timings, strict=True)),
+        skipped=tuple(setting for setting in works if setting not in kept),
+        fault=fault,
+    )
+
+
+def _devices(device: str) -> tuple[list[str], str | None]:
+    """What to measure on, and why "auto" leaves out CUDA although onnxruntime-gpu is installed."""
+    kind, _ = parse_device(device)
+    if kind != "auto":
+        return [device], None
+    fault = cuda_fault()
+    if fault is None:
+        return ["cpu", "cuda"], None
+    return ["cpu"], fault if GPU_WHEEL in installed_wheels() else None
+
+
+def _given(folder: str | os.PathLike[str]) -> Pictures:
+    paths = find_pictures([folder]).paths
+    if not paths:
+        raise DataError(f"{os.fspath(folder)}: no pictures found in it")
+    taken = [paths[i * len(paths) // MAX_PICTURES] for i in range(MAX_PICTURES)] if len(paths) > MAX_PICTURES else paths
+    return Pictures(os.fspath(folder), tuple(_read(path) for path in taken))
+
+
+def _read(path: str) -> bytes:
+    try:
+        with open(path, "rb") as file:
+            return file.read()
+    except OSError:
+        return b""  # counted as unreadable, like any other that cannot be decoded
+
+
+def _made_up(size_wh: tuple[int, int]) -> Pictures:
+    width, height = size_wh
+    contents = tuple(sample_jpeg(size_wh, seed) for seed in range(MADE_UP_PICTURES))
+    return Pictures(f"made up, {width}x{height} JPEG", contents)
+
+
+def _affordable(works: Mapping[Setting, Work], seconds: float) -> dict[Setting, Work]:
+    """Batches of one, decoding and both together always; larger batches as long as there is time for all rounds."""
+    kept = {setting for setting in works if setting.part != "network" or setting.batch_size == 1}
+    spent = minimal_seconds([works[setting] for setting in kept], ROUNDS)
+    for setting in sorted(set(works) - kept, key=lambda setting: setting.batch_size or 0):
+        spent += minimal_seconds([works[setting]], ROUNDS)
+        if spent > _MINIMAL_SHARE * seconds:
+            break
+        kept.add(setting)
+    return {setting: work for setting, work in works.items() if setting in kept}
+
+
+def _time(works: list[Work], seconds: float, progress: Progress | None) -> tuple[int, list[Timing]]:
+    rounds = ROUNDS if minimal_seconds(works, ROUNDS) <= seconds else 1
+    if progress is None:
+        return rounds, time_works(works, seconds=seconds, rounds=rounds)
+    progress.start("measuring", rounds * len(works), "steps")
+    return rounds, time_works(works, seconds=seconds, rounds=rounds, advance=progress.advance)
+
+
+Bound = Literal["decoding", "network", "both"]
+# A plainer setting is preferred where it is less than this slower: rounds differ by as much.
+_AS_GOOD = 0.05
+_UNSTEADY = 0.2
+# Shares of time between which neither is called the bound.
+_EVEN = (0.4, 0.6)
+
+
+@dataclass(frozen=True)
+class Advice:
+    """`many`: the setting for many pictures, `one`: for one at a time. `decoding_share`: of a picture's time, 0..1.
+
+    `lines`: all of it as sentences.
+    """
+
+    many: Setting
+    one: Setting
+    bound: Bound
+    decoding_share: float
+    lines: tuple[str, ...]
+
+
+def advise(bench: Bench) -> Advice:
+    """Which batch size, threads, hint and device to take, and whether decoding or the network bounds the speed."""
+    network = [row for row in bench.rows if row.setting.part == "network"]
+    many, one = _for_many(network), _for_one(network)
+    decode = max((row for row in bench.rows if row.setting.part == "decode"), key=lambda row: row.setting.threads)
+    share = _decoding_share(decode, many)
+    bound: Bound = "decoding" if share > _EVEN[1] else "network" if share < _EVEN[0] else "both"
+    lines = [_many_line(many), _one_line(one), _bound_line(bound, decode, many, share)]
+    lines += [_together_line(row) for row in bench.rows if row.setting.part == "together"]
+    return Advice(many.setting, one.setting, bound, share, (*lines, *_cautions(bench)))
+
+
+def _for_many(rows: Sequence[Row]) -> Row:
+    """The plainest setting as fast as the fastest, or not to be told from it: small batches, then `load`'s own hint."""
+    best = max((row.timing for row in rows), key=lambda timing: timing.pictures_per_s)
+    enough = (1 - _AS_GOOD) * best.pictures_per_s
+    good = [row for row in rows if row.timing.pictures_per_s >= enough or row.timing.fastest >= best.slowest]
+    return min(good, key=lambda row: (row.setting.batch_size or 1, row.setting.hint == "latency"))
+
+
+def _for_one(rows: Sequence[Row]) -> Row:
+    """The fewest threads that answer one picture as soon as the soonest. Only one caller works, so nothing waits."""
+    alone = [row for row in rows if row.setting.batch_size == 1 and _is_alone(row.setting)]
+    best = min(row.timing.p50_ms for row in alone)
+    return min(
+        (row for row in alone if row.timing.p50_ms <= (1 + _AS_GOOD) * best), key=lambda row: row.setting.threads
+    )
+
+
+def _is_alone(setting: Setting) -> bool:
+    return setting.hint != "throughput" or setting.threads == 1
+
+
+def _decoding_share(decode: Row, network: Row) -> float:
+    """On the CPU both share the cores; a GPU works beside the decoding, and the slower of the two bounds."""
+    slow, fast = 1 / decode.timing.pictures_per_s, 1 / network.timing.pictures_per_s
+    return slow / (slow + fast)
+
+
+def _many_line(row: Row) -> str:
+    setting, rate = row.setting, row.timing.pictures_per_s
+    batch = f", predict_iter(batch_size={setting.batch_size})" if (setting.batch_size or 1) > 1 else ", single pictures"
+    return f"many pictures: load({_arguments(setting)}){batch}: {rate:.0f} pictures/s by the network alone"
+
+
+def _one_line(row: Row) -> str:
+    timing = row.timing
+    return (
+        f"one picture at a time: load({_arguments(row.setting)}): {timing.p50_ms:.1f} ms by the network alone "
+        f"(p99 {timing.p99_ms:.1f} ms)"
+    )
+
+
+def _arguments(setting: Setting) -> str:
+    words = ["model", f'device="{setting.device}"']
+    if setting.device == "cpu":
+        words += [f"threads={setting.threads}", f'hint="{setting.hint}"']
+    return ", ".join(words)
+
+
+def _bound_line(bound: Bound, decode: Row, network: Row, share: float) -> str:
+    rates = (
+        f"{decode.timing.pictures_per_s:.0f} pictures/s decoded and resized with {decode.setting.threads} threads, "
+        f"{network.timing.pictures_per_s:.0f} by the network"
+    )
+    cures = {
+        "decoding": "smaller pictures or more cores help, a faster network hardly",
+        "network": "a smaller network, more cores or a GPU help, smaller pictures hardly",
+        "both": "both count",
+    }
+    on_gpu = network.setting.device != "cpu"
+    says = "" if on_gpu else f", {share:.0%} of a picture's time is decoding"
+    bounds = {"decoding": "decoding", "network": "the network", "both": "decoding and the network alike"}
+    return f"bound by {bounds[bound]}: {rates}{says}; {cures[bound]}"
+
+
+def _together_line(row: Row) -> str:
+    setting, timing = row.setting, row.timing
+    return (
+        f"both together, measured on {setting.device} as tl predict does it: {timing.pictures_per_s:.0f} pictures/s "
+        f"({timing.slowest:.0f} to {timing.fastest:.0f})"
+    )
+
+
+def _cautions(bench: Bench) -> list[str]:
+    says = []
+    if bench.rounds == 1:
+        says.append("there was time for one round only: give more --seconds")
+    spreads = [row.timing.fastest / row.timing.slowest - 1 for row in bench.rows]
+    unsteady = sum(spread > _UNSTEADY for spread in spreads)
+    if unsteady:
+        says.append(
+            f"{unsteady} of {len(spreads)} figures differ by more than {_UNSTEADY:.0%} between rounds: "
+            "something else is running, or there is too little time (--seconds)"
+        )
+    return says

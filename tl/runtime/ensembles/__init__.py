@@ -1,0 +1,1 @@
+"""Classifiers that vote, and when their answer should not be believed."""

@@ -1,0 +1,310 @@
+"""Classifiers behind one decision: class names aligned, inputs shared between equal recipes, votes counted.
+
+Knows sessions, contracts and voting. Does not know the order of pictures or threads (`predictor`), or formats.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import PurePath
+from typing import Any, Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from tl.errors import EnsembleError, ModelFileError
+from tl.runtime.ensembles.selective import REJECTED, Caution, conformal_limit, prediction_sets, reasons
+from tl.runtime.ensembles.voting import Vote, Voting, agreement, entropy, margin, mutual_information, soften, vote
+from tl.runtime.imaging.decode import ImageSource
+from tl.runtime.imaging.pipeline import Inputs, TtaKind, build_views, load_inputs
+from tl.runtime.imaging.preprocessing import Recipe
+from tl.runtime.model_file.contract import Contract
+from tl.runtime.output.columns import ClassColumns
+from tl.runtime.results import Classification, MemberVotes
+from tl.runtime.session import Session
+
+ClassRule = Literal["same", "union"]
+
+
+@dataclass(frozen=True)
+class _Judged:
+    """A batch: the decision, what members say (N, M, C), and how unlike training each picture is (N,), if known."""
+
+    decided: Vote
+    members: NDArray[np.float32]
+    unknown_score: NDArray[np.float32] | None
+
+
+class Ensemble:
+    """One or more classification models that vote. Thread-safe.
+
+    `class_names` is the first member's order; with `classes="union"` later members' further classes follow, and a class
+    that a member does not know has probability 0 in its vote. A merged file alone votes by its own rule, inside its
+    graph, and its members are those that it was made of. `tta`: each member's probabilities are the mean over views of
+    a picture, before any vote. Raises `EnsembleError` if the members do not fit.
+    """
+
+    def __init__(
+        self,
+        sessions: Sequence[Session],
+        *,
+        voting: Voting = "soft",
+        weights: Sequence[float] | None = None,
+        classes: ClassRule = "same",
+        caution: Caution | None = None,
+        tta: Sequence[TtaKind] = (),
+    ) -> None:
+        check_weights(sessions, weights)
+        self.sessions = tuple(sessions)
+        self.contracts = tuple(_classification_contract(session) for session in sessions)
+        self.voting, self.weights = voting, weights
+        self.member_names = member_names([session.path for session in sessions])
+        self.class_names = _shared_class_names(self.contracts, self.member_names, classes)
+        self.recipes: tuple[Recipe, ...] = tuple(dict.fromkeys(contract.recipe for contract in self.contracts))
+        self._columns = [self._class_columns(contract) for contract in self.contracts]
+        merged = self.contracts[0].ensemble if len(sessions) == 1 else None
+        self._votes_inside = merged is not None
+        if merged is not None:
+            self.voting, self.weights = merged.voting, merged.weights
+            self.member_names = tuple(member.name for member in merged.members)
+        self.caution = caution or Caution()
+        self._tta, self._views = tuple(tta), build_views(tta)
+        facts = [contract.unknown for contract in self.contracts]
+        self._tells_unknown = None not in facts
+        self._unknown_limit = facts[0].limit if len(facts) == 1 and facts[0] is not None else None
+        _check_caution(self.sessions, self.contracts, self.caution)
+        if self._tta and self.caution.coverage is not None:
+            raise EnsembleError("coverage was measured without test-time augmentation: leave out one of them")
+        self._set_limit = _set_limit(self.contracts[0], self.caution)
+
+    @property
+    def num_views(self) -> int:
+        """Inputs that are run for one picture."""
+        return len(self._views)
+
+    def member_probabilities(self, inputs: Mapping[Recipe, NDArray[np.uint8]]) -> NDArray[np.float32]:
+        """Run every member. `inputs`: recipe -> uint8 (N * V, H, W, 3), a picture's V views one after the other.
+
+        Returns float32 (N, M, C) by `class_names`.
+        """
+        return self.run_members(inputs, [])[0]
+
+    def members_of(self, inputs: Mapping[Recipe, NDArray[np.uint8]]) -> NDArray[np.float32]:
+        """As `member_probabilities`; of a merged file, its own members'."""
+        if not self._votes_inside:
+            return self.member_probabilities(inputs)
+        (members,) = self.sessions[0].run(inputs[self.recipes[0]], ["member_probabilities"])
+        return self._mean_of_views(members)
+
+    def run_members(
+        self, inputs: Mapping[Recipe, NDArray[np.uint8]], further: Sequence[str]
+    ) -> tuple[NDArray[np.float32], list[list[NDArray[np.float32]]]]:
+        """As `member_probabilities`; and for each of the outputs `further` what each member gives of whole pictures."""
+        batch = len(next(iter(inputs.values()))) // len(self._views)
+        stacked = np.zeros((batch, len(self.sessions), len(self.class_names)), np.float32)
+        others: list[list[NDArray[np.float32]]] = [[] for _ in further]
+        for m, (session, contract) in enumerate(zip(self.sessions, self.contracts, strict=True)):
+            probabilities, *found = session.run(inputs[contract.recipe], ["probabilities", *further])
+            _check_finite(session, probabilities)
+            stacked[:, m, self._columns[m]] = self._mean_of_views(probabilities)
+            for kept, values in zip(others, found, strict=True):
+                kept.append(values[:: len(self._views)])
+        return stacked, others
+
+    def decide(self, member_probabilities: NDArray[np.float32]) -> Vote:
+        """Vote over float32 (N, M, C)."""
+        return vote(member_probabilities, self.voting, self.weights)
+
+    @property
+    def key(self) -> dict[str, Any]:
+        """What results depend on beside the files of the members."""
+        return {
+            "voting": self.voting,
+            "weights": None if self.weights is None else list(self.weights),
+            "class_names": self.class_names,
+            "caution": vars(self.caution),
+            "tta": list(self._tta),
+        }
+
+    def columns(self, *, with_votes: bool) -> ClassColumns:
+        """The columns of the results."""
+        return ClassColumns(
+            self.class_names,
+            self.member_names if with_votes else (),
+            with_set=self.caution.coverage is not None,
+            with_unknown=self._tells_unknown,
+            with_reason=self.caution.rejects,
+        )
+
+    def prepare(self, source: ImageSource, name: str) -> Inputs:
+        """Decode a picture as the members want it. Raises `ImageReadError`."""
+        return load_inputs(source, self.recipes, self._views)
+
+    def results(self, names: Sequence[str], prepared: Sequence[Inputs], *, with_votes: bool) -> list[Classification]:
+        """Decide on prepared pictures."""
+        if not prepared:
+            return []
+        batch = {recipe: np.concatenate([inputs[recipe] for inputs in prepared]) for recipe in self.recipes}
+        judged = self._judge_alone(batch, with_votes) if len(self.sessions) == 1 else self._judge_together(batch)
+        probabilities, label_ids = judged.decided.probabilities, judged.decided.label_ids
+        confidence = probabilities[np.arange(len(label_ids)), label_ids]
+        why = reasons(confidence, judged.unknown_score, self._unknown_limit, self.caution)
+        sets = None if self._set_limit is None else prediction_sets(probabilities, self._set_limit)
+        votes = self._member_votes(judged) if with_votes else [None] * len(label_ids)
+        return [
+            Classification(
+                path=names[n],
+                label=REJECTED if why[n] else self.class_names[label_ids[n]],
+                confidence=float(confidence[n]),
+                class_names=self.class_names,
+                probabilities=probabilities[n],
+                votes=votes[n],
+                class_set=None if sets is None else self._set_names(sets[n], probabilities[n]),
+                unknown_score=None if judged.unknown_score is None else float(judged.unknown_score[n]),
+                reason=why[n],
+            )
+            for n in range(len(names))
+        ]
+
+    def _judge_together(self, batch: Mapping[Recipe, NDArray[np.uint8]]) -> _Judged:
+        members, unknown = self.run_members(batch, ["unknown_score"] if self._tells_unknown else [])
+        return _Judged(self.decide(members), members, mean_unknown(unknown[0]) if unknown else None)
+
+    def _judge_alone(self, batch: Mapping[Recipe, NDArray[np.uint8]], with_votes: bool) -> _Judged:
+        """One file's decision; what the members of a merged one say is only computed if it is needed."""
+        (session,) = self.sessions
+        has_views = len(self._views) > 1
+        wanted = {"probabilities": True, "label": self._votes_inside}
+        wanted["member_probabilities"] = self._votes_inside and (with_votes or has_views)
+        wanted["unknown_score"] = self._tells_unknown
+        names = [name for name, is_wanted in wanted.items() if is_wanted]
+        found = dict(zip(names, session.run(batch[self.recipes[0]], names), strict=True))
+        _check_finite(session, found["probabilities"])
+        unknown = found["unknown_score"][:: len(self._views)] if self._tells_unknown else None  # of whole pictures
+        probabilities = self._mean_of_views(found["probabilities"])
+        members = self._mean_of_views(found["member_probabilities"]) if "member_probabilities" in found else None
+        if members is not None and has_views:  # the graph's own vote, on what its members say of all views
+            decided = self.decide(members)
+            softened = soften(decided.probabilities, self.contracts[0].temperature)
+            return _Judged(Vote(softened, decided.label_ids), members, unknown)
+        label_ids = found["label"] if self._votes_inside else probabilities.argmax(axis=1)
+        decided = Vote(probabilities, label_ids.astype(np.int64, copy=False))
+        return _Judged(decided, probabilities[:, None] if members is None else members, unknown)
+
+    def _mean_of_views(self, probabilities: NDArray[np.float32]) -> NDArray[np.float32]:
+        """(N * V, ...) -> (N, ...); as they are for one view."""
+        count = len(self._views)
+        if count == 1:
+            return probabilities
+        grouped = probabilities.reshape(-1, count, *probabilities.shape[1:])
+        return np.asarray(grouped.mean(axis=1, dtype=np.float32), np.float32)
+
+    def _member_votes(self, judged: _Judged) -> list[MemberVotes]:
+        members, decided = judged.members, judged.decided
+        member_ids = members.argmax(axis=2)
+        agreements = agreement(member_ids, decided.label_ids)
+        entropies, margins = entropy(decided.probabilities), margin(decided.probabilities)
+        information = mutual_information(members, self.weights)
+        return [
+            MemberVotes(
+                labels=tuple(self.class_names[i] for i in member_ids[n]),
+                probabilities=members[n],
+                agreement=float(agreements[n]),
+                entropy=float(entropies[n]),
+                mutual_information=float(information[n]),
+                margin=float(margins[n]),
+            )
+            for n in range(len(members))
+        ]
+
+    def _set_names(self, is_member: NDArray[np.bool_], probabilities: NDArray[np.float32]) -> tuple[str, ...]:
+        order = np.argsort(-probabilities, kind="stable")
+        return tuple(self.class_names[c] for c in order if is_member[c])
+
+    def _class_columns(self, contract: Contract) -> list[int]:
+        return [self.class_names.index(name) for name in contract.class_names]
+
+
+def mean_unknown(scores: Sequence[NDArray[np.float32]]) -> NDArray[np.float32]:
+    """Of several members, each (N,): summed in their order, as merged graphs do."""
+    total = scores[0]
+    for score in scores[1:]:
+        total = total + score
+    return np.asarray(total / np.float32(len(scores)), np.float32)
+
+
+def check_weights(sessions: Sequence[Session], weights: Sequence[float] | None) -> None:
+    """Raise `EnsembleError` without members, or for weights that are not a positive number for each."""
+    if not sessions:
+        raise EnsembleError("an ensemble needs at least one model file")
+    if weights is not None and (len(weights) != len(sessions) or not all(0 < w < math.inf for w in weights)):
+        raise EnsembleError(f"{len(sessions)} models need {len(sessions)} positive vote weights, got {list(weights)}")
+
+
+def _check_caution(sessions: Sequence[Session], contracts: Sequence[Contract], caution: Caution) -> None:
+    if caution.coverage is None and not caution.reject_unknown:
+        return
+    if len(sessions) > 1:
+        raise EnsembleError(
+            "coverage and the limit for unknown pictures are known of single model files, not of several that vote: tl "
+            "merge --calibrate makes one of them"
+        )
+    if caution.coverage is not None and contracts[0].conformal is None:
+        raise ModelFileError(
+            f"{sessions[0].path}: holds no scores of held-out pictures for --coverage; export it from a run with "
+            "validation data, or merge with --calibrate"
+        )
+    if caution.reject_unknown and contracts[0].unknown is None:
+        raise ModelFileError(
+            f"{sessions[0].path}: holds no unknown score; export it again where its training pictures are"
+        )
+
+
+def _set_limit(contract: Contract, caution: Caution) -> float | None:
+    if caution.coverage is None or contract.conformal is None:
+        return None
+    return conformal_limit(contract.conformal.scores, caution.coverage)
+
+
+def _check_finite(session: Session, probabilities: NDArray[np.float32]) -> None:
+    if not np.isfinite(probabilities).all():
+        raise ModelFileError(f"{session.path}: gives probabilities that are no numbers: the file is broken")
+
+
+def _classification_contract(session: Session) -> Contract:
+    contract = session.contract
+    if contract is None or contract.task != "classification":
+        raise EnsembleError(f"{session.path}: not a classification model")
+    return contract
+
+
+def _shared_class_names(
+    contracts: Sequence[Contract], member_names: Sequence[str], classes: ClassRule
+) -> tuple[str, ...]:
+    first = contracts[0].class_names
+    if classes == "union":
+        return tuple(dict.fromkeys(name for contract in contracts for name in contract.class_names))
+    for contract, member in zip(contracts[1:], member_names[1:], strict=True):
+        lacking, extra = set(first) - set(contract.class_names), set(contract.class_names) - set(first)
+        if lacking or extra:
+            differences = [f"lacks {_some(lacking)}"] * bool(lacking) + [f"adds {_some(extra)}"] * bool(extra)
+            raise EnsembleError(
+                f"the class names of {member} differ from those of {member_names[0]}: it {' and '.join(differences)}; "
+                "--classes union votes over all of them"
+            )
+    return first
+
+
+def _some(names: set[str]) -> str:
+    listed = ", ".join(repr(name) for name in sorted(names)[:5])
+    return listed + (f" and {len(names) - 5} more" if len(names) > 5 else "")
+
+
+def member_names(paths: Sequence[str]) -> tuple[str, ...]:
+    """File stems, made unique with their folder or a number: they head the columns of the votes."""
+    stems = [PurePath(path).stem for path in paths]
+    if len(set(stems)) < len(stems):
+        stems = ["/".join(PurePath(path).with_suffix("").parts[-2:]) for path in paths]
+    return tuple(stem if stems.count(stem) == 1 else f"{stem}#{i + 1}" for i, stem in enumerate(stems))

@@ -1,0 +1,1 @@
+"""What a label comes from: class activation maps, occlusion, drawings."""

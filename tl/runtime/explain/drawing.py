@@ -1,0 +1,142 @@
+"""Found points, and why a decision, drawn on the photos, for a person to look at. The only file that draws.
+
+Knows results and pictures. Does not know models.
+"""
+
+from __future__ import annotations
+
+import math
+import os
+from collections.abc import Sequence
+from pathlib import Path, PurePath
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image, ImageColor, ImageDraw
+
+from tl.runtime.explain.explanation import Explanation
+from tl.runtime.imaging.decode import ImageSource, decode_image
+from tl.runtime.imaging.preprocessing import Recipe
+from tl.runtime.output.files import atomic_path
+from tl.runtime.results import Landmarks
+
+# Colours that differ for most readers. Source: Okabe & Ito 2008.
+_COLORS = ("#E69F00", "#56B4E9", "#009E73", "#F0E442", "#0072B2", "#D55E00", "#CC79A7")
+_RIM = "#000000"
+_FOR, _AGAINST = (np.array(ImageColor.getrgb(color), np.float32) for color in ("#D55E00", "#0072B2"))
+_OPACITY = 0.75
+# Longest side of each of an explanation's two pictures.
+_PANEL = 800
+# Sides of a filter and of a feature map, about.
+_FILTER, _MAP = 42, 112
+
+
+def draw_landmarks(
+    source: ImageSource,
+    found: Landmarks,
+    recipe: Recipe,
+    skeleton: Sequence[tuple[str, str]] = (),
+) -> Image.Image:
+    """The upright photo with each point and its name. Raises `ImageReadError`."""
+    picture = Image.fromarray(decode_image(source, recipe))
+    pen = ImageDraw.Draw(picture)
+    size = max(3.0, max(picture.size) / 250)
+    places = dict(zip(found.keypoint_names, found.keypoints_xy, strict=True))
+    for first, second in skeleton:
+        pen.line([_edge(places[first]), _edge(places[second])], fill="#FFFFFF", width=max(1, round(size / 3)))
+    for k, (name, place) in enumerate(places.items()):
+        color = _COLORS[k % len(_COLORS)]
+        x, y = _edge(place)
+        pen.ellipse([x - size, y - size, x + size, y + size], fill=color, outline=_RIM)
+        pen.text((x + 1.5 * size, y - 3 * size), name, fill=color, font_size=4 * size, stroke_width=1, stroke_fill=_RIM)
+    return picture
+
+
+def draw_explanation(source: ImageSource, found: Explanation, recipe: Recipe) -> Image.Image:
+    """The upright photo, and beside it in grey with what speaks for the label (orange) and against it (blue).
+
+    Colours are strongest where the absolute value of `heat` is largest in this picture. Raises `ImageReadError`.
+    """
+    photo = Image.fromarray(decode_image(source, recipe))
+    photo.thumbnail((_PANEL, _PANEL))
+    (resized_h, resized_w), (left, top) = found.placement.resized_hw, found.placement.offset_xy
+    input_h, input_w = found.placement.input_hw
+    # Over the whole input, then as the photo lies in it; what the network was not shown stays 0.
+    heat = Image.fromarray(found.heat).resize((input_w, input_h), Image.Resampling.BILINEAR)
+    onto_input = (resized_w / photo.width, 0, left, 0, resized_h / photo.height, top)
+    spread = np.asarray(heat.transform(photo.size, Image.Transform.AFFINE, onto_input, Image.Resampling.BILINEAR))
+    share = spread / max(float(np.abs(found.heat).max()), 1e-12)
+    grey = np.asarray(photo.convert("L"), np.float32)[:, :, None]
+    color = np.where(share[:, :, None] > 0, _FOR, _AGAINST)
+    opacity = _OPACITY * np.abs(np.clip(share, -1, 1))[:, :, None]
+    mixed = Image.fromarray((grey * (1 - opacity) + color * opacity).round().astype(np.uint8))
+    both = Image.new("RGB", (2 * photo.width, photo.height))
+    both.paste(photo, (0, 0))
+    both.paste(mixed, (photo.width, 0))
+    size = max(10, photo.height / 25)
+    place = (photo.width + size / 2, size / 2)
+    ImageDraw.Draw(both).text(place, found.label, fill="#FFFFFF", font_size=size, stroke_width=2, stroke_fill=_RIM)
+    return both
+
+
+def draw_filters(weights: NDArray[np.float32]) -> Image.Image:
+    """Filters (O, I, kh, kw) side by side, each by its own largest weight: grey is 0. In colour where they see RGB."""
+    largest = np.maximum(np.abs(weights).max(axis=(1, 2, 3), keepdims=True), 1e-12)
+    shown = 0.5 + weights / largest / 2
+    if weights.shape[1] != 3:
+        shown = shown.mean(axis=1, keepdims=True).repeat(3, axis=1)
+    pixels = (255 * shown).round().astype(np.uint8).transpose(0, 2, 3, 1)
+    return _side_by_side([_enlarge(Image.fromarray(tile), _FILTER) for tile in pixels])
+
+
+def draw_maps(before: NDArray[np.float32], after: NDArray[np.float32], count: int = 16) -> Image.Image:
+    """The first channels (C, h, w) before a non-linearity (left) and after it (right), each pair on one scale of grey.
+
+    Middle grey is 0, so that what was cut off is seen.
+    """
+    blocks = []
+    largest = np.maximum(np.abs(before[:count]).max(axis=(1, 2)), np.abs(after[:count]).max(axis=(1, 2)))
+    for maps in (before[:count], after[:count]):
+        shown = 127.5 + 127.5 * maps / np.maximum(largest, 1e-12)[:, None, None]
+        tiles = shown.round().astype(np.uint8)
+        blocks.append(_side_by_side([_enlarge(Image.fromarray(tile).convert("RGB"), _MAP) for tile in tiles]))
+    return _side_by_side(blocks, gap=24)
+
+
+def _enlarge(tile: Image.Image, side: int) -> Image.Image:
+    """By a whole number, so that its pixels stay squares; what is large already stays."""
+    times = max(1, round(side / max(tile.size)))
+    return tile.resize((times * tile.width, times * tile.height), Image.Resampling.NEAREST)
+
+
+def _side_by_side(tiles: Sequence[Image.Image], gap: int = 3) -> Image.Image:
+    """Tiles of one size in rows, about as many as columns; two stand beside each other."""
+    columns = 2 if len(tiles) == 2 else math.ceil(math.sqrt(len(tiles)))
+    rows = math.ceil(len(tiles) / columns)
+    width, height = tiles[0].size
+    sheet = Image.new("RGB", (columns * (width + gap) - gap, rows * (height + gap) - gap), "#FFFFFF")
+    for i, tile in enumerate(tiles):
+        sheet.paste(tile, (i % columns * (width + gap), i // columns * (height + gap)))
+    return sheet
+
+
+def save_drawing(picture: Image.Image, folder: Path, name: str, kind: str) -> Path:
+    """Write a drawing as NAME.KIND.jpg under `folder`, where `name`'s own folders are kept. Raises `OutputError`."""
+    kept = PurePath(name)
+    # A folder above gets a name of its own, so that ../a/1.jpg and a/1.jpg are two drawings.
+    parts = ["__" if part == ".." else part for part in kept.parts if part != kept.anchor]
+    path = folder.joinpath(*parts)
+    path = path.with_name(f"{path.name}.{kind}.jpg")
+    with atomic_path(path) as temporary:
+        picture.save(temporary, "JPEG", quality=90)
+    return path
+
+
+def _edge(place: NDArray[np.floating]) -> tuple[float, float]:
+    """Pillow counts from the corner of the first pixel, points from its centre."""
+    return float(place[0]) + 0.5, float(place[1]) + 0.5
+
+
+def is_drawable(name: str) -> bool:
+    """Whether a row's name is a file that can be opened again: members of archives are not."""
+    return os.path.isfile(name)

@@ -1,0 +1,141 @@
+"""Where in a picture a decision comes from: class activation maps of files that have them, else occlusion.
+
+Knows opened classifiers and their inputs. Does not know files or threads, and draws nothing (`drawing`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from tl.errors import ConfigError
+from tl.runtime.devices import usable_cores
+from tl.runtime.ensembles.ensemble import Ensemble
+from tl.runtime.imaging.decode import ImageSource, source_name
+from tl.runtime.imaging.geometry import Placement
+from tl.runtime.imaging.pipeline import PlacedInput, load_views
+from tl.runtime.imaging.preprocessing import Recipe
+from tl.runtime.predictor import Predictor
+from tl.runtime.prefetch import map_ahead
+from tl.runtime.results import Classification
+
+Method = Literal["cam", "occlusion"]
+# Left, top, right and bottom of a part of the photo, in shares of its sides.
+Patch = tuple[float, float, float, float]
+_ALL: Patch = (0.0, 0.0, 1.0, 1.0)
+# Patches in a row and a column, each a quarter of the photo's side.
+_ROW, _PATCH = 7, 0.25
+# Covered inputs a run: seven runs, which share the cores.
+_BATCH = 7
+
+
+@dataclass(frozen=True)
+class Explanation:
+    """How much each place of a picture speaks for `label`.
+
+    `heat`: float32 (h, w) over the network's input, coarser than it for maps. `method` "cam": logits of the places, as
+    compared with the mean over classes, whose softmax is the same. "occlusion": how much less probable the label is
+    where a place is covered, the mean over patches that cover it. `placement`: where the picture lies in that input.
+    """
+
+    path: str
+    label: str
+    method: Method
+    heat: NDArray[np.float32]
+    placement: Placement
+
+
+def explain(predictor: Predictor[Classification], source: ImageSource, label: str | None = None) -> Explanation:
+    """Why this label, or, without one, why the most probable. Thread-safe.
+
+    One file with the output `cam` gives its map; any other, and several that vote, are shown the picture with parts
+    covered: 49 predictions, of several their mean. Places are those of the first one's input.
+    Raises `ImageReadError`, and `ConfigError` for a label that the models do not know.
+    Source: Zhou et al. 2016 (class activation maps); Zeiler & Fergus 2014 (occlusion).
+    """
+    ensemble = predictor.ensemble
+    if not isinstance(ensemble, Ensemble):
+        raise ConfigError("only decisions on classes are explained")
+    if ensemble.key["tta"]:
+        raise ConfigError("explained is the picture as it is: leave out test-time augmentation")
+    if label is not None and label not in ensemble.class_names:
+        raise ConfigError(f"'{label}' is not one of the classes {', '.join(ensemble.class_names)}")
+    placed = load_views(source, [(recipe, None) for recipe in ensemble.recipes])
+    inputs = dict(zip(ensemble.recipes, placed, strict=True))
+    if len(ensemble.sessions) == 1 and "cam" in ensemble.contracts[0].outputs:
+        method: Method = "cam"
+        chosen, heat = _activation(ensemble, inputs, label)
+    else:
+        method = "occlusion"
+        chosen, heat = _occlusion(ensemble, inputs, label)
+    return Explanation(source_name(source), chosen, method, heat, placed[0].placement)
+
+
+def _activation(
+    ensemble: Ensemble, inputs: dict[Recipe, PlacedInput], label: str | None
+) -> tuple[str, NDArray[np.float32]]:
+    (placed,) = inputs.values()
+    probabilities, cam = ensemble.sessions[0].run(placed.image[None], ["probabilities", "cam"])
+    class_id = int(probabilities[0].argmax()) if label is None else ensemble.class_names.index(label)
+    return ensemble.class_names[class_id], np.asarray(cam[0, class_id] - cam[0].mean(axis=0), np.float32)
+
+
+def _occlusion(
+    ensemble: Ensemble, inputs: dict[Recipe, PlacedInput], label: str | None
+) -> tuple[str, NDArray[np.float32]]:
+    """Each patch of the photo is covered for all members, wherever it lies in their inputs."""
+    whole = _probabilities(ensemble, {recipe: placed.image[None] for recipe, placed in inputs.items()})[0]
+    class_id = int(whole.argmax()) if label is None else ensemble.class_names.index(label)
+
+    def drops_of(patches: Sequence[Patch]) -> NDArray[np.float32]:
+        covered = {r: np.stack([_cover(placed, patch) for patch in patches]) for r, placed in inputs.items()}
+        return np.asarray(whole[class_id] - _probabilities(ensemble, covered)[:, class_id], np.float32)
+
+    patches = list(_patches())
+    chunks = [patches[start : start + _BATCH] for start in range(0, len(patches), _BATCH)]
+    first = next(iter(inputs.values()))
+    drops, covers = (np.zeros(first.image.shape[:2], np.float32) for _ in range(2))
+    found = map_ahead(drops_of, chunks, workers=usable_cores(), ahead=len(chunks))
+    for patch, drop in zip(patches, np.concatenate(list(found)), strict=True):
+        place = _pixels(patch, first.placement)
+        drops[place] += drop
+        covers[place] += 1
+    heat = drops / np.maximum(covers, 1)  # padding speaks for nothing
+    return ensemble.class_names[class_id], heat.astype(np.float32)
+
+
+def _probabilities(ensemble: Ensemble, images: dict[Recipe, NDArray[np.uint8]]) -> NDArray[np.float32]:
+    """Weighted mean of the members' probabilities (N, C), for uint8 (N, H, W, 3): a majority would change in jumps."""
+    return np.average(ensemble.members_of(images), axis=1, weights=ensemble.weights).astype(np.float32)
+
+
+def _patches() -> Iterator[Patch]:
+    """Rows of them, each overlapping half of the next."""
+    for row in range(_ROW):
+        for column in range(_ROW):
+            top, left = (place * (1 - _PATCH) / (_ROW - 1) for place in (row, column))
+            yield left, top, left + _PATCH, top + _PATCH
+
+
+def _pixels(patch: Patch, placement: Placement) -> tuple[slice, slice]:
+    """Where a patch of the photo lies in an input: a pixel at least, or nothing where the input does not show it."""
+    (height, width), (x, y), (input_h, input_w) = placement.resized_hw, placement.offset_xy, placement.input_hw
+    left, right = round(patch[0] * width), max(round(patch[0] * width) + 1, round(patch[2] * width))
+    top, bottom = round(patch[1] * height), max(round(patch[1] * height) + 1, round(patch[3] * height))
+    return _clipped(y + top, y + min(bottom, height), input_h), _clipped(x + left, x + min(right, width), input_w)
+
+
+def _clipped(start: int, end: int, size: int) -> slice:
+    return slice(min(max(start, 0), size), min(max(end, 0), size))
+
+
+def _cover(placed: PlacedInput, patch: Patch) -> NDArray[np.uint8]:
+    """The photo's own mean colour hides a part of it."""
+    covered = placed.image.copy()
+    photo = placed.image[_pixels(_ALL, placed.placement)]
+    covered[_pixels(patch, placed.placement)] = photo.reshape(-1, 3).mean(axis=0).round().astype(np.uint8)
+    return covered

@@ -1,0 +1,312 @@
+"""Picture files and bytes -> uint8 (H, W, 3) RGB, upright; or `ImageReadError` with the reason.
+
+Knows formats, orientation, colour, alpha and bit depth, and refuses rather than guesses: a truncated or corrupt picture
+is an error, never half a picture. Does not know sizes the network wants (`geometry`) or models.
+Thread-safe. The only file that imports Pillow's openers and simplejpeg.
+"""
+
+from __future__ import annotations
+
+import math
+import os
+import stat
+import threading
+from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
+from io import BytesIO
+from pathlib import Path
+from typing import BinaryIO
+
+import numpy as np
+import simplejpeg
+from numpy.typing import NDArray
+from PIL import (  # importing a plugin registers its format; JPEG's opener also opens MPO
+    AvifImagePlugin,
+    BmpImagePlugin,
+    GifImagePlugin,
+    Image,
+    ImageFile,
+    Jpeg2KImagePlugin,
+    JpegImagePlugin,
+    PngImagePlugin,
+    PpmImagePlugin,
+    TiffImagePlugin,
+    UnidentifiedImageError,
+    WebPImagePlugin,
+)
+
+from tl.errors import ImageReadError
+from tl.runtime.imaging.preprocessing import Recipe
+
+ImageSource = str | os.PathLike[str] | bytes | BinaryIO | NDArray[np.uint8]
+
+# Pillow can open more, but some of its openers start other programs (EPS, WMF) or guess (TGA has no signature).
+_PLUGINS = (
+    JpegImagePlugin.JpegImageFile,
+    PngImagePlugin.PngImageFile,
+    TiffImagePlugin.TiffImageFile,
+    BmpImagePlugin.BmpImageFile,
+    GifImagePlugin.GifImageFile,
+    WebPImagePlugin.WebPImageFile,
+    AvifImagePlugin.AvifImageFile,
+    Jpeg2KImagePlugin.Jpeg2KImageFile,
+    PpmImagePlugin.PpmImageFile,
+)
+FORMATS = tuple(plugin.format for plugin in _PLUGINS)
+
+GREY16_MODES = ("I;16", "I;16L", "I;16B", "I;16N")
+
+# Pillow's own limit against decompression bombs; held here because its global one belongs to the host program.
+MAX_PIXELS = 178_956_970
+MAX_JPEG_BYTES = 1 << 29
+
+# One such picture needs up to 1.5 GB while it is converted, so they are decoded one at a time.
+_LARGE_PIXELS = 32_000_000
+_large_picture = threading.Lock()
+
+_EXIF_ORIENTATION = 0x0112
+
+
+@dataclass(frozen=True)
+class Decoded:
+    """An upright picture, whole or scaled down while it was decoded.
+
+    `image`: uint8 (h, w, 3) RGB, C-contiguous. `full_hw`: of the picture. `box`: what part of `image` it covers, (left,
+    top, right, bottom) in pixels; eighths of a size are rounded up, so a row or column may reach beyond.
+    `eighths`: the scale 1..8, or None where the format knows none.
+    """
+
+    image: NDArray[np.uint8]
+    full_hw: tuple[int, int]
+    box: tuple[float, float, float, float]
+    eighths: int | None
+
+
+def whole(image: NDArray[np.uint8]) -> Decoded:
+    """An array (H, W, 3) as a picture that was decoded in full."""
+    height, width = image.shape[:2]
+    return Decoded(image, (height, width), (0, 0, width, height), None)
+
+
+def decode_image(source: ImageSource, recipe: Recipe) -> NDArray[np.uint8]:
+    """Decode the first frame of a picture in full, whatever the recipe's `jpeg_scale`: uint8 (H, W, 3).
+
+    Raises as `decode_scaled`.
+    """
+    return decode_scaled(source, recipe, lambda full_hw: 8).image
+
+
+def decode_scaled(source: ImageSource, recipe: Recipe, eighths: Callable[[tuple[int, int]], int]) -> Decoded:
+    """Decode the first frame of a picture: upright by EXIF, alpha over white, 16 bit scaled by `bit_depth_max`.
+
+    `source`: path, encoded bytes, seekable binary file, or a uint8 (H, W, 3) RGB array, which is passed through.
+    `eighths`: (H, W) of the upright picture -> at how many eighths of its size, 1..8, a JPEG is decoded.
+    Raises `ImageReadError` for whatever cannot be read whole; TypeError or ValueError for an array of another kind.
+    """
+    if isinstance(source, np.ndarray):
+        return whole(_check_array(source))
+    if not isinstance(source, bytes | str | os.PathLike) and not hasattr(source, "seek"):
+        raise TypeError(f"expected a path, bytes, a binary file or an array, got {type(source).__name__}")
+    name = source_name(source)
+    try:
+        if isinstance(source, bytes):
+            return _decode_stream(BytesIO(source), recipe, eighths)
+        if isinstance(source, str | os.PathLike):
+            with _open_regular(Path(source)) as stream:
+                return _decode_stream(stream, recipe, eighths)
+        return _decode_stream(source, recipe, eighths)
+    except ImageReadError as error:
+        raise ImageReadError(name, error.reason) from error
+    except MemoryError as error:
+        raise ImageReadError(name, "not enough memory to decode this picture") from error
+    except OSError as error:
+        raise ImageReadError(name, _reason(error)) from error
+    except Exception as error:  # Pillow's parsers raise almost any type on damaged files (struct.error, IndexError ...)
+        raise ImageReadError(name, f"damaged picture ({_reason(error)})") from error
+
+
+def read_size(path: str | os.PathLike[str]) -> tuple[int, int]:
+    """(height, width) of the upright picture, from its header. Raises `ImageReadError`."""
+    stored_hw, orientation = read_stored(path)
+    return stored_hw if orientation < 5 else stored_hw[::-1]
+
+
+def read_stored(path: str | os.PathLike[str]) -> tuple[tuple[int, int], int]:
+    """(height, width) of the picture as it is stored, and its EXIF orientation 1..8. Raises `ImageReadError`."""
+    try:
+        with _open_regular(Path(path)) as stream, _open_header(stream) as picture:
+            orientation = _orientation(picture)
+            is_turned = orientation >= 5 and picture.format == "TIFF"  # whose size Pillow turns itself
+            size = picture.height, picture.width
+            return (size[::-1] if is_turned else size), orientation
+    except ImageReadError as error:
+        raise ImageReadError(os.fspath(path), error.reason) from error
+    except OSError as error:
+        raise ImageReadError(os.fspath(path), _reason(error)) from error
+
+
+def source_name(source: ImageSource) -> str:
+    """What to call a source in messages and rows: its path, or '' for data without one."""
+    if isinstance(source, str | os.PathLike):
+        return os.fspath(source)
+    name = getattr(source, "name", "")
+    return name if isinstance(name, str) else ""
+
+
+def _check_array(image: NDArray[np.uint8]) -> NDArray[np.uint8]:
+    if image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != 3 or 0 in image.shape:
+        raise ValueError(f"an image array must be uint8 (H, W, 3) RGB, got {image.dtype} {image.shape}")
+    return np.ascontiguousarray(image)
+
+
+def _open_regular(path: Path) -> BinaryIO:
+    if not stat.S_ISREG(path.stat().st_mode):  # opening a FIFO would wait for ever
+        raise ImageReadError("", "not a regular file")
+    return path.open("rb")
+
+
+def _decode_stream(stream: BinaryIO, recipe: Recipe, eighths: Callable[[tuple[int, int]], int]) -> Decoded:
+    if stream.seek(0, os.SEEK_END) == 0:
+        raise ImageReadError("", "empty file")
+    stream.seek(0)
+    with _open_header(stream) as picture:
+        pixels = picture.width * picture.height
+        if pixels > MAX_PIXELS:
+            raise ImageReadError("", _too_large(f"{picture.width}x{picture.height}"))
+        if picture.format in ("JPEG", "MPO"):
+            return _decode_jpeg(stream, picture, eighths)
+        with _one_at_a_time(pixels):
+            _check_depth(picture, recipe)
+            _scale_transparent_grey(picture)
+            picture.load()
+            # After load: Pillow turns TIFFs itself while loading and then drops the tag.
+            image, orientation = _rgb_array(picture, recipe), _orientation(picture)
+            return whole(upright(image, orientation))
+
+
+def _one_at_a_time(pixels: int) -> AbstractContextManager[object]:
+    return _large_picture if pixels > _LARGE_PIXELS else nullcontext()
+
+
+def _open_header(stream: BinaryIO) -> Image.Image:
+    try:
+        return Image.open(stream, formats=FORMATS)
+    except Image.DecompressionBombError as error:
+        raise ImageReadError("", _too_large("more")) from error
+    except UnidentifiedImageError as error:
+        kinds = ", ".join(FORMATS)
+        raise ImageReadError("", f"not a picture of a supported kind ({kinds}), or its header is damaged") from error
+
+
+def _too_large(found: str) -> str:
+    return f"declares {found} pixels, over the limit of {MAX_PIXELS / 1e6:.0f} million: cut or shrink the picture"
+
+
+def _decode_jpeg(stream: BinaryIO, picture: Image.Image, eighths: Callable[[tuple[int, int]], int]) -> Decoded:
+    stream.seek(0)
+    data = stream.read(MAX_JPEG_BYTES + 1)
+    if len(data) > MAX_JPEG_BYTES:
+        raise ImageReadError("", f"a JPEG file over {MAX_JPEG_BYTES >> 20} MiB")
+    orientation, stored_hw = _orientation(picture), (picture.height, picture.width)
+    # Pillow fills corrupt scans with grey and says nothing; libjpeg-turbo in strict mode refuses them.
+    try:
+        if picture.mode == "CMYK":
+            with _one_at_a_time(picture.height * picture.width):
+                simplejpeg.decode_jpeg(data, colorspace="CMYK", strict=True)
+                return whole(upright(np.asarray(picture.convert("RGB")), orientation))
+        scale = eighths(stored_hw if orientation < 5 else stored_hw[::-1])
+        height, width = (math.ceil(size * scale / 8) for size in stored_hw)
+        with _one_at_a_time(height * width):
+            stored = np.asarray(
+                simplejpeg.decode_jpeg(data, colorspace="RGB", strict=True, min_height=height, min_width=width)
+            )
+            return _upright_scaled(stored, stored_hw, scale, orientation)
+    except ValueError as error:
+        raise ImageReadError(
+            "", f"damaged JPEG ({_reason(error)}); saving it again in an image editor may help"
+        ) from error
+
+
+def _rgb_array(picture: Image.Image, recipe: Recipe) -> NDArray[np.uint8]:
+    if picture.mode in GREY16_MODES or (picture.mode == "I" and picture.format == "PPM"):  # a 16-bit PGM
+        return _grey16_to_rgb(picture, recipe)
+    if picture.mode in ("I", "F"):
+        raise ImageReadError("", "32-bit pixels have no agreed range: save the picture with 8 or 16 bits a channel")
+    if picture.mode in ("LA", "La", "PA", "RGBA", "RGBa") or "transparency" in picture.info:
+        rgba = picture.convert("RGBA")
+        return np.asarray(Image.alpha_composite(Image.new("RGBA", rgba.size, "white"), rgba).convert("RGB"))
+    return np.asarray(picture.convert("RGB"))
+
+
+def _check_depth(picture: Image.Image, recipe: Recipe) -> None:
+    """Refuse depths of which Pillow keeps too little while loading to follow the recipe."""
+    stored = str(picture.tile) if isinstance(picture, ImageFile.ImageFile) else ""
+    deep_colour = ";16" in stored and picture.mode not in GREY16_MODES
+    if deep_colour and recipe.bit_depth_max != 65535:  # Pillow keeps the high byte (v >> 8)
+        raise ImageReadError("", f"16-bit colour with bit_depth_max {recipe.bit_depth_max}: only grey can be rescaled")
+    if deep_colour and "transparency" in picture.info:  # which 16-bit colour it is can no longer be told
+        raise ImageReadError("", "16-bit colour with one transparent colour: save the picture with an alpha channel")
+    if picture.format == "PPM" and "'ppm" in stored:  # Pillow stretches these values
+        raise ImageReadError("", "a PNM file whose largest value is neither 255 nor, for grey, 65535")
+
+
+def _scale_transparent_grey(picture: Image.Image) -> None:
+    """Pillow scales grey of 2 or 4 bits to 8 while loading, but not the PNG's transparent value."""
+    value = picture.info.get("transparency")
+    if isinstance(picture, ImageFile.ImageFile) and picture.mode == "L" and isinstance(value, int):
+        stored = str(picture.tile)
+        picture.info["transparency"] = value * (85 if "L;2" in stored else 17 if "L;4" in stored else 1)
+
+
+def _grey16_to_rgb(picture: Image.Image, recipe: Recipe) -> NDArray[np.uint8]:
+    values = np.asarray(picture).astype(np.uint32)
+    if values.max() > recipe.bit_depth_max:
+        found = f"a pixel value of {values.max()} is over bit_depth_max {recipe.bit_depth_max}"
+        raise ImageReadError("", f"{found}: it was set for another camera")
+    grey = (values * 256 // (recipe.bit_depth_max + 1)).astype(np.uint8)
+    transparent = picture.info.get("transparency")
+    if isinstance(transparent, int):
+        grey[values == transparent] = 255
+    return np.repeat(grey[:, :, None], 3, axis=2)
+
+
+def _orientation(picture: Image.Image) -> int:
+    try:
+        value = picture.getexif().get(_EXIF_ORIENTATION, 1)
+    except Exception:  # an unreadable EXIF block holds no orientation; viewers show such a picture as it is stored
+        return 1
+    return value if isinstance(value, int) and 1 <= value <= 8 else 1
+
+
+def upright(image: NDArray[np.uint8], orientation: int) -> NDArray[np.uint8]:
+    """Turn a stored (H, W, 3) array as its EXIF orientation 1..8 says; C-contiguous.
+
+    Source: EXIF 2.32, tag 0x0112 (which side of the stored picture is the visual top and left).
+    """
+    if orientation >= 5:
+        image = image.transpose(1, 0, 2)
+    if orientation in (3, 4, 7, 8):
+        image = image[::-1]
+    if orientation in (2, 3, 6, 7):
+        image = image[:, ::-1]
+    return np.ascontiguousarray(image)
+
+
+def _upright_scaled(stored: NDArray[np.uint8], stored_hw: tuple[int, int], eighths: int, orientation: int) -> Decoded:
+    """Turn a scaled picture; what reaches beyond its size turns with it."""
+    (height, width), (shown_h, shown_w) = stored.shape[:2], (size * eighths / 8 for size in stored_hw)
+    full_hw = stored_hw
+    if orientation >= 5:
+        height, width, shown_h, shown_w, full_hw = width, height, shown_w, shown_h, stored_hw[::-1]
+    top = height - shown_h if orientation in (3, 4, 7, 8) else 0.0
+    left = width - shown_w if orientation in (2, 3, 6, 7) else 0.0
+    box = (left, top, left + shown_w, top + shown_h)
+    return Decoded(upright(stored, orientation), full_hw, box, eighths)
+
+
+def _reason(error: Exception) -> str:
+    if isinstance(error, OSError) and error.strerror:
+        return error.strerror
+    text = " ".join(str(error).split())
+    return text[:200] if text else type(error).__name__

@@ -1,0 +1,226 @@
+"""Resize, crop and pad an upright picture, or a region of it, into the network's input, and map keypoints both ways.
+
+Knows `Recipe` and arrays. Does not know files or models. Pixel convention: the centre of the top-left pixel is (0, 0),
+so a picture spans (-0.5, -0.5) to (W - 0.5, H - 0.5). Regions count edges instead, as boxes usually do: the whole
+picture is (0, 0, W, H).
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+
+from tl.errors import ImageReadError
+from tl.runtime.imaging.decode import MAX_PIXELS, Decoded, whole
+from tl.runtime.imaging.preprocessing import Recipe
+
+_RESAMPLING = {
+    "nearest": Image.Resampling.NEAREST,
+    "bilinear": Image.Resampling.BILINEAR,
+    "bicubic": Image.Resampling.BICUBIC,
+    "lanczos": Image.Resampling.LANCZOS,
+}
+
+
+# Left, top, width and height in pixels of the upright picture.
+Region = tuple[float, float, float, float]
+
+
+@dataclass(frozen=True)
+class Placement:
+    """Where a region of a picture comes to lie in the input of `input_hw` pixels.
+
+    The region is resized to `resized_hw`, then its top-left pixel lies at `offset_xy` of the input: positive where
+    padding surrounds it, negative where it is cropped.
+    """
+
+    region_xywh: Region
+    resized_hw: tuple[int, int]
+    offset_xy: tuple[int, int]
+    input_hw: tuple[int, int]
+
+    @property
+    def scale_xy(self) -> tuple[float, float]:
+        """Input pixels per image pixel."""
+        return self.resized_hw[1] / self.region_xywh[2], self.resized_hw[0] / self.region_xywh[3]
+
+    def to_input(self, keypoints_xy: NDArray[np.floating]) -> NDArray[np.float64]:
+        """(..., 2) (x, y) in pixels of the upright picture -> pixels of the input."""
+        points = np.asarray(keypoints_xy, np.float64)
+        return np.asarray((points + 0.5 - self.region_xywh[:2]) * self.scale_xy - 0.5 + self.offset_xy)
+
+    def to_image(self, keypoints_xy: NDArray[np.floating]) -> NDArray[np.float64]:
+        """(..., 2) (x, y) in pixels of the input -> pixels of the upright picture."""
+        points = np.asarray(keypoints_xy, np.float64)
+        return np.asarray((points - self.offset_xy + 0.5) / self.scale_xy - 0.5 + self.region_xywh[:2])
+
+
+@dataclass(frozen=True)
+class Part:
+    """A region of any picture, its numbers in shares of the picture's width and height."""
+
+    left: float
+    top: float
+    width: float
+    height: float
+
+    def region(self, image_hw: tuple[int, int]) -> Region:
+        """In pixels of a picture, of which it takes one at least."""
+        full_h, full_w = image_hw
+        width, height = max(1.0, self.width * full_w), max(1.0, self.height * full_h)
+        return min(self.left * full_w, full_w - width), min(self.top * full_h, full_h - height), width, height
+
+
+def widen(region: Region, margin: float) -> Region:
+    """A region with `margin` times its size more on every side."""
+    left, top, width, height = region
+    return left - margin * width, top - margin * height, (1 + 2 * margin) * width, (1 + 2 * margin) * height
+
+
+def region_of_points(keypoints_xy: NDArray[np.floating], margin: float) -> Region:
+    """The square around the present points (K, 2), with `margin` times its side more on every side.
+
+    Raises ValueError without a point. One point alone gets a square of one pixel.
+    """
+    present = keypoints_xy[~np.isnan(keypoints_xy).any(axis=1)] + 0.5  # regions count edges
+    if len(present) == 0:
+        raise ValueError("no point to look at")
+    left, top = (float(value) for value in present.min(axis=0))
+    width, height = (float(value) for value in present.max(axis=0) - present.min(axis=0))
+    return widen(square((left, top, width, height)), margin)
+
+
+def square(region: Region) -> Region:
+    """The smallest square about a region with its middle, of a pixel at least."""
+    left, top, width, height = region
+    side = max(width, height, 1.0)
+    return left + (width - side) / 2, top + (height - side) / 2, side, side
+
+
+def clip_region(region: Region, image_hw: tuple[int, int]) -> Region:
+    """The part of a region within the picture. Raises `ImageReadError` if that is less than a pixel wide or high."""
+    left, top = max(0.0, region[0]), max(0.0, region[1])
+    right, bottom = min(image_hw[1], region[0] + region[2]), min(image_hw[0], region[1] + region[3])
+    if not (right - left >= 1 and bottom - top >= 1):
+        shown = ", ".join(f"{value:g}" for value in region)
+        raise ImageReadError("", f"the box ({shown}) holds no pixel of the {image_hw[1]}x{image_hw[0]} picture")
+    return left, top, right - left, bottom - top
+
+
+def place(image_hw: tuple[int, int], recipe: Recipe, region: Region | None = None) -> Placement:
+    """The placement of a picture, or of the part of `region` within it, under a recipe.
+
+    Raises `ImageReadError` for a region outside the picture.
+    Source of the short-side sizes and the crop's rounding: torchvision 0.29 `resize` and `center_crop`, so that
+    pretrained weights see what they were validated on.
+    """
+    placed: Region = (0, 0, image_hw[1], image_hw[0]) if region is None else clip_region(region, image_hw)
+    _, _, width, height = placed
+    input_h, input_w = recipe.input_hw
+    if recipe.resize_mode == "squash":
+        return Placement(placed, recipe.input_hw, (0, 0), recipe.input_hw)
+    if recipe.short_side is not None:
+        short = recipe.short_side
+        long = max(short, int(short * max(height, width) / min(height, width)))
+        resized_h, resized_w = (short, long) if height <= width else (long, short)
+        offset = (-round((resized_w - input_w) / 2), -round((resized_h - input_h) / 2))
+        return Placement(placed, (resized_h, resized_w), offset, recipe.input_hw)
+    scale = min(input_h / height, input_w / width)
+    resized_h, resized_w = max(1, round(height * scale)), max(1, round(width * scale))
+    offset = ((input_w - resized_w) // 2, (input_h - resized_h) // 2)
+    return Placement(placed, (resized_h, resized_w), offset, recipe.input_hw)
+
+
+def eighths(image_hw: tuple[int, int], recipe: Recipe, region: Region | None = None) -> int:
+    """At how many eighths of its size, 1..8, a recipe has a JPEG decoded. `image_hw`: of the upright picture.
+
+    Raises `ImageReadError` for a region outside the picture.
+    """
+    if recipe.jpeg_scale == "full":
+        return 8
+    return min(8, math.ceil(8 * 2 * max(place(image_hw, recipe, region).scale_xy)))
+
+
+def working_image(
+    picture: Decoded | NDArray[np.uint8], recipe: Recipe, region: Region | None = None
+) -> NDArray[np.uint8]:
+    """The resized (and padded), not yet cropped picture: what training keeps and augments.
+
+    `picture`: decoded under the same recipe, or uint8 (H, W, 3) RGB. Returns uint8 (h, w, 3), of `input_hw` or, for
+    `short_side`, at least that. Raises `ImageReadError` for a picture too elongated to be resized in bounded memory.
+    """
+    decoded = whole(picture) if isinstance(picture, np.ndarray) else picture
+    placement = place(decoded.full_hw, recipe, region)
+    height, width = placement.resized_hw
+    if height * width > MAX_PIXELS:  # the short side of a thread-like picture blown up
+        full_w, full_h = placement.region_xywh[2:]
+        raise ImageReadError("", f"too elongated: {full_w:g}x{full_h:g} would be resized to {width}x{height}")
+    resized = _resize(decoded, placement, recipe)
+    if recipe.resize_mode != "letterbox" or resized.shape[:2] == recipe.input_hw:
+        return resized
+    left, top = placement.offset_xy
+    canvas = np.empty((*recipe.input_hw, 3), np.uint8)
+    canvas[:] = np.array(recipe.pad_rgb, np.uint8)
+    canvas[top : top + resized.shape[0], left : left + resized.shape[1]] = resized
+    return canvas
+
+
+def crop_to_input(working: NDArray[np.uint8], recipe: Recipe) -> NDArray[np.uint8]:
+    """Cut the centre of a working picture to `input_hw`; contiguous, and the picture itself where it already fits."""
+    height, width = working.shape[:2]
+    input_h, input_w = recipe.input_hw
+    top, left = round((height - input_h) / 2), round((width - input_w) / 2)
+    return np.ascontiguousarray(working[top : top + input_h, left : left + input_w])
+
+
+def turn_keypoints(
+    keypoints_xy: NDArray[np.floating], orientation: int, stored_hw: tuple[int, int]
+) -> NDArray[np.float64]:
+    """(..., 2) (x, y) in pixels of the stored picture -> pixels of the upright one (EXIF orientation 1..8)."""
+    points = np.array(keypoints_xy, np.float64)
+    height, width = stored_hw
+    if orientation >= 5:
+        points, height, width = points[..., ::-1].copy(), width, height
+    if orientation in (3, 4, 7, 8):
+        points[..., 1] = height - 1 - points[..., 1]
+    if orientation in (2, 3, 6, 7):
+        points[..., 0] = width - 1 - points[..., 0]
+    return points
+
+
+def unturn_keypoints(
+    keypoints_xy: NDArray[np.floating], orientation: int, stored_hw: tuple[int, int]
+) -> NDArray[np.float64]:
+    """The inverse of `turn_keypoints`: pixels of the upright picture -> pixels of the stored one."""
+    points = np.array(keypoints_xy, np.float64)
+    height, width = stored_hw if orientation < 5 else stored_hw[::-1]
+    if orientation in (3, 4, 7, 8):
+        points[..., 1] = height - 1 - points[..., 1]
+    if orientation in (2, 3, 6, 7):
+        points[..., 0] = width - 1 - points[..., 0]
+    return points[..., ::-1].copy() if orientation >= 5 else points
+
+
+def _resize(decoded: Decoded, placement: Placement, recipe: Recipe) -> NDArray[np.uint8]:
+    height, width = placement.resized_hw
+    box = _decoded_box(decoded, placement.region_xywh)
+    if box == (0, 0, width, height) and decoded.image.shape[:2] == placement.resized_hw:
+        return decoded.image
+    picture = Image.fromarray(decoded.image)
+    return np.asarray(picture.resize((width, height), _RESAMPLING[recipe.interpolation], box=box))
+
+
+def _decoded_box(decoded: Decoded, region: Region) -> tuple[float, float, float, float]:
+    """(left, top, right, bottom) of a region of the picture in pixels of what was decoded."""
+    height, width = decoded.full_hw
+    if region == (0, 0, width, height):
+        return decoded.box
+    left, top, right, bottom = decoded.box
+    scale_x, scale_y = (right - left) / width, (bottom - top) / height
+    x, y, w, h = region
+    inner = (left + scale_x * x, top + scale_y * y, left + scale_x * (x + w), top + scale_y * (y + h))
+    return inner[0], inner[1], min(inner[2], right), min(inner[3], bottom)  # not a rounding beyond the picture

@@ -1,0 +1,128 @@
+"""Test-time augmentation: the views of one picture whose probabilities are averaged.
+
+Knows parts of pictures and mirror images. Does not know files, recipes or models.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal, get_args
+
+import numpy as np
+from numpy.typing import NDArray
+
+from tl.errors import ImageReadError
+from tl.runtime.imaging.decode import Decoded, ImageSource, decode_scaled, source_name
+from tl.runtime.imaging.geometry import Part, Placement, Region, crop_to_input, eighths, place, working_image
+from tl.runtime.imaging.preprocessing import Recipe
+
+TtaKind = Literal["hflip", "vflip", "crops"]
+TTA_KINDS: tuple[TtaKind, ...] = get_args(TtaKind)
+# Of each side. Source: 224 of 256 pixels, as published ImageNet weights are validated.
+CROP_SHARE = 0.875
+_REST = 1 - CROP_SHARE
+
+
+@dataclass(frozen=True)
+class View:
+    """One look at a picture: a part of it, None for all, perhaps mirrored."""
+
+    part: Part | None = None
+    hflip: bool = False
+    vflip: bool = False
+
+    def turn(self, image: NDArray[np.uint8]) -> NDArray[np.uint8]:
+        """The input of its part, uint8 (H, W, 3), as this view has it."""
+        return image[:: -1 if self.vflip else 1, :: -1 if self.hflip else 1]
+
+
+WHOLE = View()
+
+
+def build_views(kinds: Sequence[TtaKind]) -> tuple[View, ...]:
+    """The picture as it is, first, and every combination of what is asked for.
+
+    `hflip`, `vflip`: also mirrored left to right, upside down. `crops`: also its middle and four corners, each
+    `CROP_SHARE` of its sides. Raises ValueError for another kind, or one given twice.
+    """
+    if isinstance(kinds, str):
+        raise ValueError(f"tta takes a list of {', '.join(TTA_KINDS)}, got the text {kinds!r}")
+    for kind in kinds:
+        if kind not in TTA_KINDS or kinds.count(kind) > 1:
+            raise ValueError(f"tta takes each of {', '.join(TTA_KINDS)} once, got {', '.join(map(repr, kinds))}")
+    corners = [(_REST / 2, _REST / 2), (0.0, 0.0), (_REST, 0.0), (0.0, _REST), (_REST, _REST)]
+    crops = [Part(left, top, CROP_SHARE, CROP_SHARE) for left, top in corners]
+    parts = [None, *(crops if "crops" in kinds else [])]
+    hflips, vflips = ((False, True) if kind in kinds else (False,) for kind in ("hflip", "vflip"))
+    return tuple(View(part, hflip, vflip) for part in parts for vflip in vflips for hflip in hflips)
+
+
+# What each recipe's network is given of one picture, uint8 (V, H, W, 3): one entry a view.
+Inputs = dict[Recipe, NDArray[np.uint8]]
+
+
+def load_working(source: ImageSource, recipe: Recipe, region: Region | None = None) -> NDArray[np.uint8]:
+    """The resized, not yet cropped picture or region of it, uint8 (h, w, 3). Raises `ImageReadError`."""
+    return _resize(source, _decode(source, recipe, region), recipe, region)
+
+
+def load_input(source: ImageSource, recipe: Recipe) -> NDArray[np.uint8]:
+    """The network's input, uint8 (input_h, input_w, 3). Raises `ImageReadError`."""
+    return crop_to_input(load_working(source, recipe), recipe)
+
+
+@dataclass(frozen=True)
+class PlacedInput:
+    """A network's input, uint8 (input_h, input_w, 3), and where the picture of `image_hw` pixels lies in it."""
+
+    image: NDArray[np.uint8]
+    placement: Placement
+    image_hw: tuple[int, int]
+
+
+def load_inputs(source: ImageSource, recipes: Sequence[Recipe], views: Sequence[View] = (WHOLE,)) -> Inputs:
+    """The inputs of several networks, the picture decoded once for all that want it alike. Raises `ImageReadError`."""
+    parts = list(dict.fromkeys(view.part for view in views))
+    wanted = [(recipe, part) for recipe in recipes for part in parts]
+    images = {key: placed.image for key, placed in zip(wanted, load_views(source, wanted), strict=True)}
+    return {recipe: np.stack([view.turn(images[recipe, view.part]) for view in views]) for recipe in recipes}
+
+
+def load_views(source: ImageSource, views: Sequence[tuple[Recipe, Region | Part | None]]) -> list[PlacedInput]:
+    """Inputs of whole pictures, regions or parts, the picture decoded once for all that want it alike.
+
+    Raises `ImageReadError`, also for a region outside the picture.
+    """
+    placed: list[PlacedInput] = []
+    decoded: list[tuple[Recipe, Decoded]] = []
+    for recipe, looked_at in views:
+        picture = next((other for by, other in decoded if _suits(other, by, recipe, looked_at)), None)
+        if picture is None:
+            picture = _decode(source, recipe, looked_at)
+            decoded.append((recipe, picture))
+        region = _region(looked_at, picture.full_hw)
+        image = crop_to_input(_resize(source, picture, recipe, region), recipe)
+        placed.append(PlacedInput(image, place(picture.full_hw, recipe, region), picture.full_hw))
+    return placed
+
+
+def _region(looked_at: Region | Part | None, image_hw: tuple[int, int]) -> Region | None:
+    return looked_at.region(image_hw) if isinstance(looked_at, Part) else looked_at
+
+
+def _decode(source: ImageSource, recipe: Recipe, looked_at: Region | Part | None = None) -> Decoded:
+    return decode_scaled(source, recipe, lambda image_hw: eighths(image_hw, recipe, _region(looked_at, image_hw)))
+
+
+def _suits(picture: Decoded, by: Recipe, recipe: Recipe, looked_at: Region | Part | None) -> bool:
+    """Whether `recipe` would decode the same pixels as `by` did."""
+    is_scaled_alike = picture.eighths in (None, eighths(picture.full_hw, recipe, _region(looked_at, picture.full_hw)))
+    return by.decode_key == recipe.decode_key and is_scaled_alike
+
+
+def _resize(source: ImageSource, picture: Decoded, recipe: Recipe, region: Region | None = None) -> NDArray[np.uint8]:
+    try:
+        return working_image(picture, recipe, region)
+    except ImageReadError as error:
+        raise ImageReadError(source_name(source), error.reason) from error

@@ -1,0 +1,95 @@
+"""CSV lists of facts about pictures, such as boxes or scales: rows, and paths that count from the list's folder.
+
+Knows CSV. Does not know what the facts mean.
+"""
+
+from __future__ import annotations
+
+import csv
+import math
+import os
+from collections.abc import Sequence
+from pathlib import Path
+
+from tl.errors import DataError
+from tl.runtime.imaging.geometry import Region
+from tl.runtime.landmarks.files import picture_finder, read_landmarks
+from tl.runtime.landmarks.wide_csv import BOX
+
+
+def read_list(path: Path, columns: Sequence[str], what: str) -> list[tuple[str, dict[str, str]]]:
+    """`FILE row N` and the row, of a list that has `path` and `columns`; others are read over.
+
+    Empty cells are "". `what`: the list's name in messages. Raises `DataError`.
+    """
+    try:
+        with path.open(encoding="utf-8-sig", errors="surrogateescape", newline="") as stream:
+            reader = csv.DictReader(stream, restval="")
+            rows = [(f"{path.name} row {reader.line_num}", row) for row in reader]
+            found = reader.fieldnames or []
+    except (OSError, csv.Error) as error:
+        raise DataError(f"{path}: the list of {what} cannot be read ({error})") from error
+    if lacking := [name for name in ("path", *columns) if name not in found]:
+        raise DataError(f"{path}: has no column {', '.join(lacking)} (found: {', '.join(found[:8])})")
+    return rows
+
+
+def listed_path(path: Path, row: dict[str, str]) -> str:
+    """The picture that a row names, counted from the list's folder."""
+    return os.path.join(path.parent, os.path.normpath(row["path"]))
+
+
+def read_boxes(path: str | os.PathLike[str]) -> dict[str, Region]:
+    """Picture path -> its box in pixels of the upright picture. Paths count from the list's folder.
+
+    Other columns are read over, so that a file of landmarks will do; rows without a box are left out.
+    Raises `DataError` naming the row.
+    """
+    path = Path(path)
+    boxes: dict[str, Region] = {}
+    for place, row in read_list(path, BOX, "boxes"):
+        texts = [row[name].strip() for name in BOX]
+        if not any(texts):
+            continue
+        try:
+            left, top, width, height = map(float, texts)
+        except ValueError:
+            raise DataError(f"{place}: a box needs four numbers, found {', '.join(texts)}") from None
+        if not (math.isfinite(left + top + width + height) and width > 0 and height > 0):
+            raise DataError(f"{place}: a box needs a width and height above 0")
+        name = listed_path(path, row)
+        if name in boxes:
+            raise DataError(f"{place}: {row['path']} has a box already")
+        boxes[name] = (left, top, width, height)
+    return boxes
+
+
+def read_scales(path: str | os.PathLike[str]) -> dict[str, float]:
+    """Picture path -> its scale. A CSV with `path,mm_per_px`, whose other columns are read over, or a TPS or COCO file.
+
+    Paths count from the file's folder; pictures without a scale are left out. Raises `DataError` naming the row.
+    """
+    path = Path(path)
+    if path.suffix.lower() == ".csv":
+        return _read_csv(path)
+    find = picture_finder(path)
+    known = {find(p.name): p.mm_per_px for p in read_landmarks(path).pictures if p.mm_per_px is not None}
+    if not known:
+        raise DataError(f"{path}: no picture has a scale")
+    return known
+
+
+def _read_csv(path: Path) -> dict[str, float]:
+    scales: dict[str, float] = {}
+    for place, row in read_list(path, ["mm_per_px"], "scales"):
+        text = row["mm_per_px"].strip()
+        if not text:
+            continue
+        try:
+            scale = float(text)
+        except ValueError:
+            scale = math.nan
+        if not 0 < scale < math.inf:
+            raise DataError(f"{place}: mm_per_px is '{text}', expected a number above 0")
+        scales[listed_path(path, row)] = scale
+    return scales

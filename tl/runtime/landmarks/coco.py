@@ -1,0 +1,117 @@
+"""COCO keypoints: one JSON file with `images`, `annotations` and one category that names the points.
+
+Knows the fields that matter here. A file with two specimens in one picture is refused. Beside COCO's own fields, an
+image may have `mm_per_px`, `split` and `group`, an annotation `keypoint_confidence` and `bbox_of` ("keypoints" for a
+box that nobody drew), the category `flip_pairs`.
+Source: https://cocodataset.org/#format-data
+"""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+
+from tl.errors import DataError
+from tl.runtime.landmarks.sets import MISSING, LandmarkSet, PictureLandmarks, picture_landmarks
+
+Size = Callable[[str], tuple[int, int]]
+
+
+def read(text: str, where: str) -> LandmarkSet:
+    """Landmarks of all images that have an annotation; the others are counted in `remarks`. Raises `DataError`."""
+    try:
+        file = json.loads(text)
+        categories = [category for category in file["categories"] if category.get("keypoints")]
+        images = {image["id"]: image for image in file["images"]}
+        annotations = [annotation for annotation in file["annotations"] if "keypoints" in annotation]
+        if len(categories) != 1:
+            raise DataError(f"{where}: {len(categories)} categories with keypoints, expected one")
+        names = tuple(map(str, categories[0]["keypoints"]))
+        pictures = tuple(_picture(annotation, images, len(names), where) for annotation in annotations)
+        skeleton = tuple((names[a - 1], names[b - 1]) for a, b in categories[0].get("skeleton", ()))
+        pairs = tuple((str(a), str(b)) for a, b in categories[0].get("flip_pairs", ()))
+        bare = len(images) - len(pictures)
+        remarks = (f"{bare} images without points are left out",) if bare > 0 else ()
+        landmarks = LandmarkSet(names, pictures, pairs, skeleton, remarks)
+    except (json.JSONDecodeError, KeyError, TypeError, ValueError, IndexError, AttributeError) as error:
+        raise DataError(f"{where}: not a COCO keypoint file ({type(error).__name__}: {error})") from error
+    counts = Counter(picture.name for picture in pictures)
+    if twice := [name for name, count in counts.items() if count > 1]:
+        raise DataError(f"{where}: {twice[0]} has several specimens: only one a picture can be read")
+    return landmarks
+
+
+def write(landmarks: LandmarkSet, size: Size) -> str:
+    """JSON text. `size`: picture name -> (height, width) of the upright picture, which COCO states."""
+    names = landmarks.keypoint_names
+    category: dict[str, Any] = {"id": 1, "name": "specimen", "supercategory": "", "keypoints": list(names)}
+    category["skeleton"] = [[names.index(a) + 1, names.index(b) + 1] for a, b in landmarks.skeleton]
+    if landmarks.flip_pairs:
+        category["flip_pairs"] = [list(pair) for pair in landmarks.flip_pairs]
+    file = {
+        "images": [_image(i, picture, size) for i, picture in enumerate(landmarks.pictures, start=1)],
+        "annotations": [_annotation(i, picture) for i, picture in enumerate(landmarks.pictures, start=1)],
+        "categories": [category],
+    }
+    return json.dumps(file, ensure_ascii=False, indent=1) + "\n"
+
+
+def _picture(annotation: dict[str, Any], images: dict[Any, Any], count: int, where: str) -> PictureLandmarks:
+    image = images[annotation["image_id"]]
+    points = np.array(annotation["keypoints"], np.float64).reshape(-1, 3)
+    if len(points) != count:
+        raise DataError(f"{where}: {image['file_name']} has {len(points)} points, expected {count}")
+    confidence = annotation.get("keypoint_confidence")
+    box = None if annotation.get("bbox_of") == "keypoints" else annotation.get("bbox")
+    scale = image.get("mm_per_px")
+    return picture_landmarks(
+        str(image["file_name"]),
+        np.where(points[:, 2:] == MISSING, np.nan, points[:, :2]),
+        [int(v) for v in points[:, 2]],
+        confidence=None if confidence is None else np.array(confidence, np.float64),
+        box_xywh=None if not box else tuple(map(float, box)),
+        mm_per_px=None if scale is None else float(scale),
+        split=str(image.get("split", "")),
+        group=str(image.get("group", "")),
+    )
+
+
+def _image(number: int, picture: PictureLandmarks, size: Size) -> dict[str, Any]:
+    height, width = size(picture.name)
+    image: dict[str, Any] = {"id": number, "file_name": picture.name, "width": width, "height": height}
+    facts = {"mm_per_px": picture.mm_per_px, "split": picture.split, "group": picture.group}
+    return image | {name: value for name, value in facts.items() if value not in (None, "")}
+
+
+def _annotation(number: int, picture: PictureLandmarks) -> dict[str, Any]:
+    seen = picture.visibility != MISSING
+    xy = np.where(seen[:, None], picture.keypoints_xy, 0.0)
+    points = [[x, y, int(v)] for (x, y), v in zip(xy.tolist(), picture.visibility, strict=True)]
+    annotation: dict[str, Any] = {
+        "id": number,
+        "image_id": number,
+        "category_id": 1,
+        "keypoints": [value for point in points for value in point],
+        "num_keypoints": int(seen.sum()),
+        "iscrowd": 0,
+    }
+    if picture.box_xywh is None:
+        annotation["bbox_of"] = "keypoints"
+    box = picture.box_xywh or _around(picture)
+    annotation |= {"bbox": list(box), "area": box[2] * box[3]}
+    if picture.confidence is not None:
+        annotation["keypoint_confidence"] = picture.confidence.tolist()
+    return annotation
+
+
+def _around(picture: PictureLandmarks) -> tuple[float, float, float, float]:
+    """The box of the points, which COCO wants where nobody drew one."""
+    points = picture.keypoints_xy[picture.visibility != MISSING]
+    if not len(points):
+        return 0.0, 0.0, 0.0, 0.0
+    (left, top), (right, bottom) = points.min(axis=0).tolist(), points.max(axis=0).tolist()
+    return left, top, right - left, bottom - top

@@ -1,0 +1,81 @@
+"""DeepLabCut's `CollectedData*.csv` and its predictions: header rows scorer, bodyparts, coords, then a row a picture.
+
+A row begins with the picture's path, in one cell or, since DeepLabCut 2.2, in three. Projects of several animals have a
+fourth header row and are refused.
+"""
+
+from __future__ import annotations
+
+import csv
+import math
+from collections.abc import Sequence
+from io import StringIO
+
+import numpy as np
+
+from tl.errors import DataError
+from tl.runtime.landmarks.sets import LandmarkSet, PictureLandmarks, picture_landmarks
+
+SCORER = "tl"
+_HEADER = ("scorer", "bodyparts", "coords")
+
+
+def is_deeplabcut(text: str) -> bool:
+    """Whether a CSV begins as DeepLabCut's do."""
+    return text.removeprefix("\ufeff").startswith("scorer,")
+
+
+def read(text: str, where: str) -> LandmarkSet:
+    """Landmarks of all rows; empty cells are missing points. Raises `DataError` naming the row."""
+    rows = list(csv.reader(StringIO(text, newline="")))
+    found = [row[0] if row else "" for row in rows[:3]]
+    if found[1:2] == ["individuals"]:
+        raise DataError(f"{where}: a project of several animals: only one specimen a picture can be read")
+    if tuple(found) != _HEADER:
+        raise DataError(f"{where}: expected header rows {', '.join(_HEADER)}, found {', '.join(found)}")
+    start = _first_value(rows[2], where)
+    columns = list(zip(rows[1][start:], rows[2][start:], strict=False))
+    names = tuple(dict.fromkeys(name for name, _ in columns))
+    width = len(columns) // len(names) if names else 0
+    if columns != [(name, coord) for name in names for coord in ("x", "y", "likelihood")[:width]] or width < 2:
+        raise DataError(f"{where}: expected columns x, y[, likelihood] for each body part")
+    pictures = [_picture(row, start, width, f"{where} row {i}") for i, row in enumerate(rows[3:], start=4) if any(row)]
+    return LandmarkSet(names, tuple(pictures))
+
+
+def write(landmarks: LandmarkSet) -> str:
+    """CSV text, with likelihoods where points were predicted. Visibility, boxes and scales have no place in it."""
+    has_likelihood = any(picture.confidence is not None for picture in landmarks.pictures)
+    coords = ("x", "y", "likelihood")[: 3 if has_likelihood else 2]
+    names = [name for name in landmarks.keypoint_names for _ in coords]
+    stream = StringIO()
+    writer = csv.writer(stream, lineterminator="\n")
+    writer.writerow(["scorer", *[SCORER] * len(names)])
+    writer.writerow(["bodyparts", *names])
+    writer.writerow(["coords", *coords * len(landmarks.keypoint_names)])
+    for picture in landmarks.pictures:
+        values = picture.keypoints_xy
+        if has_likelihood:
+            confidence = np.full(len(values), np.nan) if picture.confidence is None else picture.confidence
+            values = np.column_stack([values, confidence])
+        writer.writerow([picture.name, *("" if math.isnan(v) else repr(v) for v in values.ravel().tolist())])
+    return stream.getvalue()
+
+
+def _first_value(coords: Sequence[str], where: str) -> int:
+    """How many cells the path takes."""
+    start = next((i for i, name in enumerate(coords) if name == "x"), 0)
+    if start not in (1, 3):
+        raise DataError(f"{where}: expected the path in one cell or three before the coordinates, found {start}")
+    return start
+
+
+def _picture(row: Sequence[str], start: int, width: int, place: str) -> PictureLandmarks:
+    try:
+        values = np.array([float(cell) if cell else math.nan for cell in row[start:]]).reshape(-1, width)
+    except ValueError as error:
+        raise DataError(f"{place}: not a row of numbers ({error})") from error
+    name = "/".join(row[:start]).replace("\\", "/")
+    if np.isinf(values).any() or (np.isnan(values[:, 0]) != np.isnan(values[:, 1])).any():
+        raise DataError(f"{place}: expected finite x and y, or neither")
+    return picture_landmarks(name, values[:, :2], confidence=values[:, 2] if width == 3 else None)

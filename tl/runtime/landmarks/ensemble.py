@@ -1,0 +1,265 @@
+"""How several members' points become one. Pure numpy.
+
+Knows points in pixels of the photo and confidences. Does not know models, files or names.
+"""
+
+from __future__ import annotations
+
+import math
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from tl.errors import EnsembleError, ImageReadError, ModelFileError
+from tl.runtime.ensembles.ensemble import check_weights, member_names
+from tl.runtime.imaging.decode import ImageSource
+from tl.runtime.imaging.geometry import Region, region_of_points, square, widen
+from tl.runtime.imaging.pipeline import PlacedInput, load_views
+from tl.runtime.imaging.preprocessing import Recipe
+from tl.runtime.landmarks.shapes import procrustes_distance
+from tl.runtime.model_file.contract import LandmarkFacts
+from tl.runtime.output.columns import PointColumns
+from tl.runtime.results import Landmarks
+from tl.runtime.session import Session
+from tl.runtime.sources.content import hash_file
+
+Merging = Literal["mean", "median", "confidence"]
+
+
+@dataclass(frozen=True)
+class Merged:
+    """Points float64 (N, K, 2), their spread_px (N, K) and confidence float32 (N, K), None where members have none.
+
+    `spread_px`: root mean square distance of the members from the merged point. `confidence`: the members' mean.
+    """
+
+    keypoints_xy: NDArray[np.float64]
+    spread_px: NDArray[np.float64]
+    confidence: NDArray[np.float32] | None
+
+
+def merge_points(
+    members_xy: NDArray[np.float64],
+    merging: Merging = "mean",
+    weights: Sequence[float] | None = None,
+    confidence: NDArray[np.float32] | None = None,
+) -> Merged:
+    """Merge members' points (N, M, K, 2).
+
+    mean: weighted mean. median: of each coordinate, unweighted. confidence: mean weighted by `confidence` (N, M, K)
+    too; where all members' confidences are 0, the plain mean. `weights`: M positive numbers, None for equal ones.
+    Raises ValueError for shapes, weights or a rule that do not fit.
+    """
+    if members_xy.ndim != 4 or members_xy.shape[3] != 2 or members_xy.shape[1] == 0:
+        raise ValueError(f"members' points must be (N, M, K, 2), got {members_xy.shape}")
+    given = np.ones(members_xy.shape[1]) if weights is None else np.asarray(weights, np.float64)
+    if given.shape != (members_xy.shape[1],) or not np.isfinite(given).all() or not (given > 0).all():
+        raise ValueError(f"weights must be {members_xy.shape[1]} positive numbers, got {weights}")
+    if merging == "median":
+        merged = np.median(members_xy, axis=1)
+    elif merging == "mean":
+        merged = _weighted(members_xy, np.broadcast_to(given[None, :, None], members_xy.shape[:3]))
+    elif merging == "confidence":
+        if confidence is None:
+            raise ValueError("merging by confidence needs members that give one")
+        own = confidence.astype(np.float64)
+        own = np.where(own.sum(axis=1, keepdims=True) > 0, own, 1.0)
+        merged = _weighted(members_xy, own * given[None, :, None])
+    else:
+        raise ValueError(f"unknown merging {merging!r}: expected mean, median or confidence")
+    squared = ((members_xy - merged[:, None]) ** 2).sum(axis=3)
+    mean_confidence = None if confidence is None else confidence.mean(axis=1, dtype=np.float32)
+    return Merged(merged, np.sqrt(squared.mean(axis=1)), mean_confidence)
+
+
+def _weighted(members_xy: NDArray[np.float64], weights: NDArray[np.float64]) -> NDArray[np.float64]:
+    summed = (members_xy * weights[..., None]).sum(axis=1)
+    return np.asarray(summed / weights.sum(axis=1)[..., None])
+
+
+@dataclass(frozen=True)
+class _View:
+    """How a member looks at a picture."""
+
+    recipe: Recipe
+    region: Literal["whole", "box", "points"]
+    margin: float
+
+
+# One picture as its models want it.
+PlacedInputs = dict[_View, PlacedInput]
+
+
+class LandmarkEnsemble:
+    """One or more landmark models whose points are merged in pixels of the photo. Thread-safe.
+
+    Members may differ in input size and in what they look at; points are matched by name, in the first member's order.
+    Models of boxes need one for each picture: from `boxes` (path -> left, top, width, height). Models of the square
+    around the points take it from there too, or from the points of a `locator`. `margin` overrides the models' own.
+    `mm_per_px`: the scale of all photos, or path -> scale, which results carry.
+    Raises `EnsembleError` if the members do not fit, or if what says where to look is lacking or has no use.
+    """
+
+    def __init__(
+        self,
+        sessions: Sequence[Session],
+        *,
+        merging: Merging = "mean",
+        weights: Sequence[float] | None = None,
+        locator: LandmarkEnsemble | None = None,
+        boxes: Mapping[str, Region] | None = None,
+        margin: float | None = None,
+        mm_per_px: float | Mapping[str, float] | None = None,
+    ) -> None:
+        check_weights(sessions, weights)
+        self.sessions = tuple(sessions)
+        self.facts = tuple(_facts(session) for session in sessions)
+        self.merging, self.weights = merging, weights
+        self.member_names = member_names([session.path for session in sessions])
+        contracts = [session.contract for session in sessions if session.contract is not None]
+        self.keypoint_names = contracts[0].keypoint_names
+        for contract, name in zip(contracts, self.member_names, strict=True):
+            if set(contract.keypoint_names) != set(self.keypoint_names):
+                raise EnsembleError(f"{name} finds other points than {self.member_names[0]}")
+        self._orders = [[c.keypoint_names.index(name) for name in self.keypoint_names] for c in contracts]
+        self._views = [
+            _View(c.recipe, f.region, 0.0 if f.region == "whole" else f.region_margin if margin is None else margin)
+            for c, f in zip(contracts, self.facts, strict=True)
+        ]
+        self.has_confidence = all("keypoint_confidence" in contract.outputs for contract in contracts)
+        if merging == "median" and weights is not None:
+            raise EnsembleError("a median has no weights: leave out --vote-weights, or merge by mean or confidence")
+        if merging == "confidence" and not self.has_confidence:
+            raise EnsembleError("merging by confidence needs models that give one: take mean or median")
+        self._locator = locator
+        self._boxes = None if boxes is None else {os.path.abspath(path): box for path, box in boxes.items()}
+        self._scales: dict[str, float] | float | None
+        if isinstance(mm_per_px, Mapping):
+            self._scales = {os.path.abspath(path): scale for path, scale in mm_per_px.items()}
+        else:
+            self._scales = mm_per_px
+        self._check_regions(margin)
+
+    def _check_regions(self, margin: float | None) -> None:
+        regions = {view.region for view in self._views}
+        seen = zip(self.sessions, self._views, strict=True)
+        path = next((session.path for session, view in seen if view.region != "whole"), self.sessions[0].path)
+        if regions == {"whole"}:
+            if self._locator is not None or self._boxes is not None or margin is not None:
+                raise EnsembleError(
+                    f"{path}: this model looks at whole photos: leave out --locator, --boxes, --crop-margin"
+                )
+        elif self._locator is not None and self._boxes is not None:
+            raise EnsembleError("--locator and --boxes both say where to look: give one of them")
+        elif self._boxes is None and "box" in regions:
+            raise EnsembleError(f"{path}: this model was trained on drawn boxes: give them (--boxes boxes.csv)")
+        elif self._boxes is None and self._locator is None:
+            raise EnsembleError(
+                f"{path}: this model looks at the part of a photo with the points: give a model that finds it "
+                "(--locator coarse.onnx), or boxes around the points (--boxes boxes.csv)"
+            )
+
+    @property
+    def key(self) -> dict[str, Any]:
+        """What results depend on beside the files of the members."""
+        located = None if self._locator is None else [hash_file(session.path) for session in self._locator.sessions]
+        boxes = None if self._boxes is None else sorted(self._boxes.items())
+        return {
+            "merging": self.merging,
+            "weights": None if self.weights is None else list(self.weights),
+            "locator": located,
+            "boxes": boxes,
+            "margins": [view.margin for view in self._views],
+            "scales": sorted(self._scales.items()) if isinstance(self._scales, dict) else self._scales,
+        }
+
+    def columns(self, *, with_votes: bool) -> PointColumns:
+        """The columns of the results."""
+        return PointColumns(self.keypoint_names, self.has_confidence, with_votes, self._scales is not None)
+
+    def prepare(self, source: ImageSource, name: str) -> PlacedInputs:
+        """Decode a picture as the members want it. Raises `ImageReadError`."""
+        found = self._look(source, name) if any(view.region != "whole" for view in self._views) else None
+        views = list(dict.fromkeys(self._views))
+        placed = load_views(source, [(view.recipe, _region(view, found)) for view in views])
+        return dict(zip(views, placed, strict=True))
+
+    def results(self, names: Sequence[str], prepared: Sequence[PlacedInputs], *, with_votes: bool) -> list[Landmarks]:
+        """Find the points of prepared pictures."""
+        if not prepared:
+            return []
+        batch = {view: np.stack([each[view].image for each in prepared]) for view in dict.fromkeys(self._views)}
+        points = np.empty((len(prepared), len(self.sessions), len(self.keypoint_names), 2))
+        confidence = np.ones(points.shape[:3], np.float32) if self.has_confidence else None
+        for m, session in enumerate(self.sessions):
+            view, order = self._views[m], self._orders[m]
+            wanted = ["keypoints", "keypoint_confidence"] if self.has_confidence else ["keypoints"]
+            found, *sure = session.run(batch[view], wanted)
+            if not np.isfinite(found).all():
+                raise ModelFileError(f"{session.path}: gives points that are no numbers: the file is broken")
+            for n, each in enumerate(prepared):
+                points[n, m] = each[view].placement.to_image(found[n, order])
+            if confidence is not None:
+                confidence[:, m] = sure[0][:, order]
+        merged = merge_points(points, self.merging, self.weights, confidence)
+        return [self._result(name, prepared[n], points[n], merged, n, with_votes) for n, name in enumerate(names)]
+
+    def _result(
+        self,
+        name: str,
+        placed: PlacedInputs,
+        members_xy: NDArray[np.float64],
+        merged: Merged,
+        n: int,
+        with_votes: bool,
+    ) -> Landmarks:
+        facts, points = self.facts[0], merged.keypoints_xy[n]
+        distance = float("nan")
+        if facts.mean_shape is not None:
+            distance = procrustes_distance(points, np.array(facts.mean_shape)[self._orders[0]])
+        is_shape = math.isfinite(distance)
+        return Landmarks(
+            path=name,
+            keypoint_names=self.keypoint_names,
+            keypoints_xy=points,
+            confidence=None if merged.confidence is None else merged.confidence[n],
+            spread_px=merged.spread_px[n] if with_votes else None,
+            shape_distance=distance if is_shape else None,
+            is_odd=is_shape and distance > facts.shape_limit,
+            image_hw=placed[self._views[0]].image_hw,
+            region_xywh=placed[self._views[0]].placement.region_xywh,
+            input_per_photo=tuple(placed[view].placement.scale_xy for view in self._views),
+            members_xy=members_xy if with_votes else None,
+            mm_per_px=self._scales.get(os.path.abspath(name)) if isinstance(self._scales, dict) else self._scales,
+        )
+
+    def _look(self, source: ImageSource, name: str) -> Region:
+        """The box of the specimen, not widened. Raises `ImageReadError`."""
+        if self._boxes is not None:
+            box = self._boxes.get(os.path.abspath(name))
+            if box is None:
+                raise ImageReadError(
+                    name, "the list of boxes has none for this picture (its paths count from its folder)"
+                )
+            return box
+        if self._locator is None:
+            raise ImageReadError(name, "nothing says where the specimen is")
+        (found,) = self._locator.results([name], [self._locator.prepare(source, name)], with_votes=False)
+        return region_of_points(found.keypoints_xy, 0.0)
+
+
+def _region(view: _View, found: Region | None) -> Region | None:
+    """The part of the picture that a member is given: what it was trained on."""
+    if view.region == "whole" or found is None:
+        return None
+    return widen(square(found) if view.region == "points" else found, view.margin)
+
+
+def _facts(session: Session) -> LandmarkFacts:
+    if session.contract is None or session.contract.landmarks is None:
+        raise EnsembleError(f"{session.path}: not a landmark model")
+    return session.contract.landmarks

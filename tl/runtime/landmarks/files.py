@@ -1,0 +1,185 @@
+"""Landmarks that were annotated on photos as they are stored -> landmarks on the upright photos.
+
+Knows EXIF orientations. Opens pictures' headers only.
+"""
+
+from __future__ import annotations
+
+import csv
+import dataclasses
+import os
+from collections.abc import Callable
+from functools import cache
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+
+from tl.errors import DataError
+from tl.runtime.imaging.decode import read_size, read_stored
+from tl.runtime.imaging.geometry import turn_keypoints
+from tl.runtime.landmarks import coco, deeplabcut, long_csv, tps, wide_csv
+from tl.runtime.landmarks.sets import OCCLUDED, LandmarkSet, PictureLandmarks, numbered_names
+from tl.runtime.output.files import write_text
+
+
+def turn_upright(landmarks: LandmarkSet, find: Callable[[str], str]) -> LandmarkSet:
+    """Turn points and boxes as each photo's EXIF orientation turns the photo; a remark says how many that concerns.
+
+    `find`: as `picture_finder` gives. Raises `DataError`, `ImageReadError`.
+    """
+    turned = [_turn(picture, *read_stored(find(picture.name))) for picture in landmarks.pictures]
+    count = sum(new is not old for new, old in zip(turned, landmarks.pictures, strict=True))
+    remark = f"{count} of {len(turned)} pictures have an EXIF orientation: their points are turned"
+    return dataclasses.replace(landmarks, pictures=tuple(turned), remarks=(*landmarks.remarks, remark))
+
+
+def _turn(picture: PictureLandmarks, stored_hw: tuple[int, int], orientation: int) -> PictureLandmarks:
+    if orientation == 1:
+        return picture
+    box = picture.box_xywh
+    if box is not None:
+        left, top, width, height = box  # boxes count edges, points centres
+        corners = np.array([[left, top], [left + width, top + height]]) - 0.5
+        ends = turn_keypoints(corners, orientation, stored_hw) + 0.5
+        (left, top), (right, bottom) = ends.min(axis=0).tolist(), ends.max(axis=0).tolist()
+        box = (left, top, right - left, bottom - top)
+    return dataclasses.replace(
+        picture, keypoints_xy=turn_keypoints(picture.keypoints_xy, orientation, stored_hw), box_xywh=box
+    )
+
+
+Size = Callable[[str], tuple[int, int]]
+Format = Literal["csv", "long", "tps", "coco", "deeplabcut"]
+_BY_SUFFIX: dict[str, Format] = {".csv": "csv", ".tps": "tps", ".json": "coco"}
+SUFFIXES: dict[Format, str] = {"csv": ".csv", "long": ".csv", "tps": ".tps", "coco": ".json", "deeplabcut": ".csv"}
+# Three header lines of DeepLabCut, or the columns of some hundred points.
+_HEAD_CHARACTERS = 65536
+_LOST: dict[Format, tuple[str, ...]] = {
+    "csv": ("flip pairs", "skeleton"),
+    "long": ("boxes", "splits and groups", "flip pairs", "skeleton"),
+    "tps": ("names", "visibility", "confidence", "boxes", "splits and groups", "flip pairs", "skeleton"),
+    "coco": (),
+    "deeplabcut": ("visibility", "boxes", "scale", "splits and groups", "flip pairs", "skeleton"),
+}
+
+
+def read_landmarks(
+    path: str | os.PathLike[str], images: str | os.PathLike[str] | None = None, *, from_stored: bool = False
+) -> LandmarkSet:
+    """Read a file of any of the formats, which is told from its name and first lines.
+
+    `images`: the folder that pictures' names count from; see `picture_finder`. `from_stored`: points count in the
+    photos as they are stored and are turned as their EXIF orientation says. Raises `DataError`, `ImageReadError`.
+    """
+    path = Path(path)
+    try:
+        text = path.read_text(encoding="utf-8-sig", errors="surrogateescape")
+    except OSError as error:
+        raise DataError(f"{path}: cannot be read ({error.strerror})") from error
+    kind, find = _format_of(path, text), picture_finder(path, images)
+    if kind == "tps":
+        landmarks = tps.read(text, path.name, lambda name: _size(find(name), from_stored)[0])
+    else:
+        readers = {"csv": wide_csv.read, "long": long_csv.read, "coco": coco.read, "deeplabcut": deeplabcut.read}
+        landmarks = readers[kind](text, path.name)
+    return turn_upright(landmarks, find) if from_stored else landmarks
+
+
+def _size(path: str, is_stored: bool) -> tuple[int, int]:
+    return read_stored(path)[0] if is_stored else read_size(path)
+
+
+def is_landmark_file(path: str | os.PathLike[str]) -> bool:
+    """Whether a file holds landmarks, by its name and first line. False for what is no readable file."""
+    path = Path(path)
+    if path.suffix.lower() not in _BY_SUFFIX or not path.is_file():
+        return False
+    try:
+        with path.open(encoding="utf-8-sig", errors="surrogateescape", newline="") as stream:
+            head = stream.read(_HEAD_CHARACTERS)
+        if _format_of(path, head) != "csv":
+            return True
+        columns = set(next(csv.reader(head.splitlines()[:1]), []))
+    except (OSError, csv.Error):
+        return False
+    return "label" not in columns and any(name[0] == "x" and f"y{name[1:]}" in columns for name in columns if name)
+
+
+def write_landmarks(landmarks: LandmarkSet, path: str | os.PathLike[str], kind: Format | None, size: Size) -> None:
+    """Write a file atomically. `kind`: None for what the name's ending says.
+
+    `size`: picture name -> (height, width) of the upright picture, which some formats need; see `picture_sizes`.
+    Raises `DataError`, `OutputError`, and what `size` raises.
+    """
+    kind = kind or _suffix_format(Path(path))
+    if kind == "tps":
+        text = tps.write(landmarks, lambda name: size(name)[0])
+    elif kind == "coco":
+        text = coco.write(landmarks, size)
+    else:
+        text = {"csv": wide_csv.write, "long": long_csv.write, "deeplabcut": deeplabcut.write}[kind](landmarks)
+    write_text(path, text)
+
+
+def lost_in(landmarks: LandmarkSet, path: str | os.PathLike[str], kind: Format | None) -> list[str]:
+    """What `landmarks` have and the format has no place for, a sentence each."""
+    kind = kind or _suffix_format(Path(path))
+    pictures = landmarks.pictures
+    has = {
+        "names": landmarks.keypoint_names != numbered_names(len(landmarks.keypoint_names)),
+        "visibility": any((picture.visibility == OCCLUDED).any() for picture in pictures),
+        "confidence": any(picture.confidence is not None for picture in pictures),
+        "boxes": any(picture.box_xywh is not None for picture in pictures),
+        "scale": any(picture.mm_per_px is not None for picture in pictures),
+        "splits and groups": any(picture.split or picture.group for picture in pictures),
+        "flip pairs": bool(landmarks.flip_pairs),
+        "skeleton": bool(landmarks.skeleton),
+    }
+    return [f"{what}: {kind} has no place for them" for what in _LOST[kind] if has[what]]
+
+
+def picture_sizes(find: Callable[[str], str]) -> Size:
+    """Sizes from the pictures' headers, each read once. `find`: as `picture_finder` gives. Raises `ImageReadError`."""
+
+    @cache
+    def size(name: str) -> tuple[int, int]:
+        return read_size(find(name))
+
+    return size
+
+
+def picture_finder(path: str | os.PathLike[str], images: str | os.PathLike[str] | None = None) -> Callable[[str], str]:
+    """Name in a landmark file -> path of the picture.
+
+    Looked for in `images` if given; else beside the file, in `images/` there, and in the two folders above, where
+    DeepLabCut's names count from. The function raises `DataError` for a picture that is nowhere.
+    """
+    here = Path(path).absolute().parent
+    folders = [Path(images)] if images is not None else [here, here / "images", *here.parents[:2]]
+
+    def find(name: str) -> str:
+        for folder in folders:
+            if (folder / name).is_file():
+                return str(folder / name)
+        looked = ", ".join(map(str, folders))
+        raise DataError(f"{Path(path).name}: picture {name} is not in {looked}: name its folder by --images")
+
+    return find
+
+
+def _format_of(path: Path, text: str) -> Format:
+    kind = _suffix_format(path)
+    if kind != "csv":
+        return kind
+    if deeplabcut.is_deeplabcut(text):
+        return "deeplabcut"
+    header = next(csv.reader(text.splitlines()[:1]), [])
+    return "long" if set(long_csv.COLUMNS) <= set(header) else "csv"
+
+
+def _suffix_format(path: Path) -> Format:
+    kind = _BY_SUFFIX.get(path.suffix.lower())
+    if kind is None:
+        raise DataError(f"{path}: expected a name that ends in {', '.join(_BY_SUFFIX)}")
+    return kind

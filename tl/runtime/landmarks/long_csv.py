@@ -1,0 +1,87 @@
+"""CSV of landmarks with one point a row, for statistics: `path,point,x,y[,visibility][,confidence][,mm_per_px]`.
+
+Pictures and points come in the order in which they first appear; a point without a row is missing.
+"""
+
+from __future__ import annotations
+
+import csv
+import math
+from io import StringIO
+from typing import NamedTuple
+
+import numpy as np
+
+from tl.errors import DataError
+from tl.runtime.landmarks.sets import MISSING, VISIBLE, LandmarkSet, PictureLandmarks, picture_landmarks
+
+COLUMNS = ("path", "point", "x", "y")
+
+
+def read(text: str, where: str) -> LandmarkSet:
+    """Landmarks of all rows. Raises `DataError` naming the row."""
+    reader = csv.DictReader(StringIO(text, newline=""))
+    names: dict[str, int] = {}
+    found: dict[str, dict[str, _Row]] = {}
+    for row in reader:
+        place = f"{where} row {reader.line_num}"
+        path, point = row["path"], row["point"]
+        if not path or not point:
+            raise DataError(f"{place}: path and point must not be empty")
+        names.setdefault(point, len(names))
+        points = found.setdefault(path, {})
+        if point in points:
+            raise DataError(f"{place}: {path} has point '{point}' twice")
+        points[point] = _values(row, place)
+    pictures = tuple(_picture(path, points, list(names)) for path, points in found.items())
+    return LandmarkSet(tuple(names), pictures)
+
+
+def write(landmarks: LandmarkSet) -> str:
+    """CSV text with all columns; what is not known is empty. Boxes, splits and groups have no place in it."""
+    stream = StringIO()
+    writer = csv.writer(stream, lineterminator="\n")
+    writer.writerow([*COLUMNS, "visibility", "confidence", "mm_per_px"])
+    for picture in landmarks.pictures:
+        scale = "" if picture.mm_per_px is None else f"{picture.mm_per_px:.9g}"
+        for i, name in enumerate(landmarks.keypoint_names):
+            x, y = ("" if math.isnan(value) else f"{value:.9g}" for value in picture.keypoints_xy[i].tolist())
+            confidence = "" if picture.confidence is None else f"{float(picture.confidence[i]):.6g}"
+            writer.writerow([picture.name, name, x, y, int(picture.visibility[i]), confidence, scale])
+    return stream.getvalue()
+
+
+class _Row(NamedTuple):
+    """One point: coordinates, COCO's visibility, confidence and the picture's scale, NaN where not known."""
+
+    x: float
+    y: float
+    visibility: int
+    confidence: float
+    mm_per_px: float
+
+
+def _values(row: dict[str, str], place: str) -> _Row:
+    try:
+        x, y, confidence, scale = (float(row.get(name) or "nan") for name in ("x", "y", "confidence", "mm_per_px"))
+        visibility = int(row.get("visibility") or VISIBLE)
+    except ValueError as error:
+        raise DataError(f"{place}: {error}") from None
+    if math.isinf(x) or math.isinf(y) or math.isnan(x) != math.isnan(y) or visibility not in (0, 1, 2):
+        raise DataError(f"{place}: expected finite x and y, or neither, and visibility 0, 1 or 2")
+    if scale <= 0 or math.isinf(scale):
+        raise DataError(f"{place}: mm_per_px must be a number above 0, found {scale:g}")
+    return _Row(x, y, visibility, confidence, scale)
+
+
+def _picture(path: str, points: dict[str, _Row], names: list[str]) -> PictureLandmarks:
+    nothing = _Row(math.nan, math.nan, MISSING, math.nan, math.nan)
+    rows = [points.get(name, nothing) for name in names]
+    confidence = np.array([row.confidence for row in rows])
+    return picture_landmarks(
+        path,
+        [(row.x, row.y) for row in rows],
+        [row.visibility for row in rows],
+        confidence=None if np.isnan(confidence).all() else confidence,
+        mm_per_px=next((row.mm_per_px for row in rows if not math.isnan(row.mm_per_px)), None),
+    )

@@ -1,0 +1,149 @@
+"""Our CSV of landmarks: one picture a row, `path[,split][,group][,mm_per_px][,box_x,box_y,box_w,box_h],x0,y0[,v0]...`.
+
+A point's columns are `xNAME,yNAME[,vNAME][,pNAME]`, an underscore before the name is not part of it; their order is
+that of the points. Empty cells are missing points; v is COCO's visibility, p a predicted point's confidence, s its
+spread in an ensemble, which is read over.
+"""
+
+from __future__ import annotations
+
+import csv
+import math
+from collections.abc import Mapping, Sequence
+from io import StringIO
+
+import numpy as np
+
+from tl.errors import DataError
+from tl.runtime.landmarks.sets import MISSING, VISIBLE, LandmarkSet, PictureLandmarks, picture_landmarks
+
+BOX = ("box_x", "box_y", "box_w", "box_h")
+_OTHERS = ("path", "split", "group", "mm_per_px", *BOX)
+# Of predictions: read over. Rows with an error have no points and are counted in `remarks`.
+_PREDICTED = ("centroid_size", "shape_distance", "is_odd", "error")
+
+
+def read(text: str, where: str) -> LandmarkSet:
+    """Landmarks of all rows. Raises `DataError` naming the row and the column."""
+    reader = csv.DictReader(StringIO(text, newline=""))
+    try:
+        columns = list(reader.fieldnames or [])
+        rows = [(reader.line_num, row) for row in reader]
+    except csv.Error as error:
+        raise DataError(f"{where}: not a readable CSV file ({error})") from error
+    points = _point_columns(columns, where)
+    good = [(line, row) for line, row in rows if not row.get("error")]
+    pictures = tuple(_picture(f"{where} row {line}", row, points) for line, row in good)
+    failed = len(rows) - len(good)
+    remarks = (f"{failed} rows with an error instead of points are left out",) if failed else ()
+    return LandmarkSet(tuple(points), pictures, remarks=remarks)
+
+
+def write(landmarks: LandmarkSet) -> str:
+    """CSV text. Columns that no picture fills are left out."""
+    pictures = landmarks.pictures
+    facts = [
+        name for name in ("split", "group", "mm_per_px") if any(getattr(p, name) not in ("", None) for p in pictures)
+    ]
+    has_box = any(p.box_xywh is not None for p in pictures)
+    has_confidence = any(p.confidence is not None for p in pictures)
+    signs = "xy" + ("v" if any((p.visibility == 1).any() for p in pictures) else "") + ("p" if has_confidence else "")
+    header = ["path", *facts, *(BOX if has_box else ())]
+    for name in landmarks.keypoint_names:
+        joined = name if name.isdigit() else f"_{name}"
+        header += [f"{sign}{joined}" for sign in signs]
+    stream = StringIO()
+    writer = csv.writer(stream, lineterminator="\n")
+    writer.writerow(header)
+    for picture in pictures:
+        cells = [picture.name, *(_cell(getattr(picture, name)) for name in facts)]
+        cells += map(_cell, picture.box_xywh or [None] * 4) if has_box else ()
+        writer.writerow([*cells, *_point_cells(picture, signs)])
+    return stream.getvalue()
+
+
+def _point_cells(picture: PictureLandmarks, signs: str) -> list[str]:
+    cells = []
+    for i, (x, y) in enumerate(picture.keypoints_xy.tolist()):
+        p = None if picture.confidence is None else float(picture.confidence[i])
+        values: dict[str, float | int | None] = {"x": x, "y": y, "v": int(picture.visibility[i]), "p": p}
+        cells += [_cell(values[sign]) for sign in signs]
+    return cells
+
+
+def _point_columns(columns: Sequence[str], where: str) -> dict[str, dict[str, str]]:
+    """Point name -> {"x": column, "y": column ...}, in order of the x columns."""
+    if "path" not in columns:
+        hint = "; columns must have commas between, not semicolons" if any(";" in name for name in columns[:1]) else ""
+        raise DataError(f"{where}: has no column path (found: {', '.join(columns[:8])}){hint}")
+    if twice := [name for name in columns if columns.count(name) > 1]:
+        raise DataError(f"{where}: column {twice[0]} stands twice")
+    known = set(columns)
+    points = {}
+    for column in columns:
+        if column.startswith("x") and f"y{column[1:]}" in known:
+            suffix = column[1:]
+            points[suffix.removeprefix("_")] = {sign: sign + suffix for sign in "xyvps" if sign + suffix in known}
+    taken = {column for point in points.values() for column in point.values()}
+    if half := [name for name in columns if name[:1] == "x" and len(name) > 1 and name not in taken]:
+        raise DataError(f"{where}: column {half[0]} has no y{half[0][1:]} beside it")
+    if unknown := [name for name in columns if name not in taken and name not in (*_OTHERS, *_PREDICTED)]:
+        raise DataError(f"{where}: column '{unknown[0]}' is neither a point (xNAME, yNAME) nor {', '.join(_OTHERS)}")
+    if not points:
+        raise DataError(f"{where}: has no points: expected columns x0,y0,x1,y1 ...")
+    if len(box := [name for name in BOX if name in known]) not in (0, 4):
+        raise DataError(f"{where}: has {', '.join(box)} only: a box needs {', '.join(BOX)}")
+    return points
+
+
+def _picture(place: str, row: Mapping[str, str], points: Mapping[str, Mapping[str, str]]) -> PictureLandmarks:
+    if not row["path"]:
+        raise DataError(f"{place}: path must not be empty")
+    xy, visibility, confidence = [], [], []
+    for columns in points.values():
+        x, y = _number(row, columns["x"], place), _number(row, columns["y"], place)
+        if math.isnan(x) != math.isnan(y):
+            raise DataError(f"{place}: {columns['x']} and {columns['y']} must both be filled or both be empty")
+        xy.append((x, y))
+        visibility.append(_visibility(row, columns.get("v"), x, place))
+        confidence.append(_number(row, columns["p"], place) if "p" in columns else math.nan)
+    box = [_number(row, name, place) for name in BOX if name in row]
+    scale = _number(row, "mm_per_px", place) if "mm_per_px" in row else math.nan
+    has_confidence = any("p" in columns for columns in points.values())
+    return picture_landmarks(
+        row["path"],
+        xy,
+        visibility,
+        confidence=np.array(confidence) if has_confidence else None,
+        box_xywh=None if not box or any(map(math.isnan, box)) else tuple(box),
+        mm_per_px=None if math.isnan(scale) else scale,
+        split=row.get("split") or "",
+        group=row.get("group") or "",
+    )
+
+
+def _visibility(row: Mapping[str, str], column: str | None, x: float, place: str) -> int:
+    if math.isnan(x):
+        return MISSING
+    text = (row[column] or "").strip() if column else ""
+    if text not in ("", "0", "1", "2"):
+        raise DataError(f"{place}: {column} is '{text}', expected 0 missing, 1 occluded or 2 visible")
+    return int(text) if text else VISIBLE
+
+
+def _number(row: Mapping[str, str], column: str, place: str) -> float:
+    """NaN for an empty cell."""
+    text = (row[column] or "").strip()
+    try:
+        value = float(text) if text else math.nan
+    except ValueError:
+        raise DataError(f"{place}: {column} is '{text}', expected a number or nothing") from None
+    if math.isinf(value):
+        raise DataError(f"{place}: {column} is '{text}', expected a finite number")
+    return value
+
+
+def _cell(value: object) -> str:
+    if value is None or (isinstance(value, float) and math.isnan(value)):
+        return ""
+    return f"{value:.9g}" if isinstance(value, float) else str(value)

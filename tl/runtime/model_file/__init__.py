@@ -1,0 +1,1 @@
+"""The model file: its contract, what is checked before it is opened, its self-test."""

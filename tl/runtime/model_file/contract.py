@@ -1,0 +1,277 @@
+"""The contract that every model file carries in `metadata_props["tl.contract"]`: parse, check, serialise.
+
+Knows the fields of each schema version and upgrades older ones; refuses newer ones by number. Knows neither onnx nor
+onnxruntime: `session` reads the text out of a file, the exporter embeds it. docs/model-file.md describes the fields.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from tl.errors import ModelFileError
+from tl.runtime.ensembles.voting import Voting
+from tl.runtime.imaging.preprocessing import Recipe
+from tl.runtime.model_file.strict_json import dump_json, from_plain, parse_json
+
+METADATA_KEY = "tl.contract"
+SCHEMA_VERSION = 2
+# Far above any real contract (4 golden samples at 512 px are about 3 MB), far below what would hurt.
+MAX_CONTRACT_BYTES = 64 << 20
+
+Precision = Literal["fp32", "fp16", "int8"]
+# Schema version -> the fields that it brought, and what they are in a file of before.
+_ADDED: dict[int, dict[str, Any]] = {2: {"ensemble": None, "conformal": None, "unknown": None}}
+
+
+@dataclass(frozen=True)
+class Provenance:
+    """Where a model file comes from.
+
+    `weights`: what the backbone started from. `config`: the resolved options without paths. `data_hash`: SHA-256 over
+    the pictures' hashes, labels and splits, "" without training. `val_metrics`: metric name -> value on
+    validation data, empty without training. `versions`: library name -> version. `created`: UTC, ISO 8601.
+    """
+
+    backbone: str
+    weights: str
+    method: str
+    config: dict[str, Any]
+    data_hash: str
+    val_metrics: dict[str, float]
+    versions: dict[str, str]
+    created: str
+
+
+@dataclass(frozen=True)
+class Parity:
+    """What the export check measured on `images` real pictures, of the fp32 graph.
+
+    `session_max_abs_diff`: output name -> largest |torch - onnxruntime| over all batch sizes tried.
+    `pipeline_max_abs_diff`: largest difference between the trainer's evaluation and `tl.runtime`, from file to result,
+    of a probability, or of a coordinate in input pixels. `top1_agreement` in [0, 1], None for landmarks. `tolerance`
+    bounds the differences of probabilities or coordinates.
+    """
+
+    images: int
+    batch_sizes: tuple[int, ...]
+    session_max_abs_diff: dict[str, float]
+    pipeline_max_abs_diff: float
+    top1_agreement: float | None
+    tolerance: float
+
+
+@dataclass(frozen=True)
+class Quantisation:
+    """How a graph of lower precision was made from the fp32 graph, and how the two compare.
+
+    `method`: in words. `calibration_images`: training pictures whose ranges were measured, drawn with `seed`; 0 where
+    none are needed. `top1_agreement` in [0, 1] and `max_abs_diff` of the probabilities: with the fp32 graph, on
+    `images` validation pictures. `speedup`: pictures a second relative to the fp32 graph, the median of `rounds`
+    rounds, in `faster_rounds` of which it was faster; `slowest` and `fastest` of them. `provider` ran both, on
+    `processor`, with `threads` callers and batches of `batch_size`. `kept_slower`: the file is kept although it was
+    not faster there.
+    """
+
+    method: str
+    calibration_images: int
+    seed: int
+    images: int
+    top1_agreement: float
+    max_abs_diff: float
+    speedup: float
+    slowest: float
+    fastest: float
+    rounds: int
+    faster_rounds: int
+    provider: str
+    processor: str
+    threads: int
+    batch_size: int
+    kept_slower: bool
+
+
+@dataclass(frozen=True)
+class GoldenSample:
+    """One input (`png`: base64 of an RGB PNG of the input size) and what it must give.
+
+    `expected`: the C probabilities, or the K points as x, y, x, y ... in input pixels.
+    """
+
+    png: str
+    expected: tuple[float, ...]
+
+
+@dataclass(frozen=True)
+class Golden:
+    """Self-test samples: pictures of the run's validation split, given ones, or pictures of nobody.
+
+    `tolerance`: precision -> largest allowed difference of an expected value on any device.
+    """
+
+    source: Literal["validation", "images", "synthetic"]
+    tolerance: dict[str, float]
+    samples: tuple[GoldenSample, ...]
+
+
+@dataclass(frozen=True)
+class LandmarkFacts:
+    """What a landmark model knows of its points beside their names.
+
+    `flip_pairs`, `skeleton`: as in `LandmarkSet`. `mean_shape`: of the training pictures, (x, y) of each point, centred
+    and of centroid size 1; None under three points. A prediction with a Procrustes distance to it above `shape_limit`
+    is odd. `region`: what the model looks at: whole pictures, drawn boxes, or the square around the points; the last
+    two are widened by `region_margin` of their size on every side.
+    """
+
+    flip_pairs: tuple[tuple[str, str], ...]
+    skeleton: tuple[tuple[str, str], ...]
+    mean_shape: tuple[tuple[float, float], ...] | None
+    shape_limit: float
+    region: Literal["whole", "box", "points"]
+    region_margin: float
+
+
+@dataclass(frozen=True)
+class MemberFacts:
+    """A model file that was merged into another one. `name`: unique among the members."""
+
+    name: str
+    provenance: Provenance
+
+
+@dataclass(frozen=True)
+class EnsembleFacts:
+    """Members that vote inside the graph, in the order of `member_probabilities`. `weights`: of their votes."""
+
+    voting: Voting
+    weights: tuple[float, ...]
+    members: tuple[MemberFacts, ...]
+
+    def __post_init__(self) -> None:
+        names = [member.name for member in self.members]
+        if len(names) < 2 or len(set(names)) < len(names) or len(self.weights) != len(names):
+            raise ValueError(f"{len(self.weights)} weights for the members {names}")
+        if not all(weight > 0 for weight in self.weights):
+            raise ValueError(f"vote weights must be positive, got {list(self.weights)}")
+
+
+@dataclass(frozen=True)
+class Conformal:
+    """Scores of the true classes of held-out pictures, sorted, as `selective.conformal_scores` counts them.
+
+    `source`: which pictures. From the scores follows the set of classes for any coverage.
+    """
+
+    scores: tuple[float, ...]
+    source: str
+
+    def __post_init__(self) -> None:
+        if not self.scores or list(self.scores) != sorted(self.scores):
+            raise ValueError("conformal scores must be some sorted numbers")
+
+
+@dataclass(frozen=True)
+class UnknownFacts:
+    """How `unknown_score` was fitted: to `images` training pictures, in `dimensions` principal components.
+
+    A score above `limit` is unlike training: `false_alarm` is the share of `held_out` validation pictures above it.
+    """
+
+    images: int
+    dimensions: int
+    limit: float
+    false_alarm: float
+    held_out: int
+
+
+@dataclass(frozen=True)
+class Contract:
+    """Everything a runtime must know about a model file. Field by field in docs/model-file.md.
+
+    `landmarks` is None for classification, `quantisation` for fp32 and for an adopted file whose precision was lowered
+    by another tool, `ensemble` for a single model, `conformal` and `unknown` where nothing was held out to fit them.
+    """
+
+    schema_version: int
+    task: Literal["classification", "landmarks"]
+    precision: Precision
+    class_names: tuple[str, ...]
+    keypoint_names: tuple[str, ...]
+    landmarks: LandmarkFacts | None
+    recipe: Recipe
+    outputs: tuple[str, ...]
+    temperature: float
+    thresholds: dict[str, float]
+    ensemble: EnsembleFacts | None
+    conformal: Conformal | None
+    unknown: UnknownFacts | None
+    provenance: Provenance
+    parity: Parity
+    quantisation: Quantisation | None
+    golden: Golden
+
+    def __post_init__(self) -> None:
+        names, other = self.class_names, self.keypoint_names
+        if self.task == "landmarks":
+            names, other = other, names
+        if not names or other:
+            raise ValueError(f"task {self.task!r} needs its own names and no others")
+        if len(set(names)) != len(names):
+            raise ValueError(f"repeated name '{next(name for name in names if names.count(name) > 1)}'")
+        needed = {self.main_output, *(("label", "member_probabilities") if self.ensemble else ())}
+        needed |= {"unknown_score"} if self.unknown else set()
+        if lacking := sorted(needed - set(self.outputs)):
+            raise ValueError(f"such a model needs the outputs {lacking}, got {self.outputs}")
+        if (self.task == "landmarks") != (self.landmarks is not None):
+            raise ValueError(f"task {self.task!r} and 'landmarks' do not fit")
+        mean_shape = None if self.landmarks is None else self.landmarks.mean_shape
+        if mean_shape is not None and len(mean_shape) != len(names):
+            raise ValueError(f"the mean shape has {len(mean_shape)} points for {len(names)} names")
+        if self.precision == "fp32" and self.quantisation is not None:
+            raise ValueError("precision fp32 has no 'quantisation'")
+        if not self.temperature > 0:
+            raise ValueError(f"temperature must be positive, got {self.temperature}")
+        values = len(names) if self.task == "classification" else 2 * len(names)
+        for sample in self.golden.samples:
+            if len(sample.expected) != values:
+                raise ValueError(f"a golden sample has {len(sample.expected)} values, expected {values}")
+
+    @property
+    def main_output(self) -> str:
+        """The output that decides, and that golden samples hold."""
+        return "probabilities" if self.task == "classification" else "keypoints"
+
+
+def parse_contract(text: str, where: str) -> Contract:
+    """Read a contract. `where` names the file in messages. Raises `ModelFileError`, never fills in a default."""
+    if len(text) > MAX_CONTRACT_BYTES:
+        raise ModelFileError(f"{where}: its contract is over {MAX_CONTRACT_BYTES >> 20} MiB")
+    try:
+        plain = parse_json(text)
+        if not isinstance(plain, dict):
+            raise ValueError("expected an object")
+        version = plain.get("schema_version")
+        if type(version) is not int or version < 1:
+            raise ValueError(f"missing or faulty schema_version ({version!r})")
+        if version > SCHEMA_VERSION:
+            known = f"this version of tl reads up to {SCHEMA_VERSION}"
+            raise ValueError(f"schema_version {version} is newer than {known}: upgrade tl-toolkit")
+        return from_plain(Contract, _upgraded(plain, version), "contract")
+    except (ValueError, RecursionError) as error:
+        raise ModelFileError(f"{where}: faulty contract: {error}") from error
+
+
+def _upgraded(plain: dict[str, Any], version: int) -> dict[str, Any]:
+    """An older contract as one of this version. Raises ValueError for fields that its own version does not have."""
+    for older in range(version, SCHEMA_VERSION):
+        added = _ADDED[older + 1]
+        if early := sorted(added.keys() & plain.keys()):
+            raise ValueError(f"contract: unknown field '{early[0]}' in schema_version {older}")
+        plain = {**plain, **added, "schema_version": older + 1}
+    return plain
+
+
+def dump_contract(contract: Contract) -> str:
+    """The contract as strict JSON text for `metadata_props["tl.contract"]`."""
+    return dump_json(contract)

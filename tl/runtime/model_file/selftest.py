@@ -1,0 +1,73 @@
+"""Rerun a model file's golden samples on this machine: does it still compute what was validated?
+
+Knows the contract's samples and a session. Does not know training.
+"""
+
+from __future__ import annotations
+
+import base64
+import os
+from dataclasses import dataclass
+from io import BytesIO
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+
+from tl.errors import ModelFileError, ParityError
+from tl.runtime.model_file.contract import Contract, GoldenSample
+from tl.runtime.session import Session
+
+
+@dataclass(frozen=True)
+class SelfTest:
+    """`max_abs_diff`: largest difference of a probability, or of a coordinate in input pixels, over `samples` samples.
+
+    They are run alone and as one batch.
+    """
+
+    provider: str
+    samples: int
+    max_abs_diff: float
+    tolerance: float
+
+
+def run_selftest(path: str | os.PathLike[str], *, device: str = "auto", threads: int | None = None) -> SelfTest:
+    """Run the golden samples. Raises `ParityError` if they differ by more than the contract's tolerance."""
+    session = Session(path, device=device, threads=threads)
+    contract = session.contract
+    if contract is None or not contract.golden.samples:
+        raise ModelFileError(f"{session.path}: holds no golden samples to verify")
+    images = np.stack([golden_image(sample, contract, session.path) for sample in contract.golden.samples])
+    expected = np.array([sample.expected for sample in contract.golden.samples], np.float32)
+    (batched,) = session.run(images, [contract.main_output])
+    alone = np.concatenate([session.run(image[None], [contract.main_output])[0] for image in images])
+    differences = np.abs(np.stack([batched, alone]).reshape(2, *expected.shape) - expected)
+    worst = float(differences.max()) if np.isfinite(differences).all() else float("inf")
+    tolerance = contract.golden.tolerance.get(contract.precision)
+    if tolerance is None:
+        raise ModelFileError(f"{session.path}: its contract gives no tolerance for precision {contract.precision!r}")
+    if worst > tolerance:
+        raise ParityError(
+            f"{session.path}: on {session.provider} the golden samples differ by {worst:.2g}, "
+            f"allowed {tolerance:.2g}: do not use it on this machine (tl doctor looks for the cause)"
+        )
+    return SelfTest(session.provider, len(images), worst, tolerance)
+
+
+def golden_image(sample: GoldenSample, contract: Contract, where: str) -> NDArray[np.uint8]:
+    """The input of a golden sample: uint8 (H, W, 3) RGB. Raises `ModelFileError` if it is damaged."""
+    try:
+        with Image.open(BytesIO(base64.b64decode(sample.png, validate=True)), formats=("PNG",)) as picture:
+            if (picture.height, picture.width) != contract.recipe.input_hw or picture.mode != "RGB":
+                raise ValueError(f"is {picture.mode} {picture.width}x{picture.height}")
+            return np.array(picture)
+    except (ValueError, OSError, SyntaxError, Image.DecompressionBombError) as error:  # all of them Pillow's
+        raise ModelFileError(f"{where}: a golden sample is damaged ({error})") from error
+
+
+def encode_golden_png(image: NDArray[np.uint8]) -> str:
+    """uint8 (H, W, 3) RGB -> base64 text of a PNG."""
+    buffer = BytesIO()
+    Image.fromarray(image).save(buffer, "PNG", optimize=True)
+    return base64.b64encode(buffer.getvalue()).decode("ascii")

@@ -1,0 +1,81 @@
+"""What a model file says of itself, in words for a person.
+
+Knows contracts. Does not know terminals or pages.
+"""
+
+from __future__ import annotations
+
+from tl.runtime.model_file.contract import Contract, Parity
+
+
+def passport(contract: Contract) -> list[tuple[str, str]]:
+    """Names and texts, in the order in which a person asks."""
+    recipe, origin, parity = contract.recipe, contract.provenance, contract.parity
+    names = contract.class_names or contract.keypoint_names
+    shown = ", ".join(names[:10]) + (f" ... and {len(names) - 10} more" if len(names) > 10 else "")
+    resize = f"{recipe.resize_mode}, {recipe.interpolation}, antialiased"
+    if recipe.short_side is not None:
+        resize += f", short side {recipe.short_side} then centre crop"
+    metrics = ", ".join(f"{name} {value:.4g}" for name, value in origin.val_metrics.items() if "boot" not in name)
+    return [
+        ("task", f"{contract.task}, {contract.precision}, schema {contract.schema_version}"),
+        ("names", f"{len(names)}: {shown}"),
+        ("input", f"images uint8 (N, {recipe.input_hw[0]}, {recipe.input_hw[1]}, 3) RGB"),
+        ("outputs", ", ".join(contract.outputs)),
+        *_landmark_rows(contract),
+        ("resize", resize),
+        ("pixels", f"orientation {recipe.orientation}, alpha over {recipe.alpha}, 16 bit up to {recipe.bit_depth_max}"),
+        ("backbone", f"{origin.backbone}, {origin.method}, weights {origin.weights}"),
+        ("validation", metrics or "none recorded"),
+        ("parity", f"{parity.images} pictures, {parity_text(parity)}"),
+        *_precision_row(contract),
+        *_confidence_rows(contract),
+        ("self-test", f"{len(contract.golden.samples)} {contract.golden.source} samples"),
+        ("created", f"{origin.created} with {', '.join(f'{k} {v}' for k, v in origin.versions.items())}"),
+    ]
+
+
+def _landmark_rows(contract: Contract) -> list[tuple[str, str]]:
+    facts = contract.landmarks
+    if facts is None:
+        return []
+    looked_at = {"whole": "whole photos", "box": "drawn boxes", "points": "the square around the points"}[facts.region]
+    margin = f", {facts.region_margin:g} of its size added on every side" if facts.region != "whole" else ""
+    pairs = [("flip pairs", ", ".join(":".join(pair) for pair in facts.flip_pairs))] if facts.flip_pairs else []
+    return [("looks at", looked_at + margin), *pairs]
+
+
+def _confidence_rows(contract: Contract) -> list[tuple[str, str]]:
+    """How it decides, and what it knows of its own doubts."""
+    rows = []
+    if contract.ensemble is not None:
+        facts = contract.ensemble
+        pairs = zip(facts.members, facts.weights, strict=True)
+        rows.append(("ensemble", f"{facts.voting}: " + ", ".join(f"{m.name} (weight {w:g})" for m, w in pairs)))
+    if contract.task == "classification":
+        rows.append(("temperature", f"{contract.temperature:.4g}"))
+    if contract.conformal is not None:
+        count = len(contract.conformal.scores)
+        rows.append(("coverage", f"sets of classes, from {count} scores of the {contract.conformal.source}"))
+    if contract.unknown is not None:
+        found = contract.unknown
+        text = f"above {found.limit:.4g}, as are {found.false_alarm:.1%} of {found.held_out} validation pictures"
+        rows.append(("unknown", f"{text}; from {found.images} training pictures in {found.dimensions} dimensions"))
+    return rows
+
+
+def _precision_row(contract: Contract) -> list[tuple[str, str]]:
+    found = contract.quantisation
+    if found is None:
+        return []
+    text = f"{found.method}; agrees with fp32 on {found.top1_agreement:.1%} of {found.images} pictures"
+    speed = f"{found.speedup:.2f} x its speed on {found.provider} ({found.processor})"
+    return [("precision", f"{text}, {speed}{', kept although not faster' if found.kept_slower else ''}")]
+
+
+def parity_text(parity: Parity) -> str:
+    """The largest difference, its limit, and for classes the agreement."""
+    if parity.top1_agreement is None:
+        return f"max difference {parity.pipeline_max_abs_diff:.1e} px of the input (allowed {parity.tolerance:g})"
+    worst = max(parity.session_max_abs_diff["probabilities"], parity.pipeline_max_abs_diff)
+    return f"max |dp| {worst:.1e} (allowed {parity.tolerance:.0e}), top-1 agreement {parity.top1_agreement:.0%}"

@@ -1,0 +1,1 @@
+"""Where results go: tables, rows, the ledger of an interrupted job."""

@@ -1,0 +1,216 @@
+"""What a long prediction has done so far, so that it can be stopped at any moment and taken up again.
+
+Beside OUT lies OUT.ledger: a first line that says which models and votes its rows are of, then a line for each picture
+with its path, its content's SHA-256 and its finished row. Lines are only ever added; one that a crash cut off is
+dropped. Knows rows as text. Does not know models, pictures or formats.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import threading
+import time
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from hashlib import blake2b
+from pathlib import Path
+from typing import Any, BinaryIO
+
+from tl.errors import ImageReadError, OutputError
+from tl.runtime.imaging.decode import ImageSource
+from tl.runtime.landmarks.files import Format
+from tl.runtime.model_file.strict_json import dump_json
+from tl.runtime.output.files import output_errors
+from tl.runtime.output.writers import ResultWriter, open_writer, partial_path
+from tl.runtime.predictor import Predictor
+from tl.runtime.results import Failure, Result
+from tl.runtime.sources.content import hash_file
+
+_VERSION = 1
+# A crash costs at most so much work.
+_SECONDS_BETWEEN_FLUSHES = 1.0
+
+
+@dataclass(frozen=True)
+class KeptRow:
+    """A picture's row from before. `failed`: it tells why there was no prediction."""
+
+    row: str
+    failed: bool
+
+
+class Ledger:
+    """Rows by path and content. `known` may be called from several threads, `add` from one."""
+
+    def __init__(self, path: Path, places: dict[bytes, int], reader: BinaryIO, writer: BinaryIO) -> None:
+        self._path, self._places, self._reader, self._writer = path, places, reader, writer
+        self._lock = threading.Lock()
+        self._flushed = time.monotonic()
+
+    def __len__(self) -> int:
+        return len(self._places)
+
+    def known(self, name: str, digest: str) -> KeptRow | None:
+        """The row of a picture with this path and content, or None."""
+        place = self._places.get(_row_key(name, digest))
+        if place is None:
+            return None
+        with self._lock:
+            self._reader.seek(place)
+            line = json.loads(self._reader.readline())
+        return KeptRow(line["row"], line["failed"])
+
+    def add(self, name: str, digest: str, row: str, failed: bool) -> None:
+        """Add a finished row. Without a digest, of a file that could not be read, it will be tried again."""
+        line = {"path": name, "sha256": digest, "failed": failed, "row": row}
+        with output_errors(self._path):
+            self._writer.write(json.dumps(line).encode() + b"\n")
+            if time.monotonic() - self._flushed > _SECONDS_BETWEEN_FLUSHES:
+                self._writer.flush()
+                self._flushed = time.monotonic()
+
+
+@contextmanager
+def open_ledger(
+    output: str | os.PathLike[str], key: str, *, resume: bool, retry_failed: bool = False
+) -> Iterator[Ledger]:
+    """The ledger of an output. `key`: what its rows depend on beside the pictures.
+
+    With `resume`, rows from before count if they have the same key, failed ones only without `retry_failed`. Otherwise
+    it begins empty. Raises `OutputError`.
+    """
+    path = ledger_path(output)
+    places, end = _read_places(path, key, retry_failed) if resume else ({}, 0)
+    with output_errors(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with path.open("r+b" if end else "w+b") as writer, path.open("rb") as reader:
+            writer.truncate(end)
+            writer.seek(end)
+            if not end:
+                writer.write(_header(key))
+            yield Ledger(path, places, reader, writer)
+            writer.flush()
+            os.fsync(writer.fileno())
+
+
+def ledger_path(output: str | os.PathLike[str]) -> Path:
+    """Where the ledger of an output is."""
+    return Path(f"{os.fspath(output)}.ledger")
+
+
+def _read_places(path: Path, key: str, retry_failed: bool) -> tuple[dict[bytes, int], int]:
+    """Where each row's line begins, and where the last whole line ends; ({}, 0) for no ledger or one of another key."""
+    places: dict[bytes, int] = {}
+    try:
+        stream = path.open("rb")
+    except FileNotFoundError:
+        return {}, 0
+    with output_errors(path), stream:
+        if stream.readline() != _header(key):
+            return {}, 0
+        end = stream.tell()
+        for line in stream:
+            try:
+                entry = json.loads(line)
+                name, digest, failed = entry["path"], entry["sha256"], entry["failed"]
+            except (ValueError, KeyError, TypeError):
+                break
+            if not line.endswith(b"\n"):
+                break
+            # A later line replaces an earlier one: a failure that was tried again.
+            if digest and not (failed and retry_failed):
+                places[_row_key(name, digest)] = end
+            end += len(line)
+    return places, end
+
+
+def _header(key: str) -> bytes:
+    return json.dumps({"ledger": _VERSION, "key": key}).encode() + b"\n"
+
+
+def _row_key(name: str, digest: str) -> bytes:
+    return blake2b(f"{digest} {name}".encode(errors="surrogateescape"), digest_size=16).digest()
+
+
+@dataclass
+class Tally:
+    """How far a job has come. `kept`: rows from before, among those done. `failed`: pictures without a prediction."""
+
+    done: int = 0
+    kept: int = 0
+    failed: int = 0
+
+
+def run_job(
+    predictor: Predictor[Any],
+    sources: Iterable[ImageSource],
+    output: str | os.PathLike[str] | None,
+    tally: Tally,
+    *,
+    point_format: Format | None = None,
+    batch_size: int | None = None,
+    resume: bool = False,
+    retry_failed: bool = False,
+    fail_fast: bool = False,
+    advance: Callable[[Tally], None] = lambda tally: None,
+    see: Callable[[Result], None] = lambda result: None,
+) -> None:
+    """Predict `sources` into a .csv or .jsonl file, or as CSV to stdout for None; `tally` counts on the way.
+
+    With `resume`, pictures keep their rows where path, content, models and votes are the same; `retry_failed` tries
+    again those that gave no prediction. `fail_fast` stops at the first of these. `see` is given every new result.
+    `point_format`: of the landmarks, None for what the name says. Raises `OutputError`, `ImageReadError` (with
+    `fail_fast`) and what predicting raises.
+    """
+    if output is None:
+        with open_writer(None, predictor.columns) as writer:
+            for predicted in predictor.predict_iter(sources, batch_size=batch_size):
+                _count(predicted, tally, fail_fast)
+                see(predicted)
+                writer.write(predicted)
+                advance(tally)
+        return
+    if not resume and partial_path(output).exists() and ledger_path(output).exists():
+        raise OutputError(
+            f"{partial_path(output)}: an interrupted prediction is here; go on with it by --resume, or delete it and "
+            f"{ledger_path(output).name} to begin anew"
+        )
+    with (
+        open_writer(output, predictor.columns, point_format) as writer,
+        open_ledger(output, _key(predictor, writer), resume=resume, retry_failed=retry_failed or fail_fast) as ledger,
+    ):
+        for digest, result in predictor.predict_unknown(sources, ledger.known, batch_size=batch_size):
+            if isinstance(result, KeptRow):
+                tally.kept += 1
+                tally.failed += result.failed
+                tally.done += 1
+                writer.write_row(result.row)
+            else:
+                row = writer.row(result)
+                ledger.add(result.path, digest, row, isinstance(result, Failure))
+                _count(result, tally, fail_fast)
+                see(result)
+                writer.write_row(row)
+            advance(tally)
+
+
+def _count(result: Result, tally: Tally, fail_fast: bool) -> None:
+    if isinstance(result, Failure):
+        tally.failed += 1
+        if fail_fast:
+            raise ImageReadError(result.path, result.error)
+    tally.done += 1
+
+
+def _key(predictor: Predictor[Any], writer: ResultWriter) -> str:
+    """Names all that a row depends on beside its picture."""
+    ensemble = predictor.ensemble
+    facts = {
+        "models": [hash_file(session.path) for session in ensemble.sessions],
+        "settings": ensemble.key,
+        "columns": [type(writer).__name__, *predictor.columns.types],
+    }
+    return hashlib.sha256(dump_json(facts).encode(errors="surrogateescape")).hexdigest()

@@ -1,0 +1,214 @@
+"""Finished JSON lines -> one Parquet table, some thousand rows at a time. The only file that imports pyarrow.
+
+Knows the lines' keys and the table's columns, which are those of the CSV and of the same order. Does not know results.
+"""
+
+from __future__ import annotations
+
+import csv
+import itertools
+import json
+import os
+import sys
+from abc import ABC, abstractmethod
+from collections.abc import Iterator
+from contextlib import contextmanager
+from io import StringIO
+from pathlib import Path
+from typing import Any, Protocol, TextIO
+
+import numpy as np
+import orjson
+
+from tl.errors import MissingExtraError, OutputError
+from tl.runtime.landmarks.files import SUFFIXES, Format, write_landmarks
+from tl.runtime.landmarks.sets import LandmarkSet, PictureLandmarks, picture_landmarks
+from tl.runtime.output.columns import Columns, PointColumns, csv_line
+from tl.runtime.output.files import atomic_path, output_errors, write_text
+from tl.runtime.results import Result
+
+_ROWS_AT_ONCE = 10_000
+
+
+def check_parquet() -> None:
+    """Raises `MissingExtraError` where no table could be written."""
+    _pyarrow()
+
+
+def write_parquet(
+    lines: str | os.PathLike[str],
+    table: str | os.PathLike[str],
+    columns: Columns,
+) -> None:
+    r"""Write a table atomically. What is missing in a line is null; a path's bytes that are no text become `\xNN`.
+
+    Raises `OutputError`, `MissingExtraError`.
+    """
+    arrow = _pyarrow()
+    schema = _schema(arrow, columns)
+    with (
+        atomic_path(table) as temporary,
+        arrow.parquet.ParquetWriter(temporary, schema) as writer,
+        Path(lines).open(encoding="utf-8", errors="surrogateescape") as stream,
+    ):
+        for rows in _chunks(stream):
+            values = zip(*(_row(columns.values(json.loads(line))) for line in rows), strict=True)
+            arrays = [arrow.array(column, field.type) for column, field in zip(values, schema, strict=True)]
+            writer.write_batch(arrow.record_batch(arrays, schema=schema))
+
+
+def _schema(arrow: Any, columns: Columns) -> Any:
+    kinds = {"text": arrow.string(), "number": arrow.float32(), "flag": arrow.bool_()}
+    return arrow.schema([(name, kinds[kind]) for name, kind in columns.types.items()])
+
+
+def _row(values: list[Any]) -> list[Any]:
+    return [_text(value) if isinstance(value, str) else value for value in values]
+
+
+def _text(text: str) -> str:
+    return os.fsencode(text).decode(errors="backslashreplace")
+
+
+def _chunks(stream: Iterator[str]) -> Iterator[list[str]]:
+    while rows := list(itertools.islice(stream, _ROWS_AT_ONCE)):
+        yield rows
+
+
+def _pyarrow() -> Any:
+    try:
+        import pyarrow
+        import pyarrow.parquet
+    except ImportError as error:
+        raise MissingExtraError("Parquet files need one more package: pip install 'tl-toolkit[parquet]'") from error
+    return pyarrow
+
+
+def write_point_file(lines: Path, final: Path, kind: Format | None) -> None:
+    """Write `final`, as its name says for None; rows without points go to `NAME.failed.csv` beside it.
+
+    Raises `OutputError`, `DataError`.
+    """
+    with lines.open(encoding="utf-8", errors="surrogateescape") as stream:
+        rows = [json.loads(line) for line in stream]
+    good = [row for row in rows if "error" not in row]
+    names = tuple(good[0]["keypoints"]) if good else ()
+    sizes = {row["path"]: (int(row["image_hw"][0]), int(row["image_hw"][1])) for row in good}
+    write_landmarks(LandmarkSet(names, tuple(map(_picture, good))), final, kind, sizes.__getitem__)
+    failed = [row for row in rows if "error" in row]
+    if failed:
+        text = StringIO()
+        writer = csv.writer(text, lineterminator="\n")
+        writer.writerow(("path", "error"))
+        writer.writerows((row["path"], row["error"]) for row in failed)
+        write_text(f"{final}.failed.csv", text.getvalue())
+
+
+def _picture(row: dict[str, Any]) -> PictureLandmarks:
+    points = list(row["keypoints"].values())
+    sure = [point["confidence"] for point in points if "confidence" in point]
+    confidence = np.array(sure) if len(sure) == len(points) else None
+    xy = [(point["x"], point["y"]) for point in points]
+    return picture_landmarks(row["path"], xy, confidence=confidence, mm_per_px=row["mm_per_px"])
+
+
+class ResultWriter(Protocol):
+    """Writes results one by one."""
+
+    def write(self, result: Result) -> None:
+        """Write one whole row."""
+
+    def row(self, result: Result) -> str:
+        """A whole row as text, with its line end."""
+
+    def write_row(self, row: str) -> None:
+        """Write what `row` gave."""
+
+
+class _RowWriter(ABC):
+    def __init__(self, stream: TextIO) -> None:
+        self._stream = stream
+
+    def write(self, result: Result) -> None:
+        """Write one whole row."""
+        self._stream.write(self.row(result))
+
+    def write_row(self, row: str) -> None:
+        """Write what `row` gave."""
+        self._stream.write(row)
+
+    @abstractmethod
+    def row(self, result: Result) -> str:
+        """A whole row as text, with its line end."""
+
+
+class CsvWriter(_RowWriter):
+    """A header, then a row a result; a failure has everything but path and error empty."""
+
+    def __init__(self, stream: TextIO, columns: Columns) -> None:
+        super().__init__(stream)
+        self._columns = columns
+        stream.write(csv_line(list(columns.types)))
+
+    def row(self, result: Result) -> str:
+        """A whole row."""
+        return self._columns.line(result)
+
+
+class JsonLinesWriter(_RowWriter):
+    """One JSON object a line, with the keys of `as_dict`."""
+
+    def row(self, result: Result) -> str:
+        """One line."""
+        plain = result.as_dict()
+        try:
+            return orjson.dumps(plain).decode() + "\n"
+        except orjson.JSONEncodeError:  # a name that is no text: bytes of a path, kept as surrogates
+            return json.dumps(plain, ensure_ascii=False) + "\n"
+
+
+@contextmanager
+def open_writer(
+    output: str | os.PathLike[str] | None, columns: Columns, point_format: Format | None = None
+) -> Iterator[ResultWriter]:
+    """A writer for a path (`.csv`, `.jsonl` for JSON lines, `.parquet`), or CSV on stdout for None.
+
+    Points may also go into `.tps` and `.json` (COCO keypoints), or into what `point_format` names; what failed is then
+    in `NAME.failed.csv`.
+    A file gets its name when all rows are written; until then, and after a failure, the rows are in `NAME.partial`: as
+    JSON lines but for `.csv`. Raises `OutputError`, and `MissingExtraError` for Parquet without its package.
+    """
+    if output is None:
+        yield CsvWriter(sys.stdout, columns)
+        sys.stdout.flush()
+        return
+    final, partial = Path(output), partial_path(output)
+    kind = final.suffix.lower()
+    known = [".csv", ".jsonl", ".parquet", *([".tps", ".json"] if isinstance(columns, PointColumns) else [])]
+    if kind not in known:
+        raise OutputError(f"{final}: expected a name that ends in {', '.join(known[:-1])} or {known[-1]}")
+    if point_format is not None and kind != SUFFIXES[point_format]:
+        raise OutputError(f"{final}: a file of format {point_format} has a name that ends in {SUFFIXES[point_format]}")
+    is_point_file = kind in (".tps", ".json") or point_format in ("long", "deeplabcut")
+    if kind == ".parquet":
+        check_parquet()
+    with output_errors(final):
+        final.parent.mkdir(parents=True, exist_ok=True)
+        with partial.open("w", encoding="utf-8", errors="surrogateescape", newline="") as stream:
+            is_table = kind == ".csv" and not is_point_file
+            yield CsvWriter(stream, columns) if is_table else JsonLinesWriter(stream)
+            stream.flush()
+            os.fsync(stream.fileno())
+        if kind == ".parquet":
+            write_parquet(partial, final, columns)
+            partial.unlink()
+        elif is_point_file:
+            write_point_file(partial, final, point_format)
+            partial.unlink()
+        else:
+            partial.replace(final)
+
+
+def partial_path(output: str | os.PathLike[str]) -> Path:
+    """Where the rows of an unfinished output are."""
+    return Path(f"{os.fspath(output)}.partial")

@@ -1,0 +1,154 @@
+"""The members of zip and tar archives one after another, in stored order. Nothing is extracted to disk.
+
+Knows zipfile and tarfile, and what these overlook or do without bounds. Does not know which members are pictures
+(`inputs`).
+"""
+
+from __future__ import annotations
+
+import os
+import stat
+import tarfile
+import zipfile
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Literal
+
+from tl.errors import DataError, ImageReadError
+from tl.runtime.imaging.decode import MAX_JPEG_BYTES
+
+ZIP_SUFFIXES = (".zip",)
+TAR_SUFFIXES = (".tar", ".tar.gz", ".tgz", ".tar.bz2", ".tbz2", ".tar.xz", ".txz")
+
+# No picture that can be decoded comes near; a member that declares more is refused before it fills the memory.
+MAX_MEMBER_BYTES = MAX_JPEG_BYTES
+_TarMode = Literal["r:", "r:gz", "r:bz2", "r:xz"]
+_TAR_MODES: dict[bytes, _TarMode] = {b"\x1f\x8b": "r:gz", b"BZh": "r:bz2", b"\xfd7zXZ\0": "r:xz"}
+# What tarfile reads whole, whatever size it declares: long names and extended headers.
+_HEADERS = tarfile.GNUTYPE_LONGNAME + tarfile.GNUTYPE_LONGLINK + tarfile.XHDTYPE + tarfile.XGLTYPE
+_HEADERS += tarfile.SOLARIS_XHDTYPE
+_MAX_HEADER_BYTES = 1 << 20
+
+_ENCRYPTED = 0x1  # Source: PKWARE APPNOTE 6.3.10, 4.4.4
+_UNIX = 3  # Source: the same, 4.4.2.2
+
+
+@dataclass(frozen=True)
+class Member:
+    """One member. `name`: as stored, without a leading `./`. `kind`: "link" for links, devices and the like.
+
+    `read` gives a file's bytes until the next member is asked for; raises `ImageReadError` for what is wrong with it
+    alone.
+    """
+
+    name: str
+    kind: Literal["file", "folder", "link"]
+    read: Callable[[], bytes]
+
+
+def is_archive(path: str) -> bool:
+    """Whether a path is a file that is called as archives are."""
+    return path.lower().endswith(ZIP_SUFFIXES + TAR_SUFFIXES) and os.path.isfile(path)
+
+
+def iter_members(path: str) -> Iterator[Member]:
+    """All members, to the archive's end. Raises `DataError` where it is damaged or of another kind than its name."""
+    with _archive_errors(path):
+        yield from _zip_members(path) if path.lower().endswith(ZIP_SUFFIXES) else _tar_members(path)
+
+
+@contextmanager
+def _archive_errors(path: str) -> Iterator[None]:
+    try:
+        yield
+    except Exception as error:  # on damaged files zipfile and tarfile raise almost any type
+        raise DataError(f"{path}: damaged, or not the kind of archive its name says ({_reason(error)})") from error
+
+
+def _zip_members(path: str) -> Iterator[Member]:
+    with zipfile.ZipFile(path) as archive:
+        for info in archive.infolist():
+            is_link = info.create_system == _UNIX and stat.S_ISLNK(info.external_attr >> 16)
+            kind: Literal["file", "folder", "link"] = "folder" if info.is_dir() else "link" if is_link else "file"
+            yield Member(info.filename.removeprefix("./"), kind, _zip_reader(archive, info, path))
+
+
+def _zip_reader(archive: zipfile.ZipFile, info: zipfile.ZipInfo, path: str) -> Callable[[], bytes]:
+    def read() -> bytes:
+        name = f"{path}/{info.filename}"
+        if info.flag_bits & _ENCRYPTED:
+            raise ImageReadError(name, "encrypted: unpack the archive with its password")
+        _check_size(name, info.file_size)
+        try:
+            with archive.open(info) as member:
+                if info.compress_type in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
+                    return member.read(info.file_size)  # and no more, which the checksum then tells
+                # For other methods zipfile unpacks all that it reads at once.
+                return b"".join(iter(lambda: member.read(4096), b""))
+        except Exception as error:  # as in `_archive_errors`
+            raise ImageReadError(name, f"damaged in its archive ({_reason(error)})") from error
+
+    return read
+
+
+def _tar_members(path: str) -> Iterator[Member]:
+    with tarfile.open(path, _tar_mode(path), tarinfo=_StrictTarInfo, errors="surrogateescape") as archive:
+        end = -1
+        while (info := archive.next()) is not None:
+            if info.size < 0 or info.offset_data <= end:  # extended headers may declare sizes that lead back
+                raise tarfile.ReadError("members overlap")
+            end = info.offset_data
+            kind: Literal["file", "folder", "link"] = "file" if info.isreg() else "folder" if info.isdir() else "link"
+            yield Member(info.name.removeprefix("./"), kind, _tar_reader(archive, info, path))
+            archive.members.clear()  # type: ignore[attr-defined]  # tarfile would keep them all
+        while archive.fileobj is not None and archive.fileobj.read(1 << 18):  # a checksum may stand at the very end
+            pass
+
+
+def _tar_mode(path: str) -> _TarMode:
+    """By its first bytes; left to itself, tarfile tries all and says so at length."""
+    with open(path, "rb") as stream:
+        start = stream.read(6)
+    return next((mode for magic, mode in _TAR_MODES.items() if start.startswith(magic)), "r:")
+
+
+def _tar_reader(archive: tarfile.TarFile, info: tarfile.TarInfo, path: str) -> Callable[[], bytes]:
+    def read() -> bytes:
+        _check_size(f"{path}/{info.name}", info.size)
+        with _archive_errors(path):
+            member = archive.extractfile(info)
+            return b"" if member is None else member.read()
+
+    return read
+
+
+class _StrictTarInfo(tarfile.TarInfo):
+    """Headers as tarfile reads them, but a damaged one is an error and not the end of the archive."""
+
+    @classmethod
+    def frombuf(cls, buf: bytes | bytearray, encoding: str, errors: str) -> _StrictTarInfo:
+        info = super().frombuf(buf, encoding, errors)
+        if info.size < 0 or (info.type in _HEADERS and info.size > _MAX_HEADER_BYTES):
+            raise tarfile.ReadError(f"a header declares {info.size} bytes")
+        return info
+
+    @classmethod
+    def fromtarfile(cls, tarfile_: tarfile.TarFile) -> _StrictTarInfo:
+        try:
+            return super().fromtarfile(tarfile_)
+        except tarfile.EOFHeaderError:  # type: ignore[attr-defined]  # the mark at the end of an archive
+            raise
+        except tarfile.HeaderError as error:
+            raise tarfile.ReadError(str(error)) from error
+
+
+def _check_size(name: str, num_bytes: int) -> None:
+    if num_bytes > MAX_MEMBER_BYTES:
+        raise ImageReadError(name, f"{num_bytes} bytes, over the limit of {MAX_MEMBER_BYTES >> 20} MiB")
+
+
+def _reason(error: Exception) -> str:
+    if isinstance(error, OSError) and error.strerror:
+        return error.strerror
+    return " ".join(str(error).split())[:200] or type(error).__name__

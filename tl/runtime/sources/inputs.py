@@ -1,0 +1,142 @@
+"""All that one prediction is about: files, folders, patterns, archives and lists, counted first, then read in order.
+
+Knows names and archives. Does not decode.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from io import BytesIO
+
+from tl.errors import ImageReadError
+from tl.runtime.imaging.decode import ImageSource
+from tl.runtime.sources.archives import Member, is_archive, iter_members
+from tl.runtime.sources.paths import FoundPictures, expand_name, find_pictures, is_picture_name
+
+
+@dataclass(frozen=True)
+class Inputs:
+    """Pictures in input order. `len()` counts them without reading one; iterating reads archives as it goes.
+
+    `hidden` counts hidden files, and hidden folders as one each; `not_pictures` files with other names; `links` links
+    and devices in archives, which hold no picture of their own.
+    """
+
+    parts: tuple[FoundPictures | Archive, ...]
+
+    def __len__(self) -> int:
+        return sum(len(part.paths) if isinstance(part, FoundPictures) else part.count for part in self.parts)
+
+    def __iter__(self) -> Iterator[ImageSource]:
+        for part in self.parts:
+            yield from part.paths if isinstance(part, FoundPictures) else part.pictures()
+
+    @property
+    def passed_over(self) -> str:
+        """What was not taken, in words; "" if there is nothing."""
+        counts = {
+            "hidden": sum(part.hidden for part in self.parts),
+            "files that are no pictures by their names": sum(part.not_pictures for part in self.parts),
+            "links in archives": sum(part.links for part in self.parts if isinstance(part, Archive)),
+        }
+        return ", ".join(f"{count} {what}" for what, count in counts.items() if count)
+
+
+@dataclass(frozen=True)
+class Archive:
+    """A zip or tar archive of which `count` members are pictures."""
+
+    path: str
+    count: int
+    hidden: int
+    not_pictures: int
+    links: int
+
+    def pictures(self) -> Iterator[ImageSource]:
+        """Its pictures, each in memory, named `ARCHIVE/MEMBER`. Raises `DataError` if the archive is damaged."""
+        for member in iter_members(self.path):
+            if _kind(member) == "picture":
+                yield _load(f"{self.path}/{member.name}", member)
+
+
+class MemoryFile(BytesIO):
+    """An encoded picture in memory that has a name."""
+
+    def __init__(self, name: str, content: bytes) -> None:
+        super().__init__(content)
+        self.name = name
+
+
+class UnreadableFile(BytesIO):
+    """A picture of which only its name and what is wrong with it are known: who reads it is told."""
+
+    def __init__(self, name: str, reason: str) -> None:
+        super().__init__()
+        self.name, self._reason = name, reason
+
+    def seek(self, offset: int, whence: int = os.SEEK_SET, /) -> int:
+        """Raises `ImageReadError`."""
+        raise ImageReadError(self.name, self._reason)
+
+    def read(self, size: int | None = -1, /) -> bytes:
+        """Raises `ImageReadError`."""
+        raise ImageReadError(self.name, self._reason)
+
+
+def find_inputs(inputs: Iterable[str | os.PathLike[str]], *, listed: Iterable[str] = ()) -> Inputs:
+    """What was named, then what was `listed`: names that are no patterns, and of which a missing one becomes a row.
+
+    Archives are listed to their end. Raises `DataError` for them, and as `find_pictures`.
+    """
+    parts = [_find(name) for given in inputs for name in expand_name(os.fspath(given))]
+    files: list[str] = []
+    for name in listed:
+        if os.path.isdir(name) or is_archive(name):
+            parts += [_plain(files), _find(name)]
+            files = []
+        else:
+            files.append(name)
+    return Inputs((*parts, _plain(files)))
+
+
+def _find(given: str) -> FoundPictures | Archive:
+    return _list_archive(given) if is_archive(given) else find_pictures([given])
+
+
+def _plain(files: list[str]) -> FoundPictures:
+    return FoundPictures(tuple(files), 0, 0)
+
+
+def _list_archive(path: str) -> Archive:
+    kinds = {"picture": 0, "other": 0, "link": 0, "folder": 0}
+    hidden: set[str] = set()
+    for member in iter_members(path):
+        if part := _hidden_part(member.name):
+            hidden.add(part)
+        else:
+            kinds[_kind(member)] += 1
+    return Archive(path, kinds["picture"], len(hidden), kinds["other"], kinds["link"])
+
+
+def _kind(member: Member) -> str:
+    if _hidden_part(member.name):
+        return "hidden"
+    if member.kind != "file":
+        return member.kind
+    return "picture" if is_picture_name(member.name) else "other"
+
+
+def _hidden_part(name: str) -> str:
+    """A member's name up to its first hidden folder, or whole if it is hidden itself; else ""."""
+    parts = name.split("/")
+    first = next((i for i, part in enumerate(parts) if part.startswith(".") and part not in (".", "..")), -1)
+    return "/".join(parts[: first + 1])
+
+
+def _load(name: str, member: Member) -> ImageSource:
+    try:
+        return MemoryFile(name, member.read())
+    except ImageReadError as error:
+        return UnreadableFile(name, error.reason)

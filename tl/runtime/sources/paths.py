@@ -1,0 +1,163 @@
+"""Patterns such as `images/**/*.jpg`, for names that the shell has not expanded.
+
+Knows `*`, `?`, `[...]` within a name and `**` for any number of folders. Does not look at the disk.
+"""
+
+from __future__ import annotations
+
+import codecs
+import glob
+import os
+import sys
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from fnmatch import fnmatchcase
+from pathlib import Path
+
+from tl.errors import DataError
+
+
+def is_pattern(name: str) -> bool:
+    """Whether a name has signs of a pattern in it."""
+    return any(sign in name for sign in "*?[")
+
+
+def split_pattern(pattern: str) -> tuple[str, list[str]]:
+    """What stands before the first `**`, and the names from there on: `a/b/**/*.jpg` -> `a/b`, [`**`, `*.jpg`].
+
+    No names for a pattern without `**`.
+    """
+    names = pattern.split(os.sep)
+    if "**" not in names:
+        return pattern, []
+    start = names.index("**")
+    before = os.sep.join(names[:start])
+    return (before or os.sep if start else ""), [name for name in names[start:] if name]
+
+
+def matches(path: Sequence[str], pattern: Sequence[str]) -> bool:
+    """Whether the names of a relative path fit those of a pattern, all to the end."""
+    if not pattern:
+        return not path
+    if pattern[0] == "**":
+        return any(matches(path[i:], pattern[1:]) for i in range(len(path) + 1))
+    return bool(path) and fnmatchcase(path[0], pattern[0]) and matches(path[1:], pattern[1:])
+
+
+def read_path_list(list_file: str, *, null: bool = False) -> list[str]:
+    """The names in a file, or on stdin for `-`, in order: one a line, or with `null` each ended by a NUL byte.
+
+    Names keep their spaces, and their bytes where they are not UTF-8. Blank lines, Windows' line ends and a byte order
+    mark are not part of names; with `null`, only NUL is not. Raises `DataError` for a list that cannot be read.
+    """
+    data = _read(list_file)
+    if null:
+        return [os.fsdecode(name) for name in data.split(b"\0") if name]
+    if b"\0" in data:  # no file name holds one
+        raise DataError(f"{list_file}: has NUL bytes: give --null if they end the names, or save the list as UTF-8")
+    lines = data.removeprefix(codecs.BOM_UTF8).split(b"\n")
+    return [os.fsdecode(line.removesuffix(b"\r")) for line in lines if line.strip()]
+
+
+def _read(list_file: str) -> bytes:
+    if list_file == "-":
+        return sys.stdin.buffer.read()
+    try:
+        with open(list_file, "rb") as stream:
+            return stream.read()
+    except OSError as error:
+        raise DataError(f"{list_file}: the list of names cannot be read ({error.strerror})") from error
+
+
+# What a folder is searched for. Kinds that cannot be decoded (raw, HEIC ...) are listed too: they must turn up as rows
+# with an error, not vanish.
+PICTURE_SUFFIXES = frozenset(
+    f".{suffix}"
+    for kinds in (
+        "jpg jpeg jpe jfif mpo png apng tif tiff bmp dib gif webp avif jp2 j2k jpx jpf pbm pgm ppm pnm",
+        "heic heif jxl tga dng nef cr2 cr3 arw orf rw2 raf czi nd2 lif svs psd ico",
+    )
+    for suffix in kinds.split()
+)
+
+
+@dataclass(frozen=True)
+class FoundPictures:
+    """`paths` as the user would write them, in sorted order per folder; and how much was passed over.
+
+    `hidden` counts hidden files, and hidden folders as one each.
+    """
+
+    paths: tuple[str, ...]
+    hidden: int
+    not_pictures: int
+
+
+def find_pictures(inputs: Iterable[str | os.PathLike[str]]) -> FoundPictures:
+    """Expand files, folders (recursively; links to folders are followed once) and patterns, unless a file is so named.
+
+    A file that is named or fits a pattern is taken whatever it is called. Raises `DataError` for a name that does not
+    exist, a pattern that nothing fits and a folder that cannot be read.
+    """
+    paths: list[str] = []
+    hidden = not_pictures = 0
+    for found in (name for given in inputs for name in expand_name(os.fspath(given))):
+        if not os.path.isdir(found):
+            paths.append(found)
+            continue
+        for path in _walk(found):
+            name = os.path.basename(path.rstrip(os.sep))
+            if name.startswith("."):
+                hidden += 1
+            elif is_picture_name(name):
+                paths.append(path)
+            else:
+                not_pictures += 1
+    return FoundPictures(tuple(paths), hidden, not_pictures)
+
+
+def is_picture_name(name: str) -> bool:
+    """Whether a file is a picture, going by its name."""
+    return Path(name).suffix.lower() in PICTURE_SUFFIXES
+
+
+def expand_name(given: str) -> list[str]:
+    """A name as it is, or what fits a pattern; sorted. Raises `DataError` where there is nothing."""
+    if os.path.lexists(given):
+        return [given]
+    if not is_pattern(given):
+        raise DataError(f"{given}: no such file or folder")
+    start, names = split_pattern(given)
+    found = _walk_matches(start, names) if names else sorted(glob.glob(given))
+    if not found:
+        raise DataError(f"{given}: no such file or folder, and no file fits it as a pattern")
+    return found
+
+
+def _walk_matches(start: str, names: list[str]) -> list[str]:
+    """Files below each folder that `start` means, that fit `names`; hidden ones do not, as in a shell."""
+    folders = [start or "."] if os.path.isdir(start or ".") else sorted(filter(os.path.isdir, glob.glob(start)))
+    found = []
+    for folder in folders:
+        for path in _walk(folder):
+            below = os.path.relpath(path, folder).split(os.sep)
+            if not below[-1].startswith(".") and matches(below, names):
+                found.append(path if start else os.path.relpath(path))
+    return found
+
+
+def _walk(folder: str) -> Iterator[str]:
+    visited: set[str] = set()
+
+    def fail(error: OSError) -> None:
+        raise DataError(f"{error.filename}: cannot read this folder ({error.strerror})") from error
+
+    for here, folders, files in os.walk(folder, onerror=fail, followlinks=True):
+        real = os.path.realpath(here)
+        if real in visited:  # a loop of links, or two links to one folder
+            folders.clear()
+            continue
+        visited.add(real)
+        yield from (os.path.join(here, name) for name in sorted(folders) if name.startswith("."))
+        folders[:] = sorted(name for name in folders if not name.startswith("."))
+        yield from (os.path.join(here, name) for name in sorted(files))
