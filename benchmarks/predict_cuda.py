@@ -5,16 +5,19 @@
 IMAGES is a folder of JPEGs, MODEL.onnx a file of `tl export`; `--fp16` measures its half-precision version too.
 Rows, in alternating rounds:
 
-- decode: reading, decoding and resizing on all cores, without a network.
+- decode threads: reading, decoding and resizing in a thread for each core, without a network.
+- decode pool: the same in `--decode-processes` processes, starting them included, into shared memory.
 - run N: ready uint8 batches of N, as `tl.runtime` passes them: arrays in ordinary memory.
-- run N x T: the same from T threads on one session.
+- run 64 x 2: the same from two threads on one session.
 - bind N: IO binding, input in device memory and copied there from one buffer, output bound to the device.
-- graph N: the same, captured as a CUDA graph, with a batch of fixed size.
-- nhwc / heuristic N: IO binding with the provider's NHWC layout; with cuDNN's heuristic instead of its search.
-- tensorrt N: `run` on the TensorRT provider, where it is installed.
-- tl N: `tl.runtime`'s predictor with batches of N, files to rows of a CSV; tl: as it comes.
+- tl N: `tl.runtime`'s predictor with batches of N and those processes, files to rows of a CSV; tl: of its own size;
+  tl threads: that without processes.
+- graph N: IO binding, captured as a CUDA graph, with a batch of fixed size. tensorrt N: `run` on the TensorRT provider,
+  where it is installed. Both in rounds of their own at the end, because sessions that capture graphs made others five
+  times slower on an H100.
 
-The bound is the smaller of decode and the best of the ready batches. `--device cpu` tries this script without a GPU.
+The bound is the smaller of the better decode and the best of the ready batches. `--device cpu` tries this script
+without a GPU.
 """
 
 import argparse
@@ -33,9 +36,13 @@ import numpy as np
 import onnxruntime
 
 import tl.runtime
-from tl.runtime.imaging.pipeline import load_input
+from tl.runtime.decode_pool import DecodePool
+from tl.runtime.devices import usable_cores
+from tl.runtime.imaging.pipeline import Preparer, load_input
 from tl.runtime.model_file.contract import parse_contract
 from tl.runtime.output.writers import open_writer
+from tl.runtime.predictor import CUDA_BATCH
+from tl.runtime.prefetch import map_ahead
 
 OUTPUT = "probabilities"
 Ways = dict[str, Callable[[], float]]
@@ -50,6 +57,7 @@ def main() -> None:
     parser.add_argument("--count", type=int, default=4096, help="images from files; named again where there are fewer")
     parser.add_argument("--batches", type=int, nargs="+", default=[32, 64, 128])
     parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--decode-processes", type=int, default=usable_cores())
     options = parser.parse_args()
     found = sorted(map(str, options.images.rglob("*.jpg")))
     paths = list(itertools.islice(itertools.cycle(found), options.count))
@@ -87,55 +95,73 @@ def report(model: Path, paths: list[str], options: argparse.Namespace) -> None:
     with ThreadPoolExecutor() as pool:
         inputs = np.stack(list(pool.map(lambda path: load_input(path, recipe), paths[:2048])))
     with contextlib.ExitStack() as stack:
-        ways: Ways = {"decode": lambda: decode_rate(paths, recipe)}
-        for name, way in ready_ways(model, inputs, device, options.batches):
-            ways[name] = way
-        predictor = stack.enter_context(tl.runtime.load(model, device=device))
+        processes = options.decode_processes
+        ways: Ways = {
+            "decode threads": lambda: decode_rate(paths, recipe),
+            "decode pool": lambda: pool_rate(paths, recipe, processes),
+        }
+        ways |= dict(ready_ways(model, inputs, device, options.batches))
+        pooled = stack.enter_context(tl.runtime.load(model, device=device, decode_processes=processes))
+        threaded = stack.enter_context(tl.runtime.load(model, device=device))
         for size in options.batches:
-            ways[f"tl {size}"] = lambda n=size: tl_rate(predictor, paths, n)
-        ways["tl"] = lambda: tl_rate(predictor, paths, None)
-        rates: dict[str, list[float]] = {}
-        for number in range(options.rounds + 1):
-            for name, way in list(ways.items()):
-                try:
-                    rates.setdefault(name, []).append(way())
-                except Exception as error:  # a way that this GPU or build lacks
-                    print(f"{name:>14}: {type(error).__name__}: {str(error).splitlines()[0][:150]}", flush=True)
-                    del ways[name], rates[name]
-            if number == 0:
-                rates = {}  # the first round warms up
-    middle = {name: statistics.median(values) for name, values in rates.items()}
-    for name, value in middle.items():
-        print(f"{name:>14}: {value:8.0f} images/s ({min(rates[name]):.0f} to {max(rates[name]):.0f})")
-    ready = max((value, name) for name, value in middle.items() if name != "decode" and not name.startswith("tl"))
-    bound = min(ready[0], middle["decode"])
-    which = "decode" if bound == middle["decode"] else ready[1]
+            ways[f"tl {size}"] = lambda n=size: tl_rate(pooled, paths, n)
+        ways["tl"] = lambda: tl_rate(pooled, paths, None)
+        ways["tl threads"] = lambda: tl_rate(threaded, paths, None)
+        middle = take_turns(ways, options.rounds)
+    ways = {}
+    if device == "cuda":
+        ways = dict(special_ways(model, inputs, options.batches))
+    middle |= take_turns(ways, options.rounds)
+    decode = max((middle[name], name) for name in ("decode threads", "decode pool") if name in middle)
+    ready = max((value, name) for name, value in middle.items() if not name.startswith(("tl", "decode")))
+    bound, which = min(ready, decode)
     print(f"bound {bound:.0f} ({which}); tl reaches {middle['tl'] / bound:.2f} of it", flush=True)
+
+
+def take_turns(ways: Ways, rounds: int) -> dict[str, float]:
+    """The middle rate of each way, in alternating rounds, of which the first warms up."""
+    rates: dict[str, list[float]] = {}
+    for number in range(rounds + 1):
+        for name, way in list(ways.items()):
+            try:
+                rates.setdefault(name, []).append(way())
+            except Exception as error:  # a way that this GPU or build lacks
+                print(f"{name:>14}: {type(error).__name__}: {str(error).splitlines()[0][:150]}", flush=True)
+                del ways[name], rates[name]
+        if number == 0:
+            rates = {}
+    for name, values in rates.items():
+        print(
+            f"{name:>14}: {statistics.median(values):8.0f} images/s ({min(values):.0f} to {max(values):.0f})",
+            flush=True,
+        )
+    return {name: statistics.median(values) for name, values in rates.items()}
 
 
 def ready_ways(model: Path, inputs: Any, device: str, sizes: list[int]) -> Iterator[tuple[str, Callable[[], float]]]:
     """Ways through ready batches, each a function that gives images/s."""
     plain = open_session(model, device)
-    cuda = device == "cuda"
-    others = {}
-    if cuda:
-        others = {
-            "nhwc": open_session(model, device, prefer_nhwc="1"),
-            "heuristic": open_session(model, device, cudnn_conv_algo_search="HEURISTIC"),
-        }
     for size in sizes:
-        batches = [inputs[i : i + size] for i in range(0, len(inputs) - size + 1, size)]
+        batches = split(inputs, size)
         yield f"run {size}", lambda b=batches: run_rate(plain, b)
-        yield f"run {size} x 4", lambda b=batches: threads_rate(plain, b, 4)
         yield f"bind {size}", lambda b=batches: bound_rate(plain, b, device)
-        for name, session in others.items():
-            yield f"{name} {size}", lambda b=batches, s=session: bound_rate(s, b, device)
-        if cuda:
-            graph = open_session(model, device, enable_cuda_graph="1")
-            yield f"graph {size}", lambda b=batches, g=graph: bound_rate(g, b, device)
-            if "TensorrtExecutionProvider" in onnxruntime.get_available_providers() and find_tensorrt():
-                tensorrt = onnxruntime.InferenceSession(model, providers=["TensorrtExecutionProvider"])
-                yield f"tensorrt {size}", lambda b=batches, t=tensorrt: run_rate(t, b)
+    if 64 in sizes:
+        yield "run 64 x 2", lambda: threads_rate(plain, split(inputs, 64), 2)
+
+
+def special_ways(model: Path, inputs: Any, sizes: list[int]) -> Iterator[tuple[str, Callable[[], float]]]:
+    """Ways whose sessions disturb others."""
+    for size in sizes:
+        batches = split(inputs, size)
+        graph = open_session(model, "cuda", enable_cuda_graph="1")
+        yield f"graph {size}", lambda b=batches, g=graph: bound_rate(g, b, "cuda")
+        if "TensorrtExecutionProvider" in onnxruntime.get_available_providers() and find_tensorrt():
+            tensorrt = onnxruntime.InferenceSession(model, providers=["TensorrtExecutionProvider"])
+            yield f"tensorrt {size}", lambda b=batches, t=tensorrt: run_rate(t, b)
+
+
+def split(inputs: Any, size: int) -> list[Any]:
+    return [inputs[i : i + size] for i in range(0, len(inputs) - size + 1, size)]
 
 
 def find_tensorrt() -> bool:
@@ -196,6 +222,17 @@ def decode_rate(paths: list[str], recipe: Any) -> float:
         for _ in pool.map(lambda path: load_input(path, recipe), paths):
             pass
     return len(paths) / (time.perf_counter() - started)
+
+
+def pool_rate(paths: list[str], recipe: Any, processes: int) -> float:
+    """As `tl.runtime` uses the pool, but that nothing is done with what it decodes."""
+    started = time.perf_counter()
+    size = CUDA_BATCH
+    with DecodePool(Preparer((recipe,)), processes, batch_size=size, hashes=False) as pool:
+        chunks = (pool.submit(paths[i : i + size]) for i in range(0, len(paths), size))
+        for _ in map_ahead(lambda chunk: pool.release(chunk.result()), chunks, workers=1, ahead=pool.slots - 1):
+            pass
+        return len(paths) / (time.perf_counter() - started)
 
 
 def tl_rate(predictor: Any, paths: list[str], batch_size: int | None) -> float:

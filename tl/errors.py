@@ -15,6 +15,7 @@ Knows no other module. Each class is raised somewhere; bugs are ValueError, Type
     ├── ParityError         a model file does not compute what was validated
     ├── PrecisionError      a graph of lower precision is too far from fp32, or no faster
     ├── DeviceError         the asked-for device cannot be used
+    ├── WorkerError         a process that decodes images cannot be started, or died
     ├── OutputError         a result cannot be written
     └── MissingExtraError   an optional package is not installed
 """
@@ -81,6 +82,10 @@ class PrecisionError(TlError):
 
 class DeviceError(TlError):
     """The asked-for device cannot be used."""
+
+
+class WorkerError(TlError):
+    """A process that decodes images cannot be started, or died."""
 
 
 class OutputError(TlError):

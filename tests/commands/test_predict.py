@@ -51,6 +51,27 @@ def test_predict__ensemble_as_written(run_tl: RunTl, photos: Path, three: list[P
     assert table[-1]["vote:b"] == "red"
 
 
+def test_predict__decoding_in_processes_changes_nothing(
+    run_tl: RunTl, photos: Path, color_model: Path, tmp_path: Path
+) -> None:
+    (photos / "green" / "0.png").write_bytes(b"nothing like a picture")
+    words = ["predict", photos, "--model", color_model, "--device", "cpu", "--batch-size", 2]
+    more = ["--decode-processes", 2]
+    written = {}
+    for name, options in {"threads": [], "processes": more}.items():
+        out = tmp_path / f"{name}.csv"
+        assert run_tl(*words, *options, "-o", out).code == 3
+        written[name] = out.read_bytes(), ledger_path(out).read_bytes()
+    assert written["processes"] == written["threads"]
+    assert run_tl(*words, *more).out.encode() == written["threads"][0]
+
+    shutil.copy(photos / "red" / "0.png", photos / "green" / "0.png")
+    resumed = run_tl(*words, *more, "-o", tmp_path / "threads.csv", "--resume")
+    assert "5 rows kept from before, 6 pictures predicted, 0 could not be read" in resumed.err
+    run_tl(*words, "-o", tmp_path / "whole.csv")
+    assert (tmp_path / "threads.csv").read_bytes() == (tmp_path / "whole.csv").read_bytes()
+
+
 def test_predict__ensemble_before_images(run_tl: RunTl, photos: Path, three: list[Path]) -> None:
     assert run_tl("predict", "--ensemble", *three, photos).out == run_tl("predict", photos, "--ensemble", *three).out
 

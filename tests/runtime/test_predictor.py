@@ -19,6 +19,7 @@ from tl.runtime import Classification, Failure, Predictor, load
 from tl.runtime.ensembles.voting import VOTINGS, Voting
 from tl.runtime.imaging.preprocessing import build_recipe
 from tl.runtime.predictor import Hint
+from tl.runtime.session import Session
 
 ATOL = 1e-6  # float32 softmax in the graph against float64 by hand, on probabilities up to 1
 
@@ -138,6 +139,32 @@ def test_predict_iter__leaves_no_threads(predictor: Predictor) -> None:
     before = threading.active_count()
     list(predictor.predict_iter([solid((1, 2, 3))] * 5))
     assert threading.active_count() == before
+
+
+@pytest.mark.parametrize("processes", [0, 1])
+@pytest.mark.parametrize("tta", [(), ("hflip",)])
+def test_predict_iter__on_cuda_runs_batches_of_one_size(
+    color_model: Path, monkeypatch: pytest.MonkeyPatch, processes: int, tta: Any
+) -> None:
+    sizes: list[int] = []
+    with load(color_model, device="cpu", threads=2, tta=tta, decode_processes=processes) as predictor:
+        images = [noise(20, 30, seed) for seed in range(5)]
+        sources = [images[0], b"", images[1], images[2], images[3], images[4]]
+        expected = predictor.predict_batch(sources)
+        run = Session.run
+
+        def watched(self: Session, inputs: NDArray[np.uint8], outputs: Any) -> Any:
+            sizes.append(len(inputs) // (len(tta) + 1))
+            return run(self, inputs, outputs)
+
+        monkeypatch.setattr(Session, "run", watched)
+        monkeypatch.setattr(predictor, "_is_cpu", False)
+        found = list(predictor.predict_iter(sources, batch_size=4))
+        assert sizes == [4, 4]  # three good ones of four, and the two that are left
+        list(predictor.predict_iter(images[:2], batch_size=4))
+        assert sizes[2:] == [2]  # a few pictures alone would be followed by as few
+    assert isinstance(found[1], Failure)
+    np.testing.assert_allclose(classified(found[:1] + found[2:]), classified(expected[:1] + expected[2:]), atol=1e-6)
 
 
 @pytest.mark.parametrize("batch_size", [0, -1])

@@ -19,6 +19,8 @@ if TYPE_CHECKING:
     from rich.progress import ProgressColumn, TaskID
 
 _SECONDS_BETWEEN_LINES = 20.0
+# Of the bar, which would cost more than a fast prediction if it moved at each one.
+_SECONDS_BETWEEN_STEPS = 0.05
 
 EXIT_FAULT, EXIT_SOME_FAILED, EXIT_INTERRUPTED = 1, 3, 130
 
@@ -61,12 +63,15 @@ class ConsoleProgress:
     def advance(self, steps: int = 1, note: str = "") -> None:
         """Steps are done."""
         self._done += steps
+        now = time.monotonic()
         if self._bar is not None and self._task is not None:
-            self._bar.advance(self._task, steps)
-            if note:
-                self._bar.update(self._task, note=note)
-        elif time.monotonic() - self._spoken > _SECONDS_BETWEEN_LINES:
-            self._spoken = time.monotonic()
+            if note or self._done >= self._total or now - self._spoken > _SECONDS_BETWEEN_STEPS:
+                self._spoken = now
+                self._bar.update(self._task, completed=self._done)
+                if note:
+                    self._bar.update(self._task, note=note)
+        elif now - self._spoken > _SECONDS_BETWEEN_LINES:
+            self._spoken = now
             warn(self._line(note))
 
     def say(self, line: str) -> None:

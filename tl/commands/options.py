@@ -126,6 +126,14 @@ MmPerPx = Annotated[
 ]
 Device = Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N.")]
 Threads = Annotated[int | None, typer.Option(min=1, help="CPU threads. Default: all cores.")]
+DecodeProcesses = Annotated[
+    int | None,
+    typer.Option(
+        min=0,
+        help="Classes: processes that decode images; 0: threads do. Default: all cores but one for many images on "
+        "CUDA, else 0.",
+    ),
+]
 
 
 def open_predictor(
@@ -139,6 +147,7 @@ def open_predictor(
     min_confidence: float | None = None,
     reject_unknown: bool | None = None,
     tta: str | None = None,
+    decode_processes: int | None = None,
     device: str = "auto",
     threads: int | None = None,
 ) -> Predictor[Classification]:
@@ -166,6 +175,7 @@ def open_predictor(
         classes=classes or "same",
         caution=caution,
         tta=parse_tta(tta),
+        decode_processes=decode_processes or 0,
     )
     _say_device(predictor)
     return predictor

@@ -15,6 +15,7 @@ from tl.commands.options import (
     Classes,
     Coverage,
     CropMargin,
+    DecodeProcesses,
     Device,
     EnsembleFiles,
     Locator,
@@ -33,7 +34,7 @@ from tl.commands.options import (
     open_predictor,
     refuse_given,
 )
-from tl.errors import ConfigError, DataError
+from tl.errors import ConfigError, DataError, WorkerError
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -42,6 +43,9 @@ if TYPE_CHECKING:
     from tl.runtime.predictor import Predictor
     from tl.runtime.results import Result
     from tl.runtime.sources.inputs import Inputs
+
+# Fewer cores have little to add to what threads decode; fewer images are decoded before processes have started.
+_CORES_FOR_PROCESSES, _IMAGES_FOR_PROCESSES = 4, 256
 
 Images = Annotated[
     list[str] | None,
@@ -112,6 +116,7 @@ def command(
     device: Device = "auto",
     batch_size: BatchSize = None,
     threads: Threads = None,
+    decode_processes: DecodeProcesses = None,
     resume: Resume = False,
     retry_failed: RetryFailed = False,
     fail_fast: FailFast = False,
@@ -138,15 +143,20 @@ def command(
     of_points |= {"draw": draw, "to": to}
     of_classes: dict[str, Any] = {"vote": vote, "classes": classes, "coverage": coverage, "tta": tta}
     of_classes |= {"min_confidence": min_confidence, "reject_unknown": reject_unknown or None, "explain": explain}
+    of_classes["decode_processes"] = decode_processes
     of_both = {"vote_weights": vote_weights, "device": device, "threads": threads}
     options = {"batch_size": batch_size, "retry_failed": retry_failed, "fail_fast": fail_fast, "point_format": to}
-    options["resume"] = resume or retry_failed
-    if output is None and options["resume"]:
-        raise ConfigError("--resume and --retry-failed need a file: give --output")
+    options["resume"] = _resumes(output, resume or retry_failed)
     pictures = _find_pictures(images or [], files_from, null)
-    predictor = _open(model, ensemble, of_points, of_classes, of_both)
+    predictor = _open(model, ensemble, of_points, of_classes, of_both, len(pictures))
     if _write_predictions(predictor, pictures, output, (draw, explain), options):
         raise typer.Exit(EXIT_SOME_FAILED)
+
+
+def _resumes(output: Path | None, wanted: bool) -> bool:
+    if output is None and wanted:
+        raise ConfigError("--resume and --retry-failed need a file: give --output")
+    return wanted
 
 
 def _open(
@@ -155,8 +165,9 @@ def _open(
     of_points: dict[str, Any],
     of_classes: dict[str, Any],
     of_both: dict[str, Any],
+    count: int,
 ) -> Predictor[Any]:
-    """What --model or --ensemble names, with the options that its task has."""
+    """What --model or --ensemble names, with the options that its task has, for `count` images."""
     if finds_landmarks(named_models(model, ensemble)):
         refuse_given(of_classes, "for models of classes, and this one finds landmarks")
         opened = {name: of_points[name] for name in ("merge", "locator", "crop_margin")}
@@ -165,7 +176,26 @@ def _open(
     refuse_given(of_points, "for landmark models, and this one gives classes")
     if of_classes.pop("explain") is not None:
         refuse_given({"tta": of_classes["tta"]}, "--explain is of pictures as they are")
-    return open_predictor(model, ensemble, **of_classes, **of_both)
+    predictor = open_predictor(model, ensemble, **of_classes, **of_both)
+    if of_classes["decode_processes"] is None:
+        predictor.decode_processes = _suited_processes(predictor, count)
+    return predictor
+
+
+def _suited_processes(predictor: Predictor[Any], count: int) -> int:
+    """How many processes decode `count` images: on CUDA so many that it need not wait, where starting them pays."""
+    from tl.runtime.decode_pool import check_can_start
+    from tl.runtime.devices import usable_cores
+
+    cores = usable_cores()
+    is_cpu = predictor.provider == "CPUExecutionProvider"  # whose threads decode beside the inference of others
+    if is_cpu or cores < _CORES_FOR_PROCESSES or count < _IMAGES_FOR_PROCESSES:
+        return 0
+    try:
+        check_can_start()
+    except WorkerError:
+        return 0
+    return cores - 1
 
 
 def _read_boxes(boxes: Path | None) -> dict[str, Region] | None:

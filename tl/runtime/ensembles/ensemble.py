@@ -18,7 +18,7 @@ from tl.errors import EnsembleError, ModelFileError
 from tl.runtime.ensembles.selective import REJECTED, Caution, conformal_limit, prediction_sets, reasons
 from tl.runtime.ensembles.voting import Vote, Voting, agreement, entropy, margin, mutual_information, soften, vote
 from tl.runtime.imaging.decode import ImageSource
-from tl.runtime.imaging.pipeline import Inputs, TtaKind, build_views, load_inputs
+from tl.runtime.imaging.pipeline import Inputs, Preparer, TtaKind, build_views
 from tl.runtime.imaging.preprocessing import Recipe
 from tl.runtime.model_file.contract import Contract
 from tl.runtime.output.columns import ClassColumns
@@ -71,6 +71,7 @@ class Ensemble:
             self.member_names = tuple(member.name for member in merged.members)
         self.caution = caution or Caution()
         self._tta, self._views = tuple(tta), build_views(tta)
+        self.preparer = Preparer(self.recipes, self._views)
         facts = [contract.unknown for contract in self.contracts]
         self._tells_unknown = None not in facts
         self._unknown_limit = facts[0].limit if len(facts) == 1 and facts[0] is not None else None
@@ -140,32 +141,42 @@ class Ensemble:
 
     def prepare(self, source: ImageSource, name: str) -> Inputs:
         """Decode a picture as the members want it. Raises `ImageReadError`."""
-        return load_inputs(source, self.recipes, self._views)
+        return self.preparer(source)
 
-    def results(self, names: Sequence[str], prepared: Sequence[Inputs], *, with_votes: bool) -> list[Classification]:
-        """Decide on prepared pictures."""
-        if not prepared:
+    def stack(self, prepared: Sequence[Inputs]) -> Inputs:
+        """Prepared pictures as one batch: recipe -> uint8 (N * V, H, W, 3), a picture's V views one after the other."""
+        return {recipe: np.concatenate([inputs[recipe] for inputs in prepared]) for recipe in self.recipes}
+
+    def results(
+        self, names: Sequence[str], batch: Inputs, *, with_votes: bool, pad_to: int = 0
+    ) -> list[Classification]:
+        """Decide on a batch of prepared pictures. It is run with at least `pad_to` of them: the last one repeated."""
+        if not names:
             return []
-        batch = {recipe: np.concatenate([inputs[recipe] for inputs in prepared]) for recipe in self.recipes}
+        views = len(self._views)
+        batch = {recipe: pad_batch(inputs, views, pad_to * views) for recipe, inputs in batch.items()}
         judged = self._judge_alone(batch, with_votes) if len(self.sessions) == 1 else self._judge_together(batch)
         probabilities, label_ids = judged.decided.probabilities, judged.decided.label_ids
         confidence = probabilities[np.arange(len(label_ids)), label_ids]
         why = reasons(confidence, judged.unknown_score, self._unknown_limit, self.caution)
         sets = None if self._set_limit is None else prediction_sets(probabilities, self._set_limit)
         votes = self._member_votes(judged) if with_votes else [None] * len(label_ids)
+        # Whole columns become Python's numbers at once: each alone would cost as much as the row it stands in.
+        labels, sure = label_ids.tolist(), confidence.tolist()
+        unknown = None if judged.unknown_score is None else judged.unknown_score.tolist()
         return [
             Classification(
-                path=names[n],
-                label=REJECTED if why[n] else self.class_names[label_ids[n]],
-                confidence=float(confidence[n]),
+                path=name,
+                label=REJECTED if why[n] else self.class_names[labels[n]],
+                confidence=sure[n],
                 class_names=self.class_names,
                 probabilities=probabilities[n],
                 votes=votes[n],
                 class_set=None if sets is None else self._set_names(sets[n], probabilities[n]),
-                unknown_score=None if judged.unknown_score is None else float(judged.unknown_score[n]),
+                unknown_score=None if unknown is None else unknown[n],
                 reason=why[n],
             )
-            for n in range(len(names))
+            for n, name in enumerate(names)
         ]
 
     def _judge_together(self, batch: Mapping[Recipe, NDArray[np.uint8]]) -> _Judged:
@@ -204,19 +215,17 @@ class Ensemble:
     def _member_votes(self, judged: _Judged) -> list[MemberVotes]:
         members, decided = judged.members, judged.decided
         member_ids = members.argmax(axis=2)
-        agreements = agreement(member_ids, decided.label_ids)
-        entropies, margins = entropy(decided.probabilities), margin(decided.probabilities)
-        information = mutual_information(members, self.weights)
+        columns = (
+            member_ids.tolist(),
+            members,
+            agreement(member_ids, decided.label_ids).tolist(),
+            entropy(decided.probabilities).tolist(),
+            mutual_information(members, self.weights).tolist(),
+            margin(decided.probabilities).tolist(),
+        )
         return [
-            MemberVotes(
-                labels=tuple(self.class_names[i] for i in member_ids[n]),
-                probabilities=members[n],
-                agreement=float(agreements[n]),
-                entropy=float(entropies[n]),
-                mutual_information=float(information[n]),
-                margin=float(margins[n]),
-            )
-            for n in range(len(members))
+            MemberVotes(tuple([self.class_names[i] for i in ids]), *values)
+            for ids, *values in zip(*columns, strict=True)
         ]
 
     def _set_names(self, is_member: NDArray[np.bool_], probabilities: NDArray[np.float32]) -> tuple[str, ...]:
@@ -225,6 +234,17 @@ class Ensemble:
 
     def _class_columns(self, contract: Contract) -> list[int]:
         return [self.class_names.index(name) for name in contract.class_names]
+
+
+def pad_batch(inputs: NDArray[np.uint8], views: int, size: int) -> NDArray[np.uint8]:
+    """Inputs (N, ...) made up to `size` with copies of the last picture, its last `views` inputs; as they are if full.
+
+    On CUDA, cuDNN searches its fastest kernels anew for every batch size, which takes seconds for a last small batch.
+    """
+    if len(inputs) >= size:
+        return inputs
+    lacking = (size - len(inputs)) // views
+    return np.concatenate([inputs, np.tile(inputs[-views:], (lacking, 1, 1, 1))])
 
 
 def mean_unknown(scores: Sequence[NDArray[np.float32]]) -> NDArray[np.float32]:

@@ -11,8 +11,8 @@ import math
 import os
 import stat
 import threading
-from collections.abc import Callable
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from io import BytesIO
 from pathlib import Path
@@ -63,7 +63,7 @@ MAX_JPEG_BYTES = 1 << 29
 
 # One such picture needs up to 1.5 GB while it is converted, so they are decoded one at a time.
 _LARGE_PIXELS = 32_000_000
-_large_picture = threading.Lock()
+large_picture_lock: AbstractContextManager[object] = threading.Lock()  # `decode_worker` has one between processes
 
 _EXIF_ORIENTATION = 0x0112
 
@@ -106,16 +106,33 @@ def decode_scaled(source: ImageSource, recipe: Recipe, eighths: Callable[[tuple[
     """
     if isinstance(source, np.ndarray):
         return whole(_check_array(source))
-    if not isinstance(source, bytes | str | os.PathLike) and not hasattr(source, "seek"):
-        raise TypeError(f"expected a path, bytes, a binary file or an array, got {type(source).__name__}")
-    name = source_name(source)
-    try:
+    check_source(source)
+    with _read_errors(source_name(source)):
         if isinstance(source, bytes):
             return _decode_stream(BytesIO(source), recipe, eighths)
         if isinstance(source, str | os.PathLike):
             with _open_regular(Path(source)) as stream:
                 return _decode_stream(stream, recipe, eighths)
         return _decode_stream(source, recipe, eighths)
+
+
+def check_source(source: ImageSource) -> None:
+    """Raise TypeError for what is no source at all."""
+    if not isinstance(source, bytes | str | os.PathLike | np.ndarray) and not hasattr(source, "seek"):
+        raise TypeError(f"expected a path, bytes, a binary file or an array, got {type(source).__name__}")
+
+
+def read_stream(source: BinaryIO) -> bytes:
+    """The whole content of a seekable binary file, from its start. Raises `ImageReadError`."""
+    with _read_errors(source_name(source)):
+        source.seek(0)
+        return source.read()
+
+
+@contextmanager
+def _read_errors(name: str) -> Iterator[None]:
+    try:
+        yield
     except ImageReadError as error:
         raise ImageReadError(name, error.reason) from error
     except MemoryError as error:
@@ -167,7 +184,8 @@ def _open_regular(path: Path) -> BinaryIO:
 
 
 def _decode_stream(stream: BinaryIO, recipe: Recipe, eighths: Callable[[tuple[int, int]], int]) -> Decoded:
-    if stream.seek(0, os.SEEK_END) == 0:
+    num_bytes = stream.seek(0, os.SEEK_END)
+    if num_bytes == 0:
         raise ImageReadError("", "empty file")
     stream.seek(0)
     with _open_header(stream) as picture:
@@ -175,7 +193,11 @@ def _decode_stream(stream: BinaryIO, recipe: Recipe, eighths: Callable[[tuple[in
         if pixels > MAX_PIXELS:
             raise ImageReadError("", _too_large(f"{picture.width}x{picture.height}"))
         if picture.format in ("JPEG", "MPO"):
-            return _decode_jpeg(stream, picture, eighths)
+            if num_bytes > MAX_JPEG_BYTES:
+                raise ImageReadError("", f"a JPEG file over {MAX_JPEG_BYTES >> 20} MiB")
+            stream.seek(0)
+            # Not up to the limit: Python would reserve as much for every picture.
+            return _decode_jpeg(stream.read(num_bytes), picture, eighths)
         with _one_at_a_time(pixels):
             _check_depth(picture, recipe)
             _scale_transparent_grey(picture)
@@ -186,7 +208,7 @@ def _decode_stream(stream: BinaryIO, recipe: Recipe, eighths: Callable[[tuple[in
 
 
 def _one_at_a_time(pixels: int) -> AbstractContextManager[object]:
-    return _large_picture if pixels > _LARGE_PIXELS else nullcontext()
+    return large_picture_lock if pixels > _LARGE_PIXELS else nullcontext()
 
 
 def _open_header(stream: BinaryIO) -> Image.Image:
@@ -203,11 +225,7 @@ def _too_large(found: str) -> str:
     return f"declares {found} pixels, over the limit of {MAX_PIXELS / 1e6:.0f} million: cut or shrink the picture"
 
 
-def _decode_jpeg(stream: BinaryIO, picture: Image.Image, eighths: Callable[[tuple[int, int]], int]) -> Decoded:
-    stream.seek(0)
-    data = stream.read(MAX_JPEG_BYTES + 1)
-    if len(data) > MAX_JPEG_BYTES:
-        raise ImageReadError("", f"a JPEG file over {MAX_JPEG_BYTES >> 20} MiB")
+def _decode_jpeg(data: bytes, picture: Image.Image, eighths: Callable[[tuple[int, int]], int]) -> Decoded:
     orientation, stored_hw = _orientation(picture), (picture.height, picture.width)
     # Pillow fills corrupt scans with grey and says nothing; libjpeg-turbo in strict mode refuses them.
     try:

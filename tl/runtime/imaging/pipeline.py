@@ -73,6 +73,18 @@ def load_input(source: ImageSource, recipe: Recipe) -> NDArray[np.uint8]:
 
 
 @dataclass(frozen=True)
+class Preparer:
+    """How pictures are made the inputs of several networks. Can be pickled, so that other processes can do it too."""
+
+    recipes: tuple[Recipe, ...]
+    views: tuple[View, ...] = (WHOLE,)
+
+    def __call__(self, source: ImageSource) -> Inputs:
+        """As `load_inputs`. Raises `ImageReadError`."""
+        return load_inputs(source, self.recipes, self.views)
+
+
+@dataclass(frozen=True)
 class PlacedInput:
     """A network's input, uint8 (input_h, input_w, 3), and where the picture of `image_hw` pixels lies in it."""
 

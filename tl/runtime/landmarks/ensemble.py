@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tl.errors import EnsembleError, ImageReadError, ModelFileError
-from tl.runtime.ensembles.ensemble import check_weights, member_names
+from tl.runtime.ensembles.ensemble import check_weights, member_names, pad_batch
 from tl.runtime.imaging.decode import ImageSource
 from tl.runtime.imaging.geometry import Region, region_of_points, square, widen
 from tl.runtime.imaging.pipeline import PlacedInput, load_views
@@ -188,11 +188,25 @@ class LandmarkEnsemble:
         placed = load_views(source, [(view.recipe, _region(view, found)) for view in views])
         return dict(zip(views, placed, strict=True))
 
-    def results(self, names: Sequence[str], prepared: Sequence[PlacedInputs], *, with_votes: bool) -> list[Landmarks]:
-        """Find the points of prepared pictures."""
-        if not prepared:
+    @property
+    def preparer(self) -> None:
+        """Only this process can prepare: placing a part of a photo may need boxes and the network of a locator."""
+        return None
+
+    def stack(self, prepared: Sequence[PlacedInputs]) -> Sequence[PlacedInputs]:
+        """As they are: where each input lies in its photo is needed to the end."""
+        return prepared
+
+    def results(
+        self, names: Sequence[str], prepared: Sequence[PlacedInputs], *, with_votes: bool, pad_to: int = 0
+    ) -> list[Landmarks]:
+        """Find the points of prepared pictures. At least `pad_to` are run: the last one repeated."""
+        if not names:
             return []
-        batch = {view: np.stack([each[view].image for each in prepared]) for view in dict.fromkeys(self._views)}
+        batch = {
+            view: pad_batch(np.stack([each[view].image for each in prepared]), 1, pad_to)
+            for view in dict.fromkeys(self._views)
+        }
         points = np.empty((len(prepared), len(self.sessions), len(self.keypoint_names), 2))
         confidence = np.ones(points.shape[:3], np.float32) if self.has_confidence else None
         for m, session in enumerate(self.sessions):
@@ -204,7 +218,7 @@ class LandmarkEnsemble:
             for n, each in enumerate(prepared):
                 points[n, m] = each[view].placement.to_image(found[n, order])
             if confidence is not None:
-                confidence[:, m] = sure[0][:, order]
+                confidence[:, m] = sure[0][: len(prepared), order]
         merged = merge_points(points, self.merging, self.weights, confidence)
         return [self._result(name, prepared[n], points[n], merged, n, with_votes) for n, name in enumerate(names)]
 

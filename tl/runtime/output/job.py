@@ -19,6 +19,8 @@ from hashlib import blake2b
 from pathlib import Path
 from typing import Any, BinaryIO
 
+import orjson
+
 from tl.errors import ImageReadError, OutputError
 from tl.runtime.imaging.decode import ImageSource
 from tl.runtime.landmarks.files import Format
@@ -67,7 +69,7 @@ class Ledger:
         """Add a finished row. Without a digest, of a file that could not be read, it will be tried again."""
         line = {"path": name, "sha256": digest, "failed": failed, "row": row}
         with output_errors(self._path):
-            self._writer.write(json.dumps(line).encode() + b"\n")
+            self._writer.write(_dump(line))
             if time.monotonic() - self._flushed > _SECONDS_BETWEEN_FLUSHES:
                 self._writer.flush()
                 self._flushed = time.monotonic()
@@ -125,6 +127,13 @@ def _read_places(path: Path, key: str, retry_failed: bool) -> tuple[dict[bytes, 
                 places[_row_key(name, digest)] = end
             end += len(line)
     return places, end
+
+
+def _dump(line: dict[str, object]) -> bytes:
+    try:
+        return orjson.dumps(line) + b"\n"  # of a row with a thousand numbers ten times as fast
+    except orjson.JSONEncodeError:  # a name that is no text: bytes of a path, kept as surrogates
+        return json.dumps(line).encode() + b"\n"
 
 
 def _header(key: str) -> bytes:

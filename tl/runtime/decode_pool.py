@@ -1,0 +1,282 @@
+"""Decode in other processes, whose Python does not wait for ours: chunks of picture sources in, batches of inputs out.
+
+Each worker is a fresh interpreter (`decode_worker`) on a socket: it imports neither the calling program nor
+onnxruntime, nothing is forked, and it ends when the socket does, however its parent ended. Pixels come back in memory
+that both map: a file without a name, so that nothing is left behind and no /dev/shm is too small.
+Knows processes, sockets and slots. Does not know models or results. POSIX only.
+"""
+
+from __future__ import annotations
+
+import os
+import pickle
+import re
+import signal
+import subprocess
+import sys
+import tempfile
+import threading
+import weakref
+from collections import deque
+from collections.abc import Iterator, Sequence
+from concurrent.futures import Future
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass, field
+from mmap import mmap
+from multiprocessing.connection import Connection, Pipe
+from queue import Empty, SimpleQueue
+from types import TracebackType
+
+import numpy as np
+
+from tl.errors import ImageReadError, WorkerError
+from tl.runtime.decode_worker import Outcome, SentSource, Setup, slot_arrays, slot_bytes
+from tl.runtime.imaging.decode import ImageSource, check_source, read_stream, source_name
+from tl.runtime.imaging.pipeline import Inputs, Preparer
+
+# One chunk is decoded while the next one already lies in the worker's socket.
+_CHUNKS_A_WORKER = 2
+# More slots than chunks under way, so that workers go on while decoded ones are inferred.
+_MORE_SLOTS = 2
+_NAMES_IN_MESSAGE = 3
+_SECONDS_TO_END = 5.0
+# glibc keeps freed memory: giving each image's back and taking it anew costs 90 page faults an image, a sixth of all.
+_GLIBC = {"MALLOC_MMAP_THRESHOLD_": str(64 << 20), "MALLOC_TRIM_THRESHOLD_": str(256 << 20)}
+_BOOT = "from tl.runtime.decode_worker import main; main()"
+
+
+@dataclass(frozen=True)
+class DecodedChunk:
+    """`outcomes` of all pictures of a chunk, in order. `inputs`: recipe -> uint8 (N * V, H, W, 3) of the N good ones.
+
+    They lie in slot `slot` of the shared memory, until `DecodePool.release`.
+    """
+
+    outcomes: list[Outcome]
+    inputs: Inputs
+    slot: int
+
+
+@dataclass
+class _Task:
+    sources: list[SentSource]
+    names: list[str]
+    slot: int
+    future: Future[DecodedChunk] = field(default_factory=Future)
+
+
+class DecodePool:
+    """`processes` workers, started at once; a context manager that ends them. `submit` and `release` are thread-safe.
+
+    `batch_size`: the most pictures of a chunk. `hashes`: whether outcomes have digests. At most `slots` chunks may be
+    between `submit` and `release`; one more waits. Raises `WorkerError` where processes cannot be started.
+    """
+
+    def __init__(self, preparer: Preparer, processes: int, *, batch_size: int, hashes: bool) -> None:
+        check_can_start()
+        self.slots = _CHUNKS_A_WORKER * processes + _MORE_SLOTS
+        self._preparer, self._batch_size = preparer, batch_size
+        self._tasks: SimpleQueue[_Task | None] = SimpleQueue()
+        self._free: SimpleQueue[int] = SimpleQueue()
+        for slot in range(self.slots):
+            self._free.put(slot)
+        self._broken: WorkerError | None = None
+        self._idle = 0  # threads that wait for a task; a wrong count for a moment does no harm
+        self._workers: list[subprocess.Popen[bytes]] = []
+        self._channels: list[Connection] = []
+        # Also ends them when the program ends while a stream is under way.
+        self._pid = os.getpid()
+        self._finalizer = weakref.finalize(self, _end, self._pid, self._workers)
+        num_bytes = self.slots * slot_bytes(preparer, batch_size)
+        try:
+            with _unnamed_file(num_bytes) as file:
+                self._memory = mmap(file, num_bytes)
+                self._start(processes, file, Setup(preparer, batch_size, hashes, num_bytes))
+        except (OSError, ValueError) as error:  # too many processes or descriptors; mmap: more than there is
+            self._finalizer()
+            raise WorkerError(f"{processes} processes for decoding cannot be started: {error}") from error
+
+    def _start(self, processes: int, file: int, setup: Setup) -> None:
+        message, environment = pickle.dumps(setup), _environment()
+        for _ in range(processes):
+            ours, theirs = Pipe()
+            self._channels.append(ours)
+            with theirs:
+                arguments = [sys.executable, "-P", "-W", "ignore", "-c", _BOOT, str(theirs.fileno()), str(file)]
+                self._workers.append(
+                    subprocess.Popen(
+                        arguments,
+                        env=environment,
+                        pass_fds=(theirs.fileno(), file),
+                        stdin=subprocess.DEVNULL,
+                        stdout=subprocess.DEVNULL,
+                        process_group=0,  # Ctrl-C in a terminal is for the program, which ends its workers itself
+                    )
+                )
+            ours.send_bytes(message)
+        self._threads = [
+            threading.Thread(target=self._serve, args=(worker, channel), name="tl-decode", daemon=True)
+            for worker, channel in zip(self._workers, self._channels, strict=True)
+        ]
+        for thread in self._threads:
+            thread.start()
+
+    def submit(self, sources: Sequence[ImageSource]) -> Future[DecodedChunk]:
+        """Decode a chunk. The future raises `WorkerError` if its process dies, and what `decode_scaled` raises of
+        sources that are none.
+        """
+        sent = [_to_send(source) for source in sources]
+        task = _Task(sent, [source_name(source) for source in sources], self._free.get())
+        self._tasks.put(task)
+        return task.future
+
+    def release(self, chunk: DecodedChunk) -> None:
+        """Its inputs are no longer needed: another chunk may take their place."""
+        self._free.put(chunk.slot)
+
+    def close(self) -> None:
+        """End the workers. Chunks under way fail."""
+        self._broken = self._broken or WorkerError("the processes that decode were ended")
+        self._finalizer()
+        for _ in self._threads:
+            self._tasks.put(None)
+        for thread in self._threads:
+            thread.join(_SECONDS_TO_END)
+        for channel in self._channels:
+            channel.close()
+
+    def __enter__(self) -> DecodePool:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, value: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        if self._pid == os.getpid():
+            self.close()
+
+    def _serve(self, worker: subprocess.Popen[bytes], channel: Connection) -> None:
+        """One worker's thread: hand it tasks and take its answers; once it is dead, fail all that would wait for it."""
+        under_way: deque[_Task] = deque()
+        try:
+            while self._hand_over(under_way, channel):
+                reply = pickle.loads(channel.recv_bytes())
+                self._finish(under_way.popleft(), reply)
+            return
+        except (EOFError, OSError):
+            self._broken = self._broken or _death(worker, under_way[0].names if under_way else [])
+        for task in under_way:
+            self._fail(task, self._broken)
+        while (waiting := self._tasks.get()) is not None:
+            self._fail(waiting, self._broken)
+
+    def _hand_over(self, under_way: deque[_Task], channel: Connection) -> bool:
+        """Send a worker as many tasks as it should have; False at the end of all."""
+        while len(under_way) < _CHUNKS_A_WORKER:
+            is_idle = not under_way
+            if not is_idle and self._tasks.qsize() <= self._idle:
+                return True  # what is left is for workers that have nothing to do
+            self._idle += is_idle
+            try:
+                task = self._tasks.get(block=is_idle)
+            except Empty:
+                return True
+            finally:
+                self._idle -= is_idle
+            if task is None:
+                return False
+            if self._broken is not None:
+                self._fail(task, self._broken)
+                continue
+            under_way.append(task)
+            channel.send_bytes(pickle.dumps((task.slot, task.sources)))
+        return True
+
+    def _finish(self, task: _Task, reply: list[Outcome] | Exception) -> None:
+        if isinstance(reply, Exception):
+            self._fail(task, reply)
+            return
+        good = sum(reason is None for _, reason in reply) * len(self._preparer.views)
+        arrays = slot_arrays(self._memory, task.slot, self._preparer, self._batch_size)
+        inputs = {recipe: array[:good] for recipe, array in arrays.items()}
+        task.future.set_result(DecodedChunk(reply, inputs, task.slot))
+
+    def _fail(self, task: _Task, error: Exception) -> None:
+        self._free.put(task.slot)
+        task.future.set_exception(error)
+
+
+def check_can_start() -> None:
+    """Raise `WorkerError` where this program cannot start a Python that decodes."""
+    if os.name != "posix":
+        raise WorkerError("processes for decoding need Linux or macOS: leave decode_processes at 0")
+    name = os.path.basename(sys.executable or "")
+    # Packed programs and programs that embed Python would start themselves once more.
+    if getattr(sys, "frozen", False) or not re.match("(python|pypy)", name):
+        raise WorkerError(
+            f"processes for decoding need a Python interpreter, and this program runs in {name or 'none'!r}: leave "
+            "decode_processes at 0"
+        )
+
+
+def _to_send(source: ImageSource) -> SentSource:
+    """A source as it can be pickled for any other Python: files are read, paths become plain text."""
+    check_source(source)
+    if isinstance(source, str | os.PathLike):
+        return str(os.fspath(source))
+    if isinstance(source, bytes | np.ndarray):
+        return source
+    try:
+        return read_stream(source)
+    except ImageReadError as error:
+        return error
+
+
+def _environment() -> dict[str, str]:
+    """Workers find modules where this program does, read names of files as it does, and have one thread each."""
+    return {
+        **_GLIBC,
+        **os.environ,
+        "PYTHONPATH": os.pathsep.join(os.path.abspath(folder) for folder in sys.path),
+        "PYTHONUTF8": str(sys.flags.utf8_mode),
+        "OPENBLAS_NUM_THREADS": "1",
+        "OMP_NUM_THREADS": "1",
+    }
+
+
+@contextmanager
+def _unnamed_file(num_bytes: int) -> Iterator[int]:
+    """The descriptor of a file in memory on Linux, of a temporary file elsewhere."""
+    if sys.platform == "linux":
+        file = os.memfd_create("tl-decode")
+    else:
+        file, name = tempfile.mkstemp()
+        os.unlink(name)
+    try:
+        os.ftruncate(file, num_bytes)
+        yield file
+    finally:
+        os.close(file)
+
+
+def _end(pid: int, workers: list[subprocess.Popen[bytes]]) -> None:
+    if pid != os.getpid():  # in a fork of the program, whose workers these are not
+        return
+    for worker in workers:
+        worker.kill()  # it holds nothing that would have to be put away
+    for worker in workers:
+        with suppress(subprocess.TimeoutExpired):  # one that hangs in a dead network drive cannot even be killed
+            worker.wait(_SECONDS_TO_END)
+
+
+def _death(worker: subprocess.Popen[bytes], names: Sequence[str]) -> WorkerError:
+    """What to say of a worker that ended while it had pictures called `names`."""
+    code = worker.wait()
+    how = f"exit code {code}" if code >= 0 else f"killed by {signal.Signals(-code).name}"
+    cause = ", as when memory runs out" if code == -signal.SIGKILL else ""
+    shown = ", ".join(name or "data without a name" for name in names[:_NAMES_IN_MESSAGE])
+    more = f" and {len(names) - _NAMES_IN_MESSAGE} more" if len(names) > _NAMES_IN_MESSAGE else ""
+    during = f" while it decoded {shown}{more}" if names else ""
+    return WorkerError(
+        f"a process for decoding ended ({how}{cause}){during}: fewer of them need less memory, and without them "
+        "(decode_processes 0) pictures are decoded in threads"
+    )

@@ -1,0 +1,175 @@
+"""Many pictures on their way to results, in threads or with processes that decode; results come in input order.
+
+In threads, each decodes, resizes and infers its own few pictures. With processes, these decode and resize, and a few
+threads infer. Knows chunks, failures and what is known already. Does not know what is predicted or on which device.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Generic, Protocol, TypeVar
+
+from tl.errors import ImageReadError
+from tl.runtime.imaging.decode import ImageSource, source_name
+from tl.runtime.imaging.pipeline import Inputs, Preparer
+from tl.runtime.output.columns import Columns
+from tl.runtime.prefetch import map_ahead
+from tl.runtime.results import Classification, Failure, Landmarks, Prediction
+from tl.runtime.session import Session
+from tl.runtime.sources.content import read_content
+
+if TYPE_CHECKING:
+    from tl.runtime.decode_pool import DecodedChunk
+
+Known = TypeVar("Known")
+Found = TypeVar("Found", Classification, Landmarks)
+Found_co = TypeVar("Found_co", bound=Prediction, covariant=True)
+
+
+class Members(Protocol[Found_co]):
+    """What predicts: classifiers that vote, or landmark models whose points are merged. Thread-safe."""
+
+    sessions: tuple[Session, ...]
+    member_names: tuple[str, ...]
+
+    @property
+    def key(self) -> dict[str, Any]:
+        """What results depend on beside the files of the members."""
+
+    @property
+    def preparer(self) -> Preparer | None:
+        """What another process can do in the place of `prepare` and `stack`; None where only this process can."""
+
+    def columns(self, *, with_votes: bool) -> Columns:
+        """The columns of the results."""
+
+    def prepare(self, source: ImageSource, name: str) -> Any:
+        """Decode a picture, which rows call `name`, as the members want it. Raises `ImageReadError`."""
+
+    def stack(self, prepared: Sequence[Any]) -> Any:
+        """At least one prepared picture as a batch."""
+
+    def results(self, names: Sequence[str], batch: Any, *, with_votes: bool, pad_to: int = 0) -> Sequence[Found_co]:
+        """Predict a batch; nothing for no names. At least `pad_to` pictures are run, the last one repeated."""
+
+
+@dataclass(frozen=True)
+class _Picture(Generic[Known]):
+    """A picture on its way. `answer`: what needs no inference. `inputs`: as its members want it, in threads."""
+
+    name: str
+    digest: str
+    answer: Failure | Known | None = None
+    inputs: Any = None
+
+
+@dataclass(frozen=True)
+class _Chunk:
+    sources: list[ImageSource]
+    pad_to: int
+
+
+@dataclass(frozen=True)
+class Stream(Generic[Found, Known]):
+    """How pictures are predicted: `batch_size` at a time, but those which `known(name, digest)` has an answer for.
+
+    `hashes`: digests are the SHA-256 of contents, else "". `pads`: batches that are not full are filled up, but for
+    a first one, whose stream may be of few pictures and followed by others such.
+    """
+
+    members: Members[Found]
+    known: Callable[[str, str], Known | None]
+    with_votes: bool
+    batch_size: int
+    hashes: bool
+    pads: bool
+
+    def in_threads(
+        self, sources: Iterable[ImageSource], threads: int
+    ) -> Iterator[list[tuple[str, Found | Failure | Known]]]:
+        """Answers of each chunk with their digests. Raises what `sources` raises."""
+
+        def predict(chunk: _Chunk) -> list[tuple[str, Found | Failure | Known]]:
+            pictures = [self._prepare(source) for source in chunk.sources]
+            inputs = [picture.inputs for picture in pictures if picture.answer is None]
+            return self._answers(pictures, self.members.stack(inputs) if inputs else None, chunk.pad_to)
+
+        return map_ahead(predict, self._chunks(sources), workers=threads, ahead=2 * threads)
+
+    def in_processes(
+        self, sources: Iterable[ImageSource], preparer: Preparer, processes: int, callers: int
+    ) -> Iterator[list[tuple[str, Found | Failure | Known]]]:
+        """As `in_threads`; `callers` threads infer what `processes` decode. Raises `WorkerError` too."""
+        from tl.runtime.decode_pool import DecodePool  # not on every system, and rarely needed
+
+        with DecodePool(preparer, processes, batch_size=self.batch_size, hashes=self.hashes) as pool:
+
+            def predict(submitted: tuple[_Chunk, Any]) -> list[tuple[str, Found | Failure | Known]]:
+                chunk, future = submitted
+                decoded = future.result()
+                try:
+                    pictures = self._look_up(chunk, decoded)
+                    inputs = _unanswered(decoded, pictures, len(preparer.views))
+                    return self._answers(pictures, inputs, chunk.pad_to)
+                finally:
+                    pool.release(decoded)
+
+            submitted = ((chunk, pool.submit(chunk.sources)) for chunk in self._chunks(sources))
+            # One fewer than there are slots: one more is always submitted before the first is waited for.
+            answers = map_ahead(predict, submitted, workers=callers, ahead=pool.slots - 1)
+            # Not `yield from`: whoever stops early ends the pool before its threads, which wait for it.
+            for answered in answers:  # noqa: UP028
+                yield answered
+
+    def _chunks(self, sources: Iterable[ImageSource]) -> Iterator[_Chunk]:
+        iterator = iter(sources)
+        pads_at_once = False
+        while chunk := list(itertools.islice(iterator, self.batch_size)):
+            pads_at_once = pads_at_once or len(chunk) == self.batch_size
+            yield _Chunk(chunk, self.batch_size if self.pads and pads_at_once else 0)
+
+    def _prepare(self, source: ImageSource) -> _Picture[Known]:
+        name, digest = source_name(source), ""
+        try:
+            content, digest = read_content(source) if self.hashes else (source, "")
+            answer = self.known(name, digest)
+            if answer is not None:
+                return _Picture(name, digest, answer)
+            return _Picture(name, digest, inputs=self.members.prepare(content, name))
+        except ImageReadError as error:
+            return _Picture(name, digest, Failure(name, error.reason))
+
+    def _look_up(self, chunk: _Chunk, decoded: DecodedChunk) -> list[_Picture[Known]]:
+        """What is to be said of each picture that was decoded elsewhere."""
+        pictures: list[_Picture[Known]] = []
+        for source, (digest, reason) in zip(chunk.sources, decoded.outcomes, strict=True):
+            name = source_name(source)
+            answer: Failure | Known | None = None
+            if digest or not self.hashes:  # it could be read
+                answer = self.known(name, digest)
+            if answer is None and reason is not None:
+                answer = Failure(name, reason)
+            pictures.append(_Picture(name, digest, answer))
+        return pictures
+
+    def _answers(
+        self, pictures: Sequence[_Picture[Known]], batch: Any, pad_to: int
+    ) -> list[tuple[str, Found | Failure | Known]]:
+        names = [picture.name for picture in pictures if picture.answer is None]
+        results = iter(self.members.results(names, batch, with_votes=self.with_votes, pad_to=pad_to))
+        return [(picture.digest, next(results) if picture.answer is None else picture.answer) for picture in pictures]
+
+
+def _unanswered(decoded: DecodedChunk, pictures: Sequence[_Picture[Any]], views: int) -> Inputs:
+    """The inputs of those pictures that need them, without a copy where these are all that were decoded."""
+    good = [picture for picture, (_, reason) in zip(pictures, decoded.outcomes, strict=True) if reason is None]
+    kept = [n * views + view for n, picture in enumerate(good) if picture.answer is None for view in range(views)]
+    if len(kept) == len(good) * views:
+        return decoded.inputs
+    return {recipe: inputs[kept] for recipe, inputs in decoded.inputs.items()}
+
+
+def nothing_known(name: str, digest: str) -> None:
+    """Of a stream in which every picture is predicted."""
