@@ -16,9 +16,9 @@ out=$(mkdir -p "$1" && cd "$1" && pwd); shift
 stages=${*:-setup models tests predict train half tensorrt}
 export DEVICE=${DEVICE:-cuda} WORK=${WORK:-$out/work} SITE=${SITE:-/tmp/site} WHEELS=${WHEELS:-}
 images=${IMAGES:-${TL_SHARED:+$TL_SHARED/data/pacs-cartoon}}
-export PYTHONPATH=$SITE:$PWD${PYTHONPATH:+:$PYTHONPATH} PYTHONUNBUFFERED=1 TL_CACHE_DIR=${TL_CACHE_DIR:-$WORK/cache}
+export PYTHONPATH=$SITE:$PWD${PYTHONPATH:+:$PYTHONPATH} PYTHONUNBUFFERED=1 NO_ALBUMENTATIONS_UPDATE=1 TL_CACHE_DIR=${TL_CACHE_DIR:-$WORK/cache}
 python=${PYTHON:-python3}
-epochs=3 count=16384 files=4096 rounds=3 batches="32 64 128"
+epochs=3 count=12288 files=${FILES:-24576} rounds=${ROUNDS:-2} batches="64 128"
 [ "$DEVICE" = cpu ] && { epochs=2 count=64 files=64 rounds=1 batches=8; }
 mkdir -p "$WORK"
 tl() { "$python" -m tl "$@"; }
@@ -49,7 +49,7 @@ models() {
 }
 
 tests() {
-  "$python" -m pytest -p no:cacheprovider -q -m cuda -W ignore::DeprecationWarning tests
+  "$python" -m pytest -p no:cacheprovider -q -m cuda -W ignore::DeprecationWarning tests/integration/test_cuda.py
 }
 
 predict() {

@@ -45,7 +45,7 @@ from tl.runtime.predictor import CUDA_BATCH
 from tl.runtime.prefetch import map_ahead
 
 OUTPUT = "probabilities"
-Ways = dict[str, Callable[[], float]]
+Ways = dict[str, Callable[[float], float]]  # share of the images -> images/s
 
 
 def main() -> None:
@@ -58,19 +58,21 @@ def main() -> None:
     parser.add_argument("--batches", type=int, nargs="+", default=[32, 64, 128])
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--decode-processes", type=int, default=usable_cores())
+    parser.add_argument("--graphs", action="store_true", help="measure CUDA graphs too")
     options = parser.parse_args()
     found = sorted(map(str, options.images.rglob("*.jpg")))
     paths = list(itertools.islice(itertools.cycle(found), options.count))
     preload = getattr(onnxruntime, "preload_dlls", None)
     if preload is not None and options.device == "cuda":
         preload()
+    decode: dict[Any, dict[str, float]] = {}  # measured once for each preprocessing
     with tempfile.TemporaryDirectory() as folder:
         for model in options.models:
-            report(model, paths, options)
+            report(model, paths, options, decode)
             if options.fp16:
                 half = Path(folder) / f"{model.stem}-fp16.onnx"
                 write_half(model, half)
-                report(half, paths, options)
+                report(half, paths, options, decode)
 
 
 def write_half(model: Path, out: Path) -> None:
@@ -85,46 +87,51 @@ def write_half(model: Path, out: Path) -> None:
     onnx.save(half, out)
 
 
-def report(model: Path, paths: list[str], options: argparse.Namespace) -> None:
+def report(model: Path, paths: list[str], options: argparse.Namespace, decode: dict[Any, dict[str, float]]) -> None:
     """Every way in turn; then the middle of each with its spread."""
-    device = options.device
+    device, processes = options.device, options.decode_processes
     print(f"\n{model.name}, {len(paths)} images, {os.cpu_count()} cores, {device}", flush=True)
     recipe = parse_contract(
         open_session(model, "cpu").get_modelmeta().custom_metadata_map["tl.contract"], model.name
     ).recipe
     with ThreadPoolExecutor() as pool:
         inputs = np.stack(list(pool.map(lambda path: load_input(path, recipe), paths[:2048])))
+    if recipe not in decode:
+        decode[recipe] = take_turns(
+            {
+                "decode threads": lambda share: decode_rate(some(paths, share / 8), recipe),
+                "decode pool": lambda share: pool_rate(some(paths, share), recipe, processes),
+            },
+            options.rounds,
+        )
     with contextlib.ExitStack() as stack:
-        processes = options.decode_processes
-        ways: Ways = {
-            "decode threads": lambda: decode_rate(paths, recipe),
-            "decode pool": lambda: pool_rate(paths, recipe, processes),
-        }
-        ways |= dict(ready_ways(model, inputs, device, options.batches))
+        ways = dict(ready_ways(model, inputs, device, options.batches))
         pooled = stack.enter_context(tl.runtime.load(model, device=device, decode_processes=processes))
         threaded = stack.enter_context(tl.runtime.load(model, device=device))
         for size in options.batches:
-            ways[f"tl {size}"] = lambda n=size: tl_rate(pooled, paths, n)
-        ways["tl"] = lambda: tl_rate(pooled, paths, None)
-        ways["tl threads"] = lambda: tl_rate(threaded, paths, None)
+            ways[f"tl {size}"] = lambda share, n=size: tl_rate(pooled, some(paths, share), n)
+        ways["tl"] = lambda share: tl_rate(pooled, some(paths, share), None)
+        ways["tl threads"] = lambda share: tl_rate(threaded, some(paths, share / 8), None)
         middle = take_turns(ways, options.rounds)
-    ways = {}
-    if device == "cuda":
-        ways = dict(special_ways(model, inputs, options.batches))
-    middle |= take_turns(ways, options.rounds)
-    decode = max((middle[name], name) for name in ("decode threads", "decode pool") if name in middle)
-    ready = max((value, name) for name, value in middle.items() if not name.startswith(("tl", "decode")))
-    bound, which = min(ready, decode)
+    if device == "cuda" and options.graphs:
+        middle |= take_turns(dict(special_ways(model, inputs, options.batches)), options.rounds)
+    decoded = max((value, name) for name, value in decode[recipe].items())
+    ready = max((value, name) for name, value in middle.items() if not name.startswith("tl"))
+    bound, which = min(ready, decoded)
     print(f"bound {bound:.0f} ({which}); tl reaches {middle['tl'] / bound:.2f} of it", flush=True)
 
 
+def some(paths: list[str], share: float) -> list[str]:
+    return paths[: max(1, round(len(paths) * share))]
+
+
 def take_turns(ways: Ways, rounds: int) -> dict[str, float]:
-    """The middle rate of each way, in alternating rounds, of which the first warms up."""
+    """The middle rate of each way, in alternating rounds, after a short one that warms up."""
     rates: dict[str, list[float]] = {}
     for number in range(rounds + 1):
         for name, way in list(ways.items()):
             try:
-                rates.setdefault(name, []).append(way())
+                rates.setdefault(name, []).append(way(1.0 if number else 0.125))
             except Exception as error:  # a way that this GPU or build lacks
                 print(f"{name:>14}: {type(error).__name__}: {str(error).splitlines()[0][:150]}", flush=True)
                 del ways[name], rates[name]
@@ -138,26 +145,28 @@ def take_turns(ways: Ways, rounds: int) -> dict[str, float]:
     return {name: statistics.median(values) for name, values in rates.items()}
 
 
-def ready_ways(model: Path, inputs: Any, device: str, sizes: list[int]) -> Iterator[tuple[str, Callable[[], float]]]:
+def ready_ways(
+    model: Path, inputs: Any, device: str, sizes: list[int]
+) -> Iterator[tuple[str, Callable[[float], float]]]:
     """Ways through ready batches, each a function that gives images/s."""
     plain = open_session(model, device)
     for size in sizes:
         batches = split(inputs, size)
-        yield f"run {size}", lambda b=batches: run_rate(plain, b)
-        yield f"bind {size}", lambda b=batches: bound_rate(plain, b, device)
+        yield f"run {size}", lambda share, b=batches: run_rate(plain, b)
+        yield f"bind {size}", lambda share, b=batches: bound_rate(plain, b, device)
     if 64 in sizes:
-        yield "run 64 x 2", lambda: threads_rate(plain, split(inputs, 64), 2)
+        yield "run 64 x 2", lambda share: threads_rate(plain, split(inputs, 64), 2)
 
 
-def special_ways(model: Path, inputs: Any, sizes: list[int]) -> Iterator[tuple[str, Callable[[], float]]]:
+def special_ways(model: Path, inputs: Any, sizes: list[int]) -> Iterator[tuple[str, Callable[[float], float]]]:
     """Ways whose sessions disturb others."""
     for size in sizes:
         batches = split(inputs, size)
         graph = open_session(model, "cuda", enable_cuda_graph="1")
-        yield f"graph {size}", lambda b=batches, g=graph: bound_rate(g, b, "cuda")
+        yield f"graph {size}", lambda share, b=batches, g=graph: bound_rate(g, b, "cuda")
         if "TensorrtExecutionProvider" in onnxruntime.get_available_providers() and find_tensorrt():
             tensorrt = onnxruntime.InferenceSession(model, providers=["TensorrtExecutionProvider"])
-            yield f"tensorrt {size}", lambda b=batches, t=tensorrt: run_rate(t, b)
+            yield f"tensorrt {size}", lambda share, b=batches, t=tensorrt: run_rate(t, b)
 
 
 def split(inputs: Any, size: int) -> list[Any]:
