@@ -108,7 +108,7 @@ def report(model: Path, paths: list[str], options: argparse.Namespace, decode: d
         ways = dict(ready_ways(model, inputs, device, options.batches))
         pooled = stack.enter_context(tl.runtime.load(model, device=device, decode_processes=processes))
         threaded = stack.enter_context(tl.runtime.load(model, device=device))
-        for size in options.batches:
+        for size in set(options.batches) - {CUDA_BATCH}:
             ways[f"tl {size}"] = lambda share, n=size: tl_rate(pooled, some(paths, share), n)
         ways["tl"] = lambda share: tl_rate(pooled, some(paths, share), None)
         ways["tl threads"] = lambda share: tl_rate(threaded, some(paths, share / 8), None)
