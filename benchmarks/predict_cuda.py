@@ -106,12 +106,14 @@ def report(model: Path, paths: list[str], options: argparse.Namespace, decode: d
         )
     with contextlib.ExitStack() as stack:
         ways = dict(ready_ways(model, inputs, device, options.batches))
-        pooled = stack.enter_context(tl.runtime.load(model, device=device, decode_processes=processes))
-        threaded = stack.enter_context(tl.runtime.load(model, device=device))
-        for size in set(options.batches) - {CUDA_BATCH}:
-            ways[f"tl {size}"] = lambda share, n=size: tl_rate(pooled, some(paths, share), n)
-        ways["tl"] = lambda share: tl_rate(pooled, some(paths, share), None)
-        ways["tl threads"] = lambda share: tl_rate(threaded, some(paths, share / 8), None)
+
+        def tl_way(size: int | None, processes: int, part: float = 1.0) -> Callable[[float], float]:
+            # A session of its own: cuDNN plans anew whenever the batch size changes.
+            predictor = stack.enter_context(tl.runtime.load(model, device=device, decode_processes=processes))
+            return lambda share: tl_rate(predictor, some(paths, part * share), size)
+
+        ways |= {f"tl {size}": tl_way(size, processes) for size in options.batches if size != CUDA_BATCH}
+        ways |= {"tl": tl_way(None, processes), "tl threads": tl_way(None, 0, 1 / 8)}
         middle = take_turns(ways, options.rounds)
     if device == "cuda" and options.graphs:
         middle |= take_turns(dict(special_ways(model, inputs, options.batches)), options.rounds)
@@ -149,13 +151,12 @@ def ready_ways(
     model: Path, inputs: Any, device: str, sizes: list[int]
 ) -> Iterator[tuple[str, Callable[[float], float]]]:
     """Ways through ready batches, each a function that gives images/s."""
-    plain = open_session(model, device)
     for size in sizes:
-        batches = split(inputs, size)
-        yield f"run {size}", lambda share, b=batches: run_rate(plain, b)
-        yield f"bind {size}", lambda share, b=batches: bound_rate(plain, b, device)
-    if 64 in sizes:
-        yield "run 64 x 2", lambda share: threads_rate(plain, split(inputs, 64), 2)
+        batches, session = split(inputs, size), open_session(model, device)
+        yield f"run {size}", lambda share, b=batches, s=session: run_rate(s, b)
+        yield f"bind {size}", lambda share, b=batches, s=session: bound_rate(s, b, device)
+        if size == CUDA_BATCH:
+            yield f"run {size} x 2", lambda share, b=batches, s=session: threads_rate(s, b, 2)
 
 
 def special_ways(model: Path, inputs: Any, sizes: list[int]) -> Iterator[tuple[str, Callable[[float], float]]]:

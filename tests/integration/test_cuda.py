@@ -152,7 +152,7 @@ def test_predict__command_on_cuda(cuda_model: Path, photos: Path, tmp_path: Path
 @with_runtime
 def test_doctor__finds_no_fault(run_tl: RunTl) -> None:
     done = run_tl("doctor", "--json")
-    findings = {each["name"]: each for each in json.loads(done.out)["findings"]}
+    findings = {each["name"]: each for each in json.loads(done.out)}
     assert findings["cuda"]["ok"] is True, findings
     assert findings["session cuda"]["ok"] is True, findings
 
