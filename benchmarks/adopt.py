@@ -1,13 +1,13 @@
-"""Adopted classifiers beside the frameworks they come from: the same pictures, each by its own preprocessing.
+"""Adopted classifiers beside the frameworks they come from: the same images, each by its own preprocessing.
 
 Exports a classifier from each peer to ONNX (dynamic and fixed batch), adopts it with `tl adopt`, and compares
-`tl.runtime` with the peer's own pipeline from file to probabilities. All open pictures upright; what differs is
+`tl.runtime` with the peer's own pipeline from file to probabilities. All open images upright; what differs is
 decoding and resizing. Run by the Python that benchmarks/peers.sh makes; `tl adopt` runs with that of .venv.
 
     TL_SHARED=... .venv-peers/bin/python benchmarks/adopt.py [torchvision] [timm] [ultralytics] [transformers]
 
 Without a network, only torchvision's classifier has trained weights. The others are random, with batch norm and head
-fitted to a few pictures, so that they tell pictures apart; what they say means nothing.
+fitted to a few images, so that they tell images apart; what they say means nothing.
 """
 
 import csv
@@ -23,7 +23,7 @@ from pathlib import Path
 
 import numpy as np
 
-os.environ["OMP_NUM_THREADS"] = "1"  # one picture at a time gains nothing from more, and busy machines lose much
+os.environ["OMP_NUM_THREADS"] = "1"  # one image at a time gains nothing from more, and busy machines lose much
 os.environ["YOLO_OFFLINE"] = os.environ["HF_HUB_OFFLINE"] = "1"
 SHARED = Path(os.environ["TL_SHARED"])
 TL = [str(Path(__file__).resolve().parents[1] / ".venv" / "bin" / "python"), "-m", "tl"]
@@ -32,8 +32,8 @@ LOGIT_SPREAD = 1.5
 Pipeline = Callable[[Path], np.ndarray]
 
 
-def pictures() -> list[Path]:
-    """ImageNet pictures of 224 px, cats and dogs of all sizes, and phone photos."""
+def all_images() -> list[Path]:
+    """ImageNet images of 224 px, cats and dogs of all sizes, and phone photos."""
     sets = {"imagenet-val-500": 10, "cats-dogs": 12, "large-photos": 1}
     return [
         path for name, step in sets.items() for path in sorted((SHARED / "data" / name).rglob("*.[jJ][pP]*"))[::step]
@@ -41,7 +41,7 @@ def pictures() -> list[Path]:
 
 
 def upright(path: Path):
-    """As transformers and Ultralytics open pictures; users of torchvision and timm often leave them as stored."""
+    """As transformers and Ultralytics open images; users of torchvision and timm often leave them as stored."""
     from PIL import Image, ImageOps
 
     return ImageOps.exif_transpose(Image.open(path)).convert("RGB")
@@ -136,11 +136,11 @@ def transformers(folder: Path, dynamic: bool) -> tuple[list[str], Pipeline]:
 
 
 def enliven(network, logits_of, head, mean=(0, 0, 0), std=(1, 1, 1)) -> None:
-    """Fit batch norm's statistics and the head's scale to a few pictures, in place; leaves it in evaluation mode."""
+    """Fit batch norm's statistics and the head's scale to a few images, in place; leaves it in evaluation mode."""
     import torch
     from PIL import Image
 
-    paths = pictures()[::4]
+    paths = all_images()[::4]
     pixels = np.stack([np.asarray(Image.open(path).convert("RGB").resize((224, 224))) for path in paths])
     batch = torch.from_numpy((pixels / 255 - mean) / std).permute(0, 3, 1, 2).float()
     for module in network.modules():
@@ -194,7 +194,7 @@ def compare(name: str, dynamic: bool) -> str:
         folder = Path(temporary)
         with quiet():
             arguments, peer = PEERS[name](folder, dynamic)
-        paths = pictures()
+        paths = all_images()
         images = ["--images", str(SHARED / "data" / "cats-dogs")]
         adopted = [*TL, "adopt", *arguments, *images, "-o", "adopted.onnx", "--json"]
         report = json.loads(checked(adopted, folder))
@@ -242,7 +242,7 @@ PEERS = {"torchvision": torchvision, "timm": timm, "ultralytics": ultralytics, "
 
 
 def main(asked: list[str]) -> None:
-    columns = ["peer", "exported batch", "opset", "graph: max abs dp", "pictures"]
+    columns = ["peer", "exported batch", "opset", "graph: max abs dp", "images"]
     columns += [
         "file to result: max abs dp",
         "median of the largest dp",

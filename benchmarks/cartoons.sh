@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# The whole way on real pictures: train three ways, export, evaluate and predict with the ensemble.
+# The whole way on real images: train three ways, export, evaluate and predict with the ensemble.
 # Usage: TL_SHARED=FOLDER benchmarks/cartoons.sh OUT     (FOLDER holds data/pacs-cartoon and weights/)
 set -euo pipefail
 out=${1:?folder for runs and models}

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import numpy as np
 
-from tl.data.manifests import read_pictures
+from tl.data.manifests import read_images
 from tl.progress import Silent
 from tl.runtime.devices import usable_cores
 from tl.runtime.imaging.pipeline import load_working
@@ -51,7 +51,7 @@ class Clock(Silent):
 
 def cold(folder: Path) -> None:
     recipe = build_recipe((224, 224))
-    paths = [picture.path for picture in read_pictures(CARTOONS)]
+    paths = [image.path for image in read_images(CARTOONS)]
     decodes, forwards, passes, prepared = [], [], [], 0.0
     for i in range(3):
         started = time.perf_counter()
@@ -62,7 +62,7 @@ def cold(folder: Path) -> None:
         clock = Clock()
         config = TrainConfig(data=CARTOONS, method="features", out=str(folder / f"run{i}"))
         train(config, clock)
-        passes.append(clock.seconds("reading pictures") + clock.seconds("computing features"))
+        passes.append(clock.seconds("reading images") + clock.seconds("computing features"))
         prepared = clock.seconds("preparing the backbone")
         graph = next((folder / f"cold{i}").rglob("trunk.onnx"))
         session = Session(graph, device="cpu", require_contract=False)
@@ -73,10 +73,10 @@ def cold(folder: Path) -> None:
     n = len(paths)
     for name, seconds in (("decode and resize", decodes), ("bare forward, onnxruntime", forwards)):
         middle, least, most = (n / s for s in (statistics.median(seconds), max(seconds), min(seconds)))
-        print(f"{name}: {middle:.0f} pictures/s ({least:.0f} to {most:.0f})")
+        print(f"{name}: {middle:.0f} images/s ({least:.0f} to {most:.0f})")
     bounds = [d + f for d, f in zip(decodes, forwards, strict=True)]
     ratios = [b / p for b, p in zip(bounds, passes, strict=True)]
-    print(f"cold pass: {n / statistics.median(passes):.0f} pictures/s, {statistics.median(passes):.1f} s")
+    print(f"cold pass: {n / statistics.median(passes):.0f} images/s, {statistics.median(passes):.1f} s")
     print(f"cold pass / bound: {statistics.median(ratios):.2f} ({min(ratios):.2f} to {max(ratios):.2f})")
     print(f"once for each backbone: {prepared:.1f} s to make its graph")
 

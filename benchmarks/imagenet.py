@@ -24,9 +24,9 @@ from tl.trainer.models.weights import find_weights, load_into
 def main(names: list[str]) -> None:
     shared = Path(os.environ["TL_SHARED"])
     folder = shared / "data" / "imagenet-val-500"
-    pictures = sorted(path for path in folder.rglob("*") if path.is_file())
+    images = sorted(path for path in folder.rglob("*") if path.is_file())
     synsets = [line.split()[0] for line in (shared / "data/imagenet/synset.txt").read_text().splitlines()]
-    truth = np.array([synsets.index(path.parent.name) for path in pictures])
+    truth = np.array([synsets.index(path.parent.name) for path in images])
     print("| backbone | tl.runtime top-1 | torchvision top-1 | same label | max abs dp | dog.jpg |")
     print("|---|---|---|---|---|---|")
     for name in names:
@@ -34,9 +34,9 @@ def main(names: list[str]) -> None:
             out = Path(temporary) / f"{name}.onnx"
             export_pretrained(name, str(shared / "weights"), [folder], out, Silent())
             with tl.runtime.load(out, device="cpu") as model:
-                ours = np.stack([result.probabilities for result in model.predict_iter(pictures)])
+                ours = np.stack([result.probabilities for result in model.predict_iter(images)])
                 dog = model.predict(shared / "data" / "imagenet" / "dog.jpg")
-        theirs = torchvision_probabilities(name, str(shared / "weights"), pictures)
+        theirs = torchvision_probabilities(name, str(shared / "weights"), images)
         accuracy = [(p.argmax(axis=1) == truth).mean() for p in (ours, theirs)]
         same = (ours.argmax(axis=1) == theirs.argmax(axis=1)).mean()
         difference = np.abs(ours - theirs).max()
@@ -45,14 +45,14 @@ def main(names: list[str]) -> None:
 
 
 @torch.no_grad()
-def torchvision_probabilities(name: str, weights: str, pictures: list[Path]) -> np.ndarray:
-    """(N, 1000) by torchvision alone: its transforms on PIL pictures, its network in torch."""
+def torchvision_probabilities(name: str, weights: str, images: list[Path]) -> np.ndarray:
+    """(N, 1000) by torchvision alone: its transforms on PIL images, its network in torch."""
     found = find_weights(name, weights)
     assert found is not None
     classifier = build_classifier(name).eval()
     load_into(classifier, found)
     transform = torchvision_weights(name).transforms()
-    batches = torch.stack([transform(Image.open(path).convert("RGB")) for path in pictures]).split(50)
+    batches = torch.stack([transform(Image.open(path).convert("RGB")) for path in images]).split(50)
     return torch.cat([torch.softmax(classifier(batch), 1) for batch in batches]).numpy()
 
 

@@ -19,7 +19,7 @@ import numpy as np
 from tl.runtime.devices import processor_model
 from tl.runtime.predictor import load
 from tl.runtime.session import Session
-from tl.runtime.sources.paths import find_pictures
+from tl.runtime.sources.paths import find_images
 
 DATA = Path(os.environ["TL_SHARED"]) / "data" / "pacs-cartoon"
 HEADS = {"steps": (), "lbfgs": ("--optimizer", "lbfgs"), "svm": ("--head", "svm")}
@@ -69,12 +69,12 @@ def main() -> None:
         size = sum(path.stat().st_size for path in paths) / 1e6
         shown = f"{median(taken):6.1f} ms ({taken[0]:.1f} to {taken[-1]:.1f}), {median(taken) / one:.2f} x"
         print(f"{name:12} {shown}, {size:.1f} MB")
-    paths = find_pictures([DATA]).paths[::10]
+    paths = find_images([DATA]).paths[::10]
     with load(models, device="cpu") as apart, load([merged], device="cpu") as together:
         pairs = list(zip(apart.predict_batch(paths), together.predict_batch(paths), strict=True))
     worst = max(float(np.abs(a.probabilities - b.probabilities).max()) for a, b in pairs)
     alike = sum(a.label == b.label for a, b in pairs)
-    print(f"{len(pairs)} pictures: probabilities differ by {worst:.1e} at most, {alike} labels alike")
+    print(f"{len(pairs)} images: probabilities differ by {worst:.1e} at most, {alike} labels alike")
 
 
 if __name__ == "__main__":

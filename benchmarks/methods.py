@@ -14,7 +14,7 @@ from pathlib import Path
 SHARED = Path(os.environ["TL_SHARED"])
 CARTOONS, PETS = SHARED / "data" / "pacs-cartoon" / "splits.csv", SHARED / "data" / "cats-dogs"
 BACKBONES = ("mobilenet_v2", "squeezenet1_0")
-# Epochs by split: (fine-tuning, scratch). Few pictures need more passes.
+# Epochs by split: (fine-tuning, scratch). Few images need more passes.
 EPOCHS = {"fewshot_split": (15, 15), "split": (3, 6)}
 
 

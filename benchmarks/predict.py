@@ -1,4 +1,4 @@
-"""How fast pictures in a folder become rows of a CSV: tl beside its peers and beside what the machine allows.
+"""How fast images in a folder become rows of a CSV: tl beside its peers and beside what the machine allows.
 
 Every way runs MobileNetV2 with the same ImageNet weights on the same files, in a process of its own, in turn; loading
 the model is not counted. Run by the Python that benchmarks/peers.sh makes.
@@ -356,7 +356,7 @@ def scaled(folder: Path) -> None:
         rows.append((np.abs(both[0] - both[1]).max(), both[0].argmax() == both[1].argmax()))
     differences, same = zip(*rows, strict=True)
     print(f"{len(rows)} photos: same label {np.mean(same):.1%}, largest |dp| {max(differences):.3f}, ", end="")
-    print(f"median of each picture's largest {np.median(differences):.4f}")
+    print(f"median of each image's largest {np.median(differences):.4f}")
 
 
 def memory(folder: Path) -> None:

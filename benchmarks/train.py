@@ -84,7 +84,7 @@ def synchronize(device: str) -> None:
 
 
 def augmentation_seconds(preset: str) -> float:
-    """Core time of one picture's augmentation, from the kept working picture to the network's input."""
+    """Core time of one image's augmentation, from the kept working image to the network's input."""
     recipe = build_recipe((224, 224))
     working = load_working(next((PETS / "train").rglob("*.jpg")), recipe)
     augment = build_augment(preset, recipe)
@@ -97,7 +97,7 @@ def augmentation_seconds(preset: str) -> float:
 def bound(folder: Path) -> None:
     build_machine("cpu", "fp32", None)  # raises the malloc thresholds, for both
     augmentation = augmentation_seconds("standard")
-    print(f"augmentation standard: {1000 * augmentation:.2f} ms of core time a picture")
+    print(f"augmentation standard: {1000 * augmentation:.2f} ms of core time an image")
     loops, mine = [], []
     for _ in range(ROUNDS):
         loops.append(bare("mobilenet_v2", 224, "cpu", None, BATCH, 12))
@@ -159,7 +159,7 @@ def transformers_rate(folder: Path) -> float:
 
     usual = [transforms.RandomResizedCrop(224), transforms.RandomHorizontalFlip(), transforms.ToTensor()]
     normal = transforms.Normalize((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
-    pictures = datasets.ImageFolder(PETS / "train", transforms.Compose([*usual, normal]))
+    images = datasets.ImageFolder(PETS / "train", transforms.Compose([*usual, normal]))
 
     class Model(torch.nn.Module):
         def __init__(self):
@@ -180,10 +180,10 @@ def transformers_rate(folder: Path) -> float:
         str(folder / "peer"), per_device_train_batch_size=BATCH, num_train_epochs=1, report_to=[], save_strategy="no",
         logging_strategy="no", disable_tqdm=True, remove_unused_columns=False,
     )  # fmt: skip
-    trainer = Trainer(Model(), arguments, train_dataset=pictures, data_collator=collate)
+    trainer = Trainer(Model(), arguments, train_dataset=images, data_collator=collate)
     started = time.perf_counter()
     trainer.train()
-    return len(pictures) / (time.perf_counter() - started)
+    return len(images) / (time.perf_counter() - started)
 
 
 # Each is one process: `python benchmarks/train.py fastai` prints images/s.
@@ -193,8 +193,8 @@ RATES = {"tl": tl_rate, "fastai": fastai_rate, "transformers": transformers_rate
 def photos(folder: Path) -> None:
     """Second epoch of `tl train` on 9 to 12 megapixel photos, with the cache and without it."""
     data = folder / "photos"
-    pictures = (SHARED / "data" / "large-photos").iterdir()
-    originals = sorted(path for path in pictures if path.suffix.lower() in (".jpg", ".jpeg"))
+    images = (SHARED / "data" / "large-photos").iterdir()
+    originals = sorted(path for path in images if path.suffix.lower() in (".jpg", ".jpeg"))
     for split, copies in (("train", 8), ("val", 1)):
         for i in range(copies):
             for c, original in enumerate(originals):

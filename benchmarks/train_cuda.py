@@ -25,7 +25,7 @@ import torch
 
 from tl.progress import Silent
 from tl.trainer.config import TrainConfig
-from tl.trainer.fit.batches import LabelledItems, PictureBatches
+from tl.trainer.fit.batches import ImageBatches, LabelledItems
 from tl.trainer.fit.distributed import Ranks
 from tl.trainer.fit.image_training import num_workers
 from tl.trainer.fit.machine import Machine, build_machine
@@ -127,7 +127,7 @@ def loader(config: TrainConfig) -> float:
     task = prepare_task(config, Silent())
     machine = build_machine(config.device, config.precision, None)
     train_indices = task.store.indices("train")
-    batches = PictureBatches(
+    batches = ImageBatches(
         LabelledItems(task.store, task.ids, task.augment, 0),
         train_indices,
         batch_size=settled(task.config.batch_size),

@@ -1,8 +1,8 @@
-"""Does a model file know what it does not know? Unknown score and prediction sets on pictures that fitted neither.
+"""Does a model file know what it does not know? Unknown score and prediction sets on images that fitted neither.
 
     TL_SHARED=... python benchmarks/trust.py MODEL.onnx ...
 
-Model files exported from runs on PACS cartoon (`split`). Unknown: its test pictures against those of tiny-imagenet and
+Model files exported from runs on PACS cartoon (`split`). Unknown: its test images against those of tiny-imagenet and
 of cats and dogs, by the file's `unknown_score` and by one minus the largest probability. Coverage: on the test split.
 """
 
@@ -15,12 +15,12 @@ from pathlib import Path
 import numpy as np
 from sklearn.metrics import roc_auc_score
 
-from tl.data.manifests import read_pictures
+from tl.data.manifests import read_images
 from tl.evaluation.metrics import wilson_interval
 from tl.runtime.ensembles.selective import Caution
 from tl.runtime.predictor import load
 from tl.runtime.results import Classification
-from tl.runtime.sources.paths import find_pictures
+from tl.runtime.sources.paths import find_images
 
 DATA = Path(os.environ["TL_SHARED"]) / "data"
 STRANGERS = {"tiny-imagenet": ("tiny-imagenet/val", 4), "cats-dogs": ("cats-dogs/val", 1)}  # every fourth, every one
@@ -33,16 +33,14 @@ def predict(model: str, paths: list[str], coverage: float) -> list[Classificatio
 
 
 def main() -> None:
-    pictures = [
-        p for p in read_pictures(str(DATA / "pacs-cartoon" / "splits.csv"), "split", print) if p.split == "test"
-    ]
-    strangers = {name: find_pictures([DATA / place]).paths[::step] for name, (place, step) in STRANGERS.items()}
+    images = [p for p in read_images(str(DATA / "pacs-cartoon" / "splits.csv"), "split", print) if p.split == "test"]
+    strangers = {name: find_images([DATA / place]).paths[::step] for name, (place, step) in STRANGERS.items()}
     for model in sys.argv[1:]:
         print(model)
-        paths = [picture.path for picture in pictures]
+        paths = [image.path for image in images]
         known = predict(model, paths, COVERAGES[0])
         alarms = sum("unknown" in result.reason for result in known)
-        print(f"  own test pictures called unknown: {alarms / len(known):.1%} of {len(known)}")
+        print(f"  own test images called unknown: {alarms / len(known):.1%} of {len(known)}")
         for name, theirs in strangers.items():
             found = predict(model, theirs, COVERAGES[0])
             is_strange = [0] * len(known) + [1] * len(found)
@@ -56,7 +54,7 @@ def main() -> None:
             print(f"  {name}: {shown}")
         for coverage in COVERAGES:
             results = predict(model, paths, coverage)
-            held = [p.label in (r.class_set or ()) for p, r in zip(pictures, results, strict=True)]
+            held = [p.label in (r.class_set or ()) for p, r in zip(images, results, strict=True)]
             low, high = wilson_interval(sum(held), len(held))
             size = np.mean([len(result.class_set or ()) for result in results])
             print(f"  coverage {coverage}: {np.mean(held):.1%} ({low:.1%} to {high:.1%}), {size:.2f} classes a set")

@@ -1,4 +1,4 @@
-"""Fixtures for all tests. Real pictures and weights are optional: TL_SHARED names the folder that holds them."""
+"""Fixtures for all tests. Real images and weights are optional: TL_SHARED names the folder that holds them."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from tests.models import make_model
 
 @pytest.fixture(scope="session", autouse=True)
 def _own_caches(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
-    """Keep features and pictures of the tests apart from the user's."""
+    """Keep features and images of the tests apart from the user's."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("TL_CACHE_DIR", str(tmp_path_factory.mktemp("cache")))
         yield
@@ -30,5 +30,5 @@ def shared() -> Path:
 
 @pytest.fixture(scope="session")
 def color_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A model file that calls a picture red, green or blue by its mean colour."""
+    """A model file that calls an image red, green or blue by its mean colour."""
     return make_model(tmp_path_factory.mktemp("models") / "color.onnx")

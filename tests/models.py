@@ -1,4 +1,4 @@
-"""Small real model files and pictures for tests, made without torch."""
+"""Small real model files and images for tests, made without torch."""
 
 from __future__ import annotations
 
@@ -140,5 +140,5 @@ def make_cam_model(path: Path, *, gain: float = 0.05) -> Path:
 
 
 def solid(color: tuple[int, int, int], height: int = 8, width: int = 8) -> NDArray[np.uint8]:
-    """A picture of one colour, uint8 (H, W, 3)."""
+    """An image of one colour, uint8 (H, W, 3)."""
     return np.full((height, width, 3), color, np.uint8)

@@ -1,4 +1,4 @@
-"""A landmark model that needs no training, and pictures for it: it finds the middles of red, green and blue light."""
+"""A landmark model that needs no training, and images for it: it finds the middles of red, green and blue light."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from tl.runtime.model_file.contract import METADATA_KEY, Golden, GoldenSample, L
 from tl.runtime.model_file.selftest import encode_golden_png
 
 SPOTS = ("red", "green", "blue")
-# A usual place of the three, in pixels of an 80 x 60 picture.
+# A usual place of the three, in pixels of an 80 x 60 image.
 USUAL_XY = np.array([[20.0, 15.0], [60.0, 20.0], [30.0, 45.0]])
 RADIUS = 4.0
 

@@ -76,7 +76,7 @@ app.command("evaluate", cls=EnsembleCommand, short_help="Score model files on la
 app.command("sweep", short_help="Train a study of many runs and compare them.")(sweep.command)
 app.command("compare", short_help="Show finished runs side by side.")(compare.command)
 app.command("report", short_help="Write the page of a run.")(report.command)
-app.command("neighbours", short_help="Find the training pictures most like a new one.")(neighbours.command)
+app.command("neighbours", short_help="Find the training images most like a new one.")(neighbours.command)
 app.command("inspect", short_help="Show what a model file says of itself.")(inspect.command)
 app.command("verify", short_help="Rerun a model file's self-test here.")(verify.command)
 app.command("bench", short_help="Measure a model file on this machine.")(bench.command)

@@ -3,12 +3,12 @@
 Knows no other module. Each class is raised somewhere; bugs are ValueError, TypeError and the like instead.
 
     TlError
-    ├── ImageReadError      one picture cannot be read
+    ├── ImageReadError      one image cannot be read
     ├── DataError           a data set, manifest or split is faulty
     ├── ConfigError         options or a config file are faulty; lists all faults at once
     ├── WeightsError        backbone tensors are missing, unreadable or of another network
     ├── RunError            a run folder is missing, incomplete, of another version, or in the way
-    ├── TrainingError       the training itself cannot go on (no finite loss, too few pictures)
+    ├── TrainingError       the training itself cannot go on (no finite loss, too few images)
     ├── RunInterrupted      the user stopped a training that can be resumed
     ├── ModelFileError      an .onnx file is no model of ours, is damaged, or its contract is faulty
     ├── EnsembleError       model files that cannot vote together
@@ -28,7 +28,7 @@ class TlError(Exception):
 
 
 class ImageReadError(TlError):
-    """A picture cannot be read. `path` is what the user called it, `reason` is one line without the path."""
+    """An image cannot be read. `path` is what the user called it, `reason` is one line without the path."""
 
     def __init__(self, path: str, reason: str) -> None:
         super().__init__(f"{path}: {reason}" if path else reason)

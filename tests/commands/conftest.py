@@ -47,7 +47,7 @@ def run_tl(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) 
 
 @pytest.fixture
 def photos(tmp_path: Path) -> Path:
-    """Class folders red, green and blue with two pictures each."""
+    """Class folders red, green and blue with two images each."""
     for name, color in {"red": (200, 10, 10), "green": (10, 200, 10), "blue": (10, 10, 200)}.items():
         for i in range(2):
             path = tmp_path / "photos" / name / f"{i}.png"

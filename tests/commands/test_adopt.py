@@ -32,19 +32,19 @@ def test_adopt__says_what_it_found_and_proved(run_tl: RunTl, photos: Path, label
     done = run_tl("adopt", foreign, "--preset", "timm", "--labels", labels, "--images", photos, "-o", out, "--json")
     assert done.code == 0
     assert "found: input NCHW 32x32, output logits, 3 classes; timm: resize short_side 36, bicubic" in done.err
-    assert "parity with the foreign file on 6 pictures: max |dp|" in done.err
+    assert "parity with the foreign file on 6 images: max |dp|" in done.err
     assert "3 classes, opset 18, verified" in done.err
-    assert "embeds 4 of these pictures" in done.err
+    assert "embeds 4 of these images" in done.err
     answer = json.loads(done.out)
     assert (answer["path"], answer["parity"]["images"], answer["parity"]["top1_agreement"]) == (str(out), 6, 1.0)
 
 
-def test_adopt__without_pictures(run_tl: RunTl, labels: Path, tmp_path: Path) -> None:
+def test_adopt__without_images(run_tl: RunTl, labels: Path, tmp_path: Path) -> None:
     foreign, out = make_foreign(tmp_path / "net.onnx"), tmp_path / "adopted.onnx"
     done = run_tl("adopt", foreign, "--preset", "imagenet", "--labels", labels, "-o", out)
     assert done.code == 0
     assert "no --images: parity is checked on noise" in done.err
-    assert "on 8 noise pictures" in done.err
+    assert "on 8 noise images" in done.err
     assert "embeds" not in done.err
 
 

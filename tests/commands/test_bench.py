@@ -10,7 +10,7 @@ import pytest
 
 from tests.commands.conftest import RunTl
 
-BENCH = ("--device", "cpu", "--threads", "2", "--seconds", "0.5", "--picture-size", "160x120")
+BENCH = ("--device", "cpu", "--threads", "2", "--seconds", "0.5", "--image-size", "160x120")
 
 
 def test_bench__table_and_advice(run_tl: RunTl, color_model: Path) -> None:
@@ -18,22 +18,22 @@ def test_bench__table_and_advice(run_tl: RunTl, color_model: Path) -> None:
     assert done.code == 0
     lines = done.out.splitlines()
     assert lines[0].startswith(f"{color_model}: input 8x8, onnxruntime")
-    assert lines[1].startswith("pictures: made up, 160x120 JPEG, 4 of 0.0")
+    assert lines[1].startswith("images: made up, 160x120 JPEG, 4 of 0.0")
     assert re.split(r"  +", lines[3])[:5] == ["part", "device", "hint", "threads", "batch"]
     assert re.match(r"network +cpu +throughput +2 +1 +\d+\.\d +\d+\.\d to \d+\.\d( +\d+\.?\d*){3} +\d+$", lines[4])
-    assert re.search(r"^many pictures: load\(model, device=\"cpu\", threads=", done.out, re.MULTILINE)
-    assert re.search(r"^one picture at a time: load\(model, device=\"cpu\", threads=", done.out, re.MULTILINE)
+    assert re.search(r"^many images: load\(model, device=\"cpu\", threads=", done.out, re.MULTILINE)
+    assert re.search(r"^one image at a time: load\(model, device=\"cpu\", threads=", done.out, re.MULTILINE)
     assert re.search(r"^bound by (decoding|the network)", done.out, re.MULTILINE)
-    assert "many pictures" not in done.err  # stdout has the figures, stderr what happens meanwhile
+    assert "many images" not in done.err  # stdout has the figures, stderr what happens meanwhile
 
 
 def test_bench__json(run_tl: RunTl, color_model: Path, photos: Path) -> None:
     done = run_tl("bench", color_model, "--images", photos, *BENCH, "--json")
     answer = json.loads(done.out)
     assert answer["model"] == str(color_model)
-    assert answer["pictures"]["count"] == 6
-    assert answer["pictures"]["source"] == str(photos)
-    assert {"part", "device", "hint", "threads", "batch_size", "pictures_per_s", "p50_ms", "p90_ms", "p99_ms"} <= set(
+    assert answer["images"]["count"] == 6
+    assert answer["images"]["source"] == str(photos)
+    assert {"part", "device", "hint", "threads", "batch_size", "images_per_s", "p50_ms", "p90_ms", "p99_ms"} <= set(
         answer["rows"][0]
     )
     assert {row["part"] for row in answer["rows"]} == {"network", "decode", "together"}
@@ -41,19 +41,19 @@ def test_bench__json(run_tl: RunTl, color_model: Path, photos: Path) -> None:
     assert 0 < answer["advice"]["decoding_share"] < 1
 
 
-def test_bench__unreadable_pictures_are_told(run_tl: RunTl, color_model: Path, photos: Path) -> None:
+def test_bench__unreadable_images_are_told(run_tl: RunTl, color_model: Path, photos: Path) -> None:
     (photos / "red" / "1.png").write_bytes(b"")
     done = run_tl("bench", color_model, "--images", photos, *BENCH[:-4], "--seconds", "0")
     assert done.code == 0
-    assert "1 pictures could not be read" in done.err
+    assert "1 images could not be read" in done.err
     assert "no time for: batches of 2, 4, 8, 16, 32 on cpu throughput; batches of" in done.out
 
 
 @pytest.mark.parametrize("size", ["4000", "0x10", "99999x99999", "-4x4", "4x4x4"])
-def test_bench__impossible_picture_size(run_tl: RunTl, color_model: Path, size: str) -> None:
-    done = run_tl("bench", color_model, "--picture-size", size)
+def test_bench__impossible_image_size(run_tl: RunTl, color_model: Path, size: str) -> None:
+    done = run_tl("bench", color_model, "--image-size", size)
     assert done.code == 1
-    assert "--picture-size: expected WIDTHxHEIGHT" in done.err
+    assert "--image-size: expected WIDTHxHEIGHT" in done.err
 
 
 def test_bench__missing_model(run_tl: RunTl, tmp_path: Path) -> None:

@@ -76,7 +76,7 @@ def test_train__nothing_given(run_tl: RunTl) -> None:
         (["--weights", "gone.pth"], ["weights 'gone.pth': no such file"]),
         (["--lr", "fast"], ["lr: ", "found 'fast'"]),
         (["--head", "svm"], ["head svm needs method features"]),
-        (["--batch-size", "99"], ["batch_size 99 is larger than the 3 training pictures: lower --batch-size"]),
+        (["--batch-size", "99"], ["batch_size 99 is larger than the 3 training images: lower --batch-size"]),
         (["--per-class", "9"], ["per_class 9: class 'blue' has 1"]),
     ],
 )

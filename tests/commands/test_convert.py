@@ -20,7 +20,7 @@ def test_convert__tps_to_csv_and_back(run_tl: RunTl, tmp_path: Path) -> None:
     )
     assert (done.code, done.out) == (0, "")
     assert "curves of 1 records are not kept" in done.err
-    assert "1 pictures with 2 points" in done.err
+    assert "1 images with 2 points" in done.err
     assert (tmp_path / "w.csv").read_text() == "path,mm_per_px,x_tip,y_tip,x_hinge,y_hinge\na.png,0.5,1,18,3,16\n"
     back = run_tl("convert", tmp_path / "w.csv", tmp_path / "b.tps", "--images", tmp_path / "photos")
     assert "names: tps has no place for them" in back.err
@@ -34,8 +34,8 @@ def test_convert__faults(run_tl: RunTl, tmp_path: Path) -> None:
     (tmp_path / "w.tps").write_text(TPS)
     (tmp_path / "w.csv").write_text("path,x0,y0\na.png,1,2\n")
     for words, message in (
-        ((tmp_path / "w.tps", tmp_path / "o.csv"), "picture a.png is not in"),
-        ((tmp_path / "w.csv", tmp_path / "o.json"), "picture a.png is not in"),
+        ((tmp_path / "w.tps", tmp_path / "o.csv"), "image a.png is not in"),
+        ((tmp_path / "w.csv", tmp_path / "o.json"), "image a.png is not in"),
         ((tmp_path / "w.csv", tmp_path / "o.xml"), "expected a name that ends in .csv, .tps, .json"),
         ((tmp_path / "w.csv", tmp_path / "o.csv", "--names", "a,b"), "expected 1 different names"),
         ((tmp_path / "gone.csv", tmp_path / "o.csv"), "gone.csv: cannot be read"),

@@ -8,7 +8,7 @@ from tests.commands.conftest import RunTl
 from tl.commands.demo import write_digits
 
 
-def test_write_digits__splits_and_pictures(tmp_path: Path) -> None:
+def test_write_digits__splits_and_images(tmp_path: Path) -> None:
     write_digits(tmp_path)
     counts = {
         split: {folder.name: len(list(folder.iterdir())) for folder in (tmp_path / "digits-5-9" / split).iterdir()}
@@ -16,11 +16,11 @@ def test_write_digits__splits_and_pictures(tmp_path: Path) -> None:
     }
     assert set(counts["train"].values()) == {8}
     assert set(counts["val"].values()) == {30}
-    # scikit-learn's digits hold 1797 pictures, 901 of them of 0 to 4
+    # scikit-learn's digits hold 1797 images, 901 of them of 0 to 4
     assert sum(map(sum, (split.values() for split in counts.values()))) == 1797 - 901
     assert sorted(folder.name for folder in (tmp_path / "digits-0-4").iterdir()) == list("01234")
-    with Image.open(tmp_path / "digits-5-9" / "train" / "7" / "000.png") as picture:
-        assert (picture.size, picture.mode) == ((32, 32), "L")
+    with Image.open(tmp_path / "digits-5-9" / "train" / "7" / "000.png") as image:
+        assert (image.size, image.mode) == ((32, 32), "L")
 
 
 def test_demo__never_writes_into_an_existing_folder(run_tl: RunTl, tmp_path: Path) -> None:

@@ -27,13 +27,13 @@ def test_export__fp16_is_shown_inspected_verified_and_predicts(
     done = run_tl("export", tmp_path / "run", "-o", tmp_path / "half.onnx", *words)
     assert done.code == 0, done.err
     found = json.loads(done.out)["quantisation"]
-    share = f"{round(6 * found['top1_agreement'])} of 6 validation pictures"
+    share = f"{round(6 * found['top1_agreement'])} of 6 validation images"
     assert f"fp16: top-1 agreement with fp32 {found['top1_agreement']:.1%} ({share}" in done.err
     assert f"speed {found['speedup']:.2f} x fp32" in done.err
 
     shown = run_tl("inspect", tmp_path / "half.onnx").out
     assert "classification, fp16" in shown
-    assert f"agrees with fp32 on {found['top1_agreement']:.1%} of 6 pictures" in shown
+    assert f"agrees with fp32 on {found['top1_agreement']:.1%} of 6 images" in shown
     assert ("kept although not faster" in shown) == found["kept_slower"]
     assert "(allowed 2e-02)" in run_tl("verify", tmp_path / "half.onnx", "--device", "cpu").err
     predicted = run_tl("predict", photos / "red", "--model", tmp_path / "half.onnx", "--device", "cpu")

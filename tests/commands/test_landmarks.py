@@ -15,12 +15,12 @@ from tests.commands.conftest import RunTl
 from tests.spots import USUAL_XY, make_spot_model, save_spots
 from tl.runtime.landmarks import wide_csv
 from tl.runtime.landmarks.files import read_landmarks
-from tl.runtime.landmarks.sets import LandmarkSet, picture_landmarks
+from tl.runtime.landmarks.sets import LandmarkSet, image_landmarks
 
 
 @pytest.fixture
 def photos(tmp_path: Path) -> Path:
-    """Two good pictures and a broken one."""
+    """Two good images and a broken one."""
     for i in range(2):
         save_spots(tmp_path / "photos" / f"{i}.png", USUAL_XY + i)
     (tmp_path / "photos" / "x.png").write_bytes(b"\x89PNG\r\n\x1a\n")
@@ -56,7 +56,7 @@ def test_predict__named_format(run_tl: RunTl, photos: Path, tmp_path: Path, form
     model = make_spot_model(tmp_path / "m.onnx")
     done = run_tl("predict", photos, "--model", model, "-o", out, "--to", form)
     assert done.code == 3
-    found = read_landmarks(out).pictures
+    found = read_landmarks(out).images
     np.testing.assert_allclose([p.keypoints_xy[1] for p in found], [[60, 20], [61, 21]], atol=0.15)
     if form != "tps":  # which has no names
         assert read_landmarks(out).keypoint_names == ("red", "green", "blue")
@@ -69,17 +69,17 @@ def test_predict__scale_of_the_photos(run_tl: RunTl, photos: Path, tmp_path: Pat
     model = make_spot_model(tmp_path / "m.onnx")
     for name in ("all.csv", "all.tps"):
         assert run_tl("predict", photos, "--model", model, "-o", tmp_path / name, "--mm-per-px", "0.02").code == 3
-        assert [p.mm_per_px for p in read_landmarks(tmp_path / name).pictures] == [0.02, 0.02]
+        assert [p.mm_per_px for p in read_landmarks(tmp_path / name).images] == [0.02, 0.02]
     (tmp_path / "scales.csv").write_text("path,mm_per_px,note\nphotos/1.png,0.5,x\n", encoding="utf-8")
     out = tmp_path / "each.csv"
     unmatched = run_tl("predict", photos, "--model", model, "-o", out, "--mm-per-px", tmp_path / "scales.csv")
     assert unmatched.code == 3
-    assert [p.mm_per_px for p in read_landmarks(out).pictures] == [None, 0.5]
-    assert "1 pictures have no scale, first" in unmatched.err
+    assert [p.mm_per_px for p in read_landmarks(out).images] == [None, 0.5]
+    assert "1 images have no scale, first" in unmatched.err
     # The scales that one call wrote are what another may read.
     again = run_tl("predict", photos, "--model", model, "-o", tmp_path / "l.csv", "--to", "long", "--mm-per-px", out)
     assert again.code == 3
-    assert [p.mm_per_px for p in read_landmarks(tmp_path / "l.csv").pictures] == [None, 0.5]
+    assert [p.mm_per_px for p in read_landmarks(tmp_path / "l.csv").images] == [None, 0.5]
     for wrong in ("0", "nan", tmp_path / "nowhere.csv"):
         assert run_tl("predict", photos, "--model", model, "--mm-per-px", wrong).code == 1
 
@@ -94,7 +94,7 @@ def test_predict__other_formats(run_tl: RunTl, photos: Path, tmp_path: Path, suf
         found = np.array([[row["keypoints"]["green"][axis] for axis in "xy"] for row in rows[:2]])
         assert set(rows[2]) == {"path", "error"}
     else:
-        found = np.stack([picture.keypoints_xy[1] for picture in read_landmarks(out).pictures])
+        found = np.stack([image.keypoints_xy[1] for image in read_landmarks(out).images])
         assert [Path(row["path"]).name for row in read(Path(f"{out}.failed.csv"))] == ["x.png"]
     np.testing.assert_allclose(found, [[60, 20], [61, 21]], atol=0.15)
 
@@ -109,14 +109,14 @@ def test_predict__ensemble_with_locator_boxes_and_drawings(run_tl: RunTl, photos
     assert float(rows[0]["s_red"]) == pytest.approx(0, abs=1e-4)  # the same model twice, in float32
     drawn = sorted((tmp_path / "drawn").rglob("*.jpg"))
     assert [path.name for path in drawn] == ["0.png.points.jpg", "1.png.points.jpg"]
-    with Image.open(drawn[0]) as picture:
-        assert picture.size == (80, 60)
+    with Image.open(drawn[0]) as image:
+        assert image.size == (80, 60)
     boxes = tmp_path / "boxes.csv"
     boxes.write_text("path,box_x,box_y,box_w,box_h\nphotos/0.png,18,12,45,36\n", encoding="utf-8")
     run_tl("predict", photos, "--model", fine[0], "--boxes", boxes, "-o", tmp_path / "boxed.csv")
     rows = read(tmp_path / "boxed.csv")
     assert float(rows[0]["x_green"]) == pytest.approx(60, abs=0.15)
-    assert "has none for this picture" in rows[1]["error"]
+    assert "has none for this image" in rows[1]["error"]
 
 
 def test_predict__drawings_of_archives_and_of_folders_above(
@@ -127,7 +127,7 @@ def test_predict__drawings_of_archives_and_of_folders_above(
         archive.write(photos / "0.png", "0.png")
     packed = run_tl("predict", tmp_path / "a.zip", "--model", model, "--draw", tmp_path / "drawn")
     assert packed.code == 0
-    assert "1 pictures in archives are not drawn, first" in packed.err
+    assert "1 images in archives are not drawn, first" in packed.err
     (photos / "photos").mkdir()
     save_spots(photos / "photos" / "0.png", USUAL_XY)
     monkeypatch.chdir(photos)
@@ -159,12 +159,12 @@ def test_predict__flags_for_classes_mean_nothing_to_landmarks(run_tl: RunTl, pho
 
 
 def test_evaluate__members_and_merged(run_tl: RunTl, tmp_path: Path) -> None:
-    pictures = []
+    images = []
     for i in range(4):
         save_spots(tmp_path / f"{i}.png", USUAL_XY)
-        pictures.append(picture_landmarks(f"{i}.png", USUAL_XY, split="test" if i else "train"))
+        images.append(image_landmarks(f"{i}.png", USUAL_XY, split="test" if i else "train"))
     data = tmp_path / "true.csv"
-    data.write_text(wide_csv.write(LandmarkSet(("red", "green", "blue"), tuple(pictures))), encoding="utf-8")
+    data.write_text(wide_csv.write(LandmarkSet(("red", "green", "blue"), tuple(images))), encoding="utf-8")
     files = [make_spot_model(tmp_path / f"{s}.onnx", shift=float(s)) for s in (0, 3)]
     done = run_tl("evaluate", data, "--ensemble", *files, "--json")
     assert done.code == 0
@@ -178,15 +178,15 @@ def test_evaluate__members_and_merged(run_tl: RunTl, tmp_path: Path) -> None:
     assert table.out.splitlines()[0] == (
         "model,merging,n,points,error_px,ci_low,ci_high,rmse_px,normalised_error,extent_error"
     )
-    assert "evaluating on split 'test': 3 pictures" in table.err
+    assert "evaluating on split 'test': 3 images" in table.err
 
 
 def test_evaluate__whole_and_part_together(run_tl: RunTl, tmp_path: Path) -> None:
     for i in range(3):
         save_spots(tmp_path / f"{i}.png", USUAL_XY + i)
-    pictures = tuple(picture_landmarks(f"{i}.png", USUAL_XY + i) for i in range(3))
+    images = tuple(image_landmarks(f"{i}.png", USUAL_XY + i) for i in range(3))
     data = tmp_path / "true.csv"
-    data.write_text(wide_csv.write(LandmarkSet(("red", "green", "blue"), pictures)), encoding="utf-8")
+    data.write_text(wide_csv.write(LandmarkSet(("red", "green", "blue"), images)), encoding="utf-8")
     whole = make_spot_model(tmp_path / "whole.onnx")
     part = make_spot_model(tmp_path / "part.onnx", region="points", region_margin=0.5)
     done = run_tl("evaluate", data, "--ensemble", whole, part, "--split", "all", "--json")

@@ -50,7 +50,7 @@ def test_evaluate__json_has_per_class_scores(run_tl: RunTl, photos: Path, color_
     assert answer["failures"] == []
 
 
-def test_evaluate__unreadable_pictures_are_listed(run_tl: RunTl, photos: Path, color_model: Path) -> None:
+def test_evaluate__unreadable_images_are_listed(run_tl: RunTl, photos: Path, color_model: Path) -> None:
     (photos / "red" / "1.png").write_bytes(b"")
     done = run_tl("evaluate", photos, "--model", color_model)
     assert done.code == 3
@@ -86,7 +86,7 @@ def test_inspect__what_a_file_knows_of_its_doubts(run_tl: RunTl, color_model: Pa
     assert "soft: color (weight 1), other (weight 1)" in text
     shown = dict(passport(contract))
     assert shown["coverage"] == "sets of classes, from 2 scores of the validation split"
-    assert shown["unknown"].startswith("above 1.25, as are 5.0% of 20 validation pictures")
+    assert shown["unknown"].startswith("above 1.25, as are 5.0% of 20 validation images")
 
 
 def test_inspect__foreign_model(run_tl: RunTl, tmp_path: Path) -> None:
@@ -148,7 +148,7 @@ def test_outputs__do_not_replace_what_they_are_made_of(
     for words, message in (
         (("merge", model, other, "-o", model), "is a member, which would be lost"),
         (("inspect", model, "--html", model), "a page's name ends in .html"),
-        (("predict", data, "--model", model, "--explain", data), "drawings would count as pictures"),
+        (("predict", data, "--model", model, "--explain", data), "drawings would count as images"),
     ):
         done = run_tl(*words)
         assert (done.code, message in done.err) == (1, True), done.err
@@ -183,7 +183,7 @@ def test_predict__explain(run_tl: RunTl, photos: Path, color_model: Path, tmp_pa
     drawn = sorted(path.name for path in why.rglob("*.why.jpg"))
     assert drawn == sorted(f"{path.name}.why.jpg" for path in photos.rglob("*.png"))
     refused = run_tl("predict", photos, "--model", color_model, "--explain", why, "--tta", "hflip")
-    assert (refused.code, "--tta: --explain is of pictures as they are" in refused.err) == (1, True)
+    assert (refused.code, "--tta: --explain is of images as they are" in refused.err) == (1, True)
 
 
 def test_tta__predict_and_evaluate(run_tl: RunTl, photos: Path, color_model: Path) -> None:
@@ -206,7 +206,7 @@ def test_tta__predict_and_evaluate(run_tl: RunTl, photos: Path, color_model: Pat
     ("options", "message"),
     [
         (("--select",), "--select chooses members for --fit-vote-weights"),
-        (("--fit-vote-weights", "w.json"), "at least two members and 10 pictures"),
+        (("--fit-vote-weights", "w.json"), "at least two members and 10 images"),
         (("--vote-weights", "{folder}/faulty.json"), "not a file of tl evaluate --fit-vote-weights"),
         (("--vote-weights", "{folder}/other.json"), "is also for x, which --ensemble does not name"),
     ],

@@ -54,7 +54,7 @@ def test_predict__ensemble_as_written(run_tl: RunTl, photos: Path, three: list[P
 def test_predict__decoding_in_processes_changes_nothing(
     run_tl: RunTl, photos: Path, color_model: Path, tmp_path: Path
 ) -> None:
-    (photos / "green" / "0.png").write_bytes(b"nothing like a picture")
+    (photos / "green" / "0.png").write_bytes(b"nothing like an image")
     words = ["predict", photos, "--model", color_model, "--device", "cpu", "--batch-size", 2]
     more = ["--decode-processes", 2]
     written = {}
@@ -67,7 +67,7 @@ def test_predict__decoding_in_processes_changes_nothing(
 
     shutil.copy(photos / "red" / "0.png", photos / "green" / "0.png")
     resumed = run_tl(*words, *more, "-o", tmp_path / "threads.csv", "--resume")
-    assert "5 rows kept from before, 6 pictures predicted, 0 could not be read" in resumed.err
+    assert "5 rows kept from before, 6 images predicted, 0 could not be read" in resumed.err
     run_tl(*words, "-o", tmp_path / "whole.csv")
     assert (tmp_path / "threads.csv").read_bytes() == (tmp_path / "whole.csv").read_bytes()
 
@@ -76,15 +76,15 @@ def test_predict__ensemble_before_images(run_tl: RunTl, photos: Path, three: lis
     assert run_tl("predict", "--ensemble", *three, photos).out == run_tl("predict", photos, "--ensemble", *three).out
 
 
-def test_predict__unreadable_picture_gets_a_row_and_exit_3(run_tl: RunTl, photos: Path, color_model: Path) -> None:
-    (photos / "green" / "0.png").write_bytes(b"nothing like a picture")
+def test_predict__unreadable_image_gets_a_row_and_exit_3(run_tl: RunTl, photos: Path, color_model: Path) -> None:
+    (photos / "green" / "0.png").write_bytes(b"nothing like an image")
     done = run_tl("predict", photos, "--model", color_model)
     bad = done.rows()[2]
     assert done.code == 3
     assert bad["path"].endswith("green/0.png")
     assert bad["label"] == "" == bad["p:red"]
-    assert "not a picture" in bad["error"]
-    assert "5 pictures predicted, 1 could not be read" in done.err
+    assert "not an image" in bad["error"]
+    assert "5 images predicted, 1 could not be read" in done.err
 
 
 def test_predict__json_lines_file(run_tl: RunTl, photos: Path, three: list[Path], tmp_path: Path) -> None:
@@ -106,9 +106,9 @@ def test_predict__json_lines_file(run_tl: RunTl, photos: Path, three: list[Path]
         (["gone/", "--model", "MODEL"], "gone/: no such file or folder"),
         (["PHOTOS", "--model", "MODEL", "-o", "out.xlsx"], "ends in .csv, .jsonl or .parquet"),
         (["PHOTOS", "--model", "MODEL", "--resume"], "need a file: give --output"),
-        (["--model", "MODEL"], "name pictures or folders, or give --files-from"),
+        (["--model", "MODEL"], "name images or folders, or give --files-from"),
         (["--files-from", "gone", "--model", "MODEL"], "gone: the list of names cannot be read"),
-        (["--files-from", "/dev/null", "--model", "MODEL"], "no pictures found in /dev/null"),
+        (["--files-from", "/dev/null", "--model", "MODEL"], "no images found in /dev/null"),
         (["PHOTOS", "--ensemble", "MODEL", "--vote-weights", "1,x"], "expected numbers such as 2,1,1"),
         (["PHOTOS", "--ensemble", "MODEL", "--vote-weights", "1,2"], "vote weights"),
         (["PHOTOS", "--model", "MODEL", "--device", "tpu"], "unknown device 'tpu'"),
@@ -154,7 +154,7 @@ def test_predict__resume(run_tl: RunTl, photos: Path, color_model: Path, tmp_pat
     shutil.copy(photos / "red" / "0.png", photos / "green" / "0.png")
     resumed = run_tl(*words, "--resume")
     assert (resumed.code, (tmp_path / "out.csv").read_bytes() == before) == (0, False)
-    assert "5 rows kept from before, 6 pictures predicted, 0 could not be read" in resumed.err
+    assert "5 rows kept from before, 6 images predicted, 0 could not be read" in resumed.err
     (photos / "blue" / "1.png").write_bytes(b"torn")
     assert run_tl(*words, "--resume").code == 3
     assert "6 rows kept" in run_tl(*words, "--resume").err
@@ -165,7 +165,7 @@ def test_predict__fail_fast(run_tl: RunTl, photos: Path, color_model: Path, tmp_
     (photos / "green" / "0.png").write_bytes(b"torn")
     done = run_tl("predict", photos, "--model", color_model, "-o", tmp_path / "out.csv", "--fail-fast")
     assert done.code == 1
-    assert "green/0.png: not a picture" in done.err.splitlines()[-1]
+    assert "green/0.png: not an image" in done.err.splitlines()[-1]
     assert not (tmp_path / "out.csv").exists()
 
 

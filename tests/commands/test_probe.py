@@ -98,7 +98,7 @@ def test_probe__the_next_command_trains_what_won(
         (["--seeds", 0], "found 5 and 0"),
         (["--folds", 6], "the smallest class has 5: lower --folds"),
         (["--try", "haed=svm"], "cannot vary 'haed' (nearest: 'head')"),
-        (["--try", "head=mlp lr=auto"], "lr auto and schedule plateau would look at the pictures that score"),
+        (["--try", "head=mlp lr=auto"], "lr auto and schedule plateau would look at the images that score"),
         (["--per-class", 9, "--folds", 0], "per_class 9: class 'blue' has 4"),
     ],
 )
@@ -137,7 +137,7 @@ def test_probe__the_test_split_is_never_touched(
     options = {"backbone": "smallcnn", "image_size": 16, "method": "features", "weights": str(trunk_weights)}
     task = prepare_task(TrainConfig(data=str(tmp_path / "d"), **options), Silent())
     assert task.features is not None
-    missing = task.features.missing(task.store, range(len(task.store.pictures)), (0,))
+    missing = task.features.missing(task.store, range(len(task.store.images)), (0,))
     assert sorted(i for i, _ in missing) == task.store.indices("test")
     shutil.rmtree(tmp_path / "d" / "test")
     without = table(run_tl(*base))

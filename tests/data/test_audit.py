@@ -7,10 +7,10 @@ import pytest
 from numpy.typing import NDArray
 from scipy.spatial.distance import cdist
 
-from tests.trainer.make import make_pictures
+from tests.trainer.make import make_images
 from tl.data import audit
 from tl.data.audit import (
-    FEW_PICTURES,
+    FEW_IMAGES,
     NEAR_DUPLICATE,
     Finding,
     find_class_faults,
@@ -18,13 +18,15 @@ from tl.data.audit import (
     find_near_duplicates,
     summarise,
 )
-from tl.data.manifests import Picture
+from tl.data.manifests import LabeledImage
 
 
-def in_splits(**counts: int) -> list[Picture]:
-    """Pictures of class a, so many in each split, named SPLIT-NUMBER."""
+def in_splits(**counts: int) -> list[LabeledImage]:
+    """Images of class a, so many in each split, named SPLIT-NUMBER."""
     return [
-        Picture(f"/x/{split}-{i}", f"{split}-{i}", "a", split) for split, count in counts.items() for i in range(count)
+        LabeledImage(f"/x/{split}-{i}", f"{split}-{i}", "a", split)
+        for split, count in counts.items()
+        for i in range(count)
     ]
 
 
@@ -37,44 +39,44 @@ def pairs(findings: Sequence[Finding]) -> list[tuple[str, str]]:
 
 
 def test_find_class_faults__thin_classes_of_training() -> None:
-    pictures = [
-        *make_pictures(["Käfer"] * FEW_PICTURES + ["worm"] * (FEW_PICTURES - 1), "train"),
-        *make_pictures(["Käfer", "worm"] * 20, "val"),  # validation pictures train nothing
+    images = [
+        *make_images(["Käfer"] * FEW_IMAGES + ["worm"] * (FEW_IMAGES - 1), "train"),
+        *make_images(["Käfer", "worm"] * 20, "val"),  # validation images train nothing
     ]
-    (finding,) = find_class_faults(pictures, ("Käfer", "worm"))
-    assert finding == Finding("few pictures", "", "", f"class 'worm' has {FEW_PICTURES - 1} pictures to train on")
+    (finding,) = find_class_faults(images, ("Käfer", "worm"))
+    assert finding == Finding("few images", "", "", f"class 'worm' has {FEW_IMAGES - 1} images to train on")
 
 
 def test_find_class_faults__a_split_that_lacks_a_class() -> None:
-    many = make_pictures(["a", "b", "c"] * FEW_PICTURES, "train")
-    findings = find_class_faults([*many, *make_pictures(["a", "b"], "val")], ("a", "b", "c"))
+    many = make_images(["a", "b", "c"] * FEW_IMAGES, "train")
+    findings = find_class_faults([*many, *make_images(["a", "b"], "val")], ("a", "b", "c"))
     assert [(finding.kind, finding.detail) for finding in findings] == [
-        ("no pictures", "split val has no picture of class 'c': nothing is measured on it")
+        ("no images", "split val has no image of class 'c': nothing is measured on it")
     ]
-    both = [*many, *make_pictures(["a", "c"], "val"), *make_pictures(["b"], "test")]
+    both = [*many, *make_images(["a", "c"], "val"), *make_images(["b"], "test")]
     details = [finding.detail for finding in find_class_faults(both, ("a", "b", "c"))]
     assert [detail.split(":")[0] for detail in details] == [
-        "split val has no picture of class 'b'",
-        "split test has no picture of class 'a'",
-        "split test has no picture of class 'c'",
+        "split val has no image of class 'b'",
+        "split test has no image of class 'a'",
+        "split test has no image of class 'c'",
     ]
 
 
 def test_find_class_faults__a_split_that_is_not_there_lacks_nothing() -> None:
-    pictures = [*make_pictures(["a", "b"] * FEW_PICTURES, "train"), *make_pictures(["a", "b"], "val")]
-    assert find_class_faults(pictures, ("a", "b")) == []
+    images = [*make_images(["a", "b"] * FEW_IMAGES, "train"), *make_images(["a", "b"], "val")]
+    assert find_class_faults(images, ("a", "b")) == []
 
 
 def test_find_duplicates__across_splits_and_labels() -> None:
-    pictures = [
-        Picture("/x/0", "0", "a", "train"),
-        Picture("/x/1", "1", "a", "train"),  # as 0, which is no fault
-        Picture("/x/2", "2", "a", "val"),  # as 0: leaks
-        Picture("/x/3", "3", "b", "train"),  # as 0: another label
-        Picture("/x/4", "4", "b", "test"),  # as 0: both
-        Picture("/x/5", "5", "a", "val"),  # alone
+    images = [
+        LabeledImage("/x/0", "0", "a", "train"),
+        LabeledImage("/x/1", "1", "a", "train"),  # as 0, which is no fault
+        LabeledImage("/x/2", "2", "a", "val"),  # as 0: leaks
+        LabeledImage("/x/3", "3", "b", "train"),  # as 0: another label
+        LabeledImage("/x/4", "4", "b", "test"),  # as 0: both
+        LabeledImage("/x/5", "5", "a", "val"),  # alone
     ]
-    findings = find_duplicates(pictures, ["h", "h", "h", "h", "h", "other"])
+    findings = find_duplicates(images, ["h", "h", "h", "h", "h", "other"])
     assert [(finding.kind, finding.path, finding.other) for finding in findings] == [
         ("duplicate across splits", "0", "2"),
         ("labels disagree", "0", "3"),
@@ -86,8 +88,8 @@ def test_find_duplicates__across_splits_and_labels() -> None:
 
 
 def test_find_duplicates__labels_disagree_in_any_order() -> None:
-    pictures = make_pictures(["b", "a", "c"], "train")
-    findings = find_duplicates(pictures, ["h", "g", "h"])
+    images = make_images(["b", "a", "c"], "train")
+    findings = find_duplicates(images, ["h", "g", "h"])
     assert [(finding.kind, finding.detail) for finding in findings] == [
         ("labels disagree", "the same file as 'b' and as 'c'")
     ]
@@ -99,13 +101,13 @@ def test_find_duplicates__none() -> None:
 
 
 def make_embeddings(train: int, others: int, width: int = 64) -> NDArray[np.float32]:
-    """Unlike pictures, in entries of very different sizes and offsets."""
+    """Unlike images, in entries of very different sizes and offsets."""
     rng = np.random.default_rng(0)
     sizes, offsets = np.exp(rng.normal(size=width)), 5 * rng.normal(size=width)
     return (offsets + sizes * rng.normal(size=(train + others, width))).astype(np.float32)
 
 
-def test_find_near_duplicates__unlike_pictures_are_left_alone() -> None:
+def test_find_near_duplicates__unlike_images_are_left_alone() -> None:
     assert find_near_duplicates(in_splits(train=80, val=20), hashes_of(100), make_embeddings(80, 20)) == []
 
 
@@ -138,24 +140,24 @@ def test_find_near_duplicates__equal_a_plain_computation(monkeypatch: pytest.Mon
     rng = np.random.default_rng(2)
     embeddings = make_embeddings(50, 30, 6)  # so few entries that many pairs are alike
     order = rng.permutation(80)  # splits in any order
-    pictures = in_splits(train=50, val=30)
-    pictures, embeddings = [pictures[i] for i in order], embeddings[order]
-    train = [i for i, picture in enumerate(pictures) if picture.split == "train"]
-    others = [i for i, picture in enumerate(pictures) if picture.split == "val"]
+    images = in_splits(train=50, val=30)
+    images, embeddings = [images[i] for i in order], embeddings[order]
+    train = [i for i, image in enumerate(images) if image.split == "train"]
+    others = [i for i, image in enumerate(images) if image.split == "val"]
     exact = embeddings.astype(np.float64)
     standardised = (exact - exact[train].mean(axis=0)) / exact[train].std(axis=0)
     cosines = 1 - cdist(standardised[others], standardised[train], "cosine")
     assert np.abs(cosines - NEAR_DUPLICATE).min() > 1e-5  # so that float32 decides the same
     alike = [(i, int(cosines[i].argmax())) for i in range(len(others)) if cosines[i].max() > NEAR_DUPLICATE]
-    wanted = [(pictures[train[j]].name, pictures[others[i]].name) for i, j in alike]
+    wanted = [(images[train[j]].name, images[others[i]].name) for i, j in alike]
     assert len(wanted) > 10
-    assert pairs(find_near_duplicates(pictures, hashes_of(80), embeddings)) == wanted
+    assert pairs(find_near_duplicates(images, hashes_of(80), embeddings)) == wanted
 
 
 def test_find_near_duplicates__entries_without_spread_in_training_do_not_hide_one() -> None:
     embeddings = make_embeddings(80, 20)
     embeddings[85] = embeddings[7]
-    embeddings[:80, :30] = 1.0  # dead channels, that validation pictures stir a little
+    embeddings[:80, :30] = 1.0  # dead channels, that validation images stir a little
     embeddings[80:, :30] = 1.0 + 1e-4 * np.random.default_rng(0).normal(size=(20, 30))
     assert pairs(find_near_duplicates(in_splits(train=80, val=20), hashes_of(100), embeddings)) == [
         ("train-7", "val-5")
@@ -163,7 +165,7 @@ def test_find_near_duplicates__entries_without_spread_in_training_do_not_hide_on
 
 
 def test_find_near_duplicates__equal_embeddings_say_nothing() -> None:
-    # A trunk that gives the same for every picture has no direction; the division must not warn either.
+    # A trunk that gives the same for every image has no direction; the division must not warn either.
     assert find_near_duplicates(in_splits(train=4, val=3), hashes_of(7), np.ones((7, 5), np.float32)) == []
 
 
@@ -177,12 +179,12 @@ def test_find_near_duplicates__smallest_sets(splits: dict[str, int]) -> None:
 def test_summarise__a_line_a_kind_with_count_and_first_example() -> None:
     findings = [
         Finding("labels disagree", "ä/0.png", "b/1.png", "the same file as 'ä' and as 'b'"),
-        Finding("few pictures", "", "", "class 'a' has 3 pictures to train on"),
-        Finding("few pictures", "", "", "class 'b' has 4 pictures to train on"),
-        Finding("few pictures", "", "", "class 'c' has 5 pictures to train on"),
+        Finding("few images", "", "", "class 'a' has 3 images to train on"),
+        Finding("few images", "", "", "class 'b' has 4 images to train on"),
+        Finding("few images", "", "", "class 'c' has 5 images to train on"),
     ]
     assert summarise(findings, " in findings.csv") == [
         "warning: labels disagree: ä/0.png and b/1.png: the same file as 'ä' and as 'b'",
-        "warning: few pictures: class 'a' has 3 pictures to train on (and 2 more in findings.csv)",
+        "warning: few images: class 'a' has 3 images to train on (and 2 more in findings.csv)",
     ]
     assert summarise([]) == []

@@ -46,7 +46,7 @@ def test_color_statistics__a_channel_without_spread_can_be_divided_by() -> None:
     assert std == pytest.approx((1 / 255, 1 / 255, 100 / 255), abs=FLOAT64_ORDER)
 
 
-def test_color_statistics__the_spread_between_pictures_counts() -> None:
+def test_color_statistics__the_spread_between_images_counts() -> None:
     dark, bright = np.zeros((5, 5, 3), np.uint8), np.full((5, 5, 3), 255, np.uint8)
     assert color_statistics([dark, bright])[1] == pytest.approx((0.5, 0.5, 0.5), abs=FLOAT64_ORDER)
 
@@ -59,7 +59,7 @@ def test_color_statistics__a_small_spread_on_many_bright_pixels_is_not_cancelled
     assert std == pytest.approx((1 / 255,) * 3, rel=1e-9)  # two million terms
 
 
-def test_color_statistics__grey_pictures() -> None:
+def test_color_statistics__grey_images() -> None:
     grey = np.repeat(make_noise(3)[..., :1], 3, axis=2)
     mean, std = color_statistics([grey])
     assert len(set(mean)) == len(set(std)) == 1

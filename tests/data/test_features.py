@@ -13,7 +13,7 @@ from tests.trainer.make import Listener, make_class_folders, make_noise, make_pn
 from tl.data import array_cache
 from tl.data.array_cache import ArrayCache
 from tl.data.features import BATCH, FeatureSet, compute_missing, open_features, view_seed
-from tl.data.images import PictureStore
+from tl.data.images import ImageStore
 from tl.progress import Silent
 from tl.runtime.imaging.preprocessing import Recipe, build_recipe
 from tl.trainer.fit.augment import build_augment
@@ -29,7 +29,7 @@ def make_features(folder: Path) -> FeatureSet:
 
 
 class Counting:
-    """An embedder that shows what it was given: the pixels as float32, and how many pictures in each batch."""
+    """An embedder that shows what it was given: the pixels as float32, and how many images in each batch."""
 
     def __init__(self) -> None:
         self.batches: list[int] = []
@@ -41,21 +41,21 @@ class Counting:
 
 
 def compute(
-    features: FeatureSet, store: PictureStore, views: Sequence[int] = (0,), change: Any = None, seed: int = 0
+    features: FeatureSet, store: ImageStore, views: Sequence[int] = (0,), change: Any = None, seed: int = 0
 ) -> list[int]:
-    """Compute what is missing of all pictures; returns the sizes of the batches."""
+    """Compute what is missing of all images; returns the sizes of the batches."""
     embed = Counting()
-    places = features.missing(store, range(len(store.pictures)), views)
+    places = features.missing(store, range(len(store.images)), views)
     compute_missing(features, store, places, embed, change, seed, Silent())
     return embed.batches
 
 
-def by_name(features: FeatureSet, store: PictureStore, view: int) -> dict[str, NDArray[np.float32]]:
-    rows = features.get(store, range(len(store.pictures)), (view,))
-    return {picture.name.rsplit("/")[-1]: row for picture, row in zip(store.pictures, rows, strict=True)}
+def by_name(features: FeatureSet, store: ImageStore, view: int) -> dict[str, NDArray[np.float32]]:
+    rows = features.get(store, range(len(store.images)), (view,))
+    return {image.name.rsplit("/")[-1]: row for image, row in zip(store.images, rows, strict=True)}
 
 
-def test_compute_missing__the_clean_view_is_the_input_picture(tmp_path: Path, recipe: Recipe) -> None:
+def test_compute_missing__the_clean_view_is_the_input_image(tmp_path: Path, recipe: Recipe) -> None:
     store = make_store(make_class_folders(tmp_path / "d", 3, hw=(24, 30)), recipe)
     features = make_features(tmp_path / "c")
     compute(features, store, change=build_augment("flip", recipe))  # augmentation must not touch view 0
@@ -68,7 +68,7 @@ def test_compute_missing__each_content_once_and_never_again(tmp_path: Path, reci
     for i in range(3):  # copies under other names and labels
         make_png(data / "red" / f"copy{i}.png", make_noise(0, (40, 60, 190)))
     store = make_store(data, recipe)
-    assert (len(store.pictures), len(set(store.hashes))) == (9, 6)
+    assert (len(store.images), len(set(store.hashes))) == (9, 6)
     features = make_features(tmp_path / "c")
     assert compute(features, store) == [6]
     assert compute(features, store) == []
@@ -79,10 +79,10 @@ def test_compute_missing__each_content_once_and_never_again(tmp_path: Path, reci
 
 @pytest.mark.parametrize("count", [1, BATCH, BATCH + 1])
 @pytest.mark.parametrize("cache", ["ram", "none"])
-def test_compute_missing__every_row_belongs_to_its_picture(
+def test_compute_missing__every_row_belongs_to_its_image(
     tmp_path: Path, recipe: Recipe, count: int, cache: str
 ) -> None:
-    # With "none" pictures are decoded in threads, whose order must not show.
+    # With "none" images are decoded in threads, whose order must not show.
     for i in range(count):
         make_png(tmp_path / "d" / "a" / f"{i}.png", make_noise(i, hw=(20 + i % 7, 20)))
     store = make_store(tmp_path / "d", recipe, cache=cache)
@@ -117,7 +117,7 @@ def test_compute_missing__a_view_is_the_change_of_its_own_seed(tmp_path: Path, r
     np.testing.assert_array_equal(features.get(store, range(3), (2,)), np.stack(wanted).astype(np.float32))
 
 
-def test_compute_missing__views_stay_whatever_other_pictures_there_are(tmp_path: Path, recipe: Recipe) -> None:
+def test_compute_missing__views_stay_whatever_other_images_there_are(tmp_path: Path, recipe: Recipe) -> None:
     many = make_store(make_class_folders(tmp_path / "many", 4), recipe)
     # The first of each class alone, under other names, so in another order; decoded anew.
     for i, name in enumerate(("red", "green", "blue")):
@@ -136,7 +136,7 @@ def test_compute_missing__views_stay_whatever_other_pictures_there_are(tmp_path:
             np.testing.assert_array_equal(of_few.get(few, [i], (view,)), wanted)
 
 
-def test_get__all_pictures_in_view_order(tmp_path: Path, recipe: Recipe) -> None:
+def test_get__all_images_in_view_order(tmp_path: Path, recipe: Recipe) -> None:
     store = make_store(make_class_folders(tmp_path / "d", 1), recipe)
     features = make_features(tmp_path / "c")
     for i, digest in enumerate(store.hashes):
@@ -159,7 +159,7 @@ def test_missing__what_is_kept_is_left_out(tmp_path: Path, recipe: Recipe) -> No
     assert not features.has(store.hashes[0], (0,))
 
 
-def test_missing__changed_pixels_are_another_picture(tmp_path: Path, recipe: Recipe) -> None:
+def test_missing__changed_pixels_are_another_image(tmp_path: Path, recipe: Recipe) -> None:
     data = make_class_folders(tmp_path / "d", 2)
     features = make_features(tmp_path / "c")
     compute(features, make_store(data, recipe))
@@ -168,7 +168,7 @@ def test_missing__changed_pixels_are_another_picture(tmp_path: Path, recipe: Rec
     make_png(data / "blue" / "0.png", image)
     store = make_store(data, recipe)
     missing = features.missing(store, range(6), (0,))
-    assert [store.pictures[i].name for i, _ in missing] == ["blue/0.png"]
+    assert [store.images[i].name for i, _ in missing] == ["blue/0.png"]
     (data / "blue" / "1.png").rename(data / "red" / "renamed.png")  # its content is known by now
     assert len(features.missing(make_store(data, recipe), range(6), (0,))) == 1
 

@@ -12,9 +12,9 @@ from PIL import Image
 from torchvision import transforms
 
 from tests.trainer.make import Listener, make_noise, make_png, make_store
-from tl.data import images as pictures
-from tl.data.images import PictureStore, check_readable, load_pictures
-from tl.data.manifests import Picture
+from tl.data import images as images
+from tl.data.images import ImageStore, check_readable, load_images
+from tl.data.manifests import LabeledImage
 from tl.errors import DataError
 from tl.progress import Silent
 from tl.runtime.imaging.geometry import Region
@@ -26,16 +26,16 @@ SIZES_HW = [(256, 256), (300, 500), (500, 300), (257, 999), (101, 77), (40, 333)
 
 
 def torchvision_input(path: Path, resize: int, crop: int, interpolation: str) -> np.ndarray:
-    """What torchvision's ImageClassification preset does to a PIL picture before it becomes a tensor."""
+    """What torchvision's ImageClassification preset does to a PIL image before it becomes a tensor."""
     mode = transforms.InterpolationMode(interpolation)
     steps: list[Callable[[Image.Image], Image.Image]] = [
         transforms.Resize(resize, interpolation=mode, antialias=True),
         transforms.CenterCrop(crop),
     ]
-    picture = Image.open(path).convert("RGB")
+    image = Image.open(path).convert("RGB")
     for step in steps:
-        picture = step(picture)
-    return np.asarray(picture)
+        image = step(image)
+    return np.asarray(image)
 
 
 @pytest.mark.parametrize("hw", SIZES_HW)
@@ -71,12 +71,12 @@ def make_folder(root: Path) -> Path:
     return root
 
 
-def make_bad(root: Path) -> list[Picture]:
-    """One good picture and three bad ones: empty, cut short, and not there."""
+def make_bad(root: Path) -> list[LabeledImage]:
+    """One good image and three bad ones: empty, cut short, and not there."""
     make_png(root / "good.png", make_noise(0))
     (root / "empty.png").touch()
     (root / "cut.png").write_bytes((root / "good.png").read_bytes()[:400])
-    return [Picture(str(root / name), name, "a") for name in ("empty.png", "good.png", "cut.png", "gone.png")]
+    return [LabeledImage(str(root / name), name, "a") for name in ("empty.png", "good.png", "cut.png", "gone.png")]
 
 
 @pytest.fixture
@@ -86,16 +86,16 @@ def own_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path / "cache"
 
 
-def assert_same_pixels(left: PictureStore, right: PictureStore) -> None:
-    assert left.pictures == right.pictures
+def assert_same_pixels(left: ImageStore, right: ImageStore) -> None:
+    assert left.images == right.images
     assert left.hashes == right.hashes
-    for i in range(len(left.pictures)):
+    for i in range(len(left.images)):
         np.testing.assert_array_equal(left.working(i), right.working(i))
         np.testing.assert_array_equal(left.input(i), right.input(i))
 
 
 @pytest.mark.parametrize("mode", ["squash", "letterbox", "short_side"])
-def test_picture_store__kept_or_not_the_same_pixels(tmp_path: Path, own_cache: Path, mode: str) -> None:
+def test_image_store__kept_or_not_the_same_pixels(tmp_path: Path, own_cache: Path, mode: str) -> None:
     recipe = build_recipe((16, 16), mode)  # type: ignore[arg-type]
     root = make_folder(tmp_path / "d")
     stores = {cache: make_store(root, recipe, cache=cache) for cache in ("ram", "none", "disk")}
@@ -106,11 +106,11 @@ def test_picture_store__kept_or_not_the_same_pixels(tmp_path: Path, own_cache: P
     assert later.is_decoded
     for store in (stores["none"], stores["disk"], later):
         assert_same_pixels(stores["ram"], store)
-    for i, picture in enumerate(later.pictures):
-        np.testing.assert_array_equal(later.input(i), load_input(picture.path, recipe))
+    for i, image in enumerate(later.images):
+        np.testing.assert_array_equal(later.input(i), load_input(image.path, recipe))
 
 
-def test_load_pictures__a_later_run_decodes_nothing_that_is_on_disk(
+def test_load_images__a_later_run_decodes_nothing_that_is_on_disk(
     tmp_path: Path, own_cache: Path, recipe: Recipe, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     root = make_folder(tmp_path / "d")
@@ -120,7 +120,7 @@ def test_load_pictures__a_later_run_decodes_nothing_that_is_on_disk(
     later = make_store(root, recipe, cache="disk")
     assert decoded == ["new.png"]
     for name in ("a/exact.png", "a/wide.png", "b/tall.png"):
-        i, j = ([p.name for p in store.pictures].index(name) for store in (first, later))
+        i, j = ([p.name for p in store.images].index(name) for store in (first, later))
         np.testing.assert_array_equal(first.working(i), later.working(j))
     assert decoded == ["new.png"]
 
@@ -129,7 +129,7 @@ def decoded_names(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """Names of the files that are decoded from now on."""
     names: list[str] = []
     contents: dict[bytes, str] = {}
-    read_file = pictures._read_file
+    read_file = images._read_file
 
     def read(path: str) -> bytes:
         content = read_file(path)
@@ -140,8 +140,8 @@ def decoded_names(monkeypatch: pytest.MonkeyPatch) -> list[str]:
         names.append(contents[content])
         return load_working(content, recipe, region)
 
-    monkeypatch.setattr(pictures, "_read_file", read)
-    monkeypatch.setattr(pictures, "load_working", decode)
+    monkeypatch.setattr(images, "_read_file", read)
+    monkeypatch.setattr(images, "load_working", decode)
     return names
 
 
@@ -153,7 +153,7 @@ def decoded_names(monkeypatch: pytest.MonkeyPatch) -> list[str]:
         build_recipe((16, 16), "short_side", short_side=20, interpolation="bicubic"),
     ],
 )
-def test_load_pictures__another_recipe_shares_nothing_on_disk(
+def test_load_images__another_recipe_shares_nothing_on_disk(
     tmp_path: Path, own_cache: Path, recipe: Recipe, other: Recipe
 ) -> None:
     root = make_folder(tmp_path / "d")
@@ -161,7 +161,7 @@ def test_load_pictures__another_recipe_shares_nothing_on_disk(
     assert_same_pixels(make_store(root, other, cache="disk"), make_store(root, other, cache="none"))
 
 
-def test_load_pictures__a_changed_file_of_the_same_name_is_read_anew(
+def test_load_images__a_changed_file_of_the_same_name_is_read_anew(
     tmp_path: Path, own_cache: Path, recipe: Recipe
 ) -> None:
     root = make_folder(tmp_path / "d")
@@ -172,7 +172,7 @@ def test_load_pictures__a_changed_file_of_the_same_name_is_read_anew(
     assert_same_pixels(after, make_store(root, recipe, cache="none"))
 
 
-def test_load_pictures__damaged_files_on_disk_are_made_again(tmp_path: Path, own_cache: Path, recipe: Recipe) -> None:
+def test_load_images__damaged_files_on_disk_are_made_again(tmp_path: Path, own_cache: Path, recipe: Recipe) -> None:
     root = make_folder(tmp_path / "d")
     make_store(root, recipe, cache="disk")
     for path in own_cache.rglob("*.safetensors"):
@@ -180,26 +180,26 @@ def test_load_pictures__damaged_files_on_disk_are_made_again(tmp_path: Path, own
     assert_same_pixels(make_store(root, recipe, cache="disk"), make_store(root, recipe, cache="none"))
 
 
-def test_load_pictures__a_disk_that_takes_nothing_is_said_and_stops_nobody(
+def test_load_images__a_disk_that_takes_nothing_is_said_and_stops_nobody(
     tmp_path: Path, own_cache: Path, recipe: Recipe
 ) -> None:
     own_cache.touch()  # a file where the folder should be
     root = make_folder(tmp_path / "d")
-    pictures = [Picture(str(path), path.name, path.parent.name, "train") for path in sorted(root.rglob("*.png"))]
+    images = [LabeledImage(str(path), path.name, path.parent.name, "train") for path in sorted(root.rglob("*.png"))]
     listener = Listener()
-    store, bad = load_pictures(pictures, recipe, "disk", listener)
+    store, bad = load_images(images, recipe, "disk", listener)
     assert bad == []
-    assert [line.split(":")[0] for line in listener.lines] == ["pictures are not kept on disk"]
+    assert [line.split(":")[0] for line in listener.lines] == ["images are not kept on disk"]
     assert not store.is_decoded
-    np.testing.assert_array_equal(store.input(0), load_input(pictures[0].path, recipe))
+    np.testing.assert_array_equal(store.input(0), load_input(images[0].path, recipe))
 
 
-def test_load_pictures__auto_keeps_a_few_small_ones(tmp_path: Path, own_cache: Path, recipe: Recipe) -> None:
+def test_load_images__auto_keeps_a_few_small_ones(tmp_path: Path, own_cache: Path, recipe: Recipe) -> None:
     assert len(make_store(make_folder(tmp_path / "d"), recipe, cache="auto").kept) == 3
     assert not own_cache.exists()
 
 
-def test_load_pictures__auto_takes_the_rest_to_disk_where_memory_ends(
+def test_load_images__auto_takes_the_rest_to_disk_where_memory_ends(
     tmp_path: Path, own_cache: Path, recipe: Recipe, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     root = make_folder(tmp_path / "d")
@@ -214,23 +214,23 @@ def test_load_pictures__auto_takes_the_rest_to_disk_where_memory_ends(
 
 
 @pytest.mark.parametrize("free", [0, 1000])
-def test_load_pictures__auto_decodes_again_where_there_is_no_room(
+def test_load_images__auto_decodes_again_where_there_is_no_room(
     tmp_path: Path, own_cache: Path, recipe: Recipe, monkeypatch: pytest.MonkeyPatch, free: int
 ) -> None:
     monkeypatch.setattr("tl.data.images._memory_budget", lambda: 0.0)
-    monkeypatch.setattr("tl.data.images._free_disk_bytes", lambda: free)  # four times a picture is 4.8 kB and more
+    monkeypatch.setattr("tl.data.images._free_disk_bytes", lambda: free)  # four times an image is 4.8 kB and more
     store = make_store(make_folder(tmp_path / "d"), recipe, cache="auto")
     assert (store.kept, store.disk, store.is_decoded) == ({}, None, False)
     assert not own_cache.exists()
 
 
-def test_load_pictures__what_is_done_is_not_decoded_but_still_there(
+def test_load_images__what_is_done_is_not_decoded_but_still_there(
     tmp_path: Path, recipe: Recipe, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     whole = make_store(make_folder(tmp_path), recipe)
     decoded = decoded_names(monkeypatch)
     done = whole.hashes[1]
-    store, bad = load_pictures(whole.pictures, recipe, "ram", Silent(), is_done=lambda picture, digest: digest == done)
+    store, bad = load_images(whole.images, recipe, "ram", Silent(), is_done=lambda image, digest: digest == done)
     assert bad == []
     assert sorted(decoded) == ["exact.png", "tall.png"]
     assert sorted(store.kept) == [0, 2]
@@ -238,58 +238,58 @@ def test_load_pictures__what_is_done_is_not_decoded_but_still_there(
     assert decoded[2:] == ["wide.png"] * 2  # once for each time it was asked for
 
 
-def test_load_pictures__what_is_done_and_gone_is_still_bad(tmp_path: Path, recipe: Recipe) -> None:
-    store, bad = load_pictures(make_bad(tmp_path), recipe, "ram", Silent(), is_done=lambda picture, digest: True)
-    assert [picture.name for picture, _ in bad] == ["gone.png"]
-    assert len(store.pictures) == 3  # whatever else was done once, was readable then
+def test_load_images__what_is_done_and_gone_is_still_bad(tmp_path: Path, recipe: Recipe) -> None:
+    store, bad = load_images(make_bad(tmp_path), recipe, "ram", Silent(), is_done=lambda image, digest: True)
+    assert [image.name for image, _ in bad] == ["gone.png"]
+    assert len(store.images) == 3  # whatever else was done once, was readable then
 
 
-def test_load_pictures__hashes_are_of_the_files(tmp_path: Path, recipe: Recipe) -> None:
+def test_load_images__hashes_are_of_the_files(tmp_path: Path, recipe: Recipe) -> None:
     store = make_store(make_folder(tmp_path), recipe)
-    assert [p.name for p in store.pictures] == ["a/exact.png", "a/wide.png", "b/tall.png"]
-    assert store.hashes == tuple(hashlib.sha256(Path(p.path).read_bytes()).hexdigest() for p in store.pictures)
+    assert [p.name for p in store.images] == ["a/exact.png", "a/wide.png", "b/tall.png"]
+    assert store.hashes == tuple(hashlib.sha256(Path(p.path).read_bytes()).hexdigest() for p in store.images)
 
 
-def test_load_pictures__bad_ones_are_told_apart(tmp_path: Path, recipe: Recipe) -> None:
-    pictures = make_bad(tmp_path)
+def test_load_images__bad_ones_are_told_apart(tmp_path: Path, recipe: Recipe) -> None:
+    images = make_bad(tmp_path)
     for cache in ("ram", "none"):
-        store, bad = load_pictures(pictures, recipe, cache, Silent())  # type: ignore[arg-type]
-        assert [p.name for p in store.pictures] == ["good.png"]
+        store, bad = load_images(images, recipe, cache, Silent())  # type: ignore[arg-type]
+        assert [p.name for p in store.images] == ["good.png"]
         assert [p.name for p, _ in bad] == ["empty.png", "cut.png", "gone.png"]
         assert bad[0][1] == "empty file"
         assert bad[2][1] == "No such file or directory"
         np.testing.assert_array_equal(store.input(0), load_input(tmp_path / "good.png", recipe))
 
 
-def test_load_pictures__a_pipe_is_not_waited_for(tmp_path: Path, recipe: Recipe) -> None:
+def test_load_images__a_pipe_is_not_waited_for(tmp_path: Path, recipe: Recipe) -> None:
     os.mkfifo(tmp_path / "pipe.png")
     (tmp_path / "folder.png").mkdir()
-    pictures = [Picture(str(tmp_path / name), name, "a") for name in ("pipe.png", "folder.png")]
-    store, bad = load_pictures(pictures, recipe, "ram", Silent())
-    assert store.pictures == ()
+    images = [LabeledImage(str(tmp_path / name), name, "a") for name in ("pipe.png", "folder.png")]
+    store, bad = load_images(images, recipe, "ram", Silent())
+    assert store.images == ()
     assert [reason for _, reason in bad] == ["not a regular file"] * 2
 
 
-def test_load_pictures__reports_each_picture(tmp_path: Path, recipe: Recipe) -> None:
+def test_load_images__reports_each_image(tmp_path: Path, recipe: Recipe) -> None:
     listener = Listener()
-    load_pictures(make_bad(tmp_path), recipe, "ram", listener)
-    assert listener.tasks == ["reading pictures"]
+    load_images(make_bad(tmp_path), recipe, "ram", listener)
+    assert listener.tasks == ["reading images"]
 
 
-def test_picture_store__indices_of_a_split(tmp_path: Path, recipe: Recipe) -> None:
+def test_image_store__indices_of_a_split(tmp_path: Path, recipe: Recipe) -> None:
     make_folder(tmp_path)
     names = (("a/exact.png", "val"), ("a/wide.png", "train"), ("b/tall.png", "val"))
-    pictures = [Picture(str(tmp_path / name), name, "a", split) for name, split in names]
-    store, _ = load_pictures(pictures, recipe, "ram", Silent())
+    images = [LabeledImage(str(tmp_path / name), name, "a", split) for name, split in names]
+    store, _ = load_images(images, recipe, "ram", Silent())
     assert (store.indices("train"), store.indices("val"), store.indices("test")) == ([1], [0, 2], [])
 
 
 def test_check_readable__lists_all(tmp_path: Path, recipe: Recipe) -> None:
-    _, bad = load_pictures(make_bad(tmp_path), recipe, "ram", Silent())
+    _, bad = load_images(make_bad(tmp_path), recipe, "ram", Silent())
     with pytest.raises(DataError) as caught:
         check_readable(bad, "mend them")
     lines = str(caught.value).splitlines()
-    assert lines[0].startswith("3 pictures cannot be read")
+    assert lines[0].startswith("3 images cannot be read")
     assert "mend them" in lines[0]
     assert [line.split(":")[0].strip() for line in lines[1:]] == ["empty.png", "cut.png", "gone.png"]
 

@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.trainer.make import make_class_folders, make_manifest, make_pictures
-from tl.data.manifests import Picture, assign_splits, bind_class_names, class_ids, limit_per_class, read_pictures
+from tests.trainer.make import make_class_folders, make_images, make_manifest
+from tl.data.manifests import LabeledImage, assign_splits, bind_class_names, class_ids, limit_per_class, read_images
 from tl.errors import DataError
 
 GROUPED = ("path", "label", "split", "group")
@@ -16,266 +16,266 @@ GROUPED = ("path", "label", "split", "group")
 def refused(tmp_path: Path, rows: list[tuple[str, ...]], columns: tuple[str, ...] = ("path", "label")) -> str:
     manifest = make_manifest(tmp_path / "labels.csv", rows, columns)
     with pytest.raises(DataError) as caught:
-        read_pictures(manifest)
+        read_images(manifest)
     return str(caught.value)
 
 
-def test_read_pictures__class_folders(tmp_path: Path) -> None:
+def test_read_images__class_folders(tmp_path: Path) -> None:
     root = make_class_folders(tmp_path / "d", 2, ("b", "a"))
     (root / ".hidden").mkdir()
     (root / "a" / "notes.txt").touch()
     (root / "a" / "deep").mkdir()
     os.replace(root / "a" / "1.png", root / "a" / "deep" / "1.png")
-    assert read_pictures(root) == [
-        Picture(str(root / name), name, label)
+    assert read_images(root) == [
+        LabeledImage(str(root / name), name, label)
         for name, label in (("a/0.png", "a"), ("a/deep/1.png", "a"), ("b/0.png", "b"), ("b/1.png", "b"))
     ]
 
 
-def test_read_pictures__split_folders(tmp_path: Path) -> None:
+def test_read_images__split_folders(tmp_path: Path) -> None:
     for split, count in (("train", 3), ("val", 2), ("test", 1)):
         make_class_folders(tmp_path / "d" / split, count, ("a", "b"))
-    pictures = read_pictures(tmp_path / "d")
-    assert Counter((p.split, p.label) for p in pictures) == {
+    images = read_images(tmp_path / "d")
+    assert Counter((p.split, p.label) for p in images) == {
         (split, label): n for split, n in (("train", 3), ("val", 2), ("test", 1)) for label in ("a", "b")
     }
-    assert pictures[0].name == "train/a/0.png"
+    assert images[0].name == "train/a/0.png"
 
 
-def test_read_pictures__folder_beside_train(tmp_path: Path) -> None:
+def test_read_images__folder_beside_train(tmp_path: Path) -> None:
     for split in ("train", "valid"):
         make_class_folders(tmp_path / "d" / split, 1, ("a", "b"))
     with pytest.raises(DataError, match="folder 'valid' beside train/"):
-        read_pictures(tmp_path / "d")
+        read_images(tmp_path / "d")
 
 
-def test_read_pictures__manifest_with_split_and_group(tmp_path: Path) -> None:
+def test_read_images__manifest_with_split_and_group(tmp_path: Path) -> None:
     rows = [("x/1.png", "a", "train", "s1"), ("x/2.png", "b", " val ", "")]
     manifest = make_manifest(tmp_path / "labels.csv", rows, GROUPED)
-    assert read_pictures(manifest) == [
-        Picture(str(tmp_path / "x/1.png"), "x/1.png", "a", "train", "s1"),
-        Picture(str(tmp_path / "x/2.png"), "x/2.png", "b", "val", ""),
+    assert read_images(manifest) == [
+        LabeledImage(str(tmp_path / "x/1.png"), "x/1.png", "a", "train", "s1"),
+        LabeledImage(str(tmp_path / "x/2.png"), "x/2.png", "b", "val", ""),
     ]
 
 
-def test_read_pictures__another_split_column(tmp_path: Path) -> None:
+def test_read_images__another_split_column(tmp_path: Path) -> None:
     rows = [("1.png", "a", "train", "test"), ("2.png", "b", "val", "train")]
     manifest = make_manifest(tmp_path / "labels.csv", rows, ("path", "label", "split", "fold1"))
-    assert [p.split for p in read_pictures(manifest, "fold1")] == ["test", "train"]
+    assert [p.split for p in read_images(manifest, "fold1")] == ["test", "train"]
     with pytest.raises(DataError, match=r"has no column 'fold2' \(found: path, label, split, fold1\)"):
-        read_pictures(manifest, "fold2")
+        read_images(manifest, "fold2")
 
 
-def test_read_pictures__manifest_of_a_spreadsheet(tmp_path: Path) -> None:
+def test_read_images__manifest_of_a_spreadsheet(tmp_path: Path) -> None:
     (tmp_path / "1.png").touch()
     manifest = tmp_path / "labels.csv"
     manifest.write_bytes("\ufeffpath,label\r\n1.png,Käfer\r\n".encode())  # byte order mark and CRLF, as Excel writes
-    assert [p.label for p in read_pictures(manifest)] == ["Käfer"]
+    assert [p.label for p in read_images(manifest)] == ["Käfer"]
 
 
-def test_read_pictures__missing_files_are_counted_and_the_first_named(tmp_path: Path) -> None:
+def test_read_images__missing_files_are_counted_and_the_first_named(tmp_path: Path) -> None:
     manifest = make_manifest(tmp_path / "labels.csv", [("1.png", "a"), ("2.png", "b"), ("3.png", "b")])
     (tmp_path / "2.png").unlink()
     (tmp_path / "3.png").unlink()
-    with pytest.raises(DataError, match=r"labels.csv: 2 of 3 pictures do not exist, first 2.png \(paths count from"):
-        read_pictures(manifest)
+    with pytest.raises(DataError, match=r"labels.csv: 2 of 3 images do not exist, first 2.png \(paths count from"):
+        read_images(manifest)
 
 
-def test_read_pictures__duplicate_rows(tmp_path: Path) -> None:
+def test_read_images__duplicate_rows(tmp_path: Path) -> None:
     text = refused(tmp_path, [("1.png", "a"), ("2.png", "b"), ("1.png", "b")])
-    assert "1 pictures stand in several rows, first 1.png" in text
+    assert "1 images stand in several rows, first 1.png" in text
 
 
 @pytest.mark.parametrize("row", [("2.png", ""), ("", "b"), ("2.png",)])
-def test_read_pictures__empty_cell_names_the_row(tmp_path: Path, row: tuple[str, ...]) -> None:
+def test_read_images__empty_cell_names_the_row(tmp_path: Path, row: tuple[str, ...]) -> None:
     assert "labels.csv row 3: path and label must not be empty" in refused(tmp_path, [("1.png", "a"), row])
 
 
 @pytest.mark.parametrize("other", ["Worm", "worm ", "  worm"])
-def test_read_pictures__labels_that_differ_by_case_or_space(tmp_path: Path, other: str) -> None:
+def test_read_images__labels_that_differ_by_case_or_space(tmp_path: Path, other: str) -> None:
     assert "differ by case or spaces alone" in refused(tmp_path, [("1.png", "worm"), ("2.png", other)])
 
 
-def test_read_pictures__label_with_a_space_at_its_end(tmp_path: Path) -> None:
+def test_read_images__label_with_a_space_at_its_end(tmp_path: Path) -> None:
     assert "label 'fly ' of 2.png begins or ends with a space" in refused(tmp_path, [("1.png", "a"), ("2.png", "fly ")])
 
 
-def test_read_pictures__unknown_split_word(tmp_path: Path) -> None:
+def test_read_images__unknown_split_word(tmp_path: Path) -> None:
     rows = [("1.png", "a", "train", ""), ("2.png", "b", "valid", "")]
     assert "labels.csv row 3: split 'valid' is not one of train, val, test" in refused(tmp_path, rows, GROUPED)
 
 
-def test_read_pictures__missing_columns(tmp_path: Path) -> None:
+def test_read_images__missing_columns(tmp_path: Path) -> None:
     text = refused(tmp_path, [("1.png", "a")], ("file", "class"))
     assert "has no column path and label (found: file, class)" in text
 
 
 @pytest.mark.parametrize("content", [b"\x89PNG\r\n\x1a\n\xff\xfe\x00", b"", b"just words\n"])
-def test_read_pictures__not_a_manifest(tmp_path: Path, content: bytes) -> None:
+def test_read_images__not_a_manifest(tmp_path: Path, content: bytes) -> None:
     (tmp_path / "labels.csv").write_bytes(content)
     with pytest.raises(DataError, match=r"labels.csv: (not a readable CSV|has no column path)"):
-        read_pictures(tmp_path / "labels.csv")
+        read_images(tmp_path / "labels.csv")
 
 
-def test_read_pictures__empty_class_folder(tmp_path: Path) -> None:
+def test_read_images__empty_class_folder(tmp_path: Path) -> None:
     root = make_class_folders(tmp_path / "d", 1, ("a", "b"))
     (root / "c").mkdir()
-    with pytest.raises(DataError, match="c: a class folder without pictures: fill or remove it"):
-        read_pictures(root)
+    with pytest.raises(DataError, match="c: a class folder without images: fill or remove it"):
+        read_images(root)
 
 
-def test_read_pictures__nothing_there(tmp_path: Path) -> None:
+def test_read_images__nothing_there(tmp_path: Path) -> None:
     with pytest.raises(DataError, match="no such folder or CSV file"):
-        read_pictures(tmp_path / "none")
+        read_images(tmp_path / "none")
     with pytest.raises(DataError, match="has no class folders"):
-        read_pictures(tmp_path)
+        read_images(tmp_path)
 
 
 def test_bind_class_names__sorted_and_from_training_alone() -> None:
-    pictures = make_pictures(["b", "a"], "train") + make_pictures(["c"], "val")
-    assert bind_class_names(pictures) == ("a", "b")
+    images = make_images(["b", "a"], "train") + make_images(["c"], "val")
+    assert bind_class_names(images) == ("a", "b")
 
 
 def test_bind_class_names__one_class() -> None:
     with pytest.raises(DataError, match=r"has 1 class \(a\): at least two"):
-        bind_class_names(make_pictures(["a", "a"], "train"))
+        bind_class_names(make_images(["a", "a"], "train"))
 
 
 def test_class_ids__by_name() -> None:
-    assert class_ids(make_pictures(["b", "a", "b"]), ("a", "b")) == [1, 0, 1]
+    assert class_ids(make_images(["b", "a", "b"]), ("a", "b")) == [1, 0, 1]
 
 
 def test_class_ids__class_only_in_validation() -> None:
-    pictures = make_pictures(["worm", "fly"], "train") + make_pictures(["wrom"], "val")
+    images = make_images(["worm", "fly"], "train") + make_images(["wrom"], "val")
     with pytest.raises(DataError, match=r"class 'wrom' of 0.png \(nearest: 'worm'\)"):
-        class_ids(pictures, bind_class_names(pictures))
+        class_ids(images, bind_class_names(images))
 
 
 @pytest.mark.parametrize("fraction", [0.1, 0.2, 0.5])
 def test_assign_splits__stratified(fraction: float) -> None:
-    pictures = make_pictures(["a"] * 60 + ["b"] * 30 + ["c"] * 10)
-    assigned = assign_splits(pictures, fraction, seed=0)
+    images = make_images(["a"] * 60 + ["b"] * 30 + ["c"] * 10)
+    assigned = assign_splits(images, fraction, seed=0)
     held_out = Counter(p.label for p in assigned if p.split == "val")
     assert held_out == {"a": 60 * fraction, "b": 30 * fraction, "c": 10 * fraction}
-    assert [p.name for p in assigned] == [p.name for p in pictures]
+    assert [p.name for p in assigned] == [p.name for p in images]
     assert {p.split for p in assigned} == {"train", "val"}
 
 
 @pytest.mark.parametrize("counts", [(98, 2), (50, 2, 2), (2, 2), (500, 300, 3)])
 def test_assign_splits__every_class_on_both_sides(counts: tuple[int, ...]) -> None:
-    pictures = make_pictures([chr(97 + c) for c, count in enumerate(counts) for _ in range(count)])
-    assigned = assign_splits(pictures, 0.2, seed=0)
+    images = make_images([chr(97 + c) for c, count in enumerate(counts) for _ in range(count)])
+    assigned = assign_splits(images, 0.2, seed=0)
     for split in ("train", "val"):
-        assert {p.label for p in assigned if p.split == split} == {p.label for p in pictures}, split
+        assert {p.label for p in assigned if p.split == split} == {p.label for p in images}, split
 
 
 def test_assign_splits__depends_on_the_seed_alone() -> None:
-    pictures = make_pictures(["a", "b"] * 20)
-    assert assign_splits(pictures, 0.2, seed=1) == assign_splits(pictures, 0.2, seed=1)
-    assert assign_splits(pictures, 0.2, seed=1) != assign_splits(pictures, 0.2, seed=2)
+    images = make_images(["a", "b"] * 20)
+    assert assign_splits(images, 0.2, seed=1) == assign_splits(images, 0.2, seed=1)
+    assert assign_splits(images, 0.2, seed=1) != assign_splits(images, 0.2, seed=2)
 
 
 @pytest.mark.parametrize("seed", range(3))
 def test_assign_splits__groups_stay_on_one_side(seed: int) -> None:
     groups = [f"specimen {i // 4}" for i in range(80)]
-    assigned = assign_splits(make_pictures(["a", "b"] * 40, groups=groups), 0.2, seed)
+    assigned = assign_splits(make_images(["a", "b"] * 40, groups=groups), 0.2, seed)
     homes: dict[str, set[str]] = {}
-    for picture in assigned:
-        homes.setdefault(picture.group, set()).add(picture.split)
+    for image in assigned:
+        homes.setdefault(image.group, set()).add(image.split)
     assert all(len(splits) == 1 for splits in homes.values())
     assert sum(p.split == "val" for p in assigned) == 16  # a fifth of 80, in whole groups of 4
 
 
 @pytest.mark.parametrize("labels", [["a", "b"] * 4, ["a"] * 40 + ["b"] * 4])
-def test_assign_splits__fewer_pictures_in_a_class_than_folds(labels: list[str]) -> None:
+def test_assign_splits__fewer_images_in_a_class_than_folds(labels: list[str]) -> None:
     # Four of a class and five folds are no reason to stop, nor for scikit-learn's warning.
-    pictures = make_pictures(labels, groups=[str(i) for i in range(len(labels))])
-    assigned = assign_splits(pictures, 0.2, seed=0)
+    images = make_images(labels, groups=[str(i) for i in range(len(labels))])
+    assigned = assign_splits(images, 0.2, seed=0)
     assert {p.split for p in assigned} == {"train", "val"}
 
 
 def test_assign_splits__given_splits_stay() -> None:
-    pictures = make_pictures(["a", "b"], "train") + make_pictures(["a", "b"], "val")
-    assert assign_splits(pictures, 0.2, seed=0) == pictures
+    images = make_images(["a", "b"], "train") + make_images(["a", "b"], "val")
+    assert assign_splits(images, 0.2, seed=0) == images
 
 
 def test_assign_splits__validation_is_cut_from_training() -> None:
-    pictures = make_pictures(["a", "b"] * 10, "train") + make_pictures(["a"] * 4, "test")
-    assigned = assign_splits(pictures, 0.2, seed=0)
+    images = make_images(["a", "b"] * 10, "train") + make_images(["a"] * 4, "test")
+    assigned = assign_splits(images, 0.2, seed=0)
     assert Counter(p.split for p in assigned) == {"train": 16, "val": 4, "test": 4}
     assert all(p.split == "test" for p in assigned[20:])
 
 
 @pytest.mark.parametrize(
-    ("pictures", "reason"),
+    ("images", "reason"),
     [
-        (make_pictures(["a", "b"], "train") + make_pictures(["a"]), "no split, while other pictures have one"),
-        (make_pictures(["a", "b"], "val"), "no training split"),
-        (make_pictures(["a", "b"], "test"), "no training split"),
-        (make_pictures(["a", "a", "b"]), "class 'b' has one picture"),
-        (make_pictures(["a"] * 4, groups=["g"] * 4), "all pictures are of one group"),
+        (make_images(["a", "b"], "train") + make_images(["a"]), "no split, while other images have one"),
+        (make_images(["a", "b"], "val"), "no training split"),
+        (make_images(["a", "b"], "test"), "no training split"),
+        (make_images(["a", "a", "b"]), "class 'b' has one image"),
+        (make_images(["a"] * 4, groups=["g"] * 4), "all images are of one group"),
         (
-            make_pictures(["a"], "train", ["g"]) + make_pictures(["a"], "val", ["g"]),
-            "group 'g' has pictures in both train and val",
+            make_images(["a"], "train", ["g"]) + make_images(["a"], "val", ["g"]),
+            "group 'g' has images in both train and val",
         ),
     ],
 )
-def test_assign_splits__refusals(pictures: list[Picture], reason: str) -> None:
+def test_assign_splits__refusals(images: list[LabeledImage], reason: str) -> None:
     with pytest.raises(DataError, match=reason):
-        assign_splits(pictures, 0.2, seed=0)
+        assign_splits(images, 0.2, seed=0)
 
 
 @pytest.mark.parametrize("names", [("Train", "Val"), ("val", "test"), ("training", "validation")])
-def test_read_pictures__split_folders_by_other_names_are_no_classes(tmp_path: Path, names: tuple[str, str]) -> None:
+def test_read_images__split_folders_by_other_names_are_no_classes(tmp_path: Path, names: tuple[str, str]) -> None:
     for name in names:
         (tmp_path / name / "cat").mkdir(parents=True)
         (tmp_path / name / "cat" / "1.png").touch()
     with pytest.raises(DataError, match="looks like a split, not a class"):
-        read_pictures(tmp_path)
+        read_images(tmp_path)
 
 
-def test_read_pictures__says_what_it_passes_over(tmp_path: Path) -> None:
+def test_read_images__says_what_it_passes_over(tmp_path: Path) -> None:
     for name in ("a/1.png", "a/notes.txt", "a/.hidden.png", "b/2.png", "loose.png"):
         (tmp_path / name).parent.mkdir(exist_ok=True)
         (tmp_path / name).touch()
     said: list[str] = []
-    assert len(read_pictures(tmp_path, say=said.append)) == 2
-    assert "passed over 1 hidden files and 2 that are no pictures" in said[0]
+    assert len(read_images(tmp_path, say=said.append)) == 2
+    assert "passed over 1 hidden files and 2 that are no images" in said[0]
 
 
 def test_limit_per_class__keeps_as_many_of_each_and_every_other_split() -> None:
-    pictures = make_pictures(["a", "b", "a", "b", "a"] * 4, "train") + make_pictures(["a", "b", "b"], "val")
-    kept = limit_per_class(pictures, 3, seed=0)
+    images = make_images(["a", "b", "a", "b", "a"] * 4, "train") + make_images(["a", "b", "b"], "val")
+    kept = limit_per_class(images, 3, seed=0)
     assert Counter((p.split, p.label) for p in kept) == {
         ("train", "a"): 3,
         ("train", "b"): 3,
         ("val", "a"): 1,
         ("val", "b"): 2,
     }
-    places = [pictures.index(picture) for picture in kept]
+    places = [images.index(image) for image in kept]
     assert places == sorted(places)  # the order of the data set
 
 
 def test_limit_per_class__depends_on_the_seed_alone() -> None:
-    pictures = make_pictures(["a", "b"] * 20, "train")
-    assert limit_per_class(pictures, 4, seed=1) == limit_per_class(pictures, 4, seed=1)
-    assert limit_per_class(pictures, 4, seed=1) != limit_per_class(pictures, 4, seed=2)
+    images = make_images(["a", "b"] * 20, "train")
+    assert limit_per_class(images, 4, seed=1) == limit_per_class(images, 4, seed=1)
+    assert limit_per_class(images, 4, seed=1) != limit_per_class(images, 4, seed=2)
 
 
-def test_limit_per_class__more_pictures_of_a_class_are_a_superset() -> None:
+def test_limit_per_class__more_images_of_a_class_are_a_superset() -> None:
     # Learning curves compare like with like: what 2 a class have seen, 5 a class have seen too.
-    pictures = make_pictures(["Käfer", "b", "c"] * 10, "train")
-    few, more = (set(limit_per_class(pictures, count, seed=3)) for count in (2, 5))
+    images = make_images(["Käfer", "b", "c"] * 10, "train")
+    few, more = (set(limit_per_class(images, count, seed=3)) for count in (2, 5))
     assert few < more
 
 
 def test_limit_per_class__exactly_as_many_as_there_are() -> None:
-    pictures = make_pictures(["a", "b"], "train") + make_pictures(["a"], "test")
-    assert limit_per_class(pictures, 1, seed=0) == pictures
+    images = make_images(["a", "b"], "train") + make_images(["a"], "test")
+    assert limit_per_class(images, 1, seed=0) == images
 
 
 def test_limit_per_class__too_few_names_every_class() -> None:
-    pictures = make_pictures(["b", "Käfer", "b", "c", "c", "c"], "train") + make_pictures(["b"] * 9, "val")
+    images = make_images(["b", "Käfer", "b", "c", "c", "c"], "train") + make_images(["b"] * 9, "val")
     with pytest.raises(DataError) as caught:
-        limit_per_class(pictures, 3, seed=0)
-    assert str(caught.value) == "per_class 3: class 'Käfer' has 1, 'b' has 2 pictures to train on"
+        limit_per_class(images, 3, seed=0)
+    assert str(caught.value) == "per_class 3: class 'Käfer' has 1, 'b' has 2 images to train on"

@@ -60,7 +60,7 @@ def test_fit_temperature__makes_probabilities_as_sure_as_they_deserve() -> None:
     logits, true_ids = make_case(1, 5000, 4, 6.0)
     probabilities = softmax(logits, fit_temperature(logits, true_ids))
     accuracy = (probabilities.argmax(axis=1) == true_ids).mean()
-    # At the optimum nothing is left to gain by scaling; 5000 pictures leave a sampling error of about 0.7%.
+    # At the optimum nothing is left to gain by scaling; 5000 images leave a sampling error of about 0.7%.
     assert probabilities.max(axis=1).mean() == pytest.approx(accuracy, abs=0.02)
     assert softmax(logits).max(axis=1).mean() > accuracy + 0.1
 
@@ -69,7 +69,7 @@ def test_fit_temperature__makes_probabilities_as_sure_as_they_deserve() -> None:
 @pytest.mark.parametrize("classes", [2, 4])
 @pytest.mark.parametrize("margin", [0.05, 1.0, 40.0])
 def test_fit_temperature__all_right_is_not_certain(count: int, classes: int, margin: float) -> None:
-    # All pictures win by the same margin, so that the best answer is known: the target itself.
+    # All images win by the same margin, so that the best answer is known: the target itself.
     true_ids = np.arange(count) % classes
     logits = margin * np.eye(classes)[true_ids]
     confidence = softmax(logits, fit_temperature(logits, true_ids)).max(axis=1)

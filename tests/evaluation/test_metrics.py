@@ -94,7 +94,7 @@ def test_classification_metrics__confusion_as_scikit_learn(seed: int) -> None:
 
 
 @pytest.mark.parametrize("seed", range(4))
-def test_macro_f1__as_scikit_learn_over_classes_with_pictures(seed: int) -> None:
+def test_macro_f1__as_scikit_learn_over_classes_with_images(seed: int) -> None:
     rng = np.random.default_rng(seed)
     truth, decided = rng.integers(0, 5, 12), rng.integers(0, 7, 12)  # classes 5 and 6 are never true
     wanted = f1_score(truth, decided, average="macro", labels=np.unique(truth), zero_division=0)
@@ -124,7 +124,7 @@ def test_classification_metrics__bootstrap_of_accuracy_is_binomial() -> None:
     probabilities = np.eye(2, dtype=np.float32)[[0] * 70 + [1] * 30]
     scores = classification_metrics(truth, probabilities, ("a", "b"))
     assert scipy.stats.binom.ppf([0.025, 0.975], 100, 0.7).tolist() == [61, 79]
-    # Of 1000 draws, the quantiles' own error is about one picture.
+    # Of 1000 draws, the quantiles' own error is about one image.
     assert (scores["boot_low"], scores["boot_high"]) == pytest.approx((0.61, 0.79), abs=0.011)
 
 
@@ -136,7 +136,7 @@ def test_classification_metrics__bootstrap_is_the_same_every_time_and_holds_the_
 
 
 @pytest.mark.parametrize("right", [True, False])
-def test_classification_metrics__one_picture(right: bool) -> None:
+def test_classification_metrics__one_image(right: bool) -> None:
     scores = classification_metrics(np.array([0 if right else 1]), np.array([[0.75, 0.25]], np.float32), ("a", "b"))
     names = ("top1_accuracy", "macro_f1", "boot_low", "boot_high", "macro_f1_boot_low", "macro_f1_boot_high")
     assert [scores[name] for name in names] == [float(right)] * 6
@@ -177,8 +177,8 @@ def test_classification_metrics__top5_where_it_says_something(classes: int, ther
         assert scores["top5_accuracy"] == top_k_accuracy_score(truth, probabilities, k=5, labels=range(classes))
 
 
-def test_classification_metrics__no_pictures() -> None:
-    with pytest.raises(ValueError, match="no pictures"):
+def test_classification_metrics__no_images() -> None:
+    with pytest.raises(ValueError, match="no images"):
         classification_metrics(np.empty(0, np.int64), np.empty((0, 4), np.float32), NAMES)
 
 
@@ -224,7 +224,7 @@ def test_expected_calibration_error__certain_and_right_is_0_certain_and_wrong_is
     assert expected_calibration_error(np.zeros(5, bool), certain) == 1.0
 
 
-def test_expected_calibration_error__against_a_loop_over_pictures() -> None:
+def test_expected_calibration_error__against_a_loop_over_images() -> None:
     truth, probabilities = random_case(9, 200)
     confidence, correct = probabilities.max(axis=1), probabilities.argmax(axis=1) == truth
     bins: dict[int, list[tuple[bool, float]]] = {}

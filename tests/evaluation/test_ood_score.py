@@ -51,7 +51,7 @@ def test_fit_unknown__tells_others_and_keeps_its_false_alarms() -> None:
     scores = score.scores(np.concatenate([new, strange]))
     assert roc_auc_score([0] * 1000 + [1] * 1000, scores) > 0.95
     assert facts.false_alarm <= 0.05
-    # 5% are promised; 200 held-out and 1,000 new pictures know it to some points.
+    # 5% are promised; 200 held-out and 1,000 new images know it to some points.
     assert 0.01 < (scores[:1000] > facts.limit).mean() < 0.1
 
 
@@ -78,13 +78,13 @@ def test_unknown_score__the_module_computes_the_same() -> None:
 
 def test_fit_unknown__too_little_to_go_by() -> None:
     known = fitted()
-    assert fit_unknown(known, 4, 0.05) is None  # a class without pictures
+    assert fit_unknown(known, 4, 0.05) is None  # a class without images
     assert fit_unknown(Known(known.embeddings, known.class_ids, known.held_out[:0]), 3, 0.05) is None
     wide = np.zeros((6, 9000), np.float32)
     assert fit_unknown(Known(wide, np.arange(6) % 3, wide), 3, 0.05) is None
 
 
-def test_fit_unknown__few_held_out_pictures_alarm_for_none_of_them() -> None:
+def test_fit_unknown__few_held_out_images_alarm_for_none_of_them() -> None:
     known = fitted()
     few = Known(known.embeddings, known.class_ids, known.held_out[:5])
     _, facts = fit_unknown(few, 3, 0.05) or pytest.fail("not fitted")

@@ -54,7 +54,7 @@ def test_select_members__one_member_is_that_member() -> None:
     assert select_members(members, truth).tolist() == [1.0]
 
 
-def test_held_out_votes__no_picture_is_judged_by_weights_that_it_chose() -> None:
+def test_held_out_votes__no_image_is_judged_by_weights_that_it_chose() -> None:
     members, truth = make_members((2.0, 1.0), count=53)
     seen: list[set[bytes]] = []
 
@@ -70,7 +70,7 @@ def test_held_out_votes__no_picture_is_judged_by_weights_that_it_chose() -> None
 
 
 def test_held_out_votes__do_not_flatter_a_crowd() -> None:
-    # Thirty members that know nothing: what is chosen by 60 pictures looks better on them than on others.
+    # Thirty members that know nothing: what is chosen by 60 images looks better on them than on others.
     members, truth = make_members((0.0,) * 30, count=60)
     chosen = np.einsum("nmc,m->nc", members, select_members(members, truth))
     assert log_loss(chosen, truth) < log_loss(held_out_votes(members, truth, select_members), truth)

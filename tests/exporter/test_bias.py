@@ -7,7 +7,7 @@ import onnx
 import pytest
 from onnx import TensorProto, helper, numpy_helper
 
-from tests.runtime.pictures import noise
+from tests.runtime.images import noise
 from tl.exporter.quantization import correct_biases
 
 

@@ -17,7 +17,7 @@ import torch
 from PIL import Image
 
 from tests.trainer.make import Listener, make_config, make_noise, make_png, plain_text, read_rows, train_here
-from tl.data.manifests import Picture
+from tl.data.manifests import LabeledImage
 from tl.errors import ConfigError, DataError, ParityError, RunError, TlError
 from tl.exporter.export import Exported, _export, export_pretrained, export_run, spread
 from tl.exporter.export_source import Further, Subject
@@ -76,7 +76,7 @@ def test_export_run__contract_fields(exported: Exported, finished_run: Run) -> N
     assert (contract.golden.source, len(contract.golden.samples)) == ("validation", 4)
 
 
-def test_export_run__what_held_out_pictures_say(exported: Exported, finished_run: Run) -> None:
+def test_export_run__what_held_out_images_say(exported: Exported, finished_run: Run) -> None:
     rows = read_rows(finished_run.folder / "predictions_val.csv")
     conformal, unknown = exported.contract.conformal, exported.contract.unknown
     assert conformal is not None
@@ -91,14 +91,14 @@ def test_export_run__what_held_out_pictures_say(exported: Exported, finished_run
     assert (unknown.images, unknown.held_out) == (30, len(rows))
     result = load(exported.path, device="cpu", caution=Caution(coverage=0.5, reject_unknown=True))
     with result as predictor:
-        near = predictor.predict(finished_run.picture_paths("train")[0])
+        near = predictor.predict(finished_run.image_paths("train")[0])
         far = predictor.predict(np.full((40, 40, 3), 255, np.uint8))
     assert near.unknown_score < unknown.limit < far.unknown_score
     assert (near.label, far.label) == (near.class_set[0], "?")
 
 
 def test_export_run__class_activation_maps(finished_run: Run, photos: Path, tmp_path: Path) -> None:
-    """The mean of a map is the picture's logit, so that maps and probabilities tell the same."""
+    """The mean of a map is the image's logit, so that maps and probabilities tell the same."""
     with pytest.raises(ConfigError, match="this run has head mlp with pooling gap on smallcnn"):
         export_run(finished_run, tmp_path / "m.onnx", Silent(), further=Further(cam=True))
     weights = str(finished_run.folder)
@@ -117,10 +117,10 @@ def test_export_run__class_activation_maps(finished_run: Run, photos: Path, tmp_
     strict = export_run(run, tmp_path / "strict.onnx", Silent(), further=Further(false_alarm=0.01)).contract.unknown
     assert done.contract.unknown is not None
     assert strict is not None
-    assert done.contract.unknown.limit < strict.limit  # fewer of the validation pictures may be called unknown
+    assert done.contract.unknown.limit < strict.limit  # fewer of the validation images may be called unknown
 
 
-def test_export_run__without_training_pictures(finished_run: Run, tmp_path: Path) -> None:
+def test_export_run__without_training_images(finished_run: Run, tmp_path: Path) -> None:
     plain = export_run(finished_run, tmp_path / "m.onnx", Silent(), further=Further(unknown=False)).contract
     assert (plain.unknown, plain.outputs) == (None, ("probabilities", "embedding"))
 
@@ -162,11 +162,11 @@ def test_export_run__nothing_private_leaks(exported: Exported, finished_run: Run
     assert list(exported.path.parent.iterdir()) == [exported.path]
 
 
-def test_export_run__golden_samples_are_validation_pictures(exported: Exported, finished_run: Run) -> None:
-    inputs = {load_input(path, exported.contract.recipe).tobytes() for path in finished_run.picture_paths("val")}
+def test_export_run__golden_samples_are_validation_images(exported: Exported, finished_run: Run) -> None:
+    inputs = {load_input(path, exported.contract.recipe).tobytes() for path in finished_run.image_paths("val")}
     for sample in exported.contract.golden.samples:
-        with Image.open(BytesIO(base64.b64decode(sample.png))) as picture:
-            assert np.asarray(picture).tobytes() in inputs
+        with Image.open(BytesIO(base64.b64decode(sample.png))) as image:
+            assert np.asarray(image).tobytes() in inputs
 
 
 def test_export_run__predictions_are_those_of_the_run(exported: Exported, finished_run: Run, photos: Path) -> None:
@@ -185,8 +185,8 @@ def test_export_run__synthetic_golden_embeds_no_photo(finished_run: Run, tmp_pat
     wanted = [image.tobytes() for image in synthetic_inputs((32, 32))]
     found = []
     for sample in done.contract.golden.samples:
-        with Image.open(BytesIO(base64.b64decode(sample.png))) as picture:
-            found.append(np.asarray(picture).tobytes())
+        with Image.open(BytesIO(base64.b64decode(sample.png))) as opened:
+            found.append(np.asarray(opened).tobytes())
     assert sorted(found) == sorted(wanted)
     run_selftest(done.path, device="cpu", threads=1)
 
@@ -197,7 +197,7 @@ def test_export_run__further_parity_images(finished_run: Run, tmp_path: Path) ->
     listener = Listener()
     done = export_run(finished_run, tmp_path / "m.onnx", listener, parity_images=[tmp_path / "odd"])
     assert done.contract.parity.images == 6 + 3
-    assert listener.tasks[-2:] == ["reading pictures", "exporting"]
+    assert listener.tasks[-2:] == ["reading images", "exporting"]
 
 
 def test_export__a_module_that_differs_from_its_graph_leaves_no_file(
@@ -215,15 +215,15 @@ def test_export__a_module_that_differs_from_its_graph_leaves_no_file(
     subject = Subject(
         Fickle(network, 1.0), ("probabilities", "embedding"), card.class_names, card.recipe, contract.provenance
     )
-    pictures = [Picture(str(path), path.name, "") for path in sorted(photos.rglob("*.png"))[:4]]
+    labeled = [LabeledImage(str(path), path.name, "") for path in sorted(photos.rglob("*.png"))[:4]]
     out = tmp_path / "out" / "m.onnx"
-    with pytest.raises(ParityError, match="parity failed on 4 pictures"):
-        _export(subject, out, pictures, [], "validation", Silent())
+    with pytest.raises(ParityError, match="parity failed on 4 images"):
+        _export(subject, out, labeled, [], "validation", Silent())
     assert list(out.parent.iterdir()) == []
 
 
 def moved_run(finished_run: Run, photos: Path, tmp_path: Path) -> Run:
-    """A copy of the run and of its pictures."""
+    """A copy of the run and of its images."""
     shutil.copytree(photos, tmp_path / "photos")
     shutil.copytree(finished_run.folder, tmp_path / "run")
     run = Run(tmp_path / "run")
@@ -233,16 +233,16 @@ def moved_run(finished_run: Run, photos: Path, tmp_path: Path) -> Run:
     return run
 
 
-def test_export_run__pictures_gone(finished_run: Run, photos: Path, tmp_path: Path) -> None:
+def test_export_run__images_gone(finished_run: Run, photos: Path, tmp_path: Path) -> None:
     run = moved_run(finished_run, photos, tmp_path)
-    for path in run.picture_paths("val"):
+    for path in run.image_paths("val"):
         Path(path).unlink()
-    with pytest.raises(DataError, match=r"the run's validation pictures are gone.*--parity-images"):
+    with pytest.raises(DataError, match=r"the run's validation images are gone.*--parity-images"):
         export_run(run, tmp_path / "m.onnx", Silent())
     assert not (tmp_path / "m.onnx").exists()
 
 
-def test_export_run__pictures_gone_but_others_given(finished_run: Run, photos: Path, tmp_path: Path) -> None:
+def test_export_run__images_gone_but_others_given(finished_run: Run, photos: Path, tmp_path: Path) -> None:
     run = moved_run(finished_run, photos, tmp_path)
     shutil.rmtree(tmp_path / "photos")
     done = export_run(run, tmp_path / "m.onnx", Silent(), parity_images=[photos / "red"])
@@ -261,7 +261,7 @@ def test_export_run__altered_predictions_are_refused(finished_run: Run, photos: 
     run = moved_run(finished_run, photos, tmp_path)
 
     def shift(rows: list[list[str]]) -> None:
-        rows[4][-1] = f"{(float(rows[4][-1]) + 0.5) % 1:.6g}"  # one probability of one picture
+        rows[4][-1] = f"{(float(rows[4][-1]) + 0.5) % 1:.6g}"  # one probability of one image
 
     edit_predictions(run, shift)
     with pytest.raises(ParityError, match=r"predictions_val.csv and its network differ by 0.5 .*no file was written"):
@@ -269,17 +269,17 @@ def test_export_run__altered_predictions_are_refused(finished_run: Run, photos: 
     assert list((tmp_path / "out").iterdir()) == []
 
 
-def test_export_run__an_altered_picture_is_refused(finished_run: Run, photos: Path, tmp_path: Path) -> None:
+def test_export_run__an_altered_image_is_refused(finished_run: Run, photos: Path, tmp_path: Path) -> None:
     run = moved_run(finished_run, photos, tmp_path)
-    make_png(Path(run.picture_paths("val")[2]), make_noise(7, (255, 255, 255)))
-    with pytest.raises(ParityError, match="the run or a picture was changed; train again"):
+    make_png(Path(run.image_paths("val")[2]), make_noise(7, (255, 255, 255)))
+    with pytest.raises(ParityError, match="the run or an image was changed; train again"):
         export_run(run, tmp_path / "m.onnx", Silent())
 
 
 @pytest.mark.parametrize(
     ("edit", "message"),
     [
-        (lambda rows: rows.pop(), "has 5 rows for 6 validation pictures of the manifest"),
+        (lambda rows: rows.pop(), "has 5 rows for 6 validation images of the manifest"),
         (lambda rows: rows[2].pop(), "predictions_val.csv: cannot be read"),
         (lambda rows: rows[2].__setitem__(-1, "much"), "predictions_val.csv: cannot be read .*'much'"),
         (lambda rows: rows[2].append("1"), "predictions_val.csv: cannot be read"),
@@ -306,9 +306,9 @@ def test_export_run__without_predictions_asks_whether_training_finished(
         export_run(run, tmp_path / "m.onnx", Silent())
 
 
-def test_export_run__a_damaged_picture_is_named(finished_run: Run, photos: Path, tmp_path: Path) -> None:
+def test_export_run__a_damaged_image_is_named(finished_run: Run, photos: Path, tmp_path: Path) -> None:
     run = moved_run(finished_run, photos, tmp_path)
-    path = Path(run.picture_paths("val")[0])
+    path = Path(run.image_paths("val")[0])
     path.write_bytes(b"")
     with pytest.raises(DataError, match=f"{path.name}: empty file"):
         export_run(run, tmp_path / "m.onnx", Silent())

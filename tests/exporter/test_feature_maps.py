@@ -10,7 +10,7 @@ from onnx import TensorProto, helper, numpy_helper
 from PIL import Image
 
 from tests.models import make_model
-from tests.runtime.pictures import noise
+from tests.runtime.images import noise
 from tl.errors import ConfigError, ModelFileError
 from tl.exporter.export import Exported
 from tl.exporter.feature_maps import choose_activation, first_filters, list_activations, run_activation

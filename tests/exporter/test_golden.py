@@ -15,7 +15,7 @@ def one_hot(*labels: int) -> np.ndarray:
 
 
 def numbered(count: int) -> np.ndarray:
-    """Picture i is i everywhere."""
+    """Image i is i everywhere."""
     return np.arange(count, dtype=np.uint8)[:, None, None, None] * np.ones((1, 5, 7, 3), np.uint8)
 
 
@@ -23,9 +23,9 @@ def chosen(labels: tuple[int, ...]) -> list[int]:
     golden = build_golden("validation", numbered(len(labels)), one_hot(*labels))
     places = []
     for sample in golden.samples:
-        with Image.open(BytesIO(base64.b64decode(sample.png))) as picture:
-            assert (picture.format, picture.mode, picture.size) == ("PNG", "RGB", (7, 5))
-            places.append(int(np.asarray(picture)[0, 0, 0]))
+        with Image.open(BytesIO(base64.b64decode(sample.png))) as image:
+            assert (image.format, image.mode, image.size) == ("PNG", "RGB", (7, 5))
+            places.append(int(np.asarray(image)[0, 0, 0]))
     return places
 
 
@@ -49,8 +49,8 @@ def test_build_golden__pixels_and_probabilities_are_exact() -> None:
     golden = build_golden("validation", inputs, probabilities)
     found = {sample.expected: sample.png for sample in golden.samples}
     for image, row in zip(inputs, probabilities, strict=True):
-        with Image.open(BytesIO(base64.b64decode(found[tuple(map(float, row))]))) as picture:
-            np.testing.assert_array_equal(np.asarray(picture), image)
+        with Image.open(BytesIO(base64.b64decode(found[tuple(map(float, row))]))) as opened:
+            np.testing.assert_array_equal(np.asarray(opened), image)
 
 
 @pytest.mark.parametrize("source", ["validation", "synthetic"])
@@ -76,10 +76,10 @@ def test_synthetic_inputs__the_same_everywhere_smooth_and_distinct() -> None:
     steps = np.abs(np.diff(images.astype(int), axis=1)).max()
     # |d/dy| of 255 * (0.5 + 0.5 sin(k (3x + cy) + c)) is at most 127.5 * 4 * 2 / 64 a pixel, plus 1 of rounding.
     assert steps <= 127.5 * 4 * 2 / 64 + 1
-    assert images.std() > 30  # no blank pictures
+    assert images.std() > 30  # no blank images
 
 
 def test_synthetic_inputs__by_hand() -> None:
-    # Top left of every picture: sin(c) for channels c = 0, 1, 2.
+    # Top left of every image: sin(c) for channels c = 0, 1, 2.
     wanted = [int(255 * (0.5 + 0.5 * np.sin(c))) for c in range(3)]
     assert synthetic_inputs((16, 16))[:, 0, 0].tolist() == [wanted] * NUM_SAMPLES

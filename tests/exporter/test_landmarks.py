@@ -43,7 +43,7 @@ def test_export_run__finds_what_training_found(run: Run, tmp_path: Path) -> None
     with tl.runtime.load_landmarks(done.path, device="cpu") as model:
         for path, points in claimed.items():
             np.testing.assert_allclose(model.predict(path).keypoints_xy, points, atol=0.05)
-    assert tl.runtime.run_selftest(done.path, device="cpu").samples == 2  # a fifth of ten pictures
+    assert tl.runtime.run_selftest(done.path, device="cpu").samples == 2  # a fifth of ten images
 
 
 def test_export_run__of_crops(tmp_path: Path) -> None:
@@ -51,7 +51,7 @@ def test_export_run__of_crops(tmp_path: Path) -> None:
     done = export_run(run, tmp_path / "m.onnx", Silent())
     assert done.contract.landmarks is not None
     assert (done.contract.landmarks.region, done.contract.landmarks.region_margin) == ("points", 0.2)
-    with pytest.raises(ConfigError, match="this model looks at a part of each picture"):
+    with pytest.raises(ConfigError, match="this model looks at a part of each image"):
         export_run(run, tmp_path / "n.onnx", Silent(), parity_images=[tmp_path / "data" / "images"])
 
 

@@ -71,7 +71,7 @@ def test_check_parity__measures_the_difference(session: Session, paths: list[Pat
 def test_check_parity__another_function_is_refused(
     session: Session, paths: list[Path], inputs: NDArray[np.uint8], module: nn.Module
 ) -> None:
-    with pytest.raises(ParityError, match=r"parity failed on 11 pictures .*output probabilities differs by"):
+    with pytest.raises(ParityError, match=r"parity failed on 11 images .*output probabilities differs by"):
         check_parity(module, session, paths, inputs, ["probabilities"])
 
 
@@ -107,16 +107,16 @@ def test_check_parity__another_preprocessing_is_refused(
     assert "output probabilities" not in str(caught.value)
 
 
-def test_check_parity__a_picture_that_the_runtime_cannot_read(
+def test_check_parity__a_image_that_the_runtime_cannot_read(
     session: Session, paths: list[Path], inputs: NDArray[np.uint8]
 ) -> None:
     paths[3].write_bytes(b"")
-    with pytest.raises(ParityError, match=r"3.png: the trainer read this picture, the runtime did not: empty file"):
+    with pytest.raises(ParityError, match=r"3.png: the trainer read this image, the runtime did not: empty file"):
         check_parity(Color(), session, paths, inputs, ["probabilities"])
 
 
-def test_check_parity__no_pictures(session: Session) -> None:
-    with pytest.raises(ParityError, match="no pictures to check parity on"):
+def test_check_parity__no_images(session: Session) -> None:
+    with pytest.raises(ParityError, match="no images to check parity on"):
         check_parity(Color(), session, [], np.empty((0, 8, 8, 3), np.uint8), ["probabilities"])
 
 

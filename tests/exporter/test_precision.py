@@ -29,7 +29,7 @@ from tl.trainer.run_folder.run import Run
 
 ROOT = Path(__file__).resolve().parents[2]
 # Kept whether or not it is faster: that depends on the machine.
-INT8 = Lowering("int8", calibration_pictures=9, device="cpu", keep_slower=True)
+INT8 = Lowering("int8", calibration_images=9, device="cpu", keep_slower=True)
 FP16 = Lowering("fp16", device="cpu", keep_slower=True)
 
 FOUND = Quantisation(
@@ -149,7 +149,7 @@ def test_export_lowered__the_same_seed_gives_the_same_graph(
     made = [export_lowered(finished_run, tmp_path / f"{i}.onnx", Silent(), INT8).path for i in range(2)]
     assert onnx.load(made[0]).graph == onnx.load(made[1]).graph
     other = export_lowered(finished_run, tmp_path / "other.onnx", Silent(), dataclasses.replace(INT8, seed=7))
-    assert onnx.load(other.path).graph != onnx.load(made[0]).graph  # other pictures, other ranges
+    assert onnx.load(other.path).graph != onnx.load(made[0]).graph  # other images, other ranges
 
 
 def test_export_lowered__too_little_agreement_leaves_no_file(finished_run: Run, tmp_path: Path) -> None:
@@ -178,12 +178,12 @@ def test_export_lowered__refusals_before_any_work(finished_run: Run, photos: Pat
     with pytest.raises(ConfigError, match=r"model.txt: a model file's name ends in .onnx"):
         export_lowered(finished_run, tmp_path / "model.txt", Silent(), INT8)
     run = moved_run(finished_run, photos, tmp_path)
-    for path in run.picture_paths("train"):
+    for path in run.image_paths("train"):
         Path(path).unlink()
-    with pytest.raises(DataError, match="training pictures are gone, and int8 measures its ranges on them"):
+    with pytest.raises(DataError, match="training images are gone, and int8 measures its ranges on them"):
         export_lowered(run, tmp_path / "m.onnx", Silent(), INT8)
     shutil.rmtree(tmp_path / "photos")
-    with pytest.raises(DataError, match="validation pictures are gone, and lower precision is judged on them"):
+    with pytest.raises(DataError, match="validation images are gone, and lower precision is judged on them"):
         export_lowered(run, tmp_path / "m.onnx", Silent(), FP16)
     assert not (tmp_path / "m.onnx").exists()
 
@@ -208,10 +208,10 @@ def test_fault__both_numbers_and_the_cure_in_one_line() -> None:
     assert fault(plain, top1_agreement=0.99) is None
     far = fault(plain, top1_agreement=0.9875)
     assert far == (
-        "int8 was refused: top-1 agreement with fp32 98.8% (395 of 400 validation pictures: at least 97.1% with 95% "
+        "int8 was refused: top-1 agreement with fp32 98.8% (395 of 400 validation images: at least 97.1% with 95% "
         "confidence; max |dp| 0.2), speed 1.50 x fp32 (1.25 to 1.75 in 11 rounds) on CPUExecutionProvider "
         "(Pocket calculator); needed is 99.0% agreement; no file was written; "
-        "try --precision fp16, more --calibration-pictures than 100, "
+        "try --precision fp16, more --calibration-images than 100, "
         "a lower --min-agreement"
     )
     slow = fault(plain, kept_slower=True, speedup=0.5)
@@ -229,7 +229,7 @@ def test_fault__keep_slower_forgives_speed_alone() -> None:
     assert fault(kept, kept_slower=True) is None
     far = fault(kept, kept_slower=True, top1_agreement=0.5)
     assert far is not None
-    assert "--calibration-pictures" not in far  # fp16 has none
+    assert "--calibration-images" not in far  # fp16 has none
     assert "fp16" not in far.partition("try")[2]
 
 
@@ -239,7 +239,7 @@ def test_fault__numbers_that_are_none_are_never_close() -> None:
 
 def test_describe__says_what_the_figures_rest_on() -> None:
     text = describe(dataclasses.replace(FOUND, images=6, top1_agreement=1.0))
-    assert "100.0% (6 of 6 validation pictures: at least 61.0% with 95% confidence;" in text
+    assert "100.0% (6 of 6 validation images: at least 61.0% with 95% confidence;" in text
 
 
 def test_quantisation__survives_the_contracts_json(int8: Exported) -> None:

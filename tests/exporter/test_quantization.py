@@ -33,7 +33,7 @@ def run(model: onnx.ModelProto, folder: Path) -> list[np.ndarray]:
     together = session.run(IMAGES, ["probabilities", "embedding"])
     alone = session.run(IMAGES[:1], ["probabilities", "embedding"])
     for one, many in zip(alone, together, strict=True):
-        # One picture may be rounded otherwise in a batch, by a step of the last layers' numbers.
+        # One image may be rounded otherwise in a batch, by a step of the last layers' numbers.
         np.testing.assert_allclose(one[0], many[0], rtol=0.05, atol=1e-2)
     return together
 
@@ -49,7 +49,7 @@ def assert_fit_to_publish(model: onnx.ModelProto) -> None:
         assert word not in content, word
     images, probabilities = model.graph.input[0].type.tensor_type, model.graph.output[0].type.tensor_type
     assert (images.elem_type, probabilities.elem_type) == (TensorProto.UINT8, TensorProto.FLOAT)
-    assert images.shape.dim[0].dim_param  # any number of pictures
+    assert images.shape.dim[0].dim_param  # any number of images
 
 
 def test_to_fp16__half_inside_and_the_same_outside(exported: Exported, tmp_path: Path) -> None:

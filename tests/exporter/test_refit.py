@@ -85,7 +85,7 @@ def test_refit__the_trunk_keeps_its_bytes(refitted: Refitted, exported: Exported
 
 
 def test_refit__is_scikit_learns_head(exported: Exported, photos: Path, tmp_path: Path) -> None:
-    """Of the old file's embeddings of the training pictures, by hand; divided by the temperature."""
+    """Of the old file's embeddings of the training images, by hand; divided by the temperature."""
     rows = [("path", "label", "split")]
     files = sorted(photos.rglob("*.png"))
     rows += [(str(path), path.parent.name, "val" if i % 4 == 0 else "train") for i, path in enumerate(files)]
@@ -136,7 +136,7 @@ def test_refit__tells_strangers(refitted: Refitted) -> None:
 
 def test_refit__again(refitted: Refitted, photos: Path, tmp_path: Path) -> None:
     """A refitted file is a model file like others; leaving a class out has to be said."""
-    with pytest.raises(DataError, match=r"no training pictures of 'violet', which the model knows.*--drop"):
+    with pytest.raises(DataError, match=r"no training images of 'violet', which the model knows.*--drop"):
         refit(refitted.path, [photos], tmp_path / "m.onnx", Silent(), RefitOptions())
     assert list(tmp_path.iterdir()) == []
     options = RefitOptions(drop=True, head="svm", golden="synthetic")
@@ -218,8 +218,8 @@ def test_refit__a_group_in_two_data_sets_stays_on_one_side(exported: Exported, p
     for half in (0, 1):
         rows = [f"{path},{path.parent.name},bug{i // 2 % 9}\n" for i, path in enumerate(files) if i % 2 == half]
         (tmp_path / f"{half}.csv").write_text("path,label,group\n" + "".join(rows), encoding="utf-8")
-    pictures = read_labelled([tmp_path / "0.csv", tmp_path / "1.csv"], RefitOptions(), Silent())
-    sides = {group: {p.split for p in pictures if p.group == group} for group in {p.group for p in pictures}}
+    images = read_labelled([tmp_path / "0.csv", tmp_path / "1.csv"], RefitOptions(), Silent())
+    sides = {group: {p.split for p in images if p.group == group} for group in {p.group for p in images}}
     assert len(sides) == 9
     assert all(len(splits) == 1 for splits in sides.values())
     held = "".join(f"{path},{path.parent.name},bug0,val\n" for path in files[:2])
@@ -229,12 +229,12 @@ def test_refit__a_group_in_two_data_sets_stays_on_one_side(exported: Exported, p
         refit(exported.path, data, tmp_path / "m.onnx", Silent(), RefitOptions())
 
 
-def test_refit__unreadable_pictures_of_a_class(exported: Exported, photos: Path, tmp_path: Path) -> None:
+def test_refit__unreadable_images_of_a_class(exported: Exported, photos: Path, tmp_path: Path) -> None:
     for i in range(3):
         (tmp_path / "more" / "odd").mkdir(parents=True, exist_ok=True)
         (tmp_path / "more" / "odd" / f"{i}.png").write_bytes(b"\x89PNG\r\n\x1a\n")
     options = RefitOptions(skip_bad=True)
-    with pytest.raises(DataError, match="no readable training pictures of 'odd'"):
+    with pytest.raises(DataError, match="no readable training images of 'odd'"):
         refit(exported.path, [photos, tmp_path / "more"], tmp_path / "m.onnx", Silent(), options)
 
 

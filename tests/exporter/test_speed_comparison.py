@@ -60,7 +60,7 @@ def test_race__a_file_is_not_faster_than_itself_for_sure(color_model: Path, imag
     assert won[0] == race_module.WON_ROUNDS
 
 
-def test_run_all__every_picture_in_order(color_model: Path, images: np.ndarray) -> None:
+def test_run_all__every_image_in_order(color_model: Path, images: np.ndarray) -> None:
     many = np.concatenate([images] * 7)
     found = run_all(Session(color_model, device="cpu", threads=1), many)
     # float32 sums of 64 pixels in another order.

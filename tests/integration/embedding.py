@@ -1,4 +1,4 @@
-"""The code of docs/embedding.md as files, with the models and pictures that it names.
+"""The code of docs/embedding.md as files, with the models and images that it names.
 
 `python -m tests.integration.embedding FOLDER` writes them, for a check in another environment.
 """

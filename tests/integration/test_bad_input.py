@@ -70,19 +70,19 @@ def assert_last_line(done: Done, *pieces: str) -> None:
 
 @pytest.fixture
 def lab(tmp_path: Path) -> Path:
-    """A folder with `photos`: three classes of five pictures."""
+    """A folder with `photos`: three classes of five images."""
     make_class_folders(tmp_path / "photos", 5)
     return tmp_path
 
 
-# Pictures in each folder of `bad`, and what is said of them.
+# Images in each folder of `bad`, and what is said of them.
 FOLDERS: dict[str, tuple[dict[str, int], tuple[str, ...]]] = {
     "not there": ({}, ("bad: no such folder or CSV file",)),
     "empty": ({".": 0}, ("bad: has no class folders", "expected a folder for each class")),
-    "pictures alone": ({".": 3}, ("bad: has no class folders",)),
-    "empty class": ({"blue": 3, "red": 0}, ("bad/red: a class folder without pictures", "fill or remove it")),
+    "images alone": ({".": 3}, ("bad: has no class folders",)),
+    "empty class": ({"blue": 3, "red": 0}, ("bad/red: a class folder without images", "fill or remove it")),
     "one class": ({"red": 5}, ("has 1 class (red)", "at least two")),
-    "one picture a class": ({"red": 1, "blue": 1}, ("class 'blue' has one picture", "at least two")),
+    "one image a class": ({"red": 1, "blue": 1}, ("class 'blue' has one image", "at least two")),
     "only in validation": (
         {"train/red": 2, "train/blue": 2, "val/red": 2, "val/bleu": 2},
         ("class 'bleu' of val/bleu/0.png (nearest: 'blue')", "2 known classes"),
@@ -105,7 +105,7 @@ def test_train__faulty_folders(lab: Path, kind: str) -> None:
 
 # Rows beside six faultless ones, and what is said of them.
 MANIFESTS: dict[str, tuple[list[tuple[str, str]], tuple[str, ...]]] = {
-    "twice": ([("photos/blue/0.png", "blue")], ("1 pictures stand in several rows, first photos/blue/0.png",)),
+    "twice": ([("photos/blue/0.png", "blue")], ("1 images stand in several rows, first photos/blue/0.png",)),
     "two labels": ([("photos/../photos/blue/0.png", "green")], ("several rows, first photos/blue/0.png",)),
     "capitals": ([("photos/blue/3.png", "Blue")], ("'blue' and 'Blue' differ by case or spaces alone: make them one",)),
     "spaces": ([("photos/blue/3.png", "blue ")], ("'blue' and 'blue ' differ by case or spaces alone",)),
@@ -113,7 +113,7 @@ MANIFESTS: dict[str, tuple[list[tuple[str, str]], tuple[str, ...]]] = {
     "unicode": ([(f"photos/red/{i}.png", ("caf\u00e9", "cafe\u0301")[i % 2]) for i in range(4)], ("make them one",)),
     "missing": (
         [("photos/blue/gone.png", "blue")],
-        ("labels.csv: 1 of 7 pictures do not exist, first photos/blue/gone.png", "paths count from"),
+        ("labels.csv: 1 of 7 images do not exist, first photos/blue/gone.png", "paths count from"),
     ),
     "no label": ([("photos/blue/3.png", "")], ("labels.csv row 8", "must not be empty")),
 }
@@ -150,7 +150,7 @@ OPTIONS: dict[str, tuple[str, ...]] = {
     "--trunk-until blok2": ("trunk_until: no layer 'blok2' (nearest: 'block2')", "it can be cut after: "),
     "--freeze blok1": ("freeze: 'blok1' matches no layer (nearest: 'block",),
     "--freeze 9": ("freeze 9: this backbone has 3 stages",),
-    "--batch-size 400": ("batch_size 400 is larger than the 12 training pictures", "lower --batch-size"),
+    "--batch-size 400": ("batch_size 400 is larger than the 12 training images", "lower --batch-size"),
     "--lr nan": ("lr must be a positive finite number, found nan",),
     "--lr inf": ("lr must be a positive finite number, found inf",),
     "--lr fast": ("options: lr: ", "auto", "'fast'"),
@@ -159,7 +159,7 @@ OPTIONS: dict[str, tuple[str, ...]] = {
     "--momentum 1.5": ("momentum",),
     "--epochs 0 --patience 0": ("epochs must be at least 1, found 0", "patience must be at least 1, found 0"),
     "--per-class 9": ("per_class 9: class 'blue' has 4, 'green' has 4, 'red' has 4",),
-    "--test": ("the data set has no pictures in its test split",),
+    "--test": ("the data set has no images in its test split",),
     "--image-size 4": ("image_size 4 does not fit this backbone",),
     "--device cuda:99": ("cuda:99",),
     "--precision bf16": ("precision bf16 needs CUDA",),
@@ -223,7 +223,7 @@ def save_pipeline(path: Path, *steps: Any) -> None:
 
 
 AUGMENTATIONS: dict[str, tuple[str, Callable[[Path], object], tuple[str, ...]]] = {
-    # Working pictures are 32 px: there is no square of 64 px in them.
+    # Working images are 32 px: there is no square of 64 px in them.
     "too large": ("a.json", lambda path: save_pipeline(path, albumentations.RandomCrop(64, 64)), ("64",)),
     "too small": ("a.json", lambda path: save_pipeline(path, albumentations.RandomCrop(16, 16)), ("(16, 16, 3)",)),
     "floats": ("a.json", lambda path: save_pipeline(path, albumentations.Normalize()), ("float32", "expected uint8")),
@@ -389,7 +389,7 @@ def test_train__faulty_run_folder(lab: Path, finished: Run, words: str, pieces: 
 @pytest.mark.parametrize(
     ("words", "place"),
     [
-        ("--batch-size 4", r"epoch 1, step 2: the loss of \d+ of 4 pictures is not finite \(class '"),
+        ("--batch-size 4", r"epoch 1, step 2: the loss of \d+ of 4 images is not finite \(class '"),
         # One step, whose loss is finite, after which the network is not.
         ("--batch-size 12", r"epoch 1\b.*not finite"),
     ],

@@ -110,20 +110,20 @@ def test_train__cuda_number_that_is_not_there(photos: Path, tmp_path: Path) -> N
 def test_session__runs_on_cuda_and_as_the_cpu(cuda_model: Path, photos: Path) -> None:
     with on(cuda_model, "cuda") as gpu, on(cuda_model, "cpu") as cpu:
         assert gpu.provider == "CUDAExecutionProvider"
-        pictures = sorted(map(str, photos.rglob("*.png")))
-        for ours, theirs in zip(gpu.predict_batch(pictures), cpu.predict_batch(pictures), strict=True):
+        images = sorted(map(str, photos.rglob("*.png")))
+        for ours, theirs in zip(gpu.predict_batch(images), cpu.predict_batch(images), strict=True):
             np.testing.assert_allclose(ours.probabilities, theirs.probabilities, atol=SUMS)
 
 
 @with_runtime
-def test_predict_iter__any_batch_size_and_bad_pictures(cuda_model: Path, photos: Path, tmp_path: Path) -> None:
-    (tmp_path / "bad.png").write_bytes(b"no picture")
-    pictures = [*sorted(map(str, photos.rglob("*.png"))) * 3, str(tmp_path / "bad.png")]
+def test_predict_iter__any_batch_size_and_bad_images(cuda_model: Path, photos: Path, tmp_path: Path) -> None:
+    (tmp_path / "bad.png").write_bytes(b"no image")
+    images = [*sorted(map(str, photos.rglob("*.png"))) * 3, str(tmp_path / "bad.png")]
     with on(cuda_model, "cuda") as model:
-        wanted = list(model.predict_iter(pictures))
+        wanted = list(model.predict_iter(images))
         for size in (1, 7, 64):
-            found = list(model.predict_iter(pictures, batch_size=size))
-            assert [result.path for result in found] == pictures
+            found = list(model.predict_iter(images, batch_size=size))
+            assert [result.path for result in found] == images
             assert found[-1].error
             for ours, theirs in zip(found[:-1], wanted[:-1], strict=True):
                 np.testing.assert_allclose(ours.probabilities, theirs.probabilities, atol=SUMS)
@@ -172,9 +172,9 @@ def test_export_lowered__fp16_on_cuda(cuda_run: Run, photos: Path, tmp_path: Pat
 def test_merge__on_cuda_as_the_separate_files(tmp_path: Path) -> None:
     members = [make_model(tmp_path / f"{gain}.onnx", gain=gain) for gain in (0.05, -0.02, 0.01)]
     merged = merge(members, tmp_path / "e.onnx", Silent()).path
-    pictures = [solid(color) for color in ((200, 30, 20), (100, 110, 90), (20, 180, 60), (0, 0, 0))]
+    images = [solid(color) for color in ((200, 30, 20), (100, 110, 90), (20, 180, 60), (0, 0, 0))]
     with on(members, "cpu") as apart, on([merged], "cuda") as together:
-        for ours, theirs in zip(together.predict_batch(pictures), apart.predict_batch(pictures), strict=True):
+        for ours, theirs in zip(together.predict_batch(images), apart.predict_batch(images), strict=True):
             assert ours.label == theirs.label
             np.testing.assert_allclose(ours.probabilities, theirs.probabilities, atol=SUMS)
 
@@ -184,21 +184,21 @@ def test_landmarks__trained_exported_and_found_on_cuda(tmp_path: Path) -> None:
     data = make_spots(tmp_path / "data")
     run = train(make_landmark_config(data, tmp_path / "run", device="cuda"), Silent()).run
     done = export_run(run, tmp_path / "m.onnx", Silent())
-    pictures = sorted(map(str, (tmp_path / "data" / "images").glob("*.png")))
+    images = sorted(map(str, (tmp_path / "data" / "images").glob("*.png")))
     load = tl.runtime.load_landmarks
     with load(done.path, device="cuda") as gpu, load(done.path, device="cpu") as cpu:
         assert gpu.provider == "CUDAExecutionProvider"
-        for ours, theirs in zip(gpu.predict_batch(pictures), cpu.predict_batch(pictures), strict=True):
+        for ours, theirs in zip(gpu.predict_batch(images), cpu.predict_batch(images), strict=True):
             np.testing.assert_allclose(ours.keypoints_xy, theirs.keypoints_xy, atol=0.05)  # pixels of the photo
 
 
 @with_runtime
 def test_landmarks__of_several_models_on_cuda(tmp_path: Path) -> None:
     models = [make_spot_model(tmp_path / f"{shift}.onnx", shift=shift) for shift in (0.0, 2.0)]
-    picture = save_spots(tmp_path / "p.png", moved_spots(0))
+    image = save_spots(tmp_path / "p.png", moved_spots(0))
     load = tl.runtime.load_landmarks
     with load(models, device="cuda") as gpu, load(models, device="cpu") as cpu:
-        np.testing.assert_allclose(gpu.predict(picture).keypoints_xy, cpu.predict(picture).keypoints_xy, atol=0.01)
+        np.testing.assert_allclose(gpu.predict(image).keypoints_xy, cpu.predict(image).keypoints_xy, atol=0.01)
 
 
 @with_runtime

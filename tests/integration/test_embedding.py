@@ -20,7 +20,7 @@ import pytest
 import tl.runtime
 from tests.integration.embedding import PAGE, read_examples, write_examples
 from tests.models import make_model, solid
-from tests.runtime.pictures import encode, noise
+from tests.runtime.images import encode, noise
 from tl.runtime.imaging.preprocessing import build_recipe
 
 ROOT = PAGE.parents[1]
@@ -28,11 +28,11 @@ ROOT = PAGE.parents[1]
 # What each example must print, in this order.
 PRINTED = {
     "Load and predict": ["('red', 'green', 'blue') ", "green 0.99", "'label': 'green'", "red", "green", "green"],
-    "Many pictures": ["photo.png green", " red", "broken.jpg gave nothing: No such file", "['green', 'red', None]"],
+    "Many images": ["photo.png green", " red", "broken.jpg gave nothing: No such file", "['green', 'red', None]"],
     "Several models that vote": ["('model', 'other') ('green', 'green') 1.0 0.0"],
     "When not to believe it": ["sure enough: green"],
     "Landmarks": ["red 20 15", "green 60 20", "blue 30 45", "True 0.0 False"],
-    "Errors": ["no model: missing.onnx: no such file", "no picture: not a picture", "differs by "],
+    "Errors": ["no model: missing.onnx: no such file", "no image: not an image", "differs by "],
     "A window that must not freeze": ["'label': 'green'", "{'path': 'broken.jpg', 'error': 'No such file"],
     "A web service": ['"label": "green"', """('{"error": "empty file"}', 422)"""],
     "Processes": ["['green', 'green']"],

@@ -19,7 +19,7 @@ import pytest
 from PIL import Image
 
 from tests.models import make_model, solid
-from tests.runtime.pictures import encode, noise
+from tests.runtime.images import encode, noise
 from tl.errors import WorkerError
 from tl.runtime import Classification, Failure, ImageSource, Predictor, load
 from tl.runtime.decode_pool import DecodePool, check_can_start
@@ -61,7 +61,7 @@ def wait_until(condition: Callable[[], bool]) -> None:
 
 
 def make_folder(folder: Path) -> list[str]:
-    """Good pictures of many kinds, and all that may be wrong with one."""
+    """Good images of many kinds, and all that may be wrong with one."""
     folder.mkdir()
     for n in range(9):
         (folder / f"good{n}.jpg").write_bytes(encode(noise(20 + 40 * (n % 3), 30, n), "JPEG"))
@@ -69,7 +69,7 @@ def make_folder(folder: Path) -> list[str]:
     (folder / "deep.png").write_bytes(encode(np.arange(64, dtype=np.uint16).reshape(8, 8) * 900, "PNG"))
     (folder / "cut.jpg").write_bytes((folder / "good1.jpg").read_bytes()[:-40])
     (folder / "empty.png").write_bytes(b"")
-    (folder / "text.png").write_bytes(b"no picture at all")
+    (folder / "text.png").write_bytes(b"no image at all")
     (folder / "naïve\udcff.png").write_bytes(encode(solid((1, 2, 200)), "PNG"))
     os.mkfifo(folder / "pipe.png")
     return [*sorted(str(path) for path in folder.iterdir()), str(folder / "missing.png")]

@@ -91,8 +91,8 @@ def test_examine__decoding_says_what_it_measured() -> None:
     decoding = finding("decoding")
     assert decoding.ok
     assert decoding.detail.startswith("4000x3000 JPEG (12 megapixels, 2.")
-    assert decoding.detail.endswith(" pictures/s on one core")
-    assert decoding.facts["pictures_per_s"] > 0
+    assert decoding.detail.endswith(" images/s on one core")
+    assert decoding.facts["images_per_s"] > 0
 
 
 @pytest.mark.parametrize(
@@ -216,6 +216,6 @@ for one in examine(): print(one.name, one.ok, one.detail)
 
 
 def test_simplejpeg__the_decoder_is_strict() -> None:
-    """`doctor` calls it strict JPEG decoding: it must refuse half a picture."""
+    """`doctor` calls it strict JPEG decoding: it must refuse half an image."""
     with pytest.raises(ValueError):
         simplejpeg.decode_jpeg(b"\xff\xd8\xff", strict=True)

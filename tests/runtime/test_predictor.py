@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 
 from tests.models import COLORS, color_probabilities, make_model, solid
-from tests.runtime.pictures import encode, encode_turned, noise
+from tests.runtime.images import encode, encode_turned, noise
 from tl.errors import DeviceError, EnsembleError, ImageReadError, ModelFileError
 from tl.runtime import Classification, Failure, Predictor, load
 from tl.runtime.ensembles.voting import VOTINGS, Voting
@@ -43,7 +43,7 @@ def classified(results: list[Any]) -> NDArray[np.float32]:
     return np.stack([result.probabilities for result in results])
 
 
-# --- one picture
+# --- one image
 
 
 def test_predict__numbers_by_hand(predictor: Predictor) -> None:
@@ -67,7 +67,7 @@ def test_predict__sources_agree(predictor: Predictor, tmp_path: Path) -> None:
             assert result.path == ("" if isinstance(source, bytes) else str(path))
 
 
-def test_predict__unreadable_picture(predictor: Predictor, tmp_path: Path) -> None:
+def test_predict__unreadable_image(predictor: Predictor, tmp_path: Path) -> None:
     with pytest.raises(ImageReadError, match=r"missing\.jpg: No such file"):
         predictor.predict(tmp_path / "missing.jpg")
 
@@ -86,7 +86,7 @@ def test_predict__preprocesses_by_the_contract(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("batch_size", [1, 2, 3, 16])
-def test_predict_iter__batches_equal_single_pictures(predictor: Predictor, batch_size: int) -> None:
+def test_predict_iter__batches_equal_single_images(predictor: Predictor, batch_size: int) -> None:
     images = [noise(20, 30, seed) for seed in range(7)]
     batched = list(predictor.predict_iter(images, batch_size=batch_size))
     singles = [predictor.predict(image) for image in images]
@@ -162,7 +162,7 @@ def test_predict_iter__on_cuda_runs_batches_of_one_size(
         found = list(predictor.predict_iter(sources, batch_size=4))
         assert sizes == [4, 4]  # three good ones of four, and the two that are left
         list(predictor.predict_iter(images[:2], batch_size=4))
-        assert sizes[2:] == [2]  # a few pictures alone would be followed by as few
+        assert sizes[2:] == [2]  # a few images alone would be followed by as few
     assert isinstance(found[1], Failure)
     np.testing.assert_allclose(classified(found[:1] + found[2:]), classified(expected[:1] + expected[2:]), atol=1e-6)
 
@@ -233,7 +233,7 @@ def test_load__soft_vote_by_hand(three: list[Path]) -> None:
 
 
 def test_load__agreement_counts_members_for_the_label(tmp_path: Path) -> None:
-    top = build_recipe((8, 8), "short_side", short_side=8)  # sees the picture's middle alone
+    top = build_recipe((8, 8), "short_side", short_side=8)  # sees the image's middle alone
     models = [make_model(tmp_path / "a.onnx"), make_model(tmp_path / "b.onnx", recipe=top, gain=0.01)]
     image = solid((250, 0, 0), 8, 24)
     image[:, 8:16] = (0, 250, 0)

@@ -13,7 +13,7 @@ import pytest
 from onnx import TensorProto, helper, numpy_helper
 
 from tests.models import COLORS, color_probabilities, make_contract, make_model, solid
-from tests.runtime.pictures import noise
+from tests.runtime.images import noise
 from tl.errors import DeviceError, ModelFileError
 from tl.runtime import session as session_module
 from tl.runtime.model_file.contract import METADATA_KEY, dump_contract

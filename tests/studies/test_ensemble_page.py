@@ -9,7 +9,7 @@ from tests.commands.conftest import RunTl
 from tests.commands.conftest import run_tl as run_tl
 from tests.models import make_model, solid
 from tests.trainer.make import make_png
-from tl.data.manifests import Picture
+from tl.data.manifests import LabeledImage
 from tl.evaluation.evaluate import evaluate
 from tl.progress import Silent
 from tl.runtime.predictor import load
@@ -28,7 +28,7 @@ def labels(tmp_path: Path) -> Path:
 
 
 def galleries(page: Page) -> dict[str, int]:
-    """Section -> how many pictures it shows."""
+    """Section -> how many images it shows."""
     return {
         section.title: sum(len(block.cards) for block in section.blocks if isinstance(block, Gallery))
         for section in page.sections
@@ -40,9 +40,9 @@ def test_build_ensemble_page__where_voting_helps_and_hurts(tmp_path: Path, label
     # Two members see colours as they are, the third the opposite: its vote counts for more than both.
     members = [make_model(tmp_path / "a.onnx", gain=0.02), make_model(tmp_path / "b.onnx", gain=0.01)]
     members.append(make_model(tmp_path / "wrong.onnx", gain=-0.5))
-    pictures = [Picture(str(path), path.name, path.parent.name) for path in sorted(labels.rglob("*.png"))]
+    images = [LabeledImage(str(path), path.name, path.parent.name) for path in sorted(labels.rglob("*.png"))]
     with load(members, device="cpu", threads=1, weights=[1, 1, 9]) as predictor:
-        evaluation = evaluate(predictor, pictures, Silent())
+        evaluation = evaluate(predictor, images, Silent())
         recipe = predictor.ensemble.sessions[0].contract.recipe
     page = build_ensemble_page(evaluation, recipe, "all", "tl evaluate photos")
     truth, members_ids = evaluation.true_ids, evaluation.members.argmax(axis=2)

@@ -65,7 +65,7 @@ def test_inspect__page_with_all_of_it(run_tl: RunTl, model: Path, photos: Path, 
     assert list(tmp_path.iterdir()) == [page]
 
 
-def test_inspect__pictures_as_files(run_tl: RunTl, model: Path, photos: Path, tmp_path: Path) -> None:
+def test_inspect__images_as_files(run_tl: RunTl, model: Path, photos: Path, tmp_path: Path) -> None:
     photo = sorted(photos.rglob("*.png"))[0]
     done = run_tl("inspect", model, "--filters", "--activations", photo, "--layer", "2", "--out", tmp_path / "new")
     assert (done.code, done.out) == (0, "")

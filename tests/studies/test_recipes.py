@@ -1,4 +1,4 @@
-"""Every recipe is a study that runs: here with a small backbone, small pictures and one epoch."""
+"""Every recipe is a study that runs: here with a small backbone, small images and one epoch."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from tests.commands.conftest import RunTl
 from tests.commands.conftest import run_tl as run_tl
 from tests.studies.make import make_labels
 from tests.trainer.landmarks.make import make_spots
-from tl.data.manifests import SPLITS, Picture, read_pictures
+from tl.data.manifests import SPLITS, LabeledImage, read_images
 from tl.runtime.imaging.preprocessing import build_recipe
 from tl.studies.study import read_study
 from tl.trainer.fit.augment import build_augment
@@ -55,12 +55,12 @@ def test_recipe__is_a_study(name: str, tmp_path: Path) -> None:
     assert not study.doubled
 
 
-def test_recipe__augmentations_change_pictures(tmp_path: Path) -> None:
-    picture = np.random.default_rng(0).integers(0, 256, (40, 40, 3), np.uint8)
+def test_recipe__augmentations_change_images(tmp_path: Path) -> None:
+    image = np.random.default_rng(0).integers(0, 256, (40, 40, 3), np.uint8)
     for cell in read_study(RECIPES / "cartoons-augment.yaml", {"data": str(tmp_path)}).cells:
         augment = build_augment(str(cell.config.augment), build_recipe((32, 32)))
         if cell.config.augment != "none":
-            assert any((augment(picture, seed) != picture[4:36, 4:36]).any() for seed in range(6)), cell.setting
+            assert any((augment(image, seed) != image[4:36, 4:36]).any() for seed in range(6)), cell.setting
 
 
 @pytest.mark.slow
@@ -72,7 +72,7 @@ def test_recipe__runs_to_the_end(name: str, tmp_path: Path, run_tl: RunTl) -> No
     run_recipe(RECIPES / f"{name}.yaml", data, words, tmp_path / "out", run_tl)
 
 
-# Where each recipe's study took its pictures from, or what comes next to it, and what makes it short.
+# Where each recipe's study took its images from, or what comes next to it, and what makes it short.
 REAL = {
     "landmarks": ("flywing-landmarks/landmarks.csv", {"batch_size": 8}),
     "optimizers": ("cats-dogs", {"per_class": 10}),
@@ -85,7 +85,7 @@ REAL = {
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", REAL)
-def test_recipe__runs_on_real_pictures_with_real_weights(
+def test_recipe__runs_on_real_images_with_real_weights(
     name: str, shared: Path, tmp_path: Path, run_tl: RunTl, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("TL_WEIGHTS_DIR", str(shared / "weights"))
@@ -94,7 +94,7 @@ def test_recipe__runs_on_real_pictures_with_real_weights(
     options = {**SMALL, **own}
     recipe = RECIPES / f"{name}.yaml"
     if name == "ensemble":
-        # Its members differ in their backbones, one of which is carried over from a run on other pictures.
+        # Its members differ in their backbones, one of which is carried over from a run on other images.
         small = ("--method", "scratch", "--backbone", "smallcnn", "--per-class", "10", "--epochs", "1", "--no-report")
         assert run_tl("train", shared / "data" / "cifar10", *small, "--out", tmp_path / "cifar10").code == 0
         text = recipe.read_text(encoding="utf-8").replace("runs/cifar10", str(tmp_path / "cifar10"))
@@ -102,24 +102,24 @@ def test_recipe__runs_on_real_pictures_with_real_weights(
         recipe.write_text(text.replace("resnet50", "mobilenet_v2"), encoding="utf-8")
         del options["backbone"]
     words = [word for key, value in options.items() for word in ("--set", f"{key}={value}")]
-    pictures = shared / "data" / data
+    images = shared / "data" / data
     if name != "landmarks":
-        pictures = few_of(pictures, tmp_path / "few.csv")
-    run_recipe(recipe, pictures, words, tmp_path / "out", run_tl)
+        images = few_of(images, tmp_path / "few.csv")
+    run_recipe(recipe, images, words, tmp_path / "out", run_tl)
 
 
 def few_of(data: Path, manifest: Path) -> Path:
-    """Ten classes and ten pictures of each class and split at most: judging should not take longer than training."""
-    found = read_pictures(data)
-    labels = sorted({picture.label for picture in found})[:10]
+    """Ten classes and ten images of each class and split at most: judging should not take longer than training."""
+    found = read_images(data)
+    labels = sorted({image.label for image in found})[:10]
     few = [p for label in labels for split in SPLITS for p in _of(found, label, split)[:10]]
     rows = "".join(f"{os.path.abspath(p.path)},{p.label},{p.split}\n" for p in few)
     manifest.write_text("path,label,split\n" + rows, encoding="utf-8")
     return manifest
 
 
-def _of(pictures: list[Picture], label: str, split: str) -> list[Picture]:
-    return [picture for picture in pictures if (picture.label, picture.split) == (label, split)]
+def _of(images: list[LabeledImage], label: str, split: str) -> list[LabeledImage]:
+    return [image for image in images if (image.label, image.split) == (label, split)]
 
 
 def run_recipe(recipe: Path, data: Path, words: list[str], out: Path, run_tl: RunTl) -> None:

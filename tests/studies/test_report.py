@@ -76,7 +76,7 @@ def test_report__of_classes(finished_run: Run) -> None:
 
 def test_report__of_landmarks(spot_run: Run) -> None:
     page = build_run_page(open_finished(spot_run))
-    assert [section.title for section in page.sections][:4] == ["Curves", "Points", "Errors", "Worst pictures"]
+    assert [section.title for section in page.sections][:4] == ["Curves", "Points", "Errors", "Worst images"]
     found = read_found(open_finished(spot_run))
     metrics = json.loads((spot_run.folder / "metrics.json").read_text(encoding="utf-8"))["val"]
     errors = [error for each in found for error in each.errors.tolist() if error == error]
@@ -91,10 +91,10 @@ def test_report__repeats_the_run(finished_run: Run) -> None:
     assert words[words.index("--backbone") + 1] == "smallcnn"
 
 
-def test_report__pictures_that_are_gone(finished_run: Run, tmp_path: Path) -> None:
-    shutil.copytree(finished_run.folder, tmp_path / "deep" / "moved")  # so that no path leads to a picture
+def test_report__images_that_are_gone(finished_run: Run, tmp_path: Path) -> None:
+    shutil.copytree(finished_run.folder, tmp_path / "deep" / "moved")  # so that no path leads to an image
     path = write_run_report(Run(tmp_path / "deep" / "moved"))
-    assert "picture not there any more" in path.read_text(encoding="utf-8")
+    assert "image not there any more" in path.read_text(encoding="utf-8")
 
 
 def test_read_judged__a_prediction_file_that_does_not_fit(finished_run: Run, tmp_path: Path) -> None:
@@ -192,9 +192,9 @@ def test_open_neighbours__of_the_same_colour(
     finished = open_finished(run)
     find = open_neighbours(finished)
     assert find is not None
-    for picture in run.pictures("val"):
-        nearest = find(picture.path)
-        assert [each.label for each in nearest] == [picture.label] * 3
+    for image in run.images("val"):
+        nearest = find(image.path)
+        assert [each.label for each in nearest] == [image.label] * 3
         assert 1.000001 > nearest[0].likeness >= nearest[2].likeness > 0.9
         assert {each.path for each in nearest} <= set(finished.paths("train"))
     assert find("/nowhere.png") == []

@@ -1,4 +1,4 @@
-"""Small picture folders and one finished run, shared by the trainer's tests."""
+"""Small image folders and one finished run, shared by the trainer's tests."""
 
 from __future__ import annotations
 

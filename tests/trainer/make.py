@@ -20,9 +20,9 @@ from PIL import Image
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from tl.data import images as picture_module
-from tl.data.images import PictureStore, load_pictures
-from tl.data.manifests import Picture
+from tl.data import images as image_module
+from tl.data.images import ImageStore, load_images
+from tl.data.manifests import LabeledImage
 from tl.errors import RunInterrupted
 from tl.progress import Progress, Silent
 from tl.trainer.config import TrainConfig
@@ -74,19 +74,19 @@ def make_manifest(path: Path, rows: Sequence[Sequence[str]], columns: Sequence[s
     return path
 
 
-def make_pictures(labels: Sequence[str], split: str = "", groups: Sequence[str] | None = None) -> list[Picture]:
-    """Pictures that exist by name alone."""
+def make_images(labels: Sequence[str], split: str = "", groups: Sequence[str] | None = None) -> list[LabeledImage]:
+    """Images that exist by name alone."""
     groups = groups or [""] * len(labels)
-    return [Picture(f"/x/{i}.png", f"{i}.png", label, split, groups[i]) for i, label in enumerate(labels)]
+    return [LabeledImage(f"/x/{i}.png", f"{i}.png", label, split, groups[i]) for i, label in enumerate(labels)]
 
 
-def make_store(root: Path, recipe: Any, split: str = "train", cache: Any = "ram") -> PictureStore:
-    """All pictures under ROOT/CLASS/ in one split, loaded."""
+def make_store(root: Path, recipe: Any, split: str = "train", cache: Any = "ram") -> ImageStore:
+    """All images under ROOT/CLASS/ in one split, loaded."""
     paths = sorted(root.rglob("*.png"))
-    pictures = [Picture(str(p), p.relative_to(root).as_posix(), p.parent.name, split) for p in paths]
-    store, bad = load_pictures(pictures, recipe, cache, Silent())
+    images = [LabeledImage(str(p), p.relative_to(root).as_posix(), p.parent.name, split) for p in paths]
+    store, bad = load_images(images, recipe, cache, Silent())
     if bad:
-        raise ValueError(f"bad test pictures: {bad}")
+        raise ValueError(f"bad test images: {bad}")
     return store
 
 
@@ -227,12 +227,12 @@ def plain_text(model: onnx.ModelProto) -> bytes:
 
 
 def forbid_decoding(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Let a test fail where a picture is decoded."""
+    """Let a test fail where an image is decoded."""
 
     def decode(content: bytes, recipe: object) -> None:
-        raise AssertionError(f"a picture of {len(content)} bytes was decoded")
+        raise AssertionError(f"an image of {len(content)} bytes was decoded")
 
-    monkeypatch.setattr(picture_module, "load_working", decode)
+    monkeypatch.setattr(image_module, "load_working", decode)
 
 
 class RunsCode:

@@ -21,7 +21,7 @@ from tests.trainer.make import (
     make_noise,
     make_png,
 )
-from tl.data import images as picture_module
+from tl.data import images as image_module
 from tl.errors import ConfigError, DataError
 from tl.progress import Progress, Silent
 from tl.trainer.classification import compute_features
@@ -57,14 +57,14 @@ def folder_of(data: Path, given: Path, **changes: Any) -> Path:
     return task.features.folder
 
 
-def test_prepare_task__classes_pictures_and_recipe(tmp_path: Path, weights: Path) -> None:
+def test_prepare_task__classes_images_and_recipe(tmp_path: Path, weights: Path) -> None:
     data = make_class_folders(tmp_path / "Übung 1", 5, ("Käfer", "zikade", "Ameise", "甲虫"))
     task = prepare(data, method="features", weights=str(weights), image_size=40)
     assert task.class_names == ("Ameise", "Käfer", "zikade", "甲虫")  # by code point
-    assert [task.class_names[i] for i in task.ids] == [picture.label for picture in task.store.pictures]
+    assert [task.class_names[i] for i in task.ids] == [image.label for image in task.store.images]
     assert (len(task.store.indices("train")), len(task.store.indices("val"))) == (16, 4)
     for split in ("train", "val"):
-        wanted = [task.class_names.index(task.store.pictures[i].label) for i in task.store.indices(split)]
+        wanted = [task.class_names.index(task.store.images[i].label) for i in task.store.indices(split)]
         assert task.true_ids(split).tolist() == wanted
         assert task.true_ids(split).dtype == np.int64
     assert task.true_ids("test").shape == (0,)
@@ -141,7 +141,7 @@ def test_prepare_task__features_are_shared_by_whatever_does_not_matter(photos: P
         {"head": "svm"},
         {"head": "mlp", "seed": 3, "epochs": 7, "val_fraction": 0.4},
         {"optimizer": "sgd", "batch_size": 2, "c_values": None, "cache": "none", "per_class": 2},
-        {"augment": "strong"},  # seen anew in each epoch; the audit's features are of clean pictures
+        {"augment": "strong"},  # seen anew in each epoch; the audit's features are of clean images
         {"method": "finetune", "head": "conv", "pooling": "flatten", "augment": "light"},
         {"weights": str(weights.parent / "some.pth")},
     ):
@@ -173,7 +173,7 @@ def test_prepare_task__features_are_of_the_versions_of_who_computes_them(
     assert folder_of(photos, weights, backbone=backbone) != before
 
 
-def test_prepare_task__colours_of_the_training_pictures(photos: Path, weights: Path) -> None:
+def test_prepare_task__colours_of_the_training_images(photos: Path, weights: Path) -> None:
     listener = Listener()
     task = prepare(photos, listener, method="features", weights=str(weights), normalise="dataset")
     pixels = np.concatenate([task.store.input(i).reshape(-1, 3) for i in task.store.indices("train")]) / 255
@@ -183,9 +183,9 @@ def test_prepare_task__colours_of_the_training_pictures(photos: Path, weights: P
     assert f"{pixels.mean(axis=0)[2]:.4f}" in line
 
 
-def test_prepare_task__other_training_pictures_have_other_colours_and_features(photos: Path, weights: Path) -> None:
+def test_prepare_task__other_training_images_have_other_colours_and_features(photos: Path, weights: Path) -> None:
     folders = {folder_of(photos, weights, normalise="dataset", seed=seed) for seed in (0, 1)}
-    assert len(folders) == 2  # other pictures are held out, so the mean is another
+    assert len(folders) == 2  # other images are held out, so the mean is another
 
 
 def test_prepare_task__a_batch_that_nobody_asked_for_shrinks(photos: Path) -> None:
@@ -193,7 +193,7 @@ def test_prepare_task__a_batch_that_nobody_asked_for_shrinks(photos: Path) -> No
     assert prepare(photos, batch_size=15).config.batch_size == 15
     with pytest.raises(ConfigError) as caught:
         prepare(photos, batch_size=16)
-    assert str(caught.value) == "batch_size 16 is larger than the 15 training pictures: lower --batch-size"
+    assert str(caught.value) == "batch_size 16 is larger than the 15 training images: lower --batch-size"
 
 
 def test_prepare_task__fewer_of_each_class(photos: Path) -> None:
@@ -202,7 +202,7 @@ def test_prepare_task__fewer_of_each_class(photos: Path) -> None:
     assert np.bincount(task.true_ids("val")).tolist() == [1, 1, 1]
 
 
-def test_prepare_task__two_pictures_of_two_classes_are_enough(tmp_path: Path) -> None:
+def test_prepare_task__two_images_of_two_classes_are_enough(tmp_path: Path) -> None:
     task = prepare(make_class_folders(tmp_path / "d", 2, ("a", "b")), batch_size=None)
     assert (task.true_ids("train").tolist(), task.true_ids("val").tolist()) == ([0, 1], [0, 1])
 
@@ -220,7 +220,7 @@ def make_split_manifest(root: Path, splits: dict[str, int], classes: str = "ab")
 def test_prepare_task__an_asked_for_test_split_has_to_be_there(tmp_path: Path) -> None:
     manifest = make_split_manifest(tmp_path, {"train": 2, "val": 1})
     assert prepare(manifest, batch_size=None).true_ids("test").size == 0
-    with pytest.raises(DataError, match="no pictures in its test split"):
+    with pytest.raises(DataError, match="no images in its test split"):
         prepare(manifest, batch_size=None, test=True)
 
 
@@ -236,20 +236,20 @@ def test_prepare_task__what_skipping_leaves_has_to_be_enough(tmp_path: Path, spo
     assert len(str(caught.value).splitlines()) == 1
 
 
-def test_prepare_task__skipped_pictures_leave_every_label_in_place(tmp_path: Path) -> None:
+def test_prepare_task__skipped_images_leave_every_label_in_place(tmp_path: Path) -> None:
     manifest = make_split_manifest(tmp_path, {"train": 3, "val": 2}, "abc")
     for name in ("train-a0.png", "val-b1.png"):
         (tmp_path / name).write_bytes(b"")
     task = prepare(manifest, batch_size=None, skip_bad=True)
-    assert [picture.name for picture, _ in task.bad] == ["train-a0.png", "val-b1.png"]
-    assert [task.class_names[i] for i in task.ids] == [picture.label for picture in task.store.pictures]
+    assert [image.name for image, _ in task.bad] == ["train-a0.png", "val-b1.png"]
+    assert [task.class_names[i] for i in task.ids] == [image.label for image in task.store.images]
     assert len(task.ids) == len(task.store.hashes) == 13
 
 
 @pytest.mark.parametrize(
     "changes", [{}, {"augment": "flip", "views": 2}, {"head": "conv", "head_sizes": (4,)}, {"head": "svm"}]
 )
-def test_prepare_task__pictures_whose_features_are_kept_are_not_decoded(
+def test_prepare_task__images_whose_features_are_kept_are_not_decoded(
     photos: Path, finished_run: Any, monkeypatch: pytest.MonkeyPatch, changes: dict[str, Any]
 ) -> None:
     changes = {"method": "features", "weights": str(finished_run.folder), **changes}
@@ -260,21 +260,21 @@ def test_prepare_task__pictures_whose_features_are_kept_are_not_decoded(
     assert len(task.split_features("train", task.train_views)) == 15 * len(task.train_views)
 
 
-def test_prepare_task__one_changed_picture_alone_is_decoded(
+def test_prepare_task__one_changed_image_alone_is_decoded(
     tmp_path: Path, finished_run: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     data = make_class_folders(tmp_path / "d", 4)
     changes = {"method": "features", "weights": str(finished_run.folder)}
     compute_features(prepare(data, **changes), Silent())
     make_png(data / "red" / "2.png", make_noise(999))
-    decode: Callable[..., Any] = picture_module.load_working
+    decode: Callable[..., Any] = image_module.load_working
     decoded = []
 
     def remember(content: bytes, recipe: Any, region: Any) -> Any:
         decoded.append(next(path for path in data.rglob("*.png") if path.read_bytes() == content))
         return decode(content, recipe, region)
 
-    monkeypatch.setattr(picture_module, "load_working", remember)
+    monkeypatch.setattr(image_module, "load_working", remember)
     task = prepare(data, **changes)
     assert task.features is not None
     extract_features(task, task.features.missing(task.store, range(12), (0,)), Silent())

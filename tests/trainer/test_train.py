@@ -86,7 +86,7 @@ def test_train__weights_of_a_run_bring_its_colours(photos: Path, tmp_path: Path,
     # On the scale of bytes; kept as float32, divided by 255 and multiplied again.
     np.testing.assert_allclose(network.normalise.mean.flatten(), pixels.mean(axis=0), rtol=1e-5)
     np.testing.assert_allclose(network.normalise.std.flatten(), pixels.std(axis=0), rtol=1e-5)
-    # Asked for its own colours, a run has those of its own pictures.
+    # Asked for its own colours, a run has those of its own images.
     own, _, _ = load_network(train_here(photos, tmp_path / "own", normalise="dataset", **changes).run)
     assert (own.normalise.mean - network.normalise.mean).abs().max() > 1
 
@@ -156,7 +156,7 @@ def test_load_network__gives_what_validation_saw_on_kept_features(
 @pytest.mark.parametrize(
     ("head", "pooling"), [("linear", "gap"), ("linear", "flatten"), ("mlp", "gap"), ("mlp", "flatten"), ("conv", "gap")]
 )
-def test_train__overfits_eight_pictures(tmp_path: Path, head: str, pooling: str) -> None:
+def test_train__overfits_eight_images(tmp_path: Path, head: str, pooling: str) -> None:
     rows = []
     for i in range(8):  # noise alone: to learn it is to remember it; validation holds copies
         image = make_noise(i, hw=(32, 32))
@@ -181,7 +181,7 @@ def test_train__test_split_is_evaluated_on_request_alone(tmp_path: Path) -> None
 
 def test_train__test_without_a_test_split_is_refused_before_training(photos: Path, tmp_path: Path) -> None:
     listener = Listener()
-    with pytest.raises(TlError, match="no pictures in its test split"):
+    with pytest.raises(TlError, match="no images in its test split"):
         train(make_config(photos, tmp_path / "r", test=True), listener)
     assert "training" not in listener.tasks
     assert not (tmp_path / "r").exists()
@@ -192,12 +192,12 @@ def spoil(data: Path, *names: str) -> None:
         (data / name).write_bytes((data / name).read_bytes()[:100])
 
 
-def test_train__unreadable_pictures_stop_it_and_are_all_listed(tmp_path: Path) -> None:
+def test_train__unreadable_images_stop_it_and_are_all_listed(tmp_path: Path) -> None:
     data = make_class_folders(tmp_path / "d", 4)
     spoil(data, "blue/0.png", "red/3.png")
     with pytest.raises(DataError) as caught:
         train_here(data, tmp_path / "r")
-    assert "2 pictures cannot be read" in str(caught.value)
+    assert "2 images cannot be read" in str(caught.value)
     assert "blue/0.png: " in str(caught.value)
     assert "red/3.png: " in str(caught.value)
     assert not (tmp_path / "r").exists()
@@ -217,8 +217,8 @@ def split_folders(root: Path) -> Path:
     return root
 
 
-def test_train__skip_bad_without_a_picture_of_a_class_keeps_labels_in_place(tmp_path: Path) -> None:
-    # The first class loses every picture: the ids of the others must not slip by one against the class names.
+def test_train__skip_bad_without_a_image_of_a_class_keeps_labels_in_place(tmp_path: Path) -> None:
+    # The first class loses every image: the ids of the others must not slip by one against the class names.
     data = split_folders(tmp_path / "d")
     spoil(data, *(f"{split}/blue/{i}.png" for split, n in (("train", 3), ("val", 2)) for i in range(n)))
     try:
@@ -249,8 +249,8 @@ def test_train__skip_bad_that_leaves_a_split_empty(tmp_path: Path, split: str) -
         ({"augment": "strange"}, ConfigError, "augment: 'strange'"),
         ({"data": "/nowhere"}, DataError, "no such folder"),
         ({"epochs": 0}, ConfigError, "epochs must be at least 1"),
-        ({"batch_size": 16}, ConfigError, r"batch_size 16 is larger than the 15 training pictures: lower --batch-size"),
-        ({"per_class": 6}, DataError, r"per_class 6: class 'blue' has 5, 'green' has 5, 'red' has 5 pictures"),
+        ({"batch_size": 16}, ConfigError, r"batch_size 16 is larger than the 15 training images: lower --batch-size"),
+        ({"per_class": 6}, DataError, r"per_class 6: class 'blue' has 5, 'green' has 5, 'red' has 5 images"),
         ({"weights": "gone.pth"}, TlError, r"weights 'gone.pth': no such file"),
         ({"freeze": "block9"}, ConfigError, r"freeze: 'block9' matches no layer \(nearest: 'block"),
         ({"trunk_until": "block9"}, ConfigError, r"no layer 'block9' \(nearest: 'block"),
@@ -342,7 +342,7 @@ def test_train__per_class_trains_on_as_many_and_validates_on_the_same(photos: Pa
 @pytest.mark.parametrize(
     ("method", "head"), [("scratch", "linear"), ("features", "linear"), ("features", "svm"), ("features", "mlp")]
 )
-def test_train__two_classes_of_one_picture_with_odd_names(
+def test_train__two_classes_of_one_image_with_odd_names(
     finished_run: Run, tmp_path: Path, method: str, head: str
 ) -> None:
     names = ("Käfer, rot", "甲虫")

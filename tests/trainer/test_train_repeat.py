@@ -132,8 +132,8 @@ def test_train__resume_of_a_finished_run_changes_nothing(photos: Path, tmp_path:
     assert_same_run(run, Run(tmp_path / "before"))
 
 
-def test_train__resume_where_pictures_have_changed_is_refused(tmp_path: Path) -> None:
-    # The split is drawn anew on resume: another number of pictures would mix training and validation.
+def test_train__resume_where_images_have_changed_is_refused(tmp_path: Path) -> None:
+    # The split is drawn anew on resume: another number of images would mix training and validation.
     data = make_class_folders(tmp_path / "d", 5)
     with pytest.raises(RunInterrupted):
         train(make_config(data, tmp_path / "r", epochs=3), StopsAt(2))

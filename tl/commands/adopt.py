@@ -23,7 +23,7 @@ _Preset = Annotated[
 _Labels = Annotated[
     Path | None, typer.Option(help="Class names in the network's order: one a line, or .json. Default: the file's own.")
 ]
-_Images = Annotated[list[Path] | None, typer.Option(help="Pictures for the parity check. Default: noise.")]
+_Images = Annotated[list[Path] | None, typer.Option(help="Images for the parity check. Default: noise.")]
 _Config = Annotated[Path | None, typer.Option(help="With timm: its config.json. Default: timm's defaults.")]
 _ImageSize = Annotated[
     str | None, typer.Option(help="Input size where the graph leaves it open: 224, or 224x320 (height x width).")
@@ -132,13 +132,13 @@ def _report(done: Adopted, as_json: bool) -> None:
     from tl.runtime.model_file.summary import parity_text
 
     parity = done.contract.parity
-    kind = "pictures" if done.on_real_pictures else "noise pictures"
+    kind = "images" if done.on_real_images else "noise images"
     warn(f"parity with the foreign file on {parity.images} {kind}: {parity_text(parity)}")
     size = done.path.stat().st_size / 1e6
     warn(f"{done.path}: {size:.1f} MB, {len(done.contract.class_names)} classes, opset {done.opset}, verified")
     golden = done.contract.golden
     if golden.source != "synthetic":
-        warn(f"the file embeds {len(golden.samples)} of these pictures for tl verify; --golden synthetic embeds none")
+        warn(f"the file embeds {len(golden.samples)} of these images for tl verify; --golden synthetic embeds none")
     if as_json:
         from tl.runtime.model_file.strict_json import to_plain
 

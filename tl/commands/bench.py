@@ -23,7 +23,7 @@ _COLUMNS = (
     "hint",
     "threads",
     "batch",
-    "pictures/s",
+    "images/s",
     "of rounds",
     "p50 ms",
     "p90 ms",
@@ -36,9 +36,9 @@ _WORDS = 3  # columns of words; numbers stand to the right
 def command(
     model: Annotated[Path, typer.Argument(help="Model file.", show_default=False)],
     images: Annotated[
-        Path | None, typer.Option(help="Folder of pictures to measure with. Default: made-up ones.")
+        Path | None, typer.Option(help="Folder of images to measure with. Default: made-up ones.")
     ] = None,
-    picture_size: Annotated[str, typer.Option(help="Size of the made-up JPEGs, as WIDTHxHEIGHT.")] = "4000x3000",
+    image_size: Annotated[str, typer.Option(help="Size of the made-up JPEGs, as WIDTHxHEIGHT.")] = "4000x3000",
     device: Device = "auto",
     threads: Threads = None,
     seconds: Annotated[float, typer.Option(min=0, help="Time for measuring; loading comes on top.")] = 10.0,
@@ -51,8 +51,8 @@ def command(
 
     - `tl bench beetles.onnx --device cpu --seconds 60 --json > speed.json`
 
-    Rows: network (runs of a batch that is in memory), decode (encoded picture to network's input) and together (as
-    tl predict does it). With hint throughput, every thread has its own batch; with latency, all work on one. pictures/s
+    Rows: network (runs of a batch that is in memory), decode (encoded image to network's input) and together (as
+    tl predict does it). With hint throughput, every thread has its own batch; with latency, all work on one. images/s
     is the median of rounds that take turns, beside their lowest and highest; p50, p90 and p99 are of single runs.
     """
     from tl.runtime.bench.measure import advise, run_bench
@@ -61,7 +61,7 @@ def command(
         bench = run_bench(
             model,
             images=images,
-            picture_wh=_parse_size(picture_size),
+            image_wh=_parse_size(image_size),
             device=device,
             threads=threads,
             seconds=seconds,
@@ -69,8 +69,8 @@ def command(
         )
     if bench.fault:
         warn(f"CUDA is not measured: {bench.fault}")
-    if bench.pictures.unreadable:
-        warn(f"{bench.pictures.unreadable} pictures could not be read and are left out")
+    if bench.images.unreadable:
+        warn(f"{bench.images.unreadable} images could not be read and are left out")
     advice = advise(bench)
     typer.echo(json.dumps(_as_dict(bench, advice), indent=2) if as_json else _as_text(bench, advice))
 
@@ -78,22 +78,20 @@ def command(
 def _parse_size(text: str) -> tuple[int, int]:
     match = re.fullmatch(r"(\d{1,5})x(\d{1,5})", text)
     if match is None or not (0 < int(match[1]) * int(match[2]) <= 100_000_000):
-        raise ConfigError(
-            f"--picture-size: expected WIDTHxHEIGHT up to 100 megapixels, as in 4000x3000, found '{text}'"
-        )
+        raise ConfigError(f"--image-size: expected WIDTHxHEIGHT up to 100 megapixels, as in 4000x3000, found '{text}'")
     return int(match[1]), int(match[2])
 
 
 def _as_dict(bench: Bench, advice: Advice) -> dict[str, Any]:
-    pictures = bench.pictures
+    images = bench.images
     plain = {field.name: getattr(bench, field.name) for field in dataclasses.fields(bench)}
     return {
         **plain,
-        "pictures": {
-            "source": pictures.source,
-            "count": len(pictures.contents),
+        "images": {
+            "source": images.source,
+            "count": len(images.contents),
             "mean_bytes": _mean_bytes(bench),
-            "unreadable": pictures.unreadable,
+            "unreadable": images.unreadable,
         },
         "rows": [dataclasses.asdict(row.setting) | dataclasses.asdict(row.timing) for row in bench.rows],
         "skipped": [dataclasses.asdict(setting) for setting in bench.skipped],
@@ -103,13 +101,13 @@ def _as_dict(bench: Bench, advice: Advice) -> dict[str, Any]:
 
 def _as_text(bench: Bench, advice: Advice) -> str:
     height, width = bench.input_hw
-    pictures = bench.pictures
+    images = bench.images
     table = [_COLUMNS, *(_cells(row) for row in bench.rows)]
     widths = [max(len(cells[column]) for cells in table) for column in range(len(_COLUMNS))]
     return "\n".join(
         [
             f"{bench.model}: input {width}x{height}, {bench.onnxruntime}, {bench.cores} cores, {bench.rounds} rounds",
-            f"pictures: {pictures.source}, {len(pictures.contents)} of {_mean_bytes(bench) / 1e6:.2f} MB on average",
+            f"images: {images.source}, {len(images.contents)} of {_mean_bytes(bench) / 1e6:.2f} MB on average",
             "",
             *(_line(cells, widths) for cells in table),
             "",
@@ -120,7 +118,7 @@ def _as_text(bench: Bench, advice: Advice) -> str:
 
 
 def _mean_bytes(bench: Bench) -> int:
-    contents = bench.pictures.contents
+    contents = bench.images.contents
     return sum(map(len, contents)) // len(contents)
 
 
@@ -132,7 +130,7 @@ def _cells(row: Row) -> tuple[str, ...]:
         setting.hint or "",
         str(setting.threads),
         str(setting.batch_size or ""),
-        f"{timing.pictures_per_s:.1f}",
+        f"{timing.images_per_s:.1f}",
         f"{timing.slowest:.1f} to {timing.fastest:.1f}",
         *(f"{ms:.{0 if ms >= 100 else 1 if ms >= 10 else 2}f}" for ms in (timing.p50_ms, timing.p90_ms, timing.p99_ms)),
         str(timing.runs),

@@ -25,7 +25,7 @@ def command(
 
     - `tl compare runs/*/ --json`
 
-    Columns: run, same_data (pictures, labels and splits of the first run), the validation and test score with their 95%
+    Columns: run, same_data (images, labels and splits of the first run), the validation and test score with their 95%
     intervals, best_epoch, train_seconds, trained_parameters, then each option that is not the same in all runs.
     """
     with packages_of("train"):

@@ -16,10 +16,10 @@ def command(
     source: Annotated[Path, typer.Argument(help="A .csv, .tps or .json (COCO) file of landmarks.", show_default=False)],
     target: Annotated[Path, typer.Argument(help="The file to write.", show_default=False)],
     to: Annotated[
-        Formats | None, typer.Option(help="Format to write. Default: by the name's ending; csv is one picture a row.")
+        Formats | None, typer.Option(help="Format to write. Default: by the name's ending; csv is one image a row.")
     ] = None,
     images: Annotated[
-        Path | None, typer.Option(help="Folder that the pictures' names count from, if they are not beside the file.")
+        Path | None, typer.Option(help="Folder that the images' names count from, if they are not beside the file.")
     ] = None,
     from_stored: Annotated[
         bool,
@@ -48,9 +48,9 @@ def command(
     from tl.errors import DataError
     from tl.runtime.landmarks.files import (
         SUFFIXES,
+        image_finder,
+        image_sizes,
         lost_in,
-        picture_finder,
-        picture_sizes,
         read_landmarks,
         write_landmarks,
     )
@@ -66,7 +66,7 @@ def command(
             count = len(landmarks.keypoint_names)
             raise DataError(f"--names: expected {count} different names with commas between, found {names}")
         landmarks = dataclasses.replace(landmarks, keypoint_names=chosen)
-    write_landmarks(landmarks, target, to, picture_sizes(picture_finder(source, images)))
+    write_landmarks(landmarks, target, to, image_sizes(image_finder(source, images)))
     for remark in (*landmarks.remarks, *lost_in(landmarks, target, to)):
         warn(remark)
-    warn(f"{len(landmarks.pictures)} pictures with {len(landmarks.keypoint_names)} points; {target}")
+    warn(f"{len(landmarks.images)} images with {len(landmarks.keypoint_names)} points; {target}")

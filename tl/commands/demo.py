@@ -20,7 +20,7 @@ import typer
 from tl.commands.console import warn
 from tl.errors import MissingExtraError, OutputError, TrainingError
 
-# Few pictures to learn from, as in a lab: that is where a pretrained backbone shows.
+# Few images to learn from, as in a lab: that is where a pretrained backbone shows.
 _TRAIN_PER_CLASS, _VAL_PER_CLASS = 8, 30
 _COMMON = ("--backbone", "smallcnn", "--image-size", 32, "--augment", "light", "--batch-size", 16)
 

@@ -1,4 +1,4 @@
-"""`tl evaluate`: model files against labelled pictures, one row a model and voting rule."""
+"""`tl evaluate`: model files against labelled images, one row a model and voting rule."""
 
 from __future__ import annotations
 
@@ -33,13 +33,13 @@ from tl.commands.options import (
 from tl.errors import ConfigError
 
 if TYPE_CHECKING:
-    from tl.data.manifests import Picture
+    from tl.data.manifests import LabeledImage
     from tl.runtime.results import Failure
 
 _WORST = 3
 
 ImagesFrom = Annotated[
-    Path | None, typer.Option(help="Landmarks: folder that pictures' names count from, if not the file's.")
+    Path | None, typer.Option(help="Landmarks: folder that images' names count from, if not the file's.")
 ]
 FitVoteWeights = Annotated[
     Path | None,
@@ -86,7 +86,7 @@ def command(
     threads: Threads = None,
     as_json: AsJson = False,
 ) -> None:
-    """Score a model file, or an ensemble under every voting rule, on labelled or annotated pictures.
+    """Score a model file, or an ensemble under every voting rule, on labelled or annotated images.
 
     Examples:
     - `tl evaluate held-out/ --model beetles.onnx`
@@ -104,7 +104,7 @@ def command(
     has a twin with tta, gain (of accuracy), gain_p (McNemar, against the row before) and images_per_s.
 
     For landmarks: model, merging, n, points, error_px (mean distance in pixels of the photos), ci_low, ci_high (95%,
-    bootstrap), rmse_px, normalised_error (by centroid size), extent_error (by the extent of a picture's points).
+    bootstrap), rmse_px, normalised_error (by centroid size), extent_error (by the extent of an image's points).
     Without --locator, a model that looks at a part of each photo is given the part that the annotations say, as in
     training.
     """
@@ -117,11 +117,11 @@ def command(
     if is_landmark_file(data):
         done = _evaluate_points(data, split, model, ensemble, opened | of_points)
     else:
-        name, pictures = _read_split(data, split, split_column)
+        name, labeled = _read_split(data, split, split_column)
         if tta is not None:
-            done = _evaluate_tta(name, pictures, model, ensemble, opened, tta)
+            done = _evaluate_tta(name, labeled, model, ensemble, opened, tta)
         else:
-            done = _evaluate_classes(name, pictures, model, ensemble, opened, of_votes)
+            done = _evaluate_classes(name, labeled, model, ensemble, opened, of_votes)
     _report(done, as_json)
     if done.failures:
         raise typer.Exit(EXIT_SOME_FAILED)
@@ -151,18 +151,18 @@ class _Evaluated:
     failures: list[Failure]
 
 
-def _read_split(data: Path, split: str | None, split_column: str) -> tuple[str, list[Picture]]:
-    from tl.data.manifests import read_pictures
+def _read_split(data: Path, split: str | None, split_column: str) -> tuple[str, list[LabeledImage]]:
+    from tl.data.manifests import read_images
     from tl.evaluation.evaluate import choose_split
 
-    name, pictures = choose_split(read_pictures(data, split_column, warn), split)
-    _say_split(name, len(pictures), "RUN/manifest.csv")
-    return name, pictures
+    name, images = choose_split(read_images(data, split_column, warn), split)
+    _say_split(name, len(images), "RUN/manifest.csv")
+    return name, images
 
 
 def _evaluate_tta(
     name: str,
-    pictures: list[Picture],
+    images: list[LabeledImage],
     model: Path | None,
     ensemble: list[Path] | None,
     opened: dict[str, Any],
@@ -175,13 +175,13 @@ def _evaluate_tta(
         open_predictor(model, ensemble, **opened, tta=tta) as augmented,
         console_progress() as progress,
     ):
-        result = evaluate_tta(plain, augmented, pictures, progress)
+        result = evaluate_tta(plain, augmented, images, progress)
     return _Evaluated(name, result.rows, (*result.columns, *TTA_COLUMNS), result.failures)
 
 
 def _evaluate_classes(
     name: str,
-    pictures: list[Picture],
+    images: list[LabeledImage],
     model: Path | None,
     ensemble: list[Path] | None,
     opened: dict[str, Any],
@@ -204,7 +204,7 @@ def _evaluate_classes(
             beside = open_files.enter_context(
                 load(of_votes["merged"], device=opened["device"], threads=opened["threads"])
             )
-        result = evaluate(predictor, pictures, open_files.enter_context(console_progress()), beside)
+        result = evaluate(predictor, images, open_files.enter_context(console_progress()), beside)
         contract = predictor.ensemble.sessions[0].contract
     if report is not None and contract is not None:
         warn(f"report: {write_ensemble_report(result, contract.recipe, name, report)}")
@@ -224,20 +224,20 @@ def _evaluate_points(
 ) -> _Evaluated:
     from tl.evaluation.landmarks import COLUMNS, evaluate_points, read_split
 
-    pictures = read_split(data, split, opened.pop("images"))
-    for remark in pictures.remarks:
+    images = read_split(data, split, opened.pop("images"))
+    for remark in images.remarks:
         warn(f"{data}: {remark}")
-    _say_split(pictures.split, len(pictures.paths), "RUN/annotations.json")
+    _say_split(images.split, len(images.paths), "RUN/annotations.json")
     regions = model_region(named_models(model, ensemble))
-    boxes = None if opened["locator"] else pictures.boxes(regions)
+    boxes = None if opened["locator"] else images.boxes(regions)
     with (
         open_landmark_predictor(model, ensemble, boxes=boxes, **opened) as predictor,
         console_progress() as progress,
     ):
-        result = evaluate_points(predictor, pictures, progress)
+        result = evaluate_points(predictor, images, progress)
     for path, error in result.worst[:_WORST]:
         warn(f"worst: {path}: mean error {error:.1f} px")
-    return _Evaluated(pictures.split, result.rows, COLUMNS, result.failures)
+    return _Evaluated(images.split, result.rows, COLUMNS, result.failures)
 
 
 def _shown(value: Any) -> Any:
@@ -247,9 +247,9 @@ def _shown(value: Any) -> Any:
 
 
 def _say_split(name: str, count: int, held_out: str) -> None:
-    warn(f"evaluating on split '{name}': {count} pictures")
+    warn(f"evaluating on split '{name}': {count} images")
     if name == "all":
-        warn(f"pictures that a model was trained on flatter it; a run's held-out ones: {held_out} --split val")
+        warn(f"images that a model was trained on flatter it; a run's held-out ones: {held_out} --split val")
 
 
 def _report(done: _Evaluated, as_json: bool) -> None:

@@ -21,27 +21,27 @@ Pretrained = Annotated[
     str | None, typer.Option(help="Instead of a run: a torchvision model with its own ImageNet head.")
 ]
 Weights = Annotated[str, typer.Option(help="With --pretrained: imagenet, a tensor file, or a folder.")]
-Images = Annotated[list[Path] | None, typer.Option(help="With --pretrained: pictures for the parity check.")]
+Images = Annotated[list[Path] | None, typer.Option(help="With --pretrained: images for the parity check.")]
 DecodedAt = Annotated[
     Literal["full", "2x"],
     typer.Option(help="With --pretrained: 2x decodes large JPEGs at no less than twice the resized size, much faster."),
 ]
-ParityImages = Annotated[list[Path] | None, typer.Option(help="Further pictures or folders for the parity check.")]
+ParityImages = Annotated[list[Path] | None, typer.Option(help="Further images or folders for the parity check.")]
 GoldenFrom = Annotated[
     Literal["validation", "synthetic"],
-    typer.Option(help="Self-test samples: validation pictures, or synthetic ones to embed no photo."),
+    typer.Option(help="Self-test samples: validation images, or synthetic ones to embed no photo."),
 ]
 Precision = Annotated[
     Literal["fp32", "fp16", "int8"],
     typer.Option(help="Of a run: lower precision is kept if it agrees with fp32 and is faster on --device."),
 ]
 MinAgreement = Annotated[
-    float, typer.Option(min=0, max=1, help="Share of validation pictures that must get fp32's label.")
+    float, typer.Option(min=0, max=1, help="Share of validation images that must get fp32's label.")
 ]
-CalibrationPictures = Annotated[
-    int, typer.Option(min=1, max=1000, help="Training pictures on which int8 measures its ranges.")
+CalibrationImages = Annotated[
+    int, typer.Option(min=1, max=1000, help="Training images on which int8 measures its ranges.")
 ]
-Seed = Annotated[int, typer.Option(help="Draws the calibration pictures.")]
+Seed = Annotated[int, typer.Option(help="Draws the calibration images.")]
 JudgedOn = Annotated[
     str, typer.Option(help="Where lower precision is judged and must be faster: auto, cpu, cuda or cuda:N.")
 ]
@@ -49,11 +49,11 @@ KeepSlower = Annotated[
     bool, typer.Option(help="Keep lower precision though it is not faster here, for another machine.")
 ]
 Unknown = Annotated[
-    bool, typer.Option(help="Of a run, in fp32: let the file tell pictures that are unlike those of training.")
+    bool, typer.Option(help="Of a run, in fp32: let the file tell images that are unlike those of training.")
 ]
 FalseAlarm = Annotated[
     float | None,
-    typer.Option(help="Share of validation pictures that tl predict --reject-unknown may reject. Default: 0.05."),
+    typer.Option(help="Share of validation images that tl predict --reject-unknown may reject. Default: 0.05."),
 ]
 Cam = Annotated[
     bool, typer.Option("--cam", help="Of a run with a linear head, in fp32: add class activation maps as an output.")
@@ -75,7 +75,7 @@ def command(
     cam: Cam = False,
     precision: Precision = "fp32",
     min_agreement: MinAgreement = 0.99,
-    calibration_pictures: CalibrationPictures = 100,
+    calibration_images: CalibrationImages = 100,
     seed: Seed = 0,
     device: JudgedOn = "auto",
     keep_slower: KeepSlower = False,
@@ -83,7 +83,7 @@ def command(
 ) -> None:
     """Export a run's best network to one self-describing, self-testing ONNX file.
 
-    Before the file gets its name, it must give the same answers as the trained network on real pictures, and in lower
+    Before the file gets its name, it must give the same answers as the trained network on real images, and in lower
     precision agree with the fp32 file on the validation split and be faster; all figures are written into the file.
 
     Examples:
@@ -107,7 +107,7 @@ def command(
     extra = parity_images or []
     with console_progress() as progress:
         if run is not None and precision != "fp32":
-            lowering = Lowering(precision, min_agreement, calibration_pictures, seed, device, keep_slower)
+            lowering = Lowering(precision, min_agreement, calibration_images, seed, device, keep_slower)
             done = export_lowered(Run(run), output, progress, lowering, parity_images=extra, golden=golden)
         elif run is not None:
             further = Further(unknown, false_alarm or USUAL.false_alarm, cam)
@@ -127,11 +127,9 @@ def _check_choices(run: Path | None, pretrained: str | None, images: list[Path] 
     if (run is None) == (pretrained is None):
         raise ConfigError("give either a run folder or --pretrained NAME")
     if pretrained is not None and not images:
-        raise ConfigError("--pretrained needs --images DIR: real pictures to prove the file on")
+        raise ConfigError("--pretrained needs --images DIR: real images to prove the file on")
     if pretrained is not None and precision != "fp32":
-        raise ConfigError(
-            f"--precision {precision} needs a run, whose training and validation pictures it is made with"
-        )
+        raise ConfigError(f"--precision {precision} needs a run, whose training and validation images it is made with")
 
 
 def _check_further(run: Path | None, precision: str, cam: bool, unknown: bool, false_alarm: float | None) -> None:
@@ -148,7 +146,7 @@ def _report(done: Exported, as_json: bool) -> None:
     from tl.runtime.model_file.summary import parity_text
 
     parity, golden = done.contract.parity, done.contract.golden
-    warn(f"parity on {parity.images} pictures: {parity_text(parity)}")
+    warn(f"parity on {parity.images} images: {parity_text(parity)}")
     contract = done.contract
     what = f"{len(contract.class_names)} classes" if contract.class_names else f"{len(contract.keypoint_names)} points"
     warn(f"{done.path}: {done.path.stat().st_size / 1e6:.1f} MB, {what}, verified")
@@ -158,7 +156,7 @@ def _report(done: Exported, as_json: bool) -> None:
 
         warn(f"{done.contract.precision}: {describe(quantisation)}")
     if golden.source != "synthetic":
-        warn(f"the file embeds {len(golden.samples)} of these pictures for tl verify; --golden synthetic embeds none")
+        warn(f"the file embeds {len(golden.samples)} of these images for tl verify; --golden synthetic embeds none")
     if as_json:
         from tl.runtime.model_file.strict_json import to_plain
 

@@ -22,7 +22,7 @@ ModelArgument = Annotated[Path, typer.Argument(help="Model file.", show_default=
 Html = Annotated[Path | None, typer.Option(help="Write all of it to this page, one HTML file, as well.")]
 Filters = Annotated[bool, typer.Option("--filters", help="Draw the first layer's filters.")]
 Activations = Annotated[
-    Path | None, typer.Option(help="A picture: draw its feature maps before and after a layer's non-linearity.")
+    Path | None, typer.Option(help="An image: draw its feature maps before and after a layer's non-linearity.")
 ]
 Layer = Annotated[
     str | None,
@@ -30,7 +30,7 @@ Layer = Annotated[
 ]
 Top = Annotated[
     tuple[int, Path] | None,
-    typer.Option(help="A number and a picture: its most probable classes.", metavar="N IMAGE", show_default=False),
+    typer.Option(help="A number and an image: its most probable classes.", metavar="N IMAGE", show_default=False),
 ]
 OutFolder = Annotated[
     Path | None, typer.Option(help="Folder for what is drawn, unless --html takes it. Default: this one.")
@@ -57,7 +57,7 @@ def command(
 
     - `tl inspect beetles.onnx --top 5 photo.jpg` prints label,probability
 
-    - `tl inspect beetles.onnx --filters --activations photo.jpg --layer 3` writes pictures
+    - `tl inspect beetles.onnx --filters --activations photo.jpg --layer 3` writes images
 
     - `tl inspect beetles.onnx --html beetles.html --filters --activations photo.jpg --top 5 photo.jpg`
     """
@@ -92,7 +92,7 @@ def _rank(model: Path, contract: Contract, count: int, image: Path) -> Ranking:
     from tl.studies.report.model_page import Ranking
 
     if contract.task != "classification" or count < 1:
-        raise ConfigError("--top needs a number of at least 1, a picture, and a model of classes")
+        raise ConfigError("--top needs a number of at least 1, an image, and a model of classes")
     with load(model, device="cpu") as predictor:
         probabilities = predictor.predict(image).probabilities
     best = (-probabilities).argsort(kind="stable")[:count]

@@ -13,7 +13,7 @@ from tl.commands.options import VoteWeights, parse_vote_weights
 from tl.errors import ConfigError, DataError
 
 if TYPE_CHECKING:
-    from tl.data.manifests import Picture
+    from tl.data.manifests import LabeledImage
     from tl.exporter.merging.merge import Merged
 
 
@@ -24,15 +24,15 @@ def command(
     vote_weights: VoteWeights = None,
     images: Annotated[
         list[Path] | None,
-        typer.Option(help="Pictures for the parity check. Default: the members' self-test samples, and noise."),
+        typer.Option(help="Images for the parity check. Default: the members' self-test samples, and noise."),
     ] = None,
     calibrate: Annotated[
         Path | None,
-        typer.Option(help="Labelled pictures that no member learnt from (their val split, if there is one)."),
+        typer.Option(help="Labelled images that no member learnt from (their val split, if there is one)."),
     ] = None,
     false_alarm: Annotated[
         float | None,
-        typer.Option(help="With --calibrate: share of its pictures that --reject-unknown may reject. Default: 0.05."),
+        typer.Option(help="With --calibrate: share of its images that --reject-unknown may reject. Default: 0.05."),
     ] = None,
     golden: Annotated[
         Literal["images", "synthetic"],
@@ -56,7 +56,7 @@ def command(
     with packages_of("edit"):
         from tl.exporter.merging.merge import merge
     if false_alarm is not None and calibrate is None:
-        raise ConfigError("--false-alarm is measured on the pictures of --calibrate: give them too")
+        raise ConfigError("--false-alarm is measured on the images of --calibrate: give them too")
     if false_alarm is not None and not 0 < false_alarm < 1:
         raise ConfigError(f"--false-alarm must be between 0 and 1, found {false_alarm:g}")
     weights = parse_vote_weights(vote_weights, models)
@@ -72,15 +72,15 @@ def command(
     _report(done, as_json)
 
 
-def _read_held_out(path: Path) -> list[Picture]:
-    from tl.data.manifests import read_pictures
+def _read_held_out(path: Path) -> list[LabeledImage]:
+    from tl.data.manifests import read_images
 
-    pictures = read_pictures(path, "split", warn)
-    if not any(picture.split for picture in pictures):
-        return pictures
-    held_out = [picture for picture in pictures if picture.split == "val"]
+    images = read_images(path, "split", warn)
+    if not any(image.split for image in images):
+        return images
+    held_out = [image for image in images if image.split == "val"]
     if not held_out:
-        raise DataError(f"{path}: has splits, but no val split to calibrate on; test pictures are for judging")
+        raise DataError(f"{path}: has splits, but no val split to calibrate on; test images are for judging")
     return held_out
 
 
@@ -89,13 +89,13 @@ def _report(done: Merged, as_json: bool) -> None:
 
     parity, size = done.contract.parity, done.path.stat().st_size
     members = [] if done.contract.ensemble is None else [member.name for member in done.contract.ensemble.members]
-    warn(f"parity with the separate files on {parity.images} pictures: {parity_text(parity)}")
+    warn(f"parity with the separate files on {parity.images} images: {parity_text(parity)}")
     sizes = f"{size / 1e6:.1f} MB instead of {done.separate_bytes / 1e6:.1f} MB"
     warn(f"{done.path}: {sizes}, {len(members)} members, verified")
     if done.contract.conformal is not None:
         warn(f"calibrated: temperature {done.contract.temperature:.3f}; predict with --coverage gives sets of classes")
     if done.contract.unknown is not None:
-        warn("it tells unknown pictures: predict with --reject-unknown")
+        warn("it tells unknown images: predict with --reject-unknown")
     if as_json:
         from tl.runtime.model_file.strict_json import to_plain
 

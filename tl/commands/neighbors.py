@@ -1,4 +1,4 @@
-"""`tl neighbours`: the training pictures that a run finds most like a new one."""
+"""`tl neighbours`: the training images that a run finds most like a new one."""
 
 from __future__ import annotations
 
@@ -16,33 +16,33 @@ from tl.errors import DataError
 
 
 def command(
-    images: Annotated[list[str], typer.Argument(help="Pictures or folders.", show_default=False)],
+    images: Annotated[list[str], typer.Argument(help="Images or folders.", show_default=False)],
     run: Annotated[Path, typer.Option(help="Run folder of a classifier.", show_default=False)],
-    top: Annotated[int, typer.Option(min=1, help="How many for each picture.")] = 5,
+    top: Annotated[int, typer.Option(min=1, help="How many for each image.")] = 5,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON instead of CSV.")] = False,
 ) -> None:
-    """Show which training pictures the trained network finds most like a picture: what a decision may rest on.
+    """Show which training images the trained network finds most like an image: what a decision may rest on.
 
     Examples:
     - `tl neighbours odd.jpg --run runs/beetles`
 
     - `tl neighbours new-photos/ --run runs/beetles --top 3 --json`
 
-    Columns: path, rank, neighbour, label, likeness (cosine of the embeddings, 1 for the same picture). The training
-    pictures must still be where they were; their embeddings are kept, so that only the first call takes long.
+    Columns: path, rank, neighbour, label, likeness (cosine of the embeddings, 1 for the same image). The training
+    images must still be where they were; their embeddings are kept, so that only the first call takes long.
     """
     with packages_of("train"):
-        from tl.runtime.sources.paths import find_pictures
+        from tl.runtime.sources.paths import find_images
         from tl.trainer.features.run_embeddings import find_neighbours
         from tl.trainer.run_folder.run import Run
 
-    paths = [os.path.normpath(path) for path in find_pictures(images).paths]
+    paths = [os.path.normpath(path) for path in find_images(images).paths]
     if not paths:
-        raise DataError(f"no pictures found in {', '.join(images)}")
+        raise DataError(f"no images found in {', '.join(images)}")
     with console_progress() as progress:
         found = find_neighbours(Run(run), paths, top, progress)
     rows = [
-        {"path": path, "rank": rank, "neighbour": n.picture.path, "label": n.picture.label, "likeness": n.likeness}
+        {"path": path, "rank": rank, "neighbour": n.image.path, "label": n.image.label, "likeness": n.likeness}
         for path, neighbours in zip(paths, found, strict=True)
         for rank, n in enumerate(neighbours, start=1)
     ]

@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 
 
 def fit_vote_file(result: Evaluation, path: Path, *, select: bool) -> dict[str, Any]:
-    """Write weights fitted to the pictures of an evaluation; returns the row of what they are worth.
+    """Write weights fitted to the images of an evaluation; returns the row of what they are worth.
 
     Raises `DataError`, `OutputError`.
     """
@@ -41,7 +41,7 @@ def fit_vote_file(result: Evaluation, path: Path, *, select: bool) -> dict[str, 
     warn(f"{path}: {', '.join(f'{name} {weight:.3g}' for name, weight in kept.items())}")
     if left_out := [name for name, weight in fitted.weights.items() if weight == 0]:
         warn(f"left out: {', '.join(left_out)}")
-    losses = f"{fitted.log_loss:.4f} on pictures held out from fitting, {fitted.equal_log_loss:.4f} with equal weights"
+    losses = f"{fitted.log_loss:.4f} on images held out from fitting, {fitted.equal_log_loss:.4f} with equal weights"
     is_better = fitted.log_loss < fitted.equal_log_loss
     warn(f"log loss {losses}" + ("" if is_better else ": equal weights do as well"))
     return fitted.row
@@ -97,12 +97,12 @@ MinConfidence = Annotated[
     float | None, typer.Option(help='Label "?" where the confidence is lower.', show_default=False)
 ]
 RejectUnknown = Annotated[
-    bool, typer.Option("--reject-unknown", help='Label "?" where a picture is unlike those of training.')
+    bool, typer.Option("--reject-unknown", help='Label "?" where an image is unlike those of training.')
 ]
 Tta = Annotated[
     str | None,
     typer.Option(
-        help="Test-time augmentation: mean over views of each picture; hflip, vflip and crops, as in hflip,crops. "
+        help="Test-time augmentation: mean over views of each image; hflip, vflip and crops, as in hflip,crops. "
         "Slower by the number of views.",
         show_default=False,
     ),

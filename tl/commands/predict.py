@@ -1,4 +1,4 @@
-"""`tl predict`: pictures and model files in, one row a picture out."""
+"""`tl predict`: images and model files in, one row an image out."""
 
 from __future__ import annotations
 
@@ -65,19 +65,19 @@ FilesFrom = Annotated[
 Null = Annotated[
     bool, typer.Option("--null", "-0", help="Names in --files-from end with NUL, as find -print0 writes them.")
 ]
-BatchSize = Annotated[int | None, typer.Option(min=1, help="Pictures a run. Default: what suits the device.")]
+BatchSize = Annotated[int | None, typer.Option(min=1, help="Images a run. Default: what suits the device.")]
 Resume = Annotated[
-    bool, typer.Option("--resume", help="Keep the rows of an earlier call whose pictures and models are the same.")
+    bool, typer.Option("--resume", help="Keep the rows of an earlier call whose images and models are the same.")
 ]
 RetryFailed = Annotated[
-    bool, typer.Option("--retry-failed", help="As --resume, and try pictures again that could not be read.")
+    bool, typer.Option("--retry-failed", help="As --resume, and try images again that could not be read.")
 ]
-FailFast = Annotated[bool, typer.Option("--fail-fast", help="Stop at the first picture that cannot be read.")]
+FailFast = Annotated[bool, typer.Option("--fail-fast", help="Stop at the first image that cannot be read.")]
 
 
 PointFormat = Annotated[
     Literal["csv", "long", "tps", "coco", "deeplabcut"] | None,
-    typer.Option(help="Landmarks: the format to write. Default: by the name's ending; csv is one picture a row."),
+    typer.Option(help="Landmarks: the format to write. Default: by the name's ending; csv is one image a row."),
 ]
 Draw = Annotated[
     Path | None, typer.Option(help="Landmarks: write each photo with its points and names to this folder.")
@@ -121,7 +121,7 @@ def command(
     retry_failed: RetryFailed = False,
     fail_fast: FailFast = False,
 ) -> None:
-    """Predict pictures, or find landmarks on them, with one model file or an ensemble.
+    """Predict images, or find landmarks on them, with one model file or an ensemble.
 
     Examples:
     - `tl predict images/ --ensemble a.onnx b.onnx c.onnx --vote hard --vote-weights 2,1,1 -o out.jsonl`
@@ -137,7 +137,7 @@ def command(
     Columns: path, label, confidence, p:CLASS of each class, error; set, unknown_score, reason of a label "?"; ensembles
     add agreement, entropy, mutual_information, margin and vote:MEMBER. Landmarks: path, xPOINT, yPOINT in pixels of the
     upright photo, pPOINT (confidence), sPOINT (spread in pixels) of an ensemble, centroid_size, shape_distance, is_odd,
-    error. Exit code 3: some pictures could not be read, their rows say why. OUT.ledger tells --resume what is done.
+    error. Exit code 3: some images could not be read, their rows say why. OUT.ledger tells --resume what is done.
     """
     of_points = {"merge": merge, "locator": locator, "crop_margin": crop_margin, "boxes": boxes, "mm_per_px": mm_per_px}
     of_points |= {"draw": draw, "to": to}
@@ -147,9 +147,9 @@ def command(
     of_both = {"vote_weights": vote_weights, "device": device, "threads": threads}
     options = {"batch_size": batch_size, "retry_failed": retry_failed, "fail_fast": fail_fast, "point_format": to}
     options["resume"] = _resumes(output, resume or retry_failed)
-    pictures = _find_pictures(images or [], files_from, null)
-    predictor = _open(model, ensemble, of_points, of_classes, of_both, len(pictures))
-    if _write_predictions(predictor, pictures, output, (draw, explain), options):
+    inputs = _find_images(images or [], files_from, null)
+    predictor = _open(model, ensemble, of_points, of_classes, of_both, len(inputs))
+    if _write_predictions(predictor, inputs, output, (draw, explain), options):
         raise typer.Exit(EXIT_SOME_FAILED)
 
 
@@ -175,7 +175,7 @@ def _open(
         return open_landmark_predictor(model, ensemble, **opened, **of_both)
     refuse_given(of_points, "for landmark models, and this one gives classes")
     if of_classes.pop("explain") is not None:
-        refuse_given({"tta": of_classes["tta"]}, "--explain is of pictures as they are")
+        refuse_given({"tta": of_classes["tta"]}, "--explain is of images as they are")
     predictor = open_predictor(model, ensemble, **of_classes, **of_both)
     if of_classes["decode_processes"] is None:
         predictor.decode_processes = _suited_processes(predictor, count)
@@ -256,11 +256,11 @@ def _drawer(
     return draw
 
 
-def _check_apart(picture: str, folders: list[Path]) -> None:
-    """Raise `ConfigError` where drawings would lie among pictures, which a later call would take for data."""
+def _check_apart(image: str, folders: list[Path]) -> None:
+    """Raise `ConfigError` where drawings would lie among images, which a later call would take for data."""
     for folder in folders:
-        if Path(picture).resolve().is_relative_to(folder.resolve()):
-            raise ConfigError(f"{folder}: holds {picture}, and drawings would count as pictures: give another folder")
+        if Path(image).resolve().is_relative_to(folder.resolve()):
+            raise ConfigError(f"{folder}: holds {image}, and drawings would count as images: give another folder")
 
 
 def _watcher(draw: Callable[[Result], None], unscaled: list[str]) -> Callable[[Result], None]:
@@ -275,29 +275,29 @@ def _watcher(draw: Callable[[Result], None], unscaled: list[str]) -> Callable[[R
     return see
 
 
-def _find_pictures(images: list[str], files_from: str | None, null: bool) -> Inputs:
+def _find_images(images: list[str], files_from: str | None, null: bool) -> Inputs:
     from tl.runtime.sources.inputs import find_inputs
     from tl.runtime.sources.paths import read_path_list
 
     if not images and files_from is None:
-        raise ConfigError("nothing to predict: name pictures or folders, or give --files-from")
+        raise ConfigError("nothing to predict: name images or folders, or give --files-from")
     listed = read_path_list(files_from, null=null) if files_from is not None else []
     found = find_inputs(images, listed=listed)
     if found.passed_over:
         warn(f"passed over: {found.passed_over}")
     if not found:
-        raise DataError(f"no pictures found in {', '.join([*images, *([files_from] if files_from else [])])}")
+        raise DataError(f"no images found in {', '.join([*images, *([files_from] if files_from else [])])}")
     return found
 
 
 def _write_predictions(
     predictor: Predictor[Any],
-    pictures: Inputs,
+    images: Inputs,
     output: Path | None,
     drawn_to: tuple[Path | None, Path | None],
     options: dict[str, Any],
 ) -> int:
-    """Predict and write row by row; returns how many pictures could not be read."""
+    """Predict and write row by row; returns how many images could not be read."""
     from tl.runtime.output.job import Tally, run_job
 
     tally = Tally()
@@ -309,16 +309,16 @@ def _write_predictions(
     started = time.monotonic()
     try:
         with predictor, console_progress() as progress:
-            progress.start("predicting", len(pictures), "pictures")
-            run_job(predictor, pictures, output, tally, advance=lambda tally: progress.advance(), **options)
+            progress.start("predicting", len(images), "images")
+            run_job(predictor, images, output, tally, advance=lambda tally: progress.advance(), **options)
     except KeyboardInterrupt:
         cure = "; go on by adding --resume" if output else ""
-        warn(f"interrupted after {tally.done} of {len(pictures)} pictures{cure}")
+        warn(f"interrupted after {tally.done} of {len(images)} images{cure}")
         raise typer.Exit(EXIT_INTERRUPTED) from None
     if undrawn:
-        warn(f"{len(undrawn)} pictures in archives are not drawn, first {undrawn[0]}: unpack them")
+        warn(f"{len(undrawn)} images in archives are not drawn, first {undrawn[0]}: unpack them")
     if unscaled:
-        warn(f"{len(unscaled)} pictures have no scale, first {unscaled[0]}: paths in the file count from its folder")
+        warn(f"{len(unscaled)} images have no scale, first {unscaled[0]}: paths in the file count from its folder")
     new = tally.done - tally.kept
     speed = new / max(time.monotonic() - started, 1e-9)
     kept = f"{tally.kept} rows kept from before, " if tally.kept else ""
@@ -326,7 +326,5 @@ def _write_predictions(
     listed = Path(f"{output}.failed.csv")
     if tally.failed and output is not None and listed.is_file():
         where += f", and the others in {listed}"
-    warn(
-        f"{kept}{tally.done - tally.failed} pictures predicted, {tally.failed} could not be read, {speed:.0f}/s{where}"
-    )
+    warn(f"{kept}{tally.done - tally.failed} images predicted, {tally.failed} could not be read, {speed:.0f}/s{where}")
     return tally.failed

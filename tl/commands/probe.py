@@ -70,11 +70,11 @@ def command(
     if len(is_conv) > 1:
         raise ConfigError("conv heads take maps, the others embeddings: try them in two calls")
     with console_progress() as progress:
-        # Folds limit their own training pictures.
+        # Folds limit their own training images.
         limit = base.per_class if folds == 0 else None
         task = prepare_task(dataclasses.replace(base, head=chosen[0][1].head, per_class=limit), progress)
         compute_features(task, progress, splits=("train", "val"))
-        for finding in summarise(find_duplicates(task.store.pictures, task.store.hashes)):
+        for finding in summarise(find_duplicates(task.store.images, task.store.hashes)):
             progress.say(finding)
         rows = probe(task, chosen, folds, seeds, progress, per_class=None if folds == 0 else base.per_class)
     if as_json:

@@ -1,4 +1,4 @@
-"""`tl refit`: a model file's trunk with a new head for the classes of given pictures."""
+"""`tl refit`: a model file's trunk with a new head for the classes of given images."""
 
 from __future__ import annotations
 
@@ -23,20 +23,20 @@ Output = Annotated[Path, typer.Option("--output", "-o", help="The model file to 
 Head = Annotated[Literal["linear", "svm"], typer.Option(help="Logistic regression, or a linear SVM.")]
 CValues = Annotated[
     list[float] | None,
-    typer.Option(help="Repeatable. C that validation pictures choose from. Default: several."),
+    typer.Option(help="Repeatable. C that validation images choose from. Default: several."),
 ]
-ValFraction = Annotated[float, typer.Option(help="Share of pictures held out for validation where there is no split.")]
+ValFraction = Annotated[float, typer.Option(help="Share of images held out for validation where there is no split.")]
 SplitColumn = Annotated[str, typer.Option(help="Column of a CSV that holds train or val.")]
-Drop = Annotated[bool, typer.Option("--drop", help="Leave classes of the model out for which there are no pictures.")]
-SkipBad = Annotated[bool, typer.Option("--skip-bad", help="Go on without unreadable pictures.")]
+Drop = Annotated[bool, typer.Option("--drop", help="Leave classes of the model out for which there are no images.")]
+SkipBad = Annotated[bool, typer.Option("--skip-bad", help="Go on without unreadable images.")]
 GoldenFrom = Annotated[
     Literal["validation", "synthetic"],
-    typer.Option(help="Self-test samples: validation pictures, or synthetic ones to embed no photo."),
+    typer.Option(help="Self-test samples: validation images, or synthetic ones to embed no photo."),
 ]
 FalseAlarm = Annotated[
-    float, typer.Option(help="Share of validation pictures that tl predict --reject-unknown may reject.")
+    float, typer.Option(help="Share of validation images that tl predict --reject-unknown may reject.")
 ]
-Seed = Annotated[int, typer.Option(help="Draws the validation pictures.")]
+Seed = Annotated[int, typer.Option(help="Draws the validation images.")]
 AsJson = Annotated[bool, typer.Option("--json", help="Print metrics before and after as JSON on stdout.")]
 
 
@@ -55,11 +55,11 @@ def command(
     seed: Seed = 0,
     as_json: AsJson = False,
 ) -> None:
-    """Give a model file a new linear head: add a class, or fit it to your own pictures. Needs no torch and no run.
+    """Give a model file a new linear head: add a class, or fit it to your own images. Needs no torch and no run.
 
-    The trunk stays as it is, byte for byte. A head is fitted to its embeddings of the pictures, calibrated on those
+    The trunk stays as it is, byte for byte. A head is fitted to its embeddings of the images, calibrated on those
     held out, and proven before the new file gets its name. Classes keep their order, and new ones follow. Every class
-    needs pictures, old ones too.
+    needs images, old ones too.
 
     Examples:
     - `tl refit beetles.onnx photos/ new-species/ -o more-beetles.onnx` adds the classes of new-species/
@@ -91,7 +91,7 @@ def _report(done: Refitted, as_json: bool) -> None:
     if done.before is not None:
         warn(f"before: {_accuracy(done.before)}, of the classes that the old head knows")
     warn(f"after: {_accuracy(after)}, ECE {after['ece']:.4f}")
-    warn(f"parity with the fitted head on {parity.images} pictures: {parity_text(parity)}")
+    warn(f"parity with the fitted head on {parity.images} images: {parity_text(parity)}")
     warn(f"{done.path}: {done.path.stat().st_size / 1e6:.1f} MB, {len(contract.class_names)} classes, verified")
     if as_json:
         plain = {"added": done.added, "dropped": done.dropped, "before": done.before, "after": after}

@@ -18,7 +18,7 @@ def command(
     out: Annotated[Path | None, typer.Option("--out", "-o", help="Default: report.html in the run's folder.")] = None,
     show: Annotated[bool, typer.Option("--open", help="Open it in the browser.")] = False,
 ) -> None:
-    """Write one HTML file that shows how a run went: curves, errors, the pictures behind them, and how to repeat it.
+    """Write one HTML file that shows how a run went: curves, errors, the images behind them, and how to repeat it.
 
     Examples:
     - `tl report runs/beetles --open`

@@ -1,4 +1,4 @@
-"""Arrays kept on disk by key, for later runs: working pictures and features.
+"""Arrays kept on disk by key, for later runs: working images and features.
 
 Knows folders and shards. Does not know what an array means. Each shard is written once under a name of its own and
 renamed into place, so runs that share a folder never see half of one and never overwrite each other. The whole folder

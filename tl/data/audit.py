@@ -1,6 +1,6 @@
-"""What about a data set could mislead: the same or nearly the same picture on both sides of a split, and thin classes.
+"""What about a data set could mislead: the same or nearly the same image on both sides of a split, and thin classes.
 
-Knows labels, content hashes and embeddings. Does not open pictures and imports no torch. Findings are warnings; faults
+Knows labels, content hashes and embeddings. Does not open images and imports no torch. Findings are warnings; faults
 that make training impossible are `data`'s.
 """
 
@@ -14,21 +14,21 @@ from typing import Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from tl.data.manifests import SPLITS, Picture
+from tl.data.manifests import SPLITS, LabeledImage
 
 Kind = Literal[
     "duplicate across splits",
     "labels disagree",
     "near duplicate across splits",
-    "few pictures",
-    "no pictures",
+    "few images",
+    "no images",
     "no points",
     "point outside",
     "equal points",
     "odd shape",
 ]
 
-FEW_PICTURES = 10
+FEW_IMAGES = 10
 # Cosine of standardised embeddings. On PACS cartoons and mobilenet_v2, the four pairs above this that were looked at
 # are one drawing mirrored, scaled or with another watermark.
 NEAR_DUPLICATE = 0.8
@@ -37,7 +37,7 @@ _ROWS_AT_ONCE = 1024
 
 @dataclass(frozen=True)
 class Finding:
-    """One row of `findings.csv`. `path` and `other`: the pictures, or "" where it is about a class."""
+    """One row of `findings.csv`. `path` and `other`: the images, or "" where it is about a class."""
 
     kind: Kind
     path: str
@@ -45,30 +45,30 @@ class Finding:
     detail: str
 
 
-def find_class_faults(pictures: Sequence[Picture], class_names: Sequence[str]) -> list[Finding]:
-    """Classes with fewer than `FEW_PICTURES` training pictures, and classes that a split lacks."""
-    counts = Counter((picture.split, picture.label) for picture in pictures)
+def find_class_faults(images: Sequence[LabeledImage], class_names: Sequence[str]) -> list[Finding]:
+    """Classes with fewer than `FEW_IMAGES` training images, and classes that a split lacks."""
+    counts = Counter((image.split, image.label) for image in images)
     findings = [
-        Finding("few pictures", "", "", f"class '{name}' has {counts['train', name]} pictures to train on")
+        Finding("few images", "", "", f"class '{name}' has {counts['train', name]} images to train on")
         for name in class_names
-        if counts["train", name] < FEW_PICTURES
+        if counts["train", name] < FEW_IMAGES
     ]
     for split in SPLITS[1:]:
-        if not any(picture.split == split for picture in pictures):
+        if not any(image.split == split for image in images):
             continue
         absent = [name for name in class_names if not counts[split, name]]
         findings += [
-            Finding("no pictures", "", "", f"split {split} has no picture of class '{name}': nothing is measured on it")
+            Finding("no images", "", "", f"split {split} has no image of class '{name}': nothing is measured on it")
             for name in absent
         ]
     return findings
 
 
-def find_duplicates(pictures: Sequence[Picture], hashes: Sequence[str]) -> list[Finding]:
+def find_duplicates(images: Sequence[LabeledImage], hashes: Sequence[str]) -> list[Finding]:
     """Files of equal content in two splits, or under two labels."""
-    by_hash: dict[str, list[Picture]] = defaultdict(list)
-    for picture, digest in zip(pictures, hashes, strict=True):
-        by_hash[digest].append(picture)
+    by_hash: dict[str, list[LabeledImage]] = defaultdict(list)
+    for image, digest in zip(images, hashes, strict=True):
+        by_hash[digest].append(image)
     findings = []
     for first, *others in by_hash.values():
         for other in others:
@@ -82,14 +82,14 @@ def find_duplicates(pictures: Sequence[Picture], hashes: Sequence[str]) -> list[
 
 
 def find_near_duplicates(
-    pictures: Sequence[Picture], hashes: Sequence[str], embeddings: NDArray[np.float32]
+    images: Sequence[LabeledImage], hashes: Sequence[str], embeddings: NDArray[np.float32]
 ) -> list[Finding]:
-    """Pictures outside training with the training picture they look most alike to; not those of equal content.
+    """Images outside training with the training image they look most alike to; not those of equal content.
 
-    `embeddings` float32 (N, D) of a pretrained trunk, in the order of `pictures`.
+    `embeddings` float32 (N, D) of a pretrained trunk, in the order of `images`.
     """
-    train = [i for i, picture in enumerate(pictures) if picture.split == "train"]
-    others = [i for i, picture in enumerate(pictures) if picture.split != "train"]
+    train = [i for i, image in enumerate(images) if image.split == "train"]
+    others = [i for i, image in enumerate(images) if image.split != "train"]
     directions = _directions(embeddings, train)
     findings = []
     for start in range(0, len(others), _ROWS_AT_ONCE):
@@ -98,8 +98,8 @@ def find_near_duplicates(
         for row, column in enumerate(similarity.argmax(axis=1)):
             i, j = train[column], chunk[row]
             if similarity[row, column] >= NEAR_DUPLICATE and hashes[i] != hashes[j]:
-                detail = f"look alike ({similarity[row, column]:.3f}) in train and {pictures[j].split}"
-                findings.append(Finding("near duplicate across splits", pictures[i].name, pictures[j].name, detail))
+                detail = f"look alike ({similarity[row, column]:.3f}) in train and {images[j].split}"
+                findings.append(Finding("near duplicate across splits", images[i].name, images[j].name, detail))
     return findings
 
 
@@ -118,7 +118,7 @@ def summarise(findings: Sequence[Finding], where: str = "") -> list[str]:
 
 
 def _directions(embeddings: NDArray[np.float32], train: Sequence[int]) -> NDArray[np.float32]:
-    """Standardised on the training pictures, unit length; nearly constant entries are not blown up."""
+    """Standardised on the training images, unit length; nearly constant entries are not blown up."""
     mean, std = embeddings[train].mean(axis=0), embeddings[train].std(axis=0)
     centred = (embeddings - mean) / np.maximum(std, max(0.1 * float(std.mean()), 1e-6))
     lengths = np.linalg.norm(centred, axis=1, keepdims=True)

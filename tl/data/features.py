@@ -1,4 +1,4 @@
-"""Features of pictures through a frozen trunk, each computed once and kept on disk for every later head, fold and run.
+"""Features of images through a frozen trunk, each computed once and kept on disk for every later head, fold and run.
 
 Knows what a feature depends on, and the cache. Does not know how features are computed (`embedder`), heads or torch.
 """
@@ -16,13 +16,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tl.data.array_cache import ArrayCache, cache_folder
-from tl.data.images import PictureStore
+from tl.data.images import ImageStore
 from tl.progress import Progress
 from tl.runtime.imaging.geometry import crop_to_input
 
 # uint8 (N, H, W, 3) -> float32 (N, ...)
 Embedder = Callable[[NDArray[np.uint8]], NDArray[np.float32]]
-# (working picture, seed) -> input picture
+# (working image, seed) -> input image
 Change = Callable[[NDArray[np.uint8], int], NDArray[np.uint8]]
 BATCH = 32
 # To be raised with every change of this project that changes features.
@@ -32,7 +32,7 @@ _NETWORK, _COUNT = "network/", "network tensors"
 
 @dataclass(frozen=True)
 class FeatureSet:
-    """Features of one trunk and one way of preparing pictures. `cache` holds them by content hash and view."""
+    """Features of one trunk and one way of preparing images. `cache` holds them by content hash and view."""
 
     cache: ArrayCache
     folder: Path
@@ -58,25 +58,25 @@ class FeatureSet:
         self.cache.flush()
 
     def key(self, digest: str, view: int) -> str:
-        """Of a picture's features; view 0 is the picture as validation and deployment see it."""
+        """Of an image's features; view 0 is the image as validation and deployment see it."""
         return f"{digest}-{view}" if view else digest
 
     def has(self, digest: str, views: Sequence[int]) -> bool:
-        """Whether nothing of a picture remains to be computed."""
+        """Whether nothing of an image remains to be computed."""
         return all(self.key(digest, view) in self.cache for view in views)
 
-    def get(self, store: PictureStore, indices: Sequence[int], views: Sequence[int] = (0,)) -> NDArray[np.float32]:
-        """Features float32 (len(views) * N, ...): all pictures in view order. Raises KeyError for what is not there."""
+    def get(self, store: ImageStore, indices: Sequence[int], views: Sequence[int] = (0,)) -> NDArray[np.float32]:
+        """Features float32 (len(views) * N, ...): all images in view order. Raises KeyError for what is not there."""
         return self.cache.stack([self.key(store.hashes[i], view) for view in views for i in indices])
 
-    def missing(self, store: PictureStore, indices: Sequence[int], views: Sequence[int]) -> list[tuple[int, int]]:
-        """(picture, view) still to be computed, each content once."""
+    def missing(self, store: ImageStore, indices: Sequence[int], views: Sequence[int]) -> list[tuple[int, int]]:
+        """(image, view) still to be computed, each content once."""
         wanted = {self.key(store.hashes[i], view): (i, view) for view in views for i in indices}
         return [place for key, place in wanted.items() if key not in self.cache]
 
 
 def open_features(**depends_on: str) -> FeatureSet:
-    """The kept features for everything they depend on beside the pictures: weights, layer, recipe, changes."""
+    """The kept features for everything they depend on beside the images: weights, layer, recipe, changes."""
     digest = hashlib.sha256(json.dumps({**depends_on, "version": VERSION}, sort_keys=True).encode()).hexdigest()[:32]
     folder = cache_folder() / "features" / digest
     return FeatureSet(ArrayCache(folder, keeps_unwritten=True), folder)
@@ -84,22 +84,22 @@ def open_features(**depends_on: str) -> FeatureSet:
 
 def compute_missing(
     features: FeatureSet,
-    store: PictureStore,
+    store: ImageStore,
     places: Sequence[tuple[int, int]],
     embed: Embedder,
     change: Change | None,
     seed: int,
     progress: Progress,
 ) -> None:
-    """Compute and keep the features of `places` from `FeatureSet.missing`. Views above 0 are changed pictures."""
-    progress.start("computing features", len(places), "pictures")
+    """Compute and keep the features of `places` from `FeatureSet.missing`. Views above 0 are changed images."""
+    progress.start("computing features", len(places), "images")
 
     def prepare(working: NDArray[np.uint8], index: int, view: int) -> NDArray[np.uint8]:
         if view == 0 or change is None:
             return crop_to_input(working, store.recipe)
         return change(working, view_seed(seed, view, store.hashes[index]))
 
-    # Pictures are decoded in threads; changes are made here, one after the other.
+    # Images are decoded in threads; changes are made here, one after the other.
     workings = store.map(store.working, [index for index, _ in places], ahead=2 * BATCH)
     for start in range(0, len(places), BATCH):
         chunk = places[start : start + BATCH]
@@ -113,5 +113,5 @@ def compute_missing(
 
 
 def view_seed(seed: int, view: int, digest: str) -> int:
-    """The seed of an augmented view: by content, so that it stays when other pictures come or go."""
+    """The seed of an augmented view: by content, so that it stays when other images come or go."""
     return int(np.random.SeedSequence((seed, view, int(digest[:16], 16))).generate_state(1)[0])

@@ -1,6 +1,6 @@
-"""Every picture of a run: read, found readable or reported, and kept in memory or on disk where that pays.
+"""Every image of a run: read, found readable or reported, and kept in memory or on disk where that pays.
 
-Knows pictures, recipes and threads. Does not know augmentation, tensors or models.
+Knows images, recipes and threads. Does not know augmentation, tensors or models.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 
 from tl.data import Cache
 from tl.data.array_cache import ArrayCache, cache_folder
-from tl.data.manifests import Picture
+from tl.data.manifests import LabeledImage
 from tl.errors import DataError, ImageReadError
 from tl.progress import Progress
 from tl.runtime.devices import usable_cores
@@ -32,19 +32,19 @@ from tl.runtime.prefetch import map_ahead
 
 Item = TypeVar("Item")
 
-# auto keeps pictures in memory only while they take less than this share of what is free.
+# auto keeps images in memory only while they take less than this share of what is free.
 _MEMORY_SHARE = 0.4
-# To be raised with every change of this project that changes a decoded or resized picture.
+# To be raised with every change of this project that changes a decoded or resized image.
 VERSION = 2
-# auto turns to the disk only where this many times the pictures' size is free.
+# auto turns to the disk only where this many times the images' size is free.
 _DISK_SHARE = 4
 
 
 @dataclass(frozen=True)
-class PictureStore:
-    """Readable pictures in order, their content hashes (SHA-256, hex), and the working pictures that are kept."""
+class ImageStore:
+    """Readable images in order, their content hashes (SHA-256, hex), and the working images that are kept."""
 
-    pictures: tuple[Picture, ...]
+    images: tuple[LabeledImage, ...]
     hashes: tuple[str, ...]
     recipe: Recipe
     kept: dict[int, NDArray[np.uint8]]
@@ -52,89 +52,89 @@ class PictureStore:
 
     @property
     def is_decoded(self) -> bool:
-        """Whether every picture is at hand without decoding."""
+        """Whether every image is at hand without decoding."""
         on_disk = self.disk or ()
-        keys = map(_key, self.pictures, self.hashes)
+        keys = map(_key, self.images, self.hashes)
         return all(i in self.kept or key in on_disk for i, key in enumerate(keys))
 
     def working(self, index: int) -> NDArray[np.uint8]:
-        """The resized, not yet cropped picture, uint8 (h, w, 3); the same pixels kept or not."""
+        """The resized, not yet cropped image, uint8 (h, w, 3); the same pixels kept or not."""
         if index in self.kept:
             return self.kept[index]
-        picture = self.pictures[index]
-        key = _key(picture, self.hashes[index])
+        image = self.images[index]
+        key = _key(image, self.hashes[index])
         if self.disk is not None and key in self.disk:
             return self.disk.get(key)
-        content = _read_file(picture.path)
+        content = _read_file(image.path)
         if hashlib.sha256(content).hexdigest() != self.hashes[index]:
-            raise DataError(f"{picture.name}: has changed since this run began")
-        return load_working(content, self.recipe, picture.region)
+            raise DataError(f"{image.name}: has changed since this run began")
+        return load_working(content, self.recipe, image.region)
 
     def input(self, index: int) -> NDArray[np.uint8]:
-        """The picture as validation and deployment see it, uint8 (input_h, input_w, 3)."""
+        """The image as validation and deployment see it, uint8 (input_h, input_w, 3)."""
         return crop_to_input(self.working(index), self.recipe)
 
     def map(
         self, prepare: Callable[[Item], NDArray[np.uint8]], items: Sequence[Item], *, ahead: int
     ) -> Iterator[NDArray[np.uint8]]:
-        """`map(prepare, items)`, in threads ahead of the consumer where pictures still have to be decoded."""
+        """`map(prepare, items)`, in threads ahead of the consumer where images still have to be decoded."""
         if self.is_decoded:
             return map(prepare, items)
         return map_ahead(prepare, items, workers=usable_cores(), ahead=ahead)
 
     def indices(self, split: str) -> list[int]:
-        """Places of a split's pictures."""
-        return [i for i, picture in enumerate(self.pictures) if picture.split == split]
+        """Places of a split's images."""
+        return [i for i, image in enumerate(self.images) if image.split == split]
 
 
-def load_pictures(
-    pictures: Sequence[Picture],
+def load_images(
+    images: Sequence[LabeledImage],
     recipe: Recipe,
     cache: Cache,
     progress: Progress,
     *,
-    is_done: Callable[[Picture, str], bool] = lambda picture, digest: False,
-) -> tuple[PictureStore, list[tuple[Picture, str]]]:
-    """Read and decode every picture once. Returns the store of readable ones, and the others with their reasons.
+    is_done: Callable[[LabeledImage, str], bool] = lambda image, digest: False,
+) -> tuple[ImageStore, list[tuple[LabeledImage, str]]]:
+    """Read and decode every image once. Returns the store of readable ones, and the others with their reasons.
 
-    `is_done` tells, given the content hash too, which pictures need not be decoded now, because what is wanted of them
+    `is_done` tells, given the content hash too, which images need not be decoded now, because what is wanted of them
     is known already.
     """
-    progress.start("reading pictures", len(pictures), "pictures")
-    keeper = _Keeper(recipe, cache, len(pictures), progress)
-    good: list[Picture] = []
+    progress.start("reading images", len(images), "images")
+    keeper = _Keeper(recipe, cache, len(images), progress)
+    good: list[LabeledImage] = []
     hashes: list[str] = []
-    bad: list[tuple[Picture, str]] = []
+    bad: list[tuple[LabeledImage, str]] = []
 
-    def read(picture: Picture) -> tuple[str, NDArray[np.uint8] | None] | ImageReadError:
+    def read(image: LabeledImage) -> tuple[str, NDArray[np.uint8] | None] | ImageReadError:
         try:
-            content = _read_file(picture.path)  # hashed and decoded from one reading
+            content = _read_file(image.path)  # hashed and decoded from one reading
             digest = hashlib.sha256(content).hexdigest()
-            if is_done(picture, digest) or (keeper.disk is not None and _key(picture, digest) in keeper.disk):
+            if is_done(image, digest) or (keeper.disk is not None and _key(image, digest) in keeper.disk):
                 return digest, None
-            return digest, load_working(content, recipe, picture.region)
+            return digest, load_working(content, recipe, image.region)
         except ImageReadError as error:
             return error
         except OSError as error:
-            return ImageReadError(picture.path, error.strerror or str(error))
+            return ImageReadError(image.path, error.strerror or str(error))
 
-    outcomes = map_ahead(read, pictures, workers=usable_cores(), ahead=16)
-    for picture, outcome in zip(pictures, outcomes, strict=True):
+    outcomes = map_ahead(read, images, workers=usable_cores(), ahead=16)
+    for image, outcome in zip(images, outcomes, strict=True):
         progress.advance()
         if isinstance(outcome, ImageReadError):
-            bad.append((picture, outcome.reason))
+            bad.append((image, outcome.reason))
             continue
         digest, working = outcome
         if working is not None:
-            keeper.keep(len(good), _key(picture, digest), working)
-        good.append(picture)
+            keeper.keep(len(good), _key(image, digest), working)
+        good.append(image)
         hashes.append(digest)
     keeper.finish()
-    return PictureStore(tuple(good), tuple(hashes), recipe, keeper.kept, keeper.disk), bad
+    return ImageStore(tuple(good), tuple(hashes), recipe, keeper.kept, keeper.disk), bad
 
 
 class _Keeper:
-    """Decides where working pictures go while they are being read: memory, disk, nowhere."""
+    """Decides where working images go while they are being read: memory, disk, nowhere."""
 
     def __init__(self, recipe: Recipe, cache: Cache, count: int, progress: Progress) -> None:
         self._recipe, self._count, self._progress = recipe, count, progress
@@ -144,7 +144,7 @@ class _Keeper:
         self.disk = _disk_cache(recipe) if cache == "disk" else None
 
     def keep(self, index: int, key: str, working: NDArray[np.uint8]) -> None:
-        """Keep one picture if there is a place for it."""
+        """Keep one image if there is a place for it."""
         if self._to_memory:
             self._budget -= working.nbytes
             if self._budget >= 0:
@@ -160,33 +160,33 @@ class _Keeper:
         if self.disk is not None:
             self.disk.flush()
             if self.disk.fault:
-                self._progress.say(f"pictures are not kept on disk: {self.disk.fault}")
+                self._progress.say(f"images are not kept on disk: {self.disk.fault}")
 
-    def _leave_memory(self, picture_bytes: int) -> None:
+    def _leave_memory(self, image_bytes: int) -> None:
         """Memory is full: the rest goes to disk where there is room."""
-        needed = _DISK_SHARE * picture_bytes * (self._count - len(self.kept))
+        needed = _DISK_SHARE * image_bytes * (self._count - len(self.kept))
         if _free_disk_bytes() > needed:
             self.disk = _disk_cache(self._recipe)
-            self._progress.say(f"the pictures do not fit into memory: the rest are kept in {cache_folder()}")
+            self._progress.say(f"the images do not fit into memory: the rest are kept in {cache_folder()}")
         else:
             self._progress.say(
-                "the pictures fit neither into memory nor on disk: each epoch decodes them again (--cache ram insists)"
+                "the images fit neither into memory nor on disk: each epoch decodes them again (--cache ram insists)"
             )
 
 
-def _key(picture: Picture, digest: str) -> str:
-    """Names a working picture among those of its recipe."""
-    return digest if picture.region is None else f"{digest}-{'-'.join(f'{side:.9g}' for side in picture.region)}"
+def _key(image: LabeledImage, digest: str) -> str:
+    """Names a working image among those of its recipe."""
+    return digest if image.region is None else f"{digest}-{'-'.join(f'{side:.9g}' for side in image.region)}"
 
 
 def recipe_key(recipe: Recipe) -> str:
-    """Names what working pictures depend on beside their content: the recipe, and who decodes and resizes."""
+    """Names what working images depend on beside their content: the recipe, and who decodes and resizes."""
     versions = {"tl": VERSION, **{name: metadata.version(name) for name in ("pillow", "simplejpeg")}}
     return hashlib.sha256(f"{dump_json(recipe)} {versions}".encode()).hexdigest()[:32]
 
 
 def _disk_cache(recipe: Recipe) -> ArrayCache:
-    return ArrayCache(cache_folder() / "pictures" / recipe_key(recipe))
+    return ArrayCache(cache_folder() / "images" / recipe_key(recipe))
 
 
 def _read_file(path: str) -> bytes:
@@ -196,11 +196,11 @@ def _read_file(path: str) -> bytes:
     return Path(path).read_bytes()
 
 
-def check_readable(bad: Sequence[tuple[Picture, str]], cure: str) -> None:
-    """Raise `DataError` listing every unreadable picture and the cure."""
+def check_readable(bad: Sequence[tuple[LabeledImage, str]], cure: str) -> None:
+    """Raise `DataError` listing every unreadable image and the cure."""
     if bad:
-        listed = "\n".join(f"  {picture.name}: {reason}" for picture, reason in bad)
-        raise DataError(f"{len(bad)} pictures cannot be read; {cure}:\n{listed}")
+        listed = "\n".join(f"  {image.name}: {reason}" for image, reason in bad)
+        raise DataError(f"{len(bad)} images cannot be read; {cure}:\n{listed}")
 
 
 def _memory_budget() -> float:

@@ -1,6 +1,6 @@
-"""Which pictures there are, what they are labelled, and which split they belong to.
+"""Which images there are, what they are labelled, and which split they belong to.
 
-Reads class folders, train/val/test folders and CSV manifests. Does not open pictures and imports no torch.
+Reads class folders, train/val/test folders and CSV manifests. Does not open images and imports no torch.
 """
 
 from __future__ import annotations
@@ -22,17 +22,17 @@ from numpy.typing import NDArray
 
 from tl.errors import DataError
 from tl.runtime.imaging.geometry import Region
-from tl.runtime.sources.paths import find_pictures
+from tl.runtime.sources.paths import find_images
 
 SPLITS = ("train", "val", "test")
 
 
 @dataclass(frozen=True)
-class Picture:
-    """One labelled picture. `path` opens it; `name` is its path within the data set, with '/'.
+class LabeledImage:
+    """One labelled image. `path` opens it; `name` is its path within the data set, with '/'.
 
-    `split` is '' where the data set does not say. `group` ties pictures of one specimen together; '' is none.
-    `region`: the part of the picture that is looked at, (left, top, width, height) in pixels; None for all of it.
+    `split` is '' where the data set does not say. `group` ties images of one specimen together; '' is none.
+    `region`: the part of the image that is looked at, (left, top, width, height) in pixels; None for all of it.
     """
 
     path: str
@@ -43,112 +43,112 @@ class Picture:
     region: Region | None = None
 
 
-def read_pictures(
+def read_images(
     data: str | os.PathLike[str], split_column: str = "split", say: Callable[[str], None] = lambda line: None
-) -> list[Picture]:
+) -> list[LabeledImage]:
     """Read a data set. `say` is told what is passed over.
 
     Raises `DataError` naming the place, what was found and the cure.
     """
     root = Path(data)
     if root.is_dir():
-        pictures = _read_split_folders(root, say) if (root / "train").is_dir() else _read_classes(root, root, "", say)
+        images = _read_split_folders(root, say) if (root / "train").is_dir() else _read_classes(root, root, "", say)
     elif root.is_file():
-        pictures = _read_manifest(root, split_column)
+        images = _read_manifest(root, split_column)
     else:
         raise DataError(f"{root}: no such folder or CSV file")
-    if not pictures:
-        raise DataError(f"{root}: no pictures found; expected a folder for each class with its pictures")
-    _check_labels(root, pictures)
-    return pictures
+    if not images:
+        raise DataError(f"{root}: no images found; expected a folder for each class with its images")
+    _check_labels(root, images)
+    return images
 
 
-def bind_class_names(pictures: Sequence[Picture]) -> tuple[str, ...]:
+def bind_class_names(images: Sequence[LabeledImage]) -> tuple[str, ...]:
     """The classes of the training split, sorted: class id = place in this tuple. Raises `DataError` under two."""
-    names = tuple(sorted({picture.label for picture in pictures if picture.split == "train"}))
+    names = tuple(sorted({image.label for image in images if image.split == "train"}))
     if len(names) < 2:
         raise DataError(f"the training split has {len(names)} class ({', '.join(names)}): at least two are needed")
     return names
 
 
-def class_ids(pictures: Iterable[Picture], class_names: Sequence[str]) -> list[int]:
-    """Labels -> ids. Raises `DataError` naming the first picture of each unknown class."""
+def class_ids(images: Iterable[LabeledImage], class_names: Sequence[str]) -> list[int]:
+    """Labels -> ids. Raises `DataError` naming the first image of each unknown class."""
     index = {name: i for i, name in enumerate(class_names)}
-    unknown: dict[str, Picture] = {}
+    unknown: dict[str, LabeledImage] = {}
     ids = []
-    for picture in pictures:
-        if picture.label not in index:
-            unknown.setdefault(picture.label, picture)
-        ids.append(index.get(picture.label, -1))
+    for image in images:
+        if image.label not in index:
+            unknown.setdefault(image.label, image)
+        ids.append(index.get(image.label, -1))
     if unknown:
         faults = []
-        for label, picture in unknown.items():
+        for label, image in unknown.items():
             match = get_close_matches(label, class_names, n=1)
             hint = f" (nearest: '{match[0]}')" if match else ""
-            faults.append(f"class '{label}' of {picture.name}{hint}")
+            faults.append(f"class '{label}' of {image.name}{hint}")
         raise DataError(f"not among the {len(class_names)} known classes: {'; '.join(faults)}")
     return ids
 
 
-def assign_splits(pictures: Sequence[Picture], val_fraction: float, seed: int) -> list[Picture]:
-    """Give every picture a split. Where the data has none, hold out `val_fraction` of each class, groups unbroken.
+def assign_splits(images: Sequence[LabeledImage], val_fraction: float, seed: int) -> list[LabeledImage]:
+    """Give every image a split. Where the data has none, hold out `val_fraction` of each class, groups unbroken.
 
     A data set with a training but no validation split has it cut from training. Raises `DataError`.
     """
-    splits = Counter(picture.split for picture in pictures)
+    splits = Counter(image.split for image in images)
     if splits[""] and len(splits) > 1:
-        nameless = next(picture for picture in pictures if not picture.split)
-        raise DataError(f"{nameless.name}: no split, while other pictures have one")
+        nameless = next(image for image in images if not image.split)
+        raise DataError(f"{nameless.name}: no split, while other images have one")
     if splits["val"]:
-        check_groups(pictures)
+        check_groups(images)
         if not splits["train"]:
             raise DataError("the data set has no training split")
-        return list(pictures)
-    pool = [i for i, picture in enumerate(pictures) if picture.split in ("", "train")]
+        return list(images)
+    pool = [i for i, image in enumerate(images) if image.split in ("", "train")]
     if not pool:
         raise DataError("the data set has no training split")
-    held_out = {pool[i] for i in _held_out([pictures[i] for i in pool], val_fraction, seed)}
+    held_out = {pool[i] for i in _held_out([images[i] for i in pool], val_fraction, seed)}
     assigned = [
         dataclasses.replace(p, split="val" if i in held_out else "train") if p.split in ("", "train") else p
-        for i, p in enumerate(pictures)
+        for i, p in enumerate(images)
     ]
     check_groups(assigned)
     return assigned
 
 
-def limit_per_class(pictures: Sequence[Picture], count: int, seed: int) -> list[Picture]:
-    """Keep `count` training pictures of each class, drawn by the seed, and every picture of the other splits.
+def limit_per_class(images: Sequence[LabeledImage], count: int, seed: int) -> list[LabeledImage]:
+    """Keep `count` training images of each class, drawn by the seed, and every image of the other splits.
 
     Raises `DataError` where a class has fewer.
     """
     by_label: dict[str, list[int]] = {}
-    for i, picture in enumerate(pictures):
-        if picture.split == "train":
-            by_label.setdefault(picture.label, []).append(i)
+    for i, image in enumerate(images):
+        if image.split == "train":
+            by_label.setdefault(image.label, []).append(i)
     short = [f"'{label}' has {len(places)}" for label, places in sorted(by_label.items()) if len(places) < count]
     if short:
-        raise DataError(f"per_class {count}: class {', '.join(short)} pictures to train on")
+        raise DataError(f"per_class {count}: class {', '.join(short)} images to train on")
     rng = np.random.default_rng(seed)
     kept = {int(i) for _, places in sorted(by_label.items()) for i in rng.permutation(places)[:count]}
-    return [picture for i, picture in enumerate(pictures) if picture.split != "train" or i in kept]
+    return [image for i, image in enumerate(images) if image.split != "train" or i in kept]
 
 
 def hash_data(rows: Iterable[tuple[str, str, str]]) -> str:
-    """SHA-256 over pictures' (content hash, label, split), whatever their order."""
+    """SHA-256 over images' (content hash, label, split), whatever their order."""
     lines = sorted("\t".join(row) + "\n" for row in rows)
     return hashlib.sha256("".join(lines).encode(errors="surrogateescape")).hexdigest()
 
 
-def _held_out(pictures: Sequence[Picture], val_fraction: float, seed: int) -> list[int]:
+def _held_out(images: Sequence[LabeledImage], val_fraction: float, seed: int) -> list[int]:
     by_label: dict[str, list[int]] = {}
-    for i, picture in enumerate(pictures):
-        by_label.setdefault(picture.label, []).append(i)
+    for i, image in enumerate(images):
+        by_label.setdefault(image.label, []).append(i)
     for label, places in by_label.items():
         if len(places) < 2:
             what = f"class '{label}' has" if label else "the data set has"
-            raise DataError(f"{what} one picture: at least two are needed, to train and to validate")
-    if any(picture.group for picture in pictures):
-        return _held_out_groups(pictures, val_fraction, seed)
+            raise DataError(f"{what} one image: at least two are needed, to train and to validate")
+    if any(image.group for image in images):
+        return _held_out_groups(images, val_fraction, seed)
     rng = np.random.default_rng(seed)
     held_out: list[int] = []
     for _, places in sorted(by_label.items()):
@@ -157,15 +157,15 @@ def _held_out(pictures: Sequence[Picture], val_fraction: float, seed: int) -> li
     return held_out
 
 
-def _held_out_groups(pictures: Sequence[Picture], val_fraction: float, seed: int) -> list[int]:
+def _held_out_groups(images: Sequence[LabeledImage], val_fraction: float, seed: int) -> list[int]:
     from sklearn.model_selection import StratifiedGroupKFold
 
-    labels = [picture.label for picture in pictures]
-    groups = [picture.group or f"\0{i}" for i, picture in enumerate(pictures)]
-    # scikit-learn takes no more folds than the largest class has pictures, nor than there are groups.
+    labels = [image.label for image in images]
+    groups = [image.group or f"\0{i}" for i, image in enumerate(images)]
+    # scikit-learn takes no more folds than the largest class has images, nor than there are groups.
     folds = min(max(2, round(1 / val_fraction)), max(Counter(labels).values()), len(set(groups)))
     if folds < 2:
-        raise DataError("all pictures are of one group, which cannot be split: give a split column, or groups")
+        raise DataError("all images are of one group, which cannot be split: give a split column, or groups")
     splitter = StratifiedGroupKFold(folds, shuffle=True, random_state=seed)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # that a class is smaller than the folds
@@ -176,25 +176,25 @@ def _held_out_groups(pictures: Sequence[Picture], val_fraction: float, seed: int
     return held_out
 
 
-def _read_classes(folder: Path, root: Path, split: str, say: Callable[[str], None]) -> list[Picture]:
+def _read_classes(folder: Path, root: Path, split: str, say: Callable[[str], None]) -> list[LabeledImage]:
     entries = sorted(entry for entry in folder.iterdir() if not entry.name.startswith("."))
     classes = [entry for entry in entries if entry.is_dir()]
     if not classes:
-        raise DataError(f"{folder}: has no class folders; expected a folder for each class with its pictures")
+        raise DataError(f"{folder}: has no class folders; expected a folder for each class with its images")
     if not split:
         _check_not_splits(folder, classes)
-    pictures = []
+    images = []
     hidden, others = 0, len(entries) - len(classes)
     for entry in classes:
-        found = find_pictures([entry])
+        found = find_images([entry])
         if not found.paths:
-            raise DataError(f"{entry}: a class folder without pictures: fill or remove it")
-        hidden, others = hidden + found.hidden, others + found.not_pictures
+            raise DataError(f"{entry}: a class folder without images: fill or remove it")
+        hidden, others = hidden + found.hidden, others + found.not_images
         names = [Path(path).relative_to(root).as_posix() for path in found.paths]
-        pictures += [Picture(path, name, entry.name, split) for path, name in zip(found.paths, names, strict=True)]
+        images += [LabeledImage(path, name, entry.name, split) for path, name in zip(found.paths, names, strict=True)]
     if hidden or others:
-        say(f"{folder}: passed over {hidden} hidden files and {others} that are no pictures by their names or places")
-    return pictures
+        say(f"{folder}: passed over {hidden} hidden files and {others} that are no images by their names or places")
+    return images
 
 
 def _check_not_splits(folder: Path, classes: Sequence[Path]) -> None:
@@ -208,15 +208,15 @@ def _check_not_splits(folder: Path, classes: Sequence[Path]) -> None:
         )
 
 
-def _read_split_folders(root: Path, say: Callable[[str], None]) -> list[Picture]:
+def _read_split_folders(root: Path, say: Callable[[str], None]) -> list[LabeledImage]:
     others = [e.name for e in root.iterdir() if e.is_dir() and e.name not in SPLITS and not e.name.startswith(".")]
     if others:
         raise DataError(f"{root}: folder '{sorted(others)[0]}' beside train/: expected only train/, val/ and test/")
     splits = [split for split in SPLITS if (root / split).is_dir()]
-    return [picture for split in splits for picture in _read_classes(root / split, root, split, say)]
+    return [image for split in splits for image in _read_classes(root / split, root, split, say)]
 
 
-def _read_manifest(manifest: Path, split_column: str) -> list[Picture]:
+def _read_manifest(manifest: Path, split_column: str) -> list[LabeledImage]:
     try:
         with manifest.open(encoding="utf-8-sig", errors="surrogateescape", newline="") as stream:
             reader = csv.DictReader(stream)
@@ -229,70 +229,70 @@ def _read_manifest(manifest: Path, split_column: str) -> list[Picture]:
         raise DataError(f"{manifest}: has no column '{split_column}' (found: {', '.join(columns)})")
     if not rows:
         raise DataError(f"{manifest}: has a header and no rows")
-    pictures = [_manifest_row(manifest, line, row, split_column) for line, row in rows]
-    _check_manifest(manifest, pictures)
-    return pictures
+    images = [_manifest_row(manifest, line, row, split_column) for line, row in rows]
+    _check_manifest(manifest, images)
+    return images
 
 
-def _manifest_row(manifest: Path, line: int, row: dict[str, str], split_column: str) -> Picture:
+def _manifest_row(manifest: Path, line: int, row: dict[str, str], split_column: str) -> LabeledImage:
     name, label = os.path.normpath(row["path"]) if row["path"] else "", row["label"]
     split = (row.get(split_column) or "").strip()
     if not name or not label:
         raise DataError(f"{manifest.name} row {line}: path and label must not be empty")
     if split and split not in SPLITS:
         raise DataError(f"{manifest.name} row {line}: split '{split}' is not one of {', '.join(SPLITS)}")
-    return Picture(os.path.join(manifest.parent, name), name, label, split, row.get("group") or "")
+    return LabeledImage(os.path.join(manifest.parent, name), name, label, split, row.get("group") or "")
 
 
-def _check_manifest(manifest: Path, pictures: Sequence[Picture]) -> None:
-    names = Counter(picture.name for picture in pictures)
+def _check_manifest(manifest: Path, images: Sequence[LabeledImage]) -> None:
+    names = Counter(image.name for image in images)
     if doubled := [name for name, count in names.items() if count > 1]:
-        raise DataError(f"{manifest.name}: {len(doubled)} pictures stand in several rows, first {doubled[0]}")
-    if absent := [picture.name for picture in pictures if not os.path.lexists(picture.path)]:
+        raise DataError(f"{manifest.name}: {len(doubled)} images stand in several rows, first {doubled[0]}")
+    if absent := [image.name for image in images if not os.path.lexists(image.path)]:
         raise DataError(
-            f"{manifest.name}: {len(absent)} of {len(pictures)} pictures do not exist, first {absent[0]} "
+            f"{manifest.name}: {len(absent)} of {len(images)} images do not exist, first {absent[0]} "
             f"(paths count from {manifest.parent})"
         )
 
 
-def _check_labels(root: Path, pictures: Sequence[Picture]) -> None:
+def _check_labels(root: Path, images: Sequence[LabeledImage]) -> None:
     spellings: dict[str, str] = {}
-    for picture in pictures:
+    for image in images:
         try:
-            picture.label.encode()
+            image.label.encode()
         except UnicodeEncodeError as error:
-            raise DataError(f"{root}: class name {picture.label!r} is not UTF-8: rename its folder") from error
-        usual = unicodedata.normalize("NFKC", " ".join(picture.label.split())).casefold()
-        other = spellings.setdefault(usual, picture.label)
-        if other != picture.label:
+            raise DataError(f"{root}: class name {image.label!r} is not UTF-8: rename its folder") from error
+        usual = unicodedata.normalize("NFKC", " ".join(image.label.split())).casefold()
+        other = spellings.setdefault(usual, image.label)
+        if other != image.label:
             raise DataError(
-                f"{root}: labels '{other}' and '{picture.label}' differ by case or spaces alone: make them one"
+                f"{root}: labels '{other}' and '{image.label}' differ by case or spaces alone: make them one"
             )
-        if picture.label != picture.label.strip():
-            raise DataError(f"{root}: label '{picture.label}' of {picture.name} begins or ends with a space")
+        if image.label != image.label.strip():
+            raise DataError(f"{root}: label '{image.label}' of {image.name} begins or ends with a space")
 
 
-def check_groups(pictures: Sequence[Picture]) -> None:
-    """Raise `DataError` for a group with pictures in two splits."""
+def check_groups(images: Sequence[LabeledImage]) -> None:
+    """Raise `DataError` for a group with images in two splits."""
     homes: dict[str, str] = {}
-    for picture in pictures:
-        if picture.group and homes.setdefault(picture.group, picture.split) != picture.split:
+    for image in images:
+        if image.group and homes.setdefault(image.group, image.split) != image.split:
             raise DataError(
-                f"group '{picture.group}' has pictures in both {homes[picture.group]} and {picture.split}, "
-                f"for example {picture.name}: keep a group on one side"
+                f"group '{image.group}' has images in both {homes[image.group]} and {image.split}, "
+                f"for example {image.name}: keep a group on one side"
             )
 
 
-# (training, held out) places in the pool of pictures.
+# (training, held out) places in the pool of images.
 Fold = tuple[NDArray[np.int64], NDArray[np.int64]]
 
 
 def cut_folds(
     true_ids: NDArray[np.int64], hashes: Sequence[str], groups: Sequence[str], count: int, seed: int
 ) -> list[Fold]:
-    """Every picture is held out once, each class spread evenly; groups ('' is none) and equal files are unbroken.
+    """Every image is held out once, each class spread evenly; groups ('' is none) and equal files are unbroken.
 
-    `true_ids` int64 (N,). Raises `DataError` where there are too few pictures or groups for `count` folds.
+    `true_ids` int64 (N,). Raises `DataError` where there are too few images or groups for `count` folds.
     """
     from sklearn.model_selection import StratifiedGroupKFold, StratifiedKFold
 
@@ -303,17 +303,17 @@ def cut_folds(
         groups_too = f" and as many groups, which are {len(set(tied))}" if is_grouped else ""
         cure = "lower --folds" if smallest > 1 else "it needs more"
         raise DataError(
-            f"{count} folds need as many pictures of each class{groups_too}; the smallest class has {smallest}: {cure}"
+            f"{count} folds need as many images of each class{groups_too}; the smallest class has {smallest}: {cure}"
         )
     splitter = (StratifiedGroupKFold if is_grouped else StratifiedKFold)(count, shuffle=True, random_state=seed)
     folds = list(splitter.split(true_ids, true_ids, tied if is_grouped else None))
     if any(len(set(true_ids[train])) < len(set(true_ids)) for train, _ in folds):
-        raise DataError(f"{count} folds leave a class without training pictures: its groups are too few")
+        raise DataError(f"{count} folds leave a class without training images: its groups are too few")
     return folds
 
 
 def _inseparable(hashes: Sequence[str], groups: Sequence[str]) -> list[int]:
-    """A number for each picture, the same for all that equal files or groups tie together, one by the other."""
+    """A number for each image, the same for all that equal files or groups tie together, one by the other."""
     from scipy.sparse import coo_array
     from scipy.sparse.csgraph import connected_components
 

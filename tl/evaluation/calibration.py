@@ -55,7 +55,7 @@ MAX_SCORES = 1000
 
 
 def conformal_of(probabilities: NDArray[np.float32], true_ids: NDArray[np.int64], source: str) -> Conformal:
-    """From probabilities (N, C) of pictures held out, and their classes (N,)."""
+    """From probabilities (N, C) of images held out, and their classes (N,)."""
     scores = conformal_scores(probabilities)[np.arange(len(true_ids)), true_ids]
     if len(scores) > MAX_SCORES:
         scores = np.random.default_rng(0).permutation(scores)[:MAX_SCORES]
@@ -63,7 +63,7 @@ def conformal_of(probabilities: NDArray[np.float32], true_ids: NDArray[np.int64]
 
 
 MAX_DIMENSIONS = 256
-# Pictures of training, and held out: more tell no more, and would make the measuring longer.
+# Images of training, and held out: more tell no more, and would make the measuring longer.
 MAX_KNOWN = 2000
 # A larger embedding, such as a flattened map, would make its projection larger than the backbone.
 MAX_EMBEDDING = 8192
@@ -78,7 +78,7 @@ _ROUNDING, _STEADY = 1e-6, 5e-5
 
 @dataclass(frozen=True)
 class Known:
-    """What is known: embeddings of training pictures (n, D), their classes (n,), and embeddings of validation ones."""
+    """What is known: embeddings of training images (n, D), their classes (n,), and embeddings of validation ones."""
 
     embeddings: NDArray[np.float32]
     class_ids: NDArray[np.int64]
@@ -99,7 +99,7 @@ class UnknownFit:
     class_means: NDArray[np.float32]
 
     def scores(self, embeddings: NDArray[np.float32]) -> NDArray[np.float32]:
-        """Embeddings (N, D) -> distances (N,), about 1 for pictures of training; in float32, as the graph computes."""
+        """Embeddings (N, D) -> distances (N,), about 1 for images of training; in float32, as the graph computes."""
         places = (_to_length_one(embeddings) - self.mean) @ self.whitening
         # One by one: of many classes, all distances at once would fill the memory.
         squares = [np.square(place - self.class_means).mean(axis=1).min() for place in places]
@@ -107,7 +107,7 @@ class UnknownFit:
 
 
 def fit_unknown(known: Known, num_classes: int, false_alarm: float) -> tuple[UnknownFit, UnknownFacts] | None:
-    """Measure classes, and set the limit on held-out pictures. None where that cannot be done: too few pictures,
+    """Measure classes, and set the limit on held-out images. None where that cannot be done: too few images,
     an embedding that is too large, or one whose differences are hardly more than rounding.
     """
     counts = np.bincount(known.class_ids, minlength=num_classes)
@@ -118,7 +118,7 @@ def fit_unknown(known: Known, num_classes: int, false_alarm: float) -> tuple[Unk
     from sklearn.decomposition import PCA
 
     unit = _to_length_one(known.embeddings.astype(np.float64))
-    # Half as many components as pictures tell of classes: with more, the covariance is mostly guessed.
+    # Half as many components as images tell of classes: with more, the covariance is mostly guessed.
     size = int(min(MAX_DIMENSIONS, wide, max(1, (len(unit) - num_classes) // 2)))
     projection = PCA(size, random_state=0).fit(unit)
     places = projection.transform(unit)
@@ -141,7 +141,7 @@ def fit_unknown(known: Known, num_classes: int, false_alarm: float) -> tuple[Unk
 
 
 def unknown_limit(scores: Sequence[float], false_alarm: float) -> float:
-    """What so many scores of pictures like those of training lie above; the largest where they are too few to tell."""
+    """What so many scores of images like those of training lie above; the largest where they are too few to tell."""
     limit = conformal_limit(scores, 1 - false_alarm)
     return max(scores) if limit == np.inf else limit
 

@@ -1,4 +1,4 @@
-"""Score model files on labelled pictures: each member and every voting rule, decoded once. Needs no torch.
+"""Score model files on labelled images: each member and every voting rule, decoded once. Needs no torch.
 
 Knows the runtime, data sets and metrics. Does not know training.
 """
@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from tl.data.manifests import SPLITS, Picture, class_ids
+from tl.data.manifests import SPLITS, LabeledImage, class_ids
 from tl.errors import DataError
 from tl.evaluation.metrics import classification_metrics, mcnemar_p, wilson_interval
 from tl.evaluation.vote_fitting import FOLDS, fit_weights, held_out_votes, log_loss, select_members
@@ -34,7 +34,7 @@ _Ids = NDArray[np.int64]
 
 @dataclass(frozen=True)
 class Decided:
-    """What a model or a vote says of N pictures: `probabilities` (N, C), and `label_ids` (N,), which decide."""
+    """What a model or a vote says of N images: `probabilities` (N, C), and `label_ids` (N,), which decide."""
 
     model: str
     voting: str
@@ -47,7 +47,7 @@ class Evaluation:
     """`rows`: one for each model and voting rule, with the keys of `metrics.json` beside model and voting.
 
     Those of an ensemble end with the oracle, which is right wherever any member is, and have `mcnemar_p`: how likely
-    such a difference from the best member is if both are equally good. `paths`: of the N pictures that could be read;
+    such a difference from the best member is if both are equally good. `paths`: of the N images that could be read;
     `true_ids` int64 (N,); `members` float32 (N, M, C): what each member says of them, by `class_names`.
     `weights`: of their votes, None for equal ones. `decided`: what each row but the oracle's is made of.
     """
@@ -68,13 +68,13 @@ class Evaluation:
         return ENSEMBLE_COLUMNS if self.members.shape[1] > 1 else COLUMNS
 
 
-def choose_split(pictures: Sequence[Picture], asked: str | None) -> tuple[str, list[Picture]]:
-    """The asked split, or test, else val, else everything. Returns its name and pictures. Raises `DataError`."""
-    present = [split for split in SPLITS if any(picture.split == split for picture in pictures)]
+def choose_split(images: Sequence[LabeledImage], asked: str | None) -> tuple[str, list[LabeledImage]]:
+    """The asked split, or test, else val, else everything. Returns its name and images. Raises `DataError`."""
+    present = [split for split in SPLITS if any(image.split == split for image in images)]
     if asked == "all" or (asked is None and not present):
-        return "all", list(pictures)
+        return "all", list(images)
     name = asked or next(split for split in ("test", "val", "train") if split in present)
-    chosen = [picture for picture in pictures if picture.split == name]
+    chosen = [image for image in images if image.split == name]
     if not chosen:
         raise DataError(
             f"the data has no '{name}' split (found: {', '.join(present) or 'none'}); --split all takes all"
@@ -84,25 +84,25 @@ def choose_split(pictures: Sequence[Picture], asked: str | None) -> tuple[str, l
 
 def evaluate(
     predictor: Predictor[Classification],
-    pictures: Sequence[Picture],
+    images: Sequence[LabeledImage],
     progress: Progress,
     merged: Predictor[Classification] | None = None,
 ) -> Evaluation:
-    """Predict every picture once and score members and votes on those that can be read.
+    """Predict every image once and score members and votes on those that can be read.
 
     `merged`: a merged file that gets a row beside them. Raises `DataError` for a class the models do not know, or if no
-    picture can be read.
+    image can be read.
     """
     names = predictor.class_names
     if merged is not None and set(merged.class_names) != set(names):
         raise DataError(f"{_name(merged)}: has other classes than the models beside it")
     if merged is not None and not merged.member_names[1:]:
         raise DataError(f"{_name(merged)}: is no merged file")
-    true_ids = class_ids(pictures, names)
-    progress.start("evaluating", len(pictures), "pictures")
+    true_ids = class_ids(images, names)
+    progress.start("evaluating", len(images), "images")
     results: list[Classification | Failure] = []
     of_merged: list[Classification | Failure] = []
-    paths = [picture.path for picture in pictures]
+    paths = [image.path for image in images]
     beside = merged.predict_iter(paths) if merged else itertools.repeat(None)
     for result, other in zip(predictor.predict_iter(paths), beside, strict=False):
         progress.advance()
@@ -120,11 +120,11 @@ def score_results(
     results: Sequence[Classification | Failure],
     merged: Decided | None = None,
 ) -> Evaluation:
-    """Rows for the results that `predictor` gave for pictures of known classes. Raises `DataError` if all failed."""
+    """Rows for the results that `predictor` gave for images of known classes. Raises `DataError` if all failed."""
     good = [(i, result) for i, result in zip(true_ids, results, strict=True) if isinstance(result, Classification)]
     failures = [result for result in results if isinstance(result, Failure)]
     if not good:
-        raise DataError(f"none of the {len(results)} pictures can be read, first: {failures[0].error}")
+        raise DataError(f"none of the {len(results)} images can be read, first: {failures[0].error}")
     names, weights = predictor.class_names, predictor.ensemble.key["weights"]
     truth = np.array([true_id for true_id, _ in good])
     members = np.stack([_members(result) for _, result in good])
@@ -149,8 +149,8 @@ def score_results(
 
 @dataclass(frozen=True)
 class FittedVotes:
-    """Vote weights fitted to an evaluation's pictures: by member, 0 for who is left out. `row`: a soft vote by weights
-    that each picture had no part in, as the rows of an `Evaluation`. `log_loss`, `equal_log_loss`: of that vote, and
+    """Vote weights fitted to an evaluation's images: by member, 0 for who is left out. `row`: a soft vote by weights
+    that each image had no part in, as the rows of an `Evaluation`. `log_loss`, `equal_log_loss`: of that vote, and
     with equal weights.
     """
 
@@ -161,10 +161,10 @@ class FittedVotes:
 
 
 def fit_votes(evaluation: Evaluation, *, select: bool) -> FittedVotes:
-    """Fit weights of a soft vote, or with `select` choose members greedily. Raises `DataError` for too few pictures."""
+    """Fit weights of a soft vote, or with `select` choose members greedily. Raises `DataError` for too few images."""
     members, truth = evaluation.members, evaluation.true_ids
     if members.shape[1] < 2 or len(truth) < 2 * FOLDS:
-        raise DataError(f"vote weights need at least two members and {2 * FOLDS} pictures to be fitted")
+        raise DataError(f"vote weights need at least two members and {2 * FOLDS} images to be fitted")
     fit = select_members if select else fit_weights
     held_out = held_out_votes(members, truth, fit)
     scores = classification_metrics(truth, held_out, evaluation.class_names)
@@ -180,7 +180,7 @@ def _name(predictor: Predictor[Classification]) -> str:
 
 
 def _members(result: Classification) -> NDArray[np.float32]:
-    """What each member says of a picture, (M, C)."""
+    """What each member says of an image, (M, C)."""
     return result.probabilities[None] if result.votes is None else result.votes.probabilities
 
 
@@ -237,14 +237,14 @@ def _ensemble_rows(
 
 
 TTA_COLUMNS = ("tta", "gain", "gain_p", "images_per_s")
-# Pictures between two changes of turn, at most; of few pictures there are eight turns.
+# Images between two changes of turn, at most; of few images there are eight turns.
 _TURN, _TURNS = 64, 8
 
 
 def evaluate_tta(
     plain: Predictor[Classification],
     augmented: Predictor[Classification],
-    pictures: Sequence[Picture],
+    images: Sequence[LabeledImage],
     progress: Progress,
 ) -> Evaluation:
     """The rows of `plain`, each but the oracle's followed by that of `augmented`, which has the same models.
@@ -253,24 +253,24 @@ def evaluate_tta(
     the difference in accuracy, and `gain_p`: how likely such a one is if both are equally good (McNemar's exact test).
     Raises as `evaluate`.
     """
-    true_ids = class_ids(pictures, plain.class_names)
-    progress.start("evaluating", len(pictures), "pictures")
+    true_ids = class_ids(images, plain.class_names)
+    progress.start("evaluating", len(images), "images")
     both = (plain, augmented)
     results: tuple[list[Classification | Failure], ...] = ([], [])
     seconds = [0.0, 0.0]
     for each in both:  # the first inference of a session takes longer
-        each.predict_batch([picture.path for picture in pictures[:1]])
-    size = min(_TURN, math.ceil(len(pictures) / _TURNS))
-    for turn, start in enumerate(range(0, len(pictures), size)):
-        chunk = pictures[start : start + size]
+        each.predict_batch([image.path for image in images[:1]])
+    size = min(_TURN, math.ceil(len(images) / _TURNS))
+    for turn, start in enumerate(range(0, len(images), size)):
+        chunk = images[start : start + size]
         # In turns, so that neither has all the files warm, or all of another program's load.
         for which in (turn % 2, 1 - turn % 2):
             started = time.monotonic()
-            results[which].extend(both[which].predict_iter([picture.path for picture in chunk]))
+            results[which].extend(both[which].predict_iter([image.path for image in chunk]))
             seconds[which] += time.monotonic() - started
         progress.advance(len(chunk))
     before, after = (score_results(each, true_ids, found) for each, found in zip(both, results, strict=True))
-    rates = [len(pictures) / duration for duration in seconds]
+    rates = [len(images) / duration for duration in seconds]
     kinds = ",".join(augmented.ensemble.key["tta"])
     rows: list[Row] = []
     for row, new, old_said, new_said in zip(before.rows, after.rows, before.decided, after.decided, strict=False):

@@ -1,6 +1,6 @@
 """Figures of merit for landmarks, from true and found points. Pure numpy, no torch.
 
-Knows arrays. Does not know models or pictures. Errors are Euclidean distances unless said otherwise.
+Knows arrays. Does not know models or images. Errors are Euclidean distances unless said otherwise.
 """
 
 from __future__ import annotations
@@ -18,13 +18,13 @@ from tl.errors import DataError
 from tl.progress import Progress
 from tl.runtime.imaging.geometry import Region, region_of_points
 from tl.runtime.landmarks.ensemble import Merging, merge_points
-from tl.runtime.landmarks.files import picture_finder, read_landmarks
-from tl.runtime.landmarks.sets import PictureLandmarks
+from tl.runtime.landmarks.files import image_finder, read_landmarks
+from tl.runtime.landmarks.sets import ImageLandmarks
 from tl.runtime.landmarks.shapes import centroid_size
 from tl.runtime.predictor import Predictor
 from tl.runtime.results import Failure, Landmarks
 
-# Shares of the longer side of the box around a picture's true points.
+# Shares of the longer side of the box around an image's true points.
 PCK_THRESHOLDS = (0.01, 0.02, 0.05, 0.1)
 _BOOTSTRAP_ROUNDS = 1000
 
@@ -41,10 +41,10 @@ def landmark_metrics(
     `found_xy`, `true_xy`: (N, K, 2) in pixels of the photos, the true ones NaN where missing; a missing point counts
     for nothing. `input_per_photo`: (N, 2), input pixels per photo pixel in x and y; None leaves out what is in input
     pixels. `mm_per_px`: (N,), NaN where unknown.
-    Returns n pictures and `points`; `error_px`, the mean over points, with its 95% interval ci_low and ci_high
-    (bootstrap over pictures); rmse_px, median_px; in input pixels error_input_px and mse_input_px, the mean squared
+    Returns n images and `points`; `error_px`, the mean over points, with its 95% interval ci_low and ci_high
+    (bootstrap over images); rmse_px, median_px; in input pixels error_input_px and mse_input_px, the mean squared
     error of a coordinate; normalised_error, the mean of error over centroid size; extent_error, the mean of error over
-    the extent of a picture's true points, the longer side of the box around them; pck, share of points closer than a
+    the extent of an image's true points, the longer side of the box around them; pck, share of points closer than a
     share of that extent; centroid_size_error, mean |relative error|; error_mm where a scale is known; and
     per_keypoint error_px, rmse_px and n. Raises ValueError without any true point.
     """
@@ -82,7 +82,7 @@ def landmark_metrics(
 
 
 def _bootstrap(errors: NDArray[np.float64]) -> tuple[float, float]:
-    """95% interval of the mean over points, drawing whole pictures, whose points err together."""
+    """95% interval of the mean over points, drawing whole images, whose points err together."""
     rng = np.random.default_rng(0)
     sums, counts = np.nansum(errors, axis=1), (~np.isnan(errors)).sum(axis=1)
     means = []
@@ -95,7 +95,7 @@ def _bootstrap(errors: NDArray[np.float64]) -> tuple[float, float]:
 
 
 def _extents(true_xy: NDArray[np.floating]) -> NDArray[np.float64]:
-    """The longer side of the box around each picture's points (N,), NaN for less than two different ones."""
+    """The longer side of the box around each image's points (N,), NaN for less than two different ones."""
     high = np.where(np.isnan(true_xy), -np.inf, true_xy).max(axis=1)
     low = np.where(np.isnan(true_xy), np.inf, true_xy).min(axis=1)
     extents = (high - low).max(axis=1)
@@ -141,7 +141,7 @@ COLUMNS = (
 
 @dataclass(frozen=True)
 class PointEvaluation:
-    """`rows`: metrics of each model and of the merged points. `worst`: pictures by mean error, the largest first."""
+    """`rows`: metrics of each model and of the merged points. `worst`: images by mean error, the largest first."""
 
     rows: list[dict[str, Any]]
     failures: list[Failure]
@@ -149,12 +149,12 @@ class PointEvaluation:
 
 
 @dataclass(frozen=True)
-class AnnotatedPictures:
-    """Pictures to score on: their split's name, paths and landmarks, in one order."""
+class AnnotatedImages:
+    """Images to score on: their split's name, paths and landmarks, in one order."""
 
     split: str
     paths: tuple[str, ...]
-    landmarks: tuple[PictureLandmarks, ...]
+    landmarks: tuple[ImageLandmarks, ...]
     keypoint_names: tuple[str, ...]
     remarks: tuple[str, ...]
 
@@ -164,47 +164,45 @@ class AnnotatedPictures:
             return None
         pairs = zip(self.paths, self.landmarks, strict=True)
         if region == "box":
-            return {path: picture.box_xywh for path, picture in pairs if picture.box_xywh is not None}
+            return {path: image.box_xywh for path, image in pairs if image.box_xywh is not None}
         return {
-            path: region_of_points(picture.keypoints_xy, 0.0)
-            for path, picture in pairs
-            if not np.isnan(picture.keypoints_xy).all()
+            path: region_of_points(image.keypoints_xy, 0.0)
+            for path, image in pairs
+            if not np.isnan(image.keypoints_xy).all()
         }
 
 
 def read_split(
     data: str | os.PathLike[str], asked: str | None, images: str | os.PathLike[str] | None = None
-) -> AnnotatedPictures:
-    """The asked split of a landmark file, or test, else val, else everything. `images`: as for `picture_finder`.
+) -> AnnotatedImages:
+    """The asked split of a landmark file, or test, else val, else everything. `images`: as for `image_finder`.
 
     Raises `DataError`.
     """
     landmarks = read_landmarks(data, images)
-    find = picture_finder(data, images)
-    present = [split for split in SPLITS if any(picture.split == split for picture in landmarks.pictures)]
+    find = image_finder(data, images)
+    present = [split for split in SPLITS if any(image.split == split for image in landmarks.images)]
     name = asked or next((split for split in ("test", "val", "train") if split in present), "all")
-    chosen = [picture for picture in landmarks.pictures if name == "all" or picture.split == name]
+    chosen = [image for image in landmarks.images if name == "all" or image.split == name]
     if not chosen:
         raise DataError(f"{data}: has no '{name}' split (found: {', '.join(present) or 'none'}); --split all takes all")
-    if all(np.isnan(picture.keypoints_xy).all() for picture in chosen):
-        raise DataError(f"{data}: no picture of split '{name}' has a point to score against")
-    paths = tuple(find(picture.name) for picture in chosen)
-    return AnnotatedPictures(name, paths, tuple(chosen), landmarks.keypoint_names, landmarks.remarks)
+    if all(np.isnan(image.keypoints_xy).all() for image in chosen):
+        raise DataError(f"{data}: no image of split '{name}' has a point to score against")
+    paths = tuple(find(image.name) for image in chosen)
+    return AnnotatedImages(name, paths, tuple(chosen), landmarks.keypoint_names, landmarks.remarks)
 
 
-def evaluate_points(
-    predictor: Predictor[Landmarks], pictures: AnnotatedPictures, progress: Progress
-) -> PointEvaluation:
-    """Predict every picture once and score what can be read.
+def evaluate_points(predictor: Predictor[Landmarks], images: AnnotatedImages, progress: Progress) -> PointEvaluation:
+    """Predict every image once and score what can be read.
 
-    Raises `DataError` for points that the model does not know, or if no picture can be read.
+    Raises `DataError` for points that the model does not know, or if no image can be read.
     """
-    order = _order(predictor.keypoint_names, pictures.keypoint_names)
-    progress.start("evaluating", len(pictures.paths), "pictures")
+    order = _order(predictor.keypoint_names, images.keypoint_names)
+    progress.start("evaluating", len(images.paths), "images")
     found: list[Landmarks] = []
-    true: list[PictureLandmarks] = []
+    true: list[ImageLandmarks] = []
     failures: list[Failure] = []
-    for result, landmarks in zip(predictor.predict_iter(pictures.paths), pictures.landmarks, strict=True):
+    for result, landmarks in zip(predictor.predict_iter(images.paths), images.landmarks, strict=True):
         progress.advance()
         if isinstance(result, Failure):
             failures.append(result)
@@ -212,8 +210,8 @@ def evaluate_points(
             found.append(result)
             true.append(landmarks)
     if not found:
-        raise DataError(f"none of the {len(pictures.paths)} pictures can be read, first: {failures[0].error}")
-    true_xy = np.stack([picture.keypoints_xy[order] for picture in true])
+        raise DataError(f"none of the {len(images.paths)} images can be read, first: {failures[0].error}")
+    true_xy = np.stack([image.keypoints_xy[order] for image in true])
     scales = np.array([result.input_per_photo for result in found])  # (N, M, 2)
     shared = scales[:, 0] if (scales == scales[:, :1]).all() else None
     mm_per_px = np.array([np.nan if p.mm_per_px is None else p.mm_per_px for p in true])

@@ -1,6 +1,6 @@
 """Figures of merit for classification, from labels and probabilities. Pure numpy, no torch.
 
-Knows arrays. Does not know models or pictures.
+Knows arrays. Does not know models or images.
 """
 
 from __future__ import annotations
@@ -25,10 +25,10 @@ def classification_metrics(
     `true_ids` int64 (N,); `probabilities` float32 (N, C); `label_ids` int64 (N,) decided labels, None for argmax.
     Returns n; top1_accuracy with its 95% interval ci_low and ci_high (Wilson) and boot_low and boot_high (bootstrap);
     top5_accuracy where there are more than five classes; macro_f1 with its bootstrap interval; ece; per_class
-    precision, recall, f1 and n; confusion, a list of rows by true class. Raises ValueError without pictures.
+    precision, recall, f1 and n; confusion, a list of rows by true class. Raises ValueError without images.
     """
     if len(true_ids) == 0:
-        raise ValueError("no pictures to score")
+        raise ValueError("no images to score")
     decided = probabilities.argmax(axis=1) if label_ids is None else label_ids
     correct = decided == true_ids
     low, high = wilson_interval(int(correct.sum()), len(correct))
@@ -56,13 +56,13 @@ def confusion_matrix(true_ids: NDArray[np.int64], decided: NDArray[np.int64], cl
 
 
 def top_k_accuracy(true_ids: NDArray[np.int64], probabilities: NDArray[np.float32], k: int) -> float:
-    """Share of pictures whose true class is among the `k` most probable; of equals, the first in class order."""
+    """Share of images whose true class is among the `k` most probable; of equals, the first in class order."""
     found = np.argsort(-probabilities, axis=1, kind="stable")[:, :k]
     return float((found == true_ids[:, None]).any(axis=1).mean())
 
 
 def macro_f1(true_ids: NDArray[np.int64], decided: NDArray[np.int64], classes: int) -> float:
-    """Mean F1 over the classes that have pictures. Both int64 (N,)."""
+    """Mean F1 over the classes that have images. Both int64 (N,)."""
     hits = np.bincount(true_ids[true_ids == decided], minlength=classes)
     true, found = np.bincount(true_ids, minlength=classes), np.bincount(decided, minlength=classes)
     present = true > 0
@@ -81,8 +81,8 @@ def wilson_interval(successes: int, trials: int, z: float = 1.959964) -> tuple[f
 
 
 def mcnemar_p(right: NDArray[np.bool_], other_right: NDArray[np.bool_]) -> float:
-    """Probability of so uneven a division of the pictures that one of two got right and the other did not, or a more
-    uneven one, if both are equally good. Both bool (N,) over the same pictures; two-sided and exact.
+    """Probability of so uneven a division of the images that one of two got right and the other did not, or a more
+    uneven one, if both are equally good. Both bool (N,) over the same images; two-sided and exact.
 
     Source: McNemar 1947; the exact form as in Dietterich 1998.
     """
@@ -95,7 +95,7 @@ def mcnemar_p(right: NDArray[np.bool_], other_right: NDArray[np.bool_]) -> float
 def expected_calibration_error(
     correct: NDArray[np.bool_], confidence: NDArray[np.float32], bins: int = ECE_BINS
 ) -> float:
-    """Mean |accuracy - confidence| over equal-width confidence bins, weighted by their pictures.
+    """Mean |accuracy - confidence| over equal-width confidence bins, weighted by their images.
 
     Source: Naeini et al. 2015; 15 bins as in Guo et al. 2017.
     """
@@ -111,7 +111,7 @@ def expected_calibration_error(
 def _bootstrap(
     true_ids: NDArray[np.int64], decided: NDArray[np.int64], classes: int, draws: int = 1000
 ) -> dict[str, float]:
-    """95% percentile intervals of accuracy and macro F1 over resampled pictures; the same every time.
+    """95% percentile intervals of accuracy and macro F1 over resampled images; the same every time.
 
     Source: Efron 1979.
     """

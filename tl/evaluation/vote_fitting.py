@@ -1,6 +1,6 @@
-"""Vote weights and members from labelled pictures, and how they do on pictures that did not choose them.
+"""Vote weights and members from labelled images, and how they do on images that did not choose them.
 
-Pure numpy. Knows what members say of pictures. Does not know models or files.
+Pure numpy. Knows what members say of images. Does not know models or files.
 """
 
 from __future__ import annotations
@@ -59,7 +59,7 @@ def select_members(members: NDArray[np.float32], true_ids: NDArray[np.int64]) ->
 def held_out_votes(
     members: NDArray[np.float32], true_ids: NDArray[np.int64], fit: Fit, seed: int = 0
 ) -> NDArray[np.float32]:
-    """Soft votes (N, C), each picture's with weights that were fitted without it and its fold."""
+    """Soft votes (N, C), each image's with weights that were fitted without it and its fold."""
     folds = _folds(true_ids, seed)
     voted = np.empty((len(true_ids), members.shape[2]), np.float32)
     for fold in range(FOLDS):
@@ -83,7 +83,7 @@ def _of_truth(members: NDArray[np.float32], true_ids: NDArray[np.int64]) -> NDAr
 
 
 def _folds(true_ids: NDArray[np.int64], seed: int) -> NDArray[np.int64]:
-    """A fold for each picture, every class dealt evenly."""
+    """A fold for each image, every class dealt evenly."""
     random = np.random.default_rng(seed)
     folds = np.empty(len(true_ids), np.int64)
     dealt = 0

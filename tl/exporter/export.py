@@ -13,8 +13,8 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from tl.data.images import check_readable, load_pictures
-from tl.data.manifests import Picture
+from tl.data.images import check_readable, load_images
+from tl.data.manifests import LabeledImage
 from tl.errors import ConfigError, DataError
 from tl.exporter.export_source import USUAL, Further, Subject, class_subject, landmark_subject, pretrained_subject
 from tl.exporter.parity import check_claims, check_parity, check_point_claims, check_point_parity, run_torch, spread
@@ -31,12 +31,12 @@ from tl.runtime.model_file.contract import (
 )
 from tl.runtime.model_file.selftest import run_selftest
 from tl.runtime.session import Session
-from tl.runtime.sources.paths import find_pictures
+from tl.runtime.sources.paths import find_images
 from tl.trainer.models.backbones import torchvision_weights
 from tl.trainer.models.onnx_graph import to_onnx
 from tl.trainer.run_folder.run import Run
 
-MAX_VALIDATION_PICTURES = 64
+MAX_VALIDATION_IMAGES = 64
 
 
 @dataclass(frozen=True)
@@ -56,7 +56,7 @@ def export_run(
     golden: GoldenSource = "validation",
     further: Further = USUAL,
 ) -> Exported:
-    """Export a run's best network; parity on its validation pictures and `parity_images`.
+    """Export a run's best network; parity on its validation images and `parity_images`.
 
     Raises `ConfigError`, `RunError`, `DataError`, `ParityError` or `OutputError`.
     """
@@ -64,11 +64,11 @@ def export_run(
     if config.task == "landmarks" and further.cam:
         raise ConfigError("class activation maps are of classes, and this run finds landmarks")
     subject = landmark_subject(run) if config.task == "landmarks" else class_subject(run, progress, further)
-    own = spread(run.pictures("val"), MAX_VALIDATION_PICTURES)
-    extra = [Picture(path, path, "") for path in find_pictures(parity_images).paths]
-    if extra and any(picture.region is not None for picture in own):
+    own = spread(run.images("val"), MAX_VALIDATION_IMAGES)
+    extra = [LabeledImage(path, path, "") for path in find_images(parity_images).paths]
+    if extra and any(image.region is not None for image in own):
         raise ConfigError(
-            "--parity-images: this model looks at a part of each picture, which others do not say; leave it out"
+            "--parity-images: this model looks at a part of each image, which others do not say; leave it out"
         )
     return _export(subject, out, own, extra, golden, progress)
 
@@ -91,11 +91,13 @@ def export_pretrained(
     Raises `ConfigError`, `WeightsError`, `DataError`, `ParityError` or `OutputError`.
     """
     torchvision_weights(backbone)  # refuses an unknown name before any file is looked for
-    paths = spread(find_pictures(images).paths, MAX_VALIDATION_PICTURES)
+    paths = spread(find_images(images).paths, MAX_VALIDATION_IMAGES)
     if not paths:
-        raise DataError(f"no pictures to check parity on in {', '.join(map(str, images))}")
+        raise DataError(f"no images to check parity on in {', '.join(map(str, images))}")
     subject = pretrained_subject(backbone, weights, jpeg_scale, progress)
-    own, extra = ([Picture(path, path, "") for path in group] for group in (paths, find_pictures(parity_images).paths))
+    own, extra = (
+        [LabeledImage(path, path, "") for path in group] for group in (paths, find_images(parity_images).paths)
+    )
     return _export(subject, out, own, extra, golden, progress)
 
 
@@ -108,18 +110,18 @@ def check_name(out: str | os.PathLike[str]) -> None:
 def _export(
     subject: Subject,
     out: str | os.PathLike[str],
-    own: Sequence[Picture],
-    extra: Sequence[Picture],
+    own: Sequence[LabeledImage],
+    extra: Sequence[LabeledImage],
     golden: GoldenSource,
     progress: Progress,
 ) -> Exported:
-    """Parity on all pictures; golden samples from `own` alone, since the others were given for checking only."""
+    """Parity on all images; golden samples from `own` alone, since the others were given for checking only."""
     check_name(out)
     if not own and not extra:
-        raise DataError("the run's validation pictures are gone, and parity needs some: give --parity-images DIR")
-    store, bad = load_pictures([*own, *extra], subject.recipe, "ram", progress)
-    check_readable(bad, "parity needs whole pictures: mend or remove them")
-    inputs = np.stack([store.input(i) for i in range(len(store.pictures))])
+        raise DataError("the run's validation images are gone, and parity needs some: give --parity-images DIR")
+    store, bad = load_images([*own, *extra], subject.recipe, "ram", progress)
+    check_readable(bad, "parity needs whole images: mend or remove them")
+    inputs = np.stack([store.input(i) for i in range(len(store.images))])
     progress.start("exporting", 3, "steps")
     model = to_onnx(subject.module, subject.recipe.input_hw, subject.outputs)
     embed_contract(model, _uncertified(subject))
@@ -127,7 +129,7 @@ def _export(
 
     def certify(path: Path) -> Contract:
         prove = _prove_classes if subject.landmarks is None else _prove_points
-        parity, expected = prove(subject, Session(path, device="cpu"), store.pictures, inputs)
+        parity, expected = prove(subject, Session(path, device="cpu"), store.images, inputs)
         progress.advance(note="self-test")
         samples = _golden(golden if own else "synthetic", subject, inputs[: len(own)], expected[: len(own)])
         return replace(_uncertified(subject), parity=parity, golden=samples)
@@ -138,9 +140,9 @@ def _export(
 
 
 def _prove_classes(
-    subject: Subject, session: Session, pictures: Sequence[Picture], inputs: NDArray[np.uint8]
+    subject: Subject, session: Session, images: Sequence[LabeledImage], inputs: NDArray[np.uint8]
 ) -> tuple[Parity, NDArray[np.float32]]:
-    paths = [picture.path for picture in pictures]
+    paths = [image.path for image in images]
     parity, probabilities = check_parity(
         subject.module, session, [Path(path) for path in paths], inputs, subject.outputs
     )
@@ -149,12 +151,12 @@ def _prove_classes(
 
 
 def _prove_points(
-    subject: Subject, session: Session, pictures: Sequence[Picture], inputs: NDArray[np.uint8]
+    subject: Subject, session: Session, images: Sequence[LabeledImage], inputs: NDArray[np.uint8]
 ) -> tuple[Parity, NDArray[np.float32]]:
     expected = dict(zip(subject.outputs, run_torch(subject.module, inputs), strict=True))
-    placements = [place(read_size(picture.path), subject.recipe, picture.region) for picture in pictures]
-    parity = check_point_parity(session, pictures, placements, inputs, expected)
-    check_point_claims(expected["keypoints"], pictures, placements, subject.claimed)
+    placements = [place(read_size(image.path), subject.recipe, image.region) for image in images]
+    parity = check_point_parity(session, images, placements, inputs, expected)
+    check_point_claims(expected["keypoints"], images, placements, subject.claimed)
     return parity, expected["keypoints"]
 
 

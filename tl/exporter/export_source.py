@@ -27,7 +27,7 @@ from tl.runtime.model_file.contract import (
     UnknownFacts,
 )
 from tl.trainer.config import TrainConfig
-from tl.trainer.features.run_embeddings import embed_pictures
+from tl.trainer.features.run_embeddings import embed_images
 from tl.trainer.landmarks.data import reference_shape
 from tl.trainer.landmarks.network import deployed, load_landmark_network
 from tl.trainer.models.backbones import build_classifier, find_backbone_info, torchvision_weights
@@ -59,7 +59,7 @@ class UnknownScore(nn.Module):
 
 
 def measure_conformal(run: Run, class_names: Sequence[str]) -> Conformal | None:
-    """Scores of the true classes, from `predictions_val.csv`; of a thousand pictures drawn where there are more."""
+    """Scores of the true classes, from `predictions_val.csv`; of a thousand images drawn where there are more."""
     rows = run.rows("predictions_val.csv")
     if not rows:
         return None
@@ -71,21 +71,20 @@ def measure_conformal(run: Run, class_names: Sequence[str]) -> Conformal | None:
 def measure_unknown(
     run: Run, network: Network, recipe: Recipe, class_names: Sequence[str], progress: Progress, false_alarm: float
 ) -> tuple[UnknownFit, UnknownFacts] | None:
-    """Fit the score to training pictures that are still there, None (and said so) where they are too few.
+    """Fit the score to training images that are still there, None (and said so) where they are too few.
 
-    `false_alarm`: share of validation pictures that may lie above its limit.
+    `false_alarm`: share of validation images that may lie above its limit.
     """
     train, val = (
-        embed_pictures(run, network, recipe, spread(run.pictures(split), MAX_KNOWN), progress)
-        for split in ("train", "val")
+        embed_images(run, network, recipe, spread(run.images(split), MAX_KNOWN), progress) for split in ("train", "val")
     )
-    if not train.pictures or not val.pictures:
-        progress.say("no unknown score: the run's training or validation pictures are gone")
+    if not train.images or not val.images:
+        progress.say("no unknown score: the run's training or validation images are gone")
         return None
-    labels = class_ids_of([picture.label for picture in train.pictures], class_names)
+    labels = class_ids_of([image.label for image in train.images], class_names)
     found = fit_unknown(Known(train.embeddings, labels, val.embeddings), len(class_names), false_alarm)
     if found is None:
-        progress.say("no unknown score: too few pictures of a class, or an embedding too large or too alike to measure")
+        progress.say("no unknown score: too few images of a class, or an embedding too large or too alike to measure")
     return found
 
 
@@ -96,7 +95,7 @@ _LIBRARIES = ("torch", "torchvision", "onnx", "onnxscript", "onnxruntime", "onnx
 class Subject:
     """What is to be exported, before anything is proven. `outputs` name the module's outputs, the deciding one first.
 
-    `claimed`: picture path -> what its training reported, probabilities (C,) or points (K, 2) in pixels of the photo.
+    `claimed`: image path -> what its training reported, probabilities (C,) or points (K, 2) in pixels of the photo.
     `landmarks` is None for a classifier; `conformal` and `unknown` where nothing was held out to measure them.
     """
 
@@ -116,8 +115,8 @@ class Subject:
 class Further:
     """What a classifier's file holds beside its probabilities and embedding.
 
-    `unknown`: how unlike its training pictures a picture is, which takes a look at all of them. `false_alarm` in (0,
-    1): share of the validation pictures that its limit may call unknown. `cam`: class activation maps.
+    `unknown`: how unlike its training images an image is, which takes a look at all of them. `false_alarm` in (0,
+    1): share of the validation images that its limit may call unknown. `cam`: class activation maps.
     """
 
     unknown: bool = True
@@ -135,7 +134,7 @@ def class_subject(run: Run, progress: Progress, further: Further) -> Subject:
         raise ConfigError(
             f"class activation maps need a linear head on globally averaged features, and this run has head "
             f"{config.head} with pooling {config.pooling} on {config.backbone}; tl predict --explain covers parts of "
-            "pictures instead, with any file"
+            "images instead, with any file"
         )
     measured = None
     if further.unknown:
@@ -160,7 +159,7 @@ def landmark_subject(run: Run) -> Subject:
     network, card, config = load_landmark_network(run)
     module, outputs = deployed(network)
     annotations = run.load_landmarks("annotations.json")
-    mean, limit = reference_shape([p.keypoints_xy for p in annotations.pictures if p.split == "train"])
+    mean, limit = reference_shape([p.keypoints_xy for p in annotations.images if p.split == "train"])
     facts = LandmarkFacts(
         flip_pairs=annotations.flip_pairs,
         skeleton=annotations.skeleton,

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
-from tl.data.manifests import Picture
+from tl.data.manifests import LabeledImage
 from tl.errors import ParityError
 from tl.runtime.ensembles.ensemble import Ensemble
 from tl.runtime.imaging.decode import ImageSource
@@ -56,7 +56,7 @@ def check_outputs(
 ) -> Parity:
     """Compare what `session` gives with what the original gave.
 
-    `sources`: the pictures; `inputs`: the same, uint8 (N, H, W, 3), as the original saw them. `expected`: output name
+    `sources`: the images; `inputs`: the same, uint8 (N, H, W, 3), as the original saw them. `expected`: output name
     -> the original's values (N, ...), with `probabilities` among them. `tolerance` bounds the probabilities'
     differences; those of other outputs it bounds as a share of their largest value.
     Raises `ParityError`.
@@ -87,7 +87,7 @@ def spread(items: Sequence[Item], count: int) -> list[Item]:
 
 
 def _agreement(served: NDArray[np.float32], wanted: NDArray[np.float32], tie: float) -> float:
-    """Share of pictures whose served label is the original's, or tied with it there."""
+    """Share of images whose served label is the original's, or tied with it there."""
     chosen = np.take_along_axis(wanted, served.argmax(axis=1)[:, None], axis=1)[:, 0]
     return float((chosen >= wanted.max(axis=1) - tie).mean())
 
@@ -106,7 +106,7 @@ def _serve(session: Session, sources: Sequence[ImageSource], reader: str) -> NDA
     rows = []
     for result in predictor.predict_iter(sources):
         if isinstance(result, Failure):
-            raise ParityError(f"{result.path}: {reader} read this picture, the runtime did not: {result.error}")
+            raise ParityError(f"{result.path}: {reader} read this image, the runtime did not: {result.error}")
         rows.append(result.probabilities)
     return np.stack(rows)
 
@@ -125,7 +125,7 @@ def _check(report: Parity, scaled: dict[str, float], original: Original) -> None
         faults.append(f"only {report.top1_agreement:.1%} of the labels agree")
     if faults:
         raise ParityError(
-            f"parity failed on {report.images} pictures (allowed: {report.tolerance:.0e}): {'; '.join(faults)}; "
+            f"parity failed on {report.images} images (allowed: {report.tolerance:.0e}): {'; '.join(faults)}; "
             "no file was written"
         )
 
@@ -139,14 +139,14 @@ CLAIM_TOLERANCE_PX = 0.25
 
 def check_point_parity(
     session: Session,
-    pictures: Sequence[Picture],
+    images: Sequence[LabeledImage],
     placements: Sequence[Placement],
     inputs: NDArray[np.uint8],
     expected: Mapping[str, NDArray[np.float32]],
 ) -> Parity:
     """Compare what `session` gives with what torch gave: `expected` output name -> (N, ...), `keypoints` among them.
 
-    `inputs`: the pictures as the trainer's evaluation sees them, uint8 (N, H, W, 3). Raises `ParityError`.
+    `inputs`: the images as the trainer's evaluation sees them, uint8 (N, H, W, 3). Raises `ParityError`.
     """
     worst = dict.fromkeys(expected, 0.0)
     for size in BATCH_SIZES:
@@ -154,7 +154,7 @@ def check_point_parity(
             chunk = slice(start, start + size)
             for name, value in zip(expected, session.run(inputs[chunk], list(expected)), strict=True):
                 worst[name] = max(worst[name], _point_difference(value, expected[name][chunk]))
-    served = np.stack([p.to_input(xy) for p, xy in zip(placements, _serve_points(session, pictures), strict=True)])
+    served = np.stack([p.to_input(xy) for p, xy in zip(placements, _serve_points(session, images), strict=True)])
     pipeline = _point_difference(served, expected["keypoints"])
     report = Parity(len(inputs), BATCH_SIZES, worst, pipeline, None, TOLERANCE_PX)
     limits = {name: _CONFIDENCE_TOLERANCE if name == "keypoint_confidence" else TOLERANCE_PX for name in worst}
@@ -167,7 +167,7 @@ def check_point_parity(
         faults.append(f"points differ by {pipeline:.2g} px between training and runtime")
     if faults:
         raise ParityError(
-            f"parity failed on {len(inputs)} pictures (allowed: {TOLERANCE_PX:g} px of the input): "
+            f"parity failed on {len(inputs)} images (allowed: {TOLERANCE_PX:g} px of the input): "
             f"{'; '.join(faults)}; no file was written"
         )
     return report
@@ -175,64 +175,64 @@ def check_point_parity(
 
 def check_point_claims(
     points_xy: NDArray[np.floating],
-    pictures: Sequence[Picture],
+    images: Sequence[LabeledImage],
     placements: Sequence[Placement],
     claimed: Mapping[str, NDArray[np.float64]],
 ) -> None:
-    """Raise `ParityError` where the network does not find what its training reported for the same pictures.
+    """Raise `ParityError` where the network does not find what its training reported for the same images.
 
-    `points_xy` (N, K, 2) in input pixels; `claimed`: picture path -> (K, 2) in pixels of the photo.
+    `points_xy` (N, K, 2) in input pixels; `claimed`: image path -> (K, 2) in pixels of the photo.
     """
-    known = [i for i, picture in enumerate(pictures) if picture.path in claimed]
+    known = [i for i, image in enumerate(images) if image.path in claimed]
     if not known:
         return
-    worst = max(_point_difference(points_xy[i], placements[i].to_input(claimed[pictures[i].path])) for i in known)
+    worst = max(_point_difference(points_xy[i], placements[i].to_input(claimed[images[i].path])) for i in known)
     if not worst < CLAIM_TOLERANCE_PX:
         raise ParityError(
             f"the run's predictions_val.csv and its network differ by {worst:.2g} input pixels on its own validation "
-            f"pictures (allowed: {CLAIM_TOLERANCE_PX:g}): the run or a picture was changed; train again; no file was "
+            f"images (allowed: {CLAIM_TOLERANCE_PX:g}): the run or an image was changed; train again; no file was "
             "written"
         )
 
 
-def _serve_points(session: Session, pictures: Sequence[Picture]) -> list[NDArray[np.float64]]:
-    ensemble = LandmarkEnsemble([session], boxes=_boxes(pictures), margin=_no_margin(pictures))
+def _serve_points(session: Session, images: Sequence[LabeledImage]) -> list[NDArray[np.float64]]:
+    ensemble = LandmarkEnsemble([session], boxes=_boxes(images), margin=_no_margin(images))
     rows = []
-    for result in Predictor(ensemble, with_votes=False).predict_iter([picture.path for picture in pictures]):
+    for result in Predictor(ensemble, with_votes=False).predict_iter([image.path for image in images]):
         if isinstance(result, Failure):
-            raise ParityError(f"{result.path}: the trainer read this picture, the runtime did not: {result.error}")
+            raise ParityError(f"{result.path}: the trainer read this image, the runtime did not: {result.error}")
         rows.append(result.keypoints_xy)
     return rows
 
 
-def _boxes(pictures: Sequence[Picture]) -> dict[str, Region] | None:
-    boxes = {picture.path: picture.region for picture in pictures if picture.region is not None}
+def _boxes(images: Sequence[LabeledImage]) -> dict[str, Region] | None:
+    boxes = {image.path: image.region for image in images if image.region is not None}
     return boxes or None
 
 
-def _no_margin(pictures: Sequence[Picture]) -> float | None:
+def _no_margin(images: Sequence[LabeledImage]) -> float | None:
     """The regions are widened already."""
-    return 0.0 if _boxes(pictures) else None
+    return 0.0 if _boxes(images) else None
 
 
 def _point_difference(value: NDArray[np.floating], wanted: NDArray[np.floating]) -> float:
     return float(np.abs(value - wanted).max()) if np.isfinite(value).all() else float("inf")
 
 
-# A training on CUDA may have rounded its convolutions to TF32; another picture or network differs by more.
+# A training on CUDA may have rounded its convolutions to TF32; another image or network differs by more.
 CLAIM_TOLERANCE = 1e-2
 
 
 def check_parity(
     module: nn.Module, session: Session, paths: Sequence[Path], inputs: NDArray[np.uint8], outputs: Sequence[str]
 ) -> tuple[Parity, NDArray[np.float32]]:
-    """Compare a module with the model file that `session` holds, on the pictures at `paths`.
+    """Compare a module with the model file that `session` holds, on the images at `paths`.
 
-    `inputs`: the same pictures as the trainer's evaluation sees them, uint8 (N, H, W, 3). `outputs` name the module's
+    `inputs`: the same images as the trainer's evaluation sees them, uint8 (N, H, W, 3). `outputs` name the module's
     outputs, `probabilities` first. Returns the report and torch's probabilities (N, C). Raises `ParityError`.
     """
     if len(inputs) == 0:
-        raise ParityError("no pictures to check parity on; give some by --parity-images DIR")
+        raise ParityError("no images to check parity on; give some by --parity-images DIR")
     expected = run_torch(module, inputs)
     wanted = dict(zip(outputs, expected, strict=True))
     report = check_outputs(session, paths, inputs, wanted, Original("torch", "training", "the trainer"))
@@ -242,7 +242,7 @@ def check_parity(
 def check_claims(
     probabilities: NDArray[np.float32], paths: Sequence[str], claimed: Mapping[str, Sequence[float]]
 ) -> None:
-    """Raise `ParityError` where the network does not give what its training reported for the same pictures.
+    """Raise `ParityError` where the network does not give what its training reported for the same images.
 
     `probabilities` (N, C) of `paths`; `claimed` holds rows of `predictions_val.csv` for some of them.
     """
@@ -253,8 +253,8 @@ def check_claims(
     worst = float(np.abs(probabilities[known] - wanted).max())
     if not worst < CLAIM_TOLERANCE:
         raise ParityError(
-            f"the run's predictions_val.csv and its network differ by {worst:.2g} on its own validation pictures "
-            f"(allowed: {CLAIM_TOLERANCE:.0e}): the run or a picture was changed; train again; no file was written"
+            f"the run's predictions_val.csv and its network differ by {worst:.2g} on its own validation images "
+            f"(allowed: {CLAIM_TOLERANCE:.0e}): the run or an image was changed; train again; no file was written"
         )
 
 

@@ -1,4 +1,4 @@
-"""Pictures on which a graph is proven equal to its original: given ones, or pictures of nobody.
+"""Images on which a graph is proven equal to its original: given ones, or images of nobody.
 
 Knows files and recipes. Does not know what is proven, and needs no torch.
 """
@@ -19,32 +19,32 @@ from tl.progress import Progress
 from tl.runtime.imaging.decode import ImageSource
 from tl.runtime.imaging.pipeline import load_input
 from tl.runtime.imaging.preprocessing import Recipe
-from tl.runtime.sources.paths import find_pictures
+from tl.runtime.sources.paths import find_images
 
-MAX_PICTURES = 64
+MAX_IMAGES = 64
 _NOISE_SIZES_HW = ((480, 640), (300, 200), (224, 224), (97, 131))
 
 
 @dataclass(frozen=True)
-class ProofPictures:
+class ParityImages:
     """Sources for the runtime, and the same as inputs uint8 (N, H, W, 3)."""
 
     sources: Sequence[ImageSource]
     inputs: NDArray[np.uint8]
 
 
-def find_proof_pictures(images: Sequence[str | os.PathLike[str]]) -> list[str]:
-    """Some of the pictures in files and folders, evenly spread. Raises `DataError` if there is none."""
-    found = spread(find_pictures(images).paths, MAX_PICTURES)
+def find_parity_images(images: Sequence[str | os.PathLike[str]]) -> list[str]:
+    """Some of the images in files and folders, evenly spread. Raises `DataError` if there is none."""
+    found = spread(find_images(images).paths, MAX_IMAGES)
     if not found:
-        raise DataError(f"no pictures to check parity on in {', '.join(map(str, images))}")
+        raise DataError(f"no images to check parity on in {', '.join(map(str, images))}")
     return found
 
 
-def load_proof_pictures(sources: Sequence[ImageSource], recipe: Recipe, progress: Progress) -> ProofPictures:
-    """Prepare pictures as the runtime does. Raises `DataError` naming those that cannot be read."""
+def load_parity_images(sources: Sequence[ImageSource], recipe: Recipe, progress: Progress) -> ParityImages:
+    """Prepare images as the runtime does. Raises `DataError` naming those that cannot be read."""
     inputs, faults = [], []
-    progress.start("reading pictures", len(sources), "pictures")
+    progress.start("reading images", len(sources), "images")
     for source in sources:
         try:
             inputs.append(load_input(source, recipe))
@@ -53,15 +53,14 @@ def load_proof_pictures(sources: Sequence[ImageSource], recipe: Recipe, progress
         progress.advance()
     if faults:
         listed = "; ".join(faults[:5]) + (f"; and {len(faults) - 5} more" if len(faults) > 5 else "")
-        raise DataError(f"parity needs whole pictures: mend or remove these {len(faults)}: {listed}")
-    return ProofPictures(sources, np.stack(inputs))
+        raise DataError(f"parity needs whole images: mend or remove these {len(faults)}: {listed}")
+    return ParityImages(sources, np.stack(inputs))
 
 
-def noise_pictures() -> list[NDArray[np.uint8]]:
-    """Pictures of nobody in several sizes, from smooth to noisy, the same everywhere: uint8 (H, W, 3) each."""
+def noise_images() -> list[NDArray[np.uint8]]:
+    """Images of nobody in several sizes, from smooth to noisy, the same everywhere: uint8 (H, W, 3) each."""
     random = np.random.default_rng(0)
-    smooth = [picture for hw in _NOISE_SIZES_HW for picture in synthetic_inputs(hw)[:2]]
+    smooth = [image for hw in _NOISE_SIZES_HW for image in synthetic_inputs(hw)[:2]]
     return [
-        np.clip(picture + random.normal(0, 8 * i, picture.shape), 0, 255).astype(np.uint8)
-        for i, picture in enumerate(smooth)
+        np.clip(image + random.normal(0, 8 * i, image.shape), 0, 255).astype(np.uint8) for i, image in enumerate(smooth)
     ]

@@ -1,7 +1,7 @@
 """A run -> a model file in fp16 or int8, kept only if it decides as its fp32 original does and is faster here.
 
 The fp32 file is made and proven against torch first (`export`); everything here compares with that file, on the run's
-validation pictures and on the device that is asked for. Knows runs and sessions. Does not know how a graph is converted
+validation images and on the device that is asked for. Knows runs and sessions. Does not know how a graph is converted
 (`quantise`).
 """
 
@@ -20,8 +20,8 @@ import numpy as np
 import onnx
 from numpy.typing import NDArray
 
-from tl.data.images import check_readable, load_pictures
-from tl.data.manifests import Picture
+from tl.data.images import check_readable, load_images
+from tl.data.manifests import LabeledImage
 from tl.errors import ConfigError, DataError, ModelFileError, PrecisionError
 from tl.evaluation.metrics import wilson_interval
 from tl.exporter.export import Exported, check_name, export_run
@@ -37,21 +37,21 @@ from tl.runtime.model_file.selftest import golden_image, run_selftest
 from tl.runtime.session import Session
 from tl.trainer.run_folder.run import Run
 
-# Of a larger validation split, so many evenly spread pictures decide: enough to know the agreement to half a percent.
+# Of a larger validation split, so many evenly spread images decide: enough to know the agreement to half a percent.
 MAX_JUDGED = 1000
 _FP16_WAY = "fp16 inside, last layer and softmax in fp32"
 
 
 @dataclass(frozen=True)
 class Lowering:
-    """What is asked for. `min_agreement` in [0, 1]; `calibration_pictures` of the training split, drawn with `seed`.
+    """What is asked for. `min_agreement` in [0, 1]; `calibration_images` of the training split, drawn with `seed`.
 
     `device` is where agreement and speed are measured. `keep_slower` keeps a file that is not faster there.
     """
 
     precision: Literal["fp16", "int8"]
     min_agreement: float = 0.99
-    calibration_pictures: int = 100
+    calibration_images: int = 100
     seed: int = 0
     device: str = "auto"
     keep_slower: bool = False
@@ -112,27 +112,25 @@ def export_lowered(
 
 
 def _choose(run: Run, lowering: Lowering) -> tuple[list[str], list[str]]:
-    """Validation pictures that judge, and training pictures whose ranges are measured (int8 alone needs them)."""
-    judged, train = spread(run.picture_paths("val"), MAX_JUDGED), run.picture_paths("train")
+    """Validation images that judge, and training images whose ranges are measured (int8 alone needs them)."""
+    judged, train = spread(run.image_paths("val"), MAX_JUDGED), run.image_paths("train")
     if not judged:
-        raise DataError(
-            "the run's validation pictures are gone, and lower precision is judged on them: bring them back"
-        )
+        raise DataError("the run's validation images are gone, and lower precision is judged on them: bring them back")
     if lowering.precision != "int8":
         return judged, []
     if not train:
-        raise DataError("the run's training pictures are gone, and int8 measures its ranges on them: bring them back")
-    count = min(lowering.calibration_pictures, len(train))
+        raise DataError("the run's training images are gone, and int8 measures its ranges on them: bring them back")
+    count = min(lowering.calibration_images, len(train))
     return judged, random.Random(lowering.seed).sample(train, count)
 
 
 def _read(paths: Sequence[str], recipe: Recipe, progress: Progress) -> NDArray[np.uint8]:
-    """The pictures as the network sees them, uint8 (N, H, W, 3)."""
+    """The images as the network sees them, uint8 (N, H, W, 3)."""
     if not paths:
         return np.empty((0, *recipe.input_hw, 3), np.uint8)
-    store, bad = load_pictures([Picture(path, path, "") for path in paths], recipe, "ram", progress)
-    check_readable(bad, "lower precision is judged on whole pictures: mend or remove them")
-    return np.stack([store.input(i) for i in range(len(store.pictures))])
+    store, bad = load_images([LabeledImage(path, path, "") for path in paths], recipe, "ram", progress)
+    check_readable(bad, "lower precision is judged on whole images: mend or remove them")
+    return np.stack([store.input(i) for i in range(len(store.images))])
 
 
 def _choose_way(
@@ -211,7 +209,7 @@ def _fault(found: Quantisation, trial: _Trial, lowering: Lowering) -> str | None
     if found.top1_agreement < lowering.min_agreement or not math.isfinite(trial.max_abs_diff):
         needed.append(f"{lowering.min_agreement:.1%} agreement")
         if lowering.precision == "int8":
-            cures += ["--precision fp16", f"more --calibration-pictures than {found.calibration_images}"]
+            cures += ["--precision fp16", f"more --calibration-images than {found.calibration_images}"]
         cures.append("a lower --min-agreement")
     if found.kept_slower and not lowering.keep_slower:
         needed.append(f"more speed, in {WON_ROUNDS} of {found.rounds} rounds at least")
@@ -228,7 +226,7 @@ def describe(found: Quantisation) -> str:
     """Both numbers and what they rest on, in one line."""
     agreeing = round(found.top1_agreement * found.images)
     low, _ = wilson_interval(agreeing, found.images)
-    rest = f"{agreeing} of {found.images} validation pictures: at least {low:.1%} with 95% confidence"
+    rest = f"{agreeing} of {found.images} validation images: at least {low:.1%} with 95% confidence"
     spread = f"{found.slowest:.2f} to {found.fastest:.2f} in {found.rounds} rounds"
     return (
         f"top-1 agreement with fp32 {found.top1_agreement:.1%} ({rest}; max |dp| {found.max_abs_diff:.2g}), "

@@ -37,7 +37,7 @@ GoldenSource = Literal["validation", "images", "synthetic"]
 def build_golden(source: GoldenSource, inputs: NDArray[np.uint8], expected: NDArray[np.float32]) -> Golden:
     """Samples from inputs uint8 (N, H, W, 3) and what they must give: probabilities (N, C) or points (N, K, 2).
 
-    Of the first pictures of each decided class, so that several classes are tested; of landmarks, the first ones.
+    Of the first images of each decided class, so that several classes are tested; of landmarks, the first ones.
     """
     is_classes = expected.ndim == 2
     chosen = _spread(expected.argmax(axis=1)) if is_classes else range(min(NUM_SAMPLES, len(expected)))
@@ -48,14 +48,14 @@ def build_golden(source: GoldenSource, inputs: NDArray[np.uint8], expected: NDAr
 
 
 def synthetic_inputs(input_hw: tuple[int, int]) -> NDArray[np.uint8]:
-    """Pictures that show nobody: smooth colour gradients, uint8 (4, H, W, 3), the same everywhere."""
+    """Images that show nobody: smooth colour gradients, uint8 (4, H, W, 3), the same everywhere."""
     height, width = input_hw
     y, x = np.mgrid[0:height, 0:width] / max(height, width)
-    pictures = []
+    images = []
     for k in range(NUM_SAMPLES):
         channels = [0.5 + 0.5 * np.sin((k + 1) * (3 * x + c * y) + c) for c in range(3)]
-        pictures.append(np.stack(channels, axis=-1))
-    return (np.stack(pictures) * 255).astype(np.uint8)
+        images.append(np.stack(channels, axis=-1))
+    return (np.stack(images) * 255).astype(np.uint8)
 
 
 def _spread(label_ids: NDArray[np.int64]) -> list[int]:

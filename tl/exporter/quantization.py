@@ -1,7 +1,7 @@
 """Biases that make up for what rounding weights to int8 shifts on average.
 
 Each output channel of a rounded convolution is off by the rounding errors times its inputs. The mean of that is known
-from a few pictures, and taking it off the bias costs nothing when the file runs; on SqueezeNet it halves the labels
+from a few images, and taking it off the bias costs nothing when the file runs; on SqueezeNet it halves the labels
 that change.
 Knows graphs and sessions. Does not round weights itself, but knows the converter's rule (`_rounding_errors`).
 """
@@ -76,7 +76,7 @@ def _rounding_errors(weights: NDArray[np.float32]) -> NDArray[np.float64]:
 def _channel_means(
     model: onnx.ModelProto, names: list[str], images: NDArray[np.uint8], folder: Path
 ) -> dict[str, NDArray[np.float64]]:
-    """The mean of each channel (C,) of the named tensors (N, C, h, w), over pictures and places."""
+    """The mean of each channel (C,) of the named tensors (N, C, h, w), over images and places."""
     if not names:
         return {}
     probe = onnx.ModelProto()
@@ -104,7 +104,7 @@ _INT8_OPERATORS = (
     *("MaxPool", "AveragePool", "GlobalAveragePool", "Concat", "Pad", "Resize", "Split"),
     *("Reshape", "Flatten", "Transpose", "Squeeze", "Unsqueeze"),
 )
-# Pictures a run while ranges are measured: histograms keep every intermediate result of one run in memory.
+# Images a run while ranges are measured: histograms keep every intermediate result of one run in memory.
 _CALIBRATION_BATCH = 4
 
 
@@ -176,7 +176,7 @@ def to_int8(model: onnx.ModelProto, images: NDArray[np.uint8], way: Way) -> onnx
 
 
 class _Batches:
-    """Calibration pictures as onnxruntime.quantization asks for them: a list of batches of which a part is read."""
+    """Calibration images as onnxruntime.quantization asks for them: a list of batches of which a part is read."""
 
     def __init__(self, images: NDArray[np.uint8]) -> None:
         self._batches = [images[i : i + _CALIBRATION_BATCH] for i in range(0, len(images), _CALIBRATION_BATCH)]

@@ -1,4 +1,4 @@
-"""Which of two model files is faster on this machine, as `tl.runtime` would run them for many pictures?
+"""Which of two model files is faster on this machine, as `tl.runtime` would run them for many images?
 
 Knows sessions and alternating rounds. Does not know what the files are or whether their answers agree.
 """
@@ -59,7 +59,7 @@ def race(old: Path, new: Path, images: NDArray[np.uint8], device: str, progress:
     ratios = []
     for _ in range(ROUNDS):
         before, after = time_works(works, seconds=_SECONDS_A_ROUND, rounds=1)
-        ratios.append(after.pictures_per_s / before.pictures_per_s)
+        ratios.append(after.images_per_s / before.images_per_s)
         progress.advance(note=f"{ratios[-1]:.2f} x")
     return Race(
         speedup=float(np.median(ratios)),

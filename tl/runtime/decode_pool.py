@@ -1,4 +1,4 @@
-"""Decode in other processes, whose Python does not wait for ours: chunks of picture sources in, batches of inputs out.
+"""Decode in other processes, whose Python does not wait for ours: chunks of image sources in, batches of inputs out.
 
 Each worker is a fresh interpreter (`decode_worker`) on a socket: it imports neither the calling program nor
 onnxruntime, nothing is forked, and it ends when the socket does, however its parent ended. Pixels come back in memory
@@ -47,7 +47,7 @@ _BOOT = "from tl.runtime.decode_worker import main; main()"
 
 @dataclass(frozen=True)
 class DecodedChunk:
-    """`outcomes` of all pictures of a chunk, in order. `inputs`: recipe -> uint8 (N * V, H, W, 3) of the N good ones.
+    """`outcomes` of all images of a chunk, in order. `inputs`: recipe -> uint8 (N * V, H, W, 3) of the N good ones.
 
     They lie in slot `slot` of the shared memory, until `DecodePool.release`.
     """
@@ -68,7 +68,7 @@ class _Task:
 class DecodePool:
     """`processes` workers, started at once; a context manager that ends them. `submit` and `release` are thread-safe.
 
-    `batch_size`: the most pictures of a chunk. `hashes`: whether outcomes have digests. At most `slots` chunks may be
+    `batch_size`: the most images of a chunk. `hashes`: whether outcomes have digests. At most `slots` chunks may be
     between `submit` and `release`; one more waits. Raises `WorkerError` where processes cannot be started.
     """
 
@@ -269,7 +269,7 @@ def _end(pid: int, workers: list[subprocess.Popen[bytes]]) -> None:
 
 
 def _death(worker: subprocess.Popen[bytes], names: Sequence[str]) -> WorkerError:
-    """What to say of a worker that ended while it had pictures called `names`."""
+    """What to say of a worker that ended while it had images called `names`."""
     code = worker.wait()
     how = f"exit code {code}" if code >= 0 else f"killed by {signal.Signals(-code).name}"
     cause = ", as when memory runs out" if code == -signal.SIGKILL else ""
@@ -278,5 +278,5 @@ def _death(worker: subprocess.Popen[bytes], names: Sequence[str]) -> WorkerError
     during = f" while it decoded {shown}{more}" if names else ""
     return WorkerError(
         f"a process for decoding ended ({how}{cause}){during}: fewer of them need less memory, and without them "
-        "(decode_processes 0) pictures are decoded in threads"
+        "(decode_processes 0) images are decoded in threads"
     )

@@ -1,7 +1,7 @@
-"""A process that decodes: lists of picture sources in, their inputs into memory that it shares with its parent.
+"""A process that decodes: lists of image sources in, their inputs into memory that it shares with its parent.
 
 `decode_pool` starts it, and it ends with its parent, whatever ends that one. Knows the messages between the two and how
-a slot of the shared memory is laid out. Does not know models, results or the order of pictures.
+a slot of the shared memory is laid out. Does not know models, results or the order of images.
 """
 
 from __future__ import annotations
@@ -27,9 +27,9 @@ from tl.runtime.imaging.decode import ImageSource
 from tl.runtime.imaging.pipeline import Inputs, Preparer
 from tl.runtime.sources.content import read_content
 
-# What is sent for a picture whose reading failed in the parent: the error itself.
+# What is sent for an image whose reading failed in the parent: the error itself.
 SentSource = ImageSource | ImageReadError
-# Of a picture: the SHA-256 of its content, "" where it was not asked for or could not be read; and what is wrong.
+# Of an image: the SHA-256 of its content, "" where it was not asked for or could not be read; and what is wrong.
 Outcome = tuple[str, str | None]
 
 
@@ -64,7 +64,7 @@ def _shapes(preparer: Preparer, batch_size: int) -> list[tuple[int, ...]]:
 
 
 def decode_chunk(sources: Sequence[SentSource], arrays: Inputs, preparer: Preparer, hashes: bool) -> list[Outcome]:
-    """Write the inputs of pictures that can be read into `arrays`, without gaps; say of each how it went."""
+    """Write the inputs of images that can be read into `arrays`, without gaps; say of each how it went."""
     outcomes: list[Outcome] = []
     end, views = 0, len(preparer.views)
     for source in sources:
@@ -107,7 +107,7 @@ def main() -> None:
     Thread(target=_receive, args=(channel, requests), daemon=True).start()
     setup: Setup = requests.get()
     memory = mmap.mmap(file, setup.num_bytes)
-    decode.large_picture_lock = _LockBetweenProcesses(file)
+    decode.large_image_lock = _LockBetweenProcesses(file)
     while True:
         slot, sources = requests.get()
         reply: list[Outcome] | Exception

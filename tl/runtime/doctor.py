@@ -1,4 +1,4 @@
-"""Examine this machine: can it decode pictures and run model files, and if not, what is missing?
+"""Examine this machine: can it decode images and run model files, and if not, what is missing?
 
 Knows the runtime's own needs. Does not import torch; nothing here changes the machine.
 """
@@ -214,8 +214,8 @@ def _decoding() -> Finding:
         seconds = min(_seconds(lambda: load_input(photo, recipe)) for _ in range(3))
         width, height = PHONE_WH
         size = f"{width}x{height} JPEG ({width * height / 1e6:.0f} megapixels, {len(photo) / 1e6:.1f} MB)"
-        detail = f"{size} to {_DECODED_SIDE} px: {1 / seconds:.0f} pictures/s on one core"
-        facts = {"width": width, "height": height, "bytes": len(photo), "pictures_per_s": round(1 / seconds, 1)}
+        detail = f"{size} to {_DECODED_SIDE} px: {1 / seconds:.0f} images/s on one core"
+        facts = {"width": width, "height": height, "bytes": len(photo), "images_per_s": round(1 / seconds, 1)}
         return detail, facts
 
     return _attempt("decoding", measure)

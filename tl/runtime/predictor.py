@@ -1,7 +1,7 @@
-"""Open model files and predict pictures with them, one or many.
+"""Open model files and predict images with them, one or many.
 
 Knows devices, threads and batch sizes. Does not know what is predicted (`ensemble`, `landmark_ensemble`), how many
-pictures are worked on at once (`streams`), file formats of results (`writers`) or where pictures come from (`sources`).
+images are worked on at once (`streams`), file formats of results (`writers`) or where images come from (`sources`).
 `load` and `load_landmarks` are the front doors of
 `tl.runtime`.
 """
@@ -26,7 +26,7 @@ from tl.runtime.session import Session
 from tl.runtime.streams import Found, Known, Members, Stream, nothing_known
 
 Hint = Literal["throughput", "latency"]
-# One core works fastest on one picture at a time, or nearly so; a GPU needs many.
+# One core works fastest on one image at a time, or nearly so; a GPU needs many.
 # Source of 64: benchmarks/predict_cuda.py on an H100, MobileNetV2: 7,100 images/s of 32, 7,800 of 64, 8,450 of 128.
 CPU_BATCH, CUDA_BATCH = 1, 64
 # Batches that are run on CUDA at once: one is copied there, and its results taken apart, while another is computed.
@@ -50,12 +50,12 @@ def load(
     """Open one classifier, or several that vote.
 
     `device`: "auto", "cpu", "cuda", "cuda:N". `threads`: how many work, None for all usable cores. `hint`, for the CPU:
-    "throughput" lets every thread work on pictures of its own, the fastest way through many; "latency" lets all work on
-    one picture, the fastest way through one. A list, even of one, gives results with votes. `caution`: sets of classes
+    "throughput" lets every thread work on images of its own, the fastest way through many; "latency" lets all work on
+    one image, the fastest way through one. A list, even of one, gives results with votes. `caution`: sets of classes
     with a chosen coverage, and labels that are rejected. `tta`: test-time augmentation, the mean over views of each
-    picture: "hflip", "vflip", "crops" (the whole, its middle and corners), and what they combine to.
+    image: "hflip", "vflip", "crops" (the whole, its middle and corners), and what they combine to.
     `decode_processes`: how many processes decode for `predict_iter`, `predict_batch` and `predict_unknown`; 0: threads
-    do. Each call starts its own, which takes a third of a second: for streams of many pictures, where the GPU waits.
+    do. Each call starts its own, which takes a third of a second: for streams of many images, where the GPU waits.
     Raises `ModelFileError`, `EnsembleError` or `DeviceError`.
     """
     sessions, alone, threads = _open_sessions(models, device, threads, hint)
@@ -106,7 +106,7 @@ def _open_sessions(
 
 
 class Predictor(Generic[Found]):
-    """Predicts pictures. Thread-safe; a context manager that frees the sessions. Of no use in a fork of its process.
+    """Predicts images. Thread-safe; a context manager that frees the sessions. Of no use in a fork of its process.
 
     A source is a path, encoded bytes, a binary file, or a uint8 (H, W, 3) RGB array.
     """
@@ -137,7 +137,7 @@ class Predictor(Generic[Found]):
         return self._ensemble
 
     def predict(self, source: ImageSource) -> Found:
-        """Predict one picture. Raises `ImageReadError` if it cannot be read."""
+        """Predict one image. Raises `ImageReadError` if it cannot be read."""
         ensemble = self.ensemble
         name = source_name(source)
         (result,) = ensemble.results(
@@ -146,7 +146,7 @@ class Predictor(Generic[Found]):
         return result
 
     def predict_batch(self, sources: Sequence[ImageSource]) -> list[Found | Failure]:
-        """Predict several pictures; one that cannot be read gives a `Failure` in its place."""
+        """Predict several images; one that cannot be read gives a `Failure` in its place."""
         return list(self.predict_iter(sources))
 
     def predict_iter(
@@ -154,7 +154,7 @@ class Predictor(Generic[Found]):
     ) -> Iterator[Found | Failure]:
         """Predict lazily, in input order, in memory bounded by a few batches.
 
-        `batch_size`: pictures a run, None for what suits the device. An unreadable picture gives a `Failure`.
+        `batch_size`: images a run, None for what suits the device. An unreadable image gives a `Failure`.
         """
         if batch_size is not None and batch_size < 1:
             raise ValueError(f"batch_size must be at least 1, got {batch_size}")
@@ -169,7 +169,7 @@ class Predictor(Generic[Found]):
     ) -> Iterator[tuple[str, Found | Failure | Known]]:
         """As `predict_iter`, but first `known(name, digest)` is asked, and what it knows stands in the result's place.
 
-        Gives each picture's digest too: the SHA-256 of its content in hex, "" where it could not be read. `known` is
+        Gives each image's digest too: the SHA-256 of its content in hex, "" where it could not be read. `known` is
         called from several threads.
         """
         return self._stream(sources, batch_size, known, hashes=True)

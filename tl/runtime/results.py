@@ -34,11 +34,11 @@ class MemberVotes:
 
 @dataclass(frozen=True)
 class Classification:
-    """One picture's prediction. `probabilities`: float32 (C,) in the order of `class_names`.
+    """One image's prediction. `probabilities`: float32 (C,) in the order of `class_names`.
 
     `confidence` is the probability of `label`, or of what it would be: it is "?" where the prediction was rejected, for
     `reason`. `class_set`: the classes that hold the true one as often as was asked for, most probable first, None if it
-    was not. `unknown_score`: how unlike training the picture is, None for files that do not say. `votes` is None for a
+    was not. `unknown_score`: how unlike training the image is, None for files that do not say. `votes` is None for a
     single model. `path` is '' for data without one.
     """
 
@@ -79,7 +79,7 @@ class Classification:
 
 @dataclass(frozen=True)
 class Landmarks:
-    """One picture's points. `keypoints_xy`: float64 (K, 2), (x, y) in pixels of the upright photo, in the order of
+    """One image's points. `keypoints_xy`: float64 (K, 2), (x, y) in pixels of the upright photo, in the order of
     `keypoint_names`; the centre of its top-left pixel is (0, 0).
 
     `confidence`: float32 (K,) in [0, 1], None where a model gives none. `spread_px`: float64 (K,), root mean square
@@ -132,7 +132,7 @@ class Landmarks:
 
 @dataclass(frozen=True)
 class Failure:
-    """A picture that gave no prediction, and why."""
+    """An image that gave no prediction, and why."""
 
     path: str
     error: str

@@ -1,6 +1,6 @@
 """One onnxruntime session: open a model file on a device, read its contract, run uint8 batches.
 
-The only file that imports onnxruntime. Knows tensors and metadata; does not know pictures, votes or results.
+The only file that imports onnxruntime. Knows tensors and metadata; does not know images, votes or results.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
-"""Many pictures on their way to results, in threads or with processes that decode; results come in input order.
+"""Many images on their way to results, in threads or with processes that decode; results come in input order.
 
-In threads, each decodes, resizes and infers its own few pictures. With processes, these decode and resize, and a few
+In threads, each decodes, resizes and infers its own few images. With processes, these decode and resize, and a few
 threads infer. Knows chunks, failures and what is known already. Does not know what is predicted or on which device.
 """
 
@@ -46,18 +46,18 @@ class Members(Protocol[Found_co]):
         """The columns of the results."""
 
     def prepare(self, source: ImageSource, name: str) -> Any:
-        """Decode a picture, which rows call `name`, as the members want it. Raises `ImageReadError`."""
+        """Decode an image, which rows call `name`, as the members want it. Raises `ImageReadError`."""
 
     def stack(self, prepared: Sequence[Any]) -> Any:
-        """At least one prepared picture as a batch."""
+        """At least one prepared image as a batch."""
 
     def results(self, names: Sequence[str], batch: Any, *, with_votes: bool, pad_to: int = 0) -> Sequence[Found_co]:
-        """Predict a batch; nothing for no names. At least `pad_to` pictures are run, the last one repeated."""
+        """Predict a batch; nothing for no names. At least `pad_to` images are run, the last one repeated."""
 
 
 @dataclass(frozen=True)
-class _Picture(Generic[Known]):
-    """A picture on its way. `answer`: what needs no inference. `inputs`: as its members want it, in threads."""
+class _Image(Generic[Known]):
+    """An image on its way. `answer`: what needs no inference. `inputs`: as its members want it, in threads."""
 
     name: str
     digest: str
@@ -73,10 +73,10 @@ class _Chunk:
 
 @dataclass(frozen=True)
 class Stream(Generic[Found, Known]):
-    """How pictures are predicted: `batch_size` at a time, but those which `known(name, digest)` has an answer for.
+    """How images are predicted: `batch_size` at a time, but those which `known(name, digest)` has an answer for.
 
     `hashes`: digests are the SHA-256 of contents, else "". `pads`: batches that are not full are filled up, but for
-    a first one, whose stream may be of few pictures and followed by others such.
+    a first one, whose stream may be of few images and followed by others such.
     """
 
     members: Members[Found]
@@ -92,9 +92,9 @@ class Stream(Generic[Found, Known]):
         """Answers of each chunk with their digests. Raises what `sources` raises."""
 
         def predict(chunk: _Chunk) -> list[tuple[str, Found | Failure | Known]]:
-            pictures = [self._prepare(source) for source in chunk.sources]
-            inputs = [picture.inputs for picture in pictures if picture.answer is None]
-            return self._answers(pictures, self.members.stack(inputs) if inputs else None, chunk.pad_to)
+            images = [self._prepare(source) for source in chunk.sources]
+            inputs = [image.inputs for image in images if image.answer is None]
+            return self._answers(images, self.members.stack(inputs) if inputs else None, chunk.pad_to)
 
         return map_ahead(predict, self._chunks(sources), workers=threads, ahead=2 * threads)
 
@@ -110,9 +110,9 @@ class Stream(Generic[Found, Known]):
                 chunk, future = submitted
                 decoded = future.result()
                 try:
-                    pictures = self._look_up(chunk, decoded)
-                    inputs = _unanswered(decoded, pictures, len(preparer.views))
-                    return self._answers(pictures, inputs, chunk.pad_to)
+                    images = self._look_up(chunk, decoded)
+                    inputs = _unanswered(decoded, images, len(preparer.views))
+                    return self._answers(images, inputs, chunk.pad_to)
                 finally:
                     pool.release(decoded)
 
@@ -130,20 +130,20 @@ class Stream(Generic[Found, Known]):
             pads_at_once = pads_at_once or len(chunk) == self.batch_size
             yield _Chunk(chunk, self.batch_size if self.pads and pads_at_once else 0)
 
-    def _prepare(self, source: ImageSource) -> _Picture[Known]:
+    def _prepare(self, source: ImageSource) -> _Image[Known]:
         name, digest = source_name(source), ""
         try:
             content, digest = read_content(source) if self.hashes else (source, "")
             answer = self.known(name, digest)
             if answer is not None:
-                return _Picture(name, digest, answer)
-            return _Picture(name, digest, inputs=self.members.prepare(content, name))
+                return _Image(name, digest, answer)
+            return _Image(name, digest, inputs=self.members.prepare(content, name))
         except ImageReadError as error:
-            return _Picture(name, digest, Failure(name, error.reason))
+            return _Image(name, digest, Failure(name, error.reason))
 
-    def _look_up(self, chunk: _Chunk, decoded: DecodedChunk) -> list[_Picture[Known]]:
-        """What is to be said of each picture that was decoded elsewhere."""
-        pictures: list[_Picture[Known]] = []
+    def _look_up(self, chunk: _Chunk, decoded: DecodedChunk) -> list[_Image[Known]]:
+        """What is to be said of each image that was decoded elsewhere."""
+        images: list[_Image[Known]] = []
         for source, (digest, reason) in zip(chunk.sources, decoded.outcomes, strict=True):
             name = source_name(source)
             answer: Failure | Known | None = None
@@ -151,25 +151,25 @@ class Stream(Generic[Found, Known]):
                 answer = self.known(name, digest)
             if answer is None and reason is not None:
                 answer = Failure(name, reason)
-            pictures.append(_Picture(name, digest, answer))
-        return pictures
+            images.append(_Image(name, digest, answer))
+        return images
 
     def _answers(
-        self, pictures: Sequence[_Picture[Known]], batch: Any, pad_to: int
+        self, images: Sequence[_Image[Known]], batch: Any, pad_to: int
     ) -> list[tuple[str, Found | Failure | Known]]:
-        names = [picture.name for picture in pictures if picture.answer is None]
+        names = [image.name for image in images if image.answer is None]
         results = iter(self.members.results(names, batch, with_votes=self.with_votes, pad_to=pad_to))
-        return [(picture.digest, next(results) if picture.answer is None else picture.answer) for picture in pictures]
+        return [(image.digest, next(results) if image.answer is None else image.answer) for image in images]
 
 
-def _unanswered(decoded: DecodedChunk, pictures: Sequence[_Picture[Any]], views: int) -> Inputs:
-    """The inputs of those pictures that need them, without a copy where these are all that were decoded."""
-    good = [picture for picture, (_, reason) in zip(pictures, decoded.outcomes, strict=True) if reason is None]
-    kept = [n * views + view for n, picture in enumerate(good) if picture.answer is None for view in range(views)]
+def _unanswered(decoded: DecodedChunk, images: Sequence[_Image[Any]], views: int) -> Inputs:
+    """The inputs of those images that need them, without a copy where these are all that were decoded."""
+    good = [image for image, (_, reason) in zip(images, decoded.outcomes, strict=True) if reason is None]
+    kept = [n * views + view for n, image in enumerate(good) if image.answer is None for view in range(views)]
     if len(kept) == len(good) * views:
         return decoded.inputs
     return {recipe: inputs[kept] for recipe, inputs in decoded.inputs.items()}
 
 
 def nothing_known(name: str, digest: str) -> None:
-    """Of a stream in which every picture is predicted."""
+    """Of a stream in which every image is predicted."""

@@ -35,13 +35,13 @@ class EnsembleScores:
 def judge_ensemble(judged: Sequence[Judged], task: str, out: Path, progress: Progress, *, test: bool) -> EnsembleScores:
     """Score one model of each variant, all of one seed, alone and together, and write ensemble.csv.
 
-    On test where there is one, else on validation pictures; scored once, for ensemble.json keeps it. Raises
+    On test where there is one, else on validation images; scored once, for ensemble.json keeps it. Raises
     `EnsembleError` for models that cannot be judged together.
     """
     runs = _of_one_seed(judged)
     models = [out / "models" / f"{run.cell.name}.onnx" for run in runs]
     first = Run(runs[0].folder)
-    split = "test" if test and first.pictures("test") else "val"
+    split = "test" if test and first.images("test") else "val"
     _check_unseen(runs, split)
     key = {"models": [hash_file(model) for model in models], "split": split, "data": first.data_hash()}
     kept = out / "ensemble.json"
@@ -66,12 +66,12 @@ def _of_one_seed(judged: Sequence[Judged]) -> list[CellRun]:
 
 
 def _check_unseen(runs: Sequence[CellRun], split: str) -> None:
-    """Raise `EnsembleError` if a member learnt from a picture that the first one is judged by."""
+    """Raise `EnsembleError` if a member learnt from an image that the first one is judged by."""
     judged_by = set(_contents(runs[0], split))
     for run in runs[1:]:
         if judged_by & set(_contents(run, "train")):
             raise EnsembleError(
-                f"no ensemble: {run.cell.setting} learnt from {split} pictures of {runs[0].cell.setting}; "
+                f"no ensemble: {run.cell.setting} learnt from {split} images of {runs[0].cell.setting}; "
                 "give all the same division of the data"
             )
 
@@ -81,13 +81,13 @@ def _contents(run: CellRun, split: str) -> list[str]:
 
 
 def _classes(run: Run, models: Sequence[Path], split: str, progress: Progress) -> tuple[tuple[str, ...], list[Row]]:
-    from tl.data.manifests import read_pictures
+    from tl.data.manifests import read_images
     from tl.evaluation.evaluate import choose_split, evaluate
     from tl.runtime.predictor import load
 
-    _, pictures = choose_split(read_pictures(str(run.folder / "manifest.csv"), "split"), split)
+    _, images = choose_split(read_images(str(run.folder / "manifest.csv"), "split"), split)
     with load(models) as predictor:
-        result = evaluate(predictor, pictures, progress)
+        result = evaluate(predictor, images, progress)
     return result.columns, result.rows
 
 
@@ -95,9 +95,9 @@ def _points(run: Run, models: Sequence[Path], split: str, progress: Progress) ->
     from tl.evaluation.landmarks import COLUMNS, evaluate_points, read_split
     from tl.runtime.predictor import load_landmarks
 
-    pictures = read_split(run.folder / "annotations.json", split)
-    with load_landmarks(models, boxes=pictures.boxes(run.load_config().crop)) as predictor:
-        return COLUMNS, evaluate_points(predictor, pictures, progress).rows
+    images = read_split(run.folder / "annotations.json", split)
+    with load_landmarks(models, boxes=images.boxes(run.load_config().crop)) as predictor:
+        return COLUMNS, evaluate_points(predictor, images, progress).rows
 
 
 def _digits(value: Any) -> Any:

@@ -15,7 +15,7 @@ from statistics import fmean
 
 import torch
 
-from tl.data.manifests import Picture, assign_splits, limit_per_class, read_pictures
+from tl.data.manifests import LabeledImage, assign_splits, limit_per_class, read_images
 from tl.runtime.landmarks.files import is_landmark_file, read_landmarks
 from tl.studies.sweep import CellRun
 from tl.trainer.config import TrainConfig
@@ -24,7 +24,7 @@ from tl.trainer.models.build import build_network
 from tl.trainer.options import resolve, settled
 from tl.trainer.task import find_info
 
-# Pictures of a timed step on the CPU, whose speed hardly depends on the batch.
+# Images of a timed step on the CPU, whose speed hardly depends on the batch.
 _CPU_BATCH = 8
 # Below this a GPU measures its own start.
 _TIMED_STEPS = 3
@@ -32,7 +32,7 @@ _TIMED_STEPS = 3
 
 @dataclass(frozen=True)
 class Speed:
-    """Seconds a picture of one network: of a training step, and of a pass without gradients."""
+    """Seconds an image of one network: of a training step, and of a pass without gradients."""
 
     step: float
     forward: float
@@ -59,7 +59,7 @@ def estimate_seconds(runs: Sequence[CellRun]) -> float:
 
 def _expected(config: TrainConfig, embedded: set[str]) -> float:
     """`embedded`: frozen trunks whose features are counted already; this one's are added."""
-    counts = _count_pictures(config.data, config.images, config.split_column, config.val_fraction, config.per_class)
+    counts = _count_images(config.data, config.images, config.split_column, config.val_fraction, config.per_class)
     train, val = counts["train"], counts["val"]
     speed = _time_network(_network_key(config))
     if config.method == "features" and config.augment == "none":
@@ -88,18 +88,18 @@ def _network_key(config: TrainConfig) -> TrainConfig:
 
 
 @cache
-def _count_pictures(
+def _count_images(
     data: str, images: str | None, split_column: str, val_fraction: float, per_class: int | None
 ) -> Counter[str]:
     if is_landmark_file(data):
-        annotated = read_landmarks(data, images).pictures
-        pictures = [Picture(each.name, each.name, "", each.split, each.group) for each in annotated]
+        annotated = read_landmarks(data, images).images
+        labeled = [LabeledImage(each.name, each.name, "", each.split, each.group) for each in annotated]
     else:
-        pictures = read_pictures(data, split_column, lambda line: None)
-    pictures = assign_splits(pictures, val_fraction, 0)
+        labeled = read_images(data, split_column, lambda line: None)
+    labeled = assign_splits(labeled, val_fraction, 0)
     if per_class is not None:
-        pictures = limit_per_class(pictures, per_class, 0)
-    return Counter(picture.split for picture in pictures)
+        labeled = limit_per_class(labeled, per_class, 0)
+    return Counter(image.split for image in labeled)
 
 
 @cache

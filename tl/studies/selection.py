@@ -26,7 +26,7 @@ _ROUNDS, _SECONDS = 5, 2.0
 
 @dataclass(frozen=True)
 class Judgement:
-    """One run's model file: its test score with interval (None without a test split), size and time a picture."""
+    """One run's model file: its test score with interval (None without a test split), size and time an image."""
 
     score: float | None
     low: float | None
@@ -95,14 +95,14 @@ def _judge(run: CellRun, task: str, out: Path, *, test: bool) -> Judgement:
 
 
 def _test_classes(run: CellRun, model: Path) -> dict[str, Any]:
-    from tl.data.manifests import read_pictures
+    from tl.data.manifests import read_images
     from tl.evaluation.evaluate import choose_split, evaluate
     from tl.progress import Silent
     from tl.runtime.predictor import load
 
-    _, pictures = choose_split(read_pictures(str(run.folder / "manifest.csv"), "split"), "test")
+    _, images = choose_split(read_images(str(run.folder / "manifest.csv"), "split"), "test")
     with load(model) as predictor:
-        return evaluate(predictor, pictures, Silent()).rows[0]
+        return evaluate(predictor, images, Silent()).rows[0]
 
 
 def _test_points(run: CellRun, model: Path) -> dict[str, Any]:
@@ -110,27 +110,27 @@ def _test_points(run: CellRun, model: Path) -> dict[str, Any]:
     from tl.progress import Silent
     from tl.runtime.predictor import load_landmarks
 
-    pictures = read_split(run.folder / "annotations.json", "test")
-    boxes = pictures.boxes(run.cell.config.crop)
+    images = read_split(run.folder / "annotations.json", "test")
+    boxes = images.boxes(run.cell.config.crop)
     with load_landmarks(model, boxes=boxes) as predictor:
-        return evaluate_points(predictor, pictures, Silent()).rows[0]
+        return evaluate_points(predictor, images, Silent()).rows[0]
 
 
 def _has_test(run: CellRun) -> bool:
-    return bool(Run(run.folder).pictures("test"))
+    return bool(Run(run.folder).images("test"))
 
 
 def _latency_ms(model: Path) -> float:
-    """Of one picture alone on the CPU, all cores on it; without decoding."""
+    """Of one image alone on the CPU, all cores on it; without decoding."""
     from tl.runtime.bench.timing import Work, time_works
     from tl.runtime.session import Session
 
     session = Session(model, device="cpu")
     if session.contract is None:
         raise ValueError("an exported file has a contract")
-    pictures = np.random.default_rng(0).integers(0, 256, (4, *session.contract.recipe.input_hw, 3), np.uint8)
+    images = np.random.default_rng(0).integers(0, 256, (4, *session.contract.recipe.input_hw, 3), np.uint8)
     outputs = [session.contract.main_output]
-    work = Work(lambda number: session.run(pictures[number % 4][None], outputs), pictures=1, callers=1, seconds=0.02)
+    work = Work(lambda number: session.run(images[number % 4][None], outputs), images=1, callers=1, seconds=0.02)
     (timing,) = time_works([work], rounds=_ROUNDS, seconds=_SECONDS)
     return timing.p50_ms
 

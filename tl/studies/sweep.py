@@ -89,7 +89,7 @@ def _end_with_parent() -> None:
 State = Literal["done", "failed", "open"]
 _FAILURE = "failure.txt"
 _KILLED = "its process was killed, by the system for want of memory or by hand\n"
-# Options that say which pictures a run is of, and in which split.
+# Options that say which images a run is of, and in which split.
 _DATA_OPTIONS = ("data", "images", "split_column", "val_fraction", "per_class", "seed")
 
 
@@ -150,7 +150,7 @@ def hold(out: Path) -> Iterator[None]:
 
 
 def check_same_data(runs: Sequence[CellRun]) -> None:
-    """Raise `DataError` if finished runs that name the same data were trained on other pictures, labels or splits."""
+    """Raise `DataError` if finished runs that name the same data were trained on other images, labels or splits."""
     seen: dict[str, tuple[CellRun, str]] = {}
     for run in runs:
         if run.state != "done":

@@ -60,7 +60,7 @@ class ClassificationWork:
 
 
 def prepare_classification(config: TrainConfig, ranks: Ranks | None, progress: Progress) -> ClassificationWork:
-    """Read everything, and build the network where pictures are trained on. Raises the `TlError`s of its parts."""
+    """Read everything, and build the network where images are trained on. Raises the `TlError`s of its parts."""
     if ranks is not None and config.method == "features":
         raise ConfigError("method features runs in one process: each feature is computed once; leave out torchrun")
     task = prepare_task(config, progress, _check_network)
@@ -68,7 +68,7 @@ def prepare_classification(config: TrainConfig, ranks: Ranks | None, progress: P
 
 
 def _check_network(config: TrainConfig, info: BackboneInfo, num_classes: int, weights: WeightsFile | None) -> None:
-    """Build what training will build, so that faults of options, weights and device show before pictures are read.
+    """Build what training will build, so that faults of options, weights and device show before images are read.
 
     A run on kept features is not held up by it: faults of theirs show when features are computed.
     """
@@ -86,9 +86,9 @@ def _prepare_training(task: Task, ranks: Ranks | None) -> Training:
     if task.uses_kept_features:
         return partial(solve if is_solved(task.config) else train_by_steps, task)
     from tl.trainer.fit.distributed import Ranks
-    from tl.trainer.fit.image_training import prepare_picture_training
+    from tl.trainer.fit.image_training import prepare_image_training
 
-    return prepare_picture_training(task, ranks or Ranks())
+    return prepare_image_training(task, ranks or Ranks())
 
 
 def compute_features(task: Task, progress: Progress, splits: Sequence[str] = SPLITS) -> None:
@@ -96,7 +96,7 @@ def compute_features(task: Task, progress: Progress, splits: Sequence[str] = SPL
     is_wanted = task.uses_kept_features or task.config.audit or task.config.head_start == "solved"
     if task.features is None or not is_wanted:
         return
-    wanted = [i for i, picture in enumerate(task.store.pictures) if picture.split in splits]
+    wanted = [i for i, image in enumerate(task.store.images) if image.split in splits]
     places = task.features.missing(task.store, wanted, (CLEAN,))
     if task.uses_kept_features and task.config.views:
         places += task.features.missing(task.store, task.store.indices("train"), task.train_views)
@@ -108,11 +108,11 @@ def compute_features(task: Task, progress: Progress, splits: Sequence[str] = SPL
 
 def _audit(task: Task) -> list[Finding]:
     store = task.store
-    findings = [*find_duplicates(store.pictures, store.hashes), *find_class_faults(store.pictures, task.class_names)]
+    findings = [*find_duplicates(store.images, store.hashes), *find_class_faults(store.images, task.class_names)]
     if task.features is not None:
-        features = task.features.get(store, range(len(store.pictures)))
+        features = task.features.get(store, range(len(store.images)))
         embeddings = features.mean(axis=(2, 3)) if features.ndim == 4 else features
-        findings += find_near_duplicates(store.pictures, store.hashes, embeddings)
+        findings += find_near_duplicates(store.images, store.hashes, embeddings)
     return findings
 
 
@@ -135,8 +135,8 @@ def _judge(task: Task, run: Run, outcome: Outcome, seconds: float, progress: Pro
         progress.say(_metrics_line(split, metrics[split]))
     outcome.save(temperature)
     for split in splits:
-        pictures = [task.store.pictures[i] for i in task.store.indices(split)]
-        run.save_predictions(split, pictures, softmax(logits[split], temperature), task.class_names)
+        images = [task.store.images[i] for i in task.store.indices(split)]
+        run.save_predictions(split, images, softmax(logits[split], temperature), task.class_names)
     return metrics
 
 

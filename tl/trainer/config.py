@@ -53,12 +53,12 @@ class TrainConfig:
     task: Kind | None = _option(None, "What is learnt. Default: what the data hold.", "Data")
     out: str = _option("", "Run folder to make. Default: runs/DATA-METHOD.", "Data")
     split_column: str = _option("split", "Column of the CSV that holds train, val or test.", "Data")
-    val_fraction: float = _option(0.2, "Share of pictures held out for validation where the data has no split.", "Data")
-    per_class: int | None = _option(None, "Train on only this many pictures of each class.", "Data")
+    val_fraction: float = _option(0.2, "Share of images held out for validation where the data has no split.", "Data")
+    per_class: int | None = _option(None, "Train on only this many images of each class.", "Data")
     images: str | None = _option(
-        None, "Landmarks: folder that pictures' names count from, if they are not beside the file.", "Data"
+        None, "Landmarks: folder that images' names count from, if they are not beside the file.", "Data"
     )
-    skip_bad: bool = _option(False, "Go on without unreadable pictures and list them in skipped.csv.", "Data")
+    skip_bad: bool = _option(False, "Go on without unreadable images and list them in skipped.csv.", "Data")
     audit: bool = _option(True, "Look for leaks and other faults of the data before training (findings.csv).", "Data")
     test: bool = _option(False, "Also evaluate the test split, once, with the best checkpoint.", "Data")
 
@@ -112,59 +112,57 @@ class TrainConfig:
         "head again.",
         "Model",
     )
-    folds: int | None = _option(None, "With --bag: folds that the training pictures are cut into (5).", "Model")
+    folds: int | None = _option(None, "With --bag: folds that the training images are cut into (5).", "Model")
 
     crop: Crop = _option(
         "whole",
-        "Landmarks: look at the whole picture, at its box in the data, or at the part with the annotated points.",
-        "Pictures",
+        "Landmarks: look at the whole image, at its box in the data, or at the part with the annotated points.",
+        "Images",
     )
-    crop_margin: float = _option(0.25, "Share of the cropped part's size that is added on every side.", "Pictures")
-    image_size: int | None = _option(
-        None, "Side of the network's square input. Default: the backbone's own.", "Pictures"
-    )
+    crop_margin: float = _option(0.25, "Share of the cropped part's size that is added on every side.", "Images")
+    image_size: int | None = _option(None, "Side of the network's square input. Default: the backbone's own.", "Images")
     resize_mode: Literal["squash", "letterbox", "short_side"] | None = _option(
         None,
         "squash keeps everything in view (the default); letterbox pads (the default for landmarks); short_side crops "
         "the centre.",
-        "Pictures",
+        "Images",
     )
     jpeg_scale: Literal["full", "2x"] = _option(
         "2x",
         "2x decodes large JPEGs at no less than twice the size they are resized to, several times as fast.",
-        "Pictures",
+        "Images",
     )
-    bit_depth_max: int = _option(65535, "Largest value of 16-bit pictures (4095 for a 12-bit camera).", "Pictures")
+    bit_depth_max: int = _option(65535, "Largest value of 16-bit images (4095 for a 12-bit camera).", "Images")
     normalise: Literal["backbone", "dataset"] = _option(
-        "backbone", "Mean and spread of colours: the backbone's own, or measured on the training pictures.", "Pictures"
+        "backbone", "Mean and spread of colours: the backbone's own, or measured on the training images.", "Images"
     )
     augment: str | None = _option(
         None,
         "none, flip, light, standard, strong, a file that albumentations saved, or its changes by name, as in "
         "'HorizontalFlip(p=0.5) + Affine(rotate=(-10, 10), p=1)'.",
-        "Pictures",
+        "Images",
     )
     mirror: bool | None = _option(
         None,
         "Landmarks: also learn from mirror images. Default: where flip pairs say which points change places.",
-        "Pictures",
+        "Images",
     )
     flip_pairs: tuple[str, ...] | None = _option(
-        None, "Landmarks: points that change places in a mirror image, as left:right. Repeatable.", "Pictures"
+        None, "Landmarks: points that change places in a mirror image, as left:right. Repeatable.", "Images"
     )
     skeleton: tuple[str, ...] | None = _option(
-        None, "Landmarks: points that drawings join by a line, as tip:base. Repeatable.", "Pictures"
+        None, "Landmarks: points that drawings join by a line, as tip:base. Repeatable.", "Images"
     )
     views: int | None = _option(
-        None, "With --method features: keep the features of this many augmented views a picture.", "Pictures"
+        None, "With --method features: keep the features of this many augmented views an image.", "Images"
     )
 
     epochs: int | None = _option(
         None,
-        "Passes over the training pictures; by default more for few annotated photos.",
+        "Passes over the training images; by default more for few annotated photos.",
         "Optimisation",
     )
-    batch_size: int | None = _option(None, "Pictures a step.", "Optimisation")
+    batch_size: int | None = _option(None, "Images a step.", "Optimisation")
     accumulate: int = _option(1, "Steps whose gradients are added up before the weights change.", "Optimisation")
     optimizer: Optimizer | None = _option(
         None, "Optimiser; lbfgs solves a linear head on frozen features exactly.", "Optimisation"
@@ -218,7 +216,7 @@ class TrainConfig:
         None, "mlflow: write the run to MLflow too (MLFLOW_TRACKING_URI, MLFLOW_EXPERIMENT_NAME).", "Machine"
     )
     cache: Cache = _option(
-        "auto", "Keep resized pictures: ram, disk (also for later runs), none, or auto where they fit.", "Machine"
+        "auto", "Keep resized images: ram, disk (also for later runs), none, or auto where they fit.", "Machine"
     )
 
 
@@ -228,7 +226,7 @@ BY_METHOD: dict[str, dict[str, Any]] = {
     "features": {"optimizer": "adamw", "epochs": 40, "augment": "none", "weights": "imagenet", "batch_size": 64},
     "finetune": {"optimizer": "sgd", "epochs": 10, "augment": "standard", "weights": "imagenet", "batch_size": 32},
 }
-# What landmarks fill in instead. They come in dozens or hundreds, so that epochs are short; where pictures are few,
+# What landmarks fill in instead. They come in dozens or hundreds, so that epochs are short; where images are few,
 # `landmarks.task` adds epochs.
 LANDMARKS: dict[str, Any] = {
     **{"head": "heatmap", "resize_mode": "letterbox", "optimizer": "adamw", "epochs": 60, "batch_size": 8},
@@ -253,6 +251,6 @@ HEAD_SIZES: dict[str, tuple[int, ...]] = {
     "conv": (32, 1024),
     "heatmap": (64,),
 }
-# Of a bag: as usual in cross-validation, each head sees four fifths of the training pictures.
+# Of a bag: as usual in cross-validation, each head sees four fifths of the training images.
 BAG_FOLDS = 5
 C_VALUES: dict[str, tuple[float, ...]] = {"svm": (1e-4, 1e-3, 1e-2), "linear": (1e-3, 1e-2, 1e-1, 1.0)}

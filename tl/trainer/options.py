@@ -1,6 +1,6 @@
 """Training options read, filled in and checked: YAML and flags in, a resolved `TrainConfig` out.
 
-Knows what goes together. Does not know torch, pictures or networks.
+Knows what goes together. Does not know torch, images or networks.
 """
 
 from __future__ import annotations
@@ -161,7 +161,7 @@ def _may_be_open() -> list[str]:
 
 
 def _streams(config: TrainConfig) -> bool:
-    """Whether frozen features change from epoch to epoch, because pictures are augmented anew."""
+    """Whether frozen features change from epoch to epoch, because images are augmented anew."""
     return config.augment not in (None, "none") and config.views is None
 
 
@@ -212,7 +212,7 @@ def _combination_faults(config: TrainConfig) -> list[str]:
         "views needs method features and an augmentation": (
             config.views is not None and (not frozen or config.augment == "none")
         ),
-        "mixup and cutmix mix pictures, and kept features have none: leave them out": (
+        "mixup and cutmix mix images, and kept features have none: leave them out": (
             frozen and not _streams(config) and (config.mixup > 0 or config.cutmix > 0)
         ),
         "head svm has its own solver: leave out optimizer": config.head == "svm" and config.optimizer != "lbfgs",

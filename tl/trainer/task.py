@@ -12,8 +12,8 @@ from numpy.typing import NDArray
 
 from tl import __version__
 from tl.data.features import FeatureSet, open_features
-from tl.data.images import PictureStore, check_readable, color_statistics, load_pictures, recipe_key
-from tl.data.manifests import Picture, assign_splits, bind_class_names, class_ids, limit_per_class, read_pictures
+from tl.data.images import ImageStore, check_readable, color_statistics, load_images, recipe_key
+from tl.data.manifests import LabeledImage, assign_splits, bind_class_names, class_ids, limit_per_class, read_images
 from tl.errors import ConfigError, DataError
 from tl.progress import Progress
 from tl.runtime.imaging.preprocessing import Recipe, build_recipe
@@ -45,12 +45,12 @@ class Outcome:
 Training = Callable[[Run, Progress, bool], Outcome]
 
 
-CLEAN = 0  # the view of a picture that validation and deployment see
+CLEAN = 0  # the view of an image that validation and deployment see
 
 
 @dataclass(frozen=True)
 class Task:
-    """One run's work. `ids`: class id of each picture of the store. `bad`: unreadable pictures and why.
+    """One run's work. `ids`: class id of each image of the store. `bad`: unreadable images and why.
 
     `info` has the colour statistics that are used. `features` is None where the trunk starts at random.
     """
@@ -60,8 +60,8 @@ class Task:
     recipe: Recipe
     augment: Augment | None
     weights: WeightsFile | None
-    store: PictureStore
-    bad: list[tuple[Picture, str]]
+    store: ImageStore
+    bad: list[tuple[LabeledImage, str]]
     class_names: tuple[str, ...]
     ids: tuple[int, ...]
     features: FeatureSet | None
@@ -73,7 +73,7 @@ class Task:
 
     @property
     def train_views(self) -> tuple[int, ...]:
-        """The views of training pictures that a head is trained on."""
+        """The views of training images that a head is trained on."""
         return tuple(range(1, self.config.views + 1)) if self.config.views else (CLEAN,)
 
     def true_ids(self, split: str) -> NDArray[np.int64]:
@@ -92,7 +92,7 @@ Check = Callable[[TrainConfig, BackboneInfo, int, WeightsFile | None], None]
 
 
 def prepare_task(config: TrainConfig, progress: Progress, check: Check = lambda *parts: None) -> Task:
-    """Read everything that a run needs; `check` is called before the pictures, which take long, are opened.
+    """Read everything that a run needs; `check` is called before the images, which take long, are opened.
 
     Raises the `TlError`s of its parts.
     """
@@ -102,35 +102,35 @@ def prepare_task(config: TrainConfig, progress: Progress, check: Check = lambda 
     info = remembered_info(config.backbone, find_info)
     recipe = build_run_recipe(config, info)
     augment = build_augment(str(config.augment), recipe)
-    pictures = assign_splits(
-        read_pictures(config.data, config.split_column, progress.say), config.val_fraction, config.seed
+    images = assign_splits(
+        read_images(config.data, config.split_column, progress.say), config.val_fraction, config.seed
     )
     if config.per_class is not None:
-        pictures = limit_per_class(pictures, config.per_class, config.seed)
-    config = fit_batch(config, pictures, asked_batch)
+        images = limit_per_class(images, config.per_class, config.seed)
+    config = fit_batch(config, images, asked_batch)
     weights, info = find_start(config, info)
-    check(config, info, len(_check_data(pictures, config)), weights)
+    check(config, info, len(_check_data(images, config)), weights)
     features = None
     if weights is not None and config.normalise == "backbone":
         features = open_run_features(config, info, recipe, augment, weights)
 
-    def is_done(picture: Picture, digest: str) -> bool:
+    def is_done(image: LabeledImage, digest: str) -> bool:
         if features is None or not _needs_features_alone(config, augment):
             return False
-        views = range((config.views or 0) + 1) if picture.split == "train" else (CLEAN,)
+        views = range((config.views or 0) + 1) if image.split == "train" else (CLEAN,)
         return features.has(digest, views)
 
-    store, bad = load_pictures(pictures, recipe, config.cache, progress, is_done=is_done)
+    store, bad = load_images(images, recipe, config.cache, progress, is_done=is_done)
     if not config.skip_bad:
         check_readable(bad, "mend or remove them, or go on without them by --skip-bad")
-    class_names = _check_data(store.pictures, config)  # again: classes may have gone with unreadable pictures
+    class_names = _check_data(store.images, config)  # again: classes may have gone with unreadable images
     first = store.indices("train")[0]
-    if augment is not None and not is_done(store.pictures[first], store.hashes[first]):
+    if augment is not None and not is_done(store.images[first], store.hashes[first]):
         augment(store.working(first), config.seed)  # its faults show now
     info = measure_colors(config, info, store, progress)
     if config.normalise == "dataset" and weights is not None:
         features = open_run_features(config, info, recipe, augment, weights)
-    ids = tuple(class_ids(store.pictures, class_names))
+    ids = tuple(class_ids(store.images, class_names))
     return Task(config, info, recipe, augment, weights, store, bad, class_names, ids, features)
 
 
@@ -183,30 +183,30 @@ def find_start(config: TrainConfig, info: BackboneInfo) -> tuple[WeightsFile | N
     return weights, info
 
 
-def measure_colors(config: TrainConfig, info: BackboneInfo, store: PictureStore, progress: Progress) -> BackboneInfo:
-    """The backbone with the colours of the training pictures, if the config asks for them."""
+def measure_colors(config: TrainConfig, info: BackboneInfo, store: ImageStore, progress: Progress) -> BackboneInfo:
+    """The backbone with the colours of the training images, if the config asks for them."""
     if config.normalise != "dataset":
         return info
     mean, std = color_statistics(store.input(i) for i in store.indices("train"))
-    progress.say(f"colours of the training pictures: mean {_shown_rgb(mean)}, std {_shown_rgb(std)}")
+    progress.say(f"colours of the training images: mean {_shown_rgb(mean)}, std {_shown_rgb(std)}")
     return dataclasses.replace(info, mean=mean, std=std)
 
 
-def fit_batch(config: TrainConfig, pictures: Sequence[Picture], asked: int | None) -> TrainConfig:
+def fit_batch(config: TrainConfig, images: Sequence[LabeledImage], asked: int | None) -> TrainConfig:
     """A batch size that nobody asked for shrinks to the data. Raises `ConfigError` for one that somebody did."""
-    count = sum(picture.split == "train" for picture in pictures) * (config.views or 1)
+    count = sum(image.split == "train" for image in images) * (config.views or 1)
     if asked is not None and asked > count:
-        raise ConfigError(f"batch_size {asked} is larger than the {count} training pictures: lower --batch-size")
+        raise ConfigError(f"batch_size {asked} is larger than the {count} training images: lower --batch-size")
     return dataclasses.replace(config, batch_size=min(int(config.batch_size or count), count))
 
 
-def _check_data(pictures: Sequence[Picture], config: TrainConfig) -> tuple[str, ...]:
+def _check_data(images: Sequence[LabeledImage], config: TrainConfig) -> tuple[str, ...]:
     """Class names, after checking what training and evaluation will need. Raises `DataError`."""
-    class_names = bind_class_names(pictures)
-    class_ids(pictures, class_names)
+    class_names = bind_class_names(images)
+    class_ids(images, class_names)
     for split in ("val", "test") if config.test else ("val",):
-        if not any(picture.split == split for picture in pictures):
-            raise DataError(f"the data set has no pictures in its {split} split")
+        if not any(image.split == split for image in images):
+            raise DataError(f"the data set has no images in its {split} split")
     return class_names
 
 

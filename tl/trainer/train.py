@@ -14,8 +14,8 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Protocol
 
 from tl.data.audit import Finding, summarise
-from tl.data.images import PictureStore
-from tl.data.manifests import Picture
+from tl.data.images import ImageStore
+from tl.data.manifests import LabeledImage
 from tl.errors import RunError, RunInterrupted
 from tl.progress import Progress, Silent
 from tl.trainer.classification import prepare_classification
@@ -37,12 +37,12 @@ class WorkTask(Protocol):
         """The resolved options."""
 
     @property
-    def store(self) -> PictureStore:
-        """The readable pictures."""
+    def store(self) -> ImageStore:
+        """The readable images."""
 
     @property
-    def bad(self) -> list[tuple[Picture, str]]:
-        """Unreadable pictures and why."""
+    def bad(self) -> list[tuple[LabeledImage, str]]:
+        """Unreadable images and why."""
 
 
 class Work(Protocol):
@@ -117,7 +117,7 @@ def _train(config: TrainConfig, progress: Progress, resume: Run | None, ranks: R
         outcome = work.train(run, progress, resume is not None)
         metrics: dict[str, Any] = {}
         if is_first:
-            # From reading the first picture to the last step; of a resumed run, all its epochs instead.
+            # From reading the first image to the last step; of a resumed run, all its epochs instead.
             passed = time.monotonic() - started
             seconds = outcome.train_seconds if outcome.train_seconds is not None else passed
             metrics = work.judge(run, outcome, seconds, progress)

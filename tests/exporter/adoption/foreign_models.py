@@ -1,4 +1,4 @@
-"""Small ONNX classifiers as other tools export them, built by hand: a picture's mean colour, gain, softmax or not."""
+"""Small ONNX classifiers as other tools export them, built by hand: an image's mean colour, gain, softmax or not."""
 
 from __future__ import annotations
 
@@ -134,7 +134,7 @@ def rewrite(path: Path, change: Any) -> Path:
 
 
 def _head(form: Form) -> list[onnx.NodeProto]:
-    """Picture -> its mean colour, (N, 3)."""
+    """Image -> its mean colour, (N, 3)."""
     nodes = []
     value = form.input_name
     if form.first is not None:

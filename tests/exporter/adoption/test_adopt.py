@@ -23,7 +23,7 @@ from tl.errors import ConfigError, DataError, ModelFileError, OutputError
 from tl.exporter.adoption.adopt import Adopted, adopt
 from tl.exporter.adoption.imported_model import AdoptOptions
 from tl.exporter.adoption.presets import IMAGENET_MEAN, IMAGENET_STD, Overrides
-from tl.exporter.parity_images import noise_pictures
+from tl.exporter.parity_images import noise_images
 from tl.progress import Silent
 from tl.runtime.imaging.pipeline import load_input
 from tl.runtime.model_file.contract import METADATA_KEY
@@ -56,9 +56,9 @@ def labels(tmp_path: Path) -> Path:
 
 
 @pytest.fixture
-def pictures(tmp_path: Path) -> Path:
-    """Nine noisy pictures in three colours and several sizes."""
-    folder = tmp_path / "pictures"
+def images(tmp_path: Path) -> Path:
+    """Nine noisy images in three colours and several sizes."""
+    folder = tmp_path / "images"
     folder.mkdir()
     random = np.random.default_rng(0)
     for i in range(9):
@@ -68,15 +68,15 @@ def pictures(tmp_path: Path) -> Path:
     return folder
 
 
-def adopt_here(foreign: Path, labels: Path | None, pictures: Path | None, **options: Any) -> Adopted:
+def adopt_here(foreign: Path, labels: Path | None, folder: Path | None, **options: Any) -> Adopted:
     given = AdoptOptions(**{"preset": "imagenet", "labels": labels} | options)
-    images = [] if pictures is None else [pictures]
+    images = [] if folder is None else [folder]
     return adopt(foreign, foreign.parent / "out" / "adopted.onnx", given, Silent(), images=images)
 
 
-def predicted(done: Adopted, pictures: Path) -> tuple[np.ndarray, np.ndarray]:
-    """What the file predicts, and the inputs that its recipe makes of the same pictures."""
-    paths = sorted(pictures.iterdir())
+def predicted(done: Adopted, images: Path) -> tuple[np.ndarray, np.ndarray]:
+    """What the file predicts, and the inputs that its recipe makes of the same images."""
+    paths = sorted(images.iterdir())
     with load(done.path, device="cpu", threads=1) as predictor:
         results = [result for result in predictor.predict_batch(paths) if isinstance(result, Classification)]
     inputs = np.stack([load_input(path, done.contract.recipe) for path in paths])
@@ -105,13 +105,13 @@ def predicted(done: Adopted, pictures: Path) -> tuple[np.ndarray, np.ndarray]:
     ids=str,
 )
 def test_adopt__gives_what_the_foreign_file_gave(
-    tmp_path: Path, labels: Path, pictures: Path, form: dict[str, Any]
+    tmp_path: Path, labels: Path, images: Path, form: dict[str, Any]
 ) -> None:
     options = {"image_size": HW} if form.get("hw") else {}
-    done = adopt_here(make_foreign(tmp_path / "foreign.onnx", **form), labels, pictures, **options)
-    found, inputs = predicted(done, pictures)
+    done = adopt_here(make_foreign(tmp_path / "foreign.onnx", **form), labels, images, **options)
+    found, inputs = predicted(done, images)
     np.testing.assert_allclose(found, expected(inputs, IMAGENET_MEAN, IMAGENET_STD), rtol=0, atol=CLOSE)
-    assert [COLORS[i] for i in found.argmax(axis=1)] == [path.stem[:-1] for path in sorted(pictures.iterdir())]
+    assert [COLORS[i] for i in found.argmax(axis=1)] == [path.stem[:-1] for path in sorted(images.iterdir())]
     model = onnx.load(done.path)
     onnx.checker.check_model(model, full_check=True)
     assert model.ir_version <= 10
@@ -121,8 +121,8 @@ def test_adopt__gives_what_the_foreign_file_gave(
     assert [path.name for path in done.path.parent.iterdir()] == ["adopted.onnx"]
 
 
-def test_adopt__contract(tmp_path: Path, labels: Path, pictures: Path) -> None:
-    done = adopt_here(make_foreign(tmp_path / "foreign.onnx"), labels, pictures)
+def test_adopt__contract(tmp_path: Path, labels: Path, images: Path) -> None:
+    done = adopt_here(make_foreign(tmp_path / "foreign.onnx"), labels, images)
     contract = Session(done.path, device="cpu", threads=1).contract
     assert contract == done.contract
     assert (contract.class_names, contract.outputs, contract.precision) == (COLORS, ("probabilities",), "fp32")
@@ -134,109 +134,109 @@ def test_adopt__contract(tmp_path: Path, labels: Path, pictures: Path) -> None:
     assert (origin.backbone, origin.method) == ("pytorch", "adopted")
     assert origin.weights.startswith("foreign.onnx (sha256 ")
     assert (origin.config["output"], origin.config["opset_before"], origin.config["opset"]) == ("logits", 17, 18)
-    assert (contract.golden.source, done.on_real_pictures) == ("images", True)
+    assert (contract.golden.source, done.on_real_images) == ("images", True)
 
 
-def test_adopt__nothing_private_is_kept(tmp_path: Path, labels: Path, pictures: Path) -> None:
+def test_adopt__nothing_private_is_kept(tmp_path: Path, labels: Path, images: Path) -> None:
     foreign = make_foreign(tmp_path / "foreign.onnx", metadata={"where": "/somewhere/someone/runs"})
-    content = adopt_here(foreign, labels, pictures).path.read_bytes()
+    content = adopt_here(foreign, labels, images).path.read_bytes()
     assert [word for word in PRIVATE if word in content] == []
 
 
-def test_adopt__without_pictures_noise_proves_it(tmp_path: Path, labels: Path, pictures: Path) -> None:
+def test_adopt__without_images_noise_proves_it(tmp_path: Path, labels: Path, images: Path) -> None:
     done = adopt_here(make_foreign(tmp_path / "foreign.onnx"), labels, None)
-    assert (done.on_real_pictures, done.contract.golden.source) == (False, "synthetic")
-    assert done.contract.provenance.config["parity_pictures"] == "noise"
-    assert done.contract.parity.images == len(noise_pictures()) == 8
-    found, inputs = predicted(done, pictures)
+    assert (done.on_real_images, done.contract.golden.source) == (False, "synthetic")
+    assert done.contract.provenance.config["parity_images"] == "noise"
+    assert done.contract.parity.images == len(noise_images()) == 8
+    found, inputs = predicted(done, images)
     np.testing.assert_allclose(found, expected(inputs, IMAGENET_MEAN, IMAGENET_STD), rtol=0, atol=CLOSE)
 
 
-def test_adopt__overrides(tmp_path: Path, labels: Path, pictures: Path) -> None:
+def test_adopt__overrides(tmp_path: Path, labels: Path, images: Path) -> None:
     given = Overrides("squash", None, "lanczos", 1 / 127.5, (1.0, 0.9, 1.1), (1.0, 2.0, 0.5))
-    done = adopt_here(make_foreign(tmp_path / "foreign.onnx"), labels, pictures, overrides=given)
+    done = adopt_here(make_foreign(tmp_path / "foreign.onnx"), labels, images, overrides=given)
     assert (done.contract.recipe.resize_mode, done.contract.recipe.interpolation) == ("squash", "lanczos")
-    found, inputs = predicted(done, pictures)
+    found, inputs = predicted(done, images)
     wanted = expected(inputs, (1.0, 0.9, 1.1), (1.0, 2.0, 0.5), 1 / 127.5)
     np.testing.assert_allclose(found, wanted, rtol=0, atol=CLOSE)
 
 
-def test_adopt__ultralytics(tmp_path: Path, pictures: Path) -> None:
-    done = adopt_here(make_ultralytics(tmp_path / "yolo.onnx"), None, pictures, preset="ultralytics")
+def test_adopt__ultralytics(tmp_path: Path, images: Path) -> None:
+    done = adopt_here(make_ultralytics(tmp_path / "yolo.onnx"), None, images, preset="ultralytics")
     assert (done.contract.recipe.short_side, done.contract.class_names) == (HW[0], COLORS)
-    found, inputs = predicted(done, pictures)
+    found, inputs = predicted(done, images)
     np.testing.assert_allclose(found, expected(inputs, (0, 0, 0), (1, 1, 1)), rtol=0, atol=CLOSE)
 
 
-def test_adopt__huggingface_folder(tmp_path: Path, pictures: Path) -> None:
+def test_adopt__huggingface_folder(tmp_path: Path, images: Path) -> None:
     folder = make_huggingface(tmp_path / "hf")
-    done = adopt_here(folder, None, pictures, preset="huggingface-folder")
+    done = adopt_here(folder, None, images, preset="huggingface-folder")
     assert (done.contract.recipe.short_side, done.contract.recipe.input_hw) == (40, (32, 32))
-    found, inputs = predicted(done, pictures)
+    found, inputs = predicted(done, images)
     np.testing.assert_allclose(found, expected(inputs, [0.5] * 3, [0.5, 0.25, 0.125]), rtol=0, atol=CLOSE)
-    by_file = adopt_here(folder / "model.onnx", None, pictures, preset="huggingface-folder")
+    by_file = adopt_here(folder / "model.onnx", None, images, preset="huggingface-folder")
     assert by_file.contract.recipe == done.contract.recipe
 
 
-def test_adopt__huggingface_crop_is_told(tmp_path: Path, pictures: Path) -> None:
+def test_adopt__huggingface_crop_is_told(tmp_path: Path, images: Path) -> None:
     told = []
     for processor in ({}, {"size": {"height": 32, "width": 32}, "do_center_crop": False}):
         folder, listener = make_huggingface(tmp_path / "hf", processor=processor), Listener()
-        adopt(folder, tmp_path / "out.onnx", AdoptOptions("huggingface-folder"), listener, images=[pictures])
+        adopt(folder, tmp_path / "out.onnx", AdoptOptions("huggingface-folder"), listener, images=[images])
         told.append([line.split(":")[0] for line in listener.said])
     assert told == [["found", "note"], ["found"]]
 
 
-def test_adopt__half_precision(tmp_path: Path, labels: Path, pictures: Path) -> None:
+def test_adopt__half_precision(tmp_path: Path, labels: Path, images: Path) -> None:
     half = make_foreign(tmp_path / "half.onnx", dtype=onnx.TensorProto.FLOAT16)
-    done = adopt_here(half, labels, pictures)
+    done = adopt_here(half, labels, images)
     assert (done.contract.precision, done.contract.parity.tolerance) == ("fp16", 2e-2)
-    found, inputs = predicted(done, pictures)
+    found, inputs = predicted(done, images)
     # Logits of a few units in 11 bits of mantissa.
     np.testing.assert_allclose(found, expected(inputs, IMAGENET_MEAN, IMAGENET_STD), rtol=0, atol=5e-3)
 
 
-def test_adopt__one_output_of_several(tmp_path: Path, labels: Path, pictures: Path) -> None:
+def test_adopt__one_output_of_several(tmp_path: Path, labels: Path, images: Path) -> None:
     def add_output(model: onnx.ModelProto) -> None:
         model.graph.output.append(onnx.helper.make_tensor_value_info("means", onnx.TensorProto.FLOAT, ["batch", 3]))
 
     foreign = rewrite(make_foreign(tmp_path / "foreign.onnx"), add_output)
     with pytest.raises(ModelFileError, match=r"2 outputs \(y, means\): say which by --output-name"):
-        adopt_here(foreign, labels, pictures)
-    done = adopt_here(foreign, labels, pictures, output_name="y")
+        adopt_here(foreign, labels, images)
+    done = adopt_here(foreign, labels, images, output_name="y")
     assert Session(done.path, device="cpu").outputs == ("probabilities",)
 
 
-def test_adopt__an_opset_whose_conversion_changes_numbers_stays(tmp_path: Path, labels: Path, pictures: Path) -> None:
+def test_adopt__an_opset_whose_conversion_changes_numbers_stays(tmp_path: Path, labels: Path, images: Path) -> None:
     # onnx 1.23 converts opset 10's Resize to other coordinates than it had.
     scales = onnx.numpy_helper.from_array(np.array([1, 1, 0.7, 0.6], np.float32), "scales")
     resize = onnx.helper.make_node("Resize", ["x", "scales"], ["small"], mode="nearest")
     foreign = make_foreign(tmp_path / "old.onnx", opset=10, first=resize, constant=scales)
-    done = adopt_here(foreign, labels, pictures)
+    done = adopt_here(foreign, labels, images)
     assert [entry.version for entry in onnx.load(done.path).opset_import] == [done.opset] == [10]
     assert done.contract.parity.session_max_abs_diff["probabilities"] < CLOSE
 
 
-def test_adopt__an_opset_that_cannot_be_brought_down(tmp_path: Path, labels: Path, pictures: Path) -> None:
+def test_adopt__an_opset_that_cannot_be_brought_down(tmp_path: Path, labels: Path, images: Path) -> None:
     scale = onnx.numpy_helper.from_array(np.ones(32, np.float32), "scale")
     norm = onnx.helper.make_node("RMSNormalization", ["x", "scale"], ["normed"])  # new in opset 23
     foreign = make_foreign(tmp_path / "new.onnx", opset=23, ir_version=11, first=norm, constant=scale)
     with pytest.raises(
         ModelFileError, match=r"opset 23 cannot be brought to 20.*export it again with opset 20 or lower"
     ):
-        adopt_here(foreign, labels, pictures)
+        adopt_here(foreign, labels, images)
 
 
 @pytest.mark.parametrize(
     ("form", "options", "error", "message"),
     [
-        ({"batch": 1, "tail": "stubborn"}, {}, ModelFileError, "takes 1 picture.* export it with a dynamic batch"),
+        ({"batch": 1, "tail": "stubborn"}, {}, ModelFileError, "takes 1 image.* export it with a dynamic batch"),
         ({"final": "sigmoid"}, {}, ModelFileError, "ends in a sigmoid for each class"),
         ({}, {"outputs": "probabilities"}, ModelFileError, "rows do not sum to 1"),
         ({"gain": np.ones((3, 2), np.float32)}, {}, ConfigError, "3 class names for the 2 outputs"),
         ({"gain": np.ones((3, 1), np.float32)}, {}, ModelFileError, "with two classes or more"),
         ({"gain": np.full((3, 3), np.nan, np.float32)}, {}, ModelFileError, "values that are not finite"),
-        ({"channels": 1}, {}, ModelFileError, "only classifiers of RGB pictures"),
+        ({"channels": 1}, {}, ModelFileError, "only classifiers of RGB images"),
         ({"channels": "c"}, {}, ModelFileError, "say --layout nchw or nhwc"),
         ({"dtype": onnx.TensorProto.DOUBLE}, {}, ModelFileError, "input 'x' is DOUBLE, expected FLOAT"),
         ({}, {"image_size": (64, 64)}, ModelFileError, "--image-size says 64x64, but the graph takes 32x32 alone"),
@@ -252,7 +252,7 @@ def test_adopt__an_opset_that_cannot_be_brought_down(tmp_path: Path, labels: Pat
 def test_adopt__refused(
     tmp_path: Path,
     labels: Path,
-    pictures: Path,
+    images: Path,
     form: dict[str, Any],
     options: dict[str, Any],
     error: type[Exception],
@@ -260,19 +260,19 @@ def test_adopt__refused(
 ) -> None:
     foreign = make_foreign(tmp_path / "foreign.onnx", **form)
     with pytest.raises(error, match=message):
-        adopt_here(foreign, **{"labels": labels, "pictures": pictures} | options)
+        adopt_here(foreign, **{"labels": labels, "images": images} | options)
     assert not (tmp_path / "out").exists()
 
 
-def test_adopt__pictures_that_cannot_be_read_are_listed(tmp_path: Path, labels: Path, pictures: Path) -> None:
-    (pictures / "red0.png").write_bytes(b"")
+def test_adopt__images_that_cannot_be_read_are_listed(tmp_path: Path, labels: Path, images: Path) -> None:
+    (images / "red0.png").write_bytes(b"")
     with pytest.raises(DataError, match=r"mend or remove these 1: .*red0.png: empty file"):
-        adopt_here(make_foreign(tmp_path / "foreign.onnx"), labels, pictures)
+        adopt_here(make_foreign(tmp_path / "foreign.onnx"), labels, images)
 
 
-def test_adopt__an_empty_folder_of_pictures(tmp_path: Path, labels: Path) -> None:
+def test_adopt__an_empty_folder_of_images(tmp_path: Path, labels: Path) -> None:
     (tmp_path / "none").mkdir()
-    with pytest.raises(DataError, match="no pictures to check parity on in"):
+    with pytest.raises(DataError, match="no images to check parity on in"):
         adopt_here(make_foreign(tmp_path / "foreign.onnx"), labels, tmp_path / "none")
 
 
@@ -289,12 +289,12 @@ def test_adopt__names_of_the_output_file(tmp_path: Path, labels: Path) -> None:
         adopt(foreign, foreign / "adopted.onnx", AdoptOptions("imagenet", labels), Silent())
 
 
-def test_adopt__needs_no_torch(tmp_path: Path, labels: Path, pictures: Path) -> None:
+def test_adopt__needs_no_torch(tmp_path: Path, labels: Path, images: Path) -> None:
     foreign = make_foreign(tmp_path / "foreign.onnx")
     code = f"""
 import sys
 sys.argv = ["tl", "adopt", {str(foreign)!r}, "--preset", "imagenet", "--labels", {str(labels)!r},
-            "--images", {str(pictures)!r}, "-o", {str(tmp_path / "adopted.onnx")!r}]
+            "--images", {str(images)!r}, "-o", {str(tmp_path / "adopted.onnx")!r}]
 from tl.cli import app
 app(standalone_mode=False)
 print(sorted({{"torch", "torchvision", "sklearn", "yaml"}} & set(sys.modules)))

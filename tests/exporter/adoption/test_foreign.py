@@ -89,7 +89,7 @@ def test_read_foreign__invalid_graph(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("batch", ["batch", 1, 4])
-def test_foreign_session__any_number_of_pictures(tmp_path: Path, batch: int | str) -> None:
+def test_foreign_session__any_number_of_images(tmp_path: Path, batch: int | str) -> None:
     session = ForeignSession(read_foreign(make_foreign(tmp_path / "foreign.onnx", batch=batch)))
     pixels = np.random.default_rng(0).random((10, 32, 32, 3)).astype(np.float32)
     wanted = pixels.mean(axis=(1, 2)) @ GAIN

@@ -13,7 +13,7 @@ from tests.commands.conftest import run_tl as run_tl
 from tests.models import COLORS, make_contract, make_model, solid
 from tests.spots import make_spot_model
 from tests.trainer.make import make_manifest, make_png
-from tl.data.manifests import Picture
+from tl.data.manifests import LabeledImage
 from tl.errors import ConfigError, DataError, EnsembleError, ModelFileError, ParityError
 from tl.evaluation.vote_fitting import log_loss
 from tl.exporter.export import Exported
@@ -27,7 +27,7 @@ from tl.runtime.ensembles.selective import Caution
 from tl.runtime.ensembles.voting import VOTINGS, Voting, soften
 from tl.runtime.imaging.preprocessing import build_recipe
 
-PICTURES = [solid(color) for color in ((200, 30, 20), (100, 110, 90), (20, 180, 60), (90, 90, 90), (0, 0, 0))]
+IMAGES = [solid(color) for color in ((200, 30, 20), (100, 110, 90), (20, 180, 60), (90, 90, 90), (0, 0, 0))]
 
 
 @pytest.fixture
@@ -53,7 +53,7 @@ def test_merge__votes_as_the_separate_files(
     assert done.contract.class_names == COLORS
     with load(members, vote=voting, weights=weights, device="cpu") as apart, load([done.path], device="cpu") as merged:
         assert merged.member_names == ("sharp", "wrong", "dull")
-        for ours, theirs in zip(merged.predict_batch(PICTURES), apart.predict_batch(PICTURES), strict=True):
+        for ours, theirs in zip(merged.predict_batch(IMAGES), apart.predict_batch(IMAGES), strict=True):
             assert ours.label == theirs.label
             assert ours.confidence == pytest.approx(theirs.confidence, abs=1e-6)
             assert ours.votes.labels == theirs.votes.labels
@@ -62,11 +62,11 @@ def test_merge__votes_as_the_separate_files(
             assert np.abs(ours.votes.probabilities - theirs.votes.probabilities).max() < 1e-6
 
 
-def test_merge__tells_unknown_pictures(exported: Exported, photos: Path, tmp_path: Path) -> None:
-    """The mean of the members' scores, its limit measured on the pictures that calibrate."""
+def test_merge__tells_unknown_images(exported: Exported, photos: Path, tmp_path: Path) -> None:
+    """The mean of the members' scores, its limit measured on the images that calibrate."""
     other = refit(exported.path, [photos], tmp_path / "other.onnx", Silent(), RefitOptions(seed=1)).path
-    held_out = [Picture(str(path), path.name, path.parent.name) for path in sorted(photos.rglob("*.png"))]
-    paths = [picture.path for picture in held_out]
+    held_out = [LabeledImage(str(path), path.name, path.parent.name) for path in sorted(photos.rglob("*.png"))]
+    paths = [image.path for image in held_out]
     members = [exported.path, other]
     done = do_merge(members, tmp_path / "e.onnx", held_out=held_out, false_alarm=0.2)
     assert done.contract.outputs[-1] == "unknown_score"
@@ -94,7 +94,7 @@ def test_merge__tells_unknown_pictures(exported: Exported, photos: Path, tmp_pat
 def test_merge__averages_views_as_the_separate_files(voting: Voting, members: list[Path], tmp_path: Path) -> None:
     """Each member over all views, then the vote; a calibrated file softens after it."""
     done = do_merge(members, tmp_path / "e.onnx", voting=voting, weights=[2, 1, 1])
-    halves = [np.concatenate([a, b], axis=1) for a in PICTURES for b in PICTURES]
+    halves = [np.concatenate([a, b], axis=1) for a in IMAGES for b in IMAGES]
     options = {"device": "cpu", "tta": ("crops", "hflip")}
     with load(members, vote=voting, weights=[2, 1, 1], **options) as apart, load(done.path, **options) as merged:
         for ours, theirs in zip(merged.predict_batch(halves), apart.predict_batch(halves), strict=True):
@@ -105,7 +105,7 @@ def test_merge__averages_views_as_the_separate_files(voting: Voting, members: li
 def test_merge__as_a_single_model_it_gives_no_votes(members: list[Path], tmp_path: Path) -> None:
     done = do_merge(members, tmp_path / "e.onnx")
     with load(done.path, device="cpu") as merged:
-        assert merged.predict(PICTURES[0]).votes is None
+        assert merged.predict(IMAGES[0]).votes is None
 
 
 def test_merge__what_the_file_says_of_itself(members: list[Path], tmp_path: Path) -> None:
@@ -118,7 +118,7 @@ def test_merge__what_the_file_says_of_itself(members: list[Path], tmp_path: Path
     assert contract.golden.source == "synthetic"  # as the members' are
 
 
-def test_merge__given_pictures_prove_it(members: list[Path], photos: Path, tmp_path: Path) -> None:
+def test_merge__given_images_prove_it(members: list[Path], photos: Path, tmp_path: Path) -> None:
     contract = do_merge(members, tmp_path / "e.onnx", images=[photos]).contract
     assert contract.golden.source == "images"
     hidden = do_merge(members, tmp_path / "h.onnx", images=[photos], golden="synthetic").contract
@@ -192,14 +192,14 @@ def test_merge__calibrated_votes(voting: Voting, members: list[Path], tmp_path: 
     for i, color in enumerate(random.integers(60, 200, (60, 3))):
         path = make_png(tmp_path / f"{i}.png", solid(tuple(color)))
         label = COLORS[int(color.argmax())] if i % 5 else COLORS[i % 3]  # one in five is called anything
-        held_out.append(Picture(str(path), path.name, label))
+        held_out.append(LabeledImage(str(path), path.name, label))
     plain = do_merge(members, tmp_path / "plain.onnx", voting=voting)
     done = do_merge(members, tmp_path / "e.onnx", voting=voting, held_out=held_out)
     temperature = done.contract.temperature
     assert plain.contract.temperature == 1
     assert voting == "hard" or temperature != 1  # shares of votes are no probabilities to be softened
-    truth = np.array([COLORS.index(picture.label) for picture in held_out])
-    paths = [picture.path for picture in held_out]
+    truth = np.array([COLORS.index(image.label) for image in held_out])
+    paths = [image.path for image in held_out]
     with (
         load(plain.path, device="cpu") as before,
         load(done.path, device="cpu", caution=Caution(coverage=0.9)) as after,
@@ -210,14 +210,14 @@ def test_merge__calibrated_votes(voting: Voting, members: list[Path], tmp_path: 
     softened = np.stack([result.probabilities for result in calibrated])
     np.testing.assert_allclose(softened, soften(voted, temperature), atol=1e-6)
     assert log_loss(softened, truth) <= log_loss(voted, truth)
-    held = [picture.label in result.class_set for picture, result in zip(held_out, calibrated, strict=True)]
+    held = [image.label in result.class_set for image, result in zip(held_out, calibrated, strict=True)]
     assert np.mean(held) >= 0.9
 
 
-def test_merge__calibration_needs_readable_pictures(members: list[Path], tmp_path: Path) -> None:
+def test_merge__calibration_needs_readable_images(members: list[Path], tmp_path: Path) -> None:
     (tmp_path / "bad.png").write_bytes(b"x")
-    with pytest.raises(DataError, match="1 of 1 pictures to calibrate on cannot be read"):
-        do_merge(members, tmp_path / "e.onnx", held_out=[Picture(str(tmp_path / "bad.png"), "bad.png", "red")])
+    with pytest.raises(DataError, match="1 of 1 images to calibrate on cannot be read"):
+        do_merge(members, tmp_path / "e.onnx", held_out=[LabeledImage(str(tmp_path / "bad.png"), "bad.png", "red")])
 
 
 def test_merge__calibrates_on_the_validation_split_alone(

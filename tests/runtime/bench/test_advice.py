@@ -8,7 +8,7 @@ import pytest
 
 from tl.runtime.bench.measure import Bench, Row, advise
 from tl.runtime.bench.timing import Timing
-from tl.runtime.bench.works import Pictures, Setting
+from tl.runtime.bench.works import Images, Setting
 from tl.runtime.predictor import Hint
 
 
@@ -33,7 +33,7 @@ def decode(rate: float, threads: int = 4) -> Row:
 
 
 def bench(rows: Sequence[Row], rounds: int = 3) -> Bench:
-    return Bench("m.onnx", (8, 8), 4, "onnxruntime 1.31.1", Pictures("x", (b"",)), rounds, tuple(rows), (), None)
+    return Bench("m.onnx", (8, 8), 4, "onnxruntime 1.31.1", Images("x", (b"",)), rounds, tuple(rows), (), None)
 
 
 CPU = [
@@ -50,7 +50,7 @@ def test_advise__the_plainest_of_equally_fast_settings() -> None:
     advice = advise(bench([*CPU, decode(100)]))
     assert advice.many == Setting("network", "cpu", 4, "throughput", 1)  # 205 is less than 5% more
     assert advice.one == Setting("network", "cpu", 2, "latency", 1)  # and four threads hardly quicker than two
-    assert 'load(model, device="cpu", threads=4, hint="throughput"), single pictures: 200 pictures/s' in advice.lines[0]
+    assert 'load(model, device="cpu", threads=4, hint="throughput"), single images: 200 images/s' in advice.lines[0]
     assert 'load(model, device="cpu", threads=2, hint="latency"): 9.9 ms' in advice.lines[1]
 
 
@@ -58,7 +58,7 @@ def test_advise__batches_where_they_pay() -> None:
     rows = [network(100), network(150, size=8), network(200, size=16), network(50, threads=1, hint="latency")]
     advice = advise(bench([*rows, decode(100)]))
     assert advice.many.batch_size == 16
-    assert "predict_iter(batch_size=16): 200 pictures/s" in advice.lines[0]
+    assert "predict_iter(batch_size=16): 200 images/s" in advice.lines[0]
 
 
 def test_advise__rounds_that_overlap_are_not_told_apart() -> None:
@@ -72,7 +72,7 @@ def test_advise__bound_by_decoding() -> None:
     # By hand: 1/50 s of decoding and 1/200 s of the network make 25 ms, 20 of them decoding.
     assert advice.bound == "decoding"
     assert advice.decoding_share == pytest.approx(0.8)
-    assert "80% of a picture's time is decoding" in advice.lines[2]
+    assert "80% of an image's time is decoding" in advice.lines[2]
 
 
 def test_advise__bound_by_the_network_or_both() -> None:
@@ -90,7 +90,7 @@ def test_advise__the_gpu_waits_for_decoding() -> None:
     assert advice.one == rows[0].setting
     assert advice.bound == "decoding"
     assert 'load(model, device="cuda"), predict_iter(batch_size=32)' in advice.lines[0]
-    assert "of a picture's time" not in advice.lines[2]  # a GPU works beside the decoding
+    assert "of an image's time" not in advice.lines[2]  # a GPU works beside the decoding
 
 
 def test_advise__cautions() -> None:
@@ -105,6 +105,6 @@ def test_advise__cautions() -> None:
 def test_advise__both_together_as_measured() -> None:
     together = Row(Setting("together", "cpu", 4, "throughput", 1), timing(40))
     assert (
-        "both together, measured on cpu as tl predict does it: 40 pictures/s (39 to 41)"
+        "both together, measured on cpu as tl predict does it: 40 images/s (39 to 41)"
         in advise(bench([*CPU, decode(50), together])).lines
     )

@@ -6,10 +6,10 @@ from pathlib import Path
 import pytest
 
 from tests.models import make_model, solid
-from tests.runtime.pictures import encode, noise
+from tests.runtime.images import encode, noise
 from tests.spots import make_spot_model
 from tl.errors import DataError, DeviceError, ModelFileError
-from tl.runtime.bench.measure import MAX_PICTURES, Bench, run_bench
+from tl.runtime.bench.measure import MAX_IMAGES, Bench, run_bench
 from tl.runtime.bench.works import BATCH_SIZES, Setting
 from tl.runtime.imaging.preprocessing import build_recipe
 from tl.runtime.session import cuda_fault
@@ -19,7 +19,7 @@ SMALL = (160, 120)
 
 @pytest.fixture(scope="module")
 def bench(color_model: Path) -> Bench:
-    return run_bench(color_model, picture_wh=SMALL, device="cpu", threads=4, seconds=2.0)
+    return run_bench(color_model, image_wh=SMALL, device="cpu", threads=4, seconds=2.0)
 
 
 def make_folder(folder: Path, count: int) -> Path:
@@ -45,7 +45,7 @@ def test_run_bench__measures_every_way(bench: Bench) -> None:
 def test_run_bench__figures_make_sense(bench: Bench) -> None:
     for row in bench.rows:
         timing = row.timing
-        assert 0 < timing.slowest <= timing.pictures_per_s <= timing.fastest
+        assert 0 < timing.slowest <= timing.images_per_s <= timing.fastest
         assert 0 < timing.p50_ms <= timing.p90_ms <= timing.p99_ms
         assert timing.runs >= bench.rounds
 
@@ -54,25 +54,25 @@ def test_run_bench__says_what_it_measured(bench: Bench, color_model: Path) -> No
     assert (bench.model, bench.input_hw) == (str(color_model), (8, 8))
     assert bench.cores == len(os.sched_getaffinity(0))
     assert bench.onnxruntime.startswith("onnxruntime")
-    assert bench.pictures.source == "made up, 160x120 JPEG"
+    assert bench.images.source == "made up, 160x120 JPEG"
     assert bench.fault is None
 
 
 def test_run_bench__one_thread_has_one_way(color_model: Path) -> None:
-    bench = run_bench(color_model, picture_wh=SMALL, device="cpu", threads=1, seconds=0.2)
+    bench = run_bench(color_model, image_wh=SMALL, device="cpu", threads=1, seconds=0.2)
     ways = {(row.setting.part, row.setting.hint, row.setting.threads) for row in bench.rows}
     assert ways == {("network", "throughput", 1), ("decode", None, 1), ("together", "throughput", 1)}
 
 
 @pytest.mark.parametrize(("region", "is_whole"), [("whole", True), ("box", False)])
-def test_run_bench__landmarks_of_whole_pictures(tmp_path: Path, region: str, is_whole: bool) -> None:
+def test_run_bench__landmarks_of_whole_images(tmp_path: Path, region: str, is_whole: bool) -> None:
     model = make_spot_model(tmp_path / "m.onnx", region=region)
-    bench = run_bench(model, picture_wh=SMALL, device="cpu", threads=1, seconds=0)
+    bench = run_bench(model, image_wh=SMALL, device="cpu", threads=1, seconds=0)
     assert ("together" in {row.setting.part for row in bench.rows}) == is_whole
 
 
 def test_run_bench__without_time_measures_the_least(color_model: Path) -> None:
-    bench = run_bench(color_model, picture_wh=SMALL, device="cpu", threads=2, seconds=0)
+    bench = run_bench(color_model, image_wh=SMALL, device="cpu", threads=2, seconds=0)
     network = [row.setting for row in bench.rows if row.setting.part == "network"]
     assert {setting.batch_size for setting in network} == {1}
     assert {setting.batch_size for setting in bench.skipped} == set(BATCH_SIZES[1:])
@@ -80,25 +80,25 @@ def test_run_bench__without_time_measures_the_least(color_model: Path) -> None:
     assert all(row.timing.runs <= 2 for row in bench.rows)
 
 
-def test_run_bench__own_pictures(color_model: Path, tmp_path: Path) -> None:
+def test_run_bench__own_images(color_model: Path, tmp_path: Path) -> None:
     folder = make_folder(tmp_path / "photos", 3)
     (folder / "broken.jpg").write_bytes(b"\xff\xd8\xff")
-    (folder / "notes.txt").write_text("no picture")
-    pictures = run_bench(color_model, images=folder, device="cpu", threads=1, seconds=0).pictures
-    assert (pictures.source, len(pictures.contents), pictures.unreadable) == (str(folder), 3, 1)
+    (folder / "notes.txt").write_text("no image")
+    images = run_bench(color_model, images=folder, device="cpu", threads=1, seconds=0).images
+    assert (images.source, len(images.contents), images.unreadable) == (str(folder), 3, 1)
 
 
-def test_run_bench__takes_a_few_of_many_pictures(color_model: Path, tmp_path: Path) -> None:
-    folder = make_folder(tmp_path / "photos", MAX_PICTURES + 5)
-    pictures = run_bench(color_model, images=folder, device="cpu", threads=1, seconds=0).pictures
-    assert len(set(pictures.contents)) == MAX_PICTURES
+def test_run_bench__takes_a_few_of_many_images(color_model: Path, tmp_path: Path) -> None:
+    folder = make_folder(tmp_path / "photos", MAX_IMAGES + 5)
+    images = run_bench(color_model, images=folder, device="cpu", threads=1, seconds=0).images
+    assert len(set(images.contents)) == MAX_IMAGES
 
 
-def test_run_bench__no_picture_can_be_read(color_model: Path, tmp_path: Path) -> None:
+def test_run_bench__no_image_can_be_read(color_model: Path, tmp_path: Path) -> None:
     (tmp_path / "empty.jpg").write_bytes(b"")
-    with pytest.raises(DataError, match=r"none of its 1 pictures can be read \(empty file\)"):
+    with pytest.raises(DataError, match=r"none of its 1 images can be read \(empty file\)"):
         run_bench(color_model, images=tmp_path, device="cpu", seconds=0)
-    with pytest.raises(DataError, match="no pictures found"):
+    with pytest.raises(DataError, match="no images found"):
         run_bench(color_model, images=make_folder(tmp_path / "none", 0), device="cpu", seconds=0)
 
 
@@ -112,14 +112,14 @@ def test_run_bench__faults(tmp_path: Path, color_model: Path) -> None:
 @pytest.mark.skipif(cuda_fault() is None, reason="CUDA works here")
 def test_run_bench__cuda_that_does_not_work(color_model: Path) -> None:
     with pytest.raises(DeviceError, match="cannot be used"):
-        run_bench(color_model, picture_wh=SMALL, device="cuda", seconds=0)
-    auto = run_bench(color_model, picture_wh=SMALL, threads=1, seconds=0)
+        run_bench(color_model, image_wh=SMALL, device="cuda", seconds=0)
+    auto = run_bench(color_model, image_wh=SMALL, threads=1, seconds=0)
     assert {row.setting.device for row in auto.rows} == {"cpu"}
 
 
 @pytest.mark.skipif(cuda_fault() is not None, reason="needs a GPU and onnxruntime-gpu")
 def test_run_bench__cuda(color_model: Path) -> None:
-    bench = run_bench(color_model, picture_wh=SMALL, threads=2, seconds=1)
+    bench = run_bench(color_model, image_wh=SMALL, threads=2, seconds=1)
     assert {row.setting.device for row in bench.rows if row.setting.part != "decode"} == {"cpu", "cuda"}
 
 

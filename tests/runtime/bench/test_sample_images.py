@@ -11,16 +11,16 @@ from tl.runtime.bench.sample_images import sample_jpeg
 
 @pytest.mark.parametrize("size_wh", [(1, 1), (700, 513), (1600, 1200)])
 def test_sample_jpeg__has_the_size_asked_for(size_wh: tuple[int, int]) -> None:
-    with Image.open(BytesIO(sample_jpeg(size_wh))) as picture:
-        assert (picture.format, picture.size, picture.mode) == ("JPEG", size_wh, "RGB")
+    with Image.open(BytesIO(sample_jpeg(size_wh))) as image:
+        assert (image.format, image.size, image.mode) == ("JPEG", size_wh, "RGB")
 
 
 def test_sample_jpeg__is_as_hard_to_decode_as_a_photo() -> None:
     data = sample_jpeg((1600, 1200))
-    # Phones store 0.1 to 0.4 bytes a pixel; a flat picture would take 0.01 and noise more than 1.
+    # Phones store 0.1 to 0.4 bytes a pixel; a flat image would take 0.01 and noise more than 1.
     assert 0.1 < len(data) / (1600 * 1200) < 0.4
-    with Image.open(BytesIO(data)) as picture:
-        assert np.asarray(picture).std() > 20
+    with Image.open(BytesIO(data)) as image:
+        assert np.asarray(image).std() > 20
 
 
 def test_sample_jpeg__repeats_by_seed() -> None:

@@ -8,14 +8,14 @@ import pytest
 from tl.runtime.bench.timing import Work, minimal_seconds, time_works
 
 
-def sleeper(seconds: float, pictures: int = 1, callers: int = 1) -> Work:
-    return Work(lambda run: time.sleep(seconds), pictures, callers, seconds)
+def sleeper(seconds: float, images: int = 1, callers: int = 1) -> Work:
+    return Work(lambda run: time.sleep(seconds), images, callers, seconds)
 
 
 def test_time_works__rates_and_percentiles_of_a_known_work() -> None:
-    (timing,) = time_works([sleeper(0.01, pictures=4)], seconds=0.3, rounds=3)
+    (timing,) = time_works([sleeper(0.01, images=4)], seconds=0.3, rounds=3)
     # Never faster than the sleep; how much slower depends on the machine, so that only the sense is checked.
-    assert 0 < timing.slowest <= timing.pictures_per_s <= timing.fastest <= 400
+    assert 0 < timing.slowest <= timing.images_per_s <= timing.fastest <= 400
     assert 10 <= timing.p50_ms <= timing.p90_ms <= timing.p99_ms
     assert timing.runs >= 3
 
@@ -35,7 +35,7 @@ def test_time_works__figures_by_hand(monkeypatch: pytest.MonkeyPatch) -> None:
     # Warm-up 1 run, then 4 + (2 of 1 s and 1 of 2 s) + 2 of 2 s.
     assert timing.runs == 9
     assert (timing.slowest, timing.fastest) == (5.0, 10.0)
-    assert timing.pictures_per_s == 7.5
+    assert timing.images_per_s == 7.5
     assert (timing.p50_ms, timing.p90_ms, timing.p99_ms) == (1000, 2000, 2000)
 
 

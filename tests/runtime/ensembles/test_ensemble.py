@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tests.models import color_probabilities, make_contract, make_model, solid
-from tests.runtime.pictures import noise
+from tests.runtime.images import noise
 from tests.spots import make_spot_model
 from tl.errors import EnsembleError
 from tl.runtime.ensembles.ensemble import Ensemble
@@ -112,7 +112,7 @@ def test_decide__one_member_is_untouched(color_session: Session, voting: Voting,
     np.testing.assert_array_equal(decided.label_ids, alone[:, 0].argmax(axis=1))
 
 
-def test_member_probabilities__batch_equals_single_pictures(color_model: Path) -> None:
+def test_member_probabilities__batch_equals_single_images(color_model: Path) -> None:
     ensemble = Ensemble([Session(color_model, device="cpu")] * 2)
     images = np.stack([noise(8, 8, seed) for seed in range(7)])
     (recipe,) = ensemble.recipes

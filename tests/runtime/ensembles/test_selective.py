@@ -40,7 +40,7 @@ def test_prediction_sets__the_most_probable_class_always_belongs() -> None:
 
 @pytest.mark.parametrize("coverage", [0.8, 0.9, 0.95])
 def test_prediction_sets__hold_the_true_class_as_often_as_promised(coverage: float) -> None:
-    # 300 held-out and 4,000 new pictures of a model that is wrong about its own probabilities, a hundred times over.
+    # 300 held-out and 4,000 new images of a model that is wrong about its own probabilities, a hundred times over.
     random = np.random.default_rng(0)
     shares = []
     for _ in range(100):
@@ -87,7 +87,7 @@ def test_caution__shares_alone(options: dict[str, float]) -> None:
 
 
 def make_careful_model(path: Path) -> Path:
-    """The colour model, with scores of held-out pictures."""
+    """The colour model, with scores of held-out images."""
     contract = dataclasses.replace(make_contract(), conformal=Conformal((0.3, 0.4, 0.5, 0.6, 0.9), "test"))
     return make_model(path, contract=contract)
 
@@ -105,7 +105,7 @@ def test_load__coverage_and_rejection(tmp_path: Path) -> None:
 
 
 def test_load__caution_that_no_file_supports(tmp_path: Path, color_model: Path) -> None:
-    with pytest.raises(ModelFileError, match="holds no scores of held-out pictures"):
+    with pytest.raises(ModelFileError, match="holds no scores of held-out images"):
         load(color_model, device="cpu", caution=Caution(coverage=0.9))
     with pytest.raises(ModelFileError, match="holds no unknown score"):
         load(color_model, device="cpu", caution=Caution(reject_unknown=True))

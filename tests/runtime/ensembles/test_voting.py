@@ -16,7 +16,7 @@ ATOL = 1e-6
 
 
 def members(*rows: list[float]) -> NDArray[np.float32]:
-    """One picture: a row per member. float32 (1, M, C)."""
+    """One image: a row per member. float32 (1, M, C)."""
     return np.array([rows], np.float32)
 
 
@@ -31,7 +31,7 @@ def batches(draw: st.DrawFn, min_members: int = 1) -> NDArray[np.float32]:
 
 
 def vote_by_hand(one: NDArray[np.float32], voting: Voting, weights: list[float]) -> tuple[list[np.float32], int]:
-    """The rule in plain loops over one picture (M, C), in float32 and in member order."""
+    """The rule in plain loops over one image (M, C), in float32 and in member order."""
     num_members, num_classes = one.shape
     w = [np.float32(value) for value in weights]
     sums, shares = [np.float32(0)] * num_classes, [np.float32(0)] * num_classes
@@ -154,7 +154,7 @@ def test_vote__only_the_ratio_of_weights_counts(voting: Voting, batch: NDArray[n
 
 @pytest.mark.parametrize("voting", VOTINGS)
 @given(batch=batches())
-def test_vote__batch_equals_single_pictures(voting: Voting, batch: NDArray[np.float32]) -> None:
+def test_vote__batch_equals_single_images(voting: Voting, batch: NDArray[np.float32]) -> None:
     whole = vote(batch, voting)
     for n in range(len(batch)):
         one = vote(batch[n : n + 1], voting)

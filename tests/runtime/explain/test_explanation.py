@@ -8,7 +8,7 @@ from PIL import Image
 
 import tl.runtime
 from tests.models import color_probabilities, make_cam_model, make_model, solid
-from tests.runtime.pictures import noise
+from tests.runtime.images import noise
 from tl.errors import ConfigError
 from tl.runtime.explain.drawing import draw_explanation, save_drawing
 from tl.runtime.imaging.preprocessing import build_recipe
@@ -125,7 +125,7 @@ def test_draw_explanation__what_was_cropped_away_stays_grey(tmp_path: Path) -> N
     assert not grey[:, 36:60].all()
 
 
-def test_save_drawing__is_named_after_its_picture(tmp_path: Path) -> None:
+def test_save_drawing__is_named_after_its_image(tmp_path: Path) -> None:
     path = save_drawing(Image.fromarray(CORNER), tmp_path, "../a/1.jpg", "why")
     assert path == tmp_path / "__" / "a" / "1.jpg.why.jpg"
     with Image.open(path) as drawing:

@@ -8,7 +8,7 @@ import pytest
 from numpy.typing import NDArray
 from PIL import Image, ImageOps
 
-from tests.runtime.pictures import RECIPE, blocks, encode, encode_turned, noise, png
+from tests.runtime.images import RECIPE, blocks, encode, encode_turned, noise, png
 from tl.errors import ImageReadError
 from tl.runtime.imaging.decode import decode_image, read_size, upright
 from tl.runtime.imaging.preprocessing import build_recipe
@@ -45,9 +45,9 @@ def test_decode_image__orientation_of_other_kinds(kind: str, orientation: int) -
 @pytest.mark.parametrize("orientation", range(1, 9))
 def test_upright__equals_pillow(orientation: int) -> None:
     stored = noise(5, 7)
-    picture = Image.fromarray(stored)
-    picture.getexif()[0x0112] = orientation
-    np.testing.assert_array_equal(upright(stored, orientation), np.asarray(ImageOps.exif_transpose(picture)))
+    image = Image.fromarray(stored)
+    image.getexif()[0x0112] = orientation
+    np.testing.assert_array_equal(upright(stored, orientation), np.asarray(ImageOps.exif_transpose(image)))
 
 
 @pytest.mark.parametrize("orientation", [0, 9])
@@ -87,22 +87,22 @@ def test_decode_image__rgba_over_white(kind: str) -> None:
 
 
 def test_decode_image__grey_alpha_over_white() -> None:
-    picture = Image.merge("LA", [Image.fromarray(np.array([row], np.uint8)) for row in ([10, 10, 0], [255, 0, 51])])
-    np.testing.assert_array_equal(decode_image(encode(picture, "PNG"), RECIPE), grey_rgb([[10, 255, 204]]))
+    image = Image.merge("LA", [Image.fromarray(np.array([row], np.uint8)) for row in ([10, 10, 0], [255, 0, 51])])
+    np.testing.assert_array_equal(decode_image(encode(image, "PNG"), RECIPE), grey_rgb([[10, 255, 204]]))
 
 
 @pytest.mark.parametrize("kind", ["PNG", "GIF"])
 def test_decode_image__palette_transparency_over_white(kind: str) -> None:
-    picture = Image.fromarray(np.array([[0, 1, 2]], np.uint8))
-    picture.putpalette([9, 8, 7, 60, 50, 40, 3, 2, 1])
-    decoded = decode_image(encode(picture, kind, transparency=1), RECIPE)
+    image = Image.fromarray(np.array([[0, 1, 2]], np.uint8))
+    image.putpalette([9, 8, 7, 60, 50, 40, 3, 2, 1])
+    decoded = decode_image(encode(image, kind, transparency=1), RECIPE)
     np.testing.assert_array_equal(decoded, [[[9, 8, 7], [255, 255, 255], [3, 2, 1]]])
 
 
 def test_decode_image__palette_with_partial_alpha() -> None:
-    picture = Image.fromarray(np.array([[0, 1]], np.uint8))
-    picture.putpalette([255, 0, 0, 0, 0, 0])
-    decoded = decode_image(encode(picture, "PNG", transparency=bytes([255, 51])), RECIPE)
+    image = Image.fromarray(np.array([[0, 1]], np.uint8))
+    image.putpalette([255, 0, 0, 0, 0, 0])
+    decoded = decode_image(encode(image, "PNG", transparency=bytes([255, 51])), RECIPE)
     np.testing.assert_array_equal(decoded, [[[255, 0, 0], [204, 204, 204]]])
 
 
@@ -126,17 +126,17 @@ def test_decode_image__png_transparent_color(
 
 @pytest.mark.parametrize("kind", ["PNG", "TIFF"])
 def test_decode_image__one_bit(kind: str) -> None:
-    picture = Image.fromarray(np.array([[True, False, True]]))
-    assert picture.mode == "1"
-    np.testing.assert_array_equal(decode_image(encode(picture, kind), RECIPE), grey_rgb([[255, 0, 255]]))
+    image = Image.fromarray(np.array([[True, False, True]]))
+    assert image.mode == "1"
+    np.testing.assert_array_equal(decode_image(encode(image, kind), RECIPE), grey_rgb([[255, 0, 255]]))
 
 
 @pytest.mark.parametrize("kind", ["JPEG", "TIFF"])
 def test_decode_image__cmyk_equals_pillow(kind: str) -> None:
     data = encode(Image.fromarray(noise()).convert("CMYK"), kind)
-    with Image.open(BytesIO(data)) as picture:
-        assert picture.mode == "CMYK"
-        expected = np.asarray(picture.convert("RGB"))
+    with Image.open(BytesIO(data)) as image:
+        assert image.mode == "CMYK"
+        expected = np.asarray(image.convert("RGB"))
     np.testing.assert_array_equal(decode_image(data, RECIPE), expected)
 
 
@@ -208,7 +208,7 @@ def test_decode_image__jpeg2000_lossless() -> None:
 
 @pytest.mark.parametrize("orientation", range(1, 9))
 @pytest.mark.parametrize("suffix", ["jpg", "png", "tif", "webp"])
-def test_read_size__of_the_upright_picture(tmp_path: Path, suffix: str, orientation: int) -> None:
+def test_read_size__of_the_upright_image(tmp_path: Path, suffix: str, orientation: int) -> None:
     exif = Image.Exif()
     exif[0x0112] = orientation
     path = tmp_path / f"p.{suffix}"

@@ -15,7 +15,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
-from tests.runtime.pictures import RECIPE, blocks, encode, encode_turned, noise, png, zero_middle
+from tests.runtime.images import RECIPE, blocks, encode, encode_turned, noise, png, zero_middle
 from tl.errors import ImageReadError
 from tl.runtime.imaging.decode import decode_image, source_name
 
@@ -103,13 +103,13 @@ def test_decode_image__other_kinds_refused(kind: str) -> None:
     assert "supported kind" in failure(encode(blocks(), kind)).reason
 
 
-@pytest.mark.filterwarnings("ignore::UserWarning")  # Pillow's remarks on broken tags; the picture is judged, not they
+@pytest.mark.filterwarnings("ignore::UserWarning")  # Pillow's remarks on broken tags; the image is judged, not they
 @given(
     seed=st.sampled_from(SEEDS),
     cut=st.floats(0, 1),
     edits=st.lists(st.tuples(st.floats(0, 1, exclude_max=True), st.integers(0, 255)), max_size=8),
 )
-def test_decode_image__fuzzed_files_give_a_picture_or_image_read_error(
+def test_decode_image__fuzzed_files_give_a_image_or_image_read_error(
     seed: bytes, cut: float, edits: list[tuple[float, int]]
 ) -> None:
     damaged = bytearray(seed)
@@ -129,13 +129,13 @@ def test_decode_image__random_bytes_are_refused(data: bytes) -> None:
     assert failure(data).reason
 
 
-# --- files that are no pictures
+# --- files that are no images
 
 
-def test_decode_image__not_a_picture_file(tmp_path: Path) -> None:
+def test_decode_image__not_a_image_file(tmp_path: Path) -> None:
     empty, text, folder, fifo = (tmp_path / name for name in ("empty.jpg", "text.jpg", "folder.jpg", "fifo.jpg"))
     empty.touch()
-    text.write_text("not a picture")
+    text.write_text("not an image")
     folder.mkdir()
     os.mkfifo(fifo)
     expected = {empty: "empty file", text: "supported kind", folder: "not a regular file", fifo: "not a regular file"}

@@ -1,4 +1,4 @@
-"""Damaged pictures and contracts: whatever the bytes, a result or the one error that callers expect.
+"""Damaged images and contracts: whatever the bytes, a result or the one error that callers expect.
 
 TL_FUZZ_EXAMPLES=20000 tries that many of each, found at random.
 """
@@ -17,14 +17,14 @@ from hypothesis import strategies as st
 
 from tests.models import make_contract
 from tests.runtime.fuzz import EXAMPLES, mutate, mutations
-from tests.runtime.pictures import RECIPE
-from tests.runtime.tiny_pictures import PICTURES
+from tests.runtime.images import RECIPE
+from tests.runtime.tiny_images import IMAGES
 from tl.errors import ImageReadError, ModelFileError
 from tl.runtime.imaging.decode import FORMATS, MAX_PIXELS, decode_image
 from tl.runtime.model_file.contract import dump_contract, parse_contract
 
 CONTRACT = dump_contract(make_contract())
-# What the largest picture that is allowed may take: it is held twice or three times while it is converted.
+# What the largest image that is allowed may take: it is held twice or three times while it is converted.
 MAX_MEMORY_BYTES = 3 * 4 * MAX_PIXELS
 
 
@@ -34,20 +34,20 @@ def peak_bytes() -> int:
 
 
 def test_seeds__every_format_is_there_and_good() -> None:
-    assert set(FORMATS) <= set(PICTURES)
-    for name, data in PICTURES.items():
+    assert set(FORMATS) <= set(IMAGES)
+    for name, data in IMAGES.items():
         assert decode_image(data, RECIPE).shape == (4, 4, 3), name
 
 
 @pytest.mark.filterwarnings("ignore")  # Pillow warns of odd tags and of many pixels, which is no fault of the reader
 def test_decode_image__mutated() -> None:
     @EXAMPLES
-    @given(st.sampled_from(sorted(PICTURES)), mutations())
+    @given(st.sampled_from(sorted(IMAGES)), mutations())
     @example("PNG", [(0, 0, b"")])
     @example("GIF", [(6, 1, b"\xff\x7f\xff\x7f")])  # a screen of 32767 x 32767
     def run(name: str, changes: list[tuple[int, int, bytes]]) -> None:
         with suppress(ImageReadError):  # and no other
-            image = decode_image(mutate(PICTURES[name], changes), RECIPE)
+            image = decode_image(mutate(IMAGES[name], changes), RECIPE)
             assert image.dtype == np.uint8
             assert image.ndim == 3
             assert image.shape[2] == 3

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 from PIL import Image
 
-from tests.runtime.pictures import noise
+from tests.runtime.images import noise
 from tl.errors import ImageReadError
 from tl.runtime.imaging.decode import decode_scaled, upright
 from tl.runtime.imaging.geometry import (
@@ -74,7 +74,7 @@ def test_place__letterbox(image_hw: tuple[int, int], resized_hw: tuple[int, int]
     assert place(image_hw, recipe) == Placement((0, 0, *image_hw[::-1]), resized_hw, offset_xy, (224, 224))
 
 
-def test_placement__corners_of_a_halved_picture() -> None:
+def test_placement__corners_of_a_halved_image() -> None:
     # Halving 400 x 400: the centre of the first input pixel lies between image pixels 0 and 1.
     placement = place((400, 400), build_recipe((200, 200)))
     np.testing.assert_array_equal(placement.to_image(np.array([[0.0, 0.0], [199, 199]])), [[0.5, 0.5], [398.5, 398.5]])
@@ -121,13 +121,13 @@ def test_widen_and_clip_region__by_hand() -> None:
 
 
 @pytest.mark.parametrize("region", [(60, 0, 10, 10), (0, -20, 10, 20), (5, 5, 0.5, 10), (5, 5, -3, 10)])
-def test_clip_region__nothing_of_the_picture_is_an_error(region: tuple[float, float, float, float]) -> None:
-    with pytest.raises(ImageReadError, match="holds no pixel of the 60x100 picture"):
+def test_clip_region__nothing_of_the_image_is_an_error(region: tuple[float, float, float, float]) -> None:
+    with pytest.raises(ImageReadError, match="holds no pixel of the 60x100 image"):
         clip_region(region, (100, 60))
 
 
 @pytest.mark.parametrize("jpeg_scale", ["full", "2x"])
-def test_load_views__region_equals_the_cut_picture_but_for_its_rim(jpeg_scale: JpegScale) -> None:
+def test_load_views__region_equals_the_cut_image_but_for_its_rim(jpeg_scale: JpegScale) -> None:
     image = noise(60, 90)
     recipe = build_recipe((20, 30), jpeg_scale=jpeg_scale)
     (placed,) = load_views(image, [(recipe, (30, 10, 60, 40))])
@@ -139,7 +139,7 @@ def test_load_views__region_equals_the_cut_picture_but_for_its_rim(jpeg_scale: J
 
 
 def test_load_views__region_of_a_scaled_jpeg_shows_the_same_place(tmp_path: Path) -> None:
-    # A bright disc at (610, 390) of a large picture, seen through a region and a scaled decoding.
+    # A bright disc at (610, 390) of a large image, seen through a region and a scaled decoding.
     y, x = np.mgrid[:800, :1200]
     disc = np.where((x - 610) ** 2 + (y - 390) ** 2 < 30**2, 255, 0).astype(np.uint8)
     path = tmp_path / "disc.jpg"
@@ -197,7 +197,7 @@ def test_load_input__same_size_is_untouched(mode: ResizeMode) -> None:
     np.testing.assert_array_equal(load_input(noise(16, 16), build_recipe((16, 16), mode)), noise(16, 16))
 
 
-def test_load_input__letterbox_pads_around_the_picture() -> None:
+def test_load_input__letterbox_pads_around_the_image() -> None:
     recipe = build_recipe((8, 8), "letterbox", pad_rgb=(1, 2, 3))
     wide = load_input(np.full((4, 8, 3), 200, np.uint8), recipe)
     np.testing.assert_array_equal(wide[2:6], np.full((4, 8, 3), 200))
@@ -279,6 +279,6 @@ def test_turn_keypoints__follows_the_pixels(orientation: int) -> None:
 
 def test_turn_keypoints__by_hand_and_leaves_its_input_alone() -> None:
     points = np.array([[0.0, 0.0]])
-    # Orientation 6: turn right; the stored top-left corner becomes the top-right one of a 5 px wide picture.
+    # Orientation 6: turn right; the stored top-left corner becomes the top-right one of a 5 px wide image.
     np.testing.assert_array_equal(turn_keypoints(points, 6, (5, 7)), [[4, 0]])
     np.testing.assert_array_equal(points, [[0, 0]])

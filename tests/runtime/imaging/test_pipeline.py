@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 from PIL import Image
 
-from tests.runtime.pictures import blocks, encode, encode_turned, noise, zero_middle
+from tests.runtime.images import blocks, encode, encode_turned, noise, zero_middle
 from tl.errors import ImageReadError
 from tl.runtime.imaging.decode import decode_image, decode_scaled
 from tl.runtime.imaging.geometry import eighths, place
@@ -77,7 +77,7 @@ def test_decode_scaled__is_of_the_size_it_says(height: int, width: int, scale: i
 @pytest.mark.parametrize("corner", [(0.1, 0.1), (0.9, 0.9)])
 def test_load_input__scaled_decoding_moves_nothing(orientation: int, corner: tuple[float, float]) -> None:
     # An eighth of 1001 and 1203 is no whole number: 126 and 151 columns show 125.1 and 150.4. Taking them for the whole
-    # picture would move the spot by 0.4 pixels of the input.
+    # image would move the spot by 0.4 pixels of the input.
     height, width = 1001, 1203
     x, y = corner[0] * width, corner[1] * height
     recipe = build_recipe((60, 60))
@@ -87,7 +87,7 @@ def test_load_input__scaled_decoding_moves_nothing(orientation: int, corner: tup
     np.testing.assert_allclose(found, place((height, width), recipe).to_input(np.array([x, y])), atol=0.06)
 
 
-def test_load_input__scaled_decoding_hardly_changes_a_picture() -> None:
+def test_load_input__scaled_decoding_hardly_changes_a_image() -> None:
     smooth = Image.fromarray(noise(40, 50)).resize((2000, 1600), Image.Resampling.BICUBIC)
     data = encode(smooth, "JPEG", quality=90)
     scaled, full = (load_input(data, build_recipe((224, 224), jpeg_scale=s)) for s in ("2x", "full"))  # type: ignore[arg-type]

@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from tests.models import color_probabilities, make_contract, make_model
-from tests.runtime.pictures import encode, noise
+from tests.runtime.images import encode, noise
 from tl.errors import EnsembleError
 from tl.runtime import Caution
 from tl.runtime.imaging.geometry import Part
@@ -62,13 +62,13 @@ def test_load_inputs__flips_are_mirror_images_of_the_input(recipe: Recipe) -> No
 
 
 def test_load_inputs__crops_are_pillows() -> None:
-    """7/8 of 64x80 is 56x70; the crop is resized as a whole picture is, by another library's own box."""
+    """7/8 of 64x80 is 56x70; the crop is resized as a whole image is, by another library's own box."""
     recipe = build_recipe((16, 16))
     found = load_inputs(QUADRANTS, [recipe], build_views(("crops",)))[recipe]
-    picture = Image.fromarray(QUADRANTS)
+    image = Image.fromarray(QUADRANTS)
     boxes = [(5, 4, 75, 60), (0, 0, 70, 56), (10, 0, 80, 56), (0, 8, 70, 64), (10, 8, 80, 64)]
     for view, box in zip(found[1:], boxes, strict=True):
-        wanted = np.asarray(picture.resize((16, 16), Image.Resampling.BILINEAR, box=box))
+        wanted = np.asarray(image.resize((16, 16), Image.Resampling.BILINEAR, box=box))
         np.testing.assert_array_equal(view, wanted)
 
 

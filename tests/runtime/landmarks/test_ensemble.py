@@ -136,7 +136,7 @@ def test_predict__given_boxes(tmp_path: Path) -> None:
     np.testing.assert_allclose(found.keypoints_xy, points, atol=CLOSE)
     assert found.region_xywh == (97.5, 65.5, 45.0, 39.0)  # a quarter more on every side
     assert isinstance(stranger, Failure)
-    assert "has none for this picture" in stranger.error
+    assert "has none for this image" in stranger.error
 
 
 def test_predict__a_locator_finds_the_box(tmp_path: Path) -> None:

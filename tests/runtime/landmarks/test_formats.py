@@ -12,27 +12,27 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from tests.models import solid
-from tests.runtime.pictures import encode_turned
+from tests.runtime.images import encode_turned
 from tl.errors import DataError, ImageReadError
 from tl.runtime.landmarks import coco, deeplabcut, long_csv, tps, wide_csv
 from tl.runtime.landmarks.boxes import read_scales
-from tl.runtime.landmarks.files import lost_in, picture_finder, picture_sizes, read_landmarks, write_landmarks
-from tl.runtime.landmarks.sets import LandmarkSet, picture_landmarks
+from tl.runtime.landmarks.files import image_finder, image_sizes, lost_in, read_landmarks, write_landmarks
+from tl.runtime.landmarks.sets import LandmarkSet, image_landmarks
 
 NAN = math.nan
 
 
 def assert_same(found: LandmarkSet, wanted: LandmarkSet, atol: float = 0.0) -> None:
     assert found.keypoint_names == wanted.keypoint_names
-    assert [p.name for p in found.pictures] == [p.name for p in wanted.pictures]
-    for one, other in zip(found.pictures, wanted.pictures, strict=True):
+    assert [p.name for p in found.images] == [p.name for p in wanted.images]
+    for one, other in zip(found.images, wanted.images, strict=True):
         np.testing.assert_allclose(one.keypoints_xy, other.keypoints_xy, rtol=0, atol=atol)
 
 
 WINGS = LandmarkSet(
     ("tip", "hinge"),
     (
-        picture_landmarks(
+        image_landmarks(
             "a, b.jpg",
             [(1.5, 2.25), (30.125, 4)],
             [2, 1],
@@ -41,7 +41,7 @@ WINGS = LandmarkSet(
             split="train",
             group="w1",
         ),
-        picture_landmarks("b.jpg", [(NAN, NAN), (7.0, 8.0)], confidence=np.array([NAN, 0.75]), split="test"),
+        image_landmarks("b.jpg", [(NAN, NAN), (7.0, 8.0)], confidence=np.array([NAN, 0.75]), split="test"),
     ),
     (("tip", "hinge"),),
     (("hinge", "tip"),),
@@ -58,11 +58,11 @@ def test_wide_csv__by_hand() -> None:
     assert wide_csv.write(WINGS) == text
     found = wide_csv.read(text, "w.csv")
     assert_same(found, WINGS)
-    first, second = found.pictures
+    first, second = found.images
     assert first.box_xywh == (0.5, 1.0, 40.0, 20.0)
     assert (first.mm_per_px, first.split, first.group) == (0.0125, "train", "w1")
     assert second.box_xywh is second.mm_per_px is None
-    assert [p.visibility.tolist() for p in found.pictures] == [[2, 1], [0, 2]]
+    assert [p.visibility.tolist() for p in found.images] == [[2, 1], [0, 2]]
     assert second.confidence is not None
     np.testing.assert_equal(second.confidence, [NAN, 0.75])
 
@@ -70,7 +70,7 @@ def test_wide_csv__by_hand() -> None:
 def test_wide_csv__numbered_points_and_spaces() -> None:
     found = wide_csv.read("path,x0,y0,x1,y1\na.jpg, 1. ,2,,\n", "w.csv")
     assert found.keypoint_names == ("0", "1")
-    np.testing.assert_equal(found.pictures[0].keypoints_xy, [[1, 2], [NAN, NAN]])
+    np.testing.assert_equal(found.images[0].keypoints_xy, [[1, 2], [NAN, NAN]])
 
 
 @pytest.mark.parametrize(
@@ -116,7 +116,7 @@ COMMENT=anything
 
 def test_tps__by_hand() -> None:
     found = tps.read(TPS, "w.tps", {"C:/photos/a.jpg": 480, "b.jpg": 100}.__getitem__)
-    first, second = found.pictures
+    first, second = found.images
     np.testing.assert_equal(first.keypoints_xy, [[290, 372], [NAN, NAN], [NAN, NAN]])
     np.testing.assert_equal(second.keypoints_xy, [[1, 98], [3.5, 95.5], [5, 94]])
     assert (first.mm_per_px, second.mm_per_px) == (0.025, None)
@@ -131,7 +131,7 @@ def test_tps__writes_what_it_reads() -> None:
     ]
     found = tps.read(text, "w.tps", {"a, b.jpg": 100, "b.jpg": 50}.__getitem__)
     assert found.keypoint_names == ("0", "1")
-    for one, other in zip(found.pictures, WINGS.pictures, strict=True):
+    for one, other in zip(found.images, WINGS.images, strict=True):
         np.testing.assert_allclose(one.keypoints_xy, other.keypoints_xy, atol=1e-5)
 
 
@@ -167,8 +167,8 @@ def test_deeplabcut__by_hand() -> None:
     wanted = LandmarkSet(
         ("Hand", "Tongue"),
         (
-            picture_landmarks("labeled-data/v/1.png", [(1.5, 2.5), (NAN, NAN)]),
-            picture_landmarks("labeled-data/v/2.png", [(NAN, NAN), (3.25, 4)]),
+            image_landmarks("labeled-data/v/1.png", [(1.5, 2.5), (NAN, NAN)]),
+            image_landmarks("labeled-data/v/2.png", [(NAN, NAN), (3.25, 4)]),
         ),
     )
     assert_same(found, wanted)
@@ -177,10 +177,10 @@ def test_deeplabcut__by_hand() -> None:
 
 def test_deeplabcut__path_in_three_cells_and_likelihood() -> None:
     text = "scorer,,,m,m,m\nbodyparts,,,Hand,Hand,Hand\ncoords,,,x,y,likelihood\nlabeled-data,v,1.png,1,2,0.5\n"
-    (picture,) = deeplabcut.read(text, "c.csv").pictures
-    assert picture.name == "labeled-data/v/1.png"
-    assert picture.confidence is not None
-    assert picture.confidence.tolist() == [0.5]
+    (image,) = deeplabcut.read(text, "c.csv").images
+    assert image.name == "labeled-data/v/1.png"
+    assert image.confidence is not None
+    assert image.confidence.tolist() == [0.5]
 
 
 @pytest.mark.parametrize(
@@ -205,7 +205,7 @@ def test_coco__round_trip_keeps_everything() -> None:
     assert_same(found, WINGS)
     assert found.flip_pairs == WINGS.flip_pairs
     assert found.skeleton == WINGS.skeleton
-    for one, other in zip(found.pictures, WINGS.pictures, strict=True):
+    for one, other in zip(found.images, WINGS.images, strict=True):
         assert (one.box_xywh, one.mm_per_px, one.split, one.group) == (
             *(other.box_xywh, other.mm_per_px),
             *(other.split, other.group),
@@ -248,15 +248,15 @@ def test_coco__faults(text: str, message: str) -> None:
 
 def test_coco__images_without_points_are_counted() -> None:
     found = coco.read(changed(annotations=json.loads(changed())["annotations"][:1]), "c.json")
-    assert len(found.pictures) == 1
+    assert len(found.images) == 1
     assert found.remarks == ("1 images without points are left out",)
 
 
 def test_long_csv__round_trip_and_faults() -> None:
     found = long_csv.read(long_csv.write(WINGS), "l.csv")
     assert_same(found, WINGS)
-    assert [p.visibility.tolist() for p in found.pictures] == [[2, 1], [0, 2]]
-    assert found.pictures[0].confidence is None
+    assert [p.visibility.tolist() for p in found.images] == [[2, 1], [0, 2]]
+    assert found.images[0].confidence is None
     for row, message in (
         ("a,tip,1,\n", "row 2: expected finite x and y"),
         ("a,,1,2\n", "row 2: path and point"),
@@ -273,13 +273,13 @@ points = st.one_of(st.tuples(coordinates, coordinates), st.just((NAN, NAN)))
 
 @given(st.lists(st.lists(points, min_size=3, max_size=3), min_size=1, max_size=4))
 def test_formats__round_trip_of_any_points(rows: list[list[tuple[float, float]]]) -> None:
-    wanted = LandmarkSet(("0", "1", "2"), tuple(picture_landmarks(f"{i}.jpg", row) for i, row in enumerate(rows)))
+    wanted = LandmarkSet(("0", "1", "2"), tuple(image_landmarks(f"{i}.jpg", row) for i, row in enumerate(rows)))
     assert_same(wide_csv.read(wide_csv.write(wanted), ""), wanted, 1e-4)  # nine digits
     assert_same(long_csv.read(long_csv.write(wanted), ""), wanted, 1e-4)
     assert_same(deeplabcut.read(deeplabcut.write(wanted), ""), wanted)
     assert_same(coco.read(coco.write(wanted, lambda name: (480, 640)), ""), wanted)
     found = tps.read(tps.write(wanted, lambda name: 480), "", lambda name: 480)
-    for one, other in zip(found.pictures, wanted.pictures, strict=True):
+    for one, other in zip(found.images, wanted.images, strict=True):
         kept = ~((other.keypoints_xy[:, 0] == -1) & (other.keypoints_xy[:, 1] == 481))  # what TPS says of missing ones
         np.testing.assert_allclose(one.keypoints_xy[kept], other.keypoints_xy[kept], rtol=0, atol=1e-5)
 
@@ -299,10 +299,10 @@ def project(tmp_path: Path) -> Path:
     ("name", "kind"), [("o.tps", None), ("o.json", None), ("o.csv", "deeplabcut"), ("o.csv", "long")]
 )
 def test_write_landmarks__what_is_written_is_found_again(project: Path, name: str, kind: Any) -> None:
-    find = picture_finder(project / name)
-    write_landmarks(WINGS, project / name, kind, picture_sizes(find))
+    find = image_finder(project / name)
+    write_landmarks(WINGS, project / name, kind, image_sizes(find))
     found = read_landmarks(project / name)
-    for one, other in zip(found.pictures, WINGS.pictures, strict=True):
+    for one, other in zip(found.images, WINGS.images, strict=True):
         np.testing.assert_allclose(one.keypoints_xy, other.keypoints_xy, atol=1e-5)
     if name == "o.tps":  # the upright height of the lying photo is its stored width
         assert "1.50000 27.75000" in (project / name).read_text()
@@ -319,15 +319,15 @@ def test_lost_in__names_what_has_no_place() -> None:
     ]
 
 
-def test_picture_finder__looks_where_tools_put_pictures(tmp_path: Path) -> None:
+def test_image_finder__looks_where_tools_put_images(tmp_path: Path) -> None:
     wanted = tmp_path / "labeled-data" / "v" / "1.png"
     wanted.parent.mkdir(parents=True)
     wanted.touch()
-    find = picture_finder(wanted.parent / "CollectedData_me.csv")
+    find = image_finder(wanted.parent / "CollectedData_me.csv")
     assert find("labeled-data/v/1.png") == str(wanted)
-    assert picture_finder("x.tps", tmp_path / "labeled-data")("v/1.png") == str(wanted)
-    with pytest.raises(DataError, match=r"x\.tps: picture 2\.png is not in .*name its folder by --images"):
-        picture_finder(tmp_path / "x.tps")("2.png")
+    assert image_finder("x.tps", tmp_path / "labeled-data")("v/1.png") == str(wanted)
+    with pytest.raises(DataError, match=r"x\.tps: image 2\.png is not in .*name its folder by --images"):
+        image_finder(tmp_path / "x.tps")("2.png")
 
 
 def test_read_landmarks__faults(tmp_path: Path) -> None:
@@ -338,7 +338,7 @@ def test_read_landmarks__faults(tmp_path: Path) -> None:
         read_landmarks(tmp_path / "x.txt")
     with pytest.raises(DataError, match="cannot be read"):
         read_landmarks(tmp_path / "gone.csv")
-    with pytest.raises(ImageReadError, match=r"torn\.jpg: not a picture"):
+    with pytest.raises(ImageReadError, match=r"torn\.jpg: not an image"):
         read_landmarks(tmp_path / "w.tps")
 
 
@@ -346,14 +346,14 @@ def test_read_landmarks__published_files_agree(shared: Path) -> None:
     """The TPS files and the CSVs that were made of them by others."""
     for name, tps_file in (("flywing-landmarks", "tps-example.tps"), ("mollusk-landmarks", "landmarks.tps")):
         folder = shared / "data" / name
-        by_name = {Path(p.name).name: p for p in read_landmarks(folder / "landmarks.csv").pictures}
+        by_name = {Path(p.name).name: p for p in read_landmarks(folder / "landmarks.csv").images}
         found = read_landmarks(folder / tps_file)
-        assert len(found.pictures) == len(by_name)
-        for picture in found.pictures:
-            np.testing.assert_array_equal(picture.keypoints_xy, by_name[picture.name].keypoints_xy)
+        assert len(found.images) == len(by_name)
+        for image in found.images:
+            np.testing.assert_array_equal(image.keypoints_xy, by_name[image.name].keypoints_xy)
     reaching = read_landmarks(next((shared / "data" / "dlc-reaching").rglob("CollectedData*.csv")))
     assert reaching.keypoint_names == ("Hand", "Finger1", "Tongue", "Joystick1", "Joystick2")
-    assert sum(int((picture.visibility == 0).sum()) for picture in reaching.pictures) == 20
+    assert sum(int((image.visibility == 0).sum()) for image in reaching.images) == 20
 
 
 @pytest.mark.parametrize(
@@ -377,7 +377,7 @@ def test_read_scales__from_tps(tmp_path: Path) -> None:
     (tmp_path / "s.tps").write_text("LM=1\n1. 2.\nIMAGE=a.png\nSCALE=0.25\n", encoding="utf-8")
     assert read_scales(tmp_path / "s.tps") == {str(tmp_path / "a.png"): 0.25}
     (tmp_path / "s.tps").write_text("LM=1\n1. 2.\nIMAGE=a.png\n", encoding="utf-8")
-    with pytest.raises(DataError, match="no picture has a scale"):
+    with pytest.raises(DataError, match="no image has a scale"):
         read_scales(tmp_path / "s.tps")
 
 
@@ -396,13 +396,13 @@ def test_read_landmarks__from_stored(tmp_path: Path, orientation: int, kind: str
     with Image.open(tmp_path / "a.png") as stored:
         pixels = np.asarray(stored)
     (y,), (x,) = np.nonzero(pixels[..., 0])
-    seen = LandmarkSet(("0",), (picture_landmarks("a.png", [(x, y)], box_xywh=(x, y, 1, 1)),))
+    seen = LandmarkSet(("0",), (image_landmarks("a.png", [(x, y)], box_xywh=(x, y, 1, 1)),))
     text = wide_csv.write(seen) if kind == ".csv" else tps.write(seen, lambda name: len(pixels))
     (tmp_path / f"seen{kind}").write_text(text, encoding="utf-8")
     found = read_landmarks(tmp_path / f"seen{kind}", from_stored=True)
-    assert found.pictures[0].keypoints_xy.tolist() == [[7, 4]]
-    assert found.pictures[0].box_xywh == ((7, 4, 1, 1) if kind == ".csv" else None)
-    assert f"{int(orientation > 1)} of 1 pictures" in found.remarks[0]
+    assert found.images[0].keypoints_xy.tolist() == [[7, 4]]
+    assert found.images[0].box_xywh == ((7, 4, 1, 1) if kind == ".csv" else None)
+    assert f"{int(orientation > 1)} of 1 images" in found.remarks[0]
 
 
 @pytest.mark.parametrize(

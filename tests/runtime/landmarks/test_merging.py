@@ -7,7 +7,7 @@ import pytest
 
 from tl.runtime.landmarks.ensemble import merge_points
 
-# One picture, three members, two points.
+# One image, three members, two points.
 MEMBERS = np.array([[[[0.0, 0.0], [10, 10]], [[3, 0], [10, 10]], [[30, 6], [10, 40]]]])
 
 

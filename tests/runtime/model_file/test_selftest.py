@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tests.models import color_probabilities, make_contract, make_model, solid
-from tests.runtime.pictures import encode, noise, png
+from tests.runtime.images import encode, noise, png
 from tl.errors import DeviceError, ModelFileError, ParityError
 from tl.runtime.model_file.contract import Golden, GoldenSample
 from tl.runtime.model_file.selftest import encode_golden_png, golden_image, run_selftest
@@ -105,7 +105,7 @@ def test_golden_image__round_trip() -> None:
     ],
     ids=["size", "grey", "bmp", "truncated", "empty", "bomb"],
 )
-def test_golden_image__other_pictures_are_refused(data: bytes) -> None:
+def test_golden_image__other_images_are_refused(data: bytes) -> None:
     with pytest.raises(ModelFileError, match="x: a golden sample is damaged"):
         golden_image(sample(data), CONTRACT, "x")
 

@@ -30,7 +30,7 @@ def predictor(model: Path) -> Iterator[Predictor]:
 
 
 @pytest.fixture
-def pictures(tmp_path: Path) -> list[str]:
+def images(tmp_path: Path) -> list[str]:
     """a.png to e.png, of which d cannot be read."""
     paths = [tmp_path / f"{name}.png" for name in COLORS]
     for path, color in zip(paths, COLORS.values(), strict=True):
@@ -48,47 +48,47 @@ class StopHereError(Exception):
     """Stands for whatever stops a program."""
 
 
-def run(predictor: Predictor, pictures: list[str], output: Path, *, stop_at: int = 0, **options: Any) -> Tally:
+def run(predictor: Predictor, images: list[str], output: Path, *, stop_at: int = 0, **options: Any) -> Tally:
     tally = Tally()
 
     def advance(tally: Tally) -> None:
         if tally.done == stop_at:
             raise StopHereError
 
-    run_job(predictor, pictures, output, tally, advance=advance, **options)
+    run_job(predictor, images, output, tally, advance=advance, **options)
     return tally
 
 
 @pytest.mark.parametrize("suffix", [".csv", ".jsonl"])
 @pytest.mark.parametrize("stop_at", [1, 3, 5])
 def test_run_job__stopped_and_resumed_is_as_never_stopped(
-    predictor: Predictor, pictures: list[str], tmp_path: Path, suffix: str, stop_at: int
+    predictor: Predictor, images: list[str], tmp_path: Path, suffix: str, stop_at: int
 ) -> None:
     whole, out = tmp_path / f"whole{suffix}", tmp_path / f"out{suffix}"
-    assert run(predictor, pictures, whole) == Tally(done=5, kept=0, failed=1)
+    assert run(predictor, images, whole) == Tally(done=5, kept=0, failed=1)
     with pytest.raises(StopHereError):
-        run(predictor, pictures, out, stop_at=stop_at)
+        run(predictor, images, out, stop_at=stop_at)
     assert not out.exists()
-    assert run(predictor, pictures, out, resume=True) == Tally(done=5, kept=stop_at, failed=1)
+    assert run(predictor, images, out, resume=True) == Tally(done=5, kept=stop_at, failed=1)
     assert out.read_bytes() == whole.read_bytes()
     assert not partial_path(out).exists()
 
 
-def test_run_job__what_is_new_is_added_in_its_place(predictor: Predictor, pictures: list[str], tmp_path: Path) -> None:
-    run(predictor, pictures[1:3], tmp_path / "out.csv")
-    assert run(predictor, pictures, tmp_path / "out.csv", resume=True).kept == 2
-    assert [row["path"] for row in read_rows(tmp_path / "out.csv")] == pictures
+def test_run_job__what_is_new_is_added_in_its_place(predictor: Predictor, images: list[str], tmp_path: Path) -> None:
+    run(predictor, images[1:3], tmp_path / "out.csv")
+    assert run(predictor, images, tmp_path / "out.csv", resume=True).kept == 2
+    assert [row["path"] for row in read_rows(tmp_path / "out.csv")] == images
 
 
-def test_run_job__a_changed_picture_is_done_again(predictor: Predictor, pictures: list[str], tmp_path: Path) -> None:
-    run(predictor, pictures[:3], tmp_path / "out.jsonl")
-    Image.fromarray(solid(COLORS["c"])).save(pictures[0])
-    tally = run(predictor, pictures[:3], tmp_path / "out.jsonl", resume=True)
+def test_run_job__a_changed_image_is_done_again(predictor: Predictor, images: list[str], tmp_path: Path) -> None:
+    run(predictor, images[:3], tmp_path / "out.jsonl")
+    Image.fromarray(solid(COLORS["c"])).save(images[0])
+    tally = run(predictor, images[:3], tmp_path / "out.jsonl", resume=True)
     labels = [json.loads(line)["label"] for line in (tmp_path / "out.jsonl").read_text().splitlines()]
     assert (tally.kept, labels) == (2, ["blue", "green", "blue"])
 
 
-def test_run_job__another_model_or_vote_begins_anew(model: Path, pictures: list[str], tmp_path: Path) -> None:
+def test_run_job__another_model_or_vote_begins_anew(model: Path, images: list[str], tmp_path: Path) -> None:
     out = tmp_path / "out.csv"
     other = make_model(tmp_path / "other.onnx", gain=0.01)
     kept = []
@@ -102,60 +102,56 @@ def test_run_job__another_model_or_vote_begins_anew(model: Path, pictures: list[
         ([model, other], {"vote": "max", "weights": [2, 1]}),
     ):
         with load(models, device="cpu", **options) as predictor:  # type: ignore[arg-type]
-            kept.append(run(predictor, pictures[:3], out, resume=True).kept)
+            kept.append(run(predictor, images[:3], out, resume=True).kept)
     assert kept == [0, 0, 3, 0, 0, 0, 3]
 
 
-def test_run_job__the_same_picture_twice_has_two_rows(
-    predictor: Predictor, pictures: list[str], tmp_path: Path
-) -> None:
-    twice = [pictures[0], pictures[1], pictures[0]]
+def test_run_job__the_same_image_twice_has_two_rows(predictor: Predictor, images: list[str], tmp_path: Path) -> None:
+    twice = [images[0], images[1], images[0]]
     run(predictor, twice, tmp_path / "out.csv")
     assert run(predictor, twice, tmp_path / "out.csv", resume=True) == Tally(done=3, kept=3, failed=0)
     assert len((tmp_path / "out.csv").read_text().splitlines()) == 4
 
 
-def test_run_job__failures_are_kept_or_tried_again(predictor: Predictor, pictures: list[str], tmp_path: Path) -> None:
+def test_run_job__failures_are_kept_or_tried_again(predictor: Predictor, images: list[str], tmp_path: Path) -> None:
     out = tmp_path / "out.csv"
-    pictures.append(str(tmp_path / "gone.png"))
-    assert run(predictor, pictures, out) == Tally(done=6, kept=0, failed=2)
-    assert run(predictor, pictures, out, resume=True) == Tally(done=6, kept=5, failed=2)  # gone.png might be back
-    assert run(predictor, pictures, out, resume=True, retry_failed=True) == Tally(done=6, kept=4, failed=2)
+    images.append(str(tmp_path / "gone.png"))
+    assert run(predictor, images, out) == Tally(done=6, kept=0, failed=2)
+    assert run(predictor, images, out, resume=True) == Tally(done=6, kept=5, failed=2)  # gone.png might be back
+    assert run(predictor, images, out, resume=True, retry_failed=True) == Tally(done=6, kept=4, failed=2)
     Image.fromarray(solid(COLORS["d"])).save(tmp_path / "gone.png")
-    assert run(predictor, pictures, out, resume=True) == Tally(done=6, kept=5, failed=1)
+    assert run(predictor, images, out, resume=True) == Tally(done=6, kept=5, failed=1)
 
 
-def test_run_job__fail_fast_stops_and_can_go_on(predictor: Predictor, pictures: list[str], tmp_path: Path) -> None:
+def test_run_job__fail_fast_stops_and_can_go_on(predictor: Predictor, images: list[str], tmp_path: Path) -> None:
     out = tmp_path / "out.csv"
-    with pytest.raises(ImageReadError, match=r"d\.png: not a picture"):
-        run(predictor, pictures, out, fail_fast=True)
-    with pytest.raises(ImageReadError, match=r"d\.png: not a picture"):
-        run(predictor, pictures, out, fail_fast=True, resume=True)
-    assert run(predictor, pictures, out, resume=True) == Tally(done=5, kept=4, failed=1)
+    with pytest.raises(ImageReadError, match=r"d\.png: not an image"):
+        run(predictor, images, out, fail_fast=True)
+    with pytest.raises(ImageReadError, match=r"d\.png: not an image"):
+        run(predictor, images, out, fail_fast=True, resume=True)
+    assert run(predictor, images, out, resume=True) == Tally(done=5, kept=4, failed=1)
     with pytest.raises(ImageReadError, match=r"d\.png"):
-        run_job(predictor, pictures, None, Tally(), fail_fast=True)
+        run_job(predictor, images, None, Tally(), fail_fast=True)
 
 
 def test_run_job__does_not_write_over_an_interrupted_one(
-    predictor: Predictor, pictures: list[str], tmp_path: Path
+    predictor: Predictor, images: list[str], tmp_path: Path
 ) -> None:
     with pytest.raises(StopHereError):
-        run(predictor, pictures, tmp_path / "out.csv", stop_at=2)
+        run(predictor, images, tmp_path / "out.csv", stop_at=2)
     before = ledger_path(tmp_path / "out.csv").read_bytes()
     with pytest.raises(OutputError, match="go on with it by --resume, or delete it"):
-        run(predictor, pictures, tmp_path / "out.csv")
+        run(predictor, images, tmp_path / "out.csv")
     assert ledger_path(tmp_path / "out.csv").read_bytes() == before
     partial_path(tmp_path / "out.csv").unlink()
-    assert run(predictor, pictures, tmp_path / "out.csv").kept == 0
+    assert run(predictor, images, tmp_path / "out.csv").kept == 0
 
 
-def test_run_job__files_that_vanish_meanwhile_are_rows(
-    predictor: Predictor, pictures: list[str], tmp_path: Path
-) -> None:
+def test_run_job__files_that_vanish_meanwhile_are_rows(predictor: Predictor, images: list[str], tmp_path: Path) -> None:
     def vanishing() -> Iterator[str]:
-        yield pictures[0]
-        Path(pictures[1]).unlink()
-        yield from pictures[1:3]
+        yield images[0]
+        Path(images[1]).unlink()
+        yield from images[1:3]
 
     tally = Tally()
     run_job(predictor, vanishing(), tmp_path / "out.csv", tally)
@@ -164,21 +160,21 @@ def test_run_job__files_that_vanish_meanwhile_are_rows(
     assert [row["error"] for row in rows] == ["", "No such file or directory", ""]
 
 
-def test_run_job__parquet_from_the_finished_lines(model: Path, pictures: list[str], tmp_path: Path) -> None:
+def test_run_job__parquet_from_the_finished_lines(model: Path, images: list[str], tmp_path: Path) -> None:
     parquet = pytest.importorskip("pyarrow.parquet", reason="pyarrow is not installed")
     strange = tmp_path / "b\n\udce9.png"
-    strange.write_bytes(Path(pictures[1]).read_bytes())
+    strange.write_bytes(Path(images[1]).read_bytes())
     other = make_model(tmp_path / "other.onnx", gain=0.01)
     with load([model, other], device="cpu") as predictor:
-        run(predictor, [*pictures, str(strange)], tmp_path / "out.parquet")
-        run(predictor, [*pictures, str(strange)], tmp_path / "out.csv")
+        run(predictor, [*images, str(strange)], tmp_path / "out.parquet")
+        run(predictor, [*images, str(strange)], tmp_path / "out.csv")
     table = parquet.read_table(tmp_path / "out.parquet").to_pylist()
     rows = read_rows(tmp_path / "out.csv")
     assert [list(row) for row in table] == [list(row) for row in rows]
-    assert [row["path"] for row in table] == [*pictures, f"{tmp_path}/b\n\\xe9.png"]
+    assert [row["path"] for row in table] == [*images, f"{tmp_path}/b\n\\xe9.png"]
     assert [row["vote:other"] for row in table] == ["red", "green", "blue", None, "green", "green"]
     assert [row["error"] or "" for row in table] == [row["error"] for row in rows]
     assert table[0]["p:red"] == pytest.approx(float(rows[0]["p:red"]), rel=1e-5)  # CSV has the digits of a float32
     assert not partial_path(tmp_path / "out.parquet").exists()
     with load([model, other], device="cpu") as predictor:
-        assert run(predictor, pictures, tmp_path / "out.parquet", resume=True).kept == 5
+        assert run(predictor, images, tmp_path / "out.parquet", resume=True).kept == 5

@@ -47,7 +47,7 @@ def test_open_ledger__failures_are_tried_again_on_request(tmp_path: Path) -> Non
     assert kept(tmp_path / "out.csv", retry_failed=True) == [A, B, None, None]
 
 
-def test_open_ledger__the_last_line_of_a_picture_counts(tmp_path: Path) -> None:
+def test_open_ledger__the_last_line_of_a_image_counts(tmp_path: Path) -> None:
     fill(tmp_path / "out.csv")
     with open_ledger(tmp_path / "out.csv", "models", resume=True, retry_failed=True) as ledger:
         ledger.add("c.png", SHA, "c.png,green\n", failed=False)

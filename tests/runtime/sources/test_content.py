@@ -12,7 +12,7 @@ from tl.errors import ImageReadError
 from tl.runtime.sources import content
 from tl.runtime.sources.content import hash_file, read_content
 
-DATA = b"some picture"
+DATA = b"some image"
 DIGEST = hashlib.sha256(DATA).hexdigest()
 
 

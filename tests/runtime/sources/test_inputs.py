@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from tests.models import make_model, solid
-from tests.runtime.pictures import encode
+from tests.runtime.images import encode
 from tests.runtime.sources.test_archives import make_tar, make_zip
 from tl.errors import DataError, ImageReadError
 from tl.runtime import Classification, Failure, load
@@ -43,11 +43,11 @@ def test_find_inputs__counts_what_is_passed_over(tmp_path: Path) -> None:
     (tmp_path / "d" / ".hidden.png").touch()
     found = find_inputs([make_zip(tmp_path / "z.zip", content), tmp_path / "d"])
     assert len(found) == 1
-    assert found.passed_over == "3 hidden, 1 files that are no pictures by their names"
+    assert found.passed_over == "3 hidden, 1 files that are no images by their names"
     assert find_inputs([]).passed_over == ""
 
 
-def test_find_inputs__an_archive_in_a_folder_is_no_picture(tmp_path: Path) -> None:
+def test_find_inputs__an_archive_in_a_folder_is_no_image(tmp_path: Path) -> None:
     make_zip(tmp_path / "z.zip", {"a.png": RED})
     assert len(find_inputs([tmp_path])) == 0
     assert names(find_inputs([f"{tmp_path}/*.zip"])) == [f"{tmp_path}/z.zip/a.png"]  # but one that a pattern names is
@@ -83,7 +83,7 @@ def test_unreadable_file__tells_whoever_reads() -> None:
             act(UnreadableFile("a", "torn"))
 
 
-def test_predictor__pictures_from_archives(tmp_path: Path) -> None:
+def test_predictor__images_from_archives(tmp_path: Path) -> None:
     archive = make_zip(tmp_path / "z.zip", {"r.png": RED, "torn.png": RED, "b.png": BLUE}, zipfile.ZIP_STORED)
     content = archive.read_bytes()
     second = content.index(RED, content.index(RED) + 1)

@@ -26,7 +26,7 @@ from tl.trainer.run_folder.run import Run
 from tl.trainer.task import Task, prepare_task
 
 SIZE = (32, 32)
-MANY = 400  # pictures that are worth a graph
+MANY = 400  # images that are worth a graph
 # Relative to the largest feature: a few hundred float32 products and sums of each entry, in another order.
 ROUNDING = 1e-5
 
@@ -73,7 +73,7 @@ def graph(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.mark.slow
 def test_build_embedder__onnxruntime_gives_torch_s_features(graph: Path, cpu: Machine) -> None:
     network, listener = make_network(), Listener()
-    embed = build_embedder(network, SIZE, 1, graph, cpu, listener)  # the graph is there, so one picture is enough
+    embed = build_embedder(network, SIZE, 1, graph, cpu, listener)  # the graph is there, so one image is enough
     assert "onnxruntime" in embed.__name__
     assert (listener.tasks, listener.lines) == ([], [])
     images = make_images(33)
@@ -84,7 +84,7 @@ def test_build_embedder__onnxruntime_gives_torch_s_features(graph: Path, cpu: Ma
 
 
 @pytest.mark.slow
-def test_build_embedder__a_batch_is_its_pictures_one_by_one(graph: Path, cpu: Machine) -> None:
+def test_build_embedder__a_batch_is_its_images_one_by_one(graph: Path, cpu: Machine) -> None:
     embed = build_embedder(make_network(), SIZE, 1, graph, cpu, Silent())
     images = make_images(5, seed=1)
     one_by_one = np.concatenate([embed(images[i : i + 1]) for i in range(5)])
@@ -106,7 +106,7 @@ def test_build_embedder__a_graph_of_other_weights_is_noticed(graph: Path, cpu: M
 
 
 @pytest.mark.parametrize("pooling", ["gap", "flatten"])
-def test_build_embedder__few_pictures_go_through_torch_at_once(tmp_path: Path, cpu: Machine, pooling: str) -> None:
+def test_build_embedder__few_images_go_through_torch_at_once(tmp_path: Path, cpu: Machine, pooling: str) -> None:
     network, listener = make_network(pooling=pooling), Listener()
     network.train()  # an embedder must not update batch-norm statistics
     embed = build_embedder(network, SIZE, MANY - 1, tmp_path / "g" / "trunk.onnx", cpu, listener)
@@ -219,7 +219,7 @@ def make_task(photos: Path, run: Run, **changes: Any) -> Task:
 
 
 def input_images(task: Task) -> NDArray[np.uint8]:
-    return np.stack([task.store.input(i) for i in range(len(task.store.pictures))])
+    return np.stack([task.store.input(i) for i in range(len(task.store.images))])
 
 
 @pytest.fixture

@@ -16,46 +16,46 @@ from tests.trainer.make import forbid_decoding, make_png
 from tl.errors import DataError
 from tl.progress import Silent
 from tl.runtime.imaging.pipeline import load_input
-from tl.trainer.features.run_embeddings import embed_pictures, find_neighbours
+from tl.trainer.features.run_embeddings import embed_images, find_neighbours
 from tl.trainer.models.build import load_network
 from tl.trainer.models.network import Deployed
 from tl.trainer.run_folder.run import Run
 
 
 @pytest.mark.usefixtures("fresh_cache")
-def test_embed_pictures__what_the_model_file_gives_and_only_once(
+def test_embed_images__what_the_model_file_gives_and_only_once(
     finished_run: Run, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     network, card, _ = load_network(finished_run)
-    pictures = finished_run.pictures("val")
-    found = embed_pictures(finished_run, network, card.recipe, pictures, Silent())
-    images = np.stack([load_input(picture.path, card.recipe) for picture in pictures])
+    labeled = finished_run.images("val")
+    found = embed_images(finished_run, network, card.recipe, labeled, Silent())
+    images = np.stack([load_input(image.path, card.recipe) for image in labeled])
     with torch.no_grad():
         wanted = Deployed(network, 1.0)(torch.from_numpy(images))[1].numpy()
-    assert found.pictures == tuple(pictures)
+    assert found.images == tuple(labeled)
     # Sums in another order.
     np.testing.assert_allclose(found.embeddings, wanted, rtol=1e-4, atol=1e-5)
     forbid_decoding(monkeypatch)
-    again = embed_pictures(finished_run, network, card.recipe, pictures, Silent())
+    again = embed_images(finished_run, network, card.recipe, labeled, Silent())
     assert np.array_equal(again.embeddings, found.embeddings)
 
 
 @pytest.mark.usefixtures("fresh_cache")
 def test_find_neighbours__of_the_same_colour(finished_run: Run, tmp_path: Path) -> None:
     red = make_png(tmp_path / "new.png", solid((210, 30, 20), 40, 40))
-    own = finished_run.picture_paths("train")[0]
+    own = finished_run.image_paths("train")[0]
     new, known = find_neighbours(finished_run, [str(red), own], 3, Silent())
-    assert [neighbour.picture.label for neighbour in new] == ["red"] * 3
-    assert own not in [neighbour.picture.path for neighbour in known]
+    assert [neighbour.image.label for neighbour in new] == ["red"] * 3
+    assert own not in [neighbour.image.path for neighbour in known]
     likeness = [neighbour.likeness for neighbour in new]
     assert likeness == sorted(likeness, reverse=True)
     assert max(likeness) <= 1 + 1e-6
 
 
 def test_find_neighbours__nothing_to_compare_with(finished_run: Run, tmp_path: Path) -> None:
-    shutil.copytree(finished_run.folder, tmp_path / "deep" / "moved")  # so that no path leads to a picture
+    shutil.copytree(finished_run.folder, tmp_path / "deep" / "moved")  # so that no path leads to an image
     red = make_png(tmp_path / "new.png", solid((210, 30, 20), 40, 40))
-    with pytest.raises(DataError, match="its training pictures are gone"):
+    with pytest.raises(DataError, match="its training images are gone"):
         find_neighbours(Run(tmp_path / "deep" / "moved"), [str(red)], 3, Silent())
 
 

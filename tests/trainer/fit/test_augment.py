@@ -56,7 +56,7 @@ def test_build_augment__gives_the_input_size(recipe: Recipe, name: str) -> None:
 
 
 @pytest.mark.parametrize("name", RANDOM_PRESETS)
-def test_build_augment__depends_on_picture_and_seed_alone(recipe: Recipe, name: str) -> None:
+def test_build_augment__depends_on_image_and_seed_alone(recipe: Recipe, name: str) -> None:
     first, second = build(name, recipe), build(name, recipe)
     wanted = {seed: first(working(), seed) for seed in range(8)}
     second(working(7), 99)
@@ -66,33 +66,33 @@ def test_build_augment__depends_on_picture_and_seed_alone(recipe: Recipe, name: 
 
 
 @pytest.mark.parametrize("name", RANDOM_PRESETS)
-def test_build_augment__other_seeds_other_pictures(recipe: Recipe, name: str) -> None:
+def test_build_augment__other_seeds_other_images(recipe: Recipe, name: str) -> None:
     augment = build(name, recipe)
     distinct = {augment(working(), seed).tobytes() for seed in range(16)}
     assert len(distinct) >= (2 if name == "flip" else 12)  # flip has two outcomes; light does nothing at times
 
 
 @pytest.mark.parametrize("name", RANDOM_PRESETS)
-def test_build_augment__leaves_the_picture_and_global_randomness_alone(recipe: Recipe, name: str) -> None:
-    picture = working()
-    before = picture.copy()
-    picture.flags.writeable = False  # as kept pictures are
+def test_build_augment__leaves_the_image_and_global_randomness_alone(recipe: Recipe, name: str) -> None:
+    image = working()
+    before = image.copy()
+    image.flags.writeable = False  # as kept images are
     state = np.random.get_state()[1].copy()
     for seed in range(10):
-        build(name, recipe)(picture, seed)
-    np.testing.assert_array_equal(picture, before)
+        build(name, recipe)(image, seed)
+    np.testing.assert_array_equal(image, before)
     np.testing.assert_array_equal(np.random.get_state()[1], state)
 
 
-def test_build_augment__flip_is_the_picture_or_its_mirror(recipe: Recipe) -> None:
+def test_build_augment__flip_is_the_image_or_its_mirror(recipe: Recipe) -> None:
     exact = build_recipe((HEIGHT, WIDTH))
-    picture = make_noise(3, hw=(HEIGHT, WIDTH))
-    outcomes = {build("flip", exact)(picture, seed).tobytes() for seed in range(16)}
-    assert outcomes == {picture.tobytes(), np.ascontiguousarray(picture[:, ::-1]).tobytes()}
+    image = make_noise(3, hw=(HEIGHT, WIDTH))
+    outcomes = {build("flip", exact)(image, seed).tobytes() for seed in range(16)}
+    assert outcomes == {image.tobytes(), np.ascontiguousarray(image[:, ::-1]).tobytes()}
 
 
 def test_build_augment__colours_stay_about_what_they_are(recipe: Recipe) -> None:
-    # A red picture stays mostly red under the standard preset: hue moves by 2% at most.
+    # A red image stays mostly red under the standard preset: hue moves by 2% at most.
     red = make_noise(1, (200, 40, 40), (36, 60))
     for seed in range(10):
         mean = build("standard", recipe)(red, seed).reshape(-1, 3).mean(axis=0)
@@ -112,8 +112,8 @@ def test_build_augment__saved_pipeline(tmp_path: Path, recipe: Recipe, data_form
 
 def test_build_augment__saved_single_transform(tmp_path: Path) -> None:
     path = save_pipeline(tmp_path / "p.json", lambda a: a.HorizontalFlip(p=1))
-    picture = make_noise(3, hw=(HEIGHT, WIDTH))
-    np.testing.assert_array_equal(build(path, build_recipe((HEIGHT, WIDTH)))(picture, 0), picture[:, ::-1])
+    image = make_noise(3, hw=(HEIGHT, WIDTH))
+    np.testing.assert_array_equal(build(path, build_recipe((HEIGHT, WIDTH)))(image, 0), image[:, ::-1])
 
 
 def test_build_augment__changes_by_name(tmp_path: Path, recipe: Recipe) -> None:
@@ -122,11 +122,11 @@ def test_build_augment__changes_by_name(tmp_path: Path, recipe: Recipe) -> None:
         tmp_path / "a.json",
         lambda a: a.Compose([a.HorizontalFlip(p=0.5), a.Affine(rotate=(-10, 10), p=1)]),
     )
-    picture = make_noise(0, hw=(HEIGHT, WIDTH))
+    image = make_noise(0, hw=(HEIGHT, WIDTH))
     by_name, by_file = build("HorizontalFlip(p=0.5) + Affine(rotate=(-10, 10), p=1)", recipe), build(saved, recipe)
     for seed in range(8):
-        np.testing.assert_array_equal(by_name(picture, seed), by_file(picture, seed))
-    assert build("InvertImg(p=1)", recipe)(picture, 0).tolist() == (255 - picture).tolist()
+        np.testing.assert_array_equal(by_name(image, seed), by_file(image, seed))
+    assert build("InvertImg(p=1)", recipe)(image, 0).tolist() == (255 - image).tolist()
 
 
 @pytest.mark.parametrize(

@@ -13,13 +13,13 @@ import torch
 
 from tests.trainer.make import make_png
 from tl.data import Cache
-from tl.data.images import PictureStore, load_pictures
-from tl.data.manifests import Picture
+from tl.data.images import ImageStore, load_images
+from tl.data.manifests import LabeledImage
 from tl.errors import ImageReadError
 from tl.progress import Silent
 from tl.runtime.imaging.preprocessing import Recipe, build_recipe
 from tl.trainer.fit.augment import Augment, build_augment
-from tl.trainer.fit.batches import EpochOrder, LabelledItems, PictureBatches, TensorBatches, iter_inputs
+from tl.trainer.fit.batches import EpochOrder, ImageBatches, LabelledItems, TensorBatches, iter_inputs
 from tl.trainer.fit.distributed import Ranks
 from tl.trainer.fit.steps import Batch
 
@@ -34,44 +34,44 @@ def recipe() -> Recipe:
 
 
 @pytest.fixture
-def store(tmp_path: Path, recipe: Recipe) -> PictureStore:
-    """Ten pictures of one grey each: picture i has the value 20 i everywhere, and class id i."""
-    pictures = []
+def store(tmp_path: Path, recipe: Recipe) -> ImageStore:
+    """Ten images of one grey each: image i has the value 20 i everywhere, and class id i."""
+    images = []
     for i, split in enumerate(SPLITS):
         path = make_png(tmp_path / f"{i}.png", np.full((SIDE, SIDE, 3), 20 * i, np.uint8))
-        pictures.append(Picture(str(path), path.name, str(i), split))
-    return load_pictures(pictures, recipe, "ram", Silent())[0]
+        images.append(LabeledImage(str(path), path.name, str(i), split))
+    return load_images(images, recipe, "ram", Silent())[0]
 
 
 def batches_of(
-    store: PictureStore, augment: Augment | None = None, *, workers: int = 0, seed: int = 0, size: int = 4, **more: Any
-) -> PictureBatches:
+    store: ImageStore, augment: Augment | None = None, *, workers: int = 0, seed: int = 0, size: int = 4, **more: Any
+) -> ImageBatches:
     items = LabelledItems(store, range(10), augment, seed)
-    return PictureBatches(
+    return ImageBatches(
         items, store.indices("train"), batch_size=size, seed=seed, workers=workers, pin_memory=False, **more
     )
 
 
-def collected(batches: PictureBatches, epochs: int = 2) -> Iterator[Batch]:
+def collected(batches: ImageBatches, epochs: int = 2) -> Iterator[Batch]:
     for epoch in range(1, epochs + 1):
         yield from batches.epoch(epoch)
 
 
 @pytest.mark.parametrize("preset", ["none", "flip", "light"])
 @pytest.mark.parametrize("workers", [0, 2])
-def test_picture_batches__labels_reach_the_right_pictures(store: PictureStore, preset: str, workers: int) -> None:
-    # A regression: class ids were once indexed by the place in the split instead of the picture.
+def test_image_batches__labels_reach_the_right_images(store: ImageStore, preset: str, workers: int) -> None:
+    # A regression: class ids were once indexed by the place in the split instead of the image.
     augment = build_augment(preset, store.recipe)
     seen = []
     for images, class_ids, _ in batches_of(store, augment, workers=workers).epoch(1):
-        # Neither a flip nor an affine change with reflected borders alters a picture of one value.
+        # Neither a flip nor an affine change with reflected borders alters an image of one value.
         greys = images.flatten(1).float().mean(dim=1)
         assert (greys / 20).round().long().tolist() == class_ids.tolist()
         seen += class_ids.tolist()
     assert sorted(seen) == [i for i, split in enumerate(SPLITS) if split == "train"]
 
 
-def test_picture_batches__form(store: PictureStore) -> None:
+def test_image_batches__form(store: ImageStore) -> None:
     batches = batches_of(store)
     assert (batches.count, len(batches)) == (6, 2)
     sizes = []
@@ -83,13 +83,13 @@ def test_picture_batches__form(store: PictureStore) -> None:
     assert sizes == [(4, 4), (2, 2)]
 
 
-def test_picture_batches__none_is_what_validation_sees(store: PictureStore) -> None:
+def test_image_batches__none_is_what_validation_sees(store: ImageStore) -> None:
     for images, class_ids, _ in batches_of(store).epoch(1):
         for image, class_id in zip(images, class_ids.tolist(), strict=True):
             np.testing.assert_array_equal(image.numpy(), store.input(class_id))
 
 
-def test_picture_batches__workers_change_nothing(store: PictureStore) -> None:
+def test_image_batches__workers_change_nothing(store: ImageStore) -> None:
     augment = build_augment("strong", store.recipe)
     alone = list(collected(batches_of(store, augment, workers=0)))
     together = list(collected(batches_of(store, augment, workers=2)))
@@ -100,11 +100,11 @@ def test_picture_batches__workers_change_nothing(store: PictureStore) -> None:
 
 @pytest.mark.parametrize("workers", [0, 2])
 @pytest.mark.parametrize("cache", ["none", "disk"])
-def test_picture_batches__kept_anywhere_the_same_pixels(
-    store: PictureStore, cache: Cache, workers: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+def test_image_batches__kept_anywhere_the_same_pixels(
+    store: ImageStore, cache: Cache, workers: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("TL_CACHE_DIR", str(tmp_path / "cache"))
-    elsewhere, _ = load_pictures(store.pictures, store.recipe, cache, Silent())
+    elsewhere, _ = load_images(store.images, store.recipe, cache, Silent())
     assert elsewhere.kept == {}
     augment = build_augment("strong", store.recipe)
     wanted, found = (list(collected(batches_of(s, augment, workers=workers))) for s in (store, elsewhere))
@@ -113,31 +113,31 @@ def test_picture_batches__kept_anywhere_the_same_pixels(
         assert torch.equal(ids, other_ids)
 
 
-def test_picture_batches__augmentation_differs_by_epoch_and_seed(tmp_path: Path, store: PictureStore) -> None:
+def test_image_batches__augmentation_differs_by_epoch_and_seed(tmp_path: Path, store: ImageStore) -> None:
     make_png(tmp_path / "n.png", np.random.default_rng(0).integers(0, 255, (SIDE, SIDE, 3)).astype(np.uint8))
-    noisy, _ = load_pictures([Picture(str(tmp_path / "n.png"), "n", "a", "train")], store.recipe, "ram", Silent())
+    noisy, _ = load_images([LabeledImage(str(tmp_path / "n.png"), "n", "a", "train")], store.recipe, "ram", Silent())
     augment = build_augment("strong", store.recipe)
 
-    def picture(seed: int, epoch: int) -> bytes:
+    def image(seed: int, epoch: int) -> bytes:
         items = LabelledItems(noisy, [0], augment, seed)
-        batches = PictureBatches(items, [0], batch_size=1, seed=seed, workers=0, pin_memory=False)
+        batches = ImageBatches(items, [0], batch_size=1, seed=seed, workers=0, pin_memory=False)
         ((images, _, _),) = batches.epoch(epoch)
         return images.numpy().tobytes()
 
-    assert picture(0, 1) == picture(0, 1)
-    assert len({picture(seed, epoch) for seed in (0, 1) for epoch in (1, 2)}) == 4
+    assert image(0, 1) == image(0, 1)
+    assert len({image(seed, epoch) for seed in (0, 1) for epoch in (1, 2)}) == 4
 
 
-def test_picture_batches__equal_pictures_are_augmented_differently(tmp_path: Path, recipe: Recipe) -> None:
+def test_image_batches__equal_images_are_augmented_differently(tmp_path: Path, recipe: Recipe) -> None:
     noise = np.random.default_rng(0).integers(0, 255, (SIDE, SIDE, 3)).astype(np.uint8)
     paths = [make_png(tmp_path / f"{i}.png", noise) for i in range(4)]
-    pictures = [Picture(str(path), path.name, "a", "train") for path in paths]
-    store, _ = load_pictures(pictures, recipe, "ram", Silent())
+    labeled = [LabeledImage(str(path), path.name, "a", "train") for path in paths]
+    store, _ = load_images(labeled, recipe, "ram", Silent())
     ((images, _, _),) = batches_of(store, build_augment("strong", recipe)).epoch(1)
     assert len({image.numpy().tobytes() for image in images}) == 4
 
 
-def test_picture_batches__an_epoch_does_not_depend_on_those_before(store: PictureStore) -> None:
+def test_image_batches__an_epoch_does_not_depend_on_those_before(store: ImageStore) -> None:
     augment = build_augment("strong", store.recipe)
     through = list(collected(batches_of(store, augment), epochs=3))[4:]
     straight = list(batches_of(store, augment).epoch(3))
@@ -147,7 +147,7 @@ def test_picture_batches__an_epoch_does_not_depend_on_those_before(store: Pictur
 
 
 @pytest.mark.parametrize("workers", [0, 2])
-def test_picture_batches__leave_torchs_randomness_alike_in_every_epoch(store: PictureStore, workers: int) -> None:
+def test_image_batches__leave_torchs_randomness_alike_in_every_epoch(store: ImageStore, workers: int) -> None:
     # Dropout draws after the first batch is fetched: what fetching draws must not depend on epoch or workers,
     # or a resumed run differs from one that was never interrupted.
     drawn = []
@@ -175,7 +175,7 @@ def test_tensor_batches__rows_keep_their_ids() -> None:
     assert sorted(seen) == list(range(10))
 
 
-def test_tensor_batches__same_order_as_pictures(store: PictureStore) -> None:
+def test_tensor_batches__same_order_as_images(store: ImageStore) -> None:
     train = store.indices("train")
     tensors = TensorBatches(torch.zeros(6, 1), torch.tensor(train), batch_size=4, seed=3)
     for epoch in (1, 2):
@@ -216,7 +216,7 @@ def test_epoch_order__shares_partition_the_global_batches(
 ) -> None:
     ids = [i % 3 for i in range(count)] if balance else None
     orders = [EpochOrder(count, batch_size, seed=5, ranks=Ranks(r, world), balance=ids) for r in range(world)]
-    # Pictures come in the same order whatever the processes; only where the last batches end may differ.
+    # Images come in the same order whatever the processes; only where the last batches end may differ.
     flat = [key for batch in EpochOrder(count, batch_size, seed=5, ranks=Ranks(), balance=ids) for key in batch]
     shares = [list(order) for order in orders]
     sizes = orders[0].sizes()
@@ -242,13 +242,13 @@ def drawn(order: EpochOrder, epochs: int) -> list[int]:
 
 
 def test_epoch_order__balanced_draws_every_class_equally_often() -> None:
-    ids = [0] * 90 + [1] * 9 + [3]  # class 2 has no picture
+    ids = [0] * 90 + [1] * 9 + [3]  # class 2 has no image
     positions = drawn(EpochOrder(100, 10, seed=0, ranks=Ranks(), balance=ids), 60)
     shares = np.bincount(np.array(ids)[positions], minlength=4) / 6000
     # Binomial of 6000 draws: a standard deviation of 0.0061; four of them.
     np.testing.assert_allclose(shares, [1 / 3, 1 / 3, 0, 1 / 3], rtol=0, atol=0.0245)
     within = np.bincount(positions, minlength=100)[:90]
-    # The 90 pictures of class 0 share some 2000 draws: 22.2 each, Poisson; five standard deviations.
+    # The 90 images of class 0 share some 2000 draws: 22.2 each, Poisson; five standard deviations.
     assert np.abs(within - 2000 / 90).max() < 5 * np.sqrt(2000 / 90)
 
 
@@ -261,13 +261,13 @@ def test_epoch_order__balanced_is_a_function_of_seed_and_epoch() -> None:
 
 
 @pytest.mark.parametrize("workers", [0, 2])
-def test_picture_batches__balanced_pictures_keep_their_ids(store: PictureStore, workers: int) -> None:
-    # Class ids 0 and 1 in the store; of the six training pictures one alone is of class 1.
+def test_image_batches__balanced_images_keep_their_ids(store: ImageStore, workers: int) -> None:
+    # Class ids 0 and 1 in the store; of the six training images one alone is of class 1.
     class_ids = [int(i == 4) for i in range(10)]
     train = store.indices("train")
     balance = [class_ids[i] for i in train]
     items = LabelledItems(store, class_ids, None, 0)
-    batches = PictureBatches(items, train, batch_size=3, seed=0, workers=workers, pin_memory=False, balance=balance)
+    batches = ImageBatches(items, train, batch_size=3, seed=0, workers=workers, pin_memory=False, balance=balance)
     assert (batches.count, len(batches)) == (6, 2)
     greys, ids = [], []
     for images, own, _ in collected(batches, epochs=40):
@@ -289,7 +289,7 @@ def test_tensor_batches__balanced_rows_keep_their_ids() -> None:
     assert abs(sum(int(own) for _, own in seen) - 200) < 40  # 400 draws with a chance of a half: four times 10
 
 
-def test_picture_batches__ranks_give_each_its_share_and_the_whole_count(store: PictureStore) -> None:
+def test_image_batches__ranks_give_each_its_share_and_the_whole_count(store: ImageStore) -> None:
     alone = list(batches_of(store, size=6).epoch(1))
     shared = [list(batches_of(store, size=6, ranks=Ranks(rank, 2)).epoch(1)) for rank in range(2)]
     for (images, ids, count), *parts in zip(alone, *shared, strict=True):
@@ -299,7 +299,7 @@ def test_picture_batches__ranks_give_each_its_share_and_the_whole_count(store: P
             assert torch.equal(own_ids, ids[rank::2])
 
 
-def test_iter_inputs__in_the_order_asked(store: PictureStore) -> None:
+def test_iter_inputs__in_the_order_asked(store: ImageStore) -> None:
     parts = list(iter_inputs(store, [3, 0, 7, 2, 9], 2))
     assert [len(part) for part in parts] == [2, 2, 1]
     assert (torch.cat(parts)[:, 0, 0, 0] // 20).tolist() == [3, 0, 7, 2, 9]
@@ -307,14 +307,14 @@ def test_iter_inputs__in_the_order_asked(store: PictureStore) -> None:
 
 
 @pytest.mark.parametrize("workers", [0, 1])
-def test_picture_batches__a_picture_lost_meanwhile_is_named(store: PictureStore, workers: int) -> None:
+def test_image_batches__a_image_lost_meanwhile_is_named(store: ImageStore, workers: int) -> None:
     fresh = dataclasses.replace(store, kept={})
-    Path(store.pictures[1].path).unlink()
+    Path(store.images[1].path).unlink()
     with pytest.raises(ImageReadError, match=r"1\.png: No such file"):
         list(batches_of(fresh, workers=workers).epoch(1))
 
 
-def test_iter_inputs__same_pixels_kept_or_decoded(store: PictureStore) -> None:
+def test_iter_inputs__same_pixels_kept_or_decoded(store: ImageStore) -> None:
     kept, decoded = (
         torch.cat(list(iter_inputs(s, [3, 1, 2], 2))) for s in (store, dataclasses.replace(store, kept={}))
     )
@@ -322,7 +322,7 @@ def test_iter_inputs__same_pixels_kept_or_decoded(store: PictureStore) -> None:
 
 
 @pytest.mark.parametrize("workers", [0, 2])
-def test_picture_batches__an_epoch_left_halfway_begins_anew(store: PictureStore, workers: int) -> None:
+def test_image_batches__an_epoch_left_halfway_begins_anew(store: ImageStore, workers: int) -> None:
     augment = build_augment("strong", store.recipe)
     wanted = [ids.tolist() for _, ids, _ in collected(batches_of(store, augment, size=2), epochs=2)]
     batches = batches_of(store, augment, size=2, workers=workers, epochs=2)
@@ -330,9 +330,9 @@ def test_picture_batches__an_epoch_left_halfway_begins_anew(store: PictureStore,
     assert [ids.tolist() for _, ids, _ in collected(batches, epochs=2)] == wanted
 
 
-def test_picture_batches__workers_go_on_into_the_next_epoch(store: PictureStore, tmp_path: Path) -> None:
+def test_image_batches__workers_go_on_into_the_next_epoch(store: ImageStore, tmp_path: Path) -> None:
     class Noted:
-        """Leaves a file for each epoch of which a picture was asked for."""
+        """Leaves a file for each epoch of which an image was asked for."""
 
         def __call__(self, epoch: int, index: int) -> tuple[Any, int]:
             (tmp_path / f"epoch-{epoch}").touch()
@@ -341,9 +341,7 @@ def test_picture_batches__workers_go_on_into_the_next_epoch(store: PictureStore,
     def begun() -> set[str]:
         return {path.name for path in tmp_path.glob("epoch-*")}
 
-    batches = PictureBatches(
-        Noted(), store.indices("train"), batch_size=2, seed=0, workers=2, pin_memory=False, epochs=2
-    )
+    batches = ImageBatches(Noted(), store.indices("train"), batch_size=2, seed=0, workers=2, pin_memory=False, epochs=2)
     list(batches.epoch(1))
     for _ in range(200):
         if "epoch-2" in begun():

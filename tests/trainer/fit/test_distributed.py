@@ -29,7 +29,7 @@ SECONDS = 300  # some ten times what a run takes on two slow cores: whoever take
 
 
 def whole_batch(kind: str) -> Tensor:
-    """Five pictures of four channels, 6 x 5 px."""
+    """Five images of four channels, 6 x 5 px."""
     noise = torch.randn(5, 4, 6, 5, generator=torch.Generator().manual_seed(0))
     flat = torch.tensor([0.3, 7.7, 12.7, -123.4]).view(1, 4, 1, 1).expand(5, 4, 6, 5)
     return {"plain": noise, "far from zero": 100 + noise, "constant": flat}[kind]
@@ -162,7 +162,7 @@ def test_share_batch_norm__refuses_what_does_more_than_a_norm() -> None:
 
 @pytest.fixture(scope="module")
 def photos_of_five(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Twelve pictures to train on and three to validate, so that two processes never have equally many."""
+    """Twelve images to train on and three to validate, so that two processes never have equally many."""
     return make_class_folders(tmp_path_factory.mktemp("data") / "photos", 5)
 
 
@@ -237,7 +237,7 @@ def assert_as_one(two: Run, one: Run) -> None:
 
 @pytest.mark.slow
 def test_train__two_processes_are_one(photos_of_five: Path, tmp_path: Path) -> None:
-    # 12 pictures in batches of 7 and 5: uneven shares and an uneven last batch; everything that has a state.
+    # 12 images in batches of 7 and 5: uneven shares and an uneven last batch; everything that has a state.
     options = {"epochs": 6, "patience": 2, "lr": 0.2, "ema_decay": 0.5, "clip_norm": 1.0, "accumulate": 2}
     options |= {"label_smoothing": 0.1, "class_weights": "balanced", "monitor": "train_loss", "schedule": "plateau"}
     code, out, err = finish(
@@ -276,7 +276,7 @@ def test_train__search_for_a_learning_rate_is_refused(photos_of_five: Path, tmp_
 
 
 @pytest.mark.slow
-def test_train__one_picture_to_validate(tmp_path: Path) -> None:
+def test_train__one_image_to_validate(tmp_path: Path) -> None:
     data = make_class_folders(tmp_path / "data" / "train", 4)
     make_class_folders(data.parent / "val", 1, ["red"])
     code, _, err = finish(start(command_line(data.parent, tmp_path / "two", epochs=1)), 60)

@@ -152,7 +152,7 @@ def test_fit__history(cpu: Machine) -> None:
     assert history[-1].figures["train_loss"] < history[0].figures["train_loss"]
     assert history[-1].figures["val_top1_accuracy"] > 0.8
     assert all(r.seconds > 0 and r.images_per_s > 0 for r in history)
-    # 22 pictures in batches of 8 are 3 steps; the last of epoch 2 is step 5, 2 steps after a warm-up of 3, of 12.
+    # 22 images in batches of 8 are 3 steps; the last of epoch 2 is step 5, 2 steps after a warm-up of 3, of 12.
     assert history[1].lr == pytest.approx(0.05 * 0.5 * (1 + math.cos(math.pi * 2 / 12)), rel=1e-12)  # float64
 
 
@@ -192,14 +192,12 @@ def test_fit__loss_that_is_not_finite_stops(cpu: Machine) -> None:
     module = nn.Linear(4, 2)
     with torch.no_grad():
         module.weight.fill_(float("nan"))
-    with pytest.raises(
-        TrainingError, match=r"epoch 1, step 1: the loss of 8 of 8 pictures is not finite .* lower --lr"
-    ):
+    with pytest.raises(TrainingError, match=r"epoch 1, step 1: the loss of 8 of 8 images is not finite .* lower --lr"):
         fit(make_trainee(module, smoothing=0.1), batches_of(), validations([1.0]), OPTIONS, cpu, Kept(), Silent())
 
 
 def test_fit__loss_that_breaks_away_names_class_and_rate(cpu: Machine) -> None:
-    # The last picture is infinite: its batch, its class and the learning rate of the step are named.
+    # The last image is infinite: its batch, its class and the learning rate of the step are named.
     inputs, ids = make_clouds(22)
     inputs[21] = math.inf
     batches = TensorBatches(inputs, ids, batch_size=8, seed=0)
@@ -253,7 +251,7 @@ def test_fit__average_is_judged_and_left_behind(cpu: Machine) -> None:
 
 
 def test_fit__accumulated_batches_count_as_one_step(cpu: Machine) -> None:
-    # 22 pictures in batches of 8 are three batches, and two steps of two and one.
+    # 22 images in batches of 8 are three batches, and two steps of two and one.
     options = dataclasses.replace(OPTIONS, accumulate=2)
     _, history, kept = run_fit(cpu, options)
     steps = {state["step"].item() for state in kept.states[-1]["optimizer"]["state"].values()}

@@ -14,7 +14,7 @@ CLASSES = 5
 
 
 def images(count: int = 4) -> Tensor:
-    """Whole numbers that no two pictures or places share, uint8 (N, 6, 10, 3)."""
+    """Whole numbers that no two images or places share, uint8 (N, 6, 10, 3)."""
     values = torch.arange(count * 6 * 10 * 3).reshape(count, 6, 10, 3) * 7 % 251
     return values.to(torch.uint8)
 
@@ -26,7 +26,7 @@ def build(mixup: float, cutmix: float) -> Mix:
 
 
 def partner_of(shares: Tensor, own: int) -> int:
-    """The class beside its own that a picture has a share of; its own where there is none."""
+    """The class beside its own that an image has a share of; its own where there is none."""
     others = [i for i, share in enumerate(shares.tolist()) if share > 0 and i != own]
     return others[0] if others else own
 
@@ -75,7 +75,7 @@ def test_cutmix__pastes_real_pixels(seed: int) -> None:
         if other != i:
             rows, columns = (pasted.any(dim=1).nonzero(), pasted.any(dim=0).nonzero())
             box = pasted[rows.min() : rows.max() + 1, columns.min() : columns.max() + 1]
-            assert bool(box.all())  # one rectangle, not stripes of a picture read in another layout
+            assert bool(box.all())  # one rectangle, not stripes of an image read in another layout
 
 
 def test_mix__of_both_draws_each() -> None:
@@ -100,14 +100,14 @@ def test_mix__depends_on_torchs_seed_alone(mixup: float, cutmix: float) -> None:
 
 
 @pytest.mark.parametrize(("mixup", "cutmix"), [(0.4, 0.0), (0.0, 1.0)])
-def test_mix__of_one_picture_is_itself(mixup: float, cutmix: float) -> None:
+def test_mix__of_one_image_is_itself(mixup: float, cutmix: float) -> None:
     mixed, shares = build(mixup, cutmix)(images(1), torch.tensor([2]))
     # Mixed with itself: two float32 products of up to 255.
     torch.testing.assert_close(mixed, images(1).float(), rtol=0, atol=1e-4)
     torch.testing.assert_close(shares, torch.eye(CLASSES)[[2]])
 
 
-def test_mix__is_normalised_like_a_picture() -> None:
+def test_mix__is_normalised_like_a_image() -> None:
     normalise = Normalise((0.1, 0.2, 0.3), (0.5, 0.4, 0.3))
     torch.manual_seed(0)
     mixed, _ = build(0.0, 1.0)(images(), torch.arange(4))

@@ -86,7 +86,7 @@ def gradients(module: nn.Module) -> Tensor:
 
 
 def whole_gradients(weight: Tensor | None = None, smoothing: float = 0.0, count: int = 8) -> Tensor:
-    """Of the mean over all pictures, by torch."""
+    """Of the mean over all images, by torch."""
     module, (inputs, ids) = linear(), data(count)
     losses = functional.cross_entropy(module(inputs), ids, weight=weight, label_smoothing=smoothing, reduction="none")
     losses.mean().backward()
@@ -110,7 +110,7 @@ def test_take_step__mean_over_processes_is_the_gradient_of_the_whole_batch(
     cpu: Machine, sizes: tuple[int, ...]
 ) -> None:
     parts = []
-    for rank in (0, 1):  # 8 pictures as 4 + 4, or 5 as 3 + 2 and 3 as 2 + 1
+    for rank in (0, 1):  # 8 images as 4 + 4, or 5 as 3 + 2 and 3 as 2 + 1
         module, ranks = linear(), Ranks(rank, 2)
         own = [(ranks.share(x), ranks.share(y), n) for x, y, n in split(sizes)]
         step(trainee_of(module), own, cpu, ranks=ranks)
@@ -128,7 +128,7 @@ def test_take_step__class_weights_and_smoothing_by_hand(cpu: Machine) -> None:
     wanted = -(targets * weights * logs).sum(dim=1)
     # Float32 logits of size 1 against float64 from there on.
     torch.testing.assert_close(result.losses.double(), wanted, rtol=0, atol=2e-6)
-    # The mean is over pictures, not over weights: a rare class adds more, as the weights say.
+    # The mean is over images, not over weights: a rare class adds more, as the weights say.
     torch.testing.assert_close(gradients(module), whole_gradients(weights, share), **CLOSE)
 
 
@@ -199,9 +199,9 @@ NAN, INF = float("nan"), float("inf")
 @pytest.mark.parametrize(
     ("results", "words"),
     [
-        ([result_of([1.0, NAN, 2.0], [0, 1, 2])], ["epoch 3, step 7: ", "1 of 3 pictures", "(class 'bee')"]),
-        ([result_of([INF, NAN], [2, 0])], ["2 of 2 pictures", "(class 'ant', 'cat')"]),
-        ([result_of([NAN, NAN, NAN], [1, 1, 1])], ["3 of 3 pictures", "(class 'bee')"]),
+        ([result_of([1.0, NAN, 2.0], [0, 1, 2])], ["epoch 3, step 7: ", "1 of 3 images", "(class 'bee')"]),
+        ([result_of([INF, NAN], [2, 0])], ["2 of 2 images", "(class 'ant', 'cat')"]),
+        ([result_of([NAN, NAN, NAN], [1, 1, 1])], ["3 of 3 images", "(class 'bee')"]),
         ([result_of([1.0], [0]), result_of([-INF], [2]), result_of([1.0], [0])], ["step 7, 2 of the last 3 batches: "]),
     ],
 )
@@ -232,7 +232,7 @@ def test_balanced_class_weights__as_scikit_learn(ids: list[int]) -> None:
     assert float(weights[ids].mean()) == pytest.approx(1, rel=1e-6)  # so that the learning rate keeps its meaning
 
 
-def test_balanced_class_weights__a_class_without_pictures_is_finite() -> None:
+def test_balanced_class_weights__a_class_without_images_is_finite() -> None:
     assert balanced_class_weights([0, 0, 2, 2], 3).tolist() == pytest.approx([4 / 6, 4 / 3, 4 / 6], rel=1e-6)  # float32
 
 
@@ -247,7 +247,7 @@ def fit_linear(machine: Machine, batch_size: int, accumulate: int) -> tuple[list
 
 @pytest.mark.parametrize(("batch_size", "accumulate"), [(4, 2), (2, 4)])
 def test_fit__accumulating_is_a_larger_batch(cpu: Machine, batch_size: int, accumulate: int) -> None:
-    # 22 pictures: three steps of 8, 8 and 6, in six batches of at most 4 or eleven of 2.
+    # 22 images: three steps of 8, 8 and 6, in six batches of at most 4 or eleven of 2.
     large, large_weights = fit_linear(cpu, 8, 1)
     small, small_weights = fit_linear(cpu, batch_size, accumulate)
     assert [row.lr for row in small] == [row.lr for row in large]

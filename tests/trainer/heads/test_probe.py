@@ -17,10 +17,10 @@ from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 from sklearn.svm import LinearSVC
 
-from tests.trainer.make import Listener, make_pictures
+from tests.trainer.make import Listener, make_images
 from tl.data.array_cache import ArrayCache
 from tl.data.features import FeatureSet
-from tl.data.images import PictureStore
+from tl.data.images import ImageStore
 from tl.data.manifests import class_ids
 from tl.errors import ConfigError, DataError
 from tl.progress import Silent
@@ -44,17 +44,17 @@ def make_task(
     groups: Sequence[str] | None = None,
     hashes: Sequence[str] | None = None,
 ) -> Task:
-    """A task whose features (N, D) are kept already; its pictures exist by name alone."""
+    """A task whose features (N, D) are kept already; its images exist by name alone."""
     splits = splits or ["train"] * len(labels)
-    pictures = make_pictures(labels, groups=groups)
-    pictures = [dataclasses.replace(p, split=split) for p, split in zip(pictures, splits, strict=True)]
+    images = make_images(labels, groups=groups)
+    images = [dataclasses.replace(p, split=split) for p, split in zip(images, splits, strict=True)]
     digests = tuple(hashes or [f"{i:064x}" for i in range(len(labels))])
     kept = FeatureSet(ArrayCache(folder, keeps_unwritten=True), folder)
     for digest, row in zip(digests, features, strict=True):
         kept.cache.put(kept.key(digest, 0), row.astype(np.float32))
     recipe, names = build_recipe((8, 8)), tuple(sorted(set(labels)))
     info = BackboneInfo("none", 8, 8, "bilinear", (0.5, 0.5, 0.5), (0.5, 0.5, 0.5))
-    store, ids = PictureStore(tuple(pictures), digests, recipe, {}), tuple(class_ids(pictures, names))
+    store, ids = ImageStore(tuple(images), digests, recipe, {}), tuple(class_ids(images, names))
     return Task(resolve(BASE), info, recipe, None, None, store, [], names, ids, kept)
 
 
@@ -92,7 +92,7 @@ def test_expand_tries__every_combination_in_order() -> None:
     [
         ("haed=svm", r"--try 'haed=svm': cannot vary 'haed' \(nearest: 'head'\)"),
         ("c=1 backbone=resnet18", "cannot vary 'backbone'"),  # other features
-        ("patience=3", "cannot vary 'patience'"),  # would look at the pictures that score
+        ("patience=3", "cannot vary 'patience'"),  # would look at the images that score
         ("head=svm c", r"--try 'head=svm c': expected option=value\[,value...\], found 'c'"),
         ("head=", "found 'head='"),
         ("head = svm", "found 'head'"),
@@ -127,7 +127,7 @@ def test_configure__one_config_otherwise() -> None:
     [
         (
             {"head": "mlp", "lr": "auto"},
-            "--try head=mlp lr=auto: lr auto and schedule plateau would look at the pictures",
+            "--try head=mlp lr=auto: lr auto and schedule plateau would look at the images",
         ),
         ({"head": "mlp", "schedule": "plateau"}, "lr auto and schedule plateau would look at"),
         ({"head": "mlp", "head_sizes": "8xx"}, "--try head=mlp head_sizes=8xx: head_sizes.1: "),
@@ -163,7 +163,7 @@ def test_probe__as_scikit_learn_cross_validates(tmp_path: Path, chosen: dict[str
     assert row.top1_accuracy == pytest.approx(np.mean(accuracies), abs=1e-12)  # float64
     assert row.macro_f1 == pytest.approx(f1_score(labels * seeds, decided, average="macro"), abs=1e-12)
     assert (row.fits, row.n) == (folds * seeds, len(labels) * seeds)
-    # Nadeau & Bengio 2003: each fold holds 13 of the 52 pictures, so validation over training is 13/39.
+    # Nadeau & Bengio 2003: each fold holds 13 of the 52 images, so validation over training is 13/39.
     half = t.ppf(0.975, 7) * math.sqrt(np.var(accuracies, ddof=1) * (1 / 8 + 13 / 39))
     assert (row.ci_low, row.ci_high) == pytest.approx((row.top1_accuracy - half, row.top1_accuracy + half), abs=1e-12)
 
@@ -185,9 +185,9 @@ CHANCE = (10.5 / 40, 29.5 / 40)
 @pytest.mark.parametrize(
     ("width", "chosen"),
     [
-        (100, LINEAR),  # learns 40 pictures by heart: whoever trained on those that score would have them all right
+        (100, LINEAR),  # learns 40 images by heart: whoever trained on those that score would have them all right
         (100, SVM),
-        # Never settles: whoever chose an epoch by the two pictures of a fold would have most of them right.
+        # Never settles: whoever chose an epoch by the two images of a fold would have most of them right.
         (4, {"optimizer": "sgd", "lr": "1", "epochs": "10", "batch_size": "8", "schedule": "constant"}),
     ],
 )
@@ -198,7 +198,7 @@ def test_probe__noise_is_guessed(tmp_path: Path, width: int, chosen: dict[str, s
 
 
 def test_probe__twins_stay_on_one_side(tmp_path: Path) -> None:
-    # Every picture stands there twice, so that whoever has seen the other knows its label.
+    # Every image stands there twice, so that whoever has seen the other knows its label.
     features, labels = make_coin_flips(20, 100)
     features, labels = np.concatenate([features, features]), labels * 2
     names = [f"{i % 20:064x}" for i in range(40)]
@@ -228,18 +228,18 @@ def test_probe__each_seed_cuts_other_folds_and_starts_elsewhere(tmp_path: Path) 
         assert one.top1_accuracy != three.top1_accuracy
     split = make_task(tmp_path / "split", *clouds(), splits=["train", "train", "val"] * 20)
     one, three = (probe_one(split, {"head": "mlp", "head_sizes": "4", "epochs": "2"}, 0, seeds) for seeds in (1, 3))
-    assert one.top1_accuracy != three.top1_accuracy  # the same pictures, and other initial weights
+    assert one.top1_accuracy != three.top1_accuracy  # the same images, and other initial weights
 
 
 def test_probe__without_folds_the_validation_split_scores(tmp_path: Path) -> None:
-    # Two clouds far apart; of ten validation pictures three have the other's label.
+    # Two clouds far apart; of ten validation images three have the other's label.
     labels = list("ab" * 10)
     features = np.where(np.array(labels) == "a", -5.0, 5.0)[:, None] + np.linspace(0, 1, 60).reshape(20, 3)
     splits = ["val" if i < 10 else "train" for i in range(20)]
     labels[0], labels[1], labels[2] = "bab"
     row = probe_one(make_task(tmp_path, features, labels, splits=splits), LINEAR, folds=0, seeds=2)
     assert (row.top1_accuracy, row.fits, row.n) == (0.7, 2, 20)
-    wilson = binomtest(7, 10).proportion_ci(method="wilson")  # of the ten pictures, however often they are scored
+    wilson = binomtest(7, 10).proportion_ci(method="wilson")  # of the ten images, however often they are scored
     assert (row.ci_low, row.ci_high) == pytest.approx((wilson.low, wilson.high), abs=1e-6)  # z has seven digits
 
 
@@ -266,7 +266,7 @@ def test_probe__needs_no_features_of_the_test_split(tmp_path: Path) -> None:
 
 
 def test_probe__per_class_limits_the_training_part_alone(tmp_path: Path) -> None:
-    # Each class is of five kinds; a head that has seen two pictures of it knows two kinds at the most.
+    # Each class is of five kinds; a head that has seen two images of it knows two kinds at the most.
     kinds, labels = np.arange(40) % 10, list("ab" * 20)
     task = make_task(tmp_path, np.eye(10)[kinds], labels)
     whole, limited = (probe_one(task, LINEAR, 4, per_class=count) for count in (None, 2))
@@ -293,7 +293,7 @@ def test_limit__that_many_of_each_class_drawn_by_the_seed() -> None:
     [
         ("aaaabbbb", "", r"5 folds need as many .* the smallest class has 4: lower --folds"),
         ("aaaaaabbbbbb", "112233112233", "as many groups, which are 3; the smallest class has 6: lower --folds"),
-        ("aaaaabbbbb", "1111122345", "5 folds leave a class without training pictures: its groups are too few"),
+        ("aaaaabbbbb", "1111122345", "5 folds leave a class without training images: its groups are too few"),
     ],
 )
 def test_probe__too_many_folds(tmp_path: Path, labels: str, groups: str, message: str) -> None:

@@ -52,7 +52,7 @@ def decisions(logits: NDArray[np.floating]) -> tuple[NDArray[np.int64], NDArray[
 
 @pytest.mark.parametrize("solver", SOLVERS)
 @pytest.mark.parametrize("classes", [2, 3, 5])
-@pytest.mark.parametrize("width", [12, 150])  # fewer and more than the 60 pictures: two algorithms of LinearSVC
+@pytest.mark.parametrize("width", [12, 150])  # fewer and more than the 60 images: two algorithms of LinearSVC
 @pytest.mark.parametrize("c", [1e-3, 0.1])
 def test_solve_head__decides_as_scikit_learn(solver: Solver, classes: int, width: int, c: float) -> None:
     for seed in range(3):
@@ -72,7 +72,7 @@ def test_solve_head__is_near_the_exact_answer(solver: Solver) -> None:
     train, val = halves(make_features(3, 4, 160))
     head, _ = solve_head(solver, train, val, (0.1,), 0)
     exact = reference(solver, 0.1, train, tol=1e-9, max_iter=100_000).decision_function(val[0])
-    # Both solvers stop at a gradient of 1e-3 or 1e-4 of a picture's; the answer is then within some per cent of a unit.
+    # Both solvers stop at a gradient of 1e-3 or 1e-4 of an image's; the answer is then within some per cent of a unit.
     np.testing.assert_allclose(head.logits(val[0]), exact, rtol=0, atol=0.03)
 
 
@@ -99,7 +99,7 @@ def test_solve_head__c_is_chosen_on_validation_and_of_equals_the_smallest(solver
         models = [reference(solver, c, train) for c in sorted(c_values)]
         accuracies = [trial.val_top1_accuracy for trial in trials]
         wanted = [accuracy_score(val[1], model.predict(val[0])) for model in models]
-        assert accuracies == pytest.approx(wanted, abs=1.5 / 45)  # one picture of 45 may be a close call
+        assert accuracies == pytest.approx(wanted, abs=1.5 / 45)  # one image of 45 may be a close call
         assert head.c == sorted(c_values)[accuracies.index(max(accuracies))]
         assert (decisions(head.logits(val[0]))[0] == val[1]).mean() == max(accuracies)  # the head of this C
         chosen.add(head.c)
@@ -132,7 +132,7 @@ def test_solve_head__of_perfect_values_the_smallest(solver: Solver) -> None:
 @pytest.mark.parametrize("solver", SOLVERS)
 @pytest.mark.parametrize("classes", [2, 4])
 def test_solve_head__is_the_same_every_time(solver: Solver, classes: int) -> None:
-    # More features than pictures, where LinearSVC draws random numbers; several values of C, which are solved at once.
+    # More features than images, where LinearSVC draws random numbers; several values of C, which are solved at once.
     train, val = halves(make_features(0, classes, 240, 400))
     heads = [solve_head(solver, train, val, (1e-4, 1e-3, 1e-2), 7)[0] for _ in range(4)]
     for head in heads[1:]:
@@ -163,7 +163,7 @@ def test_solve_head__a_constant_feature_weighs_nothing(solver: Solver, dtype: ty
 @pytest.mark.parametrize("solver", SOLVERS)
 @pytest.mark.parametrize("quiet", [1e-6, 1e-20, 1e-39])
 def test_solve_head__a_feature_that_training_hardly_shows_does_not_decide(solver: Solver, quiet: float) -> None:
-    # A dead channel that one training picture stirs by next to nothing, and validation pictures stir in earnest.
+    # A dead channel that one training image stirs by next to nothing, and validation images stir in earnest.
     train, val = halves(make_features(0, 3, 120, apart=20))
     train[0][:, 4], val[0][:, 4] = 0, 0.3
     train[0][7, 4] = quiet
@@ -182,7 +182,7 @@ def test_solve_head__nothing_but_constants_decides_by_class_size(solver: Solver)
 
 @pytest.mark.parametrize("solver", SOLVERS)
 @pytest.mark.parametrize("classes", [2, 3])
-def test_solve_head__one_picture_a_class(solver: Solver, classes: int) -> None:
+def test_solve_head__one_image_a_class(solver: Solver, classes: int) -> None:
     train = np.eye(classes, 6, dtype=np.float32), np.arange(classes)
     head, _ = solve_head(solver, train, train, (0.1, 1.0), 0)
     assert decisions(head.logits(train[0]))[0].tolist() == list(range(classes))

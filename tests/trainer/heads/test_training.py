@@ -211,7 +211,7 @@ def test_bag__is_the_mean_of_heads_on_folds(close_photos: Path, finished_run: Ru
         ({"folds": 3}, "give bag too"),
         ({"bag": True, "head": "mlp"}, "bag needs a solved linear head"),
         ({"bag": True, "folds": 1}, "folds must be at least 2"),
-        ({"bag": True, "folds": 40}, "40 folds need as many pictures"),
+        ({"bag": True, "folds": 40}, "40 folds need as many images"),
     ],
 )
 def test_bag__refused(
@@ -337,7 +337,7 @@ def test_solve__taken_up_again_is_solved_again(photos: Path, finished_run: Run, 
 
 @pytest.mark.parametrize("changes", [*SOLVED, *STEPPED, {"augment": "flip", "views": 2}])
 @pytest.mark.parametrize("classes", [("a", "b"), ("a", "b", "c")])
-def test_train__one_training_picture_a_class(
+def test_train__one_training_image_a_class(
     tmp_path: Path, finished_run: Run, changes: dict[str, Any], classes: tuple[str, ...]
 ) -> None:
     data = make_class_folders(tmp_path / "d", 2, classes)

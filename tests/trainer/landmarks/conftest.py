@@ -12,7 +12,7 @@ from tl.trainer.train import train
 
 @pytest.fixture(scope="session")
 def spots(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Twelve annotated pictures; read only."""
+    """Twelve annotated images; read only."""
     return make_spots(tmp_path_factory.mktemp("data") / "spots")
 
 

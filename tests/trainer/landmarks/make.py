@@ -1,4 +1,4 @@
-"""Pictures of three coloured spots and their annotations, for quick trainings."""
+"""Images of three coloured spots and their annotations, for quick trainings."""
 
 from __future__ import annotations
 
@@ -10,8 +10,8 @@ from numpy.typing import NDArray
 
 from tests.spots import SPOTS, USUAL_XY, save_spots
 from tests.trainer.make import make_config
-from tl.runtime.landmarks.files import picture_finder, picture_sizes, write_landmarks
-from tl.runtime.landmarks.sets import LandmarkSet, picture_landmarks
+from tl.runtime.landmarks.files import image_finder, image_sizes, write_landmarks
+from tl.runtime.landmarks.sets import LandmarkSet, image_landmarks
 from tl.trainer.config import TrainConfig
 
 
@@ -25,17 +25,17 @@ def moved_spots(seed: int) -> NDArray[np.float64]:
 
 
 def make_spots(root: Path, count: int = 12, *, whole: bool = False, **facts: Any) -> Path:
-    """ROOT/spots.csv and its pictures; every fifth lacks its last point, unless `whole`. `facts` are of all of them."""
-    pictures = []
+    """ROOT/spots.csv and its images; every fifth lacks its last point, unless `whole`. `facts` are of all of them."""
+    images = []
     for seed in range(count):
         points = moved_spots(seed)
         if seed % 5 == 4 and not whole:
             points[2] = np.nan
         name = f"images/{seed}.png"
         save_spots(root / name, points)
-        pictures.append(picture_landmarks(name, points, **facts))
+        images.append(image_landmarks(name, points, **facts))
     path = root / "spots.csv"
-    write_landmarks(LandmarkSet(SPOTS, tuple(pictures)), path, None, picture_sizes(picture_finder(path)))
+    write_landmarks(LandmarkSet(SPOTS, tuple(images)), path, None, image_sizes(image_finder(path)))
     return path
 
 

@@ -13,7 +13,7 @@ from tests.trainer.landmarks.make import make_landmark_config, make_spots, moved
 from tl.errors import ConfigError, DataError
 from tl.runtime.imaging.geometry import region_of_points
 from tl.runtime.landmarks import wide_csv
-from tl.runtime.landmarks.sets import LandmarkSet, picture_landmarks
+from tl.runtime.landmarks.sets import LandmarkSet, image_landmarks
 from tl.trainer.landmarks.data import find_odd, mark_points, read_annotated, reference_shape
 
 NAN = float("nan")
@@ -25,7 +25,7 @@ def read(data: Path, **changes: Any) -> Any:
 
 def landmarks_of(shapes: list[NDArray[np.float64]]) -> LandmarkSet:
     names = [chr(ord("a") + k) for k in range(len(shapes[0]))]
-    return LandmarkSet(tuple(names), tuple(picture_landmarks(f"{i}.png", xy) for i, xy in enumerate(shapes)))
+    return LandmarkSet(tuple(names), tuple(image_landmarks(f"{i}.png", xy) for i, xy in enumerate(shapes)))
 
 
 def many_shapes(count: int = 12, points: int = 6) -> list[NDArray[np.float64]]:
@@ -45,11 +45,11 @@ def test_region_of_points__square_with_margin_by_hand() -> None:
 
 def test_read_annotated__regions(tmp_path: Path) -> None:
     boxed = make_spots(tmp_path / "a", 2, box_xywh=(10.0, 10.0, 40.0, 20.0))
-    assert [p.region for p in read(boxed).pictures] == [None, None]
-    assert read(boxed, crop="box", crop_margin=0.5).pictures[0].region == (-10, 0, 80, 40)
-    around = read(boxed, crop="points", crop_margin=0.1).pictures[0].region
+    assert [p.region for p in read(boxed).images] == [None, None]
+    assert read(boxed, crop="box", crop_margin=0.5).images[0].region == (-10, 0, 80, 40)
+    around = read(boxed, crop="points", crop_margin=0.1).images[0].region
     assert around == pytest.approx(region_of_points(moved_spots(0), 0.1), abs=1e-6)  # the file holds nine digits
-    with pytest.raises(DataError, match="1 pictures have no box, first images/0"):
+    with pytest.raises(DataError, match="1 images have no box, first images/0"):
         read(make_spots(tmp_path / "b", 1), crop="box")
 
 
@@ -71,7 +71,7 @@ def test_read_annotated__faults(tmp_path: Path) -> None:
     path = make_spots(tmp_path, 2)
     rows = path.read_text(encoding="utf-8").splitlines()
     path.write_text("\n".join([*rows, rows[1]]), encoding="utf-8")
-    with pytest.raises(DataError, match=r"1 pictures stand in several rows, first images/0\.png"):
+    with pytest.raises(DataError, match=r"1 images stand in several rows, first images/0\.png"):
         read(path)
 
 
@@ -83,7 +83,7 @@ def test_read_annotated__a_crop_about_all_points_wherever_some_are_missing(tmp_p
     path.write_text(wide_csv.write(landmarks_of(shapes)), encoding="utf-8")
     for i in range(len(shapes)):
         (tmp_path / f"{i}.png").touch()
-    found = read(path, crop="points", crop_margin=0.1).pictures[0].region
+    found = read(path, crop="points", crop_margin=0.1).images[0].region
     # The missing point is taken from the mean of shapes that have noise of half a pixel.
     np.testing.assert_allclose(found, whole, atol=2)
     shapes[0][3:] = NAN
@@ -98,11 +98,11 @@ def test_read_annotated__a_point_has_one_partner(spots: Path) -> None:
 
 
 def test_mark_points__another_point_is_another_label(spots: Path) -> None:
-    pictures = read(spots).pictures[:2]
-    points = {picture.name: moved_spots(i) for i, picture in enumerate(pictures)}
-    before = mark_points(pictures, points)
-    points[pictures[0].name][0, 0] += 1e-6
-    after = mark_points(pictures, points)
+    images = read(spots).images[:2]
+    points = {image.name: moved_spots(i) for i, image in enumerate(images)}
+    before = mark_points(images, points)
+    points[images[0].name][0, 0] += 1e-6
+    after = mark_points(images, points)
     assert [a.label == b.label for a, b in zip(before, after, strict=True)] == [False, True]
 
 
@@ -118,7 +118,7 @@ def test_find_odd__each_kind() -> None:
     shapes[6][[1, 3]] = shapes[6][[3, 1]]
     found = {(finding.kind, finding.path): finding for finding in find_odd(landmarks_of(shapes), [(200, 200)] * 12)}
     assert "no point" in found["no points", "1.png"].detail
-    assert "a: outside the picture of 200x200" in found["point outside", "2.png"].detail
+    assert "a: outside the image of 200x200" in found["point outside", "2.png"].detail
     assert found["equal points", "3.png"].other == "4.png"
     assert "b and d exchanged would fit" in found["odd shape", "6.png"].detail
     assert ("odd shape", "5.png") not in found
@@ -137,4 +137,4 @@ def test_reference_shape__limit_lies_beyond_the_usual() -> None:
 def test_make_spots__names(spots: Path) -> None:
     annotated = read(spots)
     assert annotated.landmarks.keypoint_names == SPOTS
-    assert dataclasses.astuple(annotated.pictures[0])[1:5] == ("images/0.png", "", "", "")
+    assert dataclasses.astuple(annotated.images[0])[1:5] == ("images/0.png", "", "", "")

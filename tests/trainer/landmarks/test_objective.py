@@ -68,11 +68,11 @@ def test_losses__a_missing_point_has_no_influence(kind: PointLoss | str) -> None
     losses.sum().backward()
     assert torch.isfinite(losses).all()
     assert given.grad is not None
-    assert not given.grad[0, 1].any()  # never annotated in the first picture
+    assert not given.grad[0, 1].any()  # never annotated in the first image
     assert all(given.grad[i, k].any() for i, k in ((0, 0), (1, 0), (1, 1)))
 
 
-def test_losses__a_picture_without_points_costs_nothing() -> None:
+def test_losses__a_image_without_points_costs_nothing() -> None:
     targets = torch.full((1, 2, 2), NAN)
     objective = RegressedPoints("mse")
     assert objective.losses(torch.ones(1, 2, 2), targets).tolist() == [0]

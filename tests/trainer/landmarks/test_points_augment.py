@@ -76,7 +76,7 @@ def test_with_points__missing_stays_missing_and_what_leaves_is_missing() -> None
 
 
 @pytest.mark.parametrize("name", [name for name in PRESETS if name != "none"])
-def test_with_points__depends_on_picture_and_seed_alone(name: str) -> None:
+def test_with_points__depends_on_image_and_seed_alone(name: str) -> None:
     first, second = build(name), build(name)
     first.with_points(spot_image(USUAL_XY), USUAL_XY, 5, (0, 1, 2))
     for left, right in zip(

@@ -33,13 +33,13 @@ def test_train__files_of_a_run(spots: Path, spot_run: Run) -> None:
     assert metrics["val"]["error_px"] == pytest.approx(best, rel=1e-4)  # six digits in the file
     found = read_landmarks(spot_run.folder / "predictions_val.csv")
     assert found.keypoint_names == SPOTS
-    assert all(picture.confidence is not None for picture in found.pictures)
+    assert all(image.confidence is not None for image in found.images)
     true = read_landmarks(spot_run.folder / "annotations.json")
-    by_name = {Path(picture.name).name: picture for picture in true.pictures}
-    assert {picture.split for picture in true.pictures} == {"train", "val"}
+    by_name = {Path(image.name).name: image for image in true.images}
+    assert {image.split for image in true.images} == {"train", "val"}
     errors = [
-        np.linalg.norm(picture.keypoints_xy - by_name[Path(picture.name).name].keypoints_xy, axis=1)
-        for picture in found.pictures
+        np.linalg.norm(image.keypoints_xy - by_name[Path(image.name).name].keypoints_xy, axis=1)
+        for image in found.images
     ]
     assert float(np.nanmean(np.concatenate(errors))) == pytest.approx(metrics["val"]["error_px"], rel=1e-4)
 
@@ -48,7 +48,7 @@ def test_train__learns_where_the_spots_are(tmp_path: Path) -> None:
     data = make_spots(tmp_path / "d", 30)
     run = train_points(data, tmp_path / "run", epochs=30, image_size=48, head_sizes=(16,))
     metrics = json.loads((run.folder / "metrics.json").read_text(encoding="utf-8"))
-    # The mean shape, which knows nothing of the picture, is some 6 px away.
+    # The mean shape, which knows nothing of the image, is some 6 px away.
     assert metrics["val"]["error_px"] < 2
 
 
@@ -59,7 +59,7 @@ def test_train__regression_beats_the_mean_place(tmp_path: Path, changes: dict[st
     history = [float(row["val_error_px"]) for row in read_rows(run.folder / "history.csv")]
     assert min(history) < 0.8 * history[0]
     found = read_landmarks(run.folder / "predictions_val.csv")
-    assert found.pictures[0].confidence is None  # a regression cannot say
+    assert found.images[0].confidence is None  # a regression cannot say
 
 
 @pytest.mark.parametrize("changes", [{}, {"augment": "standard", "flip_pairs": ("red:green",)}])
@@ -78,11 +78,11 @@ def test_train__crops_around_points(tmp_path: Path) -> None:
     run = train_points(data, tmp_path / "run", crop="points", crop_margin=0.3)
     manifest = read_rows(run.folder / "manifest.csv")
     assert {"region_x", "region_y", "region_w", "region_h"} <= set(manifest[0])
-    pictures = {picture.name: picture for picture in (*run.pictures("train"), *run.pictures("val"))}
-    assert all(picture.region is not None for picture in pictures.values())
+    images = {image.name: image for image in (*run.images("train"), *run.images("val"))}
+    assert all(image.region is not None for image in images.values())
 
 
-def test_train__a_picture_without_points_is_left_out_and_named(tmp_path: Path) -> None:
+def test_train__a_image_without_points_is_left_out_and_named(tmp_path: Path) -> None:
     data = make_spots(tmp_path / "d", 8)
     rows = data.read_text(encoding="utf-8").splitlines()
     save_spots(tmp_path / "d" / "images" / "none.png", moved_spots(50))
@@ -111,7 +111,7 @@ def test_train__changed_points_are_another_run(tmp_path: Path) -> None:
     cells[1] = str(float(cells[1]) + 1)
     data.write_text("\n".join([text[0], ",".join(cells), *text[2:]]), encoding="utf-8")
     run = Run(tmp_path / "run")
-    with pytest.raises(RunError, match="pictures, labels or splits have changed"):
+    with pytest.raises(RunError, match="images, labels or splits have changed"):
         train(run.load_config(), Silent(), resume=run)
 
 
@@ -119,9 +119,7 @@ def test_train__changed_points_are_another_run(tmp_path: Path) -> None:
     ("asked", "settled"),
     [({"epochs": None, "batch_size": 1}, 120), ({"epochs": None, "batch_size": 6}, 200), ({"epochs": 5}, 5)],
 )
-def test_prepare_landmark_task__more_epochs_of_few_pictures(
-    tmp_path: Path, asked: dict[str, Any], settled: int
-) -> None:
+def test_prepare_landmark_task__more_epochs_of_few_images(tmp_path: Path, asked: dict[str, Any], settled: int) -> None:
     config = make_landmark_config(make_spots(tmp_path / "d", 8), tmp_path / "run", **asked)
     task = prepare_landmark_task(config, Silent())
     assert len(task.store.indices("train")) == 6  # so 720 steps, or 200 epochs
@@ -147,7 +145,7 @@ def test_train__a_point_that_nobody_annotated(tmp_path: Path) -> None:
     data = make_spots(tmp_path / "d", 8, whole=True)
     rows = data.read_text(encoding="utf-8").splitlines()
     data.write_text("\n".join([rows[0] + ",x_tip,y_tip", *(row + ",," for row in rows[1:])]), encoding="utf-8")
-    with pytest.raises(DataError, match="no training picture has point 'tip': annotate it, or leave it out"):
+    with pytest.raises(DataError, match="no training image has point 'tip': annotate it, or leave it out"):
         train_points(data, tmp_path / "run")
 
 
@@ -157,14 +155,14 @@ def test_train__mirror_images_only_where_they_are_right(spots: Path, tmp_path: P
     import albumentations
 
     albumentations.save(albumentations.HorizontalFlip(p=1), str(tmp_path / "flip.json"))
-    with pytest.raises(ConfigError, match=r"mirrors pictures: name the points .* by --flip-pairs"):
+    with pytest.raises(ConfigError, match=r"mirrors images: name the points .* by --flip-pairs"):
         train_points(spots, tmp_path / "b", augment=str(tmp_path / "flip.json"))
     run = train_points(spots, tmp_path / "c", augment=str(tmp_path / "flip.json"), mirror=True, epochs=1)
     assert run.best_path.is_file()
 
 
 def test_train__faults_name_the_cure(spots: Path, tmp_path: Path) -> None:
-    with pytest.raises(DataError, match="no pictures with points in its test split"):
+    with pytest.raises(DataError, match="no images with points in its test split"):
         train_points(spots, tmp_path / "a", test=True)
     with pytest.raises(ConfigError, match="landmarks take heatmap, linear or mlp"):
         train_points(spots, tmp_path / "b", head="svm")

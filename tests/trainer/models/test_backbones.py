@@ -26,7 +26,7 @@ from tl.trainer.models.backbones import (
 from tl.trainer.models.network import Normalise
 from tl.trainer.options import has_norm
 
-# One of each family, with the shape of one picture's features at the family's own input size.
+# One of each family, with the shape of one image's features at the family's own input size.
 FAMILIES = {
     "smallcnn": (128, 8, 8),
     "vgg_cnn_s": (512, 6, 6),

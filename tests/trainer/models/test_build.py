@@ -267,7 +267,7 @@ def test_build_network__weights_of_another_backbone_are_named() -> None:
 @pytest.mark.slow
 def test_vgg_cnn_s__trains_and_exports(tmp_path: Path) -> None:
     data = make_class_folders(tmp_path / "photos", 4, hw=(40, 40))
-    # The dense layers of the paper, thinner; 64 px is the smallest picture that its layers leave something of.
+    # The dense layers of the paper, thinner; 64 px is the smallest image that its layers leave something of.
     changes = {"backbone": "vgg_cnn_s", "image_size": 64, "pooling": "flatten", "head": "mlp", "head_sizes": (16, 16)}
     run = train_here(data, tmp_path / "run", epochs=1, **changes).run
     network, _, _ = load_network(run)

@@ -1,4 +1,4 @@
-"""One suite for every kind of backbone and head: it builds, learns eight pictures by heart, and exports."""
+"""One suite for every kind of backbone and head: it builds, learns eight images by heart, and exports."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from tl.trainer.run_folder.run import Run
 
 @dataclass(frozen=True)
 class Kind:
-    """A backbone, as small a picture as it allows, and where it is cut, so that it takes seconds."""
+    """A backbone, as small an image as it allows, and where it is cut, so that it takes seconds."""
 
     name: str
     side: int
@@ -69,7 +69,7 @@ def as_parameter(kind: Kind) -> Any:
 
 @pytest.fixture(scope="module")
 def eight(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Four red and four blue pictures to learn, and as many others."""
+    """Four red and four blue images to learn, and as many others."""
     root = tmp_path_factory.mktemp("eight")
     make_class_folders(root / "train", 4, ["blue", "red"], hw=(40, 40))
     make_class_folders(root / "val", 4, ["blue", "red"], hw=(42, 40))
@@ -77,7 +77,7 @@ def eight(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def build_small_vit(name: str) -> nn.Module:
-    """torchvision's vision transformer with two thin blocks for pictures of 32 px: the published sizes take minutes."""
+    """torchvision's vision transformer with two thin blocks for images of 32 px: the published sizes take minutes."""
     options = {"image_size": 32, "patch_size": 8, "num_layers": 2, "num_heads": 2, "hidden_dim": 16, "mlp_dim": 32}
     return VisionTransformer(**options)
 
@@ -112,7 +112,7 @@ def test_kinds__hold_every_backbone_of_our_own() -> None:
     assert set(OWN_BACKBONES) <= {kind.name for kind in KINDS}
 
 
-def test_backbone__learns_eight_pictures(subject: Subject) -> None:
+def test_backbone__learns_eight_images(subject: Subject) -> None:
     losses = [float(row["train_loss"]) for row in read_rows(subject.run.folder / "history.csv")]
     assert len(losses) == EPOCHS
     assert losses[-1] < 0.5 * losses[0]  # what cannot learn stays near log 2
@@ -126,7 +126,7 @@ def test_backbone__exports(subject: Subject, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("head", ["linear", "mlp", "conv", "svm"])
-def test_head__learns_eight_pictures(subject: Subject, tmp_path: Path, head: str) -> None:
+def test_head__learns_eight_images(subject: Subject, tmp_path: Path, head: str) -> None:
     if head == "conv" and not subject.kind.has_map:
         pytest.skip("this backbone gives no map")
     changes = {

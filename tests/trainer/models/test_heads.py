@@ -93,7 +93,7 @@ def test_build_head__conv_maps_to_logits(sizes: tuple[int, ...], wanted: list[st
     logits = head(maps)
     assert logits.shape == (5, 2)
     assert torch.equal(maps, kept)
-    # The same by hand: same-padded 3x3 convolution, ReLU, mean over the picture, dense layers.
+    # The same by hand: same-padded 3x3 convolution, ReLU, mean over the image, dense layers.
     values = functional.conv2d(functional.pad(maps, (1, 1, 1, 1)), head[0].weight, head[0].bias).clamp_min(0)
     values = values.sum(dim=(2, 3)) / (hw[0] * hw[1])
     linear = [layer for layer in head if isinstance(layer, nn.Linear)]

@@ -103,7 +103,7 @@ def test_standardise__a_dead_channel_is_not_blown_up() -> None:
     torch.testing.assert_close(standardise.std.flatten(), torch.tensor([1.0, 0.05]), rtol=1e-6, atol=0)  # float32
 
 
-def test_standardise__a_single_picture_gives_finite_numbers() -> None:
+def test_standardise__a_single_image_gives_finite_numbers() -> None:
     standardise = Standardise((4,))
     standardise.fit(torch.ones(1, 4))
     assert torch.equal(standardise(torch.ones(2, 4)), torch.zeros(2, 4))
@@ -253,7 +253,7 @@ def test_network__auxiliary_classifier_speaks_in_training_alone() -> None:
     assert torch.equal(second, network.trunk[:2](pixels).mean(dim=(2, 3))[:, :3])
 
 
-def test_deployed__a_batch_equals_its_pictures_alone() -> None:
+def test_deployed__a_batch_equals_its_images_alone() -> None:
     module = Deployed(make_network().eval(), 1.0)
     batched, _ = module(make_images(5))
     alone = torch.cat([module(image[None])[0] for image in make_images(5)])

@@ -89,7 +89,7 @@ def test_to_onnx__any_batch_gives_what_torch_gives(module: Deployed, model: onnx
         np.testing.assert_allclose(found, tensor.numpy(), rtol=0, atol=FP32)
 
 
-def test_to_onnx__a_batch_equals_its_pictures_alone(model: onnx.ModelProto) -> None:
+def test_to_onnx__a_batch_equals_its_images_alone(model: onnx.ModelProto) -> None:
     images = make_images(5)
     batched, _ = run_model(model, images)
     alone = np.concatenate([run_model(model, image[None])[0] for image in images])

@@ -14,7 +14,7 @@ from safetensors.torch import load_file, save_file
 
 from tests.trainer.make import RunsCode, make_config, make_noise, make_png, make_row, make_store, read_rows
 from tl.data.audit import Finding
-from tl.data.manifests import Picture
+from tl.data.manifests import LabeledImage
 from tl.errors import ConfigError, OutputError, RunError
 from tl.runtime.imaging.preprocessing import build_recipe
 from tl.runtime.model_file.strict_json import dump_json
@@ -140,24 +140,24 @@ def test_save_manifest__columns_and_hashes(run: Run, tmp_path: Path) -> None:
         ("../data/b/2.png", "b", "train", ""),
     ]
     assert [r["sha256"] for r in rows] == list(store.hashes)
-    assert run.picture_paths("train") == [str(tmp_path / "data" / name) for name in ("a/1.png", "b/2.png")]
-    assert run.picture_paths("val") == []
+    assert run.image_paths("train") == [str(tmp_path / "data" / name) for name in ("a/1.png", "b/2.png")]
+    assert run.image_paths("val") == []
 
 
-def test_save_manifest__of_other_pictures_is_refused(run: Run, tmp_path: Path) -> None:
+def test_save_manifest__of_other_images_is_refused(run: Run, tmp_path: Path) -> None:
     make_png(tmp_path / "data" / "a" / "1.png", make_noise(1))
     run.save_manifest(make_store(tmp_path / "data", CARD.recipe))
     run.save_manifest(make_store(tmp_path / "data", CARD.recipe))
     before = (run.folder / "manifest.csv").read_bytes()
     make_png(tmp_path / "data" / "a" / "1.png", make_noise(2))  # the same name, other pixels
-    with pytest.raises(RunError, match="pictures, labels or splits have changed"):
+    with pytest.raises(RunError, match="images, labels or splits have changed"):
         run.save_manifest(make_store(tmp_path / "data", CARD.recipe))
     assert (run.folder / "manifest.csv").read_bytes() == before
 
 
-def test_picture_paths__no_manifest(run: Run) -> None:
+def test_image_paths__no_manifest(run: Run) -> None:
     with pytest.raises(RunError, match=r"manifest.csv: cannot be read"):
-        run.picture_paths("val")
+        run.image_paths("val")
 
 
 def test_data_hash__depends_on_content_labels_and_splits_alone(run: Run, tmp_path: Path) -> None:
@@ -172,7 +172,7 @@ def test_data_hash__depends_on_content_labels_and_splits_alone(run: Run, tmp_pat
 
 
 def test_save_skipped__columns(run: Run) -> None:
-    run.save_skipped([(Picture("/d/x.png", "x.png", "a", "train"), "empty file")])
+    run.save_skipped([(LabeledImage("/d/x.png", "x.png", "a", "train"), "empty file")])
     assert read_rows(run.folder / "skipped.csv") == [{"path": "x.png", "split": "train", "error": "empty file"}]
 
 
@@ -186,7 +186,7 @@ def test_save_table__history(run: Run) -> None:
 
 
 def test_save_rows__text_is_quoted_and_no_rows_leave_a_header(run: Run) -> None:
-    finding = Finding("few pictures", "a/1, 2.png", "", "class 'Käfer, \"rot\"' has 0012 pictures")
+    finding = Finding("few images", "a/1, 2.png", "", "class 'Käfer, \"rot\"' has 0012 images")
     run.save_rows("findings.csv", Finding, [finding])
     assert read_rows(run.folder / "findings.csv") == [dataclasses.asdict(finding)]
     run.save_rows("findings.csv", Finding, [])
@@ -194,8 +194,8 @@ def test_save_rows__text_is_quoted_and_no_rows_leave_a_header(run: Run) -> None:
 
 
 def test_save_predictions__columns(run: Run) -> None:
-    pictures = [Picture("/d/a/1.png", "a/1.png", "a"), Picture("/d/b/2.png", "b/2.png", "Käfer, rot")]
-    run.save_predictions("val", pictures, np.array([[0.75, 0.25], [0.5, 0.5]], np.float32), CARD.class_names)
+    images = [LabeledImage("/d/a/1.png", "a/1.png", "a"), LabeledImage("/d/b/2.png", "b/2.png", "Käfer, rot")]
+    run.save_predictions("val", images, np.array([[0.75, 0.25], [0.5, 0.5]], np.float32), CARD.class_names)
     assert read_rows(run.folder / "predictions_val.csv") == [
         {
             "path": "a/1.png",

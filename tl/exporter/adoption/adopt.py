@@ -22,7 +22,7 @@ from tl.errors import ConfigError, DeviceError, ModelFileError
 from tl.exporter.adoption.imported_model import Adoptee, AdoptOptions, open_adoptee, read_plan
 from tl.exporter.adoption.wrap import MAX_OPSET, wrapped_graphs
 from tl.exporter.parity import Original, check_outputs
-from tl.exporter.parity_images import find_proof_pictures, load_proof_pictures, noise_pictures
+from tl.exporter.parity_images import find_parity_images, load_parity_images, noise_images
 from tl.exporter.publish import TOLERANCE, build_golden, embed_contract, opset_of, publish, synthetic_inputs
 from tl.progress import Progress
 from tl.runtime.model_file.contract import SCHEMA_VERSION, Contract, Golden, Parity, Provenance
@@ -36,17 +36,17 @@ _CROP_CAVEAT = (
     "note: transformers rounds the centre crop's corner down, a recipe to the nearest even: in about one photo of six "
     "the crop lies one pixel beside, which moves its probabilities by some hundredths"
 )
-_TRIAL_PICTURES = 3  # another number than any fixed batch in use
+_TRIAL_IMAGES = 3  # another number than any fixed batch in use
 
 
 @dataclass(frozen=True)
 class Adopted:
-    """The finished file, what it says of itself, its opset, and whether real pictures proved it."""
+    """The finished file, what it says of itself, its opset, and whether real images proved it."""
 
     path: Path
     contract: Contract
     opset: int
-    on_real_pictures: bool
+    on_real_images: bool
 
 
 def adopt(
@@ -67,9 +67,9 @@ def adopt(
         raise ConfigError(f"{os.fspath(out)}: a model file's name ends in .onnx")
     plan = read_plan(Path(path), options)
     are_real = bool(images)
-    sources = find_proof_pictures(images) if are_real else noise_pictures()
-    pictures = load_proof_pictures(sources, plan.recipe, progress)
-    adoptee = open_adoptee(plan, pictures.inputs, options.outputs)
+    sources = find_parity_images(images) if are_real else noise_images()
+    loaded = load_parity_images(sources, plan.recipe, progress)
+    adoptee = open_adoptee(plan, loaded.inputs, options.outputs)
     progress.say(describe(adoptee))
     if plan.preset == "huggingface-folder" and plan.recipe.resize_mode == "short_side":
         progress.say(_CROP_CAVEAT)
@@ -80,11 +80,11 @@ def adopt(
     progress.advance(note="parity")
 
     def certify(temporary: Path) -> Contract:
-        expected = adoptee.probabilities(pictures.inputs)
+        expected = adoptee.probabilities(loaded.inputs)
         parity = check_outputs(
             Session(temporary, device="cpu"),
-            pictures.sources,
-            pictures.inputs,
+            loaded.sources,
+            loaded.inputs,
             {"probabilities": expected},
             Original("the foreign file", "the foreign file", "adoption"),
             TOLERANCE[bare.precision],
@@ -94,7 +94,7 @@ def adopt(
             inputs = synthetic_inputs(plan.recipe.input_hw)
             samples = build_golden("synthetic", inputs, adoptee.probabilities(inputs))
         else:
-            samples = build_golden("images", pictures.inputs, expected)
+            samples = build_golden("images", loaded.inputs, expected)
         return replace(bare, parity=parity, golden=samples)
 
     contract = publish(model, out, certify, lambda temporary: run_selftest(temporary, device="cpu"))
@@ -115,10 +115,10 @@ def describe(adoptee: Adoptee) -> str:
 
 
 def _first_that_agrees(adoptee: Adoptee) -> onnx.ModelProto:
-    """The first way to write the graph that runs on one and on several pictures and gives the same numbers."""
+    """The first way to write the graph that runs on one and on several images and gives the same numbers."""
     plan, foreign = adoptee.plan, adoptee.plan.foreign
     height, width = plan.recipe.input_hw
-    inputs = np.random.default_rng(0).integers(0, 256, (_TRIAL_PICTURES, height, width, 3)).astype(np.uint8)
+    inputs = np.random.default_rng(0).integers(0, 256, (_TRIAL_IMAGES, height, width, 3)).astype(np.uint8)
     expected = adoptee.probabilities(inputs)
     faults = []
     graphs = wrapped_graphs(foreign, plan.preprocessing, adoptee.kind, plan.recipe.input_hw, len(plan.class_names))
@@ -134,7 +134,7 @@ def _first_that_agrees(adoptee: Adoptee) -> onnx.ModelProto:
         )
     if foreign.batch is not None:
         raise ModelFileError(
-            f"{foreign.path}: takes {foreign.batch} picture(s) at a time and cannot be freed of that "
+            f"{foreign.path}: takes {foreign.batch} image(s) at a time and cannot be freed of that "
             f"({faults[0][:120]}): export it with a dynamic batch "
             "(torch: dynamic_shapes or dynamic_axes; Ultralytics: dynamic=True)"
         )
@@ -160,7 +160,7 @@ def _trial(
     return None if worst < tolerance else f"its numbers change by {worst:.2g}"
 
 
-def _uncertified(adoptee: Adoptee, opset: int, on_real_pictures: bool) -> Contract:
+def _uncertified(adoptee: Adoptee, opset: int, on_real_images: bool) -> Contract:
     """The contract before anything is proven; lives in a temporary file only."""
     return Contract(
         schema_version=SCHEMA_VERSION,
@@ -176,14 +176,14 @@ def _uncertified(adoptee: Adoptee, opset: int, on_real_pictures: bool) -> Contra
         ensemble=None,
         conformal=None,
         unknown=None,
-        provenance=_provenance(adoptee, opset, on_real_pictures),
+        provenance=_provenance(adoptee, opset, on_real_images),
         parity=Parity(0, (), {}, 0.0, 0.0, 0.0),
         quantisation=None,
         golden=Golden("synthetic", {}, ()),
     )
 
 
-def _provenance(adoptee: Adoptee, opset: int, on_real_pictures: bool) -> Provenance:
+def _provenance(adoptee: Adoptee, opset: int, on_real_images: bool) -> Provenance:
     plan, foreign = adoptee.plan, adoptee.plan.foreign
     digest = hashlib.sha256(foreign.data).hexdigest()
     return Provenance(
@@ -199,7 +199,7 @@ def _provenance(adoptee: Adoptee, opset: int, on_real_pictures: bool) -> Provena
             "output": adoptee.kind,
             "opset_before": opset_of(foreign.model),
             "opset": opset,
-            "parity_pictures": "given" if on_real_pictures else "noise",
+            "parity_images": "given" if on_real_images else "noise",
         },
         data_hash="",
         val_metrics={},

@@ -1,6 +1,6 @@
 """An ONNX classifier that another tool made: what goes in, what comes out, and what it computes as it is.
 
-Knows ONNX files and onnxruntime. Does not know presets, pictures or contracts, and changes nothing (`wrap` does).
+Knows ONNX files and onnxruntime. Does not know presets, images or contracts, and changes nothing (`wrap` does).
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ _FLOATS: dict[int, np.dtype[Any]] = {
 _QUANTISED = {"QuantizeLinear", "DequantizeLinear", "DynamicQuantizeLinear", "QLinearConv", "ConvInteger"}
 # What may stand between a softmax and the output without changing its rows.
 _PASSING = {"Identity", "Flatten", "Reshape", "Squeeze", "Cast"}
-# fp32 and fp16 softmaxes sum to 1 within 1e-6 and 1e-3; logits of several pictures do not.
+# fp32 and fp16 softmaxes sum to 1 within 1e-6 and 1e-3; logits of several images do not.
 _SUM_TOLERANCE = 5e-3
 _FATAL_ONLY = 4
 
@@ -40,7 +40,7 @@ _FATAL_ONLY = 4
 class Foreign:
     """A classifier as it was found. `data`: its file. `graph_hw`: sizes that the graph fixes, None for open ones.
 
-    `batch`: the fixed number of pictures a run, None where any goes. `final_op`: the operator that makes the output.
+    `batch`: the fixed number of images a run, None where any goes. `final_op`: the operator that makes the output.
     """
 
     path: Path
@@ -58,7 +58,7 @@ class Foreign:
 
 
 def read_foreign(path: Path, layout: Layout | None = None, output_name: str | None = None) -> Foreign:
-    """Read a file and find its picture input and classifier output. Raises `ModelFileError`."""
+    """Read a file and find its image input and classifier output. Raises `ModelFileError`."""
     _check_file(path)
     try:
         data = path.read_bytes()
@@ -109,7 +109,7 @@ class ForeignSession:
         self._session = _open(foreign)
 
     def run(self, pixels: NDArray[np.float32]) -> NDArray[np.float32]:
-        """Normalised pictures (N, H, W, 3) -> the output as float32 (N, C). Raises `ModelFileError`."""
+        """Normalised images (N, H, W, 3) -> the output as float32 (N, C). Raises `ModelFileError`."""
         foreign = self._foreign
         values = pixels.astype(foreign.dtype)
         if foreign.layout == "nchw":
@@ -136,7 +136,7 @@ class ForeignSession:
         name, shape = self._foreign.output_name, output.shape
         if output.ndim < 2 or shape[0] != count or output.size != count * shape[1] or shape[1] < 2:
             raise ModelFileError(
-                f"{self._foreign.path}: output '{name}' is {[*shape]} for {count} pictures, "
+                f"{self._foreign.path}: output '{name}' is {[*shape]} for {count} images, "
                 f"expected [{count}, classes] with two classes or more"
             )
         if not np.isfinite(output).all():
@@ -145,7 +145,7 @@ class ForeignSession:
 
 
 def tell_kind(foreign: Foreign, rows: NDArray[np.float32], asked: Kind | None) -> Kind:
-    """Whether the output, here `rows` (N, C) of N pictures, is logits or probabilities. Raises `ModelFileError`."""
+    """Whether the output, here `rows` (N, C) of N images, is logits or probabilities. Raises `ModelFileError`."""
     where = f"{foreign.path}: output '{foreign.output_name}'"
     looks = bool((rows >= 0).all() and (np.abs(rows.sum(axis=1) - 1) < _SUM_TOLERANCE).all())
     if asked is not None:
@@ -210,7 +210,7 @@ def _layout(dims: Sequence[int | None], asked: Layout | None, path: Path, name: 
         raise ModelFileError(f"{path}: input '{name}' is {[*dims]}: say --layout nchw or nhwc")
     raise ModelFileError(
         f"{path}: input '{name}' is {[*dims]}, expected [N, 3, H, W] or [N, H, W, 3]: only classifiers of RGB "
-        "pictures can be adopted"
+        "images can be adopted"
     )
 
 

@@ -23,7 +23,7 @@ _CONVNEXT_WARPS_FROM = 384  # ConvNextImageProcessor neither crops nor keeps the
 # Pillow's numbers. Source: PIL.Image.Resampling
 _RESAMPLE: dict[int, Interpolation] = {0: "nearest", 1: "lanczos", 2: "bilinear", 3: "bicubic"}
 
-# Without effect on what the network gets. Our pictures are always RGB.
+# Without effect on what the network gets. Our images are always RGB.
 _HARMLESS = {
     "image_processor_type", "feature_extractor_type", "processor_class", "_valid_processor_keys", "do_convert_rgb",
     "default_to_square", "return_tensors", "device", "disable_grouping", "data_format", "input_data_format",
@@ -117,7 +117,7 @@ class _Facts:
             if field not in _HARMLESS | _USED and value not in (None, False):
                 raise self.fault(field, f"{value!r} has no place in a recipe")
         if not self.flag("do_resize"):
-            raise self.fault("do_resize", "false, but pictures of all sizes must come to the size of the input")
+            raise self.fault("do_resize", "false, but images of all sizes must come to the size of the input")
 
     def interpolation(self) -> Interpolation:
         value = self.need("resample")

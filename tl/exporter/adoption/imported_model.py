@@ -92,7 +92,7 @@ def read_plan(path: Path, options: AdoptOptions) -> Plan:
 
 
 def open_adoptee(plan: Plan, inputs: NDArray[np.uint8], asked: Kind | None) -> Adoptee:
-    """Run the foreign file on pictures, uint8 (N, H, W, 3), and tell what it gives.
+    """Run the foreign file on images, uint8 (N, H, W, 3), and tell what it gives.
 
     Raises `ModelFileError` or `ConfigError`.
     """

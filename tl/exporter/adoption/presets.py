@@ -1,4 +1,4 @@
-"""What other frameworks do between a picture and their network: torchvision, timm, Ultralytics, or as given.
+"""What other frameworks do between an image and their network: torchvision, timm, Ultralytics, or as given.
 
 Knows their published rules and the files that state them (`huggingface` reads its own). Does not know graphs, and
 guesses nothing: what a recipe cannot say is refused by the name of its field.

@@ -1,4 +1,4 @@
-"""How sure votes should be, from labelled pictures that were held out.
+"""How sure votes should be, from labelled images that were held out.
 
 Knows ensembles and labels. Does not know graphs.
 """
@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from tl.data.manifests import Picture, class_ids
+from tl.data.manifests import LabeledImage, class_ids
 from tl.errors import DataError
 from tl.evaluation.calibration import conformal_of, fit_temperature, unknown_limit
 from tl.evaluation.vote_fitting import log_loss
@@ -30,7 +30,7 @@ _FLOOR = 1e-4
 class Calibration:
     """`temperature` that softens voted probabilities, and the scores of true classes after it.
 
-    `unknown_limit`: what the members' mean unknown score is above on `false_alarm` of the `images` pictures, None where
+    `unknown_limit`: what the members' mean unknown score is above on `false_alarm` of the `images` images, None where
     a member has no such score.
     """
 
@@ -42,16 +42,16 @@ class Calibration:
 
 
 def calibrate_votes(
-    ensemble: Ensemble, held_out: Sequence[Picture], progress: Progress, false_alarm: float
+    ensemble: Ensemble, held_out: Sequence[LabeledImage], progress: Progress, false_alarm: float
 ) -> Calibration:
-    """Fit the temperature of voted probabilities. Temperature 1 without pictures. Raises `DataError`.
+    """Fit the temperature of voted probabilities. Temperature 1 without images. Raises `DataError`.
 
-    `false_alarm`: share of the pictures that may be called unknown.
+    `false_alarm`: share of the images that may be called unknown.
     """
     if not held_out:
         return Calibration(1.0, None)
     true_ids = class_ids(held_out, ensemble.class_names)
-    progress.start("calibrating", len(held_out), "pictures")
+    progress.start("calibrating", len(held_out), "images")
     voted, known, strange = [], [], []
     for true_id, result in zip(
         true_ids, Predictor(ensemble, with_votes=False).predict_iter([p.path for p in held_out]), strict=True
@@ -63,10 +63,10 @@ def calibrate_votes(
             if result.unknown_score is not None:
                 strange.append(result.unknown_score)
     if len(known) < len(held_out):
-        raise DataError(f"{len(held_out) - len(known)} of {len(held_out)} pictures to calibrate on cannot be read")
+        raise DataError(f"{len(held_out) - len(known)} of {len(held_out)} images to calibrate on cannot be read")
     probabilities, truth = np.stack(voted), np.array(known, np.int64)
     temperature = _fit(probabilities, truth)
-    conformal = conformal_of(soften(probabilities, temperature), truth, "given pictures")
+    conformal = conformal_of(soften(probabilities, temperature), truth, "given images")
     if not strange:
         return Calibration(temperature, conformal)
     limit = unknown_limit(strange, false_alarm)

@@ -16,12 +16,12 @@ import numpy as np
 import onnx
 from numpy.typing import NDArray
 
-from tl.data.manifests import Picture
+from tl.data.manifests import LabeledImage
 from tl.errors import ConfigError, EnsembleError, ParityError
 from tl.exporter.merging.calibrate import Calibration, calibrate_votes
 from tl.exporter.merging.graph import OUTPUTS, UNKNOWN, Ballot, merge_graphs
 from tl.exporter.parity import Original, check_outputs
-from tl.exporter.parity_images import ProofPictures, find_proof_pictures, load_proof_pictures, noise_pictures
+from tl.exporter.parity_images import ParityImages, find_parity_images, load_parity_images, noise_images
 from tl.exporter.publish import TOLERANCE, GoldenSource, build_golden, embed_contract, publish, synthetic_inputs
 from tl.progress import Progress
 from tl.runtime.ensembles.ensemble import Ensemble, mean_unknown
@@ -67,13 +67,13 @@ def merge(
     weights: Sequence[float] | None = None,
     images: Sequence[str | os.PathLike[str]] = (),
     golden: Literal["images", "synthetic"] = "images",
-    held_out: Sequence[Picture] = (),
+    held_out: Sequence[LabeledImage] = (),
     false_alarm: float = 0.05,
 ) -> Merged:
     """Write one file that gives what the files `models` give when they vote.
 
-    `held_out`: labelled pictures that no member learnt from, by which the votes' confidence is calibrated and sets of
-    classes for any coverage are measured; where every member tells unknown pictures, the file does too, and calls
+    `held_out`: labelled images that no member learnt from, by which the votes' confidence is calibrated and sets of
+    classes for any coverage are measured; where every member tells unknown images, the file does too, and calls
     `false_alarm` of these unknown. The file is proven on `images`, or on the golden samples of the members and
     noise where there are none.
     Raises `ModelFileError`, `EnsembleError`, `ConfigError`, `DataError`, `ParityError` or `OutputError`.
@@ -81,9 +81,9 @@ def merge(
     ensemble = _open_members(models, voting, weights)
     _check_name(out, models)
     contracts, recipe = ensemble.contracts, ensemble.recipes[0]
-    own, golden_source = _golden_pictures(ensemble)
-    sources: list[ImageSource] = [*find_proof_pictures(images)] if images else [*own, *noise_pictures()]
-    pictures = load_proof_pictures(sources, recipe, progress)
+    own, golden_source = _golden_images(ensemble)
+    sources: list[ImageSource] = [*find_parity_images(images)] if images else [*own, *noise_images()]
+    loaded = load_parity_images(sources, recipe, progress)
     calibration = calibrate_votes(ensemble, held_out, progress, false_alarm)
     progress.start("merging", 3, "steps")
     facts = _facts(ensemble)
@@ -102,7 +102,7 @@ def merge(
 
     def certify(temporary: Path) -> Contract:
         session = Session(temporary, device="cpu")
-        parity, expected = _prove(session, ensemble, pictures, bare)
+        parity, expected = _prove(session, ensemble, loaded, bare)
         progress.advance(note="self-test")
         if golden == "synthetic" or (golden_source == "synthetic" and not images):
             inputs = synthetic_inputs(recipe.input_hw)
@@ -111,7 +111,7 @@ def merge(
         else:
             real = len(sources) if images else len(own)
             source = "images" if images else golden_source
-            samples = build_golden(source, pictures.inputs[:real], expected[:real])
+            samples = build_golden(source, loaded.inputs[:real], expected[:real])
         return replace(bare, parity=parity, golden=samples)
 
     contract = publish(model, out, certify, lambda temporary: run_selftest(temporary, device="cpu"))
@@ -144,7 +144,7 @@ def _open_members(
     for session, contract in zip(sessions[1:], ensemble.contracts[1:], strict=True):
         if different := _differences(ensemble.contracts[0].recipe, contract.recipe):
             raise EnsembleError(
-                f"{session.path}: prepares pictures otherwise than {sessions[0].path} ({'; '.join(different)}), and one"
+                f"{session.path}: prepares images otherwise than {sessions[0].path} ({'; '.join(different)}), and one"
                 " file has one input: predict with --ensemble, which gives each its own"
             )
     return ensemble
@@ -155,7 +155,7 @@ def _differences(first: Recipe, other: Recipe) -> list[str]:
     return [f"{name} {theirs} instead of {ours}" for name, ours, theirs in pairs if ours != theirs]
 
 
-def _golden_pictures(ensemble: Ensemble) -> tuple[list[NDArray[np.uint8]], GoldenSource]:
+def _golden_images(ensemble: Ensemble) -> tuple[list[NDArray[np.uint8]], GoldenSource]:
     """The members' own samples, each once, and where they come from; synthetic ones only if there are no others."""
     found: dict[str, dict[str, NDArray[np.uint8]]] = {"validation": {}, "images": {}, "synthetic": {}}
     for session, contract in zip(ensemble.sessions, ensemble.contracts, strict=True):
@@ -180,7 +180,7 @@ def _facts(ensemble: Ensemble) -> EnsembleFacts:
 
 
 def _unknown_facts(contracts: Sequence[Contract], calibration: Calibration) -> UnknownFacts | None:
-    """Of the members' mean: the fewest pictures and the most dimensions that one was fitted in."""
+    """Of the members' mean: the fewest images and the most dimensions that one was fitted in."""
     members = [contract.unknown for contract in contracts if contract.unknown is not None]
     if calibration.unknown_limit is None or len(members) < len(contracts):
         return None
@@ -218,28 +218,26 @@ def _batches(ensemble: Ensemble, inputs: NDArray[np.uint8]) -> Iterator[dict[Rec
 
 
 def _prove(
-    session: Session, ensemble: Ensemble, pictures: ProofPictures, bare: Contract
+    session: Session, ensemble: Ensemble, images: ParityImages, bare: Contract
 ) -> tuple[Parity, NDArray[np.float32]]:
     """The members say what the separate files say, and the graph counts their votes as the runtime does.
 
     Returns the report and the voted probabilities (N, C). Raises `ParityError`.
     """
-    inputs = pictures.inputs
+    inputs = images.inputs
     own_members, own_label = session.run(inputs, ["member_probabilities", "label"])
     # Counted from what the merged file's own members say: a vote that hangs on the last digit may fall either way.
     counted = vote(own_members, ensemble.voting, ensemble.weights)
     if not np.array_equal(own_label, counted.label_ids):
         wrong = int((own_label != counted.label_ids).sum())
-        raise ParityError(
-            f"the merged graph counts otherwise on {wrong} of {len(inputs)} pictures; no file was written"
-        )
+        raise ParityError(f"the merged graph counts otherwise on {wrong} of {len(inputs)} images; no file was written")
     voted = soften(counted.probabilities, bare.temperature)
     expected = {"probabilities": voted, "member_probabilities": _members(ensemble, inputs)}
     if bare.unknown is not None:
         expected[UNKNOWN] = _unknown(ensemble, inputs)
     tolerance = _TOLERANCE_FP32 if bare.precision == "fp32" else TOLERANCE[bare.precision]
     names = Original("the separate files", "the separate files", "merging")
-    return check_outputs(session, pictures.sources, inputs, expected, names, tolerance), voted
+    return check_outputs(session, images.sources, inputs, expected, names, tolerance), voted
 
 
 def _uncertified(contracts: Sequence[Contract], class_names: tuple[str, ...], facts: EnsembleFacts) -> Contract:

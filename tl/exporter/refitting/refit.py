@@ -1,6 +1,6 @@
-"""A model file and labelled pictures -> a model file with a new head on the same trunk, proven and tested; no torch.
+"""A model file and labelled images -> a model file with a new head on the same trunk, proven and tested; no torch.
 
-Knows the steps: check, look at pictures (`seen`), fit, join (`graph`), prove, publish.
+Knows the steps: check, look at images (`seen`), fit, join (`graph`), prove, publish.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from tl.errors import ConfigError, ModelFileError, ParityError
 from tl.evaluation.calibration import MAX_KNOWN, Known, conformal_of, fit_temperature, fit_unknown
 from tl.evaluation.metrics import classification_metrics
 from tl.exporter.parity import Original, check_outputs, spread
-from tl.exporter.parity_images import MAX_PICTURES
+from tl.exporter.parity_images import MAX_IMAGES
 from tl.exporter.publish import build_golden, embed_contract, publish, synthetic_inputs
 from tl.exporter.refitting.graph import EMBEDDING, NewHead, replace_head
 from tl.exporter.refitting.seen import RefitOptions, Seen, embed, look_at, read_labelled, score_old, settle_class_names
@@ -39,7 +39,7 @@ _LIBRARIES = ("onnx", "onnx-ir", "onnxruntime", "onnxruntime-gpu", "scikit-learn
 
 @dataclass(frozen=True)
 class Refitted:
-    """The finished file. `before`: metrics of the old head on validation pictures of the classes that it knows, None
+    """The finished file. `before`: metrics of the old head on validation images of the classes that it knows, None
     where it knows none of them; `after`: those of the new one, on all.
     """
 
@@ -58,16 +58,16 @@ def refit(
     progress: Progress,
     options: RefitOptions,
 ) -> Refitted:
-    """Fit a linear head to labelled pictures and write it on the trunk of `model`.
+    """Fit a linear head to labelled images and write it on the trunk of `model`.
 
-    Classes are those of `data`, in the model's order, new ones after them. Validation pictures choose C, set the
+    Classes are those of `data`, in the model's order, new ones after them. Validation images choose C, set the
     temperature, and are what sets of classes and the unknown score's limit are measured on.
     Raises `ConfigError`, `ModelFileError`, `DataError`, `ParityError` or `OutputError`.
     """
     session, contract = _open(model, out)
-    pictures = read_labelled(data, options, progress)
-    class_names = settle_class_names(contract, pictures, options.drop)
-    seen = look_at(session, contract, pictures, class_names, options, progress)
+    images = read_labelled(data, options, progress)
+    class_names = settle_class_names(contract, images, options.drop)
+    seen = look_at(session, contract, images, class_names, options, progress)
     progress.start("fitting", 4, "steps")
     fitted, head, facts = _fit(seen, options, progress)
     head = replace(head, with_cam="cam" in contract.outputs)
@@ -143,7 +143,7 @@ def _fit(seen: Seen, options: RefitOptions, progress: Progress) -> tuple[LinearH
     known = Known(train[0][kept[0]], train[1][kept[0]], val[0][kept[1]])
     found = fit_unknown(known, len(seen.class_names), options.false_alarm)
     if found is None:
-        progress.say("no unknown score: too few pictures of a class, or an embedding too large or too alike to measure")
+        progress.say("no unknown score: too few images of a class, or an embedding too large or too alike to measure")
     fit, facts = found or (None, None)
     weight, bias = head.weight.astype(np.float32), head.bias.astype(np.float32)
     return head, NewHead(weight, bias, temperature, fit), facts
@@ -158,7 +158,7 @@ def _provenance(
     metrics: dict[str, Any],
 ) -> Provenance:
     store = seen.store
-    rows = zip(store.hashes, (p.label for p in store.pictures), (p.split for p in store.pictures), strict=True)
+    rows = zip(store.hashes, (p.label for p in store.images), (p.split for p in store.images), strict=True)
     return replace(
         contract.provenance,
         method="refit",
@@ -182,11 +182,11 @@ def _certify(
     seen: Seen,
     golden: Literal["validation", "synthetic"],
 ) -> Contract:
-    """The new file gives, on validation pictures, the old one's embeddings, and of them what was fitted."""
-    places = spread(seen.store.indices("val"), MAX_PICTURES)
+    """The new file gives, on validation images, the old one's embeddings, and of them what was fitted."""
+    places = spread(seen.store.indices("val"), MAX_IMAGES)
     inputs = np.stack([seen.store.input(i) for i in places])
     expected = head.expected(embed(old, inputs))
-    sources = [seen.store.pictures[i].path for i in places]
+    sources = [seen.store.images[i].path for i in places]
     names = Original("the fitted head", "fitting", "fitting")
     session = Session(path, device="cpu")
     parity = check_outputs(session, sources, inputs, expected, names)

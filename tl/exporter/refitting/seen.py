@@ -1,4 +1,4 @@
-"""Labelled pictures as a model file sees them: which classes there will be, their embeddings, and what it says of them.
+"""Labelled images as a model file sees them: which classes there will be, their embeddings, and what it says of them.
 
 Knows data sets and sessions. Does not fit a head or write a file.
 """
@@ -14,8 +14,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tl.data.audit import find_duplicates
-from tl.data.images import PictureStore, check_readable, load_pictures
-from tl.data.manifests import Picture, assign_splits, check_groups, read_pictures
+from tl.data.images import ImageStore, check_readable, load_images
+from tl.data.manifests import LabeledImage, assign_splits, check_groups, read_images
 from tl.errors import DataError
 from tl.evaluation.metrics import classification_metrics
 from tl.exporter.refitting.graph import EMBEDDING
@@ -28,9 +28,9 @@ _BATCH = 8
 
 @dataclass(frozen=True)
 class RefitOptions:
-    """What is asked for. `drop`: classes of the model without pictures are left out; otherwise they are a fault.
+    """What is asked for. `drop`: classes of the model without images are left out; otherwise they are a fault.
 
-    `skip_bad`: go on without unreadable pictures. `golden`: self-test samples, validation pictures or synthetic ones.
+    `skip_bad`: go on without unreadable images. `golden`: self-test samples, validation images or synthetic ones.
     """
 
     head: Literal["linear", "svm"] = "linear"
@@ -46,9 +46,9 @@ class RefitOptions:
 
 @dataclass(frozen=True)
 class Seen:
-    """Readable pictures and what the old file makes of them: embeddings (N, D), probabilities (N, C_old)."""
+    """Readable images and what the old file makes of them: embeddings (N, D), probabilities (N, C_old)."""
 
-    store: PictureStore
+    store: ImageStore
     class_names: tuple[str, ...]
     ids: NDArray[np.int64]
     embeddings: NDArray[np.float32]
@@ -66,23 +66,25 @@ def embed(session: Session, inputs: NDArray[np.uint8]) -> NDArray[np.float32]:
     return np.concatenate(parts)
 
 
-def read_labelled(data: Sequence[str | os.PathLike[str]], options: RefitOptions, progress: Progress) -> list[Picture]:
+def read_labelled(
+    data: Sequence[str | os.PathLike[str]], options: RefitOptions, progress: Progress
+) -> list[LabeledImage]:
     """Of all data sets together; where one says splits and another does not, each is split for itself.
 
     Raises `DataError`, also for a group that would be on both sides.
     """
-    found = [read_pictures(each, options.split_column, progress.say) for each in data]
-    pool = [picture for pictures in found for picture in pictures]
-    if not any(picture.split for picture in pool):
+    found = [read_images(each, options.split_column, progress.say) for each in data]
+    pool = [image for images in found for image in images]
+    if not any(image.split for image in pool):
         return assign_splits(pool, options.val_fraction, options.seed)
-    split = [p for pictures in found for p in assign_splits(pictures, options.val_fraction, options.seed)]
+    split = [p for images in found for p in assign_splits(images, options.val_fraction, options.seed)]
     check_groups(split)
     return split
 
 
-def settle_class_names(contract: Contract, pictures: Sequence[Picture], drop: bool) -> tuple[str, ...]:
-    """Those of the training pictures: the model's in its order, then new ones. Raises `DataError`."""
-    there = {picture.label for picture in pictures if picture.split == "train"}
+def settle_class_names(contract: Contract, images: Sequence[LabeledImage], drop: bool) -> tuple[str, ...]:
+    """Those of the training images: the model's in its order, then new ones. Raises `DataError`."""
+    there = {image.label for image in images if image.split == "train"}
     lacking = [name for name in contract.class_names if name not in there]
     new = sorted(there - set(contract.class_names))
     spellings: dict[str, str] = {}
@@ -92,54 +94,54 @@ def settle_class_names(contract: Contract, pictures: Sequence[Picture], drop: bo
             raise DataError(f"labels '{other}' and '{name}' differ by case alone: make them one")
     if lacking and not drop:
         raise DataError(
-            f"no training pictures of {', '.join(map(repr, lacking))}, which the model knows: a head that tells "
-            "classes apart needs pictures of all. Name several data sets, or leave classes out for good by --drop"
+            f"no training images of {', '.join(map(repr, lacking))}, which the model knows: a head that tells "
+            "classes apart needs images of all. Name several data sets, or leave classes out for good by --drop"
         )
     names = (*(name for name in contract.class_names if name in there), *new)
     if len(names) < 2:
-        raise DataError(f"{len(names)} class with training pictures: at least two are needed")
-    unknown = {picture.label for picture in pictures} - set(names)
+        raise DataError(f"{len(names)} class with training images: at least two are needed")
+    unknown = {image.label for image in images} - set(names)
     if unknown:
-        raise DataError(f"no training pictures of {', '.join(map(repr, sorted(unknown)))}, which other splits have")
+        raise DataError(f"no training images of {', '.join(map(repr, sorted(unknown)))}, which other splits have")
     return names
 
 
 def look_at(
     session: Session,
     contract: Contract,
-    pictures: Sequence[Picture],
+    images: Sequence[LabeledImage],
     class_names: tuple[str, ...],
     options: RefitOptions,
     progress: Progress,
 ) -> Seen:
-    """Open the training and validation pictures and run the old file on them. Raises `DataError`."""
-    used = [picture for picture in pictures if picture.split in ("train", "val")]
-    store, bad = load_pictures(used, contract.recipe, "auto", progress)
+    """Open the training and validation images and run the old file on them. Raises `DataError`."""
+    used = [image for image in images if image.split in ("train", "val")]
+    store, bad = load_images(used, contract.recipe, "auto", progress)
     if not options.skip_bad:
         check_readable(bad, "mend or remove them, or go on without them by --skip-bad")
-    for finding in find_duplicates(store.pictures, store.hashes):
+    for finding in find_duplicates(store.images, store.hashes):
         progress.say(f"{finding.kind}: {finding.path}, {finding.other}: {finding.detail}")
-    left = {store.pictures[i].label for i in store.indices("train")}
+    left = {store.images[i].label for i in store.indices("train")}
     if gone := [name for name in class_names if name not in left]:
-        raise DataError(f"no readable training pictures of {', '.join(map(repr, gone))}")
+        raise DataError(f"no readable training images of {', '.join(map(repr, gone))}")
     if not store.indices("val"):
-        raise DataError("no validation pictures, which choose C and set the temperature")
-    progress.start("computing embeddings", len(store.pictures), "pictures")
+        raise DataError("no validation images, which choose C and set the temperature")
+    progress.start("computing embeddings", len(store.images), "images")
     embeddings, old = [], []
-    inputs = store.map(store.input, range(len(store.pictures)), ahead=2 * _BATCH)
-    for start in range(0, len(store.pictures), _BATCH):
-        batch = np.stack([next(inputs) for _ in store.pictures[start : start + _BATCH]])
+    inputs = store.map(store.input, range(len(store.images)), ahead=2 * _BATCH)
+    for start in range(0, len(store.images), _BATCH):
+        batch = np.stack([next(inputs) for _ in store.images[start : start + _BATCH]])
         found = session.run(batch, [EMBEDDING, "probabilities"])
         embeddings.append(found[0])
         old.append(found[1])
         progress.advance(len(batch))
-    ids = np.array([class_names.index(picture.label) for picture in store.pictures], np.int64)
+    ids = np.array([class_names.index(image.label) for image in store.images], np.int64)
     return Seen(store, class_names, ids, np.concatenate(embeddings), np.concatenate(old))
 
 
 def score_old(seen: Seen, old_names: tuple[str, ...]) -> dict[str, Any] | None:
-    """How the old head does on the same validation pictures, as far as it knows their classes."""
-    labels = [picture.label for picture in seen.store.pictures]
+    """How the old head does on the same validation images, as far as it knows their classes."""
+    labels = [image.label for image in seen.store.images]
     known = [i for i in seen.store.indices("val") if labels[i] in old_names]
     if not known:
         return None

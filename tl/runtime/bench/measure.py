@@ -14,14 +14,14 @@ from typing import Literal, Protocol
 from tl.errors import DataError, ModelFileError
 from tl.runtime.bench.sample_images import PHONE_WH, sample_jpeg
 from tl.runtime.bench.timing import Timing, Work, minimal_seconds, time_works
-from tl.runtime.bench.works import Pictures, Setting, decode_works, network_works, together_work
+from tl.runtime.bench.works import Images, Setting, decode_works, network_works, together_work
 from tl.runtime.devices import GPU_WHEEL, installed_wheels, parse_device, usable_cores
 from tl.runtime.session import Session, cuda_fault
-from tl.runtime.sources.paths import find_pictures
+from tl.runtime.sources.paths import find_images
 
 ROUNDS = 3
-# So many pictures are kept in memory and measured with, taken evenly from those given.
-MAX_PICTURES, MADE_UP_PICTURES = 16, 4
+# So many images are kept in memory and measured with, taken evenly from those given.
+MAX_IMAGES, MADE_UP_IMAGES = 16, 4
 # How much of the time may go into the few runs that every setting needs; what is left makes many of them.
 _MINIMAL_SHARE = 0.6
 
@@ -52,7 +52,7 @@ class Bench:
     input_hw: tuple[int, int]
     cores: int
     onnxruntime: str
-    pictures: Pictures
+    images: Images
     rounds: int
     rows: tuple[Row, ...]
     skipped: tuple[Setting, ...]
@@ -63,7 +63,7 @@ def run_bench(
     model: str | os.PathLike[str],
     *,
     images: str | os.PathLike[str] | None = None,
-    picture_wh: tuple[int, int] = PHONE_WH,
+    image_wh: tuple[int, int] = PHONE_WH,
     device: str = "auto",
     threads: int | None = None,
     seconds: float = 10.0,
@@ -71,25 +71,25 @@ def run_bench(
 ) -> Bench:
     """Measure a model file for about `seconds`, not counting the loading.
 
-    `images`: a folder of pictures; without one, JPEGs of `picture_wh` pixels are made up. "auto" measures the CPU, and
+    `images`: a folder of images; without one, JPEGs of `image_wh` pixels are made up. "auto" measures the CPU, and
     CUDA where it works. `threads`: the most that work at once, None for all usable cores.
-    Raises `DataError` where no picture can be read, and what `load` raises.
+    Raises `DataError` where no image can be read, and what `load` raises.
     """
     devices, fault = _devices(device)
     session = Session(model, device="cpu", threads=1)
     if session.contract is None:
         raise ModelFileError(f"{session.path}: holds no contract")
     recipe = session.contract.recipe
-    pictures = _made_up(picture_wh) if images is None else _given(images)
-    pictures, inputs = pictures.readable(recipe)
+    samples = _made_up(image_wh) if images is None else _given(images)
+    samples, inputs = samples.readable(recipe)
     threads = threads or usable_cores()
     works: dict[Setting, Work] = {}
     for name in devices:
         works |= network_works(session, inputs, name, threads)
-    works |= decode_works(pictures, recipe, threads)
+    works |= decode_works(samples, recipe, threads)
     facts = session.contract.landmarks
-    if facts is None or facts.region == "whole":  # made-up pictures have no boxes
-        works |= dict(together_work(session.contract, session.path, pictures, name, threads) for name in devices)
+    if facts is None or facts.region == "whole":  # made-up images have no boxes
+        works |= dict(together_work(session.contract, session.path, samples, name, threads) for name in devices)
     kept = _affordable(works, seconds)
     rounds, timings = _time(list(kept.values()), seconds, progress)
     return Bench(
@@ -97,7 +97,7 @@ def run_bench(
         input_hw=recipe.input_hw,
         cores=usable_cores(),
         onnxruntime=", ".join(f"{name} {version}" for name, version in installed_wheels().items()),
-        pictures=pictures,
+        images=samples,
         rounds=rounds,
         rows=tuple(Row(*measured) for measured in zip(kept, timings, strict=True)),
         skipped=tuple(setting for setting in works if setting not in kept),
@@ -116,12 +116,12 @@ def _devices(device: str) -> tuple[list[str], str | None]:
     return ["cpu"], fault if GPU_WHEEL in installed_wheels() else None
 
 
-def _given(folder: str | os.PathLike[str]) -> Pictures:
-    paths = find_pictures([folder]).paths
+def _given(folder: str | os.PathLike[str]) -> Images:
+    paths = find_images([folder]).paths
     if not paths:
-        raise DataError(f"{os.fspath(folder)}: no pictures found in it")
-    taken = [paths[i * len(paths) // MAX_PICTURES] for i in range(MAX_PICTURES)] if len(paths) > MAX_PICTURES else paths
-    return Pictures(os.fspath(folder), tuple(_read(path) for path in taken))
+        raise DataError(f"{os.fspath(folder)}: no images found in it")
+    taken = [paths[i * len(paths) // MAX_IMAGES] for i in range(MAX_IMAGES)] if len(paths) > MAX_IMAGES else paths
+    return Images(os.fspath(folder), tuple(_read(path) for path in taken))
 
 
 def _read(path: str) -> bytes:
@@ -132,10 +132,10 @@ def _read(path: str) -> bytes:
         return b""  # counted as unreadable, like any other that cannot be decoded
 
 
-def _made_up(size_wh: tuple[int, int]) -> Pictures:
+def _made_up(size_wh: tuple[int, int]) -> Images:
     width, height = size_wh
-    contents = tuple(sample_jpeg(size_wh, seed) for seed in range(MADE_UP_PICTURES))
-    return Pictures(f"made up, {width}x{height} JPEG", contents)
+    contents = tuple(sample_jpeg(size_wh, seed) for seed in range(MADE_UP_IMAGES))
+    return Images(f"made up, {width}x{height} JPEG", contents)
 
 
 def _affordable(works: Mapping[Setting, Work], seconds: float) -> dict[Setting, Work]:
@@ -168,7 +168,7 @@ _EVEN = (0.4, 0.6)
 
 @dataclass(frozen=True)
 class Advice:
-    """`many`: the setting for many pictures, `one`: for one at a time. `decoding_share`: of a picture's time, 0..1.
+    """`many`: the setting for many images, `one`: for one at a time. `decoding_share`: of an image's time, 0..1.
 
     `lines`: all of it as sentences.
     """
@@ -194,14 +194,14 @@ def advise(bench: Bench) -> Advice:
 
 def _for_many(rows: Sequence[Row]) -> Row:
     """The plainest setting as fast as the fastest, or not to be told from it: small batches, then `load`'s own hint."""
-    best = max((row.timing for row in rows), key=lambda timing: timing.pictures_per_s)
-    enough = (1 - _AS_GOOD) * best.pictures_per_s
-    good = [row for row in rows if row.timing.pictures_per_s >= enough or row.timing.fastest >= best.slowest]
+    best = max((row.timing for row in rows), key=lambda timing: timing.images_per_s)
+    enough = (1 - _AS_GOOD) * best.images_per_s
+    good = [row for row in rows if row.timing.images_per_s >= enough or row.timing.fastest >= best.slowest]
     return min(good, key=lambda row: (row.setting.batch_size or 1, row.setting.hint == "latency"))
 
 
 def _for_one(rows: Sequence[Row]) -> Row:
-    """The fewest threads that answer one picture as soon as the soonest. Only one caller works, so nothing waits."""
+    """The fewest threads that answer one image as soon as the soonest. Only one caller works, so nothing waits."""
     alone = [row for row in rows if row.setting.batch_size == 1 and _is_alone(row.setting)]
     best = min(row.timing.p50_ms for row in alone)
     return min(
@@ -215,20 +215,20 @@ def _is_alone(setting: Setting) -> bool:
 
 def _decoding_share(decode: Row, network: Row) -> float:
     """On the CPU both share the cores; a GPU works beside the decoding, and the slower of the two bounds."""
-    slow, fast = 1 / decode.timing.pictures_per_s, 1 / network.timing.pictures_per_s
+    slow, fast = 1 / decode.timing.images_per_s, 1 / network.timing.images_per_s
     return slow / (slow + fast)
 
 
 def _many_line(row: Row) -> str:
-    setting, rate = row.setting, row.timing.pictures_per_s
-    batch = f", predict_iter(batch_size={setting.batch_size})" if (setting.batch_size or 1) > 1 else ", single pictures"
-    return f"many pictures: load({_arguments(setting)}){batch}: {rate:.0f} pictures/s by the network alone"
+    setting, rate = row.setting, row.timing.images_per_s
+    batch = f", predict_iter(batch_size={setting.batch_size})" if (setting.batch_size or 1) > 1 else ", single images"
+    return f"many images: load({_arguments(setting)}){batch}: {rate:.0f} images/s by the network alone"
 
 
 def _one_line(row: Row) -> str:
     timing = row.timing
     return (
-        f"one picture at a time: load({_arguments(row.setting)}): {timing.p50_ms:.1f} ms by the network alone "
+        f"one image at a time: load({_arguments(row.setting)}): {timing.p50_ms:.1f} ms by the network alone "
         f"(p99 {timing.p99_ms:.1f} ms)"
     )
 
@@ -242,16 +242,16 @@ def _arguments(setting: Setting) -> str:
 
 def _bound_line(bound: Bound, decode: Row, network: Row, share: float) -> str:
     rates = (
-        f"{decode.timing.pictures_per_s:.0f} pictures/s decoded and resized with {decode.setting.threads} threads, "
-        f"{network.timing.pictures_per_s:.0f} by the network"
+        f"{decode.timing.images_per_s:.0f} images/s decoded and resized with {decode.setting.threads} threads, "
+        f"{network.timing.images_per_s:.0f} by the network"
     )
     cures = {
-        "decoding": "smaller pictures or more cores help, a faster network hardly",
-        "network": "a smaller network, more cores or a GPU help, smaller pictures hardly",
+        "decoding": "smaller images or more cores help, a faster network hardly",
+        "network": "a smaller network, more cores or a GPU help, smaller images hardly",
         "both": "both count",
     }
     on_gpu = network.setting.device != "cpu"
-    says = "" if on_gpu else f", {share:.0%} of a picture's time is decoding"
+    says = "" if on_gpu else f", {share:.0%} of an image's time is decoding"
     bounds = {"decoding": "decoding", "network": "the network", "both": "decoding and the network alike"}
     return f"bound by {bounds[bound]}: {rates}{says}; {cures[bound]}"
 
@@ -259,7 +259,7 @@ def _bound_line(bound: Bound, decode: Row, network: Row, share: float) -> str:
 def _together_line(row: Row) -> str:
     setting, timing = row.setting, row.timing
     return (
-        f"both together, measured on {setting.device} as tl predict does it: {timing.pictures_per_s:.0f} pictures/s "
+        f"both together, measured on {setting.device} as tl predict does it: {timing.images_per_s:.0f} images/s "
         f"({timing.slowest:.0f} to {timing.fastest:.0f})"
     )
 

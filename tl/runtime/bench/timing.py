@@ -18,23 +18,23 @@ import numpy as np
 class Work:
     """Something to repeat: `callers` threads do it at the same time, each with a number of its own for every run.
 
-    `call` handles `pictures` pictures and takes about `seconds`.
+    `call` handles `images` images and takes about `seconds`.
     """
 
     call: Callable[[int], object]
-    pictures: int
+    images: int
     callers: int
     seconds: float
 
 
 @dataclass(frozen=True)
 class Timing:
-    """`pictures_per_s`: the median of the rounds; `slowest` and `fastest`: of the rounds, too.
+    """`images_per_s`: the median of the rounds; `slowest` and `fastest`: of the rounds, too.
 
     `p50_ms`, `p90_ms`, `p99_ms`: how long one run takes, by nearest rank over the `runs` of all rounds.
     """
 
-    pictures_per_s: float
+    images_per_s: float
     slowest: float
     fastest: float
     p50_ms: float
@@ -60,7 +60,7 @@ def time_works(
     for _ in range(rounds):
         for i, work in enumerate(works):
             by_caller = _repeat(work, spare)
-            rates[i].append(sum(work.pictures * len(times) / sum(times) for times in by_caller))
+            rates[i].append(sum(work.images * len(times) / sum(times) for times in by_caller))
             runs[i] += [one for times in by_caller for one in times]
             advance()
     return [_summarize(*measured) for measured in zip(rates, runs, strict=True)]
@@ -91,7 +91,7 @@ def _repeat(work: Work, seconds: float) -> list[list[float]]:
 def _summarize(rates: Sequence[float], runs: Sequence[float]) -> Timing:
     p50, p90, p99 = 1000 * np.percentile(runs, [50, 90, 99], method="inverted_cdf")
     return Timing(
-        pictures_per_s=float(np.median(rates)),
+        images_per_s=float(np.median(rates)),
         slowest=min(rates),
         fastest=max(rates),
         p50_ms=float(p50),

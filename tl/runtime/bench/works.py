@@ -1,6 +1,6 @@
 """What `bench` repeats: runs of the network, decoding, and the predictor as a whole.
 
-Knows sessions, the predictor and encoded pictures. Does not know how long to repeat (`bench`).
+Knows sessions, the predictor and encoded images. Does not know how long to repeat (`bench`).
 """
 
 from __future__ import annotations
@@ -40,14 +40,14 @@ class Setting:
 
 
 @dataclass(frozen=True)
-class Pictures:
-    """Encoded pictures to measure with. `source`: their folder, or what was made up. `unreadable`: how many more."""
+class Images:
+    """Encoded images to measure with. `source`: their folder, or what was made up. `unreadable`: how many more."""
 
     source: str
     contents: tuple[bytes, ...]
     unreadable: int = 0
 
-    def readable(self, recipe: Recipe) -> tuple[Pictures, NDArray[np.uint8]]:
+    def readable(self, recipe: Recipe) -> tuple[Images, NDArray[np.uint8]]:
         """Those that can be read, and as a network's input: uint8 (N, H, W, 3). Raises `DataError` if none can."""
         contents, inputs, reason = [], [], ""
         for content in self.contents:
@@ -57,8 +57,8 @@ class Pictures:
             except ImageReadError as error:
                 reason = error.reason
         if not inputs:
-            raise DataError(f"{self.source}: none of its {len(self.contents)} pictures can be read ({reason})")
-        return Pictures(self.source, tuple(contents), len(self.contents) - len(contents)), np.stack(inputs)
+            raise DataError(f"{self.source}: none of its {len(self.contents)} images can be read ({reason})")
+        return Images(self.source, tuple(contents), len(self.contents) - len(contents)), np.stack(inputs)
 
 
 def network_works(session: Session, inputs: NDArray[np.uint8], device: str, threads: int) -> dict[Setting, Work]:
@@ -81,9 +81,9 @@ def network_works(session: Session, inputs: NDArray[np.uint8], device: str, thre
     return works | {Setting("network", "cpu", threads, "latency", size): work for size, work in alone.items()}
 
 
-def decode_works(pictures: Pictures, recipe: Recipe, threads: int) -> dict[Setting, Work]:
-    """Encoded picture to network's input, with one thread and with all."""
-    contents = pictures.contents
+def decode_works(images: Images, recipe: Recipe, threads: int) -> dict[Setting, Work]:
+    """Encoded image to network's input, with one thread and with all."""
+    contents = images.contents
 
     def decode(run: int) -> None:
         load_input(contents[run % len(contents)], recipe)
@@ -91,10 +91,8 @@ def decode_works(pictures: Pictures, recipe: Recipe, threads: int) -> dict[Setti
     return {Setting("decode", "cpu", callers): _measured(decode, 1, callers) for callers in sorted({1, threads})}
 
 
-def together_work(
-    contract: Contract, model: str, pictures: Pictures, device: str, threads: int
-) -> tuple[Setting, Work]:
-    """Encoded pictures to results, as `predict_iter` does it when nothing else is asked for."""
+def together_work(contract: Contract, model: str, images: Images, device: str, threads: int) -> tuple[Setting, Work]:
+    """Encoded images to results, as `predict_iter` does it when nothing else is asked for."""
     predictor: Predictor[Any]
     if contract.task == "landmarks":
         predictor = load_landmarks(model, device=device, threads=threads)
@@ -102,7 +100,7 @@ def together_work(
         predictor = load(model, device=device, threads=threads)
     batch_size = CPU_BATCH if device == "cpu" else CUDA_BATCH
     count = (4 if device == "cpu" else 1) * threads * batch_size  # so that every thread has work most of the time
-    sources = [pictures.contents[i % len(pictures.contents)] for i in range(count)]
+    sources = [images.contents[i % len(images.contents)] for i in range(count)]
 
     def predict(run: int) -> None:
         for _ in predictor.predict_iter(sources):
@@ -129,12 +127,12 @@ def _by_batch_size(of_size: Callable[[int], Call], *, callers: int) -> dict[int,
     return {1: one, **larger}
 
 
-def _measured(call: Call, pictures: int, callers: int) -> Work:
+def _measured(call: Call, images: int, callers: int) -> Work:
     """With its seconds measured: the second call's, because the first one warms up."""
     call(0)
     started = time.perf_counter()
     call(1)
-    return Work(call, pictures, callers, time.perf_counter() - started)
+    return Work(call, images, callers, time.perf_counter() - started)
 
 
 def _powers_of_two_below(number: int) -> list[int]:

@@ -1,6 +1,6 @@
 """Classifiers behind one decision: class names aligned, inputs shared between equal recipes, votes counted.
 
-Knows sessions, contracts and voting. Does not know the order of pictures or threads (`predictor`), or formats.
+Knows sessions, contracts and voting. Does not know the order of images or threads (`predictor`), or formats.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ ClassRule = Literal["same", "union"]
 
 @dataclass(frozen=True)
 class _Judged:
-    """A batch: the decision, what members say (N, M, C), and how unlike training each picture is (N,), if known."""
+    """A batch: the decision, what members say (N, M, C), and how unlike training each image is (N,), if known."""
 
     decided: Vote
     members: NDArray[np.float32]
@@ -43,7 +43,7 @@ class Ensemble:
     `class_names` is the first member's order; with `classes="union"` later members' further classes follow, and a class
     that a member does not know has probability 0 in its vote. A merged file alone votes by its own rule, inside its
     graph, and its members are those that it was made of. `tta`: each member's probabilities are the mean over views of
-    a picture, before any vote. Raises `EnsembleError` if the members do not fit.
+    an image, before any vote. Raises `EnsembleError` if the members do not fit.
     """
 
     def __init__(
@@ -82,11 +82,11 @@ class Ensemble:
 
     @property
     def num_views(self) -> int:
-        """Inputs that are run for one picture."""
+        """Inputs that are run for one image."""
         return len(self._views)
 
     def member_probabilities(self, inputs: Mapping[Recipe, NDArray[np.uint8]]) -> NDArray[np.float32]:
-        """Run every member. `inputs`: recipe -> uint8 (N * V, H, W, 3), a picture's V views one after the other.
+        """Run every member. `inputs`: recipe -> uint8 (N * V, H, W, 3), an image's V views one after the other.
 
         Returns float32 (N, M, C) by `class_names`.
         """
@@ -102,7 +102,7 @@ class Ensemble:
     def run_members(
         self, inputs: Mapping[Recipe, NDArray[np.uint8]], further: Sequence[str]
     ) -> tuple[NDArray[np.float32], list[list[NDArray[np.float32]]]]:
-        """As `member_probabilities`; and for each of the outputs `further` what each member gives of whole pictures."""
+        """As `member_probabilities`; and for each of the outputs `further` what each member gives of whole images."""
         batch = len(next(iter(inputs.values()))) // len(self._views)
         stacked = np.zeros((batch, len(self.sessions), len(self.class_names)), np.float32)
         others: list[list[NDArray[np.float32]]] = [[] for _ in further]
@@ -140,17 +140,17 @@ class Ensemble:
         )
 
     def prepare(self, source: ImageSource, name: str) -> Inputs:
-        """Decode a picture as the members want it. Raises `ImageReadError`."""
+        """Decode an image as the members want it. Raises `ImageReadError`."""
         return self.preparer(source)
 
     def stack(self, prepared: Sequence[Inputs]) -> Inputs:
-        """Prepared pictures as one batch: recipe -> uint8 (N * V, H, W, 3), a picture's V views one after the other."""
+        """Prepared images as one batch: recipe -> uint8 (N * V, H, W, 3), an image's V views one after the other."""
         return {recipe: np.concatenate([inputs[recipe] for inputs in prepared]) for recipe in self.recipes}
 
     def results(
         self, names: Sequence[str], batch: Inputs, *, with_votes: bool, pad_to: int = 0
     ) -> list[Classification]:
-        """Decide on a batch of prepared pictures. It is run with at least `pad_to` of them: the last one repeated."""
+        """Decide on a batch of prepared images. It is run with at least `pad_to` of them: the last one repeated."""
         if not names:
             return []
         views = len(self._views)
@@ -193,7 +193,7 @@ class Ensemble:
         names = [name for name, is_wanted in wanted.items() if is_wanted]
         found = dict(zip(names, session.run(batch[self.recipes[0]], names), strict=True))
         _check_finite(session, found["probabilities"])
-        unknown = found["unknown_score"][:: len(self._views)] if self._tells_unknown else None  # of whole pictures
+        unknown = found["unknown_score"][:: len(self._views)] if self._tells_unknown else None  # of whole images
         probabilities = self._mean_of_views(found["probabilities"])
         members = self._mean_of_views(found["member_probabilities"]) if "member_probabilities" in found else None
         if members is not None and has_views:  # the graph's own vote, on what its members say of all views
@@ -237,7 +237,7 @@ class Ensemble:
 
 
 def pad_batch(inputs: NDArray[np.uint8], views: int, size: int) -> NDArray[np.uint8]:
-    """Inputs (N, ...) made up to `size` with copies of the last picture, its last `views` inputs; as they are if full.
+    """Inputs (N, ...) made up to `size` with copies of the last image, its last `views` inputs; as they are if full.
 
     On CUDA, cuDNN searches its fastest kernels anew for every batch size, which takes seconds for a last small batch.
     """
@@ -268,17 +268,17 @@ def _check_caution(sessions: Sequence[Session], contracts: Sequence[Contract], c
         return
     if len(sessions) > 1:
         raise EnsembleError(
-            "coverage and the limit for unknown pictures are known of single model files, not of several that vote: tl "
+            "coverage and the limit for unknown images are known of single model files, not of several that vote: tl "
             "merge --calibrate makes one of them"
         )
     if caution.coverage is not None and contracts[0].conformal is None:
         raise ModelFileError(
-            f"{sessions[0].path}: holds no scores of held-out pictures for --coverage; export it from a run with "
+            f"{sessions[0].path}: holds no scores of held-out images for --coverage; export it from a run with "
             "validation data, or merge with --calibrate"
         )
     if caution.reject_unknown and contracts[0].unknown is None:
         raise ModelFileError(
-            f"{sessions[0].path}: holds no unknown score; export it again where its training pictures are"
+            f"{sessions[0].path}: holds no unknown score; export it again where its training images are"
         )
 
 

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-# The label of a picture that is rejected.
+# The label of an image that is rejected.
 REJECTED = "?"
 
 
@@ -22,7 +22,7 @@ class Caution:
     """How sure a prediction must be.
 
     `coverage` in (0, 1): give the set of classes that holds the true one at least so often. A label becomes "?" where
-    its confidence is under `min_confidence`, or with `reject_unknown` where the picture is unlike those of training.
+    its confidence is under `min_confidence`, or with `reject_unknown` where the image is unlike those of training.
     """
 
     coverage: float | None = None
@@ -45,7 +45,7 @@ def conformal_scores(probabilities: NDArray[np.float32]) -> NDArray[np.float64]:
     """How far down the list of classes each one stands, (N, C) -> (N, C) in [0, 1].
 
     The probability of all more probable classes and half of its own. Source: adaptive prediction sets of Romano, Sesia,
-    Candes 2020, with their random number fixed at one half, so that the same picture has the same set every time.
+    Candes 2020, with their random number fixed at one half, so that the same image has the same set every time.
     """
     order = np.argsort(-probabilities, axis=1, kind="stable")
     ranked = np.take_along_axis(probabilities, order, axis=1).astype(np.float64)
@@ -55,7 +55,7 @@ def conformal_scores(probabilities: NDArray[np.float32]) -> NDArray[np.float64]:
 
 
 def conformal_limit(scores: Sequence[float], coverage: float) -> float:
-    """The score up to which classes belong to a set, from `scores` of true classes on pictures held out.
+    """The score up to which classes belong to a set, from `scores` of true classes on images held out.
 
     Infinite where they are too few for so much coverage: every class belongs then. Source: split conformal prediction,
     Vovk et al. 2005: the ceil((n + 1) coverage)-th smallest of n.
@@ -65,7 +65,7 @@ def conformal_limit(scores: Sequence[float], coverage: float) -> float:
 
 
 def prediction_sets(probabilities: NDArray[np.float32], limit: float) -> NDArray[np.bool_]:
-    """Which classes belong to each picture's set, (N, C); the most probable one always does."""
+    """Which classes belong to each image's set, (N, C); the most probable one always does."""
     members = conformal_scores(probabilities) <= limit
     members[np.arange(len(members)), probabilities.argmax(axis=1)] = True
     return members

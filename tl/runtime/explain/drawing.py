@@ -1,6 +1,6 @@
 """Found points, and why a decision, drawn on the photos, for a person to look at. The only file that draws.
 
-Knows results and pictures. Does not know models.
+Knows results and images. Does not know models.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ _COLORS = ("#E69F00", "#56B4E9", "#009E73", "#F0E442", "#0072B2", "#D55E00", "#C
 _RIM = "#000000"
 _FOR, _AGAINST = (np.array(ImageColor.getrgb(color), np.float32) for color in ("#D55E00", "#0072B2"))
 _OPACITY = 0.75
-# Longest side of each of an explanation's two pictures.
+# Longest side of each of an explanation's two images.
 _PANEL = 800
 # Sides of a filter and of a feature map, about.
 _FILTER, _MAP = 42, 112
@@ -38,9 +38,9 @@ def draw_landmarks(
     skeleton: Sequence[tuple[str, str]] = (),
 ) -> Image.Image:
     """The upright photo with each point and its name. Raises `ImageReadError`."""
-    picture = Image.fromarray(decode_image(source, recipe))
-    pen = ImageDraw.Draw(picture)
-    size = max(3.0, max(picture.size) / 250)
+    image = Image.fromarray(decode_image(source, recipe))
+    pen = ImageDraw.Draw(image)
+    size = max(3.0, max(image.size) / 250)
     places = dict(zip(found.keypoint_names, found.keypoints_xy, strict=True))
     for first, second in skeleton:
         pen.line([_edge(places[first]), _edge(places[second])], fill="#FFFFFF", width=max(1, round(size / 3)))
@@ -49,13 +49,13 @@ def draw_landmarks(
         x, y = _edge(place)
         pen.ellipse([x - size, y - size, x + size, y + size], fill=color, outline=_RIM)
         pen.text((x + 1.5 * size, y - 3 * size), name, fill=color, font_size=4 * size, stroke_width=1, stroke_fill=_RIM)
-    return picture
+    return image
 
 
 def draw_explanation(source: ImageSource, found: Explanation, recipe: Recipe) -> Image.Image:
     """The upright photo, and beside it in grey with what speaks for the label (orange) and against it (blue).
 
-    Colours are strongest where the absolute value of `heat` is largest in this picture. Raises `ImageReadError`.
+    Colours are strongest where the absolute value of `heat` is largest in this image. Raises `ImageReadError`.
     """
     photo = Image.fromarray(decode_image(source, recipe))
     photo.thumbnail((_PANEL, _PANEL))
@@ -120,7 +120,7 @@ def _side_by_side(tiles: Sequence[Image.Image], gap: int = 3) -> Image.Image:
     return sheet
 
 
-def save_drawing(picture: Image.Image, folder: Path, name: str, kind: str) -> Path:
+def save_drawing(image: Image.Image, folder: Path, name: str, kind: str) -> Path:
     """Write a drawing as NAME.KIND.jpg under `folder`, where `name`'s own folders are kept. Raises `OutputError`."""
     kept = PurePath(name)
     # A folder above gets a name of its own, so that ../a/1.jpg and a/1.jpg are two drawings.
@@ -128,7 +128,7 @@ def save_drawing(picture: Image.Image, folder: Path, name: str, kind: str) -> Pa
     path = folder.joinpath(*parts)
     path = path.with_name(f"{path.name}.{kind}.jpg")
     with atomic_path(path) as temporary:
-        picture.save(temporary, "JPEG", quality=90)
+        image.save(temporary, "JPEG", quality=90)
     return path
 
 

@@ -1,4 +1,4 @@
-"""Where in a picture a decision comes from: class activation maps of files that have them, else occlusion.
+"""Where in an image a decision comes from: class activation maps of files that have them, else occlusion.
 
 Knows opened classifiers and their inputs. Does not know files or threads, and draws nothing (`drawing`).
 """
@@ -35,11 +35,11 @@ _BATCH = 7
 
 @dataclass(frozen=True)
 class Explanation:
-    """How much each place of a picture speaks for `label`.
+    """How much each place of an image speaks for `label`.
 
     `heat`: float32 (h, w) over the network's input, coarser than it for maps. `method` "cam": logits of the places, as
     compared with the mean over classes, whose softmax is the same. "occlusion": how much less probable the label is
-    where a place is covered, the mean over patches that cover it. `placement`: where the picture lies in that input.
+    where a place is covered, the mean over patches that cover it. `placement`: where the image lies in that input.
     """
 
     path: str
@@ -52,7 +52,7 @@ class Explanation:
 def explain(predictor: Predictor[Classification], source: ImageSource, label: str | None = None) -> Explanation:
     """Why this label, or, without one, why the most probable. Thread-safe.
 
-    One file with the output `cam` gives its map; any other, and several that vote, are shown the picture with parts
+    One file with the output `cam` gives its map; any other, and several that vote, are shown the image with parts
     covered: 49 predictions, of several their mean. Places are those of the first one's input.
     Raises `ImageReadError`, and `ConfigError` for a label that the models do not know.
     Source: Zhou et al. 2016 (class activation maps); Zeiler & Fergus 2014 (occlusion).
@@ -61,7 +61,7 @@ def explain(predictor: Predictor[Classification], source: ImageSource, label: st
     if not isinstance(ensemble, Ensemble):
         raise ConfigError("only decisions on classes are explained")
     if ensemble.key["tta"]:
-        raise ConfigError("explained is the picture as it is: leave out test-time augmentation")
+        raise ConfigError("explained is the image as it is: leave out test-time augmentation")
     if label is not None and label not in ensemble.class_names:
         raise ConfigError(f"'{label}' is not one of the classes {', '.join(ensemble.class_names)}")
     placed = load_views(source, [(recipe, None) for recipe in ensemble.recipes])

@@ -1,7 +1,7 @@
-"""Picture files and bytes -> uint8 (H, W, 3) RGB, upright; or `ImageReadError` with the reason.
+"""Image files and bytes -> uint8 (H, W, 3) RGB, upright; or `ImageReadError` with the reason.
 
-Knows formats, orientation, colour, alpha and bit depth, and refuses rather than guesses: a truncated or corrupt picture
-is an error, never half a picture. Does not know sizes the network wants (`geometry`) or models.
+Knows formats, orientation, colour, alpha and bit depth, and refuses rather than guesses: a truncated or corrupt image
+is an error, never half an image. Does not know sizes the network wants (`geometry`) or models.
 Thread-safe. The only file that imports Pillow's openers and simplejpeg.
 """
 
@@ -61,18 +61,18 @@ GREY16_MODES = ("I;16", "I;16L", "I;16B", "I;16N")
 MAX_PIXELS = 178_956_970
 MAX_JPEG_BYTES = 1 << 29
 
-# One such picture needs up to 1.5 GB while it is converted, so they are decoded one at a time.
+# One such image needs up to 1.5 GB while it is converted, so they are decoded one at a time.
 _LARGE_PIXELS = 32_000_000
-large_picture_lock: AbstractContextManager[object] = threading.Lock()  # `decode_worker` has one between processes
+large_image_lock: AbstractContextManager[object] = threading.Lock()  # `decode_worker` has one between processes
 
 _EXIF_ORIENTATION = 0x0112
 
 
 @dataclass(frozen=True)
 class Decoded:
-    """An upright picture, whole or scaled down while it was decoded.
+    """An upright image, whole or scaled down while it was decoded.
 
-    `image`: uint8 (h, w, 3) RGB, C-contiguous. `full_hw`: of the picture. `box`: what part of `image` it covers, (left,
+    `image`: uint8 (h, w, 3) RGB, C-contiguous. `full_hw`: of the image. `box`: what part of `image` it covers, (left,
     top, right, bottom) in pixels; eighths of a size are rounded up, so a row or column may reach beyond.
     `eighths`: the scale 1..8, or None where the format knows none.
     """
@@ -84,13 +84,13 @@ class Decoded:
 
 
 def whole(image: NDArray[np.uint8]) -> Decoded:
-    """An array (H, W, 3) as a picture that was decoded in full."""
+    """An array (H, W, 3) as an image that was decoded in full."""
     height, width = image.shape[:2]
     return Decoded(image, (height, width), (0, 0, width, height), None)
 
 
 def decode_image(source: ImageSource, recipe: Recipe) -> NDArray[np.uint8]:
-    """Decode the first frame of a picture in full, whatever the recipe's `jpeg_scale`: uint8 (H, W, 3).
+    """Decode the first frame of an image in full, whatever the recipe's `jpeg_scale`: uint8 (H, W, 3).
 
     Raises as `decode_scaled`.
     """
@@ -98,10 +98,10 @@ def decode_image(source: ImageSource, recipe: Recipe) -> NDArray[np.uint8]:
 
 
 def decode_scaled(source: ImageSource, recipe: Recipe, eighths: Callable[[tuple[int, int]], int]) -> Decoded:
-    """Decode the first frame of a picture: upright by EXIF, alpha over white, 16 bit scaled by `bit_depth_max`.
+    """Decode the first frame of an image: upright by EXIF, alpha over white, 16 bit scaled by `bit_depth_max`.
 
     `source`: path, encoded bytes, seekable binary file, or a uint8 (H, W, 3) RGB array, which is passed through.
-    `eighths`: (H, W) of the upright picture -> at how many eighths of its size, 1..8, a JPEG is decoded.
+    `eighths`: (H, W) of the upright image -> at how many eighths of its size, 1..8, a JPEG is decoded.
     Raises `ImageReadError` for whatever cannot be read whole; TypeError or ValueError for an array of another kind.
     """
     if isinstance(source, np.ndarray):
@@ -136,26 +136,26 @@ def _read_errors(name: str) -> Iterator[None]:
     except ImageReadError as error:
         raise ImageReadError(name, error.reason) from error
     except MemoryError as error:
-        raise ImageReadError(name, "not enough memory to decode this picture") from error
+        raise ImageReadError(name, "not enough memory to decode this image") from error
     except OSError as error:
         raise ImageReadError(name, _reason(error)) from error
     except Exception as error:  # Pillow's parsers raise almost any type on damaged files (struct.error, IndexError ...)
-        raise ImageReadError(name, f"damaged picture ({_reason(error)})") from error
+        raise ImageReadError(name, f"damaged image ({_reason(error)})") from error
 
 
 def read_size(path: str | os.PathLike[str]) -> tuple[int, int]:
-    """(height, width) of the upright picture, from its header. Raises `ImageReadError`."""
+    """(height, width) of the upright image, from its header. Raises `ImageReadError`."""
     stored_hw, orientation = read_stored(path)
     return stored_hw if orientation < 5 else stored_hw[::-1]
 
 
 def read_stored(path: str | os.PathLike[str]) -> tuple[tuple[int, int], int]:
-    """(height, width) of the picture as it is stored, and its EXIF orientation 1..8. Raises `ImageReadError`."""
+    """(height, width) of the image as it is stored, and its EXIF orientation 1..8. Raises `ImageReadError`."""
     try:
-        with _open_regular(Path(path)) as stream, _open_header(stream) as picture:
-            orientation = _orientation(picture)
-            is_turned = orientation >= 5 and picture.format == "TIFF"  # whose size Pillow turns itself
-            size = picture.height, picture.width
+        with _open_regular(Path(path)) as stream, _open_header(stream) as image:
+            orientation = _orientation(image)
+            is_turned = orientation >= 5 and image.format == "TIFF"  # whose size Pillow turns itself
+            size = image.height, image.width
             return (size[::-1] if is_turned else size), orientation
     except ImageReadError as error:
         raise ImageReadError(os.fspath(path), error.reason) from error
@@ -188,27 +188,27 @@ def _decode_stream(stream: BinaryIO, recipe: Recipe, eighths: Callable[[tuple[in
     if num_bytes == 0:
         raise ImageReadError("", "empty file")
     stream.seek(0)
-    with _open_header(stream) as picture:
-        pixels = picture.width * picture.height
+    with _open_header(stream) as opened:
+        pixels = opened.width * opened.height
         if pixels > MAX_PIXELS:
-            raise ImageReadError("", _too_large(f"{picture.width}x{picture.height}"))
-        if picture.format in ("JPEG", "MPO"):
+            raise ImageReadError("", _too_large(f"{opened.width}x{opened.height}"))
+        if opened.format in ("JPEG", "MPO"):
             if num_bytes > MAX_JPEG_BYTES:
                 raise ImageReadError("", f"a JPEG file over {MAX_JPEG_BYTES >> 20} MiB")
             stream.seek(0)
-            # Not up to the limit: Python would reserve as much for every picture.
-            return _decode_jpeg(stream.read(num_bytes), picture, eighths)
+            # Not up to the limit: Python would reserve as much for every image.
+            return _decode_jpeg(stream.read(num_bytes), opened, eighths)
         with _one_at_a_time(pixels):
-            _check_depth(picture, recipe)
-            _scale_transparent_grey(picture)
-            picture.load()
+            _check_depth(opened, recipe)
+            _scale_transparent_grey(opened)
+            opened.load()
             # After load: Pillow turns TIFFs itself while loading and then drops the tag.
-            image, orientation = _rgb_array(picture, recipe), _orientation(picture)
+            image, orientation = _rgb_array(opened, recipe), _orientation(opened)
             return whole(upright(image, orientation))
 
 
 def _one_at_a_time(pixels: int) -> AbstractContextManager[object]:
-    return large_picture_lock if pixels > _LARGE_PIXELS else nullcontext()
+    return large_image_lock if pixels > _LARGE_PIXELS else nullcontext()
 
 
 def _open_header(stream: BinaryIO) -> Image.Image:
@@ -218,21 +218,21 @@ def _open_header(stream: BinaryIO) -> Image.Image:
         raise ImageReadError("", _too_large("more")) from error
     except UnidentifiedImageError as error:
         kinds = ", ".join(FORMATS)
-        raise ImageReadError("", f"not a picture of a supported kind ({kinds}), or its header is damaged") from error
+        raise ImageReadError("", f"not an image of a supported kind ({kinds}), or its header is damaged") from error
 
 
 def _too_large(found: str) -> str:
-    return f"declares {found} pixels, over the limit of {MAX_PIXELS / 1e6:.0f} million: cut or shrink the picture"
+    return f"declares {found} pixels, over the limit of {MAX_PIXELS / 1e6:.0f} million: cut or shrink the image"
 
 
-def _decode_jpeg(data: bytes, picture: Image.Image, eighths: Callable[[tuple[int, int]], int]) -> Decoded:
-    orientation, stored_hw = _orientation(picture), (picture.height, picture.width)
+def _decode_jpeg(data: bytes, image: Image.Image, eighths: Callable[[tuple[int, int]], int]) -> Decoded:
+    orientation, stored_hw = _orientation(image), (image.height, image.width)
     # Pillow fills corrupt scans with grey and says nothing; libjpeg-turbo in strict mode refuses them.
     try:
-        if picture.mode == "CMYK":
-            with _one_at_a_time(picture.height * picture.width):
+        if image.mode == "CMYK":
+            with _one_at_a_time(image.height * image.width):
                 simplejpeg.decode_jpeg(data, colorspace="CMYK", strict=True)
-                return whole(upright(np.asarray(picture.convert("RGB")), orientation))
+                return whole(upright(np.asarray(image.convert("RGB")), orientation))
         scale = eighths(stored_hw if orientation < 5 else stored_hw[::-1])
         height, width = (math.ceil(size * scale / 8) for size in stored_hw)
         with _one_at_a_time(height * width):
@@ -246,53 +246,53 @@ def _decode_jpeg(data: bytes, picture: Image.Image, eighths: Callable[[tuple[int
         ) from error
 
 
-def _rgb_array(picture: Image.Image, recipe: Recipe) -> NDArray[np.uint8]:
-    if picture.mode in GREY16_MODES or (picture.mode == "I" and picture.format == "PPM"):  # a 16-bit PGM
-        return _grey16_to_rgb(picture, recipe)
-    if picture.mode in ("I", "F"):
-        raise ImageReadError("", "32-bit pixels have no agreed range: save the picture with 8 or 16 bits a channel")
-    if picture.mode in ("LA", "La", "PA", "RGBA", "RGBa") or "transparency" in picture.info:
-        rgba = picture.convert("RGBA")
+def _rgb_array(image: Image.Image, recipe: Recipe) -> NDArray[np.uint8]:
+    if image.mode in GREY16_MODES or (image.mode == "I" and image.format == "PPM"):  # a 16-bit PGM
+        return _grey16_to_rgb(image, recipe)
+    if image.mode in ("I", "F"):
+        raise ImageReadError("", "32-bit pixels have no agreed range: save the image with 8 or 16 bits a channel")
+    if image.mode in ("LA", "La", "PA", "RGBA", "RGBa") or "transparency" in image.info:
+        rgba = image.convert("RGBA")
         return np.asarray(Image.alpha_composite(Image.new("RGBA", rgba.size, "white"), rgba).convert("RGB"))
-    return np.asarray(picture.convert("RGB"))
+    return np.asarray(image.convert("RGB"))
 
 
-def _check_depth(picture: Image.Image, recipe: Recipe) -> None:
+def _check_depth(image: Image.Image, recipe: Recipe) -> None:
     """Refuse depths of which Pillow keeps too little while loading to follow the recipe."""
-    stored = str(picture.tile) if isinstance(picture, ImageFile.ImageFile) else ""
-    deep_colour = ";16" in stored and picture.mode not in GREY16_MODES
+    stored = str(image.tile) if isinstance(image, ImageFile.ImageFile) else ""
+    deep_colour = ";16" in stored and image.mode not in GREY16_MODES
     if deep_colour and recipe.bit_depth_max != 65535:  # Pillow keeps the high byte (v >> 8)
         raise ImageReadError("", f"16-bit colour with bit_depth_max {recipe.bit_depth_max}: only grey can be rescaled")
-    if deep_colour and "transparency" in picture.info:  # which 16-bit colour it is can no longer be told
-        raise ImageReadError("", "16-bit colour with one transparent colour: save the picture with an alpha channel")
-    if picture.format == "PPM" and "'ppm" in stored:  # Pillow stretches these values
+    if deep_colour and "transparency" in image.info:  # which 16-bit colour it is can no longer be told
+        raise ImageReadError("", "16-bit colour with one transparent colour: save the image with an alpha channel")
+    if image.format == "PPM" and "'ppm" in stored:  # Pillow stretches these values
         raise ImageReadError("", "a PNM file whose largest value is neither 255 nor, for grey, 65535")
 
 
-def _scale_transparent_grey(picture: Image.Image) -> None:
+def _scale_transparent_grey(image: Image.Image) -> None:
     """Pillow scales grey of 2 or 4 bits to 8 while loading, but not the PNG's transparent value."""
-    value = picture.info.get("transparency")
-    if isinstance(picture, ImageFile.ImageFile) and picture.mode == "L" and isinstance(value, int):
-        stored = str(picture.tile)
-        picture.info["transparency"] = value * (85 if "L;2" in stored else 17 if "L;4" in stored else 1)
+    value = image.info.get("transparency")
+    if isinstance(image, ImageFile.ImageFile) and image.mode == "L" and isinstance(value, int):
+        stored = str(image.tile)
+        image.info["transparency"] = value * (85 if "L;2" in stored else 17 if "L;4" in stored else 1)
 
 
-def _grey16_to_rgb(picture: Image.Image, recipe: Recipe) -> NDArray[np.uint8]:
-    values = np.asarray(picture).astype(np.uint32)
+def _grey16_to_rgb(image: Image.Image, recipe: Recipe) -> NDArray[np.uint8]:
+    values = np.asarray(image).astype(np.uint32)
     if values.max() > recipe.bit_depth_max:
         found = f"a pixel value of {values.max()} is over bit_depth_max {recipe.bit_depth_max}"
         raise ImageReadError("", f"{found}: it was set for another camera")
     grey = (values * 256 // (recipe.bit_depth_max + 1)).astype(np.uint8)
-    transparent = picture.info.get("transparency")
+    transparent = image.info.get("transparency")
     if isinstance(transparent, int):
         grey[values == transparent] = 255
     return np.repeat(grey[:, :, None], 3, axis=2)
 
 
-def _orientation(picture: Image.Image) -> int:
+def _orientation(image: Image.Image) -> int:
     try:
-        value = picture.getexif().get(_EXIF_ORIENTATION, 1)
-    except Exception:  # an unreadable EXIF block holds no orientation; viewers show such a picture as it is stored
+        value = image.getexif().get(_EXIF_ORIENTATION, 1)
+    except Exception:  # an unreadable EXIF block holds no orientation; viewers show such an image as it is stored
         return 1
     return value if isinstance(value, int) and 1 <= value <= 8 else 1
 
@@ -300,7 +300,7 @@ def _orientation(picture: Image.Image) -> int:
 def upright(image: NDArray[np.uint8], orientation: int) -> NDArray[np.uint8]:
     """Turn a stored (H, W, 3) array as its EXIF orientation 1..8 says; C-contiguous.
 
-    Source: EXIF 2.32, tag 0x0112 (which side of the stored picture is the visual top and left).
+    Source: EXIF 2.32, tag 0x0112 (which side of the stored image is the visual top and left).
     """
     if orientation >= 5:
         image = image.transpose(1, 0, 2)
@@ -312,7 +312,7 @@ def upright(image: NDArray[np.uint8], orientation: int) -> NDArray[np.uint8]:
 
 
 def _upright_scaled(stored: NDArray[np.uint8], stored_hw: tuple[int, int], eighths: int, orientation: int) -> Decoded:
-    """Turn a scaled picture; what reaches beyond its size turns with it."""
+    """Turn a scaled image; what reaches beyond its size turns with it."""
     (height, width), (shown_h, shown_w) = stored.shape[:2], (size * eighths / 8 for size in stored_hw)
     full_hw = stored_hw
     if orientation >= 5:

@@ -1,8 +1,8 @@
-"""Resize, crop and pad an upright picture, or a region of it, into the network's input, and map keypoints both ways.
+"""Resize, crop and pad an upright image, or a region of it, into the network's input, and map keypoints both ways.
 
 Knows `Recipe` and arrays. Does not know files or models. Pixel convention: the centre of the top-left pixel is (0, 0),
-so a picture spans (-0.5, -0.5) to (W - 0.5, H - 0.5). Regions count edges instead, as boxes usually do: the whole
-picture is (0, 0, W, H).
+so an image spans (-0.5, -0.5) to (W - 0.5, H - 0.5). Regions count edges instead, as boxes usually do: the whole
+image is (0, 0, W, H).
 """
 
 from __future__ import annotations
@@ -26,13 +26,13 @@ _RESAMPLING = {
 }
 
 
-# Left, top, width and height in pixels of the upright picture.
+# Left, top, width and height in pixels of the upright image.
 Region = tuple[float, float, float, float]
 
 
 @dataclass(frozen=True)
 class Placement:
-    """Where a region of a picture comes to lie in the input of `input_hw` pixels.
+    """Where a region of an image comes to lie in the input of `input_hw` pixels.
 
     The region is resized to `resized_hw`, then its top-left pixel lies at `offset_xy` of the input: positive where
     padding surrounds it, negative where it is cropped.
@@ -49,19 +49,19 @@ class Placement:
         return self.resized_hw[1] / self.region_xywh[2], self.resized_hw[0] / self.region_xywh[3]
 
     def to_input(self, keypoints_xy: NDArray[np.floating]) -> NDArray[np.float64]:
-        """(..., 2) (x, y) in pixels of the upright picture -> pixels of the input."""
+        """(..., 2) (x, y) in pixels of the upright image -> pixels of the input."""
         points = np.asarray(keypoints_xy, np.float64)
         return np.asarray((points + 0.5 - self.region_xywh[:2]) * self.scale_xy - 0.5 + self.offset_xy)
 
     def to_image(self, keypoints_xy: NDArray[np.floating]) -> NDArray[np.float64]:
-        """(..., 2) (x, y) in pixels of the input -> pixels of the upright picture."""
+        """(..., 2) (x, y) in pixels of the input -> pixels of the upright image."""
         points = np.asarray(keypoints_xy, np.float64)
         return np.asarray((points - self.offset_xy + 0.5) / self.scale_xy - 0.5 + self.region_xywh[:2])
 
 
 @dataclass(frozen=True)
 class Part:
-    """A region of any picture, its numbers in shares of the picture's width and height."""
+    """A region of any image, its numbers in shares of the image's width and height."""
 
     left: float
     top: float
@@ -69,7 +69,7 @@ class Part:
     height: float
 
     def region(self, image_hw: tuple[int, int]) -> Region:
-        """In pixels of a picture, of which it takes one at least."""
+        """In pixels of an image, of which it takes one at least."""
         full_h, full_w = image_hw
         width, height = max(1.0, self.width * full_w), max(1.0, self.height * full_h)
         return min(self.left * full_w, full_w - width), min(self.top * full_h, full_h - height), width, height
@@ -102,19 +102,19 @@ def square(region: Region) -> Region:
 
 
 def clip_region(region: Region, image_hw: tuple[int, int]) -> Region:
-    """The part of a region within the picture. Raises `ImageReadError` if that is less than a pixel wide or high."""
+    """The part of a region within the image. Raises `ImageReadError` if that is less than a pixel wide or high."""
     left, top = max(0.0, region[0]), max(0.0, region[1])
     right, bottom = min(image_hw[1], region[0] + region[2]), min(image_hw[0], region[1] + region[3])
     if not (right - left >= 1 and bottom - top >= 1):
         shown = ", ".join(f"{value:g}" for value in region)
-        raise ImageReadError("", f"the box ({shown}) holds no pixel of the {image_hw[1]}x{image_hw[0]} picture")
+        raise ImageReadError("", f"the box ({shown}) holds no pixel of the {image_hw[1]}x{image_hw[0]} image")
     return left, top, right - left, bottom - top
 
 
 def place(image_hw: tuple[int, int], recipe: Recipe, region: Region | None = None) -> Placement:
-    """The placement of a picture, or of the part of `region` within it, under a recipe.
+    """The placement of an image, or of the part of `region` within it, under a recipe.
 
-    Raises `ImageReadError` for a region outside the picture.
+    Raises `ImageReadError` for a region outside the image.
     Source of the short-side sizes and the crop's rounding: torchvision 0.29 `resize` and `center_crop`, so that
     pretrained weights see what they were validated on.
     """
@@ -136,9 +136,9 @@ def place(image_hw: tuple[int, int], recipe: Recipe, region: Region | None = Non
 
 
 def eighths(image_hw: tuple[int, int], recipe: Recipe, region: Region | None = None) -> int:
-    """At how many eighths of its size, 1..8, a recipe has a JPEG decoded. `image_hw`: of the upright picture.
+    """At how many eighths of its size, 1..8, a recipe has a JPEG decoded. `image_hw`: of the upright image.
 
-    Raises `ImageReadError` for a region outside the picture.
+    Raises `ImageReadError` for a region outside the image.
     """
     if recipe.jpeg_scale == "full":
         return 8
@@ -146,17 +146,17 @@ def eighths(image_hw: tuple[int, int], recipe: Recipe, region: Region | None = N
 
 
 def working_image(
-    picture: Decoded | NDArray[np.uint8], recipe: Recipe, region: Region | None = None
+    image: Decoded | NDArray[np.uint8], recipe: Recipe, region: Region | None = None
 ) -> NDArray[np.uint8]:
-    """The resized (and padded), not yet cropped picture: what training keeps and augments.
+    """The resized (and padded), not yet cropped image: what training keeps and augments.
 
-    `picture`: decoded under the same recipe, or uint8 (H, W, 3) RGB. Returns uint8 (h, w, 3), of `input_hw` or, for
-    `short_side`, at least that. Raises `ImageReadError` for a picture too elongated to be resized in bounded memory.
+    `image`: decoded under the same recipe, or uint8 (H, W, 3) RGB. Returns uint8 (h, w, 3), of `input_hw` or, for
+    `short_side`, at least that. Raises `ImageReadError` for an image too elongated to be resized in bounded memory.
     """
-    decoded = whole(picture) if isinstance(picture, np.ndarray) else picture
+    decoded = whole(image) if isinstance(image, np.ndarray) else image
     placement = place(decoded.full_hw, recipe, region)
     height, width = placement.resized_hw
-    if height * width > MAX_PIXELS:  # the short side of a thread-like picture blown up
+    if height * width > MAX_PIXELS:  # the short side of a thread-like image blown up
         full_w, full_h = placement.region_xywh[2:]
         raise ImageReadError("", f"too elongated: {full_w:g}x{full_h:g} would be resized to {width}x{height}")
     resized = _resize(decoded, placement, recipe)
@@ -170,7 +170,7 @@ def working_image(
 
 
 def crop_to_input(working: NDArray[np.uint8], recipe: Recipe) -> NDArray[np.uint8]:
-    """Cut the centre of a working picture to `input_hw`; contiguous, and the picture itself where it already fits."""
+    """Cut the centre of a working image to `input_hw`; contiguous, and the image itself where it already fits."""
     height, width = working.shape[:2]
     input_h, input_w = recipe.input_hw
     top, left = round((height - input_h) / 2), round((width - input_w) / 2)
@@ -180,7 +180,7 @@ def crop_to_input(working: NDArray[np.uint8], recipe: Recipe) -> NDArray[np.uint
 def turn_keypoints(
     keypoints_xy: NDArray[np.floating], orientation: int, stored_hw: tuple[int, int]
 ) -> NDArray[np.float64]:
-    """(..., 2) (x, y) in pixels of the stored picture -> pixels of the upright one (EXIF orientation 1..8)."""
+    """(..., 2) (x, y) in pixels of the stored image -> pixels of the upright one (EXIF orientation 1..8)."""
     points = np.array(keypoints_xy, np.float64)
     height, width = stored_hw
     if orientation >= 5:
@@ -195,7 +195,7 @@ def turn_keypoints(
 def unturn_keypoints(
     keypoints_xy: NDArray[np.floating], orientation: int, stored_hw: tuple[int, int]
 ) -> NDArray[np.float64]:
-    """The inverse of `turn_keypoints`: pixels of the upright picture -> pixels of the stored one."""
+    """The inverse of `turn_keypoints`: pixels of the upright image -> pixels of the stored one."""
     points = np.array(keypoints_xy, np.float64)
     height, width = stored_hw if orientation < 5 else stored_hw[::-1]
     if orientation in (3, 4, 7, 8):
@@ -210,12 +210,12 @@ def _resize(decoded: Decoded, placement: Placement, recipe: Recipe) -> NDArray[n
     box = _decoded_box(decoded, placement.region_xywh)
     if box == (0, 0, width, height) and decoded.image.shape[:2] == placement.resized_hw:
         return decoded.image
-    picture = Image.fromarray(decoded.image)
-    return np.asarray(picture.resize((width, height), _RESAMPLING[recipe.interpolation], box=box))
+    image = Image.fromarray(decoded.image)
+    return np.asarray(image.resize((width, height), _RESAMPLING[recipe.interpolation], box=box))
 
 
 def _decoded_box(decoded: Decoded, region: Region) -> tuple[float, float, float, float]:
-    """(left, top, right, bottom) of a region of the picture in pixels of what was decoded."""
+    """(left, top, right, bottom) of a region of the image in pixels of what was decoded."""
     height, width = decoded.full_hw
     if region == (0, 0, width, height):
         return decoded.box
@@ -223,4 +223,4 @@ def _decoded_box(decoded: Decoded, region: Region) -> tuple[float, float, float,
     scale_x, scale_y = (right - left) / width, (bottom - top) / height
     x, y, w, h = region
     inner = (left + scale_x * x, top + scale_y * y, left + scale_x * (x + w), top + scale_y * (y + h))
-    return inner[0], inner[1], min(inner[2], right), min(inner[3], bottom)  # not a rounding beyond the picture
+    return inner[0], inner[1], min(inner[2], right), min(inner[3], bottom)  # not a rounding beyond the image

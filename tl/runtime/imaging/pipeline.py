@@ -1,6 +1,6 @@
-"""Test-time augmentation: the views of one picture whose probabilities are averaged.
+"""Test-time augmentation: the views of one image whose probabilities are averaged.
 
-Knows parts of pictures and mirror images. Does not know files, recipes or models.
+Knows parts of images and mirror images. Does not know files, recipes or models.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ _REST = 1 - CROP_SHARE
 
 @dataclass(frozen=True)
 class View:
-    """One look at a picture: a part of it, None for all, perhaps mirrored."""
+    """One look at an image: a part of it, None for all, perhaps mirrored."""
 
     part: Part | None = None
     hflip: bool = False
@@ -41,7 +41,7 @@ WHOLE = View()
 
 
 def build_views(kinds: Sequence[TtaKind]) -> tuple[View, ...]:
-    """The picture as it is, first, and every combination of what is asked for.
+    """The image as it is, first, and every combination of what is asked for.
 
     `hflip`, `vflip`: also mirrored left to right, upside down. `crops`: also its middle and four corners, each
     `CROP_SHARE` of its sides. Raises ValueError for another kind, or one given twice.
@@ -58,12 +58,12 @@ def build_views(kinds: Sequence[TtaKind]) -> tuple[View, ...]:
     return tuple(View(part, hflip, vflip) for part in parts for vflip in vflips for hflip in hflips)
 
 
-# What each recipe's network is given of one picture, uint8 (V, H, W, 3): one entry a view.
+# What each recipe's network is given of one image, uint8 (V, H, W, 3): one entry a view.
 Inputs = dict[Recipe, NDArray[np.uint8]]
 
 
 def load_working(source: ImageSource, recipe: Recipe, region: Region | None = None) -> NDArray[np.uint8]:
-    """The resized, not yet cropped picture or region of it, uint8 (h, w, 3). Raises `ImageReadError`."""
+    """The resized, not yet cropped image or region of it, uint8 (h, w, 3). Raises `ImageReadError`."""
     return _resize(source, _decode(source, recipe, region), recipe, region)
 
 
@@ -74,7 +74,7 @@ def load_input(source: ImageSource, recipe: Recipe) -> NDArray[np.uint8]:
 
 @dataclass(frozen=True)
 class Preparer:
-    """How pictures are made the inputs of several networks. Can be pickled, so that other processes can do it too."""
+    """How images are made the inputs of several networks. Can be pickled, so that other processes can do it too."""
 
     recipes: tuple[Recipe, ...]
     views: tuple[View, ...] = (WHOLE,)
@@ -86,7 +86,7 @@ class Preparer:
 
 @dataclass(frozen=True)
 class PlacedInput:
-    """A network's input, uint8 (input_h, input_w, 3), and where the picture of `image_hw` pixels lies in it."""
+    """A network's input, uint8 (input_h, input_w, 3), and where the image of `image_hw` pixels lies in it."""
 
     image: NDArray[np.uint8]
     placement: Placement
@@ -94,7 +94,7 @@ class PlacedInput:
 
 
 def load_inputs(source: ImageSource, recipes: Sequence[Recipe], views: Sequence[View] = (WHOLE,)) -> Inputs:
-    """The inputs of several networks, the picture decoded once for all that want it alike. Raises `ImageReadError`."""
+    """The inputs of several networks, the image decoded once for all that want it alike. Raises `ImageReadError`."""
     parts = list(dict.fromkeys(view.part for view in views))
     wanted = [(recipe, part) for recipe in recipes for part in parts]
     images = {key: placed.image for key, placed in zip(wanted, load_views(source, wanted), strict=True)}
@@ -102,20 +102,20 @@ def load_inputs(source: ImageSource, recipes: Sequence[Recipe], views: Sequence[
 
 
 def load_views(source: ImageSource, views: Sequence[tuple[Recipe, Region | Part | None]]) -> list[PlacedInput]:
-    """Inputs of whole pictures, regions or parts, the picture decoded once for all that want it alike.
+    """Inputs of whole images, regions or parts, the image decoded once for all that want it alike.
 
-    Raises `ImageReadError`, also for a region outside the picture.
+    Raises `ImageReadError`, also for a region outside the image.
     """
     placed: list[PlacedInput] = []
     decoded: list[tuple[Recipe, Decoded]] = []
     for recipe, looked_at in views:
-        picture = next((other for by, other in decoded if _suits(other, by, recipe, looked_at)), None)
-        if picture is None:
-            picture = _decode(source, recipe, looked_at)
-            decoded.append((recipe, picture))
-        region = _region(looked_at, picture.full_hw)
-        image = crop_to_input(_resize(source, picture, recipe, region), recipe)
-        placed.append(PlacedInput(image, place(picture.full_hw, recipe, region), picture.full_hw))
+        shared = next((other for by, other in decoded if _suits(other, by, recipe, looked_at)), None)
+        if shared is None:
+            shared = _decode(source, recipe, looked_at)
+            decoded.append((recipe, shared))
+        region = _region(looked_at, shared.full_hw)
+        image = crop_to_input(_resize(source, shared, recipe, region), recipe)
+        placed.append(PlacedInput(image, place(shared.full_hw, recipe, region), shared.full_hw))
     return placed
 
 
@@ -127,14 +127,14 @@ def _decode(source: ImageSource, recipe: Recipe, looked_at: Region | Part | None
     return decode_scaled(source, recipe, lambda image_hw: eighths(image_hw, recipe, _region(looked_at, image_hw)))
 
 
-def _suits(picture: Decoded, by: Recipe, recipe: Recipe, looked_at: Region | Part | None) -> bool:
+def _suits(image: Decoded, by: Recipe, recipe: Recipe, looked_at: Region | Part | None) -> bool:
     """Whether `recipe` would decode the same pixels as `by` did."""
-    is_scaled_alike = picture.eighths in (None, eighths(picture.full_hw, recipe, _region(looked_at, picture.full_hw)))
+    is_scaled_alike = image.eighths in (None, eighths(image.full_hw, recipe, _region(looked_at, image.full_hw)))
     return by.decode_key == recipe.decode_key and is_scaled_alike
 
 
-def _resize(source: ImageSource, picture: Decoded, recipe: Recipe, region: Region | None = None) -> NDArray[np.uint8]:
+def _resize(source: ImageSource, image: Decoded, recipe: Recipe, region: Region | None = None) -> NDArray[np.uint8]:
     try:
-        return working_image(picture, recipe, region)
+        return working_image(image, recipe, region)
     except ImageReadError as error:
         raise ImageReadError(source_name(source), error.reason) from error

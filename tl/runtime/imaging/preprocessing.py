@@ -1,4 +1,4 @@
-"""The preprocessing recipe: every decision between a picture file and the network's uint8 input.
+"""The preprocessing recipe: every decision between an image file and the network's uint8 input.
 
 Knows the choices and their limits. Does not know how they are carried out (`decode`, `geometry`).
 """
@@ -8,7 +8,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
-# full: every pixel is decoded. 2x: at the smallest of libjpeg's eighths that leaves the picture at least twice as large
+# full: every pixel is decoded. 2x: at the smallest of libjpeg's eighths that leaves the image at least twice as large
 # as it is resized to, on both sides; four times as fast for large photos.
 JpegScale = Literal["full", "2x"]
 ResizeMode = Literal["squash", "letterbox", "short_side"]
@@ -17,12 +17,12 @@ Interpolation = Literal["nearest", "bilinear", "bicubic", "lanczos"]
 
 @dataclass(frozen=True)
 class Recipe:
-    """How a picture becomes the network's input. Stored whole in every model file.
+    """How an image becomes the network's input. Stored whole in every model file.
 
     `input_hw`: the network's input in pixels. `resize_mode`: `squash` ignores the aspect ratio, `letterbox` keeps it
     and pads with `pad_rgb`, `short_side` scales the shorter side to `short_side` pixels (None in the other modes) and
     crops the centre, as torchvision and timm do. Resizing is antialiased (Pillow).
-    `bit_depth_max`: the largest value a 16-bit picture can hold (65535, or 4095 for a 12-bit camera).
+    `bit_depth_max`: the largest value a 16-bit image can hold (65535, or 4095 for a 12-bit camera).
     The one-valued fields state rules that readers of the file must follow; a second value means a new rule.
     """
 
@@ -53,7 +53,7 @@ class Recipe:
 
     @property
     def decode_key(self) -> tuple[object, ...]:
-        """Equal for recipes whose picture, decoded at the same size, is the same: an ensemble decodes it once."""
+        """Equal for recipes whose image, decoded at the same size, is the same: an ensemble decodes it once."""
         return (self.bit_depth_max, self.orientation, self.alpha, self.icc, self.cmyk, self.decoder)
 
 

@@ -1,4 +1,4 @@
-"""CSV lists of facts about pictures, such as boxes or scales: rows, and paths that count from the list's folder.
+"""CSV lists of facts about images, such as boxes or scales: rows, and paths that count from the list's folder.
 
 Knows CSV. Does not know what the facts mean.
 """
@@ -13,7 +13,7 @@ from pathlib import Path
 
 from tl.errors import DataError
 from tl.runtime.imaging.geometry import Region
-from tl.runtime.landmarks.files import picture_finder, read_landmarks
+from tl.runtime.landmarks.files import image_finder, read_landmarks
 from tl.runtime.landmarks.wide_csv import BOX
 
 
@@ -35,12 +35,12 @@ def read_list(path: Path, columns: Sequence[str], what: str) -> list[tuple[str, 
 
 
 def listed_path(path: Path, row: dict[str, str]) -> str:
-    """The picture that a row names, counted from the list's folder."""
+    """The image that a row names, counted from the list's folder."""
     return os.path.join(path.parent, os.path.normpath(row["path"]))
 
 
 def read_boxes(path: str | os.PathLike[str]) -> dict[str, Region]:
-    """Picture path -> its box in pixels of the upright picture. Paths count from the list's folder.
+    """Image path -> its box in pixels of the upright image. Paths count from the list's folder.
 
     Other columns are read over, so that a file of landmarks will do; rows without a box are left out.
     Raises `DataError` naming the row.
@@ -65,17 +65,17 @@ def read_boxes(path: str | os.PathLike[str]) -> dict[str, Region]:
 
 
 def read_scales(path: str | os.PathLike[str]) -> dict[str, float]:
-    """Picture path -> its scale. A CSV with `path,mm_per_px`, whose other columns are read over, or a TPS or COCO file.
+    """Image path -> its scale. A CSV with `path,mm_per_px`, whose other columns are read over, or a TPS or COCO file.
 
-    Paths count from the file's folder; pictures without a scale are left out. Raises `DataError` naming the row.
+    Paths count from the file's folder; images without a scale are left out. Raises `DataError` naming the row.
     """
     path = Path(path)
     if path.suffix.lower() == ".csv":
         return _read_csv(path)
-    find = picture_finder(path)
-    known = {find(p.name): p.mm_per_px for p in read_landmarks(path).pictures if p.mm_per_px is not None}
+    find = image_finder(path)
+    known = {find(p.name): p.mm_per_px for p in read_landmarks(path).images if p.mm_per_px is not None}
     if not known:
-        raise DataError(f"{path}: no picture has a scale")
+        raise DataError(f"{path}: no image has a scale")
     return known
 
 

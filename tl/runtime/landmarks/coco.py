@@ -1,6 +1,6 @@
 """COCO keypoints: one JSON file with `images`, `annotations` and one category that names the points.
 
-Knows the fields that matter here. A file with two specimens in one picture is refused. Beside COCO's own fields, an
+Knows the fields that matter here. A file with two specimens in one image is refused. Beside COCO's own fields, an
 image may have `mm_per_px`, `split` and `group`, an annotation `keypoint_confidence` and `bbox_of` ("keypoints" for a
 box that nobody drew), the category `flip_pairs`.
 Source: https://cocodataset.org/#format-data
@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 
 from tl.errors import DataError
-from tl.runtime.landmarks.sets import MISSING, LandmarkSet, PictureLandmarks, picture_landmarks
+from tl.runtime.landmarks.sets import MISSING, ImageLandmarks, LandmarkSet, image_landmarks
 
 Size = Callable[[str], tuple[int, int]]
 
@@ -31,36 +31,36 @@ def read(text: str, where: str) -> LandmarkSet:
         if len(categories) != 1:
             raise DataError(f"{where}: {len(categories)} categories with keypoints, expected one")
         names = tuple(map(str, categories[0]["keypoints"]))
-        pictures = tuple(_picture(annotation, images, len(names), where) for annotation in annotations)
+        annotated = tuple(_landmarks_of(annotation, images, len(names), where) for annotation in annotations)
         skeleton = tuple((names[a - 1], names[b - 1]) for a, b in categories[0].get("skeleton", ()))
         pairs = tuple((str(a), str(b)) for a, b in categories[0].get("flip_pairs", ()))
-        bare = len(images) - len(pictures)
+        bare = len(images) - len(annotated)
         remarks = (f"{bare} images without points are left out",) if bare > 0 else ()
-        landmarks = LandmarkSet(names, pictures, pairs, skeleton, remarks)
+        landmarks = LandmarkSet(names, annotated, pairs, skeleton, remarks)
     except (json.JSONDecodeError, KeyError, TypeError, ValueError, IndexError, AttributeError) as error:
         raise DataError(f"{where}: not a COCO keypoint file ({type(error).__name__}: {error})") from error
-    counts = Counter(picture.name for picture in pictures)
+    counts = Counter(each.name for each in annotated)
     if twice := [name for name, count in counts.items() if count > 1]:
-        raise DataError(f"{where}: {twice[0]} has several specimens: only one a picture can be read")
+        raise DataError(f"{where}: {twice[0]} has several specimens: only one an image can be read")
     return landmarks
 
 
 def write(landmarks: LandmarkSet, size: Size) -> str:
-    """JSON text. `size`: picture name -> (height, width) of the upright picture, which COCO states."""
+    """JSON text. `size`: image name -> (height, width) of the upright image, which COCO states."""
     names = landmarks.keypoint_names
     category: dict[str, Any] = {"id": 1, "name": "specimen", "supercategory": "", "keypoints": list(names)}
     category["skeleton"] = [[names.index(a) + 1, names.index(b) + 1] for a, b in landmarks.skeleton]
     if landmarks.flip_pairs:
         category["flip_pairs"] = [list(pair) for pair in landmarks.flip_pairs]
     file = {
-        "images": [_image(i, picture, size) for i, picture in enumerate(landmarks.pictures, start=1)],
-        "annotations": [_annotation(i, picture) for i, picture in enumerate(landmarks.pictures, start=1)],
+        "images": [_image(i, image, size) for i, image in enumerate(landmarks.images, start=1)],
+        "annotations": [_annotation(i, image) for i, image in enumerate(landmarks.images, start=1)],
         "categories": [category],
     }
     return json.dumps(file, ensure_ascii=False, indent=1) + "\n"
 
 
-def _picture(annotation: dict[str, Any], images: dict[Any, Any], count: int, where: str) -> PictureLandmarks:
+def _landmarks_of(annotation: dict[str, Any], images: dict[Any, Any], count: int, where: str) -> ImageLandmarks:
     image = images[annotation["image_id"]]
     points = np.array(annotation["keypoints"], np.float64).reshape(-1, 3)
     if len(points) != count:
@@ -68,7 +68,7 @@ def _picture(annotation: dict[str, Any], images: dict[Any, Any], count: int, whe
     confidence = annotation.get("keypoint_confidence")
     box = None if annotation.get("bbox_of") == "keypoints" else annotation.get("bbox")
     scale = image.get("mm_per_px")
-    return picture_landmarks(
+    return image_landmarks(
         str(image["file_name"]),
         np.where(points[:, 2:] == MISSING, np.nan, points[:, :2]),
         [int(v) for v in points[:, 2]],
@@ -80,17 +80,17 @@ def _picture(annotation: dict[str, Any], images: dict[Any, Any], count: int, whe
     )
 
 
-def _image(number: int, picture: PictureLandmarks, size: Size) -> dict[str, Any]:
-    height, width = size(picture.name)
-    image: dict[str, Any] = {"id": number, "file_name": picture.name, "width": width, "height": height}
-    facts = {"mm_per_px": picture.mm_per_px, "split": picture.split, "group": picture.group}
+def _image(number: int, annotated: ImageLandmarks, size: Size) -> dict[str, Any]:
+    height, width = size(annotated.name)
+    image: dict[str, Any] = {"id": number, "file_name": annotated.name, "width": width, "height": height}
+    facts = {"mm_per_px": annotated.mm_per_px, "split": annotated.split, "group": annotated.group}
     return image | {name: value for name, value in facts.items() if value not in (None, "")}
 
 
-def _annotation(number: int, picture: PictureLandmarks) -> dict[str, Any]:
-    seen = picture.visibility != MISSING
-    xy = np.where(seen[:, None], picture.keypoints_xy, 0.0)
-    points = [[x, y, int(v)] for (x, y), v in zip(xy.tolist(), picture.visibility, strict=True)]
+def _annotation(number: int, image: ImageLandmarks) -> dict[str, Any]:
+    seen = image.visibility != MISSING
+    xy = np.where(seen[:, None], image.keypoints_xy, 0.0)
+    points = [[x, y, int(v)] for (x, y), v in zip(xy.tolist(), image.visibility, strict=True)]
     annotation: dict[str, Any] = {
         "id": number,
         "image_id": number,
@@ -99,18 +99,18 @@ def _annotation(number: int, picture: PictureLandmarks) -> dict[str, Any]:
         "num_keypoints": int(seen.sum()),
         "iscrowd": 0,
     }
-    if picture.box_xywh is None:
+    if image.box_xywh is None:
         annotation["bbox_of"] = "keypoints"
-    box = picture.box_xywh or _around(picture)
+    box = image.box_xywh or _around(image)
     annotation |= {"bbox": list(box), "area": box[2] * box[3]}
-    if picture.confidence is not None:
-        annotation["keypoint_confidence"] = picture.confidence.tolist()
+    if image.confidence is not None:
+        annotation["keypoint_confidence"] = image.confidence.tolist()
     return annotation
 
 
-def _around(picture: PictureLandmarks) -> tuple[float, float, float, float]:
+def _around(image: ImageLandmarks) -> tuple[float, float, float, float]:
     """The box of the points, which COCO wants where nobody drew one."""
-    points = picture.keypoints_xy[picture.visibility != MISSING]
+    points = image.keypoints_xy[image.visibility != MISSING]
     if not len(points):
         return 0.0, 0.0, 0.0, 0.0
     (left, top), (right, bottom) = points.min(axis=0).tolist(), points.max(axis=0).tolist()

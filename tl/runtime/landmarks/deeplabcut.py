@@ -1,6 +1,6 @@
-"""DeepLabCut's `CollectedData*.csv` and its predictions: header rows scorer, bodyparts, coords, then a row a picture.
+"""DeepLabCut's `CollectedData*.csv` and its predictions: header rows scorer, bodyparts, coords, then a row an image.
 
-A row begins with the picture's path, in one cell or, since DeepLabCut 2.2, in three. Projects of several animals have a
+A row begins with the image's path, in one cell or, since DeepLabCut 2.2, in three. Projects of several animals have a
 fourth header row and are refused.
 """
 
@@ -14,7 +14,7 @@ from io import StringIO
 import numpy as np
 
 from tl.errors import DataError
-from tl.runtime.landmarks.sets import LandmarkSet, PictureLandmarks, picture_landmarks
+from tl.runtime.landmarks.sets import ImageLandmarks, LandmarkSet, image_landmarks
 
 SCORER = "tl"
 _HEADER = ("scorer", "bodyparts", "coords")
@@ -30,7 +30,7 @@ def read(text: str, where: str) -> LandmarkSet:
     rows = list(csv.reader(StringIO(text, newline="")))
     found = [row[0] if row else "" for row in rows[:3]]
     if found[1:2] == ["individuals"]:
-        raise DataError(f"{where}: a project of several animals: only one specimen a picture can be read")
+        raise DataError(f"{where}: a project of several animals: only one specimen an image can be read")
     if tuple(found) != _HEADER:
         raise DataError(f"{where}: expected header rows {', '.join(_HEADER)}, found {', '.join(found)}")
     start = _first_value(rows[2], where)
@@ -39,13 +39,13 @@ def read(text: str, where: str) -> LandmarkSet:
     width = len(columns) // len(names) if names else 0
     if columns != [(name, coord) for name in names for coord in ("x", "y", "likelihood")[:width]] or width < 2:
         raise DataError(f"{where}: expected columns x, y[, likelihood] for each body part")
-    pictures = [_picture(row, start, width, f"{where} row {i}") for i, row in enumerate(rows[3:], start=4) if any(row)]
-    return LandmarkSet(names, tuple(pictures))
+    images = [_image(row, start, width, f"{where} row {i}") for i, row in enumerate(rows[3:], start=4) if any(row)]
+    return LandmarkSet(names, tuple(images))
 
 
 def write(landmarks: LandmarkSet) -> str:
     """CSV text, with likelihoods where points were predicted. Visibility, boxes and scales have no place in it."""
-    has_likelihood = any(picture.confidence is not None for picture in landmarks.pictures)
+    has_likelihood = any(image.confidence is not None for image in landmarks.images)
     coords = ("x", "y", "likelihood")[: 3 if has_likelihood else 2]
     names = [name for name in landmarks.keypoint_names for _ in coords]
     stream = StringIO()
@@ -53,12 +53,12 @@ def write(landmarks: LandmarkSet) -> str:
     writer.writerow(["scorer", *[SCORER] * len(names)])
     writer.writerow(["bodyparts", *names])
     writer.writerow(["coords", *coords * len(landmarks.keypoint_names)])
-    for picture in landmarks.pictures:
-        values = picture.keypoints_xy
+    for image in landmarks.images:
+        values = image.keypoints_xy
         if has_likelihood:
-            confidence = np.full(len(values), np.nan) if picture.confidence is None else picture.confidence
+            confidence = np.full(len(values), np.nan) if image.confidence is None else image.confidence
             values = np.column_stack([values, confidence])
-        writer.writerow([picture.name, *("" if math.isnan(v) else repr(v) for v in values.ravel().tolist())])
+        writer.writerow([image.name, *("" if math.isnan(v) else repr(v) for v in values.ravel().tolist())])
     return stream.getvalue()
 
 
@@ -70,7 +70,7 @@ def _first_value(coords: Sequence[str], where: str) -> int:
     return start
 
 
-def _picture(row: Sequence[str], start: int, width: int, place: str) -> PictureLandmarks:
+def _image(row: Sequence[str], start: int, width: int, place: str) -> ImageLandmarks:
     try:
         values = np.array([float(cell) if cell else math.nan for cell in row[start:]]).reshape(-1, width)
     except ValueError as error:
@@ -78,4 +78,4 @@ def _picture(row: Sequence[str], start: int, width: int, place: str) -> PictureL
     name = "/".join(row[:start]).replace("\\", "/")
     if np.isinf(values).any() or (np.isnan(values[:, 0]) != np.isnan(values[:, 1])).any():
         raise DataError(f"{place}: expected finite x and y, or neither")
-    return picture_landmarks(name, values[:, :2], confidence=values[:, 2] if width == 3 else None)
+    return image_landmarks(name, values[:, :2], confidence=values[:, 2] if width == 3 else None)

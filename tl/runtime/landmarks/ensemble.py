@@ -83,14 +83,14 @@ def _weighted(members_xy: NDArray[np.float64], weights: NDArray[np.float64]) -> 
 
 @dataclass(frozen=True)
 class _View:
-    """How a member looks at a picture."""
+    """How a member looks at an image."""
 
     recipe: Recipe
     region: Literal["whole", "box", "points"]
     margin: float
 
 
-# One picture as its models want it.
+# One image as its models want it.
 PlacedInputs = dict[_View, PlacedInput]
 
 
@@ -98,7 +98,7 @@ class LandmarkEnsemble:
     """One or more landmark models whose points are merged in pixels of the photo. Thread-safe.
 
     Members may differ in input size and in what they look at; points are matched by name, in the first member's order.
-    Models of boxes need one for each picture: from `boxes` (path -> left, top, width, height). Models of the square
+    Models of boxes need one for each image: from `boxes` (path -> left, top, width, height). Models of the square
     around the points take it from there too, or from the points of a `locator`. `margin` overrides the models' own.
     `mm_per_px`: the scale of all photos, or path -> scale, which results carry.
     Raises `EnsembleError` if the members do not fit, or if what says where to look is lacking or has no use.
@@ -182,7 +182,7 @@ class LandmarkEnsemble:
         return PointColumns(self.keypoint_names, self.has_confidence, with_votes, self._scales is not None)
 
     def prepare(self, source: ImageSource, name: str) -> PlacedInputs:
-        """Decode a picture as the members want it. Raises `ImageReadError`."""
+        """Decode an image as the members want it. Raises `ImageReadError`."""
         found = self._look(source, name) if any(view.region != "whole" for view in self._views) else None
         views = list(dict.fromkeys(self._views))
         placed = load_views(source, [(view.recipe, _region(view, found)) for view in views])
@@ -200,7 +200,7 @@ class LandmarkEnsemble:
     def results(
         self, names: Sequence[str], prepared: Sequence[PlacedInputs], *, with_votes: bool, pad_to: int = 0
     ) -> list[Landmarks]:
-        """Find the points of prepared pictures. At least `pad_to` are run: the last one repeated."""
+        """Find the points of prepared images. At least `pad_to` are run: the last one repeated."""
         if not names:
             return []
         batch = {
@@ -257,7 +257,7 @@ class LandmarkEnsemble:
             box = self._boxes.get(os.path.abspath(name))
             if box is None:
                 raise ImageReadError(
-                    name, "the list of boxes has none for this picture (its paths count from its folder)"
+                    name, "the list of boxes has none for this image (its paths count from its folder)"
                 )
             return box
         if self._locator is None:
@@ -267,7 +267,7 @@ class LandmarkEnsemble:
 
 
 def _region(view: _View, found: Region | None) -> Region | None:
-    """The part of the picture that a member is given: what it was trained on."""
+    """The part of the image that a member is given: what it was trained on."""
     if view.region == "whole" or found is None:
         return None
     return widen(square(found) if view.region == "points" else found, view.margin)

@@ -1,6 +1,6 @@
 """Landmarks that were annotated on photos as they are stored -> landmarks on the upright photos.
 
-Knows EXIF orientations. Opens pictures' headers only.
+Knows EXIF orientations. Opens images' headers only.
 """
 
 from __future__ import annotations
@@ -19,25 +19,25 @@ from tl.errors import DataError
 from tl.runtime.imaging.decode import read_size, read_stored
 from tl.runtime.imaging.geometry import turn_keypoints
 from tl.runtime.landmarks import coco, deeplabcut, long_csv, tps, wide_csv
-from tl.runtime.landmarks.sets import OCCLUDED, LandmarkSet, PictureLandmarks, numbered_names
+from tl.runtime.landmarks.sets import OCCLUDED, ImageLandmarks, LandmarkSet, numbered_names
 from tl.runtime.output.files import write_text
 
 
 def turn_upright(landmarks: LandmarkSet, find: Callable[[str], str]) -> LandmarkSet:
     """Turn points and boxes as each photo's EXIF orientation turns the photo; a remark says how many that concerns.
 
-    `find`: as `picture_finder` gives. Raises `DataError`, `ImageReadError`.
+    `find`: as `image_finder` gives. Raises `DataError`, `ImageReadError`.
     """
-    turned = [_turn(picture, *read_stored(find(picture.name))) for picture in landmarks.pictures]
-    count = sum(new is not old for new, old in zip(turned, landmarks.pictures, strict=True))
-    remark = f"{count} of {len(turned)} pictures have an EXIF orientation: their points are turned"
-    return dataclasses.replace(landmarks, pictures=tuple(turned), remarks=(*landmarks.remarks, remark))
+    turned = [_turn(image, *read_stored(find(image.name))) for image in landmarks.images]
+    count = sum(new is not old for new, old in zip(turned, landmarks.images, strict=True))
+    remark = f"{count} of {len(turned)} images have an EXIF orientation: their points are turned"
+    return dataclasses.replace(landmarks, images=tuple(turned), remarks=(*landmarks.remarks, remark))
 
 
-def _turn(picture: PictureLandmarks, stored_hw: tuple[int, int], orientation: int) -> PictureLandmarks:
+def _turn(image: ImageLandmarks, stored_hw: tuple[int, int], orientation: int) -> ImageLandmarks:
     if orientation == 1:
-        return picture
-    box = picture.box_xywh
+        return image
+    box = image.box_xywh
     if box is not None:
         left, top, width, height = box  # boxes count edges, points centres
         corners = np.array([[left, top], [left + width, top + height]]) - 0.5
@@ -45,7 +45,7 @@ def _turn(picture: PictureLandmarks, stored_hw: tuple[int, int], orientation: in
         (left, top), (right, bottom) = ends.min(axis=0).tolist(), ends.max(axis=0).tolist()
         box = (left, top, right - left, bottom - top)
     return dataclasses.replace(
-        picture, keypoints_xy=turn_keypoints(picture.keypoints_xy, orientation, stored_hw), box_xywh=box
+        image, keypoints_xy=turn_keypoints(image.keypoints_xy, orientation, stored_hw), box_xywh=box
     )
 
 
@@ -69,7 +69,7 @@ def read_landmarks(
 ) -> LandmarkSet:
     """Read a file of any of the formats, which is told from its name and first lines.
 
-    `images`: the folder that pictures' names count from; see `picture_finder`. `from_stored`: points count in the
+    `images`: the folder that images' names count from; see `image_finder`. `from_stored`: points count in the
     photos as they are stored and are turned as their EXIF orientation says. Raises `DataError`, `ImageReadError`.
     """
     path = Path(path)
@@ -77,7 +77,7 @@ def read_landmarks(
         text = path.read_text(encoding="utf-8-sig", errors="surrogateescape")
     except OSError as error:
         raise DataError(f"{path}: cannot be read ({error.strerror})") from error
-    kind, find = _format_of(path, text), picture_finder(path, images)
+    kind, find = _format_of(path, text), image_finder(path, images)
     if kind == "tps":
         landmarks = tps.read(text, path.name, lambda name: _size(find(name), from_stored)[0])
     else:
@@ -109,7 +109,7 @@ def is_landmark_file(path: str | os.PathLike[str]) -> bool:
 def write_landmarks(landmarks: LandmarkSet, path: str | os.PathLike[str], kind: Format | None, size: Size) -> None:
     """Write a file atomically. `kind`: None for what the name's ending says.
 
-    `size`: picture name -> (height, width) of the upright picture, which some formats need; see `picture_sizes`.
+    `size`: image name -> (height, width) of the upright image, which some formats need; see `image_sizes`.
     Raises `DataError`, `OutputError`, and what `size` raises.
     """
     kind = kind or _suffix_format(Path(path))
@@ -125,22 +125,22 @@ def write_landmarks(landmarks: LandmarkSet, path: str | os.PathLike[str], kind: 
 def lost_in(landmarks: LandmarkSet, path: str | os.PathLike[str], kind: Format | None) -> list[str]:
     """What `landmarks` have and the format has no place for, a sentence each."""
     kind = kind or _suffix_format(Path(path))
-    pictures = landmarks.pictures
+    images = landmarks.images
     has = {
         "names": landmarks.keypoint_names != numbered_names(len(landmarks.keypoint_names)),
-        "visibility": any((picture.visibility == OCCLUDED).any() for picture in pictures),
-        "confidence": any(picture.confidence is not None for picture in pictures),
-        "boxes": any(picture.box_xywh is not None for picture in pictures),
-        "scale": any(picture.mm_per_px is not None for picture in pictures),
-        "splits and groups": any(picture.split or picture.group for picture in pictures),
+        "visibility": any((image.visibility == OCCLUDED).any() for image in images),
+        "confidence": any(image.confidence is not None for image in images),
+        "boxes": any(image.box_xywh is not None for image in images),
+        "scale": any(image.mm_per_px is not None for image in images),
+        "splits and groups": any(image.split or image.group for image in images),
         "flip pairs": bool(landmarks.flip_pairs),
         "skeleton": bool(landmarks.skeleton),
     }
     return [f"{what}: {kind} has no place for them" for what in _LOST[kind] if has[what]]
 
 
-def picture_sizes(find: Callable[[str], str]) -> Size:
-    """Sizes from the pictures' headers, each read once. `find`: as `picture_finder` gives. Raises `ImageReadError`."""
+def image_sizes(find: Callable[[str], str]) -> Size:
+    """Sizes from the images' headers, each read once. `find`: as `image_finder` gives. Raises `ImageReadError`."""
 
     @cache
     def size(name: str) -> tuple[int, int]:
@@ -149,11 +149,11 @@ def picture_sizes(find: Callable[[str], str]) -> Size:
     return size
 
 
-def picture_finder(path: str | os.PathLike[str], images: str | os.PathLike[str] | None = None) -> Callable[[str], str]:
-    """Name in a landmark file -> path of the picture.
+def image_finder(path: str | os.PathLike[str], images: str | os.PathLike[str] | None = None) -> Callable[[str], str]:
+    """Name in a landmark file -> path of the image.
 
     Looked for in `images` if given; else beside the file, in `images/` there, and in the two folders above, where
-    DeepLabCut's names count from. The function raises `DataError` for a picture that is nowhere.
+    DeepLabCut's names count from. The function raises `DataError` for an image that is nowhere.
     """
     here = Path(path).absolute().parent
     folders = [Path(images)] if images is not None else [here, here / "images", *here.parents[:2]]
@@ -163,7 +163,7 @@ def picture_finder(path: str | os.PathLike[str], images: str | os.PathLike[str] 
             if (folder / name).is_file():
                 return str(folder / name)
         looked = ", ".join(map(str, folders))
-        raise DataError(f"{Path(path).name}: picture {name} is not in {looked}: name its folder by --images")
+        raise DataError(f"{Path(path).name}: image {name} is not in {looked}: name its folder by --images")
 
     return find
 

@@ -1,6 +1,6 @@
 """CSV of landmarks with one point a row, for statistics: `path,point,x,y[,visibility][,confidence][,mm_per_px]`.
 
-Pictures and points come in the order in which they first appear; a point without a row is missing.
+Images and points come in the order in which they first appear; a point without a row is missing.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from typing import NamedTuple
 import numpy as np
 
 from tl.errors import DataError
-from tl.runtime.landmarks.sets import MISSING, VISIBLE, LandmarkSet, PictureLandmarks, picture_landmarks
+from tl.runtime.landmarks.sets import MISSING, VISIBLE, ImageLandmarks, LandmarkSet, image_landmarks
 
 COLUMNS = ("path", "point", "x", "y")
 
@@ -33,8 +33,8 @@ def read(text: str, where: str) -> LandmarkSet:
         if point in points:
             raise DataError(f"{place}: {path} has point '{point}' twice")
         points[point] = _values(row, place)
-    pictures = tuple(_picture(path, points, list(names)) for path, points in found.items())
-    return LandmarkSet(tuple(names), pictures)
+    images = tuple(_image(path, points, list(names)) for path, points in found.items())
+    return LandmarkSet(tuple(names), images)
 
 
 def write(landmarks: LandmarkSet) -> str:
@@ -42,17 +42,17 @@ def write(landmarks: LandmarkSet) -> str:
     stream = StringIO()
     writer = csv.writer(stream, lineterminator="\n")
     writer.writerow([*COLUMNS, "visibility", "confidence", "mm_per_px"])
-    for picture in landmarks.pictures:
-        scale = "" if picture.mm_per_px is None else f"{picture.mm_per_px:.9g}"
+    for image in landmarks.images:
+        scale = "" if image.mm_per_px is None else f"{image.mm_per_px:.9g}"
         for i, name in enumerate(landmarks.keypoint_names):
-            x, y = ("" if math.isnan(value) else f"{value:.9g}" for value in picture.keypoints_xy[i].tolist())
-            confidence = "" if picture.confidence is None else f"{float(picture.confidence[i]):.6g}"
-            writer.writerow([picture.name, name, x, y, int(picture.visibility[i]), confidence, scale])
+            x, y = ("" if math.isnan(value) else f"{value:.9g}" for value in image.keypoints_xy[i].tolist())
+            confidence = "" if image.confidence is None else f"{float(image.confidence[i]):.6g}"
+            writer.writerow([image.name, name, x, y, int(image.visibility[i]), confidence, scale])
     return stream.getvalue()
 
 
 class _Row(NamedTuple):
-    """One point: coordinates, COCO's visibility, confidence and the picture's scale, NaN where not known."""
+    """One point: coordinates, COCO's visibility, confidence and the image's scale, NaN where not known."""
 
     x: float
     y: float
@@ -74,11 +74,11 @@ def _values(row: dict[str, str], place: str) -> _Row:
     return _Row(x, y, visibility, confidence, scale)
 
 
-def _picture(path: str, points: dict[str, _Row], names: list[str]) -> PictureLandmarks:
+def _image(path: str, points: dict[str, _Row], names: list[str]) -> ImageLandmarks:
     nothing = _Row(math.nan, math.nan, MISSING, math.nan, math.nan)
     rows = [points.get(name, nothing) for name in names]
     confidence = np.array([row.confidence for row in rows])
-    return picture_landmarks(
+    return image_landmarks(
         path,
         [(row.x, row.y) for row in rows],
         [row.visibility for row in rows],

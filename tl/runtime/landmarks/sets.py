@@ -1,6 +1,6 @@
-"""Landmarks of pictures: named points in pixels of the upright photo, some missing, some hidden.
+"""Landmarks of images: named points in pixels of the upright photo, some missing, some hidden.
 
-Knows points and names. Does not know files (`landmark_files`) or pictures.
+Knows points and names. Does not know files (`landmark_files`) or images.
 """
 
 from __future__ import annotations
@@ -15,11 +15,11 @@ MISSING, OCCLUDED, VISIBLE = 0, 1, 2  # as COCO's v
 
 
 @dataclass(frozen=True)
-class PictureLandmarks:
-    """The points of one picture.
+class ImageLandmarks:
+    """The points of one image.
 
-    `name`: the picture as its file of landmarks calls it. `keypoints_xy`: float64 (K, 2), (x, y) in pixels of the
-    upright picture, the centre of the top-left pixel at (0, 0); NaN where missing. `visibility`: int64 (K,) of COCO's
+    `name`: the image as its file of landmarks calls it. `keypoints_xy`: float64 (K, 2), (x, y) in pixels of the
+    upright image, the centre of the top-left pixel at (0, 0); NaN where missing. `visibility`: int64 (K,) of COCO's
     0 missing, 1 occluded, 2 visible. `confidence`: float64 (K,) in [0, 1] of predicted points, else None. `box_xywh`:
     the specimen's (left, top, width, height) in pixels. `mm_per_px`: the photo's scale. `split`, `group`: as in a
     manifest.
@@ -46,14 +46,14 @@ class PictureLandmarks:
 
 @dataclass(frozen=True)
 class LandmarkSet:
-    """The landmarks of many pictures, all with the same `keypoint_names` in the same order.
+    """The landmarks of many images, all with the same `keypoint_names` in the same order.
 
-    `flip_pairs`: names that change places when a picture is mirrored. `skeleton`: names to be joined by lines.
+    `flip_pairs`: names that change places when an image is mirrored. `skeleton`: names to be joined by lines.
     `remarks`: what a file held that is not kept here, in words.
     """
 
     keypoint_names: tuple[str, ...]
-    pictures: tuple[PictureLandmarks, ...]
+    images: tuple[ImageLandmarks, ...]
     flip_pairs: tuple[tuple[str, str], ...] = ()
     skeleton: tuple[tuple[str, str], ...] = ()
     remarks: tuple[str, ...] = field(default=(), compare=False)
@@ -62,9 +62,9 @@ class LandmarkSet:
         names = self.keypoint_names
         if len(set(names)) != len(names):
             raise ValueError(f"repeated point '{next(name for name in names if names.count(name) > 1)}'")
-        for picture in self.pictures:
-            if len(picture.visibility) != len(names):
-                raise ValueError(f"{picture.name}: {len(picture.visibility)} points, expected {len(names)}")
+        for image in self.images:
+            if len(image.visibility) != len(names):
+                raise ValueError(f"{image.name}: {len(image.visibility)} points, expected {len(names)}")
         paired = [name for pair in self.flip_pairs for name in pair]
         if twice := [name for name in paired if paired.count(name) > 1]:
             raise ValueError(f"point '{twice[0]}' stands in two flip pairs")
@@ -72,18 +72,18 @@ class LandmarkSet:
             raise ValueError(f"unknown point '{min(unknown)}' in flip pairs or skeleton")
 
 
-def picture_landmarks(
+def image_landmarks(
     name: str,
     points: Sequence[tuple[float, float]] | NDArray[np.floating],
     visibility: Sequence[int] | None = None,
     **facts: object,
-) -> PictureLandmarks:
-    """Points as lists -> `PictureLandmarks`. Without `visibility`, a point is visible unless it is NaN."""
+) -> ImageLandmarks:
+    """Points as lists -> `ImageLandmarks`. Without `visibility`, a point is visible unless it is NaN."""
     xy = np.array(points, np.float64).reshape(-1, 2)
     is_missing = np.isnan(xy).any(axis=1)
     seen = np.full(len(xy), VISIBLE) if visibility is None else np.array(visibility, np.int64)
     xy[is_missing | (seen == MISSING)] = np.nan
-    return PictureLandmarks(name, xy, np.where(is_missing, MISSING, seen).astype(np.int64), **facts)  # type: ignore[arg-type]
+    return ImageLandmarks(name, xy, np.where(is_missing, MISSING, seen).astype(np.int64), **facts)  # type: ignore[arg-type]
 
 
 def numbered_names(count: int) -> tuple[str, ...]:

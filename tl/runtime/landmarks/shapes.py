@@ -1,6 +1,6 @@
 """Landmark configurations as shapes: size, alignment, and how far one is from another. Pure numpy.
 
-Knows points (K, 2), NaN where missing. Does not know pictures, names or models.
+Knows points (K, 2), NaN where missing. Does not know images, names or models.
 Source: Dryden & Mardia 2016, "Statistical Shape Analysis", chapters 2 to 4 and 7.
 """
 

@@ -1,6 +1,6 @@
 """TPS files of the tps programs and geomorph: `LM=`, points one a line, `IMAGE=`, `ID=`, `SCALE=`; y from the bottom.
 
-Knows the text format. Needs the height of each picture, which no TPS file holds.
+Knows the text format. Needs the height of each image, which no TPS file holds.
 Source: F. J. Rohlf, tpsDig's help; geomorph's `readland.tps`.
 """
 
@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 
 from tl.errors import DataError
-from tl.runtime.landmarks.sets import LandmarkSet, PictureLandmarks, numbered_names, picture_landmarks
+from tl.runtime.landmarks.sets import ImageLandmarks, LandmarkSet, image_landmarks, numbered_names
 
 # What geomorph takes for a missing point, beside NA.
 _MISSING = (-1.0, -1.0)
@@ -28,7 +28,7 @@ class _Record:
 
 
 def read(text: str, where: str, height: Height) -> LandmarkSet:
-    """Landmarks of all records. `height`: IMAGE -> height of the upright picture in pixels.
+    """Landmarks of all records. `height`: IMAGE -> height of the upright image in pixels.
 
     Points are numbered: TPS has no names. Curves and points in three dimensions are not kept: the first are
     reported in `remarks`, the second refused. Raises `DataError` naming the line.
@@ -41,23 +41,23 @@ def read(text: str, where: str, height: Height) -> LandmarkSet:
         odd = next(record for record in records if len(record.points) != len(records[0].points))
         first = len(records[0].points)
         raise DataError(f"{where} line {odd.line}: LM={len(odd.points)}, while the first record has LM={first}")
-    pictures = tuple(_picture(record, where, height) for record in records)
+    images = tuple(_image(record, where, height) for record in records)
     curves = sum(record.curves > 0 for record in records)
     remarks = (f"curves of {curves} records are not kept",) if curves else ()
-    return LandmarkSet(numbered_names(counts.pop()), pictures, remarks=remarks)
+    return LandmarkSet(numbered_names(counts.pop()), images, remarks=remarks)
 
 
 def write(landmarks: LandmarkSet, height: Height) -> str:
     """TPS text, y from the bottom. Names, visibility and boxes have no place in it; missing points are -1 -1."""
     lines = []
-    for i, picture in enumerate(landmarks.pictures):
+    for i, image in enumerate(landmarks.images):
         lines.append(f"LM={len(landmarks.keypoint_names)}")
-        for x, y in picture.keypoints_xy.tolist():
-            x, y = _MISSING if math.isnan(x) else (x, height(picture.name) - y)
+        for x, y in image.keypoints_xy.tolist():
+            x, y = _MISSING if math.isnan(x) else (x, height(image.name) - y)
             lines.append(f"{x:.5f} {y:.5f}")
-        lines += [f"IMAGE={picture.name}", f"ID={i}"]
-        if picture.mm_per_px is not None:
-            lines.append(f"SCALE={picture.mm_per_px:.9g}")
+        lines += [f"IMAGE={image.name}", f"ID={i}"]
+        if image.mm_per_px is not None:
+            lines.append(f"SCALE={image.mm_per_px:.9g}")
     return "\n".join(lines) + "\n"
 
 
@@ -76,7 +76,7 @@ def _records(text: str, where: str) -> Iterator[_Record]:
             if record is not None:
                 yield record
             if key == "LM3":
-                raise DataError(f"{place}: LM3 (points in three dimensions): only points in pictures are read")
+                raise DataError(f"{place}: LM3 (points in three dimensions): only points in images are read")
             record = _Record(number, [_point(*next(lines, (0, "")), where) for _ in range(_count(value, place))])
         elif record is None:
             raise DataError(f"{place}: {key}= before the first LM=")
@@ -108,7 +108,7 @@ def _point(number: int, line: str, where: str) -> tuple[float, float]:
     return (math.nan, math.nan) if (x, y) == _MISSING else (x, y)
 
 
-def _picture(record: _Record, where: str, height: Height) -> PictureLandmarks:
+def _image(record: _Record, where: str, height: Height) -> ImageLandmarks:
     image = record.facts.get("IMAGE", "").replace("\\", "/")
     if not image:
         raise DataError(f"{where} line {record.line}: this record has no IMAGE=")
@@ -120,4 +120,4 @@ def _picture(record: _Record, where: str, height: Height) -> PictureLandmarks:
     if mm_per_px is not None and not 0 < mm_per_px < math.inf:
         raise DataError(f"{where} line {record.line}: SCALE={scale} is not a positive number")
     size = height(image)
-    return picture_landmarks(image, [(x, size - y) for x, y in record.points], mm_per_px=mm_per_px)
+    return image_landmarks(image, [(x, size - y) for x, y in record.points], mm_per_px=mm_per_px)

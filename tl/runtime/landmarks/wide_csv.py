@@ -1,4 +1,4 @@
-"""Our CSV of landmarks: one picture a row, `path[,split][,group][,mm_per_px][,box_x,box_y,box_w,box_h],x0,y0[,v0]...`.
+"""Our CSV of landmarks: one image a row, `path[,split][,group][,mm_per_px][,box_x,box_y,box_w,box_h],x0,y0[,v0]...`.
 
 A point's columns are `xNAME,yNAME[,vNAME][,pNAME]`, an underscore before the name is not part of it; their order is
 that of the points. Empty cells are missing points; v is COCO's visibility, p a predicted point's confidence, s its
@@ -15,7 +15,7 @@ from io import StringIO
 import numpy as np
 
 from tl.errors import DataError
-from tl.runtime.landmarks.sets import MISSING, VISIBLE, LandmarkSet, PictureLandmarks, picture_landmarks
+from tl.runtime.landmarks.sets import MISSING, VISIBLE, ImageLandmarks, LandmarkSet, image_landmarks
 
 BOX = ("box_x", "box_y", "box_w", "box_h")
 _OTHERS = ("path", "split", "group", "mm_per_px", *BOX)
@@ -33,21 +33,21 @@ def read(text: str, where: str) -> LandmarkSet:
         raise DataError(f"{where}: not a readable CSV file ({error})") from error
     points = _point_columns(columns, where)
     good = [(line, row) for line, row in rows if not row.get("error")]
-    pictures = tuple(_picture(f"{where} row {line}", row, points) for line, row in good)
+    images = tuple(_image(f"{where} row {line}", row, points) for line, row in good)
     failed = len(rows) - len(good)
     remarks = (f"{failed} rows with an error instead of points are left out",) if failed else ()
-    return LandmarkSet(tuple(points), pictures, remarks=remarks)
+    return LandmarkSet(tuple(points), images, remarks=remarks)
 
 
 def write(landmarks: LandmarkSet) -> str:
-    """CSV text. Columns that no picture fills are left out."""
-    pictures = landmarks.pictures
+    """CSV text. Columns that no image fills are left out."""
+    images = landmarks.images
     facts = [
-        name for name in ("split", "group", "mm_per_px") if any(getattr(p, name) not in ("", None) for p in pictures)
+        name for name in ("split", "group", "mm_per_px") if any(getattr(p, name) not in ("", None) for p in images)
     ]
-    has_box = any(p.box_xywh is not None for p in pictures)
-    has_confidence = any(p.confidence is not None for p in pictures)
-    signs = "xy" + ("v" if any((p.visibility == 1).any() for p in pictures) else "") + ("p" if has_confidence else "")
+    has_box = any(p.box_xywh is not None for p in images)
+    has_confidence = any(p.confidence is not None for p in images)
+    signs = "xy" + ("v" if any((p.visibility == 1).any() for p in images) else "") + ("p" if has_confidence else "")
     header = ["path", *facts, *(BOX if has_box else ())]
     for name in landmarks.keypoint_names:
         joined = name if name.isdigit() else f"_{name}"
@@ -55,18 +55,18 @@ def write(landmarks: LandmarkSet) -> str:
     stream = StringIO()
     writer = csv.writer(stream, lineterminator="\n")
     writer.writerow(header)
-    for picture in pictures:
-        cells = [picture.name, *(_cell(getattr(picture, name)) for name in facts)]
-        cells += map(_cell, picture.box_xywh or [None] * 4) if has_box else ()
-        writer.writerow([*cells, *_point_cells(picture, signs)])
+    for image in images:
+        cells = [image.name, *(_cell(getattr(image, name)) for name in facts)]
+        cells += map(_cell, image.box_xywh or [None] * 4) if has_box else ()
+        writer.writerow([*cells, *_point_cells(image, signs)])
     return stream.getvalue()
 
 
-def _point_cells(picture: PictureLandmarks, signs: str) -> list[str]:
+def _point_cells(image: ImageLandmarks, signs: str) -> list[str]:
     cells = []
-    for i, (x, y) in enumerate(picture.keypoints_xy.tolist()):
-        p = None if picture.confidence is None else float(picture.confidence[i])
-        values: dict[str, float | int | None] = {"x": x, "y": y, "v": int(picture.visibility[i]), "p": p}
+    for i, (x, y) in enumerate(image.keypoints_xy.tolist()):
+        p = None if image.confidence is None else float(image.confidence[i])
+        values: dict[str, float | int | None] = {"x": x, "y": y, "v": int(image.visibility[i]), "p": p}
         cells += [_cell(values[sign]) for sign in signs]
     return cells
 
@@ -96,7 +96,7 @@ def _point_columns(columns: Sequence[str], where: str) -> dict[str, dict[str, st
     return points
 
 
-def _picture(place: str, row: Mapping[str, str], points: Mapping[str, Mapping[str, str]]) -> PictureLandmarks:
+def _image(place: str, row: Mapping[str, str], points: Mapping[str, Mapping[str, str]]) -> ImageLandmarks:
     if not row["path"]:
         raise DataError(f"{place}: path must not be empty")
     xy, visibility, confidence = [], [], []
@@ -110,7 +110,7 @@ def _picture(place: str, row: Mapping[str, str], points: Mapping[str, Mapping[st
     box = [_number(row, name, place) for name in BOX if name in row]
     scale = _number(row, "mm_per_px", place) if "mm_per_px" in row else math.nan
     has_confidence = any("p" in columns for columns in points.values())
-    return picture_landmarks(
+    return image_landmarks(
         row["path"],
         xy,
         visibility,

@@ -29,7 +29,7 @@ class Provenance:
     """Where a model file comes from.
 
     `weights`: what the backbone started from. `config`: the resolved options without paths. `data_hash`: SHA-256 over
-    the pictures' hashes, labels and splits, "" without training. `val_metrics`: metric name -> value on
+    the images' hashes, labels and splits, "" without training. `val_metrics`: metric name -> value on
     validation data, empty without training. `versions`: library name -> version. `created`: UTC, ISO 8601.
     """
 
@@ -45,7 +45,7 @@ class Provenance:
 
 @dataclass(frozen=True)
 class Parity:
-    """What the export check measured on `images` real pictures, of the fp32 graph.
+    """What the export check measured on `images` real images, of the fp32 graph.
 
     `session_max_abs_diff`: output name -> largest |torch - onnxruntime| over all batch sizes tried.
     `pipeline_max_abs_diff`: largest difference between the trainer's evaluation and `tl.runtime`, from file to result,
@@ -65,9 +65,9 @@ class Parity:
 class Quantisation:
     """How a graph of lower precision was made from the fp32 graph, and how the two compare.
 
-    `method`: in words. `calibration_images`: training pictures whose ranges were measured, drawn with `seed`; 0 where
+    `method`: in words. `calibration_images`: training images whose ranges were measured, drawn with `seed`; 0 where
     none are needed. `top1_agreement` in [0, 1] and `max_abs_diff` of the probabilities: with the fp32 graph, on
-    `images` validation pictures. `speedup`: pictures a second relative to the fp32 graph, the median of `rounds`
+    `images` validation images. `speedup`: images a second relative to the fp32 graph, the median of `rounds`
     rounds, in `faster_rounds` of which it was faster; `slowest` and `fastest` of them. `provider` ran both, on
     `processor`, with `threads` callers and batches of `batch_size`. `kept_slower`: the file is kept although it was
     not faster there.
@@ -104,7 +104,7 @@ class GoldenSample:
 
 @dataclass(frozen=True)
 class Golden:
-    """Self-test samples: pictures of the run's validation split, given ones, or pictures of nobody.
+    """Self-test samples: images of the run's validation split, given ones, or images of nobody.
 
     `tolerance`: precision -> largest allowed difference of an expected value on any device.
     """
@@ -118,9 +118,9 @@ class Golden:
 class LandmarkFacts:
     """What a landmark model knows of its points beside their names.
 
-    `flip_pairs`, `skeleton`: as in `LandmarkSet`. `mean_shape`: of the training pictures, (x, y) of each point, centred
+    `flip_pairs`, `skeleton`: as in `LandmarkSet`. `mean_shape`: of the training images, (x, y) of each point, centred
     and of centroid size 1; None under three points. A prediction with a Procrustes distance to it above `shape_limit`
-    is odd. `region`: what the model looks at: whole pictures, drawn boxes, or the square around the points; the last
+    is odd. `region`: what the model looks at: whole images, drawn boxes, or the square around the points; the last
     two are widened by `region_margin` of their size on every side.
     """
 
@@ -158,9 +158,9 @@ class EnsembleFacts:
 
 @dataclass(frozen=True)
 class Conformal:
-    """Scores of the true classes of held-out pictures, sorted, as `selective.conformal_scores` counts them.
+    """Scores of the true classes of held-out images, sorted, as `selective.conformal_scores` counts them.
 
-    `source`: which pictures. From the scores follows the set of classes for any coverage.
+    `source`: which images. From the scores follows the set of classes for any coverage.
     """
 
     scores: tuple[float, ...]
@@ -173,9 +173,9 @@ class Conformal:
 
 @dataclass(frozen=True)
 class UnknownFacts:
-    """How `unknown_score` was fitted: to `images` training pictures, in `dimensions` principal components.
+    """How `unknown_score` was fitted: to `images` training images, in `dimensions` principal components.
 
-    A score above `limit` is unlike training: `false_alarm` is the share of `held_out` validation pictures above it.
+    A score above `limit` is unlike training: `false_alarm` is the share of `held_out` validation images above it.
     """
 
     images: int

@@ -58,10 +58,10 @@ def run_selftest(path: str | os.PathLike[str], *, device: str = "auto", threads:
 def golden_image(sample: GoldenSample, contract: Contract, where: str) -> NDArray[np.uint8]:
     """The input of a golden sample: uint8 (H, W, 3) RGB. Raises `ModelFileError` if it is damaged."""
     try:
-        with Image.open(BytesIO(base64.b64decode(sample.png, validate=True)), formats=("PNG",)) as picture:
-            if (picture.height, picture.width) != contract.recipe.input_hw or picture.mode != "RGB":
-                raise ValueError(f"is {picture.mode} {picture.width}x{picture.height}")
-            return np.array(picture)
+        with Image.open(BytesIO(base64.b64decode(sample.png, validate=True)), formats=("PNG",)) as image:
+            if (image.height, image.width) != contract.recipe.input_hw or image.mode != "RGB":
+                raise ValueError(f"is {image.mode} {image.width}x{image.height}")
+            return np.array(image)
     except (ValueError, OSError, SyntaxError, Image.DecompressionBombError) as error:  # all of them Pillow's
         raise ModelFileError(f"{where}: a golden sample is damaged ({error})") from error
 

@@ -27,7 +27,7 @@ def passport(contract: Contract) -> list[tuple[str, str]]:
         ("pixels", f"orientation {recipe.orientation}, alpha over {recipe.alpha}, 16 bit up to {recipe.bit_depth_max}"),
         ("backbone", f"{origin.backbone}, {origin.method}, weights {origin.weights}"),
         ("validation", metrics or "none recorded"),
-        ("parity", f"{parity.images} pictures, {parity_text(parity)}"),
+        ("parity", f"{parity.images} images, {parity_text(parity)}"),
         *_precision_row(contract),
         *_confidence_rows(contract),
         ("self-test", f"{len(contract.golden.samples)} {contract.golden.source} samples"),
@@ -59,8 +59,8 @@ def _confidence_rows(contract: Contract) -> list[tuple[str, str]]:
         rows.append(("coverage", f"sets of classes, from {count} scores of the {contract.conformal.source}"))
     if contract.unknown is not None:
         found = contract.unknown
-        text = f"above {found.limit:.4g}, as are {found.false_alarm:.1%} of {found.held_out} validation pictures"
-        rows.append(("unknown", f"{text}; from {found.images} training pictures in {found.dimensions} dimensions"))
+        text = f"above {found.limit:.4g}, as are {found.false_alarm:.1%} of {found.held_out} validation images"
+        rows.append(("unknown", f"{text}; from {found.images} training images in {found.dimensions} dimensions"))
     return rows
 
 
@@ -68,7 +68,7 @@ def _precision_row(contract: Contract) -> list[tuple[str, str]]:
     found = contract.quantisation
     if found is None:
         return []
-    text = f"{found.method}; agrees with fp32 on {found.top1_agreement:.1%} of {found.images} pictures"
+    text = f"{found.method}; agrees with fp32 on {found.top1_agreement:.1%} of {found.images} images"
     speed = f"{found.speedup:.2f} x its speed on {found.provider} ({found.processor})"
     return [("precision", f"{text}, {speed}{', kept although not faster' if found.kept_slower else ''}")]
 

@@ -161,7 +161,7 @@ def number(value: float) -> str:
 def _shortest(values: NDArray[np.float32] | np.float32) -> str:
     """As few digits as tell a float32 from its neighbours, as JSON.
 
-    Of a thousand numbers Python's own formatting would take a twentieth of a small model's time for a picture.
+    Of a thousand numbers Python's own formatting would take a twentieth of a small model's time for an image.
     """
     return orjson.dumps(
         np.ascontiguousarray(values) if values.ndim else values, option=orjson.OPT_SERIALIZE_NUMPY

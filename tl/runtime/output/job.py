@@ -1,8 +1,8 @@
 """What a long prediction has done so far, so that it can be stopped at any moment and taken up again.
 
-Beside OUT lies OUT.ledger: a first line that says which models and votes its rows are of, then a line for each picture
+Beside OUT lies OUT.ledger: a first line that says which models and votes its rows are of, then a line for each image
 with its path, its content's SHA-256 and its finished row. Lines are only ever added; one that a crash cut off is
-dropped. Knows rows as text. Does not know models, pictures or formats.
+dropped. Knows rows as text. Does not know models, images or formats.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ _SECONDS_BETWEEN_FLUSHES = 1.0
 
 @dataclass(frozen=True)
 class KeptRow:
-    """A picture's row from before. `failed`: it tells why there was no prediction."""
+    """An image's row from before. `failed`: it tells why there was no prediction."""
 
     row: str
     failed: bool
@@ -56,7 +56,7 @@ class Ledger:
         return len(self._places)
 
     def known(self, name: str, digest: str) -> KeptRow | None:
-        """The row of a picture with this path and content, or None."""
+        """The row of an image with this path and content, or None."""
         place = self._places.get(_row_key(name, digest))
         if place is None:
             return None
@@ -79,7 +79,7 @@ class Ledger:
 def open_ledger(
     output: str | os.PathLike[str], key: str, *, resume: bool, retry_failed: bool = False
 ) -> Iterator[Ledger]:
-    """The ledger of an output. `key`: what its rows depend on beside the pictures.
+    """The ledger of an output. `key`: what its rows depend on beside the images.
 
     With `resume`, rows from before count if they have the same key, failed ones only without `retry_failed`. Otherwise
     it begins empty. Raises `OutputError`.
@@ -146,7 +146,7 @@ def _row_key(name: str, digest: str) -> bytes:
 
 @dataclass
 class Tally:
-    """How far a job has come. `kept`: rows from before, among those done. `failed`: pictures without a prediction."""
+    """How far a job has come. `kept`: rows from before, among those done. `failed`: images without a prediction."""
 
     done: int = 0
     kept: int = 0
@@ -169,7 +169,7 @@ def run_job(
 ) -> None:
     """Predict `sources` into a .csv or .jsonl file, or as CSV to stdout for None; `tally` counts on the way.
 
-    With `resume`, pictures keep their rows where path, content, models and votes are the same; `retry_failed` tries
+    With `resume`, images keep their rows where path, content, models and votes are the same; `retry_failed` tries
     again those that gave no prediction. `fail_fast` stops at the first of these. `see` is given every new result.
     `point_format`: of the landmarks, None for what the name says. Raises `OutputError`, `ImageReadError` (with
     `fail_fast`) and what predicting raises.
@@ -215,7 +215,7 @@ def _count(result: Result, tally: Tally, fail_fast: bool) -> None:
 
 
 def _key(predictor: Predictor[Any], writer: ResultWriter) -> str:
-    """Names all that a row depends on beside its picture."""
+    """Names all that a row depends on beside its image."""
     ensemble = predictor.ensemble
     facts = {
         "models": [hash_file(session.path) for session in ensemble.sessions],

@@ -22,7 +22,7 @@ import orjson
 
 from tl.errors import MissingExtraError, OutputError
 from tl.runtime.landmarks.files import SUFFIXES, Format, write_landmarks
-from tl.runtime.landmarks.sets import LandmarkSet, PictureLandmarks, picture_landmarks
+from tl.runtime.landmarks.sets import ImageLandmarks, LandmarkSet, image_landmarks
 from tl.runtime.output.columns import Columns, PointColumns, csv_line
 from tl.runtime.output.files import atomic_path, output_errors, write_text
 from tl.runtime.results import Result
@@ -94,7 +94,7 @@ def write_point_file(lines: Path, final: Path, kind: Format | None) -> None:
     good = [row for row in rows if "error" not in row]
     names = tuple(good[0]["keypoints"]) if good else ()
     sizes = {row["path"]: (int(row["image_hw"][0]), int(row["image_hw"][1])) for row in good}
-    write_landmarks(LandmarkSet(names, tuple(map(_picture, good))), final, kind, sizes.__getitem__)
+    write_landmarks(LandmarkSet(names, tuple(map(_image, good))), final, kind, sizes.__getitem__)
     failed = [row for row in rows if "error" in row]
     if failed:
         text = StringIO()
@@ -104,12 +104,12 @@ def write_point_file(lines: Path, final: Path, kind: Format | None) -> None:
         write_text(f"{final}.failed.csv", text.getvalue())
 
 
-def _picture(row: dict[str, Any]) -> PictureLandmarks:
+def _image(row: dict[str, Any]) -> ImageLandmarks:
     points = list(row["keypoints"].values())
     sure = [point["confidence"] for point in points if "confidence" in point]
     confidence = np.array(sure) if len(sure) == len(points) else None
     xy = [(point["x"], point["y"]) for point in points]
-    return picture_landmarks(row["path"], xy, confidence=confidence, mm_per_px=row["mm_per_px"])
+    return image_landmarks(row["path"], xy, confidence=confidence, mm_per_px=row["mm_per_px"])
 
 
 class ResultWriter(Protocol):

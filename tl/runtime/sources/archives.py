@@ -1,6 +1,6 @@
 """The members of zip and tar archives one after another, in stored order. Nothing is extracted to disk.
 
-Knows zipfile and tarfile, and what these overlook or do without bounds. Does not know which members are pictures
+Knows zipfile and tarfile, and what these overlook or do without bounds. Does not know which members are images
 (`inputs`).
 """
 
@@ -21,7 +21,7 @@ from tl.runtime.imaging.decode import MAX_JPEG_BYTES
 ZIP_SUFFIXES = (".zip",)
 TAR_SUFFIXES = (".tar", ".tar.gz", ".tgz", ".tar.bz2", ".tbz2", ".tar.xz", ".txz")
 
-# No picture that can be decoded comes near; a member that declares more is refused before it fills the memory.
+# No image that can be decoded comes near; a member that declares more is refused before it fills the memory.
 MAX_MEMBER_BYTES = MAX_JPEG_BYTES
 _TarMode = Literal["r:", "r:gz", "r:bz2", "r:xz"]
 _TAR_MODES: dict[bytes, _TarMode] = {b"\x1f\x8b": "r:gz", b"BZh": "r:bz2", b"\xfd7zXZ\0": "r:xz"}

@@ -1,4 +1,4 @@
-"""The bytes of a picture source and what names them: their SHA-256.
+"""The bytes of an image source and what names them: their SHA-256.
 
 Knows files and hashes. Does not decode.
 """

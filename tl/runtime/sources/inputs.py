@@ -13,32 +13,32 @@ from io import BytesIO
 from tl.errors import ImageReadError
 from tl.runtime.imaging.decode import ImageSource
 from tl.runtime.sources.archives import Member, is_archive, iter_members
-from tl.runtime.sources.paths import FoundPictures, expand_name, find_pictures, is_picture_name
+from tl.runtime.sources.paths import FoundImages, expand_name, find_images, is_image_name
 
 
 @dataclass(frozen=True)
 class Inputs:
-    """Pictures in input order. `len()` counts them without reading one; iterating reads archives as it goes.
+    """Images in input order. `len()` counts them without reading one; iterating reads archives as it goes.
 
-    `hidden` counts hidden files, and hidden folders as one each; `not_pictures` files with other names; `links` links
-    and devices in archives, which hold no picture of their own.
+    `hidden` counts hidden files, and hidden folders as one each; `not_images` files with other names; `links` links
+    and devices in archives, which hold no image of their own.
     """
 
-    parts: tuple[FoundPictures | Archive, ...]
+    parts: tuple[FoundImages | Archive, ...]
 
     def __len__(self) -> int:
-        return sum(len(part.paths) if isinstance(part, FoundPictures) else part.count for part in self.parts)
+        return sum(len(part.paths) if isinstance(part, FoundImages) else part.count for part in self.parts)
 
     def __iter__(self) -> Iterator[ImageSource]:
         for part in self.parts:
-            yield from part.paths if isinstance(part, FoundPictures) else part.pictures()
+            yield from part.paths if isinstance(part, FoundImages) else part.images()
 
     @property
     def passed_over(self) -> str:
         """What was not taken, in words; "" if there is nothing."""
         counts = {
             "hidden": sum(part.hidden for part in self.parts),
-            "files that are no pictures by their names": sum(part.not_pictures for part in self.parts),
+            "files that are no images by their names": sum(part.not_images for part in self.parts),
             "links in archives": sum(part.links for part in self.parts if isinstance(part, Archive)),
         }
         return ", ".join(f"{count} {what}" for what, count in counts.items() if count)
@@ -46,23 +46,23 @@ class Inputs:
 
 @dataclass(frozen=True)
 class Archive:
-    """A zip or tar archive of which `count` members are pictures."""
+    """A zip or tar archive of which `count` members are images."""
 
     path: str
     count: int
     hidden: int
-    not_pictures: int
+    not_images: int
     links: int
 
-    def pictures(self) -> Iterator[ImageSource]:
-        """Its pictures, each in memory, named `ARCHIVE/MEMBER`. Raises `DataError` if the archive is damaged."""
+    def images(self) -> Iterator[ImageSource]:
+        """Its images, each in memory, named `ARCHIVE/MEMBER`. Raises `DataError` if the archive is damaged."""
         for member in iter_members(self.path):
-            if _kind(member) == "picture":
+            if _kind(member) == "image":
                 yield _load(f"{self.path}/{member.name}", member)
 
 
 class MemoryFile(BytesIO):
-    """An encoded picture in memory that has a name."""
+    """An encoded image in memory that has a name."""
 
     def __init__(self, name: str, content: bytes) -> None:
         super().__init__(content)
@@ -70,7 +70,7 @@ class MemoryFile(BytesIO):
 
 
 class UnreadableFile(BytesIO):
-    """A picture of which only its name and what is wrong with it are known: who reads it is told."""
+    """An image of which only its name and what is wrong with it are known: who reads it is told."""
 
     def __init__(self, name: str, reason: str) -> None:
         super().__init__()
@@ -88,7 +88,7 @@ class UnreadableFile(BytesIO):
 def find_inputs(inputs: Iterable[str | os.PathLike[str]], *, listed: Iterable[str] = ()) -> Inputs:
     """What was named, then what was `listed`: names that are no patterns, and of which a missing one becomes a row.
 
-    Archives are listed to their end. Raises `DataError` for them, and as `find_pictures`.
+    Archives are listed to their end. Raises `DataError` for them, and as `find_images`.
     """
     parts = [_find(name) for given in inputs for name in expand_name(os.fspath(given))]
     files: list[str] = []
@@ -101,23 +101,23 @@ def find_inputs(inputs: Iterable[str | os.PathLike[str]], *, listed: Iterable[st
     return Inputs((*parts, _plain(files)))
 
 
-def _find(given: str) -> FoundPictures | Archive:
-    return _list_archive(given) if is_archive(given) else find_pictures([given])
+def _find(given: str) -> FoundImages | Archive:
+    return _list_archive(given) if is_archive(given) else find_images([given])
 
 
-def _plain(files: list[str]) -> FoundPictures:
-    return FoundPictures(tuple(files), 0, 0)
+def _plain(files: list[str]) -> FoundImages:
+    return FoundImages(tuple(files), 0, 0)
 
 
 def _list_archive(path: str) -> Archive:
-    kinds = {"picture": 0, "other": 0, "link": 0, "folder": 0}
+    kinds = {"image": 0, "other": 0, "link": 0, "folder": 0}
     hidden: set[str] = set()
     for member in iter_members(path):
         if part := _hidden_part(member.name):
             hidden.add(part)
         else:
             kinds[_kind(member)] += 1
-    return Archive(path, kinds["picture"], len(hidden), kinds["other"], kinds["link"])
+    return Archive(path, kinds["image"], len(hidden), kinds["other"], kinds["link"])
 
 
 def _kind(member: Member) -> str:
@@ -125,7 +125,7 @@ def _kind(member: Member) -> str:
         return "hidden"
     if member.kind != "file":
         return member.kind
-    return "picture" if is_picture_name(member.name) else "other"
+    return "image" if is_image_name(member.name) else "other"
 
 
 def _hidden_part(name: str) -> str:

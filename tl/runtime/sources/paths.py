@@ -71,7 +71,7 @@ def _read(list_file: str) -> bytes:
 
 # What a folder is searched for. Kinds that cannot be decoded (raw, HEIC ...) are listed too: they must turn up as rows
 # with an error, not vanish.
-PICTURE_SUFFIXES = frozenset(
+IMAGE_SUFFIXES = frozenset(
     f".{suffix}"
     for kinds in (
         "jpg jpeg jpe jfif mpo png apng tif tiff bmp dib gif webp avif jp2 j2k jpx jpf pbm pgm ppm pnm",
@@ -82,7 +82,7 @@ PICTURE_SUFFIXES = frozenset(
 
 
 @dataclass(frozen=True)
-class FoundPictures:
+class FoundImages:
     """`paths` as the user would write them, in sorted order per folder; and how much was passed over.
 
     `hidden` counts hidden files, and hidden folders as one each.
@@ -90,17 +90,17 @@ class FoundPictures:
 
     paths: tuple[str, ...]
     hidden: int
-    not_pictures: int
+    not_images: int
 
 
-def find_pictures(inputs: Iterable[str | os.PathLike[str]]) -> FoundPictures:
+def find_images(inputs: Iterable[str | os.PathLike[str]]) -> FoundImages:
     """Expand files, folders (recursively; links to folders are followed once) and patterns, unless a file is so named.
 
     A file that is named or fits a pattern is taken whatever it is called. Raises `DataError` for a name that does not
     exist, a pattern that nothing fits and a folder that cannot be read.
     """
     paths: list[str] = []
-    hidden = not_pictures = 0
+    hidden = not_images = 0
     for found in (name for given in inputs for name in expand_name(os.fspath(given))):
         if not os.path.isdir(found):
             paths.append(found)
@@ -109,16 +109,16 @@ def find_pictures(inputs: Iterable[str | os.PathLike[str]]) -> FoundPictures:
             name = os.path.basename(path.rstrip(os.sep))
             if name.startswith("."):
                 hidden += 1
-            elif is_picture_name(name):
+            elif is_image_name(name):
                 paths.append(path)
             else:
-                not_pictures += 1
-    return FoundPictures(tuple(paths), hidden, not_pictures)
+                not_images += 1
+    return FoundImages(tuple(paths), hidden, not_images)
 
 
-def is_picture_name(name: str) -> bool:
-    """Whether a file is a picture, going by its name."""
-    return Path(name).suffix.lower() in PICTURE_SUFFIXES
+def is_image_name(name: str) -> bool:
+    """Whether a file is an image, going by its name."""
+    return Path(name).suffix.lower() in IMAGE_SUFFIXES
 
 
 def expand_name(given: str) -> list[str]:

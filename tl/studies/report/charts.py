@@ -89,13 +89,13 @@ def reliability_chart(
     counts: Sequence[int],
     x_label: str = "confidence",
 ) -> str:
-    """How often a model is right (`accuracy`) where it is so sure (`confidence`), over bins of `counts` pictures."""
+    """How often a model is right (`accuracy`) where it is so sure (`confidence`), over bins of `counts` images."""
 
     def draw(axes: Any) -> None:
         axes.plot([0, 1], [0, 1], color=_FAINT, linestyle="--", linewidth=1, label="as sure as right")
         largest = max(counts, default=1)
         sizes = [12 + 180 * count / largest for count in counts]
-        axes.scatter(confidence, accuracy, s=sizes, color=_SERIES[0], alpha=0.8, label="pictures, by number")
+        axes.scatter(confidence, accuracy, s=sizes, color=_SERIES[0], alpha=0.8, label="images, by number")
         axes.set(xlim=(0, 1.03), ylim=(-0.03, 1.05), xlabel=x_label, ylabel="share right")
         axes.legend(loc="upper left")
 

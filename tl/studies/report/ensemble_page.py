@@ -1,6 +1,6 @@
 """The page of an ensemble's evaluation: members against votes, how often they agree, where voting helps and hurts.
 
-Knows what members say of labelled pictures. Does not know HTML or how charts are drawn.
+Knows what members say of labelled images. Does not know HTML or how charts are drawn.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ _SIDE, _MOST_CARDS = 144, 36
 
 
 def write_ensemble_report(evaluation: Evaluation, recipe: Recipe, split: str, path: Path) -> Path:
-    """Write the page. `recipe`: how pictures are decoded to be shown. Raises `OutputError`, `MissingExtraError`."""
+    """Write the page. `recipe`: how images are decoded to be shown. Raises `OutputError`, `MissingExtraError`."""
     write_page(build_ensemble_page(evaluation, recipe, split, shlex.join(["tl", *sys.argv[1:]])), path)
     return path
 
@@ -35,7 +35,7 @@ def build_ensemble_page(evaluation: Evaluation, recipe: Recipe, split: str, comm
 
 
 class _Told:
-    """What there is to tell of an evaluation. Pictures are shown under the rule that was right most often."""
+    """What there is to tell of an evaluation. Images are shown under the rule that was right most often."""
 
     def __init__(self, evaluation: Evaluation, recipe: Recipe) -> None:
         self._evaluation, self._recipe = evaluation, recipe
@@ -60,7 +60,7 @@ class _Told:
             (f"best member, {best}", f"{self._member_right[:, self._best].mean():.1%}"),
             ("some member right", f"{(~hopeless).mean():.1%}"),
             ("all agree", f"{(self._agreement() == 1).mean():.1%}"),
-            ("pictures", str(len(right))),
+            ("images", str(len(right))),
         ]
         sections = [
             self._rows(),
@@ -71,7 +71,7 @@ class _Told:
             self._gallery("Where nobody is right", hopeless, "No member is right: the label may be wrong, or all are"),
             Section("Repeat", [Code(command)]),
         ]
-        subtitle = f"{len(names)} models on the split '{split}'. Pictures are shown under the {self._rule} vote."
+        subtitle = f"{len(names)} models on the split '{split}'. Images are shown under the {self._rule} vote."
         return Page("Ensemble", subtitle, figures, sections)
 
     def _rows(self) -> Section:
@@ -109,7 +109,7 @@ class _Told:
             "share of members for the decided class",
         )
         note = (
-            "Members that are wrong on other pictures help each other; two that are always wrong together count as one."
+            "Members that are wrong on other images help each other; two that are always wrong together count as one."
         )
         table = Table(("member", "other", "same class", "both wrong"), pairs)
         return Section("Agreement", [Chart(chart), table, Note(note)])
@@ -123,7 +123,7 @@ class _Told:
             return Section(title, [Note("None.")])
         more = f"; {_MOST_CARDS} are shown" if len(places) > _MOST_CARDS else ""
         cards = [self._card(int(place)) for place in places[:_MOST_CARDS]]
-        return Section(title, [Gallery(cards, f"{note}: {len(places)} pictures{more}.")])
+        return Section(title, [Gallery(cards, f"{note}: {len(places)} images{more}.")])
 
     def _card(self, place: int) -> Card:
         names = self._evaluation.class_names

@@ -1,6 +1,6 @@
 """The page of a model file: what it says of itself, and what was looked at inside it.
 
-Knows contracts and drawn pictures. Does not run a model.
+Knows contracts and drawn images. Does not run a model.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ _SOURCES = {"validation": "validation", "images": "given", "synthetic": "synthet
 
 @dataclass(frozen=True)
 class Look:
-    """A picture of something inside a model. `note` says what it shows."""
+    """An image of something inside a model. `note` says what it shows."""
 
     title: str
     note: str
@@ -34,9 +34,9 @@ class Look:
 
 @dataclass(frozen=True)
 class Ranking:
-    """The most probable classes of a picture, (name, probability), best first."""
+    """The most probable classes of an image, (name, probability), best first."""
 
-    picture: str
+    image: str
     rows: Sequence[tuple[str, float]]
 
 
@@ -63,7 +63,7 @@ def build_model_page(
     sections = [Section("Passport", [Facts(dict(passport(contract)))])]
     if ranking is not None:
         rows = [(name, 100 * probability) for name, probability in ranking.rows]
-        sections.append(Section("Most probable", [Note(ranking.picture), Table(("class", "percent"), rows)]))
+        sections.append(Section("Most probable", [Note(ranking.image), Table(("class", "percent"), rows)]))
     for look in looks:
         block: Block = Gallery([Card(encode(look.drawing), [look.note])])
         sections.append(Section(look.title, [block]))
@@ -93,7 +93,7 @@ def _samples(contract: Contract) -> list[Block]:
         if contract.class_names:
             line = f"{contract.class_names[int(expected.argmax())]} {expected.max():.3f}"
         cards.append(Card(encode(Image.fromarray(golden_image(sample, contract, "self-test"))), [line]))
-    note = f"What tl verify runs again, wherever the file lives ({_SOURCES[golden.source]} pictures)."
+    note = f"What tl verify runs again, wherever the file lives ({_SOURCES[golden.source]} images)."
     return [Gallery(cards, note)]
 
 

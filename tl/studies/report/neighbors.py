@@ -1,4 +1,4 @@
-"""The training pictures that a backbone finds most like another picture, by the features that a run left in the cache.
+"""The training images that a backbone finds most like another image, by the features that a run left in the cache.
 
 Knows kept features. Computes none: where they are gone, there are no neighbours.
 """
@@ -22,19 +22,19 @@ from tl.trainer.task import find_info, find_start, open_run_features
 
 @dataclass(frozen=True)
 class Neighbour:
-    """A training picture. `likeness`: cosine of the angle between both embeddings."""
+    """A training image. `likeness`: cosine of the angle between both embeddings."""
 
     path: str
     label: str
     likeness: float
 
 
-# Picture path -> its nearest training pictures, nearest first; none for a picture without features.
+# Image path -> its nearest training images, nearest first; none for an image without features.
 FindNearest = Callable[[str], list[Neighbour]]
 
 
 def open_neighbours(finished: FinishedRun, count: int = 3) -> FindNearest | None:
-    """What finds neighbours of the run's pictures, None where training pictures' features are not kept."""
+    """What finds neighbours of the run's images, None where training images' features are not kept."""
     try:
         features = _kept_features(finished)
     except TlError:  # weights or an augmentation file that have gone since

@@ -19,7 +19,7 @@ for (const table of document.querySelectorAll("table.sortable")) {
     table.tBodies[0].append(...known, ...rows.filter((row) => value(row) === "-"));  // what is not known stays last
   }));
 }
-// Confusion matrices: a click on a cell shows its pictures, a second one hides them.
+// Confusion matrices: a click on a cell shows its images, a second one hides them.
 for (const matrix of document.querySelectorAll(".matrix")) {
   matrix.addEventListener("click", (event) => {
     const button = event.target.closest("button[data-cell]");

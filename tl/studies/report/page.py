@@ -1,4 +1,4 @@
-"""A page as data, and its one HTML file: no script, style, font or picture from elsewhere.
+"""A page as data, and its one HTML file: no script, style, font or image from elsewhere.
 
 Knows sections and what stands in them. Does not know runs, files or charts' contents.
 """
@@ -46,9 +46,9 @@ class Chart:
 
 @dataclass(frozen=True)
 class Card:
-    """A picture with lines under it; `badge` stands on it, `beside` are small pictures with what they are."""
+    """An image with lines under it; `badge` stands on it, `beside` are small images with what they are."""
 
-    picture: Thumbnail | None
+    image: Thumbnail | None
     lines: Sequence[str]
     badge: str = ""
     beside: Sequence[tuple[Thumbnail, str]] = ()
@@ -56,7 +56,7 @@ class Card:
 
 @dataclass(frozen=True)
 class Gallery:
-    """Pictures side by side. `note`: which they are, and how many more there would be."""
+    """Images side by side. `note`: which they are, and how many more there would be."""
 
     cards: Sequence[Card]
     note: str = ""
@@ -65,7 +65,7 @@ class Gallery:
 
 @dataclass(frozen=True)
 class Matrix:
-    """Counts by true (row) and decided class (column); a click on a cell shows its pictures."""
+    """Counts by true (row) and decided class (column); a click on a cell shows its images."""
 
     names: Sequence[str]
     counts: Sequence[Sequence[int]]

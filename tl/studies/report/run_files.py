@@ -1,4 +1,4 @@
-"""A finished run's files as a report wants them: history, predictions beside pictures, findings, environment.
+"""A finished run's files as a report wants them: history, predictions beside images, findings, environment.
 
 Knows a run folder's tables. Does not know pages.
 """
@@ -17,7 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tl.errors import RunError
-from tl.runtime.landmarks.sets import PictureLandmarks
+from tl.runtime.landmarks.sets import ImageLandmarks
 from tl.trainer.config import TrainConfig
 from tl.trainer.run_folder.run import UNFINISHED, NetworkCard, Run
 
@@ -62,14 +62,14 @@ class FinishedRun:
         return {name: np.array([_number(row[name]) for row in rows]) for name in (rows[0] if rows else ())}
 
     def paths(self, split: str) -> list[str]:
-        """The pictures of a split in manifest order, whether they are still there or not."""
+        """The images of a split in manifest order, whether they are still there or not."""
         names = [row["path"] for row in self.rows("manifest.csv") if row["split"] == split]
         return [os.path.normpath(os.path.join(self.run.folder, name)) for name in names]
 
 
 @dataclass(frozen=True)
 class Judged:
-    """A classified picture. `probabilities`: float64 (C,) in class order."""
+    """A classified image. `probabilities`: float64 (C,) in class order."""
 
     path: str
     name: str
@@ -100,7 +100,7 @@ def open_finished(run: Run) -> FinishedRun:
 
 
 def read_judged(finished: FinishedRun) -> list[Judged]:
-    """The reported split's pictures, in manifest order. Raises `RunError`."""
+    """The reported split's images, in manifest order. Raises `RunError`."""
     rows, paths = _predictions(finished)
     names = finished.card.class_names
     order = {name: i for i, name in enumerate(names)}
@@ -118,7 +118,7 @@ def read_judged(finished: FinishedRun) -> list[Judged]:
 
 @dataclass(frozen=True)
 class Found:
-    """A picture with true and found points (K, 2) in pixels of the photo, NaN where missing."""
+    """An image with true and found points (K, 2) in pixels of the photo, NaN where missing."""
 
     path: str
     name: str
@@ -132,19 +132,18 @@ class Found:
 
 
 def read_found(finished: FinishedRun) -> list[Found]:
-    """The reported split's pictures, in manifest order. Raises `RunError`."""
+    """The reported split's images, in manifest order. Raises `RunError`."""
     run, split = finished.run, finished.split
-    true: Mapping[str, PictureLandmarks] = {
-        os.path.normpath(run.folder / picture.name): picture
-        for picture in run.load_landmarks("annotations.json").pictures
+    true: Mapping[str, ImageLandmarks] = {
+        os.path.normpath(run.folder / image.name): image for image in run.load_landmarks("annotations.json").images
     }
-    found = run.load_landmarks(f"predictions_{split}.csv").pictures
+    found = run.load_landmarks(f"predictions_{split}.csv").images
     paths = finished.paths(split)
     if len(paths) != len(found):
-        raise RunError(f"{run.folder}: predictions_{split}.csv has {len(found)} rows for {len(paths)} pictures")
+        raise RunError(f"{run.folder}: predictions_{split}.csv has {len(found)} rows for {len(paths)} images")
     return [
-        Found(path, picture.name, true[path].keypoints_xy, picture.keypoints_xy)
-        for path, picture in zip(paths, found, strict=True)
+        Found(path, image.name, true[path].keypoints_xy, image.keypoints_xy)
+        for path, image in zip(paths, found, strict=True)
     ]
 
 
@@ -152,7 +151,7 @@ def _predictions(finished: FinishedRun) -> tuple[list[dict[str, str]], list[str]
     rows, paths = finished.rows(f"predictions_{finished.split}.csv"), finished.paths(finished.split)
     if len(rows) != len(paths):
         name = Path(finished.run.folder) / f"predictions_{finished.split}.csv"
-        raise RunError(f"{name}: has {len(rows)} rows for {len(paths)} pictures of the manifest")
+        raise RunError(f"{name}: has {len(rows)} rows for {len(paths)} images of the manifest")
     return rows, paths
 
 

@@ -95,20 +95,20 @@ def _audit(finished: FinishedRun) -> list[Section]:
     counts = Counter(row["split"] for row in finished.rows("manifest.csv"))
     rows = finished.rows("findings.csv")
     skipped = finished.rows("skipped.csv")
-    facts = {split: f"{count} pictures" for split, count in counts.items()}
+    facts = {split: f"{count} images" for split, count in counts.items()}
     facts["data"] = finished.run.data_hash()[:16]
     blocks: list[Block] = [Facts(facts)]
     if skipped:
         blocks += [
-            Note(f"{len(skipped)} pictures could not be read and were left out:"),
-            Table(("picture", "split", "reason"), [(row["path"], row["split"], row["error"]) for row in skipped]),
+            Note(f"{len(skipped)} images could not be read and were left out:"),
+            Table(("image", "split", "reason"), [(row["path"], row["split"], row["error"]) for row in skipped]),
         ]
     if rows:
         more = f" The first {_SHOWN_FINDINGS} are shown; findings.csv has all." if len(rows) > _SHOWN_FINDINGS else ""
         blocks += [
             Note(f"{len(rows)} findings to look at.{more}"),
             Table(
-                ("kind", "picture", "other", "detail"),
+                ("kind", "image", "other", "detail"),
                 [(row["kind"], row["path"], row["other"], row["detail"]) for row in rows[:_SHOWN_FINDINGS]],
             ),
         ]
@@ -122,7 +122,7 @@ def _samples(finished: FinishedRun) -> list[Section]:
     cards = augmented_cards(finished)
     if not cards:
         return []
-    note = f"Training pictures as the network sees them (augment {finished.config.augment})."
+    note = f"Training images as the network sees them (augment {finished.config.augment})."
     return [Section("Augmentation", [Gallery(cards, note)])]
 
 

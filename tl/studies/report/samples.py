@@ -1,6 +1,6 @@
-"""Training pictures as augmentation shows them to the network.
+"""Training images as augmentation shows them to the network.
 
-Knows augmentation and working pictures. Does not know HTML.
+Knows augmentation and working images. Does not know HTML.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from collections.abc import Callable, Sequence
 import numpy as np
 from PIL import Image, ImageDraw
 
-from tl.data.manifests import Picture
+from tl.data.manifests import LabeledImage
 from tl.errors import TlError
 from tl.runtime.imaging.pipeline import load_views, load_working
 from tl.runtime.imaging.preprocessing import Recipe
@@ -22,29 +22,29 @@ from tl.trainer.fit.augment import Augment, build_augment
 from tl.trainer.fit.batches import item_seed
 from tl.trainer.landmarks.data import partners_of
 
-_PICTURES, _EPOCHS, _SIDE = 3, 4, 144
+_IMAGES, _EPOCHS, _SIDE = 3, 4, 144
 
-# (picture, seed) -> what the network is given.
-_Show = Callable[[Picture, int], Image.Image]
+# (image, seed) -> what the network is given.
+_Show = Callable[[LabeledImage, int], Image.Image]
 
 
 def augmented_cards(finished: FinishedRun) -> list[Card]:
-    """A few pictures in a few epochs each; none without augmentation or where the pictures are gone."""
+    """A few images in a few epochs each; none without augmentation or where the images are gone."""
     config = finished.config
-    pictures = finished.run.pictures("train")
-    chosen = pictures[:: max(1, len(pictures) // _PICTURES)][:_PICTURES]
+    labeled = finished.run.images("train")
+    chosen = labeled[:: max(1, len(labeled) // _IMAGES)][:_IMAGES]
     try:
         show = _points_shower(finished) if config.task == "landmarks" else _shower(finished)
         if show is None:
             return []
         cards = []
-        for index, picture in enumerate(chosen):
+        for index, each in enumerate(chosen):
             for epoch in range(1, _EPOCHS + 1):
-                image = show(picture, item_seed(config.seed, epoch, index))
+                image = show(each, item_seed(config.seed, epoch, index))
                 image.thumbnail((_SIDE, _SIDE))
-                cards.append(Card(encode(image), [os.path.basename(picture.name)]))
+                cards.append(Card(encode(image), [os.path.basename(each.name)]))
         return cards
-    except TlError:  # a picture or an augmentation file that has changed since
+    except TlError:  # an image or an augmentation file that has changed since
         return []
 
 
@@ -53,7 +53,7 @@ def _shower(finished: FinishedRun) -> _Show | None:
     augment = build_augment(str(finished.config.augment), recipe)
     if augment is None:
         return None
-    return lambda picture, seed: Image.fromarray(augment(load_working(picture.path, recipe, picture.region), seed))
+    return lambda image, seed: Image.fromarray(augment(load_working(image.path, recipe, image.region), seed))
 
 
 def _points_shower(finished: FinishedRun) -> _Show | None:
@@ -63,19 +63,19 @@ def _points_shower(finished: FinishedRun) -> _Show | None:
     augment = build_augment(str(config.augment), recipe, points=True, mirror=mirror)
     if augment is None:
         return None
-    points = {picture.name: picture.keypoints_xy for picture in landmarks.pictures}
+    points = {image.name: image.keypoints_xy for image in landmarks.images}
     partners = partners_of(landmarks)
 
-    def show(picture: Picture, seed: int) -> Image.Image:
-        return _with_points(augment, picture, recipe, points[picture.name], seed, partners)
+    def show(labeled: LabeledImage, seed: int) -> Image.Image:
+        return _with_points(augment, labeled, recipe, points[labeled.name], seed, partners)
 
     return show
 
 
 def _with_points(
-    augment: Augment, picture: Picture, recipe: Recipe, points_xy: np.ndarray, seed: int, partners: Sequence[int]
+    augment: Augment, labeled: LabeledImage, recipe: Recipe, points_xy: np.ndarray, seed: int, partners: Sequence[int]
 ) -> Image.Image:
-    (view,) = load_views(picture.path, [(recipe, picture.region)])
+    (view,) = load_views(labeled.path, [(recipe, labeled.region)])
     image, moved = augment.with_points(view.image, view.placement.to_input(points_xy), seed, partners)
     shown = Image.fromarray(image)
     pen = ImageDraw.Draw(shown)

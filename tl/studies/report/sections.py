@@ -1,4 +1,4 @@
-"""What a report shows of a landmark finder: the error of each point, and the pictures where it is largest.
+"""What a report shows of a landmark finder: the error of each point, and the images where it is largest.
 
 Knows true and found points. Does not know HTML.
 """
@@ -29,7 +29,7 @@ def point_figures(finished: FinishedRun) -> list[tuple[str, str]]:
     if s.get("error_mm") is not None:
         figures.append(("in millimetres", f"{s['error_mm']:.3g}"))
     figures += [("of the input", f"{s['error_input_px']:.2f} px"), ("middle error", f"{s['median_px']:.2f} px")]
-    return [*figures, ("pictures", str(s["n"])), ("points", str(len(finished.card.keypoint_names)))]
+    return [*figures, ("images", str(s["n"])), ("points", str(len(finished.card.keypoint_names)))]
 
 
 def point_sections(finished: FinishedRun) -> list[Section]:
@@ -43,7 +43,7 @@ def _points(finished: FinishedRun) -> Section:
     known = {name: row for name, row in scores.items() if row["error_px"] is not None}
     chart = bar_chart("Error of each point", "mean error, px", list(known), [row["error_px"] for row in known.values()])
     rows = [(name, row["n"], row["error_px"], row["rmse_px"]) for name, row in scores.items()]
-    return Section("Points", [Chart(chart), Table(("point", "pictures", "mean error, px", "RMSE, px"), rows)])
+    return Section("Points", [Chart(chart), Table(("point", "images", "mean error, px", "RMSE, px"), rows)])
 
 
 def _spread(finished: FinishedRun, found: Sequence[Found]) -> Section:
@@ -54,7 +54,7 @@ def _spread(finished: FinishedRun, found: Sequence[Found]) -> Section:
         "Errors",
         [
             Chart(chart),
-            Note("Share of points that are found closer than a part of the extent of the picture's points (PCK):"),
+            Note("Share of points that are found closer than a part of the extent of the image's points (PCK):"),
             Table(("closer than", "share of points"), pck),
         ],
     )
@@ -72,10 +72,10 @@ def _worst(finished: FinishedRun, found: Sequence[Found]) -> Section:
             f"mean error {np.nanmean(each.errors):.1f} px",
             f"most: {names[k]}, {each.errors[k]:.1f} px",
         ]
-        picture = thumbnail(each.path, finished.card.recipe, _SIDE, Marks(each.true_xy, each.found_xy))
-        cards.append(Card(picture, lines))
-    note = f"{len(worst)} of {len(found)} pictures. Circles: annotated. Crosses: found."
-    return Section("Worst pictures", [Gallery(cards, note)])
+        image = thumbnail(each.path, finished.card.recipe, _SIDE, Marks(each.true_xy, each.found_xy))
+        cards.append(Card(image, lines))
+    note = f"{len(worst)} of {len(found)} images. Circles: annotated. Crosses: found."
+    return Section("Worst images", [Gallery(cards, note)])
 
 
 _SIDE, _SMALL = 144, 44
@@ -92,7 +92,7 @@ def class_figures(finished: FinishedRun) -> list[tuple[str, str]]:
         ("top-1 accuracy (95%)", accuracy),
         ("macro F1", f"{s['macro_f1']:.3f}"),
         ("calibration error", f"{s['ece']:.3f}"),
-        ("pictures", str(s["n"])),
+        ("images", str(s["n"])),
         ("classes", str(len(finished.card.class_names))),
     ]
 
@@ -111,7 +111,7 @@ def class_sections(finished: FinishedRun) -> list[Section]:
 
 
 class _Shower:
-    """Judged pictures -> cards, each thumbnail made once."""
+    """Judged images -> cards, each thumbnail made once."""
 
     def __init__(self, finished: FinishedRun) -> None:
         self._names, self._recipe = finished.card.class_names, finished.card.recipe
@@ -127,14 +127,14 @@ class _Shower:
         guesses = ", ".join(f"{self._names[i]} {judged.probabilities[i]:.0%}" for i in order)
         lines = [judged.name, f"true: {self._names[judged.true_id]}", guesses]
         beside = self._beside(judged.path) if with_neighbours else []
-        return Card(self._picture(judged.path, _SIDE), lines, badge, beside)
+        return Card(self._image(judged.path, _SIDE), lines, badge, beside)
 
     def _beside(self, path: str) -> list[tuple[Thumbnail, str]]:
         nearest = self._find_nearest(path) if self._find_nearest else []
-        shown = [(self._picture(each.path, _SMALL), f"{each.label}, likeness {each.likeness:.2f}") for each in nearest]
-        return [(picture, name) for picture, name in shown if picture is not None]
+        shown = [(self._image(each.path, _SMALL), f"{each.label}, likeness {each.likeness:.2f}") for each in nearest]
+        return [(image, name) for image, name in shown if image is not None]
 
-    def _picture(self, path: str, side: int) -> Thumbnail | None:
+    def _image(self, path: str, side: int) -> Thumbnail | None:
         if (path, side) not in self._made:
             self._made[path, side] = thumbnail(path, self._recipe, side)
         return self._made[path, side]
@@ -150,7 +150,7 @@ def _confusion(finished: FinishedRun, judged: Sequence[Judged], shower: _Shower)
             if i != j and counts[i][j]
         ]
         rows = [(true, decided, count) for count, true, decided in sorted(pairs, reverse=True)[:100]]
-        return Section("Confusion", [Table(("true", "decided", "pictures"), rows)])
+        return Section("Confusion", [Table(("true", "decided", "images"), rows)])
     cells: dict[tuple[int, int], list[Judged]] = defaultdict(list)
     for each in sorted(judged, key=lambda each: -each.confidence):
         cells[each.true_id, each.label_id].append(each)
@@ -169,7 +169,7 @@ def _classes(finished: FinishedRun) -> Section:
         (name, row["n"], row["precision"], row["recall"], row["f1"])
         for name, row in finished.scores["per_class"].items()
     ]
-    return Section("Classes", [Table(("class", "pictures", "precision", "recall", "F1"), rows)])
+    return Section("Classes", [Table(("class", "images", "precision", "recall", "F1"), rows)])
 
 
 def _reliability(finished: FinishedRun, judged: Sequence[Judged]) -> Section:
@@ -200,14 +200,14 @@ def _wrong(judged: Sequence[Judged], shower: _Shower) -> Section:
     cards = [
         shower.card(each, "label?" if each.path in doubted else "", with_neighbours=True) for each in wrong[:_WRONG]
     ]
-    note = f"{len(wrong)} of {len(judged)} pictures, the most confident first{_more(len(wrong), _WRONG)}."
+    note = f"{len(wrong)} of {len(judged)} images, the most confident first{_more(len(wrong), _WRONG)}."
     if doubted:
         note += (
             f" {len(doubted)} are marked 'label?': the model is {_SURE:.0%} sure or more, and at least as sure as it "
             "usually is of that class, so that the label may be wrong."
         )
     if shower.knows_neighbours:
-        note += " Below each: the training pictures that the backbone, before training, finds most like it."
+        note += " Below each: the training images that the backbone, before training, finds most like it."
     return Section("Misclassified", [Gallery(cards, note)])
 
 
@@ -218,7 +218,7 @@ def _unsure(judged: Sequence[Judged], shower: _Shower) -> Section:
 
 
 def _usual_confidence(judged: Sequence[Judged]) -> dict[int, float]:
-    """Class -> mean confidence in it over its own pictures. Source: Northcutt et al. 2021, "Confident Learning"."""
+    """Class -> mean confidence in it over its own images. Source: Northcutt et al. 2021, "Confident Learning"."""
     own: dict[int, list[float]] = defaultdict(list)
     for each in judged:
         own[each.true_id].append(float(each.probabilities[each.true_id]))

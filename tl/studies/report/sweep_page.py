@@ -99,20 +99,20 @@ def _selected(study: Study, outcome: Outcome) -> list[Section]:
         "95% from",
         "to",
         "model, MB",
-        "CPU, ms a picture",
+        "CPU, ms an image",
         "model of the first seed",
     )
     note = (
         "The best setting of each variant by validation, exported and run by the runtime that its users will have. "
-        "Intervals are over seeds, or of one run over its pictures. Training with several seeds also divides training "
+        "Intervals are over seeds, or of one run over its images. Training with several seeds also divides training "
         "from validation data anew where the data do not say how. "
     )
     if any(each.test for each in judged):
-        note += "Of all settings, only these were scored on test pictures."
+        note += "Of all settings, only these were scored on test images."
     elif outcome.tested:
         note += "These data have no test split: the figures are those by which settings were chosen, and too good."
     else:
-        note += "No test picture was scored."
+        note += "No test image was scored."
     if any(each.setting.runs[0].cell.config.crop != "whole" for each in judged):
         note += " Models that look at a part of a photo were given the part that the annotations say."
     return [Section("Selected", [Table(columns, rows), Note(note)])]

@@ -1,6 +1,6 @@
-"""Small pictures inside a page, with points drawn on them where there are some.
+"""Small images inside a page, with points drawn on them where there are some.
 
-Knows pictures and points. Does not know runs or HTML.
+Knows images and points. Does not know runs or HTML.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ TRUE_COLOR, FOUND_COLOR = "#009E73", "#D55E00"
 
 @dataclass(frozen=True)
 class Thumbnail:
-    """A picture to be shown: `uri` holds its pixels. `size_wh` in pixels."""
+    """An image to be shown: `uri` holds its pixels. `size_wh` in pixels."""
 
     uri: str
     size_wh: tuple[int, int]
@@ -40,34 +40,34 @@ class Marks:
 
 
 def thumbnail(path: str, recipe: Recipe, side: int, marks: Marks | None = None) -> Thumbnail | None:
-    """The whole picture in `side` x `side` pixels or less; None where it cannot be read any more."""
+    """The whole image in `side` x `side` pixels or less; None where it cannot be read any more."""
     try:
         (view,) = load_views(path, [(_small(recipe, side), None)])
     except ImageReadError:
         return None
     height, width = view.placement.resized_hw
     left, top = view.placement.offset_xy
-    picture = Image.fromarray(view.image[top : top + height, left : left + width])
+    image = Image.fromarray(view.image[top : top + height, left : left + width])
     if marks is not None:
-        _draw(picture, view.placement, marks)
-    return encode(picture)
+        _draw(image, view.placement, marks)
+    return encode(image)
 
 
-def encode(picture: Image.Image) -> Thumbnail:
-    """A picture as it is."""
+def encode(image: Image.Image) -> Thumbnail:
+    """An image as it is."""
     data = io.BytesIO()
-    picture.save(data, "WEBP", quality=72, method=4)
-    return Thumbnail(f"data:image/webp;base64,{base64.b64encode(data.getvalue()).decode()}", picture.size)
+    image.save(data, "WEBP", quality=72, method=4)
+    return Thumbnail(f"data:image/webp;base64,{base64.b64encode(data.getvalue()).decode()}", image.size)
 
 
 def _small(recipe: Recipe, side: int) -> Recipe:
-    """The recipe's rules of decoding, with the whole picture in view."""
+    """The recipe's rules of decoding, with the whole image in view."""
     return replace(recipe, input_hw=(side, side), resize_mode="letterbox", short_side=None, jpeg_scale="2x")
 
 
-def _draw(picture: Image.Image, placement: Placement, marks: Marks) -> None:
-    pen = ImageDraw.Draw(picture)
-    radius = max(2.0, max(picture.size) / 110)
+def _draw(image: Image.Image, placement: Placement, marks: Marks) -> None:
+    pen = ImageDraw.Draw(image)
+    radius = max(2.0, max(image.size) / 110)
     true, found = (_shown(placement, points) for points in (marks.true_xy, marks.found_xy))
     for (tx, ty), (fx, fy) in zip(true, found, strict=True):
         if not np.isnan(tx + fx):

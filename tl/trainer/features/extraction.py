@@ -1,7 +1,7 @@
-"""A frozen trunk as a function from pictures to features, by the fastest way of the machine.
+"""A frozen trunk as a function from images to features, by the fastest way of the machine.
 
 Knows torch, and `tl.runtime`'s sessions for the CPU, where onnxruntime runs the same graph two to three times as fast.
-Does not know pictures, caches or heads.
+Does not know images, caches or heads.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ from tl.trainer.models.onnx_graph import to_onnx
 from tl.trainer.models.weights import read_weights
 from tl.trainer.task import Task
 
-# Making the graph takes a few seconds, which this many pictures earn back.
+# Making the graph takes a few seconds, which this many images earn back.
 _WORTH_A_GRAPH = 400
 # Largest difference between torch and onnxruntime, as a share of the largest feature.
 _TOLERANCE = 1e-4
@@ -48,7 +48,7 @@ def build_embedder(
 ) -> Embedder:
     """Images uint8 (N, H, W, 3) -> features float32 (N, ...), equal whichever way is taken, up to rounding.
 
-    `count`: how many pictures there are to embed. `graph_path`: where the trunk's graph is kept for later runs.
+    `count`: how many images there are to embed. `graph_path`: where the trunk's graph is kept for later runs.
     """
     network.eval()
     by_torch = _torch_embedder(network, machine)

@@ -1,6 +1,6 @@
-"""Random changes to training pictures and their points: presets of albumentations, its changes by name, or its files.
+"""Random changes to training images and their points: presets of albumentations, its changes by name, or its files.
 
-Knows albumentations and working pictures. Does not know files of pictures, tensors or models; validation never comes
+Knows albumentations and working images. Does not know files of images, tensors or models; validation never comes
 here. The only file that imports albumentations.
 """
 
@@ -28,9 +28,9 @@ PRESETS = ("none", "flip", "light", "standard", "strong")
 
 
 class Augment:
-    """(working picture uint8 (h, w, 3), seed) -> uint8 (input_h, input_w, 3).
+    """(working image uint8 (h, w, 3), seed) -> uint8 (input_h, input_w, 3).
 
-    The result depends on the picture and the seed alone, never on workers or order.
+    The result depends on the image and the seed alone, never on workers or order.
     """
 
     def __init__(self, name: str, pipeline: Any, recipe: Recipe, *, mirror: bool = False) -> None:
@@ -44,16 +44,16 @@ class Augment:
         return hashlib.sha256(text.encode()).hexdigest()
 
     def __call__(self, working: NDArray[np.uint8], seed: int) -> NDArray[np.uint8]:
-        """Change a picture. Raises `ConfigError` if the pipeline gives no picture of at least the input size."""
+        """Change an image. Raises `ConfigError` if the pipeline gives no image of at least the input size."""
         return crop_to_input(self._change(working, seed)["image"], self._recipe)
 
     def with_points(
         self, working: NDArray[np.uint8], points_xy: NDArray[np.floating], seed: int, partners: Sequence[int]
     ) -> tuple[NDArray[np.uint8], NDArray[np.float32]]:
-        """Change a picture of the input size and its points (K, 2) in pixels of it, NaN where missing.
+        """Change an image of the input size and its points (K, 2) in pixels of it, NaN where missing.
 
         `partners`: for each point the one that takes its place in a mirror image, itself for most. A point that leaves
-        the picture is missing. Raises `ConfigError` as a call does, and for a pipeline that changes the size.
+        the image is missing. Raises `ConfigError` as a call does, and for a pipeline that changes the size.
         """
         present = ~np.isnan(points_xy).any(axis=1)
         height, width = working.shape[:2]
@@ -72,7 +72,7 @@ class Augment:
         if along[0] * down[1] - along[1] * down[0] < 0:  # the corners go round the other way: a mirror image
             if not self._mirror:
                 raise ConfigError(
-                    f"augmentation {self._name} mirrors pictures: name the points that change places by --flip-pairs "
+                    f"augmentation {self._name} mirrors images: name the points that change places by --flip-pairs "
                     "left:right, or say by --mirror that none do"
                 )
             points = points[list(partners)]
@@ -85,13 +85,13 @@ class Augment:
             found: dict[str, Any] = self._pipeline(image=working, **more)
         except Exception as error:  # albumentations and OpenCV raise whatever they find, such as a crop too large
             raise ConfigError(
-                f"augmentation {self._name} cannot change a picture of {working.shape[1]}x{working.shape[0]} pixels "
-                f"({' '.join(str(error).split())}); pictures are resized to --image-size before"
+                f"augmentation {self._name} cannot change an image of {working.shape[1]}x{working.shape[0]} pixels "
+                f"({' '.join(str(error).split())}); images are resized to --image-size before"
             ) from error
         changed = found["image"]
         input_h, input_w = self._recipe.input_hw
-        is_picture = changed.dtype == np.uint8 and changed.ndim == 3 and changed.shape[2] == 3
-        if not is_picture or changed.shape[0] < input_h or changed.shape[1] < input_w:
+        is_image = changed.dtype == np.uint8 and changed.ndim == 3 and changed.shape[2] == 3
+        if not is_image or changed.shape[0] < input_h or changed.shape[1] < input_w:
             raise ConfigError(
                 f"augmentation {self._name} gives {changed.dtype} {changed.shape}; "
                 f"expected uint8 of at least ({input_h}, {input_w}, 3)"

@@ -1,4 +1,4 @@
-"""Training batches from a picture store: order, augmentation and workers, all derived from seed, epoch and picture.
+"""Training batches from an image store: order, augmentation and workers, all derived from seed, epoch and image.
 
 Knows torch's DataLoader. Does not know models. Batches are uint8 NHWC; normalisation is the network's.
 """
@@ -17,21 +17,21 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler, default_collate
 
-from tl.data.images import PictureStore
+from tl.data.images import ImageStore
 from tl.errors import TlError
 from tl.trainer.config import Sampling
 from tl.trainer.fit.augment import Augment
 from tl.trainer.fit.distributed import Ranks
 from tl.trainer.fit.steps import Batch
 
-# A rest of so many pictures is a batch of its own, whatever the batch size.
+# A rest of so many images is a batch of its own, whatever the batch size.
 _SMALL_BATCH = 16
 
 
 class EpochOrder(Sampler[list[tuple[int, int]]]):
     """Own part of batches of (epoch, position): a new order each epoch, the same for the same seed and epoch.
 
-    A last batch of few pictures is joined to the one before: batch norm would learn little from it. Up to eight
+    A last batch of few images is joined to the one before: batch norm would learn little from it. Up to eight
     processes, batches are the same whatever their number. `balance`: class ids to draw equally often, with replacement;
     None for a plain shuffle.
     """
@@ -52,7 +52,7 @@ class EpochOrder(Sampler[list[tuple[int, int]]]):
         return max(1, self.count // self.batch_size + (rest >= worth_a_batch))
 
     def sizes(self) -> list[int]:
-        """Pictures of each batch over all processes."""
+        """Images of each batch over all processes."""
         full = [self.batch_size] * (len(self) - 1)
         return [*full, self.count - sum(full)]
 
@@ -69,35 +69,35 @@ class EpochOrder(Sampler[list[tuple[int, int]]]):
 
 
 class Items(Protocol):
-    """What is trained on: (epoch, place in the store) -> picture uint8 (H, W, 3) and its target."""
+    """What is trained on: (epoch, place in the store) -> image uint8 (H, W, 3) and its target."""
 
     def __call__(self, epoch: int, index: int) -> tuple[NDArray[np.uint8], Any]:
-        """The same for the same epoch and place. Raises the `TlError` of a picture that cannot be read or changed."""
+        """The same for the same epoch and place. Raises the `TlError` of an image that cannot be read or changed."""
 
 
 @dataclass(frozen=True)
 class LabelledItems:
-    """Augmented pictures and their class ids, which are of the whole store."""
+    """Augmented images and their class ids, which are of the whole store."""
 
-    store: PictureStore
+    store: ImageStore
     class_ids: Sequence[int]
     augment: Augment | None
     seed: int
 
     def __call__(self, epoch: int, index: int) -> tuple[NDArray[np.uint8], int]:
-        """One picture and its class id."""
+        """One image and its class id."""
         if self.augment is None:
             return self.store.input(index), self.class_ids[index]
         return self.augment(self.store.working(index), item_seed(self.seed, epoch, index)), self.class_ids[index]
 
 
 def item_seed(seed: int, epoch: int, index: int) -> int:
-    """What one picture's augmentation in one epoch depends on."""
+    """What one image's augmentation in one epoch depends on."""
     return int(np.random.SeedSequence((seed, epoch, index)).generate_state(1)[0])
 
 
-class _Pictures(Dataset[tuple[Tensor, Any] | TlError]):
-    """(epoch, position in `indices`) -> picture and target.
+class _Images(Dataset[tuple[Tensor, Any] | TlError]):
+    """(epoch, position in `indices`) -> image and target.
 
     A fault is returned, not raised: torch loses an exception's type and text on the way out of a worker.
     """
@@ -134,11 +134,11 @@ class _Onward(Sampler[list[tuple[int, int]]]):
             yield from self._order
 
 
-class PictureBatches:
-    """Augmented batches of the pictures at `indices`: uint8 (N, H, W, 3), targets (N, ...).
+class ImageBatches:
+    """Augmented batches of the images at `indices`: uint8 (N, H, W, 3), targets (N, ...).
 
     Workers go on into the next epoch while one is validated, up to the epoch `epochs`: otherwise every epoch would
-    begin by waiting for its first batch. `balance`: class ids of these pictures to draw equally often, None for a plain
+    begin by waiting for its first batch. `balance`: class ids of these images to draw equally often, None for a plain
     shuffle.
     """
 
@@ -157,7 +157,7 @@ class PictureBatches:
     ) -> None:
         self._order = EpochOrder(len(indices), batch_size, seed, ranks=ranks or Ranks(), balance=balance)
         self.count, self._epochs = len(indices), epochs
-        self._dataset = _Pictures(items, indices)
+        self._dataset = _Images(items, indices)
         self._workers, self._pin_memory = workers, pin_memory
         self._stream: Iterator[tuple[Tensor, Tensor] | TlError] = iter(())
         self._next: int | None = None  # the epoch that the stream is about to begin
@@ -166,7 +166,7 @@ class PictureBatches:
         return len(self._order)
 
     def epoch(self, number: int) -> Iterator[Batch]:
-        """The batches of one epoch. Raises the `TlError` of a picture that cannot be read or changed."""
+        """The batches of one epoch. Raises the `TlError` of an image that cannot be read or changed."""
         if number != self._next:
             self._stream = iter(())  # ends the workers of the stream before
             self._stream = iter(self._loader(number))
@@ -185,7 +185,7 @@ class PictureBatches:
             collate_fn=_collate,
             num_workers=self._workers,
             pin_memory=self._pin_memory,
-            # Forked workers share the kept pictures; spawned ones would each get a copy.
+            # Forked workers share the kept images; spawned ones would each get a copy.
             multiprocessing_context="fork" if self._workers and sys.platform.startswith("linux") else None,
             generator=torch.Generator(),  # its own: DataLoader would draw from the global one, which dropout uses
         )
@@ -213,8 +213,8 @@ class TensorBatches:
             yield self._inputs[positions], self._class_ids[positions], len(positions)
 
 
-def iter_inputs(store: PictureStore, indices: Sequence[int], batch_size: int) -> Iterator[Tensor]:
-    """The pictures as deployment sees them, uint8 (N, H, W, 3), in the order of `indices`."""
+def iter_inputs(store: ImageStore, indices: Sequence[int], batch_size: int) -> Iterator[Tensor]:
+    """The images as deployment sees them, uint8 (N, H, W, 3), in the order of `indices`."""
     images = store.map(store.input, indices, ahead=2 * batch_size)
     while batch := list(itertools.islice(images, batch_size)):
         yield torch.from_numpy(np.stack(batch))

@@ -1,6 +1,6 @@
 """Training as one of several processes that torchrun started: shares of batches, sums over all, and who writes.
 
-Knows torch.distributed. Does not know networks, pictures or files. Without torchrun there is one process and nothing
+Knows torch.distributed. Does not know networks, images or files. Without torchrun there is one process and nothing
 here does anything.
 """
 
@@ -118,7 +118,7 @@ class _SharedBatchNorm2d(nn.BatchNorm2d):
         values = input.float()
         channels = self.num_features
         count = torch.tensor([values.numel() / channels], device=values.device)
-        # Each sum is differentiable; gradients flow back to every process's pictures.
+        # Each sum is differentiable; gradients flow back to every process's images.
         sums = _AddUp.apply(torch.cat([values.sum(dim=(0, 2, 3)), count]))
         total = sums[-1]
         mean = sums[:channels] / total

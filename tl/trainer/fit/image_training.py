@@ -1,4 +1,4 @@
-"""Training on pictures through a whole network: from scratch, fine-tuning, or a head below changing augmentation.
+"""Training on images through a whole network: from scratch, fine-tuning, or a head below changing augmentation.
 
 Knows networks, batches and processes. Does not read data sets or write metrics.
 """
@@ -13,11 +13,11 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from tl.data.images import PictureStore
+from tl.data.images import ImageStore
 from tl.errors import ConfigError
 from tl.progress import Progress
 from tl.trainer.config import TrainConfig
-from tl.trainer.fit.batches import LabelledItems, PictureBatches, iter_inputs
+from tl.trainer.fit.batches import ImageBatches, LabelledItems, iter_inputs
 from tl.trainer.fit.distributed import Ranks, share_batch_norm
 from tl.trainer.fit.loop import Figures, best_epoch, fit
 from tl.trainer.fit.machine import Machine, build_machine
@@ -37,7 +37,7 @@ _EVAL_BATCH = 32
 _STANDARDISE_ON = 256
 
 
-def prepare_picture_training(task: Task, ranks: Ranks) -> Training:
+def prepare_image_training(task: Task, ranks: Ranks) -> Training:
     """Build the network of a task, so that faults of options and weights show before any long work.
 
     Raises `DeviceError`, `ConfigError` or `WeightsError`.
@@ -55,7 +55,7 @@ def build_own_machine(config: TrainConfig, ranks: Ranks) -> Machine:
     machine = build_machine(_own_device(config, ranks), config.precision, config.threads)
     if ranks.world > 1 and settled(config.batch_size) < 2 * ranks.world:
         raise ConfigError(
-            f"batch_size {config.batch_size} is less than two pictures for each of {ranks.world} processes: raise it"
+            f"batch_size {config.batch_size} is less than two images for each of {ranks.world} processes: raise it"
         )
     if ranks.world > 1 and (config.lr == "auto" or config.device.startswith("cuda:")):
         raise ConfigError("with torchrun, lr must be a number and device cuda: each process takes its own GPU")
@@ -78,7 +78,7 @@ def _train(
         start_head(network, ranks.tell(solve_linear(task, run, progress) if ranks.is_first else None))
     trainee = build_trainee(config, network, task.class_names, task.true_ids("train"), machine)
     train = task.store.indices("train")
-    batches = PictureBatches(
+    batches = ImageBatches(
         LabelledItems(task.store, task.ids, task.augment, config.seed),
         train,
         batch_size=settled(config.batch_size),
@@ -93,7 +93,7 @@ def _train(
 
     def judge(module: nn.Module) -> Figures:
         share = ranks.share(val)
-        # A process without a picture of its own still takes part in what all do.
+        # A process without an image of its own still takes part in what all do.
         own = predict_logits(module.eval(), task.store, share or val[:1], machine)[: len(share)]
         return validate(ranks.interleave(own).numpy(), task.true_ids("val"))
 
@@ -124,17 +124,17 @@ def count_trained(network: nn.Module) -> int:
 
 @torch.no_grad()
 def predict_logits(
-    module: Callable[[Tensor], Tensor], store: PictureStore, indices: Sequence[int], machine: Machine
+    module: Callable[[Tensor], Tensor], store: ImageStore, indices: Sequence[int], machine: Machine
 ) -> Tensor:
-    """The trainer's evaluation path: pictures as deployment sees them -> logits float32 (N, C) on the CPU."""
+    """The trainer's evaluation path: images as deployment sees them -> logits float32 (N, C) on the CPU."""
     return torch.cat(
         [module(batch.to(machine.device)).float().cpu() for batch in iter_inputs(store, indices, _EVAL_BATCH)]
     )
 
 
 @torch.no_grad()
-def standardise(network: OnFeatures, store: PictureStore, machine: Machine) -> None:
-    """Measure the pretrained trunk's features on some training pictures: one learning rate then suits any trunk."""
+def standardise(network: OnFeatures, store: ImageStore, machine: Machine) -> None:
+    """Measure the pretrained trunk's features on some training images: one learning rate then suits any trunk."""
     train = store.indices("train")
     some = train[:: max(1, len(train) // _STANDARDISE_ON)]
     network.eval()

@@ -1,6 +1,6 @@
 """The training loop: batches and a module in, a better module and its history out; resumable after every epoch.
 
-Knows epochs, schedules, averages and the best checkpoint. Does not know pictures, backbones or run folders: it is given
+Knows epochs, schedules, averages and the best checkpoint. Does not know images, backbones or run folders: it is given
 batches, a validation function and a place for checkpoints.
 """
 
@@ -209,7 +209,7 @@ class _Training:
         return self._trainee.module if self._average is None else self._average.module
 
     def train_epoch(self) -> Figures:
-        """Mean loss and score over the training pictures, as they were met."""
+        """Mean loss and score over the training images, as they were met."""
         epoch = len(self.history) + 1
         # Dropout and mixing depend on seed and epoch alone; other processes draw others.
         torch.manual_seed(self._options.seed * 100_003 + epoch + 7919 * self._ranks.rank)

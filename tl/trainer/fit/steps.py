@@ -1,4 +1,4 @@
-"""What training makes small, and the figure that people read beside it: by picture, from a network's outputs.
+"""What training makes small, and the figure that people read beside it: by image, from a network's outputs.
 
 Knows outputs and targets. Does not know networks, batches or optimisers.
 """
@@ -31,13 +31,13 @@ class Objective(Protocol):
     score_name: str
 
     def losses(self, outputs: Any, targets: Tensor) -> Tensor:
-        """The loss of each picture (n,), differentiable."""
+        """The loss of each image (n,), differentiable."""
 
     def scores(self, outputs: Any, targets: Tensor) -> Tensor:
-        """The figure that people read, of each picture (n,)."""
+        """The figure that people read, of each image (n,)."""
 
     def describe(self, targets: Tensor) -> str:
-        """Whose targets these are, for a message about faulty pictures."""
+        """Whose targets these are, for a message about faulty images."""
 
 
 @dataclass(frozen=True)
@@ -78,7 +78,7 @@ class Classification:
 
 
 def balanced_class_weights(class_ids: Sequence[int], num_classes: int) -> Tensor:
-    """N / (C * n_c) for each class: rare ones weigh more, and the mean over the pictures is 1.
+    """N / (C * n_c) for each class: rare ones weigh more, and the mean over the images is 1.
 
     Source: scikit-learn's class_weight="balanced".
     """
@@ -112,7 +112,7 @@ def build_mix(mixup: float, cutmix: float, num_classes: int) -> Mix | None:
     return mix
 
 
-# Inputs (n, ...), their targets (n, ...) of this process, and the pictures of the batch over all processes.
+# Inputs (n, ...), their targets (n, ...) of this process, and the images of the batch over all processes.
 Batch = tuple[Tensor, Tensor, int]
 
 
@@ -137,7 +137,7 @@ class Trainee:
 
 @dataclass(frozen=True)
 class StepResult:
-    """Of one batch of this process: `losses` and `scores` (n,) by picture, and their `targets` (n, ...)."""
+    """Of one batch of this process: `losses` and `scores` (n,) by image, and their `targets` (n, ...)."""
 
     losses: Tensor
     scores: Tensor
@@ -156,7 +156,7 @@ def take_step(
 ) -> list[StepResult]:
     """Add up the gradients of some batches and change the weights once. `runner` is the module as it runs.
 
-    The gradient is that of the mean loss over all pictures of all processes, however they are divided.
+    The gradient is that of the mean loss over all images of all processes, however they are divided.
     """
     total = sum(count for _, _, count in batches)
     optimizer.zero_grad(set_to_none=True)
@@ -181,14 +181,14 @@ def take_step(
 
 
 def check_finite(results: Sequence[StepResult], objective: Objective, where: str, lr: float) -> None:
-    """Raise `TrainingError` if a loss is not finite, naming the step, the learning rate and the pictures' targets."""
+    """Raise `TrainingError` if a loss is not finite, naming the step, the learning rate and the images' targets."""
     for offset, result in enumerate(results):
         bad = ~torch.isfinite(result.losses)
         if not bool(bad.any()):
             continue
         after = f", {offset + 1} of the last {len(results)} batches" if len(results) > 1 else ""
         raise TrainingError(
-            f"{where}{after}: the loss of {int(bad.sum())} of {len(bad)} pictures is not finite "
+            f"{where}{after}: the loss of {int(bad.sum())} of {len(bad)} images is not finite "
             f"({objective.describe(result.targets[bad])}) at "
             f"learning rate {lr:.3g}; lower --lr (a tenth is a good next try), or give --lr auto or --clip-norm 1"
         )

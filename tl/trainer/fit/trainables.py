@@ -110,7 +110,7 @@ def build_trainee(
     train_ids: NDArray[np.int64],
     machine: Machine,
 ) -> Trainee:
-    """A whole network with its freezing, or a head alone. `train_ids` int64 (N,): classes of the training pictures."""
+    """A whole network with its freezing, or a head alone. `train_ids` int64 (N,): classes of the training images."""
     weights = None
     if config.class_weights == "balanced":
         weights = balanced_class_weights(train_ids.tolist(), len(class_names)).to(machine.device)

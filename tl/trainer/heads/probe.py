@@ -37,7 +37,7 @@ VARIABLE = (
 class ProbeRow:
     """One try and how it did: a row of `tl probe`'s CSV.
 
-    `n`: pictures that were scored, over all seeds. The interval is that of the mean accuracy over folds and seeds, or
+    `n`: images that were scored, over all seeds. The interval is that of the mean accuracy over folds and seeds, or
     of the accuracy on the data's own validation split.
     """
 
@@ -80,7 +80,7 @@ def configure(base: TrainConfig, chosen: dict[str, str]) -> list[tuple[dict[str,
     where = f"--try {_shown(chosen)}"
     config = config_from_mapping({**vars(base), **values}, where)
     if config.lr == "auto" or config.schedule == "plateau":
-        raise ConfigError(f"{where}: lr auto and schedule plateau would look at the pictures that score")
+        raise ConfigError(f"{where}: lr auto and schedule plateau would look at the images that score")
     config = resolve(config, where)
     if "c" in chosen and not is_solved(config):
         raise ConfigError(f"{where}: c is for head svm and optimizer lbfgs alone: leave it out")
@@ -99,13 +99,13 @@ def probe(
     *,
     per_class: int | None = None,
 ) -> list[ProbeRow]:
-    """Fit every try on every fold and seed; best first. `task` keeps features of its training and validation pictures.
+    """Fit every try on every fold and seed; best first. `task` keeps features of its training and validation images.
 
     With `folds` 0 every try is fitted on the training split and scored on the validation split. With more, both splits
     together are cut into folds, groups and equal files unbroken; the test split is never touched. `per_class` limits
     the training part of each fold. Raises `DataError` for too many folds.
     """
-    pool = [i for i, picture in enumerate(task.store.pictures) if picture.split in ("train", "val")]
+    pool = [i for i, image in enumerate(task.store.images) if image.split in ("train", "val")]
     if task.features is None:
         raise ValueError("this task keeps no features")
     features = task.features.get(task.store, pool, (CLEAN,))
@@ -136,12 +136,12 @@ def probe(
 
 
 def _plan(task: Task, pool: Sequence[int], true_ids: NDArray[np.int64], folds: int, seed: int) -> list[Fold]:
-    pictures = [task.store.pictures[i] for i in pool]
+    images = [task.store.images[i] for i in pool]
     if folds == 0:
-        is_val = np.array([picture.split == "val" for picture in pictures])
+        is_val = np.array([image.split == "val" for image in images])
         return [(np.flatnonzero(~is_val), np.flatnonzero(is_val))]
     hashes = [task.store.hashes[i] for i in pool]
-    return cut_folds(true_ids, hashes, [picture.group for picture in pictures], folds, seed)
+    return cut_folds(true_ids, hashes, [image.group for image in images], folds, seed)
 
 
 def _limit(train: NDArray[np.int64], true_ids: NDArray[np.int64], count: int | None, seed: int) -> NDArray[np.int64]:
@@ -160,7 +160,7 @@ def _fit(
     train: NDArray[np.int64],
     val: NDArray[np.int64],
 ) -> NDArray[np.floating]:
-    """Logits of the validation pictures. Nothing is chosen by looking at them: one C, and the last epoch."""
+    """Logits of the validation images. Nothing is chosen by looking at them: one C, and the last epoch."""
     train_data, val_data = (features[train], true_ids[train]), (features[val], true_ids[val])
     if is_solved(config):
         solver: Solver = "svm" if config.head == "svm" else "logistic"
@@ -186,7 +186,7 @@ def _fit(
 def _interval(accuracies: Sequence[float], shares: Sequence[float]) -> tuple[float, float]:
     """95% interval of the mean over folds, wider than that of independent values, because training sets overlap.
 
-    Source: Nadeau & Bengio 2003, the corrected resampled t-test; `shares` are validation over training pictures.
+    Source: Nadeau & Bengio 2003, the corrected resampled t-test; `shares` are validation over training images.
     """
     from scipy.stats import t
 

@@ -1,6 +1,6 @@
 """Linear heads on frozen features that are solved, not trained step by step: logistic regression and a linear SVM.
 
-Knows features, labels and scikit-learn. Does not know pictures, networks or torch. Both are folded into one linear
+Knows features, labels and scikit-learn. Does not know images, networks or torch. Both are folded into one linear
 layer on the raw features.
 """
 
@@ -112,7 +112,7 @@ def _solve_each(
     # The largest C takes longest, so it begins first.
     fits = [partial(_build_model(solver, c, seed, is_balanced).fit, scaled_train, train[1]) for c in reversed(c_values)]
     with warnings.catch_warnings():
-        # A large C on many pictures converges slowly and generalises no better; validation data has the last word.
+        # A large C on many images converges slowly and generalises no better; validation data has the last word.
         warnings.simplefilter("ignore", ConvergenceWarning)
         # One C a core is several times as fast as all cores on one C. But where scikit-learn chooses liblinear's dual
         # solver, fits share one random generator: they go one after the other, or each run would differ.

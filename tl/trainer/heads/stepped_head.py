@@ -1,6 +1,6 @@
 """A head trained by steps on ready features.
 
-Knows features, heads and the loop. Does not know pictures, tasks or files.
+Knows features, heads and the loop. Does not know images, tasks or files.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """Heads on kept features: solved by scikit-learn, or trained by steps; and the one that fine-tuning begins with.
 
-Knows features and heads. Does not open pictures. A solved head needs no torch, not even to be written down.
+Knows features and heads. Does not open images. A solved head needs no torch, not even to be written down.
 """
 
 from __future__ import annotations
@@ -77,9 +77,9 @@ def _train_data(task: Task) -> tuple[NDArray[np.float32], NDArray[np.int64]]:
 
 
 def _bag_folds(task: Task) -> list[Fold]:
-    """Folds of the training pictures, all views of a picture on one side."""
+    """Folds of the training images, all views of an image on one side."""
     config, store, places = task.config, task.store, task.store.indices("train")
-    hashes, groups = [store.hashes[i] for i in places], [store.pictures[i].group for i in places]
+    hashes, groups = [store.hashes[i] for i in places], [store.images[i].group for i in places]
     folds = cut_folds(task.true_ids("train"), hashes, groups, settled(config.folds), config.seed)
     starts = len(places) * np.arange(len(task.train_views))[:, None]
     return [((starts + own).ravel(), (starts + held_out).ravel()) for own, held_out in folds]

@@ -1,6 +1,6 @@
-"""Annotated pictures: which there are, their split, the part of each that is looked at, and what is odd about them.
+"""Annotated images: which there are, their split, the part of each that is looked at, and what is odd about them.
 
-Knows landmark files, splits and shapes. Does not open pictures but for their size, and imports no torch.
+Knows landmark files, splits and shapes. Does not open images but for their size, and imports no torch.
 """
 
 from __future__ import annotations
@@ -15,11 +15,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tl.data.audit import Finding
-from tl.data.manifests import SPLITS, Picture
+from tl.data.manifests import SPLITS, LabeledImage
 from tl.errors import ConfigError, DataError
 from tl.runtime.imaging.geometry import Region, region_of_points, widen
-from tl.runtime.landmarks.files import picture_finder, read_landmarks
-from tl.runtime.landmarks.sets import LandmarkSet, PictureLandmarks
+from tl.runtime.landmarks.files import image_finder, read_landmarks
+from tl.runtime.landmarks.sets import ImageLandmarks, LandmarkSet
 from tl.runtime.landmarks.shapes import MIN_POINTS, align, mean_shape, procrustes_distance
 from tl.trainer.config import Crop, TrainConfig
 
@@ -31,24 +31,24 @@ _USUAL = 1e-3
 
 @dataclass(frozen=True)
 class Annotated:
-    """Pictures and their landmarks, in one order. `partners`: each point's place in a mirror image."""
+    """Images and their landmarks, in one order. `partners`: each point's place in a mirror image."""
 
-    pictures: tuple[Picture, ...]
+    images: tuple[LabeledImage, ...]
     landmarks: LandmarkSet
     partners: tuple[int, ...]
 
 
 def read_annotated(config: TrainConfig) -> Annotated:
-    """Read `config.data`. Pictures without a split have an empty one.
+    """Read `config.data`. Images without a split have an empty one.
 
     Raises `DataError` naming the place and the cure, `ConfigError` for pairs of unknown points.
     """
     landmarks = read_landmarks(config.data, config.images)
-    if not landmarks.pictures:
-        raise DataError(f"{config.data}: has no pictures")
-    counts = Counter(picture.name for picture in landmarks.pictures)
+    if not landmarks.images:
+        raise DataError(f"{config.data}: has no images")
+    counts = Counter(image.name for image in landmarks.images)
     if doubled := [name for name, count in counts.items() if count > 1]:
-        raise DataError(f"{config.data}: {len(doubled)} pictures stand in several rows, first {doubled[0]}")
+        raise DataError(f"{config.data}: {len(doubled)} images stand in several rows, first {doubled[0]}")
     if config.flip_pairs is not None:
         pairs = _named_pairs("flip_pairs", config.flip_pairs, landmarks.keypoint_names)
         named = [name for pair in pairs for name in pair]
@@ -58,56 +58,54 @@ def read_annotated(config: TrainConfig) -> Annotated:
     if config.skeleton is not None:
         lines = _named_pairs("skeleton", config.skeleton, landmarks.keypoint_names)
         landmarks = dataclasses.replace(landmarks, skeleton=lines)
-    find = picture_finder(config.data, config.images)
+    find = image_finder(config.data, config.images)
     regions = _regions(landmarks, config.crop, config.crop_margin)
-    pictures = tuple(
-        Picture(find(p.name), p.name, "", _split(p, config.data), p.group, region)
-        for p, region in zip(landmarks.pictures, regions, strict=True)
+    images = tuple(
+        LabeledImage(find(p.name), p.name, "", _split(p, config.data), p.group, region)
+        for p, region in zip(landmarks.images, regions, strict=True)
     )
-    return Annotated(pictures, landmarks, partners_of(landmarks))
+    return Annotated(images, landmarks, partners_of(landmarks))
 
 
-def mark_points(pictures: Sequence[Picture], points: Mapping[str, NDArray[np.float64]]) -> list[Picture]:
-    """Pictures labelled with a digest of their points, so that a run's manifest and data hash depend on them."""
+def mark_points(images: Sequence[LabeledImage], points: Mapping[str, NDArray[np.float64]]) -> list[LabeledImage]:
+    """Images labelled with a digest of their points, so that a run's manifest and data hash depend on them."""
     digests = {name: hashlib.sha256(xy.tobytes()).hexdigest()[:16] for name, xy in points.items()}
-    return [dataclasses.replace(picture, label=f"points {digests[picture.name]}") for picture in pictures]
+    return [dataclasses.replace(image, label=f"points {digests[image.name]}") for image in images]
 
 
 def points_of(landmarks: LandmarkSet) -> dict[str, NDArray[np.float64]]:
-    """Picture name -> its points (K, 2) in pixels of the upright photo, NaN where missing."""
-    return {picture.name: picture.keypoints_xy for picture in landmarks.pictures}
+    """Image name -> its points (K, 2) in pixels of the upright photo, NaN where missing."""
+    return {image.name: image.keypoints_xy for image in landmarks.images}
 
 
 def find_odd(landmarks: LandmarkSet, sizes_hw: Sequence[tuple[int, int]], turned: Container[str] = ()) -> list[Finding]:
-    """What an annotator should look at again: points outside the picture, no points, equal rows, odd shapes.
+    """What an annotator should look at again: points outside the image, no points, equal rows, odd shapes.
 
-    `sizes_hw`: of the upright pictures, in the order of the landmarks. `turned`: names of those whose EXIF orientation
+    `sizes_hw`: of the upright images, in the order of the landmarks. `turned`: names of those whose EXIF orientation
     turns them upright.
     """
     findings: list[Finding] = []
-    seen: dict[bytes, PictureLandmarks] = {}
-    for picture, (height, width) in zip(landmarks.pictures, sizes_hw, strict=True):
-        xy = picture.keypoints_xy
+    seen: dict[bytes, ImageLandmarks] = {}
+    for image, (height, width) in zip(landmarks.images, sizes_hw, strict=True):
+        xy = image.keypoints_xy
         if np.isnan(xy).all():
-            findings.append(Finding("no points", picture.name, "", "has no point: it is not learnt from"))
+            findings.append(Finding("no points", image.name, "", "has no point: it is not learnt from"))
             continue
         is_outside = (xy < -0.5).any(axis=1) | (xy > (width - 0.5, height - 0.5)).any(axis=1)
         if is_outside.any():
             named = ", ".join(landmarks.keypoint_names[k] for k in np.flatnonzero(is_outside)[:5])
-            detail = f"{named}: outside the picture of {width}x{height} pixels"
-            if picture.name in turned:
+            detail = f"{named}: outside the image of {width}x{height} pixels"
+            if image.name in turned:
                 detail += "; its EXIF orientation turns it: if it was annotated unturned, tl convert --from-stored"
-            findings.append(Finding("point outside", picture.name, "", detail))
-        other = seen.setdefault(xy.tobytes(), picture)
-        if other is not picture:
-            findings.append(Finding("equal points", other.name, picture.name, "exactly the same points"))
+            findings.append(Finding("point outside", image.name, "", detail))
+        other = seen.setdefault(xy.tobytes(), image)
+        if other is not image:
+            findings.append(Finding("equal points", other.name, image.name, "exactly the same points"))
     return findings + _find_odd_shapes(landmarks)
 
 
 def _find_odd_shapes(landmarks: LandmarkSet) -> list[Finding]:
-    shapes = {
-        p.name: p.keypoints_xy for p in landmarks.pictures if (~np.isnan(p.keypoints_xy[:, 0])).sum() > MIN_POINTS
-    }
+    shapes = {p.name: p.keypoints_xy for p in landmarks.images if (~np.isnan(p.keypoints_xy[:, 0])).sum() > MIN_POINTS}
     if len(shapes) < MIN_POINTS:
         return []
     mean = mean_shape(list(shapes.values()))
@@ -139,10 +137,10 @@ def _swapped(shape: NDArray[np.float64], mean: NDArray[np.float64], distance: fl
 
 
 def reference_shape(shapes: Sequence[NDArray[np.float64]]) -> tuple[NDArray[np.float64] | None, float]:
-    """The mean shape (K, 2) of the training pictures' points (K, 2), and the distance at which a shape is odd.
+    """The mean shape (K, 2) of the training images' points (K, 2), and the distance at which a shape is odd.
 
-    The mean is centred and of centroid size 1; None where no picture has three points, or a point is in none of those.
-    A prediction farther from it than 1.5 times the 99th percentile of the training pictures' distances is odd.
+    The mean is centred and of centroid size 1; None where no image has three points, or a point is in none of those.
+    A prediction farther from it than 1.5 times the 99th percentile of the training images' distances is odd.
     """
     try:
         mean = mean_shape(shapes)
@@ -154,28 +152,28 @@ def reference_shape(shapes: Sequence[NDArray[np.float64]]) -> tuple[NDArray[np.f
     return mean, 1.5 * float(np.nanpercentile(distances, 99))
 
 
-def _split(picture: PictureLandmarks, data: str) -> str:
-    if picture.split and picture.split not in SPLITS:
-        raise DataError(f"{data}: {picture.name}: split '{picture.split}' is not one of {', '.join(SPLITS)}")
-    return picture.split
+def _split(image: ImageLandmarks, data: str) -> str:
+    if image.split and image.split not in SPLITS:
+        raise DataError(f"{data}: {image.name}: split '{image.split}' is not one of {', '.join(SPLITS)}")
+    return image.split
 
 
 def _regions(landmarks: LandmarkSet, crop: Crop, margin: float) -> list[Region | None]:
-    """What is looked at of each picture; None for all of it."""
-    pictures = landmarks.pictures
+    """What is looked at of each image; None for all of it."""
+    images = landmarks.images
     if crop == "whole":
-        return [None] * len(pictures)
+        return [None] * len(images)
     if crop == "box":
-        if lacking := [p.name for p in pictures if p.box_xywh is None]:
-            raise DataError(f"crop box: {len(lacking)} pictures have no box, first {lacking[0]}: fill box_x to box_h")
-        return [None if p.box_xywh is None else widen(p.box_xywh, margin) for p in pictures]
-    whole = [_completed(p, xy) for p, xy in zip(pictures, _with_mean(landmarks), strict=True)]
+        if lacking := [p.name for p in images if p.box_xywh is None]:
+            raise DataError(f"crop box: {len(lacking)} images have no box, first {lacking[0]}: fill box_x to box_h")
+        return [None if p.box_xywh is None else widen(p.box_xywh, margin) for p in images]
+    whole = [_completed(p, xy) for p, xy in zip(images, _with_mean(landmarks), strict=True)]
     return [None if xy is None else region_of_points(xy, margin) for xy in whole]
 
 
 def _with_mean(landmarks: LandmarkSet) -> list[NDArray[np.float64]]:
-    """Each picture's points, missing ones where the mean shape would have them, if three others say where that is."""
-    shapes = [picture.keypoints_xy for picture in landmarks.pictures]
+    """Each image's points, missing ones where the mean shape would have them, if three others say where that is."""
+    shapes = [image.keypoints_xy for image in landmarks.images]
     try:
         mean = mean_shape(shapes)
     except ValueError:
@@ -188,15 +186,15 @@ def _with_mean(landmarks: LandmarkSet) -> list[NDArray[np.float64]]:
     return completed
 
 
-def _completed(picture: PictureLandmarks, xy: NDArray[np.float64]) -> NDArray[np.float64] | None:
+def _completed(image: ImageLandmarks, xy: NDArray[np.float64]) -> NDArray[np.float64] | None:
     """None without any point; a part of the points would give another crop than the whole of them."""
     lacking = int(np.isnan(xy).any(axis=1).sum())
     if lacking == len(xy):
         return None
     if lacking:
         raise DataError(
-            f"crop points: {picture.name} lacks {lacking} of {len(xy)} points, and the others do not tell where they "
-            "would be: annotate three or more, or leave this picture out"
+            f"crop points: {image.name} lacks {lacking} of {len(xy)} points, and the others do not tell where they "
+            "would be: annotate three or more, or leave this image out"
         )
     return xy
 

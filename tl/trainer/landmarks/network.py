@@ -1,6 +1,6 @@
 """Networks that give points: coordinates regressed from an embedding, or read from a heatmap for each point.
 
-Knows trunks and layers. Does not know pictures, losses or files. Points are (x, y) in pixels of the input.
+Knows trunks and layers. Does not know images, losses or files. Points are (x, y) in pixels of the input.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""What a run on landmarks has to do, before any network exists: annotated pictures, preprocessing, weights file.
+"""What a run on landmarks has to do, before any network exists: annotated images, preprocessing, weights file.
 
 Knows annotations, recipes and placements. Does not know networks and imports no torch.
 """
@@ -14,8 +14,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tl.data.audit import Finding, find_duplicates
-from tl.data.images import PictureStore, check_readable, load_pictures
-from tl.data.manifests import Picture, assign_splits
+from tl.data.images import ImageStore, check_readable, load_images
+from tl.data.manifests import LabeledImage, assign_splits
 from tl.errors import DataError
 from tl.progress import Progress
 from tl.runtime.imaging.decode import read_size, read_stored
@@ -38,9 +38,9 @@ _MIN_STEPS, _MAX_EPOCHS = 720, 200
 
 @dataclass(frozen=True)
 class LandmarkTask:
-    """One run's work. `bad`: unreadable pictures and why. `info` has the colour statistics that are used.
+    """One run's work. `bad`: unreadable images and why. `info` has the colour statistics that are used.
 
-    `landmarks`: of all pictures of the file. For each picture of the store, `points`: (K, 2) in pixels of the photo,
+    `landmarks`: of all images of the file. For each image of the store, `points`: (K, 2) in pixels of the photo,
     NaN where missing; `sizes_hw`: of the upright photo; `placements`: where it lies in the input. `partners`: each
     point's place in a mirror image.
     """
@@ -50,8 +50,8 @@ class LandmarkTask:
     recipe: Recipe
     augment: Augment | None
     weights: WeightsFile | None
-    store: PictureStore
-    bad: list[tuple[Picture, str]]
+    store: ImageStore
+    bad: list[tuple[LabeledImage, str]]
     landmarks: LandmarkSet
     partners: tuple[int, ...]
     points: tuple[NDArray[np.float64], ...]
@@ -81,8 +81,8 @@ class LandmarkTask:
 
     def mm_per_px(self, indices: Sequence[int]) -> NDArray[np.float64]:
         """The photos' scales (N,), NaN where unknown."""
-        known = {picture.name: picture.mm_per_px for picture in self.landmarks.pictures}
-        scales = [known[self.store.pictures[i].name] for i in indices]
+        known = {image.name: image.mm_per_px for image in self.landmarks.images}
+        scales = [known[self.store.images[i].name] for i in indices]
         return np.array([np.nan if scale is None else scale for scale in scales])
 
 
@@ -91,7 +91,7 @@ Check = Callable[[TrainConfig, BackboneInfo, int, WeightsFile | None], None]
 
 
 def prepare_landmark_task(config: TrainConfig, progress: Progress, check: Check = lambda *parts: None) -> LandmarkTask:
-    """Read everything that a run needs; `check` is called before the pictures, which take long, are opened.
+    """Read everything that a run needs; `check` is called before the images, which take long, are opened.
 
     Raises the `TlError`s of its parts.
     """
@@ -103,19 +103,19 @@ def prepare_landmark_task(config: TrainConfig, progress: Progress, check: Check 
         progress.say(f"{config.data}: {remark}")
     mirror = config.mirror if config.mirror is not None else bool(annotated.landmarks.flip_pairs)
     augment = build_augment(str(config.augment), recipe, points=True, mirror=mirror)
-    pictures = _learnable(annotated, config)
-    config = _fit_epochs(fit_batch(config, pictures, asked.batch_size), pictures, asked)
+    images = _learnable(annotated, config)
+    config = _fit_epochs(fit_batch(config, images, asked.batch_size), images, asked)
     weights, info = find_start(config, info)
     check(config, info, len(annotated.landmarks.keypoint_names), weights)
-    store, bad = load_pictures(pictures, recipe, config.cache, progress)
+    store, bad = load_images(images, recipe, config.cache, progress)
     if not config.skip_bad:
         check_readable(bad, "mend or remove them, or go on without them by --skip-bad")
-    _check_splits(store.pictures, config)
+    _check_splits(store.images, config)
     info = measure_colors(config, info, store, progress)
     by_name = points_of(annotated.landmarks)
-    points = tuple(by_name[picture.name] for picture in store.pictures)
+    points = tuple(by_name[image.name] for image in store.images)
     _check_points(store, points, annotated.landmarks.keypoint_names)
-    sizes = tuple(read_size(picture.path) for picture in store.pictures)
+    sizes = tuple(read_size(image.path) for image in store.images)
     task = LandmarkTask(
         config=config,
         info=info,
@@ -128,7 +128,7 @@ def prepare_landmark_task(config: TrainConfig, progress: Progress, check: Check 
         partners=annotated.partners,
         points=points,
         sizes_hw=sizes,
-        placements=tuple(place(hw, recipe, p.region) for hw, p in zip(sizes, store.pictures, strict=True)),
+        placements=tuple(place(hw, recipe, p.region) for hw, p in zip(sizes, store.images, strict=True)),
     )
     _say_if_needless(task, progress)
     if augment is not None:
@@ -151,18 +151,18 @@ def _say_if_needless(task: LandmarkTask, progress: Progress) -> None:
 def audit_landmarks(task: LandmarkTask) -> list[Finding]:
     """What about the annotations should be looked at again."""
     store = task.store
-    readable = dict(zip((picture.name for picture in store.pictures), task.sizes_hw, strict=True))
-    kept = tuple(picture for picture in task.landmarks.pictures if picture.name in readable)
-    turned = {picture.name for picture in store.pictures if read_stored(picture.path)[1] > 1}
-    odd = find_odd(dataclasses.replace(task.landmarks, pictures=kept), [readable[p.name] for p in kept], turned)
-    without = [p.name for p in task.landmarks.pictures if np.isnan(p.keypoints_xy).all() and p.name not in readable]
+    readable = dict(zip((image.name for image in store.images), task.sizes_hw, strict=True))
+    kept = tuple(image for image in task.landmarks.images if image.name in readable)
+    turned = {image.name for image in store.images if read_stored(image.path)[1] > 1}
+    odd = find_odd(dataclasses.replace(task.landmarks, images=kept), [readable[p.name] for p in kept], turned)
+    without = [p.name for p in task.landmarks.images if np.isnan(p.keypoints_xy).all() and p.name not in readable]
     empty = [Finding("no points", name, "", "has no point: it is not learnt from") for name in without]
-    return [*find_duplicates(store.pictures, store.hashes), *odd, *empty, *_find_cut_off(task)]
+    return [*find_duplicates(store.images, store.hashes), *odd, *empty, *_find_cut_off(task)]
 
 
 def _find_cut_off(task: LandmarkTask) -> list[Finding]:
     """Points within the photo but outside the part that is looked at: they cannot be learnt."""
-    indices = range(len(task.store.pictures))
+    indices = range(len(task.store.images))
     findings = []
     for i, seen in zip(indices, task.input_points(indices), strict=True):
         height, width = task.sizes_hw[i]
@@ -170,40 +170,40 @@ def _find_cut_off(task: LandmarkTask) -> list[Finding]:
         lost = [task.keypoint_names[k] for k in np.flatnonzero(inside & np.isnan(seen[:, 0]))]
         if lost:
             detail = f"{', '.join(lost[:5])}: outside the part that is looked at; raise --crop-margin"
-            findings.append(Finding("point outside", task.store.pictures[i].name, "", detail))
+            findings.append(Finding("point outside", task.store.images[i].name, "", detail))
     return findings
 
 
-def _check_points(store: PictureStore, points: Sequence[NDArray[np.float64]], names: Sequence[str]) -> None:
+def _check_points(store: ImageStore, points: Sequence[NDArray[np.float64]], names: Sequence[str]) -> None:
     seen = ~np.isnan(np.stack([points[i] for i in store.indices("train")])[..., 0])
     if lacking := [name for name, count in zip(names, seen.sum(axis=0), strict=True) if count == 0]:
         raise DataError(
-            f"no training picture has point '{lacking[0]}': annotate it, or leave it out of the file of landmarks"
+            f"no training image has point '{lacking[0]}': annotate it, or leave it out of the file of landmarks"
         )
 
 
-def _learnable(annotated: Annotated, config: TrainConfig) -> list[Picture]:
-    """Pictures with any point, each with its split."""
+def _learnable(annotated: Annotated, config: TrainConfig) -> list[LabeledImage]:
+    """Images with any point, each with its split."""
     by_name = points_of(annotated.landmarks)
-    pictures = [p for p in annotated.pictures if not np.isnan(by_name[p.name]).all()]
-    if not pictures:
-        raise DataError(f"{config.data}: no picture has a point")
-    pictures = assign_splits(pictures, config.val_fraction, config.seed)
-    _check_splits(pictures, config)
-    return mark_points(pictures, by_name)
+    images = [p for p in annotated.images if not np.isnan(by_name[p.name]).all()]
+    if not images:
+        raise DataError(f"{config.data}: no image has a point")
+    images = assign_splits(images, config.val_fraction, config.seed)
+    _check_splits(images, config)
+    return mark_points(images, by_name)
 
 
-def _fit_epochs(config: TrainConfig, pictures: Sequence[Picture], asked: TrainConfig) -> TrainConfig:
-    """Epochs that nobody asked for grow where there are few pictures, since heads begin at random."""
+def _fit_epochs(config: TrainConfig, images: Sequence[LabeledImage], asked: TrainConfig) -> TrainConfig:
+    """Epochs that nobody asked for grow where there are few images, since heads begin at random."""
     if asked.epochs is not None or config.epochs is None:
         return config
-    steps = math.ceil(sum(picture.split == "train" for picture in pictures) / settled(config.batch_size))
+    steps = math.ceil(sum(image.split == "train" for image in images) / settled(config.batch_size))
     epochs = min(max(config.epochs, math.ceil(_MIN_STEPS / steps)), _MAX_EPOCHS)
     drop = config.drop_epochs if asked.drop_epochs is not None else max(1, epochs // 3)
     return dataclasses.replace(config, epochs=epochs, drop_epochs=drop)
 
 
-def _check_splits(pictures: Sequence[Picture], config: TrainConfig) -> None:
+def _check_splits(images: Sequence[LabeledImage], config: TrainConfig) -> None:
     for split in ("train", "val", "test") if config.test else ("train", "val"):
-        if not any(picture.split == split for picture in pictures):
-            raise DataError(f"the data set has no pictures with points in its {split} split")
+        if not any(image.split == split for image in images):
+            raise DataError(f"the data set has no images with points in its {split} split")

@@ -1,6 +1,6 @@
 """What landmark networks are trained for: losses of points, in which a missing point has no part.
 
-Knows outputs and true points (n, K, 2) in input pixels, NaN where missing. Does not know networks or pictures.
+Knows outputs and true points (n, K, 2) in input pixels, NaN where missing. Does not know networks or images.
 """
 
 from __future__ import annotations
@@ -15,11 +15,11 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from tl.data.images import PictureStore
+from tl.data.images import ImageStore
 from tl.progress import Progress
 from tl.trainer.config import PointLoss, TrainConfig
 from tl.trainer.fit.augment import Augment
-from tl.trainer.fit.batches import PictureBatches, item_seed, iter_inputs
+from tl.trainer.fit.batches import ImageBatches, item_seed, iter_inputs
 from tl.trainer.fit.distributed import Ranks, share_batch_norm
 from tl.trainer.fit.image_training import build_own_machine, count_trained, num_workers, standardise
 from tl.trainer.fit.loop import Figures, best_epoch, fit
@@ -54,7 +54,7 @@ class RegressedPoints:
     score_name = "error_input_px"
 
     def losses(self, outputs: Tensor, targets: Tensor) -> Tensor:
-        """The mean loss of each picture's present coordinates (n,)."""
+        """The mean loss of each image's present coordinates (n,)."""
         has, wanted = _present(targets)
         away = (outputs.float() - wanted).abs()
         if self.loss == "mse":
@@ -67,7 +67,7 @@ class RegressedPoints:
         return _mean_of_present(values.mean(dim=2), has)
 
     def scores(self, outputs: Tensor, targets: Tensor) -> Tensor:
-        """The mean distance of each picture's present points in input pixels (n,)."""
+        """The mean distance of each image's present points in input pixels (n,)."""
         return _distances(outputs, targets)
 
     def describe(self, targets: Tensor) -> str:
@@ -87,7 +87,7 @@ class HeatmapPoints:
     score_name = "error_input_px"
 
     def losses(self, outputs: tuple[Tensor, Tensor], targets: Tensor) -> Tensor:
-        """The mean loss of each picture's present points (n,)."""
+        """The mean loss of each image's present points (n,)."""
         points, logs = outputs
         has, wanted = _present(targets)
         gaussians = self.decode.gaussians(wanted, SIGMA)
@@ -97,7 +97,7 @@ class HeatmapPoints:
         return _mean_of_present(divergence + ((points - wanted) / cells).abs().sum(dim=2), has)
 
     def scores(self, outputs: tuple[Tensor, Tensor], targets: Tensor) -> Tensor:
-        """The mean distance of each picture's present points in input pixels (n,)."""
+        """The mean distance of each image's present points in input pixels (n,)."""
         return _distances(outputs[0], targets)
 
     def describe(self, targets: Tensor) -> str:
@@ -112,7 +112,7 @@ def _present(targets: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def _mean_of_present(values: Tensor, has: Tensor) -> Tensor:
-    """Mean (n,) of values (n, K) where `has`; 0 for a picture without points."""
+    """Mean (n,) of values (n, K) where `has`; 0 for an image without points."""
     return torch.where(has, values, torch.zeros_like(values)).sum(dim=1) / has.sum(dim=1).clamp_min(1)
 
 
@@ -127,19 +127,19 @@ def _described(targets: Tensor) -> str:
 
 @dataclass(frozen=True)
 class AnnotatedItems:
-    """Pictures of the input size and their points (K, 2) in pixels of it, NaN where missing.
+    """Images of the input size and their points (K, 2) in pixels of it, NaN where missing.
 
     `points`: of the whole store, (N, K, 2). `partners`: each point's place in a mirror image.
     """
 
-    store: PictureStore
+    store: ImageStore
     points: NDArray[np.float32]
     partners: Sequence[int]
     augment: Augment | None
     seed: int
 
     def __call__(self, epoch: int, index: int) -> tuple[NDArray[np.uint8], NDArray[np.float32]]:
-        """One picture and its points."""
+        """One image and its points."""
         working = self.store.input(index)
         if self.augment is None:
             return working, self.points[index]
@@ -206,8 +206,8 @@ def _train(
             standardise(network, store, machine)
         network.place(torch.from_numpy(task.input_points(train)).to(machine.device))
     trainee = _build_trainee(config, network)
-    points = task.input_points(range(len(store.pictures)))
-    batches = PictureBatches(
+    points = task.input_points(range(len(store.images)))
+    batches = ImageBatches(
         AnnotatedItems(store, points, task.partners, task.augment, config.seed),
         train,
         batch_size=settled(config.batch_size),
@@ -250,7 +250,7 @@ def _build_trainee(config: TrainConfig, network: LandmarkNetwork) -> Trainee:
 
 @torch.no_grad()
 def find_points(network: LandmarkNetwork, task: LandmarkTask, indices: Sequence[int], machine: Machine) -> FoundPoints:
-    """The trainer's evaluation path: pictures as deployment sees them -> points."""
+    """The trainer's evaluation path: images as deployment sees them -> points."""
     module = deployed(network)[0].eval()
     rows = [module(batch.to(machine.device)) for batch in iter_inputs(task.store, indices, _EVAL_BATCH)]
     points, *confidence = (torch.cat(parts).float().cpu().numpy() for parts in zip(*rows, strict=True))
@@ -261,7 +261,7 @@ def find_points(network: LandmarkNetwork, task: LandmarkTask, indices: Sequence[
 def _validate(task: LandmarkTask, objective: Objective, machine: Machine, ranks: Ranks, module: nn.Module) -> Figures:
     """Loss and errors on the validation split; not-a-number throughout where a point found is not finite."""
     val = task.store.indices("val")
-    share = list(ranks.share(val)) or val[:1]  # a process without a picture of its own still takes part in what all do
+    share = list(ranks.share(val)) or val[:1]  # a process without an image of its own still takes part in what all do
     wanted = torch.from_numpy(task.input_points(share))
     losses, found = [], []
     start = 0

@@ -14,7 +14,7 @@ import numpy as np
 from tl.data.audit import Finding
 from tl.evaluation.landmarks import landmark_metrics
 from tl.progress import Progress
-from tl.runtime.landmarks.sets import LandmarkSet, picture_landmarks
+from tl.runtime.landmarks.sets import LandmarkSet, image_landmarks
 from tl.trainer.config import TrainConfig
 from tl.trainer.landmarks.task import LandmarkTask, audit_landmarks, prepare_landmark_task
 from tl.trainer.run_folder.run import Run
@@ -79,7 +79,7 @@ def prepare_landmarks(config: TrainConfig, ranks: Ranks | None, progress: Progre
 
 
 def _check_network(config: TrainConfig, info: BackboneInfo, num_keypoints: int, weights: WeightsFile | None) -> None:
-    """Build what training will build, so that faults of options, weights and device show before pictures are read."""
+    """Build what training will build, so that faults of options, weights and device show before images are read."""
     from tl.trainer.fit.machine import build_machine
     from tl.trainer.landmarks.network import build_landmark_network
     from tl.trainer.models.weights import read_weights
@@ -100,30 +100,30 @@ def _score(task: LandmarkTask, split: str, found: FoundPoints) -> dict[str, Any]
 
 
 def _save_annotations(task: LandmarkTask, run: Run) -> None:
-    """What was learnt from and judged by, each picture in its split."""
-    by_name = {picture.name: picture for picture in task.landmarks.pictures}
-    names = [run.relative(picture.path) for picture in task.store.pictures]
-    pictures = tuple(
-        dataclasses.replace(by_name[picture.name], name=name, split=picture.split)
-        for picture, name in zip(task.store.pictures, names, strict=True)
+    """What was learnt from and judged by, each image in its split."""
+    by_name = {image.name: image for image in task.landmarks.images}
+    names = [run.relative(image.path) for image in task.store.images]
+    images = tuple(
+        dataclasses.replace(by_name[image.name], name=name, split=image.split)
+        for image, name in zip(task.store.images, names, strict=True)
     )
     sizes = dict(zip(names, task.sizes_hw, strict=True))
-    run.save_annotations(dataclasses.replace(task.landmarks, pictures=pictures, remarks=()), sizes.__getitem__)
+    run.save_annotations(dataclasses.replace(task.landmarks, images=images, remarks=()), sizes.__getitem__)
 
 
 def _as_landmarks(task: LandmarkTask, split: str, found: FoundPoints) -> LandmarkSet:
     """What was found, as a file of landmarks holds it."""
     indices = task.store.indices(split)
     points = task.photo_points(indices, found.points_xy)
-    pictures = tuple(
-        picture_landmarks(
-            task.store.pictures[i].name,
+    images = tuple(
+        image_landmarks(
+            task.store.images[i].name,
             points[row],
             confidence=None if found.confidence is None else found.confidence[row].astype(np.float64),
         )
         for row, i in enumerate(indices)
     )
-    return dataclasses.replace(task.landmarks, pictures=pictures, remarks=())
+    return dataclasses.replace(task.landmarks, images=images, remarks=())
 
 
 def _metrics_line(split: str, m: dict[str, Any]) -> str:
@@ -132,4 +132,4 @@ def _metrics_line(split: str, m: dict[str, Any]) -> str:
     share = ", ".join(f"{value:.0%} within {name}" for name, value in m["pck"].items())
     if m["extent_error"] is not None:
         inner += f", {m['extent_error']:.1%} of the points' extent"
-    return f"{split}: mean error {error}, {inner}; {share}; {m['points']} points in {m['n']} pictures"
+    return f"{split}: mean error {error}, {inner}; {share}; {m['points']} points in {m['n']} images"

@@ -24,7 +24,7 @@ IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 
 # The first child of a torchvision classifier that is no longer trunk.
 _AFTER_TRUNK = ("avgpool", "classifier", "fc", "heads", "head", "flatten", "dropout")
-# Where an auxiliary classifier looks in, and the smallest picture that it was designed for.
+# Where an auxiliary classifier looks in, and the smallest image that it was designed for.
 # Source: Szegedy et al. 2016 and torchvision 0.29 inception.py, `Inception3._forward`.
 INCEPTION_AUX_LAYER, INCEPTION_AUX_SIZE = "Mixed_6e", 299
 
@@ -194,7 +194,7 @@ def build_timm(name: str, *, pretrained: bool = False, **options: Any) -> nn.Mod
 
 @torch.no_grad()
 def pyramid_shapes(trunk: Trunk, image_hw: tuple[int, int]) -> list[tuple[int, ...]]:
-    """Shape (D, h, w) of each of one picture's maps in `Trunk.pyramid`; (D,) where there is an embedding alone."""
+    """Shape (D, h, w) of each of one image's maps in `Trunk.pyramid`; (D,) where there is an embedding alone."""
     was_training = trunk.training
     trunk.eval()
     try:
@@ -207,7 +207,7 @@ def pyramid_shapes(trunk: Trunk, image_hw: tuple[int, int]) -> list[tuple[int, .
 
 @torch.no_grad()
 def feature_shape(trunk: Trunk, image_hw: tuple[int, int]) -> tuple[int, ...]:
-    """Shape of one picture's features: (D, h, w) or (D,). Raises `ConfigError` if the input size does not fit."""
+    """Shape of one image's features: (D, h, w) or (D,). Raises `ConfigError` if the input size does not fit."""
     was_training = trunk.training
     trunk.eval()
     try:
@@ -231,7 +231,7 @@ def _check_name(name: str, *, torchvision_only: bool = False) -> None:
 
 
 def _build_smallcnn(widths: tuple[int, ...] = (32, 64, 128)) -> Trunk:
-    """Three blocks of conv 3x3, batch norm, ReLU and max pool 2: a from-scratch baseline for small pictures."""
+    """Three blocks of conv 3x3, batch norm, ReLU and max pool 2: a from-scratch baseline for small images."""
     blocks: OrderedDict[str, nn.Module] = OrderedDict()
     width_in = 3
     for i, width in enumerate(widths):

@@ -1,6 +1,6 @@
 """Networks from configs, weights files and run folders.
 
-Knows how backbone, head and freezing make a `Network`. Does not know pictures or training.
+Knows how backbone, head and freezing make a `Network`. Does not know images or training.
 """
 
 from __future__ import annotations
@@ -70,7 +70,7 @@ def build_run_trunk(config: TrainConfig, weights: Weights | None) -> Trunk:
 
 
 def head_input(config: TrainConfig, trunk: Trunk, side: int) -> tuple[tuple[int, ...], FeaturePooling]:
-    """Shape of what a head is given for one picture of `side` pixels, and how it is pooled. Raises `ConfigError`."""
+    """Shape of what a head is given for one image of `side` pixels, and how it is pooled. Raises `ConfigError`."""
     pooling: FeaturePooling = "map" if config.head == "conv" else config.pooling
     if trunk.kind == "embedding" and pooling == "flatten":
         raise ConfigError(f"pooling flatten needs a feature map, and {config.backbone} gives a pooled embedding")

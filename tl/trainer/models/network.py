@@ -36,7 +36,7 @@ class Normalise(nn.Module):
 
 
 class Standardise(nn.Module):
-    """Features -> zero mean and unit spread, as measured once on training pictures; the identity before that.
+    """Features -> zero mean and unit spread, as measured once on training images; the identity before that.
 
     Each entry of an embedding (N, D), each channel of a map (N, D, h, w). Backbones differ by orders of magnitude in
     the size of their features. On standardised ones, one learning rate suits a new head on any of them.
@@ -156,7 +156,7 @@ class Deployed(nn.Module):
 
     def forward(self, images: Tensor) -> tuple[Tensor, ...]:
         """uint8 (N, H, W, 3) -> float32 probabilities (N, C), embedding (N, D) (of a map, its average), and as asked
-        unknown_score (N,), and cam (N, C, h, w): logits of each place of the map, whose mean is the picture's.
+        unknown_score (N,), and cam (N, C, h, w): logits of each place of the map, whose mean is the image's.
 
         Source of the maps: Zhou et al. 2016.
         """
@@ -191,7 +191,7 @@ class DeployedClassifier(nn.Module):
 
 
 def pooled_shape(shape: tuple[int, ...], pooling: FeaturePooling) -> tuple[int, ...]:
-    """What one picture's features (D, h, w) or (D,) become."""
+    """What one image's features (D, h, w) or (D,) become."""
     if len(shape) == 1 or pooling == "map":
         return shape
     return shape[:1] if pooling == "gap" else (shape[0] * shape[1] * shape[2],)
@@ -211,7 +211,7 @@ class GlobalAverage(nn.Module):
     """Maps (N, D, h, w) -> (N, D)."""
 
     def forward(self, maps: Tensor) -> Tensor:
-        """The mean over the picture."""
+        """The mean over the image."""
         return maps.mean(dim=(2, 3))
 
 

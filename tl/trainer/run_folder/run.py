@@ -24,8 +24,8 @@ from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save as serialise_tensors
 
 from tl import __version__
-from tl.data.images import PictureStore
-from tl.data.manifests import Picture, hash_data
+from tl.data.images import ImageStore
+from tl.data.manifests import LabeledImage, hash_data
 from tl.errors import DataError, RunError
 from tl.runtime.devices import graphics_cards, processor_model, usable_cores
 from tl.runtime.imaging.geometry import Region
@@ -120,28 +120,28 @@ class Run:
         """Write `environment.json`."""
         write_text(self.environment_path, json.dumps(facts, indent=2, ensure_ascii=False) + "\n")
 
-    def save_manifest(self, store: PictureStore) -> None:
-        """Write `manifest.csv`: every picture with label, split, group and SHA-256.
+    def save_manifest(self, store: ImageStore) -> None:
+        """Write `manifest.csv`: every image with label, split, group and SHA-256.
 
         Paths count from the run folder, so that `tl evaluate RUN/manifest.csv --split val` works.
-        Raises `RunError` if the run has another one already: it cannot go on with other pictures.
+        Raises `RunError` if the run has another one already: it cannot go on with other images.
         """
-        has_regions = any(picture.region is not None for picture in store.pictures)
+        has_regions = any(image.region is not None for image in store.images)
         rows = [
             (self.relative(p.path), p.label, p.split, p.group, digest, *(_sides(p.region) if has_regions else ()))
-            for p, digest in zip(store.pictures, store.hashes, strict=True)
+            for p, digest in zip(store.images, store.hashes, strict=True)
         ]
         text = csv_text((*_MANIFEST, *(_REGION if has_regions else ())), rows)
         path = self.folder / "manifest.csv"
         if path.exists() and path.read_bytes() != text.encode(errors="surrogateescape"):
-            raise RunError(f"{self.folder}: pictures, labels or splits have changed since; train a new run instead")
+            raise RunError(f"{self.folder}: images, labels or splits have changed since; train a new run instead")
         write_text(path, text)
 
-    def picture_paths(self, split: str) -> list[str]:
-        """Pictures of a split that are still where they were, in manifest order. Raises `RunError`."""
-        return [picture.path for picture in self.pictures(split)]
+    def image_paths(self, split: str) -> list[str]:
+        """Images of a split that are still where they were, in manifest order. Raises `RunError`."""
+        return [image.path for image in self.images(split)]
 
-    def pictures(self, split: str) -> list[Picture]:
+    def images(self, split: str) -> list[LabeledImage]:
         """The same with label, group and region."""
         found = []
         for row in self._manifest():
@@ -149,7 +149,7 @@ class Run:
             if row["split"] == split and os.path.isfile(path):
                 sides = tuple(float(row[name]) for name in _REGION if row.get(name))
                 region = (sides[0], sides[1], sides[2], sides[3]) if len(sides) == len(_REGION) else None
-                found.append(Picture(path, row["path"], row["label"], split, row["group"], region))
+                found.append(LabeledImage(path, row["path"], row["label"], split, row["group"], region))
         return found
 
     def relative(self, path: str) -> str:
@@ -157,7 +157,7 @@ class Run:
         return Path(os.path.relpath(path, self.folder)).as_posix()
 
     def val_predictions(self, class_names: Sequence[str]) -> dict[str, list[float]]:
-        """Probabilities of `predictions_val.csv` in the order of `class_names`, by picture path as `picture_paths`
+        """Probabilities of `predictions_val.csv` in the order of `class_names`, by image path as `image_paths`
         gives them. Raises `RunError`.
         """
         path = self.folder / "predictions_val.csv"
@@ -174,23 +174,23 @@ class Run:
         return dict(zip(self._val_paths(len(rows)), probabilities, strict=True))
 
     def val_points(self) -> dict[str, NDArray[np.float64]]:
-        """Points (K, 2) of `predictions_val.csv` in pixels of the photos, by picture path. Raises `RunError`."""
-        found = self.load_landmarks("predictions_val.csv").pictures
-        return dict(zip(self._val_paths(len(found)), (picture.keypoints_xy for picture in found), strict=True))
+        """Points (K, 2) of `predictions_val.csv` in pixels of the photos, by image path. Raises `RunError`."""
+        found = self.load_landmarks("predictions_val.csv").images
+        return dict(zip(self._val_paths(len(found)), (image.keypoints_xy for image in found), strict=True))
 
     def _val_paths(self, count: int) -> list[str]:
         shown = [row["path"] for row in self._manifest() if row["split"] == "val"]
         if len(shown) != count:
             path = self.folder / "predictions_val.csv"
-            raise RunError(f"{path}: has {count} rows for {len(shown)} validation pictures of the manifest")
+            raise RunError(f"{path}: has {count} rows for {len(shown)} validation images of the manifest")
         return [os.path.normpath(os.path.join(self.folder, name)) for name in shown]
 
     def digests(self, split: str) -> list[str]:
-        """SHA-256 of each picture of a split, whether it is still there or not. Raises `RunError`."""
+        """SHA-256 of each image of a split, whether it is still there or not. Raises `RunError`."""
         return [row["sha256"] for row in self._manifest() if row["split"] == split]
 
     def data_hash(self) -> str:
-        """SHA-256 over the pictures' hashes, labels and splits. Raises `RunError`."""
+        """SHA-256 over the images' hashes, labels and splits. Raises `RunError`."""
         return hash_data((row["sha256"], row["label"], row["split"]) for row in self._manifest())
 
     def _manifest(self) -> list[dict[str, str]]:
@@ -204,9 +204,9 @@ class Run:
             raise RunError(f"{path}: made by another version of tl")
         return rows
 
-    def save_skipped(self, bad: Sequence[tuple[Picture, str]]) -> None:
-        """Write `skipped.csv`: unreadable pictures and their reasons."""
-        rows = [(picture.name, picture.split, reason) for picture, reason in bad]
+    def save_skipped(self, bad: Sequence[tuple[LabeledImage, str]]) -> None:
+        """Write `skipped.csv`: unreadable images and their reasons."""
+        rows = [(image.name, image.split, reason) for image, reason in bad]
         write_csv(self.folder / "skipped.csv", ("path", "split", "error"), rows)
 
     def save_rows(self, name: str, kind: type, rows: Sequence[Any]) -> None:
@@ -231,14 +231,14 @@ class Run:
         write_text(self.folder / "metrics.json", json.dumps(metrics, indent=2, ensure_ascii=False) + "\n")
 
     def save_predictions(
-        self, split: str, pictures: Sequence[Picture], probabilities: NDArray[np.float32], class_names: Sequence[str]
+        self, split: str, images: Sequence[LabeledImage], probabilities: NDArray[np.float32], class_names: Sequence[str]
     ) -> None:
         """Write `predictions_SPLIT.csv`: `path,true_label,label,confidence,p:<class>...`."""
         rows = []
-        for picture, row in zip(pictures, probabilities, strict=True):
+        for image, row in zip(images, probabilities, strict=True):
             decided = int(row.argmax())
             shown = [f"{value:.6g}" for value in row.tolist()]
-            rows.append([picture.name, picture.label, class_names[decided], shown[decided], *shown])
+            rows.append([image.name, image.label, class_names[decided], shown[decided], *shown])
         columns = ("path", "true_label", "label", "confidence", *(f"p:{name}" for name in class_names))
         write_csv(self.folder / f"predictions_{split}.csv", columns, rows)
 
@@ -247,9 +247,9 @@ class Run:
         write_text(self.folder / f"predictions_{split}.csv", wide_csv.write(landmarks))
 
     def save_annotations(self, landmarks: LandmarkSet, size: Size) -> None:
-        """Write `annotations.json`, COCO keypoints with everything known. Pictures' names count from the run folder.
+        """Write `annotations.json`, COCO keypoints with everything known. Images' names count from the run folder.
 
-        `size`: name -> (height, width) of the upright picture.
+        `size`: name -> (height, width) of the upright image.
         """
         write_landmarks(landmarks, self.folder / "annotations.json", "coco", size)
 

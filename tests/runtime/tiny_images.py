@@ -1,4 +1,4 @@
-"""Tiny pictures of every format, as files: seeds for tests that damage them. 4 x 4 pixels, written by Pillow 12."""
+"""Tiny images of every format, as files: seeds for tests that damage them. 4 x 4 pixels, written by Pillow 12."""
 
 from __future__ import annotations
 
@@ -67,4 +67,4 @@ _BASE64 = {
     """,
 }
 
-PICTURES = {name: b64decode(text) for name, text in _BASE64.items()}
+IMAGES = {name: b64decode(text) for name, text in _BASE64.items()}

@@ -1,4 +1,4 @@
-"""Picture files for tests: encoded by Pillow, or chunk by chunk where Pillow cannot write them."""
+"""Image files for tests: encoded by Pillow, or chunk by chunk where Pillow cannot write them."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from tl.runtime.imaging.preprocessing import build_recipe
 
 RECIPE = build_recipe((8, 8))
 
-# How a stored picture is made from an upright one so that EXIF orientation o makes it upright again.
+# How a stored image is made from an upright one so that EXIF orientation o makes it upright again.
 # Source: EXIF 2.32, tag 0x0112; 6 says that the stored left column is the visual top, so it was turned left (90).
 _STORED = {
     1: None,
@@ -42,20 +42,20 @@ def noise(height: int = 64, width: int = 64, seed: int = 0) -> NDArray[np.uint8]
 
 
 def encode(image: NDArray[Any] | Image.Image, kind: str, **options: Any) -> bytes:
-    """A picture file as bytes."""
-    picture = Image.fromarray(image) if isinstance(image, np.ndarray) else image
+    """An image file as bytes."""
+    opened = Image.fromarray(image) if isinstance(image, np.ndarray) else image
     buffer = BytesIO()
-    picture.save(buffer, kind, **options)
+    opened.save(buffer, kind, **options)
     return buffer.getvalue()
 
 
 def encode_turned(upright: NDArray[np.uint8], orientation: int, kind: str, **options: Any) -> bytes:
     """A file whose stored pixels are turned, with the EXIF orientation that turns them back."""
-    picture = Image.fromarray(upright)
+    image = Image.fromarray(upright)
     turn = _STORED[orientation]
     exif = Image.Exif()
     exif[0x0112] = orientation
-    return encode(picture if turn is None else picture.transpose(turn), kind, exif=exif.tobytes(), **options)
+    return encode(image if turn is None else image.transpose(turn), kind, exif=exif.tobytes(), **options)
 
 
 def png(

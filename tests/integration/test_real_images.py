@@ -1,4 +1,4 @@
-"""Real pictures and weights, where the optional folder of local test data is there (TL_SHARED)."""
+"""Real images and weights, where the optional folder of local test data is there (TL_SHARED)."""
 
 from __future__ import annotations
 
@@ -111,16 +111,16 @@ def test_preprocessing__reaches_torchvisions_accuracy(shared: Path, imagenet_mod
     load_into(classifier, read_weights(file, "mobilenet_v2"))
     transform = models.MobileNet_V2_Weights.IMAGENET1K_V2.transforms()
     synsets = [line.split()[0] for line in (shared / "data/imagenet/synset.txt").read_text().splitlines()]
-    pictures = sorted((shared / "data" / "imagenet-val-500").rglob("*.*"))
-    truth = np.array([synsets.index(path.parent.name) for path in pictures])
+    images = sorted((shared / "data" / "imagenet-val-500").rglob("*.*"))
+    truth = np.array([synsets.index(path.parent.name) for path in images])
     with tl.runtime.load(imagenet_model, device="cpu") as model:
-        ours = np.stack([r.probabilities for r in model.predict_iter(pictures)])  # type: ignore[union-attr]
+        ours = np.stack([r.probabilities for r in model.predict_iter(images)])  # type: ignore[union-attr]
     with torch.no_grad():
-        pixels = torch.stack([transform(Image.open(path).convert("RGB")) for path in pictures])
+        pixels = torch.stack([transform(Image.open(path).convert("RGB")) for path in images])
         pixels = pixels.contiguous(memory_format=torch.channels_last)
         reference = torch.cat([torch.softmax(classifier(batch), 1) for batch in pixels.split(50)]).numpy()
     accuracy = [(p.argmax(axis=1) == truth).mean() for p in (ours, reference)]
-    assert len(pictures) == 500
+    assert len(images) == 500
     assert abs(accuracy[0] - accuracy[1]) <= 0.01
     assert np.abs(ours - reference).max() < 1e-3  # torchvision's float normalisation comes in another order
 
@@ -161,7 +161,7 @@ def test_odd_images__decode_to_the_shape_pillow_finds(shared: Path) -> None:
                 slowest = max(slowest, time.perf_counter() - started)
             decoded += 1
             size = (int(row["h"]), int(row["w"]))
-            # Pillow's size of a TIFF is already that of the upright picture.
+            # Pillow's size of a TIFF is already that of the upright image.
             turned = row["exif_orient"] in ("5", "6", "7", "8") and row["fmt"] != "TIFF"
             assert image.shape == (*(size[::-1] if turned else size), 3), row["path"]
             assert row["fmt"] in (*FORMATS, "MPO")
