@@ -17,8 +17,8 @@ from tl.data.manifests import read_images
 from tl.progress import Silent
 from tl.runtime.devices import usable_cores
 from tl.runtime.imaging.pipeline import load_working
-from tl.runtime.imaging.preprocessing import build_recipe
-from tl.runtime.prefetch import map_ahead
+from tl.runtime.imaging.preprocessing import build_preprocessing
+from tl.runtime.prefetch import prefetch_map
 from tl.runtime.session import Session
 from tl.trainer.config import TrainConfig
 from tl.trainer.train import train
@@ -50,12 +50,12 @@ class Clock(Silent):
 
 
 def cold(folder: Path) -> None:
-    recipe = build_recipe((224, 224))
+    preprocessing = build_preprocessing((224, 224))
     paths = [image.path for image in read_images(CARTOONS)]
     decodes, forwards, passes, prepared = [], [], [], 0.0
     for i in range(3):
         started = time.perf_counter()
-        decoded = map_ahead(lambda path: load_working(path, recipe), paths, workers=usable_cores(), ahead=16)
+        decoded = prefetch_map(lambda path: load_working(path, preprocessing), paths, workers=usable_cores(), ahead=16)
         inputs = np.stack(list(decoded))
         decodes.append(time.perf_counter() - started)
         os.environ["TL_CACHE_DIR"] = str(folder / f"cold{i}")

@@ -240,12 +240,12 @@ def bound_rates(folder: Path, paths: list[str]) -> dict[str, float]:
         return onnxruntime.InferenceSession(folder / "tl.onnx", options, providers=["CPUExecutionProvider"])
 
     together, alone = open_session(cores), open_session(1)
-    recipe = parse_contract(alone.get_modelmeta().custom_metadata_map["tl.contract"], "tl.onnx").recipe
+    preprocessing = parse_contract(alone.get_modelmeta().custom_metadata_map["tl.contract"], "tl.onnx").preprocessing
     chosen = paths[:512]
     rates = {}
     with ThreadPoolExecutor(cores) as pool:
         started = time.perf_counter()
-        inputs = np.stack(list(pool.map(lambda path: load_input(path, recipe), chosen)))
+        inputs = np.stack(list(pool.map(lambda path: load_input(path, preprocessing), chosen)))
         rates["decode and resize"] = len(chosen) / (time.perf_counter() - started)
         for size in (1, 2, 4, 8, 16, 32):
             batches = [inputs[i : i + size] for i in range(0, len(inputs), size)]
@@ -311,12 +311,12 @@ def overhead(folder: Path) -> None:
 
     files = small_files()[:1000]
     session = Session(folder / "tl.onnx", device="cpu", threads=1)
-    recipe = session.contract.recipe
+    preprocessing = session.contract.preprocessing
 
     def loop() -> float:
         with ThreadPoolExecutor(os.cpu_count()) as pool:
             started = time.perf_counter()
-            list(pool.map(lambda path: session.run(load_input(path, recipe)[None], ["probabilities"]), files))
+            list(pool.map(lambda path: session.run(load_input(path, preprocessing)[None], ["probabilities"]), files))
             return len(files) / (time.perf_counter() - started)
 
     def unwritten() -> float:
@@ -350,8 +350,10 @@ def scaled(folder: Path) -> None:
     files = [p for name in folders for p in sorted((SHARED / "data" / name).rglob("*")) if p.suffix.lower() == ".jpg"]
     rows = []
     for path in files:
-        recipes = [dataclasses.replace(session.contract.recipe, jpeg_scale=scale) for scale in ("full", "2x")]
-        inputs = np.stack([load_input(path, recipe) for recipe in recipes])
+        preprocessings = [
+            dataclasses.replace(session.contract.preprocessing, jpeg_scale=scale) for scale in ("full", "2x")
+        ]
+        inputs = np.stack([load_input(path, preprocessing) for preprocessing in preprocessings])
         both = session.run(inputs, ["probabilities"])[0]
         rows.append((np.abs(both[0] - both[1]).max(), both[0].argmax() == both[1].argmax()))
     differences, same = zip(*rows, strict=True)

@@ -42,7 +42,7 @@ from tl.runtime.imaging.pipeline import Preparer, load_input
 from tl.runtime.model_file.contract import parse_contract
 from tl.runtime.output.writers import open_writer
 from tl.runtime.predictor import CUDA_BATCH
-from tl.runtime.prefetch import map_ahead
+from tl.runtime.prefetch import prefetch_map
 
 OUTPUT = "probabilities"
 Ways = dict[str, Callable[[float], float]]  # share of the images -> images/s
@@ -91,16 +91,16 @@ def report(model: Path, paths: list[str], options: argparse.Namespace, decode: d
     """Every way in turn; then the middle of each with its spread."""
     device, processes = options.device, options.decode_processes
     print(f"\n{model.name}, {len(paths)} images, {os.cpu_count()} cores, {device}", flush=True)
-    recipe = parse_contract(
+    preprocessing = parse_contract(
         open_session(model, "cpu").get_modelmeta().custom_metadata_map["tl.contract"], model.name
-    ).recipe
+    ).preprocessing
     with ThreadPoolExecutor() as pool:
-        inputs = np.stack(list(pool.map(lambda path: load_input(path, recipe), paths[:2048])))
-    if recipe not in decode:
-        decode[recipe] = take_turns(
+        inputs = np.stack(list(pool.map(lambda path: load_input(path, preprocessing), paths[:2048])))
+    if preprocessing not in decode:
+        decode[preprocessing] = take_turns(
             {
-                "decode threads": lambda share: decode_rate(some(paths, share / 8), recipe),
-                "decode pool": lambda share: pool_rate(some(paths, share), recipe, processes),
+                "decode threads": lambda share: decode_rate(some(paths, share / 8), preprocessing),
+                "decode pool": lambda share: pool_rate(some(paths, share), preprocessing, processes),
             },
             options.rounds,
         )
@@ -117,7 +117,7 @@ def report(model: Path, paths: list[str], options: argparse.Namespace, decode: d
         middle = take_turns(ways, options.rounds)
     if device == "cuda" and options.graphs:
         middle |= take_turns(dict(special_ways(model, inputs, options.batches)), options.rounds)
-    decoded = max((value, name) for name, value in decode[recipe].items())
+    decoded = max((value, name) for name, value in decode[preprocessing].items())
     ready = max((value, name) for name, value in middle.items() if not name.startswith("tl"))
     bound, which = min(ready, decoded)
     print(f"bound {bound:.0f} ({which}); tl reaches {middle['tl'] / bound:.2f} of it", flush=True)
@@ -226,21 +226,21 @@ def bound_rate(session: onnxruntime.InferenceSession, batches: list[Any], device
     return sum(map(len, batches)) / (time.perf_counter() - started)
 
 
-def decode_rate(paths: list[str], recipe: Any) -> float:
+def decode_rate(paths: list[str], preprocessing: Any) -> float:
     started = time.perf_counter()
     with ThreadPoolExecutor(os.cpu_count()) as pool:
-        for _ in pool.map(lambda path: load_input(path, recipe), paths):
+        for _ in pool.map(lambda path: load_input(path, preprocessing), paths):
             pass
     return len(paths) / (time.perf_counter() - started)
 
 
-def pool_rate(paths: list[str], recipe: Any, processes: int) -> float:
+def pool_rate(paths: list[str], preprocessing: Any, processes: int) -> float:
     """As `tl.runtime` uses the pool, but that nothing is done with what it decodes."""
     started = time.perf_counter()
     size = CUDA_BATCH
-    with DecodePool(Preparer((recipe,)), processes, batch_size=size, hashes=False) as pool:
+    with DecodePool(Preparer((preprocessing,)), processes, batch_size=size, hashes=False) as pool:
         chunks = (pool.submit(paths[i : i + size]) for i in range(0, len(paths), size))
-        for _ in map_ahead(lambda chunk: pool.release(chunk.result()), chunks, workers=1, ahead=pool.slots - 1):
+        for _ in prefetch_map(lambda chunk: pool.release(chunk.result()), chunks, workers=1, ahead=pool.slots - 1):
             pass
         return len(paths) / (time.perf_counter() - started)
 

@@ -22,7 +22,7 @@ import torch
 
 from tl.progress import Silent
 from tl.runtime.imaging.pipeline import load_working
-from tl.runtime.imaging.preprocessing import build_recipe
+from tl.runtime.imaging.preprocessing import build_preprocessing
 from tl.trainer.config import TrainConfig
 from tl.trainer.fit.augment import build_augment
 from tl.trainer.fit.machine import build_machine
@@ -85,9 +85,9 @@ def synchronize(device: str) -> None:
 
 def augmentation_seconds(preset: str) -> float:
     """Core time of one image's augmentation, from the kept working image to the network's input."""
-    recipe = build_recipe((224, 224))
-    working = load_working(next((PETS / "train").rglob("*.jpg")), recipe)
-    augment = build_augment(preset, recipe)
+    preprocessing = build_preprocessing((224, 224))
+    working = load_working(next((PETS / "train").rglob("*.jpg")), preprocessing)
+    augment = build_augment(preset, preprocessing)
     started = time.process_time()
     for seed in range(200):
         augment(working, seed)
@@ -97,7 +97,7 @@ def augmentation_seconds(preset: str) -> float:
 def bound(folder: Path) -> None:
     build_machine("cpu", "fp32", None)  # raises the malloc thresholds, for both
     augmentation = augmentation_seconds("standard")
-    print(f"augmentation standard: {1000 * augmentation:.2f} ms of core time an image")
+    print(f"augmentation standard: {1000 * augmentation:.2f} ms of core time per image")
     loops, mine = [], []
     for _ in range(ROUNDS):
         loops.append(bare("mobilenet_v2", 224, "cpu", None, BATCH, 12))

@@ -25,12 +25,12 @@ import torch
 
 from tl.progress import Silent
 from tl.trainer.config import TrainConfig
-from tl.trainer.fit.batches import ImageBatches, LabelledItems
+from tl.trainer.fit.batches import ImageBatches, LabeledItems
 from tl.trainer.fit.distributed import Ranks
 from tl.trainer.fit.image_training import num_workers
 from tl.trainer.fit.machine import Machine, build_machine
 from tl.trainer.fit.optimizers import build_optimizer
-from tl.trainer.fit.steps import Classification, Trainee, build_scaler, take_step
+from tl.trainer.fit.steps import Classification, TrainableModel, build_scaler, train_step
 from tl.trainer.models.backbones import find_backbone_info
 from tl.trainer.models.build import build_network
 from tl.trainer.models.freezing import ParameterGroup
@@ -107,7 +107,7 @@ def synthetic(run: Run, batch: int) -> float:
     info = find_backbone_info(config.backbone)
     network = build_network(config, info, 7, None).to(machine.device).train()
     groups = [ParameterGroup(tuple(network.parameters()), 1.0)]
-    trainee = Trainee(network, groups, Classification(tuple("abcdefg"), None, 0.0))
+    trainable = TrainableModel(network, groups, Classification(tuple("abcdefg"), None, 0.0))
     optimizer = build_optimizer(settled(config.optimizer), groups, 1e-4, momentum=0.9, weight_decay=1e-4)
     images = torch.randint(0, 256, (batch, info.image_size, info.image_size, 3), dtype=torch.uint8)
     ready = [(images.to(machine.device), torch.randint(7, (batch,), device=machine.device), batch)]
@@ -116,7 +116,7 @@ def synthetic(run: Run, batch: int) -> float:
     for _ in range(4):
         started = time.perf_counter()
         for _ in range(steps):
-            take_step(trainee, network, ready, optimizer, build_scaler(machine), machine, Ranks(), None)
+            train_step(trainable, network, ready, optimizer, build_scaler(machine), machine, Ranks(), None)
         synchronize(machine)
         rates.append(batch * steps / (time.perf_counter() - started))
     return show("synthetic", rates[1:])
@@ -128,7 +128,7 @@ def loader(config: TrainConfig) -> float:
     machine = build_machine(config.device, config.precision, None)
     train_indices = task.store.indices("train")
     batches = ImageBatches(
-        LabelledItems(task.store, task.ids, task.augment, 0),
+        LabeledItems(task.store, task.ids, task.augment, 0),
         train_indices,
         batch_size=settled(task.config.batch_size),
         seed=0,

@@ -3,7 +3,7 @@
     TL_SHARED=... python benchmarks/trust.py MODEL.onnx ...
 
 Model files exported from runs on PACS cartoon (`split`). Unknown: its test images against those of tiny-imagenet and
-of cats and dogs, by the file's `unknown_score` and by one minus the largest probability. Coverage: on the test split.
+of cats and dogs, by the file's `ood_score` and by one minus the largest probability. Coverage: on the test split.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from sklearn.metrics import roc_auc_score
 
 from tl.data.manifests import read_images
 from tl.evaluation.metrics import wilson_interval
-from tl.runtime.ensembles.selective import Caution
+from tl.runtime.ensembles.selective import SelectivePrediction
 from tl.runtime.predictor import load
 from tl.runtime.results import Classification
 from tl.runtime.sources.paths import find_images
@@ -28,7 +28,7 @@ COVERAGES = (0.9, 0.95, 0.99)
 
 
 def predict(model: str, paths: list[str], coverage: float) -> list[Classification]:
-    with load(model, device="cpu", caution=Caution(coverage=coverage, reject_unknown=True)) as predictor:
+    with load(model, device="cpu", selective=SelectivePrediction(coverage=coverage, reject_unknown=True)) as predictor:
         return [result for result in predictor.predict_iter(paths) if isinstance(result, Classification)]
 
 
@@ -45,7 +45,7 @@ def main() -> None:
             found = predict(model, theirs, COVERAGES[0])
             is_strange = [0] * len(known) + [1] * len(found)
             both = [*known, *found]
-            by_score = roc_auc_score(is_strange, [result.unknown_score for result in both])
+            by_score = roc_auc_score(is_strange, [result.ood_score for result in both])
             by_confidence = roc_auc_score(is_strange, [1 - result.confidence for result in both])
             caught = np.mean([result.label == "?" for result in found])
             shown = (

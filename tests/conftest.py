@@ -30,5 +30,5 @@ def shared() -> Path:
 
 @pytest.fixture(scope="session")
 def color_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A model file that calls an image red, green or blue by its mean colour."""
+    """A model file that calls an image red, green or blue by its mean color."""
     return make_model(tmp_path_factory.mktemp("models") / "color.onnx")

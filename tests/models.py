@@ -12,7 +12,7 @@ import onnx
 from numpy.typing import NDArray
 from onnx import TensorProto, helper, numpy_helper
 
-from tl.runtime.imaging.preprocessing import Recipe, build_recipe
+from tl.runtime.imaging.preprocessing import Preprocessing, build_preprocessing
 from tl.runtime.model_file.contract import (
     METADATA_KEY,
     SCHEMA_VERSION,
@@ -29,20 +29,24 @@ COLORS = ("red", "green", "blue")
 
 
 def color_probabilities(image: NDArray[np.uint8], gain: float = 0.05) -> NDArray[np.float32]:
-    """What the colour model computes, by hand: softmax of gain x mean of each channel. (H, W, 3) -> (3,)."""
+    """What the color model computes, by hand: softmax of gain x mean of each channel. (H, W, 3) -> (3,)."""
     logits = gain * image.reshape(-1, 3).astype(np.float64).mean(axis=0)
     powers = np.exp(logits - logits.max())
     return (powers / powers.sum()).astype(np.float32)
 
 
 def make_contract(
-    class_names: Sequence[str] = COLORS, recipe: Recipe | None = None, *, gain: float = 0.05, **changes: Any
+    class_names: Sequence[str] = COLORS,
+    preprocessing: Preprocessing | None = None,
+    *,
+    gain: float = 0.05,
+    **changes: Any,
 ) -> Contract:
-    """A complete contract for the colour model, with two golden samples."""
-    recipe = recipe or build_recipe((8, 8))
+    """A complete contract for the color model, with two golden samples."""
+    preprocessing = preprocessing or build_preprocessing((8, 8))
     samples = []
     for color in (200, 30, 90), (10, 20, 250):
-        image = solid(color, *recipe.input_hw)
+        image = solid(color, *preprocessing.input_hw)
         order = [COLORS.index(name) for name in class_names] if set(class_names) == set(COLORS) else [0, 1, 2]
         probabilities = color_probabilities(image, gain)[order[: len(class_names)]]
         samples.append(GoldenSample(encode_golden_png(image), tuple(map(float, probabilities))))
@@ -53,7 +57,7 @@ def make_contract(
         class_names=tuple(class_names),
         keypoint_names=(),
         landmarks=None,
-        recipe=recipe,
+        preprocessing=preprocessing,
         outputs=("probabilities",),
         temperature=1.0,
         thresholds={},
@@ -62,7 +66,7 @@ def make_contract(
         unknown=None,
         provenance=Provenance("none", "none", "test", {}, "", {}, {"onnx": onnx.__version__}, "2026-01-01T00:00:00"),
         parity=Parity(1, (1,), {"probabilities": 0.0}, 0.0, 1.0, 1e-4),
-        quantisation=None,
+        quantization=None,
         golden=Golden("synthetic", {"fp32": 1e-4}, tuple(samples)),
     )
     return dataclasses.replace(contract, **changes)
@@ -72,19 +76,19 @@ def make_model(
     path: Path,
     class_names: Sequence[str] = COLORS,
     *,
-    recipe: Recipe | None = None,
+    preprocessing: Preprocessing | None = None,
     gain: float = 0.05,
     contract: Contract | str | bool | None = True,
 ) -> Path:
-    """Write a model: uint8 NHWC -> mean colour -> gain -> softmax; `class_names` reorder the colours.
+    """Write a model: uint8 NHWC -> mean color -> gain -> softmax; `class_names` reorder the colors.
 
     `contract`: True for a fitting one, None for none, or a contract or text to embed as it is.
     """
-    recipe = recipe or build_recipe((8, 8))
+    preprocessing = preprocessing or build_preprocessing((8, 8))
     matrix = np.zeros((3, len(class_names)), np.float32)
     for column, name in enumerate(class_names):
         matrix[COLORS.index(name) if name in COLORS else column % 3, column] = gain
-    height, width = recipe.input_hw
+    height, width = preprocessing.input_hw
     graph = helper.make_graph(
         [
             helper.make_node("Cast", ["images"], ["pixels"], to=TensorProto.FLOAT),
@@ -102,7 +106,7 @@ def make_model(
     )
     model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)], ir_version=8)
     if contract is True:
-        contract = make_contract(class_names, recipe, gain=gain)
+        contract = make_contract(class_names, preprocessing, gain=gain)
     if contract is not None:
         text = contract if isinstance(contract, str) else dump_contract(contract)  # type: ignore[arg-type]
         helper.set_model_props(model, {METADATA_KEY: text})
@@ -111,7 +115,7 @@ def make_model(
 
 
 def make_cam_model(path: Path, *, gain: float = 0.05) -> Path:
-    """The colour model of 8x8 inputs with class activation maps `cam` (N, 3, 2, 2), whose mean is its logits."""
+    """The color model of 8x8 inputs with class activation maps `cam` (N, 3, 2, 2), whose mean is its logits."""
     graph = helper.make_graph(
         [
             helper.make_node("Cast", ["images"], ["pixels"], to=TensorProto.FLOAT),
@@ -140,5 +144,5 @@ def make_cam_model(path: Path, *, gain: float = 0.05) -> Path:
 
 
 def solid(color: tuple[int, int, int], height: int = 8, width: int = 8) -> NDArray[np.uint8]:
-    """An image of one colour, uint8 (H, W, 3)."""
+    """An image of one color, uint8 (H, W, 3)."""
     return np.full((height, width, 3), color, np.uint8)

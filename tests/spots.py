@@ -13,7 +13,7 @@ from onnx import TensorProto, helper, numpy_helper
 from PIL import Image
 
 from tests.models import make_contract
-from tl.runtime.imaging.preprocessing import Recipe, build_recipe
+from tl.runtime.imaging.preprocessing import Preprocessing, build_preprocessing
 from tl.runtime.landmarks.shapes import mean_shape
 from tl.runtime.model_file.contract import METADATA_KEY, Golden, GoldenSample, LandmarkFacts, dump_contract
 from tl.runtime.model_file.selftest import encode_golden_png
@@ -43,11 +43,16 @@ def save_spots(path: Path, points_xy: NDArray[np.floating], hw: tuple[int, int] 
 
 
 def make_spot_model(
-    path: Path, recipe: Recipe | None = None, *, shift: float = 0.0, names: tuple[str, ...] = SPOTS, **facts: Any
+    path: Path,
+    preprocessing: Preprocessing | None = None,
+    *,
+    shift: float = 0.0,
+    names: tuple[str, ...] = SPOTS,
+    **facts: Any,
 ) -> Path:
     """Write the model; it finds every point `shift` input pixels too far right. `facts` are of `LandmarkFacts`."""
-    recipe = recipe or build_recipe((48, 48), "letterbox")
-    height, width = recipe.input_hw
+    preprocessing = preprocessing or build_preprocessing((48, 48), "letterbox")
+    height, width = preprocessing.input_hw
     constants = {
         "places": np.array([1, 2], np.int64),
         "last": np.array([2], np.int64),
@@ -93,22 +98,22 @@ def make_spot_model(
         region_margin=0.0,
     )
     contract = dataclasses.replace(
-        make_contract(recipe=recipe),
+        make_contract(preprocessing=preprocessing),
         task="landmarks",
         class_names=(),
         keypoint_names=names,
         landmarks=LandmarkFacts(**{**vars(known), **facts}),
         outputs=("keypoints", "keypoint_confidence"),
-        golden=_golden(recipe, shift),
+        golden=_golden(preprocessing, shift),
     )
     helper.set_model_props(model, {METADATA_KEY: dump_contract(contract)})
     onnx.save(model, path)
     return path
 
 
-def _golden(recipe: Recipe, shift: float) -> Golden:
-    points = np.array([[0.25, 0.25], [0.75, 0.3], [0.4, 0.7]]) * recipe.input_hw[::-1]
+def _golden(preprocessing: Preprocessing, shift: float) -> Golden:
+    points = np.array([[0.25, 0.25], [0.75, 0.3], [0.4, 0.7]]) * preprocessing.input_hw[::-1]
     expected = tuple(float(value) for value in (points + np.array([shift, 0.0])).ravel())
-    png = encode_golden_png(spot_image(points, recipe.input_hw))
+    png = encode_golden_png(spot_image(points, preprocessing.input_hw))
     # A spot's light is rounded to 255 steps and cut where it is below half of one.
     return Golden("synthetic", {"fp32": 0.1}, (GoldenSample(png, expected),))

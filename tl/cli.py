@@ -9,6 +9,7 @@ import errno
 import io
 import os
 import sys
+from collections.abc import Sequence
 from typing import Annotated
 
 import typer
@@ -25,6 +26,7 @@ from tl.commands import (
     export,
     inspect,
     merge,
+    neighbors,
     predict,
     probe,
     refit,
@@ -33,7 +35,6 @@ from tl.commands import (
     train,
     verify,
 )
-from tl.commands import neighbors as neighbours
 from tl.commands.console import EXIT_FAULT, EXIT_INTERRUPTED, warn
 from tl.commands.ensemble_option import EnsembleCommand
 from tl.errors import RunInterrupted, TlError
@@ -65,18 +66,18 @@ def root(
     """
 
 
-app.command("train", short_help="Train a classifier on labelled photos.")(train.command)
+app.command("train", short_help="Train a classifier on labeled photos.")(train.command)
 app.command("probe", short_help="Compare heads on a frozen backbone by cross-validation.")(probe.command)
 app.command("export", short_help="Turn a run into a verified model file.")(export.command)
 app.command("adopt", short_help="Turn another tool's ONNX classifier into a model file.")(adopt.command)
 app.command("merge", short_help="Make one model file of several that vote.")(merge.command)
 app.command("refit", short_help="Give a model file a new head, without torch.")(refit.command)
 app.command("predict", cls=EnsembleCommand, short_help="Predict photos with model files.")(predict.command)
-app.command("evaluate", cls=EnsembleCommand, short_help="Score model files on labelled photos.")(evaluate.command)
+app.command("evaluate", cls=EnsembleCommand, short_help="Score model files on labeled photos.")(evaluate.command)
 app.command("sweep", short_help="Train a study of many runs and compare them.")(sweep.command)
 app.command("compare", short_help="Show finished runs side by side.")(compare.command)
 app.command("report", short_help="Write the page of a run.")(report.command)
-app.command("neighbours", short_help="Find the training images most like a new one.")(neighbours.command)
+app.command("neighbors", short_help="Find the training images most like a new one.")(neighbors.command)
 app.command("inspect", short_help="Show what a model file says of itself.")(inspect.command)
 app.command("verify", short_help="Rerun a model file's self-test here.")(verify.command)
 app.command("bench", short_help="Measure a model file on this machine.")(bench.command)
@@ -85,8 +86,29 @@ app.command("doctor", short_help="Check this machine.")(doctor.command)
 app.command("demo", short_help="Walk the whole way on handwritten digits.")(demo.command)
 
 
+# Names of before 0.1, still understood.
+_OLD_COMMANDS = {"neighbours": "neighbors"}
+_OLD_OPTIONS = {
+    "--normalise": "--normalize",
+    "--head-start": "--head-init",
+    "--calibration-pictures": "--calibration-images",
+}
+
+
+def present_names(words: Sequence[str]) -> list[str]:
+    """A command line with the present names of its command and options."""
+    *_, last = [0, *(i for i, word in enumerate(words) if word == "--")]
+    end = last if "--" in words else len(words)
+    renamed = [_OLD_COMMANDS.get(word, word) for word in words[:1]]
+    for word in words[1:end]:
+        name, equals, value = word.partition("=")
+        renamed.append(_OLD_OPTIONS.get(name, name) + equals + value)
+    return [*renamed, *words[max(1, end) :]]
+
+
 def main() -> None:
     """Entry point of the `tl` command."""
+    sys.argv[1:] = present_names(sys.argv[1:])
     if isinstance(sys.stdout, io.TextIOWrapper):
         # Data is UTF-8 on every system; file names need not be: give their bytes back.
         sys.stdout.reconfigure(encoding="utf-8", errors="surrogateescape")

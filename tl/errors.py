@@ -94,3 +94,8 @@ class OutputError(TlError):
 
 class MissingExtraError(TlError):
     """An optional package is not installed."""
+
+
+def first_line(error: Exception) -> str:
+    """What a foreign exception says in its first line, for a message of ours."""
+    return str(error).strip().splitlines()[0][:300] if str(error).strip() else type(error).__name__

@@ -8,7 +8,7 @@ import pytest
 from tests.commands.conftest import RunTl
 from tests.exporter.adoption.foreign_models import make_foreign, make_huggingface, make_ultralytics
 from tests.models import make_model
-from tl.runtime.imaging.preprocessing import build_recipe
+from tl.runtime.imaging.preprocessing import build_preprocessing
 
 
 @pytest.fixture
@@ -59,7 +59,7 @@ def test_adopt__own_numbers(run_tl: RunTl, photos: Path, labels: Path, tmp_path:
     assert "NHWC 32x24" in done.err
     assert "resize squash, lanczos, scale 0.00784314, mean 1,1,1, std 1,1,0.5" in done.err
     contract = json.loads(run_tl("inspect", out, "--json").out)
-    assert (contract["recipe"]["input_hw"], contract["golden"]["source"]) == ([24, 32], "synthetic")
+    assert (contract["preprocessing"]["input_hw"], contract["golden"]["source"]) == ([24, 32], "synthetic")
 
 
 @pytest.mark.parametrize(
@@ -101,11 +101,11 @@ def test_adopted__verifies_and_is_inspected(run_tl: RunTl, adopted: Path) -> Non
     text = run_tl("inspect", adopted).out
     assert "3: red, green, blue" in text
     assert "pytorch, adopted, weights yolo.onnx (sha256 " in text
-    assert "short side 32 then centre crop" in text
+    assert "short side 32 then center crop" in text
 
 
 def test_adopted__votes_with_our_own(run_tl: RunTl, photos: Path, adopted: Path, tmp_path: Path) -> None:
-    own = make_model(tmp_path / "own.onnx", ("blue", "red", "green"), recipe=build_recipe((16, 24)))
+    own = make_model(tmp_path / "own.onnx", ("blue", "red", "green"), preprocessing=build_preprocessing((16, 24)))
     votes = run_tl("predict", photos, "--ensemble", adopted, own, "--device", "cpu")
     assert votes.code == 0
     assert {row["agreement"] for row in votes.rows()} == {"1"}

@@ -176,7 +176,7 @@ def test_evaluate__members_and_merged(run_tl: RunTl, tmp_path: Path) -> None:
     assert rows["0", ""]["n"] == 3
     table = run_tl("evaluate", data, "--model", files[1])
     assert table.out.splitlines()[0] == (
-        "model,merging,n,points,error_px,ci_low,ci_high,rmse_px,normalised_error,extent_error"
+        "model,merging,n,points,error_px,ci_low,ci_high,rmse_px,normalized_error,extent_error"
     )
     assert "evaluating on split 'test': 3 images" in table.err
 

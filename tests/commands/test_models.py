@@ -11,8 +11,8 @@ import pytest
 
 from tests.commands.conftest import RunTl
 from tests.models import make_contract, make_model
-from tl.runtime.model_file.contract import Conformal, UnknownFacts, dump_contract, parse_contract
-from tl.runtime.model_file.summary import passport
+from tl.runtime.model_file.contract import Conformal, OodFacts, dump_contract, parse_contract
+from tl.runtime.model_file.summary import summarize_contract
 
 
 def test_evaluate__one_row_a_model_and_rule(run_tl: RunTl, photos: Path, color_model: Path, tmp_path: Path) -> None:
@@ -72,19 +72,19 @@ def test_inspect__text_and_json(run_tl: RunTl, color_model: Path) -> None:
     assert "3: red, green, blue" in text
     assert "uint8 (N, 8, 8, 3)" in text
     assert contract["class_names"] == ["red", "green", "blue"]
-    assert contract["recipe"]["resize_mode"] == "squash"
+    assert contract["preprocessing"]["resize_mode"] == "squash"
 
 
 def test_inspect__what_a_file_knows_of_its_doubts(run_tl: RunTl, color_model: Path, tmp_path: Path) -> None:
-    unknown = UnknownFacts(30, 12, 1.25, 0.05, 20)
+    unknown = OodFacts(30, 12, 1.25, 0.05, 20)
     changes = {"conformal": Conformal((0.25, 0.5), "validation split"), "unknown": unknown}
-    contract = make_contract(outputs=("probabilities", "unknown_score"), **changes)
+    contract = make_contract(outputs=("probabilities", "ood_score"), **changes)
     assert parse_contract(dump_contract(contract), "x") == contract
     other = make_model(tmp_path / "other.onnx", gain=0.01)
     assert run_tl("merge", color_model, other, "-o", tmp_path / "both.onnx").code == 0
     text = run_tl("inspect", tmp_path / "both.onnx").out
     assert "soft: color (weight 1), other (weight 1)" in text
-    shown = dict(passport(contract))
+    shown = dict(summarize_contract(contract))
     assert shown["coverage"] == "sets of classes, from 2 scores of the validation split"
     assert shown["unknown"].startswith("above 1.25, as are 5.0% of 20 validation images")
 

@@ -118,8 +118,8 @@ def test_probe__nothing_given(run_tl: RunTl) -> None:
 
 
 def test_probe__per_class_limits_what_folds_train_on(run_tl: RunTl, trunk_weights: Path, tmp_path: Path) -> None:
-    grey = make_class_folders(tmp_path / "grey", 5, ("a", "b"))  # nothing to tell them by, so that heads make mistakes
-    base = ("probe", grey, "--weights", trunk_weights, *QUICK, "--try", "c=1", "--folds", 3, "--seeds", 2)
+    gray = make_class_folders(tmp_path / "gray", 5, ("a", "b"))  # nothing to tell them by, so that heads make mistakes
+    base = ("probe", gray, "--weights", trunk_weights, *QUICK, "--try", "c=1", "--folds", 3, "--seeds", 2)
     (whole,), (limited,) = table(run_tl(*base)), table(run_tl(*base, "--per-class", 1))
     assert (limited["fits"], limited["n"]) == (whole["fits"], whole["n"]) == ("6", "20")
     assert {**limited, "seconds": ""} != {**whole, "seconds": ""}

@@ -16,7 +16,7 @@ from tl.data.audit import (
     find_class_faults,
     find_duplicates,
     find_near_duplicates,
-    summarise,
+    summarize,
 )
 from tl.data.manifests import LabeledImage
 
@@ -145,8 +145,8 @@ def test_find_near_duplicates__equal_a_plain_computation(monkeypatch: pytest.Mon
     train = [i for i, image in enumerate(images) if image.split == "train"]
     others = [i for i, image in enumerate(images) if image.split == "val"]
     exact = embeddings.astype(np.float64)
-    standardised = (exact - exact[train].mean(axis=0)) / exact[train].std(axis=0)
-    cosines = 1 - cdist(standardised[others], standardised[train], "cosine")
+    standardized = (exact - exact[train].mean(axis=0)) / exact[train].std(axis=0)
+    cosines = 1 - cdist(standardized[others], standardized[train], "cosine")
     assert np.abs(cosines - NEAR_DUPLICATE).min() > 1e-5  # so that float32 decides the same
     alike = [(i, int(cosines[i].argmax())) for i in range(len(others)) if cosines[i].max() > NEAR_DUPLICATE]
     wanted = [(images[train[j]].name, images[others[i]].name) for i, j in alike]
@@ -176,15 +176,15 @@ def test_find_near_duplicates__smallest_sets(splits: dict[str, int]) -> None:
     assert find_near_duplicates(in_splits(**splits), hashes_of(count), embeddings) == []
 
 
-def test_summarise__a_line_a_kind_with_count_and_first_example() -> None:
+def test_summarize__a_line_a_kind_with_count_and_first_example() -> None:
     findings = [
         Finding("labels disagree", "ä/0.png", "b/1.png", "the same file as 'ä' and as 'b'"),
         Finding("few images", "", "", "class 'a' has 3 images to train on"),
         Finding("few images", "", "", "class 'b' has 4 images to train on"),
         Finding("few images", "", "", "class 'c' has 5 images to train on"),
     ]
-    assert summarise(findings, " in findings.csv") == [
+    assert summarize(findings, " in findings.csv") == [
         "warning: labels disagree: ä/0.png and b/1.png: the same file as 'ä' and as 'b'",
         "warning: few images: class 'a' has 3 images to train on (and 2 more in findings.csv)",
     ]
-    assert summarise([]) == []
+    assert summarize([]) == []

@@ -12,7 +12,7 @@ FLOAT64_ORDER = 1e-12
 
 
 def make_images() -> list[NDArray[np.uint8]]:
-    """Of several sizes and colours, one of a single pixel."""
+    """Of several sizes and colors, one of a single pixel."""
     sizes = ((1, 1), (20, 20), (3, 50), (64, 2), (33, 17))
     colors = ((0, 0, 0), (128, 60, 250), (40, 200, 3), (255, 255, 255), (90, 100, 110))
     return [make_noise(i, rgb, hw) for i, (rgb, hw) in enumerate(zip(colors, sizes, strict=True))]
@@ -51,7 +51,7 @@ def test_color_statistics__the_spread_between_images_counts() -> None:
     assert color_statistics([dark, bright])[1] == pytest.approx((0.5, 0.5, 0.5), abs=FLOAT64_ORDER)
 
 
-def test_color_statistics__a_small_spread_on_many_bright_pixels_is_not_cancelled() -> None:
+def test_color_statistics__a_small_spread_on_many_bright_pixels_is_not_canceled() -> None:
     # The textbook's mean of squares less the square of the mean would lose digits here.
     image = np.full((512, 512, 3), 254, np.uint8)
     image[::2] = 252
@@ -59,9 +59,9 @@ def test_color_statistics__a_small_spread_on_many_bright_pixels_is_not_cancelled
     assert std == pytest.approx((1 / 255,) * 3, rel=1e-9)  # two million terms
 
 
-def test_color_statistics__grey_images() -> None:
-    grey = np.repeat(make_noise(3)[..., :1], 3, axis=2)
-    mean, std = color_statistics([grey])
+def test_color_statistics__gray_images() -> None:
+    gray = np.repeat(make_noise(3)[..., :1], 3, axis=2)
+    mean, std = color_statistics([gray])
     assert len(set(mean)) == len(set(std)) == 1
 
 

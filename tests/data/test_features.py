@@ -15,13 +15,13 @@ from tl.data.array_cache import ArrayCache
 from tl.data.features import BATCH, FeatureSet, compute_missing, open_features, view_seed
 from tl.data.images import ImageStore
 from tl.progress import Silent
-from tl.runtime.imaging.preprocessing import Recipe, build_recipe
+from tl.runtime.imaging.preprocessing import Preprocessing, build_preprocessing
 from tl.trainer.fit.augment import build_augment
 
 
 @pytest.fixture
-def recipe() -> Recipe:
-    return build_recipe((16, 16), "short_side", short_side=20)
+def preprocessing() -> Preprocessing:
+    return build_preprocessing((16, 16), "short_side", short_side=20)
 
 
 def make_features(folder: Path) -> FeatureSet:
@@ -55,19 +55,19 @@ def by_name(features: FeatureSet, store: ImageStore, view: int) -> dict[str, NDA
     return {image.name.rsplit("/")[-1]: row for image, row in zip(store.images, rows, strict=True)}
 
 
-def test_compute_missing__the_clean_view_is_the_input_image(tmp_path: Path, recipe: Recipe) -> None:
-    store = make_store(make_class_folders(tmp_path / "d", 3, hw=(24, 30)), recipe)
+def test_compute_missing__the_clean_view_is_the_input_image(tmp_path: Path, preprocessing: Preprocessing) -> None:
+    store = make_store(make_class_folders(tmp_path / "d", 3, hw=(24, 30)), preprocessing)
     features = make_features(tmp_path / "c")
-    compute(features, store, change=build_augment("flip", recipe))  # augmentation must not touch view 0
+    compute(features, store, change=build_augment("flip", preprocessing))  # augmentation must not touch view 0
     wanted = np.stack([store.input(i).reshape(-1) for i in range(9)]).astype(np.float32)
     np.testing.assert_array_equal(features.get(store, range(9)), wanted)
 
 
-def test_compute_missing__each_content_once_and_never_again(tmp_path: Path, recipe: Recipe) -> None:
+def test_compute_missing__each_content_once_and_never_again(tmp_path: Path, preprocessing: Preprocessing) -> None:
     data = make_class_folders(tmp_path / "d", 2)
     for i in range(3):  # copies under other names and labels
         make_png(data / "red" / f"copy{i}.png", make_noise(0, (40, 60, 190)))
-    store = make_store(data, recipe)
+    store = make_store(data, preprocessing)
     assert (len(store.images), len(set(store.hashes))) == (9, 6)
     features = make_features(tmp_path / "c")
     assert compute(features, store) == [6]
@@ -80,12 +80,12 @@ def test_compute_missing__each_content_once_and_never_again(tmp_path: Path, reci
 @pytest.mark.parametrize("count", [1, BATCH, BATCH + 1])
 @pytest.mark.parametrize("cache", ["ram", "none"])
 def test_compute_missing__every_row_belongs_to_its_image(
-    tmp_path: Path, recipe: Recipe, count: int, cache: str
+    tmp_path: Path, preprocessing: Preprocessing, count: int, cache: str
 ) -> None:
     # With "none" images are decoded in threads, whose order must not show.
     for i in range(count):
         make_png(tmp_path / "d" / "a" / f"{i}.png", make_noise(i, hw=(20 + i % 7, 20)))
-    store = make_store(tmp_path / "d", recipe, cache=cache)
+    store = make_store(tmp_path / "d", preprocessing, cache=cache)
     features = make_features(tmp_path / "c")
     batches = compute(features, store)
     assert (sum(batches), max(batches)) == (count, min(count, BATCH))
@@ -93,39 +93,43 @@ def test_compute_missing__every_row_belongs_to_its_image(
     np.testing.assert_array_equal(features.get(store, range(count)), wanted)
 
 
-def test_compute_missing__nothing_to_do(tmp_path: Path, recipe: Recipe) -> None:
-    store = make_store(make_class_folders(tmp_path / "d", 1), recipe)
+def test_compute_missing__nothing_to_do(tmp_path: Path, preprocessing: Preprocessing) -> None:
+    store = make_store(make_class_folders(tmp_path / "d", 1), preprocessing)
     compute_missing(make_features(tmp_path / "c"), store, [], Counting(), None, 0, Silent())
     assert not (tmp_path / "c").exists()
 
 
-def test_compute_missing__views_differ_from_each_other_and_from_the_clean_one(tmp_path: Path, recipe: Recipe) -> None:
-    store = make_store(make_class_folders(tmp_path / "d", 2, hw=(24, 24)), recipe)
+def test_compute_missing__views_differ_from_each_other_and_from_the_clean_one(
+    tmp_path: Path, preprocessing: Preprocessing
+) -> None:
+    store = make_store(make_class_folders(tmp_path / "d", 2, hw=(24, 24)), preprocessing)
     features = make_features(tmp_path / "c")
-    compute(features, store, range(4), build_augment("standard", recipe))
+    compute(features, store, range(4), build_augment("standard", preprocessing))
     rows = features.get(store, range(6), range(4))
     assert rows.shape == (24, 16 * 16 * 3)
     assert len(np.unique(rows, axis=0)) == 24
 
 
-def test_compute_missing__a_view_is_the_change_of_its_own_seed(tmp_path: Path, recipe: Recipe) -> None:
-    store = make_store(make_class_folders(tmp_path / "d", 1, hw=(24, 24)), recipe)
-    features, change = make_features(tmp_path / "c"), build_augment("standard", recipe)
+def test_compute_missing__a_view_is_the_change_of_its_own_seed(tmp_path: Path, preprocessing: Preprocessing) -> None:
+    store = make_store(make_class_folders(tmp_path / "d", 1, hw=(24, 24)), preprocessing)
+    features, change = make_features(tmp_path / "c"), build_augment("standard", preprocessing)
     compute(features, store, (2,), change, seed=5)
     assert change is not None
     wanted = [change(store.working(i), view_seed(5, 2, store.hashes[i])).reshape(-1) for i in range(3)]
     np.testing.assert_array_equal(features.get(store, range(3), (2,)), np.stack(wanted).astype(np.float32))
 
 
-def test_compute_missing__views_stay_whatever_other_images_there_are(tmp_path: Path, recipe: Recipe) -> None:
-    many = make_store(make_class_folders(tmp_path / "many", 4), recipe)
+def test_compute_missing__views_stay_whatever_other_images_there_are(
+    tmp_path: Path, preprocessing: Preprocessing
+) -> None:
+    many = make_store(make_class_folders(tmp_path / "many", 4), preprocessing)
     # The first of each class alone, under other names, so in another order; decoded anew.
     for i, name in enumerate(("red", "green", "blue")):
         source = tmp_path / "many" / name / "0.png"
         (tmp_path / "few" / name).mkdir(parents=True)
         (tmp_path / "few" / name / f"{9 - i}.png").write_bytes(source.read_bytes())
-    few = make_store(tmp_path / "few", recipe, cache="none")
-    change = build_augment("strong", recipe)
+    few = make_store(tmp_path / "few", preprocessing, cache="none")
+    change = build_augment("strong", preprocessing)
     of_many, of_few = make_features(tmp_path / "a"), make_features(tmp_path / "b")
     compute(of_many, many, range(3), change)
     for view in (2, 0, 1):  # one after the other, out of order
@@ -136,8 +140,8 @@ def test_compute_missing__views_stay_whatever_other_images_there_are(tmp_path: P
             np.testing.assert_array_equal(of_few.get(few, [i], (view,)), wanted)
 
 
-def test_get__all_images_in_view_order(tmp_path: Path, recipe: Recipe) -> None:
-    store = make_store(make_class_folders(tmp_path / "d", 1), recipe)
+def test_get__all_images_in_view_order(tmp_path: Path, preprocessing: Preprocessing) -> None:
+    store = make_store(make_class_folders(tmp_path / "d", 1), preprocessing)
     features = make_features(tmp_path / "c")
     for i, digest in enumerate(store.hashes):
         for view in range(3):
@@ -147,8 +151,8 @@ def test_get__all_images_in_view_order(tmp_path: Path, recipe: Recipe) -> None:
         features.get(store, [0], (3,))
 
 
-def test_missing__what_is_kept_is_left_out(tmp_path: Path, recipe: Recipe) -> None:
-    store = make_store(make_class_folders(tmp_path / "d", 1), recipe)
+def test_missing__what_is_kept_is_left_out(tmp_path: Path, preprocessing: Preprocessing) -> None:
+    store = make_store(make_class_folders(tmp_path / "d", 1), preprocessing)
     features = make_features(tmp_path / "c")
     features.cache.put(features.key(store.hashes[1], 0), np.zeros(1))
     features.cache.put(features.key(store.hashes[2], 1), np.zeros(1))
@@ -159,27 +163,29 @@ def test_missing__what_is_kept_is_left_out(tmp_path: Path, recipe: Recipe) -> No
     assert not features.has(store.hashes[0], (0,))
 
 
-def test_missing__changed_pixels_are_another_image(tmp_path: Path, recipe: Recipe) -> None:
+def test_missing__changed_pixels_are_another_image(tmp_path: Path, preprocessing: Preprocessing) -> None:
     data = make_class_folders(tmp_path / "d", 2)
     features = make_features(tmp_path / "c")
-    compute(features, make_store(data, recipe))
+    compute(features, make_store(data, preprocessing))
     image = make_noise(0, (40, 60, 190))
     image[0, 0, 0] ^= 1
     make_png(data / "blue" / "0.png", image)
-    store = make_store(data, recipe)
+    store = make_store(data, preprocessing)
     missing = features.missing(store, range(6), (0,))
     assert [store.images[i].name for i, _ in missing] == ["blue/0.png"]
     (data / "blue" / "1.png").rename(data / "red" / "renamed.png")  # its content is known by now
-    assert len(features.missing(make_store(data, recipe), range(6), (0,))) == 1
+    assert len(features.missing(make_store(data, preprocessing), range(6), (0,))) == 1
 
 
 def test_open_features__every_thing_it_depends_on_counts() -> None:
-    base = {"weights": "a", "recipe": "b", "pooling": "gap", "until": ""}
+    base = {"weights": "a", "preprocessing": "b", "pooling": "gap", "until": ""}
     folders = {open_features(**base).folder}
     for name in base:
         folders.add(open_features(**{**base, name: "other"}).folder)
     folders.add(open_features(**base, seed="0").folder)
-    folders.add(open_features(**{**base, "weights": "b", "recipe": "a"}).folder)  # the same words in other places
+    folders.add(
+        open_features(**{**base, "weights": "b", "preprocessing": "a"}).folder
+    )  # the same words in other places
     assert len(folders) == 7
     assert open_features(**dict(reversed(base.items()))).folder == open_features(**base).folder
 
@@ -211,8 +217,10 @@ def test_network__half_of_it_is_none(tmp_path: Path, monkeypatch: pytest.MonkeyP
     assert make_features(folder).network.keys() == tensors.keys()
 
 
-def test_compute_missing__a_full_disk_is_said_and_the_features_are_there(tmp_path: Path, recipe: Recipe) -> None:
-    store = make_store(make_class_folders(tmp_path / "d", 2), recipe)
+def test_compute_missing__a_full_disk_is_said_and_the_features_are_there(
+    tmp_path: Path, preprocessing: Preprocessing
+) -> None:
+    store = make_store(make_class_folders(tmp_path / "d", 2), preprocessing)
     (tmp_path / "c").write_text("in the way", encoding="utf-8")
     features, listener = make_features(tmp_path / "c"), Listener()
     places = features.missing(store, range(6), (0,))

@@ -17,7 +17,7 @@ from tl.exporter.merging.merge import merge
 from tl.progress import Silent
 from tl.runtime.predictor import load
 
-# (label, colour): the third is labelled red and looks blue.
+# (label, color): the third is labeled red and looks blue.
 CASES = (("red", (200, 30, 20)), ("green", (20, 180, 60)), ("red", (30, 40, 220)), ("blue", (10, 60, 90)))
 
 
@@ -195,4 +195,4 @@ def test_evaluate_tta__of_an_ensemble_every_row_has_a_twin(
     assert named[:-1] == [(*name, tta) for name in plain_names for tta in ("", "hflip")]
     assert named[-1] == ("oracle", "", None)
     assert [row["images_per_s"] is None for row in rows] == [True] * 4 + [False] * 6 + [True]
-    assert {row["gain"] for row in rows if row["tta"]} == {0.0}  # the mirror image has the same mean colour
+    assert {row["gain"] for row in rows if row["tta"]} == {0.0}  # the mirror image has the same mean color

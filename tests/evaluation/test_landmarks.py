@@ -26,7 +26,7 @@ def test_landmark_metrics__by_hand() -> None:
         "n": 2,
     }
     # Centroid size of the first image's points: two points, each 50 from their middle.
-    assert found["normalised_error"] == pytest.approx(3 / np.sqrt(5000))
+    assert found["normalized_error"] == pytest.approx(3 / np.sqrt(5000))
     assert found["extent_error"] == pytest.approx((0.05 + 0.01) / 2)  # of 100 px; the other image has one point
     assert found["pck"] == {"0.01": 0.0, "0.02": 0.5, "0.05": 0.5, "0.1": 1.0}  # of 100 px: 5 and 1
     assert found["error_mm"] == pytest.approx(0.3)

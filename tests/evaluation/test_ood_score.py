@@ -68,7 +68,7 @@ def test_fit_unknown__length_does_not_count() -> None:
     np.testing.assert_allclose(score.scores(new), score.scores(3 * new), rtol=1e-5)  # float32
 
 
-def test_unknown_score__the_module_computes_the_same() -> None:
+def test_ood_score__the_module_computes_the_same() -> None:
     fit, _ = fit_unknown(fitted(), 3, 0.05) or pytest.fail("not fitted")
     new = np.concatenate([make_clouds(20, 5)[0], np.zeros((1, 12), np.float32)])
     with torch.no_grad():

@@ -20,10 +20,10 @@ from tests.trainer.make import Listener, make_config, make_noise, make_png, plai
 from tl.data.manifests import LabeledImage
 from tl.errors import ConfigError, DataError, ParityError, RunError, TlError
 from tl.exporter.export import Exported, _export, export_pretrained, export_run, spread
-from tl.exporter.export_source import Further, Subject
+from tl.exporter.export_source import ExportSource, ExtraOutputs
 from tl.exporter.publish import synthetic_inputs
 from tl.progress import Silent
-from tl.runtime.ensembles.selective import Caution
+from tl.runtime.ensembles.selective import SelectivePrediction
 from tl.runtime.imaging.pipeline import load_input
 from tl.runtime.model_file.contract import METADATA_KEY
 from tl.runtime.model_file.selftest import golden_image, run_selftest
@@ -62,16 +62,16 @@ def test_export_run__contract_fields(exported: Exported, finished_run: Run) -> N
     assert (contract.task, contract.precision) == ("classification", "fp32")
     assert contract.temperature == load_best(finished_run)[1].temperature != 1.0
     assert contract.class_names == ("blue", "green", "red")
-    assert contract.outputs == ("probabilities", "embedding", "unknown_score")
-    assert contract.recipe.input_hw == (32, 32)
-    assert contract.recipe == load_best(finished_run)[1].recipe
+    assert contract.outputs == ("probabilities", "embedding", "ood_score")
+    assert contract.preprocessing.input_hw == (32, 32)
+    assert contract.preprocessing == load_best(finished_run)[1].preprocessing
     parity = contract.parity
     assert (parity.images, parity.batch_sizes, parity.top1_agreement) == (
         6,
         (1, 8),
         1.0,
     )  # a fifth of each class of 12, rounded
-    assert set(parity.session_max_abs_diff) == {"probabilities", "embedding", "unknown_score"}
+    assert set(parity.session_max_abs_diff) == {"probabilities", "embedding", "ood_score"}
     assert max(*parity.session_max_abs_diff.values(), parity.pipeline_max_abs_diff) < parity.tolerance
     assert (contract.golden.source, len(contract.golden.samples)) == ("validation", 4)
 
@@ -89,22 +89,22 @@ def test_export_run__what_held_out_images_say(exported: Exported, finished_run: 
     # Scores come from float32, the file has each of their digits.
     assert conformal.scores == pytest.approx(sorted(scores), abs=1e-6)
     assert (unknown.images, unknown.held_out) == (30, len(rows))
-    result = load(exported.path, device="cpu", caution=Caution(coverage=0.5, reject_unknown=True))
+    result = load(exported.path, device="cpu", selective=SelectivePrediction(coverage=0.5, reject_unknown=True))
     with result as predictor:
         near = predictor.predict(finished_run.image_paths("train")[0])
         far = predictor.predict(np.full((40, 40, 3), 255, np.uint8))
-    assert near.unknown_score < unknown.limit < far.unknown_score
+    assert near.ood_score < unknown.limit < far.ood_score
     assert (near.label, far.label) == (near.class_set[0], "?")
 
 
 def test_export_run__class_activation_maps(finished_run: Run, photos: Path, tmp_path: Path) -> None:
     """The mean of a map is the image's logit, so that maps and probabilities tell the same."""
     with pytest.raises(ConfigError, match="this run has head mlp with pooling gap on smallcnn"):
-        export_run(finished_run, tmp_path / "m.onnx", Silent(), further=Further(cam=True))
+        export_run(finished_run, tmp_path / "m.onnx", Silent(), further=ExtraOutputs(cam=True))
     weights = str(finished_run.folder)
     run = train(make_config(photos, tmp_path / "linear", method="features", weights=weights), Silent()).run
-    done = export_run(run, tmp_path / "m.onnx", Silent(), further=Further(cam=True, false_alarm=0.3))
-    assert done.contract.outputs == ("probabilities", "embedding", "unknown_score", "cam")
+    done = export_run(run, tmp_path / "m.onnx", Silent(), further=ExtraOutputs(cam=True, false_alarm=0.3))
+    assert done.contract.outputs == ("probabilities", "embedding", "ood_score", "cam")
     assert set(done.contract.parity.session_max_abs_diff) == set(done.contract.outputs)
     session = Session(done.path, device="cpu")
     samples = done.contract.golden.samples
@@ -114,14 +114,16 @@ def test_export_run__class_activation_maps(finished_run: Run, photos: Path, tmp_
     logits = cam.mean(axis=(2, 3)) / done.contract.temperature
     shares = np.exp(logits - logits.max(axis=1, keepdims=True))
     np.testing.assert_allclose(probabilities, shares / shares.sum(axis=1, keepdims=True), rtol=0, atol=1e-5)
-    strict = export_run(run, tmp_path / "strict.onnx", Silent(), further=Further(false_alarm=0.01)).contract.unknown
+    strict = export_run(
+        run, tmp_path / "strict.onnx", Silent(), further=ExtraOutputs(false_alarm=0.01)
+    ).contract.unknown
     assert done.contract.unknown is not None
     assert strict is not None
     assert done.contract.unknown.limit < strict.limit  # fewer of the validation images may be called unknown
 
 
 def test_export_run__without_training_images(finished_run: Run, tmp_path: Path) -> None:
-    plain = export_run(finished_run, tmp_path / "m.onnx", Silent(), further=Further(unknown=False)).contract
+    plain = export_run(finished_run, tmp_path / "m.onnx", Silent(), further=ExtraOutputs(unknown=False)).contract
     assert (plain.unknown, plain.outputs) == (None, ("probabilities", "embedding"))
 
 
@@ -163,7 +165,7 @@ def test_export_run__nothing_private_leaks(exported: Exported, finished_run: Run
 
 
 def test_export_run__golden_samples_are_validation_images(exported: Exported, finished_run: Run) -> None:
-    inputs = {load_input(path, exported.contract.recipe).tobytes() for path in finished_run.image_paths("val")}
+    inputs = {load_input(path, exported.contract.preprocessing).tobytes() for path in finished_run.image_paths("val")}
     for sample in exported.contract.golden.samples:
         with Image.open(BytesIO(base64.b64decode(sample.png))) as image:
             assert np.asarray(image).tobytes() in inputs
@@ -212,13 +214,13 @@ def test_export__a_module_that_differs_from_its_graph_leaves_no_file(
 
     network, card, _ = load_network(finished_run)
     contract = exported.contract
-    subject = Subject(
-        Fickle(network, 1.0), ("probabilities", "embedding"), card.class_names, card.recipe, contract.provenance
+    origin = ExportSource(
+        Fickle(network, 1.0), ("probabilities", "embedding"), card.class_names, card.preprocessing, contract.provenance
     )
     labeled = [LabeledImage(str(path), path.name, "") for path in sorted(photos.rglob("*.png"))[:4]]
     out = tmp_path / "out" / "m.onnx"
     with pytest.raises(ParityError, match="parity failed on 4 images"):
-        _export(subject, out, labeled, [], "validation", Silent())
+        _export(origin, out, labeled, [], "validation", Silent())
     assert list(out.parent.iterdir()) == []
 
 
@@ -331,7 +333,7 @@ def test_export_run__every_head_and_pooling_keeps_parity(photos: Path, tmp_path:
     changes = {"head": head, "pooling": pooling, "resize_mode": "short_side", "epochs": 1}
     run = train_here(photos, tmp_path / "r", **changes).run
     done = export_run(run, tmp_path / "m.onnx", Silent())
-    assert done.contract.recipe.short_side == 37  # 32 / 0.875
+    assert done.contract.preprocessing.short_side == 37  # 32 / 0.875
     assert done.contract.parity.top1_agreement == 1.0
 
 
@@ -355,7 +357,7 @@ def test_export_pretrained__whole_classifier(photos: Path, tmp_path: Path) -> No
     torch.save(build_classifier("squeezenet1_0").state_dict(), tmp_path / "w.pth")
     done = export_pretrained("squeezenet1_0", str(tmp_path / "w.pth"), [photos / "red"], tmp_path / "m.onnx", Silent())
     assert (len(done.contract.class_names), done.contract.outputs) == (1000, ("probabilities",))
-    assert (done.contract.recipe.resize_mode, done.contract.recipe.short_side) == ("short_side", 256)
+    assert (done.contract.preprocessing.resize_mode, done.contract.preprocessing.short_side) == ("short_side", 256)
     assert done.contract.parity.images == 12
     assert done.contract.provenance.method == "pretrained"
     assert_nothing_private(done.path, tmp_path, photos)
@@ -384,7 +386,7 @@ def test_export_run__synthetic_golden_expects_what_torch_computes(finished_run: 
     done = export_run(finished_run, tmp_path / "m.onnx", Silent(), golden="synthetic")
     network, card, _ = load_network(finished_run)
     with torch.no_grad():
-        wanted = Deployed(network, card.temperature)(torch.from_numpy(synthetic_inputs(card.recipe.input_hw)))[
+        wanted = Deployed(network, card.temperature)(torch.from_numpy(synthetic_inputs(card.preprocessing.input_hw)))[
             0
         ].numpy()
     found = np.array([sample.expected for sample in done.contract.golden.samples], np.float32)

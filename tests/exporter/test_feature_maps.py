@@ -81,7 +81,7 @@ def test_list_activations__a_gate_is_one(tmp_path: Path) -> None:
     assert (silu.layer, silu.before, silu.after) == ("layer4", "c", "y")
 
 
-def test_draw_filters__grey_is_zero_and_the_largest_is_full() -> None:
+def test_draw_filters__gray_is_zero_and_the_largest_is_full() -> None:
     weights = np.zeros((5, 3, 2, 2), np.float32)
     weights[0, 0, 0, 0], weights[1, 2, 1, 1] = 4, -0.5
     drawn = np.asarray(draw_filters(weights)).astype(int)

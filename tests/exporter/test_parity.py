@@ -13,14 +13,14 @@ from tests.trainer.make import make_noise, make_png
 from tl.errors import ModelFileError, ParityError
 from tl.exporter.parity import BATCH_SIZES, CLAIM_TOLERANCE, TOLERANCE, check_claims, check_parity
 from tl.runtime.imaging.pipeline import load_input
-from tl.runtime.imaging.preprocessing import build_recipe
+from tl.runtime.imaging.preprocessing import build_preprocessing
 from tl.runtime.session import Session
 
-RECIPE = build_recipe((8, 8))
+RECIPE = build_preprocessing((8, 8))
 
 
 class Color(nn.Module):
-    """The colour model of tests.models in torch, with a way to go wrong."""
+    """The color model of tests.models in torch, with a way to go wrong."""
 
     def __init__(self, gain: float = 0.05, shift: float = 0.0, channels: tuple[int, ...] = (0, 1, 2)) -> None:
         super().__init__()

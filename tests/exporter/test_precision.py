@@ -16,12 +16,12 @@ from tests.exporter.test_export import assert_nothing_private, moved_run
 from tests.trainer.make import Listener, read_rows
 from tl.errors import ConfigError, DataError, PrecisionError
 from tl.exporter import precision as precision_module
-from tl.exporter import speed_comparison as race_module
+from tl.exporter import speed_comparison as speed_module
 from tl.exporter.export import Exported
 from tl.exporter.precision import Lowering, _compare, _fault, _Trial, describe, export_lowered
 from tl.exporter.quantization import INT8_WAYS
 from tl.progress import Silent
-from tl.runtime.model_file.contract import Quantisation
+from tl.runtime.model_file.contract import Quantization
 from tl.runtime.model_file.selftest import run_selftest
 from tl.runtime.predictor import load
 from tl.runtime.session import Session
@@ -32,7 +32,7 @@ ROOT = Path(__file__).resolve().parents[2]
 INT8 = Lowering("int8", calibration_images=9, device="cpu", keep_slower=True)
 FP16 = Lowering("fp16", device="cpu", keep_slower=True)
 
-FOUND = Quantisation(
+FOUND = Quantization(
     method="int8",
     calibration_images=100,
     seed=0,
@@ -55,7 +55,7 @@ FOUND = Quantisation(
 @pytest.fixture(scope="module", autouse=True)
 def _short_rounds() -> object:
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(race_module, "_SECONDS_A_ROUND", 0.02)
+        patch.setattr(speed_module, "_SECONDS_A_ROUND", 0.02)
         yield
 
 
@@ -78,20 +78,20 @@ def lowered(request: pytest.FixtureRequest) -> Exported:
 def test_export_lowered__contract_says_what_was_measured(lowered: Exported, exported: Exported) -> None:
     contract = Session(lowered.path, device="cpu", threads=1).contract
     assert contract == lowered.contract
-    found = contract.quantisation
+    found = contract.quantization
     assert found is not None
     assert found.method.startswith(contract.precision)
-    assert (found.images, found.top1_agreement) == (6, 1.0)  # a fifth of each class of 12, rounded; three plain colours
+    assert (found.images, found.top1_agreement) == (6, 1.0)  # a fifth of each class of 12, rounded; three plain colors
     assert found.calibration_images == (9 if contract.precision == "int8" else 0)
     assert found.provider == "CPUExecutionProvider"
     assert found.slowest <= found.speedup <= found.fastest
-    assert found.kept_slower == (found.faster_rounds < race_module.WON_ROUNDS)
+    assert found.kept_slower == (found.faster_rounds < speed_module.WON_ROUNDS)
     # All else is as in fp32, parity with torch too, which is that of the fp32 graph.
     assert contract.parity.tolerance == 1e-4
-    for name in ("class_names", "recipe", "conformal", "temperature", "thresholds", "task"):
+    for name in ("class_names", "preprocessing", "conformal", "temperature", "thresholds", "task"):
         assert getattr(contract, name) == getattr(exported.contract, name)
     assert (contract.outputs, contract.unknown) == (("probabilities", "embedding"), None)  # for want of digits
-    assert exported.contract.quantisation is None
+    assert exported.contract.quantization is None
 
 
 def test_export_lowered__predicts_nearly_as_validated(lowered: Exported, finished_run: Run, photos: Path) -> None:
@@ -103,7 +103,7 @@ def test_export_lowered__predicts_nearly_as_validated(lowered: Exported, finishe
         shown = [float(row[f"p:{name}"]) for name in ("blue", "green", "red")]
         assert result.label == row["label"]  # type: ignore[union-attr]
         worst = max(worst, float(np.abs(result.probabilities - shown).max()))  # type: ignore[union-attr]
-    assert worst <= lowered.contract.quantisation.max_abs_diff + 1.1e-4  # type: ignore[union-attr]  # export's own bound
+    assert worst <= lowered.contract.quantization.max_abs_diff + 1.1e-4  # type: ignore[union-attr]  # export's own bound
 
 
 def test_export_lowered__passes_verify_with_a_wider_tolerance(lowered: Exported) -> None:
@@ -161,13 +161,13 @@ def test_export_lowered__too_little_agreement_leaves_no_file(finished_run: Run, 
     ):
         export_lowered(finished_run, tmp_path / "out" / "m.onnx", listener, never)
     assert not (tmp_path / "out").exists()
-    assert listener.tasks[-4:] == [*(f"int8, way {i} of 3" for i in (1, 2, 3)), "racing fp32"]
+    assert listener.tasks[-4:] == [*(f"int8, way {i} of 3" for i in (1, 2, 3)), "comparing fp32"]
 
 
 def test_export_lowered__no_faster_leaves_no_file(
     finished_run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(race_module, "WON_ROUNDS", race_module.ROUNDS + 1)  # not even in all rounds
+    monkeypatch.setattr(speed_module, "WON_ROUNDS", speed_module.ROUNDS + 1)  # not even in all rounds
     strict = dataclasses.replace(FP16, keep_slower=False)
     with pytest.raises(PrecisionError, match=r"fp16 was refused: .*no file was written; .*--keep-slower"):
         export_lowered(finished_run, tmp_path / "m.onnx", Silent(), strict)
@@ -242,8 +242,8 @@ def test_describe__says_what_the_figures_rest_on() -> None:
     assert "100.0% (6 of 6 validation images: at least 61.0% with 95% confidence;" in text
 
 
-def test_quantisation__survives_the_contracts_json(int8: Exported) -> None:
+def test_quantization__survives_the_contracts_json(int8: Exported) -> None:
     session = Session(int8.path, device="cpu", threads=1)
     assert session.contract is not None
-    assert session.contract.quantisation == int8.contract.quantisation
+    assert session.contract.quantization == int8.contract.quantization
     assert json.dumps(dataclasses.asdict(FOUND))

@@ -21,10 +21,10 @@ from tests.models import make_contract, make_model
 from tests.trainer.make import make_class_folders, make_config, make_noise, make_png, plain_text
 from tl.errors import ConfigError, DataError, ModelFileError, ParityError
 from tl.exporter.export import Exported, export_run
-from tl.exporter.export_source import Further
+from tl.exporter.export_source import ExtraOutputs
 from tl.exporter.refitting.graph import NewHead, replace_head
 from tl.exporter.refitting.refit import Refitted, refit
-from tl.exporter.refitting.seen import RefitOptions, read_labelled
+from tl.exporter.refitting.seen import RefitOptions, read_labeled
 from tl.progress import Silent
 from tl.runtime.imaging.pipeline import load_input
 from tl.runtime.model_file.selftest import run_selftest
@@ -78,7 +78,7 @@ def test_refit__the_trunk_keeps_its_bytes(refitted: Refitted, exported: Exported
     )
     shared = before.keys() & after.keys()
     assert "embedding" in shared
-    assert {name for name in shared if before[name] != after[name]} == {"probabilities", "unknown_score"}
+    assert {name for name in shared if before[name] != after[name]} == {"probabilities", "ood_score"}
     images = np.stack([make_noise(i, (90, 80, 70), (32, 32)) for i in range(5)])
     found = [Session(path, device="cpu").run(images, ["embedding"])[0] for path in (exported.path, refitted.path)]
     np.testing.assert_array_equal(*found)
@@ -92,8 +92,8 @@ def test_refit__is_scikit_learns_head(exported: Exported, photos: Path, tmp_path
     manifest = tmp_path / "m.csv"
     manifest.write_text("".join(",".join(row) + "\n" for row in rows), encoding="utf-8")
     done = refit(exported.path, [manifest], tmp_path / "m.onnx", Silent(), RefitOptions(c_values=(0.1,)))
-    recipe = exported.contract.recipe
-    inputs = np.stack([load_input(path, recipe) for path in files])
+    preprocessing = exported.contract.preprocessing
+    inputs = np.stack([load_input(path, preprocessing) for path in files])
     (embeddings,) = Session(exported.path, device="cpu").run(inputs, ["embedding"])
     is_train = np.arange(len(files)) % 4 != 0
     std = embeddings[is_train].astype(np.float64).std(axis=0)
@@ -112,8 +112,8 @@ def test_refit__what_the_file_says_of_itself(
     refitted: Refitted, exported: Exported, photos: Path, violets: Path
 ) -> None:
     contract, old = refitted.contract, exported.contract
-    assert contract.recipe == old.recipe
-    assert contract.outputs == ("probabilities", "embedding", "unknown_score")
+    assert contract.preprocessing == old.preprocessing
+    assert contract.outputs == ("probabilities", "embedding", "ood_score")
     assert set(contract.parity.session_max_abs_diff) == set(contract.outputs)
     assert contract.provenance.method == "refit"
     assert contract.provenance.config["trunk_of"] == "model.onnx"
@@ -129,8 +129,8 @@ def test_refit__what_the_file_says_of_itself(
 
 
 def test_refit__tells_strangers(refitted: Refitted) -> None:
-    caution = tl.runtime.Caution(reject_unknown=True, coverage=0.9)
-    with tl.runtime.load(refitted.path, device="cpu", caution=caution) as model:
+    selective = tl.runtime.SelectivePrediction(reject_unknown=True, coverage=0.9)
+    with tl.runtime.load(refitted.path, device="cpu", selective=selective) as model:
         assert model.predict(np.full((40, 40, 3), 255, np.uint8)).label == "?"
 
 
@@ -201,11 +201,11 @@ def test_refit__class_activation_maps_stay(finished_run: Run, photos: Path, viol
     """A file that has them has those of the new head, whose mean is its logits."""
     weights = str(finished_run.folder)
     run = train(make_config(photos, tmp_path / "linear", method="features", weights=weights), Silent()).run
-    old = export_run(run, tmp_path / "old.onnx", Silent(), further=Further(cam=True)).path
+    old = export_run(run, tmp_path / "old.onnx", Silent(), further=ExtraOutputs(cam=True)).path
     done = refit(old, [photos, violets], tmp_path / "m.onnx", Silent(), RefitOptions())
-    assert done.contract.outputs == ("probabilities", "embedding", "unknown_score", "cam")
+    assert done.contract.outputs == ("probabilities", "embedding", "ood_score", "cam")
     assert done.contract.parity.session_max_abs_diff["cam"] < 1e-3
-    image = load_input(sorted(violets.rglob("*.png"))[0], done.contract.recipe)
+    image = load_input(sorted(violets.rglob("*.png"))[0], done.contract.preprocessing)
     probabilities, cam = Session(done.path, device="cpu").run(image[None], ["probabilities", "cam"])
     assert cam.shape[:2] == (1, 4)
     logits = cam.mean(axis=(2, 3)) / done.contract.temperature
@@ -218,7 +218,7 @@ def test_refit__a_group_in_two_data_sets_stays_on_one_side(exported: Exported, p
     for half in (0, 1):
         rows = [f"{path},{path.parent.name},bug{i // 2 % 9}\n" for i, path in enumerate(files) if i % 2 == half]
         (tmp_path / f"{half}.csv").write_text("path,label,group\n" + "".join(rows), encoding="utf-8")
-    images = read_labelled([tmp_path / "0.csv", tmp_path / "1.csv"], RefitOptions(), Silent())
+    images = read_labeled([tmp_path / "0.csv", tmp_path / "1.csv"], RefitOptions(), Silent())
     sides = {group: {p.split for p in images if p.group == group} for group in {p.group for p in images}}
     assert len(sides) == 9
     assert all(len(splits) == 1 for splits in sides.values())

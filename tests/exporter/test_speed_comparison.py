@@ -8,8 +8,8 @@ import pytest
 from onnx import TensorProto, helper, numpy_helper
 
 from tests.models import color_probabilities, solid
-from tl.exporter import speed_comparison as race_module
-from tl.exporter.speed_comparison import race, run_all
+from tl.exporter import speed_comparison as speed_module
+from tl.exporter.speed_comparison import compare_speed, run_all
 from tl.progress import Silent
 from tl.runtime.devices import usable_cores
 from tl.runtime.session import Session
@@ -41,9 +41,9 @@ def images() -> np.ndarray:
 def test_race__says_which_is_faster(
     color_model: Path, tmp_path: Path, images: np.ndarray, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(race_module, "_SECONDS_A_ROUND", 0.02)
+    monkeypatch.setattr(speed_module, "_SECONDS_A_ROUND", 0.02)
     slow = slowed(tmp_path / "slow.onnx", color_model)
-    won, lost = (race(*pair, images, "cpu", Silent()) for pair in ((slow, color_model), (color_model, slow)))
+    won, lost = (compare_speed(*pair, images, "cpu", Silent()) for pair in ((slow, color_model), (color_model, slow)))
     assert won.is_faster  # by a factor of about a hundred, on any machine
     assert won.slowest <= won.speedup <= won.fastest
     assert won.speedup > 2 > 1 / 2 > lost.speedup
@@ -57,7 +57,7 @@ def test_race__a_file_is_not_faster_than_itself_for_sure(color_model: Path, imag
     # Nine of eleven by chance: (C(11,9) + C(11,10) + C(11,11)) / 2**11 = 67 / 2048.
     won = [9, 10, 11]
     assert sum([55, 11, 1]) / 2**11 < 0.05
-    assert won[0] == race_module.WON_ROUNDS
+    assert won[0] == speed_module.WON_ROUNDS
 
 
 def test_run_all__every_image_in_order(color_model: Path, images: np.ndarray) -> None:

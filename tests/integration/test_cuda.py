@@ -70,7 +70,7 @@ def test_train__every_precision_learns(photos: Path, tmp_path: Path, precision: 
     run = train(make_config(photos, tmp_path / "run", **CUDA, precision=precision), Silent()).run
     history = read_rows(run.folder / "history.csv")
     assert all(np.isfinite(float(row["train_loss"])) for row in history)
-    assert json.loads((run.folder / "metrics.json").read_text())["val"]["top1_accuracy"] > 0.9  # three plain colours
+    assert json.loads((run.folder / "metrics.json").read_text())["val"]["top1_accuracy"] > 0.9  # three plain colors
 
 
 @pytest.mark.parametrize("optimizer", ["sgd", "adam", "adamw", "rmsprop"])
@@ -161,10 +161,10 @@ def test_doctor__finds_no_fault(run_tl: RunTl) -> None:
 def test_export_lowered__fp16_on_cuda(cuda_run: Run, photos: Path, tmp_path: Path) -> None:
     lowering = Lowering("fp16", device="cuda", keep_slower=True, min_agreement=0.9)
     done = export_lowered(cuda_run, tmp_path / "half.onnx", Silent(), lowering)
-    quantisation = done.contract.quantisation
-    assert quantisation is not None
-    assert quantisation.provider == "CUDAExecutionProvider"
-    assert quantisation.max_abs_diff < HALF
+    quantization = done.contract.quantization
+    assert quantization is not None
+    assert quantization.provider == "CUDAExecutionProvider"
+    assert quantization.max_abs_diff < HALF
     assert tl.runtime.run_selftest(done.path, device="cuda").samples == 4
 
 

@@ -51,9 +51,9 @@ def test_links__lead_somewhere(page: str) -> None:
 def test_model_file_page__describes_every_field() -> None:
     import dataclasses
 
-    from tl.runtime.imaging.preprocessing import Recipe
+    from tl.runtime.imaging.preprocessing import Preprocessing
     from tl.runtime.model_file.contract import Contract
 
     page = (ROOT / "docs/model-file.md").read_text(encoding="utf-8")
-    fields = [field.name for kind in (Contract, Recipe) for field in dataclasses.fields(kind)]
+    fields = [field.name for kind in (Contract, Preprocessing) for field in dataclasses.fields(kind)]
     assert [name for name in fields if f"`{name}`" not in page] == []

@@ -21,7 +21,7 @@ import tl.runtime
 from tests.integration.embedding import PAGE, read_examples, write_examples
 from tests.models import make_model, solid
 from tests.runtime.images import encode, noise
-from tl.runtime.imaging.preprocessing import build_recipe
+from tl.runtime.imaging.preprocessing import build_preprocessing
 
 ROOT = PAGE.parents[1]
 
@@ -119,7 +119,7 @@ def test_close__frees_sessions_and_their_threads(color_model: Path) -> None:
 
 def test_use__is_silent(tmp_path: Path) -> None:
     """Nothing comes to file descriptors 1 and 2, also from C, nor to the host's log, whatever happens."""
-    make_model(tmp_path / "model.onnx", recipe=build_recipe((32, 32)))
+    make_model(tmp_path / "model.onnx", preprocessing=build_preprocessing((32, 32)))
     make_model(tmp_path / "foreign.onnx", contract=None)
     (tmp_path / "broken.onnx").write_bytes(b"no model")
     jpeg = encode(noise(60, 60), "JPEG")

@@ -21,7 +21,7 @@ import tl.runtime
 from tests.models import make_model
 from tl.errors import ImageReadError
 from tl.runtime.imaging.decode import FORMATS, decode_image, upright
-from tl.runtime.imaging.preprocessing import build_recipe
+from tl.runtime.imaging.preprocessing import build_preprocessing
 
 pytestmark = pytest.mark.slow
 
@@ -47,19 +47,19 @@ def imagenet_model(shared: Path, tmp_path_factory: pytest.TempPathFactory) -> Pa
 
 
 def odd_kinds(shared: Path, folder: Path) -> Path:
-    """A portrait EXIF photo, grey, alpha, CMYK, 16-bit grey and colour, palette, and a large photo."""
+    """A portrait EXIF photo, gray, alpha, CMYK, 16-bit gray and color, palette, and a large photo."""
     folder.mkdir()
     odd = shared / "data" / "odd-images"
     with Image.open(shared / "data" / "imagenet" / "dog.jpg") as dog:
-        dog.convert("L").save(folder / "grey.png")
+        dog.convert("L").save(folder / "gray.png")
         dog.convert("RGBA").rotate(20).save(folder / "alpha.png")
         dog.convert("CMYK").save(folder / "cmyk.jpg")
         dog.convert("P").save(folder / "palette.png")
-        grey16 = np.asarray(dog.convert("L")).astype(np.uint16) * 257
-    Image.fromarray(grey16).save(folder / "grey16.png")
+        gray16 = np.asarray(dog.convert("L")).astype(np.uint16) * 257
+    Image.fromarray(gray16).save(folder / "gray16.png")
     for name, source in {
         "portrait.jpg": odd / "exif-orientation" / "Portrait_6.jpg",
-        "colour16.png": odd / "pngsuite" / "png" / "basn2c16.png",
+        "color16.png": odd / "pngsuite" / "png" / "basn2c16.png",
         "large.jpg": shared / "data" / "large-photos" / "test_3.jpg",
     }.items():
         (folder / name).write_bytes(source.read_bytes())
@@ -72,7 +72,7 @@ def test_dog__is_a_samoyed(shared: Path, imagenet_model: Path) -> None:
 
 
 def test_orientations__of_one_photo_give_one_prediction(shared: Path, imagenet_model: Path, tmp_path: Path) -> None:
-    photo = decode_image(shared / "data/odd-images/exif-orientation/Landscape_1.jpg", build_recipe((8, 8)))
+    photo = decode_image(shared / "data/odd-images/exif-orientation/Landscape_1.jpg", build_preprocessing((8, 8)))
     paths = [store_turned(photo, orientation, tmp_path) for orientation in range(1, 9)]
     with tl.runtime.load(imagenet_model, device="cpu") as model:
         results = [model.predict(path) for path in paths]
@@ -92,8 +92,8 @@ def store_turned(photo: NDArray[np.uint8], orientation: int, folder: Path) -> Pa
 @pytest.mark.parametrize("kind", ["Landscape", "Portrait"])
 def test_orientations__of_published_files_are_upright(shared: Path, kind: str) -> None:
     folder = shared / "data" / "odd-images" / "exif-orientation"
-    photos = [decode_image(folder / f"{kind}_{n}.jpg", build_recipe((8, 8))).astype(int) for n in range(1, 9)]
-    # The files differ by a digit in the centre and by JPEG noise; a turned one differs by 40 and more.
+    photos = [decode_image(folder / f"{kind}_{n}.jpg", build_preprocessing((8, 8))).astype(int) for n in range(1, 9)]
+    # The files differ by a digit in the center and by JPEG noise; a turned one differs by 40 and more.
     assert max(np.abs(photo - photos[0]).mean() for photo in photos) < 5
 
 
@@ -122,12 +122,12 @@ def test_preprocessing__reaches_torchvisions_accuracy(shared: Path, imagenet_mod
     accuracy = [(p.argmax(axis=1) == truth).mean() for p in (ours, reference)]
     assert len(images) == 500
     assert abs(accuracy[0] - accuracy[1]) <= 0.01
-    assert np.abs(ours - reference).max() < 1e-3  # torchvision's float normalisation comes in another order
+    assert np.abs(ours - reference).max() < 1e-3  # torchvision's float normalization comes in another order
 
 
 def test_odd_images__each_gives_a_row_in_bounds(shared: Path, tmp_path: Path) -> None:
     folder = shared / "data" / "odd-images"
-    model = make_model(tmp_path / "color.onnx", recipe=build_recipe((32, 32)))
+    model = make_model(tmp_path / "color.onnx", preprocessing=build_preprocessing((32, 32)))
     files = [path for path in folder.rglob("*") if path.is_file()]
     started = time.perf_counter()
     done = subprocess.run(
@@ -148,13 +148,13 @@ def test_odd_images__each_gives_a_row_in_bounds(shared: Path, tmp_path: Path) ->
 
 def test_odd_images__decode_to_the_shape_pillow_finds(shared: Path) -> None:
     folder = shared / "data" / "odd-images"
-    recipe = build_recipe((8, 8))
+    preprocessing = build_preprocessing((8, 8))
     decoded, slowest = 0, 0.0
     with (folder / "catalog.csv").open(encoding="utf-8") as stream:
         for row in csv.DictReader(stream):
             started = time.perf_counter()
             try:
-                image = decode_image(folder / row["path"], recipe)
+                image = decode_image(folder / row["path"], preprocessing)
             except ImageReadError:
                 continue
             finally:

@@ -7,7 +7,7 @@ import os
 from hypothesis import settings
 from hypothesis import strategies as st
 
-# Derandomised and few by default; more of them, found at random, where somebody asks for it.
+# Derandomized and few by default; more of them, found at random, where somebody asks for it.
 _COUNT = os.environ.get("TL_FUZZ_EXAMPLES")
 EXAMPLES = settings(max_examples=int(_COUNT or 150), derandomize=_COUNT is None, deadline=None)
 

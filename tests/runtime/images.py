@@ -11,9 +11,9 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from tl.runtime.imaging.preprocessing import build_recipe
+from tl.runtime.imaging.preprocessing import build_preprocessing
 
-RECIPE = build_recipe((8, 8))
+RECIPE = build_preprocessing((8, 8))
 
 # How a stored image is made from an upright one so that EXIF orientation o makes it upright again.
 # Source: EXIF 2.32, tag 0x0112; 6 says that the stored left column is the visual top, so it was turned left (90).
@@ -30,10 +30,10 @@ _STORED = {
 
 
 def blocks(height: int = 32, width: int = 48) -> NDArray[np.uint8]:
-    """Squares of 16 px, each of another grey: JPEG stores them without loss, whatever their order."""
+    """Squares of 16 px, each of another gray: JPEG stores them without loss, whatever their order."""
     rows, columns = height // 16, width // 16
-    greys = np.arange(rows * columns, dtype=np.uint8).reshape(rows, columns) * 32 + 24
-    return np.repeat(greys.repeat(16, 0).repeat(16, 1)[:, :, None], 3, axis=2)
+    grays = np.arange(rows * columns, dtype=np.uint8).reshape(rows, columns) * 32 + 24
+    return np.repeat(grays.repeat(16, 0).repeat(16, 1)[:, :, None], 3, axis=2)
 
 
 def noise(height: int = 64, width: int = 64, seed: int = 0) -> NDArray[np.uint8]:
@@ -61,7 +61,7 @@ def encode_turned(upright: NDArray[np.uint8], orientation: int, kind: str, **opt
 def png(
     width: int, height: int, *, bits: int, color: int, rows: bytes = b"", chunks: tuple[tuple[bytes, bytes], ...] = ()
 ) -> bytes:
-    """A PNG by its parts. `color`: 0 grey, 2 RGB, 4 grey and alpha, 6 RGBA. `rows`: packed big-endian pixel rows."""
+    """A PNG by its parts. `color`: 0 gray, 2 RGB, 4 gray and alpha, 6 RGBA. `rows`: packed big-endian pixel rows."""
     header = struct.pack(">IIBBBBB", width, height, bits, color, 0, 0, 0)
     stride = len(rows) // height
     filtered = b"".join(b"\0" + rows[y * stride : (y + 1) * stride] for y in range(height)) if rows else b""

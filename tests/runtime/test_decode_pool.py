@@ -24,11 +24,11 @@ from tl.errors import WorkerError
 from tl.runtime import Classification, Failure, ImageSource, Predictor, load
 from tl.runtime.decode_pool import DecodePool, check_can_start
 from tl.runtime.imaging.pipeline import Preparer, build_views
-from tl.runtime.imaging.preprocessing import build_recipe
+from tl.runtime.imaging.preprocessing import build_preprocessing
 from tl.runtime.sources.inputs import UnreadableFile
 
 ROOT = Path(__file__).parents[2]
-PREPARER = Preparer((build_recipe((8, 8)),))
+PREPARER = Preparer((build_preprocessing((8, 8)),))
 
 
 @pytest.fixture
@@ -86,7 +86,7 @@ def same(one: Any, other: Any) -> bool:
 def test_predict_iter__processes_equal_threads(tmp_path: Path, batch_size: int, tta: Any) -> None:
     models = [
         make_model(tmp_path / "a.onnx"),
-        make_model(tmp_path / "b.onnx", recipe=build_recipe((12, 20), "letterbox"), gain=0.02),
+        make_model(tmp_path / "b.onnx", preprocessing=build_preprocessing((12, 20), "letterbox"), gain=0.02),
     ]
     sources: list[ImageSource] = [*make_folder(tmp_path / "photos"), encode(noise(), "PNG"), b"", noise(seed=5)]
     sources += [Path(str(sources[0])), noise()[::2, ::-1]]
@@ -268,14 +268,14 @@ def test_decode_pool__that_cannot_start(monkeypatch: pytest.MonkeyPatch) -> None
 
 
 def test_decode_pool__slots_are_used_again_with_views() -> None:
-    preparer = Preparer((build_recipe((8, 8)), build_recipe((6, 4))), build_views(["hflip"]))
+    preparer = Preparer((build_preprocessing((8, 8)), build_preprocessing((6, 4))), build_views(["hflip"]))
     with DecodePool(preparer, 1, batch_size=2, hashes=True) as pool:
         for seed in range(3 * pool.slots):
             image = noise(20, 20, seed)
             chunk = pool.submit([b"", image]).result(20)
             assert [reason for _, reason in chunk.outcomes] == ["empty file", None]
-            for recipe, inputs in preparer(image).items():
-                np.testing.assert_array_equal(chunk.inputs[recipe], inputs)
+            for preprocessing, inputs in preparer(image).items():
+                np.testing.assert_array_equal(chunk.inputs[preprocessing], inputs)
             pool.release(chunk)
 
 

@@ -17,7 +17,7 @@ from tests.runtime.images import encode, encode_turned, noise
 from tl.errors import DeviceError, EnsembleError, ImageReadError, ModelFileError
 from tl.runtime import Classification, Failure, Predictor, load
 from tl.runtime.ensembles.voting import VOTINGS, Voting
-from tl.runtime.imaging.preprocessing import build_recipe
+from tl.runtime.imaging.preprocessing import build_preprocessing
 from tl.runtime.predictor import Hint
 from tl.runtime.session import Session
 
@@ -35,7 +35,9 @@ def three(tmp_path: Path) -> list[Path]:
     return [
         make_model(tmp_path / "a.onnx"),
         make_model(tmp_path / "b.onnx", ("blue", "red", "green"), gain=0.02),
-        make_model(tmp_path / "c.onnx", ("green", "blue", "red"), recipe=build_recipe((12, 20)), gain=0.01),
+        make_model(
+            tmp_path / "c.onnx", ("green", "blue", "red"), preprocessing=build_preprocessing((12, 20)), gain=0.01
+        ),
     ]
 
 
@@ -73,8 +75,8 @@ def test_predict__unreadable_image(predictor: Predictor, tmp_path: Path) -> None
 
 
 def test_predict__preprocesses_by_the_contract(tmp_path: Path) -> None:
-    recipe = build_recipe((8, 8), "letterbox", pad_rgb=(0, 0, 255))
-    with load(make_model(tmp_path / "m.onnx", recipe=recipe), device="cpu") as model:
+    preprocessing = build_preprocessing((8, 8), "letterbox", pad_rgb=(0, 0, 255))
+    with load(make_model(tmp_path / "m.onnx", preprocessing=preprocessing), device="cpu") as model:
         result = model.predict(solid((255, 0, 0), 2, 8))  # a quarter red, the rest padding
     # By hand: 2 of 8 rows are red, 6 are blue padding.
     image = np.concatenate([solid((255, 0, 0), 2, 8), solid((0, 0, 255), 6, 8)])
@@ -233,8 +235,8 @@ def test_load__soft_vote_by_hand(three: list[Path]) -> None:
 
 
 def test_load__agreement_counts_members_for_the_label(tmp_path: Path) -> None:
-    top = build_recipe((8, 8), "short_side", short_side=8)  # sees the image's middle alone
-    models = [make_model(tmp_path / "a.onnx"), make_model(tmp_path / "b.onnx", recipe=top, gain=0.01)]
+    top = build_preprocessing((8, 8), "short_side", short_side=8)  # sees the image's middle alone
+    models = [make_model(tmp_path / "a.onnx"), make_model(tmp_path / "b.onnx", preprocessing=top, gain=0.01)]
     image = solid((250, 0, 0), 8, 24)
     image[:, 8:16] = (0, 250, 0)
     with load(models, device="cpu") as ensemble:

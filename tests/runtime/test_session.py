@@ -128,7 +128,7 @@ def test_session__contract_with_other_outputs(tmp_path: Path) -> None:
 
 
 def test_session__contract_with_more_classes_than_the_graph(tmp_path: Path) -> None:
-    text = dump_contract(make_contract()).replace('"blue"]', '"blue","grey"]')
+    text = dump_contract(make_contract()).replace('"blue"]', '"blue","gray"]')
     path = make_model(tmp_path / "a.onnx", contract=re.sub(r'"samples":\[.*', '"samples":[]}}', text))
     fault(path, device="cpu")
 

@@ -17,7 +17,7 @@ BASE = {
 
 
 def make_labels(root: Path, per_class: int = 12) -> Path:
-    """A CSV of three classes of coloured squares: 7 train, 3 val and 2 test a class."""
+    """A CSV of three classes of colored squares: 7 train, 3 val and 2 test a class."""
     make_class_folders(root / "photos", per_class)
     rows = []
     for path in sorted((root / "photos").rglob("*.png")):

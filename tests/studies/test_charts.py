@@ -17,7 +17,7 @@ CHARTS = {
 
 
 @pytest.mark.parametrize("kind", CHARTS)
-def test_charts__are_xml_in_the_colours_of_the_page(kind: str) -> None:
+def test_charts__are_xml_in_the_colors_of_the_page(kind: str) -> None:
     svg = CHARTS[kind]()
     ElementTree.fromstring(svg)
     colors = set(re.findall(r"(?<![(\"])#[0-9a-f]{6}", svg))

@@ -16,7 +16,7 @@ from tl.runtime.predictor import load
 from tl.studies.report.ensemble_page import build_ensemble_page
 from tl.studies.report.page import Gallery, Page
 
-# True class and colour; the second looks green and is red.
+# True class and color; the second looks green and is red.
 CASES = (("red", (200, 30, 20)), ("red", (100, 110, 60)), ("green", (20, 180, 60)), ("blue", (10, 60, 90)))
 
 
@@ -37,14 +37,14 @@ def galleries(page: Page) -> dict[str, int]:
 
 
 def test_build_ensemble_page__where_voting_helps_and_hurts(tmp_path: Path, labels: Path) -> None:
-    # Two members see colours as they are, the third the opposite: its vote counts for more than both.
+    # Two members see colors as they are, the third the opposite: its vote counts for more than both.
     members = [make_model(tmp_path / "a.onnx", gain=0.02), make_model(tmp_path / "b.onnx", gain=0.01)]
     members.append(make_model(tmp_path / "wrong.onnx", gain=-0.5))
     images = [LabeledImage(str(path), path.name, path.parent.name) for path in sorted(labels.rglob("*.png"))]
     with load(members, device="cpu", threads=1, weights=[1, 1, 9]) as predictor:
         evaluation = evaluate(predictor, images, Silent())
-        recipe = predictor.ensemble.sessions[0].contract.recipe
-    page = build_ensemble_page(evaluation, recipe, "all", "tl evaluate photos")
+        preprocessing = predictor.ensemble.sessions[0].contract.preprocessing
+    page = build_ensemble_page(evaluation, preprocessing, "all", "tl evaluate photos")
     truth, members_ids = evaluation.true_ids, evaluation.members.argmax(axis=2)
     assert galleries(page) == {
         "Where voting helps": 0,

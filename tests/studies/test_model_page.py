@@ -38,9 +38,9 @@ def test_build_model_page__says_what_the_contract_says(model: Path) -> None:
     assert dict(page.figures)["validation top1 accuracy"] == f"{accuracy:.4g}"
     titles = [section.title for section in page.sections]
     assert titles == ["Passport", "Self-test", "Training options", "Classes"]
-    (passport,) = page.sections[0].blocks
-    assert isinstance(passport, Facts)
-    assert passport.rows["outputs"] == ", ".join(contract.outputs)
+    (summary,) = page.sections[0].blocks
+    assert isinstance(summary, Facts)
+    assert summary.rows["outputs"] == ", ".join(contract.outputs)
     (samples,) = page.sections[1].blocks
     assert isinstance(samples, Gallery)
     assert len(samples.cards) == len(contract.golden.samples)

@@ -18,7 +18,7 @@ from tests.trainer.conftest import fresh_cache as fresh_cache
 from tests.trainer.make import make_config
 from tl.errors import RunError
 from tl.progress import Silent
-from tl.studies.report.neighbors import open_neighbours
+from tl.studies.report.neighbors import open_neighbors
 from tl.studies.report.page import Card, Code, Matrix, Note, Page, Section, Table, render
 from tl.studies.report.run_files import open_finished, read_found, read_judged
 from tl.studies.report.run_page import build_run_page, write_run_report
@@ -184,13 +184,11 @@ def test_page__works_in_a_browser(tmp_path: Path) -> None:
     assert (found["closed"], found["first"], found["second"], found["again"]) == ([], ["0-0"], ["0-1"], [])
 
 
-def test_open_neighbours__of_the_same_colour(
-    finished_run: Run, photos: Path, tmp_path: Path, fresh_cache: Path
-) -> None:
+def test_open_neighbors__of_the_same_color(finished_run: Run, photos: Path, tmp_path: Path, fresh_cache: Path) -> None:
     config = make_config(photos, tmp_path / "r", method="features", weights=str(finished_run.folder), head="linear")
     run = train(config, Silent()).run
     finished = open_finished(run)
-    find = open_neighbours(finished)
+    find = open_neighbors(finished)
     assert find is not None
     for image in run.images("val"):
         nearest = find(image.path)
@@ -199,8 +197,8 @@ def test_open_neighbours__of_the_same_colour(
         assert {each.path for each in nearest} <= set(finished.paths("train"))
     assert find("/nowhere.png") == []
     shutil.rmtree(fresh_cache)
-    assert open_neighbours(open_finished(run)) is None
+    assert open_neighbors(open_finished(run)) is None
 
 
-def test_open_neighbours__of_a_run_from_scratch(finished_run: Run) -> None:
-    assert open_neighbours(open_finished(finished_run)) is None
+def test_open_neighbors__of_a_run_from_scratch(finished_run: Run) -> None:
+    assert open_neighbors(open_finished(finished_run)) is None

@@ -27,7 +27,7 @@ from tl.errors import RunInterrupted
 from tl.progress import Progress, Silent
 from tl.trainer.config import TrainConfig
 from tl.trainer.fit.loop import EpochRow, FitOptions
-from tl.trainer.fit.steps import Classification, Trainee
+from tl.trainer.fit.steps import Classification, TrainableModel
 from tl.trainer.models.freezing import ParameterGroup
 from tl.trainer.run_folder.run import Run
 from tl.trainer.train import TrainResult, train
@@ -41,7 +41,7 @@ NOT_TIMED = (
 
 
 def make_noise(seed: int, rgb: tuple[int, int, int] = (128, 128, 128), hw: tuple[int, int] = (20, 20)) -> NDArray[Any]:
-    """A colour with noise of +-40, uint8 (H, W, 3)."""
+    """A color with noise of +-40, uint8 (H, W, 3)."""
     noise = np.random.default_rng(seed).integers(-40, 41, (*hw, 3))
     return np.clip(np.array(rgb) + noise, 0, 255).astype(np.uint8)
 
@@ -56,7 +56,7 @@ def make_png(path: Path, image: NDArray[Any]) -> Path:
 def make_class_folders(
     root: Path, per_class: int = 6, classes: Iterable[str] = COLOR_RGB, hw: tuple[int, int] = (20, 20)
 ) -> Path:
-    """ROOT/CLASS/N.png: noisy squares of each class's colour."""
+    """ROOT/CLASS/N.png: noisy squares of each class's color."""
     for c, name in enumerate(classes):
         for i in range(per_class):
             make_png(root / name / f"{i}.png", make_noise(100 * c + i, COLOR_RGB.get(name, (128, 128, 128)), hw))
@@ -80,11 +80,11 @@ def make_images(labels: Sequence[str], split: str = "", groups: Sequence[str] | 
     return [LabeledImage(f"/x/{i}.png", f"{i}.png", label, split, groups[i]) for i, label in enumerate(labels)]
 
 
-def make_store(root: Path, recipe: Any, split: str = "train", cache: Any = "ram") -> ImageStore:
+def make_store(root: Path, preprocessing: Any, split: str = "train", cache: Any = "ram") -> ImageStore:
     """All images under ROOT/CLASS/ in one split, loaded."""
     paths = sorted(root.rglob("*.png"))
     images = [LabeledImage(str(p), p.relative_to(root).as_posix(), p.parent.name, split) for p in paths]
-    store, bad = load_images(images, recipe, cache, Silent())
+    store, bad = load_images(images, preprocessing, cache, Silent())
     if bad:
         raise ValueError(f"bad test images: {bad}")
     return store
@@ -151,17 +151,17 @@ def make_row(
     return EpochRow(epoch, **timing, figures={**dict(zip(names, (*train, *val), strict=True)), **more})
 
 
-def make_trainee(
+def make_trainable(
     module: nn.Module,
     class_names: Sequence[str] = ("a", "b"),
     *,
     factor: float = 1.0,
     smoothing: float = 0.0,
     **more: Any,
-) -> Trainee:
+) -> TrainableModel:
     """A whole module trained to classify, with the learning rate times `factor`."""
     groups = [ParameterGroup(tuple(module.parameters()), factor)]
-    return Trainee(module, groups, Classification(class_names, label_smoothing=smoothing), **more)
+    return TrainableModel(module, groups, Classification(class_names, label_smoothing=smoothing), **more)
 
 
 def timeless(history: Iterable[EpochRow]) -> list[tuple[Any, ...]]:
@@ -229,7 +229,7 @@ def plain_text(model: onnx.ModelProto) -> bytes:
 def forbid_decoding(monkeypatch: pytest.MonkeyPatch) -> None:
     """Let a test fail where an image is decoded."""
 
-    def decode(content: bytes, recipe: object) -> None:
+    def decode(content: bytes, preprocessing: object) -> None:
         raise AssertionError(f"an image of {len(content)} bytes was decoded")
 
     monkeypatch.setattr(image_module, "load_working", decode)

@@ -11,7 +11,7 @@ from tl.trainer.config import BY_METHOD, C_VALUES, HEAD_SIZES, LEARNING_RATES, H
 def test_train_config__every_option_has_help_and_panel() -> None:
     for field in dataclasses.fields(TrainConfig):
         assert field.metadata["help"].endswith("."), field.name
-        assert field.metadata["panel"] in ("Data", "Model", "Images", "Optimisation", "Machine")
+        assert field.metadata["panel"] in ("Data", "Model", "Images", "Optimization", "Machine")
 
 
 def test_train_config__defaults_are_among_the_choices() -> None:

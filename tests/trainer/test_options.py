@@ -89,7 +89,7 @@ def test_resolve__keeps_what_was_given() -> None:
         head_sizes=(3,),
         c_values=(2.0,),
         drop_epochs=2,
-        head_start="random",
+        head_init="random",
     )
     assert resolve(given) == given
 
@@ -102,7 +102,7 @@ def test_resolve__lr_auto_stays_a_word() -> None:
 def test_resolve__learning_rate_follows_method_and_optimizer(method: Method) -> None:
     rates = {name: resolve(TrainConfig(data="d", method=method, optimizer=name)).lr for name in STEPPED}
     assert isinstance(rates["sgd"], float)
-    # Adaptive optimisers take steps of about lr in every weight; plain gradients are far below 1.
+    # Adaptive optimizers take steps of about lr in every weight; plain gradients are far below 1.
     assert all(isinstance(rate, float) and rate < rates["sgd"] for name, rate in rates.items() if name != "sgd")
 
 
@@ -163,7 +163,7 @@ def test_find_task__by_the_data(tmp_path: Path) -> None:
         ({"task": "landmarks", "flip_pairs": ("a:a",)}, "'a:a' is not NAME:NAME"),
         ({"task": "landmarks", "skeleton": ("a-b",)}, "skeleton: 'a-b' is not NAME:NAME"),
         ({"task": "landmarks", "mirror": True, "augment": "none"}, "mirror needs an augmentation"),
-        ({"task": "landmarks", "head_start": "solved"}, "head_start solved needs classes"),
+        ({"task": "landmarks", "head_init": "solved"}, "head_init solved needs classes"),
         ({"crop": "points"}, "crop: for landmarks alone, and the task is classification"),
         ({"head": "heatmap"}, "head heatmap is for landmarks"),
         ({"monitor": "val_error_px"}, "monitor val_error_px is for landmarks"),
@@ -343,14 +343,14 @@ def test_nearest__close_and_far() -> None:
 @pytest.mark.parametrize(
     ("changes", "fault"),
     [
-        ({"method": "scratch"}, "head_start solved needs method finetune, pretrained weights"),
-        ({"head": "mlp"}, "head_start solved needs head linear"),
-        ({"pooling": "flatten", "weights": "none"}, "head_start solved needs pooling gap, pretrained weights"),
+        ({"method": "scratch"}, "head_init solved needs method finetune, pretrained weights"),
+        ({"head": "mlp"}, "head_init solved needs head linear"),
+        ({"pooling": "flatten", "weights": "none"}, "head_init solved needs pooling gap, pretrained weights"),
     ],
 )
-def test_resolve__head_start_solved_needs_a_frozen_linear_head(changes: dict[str, Any], fault: str) -> None:
+def test_resolve__head_init_solved_needs_a_frozen_linear_head(changes: dict[str, Any], fault: str) -> None:
     with pytest.raises(ConfigError, match=fault):
-        resolve(TrainConfig(data="d", head_start="solved", **changes))
+        resolve(TrainConfig(data="d", head_init="solved", **changes))
 
 
 @pytest.mark.parametrize(
@@ -381,6 +381,6 @@ def test_own_choices__are_the_fewest_that_resolve_alike(chosen: dict[str, Any], 
     assert resolve(TrainConfig(**own)) == resolved
     opened = {field.name for field in dataclasses.fields(TrainConfig) if field.default is None}
     kept = {name for name in own if name in opened}
-    if chosen != {"method": "features", "optimizer": "adamw"}:  # one of rate, epochs, optimiser says the same
+    if chosen != {"method": "features", "optimizer": "adamw"}:  # one of rate, epochs, optimizer says the same
         assert kept == (set(chosen) - also) & opened
     assert len(kept) <= len(set(chosen) & opened)

@@ -57,7 +57,7 @@ def folder_of(data: Path, given: Path, **changes: Any) -> Path:
     return task.features.folder
 
 
-def test_prepare_task__classes_images_and_recipe(tmp_path: Path, weights: Path) -> None:
+def test_prepare_task__classes_images_and_preprocessing(tmp_path: Path, weights: Path) -> None:
     data = make_class_folders(tmp_path / "Übung 1", 5, ("Käfer", "zikade", "Ameise", "甲虫"))
     task = prepare(data, method="features", weights=str(weights), image_size=40)
     assert task.class_names == ("Ameise", "Käfer", "zikade", "甲虫")  # by code point
@@ -68,12 +68,12 @@ def test_prepare_task__classes_images_and_recipe(tmp_path: Path, weights: Path) 
         assert task.true_ids(split).tolist() == wanted
         assert task.true_ids(split).dtype == np.int64
     assert task.true_ids("test").shape == (0,)
-    assert task.recipe.input_hw == (40, 40)
-    assert task.recipe.pad_rgb == (128, 128, 128)  # smallcnn's mean 0.5, which normalises to 0
+    assert task.preprocessing.input_hw == (40, 40)
+    assert task.preprocessing.pad_rgb == (128, 128, 128)  # smallcnn's mean 0.5, which normalizes to 0
     assert task.bad == []
     card = network_card(task, 1.5)
     digest = hashlib.sha256(b"some weights").hexdigest()[:16]
-    assert (card.class_names, card.recipe, card.temperature) == (task.class_names, task.recipe, 1.5)
+    assert (card.class_names, card.preprocessing, card.temperature) == (task.class_names, task.preprocessing, 1.5)
     assert card.weights == f"some.pth (smallcnn, sha256 {digest})"
 
 
@@ -126,7 +126,7 @@ def test_prepare_task__features_are_of_everything_that_matters(photos: Path, wei
         {"head": "conv"},
         {"trunk_until": "block2"},
         {"backbone": "vgg_cnn_s"},
-        {"normalise": "dataset"},
+        {"normalize": "dataset"},
         {"augment": "flip", "views": 2},
         {"augment": "light", "views": 2},
         {"augment": "flip", "views": 2, "seed": 1},
@@ -173,18 +173,18 @@ def test_prepare_task__features_are_of_the_versions_of_who_computes_them(
     assert folder_of(photos, weights, backbone=backbone) != before
 
 
-def test_prepare_task__colours_of_the_training_images(photos: Path, weights: Path) -> None:
+def test_prepare_task__colors_of_the_training_images(photos: Path, weights: Path) -> None:
     listener = Listener()
-    task = prepare(photos, listener, method="features", weights=str(weights), normalise="dataset")
+    task = prepare(photos, listener, method="features", weights=str(weights), normalize="dataset")
     pixels = np.concatenate([task.store.input(i).reshape(-1, 3) for i in task.store.indices("train")]) / 255
     assert task.info.mean == pytest.approx(tuple(pixels.mean(axis=0)), abs=1e-12)  # float64
     assert task.info.std == pytest.approx(tuple(pixels.std(axis=0)), abs=1e-12)
-    (line,) = (line for line in listener.lines if line.startswith("colours"))
+    (line,) = (line for line in listener.lines if line.startswith("colors"))
     assert f"{pixels.mean(axis=0)[2]:.4f}" in line
 
 
-def test_prepare_task__other_training_images_have_other_colours_and_features(photos: Path, weights: Path) -> None:
-    folders = {folder_of(photos, weights, normalise="dataset", seed=seed) for seed in (0, 1)}
+def test_prepare_task__other_training_images_have_other_colors_and_features(photos: Path, weights: Path) -> None:
+    folders = {folder_of(photos, weights, normalize="dataset", seed=seed) for seed in (0, 1)}
     assert len(folders) == 2  # other images are held out, so the mean is another
 
 
@@ -270,9 +270,9 @@ def test_prepare_task__one_changed_image_alone_is_decoded(
     decode: Callable[..., Any] = image_module.load_working
     decoded = []
 
-    def remember(content: bytes, recipe: Any, region: Any) -> Any:
+    def remember(content: bytes, preprocessing: Any, region: Any) -> Any:
         decoded.append(next(path for path in data.rglob("*.png") if path.read_bytes() == content))
-        return decode(content, recipe, region)
+        return decode(content, preprocessing, region)
 
     monkeypatch.setattr(image_module, "load_working", remember)
     task = prepare(data, **changes)

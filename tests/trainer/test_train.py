@@ -75,20 +75,20 @@ def test_train__finetune_moves_the_trunk(photos: Path, finished_run: Run, tmp_pa
 
 
 @pytest.mark.parametrize("method", ["features", "finetune"])
-def test_train__weights_of_a_run_bring_its_colours(photos: Path, tmp_path: Path, method: str) -> None:
+def test_train__weights_of_a_run_bring_its_colors(photos: Path, tmp_path: Path, method: str) -> None:
     dark = make_class_folders(tmp_path / "dark", 4, ("blue", "red"), hw=(32, 32))  # which 32 px leaves as it is
-    first = train_here(dark, tmp_path / "first", normalise="dataset", epochs=1).run
+    first = train_here(dark, tmp_path / "first", normalize="dataset", epochs=1).run
     rows = read_rows(first.folder / "manifest.csv")
     seen = [np.asarray(Image.open(first.folder / row["path"])) for row in rows if row["split"] == "train"]
     pixels = np.concatenate([image.reshape(-1, 3) for image in seen]).astype(np.float64)
     changes = {"method": method, "weights": str(first.folder), "epochs": None if method == "features" else 1}
     network, _, _ = load_network(train_here(photos, tmp_path / "second", **changes).run)
     # On the scale of bytes; kept as float32, divided by 255 and multiplied again.
-    np.testing.assert_allclose(network.normalise.mean.flatten(), pixels.mean(axis=0), rtol=1e-5)
-    np.testing.assert_allclose(network.normalise.std.flatten(), pixels.std(axis=0), rtol=1e-5)
-    # Asked for its own colours, a run has those of its own images.
-    own, _, _ = load_network(train_here(photos, tmp_path / "own", normalise="dataset", **changes).run)
-    assert (own.normalise.mean - network.normalise.mean).abs().max() > 1
+    np.testing.assert_allclose(network.normalize.mean.flatten(), pixels.mean(axis=0), rtol=1e-5)
+    np.testing.assert_allclose(network.normalize.std.flatten(), pixels.std(axis=0), rtol=1e-5)
+    # Asked for its own colors, a run has those of its own images.
+    own, _, _ = load_network(train_here(photos, tmp_path / "own", normalize="dataset", **changes).run)
+    assert (own.normalize.mean - network.normalize.mean).abs().max() > 1
 
 
 def test_train__run_files_hold_together(photos: Path, finished_run: Run) -> None:
@@ -127,7 +127,7 @@ def assert_deploys_what_validation_saw(photos: Path, run: Run, atol: float) -> N
     rows = read_rows(run.folder / "predictions_val.csv")
     assert rows
     for row in rows:
-        image = load_input(photos / row["path"], card.recipe)
+        image = load_input(photos / row["path"], card.preprocessing)
         with torch.no_grad():
             logits = network(torch.from_numpy(np.stack([image])))[0]
         probabilities = torch.softmax(logits / card.temperature, dim=0)

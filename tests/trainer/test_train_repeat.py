@@ -109,7 +109,7 @@ def test_train__resumed_where_a_head_on_kept_features_was_stopped(
     [
         {"views": 3, "augment": "light"},
         {"sampler": "balanced", "class_weights": "balanced", "label_smoothing": 0.1, "head": "mlp"},
-        {"normalise": "dataset"},
+        {"normalize": "dataset"},
     ],
     ids=["views", "balanced", "dataset"],
 )

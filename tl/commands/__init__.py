@@ -1,1 +1,1 @@
-"""One file a command: options -> one call -> print. No command knows another; work is done below."""
+"""One file per command: options -> one call -> print. No command knows another; work is done below."""

@@ -21,7 +21,8 @@ _Preset = Annotated[
     typer.Option(help="Whose preprocessing: imagenet is torchvision's.", show_default=False),
 ]
 _Labels = Annotated[
-    Path | None, typer.Option(help="Class names in the network's order: one a line, or .json. Default: the file's own.")
+    Path | None,
+    typer.Option(help="Class names in the network's order: one per line, or .json. Default: the file's own."),
 ]
 _Images = Annotated[list[Path] | None, typer.Option(help="Images for the parity check. Default: noise.")]
 _Config = Annotated[Path | None, typer.Option(help="With timm: its config.json. Default: timm's defaults.")]
@@ -32,7 +33,7 @@ _ResizeMode = Annotated[
     Literal["squash", "letterbox", "short_side"] | None, typer.Option(help="In place of the preset's.")
 ]
 _ShortSide = Annotated[
-    int | None, typer.Option(min=1, help="Shorter side before the centre crop, in place of the preset's.")
+    int | None, typer.Option(min=1, help="Shorter side before the center crop, in place of the preset's.")
 ]
 _Interpolation = Annotated[
     Literal["nearest", "bilinear", "bicubic", "lanczos"] | None, typer.Option(help="In place of the preset's.")
@@ -74,7 +75,7 @@ def command(
 ) -> None:
     """Adopt a classifier from torchvision, timm, Ultralytics, Hugging Face or elsewhere, exported to ONNX.
 
-    Writes contract and normalisation around it. Before the file gets its name, it must give the same probabilities as
+    Writes contract and normalization around it. Before the file gets its name, it must give the same probabilities as
     the foreign file; from then on it predicts, votes and merges like one of ours.
 
     Examples:

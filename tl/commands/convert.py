@@ -40,7 +40,7 @@ def command(
 
     - `tl convert phone.csv upright.csv --from-stored` for points from a program that ignores a photo's EXIF orientation
 
-    Coordinates count from the centre of the top-left pixel of the upright photo; in TPS, y counts from the bottom, so
+    Coordinates count from the center of the top-left pixel of the upright photo; in TPS, y counts from the bottom, so
     that the photos must be there. What a format has no place for is named.
     """
     import dataclasses

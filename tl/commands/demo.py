@@ -77,8 +77,8 @@ def write_digits(folder: Path) -> None:
         home = folder / "digits-0-4" if label < 5 else folder / "digits-5-9" / _split(number)
         path = home / str(label) / f"{number:03d}.png"
         path.parent.mkdir(parents=True, exist_ok=True)
-        grey = np.round(image * (255 / 16)).astype(np.uint8)  # 8x8 pixels of 0..16
-        Image.fromarray(grey).resize((32, 32), Image.Resampling.BICUBIC).save(path)
+        gray = np.round(image * (255 / 16)).astype(np.uint8)  # 8x8 pixels of 0..16
+        Image.fromarray(gray).resize((32, 32), Image.Resampling.BICUBIC).save(path)
 
 
 def _split(number: int) -> str:

@@ -1,4 +1,4 @@
-"""`tl evaluate`: model files against labelled images, one row a model and voting rule."""
+"""`tl evaluate`: model files against labeled images, one row per model and voting rule."""
 
 from __future__ import annotations
 
@@ -86,7 +86,7 @@ def command(
     threads: Threads = None,
     as_json: AsJson = False,
 ) -> None:
-    """Score a model file, or an ensemble under every voting rule, on labelled or annotated images.
+    """Score a model file, or an ensemble under every voting rule, on labeled or annotated images.
 
     Examples:
     - `tl evaluate held-out/ --model beetles.onnx`
@@ -104,7 +104,7 @@ def command(
     has a twin with tta, gain (of accuracy), gain_p (McNemar, against the row before) and images_per_s.
 
     For landmarks: model, merging, n, points, error_px (mean distance in pixels of the photos), ci_low, ci_high (95%,
-    bootstrap), rmse_px, normalised_error (by centroid size), extent_error (by the extent of an image's points).
+    bootstrap), rmse_px, normalized_error (by centroid size), extent_error (by the extent of an image's points).
     Without --locator, a model that looks at a part of each photo is given the part that the annotations say, as in
     training.
     """
@@ -207,7 +207,7 @@ def _evaluate_classes(
         result = evaluate(predictor, images, open_files.enter_context(console_progress()), beside)
         contract = predictor.ensemble.sessions[0].contract
     if report is not None and contract is not None:
-        warn(f"report: {write_ensemble_report(result, contract.recipe, name, report)}")
+        warn(f"report: {write_ensemble_report(result, contract.preprocessing, name, report)}")
     rows = result.rows
     if of_votes["fit_vote_weights"] is not None:
         fitted = fit_vote_file(result, of_votes["fit_vote_weights"], select=bool(of_votes["select"]))

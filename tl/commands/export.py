@@ -101,7 +101,7 @@ def command(
     _check_further(run, precision, cam, unknown, false_alarm)
     with packages_of("train"):
         from tl.exporter.export import export_pretrained, export_run
-        from tl.exporter.export_source import USUAL, Further
+        from tl.exporter.export_source import DEFAULT_OUTPUTS, ExtraOutputs
         from tl.exporter.precision import Lowering, export_lowered
         from tl.trainer.run_folder.run import Run
     extra = parity_images or []
@@ -110,7 +110,7 @@ def command(
             lowering = Lowering(precision, min_agreement, calibration_images, seed, device, keep_slower)
             done = export_lowered(Run(run), output, progress, lowering, parity_images=extra, golden=golden)
         elif run is not None:
-            further = Further(unknown, false_alarm or USUAL.false_alarm, cam)
+            further = ExtraOutputs(unknown, false_alarm or DEFAULT_OUTPUTS.false_alarm, cam)
             done = export_run(Run(run), output, progress, parity_images=extra, golden=golden, further=further)
         else:
             source: Literal["images", "synthetic"] = "images" if golden == "validation" else golden
@@ -150,15 +150,15 @@ def _report(done: Exported, as_json: bool) -> None:
     contract = done.contract
     what = f"{len(contract.class_names)} classes" if contract.class_names else f"{len(contract.keypoint_names)} points"
     warn(f"{done.path}: {done.path.stat().st_size / 1e6:.1f} MB, {what}, verified")
-    quantisation = done.contract.quantisation
-    if quantisation is not None:
+    quantization = done.contract.quantization
+    if quantization is not None:
         from tl.exporter.precision import describe
 
-        warn(f"{done.contract.precision}: {describe(quantisation)}")
+        warn(f"{done.contract.precision}: {describe(quantization)}")
     if golden.source != "synthetic":
         warn(f"the file embeds {len(golden.samples)} of these images for tl verify; --golden synthetic embeds none")
     if as_json:
         from tl.runtime.model_file.strict_json import to_plain
 
-        report = {"path": str(done.path), "parity": to_plain(parity), "quantisation": to_plain(quantisation)}
+        report = {"path": str(done.path), "parity": to_plain(parity), "quantization": to_plain(quantization)}
         typer.echo(json.dumps(report))

@@ -112,16 +112,16 @@ def _look_inside(model: Path, contract: Contract, filters: bool, activations: Pa
     if filters:
         name, weights = first_filters(model)
         count, _, height, width = weights.shape
-        note = f"{count} filters of {height} x {width}, {name}; grey is 0"
+        note = f"{count} filters of {height} x {width}, {name}; gray is 0"
         looks.append(Look("Filters", note, draw_filters(weights)))
     if activations is not None:
         there = list_activations(model)
         chosen = choose_activation(there, layer)
-        before, after = run_activation(model, chosen, load_input(activations, contract.recipe))
+        before, after = run_activation(model, chosen, load_input(activations, contract.preprocessing))
         shown = min(16, len(before))
         size = f"{before.shape[1]} x {before.shape[2]}"
         note = f"{activations.name}: {shown} of {len(before)} maps of {size}, before (left) and after {chosen.kind} of "
-        note += f"{chosen.layer} (number {chosen.number} of {len(there)}); middle grey is 0"
+        note += f"{chosen.layer} (number {chosen.number} of {len(there)}); middle gray is 0"
         looks.append(Look("Activations", note, draw_maps(before, after, shown)))
     return looks
 
@@ -145,9 +145,9 @@ def _print_ranking(ranking: Ranking, as_json: bool) -> None:
 
 
 def _print_passport(model: Path, contract: Contract) -> None:
-    from tl.runtime.model_file.summary import passport
+    from tl.runtime.model_file.summary import summarize_contract
 
-    rows = [("file", f"{model} ({model.stat().st_size / 1e6:.1f} MB)"), *passport(contract)]
+    rows = [("file", f"{model} ({model.stat().st_size / 1e6:.1f} MB)"), *summarize_contract(contract)]
     width = max(len(name) for name, _ in rows)
     for name, text in rows:
         typer.echo(f"{name:<{width}}  {text}")

@@ -28,7 +28,7 @@ def command(
     ] = None,
     calibrate: Annotated[
         Path | None,
-        typer.Option(help="Labelled images that no member learnt from (their val split, if there is one)."),
+        typer.Option(help="Labeled images that no member learned from (their val split, if there is one)."),
     ] = None,
     false_alarm: Annotated[
         float | None,
@@ -94,7 +94,7 @@ def _report(done: Merged, as_json: bool) -> None:
     warn(f"{done.path}: {sizes}, {len(members)} members, verified")
     if done.contract.conformal is not None:
         warn(f"calibrated: temperature {done.contract.temperature:.3f}; predict with --coverage gives sets of classes")
-    if done.contract.unknown is not None:
+    if done.contract.ood is not None:
         warn("it tells unknown images: predict with --reject-unknown")
     if as_json:
         from tl.runtime.model_file.strict_json import to_plain

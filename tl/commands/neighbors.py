@@ -1,4 +1,4 @@
-"""`tl neighbours`: the training images that a run finds most like a new one."""
+"""`tl neighbors`: the training images that a run finds most like a new one."""
 
 from __future__ import annotations
 
@@ -24,32 +24,32 @@ def command(
     """Show which training images the trained network finds most like an image: what a decision may rest on.
 
     Examples:
-    - `tl neighbours odd.jpg --run runs/beetles`
+    - `tl neighbors odd.jpg --run runs/beetles`
 
-    - `tl neighbours new-photos/ --run runs/beetles --top 3 --json`
+    - `tl neighbors new-photos/ --run runs/beetles --top 3 --json`
 
-    Columns: path, rank, neighbour, label, likeness (cosine of the embeddings, 1 for the same image). The training
+    Columns: path, rank, neighbor, label, likeness (cosine of the embeddings, 1 for the same image). The training
     images must still be where they were; their embeddings are kept, so that only the first call takes long.
     """
     with packages_of("train"):
         from tl.runtime.sources.paths import find_images
-        from tl.trainer.features.run_embeddings import find_neighbours
+        from tl.trainer.features.run_embeddings import find_neighbors
         from tl.trainer.run_folder.run import Run
 
     paths = [os.path.normpath(path) for path in find_images(images).paths]
     if not paths:
         raise DataError(f"no images found in {', '.join(images)}")
     with console_progress() as progress:
-        found = find_neighbours(Run(run), paths, top, progress)
+        found = find_neighbors(Run(run), paths, top, progress)
     rows = [
-        {"path": path, "rank": rank, "neighbour": n.image.path, "label": n.image.label, "likeness": n.likeness}
-        for path, neighbours in zip(paths, found, strict=True)
-        for rank, n in enumerate(neighbours, start=1)
+        {"path": path, "rank": rank, "neighbor": n.image.path, "label": n.image.label, "likeness": n.likeness}
+        for path, neighbors in zip(paths, found, strict=True)
+        for rank, n in enumerate(neighbors, start=1)
     ]
     if as_json:
         typer.echo(json.dumps(rows))
         return
     writer = csv.writer(sys.stdout, lineterminator="\n")
-    writer.writerow(("path", "rank", "neighbour", "label", "likeness"))
+    writer.writerow(("path", "rank", "neighbor", "label", "likeness"))
     for row in rows:
         writer.writerow((*list(row.values())[:-1], f"{row['likeness']:.4f}"))

@@ -152,11 +152,11 @@ def open_predictor(
     threads: int | None = None,
 ) -> Predictor[Classification]:
     """Load the classifiers that --model or --ensemble names and say on stderr what runs them."""
-    from tl.runtime.ensembles.selective import Caution
+    from tl.runtime.ensembles.selective import SelectivePrediction
     from tl.runtime.predictor import load
 
     try:
-        caution = Caution(coverage, min_confidence, bool(reject_unknown))
+        selective = SelectivePrediction(coverage, min_confidence, bool(reject_unknown))
     except ValueError as error:
         raise ConfigError(f"--{str(error).replace('_', '-', 1)}") from error
 
@@ -173,7 +173,7 @@ def open_predictor(
         vote=vote or "soft",
         weights=weights,
         classes=classes or "same",
-        caution=caution,
+        selective=selective,
         tta=parse_tta(tta),
         decode_processes=decode_processes or 0,
     )

@@ -1,4 +1,4 @@
-"""`tl predict`: images and model files in, one row an image out."""
+"""`tl predict`: images and model files in, one row per image out."""
 
 from __future__ import annotations
 
@@ -60,12 +60,12 @@ Output = Annotated[
     ),
 ]
 FilesFrom = Annotated[
-    str | None, typer.Option(help="Also the files named in this list, one a line; - for stdin.", metavar="FILE")
+    str | None, typer.Option(help="Also the files named in this list, one per line; - for stdin.", metavar="FILE")
 ]
 Null = Annotated[
     bool, typer.Option("--null", "-0", help="Names in --files-from end with NUL, as find -print0 writes them.")
 ]
-BatchSize = Annotated[int | None, typer.Option(min=1, help="Images a run. Default: what suits the device.")]
+BatchSize = Annotated[int | None, typer.Option(min=1, help="Images per run. Default: what suits the device.")]
 Resume = Annotated[
     bool, typer.Option("--resume", help="Keep the rows of an earlier call whose images and models are the same.")
 ]
@@ -134,7 +134,7 @@ def command(
 
     - `tl predict photos/ --model wing.onnx --locator coarse.onnx --draw drawn/ -o points.csv` finds landmarks
 
-    Columns: path, label, confidence, p:CLASS of each class, error; set, unknown_score, reason of a label "?"; ensembles
+    Columns: path, label, confidence, p:CLASS of each class, error; set, ood_score, reason of a label "?"; ensembles
     add agreement, entropy, mutual_information, margin and vote:MEMBER. Landmarks: path, xPOINT, yPOINT in pixels of the
     upright photo, pPOINT (confidence), sPOINT (spread in pixels) of an ensemble, centroid_size, shape_distance, is_odd,
     error. Exit code 3: some images could not be read, their rows say why. OUT.ledger tells --resume what is done.
@@ -247,11 +247,11 @@ def _drawer(
             return
         _check_apart(result.path, [folder for folder in (points, reasons) if folder is not None])
         if isinstance(result, Landmarks) and points is not None:
-            drawing = draw_landmarks(result.path, result, contract.recipe, skeleton)
+            drawing = draw_landmarks(result.path, result, contract.preprocessing, skeleton)
             save_drawing(drawing, points, result.path, "points")
         elif isinstance(result, Classification) and reasons is not None:
             found = explain(predictor, result.path, None if result.label == REJECTED else result.label)
-            save_drawing(draw_explanation(result.path, found, contract.recipe), reasons, result.path, "why")
+            save_drawing(draw_explanation(result.path, found, contract.preprocessing), reasons, result.path, "why")
 
     return draw
 

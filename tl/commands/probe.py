@@ -41,7 +41,7 @@ _OPTIONS = (
         "resize_mode",
         "jpeg_scale",
         "bit_depth_max",
-        "normalise",
+        "normalize",
         "device",
         "precision",
         "threads",
@@ -61,7 +61,7 @@ def command(
         raise ConfigError(f"folds must be 0 or at least 2 and seeds at least 1, found {folds} and {seeds}")
     base = config_from_mapping({**given_values(flags), "method": "features"}, "options")
     with packages_of("train"):
-        from tl.data.audit import find_duplicates, summarise
+        from tl.data.audit import find_duplicates, summarize
         from tl.trainer.classification import compute_features
         from tl.trainer.heads.probe import configure, expand_tries, probe
         from tl.trainer.task import prepare_task
@@ -74,7 +74,7 @@ def command(
         limit = base.per_class if folds == 0 else None
         task = prepare_task(dataclasses.replace(base, head=chosen[0][1].head, per_class=limit), progress)
         compute_features(task, progress, splits=("train", "val"))
-        for finding in summarise(find_duplicates(task.store.images, task.store.hashes)):
+        for finding in summarize(find_duplicates(task.store.images, task.store.hashes)):
             progress.say(finding)
         rows = probe(task, chosen, folds, seeds, progress, per_class=None if folds == 0 else base.per_class)
     if as_json:

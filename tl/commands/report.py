@@ -13,7 +13,7 @@ from tl.commands.console import packages_of, warn
 def command(
     run: Annotated[Path, typer.Argument(help="Folder of a finished run.", show_default=False)],
     model: Annotated[
-        Path | None, typer.Option("--model", "-m", help="Also show the passport of the run's model file.")
+        Path | None, typer.Option("--model", "-m", help="Also show the summary of the run's model file.")
     ] = None,
     out: Annotated[Path | None, typer.Option("--out", "-o", help="Default: report.html in the run's folder.")] = None,
     show: Annotated[bool, typer.Option("--open", help="Open it in the browser.")] = False,

@@ -29,7 +29,7 @@ Kind = Literal[
 ]
 
 FEW_IMAGES = 10
-# Cosine of standardised embeddings. On PACS cartoons and mobilenet_v2, the four pairs above this that were looked at
+# Cosine of standardized embeddings. On PACS cartoons and mobilenet_v2, the four pairs above this that were looked at
 # are one drawing mirrored, scaled or with another watermark.
 NEAR_DUPLICATE = 0.8
 _ROWS_AT_ONCE = 1024
@@ -103,7 +103,7 @@ def find_near_duplicates(
     return findings
 
 
-def summarise(findings: Sequence[Finding], where: str = "") -> list[str]:
+def summarize(findings: Sequence[Finding], where: str = "") -> list[str]:
     """A line for each kind of finding, with its count and first example. `where`: " in FILE" that lists them all."""
     by_kind: dict[str, list[Finding]] = defaultdict(list)
     for finding in findings:
@@ -118,9 +118,9 @@ def summarise(findings: Sequence[Finding], where: str = "") -> list[str]:
 
 
 def _directions(embeddings: NDArray[np.float32], train: Sequence[int]) -> NDArray[np.float32]:
-    """Standardised on the training images, unit length; nearly constant entries are not blown up."""
+    """Standardized on the training images, unit length; nearly constant entries are not blown up."""
     mean, std = embeddings[train].mean(axis=0), embeddings[train].std(axis=0)
-    centred = (embeddings - mean) / np.maximum(std, max(0.1 * float(std.mean()), 1e-6))
-    lengths = np.linalg.norm(centred, axis=1, keepdims=True)
-    directions: NDArray[np.float32] = centred / np.maximum(lengths, 1e-12)
+    centered = (embeddings - mean) / np.maximum(std, max(0.1 * float(std.mean()), 1e-6))
+    lengths = np.linalg.norm(centered, axis=1, keepdims=True)
+    directions: NDArray[np.float32] = centered / np.maximum(lengths, 1e-12)
     return directions

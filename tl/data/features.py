@@ -45,7 +45,7 @@ class FeatureSet:
 
     @property
     def network(self) -> dict[str, NDArray[Any]]:
-        """The tensors of the network that computed the features, but for standardising and head; {} if not kept yet."""
+        """The tensors of the network that computed the features, but for standardizing and head; {} if not kept yet."""
         if not self.has_network:
             return {}
         return self.cache.with_prefix(_NETWORK)
@@ -76,7 +76,7 @@ class FeatureSet:
 
 
 def open_features(**depends_on: str) -> FeatureSet:
-    """The kept features for everything they depend on beside the images: weights, layer, recipe, changes."""
+    """The kept features for everything they depend on beside the images: weights, layer, preprocessing, changes."""
     digest = hashlib.sha256(json.dumps({**depends_on, "version": VERSION}, sort_keys=True).encode()).hexdigest()[:32]
     folder = cache_folder() / "features" / digest
     return FeatureSet(ArrayCache(folder, keeps_unwritten=True), folder)
@@ -96,7 +96,7 @@ def compute_missing(
 
     def prepare(working: NDArray[np.uint8], index: int, view: int) -> NDArray[np.uint8]:
         if view == 0 or change is None:
-            return crop_to_input(working, store.recipe)
+            return crop_to_input(working, store.preprocessing)
         return change(working, view_seed(seed, view, store.hashes[index]))
 
     # Images are decoded in threads; changes are made here, one after the other.

@@ -1,6 +1,6 @@
 """Every image of a run: read, found readable or reported, and kept in memory or on disk where that pays.
 
-Knows images, recipes and threads. Does not know augmentation, tensors or models.
+Knows images, preprocessings and threads. Does not know augmentation, tensors or models.
 """
 
 from __future__ import annotations
@@ -26,9 +26,9 @@ from tl.progress import Progress
 from tl.runtime.devices import usable_cores
 from tl.runtime.imaging.geometry import crop_to_input
 from tl.runtime.imaging.pipeline import load_working
-from tl.runtime.imaging.preprocessing import Recipe
+from tl.runtime.imaging.preprocessing import Preprocessing
 from tl.runtime.model_file.strict_json import dump_json
-from tl.runtime.prefetch import map_ahead
+from tl.runtime.prefetch import prefetch_map
 
 Item = TypeVar("Item")
 
@@ -46,7 +46,7 @@ class ImageStore:
 
     images: tuple[LabeledImage, ...]
     hashes: tuple[str, ...]
-    recipe: Recipe
+    preprocessing: Preprocessing
     kept: dict[int, NDArray[np.uint8]]
     disk: ArrayCache | None = None
 
@@ -68,11 +68,11 @@ class ImageStore:
         content = _read_file(image.path)
         if hashlib.sha256(content).hexdigest() != self.hashes[index]:
             raise DataError(f"{image.name}: has changed since this run began")
-        return load_working(content, self.recipe, image.region)
+        return load_working(content, self.preprocessing, image.region)
 
     def input(self, index: int) -> NDArray[np.uint8]:
         """The image as validation and deployment see it, uint8 (input_h, input_w, 3)."""
-        return crop_to_input(self.working(index), self.recipe)
+        return crop_to_input(self.working(index), self.preprocessing)
 
     def map(
         self, prepare: Callable[[Item], NDArray[np.uint8]], items: Sequence[Item], *, ahead: int
@@ -80,7 +80,7 @@ class ImageStore:
         """`map(prepare, items)`, in threads ahead of the consumer where images still have to be decoded."""
         if self.is_decoded:
             return map(prepare, items)
-        return map_ahead(prepare, items, workers=usable_cores(), ahead=ahead)
+        return prefetch_map(prepare, items, workers=usable_cores(), ahead=ahead)
 
     def indices(self, split: str) -> list[int]:
         """Places of a split's images."""
@@ -89,7 +89,7 @@ class ImageStore:
 
 def load_images(
     images: Sequence[LabeledImage],
-    recipe: Recipe,
+    preprocessing: Preprocessing,
     cache: Cache,
     progress: Progress,
     *,
@@ -101,7 +101,7 @@ def load_images(
     is known already.
     """
     progress.start("reading images", len(images), "images")
-    keeper = _Keeper(recipe, cache, len(images), progress)
+    keeper = _Keeper(preprocessing, cache, len(images), progress)
     good: list[LabeledImage] = []
     hashes: list[str] = []
     bad: list[tuple[LabeledImage, str]] = []
@@ -112,13 +112,13 @@ def load_images(
             digest = hashlib.sha256(content).hexdigest()
             if is_done(image, digest) or (keeper.disk is not None and _key(image, digest) in keeper.disk):
                 return digest, None
-            return digest, load_working(content, recipe, image.region)
+            return digest, load_working(content, preprocessing, image.region)
         except ImageReadError as error:
             return error
         except OSError as error:
             return ImageReadError(image.path, error.strerror or str(error))
 
-    outcomes = map_ahead(read, images, workers=usable_cores(), ahead=16)
+    outcomes = prefetch_map(read, images, workers=usable_cores(), ahead=16)
     for image, outcome in zip(images, outcomes, strict=True):
         progress.advance()
         if isinstance(outcome, ImageReadError):
@@ -130,18 +130,18 @@ def load_images(
         good.append(image)
         hashes.append(digest)
     keeper.finish()
-    return ImageStore(tuple(good), tuple(hashes), recipe, keeper.kept, keeper.disk), bad
+    return ImageStore(tuple(good), tuple(hashes), preprocessing, keeper.kept, keeper.disk), bad
 
 
 class _Keeper:
     """Decides where working images go while they are being read: memory, disk, nowhere."""
 
-    def __init__(self, recipe: Recipe, cache: Cache, count: int, progress: Progress) -> None:
-        self._recipe, self._count, self._progress = recipe, count, progress
+    def __init__(self, preprocessing: Preprocessing, cache: Cache, count: int, progress: Progress) -> None:
+        self._preprocessing, self._count, self._progress = preprocessing, count, progress
         self._budget = _memory_budget() if cache == "auto" else float("inf")
         self._to_memory = cache in ("auto", "ram")
         self.kept: dict[int, NDArray[np.uint8]] = {}
-        self.disk = _disk_cache(recipe) if cache == "disk" else None
+        self.disk = _disk_cache(preprocessing) if cache == "disk" else None
 
     def keep(self, index: int, key: str, working: NDArray[np.uint8]) -> None:
         """Keep one image if there is a place for it."""
@@ -166,7 +166,7 @@ class _Keeper:
         """Memory is full: the rest goes to disk where there is room."""
         needed = _DISK_SHARE * image_bytes * (self._count - len(self.kept))
         if _free_disk_bytes() > needed:
-            self.disk = _disk_cache(self._recipe)
+            self.disk = _disk_cache(self._preprocessing)
             self._progress.say(f"the images do not fit into memory: the rest are kept in {cache_folder()}")
         else:
             self._progress.say(
@@ -175,18 +175,18 @@ class _Keeper:
 
 
 def _key(image: LabeledImage, digest: str) -> str:
-    """Names a working image among those of its recipe."""
+    """Names a working image among those of its preprocessing."""
     return digest if image.region is None else f"{digest}-{'-'.join(f'{side:.9g}' for side in image.region)}"
 
 
-def recipe_key(recipe: Recipe) -> str:
-    """Names what working images depend on beside their content: the recipe, and who decodes and resizes."""
+def preprocessing_key(preprocessing: Preprocessing) -> str:
+    """Names what working images depend on beside their content: the preprocessing, and who decodes and resizes."""
     versions = {"tl": VERSION, **{name: metadata.version(name) for name in ("pillow", "simplejpeg")}}
-    return hashlib.sha256(f"{dump_json(recipe)} {versions}".encode()).hexdigest()[:32]
+    return hashlib.sha256(f"{dump_json(preprocessing)} {versions}".encode()).hexdigest()[:32]
 
 
-def _disk_cache(recipe: Recipe) -> ArrayCache:
-    return ArrayCache(cache_folder() / "images" / recipe_key(recipe))
+def _disk_cache(preprocessing: Preprocessing) -> ArrayCache:
+    return ArrayCache(cache_folder() / "images" / preprocessing_key(preprocessing))
 
 
 def _read_file(path: str) -> bytes:

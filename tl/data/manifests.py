@@ -1,4 +1,4 @@
-"""Which images there are, what they are labelled, and which split they belong to.
+"""Which images there are, what they are labeled, and which split they belong to.
 
 Reads class folders, train/val/test folders and CSV manifests. Does not open images and imports no torch.
 """
@@ -29,7 +29,7 @@ SPLITS = ("train", "val", "test")
 
 @dataclass(frozen=True)
 class LabeledImage:
-    """One labelled image. `path` opens it; `name` is its path within the data set, with '/'.
+    """One labeled image. `path` opens it; `name` is its path within the data set, with '/'.
 
     `split` is '' where the data set does not say. `group` ties images of one specimen together; '' is none.
     `region`: the part of the image that is looked at, (left, top, width, height) in pixels; None for all of it.

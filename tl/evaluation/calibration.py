@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tl.runtime.ensembles.selective import conformal_limit, conformal_scores
-from tl.runtime.model_file.contract import Conformal, UnknownFacts
+from tl.runtime.model_file.contract import Conformal, OodFacts
 
 _LOG_RANGE = (math.log(1e-3), math.log(1e3))
 
@@ -86,7 +86,7 @@ class Known:
 
 
 @dataclass(frozen=True)
-class UnknownFit:
+class OodFit:
     """What the score is computed from, float32: `mean` (D,), `whitening` (D, K), `class_means` (C, K).
 
     Embeddings are brought to length 1, projected to K principal components in which classes have variance 1, and
@@ -106,7 +106,7 @@ class UnknownFit:
         return np.sqrt(np.array(squares, np.float32))
 
 
-def fit_unknown(known: Known, num_classes: int, false_alarm: float) -> tuple[UnknownFit, UnknownFacts] | None:
+def fit_unknown(known: Known, num_classes: int, false_alarm: float) -> tuple[OodFit, OodFacts] | None:
     """Measure classes, and set the limit on held-out images. None where that cannot be done: too few images,
     an embedding that is too large, or one whose differences are hardly more than rounding.
     """
@@ -125,7 +125,7 @@ def fit_unknown(known: Known, num_classes: int, false_alarm: float) -> tuple[Unk
     means = np.stack([places[known.class_ids == c].mean(axis=0) for c in range(num_classes)])
     covariance = LedoitWolf(assume_centered=True).fit(places - means[known.class_ids]).covariance_
     factor = np.linalg.cholesky(np.linalg.inv(covariance + _LEAST_VARIANCE * np.eye(size)))
-    fit = UnknownFit(
+    fit = OodFit(
         *(
             np.ascontiguousarray(values, np.float32)
             for values in (projection.mean_, projection.components_.T @ factor, means @ factor)
@@ -136,7 +136,7 @@ def fit_unknown(known: Known, num_classes: int, false_alarm: float) -> tuple[Unk
     if not np.abs(shaken - scores).max() < _STEADY:
         return None
     limit = unknown_limit(scores.tolist(), false_alarm)
-    facts = UnknownFacts(len(unit), size, limit, float((scores > limit).mean()), len(scores))
+    facts = OodFacts(len(unit), size, limit, float((scores > limit).mean()), len(scores))
     return fit, facts
 
 

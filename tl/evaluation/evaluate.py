@@ -1,4 +1,4 @@
-"""Score model files on labelled images: each member and every voting rule, decoded once. Needs no torch.
+"""Score model files on labeled images: each member and every voting rule, decoded once. Needs no torch.
 
 Knows the runtime, data sets and metrics. Does not know training.
 """

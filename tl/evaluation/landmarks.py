@@ -43,7 +43,7 @@ def landmark_metrics(
     pixels. `mm_per_px`: (N,), NaN where unknown.
     Returns n images and `points`; `error_px`, the mean over points, with its 95% interval ci_low and ci_high
     (bootstrap over images); rmse_px, median_px; in input pixels error_input_px and mse_input_px, the mean squared
-    error of a coordinate; normalised_error, the mean of error over centroid size; extent_error, the mean of error over
+    error of a coordinate; normalized_error, the mean of error over centroid size; extent_error, the mean of error over
     the extent of an image's true points, the longer side of the box around them; pck, share of points closer than a
     share of that extent; centroid_size_error, mean |relative error|; error_mm where a scale is known; and
     per_keypoint error_px, rmse_px and n. Raises ValueError without any true point.
@@ -66,7 +66,7 @@ def landmark_metrics(
         "ci_high": high,
         "rmse_px": float(np.sqrt((errors[has] ** 2).mean())),
         "median_px": float(np.median(errors[has])),
-        "normalised_error": _mean((errors / np.where(sizes > 0, sizes, np.nan)[:, None])[has]),
+        "normalized_error": _mean((errors / np.where(sizes > 0, sizes, np.nan)[:, None])[has]),
         "centroid_size_error": _mean(np.abs(found_sizes / np.where(sizes > 0, sizes, np.nan) - 1)),
         "extent_error": _mean(relative),
         "pck": _pck(relative),
@@ -134,7 +134,7 @@ COLUMNS = (
     "ci_low",
     "ci_high",
     "rmse_px",
-    "normalised_error",
+    "normalized_error",
     "extent_error",
 )
 

@@ -75,9 +75,9 @@ def wilson_interval(successes: int, trials: int, z: float = 1.959964) -> tuple[f
     Source: Wilson 1927; recommended for small n by Brown, Cai, DasGupta 2001.
     """
     share = successes / trials
-    centre = (share + z * z / (2 * trials)) / (1 + z * z / trials)
+    center = (share + z * z / (2 * trials)) / (1 + z * z / trials)
     half = z / (1 + z * z / trials) * math.sqrt(share * (1 - share) / trials + z * z / (4 * trials * trials))
-    return max(0.0, centre - half), min(1.0, centre + half)
+    return max(0.0, center - half), min(1.0, center + half)
 
 
 def mcnemar_p(right: NDArray[np.bool_], other_right: NDArray[np.bool_]) -> float:

@@ -1,4 +1,4 @@
-"""Vote weights and members from labelled images, and how they do on images that did not choose them.
+"""Vote weights and members from labeled images, and how they do on images that did not choose them.
 
 Pure numpy. Knows what members say of images. Does not know models or files.
 """
@@ -22,7 +22,7 @@ Fit = Callable[[NDArray[np.float32], NDArray[np.int64]], NDArray[np.float64]]
 def fit_weights(members: NDArray[np.float32], true_ids: NDArray[np.int64]) -> NDArray[np.float64]:
     """Weights (M,) of a soft vote, summing to 1, under which the true classes are most probable.
 
-    `members` (N, M, C), `true_ids` (N,). The problem is convex, and expectation maximisation solves it. Source: stacked
+    `members` (N, M, C), `true_ids` (N,). The problem is convex, and expectation maximization solves it. Source: stacked
     density estimation, Smyth & Wolpert 1999.
     """
     said = _of_truth(members, true_ids)

@@ -16,15 +16,29 @@ from numpy.typing import NDArray
 from tl.data.images import check_readable, load_images
 from tl.data.manifests import LabeledImage
 from tl.errors import ConfigError, DataError
-from tl.exporter.export_source import USUAL, Further, Subject, class_subject, landmark_subject, pretrained_subject
+from tl.exporter.export_source import (
+    DEFAULT_OUTPUTS,
+    ExportSource,
+    ExtraOutputs,
+    class_source,
+    landmark_source,
+    pretrained_source,
+)
 from tl.exporter.parity import check_claims, check_parity, check_point_claims, check_point_parity, run_torch, spread
-from tl.exporter.publish import GoldenSource, build_golden, embed_contract, publish, synthetic_inputs
+from tl.exporter.publish import (
+    GoldenSource,
+    build_golden,
+    check_model_name,
+    embed_contract,
+    publish,
+    synthetic_inputs,
+    uncertified_contract,
+)
 from tl.progress import Progress
 from tl.runtime.imaging.decode import read_size
 from tl.runtime.imaging.geometry import place
 from tl.runtime.imaging.preprocessing import JpegScale
 from tl.runtime.model_file.contract import (
-    SCHEMA_VERSION,
     Contract,
     Golden,
     Parity,
@@ -54,7 +68,7 @@ def export_run(
     *,
     parity_images: Sequence[str | os.PathLike[str]] = (),
     golden: GoldenSource = "validation",
-    further: Further = USUAL,
+    further: ExtraOutputs = DEFAULT_OUTPUTS,
 ) -> Exported:
     """Export a run's best network; parity on its validation images and `parity_images`.
 
@@ -63,14 +77,14 @@ def export_run(
     config = run.load_config()
     if config.task == "landmarks" and further.cam:
         raise ConfigError("class activation maps are of classes, and this run finds landmarks")
-    subject = landmark_subject(run) if config.task == "landmarks" else class_subject(run, progress, further)
+    origin = landmark_source(run) if config.task == "landmarks" else class_source(run, progress, further)
     own = spread(run.images("val"), MAX_VALIDATION_IMAGES)
     extra = [LabeledImage(path, path, "") for path in find_images(parity_images).paths]
     if extra and any(image.region is not None for image in own):
         raise ConfigError(
             "--parity-images: this model looks at a part of each image, which others do not say; leave it out"
         )
-    return _export(subject, out, own, extra, golden, progress)
+    return _export(origin, out, own, extra, golden, progress)
 
 
 def export_pretrained(
@@ -94,21 +108,15 @@ def export_pretrained(
     paths = spread(find_images(images).paths, MAX_VALIDATION_IMAGES)
     if not paths:
         raise DataError(f"no images to check parity on in {', '.join(map(str, images))}")
-    subject = pretrained_subject(backbone, weights, jpeg_scale, progress)
+    origin = pretrained_source(backbone, weights, jpeg_scale, progress)
     own, extra = (
         [LabeledImage(path, path, "") for path in group] for group in (paths, find_images(parity_images).paths)
     )
-    return _export(subject, out, own, extra, golden, progress)
-
-
-def check_name(out: str | os.PathLike[str]) -> None:
-    """Raise `ConfigError` unless a model file may be called so."""
-    if Path(out).suffix != ".onnx":
-        raise ConfigError(f"{os.fspath(out)}: a model file's name ends in .onnx")
+    return _export(origin, out, own, extra, golden, progress)
 
 
 def _export(
-    subject: Subject,
+    origin: ExportSource,
     out: str | os.PathLike[str],
     own: Sequence[LabeledImage],
     extra: Sequence[LabeledImage],
@@ -116,23 +124,23 @@ def _export(
     progress: Progress,
 ) -> Exported:
     """Parity on all images; golden samples from `own` alone, since the others were given for checking only."""
-    check_name(out)
+    check_model_name(out)
     if not own and not extra:
         raise DataError("the run's validation images are gone, and parity needs some: give --parity-images DIR")
-    store, bad = load_images([*own, *extra], subject.recipe, "ram", progress)
+    store, bad = load_images([*own, *extra], origin.preprocessing, "ram", progress)
     check_readable(bad, "parity needs whole images: mend or remove them")
     inputs = np.stack([store.input(i) for i in range(len(store.images))])
     progress.start("exporting", 3, "steps")
-    model = to_onnx(subject.module, subject.recipe.input_hw, subject.outputs)
-    embed_contract(model, _uncertified(subject))
+    model = to_onnx(origin.module, origin.preprocessing.input_hw, origin.outputs)
+    embed_contract(model, _uncertified(origin))
     progress.advance(note="parity")
 
     def certify(path: Path) -> Contract:
-        prove = _prove_classes if subject.landmarks is None else _prove_points
-        parity, expected = prove(subject, Session(path, device="cpu"), store.images, inputs)
+        prove = _prove_classes if origin.landmarks is None else _prove_points
+        parity, expected = prove(origin, Session(path, device="cpu"), store.images, inputs)
         progress.advance(note="self-test")
-        samples = _golden(golden if own else "synthetic", subject, inputs[: len(own)], expected[: len(own)])
-        return replace(_uncertified(subject), parity=parity, golden=samples)
+        samples = _golden(golden if own else "synthetic", origin, inputs[: len(own)], expected[: len(own)])
+        return replace(_uncertified(origin), parity=parity, golden=samples)
 
     contract = publish(model, out, certify, lambda path: run_selftest(path, device="cpu"))
     progress.advance(note="done")
@@ -140,53 +148,42 @@ def _export(
 
 
 def _prove_classes(
-    subject: Subject, session: Session, images: Sequence[LabeledImage], inputs: NDArray[np.uint8]
+    origin: ExportSource, session: Session, images: Sequence[LabeledImage], inputs: NDArray[np.uint8]
 ) -> tuple[Parity, NDArray[np.float32]]:
     paths = [image.path for image in images]
-    parity, probabilities = check_parity(
-        subject.module, session, [Path(path) for path in paths], inputs, subject.outputs
-    )
-    check_claims(probabilities, paths, subject.claimed)
+    parity, probabilities = check_parity(origin.module, session, [Path(path) for path in paths], inputs, origin.outputs)
+    check_claims(probabilities, paths, origin.claimed)
     return parity, probabilities
 
 
 def _prove_points(
-    subject: Subject, session: Session, images: Sequence[LabeledImage], inputs: NDArray[np.uint8]
+    origin: ExportSource, session: Session, images: Sequence[LabeledImage], inputs: NDArray[np.uint8]
 ) -> tuple[Parity, NDArray[np.float32]]:
-    expected = dict(zip(subject.outputs, run_torch(subject.module, inputs), strict=True))
-    placements = [place(read_size(image.path), subject.recipe, image.region) for image in images]
+    expected = dict(zip(origin.outputs, run_torch(origin.module, inputs), strict=True))
+    placements = [place(read_size(image.path), origin.preprocessing, image.region) for image in images]
     parity = check_point_parity(session, images, placements, inputs, expected)
-    check_point_claims(expected["keypoints"], images, placements, subject.claimed)
+    check_point_claims(expected["keypoints"], images, placements, origin.claimed)
     return parity, expected["keypoints"]
 
 
-def _uncertified(subject: Subject) -> Contract:
-    """The contract before anything is proven; lives in a temporary file only."""
-    is_classes = subject.landmarks is None
-    return Contract(
-        schema_version=SCHEMA_VERSION,
-        task="classification" if is_classes else "landmarks",
-        precision="fp32",
-        class_names=subject.names if is_classes else (),
-        keypoint_names=() if is_classes else subject.names,
-        landmarks=subject.landmarks,
-        recipe=subject.recipe,
-        outputs=subject.outputs,
-        temperature=subject.temperature,
-        thresholds={},
-        ensemble=None,
-        conformal=subject.conformal,
-        unknown=subject.unknown,
-        provenance=subject.provenance,
-        parity=Parity(0, (), {}, 0.0, None, 0.0),
-        quantisation=None,
-        golden=Golden("synthetic", {}, ()),
+def _uncertified(origin: ExportSource) -> Contract:
+    return uncertified_contract(
+        origin.names,
+        origin.preprocessing,
+        origin.outputs,
+        origin.provenance,
+        temperature=origin.temperature,
+        landmarks=origin.landmarks,
+        conformal=origin.conformal,
+        ood=origin.ood,
     )
 
 
-def _golden(source: GoldenSource, subject: Subject, inputs: NDArray[np.uint8], expected: NDArray[np.float32]) -> Golden:
+def _golden(
+    source: GoldenSource, origin: ExportSource, inputs: NDArray[np.uint8], expected: NDArray[np.float32]
+) -> Golden:
     """What the samples must give is always torch's answer; the finished file is then tested against it."""
     if source == "synthetic":
-        inputs = synthetic_inputs(subject.recipe.input_hw)
-        expected = run_torch(subject.module, inputs)[0]
+        inputs = synthetic_inputs(origin.preprocessing.input_hw)
+        expected = run_torch(origin.module, inputs)[0]
     return build_golden(source, inputs, expected)

@@ -16,15 +16,15 @@ import torch
 from torch import Tensor, nn
 
 from tl.errors import ConfigError
-from tl.evaluation.calibration import MAX_KNOWN, SHORTEST, Known, UnknownFit, class_ids_of, conformal_of, fit_unknown
+from tl.evaluation.calibration import MAX_KNOWN, SHORTEST, Known, OodFit, class_ids_of, conformal_of, fit_unknown
 from tl.exporter.parity import spread
 from tl.progress import Progress
-from tl.runtime.imaging.preprocessing import JpegScale, Recipe, build_recipe
+from tl.runtime.imaging.preprocessing import JpegScale, Preprocessing, build_preprocessing
 from tl.runtime.model_file.contract import (
     Conformal,
     LandmarkFacts,
+    OodFacts,
     Provenance,
-    UnknownFacts,
 )
 from tl.trainer.config import TrainConfig
 from tl.trainer.features.run_embeddings import embed_images
@@ -32,20 +32,20 @@ from tl.trainer.landmarks.data import reference_shape
 from tl.trainer.landmarks.network import deployed, load_landmark_network
 from tl.trainer.models.backbones import build_classifier, find_backbone_info, torchvision_weights
 from tl.trainer.models.build import load_network
-from tl.trainer.models.network import Deployed, DeployedClassifier, Network, Normalise, has_cam
+from tl.trainer.models.network import Deployed, DeployedClassifier, Network, Normalize, has_cam
 from tl.trainer.models.weight_files import find_weights
 from tl.trainer.models.weights import load_into, read_weights
 from tl.trainer.run_folder.run import NetworkCard, Run, library_versions
 
 
 class UnknownScore(nn.Module):
-    """Embeddings (N, D) -> distance of each to the nearest class's mean, (N,), as `UnknownFit.scores`."""
+    """Embeddings (N, D) -> distance of each to the nearest class's mean, (N,), as `OodFit.scores`."""
 
     mean: Tensor
     whitening: Tensor
     class_means: Tensor
 
-    def __init__(self, fit: UnknownFit) -> None:
+    def __init__(self, fit: OodFit) -> None:
         super().__init__()
         for name, values in vars(fit).items():
             self.register_buffer(name, torch.from_numpy(values))
@@ -69,14 +69,20 @@ def measure_conformal(run: Run, class_names: Sequence[str]) -> Conformal | None:
 
 
 def measure_unknown(
-    run: Run, network: Network, recipe: Recipe, class_names: Sequence[str], progress: Progress, false_alarm: float
-) -> tuple[UnknownFit, UnknownFacts] | None:
+    run: Run,
+    network: Network,
+    preprocessing: Preprocessing,
+    class_names: Sequence[str],
+    progress: Progress,
+    false_alarm: float,
+) -> tuple[OodFit, OodFacts] | None:
     """Fit the score to training images that are still there, None (and said so) where they are too few.
 
     `false_alarm`: share of validation images that may lie above its limit.
     """
     train, val = (
-        embed_images(run, network, recipe, spread(run.images(split), MAX_KNOWN), progress) for split in ("train", "val")
+        embed_images(run, network, preprocessing, spread(run.images(split), MAX_KNOWN), progress)
+        for split in ("train", "val")
     )
     if not train.images or not val.images:
         progress.say("no unknown score: the run's training or validation images are gone")
@@ -92,27 +98,27 @@ _LIBRARIES = ("torch", "torchvision", "onnx", "onnxscript", "onnxruntime", "onnx
 
 
 @dataclass(frozen=True)
-class Subject:
+class ExportSource:
     """What is to be exported, before anything is proven. `outputs` name the module's outputs, the deciding one first.
 
     `claimed`: image path -> what its training reported, probabilities (C,) or points (K, 2) in pixels of the photo.
-    `landmarks` is None for a classifier; `conformal` and `unknown` where nothing was held out to measure them.
+    `landmarks` is None for a classifier; `conformal` and `ood` where nothing was held out to measure them.
     """
 
     module: nn.Module
     outputs: tuple[str, ...]
     names: tuple[str, ...]
-    recipe: Recipe
+    preprocessing: Preprocessing
     provenance: Provenance
     temperature: float = 1.0
     claimed: Mapping[str, Any] = field(default_factory=dict)
     landmarks: LandmarkFacts | None = None
     conformal: Conformal | None = None
-    unknown: UnknownFacts | None = None
+    ood: OodFacts | None = None
 
 
 @dataclass(frozen=True)
-class Further:
+class ExtraOutputs:
     """What a classifier's file holds beside its probabilities and embedding.
 
     `unknown`: how unlike its training images an image is, which takes a look at all of them. `false_alarm` in (0,
@@ -124,10 +130,10 @@ class Further:
     cam: bool = False
 
 
-USUAL = Further()
+DEFAULT_OUTPUTS = ExtraOutputs()
 
 
-def class_subject(run: Run, progress: Progress, further: Further) -> Subject:
+def class_source(run: Run, progress: Progress, further: ExtraOutputs) -> ExportSource:
     """A run's best classifier. Raises `ConfigError` or `RunError`."""
     network, card, config = load_network(run)
     if further.cam and not has_cam(network):
@@ -138,23 +144,23 @@ def class_subject(run: Run, progress: Progress, further: Further) -> Subject:
         )
     measured = None
     if further.unknown:
-        measured = measure_unknown(run, network, card.recipe, card.class_names, progress, further.false_alarm)
+        measured = measure_unknown(run, network, card.preprocessing, card.class_names, progress, further.false_alarm)
     score = UnknownScore(measured[0]) if measured else None
     module = Deployed(network, card.temperature, unknown=score, with_cam=further.cam)
-    return Subject(
+    return ExportSource(
         module=module,
         outputs=module.outputs,
         names=card.class_names,
-        recipe=card.recipe,
+        preprocessing=card.preprocessing,
         provenance=_run_provenance(run, config, card),
         temperature=card.temperature,
         claimed=run.val_predictions(card.class_names),
         conformal=measure_conformal(run, card.class_names),
-        unknown=measured[1] if measured else None,
+        ood=measured[1] if measured else None,
     )
 
 
-def landmark_subject(run: Run) -> Subject:
+def landmark_source(run: Run) -> ExportSource:
     """A run's best landmark network. Raises `RunError`."""
     network, card, config = load_landmark_network(run)
     module, outputs = deployed(network)
@@ -170,7 +176,7 @@ def landmark_subject(run: Run) -> Subject:
     )
     claimed = run.val_points()
     provenance = _run_provenance(run, config, card)
-    return Subject(module, outputs, card.keypoint_names, card.recipe, provenance, 1.0, claimed, facts)
+    return ExportSource(module, outputs, card.keypoint_names, card.preprocessing, provenance, 1.0, claimed, facts)
 
 
 def _run_provenance(run: Run, config: TrainConfig, card: NetworkCard) -> Provenance:
@@ -186,7 +192,7 @@ def _run_provenance(run: Run, config: TrainConfig, card: NetworkCard) -> Provena
     )
 
 
-def pretrained_subject(backbone: str, weights: str, jpeg_scale: JpegScale, progress: Progress) -> Subject:
+def pretrained_source(backbone: str, weights: str, jpeg_scale: JpegScale, progress: Progress) -> ExportSource:
     """A torchvision model with its own ImageNet head, preprocessing as torchvision's weights of the same content.
 
     Raises `ConfigError` or `WeightsError`.
@@ -200,7 +206,7 @@ def pretrained_subject(backbone: str, weights: str, jpeg_scale: JpegScale, progr
     classifier = build_classifier(backbone)
     load_into(classifier, read_weights(found, backbone))
     size = (info.image_size, info.image_size)
-    recipe = build_recipe(
+    preprocessing = build_preprocessing(
         size, "short_side", short_side=info.short_side, interpolation=info.interpolation, jpeg_scale=jpeg_scale
     )
     provenance = Provenance(
@@ -213,9 +219,9 @@ def pretrained_subject(backbone: str, weights: str, jpeg_scale: JpegScale, progr
         versions=library_versions(_LIBRARIES),
         created=datetime.now(UTC).isoformat(timespec="seconds"),
     )
-    module = DeployedClassifier(Normalise(info.mean, info.std), classifier)
+    module = DeployedClassifier(Normalize(info.mean, info.std), classifier)
     class_names = tuple(entry.meta["categories"])
-    return Subject(module, ("probabilities",), class_names, recipe, provenance)
+    return ExportSource(module, ("probabilities",), class_names, preprocessing, provenance)
 
 
 def _public_config(config: TrainConfig) -> dict[str, Any]:

@@ -1,6 +1,6 @@
 """Images on which a graph is proven equal to its original: given ones, or images of nobody.
 
-Knows files and recipes. Does not know what is proven, and needs no torch.
+Knows files and preprocessings. Does not know what is proven, and needs no torch.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from tl.exporter.publish import synthetic_inputs
 from tl.progress import Progress
 from tl.runtime.imaging.decode import ImageSource
 from tl.runtime.imaging.pipeline import load_input
-from tl.runtime.imaging.preprocessing import Recipe
+from tl.runtime.imaging.preprocessing import Preprocessing
 from tl.runtime.sources.paths import find_images
 
 MAX_IMAGES = 64
@@ -41,13 +41,15 @@ def find_parity_images(images: Sequence[str | os.PathLike[str]]) -> list[str]:
     return found
 
 
-def load_parity_images(sources: Sequence[ImageSource], recipe: Recipe, progress: Progress) -> ParityImages:
+def load_parity_images(
+    sources: Sequence[ImageSource], preprocessing: Preprocessing, progress: Progress
+) -> ParityImages:
     """Prepare images as the runtime does. Raises `DataError` naming those that cannot be read."""
     inputs, faults = [], []
     progress.start("reading images", len(sources), "images")
     for source in sources:
         try:
-            inputs.append(load_input(source, recipe))
+            inputs.append(load_input(source, preprocessing))
         except ImageReadError as error:
             faults.append(str(error))
         progress.advance()

@@ -2,7 +2,7 @@
 
 The fp32 file is made and proven against torch first (`export`); everything here compares with that file, on the run's
 validation images and on the device that is asked for. Knows runs and sessions. Does not know how a graph is converted
-(`quantise`).
+(`quantize`).
 """
 
 from __future__ import annotations
@@ -24,15 +24,15 @@ from tl.data.images import check_readable, load_images
 from tl.data.manifests import LabeledImage
 from tl.errors import ConfigError, DataError, ModelFileError, PrecisionError
 from tl.evaluation.metrics import wilson_interval
-from tl.exporter.export import Exported, check_name, export_run
-from tl.exporter.export_source import Further
+from tl.exporter.export import Exported, export_run
+from tl.exporter.export_source import ExtraOutputs
 from tl.exporter.parity import spread
-from tl.exporter.publish import GoldenSource, publish
+from tl.exporter.publish import GoldenSource, check_model_name, publish
 from tl.exporter.quantization import INT8_WAYS, to_fp16, to_int8
-from tl.exporter.speed_comparison import WON_ROUNDS, Race, race, run_all
+from tl.exporter.speed_comparison import WON_ROUNDS, SpeedComparison, compare_speed, run_all
 from tl.progress import Progress
-from tl.runtime.imaging.preprocessing import Recipe
-from tl.runtime.model_file.contract import Golden, GoldenSample, Quantisation
+from tl.runtime.imaging.preprocessing import Preprocessing
+from tl.runtime.model_file.contract import Golden, GoldenSample, Quantization
 from tl.runtime.model_file.selftest import golden_image, run_selftest
 from tl.runtime.session import Session
 from tl.trainer.run_folder.run import Run
@@ -81,7 +81,7 @@ def export_lowered(
 
     Raises what `export_run` raises, `DeviceError`, and `PrecisionError` if the file is not worth keeping.
     """
-    check_name(out)
+    check_model_name(out)
     if run.load_config().task == "landmarks":
         raise ConfigError(f"--precision {lowering.precision} is for classifiers; landmark files are fp32")
     judged, calibration = _choose(run, lowering)
@@ -92,19 +92,19 @@ def export_lowered(
             progress,
             parity_images=parity_images,
             golden=golden,
-            further=Further(unknown=False),
+            further=ExtraOutputs(unknown=False),
         )
-        recipe = plain.contract.recipe
-        images, ranges = _read(judged, recipe, progress), _read(calibration, recipe, progress)
+        preprocessing = plain.contract.preprocessing
+        images, ranges = _read(judged, preprocessing, progress), _read(calibration, preprocessing, progress)
         trial, result = _choose_way(plain.path, images, ranges, lowering, progress)
-        quantisation = _quantisation(trial, result, len(images), len(ranges), lowering)
-        if fault := _fault(quantisation, trial, lowering):
+        quantization = _quantization(trial, result, len(images), len(ranges), lowering)
+        if fault := _fault(quantization, trial, lowering):
             raise PrecisionError(fault)
         session = Session(trial.path, device=lowering.device, threads=1, require_contract=False)
         contract = replace(
             plain.contract,
             precision=lowering.precision,
-            quantisation=quantisation,
+            quantization=quantization,
             golden=_regolden(plain, session),
         )
         publish(trial.model, out, lambda _: contract, lambda path: run_selftest(path, device=lowering.device))
@@ -124,18 +124,18 @@ def _choose(run: Run, lowering: Lowering) -> tuple[list[str], list[str]]:
     return judged, random.Random(lowering.seed).sample(train, count)
 
 
-def _read(paths: Sequence[str], recipe: Recipe, progress: Progress) -> NDArray[np.uint8]:
+def _read(paths: Sequence[str], preprocessing: Preprocessing, progress: Progress) -> NDArray[np.uint8]:
     """The images as the network sees them, uint8 (N, H, W, 3)."""
     if not paths:
-        return np.empty((0, *recipe.input_hw, 3), np.uint8)
-    store, bad = load_images([LabeledImage(path, path, "") for path in paths], recipe, "ram", progress)
+        return np.empty((0, *preprocessing.input_hw, 3), np.uint8)
+    store, bad = load_images([LabeledImage(path, path, "") for path in paths], preprocessing, "ram", progress)
     check_readable(bad, "lower precision is judged on whole images: mend or remove them")
     return np.stack([store.input(i) for i in range(len(store.images))])
 
 
 def _choose_way(
     plain: Path, images: NDArray[np.uint8], ranges: NDArray[np.uint8], lowering: Lowering, progress: Progress
-) -> tuple[_Trial, Race]:
+) -> tuple[_Trial, SpeedComparison]:
     """The first way that agrees well enough and is faster; or else the fastest that agrees; or what agrees best.
 
     Files lie beside `plain`.
@@ -143,7 +143,7 @@ def _choose_way(
     wanted = run_all(Session(plain, device=lowering.device, threads=1), images)
     model = onnx.load(plain)
     ways = INT8_WAYS if lowering.precision == "int8" else (None,)
-    raced: list[tuple[_Trial, Race]] = []
+    raced: list[tuple[_Trial, SpeedComparison]] = []
     others: list[_Trial] = []
     for number, way in enumerate(ways, 1):
         progress.start(f"{lowering.precision}, way {number} of {len(ways)}", 1, "ways")
@@ -156,13 +156,13 @@ def _choose_way(
         if trial.agreement < lowering.min_agreement:
             others.append(trial)
             continue
-        raced.append((trial, race(plain, path, images, lowering.device, progress)))
+        raced.append((trial, compare_speed(plain, path, images, lowering.device, progress)))
         if raced[-1][1].is_faster:
             return raced[-1]
     if raced:
         return max(raced, key=lambda pair: pair[1].speedup)
     best = max(others, key=lambda trial: trial.agreement)
-    return best, race(plain, best.path, images, lowering.device, progress)
+    return best, compare_speed(plain, best.path, images, lowering.device, progress)
 
 
 def _open(path: Path, lowering: Lowering) -> Session:
@@ -182,8 +182,10 @@ def _compare(found: NDArray[np.float32], wanted: NDArray[np.float32]) -> tuple[f
     return float(agrees.mean()), float(np.abs(found - wanted).max()) if is_finite.all() else math.inf
 
 
-def _quantisation(trial: _Trial, result: Race, judged: int, calibrated: int, lowering: Lowering) -> Quantisation:
-    return Quantisation(
+def _quantization(
+    trial: _Trial, result: SpeedComparison, judged: int, calibrated: int, lowering: Lowering
+) -> Quantization:
+    return Quantization(
         method=trial.way,
         calibration_images=calibrated,
         seed=lowering.seed,
@@ -203,7 +205,7 @@ def _quantisation(trial: _Trial, result: Race, judged: int, calibrated: int, low
     )
 
 
-def _fault(found: Quantisation, trial: _Trial, lowering: Lowering) -> str | None:
+def _fault(found: Quantization, trial: _Trial, lowering: Lowering) -> str | None:
     """Why the file is not kept, with both numbers and the cure, or None."""
     needed, cures = [], []
     if found.top1_agreement < lowering.min_agreement or not math.isfinite(trial.max_abs_diff):
@@ -222,7 +224,7 @@ def _fault(found: Quantisation, trial: _Trial, lowering: Lowering) -> str | None
     )
 
 
-def describe(found: Quantisation) -> str:
+def describe(found: Quantization) -> str:
     """Both numbers and what they rest on, in one line."""
     agreeing = round(found.top1_agreement * found.images)
     low, _ = wilson_interval(agreeing, found.images)

@@ -1,4 +1,7 @@
-"""Versions of ONNX that files are written in. Knows onnx's model; needs no torch."""
+"""How a model file is made: the contract before the proof, golden samples, the write that is all or nothing.
+
+Knows onnx's model and contracts; needs no torch. Does not know what a graph computes or how it is proven.
+"""
 
 from __future__ import annotations
 
@@ -11,8 +14,24 @@ import numpy as np
 import onnx
 from numpy.typing import NDArray
 
-from tl.errors import ModelFileError
-from tl.runtime.model_file.contract import METADATA_KEY, Contract, Golden, GoldenSample, dump_contract
+from tl.errors import ConfigError, ModelFileError
+from tl.runtime.imaging.preprocessing import Preprocessing
+from tl.runtime.model_file.contract import (
+    METADATA_KEY,
+    OLD_OUTPUTS,
+    SCHEMA_VERSION,
+    Conformal,
+    Contract,
+    EnsembleFacts,
+    Golden,
+    GoldenSample,
+    LandmarkFacts,
+    OodFacts,
+    Parity,
+    Precision,
+    Provenance,
+    dump_contract,
+)
 from tl.runtime.model_file.selftest import encode_golden_png
 from tl.runtime.output.files import atomic_path, output_errors
 
@@ -48,7 +67,7 @@ def build_golden(source: GoldenSource, inputs: NDArray[np.uint8], expected: NDAr
 
 
 def synthetic_inputs(input_hw: tuple[int, int]) -> NDArray[np.uint8]:
-    """Images that show nobody: smooth colour gradients, uint8 (4, H, W, 3), the same everywhere."""
+    """Images that show nobody: smooth color gradients, uint8 (4, H, W, 3), the same everywhere."""
     height, width = input_hw
     y, x = np.mgrid[0:height, 0:width] / max(height, width)
     images = []
@@ -69,7 +88,60 @@ def _spread(label_ids: NDArray[np.int64]) -> list[int]:
     return [place for _, place in sorted(ranked)[:NUM_SAMPLES]]
 
 
+def uncertified_contract(
+    names: tuple[str, ...],
+    preprocessing: Preprocessing,
+    outputs: tuple[str, ...],
+    provenance: Provenance,
+    *,
+    precision: Precision = "fp32",
+    temperature: float = 1.0,
+    landmarks: LandmarkFacts | None = None,
+    ensemble: EnsembleFacts | None = None,
+    conformal: Conformal | None = None,
+    ood: OodFacts | None = None,
+) -> Contract:
+    """A contract before anything is proven, which only a temporary file holds. `names`: of classes, or of keypoints."""
+    is_classes = landmarks is None
+    return Contract(
+        schema_version=SCHEMA_VERSION,
+        task="classification" if is_classes else "landmarks",
+        precision=precision,
+        class_names=names if is_classes else (),
+        keypoint_names=() if is_classes else names,
+        landmarks=landmarks,
+        preprocessing=preprocessing,
+        outputs=outputs,
+        temperature=temperature,
+        ensemble=ensemble,
+        conformal=conformal,
+        ood=ood,
+        provenance=provenance,
+        parity=Parity(0, (), {}, 0.0, 0.0 if is_classes else None, 0.0),
+        quantization=None,
+        golden=Golden("synthetic", {}, ()),
+    )
+
+
+def check_model_name(out: str | os.PathLike[str]) -> None:
+    """Raise `ConfigError` for a name that does not end in .onnx."""
+    if Path(out).suffix != ".onnx":
+        raise ConfigError(f"{os.fspath(out)}: a model file's name ends in .onnx")
+
+
 MAX_BYTES = 2_000_000_000  # protobuf's limit is 2 GiB
+
+
+def load_model(path: str | os.PathLike[str]) -> onnx.ModelProto:
+    """A model file's graph, its outputs under their present names."""
+    model = onnx.load(path)
+    for output in model.graph.output:
+        new = OLD_OUTPUTS.get(output.name, output.name)
+        for node in model.graph.node:
+            node.input[:] = [new if name == output.name else name for name in node.input]
+            node.output[:] = [new if name == output.name else name for name in node.output]
+        output.name = new
+    return model
 
 
 def embed_contract(model: onnx.ModelProto, contract: Contract) -> None:

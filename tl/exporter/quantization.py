@@ -98,13 +98,13 @@ def _channel_means(
 
 
 _WEIGHTED = frozenset(("Conv", "Gemm", "MatMul"))
-# What onnxruntime computes in int8 between those without converting back. Normalisation and softmax lose too much.
+# What onnxruntime computes in int8 between those without converting back. Normalization and softmax lose too much.
 _INT8_OPERATORS = (
     *("Conv", "Gemm", "MatMul", "Add", "Mul", "Relu", "LeakyRelu", "Clip", "Sigmoid"),
     *("MaxPool", "AveragePool", "GlobalAveragePool", "Concat", "Pad", "Resize", "Split"),
     *("Reshape", "Flatten", "Transpose", "Squeeze", "Unsqueeze"),
 )
-# Images a run while ranges are measured: histograms keep every intermediate result of one run in memory.
+# Images per run while ranges are measured: histograms keep every intermediate result of one run in memory.
 _CALIBRATION_BATCH = 4
 
 

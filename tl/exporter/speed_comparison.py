@@ -17,7 +17,7 @@ from tl.progress import Progress
 from tl.runtime.bench.timing import Work, time_works
 from tl.runtime.devices import graphics_cards, processor_model, usable_cores
 from tl.runtime.predictor import CPU_BATCH, CUDA_BATCH
-from tl.runtime.prefetch import map_ahead
+from tl.runtime.prefetch import prefetch_map
 from tl.runtime.session import Session
 
 # Nine of eleven rounds or more would be won by chance in 3% of all cases (sign test).
@@ -26,7 +26,7 @@ _SECONDS_A_ROUND = 0.8
 
 
 @dataclass(frozen=True)
-class Race:
+class SpeedComparison:
     """How fast the new file is relative to the old one: `speedup` is the median of `rounds` rounds.
 
     `slowest`, `fastest`: of the rounds; `faster_rounds`: in how many the new file was faster. `threads` callers ran
@@ -49,19 +49,19 @@ class Race:
         return self.faster_rounds >= WON_ROUNDS
 
 
-def race(old: Path, new: Path, images: NDArray[np.uint8], device: str, progress: Progress) -> Race:
+def compare_speed(old: Path, new: Path, images: NDArray[np.uint8], device: str, progress: Progress) -> SpeedComparison:
     """Run two files in turns on `images`, uint8 (N, H, W, 3). Raises `DeviceError`."""
     sessions = [Session(path, device=device, threads=1, require_contract=False) for path in (old, new)]
     provider = sessions[0].provider
     batch, threads = (CPU_BATCH, usable_cores()) if provider == "CPUExecutionProvider" else (CUDA_BATCH, 1)
     works = [_work(session, images, batch, threads) for session in sessions]
-    progress.start("racing fp32", ROUNDS, "rounds")
+    progress.start("comparing fp32", ROUNDS, "rounds")
     ratios = []
     for _ in range(ROUNDS):
         before, after = time_works(works, seconds=_SECONDS_A_ROUND, rounds=1)
         ratios.append(after.images_per_s / before.images_per_s)
         progress.advance(note=f"{ratios[-1]:.2f} x")
-    return Race(
+    return SpeedComparison(
         speedup=float(np.median(ratios)),
         slowest=min(ratios),
         fastest=max(ratios),
@@ -81,7 +81,7 @@ def run_all(session: Session, images: NDArray[np.uint8]) -> NDArray[np.float32]:
     def run(start: int) -> NDArray[np.float32]:
         return session.run(images[start : start + size], ["probabilities"])[0]
 
-    return np.concatenate(list(map_ahead(run, range(0, len(images), size), workers=workers, ahead=2 * workers)))
+    return np.concatenate(list(prefetch_map(run, range(0, len(images), size), workers=workers, ahead=2 * workers)))
 
 
 def _work(session: Session, images: NDArray[np.uint8], batch: int, callers: int) -> Work:

@@ -9,18 +9,17 @@ Importing has no side effects on the host program. Read the packages in this ord
 `landmarks` (what is predicted), `predictor` (images -> results), `sources`, `output`.
 """
 
-from tl.runtime.ensembles.selective import Caution
+from tl.runtime.ensembles.selective import SelectivePrediction
 from tl.runtime.ensembles.voting import Vote, vote
 from tl.runtime.explain.explanation import Explanation, explain
 from tl.runtime.imaging.decode import ImageSource
-from tl.runtime.imaging.preprocessing import Recipe
+from tl.runtime.imaging.preprocessing import Preprocessing
 from tl.runtime.model_file.contract import Contract
 from tl.runtime.model_file.selftest import SelfTest, run_selftest
 from tl.runtime.predictor import Predictor, load, load_landmarks
 from tl.runtime.results import Classification, Failure, Landmarks, MemberVotes, Result
 
 __all__ = [
-    "Caution",
     "Classification",
     "Contract",
     "Explanation",
@@ -29,8 +28,9 @@ __all__ = [
     "Landmarks",
     "MemberVotes",
     "Predictor",
-    "Recipe",
+    "Preprocessing",
     "Result",
+    "SelectivePrediction",
     "SelfTest",
     "Vote",
     "explain",

@@ -40,14 +40,14 @@ _CHUNKS_A_WORKER = 2
 _MORE_SLOTS = 2
 _NAMES_IN_MESSAGE = 3
 _SECONDS_TO_END = 5.0
-# glibc keeps freed memory: giving each image's back and taking it anew costs 90 page faults an image, a sixth of all.
+# glibc keeps freed memory: giving each image's back and taking it anew costs 90 page faults per image, a sixth of all.
 _GLIBC = {"MALLOC_MMAP_THRESHOLD_": str(64 << 20), "MALLOC_TRIM_THRESHOLD_": str(256 << 20)}
 _BOOT = "from tl.runtime.decode_worker import main; main()"
 
 
 @dataclass(frozen=True)
 class DecodedChunk:
-    """`outcomes` of all images of a chunk, in order. `inputs`: recipe -> uint8 (N * V, H, W, 3) of the N good ones.
+    """`outcomes` of all images of a chunk, in order. `inputs`: preprocessing -> uint8 (N * V, H, W, 3), of N good ones.
 
     They lie in slot `slot` of the shared memory, until `DecodePool.release`.
     """
@@ -197,7 +197,7 @@ class DecodePool:
             return
         good = sum(reason is None for _, reason in reply) * len(self._preparer.views)
         arrays = slot_arrays(self._memory, task.slot, self._preparer, self._batch_size)
-        inputs = {recipe: array[:good] for recipe, array in arrays.items()}
+        inputs = {preprocessing: array[:good] for preprocessing, array in arrays.items()}
         task.future.set_result(DecodedChunk(reply, inputs, task.slot))
 
     def _fail(self, task: _Task, error: Exception) -> None:

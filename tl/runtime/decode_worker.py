@@ -44,23 +44,23 @@ class Setup:
 
 
 def slot_bytes(preparer: Preparer, batch_size: int) -> int:
-    """How much memory a slot takes: a batch of inputs for each recipe."""
+    """How much memory a slot takes: a batch of inputs for each preprocessing."""
     return sum(math.prod(shape) for shape in _shapes(preparer, batch_size))
 
 
 def slot_arrays(memory: mmap.mmap, slot: int, preparer: Preparer, batch_size: int) -> Inputs:
-    """A slot as arrays: recipe -> uint8 (batch_size * V, H, W, 3), one recipe after the other."""
+    """A slot as arrays: preprocessing -> uint8 (batch_size * V, H, W, 3), one preprocessing after the other."""
     start = slot * slot_bytes(preparer, batch_size)
     arrays: Inputs = {}
-    for recipe, shape in zip(preparer.recipes, _shapes(preparer, batch_size), strict=True):
+    for preprocessing, shape in zip(preparer.preprocessings, _shapes(preparer, batch_size), strict=True):
         count = math.prod(shape)
-        arrays[recipe] = np.frombuffer(memory, np.uint8, count, start).reshape(shape)
+        arrays[preprocessing] = np.frombuffer(memory, np.uint8, count, start).reshape(shape)
         start += count
     return arrays
 
 
 def _shapes(preparer: Preparer, batch_size: int) -> list[tuple[int, ...]]:
-    return [(batch_size * len(preparer.views), *recipe.input_hw, 3) for recipe in preparer.recipes]
+    return [(batch_size * len(preparer.views), *preprocessing.input_hw, 3) for preprocessing in preparer.preprocessings]
 
 
 def decode_chunk(sources: Sequence[SentSource], arrays: Inputs, preparer: Preparer, hashes: bool) -> list[Outcome]:
@@ -73,8 +73,8 @@ def decode_chunk(sources: Sequence[SentSource], arrays: Inputs, preparer: Prepar
             if isinstance(source, ImageReadError):
                 raise source
             content, digest = read_content(source) if hashes else (source, "")
-            for recipe, inputs in preparer(content).items():
-                arrays[recipe][end : end + views] = inputs
+            for preprocessing, inputs in preparer(content).items():
+                arrays[preprocessing][end : end + views] = inputs
         except ImageReadError as error:
             outcomes.append((digest, error.reason))
         else:

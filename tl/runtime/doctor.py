@@ -35,10 +35,10 @@ from tl.runtime.devices import (
     installed_wheels,
 )
 from tl.runtime.imaging.pipeline import load_input
-from tl.runtime.imaging.preprocessing import build_recipe
+from tl.runtime.imaging.preprocessing import build_preprocessing
 from tl.runtime.session import Session, cuda_fault, cuda_version, offered_providers, preload_cuda
 
-# 4 x 4 images to 2 (red + 2 green + 3 blue) of their mean colour, by Cast, Transpose, Conv, GlobalAveragePool, Flatten
+# 4 x 4 images to 2 (red + 2 green + 3 blue) of their mean color, by Cast, Transpose, Conv, GlobalAveragePool, Flatten
 # and MatMul, so that cuDNN and cuBLAS must work; opset 18, IR 8: onnx.helper.make_model(...).SerializeToString().
 _TINY_MODEL = (
     "CAgSADq8AgohCgZpbWFnZXMSBnBpeGVscyIEQ2FzdCoJCgJ0bxgBoAECCi4KBnBpeGVscxIGcGxhbmVzIglUcmFuc3Bvc2UqEQoE"
@@ -210,8 +210,8 @@ def _decoding() -> Finding:
     """How fast one core makes a network's input of a phone's photo: the best of three tries."""
 
     def measure() -> tuple[str, dict[str, Any]]:
-        photo, recipe = sample_jpeg(), build_recipe((_DECODED_SIDE, _DECODED_SIDE))
-        seconds = min(_seconds(lambda: load_input(photo, recipe)) for _ in range(3))
+        photo, preprocessing = sample_jpeg(), build_preprocessing((_DECODED_SIDE, _DECODED_SIDE))
+        seconds = min(_seconds(lambda: load_input(photo, preprocessing)) for _ in range(3))
         width, height = PHONE_WH
         size = f"{width}x{height} JPEG ({width * height / 1e6:.0f} megapixels, {len(photo) / 1e6:.1f} MB)"
         detail = f"{size} to {_DECODED_SIDE} px: {1 / seconds:.0f} images/s on one core"

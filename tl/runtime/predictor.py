@@ -15,7 +15,7 @@ from typing import Generic, Literal
 
 from tl.runtime.devices import usable_cores
 from tl.runtime.ensembles.ensemble import ClassRule, Ensemble
-from tl.runtime.ensembles.selective import Caution
+from tl.runtime.ensembles.selective import SelectivePrediction
 from tl.runtime.ensembles.voting import Voting
 from tl.runtime.imaging.decode import ImageSource, source_name
 from tl.runtime.imaging.geometry import Region
@@ -43,7 +43,7 @@ def load(
     vote: Voting = "soft",
     weights: Sequence[float] | None = None,
     classes: ClassRule = "same",
-    caution: Caution | None = None,
+    selective: SelectivePrediction | None = None,
     tta: Sequence[TtaKind] = (),
     decode_processes: int = 0,
 ) -> Predictor[Classification]:
@@ -51,7 +51,7 @@ def load(
 
     `device`: "auto", "cpu", "cuda", "cuda:N". `threads`: how many work, None for all usable cores. `hint`, for the CPU:
     "throughput" lets every thread work on images of its own, the fastest way through many; "latency" lets all work on
-    one image, the fastest way through one. A list, even of one, gives results with votes. `caution`: sets of classes
+    one image, the fastest way through one. A list, even of one, gives results with votes. `selective`: sets of classes
     with a chosen coverage, and labels that are rejected. `tta`: test-time augmentation, the mean over views of each
     image: "hflip", "vflip", "crops" (the whole, its middle and corners), and what they combine to.
     `decode_processes`: how many processes decode for `predict_iter`, `predict_batch` and `predict_unknown`; 0: threads
@@ -59,7 +59,7 @@ def load(
     Raises `ModelFileError`, `EnsembleError` or `DeviceError`.
     """
     sessions, alone, threads = _open_sessions(models, device, threads, hint)
-    ensemble = Ensemble(sessions, voting=vote, weights=weights, classes=classes, caution=caution, tta=tta)
+    ensemble = Ensemble(sessions, voting=vote, weights=weights, classes=classes, selective=selective, tta=tta)
     return Predictor(ensemble, with_votes=not alone, threads=threads, decode_processes=decode_processes)
 
 
@@ -154,7 +154,7 @@ class Predictor(Generic[Found]):
     ) -> Iterator[Found | Failure]:
         """Predict lazily, in input order, in memory bounded by a few batches.
 
-        `batch_size`: images a run, None for what suits the device. An unreadable image gives a `Failure`.
+        `batch_size`: images per run, None for what suits the device. An unreadable image gives a `Failure`.
         """
         if batch_size is not None and batch_size < 1:
             raise ValueError(f"batch_size must be at least 1, got {batch_size}")

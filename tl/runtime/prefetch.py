@@ -14,10 +14,10 @@ Item = TypeVar("Item")
 Done = TypeVar("Done")
 
 
-def map_ahead(work: Callable[[Item], Done], items: Iterable[Item], *, workers: int, ahead: int) -> Iterator[Done]:
+def prefetch_map(work: Callable[[Item], Done], items: Iterable[Item], *, workers: int, ahead: int) -> Iterator[Done]:
     """`map(work, items)` with up to `ahead` results ready or under way, so that memory stays bounded.
 
-    An exception of `work` is raised at its item's turn. Work not begun is cancelled when the consumer stops.
+    An exception of `work` is raised at its item's turn. Work not begun is canceled when the consumer stops.
     """
     pending: deque[Future[Done]] = deque()
     with ThreadPoolExecutor(workers, thread_name_prefix="tl-ahead") as pool:

@@ -38,7 +38,7 @@ class Classification:
 
     `confidence` is the probability of `label`, or of what it would be: it is "?" where the prediction was rejected, for
     `reason`. `class_set`: the classes that hold the true one as often as was asked for, most probable first, None if it
-    was not. `unknown_score`: how unlike training the image is, None for files that do not say. `votes` is None for a
+    was not. `ood_score`: how unlike training the image is, None for files that do not say. `votes` is None for a
     single model. `path` is '' for data without one.
     """
 
@@ -49,7 +49,7 @@ class Classification:
     probabilities: NDArray[np.float32]
     votes: MemberVotes | None = None
     class_set: tuple[str, ...] | None = None
-    unknown_score: float | None = None
+    ood_score: float | None = None
     reason: str = ""
 
     def as_dict(self) -> dict[str, Any]:
@@ -62,8 +62,8 @@ class Classification:
         }
         if self.class_set is not None:
             plain["set"] = list(self.class_set)
-        if self.unknown_score is not None:
-            plain["unknown_score"] = self.unknown_score
+        if self.ood_score is not None:
+            plain["ood_score"] = self.ood_score
         if self.reason:
             plain["reason"] = self.reason
         if self.votes is not None:
@@ -80,7 +80,7 @@ class Classification:
 @dataclass(frozen=True)
 class Landmarks:
     """One image's points. `keypoints_xy`: float64 (K, 2), (x, y) in pixels of the upright photo, in the order of
-    `keypoint_names`; the centre of its top-left pixel is (0, 0).
+    `keypoint_names`; the center of its top-left pixel is (0, 0).
 
     `confidence`: float32 (K,) in [0, 1], None where a model gives none. `spread_px`: float64 (K,), root mean square
     distance of an ensemble's members from the merged point, None for a single model. `shape_distance`: Procrustes

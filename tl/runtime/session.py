@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from tl.errors import DeviceError, MissingExtraError, ModelFileError
+from tl.errors import DeviceError, MissingExtraError, ModelFileError, first_line
 from tl.runtime.devices import (
     GPU_WHEEL,
     driver_age_fault,
@@ -26,7 +26,7 @@ from tl.runtime.devices import (
     usable_cores,
     wheel_fault,
 )
-from tl.runtime.model_file.contract import METADATA_KEY, Contract, parse_contract
+from tl.runtime.model_file.contract import METADATA_KEY, OLD_OUTPUTS, Contract, parse_contract
 from tl.runtime.model_file.safety import check_model_file
 
 INPUT_NAME = "images"
@@ -56,7 +56,10 @@ class Session:
         text = check_model_file(self.path).contract_text
         self._session, self.fault = _open(self.path, device, threads)
         self.provider = self._session.get_providers()[0]
-        self.outputs = tuple(output.name for output in self._session.get_outputs())
+        # Graphs made before schema 3 of the contract call an output otherwise.
+        graph_outputs = [output.name for output in self._session.get_outputs()]
+        self._graph_names = {OLD_OUTPUTS.get(name, name): name for name in graph_outputs}
+        self.outputs = tuple(self._graph_names)
         if self._read_metadata() != text:
             raise ModelFileError(f"{self.path}: it changed while it was opened: try again")
         if text is None and require_contract:
@@ -68,12 +71,12 @@ class Session:
     def run(self, images: NDArray[np.uint8], outputs: Sequence[str]) -> list[NDArray[np.float32]]:
         """Run a batch. `images`: uint8 (N, H, W, 3) RGB of the input size. Returns the named outputs in order."""
         try:
-            results: list[NDArray[np.float32]] = self._session.run(list(outputs), {INPUT_NAME: images})
+            results: list[NDArray[np.float32]] = self._session.run(
+                [self._graph_names.get(name, name) for name in outputs], {INPUT_NAME: images}
+            )
         except Exception as error:  # onnxruntime's exception types share no base but Exception
             if type(error).__module__.startswith("onnxruntime"):
-                raise DeviceError(
-                    f"{self.path}: onnxruntime failed on {self.provider}: {_first_line(error)}"
-                ) from error
+                raise DeviceError(f"{self.path}: onnxruntime failed on {self.provider}: {first_line(error)}") from error
             raise
         return results
 
@@ -91,7 +94,7 @@ class Session:
             ctypes.pythonapi.Py_IncRef(ctypes.py_object(self._session))
 
     def _check_graph(self, contract: Contract) -> None:
-        wanted = (INPUT_NAME, "tensor(uint8)", (None, *contract.recipe.input_hw, 3))
+        wanted = (INPUT_NAME, "tensor(uint8)", (None, *contract.preprocessing.input_hw, 3))
         inputs = [_signature(value) for value in self._session.get_inputs()]
         if inputs != [wanted]:
             raise ModelFileError(f"{self.path}: expected one input {INPUT_NAME} uint8 {[*wanted[2]]}, found {inputs}")
@@ -154,13 +157,13 @@ def _open(path: str, device: str, threads: int | None) -> tuple[Any, str | None]
             try:
                 return _create(ort, path, threads, [_cuda_provider(index), "CPUExecutionProvider"]), None
             except Exception as error:  # onnxruntime's own share no base; a provider that cannot start: RuntimeError
-                fault = f"onnxruntime could not start on it: {_first_line(error)}"
+                fault = f"onnxruntime could not start on it: {first_line(error)}"
         if kind == "cuda":
             raise DeviceError(f"device {device!r} cannot be used: {fault}")
     try:
         return _create(ort, path, threads, ["CPUExecutionProvider"]), fault if GPU_WHEEL in installed_wheels() else None
     except Exception as error:
-        raise ModelFileError(f"{path}: onnxruntime cannot load it: {_first_line(error)}") from error
+        raise ModelFileError(f"{path}: onnxruntime cannot load it: {first_line(error)}") from error
 
 
 def _cuda_provider(index: int) -> tuple[str, dict[str, str]]:
@@ -189,7 +192,3 @@ def preload_cuda() -> None:
     if preload is not None:  # onnxruntime 1.21 and later
         with redirect_stdout(StringIO()):  # it prints what it misses, into the user's data; `library_fault` says it
             preload()
-
-
-def _first_line(error: Exception) -> str:
-    return str(error).strip().splitlines()[0][:300] if str(error).strip() else type(error).__name__

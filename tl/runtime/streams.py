@@ -15,7 +15,7 @@ from tl.errors import ImageReadError
 from tl.runtime.imaging.decode import ImageSource, source_name
 from tl.runtime.imaging.pipeline import Inputs, Preparer
 from tl.runtime.output.columns import Columns
-from tl.runtime.prefetch import map_ahead
+from tl.runtime.prefetch import prefetch_map
 from tl.runtime.results import Classification, Failure, Landmarks, Prediction
 from tl.runtime.session import Session
 from tl.runtime.sources.content import read_content
@@ -96,7 +96,7 @@ class Stream(Generic[Found, Known]):
             inputs = [image.inputs for image in images if image.answer is None]
             return self._answers(images, self.members.stack(inputs) if inputs else None, chunk.pad_to)
 
-        return map_ahead(predict, self._chunks(sources), workers=threads, ahead=2 * threads)
+        return prefetch_map(predict, self._chunks(sources), workers=threads, ahead=2 * threads)
 
     def in_processes(
         self, sources: Iterable[ImageSource], preparer: Preparer, processes: int, callers: int
@@ -118,7 +118,7 @@ class Stream(Generic[Found, Known]):
 
             submitted = ((chunk, pool.submit(chunk.sources)) for chunk in self._chunks(sources))
             # One fewer than there are slots: one more is always submitted before the first is waited for.
-            answers = map_ahead(predict, submitted, workers=callers, ahead=pool.slots - 1)
+            answers = prefetch_map(predict, submitted, workers=callers, ahead=pool.slots - 1)
             # Not `yield from`: whoever stops early ends the pool before its threads, which wait for it.
             for answered in answers:  # noqa: UP028
                 yield answered
@@ -168,7 +168,7 @@ def _unanswered(decoded: DecodedChunk, images: Sequence[_Image[Any]], views: int
     kept = [n * views + view for n, image in enumerate(good) if image.answer is None for view in range(views)]
     if len(kept) == len(good) * views:
         return decoded.inputs
-    return {recipe: inputs[kept] for recipe, inputs in decoded.inputs.items()}
+    return {preprocessing: inputs[kept] for preprocessing, inputs in decoded.inputs.items()}
 
 
 def nothing_known(name: str, digest: str) -> None:

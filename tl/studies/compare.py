@@ -19,7 +19,7 @@ _UNTOLD = ("out", "device", "threads", "workers", "cache", "test")
 
 
 def compare_runs(runs: Sequence[Run]) -> list[dict[str, Any]]:
-    """One row a run, in the given order: scores with 95% intervals, cost, and the options in which the runs differ.
+    """One row per run, in the given order: scores with 95% intervals, cost, and the options in which the runs differ.
 
     `same_data`: whether images, labels and splits are those of the first run. Raises `RunError`, and `ConfigError`
     for runs of different tasks.

@@ -66,12 +66,12 @@ def _of_one_seed(judged: Sequence[Judged]) -> list[CellRun]:
 
 
 def _check_unseen(runs: Sequence[CellRun], split: str) -> None:
-    """Raise `EnsembleError` if a member learnt from an image that the first one is judged by."""
+    """Raise `EnsembleError` if a member learned from an image that the first one is judged by."""
     judged_by = set(_contents(runs[0], split))
     for run in runs[1:]:
         if judged_by & set(_contents(run, "train")):
             raise EnsembleError(
-                f"no ensemble: {run.cell.setting} learnt from {split} images of {runs[0].cell.setting}; "
+                f"no ensemble: {run.cell.setting} learned from {split} images of {runs[0].cell.setting}; "
                 "give all the same division of the data"
             )
 

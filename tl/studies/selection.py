@@ -25,8 +25,8 @@ _ROUNDS, _SECONDS = 5, 2.0
 
 
 @dataclass(frozen=True)
-class Judgement:
-    """One run's model file: its test score with interval (None without a test split), size and time an image."""
+class Judgment:
+    """One run's model file: its test score with interval (None without a test split), size and time per image."""
 
     score: float | None
     low: float | None
@@ -41,7 +41,7 @@ class Judged:
     """A selected setting over its seeds. `test` is None for data without a test split."""
 
     setting: Setting
-    runs: tuple[Judgement, ...]
+    runs: tuple[Judgment, ...]
     test: Estimate | None
     model_mb: float
     latency_ms: float
@@ -58,7 +58,7 @@ def judge_selected(
     progress.start("exporting what was selected", sum(len(setting.done) for setting in settings), "runs")
     judged, faults = [], []
     for setting in settings:
-        judgements = []
+        judgments = []
         for run in setting.done:
             network = hash_file(Run(run.folder).best_path)  # a run that was trained anew is another one
             known = kept.get(run.cell.name, {})
@@ -70,14 +70,14 @@ def judge_selected(
                     continue
                 kept[run.cell.name] = known
                 write_text(path, json.dumps(kept, indent=2) + "\n")
-            judgements.append(Judgement(**{name: value for name, value in known.items() if name != "network"}))
+            judgments.append(Judgment(**{name: value for name, value in known.items() if name != "network"}))
             progress.advance(note=setting.name)
-        if judgements:
-            judged.append(_over_seeds(setting, tuple(judgements), LARGEST[METRIC[task][0]]))
+        if judgments:
+            judged.append(_over_seeds(setting, tuple(judgments), LARGEST[METRIC[task][0]]))
     return judged, faults
 
 
-def _judge(run: CellRun, task: str, out: Path, *, test: bool) -> Judgement:
+def _judge(run: CellRun, task: str, out: Path, *, test: bool) -> Judgment:
     from tl.exporter.export import export_run
     from tl.progress import Silent
 
@@ -88,10 +88,10 @@ def _judge(run: CellRun, task: str, out: Path, *, test: bool) -> Judgement:
     latency = _latency_ms(model)
     size = model.stat().st_size / 1e6
     if not (test and _has_test(run)):
-        return Judgement(None, None, None, 0, size, latency)
+        return Judgment(None, None, None, 0, size, latency)
     metric, _ = METRIC[task]
     scores = _test_points(run, model) if task == "landmarks" else _test_classes(run, model)
-    return Judgement(scores[metric], scores["ci_low"], scores["ci_high"], scores["n"], size, latency)
+    return Judgment(scores[metric], scores["ci_low"], scores["ci_high"], scores["n"], size, latency)
 
 
 def _test_classes(run: CellRun, model: Path) -> dict[str, Any]:
@@ -128,14 +128,14 @@ def _latency_ms(model: Path) -> float:
     session = Session(model, device="cpu")
     if session.contract is None:
         raise ValueError("an exported file has a contract")
-    images = np.random.default_rng(0).integers(0, 256, (4, *session.contract.recipe.input_hw, 3), np.uint8)
+    images = np.random.default_rng(0).integers(0, 256, (4, *session.contract.preprocessing.input_hw, 3), np.uint8)
     outputs = [session.contract.main_output]
     work = Work(lambda number: session.run(images[number % 4][None], outputs), images=1, callers=1, seconds=0.02)
     (timing,) = time_works([work], rounds=_ROUNDS, seconds=_SECONDS)
     return timing.p50_ms
 
 
-def _over_seeds(setting: Setting, runs: tuple[Judgement, ...], largest: float) -> Judged:
+def _over_seeds(setting: Setting, runs: tuple[Judgment, ...], largest: float) -> Judged:
     scores = [run.score for run in runs if run.score is not None]
     own = (runs[0].low, runs[0].high)
     interval = None if own[0] is None or own[1] is None else (own[0], own[1])

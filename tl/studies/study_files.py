@@ -20,7 +20,7 @@ Row = dict[str, Any]
 
 
 def leaderboard_rows(study: Study, settings: Sequence[Setting], judged: Sequence[Judged]) -> list[Row]:
-    """One row a setting, best validation first. What is not known is None."""
+    """One row per setting, best validation first. What is not known is None."""
     metric, _ = METRIC[study.task]
     by_name = {each.setting.name: each for each in judged}
     return [_row(study, setting, by_name.get(setting.name), metric) for setting in settings]

@@ -89,7 +89,7 @@ def _end_with_parent() -> None:
 State = Literal["done", "failed", "open"]
 _FAILURE = "failure.txt"
 _KILLED = "its process was killed, by the system for want of memory or by hand\n"
-# Options that say which images a run is of, and in which split.
+# Options that say which images per run is of, and in which split.
 _DATA_OPTIONS = ("data", "images", "split_column", "val_fraction", "per_class", "seed")
 
 

@@ -1,4 +1,4 @@
-"""Classification's part in a run: its task, features, audit, training and judgement.
+"""Classification's part in a run: its task, features, audit, training and judgment.
 
 Knows the parts of that task. Does not know run folders' order of things (`train`), and imports torch only where a
 network is needed.
@@ -45,7 +45,7 @@ class ClassificationWork:
         config = self.task.config
         return f"{config.method} of {config.backbone} for {len(self.task.class_names)} classes"
 
-    def look_at(self, progress: Progress) -> list[Finding]:
+    def audit_data(self, progress: Progress) -> list[Finding]:
         """Compute the features that are lacking, and audit the data if that is asked for."""
         compute_features(self.task, progress)
         return _audit(self.task) if self.task.config.audit else []
@@ -93,7 +93,7 @@ def _prepare_training(task: Task, ranks: Ranks | None) -> Training:
 
 def compute_features(task: Task, progress: Progress, splits: Sequence[str] = SPLITS) -> None:
     """Whatever is lacking of what training and the audit will look at."""
-    is_wanted = task.uses_kept_features or task.config.audit or task.config.head_start == "solved"
+    is_wanted = task.uses_kept_features or task.config.audit or task.config.head_init == "solved"
     if task.features is None or not is_wanted:
         return
     wanted = [i for i, image in enumerate(task.store.images) if image.split in splits]

@@ -50,7 +50,7 @@ class TrainConfig:
         "keypoints or DeepLabCut.",
         "Data",
     )
-    task: Kind | None = _option(None, "What is learnt. Default: what the data hold.", "Data")
+    task: Kind | None = _option(None, "What is learned. Default: what the data hold.", "Data")
     out: str = _option("", "Run folder to make. Default: runs/DATA-METHOD.", "Data")
     split_column: str = _option("split", "Column of the CSV that holds train, val or test.", "Data")
     val_fraction: float = _option(0.2, "Share of images held out for validation where the data has no split.", "Data")
@@ -93,10 +93,10 @@ class TrainConfig:
         "heatmap (64).",
         "Model",
     )
-    head_start: HeadStart | None = _option(
+    head_init: HeadStart | None = _option(
         None,
         "Where finetune's linear head begins: solved on the frozen backbone's features (the default where that has no "
-        "normalisation layers), or random.",
+        "normalization layers), or random.",
         "Model",
     )
     dropout: float = _option(0.2, "Dropout of the mlp and conv heads.", "Model")
@@ -124,7 +124,7 @@ class TrainConfig:
     resize_mode: Literal["squash", "letterbox", "short_side"] | None = _option(
         None,
         "squash keeps everything in view (the default); letterbox pads (the default for landmarks); short_side crops "
-        "the centre.",
+        "the center.",
         "Images",
     )
     jpeg_scale: Literal["full", "2x"] = _option(
@@ -133,8 +133,8 @@ class TrainConfig:
         "Images",
     )
     bit_depth_max: int = _option(65535, "Largest value of 16-bit images (4095 for a 12-bit camera).", "Images")
-    normalise: Literal["backbone", "dataset"] = _option(
-        "backbone", "Mean and spread of colours: the backbone's own, or measured on the training images.", "Images"
+    normalize: Literal["backbone", "dataset"] = _option(
+        "backbone", "Mean and spread of colors: the backbone's own, or measured on the training images.", "Images"
     )
     augment: str | None = _option(
         None,
@@ -154,56 +154,56 @@ class TrainConfig:
         None, "Landmarks: points that drawings join by a line, as tip:base. Repeatable.", "Images"
     )
     views: int | None = _option(
-        None, "With --method features: keep the features of this many augmented views an image.", "Images"
+        None, "With --method features: keep the features of this many augmented views per image.", "Images"
     )
 
     epochs: int | None = _option(
         None,
         "Passes over the training images; by default more for few annotated photos.",
-        "Optimisation",
+        "Optimization",
     )
-    batch_size: int | None = _option(None, "Images a step.", "Optimisation")
-    accumulate: int = _option(1, "Steps whose gradients are added up before the weights change.", "Optimisation")
+    batch_size: int | None = _option(None, "Images per step.", "Optimization")
+    accumulate: int = _option(1, "Steps whose gradients are added up before the weights change.", "Optimization")
     optimizer: Optimizer | None = _option(
-        None, "Optimiser; lbfgs solves a linear head on frozen features exactly.", "Optimisation"
+        None, "Optimizer; lbfgs solves a linear head on frozen features exactly.", "Optimization"
     )
     lr: float | Literal["auto"] | None = _option(
-        None, "Peak learning rate, or auto to search one. Default: by method and optimiser.", "Optimisation"
+        None, "Peak learning rate, or auto to search one. Default: by method and optimizer.", "Optimization"
     )
     layer_lr_decay: float = _option(
-        1.0, "Learning rate of each stage as a share of the next one's; the head has the full rate.", "Optimisation"
+        1.0, "Learning rate of each stage as a share of the next one's; the head has the full rate.", "Optimization"
     )
-    momentum: float = _option(0.9, "Momentum of sgd (Nesterov) and rmsprop.", "Optimisation")
-    weight_decay: float = _option(1e-4, "L2 penalty, decoupled for adamw.", "Optimisation")
-    schedule: Schedule = _option("cosine", "How the learning rate goes on after the warm-up.", "Optimisation")
-    warmup_epochs: float = _option(1.0, "Epochs over which the learning rate rises.", "Optimisation")
+    momentum: float = _option(0.9, "Momentum of sgd (Nesterov) and rmsprop.", "Optimization")
+    weight_decay: float = _option(1e-4, "L2 penalty, decoupled for adamw.", "Optimization")
+    schedule: Schedule = _option("cosine", "How the learning rate goes on after the warm-up.", "Optimization")
+    warmup_epochs: float = _option(1.0, "Epochs over which the learning rate rises.", "Optimization")
     drop_epochs: int | None = _option(
-        None, "Schedule step: epochs between drops. plateau: epochs without a better --monitor.", "Optimisation"
+        None, "Schedule step: epochs between drops. plateau: epochs without a better --monitor.", "Optimization"
     )
-    drop_factor: float = _option(0.1, "Schedules step and plateau: what a drop multiplies by.", "Optimisation")
-    clip_norm: float | None = _option(None, "Largest norm of the gradient; longer ones are scaled.", "Optimisation")
+    drop_factor: float = _option(0.1, "Schedules step and plateau: what a drop multiplies by.", "Optimization")
+    clip_norm: float | None = _option(None, "Largest norm of the gradient; longer ones are scaled.", "Optimization")
     ema_decay: float | None = _option(
-        None, "Keep and use an exponential moving average of the weights, such as 0.99.", "Optimisation"
+        None, "Keep and use an exponential moving average of the weights, such as 0.99.", "Optimization"
     )
     point_loss: PointLoss = _option(
-        "wing", "Landmarks with a linear or mlp head: mse, smooth_l1 or wing, in input pixels.", "Optimisation"
+        "wing", "Landmarks with a linear or mlp head: mse, smooth_l1 or wing, in input pixels.", "Optimization"
     )
-    label_smoothing: float = _option(0.0, "Share of the target spread over all classes.", "Optimisation")
-    mixup: float = _option(0.0, "Alpha of mixup, such as 0.2; 0 is off.", "Optimisation")
-    cutmix: float = _option(0.0, "Alpha of cutmix, such as 1; 0 is off. With mixup, one is drawn.", "Optimisation")
+    label_smoothing: float = _option(0.0, "Share of the target spread over all classes.", "Optimization")
+    mixup: float = _option(0.0, "Alpha of mixup, such as 0.2; 0 is off.", "Optimization")
+    cutmix: float = _option(0.0, "Alpha of cutmix, such as 1; 0 is off. With mixup, one is drawn.", "Optimization")
     class_weights: Literal["none", "balanced"] = _option(
-        "none", "balanced: rare classes weigh more in the loss.", "Optimisation"
+        "none", "balanced: rare classes weigh more in the loss.", "Optimization"
     )
     sampler: Sampling = _option(
-        "shuffle", "balanced: draw every class equally often, with replacement.", "Optimisation"
+        "shuffle", "balanced: draw every class equally often, with replacement.", "Optimization"
     )
-    patience: int | None = _option(None, "Stop after this many epochs without improvement.", "Optimisation")
+    patience: int | None = _option(None, "Stop after this many epochs without improvement.", "Optimization")
     monitor: Monitor | None = _option(
         None,
         "What picks the best checkpoint. Default: val_top1_accuracy, or val_error_px for landmarks.",
-        "Optimisation",
+        "Optimization",
     )
-    seed: int = _option(0, "Seed of splits, initial weights, order and augmentation.", "Optimisation")
+    seed: int = _option(0, "Seed of splits, initial weights, order and augmentation.", "Optimization")
 
     device: str = _option("auto", "auto, cpu, cuda or cuda:N.", "Machine")
     precision: Precision = _option("auto", "Arithmetic on CUDA; auto is bf16 where it is fast. CPU: fp32.", "Machine")
@@ -230,10 +230,10 @@ BY_METHOD: dict[str, dict[str, Any]] = {
 # `landmarks.task` adds epochs.
 LANDMARKS: dict[str, Any] = {
     **{"head": "heatmap", "resize_mode": "letterbox", "optimizer": "adamw", "epochs": 60, "batch_size": 8},
-    **{"augment": "standard", "monitor": "val_error_px", "head_start": "random"},
+    **{"augment": "standard", "monitor": "val_error_px", "head_init": "random"},
 }
 CLASSES: dict[str, Any] = {"head": "linear", "resize_mode": "squash", "monitor": "val_top1_accuracy"}
-# Peak learning rates of landmarks for each optimiser, whatever the method.
+# Peak learning rates of landmarks for each optimizer, whatever the method.
 LANDMARK_LEARNING_RATES = {"sgd": 0.005, "adam": 1e-3, "adamw": 1e-3, "rmsprop": 3e-4}
 # Peak learning rates at batch 32; larger batches may want more.
 LEARNING_RATES: dict[str, dict[str, float]] = {
@@ -241,7 +241,7 @@ LEARNING_RATES: dict[str, dict[str, float]] = {
     "features": {"sgd": 0.05, "adam": 3e-3, "adamw": 3e-3, "rmsprop": 1e-3},
     "finetune": {"sgd": 0.005, "adam": 1e-4, "adamw": 1e-4, "rmsprop": 3e-5},
 }
-# The same for trunks without normalisation layers, whose gradients grow with their activations.
+# The same for trunks without normalization layers, whose gradients grow with their activations.
 SMALLER_LEARNING_RATES: dict[str, dict[str, float]] = {"scratch": {"sgd": 0.01}, "finetune": {"sgd": 0.001}}
 WITHOUT_NORM = ("alexnet", "squeezenet", "vgg")
 HEAD_SIZES: dict[str, tuple[int, ...]] = {

@@ -53,9 +53,9 @@ def resolve(config: TrainConfig, where: str = "options") -> TrainConfig:
         config = _fill(config, {"folds": BAG_FOLDS})
     if config.drop_epochs is None and config.epochs is not None:
         config = dataclasses.replace(config, drop_epochs=max(1, config.epochs // 3))
-    if config.head_start is None:
+    if config.head_init is None:
         is_solved_start = not has_norm(config.backbone) and not _start_faults(config)
-        config = dataclasses.replace(config, head_start="solved" if is_solved_start else "random")
+        config = dataclasses.replace(config, head_init="solved" if is_solved_start else "random")
     if config.lr is None:
         rates = LANDMARK_LEARNING_RATES if is_landmarks else _learning_rates(config.backbone, method)
         config = dataclasses.replace(config, lr=rates.get(str(config.optimizer)))
@@ -73,7 +73,7 @@ def _fill(config: TrainConfig, values: Mapping[str, Any]) -> TrainConfig:
 def own_choices(config: TrainConfig) -> dict[str, Any]:
     """The fewest options that resolve to the same config: what somebody chose, without what followed from it."""
     chosen = vars(config).copy()
-    for name in sorted(_may_be_open(), key="optimizer".__eq__):  # the optimiser last: it decides the others
+    for name in sorted(_may_be_open(), key="optimizer".__eq__):  # the optimizer last: it decides the others
         shorter = {**chosen, name: None}
         with suppress(ConfigError):
             if resolve(TrainConfig(**shorter)) == config:
@@ -89,7 +89,7 @@ def settled(value: _Value | None) -> _Value:
 
 
 def has_norm(backbone: str) -> bool:
-    """Whether a backbone has normalisation layers, by its name: the older families have none."""
+    """Whether a backbone has normalization layers, by its name: the older families have none."""
     name = backbone.rpartition(":")[2]
     return not name.startswith(WITHOUT_NORM) or "_bn" in name
 
@@ -104,12 +104,17 @@ def is_solved(config: TrainConfig) -> bool:
     return config.head == "svm" or config.optimizer == "lbfgs"
 
 
+# Options of before 0.1.
+_OLD_NAMES = {"normalise": "normalize", "head_start": "head_init"}
+
+
 def config_from_mapping(values: Mapping[str, Any], where: str) -> TrainConfig:
     """A config from parsed YAML or flags. Raises `ConfigError` naming each unknown key, wrong type and their cure."""
     try:
         from pydantic import TypeAdapter, ValidationError
     except ImportError as error:  # pydantic comes with albumentations
         raise MissingExtraError("training needs more packages: pip install 'tl-toolkit[train]'") from error
+    values = {_OLD_NAMES.get(key, key): value for key, value in values.items()}
     names = [field.name for field in dataclasses.fields(TrainConfig)]
     faults = [_unknown_fault(key, names) for key in values if key not in names]
     try:
@@ -226,8 +231,8 @@ def _combination_faults(config: TrainConfig) -> list[str]:
         "head conv needs head_sizes: channels, then dense sizes": config.head == "conv" and not config.head_sizes,
     }
     faults = [text for text, is_broken in rules.items() if is_broken]
-    if config.head_start == "solved" and (lacking := _start_faults(config)):
-        faults.append(f"head_start solved needs {', '.join(lacking)}")
+    if config.head_init == "solved" and (lacking := _start_faults(config)):
+        faults.append(f"head_init solved needs {', '.join(lacking)}")
     faults += _landmark_faults(config) if config.task == "landmarks" else _class_faults(config)
     return [*faults, *_solver_faults(config)] if is_solved(config) else faults
 

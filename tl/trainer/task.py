@@ -12,11 +12,11 @@ from numpy.typing import NDArray
 
 from tl import __version__
 from tl.data.features import FeatureSet, open_features
-from tl.data.images import ImageStore, check_readable, color_statistics, load_images, recipe_key
+from tl.data.images import ImageStore, check_readable, color_statistics, load_images, preprocessing_key
 from tl.data.manifests import LabeledImage, assign_splits, bind_class_names, class_ids, limit_per_class, read_images
 from tl.errors import ConfigError, DataError
 from tl.progress import Progress
-from tl.runtime.imaging.preprocessing import Recipe, build_recipe
+from tl.runtime.imaging.preprocessing import Preprocessing, build_preprocessing
 from tl.trainer.config import TrainConfig
 from tl.trainer.fit.augment import Augment, build_augment
 from tl.trainer.models.backbone_info import OWN_BACKBONES, TIMM_PREFIX, BackboneInfo, remembered_info
@@ -30,7 +30,7 @@ class Outcome:
     """A trained network, before its confidence is calibrated.
 
     `logits`: split -> float (N, C) in the store's order. `save`: writes `best.safetensors`, given the temperature.
-    `trained_parameters`: how many numbers were learnt. `best_epoch` is None where nothing was trained by epochs.
+    `trained_parameters`: how many numbers were learned. `best_epoch` is None where nothing was trained by epochs.
     `train_seconds`: of all epochs, None to time the run.
     """
 
@@ -52,12 +52,12 @@ CLEAN = 0  # the view of an image that validation and deployment see
 class Task:
     """One run's work. `ids`: class id of each image of the store. `bad`: unreadable images and why.
 
-    `info` has the colour statistics that are used. `features` is None where the trunk starts at random.
+    `info` has the color statistics that are used. `features` is None where the trunk starts at random.
     """
 
     config: TrainConfig
     info: BackboneInfo
-    recipe: Recipe
+    preprocessing: Preprocessing
     augment: Augment | None
     weights: WeightsFile | None
     store: ImageStore
@@ -100,8 +100,8 @@ def prepare_task(config: TrainConfig, progress: Progress, check: Check = lambda 
     if config.task != "classification":
         raise ConfigError(f"{config.data} holds {config.task}, and this is for classes; --task says otherwise")
     info = remembered_info(config.backbone, find_info)
-    recipe = build_run_recipe(config, info)
-    augment = build_augment(str(config.augment), recipe)
+    preprocessing = build_run_preprocessing(config, info)
+    augment = build_augment(str(config.augment), preprocessing)
     images = assign_splits(
         read_images(config.data, config.split_column, progress.say), config.val_fraction, config.seed
     )
@@ -111,8 +111,8 @@ def prepare_task(config: TrainConfig, progress: Progress, check: Check = lambda 
     weights, info = find_start(config, info)
     check(config, info, len(_check_data(images, config)), weights)
     features = None
-    if weights is not None and config.normalise == "backbone":
-        features = open_run_features(config, info, recipe, augment, weights)
+    if weights is not None and config.normalize == "backbone":
+        features = open_run_features(config, info, preprocessing, augment, weights)
 
     def is_done(image: LabeledImage, digest: str) -> bool:
         if features is None or not _needs_features_alone(config, augment):
@@ -120,7 +120,7 @@ def prepare_task(config: TrainConfig, progress: Progress, check: Check = lambda 
         views = range((config.views or 0) + 1) if image.split == "train" else (CLEAN,)
         return features.has(digest, views)
 
-    store, bad = load_images(images, recipe, config.cache, progress, is_done=is_done)
+    store, bad = load_images(images, preprocessing, config.cache, progress, is_done=is_done)
     if not config.skip_bad:
         check_readable(bad, "mend or remove them, or go on without them by --skip-bad")
     class_names = _check_data(store.images, config)  # again: classes may have gone with unreadable images
@@ -128,16 +128,16 @@ def prepare_task(config: TrainConfig, progress: Progress, check: Check = lambda 
     if augment is not None and not is_done(store.images[first], store.hashes[first]):
         augment(store.working(first), config.seed)  # its faults show now
     info = measure_colors(config, info, store, progress)
-    if config.normalise == "dataset" and weights is not None:
-        features = open_run_features(config, info, recipe, augment, weights)
+    if config.normalize == "dataset" and weights is not None:
+        features = open_run_features(config, info, preprocessing, augment, weights)
     ids = tuple(class_ids(store.images, class_names))
-    return Task(config, info, recipe, augment, weights, store, bad, class_names, ids, features)
+    return Task(config, info, preprocessing, augment, weights, store, bad, class_names, ids, features)
 
 
 def network_card(task: Task, temperature: float) -> NetworkCard:
     """What `best.safetensors` says of the network."""
     weights = task.weights.description if task.weights else "none"
-    return NetworkCard(task.class_names, (), task.recipe, weights, temperature)
+    return NetworkCard(task.class_names, (), task.preprocessing, weights, temperature)
 
 
 def find_info(name: str) -> BackboneInfo:
@@ -148,7 +148,7 @@ def find_info(name: str) -> BackboneInfo:
 
 
 def open_run_features(
-    config: TrainConfig, info: BackboneInfo, recipe: Recipe, augment: Augment | None, weights: WeightsFile
+    config: TrainConfig, info: BackboneInfo, preprocessing: Preprocessing, augment: Augment | None, weights: WeightsFile
 ) -> FeatureSet:
     """Everything that a feature depends on. Trunks are torchvision's or timm's code, so their versions count."""
     pooling = "map" if config.head == "conv" else config.pooling
@@ -162,7 +162,7 @@ def open_run_features(
         until=config.trunk_until or "",
         pooling=pooling,
         weights=weights.sha256,
-        recipe=recipe_key(recipe),
+        preprocessing=preprocessing_key(preprocessing),
         colors=f"{info.mean} {info.std}",
         tl=__version__ if config.backbone in OWN_BACKBONES else "",
         library=metadata.version("timm" if config.backbone.startswith(TIMM_PREFIX) else "torchvision"),
@@ -175,20 +175,20 @@ def _needs_features_alone(config: TrainConfig, augment: Augment | None) -> bool:
 
 
 def find_start(config: TrainConfig, info: BackboneInfo) -> tuple[WeightsFile | None, BackboneInfo]:
-    """The tensors to start from, and the backbone with the colours that these expect. Raises `WeightsError`."""
+    """The tensors to start from, and the backbone with the colors that these expect. Raises `WeightsError`."""
     weights = find_weights(info, str(config.weights))
-    if weights is not None and weights.is_run and config.normalise == "backbone":
+    if weights is not None and weights.is_run and config.normalize == "backbone":
         mean, std = read_colors(weights)  # what that trunk has learned to expect
         info = dataclasses.replace(info, mean=mean, std=std)
     return weights, info
 
 
 def measure_colors(config: TrainConfig, info: BackboneInfo, store: ImageStore, progress: Progress) -> BackboneInfo:
-    """The backbone with the colours of the training images, if the config asks for them."""
-    if config.normalise != "dataset":
+    """The backbone with the colors of the training images, if the config asks for them."""
+    if config.normalize != "dataset":
         return info
     mean, std = color_statistics(store.input(i) for i in store.indices("train"))
-    progress.say(f"colours of the training images: mean {_shown_rgb(mean)}, std {_shown_rgb(std)}")
+    progress.say(f"colors of the training images: mean {_shown_rgb(mean)}, std {_shown_rgb(std)}")
     return dataclasses.replace(info, mean=mean, std=std)
 
 
@@ -210,13 +210,13 @@ def _check_data(images: Sequence[LabeledImage], config: TrainConfig) -> tuple[st
     return class_names
 
 
-def build_run_recipe(config: TrainConfig, info: BackboneInfo) -> Recipe:
+def build_run_preprocessing(config: TrainConfig, info: BackboneInfo) -> Preprocessing:
     """The preprocessing of a resolved config."""
     side = config.image_size or info.image_size
     short_side = None
     if config.resize_mode == "short_side" and info.short_side > info.image_size:
         short_side = round(side * info.short_side / info.image_size)  # as the published weights were validated
-    return build_recipe(
+    return build_preprocessing(
         (side, side),
         settled(config.resize_mode),
         short_side=short_side,

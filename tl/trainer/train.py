@@ -13,7 +13,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Protocol
 
-from tl.data.audit import Finding, summarise
+from tl.data.audit import Finding, summarize
 from tl.data.images import ImageStore
 from tl.data.manifests import LabeledImage
 from tl.errors import RunError, RunInterrupted
@@ -56,7 +56,7 @@ class Work(Protocol):
     def title(self) -> str:
         """What is done, in words."""
 
-    def look_at(self, progress: Progress) -> list[Finding]:
+    def audit_data(self, progress: Progress) -> list[Finding]:
         """Whatever has to be computed of the data before training, and what is odd about them."""
 
     def train(self, run: Run, progress: Progress, is_resumed: bool) -> Any:
@@ -101,13 +101,13 @@ def _train(config: TrainConfig, progress: Progress, resume: Run | None, ranks: R
     if config.out and not resume and is_first:
         check_free(config.out)
     work = _prepare(config, ranks, progress)
-    findings = work.look_at(progress) if is_first else []
-    for line in summarise(findings, " in findings.csv"):
+    findings = work.audit_data(progress) if is_first else []
+    for line in summarize(findings, " in findings.csv"):
         progress.say(line)
     run = resume
     if run is None and is_first:
         run = create_run(work.task.config.out, numbered=not config.out)
-    run = ranks.tell(run) if ranks else run
+    run = ranks.broadcast(run) if ranks else run
     if run is None:
         raise ValueError("the first process made no run")
     if is_first:

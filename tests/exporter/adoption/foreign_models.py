@@ -1,4 +1,4 @@
-"""Small ONNX classifiers as other tools export them, built by hand: an image's mean colour, gain, softmax or not."""
+"""Small ONNX classifiers as other tools export them, built by hand: an image's mean color, gain, softmax or not."""
 
 from __future__ import annotations
 
@@ -119,7 +119,7 @@ def expected(
     scale: float = 1 / 255,
     gain: NDArray[np.float32] = GAIN,
 ) -> NDArray[np.float64]:
-    """By hand: softmax of the mean normalised colour times `gain`. (N, H, W, 3) -> (N, C)."""
+    """By hand: softmax of the mean normalized color times `gain`. (N, H, W, 3) -> (N, C)."""
     means = ((inputs.astype(np.float64) * scale - mean) / std).mean(axis=(1, 2))
     powers = np.exp(means @ gain.astype(np.float64))
     return np.asarray(powers / powers.sum(axis=1, keepdims=True))
@@ -134,7 +134,7 @@ def rewrite(path: Path, change: Any) -> Path:
 
 
 def _head(form: Form) -> list[onnx.NodeProto]:
-    """Image -> its mean colour, (N, 3)."""
+    """Image -> its mean color, (N, 3)."""
     nodes = []
     value = form.input_name
     if form.first is not None:

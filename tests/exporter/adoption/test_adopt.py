@@ -57,7 +57,7 @@ def labels(tmp_path: Path) -> Path:
 
 @pytest.fixture
 def images(tmp_path: Path) -> Path:
-    """Nine noisy images in three colours and several sizes."""
+    """Nine noisy images in three colors and several sizes."""
     folder = tmp_path / "images"
     folder.mkdir()
     random = np.random.default_rng(0)
@@ -75,11 +75,11 @@ def adopt_here(foreign: Path, labels: Path | None, folder: Path | None, **option
 
 
 def predicted(done: Adopted, images: Path) -> tuple[np.ndarray, np.ndarray]:
-    """What the file predicts, and the inputs that its recipe makes of the same images."""
+    """What the file predicts, and the inputs that its preprocessing makes of the same images."""
     paths = sorted(images.iterdir())
     with load(done.path, device="cpu", threads=1) as predictor:
         results = [result for result in predictor.predict_batch(paths) if isinstance(result, Classification)]
-    inputs = np.stack([load_input(path, done.contract.recipe) for path in paths])
+    inputs = np.stack([load_input(path, done.contract.preprocessing) for path in paths])
     return np.stack([result.probabilities for result in results]), inputs
 
 
@@ -126,9 +126,13 @@ def test_adopt__contract(tmp_path: Path, labels: Path, images: Path) -> None:
     contract = Session(done.path, device="cpu", threads=1).contract
     assert contract == done.contract
     assert (contract.class_names, contract.outputs, contract.precision) == (COLORS, ("probabilities",), "fp32")
-    recipe, parity, origin = contract.recipe, contract.parity, contract.provenance
-    assert (recipe.input_hw, recipe.resize_mode, recipe.short_side) == (HW, "short_side", 37)  # 32 / 0.875, rounded
-    assert (recipe.interpolation, recipe.jpeg_scale) == ("bilinear", "full")
+    preprocessing, parity, origin = contract.preprocessing, contract.parity, contract.provenance
+    assert (preprocessing.input_hw, preprocessing.resize_mode, preprocessing.short_side) == (
+        HW,
+        "short_side",
+        37,
+    )  # 32 / 0.875, rounded
+    assert (preprocessing.interpolation, preprocessing.jpeg_scale) == ("bilinear", "full")
     assert (parity.images, parity.batch_sizes, parity.top1_agreement) == (9, (1, 8), 1.0)
     assert max(parity.session_max_abs_diff["probabilities"], parity.pipeline_max_abs_diff) < CLOSE
     assert (origin.backbone, origin.method) == ("pytorch", "adopted")
@@ -155,7 +159,7 @@ def test_adopt__without_images_noise_proves_it(tmp_path: Path, labels: Path, ima
 def test_adopt__overrides(tmp_path: Path, labels: Path, images: Path) -> None:
     given = Overrides("squash", None, "lanczos", 1 / 127.5, (1.0, 0.9, 1.1), (1.0, 2.0, 0.5))
     done = adopt_here(make_foreign(tmp_path / "foreign.onnx"), labels, images, overrides=given)
-    assert (done.contract.recipe.resize_mode, done.contract.recipe.interpolation) == ("squash", "lanczos")
+    assert (done.contract.preprocessing.resize_mode, done.contract.preprocessing.interpolation) == ("squash", "lanczos")
     found, inputs = predicted(done, images)
     wanted = expected(inputs, (1.0, 0.9, 1.1), (1.0, 2.0, 0.5), 1 / 127.5)
     np.testing.assert_allclose(found, wanted, rtol=0, atol=CLOSE)
@@ -163,7 +167,7 @@ def test_adopt__overrides(tmp_path: Path, labels: Path, images: Path) -> None:
 
 def test_adopt__ultralytics(tmp_path: Path, images: Path) -> None:
     done = adopt_here(make_ultralytics(tmp_path / "yolo.onnx"), None, images, preset="ultralytics")
-    assert (done.contract.recipe.short_side, done.contract.class_names) == (HW[0], COLORS)
+    assert (done.contract.preprocessing.short_side, done.contract.class_names) == (HW[0], COLORS)
     found, inputs = predicted(done, images)
     np.testing.assert_allclose(found, expected(inputs, (0, 0, 0), (1, 1, 1)), rtol=0, atol=CLOSE)
 
@@ -171,11 +175,11 @@ def test_adopt__ultralytics(tmp_path: Path, images: Path) -> None:
 def test_adopt__huggingface_folder(tmp_path: Path, images: Path) -> None:
     folder = make_huggingface(tmp_path / "hf")
     done = adopt_here(folder, None, images, preset="huggingface-folder")
-    assert (done.contract.recipe.short_side, done.contract.recipe.input_hw) == (40, (32, 32))
+    assert (done.contract.preprocessing.short_side, done.contract.preprocessing.input_hw) == (40, (32, 32))
     found, inputs = predicted(done, images)
     np.testing.assert_allclose(found, expected(inputs, [0.5] * 3, [0.5, 0.25, 0.125]), rtol=0, atol=CLOSE)
     by_file = adopt_here(folder / "model.onnx", None, images, preset="huggingface-folder")
-    assert by_file.contract.recipe == done.contract.recipe
+    assert by_file.contract.preprocessing == done.contract.preprocessing
 
 
 def test_adopt__huggingface_crop_is_told(tmp_path: Path, images: Path) -> None:

@@ -31,13 +31,13 @@ def test_read_foreign__facts(tmp_path: Path, form: dict[str, Any], facts: tuple[
     assert (found.input_name, found.output_name) == ("x", "y")
 
 
-def test_read_foreign__quantised(tmp_path: Path) -> None:
-    def quantise(model: onnx.ModelProto) -> None:
+def test_read_foreign__quantized(tmp_path: Path) -> None:
+    def quantize(model: onnx.ModelProto) -> None:
         step = onnx.numpy_helper.from_array(np.array(0.1, np.float32), "step")
         model.graph.initializer.append(step)
         model.graph.node.append(onnx.helper.make_node("QuantizeLinear", ["x", "step"], ["steps"]))
 
-    assert read_foreign(rewrite(make_foreign(tmp_path / "int8.onnx"), quantise)).precision == "int8"
+    assert read_foreign(rewrite(make_foreign(tmp_path / "int8.onnx"), quantize)).precision == "int8"
 
 
 def test_read_foreign__initializers_listed_as_inputs(tmp_path: Path) -> None:

@@ -8,12 +8,12 @@ import pytest
 from tests.exporter.adoption.foreign_models import make_huggingface
 from tl.errors import ConfigError
 from tl.exporter.adoption.huggingface import find_model, huggingface_preset
-from tl.exporter.adoption.presets import Preprocessing
+from tl.exporter.adoption.presets import ForeignPreprocessing
 
 SQUARE = {"size": {"height": 32, "width": 32}, "do_center_crop": False}
 
 
-def preprocessing(folder: Path) -> Preprocessing:
+def pixel_rules(folder: Path) -> ForeignPreprocessing:
     preset = huggingface_preset(folder)
     return preset.build(preset.declared_hw)
 
@@ -22,14 +22,14 @@ def test_huggingface_preset__shortest_edge_and_crop(tmp_path: Path) -> None:
     preset = huggingface_preset(make_huggingface(tmp_path))
     assert (preset.declared_hw, preset.is_default_hw, preset.class_names) == ((32, 32), False, ("red", "green", "blue"))
     found = preset.build((32, 32))
-    assert found == Preprocessing("short_side", 40, "bilinear", 1 / 255, (0.5,) * 3, (0.5, 0.25, 0.125))
+    assert found == ForeignPreprocessing("short_side", 40, "bilinear", 1 / 255, (0.5,) * 3, (0.5, 0.25, 0.125))
 
 
 @pytest.mark.parametrize("name", ["ViTImageProcessor", "ViTImageProcessorFast", "ViTFeatureExtractor"])
 def test_huggingface_preset__squash(tmp_path: Path, name: str) -> None:
     field = "feature_extractor_type" if name.endswith("Extractor") else "image_processor_type"
     facts = {"image_processor_type": None, field: name, "resample": 3, **SQUARE}
-    found = preprocessing(make_huggingface(tmp_path, processor=facts))
+    found = pixel_rules(make_huggingface(tmp_path, processor=facts))
     assert (found.resize_mode, found.short_side, found.interpolation) == ("squash", None, "bicubic")
 
 
@@ -47,7 +47,7 @@ def test_huggingface_preset__convnext(tmp_path: Path, edge: int, mode: str, shor
 
 def test_huggingface_preset__flags(tmp_path: Path) -> None:
     facts = {"do_rescale": False, "do_normalize": False, "image_mean": None, "rescale_factor": None}
-    found = preprocessing(make_huggingface(tmp_path, processor=facts))
+    found = pixel_rules(make_huggingface(tmp_path, processor=facts))
     assert (found.scale, found.mean, found.std) == (1.0, (0.0,) * 3, (1.0,) * 3)
 
 
@@ -59,7 +59,7 @@ def test_huggingface_preset__harmless_fields(tmp_path: Path) -> None:
         "device": "cuda",
         "crop_pct": None,
     }
-    assert preprocessing(make_huggingface(tmp_path, processor=facts)).short_side == 40
+    assert pixel_rules(make_huggingface(tmp_path, processor=facts)).short_side == 40
 
 
 @pytest.mark.parametrize(
@@ -81,9 +81,9 @@ def test_huggingface_preset__harmless_fields(tmp_path: Path) -> None:
         ({"size": {"height": 40, "width": 40}}, r"crop_size: a crop after a resize of both sides to \(40, 40\)"),
         ({"size": {"shortest_edge": 24}}, r"crop_size: \(32, 32\) is larger than the shorter side, 24"),
         ({"do_center_crop": False}, "do_center_crop: a resize of the shorter side alone"),
-        ({"crop_pct": 0.9}, "crop_pct: 0.9 has no place in a recipe"),
-        ({"do_flip_channel_order": True}, "do_flip_channel_order: True has no place in a recipe"),
-        ({"do_pad": True}, "do_pad: True has no place in a recipe"),
+        ({"crop_pct": 0.9}, "crop_pct: 0.9 has no place in a preprocessing"),
+        ({"do_flip_channel_order": True}, "do_flip_channel_order: True has no place in a preprocessing"),
+        ({"do_pad": True}, "do_pad: True has no place in a preprocessing"),
         ({"image_mean": [0.5]}, "image_mean: expected one number or three"),
         ({"image_std": None}, "image_std: missing"),
         ({"image_processor_type": "ConvNextImageProcessor", "crop_pct": 1.5}, "crop_pct: expected more than 0"),

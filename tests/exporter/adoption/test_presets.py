@@ -11,8 +11,8 @@ from tl.errors import ConfigError
 from tl.exporter.adoption.presets import (
     IMAGENET_MEAN,
     IMAGENET_STD,
+    ForeignPreprocessing,
     Overrides,
-    Preprocessing,
     apply_overrides,
     imagenet_preset,
     timm_preset,
@@ -39,13 +39,15 @@ def write_config(path: Path, **pretrained: Any) -> Path:
 @pytest.mark.parametrize(("size", "short_side"), [(224, 256), (299, 342), (384, 439)])
 def test_imagenet_preset__torchvisions_rule(size: int, short_side: int) -> None:
     found = imagenet_preset().build((size, size))
-    assert found == Preprocessing("short_side", short_side, "bilinear", 1 / 255, IMAGENET_MEAN, IMAGENET_STD)
+    assert found == ForeignPreprocessing("short_side", short_side, "bilinear", 1 / 255, IMAGENET_MEAN, IMAGENET_STD)
 
 
 def test_timm_preset__defaults() -> None:
     preset = timm_preset(None)
     assert (preset.declared_hw, preset.is_default_hw, preset.class_names) == ((224, 224), True, None)
-    assert preset.build((224, 224)) == Preprocessing("short_side", 256, "bicubic", 1 / 255, IMAGENET_MEAN, IMAGENET_STD)
+    assert preset.build((224, 224)) == ForeignPreprocessing(
+        "short_side", 256, "bicubic", 1 / 255, IMAGENET_MEAN, IMAGENET_STD
+    )
     assert preset.build((240, 240)).short_side == 274  # 240 / 0.875 = 274.3, rounded down
 
 
@@ -53,7 +55,7 @@ def test_timm_preset__by_config(tmp_path: Path) -> None:
     preset = timm_preset(write_config(tmp_path / "config.json"))
     assert (preset.declared_hw, preset.is_default_hw, preset.class_names) == ((288, 288), False, ("ant", "bee"))
     found = preset.build((288, 288))
-    assert found == Preprocessing("short_side", 303, "bicubic", 1 / 255, (0.5,) * 3, (0.25, 0.5, 0.125))
+    assert found == ForeignPreprocessing("short_side", 303, "bicubic", 1 / 255, (0.5,) * 3, (0.25, 0.5, 0.125))
 
 
 def test_timm_preset__squash(tmp_path: Path) -> None:
@@ -81,14 +83,14 @@ def test_timm_preset__refused(tmp_path: Path, changes: dict[str, Any], message: 
 
 
 def test_timm_preset__other_than_square(tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match="timm resizes for a 320x288 input by a rule that a recipe cannot say"):
+    with pytest.raises(ConfigError, match="timm resizes for a 320x288 input by a rule that a preprocessing cannot say"):
         timm_preset(None).build((288, 320))
 
 
 def test_ultralytics_preset__square_and_not() -> None:
     preset = ultralytics_preset(METADATA, "yolo.onnx")
     assert (preset.declared_hw, preset.is_default_hw, preset.class_names) == ((64, 64), False, ("ant", "bee"))
-    assert preset.build((64, 64)) == Preprocessing("short_side", 64, "bilinear", 1 / 255, (0.0,) * 3, (1.0,) * 3)
+    assert preset.build((64, 64)) == ForeignPreprocessing("short_side", 64, "bilinear", 1 / 255, (0.0,) * 3, (1.0,) * 3)
     assert preset.build((64, 96)).resize_mode == "squash"
 
 
@@ -109,10 +111,10 @@ def test_ultralytics_preset__refused(changes: dict[str, str | None], message: st
         ultralytics_preset(metadata, "yolo.onnx")
 
 
-def test_preprocessing__normalise_by_hand() -> None:
-    pixels = Preprocessing("squash", None, "bilinear", 1 / 255, (0.5, 0.0, 1.0), (0.5, 1.0, 0.25))
+def test_preprocessing__normalize_by_hand() -> None:
+    pixels = ForeignPreprocessing("squash", None, "bilinear", 1 / 255, (0.5, 0.0, 1.0), (0.5, 1.0, 0.25))
     image = np.array([[[[255, 51, 0]]]], np.uint8)
-    found = pixels.normalise(image)
+    found = pixels.normalize(image)
     assert found.dtype == np.float32
     np.testing.assert_array_equal(found, np.array([[[[1.0, 0.2, -4.0]]]], np.float32))
 

@@ -15,7 +15,7 @@ from tl.runtime.ensembles.voting import VOTINGS, Voting, vote
 
 
 def make_reader(pixel: int, *, opset: int = 18, scale: float = 128.0) -> onnx.ModelProto:
-    """A member that says what stands in one pixel of the first row: its colour, divided by `scale`."""
+    """A member that says what stands in one pixel of the first row: its color, divided by `scale`."""
     nodes = [
         helper.make_node("Gather", ["images", "row"], ["rows"], axis=1),
         helper.make_node("Gather", ["rows", "pixel"], ["color"], axis=1),

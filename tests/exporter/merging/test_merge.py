@@ -23,9 +23,9 @@ from tl.exporter.refitting.refit import refit
 from tl.exporter.refitting.seen import RefitOptions
 from tl.progress import Silent
 from tl.runtime import load
-from tl.runtime.ensembles.selective import Caution
+from tl.runtime.ensembles.selective import SelectivePrediction
 from tl.runtime.ensembles.voting import VOTINGS, Voting, soften
-from tl.runtime.imaging.preprocessing import build_recipe
+from tl.runtime.imaging.preprocessing import build_preprocessing
 
 IMAGES = [solid(color) for color in ((200, 30, 20), (100, 110, 90), (20, 180, 60), (90, 90, 90), (0, 0, 0))]
 
@@ -62,31 +62,34 @@ def test_merge__votes_as_the_separate_files(
             assert np.abs(ours.votes.probabilities - theirs.votes.probabilities).max() < 1e-6
 
 
-def test_merge__tells_unknown_images(exported: Exported, photos: Path, tmp_path: Path) -> None:
+def test_merge__has_ood_score_images(exported: Exported, photos: Path, tmp_path: Path) -> None:
     """The mean of the members' scores, its limit measured on the images that calibrate."""
     other = refit(exported.path, [photos], tmp_path / "other.onnx", Silent(), RefitOptions(seed=1)).path
     held_out = [LabeledImage(str(path), path.name, path.parent.name) for path in sorted(photos.rglob("*.png"))]
     paths = [image.path for image in held_out]
     members = [exported.path, other]
     done = do_merge(members, tmp_path / "e.onnx", held_out=held_out, false_alarm=0.2)
-    assert done.contract.outputs[-1] == "unknown_score"
-    assert done.contract.parity.session_max_abs_diff["unknown_score"] < 1e-5
+    assert done.contract.outputs[-1] == "ood_score"
+    assert done.contract.parity.session_max_abs_diff["ood_score"] < 1e-5
     alone = []
     for path in members:
         with load(path, device="cpu") as model:
-            alone.append([result.unknown_score for result in model.predict_batch(paths)])
+            alone.append([result.ood_score for result in model.predict_batch(paths)])
     wanted = np.mean(alone, axis=0)
     facts = done.contract.unknown
     assert facts is not None
     above = wanted > facts.limit * (1 + 1e-5)  # the limit is the score of one of these images, in float32
     assert facts.false_alarm == above.mean() <= 0.2
     assert facts.limit == pytest.approx(sorted(wanted)[int(np.ceil(0.8 * (len(wanted) + 1))) - 1], abs=1e-5)
-    with load(done.path, device="cpu", caution=Caution(reject_unknown=True)) as merged, load(members) as apart:
+    with (
+        load(done.path, device="cpu", selective=SelectivePrediction(reject_unknown=True)) as merged,
+        load(members) as apart,
+    ):
         for found in (merged.predict_batch(paths), apart.predict_batch(paths)):
-            np.testing.assert_allclose([result.unknown_score for result in found], wanted, rtol=1e-5)
+            np.testing.assert_allclose([result.ood_score for result in found], wanted, rtol=1e-5)
         assert merged.predict(np.full((40, 40, 3), 255, np.uint8)).label == "?"
     with pytest.raises(EnsembleError, match="tl merge --calibrate makes one of them"):
-        load(members, caution=Caution(reject_unknown=True))
+        load(members, selective=SelectivePrediction(reject_unknown=True))
     assert do_merge(members, tmp_path / "plain.onnx").contract.unknown is None
 
 
@@ -126,7 +129,7 @@ def test_merge__given_images_prove_it(members: list[Path], photos: Path, tmp_pat
 
 
 def test_merge__members_that_do_not_fit(members: list[Path], tmp_path: Path) -> None:
-    larger = make_model(tmp_path / "larger.onnx", recipe=build_recipe((16, 16)))
+    larger = make_model(tmp_path / "larger.onnx", preprocessing=build_preprocessing((16, 16)))
     with pytest.raises(EnsembleError, match=r"larger.*input_hw \(16, 16\) instead of \(8, 8\).*--ensemble"):
         do_merge([members[0], larger], tmp_path / "e.onnx")
     classes = make_model(tmp_path / "two.onnx", ("red", "green"))
@@ -202,7 +205,7 @@ def test_merge__calibrated_votes(voting: Voting, members: list[Path], tmp_path: 
     paths = [image.path for image in held_out]
     with (
         load(plain.path, device="cpu") as before,
-        load(done.path, device="cpu", caution=Caution(coverage=0.9)) as after,
+        load(done.path, device="cpu", selective=SelectivePrediction(coverage=0.9)) as after,
     ):
         raw, calibrated = before.predict_batch(paths), after.predict_batch(paths)
     assert [result.label for result in raw] == [result.label for result in calibrated]

@@ -11,7 +11,7 @@ from tests.spots import make_spot_model
 from tl.errors import DataError, DeviceError, ModelFileError
 from tl.runtime.bench.measure import MAX_IMAGES, Bench, run_bench
 from tl.runtime.bench.works import BATCH_SIZES, Setting
-from tl.runtime.imaging.preprocessing import build_recipe
+from tl.runtime.imaging.preprocessing import build_preprocessing
 from tl.runtime.session import cuda_fault
 
 SMALL = (160, 120)
@@ -126,7 +126,7 @@ def test_run_bench__cuda(color_model: Path) -> None:
 def test_run_bench__leaves_no_threads(tmp_path: Path) -> None:
     import threading
 
-    model = make_model(tmp_path / "large.onnx", recipe=build_recipe((64, 64)))
+    model = make_model(tmp_path / "large.onnx", preprocessing=build_preprocessing((64, 64)))
     (tmp_path / "one.png").write_bytes(encode(solid((1, 2, 3)), "PNG"))
     before = threading.active_count()
     run_bench(model, images=tmp_path, device="cpu", threads=3, seconds=0.1)

@@ -16,7 +16,7 @@ from tests.spots import make_spot_model
 from tl.errors import EnsembleError
 from tl.runtime.ensembles.ensemble import Ensemble
 from tl.runtime.ensembles.voting import VOTINGS, Voting
-from tl.runtime.imaging.preprocessing import build_recipe
+from tl.runtime.imaging.preprocessing import build_preprocessing
 from tl.runtime.model_file.contract import Golden
 from tl.runtime.session import Session
 
@@ -45,7 +45,7 @@ def test_ensemble__aligns_classes_by_name(tmp_path: Path) -> None:
     ensemble = Ensemble([first, second])
     assert ensemble.class_names == ("green", "red", "blue")
     image = noise(8, 8)
-    members = ensemble.member_probabilities({ensemble.recipes[0]: image[None]})
+    members = ensemble.member_probabilities({ensemble.preprocessings[0]: image[None]})
     assert members.shape == (1, 2, 3)
     for m, gain in enumerate((0.05, 0.02)):
         np.testing.assert_allclose(members[0, m], color_probabilities(image, gain)[[1, 0, 2]], atol=ATOL)
@@ -76,20 +76,20 @@ def test_ensemble__union_of_classes(tmp_path: Path) -> None:
     sessions = [open_model(tmp_path / "a.onnx"), open_model(tmp_path / "b.onnx", ("violet", "green", "red"))]
     ensemble = Ensemble(sessions, classes="union")
     assert ensemble.class_names == ("red", "green", "blue", "violet")
-    members = ensemble.member_probabilities({ensemble.recipes[0]: noise(8, 8)[None]})
+    members = ensemble.member_probabilities({ensemble.preprocessings[0]: noise(8, 8)[None]})
     assert members[0, 0, 3] == 0  # the first member knows no violet
     assert members[0, 1, 2] == 0  # the second no blue
     np.testing.assert_allclose(members.sum(axis=2), 1, atol=ATOL)
 
 
 def test_ensemble__equal_recipes_are_shared(tmp_path: Path) -> None:
-    large = build_recipe((16, 12))
-    sessions = [open_model(tmp_path / "a.onnx"), open_model(tmp_path / "b.onnx", recipe=large)]
+    large = build_preprocessing((16, 12))
+    sessions = [open_model(tmp_path / "a.onnx"), open_model(tmp_path / "b.onnx", preprocessing=large)]
     sessions.append(open_model(tmp_path / "c.onnx"))
     ensemble = Ensemble(sessions)
-    assert ensemble.recipes == (build_recipe((8, 8)), large)
+    assert ensemble.preprocessings == (build_preprocessing((8, 8)), large)
     members = ensemble.member_probabilities(
-        {ensemble.recipes[0]: solid((90, 0, 0))[None], large: solid((0, 90, 0), 16, 12)[None]}
+        {ensemble.preprocessings[0]: solid((90, 0, 0))[None], large: solid((0, 90, 0), 16, 12)[None]}
     )
     assert members[0].argmax(axis=1).tolist() == [0, 1, 0]
 
@@ -115,9 +115,9 @@ def test_decide__one_member_is_untouched(color_session: Session, voting: Voting,
 def test_member_probabilities__batch_equals_single_images(color_model: Path) -> None:
     ensemble = Ensemble([Session(color_model, device="cpu")] * 2)
     images = np.stack([noise(8, 8, seed) for seed in range(7)])
-    (recipe,) = ensemble.recipes
-    whole = ensemble.member_probabilities({recipe: images})
-    singles = [ensemble.member_probabilities({recipe: image[None]})[0] for image in images]
+    (preprocessing,) = ensemble.preprocessings
+    whole = ensemble.member_probabilities({preprocessing: images})
+    singles = [ensemble.member_probabilities({preprocessing: image[None]})[0] for image in images]
     np.testing.assert_allclose(whole, singles, atol=1e-6)  # the promise of the design for batches
 
 

@@ -12,7 +12,13 @@ from hypothesis import strategies as st
 from tests.models import make_contract, make_model, solid
 from tl.errors import EnsembleError, ModelFileError
 from tl.runtime import load
-from tl.runtime.ensembles.selective import Caution, conformal_limit, conformal_scores, prediction_sets, reasons
+from tl.runtime.ensembles.selective import (
+    SelectivePrediction,
+    conformal_limit,
+    conformal_scores,
+    prediction_sets,
+    reasons,
+)
 from tl.runtime.model_file.contract import Conformal
 
 
@@ -69,33 +75,33 @@ def test_prediction_sets__a_set_grows_with_its_limit(rows: list[list[float]], li
 
 def test_reasons__each_and_both() -> None:
     confidence, strange = np.array([0.9, 0.4, 0.9, 0.4], np.float32), np.array([1, 1, 2, np.nan], np.float32)
-    found = reasons(confidence, strange, 1.5, Caution(min_confidence=0.5, reject_unknown=True))
+    found = reasons(confidence, strange, 1.5, SelectivePrediction(min_confidence=0.5, reject_unknown=True))
     assert found == [
         "",
         "confidence 0.400 under 0.5",
         "unknown score 2.000 over 1.500",
         "confidence 0.400 under 0.5; unknown score nan over 1.500",
     ]
-    assert reasons(confidence, strange, 1.5, Caution()) == [""] * 4
-    assert reasons(confidence, None, None, Caution(min_confidence=0.5))[1] == "confidence 0.400 under 0.5"
+    assert reasons(confidence, strange, 1.5, SelectivePrediction()) == [""] * 4
+    assert reasons(confidence, None, None, SelectivePrediction(min_confidence=0.5))[1] == "confidence 0.400 under 0.5"
 
 
 @pytest.mark.parametrize("options", [{"coverage": 0.0}, {"coverage": 1.0}, {"min_confidence": 1.5}])
 def test_caution__shares_alone(options: dict[str, float]) -> None:
     with pytest.raises(ValueError, match="must be between 0 and 1"):
-        Caution(**options)
+        SelectivePrediction(**options)
 
 
 def make_careful_model(path: Path) -> Path:
-    """The colour model, with scores of held-out images."""
+    """The color model, with scores of held-out images."""
     contract = dataclasses.replace(make_contract(), conformal=Conformal((0.3, 0.4, 0.5, 0.6, 0.9), "test"))
     return make_model(path, contract=contract)
 
 
 def test_load__coverage_and_rejection(tmp_path: Path) -> None:
     model = make_careful_model(tmp_path / "m.onnx")
-    caution = Caution(coverage=0.5, min_confidence=0.5)
-    with load(model, device="cpu", caution=caution) as predictor:
+    selective = SelectivePrediction(coverage=0.5, min_confidence=0.5)
+    with load(model, device="cpu", selective=selective) as predictor:
         sure, unsure = predictor.predict_batch([solid((200, 30, 20)), solid((101, 100, 99))])
     assert (sure.label, sure.class_set, sure.reason) == ("red", ("red",), "")
     # A third each: the first stands at a sixth, the second at a half, within the limit of 0.5.
@@ -106,10 +112,12 @@ def test_load__coverage_and_rejection(tmp_path: Path) -> None:
 
 def test_load__caution_that_no_file_supports(tmp_path: Path, color_model: Path) -> None:
     with pytest.raises(ModelFileError, match="holds no scores of held-out images"):
-        load(color_model, device="cpu", caution=Caution(coverage=0.9))
+        load(color_model, device="cpu", selective=SelectivePrediction(coverage=0.9))
     with pytest.raises(ModelFileError, match="holds no unknown score"):
-        load(color_model, device="cpu", caution=Caution(reject_unknown=True))
+        load(color_model, device="cpu", selective=SelectivePrediction(reject_unknown=True))
     with pytest.raises(EnsembleError, match="not of several that vote"):
-        load([color_model, color_model], device="cpu", caution=Caution(coverage=0.9))
-    with load([color_model, color_model], device="cpu", caution=Caution(min_confidence=0.99)) as predictor:
+        load([color_model, color_model], device="cpu", selective=SelectivePrediction(coverage=0.9))
+    with load(
+        [color_model, color_model], device="cpu", selective=SelectivePrediction(min_confidence=0.99)
+    ) as predictor:
         assert predictor.predict(solid((100, 100, 100))).label == "?"

@@ -11,7 +11,7 @@ from tests.models import color_probabilities, make_cam_model, make_model, solid
 from tests.runtime.images import noise
 from tl.errors import ConfigError
 from tl.runtime.explain.drawing import draw_explanation, save_drawing
-from tl.runtime.imaging.preprocessing import build_recipe
+from tl.runtime.imaging.preprocessing import build_preprocessing
 
 # A red top left corner, the rest blue.
 CORNER = solid((0, 0, 120))
@@ -30,7 +30,7 @@ def test_explain__a_class_activation_map(tmp_path: Path) -> None:
 
 
 def test_explain__occlusion_by_hand(tmp_path: Path) -> None:
-    """49 patches of 2x2 pixels at every row and column of 8x8, each replaced by the mean colour."""
+    """49 patches of 2x2 pixels at every row and column of 8x8, each replaced by the mean color."""
     with tl.runtime.load(make_model(tmp_path / "m.onnx"), device="cpu") as model:
         found = tl.runtime.explain(model, CORNER, "red")
     mean = CORNER.reshape(-1, 3).mean(axis=0).round()
@@ -51,7 +51,7 @@ def test_explain__occlusion_by_hand(tmp_path: Path) -> None:
 def test_explain__of_an_ensemble_the_mean_of_its_members(tmp_path: Path, vote: str) -> None:
     paths = [
         make_model(tmp_path / "a.onnx", gain=0.02),
-        make_model(tmp_path / "b.onnx", gain=0.05, recipe=build_recipe((16, 16))),
+        make_model(tmp_path / "b.onnx", gain=0.05, preprocessing=build_preprocessing((16, 16))),
     ]
     with tl.runtime.load(paths, device="cpu", vote=vote, weights=[3, 1]) as both:  # type: ignore[arg-type]
         found = tl.runtime.explain(both, CORNER, "red")
@@ -70,7 +70,7 @@ def test_explain__members_that_prepare_otherwise_are_covered_at_the_same_place(t
     photo[..., 2] = 120
     photo[:, :16] = (250, 0, 0)
     kinds = ("squash", "letterbox")
-    paths = [make_model(tmp_path / f"{kind}.onnx", recipe=build_recipe((64, 64), kind)) for kind in kinds]
+    paths = [make_model(tmp_path / f"{kind}.onnx", preprocessing=build_preprocessing((64, 64), kind)) for kind in kinds]
     with tl.runtime.load(paths, device="cpu") as model:
         heat = tl.runtime.explain(model, photo, "red").heat
     np.testing.assert_allclose(heat[20:44], np.broadcast_to(heat[32], (24, 64)), rtol=0, atol=1e-3)
@@ -101,10 +101,10 @@ def test_draw_explanation__lies_where_the_network_looked(tmp_path: Path) -> None
     photo = np.zeros((80, 160, 3), np.uint8)
     photo[..., 2] = 120
     photo[:40, :80] = (250, 0, 0)
-    recipe = build_recipe((64, 64), "letterbox")
-    with tl.runtime.load(make_model(tmp_path / "m.onnx", recipe=recipe), device="cpu") as model:
+    preprocessing = build_preprocessing((64, 64), "letterbox")
+    with tl.runtime.load(make_model(tmp_path / "m.onnx", preprocessing=preprocessing), device="cpu") as model:
         found = tl.runtime.explain(model, photo, "red")
-    drawn = np.asarray(draw_explanation(photo, found, recipe)).astype(int)
+    drawn = np.asarray(draw_explanation(photo, found, preprocessing)).astype(int)
     assert drawn.shape == (80, 320, 3)
     np.testing.assert_array_equal(drawn[:, :160], photo)
     beside = drawn[:, 160:]
@@ -113,16 +113,16 @@ def test_draw_explanation__lies_where_the_network_looked(tmp_path: Path) -> None
     assert warm[45:78, 85:155].max() < 0
 
 
-def test_draw_explanation__what_was_cropped_away_stays_grey(tmp_path: Path) -> None:
+def test_draw_explanation__what_was_cropped_away_stays_gray(tmp_path: Path) -> None:
     photo = noise(32, 96)
-    recipe = build_recipe((32, 32), "short_side", short_side=32)
-    with tl.runtime.load(make_model(tmp_path / "m.onnx", recipe=recipe), device="cpu") as model:
+    preprocessing = build_preprocessing((32, 32), "short_side", short_side=32)
+    with tl.runtime.load(make_model(tmp_path / "m.onnx", preprocessing=preprocessing), device="cpu") as model:
         found = tl.runtime.explain(model, photo)
-    beside = np.asarray(draw_explanation(photo, found, recipe))[:, 96:].astype(int)
-    grey = beside[20:].max(axis=2) == beside[20:].min(axis=2)  # under the name
-    assert grey[:, :30].all()
-    assert grey[:, 66:].all()
-    assert not grey[:, 36:60].all()
+    beside = np.asarray(draw_explanation(photo, found, preprocessing))[:, 96:].astype(int)
+    gray = beside[20:].max(axis=2) == beside[20:].min(axis=2)  # under the name
+    assert gray[:, :30].all()
+    assert gray[:, 66:].all()
+    assert not gray[:, 36:60].all()
 
 
 def test_save_drawing__is_named_after_its_image(tmp_path: Path) -> None:

@@ -11,14 +11,14 @@ from PIL import Image, ImageOps
 from tests.runtime.images import RECIPE, blocks, encode, encode_turned, noise, png
 from tl.errors import ImageReadError
 from tl.runtime.imaging.decode import decode_image, read_size, upright
-from tl.runtime.imaging.preprocessing import build_recipe
+from tl.runtime.imaging.preprocessing import build_preprocessing
 
-CAMERA_12_BIT = build_recipe((8, 8), bit_depth_max=4095)
-GREY16 = np.array([[0, 255, 256], [4095, 40000, 65535]], np.uint16)
+CAMERA_12_BIT = build_preprocessing((8, 8), bit_depth_max=4095)
+GRAY16 = np.array([[0, 255, 256], [4095, 40000, 65535]], np.uint16)
 RGB16 = np.array([[[1000, 2000, 3000], [40000, 50128, 65535]]], ">u2")
 
 
-def grey_rgb(values: list[list[int]]) -> NDArray[np.uint8]:
+def gray_rgb(values: list[list[int]]) -> NDArray[np.uint8]:
     return np.repeat(np.array(values, np.uint8)[:, :, None], 3, axis=2)
 
 
@@ -38,7 +38,7 @@ def test_decode_image__orientations_give_one_array(kind: str, orientation: int) 
 @pytest.mark.parametrize("orientation", [2, 6])
 def test_decode_image__orientation_of_other_kinds(kind: str, orientation: int) -> None:
     decoded = decode_image(encode_turned(blocks(), orientation, kind, quality=100), RECIPE)
-    # Both codecs lose a few grey levels; neighbouring blocks differ by 32.
+    # Both codecs lose a few gray levels; neighboring blocks differ by 32.
     np.testing.assert_allclose(decoded, blocks().astype(float), atol=8)
 
 
@@ -57,13 +57,13 @@ def test_decode_image__impossible_orientation_is_ignored(orientation: int) -> No
     np.testing.assert_array_equal(decode_image(encode(blocks(), "PNG", exif=exif.tobytes()), RECIPE), blocks())
 
 
-# --- colour and alpha
+# --- color and alpha
 
 
 @pytest.mark.parametrize("kind", ["PNG", "TIFF", "BMP", "PPM"])
-def test_decode_image__grey_is_repeated(kind: str) -> None:
+def test_decode_image__gray_is_repeated(kind: str) -> None:
     decoded = decode_image(encode(np.array([[0, 7], [128, 255]], np.uint8), kind), RECIPE)
-    np.testing.assert_array_equal(decoded, grey_rgb([[0, 7], [128, 255]]))
+    np.testing.assert_array_equal(decoded, gray_rgb([[0, 7], [128, 255]]))
 
 
 @pytest.mark.parametrize(("subsampling", "quality"), [(0, 95), (2, 75)])
@@ -74,7 +74,7 @@ def test_decode_image__jpeg_equals_pillow(subsampling: int, quality: int) -> Non
     np.testing.assert_allclose(decode_image(data, RECIPE), expected.astype(float), atol=1)
 
 
-def test_decode_image__grey_jpeg() -> None:
+def test_decode_image__gray_jpeg() -> None:
     np.testing.assert_array_equal(decode_image(encode(blocks()[:, :, 0].copy(), "JPEG", quality=100), RECIPE), blocks())
 
 
@@ -86,9 +86,9 @@ def test_decode_image__rgba_over_white(kind: str) -> None:
     np.testing.assert_array_equal(decode_image(encode(pixels, kind), RECIPE), expected)
 
 
-def test_decode_image__grey_alpha_over_white() -> None:
+def test_decode_image__gray_alpha_over_white() -> None:
     image = Image.merge("LA", [Image.fromarray(np.array([row], np.uint8)) for row in ([10, 10, 0], [255, 0, 51])])
-    np.testing.assert_array_equal(decode_image(encode(image, "PNG"), RECIPE), grey_rgb([[10, 255, 204]]))
+    np.testing.assert_array_equal(decode_image(encode(image, "PNG"), RECIPE), gray_rgb([[10, 255, 204]]))
 
 
 @pytest.mark.parametrize("kind", ["PNG", "GIF"])
@@ -114,7 +114,7 @@ def test_decode_image__palette_with_partial_alpha() -> None:
         (2, 0, bytes([0b01100000]), (1,), [[[255] * 3, [170] * 3]]),
         (16, 0, np.array([300, 512], ">u2").tobytes(), (300,), [[[255] * 3, [2] * 3]]),
     ],
-    ids=["rgb8", "grey8", "grey2", "grey16"],
+    ids=["rgb8", "gray8", "gray2", "gray16"],
 )
 def test_decode_image__png_transparent_color(
     bits: int, color: int, rows: bytes, key: tuple[int, ...], expected: list[list[list[int]]]
@@ -128,7 +128,7 @@ def test_decode_image__png_transparent_color(
 def test_decode_image__one_bit(kind: str) -> None:
     image = Image.fromarray(np.array([[True, False, True]]))
     assert image.mode == "1"
-    np.testing.assert_array_equal(decode_image(encode(image, kind), RECIPE), grey_rgb([[255, 0, 255]]))
+    np.testing.assert_array_equal(decode_image(encode(image, kind), RECIPE), gray_rgb([[255, 0, 255]]))
 
 
 @pytest.mark.parametrize("kind", ["JPEG", "TIFF"])
@@ -144,22 +144,22 @@ def test_decode_image__cmyk_equals_pillow(kind: str) -> None:
 
 
 @pytest.mark.parametrize("kind", ["PNG", "TIFF"])
-def test_decode_image__grey16_is_shifted(kind: str) -> None:
-    decoded = decode_image(encode(GREY16, kind), RECIPE)
-    np.testing.assert_array_equal(decoded, grey_rgb([[0, 0, 1], [15, 156, 255]]))
+def test_decode_image__gray16_is_shifted(kind: str) -> None:
+    decoded = decode_image(encode(GRAY16, kind), RECIPE)
+    np.testing.assert_array_equal(decoded, gray_rgb([[0, 0, 1], [15, 156, 255]]))
 
 
-def test_decode_image__grey16_pgm() -> None:
-    data = b"P5 3 2 65535\n" + GREY16.astype(">u2").tobytes()
-    np.testing.assert_array_equal(decode_image(data, RECIPE), grey_rgb([[0, 0, 1], [15, 156, 255]]))
+def test_decode_image__gray16_pgm() -> None:
+    data = b"P5 3 2 65535\n" + GRAY16.astype(">u2").tobytes()
+    np.testing.assert_array_equal(decode_image(data, RECIPE), gray_rgb([[0, 0, 1], [15, 156, 255]]))
 
 
-def test_decode_image__grey16_of_a_12_bit_camera() -> None:
+def test_decode_image__gray16_of_a_12_bit_camera() -> None:
     values = np.array([[0, 15, 16, 2048, 4095]], np.uint16)
-    np.testing.assert_array_equal(decode_image(encode(values, "PNG"), CAMERA_12_BIT), grey_rgb([[0, 0, 1, 128, 255]]))
+    np.testing.assert_array_equal(decode_image(encode(values, "PNG"), CAMERA_12_BIT), gray_rgb([[0, 0, 1, 128, 255]]))
 
 
-def test_decode_image__grey16_over_bit_depth_max_refused() -> None:
+def test_decode_image__gray16_over_bit_depth_max_refused() -> None:
     with pytest.raises(ImageReadError, match="4096 is over bit_depth_max 4095"):
         decode_image(encode(np.array([[4096]], np.uint16), "PNG"), CAMERA_12_BIT)
 
@@ -170,14 +170,14 @@ def test_decode_image__rgb16_is_its_high_byte() -> None:
 
 
 def test_decode_image__rgb16_with_another_depth_refused() -> None:
-    with pytest.raises(ImageReadError, match="only grey can be rescaled"):
+    with pytest.raises(ImageReadError, match="only gray can be rescaled"):
         decode_image(png(2, 1, bits=16, color=2, rows=RGB16.tobytes()), CAMERA_12_BIT)
 
 
 @pytest.mark.parametrize(
     "data",
     [b"P6 2 1 65535\n" + RGB16.tobytes(), b"P5 3 1 4095\n" + b"\1\2" * 3, b"P5 3 1 100\n" + b"\1" * 3],
-    ids=["rgb16", "grey12", "grey to 100"],
+    ids=["rgb16", "gray12", "gray to 100"],
 )
 def test_decode_image__pnm_that_pillow_would_stretch_refused(data: bytes) -> None:
     with pytest.raises(ImageReadError, match="largest value"):
@@ -187,7 +187,7 @@ def test_decode_image__pnm_that_pillow_would_stretch_refused(data: bytes) -> Non
 def test_decode_image__rgb16_with_a_transparent_color_refused() -> None:
     chunk = b"tRNS", RGB16[0, 0].astype(">u2").tobytes()
     data = png(2, 1, bits=16, color=2, rows=RGB16.tobytes(), chunks=(chunk,))
-    with pytest.raises(ImageReadError, match="one transparent colour"):
+    with pytest.raises(ImageReadError, match="one transparent color"):
         decode_image(data, RECIPE)
 
 

@@ -186,7 +186,7 @@ def test_decode_image__array_passes_through() -> None:
         np.zeros((1, 4, 4, 3), np.uint8),
         np.zeros((0, 4, 3), np.uint8),
     ],
-    ids=["float", "grey", "rgba", "batch", "empty"],
+    ids=["float", "gray", "rgba", "batch", "empty"],
 )
 def test_decode_image__wrong_array(array: Any) -> None:
     with pytest.raises(ValueError, match=r"uint8 \(H, W, 3\) RGB"):

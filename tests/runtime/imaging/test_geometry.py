@@ -24,15 +24,15 @@ from tl.runtime.imaging.geometry import (
     working_image,
 )
 from tl.runtime.imaging.pipeline import load_input, load_views
-from tl.runtime.imaging.preprocessing import Interpolation, JpegScale, Recipe, ResizeMode, build_recipe
+from tl.runtime.imaging.preprocessing import Interpolation, JpegScale, Preprocessing, ResizeMode, build_preprocessing
 
 SIDES = st.integers(1, 4000)
 SMALL = st.integers(1, 20)
 COORDINATES = st.floats(-10, 5000, allow_nan=False)
 RECIPES = st.one_of(
-    st.builds(build_recipe, st.tuples(st.integers(1, 600), st.integers(1, 600)), st.just("squash")),
-    st.builds(build_recipe, st.tuples(st.integers(1, 600), st.integers(1, 600)), st.just("letterbox")),
-    st.builds(build_recipe, st.tuples(st.integers(8, 600), st.integers(8, 600)), st.just("short_side")),
+    st.builds(build_preprocessing, st.tuples(st.integers(1, 600), st.integers(1, 600)), st.just("squash")),
+    st.builds(build_preprocessing, st.tuples(st.integers(1, 600), st.integers(1, 600)), st.just("letterbox")),
+    st.builds(build_preprocessing, st.tuples(st.integers(8, 600), st.integers(8, 600)), st.just("short_side")),
 )
 
 
@@ -40,7 +40,7 @@ RECIPES = st.one_of(
 
 
 def test_place__squash() -> None:
-    placement = place((300, 400), build_recipe((224, 112)))
+    placement = place((300, 400), build_preprocessing((224, 112)))
     assert placement == Placement((0, 0, 400, 300), (224, 112), (0, 0), (224, 112))
     assert placement.scale_xy == (112 / 400, 224 / 300)
 
@@ -55,8 +55,8 @@ def test_place__squash() -> None:
     ],
 )
 def test_place__short_side(image_hw: tuple[int, int], resized_hw: tuple[int, int], offset_xy: tuple[int, int]) -> None:
-    recipe = build_recipe((224, 224), "short_side", short_side=256)
-    assert place(image_hw, recipe) == Placement((0, 0, *image_hw[::-1]), resized_hw, offset_xy, (224, 224))
+    preprocessing = build_preprocessing((224, 224), "short_side", short_side=256)
+    assert place(image_hw, preprocessing) == Placement((0, 0, *image_hw[::-1]), resized_hw, offset_xy, (224, 224))
 
 
 @pytest.mark.parametrize(
@@ -70,21 +70,21 @@ def test_place__short_side(image_hw: tuple[int, int], resized_hw: tuple[int, int
     ],
 )
 def test_place__letterbox(image_hw: tuple[int, int], resized_hw: tuple[int, int], offset_xy: tuple[int, int]) -> None:
-    recipe = build_recipe((224, 224), "letterbox")
-    assert place(image_hw, recipe) == Placement((0, 0, *image_hw[::-1]), resized_hw, offset_xy, (224, 224))
+    preprocessing = build_preprocessing((224, 224), "letterbox")
+    assert place(image_hw, preprocessing) == Placement((0, 0, *image_hw[::-1]), resized_hw, offset_xy, (224, 224))
 
 
 def test_placement__corners_of_a_halved_image() -> None:
-    # Halving 400 x 400: the centre of the first input pixel lies between image pixels 0 and 1.
-    placement = place((400, 400), build_recipe((200, 200)))
+    # Halving 400 x 400: the center of the first input pixel lies between image pixels 0 and 1.
+    placement = place((400, 400), build_preprocessing((200, 200)))
     np.testing.assert_array_equal(placement.to_image(np.array([[0.0, 0.0], [199, 199]])), [[0.5, 0.5], [398.5, 398.5]])
     np.testing.assert_array_equal(placement.to_input(np.array([-0.5, 399.5])), [-0.5, 199.5])
 
 
 def test_placement__letterbox_and_crop_by_hand() -> None:
-    boxed = place((200, 400), build_recipe((200, 200), "letterbox"))
+    boxed = place((200, 400), build_preprocessing((200, 200), "letterbox"))
     np.testing.assert_array_equal(boxed.to_input(np.array([-0.5, -0.5])), [-0.5, 49.5])
-    cropped = place((100, 200), build_recipe((80, 80), "short_side", short_side=100))
+    cropped = place((100, 200), build_preprocessing((80, 80), "short_side", short_side=100))
     np.testing.assert_array_equal(cropped.to_input(np.array([100.0, 50.0])), [40, 40])
 
 
@@ -109,7 +109,7 @@ def test_place__region_by_hand(
     input_xy: tuple[float, float],
 ) -> None:
     region = (100.0, 50.0, 200.0, 100.0)
-    placement = place((400, 600), build_recipe((40, 40), mode), region)
+    placement = place((400, 600), build_preprocessing((40, 40), mode), region)
     assert placement == Placement(region, resized_hw, offset_xy, (40, 40))
     np.testing.assert_allclose(placement.to_input(np.array(image_xy)), input_xy, atol=1e-12)  # float64
 
@@ -129,10 +129,10 @@ def test_clip_region__nothing_of_the_image_is_an_error(region: tuple[float, floa
 @pytest.mark.parametrize("jpeg_scale", ["full", "2x"])
 def test_load_views__region_equals_the_cut_image_but_for_its_rim(jpeg_scale: JpegScale) -> None:
     image = noise(60, 90)
-    recipe = build_recipe((20, 30), jpeg_scale=jpeg_scale)
-    (placed,) = load_views(image, [(recipe, (30, 10, 60, 40))])
+    preprocessing = build_preprocessing((20, 30), jpeg_scale=jpeg_scale)
+    (placed,) = load_views(image, [(preprocessing, (30, 10, 60, 40))])
     found, placement = placed.image, placed.placement
-    cut = load_input(image[10:50, 30:].copy(), recipe)
+    cut = load_input(image[10:50, 30:].copy(), preprocessing)
     inner = slice(1, -1)  # the filter of the rim's pixels reaches one input pixel beyond the region
     np.testing.assert_array_equal(found[inner, inner], cut[inner, inner])
     assert placement.region_xywh == (30, 10, 60, 40)
@@ -144,26 +144,26 @@ def test_load_views__region_of_a_scaled_jpeg_shows_the_same_place(tmp_path: Path
     disc = np.where((x - 610) ** 2 + (y - 390) ** 2 < 30**2, 255, 0).astype(np.uint8)
     path = tmp_path / "disc.jpg"
     Image.fromarray(np.repeat(disc[..., None], 3, axis=2)).save(path, quality=95)
-    recipe = build_recipe((64, 64), "letterbox")
-    (placed,) = load_views(path, [(recipe, (400, 200, 501, 403))])
+    preprocessing = build_preprocessing((64, 64), "letterbox")
+    (placed,) = load_views(path, [(preprocessing, (400, 200, 501, 403))])
     found, placement = placed.image, placed.placement
     assert placed.image_hw == (800, 1200)
-    assert decode_scaled(path, recipe, lambda hw: eighths(hw, recipe, (400, 200, 501, 403))).eighths < 8
+    assert decode_scaled(path, preprocessing, lambda hw: eighths(hw, preprocessing, (400, 200, 501, 403))).eighths < 8
     weights = found[..., 0].astype(float)
-    centre = np.array([(weights.sum(0) * np.arange(64)).sum(), (weights.sum(1) * np.arange(64)).sum()]) / weights.sum()
-    # The centre of mass of a disc of 8 input pixels; JPEG's own noise moves it by hundredths of one.
-    np.testing.assert_allclose(placement.to_image(centre), (610, 390), atol=0.5)
+    center = np.array([(weights.sum(0) * np.arange(64)).sum(), (weights.sum(1) * np.arange(64)).sum()]) / weights.sum()
+    # The center of mass of a disc of 8 input pixels; JPEG's own noise moves it by hundredths of one.
+    np.testing.assert_allclose(placement.to_image(center), (610, 390), atol=0.5)
 
 
 @given(
     SIDES, SIDES, RECIPES, st.tuples(*[st.floats(0, 0.9)] * 2, *[st.floats(0.05, 1.2)] * 2), COORDINATES, COORDINATES
 )
 def test_placement__regions_round_trip(
-    height: int, width: int, recipe: Recipe, share: tuple[float, float, float, float], x: float, y: float
+    height: int, width: int, preprocessing: Preprocessing, share: tuple[float, float, float, float], x: float, y: float
 ) -> None:
     region = (share[0] * width, share[1] * height, 1 + share[2] * width, 1 + share[3] * height)
     try:
-        placement = place((height, width), recipe, region)
+        placement = place((height, width), preprocessing, region)
     except ImageReadError:
         assume(False)
     point = np.array([x, y])
@@ -179,37 +179,37 @@ def test_load_input__short_side_equals_pillow_resize_then_crop(
     image_hw: tuple[int, int], interpolation: Interpolation
 ) -> None:
     image = noise(*image_hw)
-    recipe = build_recipe((28, 28), "short_side", short_side=32, interpolation=interpolation)
+    preprocessing = build_preprocessing((28, 28), "short_side", short_side=32, interpolation=interpolation)
     height, width = (48, 32) if image_hw == (90, 60) else (32, 48) if image_hw == (60, 90) else (32, 32)
     resized = Image.fromarray(image).resize((width, height), Image.Resampling[interpolation.upper()])
     left, top = (width - 28) // 2, (height - 28) // 2
     expected = np.asarray(resized.crop((left, top, left + 28, top + 28)))
-    np.testing.assert_array_equal(load_input(image, recipe), expected)
+    np.testing.assert_array_equal(load_input(image, preprocessing), expected)
 
 
 def test_load_input__squash_equals_pillow() -> None:
     expected = np.asarray(Image.fromarray(noise(50, 70)).resize((24, 16), Image.Resampling.BILINEAR))
-    np.testing.assert_array_equal(load_input(noise(50, 70), build_recipe((16, 24))), expected)
+    np.testing.assert_array_equal(load_input(noise(50, 70), build_preprocessing((16, 24))), expected)
 
 
 @pytest.mark.parametrize("mode", ["squash", "letterbox"])
 def test_load_input__same_size_is_untouched(mode: ResizeMode) -> None:
-    np.testing.assert_array_equal(load_input(noise(16, 16), build_recipe((16, 16), mode)), noise(16, 16))
+    np.testing.assert_array_equal(load_input(noise(16, 16), build_preprocessing((16, 16), mode)), noise(16, 16))
 
 
 def test_load_input__letterbox_pads_around_the_image() -> None:
-    recipe = build_recipe((8, 8), "letterbox", pad_rgb=(1, 2, 3))
-    wide = load_input(np.full((4, 8, 3), 200, np.uint8), recipe)
+    preprocessing = build_preprocessing((8, 8), "letterbox", pad_rgb=(1, 2, 3))
+    wide = load_input(np.full((4, 8, 3), 200, np.uint8), preprocessing)
     np.testing.assert_array_equal(wide[2:6], np.full((4, 8, 3), 200))
     np.testing.assert_array_equal(wide[[0, 1, 6, 7]], np.broadcast_to([1, 2, 3], (4, 8, 3)))
-    tall = load_input(np.full((8, 5, 3), 200, np.uint8), recipe)  # 3 columns of padding: 1 left, 2 right
+    tall = load_input(np.full((8, 5, 3), 200, np.uint8), preprocessing)  # 3 columns of padding: 1 left, 2 right
     np.testing.assert_array_equal(tall[:, :, 0], np.broadcast_to([1, 200, 200, 200, 200, 200, 1, 1], (8, 8)))
 
 
 @pytest.mark.parametrize("image_hw", [(100, 90), (90, 100), (8, 7), (7, 8)])
 def test_load_input__letterbox_with_a_single_row_or_column_of_padding(image_hw: tuple[int, int]) -> None:
     image = np.full((*image_hw, 3), 200, np.uint8)
-    placed = load_input(image, build_recipe((8, 8), "letterbox"))
+    placed = load_input(image, build_preprocessing((8, 8), "letterbox"))
     assert placed.shape == (8, 8, 3)
     assert (placed == 0).all(axis=2).sum() == 8
 
@@ -219,30 +219,30 @@ def test_load_input__letterbox_with_a_single_row_or_column_of_padding(image_hw: 
 def test_load_input__always_of_the_input_size(
     mode: ResizeMode, height: int, width: int, input_hw: tuple[int, int]
 ) -> None:
-    placed = load_input(np.zeros((height, width, 3), np.uint8), build_recipe(input_hw, mode))
+    placed = load_input(np.zeros((height, width, 3), np.uint8), build_preprocessing(input_hw, mode))
     assert placed.shape == (*input_hw, 3)
     assert placed.flags.c_contiguous
 
 
-def test_crop_to_input__centre_of_the_working_image() -> None:
-    recipe = build_recipe((8, 8), "short_side", short_side=10)
-    working = working_image(noise(20, 31), recipe)
+def test_crop_to_input__center_of_the_working_image() -> None:
+    preprocessing = build_preprocessing((8, 8), "short_side", short_side=10)
+    working = working_image(noise(20, 31), preprocessing)
     assert working.shape == (10, 15, 3)
-    np.testing.assert_array_equal(crop_to_input(working, recipe), working[1:9, 4:12])  # 3.5 is rounded to even
-    np.testing.assert_array_equal(crop_to_input(working, recipe), load_input(noise(20, 31), recipe))
+    np.testing.assert_array_equal(crop_to_input(working, preprocessing), working[1:9, 4:12])  # 3.5 is rounded to even
+    np.testing.assert_array_equal(crop_to_input(working, preprocessing), load_input(noise(20, 31), preprocessing))
 
 
 @pytest.mark.parametrize("mode", ["squash", "letterbox", "short_side"])
 def test_to_input__follows_the_pixels(mode: ResizeMode) -> None:
     image = np.zeros((90, 120, 3), np.uint8)
-    image[40:49, 50:59] = 255  # its centre is (54, 44)
-    recipe = build_recipe((64, 48), mode)
-    found = _centre_of_mass(load_input(image, recipe))
-    # Pillow rounds to whole grey levels, which moves a spot's centre by a few hundredths of a pixel.
-    np.testing.assert_allclose(found, place((90, 120), recipe).to_input(np.array([54.0, 44.0])), atol=0.05)
+    image[40:49, 50:59] = 255  # its center is (54, 44)
+    preprocessing = build_preprocessing((64, 48), mode)
+    found = _center_of_mass(load_input(image, preprocessing))
+    # Pillow rounds to whole gray levels, which moves a spot's center by a few hundredths of a pixel.
+    np.testing.assert_allclose(found, place((90, 120), preprocessing).to_input(np.array([54.0, 44.0])), atol=0.05)
 
 
-def _centre_of_mass(image: NDArray[np.uint8]) -> NDArray[np.float64]:
+def _center_of_mass(image: NDArray[np.uint8]) -> NDArray[np.float64]:
     mass = image[:, :, 0].astype(float)
     ys, xs = np.mgrid[: mass.shape[0], : mass.shape[1]]
     return np.array([(xs * mass).sum(), (ys * mass).sum()]) / mass.sum()
@@ -252,8 +252,10 @@ def _centre_of_mass(image: NDArray[np.uint8]) -> NDArray[np.float64]:
 
 
 @given(SIDES, SIDES, RECIPES, COORDINATES, COORDINATES)
-def test_placement__keypoints_round_trip(height: int, width: int, recipe: Recipe, x: float, y: float) -> None:
-    placement = place((height, width), recipe)
+def test_placement__keypoints_round_trip(
+    height: int, width: int, preprocessing: Preprocessing, x: float, y: float
+) -> None:
+    placement = place((height, width), preprocessing)
     point = np.array([[x, y]], np.float64)
     there_and_back = placement.to_image(placement.to_input(point))
     np.testing.assert_allclose(there_and_back, point, atol=1e-3)  # the promise of the design; float64 keeps it easily

@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 
-from tl.runtime.imaging.preprocessing import Recipe, ResizeMode, build_recipe
+from tl.runtime.imaging.preprocessing import Preprocessing, ResizeMode, build_preprocessing
 
 
 @pytest.mark.parametrize(
@@ -13,22 +13,24 @@ from tl.runtime.imaging.preprocessing import Recipe, ResizeMode, build_recipe
     [((224, 224), 256), ((112, 224), 256), ((8, 8), 9), ((1, 1), 1)],  # 224 / 0.875 = 256; 8 / 0.875 = 9.14
 )
 def test_build_recipe__short_side_by_default(input_hw: tuple[int, int], short_side: int) -> None:
-    assert build_recipe(input_hw, "short_side").short_side == short_side
+    assert build_preprocessing(input_hw, "short_side").short_side == short_side
 
 
 def test_build_recipe__given_short_side_is_kept() -> None:
-    assert build_recipe((224, 224), "short_side", short_side=232).short_side == 232
+    assert build_preprocessing((224, 224), "short_side", short_side=232).short_side == 232
 
 
 @pytest.mark.parametrize("mode", ["squash", "letterbox"])
 def test_build_recipe__no_short_side_in_other_modes(mode: ResizeMode) -> None:
-    assert build_recipe((224, 224), mode).short_side is None
+    assert build_preprocessing((224, 224), mode).short_side is None
     with pytest.raises(ValueError, match="short_side goes with"):
-        build_recipe((224, 224), mode, short_side=256)
+        build_preprocessing((224, 224), mode, short_side=256)
 
 
 def test_build_recipe__states_every_rule() -> None:
-    assert dataclasses.asdict(build_recipe((6, 8), pad_rgb=(1, 2, 3), bit_depth_max=4095, interpolation="bicubic")) == {
+    assert dataclasses.asdict(
+        build_preprocessing((6, 8), pad_rgb=(1, 2, 3), bit_depth_max=4095, interpolation="bicubic")
+    ) == {
         "input_hw": (6, 8),
         "resize_mode": "squash",
         "short_side": None,
@@ -59,21 +61,21 @@ def test_build_recipe__states_every_rule() -> None:
 )
 def test_build_recipe__impossible_values(changes: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError, match=message):
-        build_recipe(**({"input_hw": (8, 8)} | changes))
+        build_preprocessing(**({"input_hw": (8, 8)} | changes))
 
 
 def test_recipe__short_side_mode_needs_its_size() -> None:
     with pytest.raises(ValueError, match="short_side goes with"):
-        dataclasses.replace(build_recipe((8, 8)), resize_mode="short_side")
+        dataclasses.replace(build_preprocessing((8, 8)), resize_mode="short_side")
 
 
 def test_recipe__is_a_key() -> None:
-    recipe: Recipe = build_recipe((8, 8))
-    assert {recipe: 1}[build_recipe((8, 8))] == 1
-    assert recipe != build_recipe((8, 9))
+    preprocessing: Preprocessing = build_preprocessing((8, 8))
+    assert {preprocessing: 1}[build_preprocessing((8, 8))] == 1
+    assert preprocessing != build_preprocessing((8, 9))
 
 
 def test_decode_key__depends_on_decoding_alone() -> None:
-    key = build_recipe((8, 8)).decode_key
-    assert key == build_recipe((16, 24), "letterbox", pad_rgb=(9, 9, 9), interpolation="nearest").decode_key
-    assert key != build_recipe((8, 8), bit_depth_max=4095).decode_key
+    key = build_preprocessing((8, 8)).decode_key
+    assert key == build_preprocessing((16, 24), "letterbox", pad_rgb=(9, 9, 9), interpolation="nearest").decode_key
+    assert key != build_preprocessing((8, 8), bit_depth_max=4095).decode_key

@@ -11,10 +11,10 @@ from PIL import Image
 from tests.models import color_probabilities, make_contract, make_model
 from tests.runtime.images import encode, noise
 from tl.errors import EnsembleError
-from tl.runtime import Caution
+from tl.runtime import SelectivePrediction
 from tl.runtime.imaging.geometry import Part
 from tl.runtime.imaging.pipeline import WHOLE, TtaKind, View, build_views, load_input, load_inputs
-from tl.runtime.imaging.preprocessing import Recipe, build_recipe
+from tl.runtime.imaging.preprocessing import Preprocessing, build_preprocessing
 from tl.runtime.predictor import load
 
 # Means of a few float32 probabilities.
@@ -53,18 +53,18 @@ def test_part__corners_meet_the_edges_and_a_pixel_remains() -> None:
     assert Part(0.125, 0.125, 0.875, 0.875).region((1, 8)) == (1, 0, 7, 1)
 
 
-@pytest.mark.parametrize("recipe", [build_recipe((16, 16)), build_recipe((16, 24), "letterbox")])
-def test_load_inputs__flips_are_mirror_images_of_the_input(recipe: Recipe) -> None:
-    found = load_inputs(QUADRANTS, [recipe], build_views(("hflip", "vflip")))[recipe]
-    plain = load_input(QUADRANTS, recipe)
+@pytest.mark.parametrize("preprocessing", [build_preprocessing((16, 16)), build_preprocessing((16, 24), "letterbox")])
+def test_load_inputs__flips_are_mirror_images_of_the_input(preprocessing: Preprocessing) -> None:
+    found = load_inputs(QUADRANTS, [preprocessing], build_views(("hflip", "vflip")))[preprocessing]
+    plain = load_input(QUADRANTS, preprocessing)
     for view, wanted in zip(found, (plain, plain[:, ::-1], plain[::-1], plain[::-1, ::-1]), strict=True):
         np.testing.assert_array_equal(view, wanted)
 
 
 def test_load_inputs__crops_are_pillows() -> None:
     """7/8 of 64x80 is 56x70; the crop is resized as a whole image is, by another library's own box."""
-    recipe = build_recipe((16, 16))
-    found = load_inputs(QUADRANTS, [recipe], build_views(("crops",)))[recipe]
+    preprocessing = build_preprocessing((16, 16))
+    found = load_inputs(QUADRANTS, [preprocessing], build_views(("crops",)))[preprocessing]
     image = Image.fromarray(QUADRANTS)
     boxes = [(5, 4, 75, 60), (0, 0, 70, 56), (10, 0, 80, 56), (0, 8, 70, 64), (10, 8, 80, 64)]
     for view, box in zip(found[1:], boxes, strict=True):
@@ -77,38 +77,42 @@ def test_load_inputs__crops_of_a_photo_in_a_file(tmp_path: Path) -> None:
     photo = encode(noise(1000, 700), "JPEG")
     path = tmp_path / "photo.jpg"
     path.write_bytes(photo)
-    recipe, views = build_recipe((64, 64), "short_side"), build_views(("crops", "hflip"))
-    from_path = load_inputs(path, [recipe], views)[recipe]
-    np.testing.assert_array_equal(from_path, load_inputs(BytesIO(photo), [recipe], views)[recipe])
-    np.testing.assert_array_equal(from_path[0], load_input(path, recipe))
+    preprocessing, views = build_preprocessing((64, 64), "short_side"), build_views(("crops", "hflip"))
+    from_path = load_inputs(path, [preprocessing], views)[preprocessing]
+    np.testing.assert_array_equal(from_path, load_inputs(BytesIO(photo), [preprocessing], views)[preprocessing])
+    np.testing.assert_array_equal(from_path[0], load_input(path, preprocessing))
     assert from_path.shape == (12, 64, 64, 3)
 
 
-def by_hand(image: NDArray[np.uint8], kinds: tuple[TtaKind, ...], recipe: Recipe, gain: float) -> NDArray[np.float32]:
-    views: NDArray[np.uint8] = load_inputs(image, [recipe], build_views(kinds))[recipe]
+def by_hand(
+    image: NDArray[np.uint8], kinds: tuple[TtaKind, ...], preprocessing: Preprocessing, gain: float
+) -> NDArray[np.float32]:
+    views: NDArray[np.uint8] = load_inputs(image, [preprocessing], build_views(kinds))[preprocessing]
     return np.mean([color_probabilities(view, gain) for view in views], axis=0)
 
 
 def test_load__a_model_averages_its_views(tmp_path: Path) -> None:
-    recipe = build_recipe((8, 8))
-    path = make_model(tmp_path / "m.onnx", recipe=recipe)
+    preprocessing = build_preprocessing((8, 8))
+    path = make_model(tmp_path / "m.onnx", preprocessing=preprocessing)
     image = noise(50, 70, seed=3)
     plain, augmented = (load(path, device="cpu", tta=kinds) for kinds in ((), ("hflip", "crops")))
-    wanted = by_hand(image, ("hflip", "crops"), recipe, 0.05)
+    wanted = by_hand(image, ("hflip", "crops"), preprocessing, 0.05)
     one, two = augmented.predict_batch([image, QUADRANTS])
     np.testing.assert_allclose(one.probabilities, wanted, rtol=0, atol=ROUNDING)
     np.testing.assert_allclose(
-        two.probabilities, by_hand(QUADRANTS, ("hflip", "crops"), recipe, 0.05), rtol=0, atol=ROUNDING
+        two.probabilities, by_hand(QUADRANTS, ("hflip", "crops"), preprocessing, 0.05), rtol=0, atol=ROUNDING
     )
     assert (one.probabilities != plain.predict(image).probabilities).any()
     assert plain.ensemble.key != augmented.ensemble.key  # --resume must not mix them
 
 
 def test_load__members_average_before_they_vote(tmp_path: Path) -> None:
-    recipes = build_recipe((8, 8)), build_recipe((8, 12), "letterbox")
-    paths = [make_model(tmp_path / f"{i}.onnx", recipe=r, gain=0.02 * (i + 1)) for i, r in enumerate(recipes)]
+    preprocessings = build_preprocessing((8, 8)), build_preprocessing((8, 12), "letterbox")
+    paths = [
+        make_model(tmp_path / f"{i}.onnx", preprocessing=r, gain=0.02 * (i + 1)) for i, r in enumerate(preprocessings)
+    ]
     result = load(paths, device="cpu", tta=("crops",)).predict(QUADRANTS)
-    wanted = [by_hand(QUADRANTS, ("crops",), r, 0.02 * (i + 1)) for i, r in enumerate(recipes)]
+    wanted = [by_hand(QUADRANTS, ("crops",), r, 0.02 * (i + 1)) for i, r in enumerate(preprocessings)]
     assert result.votes is not None
     np.testing.assert_allclose(result.votes.probabilities, wanted, rtol=0, atol=ROUNDING)
     np.testing.assert_allclose(result.probabilities, np.mean(wanted, axis=0), rtol=0, atol=ROUNDING)
@@ -120,7 +124,7 @@ def test_load__coverage_is_refused_with_tta(tmp_path: Path) -> None:
     contract = make_contract(conformal=Conformal((0.1, 0.2), "validation split"))
     path = make_model(tmp_path / "m.onnx", contract=contract)
     with pytest.raises(EnsembleError, match="coverage was measured without test-time augmentation"):
-        load(path, device="cpu", caution=Caution(coverage=0.9), tta=("hflip",))
+        load(path, device="cpu", selective=SelectivePrediction(coverage=0.9), tta=("hflip",))
 
 
 def test_view__turn() -> None:

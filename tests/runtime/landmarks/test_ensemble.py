@@ -14,10 +14,10 @@ import tl.runtime
 from tests.spots import SPOTS, USUAL_XY, make_spot_model, save_spots, spot_image
 from tl.errors import EnsembleError, ParityError
 from tl.runtime.imaging.decode import ImageSource
-from tl.runtime.imaging.preprocessing import ResizeMode, build_recipe
+from tl.runtime.imaging.preprocessing import ResizeMode, build_preprocessing
 from tl.runtime.results import Failure, Landmarks
 
-# A spot's light is rounded to 255 steps and resized with a filter: its centre of mass moves by hundredths of a pixel.
+# A spot's light is rounded to 255 steps and resized with a filter: its center of mass moves by hundredths of a pixel.
 CLOSE = 0.15
 
 
@@ -37,7 +37,7 @@ def test_predict__points_are_pixels_of_the_photo(tmp_path: Path, mode: ResizeMod
     wanted = USUAL_XY * scale
     image = spot_image(wanted, hw, radius=4 * max(scale))
     with tl.runtime.load_landmarks(
-        make_spot_model(tmp_path / "m.onnx", build_recipe((48, 48), mode)), device="cpu"
+        make_spot_model(tmp_path / "m.onnx", build_preprocessing((48, 48), mode)), device="cpu"
     ) as model:
         found = find(model, image)
     np.testing.assert_allclose(found.keypoints_xy, wanted, atol=CLOSE * max(1, *scale))
@@ -82,7 +82,7 @@ def test_predict__an_odd_shape_is_flagged(spot_model: Path) -> None:
 
 def test_predict__ensemble_merges_in_pixels_of_the_photo(tmp_path: Path) -> None:
     # Shifts of 0, 0 and 3 input pixels, in inputs of 40 and 80 pixels for a photo of 80: 2 and 1 photo pixels each.
-    small, large = (build_recipe((side, side), "letterbox") for side in (40, 80))
+    small, large = (build_preprocessing((side, side), "letterbox") for side in (40, 80))
     files = [
         make_spot_model(tmp_path / "a.onnx", small),
         make_spot_model(tmp_path / "b.onnx", large),
@@ -141,7 +141,7 @@ def test_predict__given_boxes(tmp_path: Path) -> None:
 
 def test_predict__a_locator_finds_the_box(tmp_path: Path) -> None:
     fine = make_spot_model(tmp_path / "fine.onnx", region="points", region_margin=0.5)
-    coarse = make_spot_model(tmp_path / "coarse.onnx", build_recipe((32, 32), "letterbox"), shift=0.5)
+    coarse = make_spot_model(tmp_path / "coarse.onnx", build_preprocessing((32, 32), "letterbox"), shift=0.5)
     points = USUAL_XY / 2 + [100, 70]
     path = save_spots(tmp_path / "p.png", points, (200, 300))
     with tl.runtime.load_landmarks(coarse, device="cpu") as model:
@@ -161,7 +161,9 @@ def test_predict__members_look_as_they_were_trained(tmp_path: Path) -> None:
     files = [
         make_spot_model(tmp_path / "a.onnx"),
         make_spot_model(tmp_path / "b.onnx", region="box", region_margin=0.1),
-        make_spot_model(tmp_path / "c.onnx", build_recipe((64, 64), "letterbox"), region="points", region_margin=0.4),
+        make_spot_model(
+            tmp_path / "c.onnx", build_preprocessing((64, 64), "letterbox"), region="points", region_margin=0.4
+        ),
     ]
     path = save_spots(tmp_path / "p.png", USUAL_XY)
     with tl.runtime.load_landmarks(files, device="cpu", boxes={str(path): (12.0, 8.0, 56.0, 45.0)}) as model:

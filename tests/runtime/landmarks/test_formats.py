@@ -389,7 +389,7 @@ def test_long_csv__refuses_a_scale_of_nothing() -> None:
 @pytest.mark.parametrize("kind", [".csv", ".tps"])
 @pytest.mark.parametrize("orientation", range(1, 9))
 def test_read_landmarks__from_stored(tmp_path: Path, orientation: int, kind: str) -> None:
-    # One white pixel: its place in the stored file is what an annotator saw, its place upright what is learnt.
+    # One white pixel: its place in the stored file is what an annotator saw, its place upright what is learned.
     image = np.zeros((6, 9, 3), np.uint8)
     image[4, 7] = 255
     (tmp_path / "a.png").write_bytes(encode_turned(image, orientation, "PNG"))

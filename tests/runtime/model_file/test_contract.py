@@ -12,8 +12,8 @@ from hypothesis import strategies as st
 
 from tests.models import make_contract
 from tl.errors import ModelFileError
-from tl.runtime.imaging.preprocessing import build_recipe
-from tl.runtime.model_file.contract import Contract, GoldenSample, Quantisation, dump_contract, parse_contract
+from tl.runtime.imaging.preprocessing import build_preprocessing
+from tl.runtime.model_file.contract import Contract, GoldenSample, Quantization, dump_contract, parse_contract
 
 PLAIN: dict[str, Any] = json.loads(dump_contract(make_contract()))
 
@@ -51,13 +51,13 @@ def fault(text: str) -> str:
 
 def test_parse_contract__round_trip() -> None:
     contract = make_contract(
-        ("a", "ü", "日本"), build_recipe((6, 8), "short_side", bit_depth_max=4095), thresholds={"unknown": 0.25}
+        ("a", "ü", "日本"), build_preprocessing((6, 8), "short_side", bit_depth_max=4095), thresholds={"unknown": 0.25}
     )
     assert parse_contract(dump_contract(contract), "x") == contract
-    assert parse_contract(dump_contract(make_contract()), "x").recipe.short_side is None
+    assert parse_contract(dump_contract(make_contract()), "x").preprocessing.short_side is None
 
 
-QUANTISATION = Quantisation(
+QUANTISATION = Quantization(
     method="int8",
     calibration_images=100,
     seed=0,
@@ -78,19 +78,19 @@ QUANTISATION = Quantisation(
 
 
 def test_parse_contract__lower_precision() -> None:
-    lower = make_contract(precision="int8", quantisation=QUANTISATION)
+    lower = make_contract(precision="int8", quantization=QUANTISATION)
     assert parse_contract(dump_contract(lower), "x") == lower
     adopted = make_contract(precision="fp16")  # lowered by another tool: nothing was measured
     assert parse_contract(dump_contract(adopted), "x") == adopted
     text = dump_contract(lower)
-    assert "precision fp32 has no 'quantisation'" in fault(text.replace('"precision":"int8"', '"precision":"fp32"'))
+    assert "precision fp32 has no 'quantization'" in fault(text.replace('"precision":"int8"', '"precision":"fp32"'))
 
 
-@pytest.mark.parametrize("field", [field.name for field in dataclasses.fields(Quantisation)])
+@pytest.mark.parametrize("field", [field.name for field in dataclasses.fields(Quantization)])
 def test_parse_contract__lower_precision_needs_every_figure(field: str) -> None:
-    plain = json.loads(dump_contract(make_contract(precision="int8", quantisation=QUANTISATION)))
-    del plain["quantisation"][field]
-    assert f"contract.quantisation: missing field '{field}'" in fault(json.dumps(plain))
+    plain = json.loads(dump_contract(make_contract(precision="int8", quantization=QUANTISATION)))
+    del plain["quantization"][field]
+    assert f"contract.quantization: missing field '{field}'" in fault(json.dumps(plain))
 
 
 FACTS = {
@@ -165,10 +165,10 @@ def test_parse_contract__wrong_type_is_named(path: tuple[str, ...]) -> None:
         (("keypoint_names",), ["tip"], "needs its own names and no others"),
         (("temperature",), 0, "temperature must be positive"),
         (("temperature",), -1.5, "temperature must be positive"),
-        (("recipe", "resize_mode"), "stretch", "contract.recipe.resize_mode"),
-        (("recipe", "alpha"), "black", "contract.recipe.alpha: expected one of white, found 'black'"),
-        (("recipe", "input_hw"), [0, 8], "contract.recipe: input_hw must be positive"),
-        (("recipe", "bit_depth_max"), 99, "contract.recipe: bit_depth_max"),
+        (("preprocessing", "resize_mode"), "stretch", "contract.preprocessing.resize_mode"),
+        (("preprocessing", "alpha"), "black", "contract.preprocessing.alpha: expected one of white, found 'black'"),
+        (("preprocessing", "input_hw"), [0, 8], "contract.preprocessing: input_hw must be positive"),
+        (("preprocessing", "bit_depth_max"), 99, "contract.preprocessing: bit_depth_max"),
         (("parity", "images"), 1.5, "contract.parity.images: expected an integer"),
     ],
 )

@@ -103,7 +103,7 @@ def test_golden_image__round_trip() -> None:
         b"",
         png(60_000, 60_000, bits=8, color=2),
     ],
-    ids=["size", "grey", "bmp", "truncated", "empty", "bomb"],
+    ids=["size", "gray", "bmp", "truncated", "empty", "bomb"],
 )
 def test_golden_image__other_images_are_refused(data: bytes) -> None:
     with pytest.raises(ModelFileError, match="x: a golden sample is damaged"):

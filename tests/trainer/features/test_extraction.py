@@ -115,7 +115,7 @@ def test_build_embedder__few_images_go_through_torch_at_once(tmp_path: Path, cpu
     images = make_images(3)
     found = embed(images)
     with torch.no_grad():
-        maps = network.trunk(network.normalise(torch.from_numpy(images))).numpy()
+        maps = network.trunk(network.normalize(torch.from_numpy(images))).numpy()
     assert_close(found, maps.mean(axis=(2, 3)) if pooling == "gap" else maps.reshape(3, -1))
     np.testing.assert_array_equal(embed(images), found)
 
@@ -159,7 +159,7 @@ def assert_said_and_by_torch(listener: Listener, found: NDArray[np.float32], wan
     (line,) = listener.lines
     assert line.startswith("features are computed by torch, more slowly (")
     assert len(line.splitlines()) == 1
-    assert line.isprintable()  # no colours of some library's own
+    assert line.isprintable()  # no colors of some library's own
     assert_close(found, wanted)
     return line
 
@@ -236,7 +236,7 @@ def test_extract_features__keeps_features_and_the_network_of_the_weights(photos:
     network = make_network()
     network.load_state_dict({**network.state_dict(), **tensors})
     assert_close(task.features.get(task.store, range(18)), by_hand(network, input_images(task)))
-    wanted = {name: t.numpy() for name, t in tensors.items() if name.split(".")[0] in ("trunk", "normalise")}
+    wanted = {name: t.numpy() for name, t in tensors.items() if name.split(".")[0] in ("trunk", "normalize")}
     again = make_task(photos, finished_run, method="features").features
     assert again is not None
     assert again.network.keys() == wanted.keys()
@@ -263,7 +263,7 @@ def test_extract_features__finetuning_looks_at_the_same_features(photos: Path, f
     assert looking.features.get(looking.store, range(18)).shape == (18, 128)
     training = make_task(photos, finished_run, method="features")
     assert training.features is not None
-    assert training.features.missing(training.store, range(18), (0,)) == []  # one trunk, one recipe, one mean
+    assert training.features.missing(training.store, range(18), (0,)) == []  # one trunk, one preprocessing, one mean
 
 
 @pytest.mark.usefixtures("_fresh_cache")

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from tests.trainer.make import make_noise
 from tl.errors import ConfigError
-from tl.runtime.imaging.preprocessing import Recipe, build_recipe
+from tl.runtime.imaging.preprocessing import Preprocessing, build_preprocessing
 from tl.trainer.fit.augment import PRESETS, Augment, build_augment
 
 RANDOM_PRESETS = [name for name in PRESETS if name != "none"]
@@ -21,12 +21,12 @@ HEIGHT, WIDTH = 24, 32  # not square, so that swapped sides show
 
 
 @pytest.fixture
-def recipe() -> Recipe:
-    return build_recipe((HEIGHT, WIDTH), "short_side", short_side=36)
+def preprocessing() -> Preprocessing:
+    return build_preprocessing((HEIGHT, WIDTH), "short_side", short_side=36)
 
 
-def build(name: str, recipe: Recipe) -> Augment:
-    augment = build_augment(name, recipe)
+def build(name: str, preprocessing: Preprocessing) -> Augment:
+    augment = build_augment(name, preprocessing)
     assert augment is not None
     return augment
 
@@ -43,90 +43,95 @@ def working(seed: int = 0) -> NDArray[Any]:
     return make_noise(seed, hw=(36, 60))
 
 
-def test_build_augment__none_is_no_function(recipe: Recipe) -> None:
-    assert build_augment("none", recipe) is None
+def test_build_augment__none_is_no_function(preprocessing: Preprocessing) -> None:
+    assert build_augment("none", preprocessing) is None
 
 
 @pytest.mark.parametrize("name", RANDOM_PRESETS)
-def test_build_augment__gives_the_input_size(recipe: Recipe, name: str) -> None:
-    augment = build(name, recipe)
+def test_build_augment__gives_the_input_size(preprocessing: Preprocessing, name: str) -> None:
+    augment = build(name, preprocessing)
     for seed in range(20):
         image = augment(working(), seed)
         assert (image.shape, image.dtype) == ((HEIGHT, WIDTH, 3), np.uint8)
 
 
 @pytest.mark.parametrize("name", RANDOM_PRESETS)
-def test_build_augment__depends_on_image_and_seed_alone(recipe: Recipe, name: str) -> None:
-    first, second = build(name, recipe), build(name, recipe)
+def test_build_augment__depends_on_image_and_seed_alone(preprocessing: Preprocessing, name: str) -> None:
+    first, second = build(name, preprocessing), build(name, preprocessing)
     wanted = {seed: first(working(), seed) for seed in range(8)}
     second(working(7), 99)
-    np.random.default_rng().random()  # an unseeded neighbour
+    np.random.default_rng().random()  # an unseeded neighbor
     for seed in reversed(range(8)):
         np.testing.assert_array_equal(second(working(), seed), wanted[seed])
 
 
 @pytest.mark.parametrize("name", RANDOM_PRESETS)
-def test_build_augment__other_seeds_other_images(recipe: Recipe, name: str) -> None:
-    augment = build(name, recipe)
+def test_build_augment__other_seeds_other_images(preprocessing: Preprocessing, name: str) -> None:
+    augment = build(name, preprocessing)
     distinct = {augment(working(), seed).tobytes() for seed in range(16)}
     assert len(distinct) >= (2 if name == "flip" else 12)  # flip has two outcomes; light does nothing at times
 
 
 @pytest.mark.parametrize("name", RANDOM_PRESETS)
-def test_build_augment__leaves_the_image_and_global_randomness_alone(recipe: Recipe, name: str) -> None:
+def test_build_augment__leaves_the_image_and_global_randomness_alone(preprocessing: Preprocessing, name: str) -> None:
     image = working()
     before = image.copy()
     image.flags.writeable = False  # as kept images are
     state = np.random.get_state()[1].copy()
     for seed in range(10):
-        build(name, recipe)(image, seed)
+        build(name, preprocessing)(image, seed)
     np.testing.assert_array_equal(image, before)
     np.testing.assert_array_equal(np.random.get_state()[1], state)
 
 
-def test_build_augment__flip_is_the_image_or_its_mirror(recipe: Recipe) -> None:
-    exact = build_recipe((HEIGHT, WIDTH))
+def test_build_augment__flip_is_the_image_or_its_mirror(preprocessing: Preprocessing) -> None:
+    exact = build_preprocessing((HEIGHT, WIDTH))
     image = make_noise(3, hw=(HEIGHT, WIDTH))
     outcomes = {build("flip", exact)(image, seed).tobytes() for seed in range(16)}
     assert outcomes == {image.tobytes(), np.ascontiguousarray(image[:, ::-1]).tobytes()}
 
 
-def test_build_augment__colours_stay_about_what_they_are(recipe: Recipe) -> None:
+def test_build_augment__colors_stay_about_what_they_are(preprocessing: Preprocessing) -> None:
     # A red image stays mostly red under the standard preset: hue moves by 2% at most.
     red = make_noise(1, (200, 40, 40), (36, 60))
     for seed in range(10):
-        mean = build("standard", recipe)(red, seed).reshape(-1, 3).mean(axis=0)
+        mean = build("standard", preprocessing)(red, seed).reshape(-1, 3).mean(axis=0)
         assert mean[0] > 2 * mean[1]
         assert mean[0] > 2 * mean[2]
 
 
 @pytest.mark.parametrize(("data_format", "suffix"), [("json", ".json"), ("yaml", ".yaml")])
-def test_build_augment__saved_pipeline(tmp_path: Path, recipe: Recipe, data_format: str, suffix: str) -> None:
+def test_build_augment__saved_pipeline(
+    tmp_path: Path, preprocessing: Preprocessing, data_format: str, suffix: str
+) -> None:
     path = save_pipeline(
         tmp_path / f"p{suffix}", lambda a: a.Compose([a.VerticalFlip(p=1), a.CenterCrop(30, 40)]), data_format
     )
-    image = build(path, recipe)(working(), 0)
-    flipped = working()[::-1][3:33, 10:50]  # centre 30 x 40 of 36 x 60
-    np.testing.assert_array_equal(image, flipped[3:27, 4:36])  # then the centre 24 x 32
+    image = build(path, preprocessing)(working(), 0)
+    flipped = working()[::-1][3:33, 10:50]  # center 30 x 40 of 36 x 60
+    np.testing.assert_array_equal(image, flipped[3:27, 4:36])  # then the center 24 x 32
 
 
 def test_build_augment__saved_single_transform(tmp_path: Path) -> None:
     path = save_pipeline(tmp_path / "p.json", lambda a: a.HorizontalFlip(p=1))
     image = make_noise(3, hw=(HEIGHT, WIDTH))
-    np.testing.assert_array_equal(build(path, build_recipe((HEIGHT, WIDTH)))(image, 0), image[:, ::-1])
+    np.testing.assert_array_equal(build(path, build_preprocessing((HEIGHT, WIDTH)))(image, 0), image[:, ::-1])
 
 
-def test_build_augment__changes_by_name(tmp_path: Path, recipe: Recipe) -> None:
+def test_build_augment__changes_by_name(tmp_path: Path, preprocessing: Preprocessing) -> None:
     # The same as saving them to a file.
     saved = save_pipeline(
         tmp_path / "a.json",
         lambda a: a.Compose([a.HorizontalFlip(p=0.5), a.Affine(rotate=(-10, 10), p=1)]),
     )
     image = make_noise(0, hw=(HEIGHT, WIDTH))
-    by_name, by_file = build("HorizontalFlip(p=0.5) + Affine(rotate=(-10, 10), p=1)", recipe), build(saved, recipe)
+    by_name, by_file = (
+        build("HorizontalFlip(p=0.5) + Affine(rotate=(-10, 10), p=1)", preprocessing),
+        build(saved, preprocessing),
+    )
     for seed in range(8):
         np.testing.assert_array_equal(by_name(image, seed), by_file(image, seed))
-    assert build("InvertImg(p=1)", recipe)(image, 0).tolist() == (255 - image).tolist()
+    assert build("InvertImg(p=1)", preprocessing)(image, 0).tolist() == (255 - image).tolist()
 
 
 @pytest.mark.parametrize(
@@ -142,22 +147,22 @@ def test_build_augment__changes_by_name(tmp_path: Path, recipe: Recipe) -> None:
         ("HorizontalFlip(p=1", "expected changes of albumentations"),
     ],
 )
-def test_build_augment__faulty_changes(recipe: Recipe, text: str, fault: str) -> None:
+def test_build_augment__faulty_changes(preprocessing: Preprocessing, text: str, fault: str) -> None:
     with pytest.raises(ConfigError, match=fault):
-        build(text, recipe)
+        build(text, preprocessing)
 
 
-def test_build_augment__unknown_preset_names_the_nearest(recipe: Recipe) -> None:
+def test_build_augment__unknown_preset_names_the_nearest(preprocessing: Preprocessing) -> None:
     with pytest.raises(ConfigError, match=r"augment: 'standart' is neither a preset .* \(nearest: 'standard'\)"):
-        build_augment("standart", recipe)
+        build_augment("standart", preprocessing)
 
 
 @pytest.mark.parametrize("text", ["", "{}", "not json", '{"__version__": "2", "transform": {"x": 1}}', "[1, 2]"])
-def test_build_augment__file_that_is_no_pipeline(tmp_path: Path, recipe: Recipe, text: str) -> None:
+def test_build_augment__file_that_is_no_pipeline(tmp_path: Path, preprocessing: Preprocessing, text: str) -> None:
     path = tmp_path / "p.json"
     path.write_text(text, encoding="utf-8")
     with pytest.raises(ConfigError, match="no pipeline that albumentations saved"):
-        build_augment(str(path), recipe)
+        build_augment(str(path), preprocessing)
 
 
 @pytest.mark.parametrize(
@@ -172,9 +177,9 @@ def test_build_augment__file_that_is_no_pipeline(tmp_path: Path, recipe: Recipe,
     ],
 )
 def test_build_augment__pipeline_that_gives_something_else(
-    tmp_path: Path, recipe: Recipe, make: Callable[[Any], Any], reason: str
+    tmp_path: Path, preprocessing: Preprocessing, make: Callable[[Any], Any], reason: str
 ) -> None:
-    augment = build(save_pipeline(tmp_path / "p.json", make), recipe)
+    augment = build(save_pipeline(tmp_path / "p.json", make), preprocessing)
     with pytest.raises(ConfigError, match=reason):
         augment(working(), 0)
 
@@ -183,9 +188,9 @@ def test_build_augment__pipeline_that_gives_something_else(
 def test_build_augment__import_keeps_its_environment_switch() -> None:
     # In a process of its own: the import happens once a process. Other variables are OpenCV's own doing.
     code = (
-        "import os; from tl.runtime.imaging.preprocessing import build_recipe\n"
+        "import os; from tl.runtime.imaging.preprocessing import build_preprocessing\n"
         "from tl.trainer.fit.augment import build_augment\n"
-        "build_augment('flip', build_recipe((8, 8)))\n"
+        "build_augment('flip', build_preprocessing((8, 8)))\n"
         "print(os.environ.get('NO_ALBUMENTATIONS_UPDATE'))"
     )
     environment = {name: value for name, value in os.environ.items() if name != "NO_ALBUMENTATIONS_UPDATE"}

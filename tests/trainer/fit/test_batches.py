@@ -17,9 +17,9 @@ from tl.data.images import ImageStore, load_images
 from tl.data.manifests import LabeledImage
 from tl.errors import ImageReadError
 from tl.progress import Silent
-from tl.runtime.imaging.preprocessing import Recipe, build_recipe
+from tl.runtime.imaging.preprocessing import Preprocessing, build_preprocessing
 from tl.trainer.fit.augment import Augment, build_augment
-from tl.trainer.fit.batches import EpochOrder, ImageBatches, LabelledItems, TensorBatches, iter_inputs
+from tl.trainer.fit.batches import EpochOrder, ImageBatches, LabeledItems, TensorBatches, iter_inputs
 from tl.trainer.fit.distributed import Ranks
 from tl.trainer.fit.steps import Batch
 
@@ -29,24 +29,24 @@ SPLITS = ("val", "train", "train", "val", "train", "test", "train", "train", "va
 
 
 @pytest.fixture
-def recipe() -> Recipe:
-    return build_recipe((SIDE, SIDE))
+def preprocessing() -> Preprocessing:
+    return build_preprocessing((SIDE, SIDE))
 
 
 @pytest.fixture
-def store(tmp_path: Path, recipe: Recipe) -> ImageStore:
-    """Ten images of one grey each: image i has the value 20 i everywhere, and class id i."""
+def store(tmp_path: Path, preprocessing: Preprocessing) -> ImageStore:
+    """Ten images of one gray each: image i has the value 20 i everywhere, and class id i."""
     images = []
     for i, split in enumerate(SPLITS):
         path = make_png(tmp_path / f"{i}.png", np.full((SIDE, SIDE, 3), 20 * i, np.uint8))
         images.append(LabeledImage(str(path), path.name, str(i), split))
-    return load_images(images, recipe, "ram", Silent())[0]
+    return load_images(images, preprocessing, "ram", Silent())[0]
 
 
 def batches_of(
     store: ImageStore, augment: Augment | None = None, *, workers: int = 0, seed: int = 0, size: int = 4, **more: Any
 ) -> ImageBatches:
-    items = LabelledItems(store, range(10), augment, seed)
+    items = LabeledItems(store, range(10), augment, seed)
     return ImageBatches(
         items, store.indices("train"), batch_size=size, seed=seed, workers=workers, pin_memory=False, **more
     )
@@ -61,12 +61,12 @@ def collected(batches: ImageBatches, epochs: int = 2) -> Iterator[Batch]:
 @pytest.mark.parametrize("workers", [0, 2])
 def test_image_batches__labels_reach_the_right_images(store: ImageStore, preset: str, workers: int) -> None:
     # A regression: class ids were once indexed by the place in the split instead of the image.
-    augment = build_augment(preset, store.recipe)
+    augment = build_augment(preset, store.preprocessing)
     seen = []
     for images, class_ids, _ in batches_of(store, augment, workers=workers).epoch(1):
         # Neither a flip nor an affine change with reflected borders alters an image of one value.
-        greys = images.flatten(1).float().mean(dim=1)
-        assert (greys / 20).round().long().tolist() == class_ids.tolist()
+        grays = images.flatten(1).float().mean(dim=1)
+        assert (grays / 20).round().long().tolist() == class_ids.tolist()
         seen += class_ids.tolist()
     assert sorted(seen) == [i for i, split in enumerate(SPLITS) if split == "train"]
 
@@ -90,7 +90,7 @@ def test_image_batches__none_is_what_validation_sees(store: ImageStore) -> None:
 
 
 def test_image_batches__workers_change_nothing(store: ImageStore) -> None:
-    augment = build_augment("strong", store.recipe)
+    augment = build_augment("strong", store.preprocessing)
     alone = list(collected(batches_of(store, augment, workers=0)))
     together = list(collected(batches_of(store, augment, workers=2)))
     for (images, ids, _), (other_images, other_ids, _) in zip(alone, together, strict=True):
@@ -104,9 +104,9 @@ def test_image_batches__kept_anywhere_the_same_pixels(
     store: ImageStore, cache: Cache, workers: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("TL_CACHE_DIR", str(tmp_path / "cache"))
-    elsewhere, _ = load_images(store.images, store.recipe, cache, Silent())
+    elsewhere, _ = load_images(store.images, store.preprocessing, cache, Silent())
     assert elsewhere.kept == {}
-    augment = build_augment("strong", store.recipe)
+    augment = build_augment("strong", store.preprocessing)
     wanted, found = (list(collected(batches_of(s, augment, workers=workers))) for s in (store, elsewhere))
     for (images, ids, _), (other_images, other_ids, _) in zip(wanted, found, strict=True):
         assert torch.equal(images, other_images)
@@ -115,11 +115,13 @@ def test_image_batches__kept_anywhere_the_same_pixels(
 
 def test_image_batches__augmentation_differs_by_epoch_and_seed(tmp_path: Path, store: ImageStore) -> None:
     make_png(tmp_path / "n.png", np.random.default_rng(0).integers(0, 255, (SIDE, SIDE, 3)).astype(np.uint8))
-    noisy, _ = load_images([LabeledImage(str(tmp_path / "n.png"), "n", "a", "train")], store.recipe, "ram", Silent())
-    augment = build_augment("strong", store.recipe)
+    noisy, _ = load_images(
+        [LabeledImage(str(tmp_path / "n.png"), "n", "a", "train")], store.preprocessing, "ram", Silent()
+    )
+    augment = build_augment("strong", store.preprocessing)
 
     def image(seed: int, epoch: int) -> bytes:
-        items = LabelledItems(noisy, [0], augment, seed)
+        items = LabeledItems(noisy, [0], augment, seed)
         batches = ImageBatches(items, [0], batch_size=1, seed=seed, workers=0, pin_memory=False)
         ((images, _, _),) = batches.epoch(epoch)
         return images.numpy().tobytes()
@@ -128,17 +130,17 @@ def test_image_batches__augmentation_differs_by_epoch_and_seed(tmp_path: Path, s
     assert len({image(seed, epoch) for seed in (0, 1) for epoch in (1, 2)}) == 4
 
 
-def test_image_batches__equal_images_are_augmented_differently(tmp_path: Path, recipe: Recipe) -> None:
+def test_image_batches__equal_images_are_augmented_differently(tmp_path: Path, preprocessing: Preprocessing) -> None:
     noise = np.random.default_rng(0).integers(0, 255, (SIDE, SIDE, 3)).astype(np.uint8)
     paths = [make_png(tmp_path / f"{i}.png", noise) for i in range(4)]
     labeled = [LabeledImage(str(path), path.name, "a", "train") for path in paths]
-    store, _ = load_images(labeled, recipe, "ram", Silent())
-    ((images, _, _),) = batches_of(store, build_augment("strong", recipe)).epoch(1)
+    store, _ = load_images(labeled, preprocessing, "ram", Silent())
+    ((images, _, _),) = batches_of(store, build_augment("strong", preprocessing)).epoch(1)
     assert len({image.numpy().tobytes() for image in images}) == 4
 
 
 def test_image_batches__an_epoch_does_not_depend_on_those_before(store: ImageStore) -> None:
-    augment = build_augment("strong", store.recipe)
+    augment = build_augment("strong", store.preprocessing)
     through = list(collected(batches_of(store, augment), epochs=3))[4:]
     straight = list(batches_of(store, augment).epoch(3))
     for (images, ids, _), (other_images, other_ids, _) in zip(through, straight, strict=True):
@@ -266,15 +268,15 @@ def test_image_batches__balanced_images_keep_their_ids(store: ImageStore, worker
     class_ids = [int(i == 4) for i in range(10)]
     train = store.indices("train")
     balance = [class_ids[i] for i in train]
-    items = LabelledItems(store, class_ids, None, 0)
+    items = LabeledItems(store, class_ids, None, 0)
     batches = ImageBatches(items, train, batch_size=3, seed=0, workers=workers, pin_memory=False, balance=balance)
     assert (batches.count, len(batches)) == (6, 2)
-    greys, ids = [], []
+    grays, ids = [], []
     for images, own, _ in collected(batches, epochs=40):
-        greys += (images[:, 0, 0, 0] // 20).tolist()
+        grays += (images[:, 0, 0, 0] // 20).tolist()
         ids += own.tolist()
-    assert all((grey == 4) == bool(own) for grey, own in zip(greys, ids, strict=True))
-    assert set(greys) == set(store.indices("train"))
+    assert all((gray == 4) == bool(own) for gray, own in zip(grays, ids, strict=True))
+    assert set(grays) == set(store.indices("train"))
     # 240 draws with a chance of a half: a standard deviation of 7.7; four of them.
     assert abs(sum(ids) - 120) < 31
 
@@ -323,7 +325,7 @@ def test_iter_inputs__same_pixels_kept_or_decoded(store: ImageStore) -> None:
 
 @pytest.mark.parametrize("workers", [0, 2])
 def test_image_batches__an_epoch_left_halfway_begins_anew(store: ImageStore, workers: int) -> None:
-    augment = build_augment("strong", store.recipe)
+    augment = build_augment("strong", store.preprocessing)
     wanted = [ids.tolist() for _, ids, _ in collected(batches_of(store, augment, size=2), epochs=2)]
     batches = batches_of(store, augment, size=2, workers=workers, epochs=2)
     next(batches.epoch(1))

@@ -58,13 +58,13 @@ def run_norm(module: nn.Module, pixels: Tensor, ranks: Ranks) -> dict[str, Tenso
     pixels = pixels.clone().requires_grad_()
     weights = torch.linspace(-1, 2, 5 * 4 * 6 * 5).view(5, 4, 6, 5)
     for _ in range(2):
-        found = module(ranks.share(pixels))
-        (found * ranks.share(weights)).sum().backward()
+        found = module(ranks.shard(pixels))
+        (found * ranks.shard(weights)).sum().backward()
     grads = {f"grad {name}": p.grad for name, p in module.named_parameters() if p.grad is not None}
     for grad in grads.values():
-        ranks.add_up(grad)
+        ranks.all_reduce(grad)
     assert pixels.grad is not None
-    return {"output": found.detach(), "input": ranks.share(pixels.grad), **grads, **dict(module.named_buffers())}
+    return {"output": found.detach(), "input": ranks.shard(pixels.grad), **grads, **dict(module.named_buffers())}
 
 
 def work(rank: int, folder: str) -> None:
@@ -78,12 +78,12 @@ def work(rank: int, folder: str) -> None:
         share_batch_norm(shared, ranks)
         found[f"{kind}, {name}"] = run_norm(shared[0], whole_batch(kind), ranks)
     numbers = torch.tensor([1.0, 10.0]) * (rank + 1)
-    ranks.add_up(numbers)
+    ranks.all_reduce(numbers)
     found["sum"] = numbers
     for count in (1, 2, 5):
         rows = torch.arange(3 * count).view(count, 3)
-        found[f"interleave {count}"] = ranks.interleave(ranks.share(rows))
-    found["told"] = ranks.tell(f"from {rank}")
+        found[f"interleave {count}"] = ranks.gather(ranks.shard(rows))
+    found["told"] = ranks.broadcast(f"from {rank}")
     module = nn.Linear(2, 1)
     found["frozen"] = ranks.wrap(module.requires_grad_(False)) is module
     torch.save(found, f"{folder}/{rank}.pt")
@@ -135,7 +135,7 @@ def test_ranks__interleave_undoes_share(both: list[dict[str, Any]], count: int) 
 
 @pytest.mark.parametrize("world", [1, 2, 3, 7])
 def test_ranks__shares_hold_everything_once(world: int) -> None:
-    shares = [Ranks(rank, world).share(range(5)) for rank in range(world)]
+    shares = [Ranks(rank, world).shard(range(5)) for rank in range(world)]
     assert sorted(item for share in shares for item in share) == [0, 1, 2, 3, 4]
     assert max(map(len, shares)) - min(map(len, shares)) <= 1
 
@@ -145,10 +145,10 @@ def test_ranks__alone_does_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
     ranks, number, module = join_ranks(), torch.ones(2), nn.Linear(2, 2)
     assert ranks == Ranks(0, 1, 0)
     assert ranks.is_first
-    ranks.add_up(number)
+    ranks.all_reduce(number)
     assert number.tolist() == [1, 1]
-    assert ranks.interleave(number) is number
-    assert ranks.tell(module) is ranks.wrap(module) is module
+    assert ranks.gather(number) is number
+    assert ranks.broadcast(module) is ranks.wrap(module) is module
     share_batch_norm(nn.Sequential(nn.BatchNorm1d(2)), ranks)
 
 

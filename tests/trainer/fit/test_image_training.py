@@ -25,7 +25,7 @@ INFO = BackboneInfo("smallcnn", 16, 16, "bilinear", (0.5,) * 3, (0.25,) * 3)  # 
 
 @pytest.fixture(scope="module")
 def close_photos(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Three classes of nearly the same colour, so that probabilities are far from 0 and 1; read only."""
+    """Three classes of nearly the same color, so that probabilities are far from 0 and 1; read only."""
     root = tmp_path_factory.mktemp("close") / "photos"
     for c in range(3):
         for i in range(12):
@@ -46,7 +46,7 @@ def test_start_head__is_the_solved_head_through_the_whole_network(is_shifted: bo
     images = torch.from_numpy(rng.integers(0, 256, (5, 16, 16, 3), dtype=np.uint8))
     features = network.features(images).detach()
     if is_shifted:
-        network.standardise.fit(features)
+        network.standardize.fit(features)
     solved = LinearHead(rng.normal(size=(3, features.shape[1])), rng.normal(size=3), 1.0)
     start_head(network, solved)
     got = network(images).detach().numpy()
@@ -65,19 +65,19 @@ def test_train__fine_tuning_begins_with_the_solved_head(close_photos: Path, fini
     solved = train(make_config(close_photos, tmp_path / "a", method="features", **weights), Silent()).run
     still: dict[str, Any] = {"lr": 1e-9, "epochs": 1, "method": "finetune", "freeze": "all"}  # nothing moves
     tuned = train(
-        make_config(close_photos, tmp_path / "b", **{**weights, **still, "head_start": "solved"}), Silent()
+        make_config(close_photos, tmp_path / "b", **{**weights, **still, "head_init": "solved"}), Silent()
     ).run
     assert (tuned.folder / "c_search.csv").read_bytes() == (solved.folder / "c_search.csv").read_bytes()
     assert np.abs(probabilities_of(tuned) - probabilities_of(solved)).max() < 1e-4  # the fitted temperature's play
     random = train(make_config(close_photos, tmp_path / "c", **{**weights, **still}), Silent()).run
-    assert random.load_config().head_start == "random"
+    assert random.load_config().head_init == "random"
     assert np.abs(probabilities_of(random) - probabilities_of(solved)).max() > 0.01
 
 
 def test_train__a_random_start_needs_no_features(finished_run: Run, tmp_path: Path, fresh_cache: Path) -> None:
     data = make_class_folders(tmp_path / "d", 4)
     config = make_config(
-        data, tmp_path / "r", method="finetune", weights=str(finished_run.folder), head_start="random", audit=False
+        data, tmp_path / "r", method="finetune", weights=str(finished_run.folder), head_init="random", audit=False
     )
     run = train(config, Silent()).run
     assert not (run.folder / "c_search.csv").exists()
@@ -94,4 +94,4 @@ def test_resolve__who_begins_solved() -> None:
         ({"weights": "none"}, "random"),
         ({"method": "scratch", "weights": None}, "random"),
     ):
-        assert resolve(dataclasses.replace(base, **changes)).head_start == start, changes
+        assert resolve(dataclasses.replace(base, **changes)).head_init == start, changes

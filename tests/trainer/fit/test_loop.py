@@ -11,7 +11,7 @@ import torch
 from torch import nn
 from torch.nn import functional
 
-from tests.trainer.make import Listener, StopsAt, make_clouds, make_fit_options, make_row, make_trainee, timeless
+from tests.trainer.make import Listener, StopsAt, make_clouds, make_fit_options, make_row, make_trainable, timeless
 from tl.errors import TrainingError
 from tl.progress import Progress, Silent
 from tl.trainer.fit.batches import TensorBatches
@@ -63,8 +63,8 @@ def run_fit(
 ) -> tuple[nn.Module, list[EpochRow], Kept]:
     module, kept = network(), kept or Kept()
     batches = batches_of(options.seed)
-    trainee = make_trainee(module, smoothing=0.1)
-    history = fit(trainee, batches, validate, options, cpu, kept, progress or Silent(), **more)
+    trainable = make_trainable(module, smoothing=0.1)
+    history = fit(trainable, batches, validate, options, cpu, kept, progress or Silent(), **more)
     return module, history, kept
 
 
@@ -164,8 +164,8 @@ def test_fit__first_training_loss_by_hand(cpu: Machine) -> None:
         logits = module(inputs)
         wanted = float(functional.cross_entropy(logits, ids))
     options = dataclasses.replace(OPTIONS, epochs=1, lr=1e-30)  # a step that moves nothing
-    trainee = make_trainee(module)
-    (only,) = fit(trainee, batches_of(), validations([1.0]), options, cpu, Kept(), Silent())
+    trainable = make_trainable(module)
+    (only,) = fit(trainable, batches_of(), validations([1.0]), options, cpu, Kept(), Silent())
     assert only.figures["train_loss"] == pytest.approx(wanted, rel=1e-6)  # 22 float32 terms in another order
     assert only.figures["train_top1_accuracy"] == float((logits.argmax(dim=1) == ids).sum()) / 22
 
@@ -174,8 +174,8 @@ def test_fit__patience_stops(cpu: Machine) -> None:
     losses = [0.9, 0.5, 0.6, 0.7, 0.8, 0.4]
     options = dataclasses.replace(OPTIONS, epochs=6, patience=2, monitor="val_loss")
     kept = Kept()
-    trainee = make_trainee(nn.Linear(4, 2), smoothing=0.1)
-    history = fit(trainee, batches_of(), validations(losses), options, cpu, kept, Silent())
+    trainable = make_trainable(nn.Linear(4, 2), smoothing=0.1)
+    history = fit(trainable, batches_of(), validations(losses), options, cpu, kept, Silent())
     assert [r.figures["val_loss"] for r in history] == [0.9, 0.5, 0.6, 0.7]
     assert kept.finals == [False, False, False, True]
 
@@ -193,7 +193,7 @@ def test_fit__loss_that_is_not_finite_stops(cpu: Machine) -> None:
     with torch.no_grad():
         module.weight.fill_(float("nan"))
     with pytest.raises(TrainingError, match=r"epoch 1, step 1: the loss of 8 of 8 images is not finite .* lower --lr"):
-        fit(make_trainee(module, smoothing=0.1), batches_of(), validations([1.0]), OPTIONS, cpu, Kept(), Silent())
+        fit(make_trainable(module, smoothing=0.1), batches_of(), validations([1.0]), OPTIONS, cpu, Kept(), Silent())
 
 
 def test_fit__loss_that_breaks_away_names_class_and_rate(cpu: Machine) -> None:
@@ -203,7 +203,7 @@ def test_fit__loss_that_breaks_away_names_class_and_rate(cpu: Machine) -> None:
     batches = TensorBatches(inputs, ids, batch_size=8, seed=0)
     step = next(i for i, (rows, _, _) in enumerate(batches.epoch(1)) if torch.isinf(rows).any()) + 1
     with pytest.raises(TrainingError) as caught:
-        fit(make_trainee(nn.Linear(4, 2)), batches, validations([1.0]), OPTIONS, cpu, Kept(), Silent())
+        fit(make_trainable(nn.Linear(4, 2)), batches, validations([1.0]), OPTIONS, cpu, Kept(), Silent())
     text = str(caught.value)
     rate = 0.05 * step / 4  # a warm-up of three steps
     assert text.startswith(f"epoch 1, step {step}: the loss of 1 of ")
@@ -214,7 +214,7 @@ def test_fit__loss_that_breaks_away_names_class_and_rate(cpu: Machine) -> None:
 def test_fit__frozen_parameters_stay(cpu: Machine) -> None:
     module = nn.Sequential(nn.Linear(4, 4).requires_grad_(False), nn.Linear(4, 2))
     before = module[0].weight.clone()
-    fit(make_trainee(module, smoothing=0.1), batches_of(), validate, OPTIONS, cpu, Kept(), Silent())
+    fit(make_trainable(module, smoothing=0.1), batches_of(), validate, OPTIONS, cpu, Kept(), Silent())
     assert torch.equal(module[0].weight, before)
 
 
@@ -242,8 +242,8 @@ def test_fit__average_is_judged_and_left_behind(cpu: Machine) -> None:
                 plain.bias -= 0.05 * plain.bias.grad
                 # torch's average begins with the weights after the first step.
                 average = plain.weight.clone() if average is None else 0.7 * average + 0.3 * plain.weight
-    trainee = make_trainee(module)
-    fit(trainee, batches_of(), judge, options, cpu, NoCheckpoints(), Silent())
+    trainable = make_trainable(module)
+    fit(trainable, batches_of(), judge, options, cpu, NoCheckpoints(), Silent())
     # float32 through six steps in another order of operations.
     torch.testing.assert_close(judged[-1], average, rtol=0, atol=1e-6)
     assert torch.equal(module.weight, judged[-1])
@@ -263,10 +263,10 @@ def test_fit__accumulated_batches_count_as_one_step(cpu: Machine) -> None:
 def test_fit__begins_each_epoch_with_its_number(cpu: Machine) -> None:
     begun: list[int] = []
     module = network()
-    trainee = make_trainee(module, smoothing=0.1, begin_epoch=begun.append)
+    trainable = make_trainable(module, smoothing=0.1, begin_epoch=begun.append)
     kept = Kept()
-    fit(trainee, batches_of(), validate, dataclasses.replace(OPTIONS, epochs=3), cpu, kept, Silent())
-    fit(trainee, batches_of(), validate, dataclasses.replace(OPTIONS, epochs=5), cpu, Kept(kept.states[-1]), Silent())
+    fit(trainable, batches_of(), validate, dataclasses.replace(OPTIONS, epochs=3), cpu, kept, Silent())
+    fit(trainable, batches_of(), validate, dataclasses.replace(OPTIONS, epochs=5), cpu, Kept(kept.states[-1]), Silent())
     assert begun == [1, 2, 3, 4, 5]
 
 

@@ -16,7 +16,7 @@ from tests.trainer.make import (
     assert_same_run,
     make_clouds,
     make_fit_options,
-    make_trainee,
+    make_trainable,
     read_rows,
     stop_and_resume,
     train_here,
@@ -26,7 +26,7 @@ from tl.progress import Silent
 from tl.trainer.fit.batches import TensorBatches
 from tl.trainer.fit.loop import Figures, NoCheckpoints, fit
 from tl.trainer.fit.machine import Machine
-from tl.trainer.fit.steps import Trainee
+from tl.trainer.fit.steps import TrainableModel
 from tl.trainer.fit.trainables import FinderRow, find_lr
 from tl.trainer.models.freezing import ParameterGroup
 from tl.trainer.run_folder.run import Run
@@ -46,23 +46,23 @@ def batches() -> TensorBatches:
 
 
 def search(
-    machine: Machine, trainee: Trainee, optimizer: Any = "adamw", **changes: Any
+    machine: Machine, trainable: TrainableModel, optimizer: Any = "adamw", **changes: Any
 ) -> tuple[float, list[FinderRow]]:
     plain = {"momentum": 0.9, "weight_decay": 1e-4, "seed": 3, "machine": machine, "progress": Silent()}
-    return find_lr(trainee, batches(), optimizer, **{**plain, **changes})
+    return find_lr(trainable, batches(), optimizer, **{**plain, **changes})
 
 
 @pytest.mark.parametrize("optimizer", ["sgd", "adam", "adamw", "rmsprop"])
 def test_find_lr__leaves_the_module_as_it_was(cpu: Machine, optimizer: str) -> None:
     module = network()
     before = copy.deepcopy(module.state_dict())
-    search(cpu, make_trainee(module), optimizer)
+    search(cpu, make_trainable(module), optimizer)
     assert all(torch.equal(tensor, before[name]) for name, tensor in module.state_dict().items())
 
 
 @pytest.mark.parametrize("optimizer", ["sgd", "adamw"])
 def test_find_lr__curve_by_hand(cpu: Machine, optimizer: str) -> None:
-    found, rows = search(cpu, make_trainee(network()), optimizer)
+    found, rows = search(cpu, make_trainable(network()), optimizer)
     rates = LOWEST * (HIGHEST / LOWEST) ** (np.arange(len(rows)) / (STEPS - 1))
     np.testing.assert_allclose([row.lr for row in rows], rates, rtol=1e-12)  # float64
     # An exponential average that forgets a fifth at each step, over the sum of its weights.
@@ -76,25 +76,25 @@ def test_find_lr__curve_by_hand(cpu: Machine, optimizer: str) -> None:
 
 def test_find_lr__training_with_it_lowers_the_loss(cpu: Machine) -> None:
     module = network()
-    found, _ = search(cpu, make_trainee(module))
+    found, _ = search(cpu, make_trainable(module))
     options = make_fit_options(lr=found, schedule="constant", warmup_epochs=0, monitor="train_loss")
 
     def judge(judged: nn.Module) -> Figures:
         return {"loss": 1.0}
 
-    history = fit(make_trainee(module), batches(), judge, options, cpu, NoCheckpoints(), Silent())
+    history = fit(make_trainable(module), batches(), judge, options, cpu, NoCheckpoints(), Silent())
     # Before training the loss is about that of a coin, 0.69; these clouds lie 3 spreads apart.
     assert history[-1].figures["train_loss"] < 0.5 * history[0].figures["train_loss"]
 
 
 def test_find_lr__repeats(cpu: Machine) -> None:
-    (first, rows), (again, same) = (search(cpu, make_trainee(network())) for _ in range(2))
+    (first, rows), (again, same) = (search(cpu, make_trainable(network())) for _ in range(2))
     assert (first, rows) == (again, same)
 
 
 def test_find_lr__stops_where_the_loss_breaks_away(cpu: Machine) -> None:
     module = nn.Linear(4, 2)
-    scaled = dataclasses.replace(make_trainee(module), groups=[ParameterGroup(tuple(module.parameters()), 1e4)])
+    scaled = dataclasses.replace(make_trainable(module), groups=[ParameterGroup(tuple(module.parameters()), 1e4)])
     _, rows = search(cpu, scaled, "sgd")
     smoothed = [row.smoothed_loss for row in rows]
     assert len(rows) < STEPS
@@ -114,7 +114,7 @@ def test_find_lr__a_loss_that_overflows_later_ends_the_curve(cpu: Machine) -> No
             self.calls += 1
             return inputs[:, :2] * 0 + self.weight + (float("inf") if self.calls > 3 else 0.0)
 
-    _, rows = search(cpu, make_trainee(Grows()))
+    _, rows = search(cpu, make_trainable(Grows()))
     assert len(rows) == 3
     assert all(np.isfinite([row.loss, row.smoothed_loss]).all() for row in rows)
 
@@ -123,7 +123,7 @@ def test_find_lr__not_finite_from_the_start(cpu: Machine) -> None:
     module = network()
     nn.init.constant_(module[0].weight, float("nan"))
     with pytest.raises(TrainingError, match="lr auto: the loss is not finite at learning rate 1e-06 already"):
-        search(cpu, make_trainee(module))
+        search(cpu, make_trainable(module))
 
 
 def test_find_lr__rates_are_shares_where_layers_decay(cpu: Machine) -> None:
@@ -140,7 +140,7 @@ def test_find_lr__rates_are_shares_where_layers_decay(cpu: Machine) -> None:
     inputs, ids = make_clouds(40)
     with torch.no_grad():
         wanted = float(functional.cross_entropy(module(inputs), ids))
-    _, rows = search(cpu, make_trainee(module, factor=1e-12), "sgd")
+    _, rows = search(cpu, make_trainable(module, factor=1e-12), "sgd")
     assert [row.loss for row in rows] == pytest.approx([wanted] * STEPS, rel=1e-6)  # weights that hardly move; float32
 
 

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from tests.trainer.make import assert_same_run, equal, read_rows, train_here, weights_of
 from tl.trainer.fit.steps import Mix, build_mix
-from tl.trainer.models.network import Normalise
+from tl.trainer.models.network import Normalize
 
 CLASSES = 5
 
@@ -107,12 +107,12 @@ def test_mix__of_one_image_is_itself(mixup: float, cutmix: float) -> None:
     torch.testing.assert_close(shares, torch.eye(CLASSES)[[2]])
 
 
-def test_mix__is_normalised_like_a_image() -> None:
-    normalise = Normalise((0.1, 0.2, 0.3), (0.5, 0.4, 0.3))
+def test_mix__is_normalized_like_a_image() -> None:
+    normalize = Normalize((0.1, 0.2, 0.3), (0.5, 0.4, 0.3))
     torch.manual_seed(0)
     mixed, _ = build(0.0, 1.0)(images(), torch.arange(4))
     # Pasted pixels are whole numbers, so nothing is lost on the way by bytes.
-    assert torch.equal(normalise(mixed), normalise(mixed.to(torch.uint8)))
+    assert torch.equal(normalize(mixed), normalize(mixed.to(torch.uint8)))
 
 
 def test_train__mixing_repeats_and_matters(photos: Path, tmp_path: Path) -> None:

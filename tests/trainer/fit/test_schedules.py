@@ -125,11 +125,11 @@ def test_lr_factor__the_shortest_runs_still_learn(schedule: str, epochs: int, st
 def test_lr_factor__plateau_by_hand() -> None:
     plan = make_plan("plateau", 20, drop_epochs=2, drop_factor=0.5, warmup_epochs=1.0)
     #          warm-up, best, worse, equal: a drop; better, worse, better, worse, worse: a drop; worse, worse: a drop
-    badness = [0.9, 0.5, 0.6, 0.5, 0.4, 0.6, 0.3, 0.4, 0.4, 0.5, 0.5]
+    monitored = [0.9, 0.5, 0.6, 0.5, 0.4, 0.6, 0.3, 0.4, 0.4, 0.5, 0.5]
     drops = [0, 0, 0, 0, 1, 1, 1, 1, 1, 2, 2, 3]
-    found = [lr_factor(3 * epoch, 3, plan, badness[:epoch]) for epoch in range(12)]
+    found = [lr_factor(3 * epoch, 3, plan, monitored[:epoch]) for epoch in range(12)]
     assert found == pytest.approx([1 / 4, *(0.5**count for count in drops[1:])], abs=FLOAT64)
-    within = {lr_factor(3 * 4 + step, 3, plan, badness[:4]) for step in range(3)}
+    within = {lr_factor(3 * 4 + step, 3, plan, monitored[:4]) for step in range(3)}
     assert within == {0.5}
 
 
@@ -142,22 +142,22 @@ def test_lr_factor__only_plateau_looks_at_the_history() -> None:
 @pytest.mark.parametrize("seed", range(5))
 @pytest.mark.parametrize("drop_epochs", [1, 2, 4])
 def test_count_plateaus__is_torch_s(seed: int, drop_epochs: int) -> None:
-    badness = np.random.default_rng(seed).integers(0, 30, 40).tolist()
+    monitored = np.random.default_rng(seed).integers(0, 30, 40).tolist()
     optimizer = make_sgd()
     # Torch drops when more than `patience` epochs were bad.
     scheduler = ReduceLROnPlateau(optimizer, factor=0.5, patience=drop_epochs - 1, threshold=0, eps=0)
-    for epoch, value in enumerate(badness):
+    for epoch, value in enumerate(monitored):
         scheduler.step(value)
-        drops = count_plateaus(badness[: epoch + 1], drop_epochs)
+        drops = count_plateaus(monitored[: epoch + 1], drop_epochs)
         assert 0.5**drops == pytest.approx(optimizer.param_groups[0]["lr"], rel=FLOAT64)
 
 
 @pytest.mark.parametrize(
-    ("badness", "plateaus"),
+    ("monitored", "plateaus"),
     [([], 0), ([1.0], 0), ([3, 2, 1], 0), ([1, 1, 1], 1), ([1, 2, 2, 2, 2], 2), ([-0.5, -0.4, -0.5, -0.6, -0.6], 1)],
 )
-def test_count_plateaus__by_hand(badness: list[float], plateaus: int) -> None:
-    assert count_plateaus(badness, 2) == plateaus
+def test_count_plateaus__by_hand(monitored: list[float], plateaus: int) -> None:
+    assert count_plateaus(monitored, 2) == plateaus
 
 
 def test_count_plateaus__no_number_is_nothing_better() -> None:

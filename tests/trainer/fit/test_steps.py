@@ -22,11 +22,11 @@ from tl.trainer.fit.steps import (
     Batch,
     Classification,
     StepResult,
-    Trainee,
+    TrainableModel,
     balanced_class_weights,
     build_scaler,
     check_finite,
-    take_step,
+    train_step,
 )
 from tl.trainer.models.freezing import ParameterGroup
 
@@ -54,11 +54,11 @@ def linear(seed: int = 1) -> nn.Linear:
     return nn.Linear(4, 3)
 
 
-def trainee_of(module: nn.Module, **changes: Any) -> Trainee:
+def trainee_of(module: nn.Module, **changes: Any) -> TrainableModel:
     groups = [ParameterGroup(tuple(module.parameters()), 1.0)]
     of_loss = {name: changes.pop(name) for name in ("class_weights", "label_smoothing") if name in changes}
     objective = Classification(NAMES, **of_loss)
-    return Trainee(module, groups, objective, **changes)
+    return TrainableModel(module, groups, objective, **changes)
 
 
 def split(sizes: Sequence[int]) -> list[Batch]:
@@ -67,7 +67,7 @@ def split(sizes: Sequence[int]) -> list[Batch]:
 
 
 def step(
-    trainee: Trainee,
+    trainable: TrainableModel,
     batches: Sequence[Batch],
     machine: Machine,
     *,
@@ -76,9 +76,9 @@ def step(
     lr: float = 0.0,
 ) -> list[StepResult]:
     """One step of plain SGD; at a rate of 0 the gradients are left to look at."""
-    optimizer = build_optimizer("sgd", trainee.groups, lr, momentum=0.0, weight_decay=0.0)
+    optimizer = build_optimizer("sgd", trainable.groups, lr, momentum=0.0, weight_decay=0.0)
     scaler = build_scaler(machine)
-    return take_step(trainee, trainee.module, batches, optimizer, scaler, machine, ranks or Ranks(), clip_norm)
+    return train_step(trainable, trainable.module, batches, optimizer, scaler, machine, ranks or Ranks(), clip_norm)
 
 
 def gradients(module: nn.Module) -> Tensor:
@@ -112,7 +112,7 @@ def test_take_step__mean_over_processes_is_the_gradient_of_the_whole_batch(
     parts = []
     for rank in (0, 1):  # 8 images as 4 + 4, or 5 as 3 + 2 and 3 as 2 + 1
         module, ranks = linear(), Ranks(rank, 2)
-        own = [(ranks.share(x), ranks.share(y), n) for x, y, n in split(sizes)]
+        own = [(ranks.shard(x), ranks.shard(y), n) for x, y, n in split(sizes)]
         step(trainee_of(module), own, cpu, ranks=ranks)
         parts.append(gradients(module))
     torch.testing.assert_close((parts[0] + parts[1]) / 2, whole_gradients(), **CLOSE)
@@ -240,8 +240,8 @@ def fit_linear(machine: Machine, batch_size: int, accumulate: int) -> tuple[list
     changes = {"optimizer": "sgd", "lr": 0.1, "weight_decay": 1e-3, "clip_norm": 0.5, "ema_decay": 0.5}
     module, options = linear(), make_fit_options(epochs=3, accumulate=accumulate, monitor="val_loss", **changes)
     batches = TensorBatches(*data(22), batch_size=batch_size, seed=0)
-    trainee, found = trainee_of(module), {"loss": 1.0, "top1_accuracy": 1.0}
-    history = fit(trainee, batches, lambda judged: found, options, machine, NoCheckpoints(), Silent())
+    trainable, found = trainee_of(module), {"loss": 1.0, "top1_accuracy": 1.0}
+    history = fit(trainable, batches, lambda judged: found, options, machine, NoCheckpoints(), Silent())
     return history, torch.cat([p.detach().flatten() for p in module.parameters()])
 
 

@@ -24,7 +24,7 @@ from tl.data.images import ImageStore
 from tl.data.manifests import class_ids
 from tl.errors import ConfigError, DataError
 from tl.progress import Silent
-from tl.runtime.imaging.preprocessing import build_recipe
+from tl.runtime.imaging.preprocessing import build_preprocessing
 from tl.trainer.config import TrainConfig
 from tl.trainer.heads.probe import ProbeRow, _interval, _limit, configure, expand_tries, probe
 from tl.trainer.models.backbone_info import BackboneInfo
@@ -52,10 +52,10 @@ def make_task(
     kept = FeatureSet(ArrayCache(folder, keeps_unwritten=True), folder)
     for digest, row in zip(digests, features, strict=True):
         kept.cache.put(kept.key(digest, 0), row.astype(np.float32))
-    recipe, names = build_recipe((8, 8)), tuple(sorted(set(labels)))
+    preprocessing, names = build_preprocessing((8, 8)), tuple(sorted(set(labels)))
     info = BackboneInfo("none", 8, 8, "bilinear", (0.5, 0.5, 0.5), (0.5, 0.5, 0.5))
-    store, ids = ImageStore(tuple(images), digests, recipe, {}), tuple(class_ids(images, names))
-    return Task(resolve(BASE), info, recipe, None, None, store, [], names, ids, kept)
+    store, ids = ImageStore(tuple(images), digests, preprocessing, {}), tuple(class_ids(images, names))
+    return Task(resolve(BASE), info, preprocessing, None, None, store, [], names, ids, kept)
 
 
 def clouds(count: int = 60, classes: int = 3, apart: float = 0.5) -> tuple[NDArray[np.float64], list[str]]:

@@ -14,29 +14,29 @@ from threadpoolctl import threadpool_info
 
 from tl.trainer.heads.solvers import LinearHead, Solver, solve_head
 
-Labelled = tuple[NDArray[Any], NDArray[np.int64]]
+Labeled = tuple[NDArray[Any], NDArray[np.int64]]
 SOLVERS: tuple[Solver, ...] = ("logistic", "svm")
-# Standardising in another order leaves float32 rounding, which the solvers carry into their answer.
+# Standardizing in another order leaves float32 rounding, which the solvers carry into their answer.
 CLOSE_CALL = 1e-5
 
 
-def make_features(seed: int, classes: int, count: int = 60, width: int = 20, apart: float = 0.7) -> Labelled:
-    """Rectified clouds around class centres, entries of different sizes and offsets, as trunks give them."""
+def make_features(seed: int, classes: int, count: int = 60, width: int = 20, apart: float = 0.7) -> Labeled:
+    """Rectified clouds around class centers, entries of different sizes and offsets, as trunks give them."""
     rng = np.random.default_rng(seed)
     true_ids = np.arange(count) % classes
-    centres, offsets, sizes = rng.normal(size=(classes, width)), rng.normal(size=width), rng.uniform(0.5, 3, width)
-    clouds = np.maximum(apart * centres[true_ids] + rng.normal(size=(count, width)), 0)
+    centers, offsets, sizes = rng.normal(size=(classes, width)), rng.normal(size=width), rng.uniform(0.5, 3, width)
+    clouds = np.maximum(apart * centers[true_ids] + rng.normal(size=(count, width)), 0)
     return (sizes * clouds + 3 * offsets).astype(np.float32), true_ids.astype(np.int64)
 
 
-def halves(data: Labelled) -> tuple[Labelled, Labelled]:
+def halves(data: Labeled) -> tuple[Labeled, Labeled]:
     """Training and validation."""
     middle = len(data[1]) // 2
     return (data[0][:middle], data[1][:middle]), (data[0][middle:], data[1][middle:])
 
 
-def reference(solver: Solver, c: float, train: Labelled, **options: Any) -> Any:
-    """Scikit-learn's own standardising and fitting."""
+def reference(solver: Solver, c: float, train: Labeled, **options: Any) -> Any:
+    """Scikit-learn's own standardizing and fitting."""
     if solver == "svm":
         model: Any = LinearSVC(**{"C": c, "tol": 1e-3, "random_state": 0, **options})
     else:

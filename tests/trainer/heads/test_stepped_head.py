@@ -13,11 +13,11 @@ from tl.progress import Silent
 from tl.trainer.config import TrainConfig
 from tl.trainer.fit.loop import EpochRow, NoCheckpoints
 from tl.trainer.fit.machine import Machine
-from tl.trainer.heads.stepped_head import Labelled, SteppedHead, build_stepped_head, fit_stepped_head
+from tl.trainer.heads.stepped_head import Labeled, SteppedHead, build_stepped_head, fit_stepped_head
 from tl.trainer.options import resolve
 
 
-def noise(seed: int, count: int = 40) -> Labelled:
+def noise(seed: int, count: int = 40) -> Labeled:
     """Nothing to learn, so that validation goes up and down."""
     rng = np.random.default_rng(seed)
     return rng.normal(3, 2, size=(count, 6)).astype(np.float32), np.arange(count) % 2
@@ -56,10 +56,10 @@ def test_stepped_head__tensors_give_the_logits_by_hand(cpu: Machine) -> None:
     stepped, _ = fit_on_noise(cpu, keeps_best=False, head="linear", head_sizes=None)
     train, (features, _) = noise(0)[0], noise(1)
     tensors = stepped.tensors()
-    assert set(tensors) == {"head.weight", "head.bias", "standardise.mean", "standardise.std"}
-    np.testing.assert_allclose(tensors["standardise.mean"], train.mean(axis=0), rtol=1e-5)  # float32 sums of 40
-    np.testing.assert_allclose(tensors["standardise.std"], train.std(axis=0), rtol=1e-5)
+    assert set(tensors) == {"head.weight", "head.bias", "standardize.mean", "standardize.std"}
+    np.testing.assert_allclose(tensors["standardize.mean"], train.mean(axis=0), rtol=1e-5)  # float32 sums of 40
+    np.testing.assert_allclose(tensors["standardize.std"], train.std(axis=0), rtol=1e-5)
     own = {name: tensor.astype(np.float64) for name, tensor in tensors.items()}
-    standardised = (features - own["standardise.mean"]) / own["standardise.std"]
-    wanted = standardised @ own["head.weight"].T + own["head.bias"]
+    standardized = (features - own["standardize.mean"]) / own["standardize.std"]
+    wanted = standardized @ own["head.weight"].T + own["head.bias"]
     np.testing.assert_allclose(stepped.logits(features), wanted, rtol=0, atol=1e-5)  # float32 sums of six

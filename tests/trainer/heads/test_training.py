@@ -48,7 +48,7 @@ STEPPED = ({"optimizer": "adamw"}, {"head": "mlp"}, {"head": "conv", "head_sizes
 
 @pytest.fixture(scope="session")
 def close_photos(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Three classes of nearly the same colour in noise, so that heads make mistakes; read only."""
+    """Three classes of nearly the same color in noise, so that heads make mistakes; read only."""
     root = tmp_path_factory.mktemp("close") / "photos"
     for c, name in enumerate(("甲虫", "Käfer", "worm")):
         for i in range(14):
@@ -151,7 +151,7 @@ def test_train__best_tensors_give_the_predictions_by_hand(
     tensors, card = load_best(run)
     own = {name: tensor.numpy().astype(np.float64) for name, tensor in tensors.items()}
     task = prepare_task(run.load_config(), Silent())
-    features = (task.split_features("val") - own["standardise.mean"]) / own["standardise.std"]
+    features = (task.split_features("val") - own["standardize.mean"]) / own["standardize.std"]
     logits = features @ own["head.weight"].T + own["head.bias"]
     wanted = softmax(logits / card.temperature, axis=1)
     # Float32 sums of 128 products, divided by the temperature, and six printed digits.
@@ -159,7 +159,7 @@ def test_train__best_tensors_give_the_predictions_by_hand(
     assert card.temperature == read_metrics(run)["temperature"]
     given = load_file(finished_run.best_path)
     assert {name for name in own if name.startswith("trunk.")} == {n for n in given if n.startswith("trunk.")}
-    assert all((own[name] == given[name]).all() for name in given if name.startswith(("trunk.", "normalise.")))
+    assert all((own[name] == given[name]).all() for name in given if name.startswith(("trunk.", "normalize.")))
 
 
 def test_solve__is_the_solver_on_the_kept_features(close_photos: Path, finished_run: Run, tmp_path: Path) -> None:
@@ -241,7 +241,7 @@ EXPORTED = (
     {"head": "svm"},
     {"head": "mlp", "augment": "flip", "views": 1},
     {"head": "conv", "head_sizes": (4, 8)},
-    {"pooling": "flatten", "normalise": "dataset"},
+    {"pooling": "flatten", "normalize": "dataset"},
 )
 
 
@@ -355,8 +355,8 @@ def test_train__the_test_split_of_a_solved_head(finished_run: Run, tmp_path: Pat
 
 def test_compute_features__only_what_somebody_looks_at(photos: Path, finished_run: Run, tmp_path: Path) -> None:
     for changes, views in (
-        ({"method": "finetune", "audit": False, "head_start": "random"}, set()),
-        ({"method": "finetune", "audit": False, "head_start": "solved"}, {0}),
+        ({"method": "finetune", "audit": False, "head_init": "random"}, set()),
+        ({"method": "finetune", "audit": False, "head_init": "solved"}, {0}),
         ({"method": "finetune"}, {0}),
         ({"method": "features", "augment": "flip", "views": 2}, {0, 1, 2}),
     ):

@@ -1,4 +1,4 @@
-"""Images of three coloured spots and their annotations, for quick trainings."""
+"""Images of three colored spots and their annotations, for quick trainings."""
 
 from __future__ import annotations
 

@@ -6,10 +6,10 @@ from numpy.typing import NDArray
 
 from tests.spots import USUAL_XY, spot_image
 from tl.errors import ConfigError
-from tl.runtime.imaging.preprocessing import build_recipe
+from tl.runtime.imaging.preprocessing import build_preprocessing
 from tl.trainer.fit.augment import PRESETS, Augment, build_augment
 
-RECIPE = build_recipe((60, 80))
+RECIPE = build_preprocessing((60, 80))
 NAN = float("nan")
 
 
@@ -20,7 +20,7 @@ def build(name: str, *, mirror: bool = True) -> Augment:
 
 
 def middles(image: NDArray[np.uint8]) -> NDArray[np.float64]:
-    """Where each colour's light is, (3, 2)."""
+    """Where each color's light is, (3, 2)."""
     light = image.astype(float)
     total = light.sum(axis=(0, 1))
     x = (light.sum(axis=0) * np.arange(image.shape[1])[:, None]).sum(axis=0) / total

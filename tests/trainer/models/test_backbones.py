@@ -12,7 +12,7 @@ from torchvision import models
 from torchvision.models.feature_extraction import create_feature_extractor
 
 from tl.errors import ConfigError
-from tl.runtime.imaging.preprocessing import build_recipe
+from tl.runtime.imaging.preprocessing import build_preprocessing
 from tl.trainer.config import WITHOUT_NORM
 from tl.trainer.models.backbone_info import OWN_BACKBONES, BackboneInfo, remembered_info
 from tl.trainer.models.backbones import (
@@ -23,7 +23,7 @@ from tl.trainer.models.backbones import (
     find_backbone_info,
     torchvision_weights,
 )
-from tl.trainer.models.network import Normalise
+from tl.trainer.models.network import Normalize
 from tl.trainer.options import has_norm
 
 # One of each family, with the shape of one image's features at the family's own input size.
@@ -132,13 +132,13 @@ def perturbed(model: nn.Module) -> nn.Module:
 
 
 @pytest.mark.parametrize("name", ["inception_v3", "googlenet"])
-def test_find_backbone_info__normalisation_equals_transform_input(name: str) -> None:
+def test_find_backbone_info__normalization_equals_transform_input(name: str) -> None:
     images = torch.randint(0, 256, (2, 9, 9, 3), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
     preset = torchvision_weights(name).transforms()
-    theirs = Normalise(tuple(preset.mean), tuple(preset.std))(images)
+    theirs = Normalize(tuple(preset.mean), tuple(preset.std))(images)
     model = getattr(models, name)(weights=None, init_weights=False, transform_input=True)
     info = find_backbone_info(name)
-    ours = Normalise(info.mean, info.std)(images)
+    ours = Normalize(info.mean, info.std)(images)
     # Both are affine maps into -1..1 with three or four float32 roundings of values up to 2.7: some 4 x 2^-23 x 2.7.
     torch.testing.assert_close(ours, model._transform_input(theirs), rtol=0, atol=2e-6)
 
@@ -156,7 +156,7 @@ def test_find_backbone_info__fits_a_recipe_for_every_backbone() -> None:
     for name in backbone_names():
         info = find_backbone_info(name)
         size = (info.image_size, info.image_size)
-        build_recipe(size, "short_side", short_side=info.short_side, interpolation=info.interpolation)
+        build_preprocessing(size, "short_side", short_side=info.short_side, interpolation=info.interpolation)
 
 
 def test_backbone_names__are_torchvisions_and_our_own() -> None:

@@ -11,14 +11,14 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 from torch.nn import functional
 
-from tests.trainer.make import equal, make_class_folders, make_trainee, train_here, weights_of
+from tests.trainer.make import equal, make_class_folders, make_trainable, train_here, weights_of
 from tl.errors import ConfigError, WeightsError
 from tl.exporter.export import export_run
 from tl.progress import Silent
 from tl.trainer.config import TrainConfig
 from tl.trainer.fit.distributed import Ranks
 from tl.trainer.fit.machine import Machine
-from tl.trainer.fit.steps import take_step
+from tl.trainer.fit.steps import train_step
 from tl.trainer.models.backbone_info import BackboneInfo
 from tl.trainer.models.backbones import Trunk, build_classifier, build_timm, build_trunk, cut_trunk, feature_shape
 from tl.trainer.models.build import build_network, load_network
@@ -75,12 +75,12 @@ def test_build_trunk__vgg_cnn_s_layer_by_layer() -> None:
     assert sizes == [(96, 3, 7, 7), (256, 96, 5, 5), (512, 256, 3, 3), (512, 512, 3, 3), (512, 512, 3, 3)]
 
 
-def test_build_trunk__vgg_cnn_s_normalises_across_channels_by_hand() -> None:
+def test_build_trunk__vgg_cnn_s_normalizes_across_channels_by_hand() -> None:
     (norm,) = [m for m in build_trunk("vgg_cnn_s") if isinstance(m, nn.LocalResponseNorm)]
     pixels = torch.randn(1, 7, 1, 1, generator=torch.Generator().manual_seed(0)) * 30
     found = norm(pixels).flatten().double()
     x = pixels.flatten().double()
-    # Krizhevsky et al. 2012: x / (k + alpha / n * sum of squares of n neighbours)^beta, n 5, as Caffe divides by n.
+    # Krizhevsky et al. 2012: x / (k + alpha / n * sum of squares of n neighbors)^beta, n 5, as Caffe divides by n.
     around = [x[max(0, i - 2) : i + 3].square().sum() for i in range(7)]
     wanted = x / (2 + 5e-4 / 5 * torch.stack(around)) ** 0.75
     torch.testing.assert_close(found, wanted, rtol=1e-5, atol=0)  # a float32 power
@@ -198,9 +198,9 @@ def test_inception__trains_with_both_losses(cpu: Machine) -> None:
     images = torch.randint(0, 256, (2, 299, 299, 3), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
     ids = torch.tensor([0, 2])
     optimizer = torch.optim.SGD(network.parameters(), 0.0)
-    trainee, scaler = make_trainee(network.train(), "abc"), torch.amp.GradScaler(enabled=False)
+    trainable, scaler = make_trainable(network.train(), "abc"), torch.amp.GradScaler(enabled=False)
     torch.manual_seed(1)
-    (result,) = take_step(trainee, network, [(images, ids, 2)], optimizer, scaler, cpu, Ranks(), None)
+    (result,) = train_step(trainable, network, [(images, ids, 2)], optimizer, scaler, cpu, Ranks(), None)
     torch.manual_seed(1)  # the auxiliary classifier has no dropout, the head neither
     with torch.no_grad():
         main, aux = network(images)
@@ -224,7 +224,7 @@ def test_build_network__conv_head_needs_a_map(name: str) -> None:
         build_network(config_of(name, image_size=224, head="conv"), info_of(name), 3, None)
 
 
-def test_build_network__head_starts_the_same_for_every_trunk() -> None:
+def test_build_network__head_inits_the_same_for_every_trunk() -> None:
     # So that freezing or cutting compares trunks, not luck; both trunks end in 512 channels.
     networks = [build_network(config_of(name), info_of(name), 3, None) for name in ("resnet18", "timm:resnet18")]
     assert torch.equal(networks[0].head.weight, networks[1].head.weight)

@@ -54,7 +54,7 @@ EPOCHS = 12  # of one step each
 
 
 @dataclass(frozen=True)
-class Subject:
+class ExportSource:
     """A kind of backbone, tensors for it and a run from them."""
 
     kind: Kind
@@ -83,9 +83,11 @@ def build_small_vit(name: str) -> nn.Module:
 
 
 @pytest.fixture(scope="module", params=[as_parameter(kind) for kind in KINDS])
-def subject(request: pytest.FixtureRequest, eight: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Subject]:
+def origin(
+    request: pytest.FixtureRequest, eight: Path, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[ExportSource]:
     kind: Kind = request.param
-    folder = tmp_path_factory.mktemp("subject")
+    folder = tmp_path_factory.mktemp("origin")
     with pytest.MonkeyPatch.context() as patch:
         if kind.name == "vit_b_16":
             for module in (backbones, networks):
@@ -95,7 +97,7 @@ def subject(request: pytest.FixtureRequest, eight: Path, tmp_path_factory: pytes
         # timm's own files do not say "model." before each name.
         torch.save({name.removeprefix("model."): t for name, t in tensors.items()}, folder / "weights.pth")
         options = {"backbone": kind.name, "image_size": kind.side, "trunk_until": kind.until, "audit": False}
-        options |= {"weights": str(folder / "weights.pth"), "batch_size": 8, "head_start": "random"}
+        options |= {"weights": str(folder / "weights.pth"), "batch_size": 8, "head_init": "random"}
         changes = {
             "warmup_epochs": 0.0,
             "optimizer": "adam",
@@ -105,29 +107,29 @@ def subject(request: pytest.FixtureRequest, eight: Path, tmp_path_factory: pytes
             "monitor": "train_loss",
         }
         run = train_here(eight, folder / "run", method="finetune", **options, **changes).run
-        yield Subject(kind, eight, options, run)
+        yield ExportSource(kind, eight, options, run)
 
 
 def test_kinds__hold_every_backbone_of_our_own() -> None:
     assert set(OWN_BACKBONES) <= {kind.name for kind in KINDS}
 
 
-def test_backbone__learns_eight_images(subject: Subject) -> None:
-    losses = [float(row["train_loss"]) for row in read_rows(subject.run.folder / "history.csv")]
+def test_backbone__learns_eight_images(origin: ExportSource) -> None:
+    losses = [float(row["train_loss"]) for row in read_rows(origin.run.folder / "history.csv")]
     assert len(losses) == EPOCHS
     assert losses[-1] < 0.5 * losses[0]  # what cannot learn stays near log 2
 
 
-def test_backbone__exports(subject: Subject, tmp_path: Path) -> None:
-    contract = export_run(subject.run, tmp_path / "m.onnx", Silent()).contract
+def test_backbone__exports(origin: ExportSource, tmp_path: Path) -> None:
+    contract = export_run(origin.run, tmp_path / "m.onnx", Silent()).contract
     assert contract.parity.images == 8
     assert contract.parity.top1_agreement == 1
-    assert contract.provenance.backbone == subject.kind.name
+    assert contract.provenance.backbone == origin.kind.name
 
 
 @pytest.mark.parametrize("head", ["linear", "mlp", "conv", "svm"])
-def test_head__learns_eight_images(subject: Subject, tmp_path: Path, head: str) -> None:
-    if head == "conv" and not subject.kind.has_map:
+def test_head__learns_eight_images(origin: ExportSource, tmp_path: Path, head: str) -> None:
+    if head == "conv" and not origin.kind.has_map:
         pytest.skip("this backbone gives no map")
     changes = {
         "linear": {"epochs": None},
@@ -135,11 +137,11 @@ def test_head__learns_eight_images(subject: Subject, tmp_path: Path, head: str) 
         "mlp": {"epochs": 30, "head_sizes": (32, 16), "lr": 0.01},
         "conv": {"epochs": 30, "head_sizes": (8, 16), "lr": 0.01},
     }[head]
-    run = train_here(subject.photos, tmp_path / "run", method="features", head=head, **subject.options, **changes).run
+    run = train_here(origin.photos, tmp_path / "run", method="features", head=head, **origin.options, **changes).run
     if head in ("linear", "svm"):  # solved, not trained by steps
         assert max(float(row["train_top1_accuracy"]) for row in read_rows(run.folder / "c_search.csv")) == 1
     else:
         losses = [float(row["train_loss"]) for row in read_rows(run.folder / "history.csv")]
         assert min(losses) < 0.5 * losses[0]
-    if subject.kind.name == "smallcnn":  # a head knows nothing of what is below it
+    if origin.kind.name == "smallcnn":  # a head knows nothing of what is below it
         assert export_run(run, tmp_path / "m.onnx", Silent()).contract.parity.top1_agreement == 1

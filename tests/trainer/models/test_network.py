@@ -11,8 +11,8 @@ from tl.trainer.models.network import (
     DeployedClassifier,
     FeaturePooling,
     Network,
-    Normalise,
-    Standardise,
+    Normalize,
+    Standardize,
     build_head,
     pooled_shape,
 )
@@ -26,7 +26,7 @@ def make_network(*, freeze: str = "none", pooling: FeaturePooling = "gap", side:
     freeze_trunk(trunk, freeze)
     shape = pooled_shape((128, side // 8, side // 8), pooling)
     head = build_head("conv" if pooling == "map" else "linear", shape, 3, sizes=(4,), dropout=0.0)
-    return Network(Normalise(MEAN, STD), trunk, Standardise(shape), head, pooling=pooling)
+    return Network(Normalize(MEAN, STD), trunk, Standardize(shape), head, pooling=pooling)
 
 
 def make_images(count: int = 4, side: int = 16) -> Tensor:
@@ -41,86 +41,86 @@ def train_a_step(network: Network) -> None:
     optimizer.step()
 
 
-def test_normalise__by_hand() -> None:
+def test_normalize__by_hand() -> None:
     images = torch.tensor([[[[0, 0, 0]], [[255, 255, 255]], [[51, 102, 204]]]], dtype=torch.uint8)  # (1, 3, 1, 3)
-    pixels = Normalise(MEAN, STD)(images)
+    pixels = Normalize(MEAN, STD)(images)
     assert pixels.shape == (1, 3, 3, 1)
     wanted = [[-2.0, 2.0, -1.2], [-0.5, 1.5, 0.3], [0.0, 1.0, 0.8]]
     # Two float32 roundings of values up to 255, divided by at least 63: under 1e-6.
     torch.testing.assert_close(pixels[0, :, :, 0], torch.tensor(wanted), rtol=0, atol=1e-6)
 
 
-def test_normalise__is_no_parameter_but_is_saved() -> None:
-    normalise = Normalise(MEAN, STD)
-    assert list(normalise.parameters()) == []
-    assert set(normalise.state_dict()) == {"mean", "std"}
+def test_normalize__is_no_parameter_but_is_saved() -> None:
+    normalize = Normalize(MEAN, STD)
+    assert list(normalize.parameters()) == []
+    assert set(normalize.state_dict()) == {"mean", "std"}
 
 
-def test_standardise__is_the_identity_before_it_is_fitted() -> None:
+def test_standardize__is_the_identity_before_it_is_fitted() -> None:
     embeddings = torch.randn(3, 5)
-    assert torch.equal(Standardise((5,))(embeddings), embeddings)
+    assert torch.equal(Standardize((5,))(embeddings), embeddings)
 
 
-def test_standardise__by_hand() -> None:
+def test_standardize__by_hand() -> None:
     # Spreads 1 and 3, mean spread 4/3 with the constant third feature, whose spread is held at a tenth of that.
-    standardise = Standardise((3,))
-    standardise.fit(torch.tensor([[1.0, 10.0, 7.0], [3.0, 16.0, 7.0]]))
-    found = standardise(torch.tensor([[1.0, 16.0, 7.0 + 4 / 30], [2.0, 13.0, 7.0]]))
+    standardize = Standardize((3,))
+    standardize.fit(torch.tensor([[1.0, 10.0, 7.0], [3.0, 16.0, 7.0]]))
+    found = standardize(torch.tensor([[1.0, 16.0, 7.0 + 4 / 30], [2.0, 13.0, 7.0]]))
     # 7 + 4/30 is rounded to float32 (2^-22 around 7) and then divided by 4/30.
     torch.testing.assert_close(found, torch.tensor([[-1.0, 1.0, 1.0], [0.0, 0.0, 0.0]]), rtol=0, atol=5e-6)
 
 
-def test_standardise__each_channel_of_a_map() -> None:
+def test_standardize__each_channel_of_a_map() -> None:
     maps = 5 * torch.randn(6, 3, 4, 2, generator=torch.Generator().manual_seed(0)) + torch.tensor([0.0, 9, -9]).view(
         1, 3, 1, 1
     )
-    standardise = Standardise((3, 4, 2))
-    assert standardise.mean.shape == standardise.std.shape == (3, 1, 1)
-    assert torch.equal(standardise(maps), maps)
-    standardise.fit(maps)
+    standardize = Standardize((3, 4, 2))
+    assert standardize.mean.shape == standardize.std.shape == (3, 1, 1)
+    assert torch.equal(standardize(maps), maps)
+    standardize.fit(maps)
     values = maps.numpy().astype("float64").transpose(1, 0, 2, 3).reshape(3, -1)
     # float32 sums of 48 values up to 25 against float64.
     torch.testing.assert_close(
-        standardise.mean.flatten().double(), torch.tensor(values.mean(axis=1)), rtol=0, atol=1e-5
+        standardize.mean.flatten().double(), torch.tensor(values.mean(axis=1)), rtol=0, atol=1e-5
     )
-    torch.testing.assert_close(standardise.std.flatten().double(), torch.tensor(values.std(axis=1)), rtol=0, atol=1e-5)
-    wanted = (maps - standardise.mean) / standardise.std
-    assert torch.equal(standardise(maps), wanted)
+    torch.testing.assert_close(standardize.std.flatten().double(), torch.tensor(values.std(axis=1)), rtol=0, atol=1e-5)
+    wanted = (maps - standardize.mean) / standardize.std
+    assert torch.equal(standardize(maps), wanted)
 
 
-def test_standardise__a_map_may_have_another_size_than_it_was_measured_on() -> None:
-    standardise = Standardise((3, 4, 2))
-    standardise.fit(torch.randn(6, 3, 4, 2))
-    assert standardise(torch.randn(1, 3, 7, 5)).shape == (1, 3, 7, 5)
+def test_standardize__a_map_may_have_another_size_than_it_was_measured_on() -> None:
+    standardize = Standardize((3, 4, 2))
+    standardize.fit(torch.randn(6, 3, 4, 2))
+    assert standardize(torch.randn(1, 3, 7, 5)).shape == (1, 3, 7, 5)
 
 
-def test_standardise__a_dead_channel_is_not_blown_up() -> None:
+def test_standardize__a_dead_channel_is_not_blown_up() -> None:
     maps = torch.zeros(4, 2, 2, 2)
     maps[:, 0] = torch.tensor([-1.0, 1.0, -1.0, 1.0]).view(4, 1, 1)
-    standardise = Standardise((2, 2, 2))
-    standardise.fit(maps)
+    standardize = Standardize((2, 2, 2))
+    standardize.fit(maps)
     # Spreads 1 and 0: the second is held at a tenth of their mean.
-    torch.testing.assert_close(standardise.std.flatten(), torch.tensor([1.0, 0.05]), rtol=1e-6, atol=0)  # float32
+    torch.testing.assert_close(standardize.std.flatten(), torch.tensor([1.0, 0.05]), rtol=1e-6, atol=0)  # float32
 
 
-def test_standardise__a_single_image_gives_finite_numbers() -> None:
-    standardise = Standardise((4,))
-    standardise.fit(torch.ones(1, 4))
-    assert torch.equal(standardise(torch.ones(2, 4)), torch.zeros(2, 4))
+def test_standardize__a_single_image_gives_finite_numbers() -> None:
+    standardize = Standardize((4,))
+    standardize.fit(torch.ones(1, 4))
+    assert torch.equal(standardize(torch.ones(2, 4)), torch.zeros(2, 4))
 
 
-def test_network__logits_are_of_standardised_embeddings() -> None:
+def test_network__logits_are_of_standardized_embeddings() -> None:
     network = make_network().eval()
     embeddings = network.features(make_images()).detach()
-    network.standardise.fit(embeddings)
-    wanted = network.head((embeddings - network.standardise.mean) / network.standardise.std)
+    network.standardize.fit(embeddings)
+    wanted = network.head((embeddings - network.standardize.mean) / network.standardize.std)
     assert torch.equal(network(make_images()), wanted)
     assert torch.equal(network.classify(embeddings), wanted)
 
 
 def test_network__gap_is_the_mean_of_the_map() -> None:
     network = make_network().eval()
-    features = network.trunk(network.normalise(make_images()))
+    features = network.trunk(network.normalize(make_images()))
     assert features.shape == (4, 128, 2, 2)
     wanted = features.sum(dim=(2, 3)) / 4
     torch.testing.assert_close(network.features(make_images()), wanted, rtol=0, atol=1e-6)  # a sum of four in any order
@@ -129,7 +129,7 @@ def test_network__gap_is_the_mean_of_the_map() -> None:
 
 def test_network__flatten_keeps_the_map() -> None:
     network = make_network(pooling="flatten").eval()
-    features = network.trunk(network.normalise(make_images()))
+    features = network.trunk(network.normalize(make_images()))
     assert torch.equal(network.features(make_images()), features.reshape(4, 512))
 
 
@@ -137,7 +137,7 @@ def test_network__embedding_trunks_are_not_pooled() -> None:
     class Flat(Trunk):
         kind = "embedding"
 
-    network = Network(Normalise(MEAN, STD), Flat(nn.Flatten()), Standardise((12,)), nn.Linear(12, 2), pooling="gap")
+    network = Network(Normalize(MEAN, STD), Flat(nn.Flatten()), Standardize((12,)), nn.Linear(12, 2), pooling="gap")
     assert network.features(make_images(2, 2)).shape == (2, 12)
 
 
@@ -243,13 +243,13 @@ class Tapped(nn.Module):
 def test_network__auxiliary_classifier_speaks_in_training_alone() -> None:
     plain = make_network(freeze="all")
     network = Network(
-        plain.normalise, plain.trunk, plain.standardise, plain.head, pooling="gap", aux=Tapped(), aux_layer="block2"
+        plain.normalize, plain.trunk, plain.standardize, plain.head, pooling="gap", aux=Tapped(), aux_layer="block2"
     )
     logits = network.eval()(make_images())
     assert isinstance(logits, Tensor)
     first, second = network.train()(make_images())
     assert torch.equal(first, logits)
-    pixels = network.normalise(make_images())
+    pixels = network.normalize(make_images())
     assert torch.equal(second, network.trunk[:2](pixels).mean(dim=(2, 3))[:, :3])
 
 
@@ -262,8 +262,8 @@ def test_deployed__a_batch_equals_its_images_alone() -> None:
 
 def test_deployed_classifier__softmax_of_its_logits() -> None:
     classifier = nn.Sequential(nn.Flatten(), nn.Linear(12, 4))
-    (probabilities,) = DeployedClassifier(Normalise(MEAN, STD), classifier)(make_images(3, 2))
-    wanted = torch.softmax(classifier(Normalise(MEAN, STD)(make_images(3, 2))), dim=1)
+    (probabilities,) = DeployedClassifier(Normalize(MEAN, STD), classifier)(make_images(3, 2))
+    wanted = torch.softmax(classifier(Normalize(MEAN, STD)(make_images(3, 2))), dim=1)
     assert torch.equal(probabilities, wanted)
 
 

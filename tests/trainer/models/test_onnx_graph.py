@@ -17,8 +17,8 @@ from tl.trainer.models.network import (
     Deployed,
     FeaturePooling,
     Network,
-    Normalise,
-    Standardise,
+    Normalize,
+    Standardize,
     build_head,
     pooled_shape,
 )
@@ -36,7 +36,7 @@ def make_module(
     trunk = build_trunk(backbone)
     shape = pooled_shape(feature_shape(trunk, (side, side)), pooling)
     head = build_head("conv" if pooling == "map" else "mlp", shape, 3, sizes=(8,), dropout=0.5)
-    network = Network(Normalise(info.mean, info.std), trunk, Standardise(shape), head, pooling=pooling)
+    network = Network(Normalize(info.mean, info.std), trunk, Standardize(shape), head, pooling=pooling)
     return Deployed(network, temperature)
 
 
@@ -98,7 +98,7 @@ def test_to_onnx__a_batch_equals_its_images_alone(model: onnx.ModelProto) -> Non
 
 def test_to_onnx__a_head_on_the_map_and_a_temperature() -> None:
     module = make_module("map", temperature=0.25)
-    module.network.standardise.fit(torch.randn(4, 128, 2, 2))
+    module.network.standardize.fit(torch.randn(4, 128, 2, 2))
     model = to_onnx(module, (16, 16), ("probabilities", "embedding"))
     images = make_images(3)
     with torch.no_grad():

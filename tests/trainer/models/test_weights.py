@@ -100,9 +100,9 @@ def test_load_into__the_original_classifier_may_be_there(trunk: Trunk) -> None:
 
 
 def test_read_colors__as_shares_of_255(tmp_path: Path) -> None:
-    # Network's normalisation counts in bytes and has the shape of a batch.
+    # Network's normalization counts in bytes and has the shape of a batch.
     mean, std = torch.tensor([51.0, 102.0, 127.5]).view(1, 3, 1, 1), torch.tensor([25.5, 51.0, 255.0]).view(1, 3, 1, 1)
-    save_file({"normalise.mean": mean, "normalise.std": std}, tmp_path / "best.safetensors")
+    save_file({"normalize.mean": mean, "normalize.std": std}, tmp_path / "best.safetensors")
     colors = read_colors(WeightsFile(tmp_path / "best.safetensors", "", "run", is_run=True))
     assert colors == (pytest.approx((0.2, 0.4, 0.5), rel=1e-6), pytest.approx((0.1, 0.2, 1.0), rel=1e-6))  # float32
     assert all(type(value) is float for value in (*colors[0], *colors[1]))

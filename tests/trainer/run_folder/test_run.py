@@ -16,12 +16,12 @@ from tests.trainer.make import RunsCode, make_config, make_noise, make_png, make
 from tl.data.audit import Finding
 from tl.data.manifests import LabeledImage
 from tl.errors import ConfigError, OutputError, RunError
-from tl.runtime.imaging.preprocessing import build_recipe
+from tl.runtime.imaging.preprocessing import build_preprocessing
 from tl.runtime.model_file.strict_json import dump_json
 from tl.trainer.run_folder.checkpoints import RunCheckpoints, load_best
 from tl.trainer.run_folder.run import RUN_VERSION, NetworkCard, Run, check_free, create_run, write_csv
 
-CARD = NetworkCard(("a", "Käfer, rot"), (), build_recipe((8, 8)), "none", 1.25)
+CARD = NetworkCard(("a", "Käfer, rot"), (), build_preprocessing((8, 8)), "none", 1.25)
 ROW = make_row(1, (1.25, 0.5), (1.5, 0.25), lr=0.001, seconds=2.0, val_macro_f1=0.75, val_ece=0.125)
 
 
@@ -131,7 +131,7 @@ def test_load_best__of_the_first_version(run: Run) -> None:
 def test_save_manifest__columns_and_hashes(run: Run, tmp_path: Path) -> None:
     for i, name in enumerate(("a/1.png", "b/2.png")):
         make_png(tmp_path / "data" / name, make_noise(i))
-    store = make_store(tmp_path / "data", CARD.recipe)
+    store = make_store(tmp_path / "data", CARD.preprocessing)
     run.save_manifest(store)
     rows = read_rows(run.folder / "manifest.csv")
     assert list(rows[0]) == ["path", "label", "split", "group", "sha256"]
@@ -146,12 +146,12 @@ def test_save_manifest__columns_and_hashes(run: Run, tmp_path: Path) -> None:
 
 def test_save_manifest__of_other_images_is_refused(run: Run, tmp_path: Path) -> None:
     make_png(tmp_path / "data" / "a" / "1.png", make_noise(1))
-    run.save_manifest(make_store(tmp_path / "data", CARD.recipe))
-    run.save_manifest(make_store(tmp_path / "data", CARD.recipe))
+    run.save_manifest(make_store(tmp_path / "data", CARD.preprocessing))
+    run.save_manifest(make_store(tmp_path / "data", CARD.preprocessing))
     before = (run.folder / "manifest.csv").read_bytes()
     make_png(tmp_path / "data" / "a" / "1.png", make_noise(2))  # the same name, other pixels
     with pytest.raises(RunError, match="images, labels or splits have changed"):
-        run.save_manifest(make_store(tmp_path / "data", CARD.recipe))
+        run.save_manifest(make_store(tmp_path / "data", CARD.preprocessing))
     assert (run.folder / "manifest.csv").read_bytes() == before
 
 
@@ -162,7 +162,7 @@ def test_image_paths__no_manifest(run: Run) -> None:
 
 def test_data_hash__depends_on_content_labels_and_splits_alone(run: Run, tmp_path: Path) -> None:
     make_png(tmp_path / "data" / "a" / "1.png", make_noise(1))
-    run.save_manifest(make_store(tmp_path / "data", CARD.recipe))
+    run.save_manifest(make_store(tmp_path / "data", CARD.preprocessing))
     before = run.data_hash()
     manifest = run.folder / "manifest.csv"
     manifest.write_text(manifest.read_text(encoding="utf-8").replace("1.png", "2.png"), encoding="utf-8")

@@ -18,14 +18,23 @@ import numpy as np
 import onnx
 from numpy.typing import NDArray
 
-from tl.errors import ConfigError, DeviceError, ModelFileError
-from tl.exporter.adoption.imported_model import Adoptee, AdoptOptions, open_adoptee, read_plan
+from tl.errors import DeviceError, ModelFileError
+from tl.exporter.adoption.imported_model import AdoptOptions, ImportedModel, open_imported_model, read_plan
 from tl.exporter.adoption.wrap import MAX_OPSET, wrapped_graphs
 from tl.exporter.parity import Original, check_outputs
 from tl.exporter.parity_images import find_parity_images, load_parity_images, noise_images
-from tl.exporter.publish import TOLERANCE, build_golden, embed_contract, opset_of, publish, synthetic_inputs
+from tl.exporter.publish import (
+    TOLERANCE,
+    build_golden,
+    check_model_name,
+    embed_contract,
+    opset_of,
+    publish,
+    synthetic_inputs,
+    uncertified_contract,
+)
 from tl.progress import Progress
-from tl.runtime.model_file.contract import SCHEMA_VERSION, Contract, Golden, Parity, Provenance
+from tl.runtime.model_file.contract import Contract, Provenance
 from tl.runtime.model_file.selftest import run_selftest
 from tl.runtime.session import Session
 from tl.trainer.run_folder.run import library_versions
@@ -33,8 +42,8 @@ from tl.trainer.run_folder.run import library_versions
 _LIBRARIES = ("onnx", "onnx-ir", "onnxruntime", "onnxruntime-gpu", "pillow", "simplejpeg")
 # docs/adopt.md has the measurement.
 _CROP_CAVEAT = (
-    "note: transformers rounds the centre crop's corner down, a recipe to the nearest even: in about one photo of six "
-    "the crop lies one pixel beside, which moves its probabilities by some hundredths"
+    "note: transformers rounds the center crop's corner down, tl to the nearest even: in about one photo of six the "
+    "crop lies one pixel beside, which moves its probabilities by some hundredths"
 )
 _TRIAL_IMAGES = 3  # another number than any fixed batch in use
 
@@ -63,24 +72,23 @@ def adopt(
     It must give the probabilities of the foreign file on `images`, or on noise where there are none.
     Raises `ModelFileError`, `ConfigError`, `DataError`, `ParityError` or `OutputError`.
     """
-    if Path(out).suffix != ".onnx":
-        raise ConfigError(f"{os.fspath(out)}: a model file's name ends in .onnx")
+    check_model_name(out)
     plan = read_plan(Path(path), options)
     are_real = bool(images)
     sources = find_parity_images(images) if are_real else noise_images()
-    loaded = load_parity_images(sources, plan.recipe, progress)
-    adoptee = open_adoptee(plan, loaded.inputs, options.outputs)
-    progress.say(describe(adoptee))
-    if plan.preset == "huggingface-folder" and plan.recipe.resize_mode == "short_side":
+    loaded = load_parity_images(sources, plan.preprocessing, progress)
+    imported = open_imported_model(plan, loaded.inputs, options.outputs)
+    progress.say(describe(imported))
+    if plan.preset == "huggingface-folder" and plan.preprocessing.resize_mode == "short_side":
         progress.say(_CROP_CAVEAT)
     progress.start("adopting", 3, "steps")
-    model = _first_that_agrees(adoptee)
-    bare = _uncertified(adoptee, opset_of(model), are_real)
+    model = _first_that_agrees(imported)
+    bare = _uncertified(imported, opset_of(model), are_real)
     embed_contract(model, bare)
     progress.advance(note="parity")
 
     def certify(temporary: Path) -> Contract:
-        expected = adoptee.probabilities(loaded.inputs)
+        expected = imported.probabilities(loaded.inputs)
         parity = check_outputs(
             Session(temporary, device="cpu"),
             loaded.sources,
@@ -91,8 +99,8 @@ def adopt(
         )
         progress.advance(note="self-test")
         if golden == "synthetic" or not are_real:
-            inputs = synthetic_inputs(plan.recipe.input_hw)
-            samples = build_golden("synthetic", inputs, adoptee.probabilities(inputs))
+            inputs = synthetic_inputs(plan.preprocessing.input_hw)
+            samples = build_golden("synthetic", inputs, imported.probabilities(inputs))
         else:
             samples = build_golden("images", loaded.inputs, expected)
         return replace(bare, parity=parity, golden=samples)
@@ -102,26 +110,28 @@ def adopt(
     return Adopted(Path(out), contract, opset_of(model), are_real)
 
 
-def describe(adoptee: Adoptee) -> str:
+def describe(imported: ImportedModel) -> str:
     """One line: what was found, so that a wrong preset shows."""
-    plan, foreign = adoptee.plan, adoptee.plan.foreign
-    pixels, (height, width) = plan.preprocessing, plan.recipe.input_hw
+    plan, foreign = imported.plan, imported.plan.foreign
+    pixels, (height, width) = plan.pixel_rules, plan.preprocessing.input_hw
     resize = f"{pixels.resize_mode} {pixels.short_side}" if pixels.short_side else pixels.resize_mode
     return (
-        f"found: input {foreign.layout.upper()} {width}x{height}, output {adoptee.kind}, "
+        f"found: input {foreign.layout.upper()} {width}x{height}, output {imported.kind}, "
         f"{len(plan.class_names)} classes; {plan.preset}: resize {resize}, {pixels.interpolation}, "
         f"scale {pixels.scale:.6g}, mean {_shown(pixels.mean)}, std {_shown(pixels.std)}"
     )
 
 
-def _first_that_agrees(adoptee: Adoptee) -> onnx.ModelProto:
+def _first_that_agrees(imported: ImportedModel) -> onnx.ModelProto:
     """The first way to write the graph that runs on one and on several images and gives the same numbers."""
-    plan, foreign = adoptee.plan, adoptee.plan.foreign
-    height, width = plan.recipe.input_hw
+    plan, foreign = imported.plan, imported.plan.foreign
+    height, width = plan.preprocessing.input_hw
     inputs = np.random.default_rng(0).integers(0, 256, (_TRIAL_IMAGES, height, width, 3)).astype(np.uint8)
-    expected = adoptee.probabilities(inputs)
+    expected = imported.probabilities(inputs)
     faults = []
-    graphs = wrapped_graphs(foreign, plan.preprocessing, adoptee.kind, plan.recipe.input_hw, len(plan.class_names))
+    graphs = wrapped_graphs(
+        foreign, plan.pixel_rules, imported.kind, plan.preprocessing.input_hw, len(plan.class_names)
+    )
     for model in graphs:
         fault = _trial(model, inputs, expected, TOLERANCE[foreign.precision])
         if fault is None:
@@ -160,31 +170,19 @@ def _trial(
     return None if worst < tolerance else f"its numbers change by {worst:.2g}"
 
 
-def _uncertified(adoptee: Adoptee, opset: int, on_real_images: bool) -> Contract:
-    """The contract before anything is proven; lives in a temporary file only."""
-    return Contract(
-        schema_version=SCHEMA_VERSION,
-        task="classification",
-        precision=adoptee.plan.foreign.precision,
-        class_names=adoptee.plan.class_names,
-        keypoint_names=(),
-        landmarks=None,
-        recipe=adoptee.plan.recipe,
-        outputs=("probabilities",),
-        temperature=1.0,
-        thresholds={},
-        ensemble=None,
-        conformal=None,
-        unknown=None,
-        provenance=_provenance(adoptee, opset, on_real_images),
-        parity=Parity(0, (), {}, 0.0, 0.0, 0.0),
-        quantisation=None,
-        golden=Golden("synthetic", {}, ()),
+def _uncertified(imported: ImportedModel, opset: int, on_real_images: bool) -> Contract:
+    plan = imported.plan
+    return uncertified_contract(
+        plan.class_names,
+        plan.preprocessing,
+        ("probabilities",),
+        _provenance(imported, opset, on_real_images),
+        precision=plan.foreign.precision,
     )
 
 
-def _provenance(adoptee: Adoptee, opset: int, on_real_images: bool) -> Provenance:
-    plan, foreign = adoptee.plan, adoptee.plan.foreign
+def _provenance(imported: ImportedModel, opset: int, on_real_images: bool) -> Provenance:
+    plan, foreign = imported.plan, imported.plan.foreign
     digest = hashlib.sha256(foreign.data).hexdigest()
     return Provenance(
         backbone=f"{foreign.model.producer_name} {foreign.model.producer_version}".strip() or "unknown",
@@ -192,11 +190,11 @@ def _provenance(adoptee: Adoptee, opset: int, on_real_images: bool) -> Provenanc
         method="adopted",
         config={
             "preset": plan.preset,
-            "scale": plan.preprocessing.scale,
-            "mean": list(plan.preprocessing.mean),
-            "std": list(plan.preprocessing.std),
+            "scale": plan.pixel_rules.scale,
+            "mean": list(plan.pixel_rules.mean),
+            "std": list(plan.pixel_rules.std),
             "layout": foreign.layout,
-            "output": adoptee.kind,
+            "output": imported.kind,
             "opset_before": opset_of(foreign.model),
             "opset": opset,
             "parity_images": "given" if on_real_images else "noise",

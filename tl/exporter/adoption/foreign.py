@@ -15,7 +15,7 @@ import onnx
 import onnx.inliner
 from numpy.typing import NDArray
 
-from tl.errors import MissingExtraError, ModelFileError
+from tl.errors import MissingExtraError, ModelFileError, first_line
 from tl.runtime.devices import usable_cores
 from tl.runtime.model_file.contract import METADATA_KEY, Precision
 from tl.runtime.model_file.safety import check_model_file
@@ -40,7 +40,7 @@ _FATAL_ONLY = 4
 class Foreign:
     """A classifier as it was found. `data`: its file. `graph_hw`: sizes that the graph fixes, None for open ones.
 
-    `batch`: the fixed number of images a run, None where any goes. `final_op`: the operator that makes the output.
+    `batch`: the fixed number of images per run, None where any goes. `final_op`: the operator that makes the output.
     """
 
     path: Path
@@ -66,7 +66,7 @@ def read_foreign(path: Path, layout: Layout | None = None, output_name: str | No
         onnx.checker.check_model(model)
         model = onnx.inliner.inline_local_functions(model)
     except Exception as error:  # onnx, protobuf and the inliner share no base but Exception
-        raise ModelFileError(f"{path}: no valid ONNX model ({_first_line(error)})") from error
+        raise ModelFileError(f"{path}: no valid ONNX model ({first_line(error)})") from error
     if METADATA_KEY in read_metadata(model):
         raise ModelFileError(f"{path}: already a tl model file: it needs no adoption")
     value = _only_input(model, path)
@@ -109,7 +109,7 @@ class ForeignSession:
         self._session = _open(foreign)
 
     def run(self, pixels: NDArray[np.float32]) -> NDArray[np.float32]:
-        """Normalised images (N, H, W, 3) -> the output as float32 (N, C). Raises `ModelFileError`."""
+        """Normalized images (N, H, W, 3) -> the output as float32 (N, C). Raises `ModelFileError`."""
         foreign = self._foreign
         values = pixels.astype(foreign.dtype)
         if foreign.layout == "nchw":
@@ -128,7 +128,7 @@ class ForeignSession:
         except Exception as error:  # onnxruntime's exception types share no base but Exception
             shape = "x".join(map(str, values.shape))
             raise ModelFileError(
-                f"{foreign.path}: onnxruntime cannot run it on input {shape}: {_first_line(error)}"
+                f"{foreign.path}: onnxruntime cannot run it on input {shape}: {first_line(error)}"
             ) from error
         return self._rows(np.asarray(output, np.float32), len(values))[:count]
 
@@ -255,8 +255,4 @@ def _open(foreign: Foreign) -> Any:
     try:
         return onnxruntime.InferenceSession(foreign.data, options, providers=["CPUExecutionProvider"])
     except Exception as error:  # onnxruntime's exception types share no base but Exception
-        raise ModelFileError(f"{foreign.path}: onnxruntime cannot load it: {_first_line(error)}") from error
-
-
-def _first_line(error: Exception) -> str:
-    return str(error).strip().splitlines()[0][:300] if str(error).strip() else type(error).__name__
+        raise ModelFileError(f"{foreign.path}: onnxruntime cannot load it: {first_line(error)}") from error

@@ -1,6 +1,6 @@
 """A Hugging Face folder: `model.onnx`, `config.json` (class names) and `preprocessor_config.json` (preprocessing).
 
-Knows which image processors of transformers do what, and refuses by name every field that a recipe cannot say.
+Knows which image processors of transformers do what, and refuses by name every field that a preprocessing cannot say.
 Does not import transformers and does not know graphs.
 """
 
@@ -12,10 +12,10 @@ from typing import Any
 
 from tl.errors import ConfigError
 from tl.exporter.adoption.labels import is_number, names_from_mapping, numbers, read_object, take_size
-from tl.exporter.adoption.presets import Preprocessing, Preset
+from tl.exporter.adoption.presets import ForeignPreprocessing, Preset
 from tl.runtime.imaging.preprocessing import Interpolation, ResizeMode
 
-# Processors that resize to `size`, crop to `crop_size`, rescale and normalise by their fields and nothing else.
+# Processors that resize to `size`, crop to `crop_size`, rescale and normalize by their fields and nothing else.
 # Source: transformers 4.57, image_processing_*.py of each.
 _PLAIN = ("ViT", "MobileNetV1", "MobileNetV2", "CLIP", "ChineseCLIP", "Bit", "Siglip", "DeiT", "Beit", "Pvt")
 _CONVNEXT = "ConvNext"
@@ -54,16 +54,16 @@ def huggingface_preset(folder: Path) -> Preset:
     family = facts.family()
     facts.check_fields()
     scale = facts.number("rescale_factor") if facts.flag("do_rescale") else 1.0
-    is_normalised = facts.flag("do_normalize")
-    mean = numbers(facts.need("image_mean"), f"{path}: image_mean") if is_normalised else (0.0, 0.0, 0.0)
-    std = numbers(facts.need("image_std"), f"{path}: image_std") if is_normalised else (1.0, 1.0, 1.0)
+    is_normalized = facts.flag("do_normalize")
+    mean = numbers(facts.need("image_mean"), f"{path}: image_mean") if is_normalized else (0.0, 0.0, 0.0)
+    std = numbers(facts.need("image_std"), f"{path}: image_std") if is_normalized else (1.0, 1.0, 1.0)
     mode, short_side, declared = facts.convnext_geometry() if family == _CONVNEXT else facts.geometry()
     interpolation = facts.interpolation()
 
-    def build(hw: tuple[int, int]) -> Preprocessing:
+    def build(hw: tuple[int, int]) -> ForeignPreprocessing:
         if hw != declared:
             raise ConfigError(f"{path}: says {declared[1]}x{declared[0]}, but the input is {hw[1]}x{hw[0]}")
-        return Preprocessing(mode, short_side, interpolation, scale, mean, std)
+        return ForeignPreprocessing(mode, short_side, interpolation, scale, mean, std)
 
     config = read_object(folder / "config.json")
     names = None
@@ -112,10 +112,10 @@ class _Facts:
         return name
 
     def check_fields(self) -> None:
-        """Refuse fields that would change pixels and have no place in a recipe."""
+        """Refuse fields that would change pixels and have no place in a preprocessing."""
         for field, value in self._fields.items():
             if field not in _HARMLESS | _USED and value not in (None, False):
-                raise self.fault(field, f"{value!r} has no place in a recipe")
+                raise self.fault(field, f"{value!r} has no place in a preprocessing")
         if not self.flag("do_resize"):
             raise self.fault("do_resize", "false, but images of all sizes must come to the size of the input")
 
@@ -128,19 +128,21 @@ class _Facts:
     def geometry(self) -> tuple[ResizeMode, int | None, tuple[int, int]]:
         """Resize mode, shorter side and input size of a plain processor."""
         if self._fields.get("crop_pct") is not None:
-            raise self.fault("crop_pct", f"{self._fields['crop_pct']!r} has no place in a recipe")
+            raise self.fault("crop_pct", f"{self._fields['crop_pct']!r} has no place in a preprocessing")
         size = self._size("size")
         crop = self._size("crop_size") if self._fields.get("do_center_crop") else None
         if isinstance(size, tuple):
             if crop not in (None, size):
                 raise self.fault(
-                    "crop_size", f"a crop after a resize of both sides to {size} cannot be said by a recipe"
+                    "crop_size", f"a crop after a resize of both sides to {size} cannot be said by a preprocessing"
                 )
             return "squash", None, size
         if not isinstance(crop, tuple):
             raise self.fault("do_center_crop", "a resize of the shorter side alone gives inputs of all sizes")
         if size < max(crop):
-            raise self.fault("crop_size", f"{crop} is larger than the shorter side, {size}: a recipe cannot pad there")
+            raise self.fault(
+                "crop_size", f"{crop} is larger than the shorter side, {size}: a preprocessing cannot pad there"
+            )
         return "short_side", size, crop
 
     def convnext_geometry(self) -> tuple[ResizeMode, int | None, tuple[int, int]]:

@@ -14,12 +14,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tl.errors import ConfigError, ModelFileError
+from tl.evaluation.calibration import softmax
 from tl.exporter.adoption.foreign import Foreign, ForeignSession, Kind, Layout, read_foreign, read_metadata, tell_kind
 from tl.exporter.adoption.huggingface import find_model, huggingface_preset
 from tl.exporter.adoption.labels import check_names, read_labels
 from tl.exporter.adoption.presets import (
+    ForeignPreprocessing,
     Overrides,
-    Preprocessing,
     Preset,
     PresetName,
     apply_overrides,
@@ -27,7 +28,7 @@ from tl.exporter.adoption.presets import (
     timm_preset,
     ultralytics_preset,
 )
-from tl.runtime.imaging.preprocessing import Recipe
+from tl.runtime.imaging.preprocessing import Preprocessing
 
 
 @dataclass(frozen=True)
@@ -54,14 +55,14 @@ class Plan:
 
     foreign: Foreign
     preset: PresetName
+    pixel_rules: ForeignPreprocessing
     preprocessing: Preprocessing
-    recipe: Recipe
     class_names: tuple[str, ...]
     names_from: str
 
 
 @dataclass(frozen=True)
-class Adoptee:
+class ImportedModel:
     """A foreign classifier that runs: the plan, and what its output holds."""
 
     plan: Plan
@@ -69,8 +70,8 @@ class Adoptee:
     kind: Kind
 
     def probabilities(self, inputs: NDArray[np.uint8]) -> NDArray[np.float32]:
-        """What the foreign file gives for inputs uint8 (N, H, W, 3), normalised apart from any graph: (N, C)."""
-        rows = self.session.run(self.plan.preprocessing.normalise(inputs))
+        """What the foreign file gives for inputs uint8 (N, H, W, 3), normalized apart from any graph: (N, C)."""
+        rows = self.session.run(self.plan.pixel_rules.normalize(inputs))
         return softmax(rows) if self.kind == "logits" else rows
 
 
@@ -83,30 +84,23 @@ def read_plan(path: Path, options: AdoptOptions) -> Plan:
     preset = _preset(foreign, folder, options)
     input_hw = _input_hw(foreign, preset, options.image_size)
     try:
-        preprocessing = apply_overrides(preset.build(input_hw), options.overrides)
-        recipe = preprocessing.recipe(input_hw)
+        pixel_rules = apply_overrides(preset.build(input_hw), options.overrides)
+        preprocessing = pixel_rules.preprocessing(input_hw)
     except ValueError as error:
         raise ConfigError(str(error)) from error
     names, names_from = _class_names(options, preset, path)
-    return Plan(foreign, preset.name, preprocessing, recipe, names, names_from)
+    return Plan(foreign, preset.name, pixel_rules, preprocessing, names, names_from)
 
 
-def open_adoptee(plan: Plan, inputs: NDArray[np.uint8], asked: Kind | None) -> Adoptee:
+def open_imported_model(plan: Plan, inputs: NDArray[np.uint8], asked: Kind | None) -> ImportedModel:
     """Run the foreign file on images, uint8 (N, H, W, 3), and tell what it gives.
 
     Raises `ModelFileError` or `ConfigError`.
     """
     session = ForeignSession(plan.foreign)
-    rows = session.run(plan.preprocessing.normalise(inputs))
+    rows = session.run(plan.pixel_rules.normalize(inputs))
     check_names(plan.class_names, rows.shape[1], plan.names_from)
-    return Adoptee(plan, session, tell_kind(plan.foreign, rows, asked))
-
-
-def softmax(logits: NDArray[np.float32]) -> NDArray[np.float32]:
-    """Rows (N, C) -> probabilities (N, C), computed in double precision."""
-    powers = np.exp(logits.astype(np.float64) - logits.max(axis=1, keepdims=True))
-    rows: NDArray[np.float64] = powers / powers.sum(axis=1, keepdims=True)
-    return rows.astype(np.float32)
+    return ImportedModel(plan, session, tell_kind(plan.foreign, rows, asked))
 
 
 def _locate(path: Path, preset: PresetName) -> tuple[Path, Path]:

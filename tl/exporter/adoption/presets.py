@@ -1,7 +1,7 @@
 """What other frameworks do between an image and their network: torchvision, timm, Ultralytics, or as given.
 
 Knows their published rules and the files that state them (`huggingface` reads its own). Does not know graphs, and
-guesses nothing: what a recipe cannot say is refused by the name of its field.
+guesses nothing: what a preprocessing cannot say is refused by the name of its field.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 
 from tl.errors import ConfigError
 from tl.exporter.adoption.labels import is_number, names_from_mapping, numbers, read_object, take_size
-from tl.runtime.imaging.preprocessing import Interpolation, Recipe, ResizeMode, build_recipe
+from tl.runtime.imaging.preprocessing import Interpolation, Preprocessing, ResizeMode, build_preprocessing
 
 PresetName = Literal["imagenet", "timm", "ultralytics", "huggingface-folder"]
 Triple = tuple[float, float, float]
@@ -30,8 +30,8 @@ PIXEL_SCALE = 1 / 255
 
 
 @dataclass(frozen=True)
-class Preprocessing:
-    """Resize and crop as a recipe says them, then `(pixel * scale - mean) / std` for each of R, G, B.
+class ForeignPreprocessing:
+    """Resize and crop as a preprocessing says them, then `(pixel * scale - mean) / std` for each of R, G, B.
 
     `short_side`: what the shorter side is resized to before the crop; None in the other resize modes.
     """
@@ -49,9 +49,9 @@ class Preprocessing:
                 f"scale {self.scale} and std {self.std} must be numbers other than 0, mean {self.mean} too"
             )
 
-    def recipe(self, input_hw: tuple[int, int]) -> Recipe:
-        """The recipe for this input size. JPEGs are decoded in full, as everybody else does. Raises ValueError."""
-        return build_recipe(
+    def preprocessing(self, input_hw: tuple[int, int]) -> Preprocessing:
+        """The preprocessing for this input size. JPEGs are decoded in full, as everywhere else. Raises ValueError."""
+        return build_preprocessing(
             input_hw,
             self.resize_mode,
             short_side=self.short_side,
@@ -59,7 +59,7 @@ class Preprocessing:
             jpeg_scale="full",
         )
 
-    def normalise(self, images: NDArray[np.uint8]) -> NDArray[np.float32]:
+    def normalize(self, images: NDArray[np.uint8]) -> NDArray[np.float32]:
         """uint8 (N, H, W, 3) -> float32 (N, H, W, 3), computed in double precision, apart from any graph."""
         wide: NDArray[np.float64] = (images.astype(np.float64) * self.scale - np.array(self.mean)) / np.array(self.std)
         return wide.astype(np.float32)
@@ -89,18 +89,18 @@ class Preset:
     declared_hw: tuple[int, int]
     is_default_hw: bool
     class_names: tuple[str, ...] | None
-    build: Callable[[tuple[int, int]], Preprocessing]
+    build: Callable[[tuple[int, int]], ForeignPreprocessing]
 
 
 def imagenet_preset() -> Preset:
-    """torchvision: shorter side to 256 for 224, centre crop, bilinear.
+    """torchvision: shorter side to 256 for 224, center crop, bilinear.
 
     Source: torchvision.transforms._presets.ImageClassification.
     """
 
-    def build(hw: tuple[int, int]) -> Preprocessing:
+    def build(hw: tuple[int, int]) -> ForeignPreprocessing:
         short_side = round(max(hw) / 0.875)
-        return Preprocessing("short_side", short_side, "bilinear", PIXEL_SCALE, IMAGENET_MEAN, IMAGENET_STD)
+        return ForeignPreprocessing("short_side", short_side, "bilinear", PIXEL_SCALE, IMAGENET_MEAN, IMAGENET_STD)
 
     return Preset("imagenet", (224, 224), True, None, build)
 
@@ -122,7 +122,7 @@ def timm_preset(config: Path | None) -> Preset:
     if not is_number(crop_pct):
         raise ConfigError(f"{where}: crop_pct: expected a number, found {crop_pct!r}")
     if mode not in ("center", "squash") or (mode == "squash" and crop_pct != 1) or not 0 < crop_pct <= 1:
-        raise ConfigError(f"{where}: crop_mode '{mode}' with crop_pct {crop_pct:g} cannot be said by a recipe")
+        raise ConfigError(f"{where}: crop_mode '{mode}' with crop_pct {crop_pct:g} cannot be said by a preprocessing")
     interpolation = _interpolation(facts.get("interpolation") or "bicubic", where)
     size = facts.get("input_size")
     if size is not None and (not isinstance(size, list) or size[:1] != [3]):
@@ -131,12 +131,12 @@ def timm_preset(config: Path | None) -> Preset:
     mean = numbers(facts.get("mean") or IMAGENET_MEAN, f"{where}: mean")
     std = numbers(facts.get("std") or IMAGENET_STD, f"{where}: std")
 
-    def build(hw: tuple[int, int]) -> Preprocessing:
+    def build(hw: tuple[int, int]) -> ForeignPreprocessing:
         if mode == "squash":
-            return Preprocessing("squash", None, interpolation, PIXEL_SCALE, mean, std)
+            return ForeignPreprocessing("squash", None, interpolation, PIXEL_SCALE, mean, std)
         if hw[0] != hw[1]:
-            raise ConfigError(f"timm resizes for a {hw[1]}x{hw[0]} input by a rule that a recipe cannot say")
-        return Preprocessing("short_side", math.floor(hw[0] / crop_pct), interpolation, PIXEL_SCALE, mean, std)
+            raise ConfigError(f"timm resizes for a {hw[1]}x{hw[0]} input by a rule that a preprocessing cannot say")
+        return ForeignPreprocessing("short_side", math.floor(hw[0] / crop_pct), interpolation, PIXEL_SCALE, mean, std)
 
     return Preset("timm", declared, size is None, names, build)
 
@@ -156,26 +156,26 @@ def ultralytics_preset(metadata: Mapping[str, str], where: str) -> Preset:
     except (ValueError, SyntaxError, RecursionError) as error:
         raise ConfigError(f"{where}: its metadata imgsz or names is no Python literal ({error})") from error
 
-    def build(hw: tuple[int, int]) -> Preprocessing:
+    def build(hw: tuple[int, int]) -> ForeignPreprocessing:
         mode: ResizeMode = "short_side" if hw[0] == hw[1] else "squash"
         short_side = hw[0] if mode == "short_side" else None
-        return Preprocessing(mode, short_side, "bilinear", PIXEL_SCALE, (0.0, 0.0, 0.0), (1.0, 1.0, 1.0))
+        return ForeignPreprocessing(mode, short_side, "bilinear", PIXEL_SCALE, (0.0, 0.0, 0.0), (1.0, 1.0, 1.0))
 
     declared = take_size(size, f"{where}: metadata imgsz")
     return Preset("ultralytics", declared, False, names_from_mapping(names, f"{where}: metadata names"), build)
 
 
-def apply_overrides(preprocessing: Preprocessing, given: Overrides) -> Preprocessing:
+def apply_overrides(pixel_rules: ForeignPreprocessing, given: Overrides) -> ForeignPreprocessing:
     """The preset's preprocessing with what the user said instead. Raises ValueError for values that cannot be."""
     changes = {each.name: value for each in fields(given) if (value := getattr(given, each.name)) is not None}
-    mode = changes.get("resize_mode", preprocessing.resize_mode)
+    mode = changes.get("resize_mode", pixel_rules.resize_mode)
     if mode != "short_side":
         if given.short_side is not None:
             raise ValueError(f"--short-side goes with resize mode short_side, not with {mode}")
         changes["short_side"] = None
-    elif preprocessing.short_side is None and given.short_side is None:
+    elif pixel_rules.short_side is None and given.short_side is None:
         raise ValueError("--resize-mode short_side needs --short-side too")
-    return replace(preprocessing, **changes)
+    return replace(pixel_rules, **changes)
 
 
 def _interpolation(name: object, where: str) -> Interpolation:

@@ -17,7 +17,7 @@ from onnx import version_converter
 from onnx_ir.passes import common
 
 from tl.exporter.adoption.foreign import Foreign, Kind
-from tl.exporter.adoption.presets import Preprocessing
+from tl.exporter.adoption.presets import ForeignPreprocessing
 from tl.exporter.publish import IR_VERSION, opset_of
 from tl.runtime.session import INPUT_NAME
 
@@ -28,12 +28,12 @@ OUTPUT_NAME = "probabilities"
 
 
 def wrapped_graphs(
-    foreign: Foreign, preprocessing: Preprocessing, kind: Kind, input_hw: tuple[int, int], num_classes: int
+    foreign: Foreign, pixel_rules: ForeignPreprocessing, kind: Kind, input_hw: tuple[int, int], num_classes: int
 ) -> Iterator[onnx.ModelProto]:
     """Candidates, best first: at an opset of ours or else its own, and then with reshapes freed of a fixed batch."""
     for model in _opsets(foreign.model):
         for free_batch in (False, True) if foreign.batch is not None else (False,):
-            yield _wrap(model, foreign, preprocessing, kind, input_hw, num_classes, free_batch)
+            yield _wrap(model, foreign, pixel_rules, kind, input_hw, num_classes, free_batch)
 
 
 def _opsets(model: onnx.ModelProto) -> Iterator[onnx.ModelProto]:
@@ -52,7 +52,7 @@ def _opsets(model: onnx.ModelProto) -> Iterator[onnx.ModelProto]:
 def _wrap(
     proto: onnx.ModelProto,
     foreign: Foreign,
-    preprocessing: Preprocessing,
+    pixel_rules: ForeignPreprocessing,
     kind: Kind,
     input_hw: tuple[int, int],
     num_classes: int,
@@ -68,7 +68,7 @@ def _wrap(
     output = next(value for value in graph.outputs if value.name == foreign.output_name)
     tape = ir.tape.Tape()
     images = ir.val(INPUT_NAME, ir.DataType.UINT8, ["N", *input_hw, 3])
-    ready = _prepare(tape, images, foreign, preprocessing)
+    ready = _prepare(tape, images, foreign, pixel_rules)
     before = list(tape.nodes)
     ir.convenience.replace_all_uses_with(old_input, ready)
     graph.inputs[:] = [images]
@@ -83,14 +83,14 @@ def _wrap(
     return _tidy(model, images, probabilities)
 
 
-def _prepare(tape: ir.tape.Tape, images: ir.Value, foreign: Foreign, preprocessing: Preprocessing) -> ir.Value:
+def _prepare(tape: ir.tape.Tape, images: ir.Value, foreign: Foreign, pixel_rules: ForeignPreprocessing) -> ir.Value:
     """Pixels -> what the network takes: `pixel * gain + bias` in float32, in its layout and type."""
     value = images
     if foreign.layout == "nchw":
         value = tape.op("Transpose", [value], {"perm": [0, 3, 1, 2]})
     value = tape.op("Cast", [value], {"to": ir.DataType.FLOAT})
-    mean, std = np.array(preprocessing.mean), np.array(preprocessing.std)
-    value = tape.op("Mul", [value, _channels(tape, "tl_gain", preprocessing.scale / std, foreign)])
+    mean, std = np.array(pixel_rules.mean), np.array(pixel_rules.std)
+    value = tape.op("Mul", [value, _channels(tape, "tl_gain", pixel_rules.scale / std, foreign)])
     if mean.any():
         value = tape.op("Add", [value, _channels(tape, "tl_bias", -mean / std, foreign)])
     if foreign.dtype == np.float16:

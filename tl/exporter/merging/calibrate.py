@@ -1,4 +1,4 @@
-"""How sure votes should be, from labelled images that were held out.
+"""How sure votes should be, from labeled images that were held out.
 
 Knows ensembles and labels. Does not know graphs.
 """
@@ -60,8 +60,8 @@ def calibrate_votes(
         if isinstance(result, Classification):
             voted.append(result.probabilities)
             known.append(true_id)
-            if result.unknown_score is not None:
-                strange.append(result.unknown_score)
+            if result.ood_score is not None:
+                strange.append(result.ood_score)
     if len(known) < len(held_out):
         raise DataError(f"{len(held_out) - len(known)} of {len(held_out)} images to calibrate on cannot be read")
     probabilities, truth = np.stack(voted), np.array(known, np.int64)

@@ -20,7 +20,7 @@ from tl.runtime.ensembles.voting import Voting
 from tl.runtime.session import INPUT_NAME
 
 OUTPUTS = ("probabilities", "label", "member_probabilities")
-UNKNOWN = "unknown_score"
+UNKNOWN = "ood_score"
 
 
 @dataclass(frozen=True)
@@ -38,24 +38,24 @@ def merge_graphs(
     weights: Sequence[float],
     temperature: float = 1.0,
     *,
-    with_unknown: bool = False,
+    with_ood_score: bool = False,
 ) -> onnx.ModelProto:
     """`images` uint8 (N, H, W, 3) -> probabilities float32 (N, C), label int64 (N,), member_probabilities (N, M, C).
 
     What a member computes as another one does, on the same numbers, is computed once. `temperature` softens the voted
-    probabilities as `voting.soften` does; it changes no label. `with_unknown`: also unknown_score (N,), the mean of the
+    probabilities as `voting.soften` does; it changes no label. `with_ood_score`: also ood_score (N,), the mean of the
     members'.
     """
     opset = max(opset_of(ballot.model) for ballot in ballots)
     images = ir.val(INPUT_NAME, ir.DataType.UINT8, ["N", *input_hw, 3])
     graph = ir.Graph([images], [], nodes=[], opset_imports={"": opset}, name="ensemble")
-    wanted = ("probabilities", UNKNOWN) if with_unknown else ("probabilities",)
+    wanted = ("probabilities", UNKNOWN) if with_ood_score else ("probabilities",)
     members = [_add_member(graph, images, ballot, number, opset, wanted) for number, ballot in enumerate(ballots)]
     tape = ir.tape.Tape()
     ordered = [_in_order(tape, found[0], ballot.columns) for found, ballot in zip(members, ballots, strict=True)]
     count = _Count(tape, ordered, len(ballots[0].columns))
     outputs = count.outputs(voting, weights, temperature)
-    if with_unknown:
+    if with_ood_score:
         outputs = (*outputs, count.mean([found[1] for found in members]))
     graph.extend(list(tape.nodes))
     for value in tape.initializers:
@@ -143,7 +143,7 @@ class _Count:
         return probabilities, label, together
 
     def mean(self, values: Sequence[ir.Value]) -> ir.Value:
-        """Of (N,) each, as `tl.runtime.ensembles.ensemble.mean_unknown`."""
+        """Of (N,) each, as `tl.runtime.ensembles.ensemble.mean_ood_score`."""
         count = self._constant("members", np.array(len(values), np.float32))
         mean = self._tape.op("Div", [self._sum(values), count])
         mean.dtype, mean.shape = ir.DataType.FLOAT, ir.Shape(["N"])

@@ -13,7 +13,6 @@ from pathlib import Path
 from typing import Literal
 
 import numpy as np
-import onnx
 from numpy.typing import NDArray
 
 from tl.data.manifests import LabeledImage
@@ -22,22 +21,30 @@ from tl.exporter.merging.calibrate import Calibration, calibrate_votes
 from tl.exporter.merging.graph import OUTPUTS, UNKNOWN, Ballot, merge_graphs
 from tl.exporter.parity import Original, check_outputs
 from tl.exporter.parity_images import ParityImages, find_parity_images, load_parity_images, noise_images
-from tl.exporter.publish import TOLERANCE, GoldenSource, build_golden, embed_contract, publish, synthetic_inputs
+from tl.exporter.publish import (
+    TOLERANCE,
+    GoldenSource,
+    build_golden,
+    check_model_name,
+    embed_contract,
+    load_model,
+    publish,
+    synthetic_inputs,
+    uncertified_contract,
+)
 from tl.progress import Progress
-from tl.runtime.ensembles.ensemble import Ensemble, mean_unknown
+from tl.runtime.ensembles.ensemble import Ensemble, mean_ood_score
 from tl.runtime.ensembles.voting import Voting, soften, vote
 from tl.runtime.imaging.decode import ImageSource
-from tl.runtime.imaging.preprocessing import Recipe
+from tl.runtime.imaging.preprocessing import Preprocessing
 from tl.runtime.model_file.contract import (
-    SCHEMA_VERSION,
     Contract,
     EnsembleFacts,
-    Golden,
     MemberFacts,
+    OodFacts,
     Parity,
     Precision,
     Provenance,
-    UnknownFacts,
 )
 from tl.runtime.model_file.selftest import golden_image, run_selftest
 from tl.runtime.session import Session
@@ -72,7 +79,7 @@ def merge(
 ) -> Merged:
     """Write one file that gives what the files `models` give when they vote.
 
-    `held_out`: labelled images that no member learnt from, by which the votes' confidence is calibrated and sets of
+    `held_out`: labeled images that no member learned from, by which the votes' confidence is calibrated and sets of
     classes for any coverage are measured; where every member tells unknown images, the file does too, and calls
     `false_alarm` of these unknown. The file is proven on `images`, or on the golden samples of the members and
     noise where there are none.
@@ -80,22 +87,22 @@ def merge(
     """
     ensemble = _open_members(models, voting, weights)
     _check_name(out, models)
-    contracts, recipe = ensemble.contracts, ensemble.recipes[0]
+    contracts, preprocessing = ensemble.contracts, ensemble.preprocessings[0]
     own, golden_source = _golden_images(ensemble)
     sources: list[ImageSource] = [*find_parity_images(images)] if images else [*own, *noise_images()]
-    loaded = load_parity_images(sources, recipe, progress)
+    loaded = load_parity_images(sources, preprocessing, progress)
     calibration = calibrate_votes(ensemble, held_out, progress, false_alarm)
     progress.start("merging", 3, "steps")
     facts = _facts(ensemble)
     unknown = _unknown_facts(contracts, calibration)
-    joined = (_ballots(ensemble), recipe.input_hw, voting, facts.weights, calibration.temperature)
-    model = merge_graphs(*joined, with_unknown=unknown is not None)
+    joined = (_ballots(ensemble), preprocessing.input_hw, voting, facts.weights, calibration.temperature)
+    model = merge_graphs(*joined, with_ood_score=unknown is not None)
     bare = replace(
         _uncertified(contracts, ensemble.class_names, facts),
         outputs=OUTPUTS if unknown is None else (*OUTPUTS, UNKNOWN),
         temperature=calibration.temperature,
         conformal=calibration.conformal,
-        unknown=unknown,
+        ood=unknown,
     )
     embed_contract(model, bare)
     progress.advance(note="parity")
@@ -105,7 +112,7 @@ def merge(
         parity, expected = _prove(session, ensemble, loaded, bare)
         progress.advance(note="self-test")
         if golden == "synthetic" or (golden_source == "synthetic" and not images):
-            inputs = synthetic_inputs(recipe.input_hw)
+            inputs = synthetic_inputs(preprocessing.input_hw)
             voted = ensemble.decide(_members(ensemble, inputs)).probabilities
             samples = build_golden("synthetic", inputs, soften(voted, bare.temperature))
         else:
@@ -120,8 +127,7 @@ def merge(
 
 
 def _check_name(out: str | os.PathLike[str], models: Sequence[str | os.PathLike[str]]) -> None:
-    if Path(out).suffix != ".onnx":
-        raise ConfigError(f"{os.fspath(out)}: a model file's name ends in .onnx")
+    check_model_name(out)
     if Path(out).exists() and any(Path(out).samefile(model) for model in models):
         raise ConfigError(f"{os.fspath(out)}: is a member, which would be lost: give the merged file another name")
 
@@ -142,7 +148,7 @@ def _open_members(
             raise EnsembleError(f"{session.path}: is an ensemble already; merge its members instead")
     ensemble = Ensemble(sessions, voting=voting, weights=weights)
     for session, contract in zip(sessions[1:], ensemble.contracts[1:], strict=True):
-        if different := _differences(ensemble.contracts[0].recipe, contract.recipe):
+        if different := _differences(ensemble.contracts[0].preprocessing, contract.preprocessing):
             raise EnsembleError(
                 f"{session.path}: prepares images otherwise than {sessions[0].path} ({'; '.join(different)}), and one"
                 " file has one input: predict with --ensemble, which gives each its own"
@@ -150,8 +156,8 @@ def _open_members(
     return ensemble
 
 
-def _differences(first: Recipe, other: Recipe) -> list[str]:
-    pairs = [(field.name, getattr(first, field.name), getattr(other, field.name)) for field in fields(Recipe)]
+def _differences(first: Preprocessing, other: Preprocessing) -> list[str]:
+    pairs = [(field.name, getattr(first, field.name), getattr(other, field.name)) for field in fields(Preprocessing)]
     return [f"{name} {theirs} instead of {ours}" for name, ours, theirs in pairs if ours != theirs]
 
 
@@ -179,12 +185,12 @@ def _facts(ensemble: Ensemble) -> EnsembleFacts:
     return EnsembleFacts(ensemble.voting, weights, tuple(members))
 
 
-def _unknown_facts(contracts: Sequence[Contract], calibration: Calibration) -> UnknownFacts | None:
+def _unknown_facts(contracts: Sequence[Contract], calibration: Calibration) -> OodFacts | None:
     """Of the members' mean: the fewest images and the most dimensions that one was fitted in."""
-    members = [contract.unknown for contract in contracts if contract.unknown is not None]
+    members = [contract.ood for contract in contracts if contract.ood is not None]
     if calibration.unknown_limit is None or len(members) < len(contracts):
         return None
-    return UnknownFacts(
+    return OodFacts(
         images=min(member.images for member in members),
         dimensions=max(member.dimensions for member in members),
         limit=calibration.unknown_limit,
@@ -195,7 +201,7 @@ def _unknown_facts(contracts: Sequence[Contract], calibration: Calibration) -> U
 
 def _ballots(ensemble: Ensemble) -> list[Ballot]:
     return [
-        Ballot(onnx.load(session.path), [contract.class_names.index(name) for name in ensemble.class_names])
+        Ballot(load_model(session.path), [contract.class_names.index(name) for name in ensemble.class_names])
         for session, contract in zip(ensemble.sessions, ensemble.contracts, strict=True)
     ]
 
@@ -208,13 +214,13 @@ def _members(ensemble: Ensemble, inputs: NDArray[np.uint8]) -> NDArray[np.float3
 
 def _unknown(ensemble: Ensemble, inputs: NDArray[np.uint8]) -> NDArray[np.float32]:
     """The mean of the separate files' unknown scores, (N,)."""
-    parts = [mean_unknown(ensemble.run_members(batch, [UNKNOWN])[1][0]) for batch in _batches(ensemble, inputs)]
+    parts = [mean_ood_score(ensemble.run_members(batch, [UNKNOWN])[1][0]) for batch in _batches(ensemble, inputs)]
     return np.concatenate(parts)
 
 
-def _batches(ensemble: Ensemble, inputs: NDArray[np.uint8]) -> Iterator[dict[Recipe, NDArray[np.uint8]]]:
+def _batches(ensemble: Ensemble, inputs: NDArray[np.uint8]) -> Iterator[dict[Preprocessing, NDArray[np.uint8]]]:
     for start in range(0, len(inputs), 8):
-        yield {ensemble.recipes[0]: inputs[start : start + 8]}
+        yield {ensemble.preprocessings[0]: inputs[start : start + 8]}
 
 
 def _prove(
@@ -233,7 +239,7 @@ def _prove(
         raise ParityError(f"the merged graph counts otherwise on {wrong} of {len(inputs)} images; no file was written")
     voted = soften(counted.probabilities, bare.temperature)
     expected = {"probabilities": voted, "member_probabilities": _members(ensemble, inputs)}
-    if bare.unknown is not None:
+    if bare.ood is not None:
         expected[UNKNOWN] = _unknown(ensemble, inputs)
     tolerance = _TOLERANCE_FP32 if bare.precision == "fp32" else TOLERANCE[bare.precision]
     names = Original("the separate files", "the separate files", "merging")
@@ -241,7 +247,6 @@ def _prove(
 
 
 def _uncertified(contracts: Sequence[Contract], class_names: tuple[str, ...], facts: EnsembleFacts) -> Contract:
-    """The contract before anything is proven; lives in a temporary file only."""
     hashes = {contract.provenance.data_hash for contract in contracts}
     provenance = Provenance(
         backbone=_joined(contract.provenance.backbone for contract in contracts),
@@ -253,24 +258,9 @@ def _uncertified(contracts: Sequence[Contract], class_names: tuple[str, ...], fa
         versions=library_versions(_LIBRARIES),
         created=datetime.now(UTC).isoformat(timespec="seconds"),
     )
-    return Contract(
-        schema_version=SCHEMA_VERSION,
-        task="classification",
-        precision=max((contract.precision for contract in contracts), key=_PRECISIONS.index),
-        class_names=class_names,
-        keypoint_names=(),
-        landmarks=None,
-        recipe=contracts[0].recipe,
-        outputs=OUTPUTS,
-        temperature=1.0,
-        thresholds={},
-        ensemble=facts,
-        conformal=None,
-        unknown=None,
-        provenance=provenance,
-        parity=Parity(0, (), {}, 0.0, 0.0, 0.0),
-        quantisation=None,
-        golden=Golden("synthetic", {}, ()),
+    precision = max((contract.precision for contract in contracts), key=_PRECISIONS.index)
+    return uncertified_contract(
+        class_names, contracts[0].preprocessing, OUTPUTS, provenance, precision=precision, ensemble=facts
     )
 
 

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from onnx_ir.passes import common
 
 from tl.errors import ModelFileError
-from tl.evaluation.calibration import SHORTEST, UnknownFit
+from tl.evaluation.calibration import SHORTEST, OodFit
 
 EMBEDDING = "embedding"
 
@@ -29,13 +29,13 @@ class NewHead:
     weight: NDArray[np.float32]
     bias: NDArray[np.float32]
     temperature: float
-    unknown: UnknownFit | None
+    unknown: OodFit | None
     with_cam: bool = False
 
     @property
     def outputs(self) -> tuple[str, ...]:
         """Of the graph, the deciding one first."""
-        further = ("unknown_score",) * (self.unknown is not None) + ("cam",) * self.with_cam
+        further = ("ood_score",) * (self.unknown is not None) + ("cam",) * self.with_cam
         return ("probabilities", EMBEDDING, *further)
 
     def logits(self, embeddings: NDArray[np.float32]) -> NDArray[np.float64]:
@@ -51,7 +51,7 @@ class NewHead:
     def expected(self, embeddings: NDArray[np.float32]) -> dict[str, NDArray[np.float32]]:
         """What the new graph's outputs must be, but for the maps."""
         found = {"probabilities": self.probabilities(embeddings), EMBEDDING: embeddings}
-        return found if self.unknown is None else {**found, "unknown_score": self.unknown.scores(embeddings)}
+        return found if self.unknown is None else {**found, "ood_score": self.unknown.scores(embeddings)}
 
 
 def replace_head(proto: onnx.ModelProto, head: NewHead) -> onnx.ModelProto:
@@ -67,7 +67,7 @@ def replace_head(proto: onnx.ModelProto, head: NewHead) -> onnx.ModelProto:
         "probabilities": (builder.probabilities(embedding, head), [len(head.bias)])
     }
     if head.unknown is not None:
-        outputs["unknown_score"] = (builder.unknown_score(embedding, head.unknown), [])
+        outputs["ood_score"] = (builder.ood_score(embedding, head.unknown), [])
     if head.with_cam:
         outputs["cam"] = (builder.cam(_map_behind(embedding)), [len(head.bias), None, None])
     graph.extend(list(tape.nodes))
@@ -112,15 +112,15 @@ class _Builder:
         places = op("MatMul", [op("Transpose", [last], {"perm": [0, 2, 3, 1]}), self._weight])
         return op("Transpose", [op("Add", [places, self._bias])], {"perm": [0, 3, 1, 2]})
 
-    def unknown_score(self, embedding: ir.Value, fit: UnknownFit) -> ir.Value:
-        """As `UnknownFit.scores`."""
+    def ood_score(self, embedding: ir.Value, fit: OodFit) -> ir.Value:
+        """As `OodFit.scores`."""
         op = self._tape.op
         first, second = (self._constant(f"axis{i}", np.array([i], np.int64)) for i in (1, 2))
         length = op("ReduceL2", [embedding, first], {"keepdims": 1})
         shortest = self._constant("shortest", np.array(SHORTEST, np.float32))
         unit = op("Div", [embedding, op("Max", [length, shortest])])
-        centred = op("Sub", [unit, self._constant("mean", fit.mean)])
-        place = op("MatMul", [centred, self._constant("whitening", fit.whitening)])
+        centered = op("Sub", [unit, self._constant("mean", fit.mean)])
+        place = op("MatMul", [centered, self._constant("whitening", fit.whitening)])
         means = self._constant("class_means", fit.class_means[None])
         apart = op("Sub", [op("Unsqueeze", [place, first]), means])
         squares = op("ReduceMean", [op("Mul", [apart, apart]), second], {"keepdims": 0})

@@ -1,4 +1,4 @@
-"""A model file and labelled images -> a model file with a new head on the same trunk, proven and tested; no torch.
+"""A model file and labeled images -> a model file with a new head on the same trunk, proven and tested; no torch.
 
 Knows the steps: check, look at images (`seen`), fit, join (`graph`), prove, publish.
 """
@@ -13,7 +13,6 @@ from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
-import onnx
 from numpy.typing import NDArray
 
 from tl.data.manifests import hash_data
@@ -22,11 +21,19 @@ from tl.evaluation.calibration import MAX_KNOWN, Known, conformal_of, fit_temper
 from tl.evaluation.metrics import classification_metrics
 from tl.exporter.parity import Original, check_outputs, spread
 from tl.exporter.parity_images import MAX_IMAGES
-from tl.exporter.publish import build_golden, embed_contract, publish, synthetic_inputs
+from tl.exporter.publish import build_golden, embed_contract, load_model, publish, synthetic_inputs
 from tl.exporter.refitting.graph import EMBEDDING, NewHead, replace_head
-from tl.exporter.refitting.seen import RefitOptions, Seen, embed, look_at, read_labelled, score_old, settle_class_names
+from tl.exporter.refitting.seen import (
+    RefitOptions,
+    Seen,
+    audit_data,
+    embed,
+    read_labeled,
+    score_old,
+    settle_class_names,
+)
 from tl.progress import Progress
-from tl.runtime.model_file.contract import Contract, Golden, Parity, Provenance, UnknownFacts
+from tl.runtime.model_file.contract import Contract, Golden, OodFacts, Parity, Provenance
 from tl.runtime.model_file.selftest import run_selftest
 from tl.runtime.session import Session
 from tl.runtime.sources.content import hash_file
@@ -58,16 +65,16 @@ def refit(
     progress: Progress,
     options: RefitOptions,
 ) -> Refitted:
-    """Fit a linear head to labelled images and write it on the trunk of `model`.
+    """Fit a linear head to labeled images and write it on the trunk of `model`.
 
     Classes are those of `data`, in the model's order, new ones after them. Validation images choose C, set the
     temperature, and are what sets of classes and the unknown score's limit are measured on.
     Raises `ConfigError`, `ModelFileError`, `DataError`, `ParityError` or `OutputError`.
     """
     session, contract = _open(model, out)
-    images = read_labelled(data, options, progress)
+    images = read_labeled(data, options, progress)
     class_names = settle_class_names(contract, images, options.drop)
-    seen = look_at(session, contract, images, class_names, options, progress)
+    seen = audit_data(session, contract, images, class_names, options, progress)
     progress.start("fitting", 4, "steps")
     fitted, head, facts = _fit(seen, options, progress)
     head = replace(head, with_cam="cam" in contract.outputs)
@@ -81,12 +88,12 @@ def refit(
         outputs=head.outputs,
         temperature=head.temperature,
         conformal=conformal_of(probabilities, true_ids, "validation split"),
-        unknown=facts,
+        ood=facts,
         provenance=_provenance(model, contract, seen, options, fitted, after),
         parity=Parity(0, (), {}, 0.0, None, 0.0),
         golden=Golden("synthetic", {}, ()),
     )
-    proto = replace_head(onnx.load(model), head)
+    proto = replace_head(load_model(model), head)
     embed_contract(proto, bare)
     progress.advance(note="parity")
     contract_of_file = publish(
@@ -126,7 +133,7 @@ def _open(model: str | os.PathLike[str], out: str | os.PathLike[str]) -> tuple[S
     return session, contract
 
 
-def _fit(seen: Seen, options: RefitOptions, progress: Progress) -> tuple[LinearHead, NewHead, UnknownFacts | None]:
+def _fit(seen: Seen, options: RefitOptions, progress: Progress) -> tuple[LinearHead, NewHead, OodFacts | None]:
     """The head in double precision as it was solved, the same in the graph's, and what the unknown score says."""
     train, val = seen.split("train"), seen.split("val")
     head, trials = solve_head(
@@ -194,7 +201,7 @@ def _certify(
         worst = _prove_maps(session, inputs, head.logits(expected[EMBEDDING]), parity.tolerance)
         parity = replace(parity, session_max_abs_diff={**parity.session_max_abs_diff, "cam": worst})
     if golden == "synthetic":
-        inputs = synthetic_inputs(bare.recipe.input_hw)
+        inputs = synthetic_inputs(bare.preprocessing.input_hw)
         expected = head.expected(embed(old, inputs))
     return replace(bare, parity=parity, golden=build_golden(golden, inputs, expected["probabilities"]))
 

@@ -1,4 +1,4 @@
-"""Labelled images as a model file sees them: which classes there will be, their embeddings, and what it says of them.
+"""Labeled images as a model file sees them: which classes there will be, their embeddings, and what it says of them.
 
 Knows data sets and sessions. Does not fit a head or write a file.
 """
@@ -66,7 +66,7 @@ def embed(session: Session, inputs: NDArray[np.uint8]) -> NDArray[np.float32]:
     return np.concatenate(parts)
 
 
-def read_labelled(
+def read_labeled(
     data: Sequence[str | os.PathLike[str]], options: RefitOptions, progress: Progress
 ) -> list[LabeledImage]:
     """Of all data sets together; where one says splits and another does not, each is split for itself.
@@ -106,7 +106,7 @@ def settle_class_names(contract: Contract, images: Sequence[LabeledImage], drop:
     return names
 
 
-def look_at(
+def audit_data(
     session: Session,
     contract: Contract,
     images: Sequence[LabeledImage],
@@ -116,7 +116,7 @@ def look_at(
 ) -> Seen:
     """Open the training and validation images and run the old file on them. Raises `DataError`."""
     used = [image for image in images if image.split in ("train", "val")]
-    store, bad = load_images(used, contract.recipe, "auto", progress)
+    store, bad = load_images(used, contract.preprocessing, "auto", progress)
     if not options.skip_bad:
         check_readable(bad, "mend or remove them, or go on without them by --skip-bad")
     for finding in find_duplicates(store.images, store.hashes):

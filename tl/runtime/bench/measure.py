@@ -79,14 +79,14 @@ def run_bench(
     session = Session(model, device="cpu", threads=1)
     if session.contract is None:
         raise ModelFileError(f"{session.path}: holds no contract")
-    recipe = session.contract.recipe
+    preprocessing = session.contract.preprocessing
     samples = _made_up(image_wh) if images is None else _given(images)
-    samples, inputs = samples.readable(recipe)
+    samples, inputs = samples.readable(preprocessing)
     threads = threads or usable_cores()
     works: dict[Setting, Work] = {}
     for name in devices:
         works |= network_works(session, inputs, name, threads)
-    works |= decode_works(samples, recipe, threads)
+    works |= decode_works(samples, preprocessing, threads)
     facts = session.contract.landmarks
     if facts is None or facts.region == "whole":  # made-up images have no boxes
         works |= dict(together_work(session.contract, session.path, samples, name, threads) for name in devices)
@@ -94,7 +94,7 @@ def run_bench(
     rounds, timings = _time(list(kept.values()), seconds, progress)
     return Bench(
         model=session.path,
-        input_hw=recipe.input_hw,
+        input_hw=preprocessing.input_hw,
         cores=usable_cores(),
         onnxruntime=", ".join(f"{name} {version}" for name, version in installed_wheels().items()),
         images=samples,

@@ -44,7 +44,7 @@ class Timing:
 
 
 def minimal_seconds(works: Sequence[Work], rounds: int) -> float:
-    """What `time_works` takes at least: one run to warm up, and one a round."""
+    """What `time_works` takes at least: one run to warm up, and one per round."""
     return (rounds + 1) * sum(work.seconds for work in works)
 
 

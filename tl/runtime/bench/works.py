@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from tl.errors import DataError, ImageReadError
 from tl.runtime.bench.timing import Work
 from tl.runtime.imaging.pipeline import load_input
-from tl.runtime.imaging.preprocessing import Recipe
+from tl.runtime.imaging.preprocessing import Preprocessing
 from tl.runtime.model_file.contract import Contract
 from tl.runtime.predictor import CPU_BATCH, CUDA_BATCH, Hint, Predictor, load, load_landmarks
 from tl.runtime.session import Session
@@ -47,12 +47,12 @@ class Images:
     contents: tuple[bytes, ...]
     unreadable: int = 0
 
-    def readable(self, recipe: Recipe) -> tuple[Images, NDArray[np.uint8]]:
+    def readable(self, preprocessing: Preprocessing) -> tuple[Images, NDArray[np.uint8]]:
         """Those that can be read, and as a network's input: uint8 (N, H, W, 3). Raises `DataError` if none can."""
         contents, inputs, reason = [], [], ""
         for content in self.contents:
             try:
-                inputs.append(load_input(content, recipe))
+                inputs.append(load_input(content, preprocessing))
                 contents.append(content)
             except ImageReadError as error:
                 reason = error.reason
@@ -81,12 +81,12 @@ def network_works(session: Session, inputs: NDArray[np.uint8], device: str, thre
     return works | {Setting("network", "cpu", threads, "latency", size): work for size, work in alone.items()}
 
 
-def decode_works(images: Images, recipe: Recipe, threads: int) -> dict[Setting, Work]:
+def decode_works(images: Images, preprocessing: Preprocessing, threads: int) -> dict[Setting, Work]:
     """Encoded image to network's input, with one thread and with all."""
     contents = images.contents
 
     def decode(run: int) -> None:
-        load_input(contents[run % len(contents)], recipe)
+        load_input(contents[run % len(contents)], preprocessing)
 
     return {Setting("decode", "cpu", callers): _measured(decode, 1, callers) for callers in sorted({1, threads})}
 

@@ -1,4 +1,4 @@
-"""Classifiers behind one decision: class names aligned, inputs shared between equal recipes, votes counted.
+"""Classifiers behind one decision: class names aligned, inputs shared between equal preprocessings, votes counted.
 
 Knows sessions, contracts and voting. Does not know the order of images or threads (`predictor`), or formats.
 """
@@ -15,11 +15,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tl.errors import EnsembleError, ModelFileError
-from tl.runtime.ensembles.selective import REJECTED, Caution, conformal_limit, prediction_sets, reasons
+from tl.runtime.ensembles.selective import REJECTED, SelectivePrediction, conformal_limit, prediction_sets, reasons
 from tl.runtime.ensembles.voting import Vote, Voting, agreement, entropy, margin, mutual_information, soften, vote
 from tl.runtime.imaging.decode import ImageSource
 from tl.runtime.imaging.pipeline import Inputs, Preparer, TtaKind, build_views
-from tl.runtime.imaging.preprocessing import Recipe
+from tl.runtime.imaging.preprocessing import Preprocessing
 from tl.runtime.model_file.contract import Contract
 from tl.runtime.output.columns import ClassColumns
 from tl.runtime.results import Classification, MemberVotes
@@ -34,7 +34,7 @@ class _Judged:
 
     decided: Vote
     members: NDArray[np.float32]
-    unknown_score: NDArray[np.float32] | None
+    ood_score: NDArray[np.float32] | None
 
 
 class Ensemble:
@@ -53,7 +53,7 @@ class Ensemble:
         voting: Voting = "soft",
         weights: Sequence[float] | None = None,
         classes: ClassRule = "same",
-        caution: Caution | None = None,
+        selective: SelectivePrediction | None = None,
         tta: Sequence[TtaKind] = (),
     ) -> None:
         check_weights(sessions, weights)
@@ -62,52 +62,54 @@ class Ensemble:
         self.voting, self.weights = voting, weights
         self.member_names = member_names([session.path for session in sessions])
         self.class_names = _shared_class_names(self.contracts, self.member_names, classes)
-        self.recipes: tuple[Recipe, ...] = tuple(dict.fromkeys(contract.recipe for contract in self.contracts))
+        self.preprocessings: tuple[Preprocessing, ...] = tuple(
+            dict.fromkeys(contract.preprocessing for contract in self.contracts)
+        )
         self._columns = [self._class_columns(contract) for contract in self.contracts]
         merged = self.contracts[0].ensemble if len(sessions) == 1 else None
         self._votes_inside = merged is not None
         if merged is not None:
             self.voting, self.weights = merged.voting, merged.weights
             self.member_names = tuple(member.name for member in merged.members)
-        self.caution = caution or Caution()
+        self.selective = selective or SelectivePrediction()
         self._tta, self._views = tuple(tta), build_views(tta)
-        self.preparer = Preparer(self.recipes, self._views)
-        facts = [contract.unknown for contract in self.contracts]
-        self._tells_unknown = None not in facts
-        self._unknown_limit = facts[0].limit if len(facts) == 1 and facts[0] is not None else None
-        _check_caution(self.sessions, self.contracts, self.caution)
-        if self._tta and self.caution.coverage is not None:
+        self.preparer = Preparer(self.preprocessings, self._views)
+        facts = [contract.ood for contract in self.contracts]
+        self._has_ood_score = None not in facts
+        self._ood_limit = facts[0].limit if len(facts) == 1 and facts[0] is not None else None
+        _check_selective(self.sessions, self.contracts, self.selective)
+        if self._tta and self.selective.coverage is not None:
             raise EnsembleError("coverage was measured without test-time augmentation: leave out one of them")
-        self._set_limit = _set_limit(self.contracts[0], self.caution)
+        self._set_limit = _set_limit(self.contracts[0], self.selective)
 
     @property
     def num_views(self) -> int:
         """Inputs that are run for one image."""
         return len(self._views)
 
-    def member_probabilities(self, inputs: Mapping[Recipe, NDArray[np.uint8]]) -> NDArray[np.float32]:
-        """Run every member. `inputs`: recipe -> uint8 (N * V, H, W, 3), an image's V views one after the other.
+    def member_probabilities(self, inputs: Mapping[Preprocessing, NDArray[np.uint8]]) -> NDArray[np.float32]:
+        """Run every member. `inputs`: preprocessing -> uint8 (N * V, H, W, 3), an image's V views one after the other.
 
         Returns float32 (N, M, C) by `class_names`.
         """
         return self.run_members(inputs, [])[0]
 
-    def members_of(self, inputs: Mapping[Recipe, NDArray[np.uint8]]) -> NDArray[np.float32]:
+    def members_of(self, inputs: Mapping[Preprocessing, NDArray[np.uint8]]) -> NDArray[np.float32]:
         """As `member_probabilities`; of a merged file, its own members'."""
         if not self._votes_inside:
             return self.member_probabilities(inputs)
-        (members,) = self.sessions[0].run(inputs[self.recipes[0]], ["member_probabilities"])
+        (members,) = self.sessions[0].run(inputs[self.preprocessings[0]], ["member_probabilities"])
         return self._mean_of_views(members)
 
     def run_members(
-        self, inputs: Mapping[Recipe, NDArray[np.uint8]], further: Sequence[str]
+        self, inputs: Mapping[Preprocessing, NDArray[np.uint8]], further: Sequence[str]
     ) -> tuple[NDArray[np.float32], list[list[NDArray[np.float32]]]]:
         """As `member_probabilities`; and for each of the outputs `further` what each member gives of whole images."""
         batch = len(next(iter(inputs.values()))) // len(self._views)
         stacked = np.zeros((batch, len(self.sessions), len(self.class_names)), np.float32)
         others: list[list[NDArray[np.float32]]] = [[] for _ in further]
         for m, (session, contract) in enumerate(zip(self.sessions, self.contracts, strict=True)):
-            probabilities, *found = session.run(inputs[contract.recipe], ["probabilities", *further])
+            probabilities, *found = session.run(inputs[contract.preprocessing], ["probabilities", *further])
             _check_finite(session, probabilities)
             stacked[:, m, self._columns[m]] = self._mean_of_views(probabilities)
             for kept, values in zip(others, found, strict=True):
@@ -125,7 +127,7 @@ class Ensemble:
             "voting": self.voting,
             "weights": None if self.weights is None else list(self.weights),
             "class_names": self.class_names,
-            "caution": vars(self.caution),
+            "selective": vars(self.selective),
             "tta": list(self._tta),
         }
 
@@ -134,9 +136,9 @@ class Ensemble:
         return ClassColumns(
             self.class_names,
             self.member_names if with_votes else (),
-            with_set=self.caution.coverage is not None,
-            with_unknown=self._tells_unknown,
-            with_reason=self.caution.rejects,
+            with_set=self.selective.coverage is not None,
+            with_ood_score=self._has_ood_score,
+            with_reason=self.selective.rejects,
         )
 
     def prepare(self, source: ImageSource, name: str) -> Inputs:
@@ -144,8 +146,11 @@ class Ensemble:
         return self.preparer(source)
 
     def stack(self, prepared: Sequence[Inputs]) -> Inputs:
-        """Prepared images as one batch: recipe -> uint8 (N * V, H, W, 3), an image's V views one after the other."""
-        return {recipe: np.concatenate([inputs[recipe] for inputs in prepared]) for recipe in self.recipes}
+        """Prepared images as one batch: preprocessing -> uint8 (N * V, H, W, 3), the V views of an image together."""
+        return {
+            preprocessing: np.concatenate([inputs[preprocessing] for inputs in prepared])
+            for preprocessing in self.preprocessings
+        }
 
     def results(
         self, names: Sequence[str], batch: Inputs, *, with_votes: bool, pad_to: int = 0
@@ -154,16 +159,16 @@ class Ensemble:
         if not names:
             return []
         views = len(self._views)
-        batch = {recipe: pad_batch(inputs, views, pad_to * views) for recipe, inputs in batch.items()}
+        batch = {preprocessing: pad_batch(inputs, views, pad_to * views) for preprocessing, inputs in batch.items()}
         judged = self._judge_alone(batch, with_votes) if len(self.sessions) == 1 else self._judge_together(batch)
         probabilities, label_ids = judged.decided.probabilities, judged.decided.label_ids
         confidence = probabilities[np.arange(len(label_ids)), label_ids]
-        why = reasons(confidence, judged.unknown_score, self._unknown_limit, self.caution)
+        why = reasons(confidence, judged.ood_score, self._ood_limit, self.selective)
         sets = None if self._set_limit is None else prediction_sets(probabilities, self._set_limit)
         votes = self._member_votes(judged) if with_votes else [None] * len(label_ids)
         # Whole columns become Python's numbers at once: each alone would cost as much as the row it stands in.
         labels, sure = label_ids.tolist(), confidence.tolist()
-        unknown = None if judged.unknown_score is None else judged.unknown_score.tolist()
+        unknown = None if judged.ood_score is None else judged.ood_score.tolist()
         return [
             Classification(
                 path=name,
@@ -173,27 +178,27 @@ class Ensemble:
                 probabilities=probabilities[n],
                 votes=votes[n],
                 class_set=None if sets is None else self._set_names(sets[n], probabilities[n]),
-                unknown_score=None if unknown is None else unknown[n],
+                ood_score=None if unknown is None else unknown[n],
                 reason=why[n],
             )
             for n, name in enumerate(names)
         ]
 
-    def _judge_together(self, batch: Mapping[Recipe, NDArray[np.uint8]]) -> _Judged:
-        members, unknown = self.run_members(batch, ["unknown_score"] if self._tells_unknown else [])
-        return _Judged(self.decide(members), members, mean_unknown(unknown[0]) if unknown else None)
+    def _judge_together(self, batch: Mapping[Preprocessing, NDArray[np.uint8]]) -> _Judged:
+        members, unknown = self.run_members(batch, ["ood_score"] if self._has_ood_score else [])
+        return _Judged(self.decide(members), members, mean_ood_score(unknown[0]) if unknown else None)
 
-    def _judge_alone(self, batch: Mapping[Recipe, NDArray[np.uint8]], with_votes: bool) -> _Judged:
+    def _judge_alone(self, batch: Mapping[Preprocessing, NDArray[np.uint8]], with_votes: bool) -> _Judged:
         """One file's decision; what the members of a merged one say is only computed if it is needed."""
         (session,) = self.sessions
         has_views = len(self._views) > 1
         wanted = {"probabilities": True, "label": self._votes_inside}
         wanted["member_probabilities"] = self._votes_inside and (with_votes or has_views)
-        wanted["unknown_score"] = self._tells_unknown
+        wanted["ood_score"] = self._has_ood_score
         names = [name for name, is_wanted in wanted.items() if is_wanted]
-        found = dict(zip(names, session.run(batch[self.recipes[0]], names), strict=True))
+        found = dict(zip(names, session.run(batch[self.preprocessings[0]], names), strict=True))
         _check_finite(session, found["probabilities"])
-        unknown = found["unknown_score"][:: len(self._views)] if self._tells_unknown else None  # of whole images
+        unknown = found["ood_score"][:: len(self._views)] if self._has_ood_score else None  # of whole images
         probabilities = self._mean_of_views(found["probabilities"])
         members = self._mean_of_views(found["member_probabilities"]) if "member_probabilities" in found else None
         if members is not None and has_views:  # the graph's own vote, on what its members say of all views
@@ -247,7 +252,7 @@ def pad_batch(inputs: NDArray[np.uint8], views: int, size: int) -> NDArray[np.ui
     return np.concatenate([inputs, np.tile(inputs[-views:], (lacking, 1, 1, 1))])
 
 
-def mean_unknown(scores: Sequence[NDArray[np.float32]]) -> NDArray[np.float32]:
+def mean_ood_score(scores: Sequence[NDArray[np.float32]]) -> NDArray[np.float32]:
     """Of several members, each (N,): summed in their order, as merged graphs do."""
     total = scores[0]
     for score in scores[1:]:
@@ -263,29 +268,31 @@ def check_weights(sessions: Sequence[Session], weights: Sequence[float] | None) 
         raise EnsembleError(f"{len(sessions)} models need {len(sessions)} positive vote weights, got {list(weights)}")
 
 
-def _check_caution(sessions: Sequence[Session], contracts: Sequence[Contract], caution: Caution) -> None:
-    if caution.coverage is None and not caution.reject_unknown:
+def _check_selective(
+    sessions: Sequence[Session], contracts: Sequence[Contract], selective: SelectivePrediction
+) -> None:
+    if selective.coverage is None and not selective.reject_unknown:
         return
     if len(sessions) > 1:
         raise EnsembleError(
             "coverage and the limit for unknown images are known of single model files, not of several that vote: tl "
             "merge --calibrate makes one of them"
         )
-    if caution.coverage is not None and contracts[0].conformal is None:
+    if selective.coverage is not None and contracts[0].conformal is None:
         raise ModelFileError(
             f"{sessions[0].path}: holds no scores of held-out images for --coverage; export it from a run with "
             "validation data, or merge with --calibrate"
         )
-    if caution.reject_unknown and contracts[0].unknown is None:
+    if selective.reject_unknown and contracts[0].ood is None:
         raise ModelFileError(
             f"{sessions[0].path}: holds no unknown score; export it again where its training images are"
         )
 
 
-def _set_limit(contract: Contract, caution: Caution) -> float | None:
-    if caution.coverage is None or contract.conformal is None:
+def _set_limit(contract: Contract, selective: SelectivePrediction) -> float | None:
+    if selective.coverage is None or contract.conformal is None:
         return None
-    return conformal_limit(contract.conformal.scores, caution.coverage)
+    return conformal_limit(contract.conformal.scores, selective.coverage)
 
 
 def _check_finite(session: Session, probabilities: NDArray[np.float32]) -> None:

@@ -18,7 +18,7 @@ REJECTED = "?"
 
 
 @dataclass(frozen=True)
-class Caution:
+class SelectivePrediction:
     """How sure a prediction must be.
 
     `coverage` in (0, 1): give the set of classes that holds the true one at least so often. A label becomes "?" where
@@ -73,14 +73,14 @@ def prediction_sets(probabilities: NDArray[np.float32], limit: float) -> NDArray
 
 def reasons(
     confidence: NDArray[np.float32],
-    unknown_score: NDArray[np.float32] | None,
+    ood_score: NDArray[np.float32] | None,
     unknown_limit: float | None,
-    caution: Caution,
+    selective: SelectivePrediction,
 ) -> list[str]:
-    """Why each label is not to be given, "" where it is. `confidence`, `unknown_score`: (N,)."""
-    lowest = -math.inf if caution.min_confidence is None else caution.min_confidence
-    highest = unknown_limit if caution.reject_unknown and unknown_limit is not None else math.inf
-    unlike = np.zeros(len(confidence)) if unknown_score is None else unknown_score
+    """Why each label is not to be given, "" where it is. `confidence`, `ood_score`: (N,)."""
+    lowest = -math.inf if selective.min_confidence is None else selective.min_confidence
+    highest = unknown_limit if selective.reject_unknown and unknown_limit is not None else math.inf
+    unlike = np.zeros(len(confidence)) if ood_score is None else ood_score
     found = []
     for sure, strange in zip(confidence.tolist(), unlike.tolist(), strict=True):
         why = [f"confidence {sure:.3f} under {lowest:g}"] if sure < lowest else []

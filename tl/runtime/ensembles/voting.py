@@ -32,7 +32,7 @@ def vote(
 
     `member_probabilities`: float32 (N, M, C) in [0, 1]. `weights`: M positive numbers, None for equal ones.
     soft: weighted mean. hard: weighted share of the members' labels. max: elementwise maximum of weight x probability,
-    renormalised. The label is, among the classes with the highest score, the one with the largest weighted sum of
+    renormalized. The label is, among the classes with the highest score, the one with the largest weighted sum of
     probabilities, then the first in class order. One member alone decides by its own probabilities, untouched.
     Raises ValueError for shapes or weights that do not fit.
     """
@@ -57,7 +57,7 @@ def vote(
 
 
 def soften(probabilities: NDArray[np.float32], temperature: float) -> NDArray[np.float32]:
-    """Probabilities (N, C) to the power of 1 / temperature, renormalised: softmax of their logarithms / temperature."""
+    """Probabilities (N, C) to the power of 1 / temperature, renormalized: softmax of their logarithms / temperature."""
     if temperature == 1:
         return probabilities
     softened = probabilities ** np.float32(1 / temperature)

@@ -16,11 +16,11 @@ from PIL import Image, ImageColor, ImageDraw
 
 from tl.runtime.explain.explanation import Explanation
 from tl.runtime.imaging.decode import ImageSource, decode_image
-from tl.runtime.imaging.preprocessing import Recipe
+from tl.runtime.imaging.preprocessing import Preprocessing
 from tl.runtime.output.files import atomic_path
 from tl.runtime.results import Landmarks
 
-# Colours that differ for most readers. Source: Okabe & Ito 2008.
+# Colors that differ for most readers. Source: Okabe & Ito 2008.
 _COLORS = ("#E69F00", "#56B4E9", "#009E73", "#F0E442", "#0072B2", "#D55E00", "#CC79A7")
 _RIM = "#000000"
 _FOR, _AGAINST = (np.array(ImageColor.getrgb(color), np.float32) for color in ("#D55E00", "#0072B2"))
@@ -34,11 +34,11 @@ _FILTER, _MAP = 42, 112
 def draw_landmarks(
     source: ImageSource,
     found: Landmarks,
-    recipe: Recipe,
+    preprocessing: Preprocessing,
     skeleton: Sequence[tuple[str, str]] = (),
 ) -> Image.Image:
     """The upright photo with each point and its name. Raises `ImageReadError`."""
-    image = Image.fromarray(decode_image(source, recipe))
+    image = Image.fromarray(decode_image(source, preprocessing))
     pen = ImageDraw.Draw(image)
     size = max(3.0, max(image.size) / 250)
     places = dict(zip(found.keypoint_names, found.keypoints_xy, strict=True))
@@ -52,12 +52,12 @@ def draw_landmarks(
     return image
 
 
-def draw_explanation(source: ImageSource, found: Explanation, recipe: Recipe) -> Image.Image:
-    """The upright photo, and beside it in grey with what speaks for the label (orange) and against it (blue).
+def draw_explanation(source: ImageSource, found: Explanation, preprocessing: Preprocessing) -> Image.Image:
+    """The upright photo, and beside it in gray with what speaks for the label (orange) and against it (blue).
 
-    Colours are strongest where the absolute value of `heat` is largest in this image. Raises `ImageReadError`.
+    Colors are strongest where the absolute value of `heat` is largest in this image. Raises `ImageReadError`.
     """
-    photo = Image.fromarray(decode_image(source, recipe))
+    photo = Image.fromarray(decode_image(source, preprocessing))
     photo.thumbnail((_PANEL, _PANEL))
     (resized_h, resized_w), (left, top) = found.placement.resized_hw, found.placement.offset_xy
     input_h, input_w = found.placement.input_hw
@@ -66,10 +66,10 @@ def draw_explanation(source: ImageSource, found: Explanation, recipe: Recipe) ->
     onto_input = (resized_w / photo.width, 0, left, 0, resized_h / photo.height, top)
     spread = np.asarray(heat.transform(photo.size, Image.Transform.AFFINE, onto_input, Image.Resampling.BILINEAR))
     share = spread / max(float(np.abs(found.heat).max()), 1e-12)
-    grey = np.asarray(photo.convert("L"), np.float32)[:, :, None]
+    gray = np.asarray(photo.convert("L"), np.float32)[:, :, None]
     color = np.where(share[:, :, None] > 0, _FOR, _AGAINST)
     opacity = _OPACITY * np.abs(np.clip(share, -1, 1))[:, :, None]
-    mixed = Image.fromarray((grey * (1 - opacity) + color * opacity).round().astype(np.uint8))
+    mixed = Image.fromarray((gray * (1 - opacity) + color * opacity).round().astype(np.uint8))
     both = Image.new("RGB", (2 * photo.width, photo.height))
     both.paste(photo, (0, 0))
     both.paste(mixed, (photo.width, 0))
@@ -80,7 +80,7 @@ def draw_explanation(source: ImageSource, found: Explanation, recipe: Recipe) ->
 
 
 def draw_filters(weights: NDArray[np.float32]) -> Image.Image:
-    """Filters (O, I, kh, kw) side by side, each by its own largest weight: grey is 0. In colour where they see RGB."""
+    """Filters (O, I, kh, kw) side by side, each by its own largest weight: gray is 0. In color where they see RGB."""
     largest = np.maximum(np.abs(weights).max(axis=(1, 2, 3), keepdims=True), 1e-12)
     shown = 0.5 + weights / largest / 2
     if weights.shape[1] != 3:
@@ -90,9 +90,9 @@ def draw_filters(weights: NDArray[np.float32]) -> Image.Image:
 
 
 def draw_maps(before: NDArray[np.float32], after: NDArray[np.float32], count: int = 16) -> Image.Image:
-    """The first channels (C, h, w) before a non-linearity (left) and after it (right), each pair on one scale of grey.
+    """The first channels (C, h, w) before a non-linearity (left) and after it (right), each pair on one scale of gray.
 
-    Middle grey is 0, so that what was cut off is seen.
+    Middle gray is 0, so that what was cut off is seen.
     """
     blocks = []
     largest = np.maximum(np.abs(before[:count]).max(axis=(1, 2)), np.abs(after[:count]).max(axis=(1, 2)))
@@ -133,7 +133,7 @@ def save_drawing(image: Image.Image, folder: Path, name: str, kind: str) -> Path
 
 
 def _edge(place: NDArray[np.floating]) -> tuple[float, float]:
-    """Pillow counts from the corner of the first pixel, points from its centre."""
+    """Pillow counts from the corner of the first pixel, points from its center."""
     return float(place[0]) + 0.5, float(place[1]) + 0.5
 
 

@@ -18,9 +18,9 @@ from tl.runtime.ensembles.ensemble import Ensemble
 from tl.runtime.imaging.decode import ImageSource, source_name
 from tl.runtime.imaging.geometry import Placement
 from tl.runtime.imaging.pipeline import PlacedInput, load_views
-from tl.runtime.imaging.preprocessing import Recipe
+from tl.runtime.imaging.preprocessing import Preprocessing
 from tl.runtime.predictor import Predictor
-from tl.runtime.prefetch import map_ahead
+from tl.runtime.prefetch import prefetch_map
 from tl.runtime.results import Classification
 
 Method = Literal["cam", "occlusion"]
@@ -64,8 +64,8 @@ def explain(predictor: Predictor[Classification], source: ImageSource, label: st
         raise ConfigError("explained is the image as it is: leave out test-time augmentation")
     if label is not None and label not in ensemble.class_names:
         raise ConfigError(f"'{label}' is not one of the classes {', '.join(ensemble.class_names)}")
-    placed = load_views(source, [(recipe, None) for recipe in ensemble.recipes])
-    inputs = dict(zip(ensemble.recipes, placed, strict=True))
+    placed = load_views(source, [(preprocessing, None) for preprocessing in ensemble.preprocessings])
+    inputs = dict(zip(ensemble.preprocessings, placed, strict=True))
     if len(ensemble.sessions) == 1 and "cam" in ensemble.contracts[0].outputs:
         method: Method = "cam"
         chosen, heat = _activation(ensemble, inputs, label)
@@ -76,7 +76,7 @@ def explain(predictor: Predictor[Classification], source: ImageSource, label: st
 
 
 def _activation(
-    ensemble: Ensemble, inputs: dict[Recipe, PlacedInput], label: str | None
+    ensemble: Ensemble, inputs: dict[Preprocessing, PlacedInput], label: str | None
 ) -> tuple[str, NDArray[np.float32]]:
     (placed,) = inputs.values()
     probabilities, cam = ensemble.sessions[0].run(placed.image[None], ["probabilities", "cam"])
@@ -85,10 +85,10 @@ def _activation(
 
 
 def _occlusion(
-    ensemble: Ensemble, inputs: dict[Recipe, PlacedInput], label: str | None
+    ensemble: Ensemble, inputs: dict[Preprocessing, PlacedInput], label: str | None
 ) -> tuple[str, NDArray[np.float32]]:
     """Each patch of the photo is covered for all members, wherever it lies in their inputs."""
-    whole = _probabilities(ensemble, {recipe: placed.image[None] for recipe, placed in inputs.items()})[0]
+    whole = _probabilities(ensemble, {preprocessing: placed.image[None] for preprocessing, placed in inputs.items()})[0]
     class_id = int(whole.argmax()) if label is None else ensemble.class_names.index(label)
 
     def drops_of(patches: Sequence[Patch]) -> NDArray[np.float32]:
@@ -99,7 +99,7 @@ def _occlusion(
     chunks = [patches[start : start + _BATCH] for start in range(0, len(patches), _BATCH)]
     first = next(iter(inputs.values()))
     drops, covers = (np.zeros(first.image.shape[:2], np.float32) for _ in range(2))
-    found = map_ahead(drops_of, chunks, workers=usable_cores(), ahead=len(chunks))
+    found = prefetch_map(drops_of, chunks, workers=usable_cores(), ahead=len(chunks))
     for patch, drop in zip(patches, np.concatenate(list(found)), strict=True):
         place = _pixels(patch, first.placement)
         drops[place] += drop
@@ -108,7 +108,7 @@ def _occlusion(
     return ensemble.class_names[class_id], heat.astype(np.float32)
 
 
-def _probabilities(ensemble: Ensemble, images: dict[Recipe, NDArray[np.uint8]]) -> NDArray[np.float32]:
+def _probabilities(ensemble: Ensemble, images: dict[Preprocessing, NDArray[np.uint8]]) -> NDArray[np.float32]:
     """Weighted mean of the members' probabilities (N, C), for uint8 (N, H, W, 3): a majority would change in jumps."""
     return np.average(ensemble.members_of(images), axis=1, weights=ensemble.weights).astype(np.float32)
 
@@ -134,7 +134,7 @@ def _clipped(start: int, end: int, size: int) -> slice:
 
 
 def _cover(placed: PlacedInput, patch: Patch) -> NDArray[np.uint8]:
-    """The photo's own mean colour hides a part of it."""
+    """The photo's own mean color hides a part of it."""
     covered = placed.image.copy()
     photo = placed.image[_pixels(_ALL, placed.placement)]
     covered[_pixels(patch, placed.placement)] = photo.reshape(-1, 3).mean(axis=0).round().astype(np.uint8)

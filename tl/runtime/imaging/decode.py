@@ -1,6 +1,6 @@
 """Image files and bytes -> uint8 (H, W, 3) RGB, upright; or `ImageReadError` with the reason.
 
-Knows formats, orientation, colour, alpha and bit depth, and refuses rather than guesses: a truncated or corrupt image
+Knows formats, orientation, color, alpha and bit depth, and refuses rather than guesses: a truncated or corrupt image
 is an error, never half an image. Does not know sizes the network wants (`geometry`) or models.
 Thread-safe. The only file that imports Pillow's openers and simplejpeg.
 """
@@ -37,7 +37,7 @@ from PIL import (  # importing a plugin registers its format; JPEG's opener also
 )
 
 from tl.errors import ImageReadError
-from tl.runtime.imaging.preprocessing import Recipe
+from tl.runtime.imaging.preprocessing import Preprocessing
 
 ImageSource = str | os.PathLike[str] | bytes | BinaryIO | NDArray[np.uint8]
 
@@ -55,7 +55,7 @@ _PLUGINS = (
 )
 FORMATS = tuple(plugin.format for plugin in _PLUGINS)
 
-GREY16_MODES = ("I;16", "I;16L", "I;16B", "I;16N")
+GRAY16_MODES = ("I;16", "I;16L", "I;16B", "I;16N")
 
 # Pillow's own limit against decompression bombs; held here because its global one belongs to the host program.
 MAX_PIXELS = 178_956_970
@@ -89,15 +89,17 @@ def whole(image: NDArray[np.uint8]) -> Decoded:
     return Decoded(image, (height, width), (0, 0, width, height), None)
 
 
-def decode_image(source: ImageSource, recipe: Recipe) -> NDArray[np.uint8]:
-    """Decode the first frame of an image in full, whatever the recipe's `jpeg_scale`: uint8 (H, W, 3).
+def decode_image(source: ImageSource, preprocessing: Preprocessing) -> NDArray[np.uint8]:
+    """Decode the first frame of an image in full, whatever the preprocessing's `jpeg_scale`: uint8 (H, W, 3).
 
     Raises as `decode_scaled`.
     """
-    return decode_scaled(source, recipe, lambda full_hw: 8).image
+    return decode_scaled(source, preprocessing, lambda full_hw: 8).image
 
 
-def decode_scaled(source: ImageSource, recipe: Recipe, eighths: Callable[[tuple[int, int]], int]) -> Decoded:
+def decode_scaled(
+    source: ImageSource, preprocessing: Preprocessing, eighths: Callable[[tuple[int, int]], int]
+) -> Decoded:
     """Decode the first frame of an image: upright by EXIF, alpha over white, 16 bit scaled by `bit_depth_max`.
 
     `source`: path, encoded bytes, seekable binary file, or a uint8 (H, W, 3) RGB array, which is passed through.
@@ -109,11 +111,11 @@ def decode_scaled(source: ImageSource, recipe: Recipe, eighths: Callable[[tuple[
     check_source(source)
     with _read_errors(source_name(source)):
         if isinstance(source, bytes):
-            return _decode_stream(BytesIO(source), recipe, eighths)
+            return _decode_stream(BytesIO(source), preprocessing, eighths)
         if isinstance(source, str | os.PathLike):
             with _open_regular(Path(source)) as stream:
-                return _decode_stream(stream, recipe, eighths)
-        return _decode_stream(source, recipe, eighths)
+                return _decode_stream(stream, preprocessing, eighths)
+        return _decode_stream(source, preprocessing, eighths)
 
 
 def check_source(source: ImageSource) -> None:
@@ -183,7 +185,9 @@ def _open_regular(path: Path) -> BinaryIO:
     return path.open("rb")
 
 
-def _decode_stream(stream: BinaryIO, recipe: Recipe, eighths: Callable[[tuple[int, int]], int]) -> Decoded:
+def _decode_stream(
+    stream: BinaryIO, preprocessing: Preprocessing, eighths: Callable[[tuple[int, int]], int]
+) -> Decoded:
     num_bytes = stream.seek(0, os.SEEK_END)
     if num_bytes == 0:
         raise ImageReadError("", "empty file")
@@ -199,11 +203,11 @@ def _decode_stream(stream: BinaryIO, recipe: Recipe, eighths: Callable[[tuple[in
             # Not up to the limit: Python would reserve as much for every image.
             return _decode_jpeg(stream.read(num_bytes), opened, eighths)
         with _one_at_a_time(pixels):
-            _check_depth(opened, recipe)
-            _scale_transparent_grey(opened)
+            _check_depth(opened, preprocessing)
+            _scale_transparent_gray(opened)
             opened.load()
             # After load: Pillow turns TIFFs itself while loading and then drops the tag.
-            image, orientation = _rgb_array(opened, recipe), _orientation(opened)
+            image, orientation = _rgb_array(opened, preprocessing), _orientation(opened)
             return whole(upright(image, orientation))
 
 
@@ -227,7 +231,7 @@ def _too_large(found: str) -> str:
 
 def _decode_jpeg(data: bytes, image: Image.Image, eighths: Callable[[tuple[int, int]], int]) -> Decoded:
     orientation, stored_hw = _orientation(image), (image.height, image.width)
-    # Pillow fills corrupt scans with grey and says nothing; libjpeg-turbo in strict mode refuses them.
+    # Pillow fills corrupt scans with gray and says nothing; libjpeg-turbo in strict mode refuses them.
     try:
         if image.mode == "CMYK":
             with _one_at_a_time(image.height * image.width):
@@ -246,9 +250,9 @@ def _decode_jpeg(data: bytes, image: Image.Image, eighths: Callable[[tuple[int, 
         ) from error
 
 
-def _rgb_array(image: Image.Image, recipe: Recipe) -> NDArray[np.uint8]:
-    if image.mode in GREY16_MODES or (image.mode == "I" and image.format == "PPM"):  # a 16-bit PGM
-        return _grey16_to_rgb(image, recipe)
+def _rgb_array(image: Image.Image, preprocessing: Preprocessing) -> NDArray[np.uint8]:
+    if image.mode in GRAY16_MODES or (image.mode == "I" and image.format == "PPM"):  # a 16-bit PGM
+        return _gray16_to_rgb(image, preprocessing)
     if image.mode in ("I", "F"):
         raise ImageReadError("", "32-bit pixels have no agreed range: save the image with 8 or 16 bits a channel")
     if image.mode in ("LA", "La", "PA", "RGBA", "RGBa") or "transparency" in image.info:
@@ -257,36 +261,38 @@ def _rgb_array(image: Image.Image, recipe: Recipe) -> NDArray[np.uint8]:
     return np.asarray(image.convert("RGB"))
 
 
-def _check_depth(image: Image.Image, recipe: Recipe) -> None:
-    """Refuse depths of which Pillow keeps too little while loading to follow the recipe."""
+def _check_depth(image: Image.Image, preprocessing: Preprocessing) -> None:
+    """Refuse depths of which Pillow keeps too little while loading to follow the preprocessing."""
     stored = str(image.tile) if isinstance(image, ImageFile.ImageFile) else ""
-    deep_colour = ";16" in stored and image.mode not in GREY16_MODES
-    if deep_colour and recipe.bit_depth_max != 65535:  # Pillow keeps the high byte (v >> 8)
-        raise ImageReadError("", f"16-bit colour with bit_depth_max {recipe.bit_depth_max}: only grey can be rescaled")
-    if deep_colour and "transparency" in image.info:  # which 16-bit colour it is can no longer be told
-        raise ImageReadError("", "16-bit colour with one transparent colour: save the image with an alpha channel")
+    deep_color = ";16" in stored and image.mode not in GRAY16_MODES
+    if deep_color and preprocessing.bit_depth_max != 65535:  # Pillow keeps the high byte (v >> 8)
+        raise ImageReadError(
+            "", f"16-bit color with bit_depth_max {preprocessing.bit_depth_max}: only gray can be rescaled"
+        )
+    if deep_color and "transparency" in image.info:  # which 16-bit color it is can no longer be told
+        raise ImageReadError("", "16-bit color with one transparent color: save the image with an alpha channel")
     if image.format == "PPM" and "'ppm" in stored:  # Pillow stretches these values
-        raise ImageReadError("", "a PNM file whose largest value is neither 255 nor, for grey, 65535")
+        raise ImageReadError("", "a PNM file whose largest value is neither 255 nor, for gray, 65535")
 
 
-def _scale_transparent_grey(image: Image.Image) -> None:
-    """Pillow scales grey of 2 or 4 bits to 8 while loading, but not the PNG's transparent value."""
+def _scale_transparent_gray(image: Image.Image) -> None:
+    """Pillow scales gray of 2 or 4 bits to 8 while loading, but not the PNG's transparent value."""
     value = image.info.get("transparency")
     if isinstance(image, ImageFile.ImageFile) and image.mode == "L" and isinstance(value, int):
         stored = str(image.tile)
         image.info["transparency"] = value * (85 if "L;2" in stored else 17 if "L;4" in stored else 1)
 
 
-def _grey16_to_rgb(image: Image.Image, recipe: Recipe) -> NDArray[np.uint8]:
+def _gray16_to_rgb(image: Image.Image, preprocessing: Preprocessing) -> NDArray[np.uint8]:
     values = np.asarray(image).astype(np.uint32)
-    if values.max() > recipe.bit_depth_max:
-        found = f"a pixel value of {values.max()} is over bit_depth_max {recipe.bit_depth_max}"
+    if values.max() > preprocessing.bit_depth_max:
+        found = f"a pixel value of {values.max()} is over bit_depth_max {preprocessing.bit_depth_max}"
         raise ImageReadError("", f"{found}: it was set for another camera")
-    grey = (values * 256 // (recipe.bit_depth_max + 1)).astype(np.uint8)
+    gray = (values * 256 // (preprocessing.bit_depth_max + 1)).astype(np.uint8)
     transparent = image.info.get("transparency")
     if isinstance(transparent, int):
-        grey[values == transparent] = 255
-    return np.repeat(grey[:, :, None], 3, axis=2)
+        gray[values == transparent] = 255
+    return np.repeat(gray[:, :, None], 3, axis=2)
 
 
 def _orientation(image: Image.Image) -> int:

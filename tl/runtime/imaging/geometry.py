@@ -1,8 +1,8 @@
 """Resize, crop and pad an upright image, or a region of it, into the network's input, and map keypoints both ways.
 
-Knows `Recipe` and arrays. Does not know files or models. Pixel convention: the centre of the top-left pixel is (0, 0),
-so an image spans (-0.5, -0.5) to (W - 0.5, H - 0.5). Regions count edges instead, as boxes usually do: the whole
-image is (0, 0, W, H).
+Knows `Preprocessing` and arrays. Does not know files or models. Pixel convention: the center of the top-left pixel is
+(0, 0), so an image spans (-0.5, -0.5) to (W - 0.5, H - 0.5). Regions count edges instead, as boxes usually do: the
+whole image is (0, 0, W, H).
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from PIL import Image
 
 from tl.errors import ImageReadError
 from tl.runtime.imaging.decode import MAX_PIXELS, Decoded, whole
-from tl.runtime.imaging.preprocessing import Recipe
+from tl.runtime.imaging.preprocessing import Preprocessing
 
 _RESAMPLING = {
     "nearest": Image.Resampling.NEAREST,
@@ -111,8 +111,8 @@ def clip_region(region: Region, image_hw: tuple[int, int]) -> Region:
     return left, top, right - left, bottom - top
 
 
-def place(image_hw: tuple[int, int], recipe: Recipe, region: Region | None = None) -> Placement:
-    """The placement of an image, or of the part of `region` within it, under a recipe.
+def place(image_hw: tuple[int, int], preprocessing: Preprocessing, region: Region | None = None) -> Placement:
+    """The placement of an image, or of the part of `region` within it, under a preprocessing.
 
     Raises `ImageReadError` for a region outside the image.
     Source of the short-side sizes and the crop's rounding: torchvision 0.29 `resize` and `center_crop`, so that
@@ -120,59 +120,59 @@ def place(image_hw: tuple[int, int], recipe: Recipe, region: Region | None = Non
     """
     placed: Region = (0, 0, image_hw[1], image_hw[0]) if region is None else clip_region(region, image_hw)
     _, _, width, height = placed
-    input_h, input_w = recipe.input_hw
-    if recipe.resize_mode == "squash":
-        return Placement(placed, recipe.input_hw, (0, 0), recipe.input_hw)
-    if recipe.short_side is not None:
-        short = recipe.short_side
+    input_h, input_w = preprocessing.input_hw
+    if preprocessing.resize_mode == "squash":
+        return Placement(placed, preprocessing.input_hw, (0, 0), preprocessing.input_hw)
+    if preprocessing.short_side is not None:
+        short = preprocessing.short_side
         long = max(short, int(short * max(height, width) / min(height, width)))
         resized_h, resized_w = (short, long) if height <= width else (long, short)
         offset = (-round((resized_w - input_w) / 2), -round((resized_h - input_h) / 2))
-        return Placement(placed, (resized_h, resized_w), offset, recipe.input_hw)
+        return Placement(placed, (resized_h, resized_w), offset, preprocessing.input_hw)
     scale = min(input_h / height, input_w / width)
     resized_h, resized_w = max(1, round(height * scale)), max(1, round(width * scale))
     offset = ((input_w - resized_w) // 2, (input_h - resized_h) // 2)
-    return Placement(placed, (resized_h, resized_w), offset, recipe.input_hw)
+    return Placement(placed, (resized_h, resized_w), offset, preprocessing.input_hw)
 
 
-def eighths(image_hw: tuple[int, int], recipe: Recipe, region: Region | None = None) -> int:
-    """At how many eighths of its size, 1..8, a recipe has a JPEG decoded. `image_hw`: of the upright image.
+def eighths(image_hw: tuple[int, int], preprocessing: Preprocessing, region: Region | None = None) -> int:
+    """At how many eighths of its size, 1..8, a preprocessing has a JPEG decoded. `image_hw`: of the upright image.
 
     Raises `ImageReadError` for a region outside the image.
     """
-    if recipe.jpeg_scale == "full":
+    if preprocessing.jpeg_scale == "full":
         return 8
-    return min(8, math.ceil(8 * 2 * max(place(image_hw, recipe, region).scale_xy)))
+    return min(8, math.ceil(8 * 2 * max(place(image_hw, preprocessing, region).scale_xy)))
 
 
 def working_image(
-    image: Decoded | NDArray[np.uint8], recipe: Recipe, region: Region | None = None
+    image: Decoded | NDArray[np.uint8], preprocessing: Preprocessing, region: Region | None = None
 ) -> NDArray[np.uint8]:
     """The resized (and padded), not yet cropped image: what training keeps and augments.
 
-    `image`: decoded under the same recipe, or uint8 (H, W, 3) RGB. Returns uint8 (h, w, 3), of `input_hw` or, for
-    `short_side`, at least that. Raises `ImageReadError` for an image too elongated to be resized in bounded memory.
+    `image`: decoded under the same preprocessing, or uint8 (H, W, 3) RGB. Returns uint8 (h, w, 3), of `input_hw`
+    or, for `short_side`, at least that. Raises `ImageReadError` for an image too elongated to resize in bounded memory.
     """
     decoded = whole(image) if isinstance(image, np.ndarray) else image
-    placement = place(decoded.full_hw, recipe, region)
+    placement = place(decoded.full_hw, preprocessing, region)
     height, width = placement.resized_hw
     if height * width > MAX_PIXELS:  # the short side of a thread-like image blown up
         full_w, full_h = placement.region_xywh[2:]
         raise ImageReadError("", f"too elongated: {full_w:g}x{full_h:g} would be resized to {width}x{height}")
-    resized = _resize(decoded, placement, recipe)
-    if recipe.resize_mode != "letterbox" or resized.shape[:2] == recipe.input_hw:
+    resized = _resize(decoded, placement, preprocessing)
+    if preprocessing.resize_mode != "letterbox" or resized.shape[:2] == preprocessing.input_hw:
         return resized
     left, top = placement.offset_xy
-    canvas = np.empty((*recipe.input_hw, 3), np.uint8)
-    canvas[:] = np.array(recipe.pad_rgb, np.uint8)
+    canvas = np.empty((*preprocessing.input_hw, 3), np.uint8)
+    canvas[:] = np.array(preprocessing.pad_rgb, np.uint8)
     canvas[top : top + resized.shape[0], left : left + resized.shape[1]] = resized
     return canvas
 
 
-def crop_to_input(working: NDArray[np.uint8], recipe: Recipe) -> NDArray[np.uint8]:
-    """Cut the centre of a working image to `input_hw`; contiguous, and the image itself where it already fits."""
+def crop_to_input(working: NDArray[np.uint8], preprocessing: Preprocessing) -> NDArray[np.uint8]:
+    """Cut the center of a working image to `input_hw`; contiguous, and the image itself where it already fits."""
     height, width = working.shape[:2]
-    input_h, input_w = recipe.input_hw
+    input_h, input_w = preprocessing.input_hw
     top, left = round((height - input_h) / 2), round((width - input_w) / 2)
     return np.ascontiguousarray(working[top : top + input_h, left : left + input_w])
 
@@ -205,13 +205,13 @@ def unturn_keypoints(
     return points[..., ::-1].copy() if orientation >= 5 else points
 
 
-def _resize(decoded: Decoded, placement: Placement, recipe: Recipe) -> NDArray[np.uint8]:
+def _resize(decoded: Decoded, placement: Placement, preprocessing: Preprocessing) -> NDArray[np.uint8]:
     height, width = placement.resized_hw
     box = _decoded_box(decoded, placement.region_xywh)
     if box == (0, 0, width, height) and decoded.image.shape[:2] == placement.resized_hw:
         return decoded.image
     image = Image.fromarray(decoded.image)
-    return np.asarray(image.resize((width, height), _RESAMPLING[recipe.interpolation], box=box))
+    return np.asarray(image.resize((width, height), _RESAMPLING[preprocessing.interpolation], box=box))
 
 
 def _decoded_box(decoded: Decoded, region: Region) -> tuple[float, float, float, float]:

@@ -1,6 +1,6 @@
 """Test-time augmentation: the views of one image whose probabilities are averaged.
 
-Knows parts of images and mirror images. Does not know files, recipes or models.
+Knows parts of images and mirror images. Does not know files, preprocessings or models.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from tl.errors import ImageReadError
 from tl.runtime.imaging.decode import Decoded, ImageSource, decode_scaled, source_name
 from tl.runtime.imaging.geometry import Part, Placement, Region, crop_to_input, eighths, place, working_image
-from tl.runtime.imaging.preprocessing import Recipe
+from tl.runtime.imaging.preprocessing import Preprocessing
 
 TtaKind = Literal["hflip", "vflip", "crops"]
 TTA_KINDS: tuple[TtaKind, ...] = get_args(TtaKind)
@@ -58,30 +58,30 @@ def build_views(kinds: Sequence[TtaKind]) -> tuple[View, ...]:
     return tuple(View(part, hflip, vflip) for part in parts for vflip in vflips for hflip in hflips)
 
 
-# What each recipe's network is given of one image, uint8 (V, H, W, 3): one entry a view.
-Inputs = dict[Recipe, NDArray[np.uint8]]
+# What each preprocessing's network is given of one image, uint8 (V, H, W, 3): one entry per view.
+Inputs = dict[Preprocessing, NDArray[np.uint8]]
 
 
-def load_working(source: ImageSource, recipe: Recipe, region: Region | None = None) -> NDArray[np.uint8]:
+def load_working(source: ImageSource, preprocessing: Preprocessing, region: Region | None = None) -> NDArray[np.uint8]:
     """The resized, not yet cropped image or region of it, uint8 (h, w, 3). Raises `ImageReadError`."""
-    return _resize(source, _decode(source, recipe, region), recipe, region)
+    return _resize(source, _decode(source, preprocessing, region), preprocessing, region)
 
 
-def load_input(source: ImageSource, recipe: Recipe) -> NDArray[np.uint8]:
+def load_input(source: ImageSource, preprocessing: Preprocessing) -> NDArray[np.uint8]:
     """The network's input, uint8 (input_h, input_w, 3). Raises `ImageReadError`."""
-    return crop_to_input(load_working(source, recipe), recipe)
+    return crop_to_input(load_working(source, preprocessing), preprocessing)
 
 
 @dataclass(frozen=True)
 class Preparer:
     """How images are made the inputs of several networks. Can be pickled, so that other processes can do it too."""
 
-    recipes: tuple[Recipe, ...]
+    preprocessings: tuple[Preprocessing, ...]
     views: tuple[View, ...] = (WHOLE,)
 
     def __call__(self, source: ImageSource) -> Inputs:
         """As `load_inputs`. Raises `ImageReadError`."""
-        return load_inputs(source, self.recipes, self.views)
+        return load_inputs(source, self.preprocessings, self.views)
 
 
 @dataclass(frozen=True)
@@ -93,29 +93,34 @@ class PlacedInput:
     image_hw: tuple[int, int]
 
 
-def load_inputs(source: ImageSource, recipes: Sequence[Recipe], views: Sequence[View] = (WHOLE,)) -> Inputs:
+def load_inputs(
+    source: ImageSource, preprocessings: Sequence[Preprocessing], views: Sequence[View] = (WHOLE,)
+) -> Inputs:
     """The inputs of several networks, the image decoded once for all that want it alike. Raises `ImageReadError`."""
     parts = list(dict.fromkeys(view.part for view in views))
-    wanted = [(recipe, part) for recipe in recipes for part in parts]
+    wanted = [(preprocessing, part) for preprocessing in preprocessings for part in parts]
     images = {key: placed.image for key, placed in zip(wanted, load_views(source, wanted), strict=True)}
-    return {recipe: np.stack([view.turn(images[recipe, view.part]) for view in views]) for recipe in recipes}
+    return {
+        preprocessing: np.stack([view.turn(images[preprocessing, view.part]) for view in views])
+        for preprocessing in preprocessings
+    }
 
 
-def load_views(source: ImageSource, views: Sequence[tuple[Recipe, Region | Part | None]]) -> list[PlacedInput]:
+def load_views(source: ImageSource, views: Sequence[tuple[Preprocessing, Region | Part | None]]) -> list[PlacedInput]:
     """Inputs of whole images, regions or parts, the image decoded once for all that want it alike.
 
     Raises `ImageReadError`, also for a region outside the image.
     """
     placed: list[PlacedInput] = []
-    decoded: list[tuple[Recipe, Decoded]] = []
-    for recipe, looked_at in views:
-        shared = next((other for by, other in decoded if _suits(other, by, recipe, looked_at)), None)
+    decoded: list[tuple[Preprocessing, Decoded]] = []
+    for preprocessing, looked_at in views:
+        shared = next((other for by, other in decoded if _suits(other, by, preprocessing, looked_at)), None)
         if shared is None:
-            shared = _decode(source, recipe, looked_at)
-            decoded.append((recipe, shared))
+            shared = _decode(source, preprocessing, looked_at)
+            decoded.append((preprocessing, shared))
         region = _region(looked_at, shared.full_hw)
-        image = crop_to_input(_resize(source, shared, recipe, region), recipe)
-        placed.append(PlacedInput(image, place(shared.full_hw, recipe, region), shared.full_hw))
+        image = crop_to_input(_resize(source, shared, preprocessing, region), preprocessing)
+        placed.append(PlacedInput(image, place(shared.full_hw, preprocessing, region), shared.full_hw))
     return placed
 
 
@@ -123,18 +128,22 @@ def _region(looked_at: Region | Part | None, image_hw: tuple[int, int]) -> Regio
     return looked_at.region(image_hw) if isinstance(looked_at, Part) else looked_at
 
 
-def _decode(source: ImageSource, recipe: Recipe, looked_at: Region | Part | None = None) -> Decoded:
-    return decode_scaled(source, recipe, lambda image_hw: eighths(image_hw, recipe, _region(looked_at, image_hw)))
+def _decode(source: ImageSource, preprocessing: Preprocessing, looked_at: Region | Part | None = None) -> Decoded:
+    return decode_scaled(
+        source, preprocessing, lambda image_hw: eighths(image_hw, preprocessing, _region(looked_at, image_hw))
+    )
 
 
-def _suits(image: Decoded, by: Recipe, recipe: Recipe, looked_at: Region | Part | None) -> bool:
-    """Whether `recipe` would decode the same pixels as `by` did."""
-    is_scaled_alike = image.eighths in (None, eighths(image.full_hw, recipe, _region(looked_at, image.full_hw)))
-    return by.decode_key == recipe.decode_key and is_scaled_alike
+def _suits(image: Decoded, by: Preprocessing, preprocessing: Preprocessing, looked_at: Region | Part | None) -> bool:
+    """Whether `preprocessing` would decode the same pixels as `by` did."""
+    is_scaled_alike = image.eighths in (None, eighths(image.full_hw, preprocessing, _region(looked_at, image.full_hw)))
+    return by.decode_key == preprocessing.decode_key and is_scaled_alike
 
 
-def _resize(source: ImageSource, image: Decoded, recipe: Recipe, region: Region | None = None) -> NDArray[np.uint8]:
+def _resize(
+    source: ImageSource, image: Decoded, preprocessing: Preprocessing, region: Region | None = None
+) -> NDArray[np.uint8]:
     try:
-        return working_image(image, recipe, region)
+        return working_image(image, preprocessing, region)
     except ImageReadError as error:
         raise ImageReadError(source_name(source), error.reason) from error

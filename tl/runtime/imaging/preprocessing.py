@@ -1,4 +1,4 @@
-"""The preprocessing recipe: every decision between an image file and the network's uint8 input.
+"""The preprocessing preprocessing: every decision between an image file and the network's uint8 input.
 
 Knows the choices and their limits. Does not know how they are carried out (`decode`, `geometry`).
 """
@@ -16,12 +16,12 @@ Interpolation = Literal["nearest", "bilinear", "bicubic", "lanczos"]
 
 
 @dataclass(frozen=True)
-class Recipe:
+class Preprocessing:
     """How an image becomes the network's input. Stored whole in every model file.
 
     `input_hw`: the network's input in pixels. `resize_mode`: `squash` ignores the aspect ratio, `letterbox` keeps it
     and pads with `pad_rgb`, `short_side` scales the shorter side to `short_side` pixels (None in the other modes) and
-    crops the centre, as torchvision and timm do. Resizing is antialiased (Pillow).
+    crops the center, as torchvision and timm do. Resizing is antialiased (Pillow).
     `bit_depth_max`: the largest value a 16-bit image can hold (65535, or 4095 for a 12-bit camera).
     The one-valued fields state rules that readers of the file must follow; a second value means a new rule.
     """
@@ -53,11 +53,11 @@ class Recipe:
 
     @property
     def decode_key(self) -> tuple[object, ...]:
-        """Equal for recipes whose image, decoded at the same size, is the same: an ensemble decodes it once."""
+        """Equal for preprocessings whose image, decoded at the same size, is the same: an ensemble decodes it once."""
         return (self.bit_depth_max, self.orientation, self.alpha, self.icc, self.cmyk, self.decoder)
 
 
-def build_recipe(
+def build_preprocessing(
     input_hw: tuple[int, int],
     resize_mode: ResizeMode = "squash",
     *,
@@ -66,15 +66,15 @@ def build_recipe(
     pad_rgb: tuple[int, int, int] = (0, 0, 0),
     bit_depth_max: int = 65535,
     jpeg_scale: JpegScale = "2x",
-) -> Recipe:
-    """A recipe with the rules that this version implements.
+) -> Preprocessing:
+    """A preprocessing with the rules that this version implements.
 
     `short_side` defaults to input / 0.875 in that mode, the crop_pct of ImageNet training.
     Source: torchvision's ImageClassification preset, 224 of 256.
     """
     if resize_mode == "short_side" and short_side is None:
         short_side = round(max(input_hw) / 0.875)
-    return Recipe(
+    return Preprocessing(
         input_hw=input_hw,
         resize_mode=resize_mode,
         short_side=short_side,

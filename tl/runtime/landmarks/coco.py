@@ -41,7 +41,7 @@ def read(text: str, where: str) -> LandmarkSet:
         raise DataError(f"{where}: not a COCO keypoint file ({type(error).__name__}: {error})") from error
     counts = Counter(each.name for each in annotated)
     if twice := [name for name, count in counts.items() if count > 1]:
-        raise DataError(f"{where}: {twice[0]} has several specimens: only one an image can be read")
+        raise DataError(f"{where}: {twice[0]} has several specimens: only one per image can be read")
     return landmarks
 
 

@@ -1,4 +1,4 @@
-"""DeepLabCut's `CollectedData*.csv` and its predictions: header rows scorer, bodyparts, coords, then a row an image.
+"""DeepLabCut's `CollectedData*.csv` and its predictions: header rows scorer, bodyparts, coords, then a row per image.
 
 A row begins with the image's path, in one cell or, since DeepLabCut 2.2, in three. Projects of several animals have a
 fourth header row and are refused.
@@ -30,7 +30,7 @@ def read(text: str, where: str) -> LandmarkSet:
     rows = list(csv.reader(StringIO(text, newline="")))
     found = [row[0] if row else "" for row in rows[:3]]
     if found[1:2] == ["individuals"]:
-        raise DataError(f"{where}: a project of several animals: only one specimen an image can be read")
+        raise DataError(f"{where}: a project of several animals: only one specimen per image can be read")
     if tuple(found) != _HEADER:
         raise DataError(f"{where}: expected header rows {', '.join(_HEADER)}, found {', '.join(found)}")
     start = _first_value(rows[2], where)

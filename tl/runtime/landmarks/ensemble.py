@@ -19,7 +19,7 @@ from tl.runtime.ensembles.ensemble import check_weights, member_names, pad_batch
 from tl.runtime.imaging.decode import ImageSource
 from tl.runtime.imaging.geometry import Region, region_of_points, square, widen
 from tl.runtime.imaging.pipeline import PlacedInput, load_views
-from tl.runtime.imaging.preprocessing import Recipe
+from tl.runtime.imaging.preprocessing import Preprocessing
 from tl.runtime.landmarks.shapes import procrustes_distance
 from tl.runtime.model_file.contract import LandmarkFacts
 from tl.runtime.output.columns import PointColumns
@@ -85,7 +85,7 @@ def _weighted(members_xy: NDArray[np.float64], weights: NDArray[np.float64]) -> 
 class _View:
     """How a member looks at an image."""
 
-    recipe: Recipe
+    preprocessing: Preprocessing
     region: Literal["whole", "box", "points"]
     margin: float
 
@@ -127,7 +127,9 @@ class LandmarkEnsemble:
                 raise EnsembleError(f"{name} finds other points than {self.member_names[0]}")
         self._orders = [[c.keypoint_names.index(name) for name in self.keypoint_names] for c in contracts]
         self._views = [
-            _View(c.recipe, f.region, 0.0 if f.region == "whole" else f.region_margin if margin is None else margin)
+            _View(
+                c.preprocessing, f.region, 0.0 if f.region == "whole" else f.region_margin if margin is None else margin
+            )
             for c, f in zip(contracts, self.facts, strict=True)
         ]
         self.has_confidence = all("keypoint_confidence" in contract.outputs for contract in contracts)
@@ -185,7 +187,7 @@ class LandmarkEnsemble:
         """Decode an image as the members want it. Raises `ImageReadError`."""
         found = self._look(source, name) if any(view.region != "whole" for view in self._views) else None
         views = list(dict.fromkeys(self._views))
-        placed = load_views(source, [(view.recipe, _region(view, found)) for view in views])
+        placed = load_views(source, [(view.preprocessing, _region(view, found)) for view in views])
         return dict(zip(views, placed, strict=True))
 
     @property

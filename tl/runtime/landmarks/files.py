@@ -39,7 +39,7 @@ def _turn(image: ImageLandmarks, stored_hw: tuple[int, int], orientation: int) -
         return image
     box = image.box_xywh
     if box is not None:
-        left, top, width, height = box  # boxes count edges, points centres
+        left, top, width, height = box  # boxes count edges, points centers
         corners = np.array([[left, top], [left + width, top + height]]) - 0.5
         ends = turn_keypoints(corners, orientation, stored_hw) + 0.5
         (left, top), (right, bottom) = ends.min(axis=0).tolist(), ends.max(axis=0).tolist()

@@ -19,7 +19,7 @@ class ImageLandmarks:
     """The points of one image.
 
     `name`: the image as its file of landmarks calls it. `keypoints_xy`: float64 (K, 2), (x, y) in pixels of the
-    upright image, the centre of the top-left pixel at (0, 0); NaN where missing. `visibility`: int64 (K,) of COCO's
+    upright image, the center of the top-left pixel at (0, 0); NaN where missing. `visibility`: int64 (K,) of COCO's
     0 missing, 1 occluded, 2 visible. `confidence`: float64 (K,) in [0, 1] of predicted points, else None. `box_xywh`:
     the specimen's (left, top, width, height) in pixels. `mm_per_px`: the photo's scale. `split`, `group`: as in a
     manifest.

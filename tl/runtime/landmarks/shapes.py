@@ -29,12 +29,12 @@ def procrustes_distance(keypoints_xy: NDArray[np.floating], reference: NDArray[n
 
     Both (K, 2), over the points that both have: 0 for equal shapes, at most sqrt(2). NaN for fewer than three such
     points, or where all of a shape's points are one.
-    The partial Procrustes distance: after centring, scaling to centroid size 1 and the best rotation.
+    The partial Procrustes distance: after centering, scaling to centroid size 1 and the best rotation.
     """
     common = ~(np.isnan(keypoints_xy).any(axis=1) | np.isnan(reference).any(axis=1))
     if common.sum() < MIN_POINTS:
         return float("nan")
-    shape, wanted = _normalised(keypoints_xy[common]), _normalised(reference[common])
+    shape, wanted = _normalized(keypoints_xy[common]), _normalized(reference[common])
     if shape is None or wanted is None:
         return float("nan")
     return float(np.linalg.norm(_rotated(shape, wanted) - wanted))
@@ -49,18 +49,18 @@ def align(keypoints_xy: NDArray[np.floating], reference: NDArray[np.floating]) -
     if common.sum() < MIN_POINTS:
         raise ValueError(f"{common.sum()} common points, at least {MIN_POINTS} are needed")
     given, wanted = np.asarray(keypoints_xy, np.float64), np.asarray(reference, np.float64)
-    from_centre, to_centre = given[common].mean(axis=0), wanted[common].mean(axis=0)
-    source, target = given[common] - from_centre, wanted[common] - to_centre
+    from_center, to_center = given[common].mean(axis=0), wanted[common].mean(axis=0)
+    source, target = given[common] - from_center, wanted[common] - to_center
     turn, strength = _rotation(source, target)
     scale = strength / max(float((source**2).sum()), 1e-300)
-    return np.asarray(scale * (given - from_centre) @ turn + to_centre)
+    return np.asarray(scale * (given - from_center) @ turn + to_center)
 
 
 def mean_shape(shapes: Sequence[NDArray[np.floating]]) -> NDArray[np.float64]:
-    """The mean of shapes (K, 2), centred, centroid size 1; missing points are left out of the mean.
+    """The mean of shapes (K, 2), centered, centroid size 1; missing points are left out of the mean.
 
     A point that no shape has is NaN. Raises ValueError without a shape of three points or more.
-    Source: Gower 1975, generalised Procrustes analysis.
+    Source: Gower 1975, generalized Procrustes analysis.
     """
     usable = [np.asarray(shape, np.float64) for shape in shapes if len(_present(shape)) >= MIN_POINTS]
     if not usable:
@@ -93,11 +93,11 @@ def _unit(shape: NDArray[np.float64]) -> NDArray[np.float64]:
     return np.asarray((shape - present.mean(axis=0)) / centroid_size(shape))
 
 
-def _normalised(points: NDArray[np.floating]) -> NDArray[np.float64] | None:
-    """Centred and of size 1, or None where all points are one."""
-    centred = np.asarray(points, np.float64) - np.mean(points, axis=0, dtype=np.float64)
-    size = float(np.linalg.norm(centred))
-    return centred / size if size > 0 else None
+def _normalized(points: NDArray[np.floating]) -> NDArray[np.float64] | None:
+    """Centered and of size 1, or None where all points are one."""
+    centered = np.asarray(points, np.float64) - np.mean(points, axis=0, dtype=np.float64)
+    size = float(np.linalg.norm(centered))
+    return centered / size if size > 0 else None
 
 
 def _rotated(source: NDArray[np.float64], target: NDArray[np.float64]) -> NDArray[np.float64]:

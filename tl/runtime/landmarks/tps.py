@@ -1,4 +1,4 @@
-"""TPS files of the tps programs and geomorph: `LM=`, points one a line, `IMAGE=`, `ID=`, `SCALE=`; y from the bottom.
+"""TPS files of the tps programs and geomorph: `LM=`, points one per line, `IMAGE=`, `ID=`, `SCALE=`; y from the bottom.
 
 Knows the text format. Needs the height of each image, which no TPS file holds.
 Source: F. J. Rohlf, tpsDig's help; geomorph's `readland.tps`.

@@ -1,4 +1,4 @@
-"""The contract that every model file carries in `metadata_props["tl.contract"]`: parse, check, serialise.
+"""The contract that every model file carries in `metadata_props["tl.contract"]`: parse, check, serialize.
 
 Knows the fields of each schema version and upgrades older ones; refuses newer ones by number. Knows neither onnx nor
 onnxruntime: `session` reads the text out of a file, the exporter embeds it. docs/model-file.md describes the fields.
@@ -11,17 +11,22 @@ from typing import Any, Literal
 
 from tl.errors import ModelFileError
 from tl.runtime.ensembles.voting import Voting
-from tl.runtime.imaging.preprocessing import Recipe
+from tl.runtime.imaging.preprocessing import Preprocessing
 from tl.runtime.model_file.strict_json import dump_json, from_plain, parse_json
 
 METADATA_KEY = "tl.contract"
-SCHEMA_VERSION = 2
+SCHEMA_VERSION = 3
 # Far above any real contract (4 golden samples at 512 px are about 3 MB), far below what would hurt.
 MAX_CONTRACT_BYTES = 64 << 20
 
 Precision = Literal["fp32", "fp16", "int8"]
 # Schema version -> the fields that it brought, and what they are in a file of before.
 _ADDED: dict[int, dict[str, Any]] = {2: {"ensemble": None, "conformal": None, "unknown": None}}
+# Schema version -> fields and outputs that it gave another name, and fields that it dropped.
+_RENAMED = {3: {"recipe": "preprocessing", "unknown": "ood", "quantisation": "quantization"}}
+_DROPPED = {3: {"thresholds"}}
+# Graphs of files before schema 3 call the output so: see `Session`.
+OLD_OUTPUTS = {"unknown_score": "ood_score"}
 
 
 @dataclass(frozen=True)
@@ -62,12 +67,12 @@ class Parity:
 
 
 @dataclass(frozen=True)
-class Quantisation:
+class Quantization:
     """How a graph of lower precision was made from the fp32 graph, and how the two compare.
 
     `method`: in words. `calibration_images`: training images whose ranges were measured, drawn with `seed`; 0 where
     none are needed. `top1_agreement` in [0, 1] and `max_abs_diff` of the probabilities: with the fp32 graph, on
-    `images` validation images. `speedup`: images a second relative to the fp32 graph, the median of `rounds`
+    `images` validation images. `speedup`: images per second relative to the fp32 graph, the median of `rounds`
     rounds, in `faster_rounds` of which it was faster; `slowest` and `fastest` of them. `provider` ran both, on
     `processor`, with `threads` callers and batches of `batch_size`. `kept_slower`: the file is kept although it was
     not faster there.
@@ -118,7 +123,7 @@ class Golden:
 class LandmarkFacts:
     """What a landmark model knows of its points beside their names.
 
-    `flip_pairs`, `skeleton`: as in `LandmarkSet`. `mean_shape`: of the training images, (x, y) of each point, centred
+    `flip_pairs`, `skeleton`: as in `LandmarkSet`. `mean_shape`: of the training images, (x, y) of each point, centered
     and of centroid size 1; None under three points. A prediction with a Procrustes distance to it above `shape_limit`
     is odd. `region`: what the model looks at: whole images, drawn boxes, or the square around the points; the last
     two are widened by `region_margin` of their size on every side.
@@ -172,8 +177,8 @@ class Conformal:
 
 
 @dataclass(frozen=True)
-class UnknownFacts:
-    """How `unknown_score` was fitted: to `images` training images, in `dimensions` principal components.
+class OodFacts:
+    """How `ood_score` was fitted: to `images` training images, in `dimensions` principal components.
 
     A score above `limit` is unlike training: `false_alarm` is the share of `held_out` validation images above it.
     """
@@ -189,8 +194,8 @@ class UnknownFacts:
 class Contract:
     """Everything a runtime must know about a model file. Field by field in docs/model-file.md.
 
-    `landmarks` is None for classification, `quantisation` for fp32 and for an adopted file whose precision was lowered
-    by another tool, `ensemble` for a single model, `conformal` and `unknown` where nothing was held out to fit them.
+    `landmarks` is None for classification, `quantization` for fp32 and for an adopted file whose precision was lowered
+    by another tool, `ensemble` for a single model, `conformal` and `ood` where nothing was held out to fit them.
     """
 
     schema_version: int
@@ -199,16 +204,15 @@ class Contract:
     class_names: tuple[str, ...]
     keypoint_names: tuple[str, ...]
     landmarks: LandmarkFacts | None
-    recipe: Recipe
+    preprocessing: Preprocessing
     outputs: tuple[str, ...]
     temperature: float
-    thresholds: dict[str, float]
     ensemble: EnsembleFacts | None
     conformal: Conformal | None
-    unknown: UnknownFacts | None
+    ood: OodFacts | None
     provenance: Provenance
     parity: Parity
-    quantisation: Quantisation | None
+    quantization: Quantization | None
     golden: Golden
 
     def __post_init__(self) -> None:
@@ -220,7 +224,7 @@ class Contract:
         if len(set(names)) != len(names):
             raise ValueError(f"repeated name '{next(name for name in names if names.count(name) > 1)}'")
         needed = {self.main_output, *(("label", "member_probabilities") if self.ensemble else ())}
-        needed |= {"unknown_score"} if self.unknown else set()
+        needed |= {"ood_score"} if self.ood else set()
         if lacking := sorted(needed - set(self.outputs)):
             raise ValueError(f"such a model needs the outputs {lacking}, got {self.outputs}")
         if (self.task == "landmarks") != (self.landmarks is not None):
@@ -228,8 +232,8 @@ class Contract:
         mean_shape = None if self.landmarks is None else self.landmarks.mean_shape
         if mean_shape is not None and len(mean_shape) != len(names):
             raise ValueError(f"the mean shape has {len(mean_shape)} points for {len(names)} names")
-        if self.precision == "fp32" and self.quantisation is not None:
-            raise ValueError("precision fp32 has no 'quantisation'")
+        if self.precision == "fp32" and self.quantization is not None:
+            raise ValueError("precision fp32 has no 'quantization'")
         if not self.temperature > 0:
             raise ValueError(f"temperature must be positive, got {self.temperature}")
         values = len(names) if self.task == "classification" else 2 * len(names)
@@ -264,11 +268,31 @@ def parse_contract(text: str, where: str) -> Contract:
 
 def _upgraded(plain: dict[str, Any], version: int) -> dict[str, Any]:
     """An older contract as one of this version. Raises ValueError for fields that its own version does not have."""
-    for older in range(version, SCHEMA_VERSION):
-        added = _ADDED[older + 1]
-        if early := sorted(added.keys() & plain.keys()):
-            raise ValueError(f"contract: unknown field '{early[0]}' in schema_version {older}")
-        plain = {**plain, **added, "schema_version": older + 1}
+    for newer in range(version + 1, SCHEMA_VERSION + 1):
+        added, renamed = _ADDED.get(newer, {}), _RENAMED.get(newer, {})
+        dropped: set[str] = _DROPPED.get(newer, set())
+        if early := sorted((added.keys() | set(renamed.values())) & plain.keys()):
+            raise ValueError(f"contract: unknown field '{early[0]}' in schema_version {newer - 1}")
+        if missing := sorted((dropped | renamed.keys()) - plain.keys()):
+            raise ValueError(f"contract: missing field '{missing[0]}'")
+        kept = {renamed.get(name, name): value for name, value in plain.items() if name not in dropped}
+        plain = {**kept, **added, "schema_version": newer}
+        if newer == 3:
+            plain = _with_present_outputs(plain)
+    return plain
+
+
+def _with_present_outputs(plain: dict[str, Any]) -> dict[str, Any]:
+    """A contract whose outputs go by the names of schema 3; faulty values are left for the check that follows."""
+    outputs, parity = plain.get("outputs"), plain.get("parity")
+    if isinstance(outputs, list):
+        plain = {
+            **plain,
+            "outputs": [OLD_OUTPUTS.get(name, name) if isinstance(name, str) else name for name in outputs],
+        }
+    if isinstance(parity, dict) and isinstance(parity.get("session_max_abs_diff"), dict):
+        measured = {OLD_OUTPUTS.get(name, name): value for name, value in parity["session_max_abs_diff"].items()}
+        plain = {**plain, "parity": {**parity, "session_max_abs_diff": measured}}
     return plain
 
 

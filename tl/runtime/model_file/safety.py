@@ -30,7 +30,7 @@ from tl.runtime.model_file.protobuf import (
 
 Operator = tuple[str, str]  # domain ("" for ai.onnx), name
 
-# What onnxruntime builds in. Its optimiser writes files with some of the com.microsoft ones.
+# What onnxruntime builds in. Its optimizer writes files with some of the com.microsoft ones.
 DOMAINS = frozenset(
     (
         "",

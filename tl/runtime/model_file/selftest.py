@@ -59,7 +59,7 @@ def golden_image(sample: GoldenSample, contract: Contract, where: str) -> NDArra
     """The input of a golden sample: uint8 (H, W, 3) RGB. Raises `ModelFileError` if it is damaged."""
     try:
         with Image.open(BytesIO(base64.b64decode(sample.png, validate=True)), formats=("PNG",)) as image:
-            if (image.height, image.width) != contract.recipe.input_hw or image.mode != "RGB":
+            if (image.height, image.width) != contract.preprocessing.input_hw or image.mode != "RGB":
                 raise ValueError(f"is {image.mode} {image.width}x{image.height}")
             return np.array(image)
     except (ValueError, OSError, SyntaxError, Image.DecompressionBombError) as error:  # all of them Pillow's

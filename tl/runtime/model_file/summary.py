@@ -8,23 +8,27 @@ from __future__ import annotations
 from tl.runtime.model_file.contract import Contract, Parity
 
 
-def passport(contract: Contract) -> list[tuple[str, str]]:
+def summarize_contract(contract: Contract) -> list[tuple[str, str]]:
     """Names and texts, in the order in which a person asks."""
-    recipe, origin, parity = contract.recipe, contract.provenance, contract.parity
+    preprocessing, origin, parity = contract.preprocessing, contract.provenance, contract.parity
     names = contract.class_names or contract.keypoint_names
     shown = ", ".join(names[:10]) + (f" ... and {len(names) - 10} more" if len(names) > 10 else "")
-    resize = f"{recipe.resize_mode}, {recipe.interpolation}, antialiased"
-    if recipe.short_side is not None:
-        resize += f", short side {recipe.short_side} then centre crop"
+    resize = f"{preprocessing.resize_mode}, {preprocessing.interpolation}, antialiased"
+    if preprocessing.short_side is not None:
+        resize += f", short side {preprocessing.short_side} then center crop"
     metrics = ", ".join(f"{name} {value:.4g}" for name, value in origin.val_metrics.items() if "boot" not in name)
     return [
         ("task", f"{contract.task}, {contract.precision}, schema {contract.schema_version}"),
         ("names", f"{len(names)}: {shown}"),
-        ("input", f"images uint8 (N, {recipe.input_hw[0]}, {recipe.input_hw[1]}, 3) RGB"),
+        ("input", f"images uint8 (N, {preprocessing.input_hw[0]}, {preprocessing.input_hw[1]}, 3) RGB"),
         ("outputs", ", ".join(contract.outputs)),
         *_landmark_rows(contract),
         ("resize", resize),
-        ("pixels", f"orientation {recipe.orientation}, alpha over {recipe.alpha}, 16 bit up to {recipe.bit_depth_max}"),
+        (
+            "pixels",
+            f"orientation {preprocessing.orientation}, alpha over {preprocessing.alpha}, "
+            f"16 bit up to {preprocessing.bit_depth_max}",
+        ),
         ("backbone", f"{origin.backbone}, {origin.method}, weights {origin.weights}"),
         ("validation", metrics or "none recorded"),
         ("parity", f"{parity.images} images, {parity_text(parity)}"),
@@ -57,15 +61,15 @@ def _confidence_rows(contract: Contract) -> list[tuple[str, str]]:
     if contract.conformal is not None:
         count = len(contract.conformal.scores)
         rows.append(("coverage", f"sets of classes, from {count} scores of the {contract.conformal.source}"))
-    if contract.unknown is not None:
-        found = contract.unknown
+    if contract.ood is not None:
+        found = contract.ood
         text = f"above {found.limit:.4g}, as are {found.false_alarm:.1%} of {found.held_out} validation images"
         rows.append(("unknown", f"{text}; from {found.images} training images in {found.dimensions} dimensions"))
     return rows
 
 
 def _precision_row(contract: Contract) -> list[tuple[str, str]]:
-    found = contract.quantisation
+    found = contract.quantization
     if found is None:
         return []
     text = f"{found.method}; agrees with fp32 on {found.top1_agreement:.1%} of {found.images} images"

@@ -40,14 +40,14 @@ class Columns(Protocol):
 
 @dataclass(frozen=True)
 class ClassColumns:
-    """`path,label,confidence,p:<class>...[,set][,unknown_score][,reason][,agreement,entropy,mutual_information,margin,
+    """`path,label,confidence,p:<class>...[,set][,ood_score][,reason][,agreement,entropy,mutual_information,margin,
     vote:<member>...],error`. `|` stands between the classes of a set.
     """
 
     class_names: Sequence[str]
     member_names: Sequence[str] = ()
     with_set: bool = False
-    with_unknown: bool = False
+    with_ood_score: bool = False
     with_reason: bool = False
 
     @property
@@ -57,8 +57,8 @@ class ClassColumns:
         types |= {f"p:{name}": "number" for name in self.class_names}
         if self.with_set:
             types["set"] = "text"
-        if self.with_unknown:
-            types["unknown_score"] = "number"
+        if self.with_ood_score:
+            types["ood_score"] = "number"
         if self.with_reason:
             types["reason"] = "text"
         if self.member_names:
@@ -72,7 +72,7 @@ class ClassColumns:
         row = [line["path"], line.get("label"), line.get("confidence"), *map(probabilities.get, self.class_names)]
         if self.with_set:
             row.append(_SET_MARK.join(line["set"]) if "set" in line else None)
-        row += [line.get("unknown_score")] * self.with_unknown + [line.get("reason")] * self.with_reason
+        row += [line.get("ood_score")] * self.with_ood_score + [line.get("reason")] * self.with_reason
         if self.member_names:
             row += map(line.get, _DISAGREEMENT)
             row += line.get("votes", [None] * len(self.member_names))
@@ -86,8 +86,8 @@ class ClassColumns:
         more: list[str] = []
         if self.with_set:
             more.append(_SET_MARK.join(result.class_set or ()))
-        if self.with_unknown:
-            more.append("" if result.unknown_score is None else number(result.unknown_score))
+        if self.with_ood_score:
+            more.append("" if result.ood_score is None else number(result.ood_score))
         if self.with_reason:
             more.append(result.reason)
         if result.votes is not None:
@@ -159,7 +159,7 @@ def number(value: float) -> str:
 
 
 def _shortest(values: NDArray[np.float32] | np.float32) -> str:
-    """As few digits as tell a float32 from its neighbours, as JSON.
+    """As few digits as tell a float32 from its neighbors, as JSON.
 
     Of a thousand numbers Python's own formatting would take a twentieth of a small model's time for an image.
     """

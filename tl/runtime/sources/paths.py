@@ -45,7 +45,7 @@ def matches(path: Sequence[str], pattern: Sequence[str]) -> bool:
 
 
 def read_path_list(list_file: str, *, null: bool = False) -> list[str]:
-    """The names in a file, or on stdin for `-`, in order: one a line, or with `null` each ended by a NUL byte.
+    """The names in a file, or on stdin for `-`, in order: one per line, or with `null` each ended by a NUL byte.
 
     Names keep their spaces, and their bytes where they are not UTF-8. Blank lines, Windows' line ends and a byte order
     mark are not part of names; with `null`, only NUL is not. Raises `DataError` for a list that cannot be read.

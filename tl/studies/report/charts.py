@@ -1,4 +1,4 @@
-"""Charts as SVG text that takes its colours from the page, light or dark. The only file that imports matplotlib.
+"""Charts as SVG text that takes its colors from the page, light or dark. The only file that imports matplotlib.
 
 Knows numbers and labels. Does not know runs or HTML pages. No chart touches matplotlib's global state for longer than
 it is drawn.
@@ -135,7 +135,7 @@ def _chart(title: str, description: str, draw: Any, height: float = _SIZE[1]) ->
 
 
 def _for_page(svg: str, title: str, description: str) -> str:
-    """Matplotlib's file -> an element of a page: its colours, names of its own, a text alternative."""
+    """Matplotlib's file -> an element of a page: its colors, names of its own, a text alternative."""
     svg = svg[svg.index("<svg") :]
     svg = re.sub(r"<metadata>.*?</metadata>", "", svg, flags=re.DOTALL)
     for color, variable in _VARIABLES.items():

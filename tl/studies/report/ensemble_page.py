@@ -1,6 +1,6 @@
 """The page of an ensemble's evaluation: members against votes, how often they agree, where voting helps and hurts.
 
-Knows what members say of labelled images. Does not know HTML or how charts are drawn.
+Knows what members say of labeled images. Does not know HTML or how charts are drawn.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from tl.evaluation.evaluate import Evaluation
 from tl.runtime.ensembles.voting import VOTINGS, Voting, vote
-from tl.runtime.imaging.preprocessing import Recipe
+from tl.runtime.imaging.preprocessing import Preprocessing
 from tl.studies.report.charts import bar_chart, reliability_chart
 from tl.studies.report.page import Card, Chart, Code, Gallery, Note, Page, Section, Table, write_page
 from tl.studies.report.thumbnails import thumbnail
@@ -23,22 +23,22 @@ from tl.studies.report.thumbnails import thumbnail
 _SIDE, _MOST_CARDS = 144, 36
 
 
-def write_ensemble_report(evaluation: Evaluation, recipe: Recipe, split: str, path: Path) -> Path:
-    """Write the page. `recipe`: how images are decoded to be shown. Raises `OutputError`, `MissingExtraError`."""
-    write_page(build_ensemble_page(evaluation, recipe, split, shlex.join(["tl", *sys.argv[1:]])), path)
+def write_ensemble_report(evaluation: Evaluation, preprocessing: Preprocessing, split: str, path: Path) -> Path:
+    """Write the page; `preprocessing` decodes what is shown. Raises `OutputError`, `MissingExtraError`."""
+    write_page(build_ensemble_page(evaluation, preprocessing, split, shlex.join(["tl", *sys.argv[1:]])), path)
     return path
 
 
-def build_ensemble_page(evaluation: Evaluation, recipe: Recipe, split: str, command: str) -> Page:
+def build_ensemble_page(evaluation: Evaluation, preprocessing: Preprocessing, split: str, command: str) -> Page:
     """All that the page shows. `command`: what repeats the evaluation."""
-    return _Told(evaluation, recipe).page(split, command)
+    return _Told(evaluation, preprocessing).page(split, command)
 
 
 class _Told:
     """What there is to tell of an evaluation. Images are shown under the rule that was right most often."""
 
-    def __init__(self, evaluation: Evaluation, recipe: Recipe) -> None:
-        self._evaluation, self._recipe = evaluation, recipe
+    def __init__(self, evaluation: Evaluation, preprocessing: Preprocessing) -> None:
+        self._evaluation, self._preprocessing = evaluation, preprocessing
         members, truth = evaluation.members, evaluation.true_ids
         self._member_ids: NDArray[np.int64] = members.argmax(axis=2)
         self._member_right = self._member_ids == truth[:, None]
@@ -135,7 +135,7 @@ class _Told:
             f"{self._rule}: {names[self._decided[place]]}",
             *self._votes(said),
         ]
-        return Card(thumbnail(path, self._recipe, _SIDE), lines)
+        return Card(thumbnail(path, self._preprocessing, _SIDE), lines)
 
     def _votes(self, said: NDArray[np.float32]) -> Sequence[str]:
         names = self._evaluation.class_names

@@ -15,7 +15,7 @@ from PIL import Image
 
 from tl.runtime.model_file.contract import Contract
 from tl.runtime.model_file.selftest import golden_image
-from tl.runtime.model_file.summary import passport
+from tl.runtime.model_file.summary import summarize_contract
 from tl.studies.report.page import Block, Card, Facts, Gallery, Note, Page, Section, Table, write_page
 from tl.studies.report.thumbnails import encode
 
@@ -57,10 +57,10 @@ def build_model_page(
     figures = [
         (what, str(len(names))),
         (contract.precision, f"{model.stat().st_size / 1e6:.1f} MB"),
-        ("pixels of input", " x ".join(map(str, contract.recipe.input_hw))),
+        ("pixels of input", " x ".join(map(str, contract.preprocessing.input_hw))),
         *_headline(contract),
     ]
-    sections = [Section("Passport", [Facts(dict(passport(contract)))])]
+    sections = [Section("Passport", [Facts(dict(summarize_contract(contract)))])]
     if ranking is not None:
         rows = [(name, 100 * probability) for name, probability in ranking.rows]
         sections.append(Section("Most probable", [Note(ranking.image), Table(("class", "percent"), rows)]))

@@ -1,6 +1,6 @@
 """The training images that a backbone finds most like another image, by the features that a run left in the cache.
 
-Knows kept features. Computes none: where they are gone, there are no neighbours.
+Knows kept features. Computes none: where they are gone, there are no neighbors.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from tl.trainer.task import find_info, find_start, open_run_features
 
 
 @dataclass(frozen=True)
-class Neighbour:
+class Neighbor:
     """A training image. `likeness`: cosine of the angle between both embeddings."""
 
     path: str
@@ -30,11 +30,11 @@ class Neighbour:
 
 
 # Image path -> its nearest training images, nearest first; none for an image without features.
-FindNearest = Callable[[str], list[Neighbour]]
+FindNearest = Callable[[str], list[Neighbor]]
 
 
-def open_neighbours(finished: FinishedRun, count: int = 3) -> FindNearest | None:
-    """What finds neighbours of the run's images, None where training images' features are not kept."""
+def open_neighbors(finished: FinishedRun, count: int = 3) -> FindNearest | None:
+    """What finds neighbors of the run's images, None where training images' features are not kept."""
     try:
         features = _kept_features(finished)
     except TlError:  # weights or an augmentation file that have gone since
@@ -49,26 +49,26 @@ def open_neighbours(finished: FinishedRun, count: int = 3) -> FindNearest | None
     train = np.stack([_embedding(features, rows[i]["sha256"]) for i in known])
     digests = {place: row["sha256"] for place, row in zip(places, rows, strict=True)}
 
-    def find(path: str) -> list[Neighbour]:
+    def find(path: str) -> list[Neighbor]:
         digest = digests.get(path, "")
         if not features.has(digest, (0,)):
             return []
         likeness = train @ _embedding(features, digest)
         order = np.argsort(-likeness, kind="stable")[:count]
-        return [Neighbour(places[known[k]], rows[known[k]]["label"], float(likeness[k])) for k in order]
+        return [Neighbor(places[known[k]], rows[known[k]]["label"], float(likeness[k])) for k in order]
 
     return find
 
 
 def _kept_features(finished: FinishedRun) -> FeatureSet | None:
-    config, recipe = finished.config, finished.card.recipe
-    if config.weights == "none" or config.normalise == "dataset":
-        return None  # the first has no features worth while, the second colours of its own
+    config, preprocessing = finished.config, finished.card.preprocessing
+    if config.weights == "none" or config.normalize == "dataset":
+        return None  # the first has no features worth while, the second colors of its own
     weights, info = find_start(config, remembered_info(config.backbone, find_info))
     if weights is None:
         return None
-    augment = build_augment(str(config.augment), recipe) if config.views else None
-    return open_run_features(config, info, recipe, augment, weights)
+    augment = build_augment(str(config.augment), preprocessing) if config.views else None
+    return open_run_features(config, info, preprocessing, augment, weights)
 
 
 def _embedding(features: FeatureSet, digest: str) -> NDArray[np.float32]:

@@ -15,7 +15,7 @@ import numpy as np
 
 from tl.errors import ModelFileError
 from tl.runtime.model_file.contract import Contract
-from tl.runtime.model_file.summary import passport
+from tl.runtime.model_file.summary import summarize_contract
 from tl.studies.report.charts import Line, line_chart
 from tl.studies.report.page import Block, Chart, Code, Facts, Gallery, Note, Page, Section, Table, write_page
 from tl.studies.report.run_files import FinishedRun, open_finished
@@ -35,7 +35,7 @@ _CURVES = {
 
 
 def write_run_report(run: Run, out: Path | None = None, contract: Contract | None = None) -> Path:
-    """Write `report.html` of a finished run into its folder, or to `out`; with the passport of its model file.
+    """Write `report.html` of a finished run into its folder, or to `out`; with the summary of its model file.
 
     Raises `RunError`, `OutputError`, `MissingExtraError`, and `ModelFileError` for a file of other data.
     """
@@ -127,7 +127,7 @@ def _samples(finished: FinishedRun) -> list[Section]:
 
 
 def _passport(contract: Contract) -> list[Section]:
-    return [Section("Model file", [Facts(dict(passport(contract)))])]
+    return [Section("Model file", [Facts(dict(summarize_contract(contract)))])]
 
 
 def _repeat(finished: FinishedRun) -> Section:

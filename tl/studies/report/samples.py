@@ -14,7 +14,7 @@ from PIL import Image, ImageDraw
 from tl.data.manifests import LabeledImage
 from tl.errors import TlError
 from tl.runtime.imaging.pipeline import load_views, load_working
-from tl.runtime.imaging.preprocessing import Recipe
+from tl.runtime.imaging.preprocessing import Preprocessing
 from tl.studies.report.page import Card
 from tl.studies.report.run_files import FinishedRun
 from tl.studies.report.thumbnails import TRUE_COLOR, encode
@@ -49,33 +49,38 @@ def augmented_cards(finished: FinishedRun) -> list[Card]:
 
 
 def _shower(finished: FinishedRun) -> _Show | None:
-    recipe: Recipe = finished.card.recipe
-    augment = build_augment(str(finished.config.augment), recipe)
+    preprocessing: Preprocessing = finished.card.preprocessing
+    augment = build_augment(str(finished.config.augment), preprocessing)
     if augment is None:
         return None
-    return lambda image, seed: Image.fromarray(augment(load_working(image.path, recipe, image.region), seed))
+    return lambda image, seed: Image.fromarray(augment(load_working(image.path, preprocessing, image.region), seed))
 
 
 def _points_shower(finished: FinishedRun) -> _Show | None:
-    recipe, config = finished.card.recipe, finished.config
+    preprocessing, config = finished.card.preprocessing, finished.config
     landmarks = finished.run.load_landmarks("annotations.json")
     mirror = config.mirror if config.mirror is not None else bool(landmarks.flip_pairs)
-    augment = build_augment(str(config.augment), recipe, points=True, mirror=mirror)
+    augment = build_augment(str(config.augment), preprocessing, points=True, mirror=mirror)
     if augment is None:
         return None
     points = {image.name: image.keypoints_xy for image in landmarks.images}
     partners = partners_of(landmarks)
 
     def show(labeled: LabeledImage, seed: int) -> Image.Image:
-        return _with_points(augment, labeled, recipe, points[labeled.name], seed, partners)
+        return _with_points(augment, labeled, preprocessing, points[labeled.name], seed, partners)
 
     return show
 
 
 def _with_points(
-    augment: Augment, labeled: LabeledImage, recipe: Recipe, points_xy: np.ndarray, seed: int, partners: Sequence[int]
+    augment: Augment,
+    labeled: LabeledImage,
+    preprocessing: Preprocessing,
+    points_xy: np.ndarray,
+    seed: int,
+    partners: Sequence[int],
 ) -> Image.Image:
-    (view,) = load_views(labeled.path, [(recipe, labeled.region)])
+    (view,) = load_views(labeled.path, [(preprocessing, labeled.region)])
     image, moved = augment.with_points(view.image, view.placement.to_input(points_xy), seed, partners)
     shown = Image.fromarray(image)
     pen = ImageDraw.Draw(shown)

@@ -12,7 +12,7 @@ import numpy as np
 
 from tl.evaluation.metrics import ECE_BINS
 from tl.studies.report.charts import bar_chart, histogram, reliability_chart
-from tl.studies.report.neighbors import open_neighbours
+from tl.studies.report.neighbors import open_neighbors
 from tl.studies.report.page import Card, Chart, Gallery, Matrix, Note, Section, Table
 from tl.studies.report.run_files import FinishedRun, Found, Judged, read_found, read_judged
 from tl.studies.report.thumbnails import Marks, Thumbnail, thumbnail
@@ -27,7 +27,7 @@ def point_figures(finished: FinishedRun) -> list[tuple[str, str]]:
     if s.get("extent_error") is not None:
         figures.append(("of the points' extent", f"{s['extent_error']:.2%}"))
     if s.get("error_mm") is not None:
-        figures.append(("in millimetres", f"{s['error_mm']:.3g}"))
+        figures.append(("in millimeters", f"{s['error_mm']:.3g}"))
     figures += [("of the input", f"{s['error_input_px']:.2f} px"), ("middle error", f"{s['median_px']:.2f} px")]
     return [*figures, ("images", str(s["n"])), ("points", str(len(finished.card.keypoint_names)))]
 
@@ -72,7 +72,7 @@ def _worst(finished: FinishedRun, found: Sequence[Found]) -> Section:
             f"mean error {np.nanmean(each.errors):.1f} px",
             f"most: {names[k]}, {each.errors[k]:.1f} px",
         ]
-        image = thumbnail(each.path, finished.card.recipe, _SIDE, Marks(each.true_xy, each.found_xy))
+        image = thumbnail(each.path, finished.card.preprocessing, _SIDE, Marks(each.true_xy, each.found_xy))
         cards.append(Card(image, lines))
     note = f"{len(worst)} of {len(found)} images. Circles: annotated. Crosses: found."
     return Section("Worst images", [Gallery(cards, note)])
@@ -114,19 +114,19 @@ class _Shower:
     """Judged images -> cards, each thumbnail made once."""
 
     def __init__(self, finished: FinishedRun) -> None:
-        self._names, self._recipe = finished.card.class_names, finished.card.recipe
-        self._find_nearest = open_neighbours(finished)
+        self._names, self._preprocessing = finished.card.class_names, finished.card.preprocessing
+        self._find_nearest = open_neighbors(finished)
         self._made: dict[tuple[str, int], Thumbnail | None] = {}
 
     @property
-    def knows_neighbours(self) -> bool:
+    def knows_neighbors(self) -> bool:
         return self._find_nearest is not None
 
-    def card(self, judged: Judged, badge: str = "", *, with_neighbours: bool = False) -> Card:
+    def card(self, judged: Judged, badge: str = "", *, with_neighbors: bool = False) -> Card:
         order = np.argsort(-judged.probabilities, kind="stable")[:3]
         guesses = ", ".join(f"{self._names[i]} {judged.probabilities[i]:.0%}" for i in order)
         lines = [judged.name, f"true: {self._names[judged.true_id]}", guesses]
-        beside = self._beside(judged.path) if with_neighbours else []
+        beside = self._beside(judged.path) if with_neighbors else []
         return Card(self._image(judged.path, _SIDE), lines, badge, beside)
 
     def _beside(self, path: str) -> list[tuple[Thumbnail, str]]:
@@ -136,7 +136,7 @@ class _Shower:
 
     def _image(self, path: str, side: int) -> Thumbnail | None:
         if (path, side) not in self._made:
-            self._made[path, side] = thumbnail(path, self._recipe, side)
+            self._made[path, side] = thumbnail(path, self._preprocessing, side)
         return self._made[path, side]
 
 
@@ -198,7 +198,7 @@ def _wrong(judged: Sequence[Judged], shower: _Shower) -> Section:
     usual = _usual_confidence(judged)
     doubted = {each.path for each in wrong if each.confidence >= max(_SURE, usual.get(each.label_id, 1.0))}
     cards = [
-        shower.card(each, "label?" if each.path in doubted else "", with_neighbours=True) for each in wrong[:_WRONG]
+        shower.card(each, "label?" if each.path in doubted else "", with_neighbors=True) for each in wrong[:_WRONG]
     ]
     note = f"{len(wrong)} of {len(judged)} images, the most confident first{_more(len(wrong), _WRONG)}."
     if doubted:
@@ -206,7 +206,7 @@ def _wrong(judged: Sequence[Judged], shower: _Shower) -> Section:
             f" {len(doubted)} are marked 'label?': the model is {_SURE:.0%} sure or more, and at least as sure as it "
             "usually is of that class, so that the label may be wrong."
         )
-    if shower.knows_neighbours:
+    if shower.knows_neighbors:
         note += " Below each: the training images that the backbone, before training, finds most like it."
     return Section("Misclassified", [Gallery(cards, note)])
 

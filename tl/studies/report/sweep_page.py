@@ -1,6 +1,6 @@
 """The page of a study: leaderboard, what was selected and how it did on the test split, curves, effects of each axis.
 
-Knows settings and judgements. Does not know HTML or how charts are drawn.
+Knows settings and judgments. Does not know HTML or how charts are drawn.
 """
 
 from __future__ import annotations
@@ -99,7 +99,7 @@ def _selected(study: Study, outcome: Outcome) -> list[Section]:
         "95% from",
         "to",
         "model, MB",
-        "CPU, ms an image",
+        "CPU, ms per image",
         "model of the first seed",
     )
     note = (

@@ -17,7 +17,7 @@ from PIL import Image, ImageDraw
 from tl.errors import ImageReadError
 from tl.runtime.imaging.geometry import Placement
 from tl.runtime.imaging.pipeline import load_views
-from tl.runtime.imaging.preprocessing import Recipe
+from tl.runtime.imaging.preprocessing import Preprocessing
 
 # Truth and prediction, told apart by most readers and by shape. Source: Okabe & Ito 2008.
 TRUE_COLOR, FOUND_COLOR = "#009E73", "#D55E00"
@@ -39,10 +39,10 @@ class Marks:
     found_xy: NDArray[np.float64]
 
 
-def thumbnail(path: str, recipe: Recipe, side: int, marks: Marks | None = None) -> Thumbnail | None:
+def thumbnail(path: str, preprocessing: Preprocessing, side: int, marks: Marks | None = None) -> Thumbnail | None:
     """The whole image in `side` x `side` pixels or less; None where it cannot be read any more."""
     try:
-        (view,) = load_views(path, [(_small(recipe, side), None)])
+        (view,) = load_views(path, [(_small(preprocessing, side), None)])
     except ImageReadError:
         return None
     height, width = view.placement.resized_hw
@@ -60,9 +60,9 @@ def encode(image: Image.Image) -> Thumbnail:
     return Thumbnail(f"data:image/webp;base64,{base64.b64encode(data.getvalue()).decode()}", image.size)
 
 
-def _small(recipe: Recipe, side: int) -> Recipe:
-    """The recipe's rules of decoding, with the whole image in view."""
-    return replace(recipe, input_hw=(side, side), resize_mode="letterbox", short_side=None, jpeg_scale="2x")
+def _small(preprocessing: Preprocessing, side: int) -> Preprocessing:
+    """The preprocessing's rules of decoding, with the whole image in view."""
+    return replace(preprocessing, input_hw=(side, side), resize_mode="letterbox", short_side=None, jpeg_scale="2x")
 
 
 def _draw(image: Image.Image, placement: Placement, marks: Marks) -> None:

@@ -7,7 +7,6 @@ Does not know images, caches or heads.
 from __future__ import annotations
 
 import dataclasses
-import re
 from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
@@ -18,6 +17,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from tl.data.features import Embedder, compute_missing
+from tl.errors import first_line
 from tl.progress import Progress
 from tl.runtime.output.files import atomic_path
 from tl.runtime.session import Session
@@ -65,7 +65,7 @@ def build_embedder(
     except Exception as error:  # whatever it is, full disk, no onnxruntime, no export of this backbone: torch can do it
         with suppress(OSError):
             graph_path.unlink(missing_ok=True)
-        progress.say(f"features are computed by torch, more slowly ({_first_line(error)})")
+        progress.say(f"features are computed by torch, more slowly ({first_line(error)})")
         return by_torch
 
     def by_onnxruntime(images: NDArray[np.uint8]) -> NDArray[np.float32]:
@@ -92,11 +92,6 @@ def _torch_embedder(network: Network, machine: Machine) -> Embedder:
     return embed
 
 
-def _first_line(error: Exception) -> str:
-    plain = re.sub(r"\x1b\[[0-9;]*m", "", str(error)).strip()  # torch colours its messages
-    return plain.splitlines()[0][:200] if plain else type(error).__name__
-
-
 def extract_features(task: Task, places: Sequence[tuple[int, int]], progress: Progress) -> None:
     """Compute and keep the features of `places`, as `FeatureSet.missing` gives them, and the network's tensors."""
     if task.features is None or task.weights is None:
@@ -106,10 +101,10 @@ def extract_features(task: Task, places: Sequence[tuple[int, int]], progress: Pr
         config = dataclasses.replace(config, method="features", head="linear", pooling="gap", freeze="none")
     machine = build_machine(config.device, config.precision, config.threads)
     network = build_network(config, task.info, len(task.class_names), read_weights(task.weights, config.backbone))
-    kept = {name: t for name, t in network.state_dict().items() if name.startswith(("normalise.", "trunk."))}
+    kept = {name: t for name, t in network.state_dict().items() if name.startswith(("normalize.", "trunk."))}
     task.features.keep_network({name: tensor.numpy() for name, tensor in kept.items()})
     if not places:
         return
     graph = task.features.folder / "trunk.onnx"
-    embed = build_embedder(network, task.recipe.input_hw, len(places), graph, machine, progress)
+    embed = build_embedder(network, task.preprocessing.input_hw, len(places), graph, machine, progress)
     compute_missing(task.features, task.store, places, embed, task.augment, config.seed, progress)

@@ -16,7 +16,7 @@ from tl.data.images import check_readable, load_images
 from tl.data.manifests import LabeledImage
 from tl.errors import DataError
 from tl.progress import Progress
-from tl.runtime.imaging.preprocessing import Recipe
+from tl.runtime.imaging.preprocessing import Preprocessing
 from tl.runtime.model_file.strict_json import dump_json
 from tl.runtime.sources.content import hash_file
 from tl.trainer.features.extraction import build_embedder
@@ -35,7 +35,7 @@ class Embedded:
 
 
 @dataclass(frozen=True)
-class Neighbour:
+class Neighbor:
     """A training image. `likeness`: cosine of the angle between both embeddings."""
 
     image: LabeledImage
@@ -43,20 +43,22 @@ class Neighbour:
 
 
 def embed_images(
-    run: Run, network: Network, recipe: Recipe, images: Sequence[LabeledImage], progress: Progress
+    run: Run, network: Network, preprocessing: Preprocessing, images: Sequence[LabeledImage], progress: Progress
 ) -> Embedded:
     """Embeddings by the run's `network`, which `load_network` gives; those of before are kept.
 
     Images that cannot be read are left out; none at all gives an empty array.
     """
-    kept = open_features(run_network=hash_file(run.best_path), recipe=dump_json(recipe))
-    store, _ = load_images(images, recipe, "auto", progress, is_done=lambda image, digest: kept.has(digest, (0,)))
+    kept = open_features(run_network=hash_file(run.best_path), preprocessing=dump_json(preprocessing))
+    store, _ = load_images(
+        images, preprocessing, "auto", progress, is_done=lambda image, digest: kept.has(digest, (0,))
+    )
     places = kept.missing(store, range(len(store.images)), (0,))
     if places:
         machine = build_machine("auto", "fp32", None)
         network.to(machine.device)
         graph = kept.folder / "trunk.onnx"
-        embed = build_embedder(network, recipe.input_hw, len(places), graph, machine, progress)
+        embed = build_embedder(network, preprocessing.input_hw, len(places), graph, machine, progress)
         compute_missing(kept, store, places, embed, None, 0, progress)
         network.to("cpu")
     if not store.images:
@@ -65,25 +67,25 @@ def embed_images(
     return Embedded(store.images, features.mean(axis=(2, 3)) if features.ndim == 4 else features)
 
 
-def find_neighbours(run: Run, paths: Sequence[str], count: int, progress: Progress) -> list[list[Neighbour]]:
-    """For each image the `count` nearest training images, nearest first. An image is no neighbour of itself.
+def find_neighbors(run: Run, paths: Sequence[str], count: int, progress: Progress) -> list[list[Neighbor]]:
+    """For each image the `count` nearest training images, nearest first. An image is no neighbor of itself.
 
     Raises `RunError`, and `DataError` for images that cannot be read or if no training image is left.
     """
     network, card, _ = load_network(run)
     asked = [LabeledImage(path, path, "") for path in paths]
-    store, bad = load_images(asked, card.recipe, "none", progress)
-    check_readable(bad, "neighbours are asked of whole images")
-    train = embed_images(run, network, card.recipe, run.images("train"), progress)
+    store, bad = load_images(asked, card.preprocessing, "none", progress)
+    check_readable(bad, "neighbors are asked of whole images")
+    train = embed_images(run, network, card.preprocessing, run.images("train"), progress)
     if not train.images:
         raise DataError(f"{run.folder}: its training images are gone")
-    found = embed_images(run, network, card.recipe, store.images, progress)
+    found = embed_images(run, network, card.preprocessing, store.images, progress)
     likeness = _to_length_one(found.embeddings) @ _to_length_one(train.embeddings).T
-    neighbours = []
+    neighbors = []
     for path, row in zip(paths, likeness, strict=True):
         order = [k for k in np.argsort(-row, kind="stable") if train.images[k].path != path][:count]
-        neighbours.append([Neighbour(train.images[k], float(row[k])) for k in order])
-    return neighbours
+        neighbors.append([Neighbor(train.images[k], float(row[k])) for k in order])
+    return neighbors
 
 
 def _to_length_one(embeddings: NDArray[np.float32]) -> NDArray[np.float32]:

@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 
 from tl.errors import ConfigError
 from tl.runtime.imaging.geometry import crop_to_input
-from tl.runtime.imaging.preprocessing import Recipe
+from tl.runtime.imaging.preprocessing import Preprocessing
 from tl.trainer.options import nearest
 
 PRESETS = ("none", "flip", "light", "standard", "strong")
@@ -33,8 +33,8 @@ class Augment:
     The result depends on the image and the seed alone, never on workers or order.
     """
 
-    def __init__(self, name: str, pipeline: Any, recipe: Recipe, *, mirror: bool = False) -> None:
-        self._name, self._pipeline, self._recipe, self._mirror = name, pipeline, recipe, mirror
+    def __init__(self, name: str, pipeline: Any, preprocessing: Preprocessing, *, mirror: bool = False) -> None:
+        self._name, self._pipeline, self._preprocessing, self._mirror = name, pipeline, preprocessing, mirror
 
     @property
     def fingerprint(self) -> str:
@@ -45,7 +45,7 @@ class Augment:
 
     def __call__(self, working: NDArray[np.uint8], seed: int) -> NDArray[np.uint8]:
         """Change an image. Raises `ConfigError` if the pipeline gives no image of at least the input size."""
-        return crop_to_input(self._change(working, seed)["image"], self._recipe)
+        return crop_to_input(self._change(working, seed)["image"], self._preprocessing)
 
     def with_points(
         self, working: NDArray[np.uint8], points_xy: NDArray[np.floating], seed: int, partners: Sequence[int]
@@ -61,10 +61,11 @@ class Augment:
         marked = np.concatenate([points_xy[present], corners])
         changed = self._change(working, seed, keypoints=marked)
         image, moved = changed["image"], np.asarray(changed["keypoints"], np.float64)
-        if image.shape[:2] != self._recipe.input_hw or len(moved) != len(marked):
+        if image.shape[:2] != self._preprocessing.input_hw or len(moved) != len(marked):
             raise ConfigError(
-                f"augmentation {self._name} changes the size or loses points: landmarks need {self._recipe.input_hw} "
-                "and every point (of distortions, take the 'direct' way of moving keypoints)"
+                f"augmentation {self._name} changes the size or loses points: landmarks need "
+                f"{self._preprocessing.input_hw} and every point (of distortions, take the 'direct' way of moving "
+                "keypoints)"
             )
         points = np.full(points_xy.shape, np.nan)
         points[present] = moved[: -len(corners), :2]
@@ -89,7 +90,7 @@ class Augment:
                 f"({' '.join(str(error).split())}); images are resized to --image-size before"
             ) from error
         changed = found["image"]
-        input_h, input_w = self._recipe.input_hw
+        input_h, input_w = self._preprocessing.input_hw
         is_image = changed.dtype == np.uint8 and changed.ndim == 3 and changed.shape[2] == 3
         if not is_image or changed.shape[0] < input_h or changed.shape[1] < input_w:
             raise ConfigError(
@@ -99,7 +100,9 @@ class Augment:
         return {**found, "image": changed}
 
 
-def build_augment(name: str, recipe: Recipe, *, points: bool = False, mirror: bool = False) -> Augment | None:
+def build_augment(
+    name: str, preprocessing: Preprocessing, *, points: bool = False, mirror: bool = False
+) -> Augment | None:
     """The augmentation of a preset, a file, or changes written out; None for `none`.
 
     With `points`, one for `Augment.with_points`. `mirror`: whether mirror images are right for points; the presets then
@@ -109,8 +112,8 @@ def build_augment(name: str, recipe: Recipe, *, points: bool = False, mirror: bo
         return None
     albumentations = _import_albumentations()
     if name in PRESETS:
-        changes = _points_preset(name, mirror, recipe, albumentations) if points else None
-        pipeline = albumentations.Compose(changes or _preset(name, recipe, albumentations))
+        changes = _points_preset(name, mirror, preprocessing, albumentations) if points else None
+        pipeline = albumentations.Compose(changes or _preset(name, preprocessing, albumentations))
     elif "(" in name:
         pipeline = albumentations.Compose(_parse_changes(name, albumentations))
     else:
@@ -118,10 +121,10 @@ def build_augment(name: str, recipe: Recipe, *, points: bool = False, mirror: bo
     if points:
         kept = albumentations.KeypointParams("xy", remove_invisible=False)
         pipeline = albumentations.Compose([pipeline], keypoint_params=kept)
-    return Augment(name, pipeline, recipe, mirror=mirror)
+    return Augment(name, pipeline, preprocessing, mirror=mirror)
 
 
-def _points_preset(name: str, mirror: bool, recipe: Recipe, albumentations: Any) -> list[Any]:
+def _points_preset(name: str, mirror: bool, preprocessing: Preprocessing, albumentations: Any) -> list[Any]:
     """Changes that move points exactly: no crops to be resized, and mirroring only where it is meant."""
     a = albumentations
     turn, zoom, shift = {"flip": (0, 0, 0), "light": (10, 0.05, 0.03), "standard": (20, 0.15, 0.06)}.get(
@@ -134,7 +137,7 @@ def _points_preset(name: str, mirror: bool, recipe: Recipe, albumentations: Any)
                 rotate=(-turn, turn),
                 scale=(1 - zoom, 1 + zoom),
                 translate_percent=(-shift, shift),
-                fill=recipe.pad_rgb,
+                fill=preprocessing.pad_rgb,
                 p=0.9,
             )
         ]
@@ -147,9 +150,9 @@ def _points_preset(name: str, mirror: bool, recipe: Recipe, albumentations: Any)
     return changes or [a.NoOp()]
 
 
-def _preset(name: str, recipe: Recipe, albumentations: Any) -> list[Any]:
+def _preset(name: str, preprocessing: Preprocessing, albumentations: Any) -> list[Any]:
     a = albumentations
-    fill = recipe.pad_rgb
+    fill = preprocessing.pad_rgb
     flip = a.HorizontalFlip(p=0.5)
     if name == "flip":
         return [flip]
@@ -160,13 +163,13 @@ def _preset(name: str, recipe: Recipe, albumentations: Any) -> list[Any]:
         ]
     if name == "standard":
         return [
-            a.RandomResizedCrop(size=recipe.input_hw, scale=(0.5, 1.0), ratio=(4 / 5, 5 / 4), p=1),
+            a.RandomResizedCrop(size=preprocessing.input_hw, scale=(0.5, 1.0), ratio=(4 / 5, 5 / 4), p=1),
             flip,
             a.Affine(rotate=(-10, 10), border_mode=2, p=0.5),
             a.ColorJitter(brightness=(0.8, 1.2), contrast=(0.8, 1.2), saturation=(0.8, 1.2), hue=(-0.02, 0.02), p=0.5),
         ]
     return [
-        a.RandomResizedCrop(size=recipe.input_hw, scale=(0.3, 1.0), ratio=(3 / 4, 4 / 3), p=1),
+        a.RandomResizedCrop(size=preprocessing.input_hw, scale=(0.3, 1.0), ratio=(3 / 4, 4 / 3), p=1),
         flip,
         a.Affine(rotate=(-25, 25), shear=(-8, 8), border_mode=2, p=0.7),
         a.ColorJitter(brightness=(0.6, 1.4), contrast=(0.6, 1.4), saturation=(0.6, 1.4), hue=(-0.05, 0.05), p=0.8),

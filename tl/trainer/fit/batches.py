@@ -1,6 +1,6 @@
 """Training batches from an image store: order, augmentation and workers, all derived from seed, epoch and image.
 
-Knows torch's DataLoader. Does not know models. Batches are uint8 NHWC; normalisation is the network's.
+Knows torch's DataLoader. Does not know models. Batches are uint8 NHWC; normalization is the network's.
 """
 
 from __future__ import annotations
@@ -64,7 +64,7 @@ class EpochOrder(Sampler[list[tuple[int, int]]]):
             order = rng.choice(self.count, self.count, p=self._chances).tolist()
         start = 0
         for size in self.sizes():
-            yield [(self.epoch, position) for position in self._ranks.share(order[start : start + size])]
+            yield [(self.epoch, position) for position in self._ranks.shard(order[start : start + size])]
             start += size
 
 
@@ -76,7 +76,7 @@ class Items(Protocol):
 
 
 @dataclass(frozen=True)
-class LabelledItems:
+class LabeledItems:
     """Augmented images and their class ids, which are of the whole store."""
 
     store: ImageStore

@@ -37,17 +37,17 @@ class Ranks:
         """Whether this process writes files and progress."""
         return self.rank == 0
 
-    def share(self, items: Sequence[Item]) -> Sequence[Item]:
+    def shard(self, items: Sequence[Item]) -> Sequence[Item]:
         """Own part of what all have."""
         return items[self.rank :: self.world]
 
-    def add_up(self, *numbers: Tensor) -> None:
+    def all_reduce(self, *numbers: Tensor) -> None:
         """Replace each tensor by its sum over all processes."""
         if self.world > 1:
             for number in numbers:
                 dist.all_reduce(number)
 
-    def interleave(self, part: Tensor) -> Tensor:
+    def gather(self, part: Tensor) -> Tensor:
         """Undo `share`: rows of all processes in their order, (N, ...)."""
         if self.world == 1:
             return part
@@ -59,7 +59,7 @@ class Ranks:
             whole[rank :: self.world] = rows.to(part.device)
         return whole
 
-    def tell(self, value: Item) -> Item:
+    def broadcast(self, value: Item) -> Item:
         """What the first process has."""
         if self.world == 1:
             return value
@@ -122,8 +122,8 @@ class _SharedBatchNorm2d(nn.BatchNorm2d):
         sums = _AddUp.apply(torch.cat([values.sum(dim=(0, 2, 3)), count]))
         total = sums[-1]
         mean = sums[:channels] / total
-        centred = values - mean.view(1, -1, 1, 1)
-        var = _AddUp.apply((centred * centred).sum(dim=(0, 2, 3))) / total
+        centered = values - mean.view(1, -1, 1, 1)
+        var = _AddUp.apply((centered * centered).sum(dim=(0, 2, 3))) / total
         with torch.no_grad():
             if self.running_mean is not None and self.running_var is not None and self.num_batches_tracked is not None:
                 self.num_batches_tracked += 1
@@ -133,10 +133,10 @@ class _SharedBatchNorm2d(nn.BatchNorm2d):
         scale = torch.rsqrt(var + self.eps)
         if self.weight is not None:
             scale = scale * self.weight
-        normalised: Tensor = centred * scale.view(1, -1, 1, 1)
+        normalized: Tensor = centered * scale.view(1, -1, 1, 1)
         if self.bias is not None:
-            normalised = normalised + self.bias.view(1, -1, 1, 1)
-        return normalised.to(input.dtype)
+            normalized = normalized + self.bias.view(1, -1, 1, 1)
+        return normalized.to(input.dtype)
 
 
 class _AddUp(torch.autograd.Function):

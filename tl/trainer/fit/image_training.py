@@ -17,11 +17,11 @@ from tl.data.images import ImageStore
 from tl.errors import ConfigError
 from tl.progress import Progress
 from tl.trainer.config import TrainConfig
-from tl.trainer.fit.batches import ImageBatches, LabelledItems, iter_inputs
+from tl.trainer.fit.batches import ImageBatches, LabeledItems, iter_inputs
 from tl.trainer.fit.distributed import Ranks, share_batch_norm
 from tl.trainer.fit.loop import Figures, best_epoch, fit
 from tl.trainer.fit.machine import Machine, build_machine
-from tl.trainer.fit.trainables import build_trainee, fit_options, settle_lr, validate
+from tl.trainer.fit.trainables import build_trainable, fit_options, settle_lr, validate
 from tl.trainer.heads.solvers import LinearHead
 from tl.trainer.heads.training import solve_linear
 from tl.trainer.models.build import build_network
@@ -73,13 +73,13 @@ def _train(
 ) -> Outcome:
     config = task.config
     if task.weights is not None:
-        standardise(network, task.store, machine)
-    if config.head_start == "solved":
-        start_head(network, ranks.tell(solve_linear(task, run, progress) if ranks.is_first else None))
-    trainee = build_trainee(config, network, task.class_names, task.true_ids("train"), machine)
+        standardize(network, task.store, machine)
+    if config.head_init == "solved":
+        start_head(network, ranks.broadcast(solve_linear(task, run, progress) if ranks.is_first else None))
+    trainable = build_trainable(config, network, task.class_names, task.true_ids("train"), machine)
     train = task.store.indices("train")
     batches = ImageBatches(
-        LabelledItems(task.store, task.ids, task.augment, config.seed),
+        LabeledItems(task.store, task.ids, task.augment, config.seed),
         train,
         batch_size=settled(config.batch_size),
         seed=config.seed,
@@ -92,14 +92,14 @@ def _train(
     val = task.store.indices("val")
 
     def judge(module: nn.Module) -> Figures:
-        share = ranks.share(val)
+        share = ranks.shard(val)
         # A process without an image of its own still takes part in what all do.
         own = predict_logits(module.eval(), task.store, share or val[:1], machine)[: len(share)]
-        return validate(ranks.interleave(own).numpy(), task.true_ids("val"))
+        return validate(ranks.gather(own).numpy(), task.true_ids("val"))
 
-    config = settle_lr(config, run, trainee, batches, machine, progress)
+    config = settle_lr(config, run, trainable, batches, machine, progress)
     checkpoints = RunCheckpoints(run, config.log, writes=ranks.is_first)
-    history = fit(trainee, batches, judge, fit_options(config), machine, checkpoints, progress, ranks)
+    history = fit(trainable, batches, judge, fit_options(config), machine, checkpoints, progress, ranks)
 
     def logits(split: str) -> NDArray[np.floating]:
         return predict_logits(network.eval(), task.store, task.store.indices(split), machine).numpy()
@@ -133,14 +133,14 @@ def predict_logits(
 
 
 @torch.no_grad()
-def standardise(network: OnFeatures, store: ImageStore, machine: Machine) -> None:
+def standardize(network: OnFeatures, store: ImageStore, machine: Machine) -> None:
     """Measure the pretrained trunk's features on some training images: one learning rate then suits any trunk."""
     train = store.indices("train")
     some = train[:: max(1, len(train) // _STANDARDISE_ON)]
     network.eval()
     parts = [network.features(batch.to(machine.device)) for batch in iter_inputs(store, some, _EVAL_BATCH)]
     is_frozen = not any(parameter.requires_grad for parameter in network.trunk.parameters())
-    (network.standardise.fit if is_frozen else network.standardise.fit_scale)(torch.cat(parts))
+    (network.standardize.fit if is_frozen else network.standardize.fit_scale)(torch.cat(parts))
 
 
 @torch.no_grad()
@@ -152,7 +152,7 @@ def start_head(network: Network, solved: LinearHead | None) -> None:
     """
     if solved is None or not isinstance(network.head, nn.Linear):
         raise ValueError("only a linear head can begin solved")
-    mean, std = (getattr(network.standardise, name).double().cpu().numpy() for name in ("mean", "std"))
+    mean, std = (getattr(network.standardize, name).double().cpu().numpy() for name in ("mean", "std"))
     network.head.weight.copy_(torch.from_numpy(solved.weight * std))
     network.head.bias.copy_(torch.from_numpy(solved.bias + solved.weight @ mean))
 

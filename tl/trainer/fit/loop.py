@@ -23,7 +23,7 @@ from tl.trainer.config import Monitor, Optimizer, Schedule
 from tl.trainer.fit.distributed import Ranks
 from tl.trainer.fit.machine import Machine
 from tl.trainer.fit.optimizers import SchedulePlan, build_optimizer, lr_factor, set_lr
-from tl.trainer.fit.steps import Batch, StepResult, Trainee, build_scaler, check_finite, take_step
+from tl.trainer.fit.steps import Batch, StepResult, TrainableModel, build_scaler, check_finite, train_step
 
 # Epochs over cached features take milliseconds; a line for each would bury the result.
 _SECONDS_WORTH_A_LINE = 0.5
@@ -120,7 +120,7 @@ class NoCheckpoints:
 
 
 def fit(
-    trainee: Trainee,
+    trainable: TrainableModel,
     batches: Batches,
     validate: Callable[[nn.Module], Figures],
     options: FitOptions,
@@ -138,7 +138,7 @@ def fit(
     Raises `TrainingError` when the loss is no longer finite.
     """
     ranks = ranks or Ranks()
-    training = _Training(trainee, batches, options, machine, ranks, progress)
+    training = _Training(trainable, batches, options, machine, ranks, progress)
     if state := checkpoints.load_last():
         training.load_state(state)
     steps = (options.epochs - len(training.history)) * training.steps_per_epoch
@@ -168,7 +168,7 @@ def fit(
         if seconds > _SECONDS_WORTH_A_LINE or is_done:
             progress.say(_epoch_line(training.history[-1], options))
         checkpoints.save(training.state(), training.history, final=is_done)
-    trainee.module.load_state_dict(training.best if keeps_best else _copy_state(training.judged))
+    trainable.module.load_state_dict(training.best if keeps_best else _copy_state(training.judged))
     return training.history
 
 
@@ -177,27 +177,27 @@ class _Training:
 
     def __init__(
         self,
-        trainee: Trainee,
+        trainable: TrainableModel,
         batches: Batches,
         options: FitOptions,
         machine: Machine,
         ranks: Ranks,
         progress: Progress,
     ) -> None:
-        self._trainee, self._batches, self._options = trainee, batches, options
+        self._trainable, self._batches, self._options = trainable, batches, options
         self._machine, self._ranks, self._progress = machine, ranks, progress
         self._optimizer = build_optimizer(
             options.optimizer,
-            trainee.groups,
+            trainable.groups,
             options.lr,
             momentum=options.momentum,
             weight_decay=options.weight_decay,
         )
         self._scaler = build_scaler(machine)
-        self._runner: nn.Module = trainee.module
+        self._runner: nn.Module = trainable.module
         if options.compile:
-            self._runner = torch.compile(trainee.module)  # type: ignore[assignment]  # it gives a module for a module
-        self._average = _build_average(trainee.module, options.ema_decay)
+            self._runner = torch.compile(trainable.module)  # type: ignore[assignment]  # it gives a module for a module
+        self._average = _build_average(trainable.module, options.ema_decay)
         self.steps_per_epoch = math.ceil(len(batches) / options.accumulate)
         self.lr = options.lr
         self.history: list[EpochRow] = []
@@ -206,23 +206,23 @@ class _Training:
     @property
     def judged(self) -> nn.Module:
         """What is validated and kept: the module, or the average of its weights."""
-        return self._trainee.module if self._average is None else self._average.module
+        return self._trainable.module if self._average is None else self._average.module
 
     def train_epoch(self) -> Figures:
         """Mean loss and score over the training images, as they were met."""
         epoch = len(self.history) + 1
         # Dropout and mixing depend on seed and epoch alone; other processes draw others.
         torch.manual_seed(self._options.seed * 100_003 + epoch + 7919 * self._ranks.rank)
-        self._trainee.begin_epoch(epoch)
-        self._trainee.module.train()
+        self._trainable.begin_epoch(epoch)
+        self._trainable.module.train()
         runner = self._ranks.wrap(self._runner)
         sums = torch.zeros(2, device=self._machine.device, dtype=torch.float64)
         unseen: list[StepResult] = []
         reported = 0
         for step, group in enumerate(_groups(self._batches.epoch(epoch), self._options.accumulate)):
             self._set_lr(epoch, step)
-            results = take_step(
-                self._trainee,
+            results = train_step(
+                self._trainable,
                 runner,
                 group,
                 self._optimizer,
@@ -232,21 +232,21 @@ class _Training:
                 self._options.clip_norm,
             )
             if self._average is not None:
-                self._average.update_parameters(self._trainee.module)
+                self._average.update_parameters(self._trainable.module)
             for result in results:
                 sums += torch.stack([result.losses.sum(), result.scores.sum()])
             unseen += results
             is_cpu, is_last = self._machine.device.type == "cpu", step == self.steps_per_epoch - 1
             if is_cpu or is_last or step % _STEPS_BETWEEN_LOOKS == 0:
-                check_finite(unseen, self._trainee.objective, f"epoch {epoch}, step {step + 1}", self.lr)
+                check_finite(unseen, self._trainable.objective, f"epoch {epoch}, step {step + 1}", self.lr)
                 unseen = []
             if is_last or step % _STEPS_BETWEEN_LOOKS == 0:
                 loss = float(results[-1].losses.mean()) if len(results[-1].losses) else math.nan
                 self._progress.advance(step + 1 - reported, f"epoch {epoch}, loss {loss:.3f}")
                 reported = step + 1
-        self._ranks.add_up(sums)
+        self._ranks.all_reduce(sums)
         loss, score = (sums / self._batches.count).tolist()
-        return {"train_loss": loss, f"train_{self._trainee.objective.score_name}": score}
+        return {"train_loss": loss, f"train_{self._trainable.objective.score_name}": score}
 
     def keep_best(self) -> None:
         """Copy the weights if the last epoch was the best."""
@@ -256,7 +256,7 @@ class _Training:
     def state(self) -> dict[str, Any]:
         """All that a later process needs to go on exactly."""
         return {
-            "module": self._trainee.module.state_dict(),
+            "module": self._trainable.module.state_dict(),
             "optimizer": self._optimizer.state_dict(),
             "scaler": self._scaler.state_dict(),
             "average": None if self._average is None else self._average.state_dict(),
@@ -266,7 +266,7 @@ class _Training:
 
     def load_state(self, state: dict[str, Any]) -> None:
         """Take up what `state` gave."""
-        self._trainee.module.load_state_dict(state["module"])
+        self._trainable.module.load_state_dict(state["module"])
         self._optimizer.load_state_dict(state["optimizer"])
         if state["scaler"]:  # empty after training without fp16
             self._scaler.load_state_dict(state["scaler"])
@@ -277,18 +277,18 @@ class _Training:
     def _set_lr(self, epoch: int, step: int) -> None:
         o = self._options
         plan = SchedulePlan(o.schedule, o.epochs, o.warmup_epochs, o.drop_epochs, o.drop_factor)
-        badness = [_badness(row, o.monitor)[0] for row in self.history]
+        monitored = [_monitored(row, o.monitor)[0] for row in self.history]
         done = (epoch - 1) * self.steps_per_epoch + step
-        self.lr = o.lr * lr_factor(done, self.steps_per_epoch, plan, badness)
-        set_lr(self._optimizer, self._trainee.groups, self.lr)
+        self.lr = o.lr * lr_factor(done, self.steps_per_epoch, plan, monitored)
+        set_lr(self._optimizer, self._trainable.groups, self.lr)
 
 
 def best_epoch(history: Iterable[EpochRow], monitor: Monitor) -> int:
     """The epoch with the best monitored value; of equal accuracies the one with the lower loss, then the earlier."""
-    return min(history, key=lambda row: _badness(row, monitor)).epoch
+    return min(history, key=lambda row: _monitored(row, monitor)).epoch
 
 
-def _badness(row: EpochRow, monitor: Monitor) -> tuple[float, float]:
+def _monitored(row: EpochRow, monitor: Monitor) -> tuple[float, float]:
     """Smaller is better."""
     value = row.figures[monitor]
     return (value, 0.0) if monitor.endswith(("loss", "ece", "px")) else (-value, row.figures["val_loss"])

@@ -1,6 +1,6 @@
 """Learning-rate schedules as pure functions of the step and the history, so that resuming needs no state.
 
-Knows numbers. Does not know optimisers or models.
+Knows numbers. Does not know optimizers or models.
 """
 
 from __future__ import annotations
@@ -29,10 +29,10 @@ class SchedulePlan:
     drop_factor: float
 
 
-def lr_factor(step: int, steps_per_epoch: int, plan: SchedulePlan, badness: Sequence[float] = ()) -> float:
+def lr_factor(step: int, steps_per_epoch: int, plan: SchedulePlan, monitored: Sequence[float] = ()) -> float:
     """Share of the peak learning rate at a step counted from 0.
 
-    `badness`: the monitored value of each finished epoch, smaller is better; only `plateau` looks at it.
+    `monitored`: the monitored value of each finished epoch, smaller is better; only `plateau` looks at it.
     Warm-up is linear, at most half of the epochs; one-cycle brings its own.
     """
     total = plan.epochs * steps_per_epoch
@@ -47,14 +47,14 @@ def lr_factor(step: int, steps_per_epoch: int, plan: SchedulePlan, badness: Sequ
         drops: int = (step // steps_per_epoch) // plan.drop_epochs
         return math.pow(plan.drop_factor, drops)
     if plan.schedule == "plateau":
-        return math.pow(plan.drop_factor, count_plateaus(badness, plan.drop_epochs))
+        return math.pow(plan.drop_factor, count_plateaus(monitored, plan.drop_epochs))
     return 1.0
 
 
-def count_plateaus(badness: Sequence[float], drop_epochs: int) -> int:
+def count_plateaus(monitored: Sequence[float], drop_epochs: int) -> int:
     """How often `drop_epochs` epochs in a row brought nothing better; the count begins anew after each."""
     plateaus, waited, best = 0, 0, math.inf
-    for value in badness:
+    for value in monitored:
         waited = 0 if value < best else waited + 1
         best = min(best, value)
         if waited == drop_epochs:
@@ -77,7 +77,7 @@ def _onecycle(step: int, total: int) -> float:
 def build_optimizer(
     name: Optimizer, groups: Sequence[ParameterGroup], lr: float, *, momentum: float, weight_decay: float
 ) -> torch.optim.Optimizer:
-    """An optimiser at the peak learning rate of each group. Raises ValueError for `lbfgs`, which is a solver."""
+    """An optimizer at the peak learning rate of each group. Raises ValueError for `lbfgs`, which is a solver."""
     plain = [{"params": list(group.parameters), "lr": lr * group.lr_factor} for group in groups if group.parameters]
     # One kernel for all parameters; on the CPU the plain loop stays, whose results earlier runs were made with.
     fused = all(p.is_cuda for group in groups for p in group.parameters) or None

@@ -1,6 +1,6 @@
 """What training makes small, and the figure that people read beside it: by image, from a network's outputs.
 
-Knows outputs and targets. Does not know networks, batches or optimisers.
+Knows outputs and targets. Does not know networks, batches or optimizers.
 """
 
 from __future__ import annotations
@@ -105,7 +105,7 @@ def build_mix(mixup: float, cutmix: float, num_classes: int) -> Mix | None:
     chosen = ways[0] if len(ways) == 1 else v2.RandomChoice(ways)
 
     def mix(images: Tensor, class_ids: Tensor) -> tuple[Tensor, Tensor]:
-        # Blending uint8 would round; the network's normalisation takes floats of 0..255 as well.
+        # Blending uint8 would round; the network's normalization takes floats of 0..255 as well.
         mixed, shares = chosen(images.permute(0, 3, 1, 2).float(), class_ids)
         return mixed.permute(0, 2, 3, 1), shares
 
@@ -121,7 +121,7 @@ def _nothing(epoch: int) -> None:
 
 
 @dataclass(frozen=True)
-class Trainee:
+class TrainableModel:
     """What is trained, and what it is trained for.
 
     `module`: inputs -> outputs that the `objective` knows. `begin_epoch` decides which parameters are trained in an
@@ -144,8 +144,8 @@ class StepResult:
     targets: Tensor
 
 
-def take_step(
-    trainee: Trainee,
+def train_step(
+    trainable: TrainableModel,
     runner: nn.Module,
     batches: Sequence[Batch],
     optimizer: torch.optim.Optimizer,
@@ -164,17 +164,17 @@ def take_step(
     for inputs, targets, _ in batches:
         inputs = inputs.to(machine.device, non_blocking=True)
         targets = targets.to(machine.device, non_blocking=True)
-        mixed_inputs, mixed_targets = trainee.mix(inputs, targets) if trainee.mix else (inputs, targets)
+        mixed_inputs, mixed_targets = trainable.mix(inputs, targets) if trainable.mix else (inputs, targets)
         with machine.autocast():
             outputs = runner(mixed_inputs)
-            losses = trainee.objective.losses(outputs, mixed_targets)
+            losses = trainable.objective.losses(outputs, mixed_targets)
         scaled = scaler.scale(losses.sum() * (ranks.world / total))
         scaled.backward()  # type: ignore[no-untyped-call]  # torch lacks its type
         with torch.no_grad():
-            results.append(StepResult(losses.detach(), trainee.objective.scores(outputs, targets), targets))
+            results.append(StepResult(losses.detach(), trainable.objective.scores(outputs, targets), targets))
     if clip_norm is not None:
         scaler.unscale_(optimizer)
-        nn.utils.clip_grad_norm_([p for group in trainee.groups for p in group.parameters], clip_norm)
+        nn.utils.clip_grad_norm_([p for group in trainable.groups for p in group.parameters], clip_norm)
     scaler.step(optimizer)
     scaler.update()
     return results

@@ -29,11 +29,11 @@ from tl.trainer.fit.optimizers import build_optimizer, set_lr
 from tl.trainer.fit.steps import (
     Batch,
     Classification,
-    Trainee,
+    TrainableModel,
     balanced_class_weights,
     build_mix,
     build_scaler,
-    take_step,
+    train_step,
 )
 from tl.trainer.models.freezing import ParameterGroup, parameter_groups, thaw_trunk
 from tl.trainer.models.network import Network
@@ -55,7 +55,7 @@ class FinderRow:
 
 
 def find_lr(
-    trainee: Trainee,
+    trainable: TrainableModel,
     batches: Batches,
     optimizer: Optimizer,
     *,
@@ -70,20 +70,20 @@ def find_lr(
     Raises `TrainingError` if not even the smallest rate gives a finite loss.
     Source: Smith 2017; a tenth of the minimum is fastai's `minimum` rule.
     """
-    module = trainee.module
+    module = trainable.module
     before = copy.deepcopy(module.state_dict())
     torch.manual_seed(seed * 100_003)
-    trainee.begin_epoch(1)
+    trainable.begin_epoch(1)
     module.train()
-    steps = build_optimizer(optimizer, trainee.groups, _LOWEST, momentum=momentum, weight_decay=weight_decay)
+    steps = build_optimizer(optimizer, trainable.groups, _LOWEST, momentum=momentum, weight_decay=weight_decay)
     scaler = build_scaler(machine)
     rows: list[FinderRow] = []
     average = 0.0
     progress.start("searching a learning rate", _STEPS, "steps")
     for step, batch in enumerate(itertools.islice(_endless(batches), _STEPS)):
         lr = _LOWEST * (_HIGHEST / _LOWEST) ** (step / (_STEPS - 1))
-        set_lr(steps, trainee.groups, lr)
-        results = take_step(trainee, module, [batch], steps, scaler, machine, Ranks(), None)
+        set_lr(steps, trainable.groups, lr)
+        results = train_step(trainable, module, [batch], steps, scaler, machine, Ranks(), None)
         loss = float(results[0].losses.mean())
         if not math.isfinite(loss):
             break
@@ -103,29 +103,29 @@ def _endless(batches: Batches) -> Iterator[Batch]:
         yield from batches.epoch(epoch)
 
 
-def build_trainee(
+def build_trainable(
     config: TrainConfig,
     module: nn.Module,
     class_names: tuple[str, ...],
     train_ids: NDArray[np.int64],
     machine: Machine,
-) -> Trainee:
+) -> TrainableModel:
     """A whole network with its freezing, or a head alone. `train_ids` int64 (N,): classes of the training images."""
     weights = None
     if config.class_weights == "balanced":
         weights = balanced_class_weights(train_ids.tolist(), len(class_names)).to(machine.device)
-    trainee = Trainee(
+    trainable = TrainableModel(
         module=module,
         groups=[ParameterGroup(tuple(module.parameters()), 1.0)],
         objective=Classification(class_names, weights, config.label_smoothing),
     )
     if not isinstance(module, Network):
-        return trainee
+        return trainable
     every, trunk = config.unfreeze_every, module.trunk
     if every is not None:
-        trainee = dataclasses.replace(trainee, begin_epoch=lambda epoch: thaw_trunk(trunk, epoch, every))
+        trainable = dataclasses.replace(trainable, begin_epoch=lambda epoch: thaw_trunk(trunk, epoch, every))
     mix = build_mix(config.mixup, config.cutmix, len(class_names))
-    return dataclasses.replace(trainee, groups=_network_groups(module, config), mix=mix)
+    return dataclasses.replace(trainable, groups=_network_groups(module, config), mix=mix)
 
 
 def fit_options(config: TrainConfig) -> FitOptions:
@@ -134,13 +134,13 @@ def fit_options(config: TrainConfig) -> FitOptions:
 
 
 def settle_lr(
-    config: TrainConfig, run: Run, trainee: Trainee, batches: Batches, machine: Machine, progress: Progress
+    config: TrainConfig, run: Run, trainable: TrainableModel, batches: Batches, machine: Machine, progress: Progress
 ) -> TrainConfig:
     """Search the learning rate where `auto` was asked; writes `lr_finder.csv` and the config with what was found."""
     if config.lr != "auto" or config.optimizer is None:
         return config
     found, rows = find_lr(
-        trainee,
+        trainable,
         batches,
         config.optimizer,
         momentum=config.momentum,

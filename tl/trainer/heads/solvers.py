@@ -44,11 +44,11 @@ class Trial:
     val_top1_accuracy: float
 
 
-Labelled = tuple[NDArray[np.floating], NDArray[np.int64]]
+Labeled = tuple[NDArray[np.floating], NDArray[np.int64]]
 
 
 def solve_head(
-    solver: Solver, train: Labelled, val: Labelled, c_values: Sequence[float], seed: int, *, is_balanced: bool = False
+    solver: Solver, train: Labeled, val: Labeled, c_values: Sequence[float], seed: int, *, is_balanced: bool = False
 ) -> tuple[LinearHead, list[Trial]]:
     """Fit a head for each C and keep the best on `val`; of equals, the smallest C. Features (N, D), ids (N,).
 
@@ -60,7 +60,7 @@ def solve_head(
 
 def solve_bag(
     solver: Solver,
-    train: Labelled,
+    train: Labeled,
     folds: Sequence[tuple[NDArray[np.int64], NDArray[np.int64]]],
     c_values: Sequence[float],
     seed: int,
@@ -100,7 +100,7 @@ def _best(trials: Sequence[Trial]) -> int:
 
 
 def _solve_each(
-    solver: Solver, train: Labelled, val: Labelled, c_values: Sequence[float], seed: int, is_balanced: bool
+    solver: Solver, train: Labeled, val: Labeled, c_values: Sequence[float], seed: int, is_balanced: bool
 ) -> tuple[list[LinearHead], list[Trial]]:
     """A head and its trial for each C, ascending."""
     from sklearn.exceptions import ConvergenceWarning
@@ -112,7 +112,7 @@ def _solve_each(
     # The largest C takes longest, so it begins first.
     fits = [partial(_build_model(solver, c, seed, is_balanced).fit, scaled_train, train[1]) for c in reversed(c_values)]
     with warnings.catch_warnings():
-        # A large C on many images converges slowly and generalises no better; validation data has the last word.
+        # A large C on many images converges slowly and generalizes no better; validation data has the last word.
         warnings.simplefilter("ignore", ConvergenceWarning)
         # One C a core is several times as fast as all cores on one C. But where scikit-learn chooses liblinear's dual
         # solver, fits share one random generator: they go one after the other, or each run would differ.

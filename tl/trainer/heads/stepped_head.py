@@ -17,22 +17,22 @@ from tl.trainer.config import TrainConfig
 from tl.trainer.fit.batches import TensorBatches
 from tl.trainer.fit.loop import Batches, Checkpoints, EpochRow, Figures, fit
 from tl.trainer.fit.machine import Machine
-from tl.trainer.fit.steps import Trainee
-from tl.trainer.fit.trainables import build_trainee, fit_options, validate
-from tl.trainer.models.network import Standardise, build_head
+from tl.trainer.fit.steps import TrainableModel
+from tl.trainer.fit.trainables import build_trainable, fit_options, validate
+from tl.trainer.models.network import Standardize, build_head
 from tl.trainer.options import settled
 
 # Features float32 (N, ...) and class ids int64 (N,).
-Labelled = tuple[NDArray[np.float32], NDArray[np.int64]]
+Labeled = tuple[NDArray[np.float32], NDArray[np.int64]]
 
 
 @dataclass(frozen=True)
 class SteppedHead:
-    """Features -> logits, and how it came about. `standardise` and `head` lie on one device."""
+    """Features -> logits, and how it came about. `standardize` and `head` lie on one device."""
 
-    standardise: Standardise
+    standardize: Standardize
     head: nn.Module
-    trainee: Trainee
+    trainable: TrainableModel
     batches: Batches
     machine: Machine
 
@@ -41,12 +41,12 @@ class SteppedHead:
         """Features (N, ...) -> logits (N, C), by this head or one like it."""
         module = (head or self.head).eval()
         given = torch.from_numpy(features).to(self.machine.device)
-        logits: NDArray[np.float32] = module(self.standardise(given)).float().cpu().numpy()
+        logits: NDArray[np.float32] = module(self.standardize(given)).float().cpu().numpy()
         return logits
 
     def tensors(self) -> dict[str, NDArray[np.float32]]:
         """All tensors by the names they have in a `Network`."""
-        modules = {"head": self.head, "standardise": self.standardise}
+        modules = {"head": self.head, "standardize": self.standardize}
         return {
             f"{prefix}.{name}": tensor.detach().cpu().numpy()
             for prefix, module in modules.items()
@@ -55,32 +55,32 @@ class SteppedHead:
 
 
 def build_stepped_head(
-    config: TrainConfig, train: Labelled, class_names: tuple[str, ...], machine: Machine
+    config: TrainConfig, train: Labeled, class_names: tuple[str, ...], machine: Machine
 ) -> SteppedHead:
-    """A head at its start, and its batches of standardised features."""
+    """A head at its start, and its batches of standardized features."""
     features, true_ids = torch.from_numpy(train[0]).to(machine.device), torch.from_numpy(train[1])
     shape = tuple(features.shape[1:])
-    standardise = Standardise(shape).to(machine.device)
-    standardise.fit(features)
+    standardize = Standardize(shape).to(machine.device)
+    standardize.fit(features)
     torch.manual_seed(config.seed)
     head = build_head(
         settled(config.head), shape, len(class_names), sizes=settled(config.head_sizes), dropout=config.dropout
     )
-    trainee = build_trainee(config, head.to(machine.device), class_names, train[1], machine)
+    trainable = build_trainable(config, head.to(machine.device), class_names, train[1], machine)
     batches = TensorBatches(
-        standardise(features),
+        standardize(features),
         true_ids.to(machine.device),
         batch_size=settled(config.batch_size),
         seed=config.seed,
         sampler=config.sampler,
     )
-    return SteppedHead(standardise, head, trainee, batches, machine)
+    return SteppedHead(standardize, head, trainable, batches, machine)
 
 
 def fit_stepped_head(
     stepped: SteppedHead,
     config: TrainConfig,
-    val: Labelled,
+    val: Labeled,
     checkpoints: Checkpoints,
     progress: Progress,
     *,
@@ -94,6 +94,6 @@ def fit_stepped_head(
 
     options = fit_options(config)
     return fit(
-        *(stepped.trainee, stepped.batches, judge, options, stepped.machine, checkpoints, progress),
+        *(stepped.trainable, stepped.batches, judge, options, stepped.machine, checkpoints, progress),
         keeps_best=keeps_best,
     )

@@ -49,7 +49,7 @@ def solve_linear(task: Task, run: Run, progress: Progress) -> LinearHead:
 
 
 def train_by_steps(task: Task, run: Run, progress: Progress, is_resumed: bool) -> Outcome:
-    """Train a head by steps on standardised features."""
+    """Train a head by steps on standardized features."""
     from tl.trainer.fit.loop import best_epoch
     from tl.trainer.fit.machine import build_machine
     from tl.trainer.fit.trainables import settle_lr
@@ -59,7 +59,7 @@ def train_by_steps(task: Task, run: Run, progress: Progress, is_resumed: bool) -
     config = task.config
     machine = build_machine(config.device, config.precision, config.threads)
     stepped = build_stepped_head(config, _train_data(task), task.class_names, machine)
-    config = settle_lr(config, run, stepped.trainee, stepped.batches, machine, progress)
+    config = settle_lr(config, run, stepped.trainable, stepped.batches, machine, progress)
     val = (task.split_features("val"), task.true_ids("val"))
     history = fit_stepped_head(stepped, config, val, RunCheckpoints(run, config.log), progress)
     return Outcome(
@@ -86,13 +86,13 @@ def _bag_folds(task: Task) -> list[Fold]:
 
 
 def _save_solved(task: Task, run: Run, head: LinearHead, temperature: float) -> None:
-    """The head stands on raw features, so standardising is the identity."""
+    """The head stands on raw features, so standardizing is the identity."""
     features = head.weight.shape[1]
     own = {
         "head.weight": head.weight.astype(np.float32),
         "head.bias": head.bias.astype(np.float32),
-        "standardise.mean": np.zeros(features, np.float32),
-        "standardise.std": np.ones(features, np.float32),
+        "standardize.mean": np.zeros(features, np.float32),
+        "standardize.std": np.ones(features, np.float32),
     }
     _save(own, task, run, temperature)
 

@@ -68,7 +68,7 @@ def read_annotated(config: TrainConfig) -> Annotated:
 
 
 def mark_points(images: Sequence[LabeledImage], points: Mapping[str, NDArray[np.float64]]) -> list[LabeledImage]:
-    """Images labelled with a digest of their points, so that a run's manifest and data hash depend on them."""
+    """Images labeled with a digest of their points, so that a run's manifest and data hash depend on them."""
     digests = {name: hashlib.sha256(xy.tobytes()).hexdigest()[:16] for name, xy in points.items()}
     return [dataclasses.replace(image, label=f"points {digests[image.name]}") for image in images]
 
@@ -89,7 +89,7 @@ def find_odd(landmarks: LandmarkSet, sizes_hw: Sequence[tuple[int, int]], turned
     for image, (height, width) in zip(landmarks.images, sizes_hw, strict=True):
         xy = image.keypoints_xy
         if np.isnan(xy).all():
-            findings.append(Finding("no points", image.name, "", "has no point: it is not learnt from"))
+            findings.append(Finding("no points", image.name, "", "has no point: it is not learned from"))
             continue
         is_outside = (xy < -0.5).any(axis=1) | (xy > (width - 0.5, height - 0.5)).any(axis=1)
         if is_outside.any():
@@ -139,7 +139,7 @@ def _swapped(shape: NDArray[np.float64], mean: NDArray[np.float64], distance: fl
 def reference_shape(shapes: Sequence[NDArray[np.float64]]) -> tuple[NDArray[np.float64] | None, float]:
     """The mean shape (K, 2) of the training images' points (K, 2), and the distance at which a shape is odd.
 
-    The mean is centred and of centroid size 1; None where no image has three points, or a point is in none of those.
+    The mean is centered and of centroid size 1; None where no image has three points, or a point is in none of those.
     A prediction farther from it than 1.5 times the 99th percentile of the training images' distances is odd.
     """
     try:

@@ -14,7 +14,7 @@ from tl.trainer.config import TrainConfig
 from tl.trainer.models.backbone_info import BackboneInfo
 from tl.trainer.models.backbones import Trunk, find_backbone_info, pyramid_shapes
 from tl.trainer.models.build import build_run_trunk, head_input
-from tl.trainer.models.network import FeaturePooling, Normalise, OnFeatures, OnTrunk, Standardise, build_head
+from tl.trainer.models.network import FeaturePooling, Normalize, OnFeatures, OnTrunk, Standardize, build_head
 from tl.trainer.models.weights import Weights, load_into
 from tl.trainer.options import settled
 from tl.trainer.run_folder.checkpoints import load_best
@@ -33,9 +33,9 @@ class Regressor(OnFeatures):
     spread: Tensor
 
     def __init__(
-        self, normalise: Normalise, trunk: Trunk, standardise: Standardise, head: nn.Module, pooling: FeaturePooling
+        self, normalize: Normalize, trunk: Trunk, standardize: Standardize, head: nn.Module, pooling: FeaturePooling
     ) -> None:
-        super().__init__(normalise, trunk, standardise, head, pooling)
+        super().__init__(normalize, trunk, standardize, head, pooling)
         points = [module.out_features for module in head.modules() if isinstance(module, nn.Linear)][-1] // 2
         self.register_buffer("mean", torch.zeros(points, 2))
         self.register_buffer("spread", torch.ones(points, 2))
@@ -50,7 +50,7 @@ class Regressor(OnFeatures):
 
     def forward(self, images: Tensor) -> Tensor:
         """uint8 (N, H, W, 3) -> points (N, K, 2)."""
-        offsets = self.head(self.standardise(self.features(images))).float()
+        offsets = self.head(self.standardize(self.features(images))).float()
         points: Tensor = self.mean + self.spread * offsets.unflatten(1, self.mean.shape)
         return points
 
@@ -59,15 +59,15 @@ class Heatmapper(OnTrunk):
     """Maps of several sizes -> one heatmap for each point, at a quarter of the input's size or the nearest there is."""
 
     def __init__(
-        self, normalise: Normalise, trunk: Trunk, head: PyramidHead, input_hw: tuple[int, int], heat_hw: tuple[int, int]
+        self, normalize: Normalize, trunk: Trunk, head: PyramidHead, input_hw: tuple[int, int], heat_hw: tuple[int, int]
     ) -> None:
-        super().__init__(normalise, trunk)
+        super().__init__(normalize, trunk)
         self.head = head
         self.decode = SoftArgmax(input_hw, heat_hw)
 
     def forward(self, images: Tensor) -> tuple[Tensor, Tensor]:
         """uint8 (N, H, W, 3) -> points (N, K, 2) and log-probabilities of heatmap cells (N, K, h, w)."""
-        heat = self.head(self.trunk.pyramid(self.normalise(images)))
+        heat = self.head(self.trunk.pyramid(self.normalize(images)))
         logs = heat.float().flatten(2).log_softmax(dim=2).view(heat.shape)
         return self.decode(logs), logs
 
@@ -170,13 +170,13 @@ _FINEST = 4
 def build_landmark_network(
     config: TrainConfig, info: BackboneInfo, num_keypoints: int, weights: Weights | None
 ) -> LandmarkNetwork:
-    """The network of a resolved config, initialised from the seed and the weights, frozen as asked.
+    """The network of a resolved config, initialized from the seed and the weights, frozen as asked.
 
     Raises `ConfigError` or `WeightsError`.
     """
     trunk = build_run_trunk(config, weights)
     side = config.image_size or info.image_size
-    normalise = Normalise(info.mean, info.std)
+    normalize = Normalize(info.mean, info.std)
     network: LandmarkNetwork
     if config.head == "heatmap":
         shapes = [shape for shape in pyramid_shapes(trunk, (side, side)) if len(shape) == 3]
@@ -185,13 +185,13 @@ def build_landmark_network(
         used = [shape for shape in shapes if shape[1] * _FINEST <= side] or shapes[-1:]
         torch.manual_seed(config.seed)
         head = PyramidHead([shape[0] for shape in used], num_keypoints, settled(config.head_sizes)[0])
-        network = Heatmapper(normalise, trunk, head, (side, side), (used[0][1], used[0][2]))
+        network = Heatmapper(normalize, trunk, head, (side, side), (used[0][1], used[0][2]))
     else:
         shape, pooling = head_input(config, trunk, side)
         torch.manual_seed(config.seed)
         sizes = settled(config.head_sizes)
         plain = build_head(settled(config.head), shape, 2 * num_keypoints, sizes=sizes, dropout=config.dropout)
-        network = Regressor(normalise, trunk, Standardise(shape), plain, pooling)
+        network = Regressor(normalize, trunk, Standardize(shape), plain, pooling)
     return network.to(memory_format=torch.channels_last)
 
 

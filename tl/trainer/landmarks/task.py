@@ -1,6 +1,6 @@
 """What a run on landmarks has to do, before any network exists: annotated images, preprocessing, weights file.
 
-Knows annotations, recipes and placements. Does not know networks and imports no torch.
+Knows annotations, preprocessings and placements. Does not know networks and imports no torch.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from tl.errors import DataError
 from tl.progress import Progress
 from tl.runtime.imaging.decode import read_size, read_stored
 from tl.runtime.imaging.geometry import Placement, place
-from tl.runtime.imaging.preprocessing import Recipe
+from tl.runtime.imaging.preprocessing import Preprocessing
 from tl.runtime.landmarks.sets import LandmarkSet
 from tl.trainer.config import TrainConfig
 from tl.trainer.fit.augment import Augment, build_augment
@@ -28,7 +28,7 @@ from tl.trainer.landmarks.data import Annotated, find_odd, mark_points, points_o
 from tl.trainer.models.backbone_info import BackboneInfo, remembered_info
 from tl.trainer.models.weight_files import WeightsFile
 from tl.trainer.options import resolve, settled
-from tl.trainer.task import build_run_recipe, find_info, find_start, fit_batch, measure_colors
+from tl.trainer.task import build_run_preprocessing, find_info, find_start, fit_batch, measure_colors
 
 # The outermost points lie on the very edge of a crop without margin.
 _ROUNDING_PX = 1e-3
@@ -38,7 +38,7 @@ _MIN_STEPS, _MAX_EPOCHS = 720, 200
 
 @dataclass(frozen=True)
 class LandmarkTask:
-    """One run's work. `bad`: unreadable images and why. `info` has the colour statistics that are used.
+    """One run's work. `bad`: unreadable images and why. `info` has the color statistics that are used.
 
     `landmarks`: of all images of the file. For each image of the store, `points`: (K, 2) in pixels of the photo,
     NaN where missing; `sizes_hw`: of the upright photo; `placements`: where it lies in the input. `partners`: each
@@ -47,7 +47,7 @@ class LandmarkTask:
 
     config: TrainConfig
     info: BackboneInfo
-    recipe: Recipe
+    preprocessing: Preprocessing
     augment: Augment | None
     weights: WeightsFile | None
     store: ImageStore
@@ -65,7 +65,7 @@ class LandmarkTask:
 
     def input_points(self, indices: Sequence[int]) -> NDArray[np.float32]:
         """Points (N, K, 2) in pixels of the input, NaN where missing or outside of it."""
-        height, width = self.recipe.input_hw
+        height, width = self.preprocessing.input_hw
         points = np.stack([self.placements[i].to_input(self.points[i]) for i in indices])
         low, high = -0.5 - _ROUNDING_PX, np.array([width - 0.5, height - 0.5]) + _ROUNDING_PX
         is_inside = np.all((points >= low) & (points <= high), axis=2)
@@ -97,17 +97,17 @@ def prepare_landmark_task(config: TrainConfig, progress: Progress, check: Check 
     """
     asked, config = config, resolve(config)
     info = remembered_info(config.backbone, find_info)
-    recipe = build_run_recipe(config, info)
+    preprocessing = build_run_preprocessing(config, info)
     annotated = read_annotated(config)
     for remark in annotated.landmarks.remarks:
         progress.say(f"{config.data}: {remark}")
     mirror = config.mirror if config.mirror is not None else bool(annotated.landmarks.flip_pairs)
-    augment = build_augment(str(config.augment), recipe, points=True, mirror=mirror)
+    augment = build_augment(str(config.augment), preprocessing, points=True, mirror=mirror)
     images = _learnable(annotated, config)
     config = _fit_epochs(fit_batch(config, images, asked.batch_size), images, asked)
     weights, info = find_start(config, info)
     check(config, info, len(annotated.landmarks.keypoint_names), weights)
-    store, bad = load_images(images, recipe, config.cache, progress)
+    store, bad = load_images(images, preprocessing, config.cache, progress)
     if not config.skip_bad:
         check_readable(bad, "mend or remove them, or go on without them by --skip-bad")
     _check_splits(store.images, config)
@@ -119,7 +119,7 @@ def prepare_landmark_task(config: TrainConfig, progress: Progress, check: Check 
     task = LandmarkTask(
         config=config,
         info=info,
-        recipe=recipe,
+        preprocessing=preprocessing,
         augment=augment,
         weights=weights,
         store=store,
@@ -128,7 +128,7 @@ def prepare_landmark_task(config: TrainConfig, progress: Progress, check: Check 
         partners=annotated.partners,
         points=points,
         sizes_hw=sizes,
-        placements=tuple(place(hw, recipe, p.region) for hw, p in zip(sizes, store.images, strict=True)),
+        placements=tuple(place(hw, preprocessing, p.region) for hw, p in zip(sizes, store.images, strict=True)),
     )
     _say_if_needless(task, progress)
     if augment is not None:
@@ -156,12 +156,12 @@ def audit_landmarks(task: LandmarkTask) -> list[Finding]:
     turned = {image.name for image in store.images if read_stored(image.path)[1] > 1}
     odd = find_odd(dataclasses.replace(task.landmarks, images=kept), [readable[p.name] for p in kept], turned)
     without = [p.name for p in task.landmarks.images if np.isnan(p.keypoints_xy).all() and p.name not in readable]
-    empty = [Finding("no points", name, "", "has no point: it is not learnt from") for name in without]
+    empty = [Finding("no points", name, "", "has no point: it is not learned from") for name in without]
     return [*find_duplicates(store.images, store.hashes), *odd, *empty, *_find_cut_off(task)]
 
 
 def _find_cut_off(task: LandmarkTask) -> list[Finding]:
-    """Points within the photo but outside the part that is looked at: they cannot be learnt."""
+    """Points within the photo but outside the part that is looked at: they cannot be learned."""
     indices = range(len(task.store.images))
     findings = []
     for i, seen in zip(indices, task.input_points(indices), strict=True):

@@ -21,10 +21,10 @@ from tl.trainer.config import PointLoss, TrainConfig
 from tl.trainer.fit.augment import Augment
 from tl.trainer.fit.batches import ImageBatches, item_seed, iter_inputs
 from tl.trainer.fit.distributed import Ranks, share_batch_norm
-from tl.trainer.fit.image_training import build_own_machine, count_trained, num_workers, standardise
+from tl.trainer.fit.image_training import build_own_machine, count_trained, num_workers, standardize
 from tl.trainer.fit.loop import Figures, best_epoch, fit
 from tl.trainer.fit.machine import Machine
-from tl.trainer.fit.steps import Objective, Trainee
+from tl.trainer.fit.steps import Objective, TrainableModel
 from tl.trainer.fit.trainables import fit_options, settle_lr
 from tl.trainer.landmarks.network import (
     SIGMA,
@@ -187,7 +187,7 @@ def prepare_landmark_training(task: LandmarkTask, ranks: Ranks) -> LandmarkTrain
 def landmark_card(task: LandmarkTask) -> NetworkCard:
     """What `best.safetensors` says of the network."""
     weights = task.weights.description if task.weights else "none"
-    return NetworkCard((), task.keypoint_names, task.recipe, weights, 1.0)
+    return NetworkCard((), task.keypoint_names, task.preprocessing, weights, 1.0)
 
 
 def _train(
@@ -203,9 +203,9 @@ def _train(
     train = store.indices("train")
     if isinstance(network, Regressor):
         if task.weights is not None:
-            standardise(network, store, machine)
+            standardize(network, store, machine)
         network.place(torch.from_numpy(task.input_points(train)).to(machine.device))
-    trainee = _build_trainee(config, network)
+    trainable = _build_trainable(config, network)
     points = task.input_points(range(len(store.images)))
     batches = ImageBatches(
         AnnotatedItems(store, points, task.partners, task.augment, config.seed),
@@ -217,10 +217,10 @@ def _train(
         pin_memory=machine.device.type == "cuda",
         ranks=ranks,
     )
-    judge = partial(_validate, task, trainee.objective, machine, ranks)
-    config = settle_lr(config, run, trainee, batches, machine, progress)
+    judge = partial(_validate, task, trainable.objective, machine, ranks)
+    config = settle_lr(config, run, trainable, batches, machine, progress)
     checkpoints = RunCheckpoints(run, config.log, writes=ranks.is_first)
-    history = fit(trainee, batches, judge, fit_options(config), machine, checkpoints, progress, ranks)
+    history = fit(trainable, batches, judge, fit_options(config), machine, checkpoints, progress, ranks)
 
     def save() -> None:
         tensors = {name: tensor.cpu().numpy() for name, tensor in network.state_dict().items()}
@@ -235,7 +235,7 @@ def _train(
     )
 
 
-def _build_trainee(config: TrainConfig, network: LandmarkNetwork) -> Trainee:
+def _build_trainable(config: TrainConfig, network: LandmarkNetwork) -> TrainableModel:
     objective: Objective
     if isinstance(network, Heatmapper):
         objective = HeatmapPoints(network.decode)
@@ -244,8 +244,8 @@ def _build_trainee(config: TrainConfig, network: LandmarkNetwork) -> Trainee:
     groups = parameter_groups(network.trunk, [network.head], config.layer_lr_decay)
     every = config.unfreeze_every
     if every is None:
-        return Trainee(network, groups, objective)
-    return Trainee(network, groups, objective, begin_epoch=lambda epoch: thaw_trunk(network.trunk, epoch, every))
+        return TrainableModel(network, groups, objective)
+    return TrainableModel(network, groups, objective, begin_epoch=lambda epoch: thaw_trunk(network.trunk, epoch, every))
 
 
 @torch.no_grad()
@@ -261,7 +261,7 @@ def find_points(network: LandmarkNetwork, task: LandmarkTask, indices: Sequence[
 def _validate(task: LandmarkTask, objective: Objective, machine: Machine, ranks: Ranks, module: nn.Module) -> Figures:
     """Loss and errors on the validation split; not-a-number throughout where a point found is not finite."""
     val = task.store.indices("val")
-    share = list(ranks.share(val)) or val[:1]  # a process without an image of its own still takes part in what all do
+    share = list(ranks.shard(val)) or val[:1]  # a process without an image of its own still takes part in what all do
     wanted = torch.from_numpy(task.input_points(share))
     losses, found = [], []
     start = 0
@@ -272,9 +272,9 @@ def _validate(task: LandmarkTask, objective: Objective, machine: Machine, ranks:
         losses.append(objective.losses(outputs, targets).cpu())
         found.append((outputs[0] if isinstance(outputs, tuple) else outputs).float().cpu())
         start += len(batch)
-    count = len(ranks.share(val))
-    all_losses = ranks.interleave(torch.cat(losses)[:count])
-    return _figures(task, val, all_losses, ranks.interleave(torch.cat(found)[:count]).numpy())
+    count = len(ranks.shard(val))
+    all_losses = ranks.gather(torch.cat(losses)[:count])
+    return _figures(task, val, all_losses, ranks.gather(torch.cat(found)[:count]).numpy())
 
 
 def _figures(task: LandmarkTask, val: Sequence[int], losses: Tensor, found: NDArray[np.float32]) -> Figures:

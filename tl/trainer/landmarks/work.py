@@ -1,4 +1,4 @@
-"""Landmarks' part in a run: its task, audit, training and judgement.
+"""Landmarks' part in a run: its task, audit, training and judgment.
 
 Knows the parts of that task. Does not know a run's order of things (`train`), and imports torch only to train.
 """
@@ -41,7 +41,7 @@ class LandmarkWork:
             f"{config.method} of {config.backbone} with head {config.head} for {len(self.task.keypoint_names)} points"
         )
 
-    def look_at(self, progress: Progress) -> list[Finding]:
+    def audit_data(self, progress: Progress) -> list[Finding]:
         """Audit the annotations if that is asked for."""
         return audit_landmarks(self.task) if self.task.config.audit else []
 
@@ -100,7 +100,7 @@ def _score(task: LandmarkTask, split: str, found: FoundPoints) -> dict[str, Any]
 
 
 def _save_annotations(task: LandmarkTask, run: Run) -> None:
-    """What was learnt from and judged by, each image in its split."""
+    """What was learned from and judged by, each image in its split."""
     by_name = {image.name: image for image in task.landmarks.images}
     names = [run.relative(image.path) for image in task.store.images]
     images = tuple(

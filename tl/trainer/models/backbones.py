@@ -30,7 +30,7 @@ INCEPTION_AUX_LAYER, INCEPTION_AUX_SIZE = "Mixed_6e", 299
 
 
 class Trunk(nn.Sequential):
-    """A backbone without its classifier. float (N, 3, H, W) normalised -> map (N, D, h, w) or embedding (N, D)."""
+    """A backbone without its classifier. float (N, 3, H, W) normalized -> map (N, D, h, w) or embedding (N, D)."""
 
     kind: FeatureKind = "map"
 
@@ -108,7 +108,7 @@ def find_backbone_info(name: str, sha256: str = "") -> BackboneInfo:
     preset = entry.transforms()
     mean, std = tuple(preset.mean), tuple(preset.std)
     if name in ("googlenet", "inception_v3"):
-        # torchvision maps its normalised input back to these inside forward (transform_input), which the trunk skips.
+        # torchvision maps its normalized input back to these inside forward (transform_input), which the trunk skips.
         mean, std = (0.5, 0.5, 0.5), (0.5, 0.5, 0.5)
     size, short_side = preset.crop_size[0], preset.resize_size[0]
     weights_file = entry.url.rsplit("/", 1)[-1]
@@ -129,7 +129,7 @@ def torchvision_weights(name: str, sha256: str = "") -> Any:
 
 
 def build_classifier(name: str) -> nn.Module:
-    """The whole torchvision model with its own 1000-class head, randomly initialised."""
+    """The whole torchvision model with its own 1000-class head, randomly initialized."""
     from torchvision import models
 
     _check_name(name, torchvision_only=True)
@@ -143,7 +143,7 @@ def build_classifier(name: str) -> nn.Module:
 
 
 def build_trunk(name: str) -> Trunk:
-    """A randomly initialised trunk. Raises `ConfigError` for an unknown name."""
+    """A randomly initialized trunk. Raises `ConfigError` for an unknown name."""
     if name == "smallcnn":
         return _build_smallcnn()
     if name == "vgg_cnn_s":
@@ -181,7 +181,7 @@ def cut_trunk(trunk: Trunk, until: str) -> Trunk:
 
 
 def build_timm(name: str, *, pretrained: bool = False, **options: Any) -> nn.Module:
-    """The model for `timm:NAME`, randomly initialised or with its published weights (which timm downloads).
+    """The model for `timm:NAME`, randomly initialized or with its published weights (which timm downloads).
 
     Raises `ConfigError`, `MissingExtraError`, and what a failed download raises.
     """
@@ -249,7 +249,7 @@ def _build_vgg_cnn_s() -> Trunk:
     """CNN-S without its dense layers: 512 channels, 6x6 at 224 px.
 
     Source: Chatfield et al. 2014, "Return of the Devil in the Details", table 1; the authors' Caffe model for the
-    response normalisation. Their dense layers are `--pooling flatten --head mlp --head-sizes 4096 --head-sizes 4096
+    response normalization. Their dense layers are `--pooling flatten --head mlp --head-sizes 4096 --head-sizes 4096
     --dropout 0.5`.
     """
     relu, wide = nn.ReLU, 512

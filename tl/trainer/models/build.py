@@ -23,7 +23,7 @@ from tl.trainer.models.backbones import (
     find_backbone_info,
 )
 from tl.trainer.models.freezing import freeze_trunk
-from tl.trainer.models.network import FeaturePooling, Network, Normalise, Standardise, build_head, pooled_shape
+from tl.trainer.models.network import FeaturePooling, Network, Normalize, Standardize, build_head, pooled_shape
 from tl.trainer.models.weights import Weights, load_into
 from tl.trainer.options import settled
 from tl.trainer.run_folder.checkpoints import load_best
@@ -31,7 +31,7 @@ from tl.trainer.run_folder.run import NetworkCard, Run
 
 
 def build_network(config: TrainConfig, info: BackboneInfo, num_classes: int, weights: Weights | None) -> Network:
-    """The network of a resolved config, initialised from the seed and the weights, frozen as asked.
+    """The network of a resolved config, initialized from the seed and the weights, frozen as asked.
 
     Raises `ConfigError` or `WeightsError`.
     """
@@ -44,9 +44,9 @@ def build_network(config: TrainConfig, info: BackboneInfo, num_classes: int, wei
     )
     aux = _build_aux(config, trunk, side, num_classes, weights)
     network = Network(
-        Normalise(info.mean, info.std),
+        Normalize(info.mean, info.std),
         trunk,
-        Standardise(shape),
+        Standardize(shape),
         head,
         pooling=pooling,
         aux=aux,

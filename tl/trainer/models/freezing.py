@@ -1,7 +1,7 @@
 """Which parameters of a trunk are trained, in which epoch and how fast.
 
 Knows stages and names. Sets `requires_grad` alone: `Network.train` keeps layers without trained parameters in
-evaluation mode, so that a frozen batch norm's statistics do not move. Does not know optimisers.
+evaluation mode, so that a frozen batch norm's statistics do not move. Does not know optimizers.
 """
 
 from __future__ import annotations
@@ -91,7 +91,7 @@ def thaw_trunk(trunk: nn.Module, epoch: int, every: int) -> None:
 def parameter_groups(trunk: nn.Module, others: Sequence[nn.Module], layer_lr_decay: float) -> list[ParameterGroup]:
     """All parameters of a network: `others` at the full rate, each trunk stage at `layer_lr_decay` times the next.
 
-    Frozen ones are there too, since they may thaw; optimisers pass over parameters without a gradient.
+    Frozen ones are there too, since they may thaw; optimizers pass over parameters without a gradient.
     """
     full = tuple(parameter for module in others for parameter in module.parameters())
     named = dict(trunk.named_parameters())

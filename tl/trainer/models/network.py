@@ -1,4 +1,4 @@
-"""The network as it trains and as it deploys: uint8 NHWC in; normalisation, trunk, pooling and head inside.
+"""The network as it trains and as it deploys: uint8 NHWC in; normalization, trunk, pooling and head inside.
 
 Knows trunks, heads and freezing. Does not know files, batches or losses.
 """
@@ -17,7 +17,7 @@ from tl.trainer.models.backbones import Trunk
 FeaturePooling = Literal["gap", "flatten", "map"]
 
 
-class Normalise(nn.Module):
+class Normalize(nn.Module):
     """uint8 (N, H, W, 3) in 0..255 -> float (N, 3, H, W), (x / 255 - mean) / std."""
 
     mean: Tensor
@@ -29,17 +29,17 @@ class Normalise(nn.Module):
         self.register_buffer("std", torch.tensor(std).view(1, 3, 1, 1) * 255)
 
     def forward(self, images: Tensor) -> Tensor:
-        """Cast and normalise."""
+        """Cast and normalize."""
         # Permuting NHWC gives a channels-last tensor without a copy, the fastest layout for convolutions here.
         pixels = images.permute(0, 3, 1, 2).to(self.mean.dtype)
         return (pixels - self.mean) / self.std
 
 
-class Standardise(nn.Module):
+class Standardize(nn.Module):
     """Features -> zero mean and unit spread, as measured once on training images; the identity before that.
 
     Each entry of an embedding (N, D), each channel of a map (N, D, h, w). Backbones differ by orders of magnitude in
-    the size of their features. On standardised ones, one learning rate suits a new head on any of them.
+    the size of their features. On standardized ones, one learning rate suits a new head on any of them.
     """
 
     mean: Tensor
@@ -73,11 +73,11 @@ class Standardise(nn.Module):
 
 
 class OnTrunk(nn.Module):
-    """Normalisation and trunk. Layers whose parameters are all frozen stay as they are, batch-norm statistics too."""
+    """Normalization and trunk. Layers whose parameters are all frozen stay as they are, batch-norm statistics too."""
 
-    def __init__(self, normalise: Normalise, trunk: Trunk) -> None:
+    def __init__(self, normalize: Normalize, trunk: Trunk) -> None:
         super().__init__()
-        self.normalise, self.trunk = normalise, trunk
+        self.normalize, self.trunk = normalize, trunk
 
     def train(self, mode: bool = True) -> Self:
         """As torch's, but frozen layers stay in evaluation mode."""
@@ -88,17 +88,17 @@ class OnTrunk(nn.Module):
 
 
 class OnFeatures(OnTrunk):
-    """A trunk, pooling, standardising and a head. `pooling`: what the head is given, an embedding or the map itself."""
+    """A trunk, pooling, standardizing and a head. `pooling`: what the head is given, an embedding or the map itself."""
 
     def __init__(
-        self, normalise: Normalise, trunk: Trunk, standardise: Standardise, head: nn.Module, pooling: FeaturePooling
+        self, normalize: Normalize, trunk: Trunk, standardize: Standardize, head: nn.Module, pooling: FeaturePooling
     ) -> None:
-        super().__init__(normalise, trunk)
-        self.standardise, self.head, self.pooling = standardise, head, pooling
+        super().__init__(normalize, trunk)
+        self.standardize, self.head, self.pooling = standardize, head, pooling
 
     def features(self, images: Tensor) -> Tensor:
         """uint8 (N, H, W, 3) -> what the head is given: embedding (N, D) or map (N, D, h, w)."""
-        return self.pool(self.trunk(self.normalise(images)))
+        return self.pool(self.trunk(self.normalize(images)))
 
     def pool(self, features: Tensor) -> Tensor:
         """A trunk's features -> what the head is given."""
@@ -112,29 +112,29 @@ class Network(OnFeatures):
 
     def __init__(
         self,
-        normalise: Normalise,
+        normalize: Normalize,
         trunk: Trunk,
-        standardise: Standardise,
+        standardize: Standardize,
         head: nn.Module,
         *,
         pooling: FeaturePooling,
         aux: nn.Module | None = None,
         aux_layer: str = "",
     ) -> None:
-        super().__init__(normalise, trunk, standardise, head, pooling)
+        super().__init__(normalize, trunk, standardize, head, pooling)
         self.aux, self.aux_layer = aux, aux_layer
         self.train(self.training)
 
     def classify(self, features: Tensor) -> Tensor:
         """Features -> logits (N, C)."""
-        logits: Tensor = self.head(self.standardise(features))
+        logits: Tensor = self.head(self.standardize(features))
         return logits
 
     def forward(self, images: Tensor) -> Tensor | tuple[Tensor, Tensor]:
         """uint8 (N, H, W, 3) -> logits (N, C); in training, with an auxiliary classifier, its logits too."""
         if self.aux is None or not self.training:
             return self.classify(self.features(images))
-        on_the_way, last = self.trunk.tapped(self.normalise(images), self.aux_layer)
+        on_the_way, last = self.trunk.tapped(self.normalize(images), self.aux_layer)
         return self.classify(self.pool(last)), self.aux(on_the_way)
 
 
@@ -151,17 +151,17 @@ class Deployed(nn.Module):
         if with_cam and not has_cam(network):
             raise ValueError("this network has no class activation maps")
         self.network, self.temperature, self.unknown, self.with_cam = network, temperature, unknown, with_cam
-        further = ("unknown_score",) * (unknown is not None) + ("cam",) * with_cam
+        further = ("ood_score",) * (unknown is not None) + ("cam",) * with_cam
         self.outputs = ("probabilities", "embedding", *further)
 
     def forward(self, images: Tensor) -> tuple[Tensor, ...]:
         """uint8 (N, H, W, 3) -> float32 probabilities (N, C), embedding (N, D) (of a map, its average), and as asked
-        unknown_score (N,), and cam (N, C, h, w): logits of each place of the map, whose mean is the image's.
+        ood_score (N,), and cam (N, C, h, w): logits of each place of the map, whose mean is the image's.
 
         Source of the maps: Zhou et al. 2016.
         """
         network = self.network
-        last = network.trunk(network.normalise(images))
+        last = network.trunk(network.normalize(images))
         features = network.pool(last)
         probabilities = torch.softmax(network.classify(features) / self.temperature, dim=1)
         embedding = features.mean(dim=(2, 3)) if features.dim() == 4 else features
@@ -181,13 +181,13 @@ def has_cam(network: Network) -> bool:
 class DeployedClassifier(nn.Module):
     """What a model file computes from a whole pretrained classifier: probabilities (N, C)."""
 
-    def __init__(self, normalise: Normalise, classifier: nn.Module) -> None:
+    def __init__(self, normalize: Normalize, classifier: nn.Module) -> None:
         super().__init__()
-        self.normalise, self.classifier = normalise, classifier
+        self.normalize, self.classifier = normalize, classifier
 
     def forward(self, images: Tensor) -> tuple[Tensor]:
         """uint8 (N, H, W, 3) -> probabilities float32 (N, C)."""
-        return (torch.softmax(self.classifier(self.normalise(images)), dim=1),)
+        return (torch.softmax(self.classifier(self.normalize(images)), dim=1),)
 
 
 def pooled_shape(shape: tuple[int, ...], pooling: FeaturePooling) -> tuple[int, ...]:

@@ -22,7 +22,7 @@ IR_VERSION = 10
 
 def to_onnx(module: nn.Module, input_hw: tuple[int, int], output_names: Sequence[str]) -> onnx.ModelProto:
     """Export a module of `images` uint8 (N, H, W, 3) with N dynamic; private traces stripped."""
-    example = torch.zeros(2, *input_hw, 3, dtype=torch.uint8)  # two images: a batch of one would be specialised
+    example = torch.zeros(2, *input_hw, 3, dtype=torch.uint8)  # two images: a batch of one would be specialized
     exporter_log = logging.getLogger("torch.onnx")
     level = exporter_log.level
     exporter_log.setLevel(logging.ERROR)

@@ -18,7 +18,7 @@ from tl.data.images import Rgb
 from tl.errors import TlError, WeightsError
 from tl.runtime.output.files import atomic_path
 from tl.trainer.models.backbone_info import OWN_BACKBONES, TIMM_PREFIX, BackboneInfo
-from tl.trainer.run_folder.run import RUN_VERSION
+from tl.trainer.run_folder.run import RUN_VERSION, rename_tensors
 
 WEIGHTS_DIR_VARIABLE = "TL_WEIGHTS_DIR"
 SUFFIXES = (".safetensors", ".pth", ".pt")
@@ -64,11 +64,12 @@ def find_weights(info: BackboneInfo, asked: str) -> WeightsFile | None:
 
 
 def read_colors(file: WeightsFile) -> tuple[Rgb, Rgb]:
-    """Mean and spread of colours in 0..1 that a run's network was trained with. Raises `WeightsError`."""
+    """Mean and spread of colors in 0..1 that a run's network was trained with. Raises `WeightsError`."""
     try:
         with safe_open(file.path, framework="numpy") as tensors:
-            mean, std = (tensors.get_tensor(f"normalise.{name}").ravel() / 255 for name in ("mean", "std"))
-    except (SafetensorError, OSError) as error:
+            colors = {name: tensors.get_tensor(name) for name in tensors.keys() if name.startswith("normali")}  # noqa: SIM118
+        mean, std = (rename_tensors(colors)[f"normalize.{name}"].ravel() / 255 for name in ("mean", "std"))
+    except (SafetensorError, OSError, KeyError) as error:
         raise WeightsError(f"{file.path}: no network of a run ({error})") from error
     return tuple(map(float, mean)), tuple(map(float, std))  # type: ignore[return-value]  # three values each
 

@@ -21,7 +21,7 @@ from tl.runtime.output.files import atomic_path, output_errors
 from tl.trainer.config import Log
 from tl.trainer.fit.loop import EpochRow
 from tl.trainer.run_folder.mlflow_log import MlflowLog
-from tl.trainer.run_folder.run import RUN_VERSION, NetworkCard, Run
+from tl.trainer.run_folder.run import RUN_VERSION, NetworkCard, Run, rename_tensors
 
 if TYPE_CHECKING:
     from torch.utils.tensorboard import SummaryWriter
@@ -61,7 +61,7 @@ def load_best(run: Run) -> tuple[dict[str, Tensor], NetworkCard]:
     """Read `best.safetensors`. Raises `RunError`."""
     card = run.load_card()
     try:
-        return load_file(run.best_path), card
+        return rename_tensors(load_file(run.best_path)), card
     except (SafetensorError, ValueError, OSError) as error:
         raise RunError(f"{run.best_path}: damaged, or made by another version of tl ({error})") from error
 
@@ -87,6 +87,9 @@ class RunCheckpoints:
             raise RunError(f"{path}: cannot be resumed from ({' '.join(str(error).split())[:200]})") from error
         if not isinstance(state, dict) or state.get("run_version") != RUN_VERSION:
             raise RunError(f"{path}: made by another version of tl; train again, or use that version")
+        for part in ("module", "average", "best"):
+            if state.get(part):
+                state[part] = rename_tensors(state[part])
         if self._writes and "history" in state:  # a kill may have come between the state and its history
             self._save_history([EpochRow(**row) for row in state["history"]])
         return state

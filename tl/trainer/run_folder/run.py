@@ -16,12 +16,12 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from importlib import metadata
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
 from safetensors import SafetensorError, safe_open
-from safetensors.numpy import save as serialise_tensors
+from safetensors.numpy import save as serialize_tensors
 
 from tl import __version__
 from tl.data.images import ImageStore
@@ -29,11 +29,11 @@ from tl.data.manifests import LabeledImage, hash_data
 from tl.errors import DataError, RunError
 from tl.runtime.devices import graphics_cards, processor_model, usable_cores
 from tl.runtime.imaging.geometry import Region
-from tl.runtime.imaging.preprocessing import Recipe
+from tl.runtime.imaging.preprocessing import Preprocessing
 from tl.runtime.landmarks import wide_csv
 from tl.runtime.landmarks.files import Size, read_landmarks, write_landmarks
 from tl.runtime.landmarks.sets import LandmarkSet
-from tl.runtime.model_file.strict_json import dump_json, from_plain, parse_json
+from tl.runtime.model_file.strict_json import Json, dump_json, from_plain, parse_json
 from tl.runtime.output.files import atomic_path, output_errors, write_text
 from tl.trainer.config import TrainConfig
 from tl.trainer.options import config_from_mapping, dump_config, load_config
@@ -80,10 +80,27 @@ class NetworkCard:
 
     class_names: tuple[str, ...]
     keypoint_names: tuple[str, ...]
-    recipe: Recipe
+    preprocessing: Preprocessing
     weights: str
     temperature: float
     run_version: int = RUN_VERSION
+
+
+Tensor = TypeVar("Tensor")  # of torch or numpy
+# Names in run folders of before 0.1.
+_OLD_TENSORS = {"normalise": "normalize", "standardise": "standardize"}
+
+
+def rename_tensors(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The tensors of a run's network, of whatever version, by their present names."""
+    return {".".join(_OLD_TENSORS.get(part, part) for part in name.split(".")): t for name, t in tensors.items()}
+
+
+def _renamed(card: Json) -> Json:
+    """A network's card of before 0.1 with the present names."""
+    if not isinstance(card, dict) or "recipe" not in card:
+        return card
+    return {"preprocessing" if name == "recipe" else name: value for name, value in card.items()}
 
 
 @dataclass(frozen=True)
@@ -264,7 +281,7 @@ class Run:
         """Write `best.safetensors`: the whole network and its card."""
         plain = {name: np.asarray(tensor, order="C") for name, tensor in tensors.items()}
         with atomic_path(self.best_path) as temporary:
-            temporary.write_bytes(serialise_tensors(plain, metadata={"tl.network": dump_json(card)}))
+            temporary.write_bytes(serialize_tensors(plain, metadata={"tl.network": dump_json(card)}))
 
     def load_card(self) -> NetworkCard:
         """What `best.safetensors` says of itself. Raises `RunError`."""
@@ -273,7 +290,7 @@ class Run:
         try:
             with safe_open(self.best_path, framework="numpy") as opened:
                 text = (opened.metadata() or {}).get("tl.network", "{}")
-            card = from_plain(NetworkCard, parse_json(text), "tl.network")
+            card = from_plain(NetworkCard, _renamed(parse_json(text)), "tl.network")
             if card.run_version != RUN_VERSION:
                 raise ValueError(f"run_version {card.run_version}, this is {RUN_VERSION}")
             return card
