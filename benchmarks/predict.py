@@ -117,7 +117,7 @@ def tl_rate(folder: Path, paths: list[str], name: str = "tl") -> float:
 
     with tl.runtime.load(folder / f"{name}.onnx", device="cpu") as predictor, tempfile.TemporaryDirectory() as out:
         started = time.perf_counter()
-        with open_writer(Path(out) / "rows.csv", predictor.columns) as writer:
+        with open_writer(Path(out) / "rows.csv", predictor.fields) as writer:
             for result in predictor.predict_iter(paths):
                 writer.write(result)
         return len(paths) / (time.perf_counter() - started)

@@ -248,7 +248,7 @@ def pool_rate(paths: list[str], preprocessing: Any, processes: int) -> float:
 def tl_rate(predictor: Any, paths: list[str], batch_size: int | None) -> float:
     with tempfile.TemporaryDirectory() as out:
         started = time.perf_counter()
-        with open_writer(Path(out) / "rows.csv", predictor.columns) as writer:
+        with open_writer(Path(out) / "rows.csv", predictor.fields) as writer:
             for result in predictor.predict_iter(paths, batch_size=batch_size):
                 writer.write(result)
         return len(paths) / (time.perf_counter() - started)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
@@ -13,6 +13,8 @@ from tl.errors import ConfigError
 
 if TYPE_CHECKING:
     from tl.exporter.export import Exported
+    from tl.progress import Progress
+    from tl.trainer.run_folder.run import Run
 
 
 RunFolder = Annotated[Path | None, typer.Argument(help="Run folder made by tl train.", show_default=False)]
@@ -102,13 +104,12 @@ def command(
     with packages_of("train"):
         from tl.exporter.export import export_pretrained, export_run
         from tl.exporter.export_source import DEFAULT_OUTPUTS, ExtraOutputs
-        from tl.exporter.precision import Lowering, export_lowered
         from tl.trainer.run_folder.run import Run
     extra = parity_images or []
     with console_progress() as progress:
         if run is not None and precision != "fp32":
-            lowering = Lowering(precision, min_agreement, calibration_images, seed, device, keep_slower)
-            done = export_lowered(Run(run), output, progress, lowering, parity_images=extra, golden=golden)
+            lowering = (precision, min_agreement, calibration_images, seed, device, keep_slower)
+            done = _export_lowered(Run(run), output, progress, lowering, parity_images=extra, golden=golden)
         elif run is not None:
             further = ExtraOutputs(unknown, false_alarm or DEFAULT_OUTPUTS.false_alarm, cam)
             done = export_run(Run(run), output, progress, parity_images=extra, golden=golden, further=further)
@@ -121,6 +122,12 @@ def command(
                 jpeg_scale=jpeg_scale,
             )
     _report(done, as_json)
+
+
+def _export_lowered(run: Run, output: Path, progress: Progress, lowering: tuple[Any, ...], **options: Any) -> Exported:
+    from tl.exporter.precision import Lowering, export_lowered  # loads onnxruntime's converters
+
+    return export_lowered(run, output, progress, Lowering(*lowering), **options)
 
 
 def _check_choices(run: Path | None, pretrained: str | None, images: list[Path] | None, precision: str) -> None:

@@ -299,12 +299,13 @@ def _write_predictions(
 ) -> int:
     """Predict and write row by row; returns how many images could not be read."""
     from tl.runtime.output.job import Tally, run_job
+    from tl.runtime.results import PointFields
 
     tally = Tally()
     undrawn: list[str] = []
     unscaled: list[str] = []
     options["see"] = _drawer(predictor, *drawn_to, undrawn)
-    if "mm_per_px" in predictor.columns.types:
+    if isinstance(predictor.fields, PointFields) and predictor.fields.with_scale:
         options["see"] = _watcher(options["see"], unscaled)
     started = time.monotonic()
     try:

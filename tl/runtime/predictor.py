@@ -123,7 +123,7 @@ class Predictor(Generic[Found]):
         self.decode_processes = decode_processes
         self.class_names: tuple[str, ...] = getattr(ensemble, "class_names", ())
         self.keypoint_names: tuple[str, ...] = getattr(ensemble, "keypoint_names", ())
-        self.columns = ensemble.columns(with_votes=with_votes)
+        self.fields = ensemble.fields(with_votes=with_votes)
         self.member_names = ensemble.member_names
         self.provider, self.fault = ensemble.sessions[0].provider, ensemble.sessions[0].fault
         self._is_cpu = self.provider == "CPUExecutionProvider"

@@ -5,6 +5,7 @@ Knows neither models nor file formats.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -143,4 +144,28 @@ class Failure:
 
 
 Prediction = Classification | Landmarks
+
+
+@dataclass(frozen=True)
+class ClassFields:
+    """What the results of classifiers hold beside label, confidence and probabilities. `member_names`: whose votes."""
+
+    class_names: Sequence[str]
+    member_names: Sequence[str] = ()
+    with_set: bool = False
+    with_ood_score: bool = False
+    with_reason: bool = False
+
+
+@dataclass(frozen=True)
+class PointFields:
+    """What the results of landmark models hold beside points. `with_scale`: millimeters per pixel."""
+
+    keypoint_names: Sequence[str]
+    with_confidence: bool
+    with_spread: bool
+    with_scale: bool = False
+
+
+Fields = ClassFields | PointFields
 Result = Prediction | Failure

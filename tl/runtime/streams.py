@@ -14,9 +14,8 @@ from typing import TYPE_CHECKING, Any, Generic, Protocol, TypeVar
 from tl.errors import ImageReadError
 from tl.runtime.imaging.decode import ImageSource, source_name
 from tl.runtime.imaging.pipeline import Inputs, Preparer
-from tl.runtime.output.columns import Columns
 from tl.runtime.prefetch import prefetch_map
-from tl.runtime.results import Classification, Failure, Landmarks, Prediction
+from tl.runtime.results import Classification, Failure, Fields, Landmarks, Prediction
 from tl.runtime.session import Session
 from tl.runtime.sources.content import read_content
 
@@ -42,8 +41,8 @@ class Members(Protocol[Found_co]):
     def preparer(self) -> Preparer | None:
         """What another process can do in the place of `prepare` and `stack`; None where only this process can."""
 
-    def columns(self, *, with_votes: bool) -> Columns:
-        """The columns of the results."""
+    def fields(self, *, with_votes: bool) -> Fields:
+        """What the results hold."""
 
     def prepare(self, source: ImageSource, name: str) -> Any:
         """Decode an image, which rows call `name`, as the members want it. Raises `ImageReadError`."""

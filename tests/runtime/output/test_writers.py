@@ -152,7 +152,7 @@ def test_open_writer__results_of_a_predictor(tmp_path: Path) -> None:
     models = [make_model(tmp_path / "a.onnx"), make_model(tmp_path / "b.onnx", ("blue", "green", "red"))]
     with (
         load(models, device="cpu", threads=1) as model,
-        open_writer(tmp_path / "out.csv", model.columns) as writer,
+        open_writer(tmp_path / "out.csv", model.fields) as writer,
     ):
         for result in model.predict_iter([solid((200, 0, 0)), b"", solid((0, 0, 200))]):
             writer.write(result)

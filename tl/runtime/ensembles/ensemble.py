@@ -21,8 +21,7 @@ from tl.runtime.imaging.decode import ImageSource
 from tl.runtime.imaging.pipeline import Inputs, Preparer, TtaKind, build_views
 from tl.runtime.imaging.preprocessing import Preprocessing
 from tl.runtime.model_file.contract import Contract
-from tl.runtime.output.columns import ClassColumns
-from tl.runtime.results import Classification, MemberVotes
+from tl.runtime.results import ClassFields, Classification, MemberVotes
 from tl.runtime.session import Session
 
 ClassRule = Literal["same", "union"]
@@ -131,9 +130,9 @@ class Ensemble:
             "tta": list(self._tta),
         }
 
-    def columns(self, *, with_votes: bool) -> ClassColumns:
-        """The columns of the results."""
-        return ClassColumns(
+    def fields(self, *, with_votes: bool) -> ClassFields:
+        """What the results hold."""
+        return ClassFields(
             self.class_names,
             self.member_names if with_votes else (),
             with_set=self.selective.coverage is not None,

@@ -22,8 +22,7 @@ from tl.runtime.imaging.pipeline import PlacedInput, load_views
 from tl.runtime.imaging.preprocessing import Preprocessing
 from tl.runtime.landmarks.shapes import procrustes_distance
 from tl.runtime.model_file.contract import LandmarkFacts
-from tl.runtime.output.columns import PointColumns
-from tl.runtime.results import Landmarks
+from tl.runtime.results import Landmarks, PointFields
 from tl.runtime.session import Session
 from tl.runtime.sources.content import hash_file
 
@@ -179,9 +178,9 @@ class LandmarkEnsemble:
             "scales": sorted(self._scales.items()) if isinstance(self._scales, dict) else self._scales,
         }
 
-    def columns(self, *, with_votes: bool) -> PointColumns:
-        """The columns of the results."""
-        return PointColumns(self.keypoint_names, self.has_confidence, with_votes, self._scales is not None)
+    def fields(self, *, with_votes: bool) -> PointFields:
+        """What the results hold."""
+        return PointFields(self.keypoint_names, self.has_confidence, with_votes, self._scales is not None)
 
     def prepare(self, source: ImageSource, name: str) -> PlacedInputs:
         """Decode an image as the members want it. Raises `ImageReadError`."""

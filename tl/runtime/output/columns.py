@@ -15,7 +15,7 @@ import numpy as np
 import orjson
 from numpy.typing import NDArray
 
-from tl.runtime.results import Classification, Landmarks, Result
+from tl.runtime.results import ClassFields, Classification, Fields, Landmarks, PointFields, Result
 
 ColumnType = Literal["text", "number", "flag"]
 # Of an ensemble's votes, as `MemberVotes` calls them.
@@ -38,17 +38,18 @@ class Columns(Protocol):
         """A whole row of CSV, with its line end; a failure has everything but path and error empty."""
 
 
+def build_columns(fields: Fields) -> Columns:
+    """The table for results that hold these fields."""
+    if isinstance(fields, ClassFields):
+        return ClassColumns(**vars(fields))
+    return PointColumns(**vars(fields))
+
+
 @dataclass(frozen=True)
-class ClassColumns:
+class ClassColumns(ClassFields):
     """`path,label,confidence,p:<class>...[,set][,ood_score][,reason][,agreement,entropy,mutual_information,margin,
     vote:<member>...],error`. `|` stands between the classes of a set.
     """
-
-    class_names: Sequence[str]
-    member_names: Sequence[str] = ()
-    with_set: bool = False
-    with_ood_score: bool = False
-    with_reason: bool = False
 
     @property
     def types(self) -> dict[str, ColumnType]:
@@ -97,16 +98,11 @@ class ClassColumns:
 
 
 @dataclass(frozen=True)
-class PointColumns:
+class PointColumns(PointFields):
     """`path[,mm_per_px],x<point>,y<point>[,p<point>][,s<point>]...,centroid_size,shape_distance,is_odd,error`.
 
     p: confidence. s: spread of an ensemble's members in pixels of the photo. Can be read as a file of landmarks.
     """
-
-    keypoint_names: Sequence[str]
-    with_confidence: bool
-    with_spread: bool
-    with_scale: bool = False
 
     @property
     def types(self) -> dict[str, ColumnType]:

@@ -25,6 +25,7 @@ from tl.errors import ImageReadError, OutputError
 from tl.runtime.imaging.decode import ImageSource
 from tl.runtime.landmarks.files import Format
 from tl.runtime.model_file.strict_json import dump_json
+from tl.runtime.output.columns import build_columns
 from tl.runtime.output.files import output_errors
 from tl.runtime.output.writers import ResultWriter, open_writer, partial_path
 from tl.runtime.predictor import Predictor
@@ -175,7 +176,7 @@ def run_job(
     `fail_fast`) and what predicting raises.
     """
     if output is None:
-        with open_writer(None, predictor.columns) as writer:
+        with open_writer(None, predictor.fields) as writer:
             for predicted in predictor.predict_iter(sources, batch_size=batch_size):
                 _count(predicted, tally, fail_fast)
                 see(predicted)
@@ -188,7 +189,7 @@ def run_job(
             f"{ledger_path(output).name} to begin anew"
         )
     with (
-        open_writer(output, predictor.columns, point_format) as writer,
+        open_writer(output, predictor.fields, point_format) as writer,
         open_ledger(output, _key(predictor, writer), resume=resume, retry_failed=retry_failed or fail_fast) as ledger,
     ):
         for digest, result in predictor.predict_unknown(sources, ledger.known, batch_size=batch_size):
@@ -220,6 +221,6 @@ def _key(predictor: Predictor[Any], writer: ResultWriter) -> str:
     facts = {
         "models": [hash_file(session.path) for session in ensemble.sessions],
         "settings": ensemble.key,
-        "columns": [type(writer).__name__, *predictor.columns.types],
+        "columns": [type(writer).__name__, *build_columns(predictor.fields).types],
     }
     return hashlib.sha256(dump_json(facts).encode(errors="surrogateescape")).hexdigest()

@@ -1,6 +1,6 @@
-"""Finished JSON lines -> one Parquet table, some thousand rows at a time. The only file that imports pyarrow.
+"""Results into files: CSV, JSON lines, Parquet, files of landmarks. A file gets its name when it is whole.
 
-Knows the lines' keys and the table's columns, which are those of the CSV and of the same order. Does not know results.
+The only file that imports pyarrow. Knows columns and formats. Does not know models, or where images come from.
 """
 
 from __future__ import annotations
@@ -23,9 +23,9 @@ import orjson
 from tl.errors import MissingExtraError, OutputError
 from tl.runtime.landmarks.files import SUFFIXES, Format, write_landmarks
 from tl.runtime.landmarks.sets import ImageLandmarks, LandmarkSet, image_landmarks
-from tl.runtime.output.columns import Columns, PointColumns, csv_line
+from tl.runtime.output.columns import Columns, build_columns, csv_line
 from tl.runtime.output.files import atomic_path, output_errors, write_text
-from tl.runtime.results import Result
+from tl.runtime.results import Fields, PointFields, Result
 
 _ROWS_AT_ONCE = 10_000
 
@@ -169,22 +169,23 @@ class JsonLinesWriter(_RowWriter):
 
 @contextmanager
 def open_writer(
-    output: str | os.PathLike[str] | None, columns: Columns, point_format: Format | None = None
+    output: str | os.PathLike[str] | None, fields: Fields, point_format: Format | None = None
 ) -> Iterator[ResultWriter]:
-    """A writer for a path (`.csv`, `.jsonl` for JSON lines, `.parquet`), or CSV on stdout for None.
+    """A writer of results with these fields to a path (`.csv`, `.jsonl` for JSON lines, `.parquet`), or CSV on stdout.
 
     Points may also go into `.tps` and `.json` (COCO keypoints), or into what `point_format` names; what failed is then
     in `NAME.failed.csv`.
     A file gets its name when all rows are written; until then, and after a failure, the rows are in `NAME.partial`: as
     JSON lines but for `.csv`. Raises `OutputError`, and `MissingExtraError` for Parquet without its package.
     """
+    columns = build_columns(fields)
     if output is None:
         yield CsvWriter(sys.stdout, columns)
         sys.stdout.flush()
         return
     final, partial = Path(output), partial_path(output)
     kind = final.suffix.lower()
-    known = [".csv", ".jsonl", ".parquet", *([".tps", ".json"] if isinstance(columns, PointColumns) else [])]
+    known = [".csv", ".jsonl", ".parquet", *([".tps", ".json"] if isinstance(fields, PointFields) else [])]
     if kind not in known:
         raise OutputError(f"{final}: expected a name that ends in {', '.join(known[:-1])} or {known[-1]}")
     if point_format is not None and kind != SUFFIXES[point_format]:
