@@ -78,7 +78,7 @@ def test_export_run__contract_fields(exported: Exported, finished_run: Run) -> N
 
 def test_export_run__what_held_out_images_say(exported: Exported, finished_run: Run) -> None:
     rows = read_rows(finished_run.folder / "predictions_val.csv")
-    conformal, unknown = exported.contract.conformal, exported.contract.unknown
+    conformal, unknown = exported.contract.conformal, exported.contract.ood
     assert conformal is not None
     assert unknown is not None
     scores = []
@@ -114,17 +114,15 @@ def test_export_run__class_activation_maps(finished_run: Run, photos: Path, tmp_
     logits = cam.mean(axis=(2, 3)) / done.contract.temperature
     shares = np.exp(logits - logits.max(axis=1, keepdims=True))
     np.testing.assert_allclose(probabilities, shares / shares.sum(axis=1, keepdims=True), rtol=0, atol=1e-5)
-    strict = export_run(
-        run, tmp_path / "strict.onnx", Silent(), further=ExtraOutputs(false_alarm=0.01)
-    ).contract.unknown
-    assert done.contract.unknown is not None
+    strict = export_run(run, tmp_path / "strict.onnx", Silent(), further=ExtraOutputs(false_alarm=0.01)).contract.ood
+    assert done.contract.ood is not None
     assert strict is not None
-    assert done.contract.unknown.limit < strict.limit  # fewer of the validation images may be called unknown
+    assert done.contract.ood.limit < strict.limit  # fewer of the validation images may be called unknown
 
 
 def test_export_run__without_training_images(finished_run: Run, tmp_path: Path) -> None:
     plain = export_run(finished_run, tmp_path / "m.onnx", Silent(), further=ExtraOutputs(unknown=False)).contract
-    assert (plain.unknown, plain.outputs) == (None, ("probabilities", "embedding"))
+    assert (plain.ood, plain.outputs) == (None, ("probabilities", "embedding"))
 
 
 def test_export_run__provenance(exported: Exported, finished_run: Run) -> None:

@@ -88,9 +88,9 @@ def test_export_lowered__contract_says_what_was_measured(lowered: Exported, expo
     assert found.kept_slower == (found.faster_rounds < speed_module.WON_ROUNDS)
     # All else is as in fp32, parity with torch too, which is that of the fp32 graph.
     assert contract.parity.tolerance == 1e-4
-    for name in ("class_names", "preprocessing", "conformal", "temperature", "thresholds", "task"):
+    for name in ("class_names", "preprocessing", "conformal", "temperature", "task"):
         assert getattr(contract, name) == getattr(exported.contract, name)
-    assert (contract.outputs, contract.unknown) == (("probabilities", "embedding"), None)  # for want of digits
+    assert (contract.outputs, contract.ood) == (("probabilities", "embedding"), None)  # for want of digits
     assert exported.contract.quantization is None
 
 

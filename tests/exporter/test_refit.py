@@ -121,7 +121,7 @@ def test_refit__what_the_file_says_of_itself(
     assert contract.provenance.val_metrics["top1_accuracy"] == 1
     assert contract.conformal is not None
     assert len(contract.conformal.scores) == refitted.after["n"]
-    assert contract.unknown is not None
+    assert contract.ood is not None
     assert run_selftest(refitted.path, device="cpu").samples == 4
     onnx.checker.check_model(onnx.load(refitted.path), full_check=True)
     text = plain_text(onnx.load(refitted.path))

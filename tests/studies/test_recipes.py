@@ -15,7 +15,7 @@ from tests.commands.conftest import run_tl as run_tl
 from tests.studies.make import make_labels
 from tests.trainer.landmarks.make import make_spots
 from tl.data.manifests import SPLITS, LabeledImage, read_images
-from tl.runtime.imaging.preprocessing import build_recipe
+from tl.runtime.imaging.preprocessing import build_preprocessing
 from tl.studies.study import read_study
 from tl.trainer.fit.augment import build_augment
 from tl.trainer.models.backbones import build_classifier
@@ -58,7 +58,7 @@ def test_recipe__is_a_study(name: str, tmp_path: Path) -> None:
 def test_recipe__augmentations_change_images(tmp_path: Path) -> None:
     image = np.random.default_rng(0).integers(0, 256, (40, 40, 3), np.uint8)
     for cell in read_study(RECIPES / "cartoons-augment.yaml", {"data": str(tmp_path)}).cells:
-        augment = build_augment(str(cell.config.augment), build_recipe((32, 32)))
+        augment = build_augment(str(cell.config.augment), build_preprocessing((32, 32)))
         if cell.config.augment != "none":
             assert any((augment(image, seed) != image[4:36, 4:36]).any() for seed in range(6)), cell.setting
 

@@ -76,7 +76,7 @@ def test_merge__has_ood_score_images(exported: Exported, photos: Path, tmp_path:
         with load(path, device="cpu") as model:
             alone.append([result.ood_score for result in model.predict_batch(paths)])
     wanted = np.mean(alone, axis=0)
-    facts = done.contract.unknown
+    facts = done.contract.ood
     assert facts is not None
     above = wanted > facts.limit * (1 + 1e-5)  # the limit is the score of one of these images, in float32
     assert facts.false_alarm == above.mean() <= 0.2
@@ -90,7 +90,7 @@ def test_merge__has_ood_score_images(exported: Exported, photos: Path, tmp_path:
         assert merged.predict(np.full((40, 40, 3), 255, np.uint8)).label == "?"
     with pytest.raises(EnsembleError, match="tl merge --calibrate makes one of them"):
         load(members, selective=SelectivePrediction(reject_unknown=True))
-    assert do_merge(members, tmp_path / "plain.onnx").contract.unknown is None
+    assert do_merge(members, tmp_path / "plain.onnx").contract.ood is None
 
 
 @pytest.mark.parametrize("voting", VOTINGS)

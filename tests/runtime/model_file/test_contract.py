@@ -20,7 +20,7 @@ PLAIN: dict[str, Any] = json.loads(dump_contract(make_contract()))
 
 def all_fields(plain: Any, path: tuple[str, ...] = ()) -> list[tuple[str, ...]]:
     """The paths of all fields of the contract's dataclasses (not of its free dictionaries)."""
-    free = {"config", "val_metrics", "versions", "session_max_abs_diff", "tolerance", "thresholds"}
+    free = {"config", "val_metrics", "versions", "session_max_abs_diff", "tolerance"}
     paths = []
     for key, value in plain.items():
         paths.append((*path, key))
@@ -50,9 +50,7 @@ def fault(text: str) -> str:
 
 
 def test_parse_contract__round_trip() -> None:
-    contract = make_contract(
-        ("a", "ü", "日本"), build_preprocessing((6, 8), "short_side", bit_depth_max=4095), thresholds={"unknown": 0.25}
-    )
+    contract = make_contract(("a", "ü", "日本"), build_preprocessing((6, 8), "short_side", bit_depth_max=4095))
     assert parse_contract(dump_contract(contract), "x") == contract
     assert parse_contract(dump_contract(make_contract()), "x").preprocessing.short_side is None
 
@@ -153,7 +151,7 @@ def test_parse_contract__wrong_type_is_named(path: tuple[str, ...]) -> None:
 @pytest.mark.parametrize(
     ("path", "value", "message"),
     [
-        (("schema_version",), 3, "schema_version 3 is newer than this version of tl reads up to 2: upgrade"),
+        (("schema_version",), 4, "schema_version 4 is newer than this version of tl reads up to 3: upgrade"),
         (("schema_version",), 0, "faulty schema_version (0)"),
         (("schema_version",), True, "faulty schema_version (True)"),
         (("schema_version",), "1", "faulty schema_version ('1')"),
@@ -237,3 +235,50 @@ def test_parse_contract__any_edit_of_the_text(place: float, insert: str, cut: in
     # as above
     with suppress(ModelFileError):
         assert isinstance(parse_contract(text[:start] + insert + text[start + cut :], "x"), Contract)
+
+
+def older(version: int) -> dict[str, Any]:
+    """The contract of `PLAIN` as that schema version wrote it."""
+    plain = copy.deepcopy(PLAIN)
+    plain |= {"schema_version": version, "thresholds": {}}
+    for now, before in {"preprocessing": "recipe", "ood": "unknown", "quantization": "quantisation"}.items():
+        plain[before] = plain.pop(now)
+    if version == 1:
+        for name in ("ensemble", "conformal", "unknown"):
+            del plain[name]
+    return plain
+
+
+@pytest.mark.parametrize("version", [1, 2])
+def test_parse_contract__older_schema(version: int) -> None:
+    assert parse_contract(json.dumps(older(version)), "x") == make_contract()
+
+
+def test_parse_contract__older_names_of_outputs() -> None:
+    plain = older(2)
+    plain["outputs"] = ["probabilities", "unknown_score"]
+    plain["parity"]["session_max_abs_diff"] = {"probabilities": 0.0, "unknown_score": 1e-6}
+    contract = parse_contract(json.dumps(plain), "x")
+    assert contract.outputs == ("probabilities", "ood_score")
+    assert contract.parity.session_max_abs_diff == {"probabilities": 0.0, "ood_score": 1e-6}
+
+
+@pytest.mark.parametrize("version", [1, 2])
+@pytest.mark.parametrize("field", ["recipe", "thresholds", "golden"])
+def test_parse_contract__older_schema_lacks_a_field(version: int, field: str) -> None:
+    plain = older(version)
+    del plain[field]
+    assert f"missing field '{field}'" in fault(json.dumps(plain))
+
+
+@pytest.mark.parametrize(
+    ("version", "field"), [(1, "conformal"), (1, "preprocessing"), (2, "preprocessing"), (2, "ood")]
+)
+def test_parse_contract__older_schema_with_a_newer_field(version: int, field: str) -> None:
+    plain = older(version) | {field: None}
+    assert f"unknown field '{field}' in schema_version" in fault(json.dumps(plain))
+
+
+@pytest.mark.parametrize("field", ["outputs", "parity"])
+def test_parse_contract__older_schema_with_a_faulty_value(field: str) -> None:
+    assert f"contract.{field}: expected" in fault(json.dumps(older(2) | {field: 3}))
