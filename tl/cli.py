@@ -10,9 +10,11 @@ import io
 import os
 import sys
 from collections.abc import Sequence
+from types import ModuleType
 from typing import Annotated
 
 import typer
+from typer.core import TyperCommand
 
 from tl import __version__
 from tl.commands import (
@@ -66,24 +68,41 @@ def root(
     """
 
 
-app.command("train", short_help="Train a classifier on labeled photos.")(train.command)
-app.command("probe", short_help="Compare heads on a frozen backbone by cross-validation.")(probe.command)
-app.command("export", short_help="Turn a run into a verified model file.")(export.command)
-app.command("adopt", short_help="Turn another tool's ONNX classifier into a model file.")(adopt.command)
-app.command("merge", short_help="Make one model file of several that vote.")(merge.command)
-app.command("refit", short_help="Give a model file a new head, without torch.")(refit.command)
-app.command("predict", cls=EnsembleCommand, short_help="Predict photos with model files.")(predict.command)
-app.command("evaluate", cls=EnsembleCommand, short_help="Score model files on labeled photos.")(evaluate.command)
-app.command("sweep", short_help="Train a study of many runs and compare them.")(sweep.command)
-app.command("compare", short_help="Show finished runs side by side.")(compare.command)
-app.command("report", short_help="Write the page of a run.")(report.command)
-app.command("neighbors", short_help="Find the training images most like a new one.")(neighbors.command)
-app.command("inspect", short_help="Show what a model file says of itself.")(inspect.command)
-app.command("verify", short_help="Rerun a model file's self-test here.")(verify.command)
-app.command("bench", short_help="Measure a model file on this machine.")(bench.command)
-app.command("convert", short_help="Convert landmarks between CSV, TPS, COCO and DeepLabCut.")(convert.command)
-app.command("doctor", short_help="Check this machine.")(doctor.command)
-app.command("demo", short_help="Walk the whole way on handwritten digits.")(demo.command)
+# Panel -> its commands: module, class of the command, what it does.
+_PANELS: dict[str, list[tuple[ModuleType, type[TyperCommand], str]]] = {
+    "Train": [
+        (train, TyperCommand, "Train a classifier on labeled photos."),
+        (probe, TyperCommand, "Compare heads on a frozen backbone by cross-validation."),
+        (neighbors, TyperCommand, "Find the training images most like a new one."),
+    ],
+    "Model files": [
+        (export, TyperCommand, "Turn a run into a verified model file."),
+        (adopt, TyperCommand, "Turn another tool's ONNX classifier into a model file."),
+        (merge, TyperCommand, "Make one model file of several that vote."),
+        (refit, TyperCommand, "Give a model file a new head, without torch."),
+        (inspect, TyperCommand, "Show what a model file says of itself."),
+        (verify, TyperCommand, "Rerun a model file's self-test here."),
+    ],
+    "Predict": [
+        (predict, EnsembleCommand, "Predict photos with model files."),
+        (evaluate, EnsembleCommand, "Score model files on labeled photos."),
+        (convert, TyperCommand, "Convert landmarks between CSV, TPS, COCO and DeepLabCut."),
+    ],
+    "Studies": [
+        (sweep, TyperCommand, "Train a study of many runs and compare them."),
+        (compare, TyperCommand, "Show finished runs side by side."),
+        (report, TyperCommand, "Write the page of a run."),
+    ],
+    "Machine": [
+        (bench, TyperCommand, "Measure a model file on this machine."),
+        (doctor, TyperCommand, "Check this machine."),
+        (demo, TyperCommand, "Walk the whole way on handwritten digits."),
+    ],
+}
+for _panel, _commands in _PANELS.items():
+    for _module, _class, _help in _commands:
+        _name = _module.__name__.rpartition(".")[2]
+        app.command(_name, cls=_class, short_help=_help, rich_help_panel=_panel)(_module.command)
 
 
 # Names of before 0.1, still understood.
@@ -92,6 +111,7 @@ _OLD_OPTIONS = {
     "--normalise": "--normalize",
     "--head-start": "--head-init",
     "--calibration-pictures": "--calibration-images",
+    "--output": "--out",
 }
 
 

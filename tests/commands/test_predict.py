@@ -105,7 +105,7 @@ def test_predict__json_lines_file(run_tl: RunTl, photos: Path, three: list[Path]
         (["PHOTOS", "--model", "gone.onnx"], "gone.onnx: no such file"),
         (["gone/", "--model", "MODEL"], "gone/: no such file or folder"),
         (["PHOTOS", "--model", "MODEL", "-o", "out.xlsx"], "ends in .csv, .jsonl or .parquet"),
-        (["PHOTOS", "--model", "MODEL", "--resume"], "need a file: give --output"),
+        (["PHOTOS", "--model", "MODEL", "--resume"], "need a file: give --out"),
         (["--model", "MODEL"], "name images or folders, or give --files-from"),
         (["--files-from", "gone", "--model", "MODEL"], "gone: the list of names cannot be read"),
         (["--files-from", "/dev/null", "--model", "MODEL"], "no images found in /dev/null"),

@@ -62,7 +62,7 @@ def loaded_by(code: str) -> set[str]:
 @pytest.mark.parametrize("code", ["import tl.runtime", ALL_MODULES], ids=["package", "every module"])
 def test_import__loads_nothing_heavy(code: str) -> None:
     loaded = loaded_by(code)
-    assert {"tl", "numpy", "orjson", "PIL", "simplejpeg"} <= loaded
+    assert {"tl", "numpy", "PIL", "simplejpeg"} <= loaded
     assert loaded.isdisjoint(HEAVY)
 
 

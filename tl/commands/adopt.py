@@ -56,7 +56,7 @@ def command(
         Path, typer.Argument(help="ONNX file, or a Hugging Face folder with model.onnx.", show_default=False)
     ],
     preset: _Preset,
-    output: Annotated[Path, typer.Option("--output", "-o", help="The model file to write.")] = Path("adopted.onnx"),
+    output: Annotated[Path, typer.Option("--out", "-o", help="The model file to write.")] = Path("adopted.onnx"),
     labels: _Labels = None,
     images: _Images = None,
     config: _Config = None,

@@ -27,7 +27,8 @@ def config_parameters(names: Collection[str]) -> list[inspect.Parameter]:
         if field.name == "data":
             info: Any = typer.Argument(help=help_text, show_default=False)
         else:
-            info = typer.Option(help=help_text, rich_help_panel=field.metadata["panel"], show_default=False)
+            flags = ("--out", "-o") if field.name == "out" else ()
+            info = typer.Option(*flags, help=help_text, rich_help_panel=field.metadata["panel"], show_default=False)
         parameters.append(parameter(field.name, Annotated[_flag_type(hints[field.name]), info]))
     return parameters
 

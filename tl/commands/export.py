@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 
 RunFolder = Annotated[Path | None, typer.Argument(help="Run folder made by tl train.", show_default=False)]
-Output = Annotated[Path, typer.Option("--output", "-o", help="The model file to write.")]
+Output = Annotated[Path, typer.Option("--out", "-o", help="The model file to write.")]
 Pretrained = Annotated[
     str | None, typer.Option(help="Instead of a run: a torchvision model with its own ImageNet head.")
 ]

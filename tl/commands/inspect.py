@@ -33,7 +33,8 @@ Top = Annotated[
     typer.Option(help="A number and an image: its most probable classes.", metavar="N IMAGE", show_default=False),
 ]
 OutFolder = Annotated[
-    Path | None, typer.Option(help="Folder for what is drawn, unless --html takes it. Default: this one.")
+    Path | None,
+    typer.Option("--out", "-o", help="Folder for what is drawn, unless --html takes it. Default: this one."),
 ]
 AsJson = Annotated[bool, typer.Option("--json", help="Print the whole contract as JSON; with --top, the classes.")]
 

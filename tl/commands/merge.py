@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 def command(
     models: Annotated[list[Path], typer.Argument(metavar="MODELS...", help="Model files.", show_default=False)],
-    output: Annotated[Path, typer.Option("--output", "-o", help="The model file to write.")] = Path("ensemble.onnx"),
+    output: Annotated[Path, typer.Option("--out", "-o", help="The model file to write.")] = Path("ensemble.onnx"),
     vote: Annotated[Literal["soft", "hard", "max"], typer.Option(help="How it decides.")] = "soft",
     vote_weights: VoteWeights = None,
     images: Annotated[

@@ -54,7 +54,7 @@ Images = Annotated[
 Output = Annotated[
     Path | None,
     typer.Option(
-        "--output",
+        "--out",
         "-o",
         help="A .csv, .jsonl or .parquet file; landmarks also .tps or .json (COCO). Default: CSV on stdout.",
     ),
@@ -155,7 +155,7 @@ def command(
 
 def _resumes(output: Path | None, wanted: bool) -> bool:
     if output is None and wanted:
-        raise ConfigError("--resume and --retry-failed need a file: give --output")
+        raise ConfigError("--resume and --retry-failed need a file: give --out")
     return wanted
 
 

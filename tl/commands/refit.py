@@ -19,7 +19,7 @@ Data = Annotated[
     list[Path],
     typer.Argument(metavar="DATA...", help="Class folders, train/ val/ of them, or CSVs; several.", show_default=False),
 ]
-Output = Annotated[Path, typer.Option("--output", "-o", help="The model file to write.")]
+Output = Annotated[Path, typer.Option("--out", "-o", help="The model file to write.")]
 Head = Annotated[Literal["linear", "svm"], typer.Option(help="Logistic regression, or a linear SVM.")]
 CValues = Annotated[
     list[float] | None,

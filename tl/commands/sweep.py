@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 def command(
     study_file: Annotated[Path, typer.Argument(metavar="STUDY.yaml", help="The study.", show_default=False)],
     data: Annotated[str | None, typer.Option(help="The data, in place of the study's own.")] = None,
-    out: Annotated[Path | None, typer.Option(help="Folder of the study. Default: runs/NAME.")] = None,
+    out: Annotated[Path | None, typer.Option("--out", "-o", help="Folder of the study. Default: runs/NAME.")] = None,
     forced: Annotated[
         list[str] | None, typer.Option("--set", help="An option for every run, as in epochs=3. Repeatable.")
     ] = None,
