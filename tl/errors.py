@@ -22,6 +22,8 @@ Knows no other module. Each class is raised somewhere; bugs are ValueError, Type
 
 from __future__ import annotations
 
+import re
+
 
 class TlError(Exception):
     """Base of every expected fault. Its text says where, what was expected, what was found, and the cure."""
@@ -98,4 +100,5 @@ class MissingExtraError(TlError):
 
 def first_line(error: Exception) -> str:
     """What a foreign exception says in its first line, for a message of ours."""
-    return str(error).strip().splitlines()[0][:300] if str(error).strip() else type(error).__name__
+    plain = re.sub(r"\x1b\[[0-9;]*m", "", str(error)).strip()  # torch colors its messages
+    return plain.splitlines()[0][:300] if plain else type(error).__name__

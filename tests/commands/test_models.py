@@ -77,7 +77,7 @@ def test_inspect__text_and_json(run_tl: RunTl, color_model: Path) -> None:
 
 def test_inspect__what_a_file_knows_of_its_doubts(run_tl: RunTl, color_model: Path, tmp_path: Path) -> None:
     unknown = OodFacts(30, 12, 1.25, 0.05, 20)
-    changes = {"conformal": Conformal((0.25, 0.5), "validation split"), "unknown": unknown}
+    changes = {"conformal": Conformal((0.25, 0.5), "validation split"), "ood": unknown}
     contract = make_contract(outputs=("probabilities", "ood_score"), **changes)
     assert parse_contract(dump_contract(contract), "x") == contract
     other = make_model(tmp_path / "other.onnx", gain=0.01)

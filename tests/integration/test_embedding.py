@@ -114,7 +114,7 @@ def test_close__frees_sessions_and_their_threads(color_model: Path) -> None:
         assert threads() >= before + 6  # two pools of three beside the caller
     gc.collect()
     assert [session() for session in sessions] == [None, None]
-    assert threads() == before
+    assert threads() <= before  # those of an earlier test may have gone meanwhile
 
 
 def test_use__is_silent(tmp_path: Path) -> None:

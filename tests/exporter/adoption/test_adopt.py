@@ -264,7 +264,7 @@ def test_adopt__refused(
 ) -> None:
     foreign = make_foreign(tmp_path / "foreign.onnx", **form)
     with pytest.raises(error, match=message):
-        adopt_here(foreign, **{"labels": labels, "images": images} | options)
+        adopt_here(foreign, **{"labels": labels, "folder": images} | options)
     assert not (tmp_path / "out").exists()
 
 
