@@ -36,6 +36,7 @@ def test_version(run_tl: RunTl) -> None:
     assert run_tl("--version").out.strip() == __version__
 
 
+@pytest.mark.alone
 def test_help__is_quick_and_loads_nothing_heavy() -> None:
     code = "import sys; sys.argv = ['tl', '-h']\nfrom tl.cli import main\ntry: main()\nfinally: print([*sys.modules])"
     seconds = []

@@ -102,6 +102,7 @@ def test_threads__share_a_predictor(color_model: Path, hint: tl.runtime.predicto
 
 
 @pytest.mark.skipif(not Path("/proc/self/task").exists(), reason="needs Linux's list of threads")
+@pytest.mark.alone  # threads that other tests leave would be counted
 def test_close__frees_sessions_and_their_threads(color_model: Path) -> None:
     def threads() -> int:
         return len(os.listdir("/proc/self/task"))

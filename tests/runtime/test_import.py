@@ -105,6 +105,7 @@ sys.addaudithook(hook)
     run_python(f"{NEEDED}{guard}{ALL_MODULES}")
 
 
+@pytest.mark.alone
 def test_import__is_quick() -> None:
     code = f"import time\n{NEEDED}begun = time.perf_counter()\nimport tl.runtime\nprint(time.perf_counter() - begun)"
     best = 60.0
