@@ -13,8 +13,7 @@ demo: .venv/installed
 # Tests marked `alone` depend on time, and so run one by one after the others. More than 8 workers run out of memory
 # before they gain time: each loads torch.
 PYTEST = $(BIN)/python -m pytest
-PARALLEL = -n auto --maxprocesses 8 --dist $(DIST)
-DIST = loadfile
+PARALLEL = -n auto --maxprocesses 8 --dist worksteal
 
 test: .venv/installed
 	$(PYTEST) $(PARALLEL) -m "not slow and not alone"
