@@ -18,7 +18,7 @@ import pytest
 from tl.cli import main
 from tl.commands.demo import write_digits
 
-COMMON = "--backbone smallcnn --image-size 16 --augment none --batch-size 32"
+COMMON = "--backbone smallcnn --image-size 16 --augment none --batch-size 32 --threads 1"
 
 
 @dataclass(frozen=True)
