@@ -4,19 +4,32 @@ RUNTIME ?= $(if $(shell command -v nvidia-smi 2>/dev/null),gpu,cpu)
 PIP_QUIET = --disable-pip-version-check --quiet
 BIN = .venv/bin
 
-.PHONY: demo test test-fast check format docs constraints clean
+.PHONY: demo test test-all coverage check format docs constraints clean
 
 demo: .venv/installed
 	rm -rf tl-demo
 	$(BIN)/tl demo tl-demo
 
-test: .venv/installed .venv-runtime/installed .venv-oldest/installed
-	TL_OLDEST_PYTHON=.venv-oldest/bin/python $(BIN)/python -m pytest
+# Tests marked `alone` depend on time, and so run one by one after the others. More than 8 workers run out of memory
+# before they gain time: each loads torch.
+PYTEST = $(BIN)/python -m pytest
+PARALLEL = -n auto --maxprocesses 8 --dist worksteal
+
+test: .venv/installed
+	$(PYTEST) $(PARALLEL) -m "not slow and not alone"
+	$(PYTEST) -m "alone and not slow"
+
+# What `make test` leaves out.
+test-all: .venv/installed .venv-runtime/installed .venv-oldest/installed
+	TL_OLDEST_PYTHON=.venv-oldest/bin/python $(PYTEST) $(PARALLEL) -m "slow and not alone"
+	$(PYTEST) -m "alone and slow"
 	.venv-runtime/bin/python -m pytest tests/runtime
 	.venv-oldest/bin/python -m pytest tests/runtime
 
-test-fast: .venv/installed
-	$(BIN)/python -m pytest -m "not slow"
+# Files of tl/ of which the quick tests run less than 80%; subprocesses are not measured.
+coverage: .venv/installed
+	$(PYTEST) $(PARALLEL) -m "not slow and not alone" -q --cov=tl --cov-report=
+	$(BIN)/coverage report | awk '$$1 == "TOTAL" || ($$NF ~ /%$$/ && $$NF + 0 < 80)'
 
 check: .venv/installed
 	$(BIN)/ruff check .
@@ -56,4 +69,4 @@ constraints:
 	rm -rf .venv-pin
 
 clean:
-	rm -rf .venv .venv-* tl-demo build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	rm -rf .venv .venv-* tl-demo build dist *.egg-info .pytest_cache .coverage .mypy_cache .ruff_cache .hypothesis

@@ -9,6 +9,7 @@
 #             CUDA. Empty: use what is installed.
 #   IMAGES    a folder of class folders of JPEGs (default: $TL_SHARED/data/pacs-cartoon).
 #   DEVICE    cuda; cpu is a dry run that shows that the script works.
+#   BACKBONES what is trained and measured; the first of them in the stages train and half, too. Dry runs take small ones.
 #   WORK      where models and runs go (default: OUT/work).
 set -uo pipefail
 cd "$(dirname "$0")/.."
@@ -18,6 +19,7 @@ export DEVICE=${DEVICE:-cuda} WORK=${WORK:-$out/work} SITE=${SITE:-/tmp/site} WH
 images=${IMAGES:-${TL_SHARED:+$TL_SHARED/data/pacs-cartoon}}
 export PYTHONPATH=$SITE:$PWD${PYTHONPATH:+:$PYTHONPATH} PYTHONUNBUFFERED=1 NO_ALBUMENTATIONS_UPDATE=1 TL_CACHE_DIR=${TL_CACHE_DIR:-$WORK/cache}
 python=${PYTHON:-python3}
+backbones=${BACKBONES:-mobilenet_v2 resnet50 timm:efficientnet_lite0} first=${BACKBONES:-}; first=${first%% *}
 epochs=3 count=12288 files=${FILES:-24576} rounds=${ROUNDS:-2} batches="64 128"
 [ "$DEVICE" = cpu ] && { epochs=2 count=64 files=64 rounds=1 batches=8; }
 mkdir -p "$WORK"
@@ -39,7 +41,7 @@ setup() {
 
 # One epoch each: their speed counts, not their accuracy.
 models() {
-  for name in resnet50 mobilenet_v2 timm:efficientnet_lite0; do
+  for name in $backbones; do
     short=${name#timm:}
     tl train "$images" --method scratch --backbone "$name" --weights none --epochs 1 --device "$DEVICE" \
       --out "$WORK/runs/$short" && tl export "$WORK/runs/$short" -o "$WORK/$short.onnx" &
@@ -53,7 +55,7 @@ tests() {
 }
 
 predict() {
-  for name in ${MODELS:-mobilenet_v2 resnet50 efficientnet_lite0}; do
+  for name in ${MODELS:-${backbones//timm:/}}; do
     # shellcheck disable=SC2086
     "$python" benchmarks/predict_cuda.py "$images" "$WORK/$name.onnx" --fp16 --device "$DEVICE" --count "$files" \
       --rounds "$rounds" --batches $batches
@@ -63,7 +65,7 @@ predict() {
 train() {
   backbone=resnet50
   is_cuda || backbone=resnet18
-  "$python" benchmarks/train_cuda.py "$images" --backbone "$backbone" --device "$DEVICE" --count "$count" \
+  "$python" benchmarks/train_cuda.py "$images" --backbone "${first:-$backbone}" --device "$DEVICE" --count "$count" \
     --epochs "$epochs" --precision "$(is_cuda && echo bf16 || echo fp32)" --batch-size "$(is_cuda && echo 128 || echo 16)"
 }
 
@@ -71,7 +73,7 @@ train() {
 half() {
   weights=none method=scratch
   [ -n "${TL_WEIGHTS_DIR:-}" ] && weights=imagenet method=finetune
-  tl train "$images" --backbone mobilenet_v2 --weights "$weights" --method "$method" \
+  tl train "$images" --backbone "${first:-mobilenet_v2}" --weights "$weights" --method "$method" \
     --epochs 2 --device "$DEVICE" --out "$WORK/runs/half" &&
     tl export "$WORK/runs/half" -o "$WORK/half.onnx" --precision fp16 --device "$DEVICE" --keep-slower \
       --min-agreement 0.9 --json && tl verify "$WORK/half.onnx" --device "$DEVICE"
@@ -84,7 +86,7 @@ tensorrt() {
 for stage in $stages; do
   echo "== $stage"
   export -f tl is_cuda "$stage"
-  export python images out epochs count files rounds batches
+  export python images out backbones first epochs count files rounds batches
   SECONDS=0
   timeout 240 bash -c "$stage" > "$out/$stage.txt" 2> "$out/$stage.err"
   echo "exit $? after $SECONDS s" | tee -a "$out/$stage.txt"

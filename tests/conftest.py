@@ -8,6 +8,12 @@ from pathlib import Path
 
 import pytest
 
+# Workers of pytest-xdist share the cores, so each of them takes one thread: more would wait for one another. Libraries
+# read these variables when they are loaded, and the processes that tests start inherit them.
+if "PYTEST_XDIST_WORKER" in os.environ:
+    for _name in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"):
+        os.environ[_name] = "1"
+
 from tests.models import make_model
 
 

@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 
 from tests.commands.conftest import RunTl
-from tests.models import COLORS, make_model
+from tests.models import COLORS, assert_same_table, make_model
 from tl.runtime.output.job import ledger_path
 
 
@@ -69,7 +69,7 @@ def test_predict__decoding_in_processes_changes_nothing(
     resumed = run_tl(*words, *more, "-o", tmp_path / "threads.csv", "--resume")
     assert "5 rows kept from before, 6 images predicted, 0 could not be read" in resumed.err
     run_tl(*words, "-o", tmp_path / "whole.csv")
-    assert (tmp_path / "threads.csv").read_bytes() == (tmp_path / "whole.csv").read_bytes()
+    assert_same_table(tmp_path / "threads.csv", tmp_path / "whole.csv")
 
 
 def test_predict__ensemble_before_images(run_tl: RunTl, photos: Path, three: list[Path]) -> None:

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+import select
 import sys
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -257,7 +258,7 @@ def test_flush__a_full_disk_is_a_fault_and_leaves_no_part_of_a_shard(tmp_path: P
     assert list(ArrayCache(tmp_path).with_prefix("")) == ["small"]
 
 
-# Keys of its own and keys that the other one writes too, in many small shards.
+# Keys of its own and keys that the other one writes too, in many small shards; half way it waits to be looked at.
 WRITER = """
 import sys
 from pathlib import Path
@@ -267,9 +268,10 @@ from tl.data import array_cache
 
 array_cache._SHARD_BYTES = 40_000
 cache = array_cache.ArrayCache(Path(sys.argv[1]))
-print("ready", flush=True)
-sys.stdin.readline()
 for i in range(200):
+    if i in (0, 100):
+        print(i, flush=True)
+        sys.stdin.readline()
     for key in (f"{sys.argv[2]}-{i}", f"both-{i}"):
         cache.put(key, np.full(2000, i, np.int16))
 cache.flush()
@@ -280,20 +282,28 @@ print(cache.fault)
 def test_array_cache__two_processes_lose_nothing_and_never_see_half_a_shard(tmp_path: Path) -> None:
     arguments = ([sys.executable, "-c", WRITER, str(tmp_path), name] for name in ("left", "right"))
     writers = [Popen(a, cwd=ROOT, stdin=PIPE, stdout=PIPE, stderr=PIPE, text=True) for a in arguments]
-    for writer in writers:
-        assert writer.stdout is not None
-        assert writer.stdout.readline() == "ready\n"
-    for writer in writers:
-        assert writer.stdin is not None
-        writer.stdin.write("go\n")
-        writer.stdin.flush()
     seen = set()
-    while any(writer.poll() is None for writer in writers):
+
+    def look() -> None:
         arrays = ArrayCache(tmp_path).with_prefix("")
         seen.add(len(arrays))
         for key, array in arrays.items():
             assert array.tolist() == [int(key.split("-")[1])] * 2000
+
+    for half in ("0\n", "100\n"):
+        waiting = [writer.stdout for writer in writers]
+        while len(select.select(waiting, [], [], 0)[0]) < 2:
+            look()
+        assert [writer.stdout.readline() for writer in writers if writer.stdout is not None] == [half] * 2
+        look()  # while both wait
+        for writer in writers:
+            assert writer.stdin is not None
+            writer.stdin.write("go\n")
+            writer.stdin.flush()
+    while any(writer.poll() is None for writer in writers):
+        look()
     assert [writer.communicate() for writer in writers] == [("\n", "")] * 2
+    look()
     assert len(seen) > 1  # it was looked at while it grew
     wanted = {f"{name}-{i}" for name in ("left", "right", "both") for i in range(200)}
     assert set(ArrayCache(tmp_path).with_prefix("")) == wanted

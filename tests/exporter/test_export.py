@@ -349,7 +349,6 @@ def test_export_run__a_head_on_kept_features_predicts_as_validated(
     assert_nothing_private(done.path, tmp_path, photos, finished_run.folder)
 
 
-@pytest.mark.slow
 def test_export_pretrained__whole_classifier(photos: Path, tmp_path: Path) -> None:
     torch.manual_seed(0)
     torch.save(build_classifier("squeezenet1_0").state_dict(), tmp_path / "w.pth")

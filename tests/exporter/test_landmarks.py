@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import csv
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,7 @@ import tl.runtime
 from tests.spots import SPOTS, spot_image
 from tests.trainer.landmarks.make import make_landmark_config, make_spots, moved_spots
 from tl.errors import ConfigError, ParityError
-from tl.exporter.export import export_run
+from tl.exporter.export import Exported, export_run
 from tl.exporter.precision import Lowering, export_lowered
 from tl.progress import Silent
 from tl.runtime.landmarks.files import read_landmarks
@@ -30,8 +31,13 @@ def run(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
     return make_run(tmp_path_factory.mktemp(request.param), head=request.param)
 
 
-def test_export_run__finds_what_training_found(run: Run, tmp_path: Path) -> None:
-    done = export_run(run, tmp_path / "m.onnx", Silent())
+@pytest.fixture(scope="module")
+def done(run: Run, tmp_path_factory: pytest.TempPathFactory) -> Exported:
+    """The run as a model file; read only."""
+    return export_run(run, tmp_path_factory.mktemp("models") / "m.onnx", Silent())
+
+
+def test_export_run__finds_what_training_found(run: Run, done: Exported) -> None:
     contract = done.contract
     assert (contract.task, contract.keypoint_names, contract.class_names) == ("landmarks", SPOTS, ())
     assert contract.parity.pipeline_max_abs_diff < 0.05
@@ -68,8 +74,8 @@ def test_export_run__a_changed_run_is_refused(tmp_path: Path) -> None:
     assert not (tmp_path / "m.onnx").exists()
 
 
-def test_ensemble__of_three_loses_nothing(run: Run, tmp_path: Path) -> None:
-    files = [export_run(run, tmp_path / f"{name}.onnx", Silent()).path for name in "abc"]
+def test_ensemble__of_three_loses_nothing(done: Exported, tmp_path: Path) -> None:
+    files = [shutil.copy(done.path, tmp_path / f"{name}.onnx") for name in "abc"]
     folder = tmp_path / "photos"
     folder.mkdir()
     for i in range(6):

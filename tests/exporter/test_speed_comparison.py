@@ -38,6 +38,7 @@ def images() -> np.ndarray:
     return np.stack([solid(color) for color in ((200, 30, 90), (10, 20, 250), (0, 90, 9))])
 
 
+@pytest.mark.alone
 def test_race__says_which_is_faster(
     color_model: Path, tmp_path: Path, images: np.ndarray, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -111,7 +111,6 @@ MOMENTS: list[tuple[Callable[[Run], Callable[[], bool]], float]] = [
 ]
 
 
-@pytest.mark.slow
 def test_train__killed_again_and_again_is_as_never_killed(photos: Path, undisturbed: Run, tmp_path: Path) -> None:
     run, chance = Run(tmp_path / "run"), random.Random(4)
     plain = {"method": "scratch", "backbone": "smallcnn", "device": "cpu", "threads": 1, "epochs": EPOCHS}

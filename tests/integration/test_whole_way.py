@@ -18,7 +18,7 @@ import pytest
 from tl.cli import main
 from tl.commands.demo import write_digits
 
-COMMON = "--backbone smallcnn --image-size 16 --augment none --batch-size 32"
+COMMON = "--backbone smallcnn --image-size 16 --augment none --batch-size 32 --threads 1"
 
 
 @dataclass(frozen=True)
@@ -56,7 +56,6 @@ def lab(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-@pytest.mark.slow
 def test_predict__ensemble_line_as_written(lab: Path) -> None:
     words = ["predict", "images/", "--ensemble", "a.onnx", "b.onnx", "c.onnx"]
     command = [sys.executable, "-m", "tl", *words]
@@ -68,7 +67,6 @@ def test_predict__ensemble_line_as_written(lab: Path) -> None:
     assert sum(Path(row["path"]).parent.name == row["label"] for row in rows) > 0.5 * len(rows)  # chance is a fifth
 
 
-@pytest.mark.slow
 def test_evaluate__members_and_votes_agree_with_predict(lab: Path) -> None:
     table = json.loads(tl(lab, "tl evaluate digits-5-9 --ensemble a.onnx b.onnx c.onnx --json").stdout)
     rows = list(csv.DictReader(io.StringIO(tl(lab, "tl predict images/ --ensemble a.onnx b.onnx c.onnx").stdout)))
@@ -79,7 +77,6 @@ def test_evaluate__members_and_votes_agree_with_predict(lab: Path) -> None:
     assert [row["model"] for row in table["rows"]] == ["a", "b", "c", *["ensemble"] * 3, "oracle"]
 
 
-@pytest.mark.slow
 def test_train__repeats_from_its_config(lab: Path) -> None:
     done = tl(lab, "tl train --config runs/b/config.yaml --out runs/again")
     assert done.returncode == 0, done.stderr
@@ -87,7 +84,6 @@ def test_train__repeats_from_its_config(lab: Path) -> None:
     assert files[0] == files[1]
 
 
-@pytest.mark.slow
 def test_evaluate__reads_a_runs_own_manifest(lab: Path) -> None:
     done = tl(lab, "tl evaluate runs/c/manifest.csv --split val --model c.onnx --json")
     (row,) = json.loads(done.stdout)["rows"]
@@ -96,7 +92,6 @@ def test_evaluate__reads_a_runs_own_manifest(lab: Path) -> None:
     assert row["top1_accuracy"] == metrics["top1_accuracy"]  # what was validated is what is deployed
 
 
-@pytest.mark.slow
 def test_verify_and_inspect__work_on_exports(lab: Path) -> None:
     assert tl(lab, "tl verify c.onnx --device cpu").returncode == 0
     assert "smallcnn, finetune, weights run pre" in tl(lab, "tl inspect c.onnx").stdout

@@ -63,9 +63,15 @@ def test_recipe__augmentations_change_images(tmp_path: Path) -> None:
             assert any((augment(image, seed) != image[4:36, 4:36]).any() for seed in range(6)), cell.setting
 
 
-@pytest.mark.slow
+# Of five whole studies the quickest is one to wait for before a commit; the sixth is 27 runs of the same kind.
+QUICK = "optimizers"
+
+
 @pytest.mark.usefixtures("_weights")
-@pytest.mark.parametrize("name", [name for name in FORCED if name != "cartoons-augment"])  # 27 of the same
+@pytest.mark.parametrize(
+    "name",
+    [pytest.param(n, marks=[] if n == QUICK else [pytest.mark.slow]) for n in FORCED if n != "cartoons-augment"],
+)
 def test_recipe__runs_to_the_end(name: str, tmp_path: Path, run_tl: RunTl) -> None:
     data = make_spots(tmp_path / "d", 8, whole=True) if name == "landmarks" else make_labels(tmp_path)
     words = [word for key, value in {**SMALL, **FORCED[name]}.items() for word in ("--set", f"{key}={value}")]

@@ -142,7 +142,6 @@ def test_sweep__without_a_look_at_test(labels: Path, tmp_path: Path, run_tl: Run
     assert rows_of(tmp_path / "o")[0]["test_top1_accuracy"] != ""
 
 
-@pytest.mark.slow
 def test_sweep__killed_goes_on(labels: Path, tmp_path: Path) -> None:
     study = make_study(tmp_path / "s.yaml", labels, grid={"lr": [0.001, 0.01, 0.03, 0.1]}, test=False)
     command = [sys.executable, "-m", "tl", "sweep", str(study), "--out", str(tmp_path / "o")]

@@ -98,7 +98,6 @@ def both(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, Any]]:
     return [torch.load(folder / f"{rank}.pt", weights_only=True) for rank in (0, 1)]
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize(("kind", "name"), CASES)
 def test_share_batch_norm__as_one_norm_of_the_whole_batch(both: list[dict[str, Any]], kind: str, name: str) -> None:
     wanted = run_norm(norm(**NORMS[name]), whole_batch(kind), Ranks())
@@ -118,7 +117,6 @@ def test_share_batch_norm__as_one_norm_of_the_whole_batch(both: list[dict[str, A
             torch.testing.assert_close(ours[key], own, rtol=allowed, atol=allowed)
 
 
-@pytest.mark.slow
 def test_ranks__sums_and_words_reach_everyone(both: list[dict[str, Any]]) -> None:
     for found in both:
         assert found["sum"].tolist() == [3.0, 30.0]
@@ -126,7 +124,6 @@ def test_ranks__sums_and_words_reach_everyone(both: list[dict[str, Any]]) -> Non
         assert found["frozen"]  # torch refuses to wrap a module without anything to train
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("count", [1, 2, 5])
 def test_ranks__interleave_undoes_share(both: list[dict[str, Any]], count: int) -> None:
     wanted = torch.arange(3 * count).view(count, 3)
@@ -235,7 +232,6 @@ def assert_as_one(two: Run, one: Run) -> None:
         torch.testing.assert_close(tensor, right[name], rtol=1e-4, atol=2e-5)
 
 
-@pytest.mark.slow
 def test_train__two_processes_are_one(photos_of_five: Path, tmp_path: Path) -> None:
     # 12 images in batches of 7 and 5: uneven shares and an uneven last batch; everything that has a state.
     options = {"epochs": 6, "patience": 2, "lr": 0.2, "ema_decay": 0.5, "clip_norm": 1.0, "accumulate": 2}

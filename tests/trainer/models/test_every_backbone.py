@@ -51,6 +51,7 @@ KINDS = [
     Kind("timm:mobilenetv3_small_050", 32, has_map=False),
 ]
 EPOCHS = 12  # of one step each
+HEADS_ON = ("smallcnn", "vit_b_16")  # a map and an embedding, the smallest of each
 
 
 @dataclass(frozen=True)
@@ -131,6 +132,8 @@ def test_backbone__exports(origin: ExportSource, tmp_path: Path) -> None:
 def test_head__learns_eight_images(origin: ExportSource, tmp_path: Path, head: str) -> None:
     if head == "conv" and not origin.kind.has_map:
         pytest.skip("this backbone gives no map")
+    if head != "linear" and origin.kind.name not in HEADS_ON:
+        pytest.skip("a head knows a map from an embedding, and nothing else of what is below it")
     changes = {
         "linear": {"epochs": None},
         "svm": {"epochs": None},
