@@ -1,6 +1,7 @@
 """The `tl` command: gathers the commands of `tl.commands` and turns expected faults into one line and exit code 1.
 
-Knows command names. Does no work and imports nothing heavy, so that `tl --help` answers at once.
+Knows the words of the command line: names of commands, old names, and `--ensemble a.onnx b.onnx c.onnx` as one flag
+with any number of values. Does no work and imports nothing heavy, so that `tl --help` answers at once.
 """
 
 from __future__ import annotations
@@ -11,7 +12,7 @@ import os
 import sys
 from collections.abc import Sequence
 from types import ModuleType
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 from typer.core import TyperCommand
@@ -38,8 +39,46 @@ from tl.commands import (
     verify,
 )
 from tl.commands.console import EXIT_FAULT, EXIT_INTERRUPTED, warn
-from tl.commands.ensemble_option import EnsembleCommand
 from tl.errors import RunInterrupted, TlError
+
+FLAG = "--ensemble"
+
+
+def spread_ensemble(args: list[str]) -> list[str]:
+    """Repeat the flag before each following value that ends in .onnx, up to the next word that does not.
+
+    `images --ensemble a.onnx b.onnx -o out.csv` -> `images --ensemble a.onnx --ensemble b.onnx -o out.csv`.
+    """
+    spread: list[str] = []
+    taking = False
+    for i, word in enumerate(args):
+        if word == "--":
+            return spread + args[i:]
+        if word.startswith(f"{FLAG}="):
+            taking = True
+            spread += [FLAG, word.removeprefix(f"{FLAG}=")]
+            continue
+        if word == FLAG:
+            taking = True
+            if not (i + 1 < len(args) and _is_model(args[i + 1])):
+                spread.append(word)  # no model follows: let the parser say what is missing
+            continue
+        taking = taking and _is_model(word)
+        spread += [FLAG, word] if taking else [word]
+    return spread
+
+
+class EnsembleCommand(TyperCommand):
+    """A command whose `--ensemble` takes all model files that follow it."""
+
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        """Rewrite the words, then parse as usual."""
+        return super().parse_args(ctx, spread_ensemble(args))
+
+
+def _is_model(word: str) -> bool:
+    return word.lower().endswith(".onnx") and not word.startswith("-")
+
 
 app = typer.Typer(
     name="tl",

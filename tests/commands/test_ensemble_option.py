@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import pytest
 
-from tl.commands.ensemble_option import spread_ensemble
+from tl.cli import spread_ensemble
 
 
 @pytest.mark.parametrize(

@@ -1,6 +1,6 @@
-"""Vote weights on the command line: numbers, or the file that `tl evaluate --fit-vote-weights` writes.
+"""Options that several commands take, and vote-weight files.
 
-Knows that file. Does not know how weights are fitted.
+Knows Typer and files of weights. Does not predict.
 """
 
 from __future__ import annotations

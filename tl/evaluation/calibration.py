@@ -1,6 +1,6 @@
-"""Temperature scaling: one number that makes probabilities as sure as they deserve, fitted on validation data.
+"""What confidence is worth, fitted on held-out data: temperature, conformal scores, the out-of-distribution score.
 
-Knows logits and labels. Does not know models. Pure numpy and scipy.
+Knows logits, labels and embeddings. Does not know models or files.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
-"""Figures of merit for landmarks, from true and found points. Pure numpy, no torch.
+"""How good landmark models are: errors in pixels, shares of the centroid size and extent, PCK; of files and ensembles.
 
-Knows arrays. Does not know models or images. Errors are Euclidean distances unless said otherwise.
+Knows annotated images, results and Procrustes shapes. Does not know the command line or pages.
 """
 
 from __future__ import annotations

@@ -47,7 +47,7 @@ from tl.runtime.model_file.selftest import run_selftest
 from tl.runtime.session import Session
 from tl.runtime.sources.paths import find_images
 from tl.trainer.models.backbones import torchvision_weights
-from tl.trainer.models.onnx_graph import to_onnx
+from tl.trainer.models.build import to_onnx
 from tl.trainer.run_folder.run import Run
 
 MAX_VALIDATION_IMAGES = 64

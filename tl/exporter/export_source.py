@@ -1,6 +1,7 @@
-"""The unknown score as a torch module, for a network's graph.
+"""What is exported: a run's classifier or landmark network, or a pretrained one, with all that its contract says.
 
-Knows what `unknown` fits. Does not fit.
+Knows runs and networks, and measures out-of-distribution scores and conformal scores on a run's images. Does not write
+model files (`export`).
 """
 
 from __future__ import annotations

@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tl.progress import Progress
-from tl.runtime.bench.timing import Work, time_works
+from tl.runtime.bench.works import Work, time_works
 from tl.runtime.devices import graphics_cards, processor_model, usable_cores
 from tl.runtime.predictor import CPU_BATCH, CUDA_BATCH
 from tl.runtime.prefetch import prefetch_map

@@ -25,7 +25,7 @@ import tl.runtime.imaging.decode as decode
 from tl.errors import ImageReadError
 from tl.runtime.imaging.decode import ImageSource
 from tl.runtime.imaging.pipeline import Inputs, Preparer
-from tl.runtime.sources.content import read_content
+from tl.runtime.sources.paths import read_content
 
 # What is sent for an image whose reading failed in the parent: the error itself.
 SentSource = ImageSource | ImageReadError

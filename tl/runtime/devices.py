@@ -1,6 +1,7 @@
-"""How many CPU cores this process may use, and who says so: affinity, the container's quota, Slurm.
+"""What this machine computes with: usable CPU cores, and why onnxruntime can or cannot use CUDA, with the cure.
 
-Knows Linux's files and Slurm's environment; elsewhere the answer is all cores. Does not know what uses them.
+Knows affinities and quotas, installed packages, shared libraries and the driver. Does not import onnxruntime (`session`
+does) or torch.
 """
 
 from __future__ import annotations

@@ -22,7 +22,7 @@ import simplejpeg
 
 from tl import __version__
 from tl.errors import DeviceError, TlError
-from tl.runtime.bench.sample_images import PHONE_WH, sample_jpeg
+from tl.runtime.bench.works import PHONE_WH, sample_jpeg
 from tl.runtime.devices import (
     CUDA_LIBRARIES,
     GPU_WHEEL,

@@ -17,7 +17,7 @@ from tl.runtime.imaging.pipeline import Inputs, Preparer
 from tl.runtime.prefetch import prefetch_map
 from tl.runtime.results import Classification, Failure, Fields, Landmarks, Prediction
 from tl.runtime.session import Session
-from tl.runtime.sources.content import read_content
+from tl.runtime.sources.paths import read_content
 
 if TYPE_CHECKING:
     from tl.runtime.decode_pool import DecodedChunk

@@ -14,7 +14,7 @@ from typing import Any
 from tl.errors import EnsembleError
 from tl.progress import Progress
 from tl.runtime.output.files import write_text
-from tl.runtime.sources.content import hash_file
+from tl.runtime.sources.paths import hash_file
 from tl.studies.selection import Judged
 from tl.studies.sweep import CellRun
 from tl.trainer.run_folder.run import Run, write_csv

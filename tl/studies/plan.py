@@ -1,6 +1,6 @@
-"""Settings drawn from ranges, and the epochs of each round where a search halves.
+"""What a study file says, checked: variants, grid, seeds, and the search over ranges.
 
-Knows ranges. Does not know runs (`halving`). The only file that imports Optuna, which draws.
+Knows YAML, options and Optuna's samplers. Does not run anything.
 """
 
 from __future__ import annotations

@@ -16,7 +16,7 @@ import numpy as np
 from tl.errors import TlError
 from tl.progress import Progress
 from tl.runtime.output.files import output_errors, write_text
-from tl.runtime.sources.content import hash_file
+from tl.runtime.sources.paths import hash_file
 from tl.studies.leaderboard import LARGEST, METRIC, Estimate, Setting, estimate
 from tl.studies.sweep import CellRun
 from tl.trainer.run_folder.run import Run
@@ -122,7 +122,7 @@ def _has_test(run: CellRun) -> bool:
 
 def _latency_ms(model: Path) -> float:
     """Of one image alone on the CPU, all cores on it; without decoding."""
-    from tl.runtime.bench.timing import Work, time_works
+    from tl.runtime.bench.works import Work, time_works
     from tl.runtime.session import Session
 
     session = Session(model, device="cpu")

@@ -1,6 +1,6 @@
-"""Processes that do one piece of work after the other, and end when they are told to or when their parent is gone.
+"""Runs all cells of a study: in processes that end with their parent, resumable, with one lock per folder.
 
-Knows processes and signals. Does not know what they do.
+Knows studies and runs. Does not know how runs are ranked (`leaderboard`) or selected (`selection`).
 """
 
 from __future__ import annotations

@@ -1,4 +1,9 @@
-"""What every way of training gives back. Knows no way of training."""
+"""What a run has to do, before any network exists: labeled images, preprocessing, weights file, kept features; and what
+every way of training gives back.
+
+Knows data sets, preprocessing and caches. Does not know networks and imports no torch, so that work on kept features
+starts at once.
+"""
 
 from __future__ import annotations
 

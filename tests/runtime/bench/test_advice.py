@@ -7,8 +7,7 @@ from collections.abc import Sequence
 import pytest
 
 from tl.runtime.bench.measure import Bench, Row, advise
-from tl.runtime.bench.timing import Timing
-from tl.runtime.bench.works import Images, Setting
+from tl.runtime.bench.works import Images, Setting, Timing
 from tl.runtime.predictor import Hint
 
 

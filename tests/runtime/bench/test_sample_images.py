@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from tl.runtime.bench.sample_images import sample_jpeg
+from tl.runtime.bench.works import sample_jpeg
 
 
 @pytest.mark.parametrize("size_wh", [(1, 1), (700, 513), (1600, 1200)])

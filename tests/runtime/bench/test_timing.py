@@ -5,7 +5,7 @@ import time
 
 import pytest
 
-from tl.runtime.bench.timing import Work, minimal_seconds, time_works
+from tl.runtime.bench.works import Work, minimal_seconds, time_works
 
 
 def sleeper(seconds: float, images: int = 1, callers: int = 1) -> Work:

@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 
 from tl.errors import ImageReadError
-from tl.runtime.sources import content
-from tl.runtime.sources.content import hash_file, read_content
+from tl.runtime.sources import paths as content
+from tl.runtime.sources.paths import hash_file, read_content
 
 DATA = b"some image"
 DIGEST = hashlib.sha256(DATA).hexdigest()

@@ -13,6 +13,7 @@ from torch import nn
 
 from tests.trainer.make import plain_text
 from tl.trainer.models.backbones import build_trunk, feature_shape, find_backbone_info
+from tl.trainer.models.build import to_onnx
 from tl.trainer.models.network import (
     Deployed,
     FeaturePooling,
@@ -22,7 +23,6 @@ from tl.trainer.models.network import (
     build_head,
     pooled_shape,
 )
-from tl.trainer.models.onnx_graph import to_onnx
 
 # Float32 sums in another order through a few layers; the exporter's own bound, tl.exporter.parity.TOLERANCE.
 FP32 = 1e-4

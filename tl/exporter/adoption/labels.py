@@ -1,6 +1,6 @@
-"""Values out of JSON files that other tools wrote: read, and refused by name where they are of another kind.
+"""Class names of foreign models, from text and JSON files; and JSON whose fields are asked for by name.
 
-Knows JSON. Does not know whose file it is.
+Knows files. Does not know models.
 """
 
 from __future__ import annotations

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from tl.data.manifests import LabeledImage, class_ids
 from tl.errors import DataError
 from tl.evaluation.calibration import conformal_of, fit_temperature, unknown_limit
-from tl.evaluation.vote_fitting import log_loss
+from tl.evaluation.evaluate import log_loss
 from tl.progress import Progress
 from tl.runtime.ensembles.ensemble import Ensemble
 from tl.runtime.ensembles.voting import soften

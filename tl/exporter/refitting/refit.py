@@ -36,7 +36,7 @@ from tl.progress import Progress
 from tl.runtime.model_file.contract import Contract, Golden, OodFacts, Parity, Provenance
 from tl.runtime.model_file.selftest import run_selftest
 from tl.runtime.session import Session
-from tl.runtime.sources.content import hash_file
+from tl.runtime.sources.paths import hash_file
 from tl.trainer.config import C_VALUES
 from tl.trainer.heads.solvers import LinearHead, solve_head
 from tl.trainer.run_folder.run import library_versions

@@ -1,7 +1,7 @@
 """How fast is a model file here: its network by batch size, threads and device, the decoding, and both together?
 
-Knows what to measure and how much of it there is time for. Does not know how each is run (`bench_works`), clocks
-(`timing`), or what follows from the figures (`bench_advice`).
+Knows what to measure and how much of it there is time for. Says what to use by what was
+measured. Does not know how each is run or timed (`works`).
 """
 
 from __future__ import annotations
@@ -12,9 +12,19 @@ from dataclasses import dataclass
 from typing import Literal, Protocol
 
 from tl.errors import DataError, ModelFileError
-from tl.runtime.bench.sample_images import PHONE_WH, sample_jpeg
-from tl.runtime.bench.timing import Timing, Work, minimal_seconds, time_works
-from tl.runtime.bench.works import Images, Setting, decode_works, network_works, together_work
+from tl.runtime.bench.works import (
+    PHONE_WH,
+    Images,
+    Setting,
+    Timing,
+    Work,
+    decode_works,
+    minimal_seconds,
+    network_works,
+    sample_jpeg,
+    time_works,
+    together_work,
+)
 from tl.runtime.devices import GPU_WHEEL, installed_wheels, parse_device, usable_cores
 from tl.runtime.session import Session, cuda_fault
 from tl.runtime.sources.paths import find_images

@@ -1,25 +1,147 @@
-"""What `bench` repeats: runs of the network, decoding, and the predictor as a whole.
+"""What `tl bench` measures, and how: networks, decoding and both together, on given or made-up photos, in alternating
+rounds.
 
-Knows sessions, the predictor and encoded images. Does not know how long to repeat (`bench`).
+Knows sessions, JPEG and clocks. Does not know what to recommend (`measure`).
 """
 
 from __future__ import annotations
 
+import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+import simplejpeg
 from numpy.typing import NDArray
+from PIL import Image
 
 from tl.errors import DataError, ImageReadError
-from tl.runtime.bench.timing import Work
 from tl.runtime.imaging.pipeline import load_input
 from tl.runtime.imaging.preprocessing import Preprocessing
 from tl.runtime.model_file.contract import Contract
 from tl.runtime.predictor import CPU_BATCH, CUDA_BATCH, Hint, Predictor, load, load_landmarks
 from tl.runtime.session import Session
+
+# A phone's photo: 12 megapixels. At quality 90 a made-up one has about 0.2 bytes a pixel, as many real ones have.
+PHONE_WH = (4000, 3000)
+_TILE = 512
+# How much fainter each octave of detail is: 0.5 gives JPEGs of 0.13 bytes a pixel, 0.7 of 0.32.
+_FALLOFF = 0.6
+
+
+def sample_jpeg(size_wh: tuple[int, int] = PHONE_WH, seed: int = 0) -> bytes:
+    """A JPEG (quality 90, 4:2:0) of `size_wh` pixels with detail at every scale, the same for the same seed."""
+    tile = _clouds(seed)
+    width, height = size_wh
+    repeats = (-(-height // _TILE), -(-width // _TILE), 1)
+    image = np.ascontiguousarray(np.tile(tile, repeats)[:height, :width])
+    encoded: bytes = simplejpeg.encode_jpeg(image, quality=90, colorsubsampling="420")
+    return encoded
+
+
+def _clouds(seed: int) -> NDArray[np.uint8]:
+    """Noise of 4, 8, 16 ... cells a side, one above the other: uint8 (_TILE, _TILE, 3)."""
+    generator = np.random.default_rng(seed)
+    image = np.full((_TILE, _TILE, 3), 128, np.float32)
+    cells, contrast = 4, 60.0
+    while cells <= _TILE:
+        noise = generator.standard_normal((cells, cells, 3)).astype(np.float32)
+        for channel in range(3):
+            layer = Image.fromarray(noise[:, :, channel]).resize((_TILE, _TILE), Image.Resampling.BICUBIC)
+            image[:, :, channel] += contrast * np.asarray(layer)
+        cells, contrast = 2 * cells, contrast * _FALLOFF
+    return image.clip(0, 255).astype(np.uint8)
+
+
+@dataclass(frozen=True)
+class Work:
+    """Something to repeat: `callers` threads do it at the same time, each with a number of its own for every run.
+
+    `call` handles `images` images and takes about `seconds`.
+    """
+
+    call: Callable[[int], object]
+    images: int
+    callers: int
+    seconds: float
+
+
+@dataclass(frozen=True)
+class Timing:
+    """`images_per_s`: the median of the rounds; `slowest` and `fastest`: of the rounds, too.
+
+    `p50_ms`, `p90_ms`, `p99_ms`: how long one run takes, by nearest rank over the `runs` of all rounds.
+    """
+
+    images_per_s: float
+    slowest: float
+    fastest: float
+    p50_ms: float
+    p90_ms: float
+    p99_ms: float
+    runs: int
+
+
+def minimal_seconds(works: Sequence[Work], rounds: int) -> float:
+    """What `time_works` takes at least: one run to warm up, and one per round."""
+    return (rounds + 1) * sum(work.seconds for work in works)
+
+
+def time_works(
+    works: Sequence[Work], *, seconds: float, rounds: int, advance: Callable[[], None] = lambda: None
+) -> list[Timing]:
+    """Warm each work up, then time all in turns, `rounds` times, in about `seconds`; one run each at least."""
+    for work in works:
+        _repeat(work, 0.0)
+    spare = max(0.0, seconds - minimal_seconds(works, rounds)) / (rounds * max(1, len(works)))
+    rates: list[list[float]] = [[] for _ in works]
+    runs: list[list[float]] = [[] for _ in works]
+    for _ in range(rounds):
+        for i, work in enumerate(works):
+            by_caller = _repeat(work, spare)
+            rates[i].append(sum(work.images * len(times) / sum(times) for times in by_caller))
+            runs[i] += [one for times in by_caller for one in times]
+            advance()
+    return [_summarize(*measured) for measured in zip(rates, runs, strict=True)]
+
+
+def _repeat(work: Work, seconds: float) -> list[list[float]]:
+    """Run until `seconds` are over, once at least; how long each run of each caller took."""
+    begin = threading.Barrier(work.callers)
+
+    def repeat(caller: int) -> list[float]:
+        begin.wait()
+        times: list[float] = []
+        last = time.perf_counter()
+        end = last + seconds
+        while not times or last < end:
+            work.call(caller + work.callers * len(times))
+            now = time.perf_counter()
+            times.append(now - last)
+            last = now
+        return times
+
+    if work.callers == 1:
+        return [repeat(0)]
+    with ThreadPoolExecutor(work.callers, thread_name_prefix="tl-timing") as pool:
+        return list(pool.map(repeat, range(work.callers)))
+
+
+def _summarize(rates: Sequence[float], runs: Sequence[float]) -> Timing:
+    p50, p90, p99 = 1000 * np.percentile(runs, [50, 90, 99], method="inverted_cdf")
+    return Timing(
+        images_per_s=float(np.median(rates)),
+        slowest=min(rates),
+        fastest=max(rates),
+        p50_ms=float(p50),
+        p90_ms=float(p90),
+        p99_ms=float(p99),
+        runs=len(runs),
+    )
+
 
 Call = Callable[[int], object]  # takes the number of the run
 BATCH_SIZES = (1, 2, 4, 8, 16, 32)

@@ -1,6 +1,7 @@
-"""Test-time augmentation: the views of one image whose probabilities are averaged.
+"""From an image source to the network's input: the one preprocessing of training and deployment, and the views of
+test-time augmentation.
 
-Knows parts of images and mirror images. Does not know files, preprocessings or models.
+Knows the order of things: decode, resize, crop. Does not know how each is done (`decode`, `geometry`), nor models.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
-"""CSV lists of facts about images, such as boxes or scales: rows, and paths that count from the list's folder.
+"""Lists that go with images: boxes to look at, and scales in millimeters per pixel.
 
-Knows CSV. Does not know what the facts mean.
+Knows CSV. Does not open images.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
-"""How several members' points become one. Pure numpy.
+"""Landmark models, one or several whose points are merged, on whole images or on regions of them.
 
-Knows points in pixels of the photo and confidences. Does not know models, files or names.
+Knows sessions, regions and rules of merging. Does not know files of landmarks or threads.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from tl.runtime.landmarks.shapes import procrustes_distance
 from tl.runtime.model_file.contract import LandmarkFacts
 from tl.runtime.results import Landmarks, PointFields
 from tl.runtime.session import Session
-from tl.runtime.sources.content import hash_file
+from tl.runtime.sources.paths import hash_file
 
 Merging = Literal["mean", "median", "confidence"]
 

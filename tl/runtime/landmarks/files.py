@@ -1,6 +1,6 @@
-"""Landmarks that were annotated on photos as they are stored -> landmarks on the upright photos.
+"""Files of landmarks in any format: which one it is, where its images are, points that ignored a photo's EXIF turn.
 
-Knows EXIF orientations. Opens images' headers only.
+Knows the formats' modules and the sizes of images. Does not know models.
 """
 
 from __future__ import annotations

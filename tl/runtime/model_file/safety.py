@@ -1,6 +1,7 @@
-"""Which operators a model calls, and how its own functions call each other.
+"""Whether a model file may be opened: its tensors, operators and nesting are checked before onnxruntime sees it.
 
-Knows names, domains and counts. Does not know what operators compute or how they are stored.
+A file from a stranger may name other files, call itself without end, or crash an older onnxruntime. Knows protobuf
+messages of ONNX and the contract's key. Does not run anything.
 """
 
 from __future__ import annotations

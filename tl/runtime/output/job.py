@@ -1,8 +1,7 @@
-"""What a long prediction has done so far, so that it can be stopped at any moment and taken up again.
+"""Many images predicted into one file, which may be stopped at any moment and taken up again; the ledger of its rows.
 
-Beside OUT lies OUT.ledger: a first line that says which models and votes its rows are of, then a line for each image
-with its path, its content's SHA-256 and its finished row. Lines are only ever added; one that a crash cut off is
-dropped. Knows rows as text. Does not know models, images or formats.
+Knows the order of things: what is known is kept, the rest is predicted, rows go out in input order. Does not know
+formats, the terminal or exit codes.
 """
 
 from __future__ import annotations
@@ -30,7 +29,7 @@ from tl.runtime.output.files import output_errors
 from tl.runtime.output.writers import ResultWriter, open_writer, partial_path
 from tl.runtime.predictor import Predictor
 from tl.runtime.results import Failure, Result
-from tl.runtime.sources.content import hash_file
+from tl.runtime.sources.paths import hash_file
 
 _VERSION = 1
 # A crash costs at most so much work.

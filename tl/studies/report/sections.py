@@ -1,6 +1,6 @@
-"""What a report shows of a landmark finder: the error of each point, and the images where it is largest.
+"""Sections of a run's page, for classes and for landmarks: metrics, curves, errors and the images behind them.
 
-Knows true and found points. Does not know HTML.
+Knows run files and blocks of pages. Does not know HTML (`page`).
 """
 
 from __future__ import annotations

@@ -1,7 +1,6 @@
-"""A frozen trunk as a function from images to features, by the fastest way of the machine.
+"""Features of a frozen backbone that are not kept yet, computed by onnxruntime on the CPU or by torch.
 
-Knows torch, and `tl.runtime`'s sessions for the CPU, where onnxruntime runs the same graph two to three times as fast.
-Does not know images, caches or heads.
+Knows trunks and sessions. Does not know where features are kept (`tl.data.features`).
 """
 
 from __future__ import annotations
@@ -22,9 +21,8 @@ from tl.progress import Progress
 from tl.runtime.output.files import atomic_path
 from tl.runtime.session import Session
 from tl.trainer.fit.machine import Machine, build_machine
-from tl.trainer.models.build import build_network
+from tl.trainer.models.build import build_network, to_onnx
 from tl.trainer.models.network import Network
-from tl.trainer.models.onnx_graph import to_onnx
 from tl.trainer.models.weights import read_weights
 from tl.trainer.task import Task
 

@@ -18,7 +18,7 @@ from tl.errors import DataError
 from tl.progress import Progress
 from tl.runtime.imaging.preprocessing import Preprocessing
 from tl.runtime.model_file.strict_json import dump_json
-from tl.runtime.sources.content import hash_file
+from tl.runtime.sources.paths import hash_file
 from tl.trainer.features.extraction import build_embedder
 from tl.trainer.fit.machine import build_machine
 from tl.trainer.models.build import load_network

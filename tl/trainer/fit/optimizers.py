@@ -1,6 +1,6 @@
-"""Learning-rate schedules as pure functions of the step and the history, so that resuming needs no state.
+"""Optimizers by name over groups of parameters, and the learning rate as a function of step, epoch and history.
 
-Knows numbers. Does not know optimizers or models.
+Knows torch.optim. Does not know networks or losses.
 """
 
 from __future__ import annotations

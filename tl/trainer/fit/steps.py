@@ -1,6 +1,6 @@
-"""What training makes small, and the figure that people read beside it: by image, from a network's outputs.
+"""One optimizer step: batches in, weights changed, losses out; the objectives, and mixup and CutMix.
 
-Knows outputs and targets. Does not know networks, batches or optimizers.
+Knows losses, mixed precision, gradient clipping and accumulation. Does not know epochs, schedules or files.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
-"""The learning-rate range test: raise the rate until the loss breaks away, and suggest one well before that.
+"""From a config to what the loop wants: trainable model, options, learning rate (searched where asked), validation.
 
-Knows steps and losses. Leaves the module as it found it.
+Knows configs and the loop's types. Does not know images or the order of a run.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
-"""What landmark networks are trained for: losses of points, in which a missing point has no part.
+"""Trains a landmark network: its objectives, its augmented items, its loop.
 
-Knows outputs and true points (n, K, 2) in input pixels, NaN where missing. Does not know networks or images.
+Knows landmark networks, batches and processes. Does not read data sets or write metrics.
 """
 
 from __future__ import annotations

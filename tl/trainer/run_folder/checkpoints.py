@@ -1,6 +1,6 @@
-"""TensorBoard events of a run: the columns of `history.csv` by epoch.
+"""Where training state is kept: `last.pt`, `history.csv`, `best.safetensors`, and TensorBoard's events.
 
-Knows TensorBoard's writer. The only file that imports it.
+Knows torch's files and the loop's history. Does not train.
 """
 
 from __future__ import annotations

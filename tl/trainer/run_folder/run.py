@@ -1,6 +1,6 @@
-"""What a run or model file was made with: libraries, and the machine by its processors. Imports none of the libraries.
+"""The run folder: every file of a run, written atomically and read back, and the environment it was made in.
 
-Knows installed packages and processor names. Does not know paths or names of machines and persons.
+Knows names and formats of files. Does not know networks, and imports no torch.
 """
 
 from __future__ import annotations
