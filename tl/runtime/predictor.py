@@ -32,10 +32,12 @@ CPU_BATCH, CUDA_BATCH = 1, 64
 # Batches that are run on CUDA at once: one is copied there, and its results taken apart, while another is computed.
 CUDA_CALLERS = 2
 ModelPath = str | os.PathLike[str]
+# A model file, or one that is open already.
+Model = ModelPath | Session
 
 
 def load(
-    models: ModelPath | Sequence[ModelPath],
+    models: Model | Sequence[Model],
     *,
     device: str = "auto",
     threads: int | None = None,
@@ -64,7 +66,7 @@ def load(
 
 
 def load_landmarks(
-    models: ModelPath | Sequence[ModelPath],
+    models: Model | Sequence[Model],
     *,
     device: str = "auto",
     threads: int | None = None,
@@ -95,14 +97,15 @@ def load_landmarks(
 
 
 def _open_sessions(
-    models: ModelPath | Sequence[ModelPath], device: str, threads: int | None, hint: Hint
+    models: Model | Sequence[Model], device: str, threads: int | None, hint: Hint
 ) -> tuple[list[Session], bool, int]:
     """The sessions, whether one was asked for alone, and how many threads work."""
-    alone = isinstance(models, str | os.PathLike)
-    paths = [models] if isinstance(models, str | os.PathLike) else list(models)
+    alone = isinstance(models, str | os.PathLike | Session)
+    listed = [models] if isinstance(models, str | os.PathLike | Session) else list(models)
     threads = threads or usable_cores()
     per_run = 1 if hint == "throughput" else threads
-    return [Session(path, device=device, threads=per_run) for path in paths], alone, threads
+    sessions = [m if isinstance(m, Session) else Session(m, device=device, threads=per_run) for m in listed]
+    return sessions, alone, threads
 
 
 class Predictor(Generic[Found]):
