@@ -171,8 +171,7 @@ def driver_cuda() -> tuple[int, int] | None:
 
 
 def driver_age_fault(cuda_version: str) -> str | None:
-    """Return an error text if the driver is older than onnxruntime's CUDA version, else None. Minor versions may
-    differ.
+    """Return an error text if the driver is too old for onnxruntime's CUDA, else None. Minor versions may differ.
 
     Source: CUDA Compatibility guide, "minor version compatibility".
     """
@@ -209,9 +208,7 @@ def find_libraries(cuda_version: str) -> dict[str, bool]:
 
 
 def library_fault(cuda_version: str) -> str | None:
-    """Return which CUDA or cuDNN libraries cannot be loaded, or None. `cuda_version`: the one onnxruntime was built
-    for.
-    """
+    """Return which CUDA or cuDNN libraries cannot be loaded, or None. `cuda_version`: that of onnxruntime."""
     if not sys.platform.startswith("linux"):
         return None
     missing = [name for name, is_there in find_libraries(cuda_version).items() if not is_there]

@@ -168,8 +168,7 @@ class Predictor(Generic[Found]):
         *,
         batch_size: int | None = None,
     ) -> Iterator[tuple[str, Found | Failure | Known]]:
-        """Like `predict_iter`, but call `known(name, digest)` first and yield its answer, if any, instead of
-        predicting.
+        """Like `predict_iter`, but call `known(name, digest)` first and yield its answer in place of a prediction.
 
         Also yields the digest of each image: the SHA-256 of its content in hex, "" if it could not be read. `known` is
         called from several threads.

@@ -122,9 +122,7 @@ def cuda_fault() -> str | None:
 
 
 def offered_providers() -> list[str]:
-    """Return the providers that the installed onnxruntime was built with, best first. They may not work on this
-    machine.
-    """
+    """Return the providers that the installed onnxruntime was built with, best first. They may not work here."""
     return list(_onnxruntime().get_available_providers())
 
 

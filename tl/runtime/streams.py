@@ -28,9 +28,7 @@ Found_co = TypeVar("Found_co", bound=Prediction, covariant=True)
 
 
 class Members(Protocol[Found_co]):
-    """Interface of a predictor's members: classifiers that vote, or landmark models whose points are merged.
-    Thread-safe.
-    """
+    """Interface of the members: classifiers that vote, or landmark models whose points are merged. Thread-safe."""
 
     sessions: tuple[Session, ...]
     member_names: tuple[str, ...]
