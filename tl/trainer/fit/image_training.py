@@ -51,7 +51,7 @@ def prepare_image_training(task: Task, ranks: Ranks) -> Training:
 
 
 def build_own_machine(config: TrainConfig, ranks: Ranks) -> Machine:
-    """The machine settings of one process. Raises `DeviceError`, or `ConfigError` for options that torchrun excludes."""
+    """One process's machine settings. Raises `DeviceError`, or `ConfigError` for options torchrun excludes."""
     machine = build_machine(_own_device(config, ranks), config.precision, config.threads)
     if ranks.world > 1 and settled(config.batch_size) < 2 * ranks.world:
         raise ConfigError(
