@@ -52,8 +52,8 @@ class Augment:
     ) -> tuple[NDArray[np.uint8], NDArray[np.float32]]:
         """Augment an image of the input size and its points (K, 2) in pixels of that image, NaN where missing.
 
-        `partners`: for each point, the index of the point that replaces it in a mirror image, usually its own. A point that
-        leaves the image becomes missing. Raises `ConfigError` as `__call__` does, and if the pipeline changes the size.
+        `partners`: for each point, the point that replaces it in a mirror image, usually itself. A point that leaves
+        the image becomes missing. Raises `ConfigError` as `__call__` does, and if the pipeline changes the size.
         """
         present = ~np.isnan(points_xy).any(axis=1)
         height, width = working.shape[:2]

@@ -29,7 +29,7 @@ _SMALL_BATCH = 16
 
 
 class EpochOrder(Sampler[list[tuple[int, int]]]):
-    """This process's share of batches of (epoch, position). Each epoch's order is new, determined by seed and epoch.
+    """Own share of batches of (epoch, position). Each epoch's order is new, determined by seed and epoch.
 
     A small last batch is merged into the previous one, because batch norm would learn little from it. For up to eight
     processes, the batches do not depend on the number of processes. `balance`: class ids to sample equally often, with

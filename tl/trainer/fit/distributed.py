@@ -38,7 +38,7 @@ class Ranks:
         return self.rank == 0
 
     def shard(self, items: Sequence[Item]) -> Sequence[Item]:
-        """This process's share of the items."""
+        """Return this process's share of the items."""
         return items[self.rank :: self.world]
 
     def all_reduce(self, *numbers: Tensor) -> None:

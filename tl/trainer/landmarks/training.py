@@ -106,7 +106,7 @@ class HeatmapPoints:
 
 
 def _present(targets: Tensor) -> tuple[Tensor, Tensor]:
-    """Mask of present points (n, K), and the points with missing ones set to 0: NaN would spoil even a zero gradient."""
+    """Mask of present points (n, K), and points with missing ones set to 0: NaN would spoil even a zero gradient."""
     has = ~targets.isnan().any(dim=2)
     return has, torch.where(has[..., None], targets, torch.zeros_like(targets))
 

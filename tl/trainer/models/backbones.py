@@ -44,7 +44,7 @@ class Trunk(nn.Sequential):
         return on_the_way, pixels
 
     def pyramid(self, pixels: Tensor) -> list[Tensor]:
-        """The last map (N, D, h, w) of each resolution, fine to coarse; only the features if layers form no plain chain."""
+        """The last map (N, D, h, w) of each resolution, fine to coarse; features alone if there is no plain chain."""
         if self.kind == "embedding" or "permute" in dict(self.named_children()):  # Swin has another axis order
             return [self(pixels)]
         maps: dict[tuple[int, ...], Tensor] = {}

@@ -61,8 +61,8 @@ class Standardize(nn.Module):
     def fit_scale(self, features: Tensor) -> None:
         """Fit one scale for all entries, for a trunk that is trained further.
 
-        Features larger than 1, as in trunks without batch norm, are scaled down to a mean square of 1. Small features are
-        not scaled up, because that would distort the trunk.
+        Features larger than 1, as in trunks without batch norm, are scaled down to a mean square of 1. Small features
+        are not scaled up, because that would distort the trunk.
         """
         self.mean.zero_()
         self.std.fill_(max(1.0, float(features.square().mean().sqrt())))
@@ -221,7 +221,7 @@ def build_head(
 ) -> nn.Module:
     """Build a head by name for features of `in_shape`: (D,), or (D, h, w) for `conv`.
 
-    `linear` and `svm`: one linear layer. `mlp`: linear + ReLU per entry of `sizes`, dropout after the first, then linear.
+    `linear` and `svm`: one linear layer. `mlp`: linear + ReLU per `sizes` entry, dropout after the first, then linear.
     `conv`: 3x3 convolution to `sizes[0]` channels + ReLU, global average, dropout, linear + ReLU for the other sizes,
     then linear. Raises `ConfigError` for a conv head on features that are not a map.
 
