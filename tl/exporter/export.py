@@ -1,6 +1,6 @@
 """Export a run or a pretrained network to one verified model file: graph, parity, golden samples, contract.
 
-Contains the order of the steps. Does not build networks (`subjects`) and does not train.
+Contains the order of the steps. Does not build networks (`export_source`) and does not train.
 """
 
 from __future__ import annotations

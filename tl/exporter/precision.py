@@ -1,7 +1,7 @@
 """Export a run in fp16 or int8. The file is kept only if it agrees with its fp32 original and is faster here.
 
 The fp32 file is built and verified against torch first (`export`). All comparisons here are with that file, on the
-run's validation images and on the requested device. Conversion is in `quantize`.
+run's validation images and on the requested device. Conversion is in `quantization`.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """When not to believe a prediction: sets of classes that hold the true one, and labels that are better not given.
 
-Pure numpy. Knows probabilities and scores. Does not know models or files: `trust` in the exporter measures what a file
+Pure numpy. Knows probabilities and scores. Does not know models or files: `tl.evaluation.calibration` in the exporter measures what a file
 says of itself, `ensemble` applies it.
 """
 

@@ -48,7 +48,7 @@ class Ranks:
                 dist.all_reduce(number)
 
     def gather(self, part: Tensor) -> Tensor:
-        """Undo `share`: the rows of all processes in rank order, (N, ...)."""
+        """Undo `shard`: the rows of all processes in rank order, (N, ...)."""
         if self.world == 1:
             return part
         parts: list[Any] = [None] * self.world
