@@ -1,7 +1,7 @@
 """Open model files and run prediction on one or many images.
 
-Handles devices, threads and batch sizes. The prediction itself is in `ensemble` and `landmarks.ensemble`, concurrency in
-`streams`, result files in `writers`, and image lookup in `sources`. `load` and `load_landmarks` are the main entry
+Handles devices, threads and batch sizes. The prediction itself is in `ensembles` and `landmarks`, concurrency in
+`streams`, result files in `output`, and image lookup in `sources`. `load` and `load_landmarks` are the main entry
 points of `tl.runtime`.
 """
 
