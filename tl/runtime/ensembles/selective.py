@@ -1,4 +1,4 @@
-"""Selective prediction: conformal sets of classes, and labels rejected for low confidence or out-of-distribution images.
+"""Selective prediction: conformal sets of classes, and labels rejected as doubtful or out of distribution.
 
 Pure numpy on probabilities and scores. `tl.evaluation.calibration` measures the limits, `ensemble` applies them.
 """
