@@ -1,7 +1,7 @@
-"""The `tl` command: gathers the commands of `tl.commands` and turns expected faults into one line and exit code 1.
+"""The `tl` command: register the commands of `tl.commands` and report expected errors in one line with exit code 1.
 
-Knows the words of the command line: names of commands, old names, and `--ensemble a.onnx b.onnx c.onnx` as one flag
-with any number of values. Does no work and imports nothing heavy, so that `tl --help` answers at once.
+Handles command names, deprecated names, and `--ensemble a.onnx b.onnx c.onnx` as one flag with any number of values.
+Imports nothing heavy, so `tl --help` responds immediately.
 """
 
 from __future__ import annotations
@@ -45,7 +45,7 @@ FLAG = "--ensemble"
 
 
 def spread_ensemble(args: list[str]) -> list[str]:
-    """Repeat the flag before each following value that ends in .onnx, up to the next word that does not.
+    """Repeat the flag before each following value that ends in .onnx, up to the first that does not.
 
     `images --ensemble a.onnx b.onnx -o out.csv` -> `images --ensemble a.onnx --ensemble b.onnx -o out.csv`.
     """
@@ -61,7 +61,7 @@ def spread_ensemble(args: list[str]) -> list[str]:
         if word == FLAG:
             taking = True
             if not (i + 1 < len(args) and _is_model(args[i + 1])):
-                spread.append(word)  # no model follows: let the parser say what is missing
+                spread.append(word)  # no model follows: let the parser report what is missing
             continue
         taking = taking and _is_model(word)
         spread += [FLAG, word] if taking else [word]
@@ -69,10 +69,10 @@ def spread_ensemble(args: list[str]) -> list[str]:
 
 
 class EnsembleCommand(TyperCommand):
-    """A command whose `--ensemble` takes all model files that follow it."""
+    """A command whose `--ensemble` accepts all model files that follow it."""
 
     def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
-        """Rewrite the words, then parse as usual."""
+        """Expand `--ensemble`, then parse as usual."""
         return super().parse_args(ctx, spread_ensemble(args))
 
 
@@ -101,41 +101,41 @@ def root(
         bool, typer.Option("--version", callback=_print_version, is_eager=True, help="Print the version.")
     ] = False,
 ) -> None:
-    """Train transfer-learning models from your photos, export them to one ONNX file, predict anywhere.
+    """Train transfer-learning models on your images, export each to one ONNX file, and predict anywhere.
 
-    **First steps:** `tl demo` shows the whole way; `tl doctor` checks this machine.
+    **First steps:** `tl demo` shows the whole workflow; `tl doctor` checks this machine.
     """
 
 
-# Panel -> its commands: module, class of the command, what it does.
+# Panel -> its commands: module, command class, short help.
 _PANELS: dict[str, list[tuple[ModuleType, type[TyperCommand], str]]] = {
     "Train": [
-        (train, TyperCommand, "Train a classifier on labeled photos."),
+        (train, TyperCommand, "Train a classifier or a landmark model."),
         (probe, TyperCommand, "Compare heads on a frozen backbone by cross-validation."),
-        (neighbors, TyperCommand, "Find the training images most like a new one."),
+        (neighbors, TyperCommand, "Find the training images most similar to an image."),
     ],
     "Model files": [
-        (export, TyperCommand, "Turn a run into a verified model file."),
-        (adopt, TyperCommand, "Turn another tool's ONNX classifier into a model file."),
-        (merge, TyperCommand, "Make one model file of several that vote."),
-        (refit, TyperCommand, "Give a model file a new head, without torch."),
-        (inspect, TyperCommand, "Show what a model file says of itself."),
-        (verify, TyperCommand, "Rerun a model file's self-test here."),
+        (export, TyperCommand, "Export a run to a verified model file."),
+        (adopt, TyperCommand, "Convert another tool's ONNX classifier to a model file."),
+        (merge, TyperCommand, "Merge several models into one file that votes."),
+        (refit, TyperCommand, "Fit a new head for a model file, without torch."),
+        (inspect, TyperCommand, "Show a model file's metadata and layers."),
+        (verify, TyperCommand, "Run a model file's self-test on this machine."),
     ],
     "Predict": [
-        (predict, EnsembleCommand, "Predict photos with model files."),
-        (evaluate, EnsembleCommand, "Score model files on labeled photos."),
+        (predict, EnsembleCommand, "Predict images with model files."),
+        (evaluate, EnsembleCommand, "Evaluate model files on labeled images."),
         (convert, TyperCommand, "Convert landmarks between CSV, TPS, COCO and DeepLabCut."),
     ],
     "Studies": [
-        (sweep, TyperCommand, "Train a study of many runs and compare them."),
-        (compare, TyperCommand, "Show finished runs side by side."),
-        (report, TyperCommand, "Write the page of a run."),
+        (sweep, TyperCommand, "Train and compare the runs of a study."),
+        (compare, TyperCommand, "Compare finished runs side by side."),
+        (report, TyperCommand, "Write the HTML report of a run."),
     ],
     "Machine": [
-        (bench, TyperCommand, "Measure a model file on this machine."),
-        (doctor, TyperCommand, "Check this machine."),
-        (demo, TyperCommand, "Walk the whole way on handwritten digits."),
+        (bench, TyperCommand, "Benchmark a model file on this machine."),
+        (doctor, TyperCommand, "Check this machine's environment."),
+        (demo, TyperCommand, "Run the whole workflow on handwritten digits."),
     ],
 }
 for _panel, _commands in _PANELS.items():
@@ -144,7 +144,7 @@ for _panel, _commands in _PANELS.items():
         app.command(_name, cls=_class, short_help=_help, rich_help_panel=_panel)(_module.command)
 
 
-# Names of before 0.1, still understood.
+# Names from before 0.1, still accepted.
 _OLD_COMMANDS = {"neighbours": "neighbors"}
 _OLD_OPTIONS = {
     "--normalise": "--normalize",
@@ -155,7 +155,7 @@ _OLD_OPTIONS = {
 
 
 def present_names(words: Sequence[str]) -> list[str]:
-    """A command line with the present names of its command and options."""
+    """Replace deprecated command and option names with the current ones."""
     *_, last = [0, *(i for i, word in enumerate(words) if word == "--")]
     end = last if "--" in words else len(words)
     renamed = [_OLD_COMMANDS.get(word, word) for word in words[:1]]
@@ -169,7 +169,7 @@ def main() -> None:
     """Entry point of the `tl` command."""
     sys.argv[1:] = present_names(sys.argv[1:])
     if isinstance(sys.stdout, io.TextIOWrapper):
-        # Data is UTF-8 on every system; file names need not be: give their bytes back.
+        # Data is UTF-8 on every system. File names may not be, so their bytes are passed through.
         sys.stdout.reconfigure(encoding="utf-8", errors="surrogateescape")
     try:
         app()
@@ -179,11 +179,11 @@ def main() -> None:
     except TlError as error:
         warn(f"tl: {error}")
         sys.exit(EXIT_FAULT)
-    except BrokenPipeError:  # the reader of stdout, such as `head`, has enough
+    except BrokenPipeError:  # the reader of stdout, such as `head`, has closed it
         _forget_stdout()
         sys.exit(EXIT_FAULT)
     except OSError as error:
-        if error.errno not in (errno.ENOSPC, errno.EDQUOT):  # files have errors of their own: this is stdout
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT):  # file errors have their own class: this is stdout
             raise
         _forget_stdout()
         warn(f"tl: the output cannot be written ({error.strerror})")
@@ -191,5 +191,5 @@ def main() -> None:
 
 
 def _forget_stdout() -> None:
-    """Python would complain again when it flushes at exit."""
+    """Redirect stdout to the null device: Python would raise again when it flushes at exit."""
     os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

@@ -1,21 +1,21 @@
-"""Every fault that `tl` expects, and what the user can do about it.
+"""Errors that `tl` raises for expected faults, with messages that say how to fix them.
 
-Knows no other module. Each class is raised somewhere; bugs are ValueError, TypeError and the like instead.
+Imports no other module of `tl`. Bugs raise ValueError, TypeError and the like instead.
 
     TlError
     ├── ImageReadError      one image cannot be read
-    ├── DataError           a data set, manifest or split is faulty
-    ├── ConfigError         options or a config file are faulty; lists all faults at once
-    ├── WeightsError        backbone tensors are missing, unreadable or of another network
-    ├── RunError            a run folder is missing, incomplete, of another version, or in the way
-    ├── TrainingError       the training itself cannot go on (no finite loss, too few images)
-    ├── RunInterrupted      the user stopped a training that can be resumed
-    ├── ModelFileError      an .onnx file is no model of ours, is damaged, or its contract is faulty
-    ├── EnsembleError       model files that cannot vote together
-    ├── ParityError         a model file does not compute what was validated
-    ├── PrecisionError      a graph of lower precision is too far from fp32, or no faster
-    ├── DeviceError         the asked-for device cannot be used
-    ├── WorkerError         a process that decodes images cannot be started, or died
+    ├── DataError           a data set, manifest or split is invalid
+    ├── ConfigError         options or a config file are invalid; lists all faults at once
+    ├── WeightsError        backbone tensors are missing, unreadable or from another network
+    ├── RunError            a run folder is missing, incomplete, from another version, or already exists
+    ├── TrainingError       training cannot continue (no finite loss, too few images)
+    ├── RunInterrupted      the user interrupted a training run that can be resumed
+    ├── ModelFileError      an .onnx file is not a tl model file, is damaged, or has an invalid contract
+    ├── EnsembleError       model files cannot be combined into an ensemble
+    ├── ParityError         a model file does not reproduce the validated outputs
+    ├── PrecisionError      a lower-precision graph differs too much from fp32, or is no faster
+    ├── DeviceError         the requested device cannot be used
+    ├── WorkerError         an image decoding process cannot be started, or died
     ├── OutputError         a result cannot be written
     └── MissingExtraError   an optional package is not installed
 """
@@ -26,11 +26,11 @@ import re
 
 
 class TlError(Exception):
-    """Base of every expected fault. Its text says where, what was expected, what was found, and the cure."""
+    """Base class of all expected errors. The message gives the location, what was expected and found, and the fix."""
 
 
 class ImageReadError(TlError):
-    """An image cannot be read. `path` is what the user called it, `reason` is one line without the path."""
+    """An image cannot be read. `path` is as the user gave it; `reason` is one line without the path."""
 
     def __init__(self, path: str, reason: str) -> None:
         super().__init__(f"{path}: {reason}" if path else reason)
@@ -38,56 +38,56 @@ class ImageReadError(TlError):
         self.reason = reason
 
     def __reduce__(self) -> tuple[type[ImageReadError], tuple[str, str]]:
-        # Pickling would otherwise call the class with the text alone; data-loader workers hand errors over so.
+        # By default, unpickling calls the class with the message alone. Data-loader workers pickle errors.
         return type(self), (self.path, self.reason)
 
 
 class DataError(TlError):
-    """A data set, manifest or split is faulty."""
+    """A data set, manifest or split is invalid."""
 
 
 class ConfigError(TlError):
-    """Options or a config file are faulty. The text lists every fault."""
+    """Options or a config file are invalid. The message lists every fault."""
 
 
 class WeightsError(TlError):
-    """Backbone weights are missing, unreadable, or belong to another network."""
+    """Backbone weights are missing, unreadable, or from another network."""
 
 
 class RunError(TlError):
-    """A run folder is missing, incomplete, of another version, or in the way."""
+    """A run folder is missing, incomplete, from another version, or already exists."""
 
 
 class TrainingError(TlError):
-    """Training cannot go on."""
+    """Training cannot continue."""
 
 
 class RunInterrupted(TlError):  # noqa: N818  # not a fault
-    """The user stopped a training. The text says how to go on."""
+    """The user interrupted training. The message says how to resume."""
 
 
 class ModelFileError(TlError):
-    """A model file cannot be used: not ONNX, damaged, or its contract is faulty."""
+    """A model file cannot be used: it is not ONNX, is damaged, or has an invalid contract."""
 
 
 class EnsembleError(TlError):
-    """Model files that cannot vote together."""
+    """Model files cannot be combined into an ensemble."""
 
 
 class ParityError(TlError):
-    """A model file does not compute what was validated."""
+    """A model file does not reproduce the validated outputs."""
 
 
 class PrecisionError(TlError):
-    """A graph of lower precision decides too differently from its fp32 original, or is no faster on this machine."""
+    """A lower-precision graph disagrees too often with its fp32 original, or is no faster on this machine."""
 
 
 class DeviceError(TlError):
-    """The asked-for device cannot be used."""
+    """The requested device cannot be used."""
 
 
 class WorkerError(TlError):
-    """A process that decodes images cannot be started, or died."""
+    """An image decoding process cannot be started, or died."""
 
 
 class OutputError(TlError):
@@ -99,6 +99,6 @@ class MissingExtraError(TlError):
 
 
 def first_line(error: Exception) -> str:
-    """What a foreign exception says in its first line, for a message of ours."""
+    """Return the first line of another library's exception, at most 300 characters."""
     plain = re.sub(r"\x1b\[[0-9;]*m", "", str(error)).strip()  # torch colors its messages
     return plain.splitlines()[0][:300] if plain else type(error).__name__

@@ -1,1 +1,1 @@
-"""One file per command: options -> one call -> print. No command knows another; work is done below."""
+"""One module per command: parse options, make one call, print. Commands do not import each other."""

@@ -1,4 +1,4 @@
-"""`tl adopt`: a classifier that another tool exported -> a verified model file of ours."""
+"""`tl adopt`: convert a classifier exported by another tool to a verified model file."""
 
 from __future__ import annotations
 
@@ -18,36 +18,36 @@ if TYPE_CHECKING:
 _Parsed = TypeVar("_Parsed")
 _Preset = Annotated[
     Literal["imagenet", "timm", "ultralytics", "huggingface-folder"],
-    typer.Option(help="Whose preprocessing: imagenet is torchvision's.", show_default=False),
+    typer.Option(help="Preprocessing preset; imagenet is torchvision's.", show_default=False),
 ]
 _Labels = Annotated[
     Path | None,
-    typer.Option(help="Class names in the network's order: one per line, or .json. Default: the file's own."),
+    typer.Option(help="Class names in output order: one per line, or .json. Default: the file's own."),
 ]
-_Images = Annotated[list[Path] | None, typer.Option(help="Images for the parity check. Default: noise.")]
-_Config = Annotated[Path | None, typer.Option(help="With timm: its config.json. Default: timm's defaults.")]
+_Images = Annotated[list[Path] | None, typer.Option(help="Images for the parity check. Default: random noise.")]
+_Config = Annotated[Path | None, typer.Option(help="With --preset timm: the model's config.json. Default: timm's defaults.")]
 _ImageSize = Annotated[
-    str | None, typer.Option(help="Input size where the graph leaves it open: 224, or 224x320 (height x width).")
+    str | None, typer.Option(help="Input size if the graph does not fix it: 224, or 224x320 (height x width).")
 ]
 _ResizeMode = Annotated[
-    Literal["squash", "letterbox", "short_side"] | None, typer.Option(help="In place of the preset's.")
+    Literal["squash", "letterbox", "short_side"] | None, typer.Option(help="Override the preset's resize mode.")
 ]
 _ShortSide = Annotated[
-    int | None, typer.Option(min=1, help="Shorter side before the center crop, in place of the preset's.")
+    int | None, typer.Option(min=1, help="Override the preset's shorter side before the center crop, in pixels.")
 ]
 _Interpolation = Annotated[
-    Literal["nearest", "bilinear", "bicubic", "lanczos"] | None, typer.Option(help="In place of the preset's.")
+    Literal["nearest", "bilinear", "bicubic", "lanczos"] | None, typer.Option(help="Override the preset's interpolation.")
 ]
-_Scale = Annotated[str | None, typer.Option(help="The network takes (pixel x scale - mean) / std: a number, or 1/255.")]
+_Scale = Annotated[str | None, typer.Option(help="Scale of the input, (pixel x scale - mean) / std: a number, or 1/255.")]
 _Layout = Annotated[
-    Literal["nchw", "nhwc"] | None, typer.Option(help="Order of the input's sizes, where they do not tell.")
+    Literal["nchw", "nhwc"] | None, typer.Option(help="Layout of the input, if its shape is ambiguous.")
 ]
 _Outputs = Annotated[
-    Literal["logits", "probabilities"] | None, typer.Option(help="What it holds, where that cannot be told.")
+    Literal["logits", "probabilities"] | None, typer.Option(help="Meaning of the output, if it cannot be inferred.")
 ]
 _Golden = Annotated[
     Literal["images", "synthetic"],
-    typer.Option(help="Self-test samples: four of --images, or synthetic ones to embed no photo."),
+    typer.Option(help="Self-test samples: four of --images, or synthetic ones so that no photo is embedded."),
 ]
 
 
@@ -65,18 +65,18 @@ def command(
     short_side: _ShortSide = None,
     interpolation: _Interpolation = None,
     scale: _Scale = None,
-    mean: Annotated[str | None, typer.Option(help="One number or three, as in 0.5,0.5,0.5.")] = None,
-    std: Annotated[str | None, typer.Option(help="One number or three.")] = None,
+    mean: Annotated[str | None, typer.Option(help="Mean: one number or three, as in 0.5,0.5,0.5.")] = None,
+    std: Annotated[str | None, typer.Option(help="Standard deviation: one number or three.")] = None,
     layout: _Layout = None,
-    output_name: Annotated[str | None, typer.Option(help="Which output, where there are several.")] = None,
+    output_name: Annotated[str | None, typer.Option(help="Name of the output to use, if there are several.")] = None,
     outputs: _Outputs = None,
     golden: _Golden = "images",
     as_json: Annotated[bool, typer.Option("--json", help="Print the parity report as JSON on stdout.")] = False,
 ) -> None:
-    """Adopt a classifier from torchvision, timm, Ultralytics, Hugging Face or elsewhere, exported to ONNX.
+    """Convert an ONNX classifier from torchvision, timm, Ultralytics, Hugging Face or elsewhere to a model file.
 
-    Writes contract and normalization around it. Before the file gets its name, it must give the same probabilities as
-    the foreign file; from then on it predicts, votes and merges like one of ours.
+    Adds the contract and the normalization. The model file is written only if it gives the same probabilities as the
+    original file. It can then be used for prediction, voting and merging like any exported model.
 
     Examples:
     - `tl adopt resnet50.onnx --preset imagenet --labels names.txt --images photos/ -o resnet50-tl.onnx`
@@ -96,7 +96,7 @@ def command(
     size = _given(image_size, _size, "--image-size")
     options = AdoptOptions(preset, labels, config, size, layout, output_name, outputs, overrides)
     if not images:
-        warn("no --images: parity is checked on noise, which proves the graph but shows no misread class names")
+        warn("no --images: parity is checked on noise, which verifies the graph but does not reveal wrong class names")
     with console_progress() as progress:
         done = adopt(foreign, output, options, progress, images=images or (), golden=golden)
     _report(done, as_json)
@@ -134,7 +134,7 @@ def _report(done: Adopted, as_json: bool) -> None:
 
     parity = done.contract.parity
     kind = "images" if done.on_real_images else "noise images"
-    warn(f"parity with the foreign file on {parity.images} {kind}: {parity_text(parity)}")
+    warn(f"parity with the original file on {parity.images} {kind}: {parity_text(parity)}")
     size = done.path.stat().st_size / 1e6
     warn(f"{done.path}: {size:.1f} MB, {len(done.contract.class_names)} classes, opset {done.opset}, verified")
     golden = done.contract.golden

@@ -1,4 +1,4 @@
-"""`tl bench`: how fast is a model file on this machine, and what bounds it?"""
+"""`tl bench`: measure how fast a model file runs on this machine and what limits its speed."""
 
 from __future__ import annotations
 
@@ -30,30 +30,31 @@ _COLUMNS = (
     "p99 ms",
     "runs",
 )
-_WORDS = 3  # columns of words; numbers stand to the right
+_WORDS = 3  # text columns; numeric columns are right-aligned
 
 
 def command(
     model: Annotated[Path, typer.Argument(help="Model file.", show_default=False)],
     images: Annotated[
-        Path | None, typer.Option(help="Folder of images to measure with. Default: made-up ones.")
+        Path | None, typer.Option(help="Folder of images to measure with. Default: generated images.")
     ] = None,
-    image_size: Annotated[str, typer.Option(help="Size of the made-up JPEGs, as WIDTHxHEIGHT.")] = "4000x3000",
+    image_size: Annotated[str, typer.Option(help="Size of the generated JPEGs, as WIDTHxHEIGHT.")] = "4000x3000",
     device: Device = "auto",
     threads: Threads = None,
-    seconds: Annotated[float, typer.Option(min=0, help="Time for measuring; loading comes on top.")] = 10.0,
-    as_json: Annotated[bool, typer.Option("--json", help="Print figures and advice as JSON on stdout.")] = False,
+    seconds: Annotated[float, typer.Option(min=0, help="Time for measuring in seconds, not counting loading.")] = 10.0,
+    as_json: Annotated[bool, typer.Option("--json", help="Print measurements and advice as JSON on stdout.")] = False,
 ) -> None:
-    """Measure a model file: its network, decoding, and both together; and say which settings to take.
+    """Benchmark a model file (network, decoding, and both together) and recommend settings.
 
     Examples:
     - `tl bench beetles.onnx --images photos/`
 
     - `tl bench beetles.onnx --device cpu --seconds 60 --json > speed.json`
 
-    Rows: network (runs of a batch that is in memory), decode (encoded image to network's input) and together (as
-    tl predict does it). With hint throughput, every thread has its own batch; with latency, all work on one. images/s
-    is the median of rounds that take turns, beside their lowest and highest; p50, p90 and p99 are of single runs.
+    Rows: network (runs on a batch in memory), decode (from encoded image to network input) and together (as in tl
+    predict). With the throughput hint, each thread processes its own batch; with latency, all threads share one.
+    images/s is the median over interleaved rounds, followed by the lowest and highest. p50, p90 and p99 are latencies
+    of single runs.
     """
     from tl.runtime.bench.measure import advise, run_bench
 
@@ -70,7 +71,7 @@ def command(
     if bench.fault:
         warn(f"CUDA is not measured: {bench.fault}")
     if bench.images.unreadable:
-        warn(f"{bench.images.unreadable} images could not be read and are left out")
+        warn(f"{bench.images.unreadable} images could not be read and are skipped")
     advice = advise(bench)
     typer.echo(json.dumps(_as_dict(bench, advice), indent=2) if as_json else _as_text(bench, advice))
 

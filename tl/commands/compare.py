@@ -1,4 +1,4 @@
-"""`tl compare`: finished runs side by side."""
+"""`tl compare`: compare finished runs side by side."""
 
 from __future__ import annotations
 
@@ -18,15 +18,15 @@ def command(
     runs: Annotated[list[Path], typer.Argument(help="Folders of finished runs.", show_default=False)],
     as_json: Annotated[bool, typer.Option("--json", help="Print the rows as JSON.")] = False,
 ) -> None:
-    """Show finished runs side by side: scores, cost, and the options in which they differ.
+    """Compare finished runs side by side: scores, cost, and the options that differ.
 
     Examples:
     - `tl compare runs/photos-finetune runs/quick`
 
     - `tl compare runs/*/ --json`
 
-    Columns: run, same_data (images, labels and splits of the first run), the validation and test score with their 95%
-    intervals, best_epoch, train_seconds, trained_parameters, then each option that is not the same in all runs.
+    Columns: run, same_data (same images, labels and splits as the first run), the validation and test scores with
+    their 95% intervals, best_epoch, train_seconds, trained_parameters, then each option that differs between runs.
     """
     with packages_of("train"):
         from tl.studies.compare import compare_runs
@@ -47,6 +47,6 @@ def command(
         for row in rows:
             writer.writerow(f"{value:.6g}" if isinstance(value, float) else value for value in row.values())
     if "crop" in rows[0]:
-        warn("the runs look at different parts of the photos (crop): their errors do not compare")
+        warn("the runs use different regions of the images (crop): their errors are not comparable")
     if not all(row["same_data"] for row in rows):
-        warn("not all runs are of the same data: their scores do not compare")
+        warn("the runs do not all use the same data: their scores are not comparable")

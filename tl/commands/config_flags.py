@@ -1,7 +1,4 @@
-"""Flags made from the fields of `TrainConfig`, for the commands that take its options.
-
-Knows Typer's parameters. Does not know what any option means.
-"""
+"""Generate command-line flags from the fields of `TrainConfig`."""
 
 from __future__ import annotations
 
@@ -16,7 +13,7 @@ from tl.trainer.config import TrainConfig
 
 
 def config_parameters(names: Collection[str]) -> list[inspect.Parameter]:
-    """A keyword parameter for each of the named options; `data` is the argument."""
+    """Return a keyword parameter for each named option; `data` becomes the positional argument."""
     hints = get_type_hints(TrainConfig)
     parameters = []
     for field in dataclasses.fields(TrainConfig):
@@ -34,23 +31,23 @@ def config_parameters(names: Collection[str]) -> list[inspect.Parameter]:
 
 
 def parameter(name: str, annotation: Any, default: Any = None) -> inspect.Parameter:
-    """A keyword parameter for Typer to read."""
+    """Return a keyword parameter in the form that Typer reads."""
     return inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=default, annotation=annotation)
 
 
 def given_values(flags: Mapping[str, Any]) -> dict[str, Any]:
-    """The flags that were given, as a config file would hold them."""
+    """Return the flags that were given, in the form of a config file."""
     return {name: list(v) if isinstance(v, tuple) else v for name, v in flags.items() if v is not None}
 
 
 def _flag_type(hint: Any) -> Any:
-    """Every flag may be absent, so that a config file's value is not overridden by a default."""
+    """Return an optional type, so that an absent flag does not override a config file with its default."""
     kinds = {kind for kind in (hint, *get_args(hint)) if kind is not type(None)}
     for item in (int, float, str):
         if tuple[item, ...] in kinds:  # type: ignore[valid-type]  # a variable as a type
             return list[item] | None  # type: ignore[valid-type]
     arguments = [kind for kind in get_args(hint) if kind is not type(None)]
-    if len(arguments) > 1 and float in arguments:  # a number or a word; the config tells them apart
+    if len(arguments) > 1 and float in arguments:  # a number or a word; parsed with the config
         return str | None
     return hint if type(None) in get_args(hint) else hint | None
 

@@ -1,6 +1,6 @@
-"""Every training option, defined once: flags, config files and docs are made from `TrainConfig`.
+"""Define every training option once. Flags, config files and docs are generated from `TrainConfig`.
 
-Knows names, types and defaults; `options` reads, fills and checks them. Does not know torch.
+Contains names, types and defaults; `options` reads, resolves and validates them. Never imports torch.
 """
 
 from __future__ import annotations
@@ -42,157 +42,186 @@ def _option(default: Any, help_text: str, panel: str) -> Any:
 
 @dataclass(frozen=True)
 class TrainConfig:
-    """The options of one training run. None means: chosen by `options.resolve` from the others."""
+    """Options of one training run. `options.resolve` derives each None from the other options."""
 
     data: str = _option(
         "",
-        "Folder of class folders, train/ val/ [test/] of them, or CSV with path,label. For landmarks: CSV, TPS, COCO "
-        "keypoints or DeepLabCut.",
+        "Folder of class folders, or of train/, val/ and optional test/ folders that hold them, or CSV with path,label. "
+        "For landmarks: CSV, TPS, COCO keypoints or DeepLabCut.",
         "Data",
     )
-    task: Kind | None = _option(None, "What is learned. Default: what the data hold.", "Data")
-    out: str = _option("", "Run folder to make. Default: runs/DATA-METHOD.", "Data")
-    split_column: str = _option("split", "Column of the CSV that holds train, val or test.", "Data")
-    val_fraction: float = _option(0.2, "Share of images held out for validation where the data has no split.", "Data")
-    per_class: int | None = _option(None, "Train on only this many images of each class.", "Data")
+    task: Kind | None = _option(None, "Task to train for. Default: inferred from the data.", "Data")
+    out: str = _option("", "Run folder to create. Default: runs/DATA-METHOD.", "Data")
+    split_column: str = _option("split", "CSV column that holds train, val or test.", "Data")
+    val_fraction: float = _option(0.2, "Fraction of images held out for validation if the data has no split.", "Data")
+    per_class: int | None = _option(None, "Train on only this many images per class.", "Data")
     images: str | None = _option(
-        None, "Landmarks: folder that images' names count from, if they are not beside the file.", "Data"
+        None, "Landmarks: folder that image names are relative to, if not the annotation file's own.", "Data"
     )
-    skip_bad: bool = _option(False, "Go on without unreadable images and list them in skipped.csv.", "Data")
-    audit: bool = _option(True, "Look for leaks and other faults of the data before training (findings.csv).", "Data")
-    test: bool = _option(False, "Also evaluate the test split, once, with the best checkpoint.", "Data")
+    skip_bad: bool = _option(False, "Skip unreadable images and list them in skipped.csv.", "Data")
+    audit: bool = _option(True, "Check the data for leaks and other problems before training (findings.csv).", "Data")
+    test: bool = _option(False, "Also evaluate the best checkpoint on the test split, once.", "Data")
 
     method: Method = _option(
-        "finetune", "scratch: random start. features: frozen backbone. finetune: train the backbone too.", "Model"
+        "finetune",
+        "scratch: random initialization. features: frozen backbone. finetune: train the backbone too.",
+        "Model",
     )
     backbone: str = _option(
-        "mobilenet_v2", "A torchvision classification model, smallcnn, vgg_cnn_s, or timm:NAME.", "Model"
+        "mobilenet_v2", "torchvision classification model, smallcnn, vgg_cnn_s, or timm:NAME.", "Model"
     )
     trunk_until: str | None = _option(None, "Cut the backbone after this layer, such as features.13.", "Model")
     weights: str | None = _option(
-        None, "imagenet, none, a .pth/.safetensors file, a folder of them, or a run folder.", "Model"
+        None, "imagenet, none, a .pth/.safetensors file, a folder of such files, or a run folder.", "Model"
     )
     freeze: str = _option(
         "none",
-        "Of the backbone: none, all, half, all-but-bn, a number of stages, or names and regular expressions.",
+        "Part of the backbone to freeze: none, all, half, all-but-bn, a number of stages, or names and regular "
+        "expressions.",
         "Model",
     )
     unfreeze_every: int | None = _option(
-        None, "Start with the head alone and thaw one more stage after each N epochs.", "Model"
+        None, "Start by training only the head, and unfreeze one more stage every N epochs.", "Model"
     )
-    pooling: Pooling = _option("gap", "How the feature map becomes a vector.", "Model")
+    pooling: Pooling = _option("gap", "How to reduce the feature map to a vector.", "Model")
     head: Head | None = _option(
         None,
-        "What is trained on top of the backbone: linear (the default), mlp, conv or svm. Landmarks: heatmap (the "
-        "default), or linear or mlp, which regress coordinates.",
+        "Head to train on top of the backbone: linear (default), mlp, conv or svm. For landmarks: heatmap (default), "
+        "or linear or mlp, which regress coordinates.",
         "Model",
     )
     head_sizes: tuple[int, ...] | None = _option(
         None,
-        "Repeatable. Sizes of the mlp head (512, 256), channels, then sizes, of conv (32, 1024), or the channels of "
-        "heatmap (64).",
+        "Layer sizes of the mlp head (512, 256), channels followed by layer sizes of conv (32, 1024), or channels of "
+        "heatmap (64). Repeatable.",
         "Model",
     )
     head_init: HeadStart | None = _option(
         None,
-        "Where finetune's linear head begins: solved on the frozen backbone's features (the default where that has no "
-        "normalization layers), or random.",
+        "Initialization of finetune's linear head: solved on the frozen backbone's features (default for backbones "
+        "without normalization layers), or random.",
         "Model",
     )
-    dropout: float = _option(0.2, "Dropout of the mlp and conv heads.", "Model")
+    dropout: float = _option(0.2, "Dropout rate of the mlp and conv heads.", "Model")
     c_values: tuple[float, ...] | None = _option(
         None,
-        "Repeatable. C that svm (0.0001 to 0.01) and lbfgs (0.001 to 1) try on validation data.",
+        "Values of C to try on the validation data, for svm (0.0001 to 0.01) and lbfgs (0.001 to 1). Repeatable.",
         "Model",
     )
 
     bag: bool = _option(
         False,
-        "Linear heads on kept features: solve one on all but each of --folds folds and ship their mean, one linear "
-        "head again.",
+        "Bagging for linear heads on cached features: fit one head per fold, on all the other folds (--folds), and "
+        "export their mean, which is a single linear head.",
         "Model",
     )
-    folds: int | None = _option(None, "With --bag: folds that the training images are cut into (5).", "Model")
+    folds: int | None = _option(
+        None, "With --bag: number of folds that the training images are split into (5).", "Model"
+    )
 
     crop: Crop = _option(
         "whole",
-        "Landmarks: look at the whole image, at its box in the data, or at the part with the annotated points.",
+        "Landmarks: region to use: the whole image, its box from the data, or the part with the annotated points.",
         "Images",
     )
-    crop_margin: float = _option(0.25, "Share of the cropped part's size that is added on every side.", "Images")
-    image_size: int | None = _option(None, "Side of the network's square input. Default: the backbone's own.", "Images")
+    crop_margin: float = _option(
+        0.25, "Margin added on every side of the cropped region, as a fraction of its size.", "Images"
+    )
+    image_size: int | None = _option(
+        None, "Side of the network's square input in pixels. Default: the backbone's own.", "Images"
+    )
     resize_mode: Literal["squash", "letterbox", "short_side"] | None = _option(
         None,
-        "squash keeps everything in view (the default); letterbox pads (the default for landmarks); short_side crops "
-        "the center.",
+        "squash stretches the whole image to the input (default); letterbox pads (default for landmarks); short_side "
+        "crops the center.",
         "Images",
     )
     jpeg_scale: Literal["full", "2x"] = _option(
         "2x",
-        "2x decodes large JPEGs at no less than twice the size they are resized to, several times as fast.",
+        "2x decodes large JPEGs at reduced size, but at least twice the target size, and is several times as fast.",
         "Images",
     )
-    bit_depth_max: int = _option(65535, "Largest value of 16-bit images (4095 for a 12-bit camera).", "Images")
+    bit_depth_max: int = _option(65535, "Largest pixel value of 16-bit images (4095 for a 12-bit camera).", "Images")
     normalize: Literal["backbone", "dataset"] = _option(
-        "backbone", "Mean and spread of colors: the backbone's own, or measured on the training images.", "Images"
+        "backbone",
+        "Mean and standard deviation of the color channels: the backbone's own, or measured on the training images.",
+        "Images",
     )
     augment: str | None = _option(
         None,
-        "none, flip, light, standard, strong, a file that albumentations saved, or its changes by name, as in "
+        "none, flip, light, standard, strong, a file saved by albumentations, or a list of its transforms, as in "
         "'HorizontalFlip(p=0.5) + Affine(rotate=(-10, 10), p=1)'.",
         "Images",
     )
     mirror: bool | None = _option(
         None,
-        "Landmarks: also learn from mirror images. Default: where flip pairs say which points change places.",
+        "Landmarks: also train on mirrored images. Default: on if flip pairs define which points swap.",
         "Images",
     )
     flip_pairs: tuple[str, ...] | None = _option(
-        None, "Landmarks: points that change places in a mirror image, as left:right. Repeatable.", "Images"
+        None, "Landmarks: points that swap in a mirrored image, as left:right. Repeatable.", "Images"
     )
     skeleton: tuple[str, ...] | None = _option(
-        None, "Landmarks: points that drawings join by a line, as tip:base. Repeatable.", "Images"
+        None, "Landmarks: points to connect by a line in drawings, as tip:base. Repeatable.", "Images"
     )
     views: int | None = _option(
-        None, "With --method features: keep the features of this many augmented views per image.", "Images"
+        None, "With --method features: number of augmented views per image whose features are cached.", "Images"
     )
 
     epochs: int | None = _option(
         None,
-        "Passes over the training images; by default more for few annotated photos.",
+        "Passes over the training images. By default, more for landmark data with few images.",
         "Optimization",
     )
-    batch_size: int | None = _option(None, "Images per step.", "Optimization")
-    accumulate: int = _option(1, "Steps whose gradients are added up before the weights change.", "Optimization")
+    batch_size: int | None = _option(None, "Images per batch.", "Optimization")
+    accumulate: int = _option(
+        1, "Number of batches whose gradients are accumulated for each weight update.", "Optimization"
+    )
     optimizer: Optimizer | None = _option(
         None, "Optimizer; lbfgs solves a linear head on frozen features exactly.", "Optimization"
     )
     lr: float | Literal["auto"] | None = _option(
-        None, "Peak learning rate, or auto to search one. Default: by method and optimizer.", "Optimization"
+        None,
+        "Peak learning rate, or auto to search for one. Default: depends on the method and optimizer.",
+        "Optimization",
     )
     layer_lr_decay: float = _option(
-        1.0, "Learning rate of each stage as a share of the next one's; the head has the full rate.", "Optimization"
+        1.0,
+        "Ratio of each stage's learning rate to that of the next stage. The head uses the full rate.",
+        "Optimization",
     )
     momentum: float = _option(0.9, "Momentum of sgd (Nesterov) and rmsprop.", "Optimization")
     weight_decay: float = _option(1e-4, "L2 penalty, decoupled for adamw.", "Optimization")
-    schedule: Schedule = _option("cosine", "How the learning rate goes on after the warm-up.", "Optimization")
-    warmup_epochs: float = _option(1.0, "Epochs over which the learning rate rises.", "Optimization")
+    schedule: Schedule = _option("cosine", "Learning rate schedule after the warmup.", "Optimization")
+    warmup_epochs: float = _option(1.0, "Epochs over which the learning rate increases to its peak.", "Optimization")
     drop_epochs: int | None = _option(
-        None, "Schedule step: epochs between drops. plateau: epochs without a better --monitor.", "Optimization"
+        None,
+        "Schedule step: epochs between drops. plateau: epochs without improvement of --monitor before a drop.",
+        "Optimization",
     )
-    drop_factor: float = _option(0.1, "Schedules step and plateau: what a drop multiplies by.", "Optimization")
-    clip_norm: float | None = _option(None, "Largest norm of the gradient; longer ones are scaled.", "Optimization")
+    drop_factor: float = _option(
+        0.1, "Schedules step and plateau: factor that multiplies the learning rate at each drop.", "Optimization"
+    )
+    clip_norm: float | None = _option(
+        None, "Maximum gradient norm. Larger gradients are scaled down to it.", "Optimization"
+    )
     ema_decay: float | None = _option(
-        None, "Keep and use an exponential moving average of the weights, such as 0.99.", "Optimization"
+        None,
+        "Maintain and use an exponential moving average of the weights with this decay, such as 0.99.",
+        "Optimization",
     )
     point_loss: PointLoss = _option(
-        "wing", "Landmarks with a linear or mlp head: mse, smooth_l1 or wing, in input pixels.", "Optimization"
+        "wing", "Landmarks with a linear or mlp head: mse, smooth_l1 or wing loss, in input pixels.", "Optimization"
     )
-    label_smoothing: float = _option(0.0, "Share of the target spread over all classes.", "Optimization")
-    mixup: float = _option(0.0, "Alpha of mixup, such as 0.2; 0 is off.", "Optimization")
-    cutmix: float = _option(0.0, "Alpha of cutmix, such as 1; 0 is off. With mixup, one is drawn.", "Optimization")
+    label_smoothing: float = _option(0.0, "Fraction of the target that is spread over all classes.", "Optimization")
+    mixup: float = _option(0.0, "Alpha of mixup, such as 0.2; 0 turns it off.", "Optimization")
+    cutmix: float = _option(
+        0.0,
+        "Alpha of cutmix, such as 1; 0 turns it off. If mixup is on too, one of the two is chosen at random.",
+        "Optimization",
+    )
     class_weights: Literal["none", "balanced"] = _option(
-        "none", "balanced: rare classes weigh more in the loss.", "Optimization"
+        "none", "balanced: give rare classes more weight in the loss.", "Optimization"
     )
     sampler: Sampling = _option(
         "shuffle", "balanced: draw every class equally often, with replacement.", "Optimization"
@@ -200,48 +229,52 @@ class TrainConfig:
     patience: int | None = _option(None, "Stop after this many epochs without improvement.", "Optimization")
     monitor: Monitor | None = _option(
         None,
-        "What picks the best checkpoint. Default: val_top1_accuracy, or val_error_px for landmarks.",
+        "Metric that selects the best checkpoint. Default: val_top1_accuracy, or val_error_px for landmarks.",
         "Optimization",
     )
-    seed: int = _option(0, "Seed of splits, initial weights, order and augmentation.", "Optimization")
+    seed: int = _option(0, "Random seed for splits, initial weights, image order and augmentation.", "Optimization")
 
     device: str = _option("auto", "auto, cpu, cuda or cuda:N.", "Machine")
-    precision: Precision = _option("auto", "Arithmetic on CUDA; auto is bf16 where it is fast. CPU: fp32.", "Machine")
+    precision: Precision = _option(
+        "auto", "Precision on CUDA; auto uses bf16 where it is fast. The CPU uses fp32.", "Machine"
+    )
     compile: bool = _option(False, "Compile the network with torch.compile.", "Machine")
     threads: int | None = _option(None, "CPU threads. Default: all usable cores.", "Machine")
     workers: int | None = _option(
-        None, "Processes that augment. Default: 0 on CPU, the cores less one on CUDA.", "Machine"
+        None, "Number of augmentation processes. Default: 0 on CPU, the number of cores minus 1 on CUDA.", "Machine"
     )
     log: Log | None = _option(
-        None, "mlflow: write the run to MLflow too (MLFLOW_TRACKING_URI, MLFLOW_EXPERIMENT_NAME).", "Machine"
+        None, "mlflow: also log the run to MLflow (MLFLOW_TRACKING_URI, MLFLOW_EXPERIMENT_NAME).", "Machine"
     )
     cache: Cache = _option(
-        "auto", "Keep resized images: ram, disk (also for later runs), none, or auto where they fit.", "Machine"
+        "auto",
+        "Where to cache resized images: ram, disk (reused by later runs), none, or auto (wherever they fit).",
+        "Machine",
     )
 
 
-# What each method fills in. Features are computed once, so epochs over them cost milliseconds.
+# Defaults for each method. Features are computed once, so epochs over them take milliseconds.
 BY_METHOD: dict[str, dict[str, Any]] = {
     "scratch": {"optimizer": "adamw", "epochs": 30, "augment": "standard", "weights": "none", "batch_size": 32},
     "features": {"optimizer": "adamw", "epochs": 40, "augment": "none", "weights": "imagenet", "batch_size": 64},
     "finetune": {"optimizer": "sgd", "epochs": 10, "augment": "standard", "weights": "imagenet", "batch_size": 32},
 }
-# What landmarks fill in instead. They come in dozens or hundreds, so that epochs are short; where images are few,
+# Defaults for landmarks. Landmark data sets have dozens or hundreds of images, so epochs are short; for few images,
 # `landmarks.task` adds epochs.
 LANDMARKS: dict[str, Any] = {
     **{"head": "heatmap", "resize_mode": "letterbox", "optimizer": "adamw", "epochs": 60, "batch_size": 8},
     **{"augment": "standard", "monitor": "val_error_px", "head_init": "random"},
 }
 CLASSES: dict[str, Any] = {"head": "linear", "resize_mode": "squash", "monitor": "val_top1_accuracy"}
-# Peak learning rates of landmarks for each optimizer, whatever the method.
+# Peak learning rates for landmarks by optimizer, for every method.
 LANDMARK_LEARNING_RATES = {"sgd": 0.005, "adam": 1e-3, "adamw": 1e-3, "rmsprop": 3e-4}
-# Peak learning rates at batch 32; larger batches may want more.
+# Peak learning rates at batch size 32; larger batches may need higher rates.
 LEARNING_RATES: dict[str, dict[str, float]] = {
     "scratch": {"sgd": 0.05, "adam": 1e-3, "adamw": 1e-3, "rmsprop": 1e-3},
     "features": {"sgd": 0.05, "adam": 3e-3, "adamw": 3e-3, "rmsprop": 1e-3},
     "finetune": {"sgd": 0.005, "adam": 1e-4, "adamw": 1e-4, "rmsprop": 3e-5},
 }
-# The same for trunks without normalization layers, whose gradients grow with their activations.
+# Overrides for trunks without normalization layers, whose gradients grow with their activations.
 SMALLER_LEARNING_RATES: dict[str, dict[str, float]] = {"scratch": {"sgd": 0.01}, "finetune": {"sgd": 0.001}}
 WITHOUT_NORM = ("alexnet", "squeezenet", "vgg")
 HEAD_SIZES: dict[str, tuple[int, ...]] = {
@@ -251,6 +284,6 @@ HEAD_SIZES: dict[str, tuple[int, ...]] = {
     "conv": (32, 1024),
     "heatmap": (64,),
 }
-# Of a bag: as usual in cross-validation, each head sees four fifths of the training images.
+# Folds for bagging. As is usual in cross-validation, each head is fitted to four fifths of the training images.
 BAG_FOLDS = 5
 C_VALUES: dict[str, tuple[float, ...]] = {"svm": (1e-4, 1e-3, 1e-2), "linear": (1e-3, 1e-2, 1e-1, 1.0)}
