@@ -57,8 +57,8 @@ ReportTo = Annotated[
 Data = Annotated[
     Path,
     typer.Argument(
-        help="Folder of class folders, or of train/ val/ test/ folders that hold them, or CSV. Landmarks: CSV, TPS, COCO, "
-        "DeepLabCut.",
+        help="Folder of class folders, or of train/ val/ test/ folders that hold them, or CSV. Landmarks: CSV, TPS, "
+        "COCO, DeepLabCut.",
         show_default=False,
     ),
 ]
