@@ -156,8 +156,7 @@ _OLD_OPTIONS = {
 
 def present_names(words: Sequence[str]) -> list[str]:
     """Replace deprecated command and option names with the current ones."""
-    *_, last = [0, *(i for i, word in enumerate(words) if word == "--")]
-    end = last if "--" in words else len(words)
+    end = words.index("--") if "--" in words else len(words)  # what follows it is no option
     renamed = [_OLD_COMMANDS.get(word, word) for word in words[:1]]
     for word in words[1:end]:
         name, equals, value = word.partition("=")

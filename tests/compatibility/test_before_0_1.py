@@ -18,6 +18,7 @@ from tests.commands.conftest import run_tl as run_tl
 from tests.trainer.conftest import _torch_as_before as _torch_as_before
 from tests.trainer.landmarks.make import make_spots
 from tests.trainer.make import make_class_folders, make_config, read_rows
+from tl.cli import present_names
 from tl.exporter.export import export_run
 from tl.exporter.merging.merge import merge
 from tl.exporter.refitting.refit import refit
@@ -108,3 +109,8 @@ def test_command_line__old_options(old: Path, run_tl: RunTl, word: str) -> None:
 
 def test_command_line__old_command(run_tl: RunTl) -> None:
     assert "tl neighbors" in run_tl("neighbours", "--help").out
+
+
+def test_present_names__nothing_after_two_dashes() -> None:
+    words = ["neighbours", "--output=a", "--", "--output", "--", "--normalise"]
+    assert present_names(words) == ["neighbors", "--out=a", "--", "--output", "--", "--normalise"]
