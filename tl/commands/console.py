@@ -1,7 +1,4 @@
-"""What the user sees beside data: progress, summaries and warnings, all on stderr; exit codes.
-
-Knows rich and the terminal. stdout is for data alone.
-"""
+"""Progress, summaries and warnings on stderr, and exit codes. stdout is reserved for data."""
 
 from __future__ import annotations
 
@@ -19,7 +16,7 @@ if TYPE_CHECKING:
     from rich.progress import ProgressColumn, TaskID
 
 _SECONDS_BETWEEN_LINES = 20.0
-# Of the bar, which would cost more than a fast prediction if it moved at each one.
+# Limits updates of the bar, each of which can cost more than a fast prediction.
 _SECONDS_BETWEEN_STEPS = 0.05
 
 EXIT_FAULT, EXIT_SOME_FAILED, EXIT_INTERRUPTED = 1, 3, 130
@@ -32,7 +29,7 @@ def warn(line: str) -> None:
 
 @contextmanager
 def packages_of(extra: Literal["train", "edit", "cli"]) -> Iterator[None]:
-    """Around imports: where an extra is not installed, say so. Raises `MissingExtraError`."""
+    """Wrap imports of an optional extra. Raises `MissingExtraError` if one fails."""
     try:
         yield
     except ImportError as error:
@@ -42,7 +39,7 @@ def packages_of(extra: Literal["train", "edit", "cli"]) -> Iterator[None]:
 
 
 class ConsoleProgress:
-    """Progress with speed and time left on stderr: a bar on a terminal, now and then a line elsewhere."""
+    """Progress with speed and remaining time on stderr: a bar on a terminal, otherwise a line from time to time."""
 
     def __init__(self, bar: RichBar | None) -> None:
         self._bar = bar
@@ -51,7 +48,7 @@ class ConsoleProgress:
         self._started = self._spoken = time.monotonic()
 
     def start(self, task: str, total: int, unit: str) -> None:
-        """A task begins."""
+        """Start a task of `total` steps."""
         self._name, self._unit, self._total, self._done = task, unit, total, 0
         self._started = self._spoken = time.monotonic()
         if self._bar is None:
@@ -61,7 +58,7 @@ class ConsoleProgress:
         self._task = self._bar.add_task(task, total=total, unit=unit, note="")
 
     def advance(self, steps: int = 1, note: str = "") -> None:
-        """Steps are done."""
+        """Record finished steps."""
         self._done += steps
         now = time.monotonic()
         if self._bar is not None and self._task is not None:
@@ -90,7 +87,7 @@ class ConsoleProgress:
 
 @contextmanager
 def console_progress() -> Iterator[ConsoleProgress]:
-    """Progress for one command. Also silences Pillow's warnings, whose faults come back as errors anyway."""
+    """Show progress for one command and silence Pillow's warnings: the same faults are also raised as errors."""
     warnings.filterwarnings("ignore", module="PIL")
     if not sys.stderr.isatty():
         yield ConsoleProgress(None)
@@ -116,10 +113,10 @@ def _speed_column() -> ProgressColumn:
     from rich.text import Text
 
     class SpeedColumn(ProgressColumn):
-        """Steps a second."""
+        """Steps per second."""
 
         def render(self, task: Task) -> Text:
-            """Empty until there is a speed."""
+            """Return the speed, or an empty text until it is known."""
             return Text(f"{task.speed:.1f}/s" if task.speed else "")
 
     return SpeedColumn()

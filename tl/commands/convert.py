@@ -1,4 +1,4 @@
-"""`tl convert`: landmarks from one file format to another."""
+"""`tl convert`: convert landmarks from one file format to another."""
 
 from __future__ import annotations
 
@@ -13,20 +13,20 @@ Formats = Literal["csv", "long", "tps", "coco", "deeplabcut"]
 
 
 def command(
-    source: Annotated[Path, typer.Argument(help="A .csv, .tps or .json (COCO) file of landmarks.", show_default=False)],
-    target: Annotated[Path, typer.Argument(help="The file to write.", show_default=False)],
+    source: Annotated[Path, typer.Argument(help="Landmark file: .csv, .tps or .json (COCO).", show_default=False)],
+    target: Annotated[Path, typer.Argument(help="Output file.", show_default=False)],
     to: Annotated[
-        Formats | None, typer.Option(help="Format to write. Default: by the name's ending; csv is one image a row.")
+        Formats | None, typer.Option(help="Output format. Default: from the file extension; csv has one row per image.")
     ] = None,
     images: Annotated[
-        Path | None, typer.Option(help="Folder that the images' names count from, if they are not beside the file.")
+        Path | None, typer.Option(help="Folder that image names are relative to. Default: the folder of the file.")
     ] = None,
     from_stored: Annotated[
         bool,
-        typer.Option("--from-stored", help="The points count in the photos as stored, before their EXIF orientation."),
+        typer.Option("--from-stored", help="Points are in the coordinates of the stored photos, before EXIF orientation is applied."),
     ] = False,
     names: Annotated[
-        str | None, typer.Option(help="Names of the points in order, such as tip,left,right: TPS has none.")
+        str | None, typer.Option(help="Point names in order, such as tip,left,right, for TPS, which has none.")
     ] = None,
 ) -> None:
     """Convert landmarks between CSV, TPS, COCO keypoints and DeepLabCut.
@@ -40,8 +40,8 @@ def command(
 
     - `tl convert phone.csv upright.csv --from-stored` for points from a program that ignores a photo's EXIF orientation
 
-    Coordinates count from the center of the top-left pixel of the upright photo; in TPS, y counts from the bottom, so
-    that the photos must be there. What a format has no place for is named.
+    Coordinates are relative to the center of the top-left pixel of the upright photo. In TPS, y is measured from the
+    bottom, so the photos must be available. Fields that the output format cannot store are reported.
     """
     import dataclasses
 

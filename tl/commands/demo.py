@@ -1,6 +1,6 @@
-"""`tl demo`: the whole way once, on handwritten digits, offline, with the commands a user would type.
+"""`tl demo`: run the whole workflow on scikit-learn's handwritten digits, offline.
 
-Knows scikit-learn's digits and command lines. Each step is a real `tl` process.
+Each step is a separate `tl` process with the command that a user would type.
 """
 
 from __future__ import annotations
@@ -20,17 +20,17 @@ import typer
 from tl.commands.console import warn
 from tl.errors import MissingExtraError, OutputError, TrainingError
 
-# Few images to learn from, as in a lab: that is where a pretrained backbone shows.
+# Few training images, as in a lab: this is where a pretrained backbone helps.
 _TRAIN_PER_CLASS, _VAL_PER_CLASS = 8, 30
 _COMMON = ("--backbone", "smallcnn", "--image-size", 32, "--augment", "light", "--batch-size", 16)
 
 
 def command(
-    folder: Annotated[Path, typer.Argument(help="Where to put everything; must not exist yet.")] = Path("tl-demo"),
+    folder: Annotated[Path, typer.Argument(help="Output folder; must not exist yet.")] = Path("tl-demo"),
 ) -> None:
-    """Walk the whole way on handwritten digits: pretrain, transfer three ways, export, predict, evaluate.
+    """Run the whole workflow on handwritten digits: pretrain, transfer in three ways, export, predict, evaluate.
 
-    Needs no network and no GPU; about a minute on two cores.
+    Needs no network access and no GPU. Takes about a minute on two cores.
 
     Examples:
     - `tl demo`
@@ -54,13 +54,13 @@ def command(
     _run("predict", digits / "test", "--ensemble", *models, "-o", folder / "predictions.csv")
     table = _run("evaluate", digits, "--ensemble", *models)
     _print_table(list(csv.reader(io.StringIO(table))))
-    warn(f"\nMade in {time.monotonic() - started:.0f} s:")
+    warn(f"\nCreated in {time.monotonic() - started:.0f} s:")
     for made in (*models, f"{folder}/predictions.csv", f"{folder}/runs/"):
         warn(f"  {made}")
 
 
 def write_digits(folder: Path) -> None:
-    """Write scikit-learn's digits as PNG class folders: digits-0-4, and digits-5-9 with train, val and test."""
+    """Write scikit-learn's digits as class folders of PNG files: digits-0-4, and digits-5-9 with train, val, test."""
     try:
         from sklearn.datasets import load_digits
     except ImportError as error:
@@ -88,7 +88,7 @@ def _split(number: int) -> str:
 
 
 def _run(*words: object) -> str:
-    """Show a command, run it, and return what it printed on stdout."""
+    """Print a command on stderr, run it, and return its stdout."""
     line = shlex.join(["tl", *map(str, words)])
     warn(f"\n$ {line}")
     command_line = [sys.executable, "-m", "tl", *map(str, words)]

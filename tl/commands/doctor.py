@@ -1,4 +1,4 @@
-"""`tl doctor`: what works on this machine and what is missing."""
+"""`tl doctor`: report what works on this machine and what is missing."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ def command(as_json: Annotated[bool, typer.Option("--json", help="Print the find
 
     - `tl doctor --json > machine.json`
 
-    Exit code 1 says that something is broken; the line with FAULT says how to mend it.
+    Exit code 1 means that something is broken. The line marked FAULT says how to fix it.
     """
     findings = [*examine(), _training()]
     if as_json:
@@ -43,5 +43,5 @@ def _training() -> Finding:
         from tl.trainer.fit.machine import describe_torch
 
         return Finding("training", True, describe_torch())
-    except (ImportError, RuntimeError) as error:  # torchvision beside another build of torch raises RuntimeError
+    except (ImportError, RuntimeError) as error:  # torchvision raises RuntimeError if it does not match the build of torch
         return Finding("training", False, f"torch or torchvision cannot be imported ({error}); reinstall both together")

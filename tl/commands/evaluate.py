@@ -1,4 +1,4 @@
-"""`tl evaluate`: model files against labeled images, one row per model and voting rule."""
+"""`tl evaluate`: evaluate model files on labeled images, with one row per model and voting rule."""
 
 from __future__ import annotations
 
@@ -39,30 +39,31 @@ if TYPE_CHECKING:
 _WORST = 3
 
 ImagesFrom = Annotated[
-    Path | None, typer.Option(help="Landmarks: folder that images' names count from, if not the file's.")
+    Path | None, typer.Option(help="Landmarks: folder that image names are relative to, if not the file's own.")
 ]
 FitVoteWeights = Annotated[
     Path | None,
-    typer.Option(help="File to write fitted vote weights to: take --split val, and judge them on test."),
+    typer.Option(help="Fit vote weights and write them to this file. Fit on --split val and evaluate on test."),
 ]
 Select = Annotated[
-    bool, typer.Option("--select", help="With --fit-vote-weights: choose members greedily; the others are left out.")
+    bool, typer.Option("--select", help="With --fit-vote-weights: select members greedily and leave out the others.")
 ]
-Merged = Annotated[Path | None, typer.Option(help="A merged file of the same ensemble, for a row of its own.")]
+Merged = Annotated[Path | None, typer.Option(help="Merged file of the same ensemble, evaluated in an additional row.")]
 ReportTo = Annotated[
-    Path | None, typer.Option(help="HTML page to write: members, agreement, where voting helps and hurts.")
+    Path | None, typer.Option(help="Write an HTML report: members, agreement, and where voting helps or hurts.")
 ]
 
 
 Data = Annotated[
     Path,
     typer.Argument(
-        help="Folder of class folders, train/ val/ test/ of them, or CSV. Landmarks: CSV, TPS, COCO, DeepLabCut.",
+        help="Folder of class folders, or of train/ val/ test/ folders that hold them, or CSV. Landmarks: CSV, TPS, COCO, "
+        "DeepLabCut.",
         show_default=False,
     ),
 ]
 Split = Annotated[str | None, typer.Option(help="train, val, test or all. Default: test, else val, else all.")]
-SplitColumn = Annotated[str, typer.Option(help="Column of a CSV that holds the split.")]
+SplitColumn = Annotated[str, typer.Option(help="CSV column that holds the split.")]
 AsJson = Annotated[bool, typer.Option("--json", help="Print rows with per-class scores as JSON.")]
 
 
@@ -86,26 +87,27 @@ def command(
     threads: Threads = None,
     as_json: AsJson = False,
 ) -> None:
-    """Score a model file, or an ensemble under every voting rule, on labeled or annotated images.
+    """Evaluate a model file, or an ensemble under every voting rule, on labeled or annotated images.
 
     Examples:
     - `tl evaluate held-out/ --model beetles.onnx`
 
     - `tl evaluate labels.csv --split test --ensemble a.onnx b.onnx c.onnx --report ensemble.html`
 
-    - `tl evaluate labels.csv --split val --model beetles.onnx --tta hflip,crops` is it worth its time?
+    - `tl evaluate labels.csv --split val --model beetles.onnx --tta hflip,crops` shows whether TTA is worth its time
 
     - `tl evaluate labels.csv --split val --ensemble models/*.onnx --fit-vote-weights weights.json --select`
 
     - `tl evaluate wings.csv --split test --model wing.onnx --locator coarse.onnx`
 
-    Columns: model, voting, n, top1_accuracy, ci_low, ci_high (95%, Wilson), macro_f1, ece; for ensembles also
-    mcnemar_p, against the member that is best here, and a row of the oracle, right where any is. With --tta each row
-    has a twin with tta, gain (of accuracy), gain_p (McNemar, against the row before) and images_per_s.
+    Columns: model, voting, n, top1_accuracy, ci_low, ci_high (95%, Wilson), macro_f1, ece. Ensembles add mcnemar_p
+    (against the member that is best on these images) and a row for the oracle, which is correct if any member is. With
+    --tta, each row is followed by one with tta, gain (in accuracy), gain_p (McNemar, against the row before) and
+    images_per_s.
 
     For landmarks: model, merging, n, points, error_px (mean distance in pixels of the photos), ci_low, ci_high (95%,
     bootstrap), rmse_px, normalized_error (by centroid size), extent_error (by the extent of an image's points).
-    Without --locator, a model that looks at a part of each photo is given the part that the annotations say, as in
+    Without --locator, a model that uses a region of each photo receives the region from the annotations, as in
     training.
     """
     from tl.runtime.landmarks.files import is_landmark_file
@@ -128,7 +130,7 @@ def command(
 
 
 def _check_choices(data: Path, of_points: dict[str, Any], of_votes: dict[str, Any], tta: str | None) -> None:
-    """Refuse what would be ignored, before anything is predicted."""
+    """Raise `ConfigError` for options that would be ignored, before any prediction."""
     from tl.runtime.landmarks.files import is_landmark_file
 
     if of_votes["select"] and of_votes["fit_vote_weights"] is None:
@@ -143,7 +145,7 @@ def _check_choices(data: Path, of_points: dict[str, Any], of_votes: dict[str, An
 
 @dataclass(frozen=True)
 class _Evaluated:
-    """What is printed: rows, and which of their keys are columns."""
+    """Rows to print, and the keys that become columns."""
 
     split: str
     rows: list[dict[str, Any]]
@@ -249,7 +251,7 @@ def _shown(value: Any) -> Any:
 def _say_split(name: str, count: int, held_out: str) -> None:
     warn(f"evaluating on split '{name}': {count} images")
     if name == "all":
-        warn(f"images that a model was trained on flatter it; a run's held-out ones: {held_out} --split val")
+        warn(f"scores on training images are too optimistic; for a run's held-out images: {held_out} --split val")
 
 
 def _report(done: _Evaluated, as_json: bool) -> None:

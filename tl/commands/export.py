@@ -1,4 +1,4 @@
-"""`tl export`: a run or a pretrained network -> a verified model file."""
+"""`tl export`: export a run or a pretrained network to a verified model file."""
 
 from __future__ import annotations
 
@@ -17,48 +17,48 @@ if TYPE_CHECKING:
     from tl.trainer.run_folder.run import Run
 
 
-RunFolder = Annotated[Path | None, typer.Argument(help="Run folder made by tl train.", show_default=False)]
-Output = Annotated[Path, typer.Option("--out", "-o", help="The model file to write.")]
+RunFolder = Annotated[Path | None, typer.Argument(help="Run folder created by tl train.", show_default=False)]
+Output = Annotated[Path, typer.Option("--out", "-o", help="Model file to write.")]
 Pretrained = Annotated[
-    str | None, typer.Option(help="Instead of a run: a torchvision model with its own ImageNet head.")
+    str | None, typer.Option(help="Export a torchvision model with its own ImageNet head instead of a run.")
 ]
 Weights = Annotated[str, typer.Option(help="With --pretrained: imagenet, a tensor file, or a folder.")]
 Images = Annotated[list[Path] | None, typer.Option(help="With --pretrained: images for the parity check.")]
 DecodedAt = Annotated[
     Literal["full", "2x"],
-    typer.Option(help="With --pretrained: 2x decodes large JPEGs at no less than twice the resized size, much faster."),
+    typer.Option(help="With --pretrained: 2x decodes large JPEGs at reduced size, but at least twice the resized size; much faster."),
 ]
-ParityImages = Annotated[list[Path] | None, typer.Option(help="Further images or folders for the parity check.")]
+ParityImages = Annotated[list[Path] | None, typer.Option(help="Additional images or folders for the parity check.")]
 GoldenFrom = Annotated[
     Literal["validation", "synthetic"],
-    typer.Option(help="Self-test samples: validation images, or synthetic ones to embed no photo."),
+    typer.Option(help="Self-test samples: validation images, or synthetic ones so that no photo is embedded."),
 ]
 Precision = Annotated[
     Literal["fp32", "fp16", "int8"],
-    typer.Option(help="Of a run: lower precision is kept if it agrees with fp32 and is faster on --device."),
+    typer.Option(help="For a run: a lower precision is kept only if it agrees with fp32 and is faster on --device."),
 ]
 MinAgreement = Annotated[
-    float, typer.Option(min=0, max=1, help="Share of validation images that must get fp32's label.")
+    float, typer.Option(min=0, max=1, help="Fraction of validation images that must get the same label as in fp32.")
 ]
 CalibrationImages = Annotated[
-    int, typer.Option(min=1, max=1000, help="Training images on which int8 measures its ranges.")
+    int, typer.Option(min=1, max=1000, help="Number of training images for calibrating the int8 ranges.")
 ]
-Seed = Annotated[int, typer.Option(help="Draws the calibration images.")]
+Seed = Annotated[int, typer.Option(help="Random seed for sampling the calibration images.")]
 JudgedOn = Annotated[
-    str, typer.Option(help="Where lower precision is judged and must be faster: auto, cpu, cuda or cuda:N.")
+    str, typer.Option(help="Device on which lower precision is compared with fp32: auto, cpu, cuda or cuda:N.")
 ]
 KeepSlower = Annotated[
-    bool, typer.Option(help="Keep lower precision though it is not faster here, for another machine.")
+    bool, typer.Option(help="Keep lower precision for another machine even if it is not faster on this one.")
 ]
 Unknown = Annotated[
-    bool, typer.Option(help="Of a run, in fp32: let the file tell images that are unlike those of training.")
+    bool, typer.Option(help="For a run, in fp32: add out-of-distribution detection, for images unlike the training images.")
 ]
 FalseAlarm = Annotated[
     float | None,
-    typer.Option(help="Share of validation images that tl predict --reject-unknown may reject. Default: 0.05."),
+    typer.Option(help="Fraction of validation images that tl predict --reject-unknown may reject. Default: 0.05."),
 ]
 Cam = Annotated[
-    bool, typer.Option("--cam", help="Of a run with a linear head, in fp32: add class activation maps as an output.")
+    bool, typer.Option("--cam", help="For a run with a linear head, in fp32: add class activation maps as an output.")
 ]
 AsJson = Annotated[bool, typer.Option("--json", help="Print the parity report as JSON on stdout.")]
 
@@ -85,8 +85,8 @@ def command(
 ) -> None:
     """Export a run's best network to one self-describing, self-testing ONNX file.
 
-    Before the file gets its name, it must give the same answers as the trained network on real images, and in lower
-    precision agree with the fp32 file on the validation split and be faster; all figures are written into the file.
+    The file is written only if it gives the same outputs as the trained network on real images. In lower precision, it
+    must also agree with the fp32 file on the validation split and be faster. All measurements are stored in the file.
 
     Examples:
     - `tl export runs/beetles -o beetles.onnx`
