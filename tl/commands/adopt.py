@@ -25,7 +25,9 @@ _Labels = Annotated[
     typer.Option(help="Class names in output order: one per line, or .json. Default: the file's own."),
 ]
 _Images = Annotated[list[Path] | None, typer.Option(help="Images for the parity check. Default: random noise.")]
-_Config = Annotated[Path | None, typer.Option(help="With --preset timm: the model's config.json. Default: timm's defaults.")]
+_Config = Annotated[
+    Path | None, typer.Option(help="With --preset timm: the model's config.json. Default: timm's defaults.")
+]
 _ImageSize = Annotated[
     str | None, typer.Option(help="Input size if the graph does not fix it: 224, or 224x320 (height x width).")
 ]
@@ -36,9 +38,12 @@ _ShortSide = Annotated[
     int | None, typer.Option(min=1, help="Override the preset's shorter side before the center crop, in pixels.")
 ]
 _Interpolation = Annotated[
-    Literal["nearest", "bilinear", "bicubic", "lanczos"] | None, typer.Option(help="Override the preset's interpolation.")
+    Literal["nearest", "bilinear", "bicubic", "lanczos"] | None,
+    typer.Option(help="Override the preset's interpolation."),
 ]
-_Scale = Annotated[str | None, typer.Option(help="Scale of the input, (pixel x scale - mean) / std: a number, or 1/255.")]
+_Scale = Annotated[
+    str | None, typer.Option(help="Scale of the input, (pixel x scale - mean) / std: a number, or 1/255.")
+]
 _Layout = Annotated[
     Literal["nchw", "nhwc"] | None, typer.Option(help="Layout of the input, if its shape is ambiguous.")
 ]

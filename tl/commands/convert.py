@@ -23,7 +23,10 @@ def command(
     ] = None,
     from_stored: Annotated[
         bool,
-        typer.Option("--from-stored", help="Points are in the coordinates of the stored photos, before EXIF orientation is applied."),
+        typer.Option(
+            "--from-stored",
+            help="Points are in the coordinates of the stored photos, before EXIF orientation is applied.",
+        ),
     ] = False,
     names: Annotated[
         str | None, typer.Option(help="Point names in order, such as tip,left,right, for TPS, which has none.")

@@ -43,5 +43,8 @@ def _training() -> Finding:
         from tl.trainer.fit.machine import describe_torch
 
         return Finding("training", True, describe_torch())
-    except (ImportError, RuntimeError) as error:  # torchvision raises RuntimeError if it does not match the build of torch
+    except (
+        ImportError,
+        RuntimeError,
+    ) as error:  # torchvision raises RuntimeError if it does not match the build of torch
         return Finding("training", False, f"torch or torchvision cannot be imported ({error}); reinstall both together")

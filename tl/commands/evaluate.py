@@ -57,7 +57,7 @@ ReportTo = Annotated[
 Data = Annotated[
     Path,
     typer.Argument(
-        help="Folder of class folders, or of train/ val/ test/ folders that hold them, or CSV. Landmarks: CSV, TPS, COCO, "
+        help="Folder of class folders, or of train/ val/ test/ folders of them, or CSV. Landmarks: CSV, TPS, COCO, "
         "DeepLabCut.",
         show_default=False,
     ),

@@ -26,7 +26,9 @@ Weights = Annotated[str, typer.Option(help="With --pretrained: imagenet, a tenso
 Images = Annotated[list[Path] | None, typer.Option(help="With --pretrained: images for the parity check.")]
 DecodedAt = Annotated[
     Literal["full", "2x"],
-    typer.Option(help="With --pretrained: 2x decodes large JPEGs at reduced size, but at least twice the resized size; much faster."),
+    typer.Option(
+        help="With --pretrained: 2x decodes large JPEGs at no less than twice the resized size, which is much faster."
+    ),
 ]
 ParityImages = Annotated[list[Path] | None, typer.Option(help="Additional images or folders for the parity check.")]
 GoldenFrom = Annotated[
@@ -51,7 +53,8 @@ KeepSlower = Annotated[
     bool, typer.Option(help="Keep lower precision for another machine even if it is not faster on this one.")
 ]
 Unknown = Annotated[
-    bool, typer.Option(help="For a run, in fp32: add out-of-distribution detection, for images unlike the training images.")
+    bool,
+    typer.Option(help="For a run, in fp32: add out-of-distribution detection, for images unlike the training images."),
 ]
 FalseAlarm = Annotated[
     float | None,

@@ -46,7 +46,7 @@ class TrainConfig:
 
     data: str = _option(
         "",
-        "Folder of class folders, or of train/, val/ and optional test/ folders that hold them, or CSV with path,label. "
+        "Folder of class folders, or of train/, val/ and optional test/ folders of them, or CSV with path,label. "
         "For landmarks: CSV, TPS, COCO keypoints or DeepLabCut.",
         "Data",
     )
