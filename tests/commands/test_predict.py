@@ -234,3 +234,20 @@ def test_predict__full_disk(run_tl: RunTl, photos: Path, color_model: Path, tmp_
     assert done.code == 1
     assert "out.csv: cannot be written (No space left on device)" in done.err
     assert not (tmp_path / "out.csv").exists()
+
+
+def test_predict__opens_and_checks_a_model_file_once(
+    run_tl: RunTl, photos: Path, color_model: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from tl.runtime import session
+
+    checked: list[str] = []
+
+    def counted(path: str) -> object:
+        checked.append(path)
+        return check(path)
+
+    check = session.check_model_file
+    monkeypatch.setattr(session, "check_model_file", counted)
+    assert run_tl("predict", photos, "--model", color_model, "--device", "cpu").code == 0
+    assert checked == [str(color_model)]

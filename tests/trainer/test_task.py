@@ -34,7 +34,7 @@ pytestmark = pytest.mark.usefixtures("fresh_cache")
 LIGHT = (
     *("data.array_cache", "data.audit", "data.features", "data.images", "data.manifests"),
     *("evaluation.calibration", "evaluation.evaluate", "evaluation.landmarks", "evaluation.metrics"),
-    *("evaluation.vote_fitting", "trainer.heads.solvers", "trainer.heads.training", "trainer.task", "trainer.train"),
+    *("trainer.heads.solvers", "trainer.heads.training", "trainer.task", "trainer.train"),
 )
 
 

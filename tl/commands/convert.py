@@ -10,6 +10,12 @@ import typer
 from tl.commands.console import warn
 
 Formats = Literal["csv", "long", "tps", "coco", "deeplabcut"]
+FromStored = Annotated[
+    bool,
+    typer.Option(
+        "--from-stored", help="Points are in the coordinates of the stored photos, before EXIF orientation is applied."
+    ),
+]
 
 
 def command(
@@ -21,13 +27,7 @@ def command(
     images: Annotated[
         Path | None, typer.Option(help="Folder that image names are relative to. Default: the folder of the file.")
     ] = None,
-    from_stored: Annotated[
-        bool,
-        typer.Option(
-            "--from-stored",
-            help="Points are in the coordinates of the stored photos, before EXIF orientation is applied.",
-        ),
-    ] = False,
+    from_stored: FromStored = False,
     names: Annotated[
         str | None, typer.Option(help="Point names in order, such as tip,left,right, for TPS, which has none.")
     ] = None,

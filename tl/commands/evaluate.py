@@ -25,8 +25,8 @@ from tl.commands.options import (
     VoteWeights,
     fit_vote_file,
     model_region,
-    named_models,
     open_landmark_predictor,
+    open_models,
     open_predictor,
     refuse_given,
 )
@@ -57,8 +57,8 @@ ReportTo = Annotated[
 Data = Annotated[
     Path,
     typer.Argument(
-        help="Folder of class folders, or of train/ val/ test/ folders of them, or CSV. Landmarks: CSV, TPS, COCO, "
-        "DeepLabCut.",
+        help="Folder of class folders, or of train/ val/ test/ folders that hold them, or CSV. Landmarks: CSV, TPS, "
+        "COCO, DeepLabCut.",
         show_default=False,
     ),
 ]
@@ -172,9 +172,10 @@ def _evaluate_tta(
 ) -> _Evaluated:
     from tl.evaluation.evaluate import TTA_COLUMNS, evaluate_tta
 
+    models = open_models(model, ensemble, opened["device"], opened["threads"])
     with (
-        open_predictor(model, ensemble, **opened) as plain,
-        open_predictor(model, ensemble, **opened, tta=tta) as augmented,
+        open_predictor(models, **opened) as plain,
+        open_predictor(models, **opened, tta=tta) as augmented,
         console_progress() as progress,
     ):
         result = evaluate_tta(plain, augmented, images, progress)
@@ -200,7 +201,8 @@ def _evaluate_classes(
         refuse_given({"report": report}, "shows an ensemble; the page of one model is its run's: tl report RUN")
         refuse_given(of_votes, "for an --ensemble; a merged file alone is a --model")
     with ExitStack() as open_files:
-        predictor = open_files.enter_context(open_predictor(model, ensemble, **opened))
+        models = open_models(model, ensemble, opened["device"], opened["threads"])
+        predictor = open_files.enter_context(open_predictor(models, **opened))
         beside = None
         if of_votes["merged"] is not None:
             beside = open_files.enter_context(
@@ -230,10 +232,10 @@ def _evaluate_points(
     for remark in images.remarks:
         warn(f"{data}: {remark}")
     _say_split(images.split, len(images.paths), "RUN/annotations.json")
-    regions = model_region(named_models(model, ensemble))
-    boxes = None if opened["locator"] else images.boxes(regions)
+    models = open_models(model, ensemble, opened["device"], opened["threads"])
+    boxes = None if opened["locator"] else images.boxes(model_region(models))
     with (
-        open_landmark_predictor(model, ensemble, boxes=boxes, **opened) as predictor,
+        open_landmark_predictor(models, boxes=boxes, **opened) as predictor,
         console_progress() as progress,
     ):
         result = evaluate_points(predictor, images, progress)

@@ -27,7 +27,7 @@ Images = Annotated[list[Path] | None, typer.Option(help="With --pretrained: imag
 DecodedAt = Annotated[
     Literal["full", "2x"],
     typer.Option(
-        help="With --pretrained: 2x decodes large JPEGs at no less than twice the resized size, which is much faster."
+        help="With --pretrained: 2x decodes large JPEGs smaller, at no less than twice the resized size; much faster."
     ),
 ]
 ParityImages = Annotated[list[Path] | None, typer.Option(help="Additional images or folders for the parity check.")]

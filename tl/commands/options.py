@@ -16,13 +16,13 @@ from tl.errors import ConfigError
 
 if TYPE_CHECKING:
     from tl.evaluation.evaluate import Evaluation
+    from tl.runtime.session import Session
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
     from tl.runtime.imaging.geometry import Region
     from tl.runtime.imaging.pipeline import TtaKind
-    from tl.runtime.model_file.contract import Contract
     from tl.runtime.predictor import Predictor
     from tl.runtime.results import Classification, Landmarks
 
@@ -136,9 +136,19 @@ DecodeProcesses = Annotated[
 ]
 
 
+def open_models(
+    model: Path | None, ensemble: list[Path] | None, device: str = "auto", threads: int | None = None
+) -> Session | list[Session]:
+    """Open what --model or --ensemble names, once for all that a command does with it."""
+    from tl.runtime.session import Session
+
+    models = named_models(model, ensemble)
+    opened = [Session(path, device=device, threads=1) for path in _listed(models)]
+    return opened if isinstance(models, list) else opened[0]
+
+
 def open_predictor(
-    model: Path | None,
-    ensemble: list[Path] | None,
+    models: Session | list[Session],
     *,
     vote: Literal["soft", "hard", "max"] | None = None,
     vote_weights: str | None = None,
@@ -160,11 +170,10 @@ def open_predictor(
     except ValueError as error:
         raise ConfigError(f"--{str(error).replace('_', '-', 1)}") from error
 
-    models = named_models(model, ensemble)
-    weights = parse_vote_weights(vote_weights, _listed(models))
-    if model is not None and (contract := _first_contract(model)) is not None and contract.ensemble is not None:
+    weights = parse_vote_weights(vote_weights, _paths(models))
+    if not isinstance(models, list) and models.contract is not None and models.contract.ensemble is not None:
         refuse_given(
-            {"vote": vote, "vote_weights": vote_weights}, f"{model} votes by its own rule; tl merge makes others"
+            {"vote": vote, "vote_weights": vote_weights}, f"{models.path} votes by its own rule; tl merge makes others"
         )
     predictor = load(
         models,
@@ -194,8 +203,7 @@ def parse_tta(text: str | None) -> list[TtaKind]:
 
 
 def open_landmark_predictor(
-    model: Path | None,
-    ensemble: list[Path] | None,
+    models: Session | list[Session],
     *,
     vote_weights: str | None = None,
     merge: Literal["mean", "median", "confidence"] | None = None,
@@ -210,11 +218,11 @@ def open_landmark_predictor(
     from tl.runtime.predictor import load_landmarks
 
     predictor = load_landmarks(
-        named_models(model, ensemble),
+        models,
         device=device,
         threads=threads,
         merge=merge or "mean",
-        weights=parse_vote_weights(vote_weights, _listed(named_models(model, ensemble))),
+        weights=parse_vote_weights(vote_weights, _paths(models)),
         locator=locator,
         boxes=boxes,
         crop_margin=crop_margin,
@@ -238,17 +246,16 @@ def named_models(model: Path | None, ensemble: list[Path] | None) -> Path | list
     return models
 
 
-def finds_landmarks(models: Path | list[Path]) -> bool:
-    """Whether the first of the models finds landmarks. A file without a contract does not."""
-    contract = _first_contract(models)
+def finds_landmarks(models: Session | list[Session]) -> bool:
+    """Whether the first of the models finds landmarks."""
+    contract = _sessions(models)[0].contract
     return contract is not None and contract.task == "landmarks"
 
 
-def model_region(models: Path | list[Path]) -> Literal["whole", "box", "points"]:
+def model_region(models: Session | list[Session]) -> Literal["whole", "box", "points"]:
     """What the models look at: of several, the first that looks at a part."""
-    found = [
-        c.landmarks.region for c in map(_first_contract, _listed(models)) if c is not None and c.landmarks is not None
-    ]
+    contracts = [session.contract for session in _sessions(models)]
+    found = [c.landmarks.region for c in contracts if c is not None and c.landmarks is not None]
     return next((region for region in found if region != "whole"), "whole")
 
 
@@ -256,13 +263,12 @@ def _listed(models: Path | list[Path]) -> list[Path]:
     return models if isinstance(models, list) else [models]
 
 
-def _first_contract(models: Path | list[Path]) -> Contract | None:
-    from tl.runtime.model_file.contract import parse_contract
-    from tl.runtime.model_file.safety import check_model_file
+def _sessions(models: Session | list[Session]) -> list[Session]:
+    return models if isinstance(models, list) else [models]
 
-    first = models[0] if isinstance(models, list) else models
-    text = check_model_file(first).contract_text
-    return None if text is None else parse_contract(text, str(first))
+
+def _paths(models: Session | list[Session]) -> list[Path]:
+    return [Path(session.path) for session in _sessions(models)]
 
 
 def _say_device(predictor: Predictor[Any]) -> None:

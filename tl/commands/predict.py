@@ -29,8 +29,8 @@ from tl.commands.options import (
     Vote,
     VoteWeights,
     finds_landmarks,
-    named_models,
     open_landmark_predictor,
+    open_models,
     open_predictor,
     refuse_given,
 )
@@ -168,15 +168,16 @@ def _open(
     count: int,
 ) -> Predictor[Any]:
     """What --model or --ensemble names, with the options that its task has, for `count` images."""
-    if finds_landmarks(named_models(model, ensemble)):
+    models = open_models(model, ensemble, of_both["device"], of_both["threads"])
+    if finds_landmarks(models):
         refuse_given(of_classes, "for models of classes, and this one finds landmarks")
         opened = {name: of_points[name] for name in ("merge", "locator", "crop_margin")}
         opened |= {"boxes": _read_boxes(of_points["boxes"]), "mm_per_px": _read_scales(of_points["mm_per_px"])}
-        return open_landmark_predictor(model, ensemble, **opened, **of_both)
+        return open_landmark_predictor(models, **opened, **of_both)
     refuse_given(of_points, "for landmark models, and this one gives classes")
     if of_classes.pop("explain") is not None:
         refuse_given({"tta": of_classes["tta"]}, "--explain is of images as they are")
-    predictor = open_predictor(model, ensemble, **of_classes, **of_both)
+    predictor = open_predictor(models, **of_classes, **of_both)
     if of_classes["decode_processes"] is None:
         predictor.decode_processes = _suited_processes(predictor, count)
     return predictor

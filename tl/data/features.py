@@ -1,6 +1,6 @@
 """Features of images through a frozen trunk, each computed once and kept on disk for every later head, fold and run.
 
-Knows what a feature depends on, and the cache. Does not know how features are computed (`embedder`), heads or torch.
+Defines what a feature depends on, and the cache. `tl.trainer.features.extraction` computes features.
 """
 
 from __future__ import annotations

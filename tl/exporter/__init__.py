@@ -1,6 +1,7 @@
 """From a trained network to a verified model file that describes and tests itself.
 
-Read the parts in this order: `export` (the steps), `parity` (does it compute what was validated), `golden` (samples
-for the self-test), `publish` (contract in, file out). `precision` puts fp16 and int8 on top: `quantize` converts,
-`race` measures speed.
+Read the modules in this order: `export` (the steps), `export_source` (what is exported), `parity` (compares the file
+with what was validated), `publish` (golden samples, the contract, the write). `precision` adds fp16 and int8:
+`quantization` converts, `speed_comparison` measures. `merging`, `refitting` and `adoption` make model files without
+torch.
 """

@@ -1,6 +1,6 @@
-"""A run, or a pretrained network, -> one verified model file: graph, parity, golden samples, contract.
+"""Export a run or a pretrained network to one verified model file: graph, parity, golden samples, contract.
 
-Knows the steps. Does not know where networks come from (`subjects`), does not train and does not draw.
+Contains the order of the steps. Does not build networks (`export_source`) and does not train.
 """
 
 from __future__ import annotations
@@ -55,7 +55,7 @@ MAX_VALIDATION_IMAGES = 64
 
 @dataclass(frozen=True)
 class Exported:
-    """The finished file and what it says of itself."""
+    """The finished file and its contract."""
 
     path: Path
     contract: Contract
@@ -70,7 +70,7 @@ def export_run(
     golden: GoldenSource = "validation",
     further: ExtraOutputs = DEFAULT_OUTPUTS,
 ) -> Exported:
-    """Export a run's best network; parity on its validation images and `parity_images`.
+    """Export a run's best network; checks parity on its validation images and `parity_images`.
 
     Raises `ConfigError`, `RunError`, `DataError`, `ParityError` or `OutputError`.
     """
@@ -98,13 +98,13 @@ def export_pretrained(
     golden: GoldenSource = "images",
     jpeg_scale: JpegScale = "full",
 ) -> Exported:
-    """Export a torchvision model with its own ImageNet head; parity on `images` and `parity_images`.
+    """Export a torchvision model with its own ImageNet head; checks parity on `images` and `parity_images`.
 
-    Preprocessing is that of torchvision's weights of the same content, or else of its default ones for this backbone;
-    `jpeg_scale` "2x" decodes large JPEGs faster and a little differently.
+    Preprocessing is that of the torchvision weights with the same content, otherwise that of the backbone's default
+    weights. `jpeg_scale` "2x" decodes large JPEGs faster, with slightly different pixels.
     Raises `ConfigError`, `WeightsError`, `DataError`, `ParityError` or `OutputError`.
     """
-    torchvision_weights(backbone)  # refuses an unknown name before any file is looked for
+    torchvision_weights(backbone)  # rejects an unknown name before searching for files
     paths = spread(find_images(images).paths, MAX_VALIDATION_IMAGES)
     if not paths:
         raise DataError(f"no images to check parity on in {', '.join(map(str, images))}")
@@ -123,7 +123,7 @@ def _export(
     golden: GoldenSource,
     progress: Progress,
 ) -> Exported:
-    """Parity on all images; golden samples from `own` alone, since the others were given for checking only."""
+    """Check parity on all images; draw golden samples only from `own`, since the others are for checking only."""
     check_model_name(out)
     if not own and not extra:
         raise DataError("the run's validation images are gone, and parity needs some: give --parity-images DIR")
@@ -182,7 +182,7 @@ def _uncertified(origin: ExportSource) -> Contract:
 def _golden(
     source: GoldenSource, origin: ExportSource, inputs: NDArray[np.uint8], expected: NDArray[np.float32]
 ) -> Golden:
-    """What the samples must give is always torch's answer; the finished file is then tested against it."""
+    """Build golden samples. The expected output is always torch's; the finished file is then tested against it."""
     if source == "synthetic":
         inputs = synthetic_inputs(origin.preprocessing.input_hw)
         expected = run_torch(origin.module, inputs)[0]

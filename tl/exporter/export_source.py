@@ -1,7 +1,6 @@
-"""What is exported: a run's classifier or landmark network, or a pretrained one, with all that its contract says.
+"""The source of an export: a run's classifier or landmark network, or a pretrained one, with its contract fields.
 
-Knows runs and networks, and measures out-of-distribution scores and conformal scores on a run's images. Does not write
-model files (`export`).
+Fits out-of-distribution scores and conformal scores on a run's images. Does not write model files (`export`).
 """
 
 from __future__ import annotations
@@ -40,7 +39,7 @@ from tl.trainer.run_folder.run import NetworkCard, Run, library_versions
 
 
 class UnknownScore(nn.Module):
-    """Embeddings (N, D) -> distance of each to the nearest class's mean, (N,), as `OodFit.scores`."""
+    """Embeddings (N, D) -> distance of each to the nearest class mean, (N,), as `OodFit.scores`."""
 
     mean: Tensor
     whitening: Tensor
@@ -60,7 +59,7 @@ class UnknownScore(nn.Module):
 
 
 def measure_conformal(run: Run, class_names: Sequence[str]) -> Conformal | None:
-    """Scores of the true classes, from `predictions_val.csv`; of a thousand images drawn where there are more."""
+    """Conformal scores of the true classes, from `predictions_val.csv`; from a random sample if over 1000 images."""
     rows = run.rows("predictions_val.csv")
     if not rows:
         return None
@@ -77,9 +76,9 @@ def measure_unknown(
     progress: Progress,
     false_alarm: float,
 ) -> tuple[OodFit, OodFacts] | None:
-    """Fit the score to training images that are still there, None (and said so) where they are too few.
+    """Fit the score on training images that still exist. Reports and returns None if there are too few.
 
-    `false_alarm`: share of validation images that may lie above its limit.
+    `false_alarm`: fraction of validation images that may exceed the limit.
     """
     train, val = (
         embed_images(run, network, preprocessing, spread(run.images(split), MAX_KNOWN), progress)
@@ -100,10 +99,10 @@ _LIBRARIES = ("torch", "torchvision", "onnx", "onnxscript", "onnxruntime", "onnx
 
 @dataclass(frozen=True)
 class ExportSource:
-    """What is to be exported, before anything is proven. `outputs` name the module's outputs, the deciding one first.
+    """The unverified source of an export. `outputs` names the module's outputs, the deciding one first.
 
-    `claimed`: image path -> what its training reported, probabilities (C,) or points (K, 2) in pixels of the photo.
-    `landmarks` is None for a classifier; `conformal` and `ood` where nothing was held out to measure them.
+    `claimed`: image path -> output reported in training, probabilities (C,) or points (K, 2) in pixels of the photo.
+    `landmarks` is None for a classifier; `conformal` and `ood` are None without held-out images to measure them.
     """
 
     module: nn.Module
@@ -120,10 +119,10 @@ class ExportSource:
 
 @dataclass(frozen=True)
 class ExtraOutputs:
-    """What a classifier's file holds beside its probabilities and embedding.
+    """Optional outputs of a classifier's file, in addition to probabilities and embedding.
 
-    `unknown`: how unlike its training images an image is, which takes a look at all of them. `false_alarm` in (0,
-    1): share of the validation images that its limit may call unknown. `cam`: class activation maps.
+    `unknown`: out-of-distribution score relative to the training images, which requires reading all of them.
+    `false_alarm` in (0, 1): fraction of validation images that its limit may flag. `cam`: class activation maps.
     """
 
     unknown: bool = True
@@ -194,7 +193,7 @@ def _run_provenance(run: Run, config: TrainConfig, card: NetworkCard) -> Provena
 
 
 def pretrained_source(backbone: str, weights: str, jpeg_scale: JpegScale, progress: Progress) -> ExportSource:
-    """A torchvision model with its own ImageNet head, preprocessing as torchvision's weights of the same content.
+    """A torchvision model with its own ImageNet head, with preprocessing of the torchvision weights of equal content.
 
     Raises `ConfigError` or `WeightsError`.
     """
@@ -226,7 +225,7 @@ def pretrained_source(backbone: str, weights: str, jpeg_scale: JpegScale, progre
 
 
 def _public_config(config: TrainConfig) -> dict[str, Any]:
-    """The options without paths, which are nobody else's business; file names of weights and pipelines stay."""
+    """The options without paths, which are private; file names of weights and pipelines are kept."""
     plain = {name: list(value) if isinstance(value, tuple) else value for name, value in vars(config).items()}
     plain["data"] = Path(config.data).name
     del plain["out"]

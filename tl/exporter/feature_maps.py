@@ -1,6 +1,6 @@
-"""What is inside a model file's graph, to be looked at: the first layer's filters, and maps around a non-linearity.
+"""Inspect a model file's graph: the first layer's filters, and feature maps around a non-linearity.
 
-Knows onnx graphs, and runs them on one input. Does not know contracts beyond the session's own, and draws nothing.
+Reads onnx graphs and runs them on one input. Does not draw.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ _SHOWN = 12
 
 @dataclass(frozen=True)
 class Activation:
-    """A non-linearity on feature maps. `layer`: what computes its input; `before`, `after`: tensors of the graph."""
+    """A non-linearity on feature maps. `layer`: computes its input; `before`, `after`: tensors of the graph."""
 
     number: int
     layer: str
@@ -41,7 +41,7 @@ class Activation:
 
 
 def first_filters(path: str | os.PathLike[str]) -> tuple[str, NDArray[np.float32]]:
-    """Name and weights (O, I, kh, kw) of the first convolution. Raises `ModelFileError` where there is none."""
+    """Name and weights (O, I, kh, kw) of the first convolution. Raises `ModelFileError` if there is none."""
     graph = _load(path).graph
     weights = {tensor.name: tensor for tensor in graph.initializer}
     for node in graph.node:
@@ -55,12 +55,12 @@ def first_filters(path: str | os.PathLike[str]) -> tuple[str, NDArray[np.float32
 
 
 def list_activations(path: str | os.PathLike[str]) -> list[Activation]:
-    """The non-linearities on maps (N, C, h, w), in the order in which they are computed."""
+    """The non-linearities on maps (N, C, h, w), in computation order."""
     return _activations(_load(path))
 
 
 def choose_activation(found: Sequence[Activation], asked: str) -> Activation:
-    """By number or by the name of the layer before it. Raises `ConfigError` listing what there is."""
+    """Select by number or by the name of the preceding layer. Raises `ConfigError` that lists the available ones."""
     if not found:
         raise ConfigError(
             "this graph has no known non-linearity on feature maps: transformers have no such maps, and GELU is "
@@ -76,7 +76,7 @@ def choose_activation(found: Sequence[Activation], asked: str) -> Activation:
 def run_activation(
     path: str | os.PathLike[str], activation: Activation, image: NDArray[np.uint8]
 ) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
-    """Maps (C, h, w) before and after it, for an input uint8 (H, W, 3)."""
+    """Maps (C, h, w) before and after the non-linearity, for an input uint8 (H, W, 3)."""
     model = _load(path)
     names = [activation.before, activation.after]
     kinds = {value.name: value for value in onnx.shape_inference.infer_shapes(model).graph.value_info}
@@ -92,7 +92,7 @@ def run_activation(
 def _load(path: str | os.PathLike[str]) -> onnx.ModelProto:
     try:
         return onnx.load(path)
-    except Exception as error:  # protobuf and onnx share no base
+    except Exception as error:  # protobuf and onnx share no base class
         raise ModelFileError(f"{os.fspath(path)}: onnx cannot read it ({error})") from error
 
 
@@ -111,7 +111,7 @@ def _activations(model: onnx.ModelProto) -> list[Activation]:
 
 
 def _nonlinearities(graph: onnx.GraphProto) -> Iterator[tuple[onnx.NodeProto, str, str]]:
-    """Node, and its input and output; of a gate, what it gates."""
+    """Node, its input and its output; for a gate, the gated tensor."""
     gated = {frozenset(node.input): node.output[0] for node in graph.node if node.op_type == "Mul"}
     for node in graph.node:
         if node.op_type in _NONLINEAR:
@@ -122,8 +122,8 @@ def _nonlinearities(graph: onnx.GraphProto) -> Iterator[tuple[onnx.NodeProto, st
 
 
 def _layer_name(weight: str) -> str:
-    """A weight's name without what every one of ours begins and ends with."""
-    member, slash, name = weight.rpartition("/")  # of a merged file
+    """A weight's name without the prefix and suffix that all of ours share."""
+    member, slash, name = weight.rpartition("/")  # for merged files
     for first in ("network.", "trunk.", "classifier."):
         name = name.removeprefix(first)
     return member + slash + name.removesuffix(".weight").removesuffix(".bias")

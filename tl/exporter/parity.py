@@ -1,7 +1,7 @@
-"""Does a model file give the outputs that its original gave, on the same images? `ParityError` if not.
+"""Check that a model file gives the same outputs as its original on the same images. Raises `ParityError` if not.
 
-Compares (1) every output of the session, alone and in batches, and (2) `tl.runtime` from file to result. The
-original is a torch module, another file or a landmark network; torch is imported only where one is run.
+Compares (1) every session output, for single images and batches, and (2) `tl.runtime` from file to result. The
+original is a torch module, another file or a landmark network; torch is imported only to run one.
 """
 
 from __future__ import annotations
@@ -30,16 +30,16 @@ if TYPE_CHECKING:
 
 Item = TypeVar("Item")
 
-# fp32 sums differ by order alone; a wrong resize or channel order differs by 1e-2 and more.
+# fp32 sums differ only by order; a wrong resize or channel order differs by 1e-2 or more.
 TOLERANCE = 1e-4
 BATCH_SIZES = (1, 8)
-# Two classes closer than this share of the tolerance are a tie, which rounding decides: seen once in 64 photos.
+# Two classes closer than this fraction of the tolerance are a tie, decided by rounding: seen once in 64 photos.
 _TIE = 0.1
 
 
 @dataclass(frozen=True)
 class Original:
-    """What messages call the original: what computed its outputs, its way from file to result, and who went it."""
+    """Names of the original for messages: its computation, its path from file to result, and what ran that path."""
 
     network: str
     pipeline: str
@@ -54,11 +54,11 @@ def check_outputs(
     original: Original,
     tolerance: float = TOLERANCE,
 ) -> Parity:
-    """Compare what `session` gives with what the original gave.
+    """Compare the outputs of `session` with those of the original.
 
-    `sources`: the images; `inputs`: the same, uint8 (N, H, W, 3), as the original saw them. `expected`: output name
-    -> the original's values (N, ...), with `probabilities` among them. `tolerance` bounds the probabilities'
-    differences; those of other outputs it bounds as a share of their largest value.
+    `sources`: the images; `inputs`: the same images, uint8 (N, H, W, 3), as given to the original. `expected`: output
+    name -> the original's values (N, ...), including `probabilities`. `tolerance` limits the absolute difference of
+    probabilities; for other outputs, it limits the difference as a fraction of their largest value.
     Raises `ParityError`.
     """
     outputs = list(expected)
@@ -80,14 +80,14 @@ def check_outputs(
 
 
 def spread(items: Sequence[Item], count: int) -> list[Item]:
-    """At most `count` (2 or more) of the items, evenly spread over them, as a sorted list's classes are."""
+    """At most `count` (2 or more) of the items, evenly spaced; a sorted list then covers its classes evenly."""
     if len(items) <= count:
         return list(items)
     return [items[round(i * (len(items) - 1) / (count - 1))] for i in range(count)]
 
 
 def _agreement(served: NDArray[np.float32], wanted: NDArray[np.float32], tie: float) -> float:
-    """Share of images whose served label is the original's, or tied with it there."""
+    """Fraction of images whose served label equals the original's, or is tied with it in the original."""
     chosen = np.take_along_axis(wanted, served.argmax(axis=1)[:, None], axis=1)[:, 0]
     return float((chosen >= wanted.max(axis=1) - tie).mean())
 
@@ -97,7 +97,7 @@ def _difference(value: NDArray[np.float32], wanted: NDArray[np.float32]) -> floa
 
 
 def _scale(name: str, wanted: NDArray[np.float32]) -> float:
-    """Probabilities are compared as they are; other outputs have no bound and are compared with their largest value."""
+    """Scale of the differences: 1 for probabilities; the largest value for other outputs, which are unbounded."""
     return 1.0 if name == "probabilities" else max(1.0, float(np.abs(wanted).max()))
 
 
@@ -130,10 +130,10 @@ def _check(report: Parity, scaled: dict[str, float], original: Original) -> None
         )
 
 
-# In pixels of the input. fp32 sums differ by thousandths; a half-pixel fault of the geometry by far more.
+# In pixels of the input. fp32 sums differ by thousandths; a half-pixel error in the geometry by far more.
 TOLERANCE_PX = 0.05
 _CONFIDENCE_TOLERANCE = 1e-3
-# In input pixels: a training on CUDA may have rounded its convolutions to TF32.
+# In input pixels: training on CUDA may have rounded convolutions to TF32.
 CLAIM_TOLERANCE_PX = 0.25
 
 
@@ -144,9 +144,9 @@ def check_point_parity(
     inputs: NDArray[np.uint8],
     expected: Mapping[str, NDArray[np.float32]],
 ) -> Parity:
-    """Compare what `session` gives with what torch gave: `expected` output name -> (N, ...), `keypoints` among them.
+    """Compare `session` with torch's outputs: `expected` maps output name -> (N, ...) and includes `keypoints`.
 
-    `inputs`: the images as the trainer's evaluation sees them, uint8 (N, H, W, 3). Raises `ParityError`.
+    `inputs`: the images as in the trainer's evaluation, uint8 (N, H, W, 3). Raises `ParityError`.
     """
     worst = dict.fromkeys(expected, 0.0)
     for size in BATCH_SIZES:
@@ -179,7 +179,7 @@ def check_point_claims(
     placements: Sequence[Placement],
     claimed: Mapping[str, NDArray[np.float64]],
 ) -> None:
-    """Raise `ParityError` where the network does not find what its training reported for the same images.
+    """Raise `ParityError` if the network's points differ from those that training reported for the same images.
 
     `points_xy` (N, K, 2) in input pixels; `claimed`: image path -> (K, 2) in pixels of the photo.
     """
@@ -211,7 +211,7 @@ def _boxes(images: Sequence[LabeledImage]) -> dict[str, Region] | None:
 
 
 def _no_margin(images: Sequence[LabeledImage]) -> float | None:
-    """The regions are widened already."""
+    """The margin to apply: the regions already include it."""
     return 0.0 if _boxes(images) else None
 
 
@@ -219,17 +219,17 @@ def _point_difference(value: NDArray[np.floating], wanted: NDArray[np.floating])
     return float(np.abs(value - wanted).max()) if np.isfinite(value).all() else float("inf")
 
 
-# A training on CUDA may have rounded its convolutions to TF32; another image or network differs by more.
+# Training on CUDA may have rounded convolutions to TF32; another image or network differs by more.
 CLAIM_TOLERANCE = 1e-2
 
 
 def check_parity(
     module: nn.Module, session: Session, paths: Sequence[Path], inputs: NDArray[np.uint8], outputs: Sequence[str]
 ) -> tuple[Parity, NDArray[np.float32]]:
-    """Compare a module with the model file that `session` holds, on the images at `paths`.
+    """Compare a module with the model file open in `session`, on the images at `paths`.
 
-    `inputs`: the same images as the trainer's evaluation sees them, uint8 (N, H, W, 3). `outputs` name the module's
-    outputs, `probabilities` first. Returns the report and torch's probabilities (N, C). Raises `ParityError`.
+    `inputs`: the same images as in the trainer's evaluation, uint8 (N, H, W, 3). `outputs` names the module's outputs,
+    `probabilities` first. Returns the report and torch's probabilities (N, C). Raises `ParityError`.
     """
     if len(inputs) == 0:
         raise ParityError("no images to check parity on; give some by --parity-images DIR")
@@ -242,9 +242,9 @@ def check_parity(
 def check_claims(
     probabilities: NDArray[np.float32], paths: Sequence[str], claimed: Mapping[str, Sequence[float]]
 ) -> None:
-    """Raise `ParityError` where the network does not give what its training reported for the same images.
+    """Raise `ParityError` if the network's outputs differ from those that training reported for the same images.
 
-    `probabilities` (N, C) of `paths`; `claimed` holds rows of `predictions_val.csv` for some of them.
+    `probabilities` (N, C) of `paths`; `claimed` has rows of `predictions_val.csv` for some of them.
     """
     known = [i for i, path in enumerate(paths) if path in claimed]
     if not known:
@@ -260,7 +260,7 @@ def check_claims(
 
 def run_torch(module: nn.Module, inputs: NDArray[np.uint8]) -> list[NDArray[np.float32]]:
     """A module's outputs in torch on the CPU, in batches of eight. `inputs`: uint8 (N, H, W, 3)."""
-    import torch  # merging and adopting compare files in environments without it
+    import torch  # merging and adoption compare files in environments without torch
 
     with torch.no_grad():
         parts = [module(torch.from_numpy(inputs[i : i + 8])) for i in range(0, len(inputs), 8)]

@@ -1,6 +1,6 @@
-"""Images on which a graph is proven equal to its original: given ones, or images of nobody.
+"""Images for the parity check: given ones, or synthetic ones.
 
-Knows files and preprocessings. Does not know what is proven, and needs no torch.
+Needs no torch.
 """
 
 from __future__ import annotations
@@ -27,14 +27,14 @@ _NOISE_SIZES_HW = ((480, 640), (300, 200), (224, 224), (97, 131))
 
 @dataclass(frozen=True)
 class ParityImages:
-    """Sources for the runtime, and the same as inputs uint8 (N, H, W, 3)."""
+    """Sources for the runtime, and the same images as inputs uint8 (N, H, W, 3)."""
 
     sources: Sequence[ImageSource]
     inputs: NDArray[np.uint8]
 
 
 def find_parity_images(images: Sequence[str | os.PathLike[str]]) -> list[str]:
-    """Some of the images in files and folders, evenly spread. Raises `DataError` if there is none."""
+    """A sample of the images in files and folders, evenly spaced. Raises `DataError` if there are none."""
     found = spread(find_images(images).paths, MAX_IMAGES)
     if not found:
         raise DataError(f"no images to check parity on in {', '.join(map(str, images))}")
@@ -60,7 +60,7 @@ def load_parity_images(
 
 
 def noise_images() -> list[NDArray[np.uint8]]:
-    """Images of nobody in several sizes, from smooth to noisy, the same everywhere: uint8 (H, W, 3) each."""
+    """Synthetic images in several sizes, from smooth to noisy, identical on every machine: uint8 (H, W, 3) each."""
     random = np.random.default_rng(0)
     smooth = [image for hw in _NOISE_SIZES_HW for image in synthetic_inputs(hw)[:2]]
     return [

@@ -1,8 +1,7 @@
-"""A run -> a model file in fp16 or int8, kept only if it decides as its fp32 original does and is faster here.
+"""Export a run in fp16 or int8. The file is kept only if it agrees with its fp32 original and is faster here.
 
-The fp32 file is made and proven against torch first (`export`); everything here compares with that file, on the run's
-validation images and on the device that is asked for. Knows runs and sessions. Does not know how a graph is converted
-(`quantize`).
+The fp32 file is built and verified against torch first (`export`). All comparisons here are with that file, on the
+run's validation images and on the requested device. Conversion is in `quantization`.
 """
 
 from __future__ import annotations
@@ -37,16 +36,16 @@ from tl.runtime.model_file.selftest import golden_image, run_selftest
 from tl.runtime.session import Session
 from tl.trainer.run_folder.run import Run
 
-# Of a larger validation split, so many evenly spread images decide: enough to know the agreement to half a percent.
+# A larger validation split is subsampled evenly to this many images, which measure agreement to half a percent.
 MAX_JUDGED = 1000
 _FP16_WAY = "fp16 inside, last layer and softmax in fp32"
 
 
 @dataclass(frozen=True)
 class Lowering:
-    """What is asked for. `min_agreement` in [0, 1]; `calibration_images` of the training split, drawn with `seed`.
+    """Conversion options. `min_agreement` in [0, 1]; `calibration_images` of the training split, drawn with `seed`.
 
-    `device` is where agreement and speed are measured. `keep_slower` keeps a file that is not faster there.
+    `device`: where agreement and speed are measured. `keep_slower`: keep a file that is not faster there.
     """
 
     precision: Literal["fp16", "int8"]
@@ -59,7 +58,7 @@ class Lowering:
 
 @dataclass(frozen=True)
 class _Trial:
-    """A converted graph at `path`, and how it compares with the fp32 one. `max_abs_diff` of probabilities, or inf."""
+    """A converted graph at `path`, compared with the fp32 one. `max_abs_diff`: difference of probabilities, or inf."""
 
     way: str
     model: onnx.ModelProto
@@ -112,7 +111,7 @@ def export_lowered(
 
 
 def _choose(run: Run, lowering: Lowering) -> tuple[list[str], list[str]]:
-    """Validation images that judge, and training images whose ranges are measured (int8 alone needs them)."""
+    """Validation images for the comparison, and training images for range calibration (int8 only)."""
     judged, train = spread(run.image_paths("val"), MAX_JUDGED), run.image_paths("train")
     if not judged:
         raise DataError("the run's validation images are gone, and lower precision is judged on them: bring them back")
@@ -125,7 +124,7 @@ def _choose(run: Run, lowering: Lowering) -> tuple[list[str], list[str]]:
 
 
 def _read(paths: Sequence[str], preprocessing: Preprocessing, progress: Progress) -> NDArray[np.uint8]:
-    """The images as the network sees them, uint8 (N, H, W, 3)."""
+    """The images as network inputs, uint8 (N, H, W, 3)."""
     if not paths:
         return np.empty((0, *preprocessing.input_hw, 3), np.uint8)
     store, bad = load_images([LabeledImage(path, path, "") for path in paths], preprocessing, "ram", progress)
@@ -136,9 +135,9 @@ def _read(paths: Sequence[str], preprocessing: Preprocessing, progress: Progress
 def _choose_way(
     plain: Path, images: NDArray[np.uint8], ranges: NDArray[np.uint8], lowering: Lowering, progress: Progress
 ) -> tuple[_Trial, SpeedComparison]:
-    """The first way that agrees well enough and is faster; or else the fastest that agrees; or what agrees best.
+    """The first method that agrees well enough and is faster; else the fastest that agrees; else the best agreement.
 
-    Files lie beside `plain`.
+    Writes files beside `plain`.
     """
     wanted = run_all(Session(plain, device=lowering.device, threads=1), images)
     model = onnx.load(plain)
@@ -176,7 +175,7 @@ def _open(path: Path, lowering: Lowering) -> Session:
 
 
 def _compare(found: NDArray[np.float32], wanted: NDArray[np.float32]) -> tuple[float, float]:
-    """Share of equal labels and largest difference of probabilities (N, C). Rows that are no numbers never agree."""
+    """Fraction of equal labels and largest difference of probabilities (N, C). Rows with NaN never agree."""
     is_finite = np.isfinite(found).all(axis=1)
     agrees = is_finite & (found.argmax(axis=1) == wanted.argmax(axis=1))
     return float(agrees.mean()), float(np.abs(found - wanted).max()) if is_finite.all() else math.inf
@@ -206,7 +205,7 @@ def _quantization(
 
 
 def _fault(found: Quantization, trial: _Trial, lowering: Lowering) -> str | None:
-    """Why the file is not kept, with both numbers and the cure, or None."""
+    """The reason to reject the file, with both numbers and the fix, or None."""
     needed, cures = [], []
     if found.top1_agreement < lowering.min_agreement or not math.isfinite(trial.max_abs_diff):
         needed.append(f"{lowering.min_agreement:.1%} agreement")
@@ -225,7 +224,7 @@ def _fault(found: Quantization, trial: _Trial, lowering: Lowering) -> str | None
 
 
 def describe(found: Quantization) -> str:
-    """Both numbers and what they rest on, in one line."""
+    """Agreement and speedup, and their basis, in one line."""
     agreeing = round(found.top1_agreement * found.images)
     low, _ = wilson_interval(agreeing, found.images)
     rest = f"{agreeing} of {found.images} validation images: at least {low:.1%} with 95% confidence"
@@ -237,7 +236,7 @@ def describe(found: Quantization) -> str:
 
 
 def _regolden(plain: Exported, session: Session) -> Golden:
-    """The same samples with what the new graph gives: fp32's answers say nothing of whether a machine computes it."""
+    """Golden samples with the new graph's outputs: fp32's outputs cannot test whether a machine computes this graph."""
     contract, golden = plain.contract, plain.contract.golden
     images = np.stack([golden_image(sample, contract, str(plain.path)) for sample in golden.samples])
     answers = run_all(session, images)

@@ -1,6 +1,6 @@
-"""How a model file is made: the contract before the proof, golden samples, the write that is all or nothing.
+"""Write a model file: preliminary contract, golden samples, atomic write.
 
-Knows onnx's model and contracts; needs no torch. Does not know what a graph computes or how it is proven.
+Needs onnx, no torch. Does not depend on what a graph computes or how it is verified.
 """
 
 from __future__ import annotations
@@ -35,28 +35,28 @@ from tl.runtime.model_file.contract import (
 from tl.runtime.model_file.selftest import encode_golden_png
 from tl.runtime.output.files import atomic_path, output_errors
 
-# What onnxruntime 1.18, the oldest supported, reads.
+# The opset that onnxruntime 1.18, the oldest supported version, reads.
 IR_VERSION = 10
 
 
 def opset_of(model: onnx.ModelProto) -> int:
-    """The version of ONNX's own operators that a model uses."""
+    """The opset version of the standard ONNX operators in a model."""
     return next((entry.version for entry in model.opset_import if entry.domain in ("", "ai.onnx")), 0)
 
 
 NUM_SAMPLES = 4
-# fp32: order of sums. fp16: 11 bits of mantissa through some 50 layers. int8: one step of 1/256 at several layers.
+# fp32: summation order. fp16: 11-bit mantissa through some 50 layers. int8: one step of 1/256 at several layers.
 TOLERANCE = {"fp32": 1e-4, "fp16": 2e-2, "int8": 1e-1}
-# Of landmarks, in input pixels.
+# For landmarks, in input pixels.
 TOLERANCE_PX = {"fp32": 0.05, "fp16": 1.0}
 
 GoldenSource = Literal["validation", "images", "synthetic"]
 
 
 def build_golden(source: GoldenSource, inputs: NDArray[np.uint8], expected: NDArray[np.float32]) -> Golden:
-    """Samples from inputs uint8 (N, H, W, 3) and what they must give: probabilities (N, C) or points (N, K, 2).
+    """Samples of inputs uint8 (N, H, W, 3) with expected outputs: probabilities (N, C) or points (N, K, 2).
 
-    Of the first images of each decided class, so that several classes are tested; of landmarks, the first ones.
+    Uses the first images of each predicted class, so that several classes are tested; for landmarks, the first images.
     """
     is_classes = expected.ndim == 2
     chosen = _spread(expected.argmax(axis=1)) if is_classes else range(min(NUM_SAMPLES, len(expected)))
@@ -67,7 +67,7 @@ def build_golden(source: GoldenSource, inputs: NDArray[np.uint8], expected: NDAr
 
 
 def synthetic_inputs(input_hw: tuple[int, int]) -> NDArray[np.uint8]:
-    """Images that show nobody: smooth color gradients, uint8 (4, H, W, 3), the same everywhere."""
+    """Images without personal data: smooth color gradients, uint8 (4, H, W, 3), identical on every machine."""
     height, width = input_hw
     y, x = np.mgrid[0:height, 0:width] / max(height, width)
     images = []
@@ -78,7 +78,7 @@ def synthetic_inputs(input_hw: tuple[int, int]) -> NDArray[np.uint8]:
 
 
 def _spread(label_ids: NDArray[np.int64]) -> list[int]:
-    """Up to four places: the first of each label in turn, then the next ones."""
+    """Up to four indices: the first image of each label in turn, then further ones."""
     seen: dict[int, int] = {}
     ranked = []
     for place, label_id in enumerate(label_ids.tolist()):
@@ -101,7 +101,7 @@ def uncertified_contract(
     conformal: Conformal | None = None,
     ood: OodFacts | None = None,
 ) -> Contract:
-    """A contract before anything is proven, which only a temporary file holds. `names`: of classes, or of keypoints."""
+    """A preliminary contract without verification results, for temporary files. `names`: of classes or of keypoints."""
     is_classes = landmarks is None
     return Contract(
         schema_version=SCHEMA_VERSION,
@@ -133,7 +133,7 @@ MAX_BYTES = 2_000_000_000  # protobuf's limit is 2 GiB
 
 
 def load_model(path: str | os.PathLike[str]) -> onnx.ModelProto:
-    """A model file's graph, its outputs under their present names."""
+    """A model file's graph, with its outputs under their current names."""
     model = onnx.load(path)
     for output in model.graph.output:
         new = OLD_OUTPUTS.get(output.name, output.name)
@@ -156,11 +156,11 @@ def publish(
     certify: Callable[[Path], Contract],
     self_test: Callable[[Path], object],
 ) -> Contract:
-    """Write a model file that holds what it proves.
+    """Write a model file only after it passes its own checks.
 
-    `certify` runs the graph at a temporary path and returns the final contract, or raises; `self_test` then runs on
-    the finished file. Only after both does the file get its name.
-    Raises `OutputError`, `ModelFileError` or what they raise.
+    `certify` runs the graph at a temporary path and returns the final contract, or raises. `self_test` then runs on the
+    finished file. Only after both succeed is the file moved to its final name.
+    Raises `OutputError`, `ModelFileError` or what the two callbacks raise.
     """
     if model.ByteSize() > MAX_BYTES:
         raise ModelFileError(f"{out}: {model.ByteSize() / 1e9:.1f} GB do not fit into one ONNX file (2 GB)")

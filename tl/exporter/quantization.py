@@ -1,9 +1,9 @@
-"""An fp32 graph -> the same graph in fp16, or in int8 with measured ranges (QDQ form, a scale for each output channel)
-and bias correction (Nagel et al. 2019).
+"""Convert an fp32 graph to fp16, or to int8 with calibrated ranges (QDQ format, per-channel scales) and bias correction
+(Nagel et al. 2019).
 
-Knows onnxruntime's converters. Does not know runs or image files, nor whether the result is any good (`precision`). The
-first and last layers stay in float: the first sees three channels, for which int8 kernels are slow, and what a head
-decides should not be rounded to 256 steps. Together they are a few percent of the work.
+Depends on onnxruntime's converters, not on runs or image files; quality is measured in `precision`. The first and last
+layers stay in float: the first has three input channels, for which int8 kernels are slow, and the head's output should
+not be rounded to 256 steps. Together they are a few percent of the computation.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ _BATCH = 4
 
 
 def correct_biases(model: onnx.ModelProto, images: NDArray[np.uint8], kept: set[str], folder: Path) -> None:
-    """Change in place the biases of all convolutions but those named in `kept`, which stay in float.
+    """Correct in place the biases of all convolutions except those named in `kept`, which stay in float.
 
     `images`: uint8 (N, H, W, 3). `folder`: where a temporary graph may be written.
     Source: Nagel, van Baalen, Blankevoort, Welling 2019, section 4.2.
@@ -45,7 +45,7 @@ def correct_biases(model: onnx.ModelProto, images: NDArray[np.uint8], kept: set[
         if node.op_type == "Conv"
         and node.name not in kept
         and len(node.input) == 3
-        and all(name in tensors and uses[name] == 1 for name in node.input[1:])  # a shared one cannot suit both
+        and all(name in tensors and uses[name] == 1 for name in node.input[1:])  # a shared tensor cannot suit both uses
     ]
     means = _channel_means(model, list(dict.fromkeys(node.input[0] for node in nodes)), images, folder)
     for node in nodes:
@@ -65,7 +65,7 @@ def _shift(errors: NDArray[np.float64], means: NDArray[np.float64]) -> NDArray[n
 
 
 def _rounding_errors(weights: NDArray[np.float32]) -> NDArray[np.float64]:
-    """Rounded minus given weights (O, I, ...): a scale for each output channel, symmetric, -127 to 127."""
+    """Rounded minus original weights (O, I, ...): one scale per output channel, symmetric, -127 to 127."""
     wide = weights.astype(np.float64)
     largest = np.abs(wide).reshape(len(wide), -1).max(axis=1)
     scales = np.where(largest > 0, largest / 127, 1.0).reshape(-1, *[1] * (wide.ndim - 1))
@@ -76,7 +76,7 @@ def _rounding_errors(weights: NDArray[np.float32]) -> NDArray[np.float64]:
 def _channel_means(
     model: onnx.ModelProto, names: list[str], images: NDArray[np.uint8], folder: Path
 ) -> dict[str, NDArray[np.float64]]:
-    """The mean of each channel (C,) of the named tensors (N, C, h, w), over images and places."""
+    """The mean of each channel (C,) of the named tensors (N, C, h, w), over images and positions."""
     if not names:
         return {}
     probe = onnx.ModelProto()
@@ -98,21 +98,21 @@ def _channel_means(
 
 
 _WEIGHTED = frozenset(("Conv", "Gemm", "MatMul"))
-# What onnxruntime computes in int8 between those without converting back. Normalization and softmax lose too much.
+# Operators that onnxruntime runs in int8 without converting back. Normalization and softmax lose too much accuracy.
 _INT8_OPERATORS = (
     *("Conv", "Gemm", "MatMul", "Add", "Mul", "Relu", "LeakyRelu", "Clip", "Sigmoid"),
     *("MaxPool", "AveragePool", "GlobalAveragePool", "Concat", "Pad", "Resize", "Split"),
     *("Reshape", "Flatten", "Transpose", "Squeeze", "Unsqueeze"),
 )
-# Images per run while ranges are measured: histograms keep every intermediate result of one run in memory.
+# Images per calibration run: histograms keep every intermediate result of one run in memory.
 _CALIBRATION_BATCH = 4
 
 
 @dataclass(frozen=True)
 class Way:
-    """One way to choose int8 ranges. `text` is for people, `method` and `options` are onnxruntime.quantization's words.
+    """One method of choosing int8 ranges. `text` is for display, `method` and `options` are onnxruntime.quantization's.
 
-    `float_share`: of the layers with weights, counted from the input, that stay in float beside the first and last.
+    `float_share`: fraction of the layers with weights, counted from the input, kept in float besides first and last.
     """
 
     text: str
@@ -122,7 +122,7 @@ class Way:
 
 
 _CUT_TAILS = {"CalibPercentile": 99.999}
-# In the order in which they are tried: the more stays in float, the closer to fp32 and, mostly, the slower.
+# In order of trial: more float layers are closer to fp32 and usually slower.
 INT8_WAYS = (
     Way("int8, min-max ranges, corrected biases, first and last layer in float", "MinMax", {}),
     Way(
@@ -133,9 +133,9 @@ INT8_WAYS = (
 
 
 def to_fp16(model: onnx.ModelProto) -> onnx.ModelProto:
-    """Half precision inside; `images` stay uint8, outputs float32, and the last layer and what follows compute in fp32.
+    """Half precision inside; `images` stay uint8, outputs float32, and the last layer and what follows stay fp32.
 
-    Raises `PrecisionError` where the converter's result is no valid model.
+    Raises `PrecisionError` if the converter's result is not a valid model.
     """
     from onnxruntime.transformers.float16 import convert_float_to_float16
 
@@ -146,14 +146,14 @@ def to_fp16(model: onnx.ModelProto) -> onnx.ModelProto:
 
 
 def to_int8(model: onnx.ModelProto, images: NDArray[np.uint8], way: Way) -> onnx.ModelProto:
-    """Eight bits inside, by the ranges that `images`, uint8 (N, H, W, 3), give. Raises as `to_fp16`."""
+    """8-bit inside, with ranges calibrated on `images`, uint8 (N, H, W, 3). Raises as `to_fp16`."""
     from onnxruntime.quantization import QuantFormat, QuantType, quant_pre_process, quantize_static
     from onnxruntime.quantization.calibrate import CalibrationMethod
 
-    with TemporaryDirectory(prefix="tl-") as folder, redirect_stdout(StringIO()):  # the calibrators print
+    with TemporaryDirectory(prefix="tl-") as folder, redirect_stdout(StringIO()):  # the calibrators print to stdout
         given, prepared, result = (Path(folder) / f"{name}.onnx" for name in ("given", "prepared", "int8"))
         onnx.save(model, given)
-        quant_pre_process(str(given), str(prepared), skip_symbolic_shape=True)  # shapes, folded constants
+        quant_pre_process(str(given), str(prepared), skip_symbolic_shape=True)  # shape inference, constant folding
         plain = _named(onnx.load(prepared))
         first, last = _edge_nodes(plain.graph)
         kept = first | last | _early_nodes(plain.graph, way.float_share)
@@ -170,13 +170,13 @@ def to_int8(model: onnx.ModelProto, images: NDArray[np.uint8], way: Way) -> onnx
             weight_type=QuantType.QInt8,
             nodes_to_exclude=sorted(kept),
             calibrate_method=CalibrationMethod[way.method],
-            extra_options={"CalibStridedMinMax": 1, **way.options},  # one batch at a time, to spare memory
+            extra_options={"CalibStridedMinMax": 1, **way.options},  # one batch at a time, to save memory
         )
         return _clean(onnx.load(result))
 
 
 class _Batches:
-    """Calibration images as onnxruntime.quantization asks for them: a list of batches of which a part is read."""
+    """Calibration images in onnxruntime.quantization's interface: a list of batches, read in ranges."""
 
     def __init__(self, images: NDArray[np.uint8]) -> None:
         self._batches = [images[i : i + _CALIBRATION_BATCH] for i in range(0, len(images), _CALIBRATION_BATCH)]
@@ -186,7 +186,7 @@ class _Batches:
         return len(self._batches)
 
     def set_range(self, start_index: int, end_index: int) -> None:
-        """Which batches come next."""
+        """Select the batches to read next."""
         self._left = iter(self._batches[start_index:end_index])
 
     def get_next(self) -> dict[str, NDArray[np.uint8]] | None:
@@ -196,7 +196,7 @@ class _Batches:
 
 
 def _named(model: onnx.ModelProto) -> onnx.ModelProto:
-    """A copy in which every node has a name, by which it can be left out."""
+    """A copy in which every node has a name, so that it can be excluded."""
     copy = onnx.ModelProto()
     copy.CopyFrom(model)
     for number, node in enumerate(copy.graph.node):
@@ -205,8 +205,8 @@ def _named(model: onnx.ModelProto) -> onnx.ModelProto:
 
 
 def _edge_nodes(graph: onnx.GraphProto) -> tuple[set[str], set[str]]:
-    """Names of the layers with weights that come before all others, and of those that come after all others, with
-    whatever follows these.
+    """Names of the layers with weights that precede all others, and of those that follow all others, with the nodes
+    after these.
     """
     nodes, layers = list(graph.node), set(_layers(graph))
     behind = _derived(nodes, layers)
@@ -218,20 +218,20 @@ def _edge_nodes(graph: onnx.GraphProto) -> tuple[set[str], set[str]]:
 
 
 def _early_nodes(graph: onnx.GraphProto, share: float) -> set[str]:
-    """Names of all nodes before the layer with weights at which `share` of them are passed."""
+    """Names of all nodes before the point where `share` of the layers with weights are passed."""
     layers = _layers(graph)
     names = [node.name for node in graph.node]
     return set(names[: names.index(layers[int(share * len(layers))])]) if layers else set()
 
 
 def _layers(graph: onnx.GraphProto) -> list[str]:
-    """Names of the layers with weights, in the order of the computation."""
+    """Names of the layers with weights, in computation order."""
     weights = {tensor.name for tensor in graph.initializer}
     return [node.name for node in graph.node if node.op_type in _WEIGHTED and weights.intersection(node.input)]
 
 
 def _derived(nodes: Sequence[onnx.NodeProto], begin: set[str]) -> set[str]:
-    """The tensors that depend on the nodes named in `begin`; `nodes` stand in the order of the computation."""
+    """The tensors that depend on the nodes named in `begin`; `nodes` are in computation order."""
     tensors: set[str] = set()
     for node in nodes:
         if node.name in begin or not tensors.isdisjoint(node.input):
@@ -240,7 +240,7 @@ def _derived(nodes: Sequence[onnx.NodeProto], begin: set[str]) -> set[str]:
 
 
 def _clean(model: onnx.ModelProto) -> onnx.ModelProto:
-    """In order, as this toolkit writes its graphs, and without what the converter says of itself."""
+    """Sort the graph as this toolkit writes it, and remove the converter's metadata."""
     graph = onnx_ir.from_proto(model)
     passes.TopologicalSortPass()(graph)
     passes.RemoveUnusedNodesPass()(graph)
@@ -249,7 +249,7 @@ def _clean(model: onnx.ModelProto) -> onnx.ModelProto:
     graph.metadata_props.clear()
     graph.ir_version = IR_VERSION
     clean = onnx_ir.to_proto(graph)
-    clean.graph.ClearField("value_info")  # the converters leave the types of before
+    clean.graph.ClearField("value_info")  # the converters keep the old types
     try:
         onnx.checker.check_model(clean)
     except onnx.checker.ValidationError as error:

@@ -1,6 +1,6 @@
-"""Which of two model files is faster on this machine, as `tl.runtime` would run them for many images?
+"""Compare the throughput of two model files on this machine, run as `tl.runtime` would for many images.
 
-Knows sessions and alternating rounds. Does not know what the files are or whether their answers agree.
+Alternates rounds of both sessions. Does not check whether their outputs agree.
 """
 
 from __future__ import annotations
@@ -20,17 +20,17 @@ from tl.runtime.predictor import CPU_BATCH, CUDA_BATCH
 from tl.runtime.prefetch import prefetch_map
 from tl.runtime.session import Session
 
-# Nine of eleven rounds or more would be won by chance in 3% of all cases (sign test).
+# Winning nine or more of eleven rounds by chance has a probability of 3% (sign test).
 ROUNDS, WON_ROUNDS = 11, 9
 _SECONDS_A_ROUND = 0.8
 
 
 @dataclass(frozen=True)
 class SpeedComparison:
-    """How fast the new file is relative to the old one: `speedup` is the median of `rounds` rounds.
+    """Speed of the new file relative to the old one: `speedup` is the median over `rounds` rounds.
 
-    `slowest`, `fastest`: of the rounds; `faster_rounds`: in how many the new file was faster. `threads` callers ran
-    batches of `batch_size` on `provider`, which is `processor`.
+    `slowest`, `fastest`: extremes over the rounds; `faster_rounds`: number of rounds in which the new file was faster.
+    `threads` callers ran batches of `batch_size` on `provider`, with hardware `processor`.
     """
 
     speedup: float
@@ -45,12 +45,12 @@ class SpeedComparison:
 
     @property
     def is_faster(self) -> bool:
-        """Whether the new file won so many rounds that it was hardly chance."""
+        """Whether the new file won so many rounds that chance is unlikely."""
         return self.faster_rounds >= WON_ROUNDS
 
 
 def compare_speed(old: Path, new: Path, images: NDArray[np.uint8], device: str, progress: Progress) -> SpeedComparison:
-    """Run two files in turns on `images`, uint8 (N, H, W, 3). Raises `DeviceError`."""
+    """Run two files alternately on `images`, uint8 (N, H, W, 3). Raises `DeviceError`."""
     sessions = [Session(path, device=device, threads=1, require_contract=False) for path in (old, new)]
     provider = sessions[0].provider
     batch, threads = (CPU_BATCH, usable_cores()) if provider == "CPUExecutionProvider" else (CUDA_BATCH, 1)
@@ -75,7 +75,7 @@ def compare_speed(old: Path, new: Path, images: NDArray[np.uint8], device: str, 
 
 
 def run_all(session: Session, images: NDArray[np.uint8]) -> NDArray[np.float32]:
-    """The probabilities (N, C) of `images`, uint8 (N, H, W, 3), in batches that suit the device."""
+    """The probabilities (N, C) of `images`, uint8 (N, H, W, 3), in batches sized for the device."""
     size, workers = (CPU_BATCH, usable_cores()) if session.provider == "CPUExecutionProvider" else (CUDA_BATCH, 1)
 
     def run(start: int) -> NDArray[np.float32]:
@@ -94,13 +94,13 @@ def _work(session: Session, images: NDArray[np.uint8], batch: int, callers: int)
 
 
 def _caller(session: Session, images: NDArray[np.uint8], batch: int) -> Callable[[int], object]:
-    """Runs a batch; another one each time, because the time of some operators depends on the numbers."""
+    """Run a different batch each time, because the run time of some operators depends on the values."""
     starts = len(images) - batch + 1
     return lambda number: session.run(images[number % starts :][:batch], ["probabilities"])
 
 
 def _processor(provider: str) -> str:
-    """The model of what `provider` computes on, "unknown" where the system does not say."""
+    """The hardware model that `provider` runs on, "unknown" if the system does not report it."""
     if provider == "CUDAExecutionProvider":
         return (graphics_cards() or ["unknown"])[0]
     return processor_model()

@@ -1,12 +1,12 @@
-"""Run `tl` model files anywhere with numpy, onnxruntime and image decoding; no torch, no training code.
+"""Run `tl` model files anywhere with numpy, onnxruntime and an image decoder; needs no torch and no training code.
 
     import tl.runtime
     with tl.runtime.load("beetles.onnx") as model:
         print(model.predict("photo.jpg").label)
 
 Importing has no side effects on the host program. Read the packages in this order: `imaging` (file -> network input),
-`model_file` (the contract and what is checked before a file is opened), `session` (onnxruntime), `ensembles` and
-`landmarks` (what is predicted), `predictor` (images -> results), `sources`, `output`.
+`model_file` (the contract and the checks made before a file is opened), `session` (onnxruntime), `ensembles` and
+`landmarks` (the two kinds of prediction), `predictor` (images -> results), `sources`, `output`.
 """
 
 from tl.runtime.ensembles.selective import SelectivePrediction

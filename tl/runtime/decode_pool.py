@@ -1,9 +1,9 @@
-"""Decode in other processes, whose Python does not wait for ours: chunks of image sources in, batches of inputs out.
+"""Decode in worker processes, outside this process's GIL: chunks of image sources in, batches of inputs out.
 
-Each worker is a fresh interpreter (`decode_worker`) on a socket: it imports neither the calling program nor
-onnxruntime, nothing is forked, and it ends when the socket does, however its parent ended. Pixels come back in memory
-that both map: a file without a name, so that nothing is left behind and no /dev/shm is too small.
-Knows processes, sockets and slots. Does not know models or results. POSIX only.
+Each worker is a fresh interpreter (`decode_worker`) connected by a socket. It imports neither the calling program nor
+onnxruntime, nothing is forked, and it exits when the socket closes, however its parent ended. Pixels are returned in
+shared memory mapped from an unnamed file, so nothing is left behind and the size of /dev/shm does not matter. POSIX
+only.
 """
 
 from __future__ import annotations
@@ -34,22 +34,24 @@ from tl.runtime.decode_worker import Outcome, SentSource, Setup, slot_arrays, sl
 from tl.runtime.imaging.decode import ImageSource, check_source, read_stream, source_name
 from tl.runtime.imaging.pipeline import Inputs, Preparer
 
-# One chunk is decoded while the next one already lies in the worker's socket.
+# While one chunk is decoded, the next one is already in the worker's socket.
 _CHUNKS_A_WORKER = 2
-# More slots than chunks under way, so that workers go on while decoded ones are inferred.
+# More slots than chunks in progress, so that workers continue while decoded chunks are inferred.
 _MORE_SLOTS = 2
 _NAMES_IN_MESSAGE = 3
 _SECONDS_TO_END = 5.0
-# glibc keeps freed memory: giving each image's back and taking it anew costs 90 page faults per image, a sixth of all.
+# Let glibc keep freed memory: returning and reallocating each image's memory costs 90 page faults per image, a sixth of
+# all.
 _GLIBC = {"MALLOC_MMAP_THRESHOLD_": str(64 << 20), "MALLOC_TRIM_THRESHOLD_": str(256 << 20)}
 _BOOT = "from tl.runtime.decode_worker import main; main()"
 
 
 @dataclass(frozen=True)
 class DecodedChunk:
-    """`outcomes` of all images of a chunk, in order. `inputs`: preprocessing -> uint8 (N * V, H, W, 3), of N good ones.
+    """A decoded chunk. `outcomes`: one per image, in order. `inputs`: preprocessing -> uint8 (N * V, H, W, 3).
 
-    They lie in slot `slot` of the shared memory, until `DecodePool.release`.
+    N counts the images that could be decoded. The inputs are in slot `slot` of the shared memory until
+    `DecodePool.release`.
     """
 
     outcomes: list[Outcome]
@@ -66,10 +68,11 @@ class _Task:
 
 
 class DecodePool:
-    """`processes` workers, started at once; a context manager that ends them. `submit` and `release` are thread-safe.
+    """Start `processes` workers; a context manager that ends them. `submit` and `release` are thread-safe.
 
-    `batch_size`: the most images of a chunk. `hashes`: whether outcomes have digests. At most `slots` chunks may be
-    between `submit` and `release`; one more waits. Raises `WorkerError` where processes cannot be started.
+    `batch_size`: maximum number of images per chunk. `hashes`: whether outcomes include digests. At most `slots` chunks
+    may be between `submit` and `release`; a further `submit` blocks. Raises `WorkerError` if processes cannot be
+    started.
     """
 
     def __init__(self, preparer: Preparer, processes: int, *, batch_size: int, hashes: bool) -> None:
@@ -81,10 +84,10 @@ class DecodePool:
         for slot in range(self.slots):
             self._free.put(slot)
         self._broken: WorkerError | None = None
-        self._idle = 0  # threads that wait for a task; a wrong count for a moment does no harm
+        self._idle = 0  # threads that wait for a task; a briefly wrong count is harmless
         self._workers: list[subprocess.Popen[bytes]] = []
         self._channels: list[Connection] = []
-        # Also ends them when the program ends while a stream is under way.
+        # Also ends the workers if the program exits while a stream is in progress.
         self._pid = os.getpid()
         self._finalizer = weakref.finalize(self, _end, self._pid, self._workers)
         num_bytes = self.slots * slot_bytes(preparer, batch_size)
@@ -92,7 +95,7 @@ class DecodePool:
             with _unnamed_file(num_bytes) as file:
                 self._memory = mmap(file, num_bytes)
                 self._start(processes, file, Setup(preparer, batch_size, hashes, num_bytes))
-        except (OSError, ValueError) as error:  # too many processes or descriptors; mmap: more than there is
+        except (OSError, ValueError) as error:  # too many processes or descriptors; mmap: more memory than available
             self._finalizer()
             raise WorkerError(f"{processes} processes for decoding cannot be started: {error}") from error
 
@@ -110,7 +113,7 @@ class DecodePool:
                         pass_fds=(theirs.fileno(), file),
                         stdin=subprocess.DEVNULL,
                         stdout=subprocess.DEVNULL,
-                        process_group=0,  # Ctrl-C in a terminal is for the program, which ends its workers itself
+                        process_group=0,  # Ctrl-C must reach only the program, which ends its workers
                     )
                 )
             ours.send_bytes(message)
@@ -122,8 +125,9 @@ class DecodePool:
             thread.start()
 
     def submit(self, sources: Sequence[ImageSource]) -> Future[DecodedChunk]:
-        """Decode a chunk. The future raises `WorkerError` if its process dies, and what `decode_scaled` raises of
-        sources that are none.
+        """Decode a chunk.
+
+        The future raises `WorkerError` if its process dies, and for invalid sources the same errors as `decode_scaled`.
         """
         sent = [_to_send(source) for source in sources]
         task = _Task(sent, [source_name(source) for source in sources], self._free.get())
@@ -131,11 +135,11 @@ class DecodePool:
         return task.future
 
     def release(self, chunk: DecodedChunk) -> None:
-        """Its inputs are no longer needed: another chunk may take their place."""
+        """Release the slot of a chunk whose inputs are no longer needed, so that another chunk can use it."""
         self._free.put(chunk.slot)
 
     def close(self) -> None:
-        """End the workers. Chunks under way fail."""
+        """End the workers. Chunks in progress fail."""
         self._broken = self._broken or WorkerError("the processes that decode were ended")
         self._finalizer()
         for _ in self._threads:
@@ -155,7 +159,7 @@ class DecodePool:
             self.close()
 
     def _serve(self, worker: subprocess.Popen[bytes], channel: Connection) -> None:
-        """One worker's thread: hand it tasks and take its answers; once it is dead, fail all that would wait for it."""
+        """Run the thread of one worker: send tasks and receive replies; if the worker dies, fail all waiting tasks."""
         under_way: deque[_Task] = deque()
         try:
             while self._hand_over(under_way, channel):
@@ -170,11 +174,11 @@ class DecodePool:
             self._fail(waiting, self._broken)
 
     def _hand_over(self, under_way: deque[_Task], channel: Connection) -> bool:
-        """Send a worker as many tasks as it should have; False at the end of all."""
+        """Send a worker as many tasks as it should have; return False when there are no more tasks."""
         while len(under_way) < _CHUNKS_A_WORKER:
             is_idle = not under_way
             if not is_idle and self._tasks.qsize() <= self._idle:
-                return True  # what is left is for workers that have nothing to do
+                return True  # leave the remaining tasks to idle workers
             self._idle += is_idle
             try:
                 task = self._tasks.get(block=is_idle)
@@ -206,11 +210,11 @@ class DecodePool:
 
 
 def check_can_start() -> None:
-    """Raise `WorkerError` where this program cannot start a Python that decodes."""
+    """Raise `WorkerError` if this program cannot start a Python interpreter for decoding."""
     if os.name != "posix":
         raise WorkerError("processes for decoding need Linux or macOS: leave decode_processes at 0")
     name = os.path.basename(sys.executable or "")
-    # Packed programs and programs that embed Python would start themselves once more.
+    # Frozen programs and programs that embed Python would start another copy of themselves.
     if getattr(sys, "frozen", False) or not re.match("(python|pypy)", name):
         raise WorkerError(
             f"processes for decoding need a Python interpreter, and this program runs in {name or 'none'!r}: leave "
@@ -219,7 +223,7 @@ def check_can_start() -> None:
 
 
 def _to_send(source: ImageSource) -> SentSource:
-    """A source as it can be pickled for any other Python: files are read, paths become plain text."""
+    """Convert a source so that any other Python process can unpickle it: read files, turn paths into plain text."""
     check_source(source)
     if isinstance(source, str | os.PathLike):
         return str(os.fspath(source))
@@ -232,7 +236,7 @@ def _to_send(source: ImageSource) -> SentSource:
 
 
 def _environment() -> dict[str, str]:
-    """Workers find modules where this program does, read names of files as it does, and have one thread each."""
+    """Return the workers' environment: same module search path and file name encoding as here, one thread each."""
     return {
         **_GLIBC,
         **os.environ,
@@ -245,7 +249,7 @@ def _environment() -> dict[str, str]:
 
 @contextmanager
 def _unnamed_file(num_bytes: int) -> Iterator[int]:
-    """The descriptor of a file in memory on Linux, of a temporary file elsewhere."""
+    """Yield the descriptor of an in-memory file on Linux, of a temporary file elsewhere."""
     if sys.platform == "linux":
         file = os.memfd_create("tl-decode")
     else:
@@ -259,17 +263,17 @@ def _unnamed_file(num_bytes: int) -> Iterator[int]:
 
 
 def _end(pid: int, workers: list[subprocess.Popen[bytes]]) -> None:
-    if pid != os.getpid():  # in a fork of the program, whose workers these are not
+    if pid != os.getpid():  # in a fork of the program, which does not own these workers
         return
     for worker in workers:
-        worker.kill()  # it holds nothing that would have to be put away
+        worker.kill()  # it holds nothing that needs cleanup
     for worker in workers:
-        with suppress(subprocess.TimeoutExpired):  # one that hangs in a dead network drive cannot even be killed
+        with suppress(subprocess.TimeoutExpired):  # a worker that hangs on a dead network drive cannot be killed
             worker.wait(_SECONDS_TO_END)
 
 
 def _death(worker: subprocess.Popen[bytes], names: Sequence[str]) -> WorkerError:
-    """What to say of a worker that ended while it had images called `names`."""
+    """Return the error for a worker that died while decoding the images in `names`."""
     code = worker.wait()
     how = f"exit code {code}" if code >= 0 else f"killed by {signal.Signals(-code).name}"
     cause = ", as when memory runs out" if code == -signal.SIGKILL else ""

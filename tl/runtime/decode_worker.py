@@ -1,7 +1,7 @@
-"""A process that decodes: lists of image sources in, their inputs into memory that it shares with its parent.
+"""A decoding worker process: receives lists of image sources, writes their inputs to memory shared with its parent.
 
-`decode_pool` starts it, and it ends with its parent, whatever ends that one. Knows the messages between the two and how
-a slot of the shared memory is laid out. Does not know models, results or the order of images.
+Started by `decode_pool`; exits with its parent, however the parent ended. Defines the messages between the two and the
+layout of a slot in the shared memory.
 """
 
 from __future__ import annotations
@@ -27,15 +27,15 @@ from tl.runtime.imaging.decode import ImageSource
 from tl.runtime.imaging.pipeline import Inputs, Preparer
 from tl.runtime.sources.paths import read_content
 
-# What is sent for an image whose reading failed in the parent: the error itself.
+# Sent for an image that the parent could not read: the error itself.
 SentSource = ImageSource | ImageReadError
-# Of an image: the SHA-256 of its content, "" where it was not asked for or could not be read; and what is wrong.
+# For each image: the SHA-256 of its content, "" if not requested or not readable; and the error, if any.
 Outcome = tuple[str, str | None]
 
 
 @dataclass(frozen=True)
 class Setup:
-    """The first message to a worker. `hashes`: whether contents are hashed. `num_bytes`: of the shared memory."""
+    """First message to a worker. `hashes`: whether to hash contents. `num_bytes`: size of the shared memory."""
 
     preparer: Preparer
     batch_size: int
@@ -44,12 +44,12 @@ class Setup:
 
 
 def slot_bytes(preparer: Preparer, batch_size: int) -> int:
-    """How much memory a slot takes: a batch of inputs for each preprocessing."""
+    """Return the size of a slot in bytes: one batch of inputs for each preprocessing."""
     return sum(math.prod(shape) for shape in _shapes(preparer, batch_size))
 
 
 def slot_arrays(memory: mmap.mmap, slot: int, preparer: Preparer, batch_size: int) -> Inputs:
-    """A slot as arrays: preprocessing -> uint8 (batch_size * V, H, W, 3), one preprocessing after the other."""
+    """View a slot as arrays: preprocessing -> uint8 (batch_size * V, H, W, 3), one preprocessing after another."""
     start = slot * slot_bytes(preparer, batch_size)
     arrays: Inputs = {}
     for preprocessing, shape in zip(preparer.preprocessings, _shapes(preparer, batch_size), strict=True):
@@ -64,7 +64,7 @@ def _shapes(preparer: Preparer, batch_size: int) -> list[tuple[int, ...]]:
 
 
 def decode_chunk(sources: Sequence[SentSource], arrays: Inputs, preparer: Preparer, hashes: bool) -> list[Outcome]:
-    """Write the inputs of images that can be read into `arrays`, without gaps; say of each how it went."""
+    """Write the inputs of readable images into `arrays`, without gaps; return the outcome of every image."""
     outcomes: list[Outcome] = []
     end, views = 0, len(preparer.views)
     for source in sources:
@@ -84,10 +84,10 @@ def decode_chunk(sources: Sequence[SentSource], arrays: Inputs, preparer: Prepar
 
 
 class _LockBetweenProcesses:
-    """Held by one process at a time, and free again when that one dies: a POSIX lock of the shared memory's file."""
+    """Lock between processes, released when its holder dies: a POSIX lock on the file of the shared memory."""
 
     def __init__(self, file: int) -> None:
-        import fcntl  # POSIX has it; without it `decode_pool` can still be imported and say so
+        import fcntl  # POSIX only; elsewhere `decode_pool` can still be imported and raise its error
 
         self._file, self._fcntl = file, fcntl
 
@@ -101,7 +101,7 @@ class _LockBetweenProcesses:
 
 
 def main() -> None:
-    """Decode what comes. Arguments: descriptors of the connection and of the shared memory."""
+    """Decode chunks as they arrive. Arguments: descriptors of the connection and of the shared memory."""
     channel, file = Connection(int(sys.argv[1])), int(sys.argv[2])
     requests: SimpleQueue[Any] = SimpleQueue()
     Thread(target=_receive, args=(channel, requests), daemon=True).start()
@@ -114,13 +114,13 @@ def main() -> None:
         try:
             arrays = slot_arrays(memory, slot, setup.preparer, setup.batch_size)
             reply = decode_chunk(sources, arrays, setup.preparer, setup.hashes)
-        except Exception as error:  # a fault of the calling program, such as an array of another kind: raised there
+        except Exception as error:  # an error of the caller, such as an unsupported array: raised in the parent
             reply = error
         channel.send_bytes(_dump(reply))
 
 
 def _receive(channel: Connection, requests: SimpleQueue[Any]) -> None:
-    """Take messages as they come, so that the parent never waits; leave when it is gone, even while decoding."""
+    """Receive messages at once, so that the parent never waits; exit when the parent is gone, even while decoding."""
     try:
         while True:
             requests.put(pickle.loads(channel.recv_bytes()))
@@ -131,5 +131,5 @@ def _receive(channel: Connection, requests: SimpleQueue[Any]) -> None:
 def _dump(reply: list[Outcome] | Exception) -> bytes:
     try:
         return pickle.dumps(reply)
-    except Exception:  # an exception that holds what cannot be pickled
+    except Exception:  # an exception that holds unpicklable data
         return pickle.dumps(RuntimeError(f"{type(reply).__name__}: {reply}"))

@@ -1,7 +1,7 @@
-"""What this machine computes with: usable CPU cores, and why onnxruntime can or cannot use CUDA, with the cure.
+"""Compute resources of this machine: usable CPU cores, and why onnxruntime can or cannot use CUDA, with the fix.
 
-Knows affinities and quotas, installed packages, shared libraries and the driver. Does not import onnxruntime (`session`
-does) or torch.
+Reads CPU affinity, cgroup quotas, installed packages, shared libraries and the driver. Imports neither onnxruntime
+(`session` does) nor torch.
 """
 
 from __future__ import annotations
@@ -21,9 +21,9 @@ from tl.errors import DeviceError
 
 @dataclass(frozen=True)
 class Cores:
-    """`affinity`: cores this process may run on, of `machine`. `slurm`: SLURM_CPUS_PER_TASK, or None.
+    """CPU core counts. `machine`: all cores. `affinity`: cores this process may run on.
 
-    `quota`: cores' worth of time that the cgroup grants, or None.
+    `quota`: CPU time granted by the cgroup, in cores, or None. `slurm`: SLURM_CPUS_PER_TASK, or None.
     """
 
     machine: int
@@ -33,12 +33,12 @@ class Cores:
 
     @property
     def usable(self) -> int:
-        """How many threads are worth while: more than the quota would only be stopped and started in turns."""
+        """The number of threads worth starting: more than the quota would only be throttled."""
         return self.affinity if self.quota is None else max(1, min(self.affinity, math.ceil(self.quota)))
 
 
 def count_cores(environment: Mapping[str, str] = os.environ, root: Path = Path("/")) -> Cores:
-    """Ask everyone. `root`: where the file system begins."""
+    """Count cores from all sources. `root`: root of the file system."""
     machine = os.cpu_count() or 1
     affinity = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else machine
     slurm = environment.get("SLURM_CPUS_PER_TASK", "")
@@ -46,7 +46,7 @@ def count_cores(environment: Mapping[str, str] = os.environ, root: Path = Path("
 
 
 def processor_model() -> str:
-    """The model of the CPU, "unknown" where the system does not say."""
+    """Return the CPU model, "unknown" if the system does not report it."""
     try:
         lines = Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace").splitlines()
     except OSError:  # not Linux
@@ -56,7 +56,7 @@ def processor_model() -> str:
 
 
 def cgroup_quota(root: Path = Path("/")) -> float | None:
-    """The smallest CPU quota of this process's cgroup and those above it, in cores; None without one.
+    """Return the smallest CPU quota of this process's cgroup and its ancestors, in cores; None without one.
 
     Source: Linux, Documentation/admin-guide/cgroup-v2.rst (cpu.max) and scheduler/sched-bwc.rst (version 1).
     """
@@ -67,7 +67,7 @@ def cgroup_quota(root: Path = Path("/")) -> float | None:
             continue
         mount = root / "sys/fs/cgroup" / ("cpu" if controllers else "")
         here = mount / path.lstrip("/")
-        # In a container, the path may be the host's; then only the mount point itself is there.
+        # In a container, the path may be the host's; then only the mount point itself exists.
         quotas += [
             quota for folder in (here, *here.parents) if folder.is_relative_to(mount) for quota in _quota(folder)
         ]
@@ -75,7 +75,7 @@ def cgroup_quota(root: Path = Path("/")) -> float | None:
 
 
 def _quota(folder: Path) -> list[float]:
-    """The quota of one cgroup: [cores] or []."""
+    """Return the quota of one cgroup: [cores] or []."""
     words = _read(folder / "cpu.max").split() or [
         *_read(folder / "cpu.cfs_quota_us").split(),
         *_read(folder / "cpu.cfs_period_us").split(),
@@ -100,7 +100,7 @@ def _libraries(names: str) -> tuple[str, ...]:
 
 
 # Libraries that onnxruntime's CUDA provider needs, by CUDA major version.
-# Source: readelf -d libonnxruntime_providers_cuda.so of onnxruntime-gpu 1.31; cuFFT and cuDNN are opened later.
+# Source: readelf -d libonnxruntime_providers_cuda.so of onnxruntime-gpu 1.31; cuFFT and cuDNN are loaded later.
 CUDA_LIBRARIES = {
     "13": _libraries("cudart.so.13 cublas.so.13 cublasLt.so.13 curand.so.10 cufft.so.12 cudnn.so.9"),
     "12": _libraries("cudart.so.12 cublas.so.12 cublasLt.so.12 curand.so.10 cufft.so.11 cudnn.so.9"),
@@ -108,7 +108,7 @@ CUDA_LIBRARIES = {
 
 
 def installed_wheels() -> dict[str, str]:
-    """The onnxruntime distributions installed here: name -> version."""
+    """Return the onnxruntime distributions installed here: name -> version."""
     from importlib import metadata  # slow to import, and rarely needed
 
     found = {}
@@ -129,7 +129,7 @@ def parse_device(device: str) -> tuple[str, int]:
 
 
 def wheel_fault() -> str | None:
-    """What is wrong with the installed onnxruntime wheels for CUDA, or None."""
+    """Return what prevents CUDA in the installed onnxruntime wheels, or None."""
     wheels = installed_wheels()
     if len(wheels) == 2:
         return (
@@ -147,8 +147,8 @@ def wheel_fault() -> str | None:
 
 
 def driver_fault() -> str | None:
-    """What is wrong with the NVIDIA driver, or None where nothing is known to be."""
-    if not sys.platform.startswith("linux"):  # elsewhere the driver's files have other names
+    """Return what is wrong with the NVIDIA driver, or None if no problem is found."""
+    if not sys.platform.startswith("linux"):  # the driver's files have other names on other systems
         return None
     try:
         ctypes.CDLL("libcuda.so.1")
@@ -160,7 +160,7 @@ def driver_fault() -> str | None:
 
 
 def driver_cuda() -> tuple[int, int] | None:
-    """The newest CUDA version that the NVIDIA driver runs, as (major, minor); None without a driver."""
+    """Return the newest CUDA version that the NVIDIA driver supports, as (major, minor); None without a driver."""
     version = ctypes.c_int()
     try:
         if ctypes.CDLL("libcuda.so.1").cuDriverGetVersion(ctypes.byref(version)) != 0:
@@ -171,7 +171,7 @@ def driver_cuda() -> tuple[int, int] | None:
 
 
 def driver_age_fault(cuda_version: str) -> str | None:
-    """Whether the driver is older than the CUDA that onnxruntime was built for. Minor versions may differ.
+    """Return an error text if the driver is too old for onnxruntime's CUDA, else None. Minor versions may differ.
 
     Source: CUDA Compatibility guide, "minor version compatibility".
     """
@@ -185,7 +185,7 @@ def driver_age_fault(cuda_version: str) -> str | None:
 
 
 def graphics_cards(root: Path = Path("/")) -> list[str]:
-    """The models of the NVIDIA GPUs that the driver tells of. `root`: where the file system begins."""
+    """Return the models of the NVIDIA GPUs that the driver reports. `root`: root of the file system."""
     models = []
     for path in sorted((root / "proc/driver/nvidia/gpus").glob("*/information")):
         lines = path.read_text(encoding="utf-8", errors="replace").splitlines()
@@ -194,7 +194,7 @@ def graphics_cards(root: Path = Path("/")) -> list[str]:
 
 
 def driver_version(root: Path = Path("/")) -> str | None:
-    """The version of the NVIDIA driver's kernel module, such as 580.65.06. `root`: where the file system begins."""
+    """Return the version of the NVIDIA driver's kernel module, such as 580.65.06. `root`: root of the file system."""
     try:
         text = (root / "proc/driver/nvidia/version").read_text(encoding="utf-8", errors="replace")
     except OSError:
@@ -203,12 +203,12 @@ def driver_version(root: Path = Path("/")) -> str | None:
 
 
 def find_libraries(cuda_version: str) -> dict[str, bool]:
-    """Whether each CUDA and cuDNN library that onnxruntime needs can be loaded. Empty for a version not known here."""
+    """Return whether each CUDA and cuDNN library that onnxruntime needs can be loaded. Empty for unknown versions."""
     return {name: _loads(name) for name in CUDA_LIBRARIES.get(cuda_version.split(".")[0], ())}
 
 
 def library_fault(cuda_version: str) -> str | None:
-    """Which CUDA or cuDNN libraries cannot be loaded, or None. `cuda_version`: what onnxruntime was built for."""
+    """Return which CUDA or cuDNN libraries cannot be loaded, or None. `cuda_version`: that of onnxruntime."""
     if not sys.platform.startswith("linux"):
         return None
     missing = [name for name, is_there in find_libraries(cuda_version).items() if not is_there]
@@ -218,7 +218,7 @@ def library_fault(cuda_version: str) -> str | None:
 
 
 def usable_cores() -> int:
-    """CPU cores this process may use (affinity, Slurm's cpusets and a container's quota respected)."""
+    """Return the number of CPU cores this process may use, respecting affinity, Slurm cpusets and container quotas."""
     return count_cores().usable
 
 

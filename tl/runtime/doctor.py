@@ -1,6 +1,6 @@
-"""Examine this machine: can it decode images and run model files, and if not, what is missing?
+"""Check this machine: whether it can decode images and run model files, and if not, what is missing.
 
-Knows the runtime's own needs. Does not import torch; nothing here changes the machine.
+Never imports torch and never changes the machine.
 """
 
 from __future__ import annotations
@@ -38,8 +38,9 @@ from tl.runtime.imaging.pipeline import load_input
 from tl.runtime.imaging.preprocessing import build_preprocessing
 from tl.runtime.session import Session, cuda_fault, cuda_version, offered_providers, preload_cuda
 
-# 4 x 4 images to 2 (red + 2 green + 3 blue) of their mean color, by Cast, Transpose, Conv, GlobalAveragePool, Flatten
-# and MatMul, so that cuDNN and cuBLAS must work; opset 18, IR 8: onnx.helper.make_model(...).SerializeToString().
+# Maps 4 x 4 images to 2 (red + 2 green + 3 blue) of their mean color, with Cast, Transpose, Conv, GlobalAveragePool,
+# Flatten and MatMul, so that cuDNN and cuBLAS are exercised; opset 18, IR 8:
+# onnx.helper.make_model(...).SerializeToString().
 _TINY_MODEL = (
     "CAgSADq8AgohCgZpbWFnZXMSBnBpeGVscyIEQ2FzdCoJCgJ0bxgBoAECCi4KBnBpeGVscxIGcGxhbmVzIglUcmFuc3Bvc2UqEQoE"
     "cGVybUAAQANAAUACoAEHChwKBnBsYW5lcwoGa2VybmVsEgRzdW1zIgRDb252Ch8KBHN1bXMSBG1lYW4iEUdsb2JhbEF2ZXJhZ2VQ"
@@ -47,14 +48,14 @@ _TINY_MODEL = (
     "bmVsSgwAAIA/AAAAQAAAQEAqEQgBCAEQAUIDdHdvSgQAAABAWiEKBmltYWdlcxIXChUIAhIRCgMSAU4KAggECgIIBAoCCANiGQoG"
     "cmVzdWx0Eg8KDQgBEgkKAxIBTgoCCAFCBAoAEBI="
 )
-_DECODED_SIDE = 224  # what most backbones take
+_DECODED_SIDE = 224  # input size of most backbones
 
 
 @dataclass(frozen=True)
 class Finding:
-    """One thing examined. `ok` is None for a plain fact. `detail` says what was found and how to mend it.
+    """Result of one check. `ok` is None for a plain fact. `detail`: what was found and how to fix it.
 
-    `facts` has the same for programs: names and plain values.
+    `facts`: the same for programs, as names and plain values.
     """
 
     name: str
@@ -64,7 +65,7 @@ class Finding:
 
 
 def examine() -> list[Finding]:
-    """Examine the runtime's needs: cores, onnxruntime, CUDA, decoders."""
+    """Check what the runtime needs: cores, onnxruntime, CUDA, decoders."""
     return [
         _versions(),
         _cores(),
@@ -121,7 +122,7 @@ def _providers() -> Finding:
 
 
 def _session(device: str) -> Finding:
-    """Whether a tiny network really runs on a device, and gives the right answer."""
+    """Check that a tiny network runs on a device and gives the right result."""
 
     def run() -> tuple[str, dict[str, Any]]:
         with tempfile.TemporaryDirectory() as folder:
@@ -149,7 +150,7 @@ def _driver() -> Finding:
 
 
 def _libraries() -> Finding:
-    """Which libraries are there by name. The CPU wheel needs none, so that theirs are plain facts."""
+    """List which libraries are found. The CPU wheel needs none of them, so there they are plain facts."""
     try:
         version = cuda_version()
         preload_cuda()
@@ -178,7 +179,7 @@ def _cuda() -> Finding:
         return Finding("cuda", False, str(error))
     if fault is None:
         return _session("cuda")
-    # Without a GPU wheel, CUDA was not asked for: a fact, not a fault.
+    # Without a GPU wheel, CUDA was not requested: report a fact, not a fault.
     return Finding("cuda", False if _cuda_is_wanted() else None, f"not usable: {fault}")
 
 
@@ -207,7 +208,7 @@ def _jpeg() -> Finding:
 
 
 def _decoding() -> Finding:
-    """How fast one core makes a network's input of a phone's photo: the best of three tries."""
+    """Measure how fast one core turns a phone photo into a network input: the best of three runs."""
 
     def measure() -> tuple[str, dict[str, Any]]:
         photo, preprocessing = sample_jpeg(), build_preprocessing((_DECODED_SIDE, _DECODED_SIDE))

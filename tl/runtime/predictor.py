@@ -1,9 +1,8 @@
-"""Open model files and predict images with them, one or many.
+"""Open model files and run prediction on one or many images.
 
-Knows devices, threads and batch sizes. Does not know what is predicted (`ensemble`, `landmark_ensemble`), how many
-images are worked on at once (`streams`), file formats of results (`writers`) or where images come from (`sources`).
-`load` and `load_landmarks` are the front doors of
-`tl.runtime`.
+Handles devices, threads and batch sizes. The prediction itself is in `ensembles` and `landmarks`, concurrency in
+`streams`, result files in `output`, and image lookup in `sources`. `load` and `load_landmarks` are the main entry
+points of `tl.runtime`.
 """
 
 from __future__ import annotations
@@ -26,16 +25,19 @@ from tl.runtime.session import Session
 from tl.runtime.streams import Found, Known, Members, Stream, nothing_known
 
 Hint = Literal["throughput", "latency"]
-# One core works fastest on one image at a time, or nearly so; a GPU needs many.
-# Source of 64: benchmarks/predict_cuda.py on an H100, MobileNetV2: 7,100 images/s of 32, 7,800 of 64, 8,450 of 128.
+# A CPU core is at or near its fastest with one image at a time; a GPU needs large batches.
+# Source of 64: benchmarks/predict_cuda.py on an H100, MobileNetV2, images/s by batch size: 7,100 at 32, 7,800 at 64,
+# 8,450 at 128.
 CPU_BATCH, CUDA_BATCH = 1, 64
-# Batches that are run on CUDA at once: one is copied there, and its results taken apart, while another is computed.
+# Batches in flight on CUDA: one is copied to the device, and its results are unpacked, while another is computed.
 CUDA_CALLERS = 2
 ModelPath = str | os.PathLike[str]
+# A model file, or one that is open already.
+Model = ModelPath | Session
 
 
 def load(
-    models: ModelPath | Sequence[ModelPath],
+    models: Model | Sequence[Model],
     *,
     device: str = "auto",
     threads: int | None = None,
@@ -47,15 +49,16 @@ def load(
     tta: Sequence[TtaKind] = (),
     decode_processes: int = 0,
 ) -> Predictor[Classification]:
-    """Open one classifier, or several that vote.
+    """Open one classifier, or several classifiers that vote.
 
-    `device`: "auto", "cpu", "cuda", "cuda:N". `threads`: how many work, None for all usable cores. `hint`, for the CPU:
-    "throughput" lets every thread work on images of its own, the fastest way through many; "latency" lets all work on
-    one image, the fastest way through one. A list, even of one, gives results with votes. `selective`: sets of classes
-    with a chosen coverage, and labels that are rejected. `tta`: test-time augmentation, the mean over views of each
-    image: "hflip", "vflip", "crops" (the whole, its middle and corners), and what they combine to.
-    `decode_processes`: how many processes decode for `predict_iter`, `predict_batch` and `predict_unknown`; 0: threads
-    do. Each call starts its own, which takes a third of a second: for streams of many images, where the GPU waits.
+    `device`: "auto", "cpu", "cuda" or "cuda:N". `threads`: number of threads, None for all usable cores. `hint` applies
+    to the CPU: "throughput" lets each thread process its own images, which is fastest for many images; "latency" uses
+    all threads for one image, which is fastest for a single image. If `models` is a list, even of length one, results
+    include votes. `selective`: prediction sets with a chosen coverage, and rejection of labels. `tta`: test-time
+    augmentation, which averages over views of each image: "hflip", "vflip", "crops" (the whole image, its center and
+    its corners), and their combinations. `decode_processes`: number of decoding processes for `predict_iter`,
+    `predict_batch` and `predict_unknown`; with 0, threads decode. Each call starts its own processes, which takes a
+    third of a second, so use them for streams of many images where the GPU would otherwise wait.
     Raises `ModelFileError`, `EnsembleError` or `DeviceError`.
     """
     sessions, alone, threads = _open_sessions(models, device, threads, hint)
@@ -64,7 +67,7 @@ def load(
 
 
 def load_landmarks(
-    models: ModelPath | Sequence[ModelPath],
+    models: Model | Sequence[Model],
     *,
     device: str = "auto",
     threads: int | None = None,
@@ -78,10 +81,10 @@ def load_landmarks(
 ) -> Predictor[Landmarks]:
     """Open one landmark model, or several whose points are merged; `device`, `threads` and `hint` as for `load`.
 
-    `merge`: how members' points become one. Models that look at a box take it from `boxes`, path -> (left, top, width,
-    height) in pixels of the upright photo, or draw it around the points of `locator`, another landmark model;
-    `crop_margin` overrides their own. `mm_per_px`: the photos' scale, or path -> scale, which results carry. A list,
-    even of one, gives results with spread.
+    `merge`: how the members' points are combined. Models trained on boxes take the box from `boxes`, path -> (left,
+    top, width, height) in pixels of the upright photo, or compute it around the points predicted by `locator`, another
+    landmark model; `crop_margin` overrides the margin stored in the models. `mm_per_px`: the scale of the photos, or
+    path -> scale; it is copied to the results. If `models` is a list, even of length one, results include the spread.
     Raises `ModelFileError`, `EnsembleError` or `DeviceError`.
     """
     sessions, alone, threads = _open_sessions(models, device, threads, hint)
@@ -95,18 +98,19 @@ def load_landmarks(
 
 
 def _open_sessions(
-    models: ModelPath | Sequence[ModelPath], device: str, threads: int | None, hint: Hint
+    models: Model | Sequence[Model], device: str, threads: int | None, hint: Hint
 ) -> tuple[list[Session], bool, int]:
-    """The sessions, whether one was asked for alone, and how many threads work."""
-    alone = isinstance(models, str | os.PathLike)
-    paths = [models] if isinstance(models, str | os.PathLike) else list(models)
+    """Return the sessions, whether `models` was a single model, and the number of threads."""
+    alone = isinstance(models, str | os.PathLike | Session)
+    listed = [models] if isinstance(models, str | os.PathLike | Session) else list(models)
     threads = threads or usable_cores()
     per_run = 1 if hint == "throughput" else threads
-    return [Session(path, device=device, threads=per_run) for path in paths], alone, threads
+    sessions = [m if isinstance(m, Session) else Session(m, device=device, threads=per_run) for m in listed]
+    return sessions, alone, threads
 
 
 class Predictor(Generic[Found]):
-    """Predicts images. Thread-safe; a context manager that frees the sessions. Of no use in a fork of its process.
+    """Predict images. Thread-safe; a context manager that frees the sessions. Cannot be used in a forked process.
 
     A source is a path, encoded bytes, a binary file, or a uint8 (H, W, 3) RGB array.
     """
@@ -146,15 +150,15 @@ class Predictor(Generic[Found]):
         return result
 
     def predict_batch(self, sources: Sequence[ImageSource]) -> list[Found | Failure]:
-        """Predict several images; one that cannot be read gives a `Failure` in its place."""
+        """Predict several images; an unreadable image gives a `Failure` in its place."""
         return list(self.predict_iter(sources))
 
     def predict_iter(
         self, sources: Iterable[ImageSource], *, batch_size: int | None = None
     ) -> Iterator[Found | Failure]:
-        """Predict lazily, in input order, in memory bounded by a few batches.
+        """Predict lazily, in input order, with memory bounded by a few batches.
 
-        `batch_size`: images per run, None for what suits the device. An unreadable image gives a `Failure`.
+        `batch_size`: images per run, None for the default of the device. An unreadable image gives a `Failure`.
         """
         if batch_size is not None and batch_size < 1:
             raise ValueError(f"batch_size must be at least 1, got {batch_size}")
@@ -167,9 +171,9 @@ class Predictor(Generic[Found]):
         *,
         batch_size: int | None = None,
     ) -> Iterator[tuple[str, Found | Failure | Known]]:
-        """As `predict_iter`, but first `known(name, digest)` is asked, and what it knows stands in the result's place.
+        """Like `predict_iter`, but call `known(name, digest)` first and yield its answer in place of a prediction.
 
-        Gives each image's digest too: the SHA-256 of its content in hex, "" where it could not be read. `known` is
+        Also yields the digest of each image: the SHA-256 of its content in hex, "" if it could not be read. `known` is
         called from several threads.
         """
         return self._stream(sources, batch_size, known, hashes=True)

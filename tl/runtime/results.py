@@ -1,6 +1,6 @@
-"""What a prediction gives back: small frozen dataclasses with numpy arrays, and their plain form.
+"""Results of a prediction: small frozen dataclasses with numpy arrays, and their conversion to plain values.
 
-Knows neither models nor file formats.
+Independent of models and file formats.
 """
 
 from __future__ import annotations
@@ -17,12 +17,12 @@ from tl.runtime.landmarks.shapes import centroid_size
 
 @dataclass(frozen=True)
 class MemberVotes:
-    """How an ensemble came to its label.
+    """The votes behind the label of an ensemble.
 
-    `labels`: each member's own label, in member order. `probabilities`: float32 (M, C), in the ensemble's class order.
-    `agreement`: share of members that voted for the decided label. `entropy`: of the voted probabilities, in nats.
-    `mutual_information`: how much of it is that members differ, in nats. `margin`: of the voted probabilities, how much
-    more probable the first class is than the second.
+    `labels`: label of each member, in member order. `probabilities`: float32 (M, C), in the ensemble's class order.
+    `agreement`: share of members that voted for the final label. `entropy`: entropy of the combined probabilities, in
+    nats. `mutual_information`: the part of that entropy due to disagreement between members, in nats. `margin`:
+    difference between the two highest combined probabilities.
     """
 
     labels: tuple[str, ...]
@@ -35,12 +35,13 @@ class MemberVotes:
 
 @dataclass(frozen=True)
 class Classification:
-    """One image's prediction. `probabilities`: float32 (C,) in the order of `class_names`.
+    """Prediction for one image. `probabilities`: float32 (C,) in the order of `class_names`.
 
-    `confidence` is the probability of `label`, or of what it would be: it is "?" where the prediction was rejected, for
-    `reason`. `class_set`: the classes that hold the true one as often as was asked for, most probable first, None if it
-    was not. `ood_score`: how unlike training the image is, None for files that do not say. `votes` is None for a
-    single model. `path` is '' for data without one.
+    `confidence`: probability of the predicted class. If the prediction was rejected, `label` is "?", `confidence` is
+    that of the class it would have been, and `reason` says why. `class_set`: prediction set, which contains the true
+    class with the requested coverage, most probable class first; None if no coverage was requested. `ood_score`:
+    out-of-distribution score, higher for images less like the training images; None if the model file has none.
+    `votes`: None for a single model. `path`: '' for data without one.
     """
 
     path: str
@@ -54,7 +55,7 @@ class Classification:
     reason: str = ""
 
     def as_dict(self) -> dict[str, Any]:
-        """Plain values for JSON."""
+        """Return plain values for JSON."""
         plain: dict[str, Any] = {
             "path": self.path,
             "label": self.label,
@@ -80,15 +81,15 @@ class Classification:
 
 @dataclass(frozen=True)
 class Landmarks:
-    """One image's points. `keypoints_xy`: float64 (K, 2), (x, y) in pixels of the upright photo, in the order of
-    `keypoint_names`; the center of its top-left pixel is (0, 0).
+    """Landmarks of one image. `keypoints_xy`: float64 (K, 2), (x, y) in pixels of the upright photo.
 
-    `confidence`: float32 (K,) in [0, 1], None where a model gives none. `spread_px`: float64 (K,), root mean square
-    distance of an ensemble's members from the merged point, None for a single model. `shape_distance`: Procrustes
-    distance to the mean shape of training, None under three points; `is_odd`: it is farther than any usual one.
-    `image_hw`: of the upright photo. `region_xywh`: the part of it that the first model looked at. `input_per_photo`:
-    for each model its input pixels a photo pixel in x and y. `members_xy`: float64 (M, K, 2), an ensemble's points
-    before merging. `mm_per_px`: the photo's scale, None where nobody gave one.
+    Points are in the order of `keypoint_names`; the center of the top-left pixel is (0, 0). `confidence`: float32 (K,)
+    in [0, 1], None if a model gives none. `spread_px`: float64 (K,), root mean square distance of the ensemble members
+    from the merged point, None for a single model. `shape_distance`: Procrustes distance to the mean shape of the
+    training images, None for fewer than three points. `is_odd`: whether that distance is above the limit of usual
+    shapes. `image_hw`: size of the upright photo. `region_xywh`: the region of the photo given to the first model.
+    `input_per_photo`: for each model, input pixels per photo pixel in x and y. `members_xy`: float64 (M, K, 2), points
+    of the ensemble members before merging. `mm_per_px`: scale of the photo, None if not given.
     """
 
     path: str
@@ -106,11 +107,11 @@ class Landmarks:
 
     @property
     def centroid_size(self) -> float:
-        """Of the points, in pixels of the photo: how large the specimen is, whatever its shape."""
+        """Centroid size of the points, in pixels of the photo: the size of the specimen, independent of its shape."""
         return centroid_size(self.keypoints_xy)
 
     def as_dict(self) -> dict[str, Any]:
-        """Plain values for JSON."""
+        """Return plain values for JSON."""
         points: dict[str, dict[str, float]] = {}
         for k, name in enumerate(self.keypoint_names):
             x, y = self.keypoints_xy[k].tolist()
@@ -133,13 +134,13 @@ class Landmarks:
 
 @dataclass(frozen=True)
 class Failure:
-    """An image that gave no prediction, and why."""
+    """An image that could not be predicted, and the reason."""
 
     path: str
     error: str
 
     def as_dict(self) -> dict[str, Any]:
-        """Plain values for JSON."""
+        """Return plain values for JSON."""
         return {"path": self.path, "error": self.error}
 
 
@@ -148,7 +149,7 @@ Prediction = Classification | Landmarks
 
 @dataclass(frozen=True)
 class ClassFields:
-    """What the results of classifiers hold beside label, confidence and probabilities. `member_names`: whose votes."""
+    """Optional fields of classification results. `member_names`: names of the voting members."""
 
     class_names: Sequence[str]
     member_names: Sequence[str] = ()
@@ -159,7 +160,7 @@ class ClassFields:
 
 @dataclass(frozen=True)
 class PointFields:
-    """What the results of landmark models hold beside points. `with_scale`: millimeters per pixel."""
+    """Optional fields of landmark results. `with_scale`: millimeters per pixel."""
 
     keypoint_names: Sequence[str]
     with_confidence: bool

@@ -1,6 +1,6 @@
-"""One onnxruntime session: open a model file on a device, read its contract, run uint8 batches.
+"""An onnxruntime session: open a model file on a device, read its contract, run uint8 batches.
 
-The only file that imports onnxruntime. Knows tensors and metadata; does not know images, votes or results.
+The only module that imports onnxruntime. Handles tensors and metadata only, not images, votes or results.
 """
 
 from __future__ import annotations
@@ -36,10 +36,10 @@ _FATAL_ONLY = 4
 class Session:
     """A model file ready to run. Thread-safe: onnxruntime allows concurrent `run` calls.
 
-    `device`: "cpu", "cuda", "cuda:1", or "auto" (CUDA where it works). `threads`: CPU threads for inference,
-    None for all usable cores. `provider` says what really runs it, `fault` why "auto" did not take an installed CUDA.
-    `contract` is None for a file without one, if `require_contract` is False.
-    Raises `ModelFileError` for a file that is no model of ours, `DeviceError` where the device cannot be used.
+    `device`: "cpu", "cuda", "cuda:1", or "auto" (CUDA where it works). `threads`: CPU threads for inference, None for
+    all usable cores. `provider`: the execution provider in use. `fault`: why "auto" did not use an installed CUDA.
+    `contract`: None for a file without one, if `require_contract` is False.
+    Raises `ModelFileError` for a file that is not a `tl` model file, `DeviceError` if the device cannot be used.
     """
 
     def __init__(
@@ -56,7 +56,7 @@ class Session:
         text = check_model_file(self.path).contract_text
         self._session, self.fault = _open(self.path, device, threads)
         self.provider = self._session.get_providers()[0]
-        # Graphs made before schema 3 of the contract call an output otherwise.
+        # Graphs made before schema 3 of the contract use another name for one output.
         graph_outputs = [output.name for output in self._session.get_outputs()]
         self._graph_names = {OLD_OUTPUTS.get(name, name): name for name in graph_outputs}
         self.outputs = tuple(self._graph_names)
@@ -74,7 +74,7 @@ class Session:
             results: list[NDArray[np.float32]] = self._session.run(
                 [self._graph_names.get(name, name) for name in outputs], {INPUT_NAME: images}
             )
-        except Exception as error:  # onnxruntime's exception types share no base but Exception
+        except Exception as error:  # onnxruntime's exception types share no base class but Exception
             if type(error).__module__.startswith("onnxruntime"):
                 raise DeviceError(f"{self.path}: onnxruntime failed on {self.provider}: {first_line(error)}") from error
             raise
@@ -88,7 +88,8 @@ class Session:
         return text
 
     def __del__(self) -> None:
-        # In a fork, onnxruntime would join threads that only the parent has, which crashes: the copy is never freed.
+        # In a forked process, onnxruntime would join threads that exist only in the parent and crash, so never free the
+        # copy.
         # Source: onnxruntime pull request 31961.
         if getattr(self, "_pid", None) not in (None, os.getpid()):
             ctypes.pythonapi.Py_IncRef(ctypes.py_object(self._session))
@@ -109,7 +110,7 @@ class Session:
 
 
 def cuda_fault() -> str | None:
-    """Why onnxruntime cannot use CUDA here, or None where nothing is known to stop it."""
+    """Return why onnxruntime cannot use CUDA here, or None if no obstacle is found."""
     if fault := wheel_fault():
         return fault
     if "CUDAExecutionProvider" not in _onnxruntime().get_available_providers():
@@ -121,17 +122,17 @@ def cuda_fault() -> str | None:
 
 
 def offered_providers() -> list[str]:
-    """What the installed onnxruntime was built with, best first. That does not say that it works here."""
+    """Return the providers that the installed onnxruntime was built with, best first. They may not work here."""
     return list(_onnxruntime().get_available_providers())
 
 
 def cuda_version() -> str:
-    """The CUDA version that the installed onnxruntime was built for, "" for a CPU build."""
+    """Return the CUDA version that the installed onnxruntime was built for, "" for a CPU build."""
     return str(getattr(_onnxruntime(), "cuda_version", "") or "")
 
 
 def _onnxruntime() -> Any:
-    """The package, imported when first needed: it is an extra, and `tl doctor` must run without it."""
+    """Import onnxruntime on first use: it is an optional extra, and `tl doctor` must run without it."""
     try:
         import onnxruntime
     except ImportError as error:
@@ -142,12 +143,12 @@ def _onnxruntime() -> Any:
 
 
 def _signature(value: Any) -> tuple[str, str, tuple[int | None, ...]]:
-    """Name, type and shape of a graph's input or output; None for sizes that may vary."""
+    """Return the name, type and shape of a graph input or output; None for dynamic sizes."""
     return value.name, value.type, tuple(size if isinstance(size, int) else None for size in value.shape)
 
 
 def _open(path: str, device: str, threads: int | None) -> tuple[Any, str | None]:
-    """The session, and with "auto" why it does not run on CUDA although onnxruntime-gpu is installed."""
+    """Return the session and, for "auto", why it does not use CUDA although onnxruntime-gpu is installed."""
     kind, index = parse_device(device)
     ort = _onnxruntime()
     fault = None
@@ -156,7 +157,7 @@ def _open(path: str, device: str, threads: int | None) -> tuple[Any, str | None]
         if fault is None:
             try:
                 return _create(ort, path, threads, [_cuda_provider(index), "CPUExecutionProvider"]), None
-            except Exception as error:  # onnxruntime's own share no base; a provider that cannot start: RuntimeError
+            except Exception as error:  # no shared base class; RuntimeError for a provider that cannot start
                 fault = f"onnxruntime could not start on it: {first_line(error)}"
         if kind == "cuda":
             raise DeviceError(f"device {device!r} cannot be used: {fault}")
@@ -167,7 +168,7 @@ def _open(path: str, device: str, threads: int | None) -> tuple[Any, str | None]
 
 
 def _cuda_provider(index: int) -> tuple[str, dict[str, str]]:
-    # Without TF32, CUDA keeps to the fp32 that the export was checked with.
+    # Disable TF32, so that CUDA computes in the same fp32 that the export was checked with.
     return "CUDAExecutionProvider", {"device_id": str(index), "use_tf32": "0"}
 
 
@@ -175,9 +176,9 @@ def _create(ort: Any, path: str, threads: int | None, providers: list[str | tupl
     options = ort.SessionOptions()
     options.intra_op_num_threads = threads or usable_cores()
     options.inter_op_num_threads = 1
-    options.log_severity_level = _FATAL_ONLY  # faults come back as exceptions; a library does not print
-    options.add_session_config_entry("session.load_model_format", "ONNX")  # its own format has not been checked
-    # onnxruntime's own fall-back prints to stdout and goes on with the CPU, in the constructor and in run.
+    options.log_severity_level = _FATAL_ONLY  # faults are raised as exceptions; a library does not print
+    options.add_session_config_entry("session.load_model_format", "ONNX")  # its own format is not checked
+    # onnxruntime's own fallback prints to stdout and continues on the CPU, both in the constructor and in `run`.
     session = ort.InferenceSession(path, options, providers=providers, enable_fallback=0)
     session.disable_fallback()
     wanted = providers[0] if isinstance(providers[0], str) else providers[0][0]
@@ -187,8 +188,8 @@ def _create(ort: Any, path: str, threads: int | None, providers: list[str | tupl
 
 
 def preload_cuda() -> None:
-    """Load CUDA libraries that came as Python wheels, which the dynamic linker does not find by itself."""
+    """Load CUDA libraries installed as Python wheels, which the dynamic linker does not find by itself."""
     preload = getattr(_onnxruntime(), "preload_dlls", None)
     if preload is not None:  # onnxruntime 1.21 and later
-        with redirect_stdout(StringIO()):  # it prints what it misses, into the user's data; `library_fault` says it
+        with redirect_stdout(StringIO()):  # it prints missing libraries to stdout; `library_fault` reports them
             preload()

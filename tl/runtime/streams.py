@@ -1,7 +1,7 @@
-"""Many images on their way to results, in threads or with processes that decode; results come in input order.
+"""Run prediction over a stream of images, decoding in threads or in processes; results keep the input order.
 
-In threads, each decodes, resizes and infers its own few images. With processes, these decode and resize, and a few
-threads infer. Knows chunks, failures and what is known already. Does not know what is predicted or on which device.
+With threads, each thread decodes, resizes and infers its own images. With processes, the processes decode and resize,
+and a few threads infer. Handles chunks, failures and cached answers; independent of the task and the device.
 """
 
 from __future__ import annotations
@@ -28,35 +28,35 @@ Found_co = TypeVar("Found_co", bound=Prediction, covariant=True)
 
 
 class Members(Protocol[Found_co]):
-    """What predicts: classifiers that vote, or landmark models whose points are merged. Thread-safe."""
+    """Interface of the members: classifiers that vote, or landmark models whose points are merged. Thread-safe."""
 
     sessions: tuple[Session, ...]
     member_names: tuple[str, ...]
 
     @property
     def key(self) -> dict[str, Any]:
-        """What results depend on beside the files of the members."""
+        """The settings that results depend on, besides the model files."""
 
     @property
     def preparer(self) -> Preparer | None:
-        """What another process can do in the place of `prepare` and `stack`; None where only this process can."""
+        """A picklable replacement for `prepare` and `stack` in another process; None if only this process can do it."""
 
     def fields(self, *, with_votes: bool) -> Fields:
-        """What the results hold."""
+        """Return the fields of the results."""
 
     def prepare(self, source: ImageSource, name: str) -> Any:
-        """Decode an image, which rows call `name`, as the members want it. Raises `ImageReadError`."""
+        """Decode an image into the members' inputs; `name` identifies it in results. Raises `ImageReadError`."""
 
     def stack(self, prepared: Sequence[Any]) -> Any:
-        """At least one prepared image as a batch."""
+        """Combine one or more prepared images into a batch."""
 
     def results(self, names: Sequence[str], batch: Any, *, with_votes: bool, pad_to: int = 0) -> Sequence[Found_co]:
-        """Predict a batch; nothing for no names. At least `pad_to` images are run, the last one repeated."""
+        """Predict a batch; nothing for no names. The last image is repeated until the batch has `pad_to` images."""
 
 
 @dataclass(frozen=True)
 class _Image(Generic[Known]):
-    """An image on its way. `answer`: what needs no inference. `inputs`: as its members want it, in threads."""
+    """An image in progress. `answer`: set if it needs no inference. `inputs`: the members' inputs, in threads only."""
 
     name: str
     digest: str
@@ -72,10 +72,10 @@ class _Chunk:
 
 @dataclass(frozen=True)
 class Stream(Generic[Found, Known]):
-    """How images are predicted: `batch_size` at a time, but those which `known(name, digest)` has an answer for.
+    """Predict images in batches of `batch_size`, skipping those for which `known(name, digest)` returns an answer.
 
-    `hashes`: digests are the SHA-256 of contents, else "". `pads`: batches that are not full are filled up, but for
-    a first one, whose stream may be of few images and followed by others such.
+    `hashes`: compute digests, the SHA-256 of the contents; otherwise they are "". `pads`: fill up incomplete batches,
+    except the first one, because short streams may follow one another.
     """
 
     members: Members[Found]
@@ -88,7 +88,7 @@ class Stream(Generic[Found, Known]):
     def in_threads(
         self, sources: Iterable[ImageSource], threads: int
     ) -> Iterator[list[tuple[str, Found | Failure | Known]]]:
-        """Answers of each chunk with their digests. Raises what `sources` raises."""
+        """Yield the answers of each chunk with their digests. Raises whatever `sources` raises."""
 
         def predict(chunk: _Chunk) -> list[tuple[str, Found | Failure | Known]]:
             images = [self._prepare(source) for source in chunk.sources]
@@ -100,8 +100,8 @@ class Stream(Generic[Found, Known]):
     def in_processes(
         self, sources: Iterable[ImageSource], preparer: Preparer, processes: int, callers: int
     ) -> Iterator[list[tuple[str, Found | Failure | Known]]]:
-        """As `in_threads`; `callers` threads infer what `processes` decode. Raises `WorkerError` too."""
-        from tl.runtime.decode_pool import DecodePool  # not on every system, and rarely needed
+        """Like `in_threads`, but `processes` decode and `callers` threads infer. Also raises `WorkerError`."""
+        from tl.runtime.decode_pool import DecodePool  # not available on every system, and rarely needed
 
         with DecodePool(preparer, processes, batch_size=self.batch_size, hashes=self.hashes) as pool:
 
@@ -116,9 +116,9 @@ class Stream(Generic[Found, Known]):
                     pool.release(decoded)
 
             submitted = ((chunk, pool.submit(chunk.sources)) for chunk in self._chunks(sources))
-            # One fewer than there are slots: one more is always submitted before the first is waited for.
+            # One less than the number of slots: one more chunk is always submitted before waiting for the first one.
             answers = prefetch_map(predict, submitted, workers=callers, ahead=pool.slots - 1)
-            # Not `yield from`: whoever stops early ends the pool before its threads, which wait for it.
+            # Not `yield from`: if the caller stops early, the pool must end before the threads that wait for it.
             for answered in answers:  # noqa: UP028
                 yield answered
 
@@ -141,7 +141,7 @@ class Stream(Generic[Found, Known]):
             return _Image(name, digest, Failure(name, error.reason))
 
     def _look_up(self, chunk: _Chunk, decoded: DecodedChunk) -> list[_Image[Known]]:
-        """What is to be said of each image that was decoded elsewhere."""
+        """Return the images of a chunk decoded in another process, with known answers and failures filled in."""
         images: list[_Image[Known]] = []
         for source, (digest, reason) in zip(chunk.sources, decoded.outcomes, strict=True):
             name = source_name(source)
@@ -162,7 +162,7 @@ class Stream(Generic[Found, Known]):
 
 
 def _unanswered(decoded: DecodedChunk, images: Sequence[_Image[Any]], views: int) -> Inputs:
-    """The inputs of those images that need them, without a copy where these are all that were decoded."""
+    """Return the inputs of images that still need inference; without a copy if that is all decoded images."""
     good = [image for image, (_, reason) in zip(images, decoded.outcomes, strict=True) if reason is None]
     kept = [n * views + view for n, image in enumerate(good) if image.answer is None for view in range(views)]
     if len(kept) == len(good) * views:
@@ -171,4 +171,4 @@ def _unanswered(decoded: DecodedChunk, images: Sequence[_Image[Any]], views: int
 
 
 def nothing_known(name: str, digest: str) -> None:
-    """Of a stream in which every image is predicted."""
+    """Return None: every image of the stream is predicted."""

@@ -1,1 +1,1 @@
-"""Above trainer and exporter: reports of runs, and studies of many runs."""
+"""Built on trainer and exporter: reports of runs, and studies of many runs."""

@@ -1,6 +1,6 @@
-"""Finished runs side by side: how they did, and which of their options differ.
+"""Compare finished runs: their results, and the options in which they differ.
 
-Knows run folders. Does not rank: runs may be of other data.
+Does not rank: runs may use different data.
 """
 
 from __future__ import annotations
@@ -14,14 +14,14 @@ from tl.studies.report.run_files import FinishedRun, open_finished
 from tl.trainer.options import own_choices
 from tl.trainer.run_folder.run import Run
 
-# Where a run lies, or how it was computed, is no difference of method.
+# The run's location and hardware settings are not differences of method.
 _UNTOLD = ("out", "device", "threads", "workers", "cache", "test")
 
 
 def compare_runs(runs: Sequence[Run]) -> list[dict[str, Any]]:
     """One row per run, in the given order: scores with 95% intervals, cost, and the options in which the runs differ.
 
-    `same_data`: whether images, labels and splits are those of the first run. Raises `RunError`, and `ConfigError`
+    `same_data`: whether images, labels and splits equal those of the first run. Raises `RunError`, and `ConfigError`
     for runs of different tasks.
     """
     opened = [open_finished(run) for run in runs]
@@ -56,7 +56,7 @@ def _scores(finished: FinishedRun, split: str) -> dict[str, Any]:
 
 
 def _differing(configs: Sequence[Any]) -> list[str]:
-    """Options that somebody chose and that are not the same in all runs."""
+    """Explicitly chosen options that differ between runs."""
     chosen = dict.fromkeys(name for config in configs for name in own_choices(config) if name not in _UNTOLD)
     return [name for name in chosen if len({repr(getattr(config, name)) for config in configs}) > 1]
 

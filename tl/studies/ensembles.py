@@ -1,6 +1,6 @@
-"""The selected models of a study as an ensemble: each member and every way of voting or merging, on one split.
+"""Evaluate a study's selected models as an ensemble: each member and every voting or merging rule, on one split.
 
-Knows model files, run folders and the runtime's evaluation. Does not choose members.
+Does not choose members.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ Row = dict[str, Any]
 
 @dataclass(frozen=True)
 class EnsembleScores:
-    """`rows`: each member, then every rule, with `columns` among their keys. `seed`: of the members."""
+    """`rows`: one per member, then one per rule, with `columns` among their keys. `seed`: of the members."""
 
     split: str
     seed: int
@@ -33,10 +33,10 @@ class EnsembleScores:
 
 
 def judge_ensemble(judged: Sequence[Judged], task: str, out: Path, progress: Progress, *, test: bool) -> EnsembleScores:
-    """Score one model of each variant, all of one seed, alone and together, and write ensemble.csv.
+    """Score one model of each variant, all with the same seed, alone and together, and write ensemble.csv.
 
-    On test where there is one, else on validation images; scored once, for ensemble.json keeps it. Raises
-    `EnsembleError` for models that cannot be judged together.
+    Uses the test split if there is one, else validation images. Scores are computed once and kept in ensemble.json.
+    Raises `EnsembleError` for models that cannot be evaluated together.
     """
     runs = _of_one_seed(judged)
     models = [out / "models" / f"{run.cell.name}.onnx" for run in runs]
@@ -66,7 +66,7 @@ def _of_one_seed(judged: Sequence[Judged]) -> list[CellRun]:
 
 
 def _check_unseen(runs: Sequence[CellRun], split: str) -> None:
-    """Raise `EnsembleError` if a member learned from an image that the first one is judged by."""
+    """Raise `EnsembleError` if a member was trained on an image of the first member's evaluation split."""
     judged_by = set(_contents(runs[0], split))
     for run in runs[1:]:
         if judged_by & set(_contents(run, "train")):

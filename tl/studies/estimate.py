@@ -1,7 +1,6 @@
-"""How long a study's open runs will take: one step of every network, timed here with random weights and noise.
+"""Estimate the time of a study's open runs by timing one step of every network here, on random weights and noise.
 
-Knows networks and their speed on this machine. Does not train, and leaves out what it cannot know beforehand: decoding
-and augmentation, and epochs that early stopping saves.
+Does not train. Excludes what cannot be known in advance: decoding and augmentation, and epochs saved by early stopping.
 """
 
 from __future__ import annotations
@@ -24,24 +23,24 @@ from tl.trainer.models.build import build_network
 from tl.trainer.options import resolve, settled
 from tl.trainer.task import find_info
 
-# Images of a timed step on the CPU, whose speed hardly depends on the batch.
+# Images per timed step on the CPU, where speed hardly depends on the batch size.
 _CPU_BATCH = 8
-# Below this a GPU measures its own start.
+# With fewer images, a GPU measurement is dominated by launch overhead.
 _TIMED_STEPS = 3
 
 
 @dataclass(frozen=True)
 class Speed:
-    """Seconds an image of one network: of a training step, and of a pass without gradients."""
+    """Seconds per image for one network: for a training step, and for a pass without gradients."""
 
     step: float
     forward: float
 
 
 def estimate_seconds(runs: Sequence[CellRun]) -> float:
-    """Of all open runs, one after the other: as long as finished runs of the same setting took, else by timed steps.
+    """Total time of all open runs, run sequentially: from finished runs of the same setting, else from timed steps.
 
-    Frozen trunks that share features are counted once. Raises the `TlError`s of data, options and devices.
+    Frozen trunks that share features are counted once. Raises any `TlError` of data, options and devices.
     """
     taken: dict[str, list[float]] = {}
     for run in runs:
@@ -58,7 +57,7 @@ def estimate_seconds(runs: Sequence[CellRun]) -> float:
 
 
 def _expected(config: TrainConfig, embedded: set[str]) -> float:
-    """`embedded`: frozen trunks whose features are counted already; this one's are added."""
+    """`embedded`: frozen trunks whose features are already counted; this run's trunk is added."""
     counts = _count_images(config.data, config.images, config.split_column, config.val_fraction, config.per_class)
     train, val = counts["train"], counts["val"]
     speed = _time_network(_network_key(config))
@@ -71,7 +70,7 @@ def _expected(config: TrainConfig, embedded: set[str]) -> float:
 
 
 def _network_key(config: TrainConfig) -> TrainConfig:
-    """The options that decide a network's speed, the others as in any config."""
+    """The options that determine a network's speed; all others at fixed values."""
     names = (
         "method",
         "backbone",
@@ -129,7 +128,7 @@ def _time_network(config: TrainConfig) -> Speed:
 
 
 def _seconds(work: Callable[[], None], machine: Machine) -> float:
-    work()  # the first time costs more
+    work()  # warm-up: the first call is slower
     _wait(machine)
     started = time.perf_counter()
     repeats = _TIMED_STEPS if machine.device.type == "cuda" else 1

@@ -1,6 +1,6 @@
-"""Runs of a study as a table: one row for each setting, over its seeds. Chosen and ranked by validation data alone.
+"""Summarize a study's runs: one row per setting, over its seeds. Selected and ranked by validation data only.
 
-Knows metrics of finished runs. Does not train, export or look at test splits (`selection`).
+Does not train, export or read test splits (`selection`).
 """
 
 from __future__ import annotations
@@ -18,14 +18,14 @@ from tl.studies.plan import Search, rung_epochs
 from tl.studies.study import Cell
 from tl.studies.sweep import CellRun
 
-# Task -> the metric that ranks, and whether more of it is better.
+# Task -> the ranking metric, and whether higher is better.
 METRIC = {"classification": ("top1_accuracy", True), "landmarks": ("error_px", False)}
 LARGEST = {"top1_accuracy": 1.0, "error_px": math.inf}
 
 
 @dataclass(frozen=True)
 class Estimate:
-    """A mean over seeds with its 95% interval, or one run's figure with its own."""
+    """A mean over seeds with its 95% interval, or a single run's value with its own interval."""
 
     mean: float
     low: float | None
@@ -34,7 +34,7 @@ class Estimate:
 
 @dataclass(frozen=True)
 class Setting:
-    """Everything that differs but the seed, and how its finished runs did. `val` is None if none has finished."""
+    """A combination of options, without the seed, and its results. `val` is None if no run has finished."""
 
     variant: str
     point: tuple[tuple[str, Any], ...]
@@ -47,7 +47,7 @@ class Setting:
 
     @property
     def name(self) -> str:
-        """In words."""
+        """A description for display."""
         return self.runs[0].cell.setting
 
     @property
@@ -57,12 +57,12 @@ class Setting:
 
     @property
     def failed(self) -> int:
-        """How many runs failed."""
+        """Number of failed runs."""
         return sum(run.state == "failed" for run in self.runs)
 
 
 def build_settings(runs: Sequence[CellRun], task: str) -> list[Setting]:
-    """All settings, best validation first, those without a finished run last."""
+    """All settings, best validation result first; those without a finished run last."""
     metric, more_is_better = METRIC[task]
     grouped: dict[tuple[str, tuple[tuple[str, Any], ...]], list[CellRun]] = {}
     for run in runs:
@@ -74,7 +74,7 @@ def build_settings(runs: Sequence[CellRun], task: str) -> list[Setting]:
 
 
 def best_of_variants(settings: Sequence[Setting], apart: Sequence[str] = ()) -> list[Setting]:
-    """The first setting of each variant in a ranked list: those of all seeds before those that lack some.
+    """The first setting of each variant in a ranked list; settings with all seeds come before incomplete ones.
 
     `apart`: axes whose values count as variants.
     """
@@ -91,7 +91,7 @@ def estimate(
 ) -> Estimate:
     """Mean and 95% interval of the mean over seeds (Student's t), within 0 and `largest`.
 
-    Of one value alone, or of equal ones, which say nothing of their spread, the interval that it came with.
+    For a single value, or equal values, which have no measurable spread, returns the value's own interval.
     """
     mean = float(np.mean(values))
     if len(set(values)) == 1:
@@ -104,7 +104,7 @@ def estimate(
 
 
 def effects(settings: Sequence[Setting], axis: str) -> list[tuple[str, float, int]]:
-    """How validation changes along an axis: value, mean over the settings with it, their number; by value."""
+    """Effect of an axis on validation results: value, mean over its settings, their number; ordered by value."""
     found: dict[str, list[float]] = {}
     for setting in settings:
         point = dict(setting.point)
@@ -149,11 +149,11 @@ def _speeds(run: CellRun) -> list[float]:
 
 
 def next_rung(settings: Sequence[Setting], search: Search, epochs: Mapping[str, int]) -> list[Cell]:
-    """The runs that follow when all there are have ended: the best of the last round, for more epochs.
+    """The runs of the next halving round, once all runs have ended: the best of the last round, with more epochs.
 
-    `settings`: best validation first. `epochs`: variant -> of its last round. Settings that failed do not go on. Of
-    each variant and each combination of what is not searched, one in `factor` does, one at least. Empty when all is
-    done.
+    `settings`: best validation result first. `epochs`: variant -> those of its last round. Failed settings are dropped.
+    For each variant and combination of non-searched options, one in `factor` continues, at least one. Empty when the
+    search is complete.
     """
     groups: dict[tuple[Any, ...], list[Setting]] = {}
     for setting in settings:

@@ -1,6 +1,6 @@
-"""What a study file says, checked: variants, grid, seeds, and the search over ranges.
+"""Parse and check a study file: variants, grid, seeds, and the search over ranges.
 
-Knows YAML, options and Optuna's samplers. Does not run anything.
+Depends on YAML, options and Optuna's samplers. Does not run anything.
 """
 
 from __future__ import annotations
@@ -22,9 +22,9 @@ _RANGE_KEYS = ("low", "high", "log", "step")
 
 @dataclass(frozen=True)
 class Search:
-    """`trials` points drawn from `ranges` by `seed`.
+    """`trials` points drawn from `ranges` with `seed`.
 
-    `factor`: of halving, one in so many goes on, for so many times the epochs; None for plain random search.
+    `factor`: for successive halving, one in `factor` continues, for `factor` times the epochs; None for random search.
     """
 
     trials: int
@@ -34,12 +34,12 @@ class Search:
 
     @property
     def method(self) -> Literal["random", "halving"]:
-        """What becomes of the points."""
+        """The search method."""
         return "random" if self.factor is None else "halving"
 
 
 def read_search(values: object, faults: list[str]) -> Search | None:
-    """The `search` of a study file, None without one. What is wrong is added to `faults`."""
+    """The `search` section of a study file, None if absent. Errors are appended to `faults`."""
     if values is None:
         return None
     if not isinstance(values, dict):
@@ -67,7 +67,7 @@ def read_search(values: object, faults: list[str]) -> Search | None:
 
 
 def draw_points(search: Search) -> list[dict[str, Any]]:
-    """The trials, the same for the same seed; numbers have three digits. Raises `MissingExtraError` without Optuna."""
+    """The trials, deterministic in the seed; numbers have three digits. Raises `MissingExtraError` without Optuna."""
     try:
         import optuna
     except ImportError as error:
@@ -76,7 +76,7 @@ def draw_points(search: Search) -> list[dict[str, Any]]:
     spans: dict[str, Any] = {}
     for name, span in search.ranges.items():
         if isinstance(span, list):
-            spans[name] = kinds.CategoricalDistribution(range(len(span)))  # places: values may be lists
+            spans[name] = kinds.CategoricalDistribution(range(len(span)))  # indices: values may be lists
             continue
         low, high, is_log, step = span["low"], span["high"], span.get("log", False), span.get("step")
         if isinstance(low, int) and isinstance(high, int):
@@ -84,7 +84,7 @@ def draw_points(search: Search) -> list[dict[str, Any]]:
         else:
             spans[name] = kinds.FloatDistribution(low, high, log=is_log, step=step)
     before = optuna.logging.get_verbosity()
-    optuna.logging.set_verbosity(optuna.logging.WARNING)  # it tells of every study it makes
+    optuna.logging.set_verbosity(optuna.logging.WARNING)  # suppresses a message per study
     try:
         study = optuna.create_study(sampler=optuna.samplers.RandomSampler(search.seed))
         return [_values(study.ask(spans).params, search.ranges) for _ in range(search.trials)]
@@ -93,7 +93,7 @@ def draw_points(search: Search) -> list[dict[str, Any]]:
 
 
 def rung_epochs(search: Search, epochs: int) -> list[int]:
-    """Epochs of each round of halving, the last of `epochs`; of random search, these alone."""
+    """Epochs of each halving round, ending with `epochs`; only `epochs` for random search."""
     if search.factor is None:
         return [epochs]
     rounds = int(math.log(min(search.trials, epochs), search.factor) + 1e-9)
@@ -129,7 +129,7 @@ _KEYS = ("about", "base", "variants", "grid", "search", "seeds", "apart", "test"
 
 @dataclass(frozen=True)
 class Variant:
-    """A named way. `options`: what it says itself, None taking an option away. `grid`: axes of its own."""
+    """A named variant. `options`: its own options; None removes an option. `grid`: its own axes."""
 
     name: str
     options: Options
@@ -139,8 +139,8 @@ class Variant:
 
 @dataclass(frozen=True)
 class Plan:
-    """A study's file. `apart`: axes of which each value has a selection of its own. `test`: whether what is selected is
-    judged by the test split, `ensemble`: also together.
+    """A parsed study file. `apart`: axes with a separate selection per value. `test`: evaluate the selected models on
+    the test split. `ensemble`: also evaluate them together.
     """
 
     name: str
@@ -155,7 +155,7 @@ class Plan:
 
 
 def read_plan(path: str | Path) -> Plan:
-    """Read a YAML file. Raises `ConfigError` with all faults of form."""
+    """Read a YAML file. Raises `ConfigError` listing all structural errors."""
     path = Path(path)
     values = load_config(path)
     faults = [f"unknown key '{key}'{nearest(str(key), list(_KEYS))}" for key in values if key not in _KEYS]
@@ -177,7 +177,7 @@ def read_plan(path: str | Path) -> Plan:
 
 
 def parse_forced(texts: Sequence[str]) -> dict[str, Any]:
-    """`name=value` words -> options, values read as YAML. Raises `ConfigError`."""
+    """`name=value` words -> options, with values parsed as YAML. Raises `ConfigError`."""
     import yaml
 
     known = [field.name for field in fields(TrainConfig)]
@@ -188,13 +188,13 @@ def parse_forced(texts: Sequence[str]) -> dict[str, Any]:
             raise ConfigError(f"--set {text}: expected an option and its value, as in epochs=3{nearest(name, known)}")
         try:
             forced[name] = yaml.safe_load(value)
-        except yaml.YAMLError:  # such as a pattern that begins with a star
+        except yaml.YAMLError:  # for example a pattern that begins with an asterisk
             forced[name] = value
     return forced
 
 
 def raise_faults(faults: Sequence[str], path: Path) -> None:
-    """Raise `ConfigError` with all faults, if there are some."""
+    """Raise `ConfigError` listing all errors, if there are any."""
     if faults:
         raise ConfigError(f"{path}: " + "; ".join(faults))
 

@@ -1,6 +1,6 @@
-"""What a study selected, judged once: exported, timed, and scored on the test split as its users would run it.
+"""Evaluate a study's selected models once: exported, timed, and scored on the test split as deployed.
 
-Knows settings, export and the runtime's evaluation. Does not choose (`leaderboard`) or train.
+Does not select (`leaderboard`) or train.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ _ROUNDS, _SECONDS = 5, 2.0
 
 @dataclass(frozen=True)
 class Judgment:
-    """One run's model file: its test score with interval (None without a test split), size and time per image."""
+    """One run's model file: test score with interval (None without a test split), size and time per image."""
 
     score: float | None
     low: float | None
@@ -50,8 +50,8 @@ class Judged:
 def judge_selected(
     settings: Sequence[Setting], task: str, out: Path, progress: Progress, *, test: bool
 ) -> tuple[list[Judged], list[str]]:
-    """Export and judge each finished run of the selected settings, or recall what came of it: `selected.json` keeps it,
-    so that no network meets the test split twice. Returns the faults, too, of runs that cannot be judged.
+    """Export and evaluate each finished run of the selected settings, or load its saved result from `selected.json`, so
+    that no network is scored on the test split twice. Also returns the errors of runs that cannot be evaluated.
     """
     path = out / "selected.json"
     kept: dict[str, Any] = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
@@ -60,7 +60,7 @@ def judge_selected(
     for setting in settings:
         judgments = []
         for run in setting.done:
-            network = hash_file(Run(run.folder).best_path)  # a run that was trained anew is another one
+            network = hash_file(Run(run.folder).best_path)  # a retrained run counts as a new one
             known = kept.get(run.cell.name, {})
             if known.get("network") != network or (test and known["score"] is None and _has_test(run)):
                 try:
@@ -121,7 +121,7 @@ def _has_test(run: CellRun) -> bool:
 
 
 def _latency_ms(model: Path) -> float:
-    """Of one image alone on the CPU, all cores on it; without decoding."""
+    """Latency of a single image on the CPU with all cores; without decoding."""
     from tl.runtime.bench.works import Work, time_works
     from tl.runtime.session import Session
 

@@ -1,6 +1,6 @@
-"""A study's runs: every combination that its plan names, each with options of training that fit together.
+"""A study's runs: every combination that its plan defines, each with consistent training options.
 
-Knows plans and options. Does not read files or train, and imports no torch.
+Contains no file access to data and no training; never imports torch.
 """
 
 from __future__ import annotations
@@ -20,14 +20,14 @@ from tl.studies.plan import Options, Plan, Variant, draw_points, raise_faults, r
 from tl.trainer.config import TrainConfig
 from tl.trainer.options import config_from_mapping, resolve
 
-# What a study decides by itself.
+# Options that the study sets itself.
 _RESERVED = ("out", "seed", "test")
 _MOST_LETTERS = 80
 
 
 @dataclass(frozen=True)
 class Cell:
-    """One run of a study. `point`: its place in the grid. `config` is not resolved and has no `out`."""
+    """One run of a study. `point`: its coordinates in the grid. `config` is not resolved and has no `out`."""
 
     variant: str
     point: tuple[tuple[str, Any], ...]
@@ -36,33 +36,33 @@ class Cell:
 
     @property
     def setting(self) -> str:
-        """What it shares with the runs of other seeds, in words."""
+        """The description it shares with runs of other seeds."""
         return _in_words(self.variant, self.point)
 
     @property
     def name(self) -> str:
-        """Its folder: readable, and another one whenever any option is another."""
+        """Its folder name: readable, and different whenever any option differs."""
         digest = hashlib.sha256(_key(self.config).encode()).hexdigest()[:6]
         words = re.sub(r"[^\w.=-]+", "-", self.setting)[:_MOST_LETTERS].strip("-.")
         return f"{words}-s{self.seed}-{digest}"
 
     @property
     def epochs(self) -> int | None:
-        """Of its resolved options; None for a head that is solved."""
+        """Epochs of the resolved options; None for a head that is solved."""
         return resolve(replace(self.config, out="x")).epochs
 
     def with_epochs(self, epochs: int) -> Cell:
-        """The same for so many epochs, which are an axis then."""
+        """A copy with this number of epochs, which then becomes an axis."""
         point = dict(self.point) | {"epochs": epochs}
         return replace(self, point=tuple(point.items()), config=replace(self.config, epochs=epochs))
 
 
 @dataclass(frozen=True)
 class Study:
-    """A plan and its runs, settings one after the other, seeds within.
+    """A plan and its runs, grouped by setting, with seeds innermost.
 
-    `doubled`: settings that equal others, in words. `last_epochs`: where a search halves, the epochs of each variant's
-    last round; `cells` are those of the first.
+    `doubled`: descriptions of settings that equal others. `last_epochs`: for a halving search, the epochs of each
+    variant's last round; `cells` are those of the first round.
     """
 
     plan: Plan
@@ -77,14 +77,14 @@ class Study:
 
     @property
     def task(self) -> str:
-        """What its data are for: classification or landmarks."""
+        """The task of its data: classification or landmarks."""
         return str(resolve(replace(self.cells[0].config, out="x")).task)
 
 
 def read_study(path: str | Path, forced: Options | None = None) -> Study:
-    """Read a YAML file; `forced` options replace those of the file wherever they stand, and their axes.
+    """Read a YAML file. `forced` options replace those of the file everywhere, including axes.
 
-    Every run's options are checked now. Raises `ConfigError` with all faults.
+    Checks the options of every run. Raises `ConfigError` listing all errors.
     """
     plan = read_plan(path)
     faults: list[str] = []
@@ -108,9 +108,9 @@ def read_study(path: str | Path, forced: Options | None = None) -> Study:
 def _cells(
     plan: Plan, variant: Variant, points: Sequence[Options], forced: Options, faults: list[str]
 ) -> Iterator[Cell]:
-    """A variant's runs. What is wrong is added to `faults`."""
+    """A variant's runs. Errors are appended to `faults`."""
     own = variant.options
-    # What a variant says itself is no axis of it; None says that it has no such option, whatever others are given.
+    # A variant's own options are not axes of it. None means that it lacks the option, whatever the others have.
     axes = {name: values for name, values in plan.grid.items() if name not in own} | dict(variant.grid)
     axes = {name: values for name, values in axes.items() if name not in forced}
     fixed = {**plan.base, **own, **forced}
@@ -150,7 +150,7 @@ def _faults(fixed: Options, axes: Options) -> list[str]:
 
 
 def _key(config: TrainConfig) -> str:
-    """What tells its run from others: the options that differ from their defaults, so that a new one changes none."""
+    """Identifies a run by its non-default options, so that adding a new option does not change existing keys."""
     own = {name: value for name, value in vars(config).items() if value != getattr(TrainConfig, name)}
     return json.dumps(own, sort_keys=True)
 

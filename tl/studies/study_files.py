@@ -1,6 +1,6 @@
-"""What a study leaves in its folder beside its runs: leaderboard.csv, leaderboard.json, report.html.
+"""The summary files in a study's folder: leaderboard.csv, leaderboard.json, report.html.
 
-Knows rows and columns. Does not run or choose.
+Does not run or select.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ Row = dict[str, Any]
 
 
 def leaderboard_rows(study: Study, settings: Sequence[Setting], judged: Sequence[Judged]) -> list[Row]:
-    """One row per setting, best validation first. What is not known is None."""
+    """One row per setting, best validation result first. Unknown values are None."""
     metric, _ = METRIC[study.task]
     by_name = {each.setting.name: each for each in judged}
     return [_row(study, setting, by_name.get(setting.name), metric) for setting in settings]

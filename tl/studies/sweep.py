@@ -1,6 +1,6 @@
-"""Runs all cells of a study: in processes that end with their parent, resumable, with one lock per folder.
+"""Run all cells of a study in child processes that end with their parent; resumable, with one lock per folder.
 
-Knows studies and runs. Does not know how runs are ranked (`leaderboard`) or selected (`selection`).
+Does not rank (`leaderboard`) or select (`selection`) runs.
 """
 
 from __future__ import annotations
@@ -31,32 +31,32 @@ from tl.trainer.run_folder.run import Run
 
 P = ParamSpec("P")
 T = TypeVar("T")
-# After Ctrl-C the process had the signal too; one sent to the parent alone is passed on after the first time.
+# Ctrl-C also signals the process; a signal sent only to the parent is forwarded after the first wait.
 _SECONDS_TO_STOP_BY_ITSELF, _SECONDS_TO_STOP = 5.0, 20.0
 
 
 class Worker:
-    """One process for one piece of work at a time, so that what kills it is known by its work."""
+    """A process that runs one task at a time, so that a crash can be attributed to its task."""
 
     def __init__(self) -> None:
         self._open()
 
     def begin(self, work: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> Future[T]:
-        """Do `work` there. The future raises `BrokenProcessPool` if the process is killed meanwhile."""
+        """Run `work` in the process. The future raises `BrokenProcessPool` if the process is killed meanwhile."""
         try:
             self._work: Future[T] = self._pool.submit(work, *args, **kwargs)
-        except BrokenProcessPool:  # it died while it had nothing to do
+        except BrokenProcessPool:  # it died while idle
             self._open()
             self._work = self._pool.submit(work, *args, **kwargs)
         return self._work
 
     def renew(self) -> None:
-        """Go on in a new process."""
+        """Continue in a new process."""
         self._pool.shutdown(wait=True)
         self._open()
 
     def stop(self) -> None:
-        """End the process. Work under way is interrupted as by Ctrl-C, and has some time to save what it has."""
+        """End the process. Running work is interrupted as by Ctrl-C, and has some time to save its state."""
         self._pool.shutdown(wait=False, cancel_futures=True)
         work = getattr(self, "_work", None)
         if work is not None and wait([work], timeout=_SECONDS_TO_STOP_BY_ITSELF).not_done:
@@ -68,14 +68,14 @@ class Worker:
         self._pool.shutdown(wait=True)
 
     def _open(self) -> None:
-        # A fork would inherit torch's and onnxruntime's threads, which do not come along.
+        # A fork would inherit the state of torch's and onnxruntime's threads, but not the threads
         context = multiprocessing.get_context("spawn")
         self._pool = ProcessPoolExecutor(1, mp_context=context, initializer=_end_with_parent)
         self._pid: Future[int] = self._pool.submit(os.getpid)
 
 
 def _end_with_parent() -> None:
-    """An orphan would work on, where nobody knows of it, in files that its successor takes up."""
+    """Exit with the parent: an orphan would keep writing, unnoticed, to files that its successor resumes."""
     parent = multiprocessing.parent_process()
 
     def watch() -> None:
@@ -89,7 +89,7 @@ def _end_with_parent() -> None:
 State = Literal["done", "failed", "open"]
 _FAILURE = "failure.txt"
 _KILLED = "its process was killed, by the system for want of memory or by hand\n"
-# Options that say which images per run is of, and in which split.
+# Options that determine a run's images and splits.
 _DATA_OPTIONS = ("data", "images", "split_column", "val_fraction", "per_class", "seed")
 
 
@@ -102,25 +102,25 @@ class CellRun:
 
     @property
     def state(self) -> State:
-        """Whether it is finished, has failed, or is still to be done."""
+        """Whether it has finished, has failed, or is still to do."""
         if (self.folder / "metrics.json").is_file():
             return "done"
         return "failed" if self.failure_path.is_file() else "open"
 
     @property
     def failure_path(self) -> Path:
-        """Beside the run's folder, which a failed run may not have."""
+        """Stored beside the run's folder, which a failed run may not have."""
         return self.folder.with_name(f"{self.folder.name}.{_FAILURE}")
 
     @property
     def error(self) -> str:
-        """The failure's last line, '' without one."""
+        """The last line of the failure, '' if there is none."""
         if self.state != "failed":
             return ""
         return self.failure_path.read_text(encoding="utf-8").strip().splitlines()[-1]
 
     def metrics(self) -> dict[str, Any]:
-        """Of a finished run."""
+        """Metrics of a finished run."""
         found: dict[str, Any] = json.loads((self.folder / "metrics.json").read_text(encoding="utf-8"))
         return found
 
@@ -132,25 +132,25 @@ def cell_runs(cells: Sequence[Cell], out: str | Path) -> list[CellRun]:
 
 @contextmanager
 def hold(out: Path) -> Iterator[None]:
-    """Have a study's folder, made if there is none, to oneself. Raises `RunError`, `OutputError`."""
+    """Lock a study's folder, created if missing. Raises `RunError`, `OutputError`."""
     with output_errors(out):
         out.mkdir(parents=True, exist_ok=True)
         lock = (out / "sweep.lock").open("w")
     with lock:
         try:
             import fcntl
-        except ImportError:  # Windows: nobody watches
+        except ImportError:  # Windows: no lock
             yield
             return
         try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)  # the system lets go of it when the process ends
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)  # the system releases it when the process ends
         except BlockingIOError as error:
             raise RunError(f"{out}: another tl sweep is at work here; wait for it, or give another --out") from error
         yield
 
 
 def check_same_data(runs: Sequence[CellRun]) -> None:
-    """Raise `DataError` if finished runs that name the same data were trained on other images, labels or splits."""
+    """Raise `DataError` if finished runs that name the same data were trained on different images, labels or splits."""
     seen: dict[str, tuple[CellRun, str]] = {}
     for run in runs:
         if run.state != "done":
@@ -173,28 +173,28 @@ def run_cells(
     ends: float | None = None,
     retry_failed: bool = False,
 ) -> None:
-    """Train what is not done yet; an interrupted run goes on where it was. `ends`: when to begin nothing any more, as
-    `time.monotonic` counts.
+    """Train all open runs; an interrupted run is resumed. `ends`: time, in `time.monotonic` seconds, after which no run
+    is started.
 
-    A run that fails leaves its reason beside its folder, and the others go on. Each of `jobs` processes trains one run
-    at a time with its share of the cores. Raises `RunInterrupted`.
+    A failed run leaves its error beside its folder, and the others continue. Each of `jobs` processes trains one run at
+    a time with its share of the cores. Raises `RunInterrupted`.
     """
     todo = [run for run in runs if run.state == "open" or (retry_failed and run.state == "failed")]
-    progress.start("runs", len(todo), "runs")  # those to do alone, or their speed would count finished ones
+    progress.start("runs", len(todo), "runs")  # counts open runs only; finished ones would distort the speed
     started = time.monotonic()
     try:
         for number, (run, seconds) in enumerate(_train_all(todo, jobs, ends), start=1):
             left = (time.monotonic() - started) / number * (len(todo) - number)
             progress.advance(note=run.cell.setting)
             progress.say(f"{_outcome(run)} ({seconds:.0f} s; about {in_words(left)} left)")
-    except (KeyboardInterrupt, RunInterrupted) as stop:  # here, or first in a run's own process
+    except (KeyboardInterrupt, RunInterrupted) as stop:  # in this process, or first in a run's own process
         raise RunInterrupted("interrupted; the same command goes on where this one stopped") from stop
     if unbegun := [run for run in todo if run.state == "open"]:
         progress.say(f"the time is up: {len(unbegun)} runs are not begun or not finished; the same command goes on")
 
 
 def _train_all(todo: Sequence[CellRun], jobs: int, ends: float | None) -> Iterator[tuple[CellRun, float]]:
-    """Finished and failed runs as they end, and how long each took."""
+    """Finished and failed runs as they end, with the time each took."""
     waiting = list(reversed(todo))
     threads = None if jobs == 1 else max(1, usable_cores() // jobs)
     workers = [Worker() for _ in range(min(jobs, len(todo)))]
@@ -221,7 +221,7 @@ def _train_all(todo: Sequence[CellRun], jobs: int, ends: float | None) -> Iterat
 
 
 def _end(future: Future[bool], run: CellRun) -> bool:
-    """Whether the process that trained it is fit for another. Raises `RunInterrupted`."""
+    """Whether the run's process can be reused. Raises `RunInterrupted`."""
     try:
         return future.result()
     except BrokenProcessPool:
@@ -230,9 +230,9 @@ def _end(future: Future[bool], run: CellRun) -> bool:
 
 
 def train_cell(run: CellRun, threads: int | None) -> bool:
-    """Train one run; what goes wrong is written beside its folder. Returns whether this process is fit for another run.
+    """Train one run; errors are written beside its folder. Returns whether this process can be reused.
 
-    Raises `RunInterrupted` alone.
+    Raises only `RunInterrupted`.
     """
     run.folder.parent.mkdir(parents=True, exist_ok=True)
     try:
@@ -241,7 +241,7 @@ def train_cell(run: CellRun, threads: int | None) -> bool:
         raise
     except TlError as error:
         write_text(run.failure_path, f"{error}\n")
-    except Exception:  # a fault of one run is not to end a night's study; what it did to the GPU may last
+    except Exception:  # an error in one run must not end a whole study; its effect on the GPU may persist
         write_text(run.failure_path, traceback.format_exc())
         return False
     return True
@@ -257,7 +257,7 @@ def _train(run: CellRun, threads: int | None) -> None:
             return
         except RunInterrupted:
             raise
-        except RunError:  # damaged, of another version, or of data that have changed since
+        except RunError:  # damaged, from another version, or with data that have changed since
             pass
     if run.folder.is_dir():
         shutil.rmtree(run.folder)
@@ -274,7 +274,7 @@ def _outcome(run: CellRun) -> str:
 
 
 def in_words(seconds: float) -> str:
-    """A span of time."""
+    """A time span for display."""
     if seconds < 120:
         return f"{seconds:.0f} s"
     return f"{seconds / 60:.0f} min" if seconds < 7200 else f"{seconds / 3600:.1f} h"

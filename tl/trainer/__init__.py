@@ -1,8 +1,8 @@
-"""Train transfer-learning models from images; everything up to, not including, the model file.
+"""Train transfer-learning models from images: everything up to, but not including, the model file.
 
-Begin with `train`, one run from top to bottom: `options` resolve the `config`, `task` reads `data`, `images` and
-kept `features`, `audit` looks for leaks, and one of three ways follows: `solvers`, steps on kept features
-(`head_training`), or steps on images (`image_training`: `networks`, `batches`, `loop`). `runs` is the folder that
-remains; `probe` compares heads without one. What works on names and numbers alone (`config`, `data`, `task`, `metrics`,
-`evaluate` ...) imports no torch, so that the command line and solved heads start at once.
+Start with `train`, which executes one run from start to finish. `options` resolves the `config`. `task` reads the
+images and cached features (`tl.data`). Training then takes one of three paths: `heads.solvers`, steps on cached
+features (`heads.stepped_head`), or steps on images (`fit.image_training`, with `fit.batches` and `fit.loop`).
+`models` builds networks, `run_folder` writes the run; `heads.probe` compares heads without one. `config`, `task` and
+`heads.solvers` import no torch, so that the command line and solved heads start fast.
 """

@@ -1,7 +1,6 @@
-"""Classification's part in a run: its task, features, audit, training and judgment.
+"""The classification part of a run: its task, features, audit, training and evaluation.
 
-Knows the parts of that task. Does not know run folders' order of things (`train`), and imports torch only where a
-network is needed.
+The order of the steps is in `train`. Imports torch only where a network is needed.
 """
 
 from __future__ import annotations
@@ -34,19 +33,19 @@ if TYPE_CHECKING:
 
 @dataclass
 class ClassificationWork:
-    """A classifier's run."""
+    """A classification run."""
 
     task: Task
     training: Training
 
     @property
     def title(self) -> str:
-        """What is done, in words."""
+        """A description of the work, for display."""
         config = self.task.config
         return f"{config.method} of {config.backbone} for {len(self.task.class_names)} classes"
 
     def audit_data(self, progress: Progress) -> list[Finding]:
-        """Compute the features that are lacking, and audit the data if that is asked for."""
+        """Compute missing features, and audit the data if requested."""
         compute_features(self.task, progress)
         return _audit(self.task) if self.task.config.audit else []
 
@@ -55,12 +54,12 @@ class ClassificationWork:
         return self.training(run, progress, is_resumed)
 
     def judge(self, run: Run, outcome: Outcome, seconds: float, progress: Progress) -> dict[str, Any]:
-        """Calibrate, evaluate, and write what came out."""
+        """Calibrate, evaluate, and write the results."""
         return _judge(self.task, run, outcome, seconds, progress)
 
 
 def prepare_classification(config: TrainConfig, ranks: Ranks | None, progress: Progress) -> ClassificationWork:
-    """Read everything, and build the network where images are trained on. Raises the `TlError`s of its parts."""
+    """Read all inputs; build the network if training runs on images. Raises any `TlError` of the individual steps."""
     if ranks is not None and config.method == "features":
         raise ConfigError("method features runs in one process: each feature is computed once; leave out torchrun")
     task = prepare_task(config, progress, _check_network)
@@ -68,9 +67,9 @@ def prepare_classification(config: TrainConfig, ranks: Ranks | None, progress: P
 
 
 def _check_network(config: TrainConfig, info: BackboneInfo, num_classes: int, weights: WeightsFile | None) -> None:
-    """Build what training will build, so that faults of options, weights and device show before images are read.
+    """Build the network before images are read, to detect invalid options, weights and devices early.
 
-    A run on kept features is not held up by it: faults of theirs show when features are computed.
+    Skipped for runs on cached features; there, these errors show when features are computed.
     """
     if config.method == "features":
         return
@@ -92,7 +91,7 @@ def _prepare_training(task: Task, ranks: Ranks | None) -> Training:
 
 
 def compute_features(task: Task, progress: Progress, splits: Sequence[str] = SPLITS) -> None:
-    """Whatever is lacking of what training and the audit will look at."""
+    """Compute the missing features that training and the audit need."""
     is_wanted = task.uses_kept_features or task.config.audit or task.config.head_init == "solved"
     if task.features is None or not is_wanted:
         return

@@ -46,8 +46,8 @@ class TrainConfig:
 
     data: str = _option(
         "",
-        "Folder of class folders, or of train/, val/ and optional test/ folders of them, or CSV with path,label. "
-        "For landmarks: CSV, TPS, COCO keypoints or DeepLabCut.",
+        "Folder of class folders, or of train/, val/ and optional test/ folders that hold them, or CSV with "
+        "path,label. For landmarks: CSV, TPS, COCO keypoints or DeepLabCut.",
         "Data",
     )
     task: Kind | None = _option(None, "Task to train for. Default: inferred from the data.", "Data")

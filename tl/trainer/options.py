@@ -1,6 +1,6 @@
-"""Training options read, filled in and checked: YAML and flags in, a resolved `TrainConfig` out.
+"""Read, complete and check training options: YAML and flags in, a resolved `TrainConfig` out.
 
-Knows what goes together. Does not know torch, images or networks.
+Contains the rules for which options can be combined. Does not depend on torch, images or networks.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ _Value = TypeVar("_Value")
 
 
 def resolve(config: TrainConfig, where: str = "options") -> TrainConfig:
-    """Fill what was left open and check every value. Raises `ConfigError` with all faults, after `where`."""
+    """Fill unset options and check every value. Raises `ConfigError`, prefixed with `where`, that lists all errors."""
     if config.task is None:
         config = dataclasses.replace(config, task=find_task(config.data))
     method = config.method if config.method in BY_METHOD else "finetune"
@@ -46,7 +46,7 @@ def resolve(config: TrainConfig, where: str = "options") -> TrainConfig:
     if config.head == "svm" or (not is_landmarks and is_frozen_linear and (config.c_values or not is_stepped)):
         chosen["optimizer"] = "lbfgs"
     if (config.optimizer or chosen["optimizer"]) == "lbfgs":
-        del chosen["epochs"]  # nothing is trained by epochs
+        del chosen["epochs"]  # this head is not trained in epochs
     head = settled(config.head)
     config = _fill(config, chosen | {"head_sizes": HEAD_SIZES[head], "c_values": C_VALUES.get(head, ())})
     if config.bag:
@@ -66,14 +66,14 @@ def resolve(config: TrainConfig, where: str = "options") -> TrainConfig:
 
 
 def _fill(config: TrainConfig, values: Mapping[str, Any]) -> TrainConfig:
-    """Set what is still open."""
+    """Set options that are still unset."""
     return dataclasses.replace(config, **{n: value for n, value in values.items() if getattr(config, n) is None})
 
 
 def own_choices(config: TrainConfig) -> dict[str, Any]:
-    """The fewest options that resolve to the same config: what somebody chose, without what followed from it."""
+    """The smallest set of options that resolves to the same config: the user's choices without derived values."""
     chosen = vars(config).copy()
-    for name in sorted(_may_be_open(), key="optimizer".__eq__):  # the optimizer last: it decides the others
+    for name in sorted(_may_be_open(), key="optimizer".__eq__):  # the optimizer last: other defaults depend on it
         shorter = {**chosen, name: None}
         with suppress(ConfigError):
             if resolve(TrainConfig(**shorter)) == config:
@@ -82,37 +82,37 @@ def own_choices(config: TrainConfig) -> dict[str, Any]:
 
 
 def settled(value: _Value | None) -> _Value:
-    """An option of a resolved config that only an unresolved one leaves open. Raises ValueError for None."""
+    """The value of an option that is always set in a resolved config. Raises ValueError for None."""
     if value is None:
         raise ValueError("resolve the config first: an option is still open")
     return value
 
 
 def has_norm(backbone: str) -> bool:
-    """Whether a backbone has normalization layers, by its name: the older families have none."""
+    """Whether a backbone has normalization layers, judged by its name: the older families have none."""
     name = backbone.rpartition(":")[2]
     return not name.startswith(WITHOUT_NORM) or "_bn" in name
 
 
 def find_task(data: str) -> Kind:
-    """What a data set is for: landmarks where it is a file of them, else classes. A missing one counts as classes."""
+    """The task of a data set: landmarks for a landmark file, classes otherwise, also for a missing path."""
     return "landmarks" if is_landmark_file(data) else "classification"
 
 
 def is_solved(config: TrainConfig) -> bool:
-    """Whether a resolved config's head is computed in one go instead of trained step by step."""
+    """Whether a resolved config's head is computed by a solver instead of trained step by step."""
     return config.head == "svm" or config.optimizer == "lbfgs"
 
 
-# Options of before 0.1.
+# Options from versions before 0.1.
 _OLD_NAMES = {"normalise": "normalize", "head_start": "head_init"}
 
 
 def config_from_mapping(values: Mapping[str, Any], where: str) -> TrainConfig:
-    """A config from parsed YAML or flags. Raises `ConfigError` naming each unknown key, wrong type and their cure."""
+    """A config from parsed YAML or flags. Raises `ConfigError` naming unknown keys and wrong types, with the fix."""
     try:
         from pydantic import TypeAdapter, ValidationError
-    except ImportError as error:  # pydantic comes with albumentations
+    except ImportError as error:  # pydantic is installed with albumentations
         raise MissingExtraError("training needs more packages: pip install 'tl-toolkit[train]'") from error
     values = {_OLD_NAMES.get(key, key): value for key, value in values.items()}
     names = [field.name for field in dataclasses.fields(TrainConfig)]
@@ -120,7 +120,7 @@ def config_from_mapping(values: Mapping[str, Any], where: str) -> TrainConfig:
     try:
         plain = {key: value for key, value in values.items() if key in names}
         if isinstance(plain.get("freeze"), int):
-            plain["freeze"] = str(plain["freeze"])  # YAML takes a number of stages for a number
+            plain["freeze"] = str(plain["freeze"])  # YAML parses a number of stages as an integer
         config = TypeAdapter(TrainConfig).validate_python(plain)
     except ValidationError as error:
         faults += _type_faults(error.errors())
@@ -148,7 +148,7 @@ def load_config(path: str | Path) -> dict[str, Any]:
 
 
 def dump_config(config: TrainConfig) -> str:
-    """The config as YAML text that `load_config` reads back."""
+    """The config as YAML text that `load_config` can read."""
     import yaml
 
     plain = {key: list(value) if isinstance(value, tuple) else value for key, value in vars(config).items()}
@@ -156,7 +156,7 @@ def dump_config(config: TrainConfig) -> str:
 
 
 def nearest(word: str, known: list[str]) -> str:
-    """`" (nearest: 'x')"` for a misspelt word, or ''."""
+    """`" (nearest: 'x')"` for a misspelled word, or ''."""
     matches = get_close_matches(word, known, n=1)
     return f" (nearest: '{matches[0]}')" if matches else ""
 
@@ -166,7 +166,7 @@ def _may_be_open() -> list[str]:
 
 
 def _streams(config: TrainConfig) -> bool:
-    """Whether frozen features change from epoch to epoch, because images are augmented anew."""
+    """Whether frozen features change each epoch because images are augmented anew."""
     return config.augment not in (None, "none") and config.views is None
 
 
@@ -237,7 +237,7 @@ def _combination_faults(config: TrainConfig) -> list[str]:
     return [*faults, *_solver_faults(config)] if is_solved(config) else faults
 
 
-# What only classes have.
+# Options for classification only.
 _CLASSES_ONLY = ("per_class", "views", "mixup", "cutmix", "label_smoothing", "class_weights", "sampler")
 _LANDMARKS_ONLY = ("images", "crop", "crop_margin", "mirror", "flip_pairs", "skeleton", "point_loss")
 
@@ -290,7 +290,7 @@ def _is_pair(text: str) -> bool:
 
 
 def _start_faults(config: TrainConfig) -> list[str]:
-    """What a head lacks to be solved before fine-tuning."""
+    """Options that prevent solving the head before fine-tuning."""
     needs = {
         "classes": config.task == "classification",
         "method finetune": config.method == "finetune",
@@ -305,7 +305,7 @@ def _learning_rates(backbone: str, method: str) -> dict[str, float]:
     return LEARNING_RATES[method] | ({} if has_norm(backbone) else SMALLER_LEARNING_RATES.get(method, {}))
 
 
-# What only training by steps heeds.
+# Options that only take effect when training by steps.
 _STEPPED_ONLY = (
     *("momentum", "weight_decay", "schedule", "warmup_epochs", "drop_factor", "clip_norm", "ema_decay", "accumulate"),
     *("label_smoothing", "sampler", "patience", "compile"),
@@ -340,7 +340,7 @@ def _unknown_fault(key: object, names: list[str]) -> str:
 
 
 def _type_faults(errors: Sequence[Any]) -> list[str]:
-    """One fault for each place, whatever pydantic tried there."""
+    """One error per option, however many types pydantic tried for it."""
     by_place: dict[str, list[str]] = {}
     for error in errors:
         name, *within = error["loc"]

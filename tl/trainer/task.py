@@ -1,8 +1,7 @@
-"""What a run has to do, before any network exists: labeled images, preprocessing, weights file, kept features; and what
-every way of training gives back.
+"""Prepare a run before any network exists: labeled images, preprocessing, weights file, cached features. Also defines
+the result that every training method returns.
 
-Knows data sets, preprocessing and caches. Does not know networks and imports no torch, so that work on kept features
-starts at once.
+Never imports torch, so that work on cached features starts fast.
 """
 
 from __future__ import annotations
@@ -35,8 +34,8 @@ class Outcome:
     """A trained network, before its confidence is calibrated.
 
     `logits`: split -> float (N, C) in the store's order. `save`: writes `best.safetensors`, given the temperature.
-    `trained_parameters`: how many numbers were learned. `best_epoch` is None where nothing was trained by epochs.
-    `train_seconds`: of all epochs, None to time the run.
+    `trained_parameters`: number of learned values. `best_epoch`: None if training had no epochs.
+    `train_seconds`: time of all epochs, or None to use the run's wall time.
     """
 
     logits: Callable[[str], NDArray[np.floating]]
@@ -46,18 +45,18 @@ class Outcome:
     train_seconds: float | None = None
 
 
-# (run, progress, whether the run is taken up again) -> what came out
+# (run, progress, whether the run is resumed) -> outcome
 Training = Callable[[Run, Progress, bool], Outcome]
 
 
-CLEAN = 0  # the view of an image that validation and deployment see
+CLEAN = 0  # the view without augmentation, as used in validation and deployment
 
 
 @dataclass(frozen=True)
 class Task:
-    """One run's work. `ids`: class id of each image of the store. `bad`: unreadable images and why.
+    """The prepared inputs of a run. `ids`: class id of each image in the store. `bad`: unreadable images with reasons.
 
-    `info` has the color statistics that are used. `features` is None where the trunk starts at random.
+    `info` has the color statistics in use. `features` is None if the trunk is randomly initialized.
     """
 
     config: TrainConfig
@@ -73,12 +72,12 @@ class Task:
 
     @property
     def uses_kept_features(self) -> bool:
-        """Whether the head is trained on features computed once."""
+        """Whether the head is trained on cached features."""
         return _needs_features_alone(self.config, self.augment)
 
     @property
     def train_views(self) -> tuple[int, ...]:
-        """The views of training images that a head is trained on."""
+        """The views of the training images that a head is trained on."""
         return tuple(range(1, self.config.views + 1)) if self.config.views else (CLEAN,)
 
     def true_ids(self, split: str) -> NDArray[np.int64]:
@@ -86,20 +85,20 @@ class Task:
         return np.array([self.ids[i] for i in self.store.indices(split)], dtype=np.int64)
 
     def split_features(self, split: str, views: Sequence[int] = (CLEAN,)) -> NDArray[np.float32]:
-        """Kept features (len(views) * N, ...) of a split."""
+        """Cached features (len(views) * N, ...) of a split."""
         if self.features is None:
             raise ValueError("this task keeps no features")
         return self.features.get(self.store, self.store.indices(split), views)
 
 
-# (config, info, number of classes, weights file): raises `TlError` for what cannot become a network.
+# (config, info, number of classes, weights file): raises `TlError` if no network can be built from them.
 Check = Callable[[TrainConfig, BackboneInfo, int, WeightsFile | None], None]
 
 
 def prepare_task(config: TrainConfig, progress: Progress, check: Check = lambda *parts: None) -> Task:
-    """Read everything that a run needs; `check` is called before the images, which take long, are opened.
+    """Read all inputs of a run. `check` is called before images are opened, which is slow.
 
-    Raises the `TlError`s of its parts.
+    Raises any `TlError` of the individual steps.
     """
     asked_batch, config = config.batch_size, resolve(config)
     if config.task != "classification":
@@ -128,10 +127,10 @@ def prepare_task(config: TrainConfig, progress: Progress, check: Check = lambda 
     store, bad = load_images(images, preprocessing, config.cache, progress, is_done=is_done)
     if not config.skip_bad:
         check_readable(bad, "mend or remove them, or go on without them by --skip-bad")
-    class_names = _check_data(store.images, config)  # again: classes may have gone with unreadable images
+    class_names = _check_data(store.images, config)  # again: classes may have disappeared with unreadable images
     first = store.indices("train")[0]
     if augment is not None and not is_done(store.images[first], store.hashes[first]):
-        augment(store.working(first), config.seed)  # its faults show now
+        augment(store.working(first), config.seed)  # detects an invalid augmentation now
     info = measure_colors(config, info, store, progress)
     if config.normalize == "dataset" and weights is not None:
         features = open_run_features(config, info, preprocessing, augment, weights)
@@ -140,13 +139,13 @@ def prepare_task(config: TrainConfig, progress: Progress, check: Check = lambda 
 
 
 def network_card(task: Task, temperature: float) -> NetworkCard:
-    """What `best.safetensors` says of the network."""
+    """The network's description, stored in `best.safetensors`."""
     weights = task.weights.description if task.weights else "none"
     return NetworkCard(task.class_names, (), task.preprocessing, weights, temperature)
 
 
 def find_info(name: str) -> BackboneInfo:
-    """As `backbones`, which takes seconds to import."""
+    """Like `backbones`, which takes seconds to import."""
     from tl.trainer.models.backbones import find_backbone_info
 
     return find_backbone_info(name)
@@ -155,10 +154,10 @@ def find_info(name: str) -> BackboneInfo:
 def open_run_features(
     config: TrainConfig, info: BackboneInfo, preprocessing: Preprocessing, augment: Augment | None, weights: WeightsFile
 ) -> FeatureSet:
-    """Everything that a feature depends on. Trunks are torchvision's or timm's code, so their versions count."""
+    """Open the feature cache, keyed by everything that affects a feature, including torchvision's or timm's version."""
     pooling = "map" if config.head == "conv" else config.pooling
     if config.method != "features":
-        pooling = "gap"  # only for looking at the data
+        pooling = "gap"  # features only used to inspect the data
     changes = {}
     if config.views and augment is not None:
         changes = {"augment": augment.fingerprint, "seed": str(config.seed)}
@@ -180,16 +179,16 @@ def _needs_features_alone(config: TrainConfig, augment: Augment | None) -> bool:
 
 
 def find_start(config: TrainConfig, info: BackboneInfo) -> tuple[WeightsFile | None, BackboneInfo]:
-    """The tensors to start from, and the backbone with the colors that these expect. Raises `WeightsError`."""
+    """The tensors to start from, and the backbone with the color statistics they expect. Raises `WeightsError`."""
     weights = find_weights(info, str(config.weights))
     if weights is not None and weights.is_run and config.normalize == "backbone":
-        mean, std = read_colors(weights)  # what that trunk has learned to expect
+        mean, std = read_colors(weights)  # the statistics that this trunk was trained with
         info = dataclasses.replace(info, mean=mean, std=std)
     return weights, info
 
 
 def measure_colors(config: TrainConfig, info: BackboneInfo, store: ImageStore, progress: Progress) -> BackboneInfo:
-    """The backbone with the colors of the training images, if the config asks for them."""
+    """The backbone with the color statistics of the training images, if the config requests them."""
     if config.normalize != "dataset":
         return info
     mean, std = color_statistics(store.input(i) for i in store.indices("train"))
@@ -198,7 +197,7 @@ def measure_colors(config: TrainConfig, info: BackboneInfo, store: ImageStore, p
 
 
 def fit_batch(config: TrainConfig, images: Sequence[LabeledImage], asked: int | None) -> TrainConfig:
-    """A batch size that nobody asked for shrinks to the data. Raises `ConfigError` for one that somebody did."""
+    """Shrink a default batch size to fit the data. Raises `ConfigError` if an explicitly set one does not fit."""
     count = sum(image.split == "train" for image in images) * (config.views or 1)
     if asked is not None and asked > count:
         raise ConfigError(f"batch_size {asked} is larger than the {count} training images: lower --batch-size")
@@ -206,7 +205,7 @@ def fit_batch(config: TrainConfig, images: Sequence[LabeledImage], asked: int | 
 
 
 def _check_data(images: Sequence[LabeledImage], config: TrainConfig) -> tuple[str, ...]:
-    """Class names, after checking what training and evaluation will need. Raises `DataError`."""
+    """Return the class names after checking that the data suffices for training and evaluation. Raises `DataError`."""
     class_names = bind_class_names(images)
     class_ids(images, class_names)
     for split in ("val", "test") if config.test else ("val",):
@@ -220,7 +219,7 @@ def build_run_preprocessing(config: TrainConfig, info: BackboneInfo) -> Preproce
     side = config.image_size or info.image_size
     short_side = None
     if config.resize_mode == "short_side" and info.short_side > info.image_size:
-        short_side = round(side * info.short_side / info.image_size)  # as the published weights were validated
+        short_side = round(side * info.short_side / info.image_size)  # the ratio used to validate the published weights
     return build_preprocessing(
         (side, side),
         settled(config.resize_mode),
@@ -233,5 +232,5 @@ def build_run_preprocessing(config: TrainConfig, info: BackboneInfo) -> Preproce
 
 
 def _shown_rgb(rgb: Sequence[float]) -> str:
-    """Three numbers for a person."""
+    """Three numbers formatted for display."""
     return " ".join(f"{value:.4f}" for value in rgb)

@@ -1,7 +1,7 @@
-"""One training run from top to bottom: config in, run folder out.
+"""Execute one training run from start to finish: config in, run folder out.
 
-Knows the order of things, the same for every task; `classification` and `landmarks.work` know the rest. Does not print,
-plot or export, and imports torch only where a network is needed.
+Contains the order of the steps, which is the same for every task; `classification` and `landmarks.work` contain the
+rest. Does not print, plot or export, and imports torch only where a network is needed.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 
 
 class WorkTask(Protocol):
-    """What every task's preparation holds."""
+    """The prepared state that every task provides."""
 
     @property
     def config(self) -> TrainConfig:
@@ -42,33 +42,33 @@ class WorkTask(Protocol):
 
     @property
     def bad(self) -> list[tuple[LabeledImage, str]]:
-        """Unreadable images and why."""
+        """Unreadable images, each with the reason."""
 
 
 class Work(Protocol):
-    """One task's part in a run: classification's or landmarks'."""
+    """The task-specific part of a run: classification or landmarks."""
 
     @property
     def task(self) -> WorkTask:
-        """What was prepared."""
+        """The prepared task."""
 
     @property
     def title(self) -> str:
-        """What is done, in words."""
+        """A description of the work, for display."""
 
     def audit_data(self, progress: Progress) -> list[Finding]:
-        """Whatever has to be computed of the data before training, and what is odd about them."""
+        """Compute what the training data still lacks and return the audit findings."""
 
     def train(self, run: Run, progress: Progress, is_resumed: bool) -> Any:
-        """Train. What comes out has `train_seconds`: of all epochs, None to time the run."""
+        """Train. The returned outcome has `train_seconds`: time of all epochs, or None to use the run's wall time."""
 
     def judge(self, run: Run, outcome: Any, seconds: float, progress: Progress) -> dict[str, Any]:
-        """Evaluate, write what came out, and return the metrics."""
+        """Evaluate, write the results, and return the metrics."""
 
 
 @dataclass(frozen=True)
 class TrainResult:
-    """Where a run lies and how it did. `metrics` has a key for each evaluated split."""
+    """The folder and metrics of a finished run. `metrics` has one key per evaluated split."""
 
     run: Run
     metrics: dict[str, Any]
@@ -76,9 +76,9 @@ class TrainResult:
 
 
 def train(config: TrainConfig, progress: Progress, *, resume: Run | None = None) -> TrainResult:
-    """Train as configured, or continue `resume`. Raises the `TlError`s of its parts.
+    """Train as configured, or continue the run `resume`. Raises any `TlError` of the individual steps.
 
-    Under torchrun every process calls this with the same config; the first one writes, and its result counts.
+    Under torchrun, every process calls this with the same config. Only the first process writes files; use its result.
     """
     if int(os.environ.get("WORLD_SIZE", "1")) > 1:
         return _train_among_others(config, progress, resume)
@@ -117,11 +117,11 @@ def _train(config: TrainConfig, progress: Progress, resume: Run | None, ranks: R
         outcome = work.train(run, progress, resume is not None)
         metrics: dict[str, Any] = {}
         if is_first:
-            # From reading the first image to the last step; of a resumed run, all its epochs instead.
+            # From reading the first image to the last step; for a resumed run, the time of all its epochs instead.
             passed = time.monotonic() - started
             seconds = outcome.train_seconds if outcome.train_seconds is not None else passed
             metrics = work.judge(run, outcome, seconds, progress)
-            run.save_metrics(metrics)  # last, so that it marks a finished run
+            run.save_metrics(metrics)  # written last, because it marks the run as finished
             if log:
                 _finish_log(log, run, metrics, progress)
     except KeyboardInterrupt as stop:
@@ -140,10 +140,10 @@ def _prepare(config: TrainConfig, ranks: Ranks | None, progress: Progress) -> Wo
 
 
 def _describe(work: Work, run: Run, findings: Sequence[Finding], progress: Progress) -> None:
-    """Write down what is known before training."""
+    """Write and report what is known before training."""
     task = work.task
     run.save_config(_with_absolute_paths(task.config, run))
-    if not run.environment_path.exists():  # where it began; a resumed run keeps that
+    if not run.environment_path.exists():  # describes where the run began; a resumed run keeps it
         run.save_environment(describe_environment())
     run.save_manifest(task.store)
     if task.bad:
@@ -155,7 +155,7 @@ def _describe(work: Work, run: Run, findings: Sequence[Finding], progress: Progr
 
 
 def _begin_log(config: TrainConfig, run: Run) -> MlflowLog | None:
-    """At the start, so that a server that does not answer is known before hours have passed."""
+    """Start the MLflow log before training, so that an unreachable server is detected right away."""
     if config.log is None:
         return None
     log = MlflowLog(run.folder)
@@ -164,7 +164,7 @@ def _begin_log(config: TrainConfig, run: Run) -> MlflowLog | None:
 
 
 def _finish_log(log: MlflowLog, run: Run, metrics: dict[str, Any], progress: Progress) -> None:
-    """A run that has trained for hours does not fail for it."""
+    """Finish the MLflow log. A logging failure must not fail a run that has trained for hours."""
     try:
         log.finish(metrics, run.rows("history.csv"))
     except RunError as error:
@@ -172,8 +172,8 @@ def _finish_log(log: MlflowLog, run: Run, metrics: dict[str, Any], progress: Pro
 
 
 def _with_absolute_paths(config: TrainConfig, run: Run) -> TrainConfig:
-    """The config to keep: it can be resumed, repeated and exported from any folder."""
-    words = {"none", "imagenet", *PRESETS}  # which a folder of the same name does not change
+    """Return the config with absolute paths, so that the run can be resumed, repeated and exported from any folder."""
+    words = {"none", "imagenet", *PRESETS}  # keywords, kept even if a folder of the same name exists
     paths = {name: getattr(config, name) for name in ("data", "images", "weights", "augment")}
     absolute = {
         name: os.path.abspath(path)

@@ -55,7 +55,7 @@ HEADS_ON = ("smallcnn", "vit_b_16")  # a map and an embedding, the smallest of e
 
 
 @dataclass(frozen=True)
-class ExportSource:
+class TrainedBackbone:
     """A kind of backbone, tensors for it and a run from them."""
 
     kind: Kind
@@ -84,11 +84,11 @@ def build_small_vit(name: str) -> nn.Module:
 
 
 @pytest.fixture(scope="module", params=[as_parameter(kind) for kind in KINDS])
-def origin(
+def trained(
     request: pytest.FixtureRequest, eight: Path, tmp_path_factory: pytest.TempPathFactory
-) -> Iterator[ExportSource]:
+) -> Iterator[TrainedBackbone]:
     kind: Kind = request.param
-    folder = tmp_path_factory.mktemp("origin")
+    folder = tmp_path_factory.mktemp("trained")
     with pytest.MonkeyPatch.context() as patch:
         if kind.name == "vit_b_16":
             for module in (backbones, networks):
@@ -108,43 +108,53 @@ def origin(
             "monitor": "train_loss",
         }
         run = train_here(eight, folder / "run", method="finetune", **options, **changes).run
-        yield ExportSource(kind, eight, options, run)
+        yield TrainedBackbone(kind, eight, options, run)
 
 
 def test_kinds__hold_every_backbone_of_our_own() -> None:
     assert set(OWN_BACKBONES) <= {kind.name for kind in KINDS}
 
 
-def test_backbone__learns_eight_images(origin: ExportSource) -> None:
-    losses = [float(row["train_loss"]) for row in read_rows(origin.run.folder / "history.csv")]
+def test_backbone__learns_eight_images(trained: TrainedBackbone) -> None:
+    losses = [float(row["train_loss"]) for row in read_rows(trained.run.folder / "history.csv")]
     assert len(losses) == EPOCHS
     assert losses[-1] < 0.5 * losses[0]  # what cannot learn stays near log 2
 
 
-def test_backbone__exports(origin: ExportSource, tmp_path: Path) -> None:
-    contract = export_run(origin.run, tmp_path / "m.onnx", Silent()).contract
+def test_backbone__exports(trained: TrainedBackbone, tmp_path: Path) -> None:
+    contract = export_run(trained.run, tmp_path / "m.onnx", Silent()).contract
     assert contract.parity.images == 8
     assert contract.parity.top1_agreement == 1
-    assert contract.provenance.backbone == origin.kind.name
+    assert contract.provenance.backbone == trained.kind.name
 
 
-@pytest.mark.parametrize("head", ["linear", "mlp", "conv", "svm"])
-def test_head__learns_eight_images(origin: ExportSource, tmp_path: Path, head: str) -> None:
-    if head == "conv" and not origin.kind.has_map:
-        pytest.skip("this backbone gives no map")
-    if head != "linear" and origin.kind.name not in HEADS_ON:
-        pytest.skip("a head knows a map from an embedding, and nothing else of what is below it")
+def suits(kind: Kind, head: str) -> bool:
+    """A linear head on every backbone; the others on one map and one embedding: a head sees nothing else of it."""
+    return head == "linear" or (kind.name in HEADS_ON and (kind.has_map or head != "conv"))
+
+
+@pytest.mark.parametrize(
+    ("trained", "head"),
+    [
+        pytest.param(kind, head, id=f"{kind.name}-{head}", marks=[pytest.mark.slow] if kind.is_slow else [])
+        for kind in KINDS
+        for head in ("linear", "mlp", "conv", "svm")
+        if suits(kind, head)
+    ],
+    indirect=["trained"],
+)
+def test_head__learns_eight_images(trained: TrainedBackbone, tmp_path: Path, head: str) -> None:
     changes = {
         "linear": {"epochs": None},
         "svm": {"epochs": None},
         "mlp": {"epochs": 30, "head_sizes": (32, 16), "lr": 0.01},
         "conv": {"epochs": 30, "head_sizes": (8, 16), "lr": 0.01},
     }[head]
-    run = train_here(origin.photos, tmp_path / "run", method="features", head=head, **origin.options, **changes).run
+    run = train_here(trained.photos, tmp_path / "run", method="features", head=head, **trained.options, **changes).run
     if head in ("linear", "svm"):  # solved, not trained by steps
         assert max(float(row["train_top1_accuracy"]) for row in read_rows(run.folder / "c_search.csv")) == 1
     else:
         losses = [float(row["train_loss"]) for row in read_rows(run.folder / "history.csv")]
         assert min(losses) < 0.5 * losses[0]
-    if origin.kind.name == "smallcnn":  # a head knows nothing of what is below it
+    if trained.kind.name == "smallcnn":  # a head knows nothing of what is below it
         assert export_run(run, tmp_path / "m.onnx", Silent()).contract.parity.top1_agreement == 1

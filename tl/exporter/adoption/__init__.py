@@ -1,5 +1,6 @@
-"""Classifiers that other tools exported -> model files of ours that give the same probabilities. Needs no torch.
+"""Convert classifiers exported by other tools into our model files with the same probabilities. Needs no torch.
 
-Begin with `adopt` (the steps). `foreign` reads a file and its metadata, `presets` and `huggingface` know how its tool
-prepares images, `labels` its class names; `imported` is what all that comes to, and `wrap` builds the graph around it.
+Start with `adopt` (the steps). `foreign` reads a file and its metadata. `presets` and `huggingface` define how its
+tool preprocesses images, `labels` its class names. `imported_model` combines these, and `wrap` builds the graph around
+it.
 """

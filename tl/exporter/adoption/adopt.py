@@ -1,6 +1,6 @@
-"""A classifier that another tool exported -> a model file of ours that gives the same probabilities; or no file.
+"""Convert a classifier exported by another tool into our model file, written only if the probabilities are the same.
 
-Knows the steps: read, wrap, prove, publish. Needs no torch. Does not draw.
+The steps: read, wrap, verify, publish. Needs no torch.
 """
 
 from __future__ import annotations
@@ -40,17 +40,17 @@ from tl.runtime.session import Session
 from tl.trainer.run_folder.run import library_versions
 
 _LIBRARIES = ("onnx", "onnx-ir", "onnxruntime", "onnxruntime-gpu", "pillow", "simplejpeg")
-# docs/adopt.md has the measurement.
+# Measured in docs/adopt.md.
 _CROP_CAVEAT = (
     "note: transformers rounds the center crop's corner down, tl to the nearest even: in about one photo of six the "
     "crop lies one pixel beside, which moves its probabilities by some hundredths"
 )
-_TRIAL_IMAGES = 3  # another number than any fixed batch in use
+_TRIAL_IMAGES = 3  # differs from any common fixed batch size
 
 
 @dataclass(frozen=True)
 class Adopted:
-    """The finished file, what it says of itself, its opset, and whether real images proved it."""
+    """The finished file, its contract, its opset, and whether it was verified on real images."""
 
     path: Path
     contract: Contract
@@ -69,7 +69,7 @@ def adopt(
 ) -> Adopted:
     """Write a verified model file around the classifier at `path`, an ONNX file or a Hugging Face folder.
 
-    It must give the probabilities of the foreign file on `images`, or on noise where there are none.
+    It must give the probabilities of the foreign file on `images`, or on noise if there are none.
     Raises `ModelFileError`, `ConfigError`, `DataError`, `ParityError` or `OutputError`.
     """
     check_model_name(out)
@@ -111,7 +111,7 @@ def adopt(
 
 
 def describe(imported: ImportedModel) -> str:
-    """One line: what was found, so that a wrong preset shows."""
+    """One line on what was detected, to make a wrong preset visible."""
     plan, foreign = imported.plan, imported.plan.foreign
     pixels, (height, width) = plan.pixel_rules, plan.preprocessing.input_hw
     resize = f"{pixels.resize_mode} {pixels.short_side}" if pixels.short_side else pixels.resize_mode
@@ -123,7 +123,7 @@ def describe(imported: ImportedModel) -> str:
 
 
 def _first_that_agrees(imported: ImportedModel) -> onnx.ModelProto:
-    """The first way to write the graph that runs on one and on several images and gives the same numbers."""
+    """The first candidate graph that runs on one and on several images and gives the same values."""
     plan, foreign = imported.plan, imported.plan.foreign
     height, width = plan.preprocessing.input_hw
     inputs = np.random.default_rng(0).integers(0, 256, (_TRIAL_IMAGES, height, width, 3)).astype(np.uint8)
@@ -154,7 +154,7 @@ def _first_that_agrees(imported: ImportedModel) -> onnx.ModelProto:
 def _trial(
     model: onnx.ModelProto, inputs: NDArray[np.uint8], expected: NDArray[np.float32], tolerance: float
 ) -> str | None:
-    """What is wrong with a graph, or None."""
+    """The fault of a graph, or None."""
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "trial.onnx"
         path.write_bytes(model.SerializeToString())

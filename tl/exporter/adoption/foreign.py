@@ -1,6 +1,6 @@
-"""An ONNX classifier that another tool made: what goes in, what comes out, and what it computes as it is.
+"""An ONNX classifier made by another tool: its input, its output, and its unmodified computation.
 
-Knows ONNX files and onnxruntime. Does not know presets, images or contracts, and changes nothing (`wrap` does).
+Depends on onnxruntime, not on presets, images or contracts. Does not modify the graph (`wrap` does).
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ _FLOATS: dict[int, np.dtype[Any]] = {
     onnx.TensorProto.FLOAT16: np.dtype(np.float16),
 }
 _QUANTISED = {"QuantizeLinear", "DequantizeLinear", "DynamicQuantizeLinear", "QLinearConv", "ConvInteger"}
-# What may stand between a softmax and the output without changing its rows.
+# Operators allowed between a softmax and the output that leave its rows unchanged.
 _PASSING = {"Identity", "Flatten", "Reshape", "Squeeze", "Cast"}
 # fp32 and fp16 softmaxes sum to 1 within 1e-6 and 1e-3; logits of several images do not.
 _SUM_TOLERANCE = 5e-3
@@ -38,9 +38,9 @@ _FATAL_ONLY = 4
 
 @dataclass(frozen=True)
 class Foreign:
-    """A classifier as it was found. `data`: its file. `graph_hw`: sizes that the graph fixes, None for open ones.
+    """An unmodified classifier. `data`: its file. `graph_hw`: sizes fixed by the graph, None for dynamic ones.
 
-    `batch`: the fixed number of images per run, None where any goes. `final_op`: the operator that makes the output.
+    `batch`: the fixed number of images per run, None if dynamic. `final_op`: the operator that computes the output.
     """
 
     path: Path
@@ -65,7 +65,7 @@ def read_foreign(path: Path, layout: Layout | None = None, output_name: str | No
         model = onnx.load_from_string(data)
         onnx.checker.check_model(model)
         model = onnx.inliner.inline_local_functions(model)
-    except Exception as error:  # onnx, protobuf and the inliner share no base but Exception
+    except Exception as error:  # onnx, protobuf and the inliner share no base class but Exception
         raise ModelFileError(f"{path}: no valid ONNX model ({first_line(error)})") from error
     if METADATA_KEY in read_metadata(model):
         raise ModelFileError(f"{path}: already a tl model file: it needs no adoption")
@@ -102,7 +102,7 @@ def read_metadata(model: onnx.ModelProto) -> dict[str, str]:
 
 
 class ForeignSession:
-    """Runs a foreign classifier with onnxruntime on the CPU, exactly as it is."""
+    """Runs an unmodified foreign classifier with onnxruntime on the CPU."""
 
     def __init__(self, foreign: Foreign) -> None:
         self._foreign = foreign
@@ -125,7 +125,7 @@ class ForeignSession:
             values = np.concatenate([values, np.repeat(values[-1:], foreign.batch - count, axis=0)])
         try:
             (output,) = self._session.run([foreign.output_name], {foreign.input_name: values})
-        except Exception as error:  # onnxruntime's exception types share no base but Exception
+        except Exception as error:  # onnxruntime's exception types share no base class but Exception
             shape = "x".join(map(str, values.shape))
             raise ModelFileError(
                 f"{foreign.path}: onnxruntime cannot run it on input {shape}: {first_line(error)}"
@@ -145,7 +145,7 @@ class ForeignSession:
 
 
 def tell_kind(foreign: Foreign, rows: NDArray[np.float32], asked: Kind | None) -> Kind:
-    """Whether the output, here `rows` (N, C) of N images, is logits or probabilities. Raises `ModelFileError`."""
+    """Detect whether the output, `rows` (N, C) of N images, is logits or probabilities. Raises `ModelFileError`."""
     where = f"{foreign.path}: output '{foreign.output_name}'"
     looks = bool((rows >= 0).all() and (np.abs(rows.sum(axis=1) - 1) < _SUM_TOLERANCE).all())
     if asked is not None:
@@ -193,7 +193,7 @@ def _only_input(model: onnx.ModelProto, path: Path) -> onnx.ValueInfoProto:
 
 
 def _dims(value: onnx.ValueInfoProto) -> list[int | None]:
-    """Sizes; None for one that may vary."""
+    """Sizes of the dimensions; None for a dynamic one."""
     return [dim.dim_value if dim.dim_value > 0 else None for dim in value.type.tensor_type.shape.dim]
 
 
@@ -229,7 +229,7 @@ def _output(model: onnx.ModelProto, asked: str | None, path: Path) -> onnx.Value
 
 
 def _final_op(graph: onnx.GraphProto, output: str) -> str:
-    """The operator that makes an output, looking through those that leave its rows as they are; "" if none does."""
+    """The operator that computes an output, skipping operators that leave its rows unchanged; "" if there is none."""
     makers = {name: node for node in graph.node for name in node.output}
     node = makers.get(output)
     while node is not None and node.op_type in _PASSING:
@@ -251,8 +251,8 @@ def _open(foreign: Foreign) -> Any:
         raise MissingExtraError(f"onnxruntime cannot be imported ({error}): pip install 'tl-toolkit[cpu]'") from error
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = usable_cores()
-    options.log_severity_level = _FATAL_ONLY  # faults come back as exceptions
+    options.log_severity_level = _FATAL_ONLY  # errors are raised as exceptions
     try:
         return onnxruntime.InferenceSession(foreign.data, options, providers=["CPUExecutionProvider"])
-    except Exception as error:  # onnxruntime's exception types share no base but Exception
+    except Exception as error:  # onnxruntime's exception types share no base class but Exception
         raise ModelFileError(f"{foreign.path}: onnxruntime cannot load it: {first_line(error)}") from error

@@ -1,7 +1,7 @@
-"""A Hugging Face folder: `model.onnx`, `config.json` (class names) and `preprocessor_config.json` (preprocessing).
+"""Read a Hugging Face folder: `model.onnx`, `config.json` (class names), `preprocessor_config.json` (preprocessing).
 
-Knows which image processors of transformers do what, and refuses by name every field that a preprocessing cannot say.
-Does not import transformers and does not know graphs.
+Maps image processors of transformers to a preprocessing, and rejects by name every field that it cannot express.
+Never imports transformers, and does not depend on graphs.
 """
 
 from __future__ import annotations
@@ -15,15 +15,15 @@ from tl.exporter.adoption.labels import is_number, names_from_mapping, numbers, 
 from tl.exporter.adoption.presets import ForeignPreprocessing, Preset
 from tl.runtime.imaging.preprocessing import Interpolation, ResizeMode
 
-# Processors that resize to `size`, crop to `crop_size`, rescale and normalize by their fields and nothing else.
+# Processors that only resize to `size`, crop to `crop_size`, rescale and normalize, as set by their fields.
 # Source: transformers 4.57, image_processing_*.py of each.
 _PLAIN = ("ViT", "MobileNetV1", "MobileNetV2", "CLIP", "ChineseCLIP", "Bit", "Siglip", "DeiT", "Beit", "Pvt")
 _CONVNEXT = "ConvNext"
-_CONVNEXT_WARPS_FROM = 384  # ConvNextImageProcessor neither crops nor keeps the aspect ratio from this size on
-# Pillow's numbers. Source: PIL.Image.Resampling
+_CONVNEXT_WARPS_FROM = 384  # from this size on, ConvNextImageProcessor neither crops nor keeps the aspect ratio
+# Pillow's enum values. Source: PIL.Image.Resampling
 _RESAMPLE: dict[int, Interpolation] = {0: "nearest", 1: "lanczos", 2: "bilinear", 3: "bicubic"}
 
-# Without effect on what the network gets. Our images are always RGB.
+# Without effect on the network's input. Our images are always RGB.
 _HARMLESS = {
     "image_processor_type", "feature_extractor_type", "processor_class", "_valid_processor_keys", "do_convert_rgb",
     "default_to_square", "return_tensors", "device", "disable_grouping", "data_format", "input_data_format",
@@ -39,7 +39,7 @@ _CURE = (
 
 
 def find_model(folder: Path) -> Path:
-    """The folder's model file, in the places where optimum and the Hub keep it. Raises `ConfigError`."""
+    """The folder's model file, at the paths used by optimum and the Hub. Raises `ConfigError`."""
     places = [folder / "model.onnx", folder / "onnx" / "model.onnx"]
     for place in places:
         if place.is_file():
@@ -73,7 +73,7 @@ def huggingface_preset(folder: Path) -> Preset:
 
 
 class _Facts:
-    """The fields of a preprocessor_config.json; a missing or unsayable one is a `ConfigError` that names it."""
+    """The fields of a preprocessor_config.json. A missing or unsupported field raises `ConfigError` that names it."""
 
     def __init__(self, fields: Mapping[str, Any], where: str) -> None:
         self._fields = fields
@@ -100,7 +100,7 @@ class _Facts:
         return float(value)
 
     def family(self) -> str:
-        """The image processor's name without its endings."""
+        """The image processor's name without its suffixes."""
         field = "image_processor_type" if self._fields.get("image_processor_type") else "feature_extractor_type"
         full = str(self.need(field))
         name = full.removesuffix("Fast").removesuffix("ImageProcessor").removesuffix("FeatureExtractor")
@@ -112,7 +112,7 @@ class _Facts:
         return name
 
     def check_fields(self) -> None:
-        """Refuse fields that would change pixels and have no place in a preprocessing."""
+        """Reject fields that would change pixels but cannot be expressed in a preprocessing."""
         for field, value in self._fields.items():
             if field not in _HARMLESS | _USED and value not in (None, False):
                 raise self.fault(field, f"{value!r} has no place in a preprocessing")
@@ -146,7 +146,7 @@ class _Facts:
         return "short_side", size, crop
 
     def convnext_geometry(self) -> tuple[ResizeMode, int | None, tuple[int, int]]:
-        """The same of ConvNextImageProcessor, which has no `crop_size`."""
+        """Like `geometry`, for ConvNextImageProcessor, which has no `crop_size`."""
         edge = self._size("size")
         if isinstance(edge, tuple):
             raise self.fault("size", f"expected shortest_edge, found {self._fields['size']!r}")

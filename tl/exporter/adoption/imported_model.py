@@ -1,6 +1,6 @@
-"""A foreign classifier together with what its preset, its files and the user say of it: size, pixels, names, output.
+"""A foreign classifier with the facts from its preset, its files and the user: size, pixels, names, output.
 
-Knows how these are found and where they contradict each other. Does not write graphs or model files.
+Collects these facts and detects contradictions. Does not write graphs or model files.
 """
 
 from __future__ import annotations
@@ -33,10 +33,10 @@ from tl.runtime.imaging.preprocessing import Preprocessing
 
 @dataclass(frozen=True)
 class AdoptOptions:
-    """What the user says of a foreign file; None is found out, or an error asks.
+    """User options for a foreign file. None is detected automatically, or an error requests the value.
 
     `labels`: file of class names. `config`: timm's config.json. `image_size`: input (H, W). `output_name`: which output
-    of several; `outputs`: what it holds. `overrides`: in place of the preset's preprocessing.
+    of several; `outputs`: what it contains. `overrides`: replace parts of the preset's preprocessing.
     """
 
     preset: PresetName
@@ -51,7 +51,7 @@ class AdoptOptions:
 
 @dataclass(frozen=True)
 class Plan:
-    """What is known of a foreign classifier before it is run. `names_from` says where `class_names` come from."""
+    """The facts about a foreign classifier before it is run. `names_from`: source of `class_names`."""
 
     foreign: Foreign
     preset: PresetName
@@ -63,14 +63,14 @@ class Plan:
 
 @dataclass(frozen=True)
 class ImportedModel:
-    """A foreign classifier that runs: the plan, and what its output holds."""
+    """A runnable foreign classifier: the plan, and what its output contains."""
 
     plan: Plan
     session: ForeignSession
     kind: Kind
 
     def probabilities(self, inputs: NDArray[np.uint8]) -> NDArray[np.float32]:
-        """What the foreign file gives for inputs uint8 (N, H, W, 3), normalized apart from any graph: (N, C)."""
+        """The foreign file's output for inputs uint8 (N, H, W, 3), normalized outside any graph: (N, C)."""
         rows = self.session.run(self.plan.pixel_rules.normalize(inputs))
         return softmax(rows) if self.kind == "logits" else rows
 
@@ -93,7 +93,7 @@ def read_plan(path: Path, options: AdoptOptions) -> Plan:
 
 
 def open_imported_model(plan: Plan, inputs: NDArray[np.uint8], asked: Kind | None) -> ImportedModel:
-    """Run the foreign file on images, uint8 (N, H, W, 3), and tell what it gives.
+    """Run the foreign file on images, uint8 (N, H, W, 3), and detect what its output contains.
 
     Raises `ModelFileError` or `ConfigError`.
     """
@@ -104,7 +104,7 @@ def open_imported_model(plan: Plan, inputs: NDArray[np.uint8], asked: Kind | Non
 
 
 def _locate(path: Path, preset: PresetName) -> tuple[Path, Path]:
-    """The ONNX file, and the folder of its files."""
+    """The ONNX file, and the folder with its other files."""
     if preset != "huggingface-folder":
         if path.is_dir():
             raise ConfigError(f"{path}: is a folder; name the .onnx file in it, or say --preset huggingface-folder")
@@ -126,7 +126,7 @@ def _preset(foreign: Foreign, folder: Path, options: AdoptOptions) -> Preset:
 
 
 def _input_hw(foreign: Foreign, preset: Preset, asked: tuple[int, int] | None) -> tuple[int, int]:
-    """What the user asks for, or the graph fixes, or the preset's files state; all that are given must agree."""
+    """The input size, from the user, the graph or the preset's files; all that are given must agree."""
     wanted = asked or (None if preset.is_default_hw else preset.declared_hw)
     whose = "--image-size" if asked else f"preset {preset.name}"
     sizes = [fixed or open_ for fixed, open_ in zip(foreign.graph_hw, wanted or preset.declared_hw, strict=True)]

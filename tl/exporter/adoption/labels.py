@@ -1,6 +1,6 @@
-"""Class names of foreign models, from text and JSON files; and JSON whose fields are asked for by name.
+"""Class names of foreign models from text and JSON files, and typed access to JSON fields.
 
-Knows files. Does not know models.
+Does not depend on models.
 """
 
 from __future__ import annotations
@@ -12,11 +12,11 @@ from typing import Any
 
 from tl.errors import ConfigError
 
-MAX_BYTES = 16 << 20  # the labels of a million classes
+MAX_BYTES = 16 << 20  # labels of a million classes fit
 
 
 def read_object(path: Path) -> dict[str, Any]:
-    """A JSON file that holds an object. Raises `ConfigError`."""
+    """A JSON file that contains an object. Raises `ConfigError`."""
     value = read_value(path)
     if not isinstance(value, dict):
         raise ConfigError(f"{path}: expected a JSON object, found {type(value).__name__}")
@@ -44,7 +44,7 @@ def read_text(path: Path) -> str:
 
 
 def numbers(value: object, where: str) -> tuple[float, float, float]:
-    """Three finite numbers for R, G, B; a single one stands for all. Raises `ConfigError`."""
+    """Three finite numbers for R, G, B; a single number applies to all. Raises `ConfigError`."""
     items = [value] * 3 if is_number(value) else value
     if not isinstance(items, list | tuple) or len(items) != 3 or not all(map(is_number, items)):
         raise ConfigError(f"{where}: expected one number or three, found {value!r}")
@@ -61,12 +61,12 @@ def take_size(value: object, where: str) -> tuple[int, int]:
 
 
 def is_number(value: object) -> bool:
-    """Whether it is a finite number."""
+    """Whether the value is a finite number."""
     return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
 
 
 def read_labels(path: Path) -> tuple[str, ...]:
-    """A text file with one name a line, or `.json`: a list of names, or {id: name} or {name: id}.
+    """Read a text file with one name per line, or `.json`: a list of names, or {id: name} or {name: id}.
 
     Raises `ConfigError`.
     """
@@ -96,7 +96,7 @@ def names_from_mapping(value: object, where: str) -> tuple[str, ...]:
 
 
 def check_names(names: tuple[str, ...], num_classes: int, where: str) -> None:
-    """Raise `ConfigError` unless there are as many names as classes, all of them different."""
+    """Raise `ConfigError` unless there are as many names as classes, and all are unique."""
     if len(names) != num_classes:
         raise ConfigError(
             f"{where}: {len(names)} class names for the {num_classes} outputs of the network; "

@@ -1,7 +1,7 @@
-"""What other frameworks do between an image and their network: torchvision, timm, Ultralytics, or as given.
+"""Preprocessing of other frameworks: torchvision, timm, Ultralytics, or user-defined.
 
-Knows their published rules and the files that state them (`huggingface` reads its own). Does not know graphs, and
-guesses nothing: what a preprocessing cannot say is refused by the name of its field.
+Implements their published rules and reads the files that state them (`huggingface` reads its own). Never guesses: a
+setting that a preprocessing cannot express is rejected by field name.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from tl.runtime.imaging.preprocessing import Interpolation, Preprocessing, Resiz
 PresetName = Literal["imagenet", "timm", "ultralytics", "huggingface-folder"]
 Triple = tuple[float, float, float]
 
-# Source: torchvision's ImageClassification preset; timm's IMAGENET_DEFAULT_MEAN and IMAGENET_DEFAULT_STD are the same.
+# Source: torchvision's ImageClassification preset; timm's IMAGENET_DEFAULT_MEAN and IMAGENET_DEFAULT_STD are equal.
 IMAGENET_MEAN: Triple = (0.485, 0.456, 0.406)
 IMAGENET_STD: Triple = (0.229, 0.224, 0.225)
 PIXEL_SCALE = 1 / 255
@@ -31,9 +31,9 @@ PIXEL_SCALE = 1 / 255
 
 @dataclass(frozen=True)
 class ForeignPreprocessing:
-    """Resize and crop as a preprocessing says them, then `(pixel * scale - mean) / std` for each of R, G, B.
+    """Resize and crop as in a preprocessing, then `(pixel * scale - mean) / std` for each of R, G, B.
 
-    `short_side`: what the shorter side is resized to before the crop; None in the other resize modes.
+    `short_side`: size of the shorter side before the crop; None in the other resize modes.
     """
 
     resize_mode: ResizeMode
@@ -50,7 +50,7 @@ class ForeignPreprocessing:
             )
 
     def preprocessing(self, input_hw: tuple[int, int]) -> Preprocessing:
-        """The preprocessing for this input size. JPEGs are decoded in full, as everywhere else. Raises ValueError."""
+        """The preprocessing for this input size. JPEGs are decoded at full size, as elsewhere. Raises ValueError."""
         return build_preprocessing(
             input_hw,
             self.resize_mode,
@@ -60,14 +60,14 @@ class ForeignPreprocessing:
         )
 
     def normalize(self, images: NDArray[np.uint8]) -> NDArray[np.float32]:
-        """uint8 (N, H, W, 3) -> float32 (N, H, W, 3), computed in double precision, apart from any graph."""
+        """uint8 (N, H, W, 3) -> float32 (N, H, W, 3), computed in double precision, outside any graph."""
         wide: NDArray[np.float64] = (images.astype(np.float64) * self.scale - np.array(self.mean)) / np.array(self.std)
         return wide.astype(np.float32)
 
 
 @dataclass(frozen=True)
 class Overrides:
-    """What the user says in place of a preset; None keeps the preset's value."""
+    """User overrides of a preset; None keeps the preset's value."""
 
     resize_mode: ResizeMode | None = None
     short_side: int | None = None
@@ -79,10 +79,10 @@ class Overrides:
 
 @dataclass(frozen=True)
 class Preset:
-    """A framework's preprocessing as far as known before the input size is.
+    """A framework's preprocessing before the input size is known.
 
-    `declared_hw`: the size that its files state, or the framework's default where `is_default_hw`; `class_names` as its
-    files state them, None where they do not. `build`: input (H, W) -> preprocessing.
+    `declared_hw`: the size stated in its files, or the framework's default if `is_default_hw`; `class_names`: from its
+    files, None if not stated. `build`: input (H, W) -> preprocessing.
     """
 
     name: PresetName
@@ -106,7 +106,7 @@ def imagenet_preset() -> Preset:
 
 
 def timm_preset(config: Path | None) -> Preset:
-    """By a `config.json` of timm (its `pretrained_cfg`), or timm's defaults without one.
+    """Preset from timm's `config.json` (its `pretrained_cfg`), or timm's defaults without one.
 
     Source: timm 1.0 `resolve_data_config` and `transforms_imagenet_eval`.
     """
@@ -142,9 +142,9 @@ def timm_preset(config: Path | None) -> Preset:
 
 
 def ultralytics_preset(metadata: Mapping[str, str], where: str) -> Preset:
-    """By the metadata that Ultralytics writes into its ONNX files: `task`, `imgsz`, `names`.
+    """Preset from the metadata that Ultralytics writes into its ONNX files: `task`, `imgsz`, `names`.
 
-    Source: ultralytics 8.4 `classify_transforms`; before 8.4 or so, other than square inputs were not told apart.
+    Source: ultralytics 8.4 `classify_transforms`; before about 8.4, non-square inputs were not distinguished.
     """
     if missing := [key for key in ("task", "imgsz", "names") if key not in metadata]:
         found = "without Ultralytics' metadata" if len(missing) == 3 else f"without the metadata {missing}"
@@ -166,7 +166,7 @@ def ultralytics_preset(metadata: Mapping[str, str], where: str) -> Preset:
 
 
 def apply_overrides(pixel_rules: ForeignPreprocessing, given: Overrides) -> ForeignPreprocessing:
-    """The preset's preprocessing with what the user said instead. Raises ValueError for values that cannot be."""
+    """The preset's preprocessing with the user's overrides. Raises ValueError for impossible values."""
     changes = {each.name: value for each in fields(given) if (value := getattr(given, each.name)) is not None}
     mode = changes.get("resize_mode", pixel_rules.resize_mode)
     if mode != "short_side":

@@ -1,7 +1,7 @@
-"""A foreign classifier's graph -> one of ours: `images` uint8 (N, H, W, 3) in, `probabilities` float32 (N, C) out.
+"""Wrap a foreign graph: `images` uint8 (N, H, W, 3) in, `probabilities` float32 (N, C) out.
 
-Knows graphs. Does not run them: there are several ways to write the same network, and `adopt` takes the first that
-gives the same numbers.
+Does not run graphs: a network can be written in several ways, and `adopt` takes the first candidate that gives the
+same values.
 """
 
 from __future__ import annotations
@@ -21,16 +21,16 @@ from tl.exporter.adoption.presets import ForeignPreprocessing
 from tl.exporter.publish import IR_VERSION, opset_of
 from tl.runtime.session import INPUT_NAME
 
-# DESIGN: onnxruntime 1.18, the oldest supported, must load the file.
+# DESIGN: onnxruntime 1.18, the oldest supported version, must load the file.
 MIN_OPSET, MAX_OPSET = 18, 20
-OLDEST_OPSET = 7  # below, operators broadcast otherwise than the nodes written here
+OLDEST_OPSET = 7  # in older opsets, operators broadcast differently from the nodes written here
 OUTPUT_NAME = "probabilities"
 
 
 def wrapped_graphs(
     foreign: Foreign, pixel_rules: ForeignPreprocessing, kind: Kind, input_hw: tuple[int, int], num_classes: int
 ) -> Iterator[onnx.ModelProto]:
-    """Candidates, best first: at an opset of ours or else its own, and then with reshapes freed of a fixed batch."""
+    """Candidates, best first: at our opset or else its own, and then with reshapes freed of a fixed batch size."""
     for model in _opsets(foreign.model):
         for free_batch in (False, True) if foreign.batch is not None else (False,):
             yield _wrap(model, foreign, pixel_rules, kind, input_hw, num_classes, free_batch)
@@ -41,7 +41,7 @@ def _opsets(model: onnx.ModelProto) -> Iterator[onnx.ModelProto]:
     target = min(max(opset, MIN_OPSET), MAX_OPSET)
     if opset != target:
         converted = None
-        with suppress(Exception):  # the converter raises what it likes; the next candidate is taken then
+        with suppress(Exception):  # the converter raises arbitrary exceptions; then try the next candidate
             converted = version_converter.convert_version(model, target)
         if converted is not None:
             yield converted
@@ -84,7 +84,7 @@ def _wrap(
 
 
 def _prepare(tape: ir.tape.Tape, images: ir.Value, foreign: Foreign, pixel_rules: ForeignPreprocessing) -> ir.Value:
-    """Pixels -> what the network takes: `pixel * gain + bias` in float32, in its layout and type."""
+    """Pixels -> the network's input: `pixel * gain + bias` in float32, in its layout and dtype."""
     value = images
     if foreign.layout == "nchw":
         value = tape.op("Transpose", [value], {"perm": [0, 3, 1, 2]})
@@ -104,7 +104,7 @@ def _channels(tape: ir.tape.Tape, name: str, values: NDArray[np.float64], foreig
 
 
 def _finish(tape: ir.tape.Tape, output: ir.Value, foreign: Foreign, kind: Kind) -> ir.Value:
-    """The network's output, (N, C) or with more sizes of 1 behind -> probabilities (N, C)."""
+    """The network's output, (N, C) or with trailing dimensions of size 1 -> probabilities (N, C)."""
     value = tape.op("Flatten", [output], {"axis": 1})
     if foreign.output_dtype != np.float32:
         value = tape.op("Cast", [value], {"to": ir.DataType.FLOAT})
@@ -114,7 +114,7 @@ def _finish(tape: ir.tape.Tape, output: ir.Value, foreign: Foreign, kind: Kind) 
 
 
 def _tidy(model: ir.Model, images: ir.Value, probabilities: ir.Value) -> onnx.ModelProto:
-    """Names of ours for input and output, others made different; nothing unused, nothing private."""
+    """Rename input and output to ours and make other names unique; remove unused and private content."""
     for value in _values(model.graph):
         if value.name in (INPUT_NAME, OUTPUT_NAME):
             value.name = f"foreign_{value.name}"
@@ -137,14 +137,14 @@ def _values(graph: ir.Graph) -> Iterator[ir.Value]:
 
 
 def _forget_shapes(model: ir.Model) -> None:
-    """Inner shapes were inferred for the old batch and size."""
+    """Remove inner shapes, which were inferred for the old batch and size."""
     for node in model.graph.all_nodes():
         for value in node.outputs:
             value.shape = None
 
 
 def _free_reshapes(graph: ir.Graph, batch: int) -> None:
-    """Reshapes to a constant shape that begins with the fixed batch take the first size from their input instead."""
+    """Make reshapes to a constant shape with a fixed batch size take the first dimension from their input instead."""
     for place, node in enumerate(list(graph.all_nodes())):
         if node.op_type != "Reshape" or node.inputs[1] is None:
             continue
@@ -156,4 +156,4 @@ def _free_reshapes(graph: ir.Graph, batch: int) -> None:
         freed = ir.Value(name=f"tl_any_batch_{place}", const_value=ir.tensor(shape))
         graph.register_initializer(freed)
         node.replace_input_with(1, freed)
-        node.attributes.pop("allowzero", None)  # torch sets it; in a shape without zeros it meant nothing
+        node.attributes.pop("allowzero", None)  # set by torch; it has no effect on a shape without zeros

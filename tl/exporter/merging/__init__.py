@@ -1,4 +1,4 @@
-"""Several model files -> one that votes inside its graph and computes what they share once.
+"""Merge several model files into one that votes inside its graph and computes shared parts once.
 
-`graph` joins graphs, `merge` checks that the files fit, proves the result and writes it. Needs no torch.
+`graph` joins graphs; `merge` checks compatibility, verifies the result and writes it. Needs no torch.
 """

@@ -1,6 +1,6 @@
-"""How sure votes should be, from labeled images that were held out.
+"""Calibrate the confidence of votes on held-out labeled images.
 
-Knows ensembles and labels. Does not know graphs.
+Does not depend on graphs.
 """
 
 from __future__ import annotations
@@ -22,16 +22,16 @@ from tl.runtime.model_file.contract import Conformal
 from tl.runtime.predictor import Predictor
 from tl.runtime.results import Classification
 
-# Votes by majority give classes that nobody names a share of 0, which no temperature changes.
+# Majority voting gives classes without a vote a share of 0, which no temperature changes.
 _FLOOR = 1e-4
 
 
 @dataclass(frozen=True)
 class Calibration:
-    """`temperature` that softens voted probabilities, and the scores of true classes after it.
+    """`temperature` that softens voted probabilities, and the true-class scores after it.
 
-    `unknown_limit`: what the members' mean unknown score is above on `false_alarm` of the `images` images, None where
-    a member has no such score.
+    `unknown_limit`: the threshold that the members' mean unknown score exceeds on a fraction `false_alarm` of the
+    `images` images; None if a member has no such score.
     """
 
     temperature: float
@@ -46,7 +46,7 @@ def calibrate_votes(
 ) -> Calibration:
     """Fit the temperature of voted probabilities. Temperature 1 without images. Raises `DataError`.
 
-    `false_alarm`: share of the images that may be called unknown.
+    `false_alarm`: fraction of the images that may be flagged as unknown.
     """
     if not held_out:
         return Calibration(1.0, None)
@@ -75,7 +75,7 @@ def calibrate_votes(
 
 
 def _fit(probabilities: NDArray[np.float32], truth: NDArray[np.int64]) -> float:
-    """The temperature in float32, as the graph has it; 1 unless another makes the true classes more probable."""
+    """The temperature in float32, as in the graph; 1 unless another value makes the true classes more probable."""
     fitted = float(np.float32(fit_temperature(np.log(np.maximum(probabilities, _FLOOR)), truth)))
     is_better = log_loss(soften(probabilities, fitted), truth) < log_loss(probabilities, truth)
     return fitted if is_better else 1.0

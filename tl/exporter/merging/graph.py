@@ -1,7 +1,7 @@
-"""Graphs of several classifiers -> one graph that votes; equal weights and equal nodes are kept once.
+"""Join graphs of several classifiers into one voting graph; equal weights and equal nodes are kept once.
 
-Knows graphs and the rules of voting, which `tl.runtime.ensembles.voting` defines: the same float32 arithmetic in the
-same order. Does not run anything, and knows no contracts.
+Implements the voting rules of `tl.runtime.ensembles.voting` with the same float32 arithmetic in the same order. Does
+not run anything, and does not handle contracts.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ UNKNOWN = "ood_score"
 
 @dataclass(frozen=True)
 class Ballot:
-    """A member's graph. `columns`: for each class of the ensemble its place in the member's probabilities."""
+    """A member's graph. `columns`: for each class of the ensemble, its column in the member's probabilities."""
 
     model: onnx.ModelProto
     columns: Sequence[int]
@@ -42,9 +42,8 @@ def merge_graphs(
 ) -> onnx.ModelProto:
     """`images` uint8 (N, H, W, 3) -> probabilities float32 (N, C), label int64 (N,), member_probabilities (N, M, C).
 
-    What a member computes as another one does, on the same numbers, is computed once. `temperature` softens the voted
-    probabilities as `voting.soften` does; it changes no label. `with_ood_score`: also ood_score (N,), the mean of the
-    members'.
+    Computations that members share, on the same values, run once. `temperature` softens the voted probabilities as
+    `voting.soften` does; it changes no label. `with_ood_score`: also output ood_score (N,), the mean over members.
     """
     opset = max(opset_of(ballot.model) for ballot in ballots)
     images = ir.val(INPUT_NAME, ir.DataType.UINT8, ["N", *input_hw, 3])
@@ -71,7 +70,7 @@ def merge_graphs(
 def _add_member(
     graph: ir.Graph, images: ir.Value, ballot: Ballot, number: int, opset: int, outputs: Sequence[str]
 ) -> list[ir.Value]:
-    """Move a member's nodes and tensors into `graph`; returns its `outputs`."""
+    """Move a member's nodes and tensors into `graph`. Returns its `outputs`."""
     proto = ballot.model
     if opset_of(proto) != opset:
         proto = version_converter.convert_version(proto, opset)
@@ -97,7 +96,7 @@ def _add_member(
 
 
 def _in_order(tape: ir.tape.Tape, probabilities: ir.Value, columns: Sequence[int]) -> ir.Value:
-    """A member's probabilities in the ensemble's order of classes."""
+    """A member's probabilities in the ensemble's class order."""
     if list(columns) == list(range(len(columns))):
         return probabilities
     places = tape.initializer(ir.tensor(np.array(columns, np.int64)), f"places_{probabilities.name}")
@@ -105,14 +104,14 @@ def _in_order(tape: ir.tape.Tape, probabilities: ir.Value, columns: Sequence[int
 
 
 class _Count:
-    """The counting of votes as nodes: the steps of `voting.vote`, by the names of its variables."""
+    """Vote counting as graph nodes: the steps of `voting.vote`, with its variable names."""
 
     def __init__(self, tape: ir.tape.Tape, members: Sequence[ir.Value], num_classes: int) -> None:
         self._tape, self._members, self._num_classes = tape, members, num_classes
         self._constants: dict[str, ir.Value] = {}
 
     def outputs(self, voting: Voting, weights: Sequence[float], temperature: float) -> tuple[ir.Value, ...]:
-        """Probabilities, label, and what each member says."""
+        """Probabilities, label, and each member's output."""
         op = self._tape.op
         weighted = [self._times(member, weight) for member, weight in zip(self._members, weights, strict=True)]
         weighted_sum = self._sum(weighted)
@@ -143,7 +142,7 @@ class _Count:
         return probabilities, label, together
 
     def mean(self, values: Sequence[ir.Value]) -> ir.Value:
-        """Of (N,) each, as `tl.runtime.ensembles.ensemble.mean_ood_score`."""
+        """The mean of tensors (N,) each, as `tl.runtime.ensembles.ensemble.mean_ood_score`."""
         count = self._constant("members", np.array(len(values), np.float32))
         mean = self._tape.op("Div", [self._sum(values), count])
         mean.dtype, mean.shape = ir.DataType.FLOAT, ir.Shape(["N"])
@@ -155,7 +154,7 @@ class _Count:
         return self._tape.op("Mul", [value, self._constant(f"weight_{weight!r}", np.array(weight, np.float32))])
 
     def _sum(self, terms: Sequence[ir.Value]) -> ir.Value:
-        """In member order, as floats add up differently in another one."""
+        """Sum in member order, because float addition depends on the order."""
         total = terms[0]
         for term in terms[1:]:
             total = self._tape.op("Add", [total, term])
@@ -173,7 +172,7 @@ class _Count:
 
 
 def _share(model: ir.Model) -> None:
-    """Keep equal tensors and equal nodes once, drop what nothing needs, leave nothing private."""
+    """Keep equal tensors and equal nodes once; remove unused and private content."""
     for value in _values(model.graph):
         value.shape = value.shape if value.is_graph_output() or value.is_graph_input() else None
     common.DeduplicateHashedInitializersPass()(model)

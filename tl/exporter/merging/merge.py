@@ -1,6 +1,6 @@
-"""Model files -> one model file that votes as they do together; or no file.
+"""Merge model files into one file that gives their joint vote, written only if it passes verification.
 
-Knows the steps: check that they fit, join, prove against the separate files, publish. Needs no torch. Does not draw.
+The steps: check compatibility, join, verify against the separate files, publish. Needs no torch.
 """
 
 from __future__ import annotations
@@ -51,14 +51,14 @@ from tl.runtime.session import Session
 from tl.trainer.run_folder.run import library_versions
 
 _LIBRARIES = ("onnx", "onnx-ir", "onnxruntime", "onnxruntime-gpu")
-# The same kernels run in both; only what onnxruntime fuses may differ where several members use a value.
+# Both run the same kernels; only onnxruntime's fusions may differ where several members use a value.
 _TOLERANCE_FP32 = 1e-5
 _PRECISIONS: tuple[Precision, ...] = ("fp32", "fp16", "int8")
 
 
 @dataclass(frozen=True)
 class Merged:
-    """The finished file, what it says of itself, and the bytes of all members together."""
+    """The finished file, its contract, and the total bytes of all members."""
 
     path: Path
     contract: Contract
@@ -77,12 +77,12 @@ def merge(
     held_out: Sequence[LabeledImage] = (),
     false_alarm: float = 0.05,
 ) -> Merged:
-    """Write one file that gives what the files `models` give when they vote.
+    """Write one file that gives the same results as voting over the files `models`.
 
-    `held_out`: labeled images that no member learned from, by which the votes' confidence is calibrated and sets of
-    classes for any coverage are measured; where every member tells unknown images, the file does too, and calls
-    `false_alarm` of these unknown. The file is proven on `images`, or on the golden samples of the members and
-    noise where there are none.
+    `held_out`: labeled images that no member was trained on, used to calibrate the confidence of votes and to measure
+    prediction sets for any coverage. If every member detects unknown images, so does the file; its limit flags
+    a fraction `false_alarm` of these images. The file is verified on `images`, or without any on the members' golden
+    samples and noise.
     Raises `ModelFileError`, `EnsembleError`, `ConfigError`, `DataError`, `ParityError` or `OutputError`.
     """
     ensemble = _open_members(models, voting, weights)
@@ -162,7 +162,7 @@ def _differences(first: Preprocessing, other: Preprocessing) -> list[str]:
 
 
 def _golden_images(ensemble: Ensemble) -> tuple[list[NDArray[np.uint8]], GoldenSource]:
-    """The members' own samples, each once, and where they come from; synthetic ones only if there are no others."""
+    """The members' own samples without duplicates, and their source; synthetic ones only if there are no others."""
     found: dict[str, dict[str, NDArray[np.uint8]]] = {"validation": {}, "images": {}, "synthetic": {}}
     for session, contract in zip(ensemble.sessions, ensemble.contracts, strict=True):
         for sample in contract.golden.samples:
@@ -180,13 +180,13 @@ def _facts(ensemble: Ensemble) -> EnsembleFacts:
         MemberFacts(name, contract.provenance)
         for name, contract in zip(ensemble.member_names, ensemble.contracts, strict=True)
     ]
-    # As the runtime counts: in float32.
+    # In float32, as the runtime counts.
     weights = tuple(float(np.float32(weight)) for weight in (ensemble.weights or [1.0] * count))
     return EnsembleFacts(ensemble.voting, weights, tuple(members))
 
 
 def _unknown_facts(contracts: Sequence[Contract], calibration: Calibration) -> OodFacts | None:
-    """Of the members' mean: the fewest images and the most dimensions that one was fitted in."""
+    """Facts of the members' mean score: the fewest images and the most dimensions of any member's fit."""
     members = [contract.ood for contract in contracts if contract.ood is not None]
     if calibration.unknown_limit is None or len(members) < len(contracts):
         return None
@@ -207,7 +207,7 @@ def _ballots(ensemble: Ensemble) -> list[Ballot]:
 
 
 def _members(ensemble: Ensemble, inputs: NDArray[np.uint8]) -> NDArray[np.float32]:
-    """What the separate files give, (N, M, C)."""
+    """The outputs of the separate files, (N, M, C)."""
     parts = [ensemble.member_probabilities(batch) for batch in _batches(ensemble, inputs)]
     return np.concatenate(parts)
 
@@ -226,13 +226,13 @@ def _batches(ensemble: Ensemble, inputs: NDArray[np.uint8]) -> Iterator[dict[Pre
 def _prove(
     session: Session, ensemble: Ensemble, images: ParityImages, bare: Contract
 ) -> tuple[Parity, NDArray[np.float32]]:
-    """The members say what the separate files say, and the graph counts their votes as the runtime does.
+    """Check that members give the outputs of the separate files, and that the graph counts votes as the runtime does.
 
     Returns the report and the voted probabilities (N, C). Raises `ParityError`.
     """
     inputs = images.inputs
     own_members, own_label = session.run(inputs, ["member_probabilities", "label"])
-    # Counted from what the merged file's own members say: a vote that hangs on the last digit may fall either way.
+    # Count the merged file's own member outputs: a vote that depends on the last digit may go either way.
     counted = vote(own_members, ensemble.voting, ensemble.weights)
     if not np.array_equal(own_label, counted.label_ids):
         wrong = int((own_label != counted.label_ids).sum())

@@ -1,1 +1,1 @@
-"""A new linear head on the trunk of an existing model file, without torch."""
+"""Fit a new linear head on the trunk of an existing model file, without torch."""

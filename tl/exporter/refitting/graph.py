@@ -1,6 +1,6 @@
-"""A model file's graph with another head: all that computes `embedding` stays, byte for byte; the rest is new.
+"""Replace the head in a model file's graph: the part that computes `embedding` is unchanged, byte for byte.
 
-Knows graphs. Does not run or fit anything, and knows no contracts.
+Does not run or fit anything, and does not handle contracts.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ EMBEDDING = "embedding"
 class NewHead:
     """Logits = embedding @ `weight`.T + `bias`, float32 (C, D) and (C,), divided by `temperature`.
 
-    `with_cam`: the graph also gives class activation maps, which takes an embedding that is the average of a map.
+    `with_cam`: also output class activation maps, which requires an embedding that is the average of a map.
     """
 
     weight: NDArray[np.float32]
@@ -34,7 +34,7 @@ class NewHead:
 
     @property
     def outputs(self) -> tuple[str, ...]:
-        """Of the graph, the deciding one first."""
+        """Output names of the graph, the deciding one first."""
         further = ("ood_score",) * (self.unknown is not None) + ("cam",) * self.with_cam
         return ("probabilities", EMBEDDING, *further)
 
@@ -49,13 +49,13 @@ class NewHead:
         return np.asarray(shares / shares.sum(axis=1, keepdims=True), np.float32)
 
     def expected(self, embeddings: NDArray[np.float32]) -> dict[str, NDArray[np.float32]]:
-        """What the new graph's outputs must be, but for the maps."""
+        """The expected outputs of the new graph, except for the maps."""
         found = {"probabilities": self.probabilities(embeddings), EMBEDDING: embeddings}
         return found if self.unknown is None else {**found, "ood_score": self.unknown.scores(embeddings)}
 
 
 def replace_head(proto: onnx.ModelProto, head: NewHead) -> onnx.ModelProto:
-    """The graph with `head.outputs`. Raises `ModelFileError` for maps where the embedding is no average of one."""
+    """The graph with `head.outputs`. Raises `ModelFileError` for maps where the embedding is not an average of one."""
     model = ir.from_proto(proto)
     graph = model.graph
     embedding = next(value for value in graph.outputs if value.name == EMBEDDING)
@@ -107,7 +107,7 @@ class _Builder:
         return self._tape.op("Softmax", [self._tape.op("Div", [logits, temperature])], {"axis": 1})
 
     def cam(self, last: ir.Value) -> ir.Value:
-        """The head at each place of the map, after `probabilities`: (N, D, h, w) -> (N, C, h, w)."""
+        """The head at each position of the map, after `probabilities`: (N, D, h, w) -> (N, C, h, w)."""
         op = self._tape.op
         places = op("MatMul", [op("Transpose", [last], {"perm": [0, 2, 3, 1]}), self._weight])
         return op("Transpose", [op("Add", [places, self._bias])], {"perm": [0, 3, 1, 2]})

@@ -1,6 +1,6 @@
-"""A model file and labeled images -> a model file with a new head on the same trunk, proven and tested; no torch.
+"""Fit a new head on a model file's trunk with labeled images, verify it, and write a new model file; needs no torch.
 
-Knows the steps: check, look at images (`seen`), fit, join (`graph`), prove, publish.
+The steps: check, embed the images (`seen`), fit, replace the head (`graph`), verify, publish.
 """
 
 from __future__ import annotations
@@ -46,8 +46,8 @@ _LIBRARIES = ("onnx", "onnx-ir", "onnxruntime", "onnxruntime-gpu", "scikit-learn
 
 @dataclass(frozen=True)
 class Refitted:
-    """The finished file. `before`: metrics of the old head on validation images of the classes that it knows, None
-    where it knows none of them; `after`: those of the new one, on all.
+    """The finished file. `before`: metrics of the old head on validation images of its own classes, None if there are
+    none; `after`: metrics of the new head on all validation images.
     """
 
     path: Path
@@ -67,8 +67,8 @@ def refit(
 ) -> Refitted:
     """Fit a linear head to labeled images and write it on the trunk of `model`.
 
-    Classes are those of `data`, in the model's order, new ones after them. Validation images choose C, set the
-    temperature, and are what sets of classes and the unknown score's limit are measured on.
+    Classes are those of `data`: the model's classes in its order, then new ones. Validation images are used to
+    choose C, to fit the temperature, and to measure prediction sets and the limit of the unknown score.
     Raises `ConfigError`, `ModelFileError`, `DataError`, `ParityError` or `OutputError`.
     """
     session, contract = _open(model, out)
@@ -114,7 +114,7 @@ def refit(
 
 
 def _open(model: str | os.PathLike[str], out: str | os.PathLike[str]) -> tuple[Session, Contract]:
-    """The old file, whose own self-test passes here."""
+    """Open the old file, which must pass its self-test on this machine."""
     if Path(out).suffix != ".onnx":
         raise ConfigError(f"{os.fspath(out)}: a model file's name ends in .onnx")
     session = Session(model, device="cpu", require_contract=True)
@@ -134,7 +134,7 @@ def _open(model: str | os.PathLike[str], out: str | os.PathLike[str]) -> tuple[S
 
 
 def _fit(seen: Seen, options: RefitOptions, progress: Progress) -> tuple[LinearHead, NewHead, OodFacts | None]:
-    """The head in double precision as it was solved, the same in the graph's, and what the unknown score says."""
+    """The head as solved in double precision, the same in the graph's precision, and the facts of the unknown score."""
     train, val = seen.split("train"), seen.split("val")
     head, trials = solve_head(
         "svm" if options.head == "svm" else "logistic",
@@ -189,7 +189,7 @@ def _certify(
     seen: Seen,
     golden: Literal["validation", "synthetic"],
 ) -> Contract:
-    """The new file gives, on validation images, the old one's embeddings, and of them what was fitted."""
+    """Check, on validation images, that the new file gives the old embeddings and the fitted outputs for them."""
     places = spread(seen.store.indices("val"), MAX_IMAGES)
     inputs = np.stack([seen.store.input(i) for i in places])
     expected = head.expected(embed(old, inputs))
@@ -207,7 +207,7 @@ def _certify(
 
 
 def _prove_maps(session: Session, inputs: NDArray[np.uint8], logits: NDArray[np.float64], tolerance: float) -> float:
-    """The mean of a class's map is its logit: the largest difference. Raises `ParityError`."""
+    """Check that the mean of a class's map is its logit. Returns the largest difference. Raises `ParityError`."""
     parts = [session.run(inputs[i : i + 8], ["cam"])[0] for i in range(0, len(inputs), 8)]
     means = np.concatenate(parts).mean(axis=(2, 3), dtype=np.float64)
     worst = float(np.abs(means - logits).max())

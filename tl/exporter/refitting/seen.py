@@ -1,6 +1,6 @@
-"""Labeled images as a model file sees them: which classes there will be, their embeddings, and what it says of them.
+"""Labeled images processed by a model file: the resulting classes, the embeddings, and the file's own predictions.
 
-Knows data sets and sessions. Does not fit a head or write a file.
+Does not fit a head or write a file.
 """
 
 from __future__ import annotations
@@ -28,9 +28,9 @@ _BATCH = 8
 
 @dataclass(frozen=True)
 class RefitOptions:
-    """What is asked for. `drop`: classes of the model without images are left out; otherwise they are a fault.
+    """User options. `drop`: omit classes of the model that have no images; otherwise they are an error.
 
-    `skip_bad`: go on without unreadable images. `golden`: self-test samples, validation images or synthetic ones.
+    `skip_bad`: continue without unreadable images. `golden`: self-test samples, validation images or synthetic ones.
     """
 
     head: Literal["linear", "svm"] = "linear"
@@ -46,7 +46,7 @@ class RefitOptions:
 
 @dataclass(frozen=True)
 class Seen:
-    """Readable images and what the old file makes of them: embeddings (N, D), probabilities (N, C_old)."""
+    """Readable images and the old file's outputs: embeddings (N, D), probabilities (N, C_old)."""
 
     store: ImageStore
     class_names: tuple[str, ...]
@@ -69,9 +69,9 @@ def embed(session: Session, inputs: NDArray[np.uint8]) -> NDArray[np.float32]:
 def read_labeled(
     data: Sequence[str | os.PathLike[str]], options: RefitOptions, progress: Progress
 ) -> list[LabeledImage]:
-    """Of all data sets together; where one says splits and another does not, each is split for itself.
+    """Read all data sets together; if only some define splits, each is split separately.
 
-    Raises `DataError`, also for a group that would be on both sides.
+    Raises `DataError`, also for a group that would be in both splits.
     """
     found = [read_images(each, options.split_column, progress.say) for each in data]
     pool = [image for images in found for image in images]
@@ -83,7 +83,7 @@ def read_labeled(
 
 
 def settle_class_names(contract: Contract, images: Sequence[LabeledImage], drop: bool) -> tuple[str, ...]:
-    """Those of the training images: the model's in its order, then new ones. Raises `DataError`."""
+    """Classes of the training images: the model's in its order, then new ones. Raises `DataError`."""
     there = {image.label for image in images if image.split == "train"}
     lacking = [name for name in contract.class_names if name not in there]
     new = sorted(there - set(contract.class_names))
@@ -140,7 +140,7 @@ def audit_data(
 
 
 def score_old(seen: Seen, old_names: tuple[str, ...]) -> dict[str, Any] | None:
-    """How the old head does on the same validation images, as far as it knows their classes."""
+    """Metrics of the old head on the same validation images, limited to its own classes."""
     labels = [image.label for image in seen.store.images]
     known = [i for i in seen.store.indices("val") if labels[i] in old_names]
     if not known:

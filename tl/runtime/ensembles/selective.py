@@ -1,7 +1,6 @@
-"""When not to believe a prediction: sets of classes that hold the true one, and labels that are better not given.
+"""Selective prediction: conformal sets of classes, and labels rejected as doubtful or out of distribution.
 
-Pure numpy. Knows probabilities and scores. Does not know models or files: `trust` in the exporter measures what a file
-says of itself, `ensemble` applies it.
+Pure numpy on probabilities and scores. `tl.evaluation.calibration` measures the limits, `ensemble` applies them.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """Landmarks of images: named points in pixels of the upright photo, some missing, some hidden.
 
-Knows points and names. Does not know files (`landmark_files`) or images.
+Knows points and names. Does not know files (`files`) or images.
 """
 
 from __future__ import annotations

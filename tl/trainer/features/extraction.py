@@ -1,6 +1,6 @@
-"""Features of a frozen backbone that are not kept yet, computed by onnxruntime on the CPU or by torch.
+"""Compute missing features of a frozen backbone, with onnxruntime on the CPU or with torch.
 
-Knows trunks and sessions. Does not know where features are kept (`tl.data.features`).
+Does not store features (`tl.data.features`).
 """
 
 from __future__ import annotations
@@ -26,9 +26,9 @@ from tl.trainer.models.network import Network
 from tl.trainer.models.weights import read_weights
 from tl.trainer.task import Task
 
-# Making the graph takes a few seconds, which this many images earn back.
+# Building the graph takes a few seconds, which pays off from this many images.
 _WORTH_A_GRAPH = 400
-# Largest difference between torch and onnxruntime, as a share of the largest feature.
+# Largest difference between torch and onnxruntime, as a fraction of the largest feature.
 _TOLERANCE = 1e-4
 
 
@@ -44,9 +44,9 @@ class _Features(nn.Module):
 def build_embedder(
     network: Network, input_hw: tuple[int, int], count: int, graph_path: Path, machine: Machine, progress: Progress
 ) -> Embedder:
-    """Images uint8 (N, H, W, 3) -> features float32 (N, ...), equal whichever way is taken, up to rounding.
+    """Images uint8 (N, H, W, 3) -> features float32 (N, ...); both backends agree up to rounding.
 
-    `count`: how many images there are to embed. `graph_path`: where the trunk's graph is kept for later runs.
+    `count`: number of images to embed. `graph_path`: where the trunk's graph is cached for later runs.
     """
     network.eval()
     by_torch = _torch_embedder(network, machine)
@@ -60,7 +60,7 @@ def build_embedder(
             with atomic_path(graph_path) as temporary:
                 temporary.write_bytes(model.SerializeToString())
         session = Session(graph_path, device="cpu", threads=machine.threads, require_contract=False)
-    except Exception as error:  # whatever it is, full disk, no onnxruntime, no export of this backbone: torch can do it
+    except Exception as error:  # any cause (full disk, no onnxruntime, failed export): fall back to torch
         with suppress(OSError):
             graph_path.unlink(missing_ok=True)
         progress.say(f"features are computed by torch, more slowly ({first_line(error)})")
@@ -82,7 +82,7 @@ def _torch_embedder(network: Network, machine: Machine) -> Embedder:
 
     @torch.no_grad()
     def embed(images: NDArray[np.uint8]) -> NDArray[np.float32]:
-        with torch.backends.cudnn.flags(enabled=True, allow_tf32=False):  # features are the same on every device
+        with torch.backends.cudnn.flags(enabled=True, allow_tf32=False):  # the same features on every device
             features = network.features(torch.from_numpy(images).to(machine.device))
         values: NDArray[np.float32] = features.cpu().numpy()
         return values
@@ -91,11 +91,11 @@ def _torch_embedder(network: Network, machine: Machine) -> Embedder:
 
 
 def extract_features(task: Task, places: Sequence[tuple[int, int]], progress: Progress) -> None:
-    """Compute and keep the features of `places`, as `FeatureSet.missing` gives them, and the network's tensors."""
+    """Compute and save the features of `places`, as returned by `FeatureSet.missing`, and the network's tensors."""
     if task.features is None or task.weights is None:
         raise ValueError("features need a pretrained trunk")
     config = task.config
-    if config.method != "features":  # only for looking at the data
+    if config.method != "features":  # only used to inspect the data
         config = dataclasses.replace(config, method="features", head="linear", pooling="gap", freeze="none")
     machine = build_machine(config.device, config.precision, config.threads)
     network = build_network(config, task.info, len(task.class_names), read_weights(task.weights, config.backbone))

@@ -1,6 +1,6 @@
-"""What a run's trained network makes of images before its head, kept on disk; the training images nearest to one.
+"""Embeddings of images by a run's trained network, cached on disk, and nearest training images.
 
-Knows runs, networks and kept features. Does not know model files or pages.
+Does not depend on model files.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ from tl.trainer.run_folder.run import Run
 
 @dataclass(frozen=True)
 class Embedded:
-    """Images that could be read, and their embeddings float32 (N, D) in the same order."""
+    """The readable images, and their embeddings float32 (N, D) in the same order."""
 
     images: tuple[LabeledImage, ...]
     embeddings: NDArray[np.float32]
@@ -36,7 +36,7 @@ class Embedded:
 
 @dataclass(frozen=True)
 class Neighbor:
-    """A training image. `likeness`: cosine of the angle between both embeddings."""
+    """A training image. `likeness`: cosine similarity of the two embeddings."""
 
     image: LabeledImage
     likeness: float
@@ -45,9 +45,9 @@ class Neighbor:
 def embed_images(
     run: Run, network: Network, preprocessing: Preprocessing, images: Sequence[LabeledImage], progress: Progress
 ) -> Embedded:
-    """Embeddings by the run's `network`, which `load_network` gives; those of before are kept.
+    """Embed images with the run's `network`, as returned by `load_network`; cached embeddings are reused.
 
-    Images that cannot be read are left out; none at all gives an empty array.
+    Unreadable images are omitted; if none is readable, the array is empty.
     """
     kept = open_features(run_network=hash_file(run.best_path), preprocessing=dump_json(preprocessing))
     store, _ = load_images(
@@ -68,9 +68,9 @@ def embed_images(
 
 
 def find_neighbors(run: Run, paths: Sequence[str], count: int, progress: Progress) -> list[list[Neighbor]]:
-    """For each image the `count` nearest training images, nearest first. An image is no neighbor of itself.
+    """For each image, the `count` nearest training images, nearest first. An image is never its own neighbor.
 
-    Raises `RunError`, and `DataError` for images that cannot be read or if no training image is left.
+    Raises `RunError`, and `DataError` for unreadable images or if no training image is left.
     """
     network, card, _ = load_network(run)
     asked = [LabeledImage(path, path, "") for path in paths]

@@ -1,7 +1,7 @@
-"""Random changes to training images and their points: presets of albumentations, its changes by name, or its files.
+"""Random augmentation of training images and their points: albumentations presets, named transforms, or pipeline files.
 
-Knows albumentations and working images. Does not know files of images, tensors or models; validation never comes
-here. The only file that imports albumentations.
+The only file that imports albumentations. Never used in validation. Contains no file access to images, no tensors and
+no models.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ PRESETS = ("none", "flip", "light", "standard", "strong")
 class Augment:
     """(working image uint8 (h, w, 3), seed) -> uint8 (input_h, input_w, 3).
 
-    The result depends on the image and the seed alone, never on workers or order.
+    The result depends only on the image and the seed, never on workers or order.
     """
 
     def __init__(self, name: str, pipeline: Any, preprocessing: Preprocessing, *, mirror: bool = False) -> None:
@@ -38,22 +38,22 @@ class Augment:
 
     @property
     def fingerprint(self) -> str:
-        """Names what the changes are: the whole pipeline and the versions of what carries it out."""
+        """A string that identifies the whole pipeline and the versions of the libraries that run it."""
         versions = [metadata.version(name) for name in ("albumentations", "albucore")]
         text = json.dumps([self._pipeline.to_dict(), versions], sort_keys=True, default=str)
         return hashlib.sha256(text.encode()).hexdigest()
 
     def __call__(self, working: NDArray[np.uint8], seed: int) -> NDArray[np.uint8]:
-        """Change an image. Raises `ConfigError` if the pipeline gives no image of at least the input size."""
+        """Augment an image. Raises `ConfigError` if the pipeline returns an image smaller than the input size."""
         return crop_to_input(self._change(working, seed)["image"], self._preprocessing)
 
     def with_points(
         self, working: NDArray[np.uint8], points_xy: NDArray[np.floating], seed: int, partners: Sequence[int]
     ) -> tuple[NDArray[np.uint8], NDArray[np.float32]]:
-        """Change an image of the input size and its points (K, 2) in pixels of it, NaN where missing.
+        """Augment an image of the input size and its points (K, 2) in pixels of that image, NaN where missing.
 
-        `partners`: for each point the one that takes its place in a mirror image, itself for most. A point that leaves
-        the image is missing. Raises `ConfigError` as a call does, and for a pipeline that changes the size.
+        `partners`: for each point, the point that replaces it in a mirror image, usually itself. A point that leaves
+        the image becomes missing. Raises `ConfigError` as `__call__` does, and if the pipeline changes the size.
         """
         present = ~np.isnan(points_xy).any(axis=1)
         height, width = working.shape[:2]
@@ -70,7 +70,7 @@ class Augment:
         points = np.full(points_xy.shape, np.nan)
         points[present] = moved[: -len(corners), :2]
         along, down = np.diff(moved[-len(corners) :, :2], axis=0)
-        if along[0] * down[1] - along[1] * down[0] < 0:  # the corners go round the other way: a mirror image
+        if along[0] * down[1] - along[1] * down[0] < 0:  # the corners have the opposite orientation: a mirror image
             if not self._mirror:
                 raise ConfigError(
                     f"augmentation {self._name} mirrors images: name the points that change places by --flip-pairs "
@@ -84,7 +84,7 @@ class Augment:
         self._pipeline.set_random_seed(seed)
         try:
             found: dict[str, Any] = self._pipeline(image=working, **more)
-        except Exception as error:  # albumentations and OpenCV raise whatever they find, such as a crop too large
+        except Exception as error:  # albumentations and OpenCV raise arbitrary exceptions, e.g. if a crop is too large
             raise ConfigError(
                 f"augmentation {self._name} cannot change an image of {working.shape[1]}x{working.shape[0]} pixels "
                 f"({' '.join(str(error).split())}); images are resized to --image-size before"
@@ -103,10 +103,11 @@ class Augment:
 def build_augment(
     name: str, preprocessing: Preprocessing, *, points: bool = False, mirror: bool = False
 ) -> Augment | None:
-    """The augmentation of a preset, a file, or changes written out; None for `none`.
+    """Build the augmentation from a preset, a file, or a list of transforms; None for `none`.
 
-    With `points`, one for `Augment.with_points`. `mirror`: whether mirror images are right for points; the presets then
-    make some. Raises `ConfigError` for an unknown preset, a file that is no albumentations pipeline, a faulty change.
+    With `points`, builds one for `Augment.with_points`. `mirror`: whether mirror images are valid for the points; the
+    presets then include mirroring. Raises `ConfigError` for an unknown preset, a file that is not an albumentations
+    pipeline, or an invalid transform.
     """
     if name == "none":
         return None
@@ -125,7 +126,7 @@ def build_augment(
 
 
 def _points_preset(name: str, mirror: bool, preprocessing: Preprocessing, albumentations: Any) -> list[Any]:
-    """Changes that move points exactly: no crops to be resized, and mirroring only where it is meant."""
+    """Transforms that move points exactly: no crops with resizing, and mirroring only if enabled."""
     a = albumentations
     turn, zoom, shift = {"flip": (0, 0, 0), "light": (10, 0.05, 0.03), "standard": (20, 0.15, 0.06)}.get(
         name, (35, 0.25, 0.1)
@@ -182,7 +183,7 @@ def _preset(name: str, preprocessing: Preprocessing, albumentations: Any) -> lis
 
 
 def _parse_changes(text: str, albumentations: Any) -> list[Any]:
-    """`HorizontalFlip(p=0.5) + Affine(rotate=(-10, 10), p=1)` -> the changes, one after the other."""
+    """`HorizontalFlip(p=0.5) + Affine(rotate=(-10, 10), p=1)` -> the transforms in order."""
     try:
         calls = _summands(ast.parse(text.strip(), mode="eval").body)
         return [_build_change(call, albumentations) for call in calls]
@@ -208,7 +209,7 @@ def _build_change(call: ast.expr, albumentations: Any) -> Any:
         raise ValueError(f"albumentations has no {call.func.id}{nearest(call.func.id, known)}")
     values = {str(keyword.arg): ast.literal_eval(keyword.value) for keyword in call.keywords}
     with warnings.catch_warnings():
-        warnings.simplefilter("error", UserWarning)  # which is all that albumentations says of a misspelt name
+        warnings.simplefilter("error", UserWarning)  # albumentations only warns about a misspelled name
         return kind(**values)
 
 
@@ -230,7 +231,7 @@ def _load_pipeline(path: str, albumentations: Any) -> Any:
 
 
 def _import_albumentations() -> Any:
-    # Source: albumentations 2.0.8 check_version.py asks a server for updates on import unless this is set.
+    # Source: albumentations 2.0.8 check_version.py contacts a server on import unless this is set.
     before = os.environ.get("NO_ALBUMENTATIONS_UPDATE")
     os.environ["NO_ALBUMENTATIONS_UPDATE"] = "1"
     try:

@@ -1,6 +1,6 @@
-"""Training batches from an image store: order, augmentation and workers, all derived from seed, epoch and image.
+"""Training batches from an image store. Order and augmentation depend only on seed, epoch and image.
 
-Knows torch's DataLoader. Does not know models. Batches are uint8 NHWC; normalization is the network's.
+Depends on torch's DataLoader, not on models. Batches are uint8 NHWC; the network normalizes them.
 """
 
 from __future__ import annotations
@@ -24,16 +24,16 @@ from tl.trainer.fit.augment import Augment
 from tl.trainer.fit.distributed import Ranks
 from tl.trainer.fit.steps import Batch
 
-# A rest of so many images is a batch of its own, whatever the batch size.
+# A remainder of at least this many images forms its own batch, whatever the batch size.
 _SMALL_BATCH = 16
 
 
 class EpochOrder(Sampler[list[tuple[int, int]]]):
-    """Own part of batches of (epoch, position): a new order each epoch, the same for the same seed and epoch.
+    """Own share of batches of (epoch, position). Each epoch's order is new, determined by seed and epoch.
 
-    A last batch of few images is joined to the one before: batch norm would learn little from it. Up to eight
-    processes, batches are the same whatever their number. `balance`: class ids to draw equally often, with replacement;
-    None for a plain shuffle.
+    A small last batch is merged into the previous one, because batch norm would learn little from it. For up to eight
+    processes, the batches do not depend on the number of processes. `balance`: class ids to sample equally often, with
+    replacement; None for a plain shuffle.
     """
 
     def __init__(
@@ -52,7 +52,7 @@ class EpochOrder(Sampler[list[tuple[int, int]]]):
         return max(1, self.count // self.batch_size + (rest >= worth_a_batch))
 
     def sizes(self) -> list[int]:
-        """Images of each batch over all processes."""
+        """Number of images in each batch, over all processes."""
         full = [self.batch_size] * (len(self) - 1)
         return [*full, self.count - sum(full)]
 
@@ -69,15 +69,15 @@ class EpochOrder(Sampler[list[tuple[int, int]]]):
 
 
 class Items(Protocol):
-    """What is trained on: (epoch, place in the store) -> image uint8 (H, W, 3) and its target."""
+    """A training data set: (epoch, index in the store) -> image uint8 (H, W, 3) and its target."""
 
     def __call__(self, epoch: int, index: int) -> tuple[NDArray[np.uint8], Any]:
-        """The same for the same epoch and place. Raises the `TlError` of an image that cannot be read or changed."""
+        """Deterministic in epoch and index. Raises `TlError` for an image that cannot be read or augmented."""
 
 
 @dataclass(frozen=True)
 class LabeledItems:
-    """Augmented images and their class ids, which are of the whole store."""
+    """Augmented images and their class ids. Class ids cover the whole store."""
 
     store: ImageStore
     class_ids: Sequence[int]
@@ -92,14 +92,14 @@ class LabeledItems:
 
 
 def item_seed(seed: int, epoch: int, index: int) -> int:
-    """What one image's augmentation in one epoch depends on."""
+    """The seed for the augmentation of one image in one epoch."""
     return int(np.random.SeedSequence((seed, epoch, index)).generate_state(1)[0])
 
 
 class _Images(Dataset[tuple[Tensor, Any] | TlError]):
     """(epoch, position in `indices`) -> image and target.
 
-    A fault is returned, not raised: torch loses an exception's type and text on the way out of a worker.
+    Errors are returned, not raised: torch loses the type and text of an exception raised in a worker.
     """
 
     def __init__(self, items: Items, indices: Sequence[int]) -> None:
@@ -123,7 +123,7 @@ def _collate(items: list[tuple[Tensor, Any] | TlError]) -> tuple[Tensor, Tensor]
 
 
 class _Onward(Sampler[list[tuple[int, int]]]):
-    """The batches of every epoch from `first` to `last`, one after the other."""
+    """The batches of every epoch from `first` to `last`, in order."""
 
     def __init__(self, order: EpochOrder, first: int, last: int) -> None:
         self._order, self._first, self._last = order, first, last
@@ -137,9 +137,8 @@ class _Onward(Sampler[list[tuple[int, int]]]):
 class ImageBatches:
     """Augmented batches of the images at `indices`: uint8 (N, H, W, 3), targets (N, ...).
 
-    Workers go on into the next epoch while one is validated, up to the epoch `epochs`: otherwise every epoch would
-    begin by waiting for its first batch. `balance`: class ids of these images to draw equally often, None for a plain
-    shuffle.
+    Workers prefetch the next epoch during validation, up to epoch `epochs`, so that no epoch waits for its first batch.
+    `balance`: class ids of these images to sample equally often, None for a plain shuffle.
     """
 
     def __init__(
@@ -160,17 +159,17 @@ class ImageBatches:
         self._dataset = _Images(items, indices)
         self._workers, self._pin_memory = workers, pin_memory
         self._stream: Iterator[tuple[Tensor, Tensor] | TlError] = iter(())
-        self._next: int | None = None  # the epoch that the stream is about to begin
+        self._next: int | None = None  # the epoch that the stream yields next
 
     def __len__(self) -> int:
         return len(self._order)
 
     def epoch(self, number: int) -> Iterator[Batch]:
-        """The batches of one epoch. Raises the `TlError` of an image that cannot be read or changed."""
+        """The batches of one epoch. Raises `TlError` for an image that cannot be read or augmented."""
         if number != self._next:
-            self._stream = iter(())  # ends the workers of the stream before
+            self._stream = iter(())  # stops the workers of the previous stream
             self._stream = iter(self._loader(number))
-        self._next = None  # an epoch that is left halfway begins anew
+        self._next = None  # an epoch that is abandoned midway restarts from its beginning
         for size in self._order.sizes():
             batch = next(self._stream)
             if isinstance(batch, TlError):
@@ -185,14 +184,14 @@ class ImageBatches:
             collate_fn=_collate,
             num_workers=self._workers,
             pin_memory=self._pin_memory,
-            # Forked workers share the kept images; spawned ones would each get a copy.
+            # Forked workers share the cached images; spawned workers would each get a copy.
             multiprocessing_context="fork" if self._workers and sys.platform.startswith("linux") else None,
-            generator=torch.Generator(),  # its own: DataLoader would draw from the global one, which dropout uses
+            generator=torch.Generator(),  # a separate one: DataLoader would advance the global one, which dropout uses
         )
 
 
 class TensorBatches:
-    """Ready tensors in the same orders: features computed once. `inputs` (N, ...), `class_ids` int64 (N,)."""
+    """Batches of in-memory tensors, in the same orders: cached features. `inputs` (N, ...), `class_ids` int64 (N,)."""
 
     def __init__(
         self, inputs: Tensor, class_ids: Tensor, *, batch_size: int, seed: int, sampler: Sampling = "shuffle"
@@ -214,7 +213,7 @@ class TensorBatches:
 
 
 def iter_inputs(store: ImageStore, indices: Sequence[int], batch_size: int) -> Iterator[Tensor]:
-    """The images as deployment sees them, uint8 (N, H, W, 3), in the order of `indices`."""
+    """The images as seen in deployment, uint8 (N, H, W, 3), in the order of `indices`."""
     images = store.map(store.input, indices, ahead=2 * batch_size)
     while batch := list(itertools.islice(images, batch_size)):
         yield torch.from_numpy(np.stack(batch))

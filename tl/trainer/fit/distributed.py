@@ -1,7 +1,7 @@
-"""Training as one of several processes that torchrun started: shares of batches, sums over all, and who writes.
+"""Distributed training under torchrun: sharding batches, summing over processes, choosing the process that writes.
 
-Knows torch.distributed. Does not know networks, images or files. Without torchrun there is one process and nothing
-here does anything.
+Depends on torch.distributed, not on networks, images or files. Without torchrun there is one process, and every
+function here is a no-op.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ Item = TypeVar("Item")
 
 @dataclass(frozen=True)
 class Ranks:
-    """One process among its fellows. `local` counts within the machine."""
+    """One process of the process group. `local` is the rank within the machine."""
 
     rank: int = 0
     world: int = 1
@@ -38,7 +38,7 @@ class Ranks:
         return self.rank == 0
 
     def shard(self, items: Sequence[Item]) -> Sequence[Item]:
-        """Own part of what all have."""
+        """Return this process's share of the items."""
         return items[self.rank :: self.world]
 
     def all_reduce(self, *numbers: Tensor) -> None:
@@ -48,7 +48,7 @@ class Ranks:
                 dist.all_reduce(number)
 
     def gather(self, part: Tensor) -> Tensor:
-        """Undo `share`: rows of all processes in their order, (N, ...)."""
+        """Undo `shard`: the rows of all processes in rank order, (N, ...)."""
         if self.world == 1:
             return part
         parts: list[Any] = [None] * self.world
@@ -60,7 +60,7 @@ class Ranks:
         return whole
 
     def broadcast(self, value: Item) -> Item:
-        """What the first process has."""
+        """The value of the first process."""
         if self.world == 1:
             return value
         box = [value]
@@ -68,42 +68,42 @@ class Ranks:
         return box[0]
 
     def wrap(self, module: nn.Module) -> nn.Module:
-        """A module whose backward pass averages gradients over the processes."""
+        """Wrap a module so that its backward pass averages gradients over the processes."""
         if self.world == 1 or not any(parameter.requires_grad for parameter in module.parameters()):
             return module
-        # Buffers are equal everywhere: batch norm sees the whole batch.
+        # Buffers are equal on all processes: batch norm uses the whole batch.
         named = inspect.signature(DistributedDataParallel).parameters
-        name = "forward_sync_buffers" if "forward_sync_buffers" in named else "broadcast_buffers"  # torch renamed it
+        name = "forward_sync_buffers" if "forward_sync_buffers" in named else "broadcast_buffers"  # renamed in torch
         options: dict[str, Any] = {name: False}
         return DistributedDataParallel(module, **options)
 
 
 def join_ranks() -> Ranks:
-    """Join the processes that torchrun started, or be alone."""
+    """Join the process group that torchrun started, or return a single process."""
     world = int(os.environ.get("WORLD_SIZE", "1"))
     if world == 1:
         return Ranks()
     if not dist.is_initialized():
         backend = "cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo"
-        # The first process looks at the data while the others wait for it.
+        # The other processes wait while the first one reads the data.
         dist.init_process_group(backend, timeout=timedelta(hours=6))
     return Ranks(dist.get_rank(), world, int(os.environ.get("LOCAL_RANK", "0")))
 
 
 def leave_ranks() -> None:
-    """Part from the other processes."""
+    """Leave the process group."""
     if dist.is_available() and dist.is_initialized():
         dist.destroy_process_group()
 
 
 def share_batch_norm(module: nn.Module, ranks: Ranks) -> None:
-    """Let every batch norm measure the whole batch, not its process's part. Raises `ConfigError` for unknown kinds."""
+    """Make every batch norm use the statistics of the global batch. Raises `ConfigError` for unsupported types."""
     if ranks.world == 1:
         return
     for child in module.modules():
         if type(child) is nn.BatchNorm2d:
             child.__class__ = _SharedBatchNorm2d
-        elif isinstance(child, _BatchNorm):  # such as timm's, which holds its activation too
+        elif isinstance(child, _BatchNorm):  # for example timm's, which includes an activation
             raise ConfigError(
                 f"{type(child).__name__} of this backbone cannot be shared by processes: leave out torchrun"
             )
@@ -118,7 +118,7 @@ class _SharedBatchNorm2d(nn.BatchNorm2d):
         values = input.float()
         channels = self.num_features
         count = torch.tensor([values.numel() / channels], device=values.device)
-        # Each sum is differentiable; gradients flow back to every process's images.
+        # Each sum is differentiable; gradients flow back to the images of every process.
         sums = _AddUp.apply(torch.cat([values.sum(dim=(0, 2, 3)), count]))
         total = sums[-1]
         mean = sums[:channels] / total
@@ -140,7 +140,7 @@ class _SharedBatchNorm2d(nn.BatchNorm2d):
 
 
 class _AddUp(torch.autograd.Function):
-    """The sum over all processes, whose gradient is the sum over all processes too."""
+    """Sum over all processes; its gradient is also summed over all processes."""
 
     @staticmethod
     def forward(ctx: Any, own: Tensor) -> Tensor:

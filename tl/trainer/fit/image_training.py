@@ -1,6 +1,6 @@
-"""Training on images through a whole network: from scratch, fine-tuning, or a head below changing augmentation.
+"""Train a whole network on images: from scratch, fine-tuning, or a head on a frozen trunk with augmentation.
 
-Knows networks, batches and processes. Does not read data sets or write metrics.
+Does not read data sets or write metrics.
 """
 
 from __future__ import annotations
@@ -33,12 +33,12 @@ from tl.trainer.run_folder.run import Run
 from tl.trainer.task import Outcome, Task, Training, network_card
 
 _EVAL_BATCH = 32
-# Enough to measure a mean and a spread by.
+# Enough images to estimate mean and standard deviation.
 _STANDARDISE_ON = 256
 
 
 def prepare_image_training(task: Task, ranks: Ranks) -> Training:
-    """Build the network of a task, so that faults of options and weights show before any long work.
+    """Build the network of a task, so that invalid options and weights are detected before any long computation.
 
     Raises `DeviceError`, `ConfigError` or `WeightsError`.
     """
@@ -51,7 +51,7 @@ def prepare_image_training(task: Task, ranks: Ranks) -> Training:
 
 
 def build_own_machine(config: TrainConfig, ranks: Ranks) -> Machine:
-    """What one process trains on. Raises `DeviceError`, and `ConfigError` for options that torchrun cannot keep."""
+    """One process's machine settings. Raises `DeviceError`, or `ConfigError` for options torchrun excludes."""
     machine = build_machine(_own_device(config, ranks), config.precision, config.threads)
     if ranks.world > 1 and settled(config.batch_size) < 2 * ranks.world:
         raise ConfigError(
@@ -93,7 +93,7 @@ def _train(
 
     def judge(module: nn.Module) -> Figures:
         share = ranks.shard(val)
-        # A process without an image of its own still takes part in what all do.
+        # A process without images of its own must still take part in collective operations.
         own = predict_logits(module.eval(), task.store, share or val[:1], machine)[: len(share)]
         return validate(ranks.gather(own).numpy(), task.true_ids("val"))
 
@@ -118,7 +118,7 @@ def _train(
 
 
 def count_trained(network: nn.Module) -> int:
-    """How many numbers a network learns: those that are not frozen."""
+    """Number of trainable (not frozen) parameter values of a network."""
     return sum(parameter.numel() for parameter in network.parameters() if parameter.requires_grad)
 
 
@@ -126,7 +126,7 @@ def count_trained(network: nn.Module) -> int:
 def predict_logits(
     module: Callable[[Tensor], Tensor], store: ImageStore, indices: Sequence[int], machine: Machine
 ) -> Tensor:
-    """The trainer's evaluation path: images as deployment sees them -> logits float32 (N, C) on the CPU."""
+    """The trainer's evaluation path: images as seen in deployment -> logits float32 (N, C) on the CPU."""
     return torch.cat(
         [module(batch.to(machine.device)).float().cpu() for batch in iter_inputs(store, indices, _EVAL_BATCH)]
     )
@@ -134,7 +134,7 @@ def predict_logits(
 
 @torch.no_grad()
 def standardize(network: OnFeatures, store: ImageStore, machine: Machine) -> None:
-    """Measure the pretrained trunk's features on some training images: one learning rate then suits any trunk."""
+    """Standardize the pretrained trunk's features using training images; one learning rate then suits any trunk."""
     train = store.indices("train")
     some = train[:: max(1, len(train) // _STANDARDISE_ON)]
     network.eval()
@@ -145,8 +145,8 @@ def standardize(network: OnFeatures, store: ImageStore, machine: Machine) -> Non
 
 @torch.no_grad()
 def start_head(network: Network, solved: LinearHead | None) -> None:
-    """Give a linear head the weights that were solved on raw features, so that fine-tuning does not first unlearn what
-    the trunk knows.
+    """Initialize a linear head with weights solved on raw features, so that early fine-tuning does not distort the
+    pretrained features.
 
     Source: Kumar et al. 2022, "Fine-Tuning can Distort Pretrained Features".
     """
@@ -158,14 +158,14 @@ def start_head(network: Network, solved: LinearHead | None) -> None:
 
 
 def _own_device(config: TrainConfig, ranks: Ranks) -> str:
-    """Each process of a machine takes its own GPU."""
+    """Assign each process on a machine its own GPU."""
     if ranks.world > 1 and config.device in ("auto", "cuda") and torch.cuda.is_available():
         return f"cuda:{ranks.local}"
     return config.device
 
 
 def num_workers(config: TrainConfig, machine: Machine) -> int:
-    """Processes that augment."""
+    """Number of augmentation worker processes."""
     if config.workers is not None:
         return config.workers
     return max(1, min(16, machine.threads - 1)) if machine.device.type == "cuda" else 0

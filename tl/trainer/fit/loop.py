@@ -1,7 +1,7 @@
-"""The training loop: batches and a module in, a better module and its history out; resumable after every epoch.
+"""The training loop: batches and a module in, a trained module and its history out. Resumable after every epoch.
 
-Knows epochs, schedules, averages and the best checkpoint. Does not know images, backbones or run folders: it is given
-batches, a validation function and a place for checkpoints.
+Contains epochs, schedules, weight averaging and best-checkpoint selection. Does not depend on images, backbones or run
+folders: batches, the validation function and the checkpoint storage are passed in.
 """
 
 from __future__ import annotations
@@ -25,17 +25,17 @@ from tl.trainer.fit.machine import Machine
 from tl.trainer.fit.optimizers import SchedulePlan, build_optimizer, lr_factor, set_lr
 from tl.trainer.fit.steps import Batch, StepResult, TrainableModel, build_scaler, check_finite, train_step
 
-# Epochs over cached features take milliseconds; a line for each would bury the result.
+# Epochs on cached features take milliseconds; logging every one would hide the result.
 _SECONDS_WORTH_A_LINE = 0.5
-# Loss and score of training and of validation stand before the timing in `history.csv`.
+# In `history.csv`, loss and score of training and validation come before the timing.
 _LEADING = 4
-# Reading a loss waits for the GPU, so not at every step.
+# Reading a loss synchronizes with the GPU, so it is not done at every step.
 _STEPS_BETWEEN_LOOKS = 10
 
 
 @dataclass(frozen=True)
 class FitOptions:
-    """How to train; `TrainConfig` says what each means."""
+    """Training options, documented in `TrainConfig`."""
 
     epochs: int
     optimizer: Optimizer
@@ -55,15 +55,15 @@ class FitOptions:
     compile: bool
 
 
-# How a network does on the validation split, by name: `loss` first, then the objective's score.
+# Results on the validation split by name: `loss` first, then the objective's score.
 Figures = dict[str, float]
 
 
 @dataclass(frozen=True)
 class EpochRow:
-    """One row of `history.csv`. `lr` is that of the last step; `seconds` are of the whole epoch.
+    """One row of `history.csv`. `lr` is that of the last step; `seconds` is the time of the whole epoch.
 
-    `figures`: column -> value, `train_loss` and the training score first, then `val_loss` and those of validation.
+    `figures`: column -> value: `train_loss` and the training score, then `val_loss` and the validation scores.
     """
 
     epoch: int
@@ -73,7 +73,7 @@ class EpochRow:
     figures: Figures
 
     def columns(self) -> dict[str, float]:
-        """Every column in the order of the file."""
+        """All columns in file order."""
         names = list(self.figures)
         first, more = names[:_LEADING], names[_LEADING:]
         return {
@@ -87,36 +87,36 @@ class EpochRow:
 
 
 class Batches(Protocol):
-    """Training batches in an order that depends on the epoch alone."""
+    """Training batches in an order that depends only on the epoch."""
 
     count: int
 
     def __len__(self) -> int:
-        """Batches an epoch."""
+        """Number of batches per epoch."""
 
     def epoch(self, number: int) -> Iterator[Batch]:
         """The batches of one epoch."""
 
 
 class Checkpoints(Protocol):
-    """Where training state is kept."""
+    """Storage for the training state."""
 
     def load_last(self) -> dict[str, Any] | None:
         """The newest state, or None."""
 
     def save(self, state: dict[str, Any], history: list[EpochRow], *, final: bool) -> None:
-        """Keep a state; `final` states are always written, others when it is time."""
+        """Save a state; `final` states are always written, others only if enough time has passed."""
 
 
 class NoCheckpoints:
-    """Keeps nothing."""
+    """Saves nothing."""
 
     def load_last(self) -> dict[str, Any] | None:
-        """Nothing was kept."""
+        """Always None."""
         return None
 
     def save(self, state: dict[str, Any], history: list[EpochRow], *, final: bool) -> None:
-        """Ignored."""
+        """Does nothing."""
 
 
 def fit(
@@ -131,9 +131,9 @@ def fit(
     *,
     keeps_best: bool = True,
 ) -> list[EpochRow]:
-    """Train a module and leave it with its best weights. Returns the history, resumed part included.
+    """Train a module and load its best weights at the end. Returns the history, including epochs before a resume.
 
-    Without `keeps_best` it ends with its last weights: validation data that score it must not choose its epoch.
+    Without `keeps_best`, the module keeps its last weights: validation data that score it must not choose the epoch.
 
     Raises `TrainingError` when the loss is no longer finite.
     """
@@ -173,7 +173,7 @@ def fit(
 
 
 class _Training:
-    """Everything that changes while training, and how it is saved and taken up again."""
+    """All state that changes during training, with saving and restoring."""
 
     def __init__(
         self,
@@ -196,7 +196,7 @@ class _Training:
         self._scaler = build_scaler(machine)
         self._runner: nn.Module = trainable.module
         if options.compile:
-            self._runner = torch.compile(trainable.module)  # type: ignore[assignment]  # it gives a module for a module
+            self._runner = torch.compile(trainable.module)  # type: ignore[assignment]  # returns a module for a module
         self._average = _build_average(trainable.module, options.ema_decay)
         self.steps_per_epoch = math.ceil(len(batches) / options.accumulate)
         self.lr = options.lr
@@ -205,13 +205,13 @@ class _Training:
 
     @property
     def judged(self) -> nn.Module:
-        """What is validated and kept: the module, or the average of its weights."""
+        """The module to validate and save: the module itself, or the average of its weights."""
         return self._trainable.module if self._average is None else self._average.module
 
     def train_epoch(self) -> Figures:
-        """Mean loss and score over the training images, as they were met."""
+        """Train for one epoch. Returns the mean loss and score over the training images, measured during training."""
         epoch = len(self.history) + 1
-        # Dropout and mixing depend on seed and epoch alone; other processes draw others.
+        # Dropout and mixing depend only on seed and epoch; each process draws its own values.
         torch.manual_seed(self._options.seed * 100_003 + epoch + 7919 * self._ranks.rank)
         self._trainable.begin_epoch(epoch)
         self._trainable.module.train()
@@ -254,7 +254,7 @@ class _Training:
             self.best = _copy_state(self.judged)
 
     def state(self) -> dict[str, Any]:
-        """All that a later process needs to go on exactly."""
+        """The complete state needed to resume exactly."""
         return {
             "module": self._trainable.module.state_dict(),
             "optimizer": self._optimizer.state_dict(),
@@ -265,10 +265,10 @@ class _Training:
         }
 
     def load_state(self, state: dict[str, Any]) -> None:
-        """Take up what `state` gave."""
+        """Restore a state returned by `state`."""
         self._trainable.module.load_state_dict(state["module"])
         self._optimizer.load_state_dict(state["optimizer"])
-        if state["scaler"]:  # empty after training without fp16
+        if state["scaler"]:  # empty for training without fp16
             self._scaler.load_state_dict(state["scaler"])
         if self._average is not None:
             self._average.load_state_dict(state["average"])
@@ -284,12 +284,12 @@ class _Training:
 
 
 def best_epoch(history: Iterable[EpochRow], monitor: Monitor) -> int:
-    """The epoch with the best monitored value; of equal accuracies the one with the lower loss, then the earlier."""
+    """The epoch with the best monitored value; ties in accuracy go to the lower loss, then to the earlier epoch."""
     return min(history, key=lambda row: _monitored(row, monitor)).epoch
 
 
 def _monitored(row: EpochRow, monitor: Monitor) -> tuple[float, float]:
-    """Smaller is better."""
+    """Sort key: smaller is better."""
     value = row.figures[monitor]
     return (value, 0.0) if monitor.endswith(("loss", "ece", "px")) else (-value, row.figures["val_loss"])
 

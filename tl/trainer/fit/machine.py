@@ -1,6 +1,6 @@
-"""The machine that trains: device, threads, arithmetic, allocator.
+"""The training hardware settings: device, threads, precision, memory allocator.
 
-Knows torch's switches. Does not know networks or data.
+Depends on torch only, not on networks or data.
 """
 
 from __future__ import annotations
@@ -23,36 +23,36 @@ _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3
 
 @dataclass(frozen=True)
 class Machine:
-    """Where training runs. `autocast_dtype` is None for plain fp32."""
+    """The device to train on and its settings. `autocast_dtype` is None for plain fp32."""
 
     device: torch.device
     autocast_dtype: torch.dtype | None
     threads: int
 
     def autocast(self) -> AbstractContextManager[None]:
-        """Mixed precision for forward and loss."""
+        """Context manager for mixed precision in the forward pass and the loss."""
         if self.autocast_dtype is None:
             return nullcontext()
         return torch.autocast(self.device.type, self.autocast_dtype)
 
     @property
     def name(self) -> str:
-        """For the log: which device and arithmetic."""
+        """Device and precision, for the log."""
         kind = torch.cuda.get_device_name(self.device) if self.device.type == "cuda" else f"CPU, {self.threads} threads"
         return f"{kind}, {'fp32' if self.autocast_dtype is None else str(self.autocast_dtype).removeprefix('torch.')}"
 
 
 def build_machine(device: str, precision: Precision, threads: int | None) -> Machine:
-    """Choose device and arithmetic. Raises `DeviceError` where CUDA was asked for and cannot be used."""
+    """Choose device and precision. Raises `DeviceError` if CUDA is requested but unavailable."""
     kind, index = parse_device(device)
     count = threads or max(1, usable_cores() // processes_here())
     torch.set_num_threads(count)
     if kind != "cpu" and torch.cuda.is_available():
         if index >= torch.cuda.device_count():
             raise DeviceError(f"device {device!r}: this machine has {torch.cuda.device_count()} CUDA devices")
-        torch.cuda.set_device(index)  # pinned memory and questions about the GPU go to the current one
-        torch.backends.cudnn.benchmark = True  # batches of one size: the search for the fastest kernels pays at once
-        keep_freed_memory()  # for the workers that augment, which are forks
+        torch.cuda.set_device(index)  # pinned memory and GPU queries use the current device
+        torch.backends.cudnn.benchmark = True  # batches have one size: the kernel search pays off immediately
+        keep_freed_memory()  # for the augmentation workers, which are forked
         return Machine(torch.device("cuda", index), _cuda_dtype(precision), count)
     if kind == "cuda":
         raise DeviceError(f"device {device!r} cannot be used for training: {_torch_cuda_fault()}")
@@ -63,12 +63,12 @@ def build_machine(device: str, precision: Precision, threads: int | None) -> Mac
 
 
 def processes_here() -> int:
-    """Processes of one training on this machine, which share its cores and memory. Source: torchrun's environment."""
+    """Number of training processes that share this machine's cores and memory. Source: torchrun's environment."""
     return int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
 
 
 def describe_torch() -> str:
-    """One line on torch, torchvision and the GPU they see."""
+    """One line on torch, torchvision and the available GPU."""
     import torchvision
 
     gpu = torch.cuda.get_device_name() if torch.cuda.is_available() else f"no GPU ({_torch_cuda_fault()})"
@@ -76,10 +76,10 @@ def describe_torch() -> str:
 
 
 def keep_freed_memory() -> None:
-    """Stop glibc from handing large freed tensors back to the kernel after every step.
+    """Keep glibc from returning large freed tensors to the kernel after every step.
 
-    Without this, half of a CPU training step of MobileNetV2 goes into page faults, and workers augment a tenth slower.
-    Does nothing without glibc.
+    Without this, half the time of a MobileNetV2 training step on the CPU is spent on page faults, and augmentation
+    workers are 10% slower. Has no effect without glibc.
     """
     if not sys.platform.startswith("linux"):
         return

@@ -1,6 +1,6 @@
-"""Optimizers by name over groups of parameters, and the learning rate as a function of step, epoch and history.
+"""Optimizers by name over parameter groups, and the learning rate as a function of step, epoch and history.
 
-Knows torch.optim. Does not know networks or losses.
+Depends on torch.optim, not on networks or losses.
 """
 
 from __future__ import annotations
@@ -14,13 +14,13 @@ import torch
 from tl.trainer.config import Optimizer, Schedule
 from tl.trainer.models.freezing import ParameterGroup
 
-# Source: torch's OneCycleLR, whose defaults these are: 30% rising from a 25th, then down to a 250,000th.
+# Source: the defaults of torch's OneCycleLR: warm-up from 1/25 for 30% of the steps, then down to 1/250,000.
 _RISE, _START, _END = 0.3, 1 / 25, 1 / 250_000
 
 
 @dataclass(frozen=True)
 class SchedulePlan:
-    """A schedule and its numbers; `TrainConfig` says what each means."""
+    """A schedule and its parameters, documented in `TrainConfig`."""
 
     schedule: Schedule
     epochs: int
@@ -30,10 +30,10 @@ class SchedulePlan:
 
 
 def lr_factor(step: int, steps_per_epoch: int, plan: SchedulePlan, monitored: Sequence[float] = ()) -> float:
-    """Share of the peak learning rate at a step counted from 0.
+    """Fraction of the peak learning rate at a step, counted from 0.
 
-    `monitored`: the monitored value of each finished epoch, smaller is better; only `plateau` looks at it.
-    Warm-up is linear, at most half of the epochs; one-cycle brings its own.
+    `monitored`: the monitored value of each finished epoch, smaller is better; only used by `plateau`.
+    Warm-up is linear and lasts at most half of the epochs; one-cycle has its own warm-up.
     """
     total = plan.epochs * steps_per_epoch
     if plan.schedule == "onecycle":
@@ -52,7 +52,7 @@ def lr_factor(step: int, steps_per_epoch: int, plan: SchedulePlan, monitored: Se
 
 
 def count_plateaus(monitored: Sequence[float], drop_epochs: int) -> int:
-    """How often `drop_epochs` epochs in a row brought nothing better; the count begins anew after each."""
+    """Number of times that `drop_epochs` consecutive epochs brought no improvement; the count restarts after each."""
     plateaus, waited, best = 0, 0, math.inf
     for value in monitored:
         waited = 0 if value < best else waited + 1
@@ -67,7 +67,7 @@ def _cosine(done: float) -> float:
 
 
 def _onecycle(step: int, total: int) -> float:
-    """Source: Smith & Topin 2018, at torch's steps; momentum is left alone."""
+    """Source: Smith & Topin 2018, at torch's steps; momentum is unchanged."""
     top = max(_RISE * total - 1, 0.0)
     if step < top:
         return _START + (1 - _START) * _cosine(1 - step / top)
@@ -79,7 +79,7 @@ def build_optimizer(
 ) -> torch.optim.Optimizer:
     """An optimizer at the peak learning rate of each group. Raises ValueError for `lbfgs`, which is a solver."""
     plain = [{"params": list(group.parameters), "lr": lr * group.lr_factor} for group in groups if group.parameters]
-    # One kernel for all parameters; on the CPU the plain loop stays, whose results earlier runs were made with.
+    # One fused kernel for all parameters; the CPU keeps the plain loop, to reproduce the results of earlier runs.
     fused = all(p.is_cuda for group in groups for p in group.parameters) or None
     if name == "sgd":
         return torch.optim.SGD(
@@ -95,7 +95,7 @@ def build_optimizer(
 
 
 def set_lr(optimizer: torch.optim.Optimizer, groups: Sequence[ParameterGroup], lr: float) -> None:
-    """Set every group's learning rate, given the full one."""
+    """Set the learning rate of every group, given the full rate."""
     factors = [group.lr_factor for group in groups if group.parameters]
     for group, factor in zip(optimizer.param_groups, factors, strict=True):
         group["lr"] = lr * factor

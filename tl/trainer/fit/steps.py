@@ -1,6 +1,6 @@
-"""One optimizer step: batches in, weights changed, losses out; the objectives, and mixup and CutMix.
+"""One optimizer step: batches in, updated weights and losses out. Also the objectives, mixup and CutMix.
 
-Knows losses, mixed precision, gradient clipping and accumulation. Does not know epochs, schedules or files.
+Contains losses, mixed precision, gradient clipping and accumulation. Contains no epochs, schedules or file access.
 """
 
 from __future__ import annotations
@@ -18,14 +18,14 @@ from tl.trainer.fit.distributed import Ranks
 from tl.trainer.fit.machine import Machine
 from tl.trainer.models.freezing import ParameterGroup
 
-# Source: Szegedy et al. 2016 weigh the auxiliary loss of Inception by 0.3; torchvision's reference training by 0.4.
+# Source: Szegedy et al. 2016 weight the auxiliary loss of Inception by 0.3; torchvision's reference training by 0.4.
 _AUX_WEIGHT = 0.4
 
 
 class Objective(Protocol):
-    """One task's losses. `outputs` are whatever the network gives in training, `targets` (n, ...) what it should.
+    """The losses of one task. `outputs`: the network's outputs in training mode; `targets` (n, ...): ground truth.
 
-    `score_name`: what `scores` average to, as in the columns `train_NAME` and `val_NAME` of `history.csv`.
+    `score_name`: name of the average of `scores`, as in the columns `train_NAME` and `val_NAME` of `history.csv`.
     """
 
     score_name: str
@@ -34,17 +34,17 @@ class Objective(Protocol):
         """The loss of each image (n,), differentiable."""
 
     def scores(self, outputs: Any, targets: Tensor) -> Tensor:
-        """The figure that people read, of each image (n,)."""
+        """The human-readable metric of each image (n,)."""
 
     def describe(self, targets: Tensor) -> str:
-        """Whose targets these are, for a message about faulty images."""
+        """A description of the targets, for error messages about faulty images."""
 
 
 @dataclass(frozen=True)
 class Classification:
-    """Cross-entropy of class ids int64 (n,) or shares (n, C) with logits (n, C), or with (logits, auxiliary logits).
+    """Cross-entropy of logits (n, C), or (logits, auxiliary logits), with class ids int64 (n,) or shares (n, C).
 
-    `class_weights` (C,): of each class in the loss, 1 on average.
+    `class_weights` (C,): weight of each class in the loss, 1 on average.
     """
 
     class_names: Sequence[str]
@@ -71,14 +71,14 @@ class Classification:
         return logits.argmax(dim=1) == targets
 
     def describe(self, targets: Tensor) -> str:
-        """The first classes by name."""
+        """Names of the first classes."""
         ids = sorted(set(targets.tolist()))
         named = ", ".join(f"'{self.class_names[i]}'" for i in ids[:3])
         return f"class {named}" + (" and others" if len(ids) > 3 else "")
 
 
 def balanced_class_weights(class_ids: Sequence[int], num_classes: int) -> Tensor:
-    """N / (C * n_c) for each class: rare ones weigh more, and the mean over the images is 1.
+    """N / (C * n_c) for each class: rare classes weigh more, and the mean over the images is 1.
 
     Source: scikit-learn's class_weight="balanced".
     """
@@ -91,7 +91,7 @@ Mix = Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]
 
 
 def build_mix(mixup: float, cutmix: float, num_classes: int) -> Mix | None:
-    """A mixer for the given alphas of the beta distribution; with both, each batch draws one. None where both are 0.
+    """A mixer for the given alphas of the beta distribution; with both set, each batch draws one. None if both are 0.
 
     Source: Zhang et al. 2018, Yun et al. 2019.
     """
@@ -105,26 +105,26 @@ def build_mix(mixup: float, cutmix: float, num_classes: int) -> Mix | None:
     chosen = ways[0] if len(ways) == 1 else v2.RandomChoice(ways)
 
     def mix(images: Tensor, class_ids: Tensor) -> tuple[Tensor, Tensor]:
-        # Blending uint8 would round; the network's normalization takes floats of 0..255 as well.
+        # Blending in uint8 would round; the network's normalization also accepts floats in 0..255.
         mixed, shares = chosen(images.permute(0, 3, 1, 2).float(), class_ids)
         return mixed.permute(0, 2, 3, 1), shares
 
     return mix
 
 
-# Inputs (n, ...), their targets (n, ...) of this process, and the images of the batch over all processes.
+# This process's inputs (n, ...) and targets (n, ...), and the number of images in the batch over all processes.
 Batch = tuple[Tensor, Tensor, int]
 
 
 def _nothing(epoch: int) -> None:
-    """Nothing changes from epoch to epoch."""
+    """Do nothing at the start of an epoch."""
 
 
 @dataclass(frozen=True)
 class TrainableModel:
-    """What is trained, and what it is trained for.
+    """The module to train and its objective.
 
-    `module`: inputs -> outputs that the `objective` knows. `begin_epoch` decides which parameters are trained in an
+    `module`: inputs -> outputs that the `objective` accepts. `begin_epoch` sets which parameters are trained in an
     epoch, counted from 1.
     """
 
@@ -137,7 +137,7 @@ class TrainableModel:
 
 @dataclass(frozen=True)
 class StepResult:
-    """Of one batch of this process: `losses` and `scores` (n,) by image, and their `targets` (n, ...)."""
+    """Result for one batch of this process: `losses` and `scores` (n,) per image, and their `targets` (n, ...)."""
 
     losses: Tensor
     scores: Tensor
@@ -154,7 +154,7 @@ def train_step(
     ranks: Ranks,
     clip_norm: float | None,
 ) -> list[StepResult]:
-    """Add up the gradients of some batches and change the weights once. `runner` is the module as it runs.
+    """Accumulate the gradients of several batches and update the weights once. `runner` is the module to execute.
 
     The gradient is that of the mean loss over all images of all processes, however they are divided.
     """
@@ -169,7 +169,7 @@ def train_step(
             outputs = runner(mixed_inputs)
             losses = trainable.objective.losses(outputs, mixed_targets)
         scaled = scaler.scale(losses.sum() * (ranks.world / total))
-        scaled.backward()  # type: ignore[no-untyped-call]  # torch lacks its type
+        scaled.backward()  # type: ignore[no-untyped-call]  # untyped in torch
         with torch.no_grad():
             results.append(StepResult(losses.detach(), trainable.objective.scores(outputs, targets), targets))
     if clip_norm is not None:
@@ -195,5 +195,5 @@ def check_finite(results: Sequence[StepResult], objective: Objective, where: str
 
 
 def build_scaler(machine: Machine) -> torch.amp.GradScaler:
-    """Keeps fp16 gradients from vanishing; does nothing in other arithmetic."""
+    """Gradient scaler that prevents fp16 underflow; does nothing for other precisions."""
     return torch.amp.GradScaler(machine.device.type, enabled=machine.autocast_dtype == torch.float16)

@@ -1,6 +1,6 @@
-"""From a config to what the loop wants: trainable model, options, learning rate (searched where asked), validation.
+"""Build the inputs of the loop from a config: trainable model, options, learning rate (with search), validation.
 
-Knows configs and the loop's types. Does not know images or the order of a run.
+Does not depend on images or on the order of a run.
 """
 
 from __future__ import annotations
@@ -41,13 +41,13 @@ from tl.trainer.run_folder.run import Run
 
 _LOWEST, _HIGHEST, _STEPS = 1e-6, 1.0, 100
 _SMOOTHING = 0.8
-# The test ends where the smoothed loss is this many times its lowest.
+# The test ends when the smoothed loss exceeds its minimum by this factor.
 _BROKEN_AWAY = 3.0
 
 
 @dataclass(frozen=True)
 class FinderRow:
-    """One step of the test: a row of `lr_finder.csv`."""
+    """One step of the learning rate test: a row of `lr_finder.csv`."""
 
     lr: float
     loss: float
@@ -65,9 +65,9 @@ def find_lr(
     machine: Machine,
     progress: Progress,
 ) -> tuple[float, list[FinderRow]]:
-    """Suggest a peak learning rate: a tenth of the one with the lowest smoothed loss. Returns it and the whole curve.
+    """Suggest a peak learning rate: a tenth of the rate with the lowest smoothed loss. Returns it and the whole curve.
 
-    Raises `TrainingError` if not even the smallest rate gives a finite loss.
+    Raises `TrainingError` if even the smallest rate gives no finite loss.
     Source: Smith 2017; a tenth of the minimum is fastai's `minimum` rule.
     """
     module = trainable.module
@@ -129,14 +129,14 @@ def build_trainable(
 
 
 def fit_options(config: TrainConfig) -> FitOptions:
-    """The loop's share of a config."""
+    """The loop options of a config."""
     return FitOptions(**{field.name: getattr(config, field.name) for field in dataclasses.fields(FitOptions)})
 
 
 def settle_lr(
     config: TrainConfig, run: Run, trainable: TrainableModel, batches: Batches, machine: Machine, progress: Progress
 ) -> TrainConfig:
-    """Search the learning rate where `auto` was asked; writes `lr_finder.csv` and the config with what was found."""
+    """Search the learning rate if it is `auto`; writes `lr_finder.csv` and the config with the rate that was found."""
     if config.lr != "auto" or config.optimizer is None:
         return config
     found, rows = find_lr(
@@ -157,7 +157,7 @@ def settle_lr(
 
 
 def validate(logits: NDArray[np.floating], true_ids: NDArray[np.int64]) -> Figures:
-    """Score logits (N, C) of the validation split; not-a-number throughout where any of them is not finite."""
+    """Score logits (N, C) of the validation split; all NaN if any logit is not finite."""
     if not np.isfinite(logits).all():
         return dict.fromkeys(("loss", "top1_accuracy", "macro_f1", "ece"), math.nan)
     probabilities = softmax(logits)

@@ -1,1 +1,1 @@
-"""Heads on kept features: solved or trained by steps, cross-validated."""
+"""Heads on cached features: solved or trained by steps, cross-validated."""

@@ -1,6 +1,6 @@
-"""Many heads on the same kept features, compared by cross-validation: which head, which C, which learning rate.
+"""Compare many heads on the same cached features by cross-validation: head type, C, learning rate.
 
-Knows configs, folds and heads. Does not make a run: `tl train` does, with the options that won.
+Does not create a run; use `tl train` with the winning options.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from tl.trainer.heads.solvers import Solver, solve_head
 from tl.trainer.options import config_from_mapping, is_solved, nearest, resolve, settled
 from tl.trainer.task import CLEAN, Task
 
-# What a try may vary: everything that leaves the features as they are.
+# Options that a try may vary: all that leave the features unchanged.
 VARIABLE = (
     *("head", "head_sizes", "dropout", "c", "optimizer", "lr", "epochs", "batch_size", "momentum", "weight_decay"),
     *("schedule", "warmup_epochs", "drop_epochs", "drop_factor", "label_smoothing", "class_weights", "sampler"),
@@ -35,10 +35,10 @@ VARIABLE = (
 
 @dataclass(frozen=True)
 class ProbeRow:
-    """One try and how it did: a row of `tl probe`'s CSV.
+    """Result of one try: a row of `tl probe`'s CSV.
 
-    `n`: images that were scored, over all seeds. The interval is that of the mean accuracy over folds and seeds, or
-    of the accuracy on the data's own validation split.
+    `n`: number of scored images, over all seeds. The interval is that of the mean accuracy over folds and seeds, or
+    that of the accuracy on the data's own validation split.
     """
 
     options: str
@@ -52,7 +52,7 @@ class ProbeRow:
 
 
 def expand_tries(tries: Sequence[str]) -> list[dict[str, str]]:
-    """`"head=svm c=0.1,1"` -> one mapping for each combination. Raises `ConfigError` for an unknown option."""
+    """`"head=svm c=0.1,1"` -> one mapping per combination. Raises `ConfigError` for an unknown option."""
     expanded = []
     for text in tries:
         choices: dict[str, list[str]] = {}
@@ -71,7 +71,7 @@ def expand_tries(tries: Sequence[str]) -> list[dict[str, str]]:
 
 
 def configure(base: TrainConfig, chosen: dict[str, str]) -> list[tuple[dict[str, str], TrainConfig]]:
-    """The resolved configs of one try: one for each C where none was said. Raises `ConfigError`."""
+    """The resolved configs of one try: one per C if C is not set. Raises `ConfigError`."""
     values: dict[str, Any] = dict(chosen)
     if "c" in values:
         values["c_values"] = [values.pop("c")]
@@ -99,11 +99,11 @@ def probe(
     *,
     per_class: int | None = None,
 ) -> list[ProbeRow]:
-    """Fit every try on every fold and seed; best first. `task` keeps features of its training and validation images.
+    """Fit every try on every fold and seed; best first. `task` has cached features of training and validation images.
 
-    With `folds` 0 every try is fitted on the training split and scored on the validation split. With more, both splits
-    together are cut into folds, groups and equal files unbroken; the test split is never touched. `per_class` limits
-    the training part of each fold. Raises `DataError` for too many folds.
+    With `folds` 0, every try is fitted on the training split and scored on the validation split. Otherwise, both splits
+    together are divided into folds; groups and identical files are never separated. The test split is never used.
+    `per_class` limits the training part of each fold. Raises `DataError` for too many folds.
     """
     pool = [i for i, image in enumerate(task.store.images) if image.split in ("train", "val")]
     if task.features is None:
@@ -160,7 +160,7 @@ def _fit(
     train: NDArray[np.int64],
     val: NDArray[np.int64],
 ) -> NDArray[np.floating]:
-    """Logits of the validation images. Nothing is chosen by looking at them: one C, and the last epoch."""
+    """Logits of the validation images. They do not influence any choice: there is one C, and the last epoch is used."""
     train_data, val_data = (features[train], true_ids[train]), (features[val], true_ids[val])
     if is_solved(config):
         solver: Solver = "svm" if config.head == "svm" else "logistic"
@@ -184,9 +184,9 @@ def _fit(
 
 
 def _interval(accuracies: Sequence[float], shares: Sequence[float]) -> tuple[float, float]:
-    """95% interval of the mean over folds, wider than that of independent values, because training sets overlap.
+    """95% interval of the mean over folds, wider than for independent values, because training sets overlap.
 
-    Source: Nadeau & Bengio 2003, the corrected resampled t-test; `shares` are validation over training images.
+    Source: Nadeau & Bengio 2003, the corrected resampled t-test; `shares` are ratios of validation to training images.
     """
     from scipy.stats import t
 

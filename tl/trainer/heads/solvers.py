@@ -1,7 +1,6 @@
-"""Linear heads on frozen features that are solved, not trained step by step: logistic regression and a linear SVM.
+"""Linear heads on frozen features, fitted by a solver instead of step by step: logistic regression and linear SVM.
 
-Knows features, labels and scikit-learn. Does not know images, networks or torch. Both are folded into one linear
-layer on the raw features.
+Depends on scikit-learn, never on torch. Feature scaling is folded into one linear layer on the raw features.
 """
 
 from __future__ import annotations
@@ -24,7 +23,7 @@ Solver = Literal["logistic", "svm"]
 
 @dataclass(frozen=True)
 class LinearHead:
-    """Logits = features @ weight.T + bias; `weight` float64 (C, D), `bias` float64 (C,). `c` is the value of C used."""
+    """Logits = features @ weight.T + bias; `weight` float64 (C, D), `bias` float64 (C,). `c`: the value of C used."""
 
     weight: NDArray[np.float64]
     bias: NDArray[np.float64]
@@ -37,7 +36,7 @@ class LinearHead:
 
 @dataclass(frozen=True)
 class Trial:
-    """How one value of C did on validation data."""
+    """Validation result for one value of C."""
 
     c: float
     train_top1_accuracy: float
@@ -50,9 +49,9 @@ Labeled = tuple[NDArray[np.floating], NDArray[np.int64]]
 def solve_head(
     solver: Solver, train: Labeled, val: Labeled, c_values: Sequence[float], seed: int, *, is_balanced: bool = False
 ) -> tuple[LinearHead, list[Trial]]:
-    """Fit a head for each C and keep the best on `val`; of equals, the smallest C. Features (N, D), ids (N,).
+    """Fit a head for each C and return the best on `val`; ties go to the smallest C. Features (N, D), ids (N,).
 
-    `is_balanced`: rare classes weigh more.
+    `is_balanced`: give rare classes more weight.
     """
     heads, trials = _solve_each(solver, train, val, sorted(c_values), seed, is_balanced)
     return heads[_best(trials)], trials
@@ -67,12 +66,12 @@ def solve_bag(
     *,
     is_balanced: bool = False,
 ) -> tuple[LinearHead, list[Trial]]:
-    """A head for each (training, held out) fold of `train`, all with the C that is best on what they have not seen.
+    """Fit a head on each (training, held-out) fold of `train`, all with the C that is best on the held-out images.
 
-    Their logits averaged are one linear head, which is returned. Of each trial, accuracies are means over the folds,
-    weighted by their sizes.
+    The average of their logits is a single linear head, which is returned. Accuracies of a trial are means over the
+    folds, weighted by fold size.
 
-    Source: Breiman 1996, "Bagging Predictors"; folds in place of bootstrap samples are Parmanto et al. 1996's.
+    Source: Breiman 1996, "Bagging Predictors"; folds instead of bootstrap samples follow Parmanto et al. 1996.
     """
     features, ids = train
     each = [
@@ -106,16 +105,16 @@ def _solve_each(
     from sklearn.exceptions import ConvergenceWarning
 
     mean, std = train[0].mean(axis=0, dtype=np.float64), train[0].std(axis=0, dtype=np.float64)
-    std = np.maximum(std, max(0.1 * float(std.mean()), 1e-6))  # nearly constant features are not blown up
+    std = np.maximum(std, max(0.1 * float(std.mean()), 1e-6))  # nearly constant features are not amplified
     shift, scale = mean.astype(np.float32), std.astype(np.float32)
     scaled_train, scaled_val = ((x.astype(np.float32, copy=False) - shift) / scale for x, _ in (train, val))
-    # The largest C takes longest, so it begins first.
+    # The largest C takes the longest, so it starts first.
     fits = [partial(_build_model(solver, c, seed, is_balanced).fit, scaled_train, train[1]) for c in reversed(c_values)]
     with warnings.catch_warnings():
-        # A large C on many images converges slowly and generalizes no better; validation data has the last word.
+        # A large C on many images converges slowly and generalizes no better; validation data decides.
         warnings.simplefilter("ignore", ConvergenceWarning)
-        # One C a core is several times as fast as all cores on one C. But where scikit-learn chooses liblinear's dual
-        # solver, fits share one random generator: they go one after the other, or each run would differ.
+        # One C per core is several times as fast as all cores on one C. But where scikit-learn chooses liblinear's dual
+        # solver, the fits share one random generator and must run sequentially to be reproducible.
         is_random = solver == "svm" and len(scaled_train) < scaled_train.shape[1]
         with threadpool_limits(1), ThreadPoolExecutor(1 if is_random else usable_cores()) as pool:
             models = list(pool.map(lambda fit: fit(), fits))[::-1]
@@ -145,7 +144,7 @@ def _unscale(
     std: NDArray[np.float64],
     c: float,
 ) -> LinearHead:
-    """A head of scaled features as one of raw features."""
+    """Convert a head on scaled features to one on raw features."""
     weight = weight / std
     bias = bias - weight @ mean
     if len(weight) == 1:  # two classes: one margin d becomes the logits [0, d]

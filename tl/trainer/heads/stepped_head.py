@@ -1,6 +1,6 @@
-"""A head trained by steps on ready features.
+"""Train a head by steps on in-memory features.
 
-Knows features, heads and the loop. Does not know images, tasks or files.
+Contains no images, tasks or file access.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ Labeled = tuple[NDArray[np.float32], NDArray[np.int64]]
 
 @dataclass(frozen=True)
 class SteppedHead:
-    """Features -> logits, and how it came about. `standardize` and `head` lie on one device."""
+    """Features -> logits, with the training state. `standardize` and `head` are on the same device."""
 
     standardize: Standardize
     head: nn.Module
@@ -38,14 +38,14 @@ class SteppedHead:
 
     @torch.no_grad()
     def logits(self, features: NDArray[np.float32], head: nn.Module | None = None) -> NDArray[np.float32]:
-        """Features (N, ...) -> logits (N, C), by this head or one like it."""
+        """Features (N, ...) -> logits (N, C), from this head or a copy of it."""
         module = (head or self.head).eval()
         given = torch.from_numpy(features).to(self.machine.device)
         logits: NDArray[np.float32] = module(self.standardize(given)).float().cpu().numpy()
         return logits
 
     def tensors(self) -> dict[str, NDArray[np.float32]]:
-        """All tensors by the names they have in a `Network`."""
+        """All tensors under their names in a `Network`."""
         modules = {"head": self.head, "standardize": self.standardize}
         return {
             f"{prefix}.{name}": tensor.detach().cpu().numpy()
@@ -57,7 +57,7 @@ class SteppedHead:
 def build_stepped_head(
     config: TrainConfig, train: Labeled, class_names: tuple[str, ...], machine: Machine
 ) -> SteppedHead:
-    """A head at its start, and its batches of standardized features."""
+    """An untrained head, and its batches of standardized features."""
     features, true_ids = torch.from_numpy(train[0]).to(machine.device), torch.from_numpy(train[1])
     shape = tuple(features.shape[1:])
     standardize = Standardize(shape).to(machine.device)
@@ -86,7 +86,7 @@ def fit_stepped_head(
     *,
     keeps_best: bool = True,
 ) -> list[EpochRow]:
-    """Train the head and leave it with its best weights on `val`, or its last ones. Returns the history."""
+    """Train the head and load its best weights on `val`, or keep its last ones. Returns the history."""
     features, true_ids = val
 
     def judge(module: nn.Module) -> Figures:

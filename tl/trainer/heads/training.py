@@ -1,6 +1,7 @@
-"""Heads on kept features: solved by scikit-learn, or trained by steps; and the one that fine-tuning begins with.
+"""Train heads on cached features: solved by scikit-learn, or trained by steps. Also solves the initial head of
+fine-tuning.
 
-Knows features and heads. Does not open images. A solved head needs no torch, not even to be written down.
+Does not open images. A solved head needs no torch, not even for saving.
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ from tl.trainer.task import Outcome, Task, network_card
 
 
 def solve(task: Task, run: Run, progress: Progress, is_resumed: bool) -> Outcome:
-    """Solve a linear head for each value of C; writes `c_search.csv`. There is nothing to take up again."""
+    """Solve a linear head for each value of C; writes `c_search.csv`. Has no state to resume."""
     head = solve_linear(task, run, progress)
     return Outcome(
         logits=lambda split: head.logits(task.split_features(split)),
@@ -29,7 +30,7 @@ def solve(task: Task, run: Run, progress: Progress, is_resumed: bool) -> Outcome
 
 
 def solve_linear(task: Task, run: Run, progress: Progress) -> LinearHead:
-    """A linear head on the features of the trunk as it stands; writes `c_search.csv`."""
+    """Solve a linear head on features of the unchanged trunk; writes `c_search.csv`."""
     config = task.config
     solver: Solver = "svm" if config.head == "svm" else "logistic"
     progress.start("solving the head", 1, "heads")
@@ -77,7 +78,7 @@ def _train_data(task: Task) -> tuple[NDArray[np.float32], NDArray[np.int64]]:
 
 
 def _bag_folds(task: Task) -> list[Fold]:
-    """Folds of the training images, all views of an image on one side."""
+    """Folds of the training images; all views of an image are in the same part."""
     config, store, places = task.config, task.store, task.store.indices("train")
     hashes, groups = [store.hashes[i] for i in places], [store.images[i].group for i in places]
     folds = cut_folds(task.true_ids("train"), hashes, groups, settled(config.folds), config.seed)
@@ -86,7 +87,7 @@ def _bag_folds(task: Task) -> list[Fold]:
 
 
 def _save_solved(task: Task, run: Run, head: LinearHead, temperature: float) -> None:
-    """The head stands on raw features, so standardizing is the identity."""
+    """Save the head. It applies to raw features, so the standardization is the identity."""
     features = head.weight.shape[1]
     own = {
         "head.weight": head.weight.astype(np.float32),

@@ -1,5 +1,6 @@
-"""Train networks that find landmarks: points in pixels of the photo, from images annotated by hand.
+"""Train networks that locate landmarks: points in pixels of the photo, from manually annotated images.
 
-`data` reads annotations, `task` prepares a run, `network` and `objective` are what is trained for, `items` what it is
-trained on, `training` does it, `metrics` judge it. Loop, backbones, freezing and run folders are those of all tasks.
+`data` reads annotations, `task` prepares a run, `network` defines the model, `training` its losses and the loop;
+`tl.evaluation.landmarks` has the metrics. The loop, backbones, freezing and run folders
+are shared by all tasks.
 """

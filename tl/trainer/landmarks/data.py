@@ -1,6 +1,6 @@
-"""Annotated images: which there are, their split, the part of each that is looked at, and what is odd about them.
+"""Annotated images: their list, split, region of interest, and suspicious annotations.
 
-Knows landmark files, splits and shapes. Does not open images but for their size, and imports no torch.
+Opens images only to read their size, and never imports torch.
 """
 
 from __future__ import annotations
@@ -23,15 +23,15 @@ from tl.runtime.landmarks.sets import ImageLandmarks, LandmarkSet
 from tl.runtime.landmarks.shapes import MIN_POINTS, align, mean_shape, procrustes_distance
 from tl.trainer.config import Crop, TrainConfig
 
-# A shape this many times as far from the mean as the middle one is looked at again.
+# A shape is reported if it is this many times as far from the mean shape as the median shape.
 _FAR = 4.0
-# Differences below this are nobody's fault.
+# Differences below this are considered normal.
 _USUAL = 1e-3
 
 
 @dataclass(frozen=True)
 class Annotated:
-    """Images and their landmarks, in one order. `partners`: each point's place in a mirror image."""
+    """Images and their landmarks, in the same order. `partners`: index of each point in a mirror image."""
 
     images: tuple[LabeledImage, ...]
     landmarks: LandmarkSet
@@ -41,7 +41,7 @@ class Annotated:
 def read_annotated(config: TrainConfig) -> Annotated:
     """Read `config.data`. Images without a split have an empty one.
 
-    Raises `DataError` naming the place and the cure, `ConfigError` for pairs of unknown points.
+    Raises `DataError` with the location and the fix, `ConfigError` for pairs of unknown points.
     """
     landmarks = read_landmarks(config.data, config.images)
     if not landmarks.images:
@@ -68,7 +68,7 @@ def read_annotated(config: TrainConfig) -> Annotated:
 
 
 def mark_points(images: Sequence[LabeledImage], points: Mapping[str, NDArray[np.float64]]) -> list[LabeledImage]:
-    """Images labeled with a digest of their points, so that a run's manifest and data hash depend on them."""
+    """Label images with a digest of their points, so that a run's manifest and data hash depend on the points."""
     digests = {name: hashlib.sha256(xy.tobytes()).hexdigest()[:16] for name, xy in points.items()}
     return [dataclasses.replace(image, label=f"points {digests[image.name]}") for image in images]
 
@@ -79,10 +79,10 @@ def points_of(landmarks: LandmarkSet) -> dict[str, NDArray[np.float64]]:
 
 
 def find_odd(landmarks: LandmarkSet, sizes_hw: Sequence[tuple[int, int]], turned: Container[str] = ()) -> list[Finding]:
-    """What an annotator should look at again: points outside the image, no points, equal rows, odd shapes.
+    """Annotations to review: points outside the image, no points, identical rows, unusual shapes.
 
-    `sizes_hw`: of the upright images, in the order of the landmarks. `turned`: names of those whose EXIF orientation
-    turns them upright.
+    `sizes_hw`: sizes of the upright images, in landmark order. `turned`: names of images with an EXIF orientation that
+    rotates them upright.
     """
     findings: list[Finding] = []
     seen: dict[bytes, ImageLandmarks] = {}
@@ -123,7 +123,7 @@ def _find_odd_shapes(landmarks: LandmarkSet) -> list[Finding]:
 
 
 def _swapped(shape: NDArray[np.float64], mean: NDArray[np.float64], distance: float) -> tuple[int, int] | None:
-    """The two points whose exchange brings a shape closest to the mean, if it comes to less than half as far."""
+    """The two points whose exchange brings a shape closest to the mean, if that more than halves the distance."""
     best, found = distance / 2, None
     count = len(shape)
     for i in range(count):
@@ -137,10 +137,10 @@ def _swapped(shape: NDArray[np.float64], mean: NDArray[np.float64], distance: fl
 
 
 def reference_shape(shapes: Sequence[NDArray[np.float64]]) -> tuple[NDArray[np.float64] | None, float]:
-    """The mean shape (K, 2) of the training images' points (K, 2), and the distance at which a shape is odd.
+    """The mean shape (K, 2) of the training images' points (K, 2), and the distance beyond which a shape is unusual.
 
-    The mean is centered and of centroid size 1; None where no image has three points, or a point is in none of those.
-    A prediction farther from it than 1.5 times the 99th percentile of the training images' distances is odd.
+    The mean is centered and has centroid size 1; None if no image has three points, or if a point occurs in none of
+    those. A prediction is unusual if it is farther away than 1.5 times the 99th percentile of the training distances.
     """
     try:
         mean = mean_shape(shapes)
@@ -159,7 +159,7 @@ def _split(image: ImageLandmarks, data: str) -> str:
 
 
 def _regions(landmarks: LandmarkSet, crop: Crop, margin: float) -> list[Region | None]:
-    """What is looked at of each image; None for all of it."""
+    """The region of interest of each image; None for the whole image."""
     images = landmarks.images
     if crop == "whole":
         return [None] * len(images)
@@ -172,7 +172,7 @@ def _regions(landmarks: LandmarkSet, crop: Crop, margin: float) -> list[Region |
 
 
 def _with_mean(landmarks: LandmarkSet) -> list[NDArray[np.float64]]:
-    """Each image's points, missing ones where the mean shape would have them, if three others say where that is."""
+    """Each image's points; missing points are placed by the mean shape if three other points determine the position."""
     shapes = [image.keypoints_xy for image in landmarks.images]
     try:
         mean = mean_shape(shapes)
@@ -187,7 +187,7 @@ def _with_mean(landmarks: LandmarkSet) -> list[NDArray[np.float64]]:
 
 
 def _completed(image: ImageLandmarks, xy: NDArray[np.float64]) -> NDArray[np.float64] | None:
-    """None without any point; a part of the points would give another crop than the whole of them."""
+    """None without any point; an incomplete set of points would give a different crop than the complete set."""
     lacking = int(np.isnan(xy).any(axis=1).sum())
     if lacking == len(xy):
         return None
@@ -210,7 +210,7 @@ def _named_pairs(option: str, texts: Sequence[str], names: Sequence[str]) -> tup
 
 
 def partners_of(landmarks: LandmarkSet) -> tuple[int, ...]:
-    """Each point's place in a mirror image: that of its flip partner, or its own."""
+    """The index of each point in a mirror image: that of its flip partner, or its own."""
     names = landmarks.keypoint_names
     partner = {a: b for first, second in landmarks.flip_pairs for a, b in ((first, second), (second, first))}
     return tuple(names.index(partner.get(name, name)) for name in names)

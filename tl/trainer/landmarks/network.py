@@ -1,6 +1,6 @@
-"""Networks that give points: coordinates regressed from an embedding, or read from a heatmap for each point.
+"""Networks that output points: coordinates regressed from an embedding, or decoded from one heatmap per point.
 
-Knows trunks and layers. Does not know images, losses or files. Points are (x, y) in pixels of the input.
+Contains no file access and no losses. Points are (x, y) in pixels of the input.
 """
 
 from __future__ import annotations
@@ -20,14 +20,14 @@ from tl.trainer.options import settled
 from tl.trainer.run_folder.checkpoints import load_best
 from tl.trainer.run_folder.run import NetworkCard, Run
 
-# The Gaussian that a heatmap is taught, in its cells; confidence weighs a heatmap by one of twice that.
+# Sigma of a heatmap's target Gaussian, in cells; confidence weights a heatmap by a Gaussian of twice that sigma.
 SIGMA = 1.5
-# A Gaussian of SIGMA weighed by one of twice that: 4 / (4 + 1).
+# A Gaussian of SIGMA weighted by one of twice that: 4 / (4 + 1).
 _TAUGHT = 0.8
 
 
 class Regressor(OnFeatures):
-    """Embedding -> coordinates: each point's mean place in training plus the head's output times its spread there."""
+    """Embedding -> coordinates: each point's mean training position plus the head's output times its deviation."""
 
     mean: Tensor
     spread: Tensor
@@ -41,7 +41,7 @@ class Regressor(OnFeatures):
         self.register_buffer("spread", torch.ones(points, 2))
 
     def place(self, points_xy: Tensor) -> None:
-        """Measure where the points (N, K, 2) of training lie in the input; NaN ones are left out."""
+        """Fit mean and spread to the training points (N, K, 2) in input pixels; NaN points are ignored."""
         for k in range(points_xy.shape[1]):
             own = points_xy[:, k][~points_xy[:, k].isnan().any(dim=1)]
             if len(own):
@@ -56,7 +56,7 @@ class Regressor(OnFeatures):
 
 
 class Heatmapper(OnTrunk):
-    """Maps of several sizes -> one heatmap for each point, at a quarter of the input's size or the nearest there is."""
+    """Multi-scale maps -> one heatmap per point, at a quarter of the input size or the nearest available size."""
 
     def __init__(
         self, normalize: Normalize, trunk: Trunk, head: PyramidHead, input_hw: tuple[int, int], heat_hw: tuple[int, int]
@@ -73,10 +73,11 @@ class Heatmapper(OnTrunk):
 
 
 class PyramidHead(nn.Module):
-    """Trunk maps, fine to coarse -> heatmaps (N, K, h, w) of the finest one's size.
+    """Trunk maps, fine to coarse -> heatmaps (N, K, h, w) with the size of the finest map.
 
-    Each map is brought to `width` channels, coarse ones are enlarged and added to finer ones, and a 3x3 convolution
-    mends each sum. Source: Lin et al. 2017, "Feature Pyramid Networks"; Xiao et al. 2018 for heatmaps from plain heads.
+    Each map is projected to `width` channels, coarse maps are upsampled and added to finer ones, and a 3x3 convolution
+    refines each sum. Source: Lin et al. 2017, "Feature Pyramid Networks"; Xiao et al. 2018 for heatmaps from plain
+    heads.
     """
 
     def __init__(self, channels: list[int], num_keypoints: int, width: int) -> None:
@@ -91,7 +92,7 @@ class PyramidHead(nn.Module):
         self.last = nn.Conv2d(width, num_keypoints, 1)
 
     def forward(self, maps: list[Tensor]) -> Tensor:
-        """The finest `len(laterals)` maps are the last ones: finer ones before them are not looked at."""
+        """Uses the last `len(laterals)` maps; finer maps before them are ignored."""
         used = maps[-len(self.laterals) :]
         found: Tensor | None = None
         for level in range(len(used) - 1, -1, -1):
@@ -104,7 +105,7 @@ class PyramidHead(nn.Module):
 
 
 class SoftArgmax(nn.Module):
-    """Log-probabilities of cells (N, K, h, w) -> their expected place (N, K, 2) in input pixels, finer than a cell.
+    """Log-probabilities of cells (N, K, h, w) -> expected position (N, K, 2) in input pixels, with subcell precision.
 
     Source: Nibali et al. 2018, "Numerical Coordinate Regression with Convolutional Neural Networks".
     """
@@ -120,7 +121,7 @@ class SoftArgmax(nn.Module):
         self.register_buffer("ys", (torch.arange(rows) + 0.5) * self.cell_wh[1] - 0.5, persistent=False)
 
     def forward(self, logs: Tensor) -> Tensor:
-        """The expected place."""
+        """The expected position."""
         shares = logs.exp()
         return torch.stack([(shares.sum(dim=2) * self.xs).sum(dim=2), (shares.sum(dim=3) * self.ys).sum(dim=2)], dim=2)
 
@@ -133,7 +134,7 @@ class SoftArgmax(nn.Module):
 
 
 class DeployedRegressor(nn.Module):
-    """What a model file computes: points (N, K, 2) in input pixels."""
+    """The computation of a model file: points (N, K, 2) in input pixels."""
 
     def __init__(self, network: Regressor) -> None:
         super().__init__()
@@ -145,10 +146,10 @@ class DeployedRegressor(nn.Module):
 
 
 class DeployedHeatmapper(nn.Module):
-    """What a model file computes: points (N, K, 2) in input pixels, and how sure each is (N, K).
+    """The computation of a model file: points (N, K, 2) in input pixels, and the confidence of each (N, K).
 
-    Confidence is how much of a point's heatmap lies around the point, 1 where it is as sharp as the one it was taught:
-    near 0 where the heatmap is spread out or has peaks far apart, whose mean place is none of them.
+    Confidence is the share of a point's heatmap that lies around the point, 1 if it is as sharp as the training target.
+    It is near 0 if the heatmap is spread out, or has distant peaks, so that their mean position is at none of them.
     """
 
     def __init__(self, network: Heatmapper) -> None:
@@ -163,14 +164,14 @@ class DeployedHeatmapper(nn.Module):
 
 
 LandmarkNetwork = Regressor | Heatmapper
-# Finer maps than this share of the input cost much and add little.
+# Maps finer than this fraction of the input cost much and add little.
 _FINEST = 4
 
 
 def build_landmark_network(
     config: TrainConfig, info: BackboneInfo, num_keypoints: int, weights: Weights | None
 ) -> LandmarkNetwork:
-    """The network of a resolved config, initialized from the seed and the weights, frozen as asked.
+    """The network of a resolved config, initialized from the seed and the weights, and frozen as configured.
 
     Raises `ConfigError` or `WeightsError`.
     """
@@ -205,7 +206,7 @@ def load_landmark_network(run: Run) -> tuple[LandmarkNetwork, NetworkCard, Train
 
 
 def deployed(network: LandmarkNetwork) -> tuple[nn.Module, tuple[str, ...]]:
-    """What a model file computes, and its outputs' names."""
+    """The module that a model file computes, and its output names."""
     if isinstance(network, Heatmapper):
         return DeployedHeatmapper(network), ("keypoints", "keypoint_confidence")
     return DeployedRegressor(network), ("keypoints",)

@@ -1,6 +1,6 @@
-"""What a run on landmarks has to do, before any network exists: annotated images, preprocessing, weights file.
+"""Prepare a landmark run before any network exists: annotated images, preprocessing, weights file.
 
-Knows annotations, preprocessings and placements. Does not know networks and imports no torch.
+Never imports torch.
 """
 
 from __future__ import annotations
@@ -30,19 +30,19 @@ from tl.trainer.models.weight_files import WeightsFile
 from tl.trainer.options import resolve, settled
 from tl.trainer.task import build_run_preprocessing, find_info, find_start, fit_batch, measure_colors
 
-# The outermost points lie on the very edge of a crop without margin.
+# Without a margin, the outermost points lie exactly on the edge of the crop.
 _ROUNDING_PX = 1e-3
-# With 28 photos of shells, 720 steps halved the validation error of 240.
+# With 28 photos of shells, 720 steps gave half the validation error of 240 steps.
 _MIN_STEPS, _MAX_EPOCHS = 720, 200
 
 
 @dataclass(frozen=True)
 class LandmarkTask:
-    """One run's work. `bad`: unreadable images and why. `info` has the color statistics that are used.
+    """The prepared inputs of a run. `bad`: unreadable images with reasons. `info` has the color statistics in use.
 
-    `landmarks`: of all images of the file. For each image of the store, `points`: (K, 2) in pixels of the photo,
-    NaN where missing; `sizes_hw`: of the upright photo; `placements`: where it lies in the input. `partners`: each
-    point's place in a mirror image.
+    `landmarks`: of all images in the file. For each image of the store, `points`: (K, 2) in pixels of the photo, NaN
+    where missing; `sizes_hw`: size of the upright photo; `placements`: its position in the input. `partners`: index of
+    each point in a mirror image.
     """
 
     config: TrainConfig
@@ -60,7 +60,7 @@ class LandmarkTask:
 
     @property
     def keypoint_names(self) -> tuple[str, ...]:
-        """The points in their order."""
+        """Names of the points, in order."""
         return self.landmarks.keypoint_names
 
     def input_points(self, indices: Sequence[int]) -> NDArray[np.float32]:
@@ -86,14 +86,14 @@ class LandmarkTask:
         return np.array([np.nan if scale is None else scale for scale in scales])
 
 
-# (config, info, number of points, weights file): raises `TlError` for what cannot become a network.
+# (config, info, number of points, weights file): raises `TlError` if no network can be built from them.
 Check = Callable[[TrainConfig, BackboneInfo, int, WeightsFile | None], None]
 
 
 def prepare_landmark_task(config: TrainConfig, progress: Progress, check: Check = lambda *parts: None) -> LandmarkTask:
-    """Read everything that a run needs; `check` is called before the images, which take long, are opened.
+    """Read all inputs of a run. `check` is called before images are opened, which is slow.
 
-    Raises the `TlError`s of its parts.
+    Raises any `TlError` of the individual steps.
     """
     asked, config = config, resolve(config)
     info = remembered_info(config.backbone, find_info)
@@ -138,7 +138,7 @@ def prepare_landmark_task(config: TrainConfig, progress: Progress, check: Check 
 
 
 def _say_if_needless(task: LandmarkTask, progress: Progress) -> None:
-    """A crop that cuts nothing off costs a locator or boxes at every prediction."""
+    """Report a crop that removes nothing: it would still require a locator or boxes at every prediction."""
     wholes = [(0, 0, width, height) for height, width in task.sizes_hw]
     uncut = sum(placed.region_xywh == whole for placed, whole in zip(task.placements, wholes, strict=True))
     if task.config.crop != "whole" and uncut > len(wholes) / 2:
@@ -149,7 +149,7 @@ def _say_if_needless(task: LandmarkTask, progress: Progress) -> None:
 
 
 def audit_landmarks(task: LandmarkTask) -> list[Finding]:
-    """What about the annotations should be looked at again."""
+    """Annotations that should be reviewed."""
     store = task.store
     readable = dict(zip((image.name for image in store.images), task.sizes_hw, strict=True))
     kept = tuple(image for image in task.landmarks.images if image.name in readable)
@@ -161,7 +161,7 @@ def audit_landmarks(task: LandmarkTask) -> list[Finding]:
 
 
 def _find_cut_off(task: LandmarkTask) -> list[Finding]:
-    """Points within the photo but outside the part that is looked at: they cannot be learned."""
+    """Points inside the photo but outside the region of interest: they cannot be learned."""
     indices = range(len(task.store.images))
     findings = []
     for i, seen in zip(indices, task.input_points(indices), strict=True):
@@ -183,7 +183,7 @@ def _check_points(store: ImageStore, points: Sequence[NDArray[np.float64]], name
 
 
 def _learnable(annotated: Annotated, config: TrainConfig) -> list[LabeledImage]:
-    """Images with any point, each with its split."""
+    """Images with at least one point, each with its split."""
     by_name = points_of(annotated.landmarks)
     images = [p for p in annotated.images if not np.isnan(by_name[p.name]).all()]
     if not images:
@@ -194,7 +194,7 @@ def _learnable(annotated: Annotated, config: TrainConfig) -> list[LabeledImage]:
 
 
 def _fit_epochs(config: TrainConfig, images: Sequence[LabeledImage], asked: TrainConfig) -> TrainConfig:
-    """Epochs that nobody asked for grow where there are few images, since heads begin at random."""
+    """Increase the default number of epochs for few images, since heads are randomly initialized."""
     if asked.epochs is not None or config.epochs is None:
         return config
     steps = math.ceil(sum(image.split == "train" for image in images) / settled(config.batch_size))

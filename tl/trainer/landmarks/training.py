@@ -1,6 +1,6 @@
-"""Trains a landmark network: its objectives, its augmented items, its loop.
+"""Train a landmark network: its objectives, its augmented items, its loop.
 
-Knows landmark networks, batches and processes. Does not read data sets or write metrics.
+Does not read data sets or write metrics.
 """
 
 from __future__ import annotations
@@ -48,7 +48,7 @@ _WING, _EPSILON = 10.0, 2.0
 
 @dataclass(frozen=True)
 class RegressedPoints:
-    """Losses of coordinates, averaged over those present. Outputs: points (n, K, 2)."""
+    """Coordinate loss, averaged over present coordinates. Outputs: points (n, K, 2)."""
 
     loss: PointLoss
     score_name = "error_input_px"
@@ -71,15 +71,15 @@ class RegressedPoints:
         return _distances(outputs, targets)
 
     def describe(self, targets: Tensor) -> str:
-        """How many points they have."""
+        """The number of points."""
         return _described(targets)
 
 
 @dataclass(frozen=True)
 class HeatmapPoints:
-    """Kullback-Leibler divergence from a Gaussian at each present point, plus the found place's distance in cells.
+    """KL divergence from a Gaussian at each present point, plus the distance of the decoded position in cells.
 
-    The first finds the place from anywhere, the second is finer than a cell. Outputs: points (n, K, 2) and
+    The first term finds the position from anywhere; the second has subcell precision. Outputs: points (n, K, 2) and
     log-probabilities (n, K, h, w).
     """
 
@@ -101,12 +101,12 @@ class HeatmapPoints:
         return _distances(outputs[0], targets)
 
     def describe(self, targets: Tensor) -> str:
-        """How many points they have."""
+        """The number of points."""
         return _described(targets)
 
 
 def _present(targets: Tensor) -> tuple[Tensor, Tensor]:
-    """Which points are there (n, K), and the points with zeros for the others: NaN would spoil even a zero gradient."""
+    """Mask of present points (n, K), and points with missing ones set to 0: NaN would spoil even a zero gradient."""
     has = ~targets.isnan().any(dim=2)
     return has, torch.where(has[..., None], targets, torch.zeros_like(targets))
 
@@ -127,9 +127,9 @@ def _described(targets: Tensor) -> str:
 
 @dataclass(frozen=True)
 class AnnotatedItems:
-    """Images of the input size and their points (K, 2) in pixels of it, NaN where missing.
+    """Images of the input size and their points (K, 2) in pixels of that image, NaN where missing.
 
-    `points`: of the whole store, (N, K, 2). `partners`: each point's place in a mirror image.
+    `points`: of the whole store, (N, K, 2). `partners`: index of each point in a mirror image.
     """
 
     store: ImageStore
@@ -151,7 +151,7 @@ _EVAL_BATCH = 16
 
 @dataclass(frozen=True)
 class FoundPoints:
-    """Points (N, K, 2) in input pixels, and how sure each is (N, K), None for a head that cannot say."""
+    """Points (N, K, 2) in input pixels, and their confidence (N, K), None for a head without confidence."""
 
     points_xy: NDArray[np.float32]
     confidence: NDArray[np.float32] | None
@@ -159,7 +159,7 @@ class FoundPoints:
 
 @dataclass(frozen=True)
 class LandmarkOutcome:
-    """A trained network. `find`: split -> what it finds, in the store's order. `save` writes `best.safetensors`."""
+    """A trained network. `find`: split -> predicted points in the store's order. `save` writes `best.safetensors`."""
 
     find: Callable[[str], FoundPoints]
     save: Callable[[], None]
@@ -172,7 +172,7 @@ LandmarkTraining = Callable[[Run, Progress, bool], LandmarkOutcome]
 
 
 def prepare_landmark_training(task: LandmarkTask, ranks: Ranks) -> LandmarkTraining:
-    """Build the network of a task, so that faults of options and weights show before any long work.
+    """Build the network of a task, so that invalid options and weights are detected before any long computation.
 
     Raises `DeviceError`, `ConfigError` or `WeightsError`.
     """
@@ -185,7 +185,7 @@ def prepare_landmark_training(task: LandmarkTask, ranks: Ranks) -> LandmarkTrain
 
 
 def landmark_card(task: LandmarkTask) -> NetworkCard:
-    """What `best.safetensors` says of the network."""
+    """The network's description, stored in `best.safetensors`."""
     weights = task.weights.description if task.weights else "none"
     return NetworkCard((), task.keypoint_names, task.preprocessing, weights, 1.0)
 
@@ -250,7 +250,7 @@ def _build_trainable(config: TrainConfig, network: LandmarkNetwork) -> Trainable
 
 @torch.no_grad()
 def find_points(network: LandmarkNetwork, task: LandmarkTask, indices: Sequence[int], machine: Machine) -> FoundPoints:
-    """The trainer's evaluation path: images as deployment sees them -> points."""
+    """The trainer's evaluation path: images as seen in deployment -> points."""
     module = deployed(network)[0].eval()
     rows = [module(batch.to(machine.device)) for batch in iter_inputs(task.store, indices, _EVAL_BATCH)]
     points, *confidence = (torch.cat(parts).float().cpu().numpy() for parts in zip(*rows, strict=True))
@@ -259,9 +259,9 @@ def find_points(network: LandmarkNetwork, task: LandmarkTask, indices: Sequence[
 
 @torch.no_grad()
 def _validate(task: LandmarkTask, objective: Objective, machine: Machine, ranks: Ranks, module: nn.Module) -> Figures:
-    """Loss and errors on the validation split; not-a-number throughout where a point found is not finite."""
+    """Loss and errors on the validation split; all NaN if any predicted point is not finite."""
     val = task.store.indices("val")
-    share = list(ranks.shard(val)) or val[:1]  # a process without an image of its own still takes part in what all do
+    share = list(ranks.shard(val)) or val[:1]  # a process without images must still take part in collective operations
     wanted = torch.from_numpy(task.input_points(share))
     losses, found = [], []
     start = 0

@@ -1,6 +1,6 @@
-"""Landmarks' part in a run: its task, audit, training and judgment.
+"""The landmark part of a run: its task, audit, training and evaluation.
 
-Knows the parts of that task. Does not know a run's order of things (`train`), and imports torch only to train.
+The order of the steps is in `train`. Imports torch only to train.
 """
 
 from __future__ import annotations
@@ -28,21 +28,21 @@ if TYPE_CHECKING:
 
 @dataclass
 class LandmarkWork:
-    """A landmark network's run."""
+    """A landmark run."""
 
     task: LandmarkTask
     training: LandmarkTraining
 
     @property
     def title(self) -> str:
-        """What is done, in words."""
+        """A description of the work, for display."""
         config = self.task.config
         return (
             f"{config.method} of {config.backbone} with head {config.head} for {len(self.task.keypoint_names)} points"
         )
 
     def audit_data(self, progress: Progress) -> list[Finding]:
-        """Audit the annotations if that is asked for."""
+        """Audit the annotations if requested."""
         return audit_landmarks(self.task) if self.task.config.audit else []
 
     def train(self, run: Run, progress: Progress, is_resumed: bool) -> LandmarkOutcome:
@@ -50,7 +50,7 @@ class LandmarkWork:
         return self.training(run, progress, is_resumed)
 
     def judge(self, run: Run, outcome: LandmarkOutcome, seconds: float, progress: Progress) -> dict[str, Any]:
-        """Evaluate, and write what came out."""
+        """Evaluate, and write the results."""
         task = self.task
         metrics: dict[str, Any] = {
             "best_epoch": outcome.best_epoch,
@@ -70,7 +70,7 @@ class LandmarkWork:
 
 
 def prepare_landmarks(config: TrainConfig, ranks: Ranks | None, progress: Progress) -> LandmarkWork:
-    """Read everything and build the network. Raises the `TlError`s of its parts."""
+    """Read all inputs and build the network. Raises any `TlError` of the individual steps."""
     from tl.trainer.fit.distributed import Ranks
     from tl.trainer.landmarks.training import prepare_landmark_training
 
@@ -79,7 +79,7 @@ def prepare_landmarks(config: TrainConfig, ranks: Ranks | None, progress: Progre
 
 
 def _check_network(config: TrainConfig, info: BackboneInfo, num_keypoints: int, weights: WeightsFile | None) -> None:
-    """Build what training will build, so that faults of options, weights and device show before images are read."""
+    """Build the network before images are read, to detect invalid options, weights and devices early."""
     from tl.trainer.fit.machine import build_machine
     from tl.trainer.landmarks.network import build_landmark_network
     from tl.trainer.models.weights import read_weights
@@ -100,7 +100,7 @@ def _score(task: LandmarkTask, split: str, found: FoundPoints) -> dict[str, Any]
 
 
 def _save_annotations(task: LandmarkTask, run: Run) -> None:
-    """What was learned from and judged by, each image in its split."""
+    """Save the annotations used for training and evaluation, with each image's split."""
     by_name = {image.name: image for image in task.landmarks.images}
     names = [run.relative(image.path) for image in task.store.images]
     images = tuple(
@@ -112,7 +112,7 @@ def _save_annotations(task: LandmarkTask, run: Run) -> None:
 
 
 def _as_landmarks(task: LandmarkTask, split: str, found: FoundPoints) -> LandmarkSet:
-    """What was found, as a file of landmarks holds it."""
+    """The predicted points as a landmark set, for saving to a landmark file."""
     indices = task.store.indices(split)
     points = task.photo_points(indices, found.points_xy)
     images = tuple(

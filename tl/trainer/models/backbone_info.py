@@ -1,7 +1,6 @@
-"""What a backbone's published weights expect of their input, and a memory of it, so that asking again costs nothing.
+"""Input requirements of a backbone's published weights, with an on-disk cache for fast repeated lookups.
 
-Knows facts and the cache folder. Does not import torch, torchvision or timm: whoever does is asked once for each
-installed version.
+Never imports torch, torchvision or timm; the callback that does runs once per installed version.
 """
 
 from __future__ import annotations
@@ -24,9 +23,9 @@ TIMM_PREFIX = "timm:"
 
 @dataclass(frozen=True)
 class BackboneInfo:
-    """`mean`, `std`: of channels in 0..1. `short_side`: of ImageNet validation, before the crop to `image_size`.
+    """`mean`, `std`: per channel, in 0..1. `short_side`: in ImageNet validation, before the crop to `image_size`.
 
-    `weights_file`: name of the file that torchvision's default weights come in, "" where it has none.
+    `weights_file`: file name of torchvision's default weights, "" if there are none.
     """
 
     name: str
@@ -39,13 +38,13 @@ class BackboneInfo:
 
 
 def remembered_info(name: str, find: Callable[[str], BackboneInfo]) -> BackboneInfo:
-    """`find(name)`, or what it said when it was asked before. Raises what `find` raises."""
+    """`find(name)`, or its cached result. Raises what `find` raises."""
     path = cache_folder() / "backbones" / f"{name.replace('/', '_').replace(':', '_')}-{_version(name)}.json"
     try:
         return from_plain(BackboneInfo, parse_json(path.read_text(encoding="utf-8")), name)
     except (OSError, ValueError):
         info = find(name)
-    with suppress(OutputError):  # it is only a memory
+    with suppress(OutputError):  # only a cache
         write_text(path, dump_json(info))
     return info
 

@@ -1,7 +1,7 @@
-"""Backbones by name as one kind of trunk: pixels in, feature map or pooled embedding out.
+"""Backbones by name with a common trunk interface: pixels in, feature map or pooled embedding out.
 
-Knows torchvision's classification models, timm's, and two of our own. Does not know where weights come from
-(`weights`), heads or classes. Parameter names stay those of the whole model, so its weights fit.
+Contains torchvision's classification models, timm's, and two of our own. Contains no heads and no weights lookup
+(`weights`). Parameter names stay those of the whole model, so that its weights can be loaded.
 """
 
 from __future__ import annotations
@@ -22,20 +22,20 @@ FeatureKind = Literal["map", "embedding"]
 
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 
-# The first child of a torchvision classifier that is no longer trunk.
+# The first child of a torchvision classifier that is not part of the trunk.
 _AFTER_TRUNK = ("avgpool", "classifier", "fc", "heads", "head", "flatten", "dropout")
-# Where an auxiliary classifier looks in, and the smallest image that it was designed for.
+# Layer that feeds the auxiliary classifier, and the smallest image size that it was designed for.
 # Source: Szegedy et al. 2016 and torchvision 0.29 inception.py, `Inception3._forward`.
 INCEPTION_AUX_LAYER, INCEPTION_AUX_SIZE = "Mixed_6e", 299
 
 
 class Trunk(nn.Sequential):
-    """A backbone without its classifier. float (N, 3, H, W) normalized -> map (N, D, h, w) or embedding (N, D)."""
+    """A backbone without its classifier. Normalized float (N, 3, H, W) -> map (N, D, h, w) or embedding (N, D)."""
 
     kind: FeatureKind = "map"
 
     def tapped(self, pixels: Tensor, layer: str) -> tuple[Tensor, Tensor]:
-        """What the child `layer` gives on the way, and the features."""
+        """The output of the child `layer`, and the features."""
         on_the_way = pixels
         for name, child in self.named_children():
             pixels = child(pixels)
@@ -44,8 +44,8 @@ class Trunk(nn.Sequential):
         return on_the_way, pixels
 
     def pyramid(self, pixels: Tensor) -> list[Tensor]:
-        """The last map (N, D, h, w) of each size on the way, fine to coarse; of no plain chain, its features alone."""
-        if self.kind == "embedding" or "permute" in dict(self.named_children()):  # Swin's axes stand in another order
+        """The last map (N, D, h, w) of each resolution, fine to coarse; features alone if there is no plain chain."""
+        if self.kind == "embedding" or "permute" in dict(self.named_children()):  # Swin has another axis order
             return [self(pixels)]
         maps: dict[tuple[int, ...], Tensor] = {}
         for layer in _layers(self):
@@ -55,7 +55,7 @@ class Trunk(nn.Sequential):
 
 
 class _TimmTrunk(Trunk):
-    """A timm model without its classifier, pooled in its own way."""
+    """A timm model without its classifier, with the model's own pooling."""
 
     kind: FeatureKind = "embedding"
 
@@ -69,7 +69,7 @@ class _TimmTrunk(Trunk):
 
 
 class _VisionTransformer(Trunk):
-    """torchvision's ViT up to its class token, which is not a plain chain of children.
+    """torchvision's ViT up to its class token; not a plain chain of children.
 
     Source: torchvision 0.29 vision_transformer.py, `VisionTransformer.forward`.
     """
@@ -90,14 +90,14 @@ class _VisionTransformer(Trunk):
 
 
 def backbone_names() -> list[str]:
-    """Every backbone that `build_trunk` knows, less timm's."""
+    """Names of all backbones that `build_trunk` accepts, except timm's."""
     from torchvision import models
 
     return [*OWN_BACKBONES, *models.list_models(module=models)]
 
 
 def find_backbone_info(name: str, sha256: str = "") -> BackboneInfo:
-    """What the backbone's weights (see `torchvision_weights`) expect. Raises `ConfigError` for an unknown name."""
+    """Input requirements of a backbone's weights (`torchvision_weights`). Raises `ConfigError` for an unknown name."""
     if name == "smallcnn":
         return BackboneInfo(name, 64, 64, "bilinear", (0.5, 0.5, 0.5), (0.25, 0.25, 0.25))
     if name == "vgg_cnn_s":
@@ -108,7 +108,7 @@ def find_backbone_info(name: str, sha256: str = "") -> BackboneInfo:
     preset = entry.transforms()
     mean, std = tuple(preset.mean), tuple(preset.std)
     if name in ("googlenet", "inception_v3"):
-        # torchvision maps its normalized input back to these inside forward (transform_input), which the trunk skips.
+        # torchvision reverts its normalization to these values inside forward (transform_input), which the trunk skips.
         mean, std = (0.5, 0.5, 0.5), (0.5, 0.5, 0.5)
     size, short_side = preset.crop_size[0], preset.resize_size[0]
     weights_file = entry.url.rsplit("/", 1)[-1]
@@ -118,7 +118,7 @@ def find_backbone_info(name: str, sha256: str = "") -> BackboneInfo:
 def torchvision_weights(name: str, sha256: str = "") -> Any:
     """Torchvision's entry (url, categories, transforms) of the weights file with this hash, or else the default one.
 
-    Source: the first eight digits of a file's SHA-256 end its name in torchvision's urls. Downloads nothing.
+    Source: torchvision's URLs end in the first eight digits of the file's SHA-256. Downloads nothing.
     """
     from torchvision import models
 
@@ -135,7 +135,7 @@ def build_classifier(name: str) -> nn.Module:
     _check_name(name, torchvision_only=True)
     options: dict[str, Any] = {}
     if name in ("googlenet", "inception_v3"):
-        options["init_weights"] = True  # the default, but torchvision warns unless it is said
+        options["init_weights"] = True  # the default, but torchvision warns if it is not set
     if name.startswith("vit_"):
         options["image_size"] = find_backbone_info(name).image_size  # its position embedding has a fixed size
     model: nn.Module = models.get_model(name, weights=None, **options)
@@ -168,7 +168,7 @@ def build_trunk(name: str) -> Trunk:
 def cut_trunk(trunk: Trunk, until: str) -> Trunk:
     """The trunk up to and including a layer, named as in its parameters ("features.13", "layer3.0").
 
-    Raises `ConfigError` for a layer that is not there, or that is not in a plain chain of layers.
+    Raises `ConfigError` for a layer that does not exist or is not in a plain chain of layers.
     """
     names = _chain_names(trunk, "", is_swin="permute" in dict(trunk.named_children()))
     if until not in names:
@@ -176,14 +176,14 @@ def cut_trunk(trunk: Trunk, until: str) -> Trunk:
         raise ConfigError(f"trunk_until: no layer '{until}'{nearest(until, names)}; it can be cut after: {listed}")
     kept = _cut(trunk, until.split("."))
     if "permute" in dict(trunk.named_children()):
-        kept["permute"] = trunk.get_submodule("permute")  # Swin's layers before it give (N, h, w, D)
+        kept["permute"] = trunk.get_submodule("permute")  # Swin's earlier layers output (N, h, w, D)
     return Trunk(kept)
 
 
 def build_timm(name: str, *, pretrained: bool = False, **options: Any) -> nn.Module:
     """The model for `timm:NAME`, randomly initialized or with its published weights (which timm downloads).
 
-    Raises `ConfigError`, `MissingExtraError`, and what a failed download raises.
+    Raises `ConfigError`, `MissingExtraError`, and whatever a failed download raises.
     """
     timm, known = _import_timm(), name.removeprefix(TIMM_PREFIX)
     if not timm.is_model(known):
@@ -194,7 +194,7 @@ def build_timm(name: str, *, pretrained: bool = False, **options: Any) -> nn.Mod
 
 @torch.no_grad()
 def pyramid_shapes(trunk: Trunk, image_hw: tuple[int, int]) -> list[tuple[int, ...]]:
-    """Shape (D, h, w) of each of one image's maps in `Trunk.pyramid`; (D,) where there is an embedding alone."""
+    """Shape (D, h, w) of each map in `Trunk.pyramid`, for one image; (D,) if there is only an embedding."""
     was_training = trunk.training
     trunk.eval()
     try:
@@ -291,7 +291,7 @@ def _import_timm() -> Any:
 
 
 def _layers(chain: nn.Module) -> Iterator[nn.Module]:
-    """The layers of a chain one after the other, chains within it opened."""
+    """The layers of a chain in order, with nested chains flattened."""
     for child in chain.children():
         if type(child) is nn.Sequential:
             yield from _layers(child)
@@ -303,7 +303,7 @@ def _chain_names(chain: nn.Module, prefix: str, *, is_swin: bool) -> list[str]:
     names = []
     for name, child in chain.named_children():
         if prefix or name != "permute":
-            # Within Swin's layers the axes stand in another order than after them.
+            # Swin's inner layers have another axis order than their output.
             is_plain = type(child) is nn.Sequential and not (prefix and is_swin)
             names += _chain_names(child, f"{prefix}{name}.", is_swin=is_swin) if is_plain else []
             names.append(f"{prefix}{name}")

@@ -1,6 +1,6 @@
-"""Networks from configs, weights files and run folders, and from networks ONNX graphs without contract or checks.
+"""Build networks from configs, weights files and run folders, and ONNX graphs from networks.
 
-Knows how backbone, head and freezing make a `Network`, torch's exporter and onnx-ir. Does not know images or training.
+The graphs have no contract and are not verified. Contains no images and no training.
 """
 
 from __future__ import annotations
@@ -37,19 +37,19 @@ from tl.trainer.run_folder.checkpoints import load_best
 from tl.trainer.run_folder.run import NetworkCard, Run
 
 OPSET = 18
-# Source: onnxruntime's compatibility table; 1.18, the oldest supported, reads IR up to 10.
+# Source: onnxruntime's compatibility table; 1.18, the oldest supported version, reads IR up to 10.
 IR_VERSION = 10
 
 
 def to_onnx(module: nn.Module, input_hw: tuple[int, int], output_names: Sequence[str]) -> onnx.ModelProto:
-    """Export a module of `images` uint8 (N, H, W, 3) with N dynamic; private traces stripped."""
-    example = torch.zeros(2, *input_hw, 3, dtype=torch.uint8)  # two images: a batch of one would be specialized
+    """Export a module that takes `images` uint8 (N, H, W, 3), with dynamic N; removes stack traces."""
+    example = torch.zeros(2, *input_hw, 3, dtype=torch.uint8)  # two images: a batch size of 1 would be specialized
     exporter_log = logging.getLogger("torch.onnx")
     level = exporter_log.level
     exporter_log.setLevel(logging.ERROR)
     try:
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # the exporter's own deprecations, which no user of tl can mend
+            warnings.simplefilter("ignore")  # the exporter's own deprecation warnings, not actionable for users
             program = torch.onnx.export(
                 module.eval(),
                 (example,),
@@ -65,21 +65,21 @@ def to_onnx(module: nn.Module, input_hw: tuple[int, int], output_names: Sequence
     if program is None:
         raise RuntimeError("torch.onnx.export gave no program")
     model = program.model
-    ClearMetadataAndDocStringPass()(model)  # stack traces with the exporting machine's paths
+    ClearMetadataAndDocStringPass()(model)  # stack traces that contain local paths
     model.ir_version = IR_VERSION
     model.metadata_props.clear()
     return onnx_ir.to_proto(model)
 
 
 def build_network(config: TrainConfig, info: BackboneInfo, num_classes: int, weights: Weights | None) -> Network:
-    """The network of a resolved config, initialized from the seed and the weights, frozen as asked.
+    """The network of a resolved config, initialized from the seed and the weights, and frozen as configured.
 
     Raises `ConfigError` or `WeightsError`.
     """
     trunk = build_run_trunk(config, weights)
     side = config.image_size or info.image_size
     shape, pooling = head_input(config, trunk, side)
-    torch.manual_seed(config.seed)  # the head starts the same whatever the trunk drew
+    torch.manual_seed(config.seed)  # makes the head's initialization independent of the trunk
     head = build_head(
         settled(config.head), shape, num_classes, sizes=settled(config.head_sizes), dropout=config.dropout
     )
@@ -97,7 +97,7 @@ def build_network(config: TrainConfig, info: BackboneInfo, num_classes: int, wei
 
 
 def build_run_trunk(config: TrainConfig, weights: Weights | None) -> Trunk:
-    """The trunk of a resolved config, cut and frozen as asked. Raises `ConfigError` or `WeightsError`."""
+    """The trunk of a resolved config, cut and frozen as configured. Raises `ConfigError` or `WeightsError`."""
     torch.manual_seed(config.seed)
     trunk = build_trunk(config.backbone)
     whole = set(trunk.state_dict())
@@ -111,7 +111,7 @@ def build_run_trunk(config: TrainConfig, weights: Weights | None) -> Trunk:
 
 
 def head_input(config: TrainConfig, trunk: Trunk, side: int) -> tuple[tuple[int, ...], FeaturePooling]:
-    """Shape of what a head is given for one image of `side` pixels, and how it is pooled. Raises `ConfigError`."""
+    """Shape of the head's input for one image of `side` pixels, and its pooling. Raises `ConfigError`."""
     pooling: FeaturePooling = "map" if config.head == "conv" else config.pooling
     if trunk.kind == "embedding" and pooling == "flatten":
         raise ConfigError(f"pooling flatten needs a feature map, and {config.backbone} gives a pooled embedding")
@@ -128,16 +128,16 @@ def load_network(run: Run) -> tuple[Network, NetworkCard, TrainConfig]:
 
 
 def _classifier_names(backbone: str, trunk: set[str]) -> set[str]:
-    """Tensors of the whole published model that are not the trunk's."""
+    """Names of tensors in the whole published model that do not belong to the trunk."""
     if backbone in OWN_BACKBONES:
         return set()
     if backbone.startswith(TIMM_PREFIX):
         whole = {f"model.{name}" for name in build_timm(backbone).state_dict()}
     else:
         try:
-            with torch.device("meta"):  # names alone, no numbers
+            with torch.device("meta"):  # only names are needed, no values
                 whole = set(build_classifier(backbone).state_dict())
-        except (NotImplementedError, RuntimeError):  # some compute with numbers while they are built
+        except (NotImplementedError, RuntimeError):  # some models compute with values while they are built
             whole = set(build_classifier(backbone).state_dict())
     return whole - trunk
 
@@ -145,9 +145,9 @@ def _classifier_names(backbone: str, trunk: set[str]) -> set[str]:
 def _build_aux(
     config: TrainConfig, trunk: Trunk, side: int, num_classes: int, weights: Weights | None
 ) -> nn.Module | None:
-    """Inception's second classifier, for training at the size it was made for; its convolutions take the weights' ones.
+    """Inception's auxiliary classifier, for training at its design size; its convolutions are loaded from the weights.
 
-    It is left out where it could teach nothing: below a frozen or cut trunk, or where the map is too small for it.
+    Omitted where it has no effect: below a frozen or cut trunk, or where the map is too small for it.
     """
     is_trained = any(parameter.requires_grad for parameter in trunk.parameters())
     if config.backbone != "inception_v3" or side < INCEPTION_AUX_SIZE or not is_trained:

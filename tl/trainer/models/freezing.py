@@ -1,7 +1,7 @@
-"""Which parameters of a trunk are trained, in which epoch and how fast.
+"""Which parameters of a trunk are trained, in which epochs and at which learning rate.
 
-Knows stages and names. Sets `requires_grad` alone: `Network.train` keeps layers without trained parameters in
-evaluation mode, so that a frozen batch norm's statistics do not move. Does not know optimizers.
+Only sets `requires_grad`: `Network.train` keeps layers without trainable parameters in evaluation mode, so that the
+statistics of a frozen batch norm do not change.
 """
 
 from __future__ import annotations
@@ -28,10 +28,10 @@ class ParameterGroup:
 
 
 def stages(trunk: nn.Module) -> list[list[str]]:
-    """Parameter names of each stage, from the input on: the blocks of the trunk's chains, and its single layers.
+    """Parameter names of each stage, from input to output: the blocks of the trunk's chains, and its single layers.
 
-    A lone norm layer belongs to the stage before it, and parameters outside any block (class token, positions) to the
-    first.
+    A standalone norm layer belongs to the preceding stage. Parameters outside any block (class token, positions) belong
+    to the first stage.
     """
     blocks = _blocks(trunk, "")
     found: list[list[str]] = []
@@ -49,7 +49,7 @@ def stages(trunk: nn.Module) -> list[list[str]]:
 
 
 def frozen_names(trunk: nn.Module, freeze: str) -> set[str]:
-    """Names of the parameters that `freeze` means. Raises `ConfigError` for one that means nothing here."""
+    """Names of the parameters that `freeze` selects. Raises `ConfigError` for a value that does not fit this trunk."""
     every = {name for name, _ in trunk.named_parameters()}
     if freeze in ("none", "all"):
         return every if freeze == "all" else set()
@@ -71,14 +71,14 @@ def frozen_names(trunk: nn.Module, freeze: str) -> set[str]:
 
 
 def freeze_trunk(trunk: nn.Module, freeze: str) -> None:
-    """Let every parameter be trained but the ones that `freeze` means. Raises `ConfigError`."""
+    """Make every parameter trainable except those that `freeze` selects. Raises `ConfigError`."""
     frozen = frozen_names(trunk, freeze)
     for name, parameter in trunk.named_parameters():
         parameter.requires_grad_(name not in frozen)
 
 
 def thaw_trunk(trunk: nn.Module, epoch: int, every: int) -> None:
-    """Gradual unfreezing: nothing is trained in the first `every` epochs, then one more stage from the output on.
+    """Gradual unfreezing: train nothing in the first `every` epochs, then unfreeze stages one by one from the output.
 
     Source: Howard & Ruder 2018 (ULMFiT).
     """
@@ -91,7 +91,7 @@ def thaw_trunk(trunk: nn.Module, epoch: int, every: int) -> None:
 def parameter_groups(trunk: nn.Module, others: Sequence[nn.Module], layer_lr_decay: float) -> list[ParameterGroup]:
     """All parameters of a network: `others` at the full rate, each trunk stage at `layer_lr_decay` times the next.
 
-    Frozen ones are there too, since they may thaw; optimizers pass over parameters without a gradient.
+    Frozen parameters are included, since they may be unfrozen later; optimizers skip parameters without a gradient.
     """
     full = tuple(parameter for module in others for parameter in module.parameters())
     named = dict(trunk.named_parameters())
@@ -106,7 +106,7 @@ def parameter_groups(trunk: nn.Module, others: Sequence[nn.Module], layer_lr_dec
 
 
 def _blocks(module: nn.Module, prefix: str) -> list[tuple[str, nn.Module]]:
-    """What a chain consists of; a ViT's encoder and a timm model count as chains of their children."""
+    """The blocks of a chain; a ViT's encoder and a timm model count as chains of their children."""
     found = []
     for name, child in module.named_children():
         chained = isinstance(child, nn.Sequential | nn.ModuleList) or type(child).__name__ == "Encoder"

@@ -1,6 +1,6 @@
-"""The network as it trains and as it deploys: uint8 NHWC in; normalization, trunk, pooling and head inside.
+"""The network in training and deployment: uint8 NHWC in; includes normalization, trunk, pooling and head.
 
-Knows trunks, heads and freezing. Does not know files, batches or losses.
+Contains no file access, no batching and no losses.
 """
 
 from __future__ import annotations
@@ -36,10 +36,10 @@ class Normalize(nn.Module):
 
 
 class Standardize(nn.Module):
-    """Features -> zero mean and unit spread, as measured once on training images; the identity before that.
+    """Standardize features to zero mean and unit standard deviation, fitted on training images; initially the identity.
 
-    Each entry of an embedding (N, D), each channel of a map (N, D, h, w). Backbones differ by orders of magnitude in
-    the size of their features. On standardized ones, one learning rate suits a new head on any of them.
+    Statistics are per entry of an embedding (N, D) or per channel of a map (N, D, h, w). Backbones' feature sizes
+    differ by orders of magnitude; standardization makes one learning rate suit a new head on any of them.
     """
 
     mean: Tensor
@@ -53,34 +53,34 @@ class Standardize(nn.Module):
         self.register_buffer("std", torch.ones(size))
 
     def fit(self, features: Tensor) -> None:
-        """Measure. Nearly constant features are not blown up."""
+        """Fit the statistics. Nearly constant features are not amplified."""
         std, mean = torch.std_mean(features, dim=self._over, correction=0)
         self.mean.copy_(mean.view_as(self.mean))
         self.std.copy_(std.clamp_min(0.1 * float(std.mean())).clamp_min(1e-6).view_as(self.std))
 
     def fit_scale(self, features: Tensor) -> None:
-        """One scale for all entries, for a trunk that goes on learning.
+        """Fit one scale for all entries, for a trunk that is trained further.
 
-        Features larger than 1, as those of trunks without batch norm, come down to a mean square of 1. Enlarging the
-        faint ones would let them pull the trunk about.
+        Features larger than 1, as in trunks without batch norm, are scaled down to a mean square of 1. Small features
+        are not scaled up, because that would distort the trunk.
         """
         self.mean.zero_()
         self.std.fill_(max(1.0, float(features.square().mean().sqrt())))
 
     def forward(self, features: Tensor) -> Tensor:
-        """Scale and shift."""
+        """Shift and scale."""
         return (features - self.mean) / self.std
 
 
 class OnTrunk(nn.Module):
-    """Normalization and trunk. Layers whose parameters are all frozen stay as they are, batch-norm statistics too."""
+    """Normalization and trunk. Layers with only frozen parameters do not change, including batch-norm statistics."""
 
     def __init__(self, normalize: Normalize, trunk: Trunk) -> None:
         super().__init__()
         self.normalize, self.trunk = normalize, trunk
 
     def train(self, mode: bool = True) -> Self:
-        """As torch's, but frozen layers stay in evaluation mode."""
+        """Like torch's, but frozen layers stay in evaluation mode."""
         super().train(mode)
         if mode:
             _settle_frozen(self.trunk)
@@ -88,7 +88,7 @@ class OnTrunk(nn.Module):
 
 
 class OnFeatures(OnTrunk):
-    """A trunk, pooling, standardizing and a head. `pooling`: what the head is given, an embedding or the map itself."""
+    """A trunk with pooling, standardization and a head. `pooling`: whether the head takes an embedding or the map."""
 
     def __init__(
         self, normalize: Normalize, trunk: Trunk, standardize: Standardize, head: nn.Module, pooling: FeaturePooling
@@ -97,18 +97,18 @@ class OnFeatures(OnTrunk):
         self.standardize, self.head, self.pooling = standardize, head, pooling
 
     def features(self, images: Tensor) -> Tensor:
-        """uint8 (N, H, W, 3) -> what the head is given: embedding (N, D) or map (N, D, h, w)."""
+        """uint8 (N, H, W, 3) -> the head's input: embedding (N, D) or map (N, D, h, w)."""
         return self.pool(self.trunk(self.normalize(images)))
 
     def pool(self, features: Tensor) -> Tensor:
-        """A trunk's features -> what the head is given."""
+        """A trunk's features -> the head's input."""
         if self.trunk.kind == "embedding" or self.pooling == "map":
             return features
         return features.mean(dim=(2, 3)) if self.pooling == "gap" else features.flatten(1)
 
 
 class Network(OnFeatures):
-    """A classifier on a trunk. `aux` is a second one that looks at the trunk's layer `aux_layer` during training."""
+    """A classifier on a trunk. `aux` is an auxiliary classifier on the trunk's layer `aux_layer`, used in training."""
 
     def __init__(
         self,
@@ -131,7 +131,7 @@ class Network(OnFeatures):
         return logits
 
     def forward(self, images: Tensor) -> Tensor | tuple[Tensor, Tensor]:
-        """uint8 (N, H, W, 3) -> logits (N, C); in training, with an auxiliary classifier, its logits too."""
+        """uint8 (N, H, W, 3) -> logits (N, C); in training with an auxiliary classifier, also its logits."""
         if self.aux is None or not self.training:
             return self.classify(self.features(images))
         on_the_way, last = self.trunk.tapped(self.normalize(images), self.aux_layer)
@@ -139,9 +139,9 @@ class Network(OnFeatures):
 
 
 class Deployed(nn.Module):
-    """What a model file computes from a trained network: `outputs` name it, probabilities first.
+    """The computation of a model file, from a trained network: `outputs` lists its outputs, probabilities first.
 
-    `unknown`: embedding (N, D) -> score (N,), None for no such output. `with_cam`: also class activation maps.
+    `unknown`: embedding (N, D) -> score (N,), None to omit the output. `with_cam`: also output class activation maps.
     """
 
     def __init__(
@@ -155,8 +155,9 @@ class Deployed(nn.Module):
         self.outputs = ("probabilities", "embedding", *further)
 
     def forward(self, images: Tensor) -> tuple[Tensor, ...]:
-        """uint8 (N, H, W, 3) -> float32 probabilities (N, C), embedding (N, D) (of a map, its average), and as asked
-        ood_score (N,), and cam (N, C, h, w): logits of each place of the map, whose mean is the image's.
+        """uint8 (N, H, W, 3) -> float32 probabilities (N, C) and embedding (N, D) (for a map, its average).
+
+        Optional: ood_score (N,); cam (N, C, h, w), logits at each position of the map, whose mean is the image's.
 
         Source of the maps: Zhou et al. 2016.
         """
@@ -174,12 +175,12 @@ class Deployed(nn.Module):
 
 
 def has_cam(network: Network) -> bool:
-    """Whether logits are the mean over a map: a linear head on its global average."""
+    """Whether logits are the mean over a map: a linear head on global average pooling."""
     return network.trunk.kind == "map" and network.pooling == "gap" and isinstance(network.head, nn.Linear)
 
 
 class DeployedClassifier(nn.Module):
-    """What a model file computes from a whole pretrained classifier: probabilities (N, C)."""
+    """The computation of a model file, from a whole pretrained classifier: probabilities (N, C)."""
 
     def __init__(self, normalize: Normalize, classifier: nn.Module) -> None:
         super().__init__()
@@ -191,14 +192,14 @@ class DeployedClassifier(nn.Module):
 
 
 def pooled_shape(shape: tuple[int, ...], pooling: FeaturePooling) -> tuple[int, ...]:
-    """What one image's features (D, h, w) or (D,) become."""
+    """Shape of one image's features (D, h, w) or (D,) after pooling."""
     if len(shape) == 1 or pooling == "map":
         return shape
     return shape[:1] if pooling == "gap" else (shape[0] * shape[1] * shape[2],)
 
 
 def _settle_frozen(module: nn.Module) -> None:
-    """Evaluation mode for every part that has parameters and none that is trained."""
+    """Set modules that have parameters, but no trainable ones, to evaluation mode."""
     parameters = list(module.parameters())
     if parameters and not any(parameter.requires_grad for parameter in parameters):
         module.eval()
@@ -218,11 +219,11 @@ class GlobalAverage(nn.Module):
 def build_head(
     head: Head, in_shape: tuple[int, ...], num_classes: int, *, sizes: tuple[int, ...], dropout: float
 ) -> nn.Module:
-    """A head by name for features of `in_shape`: (D,), or (D, h, w) for `conv`.
+    """Build a head by name for features of `in_shape`: (D,), or (D, h, w) for `conv`.
 
-    `linear` and `svm`: one linear layer. `mlp`: linear + ReLU for each of `sizes`, dropout after the first, linear.
+    `linear` and `svm`: one linear layer. `mlp`: linear + ReLU per `sizes` entry, dropout after the first, then linear.
     `conv`: 3x3 convolution to `sizes[0]` channels + ReLU, global average, dropout, linear + ReLU for the other sizes,
-    then linear. Raises `ConfigError` for a conv head on features without a map.
+    then linear. Raises `ConfigError` for a conv head on features that are not a map.
 
     Source: dense 512, ReLU, dropout 0.2, dense 256, ReLU is Klimack & Recio's head; 32 channels, dropout 0.2, dense
     1024 is Ahmed's (2021).

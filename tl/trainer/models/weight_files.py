@@ -1,6 +1,6 @@
-"""Where a backbone's tensors come from: torchvision's download, local files, an earlier run, or nowhere.
+"""Locate the tensors of a backbone: torchvision's download, local files, an earlier run, or none.
 
-Knows folders, file names and hashes. Does not open tensors and imports no torch, unless something is downloaded.
+Does not read tensors, and imports torch only to download.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ RUN_WEIGHTS = "best.safetensors"
 
 @dataclass(frozen=True)
 class WeightsFile:
-    """A file of tensors, its SHA-256 (hex), and what to call it in a model file. `is_run`: it holds a whole network."""
+    """A tensor file, its SHA-256 (hex), and its name in model files. `is_run`: the file holds a whole network."""
 
     path: Path
     sha256: str
@@ -36,10 +36,10 @@ class WeightsFile:
 
 
 def find_weights(info: BackboneInfo, asked: str) -> WeightsFile | None:
-    """Resolve `asked`: "none" (gives None), "imagenet", a tensor file, a folder of `BACKBONE.pth`, or a run folder.
+    """Resolve `asked`: "none" (returns None), "imagenet", a tensor file, a folder of `BACKBONE.pth`, or a run folder.
 
-    "imagenet" looks into the folder named by TL_WEIGHTS_DIR first, then into torch's cache, then downloads.
-    Raises `WeightsError` with the ways to mend it.
+    "imagenet" searches the folder in TL_WEIGHTS_DIR first, then torch's cache, then downloads.
+    Raises `WeightsError` with possible fixes.
     """
     if asked == "none":
         return None
@@ -64,7 +64,7 @@ def find_weights(info: BackboneInfo, asked: str) -> WeightsFile | None:
 
 
 def read_colors(file: WeightsFile) -> tuple[Rgb, Rgb]:
-    """Mean and spread of colors in 0..1 that a run's network was trained with. Raises `WeightsError`."""
+    """Mean and standard deviation of colors in 0..1 that a run's network was trained with. Raises `WeightsError`."""
     try:
         with safe_open(file.path, framework="numpy") as tensors:
             colors = {name: tensors.get_tensor(name) for name in tensors.keys() if name.startswith("normali")}  # noqa: SIM118
@@ -106,7 +106,7 @@ def _file_in_folder(folder: Path, backbone: str) -> Path | None:
 
 
 def _published(info: BackboneInfo) -> Path:
-    """The file of torchvision's default weights in torch's cache, downloaded if it is not there."""
+    """The file of torchvision's default weights in torch's cache, downloaded if missing."""
     if info.name in OWN_BACKBONES:
         raise WeightsError(
             f"{info.name} has no published weights: use --method scratch, or --weights with a run or file of it"
@@ -129,7 +129,7 @@ def _download(info: BackboneInfo, path: Path) -> None:
     url = torchvision_weights(info.name).url
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        # The first digits of the hash end the file's name; torch checks them.
+        # The file name ends in the first digits of the hash; torch checks them.
         download_url_to_file(url, str(path), hash_prefix=path.stem.rsplit("-", 1)[-1], progress=False)
     except (URLError, OSError, RuntimeError) as error:
         raise WeightsError(_no_download(info.name, path.name, error, f"copy {path.name} into {path.parent}")) from error
@@ -148,7 +148,7 @@ def _published_by_timm(info: BackboneInfo) -> Path:
         model = build_timm(info.name, pretrained=True)
     except TlError:
         raise
-    except Exception as error:  # the hub's client raises whatever its own libraries raise
+    except Exception as error:  # the hub client raises whatever its libraries raise
         raise WeightsError(_no_download(info.name, _file_stem(info.name), error, "")) from error
     with atomic_path(path) as temporary:
         save_file(model.state_dict(), temporary)

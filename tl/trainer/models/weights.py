@@ -1,7 +1,6 @@
-"""A weights file's tensors, and putting them into a network.
+"""Read the tensors of a weights file, and load them into a network.
 
-Knows files and keys. Does not know where a file was found (`weight_files`), heads or training. A pickle that would run
-code is refused.
+Does not locate files (`weight_files`). Rejects pickles that would execute code.
 """
 
 from __future__ import annotations
@@ -28,14 +27,14 @@ _TRUNK_PREFIX = "trunk."
 
 @dataclass(frozen=True)
 class Weights:
-    """Named tensors in the backbone's own names, and what to call them in messages and model files."""
+    """Tensors under the backbone's own names, and their name in messages and model files."""
 
     tensors: Mapping[str, Tensor]
     description: str
 
 
 def read_weights(file: WeightsFile, backbone: str) -> Weights:
-    """The backbone's tensors of a file, in its trunk's names. Raises `WeightsError`."""
+    """The backbone's tensors from a file, under its trunk's names. Raises `WeightsError`."""
     tensors = read_tensors(file.path)
     if file.is_run:
         tensors = {
@@ -49,12 +48,12 @@ def read_weights(file: WeightsFile, backbone: str) -> Weights:
 
 
 def load_into(module: nn.Module, weights: Weights, *, unused: frozenset[str] | set[str] = frozenset()) -> None:
-    """Copy tensors into a module. Keys in `unused` (the original classifier's) may be there and are left out.
+    """Copy tensors into a module. Keys in `unused` (the original classifier's) are optional and ignored.
 
-    Raises `WeightsError` naming tensors that are missing, unknown or of another shape.
+    Raises `WeightsError` that names missing and unknown tensors and those with another shape.
     """
     wanted = module.state_dict()
-    # Files converted from elsewhere may lack batch norm's step counters, which nothing reads.
+    # Converted files may lack batch norm's step counters, which are unused.
     counters = {name for name in wanted if name.endswith("num_batches_tracked")}
     missing = sorted(wanted.keys() - weights.tensors.keys() - counters)
     unknown = sorted(weights.tensors.keys() - wanted.keys() - set(unused))
@@ -71,20 +70,20 @@ def load_into(module: nn.Module, weights: Weights, *, unused: frozenset[str] | s
         raise WeightsError(f"{weights.description}: the weights are of another network: they {'; they '.join(faults)}")
     tensors = {name: tensor.float() for name, tensor in weights.tensors.items() if name in wanted}
     complete = OrderedDict({**{name: wanted[name] for name in counters}, **tensors})
-    complete._metadata = wanted._metadata  # type: ignore[attr-defined]  # MNASNet refuses to load without its version
+    complete._metadata = wanted._metadata  # type: ignore[attr-defined]  # MNASNet fails to load without its version
     module.load_state_dict(complete)
 
 
 def read_tensors(path: Path) -> dict[str, Tensor]:
-    """Read a .safetensors or .pth file of named tensors. Raises `WeightsError`; never runs code from the file."""
+    """Read a .safetensors or .pth file of named tensors. Raises `WeightsError`; never executes code from the file."""
     try:
         if path.suffix == ".safetensors":
             return load_file(path)
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # that a file is of a kind torch may not read: then it raises
+            warnings.simplefilter("ignore")  # warns about file types that torch may not read, before it raises
             loaded = torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
-        if "GLOBAL" in str(error):  # torch's word for a pickle that would call something
+        if "GLOBAL" in str(error):  # torch's wording for a pickle that would call a function
             raise WeightsError(
                 f"{path}: holds more than tensors and is refused, because loading it could run code"
             ) from error

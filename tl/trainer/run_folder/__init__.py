@@ -1,1 +1,1 @@
-"""The run folder: what is written, and how training is taken up again."""
+"""The run folder: its files, and resuming training."""

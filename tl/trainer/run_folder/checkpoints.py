@@ -1,6 +1,6 @@
-"""Where training state is kept: `last.pt`, `history.csv`, `best.safetensors`, and TensorBoard's events.
+"""Training state on disk: `last.pt`, `history.csv`, `best.safetensors`, and TensorBoard events.
 
-Knows torch's files and the loop's history. Does not train.
+Contains no training.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 
 
 class EventLog:
-    """Appends epochs to a run's event file, opened at the first one."""
+    """Appends epochs to a run's event file, opened at the first write."""
 
     def __init__(self, folder: Path) -> None:
         self._folder = folder
@@ -36,12 +36,12 @@ class EventLog:
         self._written = 0
 
     def write(self, history: Sequence[EpochRow], *, final: bool) -> None:
-        """Write the epochs not yet written; close after the final ones."""
+        """Write the epochs not yet written; close the file after the final ones."""
         for row in history[self._written :]:
             if self._writer is None:
                 from torch.utils.tensorboard import SummaryWriter
 
-                # A resumed run may repeat epochs that an earlier file holds.
+                # A resumed run may repeat epochs that an earlier file contains.
                 self._writer = SummaryWriter(str(self._folder), purge_step=row.epoch)
             for name, value in row.columns().items():
                 if name != "epoch":
@@ -67,7 +67,7 @@ def load_best(run: Run) -> tuple[dict[str, Tensor], NetworkCard]:
 
 
 class RunCheckpoints:
-    """Keeps `last.pt`, `history.csv` and logs of a run; states that follow each other quickly are not all written."""
+    """Saves `last.pt`, `history.csv` and logs of a run; states in quick succession are not all written."""
 
     def __init__(self, run: Run, log: Log | None = None, *, writes: bool = True) -> None:
         self._run, self._writes = run, writes
@@ -77,7 +77,7 @@ class RunCheckpoints:
         self._saved_at = time.monotonic() - _SECONDS_BETWEEN_SAVES
 
     def load_last(self) -> dict[str, Any] | None:
-        """The newest state, or None. Raises `RunError` for a damaged one or one that holds more than tensors."""
+        """The newest state, or None. Raises `RunError` if it is damaged or contains more than tensors."""
         path = self._run.last_path
         if not path.is_file():
             return None
@@ -90,15 +90,15 @@ class RunCheckpoints:
         for part in ("module", "average", "best"):
             if state.get(part):
                 state[part] = rename_tensors(state[part])
-        if self._writes and "history" in state:  # a kill may have come between the state and its history
+        if self._writes and "history" in state:  # the process may have been killed before writing the history
             self._save_history([EpochRow(**row) for row in state["history"]])
         return state
 
     def save(self, state: dict[str, Any], history: list[EpochRow], *, final: bool) -> None:
-        """Write the state if it is final or the last write is some seconds ago."""
+        """Write the state if it is final or the last write was some seconds ago."""
         if not self._writes or (not final and time.monotonic() - self._saved_at < _SECONDS_BETWEEN_SAVES):
             return
-        # By way of memory: on a full disk torch raises RuntimeError, a plain write says what is wrong.
+        # Serialize to memory first: on a full disk torch raises RuntimeError, while a plain write reports the cause.
         buffer = io.BytesIO()
         torch.save({"run_version": RUN_VERSION, **state}, buffer)
         with atomic_path(self._run.last_path) as temporary:

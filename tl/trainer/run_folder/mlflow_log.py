@@ -1,7 +1,7 @@
-"""A run in MLflow: options as parameters, the columns of `history.csv` by epoch, `metrics.json` at the end.
+"""Log a run to MLflow: options as parameters, the columns of `history.csv` by epoch, `metrics.json` at the end.
 
-Knows MLflow's client, and is the only file that imports it. `mlflow.json` in the run folder says which of MLflow's runs
-is this one. Where those are kept is MLflow's own setting: `MLFLOW_TRACKING_URI`, else a database in the working folder.
+The only file that imports MLflow's client. `mlflow.json` in the run folder identifies the corresponding MLflow run.
+MLflow's own setting `MLFLOW_TRACKING_URI` decides where runs are stored; default: a database in the working directory.
 """
 
 from __future__ import annotations
@@ -25,24 +25,24 @@ if TYPE_CHECKING:
     from tl.trainer.fit.loop import EpochRow
 
 _EXPERIMENT = "tl"
-_LONGEST_VALUE = 500  # of a parameter: what every MLflow server takes
-_MOST_FIGURES = 1000  # what MLflow takes at once
+_LONGEST_VALUE = 500  # of a parameter: the limit that every MLflow server accepts
+_MOST_FIGURES = 1000  # MLflow's limit per call
 # A name, a value, and the epoch.
 _Figure = tuple[str, float, int]
 _Named = tuple[str, float]
-# What a name in MLflow may not have.
+# Characters that MLflow does not allow in names.
 _NOT_ALLOWED = re.compile(r"[^\w\-. :/]", re.ASCII)
 
 
 class MlflowLog:
-    """Appends to the run of MLflow that belongs to a run folder."""
+    """Appends to the MLflow run that belongs to a run folder."""
 
     def __init__(self, folder: Path) -> None:
         self._path = folder / "mlflow.json"
-        self._told: set[int] | None = None  # epochs that MLflow has; None before it was asked
+        self._told: set[int] | None = None  # epochs that MLflow has; None before the first query
 
     def begin(self, params: Mapping[str, Any]) -> None:
-        """Make the run, or go on with it if there is one. Raises `RunError`, `MissingExtraError`."""
+        """Create the run, or continue an existing one. Raises `RunError`, `MissingExtraError`."""
         with _faults_told():
             if self._path.is_file():
                 client, run_id = self._open()
@@ -59,12 +59,12 @@ class MlflowLog:
         write_text(self._path, json.dumps(known, indent=2) + "\n")
 
     def write(self, history: Sequence[EpochRow], *, final: bool) -> None:
-        """Write the epochs that MLflow does not have. If it does not answer, the next call or `finish` brings them."""
+        """Write the epochs that MLflow lacks. If it does not respond, the next call or `finish` retries."""
         with suppress(RunError):
             self._write([row.columns() for row in history])
 
     def finish(self, metrics: Mapping[str, Any], rows: Sequence[Mapping[str, str]]) -> None:
-        """Write what `rows` of history.csv MLflow lacks, the figures of `metrics` as in `val.top1_accuracy`, the end.
+        """Write missing `rows` of history.csv, the numbers in `metrics` (as in `val.top1_accuracy`), and the status.
 
         Raises `RunError`.
         """
@@ -99,7 +99,7 @@ class MlflowLog:
 
 
 def _client_class() -> type[MlflowClient]:
-    # MLflow reports its use over the network, and asks a silent server for four minutes, unless told otherwise.
+    # By default, MLflow sends telemetry and retries an unresponsive server for four minutes.
     os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
     os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "2")
     try:
@@ -111,7 +111,7 @@ def _client_class() -> type[MlflowClient]:
 
 @contextmanager
 def _faults_told() -> Iterator[None]:
-    """MLflow's own errors become one of ours."""
+    """Convert MLflow's errors to this toolkit's."""
     _client_class()
     from mlflow.exceptions import MlflowException
 
@@ -123,7 +123,7 @@ def _faults_told() -> Iterator[None]:
 
 
 def _numbers(value: Any, name: str = "") -> Iterator[_Named]:
-    """Every finite number in nested mappings, its keys joined by dots; lists are left out."""
+    """Every finite number in nested mappings, with keys joined by dots; lists are skipped."""
     if isinstance(value, Mapping):
         for key, inner in value.items():
             yield from _numbers(inner, f"{name}.{key}" if name else str(key))

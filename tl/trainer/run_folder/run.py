@@ -1,6 +1,6 @@
-"""The run folder: every file of a run, written atomically and read back, and the environment it was made in.
+"""The run folder: atomic writing and reading of every file of a run, and the environment it was created in.
 
-Knows names and formats of files. Does not know networks, and imports no torch.
+Defines file names and formats. Never imports torch.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ _LIBRARIES = ("torch", "torchvision", "albumentations", "scikit-learn", "numpy",
 
 
 def describe_environment() -> dict[str, Any]:
-    """What `environment.json` holds."""
+    """The contents of `environment.json`."""
     return {
         "created": datetime.now(UTC).isoformat(timespec="seconds"),
         "python": platform.python_version(),
@@ -55,7 +55,7 @@ def describe_environment() -> dict[str, Any]:
 
 
 def library_versions(names: Iterable[str]) -> dict[str, str]:
-    """Version of this toolkit and of those of the named distributions that are installed."""
+    """Version of this toolkit and of the named distributions that are installed."""
     versions = {"tl-toolkit": __version__}
     for name in names:
         try:
@@ -73,9 +73,9 @@ _REGION = ("region_x", "region_y", "region_w", "region_h")
 
 @dataclass(frozen=True)
 class NetworkCard:
-    """What `best.safetensors` says of itself beside its tensors.
+    """The description stored in `best.safetensors` alongside the tensors.
 
-    `temperature` divides the logits before softmax, as fitted on validation data.
+    `temperature` divides the logits before softmax; fitted on validation data.
     """
 
     class_names: tuple[str, ...]
@@ -87,17 +87,17 @@ class NetworkCard:
 
 
 Tensor = TypeVar("Tensor")  # of torch or numpy
-# Names in run folders of before 0.1.
+# Names in run folders written by versions before 0.1.
 _OLD_TENSORS = {"normalise": "normalize", "standardise": "standardize"}
 
 
 def rename_tensors(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """The tensors of a run's network, of whatever version, by their present names."""
+    """The tensors of a run's network, from any version, under their current names."""
     return {".".join(_OLD_TENSORS.get(part, part) for part in name.split(".")): t for name, t in tensors.items()}
 
 
 def _renamed(card: Json) -> Json:
-    """A network's card of before 0.1 with the present names."""
+    """A network card from before 0.1 with the current names."""
     if not isinstance(card, dict) or "recipe" not in card:
         return card
     return {"preprocessing" if name == "recipe" else name: value for name, value in card.items()}
@@ -111,17 +111,17 @@ class Run:
 
     @property
     def config_path(self) -> Path:
-        """The resolved options."""
+        """Path of the resolved options."""
         return self.folder / "config.yaml"
 
     @property
     def best_path(self) -> Path:
-        """The best network's tensors."""
+        """Path of the best network's tensors."""
         return self.folder / "best.safetensors"
 
     @property
     def last_path(self) -> Path:
-        """Resume state."""
+        """Path of the resume state."""
         return self.folder / "last.pt"
 
     def save_config(self, config: TrainConfig) -> None:
@@ -130,7 +130,7 @@ class Run:
 
     @property
     def environment_path(self) -> Path:
-        """Libraries and processors of the process that began the run."""
+        """Path of the environment file: libraries and processors of the process that started the run."""
         return self.folder / "environment.json"
 
     def save_environment(self, facts: Mapping[str, Any]) -> None:
@@ -140,8 +140,8 @@ class Run:
     def save_manifest(self, store: ImageStore) -> None:
         """Write `manifest.csv`: every image with label, split, group and SHA-256.
 
-        Paths count from the run folder, so that `tl evaluate RUN/manifest.csv --split val` works.
-        Raises `RunError` if the run has another one already: it cannot go on with other images.
+        Paths are relative to the run folder, so that `tl evaluate RUN/manifest.csv --split val` works.
+        Raises `RunError` if the run already has a different manifest: it cannot continue with other images.
         """
         has_regions = any(image.region is not None for image in store.images)
         rows = [
@@ -155,11 +155,11 @@ class Run:
         write_text(path, text)
 
     def image_paths(self, split: str) -> list[str]:
-        """Images of a split that are still where they were, in manifest order. Raises `RunError`."""
+        """Images of a split that still exist at their path, in manifest order. Raises `RunError`."""
         return [image.path for image in self.images(split)]
 
     def images(self, split: str) -> list[LabeledImage]:
-        """The same with label, group and region."""
+        """Like `image_paths`, with label, group and region."""
         found = []
         for row in self._manifest():
             path = os.path.normpath(os.path.join(self.folder, row["path"]))
@@ -170,12 +170,12 @@ class Run:
         return found
 
     def relative(self, path: str) -> str:
-        """A path as it counts from the run folder, with '/'."""
+        """A path relative to the run folder, with '/'."""
         return Path(os.path.relpath(path, self.folder)).as_posix()
 
     def val_predictions(self, class_names: Sequence[str]) -> dict[str, list[float]]:
-        """Probabilities of `predictions_val.csv` in the order of `class_names`, by image path as `image_paths`
-        gives them. Raises `RunError`.
+        """Probabilities from `predictions_val.csv` in the order of `class_names`, by image path as returned by
+        `image_paths`. Raises `RunError`.
         """
         path = self.folder / "predictions_val.csv"
         try:
@@ -191,7 +191,7 @@ class Run:
         return dict(zip(self._val_paths(len(rows)), probabilities, strict=True))
 
     def val_points(self) -> dict[str, NDArray[np.float64]]:
-        """Points (K, 2) of `predictions_val.csv` in pixels of the photos, by image path. Raises `RunError`."""
+        """Points (K, 2) from `predictions_val.csv` in pixels of the photos, by image path. Raises `RunError`."""
         found = self.load_landmarks("predictions_val.csv").images
         return dict(zip(self._val_paths(len(found)), (image.keypoints_xy for image in found), strict=True))
 
@@ -203,7 +203,7 @@ class Run:
         return [os.path.normpath(os.path.join(self.folder, name)) for name in shown]
 
     def digests(self, split: str) -> list[str]:
-        """SHA-256 of each image of a split, whether it is still there or not. Raises `RunError`."""
+        """SHA-256 of each image of a split, including images that no longer exist. Raises `RunError`."""
         return [row["sha256"] for row in self._manifest() if row["split"] == split]
 
     def data_hash(self) -> str:
@@ -222,21 +222,21 @@ class Run:
         return rows
 
     def save_skipped(self, bad: Sequence[tuple[LabeledImage, str]]) -> None:
-        """Write `skipped.csv`: unreadable images and their reasons."""
+        """Write `skipped.csv`: unreadable images and the reasons."""
         rows = [(image.name, image.split, reason) for image, reason in bad]
         write_csv(self.folder / "skipped.csv", ("path", "split", "error"), rows)
 
     def save_rows(self, name: str, kind: type, rows: Sequence[Any]) -> None:
-        """Write dataclass instances of one kind as `name`, a CSV file with a column for each field."""
+        """Write dataclass instances of one type to `name`, a CSV file with one column per field."""
         columns = tuple(field.name for field in dataclasses.fields(kind))
         write_csv(self.folder / name, columns, [_shown(dataclasses.astuple(row)) for row in rows])
 
     def save_table(self, name: str, rows: Sequence[Mapping[str, Any]]) -> None:
-        """Write `name`, a CSV file of rows that all have the first one's columns."""
+        """Write `name`, a CSV file of rows that all have the columns of the first row."""
         write_csv(self.folder / name, tuple(rows[0]), [_shown(row.values()) for row in rows])
 
     def rows(self, name: str) -> list[dict[str, str]]:
-        """A CSV file of the folder; empty where there is none."""
+        """The rows of a CSV file in the folder; empty if it does not exist."""
         path = self.folder / name
         if not path.is_file():
             return []
@@ -260,18 +260,18 @@ class Run:
         write_csv(self.folder / f"predictions_{split}.csv", columns, rows)
 
     def save_points(self, split: str, landmarks: LandmarkSet) -> None:
-        """Write `predictions_SPLIT.csv`, our CSV of landmarks."""
+        """Write `predictions_SPLIT.csv` in this toolkit's landmark CSV format."""
         write_text(self.folder / f"predictions_{split}.csv", wide_csv.write(landmarks))
 
     def save_annotations(self, landmarks: LandmarkSet, size: Size) -> None:
-        """Write `annotations.json`, COCO keypoints with everything known. Images' names count from the run folder.
+        """Write `annotations.json`, COCO keypoints with all known fields. Image names are relative to the run folder.
 
         `size`: name -> (height, width) of the upright image.
         """
         write_landmarks(landmarks, self.folder / "annotations.json", "coco", size)
 
     def load_landmarks(self, name: str) -> LandmarkSet:
-        """Read one of the two files. Raises `RunError`."""
+        """Read one of the two landmark files. Raises `RunError`."""
         try:
             return read_landmarks(self.folder / name)
         except DataError as error:
@@ -284,7 +284,7 @@ class Run:
             temporary.write_bytes(serialize_tensors(plain, metadata={"tl.network": dump_json(card)}))
 
     def load_card(self) -> NetworkCard:
-        """What `best.safetensors` says of itself. Raises `RunError`."""
+        """The card stored in `best.safetensors`. Raises `RunError`."""
         if not self.best_path.is_file():
             raise RunError(f"{self.folder}: has no best.safetensors: {UNFINISHED}")
         try:
@@ -304,7 +304,7 @@ class Run:
         return config_from_mapping(load_config(self.config_path), str(self.config_path))
 
     def load_val_metrics(self) -> dict[str, float]:
-        """Numbers of the validation split from `metrics.json`."""
+        """The numbers of the validation split in `metrics.json`."""
         try:
             metrics = json.loads((self.folder / "metrics.json").read_text(encoding="utf-8"))["val"]
         except (OSError, ValueError, KeyError) as error:
@@ -324,9 +324,9 @@ def check_free(out: str | Path) -> None:
 
 
 def create_run(out: str | Path, *, numbered: bool) -> Run:
-    """Make a run folder that no other run has. With `numbered`, NAME-2, NAME-3 ... where NAME is taken.
+    """Create a run folder that no other run uses. With `numbered`, use NAME-2, NAME-3 ... if NAME is taken.
 
-    Raises `RunError` for a folder in use, `OutputError` where none can be made.
+    Raises `RunError` if the folder is in use, `OutputError` if it cannot be created.
     """
     folder = Path(out)
     number = 1
@@ -334,7 +334,7 @@ def create_run(out: str | Path, *, numbered: bool) -> Run:
         with output_errors(folder):
             folder.parent.mkdir(parents=True, exist_ok=True)
             try:
-                folder.mkdir()  # the one of two runs started together that makes it, has it
+                folder.mkdir()  # of two concurrent runs, the one that creates the folder owns it
                 return Run(folder)
             except FileExistsError:
                 if not numbered:
