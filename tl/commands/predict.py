@@ -87,8 +87,8 @@ Draw = Annotated[
 Explain = Annotated[
     Path | None,
     typer.Option(
-        help="Classes: write each photo, with the regions that explain its label, to this folder. Fast for files from tl "
-        "export --cam; 50 times as slow as prediction for others."
+        help="Classes: write each photo, with the regions that explain its label, to this folder. Fast for files from "
+        "tl export --cam; 50 times as slow as prediction for others."
     ),
 ]
 

@@ -149,9 +149,9 @@ def _show_estimate(runs: list[CellRun]) -> None:
         warn(f"no time estimate: {error}")
     else:
         warn(
-            f"about {in_words(seconds)} in total on this machine, estimated from finished runs of the same setting, else "
-            "from one step of each network times all its steps; decoding and augmentation add to it, early stopping "
-            "reduces it"
+            f"about {in_words(seconds)} in total on this machine, estimated from finished runs of the same setting, "
+            "else from one step of each network, scaled to all its epochs; decoding and augmentation add to it, early "
+            "stopping reduces it"
         )
 
 
