@@ -101,7 +101,7 @@ def reliability_chart(
         axes.legend(loc="upper left")
 
     rows = zip(confidence, accuracy, counts, strict=True)
-    told = ", ".join(f"accuracy {right:.2f} at {x_label} {sure:.2f} ({count})" for sure, right, count in rows)
+    told = ", ".join(f"accuracy {right:.2f} at confidence {sure:.2f} ({count})" for sure, right, count in rows)
     return _chart(title, f"{title}: {told}", draw)
 
 
