@@ -37,7 +37,7 @@ def test_build_model_page__says_what_the_contract_says(model: Path) -> None:
     accuracy = contract.provenance.val_metrics["top1_accuracy"]
     assert dict(page.figures)["validation top1 accuracy"] == f"{accuracy:.4g}"
     titles = [section.title for section in page.sections]
-    assert titles == ["Passport", "Self-test", "Training options", "Classes"]
+    assert titles == ["Summary", "Self-test", "Training options", "Classes"]
     (summary,) = page.sections[0].blocks
     assert isinstance(summary, Facts)
     assert summary.rows["outputs"] == ", ".join(contract.outputs)

@@ -66,7 +66,7 @@ def test_report__of_classes(finished_run: Run) -> None:
     assert dict(page.figures)["top-1 accuracy (95%)"].startswith(f"{metrics['top1_accuracy']:.1%}")
     titles = [section.title for section in page.sections]
     assert titles[:5] == ["Curves", "Confusion", "Classes", "Confidence", "Misclassified"]
-    assert "the validation split, which also chose the epoch" in page.subtitle
+    assert "the validation split, which also selected the epoch" in page.subtitle
     (matrix,) = [block for section in page.sections for block in section.blocks if isinstance(block, Matrix)]
     assert matrix.counts == metrics["confusion"]
     shown = {place: len(cards) for place, cards in matrix.cards.items()}
@@ -94,7 +94,7 @@ def test_report__repeats_the_run(finished_run: Run) -> None:
 def test_report__images_that_are_gone(finished_run: Run, tmp_path: Path) -> None:
     shutil.copytree(finished_run.folder, tmp_path / "deep" / "moved")  # so that no path leads to an image
     path = write_run_report(Run(tmp_path / "deep" / "moved"))
-    assert "image not there any more" in path.read_text(encoding="utf-8")
+    assert "image no longer available" in path.read_text(encoding="utf-8")
 
 
 def test_read_judged__a_prediction_file_that_does_not_fit(finished_run: Run, tmp_path: Path) -> None:

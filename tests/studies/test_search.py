@@ -96,7 +96,7 @@ def test_sweep__by_halving(tmp_path: Path, run_tl: RunTl) -> None:
     words = ("sweep", study, "--out", tmp_path / "o", "--set", "epochs=3")
     done = run_tl(*words)
     assert done.code == 0, done.err
-    assert "1 runs of 3 go on for more epochs" in done.err
+    assert "1 runs of 3 continue for more epochs" in done.err
     with (tmp_path / "o" / "leaderboard.csv").open(encoding="utf-8", newline="") as stream:
         rows = list(csv.DictReader(stream))
     assert sorted(row["epochs"] for row in rows) == ["1", "1", "1", "3"]

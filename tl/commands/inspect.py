@@ -1,4 +1,4 @@
-"""`tl inspect`: what a model file says of itself, and what it looks like inside."""
+"""`tl inspect`: show a model file's metadata, filters and feature maps."""
 
 from __future__ import annotations
 
@@ -19,24 +19,28 @@ if TYPE_CHECKING:
     from tl.studies.report.model_page import Look, Ranking
 
 ModelArgument = Annotated[Path, typer.Argument(help="Model file.", show_default=False)]
-Html = Annotated[Path | None, typer.Option(help="Write all of it to this page, one HTML file, as well.")]
+Html = Annotated[Path | None, typer.Option(help="Also write everything to this file, a single HTML page.")]
 Filters = Annotated[bool, typer.Option("--filters", help="Draw the first layer's filters.")]
 Activations = Annotated[
-    Path | None, typer.Option(help="An image: draw its feature maps before and after a layer's non-linearity.")
+    Path | None, typer.Option(help="Image whose feature maps are drawn before and after a layer's non-linearity.")
 ]
 Layer = Annotated[
     str | None,
-    typer.Option(help="Which non-linearity --activations shows: its number (default: 1), or the layer before it."),
+    typer.Option(
+        help="Non-linearity that --activations shows: its number (default: 1), or the name of the layer before it."
+    ),
 ]
 Top = Annotated[
     tuple[int, Path] | None,
-    typer.Option(help="A number and an image: its most probable classes.", metavar="N IMAGE", show_default=False),
+    typer.Option(help="Print the N most probable classes of an image.", metavar="N IMAGE", show_default=False),
 ]
 OutFolder = Annotated[
     Path | None,
-    typer.Option("--out", "-o", help="Folder for what is drawn, unless --html takes it. Default: this one."),
+    typer.Option(
+        "--out", "-o", help="Folder for the drawings, unless --html includes them. Default: the current folder."
+    ),
 ]
-AsJson = Annotated[bool, typer.Option("--json", help="Print the whole contract as JSON; with --top, the classes.")]
+AsJson = Annotated[bool, typer.Option("--json", help="Print the whole contract as JSON, or the classes with --top.")]
 
 
 def command(
@@ -49,7 +53,7 @@ def command(
     out: OutFolder = None,
     as_json: AsJson = False,
 ) -> None:
-    """Show a model file's task, classes, preprocessing, origin and parity, and what it looks like inside.
+    """Show a model file's task, classes, preprocessing, provenance and parity, and draw its filters and feature maps.
 
     Examples:
     - `tl inspect beetles.onnx`

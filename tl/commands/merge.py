@@ -1,4 +1,4 @@
-"""`tl merge`: several classifiers -> one model file that votes inside."""
+"""`tl merge`: merge several classifiers into one model file that votes internally."""
 
 from __future__ import annotations
 
@@ -19,8 +19,8 @@ if TYPE_CHECKING:
 
 def command(
     models: Annotated[list[Path], typer.Argument(metavar="MODELS...", help="Model files.", show_default=False)],
-    output: Annotated[Path, typer.Option("--out", "-o", help="The model file to write.")] = Path("ensemble.onnx"),
-    vote: Annotated[Literal["soft", "hard", "max"], typer.Option(help="How it decides.")] = "soft",
+    output: Annotated[Path, typer.Option("--out", "-o", help="Model file to write.")] = Path("ensemble.onnx"),
+    vote: Annotated[Literal["soft", "hard", "max"], typer.Option(help="Voting rule.")] = "soft",
     vote_weights: VoteWeights = None,
     images: Annotated[
         list[Path] | None,
@@ -28,28 +28,30 @@ def command(
     ] = None,
     calibrate: Annotated[
         Path | None,
-        typer.Option(help="Labeled images that no member learned from (their val split, if there is one)."),
+        typer.Option(help="Labeled images that no member was trained on (their val split, if there is one)."),
     ] = None,
     false_alarm: Annotated[
         float | None,
-        typer.Option(help="With --calibrate: share of its images that --reject-unknown may reject. Default: 0.05."),
+        typer.Option(help="With --calibrate: fraction of its images that --reject-unknown may reject. Default: 0.05."),
     ] = None,
     golden: Annotated[
         Literal["images", "synthetic"],
-        typer.Option(help="Self-test samples: of --images or the members' own, or synthetic ones to embed no photo."),
+        typer.Option(
+            help="Self-test samples: from --images or the members, or synthetic ones so that no photo is embedded."
+        ),
     ] = "images",
     as_json: Annotated[bool, typer.Option("--json", help="Print the parity report as JSON on stdout.")] = False,
 ) -> None:
-    """Merge classifiers into one model file that votes inside its graph and computes what they share once.
+    """Merge classifiers into one model file that votes inside its graph and computes shared layers once.
 
-    Heads on one frozen backbone share it, though they were exported one by one: the file is hardly larger and slower
-    than one of them. It has the input and outputs of a single model, `label`, which decides, and
-    `member_probabilities`. Before it gets its name, it must give what the separate files give.
+    Heads on the same frozen backbone share it, even if they were exported separately: the file is hardly larger or
+    slower than one of them. It has the input and outputs of a single model, plus `label`, the decision, and
+    `member_probabilities`. The file is written only if it gives the same outputs as the separate files.
 
     Examples:
     - `tl merge a.onnx b.onnx c.onnx -o ensemble.onnx`
 
-    - `tl merge a.onnx b.onnx c.onnx --calibrate labels.csv` makes its confidence honest, and `--coverage` possible
+    - `tl merge a.onnx b.onnx c.onnx --calibrate labels.csv` calibrates its confidence and enables `--coverage`
 
     - `tl merge a.onnx b.onnx c.onnx --vote hard --vote-weights 2,1,1 --images photos/`
     """
@@ -93,9 +95,9 @@ def _report(done: Merged, as_json: bool) -> None:
     sizes = f"{size / 1e6:.1f} MB instead of {done.separate_bytes / 1e6:.1f} MB"
     warn(f"{done.path}: {sizes}, {len(members)} members, verified")
     if done.contract.conformal is not None:
-        warn(f"calibrated: temperature {done.contract.temperature:.3f}; predict with --coverage gives sets of classes")
+        warn(f"calibrated: temperature {done.contract.temperature:.3f}; predict with --coverage to get sets of classes")
     if done.contract.ood is not None:
-        warn("it tells unknown images: predict with --reject-unknown")
+        warn("it detects out-of-distribution images: predict with --reject-unknown")
     if as_json:
         from tl.runtime.model_file.strict_json import to_plain
 

@@ -1,4 +1,4 @@
-"""`tl neighbors`: the training images that a run finds most like a new one."""
+"""`tl neighbors`: find the training images most similar to new images."""
 
 from __future__ import annotations
 
@@ -18,18 +18,19 @@ from tl.errors import DataError
 def command(
     images: Annotated[list[str], typer.Argument(help="Images or folders.", show_default=False)],
     run: Annotated[Path, typer.Option(help="Run folder of a classifier.", show_default=False)],
-    top: Annotated[int, typer.Option(min=1, help="How many for each image.")] = 5,
+    top: Annotated[int, typer.Option(min=1, help="Number of neighbors per image.")] = 5,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON instead of CSV.")] = False,
 ) -> None:
-    """Show which training images the trained network finds most like an image: what a decision may rest on.
+    """Find the training images most similar to an image in the trained network's embedding.
 
     Examples:
     - `tl neighbors odd.jpg --run runs/beetles`
 
     - `tl neighbors new-photos/ --run runs/beetles --top 3 --json`
 
-    Columns: path, rank, neighbor, label, likeness (cosine of the embeddings, 1 for the same image). The training
-    images must still be where they were; their embeddings are kept, so that only the first call takes long.
+    They may show what a decision is based on. Columns: path, rank, neighbor, label, likeness (cosine similarity of the
+    embeddings, 1 for the same image). The training images must still be in their original location. Their embeddings
+    are cached, so only the first call is slow.
     """
     with packages_of("train"):
         from tl.runtime.sources.paths import find_images

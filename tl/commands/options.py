@@ -1,7 +1,4 @@
-"""Options that several commands take, and vote-weight files.
-
-Knows Typer and files of weights. Does not predict.
-"""
+"""Options shared by several commands, functions that open the models they name, and vote-weight files."""
 
 from __future__ import annotations
 
@@ -28,7 +25,7 @@ if TYPE_CHECKING:
 
 
 def fit_vote_file(result: Evaluation, path: Path, *, select: bool) -> dict[str, Any]:
-    """Write weights fitted to the images of an evaluation; returns the row of what they are worth.
+    """Fit vote weights on the images of an evaluation and write them to `path`. Returns their row of scores.
 
     Raises `DataError`, `OutputError`.
     """
@@ -43,12 +40,12 @@ def fit_vote_file(result: Evaluation, path: Path, *, select: bool) -> dict[str, 
         warn(f"left out: {', '.join(left_out)}")
     losses = f"{fitted.log_loss:.4f} on images held out from fitting, {fitted.equal_log_loss:.4f} with equal weights"
     is_better = fitted.log_loss < fitted.equal_log_loss
-    warn(f"log loss {losses}" + ("" if is_better else ": equal weights do as well"))
+    warn(f"log loss {losses}" + ("" if is_better else ": equal weights are at least as good"))
     return fitted.row
 
 
 def parse_vote_weights(text: str | None, models: list[Path]) -> list[float] | None:
-    """`2,1,1`, or the name of a file of `tl evaluate --fit-vote-weights` -> a number a model. Raises `ConfigError`."""
+    """Parse `2,1,1` or a file from `tl evaluate --fit-vote-weights` to one weight per model. Raises `ConfigError`."""
     if text is None:
         return None
     if Path(text).is_file():
@@ -78,51 +75,57 @@ def _read_vote_weights(path: Path, models: list[Path]) -> list[float]:
     return [float(weights[name]) for name in names]
 
 
-ModelFile = Annotated[Path | None, typer.Option("--model", "-m", help="One model file.")]
-EnsembleFiles = Annotated[list[Path] | None, typer.Option(help="Model files that vote, all after one flag.")]
+ModelFile = Annotated[Path | None, typer.Option("--model", "-m", help="Model file.")]
+EnsembleFiles = Annotated[list[Path] | None, typer.Option(help="Model files that vote together, all after one flag.")]
 VoteWeights = Annotated[
-    str | None, typer.Option(help="One number a member, as in 2,1,1, or a file of tl evaluate --fit-vote-weights.")
+    str | None, typer.Option(help="One weight per member, as in 2,1,1, or a file from tl evaluate --fit-vote-weights.")
 ]
-Vote = Annotated[
-    Literal["soft", "hard", "max"] | None, typer.Option(help="How an ensemble decides on a class. Default: soft.")
-]
+Vote = Annotated[Literal["soft", "hard", "max"] | None, typer.Option(help="Voting rule of an ensemble. Default: soft.")]
 Classes = Annotated[
-    Literal["same", "union"] | None, typer.Option(help="union lets members with different classes vote. Default: same.")
+    Literal["same", "union"] | None, typer.Option(help="union allows members with different classes. Default: same.")
 ]
 Coverage = Annotated[
     float | None,
-    typer.Option(help="Also the set of classes that holds the true one so often, such as 0.95.", show_default=False),
+    typer.Option(
+        help="Also output a set of classes that contains the true one with this probability, such as 0.95.",
+        show_default=False,
+    ),
 ]
 MinConfidence = Annotated[
-    float | None, typer.Option(help='Label "?" where the confidence is lower.', show_default=False)
+    float | None, typer.Option(help='Label images with a lower confidence "?".', show_default=False)
 ]
 RejectUnknown = Annotated[
-    bool, typer.Option("--reject-unknown", help='Label "?" where an image is unlike those of training.')
+    bool, typer.Option("--reject-unknown", help='Label images that are unlike the training images "?".')
 ]
 Tta = Annotated[
     str | None,
     typer.Option(
-        help="Test-time augmentation: mean over views of each image; hflip, vflip and crops, as in hflip,crops. "
-        "Slower by the number of views.",
+        help="Test-time augmentation: average over views of each image; hflip, vflip and crops, as in hflip,crops. "
+        "Time grows with the number of views.",
         show_default=False,
     ),
 ]
 Merge = Annotated[
     Literal["mean", "median", "confidence"] | None,
-    typer.Option(help="How an ensemble's points become one. Default: mean."),
+    typer.Option(help="How to combine the points of an ensemble's members. Default: mean."),
 ]
 Locator = Annotated[
-    Path | None, typer.Option(help="A coarse landmark model that finds the part of a photo which --model looks at.")
+    Path | None, typer.Option(help="Coarse landmark model that locates the region of each photo for --model.")
 ]
 Boxes = Annotated[
-    Path | None, typer.Option(help="CSV with path,box_x,box_y,box_w,box_h: the part of each photo to look at.")
+    Path | None, typer.Option(help="CSV with path,box_x,box_y,box_w,box_h: the region of each photo to use.")
 ]
 CropMargin = Annotated[
-    float | None, typer.Option(min=0, help="Share of a part's size added on every side. Default: as trained.")
+    float | None,
+    typer.Option(
+        min=0, help="Margin added on every side of the region, as a fraction of its size. Default: as in training."
+    ),
 ]
 MmPerPx = Annotated[
     str | None,
-    typer.Option(help="Landmarks: the photos' scale, or a file that has it: CSV with path,mm_per_px, TPS, COCO."),
+    typer.Option(
+        help="Landmarks: scale of the photos, or a file that contains it: CSV with path,mm_per_px, TPS, COCO."
+    ),
 ]
 Device = Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N.")]
 Threads = Annotated[int | None, typer.Option(min=1, help="CPU threads. Default: all cores.")]
@@ -130,8 +133,8 @@ DecodeProcesses = Annotated[
     int | None,
     typer.Option(
         min=0,
-        help="Classes: processes that decode images; 0: threads do. Default: all cores but one for many images on "
-        "CUDA, else 0.",
+        help="Classes: number of image decoding processes; 0 decodes in threads. Default: all cores but one for many "
+        "images on CUDA, else 0.",
     ),
 ]
 
@@ -139,7 +142,7 @@ DecodeProcesses = Annotated[
 def open_models(
     model: Path | None, ensemble: list[Path] | None, device: str = "auto", threads: int | None = None
 ) -> Session | list[Session]:
-    """Open what --model or --ensemble names, once for all that a command does with it."""
+    """Open the files of --model or --ensemble, once per command."""
     from tl.runtime.session import Session
 
     models = named_models(model, ensemble)
@@ -161,7 +164,7 @@ def open_predictor(
     device: str = "auto",
     threads: int | None = None,
 ) -> Predictor[Classification]:
-    """Load the classifiers that --model or --ensemble names and say on stderr what runs them."""
+    """Build a predictor for classifiers and print the execution provider on stderr."""
     from tl.runtime.ensembles.selective import SelectivePrediction
     from tl.runtime.predictor import load
 
@@ -191,7 +194,7 @@ def open_predictor(
 
 
 def parse_tta(text: str | None) -> list[TtaKind]:
-    """`"hflip,crops"` -> its kinds. Raises `ConfigError`."""
+    """Parse `"hflip,crops"` to a list of TTA kinds. Raises `ConfigError`."""
     from tl.runtime.imaging.pipeline import build_views
 
     kinds: list[Any] = [] if text is None else [kind.strip() for kind in text.split(",")]
@@ -214,7 +217,7 @@ def open_landmark_predictor(
     device: str = "auto",
     threads: int | None = None,
 ) -> Predictor[Landmarks]:
-    """Load the landmark models that --model or --ensemble names and say on stderr what runs them."""
+    """Build a predictor for landmark models and print the execution provider on stderr."""
     from tl.runtime.predictor import load_landmarks
 
     predictor = load_landmarks(
@@ -233,13 +236,13 @@ def open_landmark_predictor(
 
 
 def refuse_given(options: Mapping[str, object], why: str) -> None:
-    """Raise `ConfigError` for options of another task, which would be ignored."""
+    """Raise `ConfigError` for given options that do not apply and would be ignored."""
     if named := [f"--{name.replace('_', '-')}" for name, value in options.items() if value is not None]:
         raise ConfigError(f"{', '.join(named)}: {why}")
 
 
 def named_models(model: Path | None, ensemble: list[Path] | None) -> Path | list[Path]:
-    """What --model or --ensemble names."""
+    """Return the paths given by --model or --ensemble. Raises `ConfigError` unless exactly one is given."""
     models = ensemble or model
     if models is None or (ensemble and model):
         raise ConfigError("give either --model a.onnx or --ensemble a.onnx b.onnx c.onnx")
@@ -247,13 +250,13 @@ def named_models(model: Path | None, ensemble: list[Path] | None) -> Path | list
 
 
 def finds_landmarks(models: Session | list[Session]) -> bool:
-    """Whether the first of the models finds landmarks."""
+    """Return whether the first model is a landmark model."""
     contract = _sessions(models)[0].contract
     return contract is not None and contract.task == "landmarks"
 
 
 def model_region(models: Session | list[Session]) -> Literal["whole", "box", "points"]:
-    """What the models look at: of several, the first that looks at a part."""
+    """Return the region that the models use: the first that is not "whole", if any."""
     contracts = [session.contract for session in _sessions(models)]
     found = [c.landmarks.region for c in contracts if c is not None and c.landmarks is not None]
     return next((region for region in found if region != "whole"), "whole")

@@ -1,4 +1,4 @@
-"""`tl predict`: images and model files in, one row per image out."""
+"""`tl predict`: predict images with model files and write one row per image."""
 
 from __future__ import annotations
 
@@ -44,49 +44,51 @@ if TYPE_CHECKING:
     from tl.runtime.results import Result
     from tl.runtime.sources.inputs import Inputs
 
-# Fewer cores have little to add to what threads decode; fewer images are decoded before processes have started.
+# With fewer cores, processes gain little over threads; fewer images are decoded before the processes have started.
 _CORES_FOR_PROCESSES, _IMAGES_FOR_PROCESSES = 4, 256
 
 Images = Annotated[
     list[str] | None,
-    typer.Argument(help="Files, folders, patterns such as 'photos/**/*.jpg', zip and tar archives."),
+    typer.Argument(help="Files, folders, patterns such as 'photos/**/*.jpg', or zip and tar archives."),
 ]
 Output = Annotated[
     Path | None,
     typer.Option(
         "--out",
         "-o",
-        help="A .csv, .jsonl or .parquet file; landmarks also .tps or .json (COCO). Default: CSV on stdout.",
+        help="Output file: .csv, .jsonl or .parquet; for landmarks also .tps or .json (COCO). Default: CSV on stdout.",
     ),
 ]
 FilesFrom = Annotated[
-    str | None, typer.Option(help="Also the files named in this list, one per line; - for stdin.", metavar="FILE")
+    str | None,
+    typer.Option(help="Also predict the files listed in this file, one per line; - for stdin.", metavar="FILE"),
 ]
 Null = Annotated[
-    bool, typer.Option("--null", "-0", help="Names in --files-from end with NUL, as find -print0 writes them.")
+    bool, typer.Option("--null", "-0", help="Names in --files-from are separated by NUL, as written by find -print0.")
 ]
-BatchSize = Annotated[int | None, typer.Option(min=1, help="Images per run. Default: what suits the device.")]
+BatchSize = Annotated[int | None, typer.Option(min=1, help="Images per batch. Default: depends on the device.")]
 Resume = Annotated[
-    bool, typer.Option("--resume", help="Keep the rows of an earlier call whose images and models are the same.")
+    bool, typer.Option("--resume", help="Keep the rows of an earlier call with the same images and models.")
 ]
 RetryFailed = Annotated[
-    bool, typer.Option("--retry-failed", help="As --resume, and try images again that could not be read.")
+    bool, typer.Option("--retry-failed", help="Like --resume, and retry images that could not be read.")
 ]
 FailFast = Annotated[bool, typer.Option("--fail-fast", help="Stop at the first image that cannot be read.")]
 
 
 PointFormat = Annotated[
     Literal["csv", "long", "tps", "coco", "deeplabcut"] | None,
-    typer.Option(help="Landmarks: the format to write. Default: by the name's ending; csv is one image a row."),
+    typer.Option(help="Landmarks: output format. Default: from the file extension; csv has one row per image."),
 ]
 Draw = Annotated[
-    Path | None, typer.Option(help="Landmarks: write each photo with its points and names to this folder.")
+    Path | None,
+    typer.Option(help="Landmarks: write each photo, with the points and their names drawn on it, to this folder."),
 ]
 Explain = Annotated[
     Path | None,
     typer.Option(
-        help="Classes: write each photo with what its label comes from to this folder. Fast for files of tl export "
-        "--cam; 50 times as slow as predicting for others."
+        help="Classes: write each photo, with the regions that explain its label, to this folder. Fast for files from "
+        "tl export --cam; 50 times as slow as prediction for others."
     ),
 ]
 
@@ -121,7 +123,7 @@ def command(
     retry_failed: RetryFailed = False,
     fail_fast: FailFast = False,
 ) -> None:
-    """Predict images, or find landmarks on them, with one model file or an ensemble.
+    """Classify images, or find landmarks on them, with one model file or an ensemble.
 
     Examples:
     - `tl predict images/ --ensemble a.onnx b.onnx c.onnx --vote hard --vote-weights 2,1,1 -o out.jsonl`
@@ -130,14 +132,18 @@ def command(
 
     - `find photos -newer last.txt -print0 | tl predict --files-from - --null --model beetles.onnx -o new.csv`
 
-    - `tl predict photos.zip 'more/**/*.jpg' --model beetles.onnx -o out.csv --resume` goes on after an interrupt
+    - `tl predict photos.zip 'more/**/*.jpg' --model beetles.onnx -o out.csv --resume` resumes after an interruption
 
     - `tl predict photos/ --model wing.onnx --locator coarse.onnx --draw drawn/ -o points.csv` finds landmarks
 
-    Columns: path, label, confidence, p:CLASS of each class, error; set, ood_score, reason of a label "?"; ensembles
-    add agreement, entropy, mutual_information, margin and vote:MEMBER. Landmarks: path, xPOINT, yPOINT in pixels of the
-    upright photo, pPOINT (confidence), sPOINT (spread in pixels) of an ensemble, centroid_size, shape_distance, is_odd,
-    error. Exit code 3: some images could not be read, their rows say why. OUT.ledger tells --resume what is done.
+    Columns: path, label, confidence, p:CLASS for each class, error; with the options for them, set, ood_score and the
+    reason for a label "?". Ensembles add agreement, entropy, mutual_information, margin and vote:MEMBER.
+
+    Columns for landmarks: path, xPOINT, yPOINT in pixels of the upright photo, pPOINT (confidence), sPOINT (spread in
+    pixels, ensembles only), centroid_size, shape_distance, is_odd, error.
+
+    Exit code 3 means that some images could not be read; their rows give the reason. OUT.ledger records the finished
+    images for --resume.
     """
     of_points = {"merge": merge, "locator": locator, "crop_margin": crop_margin, "boxes": boxes, "mm_per_px": mm_per_px}
     of_points |= {"draw": draw, "to": to}
@@ -167,7 +173,7 @@ def _open(
     of_both: dict[str, Any],
     count: int,
 ) -> Predictor[Any]:
-    """What --model or --ensemble names, with the options that its task has, for `count` images."""
+    """Open --model or --ensemble with the options that apply to its task, for `count` images."""
     models = open_models(model, ensemble, of_both["device"], of_both["threads"])
     if finds_landmarks(models):
         refuse_given(of_classes, "for models of classes, and this one finds landmarks")
@@ -184,12 +190,12 @@ def _open(
 
 
 def _suited_processes(predictor: Predictor[Any], count: int) -> int:
-    """How many processes decode `count` images: on CUDA so many that it need not wait, where starting them pays."""
+    """Return how many processes decode `count` images: on CUDA all cores but one, if starting them pays off, else 0."""
     from tl.runtime.decode_pool import check_can_start
     from tl.runtime.devices import usable_cores
 
     cores = usable_cores()
-    is_cpu = predictor.provider == "CPUExecutionProvider"  # whose threads decode beside the inference of others
+    is_cpu = predictor.provider == "CPUExecutionProvider"  # its threads decode while others run inference
     if is_cpu or cores < _CORES_FOR_PROCESSES or count < _IMAGES_FOR_PROCESSES:
         return 0
     try:
@@ -226,9 +232,9 @@ def _read_scales(given: str | None) -> float | dict[str, float] | None:
 def _drawer(
     predictor: Predictor[Any], points: Path | None, reasons: Path | None, undrawn: list[str]
 ) -> Callable[[Result], None]:
-    """What draws each result, or does nothing. `undrawn` gets the names of those that it cannot open.
+    """Return a function that draws each result, or does nothing. Adds images that it cannot open to `undrawn`.
 
-    `points`: folder for landmarks on their photos. `reasons`: folder for what decisions on classes come from.
+    `points`: output folder for photos with landmarks. `reasons`: output folder for explanations of class labels.
     """
     if points is None and reasons is None:
         return lambda result: None
@@ -258,14 +264,14 @@ def _drawer(
 
 
 def _check_apart(image: str, folders: list[Path]) -> None:
-    """Raise `ConfigError` where drawings would lie among images, which a later call would take for data."""
+    """Raise `ConfigError` if drawings would be saved among the images: a later call would read them as input."""
     for folder in folders:
         if Path(image).resolve().is_relative_to(folder.resolve()):
             raise ConfigError(f"{folder}: holds {image}, and drawings would count as images: give another folder")
 
 
 def _watcher(draw: Callable[[Result], None], unscaled: list[str]) -> Callable[[Result], None]:
-    """What looks at each result: draws it, and keeps the names of those without a scale."""
+    """Return a function that draws each result and adds images without a scale to `unscaled`."""
     from tl.runtime.results import Landmarks
 
     def see(result: Result) -> None:
@@ -298,7 +304,7 @@ def _write_predictions(
     drawn_to: tuple[Path | None, Path | None],
     options: dict[str, Any],
 ) -> int:
-    """Predict and write row by row; returns how many images could not be read."""
+    """Predict and write row by row. Returns the number of images that could not be read."""
     from tl.runtime.output.job import Tally, run_job
     from tl.runtime.results import PointFields
 
@@ -314,13 +320,13 @@ def _write_predictions(
             progress.start("predicting", len(images), "images")
             run_job(predictor, images, output, tally, advance=lambda tally: progress.advance(), **options)
     except KeyboardInterrupt:
-        cure = "; go on by adding --resume" if output else ""
+        cure = "; add --resume to continue" if output else ""
         warn(f"interrupted after {tally.done} of {len(images)} images{cure}")
         raise typer.Exit(EXIT_INTERRUPTED) from None
     if undrawn:
         warn(f"{len(undrawn)} images in archives are not drawn, first {undrawn[0]}: unpack them")
     if unscaled:
-        warn(f"{len(unscaled)} images have no scale, first {unscaled[0]}: paths in the file count from its folder")
+        warn(f"{len(unscaled)} images have no scale, first {unscaled[0]}: paths in the file are relative to its folder")
     new = tally.done - tally.kept
     speed = new / max(time.monotonic() - started, 1e-9)
     kept = f"{tally.kept} rows kept from before, " if tally.kept else ""

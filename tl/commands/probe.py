@@ -1,4 +1,4 @@
-"""`tl probe`: many heads on one frozen backbone, compared by cross-validation."""
+"""`tl probe`: compare heads on a frozen backbone by cross-validation."""
 
 from __future__ import annotations
 
@@ -17,11 +17,11 @@ from tl.commands.console import console_progress, packages_of, warn
 from tl.errors import ConfigError
 from tl.trainer.options import config_from_mapping
 
-_HELP = """Compare heads on a frozen backbone by cross-validation: which head, C, learning rate, seed.
+_HELP = """Compare heads on a frozen backbone by cross-validation: head, C, learning rate, seed.
 
-Features are computed once and kept, so hundreds of tries take minutes. The test split is never touched. One CSV row a
-try on stdout, best first; the interval is that of the mean over folds (Nadeau & Bengio's correction). Each combination
-of the values in a --try is one try.
+Features are computed once and cached, so hundreds of tries take minutes. The test split is never used. Writes one CSV
+row per try to stdout, best first. The interval is that of the mean over folds (Nadeau & Bengio's correction). Each
+combination of the values in a --try is one try.
 
 Examples:
 
@@ -70,7 +70,7 @@ def command(
     if len(is_conv) > 1:
         raise ConfigError("conv heads take maps, the others embeddings: try them in two calls")
     with console_progress() as progress:
-        # Folds limit their own training images.
+        # With folds, the limit applies to the training images of each fold.
         limit = base.per_class if folds == 0 else None
         task = prepare_task(dataclasses.replace(base, head=chosen[0][1].head, per_class=limit), progress)
         compute_features(task, progress, splits=("train", "val"))
@@ -89,7 +89,7 @@ def command(
 
 
 def _train_command(flags: dict[str, Any], options: str) -> str:
-    """The `tl train` that repeats a try."""
+    """Return the `tl train` command that repeats a try."""
     given = given_values(flags)
     words = ["tl", "train", str(given.pop("data")), "--method", "features"]
     tried = [part.split("=") for part in options.split() if "=" in part]
@@ -112,12 +112,18 @@ def _signature() -> inspect.Signature:
         "tries": (
             Annotated[
                 list[str] | None,
-                typer.Option("--try", help='Options and their values, such as "head=svm c=0.01,0.1". Repeatable.'),
+                typer.Option("--try", help='Options and values to try, such as "head=svm c=0.01,0.1". Repeatable.'),
             ],
             None,
         ),
-        "folds": (Annotated[int, typer.Option(help="Folds of cross-validation; 0 uses the validation split.")], 5),
-        "seeds": (Annotated[int, typer.Option(help="Repeats with other folds and initial weights.")], 1),
+        "folds": (
+            Annotated[int, typer.Option(help="Number of cross-validation folds; 0 uses the validation split.")],
+            5,
+        ),
+        "seeds": (
+            Annotated[int, typer.Option(help="Number of repetitions with different folds and initial weights.")],
+            1,
+        ),
         "as_json": (Annotated[bool, typer.Option("--json", help="Print the rows as JSON.")], False),
     }
     own = [parameter(name, annotation, default) for name, (annotation, default) in extra.items()]

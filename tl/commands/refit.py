@@ -1,4 +1,4 @@
-"""`tl refit`: a model file's trunk with a new head for the classes of given images."""
+"""`tl refit`: fit a new head on a model file's trunk for the classes of given images."""
 
 from __future__ import annotations
 
@@ -17,27 +17,29 @@ if TYPE_CHECKING:
 ModelArgument = Annotated[Path, typer.Argument(help="Model file, exported from a run.", show_default=False)]
 Data = Annotated[
     list[Path],
-    typer.Argument(metavar="DATA...", help="Class folders, train/ val/ of them, or CSVs; several.", show_default=False),
+    typer.Argument(
+        metavar="DATA...", help="One or more class folders, train/ val/ folders of them, or CSVs.", show_default=False
+    ),
 ]
-Output = Annotated[Path, typer.Option("--out", "-o", help="The model file to write.")]
+Output = Annotated[Path, typer.Option("--out", "-o", help="Model file to write.")]
 Head = Annotated[Literal["linear", "svm"], typer.Option(help="Logistic regression, or a linear SVM.")]
 CValues = Annotated[
     list[float] | None,
-    typer.Option(help="Repeatable. C that validation images choose from. Default: several."),
+    typer.Option(help="Values of C to select from on the validation images. Default: several. Repeatable."),
 ]
-ValFraction = Annotated[float, typer.Option(help="Share of images held out for validation where there is no split.")]
-SplitColumn = Annotated[str, typer.Option(help="Column of a CSV that holds train or val.")]
-Drop = Annotated[bool, typer.Option("--drop", help="Leave classes of the model out for which there are no images.")]
-SkipBad = Annotated[bool, typer.Option("--skip-bad", help="Go on without unreadable images.")]
+ValFraction = Annotated[float, typer.Option(help="Fraction of images held out for validation if there is no split.")]
+SplitColumn = Annotated[str, typer.Option(help="CSV column that holds train or val.")]
+Drop = Annotated[bool, typer.Option("--drop", help="Drop classes of the model that have no images.")]
+SkipBad = Annotated[bool, typer.Option("--skip-bad", help="Skip unreadable images.")]
 GoldenFrom = Annotated[
     Literal["validation", "synthetic"],
-    typer.Option(help="Self-test samples: validation images, or synthetic ones to embed no photo."),
+    typer.Option(help="Self-test samples: validation images, or synthetic ones so that no photo is embedded."),
 ]
 FalseAlarm = Annotated[
-    float, typer.Option(help="Share of validation images that tl predict --reject-unknown may reject.")
+    float, typer.Option(help="Fraction of validation images that tl predict --reject-unknown may reject.")
 ]
-Seed = Annotated[int, typer.Option(help="Draws the validation images.")]
-AsJson = Annotated[bool, typer.Option("--json", help="Print metrics before and after as JSON on stdout.")]
+Seed = Annotated[int, typer.Option(help="Random seed for sampling the validation images.")]
+AsJson = Annotated[bool, typer.Option("--json", help="Print the metrics before and after refitting as JSON on stdout.")]
 
 
 def command(
@@ -55,11 +57,11 @@ def command(
     seed: Seed = 0,
     as_json: AsJson = False,
 ) -> None:
-    """Give a model file a new linear head: add a class, or fit it to your own images. Needs no torch and no run.
+    """Fit a new linear head for a model file, to add classes or adapt it to your own images.
 
-    The trunk stays as it is, byte for byte. A head is fitted to its embeddings of the images, calibrated on those
-    held out, and proven before the new file gets its name. Classes keep their order, and new ones follow. Every class
-    needs images, old ones too.
+    Requires neither torch nor a run. The trunk stays unchanged, byte for byte. The head is fitted to the trunk's
+    embeddings of the images, calibrated on the held-out images, and verified before the file is written. Existing
+    classes keep their order and new ones follow. Every class needs images, including existing ones.
 
     Examples:
     - `tl refit beetles.onnx photos/ new-species/ -o more-beetles.onnx` adds the classes of new-species/
@@ -89,7 +91,7 @@ def _report(done: Refitted, as_json: bool) -> None:
         if names:
             warn(f"{what}: {', '.join(names)}")
     if done.before is not None:
-        warn(f"before: {_accuracy(done.before)}, of the classes that the old head knows")
+        warn(f"before: {_accuracy(done.before)}, on the classes of the old head")
     warn(f"after: {_accuracy(after)}, ECE {after['ece']:.4f}")
     warn(f"parity with the fitted head on {parity.images} images: {parity_text(parity)}")
     warn(f"{done.path}: {done.path.stat().st_size / 1e6:.1f} MB, {len(contract.class_names)} classes, verified")

@@ -1,4 +1,4 @@
-"""`tl report`: the page of a run."""
+"""`tl report`: write the HTML report of a run."""
 
 from __future__ import annotations
 
@@ -13,20 +13,22 @@ from tl.commands.console import packages_of, warn
 def command(
     run: Annotated[Path, typer.Argument(help="Folder of a finished run.", show_default=False)],
     model: Annotated[
-        Path | None, typer.Option("--model", "-m", help="Also show the summary of the run's model file.")
+        Path | None, typer.Option("--model", "-m", help="Also show the summary of the run's exported model file.")
     ] = None,
-    out: Annotated[Path | None, typer.Option("--out", "-o", help="Default: report.html in the run's folder.")] = None,
-    show: Annotated[bool, typer.Option("--open", help="Open it in the browser.")] = False,
+    out: Annotated[
+        Path | None, typer.Option("--out", "-o", help="HTML file to write. Default: report.html in the run's folder.")
+    ] = None,
+    show: Annotated[bool, typer.Option("--open", help="Open the report in the browser.")] = False,
 ) -> None:
-    """Write one HTML file that shows how a run went: curves, errors, the images behind them, and how to repeat it.
+    """Write the HTML report of a run: curves, errors, the images behind them, and how to repeat it.
 
     Examples:
     - `tl report runs/beetles --open`
 
     - `tl report runs/wings --model wings.onnx -o for-my-colleague.html`
 
-    The page needs no network and no other file. `tl train` writes it at the end; after `tl train --test` it shows the
-    test split.
+    The page is one self-contained file and needs no network access. `tl train` writes it after training; after
+    `tl train --test`, it shows the test split.
     """
     from tl.runtime.model_file.contract import Contract, parse_contract
     from tl.runtime.model_file.safety import check_model_file

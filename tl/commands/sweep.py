@@ -1,4 +1,4 @@
-"""`tl sweep`: a study of many runs from one file."""
+"""`tl sweep`: train a study of many runs from one file."""
 
 from __future__ import annotations
 
@@ -21,20 +21,24 @@ if TYPE_CHECKING:
 
 
 def command(
-    study_file: Annotated[Path, typer.Argument(metavar="STUDY.yaml", help="The study.", show_default=False)],
-    data: Annotated[str | None, typer.Option(help="The data, in place of the study's own.")] = None,
+    study_file: Annotated[Path, typer.Argument(metavar="STUDY.yaml", help="Study file.", show_default=False)],
+    data: Annotated[str | None, typer.Option(help="Data to use instead of the study's own.")] = None,
     out: Annotated[Path | None, typer.Option("--out", "-o", help="Folder of the study. Default: runs/NAME.")] = None,
     forced: Annotated[
-        list[str] | None, typer.Option("--set", help="An option for every run, as in epochs=3. Repeatable.")
+        list[str] | None, typer.Option("--set", help="Set an option in every run, as in epochs=3. Repeatable.")
     ] = None,
-    jobs: Annotated[int, typer.Option(min=1, help="Runs at once; they share the cores.")] = 1,
-    budget: Annotated[str | None, typer.Option(help="Begin no run after this time, such as 2h, 30m or 90s.")] = None,
-    dry_run: Annotated[bool, typer.Option("--dry-run", help="Show what would be run, and stop.")] = False,
-    retry_failed: Annotated[bool, typer.Option("--retry-failed", help="Try runs again that have failed.")] = False,
-    test: Annotated[bool, typer.Option("--test/--no-test", help="Judge what was selected by the test split.")] = True,
+    jobs: Annotated[int, typer.Option(min=1, help="Number of parallel runs; they share the cores.")] = 1,
+    budget: Annotated[
+        str | None, typer.Option(help="Start no further run after this time, such as 2h, 30m or 90s.")
+    ] = None,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Show the runs without starting them.")] = False,
+    retry_failed: Annotated[bool, typer.Option("--retry-failed", help="Retry failed runs.")] = False,
+    test: Annotated[
+        bool, typer.Option("--test/--no-test", help="Evaluate the selected settings on the test split.")
+    ] = True,
     as_json: Annotated[bool, typer.Option("--json", help="Print the leaderboard as JSON.")] = False,
 ) -> None:
-    """Train every combination that a study names, select by validation data, judge what was selected by test data.
+    """Train every combination of a study, select on validation data, and evaluate the selected settings on test data.
 
     Examples:
     - `tl sweep recipes/cartoons.yaml --data photos/ --dry-run`
@@ -43,9 +47,10 @@ def command(
 
     - `tl sweep recipes/optimizers.yaml --data photos/ --set backbone=mobilenet_v2 --set epochs=5`
 
-    The same command goes on after an interrupt: finished runs are kept, and a run whose options change is another run.
-    Failed runs leave their reason and do not stop the others (exit code 3). The folder then holds leaderboard.csv and
-    .json, report.html, the runs, and models/ with what was selected. docs/studies.md says how a study is written.
+    Run the same command again to resume after an interruption. Finished runs are kept; a run with changed options is a
+    new run. Failed runs record their reason and do not stop the others (exit code 3). The study folder contains
+    leaderboard.csv and .json, report.html, the runs, and models/ with the selected models. docs/studies.md describes
+    the study file.
     """
     with packages_of("train"):
         from tl.studies.plan import parse_forced
@@ -70,7 +75,7 @@ def command(
             following = _following(study, runs)
             if not following:
                 break
-            warn(f"{len(following)} runs of {len(runs)} go on for more epochs")
+            warn(f"{len(following)} runs of {len(runs)} continue for more epochs")
             runs += cell_runs(following, folder)
         is_whole = _finish(study, runs, folder, test=test and study.plan.test, as_json=as_json)
     if not is_whole:
@@ -78,7 +83,7 @@ def command(
 
 
 def _following(study: Study, runs: list[CellRun]) -> list[Cell]:
-    """What a search adds when all runs so far have ended."""
+    """Return the runs that a search adds once all current runs have ended."""
     from tl.studies.leaderboard import build_settings, next_rung
 
     if study.plan.search is None or study.plan.search.factor is None or any(run.state == "open" for run in runs):
@@ -87,7 +92,7 @@ def _following(study: Study, runs: list[CellRun]) -> list[Cell]:
 
 
 def _finish(study: Study, runs: list[CellRun], folder: Path, *, test: bool, as_json: bool) -> bool:
-    """Select, judge, and write what came out; whether nothing failed."""
+    """Select settings, evaluate them, and write the results. Returns whether nothing failed."""
     from tl.studies.ensembles import judge_ensemble
     from tl.studies.leaderboard import best_of_variants, build_settings
     from tl.studies.report.sweep_page import Outcome, write_sweep_report
@@ -102,7 +107,7 @@ def _finish(study: Study, runs: list[CellRun], folder: Path, *, test: bool, as_j
         warn(f"failed: {run.cell.setting} seed {run.cell.seed}: {run.error}")
     if not any(setting.done for setting in settings):
         raise DataError(f"{folder}: no run has finished")
-    # An unfinished study has selected nothing yet, and must not look at test data.
+    # An unfinished study has no selection yet and must not use test data.
     chosen = best_of_variants(settings, study.plan.apart) if all(run.state != "open" for run in runs) else []
     write_leaderboard(leaderboard_rows(study, settings, []), folder)
     with console_progress() as progress:
@@ -134,18 +139,19 @@ def _show_plan(study: Study, runs: list[CellRun]) -> None:
 
 
 def _show_estimate(runs: list[CellRun]) -> None:
-    """A plan is worth showing even where its time is unknown."""
+    """Print the estimated time, or why there is none; the plan is useful without it."""
     from tl.studies.estimate import estimate_seconds
     from tl.studies.sweep import in_words
 
     try:
         seconds = estimate_seconds(runs)
     except TlError as error:
-        warn(f"no estimate of time: {error}")
+        warn(f"no time estimate: {error}")
     else:
         warn(
-            f"about {in_words(seconds)} in all on this machine: from finished runs of the same setting, else from one "
-            "step of each network with all its epochs; decoding and augmentation come on top, early stopping saves"
+            f"about {in_words(seconds)} in total on this machine, estimated from finished runs of the same setting, "
+            "else from one step of each network, scaled to all its epochs; decoding and augmentation add to it, early "
+            "stopping reduces it"
         )
 
 

@@ -1,4 +1,4 @@
-"""`tl train`: flags made from `TrainConfig`, one run, its metrics."""
+"""`tl train`: train one run, with flags generated from `TrainConfig`."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from tl.trainer.options import config_from_mapping, load_config, own_choices
 if TYPE_CHECKING:
     from tl.trainer.run_folder.run import Run
 
-_HELP = """Train a classifier on class folders or a CSV with path,label[,split][,group], or a landmark finder.
+_HELP = """Train a classifier on class folders or a CSV with path,label[,split][,group], or a landmark model.
 
 Examples:
 
@@ -31,12 +31,12 @@ Examples:
 
 - `tl train wings.csv` finds landmarks: a CSV with path,x0,y0,..., TPS, COCO keypoints or DeepLabCut's CSV
 
-- `tl train --config runs/quick/config.yaml --lr 0.001 --out runs/again` repeats a run with a change
+- `tl train --config runs/quick/config.yaml --lr 0.001 --out runs/again` repeats a run with one change
 
-- `tl train --resume runs/quick` goes on after an interrupt
+- `tl train --resume runs/quick` resumes an interrupted run
 
-Backbones: every classification model of torchvision (resnet18, efficientnet_b0, convnext_tiny ...), `timm:NAME` for
-those of timm, and smallcnn and vgg_cnn_s.
+Backbones: every torchvision classification model (resnet18, efficientnet_b0, convnext_tiny ...), `timm:NAME` for timm
+models, smallcnn and vgg_cnn_s.
 """
 
 
@@ -52,7 +52,7 @@ def command(
             )
     values = load_config(config_file) if config_file else {}
     if config_file and flags.get("out") is None:
-        values.pop("out", None)  # a repeated run gets a folder of its own
+        values.pop("out", None)  # a repeated run gets its own folder
     given_flags = given_values(flags)
     if values.keys() >= {field.name for field in dataclasses.fields(TrainConfig)} - {"out"}:
         values = _repeated(values, given_flags, str(config_file))
@@ -66,7 +66,7 @@ def command(
     run = Run(resume) if resume else None
     with console_progress() as progress:
         result = train(run.load_config() if run else config, progress, resume=run)
-    if not result.metrics:  # one of several processes, and not the one that speaks
+    if not result.metrics:  # a process of distributed training other than the one that reports
         return
     warn(f"run: {result.run.folder}    next: tl export {result.run.folder} -o model.onnx")
     if as_json:
@@ -76,7 +76,7 @@ def command(
 
 
 def _report(run: Run) -> None:
-    """Write the page; a run that has trained for hours does not fail for it."""
+    """Write the report. A failure here does not fail a run that has trained for hours."""
     from tl.studies.report.run_page import write_run_report
 
     try:
@@ -86,11 +86,11 @@ def _report(run: Run) -> None:
 
 
 def _repeated(values: dict[str, Any], flags: dict[str, Any], where: str) -> dict[str, Any]:
-    """What a run's resolved config.yaml contributes beside flags: its own choices, not what followed from others."""
+    """Keep the explicit choices of a run's resolved config.yaml; drop values derived from options that flags change."""
     values = own_choices(config_from_mapping(values, where))
     dropped = set()
     if flags.get("head") not in (None, values.get("head")):
-        dropped |= {"head_sizes", "c_values"}  # sizes of one head mean nothing to another
+        dropped |= {"head_sizes", "c_values"}  # the sizes of one head do not apply to another
     if flags.get("optimizer") not in (None, values.get("optimizer")):
         dropped |= {"lr"}
     if flags.get("head") == "svm" or flags.get("optimizer") == "lbfgs":
@@ -100,11 +100,13 @@ def _repeated(values: dict[str, Any], flags: dict[str, Any], where: str) -> dict
 
 def _signature() -> inspect.Signature:
     extra = {
-        "config_file": Annotated[Path | None, typer.Option("--config", help="YAML of options; flags override it.")],
-        "resume": Annotated[Path | None, typer.Option(help="Go on with an interrupted run folder.")],
+        "config_file": Annotated[
+            Path | None, typer.Option("--config", help="YAML file of options; flags override it.")
+        ],
+        "resume": Annotated[Path | None, typer.Option(help="Resume training in an interrupted run folder.")],
     }
     as_json = Annotated[bool, typer.Option("--json", help="Print the metrics as JSON on stdout.")]
-    report = Annotated[bool, typer.Option("--report/--no-report", help="Write report.html at the end.")]
+    report = Annotated[bool, typer.Option("--report/--no-report", help="Write report.html after training.")]
     names = [field.name for field in dataclasses.fields(TrainConfig)]
     parameters = [
         *config_parameters(names),

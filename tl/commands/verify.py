@@ -1,4 +1,4 @@
-"""`tl verify`: does a model file still compute what was validated, on this machine?"""
+"""`tl verify`: check that a model file reproduces its validated outputs on this machine."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ def command(
     device: Device = "auto",
     as_json: Annotated[bool, typer.Option("--json", help="Print the result as JSON on stdout.")] = False,
 ) -> None:
-    """Rerun a model file's golden samples on this machine.
+    """Run a model file's golden samples on this machine and compare the outputs with the stored ones.
 
     Examples:
     - `tl verify beetles.onnx`

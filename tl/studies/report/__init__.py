@@ -1,1 +1,1 @@
-"""Pages that a person looks at: one HTML file for a run, which needs nothing else."""
+"""HTML reports, each a single self-contained file."""

@@ -1,7 +1,6 @@
-"""Charts as SVG text that takes its colors from the page, light or dark. The only file that imports matplotlib.
+"""Draw charts as SVG text that takes its colors from the page, light or dark. The only module that imports matplotlib.
 
-Knows numbers and labels. Does not know runs or HTML pages. No chart touches matplotlib's global state for longer than
-it is drawn.
+Matplotlib's global state is changed only while a chart is drawn.
 """
 
 from __future__ import annotations
@@ -15,12 +14,12 @@ from typing import Any
 
 from tl.errors import MissingExtraError
 
-# Stand-ins that no chart has by chance; the page's style says what they look like in light and dark.
+# Placeholder colors that no chart uses otherwise; the page's style sheet defines the light and dark colors.
 _INK, _FAINT = "#010203", "#020304"
 _SERIES = ("#0a0b01", "#0a0b02", "#0a0b03", "#0a0b04", "#0a0b05", "#0a0b06")
 _VARIABLES = {_INK: "currentColor", _FAINT: "var(--faint)"} | {c: f"var(--s{i})" for i, c in enumerate(_SERIES)}
 _STYLE: dict[Any, Any] = {
-    "svg.fonttype": "none",  # text stays text: small, searchable, and in the page's own font
+    "svg.fonttype": "none",  # keep text as text: small, searchable, and in the page's font
     "text.color": _INK,
     "axes.edgecolor": _FAINT,
     "axes.labelcolor": _INK,
@@ -33,7 +32,7 @@ _STYLE: dict[Any, Any] = {
     "xtick.color": _INK,
     "ytick.color": _INK,
     "font.size": 10,
-    "text.parse_math": False,  # a name may hold dollar signs
+    "text.parse_math": False,  # names may contain dollar signs
     "legend.frameon": False,
 }
 _SIZE = (6.4, 3.4)
@@ -41,7 +40,7 @@ _SIZE = (6.4, 3.4)
 
 @dataclass(frozen=True)
 class Line:
-    """One curve: `ys` over `xs`, equally long."""
+    """One curve: `ys` over `xs`, of equal length."""
 
     name: str
     xs: Sequence[float]
@@ -49,26 +48,28 @@ class Line:
 
 
 def line_chart(title: str, x_label: str, lines: Sequence[Line], *, marked_x: float | None = None) -> str:
-    """Curves over one axis; `marked_x`: where a vertical line stands, such as the best epoch."""
+    """Draw curves over a shared x axis. `marked_x`: position of a vertical line, such as the best epoch."""
 
     def draw(axes: Any) -> None:
         drawn: list[Any] = []
         for i, line in enumerate(lines):
-            marker = "o" if len(line.xs) < 3 else None  # a single point is no line
+            marker = "o" if len(line.xs) < 3 else None  # a single point draws no line
             drawn += axes.plot(line.xs, line.ys, color=_SERIES[i % len(_SERIES)], linewidth=1.6, marker=marker)
         if marked_x is not None:
             axes.axvline(marked_x, color=_FAINT, linestyle="--", linewidth=1)
         axes.set_xlabel(x_label)
         if all(x == int(x) for line in lines for x in line.xs):
             axes.xaxis.get_major_locator().set_params(integer=True)
-        axes.legend(drawn, [_short(line.name) for line in lines])  # named here: it would leave out names with _ before
+        axes.legend(
+            drawn, [_short(line.name) for line in lines]
+        )  # explicit labels: matplotlib skips names with a leading _
 
     told = "; ".join(f"{line.name} from {line.ys[0]:.4g} to {line.ys[-1]:.4g}" for line in lines if len(line.ys))
     return _chart(title, f"{title} over {x_label}: {told}", draw)
 
 
 def bar_chart(title: str, value_label: str, names: Sequence[str], values: Sequence[float]) -> str:
-    """A horizontal bar for each name, the first on top."""
+    """Draw a horizontal bar for each name, the first at the top."""
 
     def draw(axes: Any) -> None:
         places = range(len(names))
@@ -89,31 +90,31 @@ def reliability_chart(
     counts: Sequence[int],
     x_label: str = "confidence",
 ) -> str:
-    """How often a model is right (`accuracy`) where it is so sure (`confidence`), over bins of `counts` images."""
+    """Draw a reliability diagram: accuracy over confidence, in bins of `counts` images."""
 
     def draw(axes: Any) -> None:
-        axes.plot([0, 1], [0, 1], color=_FAINT, linestyle="--", linewidth=1, label="as sure as right")
+        axes.plot([0, 1], [0, 1], color=_FAINT, linestyle="--", linewidth=1, label="perfect calibration")
         largest = max(counts, default=1)
         sizes = [12 + 180 * count / largest for count in counts]
-        axes.scatter(confidence, accuracy, s=sizes, color=_SERIES[0], alpha=0.8, label="images, by number")
-        axes.set(xlim=(0, 1.03), ylim=(-0.03, 1.05), xlabel=x_label, ylabel="share right")
+        axes.scatter(confidence, accuracy, s=sizes, color=_SERIES[0], alpha=0.8, label="bins, by number of images")
+        axes.set(xlim=(0, 1.03), ylim=(-0.03, 1.05), xlabel=x_label, ylabel="accuracy")
         axes.legend(loc="upper left")
 
     rows = zip(confidence, accuracy, counts, strict=True)
-    told = ", ".join(f"{right:.2f} right at confidence {sure:.2f} ({count})" for sure, right, count in rows)
+    told = ", ".join(f"accuracy {right:.2f} at confidence {sure:.2f} ({count})" for sure, right, count in rows)
     return _chart(title, f"{title}: {told}", draw)
 
 
 def histogram(title: str, value_label: str, values: Sequence[float]) -> str:
-    """How values are spread."""
+    """Draw a histogram of the values."""
 
     def draw(axes: Any) -> None:
         axes.hist(values, bins=min(40, max(8, len(values) // 5)), color=_SERIES[0])
-        axes.set(xlabel=value_label, ylabel="number")
+        axes.set(xlabel=value_label, ylabel="count")
 
     ordered = sorted(values)
     middle = ordered[len(values) // 2]
-    told = f"{len(values)} values from {ordered[0]:.4g} to {ordered[-1]:.4g}, {middle:.4g} in the middle"
+    told = f"{len(values)} values from {ordered[0]:.4g} to {ordered[-1]:.4g}, median {middle:.4g}"
     return _chart(title, f"{title}, {value_label}: {told}", draw)
 
 
@@ -135,7 +136,7 @@ def _chart(title: str, description: str, draw: Any, height: float = _SIZE[1]) ->
 
 
 def _for_page(svg: str, title: str, description: str) -> str:
-    """Matplotlib's file -> an element of a page: its colors, names of its own, a text alternative."""
+    """Convert matplotlib's SVG file to a page element with the page's colors, unique ids and a text alternative."""
     svg = svg[svg.index("<svg") :]
     svg = re.sub(r"<metadata>.*?</metadata>", "", svg, flags=re.DOTALL)
     for color, variable in _VARIABLES.items():

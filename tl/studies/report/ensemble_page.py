@@ -1,7 +1,4 @@
-"""The page of an ensemble's evaluation: members against votes, how often they agree, where voting helps and hurts.
-
-Knows what members say of labeled images. Does not know HTML or how charts are drawn.
-"""
+"""Build the report of an ensemble's evaluation: scores of members and votes, agreement, where voting helps or hurts."""
 
 from __future__ import annotations
 
@@ -24,18 +21,18 @@ _SIDE, _MOST_CARDS = 144, 36
 
 
 def write_ensemble_report(evaluation: Evaluation, preprocessing: Preprocessing, split: str, path: Path) -> Path:
-    """Write the page; `preprocessing` decodes what is shown. Raises `OutputError`, `MissingExtraError`."""
+    """Write the page; `preprocessing` decodes the images shown. Raises `OutputError`, `MissingExtraError`."""
     write_page(build_ensemble_page(evaluation, preprocessing, split, shlex.join(["tl", *sys.argv[1:]])), path)
     return path
 
 
 def build_ensemble_page(evaluation: Evaluation, preprocessing: Preprocessing, split: str, command: str) -> Page:
-    """All that the page shows. `command`: what repeats the evaluation."""
+    """Build the page. `command`: command line that repeats the evaluation."""
     return _Told(evaluation, preprocessing).page(split, command)
 
 
 class _Told:
-    """What there is to tell of an evaluation. Images are shown under the rule that was right most often."""
+    """Contents of the page. Images are grouped by the voting rule with the highest accuracy."""
 
     def __init__(self, evaluation: Evaluation, preprocessing: Preprocessing) -> None:
         self._evaluation, self._preprocessing = evaluation, preprocessing
@@ -58,20 +55,22 @@ class _Told:
         figures = [
             (f"{self._rule} vote", f"{right.mean():.1%}"),
             (f"best member, {best}", f"{self._member_right[:, self._best].mean():.1%}"),
-            ("some member right", f"{(~hopeless).mean():.1%}"),
-            ("all agree", f"{(self._agreement() == 1).mean():.1%}"),
+            ("any member correct", f"{(~hopeless).mean():.1%}"),
+            ("all members agree", f"{(self._agreement() == 1).mean():.1%}"),
             ("images", str(len(right))),
         ]
         sections = [
             self._rows(),
             self._agreements(),
-            self._gallery("Where voting helps", helped, f"The {self._rule} vote is right and {best} is not"),
-            self._gallery("Where voting hurts", hurt, f"{best} is right and the {self._rule} vote is not"),
-            self._gallery("Where others knew", lost, f"Another member than {best} is right, and the vote is not"),
-            self._gallery("Where nobody is right", hopeless, "No member is right: the label may be wrong, or all are"),
+            self._gallery("Where voting helps", helped, f"The {self._rule} vote is correct and {best} is not"),
+            self._gallery("Where voting hurts", hurt, f"{best} is correct and the {self._rule} vote is not"),
+            self._gallery(
+                "Where only others are correct", lost, f"A member other than {best} is correct, the vote is not"
+            ),
+            self._gallery("Where no member is correct", hopeless, "All members are wrong, or the label is"),
             Section("Repeat", [Code(command)]),
         ]
-        subtitle = f"{len(names)} models on the split '{split}'. Images are shown under the {self._rule} vote."
+        subtitle = f"{len(names)} models on the split '{split}'. Images are grouped by the {self._rule} vote."
         return Page("Ensemble", subtitle, figures, sections)
 
     def _rows(self) -> Section:
@@ -84,8 +83,8 @@ class _Told:
             [row["top1_accuracy"] for row in shown],
         )
         note = (
-            "mcnemar_p: how likely so large a difference from the best member is if both are equally good. The oracle "
-            "is right wherever any member is."
+            "mcnemar_p: probability of a difference from the best member at least this large if both are equally good. "
+            "The oracle is correct if any member is."
         )
         return Section(
             "Members and votes", [Table(columns, [[row[c] for c in columns] for row in rows]), Chart(chart), Note(note)]
@@ -106,10 +105,10 @@ class _Told:
             levels,
             [float(self._right[shares == level].mean()) for level in levels],
             [int((shares == level).sum()) for level in levels],
-            "share of members for the decided class",
+            "share of members for the predicted class",
         )
         note = (
-            "Members that are wrong on other images help each other; two that are always wrong together count as one."
+            "Members that fail on different images complement each other; two that always fail together count as one."
         )
         table = Table(("member", "other", "same class", "both wrong"), pairs)
         return Section("Agreement", [Chart(chart), table, Note(note)])

@@ -1,7 +1,4 @@
-"""The page of a model file: what it says of itself, and what was looked at inside it.
-
-Knows contracts and drawn images. Does not run a model.
-"""
+"""Build the page of a model file: metadata, and drawings of filters and feature maps. Does not run the model."""
 
 from __future__ import annotations
 
@@ -19,13 +16,13 @@ from tl.runtime.model_file.summary import summarize_contract
 from tl.studies.report.page import Block, Card, Facts, Gallery, Note, Page, Section, Table, write_page
 from tl.studies.report.thumbnails import encode
 
-# Of golden samples, in words.
+# Source of the golden samples, in words.
 _SOURCES = {"validation": "validation", "images": "given", "synthetic": "synthetic"}
 
 
 @dataclass(frozen=True)
 class Look:
-    """An image of something inside a model. `note` says what it shows."""
+    """A drawing of filters or feature maps. `note` describes it."""
 
     title: str
     note: str
@@ -51,16 +48,16 @@ def write_model_page(
 def build_model_page(
     model: Path, contract: Contract, *, looks: Sequence[Look] = (), ranking: Ranking | None = None
 ) -> Page:
-    """All that there is to show."""
+    """Build the page."""
     names = contract.class_names or contract.keypoint_names
     what = "classes" if contract.class_names else "points"
     figures = [
         (what, str(len(names))),
         (contract.precision, f"{model.stat().st_size / 1e6:.1f} MB"),
-        ("pixels of input", " x ".join(map(str, contract.preprocessing.input_hw))),
+        ("input, pixels", " x ".join(map(str, contract.preprocessing.input_hw))),
         *_headline(contract),
     ]
-    sections = [Section("Passport", [Facts(dict(summarize_contract(contract)))])]
+    sections = [Section("Summary", [Facts(dict(summarize_contract(contract)))])]
     if ranking is not None:
         rows = [(name, 100 * probability) for name, probability in ranking.rows]
         sections.append(Section("Most probable", [Note(ranking.image), Table(("class", "percent"), rows)]))
@@ -71,7 +68,7 @@ def build_model_page(
     if contract.provenance.config:
         options = {name: _plain(value) for name, value in contract.provenance.config.items() if value is not None}
         sections.append(Section("Training options", [Facts(options)]))
-    sections.append(Section(what.capitalize(), [Table(("place", "name"), list(enumerate(names)))]))
+    sections.append(Section(what.capitalize(), [Table(("index", "name"), list(enumerate(names)))]))
     return Page(model.name, f"{contract.task} by {contract.provenance.backbone}", figures, sections)
 
 
@@ -93,7 +90,7 @@ def _samples(contract: Contract) -> list[Block]:
         if contract.class_names:
             line = f"{contract.class_names[int(expected.argmax())]} {expected.max():.3f}"
         cards.append(Card(encode(Image.fromarray(golden_image(sample, contract, "self-test"))), [line]))
-    note = f"What tl verify runs again, wherever the file lives ({_SOURCES[golden.source]} images)."
+    note = f"Samples that tl verify runs to check the file on any machine ({_SOURCES[golden.source]} images)."
     return [Gallery(cards, note)]
 
 

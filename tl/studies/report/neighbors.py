@@ -1,6 +1,6 @@
-"""The training images that a backbone finds most like another image, by the features that a run left in the cache.
+"""Find the training images most similar to an image, by the backbone features that a run cached.
 
-Knows kept features. Computes none: where they are gone, there are no neighbors.
+Computes no features: without cached features, there are no neighbors.
 """
 
 from __future__ import annotations
@@ -22,22 +22,22 @@ from tl.trainer.task import find_info, find_start, open_run_features
 
 @dataclass(frozen=True)
 class Neighbor:
-    """A training image. `likeness`: cosine of the angle between both embeddings."""
+    """A training image. `likeness`: cosine similarity of the two embeddings."""
 
     path: str
     label: str
     likeness: float
 
 
-# Image path -> its nearest training images, nearest first; none for an image without features.
+# Image path -> its nearest training images, nearest first; empty for an image without features.
 FindNearest = Callable[[str], list[Neighbor]]
 
 
 def open_neighbors(finished: FinishedRun, count: int = 3) -> FindNearest | None:
-    """What finds neighbors of the run's images, None where training images' features are not kept."""
+    """Return a function that finds neighbors of the run's images, or None if no training features are cached."""
     try:
         features = _kept_features(finished)
-    except TlError:  # weights or an augmentation file that have gone since
+    except TlError:  # the weights or augmentation file no longer exist
         return None
     if features is None:
         return None
@@ -63,7 +63,7 @@ def open_neighbors(finished: FinishedRun, count: int = 3) -> FindNearest | None:
 def _kept_features(finished: FinishedRun) -> FeatureSet | None:
     config, preprocessing = finished.config, finished.card.preprocessing
     if config.weights == "none" or config.normalize == "dataset":
-        return None  # the first has no features worth while, the second colors of its own
+        return None  # random weights give no useful features; dataset normalization differs from the cached features
     weights, info = find_start(config, remembered_info(config.backbone, find_info))
     if weights is None:
         return None
@@ -72,7 +72,7 @@ def _kept_features(finished: FinishedRun) -> FeatureSet | None:
 
 
 def _embedding(features: FeatureSet, digest: str) -> NDArray[np.float32]:
-    """Of length 1; maps are averaged."""
+    """Return the embedding with unit norm; feature maps are averaged."""
     (found,) = features.cache.stack([features.key(digest, 0)])
     vector = found.mean(axis=(1, 2)) if found.ndim == 3 else found
     return np.asarray(vector / max(float(np.linalg.norm(vector)), 1e-12), np.float32)

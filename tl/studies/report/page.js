@@ -1,5 +1,5 @@
 "use strict";
-// Tables: a click on a column's head sorts by it, a second one the other way round.
+// Tables: a click on a column header sorts by it, a second click reverses the order.
 for (const table of document.querySelectorAll("table.sortable")) {
   const heads = [...table.querySelectorAll("th")];
   heads.forEach((head, column) => head.querySelector("button").addEventListener("click", () => {
@@ -16,10 +16,10 @@ for (const table of document.querySelectorAll("table.sortable")) {
     const rows = [...table.tBodies[0].rows];
     const known = rows.filter((row) => value(row) !== "-");
     known.sort((a, b) => compare(value(a), value(b)) * (falls ? -1 : 1));
-    table.tBodies[0].append(...known, ...rows.filter((row) => value(row) === "-"));  // what is not known stays last
+    table.tBodies[0].append(...known, ...rows.filter((row) => value(row) === "-"));  // missing values stay last
   }));
 }
-// Confusion matrices: a click on a cell shows its images, a second one hides them.
+// Confusion matrices: a click on a cell shows its images, a second click hides them.
 for (const matrix of document.querySelectorAll(".matrix")) {
   matrix.addEventListener("click", (event) => {
     const button = event.target.closest("button[data-cell]");

@@ -1,7 +1,4 @@
-"""A page as data, and its one HTML file: no script, style, font or image from elsewhere.
-
-Knows sections and what stands in them. Does not know runs, files or charts' contents.
-"""
+"""A page as data, rendered to one HTML file that loads no external script, style, font or image."""
 
 from __future__ import annotations
 
@@ -29,7 +26,7 @@ class Facts:
 
 @dataclass(frozen=True)
 class Table:
-    """Rows that a click on a column's head sorts. Numbers stand right."""
+    """Rows that a click on a column header sorts. Numbers are right-aligned."""
 
     columns: Sequence[str]
     rows: Sequence[Sequence[Cell]]
@@ -46,7 +43,7 @@ class Chart:
 
 @dataclass(frozen=True)
 class Card:
-    """An image with lines under it; `badge` stands on it, `beside` are small images with what they are."""
+    """An image with lines of text below it, a `badge` on it, and `beside` it small images with their labels."""
 
     image: Thumbnail | None
     lines: Sequence[str]
@@ -56,7 +53,7 @@ class Card:
 
 @dataclass(frozen=True)
 class Gallery:
-    """Images side by side. `note`: which they are, and how many more there would be."""
+    """Images side by side. `note`: what they are, and how many there are in total."""
 
     cards: Sequence[Card]
     note: str = ""
@@ -65,7 +62,7 @@ class Gallery:
 
 @dataclass(frozen=True)
 class Matrix:
-    """Counts by true (row) and decided class (column); a click on a cell shows its images."""
+    """Counts by true (row) and predicted class (column); a click on a cell shows its images."""
 
     names: Sequence[str]
     counts: Sequence[Sequence[int]]
@@ -83,7 +80,7 @@ class Note:
 
 @dataclass(frozen=True)
 class Code:
-    """Something to copy into a terminal."""
+    """A command to copy into a terminal."""
 
     text: str
     kind: str = "code"
@@ -101,13 +98,13 @@ class Section:
 
     @property
     def anchor(self) -> str:
-        """Its name in links."""
+        """Id of the section in links."""
         return "".join(letter if letter.isalnum() else "-" for letter in self.title.lower())
 
 
 @dataclass(frozen=True)
 class Page:
-    """All that one file shows. `figures`: the few numbers on top, with what they are."""
+    """Contents of one HTML file. `figures`: key figures at the top, (name, value)."""
 
     title: str
     subtitle: str
@@ -116,14 +113,14 @@ class Page:
 
 
 def write_page(page: Page, path: str | os.PathLike[str]) -> None:
-    """Write the file atomically. Raises `ConfigError` for another ending, `OutputError`, `MissingExtraError`."""
+    """Write the file atomically. Raises `ConfigError` for a non-HTML suffix, `OutputError`, `MissingExtraError`."""
     if Path(path).suffix not in (".html", ".htm"):  # such as the model file that the page is about
         raise ConfigError(f"{os.fspath(path)}: a page's name ends in .html")
     write_text(path, render(page))
 
 
 def render(page: Page) -> str:
-    """HTML text. Raises `MissingExtraError` without jinja2."""
+    """Render the page to HTML text. Raises `MissingExtraError` without jinja2."""
     try:
         from jinja2 import Environment, StrictUndefined
     except ImportError as error:
@@ -137,7 +134,7 @@ def render(page: Page) -> str:
 
 
 def shown(value: Cell) -> str:
-    """A table's cell as text."""
+    """Format a table cell as text."""
     if value is None:
         return "-"
     return f"{value:.4g}" if isinstance(value, float) else str(value)

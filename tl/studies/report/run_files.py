@@ -1,7 +1,4 @@
-"""A finished run's files as a report wants them: history, predictions beside images, findings, environment.
-
-Knows a run folder's tables. Does not know pages.
-"""
+"""Read the files of a finished run for a report: history, predictions with their images, findings, environment."""
 
 from __future__ import annotations
 
@@ -21,13 +18,13 @@ from tl.runtime.landmarks.sets import ImageLandmarks
 from tl.trainer.config import TrainConfig
 from tl.trainer.run_folder.run import UNFINISHED, NetworkCard, Run
 
-# What was held out from choosing comes first.
+# The split that was not used for selection comes first.
 _REPORTED = ("test", "val")
 
 
 @dataclass(frozen=True)
 class FinishedRun:
-    """A run whose training has ended. `split`: the one that is reported: test if it was evaluated, else val."""
+    """A finished run. `split`: the reported split, which is test if it was evaluated, else val."""
 
     run: Run
     config: TrainConfig
@@ -43,26 +40,26 @@ class FinishedRun:
 
     @property
     def name(self) -> str:
-        """What to call it."""
+        """Name of the run's folder."""
         return self.run.folder.resolve().name
 
     def rows(self, name: str) -> list[dict[str, str]]:
-        """A CSV file of the folder; empty where there is none."""
+        """Return the rows of a CSV file in the folder, or an empty list if it does not exist."""
         return self.run.rows(name)
 
     def environment(self) -> dict[str, Any]:
-        """What the run was made with; empty for runs of older versions."""
+        """Return the environment of the run; empty for runs of older versions."""
         path = self.run.folder / "environment.json"
         found: dict[str, Any] = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
         return found
 
     def history(self) -> dict[str, NDArray[np.float64]]:
-        """Column -> its values by epoch, NaN where a cell is empty; empty for heads that are solved."""
+        """Return each column's values by epoch, NaN for empty cells; empty for heads that are solved without epochs."""
         rows = self.rows("history.csv")
         return {name: np.array([_number(row[name]) for row in rows]) for name in (rows[0] if rows else ())}
 
     def paths(self, split: str) -> list[str]:
-        """The images of a split in manifest order, whether they are still there or not."""
+        """Return the image paths of a split in manifest order, whether or not the images still exist."""
         names = [row["path"] for row in self.rows("manifest.csv") if row["split"] == split]
         return [os.path.normpath(os.path.join(self.run.folder, name)) for name in names]
 
@@ -79,18 +76,18 @@ class Judged:
 
     @property
     def confidence(self) -> float:
-        """Of the decided class."""
+        """Probability of the predicted class."""
         return float(self.probabilities[self.label_id])
 
     @property
     def margin(self) -> float:
-        """How much more probable the first class is than the second."""
+        """Difference between the two highest probabilities."""
         first, second = np.sort(self.probabilities)[::-1][:2]
         return float(first - second)
 
 
 def open_finished(run: Run) -> FinishedRun:
-    """Read what a report needs. Raises `RunError` for a run that has not ended, or of another version."""
+    """Read a finished run. Raises `RunError` if the run is unfinished or from another version."""
     try:
         metrics = json.loads((run.folder / "metrics.json").read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
@@ -100,7 +97,7 @@ def open_finished(run: Run) -> FinishedRun:
 
 
 def read_judged(finished: FinishedRun) -> list[Judged]:
-    """The reported split's images, in manifest order. Raises `RunError`."""
+    """Read the images of the reported split, in manifest order. Raises `RunError`."""
     rows, paths = _predictions(finished)
     names = finished.card.class_names
     order = {name: i for i, name in enumerate(names)}
@@ -118,7 +115,7 @@ def read_judged(finished: FinishedRun) -> list[Judged]:
 
 @dataclass(frozen=True)
 class Found:
-    """An image with true and found points (K, 2) in pixels of the photo, NaN where missing."""
+    """An image with true and predicted points (K, 2) in pixels of the photo, NaN where missing."""
 
     path: str
     name: str
@@ -127,12 +124,12 @@ class Found:
 
     @property
     def errors(self) -> NDArray[np.float64]:
-        """Distances (K,), NaN where there is no truth."""
+        """Distances (K,) in pixels, NaN for points without annotation."""
         return np.asarray(np.linalg.norm(self.found_xy - self.true_xy, axis=1))
 
 
 def read_found(finished: FinishedRun) -> list[Found]:
-    """The reported split's images, in manifest order. Raises `RunError`."""
+    """Read the images of the reported split, in manifest order. Raises `RunError`."""
     run, split = finished.run, finished.split
     true: Mapping[str, ImageLandmarks] = {
         os.path.normpath(run.folder / image.name): image for image in run.load_landmarks("annotations.json").images

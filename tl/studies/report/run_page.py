@@ -1,7 +1,4 @@
-"""The page of one run: what every task's has, around the sections of its own.
-
-Knows what a reader wants to see in which order. Does not know HTML or how charts are drawn.
-"""
+"""Build the report of a run: sections common to all tasks, around those of its own task."""
 
 from __future__ import annotations
 
@@ -35,9 +32,9 @@ _CURVES = {
 
 
 def write_run_report(run: Run, out: Path | None = None, contract: Contract | None = None) -> Path:
-    """Write `report.html` of a finished run into its folder, or to `out`; with the summary of its model file.
+    """Write the report of a finished run to `report.html` in its folder, or to `out`; `contract` adds a summary.
 
-    Raises `RunError`, `OutputError`, `MissingExtraError`, and `ModelFileError` for a file of other data.
+    Raises `RunError`, `OutputError`, `MissingExtraError`, and `ModelFileError` if the file was trained on other data.
     """
     if contract is not None and contract.provenance.data_hash != run.data_hash():
         raise ModelFileError(f"this model file was not made from {run.folder}: its training data are others")
@@ -47,13 +44,13 @@ def write_run_report(run: Run, out: Path | None = None, contract: Contract | Non
 
 
 def build_run_page(finished: FinishedRun, contract: Contract | None = None) -> Page:
-    """All that the page shows. Raises `RunError`."""
+    """Build the page. Raises `RunError`."""
     config = finished.config
     is_points = config.task == "landmarks"
-    seen = {"test": "the test split, looked at once", "val": "the validation split, which also chose the epoch"}
-    subtitle = f"{config.method} of {config.backbone}, head {config.head}. Figures are of {seen[finished.split]}."
+    seen = {"test": "the test split, evaluated once", "val": "the validation split, which also selected the epoch"}
+    subtitle = f"{config.method} of {config.backbone}, head {config.head}. Scores are on {seen[finished.split]}."
     if config.crop != "whole":
-        subtitle += " Each photo's part was given as the annotations say; where a locator finds it, errors are larger."
+        subtitle += " Each photo's region was taken from the annotations; errors are larger if a locator finds it."
     own = point_sections(finished) if is_points else class_sections(finished)
     sections = [
         *_curves(finished),
@@ -75,7 +72,7 @@ def build_run_page(finished: FinishedRun, contract: Contract | None = None) -> P
 def _curves(finished: FinishedRun) -> list[Section]:
     history = finished.history()
     if not history:
-        return [Section("Curves", [Note("This head is solved in one go: there are no epochs.")])]
+        return [Section("Curves", [Note("This head is solved directly, without epochs.")])]
     best = finished.metrics["best_epoch"]
     blocks: list[Block] = []
     for title, names in _CURVES.items():
@@ -87,7 +84,9 @@ def _curves(finished: FinishedRun) -> list[Section]:
         if lines:
             blocks.append(Chart(line_chart(title, "epoch", lines, marked_x=best)))
     speed = np.median(history["images_per_s"])
-    blocks.append(Note(f"The dashed line marks epoch {best}, which was kept. Training ran at {speed:.0f} images/s."))
+    blocks.append(
+        Note(f"The dashed line marks epoch {best}, whose checkpoint was kept. Training speed: {speed:.0f} images/s.")
+    )
     return [Section("Curves", blocks)]
 
 
@@ -100,13 +99,13 @@ def _audit(finished: FinishedRun) -> list[Section]:
     blocks: list[Block] = [Facts(facts)]
     if skipped:
         blocks += [
-            Note(f"{len(skipped)} images could not be read and were left out:"),
+            Note(f"{len(skipped)} images could not be read and were skipped:"),
             Table(("image", "split", "reason"), [(row["path"], row["split"], row["error"]) for row in skipped]),
         ]
     if rows:
-        more = f" The first {_SHOWN_FINDINGS} are shown; findings.csv has all." if len(rows) > _SHOWN_FINDINGS else ""
+        more = f" The first {_SHOWN_FINDINGS} are shown; findings.csv lists all." if len(rows) > _SHOWN_FINDINGS else ""
         blocks += [
-            Note(f"{len(rows)} findings to look at.{more}"),
+            Note(f"{len(rows)} findings to review.{more}"),
             Table(
                 ("kind", "image", "other", "detail"),
                 [(row["kind"], row["path"], row["other"], row["detail"]) for row in rows[:_SHOWN_FINDINGS]],
@@ -114,7 +113,7 @@ def _audit(finished: FinishedRun) -> list[Section]:
         ]
     else:
         is_audited = finished.config.audit
-        blocks.append(Note("The audit found nothing odd." if is_audited else "The data were not audited."))
+        blocks.append(Note("The audit found no problems." if is_audited else "The data were not audited."))
     return [Section("Data", blocks)]
 
 
@@ -122,7 +121,7 @@ def _samples(finished: FinishedRun) -> list[Section]:
     cards = augmented_cards(finished)
     if not cards:
         return []
-    note = f"Training images as the network sees them (augment {finished.config.augment})."
+    note = f"Training images after augmentation, as the network receives them (augment {finished.config.augment})."
     return [Section("Augmentation", [Gallery(cards, note)])]
 
 

@@ -1,7 +1,4 @@
-"""Training images as augmentation shows them to the network.
-
-Knows augmentation and working images. Does not know HTML.
-"""
+"""Sample training images after augmentation, as the network receives them."""
 
 from __future__ import annotations
 
@@ -24,12 +21,12 @@ from tl.trainer.landmarks.data import partners_of
 
 _IMAGES, _EPOCHS, _SIDE = 3, 4, 144
 
-# (image, seed) -> what the network is given.
+# (image, seed) -> image that the network receives.
 _Show = Callable[[LabeledImage, int], Image.Image]
 
 
 def augmented_cards(finished: FinishedRun) -> list[Card]:
-    """A few images in a few epochs each; none without augmentation or where the images are gone."""
+    """Return cards of a few images in a few epochs each; empty without augmentation or if the images are gone."""
     config = finished.config
     labeled = finished.run.images("train")
     chosen = labeled[:: max(1, len(labeled) // _IMAGES)][:_IMAGES]
@@ -44,7 +41,7 @@ def augmented_cards(finished: FinishedRun) -> list[Card]:
                 image.thumbnail((_SIDE, _SIDE))
                 cards.append(Card(encode(image), [os.path.basename(each.name)]))
         return cards
-    except TlError:  # an image or an augmentation file that has changed since
+    except TlError:  # an image or augmentation file has changed since
         return []
 
 

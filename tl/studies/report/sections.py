@@ -1,7 +1,4 @@
-"""Sections of a run's page, for classes and for landmarks: metrics, curves, errors and the images behind them.
-
-Knows run files and blocks of pages. Does not know HTML (`page`).
-"""
+"""Build the sections of a run's report, for classes and for landmarks: metrics, errors and the images behind them."""
 
 from __future__ import annotations
 
@@ -21,19 +18,22 @@ _SIDE, _WORST = 420, 12
 
 
 def point_figures(finished: FinishedRun) -> list[tuple[str, str]]:
-    """The numbers on top."""
+    """Return the key figures, (name, value)."""
     s = finished.scores
     figures = [("mean error (95%)", f"{s['error_px']:.2f} px ({s['ci_low']:.2f} to {s['ci_high']:.2f})")]
     if s.get("extent_error") is not None:
-        figures.append(("of the points' extent", f"{s['extent_error']:.2%}"))
+        figures.append(("relative to the points' extent", f"{s['extent_error']:.2%}"))
     if s.get("error_mm") is not None:
-        figures.append(("in millimeters", f"{s['error_mm']:.3g}"))
-    figures += [("of the input", f"{s['error_input_px']:.2f} px"), ("middle error", f"{s['median_px']:.2f} px")]
+        figures.append(("mean error, mm", f"{s['error_mm']:.3g}"))
+    figures += [
+        ("mean error in the input", f"{s['error_input_px']:.2f} px"),
+        ("median error", f"{s['median_px']:.2f} px"),
+    ]
     return [*figures, ("images", str(s["n"])), ("points", str(len(finished.card.keypoint_names)))]
 
 
 def point_sections(finished: FinishedRun) -> list[Section]:
-    """Raises `RunError`."""
+    """Build the sections. Raises `RunError`."""
     found = read_found(finished)
     return [_points(finished), _spread(finished, found), _worst(finished, found)]
 
@@ -54,8 +54,8 @@ def _spread(finished: FinishedRun, found: Sequence[Found]) -> Section:
         "Errors",
         [
             Chart(chart),
-            Note("Share of points that are found closer than a part of the extent of the image's points (PCK):"),
-            Table(("closer than", "share of points"), pck),
+            Note("Share of points with an error below a fraction of the extent of the image's points (PCK):"),
+            Table(("error below", "share of points"), pck),
         ],
     )
 
@@ -70,22 +70,22 @@ def _worst(finished: FinishedRun, found: Sequence[Found]) -> Section:
         lines = [
             each.name,
             f"mean error {np.nanmean(each.errors):.1f} px",
-            f"most: {names[k]}, {each.errors[k]:.1f} px",
+            f"largest: {names[k]}, {each.errors[k]:.1f} px",
         ]
         image = thumbnail(each.path, finished.card.preprocessing, _SIDE, Marks(each.true_xy, each.found_xy))
         cards.append(Card(image, lines))
-    note = f"{len(worst)} of {len(found)} images. Circles: annotated. Crosses: found."
+    note = f"{len(worst)} of {len(found)} images. Circles: annotated. Crosses: predicted."
     return Section("Worst images", [Gallery(cards, note)])
 
 
 _SIDE, _SMALL = 144, 44
 _WRONG, _UNSURE, _RIGHT_IN_CELL, _WRONG_IN_CELL, _IN_ALL_CELLS = 60, 24, 3, 12, 240
 _SURE = 0.9
-_MOST_CLASSES = 60  # a larger matrix would be a wall of numbers
+_MOST_CLASSES = 60  # a larger matrix would be unreadable
 
 
 def class_figures(finished: FinishedRun) -> list[tuple[str, str]]:
-    """The numbers on top."""
+    """Return the key figures, (name, value)."""
     s = finished.scores
     accuracy = f"{s['top1_accuracy']:.1%} ({s['ci_low']:.1%} to {s['ci_high']:.1%})"
     return [
@@ -98,7 +98,7 @@ def class_figures(finished: FinishedRun) -> list[tuple[str, str]]:
 
 
 def class_sections(finished: FinishedRun) -> list[Section]:
-    """Raises `RunError`."""
+    """Build the sections. Raises `RunError`."""
     judged = read_judged(finished)
     shower = _Shower(finished)
     return [
@@ -111,7 +111,7 @@ def class_sections(finished: FinishedRun) -> list[Section]:
 
 
 class _Shower:
-    """Judged images -> cards, each thumbnail made once."""
+    """Convert classified images to cards. Each thumbnail is created once."""
 
     def __init__(self, finished: FinishedRun) -> None:
         self._names, self._preprocessing = finished.card.class_names, finished.card.preprocessing
@@ -131,7 +131,7 @@ class _Shower:
 
     def _beside(self, path: str) -> list[tuple[Thumbnail, str]]:
         nearest = self._find_nearest(path) if self._find_nearest else []
-        shown = [(self._image(each.path, _SMALL), f"{each.label}, likeness {each.likeness:.2f}") for each in nearest]
+        shown = [(self._image(each.path, _SMALL), f"{each.label}, similarity {each.likeness:.2f}") for each in nearest]
         return [(image, name) for image, name in shown if image is not None]
 
     def _image(self, path: str, side: int) -> Thumbnail | None:
@@ -150,13 +150,13 @@ def _confusion(finished: FinishedRun, judged: Sequence[Judged], shower: _Shower)
             if i != j and counts[i][j]
         ]
         rows = [(true, decided, count) for count, true, decided in sorted(pairs, reverse=True)[:100]]
-        return Section("Confusion", [Table(("true", "decided", "images"), rows)])
+        return Section("Confusion", [Table(("true", "predicted", "images"), rows)])
     cells: dict[tuple[int, int], list[Judged]] = defaultdict(list)
     for each in sorted(judged, key=lambda each: -each.confidence):
         cells[each.true_id, each.label_id].append(each)
     shown: dict[tuple[int, int], list[Card]] = {}
     left = _IN_ALL_CELLS
-    # Confusions first, the frequent ones before the others; what is right only fills what is left.
+    # Confusions first, most frequent first; correct cells only fill the remaining places.
     for place in sorted(cells, key=lambda place: (place[0] == place[1], -len(cells[place]), place)):
         most = _RIGHT_IN_CELL if place[0] == place[1] else _WRONG_IN_CELL
         shown[place] = [shower.card(each) for each in cells[place][: min(most, left)]]
@@ -185,7 +185,7 @@ def _reliability(finished: FinishedRun, judged: Sequence[Judged]) -> Section:
     )
     s = finished.scores
     note = (
-        f"Expected calibration error {s['ece']:.3f}; {s['ece_uncalibrated']:.3f} before the temperature of "
+        f"Expected calibration error {s['ece']:.3f}; {s['ece_uncalibrated']:.3f} before scaling with the temperature "
         f"{finished.metrics['temperature']:.2f}, which was fitted on validation data."
     )
     return Section("Confidence", [Chart(chart), Note(note)])
@@ -200,25 +200,25 @@ def _wrong(judged: Sequence[Judged], shower: _Shower) -> Section:
     cards = [
         shower.card(each, "label?" if each.path in doubted else "", with_neighbors=True) for each in wrong[:_WRONG]
     ]
-    note = f"{len(wrong)} of {len(judged)} images, the most confident first{_more(len(wrong), _WRONG)}."
+    note = f"{len(wrong)} of {len(judged)} images, most confident first{_more(len(wrong), _WRONG)}."
     if doubted:
         note += (
-            f" {len(doubted)} are marked 'label?': the model is {_SURE:.0%} sure or more, and at least as sure as it "
-            "usually is of that class, so that the label may be wrong."
+            f" {len(doubted)} are marked 'label?': the confidence is {_SURE:.0%} or more, and at least as high as is "
+            "usual for that class, so the label may be wrong."
         )
     if shower.knows_neighbors:
-        note += " Below each: the training images that the backbone, before training, finds most like it."
+        note += " Below each: the most similar training images, by the features of the backbone before training."
     return Section("Misclassified", [Gallery(cards, note)])
 
 
 def _unsure(judged: Sequence[Judged], shower: _Shower) -> Section:
     unsure = sorted(judged, key=lambda each: each.margin)[:_UNSURE]
-    note = "The first two classes are nearest to each other here."
+    note = "Images with the smallest difference between the two highest probabilities."
     return Section("Most uncertain", [Gallery([shower.card(each) for each in unsure], note)])
 
 
 def _usual_confidence(judged: Sequence[Judged]) -> dict[int, float]:
-    """Class -> mean confidence in it over its own images. Source: Northcutt et al. 2021, "Confident Learning"."""
+    """Return each class's mean confidence on its own images. Source: Northcutt et al. 2021, "Confident Learning"."""
     own: dict[int, list[float]] = defaultdict(list)
     for each in judged:
         own[each.true_id].append(float(each.probabilities[each.true_id]))

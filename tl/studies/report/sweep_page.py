@@ -1,7 +1,4 @@
-"""The page of a study: leaderboard, what was selected and how it did on the test split, curves, effects of each axis.
-
-Knows settings and judgments. Does not know HTML or how charts are drawn.
-"""
+"""Build the report of a study: leaderboard, selected settings and their test scores, curves, effect of each axis."""
 
 from __future__ import annotations
 
@@ -27,7 +24,7 @@ _CURVE = {"classification": "val_top1_accuracy", "landmarks": "val_error_px"}
 
 @dataclass(frozen=True)
 class Outcome:
-    """What came of a study. `tested`: whether test splits were looked at. `ensemble`: of the selected models."""
+    """Results of a study. `tested`: whether test splits were evaluated. `ensemble`: scores of the selected models."""
 
     settings: Sequence[Setting]
     judged: Sequence[Judged]
@@ -38,14 +35,14 @@ class Outcome:
 
 
 def write_sweep_report(study: Study, outcome: Outcome, out: Path, command: str) -> Path:
-    """Write `report.html` into the study's folder. Raises `OutputError`, `MissingExtraError`."""
+    """Write `report.html` to the study's folder. Raises `OutputError`, `MissingExtraError`."""
     path = out / "report.html"
     write_page(build_sweep_page(study, outcome, command), path)
     return path
 
 
 def build_sweep_page(study: Study, outcome: Outcome, command: str) -> Page:
-    """All that the page shows."""
+    """Build the page."""
     settings, judged, rows = outcome.settings, outcome.judged, outcome.rows
     runs = [run for setting in settings for run in setting.runs]
     done, failed = (sum(run.state == state for run in runs) for state in ("done", "failed"))
@@ -56,7 +53,7 @@ def build_sweep_page(study: Study, outcome: Outcome, command: str) -> Page:
     if best.val is not None:
         figures.append(("best on validation", best.name))
     if judged and judged[0].test is not None:
-        figures.append((f"its test {METRIC[study.task][0]}", f"{judged[0].test.mean:.4g}"))
+        figures.append((f"test {METRIC[study.task][0]} of the best", f"{judged[0].test.mean:.4g}"))
     sections = [
         Section("Leaderboard", [Table(tuple(rows[0]), [tuple(map(_cell, row.values())) for row in rows])]),
         *_selected(study, outcome),
@@ -66,7 +63,7 @@ def build_sweep_page(study: Study, outcome: Outcome, command: str) -> Page:
         *_failures(settings, outcome.faults),
         Section("Repeat", [Code(command), *_doubled(study)]),
     ]
-    subtitle = study.plan.about or "Settings are ranked and selected by validation data alone."
+    subtitle = study.plan.about or "Settings are ranked and selected on validation data only."
     return Page(study.plan.name, subtitle, figures, sections)
 
 
@@ -96,25 +93,25 @@ def _selected(study: Study, outcome: Outcome) -> list[Section]:
         "seeds",
         f"val {metric}",
         f"test {metric}",
-        "95% from",
-        "to",
+        "95% CI low",
+        "95% CI high",
         "model, MB",
         "CPU, ms per image",
         "model of the first seed",
     )
     note = (
-        "The best setting of each variant by validation, exported and run by the runtime that its users will have. "
-        "Intervals are over seeds, or of one run over its images. Training with several seeds also divides training "
-        "from validation data anew where the data do not say how. "
+        "The best setting of each variant on validation data, exported and run with the same runtime as in production. "
+        "Intervals are over seeds, or over images for a single run. If the data has no split, each seed also draws its "
+        "own split into training and validation images. "
     )
     if any(each.test for each in judged):
-        note += "Of all settings, only these were scored on test images."
+        note += "Only these settings were evaluated on test images."
     elif outcome.tested:
-        note += "These data have no test split: the figures are those by which settings were chosen, and too good."
+        note += "The data has no test split: these scores were also used for selection and are too optimistic."
     else:
-        note += "No test image was scored."
+        note += "No test image was evaluated."
     if any(each.setting.runs[0].cell.config.crop != "whole" for each in judged):
-        note += " Models that look at a part of a photo were given the part that the annotations say."
+        note += " Models that use a region of each photo received the region from the annotations."
     return [Section("Selected", [Table(columns, rows), Note(note)])]
 
 
@@ -123,7 +120,7 @@ def _ensemble(outcome: Outcome) -> list[Section]:
         return []
     found = outcome.ensemble
     table = Table(found.columns, [tuple(_cell(row[name]) for name in found.columns) for row in found.rows])
-    note = f"The selected models, one of each variant, of seed {found.seed}: alone and together, on {found.split} data."
+    note = f"The selected models, one per variant, from seed {found.seed}: alone and combined, on {found.split} data."
     return [Section("Ensemble", [table, Note(note)])]
 
 
@@ -139,12 +136,12 @@ def _curves(study: Study, settings: Sequence[Setting]) -> list[Section]:
                     lines.append(Line(setting.name, xs, ys))
             if lines:
                 blocks.append(Chart(line_chart(f"{title}: {column}", "epoch", lines)))
-    note = f"First seeds, {_MOST_CURVES} curves at most. Heads that are solved in one go have none."
+    note = f"First seed of each setting, at most {_MOST_CURVES} curves. Heads that are solved without epochs have none."
     return [Section("Curves", [*blocks, Note(note)])] if blocks else []
 
 
 def _together(settings: Sequence[Setting]) -> dict[str, list[Setting]]:
-    """Which settings share a chart: the best of each variant, and those within a variant."""
+    """Group settings into charts: the best of each variant, and all settings of each variant."""
     known = [setting for setting in settings if setting.val is not None]
     charts = {"the best of each variant": best_of_variants(settings)}
     for variant in dict.fromkeys(setting.variant for setting in settings):
@@ -159,7 +156,9 @@ def _effects(study: Study, settings: Sequence[Setting]) -> list[Section]:
         found = effects(settings, axis)
         if len(found) > 1:
             blocks.append(Chart(_effect_chart(axis, f"mean val {metric}", found)))
-    note = "Means over all settings with a value, whatever else they have: they say where to look, not what to take."
+    note = (
+        "Mean over all settings with the same value on an axis. Use it as a hint for further runs, not for selection."
+    )
     return [Section("Axes", [*blocks, Note(note)])] if blocks else []
 
 

@@ -1,7 +1,4 @@
-"""Small images inside a page, with points drawn on them where there are some.
-
-Knows images and points. Does not know runs or HTML.
-"""
+"""Create thumbnails to embed in a page, optionally with points drawn on them."""
 
 from __future__ import annotations
 
@@ -19,13 +16,13 @@ from tl.runtime.imaging.geometry import Placement
 from tl.runtime.imaging.pipeline import load_views
 from tl.runtime.imaging.preprocessing import Preprocessing
 
-# Truth and prediction, told apart by most readers and by shape. Source: Okabe & Ito 2008.
+# Colors of truth and prediction, distinguishable by most readers; shapes differ too. Source: Okabe & Ito 2008.
 TRUE_COLOR, FOUND_COLOR = "#009E73", "#D55E00"
 
 
 @dataclass(frozen=True)
 class Thumbnail:
-    """An image to be shown: `uri` holds its pixels. `size_wh` in pixels."""
+    """An embedded image: `uri` contains its data. `size_wh` in pixels."""
 
     uri: str
     size_wh: tuple[int, int]
@@ -33,14 +30,14 @@ class Thumbnail:
 
 @dataclass(frozen=True)
 class Marks:
-    """Points (K, 2) in pixels of the upright photo, NaN where missing: where they are, and where they were found."""
+    """True and predicted points (K, 2) in pixels of the upright photo, NaN where missing."""
 
     true_xy: NDArray[np.float64]
     found_xy: NDArray[np.float64]
 
 
 def thumbnail(path: str, preprocessing: Preprocessing, side: int, marks: Marks | None = None) -> Thumbnail | None:
-    """The whole image in `side` x `side` pixels or less; None where it cannot be read any more."""
+    """Return the whole image in at most `side` x `side` pixels, or None if it can no longer be read."""
     try:
         (view,) = load_views(path, [(_small(preprocessing, side), None)])
     except ImageReadError:
@@ -54,14 +51,14 @@ def thumbnail(path: str, preprocessing: Preprocessing, side: int, marks: Marks |
 
 
 def encode(image: Image.Image) -> Thumbnail:
-    """An image as it is."""
+    """Encode an image at its own size."""
     data = io.BytesIO()
     image.save(data, "WEBP", quality=72, method=4)
     return Thumbnail(f"data:image/webp;base64,{base64.b64encode(data.getvalue()).decode()}", image.size)
 
 
 def _small(preprocessing: Preprocessing, side: int) -> Preprocessing:
-    """The preprocessing's rules of decoding, with the whole image in view."""
+    """Return the preprocessing with the same decoding, resized to show the whole image."""
     return replace(preprocessing, input_hw=(side, side), resize_mode="letterbox", short_side=None, jpeg_scale="2x")
 
 
@@ -80,6 +77,6 @@ def _draw(image: Image.Image, placement: Placement, marks: Marks) -> None:
 
 
 def _shown(placement: Placement, points_xy: NDArray[np.float64]) -> Sequence[tuple[float, float]]:
-    """Photo pixels -> pixels of the thumbnail, whose padding has been cut off."""
+    """Convert photo pixels to pixels of the thumbnail, whose padding is removed."""
     moved = placement.to_input(points_xy) - placement.offset_xy + 0.5
     return [(float(x), float(y)) for x, y in moved]
