@@ -9,6 +9,7 @@ from typing import Annotated, Any, get_args, get_type_hints
 
 import typer
 
+from tl.commands.requests import parameter
 from tl.trainer.config import TrainConfig
 
 
@@ -28,11 +29,6 @@ def config_parameters(names: Collection[str]) -> list[inspect.Parameter]:
             info = typer.Option(*flags, help=help_text, rich_help_panel=field.metadata["panel"], show_default=False)
         parameters.append(parameter(field.name, Annotated[_flag_type(hints[field.name]), info]))
     return parameters
-
-
-def parameter(name: str, annotation: Any, default: Any = None) -> inspect.Parameter:
-    """Return a keyword parameter in the form that Typer reads."""
-    return inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=default, annotation=annotation)
 
 
 def given_values(flags: Mapping[str, Any]) -> dict[str, Any]:

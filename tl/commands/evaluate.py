@@ -8,85 +8,108 @@ import sys
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
 from tl.commands.console import EXIT_SOME_FAILED, console_progress, packages_of, warn
 from tl.commands.options import (
-    CropMargin,
-    Device,
-    EnsembleFiles,
-    Locator,
-    Merge,
-    ModelFile,
-    Threads,
+    FOR_ENSEMBLES,
+    FOR_LANDMARKS,
+    ClassFlags,
+    ModelFlags,
+    PointFlags,
     Tta,
-    VoteWeights,
     fit_vote_file,
-    model_region,
     open_landmark_predictor,
     open_models,
     open_predictor,
-    refuse_given,
 )
+from tl.commands.requests import from_flags, refuse_given
 from tl.errors import ConfigError
 
 if TYPE_CHECKING:
     from tl.data.manifests import LabeledImage
+    from tl.evaluation.evaluate import Row
     from tl.runtime.results import Failure
+    from tl.runtime.session import Session
 
 _WORST = 3
 
-ImagesFrom = Annotated[
-    Path | None, typer.Option(help="Landmarks: folder that image names are relative to, if not the file's own.")
-]
-FitVoteWeights = Annotated[
-    Path | None,
-    typer.Option(help="Fit vote weights and write them to this file. Fit on --split val and evaluate on test."),
-]
-Select = Annotated[
-    bool, typer.Option("--select", help="With --fit-vote-weights: select members greedily and leave out the others.")
-]
-Merged = Annotated[Path | None, typer.Option(help="Merged file of the same ensemble, evaluated in an additional row.")]
-ReportTo = Annotated[
-    Path | None, typer.Option(help="Write an HTML report: members, agreement, and where voting helps or hurts.")
-]
+
+@dataclass(frozen=True, kw_only=True)
+class _Data:
+    """The labeled images."""
+
+    data: Annotated[
+        Path,
+        typer.Argument(
+            help="Folder of class folders, or of train/ val/ test/ folders that hold them, or CSV. Landmarks: CSV, "
+            "TPS, COCO, DeepLabCut.",
+            show_default=False,
+        ),
+    ]
+    split: Annotated[str | None, typer.Option(help="train, val, test or all. Default: test, else val, else all.")] = (
+        None
+    )
+    split_column: Annotated[str, typer.Option(help="CSV column that holds the split.", rich_help_panel="Data")] = (
+        "split"
+    )
 
 
-Data = Annotated[
-    Path,
-    typer.Argument(
-        help="Folder of class folders, or of train/ val/ test/ folders that hold them, or CSV. Landmarks: CSV, TPS, "
-        "COCO, DeepLabCut.",
-        show_default=False,
-    ),
-]
-Split = Annotated[str | None, typer.Option(help="train, val, test or all. Default: test, else val, else all.")]
-SplitColumn = Annotated[str, typer.Option(help="CSV column that holds the split.")]
-AsJson = Annotated[bool, typer.Option("--json", help="Print rows with per-class scores as JSON.")]
+@dataclass(frozen=True, kw_only=True)
+class _ForLandmarks(PointFlags):
+    """What applies to landmark models alone."""
+
+    images: Annotated[
+        Path | None,
+        typer.Option(
+            help="Folder that image names are relative to, if not the file's own.", rich_help_panel=FOR_LANDMARKS
+        ),
+    ] = None
 
 
-def command(
-    data: Data,
-    model: ModelFile = None,
-    ensemble: EnsembleFiles = None,
-    split: Split = None,
-    split_column: SplitColumn = "split",
-    vote_weights: VoteWeights = None,
-    merge: Merge = None,
-    locator: Locator = None,
-    crop_margin: CropMargin = None,
-    images: ImagesFrom = None,
-    merged: Merged = None,
-    fit_vote_weights: FitVoteWeights = None,
-    select: Select = False,
-    tta: Tta = None,
-    report: ReportTo = None,
-    device: Device = "auto",
-    threads: Threads = None,
-    as_json: AsJson = False,
-) -> None:
+@dataclass(frozen=True, kw_only=True)
+class _ForVotes:
+    """What applies to ensembles of classifiers alone."""
+
+    report: Annotated[
+        Path | None, typer.Option(help="Write an HTML report: members, agreement, and where voting helps or hurts.")
+    ] = None
+    fit_vote_weights: Annotated[
+        Path | None,
+        typer.Option(help="Fit vote weights and write them to this file. Fit on --split val and evaluate on test."),
+    ] = None
+    select: Annotated[
+        bool,
+        typer.Option(
+            "--select",
+            help="With --fit-vote-weights: select members greedily and leave out the others.",
+            rich_help_panel=FOR_ENSEMBLES,
+        ),
+    ] = False
+    merged: Annotated[
+        Path | None,
+        typer.Option(
+            help="Merged file of the same ensemble, evaluated in an additional row.", rich_help_panel=FOR_ENSEMBLES
+        ),
+    ] = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class EvaluateRequest:
+    """Everything that `tl evaluate` was asked for."""
+
+    data: _Data
+    models: ModelFlags
+    votes: _ForVotes
+    landmarks: _ForLandmarks
+    tta: Tta = None
+    as_json: Annotated[bool, typer.Option("--json", help="Print rows with per-class scores as JSON.")] = False
+
+
+@from_flags
+def command(request: EvaluateRequest) -> None:
     """Evaluate a model file, or an ensemble under every voting rule, on labeled or annotated images.
 
     Examples:
@@ -94,11 +117,7 @@ def command(
 
     - `tl evaluate labels.csv --split test --ensemble a.onnx b.onnx c.onnx --report ensemble.html`
 
-    - `tl evaluate labels.csv --split val --model beetles.onnx --tta hflip,crops` shows whether TTA is worth its time
-
     - `tl evaluate labels.csv --split val --ensemble models/*.onnx --fit-vote-weights weights.json --select`
-
-    - `tl evaluate wings.csv --split test --model wing.onnx --locator coarse.onnx`
 
     Columns: model, voting, n, top1_accuracy, ci_low, ci_high (95%, Wilson), macro_f1, ece. Ensembles add mcnemar_p
     (against the member that is best on these images) and a row for the oracle, which is correct if any member is. With
@@ -112,35 +131,35 @@ def command(
     """
     from tl.runtime.landmarks.files import is_landmark_file
 
-    opened: dict[str, Any] = {"vote_weights": vote_weights, "device": device, "threads": threads}
-    of_points = {"merge": merge, "locator": locator, "crop_margin": crop_margin, "images": images}
-    of_votes = {"merged": merged, "fit_vote_weights": fit_vote_weights, "select": select or None, "report": report}
-    _check_choices(data, of_points, of_votes, tta)
-    if is_landmark_file(data):
-        done = _evaluate_points(data, split, model, ensemble, opened | of_points)
+    _check_choices(request)
+    if is_landmark_file(request.data.data):
+        done = _evaluate_points(request)
     else:
-        name, labeled = _read_split(data, split, split_column)
-        if tta is not None:
-            done = _evaluate_tta(name, labeled, model, ensemble, opened, tta)
-        else:
-            done = _evaluate_classes(name, labeled, model, ensemble, opened, of_votes)
-    _report(done, as_json)
+        name, images = _read_split(request.data)
+        done = (_evaluate_classes if request.tta is None else _evaluate_tta)(request, name, images)
+    _report(done, request.as_json)
     if done.failures:
         raise typer.Exit(EXIT_SOME_FAILED)
 
 
-def _check_choices(data: Path, of_points: dict[str, Any], of_votes: dict[str, Any], tta: str | None) -> None:
+def _check_choices(request: EvaluateRequest) -> None:
     """Raise `ConfigError` for options that would be ignored, before any prediction."""
     from tl.runtime.landmarks.files import is_landmark_file
 
-    if of_votes["select"] and of_votes["fit_vote_weights"] is None:
+    data, votes, augmented = request.data.data, request.votes, ClassFlags(tta=request.tta)
+    if votes.select and votes.fit_vote_weights is None:
         raise ConfigError("--select chooses members for --fit-vote-weights FILE: give that too")
-    if tta is not None:
-        refuse_given(of_votes, "leave it out with --tta, which shows models with and without it")
+    if request.tta is not None:
+        refuse_given(votes, "leave it out with --tta, which shows models with and without it")
     if is_landmark_file(data):
-        refuse_given({"tta": tta, **of_votes}, f"for classes, and {data} has landmarks")
+        refuse_given(augmented, f"for classes, and {data} has landmarks")
+        refuse_given(votes, f"for classes, and {data} has landmarks")
     else:
-        refuse_given(of_points, f"for landmarks, and {data} has classes")
+        refuse_given(request.landmarks, f"for landmarks, and {data} has classes")
+    if request.models.model is not None and votes.report is not None:
+        raise ConfigError("--report: shows an ensemble; the page of one model is its run's: tl report RUN")
+    if request.models.model is not None:
+        refuse_given(votes, "for an --ensemble; a merged file alone is a --model")
 
 
 @dataclass(frozen=True)
@@ -148,94 +167,70 @@ class _Evaluated:
     """Rows to print, and the keys that become columns."""
 
     split: str
-    rows: list[dict[str, Any]]
+    rows: list[Row]
     columns: tuple[str, ...]
     failures: list[Failure]
 
 
-def _read_split(data: Path, split: str | None, split_column: str) -> tuple[str, list[LabeledImage]]:
+def _read_split(flags: _Data) -> tuple[str, list[LabeledImage]]:
     from tl.data.manifests import read_images
     from tl.evaluation.evaluate import choose_split
 
-    name, images = choose_split(read_images(data, split_column, warn), split)
+    name, images = choose_split(read_images(flags.data, flags.split_column, warn), flags.split)
     _say_split(name, len(images), "RUN/manifest.csv")
     return name, images
 
 
-def _evaluate_tta(
-    name: str,
-    images: list[LabeledImage],
-    model: Path | None,
-    ensemble: list[Path] | None,
-    opened: dict[str, Any],
-    tta: str,
-) -> _Evaluated:
+def _evaluate_tta(request: EvaluateRequest, name: str, images: list[LabeledImage]) -> _Evaluated:
     from tl.evaluation.evaluate import TTA_COLUMNS, evaluate_tta
 
-    models = open_models(model, ensemble, opened["device"], opened["threads"])
+    models = request.models
+    sessions = open_models(models)
     with (
-        open_predictor(models, **opened) as plain,
-        open_predictor(models, **opened, tta=tta) as augmented,
+        open_predictor(sessions, models, ClassFlags()) as plain,
+        open_predictor(sessions, models, ClassFlags(tta=request.tta)) as augmented,
         console_progress() as progress,
     ):
         result = evaluate_tta(plain, augmented, images, progress)
     return _Evaluated(name, result.rows, (*result.columns, *TTA_COLUMNS), result.failures)
 
 
-def _evaluate_classes(
-    name: str,
-    images: list[LabeledImage],
-    model: Path | None,
-    ensemble: list[Path] | None,
-    opened: dict[str, Any],
-    of_votes: dict[str, Any],
-) -> _Evaluated:
+def _evaluate_classes(request: EvaluateRequest, name: str, images: list[LabeledImage]) -> _Evaluated:
     from tl.evaluation.evaluate import evaluate
     from tl.runtime.predictor import load
 
-    report = of_votes["report"]
-    if report is not None:
+    models, votes = request.models, request.votes
+    if votes.report is not None:
         with packages_of("train"):
             from tl.studies.report.ensemble_page import write_ensemble_report
-    if model is not None:
-        refuse_given({"report": report}, "shows an ensemble; the page of one model is its run's: tl report RUN")
-        refuse_given(of_votes, "for an --ensemble; a merged file alone is a --model")
     with ExitStack() as open_files:
-        models = open_models(model, ensemble, opened["device"], opened["threads"])
-        predictor = open_files.enter_context(open_predictor(models, **opened))
+        predictor = open_files.enter_context(open_predictor(open_models(models), models, ClassFlags()))
         beside = None
-        if of_votes["merged"] is not None:
-            beside = open_files.enter_context(
-                load(of_votes["merged"], device=opened["device"], threads=opened["threads"])
-            )
+        if votes.merged is not None:
+            beside = open_files.enter_context(load(votes.merged, device=models.device, threads=models.threads))
         result = evaluate(predictor, images, open_files.enter_context(console_progress()), beside)
         contract = predictor.ensemble.sessions[0].contract
-    if report is not None and contract is not None:
-        warn(f"report: {write_ensemble_report(result, contract.preprocessing, name, report)}")
+    if votes.report is not None and contract is not None:
+        warn(f"report: {write_ensemble_report(result, contract.preprocessing, name, votes.report)}")
     rows = result.rows
-    if of_votes["fit_vote_weights"] is not None:
-        fitted = fit_vote_file(result, of_votes["fit_vote_weights"], select=bool(of_votes["select"]))
+    if votes.fit_vote_weights is not None:
+        fitted = fit_vote_file(result, votes.fit_vote_weights, select=votes.select)
         rows = [*rows[:-1], fitted, rows[-1]]  # before the oracle
     return _Evaluated(name, rows, result.columns, result.failures)
 
 
-def _evaluate_points(
-    data: Path,
-    split: str | None,
-    model: Path | None,
-    ensemble: list[Path] | None,
-    opened: dict[str, Any],
-) -> _Evaluated:
+def _evaluate_points(request: EvaluateRequest) -> _Evaluated:
     from tl.evaluation.landmarks import COLUMNS, evaluate_points, read_split
 
-    images = read_split(data, split, opened.pop("images"))
+    flags, landmarks = request.data, request.landmarks
+    images = read_split(flags.data, flags.split, landmarks.images)
     for remark in images.remarks:
-        warn(f"{data}: {remark}")
+        warn(f"{flags.data}: {remark}")
     _say_split(images.split, len(images.paths), "RUN/annotations.json")
-    models = open_models(model, ensemble, opened["device"], opened["threads"])
-    boxes = None if opened["locator"] else images.boxes(model_region(models))
+    sessions = open_models(request.models)
+    boxes = None if landmarks.locator else images.boxes(_region(sessions))
     with (
-        open_landmark_predictor(models, boxes=boxes, **opened) as predictor,
+        open_landmark_predictor(sessions, request.models, landmarks, boxes=boxes) as predictor,
         console_progress() as progress,
     ):
         result = evaluate_points(predictor, images, progress)
@@ -244,7 +239,14 @@ def _evaluate_points(
     return _Evaluated(images.split, result.rows, COLUMNS, result.failures)
 
 
-def _shown(value: Any) -> Any:
+def _region(sessions: list[Session]) -> Literal["whole", "box", "points"]:
+    """Return the region that the models use: the first that is not "whole", if any."""
+    contracts = [session.contract for session in sessions]
+    found = [c.landmarks.region for c in contracts if c is not None and c.landmarks is not None]
+    return next((region for region in found if region != "whole"), "whole")
+
+
+def _shown(value: object) -> object:
     if value is None:
         return ""
     return f"{value:.4f}" if isinstance(value, float) else value

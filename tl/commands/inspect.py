@@ -11,7 +11,6 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from tl.commands.console import packages_of, warn
-from tl.commands.options import refuse_given
 from tl.errors import ConfigError, ModelFileError
 
 if TYPE_CHECKING:
@@ -66,10 +65,10 @@ def command(
 
     - `tl inspect beetles.onnx --html beetles.html --filters --activations photo.jpg --top 5 photo.jpg`
     """
-    if activations is None:
-        refuse_given({"layer": layer}, "says which layer --activations shows: give that too")
-    if html is not None or not (filters or activations):
-        refuse_given({"out": out}, "takes what --filters and --activations draw, without --html")
+    if layer is not None and activations is None:
+        raise ConfigError("--layer: says which layer --activations shows: give that too")
+    if out is not None and (html is not None or not (filters or activations)):
+        raise ConfigError("--out: takes what --filters and --activations draw, without --html")
     from tl.runtime.model_file.contract import dump_contract
     from tl.runtime.session import Session
 
@@ -89,7 +88,7 @@ def command(
     elif as_json:
         typer.echo(json.dumps(json.loads(dump_contract(contract)), indent=2, ensure_ascii=False))
     elif html is None and not looks:
-        _print_passport(model, contract)
+        _print_summary(model, contract)
 
 
 def _rank(model: Path, contract: Contract, count: int, image: Path) -> Ranking:
@@ -149,7 +148,7 @@ def _print_ranking(ranking: Ranking, as_json: bool) -> None:
     csv.writer(sys.stdout, lineterminator="\n").writerows(rows)
 
 
-def _print_passport(model: Path, contract: Contract) -> None:
+def _print_summary(model: Path, contract: Contract) -> None:
     from tl.runtime.model_file.summary import summarize_contract
 
     rows = [("file", f"{model} ({model.stat().st_size / 1e6:.1f} MB)"), *summarize_contract(contract)]

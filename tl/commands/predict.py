@@ -4,36 +4,25 @@ from __future__ import annotations
 
 import math
 import time
+from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Literal, cast
 
 import typer
 
 from tl.commands.console import EXIT_INTERRUPTED, EXIT_SOME_FAILED, console_progress, warn
 from tl.commands.options import (
-    Boxes,
-    Classes,
-    Coverage,
-    CropMargin,
-    DecodeProcesses,
-    Device,
-    EnsembleFiles,
-    Locator,
-    Merge,
-    MinConfidence,
-    MmPerPx,
-    ModelFile,
-    RejectUnknown,
-    Threads,
-    Tta,
-    Vote,
-    VoteWeights,
+    FOR_LANDMARKS,
+    FOR_SPEED,
+    ClassFlags,
+    ModelFlags,
+    PointFlags,
     finds_landmarks,
     open_landmark_predictor,
     open_models,
     open_predictor,
-    refuse_given,
 )
+from tl.commands.requests import from_flags, refuse_given
 from tl.errors import ConfigError, DataError, WorkerError
 
 if TYPE_CHECKING:
@@ -41,98 +30,151 @@ if TYPE_CHECKING:
 
     from tl.runtime.imaging.geometry import Region
     from tl.runtime.predictor import Predictor
-    from tl.runtime.results import Result
+    from tl.runtime.results import Classification, Landmarks, Result
     from tl.runtime.sources.inputs import Inputs
+
+    AnyPredictor = Predictor[Classification] | Predictor[Landmarks]
 
 # With fewer cores, processes gain little over threads; fewer images are decoded before the processes have started.
 _CORES_FOR_PROCESSES, _IMAGES_FOR_PROCESSES = 4, 256
-
-Images = Annotated[
-    list[str] | None,
-    typer.Argument(help="Files, folders, patterns such as 'photos/**/*.jpg', or zip and tar archives."),
-]
-Output = Annotated[
-    Path | None,
-    typer.Option(
-        "--out",
-        "-o",
-        help="Output file: .csv, .jsonl or .parquet; for landmarks also .tps or .json (COCO). Default: CSV on stdout.",
-    ),
-]
-FilesFrom = Annotated[
-    str | None,
-    typer.Option(help="Also predict the files listed in this file, one per line; - for stdin.", metavar="FILE"),
-]
-Null = Annotated[
-    bool, typer.Option("--null", "-0", help="Names in --files-from are separated by NUL, as written by find -print0.")
-]
-BatchSize = Annotated[int | None, typer.Option(min=1, help="Images per batch. Default: depends on the device.")]
-Resume = Annotated[
-    bool, typer.Option("--resume", help="Keep the rows of an earlier call with the same images and models.")
-]
-RetryFailed = Annotated[
-    bool, typer.Option("--retry-failed", help="Like --resume, and retry images that could not be read.")
-]
-FailFast = Annotated[bool, typer.Option("--fail-fast", help="Stop at the first image that cannot be read.")]
+_INPUT_AND_OUTPUT = "Input and output"
 
 
-PointFormat = Annotated[
-    Literal["csv", "long", "tps", "coco", "deeplabcut"] | None,
-    typer.Option(help="Landmarks: output format. Default: from the file extension; csv has one row per image."),
-]
-Draw = Annotated[
-    Path | None,
-    typer.Option(help="Landmarks: write each photo, with the points and their names drawn on it, to this folder."),
-]
-Explain = Annotated[
-    Path | None,
-    typer.Option(
-        help="Classes: write each photo, with the regions that explain its label, to this folder. Fast for files from "
-        "tl export --cam; 50 times as slow as prediction for others."
-    ),
-]
+@dataclass(frozen=True, kw_only=True)
+class _Images:
+    """The images to predict."""
+
+    images: Annotated[
+        list[str] | None,
+        typer.Argument(help="Files, folders, patterns such as 'photos/**/*.jpg', or zip and tar archives."),
+    ] = None
+    files_from: Annotated[
+        str | None,
+        typer.Option(
+            help="Also predict the files listed in this file, one per line; - for stdin.",
+            metavar="FILE",
+            rich_help_panel=_INPUT_AND_OUTPUT,
+        ),
+    ] = None
+    null: Annotated[
+        bool,
+        typer.Option(
+            "--null",
+            "-0",
+            help="Names in --files-from are separated by NUL, as written by find -print0.",
+            rich_help_panel=_INPUT_AND_OUTPUT,
+        ),
+    ] = False
 
 
-def command(
-    images: Images = None,
-    model: ModelFile = None,
-    ensemble: EnsembleFiles = None,
-    output: Output = None,
-    files_from: FilesFrom = None,
-    null: Null = False,
-    vote: Vote = None,
-    vote_weights: VoteWeights = None,
-    classes: Classes = None,
-    coverage: Coverage = None,
-    min_confidence: MinConfidence = None,
-    reject_unknown: RejectUnknown = False,
-    tta: Tta = None,
-    merge: Merge = None,
-    locator: Locator = None,
-    boxes: Boxes = None,
-    crop_margin: CropMargin = None,
-    mm_per_px: MmPerPx = None,
-    to: PointFormat = None,
-    draw: Draw = None,
-    explain: Explain = None,
-    device: Device = "auto",
-    batch_size: BatchSize = None,
-    threads: Threads = None,
-    decode_processes: DecodeProcesses = None,
-    resume: Resume = False,
-    retry_failed: RetryFailed = False,
-    fail_fast: FailFast = False,
-) -> None:
+@dataclass(frozen=True, kw_only=True)
+class _Output:
+    """The file of results, and how it is written."""
+
+    output: Annotated[
+        Path | None,
+        typer.Option(
+            "--out",
+            "-o",
+            help="Output file: .csv, .jsonl or .parquet; for landmarks also .tps or .json (COCO). Default: CSV on "
+            "stdout.",
+        ),
+    ] = None
+    resume: Annotated[
+        bool, typer.Option("--resume", help="Keep the rows of an earlier call with the same images and models.")
+    ] = False
+    retry_failed: Annotated[
+        bool,
+        typer.Option(
+            "--retry-failed",
+            help="Like --resume, and retry images that could not be read.",
+            rich_help_panel=_INPUT_AND_OUTPUT,
+        ),
+    ] = False
+    fail_fast: Annotated[
+        bool,
+        typer.Option(
+            "--fail-fast", help="Stop at the first image that cannot be read.", rich_help_panel=_INPUT_AND_OUTPUT
+        ),
+    ] = False
+    batch_size: Annotated[
+        int | None,
+        typer.Option(min=1, help="Images per batch. Default: depends on the device.", rich_help_panel=FOR_SPEED),
+    ] = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class _ForClasses(ClassFlags):
+    """What applies to classifiers alone."""
+
+    explain: Annotated[
+        Path | None,
+        typer.Option(
+            help="Classes: write each photo, with the regions that explain its label, to this folder. Fast for files "
+            "from tl export --cam; 50 times as slow as prediction for others."
+        ),
+    ] = None
+    decode_processes: Annotated[
+        int | None,
+        typer.Option(
+            min=0,
+            help="Classes: number of image decoding processes; 0 decodes in threads. Default: all cores but one for "
+            "many images on CUDA, else 0.",
+            rich_help_panel=FOR_SPEED,
+        ),
+    ] = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class _ForLandmarks(PointFlags):
+    """What applies to landmark models alone."""
+
+    boxes: Annotated[
+        Path | None,
+        typer.Option(
+            help="CSV with path,box_x,box_y,box_w,box_h: the region of each photo to use.",
+            rich_help_panel=FOR_LANDMARKS,
+        ),
+    ] = None
+    mm_per_px: Annotated[
+        str | None,
+        typer.Option(
+            help="Scale of the photos, or a file that contains it: CSV with path,mm_per_px, TPS, COCO.",
+            rich_help_panel=FOR_LANDMARKS,
+        ),
+    ] = None
+    to: Annotated[
+        Literal["csv", "long", "tps", "coco", "deeplabcut"] | None,
+        typer.Option(
+            help="Output format. Default: from the file extension; csv has one row per image.",
+            rich_help_panel=FOR_LANDMARKS,
+        ),
+    ] = None
+    draw: Annotated[
+        Path | None,
+        typer.Option(help="Landmarks: write each photo, with the points and their names drawn on it, to this folder."),
+    ] = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class PredictRequest:
+    """Everything that `tl predict` was asked for."""
+
+    images: _Images
+    models: ModelFlags
+    output: _Output
+    classes: _ForClasses
+    landmarks: _ForLandmarks
+
+
+@from_flags
+def command(request: PredictRequest) -> None:
     """Classify images, or find landmarks on them, with one model file or an ensemble.
 
     Examples:
     - `tl predict images/ --ensemble a.onnx b.onnx c.onnx --vote hard --vote-weights 2,1,1 -o out.jsonl`
 
     - `tl predict images/ --model beetles.onnx --coverage 0.95 --reject-unknown --explain why/ -o out.csv`
-
-    - `find photos -newer last.txt -print0 | tl predict --files-from - --null --model beetles.onnx -o new.csv`
-
-    - `tl predict photos.zip 'more/**/*.jpg' --model beetles.onnx -o out.csv --resume` resumes after an interruption
 
     - `tl predict photos/ --model wing.onnx --locator coarse.onnx --draw drawn/ -o points.csv` finds landmarks
 
@@ -145,51 +187,33 @@ def command(
     Exit code 3 means that some images could not be read; their rows give the reason. OUT.ledger records the finished
     images for --resume.
     """
-    of_points = {"merge": merge, "locator": locator, "crop_margin": crop_margin, "boxes": boxes, "mm_per_px": mm_per_px}
-    of_points |= {"draw": draw, "to": to}
-    of_classes: dict[str, Any] = {"vote": vote, "classes": classes, "coverage": coverage, "tta": tta}
-    of_classes |= {"min_confidence": min_confidence, "reject_unknown": reject_unknown or None, "explain": explain}
-    of_classes["decode_processes"] = decode_processes
-    of_both = {"vote_weights": vote_weights, "device": device, "threads": threads}
-    options = {"batch_size": batch_size, "retry_failed": retry_failed, "fail_fast": fail_fast, "point_format": to}
-    options["resume"] = _resumes(output, resume or retry_failed)
-    inputs = _find_images(images or [], files_from, null)
-    predictor = _open(model, ensemble, of_points, of_classes, of_both, len(inputs))
-    if _write_predictions(predictor, inputs, output, (draw, explain), options):
+    out = request.output
+    if out.output is None and (out.resume or out.retry_failed):
+        raise ConfigError("--resume and --retry-failed need a file: give --out")
+    inputs = _find_images(request.images)
+    predictor = _open(request, len(inputs))
+    if _write_predictions(predictor, inputs, request):
         raise typer.Exit(EXIT_SOME_FAILED)
 
 
-def _resumes(output: Path | None, wanted: bool) -> bool:
-    if output is None and wanted:
-        raise ConfigError("--resume and --retry-failed need a file: give --out")
-    return wanted
-
-
-def _open(
-    model: Path | None,
-    ensemble: list[Path] | None,
-    of_points: dict[str, Any],
-    of_classes: dict[str, Any],
-    of_both: dict[str, Any],
-    count: int,
-) -> Predictor[Any]:
+def _open(request: PredictRequest, count: int) -> AnyPredictor:
     """Open --model or --ensemble with the options that apply to its task, for `count` images."""
-    models = open_models(model, ensemble, of_both["device"], of_both["threads"])
-    if finds_landmarks(models):
-        refuse_given(of_classes, "for models of classes, and this one finds landmarks")
-        opened = {name: of_points[name] for name in ("merge", "locator", "crop_margin")}
-        opened |= {"boxes": _read_boxes(of_points["boxes"]), "mm_per_px": _read_scales(of_points["mm_per_px"])}
-        return open_landmark_predictor(models, **opened, **of_both)
-    refuse_given(of_points, "for landmark models, and this one gives classes")
-    if of_classes.pop("explain") is not None:
-        refuse_given({"tta": of_classes["tta"]}, "--explain is of images as they are")
-    predictor = open_predictor(models, **of_classes, **of_both)
-    if of_classes["decode_processes"] is None:
+    models, classes, landmarks = request.models, request.classes, request.landmarks
+    sessions = open_models(models)
+    if finds_landmarks(sessions):
+        refuse_given(classes, "for models of classes, and this one finds landmarks")
+        boxes, scales = _read_boxes(landmarks.boxes), _read_scales(landmarks.mm_per_px)
+        return open_landmark_predictor(sessions, models, landmarks, boxes=boxes, mm_per_px=scales)
+    refuse_given(landmarks, "for landmark models, and this one gives classes")
+    if classes.explain is not None:
+        refuse_given(ClassFlags(tta=classes.tta), "--explain is of images as they are")
+    predictor = open_predictor(sessions, models, classes, decode_processes=classes.decode_processes or 0)
+    if classes.decode_processes is None:
         predictor.decode_processes = _suited_processes(predictor, count)
     return predictor
 
 
-def _suited_processes(predictor: Predictor[Any], count: int) -> int:
+def _suited_processes(predictor: AnyPredictor, count: int) -> int:
     """Return how many processes decode `count` images: on CUDA all cores but one, if starting them pays off, else 0."""
     from tl.runtime.decode_pool import check_can_start
     from tl.runtime.devices import usable_cores
@@ -230,7 +254,7 @@ def _read_scales(given: str | None) -> float | dict[str, float] | None:
 
 
 def _drawer(
-    predictor: Predictor[Any], points: Path | None, reasons: Path | None, undrawn: list[str]
+    predictor: AnyPredictor, points: Path | None, reasons: Path | None, undrawn: list[str]
 ) -> Callable[[Result], None]:
     """Return a function that draws each result, or does nothing. Adds images that it cannot open to `undrawn`.
 
@@ -257,7 +281,8 @@ def _drawer(
             drawing = draw_landmarks(result.path, result, contract.preprocessing, skeleton)
             save_drawing(drawing, points, result.path, "points")
         elif isinstance(result, Classification) and reasons is not None:
-            found = explain(predictor, result.path, None if result.label == REJECTED else result.label)
+            classifier = cast("Predictor[Classification]", predictor)  # it gave a classification
+            found = explain(classifier, result.path, None if result.label == REJECTED else result.label)
             save_drawing(draw_explanation(result.path, found, contract.preprocessing), reasons, result.path, "why")
 
     return draw
@@ -282,13 +307,14 @@ def _watcher(draw: Callable[[Result], None], unscaled: list[str]) -> Callable[[R
     return see
 
 
-def _find_images(images: list[str], files_from: str | None, null: bool) -> Inputs:
+def _find_images(flags: _Images) -> Inputs:
     from tl.runtime.sources.inputs import find_inputs
     from tl.runtime.sources.paths import read_path_list
 
+    images, files_from = flags.images or [], flags.files_from
     if not images and files_from is None:
         raise ConfigError("nothing to predict: name images or folders, or give --files-from")
-    listed = read_path_list(files_from, null=null) if files_from is not None else []
+    listed = read_path_list(files_from, null=flags.null) if files_from is not None else []
     found = find_inputs(images, listed=listed)
     if found.passed_over:
         warn(f"passed over: {found.passed_over}")
@@ -297,28 +323,32 @@ def _find_images(images: list[str], files_from: str | None, null: bool) -> Input
     return found
 
 
-def _write_predictions(
-    predictor: Predictor[Any],
-    images: Inputs,
-    output: Path | None,
-    drawn_to: tuple[Path | None, Path | None],
-    options: dict[str, Any],
-) -> int:
+def _write_predictions(predictor: AnyPredictor, images: Inputs, request: PredictRequest) -> int:
     """Predict and write row by row. Returns the number of images that could not be read."""
     from tl.runtime.output.job import Tally, run_job
     from tl.runtime.results import PointFields
 
+    out, output = request.output, request.output.output
     tally = Tally()
     undrawn: list[str] = []
     unscaled: list[str] = []
-    options["see"] = _drawer(predictor, *drawn_to, undrawn)
+    see = _drawer(predictor, request.landmarks.draw, request.classes.explain, undrawn)
     if isinstance(predictor.fields, PointFields) and predictor.fields.with_scale:
-        options["see"] = _watcher(options["see"], unscaled)
+        see = _watcher(see, unscaled)
     started = time.monotonic()
     try:
         with predictor, console_progress() as progress:
             progress.start("predicting", len(images), "images")
-            run_job(predictor, images, output, tally, advance=lambda tally: progress.advance(), **options)
+            run_job(
+                *(predictor, images, output, tally),
+                point_format=request.landmarks.to,
+                batch_size=out.batch_size,
+                resume=out.resume or out.retry_failed,
+                retry_failed=out.retry_failed,
+                fail_fast=out.fail_fast,
+                advance=lambda tally: progress.advance(),
+                see=see,
+            )
     except KeyboardInterrupt:
         cure = "; add --resume to continue" if output else ""
         warn(f"interrupted after {tally.done} of {len(images)} images{cure}")

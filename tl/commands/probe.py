@@ -12,8 +12,9 @@ from typing import Annotated, Any
 
 import typer
 
-from tl.commands.config_flags import config_parameters, given_values, parameter
+from tl.commands.config_flags import config_parameters, given_values
 from tl.commands.console import console_progress, packages_of, warn
+from tl.commands.requests import parameter, set_parameters
 from tl.errors import ConfigError
 from tl.trainer.options import config_from_mapping
 
@@ -107,7 +108,7 @@ def _rounded(row: dict[str, Any]) -> dict[str, Any]:
     return {name: f"{value:.6g}" if isinstance(value, float) else value for name, value in row.items()}
 
 
-def _signature() -> inspect.Signature:
+def _parameters() -> list[inspect.Parameter]:
     extra = {
         "tries": (
             Annotated[
@@ -127,9 +128,7 @@ def _signature() -> inspect.Signature:
         "as_json": (Annotated[bool, typer.Option("--json", help="Print the rows as JSON.")], False),
     }
     own = [parameter(name, annotation, default) for name, (annotation, default) in extra.items()]
-    return inspect.Signature([*config_parameters(_OPTIONS), *own])
+    return [*config_parameters(_OPTIONS), *own]
 
 
-command.__signature__ = _signature()  # type: ignore[attr-defined]
-command.__annotations__ = {name: p.annotation for name, p in command.__signature__.parameters.items()}  # type: ignore[attr-defined]
-command.__doc__ = _HELP
+set_parameters(command, _parameters(), _HELP)

@@ -10,8 +10,9 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from tl.commands.config_flags import config_parameters, given_values, parameter
+from tl.commands.config_flags import config_parameters, given_values
 from tl.commands.console import console_progress, packages_of, warn
+from tl.commands.requests import parameter, set_parameters
 from tl.errors import ConfigError, TlError
 from tl.trainer.config import TrainConfig
 from tl.trainer.options import config_from_mapping, load_config, own_choices
@@ -98,7 +99,7 @@ def _repeated(values: dict[str, Any], flags: dict[str, Any], where: str) -> dict
     return {name: value for name, value in values.items() if name not in dropped}
 
 
-def _signature() -> inspect.Signature:
+def _parameters() -> list[inspect.Parameter]:
     extra = {
         "config_file": Annotated[
             Path | None, typer.Option("--config", help="YAML file of options; flags override it.")
@@ -108,15 +109,12 @@ def _signature() -> inspect.Signature:
     as_json = Annotated[bool, typer.Option("--json", help="Print the metrics as JSON on stdout.")]
     report = Annotated[bool, typer.Option("--report/--no-report", help="Write report.html after training.")]
     names = [field.name for field in dataclasses.fields(TrainConfig)]
-    parameters = [
+    return [
         *config_parameters(names),
         *(parameter(name, annotation) for name, annotation in extra.items()),
         parameter("as_json", as_json, default=False),
         parameter("report", report, default=True),
     ]
-    return inspect.Signature(parameters)
 
 
-command.__signature__ = _signature()  # type: ignore[attr-defined]
-command.__annotations__ = {name: p.annotation for name, p in command.__signature__.parameters.items()}  # type: ignore[attr-defined]
-command.__doc__ = _HELP
+set_parameters(command, _parameters(), _HELP)

@@ -125,8 +125,7 @@ class Predictor(Generic[Found]):
         self.with_votes = with_votes
         self._threads = threads or usable_cores()
         self.decode_processes = decode_processes
-        self.class_names: tuple[str, ...] = getattr(ensemble, "class_names", ())
-        self.keypoint_names: tuple[str, ...] = getattr(ensemble, "keypoint_names", ())
+        self.class_names, self.keypoint_names = ensemble.class_names, ensemble.keypoint_names
         self.fields = ensemble.fields(with_votes=with_votes)
         self.member_names = ensemble.member_names
         self.provider, self.fault = ensemble.sessions[0].provider, ensemble.sessions[0].fault
@@ -187,8 +186,7 @@ class Predictor(Generic[Found]):
         hashes: bool,
     ) -> Iterator[tuple[str, Found | Failure | Known]]:
         ensemble = self.ensemble
-        views = getattr(ensemble, "num_views", 1)
-        size = batch_size or (CPU_BATCH if self._is_cpu else max(1, CUDA_BATCH // views))
+        size = batch_size or (CPU_BATCH if self._is_cpu else max(1, CUDA_BATCH // ensemble.num_views))
         stream = Stream(ensemble, known, self.with_votes, size, hashes=hashes, pads=not self._is_cpu)
         callers = self._threads if self._is_cpu else CUDA_CALLERS
 

@@ -32,6 +32,12 @@ class Members(Protocol[Found_co]):
 
     sessions: tuple[Session, ...]
     member_names: tuple[str, ...]
+    class_names: tuple[str, ...]  # empty for landmarks
+    keypoint_names: tuple[str, ...]  # empty for classes
+
+    @property
+    def num_views(self) -> int:
+        """Views of each image that are predicted: more than one with test-time augmentation."""
 
     @property
     def key(self) -> dict[str, Any]:

@@ -61,6 +61,7 @@ class Ensemble:
         self.voting, self.weights = voting, weights
         self.member_names = member_names([session.path for session in sessions])
         self.class_names = _shared_class_names(self.contracts, self.member_names, classes)
+        self.keypoint_names: tuple[str, ...] = ()
         self.preprocessings: tuple[Preprocessing, ...] = tuple(
             dict.fromkeys(contract.preprocessing for contract in self.contracts)
         )

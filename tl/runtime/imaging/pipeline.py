@@ -41,17 +41,23 @@ class View:
 WHOLE = View()
 
 
+def check_tta(kinds: Sequence[str]) -> list[TtaKind]:
+    """Return the kinds of test-time augmentation, checked. Raises ValueError for another kind, or one given twice."""
+    if isinstance(kinds, str):
+        raise ValueError(f"tta takes a list of {', '.join(TTA_KINDS)}, got the text {kinds!r}")
+    known = [kind for word in kinds for kind in TTA_KINDS if kind == word]
+    if len(known) != len(kinds) or len(set(known)) != len(known):
+        raise ValueError(f"tta takes each of {', '.join(TTA_KINDS)} once, got {', '.join(map(repr, kinds))}")
+    return known
+
+
 def build_views(kinds: Sequence[TtaKind]) -> tuple[View, ...]:
     """The image as it is, first, and every combination of what is asked for.
 
     `hflip`, `vflip`: also mirrored left to right, upside down. `crops`: also its middle and four corners, each
     `CROP_SHARE` of its sides. Raises ValueError for another kind, or one given twice.
     """
-    if isinstance(kinds, str):
-        raise ValueError(f"tta takes a list of {', '.join(TTA_KINDS)}, got the text {kinds!r}")
-    for kind in kinds:
-        if kind not in TTA_KINDS or kinds.count(kind) > 1:
-            raise ValueError(f"tta takes each of {', '.join(TTA_KINDS)} once, got {', '.join(map(repr, kinds))}")
+    check_tta(kinds)
     corners = [(_REST / 2, _REST / 2), (0.0, 0.0), (_REST, 0.0), (0.0, _REST), (_REST, _REST)]
     crops = [Part(left, top, CROP_SHARE, CROP_SHARE) for left, top in corners]
     parts = [None, *(crops if "crops" in kinds else [])]

@@ -120,7 +120,9 @@ class LandmarkEnsemble:
         self.merging, self.weights = merging, weights
         self.member_names = member_names([session.path for session in sessions])
         contracts = [session.contract for session in sessions if session.contract is not None]
+        self.class_names: tuple[str, ...] = ()
         self.keypoint_names = contracts[0].keypoint_names
+        self.num_views = 1
         for contract, name in zip(contracts, self.member_names, strict=True):
             if set(contract.keypoint_names) != set(self.keypoint_names):
                 raise EnsembleError(f"{name} finds other points than {self.member_names[0]}")
