@@ -7,16 +7,20 @@ import sys
 from pathlib import Path
 
 import pytest
+import typer
+from typer.core import TyperGroup, TyperOption
 
 from tests.commands.conftest import RunTl
 from tests.trainer.make import read_rows
 from tl import __version__
+from tl.cli import app
 from tl.commands.console import packages_of
 from tl.errors import MissingExtraError
 from tl.trainer.run_folder.run import Run
 
-COMMANDS = ("train", "export", "predict", "evaluate", "inspect", "verify", "bench", "doctor", "demo", "probe", "adopt")
-COMMANDS += ("convert", "sweep", "compare", "report")
+GROUP = typer.main.get_command(app)
+assert isinstance(GROUP, TyperGroup)
+COMMANDS = GROUP.commands
 
 
 def test_help__lists_every_command(run_tl: RunTl) -> None:
@@ -25,10 +29,20 @@ def test_help__lists_every_command(run_tl: RunTl) -> None:
 
 
 @pytest.mark.parametrize("name", COMMANDS)
-def test_help__has_an_example(run_tl: RunTl, name: str) -> None:
+def test_help__begins_with_a_sentence_and_two_or_three_examples(run_tl: RunTl, name: str) -> None:
     done = run_tl(name, "--help")
     assert done.code == 0
     assert f"tl {name}" in done.out.split("Examples:")[1]
+    _, heading, *examples = (COMMANDS[name].help or "").split("\n\n")
+    assert heading.startswith("Examples:")
+    listed = [heading, *examples]
+    assert sum(f"- `tl {name}" in text for text in listed) in (2, 3)
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+def test_help__shows_at_most_ten_options_before_the_panels(name: str) -> None:
+    options = [p for p in COMMANDS[name].params if isinstance(p, TyperOption) and p.name not in ("help", "as_json")]
+    assert len([option.name for option in options if option.rich_help_panel is None]) <= 12
 
 
 def test_version(run_tl: RunTl) -> None:

@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from tl.exporter.adoption.adopt import Adopted
 
 _Parsed = TypeVar("_Parsed")
+_PREPROCESSING, _GRAPH = "Preprocessing", "Input and output of the graph"
 _Preset = Annotated[
     Literal["imagenet", "timm", "ultralytics", "huggingface-folder"],
     typer.Option(help="Preprocessing preset; imagenet is torchvision's.", show_default=False),
@@ -29,26 +30,41 @@ _Config = Annotated[
     Path | None, typer.Option(help="With --preset timm: the model's config.json. Default: timm's defaults.")
 ]
 _ImageSize = Annotated[
-    str | None, typer.Option(help="Input size if the graph does not fix it: 224, or 224x320 (height x width).")
+    str | None,
+    typer.Option(
+        help="Input size if the graph does not fix it: 224, or 224x320 (height x width).",
+        rich_help_panel=_PREPROCESSING,
+    ),
 ]
 _ResizeMode = Annotated[
-    Literal["squash", "letterbox", "short_side"] | None, typer.Option(help="Override the preset's resize mode.")
+    Literal["squash", "letterbox", "short_side"] | None,
+    typer.Option(help="Override the preset's resize mode.", rich_help_panel=_PREPROCESSING),
 ]
 _ShortSide = Annotated[
-    int | None, typer.Option(min=1, help="Override the preset's shorter side before the center crop, in pixels.")
+    int | None,
+    typer.Option(
+        min=1,
+        help="Override the preset's shorter side before the center crop, in pixels.",
+        rich_help_panel=_PREPROCESSING,
+    ),
 ]
 _Interpolation = Annotated[
     Literal["nearest", "bilinear", "bicubic", "lanczos"] | None,
-    typer.Option(help="Override the preset's interpolation."),
+    typer.Option(help="Override the preset's interpolation.", rich_help_panel=_PREPROCESSING),
 ]
 _Scale = Annotated[
-    str | None, typer.Option(help="Scale of the input, (pixel x scale - mean) / std: a number, or 1/255.")
+    str | None,
+    typer.Option(
+        help="Scale of the input, (pixel x scale - mean) / std: a number, or 1/255.", rich_help_panel=_PREPROCESSING
+    ),
 ]
 _Layout = Annotated[
-    Literal["nchw", "nhwc"] | None, typer.Option(help="Layout of the input, if its shape is ambiguous.")
+    Literal["nchw", "nhwc"] | None,
+    typer.Option(help="Layout of the input, if its shape is ambiguous.", rich_help_panel=_GRAPH),
 ]
 _Outputs = Annotated[
-    Literal["logits", "probabilities"] | None, typer.Option(help="Meaning of the output, if it cannot be inferred.")
+    Literal["logits", "probabilities"] | None,
+    typer.Option(help="Meaning of the output, if it cannot be inferred.", rich_help_panel=_GRAPH),
 ]
 _Golden = Annotated[
     Literal["images", "synthetic"],
@@ -70,27 +86,31 @@ def command(
     short_side: _ShortSide = None,
     interpolation: _Interpolation = None,
     scale: _Scale = None,
-    mean: Annotated[str | None, typer.Option(help="Mean: one number or three, as in 0.5,0.5,0.5.")] = None,
-    std: Annotated[str | None, typer.Option(help="Standard deviation: one number or three.")] = None,
+    mean: Annotated[
+        str | None, typer.Option(help="Mean: one number or three, as in 0.5,0.5,0.5.", rich_help_panel=_PREPROCESSING)
+    ] = None,
+    std: Annotated[
+        str | None, typer.Option(help="Standard deviation: one number or three.", rich_help_panel=_PREPROCESSING)
+    ] = None,
     layout: _Layout = None,
-    output_name: Annotated[str | None, typer.Option(help="Name of the output to use, if there are several.")] = None,
+    output_name: Annotated[
+        str | None, typer.Option(help="Name of the output to use, if there are several.", rich_help_panel=_GRAPH)
+    ] = None,
     outputs: _Outputs = None,
     golden: _Golden = "images",
     as_json: Annotated[bool, typer.Option("--json", help="Print the parity report as JSON on stdout.")] = False,
 ) -> None:
     """Convert an ONNX classifier from torchvision, timm, Ultralytics, Hugging Face or elsewhere to a model file.
 
-    Adds the contract and the normalization. The model file is written only if it gives the same probabilities as the
-    original file. It can then be used for prediction, voting and merging like any exported model.
-
     Examples:
     - `tl adopt resnet50.onnx --preset imagenet --labels names.txt --images photos/ -o resnet50-tl.onnx`
-
-    - `tl adopt convnext.onnx --preset timm --config config.json --labels names.txt --images photos/`
 
     - `tl adopt yolo26n-cls.onnx --preset ultralytics --images photos/`
 
     - `tl adopt exported-folder/ --preset huggingface-folder --images photos/`
+
+    Adds the contract and the normalization. The model file is written only if it gives the same probabilities as the
+    original file. It can then be used for prediction, voting and merging like any exported model.
     """
     with packages_of("edit"):
         from tl.exporter.adoption.adopt import adopt

@@ -12,6 +12,9 @@ import typer
 from tl.commands.requests import parameter
 from tl.trainer.config import TrainConfig
 
+# The options that matter most. Help shows them before the panels of the others.
+_MAIN = {"out", "method", "backbone", "weights", "head", "epochs", "augment", "test", "device"}
+
 
 def config_parameters(names: Collection[str]) -> list[inspect.Parameter]:
     """Return a keyword parameter for each named option; `data` becomes the positional argument."""
@@ -26,7 +29,8 @@ def config_parameters(names: Collection[str]) -> list[inspect.Parameter]:
             info: Any = typer.Argument(help=help_text, show_default=False)
         else:
             flags = ("--out", "-o") if field.name == "out" else ()
-            info = typer.Option(*flags, help=help_text, rich_help_panel=field.metadata["panel"], show_default=False)
+            panel = None if field.name in _MAIN else field.metadata["panel"]
+            info = typer.Option(*flags, help=help_text, rich_help_panel=panel, show_default=False)
         parameters.append(parameter(field.name, Annotated[_flag_type(hints[field.name]), info]))
     return parameters
 

@@ -37,8 +37,6 @@ def command(
     Examples:
     - `tl convert wings.tps wings.csv --images photos/ --names base,tip,hinge`
 
-    - `tl convert wings.csv wings.json`
-
     - `tl convert wings.csv CollectedData_me.csv --to deeplabcut`
 
     - `tl convert phone.csv upright.csv --from-stored` for points from a program that ignores a photo's EXIF orientation

@@ -30,12 +30,12 @@ def command(
 ) -> None:
     """Run the whole workflow on handwritten digits: pretrain, transfer in three ways, export, predict, evaluate.
 
-    Needs no network access and no GPU. Takes about a minute on two cores.
-
     Examples:
     - `tl demo`
 
     - `tl demo /tmp/try-it`
+
+    Needs no network access and no GPU. Takes about a minute on two cores.
     """
     if folder.exists():
         raise OutputError(f"{folder}: exists already; remove it or name another folder: tl demo OTHER")

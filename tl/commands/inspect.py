@@ -57,11 +57,7 @@ def command(
     Examples:
     - `tl inspect beetles.onnx`
 
-    - `tl inspect beetles.onnx --json | jq .provenance`
-
     - `tl inspect beetles.onnx --top 5 photo.jpg` prints label,probability
-
-    - `tl inspect beetles.onnx --filters --activations photo.jpg --layer 3` writes images
 
     - `tl inspect beetles.onnx --html beetles.html --filters --activations photo.jpg --top 5 photo.jpg`
     """

@@ -44,16 +44,16 @@ def command(
 ) -> None:
     """Merge classifiers into one model file that votes inside its graph and computes shared layers once.
 
-    Heads on the same frozen backbone share it, even if they were exported separately: the file is hardly larger or
-    slower than one of them. It has the input and outputs of a single model, plus `label`, the decision, and
-    `member_probabilities`. The file is written only if it gives the same outputs as the separate files.
-
     Examples:
     - `tl merge a.onnx b.onnx c.onnx -o ensemble.onnx`
 
     - `tl merge a.onnx b.onnx c.onnx --calibrate labels.csv` calibrates its confidence and enables `--coverage`
 
     - `tl merge a.onnx b.onnx c.onnx --vote hard --vote-weights 2,1,1 --images photos/`
+
+    Heads on the same frozen backbone share it, even if they were exported separately: the file is hardly larger or
+    slower than one of them. It has the input and outputs of a single model, plus `label`, the decision, and
+    `member_probabilities`. The file is written only if it gives the same outputs as the separate files.
     """
     with packages_of("edit"):
         from tl.exporter.merging.merge import merge

@@ -20,10 +20,6 @@ from tl.trainer.options import config_from_mapping
 
 _HELP = """Compare heads on a frozen backbone by cross-validation: head, C, learning rate, seed.
 
-Features are computed once and cached, so hundreds of tries take minutes. The test split is never used. Writes one CSV
-row per try to stdout, best first. The interval is that of the mean over folds (Nadeau & Bengio's correction). Each
-combination of the values in a --try is one try.
-
 Examples:
 
 - `tl probe photos/` tries linear, svm and mlp heads on MobileNetV2's features
@@ -32,7 +28,9 @@ Examples:
 
 - `tl probe photos/ --try "head=mlp lr=0.001,0.003 dropout=0.2,0.5" --folds 10 --seeds 3 > tries.csv`
 
-- `tl probe photos/ --folds 0` scores on the data's own validation split instead
+Features are computed once and cached, so hundreds of tries take minutes. The test split is never used. Writes one CSV
+row per try to stdout, best first. The interval is that of the mean over folds (Nadeau & Bengio's correction). Each
+combination of the values in a --try is one try. `--folds 0` scores on the data's own validation split instead.
 """
 
 _OPTIONS = (

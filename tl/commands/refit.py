@@ -27,10 +27,12 @@ CValues = Annotated[
     list[float] | None,
     typer.Option(help="Values of C to select from on the validation images. Default: several. Repeatable."),
 ]
-ValFraction = Annotated[float, typer.Option(help="Fraction of images held out for validation if there is no split.")]
-SplitColumn = Annotated[str, typer.Option(help="CSV column that holds train or val.")]
+ValFraction = Annotated[
+    float, typer.Option(help="Fraction of images held out for validation if there is no split.", rich_help_panel="Data")
+]
+SplitColumn = Annotated[str, typer.Option(help="CSV column that holds train or val.", rich_help_panel="Data")]
 Drop = Annotated[bool, typer.Option("--drop", help="Drop classes of the model that have no images.")]
-SkipBad = Annotated[bool, typer.Option("--skip-bad", help="Skip unreadable images.")]
+SkipBad = Annotated[bool, typer.Option("--skip-bad", help="Skip unreadable images.", rich_help_panel="Data")]
 GoldenFrom = Annotated[
     Literal["validation", "synthetic"],
     typer.Option(help="Self-test samples: validation images, or synthetic ones so that no photo is embedded."),
@@ -38,7 +40,7 @@ GoldenFrom = Annotated[
 FalseAlarm = Annotated[
     float, typer.Option(help="Fraction of validation images that tl predict --reject-unknown may reject.")
 ]
-Seed = Annotated[int, typer.Option(help="Random seed for sampling the validation images.")]
+Seed = Annotated[int, typer.Option(help="Random seed for sampling the validation images.", rich_help_panel="Data")]
 AsJson = Annotated[bool, typer.Option("--json", help="Print the metrics before and after refitting as JSON on stdout.")]
 
 
@@ -59,14 +61,14 @@ def command(
 ) -> None:
     """Fit a new linear head for a model file, to add classes or adapt it to your own images.
 
-    Requires neither torch nor a run. The trunk stays unchanged, byte for byte. The head is fitted to the trunk's
-    embeddings of the images, calibrated on the held-out images, and verified before the file is written. Existing
-    classes keep their order and new ones follow. Every class needs images, including existing ones.
-
     Examples:
     - `tl refit beetles.onnx photos/ new-species/ -o more-beetles.onnx` adds the classes of new-species/
 
     - `tl refit beetles.onnx my-photos/ --head svm --drop -o mine.onnx`
+
+    Requires neither torch nor a run. The trunk stays unchanged, byte for byte. The head is fitted to the trunk's
+    embeddings of the images, calibrated on the held-out images, and verified before the file is written. Existing
+    classes keep their order and new ones follow. Every class needs images, including existing ones.
     """
     if not 0 < val_fraction < 1 or not 0 < false_alarm < 1:
         raise ConfigError("--val-fraction and --false-alarm must be between 0 and 1")

@@ -28,13 +28,10 @@ Examples:
 
 - `tl train photos/ --method features --head mlp --out runs/quick` trains a head on a frozen backbone
 
-- `tl train labels.csv --backbone resnet50 --epochs 20 --augment strong --test`
-
 - `tl train wings.csv` finds landmarks: a CSV with path,x0,y0,..., TPS, COCO keypoints or DeepLabCut's CSV
 
-- `tl train --config runs/quick/config.yaml --lr 0.001 --out runs/again` repeats a run with one change
-
-- `tl train --resume runs/quick` resumes an interrupted run
+To repeat a run with one change: `tl train --config runs/quick/config.yaml --lr 0.001 --out runs/again`. To resume an
+interrupted run: `tl train --resume runs/quick`.
 
 Backbones: every torchvision classification model (resnet18, efficientnet_b0, convnext_tiny ...), `timm:NAME` for timm
 models, smallcnn and vgg_cnn_s.
