@@ -42,7 +42,7 @@ def test_help__begins_with_a_sentence_and_two_or_three_examples(run_tl: RunTl, n
 @pytest.mark.parametrize("name", COMMANDS)
 def test_help__shows_at_most_ten_options_before_the_panels(name: str) -> None:
     options = [p for p in COMMANDS[name].params if isinstance(p, TyperOption) and p.name not in ("help", "as_json")]
-    assert len([option.name for option in options if option.rich_help_panel is None]) <= 12
+    assert len([option.name for option in options if option.rich_help_panel is None]) <= 10
 
 
 def test_version(run_tl: RunTl) -> None:

@@ -13,7 +13,7 @@ from tl.commands.requests import parameter
 from tl.trainer.config import TrainConfig
 
 # The options that matter most. Help shows them before the panels of the others.
-_MAIN = {"out", "method", "backbone", "weights", "head", "epochs", "augment", "test", "device"}
+_MAIN = {"out", "method", "backbone", "head", "epochs", "augment", "test", "device"}
 
 
 def config_parameters(names: Collection[str]) -> list[inspect.Parameter]:

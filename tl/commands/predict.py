@@ -81,7 +81,12 @@ class _Output:
         ),
     ] = None
     resume: Annotated[
-        bool, typer.Option("--resume", help="Keep the rows of an earlier call with the same images and models.")
+        bool,
+        typer.Option(
+            "--resume",
+            help="Keep the rows of an earlier call with the same images and models.",
+            rich_help_panel=_INPUT_AND_OUTPUT,
+        ),
     ] = False
     retry_failed: Annotated[
         bool,
@@ -152,7 +157,10 @@ class _ForLandmarks(PointFlags):
     ] = None
     draw: Annotated[
         Path | None,
-        typer.Option(help="Landmarks: write each photo, with the points and their names drawn on it, to this folder."),
+        typer.Option(
+            help="Write each photo, with the points and their names drawn on it, to this folder.",
+            rich_help_panel=FOR_LANDMARKS,
+        ),
     ] = None
 
 

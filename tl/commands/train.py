@@ -104,7 +104,9 @@ def _parameters() -> list[inspect.Parameter]:
         "resume": Annotated[Path | None, typer.Option(help="Resume training in an interrupted run folder.")],
     }
     as_json = Annotated[bool, typer.Option("--json", help="Print the metrics as JSON on stdout.")]
-    report = Annotated[bool, typer.Option("--report/--no-report", help="Write report.html after training.")]
+    report = Annotated[
+        bool, typer.Option("--report/--no-report", help="Write report.html after training.", rich_help_panel="Data")
+    ]
     names = [field.name for field in dataclasses.fields(TrainConfig)]
     return [
         *config_parameters(names),
