@@ -40,8 +40,8 @@ _CHUNKS_A_WORKER = 2
 _MORE_SLOTS = 2
 _NAMES_IN_MESSAGE = 3
 _SECONDS_TO_END = 5.0
-# Let glibc keep freed memory: returning and reallocating each image's memory costs 90 page faults per image, a sixth of
-# all.
+# Let glibc keep freed memory. Returning and reallocating each image's memory costs 90 page faults per image, one sixth
+# of the total.
 _GLIBC = {"MALLOC_MMAP_THRESHOLD_": str(64 << 20), "MALLOC_TRIM_THRESHOLD_": str(256 << 20)}
 _BOOT = "from tl.runtime.decode_worker import main; main()"
 
