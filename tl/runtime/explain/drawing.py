@@ -80,7 +80,7 @@ def draw_explanation(source: ImageSource, found: Explanation, preprocessing: Pre
 
 
 def draw_filters(weights: NDArray[np.float32]) -> Image.Image:
-    """Draw filters (O, I, kh, kw) side by side, scaled by their largest weights; gray is 0. RGB filters are in color."""
+    """Draw filters (O, I, kh, kw) side by side, scaled by their largest weights; gray is 0. RGB filters in color."""
     largest = np.maximum(np.abs(weights).max(axis=(1, 2, 3), keepdims=True), 1e-12)
     shown = 0.5 + weights / largest / 2
     if weights.shape[1] != 3:
