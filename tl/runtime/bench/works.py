@@ -70,7 +70,7 @@ class Work:
 
 @dataclass(frozen=True)
 class Timing:
-    """`images_per_s`: median over the rounds; `slowest` and `fastest`: minimum and maximum over the rounds.
+    """Speed of one setting. `images_per_s`: median of the rounds; `slowest`, `fastest`: their minimum and maximum.
 
     `p50_ms`, `p90_ms`, `p99_ms`: duration of one run, by nearest rank over the `runs` of all rounds.
     """

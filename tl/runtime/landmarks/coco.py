@@ -1,7 +1,7 @@
 """COCO keypoints: one JSON file with `images`, `annotations` and one category that names the points.
 
 Rejects files with two specimens in one image. Besides COCO's own fields, an image may have `mm_per_px`, `split` and
-`group`, an annotation `keypoint_confidence` and `bbox_of` ("keypoints" for a box computed from them), and the category
+`group`, an annotation `keypoint_confidence` and `bbox_of` ("keypoints" for a box around the points), and the category
 `flip_pairs`.
 Source: https://cocodataset.org/#format-data
 """

@@ -73,9 +73,9 @@ class Quantization:
     `method`: description. `calibration_images`: number of training images used to measure ranges, drawn with `seed`; 0
     if none are needed. `top1_agreement` in [0, 1] and `max_abs_diff` of the probabilities: compared with the fp32
     graph, on `images` validation images. `speedup`: images per second relative to the fp32 graph, median of `rounds`
-    rounds. `faster_rounds`: number of rounds in which it was faster; `slowest` and `fastest`: speedups of the slowest
-    and fastest round. Both graphs ran on `provider` and `processor`, with `threads` callers and batches of
-    `batch_size`. `kept_slower`: whether the file was kept although it was not faster there.
+    rounds. `faster_rounds`: number of rounds in which it was faster; `slowest` and `fastest`: minimum and
+    maximum speedup. Both graphs ran on `provider` and `processor`, with `threads` callers and batches of `batch_size`.
+    `kept_slower`: whether the file was kept although it was not faster there.
     """
 
     method: str

@@ -63,7 +63,7 @@ class Operators:
         self._functions.setdefault(function, Counter()).update(calls)
 
     def check(self) -> None:
-        """Raise `ModelFileError` without the file's name for custom operators and endless recursion."""
+        """Raise `ModelFileError` without the file's name for custom operators and unbounded recursion."""
         called = set(self.graph).union(*self._functions.values())
         foreign = sorted(one for one in called if one[0] not in DOMAINS and one not in self._functions)
         if foreign:
@@ -200,8 +200,8 @@ def _payload_fault(tensor: _Tensor) -> str | None:
 
 
 MAX_FILE_BYTES = (1 << 31) - 1  # protobuf's limit for a message
-MAX_FIELDS = 3_000_000  # limits the time to a few seconds; about that of 100,000 nodes
-MAX_SUBGRAPHS = 12  # nested; onnxruntime 1.18 takes 0.2 s for 12, and twice as long for each more
+MAX_FIELDS = 3_000_000  # limits the time to a few seconds; 100,000 nodes have about this many
+MAX_SUBGRAPHS = 12  # nested; onnxruntime 1.18 takes 0.2 s for 12, doubling with each more
 
 # Other files that are mistaken for models: first bytes -> what it is, and the fix.
 _IMPOSTORS = (
