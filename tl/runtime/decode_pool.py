@@ -40,8 +40,8 @@ _CHUNKS_A_WORKER = 2
 _MORE_SLOTS = 2
 _NAMES_IN_MESSAGE = 3
 _SECONDS_TO_END = 5.0
-# Let glibc keep freed memory: returning and reallocating each image's memory costs 90 page faults per image, a sixth of
-# all.
+# Let glibc keep freed memory. Returning and reallocating each image's memory costs 90 page faults per image, one sixth
+# of the total.
 _GLIBC = {"MALLOC_MMAP_THRESHOLD_": str(64 << 20), "MALLOC_TRIM_THRESHOLD_": str(256 << 20)}
 _BOOT = "from tl.runtime.decode_worker import main; main()"
 
@@ -174,7 +174,7 @@ class DecodePool:
             self._fail(waiting, self._broken)
 
     def _hand_over(self, under_way: deque[_Task], channel: Connection) -> bool:
-        """Send a worker as many tasks as it should have; return False when there are no more tasks."""
+        """Fill a worker's queue of tasks; return False when there are no more tasks."""
         while len(under_way) < _CHUNKS_A_WORKER:
             is_idle = not under_way
             if not is_idle and self._tasks.qsize() <= self._idle:
@@ -266,7 +266,7 @@ def _end(pid: int, workers: list[subprocess.Popen[bytes]]) -> None:
     if pid != os.getpid():  # in a fork of the program, which does not own these workers
         return
     for worker in workers:
-        worker.kill()  # it holds nothing that needs cleanup
+        worker.kill()  # it has no state that needs cleanup
     for worker in workers:
         with suppress(subprocess.TimeoutExpired):  # a worker that hangs on a dead network drive cannot be killed
             worker.wait(_SECONDS_TO_END)

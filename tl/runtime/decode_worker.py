@@ -131,5 +131,5 @@ def _receive(channel: Connection, requests: SimpleQueue[Any]) -> None:
 def _dump(reply: list[Outcome] | Exception) -> bytes:
     try:
         return pickle.dumps(reply)
-    except Exception:  # an exception that holds unpicklable data
+    except Exception:  # an exception that contains unpicklable data
         return pickle.dumps(RuntimeError(f"{type(reply).__name__}: {reply}"))

@@ -33,7 +33,7 @@ class Cores:
 
     @property
     def usable(self) -> int:
-        """The number of threads worth starting: more than the quota would only be throttled."""
+        """Number of threads to start. More threads than the quota allows would only be throttled."""
         return self.affinity if self.quota is None else max(1, min(self.affinity, math.ceil(self.quota)))
 
 

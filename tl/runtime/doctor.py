@@ -53,9 +53,9 @@ _DECODED_SIDE = 224  # input size of most backbones
 
 @dataclass(frozen=True)
 class Finding:
-    """Result of one check. `ok` is None for a plain fact. `detail`: what was found and how to fix it.
+    """Result of one check. `ok` is None for plain information. `detail`: what was found and how to fix it.
 
-    `facts`: the same for programs, as names and plain values.
+    `facts`: the same in machine-readable form, as names and plain values.
     """
 
     name: str
@@ -150,7 +150,7 @@ def _driver() -> Finding:
 
 
 def _libraries() -> Finding:
-    """List which libraries are found. The CPU wheel needs none of them, so there they are plain facts."""
+    """Report which libraries are found. The CPU wheel needs none of them, so for it this is plain information."""
     try:
         version = cuda_version()
         preload_cuda()
@@ -179,7 +179,7 @@ def _cuda() -> Finding:
         return Finding("cuda", False, str(error))
     if fault is None:
         return _session("cuda")
-    # Without a GPU wheel, CUDA was not requested: report a fact, not a fault.
+    # Without a GPU wheel, CUDA was not requested: report this as information, not as a fault.
     return Finding("cuda", False if _cuda_is_wanted() else None, f"not usable: {fault}")
 
 

@@ -1,7 +1,4 @@
-"""Do work in threads, a bounded number of items before the consumer, and give results in order.
-
-Knows threads. Knows nothing of the work.
-"""
+"""Process items in worker threads, a bounded number of items ahead of the consumer, and yield results in order."""
 
 from __future__ import annotations
 
@@ -15,9 +12,10 @@ Done = TypeVar("Done")
 
 
 def prefetch_map(work: Callable[[Item], Done], items: Iterable[Item], *, workers: int, ahead: int) -> Iterator[Done]:
-    """`map(work, items)` with up to `ahead` results ready or under way, so that memory stays bounded.
+    """Return `map(work, items)`, with at most `ahead` results ready or in progress to bound memory.
 
-    An exception of `work` is raised at its item's turn. Work not begun is canceled when the consumer stops.
+    An exception raised by `work` is re-raised when its item's turn comes. When the consumer stops, work that has not
+    started is canceled.
     """
     pending: deque[Future[Done]] = deque()
     with ThreadPoolExecutor(workers, thread_name_prefix="tl-ahead") as pool:

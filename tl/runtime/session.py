@@ -88,8 +88,8 @@ class Session:
         return text
 
     def __del__(self) -> None:
-        # In a forked process, onnxruntime would join threads that exist only in the parent and crash, so never free the
-        # copy.
+        # In a forked process, onnxruntime would join threads that exist only in the parent, and crash. So never free
+        # the copy.
         # Source: onnxruntime pull request 31961.
         if getattr(self, "_pid", None) not in (None, os.getpid()):
             ctypes.pythonapi.Py_IncRef(ctypes.py_object(self._session))

@@ -57,7 +57,7 @@ class Members(Protocol[Found_co]):
         """Combine one or more prepared images into a batch."""
 
     def results(self, names: Sequence[str], batch: Any, *, with_votes: bool, pad_to: int = 0) -> Sequence[Found_co]:
-        """Predict a batch; nothing for no names. The last image is repeated until the batch has `pad_to` images."""
+        """Predict a batch; empty for no names. The last image is repeated until the batch has `pad_to` images."""
 
 
 @dataclass(frozen=True)

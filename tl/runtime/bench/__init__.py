@@ -1,1 +1,1 @@
-"""How fast a model file runs on this machine, and what to use."""
+"""Measure how fast a model file runs on this machine, and recommend settings."""

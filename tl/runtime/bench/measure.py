@@ -1,7 +1,7 @@
-"""How fast is a model file here: its network by batch size, threads and device, the decoding, and both together?
+"""Measure a model file's speed: network by batch size, threads and device; decoding; and both together.
 
-Knows what to measure and how much of it there is time for. Says what to use by what was
-measured. Does not know how each is run or timed (`works`).
+Selects what to measure in the available time, and recommends settings from the results. `works` implements the
+measurements.
 """
 
 from __future__ import annotations
@@ -30,25 +30,25 @@ from tl.runtime.session import Session, cuda_fault
 from tl.runtime.sources.paths import find_images
 
 ROUNDS = 3
-# So many images are kept in memory and measured with, taken evenly from those given.
+# Number of images kept in memory for measuring: evenly sampled from a folder, or synthetic.
 MAX_IMAGES, MADE_UP_IMAGES = 16, 4
-# How much of the time may go into the few runs that every setting needs; what is left makes many of them.
+# Maximum share of the time for the minimum number of runs of all settings; the rest is used for more runs.
 _MINIMAL_SHARE = 0.6
 
 
 class Progress(Protocol):
-    """Whoever is told how far it is."""
+    """Interface for progress reports."""
 
     def start(self, task: str, total: int, unit: str) -> None:
-        """A task begins."""
+        """Start a task."""
 
     def advance(self) -> None:
-        """A step is done."""
+        """Complete a step."""
 
 
 @dataclass(frozen=True)
 class Row:
-    """One setting and how fast it is."""
+    """One setting and its speed."""
 
     setting: Setting
     timing: Timing
@@ -56,7 +56,7 @@ class Row:
 
 @dataclass(frozen=True)
 class Bench:
-    """What was measured. `skipped`: settings for which there was no time. `fault`: why CUDA was not measured."""
+    """Results of a benchmark. `skipped`: settings left out for lack of time. `fault`: why CUDA was not measured."""
 
     model: str
     input_hw: tuple[int, int]
@@ -79,11 +79,11 @@ def run_bench(
     seconds: float = 10.0,
     progress: Progress | None = None,
 ) -> Bench:
-    """Measure a model file for about `seconds`, not counting the loading.
+    """Measure a model file for about `seconds`, excluding loading.
 
-    `images`: a folder of images; without one, JPEGs of `image_wh` pixels are made up. "auto" measures the CPU, and
-    CUDA where it works. `threads`: the most that work at once, None for all usable cores.
-    Raises `DataError` where no image can be read, and what `load` raises.
+    `images`: a folder of images; without one, synthetic JPEGs of `image_wh` pixels are used. "auto" measures the CPU,
+    and CUDA if it works. `threads`: maximum number of concurrent threads, None for all usable cores.
+    Raises `DataError` if no image can be read, and the errors of `load`.
     """
     devices, fault = _devices(device)
     session = Session(model, device="cpu", threads=1)
@@ -98,7 +98,7 @@ def run_bench(
         works |= network_works(session, inputs, name, threads)
     works |= decode_works(samples, preprocessing, threads)
     facts = session.contract.landmarks
-    if facts is None or facts.region == "whole":  # made-up images have no boxes
+    if facts is None or facts.region == "whole":  # synthetic images have no boxes
         works |= dict(together_work(session.contract, session.path, samples, name, threads) for name in devices)
     kept = _affordable(works, seconds)
     rounds, timings = _time(list(kept.values()), seconds, progress)
@@ -116,7 +116,7 @@ def run_bench(
 
 
 def _devices(device: str) -> tuple[list[str], str | None]:
-    """What to measure on, and why "auto" leaves out CUDA although onnxruntime-gpu is installed."""
+    """Return the devices to measure, and why "auto" leaves out CUDA although onnxruntime-gpu is installed."""
     kind, _ = parse_device(device)
     if kind != "auto":
         return [device], None
@@ -139,7 +139,7 @@ def _read(path: str) -> bytes:
         with open(path, "rb") as file:
             return file.read()
     except OSError:
-        return b""  # counted as unreadable, like any other that cannot be decoded
+        return b""  # counted as unreadable, like images that cannot be decoded
 
 
 def _made_up(size_wh: tuple[int, int]) -> Images:
@@ -149,7 +149,7 @@ def _made_up(size_wh: tuple[int, int]) -> Images:
 
 
 def _affordable(works: Mapping[Setting, Work], seconds: float) -> dict[Setting, Work]:
-    """Batches of one, decoding and both together always; larger batches as long as there is time for all rounds."""
+    """Select batches of one, decoding and both together; add larger batches while there is time for all rounds."""
     kept = {setting for setting in works if setting.part != "network" or setting.batch_size == 1}
     spent = minimal_seconds([works[setting] for setting in kept], ROUNDS)
     for setting in sorted(set(works) - kept, key=lambda setting: setting.batch_size or 0):
@@ -169,18 +169,18 @@ def _time(works: list[Work], seconds: float, progress: Progress | None) -> tuple
 
 
 Bound = Literal["decoding", "network", "both"]
-# A plainer setting is preferred where it is less than this slower: rounds differ by as much.
+# A simpler setting is preferred if it is slower by less than this share, which is within the variation between rounds.
 _AS_GOOD = 0.05
 _UNSTEADY = 0.2
-# Shares of time between which neither is called the bound.
+# Between these time shares, neither decoding nor the network is reported as the limit.
 _EVEN = (0.4, 0.6)
 
 
 @dataclass(frozen=True)
 class Advice:
-    """`many`: the setting for many images, `one`: for one at a time. `decoding_share`: of an image's time, 0..1.
+    """Recommendation. `many`: setting for many images. `one`: for one image at a time.
 
-    `lines`: all of it as sentences.
+    `decoding_share`: decoding's share of the time per image, 0..1. `lines`: the recommendation as sentences.
     """
 
     many: Setting
@@ -191,7 +191,7 @@ class Advice:
 
 
 def advise(bench: Bench) -> Advice:
-    """Which batch size, threads, hint and device to take, and whether decoding or the network bounds the speed."""
+    """Recommend batch size, threads, hint and device, and state whether decoding or the network limits the speed."""
     network = [row for row in bench.rows if row.setting.part == "network"]
     many, one = _for_many(network), _for_one(network)
     decode = max((row for row in bench.rows if row.setting.part == "decode"), key=lambda row: row.setting.threads)
@@ -203,7 +203,7 @@ def advise(bench: Bench) -> Advice:
 
 
 def _for_many(rows: Sequence[Row]) -> Row:
-    """The plainest setting as fast as the fastest, or not to be told from it: small batches, then `load`'s own hint."""
+    """Return the simplest setting not clearly slower than the fastest: small batches, then `load`'s default hint."""
     best = max((row.timing for row in rows), key=lambda timing: timing.images_per_s)
     enough = (1 - _AS_GOOD) * best.images_per_s
     good = [row for row in rows if row.timing.images_per_s >= enough or row.timing.fastest >= best.slowest]
@@ -211,7 +211,7 @@ def _for_many(rows: Sequence[Row]) -> Row:
 
 
 def _for_one(rows: Sequence[Row]) -> Row:
-    """The fewest threads that answer one image as soon as the soonest. Only one caller works, so nothing waits."""
+    """Return the setting with the fewest threads among those with the lowest latency for one image, with one caller."""
     alone = [row for row in rows if row.setting.batch_size == 1 and _is_alone(row.setting)]
     best = min(row.timing.p50_ms for row in alone)
     return min(
@@ -224,7 +224,11 @@ def _is_alone(setting: Setting) -> bool:
 
 
 def _decoding_share(decode: Row, network: Row) -> float:
-    """On the CPU both share the cores; a GPU works beside the decoding, and the slower of the two bounds."""
+    """Return decoding's share of the time per image.
+
+    On the CPU, decoding and the network share the cores. A GPU runs in parallel, and the slower of the two is the
+    bottleneck.
+    """
     slow, fast = 1 / decode.timing.images_per_s, 1 / network.timing.images_per_s
     return slow / (slow + fast)
 

@@ -1,7 +1,6 @@
-"""What `tl bench` measures, and how: networks, decoding and both together, on given or made-up photos, in alternating
-rounds.
+"""Run the measurements of `tl bench`: networks, decoding and both together, on real or synthetic images.
 
-Knows sessions, JPEG and clocks. Does not know what to recommend (`measure`).
+Rounds alternate between the measurements. `measure` derives the recommendations.
 """
 
 from __future__ import annotations
@@ -25,15 +24,15 @@ from tl.runtime.model_file.contract import Contract
 from tl.runtime.predictor import CPU_BATCH, CUDA_BATCH, Hint, Predictor, load, load_landmarks
 from tl.runtime.session import Session
 
-# A phone's photo: 12 megapixels. At quality 90 a made-up one has about 0.2 bytes a pixel, as many real ones have.
+# Size of a phone photo: 12 megapixels. At quality 90, a synthetic one has about 0.2 bytes per pixel, like many photos.
 PHONE_WH = (4000, 3000)
 _TILE = 512
-# How much fainter each octave of detail is: 0.5 gives JPEGs of 0.13 bytes a pixel, 0.7 of 0.32.
+# Amplitude ratio between octaves of detail: 0.5 gives JPEGs of 0.13 bytes per pixel, 0.7 of 0.32.
 _FALLOFF = 0.6
 
 
 def sample_jpeg(size_wh: tuple[int, int] = PHONE_WH, seed: int = 0) -> bytes:
-    """A JPEG (quality 90, 4:2:0) of `size_wh` pixels with detail at every scale, the same for the same seed."""
+    """Return a synthetic JPEG (quality 90, 4:2:0) of `size_wh` pixels with detail at every scale, fixed by `seed`."""
     tile = _clouds(seed)
     width, height = size_wh
     repeats = (-(-height // _TILE), -(-width // _TILE), 1)
@@ -43,7 +42,7 @@ def sample_jpeg(size_wh: tuple[int, int] = PHONE_WH, seed: int = 0) -> bytes:
 
 
 def _clouds(seed: int) -> NDArray[np.uint8]:
-    """Noise of 4, 8, 16 ... cells a side, one above the other: uint8 (_TILE, _TILE, 3)."""
+    """Return the sum of noise with 4, 8, 16 ... cells per side: uint8 (_TILE, _TILE, 3)."""
     generator = np.random.default_rng(seed)
     image = np.full((_TILE, _TILE, 3), 128, np.float32)
     cells, contrast = 4, 60.0
@@ -58,9 +57,9 @@ def _clouds(seed: int) -> NDArray[np.uint8]:
 
 @dataclass(frozen=True)
 class Work:
-    """Something to repeat: `callers` threads do it at the same time, each with a number of its own for every run.
+    """A repeatable measurement: `callers` threads run it at the same time, each run with a unique number.
 
-    `call` handles `images` images and takes about `seconds`.
+    `call` processes `images` images and takes about `seconds`.
     """
 
     call: Callable[[int], object]
@@ -71,9 +70,9 @@ class Work:
 
 @dataclass(frozen=True)
 class Timing:
-    """`images_per_s`: the median of the rounds; `slowest` and `fastest`: of the rounds, too.
+    """Speed of one setting. `images_per_s`: median of the rounds; `slowest`, `fastest`: their minimum and maximum.
 
-    `p50_ms`, `p90_ms`, `p99_ms`: how long one run takes, by nearest rank over the `runs` of all rounds.
+    `p50_ms`, `p90_ms`, `p99_ms`: duration of one run, by nearest rank over the `runs` of all rounds.
     """
 
     images_per_s: float
@@ -86,14 +85,14 @@ class Timing:
 
 
 def minimal_seconds(works: Sequence[Work], rounds: int) -> float:
-    """What `time_works` takes at least: one run to warm up, and one per round."""
+    """Return the minimum duration of `time_works`: one warm-up run and one run per round."""
     return (rounds + 1) * sum(work.seconds for work in works)
 
 
 def time_works(
     works: Sequence[Work], *, seconds: float, rounds: int, advance: Callable[[], None] = lambda: None
 ) -> list[Timing]:
-    """Warm each work up, then time all in turns, `rounds` times, in about `seconds`; one run each at least."""
+    """Warm up, then time all works in turn, `rounds` times, in about `seconds`; at least one run each."""
     for work in works:
         _repeat(work, 0.0)
     spare = max(0.0, seconds - minimal_seconds(works, rounds)) / (rounds * max(1, len(works)))
@@ -109,7 +108,7 @@ def time_works(
 
 
 def _repeat(work: Work, seconds: float) -> list[list[float]]:
-    """Run until `seconds` are over, once at least; how long each run of each caller took."""
+    """Run for `seconds`, at least once; return the duration of each run of each caller."""
     begin = threading.Barrier(work.callers)
 
     def repeat(caller: int) -> list[float]:
@@ -143,15 +142,15 @@ def _summarize(rates: Sequence[float], runs: Sequence[float]) -> Timing:
     )
 
 
-Call = Callable[[int], object]  # takes the number of the run
+Call = Callable[[int], object]  # argument: number of the run
 BATCH_SIZES = (1, 2, 4, 8, 16, 32)
 
 
 @dataclass(frozen=True)
 class Setting:
-    """`part`: "network", "decode" (with resizing) or "together" (`predict_iter` as it is). The others as for `load`.
+    """`part`: "network", "decode" (with resizing) or "together" (`predict_iter`). Other fields as for `load`.
 
-    `hint` and `batch_size` are None where they mean nothing.
+    `hint` and `batch_size` are None where they do not apply.
     """
 
     part: str
@@ -163,14 +162,14 @@ class Setting:
 
 @dataclass(frozen=True)
 class Images:
-    """Encoded images to measure with. `source`: their folder, or what was made up. `unreadable`: how many more."""
+    """Encoded images to measure with. `source`: folder or description. `unreadable`: number of unreadable images."""
 
     source: str
     contents: tuple[bytes, ...]
     unreadable: int = 0
 
     def readable(self, preprocessing: Preprocessing) -> tuple[Images, NDArray[np.uint8]]:
-        """Those that can be read, and as a network's input: uint8 (N, H, W, 3). Raises `DataError` if none can."""
+        """Return the readable images, and their inputs, uint8 (N, H, W, 3). Raises `DataError` if none is readable."""
         contents, inputs, reason = [], [], ""
         for content in self.contents:
             try:
@@ -184,9 +183,10 @@ class Images:
 
 
 def network_works(session: Session, inputs: NDArray[np.uint8], device: str, threads: int) -> dict[Setting, Work]:
-    """Runs of every batch size. `session`: of the same file on the CPU with one thread.
+    """Return measurements of the network for all batch sizes. `session`: same file on the CPU with one thread.
 
-    On the CPU, `threads` callers with a thread each, and one caller with all `threads`; with fewer, batches of one.
+    On the CPU: `threads` callers with one thread each, and one caller with all `threads`; with fewer threads, batches
+    of one only.
     """
     if device != "cpu":
         alone = _by_batch_size(_runner(Session(session.path, device=device), inputs), callers=1)
@@ -204,7 +204,7 @@ def network_works(session: Session, inputs: NDArray[np.uint8], device: str, thre
 
 
 def decode_works(images: Images, preprocessing: Preprocessing, threads: int) -> dict[Setting, Work]:
-    """Encoded image to network's input, with one thread and with all."""
+    """Return measurements from encoded image to network input, with one thread and with all threads."""
     contents = images.contents
 
     def decode(run: int) -> None:
@@ -214,14 +214,14 @@ def decode_works(images: Images, preprocessing: Preprocessing, threads: int) -> 
 
 
 def together_work(contract: Contract, model: str, images: Images, device: str, threads: int) -> tuple[Setting, Work]:
-    """Encoded images to results, as `predict_iter` does it when nothing else is asked for."""
+    """Return a measurement from encoded images to results, by `predict_iter` with its default settings."""
     predictor: Predictor[Any]
     if contract.task == "landmarks":
         predictor = load_landmarks(model, device=device, threads=threads)
     else:
         predictor = load(model, device=device, threads=threads)
     batch_size = CPU_BATCH if device == "cpu" else CUDA_BATCH
-    count = (4 if device == "cpu" else 1) * threads * batch_size  # so that every thread has work most of the time
+    count = (4 if device == "cpu" else 1) * threads * batch_size  # keeps every thread busy most of the time
     sources = [images.contents[i % len(images.contents)] for i in range(count)]
 
     def predict(run: int) -> None:
@@ -232,7 +232,7 @@ def together_work(contract: Contract, model: str, images: Images, device: str, t
 
 
 def _runner(session: Session, inputs: NDArray[np.uint8]) -> Callable[[int], Call]:
-    """For a batch size, what runs the network on such a batch."""
+    """Return a function that, for a batch size, returns a call that runs the network on such a batch."""
     repeats = -(-max(BATCH_SIZES) // len(inputs))
     images = np.concatenate([inputs] * repeats)
     outputs = session.contract.outputs if session.contract else session.outputs
@@ -250,7 +250,7 @@ def _by_batch_size(of_size: Callable[[int], Call], *, callers: int) -> dict[int,
 
 
 def _measured(call: Call, images: int, callers: int) -> Work:
-    """With its seconds measured: the second call's, because the first one warms up."""
+    """Return a `Work` with its measured duration: that of the second call, because the first one warms up."""
     call(0)
     started = time.perf_counter()
     call(1)

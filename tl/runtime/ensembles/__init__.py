@@ -1,1 +1,1 @@
-"""Classifiers that vote, and when their answer should not be believed."""
+"""Classifiers that vote, and rules for when to reject their predictions."""

@@ -1,6 +1,6 @@
-"""Classifiers behind one decision: class names aligned, inputs shared between equal preprocessings, votes counted.
+"""Combine classifiers into one prediction: align class names, share inputs between equal preprocessings, vote.
 
-Knows sessions, contracts and voting. Does not know the order of images or threads (`predictor`), or formats.
+Depends on sessions, contracts and voting. Image order and threads are handled by `predictor`, file formats elsewhere.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ ClassRule = Literal["same", "union"]
 
 @dataclass(frozen=True)
 class _Judged:
-    """A batch: the decision, what members say (N, M, C), and how unlike training each image is (N,), if known."""
+    """A batch: the decision, the members' probabilities (N, M, C), and each image's OOD score (N,) if available."""
 
     decided: Vote
     members: NDArray[np.float32]
@@ -39,10 +39,10 @@ class _Judged:
 class Ensemble:
     """One or more classification models that vote. Thread-safe.
 
-    `class_names` is the first member's order; with `classes="union"` later members' further classes follow, and a class
-    that a member does not know has probability 0 in its vote. A merged file alone votes by its own rule, inside its
-    graph, and its members are those that it was made of. `tta`: each member's probabilities are the mean over views of
-    an image, before any vote. Raises `EnsembleError` if the members do not fit.
+    `class_names` follows the first member's order. With `classes="union"`, further classes of later members are
+    appended, and a class that a member lacks has probability 0 in its vote. A single merged file votes by its own rule,
+    inside its graph; its members are the models it was merged from. `tta`: each member's probabilities are averaged
+    over the views of an image before voting. Raises `EnsembleError` if the members are incompatible.
     """
 
     def __init__(
@@ -84,18 +84,18 @@ class Ensemble:
 
     @property
     def num_views(self) -> int:
-        """Inputs that are run for one image."""
+        """Number of inputs run per image."""
         return len(self._views)
 
     def member_probabilities(self, inputs: Mapping[Preprocessing, NDArray[np.uint8]]) -> NDArray[np.float32]:
-        """Run every member. `inputs`: preprocessing -> uint8 (N * V, H, W, 3), an image's V views one after the other.
+        """Run all members. `inputs`: preprocessing -> uint8 (N * V, H, W, 3), the V views of each image in sequence.
 
-        Returns float32 (N, M, C) by `class_names`.
+        Returns float32 (N, M, C) in the order of `class_names`.
         """
         return self.run_members(inputs, [])[0]
 
     def members_of(self, inputs: Mapping[Preprocessing, NDArray[np.uint8]]) -> NDArray[np.float32]:
-        """As `member_probabilities`; of a merged file, its own members'."""
+        """Like `member_probabilities`; for a merged file, return the probabilities of its own members."""
         if not self._votes_inside:
             return self.member_probabilities(inputs)
         (members,) = self.sessions[0].run(inputs[self.preprocessings[0]], ["member_probabilities"])
@@ -104,7 +104,7 @@ class Ensemble:
     def run_members(
         self, inputs: Mapping[Preprocessing, NDArray[np.uint8]], further: Sequence[str]
     ) -> tuple[NDArray[np.float32], list[list[NDArray[np.float32]]]]:
-        """As `member_probabilities`; and for each of the outputs `further` what each member gives of whole images."""
+        """Like `member_probabilities`; also return each member's values of the outputs `further` for whole images."""
         batch = len(next(iter(inputs.values()))) // len(self._views)
         stacked = np.zeros((batch, len(self.sessions), len(self.class_names)), np.float32)
         others: list[list[NDArray[np.float32]]] = [[] for _ in further]
@@ -122,7 +122,7 @@ class Ensemble:
 
     @property
     def key(self) -> dict[str, Any]:
-        """What results depend on beside the files of the members."""
+        """The settings that results depend on, besides the model files."""
         return {
             "voting": self.voting,
             "weights": None if self.weights is None else list(self.weights),
@@ -132,7 +132,7 @@ class Ensemble:
         }
 
     def fields(self, *, with_votes: bool) -> ClassFields:
-        """What the results hold."""
+        """Return the fields of the results."""
         return ClassFields(
             self.class_names,
             self.member_names if with_votes else (),
@@ -142,11 +142,11 @@ class Ensemble:
         )
 
     def prepare(self, source: ImageSource, name: str) -> Inputs:
-        """Decode an image as the members want it. Raises `ImageReadError`."""
+        """Decode an image into the members' inputs. Raises `ImageReadError`."""
         return self.preparer(source)
 
     def stack(self, prepared: Sequence[Inputs]) -> Inputs:
-        """Prepared images as one batch: preprocessing -> uint8 (N * V, H, W, 3), the V views of an image together."""
+        """Combine prepared images into a batch: preprocessing -> uint8 (N * V, H, W, 3), views of an image adjacent."""
         return {
             preprocessing: np.concatenate([inputs[preprocessing] for inputs in prepared])
             for preprocessing in self.preprocessings
@@ -155,7 +155,7 @@ class Ensemble:
     def results(
         self, names: Sequence[str], batch: Inputs, *, with_votes: bool, pad_to: int = 0
     ) -> list[Classification]:
-        """Decide on a batch of prepared images. It is run with at least `pad_to` of them: the last one repeated."""
+        """Predict a batch of prepared images. The last image is repeated until the batch has `pad_to` images."""
         if not names:
             return []
         views = len(self._views)
@@ -166,7 +166,7 @@ class Ensemble:
         why = reasons(confidence, judged.ood_score, self._ood_limit, self.selective)
         sets = None if self._set_limit is None else prediction_sets(probabilities, self._set_limit)
         votes = self._member_votes(judged) if with_votes else [None] * len(label_ids)
-        # Whole columns become Python's numbers at once: each alone would cost as much as the row it stands in.
+        # Convert whole columns to Python numbers: converting one value costs as much as building its row.
         labels, sure = label_ids.tolist(), confidence.tolist()
         unknown = None if judged.ood_score is None else judged.ood_score.tolist()
         return [
@@ -189,7 +189,7 @@ class Ensemble:
         return _Judged(self.decide(members), members, mean_ood_score(unknown[0]) if unknown else None)
 
     def _judge_alone(self, batch: Mapping[Preprocessing, NDArray[np.uint8]], with_votes: bool) -> _Judged:
-        """One file's decision; what the members of a merged one say is only computed if it is needed."""
+        """Predict with a single file; compute the member outputs of a merged file only if they are needed."""
         (session,) = self.sessions
         has_views = len(self._views) > 1
         wanted = {"probabilities": True, "label": self._votes_inside}
@@ -198,10 +198,10 @@ class Ensemble:
         names = [name for name, is_wanted in wanted.items() if is_wanted]
         found = dict(zip(names, session.run(batch[self.preprocessings[0]], names), strict=True))
         _check_finite(session, found["probabilities"])
-        unknown = found["ood_score"][:: len(self._views)] if self._has_ood_score else None  # of whole images
+        unknown = found["ood_score"][:: len(self._views)] if self._has_ood_score else None  # whole images only
         probabilities = self._mean_of_views(found["probabilities"])
         members = self._mean_of_views(found["member_probabilities"]) if "member_probabilities" in found else None
-        if members is not None and has_views:  # the graph's own vote, on what its members say of all views
+        if members is not None and has_views:  # repeat the graph's vote on the members' means over views
             decided = self.decide(members)
             softened = soften(decided.probabilities, self.contracts[0].temperature)
             return _Judged(Vote(softened, decided.label_ids), members, unknown)
@@ -210,7 +210,7 @@ class Ensemble:
         return _Judged(decided, probabilities[:, None] if members is None else members, unknown)
 
     def _mean_of_views(self, probabilities: NDArray[np.float32]) -> NDArray[np.float32]:
-        """(N * V, ...) -> (N, ...); as they are for one view."""
+        """Average over views: (N * V, ...) -> (N, ...); unchanged for a single view."""
         count = len(self._views)
         if count == 1:
             return probabilities
@@ -242,9 +242,10 @@ class Ensemble:
 
 
 def pad_batch(inputs: NDArray[np.uint8], views: int, size: int) -> NDArray[np.uint8]:
-    """Inputs (N, ...) made up to `size` with copies of the last image, its last `views` inputs; as they are if full.
+    """Pad inputs (N, ...) to `size` by repeating the last image (its last `views` inputs); unchanged if already full.
 
-    On CUDA, cuDNN searches its fastest kernels anew for every batch size, which takes seconds for a last small batch.
+    On CUDA, cuDNN repeats its search for the fastest kernels for every new batch size, which would take seconds for a
+    small last batch.
     """
     if len(inputs) >= size:
         return inputs
@@ -253,7 +254,7 @@ def pad_batch(inputs: NDArray[np.uint8], views: int, size: int) -> NDArray[np.ui
 
 
 def mean_ood_score(scores: Sequence[NDArray[np.float32]]) -> NDArray[np.float32]:
-    """Of several members, each (N,): summed in their order, as merged graphs do."""
+    """Average the OOD scores of several members, each (N,), summed in member order as in merged graphs."""
     total = scores[0]
     for score in scores[1:]:
         total = total + score
@@ -261,7 +262,7 @@ def mean_ood_score(scores: Sequence[NDArray[np.float32]]) -> NDArray[np.float32]
 
 
 def check_weights(sessions: Sequence[Session], weights: Sequence[float] | None) -> None:
-    """Raise `EnsembleError` without members, or for weights that are not a positive number for each."""
+    """Raise `EnsembleError` if there are no members, or unless `weights` gives each a positive number."""
     if not sessions:
         raise EnsembleError("an ensemble needs at least one model file")
     if weights is not None and (len(weights) != len(sessions) or not all(0 < w < math.inf for w in weights)):
@@ -330,7 +331,7 @@ def _some(names: set[str]) -> str:
 
 
 def member_names(paths: Sequence[str]) -> tuple[str, ...]:
-    """File stems, made unique with their folder or a number: they head the columns of the votes."""
+    """Return file stems, made unique with their folder or a number; they become the column names of the votes."""
     stems = [PurePath(path).stem for path in paths]
     if len(set(stems)) < len(stems):
         stems = ["/".join(PurePath(path).with_suffix("").parts[-2:]) for path in paths]

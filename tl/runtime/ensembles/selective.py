@@ -1,4 +1,4 @@
-"""Selective prediction: conformal sets of classes, and labels rejected as doubtful or out of distribution.
+"""Selective prediction: conformal prediction sets, and rejection of uncertain or out-of-distribution images.
 
 Pure numpy on probabilities and scores. `tl.evaluation.calibration` measures the limits, `ensemble` applies them.
 """
@@ -12,16 +12,17 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-# The label of an image that is rejected.
+# Label of a rejected image.
 REJECTED = "?"
 
 
 @dataclass(frozen=True)
 class SelectivePrediction:
-    """How sure a prediction must be.
+    """Requirements for accepting a prediction.
 
-    `coverage` in (0, 1): give the set of classes that holds the true one at least so often. A label becomes "?" where
-    its confidence is under `min_confidence`, or with `reject_unknown` where the image is unlike those of training.
+    `coverage` in (0, 1): also return the prediction set, which contains the true class with at least this probability.
+    A label becomes "?" if its confidence is below `min_confidence` or, with `reject_unknown`, if the image is
+    out-of-distribution.
     """
 
     coverage: float | None = None
@@ -41,10 +42,10 @@ class SelectivePrediction:
 
 
 def conformal_scores(probabilities: NDArray[np.float32]) -> NDArray[np.float64]:
-    """How far down the list of classes each one stands, (N, C) -> (N, C) in [0, 1].
+    """Return the conformal score of each class, (N, C) -> (N, C) in [0, 1]; higher for less probable classes.
 
-    The probability of all more probable classes and half of its own. Source: adaptive prediction sets of Romano, Sesia,
-    Candes 2020, with their random number fixed at one half, so that the same image has the same set every time.
+    The score is the probability of all more probable classes plus half of the class's own. Source: adaptive prediction
+    sets of Romano, Sesia, Candes 2020, with their random number fixed at one half, so that equal images get equal sets.
     """
     order = np.argsort(-probabilities, axis=1, kind="stable")
     ranked = np.take_along_axis(probabilities, order, axis=1).astype(np.float64)
@@ -54,17 +55,17 @@ def conformal_scores(probabilities: NDArray[np.float32]) -> NDArray[np.float64]:
 
 
 def conformal_limit(scores: Sequence[float], coverage: float) -> float:
-    """The score up to which classes belong to a set, from `scores` of true classes on images held out.
+    """Return the highest score of classes in a prediction set, from `scores` of true classes of held-out images.
 
-    Infinite where they are too few for so much coverage: every class belongs then. Source: split conformal prediction,
-    Vovk et al. 2005: the ceil((n + 1) coverage)-th smallest of n.
+    Infinite if there are too few scores for the coverage; sets then contain every class. Source: split conformal
+    prediction, Vovk et al. 2005: the ceil((n + 1) coverage)-th smallest of n.
     """
     place = math.ceil((len(scores) + 1) * coverage)
     return math.inf if place > len(scores) else float(sorted(scores)[place - 1])
 
 
 def prediction_sets(probabilities: NDArray[np.float32], limit: float) -> NDArray[np.bool_]:
-    """Which classes belong to each image's set, (N, C); the most probable one always does."""
+    """Return which classes belong to each image's set, bool (N, C); the most probable class always does."""
     members = conformal_scores(probabilities) <= limit
     members[np.arange(len(members)), probabilities.argmax(axis=1)] = True
     return members
@@ -76,14 +77,14 @@ def reasons(
     unknown_limit: float | None,
     selective: SelectivePrediction,
 ) -> list[str]:
-    """Why each label is not to be given, "" where it is. `confidence`, `ood_score`: (N,)."""
+    """Return why each label is rejected, "" if it is accepted. `confidence`, `ood_score`: (N,)."""
     lowest = -math.inf if selective.min_confidence is None else selective.min_confidence
     highest = unknown_limit if selective.reject_unknown and unknown_limit is not None else math.inf
     unlike = np.zeros(len(confidence)) if ood_score is None else ood_score
     found = []
     for sure, strange in zip(confidence.tolist(), unlike.tolist(), strict=True):
         why = [f"confidence {sure:.3f} under {lowest:g}"] if sure < lowest else []
-        if highest < math.inf and not strange <= highest:  # also what is no number
+        if highest < math.inf and not strange <= highest:  # also true for NaN
             why.append(f"unknown score {strange:.3f} over {highest:.3f}")
         found.append("; ".join(why))
     return found

@@ -1,7 +1,6 @@
-"""How several members' probabilities become one decision. Pure numpy; the same arithmetic as merged graphs.
+"""Combine the probabilities of several members into one decision. Pure numpy; same arithmetic as merged graphs.
 
-Knows probabilities and weights. Does not know models, files or class names. Sums run in float32 in member order, so
-that every implementation agrees on ties. docs/glossary.md defines the rules.
+Sums run in float32 in member order, so that all implementations break ties alike. docs/glossary.md defines the rules.
 """
 
 from __future__ import annotations
@@ -19,7 +18,7 @@ VOTINGS: tuple[Voting, ...] = ("soft", "hard", "max")
 
 @dataclass(frozen=True)
 class Vote:
-    """A decided batch: `probabilities` float32 (N, C), rows sum to 1; `label_ids` int64 (N,), which decide."""
+    """Decisions for a batch: `probabilities` float32 (N, C), rows sum to 1; `label_ids` int64 (N,), the labels."""
 
     probabilities: NDArray[np.float32]
     label_ids: NDArray[np.int64]
@@ -28,13 +27,13 @@ class Vote:
 def vote(
     member_probabilities: NDArray[np.float32], voting: Voting = "soft", weights: Sequence[float] | None = None
 ) -> Vote:
-    """Combine members.
+    """Combine the members' probabilities.
 
-    `member_probabilities`: float32 (N, M, C) in [0, 1]. `weights`: M positive numbers, None for equal ones.
+    `member_probabilities`: float32 (N, M, C) in [0, 1]. `weights`: M positive numbers, None for equal weights.
     soft: weighted mean. hard: weighted share of the members' labels. max: elementwise maximum of weight x probability,
     renormalized. The label is, among the classes with the highest score, the one with the largest weighted sum of
-    probabilities, then the first in class order. One member alone decides by its own probabilities, untouched.
-    Raises ValueError for shapes or weights that do not fit.
+    probabilities, then the first in class order. With a single member, its probabilities are returned unchanged.
+    Raises ValueError for invalid shapes or weights.
     """
     members = _check_members(member_probabilities)
     member_weights = _check_weights(weights, members.shape[1])
@@ -57,7 +56,7 @@ def vote(
 
 
 def soften(probabilities: NDArray[np.float32], temperature: float) -> NDArray[np.float32]:
-    """Probabilities (N, C) to the power of 1 / temperature, renormalized: softmax of their logarithms / temperature."""
+    """Raise probabilities (N, C) to the power 1 / temperature and renormalize: softmax(log(p) / temperature)."""
     if temperature == 1:
         return probabilities
     softened = probabilities ** np.float32(1 / temperature)
@@ -65,22 +64,22 @@ def soften(probabilities: NDArray[np.float32], temperature: float) -> NDArray[np
 
 
 def agreement(member_label_ids: NDArray[np.int64], label_ids: NDArray[np.int64]) -> NDArray[np.float32]:
-    """Share of the members that voted for the decided label. (N, M), (N,) -> float32 (N,) in [0, 1]."""
+    """Return the share of members that voted for the decided label. (N, M), (N,) -> float32 (N,) in [0, 1]."""
     return np.asarray((member_label_ids == label_ids[:, None]).mean(axis=1), np.float32)
 
 
 def entropy(probabilities: NDArray[np.float32]) -> NDArray[np.float32]:
-    """Shannon entropy of each row in nats. (N, C) -> float32 (N,) in [0, log C]."""
+    """Return the Shannon entropy of each row in nats. (N, C) -> float32 (N,) in [0, log C]."""
     p = probabilities.astype(np.float64)
-    return np.asarray(0.0 - (p * np.log(np.where(p > 0, p, 1.0))).sum(axis=1), np.float32)  # and never -0.0
+    return np.asarray(0.0 - (p * np.log(np.where(p > 0, p, 1.0))).sum(axis=1), np.float32)  # never -0.0
 
 
 def mutual_information(
     member_probabilities: NDArray[np.float32], weights: Sequence[float] | None = None
 ) -> NDArray[np.float32]:
-    """How much members differ: entropy of their (weighted) mean less the mean of their entropies, in nats, (N,).
+    """Return the members' disagreement in nats, (N,): entropy of their weighted mean minus their mean entropy.
 
-    0 where all say the same, however unsure. Source: Depeweg et al. 2018; Smith & Gal 2018.
+    0 if all members agree, however uncertain they are. Source: Depeweg et al. 2018; Smith & Gal 2018.
     """
     members = _check_members(member_probabilities)
     shares = _check_weights(weights, members.shape[1]).astype(np.float64)
@@ -88,11 +87,11 @@ def mutual_information(
     mean = np.einsum("nmc,m->nc", members.astype(np.float64), shares)
     each = np.stack([entropy(members[:, m]) for m in range(members.shape[1])], axis=1)
     found = entropy(mean.astype(np.float32)) - each @ shares
-    return np.asarray(np.maximum(found, 0.0), np.float32)  # rounding could make it negative
+    return np.asarray(np.maximum(found, 0.0), np.float32)  # rounding can make it negative
 
 
 def margin(probabilities: NDArray[np.float32]) -> NDArray[np.float32]:
-    """How much more probable the first class is than the second, (N, C) -> (N,); 1 where there is only one."""
+    """Return the difference between the two highest probabilities, (N, C) -> (N,); 1 if there is only one class."""
     if probabilities.shape[1] == 1:
         return np.ones(len(probabilities), np.float32)
     ordered = np.sort(probabilities, axis=1)

@@ -1,1 +1,1 @@
-"""What a label comes from: class activation maps, occlusion, drawings."""
+"""Explain predictions: class activation maps, occlusion, drawings."""

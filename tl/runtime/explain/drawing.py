@@ -1,6 +1,6 @@
-"""Found points, and why a decision, drawn on the photos, for a person to look at. The only file that draws.
+"""Draw predicted landmarks and explanations on photos. The only file that draws.
 
-Knows results and images. Does not know models.
+Depends on results and images; independent of models.
 """
 
 from __future__ import annotations
@@ -20,14 +20,14 @@ from tl.runtime.imaging.preprocessing import Preprocessing
 from tl.runtime.output.files import atomic_path
 from tl.runtime.results import Landmarks
 
-# Colors that differ for most readers. Source: Okabe & Ito 2008.
+# Colors that most readers can distinguish. Source: Okabe & Ito 2008.
 _COLORS = ("#E69F00", "#56B4E9", "#009E73", "#F0E442", "#0072B2", "#D55E00", "#CC79A7")
 _RIM = "#000000"
 _FOR, _AGAINST = (np.array(ImageColor.getrgb(color), np.float32) for color in ("#D55E00", "#0072B2"))
 _OPACITY = 0.75
-# Longest side of each of an explanation's two images.
+# Longest side in pixels of each of the two images in an explanation.
 _PANEL = 800
-# Sides of a filter and of a feature map, about.
+# Approximate sides of a filter and of a feature map, in pixels.
 _FILTER, _MAP = 42, 112
 
 
@@ -37,7 +37,7 @@ def draw_landmarks(
     preprocessing: Preprocessing,
     skeleton: Sequence[tuple[str, str]] = (),
 ) -> Image.Image:
-    """The upright photo with each point and its name. Raises `ImageReadError`."""
+    """Draw each point and its name on the upright photo. Raises `ImageReadError`."""
     image = Image.fromarray(decode_image(source, preprocessing))
     pen = ImageDraw.Draw(image)
     size = max(3.0, max(image.size) / 250)
@@ -53,7 +53,7 @@ def draw_landmarks(
 
 
 def draw_explanation(source: ImageSource, found: Explanation, preprocessing: Preprocessing) -> Image.Image:
-    """The upright photo, and beside it in gray with what speaks for the label (orange) and against it (blue).
+    """Draw the upright photo, and beside it in gray with the evidence for the label (orange) and against it (blue).
 
     Colors are strongest where the absolute value of `heat` is largest in this image. Raises `ImageReadError`.
     """
@@ -61,7 +61,7 @@ def draw_explanation(source: ImageSource, found: Explanation, preprocessing: Pre
     photo.thumbnail((_PANEL, _PANEL))
     (resized_h, resized_w), (left, top) = found.placement.resized_hw, found.placement.offset_xy
     input_h, input_w = found.placement.input_hw
-    # Over the whole input, then as the photo lies in it; what the network was not shown stays 0.
+    # Resize to the whole input, then map to the photo; parts that the network did not receive stay 0.
     heat = Image.fromarray(found.heat).resize((input_w, input_h), Image.Resampling.BILINEAR)
     onto_input = (resized_w / photo.width, 0, left, 0, resized_h / photo.height, top)
     spread = np.asarray(heat.transform(photo.size, Image.Transform.AFFINE, onto_input, Image.Resampling.BILINEAR))
@@ -80,7 +80,7 @@ def draw_explanation(source: ImageSource, found: Explanation, preprocessing: Pre
 
 
 def draw_filters(weights: NDArray[np.float32]) -> Image.Image:
-    """Filters (O, I, kh, kw) side by side, each by its own largest weight: gray is 0. In color where they see RGB."""
+    """Draw filters (O, I, kh, kw) side by side, scaled by their largest weights; gray is 0. RGB filters in color."""
     largest = np.maximum(np.abs(weights).max(axis=(1, 2, 3), keepdims=True), 1e-12)
     shown = 0.5 + weights / largest / 2
     if weights.shape[1] != 3:
@@ -90,9 +90,9 @@ def draw_filters(weights: NDArray[np.float32]) -> Image.Image:
 
 
 def draw_maps(before: NDArray[np.float32], after: NDArray[np.float32], count: int = 16) -> Image.Image:
-    """The first channels (C, h, w) before a non-linearity (left) and after it (right), each pair on one scale of gray.
+    """Draw the first channels (C, h, w) before (left) and after (right) a non-linearity, each pair on one gray scale.
 
-    Middle gray is 0, so that what was cut off is seen.
+    Middle gray is 0, so that values cut off by the non-linearity are visible.
     """
     blocks = []
     largest = np.maximum(np.abs(before[:count]).max(axis=(1, 2)), np.abs(after[:count]).max(axis=(1, 2)))
@@ -104,13 +104,13 @@ def draw_maps(before: NDArray[np.float32], after: NDArray[np.float32], count: in
 
 
 def _enlarge(tile: Image.Image, side: int) -> Image.Image:
-    """By a whole number, so that its pixels stay squares; what is large already stays."""
+    """Enlarge a tile by an integer factor, so that its pixels stay square; large tiles are unchanged."""
     times = max(1, round(side / max(tile.size)))
     return tile.resize((times * tile.width, times * tile.height), Image.Resampling.NEAREST)
 
 
 def _side_by_side(tiles: Sequence[Image.Image], gap: int = 3) -> Image.Image:
-    """Tiles of one size in rows, about as many as columns; two stand beside each other."""
+    """Arrange tiles of equal size in a grid with about as many rows as columns; two tiles go side by side."""
     columns = 2 if len(tiles) == 2 else math.ceil(math.sqrt(len(tiles)))
     rows = math.ceil(len(tiles) / columns)
     width, height = tiles[0].size
@@ -121,9 +121,9 @@ def _side_by_side(tiles: Sequence[Image.Image], gap: int = 3) -> Image.Image:
 
 
 def save_drawing(image: Image.Image, folder: Path, name: str, kind: str) -> Path:
-    """Write a drawing as NAME.KIND.jpg under `folder`, where `name`'s own folders are kept. Raises `OutputError`."""
+    """Write a drawing as NAME.KIND.jpg under `folder`, keeping the folders in `name`. Raises `OutputError`."""
     kept = PurePath(name)
-    # A folder above gets a name of its own, so that ../a/1.jpg and a/1.jpg are two drawings.
+    # Rename parent folders, so that ../a/1.jpg and a/1.jpg give two drawings.
     parts = ["__" if part == ".." else part for part in kept.parts if part != kept.anchor]
     path = folder.joinpath(*parts)
     path = path.with_name(f"{path.name}.{kind}.jpg")
@@ -133,10 +133,10 @@ def save_drawing(image: Image.Image, folder: Path, name: str, kind: str) -> Path
 
 
 def _edge(place: NDArray[np.floating]) -> tuple[float, float]:
-    """Pillow counts from the corner of the first pixel, points from its center."""
+    """Convert a point to Pillow's coordinates, measured from the first pixel's corner instead of its center."""
     return float(place[0]) + 0.5, float(place[1]) + 0.5
 
 
 def is_drawable(name: str) -> bool:
-    """Whether a row's name is a file that can be opened again: members of archives are not."""
+    """Return whether a row's name is a file that can be reopened, unlike a member of an archive."""
     return os.path.isfile(name)

@@ -1,6 +1,6 @@
-"""Where in an image a decision comes from: class activation maps of files that have them, else occlusion.
+"""Explain which image regions support a prediction: by class activation maps if the file has them, else by occlusion.
 
-Knows opened classifiers and their inputs. Does not know files or threads, and draws nothing (`drawing`).
+Depends on open classifiers and their inputs. Contains no file access; `drawing` draws the results.
 """
 
 from __future__ import annotations
@@ -24,22 +24,23 @@ from tl.runtime.prefetch import prefetch_map
 from tl.runtime.results import Classification
 
 Method = Literal["cam", "occlusion"]
-# Left, top, right and bottom of a part of the photo, in shares of its sides.
+# Left, top, right and bottom of a part of the photo, as fractions of its sides.
 Patch = tuple[float, float, float, float]
 _ALL: Patch = (0.0, 0.0, 1.0, 1.0)
-# Patches in a row and a column, each a quarter of the photo's side.
+# Number of patches per row and column; side of a patch, as a fraction of the photo's side.
 _ROW, _PATCH = 7, 0.25
-# Covered inputs a run: seven runs, which share the cores.
+# Covered inputs per run; the seven runs are distributed over the cores.
 _BATCH = 7
 
 
 @dataclass(frozen=True)
 class Explanation:
-    """How much each place of an image speaks for `label`.
+    """Evidence for `label` at each location of an image.
 
-    `heat`: float32 (h, w) over the network's input, coarser than it for maps. `method` "cam": logits of the places, as
-    compared with the mean over classes, whose softmax is the same. "occlusion": how much less probable the label is
-    where a place is covered, the mean over patches that cover it. `placement`: where the image lies in that input.
+    `heat`: float32 (h, w) over the network's input, of lower resolution for maps. `method` "cam": logits of the
+    locations minus their mean over classes, which leaves softmax unchanged. "occlusion": decrease in the label's
+    probability when a location is covered, averaged over the patches that cover it. `placement`: placement of the image
+    in that input.
     """
 
     path: str
@@ -50,11 +51,11 @@ class Explanation:
 
 
 def explain(predictor: Predictor[Classification], source: ImageSource, label: str | None = None) -> Explanation:
-    """Why this label, or, without one, why the most probable. Thread-safe.
+    """Explain a label, by default the most probable one. Thread-safe.
 
-    One file with the output `cam` gives its map; any other, and several that vote, are shown the image with parts
-    covered: 49 predictions, of several their mean. Places are those of the first one's input.
-    Raises `ImageReadError`, and `ConfigError` for a label that the models do not know.
+    For a single file with the output `cam`, use its map. For other files and for ensembles, predict the image with
+    parts covered: 49 predictions, averaged over members. Locations refer to the first model's input.
+    Raises `ImageReadError`, and `ConfigError` for a label that is not a class of the models.
     Source: Zhou et al. 2016 (class activation maps); Zeiler & Fergus 2014 (occlusion).
     """
     ensemble = predictor.ensemble
@@ -87,7 +88,7 @@ def _activation(
 def _occlusion(
     ensemble: Ensemble, inputs: dict[Preprocessing, PlacedInput], label: str | None
 ) -> tuple[str, NDArray[np.float32]]:
-    """Each patch of the photo is covered for all members, wherever it lies in their inputs."""
+    """Cover each patch of the photo in the inputs of all members, wherever it is placed there."""
     whole = _probabilities(ensemble, {preprocessing: placed.image[None] for preprocessing, placed in inputs.items()})[0]
     class_id = int(whole.argmax()) if label is None else ensemble.class_names.index(label)
 
@@ -104,17 +105,17 @@ def _occlusion(
         place = _pixels(patch, first.placement)
         drops[place] += drop
         covers[place] += 1
-    heat = drops / np.maximum(covers, 1)  # padding speaks for nothing
+    heat = drops / np.maximum(covers, 1)  # 0 for padding, which no patch covers
     return ensemble.class_names[class_id], heat.astype(np.float32)
 
 
 def _probabilities(ensemble: Ensemble, images: dict[Preprocessing, NDArray[np.uint8]]) -> NDArray[np.float32]:
-    """Weighted mean of the members' probabilities (N, C), for uint8 (N, H, W, 3): a majority would change in jumps."""
+    """Return the members' weighted mean probabilities (N, C) for uint8 (N, H, W, 3); a vote would change in jumps."""
     return np.average(ensemble.members_of(images), axis=1, weights=ensemble.weights).astype(np.float32)
 
 
 def _patches() -> Iterator[Patch]:
-    """Rows of them, each overlapping half of the next."""
+    """Yield the patches row by row, each overlapping half of the next."""
     for row in range(_ROW):
         for column in range(_ROW):
             top, left = (place * (1 - _PATCH) / (_ROW - 1) for place in (row, column))
@@ -122,7 +123,7 @@ def _patches() -> Iterator[Patch]:
 
 
 def _pixels(patch: Patch, placement: Placement) -> tuple[slice, slice]:
-    """Where a patch of the photo lies in an input: a pixel at least, or nothing where the input does not show it."""
+    """Return the pixels of a photo's patch in an input: at least one, or none if the input does not show the patch."""
     (height, width), (x, y), (input_h, input_w) = placement.resized_hw, placement.offset_xy, placement.input_hw
     left, right = round(patch[0] * width), max(round(patch[0] * width) + 1, round(patch[2] * width))
     top, bottom = round(patch[1] * height), max(round(patch[1] * height) + 1, round(patch[3] * height))
@@ -134,7 +135,7 @@ def _clipped(start: int, end: int, size: int) -> slice:
 
 
 def _cover(placed: PlacedInput, patch: Patch) -> NDArray[np.uint8]:
-    """The photo's own mean color hides a part of it."""
+    """Cover a part of the photo with the photo's mean color."""
     covered = placed.image.copy()
     photo = placed.image[_pixels(_ALL, placed.placement)]
     covered[_pixels(patch, placed.placement)] = photo.reshape(-1, 3).mean(axis=0).round().astype(np.uint8)

@@ -1,1 +1,1 @@
-"""From an image file to the network's input: decoding, geometry, preprocessing. The one implementation there is."""
+"""Convert image files to network inputs: decoding, geometry, preprocessing. The project's only implementation."""

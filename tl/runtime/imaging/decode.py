@@ -1,7 +1,7 @@
-"""Image files and bytes -> uint8 (H, W, 3) RGB, upright; or `ImageReadError` with the reason.
+"""Decode image files and bytes to upright uint8 (H, W, 3) RGB, or raise `ImageReadError` with the reason.
 
-Knows formats, orientation, color, alpha and bit depth, and refuses rather than guesses: a truncated or corrupt image
-is an error, never half an image. Does not know sizes the network wants (`geometry`) or models.
+Handles formats, orientation, color, alpha and bit depth. A truncated or corrupt image raises an error;
+it is never returned in part. Input sizes are handled by `geometry`.
 Thread-safe. The only file that imports Pillow's openers and simplejpeg.
 """
 
@@ -41,7 +41,7 @@ from tl.runtime.imaging.preprocessing import Preprocessing
 
 ImageSource = str | os.PathLike[str] | bytes | BinaryIO | NDArray[np.uint8]
 
-# Pillow can open more, but some of its openers start other programs (EPS, WMF) or guess (TGA has no signature).
+# Pillow supports more formats, but some openers start other programs (EPS, WMF) or guess (TGA has no signature).
 _PLUGINS = (
     JpegImagePlugin.JpegImageFile,
     PngImagePlugin.PngImageFile,
@@ -57,24 +57,24 @@ FORMATS = tuple(plugin.format for plugin in _PLUGINS)
 
 GRAY16_MODES = ("I;16", "I;16L", "I;16B", "I;16N")
 
-# Pillow's own limit against decompression bombs; held here because its global one belongs to the host program.
+# Pillow's default limit against decompression bombs. Stored here because Pillow's global belongs to the host program.
 MAX_PIXELS = 178_956_970
 MAX_JPEG_BYTES = 1 << 29
 
-# One such image needs up to 1.5 GB while it is converted, so they are decoded one at a time.
+# Converting one such image needs up to 1.5 GB, so they are decoded one at a time.
 _LARGE_PIXELS = 32_000_000
-large_image_lock: AbstractContextManager[object] = threading.Lock()  # `decode_worker` has one between processes
+large_image_lock: AbstractContextManager[object] = threading.Lock()  # `decode_worker` uses one shared between processes
 
 _EXIF_ORIENTATION = 0x0112
 
 
 @dataclass(frozen=True)
 class Decoded:
-    """An upright image, whole or scaled down while it was decoded.
+    """An upright image, at full size or scaled down during decoding.
 
-    `image`: uint8 (h, w, 3) RGB, C-contiguous. `full_hw`: of the image. `box`: what part of `image` it covers, (left,
-    top, right, bottom) in pixels; eighths of a size are rounded up, so a row or column may reach beyond.
-    `eighths`: the scale 1..8, or None where the format knows none.
+    `image`: uint8 (h, w, 3) RGB, C-contiguous. `full_hw`: size of the full image. `box`: the area of `image` that the
+    full image covers, (left, top, right, bottom) in pixels; scaled sizes are rounded up, so one row or column may
+    extend beyond it. `eighths`: the scale 1..8, or None for formats without scaled decoding.
     """
 
     image: NDArray[np.uint8]
@@ -84,15 +84,15 @@ class Decoded:
 
 
 def whole(image: NDArray[np.uint8]) -> Decoded:
-    """An array (H, W, 3) as an image that was decoded in full."""
+    """Wrap an array (H, W, 3) as an image decoded at full size."""
     height, width = image.shape[:2]
     return Decoded(image, (height, width), (0, 0, width, height), None)
 
 
 def decode_image(source: ImageSource, preprocessing: Preprocessing) -> NDArray[np.uint8]:
-    """Decode the first frame of an image in full, whatever the preprocessing's `jpeg_scale`: uint8 (H, W, 3).
+    """Decode the first frame of an image at full size, ignoring `jpeg_scale`: uint8 (H, W, 3).
 
-    Raises as `decode_scaled`.
+    Raises the same errors as `decode_scaled`.
     """
     return decode_scaled(source, preprocessing, lambda full_hw: 8).image
 
@@ -100,11 +100,11 @@ def decode_image(source: ImageSource, preprocessing: Preprocessing) -> NDArray[n
 def decode_scaled(
     source: ImageSource, preprocessing: Preprocessing, eighths: Callable[[tuple[int, int]], int]
 ) -> Decoded:
-    """Decode the first frame of an image: upright by EXIF, alpha over white, 16 bit scaled by `bit_depth_max`.
+    """Decode the first frame of an image: upright by EXIF, alpha over white, 16-bit scaled by `bit_depth_max`.
 
-    `source`: path, encoded bytes, seekable binary file, or a uint8 (H, W, 3) RGB array, which is passed through.
-    `eighths`: (H, W) of the upright image -> at how many eighths of its size, 1..8, a JPEG is decoded.
-    Raises `ImageReadError` for whatever cannot be read whole; TypeError or ValueError for an array of another kind.
+    `source`: path, encoded bytes, seekable binary file, or a uint8 (H, W, 3) RGB array, which is returned unchanged.
+    `eighths`: maps (H, W) of the upright image to the scale, 1..8 eighths, at which a JPEG is decoded.
+    Raises `ImageReadError` if the image cannot be read completely, TypeError or ValueError for an unsupported array.
     """
     if isinstance(source, np.ndarray):
         return whole(_check_array(source))
@@ -119,13 +119,13 @@ def decode_scaled(
 
 
 def check_source(source: ImageSource) -> None:
-    """Raise TypeError for what is no source at all."""
+    """Raise TypeError for an unsupported type of source."""
     if not isinstance(source, bytes | str | os.PathLike | np.ndarray) and not hasattr(source, "seek"):
         raise TypeError(f"expected a path, bytes, a binary file or an array, got {type(source).__name__}")
 
 
 def read_stream(source: BinaryIO) -> bytes:
-    """The whole content of a seekable binary file, from its start. Raises `ImageReadError`."""
+    """Return the whole content of a seekable binary file, from its start. Raises `ImageReadError`."""
     with _read_errors(source_name(source)):
         source.seek(0)
         return source.read()
@@ -141,22 +141,22 @@ def _read_errors(name: str) -> Iterator[None]:
         raise ImageReadError(name, "not enough memory to decode this image") from error
     except OSError as error:
         raise ImageReadError(name, _reason(error)) from error
-    except Exception as error:  # Pillow's parsers raise almost any type on damaged files (struct.error, IndexError ...)
+    except Exception as error:  # on damaged files, Pillow raises almost any type (struct.error, IndexError ...)
         raise ImageReadError(name, f"damaged image ({_reason(error)})") from error
 
 
 def read_size(path: str | os.PathLike[str]) -> tuple[int, int]:
-    """(height, width) of the upright image, from its header. Raises `ImageReadError`."""
+    """Return (height, width) of the upright image, read from its header. Raises `ImageReadError`."""
     stored_hw, orientation = read_stored(path)
     return stored_hw if orientation < 5 else stored_hw[::-1]
 
 
 def read_stored(path: str | os.PathLike[str]) -> tuple[tuple[int, int], int]:
-    """(height, width) of the image as it is stored, and its EXIF orientation 1..8. Raises `ImageReadError`."""
+    """Return (height, width) of the image as stored, and its EXIF orientation 1..8. Raises `ImageReadError`."""
     try:
         with _open_regular(Path(path)) as stream, _open_header(stream) as image:
             orientation = _orientation(image)
-            is_turned = orientation >= 5 and image.format == "TIFF"  # whose size Pillow turns itself
+            is_turned = orientation >= 5 and image.format == "TIFF"  # Pillow already swaps its size
             size = image.height, image.width
             return (size[::-1] if is_turned else size), orientation
     except ImageReadError as error:
@@ -166,7 +166,7 @@ def read_stored(path: str | os.PathLike[str]) -> tuple[tuple[int, int], int]:
 
 
 def source_name(source: ImageSource) -> str:
-    """What to call a source in messages and rows: its path, or '' for data without one."""
+    """Return the name of a source for messages and result rows: its path, or '' for data without one."""
     if isinstance(source, str | os.PathLike):
         return os.fspath(source)
     name = getattr(source, "name", "")
@@ -180,7 +180,7 @@ def _check_array(image: NDArray[np.uint8]) -> NDArray[np.uint8]:
 
 
 def _open_regular(path: Path) -> BinaryIO:
-    if not stat.S_ISREG(path.stat().st_mode):  # opening a FIFO would wait for ever
+    if not stat.S_ISREG(path.stat().st_mode):  # opening a FIFO would block forever
         raise ImageReadError("", "not a regular file")
     return path.open("rb")
 
@@ -200,13 +200,13 @@ def _decode_stream(
             if num_bytes > MAX_JPEG_BYTES:
                 raise ImageReadError("", f"a JPEG file over {MAX_JPEG_BYTES >> 20} MiB")
             stream.seek(0)
-            # Not up to the limit: Python would reserve as much for every image.
+            # Do not pass the limit as the size: Python would allocate that much for every image.
             return _decode_jpeg(stream.read(num_bytes), opened, eighths)
         with _one_at_a_time(pixels):
             _check_depth(opened, preprocessing)
             _scale_transparent_gray(opened)
             opened.load()
-            # After load: Pillow turns TIFFs itself while loading and then drops the tag.
+            # Read the orientation after loading: Pillow rotates TIFFs while loading and then drops the tag.
             image, orientation = _rgb_array(opened, preprocessing), _orientation(opened)
             return whole(upright(image, orientation))
 
@@ -231,7 +231,7 @@ def _too_large(found: str) -> str:
 
 def _decode_jpeg(data: bytes, image: Image.Image, eighths: Callable[[tuple[int, int]], int]) -> Decoded:
     orientation, stored_hw = _orientation(image), (image.height, image.width)
-    # Pillow fills corrupt scans with gray and says nothing; libjpeg-turbo in strict mode refuses them.
+    # Pillow silently fills corrupt scans with gray; libjpeg-turbo in strict mode rejects them.
     try:
         if image.mode == "CMYK":
             with _one_at_a_time(image.height * image.width):
@@ -262,21 +262,21 @@ def _rgb_array(image: Image.Image, preprocessing: Preprocessing) -> NDArray[np.u
 
 
 def _check_depth(image: Image.Image, preprocessing: Preprocessing) -> None:
-    """Refuse depths of which Pillow keeps too little while loading to follow the preprocessing."""
+    """Reject bit depths for which Pillow discards data that the preprocessing needs while loading."""
     stored = str(image.tile) if isinstance(image, ImageFile.ImageFile) else ""
     deep_color = ";16" in stored and image.mode not in GRAY16_MODES
     if deep_color and preprocessing.bit_depth_max != 65535:  # Pillow keeps the high byte (v >> 8)
         raise ImageReadError(
             "", f"16-bit color with bit_depth_max {preprocessing.bit_depth_max}: only gray can be rescaled"
         )
-    if deep_color and "transparency" in image.info:  # which 16-bit color it is can no longer be told
+    if deep_color and "transparency" in image.info:  # the 16-bit color is lost
         raise ImageReadError("", "16-bit color with one transparent color: save the image with an alpha channel")
     if image.format == "PPM" and "'ppm" in stored:  # Pillow stretches these values
         raise ImageReadError("", "a PNM file whose largest value is neither 255 nor, for gray, 65535")
 
 
 def _scale_transparent_gray(image: Image.Image) -> None:
-    """Pillow scales gray of 2 or 4 bits to 8 while loading, but not the PNG's transparent value."""
+    """Scale a PNG's transparent value: while loading, Pillow scales 2- and 4-bit gray to 8 bits, but not this value."""
     value = image.info.get("transparency")
     if isinstance(image, ImageFile.ImageFile) and image.mode == "L" and isinstance(value, int):
         stored = str(image.tile)
@@ -298,13 +298,13 @@ def _gray16_to_rgb(image: Image.Image, preprocessing: Preprocessing) -> NDArray[
 def _orientation(image: Image.Image) -> int:
     try:
         value = image.getexif().get(_EXIF_ORIENTATION, 1)
-    except Exception:  # an unreadable EXIF block holds no orientation; viewers show such an image as it is stored
+    except Exception:  # no orientation in an unreadable EXIF block; viewers show such images as stored
         return 1
     return value if isinstance(value, int) and 1 <= value <= 8 else 1
 
 
 def upright(image: NDArray[np.uint8], orientation: int) -> NDArray[np.uint8]:
-    """Turn a stored (H, W, 3) array as its EXIF orientation 1..8 says; C-contiguous.
+    """Rotate and flip a stored (H, W, 3) array according to its EXIF orientation 1..8; C-contiguous.
 
     Source: EXIF 2.32, tag 0x0112 (which side of the stored image is the visual top and left).
     """
@@ -318,7 +318,7 @@ def upright(image: NDArray[np.uint8], orientation: int) -> NDArray[np.uint8]:
 
 
 def _upright_scaled(stored: NDArray[np.uint8], stored_hw: tuple[int, int], eighths: int, orientation: int) -> Decoded:
-    """Turn a scaled image; what reaches beyond its size turns with it."""
+    """Rotate and flip a scaled image, together with the row or column that extends beyond its size."""
     (height, width), (shown_h, shown_w) = stored.shape[:2], (size * eighths / 8 for size in stored_hw)
     full_hw = stored_hw
     if orientation >= 5:

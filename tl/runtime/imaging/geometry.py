@@ -1,8 +1,7 @@
-"""Resize, crop and pad an upright image, or a region of it, into the network's input, and map keypoints both ways.
+"""Resize, crop and pad an upright image or a region of it into the network's input, and map keypoints both ways.
 
-Knows `Preprocessing` and arrays. Does not know files or models. Pixel convention: the center of the top-left pixel is
-(0, 0), so an image spans (-0.5, -0.5) to (W - 0.5, H - 0.5). Regions count edges instead, as boxes usually do: the
-whole image is (0, 0, W, H).
+Contains no file access. Pixel convention: the center of the top-left pixel is (0, 0), so an image spans (-0.5, -0.5)
+to (W - 0.5, H - 0.5). Regions are measured from pixel edges, as boxes usually are: the whole image is (0, 0, W, H).
 """
 
 from __future__ import annotations
@@ -32,10 +31,10 @@ Region = tuple[float, float, float, float]
 
 @dataclass(frozen=True)
 class Placement:
-    """Where a region of an image comes to lie in the input of `input_hw` pixels.
+    """The position of an image region in the input of `input_hw` pixels.
 
-    The region is resized to `resized_hw`, then its top-left pixel lies at `offset_xy` of the input: positive where
-    padding surrounds it, negative where it is cropped.
+    The region is resized to `resized_hw`; its top-left pixel is then at `offset_xy` in the input. Offsets are positive
+    where padding is added and negative where the region is cropped.
     """
 
     region_xywh: Region
@@ -49,19 +48,19 @@ class Placement:
         return self.resized_hw[1] / self.region_xywh[2], self.resized_hw[0] / self.region_xywh[3]
 
     def to_input(self, keypoints_xy: NDArray[np.floating]) -> NDArray[np.float64]:
-        """(..., 2) (x, y) in pixels of the upright image -> pixels of the input."""
+        """Convert (..., 2) (x, y) in pixels of the upright image to pixels of the input."""
         points = np.asarray(keypoints_xy, np.float64)
         return np.asarray((points + 0.5 - self.region_xywh[:2]) * self.scale_xy - 0.5 + self.offset_xy)
 
     def to_image(self, keypoints_xy: NDArray[np.floating]) -> NDArray[np.float64]:
-        """(..., 2) (x, y) in pixels of the input -> pixels of the upright image."""
+        """Convert (..., 2) (x, y) in pixels of the input to pixels of the upright image."""
         points = np.asarray(keypoints_xy, np.float64)
         return np.asarray((points - self.offset_xy + 0.5) / self.scale_xy - 0.5 + self.region_xywh[:2])
 
 
 @dataclass(frozen=True)
 class Part:
-    """A region of any image, its numbers in shares of the image's width and height."""
+    """A region relative to the image size: all values are fractions of its width or height."""
 
     left: float
     top: float
@@ -69,24 +68,24 @@ class Part:
     height: float
 
     def region(self, image_hw: tuple[int, int]) -> Region:
-        """In pixels of an image, of which it takes one at least."""
+        """Return the region in pixels of an image; it is at least one pixel wide and high."""
         full_h, full_w = image_hw
         width, height = max(1.0, self.width * full_w), max(1.0, self.height * full_h)
         return min(self.left * full_w, full_w - width), min(self.top * full_h, full_h - height), width, height
 
 
 def widen(region: Region, margin: float) -> Region:
-    """A region with `margin` times its size more on every side."""
+    """Extend a region on every side by `margin` times its size."""
     left, top, width, height = region
     return left - margin * width, top - margin * height, (1 + 2 * margin) * width, (1 + 2 * margin) * height
 
 
 def region_of_points(keypoints_xy: NDArray[np.floating], margin: float) -> Region:
-    """The square around the present points (K, 2), with `margin` times its side more on every side.
+    """Return the square around the non-missing points (K, 2), extended on every side by `margin` times its side.
 
-    Raises ValueError without a point. One point alone gets a square of one pixel.
+    Raises ValueError if there are no points. A single point gives a square of one pixel.
     """
-    present = keypoints_xy[~np.isnan(keypoints_xy).any(axis=1)] + 0.5  # regions count edges
+    present = keypoints_xy[~np.isnan(keypoints_xy).any(axis=1)] + 0.5  # regions are measured from pixel edges
     if len(present) == 0:
         raise ValueError("no point to look at")
     left, top = (float(value) for value in present.min(axis=0))
@@ -95,14 +94,14 @@ def region_of_points(keypoints_xy: NDArray[np.floating], margin: float) -> Regio
 
 
 def square(region: Region) -> Region:
-    """The smallest square about a region with its middle, of a pixel at least."""
+    """Return the smallest square that contains a region and has the same center; at least one pixel."""
     left, top, width, height = region
     side = max(width, height, 1.0)
     return left + (width - side) / 2, top + (height - side) / 2, side, side
 
 
 def clip_region(region: Region, image_hw: tuple[int, int]) -> Region:
-    """The part of a region within the image. Raises `ImageReadError` if that is less than a pixel wide or high."""
+    """Clip a region to the image. Raises `ImageReadError` if less than one pixel of width or height remains."""
     left, top = max(0.0, region[0]), max(0.0, region[1])
     right, bottom = min(image_hw[1], region[0] + region[2]), min(image_hw[0], region[1] + region[3])
     if not (right - left >= 1 and bottom - top >= 1):
@@ -112,11 +111,11 @@ def clip_region(region: Region, image_hw: tuple[int, int]) -> Region:
 
 
 def place(image_hw: tuple[int, int], preprocessing: Preprocessing, region: Region | None = None) -> Placement:
-    """The placement of an image, or of the part of `region` within it, under a preprocessing.
+    """Return the placement of an image, or of the part of `region` inside it, for a preprocessing.
 
     Raises `ImageReadError` for a region outside the image.
-    Source of the short-side sizes and the crop's rounding: torchvision 0.29 `resize` and `center_crop`, so that
-    pretrained weights see what they were validated on.
+    Source of the short-side sizes and of the rounding of the crop: torchvision 0.29 `resize` and `center_crop`, so that
+    pretrained weights get the same inputs as in their validation.
     """
     placed: Region = (0, 0, image_hw[1], image_hw[0]) if region is None else clip_region(region, image_hw)
     _, _, width, height = placed
@@ -136,7 +135,7 @@ def place(image_hw: tuple[int, int], preprocessing: Preprocessing, region: Regio
 
 
 def eighths(image_hw: tuple[int, int], preprocessing: Preprocessing, region: Region | None = None) -> int:
-    """At how many eighths of its size, 1..8, a preprocessing has a JPEG decoded. `image_hw`: of the upright image.
+    """Return the scale, 1..8 eighths, at which a JPEG is decoded. `image_hw`: size of the upright image.
 
     Raises `ImageReadError` for a region outside the image.
     """
@@ -148,15 +147,15 @@ def eighths(image_hw: tuple[int, int], preprocessing: Preprocessing, region: Reg
 def working_image(
     image: Decoded | NDArray[np.uint8], preprocessing: Preprocessing, region: Region | None = None
 ) -> NDArray[np.uint8]:
-    """The resized (and padded), not yet cropped image: what training keeps and augments.
+    """Return the resized and padded image before cropping; training caches and augments it.
 
-    `image`: decoded under the same preprocessing, or uint8 (H, W, 3) RGB. Returns uint8 (h, w, 3), of `input_hw`
+    `image`: decoded with the same preprocessing, or uint8 (H, W, 3) RGB. Returns uint8 (h, w, 3), of size `input_hw`
     or, for `short_side`, at least that. Raises `ImageReadError` for an image too elongated to resize in bounded memory.
     """
     decoded = whole(image) if isinstance(image, np.ndarray) else image
     placement = place(decoded.full_hw, preprocessing, region)
     height, width = placement.resized_hw
-    if height * width > MAX_PIXELS:  # the short side of a thread-like image blown up
+    if height * width > MAX_PIXELS:  # a very elongated image whose short side is enlarged
         full_w, full_h = placement.region_xywh[2:]
         raise ImageReadError("", f"too elongated: {full_w:g}x{full_h:g} would be resized to {width}x{height}")
     resized = _resize(decoded, placement, preprocessing)
@@ -170,7 +169,7 @@ def working_image(
 
 
 def crop_to_input(working: NDArray[np.uint8], preprocessing: Preprocessing) -> NDArray[np.uint8]:
-    """Cut the center of a working image to `input_hw`; contiguous, and the image itself where it already fits."""
+    """Crop the center of a working image to `input_hw`; contiguous, and not copied if it already fits."""
     height, width = working.shape[:2]
     input_h, input_w = preprocessing.input_hw
     top, left = round((height - input_h) / 2), round((width - input_w) / 2)
@@ -180,7 +179,7 @@ def crop_to_input(working: NDArray[np.uint8], preprocessing: Preprocessing) -> N
 def turn_keypoints(
     keypoints_xy: NDArray[np.floating], orientation: int, stored_hw: tuple[int, int]
 ) -> NDArray[np.float64]:
-    """(..., 2) (x, y) in pixels of the stored image -> pixels of the upright one (EXIF orientation 1..8)."""
+    """Convert (..., 2) (x, y) in pixels of the stored image to pixels of the upright one (EXIF orientation 1..8)."""
     points = np.array(keypoints_xy, np.float64)
     height, width = stored_hw
     if orientation >= 5:
@@ -195,7 +194,7 @@ def turn_keypoints(
 def unturn_keypoints(
     keypoints_xy: NDArray[np.floating], orientation: int, stored_hw: tuple[int, int]
 ) -> NDArray[np.float64]:
-    """The inverse of `turn_keypoints`: pixels of the upright image -> pixels of the stored one."""
+    """Invert `turn_keypoints`: convert pixels of the upright image to pixels of the stored one."""
     points = np.array(keypoints_xy, np.float64)
     height, width = stored_hw if orientation < 5 else stored_hw[::-1]
     if orientation in (3, 4, 7, 8):
@@ -215,7 +214,7 @@ def _resize(decoded: Decoded, placement: Placement, preprocessing: Preprocessing
 
 
 def _decoded_box(decoded: Decoded, region: Region) -> tuple[float, float, float, float]:
-    """(left, top, right, bottom) of a region of the image in pixels of what was decoded."""
+    """Return (left, top, right, bottom) of an image region in pixels of the decoded image."""
     height, width = decoded.full_hw
     if region == (0, 0, width, height):
         return decoded.box
@@ -223,4 +222,4 @@ def _decoded_box(decoded: Decoded, region: Region) -> tuple[float, float, float,
     scale_x, scale_y = (right - left) / width, (bottom - top) / height
     x, y, w, h = region
     inner = (left + scale_x * x, top + scale_y * y, left + scale_x * (x + w), top + scale_y * (y + h))
-    return inner[0], inner[1], min(inner[2], right), min(inner[3], bottom)  # not a rounding beyond the image
+    return inner[0], inner[1], min(inner[2], right), min(inner[3], bottom)  # rounding must not exceed the image

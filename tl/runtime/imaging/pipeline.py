@@ -1,7 +1,6 @@
-"""From an image source to the network's input: the one preprocessing of training and deployment, and the views of
-test-time augmentation.
+"""Convert image sources to network inputs, with the same preprocessing in training and deployment; define TTA views.
 
-Knows the order of things: decode, resize, crop. Does not know how each is done (`decode`, `geometry`), nor models.
+Defines the order of the steps: decode, resize, crop. `decode` and `geometry` implement them.
 """
 
 from __future__ import annotations
@@ -20,21 +19,21 @@ from tl.runtime.imaging.preprocessing import Preprocessing
 
 TtaKind = Literal["hflip", "vflip", "crops"]
 TTA_KINDS: tuple[TtaKind, ...] = get_args(TtaKind)
-# Of each side. Source: 224 of 256 pixels, as published ImageNet weights are validated.
+# Share of each side. Source: 224 of 256 pixels, as in the validation of published ImageNet weights.
 CROP_SHARE = 0.875
 _REST = 1 - CROP_SHARE
 
 
 @dataclass(frozen=True)
 class View:
-    """One look at an image: a part of it, None for all, perhaps mirrored."""
+    """One view of an image: the whole image (`part` None) or a part of it, optionally mirrored."""
 
     part: Part | None = None
     hflip: bool = False
     vflip: bool = False
 
     def turn(self, image: NDArray[np.uint8]) -> NDArray[np.uint8]:
-        """The input of its part, uint8 (H, W, 3), as this view has it."""
+        """Mirror the input of this view's part, uint8 (H, W, 3), as this view requires."""
         return image[:: -1 if self.vflip else 1, :: -1 if self.hflip else 1]
 
 
@@ -52,10 +51,10 @@ def check_tta(kinds: Sequence[str]) -> list[TtaKind]:
 
 
 def build_views(kinds: Sequence[TtaKind]) -> tuple[View, ...]:
-    """The image as it is, first, and every combination of what is asked for.
+    """Return the unmodified image first, then every combination of the requested augmentations.
 
-    `hflip`, `vflip`: also mirrored left to right, upside down. `crops`: also its middle and four corners, each
-    `CROP_SHARE` of its sides. Raises ValueError for another kind, or one given twice.
+    `hflip`, `vflip`: also mirrored horizontally, vertically. `crops`: also the center and the four corners, each with
+    `CROP_SHARE` of the image's sides. Raises ValueError for an unknown or repeated kind.
     """
     check_tta(kinds)
     corners = [(_REST / 2, _REST / 2), (0.0, 0.0), (_REST, 0.0), (0.0, _REST), (_REST, _REST)]
@@ -65,35 +64,35 @@ def build_views(kinds: Sequence[TtaKind]) -> tuple[View, ...]:
     return tuple(View(part, hflip, vflip) for part in parts for vflip in vflips for hflip in hflips)
 
 
-# What each preprocessing's network is given of one image, uint8 (V, H, W, 3): one entry per view.
+# The inputs of one image for each preprocessing, uint8 (V, H, W, 3): one per view.
 Inputs = dict[Preprocessing, NDArray[np.uint8]]
 
 
 def load_working(source: ImageSource, preprocessing: Preprocessing, region: Region | None = None) -> NDArray[np.uint8]:
-    """The resized, not yet cropped image or region of it, uint8 (h, w, 3). Raises `ImageReadError`."""
+    """Return the working image of an image or region, uint8 (h, w, 3). Raises `ImageReadError`."""
     return _resize(source, _decode(source, preprocessing, region), preprocessing, region)
 
 
 def load_input(source: ImageSource, preprocessing: Preprocessing) -> NDArray[np.uint8]:
-    """The network's input, uint8 (input_h, input_w, 3). Raises `ImageReadError`."""
+    """Return the network's input, uint8 (input_h, input_w, 3). Raises `ImageReadError`."""
     return crop_to_input(load_working(source, preprocessing), preprocessing)
 
 
 @dataclass(frozen=True)
 class Preparer:
-    """How images are made the inputs of several networks. Can be pickled, so that other processes can do it too."""
+    """Convert images to the inputs of several networks. Picklable, for use in other processes."""
 
     preprocessings: tuple[Preprocessing, ...]
     views: tuple[View, ...] = (WHOLE,)
 
     def __call__(self, source: ImageSource) -> Inputs:
-        """As `load_inputs`. Raises `ImageReadError`."""
+        """Call `load_inputs`. Raises `ImageReadError`."""
         return load_inputs(source, self.preprocessings, self.views)
 
 
 @dataclass(frozen=True)
 class PlacedInput:
-    """A network's input, uint8 (input_h, input_w, 3), and where the image of `image_hw` pixels lies in it."""
+    """A network's input, uint8 (input_h, input_w, 3), and the placement of the image of `image_hw` pixels in it."""
 
     image: NDArray[np.uint8]
     placement: Placement
@@ -103,7 +102,7 @@ class PlacedInput:
 def load_inputs(
     source: ImageSource, preprocessings: Sequence[Preprocessing], views: Sequence[View] = (WHOLE,)
 ) -> Inputs:
-    """The inputs of several networks, the image decoded once for all that want it alike. Raises `ImageReadError`."""
+    """Return the inputs of several networks, sharing the decoded image where possible. Raises `ImageReadError`."""
     parts = list(dict.fromkeys(view.part for view in views))
     wanted = [(preprocessing, part) for preprocessing in preprocessings for part in parts]
     images = {key: placed.image for key, placed in zip(wanted, load_views(source, wanted), strict=True)}
@@ -114,7 +113,7 @@ def load_inputs(
 
 
 def load_views(source: ImageSource, views: Sequence[tuple[Preprocessing, Region | Part | None]]) -> list[PlacedInput]:
-    """Inputs of whole images, regions or parts, the image decoded once for all that want it alike.
+    """Return inputs of whole images, regions or parts, sharing the decoded image where possible.
 
     Raises `ImageReadError`, also for a region outside the image.
     """
@@ -142,7 +141,7 @@ def _decode(source: ImageSource, preprocessing: Preprocessing, looked_at: Region
 
 
 def _suits(image: Decoded, by: Preprocessing, preprocessing: Preprocessing, looked_at: Region | Part | None) -> bool:
-    """Whether `preprocessing` would decode the same pixels as `by` did."""
+    """Return whether `preprocessing` would decode the same pixels as `by` did."""
     is_scaled_alike = image.eighths in (None, eighths(image.full_hw, preprocessing, _region(looked_at, image.full_hw)))
     return by.decode_key == preprocessing.decode_key and is_scaled_alike
 

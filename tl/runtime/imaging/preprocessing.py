@@ -1,6 +1,6 @@
-"""The preprocessing preprocessing: every decision between an image file and the network's uint8 input.
+"""The preprocessing settings: every decision between an image file and the network's uint8 input.
 
-Knows the choices and their limits. Does not know how they are carried out (`decode`, `geometry`).
+Defines and validates the options; `decode` and `geometry` implement them.
 """
 
 from __future__ import annotations
@@ -8,8 +8,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
-# full: every pixel is decoded. 2x: at the smallest of libjpeg's eighths that leaves the image at least twice as large
-# as it is resized to, on both sides; four times as fast for large photos.
+# full: decode every pixel. 2x: decode at libjpeg's smallest scale, in eighths, at which both sides are at least twice
+# the resized size; four times as fast for large photos.
 JpegScale = Literal["full", "2x"]
 ResizeMode = Literal["squash", "letterbox", "short_side"]
 Interpolation = Literal["nearest", "bilinear", "bicubic", "lanczos"]
@@ -17,13 +17,14 @@ Interpolation = Literal["nearest", "bilinear", "bicubic", "lanczos"]
 
 @dataclass(frozen=True)
 class Preprocessing:
-    """How an image becomes the network's input. Stored whole in every model file.
+    """The conversion of an image to the network's input. Stored in full in every model file.
 
-    `input_hw`: the network's input in pixels. `resize_mode`: `squash` ignores the aspect ratio, `letterbox` keeps it
-    and pads with `pad_rgb`, `short_side` scales the shorter side to `short_side` pixels (None in the other modes) and
-    crops the center, as torchvision and timm do. Resizing is antialiased (Pillow).
-    `bit_depth_max`: the largest value a 16-bit image can hold (65535, or 4095 for a 12-bit camera).
-    The one-valued fields state rules that readers of the file must follow; a second value means a new rule.
+    `input_hw`: the network's input size in pixels. `resize_mode`: `squash` ignores the aspect ratio; `letterbox` keeps
+    it and pads with `pad_rgb`; `short_side` scales the shorter side to `short_side` pixels (None in the other modes)
+    and crops the center, as torchvision and timm do. Resizing is antialiased (Pillow). `bit_depth_max`: the largest
+    value a 16-bit image can contain (65535, or 4095 for a 12-bit camera).
+    Fields with a single allowed value state rules that readers of the file must follow; a second value means a new
+    rule.
     """
 
     input_hw: tuple[int, int]
@@ -53,7 +54,7 @@ class Preprocessing:
 
     @property
     def decode_key(self) -> tuple[object, ...]:
-        """Equal for preprocessings whose image, decoded at the same size, is the same: an ensemble decodes it once."""
+        """Equal for preprocessings that decode an image of a given size alike; an ensemble then decodes it once."""
         return (self.bit_depth_max, self.orientation, self.alpha, self.icc, self.cmyk, self.decoder)
 
 
@@ -67,9 +68,9 @@ def build_preprocessing(
     bit_depth_max: int = 65535,
     jpeg_scale: JpegScale = "2x",
 ) -> Preprocessing:
-    """A preprocessing with the rules that this version implements.
+    """Return a preprocessing with the rules implemented by this version.
 
-    `short_side` defaults to input / 0.875 in that mode, the crop_pct of ImageNet training.
+    In mode `short_side`, `short_side` defaults to input / 0.875, the crop_pct of ImageNet training.
     Source: torchvision's ImageClassification preset, 224 of 256.
     """
     if resize_mode == "short_side" and short_side is None:

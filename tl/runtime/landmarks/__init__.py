@@ -1,5 +1,5 @@
-"""Points on images: sets of them, their shapes, models that find them, and their files.
+"""Landmarks on images: sets of points, their shapes, models that predict them, and their file formats.
 
-Each format is one module with `read` and `write`; `files` chooses between them. All give and take a `LandmarkSet`,
-whose coordinates count from the center of the top-left pixel of the upright image.
+Each format is a module with `read` and `write`; `files` selects one. All of them use `LandmarkSet`, whose coordinates
+are measured from the center of the top-left pixel of the upright image.
 """

@@ -1,6 +1,6 @@
-"""Lists that go with images: boxes to look at, and scales in millimeters per pixel.
+"""Read lists that accompany images: boxes, and scales in millimeters per pixel.
 
-Knows CSV. Does not open images.
+Opens CSV files, but no images.
 """
 
 from __future__ import annotations
@@ -18,9 +18,9 @@ from tl.runtime.landmarks.wide_csv import BOX
 
 
 def read_list(path: Path, columns: Sequence[str], what: str) -> list[tuple[str, dict[str, str]]]:
-    """`FILE row N` and the row, of a list that has `path` and `columns`; others are read over.
+    """Return `FILE row N` and the row for each row of a CSV with `path` and `columns`; other columns are ignored.
 
-    Empty cells are "". `what`: the list's name in messages. Raises `DataError`.
+    Empty cells are "". `what`: name of the list in messages. Raises `DataError`.
     """
     try:
         with path.open(encoding="utf-8-sig", errors="surrogateescape", newline="") as stream:
@@ -35,14 +35,14 @@ def read_list(path: Path, columns: Sequence[str], what: str) -> list[tuple[str, 
 
 
 def listed_path(path: Path, row: dict[str, str]) -> str:
-    """The image that a row names, counted from the list's folder."""
+    """Return the path of the image in a row, resolved relative to the list's folder."""
     return os.path.join(path.parent, os.path.normpath(row["path"]))
 
 
 def read_boxes(path: str | os.PathLike[str]) -> dict[str, Region]:
-    """Image path -> its box in pixels of the upright image. Paths count from the list's folder.
+    """Return image path -> box in pixels of the upright image. Paths are relative to the list's folder.
 
-    Other columns are read over, so that a file of landmarks will do; rows without a box are left out.
+    Other columns are ignored, so a landmark file can be used; rows without a box are skipped.
     Raises `DataError` naming the row.
     """
     path = Path(path)
@@ -65,9 +65,9 @@ def read_boxes(path: str | os.PathLike[str]) -> dict[str, Region]:
 
 
 def read_scales(path: str | os.PathLike[str]) -> dict[str, float]:
-    """Image path -> its scale. A CSV with `path,mm_per_px`, whose other columns are read over, or a TPS or COCO file.
+    """Return image path -> scale, from a CSV with `path,mm_per_px` (other columns are ignored), or a TPS or COCO file.
 
-    Paths count from the file's folder; images without a scale are left out. Raises `DataError` naming the row.
+    Paths are relative to the file's folder; images without a scale are skipped. Raises `DataError` naming the row.
     """
     path = Path(path)
     if path.suffix.lower() == ".csv":

@@ -1,8 +1,8 @@
 """COCO keypoints: one JSON file with `images`, `annotations` and one category that names the points.
 
-Knows the fields that matter here. A file with two specimens in one image is refused. Beside COCO's own fields, an
-image may have `mm_per_px`, `split` and `group`, an annotation `keypoint_confidence` and `bbox_of` ("keypoints" for a
-box that nobody drew), the category `flip_pairs`.
+Rejects files with two specimens in one image. Besides COCO's own fields, an image may have `mm_per_px`, `split` and
+`group`, an annotation `keypoint_confidence` and `bbox_of` ("keypoints" for a box around the points), and the category
+`flip_pairs`.
 Source: https://cocodataset.org/#format-data
 """
 
@@ -22,7 +22,7 @@ Size = Callable[[str], tuple[int, int]]
 
 
 def read(text: str, where: str) -> LandmarkSet:
-    """Landmarks of all images that have an annotation; the others are counted in `remarks`. Raises `DataError`."""
+    """Return the landmarks of all annotated images; the others are counted in `remarks`. Raises `DataError`."""
     try:
         file = json.loads(text)
         categories = [category for category in file["categories"] if category.get("keypoints")]
@@ -46,7 +46,7 @@ def read(text: str, where: str) -> LandmarkSet:
 
 
 def write(landmarks: LandmarkSet, size: Size) -> str:
-    """JSON text. `size`: image name -> (height, width) of the upright image, which COCO states."""
+    """Return JSON text. `size`: image name -> (height, width) of the upright image, which COCO files include."""
     names = landmarks.keypoint_names
     category: dict[str, Any] = {"id": 1, "name": "specimen", "supercategory": "", "keypoints": list(names)}
     category["skeleton"] = [[names.index(a) + 1, names.index(b) + 1] for a, b in landmarks.skeleton]
@@ -109,7 +109,7 @@ def _annotation(number: int, image: ImageLandmarks) -> dict[str, Any]:
 
 
 def _around(image: ImageLandmarks) -> tuple[float, float, float, float]:
-    """The box of the points, which COCO wants where nobody drew one."""
+    """Return the box around the points, which COCO requires even if no box was drawn."""
     points = image.keypoints_xy[image.visibility != MISSING]
     if not len(points):
         return 0.0, 0.0, 0.0, 0.0

@@ -1,7 +1,7 @@
-"""DeepLabCut's `CollectedData*.csv` and its predictions: header rows scorer, bodyparts, coords, then a row per image.
+"""DeepLabCut's `CollectedData*.csv` and predictions: header rows scorer, bodyparts, coords, then one row per image.
 
-A row begins with the image's path, in one cell or, since DeepLabCut 2.2, in three. Projects of several animals have a
-fourth header row and are refused.
+A row begins with the image's path, in one cell or, since DeepLabCut 2.2, in three. Projects with several animals have
+a fourth header row and are rejected.
 """
 
 from __future__ import annotations
@@ -21,12 +21,12 @@ _HEADER = ("scorer", "bodyparts", "coords")
 
 
 def is_deeplabcut(text: str) -> bool:
-    """Whether a CSV begins as DeepLabCut's do."""
+    """Return whether a CSV begins like a DeepLabCut file."""
     return text.removeprefix("\ufeff").startswith("scorer,")
 
 
 def read(text: str, where: str) -> LandmarkSet:
-    """Landmarks of all rows; empty cells are missing points. Raises `DataError` naming the row."""
+    """Return the landmarks of all rows; empty cells are missing points. Raises `DataError` naming the row."""
     rows = list(csv.reader(StringIO(text, newline="")))
     found = [row[0] if row else "" for row in rows[:3]]
     if found[1:2] == ["individuals"]:
@@ -44,7 +44,7 @@ def read(text: str, where: str) -> LandmarkSet:
 
 
 def write(landmarks: LandmarkSet) -> str:
-    """CSV text, with likelihoods where points were predicted. Visibility, boxes and scales have no place in it."""
+    """Return CSV text, with likelihoods if points were predicted; without visibility, boxes and scales."""
     has_likelihood = any(image.confidence is not None for image in landmarks.images)
     coords = ("x", "y", "likelihood")[: 3 if has_likelihood else 2]
     names = [name for name in landmarks.keypoint_names for _ in coords]
@@ -63,7 +63,7 @@ def write(landmarks: LandmarkSet) -> str:
 
 
 def _first_value(coords: Sequence[str], where: str) -> int:
-    """How many cells the path takes."""
+    """Return how many cells the path takes."""
     start = next((i for i, name in enumerate(coords) if name == "x"), 0)
     if start not in (1, 3):
         raise DataError(f"{where}: expected the path in one cell or three before the coordinates, found {start}")

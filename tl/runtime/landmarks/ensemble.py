@@ -1,6 +1,6 @@
-"""Landmark models, one or several whose points are merged, on whole images or on regions of them.
+"""Run one or several landmark models on whole images or on regions of them, and merge their points.
 
-Knows sessions, regions and rules of merging. Does not know files of landmarks or threads.
+Depends on sessions, regions and merge rules. Contains no landmark file formats and no threads.
 """
 
 from __future__ import annotations
@@ -31,9 +31,9 @@ Merging = Literal["mean", "median", "confidence"]
 
 @dataclass(frozen=True)
 class Merged:
-    """Points float64 (N, K, 2), their spread_px (N, K) and confidence float32 (N, K), None where members have none.
+    """Points float64 (N, K, 2), their spread_px (N, K), and confidence float32 (N, K) or None if members have none.
 
-    `spread_px`: root mean square distance of the members from the merged point. `confidence`: the members' mean.
+    `spread_px`: root mean square distance of the members from the merged point. `confidence`: mean over the members.
     """
 
     keypoints_xy: NDArray[np.float64]
@@ -47,11 +47,12 @@ def merge_points(
     weights: Sequence[float] | None = None,
     confidence: NDArray[np.float32] | None = None,
 ) -> Merged:
-    """Merge members' points (N, M, K, 2).
+    """Merge the members' points (N, M, K, 2).
 
-    mean: weighted mean. median: of each coordinate, unweighted. confidence: mean weighted by `confidence` (N, M, K)
-    too; where all members' confidences are 0, the plain mean. `weights`: M positive numbers, None for equal ones.
-    Raises ValueError for shapes, weights or a rule that do not fit.
+    mean: weighted mean. median: median of each coordinate, unweighted. confidence: mean weighted by `weights` and
+    `confidence` (N, M, K); `weights` alone where all members' confidences are 0. `weights`: M positive numbers, None
+    for equal weights.
+    Raises ValueError for invalid shapes or weights or an unknown rule.
     """
     if members_xy.ndim != 4 or members_xy.shape[3] != 2 or members_xy.shape[1] == 0:
         raise ValueError(f"members' points must be (N, M, K, 2), got {members_xy.shape}")
@@ -82,25 +83,26 @@ def _weighted(members_xy: NDArray[np.float64], weights: NDArray[np.float64]) -> 
 
 @dataclass(frozen=True)
 class _View:
-    """How a member looks at an image."""
+    """The preprocessing and the region of an image that a member uses."""
 
     preprocessing: Preprocessing
     region: Literal["whole", "box", "points"]
     margin: float
 
 
-# One image as its models want it.
+# The inputs of one image for all models.
 PlacedInputs = dict[_View, PlacedInput]
 
 
 class LandmarkEnsemble:
     """One or more landmark models whose points are merged in pixels of the photo. Thread-safe.
 
-    Members may differ in input size and in what they look at; points are matched by name, in the first member's order.
-    Models of boxes need one for each image: from `boxes` (path -> left, top, width, height). Models of the square
-    around the points take it from there too, or from the points of a `locator`. `margin` overrides the models' own.
-    `mm_per_px`: the scale of all photos, or path -> scale, which results carry.
-    Raises `EnsembleError` if the members do not fit, or if what says where to look is lacking or has no use.
+    Members may differ in input size and region; points are matched by name, in the first member's order. Models trained
+    on boxes need one box per image, from `boxes` (path -> left, top, width, height). Models trained on the square
+    around the points take it from `boxes` too, or from the points of a `locator`. `margin` overrides the margin stored
+    in the models. `mm_per_px`: the scale of all photos, or path -> scale; it is copied to the results.
+    Raises `EnsembleError` if the members are incompatible, or if the boxes or the locator are missing or have no
+    effect.
     """
 
     def __init__(
@@ -168,7 +170,7 @@ class LandmarkEnsemble:
 
     @property
     def key(self) -> dict[str, Any]:
-        """What results depend on beside the files of the members."""
+        """The settings that results depend on, besides the model files."""
         located = None if self._locator is None else [hash_file(session.path) for session in self._locator.sessions]
         boxes = None if self._boxes is None else sorted(self._boxes.items())
         return {
@@ -181,11 +183,11 @@ class LandmarkEnsemble:
         }
 
     def fields(self, *, with_votes: bool) -> PointFields:
-        """What the results hold."""
+        """Return the fields of the results."""
         return PointFields(self.keypoint_names, self.has_confidence, with_votes, self._scales is not None)
 
     def prepare(self, source: ImageSource, name: str) -> PlacedInputs:
-        """Decode an image as the members want it. Raises `ImageReadError`."""
+        """Decode an image into the members' inputs. Raises `ImageReadError`."""
         found = self._look(source, name) if any(view.region != "whole" for view in self._views) else None
         views = list(dict.fromkeys(self._views))
         placed = load_views(source, [(view.preprocessing, _region(view, found)) for view in views])
@@ -193,17 +195,17 @@ class LandmarkEnsemble:
 
     @property
     def preparer(self) -> None:
-        """Only this process can prepare: placing a part of a photo may need boxes and the network of a locator."""
+        """None: only this process can prepare images, because that may need boxes and the locator's network."""
         return None
 
     def stack(self, prepared: Sequence[PlacedInputs]) -> Sequence[PlacedInputs]:
-        """As they are: where each input lies in its photo is needed to the end."""
+        """Return the images unchanged: the placement of each input is needed to convert its points."""
         return prepared
 
     def results(
         self, names: Sequence[str], prepared: Sequence[PlacedInputs], *, with_votes: bool, pad_to: int = 0
     ) -> list[Landmarks]:
-        """Find the points of prepared images. At least `pad_to` are run: the last one repeated."""
+        """Predict the points of prepared images. The last image is repeated until the batch has `pad_to` images."""
         if not names:
             return []
         batch = {
@@ -255,7 +257,7 @@ class LandmarkEnsemble:
         )
 
     def _look(self, source: ImageSource, name: str) -> Region:
-        """The box of the specimen, not widened. Raises `ImageReadError`."""
+        """Return the box of the specimen, without margin. Raises `ImageReadError`."""
         if self._boxes is not None:
             box = self._boxes.get(os.path.abspath(name))
             if box is None:
@@ -270,7 +272,7 @@ class LandmarkEnsemble:
 
 
 def _region(view: _View, found: Region | None) -> Region | None:
-    """The part of the image that a member is given: what it was trained on."""
+    """Return the region of the image that a member uses, as in its training; None for the whole image."""
     if view.region == "whole" or found is None:
         return None
     return widen(square(found) if view.region == "points" else found, view.margin)

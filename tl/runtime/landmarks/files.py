@@ -1,6 +1,6 @@
-"""Files of landmarks in any format: which one it is, where its images are, points that ignored a photo's EXIF turn.
+"""Read and write landmark files: detect the format, find the images, apply EXIF orientations that points ignored.
 
-Knows the formats' modules and the sizes of images. Does not know models.
+Depends on the format modules and image sizes; independent of models.
 """
 
 from __future__ import annotations
@@ -24,9 +24,9 @@ from tl.runtime.output.files import write_text
 
 
 def turn_upright(landmarks: LandmarkSet, find: Callable[[str], str]) -> LandmarkSet:
-    """Turn points and boxes as each photo's EXIF orientation turns the photo; a remark says how many that concerns.
+    """Apply each photo's EXIF orientation to its points and box; a remark states how many images are affected.
 
-    `find`: as `image_finder` gives. Raises `DataError`, `ImageReadError`.
+    `find`: see `image_finder`. Raises `DataError`, `ImageReadError`.
     """
     turned = [_turn(image, *read_stored(find(image.name))) for image in landmarks.images]
     count = sum(new is not old for new, old in zip(turned, landmarks.images, strict=True))
@@ -39,7 +39,7 @@ def _turn(image: ImageLandmarks, stored_hw: tuple[int, int], orientation: int) -
         return image
     box = image.box_xywh
     if box is not None:
-        left, top, width, height = box  # boxes count edges, points centers
+        left, top, width, height = box  # boxes are measured from pixel edges, points from pixel centers
         corners = np.array([[left, top], [left + width, top + height]]) - 0.5
         ends = turn_keypoints(corners, orientation, stored_hw) + 0.5
         (left, top), (right, bottom) = ends.min(axis=0).tolist(), ends.max(axis=0).tolist()
@@ -53,7 +53,7 @@ Size = Callable[[str], tuple[int, int]]
 Format = Literal["csv", "long", "tps", "coco", "deeplabcut"]
 _BY_SUFFIX: dict[str, Format] = {".csv": "csv", ".tps": "tps", ".json": "coco"}
 SUFFIXES: dict[Format, str] = {"csv": ".csv", "long": ".csv", "tps": ".tps", "coco": ".json", "deeplabcut": ".csv"}
-# Three header lines of DeepLabCut, or the columns of some hundred points.
+# Enough for DeepLabCut's three header lines, or for the columns of several hundred points.
 _HEAD_CHARACTERS = 65536
 _LOST: dict[Format, tuple[str, ...]] = {
     "csv": ("flip pairs", "skeleton"),
@@ -67,10 +67,10 @@ _LOST: dict[Format, tuple[str, ...]] = {
 def read_landmarks(
     path: str | os.PathLike[str], images: str | os.PathLike[str] | None = None, *, from_stored: bool = False
 ) -> LandmarkSet:
-    """Read a file of any of the formats, which is told from its name and first lines.
+    """Read a landmark file of any format, detected from its name and first lines.
 
-    `images`: the folder that images' names count from; see `image_finder`. `from_stored`: points count in the
-    photos as they are stored and are turned as their EXIF orientation says. Raises `DataError`, `ImageReadError`.
+    `images`: the folder that image names are relative to; see `image_finder`. `from_stored`: the points are in pixels
+    of the photos as stored, and are rotated by their EXIF orientation. Raises `DataError`, `ImageReadError`.
     """
     path = Path(path)
     try:
@@ -91,7 +91,7 @@ def _size(path: str, is_stored: bool) -> tuple[int, int]:
 
 
 def is_landmark_file(path: str | os.PathLike[str]) -> bool:
-    """Whether a file holds landmarks, by its name and first line. False for what is no readable file."""
+    """Return whether a file contains landmarks, by its name and first line; False if it is unreadable."""
     path = Path(path)
     if path.suffix.lower() not in _BY_SUFFIX or not path.is_file():
         return False
@@ -107,10 +107,10 @@ def is_landmark_file(path: str | os.PathLike[str]) -> bool:
 
 
 def write_landmarks(landmarks: LandmarkSet, path: str | os.PathLike[str], kind: Format | None, size: Size) -> None:
-    """Write a file atomically. `kind`: None for what the name's ending says.
+    """Write a file atomically. `kind`: the format, None to select it by the file name extension.
 
     `size`: image name -> (height, width) of the upright image, which some formats need; see `image_sizes`.
-    Raises `DataError`, `OutputError`, and what `size` raises.
+    Raises `DataError`, `OutputError`, and the errors of `size`.
     """
     kind = kind or _suffix_format(Path(path))
     if kind == "tps":
@@ -123,7 +123,7 @@ def write_landmarks(landmarks: LandmarkSet, path: str | os.PathLike[str], kind: 
 
 
 def lost_in(landmarks: LandmarkSet, path: str | os.PathLike[str], kind: Format | None) -> list[str]:
-    """What `landmarks` have and the format has no place for, a sentence each."""
+    """Return which data in `landmarks` the format cannot store, one sentence each."""
     kind = kind or _suffix_format(Path(path))
     images = landmarks.images
     has = {
@@ -140,7 +140,10 @@ def lost_in(landmarks: LandmarkSet, path: str | os.PathLike[str], kind: Format |
 
 
 def image_sizes(find: Callable[[str], str]) -> Size:
-    """Sizes from the images' headers, each read once. `find`: as `image_finder` gives. Raises `ImageReadError`."""
+    """Return a function that reads sizes from image headers, once each. `find`: see `image_finder`.
+
+    The function raises `ImageReadError`.
+    """
 
     @cache
     def size(name: str) -> tuple[int, int]:
@@ -150,10 +153,10 @@ def image_sizes(find: Callable[[str], str]) -> Size:
 
 
 def image_finder(path: str | os.PathLike[str], images: str | os.PathLike[str] | None = None) -> Callable[[str], str]:
-    """Name in a landmark file -> path of the image.
+    """Return a function that maps an image name in a landmark file to the image's path.
 
-    Looked for in `images` if given; else beside the file, in `images/` there, and in the two folders above, where
-    DeepLabCut's names count from. The function raises `DataError` for an image that is nowhere.
+    It searches `images` if given; otherwise the file's folder, `images/` in it, and the two folders above it, which
+    DeepLabCut's names are relative to. The function raises `DataError` for an image that is not found.
     """
     here = Path(path).absolute().parent
     folders = [Path(images)] if images is not None else [here, here / "images", *here.parents[:2]]

@@ -1,6 +1,6 @@
-"""CSV of landmarks with one point a row, for statistics: `path,point,x,y[,visibility][,confidence][,mm_per_px]`.
+"""Landmark CSV with one row per point, for statistics: `path,point,x,y[,visibility][,confidence][,mm_per_px]`.
 
-Images and points come in the order in which they first appear; a point without a row is missing.
+Images and points are in order of first appearance; a point without a row is missing.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ COLUMNS = ("path", "point", "x", "y")
 
 
 def read(text: str, where: str) -> LandmarkSet:
-    """Landmarks of all rows. Raises `DataError` naming the row."""
+    """Return the landmarks of all rows. Raises `DataError` naming the row."""
     reader = csv.DictReader(StringIO(text, newline=""))
     names: dict[str, int] = {}
     found: dict[str, dict[str, _Row]] = {}
@@ -38,7 +38,7 @@ def read(text: str, where: str) -> LandmarkSet:
 
 
 def write(landmarks: LandmarkSet) -> str:
-    """CSV text with all columns; what is not known is empty. Boxes, splits and groups have no place in it."""
+    """Return CSV text with all columns; unknown values are empty. Boxes, splits and groups are not included."""
     stream = StringIO()
     writer = csv.writer(stream, lineterminator="\n")
     writer.writerow([*COLUMNS, "visibility", "confidence", "mm_per_px"])
@@ -52,7 +52,7 @@ def write(landmarks: LandmarkSet) -> str:
 
 
 class _Row(NamedTuple):
-    """One point: coordinates, COCO's visibility, confidence and the image's scale, NaN where not known."""
+    """One point: coordinates, COCO's visibility, confidence and the image's scale; NaN if unknown."""
 
     x: float
     y: float

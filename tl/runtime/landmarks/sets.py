@@ -1,6 +1,6 @@
-"""Landmarks of images: named points in pixels of the upright photo, some missing, some hidden.
+"""Landmarks of images: named points in pixels of the upright photo, some of them missing or occluded.
 
-Knows points and names. Does not know files (`files`) or images.
+Contains no file access.
 """
 
 from __future__ import annotations
@@ -11,18 +11,18 @@ from dataclasses import dataclass, field
 import numpy as np
 from numpy.typing import NDArray
 
-MISSING, OCCLUDED, VISIBLE = 0, 1, 2  # as COCO's v
+MISSING, OCCLUDED, VISIBLE = 0, 1, 2  # as v in COCO
 
 
 @dataclass(frozen=True)
 class ImageLandmarks:
     """The points of one image.
 
-    `name`: the image as its file of landmarks calls it. `keypoints_xy`: float64 (K, 2), (x, y) in pixels of the
-    upright image, the center of the top-left pixel at (0, 0); NaN where missing. `visibility`: int64 (K,) of COCO's
-    0 missing, 1 occluded, 2 visible. `confidence`: float64 (K,) in [0, 1] of predicted points, else None. `box_xywh`:
-    the specimen's (left, top, width, height) in pixels. `mm_per_px`: the photo's scale. `split`, `group`: as in a
-    manifest.
+    `name`: name of the image in its landmark file. `keypoints_xy`: float64 (K, 2), (x, y) in pixels of the upright
+    image, with the center of the top-left pixel at (0, 0); NaN if missing. `visibility`: int64 (K,), as in COCO: 0
+    missing, 1 occluded, 2 visible. `confidence`: float64 (K,) in [0, 1] for predicted points, otherwise None.
+    `box_xywh`: (left, top, width, height) of the specimen in pixels. `mm_per_px`: scale of the photo. `split`, `group`:
+    as in a manifest.
     """
 
     name: str
@@ -48,8 +48,8 @@ class ImageLandmarks:
 class LandmarkSet:
     """The landmarks of many images, all with the same `keypoint_names` in the same order.
 
-    `flip_pairs`: names that change places when an image is mirrored. `skeleton`: names to be joined by lines.
-    `remarks`: what a file held that is not kept here, in words.
+    `flip_pairs`: names that are swapped when an image is mirrored. `skeleton`: names connected by lines. `remarks`:
+    descriptions of file content that is not kept here.
     """
 
     keypoint_names: tuple[str, ...]
@@ -78,7 +78,7 @@ def image_landmarks(
     visibility: Sequence[int] | None = None,
     **facts: object,
 ) -> ImageLandmarks:
-    """Points as lists -> `ImageLandmarks`. Without `visibility`, a point is visible unless it is NaN."""
+    """Build `ImageLandmarks` from lists. Without `visibility`, a point is visible unless it is NaN."""
     xy = np.array(points, np.float64).reshape(-1, 2)
     is_missing = np.isnan(xy).any(axis=1)
     seen = np.full(len(xy), VISIBLE) if visibility is None else np.array(visibility, np.int64)
@@ -87,5 +87,5 @@ def image_landmarks(
 
 
 def numbered_names(count: int) -> tuple[str, ...]:
-    """Names for points that have none: `0`, `1` ..."""
+    """Return names for unnamed points: `0`, `1` ..."""
     return tuple(map(str, range(count)))

@@ -1,6 +1,6 @@
-"""Landmark configurations as shapes: size, alignment, and how far one is from another. Pure numpy.
+"""Shapes of landmark configurations: size, alignment, and distance between two shapes. Pure numpy.
 
-Knows points (K, 2), NaN where missing. Does not know images, names or models.
+Operates on points (K, 2), NaN if missing.
 Source: Dryden & Mardia 2016, "Statistical Shape Analysis", chapters 2 to 4 and 7.
 """
 
@@ -11,13 +11,13 @@ from collections.abc import Sequence
 import numpy as np
 from numpy.typing import NDArray
 
-# Fewer points say nothing of a shape: two always fit.
+# Fewer points do not define a shape: any two match.
 MIN_POINTS = 3
 _ROUNDS = 20
 
 
 def centroid_size(keypoints_xy: NDArray[np.floating]) -> float:
-    """Root of the summed squared distances of the present points (K, 2) to their centroid; NaN without points."""
+    """Return the root of the summed squared distances of the points (K, 2) to their centroid; NaN without points."""
     present = _present(keypoints_xy)
     if len(present) == 0:
         return float("nan")
@@ -25,10 +25,10 @@ def centroid_size(keypoints_xy: NDArray[np.floating]) -> float:
 
 
 def procrustes_distance(keypoints_xy: NDArray[np.floating], reference: NDArray[np.floating]) -> float:
-    """How far a shape is from another, wherever both lie, however large and turned (but not mirrored).
+    """Return the distance between two shapes, regardless of position, size and rotation (but not mirroring).
 
-    Both (K, 2), over the points that both have: 0 for equal shapes, at most sqrt(2). NaN for fewer than three such
-    points, or where all of a shape's points are one.
+    Both (K, 2); uses the points present in both. 0 for equal shapes, at most sqrt(2). NaN for fewer than three such
+    points, or if all points of a shape coincide.
     The partial Procrustes distance: after centering, scaling to centroid size 1 and the best rotation.
     """
     common = ~(np.isnan(keypoints_xy).any(axis=1) | np.isnan(reference).any(axis=1))
@@ -41,7 +41,7 @@ def procrustes_distance(keypoints_xy: NDArray[np.floating], reference: NDArray[n
 
 
 def align(keypoints_xy: NDArray[np.floating], reference: NDArray[np.floating]) -> NDArray[np.float64]:
-    """A shape (K, 2) moved, scaled and turned onto another, best in least squares over the points that both have.
+    """Translate, scale and rotate a shape (K, 2) onto another, by least squares over the points present in both.
 
     Missing points stay missing. Raises ValueError for fewer than three common points.
     """
@@ -57,9 +57,9 @@ def align(keypoints_xy: NDArray[np.floating], reference: NDArray[np.floating]) -
 
 
 def mean_shape(shapes: Sequence[NDArray[np.floating]]) -> NDArray[np.float64]:
-    """The mean of shapes (K, 2), centered, centroid size 1; missing points are left out of the mean.
+    """Return the mean of shapes (K, 2), centered, with centroid size 1; missing points are left out of the mean.
 
-    A point that no shape has is NaN. Raises ValueError without a shape of three points or more.
+    A point missing in all shapes is NaN. Raises ValueError if no shape has at least three points.
     Source: Gower 1975, generalized Procrustes analysis.
     """
     usable = [np.asarray(shape, np.float64) for shape in shapes if len(_present(shape)) >= MIN_POINTS]
@@ -79,7 +79,7 @@ def mean_shape(shapes: Sequence[NDArray[np.floating]]) -> NDArray[np.float64]:
 def _aligned_if_possible(shape: NDArray[np.float64], mean: NDArray[np.float64]) -> NDArray[np.float64]:
     try:
         return align(shape, mean)
-    except ValueError:  # nothing in common with the shape that the mean began with
+    except ValueError:  # too few points in common with the initial mean shape
         return np.full_like(shape, np.nan)
 
 
@@ -94,7 +94,7 @@ def _unit(shape: NDArray[np.float64]) -> NDArray[np.float64]:
 
 
 def _normalized(points: NDArray[np.floating]) -> NDArray[np.float64] | None:
-    """Centered and of size 1, or None where all points are one."""
+    """Return the points centered and scaled to size 1, or None if all points coincide."""
     centered = np.asarray(points, np.float64) - np.mean(points, axis=0, dtype=np.float64)
     size = float(np.linalg.norm(centered))
     return centered / size if size > 0 else None
@@ -105,7 +105,7 @@ def _rotated(source: NDArray[np.float64], target: NDArray[np.float64]) -> NDArra
 
 
 def _rotation(source: NDArray[np.float64], target: NDArray[np.float64]) -> tuple[NDArray[np.float64], float]:
-    """The rotation R (2, 2), never a reflection, that makes source @ R closest to target, and trace(R^T S^T T).
+    """Return the rotation R (2, 2), never a reflection, that makes source @ R closest to target, and trace(R^T S^T T).
 
     Source: Kabsch 1976; Umeyama 1991 for the sign.
     """

@@ -1,6 +1,6 @@
 """TPS files of the tps programs and geomorph: `LM=`, points one per line, `IMAGE=`, `ID=`, `SCALE=`; y from the bottom.
 
-Knows the text format. Needs the height of each image, which no TPS file holds.
+Needs the height of each image, which TPS files do not contain.
 Source: F. J. Rohlf, tpsDig's help; geomorph's `readland.tps`.
 """
 
@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from tl.errors import DataError
 from tl.runtime.landmarks.sets import ImageLandmarks, LandmarkSet, image_landmarks, numbered_names
 
-# What geomorph takes for a missing point, beside NA.
+# Marks a missing point in geomorph, besides NA.
 _MISSING = (-1.0, -1.0)
 
 Height = Callable[[str], int]
@@ -28,10 +28,10 @@ class _Record:
 
 
 def read(text: str, where: str, height: Height) -> LandmarkSet:
-    """Landmarks of all records. `height`: IMAGE -> height of the upright image in pixels.
+    """Return the landmarks of all records. `height`: IMAGE -> height of the upright image in pixels.
 
-    Points are numbered: TPS has no names. Curves and points in three dimensions are not kept: the first are
-    reported in `remarks`, the second refused. Raises `DataError` naming the line.
+    Points are numbered, because TPS has no names. Curves are skipped and reported in `remarks`; three-dimensional
+    points are rejected. Raises `DataError` naming the line.
     """
     records = list(_records(text, where))
     if not records:
@@ -48,7 +48,7 @@ def read(text: str, where: str, height: Height) -> LandmarkSet:
 
 
 def write(landmarks: LandmarkSet, height: Height) -> str:
-    """TPS text, y from the bottom. Names, visibility and boxes have no place in it; missing points are -1 -1."""
+    """Return TPS text, y from the bottom; without names, visibility and boxes. Missing points are -1 -1."""
     lines = []
     for i, image in enumerate(landmarks.images):
         lines.append(f"LM={len(landmarks.keypoint_names)}")

@@ -1,8 +1,8 @@
-"""Our CSV of landmarks: one image a row, `path[,split][,group][,mm_per_px][,box_x,box_y,box_w,box_h],x0,y0[,v0]...`.
+"""Landmark CSV with one row per image: `path[,split][,group][,mm_per_px][,box_x,box_y,box_w,box_h],x0,y0[,v0]...`.
 
-A point's columns are `xNAME,yNAME[,vNAME][,pNAME]`, an underscore before the name is not part of it; their order is
-that of the points. Empty cells are missing points; v is COCO's visibility, p a predicted point's confidence, s its
-spread in an ensemble, which is read over.
+A point's columns are `xNAME,yNAME[,vNAME][,pNAME]`; an underscore before the name is not part of it. Points are in
+column order. Empty cells are missing points. v: COCO's visibility. p: confidence of a predicted point. s: its spread in
+an ensemble, which is ignored.
 """
 
 from __future__ import annotations
@@ -19,12 +19,12 @@ from tl.runtime.landmarks.sets import MISSING, VISIBLE, ImageLandmarks, Landmark
 
 BOX = ("box_x", "box_y", "box_w", "box_h")
 _OTHERS = ("path", "split", "group", "mm_per_px", *BOX)
-# Of predictions: read over. Rows with an error have no points and are counted in `remarks`.
+# Columns of predictions, ignored. Rows with an error have no points and are counted in `remarks`.
 _PREDICTED = ("centroid_size", "shape_distance", "is_odd", "error")
 
 
 def read(text: str, where: str) -> LandmarkSet:
-    """Landmarks of all rows. Raises `DataError` naming the row and the column."""
+    """Return the landmarks of all rows. Raises `DataError` naming the row and the column."""
     reader = csv.DictReader(StringIO(text, newline=""))
     try:
         columns = list(reader.fieldnames or [])
@@ -40,7 +40,7 @@ def read(text: str, where: str) -> LandmarkSet:
 
 
 def write(landmarks: LandmarkSet) -> str:
-    """CSV text. Columns that no image fills are left out."""
+    """Return CSV text. Columns that are empty for all images are left out."""
     images = landmarks.images
     facts = [
         name for name in ("split", "group", "mm_per_px") if any(getattr(p, name) not in ("", None) for p in images)
@@ -72,7 +72,7 @@ def _point_cells(image: ImageLandmarks, signs: str) -> list[str]:
 
 
 def _point_columns(columns: Sequence[str], where: str) -> dict[str, dict[str, str]]:
-    """Point name -> {"x": column, "y": column ...}, in order of the x columns."""
+    """Return point name -> {"x": column, "y": column ...}, in order of the x columns."""
     if "path" not in columns:
         hint = "; columns must have commas between, not semicolons" if any(";" in name for name in columns[:1]) else ""
         raise DataError(f"{where}: has no column path (found: {', '.join(columns[:8])}){hint}")
@@ -132,7 +132,7 @@ def _visibility(row: Mapping[str, str], column: str | None, x: float, place: str
 
 
 def _number(row: Mapping[str, str], column: str, place: str) -> float:
-    """NaN for an empty cell."""
+    """Return the number in a cell, NaN if it is empty."""
     text = (row[column] or "").strip()
     try:
         value = float(text) if text else math.nan

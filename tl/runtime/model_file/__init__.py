@@ -1,1 +1,1 @@
-"""The model file: its contract, what is checked before it is opened, its self-test."""
+"""The model file: its contract, the checks made before it is opened, its self-test."""

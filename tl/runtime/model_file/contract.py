@@ -1,7 +1,7 @@
-"""The contract that every model file carries in `metadata_props["tl.contract"]`: parse, check, serialize.
+"""Parse, validate and serialize the contract stored in `metadata_props["tl.contract"]` of every model file.
 
-Knows the fields of each schema version and upgrades older ones; refuses newer ones by number. Knows neither onnx nor
-onnxruntime: `session` reads the text out of a file, the exporter embeds it. docs/model-file.md describes the fields.
+Upgrades contracts of older schema versions and rejects newer ones. Imports neither onnx nor onnxruntime: `session`
+reads the text from a file, the exporter embeds it. docs/model-file.md describes the fields.
 """
 
 from __future__ import annotations
@@ -16,26 +16,26 @@ from tl.runtime.model_file.strict_json import dump_json, from_plain, parse_json
 
 METADATA_KEY = "tl.contract"
 SCHEMA_VERSION = 3
-# Far above any real contract (4 golden samples at 512 px are about 3 MB), far below what would hurt.
+# Far above any real contract (4 golden samples at 512 px are about 3 MB), far below harmful sizes.
 MAX_CONTRACT_BYTES = 64 << 20
 
 Precision = Literal["fp32", "fp16", "int8"]
-# Schema version -> the fields that it brought, and what they are in a file of before.
+# Schema version -> fields that it added, with their values for older files.
 _ADDED: dict[int, dict[str, Any]] = {2: {"ensemble": None, "conformal": None, "unknown": None}}
-# Schema version -> fields and outputs that it gave another name, and fields that it dropped.
+# Schema version -> fields and outputs that it renamed, and fields that it dropped.
 _RENAMED = {3: {"recipe": "preprocessing", "unknown": "ood", "quantisation": "quantization"}}
 _DROPPED = {3: {"thresholds"}}
-# Graphs of files before schema 3 call the output so: see `Session`.
+# Output names in graphs of files before schema 3 -> present names; see `Session`.
 OLD_OUTPUTS = {"unknown_score": "ood_score"}
 
 
 @dataclass(frozen=True)
 class Provenance:
-    """Where a model file comes from.
+    """Origin of a model file.
 
-    `weights`: what the backbone started from. `config`: the resolved options without paths. `data_hash`: SHA-256 over
-    the images' hashes, labels and splits, "" without training. `val_metrics`: metric name -> value on
-    validation data, empty without training. `versions`: library name -> version. `created`: UTC, ISO 8601.
+    `weights`: initial weights of the backbone. `config`: the resolved options without paths. `data_hash`: SHA-256 of
+    the images' hashes, labels and splits, "" without training. `val_metrics`: metric name -> value on validation data,
+    empty without training. `versions`: library name -> version. `created`: UTC, ISO 8601.
     """
 
     backbone: str
@@ -50,12 +50,12 @@ class Provenance:
 
 @dataclass(frozen=True)
 class Parity:
-    """What the export check measured on `images` real images, of the fp32 graph.
+    """Results of the export check of the fp32 graph on `images` real images.
 
-    `session_max_abs_diff`: output name -> largest |torch - onnxruntime| over all batch sizes tried.
+    `session_max_abs_diff`: output name -> largest |torch - onnxruntime| over all tested batch sizes.
     `pipeline_max_abs_diff`: largest difference between the trainer's evaluation and `tl.runtime`, from file to result,
-    of a probability, or of a coordinate in input pixels. `top1_agreement` in [0, 1], None for landmarks. `tolerance`
-    bounds the differences of probabilities or coordinates.
+    in a probability or in a coordinate in input pixels. `top1_agreement` in [0, 1], None for landmarks. `tolerance`:
+    the largest allowed difference of probabilities or coordinates.
     """
 
     images: int
@@ -68,14 +68,14 @@ class Parity:
 
 @dataclass(frozen=True)
 class Quantization:
-    """How a graph of lower precision was made from the fp32 graph, and how the two compare.
+    """How a lower-precision graph was made from the fp32 graph, and how the two compare.
 
-    `method`: in words. `calibration_images`: training images whose ranges were measured, drawn with `seed`; 0 where
-    none are needed. `top1_agreement` in [0, 1] and `max_abs_diff` of the probabilities: with the fp32 graph, on
-    `images` validation images. `speedup`: images per second relative to the fp32 graph, the median of `rounds`
-    rounds, in `faster_rounds` of which it was faster; `slowest` and `fastest` of them. `provider` ran both, on
-    `processor`, with `threads` callers and batches of `batch_size`. `kept_slower`: the file is kept although it was
-    not faster there.
+    `method`: description. `calibration_images`: number of training images used to measure ranges, drawn with `seed`; 0
+    if none are needed. `top1_agreement` in [0, 1] and `max_abs_diff` of the probabilities: compared with the fp32
+    graph, on `images` validation images. `speedup`: images per second relative to the fp32 graph, median of `rounds`
+    rounds. `faster_rounds`: number of rounds in which it was faster; `slowest` and `fastest`: minimum and
+    maximum speedup. Both graphs ran on `provider` and `processor`, with `threads` callers and batches of `batch_size`.
+    `kept_slower`: whether the file was kept although it was not faster there.
     """
 
     method: str
@@ -98,7 +98,7 @@ class Quantization:
 
 @dataclass(frozen=True)
 class GoldenSample:
-    """One input (`png`: base64 of an RGB PNG of the input size) and what it must give.
+    """One input (`png`: base64 of an RGB PNG of the input size) and its expected output.
 
     `expected`: the C probabilities, or the K points as x, y, x, y ... in input pixels.
     """
@@ -109,9 +109,9 @@ class GoldenSample:
 
 @dataclass(frozen=True)
 class Golden:
-    """Self-test samples: images of the run's validation split, given ones, or images of nobody.
+    """Self-test samples: images of the run's validation split, user-supplied images, or synthetic images.
 
-    `tolerance`: precision -> largest allowed difference of an expected value on any device.
+    `tolerance`: precision -> largest allowed difference from an expected value on any device.
     """
 
     source: Literal["validation", "images", "synthetic"]
@@ -121,12 +121,12 @@ class Golden:
 
 @dataclass(frozen=True)
 class LandmarkFacts:
-    """What a landmark model knows of its points beside their names.
+    """Properties of a landmark model, besides the names of its points.
 
-    `flip_pairs`, `skeleton`: as in `LandmarkSet`. `mean_shape`: of the training images, (x, y) of each point, centered
-    and of centroid size 1; None under three points. A prediction with a Procrustes distance to it above `shape_limit`
-    is odd. `region`: what the model looks at: whole images, drawn boxes, or the square around the points; the last
-    two are widened by `region_margin` of their size on every side.
+    `flip_pairs`, `skeleton`: as in `LandmarkSet`. `mean_shape`: mean shape of the training images, (x, y) of each
+    point, centered and of centroid size 1; None for fewer than three points. A prediction is odd if its Procrustes
+    distance to the mean shape is above `shape_limit`. `region`: what the model uses: whole images, drawn boxes, or the
+    square around the points; the last two are extended on every side by `region_margin` times their size.
     """
 
     flip_pairs: tuple[tuple[str, str], ...]
@@ -147,7 +147,7 @@ class MemberFacts:
 
 @dataclass(frozen=True)
 class EnsembleFacts:
-    """Members that vote inside the graph, in the order of `member_probabilities`. `weights`: of their votes."""
+    """Members that vote inside the graph, in the order of `member_probabilities`. `weights`: their vote weights."""
 
     voting: Voting
     weights: tuple[float, ...]
@@ -163,9 +163,9 @@ class EnsembleFacts:
 
 @dataclass(frozen=True)
 class Conformal:
-    """Scores of the true classes of held-out images, sorted, as `selective.conformal_scores` counts them.
+    """Sorted conformal scores of the true classes of held-out images, as from `selective.conformal_scores`.
 
-    `source`: which images. From the scores follows the set of classes for any coverage.
+    `source`: description of those images. The scores determine the prediction sets for any coverage.
     """
 
     scores: tuple[float, ...]
@@ -180,7 +180,8 @@ class Conformal:
 class OodFacts:
     """How `ood_score` was fitted: to `images` training images, in `dimensions` principal components.
 
-    A score above `limit` is unlike training: `false_alarm` is the share of `held_out` validation images above it.
+    A score above `limit` counts as out-of-distribution. `false_alarm`: share of the `held_out` validation images above
+    it.
     """
 
     images: int
@@ -192,10 +193,10 @@ class OodFacts:
 
 @dataclass(frozen=True)
 class Contract:
-    """Everything a runtime must know about a model file. Field by field in docs/model-file.md.
+    """Everything a runtime needs to use a model file. docs/model-file.md describes each field.
 
-    `landmarks` is None for classification, `quantization` for fp32 and for an adopted file whose precision was lowered
-    by another tool, `ensemble` for a single model, `conformal` and `ood` where nothing was held out to fit them.
+    `landmarks` is None for classification; `quantization` for fp32, and for an adopted file whose precision was reduced
+    by another tool; `ensemble` for a single model; `conformal` and `ood` if no held-out data was available to fit them.
     """
 
     schema_version: int
@@ -243,12 +244,12 @@ class Contract:
 
     @property
     def main_output(self) -> str:
-        """The output that decides, and that golden samples hold."""
+        """The main output, whose values are stored in golden samples."""
         return "probabilities" if self.task == "classification" else "keypoints"
 
 
 def parse_contract(text: str, where: str) -> Contract:
-    """Read a contract. `where` names the file in messages. Raises `ModelFileError`, never fills in a default."""
+    """Parse a contract. `where`: name of the file in messages. Raises `ModelFileError`; never fills in defaults."""
     if len(text) > MAX_CONTRACT_BYTES:
         raise ModelFileError(f"{where}: its contract is over {MAX_CONTRACT_BYTES >> 20} MiB")
     try:
@@ -267,7 +268,7 @@ def parse_contract(text: str, where: str) -> Contract:
 
 
 def _upgraded(plain: dict[str, Any], version: int) -> dict[str, Any]:
-    """An older contract as one of this version. Raises ValueError for fields that its own version does not have."""
+    """Upgrade an older contract to this version. Raises ValueError for fields that its own version does not have."""
     for newer in range(version + 1, SCHEMA_VERSION + 1):
         added, renamed = _ADDED.get(newer, {}), _RENAMED.get(newer, {})
         dropped: set[str] = _DROPPED.get(newer, set())
@@ -283,7 +284,7 @@ def _upgraded(plain: dict[str, Any], version: int) -> dict[str, Any]:
 
 
 def _with_present_outputs(plain: dict[str, Any]) -> dict[str, Any]:
-    """A contract whose outputs go by the names of schema 3; faulty values are left for the check that follows."""
+    """Rename the outputs of a contract to their schema 3 names; leave invalid values to later validation."""
     outputs, parity = plain.get("outputs"), plain.get("parity")
     if isinstance(outputs, list):
         plain = {
@@ -297,5 +298,5 @@ def _with_present_outputs(plain: dict[str, Any]) -> dict[str, Any]:
 
 
 def dump_contract(contract: Contract) -> str:
-    """The contract as strict JSON text for `metadata_props["tl.contract"]`."""
+    """Return the contract as strict JSON text for `metadata_props["tl.contract"]`."""
     return dump_json(contract)

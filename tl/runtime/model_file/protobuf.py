@@ -1,9 +1,9 @@
-"""Protobuf's wire format: where each field of a message begins and ends.
+"""Parse protobuf's wire format: find where each field of a message begins and ends.
 
-Knows tags, varints and lengths, and bounds the work. Does not know which messages there are: callers say which fields
-they want. Refuses whatever two parsers could read in two ways, so that nothing hides from the one and not the other.
-Payloads are read only when asked for, so a file of any size costs one small window of memory. No memory map: a file
-that another program cuts short while it is mapped kills the process.
+Parses tags, varints and lengths, with bounded work; callers specify the messages and the fields they need. Rejects
+anything that two parsers could read differently, so that no content can be hidden from one of them.
+Payloads are read only on request, so a file of any size needs one small window of memory. Does not use a memory map,
+because the process would be killed if another program truncated a mapped file.
 Source: https://protobuf.dev/programming-guides/encoding/
 """
 
@@ -14,21 +14,21 @@ from typing import BinaryIO, NamedTuple
 
 VARINT, FIXED64, LEN, FIXED32 = 0, 1, 2, 5
 
-MAX_TEXT_BYTES = 4096  # of names and keys
+MAX_TEXT_BYTES = 4096  # for names and keys
 _WINDOW_BYTES = 1 << 16
 
 _KINDS = (VARINT, FIXED64, LEN, FIXED32)
 _SIZES = {FIXED64: 8, FIXED32: 4}
-# onnxruntime's parser drops all higher bits of a number: one over this would be another field to it than to us.
+# onnxruntime's parser drops the higher bits of a field number: larger ones would be a different field there than here.
 _LARGEST_NUMBER = (1 << 29) - 1
 
 
 class WireError(ValueError):
-    """The bytes are no protobuf message, not the expected one, or a larger one than allowed."""
+    """The bytes are not a protobuf message, not the expected message, or larger than allowed."""
 
 
 class Field(NamedTuple):
-    """A field somebody wants. `kinds`: how it may be stored. `once`: parsers would merge or drop a second one."""
+    """A requested field. `kinds`: allowed wire types. `once`: reject repeats, which parsers would merge or drop."""
 
     name: str
     kinds: tuple[int, ...]
@@ -39,27 +39,28 @@ Message = Mapping[int, Field]
 
 
 def one(name: str, kind: int = LEN) -> Field:
-    """A field that may stand once in its message."""
+    """Return a field that may occur once in its message."""
     return Field(name, (kind,), True)
 
 
 def many(name: str, *kinds: int) -> Field:
-    """A repeated field. `kinds` for numbers, which every parser takes alone or packed."""
+    """Return a repeated field. `kinds`: wire types for numbers, which every parser accepts unpacked or packed."""
     return Field(name, (LEN, *kinds), False)
 
 
 class Wire:
-    """The messages of an open file. `max_fields` bounds the fields of all messages together, and so the time."""
+    """The messages of an open file. `max_fields` limits the total number of fields, and so the time."""
 
     def __init__(self, file: BinaryIO, max_fields: int) -> None:
         self._file = file
         self._max_fields = self._left = max_fields
-        self._window, self._base = b"", 0  # some bytes of the file, and where they begin
+        self._window, self._base = b"", 0  # a section of the file, and its position
 
     def fields(self, begin: int, end: int, message: Message) -> Iterator[tuple[str, int, int]]:
-        """The wanted fields of the message in bytes [begin, end), in order: name, start, stop; others are passed over.
+        """Yield the requested fields of the message in bytes [begin, end), in order: name, start, stop; skip others.
 
-        Start and stop bound the payload; of a varint, start is its value, unsigned, and stop is -1. Raises `WireError`.
+        Start and stop delimit the payload. For a varint, start is its unsigned value and stop is -1. Raises
+        `WireError`.
         """
         at, seen = begin, set()
         while at < end:
@@ -85,7 +86,7 @@ class Wire:
                 yield field.name, start, stop
 
     def numbers(self, start: int, stop: int) -> Iterator[int]:
-        """The signed numbers of one field of a list, which holds one alone or many packed."""
+        """Yield the signed numbers of one occurrence of a repeated field: one unpacked or many packed numbers."""
         if stop < 0:
             yield signed(start)
         while start < stop:
@@ -93,9 +94,9 @@ class Wire:
             yield signed(value)
 
     def varint(self, at: int, end: int) -> tuple[int, int]:
-        """The varint at `at`, as 64 bits unsigned, and where it ends."""
+        """Return the varint at `at`, as 64 bits unsigned, and where it ends."""
         first = at - self._base
-        if at < end and 0 <= first < len(self._window) and self._window[first] < 128:  # nearly all are so short
+        if at < end and 0 <= first < len(self._window) and self._window[first] < 128:  # nearly all are one byte long
             return self._window[first], at + 1
         value = 0
         for place, byte in enumerate(self._read(at, min(at + 10, end))):
@@ -105,7 +106,7 @@ class Wire:
         raise WireError(f"a number without end at byte {at}")
 
     def text(self, place: tuple[int, int] | None, what: str, max_bytes: int = MAX_TEXT_BYTES) -> str:
-        """A text, "" for no place. `what` names it in the `WireError` for one that is too long or not UTF-8."""
+        """Return a text, "" for no place. `what` names it in the `WireError` if it is too long or not UTF-8."""
         start, stop = place or (0, 0)
         if stop - start > max_bytes:
             raise WireError(f"{what} of {stop - start} bytes, expected at most {max_bytes}")
@@ -124,7 +125,7 @@ class Wire:
 
 
 def signed(value: int) -> int:
-    """A varint's 64 bits read as a signed number."""
+    """Interpret a varint's 64 bits as a signed number."""
     return value - (1 << 64) if value >> 63 else value
 
 

@@ -1,7 +1,7 @@
-"""Whether a model file may be opened: its tensors, operators and nesting are checked before onnxruntime sees it.
+"""Check whether a model file is safe to open: its tensors, operators and nesting, before onnxruntime reads it.
 
-A file from a stranger may name other files, call itself without end, or crash an older onnxruntime. Knows protobuf
-messages of ONNX and the contract's key. Does not run anything.
+An untrusted file may refer to other files, recurse endlessly, or crash an older onnxruntime. Parses ONNX's protobuf
+messages and finds the contract by its key. Never executes anything.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ from tl.runtime.model_file.protobuf import (
 
 Operator = tuple[str, str]  # domain ("" for ai.onnx), name
 
-# What onnxruntime builds in. Its optimizer writes files with some of the com.microsoft ones.
+# Domains built into onnxruntime. Its optimizer writes files with some of the com.microsoft ones.
 DOMAINS = frozenset(
     (
         "",
@@ -45,25 +45,25 @@ DOMAINS = frozenset(
         "com.ms.internal.nhwc",
     )
 )
-# onnxruntime writes each function out wherever it is called, when it loads a file: 14 that call the next one twice take
-# 7 s and with each nearly four times as long, and one that calls itself crashes version 1.18.
+# When loading a file, onnxruntime inlines each function at every call. A chain of 14 functions that each call the next
+# one twice takes 7 s, and nearly four times as long with each further one. A recursive function crashes version 1.18.
 MAX_CALL_DEPTH = 32
 MAX_WRITTEN_OUT = 50_000
 
 
 class Operators:
-    """The calls in one model: in its graph, and in each function of its own."""
+    """The operator calls of one model: in its graph, and in each model-local function."""
 
     def __init__(self) -> None:
         self.graph: Counter[Operator] = Counter()
         self._functions: dict[Operator, Counter[Operator]] = {}
 
     def define(self, function: Operator, calls: Counter[Operator]) -> None:
-        """Add a function of the model's own. Overloads, which share a name, count as one."""
+        """Add a model-local function. Overloads, which share a name, count as one."""
         self._functions.setdefault(function, Counter()).update(calls)
 
     def check(self) -> None:
-        """Raises `ModelFileError` without the file's name for operators of others and calls without end."""
+        """Raise `ModelFileError` without the file's name for custom operators and unbounded recursion."""
         called = set(self.graph).union(*self._functions.values())
         foreign = sorted(one for one in called if one[0] not in DOMAINS and one not in self._functions)
         if foreign:
@@ -77,7 +77,7 @@ class Operators:
             raise ModelFileError(f"its functions, written out, have over {MAX_WRITTEN_OUT} nodes: export it without")
 
     def _written_out(self, calls: Counter[Operator], known: dict[Operator, int], depth: int) -> int:
-        """How many nodes the functions among `calls` become. `known`: the same of functions seen before."""
+        """Return the node count after inlining the functions in `calls`. `known`: counts of functions seen before."""
         if depth > MAX_CALL_DEPTH:
             raise ModelFileError(
                 f"its functions call each other over {MAX_CALL_DEPTH} deep: export it without functions"
@@ -93,10 +93,10 @@ class Operators:
         return total
 
 
-MAX_DIMS = 16  # nothing needs more than 8
-MAX_UNPACKED_BYTES = 1 << 31  # of all sparse tensors: unpacked when loaded, a few bytes could ask for any memory
+MAX_DIMS = 16  # real models need at most 8
+MAX_UNPACKED_BYTES = 1 << 31  # of all sparse tensors; a few bytes could request any amount of memory on loading
 
-# TensorProto.DataType -> bits an element. Neither strings nor 6-bit floats have a size that is settled.
+# TensorProto.DataType -> bits per element. Strings and 6-bit floats have no defined size.
 _BITS = (
     dict.fromkeys((25, 26), 2)
     | dict.fromkeys((21, 22, 23), 4)
@@ -107,13 +107,13 @@ _BITS = (
     | {15: 128}
 )
 _MAX_BITS = max(_BITS.values())
-_ELEMENTS_A_BYTE = 4  # at most, and for 2-bit integers
+_ELEMENTS_A_BYTE = 4  # maximum, for 2-bit integers
 _CURE = "the file is damaged or made to harm, fetch or export it again"
 
 
 @dataclass(slots=True)
 class _Tensor:
-    """One TensorProto without its elements. `raw`, `typed`: bytes of payload, in `raw_data` and in typed lists."""
+    """A TensorProto without its elements. `raw`, `typed`: payload bytes, in `raw_data` and in typed lists."""
 
     name: tuple[int, int] | None = None
     data_type: int = 0
@@ -124,7 +124,7 @@ class _Tensor:
 
 
 class TensorCheck:
-    """Checks the tensors of one model."""
+    """Check the tensors of one model."""
 
     def __init__(self, wire: Wire) -> None:
         self._wire = wire
@@ -165,16 +165,16 @@ class TensorCheck:
             elif name == "data_location":
                 tensor.is_external = start != 0
             else:
-                tensor.typed += max(stop - start, 1)  # a number that stands alone, and any text, take one at least
+                tensor.typed += max(stop - start, 1)  # an unpacked number, or a text, takes at least one byte
         return tensor
 
     def _add_dims(self, dims: list[int], start: int, stop: int) -> None:
-        """Append sizes to `dims`, but not many more than may be."""
+        """Append sizes to `dims`, but only slightly more than allowed."""
         dims += islice(self._wire.numbers(start, stop), MAX_DIMS + 1 - len(dims))
 
 
 def _fault(tensor: _Tensor) -> str | None:
-    """What is wrong with a tensor, and the cure."""
+    """Return what is wrong with a tensor, and the fix; None if nothing is."""
     if tensor.is_external:
         return "its data lie in another file, expected inside the model file: save it without external data"
     return _dims_fault(tensor.dims) or _payload_fault(tensor)
@@ -189,7 +189,7 @@ def _dims_fault(dims: list[int]) -> str | None:
 
 
 def _payload_fault(tensor: _Tensor) -> str | None:
-    """Raw data must fit exactly. Typed data must not be far too short: an element takes a quarter byte or more."""
+    """Check that raw data fit exactly and typed data are not far too short: at least a quarter byte per element."""
     elements, bits = math.prod(tensor.dims), _BITS.get(tensor.data_type)
     if tensor.raw is not None and bits is not None:
         fits = tensor.raw == (elements * bits + 7) // 8
@@ -200,10 +200,10 @@ def _payload_fault(tensor: _Tensor) -> str | None:
 
 
 MAX_FILE_BYTES = (1 << 31) - 1  # protobuf's limit for a message
-MAX_FIELDS = 3_000_000  # bounds the time to some seconds; 100,000 nodes have about as many
-MAX_SUBGRAPHS = 12  # in each other; onnxruntime 1.18 takes 0.2 s for 12, and with each the double
+MAX_FIELDS = 3_000_000  # limits the time to a few seconds; 100,000 nodes have about this many
+MAX_SUBGRAPHS = 12  # nested; onnxruntime 1.18 takes 0.2 s for 12, doubling with each more
 
-# What else arrives under the name of a model: first bytes -> what it is, and the cure.
+# Other files that are mistaken for models: first bytes -> what it is, and the fix.
 _IMPOSTORS = (
     (b"version https://git-lfs", "a git-lfs pointer, not the model itself: run 'git lfs pull' in its repository"),
     (b"PK\x03\x04", "a zip archive (as PyTorch checkpoints are), expected an ONNX model: unpack or export it"),
@@ -214,15 +214,15 @@ _IMPOSTORS = (
 
 @dataclass(frozen=True)
 class ModelSummary:
-    """What a model file that passed says of itself. `contract_text`: None where there is none."""
+    """Result of a passed check. `contract_text`: None for a file without a contract."""
 
     contract_text: str | None
 
 
 def check_model_file(path: str | os.PathLike[str]) -> ModelSummary:
-    """Read what a model file holds and refuse what it must not. Reads no tensors and starts nothing.
+    """Check the structure of a model file. Reads no tensor data and executes nothing.
 
-    Nobody may change the file between this check and its use. Raises `ModelFileError`.
+    The file must not change between this check and its use. Raises `ModelFileError`.
     """
     path = os.fspath(path)
     if not os.path.isfile(path):
@@ -237,7 +237,7 @@ def check_model_file(path: str | os.PathLike[str]) -> ModelSummary:
 
 
 def check_model(file: BinaryIO) -> ModelSummary:
-    """The same for an open, seekable file. Raises `ModelFileError` without the file's name."""
+    """Like `check_model_file`, for an open, seekable file. Raises `ModelFileError` without the file's name."""
     size = file.seek(0, os.SEEK_END)
     if size == 0:
         raise ModelFileError("an empty file, expected an ONNX model: fetch or export it again")
@@ -264,7 +264,7 @@ class _Walk:
         self._operators = Operators()
 
     def model(self, size: int) -> str | None:
-        """Check everything. Returns the contract's text."""
+        """Check everything. Returns the contract's text, None without one."""
         contracts: list[str] = []
         has_graph = False
         for name, start, stop in self._wire.fields(0, size, MODEL):
@@ -286,7 +286,7 @@ class _Walk:
         return contracts[0] if contracts else None
 
     def _contract(self, begin: int, end: int) -> list[str]:
-        """The contract's text, if this entry of the metadata holds it."""
+        """Return the contract's text in a list, or [] if this metadata entry is not the contract."""
         entry = {name: (start, stop) for name, start, stop in self._wire.fields(begin, end, ENTRY)}
         if self._wire.text(entry.get("key"), "a metadata key") != METADATA_KEY:
             return []
@@ -313,7 +313,7 @@ class _Walk:
         return "" if text == "ai.onnx" else text, self._wire.text(name, "an operator name")
 
     def _graph(self, begin: int, end: int, calls: Counter[Operator], depth: int) -> None:
-        """`calls`: where to count its nodes. `depth`: how many graphs this one is inside of."""
+        """Check a graph. `calls`: counter of its nodes. `depth`: number of graphs that enclose it."""
         if depth > MAX_SUBGRAPHS:
             raise ModelFileError(f"it has more than {MAX_SUBGRAPHS} graphs inside each other: export a flatter model")
         for name, start, stop in self._wire.fields(begin, end, GRAPH):

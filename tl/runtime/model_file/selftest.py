@@ -1,7 +1,4 @@
-"""Rerun a model file's golden samples on this machine: does it still compute what was validated?
-
-Knows the contract's samples and a session. Does not know training.
-"""
+"""Run a model file's golden samples on this machine to check that it still computes what was validated."""
 
 from __future__ import annotations
 
@@ -21,9 +18,9 @@ from tl.runtime.session import Session
 
 @dataclass(frozen=True)
 class SelfTest:
-    """`max_abs_diff`: largest difference of a probability, or of a coordinate in input pixels, over `samples` samples.
+    """Result of a self-test over `samples` golden samples, run one at a time and as one batch.
 
-    They are run alone and as one batch.
+    `max_abs_diff`: largest difference in a probability, or in a coordinate in input pixels.
     """
 
     provider: str
@@ -56,18 +53,18 @@ def run_selftest(path: str | os.PathLike[str], *, device: str = "auto", threads:
 
 
 def golden_image(sample: GoldenSample, contract: Contract, where: str) -> NDArray[np.uint8]:
-    """The input of a golden sample: uint8 (H, W, 3) RGB. Raises `ModelFileError` if it is damaged."""
+    """Return the input of a golden sample: uint8 (H, W, 3) RGB. Raises `ModelFileError` if it is damaged."""
     try:
         with Image.open(BytesIO(base64.b64decode(sample.png, validate=True)), formats=("PNG",)) as image:
             if (image.height, image.width) != contract.preprocessing.input_hw or image.mode != "RGB":
                 raise ValueError(f"is {image.mode} {image.width}x{image.height}")
             return np.array(image)
-    except (ValueError, OSError, SyntaxError, Image.DecompressionBombError) as error:  # all of them Pillow's
+    except (ValueError, OSError, SyntaxError, Image.DecompressionBombError) as error:  # the types that Pillow raises
         raise ModelFileError(f"{where}: a golden sample is damaged ({error})") from error
 
 
 def encode_golden_png(image: NDArray[np.uint8]) -> str:
-    """uint8 (H, W, 3) RGB -> base64 text of a PNG."""
+    """Encode uint8 (H, W, 3) RGB as the base64 text of a PNG."""
     buffer = BytesIO()
     Image.fromarray(image).save(buffer, "PNG", optimize=True)
     return base64.b64encode(buffer.getvalue()).decode("ascii")

@@ -1,6 +1,6 @@
-"""Frozen dataclasses <-> JSON, exactly: a missing, unknown or wrongly typed field is an error that names it.
+"""Convert frozen dataclasses to and from JSON, strictly: missing, unknown or wrongly typed fields raise an error.
 
-Knows dataclasses, tuples, string-keyed dicts, Literal, unions with None and the scalars. Fills in nothing.
+Supports dataclasses, tuples, string-keyed dicts, Literal, unions with None and the scalars. Never fills in defaults.
 """
 
 from __future__ import annotations
@@ -19,22 +19,22 @@ Json = None | bool | int | float | str | list[Any] | dict[str, Any]
 
 
 def parse_json(text: str) -> Json:
-    """Strict JSON: no NaN or Infinity, no repeated keys, no half characters. Raises ValueError saying where."""
+    """Parse strict JSON: no NaN or Infinity, repeated keys or lone surrogates. Raises ValueError with the place."""
     parsed: Json = json.loads(
         text, object_pairs_hook=_unique_keys, parse_constant=_refuse_constant, parse_float=_finite_float
     )
     if "\\u" in text:
-        json.dumps(parsed, ensure_ascii=False).encode()  # half a surrogate pair could be read, but never written
+        json.dumps(parsed, ensure_ascii=False).encode()  # raise for a lone surrogate, which cannot be written
     return parsed
 
 
 def dump_json(value: object) -> str:
-    """Dataclasses and plain values as compact strict JSON text. Raises ValueError on NaN or Infinity."""
+    """Return dataclasses and plain values as compact strict JSON text. Raises ValueError on NaN or Infinity."""
     return json.dumps(to_plain(value), allow_nan=False, ensure_ascii=False, separators=(",", ":"))
 
 
 def to_plain(value: object) -> Json:
-    """Dataclasses, tuples and mappings -> dicts and lists."""
+    """Convert dataclasses, tuples and mappings to dicts and lists."""
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
         return {field.name: to_plain(getattr(value, field.name)) for field in dataclasses.fields(value)}
     if isinstance(value, Mapping):

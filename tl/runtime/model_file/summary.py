@@ -1,7 +1,4 @@
-"""What a model file says of itself, in words for a person.
-
-Knows contracts. Does not know terminals or pages.
-"""
+"""Summarize a model file's contract in readable text."""
 
 from __future__ import annotations
 
@@ -9,7 +6,7 @@ from tl.runtime.model_file.contract import Contract, Parity
 
 
 def summarize_contract(contract: Contract) -> list[tuple[str, str]]:
-    """Names and texts, in the order in which a person asks."""
+    """Return (name, text) pairs, the most frequently needed first."""
     preprocessing, origin, parity = contract.preprocessing, contract.provenance, contract.parity
     names = contract.class_names or contract.keypoint_names
     shown = ", ".join(names[:10]) + (f" ... and {len(names) - 10} more" if len(names) > 10 else "")
@@ -50,7 +47,7 @@ def _landmark_rows(contract: Contract) -> list[tuple[str, str]]:
 
 
 def _confidence_rows(contract: Contract) -> list[tuple[str, str]]:
-    """How it decides, and what it knows of its own doubts."""
+    """Return the rows on voting, calibration, coverage and out-of-distribution detection."""
     rows = []
     if contract.ensemble is not None:
         facts = contract.ensemble
@@ -78,7 +75,7 @@ def _precision_row(contract: Contract) -> list[tuple[str, str]]:
 
 
 def parity_text(parity: Parity) -> str:
-    """The largest difference, its limit, and for classes the agreement."""
+    """Return the largest difference, its limit and, for classification, the agreement."""
     if parity.top1_agreement is None:
         return f"max difference {parity.pipeline_max_abs_diff:.1e} px of the input (allowed {parity.tolerance:g})"
     worst = max(parity.session_max_abs_diff["probabilities"], parity.pipeline_max_abs_diff)

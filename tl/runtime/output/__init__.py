@@ -1,1 +1,1 @@
-"""Where results go: tables, rows, the ledger of an interrupted job."""
+"""Write results: tables, rows, and the ledger of an interrupted job."""

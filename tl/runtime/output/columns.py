@@ -1,6 +1,6 @@
-"""What a row of an output file holds: the columns for each kind of result.
+"""Define the columns and rows of output files for each kind of result.
 
-Knows result dataclasses, column names and CSV. Does not know files.
+Contains no file access.
 """
 
 from __future__ import annotations
@@ -18,9 +18,9 @@ from numpy.typing import NDArray
 from tl.runtime.results import ClassFields, Classification, Fields, Landmarks, PointFields, Result
 
 ColumnType = Literal["text", "number", "flag"]
-# Of an ensemble's votes, as `MemberVotes` calls them.
+# Fields of `MemberVotes` that get a column.
 _DISAGREEMENT = ("agreement", "entropy", "mutual_information", "margin")
-# Between the classes of a set.
+# Separator between the classes of a set.
 _SET_MARK = "|"
 
 
@@ -29,17 +29,17 @@ class Columns(Protocol):
 
     @property
     def types(self) -> dict[str, ColumnType]:
-        """Every column in order."""
+        """All columns in order, with their types."""
 
     def values(self, line: dict[str, Any]) -> list[Any]:
-        """A result's plain form -> a value for each column, None where there is none."""
+        """Convert a result's plain form to one value per column, None where it has none."""
 
     def line(self, result: Result) -> str:
-        """A whole row of CSV, with its line end; a failure has everything but path and error empty."""
+        """Return a CSV row with its line end; for a failure, all cells but path and error are empty."""
 
 
 def build_columns(fields: Fields) -> Columns:
-    """The table for results that hold these fields."""
+    """Return the table for results with these fields."""
     if isinstance(fields, ClassFields):
         return ClassColumns(**vars(fields))
     return PointColumns(**vars(fields))
@@ -47,13 +47,15 @@ def build_columns(fields: Fields) -> Columns:
 
 @dataclass(frozen=True)
 class ClassColumns(ClassFields):
-    """`path,label,confidence,p:<class>...[,set][,ood_score][,reason][,agreement,entropy,mutual_information,margin,
-    vote:<member>...],error`. `|` stands between the classes of a set.
+    """Table of classification results.
+
+    `path,label,confidence,p:<class>...[,set][,ood_score][,reason][,agreement,entropy,mutual_information,margin,
+    vote:<member>...],error`. The classes of a set are separated by `|`.
     """
 
     @property
     def types(self) -> dict[str, ColumnType]:
-        """Every column in order."""
+        """All columns in order, with their types."""
         types: dict[str, ColumnType] = {"path": "text", "label": "text", "confidence": "number"}
         types |= {f"p:{name}": "number" for name in self.class_names}
         if self.with_set:
@@ -68,7 +70,7 @@ class ClassColumns(ClassFields):
         return {**types, "error": "text"}
 
     def values(self, line: dict[str, Any]) -> list[Any]:
-        """A value for each column."""
+        """Return one value per column."""
         probabilities = line.get("probabilities", {})
         row = [line["path"], line.get("label"), line.get("confidence"), *map(probabilities.get, self.class_names)]
         if self.with_set:
@@ -80,7 +82,7 @@ class ClassColumns(ClassFields):
         return [*row, line.get("error")]
 
     def line(self, result: Result) -> str:
-        """A whole row."""
+        """Return a CSV row with its line end."""
         if not isinstance(result, Classification):
             return _failed_line(result, len(self.types))
         shown = _shortest(result.probabilities)[1:-1]
@@ -99,14 +101,15 @@ class ClassColumns(ClassFields):
 
 @dataclass(frozen=True)
 class PointColumns(PointFields):
-    """`path[,mm_per_px],x<point>,y<point>[,p<point>][,s<point>]...,centroid_size,shape_distance,is_odd,error`.
+    """Table of landmark results; can be read as a landmark file.
 
-    p: confidence. s: spread of an ensemble's members in pixels of the photo. Can be read as a file of landmarks.
+    `path[,mm_per_px],x<point>,y<point>[,p<point>][,s<point>]...,centroid_size,shape_distance,is_odd,error`.
+    p: confidence. s: spread of an ensemble's members in pixels of the photo.
     """
 
     @property
     def types(self) -> dict[str, ColumnType]:
-        """Every column in order."""
+        """All columns in order, with their types."""
         types: dict[str, ColumnType] = {"path": "text"}
         if self.with_scale:
             types["mm_per_px"] = "number"
@@ -120,7 +123,7 @@ class PointColumns(PointFields):
         return "xy" + "p" * self.with_confidence + "s" * self.with_spread
 
     def values(self, line: dict[str, Any]) -> list[Any]:
-        """A value for each column."""
+        """Return one value per column."""
         row = [line["path"], *[line.get("mm_per_px")] * self.with_scale]
         points = line.get("keypoints", {})
         for name in self.keypoint_names:
@@ -133,7 +136,7 @@ class PointColumns(PointFields):
         return ["x", "y", *["confidence"] * self.with_confidence, *["spread_px"] * self.with_spread]
 
     def line(self, result: Result) -> str:
-        """A whole row."""
+        """Return a CSV row with its line end."""
         if not isinstance(result, Landmarks):
             return _failed_line(result, len(self.types))
         row = [result.path]
@@ -150,14 +153,14 @@ class PointColumns(PointFields):
 
 
 def number(value: float) -> str:
-    """Six digits."""
+    """Format a number with six significant digits."""
     return f"{value:.6g}"
 
 
 def _shortest(values: NDArray[np.float32] | np.float32) -> str:
-    """As few digits as tell a float32 from its neighbors, as JSON.
+    """Format float32 numbers as JSON with the fewest digits that identify each value.
 
-    Of a thousand numbers Python's own formatting would take a twentieth of a small model's time for an image.
+    For a thousand numbers, Python's own formatting would take a twentieth of a small model's time per image.
     """
     return orjson.dumps(
         np.ascontiguousarray(values) if values.ndim else values, option=orjson.OPT_SERIALIZE_NUMPY
@@ -165,7 +168,7 @@ def _shortest(values: NDArray[np.float32] | np.float32) -> str:
 
 
 def csv_line(cells: Sequence[str]) -> str:
-    """One row, with its line end."""
+    """Return a CSV row with its line end."""
     line = StringIO()
     csv.writer(line, lineterminator="\n").writerow(cells)
     return line.getvalue()

@@ -1,7 +1,4 @@
-"""Writing files so that a half-written one never stands under its final name.
-
-Knows the file system and turns its errors into `OutputError`. Knows nothing of what is written.
-"""
+"""Write files atomically, so that no incomplete file ever has its final name; raise I/O errors as `OutputError`."""
 
 from __future__ import annotations
 
@@ -16,7 +13,7 @@ from tl.errors import OutputError
 
 @contextmanager
 def atomic_path(path: str | os.PathLike[str]) -> Iterator[Path]:
-    """Give a temporary path beside `path`; on success flush it to disk and rename it, on failure remove it."""
+    """Yield a temporary path beside `path`; on success flush it to disk and rename it, on failure remove it."""
     final = Path(path)
     temporary = final.with_name(f".{final.name}.{os.getpid()}-{uuid.uuid4().hex[:8]}.partial")
     with output_errors(final):
@@ -38,10 +35,10 @@ def write_text(path: str | os.PathLike[str], text: str) -> None:
 
 @contextmanager
 def output_errors(path: str | os.PathLike[str]) -> Iterator[None]:
-    """Translate file system errors while writing `path`."""
+    """Convert file system errors while writing `path` to `OutputError`."""
     try:
         yield
     except BrokenPipeError:
-        raise  # the reader of stdout is gone: not a fault of the output's place
+        raise  # the reader of stdout has closed it: not an error of the output file
     except OSError as error:
         raise OutputError(f"{os.fspath(path)}: cannot be written ({error.strerror or error})") from error

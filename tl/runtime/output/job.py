@@ -1,7 +1,7 @@
-"""Many images predicted into one file, which may be stopped at any moment and taken up again; the ledger of its rows.
+"""Predict many images into one file, in a job that can be interrupted at any time and resumed from its ledger.
 
-Knows the order of things: what is known is kept, the rest is predicted, rows go out in input order. Does not know
-formats, the terminal or exit codes.
+Keeps known rows, predicts the rest and writes rows in input order. Independent of output formats, the terminal and exit
+codes.
 """
 
 from __future__ import annotations
@@ -32,13 +32,13 @@ from tl.runtime.results import Failure, Result
 from tl.runtime.sources.paths import hash_file
 
 _VERSION = 1
-# A crash costs at most so much work.
+# A crash loses at most this much work.
 _SECONDS_BETWEEN_FLUSHES = 1.0
 
 
 @dataclass(frozen=True)
 class KeptRow:
-    """An image's row from before. `failed`: it tells why there was no prediction."""
+    """A row kept from an earlier run. `failed`: whether it contains an error instead of a prediction."""
 
     row: str
     failed: bool
@@ -56,7 +56,7 @@ class Ledger:
         return len(self._places)
 
     def known(self, name: str, digest: str) -> KeptRow | None:
-        """The row of an image with this path and content, or None."""
+        """Return the row of an image with this path and content, or None."""
         place = self._places.get(_row_key(name, digest))
         if place is None:
             return None
@@ -66,7 +66,7 @@ class Ledger:
         return KeptRow(line["row"], line["failed"])
 
     def add(self, name: str, digest: str, row: str, failed: bool) -> None:
-        """Add a finished row. Without a digest, of a file that could not be read, it will be tried again."""
+        """Add a finished row. Without a digest (the file could not be read), the image will be tried again."""
         line = {"path": name, "sha256": digest, "failed": failed, "row": row}
         with output_errors(self._path):
             self._writer.write(_dump(line))
@@ -79,10 +79,10 @@ class Ledger:
 def open_ledger(
     output: str | os.PathLike[str], key: str, *, resume: bool, retry_failed: bool = False
 ) -> Iterator[Ledger]:
-    """The ledger of an output. `key`: what its rows depend on beside the images.
+    """Open the ledger of an output. `key`: everything its rows depend on, besides the images.
 
-    With `resume`, rows from before count if they have the same key, failed ones only without `retry_failed`. Otherwise
-    it begins empty. Raises `OutputError`.
+    With `resume`, rows of an earlier run with the same key are kept, except failed ones with `retry_failed`. Otherwise
+    the ledger starts empty. Raises `OutputError`.
     """
     path = ledger_path(output)
     places, end = _read_places(path, key, retry_failed) if resume else ({}, 0)
@@ -99,12 +99,12 @@ def open_ledger(
 
 
 def ledger_path(output: str | os.PathLike[str]) -> Path:
-    """Where the ledger of an output is."""
+    """Return the path of an output's ledger."""
     return Path(f"{os.fspath(output)}.ledger")
 
 
 def _read_places(path: Path, key: str, retry_failed: bool) -> tuple[dict[bytes, int], int]:
-    """Where each row's line begins, and where the last whole line ends; ({}, 0) for no ledger or one of another key."""
+    """Return each row's line offset and the end of the last complete line; ({}, 0) without a ledger of this key."""
     places: dict[bytes, int] = {}
     try:
         stream = path.open("rb")
@@ -122,7 +122,7 @@ def _read_places(path: Path, key: str, retry_failed: bool) -> tuple[dict[bytes, 
                 break
             if not line.endswith(b"\n"):
                 break
-            # A later line replaces an earlier one: a failure that was tried again.
+            # A later line replaces an earlier one, for example of a retried failure.
             if digest and not (failed and retry_failed):
                 places[_row_key(name, digest)] = end
             end += len(line)
@@ -131,8 +131,8 @@ def _read_places(path: Path, key: str, retry_failed: bool) -> tuple[dict[bytes, 
 
 def _dump(line: dict[str, object]) -> bytes:
     try:
-        return orjson.dumps(line) + b"\n"  # of a row with a thousand numbers ten times as fast
-    except orjson.JSONEncodeError:  # a name that is no text: bytes of a path, kept as surrogates
+        return orjson.dumps(line) + b"\n"  # ten times as fast for a row of a thousand numbers
+    except orjson.JSONEncodeError:  # a path that is not valid UTF-8, with its bytes as surrogates
         return json.dumps(line).encode() + b"\n"
 
 
@@ -146,7 +146,7 @@ def _row_key(name: str, digest: str) -> bytes:
 
 @dataclass
 class Tally:
-    """How far a job has come. `kept`: rows from before, among those done. `failed`: images without a prediction."""
+    """Progress of a job. `kept`: rows of an earlier run, included in `done`. `failed`: images without a prediction."""
 
     done: int = 0
     kept: int = 0
@@ -167,12 +167,12 @@ def run_job(
     advance: Callable[[Tally], None] = lambda tally: None,
     see: Callable[[Result], None] = lambda result: None,
 ) -> None:
-    """Predict `sources` into a .csv or .jsonl file, or as CSV to stdout for None; `tally` counts on the way.
+    """Predict `sources` into a .csv or .jsonl file, or as CSV to stdout if `output` is None; update `tally` on the way.
 
-    With `resume`, images keep their rows where path, content, models and votes are the same; `retry_failed` tries
-    again those that gave no prediction. `fail_fast` stops at the first of these. `see` is given every new result.
-    `point_format`: of the landmarks, None for what the name says. Raises `OutputError`, `ImageReadError` (with
-    `fail_fast`) and what predicting raises.
+    With `resume`, images with the same path, content, models and votes keep their rows; `retry_failed` retries those
+    without a prediction. `fail_fast` stops at the first failed image. `see` is called with every new result.
+    `point_format`: the format of landmarks, None to select it by the file name. Raises `OutputError`, `ImageReadError`
+    (with `fail_fast`) and the errors of prediction.
     """
     if output is None:
         with open_writer(None, predictor.fields) as writer:
@@ -215,7 +215,7 @@ def _count(result: Result, tally: Tally, fail_fast: bool) -> None:
 
 
 def _key(predictor: Predictor[Any], writer: ResultWriter) -> str:
-    """Names all that a row depends on beside its image."""
+    """Return a hash of everything that a row depends on, besides its image."""
     ensemble = predictor.ensemble
     facts = {
         "models": [hash_file(session.path) for session in ensemble.sessions],

@@ -1,6 +1,6 @@
-"""Results into files: CSV, JSON lines, Parquet, files of landmarks. A file gets its name when it is whole.
+"""Write results to files: CSV, JSON lines, Parquet, landmark files. Only a complete file gets its final name.
 
-The only file that imports pyarrow. Knows columns and formats. Does not know models, or where images come from.
+The only file that imports pyarrow. Independent of models and of where images come from.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ _ROWS_AT_ONCE = 10_000
 
 
 def check_parquet() -> None:
-    """Raises `MissingExtraError` where no table could be written."""
+    """Raise `MissingExtraError` if Parquet files cannot be written."""
     _pyarrow()
 
 
@@ -40,7 +40,7 @@ def write_parquet(
     table: str | os.PathLike[str],
     columns: Columns,
 ) -> None:
-    r"""Write a table atomically. What is missing in a line is null; a path's bytes that are no text become `\xNN`.
+    r"""Write a Parquet table atomically. Missing values are null; path bytes that are not UTF-8 become `\xNN`.
 
     Raises `OutputError`, `MissingExtraError`.
     """
@@ -85,7 +85,7 @@ def _pyarrow() -> Any:
 
 
 def write_point_file(lines: Path, final: Path, kind: Format | None) -> None:
-    """Write `final`, as its name says for None; rows without points go to `NAME.failed.csv` beside it.
+    """Write landmarks to `final`; failed rows go to `NAME.failed.csv` beside it. `kind`: None to use its extension.
 
     Raises `OutputError`, `DataError`.
     """
@@ -113,16 +113,16 @@ def _image(row: dict[str, Any]) -> ImageLandmarks:
 
 
 class ResultWriter(Protocol):
-    """Writes results one by one."""
+    """Write results one by one."""
 
     def write(self, result: Result) -> None:
-        """Write one whole row."""
+        """Write one complete row."""
 
     def row(self, result: Result) -> str:
-        """A whole row as text, with its line end."""
+        """Return a complete row as text, with its line end."""
 
     def write_row(self, row: str) -> None:
-        """Write what `row` gave."""
+        """Write a row returned by `row`."""
 
 
 class _RowWriter(ABC):
@@ -130,20 +130,20 @@ class _RowWriter(ABC):
         self._stream = stream
 
     def write(self, result: Result) -> None:
-        """Write one whole row."""
+        """Write one complete row."""
         self._stream.write(self.row(result))
 
     def write_row(self, row: str) -> None:
-        """Write what `row` gave."""
+        """Write a row returned by `row`."""
         self._stream.write(row)
 
     @abstractmethod
     def row(self, result: Result) -> str:
-        """A whole row as text, with its line end."""
+        """Return a complete row as text, with its line end."""
 
 
 class CsvWriter(_RowWriter):
-    """A header, then a row a result; a failure has everything but path and error empty."""
+    """Write a header, then one row per result; for a failure, all cells but path and error are empty."""
 
     def __init__(self, stream: TextIO, columns: Columns) -> None:
         super().__init__(stream)
@@ -151,19 +151,19 @@ class CsvWriter(_RowWriter):
         stream.write(csv_line(list(columns.types)))
 
     def row(self, result: Result) -> str:
-        """A whole row."""
+        """Return a complete row."""
         return self._columns.line(result)
 
 
 class JsonLinesWriter(_RowWriter):
-    """One JSON object a line, with the keys of `as_dict`."""
+    """Write one JSON object per line, with the keys of `as_dict`."""
 
     def row(self, result: Result) -> str:
-        """One line."""
+        """Return one line."""
         plain = result.as_dict()
         try:
             return orjson.dumps(plain).decode() + "\n"
-        except orjson.JSONEncodeError:  # a name that is no text: bytes of a path, kept as surrogates
+        except orjson.JSONEncodeError:  # a path that is not valid UTF-8, with its bytes as surrogates
             return json.dumps(plain, ensure_ascii=False) + "\n"
 
 
@@ -171,12 +171,12 @@ class JsonLinesWriter(_RowWriter):
 def open_writer(
     output: str | os.PathLike[str] | None, fields: Fields, point_format: Format | None = None
 ) -> Iterator[ResultWriter]:
-    """A writer of results with these fields to a path (`.csv`, `.jsonl` for JSON lines, `.parquet`), or CSV on stdout.
+    """Yield a writer of results to a path (`.csv`, `.jsonl` for JSON lines, `.parquet`), or as CSV to stdout.
 
-    Points may also go into `.tps` and `.json` (COCO keypoints), or into what `point_format` names; what failed is then
-    in `NAME.failed.csv`.
-    A file gets its name when all rows are written; until then, and after a failure, the rows are in `NAME.partial`: as
-    JSON lines but for `.csv`. Raises `OutputError`, and `MissingExtraError` for Parquet without its package.
+    Landmarks can also be written as `.tps` and `.json` (COCO keypoints), or in the format `point_format`; failed images
+    are then listed in `NAME.failed.csv`. The file gets its name when all rows are written. Until then, and after an
+    error, the rows are in `NAME.partial`, as JSON lines unless the output is `.csv`. Raises `OutputError`, and
+    `MissingExtraError` for Parquet without its package.
     """
     columns = build_columns(fields)
     if output is None:
@@ -211,5 +211,5 @@ def open_writer(
 
 
 def partial_path(output: str | os.PathLike[str]) -> Path:
-    """Where the rows of an unfinished output are."""
+    """Return the path of an unfinished output's rows."""
     return Path(f"{os.fspath(output)}.partial")

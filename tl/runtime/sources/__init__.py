@@ -1,1 +1,1 @@
-"""Where images come from: folders, patterns, lists, archives."""
+"""Find and read images: folders, patterns, lists, archives."""

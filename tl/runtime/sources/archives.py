@@ -1,7 +1,6 @@
-"""The members of zip and tar archives one after another, in stored order. Nothing is extracted to disk.
+"""Read the members of zip and tar archives in stored order, without extracting to disk.
 
-Knows zipfile and tarfile, and what these overlook or do without bounds. Does not know which members are images
-(`inputs`).
+Adds the checks and limits that zipfile and tarfile lack. `inputs` determines which members are images.
 """
 
 from __future__ import annotations
@@ -21,11 +20,11 @@ from tl.runtime.imaging.decode import MAX_JPEG_BYTES
 ZIP_SUFFIXES = (".zip",)
 TAR_SUFFIXES = (".tar", ".tar.gz", ".tgz", ".tar.bz2", ".tbz2", ".tar.xz", ".txz")
 
-# No image that can be decoded comes near; a member that declares more is refused before it fills the memory.
+# Far above any decodable image; a member that declares a larger size is rejected before it fills the memory.
 MAX_MEMBER_BYTES = MAX_JPEG_BYTES
 _TarMode = Literal["r:", "r:gz", "r:bz2", "r:xz"]
 _TAR_MODES: dict[bytes, _TarMode] = {b"\x1f\x8b": "r:gz", b"BZh": "r:bz2", b"\xfd7zXZ\0": "r:xz"}
-# What tarfile reads whole, whatever size it declares: long names and extended headers.
+# Headers that tarfile reads completely, whatever size they declare: long names and extended headers.
 _HEADERS = tarfile.GNUTYPE_LONGNAME + tarfile.GNUTYPE_LONGLINK + tarfile.XHDTYPE + tarfile.XGLTYPE
 _HEADERS += tarfile.SOLARIS_XHDTYPE
 _MAX_HEADER_BYTES = 1 << 20
@@ -36,10 +35,10 @@ _UNIX = 3  # Source: the same, 4.4.2.2
 
 @dataclass(frozen=True)
 class Member:
-    """One member. `name`: as stored, without a leading `./`. `kind`: "link" for links, devices and the like.
+    """One member. `name`: as stored, without a leading `./`. `kind`: "link" also for devices and the like.
 
-    `read` gives a file's bytes until the next member is asked for; raises `ImageReadError` for what is wrong with it
-    alone.
+    `read` returns the file's bytes and is valid until the next member is requested. It raises `ImageReadError` for
+    errors that affect only this member.
     """
 
     name: str
@@ -48,12 +47,12 @@ class Member:
 
 
 def is_archive(path: str) -> bool:
-    """Whether a path is a file that is called as archives are."""
+    """Return whether a path is a file with an archive's extension."""
     return path.lower().endswith(ZIP_SUFFIXES + TAR_SUFFIXES) and os.path.isfile(path)
 
 
 def iter_members(path: str) -> Iterator[Member]:
-    """All members, to the archive's end. Raises `DataError` where it is damaged or of another kind than its name."""
+    """Yield all members. Raises `DataError` if the archive is damaged or its extension does not match its type."""
     with _archive_errors(path):
         yield from _zip_members(path) if path.lower().endswith(ZIP_SUFFIXES) else _tar_members(path)
 
@@ -62,7 +61,7 @@ def iter_members(path: str) -> Iterator[Member]:
 def _archive_errors(path: str) -> Iterator[None]:
     try:
         yield
-    except Exception as error:  # on damaged files zipfile and tarfile raise almost any type
+    except Exception as error:  # zipfile and tarfile raise almost any type on damaged files
         raise DataError(f"{path}: damaged, or not the kind of archive its name says ({_reason(error)})") from error
 
 
@@ -83,8 +82,8 @@ def _zip_reader(archive: zipfile.ZipFile, info: zipfile.ZipInfo, path: str) -> C
         try:
             with archive.open(info) as member:
                 if info.compress_type in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
-                    return member.read(info.file_size)  # and no more, which the checksum then tells
-                # For other methods zipfile unpacks all that it reads at once.
+                    return member.read(info.file_size)  # no more than declared; the checksum detects a wrong size
+                # For other methods, zipfile decompresses all data of a read at once.
                 return b"".join(iter(lambda: member.read(4096), b""))
         except Exception as error:  # as in `_archive_errors`
             raise ImageReadError(name, f"damaged in its archive ({_reason(error)})") from error
@@ -96,18 +95,18 @@ def _tar_members(path: str) -> Iterator[Member]:
     with tarfile.open(path, _tar_mode(path), tarinfo=_StrictTarInfo, errors="surrogateescape") as archive:
         end = -1
         while (info := archive.next()) is not None:
-            if info.size < 0 or info.offset_data <= end:  # extended headers may declare sizes that lead back
+            if info.size < 0 or info.offset_data <= end:  # extended headers can declare sizes that lead back
                 raise tarfile.ReadError("members overlap")
             end = info.offset_data
             kind: Literal["file", "folder", "link"] = "file" if info.isreg() else "folder" if info.isdir() else "link"
             yield Member(info.name.removeprefix("./"), kind, _tar_reader(archive, info, path))
-            archive.members.clear()  # type: ignore[attr-defined]  # tarfile would keep them all
-        while archive.fileobj is not None and archive.fileobj.read(1 << 18):  # a checksum may stand at the very end
+            archive.members.clear()  # type: ignore[attr-defined]  # tarfile would keep all of them in memory
+        while archive.fileobj is not None and archive.fileobj.read(1 << 18):  # the last bytes can be a checksum
             pass
 
 
 def _tar_mode(path: str) -> _TarMode:
-    """By its first bytes; left to itself, tarfile tries all and says so at length."""
+    """Detect the mode from the first bytes; tarfile would try every mode and raise a very long error message."""
     with open(path, "rb") as stream:
         start = stream.read(6)
     return next((mode for magic, mode in _TAR_MODES.items() if start.startswith(magic)), "r:")
@@ -124,7 +123,7 @@ def _tar_reader(archive: tarfile.TarFile, info: tarfile.TarInfo, path: str) -> C
 
 
 class _StrictTarInfo(tarfile.TarInfo):
-    """Headers as tarfile reads them, but a damaged one is an error and not the end of the archive."""
+    """Read headers as tarfile does, but raise an error for a damaged one instead of ending the archive there."""
 
     @classmethod
     def frombuf(cls, buf: bytes | bytearray, encoding: str, errors: str) -> _StrictTarInfo:
@@ -137,7 +136,7 @@ class _StrictTarInfo(tarfile.TarInfo):
     def fromtarfile(cls, tarfile_: tarfile.TarFile) -> _StrictTarInfo:
         try:
             return super().fromtarfile(tarfile_)
-        except tarfile.EOFHeaderError:  # type: ignore[attr-defined]  # the mark at the end of an archive
+        except tarfile.EOFHeaderError:  # type: ignore[attr-defined]  # the end-of-archive marker
             raise
         except tarfile.HeaderError as error:
             raise tarfile.ReadError(str(error)) from error

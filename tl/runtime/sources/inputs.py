@@ -1,6 +1,6 @@
-"""All that one prediction is about: files, folders, patterns, archives and lists, counted first, then read in order.
+"""Find all inputs of a prediction: files, folders, patterns, archives and lists, counted first, then read in order.
 
-Knows names and archives. Does not decode.
+Reads names and archives; never decodes images.
 """
 
 from __future__ import annotations
@@ -18,10 +18,10 @@ from tl.runtime.sources.paths import FoundImages, expand_name, find_images, is_i
 
 @dataclass(frozen=True)
 class Inputs:
-    """Images in input order. `len()` counts them without reading one; iterating reads archives as it goes.
+    """Images in input order. `len()` counts them without reading any; iteration reads archives on the way.
 
-    `hidden` counts hidden files, and hidden folders as one each; `not_images` files with other names; `links` links
-    and devices in archives, which hold no image of their own.
+    `hidden`: number of hidden files and hidden folders. `not_images`: number of files with other extensions. `links`:
+    number of links and devices in archives, which contain no image data.
     """
 
     parts: tuple[FoundImages | Archive, ...]
@@ -35,7 +35,7 @@ class Inputs:
 
     @property
     def passed_over(self) -> str:
-        """What was not taken, in words; "" if there is nothing."""
+        """Description of the skipped files; "" if there are none."""
         counts = {
             "hidden": sum(part.hidden for part in self.parts),
             "files that are no images by their names": sum(part.not_images for part in self.parts),
@@ -46,7 +46,7 @@ class Inputs:
 
 @dataclass(frozen=True)
 class Archive:
-    """A zip or tar archive of which `count` members are images."""
+    """A zip or tar archive that contains `count` images."""
 
     path: str
     count: int
@@ -55,14 +55,14 @@ class Archive:
     links: int
 
     def images(self) -> Iterator[ImageSource]:
-        """Its images, each in memory, named `ARCHIVE/MEMBER`. Raises `DataError` if the archive is damaged."""
+        """Yield its images, in memory, named `ARCHIVE/MEMBER`. Raises `DataError` if the archive is damaged."""
         for member in iter_members(self.path):
             if _kind(member) == "image":
                 yield _load(f"{self.path}/{member.name}", member)
 
 
 class MemoryFile(BytesIO):
-    """An encoded image in memory that has a name."""
+    """An encoded image in memory, with a name."""
 
     def __init__(self, name: str, content: bytes) -> None:
         super().__init__(content)
@@ -70,25 +70,25 @@ class MemoryFile(BytesIO):
 
 
 class UnreadableFile(BytesIO):
-    """An image of which only its name and what is wrong with it are known: who reads it is told."""
+    """An image that could not be read: its name, and the reason, which is raised on reading."""
 
     def __init__(self, name: str, reason: str) -> None:
         super().__init__()
         self.name, self._reason = name, reason
 
     def seek(self, offset: int, whence: int = os.SEEK_SET, /) -> int:
-        """Raises `ImageReadError`."""
+        """Raise `ImageReadError`."""
         raise ImageReadError(self.name, self._reason)
 
     def read(self, size: int | None = -1, /) -> bytes:
-        """Raises `ImageReadError`."""
+        """Raise `ImageReadError`."""
         raise ImageReadError(self.name, self._reason)
 
 
 def find_inputs(inputs: Iterable[str | os.PathLike[str]], *, listed: Iterable[str] = ()) -> Inputs:
-    """What was named, then what was `listed`: names that are no patterns, and of which a missing one becomes a row.
+    """Return the images of `inputs`, then of `listed`: names, not patterns; a missing one becomes an error row.
 
-    Archives are listed to their end. Raises `DataError` for them, and as `find_images`.
+    Reads the member lists of archives completely. Raises `DataError` for damaged archives, and like `find_images`.
     """
     parts = [_find(name) for given in inputs for name in expand_name(os.fspath(given))]
     files: list[str] = []
@@ -129,7 +129,7 @@ def _kind(member: Member) -> str:
 
 
 def _hidden_part(name: str) -> str:
-    """A member's name up to its first hidden folder, or whole if it is hidden itself; else ""."""
+    """Return a member's name up to its first hidden folder, the whole name if the file is hidden, else ""."""
     parts = name.split("/")
     first = next((i for i, part in enumerate(parts) if part.startswith(".") and part not in (".", "..")), -1)
     return "/".join(parts[: first + 1])

@@ -1,6 +1,6 @@
-"""Names of image files, from folders, patterns such as `images/**/*.jpg` and lists; a file's content and its SHA-256.
+"""Find image files from folders, patterns such as `images/**/*.jpg` and lists; read a file and its SHA-256.
 
-Knows the disk. Does not decode.
+Reads files and folders; never decodes images.
 """
 
 from __future__ import annotations
@@ -23,14 +23,14 @@ from tl.runtime.imaging.decode import ImageSource, source_name
 
 
 def is_pattern(name: str) -> bool:
-    """Whether a name has signs of a pattern in it."""
+    """Return whether a name contains pattern characters."""
     return any(sign in name for sign in "*?[")
 
 
 def split_pattern(pattern: str) -> tuple[str, list[str]]:
-    """What stands before the first `**`, and the names from there on: `a/b/**/*.jpg` -> `a/b`, [`**`, `*.jpg`].
+    """Split a pattern at its first `**`: `a/b/**/*.jpg` -> `a/b`, [`**`, `*.jpg`].
 
-    No names for a pattern without `**`.
+    The list is empty for a pattern without `**`.
     """
     names = pattern.split(os.sep)
     if "**" not in names:
@@ -41,7 +41,7 @@ def split_pattern(pattern: str) -> tuple[str, list[str]]:
 
 
 def matches(path: Sequence[str], pattern: Sequence[str]) -> bool:
-    """Whether the names of a relative path fit those of a pattern, all to the end."""
+    """Return whether the parts of a relative path match those of a pattern completely."""
     if not pattern:
         return not path
     if pattern[0] == "**":
@@ -50,15 +50,15 @@ def matches(path: Sequence[str], pattern: Sequence[str]) -> bool:
 
 
 def read_path_list(list_file: str, *, null: bool = False) -> list[str]:
-    """The names in a file, or on stdin for `-`, in order: one per line, or with `null` each ended by a NUL byte.
+    """Return the names in a file, or on stdin for `-`, in order: one per line, or with `null`, NUL-terminated.
 
-    Names keep their spaces, and their bytes where they are not UTF-8. Blank lines, Windows' line ends and a byte order
-    mark are not part of names; with `null`, only NUL is not. Raises `DataError` for a list that cannot be read.
+    Names keep their spaces, and their bytes if they are not UTF-8. Blank lines, Windows line ends and a byte order mark
+    are removed; with `null`, only the NUL bytes are. Raises `DataError` for a list that cannot be read.
     """
     data = _read(list_file)
     if null:
         return [os.fsdecode(name) for name in data.split(b"\0") if name]
-    if b"\0" in data:  # no file name holds one
+    if b"\0" in data:  # file names cannot contain NUL
         raise DataError(f"{list_file}: has NUL bytes: give --null if they end the names, or save the list as UTF-8")
     lines = data.removeprefix(codecs.BOM_UTF8).split(b"\n")
     return [os.fsdecode(line.removesuffix(b"\r")) for line in lines if line.strip()]
@@ -74,8 +74,8 @@ def _read(list_file: str) -> bytes:
         raise DataError(f"{list_file}: the list of names cannot be read ({error.strerror})") from error
 
 
-# What a folder is searched for. Kinds that cannot be decoded (raw, HEIC ...) are listed too: they must turn up as rows
-# with an error, not vanish.
+# Extensions that a folder is searched for. Formats that cannot be decoded (raw, HEIC ...) are included, so that these
+# files appear as rows with an error instead of being skipped silently.
 IMAGE_SUFFIXES = frozenset(
     f".{suffix}"
     for kinds in (
@@ -88,9 +88,9 @@ IMAGE_SUFFIXES = frozenset(
 
 @dataclass(frozen=True)
 class FoundImages:
-    """`paths` as the user would write them, in sorted order per folder; and how much was passed over.
+    """`paths` as the user would write them, sorted within each folder, and the number of skipped files.
 
-    `hidden` counts hidden files, and hidden folders as one each.
+    `hidden`: number of hidden files and hidden folders.
     """
 
     paths: tuple[str, ...]
@@ -99,10 +99,10 @@ class FoundImages:
 
 
 def find_images(inputs: Iterable[str | os.PathLike[str]]) -> FoundImages:
-    """Expand files, folders (recursively; links to folders are followed once) and patterns, unless a file is so named.
+    """Expand files, folders (recursively, following each link to a folder once), and patterns if no such file exists.
 
-    A file that is named or fits a pattern is taken whatever it is called. Raises `DataError` for a name that does not
-    exist, a pattern that nothing fits and a folder that cannot be read.
+    A file that is given explicitly or matches a pattern is included whatever its extension. Raises `DataError` for a
+    name that does not exist, a pattern without matches and a folder that cannot be read.
     """
     paths: list[str] = []
     hidden = not_images = 0
@@ -122,12 +122,12 @@ def find_images(inputs: Iterable[str | os.PathLike[str]]) -> FoundImages:
 
 
 def is_image_name(name: str) -> bool:
-    """Whether a file is an image, going by its name."""
+    """Return whether a file is an image, by its extension."""
     return Path(name).suffix.lower() in IMAGE_SUFFIXES
 
 
 def expand_name(given: str) -> list[str]:
-    """A name as it is, or what fits a pattern; sorted. Raises `DataError` where there is nothing."""
+    """Return the name itself, or the sorted matches of a pattern. Raises `DataError` if nothing is found."""
     if os.path.lexists(given):
         return [given]
     if not is_pattern(given):
@@ -140,7 +140,7 @@ def expand_name(given: str) -> list[str]:
 
 
 def _walk_matches(start: str, names: list[str]) -> list[str]:
-    """Files below each folder that `start` means, that fit `names`; hidden ones do not, as in a shell."""
+    """Return files matching `names` below each folder matching `start`; as in a shell, hidden files never match."""
     folders = [start or "."] if os.path.isdir(start or ".") else sorted(filter(os.path.isdir, glob.glob(start)))
     found = []
     for folder in folders:
@@ -159,7 +159,7 @@ def _walk(folder: str) -> Iterator[str]:
 
     for here, folders, files in os.walk(folder, onerror=fail, followlinks=True):
         real = os.path.realpath(here)
-        if real in visited:  # a loop of links, or two links to one folder
+        if real in visited:  # a cycle of links, or two links to one folder
             folders.clear()
             continue
         visited.add(real)
@@ -168,14 +168,14 @@ def _walk(folder: str) -> Iterator[str]:
         yield from (os.path.join(here, name) for name in sorted(files))
 
 
-# Larger files, such as stacks of which the first frame alone is wanted, are hashed in passing and opened by name.
+# Larger files, such as stacks of which only the first frame is needed, are hashed in chunks and opened by name.
 _READ_WHOLE_BYTES = 64 << 20
 
 
 def read_content(source: ImageSource) -> tuple[ImageSource, str]:
-    """A source to decode from, read once where it is small, and the SHA-256 of its content in hex.
+    """Return a source to decode from, with small files already in memory, and the SHA-256 of its content in hex.
 
-    Raises `ImageReadError` for what cannot be read.
+    Raises `ImageReadError` if it cannot be read.
     """
     if isinstance(source, np.ndarray):
         return source, hashlib.sha256(np.ascontiguousarray(source).data).hexdigest()
@@ -191,14 +191,14 @@ def read_content(source: ImageSource) -> tuple[ImageSource, str]:
 
 
 def hash_file(path: str | os.PathLike[str]) -> str:
-    """SHA-256 of a file of any size, in hex."""
+    """Return the SHA-256 of a file of any size, in hex."""
     with open(path, "rb") as stream:
         return hashlib.file_digest(stream, "sha256").hexdigest()
 
 
 def _read_path(path: Path) -> tuple[ImageSource, str]:
     found = path.stat()
-    if not stat.S_ISREG(found.st_mode):  # opening a FIFO would wait for ever
+    if not stat.S_ISREG(found.st_mode):  # opening a FIFO would block forever
         raise ImageReadError(str(path), "not a regular file")
     if found.st_size > _READ_WHOLE_BYTES:
         return path, hash_file(path)
