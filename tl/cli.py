@@ -9,6 +9,7 @@ from __future__ import annotations
 import errno
 import io
 import os
+import shlex
 import sys
 from collections.abc import Sequence
 from types import ModuleType
@@ -174,9 +175,13 @@ def main() -> None:
         app()
     except RunInterrupted as stop:
         warn(f"tl: {stop}")
+        if stop.run_folder is not None:
+            warn(f"hint: tl train --resume {shlex.quote(stop.run_folder)}")
         sys.exit(EXIT_INTERRUPTED)
     except TlError as error:
         warn(f"tl: {error}")
+        if error.options:
+            warn(f"hint: {' or '.join(map(_as_flag, error.options))}")
         sys.exit(EXIT_FAULT)
     except BrokenPipeError:  # the reader of stdout, such as `head`, has closed it
         _forget_stdout()
@@ -187,6 +192,13 @@ def main() -> None:
         _forget_stdout()
         warn(f"tl: the output cannot be written ({error.strerror})")
         sys.exit(EXIT_FAULT)
+
+
+def _as_flag(option: str) -> str:
+    """Return an option of an error as typed: `lr=0.001` -> `--lr 0.001`, `skip_bad` -> `--skip-bad`."""
+    name, equals, value = option.partition("=")
+    flag = "--" + name.replace("_", "-")
+    return f"{flag} {shlex.quote(value)}" if equals else flag
 
 
 def _forget_stdout() -> None:

@@ -23,10 +23,19 @@ Imports no other module of `tl`. Bugs raise ValueError, TypeError and the like i
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 
 
 class TlError(Exception):
-    """Base class of all expected errors. The message gives the location, what was expected and found, and the fix."""
+    """Base class of all expected errors. The message gives the location, what was expected and found, and the fix.
+
+    `options`: arguments or config fields that can fix it, by their Python names, with a value where one is known, as in
+    `("skip_bad", "lr=0.001")`. The command line shows them as flags.
+    """
+
+    def __init__(self, message: str, *, options: Sequence[str] = ()) -> None:
+        super().__init__(message)
+        self.options = tuple(options)
 
 
 class ImageReadError(TlError):
@@ -63,7 +72,11 @@ class TrainingError(TlError):
 
 
 class RunInterrupted(TlError):  # noqa: N818  # not a fault
-    """The user interrupted training. The message says how to resume."""
+    """The user interrupted training. `run_folder`: the run that can be resumed, if it is one run."""
+
+    def __init__(self, message: str, *, run_folder: str | None = None) -> None:
+        super().__init__(message)
+        self.run_folder = run_folder
 
 
 class ModelFileError(TlError):

@@ -96,7 +96,7 @@ def test_probe__the_next_command_trains_what_won(
         (["--folds", 1], "folds must be 0 or at least 2 and seeds at least 1, found 1 and 1"),
         (["--folds", -2], "folds must be 0 or at least 2"),
         (["--seeds", 0], "found 5 and 0"),
-        (["--folds", 6], "the smallest class has 5: lower --folds"),
+        (["--folds", 6], "the smallest class has 5: lower folds"),
         (["--try", "haed=svm"], "cannot vary 'haed' (nearest: 'head')"),
         (["--try", "head=mlp lr=auto"], "lr auto and schedule plateau would look at the images that score"),
         (["--per-class", 9, "--folds", 0], "per_class 9: class 'blue' has 4"),

@@ -51,7 +51,7 @@ def test_choose_split__test_else_val_else_everything(
 
 
 def test_choose_split__asked_and_not_there() -> None:
-    with pytest.raises(DataError, match=r"no 'test' split \(found: train\); --split all takes all"):
+    with pytest.raises(DataError, match=r"no 'test' split \(found: train\); split all uses every image"):
         choose_split(make_images(["a"], "train"), "test")
     with pytest.raises(DataError, match=r"found: none"):
         choose_split(make_images(["a"]), "val")

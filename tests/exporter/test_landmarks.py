@@ -57,7 +57,7 @@ def test_export_run__of_crops(tmp_path: Path) -> None:
     done = export_run(run, tmp_path / "m.onnx", Silent())
     assert done.contract.landmarks is not None
     assert (done.contract.landmarks.region, done.contract.landmarks.region_margin) == ("points", 0.2)
-    with pytest.raises(ConfigError, match="this model looks at a part of each image"):
+    with pytest.raises(ConfigError, match="this model uses a region of each image"):
         export_run(run, tmp_path / "n.onnx", Silent(), parity_images=[tmp_path / "data" / "images"])
 
 
@@ -94,7 +94,7 @@ def test_ensemble__of_three_loses_nothing(done: Exported, tmp_path: Path) -> Non
 
 
 def test_export_lowered__is_for_classifiers(run: Run, tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match="--precision int8 is for classifiers"):
+    with pytest.raises(ConfigError, match="precision int8 is for classifiers"):
         export_lowered(run, tmp_path / "m.onnx", Silent(), Lowering("int8", device="cpu"))
 
 

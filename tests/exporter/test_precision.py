@@ -18,7 +18,7 @@ from tl.errors import ConfigError, DataError, PrecisionError
 from tl.exporter import precision as precision_module
 from tl.exporter import speed_comparison as speed_module
 from tl.exporter.export import Exported
-from tl.exporter.precision import Lowering, _compare, _fault, _Trial, describe, export_lowered
+from tl.exporter.precision import Lowering, _check_worth_keeping, _compare, _Trial, describe, export_lowered
 from tl.exporter.quantization import INT8_WAYS
 from tl.progress import Silent
 from tl.runtime.model_file.contract import Quantization
@@ -196,45 +196,46 @@ def test_compare__by_hand() -> None:
     assert _compare(found, wanted) == (0.5, math.inf)
 
 
-def fault(lowering: Lowering, **changes: object) -> str | None:
+def check(lowering: Lowering, **changes: object) -> None:
     found = dataclasses.replace(FOUND, **changes)  # type: ignore[arg-type]
     trial = _Trial("way", onnx.ModelProto(), Path("x"), found.top1_agreement, found.max_abs_diff)
-    return _fault(found, trial, lowering)
+    _check_worth_keeping(found, trial, lowering)
 
 
-def test_fault__both_numbers_and_the_cure_in_one_line() -> None:
+def refused(lowering: Lowering, **changes: object) -> PrecisionError:
+    with pytest.raises(PrecisionError) as refusal:
+        check(lowering, **changes)
+    return refusal.value
+
+
+def test_check_worth_keeping__both_numbers_in_one_line_and_the_options() -> None:
     plain = Lowering("int8")
-    assert fault(plain) is None
-    assert fault(plain, top1_agreement=0.99) is None
-    far = fault(plain, top1_agreement=0.9875)
-    assert far == (
+    check(plain)
+    check(plain, top1_agreement=0.99)
+    far = refused(plain, top1_agreement=0.9875)
+    assert str(far) == (
         "int8 was refused: top-1 agreement with fp32 98.8% (395 of 400 validation images: at least 97.1% with 95% "
         "confidence; max |dp| 0.2), speed 1.50 x fp32 (1.25 to 1.75 in 11 rounds) on CPUExecutionProvider "
-        "(Pocket calculator); needed is 99.0% agreement; no file was written; "
-        "try --precision fp16, more --calibration-images than 100, "
-        "a lower --min-agreement"
+        "(Pocket calculator); required: 99.0% agreement; no file was written"
     )
-    slow = fault(plain, kept_slower=True, speedup=0.5)
-    assert slow is not None
-    assert "speed 0.50 x" in slow
-    assert "needed is more speed, in 9 of 11 rounds at least; no file" in slow
-    assert "try --device of the machine that will run it, --keep-slower" in slow
-    both = fault(plain, kept_slower=True, top1_agreement=0.5)
-    assert both is not None
-    assert "needed is 99.0% agreement and more speed" in both
+    assert far.options == ("precision=fp16", "calibration_images=200", "min_agreement=0.987")
+    slow = refused(plain, kept_slower=True, speedup=0.5)
+    assert "speed 0.50 x" in str(slow)
+    assert "required: faster than fp32 in at least 9 of 11 rounds; no file" in str(slow)
+    assert slow.options == ("device=cuda", "keep_slower")
+    both = refused(plain, kept_slower=True, top1_agreement=0.5)
+    assert "required: 99.0% agreement and faster than fp32" in str(both)
 
 
-def test_fault__keep_slower_forgives_speed_alone() -> None:
+def test_check_worth_keeping__keep_slower_forgives_speed_alone() -> None:
     kept = Lowering("fp16", keep_slower=True)
-    assert fault(kept, kept_slower=True) is None
-    far = fault(kept, kept_slower=True, top1_agreement=0.5)
-    assert far is not None
-    assert "--calibration-images" not in far  # fp16 has none
-    assert "fp16" not in far.partition("try")[2]
+    check(kept, kept_slower=True)
+    far = refused(kept, kept_slower=True, top1_agreement=0.5)
+    assert far.options == ("min_agreement=0.5",)  # fp16 has no calibration images
 
 
-def test_fault__numbers_that_are_none_are_never_close() -> None:
-    assert fault(Lowering("fp16", min_agreement=0.0), max_abs_diff=math.inf) is not None
+def test_check_worth_keeping__numbers_that_are_none_are_never_close() -> None:
+    assert refused(Lowering("fp16", min_agreement=0.0), max_abs_diff=math.inf).options == ()
 
 
 def test_describe__says_what_the_figures_rest_on() -> None:

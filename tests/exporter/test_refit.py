@@ -136,7 +136,7 @@ def test_refit__tells_strangers(refitted: Refitted) -> None:
 
 def test_refit__again(refitted: Refitted, photos: Path, tmp_path: Path) -> None:
     """A refitted file is a model file like others; leaving a class out has to be said."""
-    with pytest.raises(DataError, match=r"no training images of 'violet', which the model knows.*--drop"):
+    with pytest.raises(DataError, match=r"no training images of 'violet', which are classes of the model.*drop"):
         refit(refitted.path, [photos], tmp_path / "m.onnx", Silent(), RefitOptions())
     assert list(tmp_path.iterdir()) == []
     options = RefitOptions(drop=True, head="svm", golden="synthetic")
@@ -179,7 +179,7 @@ def test_refit__a_graph_that_computes_otherwise_is_not_written(
         ({"model": "missing.onnx", "out": "plain.onnx"}, ModelFileError, "no such file"),
         ({"model": "plain.onnx"}, ModelFileError, "has no output 'embedding'"),
         ({"data": "Blue"}, DataError, "labels 'blue' and 'Blue' differ by case alone"),
-        ({"data": "broken"}, DataError, "cannot be read; mend or remove them"),
+        ({"data": "broken"}, DataError, "cannot be read; fix, remove or skip them"),
     ],
 )
 def test_refit__refused(

@@ -45,11 +45,26 @@ def test_file__keeps_the_rules(path: Path) -> None:
             assert LAYERS[rest[0]] <= own, f"imports upward: {module}"
         assert not (own == LAYERS["runtime"] and top in RUNTIME_FREE_OF), f"the runtime imports {module}"
         assert not (room in TORCH_FREE and top.startswith("torch")), f"{room} imports {module}"
-    assert ast.get_docstring(tree), "has no docstring that says what it knows"
+    assert ast.get_docstring(tree), "has no docstring"
     assert len(text.splitlines()) <= MAX_FILE_LINES
     for node in ast.walk(tree):
         if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
             assert (node.end_lineno or 0) - node.lineno < MAX_FUNCTION_LINES, f"{node.name} is too long"
+
+
+# What speaks of flags below the commands: the help text of the flags themselves.
+SPEAKS_OF_FLAGS = "tl/trainer/config.py"
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda path: str(path.relative_to(ROOT)))
+def test_messages__name_no_flag_below_the_commands(path: Path) -> None:
+    if layer(path) in (LAYERS["commands"], None) or str(path.relative_to(ROOT)) in ("tl/cli.py", SPEAKS_OF_FLAGS):
+        return
+    tree = ast.parse(path.read_text(encoding="utf-8"))
+    texts = [node for node in ast.walk(tree) if isinstance(node, ast.Constant) and isinstance(node.value, str)]
+    bare = [node.value for node in ast.walk(tree) if isinstance(node, ast.Expr)]  # docstrings
+    flags = [node.value for node in texts if node not in bare and re.search(r"(^|[\s'\"(])--[a-z]", str(node.value))]
+    assert [text for text in flags if "pip install" not in text and "var(--" not in text and text != "--no-"] == []
 
 
 def test_imports__have_no_cycle() -> None:

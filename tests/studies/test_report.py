@@ -108,7 +108,7 @@ def test_read_judged__a_prediction_file_that_does_not_fit(finished_run: Run, tmp
 def test_report__of_an_unfinished_run(tmp_path: Path, run_tl: RunTl) -> None:
     done = run_tl("report", tmp_path)
     assert done.code == 1
-    assert "not a finished run; tl train --resume" in done.err
+    assert "not a finished run; an interrupted one can be resumed" in done.err
 
 
 def test_report__with_the_passport_of_its_model_alone(

@@ -93,8 +93,8 @@ def test_read_study__all_faults_at_once(tmp_path: Path) -> None:
         ({"ensemble": 1}, "ensemble must be true or false"),
         ({"apart": "lr"}, "apart must be a list"),
         ({"variants": {"a": {"grid": [1]}}}, "variant 'a': grid must be"),
-        ({"base": {"backbone": "smallcnn"}}, "data: '' is not there"),
-        ({"base": {"data": "/nowhere"}}, "data: '/nowhere' is not there"),
+        ({"base": {"backbone": "smallcnn"}}, "data: '' does not exist"),
+        ({"base": {"data": "/nowhere"}}, "data: '/nowhere' does not exist"),
         ({"base": [1]}, "base must be 'option: value' lines"),
         ({"variants": {"a": 3}}, "variant 'a' must be a list of options"),
         ({"variants": {"a": {"seeds": []}}}, "variant 'a': seeds must be a list"),
@@ -113,7 +113,7 @@ def test_read_study__data_from_the_environment(tmp_path: Path, monkeypatch: pyte
 
 
 def test_parse_forced__refused() -> None:
-    with pytest.raises(ConfigError, match=r"--set epoch=3: .*nearest: 'epochs'"):
+    with pytest.raises(ConfigError, match=r"set epoch=3: .*nearest: 'epochs'"):
         parse_forced(["epoch=3"])
     assert parse_forced(["freeze=*x"]) == {"freeze": "*x"}
     assert parse_forced(["epochs=3", "lr=auto", "head_sizes=[8, 4]"]) == {

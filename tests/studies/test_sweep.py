@@ -106,7 +106,7 @@ def test_sweep__one_at_a_time(labels: Path, tmp_path: Path, run_tl: RunTl) -> No
     study = make_study(tmp_path / "s.yaml", labels)
     with hold(tmp_path / "o"):
         done = run_tl("sweep", study, "--out", tmp_path / "o")
-    assert (done.code, "another tl sweep is at work here" in done.err) == (1, True)
+    assert (done.code, "another tl sweep is running here" in done.err) == (1, True)
     (tmp_path / "file").touch()
     assert run_tl("sweep", study, "--out", tmp_path / "file").code == 1
 

@@ -193,7 +193,7 @@ def test_prepare_task__a_batch_that_nobody_asked_for_shrinks(photos: Path) -> No
     assert prepare(photos, batch_size=15).config.batch_size == 15
     with pytest.raises(ConfigError) as caught:
         prepare(photos, batch_size=16)
-    assert str(caught.value) == "batch_size 16 is larger than the 15 training images: lower --batch-size"
+    assert str(caught.value) == "batch_size 16 is larger than the 15 training images"
 
 
 def test_prepare_task__fewer_of_each_class(photos: Path) -> None:
@@ -291,5 +291,5 @@ def test_trainer__what_needs_no_torch_does_not_import_it() -> None:
 
 def test_prepare_task__landmarks_are_told_from_classes(tmp_path: Path) -> None:
     (tmp_path / "wings.csv").write_text("path,x0,y0\na.png,1,2\n", encoding="utf-8")
-    with pytest.raises(ConfigError, match=r"wings\.csv holds landmarks, and this is for classes"):
+    with pytest.raises(ConfigError, match=r"wings\.csv contains landmarks, and this needs classes"):
         prepare(tmp_path / "wings.csv")

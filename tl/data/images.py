@@ -170,7 +170,8 @@ class _Keeper:
             self._progress.say(f"the images do not fit into memory: the rest are kept in {cache_folder()}")
         else:
             self._progress.say(
-                "the images fit neither into memory nor on disk: each epoch decodes them again (--cache ram insists)"
+                "the images fit neither into memory nor on disk: each epoch decodes them again; cache ram would force "
+                "them into memory"
             )
 
 
@@ -196,11 +197,13 @@ def _read_file(path: str) -> bytes:
     return Path(path).read_bytes()
 
 
-def check_readable(bad: Sequence[tuple[LabeledImage, str]], cure: str) -> None:
-    """Raise `DataError` listing every unreadable image and the cure."""
+def check_readable(
+    bad: Sequence[tuple[LabeledImage, str]], cure: str = "fix, remove or skip them", *, options: Sequence[str] = ()
+) -> None:
+    """Raise `DataError` listing every unreadable image and the cure. `options`: those that can fix it."""
     if bad:
         listed = "\n".join(f"  {image.name}: {reason}" for image, reason in bad)
-        raise DataError(f"{len(bad)} images cannot be read; {cure}:\n{listed}")
+        raise DataError(f"{len(bad)} images cannot be read; {cure}:\n{listed}", options=options)
 
 
 def _memory_budget() -> float:

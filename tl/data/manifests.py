@@ -301,7 +301,7 @@ def cut_folds(
     is_grouped = len(set(tied)) < len(tied)
     if count > min(smallest, len(set(tied))):
         groups_too = f" and as many groups, which are {len(set(tied))}" if is_grouped else ""
-        cure = "lower --folds" if smallest > 1 else "it needs more"
+        cure = "lower folds" if smallest > 1 else "it needs more"
         raise DataError(
             f"{count} folds need as many images of each class{groups_too}; the smallest class has {smallest}: {cure}"
         )

@@ -161,7 +161,8 @@ def choose_split(images: Sequence[LabeledImage], asked: str | None) -> tuple[str
     chosen = [image for image in images if image.split == name]
     if not chosen:
         raise DataError(
-            f"the data has no '{name}' split (found: {', '.join(present) or 'none'}); --split all takes all"
+            f"the data has no '{name}' split (found: {', '.join(present) or 'none'}); split all uses every image",
+            options=["split=all"],
         )
     return name, chosen
 

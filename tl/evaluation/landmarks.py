@@ -185,7 +185,10 @@ def read_split(
     name = asked or next((split for split in ("test", "val", "train") if split in present), "all")
     chosen = [image for image in landmarks.images if name == "all" or image.split == name]
     if not chosen:
-        raise DataError(f"{data}: has no '{name}' split (found: {', '.join(present) or 'none'}); --split all takes all")
+        found = ", ".join(present) or "none"
+        raise DataError(
+            f"{data}: has no '{name}' split (found: {found}); split all uses every image", options=["split=all"]
+        )
     if all(np.isnan(image.keypoints_xy).all() for image in chosen):
         raise DataError(f"{data}: no image of split '{name}' has a point to score against")
     paths = tuple(find(image.name) for image in chosen)

@@ -82,7 +82,7 @@ def export_run(
     extra = [LabeledImage(path, path, "") for path in find_images(parity_images).paths]
     if extra and any(image.region is not None for image in own):
         raise ConfigError(
-            "--parity-images: this model looks at a part of each image, which others do not say; leave it out"
+            "parity_images: this model uses a region of each image, and other images come without one; leave them out"
         )
     return _export(origin, out, own, extra, golden, progress)
 
@@ -126,9 +126,12 @@ def _export(
     """Check parity on all images; draw golden samples only from `own`, since the others are for checking only."""
     check_model_name(out)
     if not own and not extra:
-        raise DataError("the run's validation images are gone, and parity needs some: give --parity-images DIR")
+        raise DataError(
+            "the run's validation images no longer exist, and the parity check needs images",
+            options=["parity_images=DIR"],
+        )
     store, bad = load_images([*own, *extra], origin.preprocessing, "ram", progress)
-    check_readable(bad, "parity needs whole images: mend or remove them")
+    check_readable(bad, "the parity check needs every image: fix or remove them")
     inputs = np.stack([store.input(i) for i in range(len(store.images))])
     progress.start("exporting", 3, "steps")
     model = to_onnx(origin.module, origin.preprocessing.input_hw, origin.outputs)

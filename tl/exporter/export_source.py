@@ -139,8 +139,8 @@ def class_source(run: Run, progress: Progress, further: ExtraOutputs) -> ExportS
     if further.cam and not has_cam(network):
         raise ConfigError(
             f"class activation maps need a linear head on globally averaged features, and this run has head "
-            f"{config.head} with pooling {config.pooling} on {config.backbone}; tl predict --explain covers parts of "
-            "images instead, with any file"
+            f"{config.head} with pooling {config.pooling} on {config.backbone}; without them, labels can still be "
+            "explained by covering parts of the image"
         )
     measured = None
     if further.unknown:
@@ -199,7 +199,9 @@ def pretrained_source(backbone: str, weights: str, jpeg_scale: JpegScale, progre
     """
     found = find_weights(find_backbone_info(backbone), weights)
     if found is None:
-        raise ConfigError("--pretrained without weights would export random numbers: give --weights")
+        raise ConfigError(
+            "a pretrained network without weights would export random numbers", options=["weights=imagenet"]
+        )
     entry = torchvision_weights(backbone, found.sha256)
     info = find_backbone_info(backbone, found.sha256)
     progress.say(f"preprocessing and class names of torchvision's {entry}")

@@ -69,7 +69,7 @@ def choose_activation(found: Sequence[Activation], asked: str) -> Activation:
     chosen = [each for each in found if asked in (str(each.number), each.layer)]
     if not chosen:
         listed = "; ".join(map(str, found[:_SHOWN])) + (f"; ... {len(found)} in all" if len(found) > _SHOWN else "")
-        raise ConfigError(f"--layer {asked}: not one of {listed}")
+        raise ConfigError(f"layer {asked}: not one of {listed}")
     return chosen[0]
 
 

@@ -232,7 +232,7 @@ def check_parity(
     `probabilities` first. Returns the report and torch's probabilities (N, C). Raises `ParityError`.
     """
     if len(inputs) == 0:
-        raise ParityError("no images to check parity on; give some by --parity-images DIR")
+        raise ParityError("no images to check parity on", options=["parity_images=DIR"])
     expected = run_torch(module, inputs)
     wanted = dict(zip(outputs, expected, strict=True))
     report = check_outputs(session, paths, inputs, wanted, Original("torch", "training", "the trainer"))

@@ -82,7 +82,7 @@ def export_lowered(
     """
     check_model_name(out)
     if run.load_config().task == "landmarks":
-        raise ConfigError(f"--precision {lowering.precision} is for classifiers; landmark files are fp32")
+        raise ConfigError(f"precision {lowering.precision} is for classifiers; landmark files are fp32")
     judged, calibration = _choose(run, lowering)
     with TemporaryDirectory(prefix="tl-") as folder:
         plain = export_run(
@@ -97,8 +97,7 @@ def export_lowered(
         images, ranges = _read(judged, preprocessing, progress), _read(calibration, preprocessing, progress)
         trial, result = _choose_way(plain.path, images, ranges, lowering, progress)
         quantization = _quantization(trial, result, len(images), len(ranges), lowering)
-        if fault := _fault(quantization, trial, lowering):
-            raise PrecisionError(fault)
+        _check_worth_keeping(quantization, trial, lowering)
         session = Session(trial.path, device=lowering.device, threads=1, require_contract=False)
         contract = replace(
             plain.contract,
@@ -128,7 +127,7 @@ def _read(paths: Sequence[str], preprocessing: Preprocessing, progress: Progress
     if not paths:
         return np.empty((0, *preprocessing.input_hw, 3), np.uint8)
     store, bad = load_images([LabeledImage(path, path, "") for path in paths], preprocessing, "ram", progress)
-    check_readable(bad, "lower precision is judged on whole images: mend or remove them")
+    check_readable(bad, "lower precision is compared on every image: fix or remove them")
     return np.stack([store.input(i) for i in range(len(store.images))])
 
 
@@ -170,7 +169,7 @@ def _open(path: Path, lowering: Lowering) -> Session:
     except ModelFileError as error:
         reason = str(error).removeprefix(f"{path}: ")
         raise PrecisionError(
-            f"{lowering.precision} was refused: {reason}; no file was written; keep --precision fp32"
+            f"{lowering.precision} was refused: {reason}; no file was written", options=["precision=fp32"]
         ) from error
 
 
@@ -204,23 +203,24 @@ def _quantization(
     )
 
 
-def _fault(found: Quantization, trial: _Trial, lowering: Lowering) -> str | None:
-    """The reason to reject the file, with both numbers and the fix, or None."""
-    needed, cures = [], []
+def _check_worth_keeping(found: Quantization, trial: _Trial, lowering: Lowering) -> None:
+    """Raise `PrecisionError` with both numbers and the fix if the file disagrees too often or is no faster."""
+    required, cures = [], []
     if found.top1_agreement < lowering.min_agreement or not math.isfinite(trial.max_abs_diff):
-        needed.append(f"{lowering.min_agreement:.1%} agreement")
+        required.append(f"{lowering.min_agreement:.1%} agreement")
         if lowering.precision == "int8":
-            cures += ["--precision fp16", f"more --calibration-images than {found.calibration_images}"]
-        cures.append("a lower --min-agreement")
+            cures += ["precision=fp16", f"calibration_images={2 * found.calibration_images}"]
+        if math.isfinite(trial.max_abs_diff):
+            cures.append(f"min_agreement={math.floor(found.top1_agreement * 1000) / 1000:g}")
     if found.kept_slower and not lowering.keep_slower:
-        needed.append(f"more speed, in {WON_ROUNDS} of {found.rounds} rounds at least")
-        cures += ["--device of the machine that will run it", "--keep-slower"]
-    if not needed:
-        return None
-    return (
-        f"{lowering.precision} was refused: {describe(found)}; needed is {' and '.join(needed)}; "
-        f"no file was written; try {', '.join(cures)}"
-    )
+        required.append(f"faster than fp32 in at least {WON_ROUNDS} of {found.rounds} rounds")
+        cures += ["device=cuda", "keep_slower"] if "CPU" in found.provider else ["keep_slower"]
+    if required:
+        raise PrecisionError(
+            f"{lowering.precision} was refused: {describe(found)}; required: {' and '.join(required)}; no file was "
+            "written",
+            options=cures,
+        )
 
 
 def describe(found: Quantization) -> str:

@@ -254,5 +254,5 @@ def _clean(model: onnx.ModelProto) -> onnx.ModelProto:
         onnx.checker.check_model(clean)
     except onnx.checker.ValidationError as error:
         reason = str(error).splitlines()[0]
-        raise PrecisionError(f"this network cannot be converted: {reason}; keep --precision fp32") from error
+        raise PrecisionError(f"this network cannot be converted: {reason}", options=["precision=fp32"]) from error
     return clean

@@ -94,7 +94,7 @@ def _cores() -> Finding:
     if cores.slurm is not None:
         says.append(f"SLURM_CPUS_PER_TASK is {cores.slurm}")
         if cores.slurm < cores.usable:
-            says.append(f"which nothing enforces: --threads {cores.slurm} keeps to it")
+            says.append(f"which nothing enforces: set threads to {cores.slurm} to respect it")
     facts = {"usable": cores.usable, "affinity": cores.affinity, "machine": cores.machine}
     return Finding("cores", None, ", ".join(says), {**facts, "cgroup_quota": cores.quota, "slurm": cores.slurm})
 

@@ -185,7 +185,7 @@ def parse_forced(texts: Sequence[str]) -> dict[str, Any]:
     for text in texts:
         name, sign, value = text.partition("=")
         if not sign or name not in known:
-            raise ConfigError(f"--set {text}: expected an option and its value, as in epochs=3{nearest(name, known)}")
+            raise ConfigError(f"set {text}: expected an option and its value, as in epochs=3{nearest(name, known)}")
         try:
             forced[name] = yaml.safe_load(value)
         except yaml.YAMLError:  # for example a pattern that begins with an asterisk

@@ -145,7 +145,7 @@ def _faults(fixed: Options, axes: Options) -> list[str]:
     ]
     data = str(fixed.get("data") or "")
     if not data or not os.path.exists(data):
-        faults.append(f"data: '{data}' is not there: name a folder or file in base, or by --data")
+        faults.append(f"data: '{data}' does not exist: name a folder or file in base, or give data")
     return faults
 
 

@@ -145,7 +145,9 @@ def hold(out: Path) -> Iterator[None]:
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)  # the system releases it when the process ends
         except BlockingIOError as error:
-            raise RunError(f"{out}: another tl sweep is at work here; wait for it, or give another --out") from error
+            raise RunError(
+                f"{out}: another tl sweep is running here; wait for it, or use another folder", options=["out=FOLDER"]
+            ) from error
         yield
 
 
@@ -161,7 +163,9 @@ def check_same_data(runs: Sequence[CellRun]) -> None:
         if own != digest:
             raise DataError(
                 f"{run.cell.config.data}: has changed between runs of this study ({first.folder.name} and "
-                f"{run.folder.name} differ): their scores do not compare; give another --out, or delete the older runs"
+                f"{run.folder.name} differ), so their scores are not comparable; use another output folder, or delete "
+                "the older runs",
+                options=["out=FOLDER"],
             )
 
 
@@ -188,7 +192,7 @@ def run_cells(
             progress.advance(note=run.cell.setting)
             progress.say(f"{_outcome(run)} ({seconds:.0f} s; about {in_words(left)} left)")
     except (KeyboardInterrupt, RunInterrupted) as stop:  # in this process, or first in a run's own process
-        raise RunInterrupted("interrupted; the same command goes on where this one stopped") from stop
+        raise RunInterrupted("interrupted; run the same command again to resume") from stop
     if unbegun := [run for run in todo if run.state == "open"]:
         progress.say(f"the time is up: {len(unbegun)} runs are not begun or not finished; the same command goes on")
 

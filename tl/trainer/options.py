@@ -316,7 +316,7 @@ def _solver_faults(config: TrainConfig) -> list[str]:
     name = "head svm" if config.head == "svm" else "optimizer lbfgs"
     rules = {
         f"{name} needs method features: it works on frozen features alone": config.method != "features",
-        f"{name} with augmentation needs a number of views, such as --views 5": (
+        f"{name} with augmentation needs a number of views, such as views 5": (
             config.method == "features" and _streams(config)
         ),
         f"optimizer lbfgs is for the linear head, found head {config.head}": config.head not in ("linear", "svm"),

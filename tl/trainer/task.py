@@ -102,7 +102,7 @@ def prepare_task(config: TrainConfig, progress: Progress, check: Check = lambda 
     """
     asked_batch, config = config.batch_size, resolve(config)
     if config.task != "classification":
-        raise ConfigError(f"{config.data} holds {config.task}, and this is for classes; --task says otherwise")
+        raise ConfigError(f"{config.data} contains {config.task}, and this needs classes; task overrides it")
     info = remembered_info(config.backbone, find_info)
     preprocessing = build_run_preprocessing(config, info)
     augment = build_augment(str(config.augment), preprocessing)
@@ -126,7 +126,7 @@ def prepare_task(config: TrainConfig, progress: Progress, check: Check = lambda 
 
     store, bad = load_images(images, preprocessing, config.cache, progress, is_done=is_done)
     if not config.skip_bad:
-        check_readable(bad, "mend or remove them, or go on without them by --skip-bad")
+        check_readable(bad, options=["skip_bad"])
     class_names = _check_data(store.images, config)  # again: classes may have disappeared with unreadable images
     first = store.indices("train")[0]
     if augment is not None and not is_done(store.images[first], store.hashes[first]):
@@ -200,7 +200,9 @@ def fit_batch(config: TrainConfig, images: Sequence[LabeledImage], asked: int | 
     """Shrink a default batch size to fit the data. Raises `ConfigError` if an explicitly set one does not fit."""
     count = sum(image.split == "train" for image in images) * (config.views or 1)
     if asked is not None and asked > count:
-        raise ConfigError(f"batch_size {asked} is larger than the {count} training images: lower --batch-size")
+        raise ConfigError(
+            f"batch_size {asked} is larger than the {count} training images", options=[f"batch_size={count}"]
+        )
     return dataclasses.replace(config, batch_size=min(int(config.batch_size or count), count))
 
 

@@ -126,7 +126,7 @@ def _train(config: TrainConfig, progress: Progress, resume: Run | None, ranks: R
                 _finish_log(log, run, metrics, progress)
     except KeyboardInterrupt as stop:
         raise RunInterrupted(
-            f"interrupted; go on from the last saved epoch by: tl train --resume {run.folder}"
+            f"{run.folder}: interrupted; the last epoch is saved", run_folder=str(run.folder)
         ) from stop
     return TrainResult(run, metrics, tuple(findings))
 

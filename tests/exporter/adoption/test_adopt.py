@@ -205,7 +205,7 @@ def test_adopt__one_output_of_several(tmp_path: Path, labels: Path, images: Path
         model.graph.output.append(onnx.helper.make_tensor_value_info("means", onnx.TensorProto.FLOAT, ["batch", 3]))
 
     foreign = rewrite(make_foreign(tmp_path / "foreign.onnx"), add_output)
-    with pytest.raises(ModelFileError, match=r"2 outputs \(y, means\): say which by --output-name"):
+    with pytest.raises(ModelFileError, match=r"has 2 outputs \(y, means\): choose one of them"):
         adopt_here(foreign, labels, images)
     done = adopt_here(foreign, labels, images, output_name="y")
     assert Session(done.path, device="cpu").outputs == ("probabilities",)
@@ -241,16 +241,16 @@ def test_adopt__an_opset_that_cannot_be_brought_down(tmp_path: Path, labels: Pat
         ({"gain": np.ones((3, 1), np.float32)}, {}, ModelFileError, "with two classes or more"),
         ({"gain": np.full((3, 3), np.nan, np.float32)}, {}, ModelFileError, "values that are not finite"),
         ({"channels": 1}, {}, ModelFileError, "only classifiers of RGB images"),
-        ({"channels": "c"}, {}, ModelFileError, "say --layout nchw or nhwc"),
+        ({"channels": "c"}, {}, ModelFileError, "its layout is ambiguous"),
         ({"dtype": onnx.TensorProto.DOUBLE}, {}, ModelFileError, "input 'x' is DOUBLE, expected FLOAT"),
-        ({}, {"image_size": (64, 64)}, ModelFileError, "--image-size says 64x64, but the graph takes 32x32 alone"),
+        ({}, {"image_size": (64, 64)}, ModelFileError, "image_size says 64x64, but the graph takes 32x32 alone"),
         ({}, {"output_name": "z"}, ModelFileError, "no output 'z'; it has y"),
         ({}, {"layout": "nhwc"}, ModelFileError, "which is no NHWC with 3 channels"),
         ({}, {"overrides": Overrides(short_side=20)}, ConfigError, "short_side 20 is smaller than the crop"),
-        ({}, {"overrides": Overrides("squash", 40)}, ConfigError, "--short-side goes with resize mode short_side"),
+        ({}, {"overrides": Overrides("squash", 40)}, ConfigError, "a short side applies to resize mode short_side"),
         ({}, {"overrides": Overrides(std=(1.0, 0.0, 1.0))}, ConfigError, "must be numbers other than 0"),
         ({}, {"config": Path("config.json")}, ConfigError, "preset imagenet reads none"),
-        ({}, {"labels": None}, ConfigError, "give --labels FILE"),
+        ({}, {"labels": None}, ConfigError, "give a file of labels"),
     ],
 )
 def test_adopt__refused(

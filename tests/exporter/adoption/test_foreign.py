@@ -57,7 +57,7 @@ def test_read_foreign__several_inputs(tmp_path: Path) -> None:
 
 def test_read_foreign__layout_is_asked_for_where_both_fit(tmp_path: Path) -> None:
     path = make_foreign(tmp_path / "tiny.onnx", hw=(8, 3))
-    with pytest.raises(ModelFileError, match="say --layout nchw or nhwc"):
+    with pytest.raises(ModelFileError, match="its layout is ambiguous"):
         read_foreign(path)
     assert read_foreign(path, "nchw").graph_hw == (8, 3)
     assert read_foreign(path, "nhwc").graph_hw == (3, 8)
@@ -119,8 +119,8 @@ def test_tell_kind(tmp_path: Path, final: str, rows: np.ndarray, asked: Any, kin
 @pytest.mark.parametrize(
     ("final", "rows", "asked", "message"),
     [
-        ("relu", BETWEEN, None, "cannot be told apart.*say --outputs logits"),
-        ("probabilities", LOGITS, None, "cannot be told apart"),
+        ("relu", BETWEEN, None, "cannot tell logits from probabilities"),
+        ("probabilities", LOGITS, None, "cannot tell logits from probabilities"),
         ("logits", LOGITS, "probabilities", "rows do not sum to 1"),
         ("sigmoid", BETWEEN, None, "classes do not exclude each other"),
     ],

@@ -102,7 +102,7 @@ def test_ultralytics_preset__square_and_not() -> None:
         ({"imgsz": "64 64"}, "no Python literal"),
         ({"imgsz": "'big'"}, "expected a size in pixels"),
         ({"names": None}, r"without the metadata \['names'\]"),
-        ({"task": None, "imgsz": None, "names": None}, "without Ultralytics' metadata; take another --preset"),
+        ({"task": None, "imgsz": None, "names": None}, "without Ultralytics' metadata; use another preset"),
     ],
 )
 def test_ultralytics_preset__refused(changes: dict[str, str | None], message: str) -> None:
@@ -125,5 +125,5 @@ def test_apply_overrides__only_what_is_given() -> None:
     assert apply_overrides(base, Overrides(short_side=232)).short_side == 232
     assert apply_overrides(base, Overrides(resize_mode="squash")).short_side is None
     squashed = apply_overrides(base, Overrides(resize_mode="squash"))
-    with pytest.raises(ValueError, match="--resize-mode short_side needs --short-side too"):
+    with pytest.raises(ValueError, match="resize mode short_side also needs the short side"):
         apply_overrides(squashed, Overrides(resize_mode="short_side"))

@@ -88,7 +88,7 @@ def test_merge__has_ood_score_images(exported: Exported, photos: Path, tmp_path:
         for found in (merged.predict_batch(paths), apart.predict_batch(paths)):
             np.testing.assert_allclose([result.ood_score for result in found], wanted, rtol=1e-5)
         assert merged.predict(np.full((40, 40, 3), 255, np.uint8)).label == "?"
-    with pytest.raises(EnsembleError, match="tl merge --calibrate makes one of them"):
+    with pytest.raises(EnsembleError, match="merge them into one file and calibrate it"):
         load(members, selective=SelectivePrediction(reject_unknown=True))
     assert do_merge(members, tmp_path / "plain.onnx").contract.ood is None
 
@@ -130,7 +130,7 @@ def test_merge__given_images_prove_it(members: list[Path], photos: Path, tmp_pat
 
 def test_merge__members_that_do_not_fit(members: list[Path], tmp_path: Path) -> None:
     larger = make_model(tmp_path / "larger.onnx", preprocessing=build_preprocessing((16, 16)))
-    with pytest.raises(EnsembleError, match=r"larger.*input_hw \(16, 16\) instead of \(8, 8\).*--ensemble"):
+    with pytest.raises(EnsembleError, match=r"larger.*input_hw \(16, 16\) instead of \(8, 8\).*as an ensemble"):
         do_merge([members[0], larger], tmp_path / "e.onnx")
     classes = make_model(tmp_path / "two.onnx", ("red", "green"))
     with pytest.raises(EnsembleError, match="lacks 'blue'"):

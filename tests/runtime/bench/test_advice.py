@@ -97,7 +97,7 @@ def test_advise__cautions() -> None:
     assert len(quiet.lines) == 3
     noisy = Row(Setting("decode", "cpu", 4), timing(50, spread=0.3))
     lines = advise(bench([*CPU, noisy], rounds=1)).lines
-    assert "one round only" in lines[3]
+    assert "only one round" in lines[3]
     assert "1 of 7 figures differ by more than 20%" in lines[4]
 
 

@@ -111,11 +111,11 @@ def test_load__coverage_and_rejection(tmp_path: Path) -> None:
 
 
 def test_load__caution_that_no_file_supports(tmp_path: Path, color_model: Path) -> None:
-    with pytest.raises(ModelFileError, match="holds no scores of held-out images"):
+    with pytest.raises(ModelFileError, match="contains no scores of held-out images"):
         load(color_model, device="cpu", selective=SelectivePrediction(coverage=0.9))
     with pytest.raises(ModelFileError, match="holds no unknown score"):
         load(color_model, device="cpu", selective=SelectivePrediction(reject_unknown=True))
-    with pytest.raises(EnsembleError, match="not of several that vote"):
+    with pytest.raises(EnsembleError, match="not for several that vote"):
         load([color_model, color_model], device="cpu", selective=SelectivePrediction(coverage=0.9))
     with load(
         [color_model, color_model], device="cpu", selective=SelectivePrediction(min_confidence=0.99)

@@ -178,11 +178,11 @@ def test_predict__members_look_as_they_were_trained(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("region", "given", "message"),
     [
-        ("points", {}, r"--locator coarse\.onnx\), or boxes"),
-        ("box", {}, "trained on drawn boxes: give them"),
-        ("box", {"locator": True}, "trained on drawn boxes: give them"),
-        ("whole", {"locator": True}, "looks at whole photos: leave out"),
-        ("whole", {"crop_margin": 0.2}, "looks at whole photos: leave out"),
+        ("points", {}, r"--give a coarse model that locates it, or boxes"),
+        ("box", {}, "trained on drawn boxes: give the boxes"),
+        ("box", {"locator": True}, "trained on drawn boxes: give the boxes"),
+        ("whole", {"locator": True}, "uses whole photos: leave out"),
+        ("whole", {"crop_margin": 0.2}, "uses whole photos: leave out"),
         ("points", {"locator": True, "boxes": {"a.png": (0, 0, 5, 5)}}, "give one of them"),
     ],
 )

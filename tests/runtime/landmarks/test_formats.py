@@ -326,7 +326,7 @@ def test_image_finder__looks_where_tools_put_images(tmp_path: Path) -> None:
     find = image_finder(wanted.parent / "CollectedData_me.csv")
     assert find("labeled-data/v/1.png") == str(wanted)
     assert image_finder("x.tps", tmp_path / "labeled-data")("v/1.png") == str(wanted)
-    with pytest.raises(DataError, match=r"x\.tps: image 2\.png is not in .*name its folder by --images"):
+    with pytest.raises(DataError, match=r"x\.tps: image 2\.png is not in "):
         image_finder(tmp_path / "x.tps")("2.png")
 
 

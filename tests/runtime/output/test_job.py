@@ -140,7 +140,7 @@ def test_run_job__does_not_write_over_an_interrupted_one(
     with pytest.raises(StopHereError):
         run(predictor, images, tmp_path / "out.csv", stop_at=2)
     before = ledger_path(tmp_path / "out.csv").read_bytes()
-    with pytest.raises(OutputError, match="go on with it by --resume, or delete it"):
+    with pytest.raises(OutputError, match="resume it, or delete it"):
         run(predictor, images, tmp_path / "out.csv")
     assert ledger_path(tmp_path / "out.csv").read_bytes() == before
     partial_path(tmp_path / "out.csv").unlink()

@@ -123,7 +123,7 @@ def test_read_path_list__file_and_stdin(
 
 def test_read_path_list__faults(tmp_path: Path) -> None:
     (tmp_path / "list").write_bytes(b"a\0b")
-    with pytest.raises(DataError, match="give --null"):
+    with pytest.raises(DataError, match="contains NUL bytes"):
         read_path_list(str(tmp_path / "list"))
     with pytest.raises(DataError, match="list of names cannot be read"):
         read_path_list(str(tmp_path / "gone"))

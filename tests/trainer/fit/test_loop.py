@@ -192,7 +192,7 @@ def test_fit__loss_that_is_not_finite_stops(cpu: Machine) -> None:
     module = nn.Linear(4, 2)
     with torch.no_grad():
         module.weight.fill_(float("nan"))
-    with pytest.raises(TrainingError, match=r"epoch 1, step 1: the loss of 8 of 8 images is not finite .* lower --lr"):
+    with pytest.raises(TrainingError, match=r"epoch 1, step 1: the loss of 8 of 8 images is not finite .* lower it"):
         fit(make_trainable(module, smoothing=0.1), batches_of(), validations([1.0]), OPTIONS, cpu, Kept(), Silent())
 
 
@@ -207,7 +207,7 @@ def test_fit__loss_that_breaks_away_names_class_and_rate(cpu: Machine) -> None:
     text = str(caught.value)
     rate = 0.05 * step / 4  # a warm-up of three steps
     assert text.startswith(f"epoch 1, step {step}: the loss of 1 of ")
-    assert f"(class 'b') at learning rate {rate:.3g}; lower --lr" in text
+    assert f"(class 'b') at learning rate {rate:.3g}; lower it" in text
     assert "\n" not in text
 
 

@@ -90,10 +90,10 @@ def test_expand_tries__every_combination_in_order() -> None:
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("haed=svm", r"--try 'haed=svm': cannot vary 'haed' \(nearest: 'head'\)"),
+        ("haed=svm", r"try 'haed=svm': cannot vary 'haed' \(nearest: 'head'\)"),
         ("c=1 backbone=resnet18", "cannot vary 'backbone'"),  # other features
         ("patience=3", "cannot vary 'patience'"),  # would look at the images that score
-        ("head=svm c", r"--try 'head=svm c': expected option=value\[,value...\], found 'c'"),
+        ("head=svm c", r"try 'head=svm c': expected option=value\[,value...\], found 'c'"),
         ("head=", "found 'head='"),
         ("head = svm", "found 'head'"),
     ],
@@ -127,10 +127,10 @@ def test_configure__one_config_otherwise() -> None:
     [
         (
             {"head": "mlp", "lr": "auto"},
-            "--try head=mlp lr=auto: lr auto and schedule plateau would look at the images",
+            "try head=mlp lr=auto: lr auto and schedule plateau would look at the images",
         ),
         ({"head": "mlp", "schedule": "plateau"}, "lr auto and schedule plateau would look at"),
-        ({"head": "mlp", "head_sizes": "8xx"}, "--try head=mlp head_sizes=8xx: head_sizes.1: "),
+        ({"head": "mlp", "head_sizes": "8xx"}, "try head=mlp head_sizes=8xx: head_sizes.1: "),
         ({"head": "tree"}, "head: .* found 'tree'"),
         ({"head": "linear", "c": "1", "lr": "0.1"}, "leave out lr and epochs"),
     ],
@@ -291,8 +291,8 @@ def test_limit__that_many_of_each_class_drawn_by_the_seed() -> None:
 @pytest.mark.parametrize(
     ("labels", "groups", "message"),
     [
-        ("aaaabbbb", "", r"5 folds need as many .* the smallest class has 4: lower --folds"),
-        ("aaaaaabbbbbb", "112233112233", "as many groups, which are 3; the smallest class has 6: lower --folds"),
+        ("aaaabbbb", "", r"5 folds need as many .* the smallest class has 4: lower folds"),
+        ("aaaaaabbbbbb", "112233112233", "as many groups, which are 3; the smallest class has 6: lower folds"),
         ("aaaaabbbbb", "1111122345", "5 folds leave a class without training images: its groups are too few"),
     ],
 )

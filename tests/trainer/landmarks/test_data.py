@@ -123,7 +123,7 @@ def test_find_odd__each_kind() -> None:
     assert "b and d exchanged would fit" in found["odd shape", "6.png"].detail
     assert ("odd shape", "5.png") not in found
     (turned,) = [f for f in find_odd(landmarks_of(shapes), [(200, 200)] * 12, {"2.png"}) if f.kind == "point outside"]
-    assert "tl convert --from-stored" in turned.detail
+    assert "convert with from_stored" in turned.detail
 
 
 def test_reference_shape__limit_lies_beyond_the_usual() -> None:

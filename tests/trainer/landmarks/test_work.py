@@ -95,9 +95,9 @@ def test_train__a_image_without_points_is_left_out_and_named(tmp_path: Path) -> 
 def test_train__points_outside_the_crop_are_named(tmp_path: Path) -> None:
     data = make_spots(tmp_path / "d", 6, whole=True, box_xywh=(0.0, 0.0, 30.0, 60.0))  # green lies about 60
     result = train(make_landmark_config(data, tmp_path / "run", crop="box", crop_margin=0.1), Silent())
-    cut_off = [finding for finding in result.findings if "raise --crop-margin" in finding.detail]
+    cut_off = [finding for finding in result.findings if "increase crop_margin" in finding.detail]
     assert len(cut_off) == 6
-    assert cut_off[0].detail.startswith("green: outside the part")
+    assert cut_off[0].detail.startswith("green: outside the region")
     assert train_points(data, tmp_path / "wide", crop="points", crop_margin=0.0).folder.is_dir()  # on the very edge
 
 
@@ -137,7 +137,7 @@ def test_prepare_landmark_task__says_that_a_crop_cuts_nothing(tmp_path: Path) ->
     for margin in (0.1, 5.0):
         prepare_landmark_task(make_landmark_config(data, tmp_path / "r", crop="points", crop_margin=margin), Listens())
     assert [line for line in said if "cuts nothing" in line] == [
-        "crop points with margin 5 cuts nothing off 8 of 8 photos: take --crop whole, or a smaller --crop-margin"
+        "crop points with margin 5 cuts nothing off 8 of 8 photos: use crop whole, or a smaller crop_margin"
     ]
 
 
@@ -155,7 +155,7 @@ def test_train__mirror_images_only_where_they_are_right(spots: Path, tmp_path: P
     import albumentations
 
     albumentations.save(albumentations.HorizontalFlip(p=1), str(tmp_path / "flip.json"))
-    with pytest.raises(ConfigError, match=r"mirrors images: name the points .* by --flip-pairs"):
+    with pytest.raises(ConfigError, match=r"mirrors images: name the points that swap"):
         train_points(spots, tmp_path / "b", augment=str(tmp_path / "flip.json"))
     run = train_points(spots, tmp_path / "c", augment=str(tmp_path / "flip.json"), mirror=True, epochs=1)
     assert run.best_path.is_file()

@@ -50,7 +50,7 @@ def test_create_run__folder_in_use(tmp_path: Path) -> None:
     (tmp_path / "a").mkdir()
     assert create_run(tmp_path / "a", numbered=False).folder == tmp_path / "a"  # empty is free
     (tmp_path / "a" / "x").touch()
-    with pytest.raises(RunError, match=r"a: exists already; give another --out, or continue it by --resume"):
+    with pytest.raises(RunError, match=r"a: already exists; use another folder, or resume"):
         create_run(tmp_path / "a", numbered=False)
     (tmp_path / "a-2").touch()
     assert create_run(tmp_path / "a", numbered=True).folder == tmp_path / "a-3"
@@ -62,7 +62,7 @@ def test_check_free__a_file_or_a_folder_with_something(tmp_path: Path) -> None:
         (tmp_path / "a").mkdir(exist_ok=True)
     (tmp_path / "a" / ".hidden").touch()
     for used in (tmp_path / "a", tmp_path / "a" / ".hidden"):
-        with pytest.raises(RunError, match=r"exists already; give another --out, or continue it by --resume"):
+        with pytest.raises(RunError, match=r"already exists; use another folder, or resume"):
             check_free(used)
 
 
@@ -225,7 +225,7 @@ def test_save_metrics__json(run: Run) -> None:
 
 
 def test_load_val_metrics__unfinished(run: Run) -> None:
-    with pytest.raises(RunError, match="not a finished run; tl train --resume"):
+    with pytest.raises(RunError, match="not a finished run; an interrupted one can be resumed"):
         run.load_val_metrics()
 
 

@@ -150,7 +150,7 @@ def tell_kind(foreign: Foreign, rows: NDArray[np.float32], asked: Kind | None) -
     looks = bool((rows >= 0).all() and (np.abs(rows.sum(axis=1) - 1) < _SUM_TOLERANCE).all())
     if asked is not None:
         if asked == "probabilities" and not looks:
-            raise ModelFileError(f"{where}: rows do not sum to 1, so they are no probabilities as --outputs says")
+            raise ModelFileError(f"{where}: rows do not sum to 1, so they are not probabilities")
         return asked
     if foreign.final_op == "Sigmoid":
         raise ModelFileError(
@@ -161,8 +161,9 @@ def tell_kind(foreign: Foreign, rows: NDArray[np.float32], asked: Kind | None) -
         return "probabilities"
     if foreign.final_op == "Softmax" or (rows.min() >= 0 and rows.max() <= 1):
         raise ModelFileError(
-            f"{where}: cannot be told apart, values lie in 0 to 1 but rows do not sum to 1: say --outputs logits if a "
-            "softmax over classes is what makes them probabilities"
+            f"{where}: cannot tell logits from probabilities: values are between 0 and 1, but rows do not sum to 1; "
+            "they are logits if a softmax over classes makes them probabilities",
+            options=["outputs=logits"],
         )
     return "logits"
 
@@ -207,7 +208,9 @@ def _layout(dims: Sequence[int | None], asked: Layout | None, path: Path, name: 
     if len(fitting) == 1:
         return "nchw" if fitting == ["nchw"] else "nhwc"
     if fitting or None in channels.values():
-        raise ModelFileError(f"{path}: input '{name}' is {[*dims]}: say --layout nchw or nhwc")
+        raise ModelFileError(
+            f"{path}: input '{name}' is {[*dims]}: its layout is ambiguous", options=["layout=nchw", "layout=nhwc"]
+        )
     raise ModelFileError(
         f"{path}: input '{name}' is {[*dims]}, expected [N, 3, H, W] or [N, H, W, 3]: only classifiers of RGB "
         "images can be adopted"
@@ -220,7 +223,9 @@ def _output(model: onnx.ModelProto, asked: str | None, path: Path) -> onnx.Value
     if asked is not None and asked not in outputs:
         raise ModelFileError(f"{path}: no output '{asked}'; it has {names}")
     if asked is None and len(outputs) != 1:
-        raise ModelFileError(f"{path}: {len(outputs)} outputs ({names}): say which by --output-name")
+        raise ModelFileError(
+            f"{path}: has {len(outputs)} outputs ({names}): choose one of them", options=["output_name=NAME"]
+        )
     output = outputs[asked or names]
     if output.type.tensor_type.elem_type not in _FLOATS:
         found = onnx.TensorProto.DataType.Name(output.type.tensor_type.elem_type)

@@ -79,7 +79,7 @@ def read_plan(path: Path, options: AdoptOptions) -> Plan:
     """Read a foreign file, or a Hugging Face folder. Raises `ModelFileError` or `ConfigError`."""
     file, folder = _locate(path, options.preset)
     if options.config is not None and options.preset != "timm":
-        raise ConfigError(f"--config is a config.json of timm; preset {options.preset} reads none")
+        raise ConfigError(f"config is a config.json of timm; preset {options.preset} reads none")
     foreign = read_foreign(file, options.layout, options.output_name)
     preset = _preset(foreign, folder, options)
     input_hw = _input_hw(foreign, preset, options.image_size)
@@ -107,7 +107,7 @@ def _locate(path: Path, preset: PresetName) -> tuple[Path, Path]:
     """The ONNX file, and the folder with its other files."""
     if preset != "huggingface-folder":
         if path.is_dir():
-            raise ConfigError(f"{path}: is a folder; name the .onnx file in it, or say --preset huggingface-folder")
+            raise ConfigError(f"{path}: is a folder; name the .onnx file in it", options=["preset=huggingface-folder"])
         return path, path.parent
     if path.is_dir():
         return find_model(path), path
@@ -128,7 +128,7 @@ def _preset(foreign: Foreign, folder: Path, options: AdoptOptions) -> Preset:
 def _input_hw(foreign: Foreign, preset: Preset, asked: tuple[int, int] | None) -> tuple[int, int]:
     """The input size, from the user, the graph or the preset's files; all that are given must agree."""
     wanted = asked or (None if preset.is_default_hw else preset.declared_hw)
-    whose = "--image-size" if asked else f"preset {preset.name}"
+    whose = "image_size" if asked else f"preset {preset.name}"
     sizes = [fixed or open_ for fixed, open_ in zip(foreign.graph_hw, wanted or preset.declared_hw, strict=True)]
     if wanted is not None and tuple(sizes) != wanted:
         raise ModelFileError(
@@ -142,5 +142,7 @@ def _class_names(options: AdoptOptions, preset: Preset, path: Path) -> tuple[tup
     if options.labels is not None:
         return read_labels(options.labels), os.fspath(options.labels)
     if preset.class_names is None:
-        raise ConfigError(f"{path}: nothing says what its classes are called: give --labels FILE, one name a line")
+        raise ConfigError(
+            f"{path}: contains no class names: give a file of labels, one name per line", options=["labels=FILE"]
+        )
     return preset.class_names, f"{path}, as preset {preset.name} reads it"

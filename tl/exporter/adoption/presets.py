@@ -148,7 +148,7 @@ def ultralytics_preset(metadata: Mapping[str, str], where: str) -> Preset:
     """
     if missing := [key for key in ("task", "imgsz", "names") if key not in metadata]:
         found = "without Ultralytics' metadata" if len(missing) == 3 else f"without the metadata {missing}"
-        raise ConfigError(f"{where}: a file {found}; take another --preset")
+        raise ConfigError(f"{where}: a file {found}; use another preset", options=["preset=PRESET"])
     if metadata["task"] != "classify":
         raise ConfigError(f"{where}: task '{metadata['task']}', expected 'classify': only classifiers can be adopted")
     try:
@@ -171,10 +171,10 @@ def apply_overrides(pixel_rules: ForeignPreprocessing, given: Overrides) -> Fore
     mode = changes.get("resize_mode", pixel_rules.resize_mode)
     if mode != "short_side":
         if given.short_side is not None:
-            raise ValueError(f"--short-side goes with resize mode short_side, not with {mode}")
+            raise ValueError(f"a short side applies to resize mode short_side, not to {mode}")
         changes["short_side"] = None
     elif pixel_rules.short_side is None and given.short_side is None:
-        raise ValueError("--resize-mode short_side needs --short-side too")
+        raise ValueError("resize mode short_side also needs the short side")
     return replace(pixel_rules, **changes)
 
 

@@ -142,7 +142,7 @@ def _open_members(
         contract = session.contract
         if contract is not None and contract.task == "landmarks":
             raise EnsembleError(
-                f"{session.path}: landmark models cannot be merged into one file; give --ensemble to predict"
+                f"{session.path}: landmark models cannot be merged into one file; predict with them as an ensemble"
             )
         if contract is not None and contract.ensemble is not None:
             raise EnsembleError(f"{session.path}: is an ensemble already; merge its members instead")
@@ -150,8 +150,8 @@ def _open_members(
     for session, contract in zip(sessions[1:], ensemble.contracts[1:], strict=True):
         if different := _differences(ensemble.contracts[0].preprocessing, contract.preprocessing):
             raise EnsembleError(
-                f"{session.path}: prepares images otherwise than {sessions[0].path} ({'; '.join(different)}), and one"
-                " file has one input: predict with --ensemble, which gives each its own"
+                f"{session.path}: preprocesses images differently from {sessions[0].path} ({'; '.join(different)}), "
+                "and one file has one input; predict with them as an ensemble, where each has its own"
             )
     return ensemble
 

@@ -94,8 +94,9 @@ def settle_class_names(contract: Contract, images: Sequence[LabeledImage], drop:
             raise DataError(f"labels '{other}' and '{name}' differ by case alone: make them one")
     if lacking and not drop:
         raise DataError(
-            f"no training images of {', '.join(map(repr, lacking))}, which the model knows: a head that tells "
-            "classes apart needs images of all. Name several data sets, or leave classes out for good by --drop"
+            f"no training images of {', '.join(map(repr, lacking))}, which are classes of the model: the new head "
+            "needs images of every class. Name several data sets, or drop these classes for good",
+            options=["drop"],
         )
     names = (*(name for name in contract.class_names if name in there), *new)
     if len(names) < 2:
@@ -118,7 +119,7 @@ def audit_data(
     used = [image for image in images if image.split in ("train", "val")]
     store, bad = load_images(used, contract.preprocessing, "auto", progress)
     if not options.skip_bad:
-        check_readable(bad, "mend or remove them, or go on without them by --skip-bad")
+        check_readable(bad, options=["skip_bad"])
     for finding in find_duplicates(store.images, store.hashes):
         progress.say(f"{finding.kind}: {finding.path}, {finding.other}: {finding.detail}")
     left = {store.images[i].label for i in store.indices("train")}

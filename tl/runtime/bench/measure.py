@@ -281,12 +281,12 @@ def _together_line(row: Row) -> str:
 def _cautions(bench: Bench) -> list[str]:
     says = []
     if bench.rounds == 1:
-        says.append("there was time for one round only: give more --seconds")
+        says.append("there was time for only one round: give more seconds")
     spreads = [row.timing.fastest / row.timing.slowest - 1 for row in bench.rows]
     unsteady = sum(spread > _UNSTEADY for spread in spreads)
     if unsteady:
         says.append(
             f"{unsteady} of {len(spreads)} figures differ by more than {_UNSTEADY:.0%} between rounds: "
-            "something else is running, or there is too little time (--seconds)"
+            "something else is running, or the time is too short (seconds)"
         )
     return says

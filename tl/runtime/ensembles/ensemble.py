@@ -276,13 +276,13 @@ def _check_selective(
         return
     if len(sessions) > 1:
         raise EnsembleError(
-            "coverage and the limit for unknown images are known of single model files, not of several that vote: tl "
-            "merge --calibrate makes one of them"
+            "coverage and the limit for unknown images are calibrated for single model files, not for several that "
+            "vote: merge them into one file and calibrate it"
         )
     if selective.coverage is not None and contracts[0].conformal is None:
         raise ModelFileError(
-            f"{sessions[0].path}: holds no scores of held-out images for --coverage; export it from a run with "
-            "validation data, or merge with --calibrate"
+            f"{sessions[0].path}: contains no scores of held-out images, which coverage needs; export it from a run "
+            "with validation data, or merge with calibration images"
         )
     if selective.reject_unknown and contracts[0].ood is None:
         raise ModelFileError(
@@ -320,7 +320,8 @@ def _shared_class_names(
             differences = [f"lacks {_some(lacking)}"] * bool(lacking) + [f"adds {_some(extra)}"] * bool(extra)
             raise EnsembleError(
                 f"the class names of {member} differ from those of {member_names[0]}: it {' and '.join(differences)}; "
-                "--classes union votes over all of them"
+                "with classes union, the vote is over all of them",
+                options=["classes=union"],
             )
     return first
 

@@ -137,7 +137,7 @@ class LandmarkEnsemble:
         ]
         self.has_confidence = all("keypoint_confidence" in contract.outputs for contract in contracts)
         if merging == "median" and weights is not None:
-            raise EnsembleError("a median has no weights: leave out --vote-weights, or merge by mean or confidence")
+            raise EnsembleError("a median has no weights: leave them out, or merge by mean or confidence")
         if merging == "confidence" and not self.has_confidence:
             raise EnsembleError("merging by confidence needs models that give one: take mean or median")
         self._locator = locator
@@ -155,17 +155,19 @@ class LandmarkEnsemble:
         path = next((session.path for session, view in seen if view.region != "whole"), self.sessions[0].path)
         if regions == {"whole"}:
             if self._locator is not None or self._boxes is not None or margin is not None:
-                raise EnsembleError(
-                    f"{path}: this model looks at whole photos: leave out --locator, --boxes, --crop-margin"
-                )
+                raise EnsembleError(f"{path}: this model uses whole photos: leave out locator, boxes and crop_margin")
         elif self._locator is not None and self._boxes is not None:
-            raise EnsembleError("--locator and --boxes both say where to look: give one of them")
+            raise EnsembleError("locator and boxes both select the region of a photo: give one of them")
         elif self._boxes is None and "box" in regions:
-            raise EnsembleError(f"{path}: this model was trained on drawn boxes: give them (--boxes boxes.csv)")
+            raise EnsembleError(
+                f"{path}: this model was trained on drawn boxes: give the boxes of these photos",
+                options=["boxes=boxes.csv"],
+            )
         elif self._boxes is None and self._locator is None:
             raise EnsembleError(
-                f"{path}: this model looks at the part of a photo with the points: give a model that finds it "
-                "(--locator coarse.onnx), or boxes around the points (--boxes boxes.csv)"
+                f"{path}: this model uses the region of a photo with the points: give a coarse model that locates it, "
+                "or boxes around the points",
+                options=["locator=coarse.onnx", "boxes=boxes.csv"],
             )
 
     @property

@@ -166,7 +166,7 @@ def image_finder(path: str | os.PathLike[str], images: str | os.PathLike[str] | 
             if (folder / name).is_file():
                 return str(folder / name)
         looked = ", ".join(map(str, folders))
-        raise DataError(f"{Path(path).name}: image {name} is not in {looked}: name its folder by --images")
+        raise DataError(f"{Path(path).name}: image {name} is not in {looked}", options=["images=FOLDER"])
 
     return find
 

@@ -184,8 +184,9 @@ def run_job(
         return
     if not resume and partial_path(output).exists() and ledger_path(output).exists():
         raise OutputError(
-            f"{partial_path(output)}: an interrupted prediction is here; go on with it by --resume, or delete it and "
-            f"{ledger_path(output).name} to begin anew"
+            f"{partial_path(output)}: an interrupted prediction; resume it, or delete it and "
+            f"{ledger_path(output).name} to start again",
+            options=["resume"],
         )
     with (
         open_writer(output, predictor.fields, point_format) as writer,

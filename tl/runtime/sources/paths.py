@@ -59,7 +59,10 @@ def read_path_list(list_file: str, *, null: bool = False) -> list[str]:
     if null:
         return [os.fsdecode(name) for name in data.split(b"\0") if name]
     if b"\0" in data:  # file names cannot contain NUL
-        raise DataError(f"{list_file}: has NUL bytes: give --null if they end the names, or save the list as UTF-8")
+        raise DataError(
+            f"{list_file}: contains NUL bytes: save it as UTF-8, or declare that they separate the names",
+            options=["null"],
+        )
     lines = data.removeprefix(codecs.BOM_UTF8).split(b"\n")
     return [os.fsdecode(line.removesuffix(b"\r")) for line in lines if line.strip()]
 

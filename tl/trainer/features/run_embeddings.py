@@ -75,7 +75,7 @@ def find_neighbors(run: Run, paths: Sequence[str], count: int, progress: Progres
     network, card, _ = load_network(run)
     asked = [LabeledImage(path, path, "") for path in paths]
     store, bad = load_images(asked, card.preprocessing, "none", progress)
-    check_readable(bad, "neighbors are asked of whole images")
+    check_readable(bad, "neighbors need every training image: fix or remove them")
     train = embed_images(run, network, card.preprocessing, run.images("train"), progress)
     if not train.images:
         raise DataError(f"{run.folder}: its training images are gone")

@@ -73,8 +73,9 @@ class Augment:
         if along[0] * down[1] - along[1] * down[0] < 0:  # the corners have the opposite orientation: a mirror image
             if not self._mirror:
                 raise ConfigError(
-                    f"augmentation {self._name} mirrors images: name the points that change places by --flip-pairs "
-                    "left:right, or say by --mirror that none do"
+                    f"augmentation {self._name} mirrors images: name the points that swap (flip_pairs), or declare "
+                    "that none do (mirror)",
+                    options=["flip_pairs=left:right", "mirror"],
                 )
             points = points[list(partners)]
         is_inside = np.all((points >= -0.5) & (points <= (width - 0.5, height - 0.5)), axis=1, keepdims=True)
@@ -87,7 +88,7 @@ class Augment:
         except Exception as error:  # albumentations and OpenCV raise arbitrary exceptions, e.g. if a crop is too large
             raise ConfigError(
                 f"augmentation {self._name} cannot change an image of {working.shape[1]}x{working.shape[0]} pixels "
-                f"({' '.join(str(error).split())}); images are resized to --image-size before"
+                f"({' '.join(str(error).split())}); images are resized to image_size first"
             ) from error
         changed = found["image"]
         input_h, input_w = self._preprocessing.input_hw

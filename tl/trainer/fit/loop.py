@@ -151,7 +151,8 @@ def fit(
         if not math.isfinite(validation["loss"]):
             raise TrainingError(
                 f"epoch {len(training.history) + 1}: the validation loss is not finite at learning rate "
-                f"{training.lr:.3g}; lower --lr (a tenth is a good next try)"
+                f"{training.lr:.3g}; lower it",
+                options=[f"lr={training.lr / 10:.2g}"],
             )
         seconds = time.perf_counter() - started
         training.history.append(

@@ -190,7 +190,8 @@ def check_finite(results: Sequence[StepResult], objective: Objective, where: str
         raise TrainingError(
             f"{where}{after}: the loss of {int(bad.sum())} of {len(bad)} images is not finite "
             f"({objective.describe(result.targets[bad])}) at "
-            f"learning rate {lr:.3g}; lower --lr (a tenth is a good next try), or give --lr auto or --clip-norm 1"
+            f"learning rate {lr:.3g}; lower it, or limit the gradients",
+            options=[f"lr={lr / 10:.2g}", "lr=auto", "clip_norm=1"],
         )
 
 

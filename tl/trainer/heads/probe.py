@@ -60,11 +60,11 @@ def expand_tries(tries: Sequence[str]) -> list[dict[str, str]]:
             name, equals, values = part.partition("=")
             name = name.replace("-", "_")
             if not equals or not values:
-                raise ConfigError(f"--try '{text}': expected option=value[,value...], found '{part}'")
+                raise ConfigError(f"try '{text}': expected option=value[,value...], found '{part}'")
             if name not in VARIABLE:
-                raise ConfigError(f"--try '{text}': cannot vary '{name}'{nearest(name, list(VARIABLE))}")
+                raise ConfigError(f"try '{text}': cannot vary '{name}'{nearest(name, list(VARIABLE))}")
             if name in choices:
-                raise ConfigError(f"--try '{text}': '{name}' stands twice: give its values as {name}=A,B")
+                raise ConfigError(f"try '{text}': '{name}' stands twice: give its values as {name}=A,B")
             choices[name] = values.split(",")
         expanded += [dict(zip(choices, chosen, strict=True)) for chosen in itertools.product(*choices.values())]
     return expanded
@@ -77,7 +77,7 @@ def configure(base: TrainConfig, chosen: dict[str, str]) -> list[tuple[dict[str,
         values["c_values"] = [values.pop("c")]
     if "head_sizes" in values:
         values["head_sizes"] = values["head_sizes"].split("x")
-    where = f"--try {_shown(chosen)}"
+    where = f"try {_shown(chosen)}"
     config = config_from_mapping({**vars(base), **values}, where)
     if config.lr == "auto" or config.schedule == "plateau":
         raise ConfigError(f"{where}: lr auto and schedule plateau would look at the images that score")

@@ -96,7 +96,7 @@ def find_odd(landmarks: LandmarkSet, sizes_hw: Sequence[tuple[int, int]], turned
             named = ", ".join(landmarks.keypoint_names[k] for k in np.flatnonzero(is_outside)[:5])
             detail = f"{named}: outside the image of {width}x{height} pixels"
             if image.name in turned:
-                detail += "; its EXIF orientation turns it: if it was annotated unturned, tl convert --from-stored"
+                detail += "; its EXIF orientation turns it: if it was annotated unturned, convert with from_stored"
             findings.append(Finding("point outside", image.name, "", detail))
         other = seen.setdefault(xy.tobytes(), image)
         if other is not image:

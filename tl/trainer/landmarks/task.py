@@ -109,7 +109,7 @@ def prepare_landmark_task(config: TrainConfig, progress: Progress, check: Check 
     check(config, info, len(annotated.landmarks.keypoint_names), weights)
     store, bad = load_images(images, preprocessing, config.cache, progress)
     if not config.skip_bad:
-        check_readable(bad, "mend or remove them, or go on without them by --skip-bad")
+        check_readable(bad, options=["skip_bad"])
     _check_splits(store.images, config)
     info = measure_colors(config, info, store, progress)
     by_name = points_of(annotated.landmarks)
@@ -144,7 +144,7 @@ def _say_if_needless(task: LandmarkTask, progress: Progress) -> None:
     if task.config.crop != "whole" and uncut > len(wholes) / 2:
         progress.say(
             f"crop {task.config.crop} with margin {task.config.crop_margin:g} cuts nothing off {uncut} of {len(wholes)}"
-            " photos: take --crop whole, or a smaller --crop-margin"
+            " photos: use crop whole, or a smaller crop_margin"
         )
 
 
@@ -169,7 +169,7 @@ def _find_cut_off(task: LandmarkTask) -> list[Finding]:
         inside = np.all((task.points[i] >= -0.5) & (task.points[i] <= (width - 0.5, height - 0.5)), axis=1)
         lost = [task.keypoint_names[k] for k in np.flatnonzero(inside & np.isnan(seen[:, 0]))]
         if lost:
-            detail = f"{', '.join(lost[:5])}: outside the part that is looked at; raise --crop-margin"
+            detail = f"{', '.join(lost[:5])}: outside the region that is used; increase crop_margin"
             findings.append(Finding("point outside", task.store.images[i].name, "", detail))
     return findings
 

@@ -109,7 +109,8 @@ def _published(info: BackboneInfo) -> Path:
     """The file of torchvision's default weights in torch's cache, downloaded if missing."""
     if info.name in OWN_BACKBONES:
         raise WeightsError(
-            f"{info.name} has no published weights: use --method scratch, or --weights with a run or file of it"
+            f"{info.name} has no published weights: train from scratch, or give weights: a run or file of it",
+            options=["method=scratch", "weights=RUN"],
         )
     if info.name.startswith(TIMM_PREFIX):
         return _published_by_timm(info)
@@ -132,7 +133,7 @@ def _download(info: BackboneInfo, path: Path) -> None:
         # The file name ends in the first digits of the hash; torch checks them.
         download_url_to_file(url, str(path), hash_prefix=path.stem.rsplit("-", 1)[-1], progress=False)
     except (URLError, OSError, RuntimeError) as error:
-        raise WeightsError(_no_download(info.name, path.name, error, f"copy {path.name} into {path.parent}")) from error
+        raise _no_download(info.name, path.name, error, f"copy {path.name} into {path.parent}") from error
 
 
 def _published_by_timm(info: BackboneInfo) -> Path:
@@ -149,20 +150,22 @@ def _published_by_timm(info: BackboneInfo) -> Path:
     except TlError:
         raise
     except Exception as error:  # the hub client raises whatever its libraries raise
-        raise WeightsError(_no_download(info.name, _file_stem(info.name), error, "")) from error
+        raise _no_download(info.name, _file_stem(info.name), error, "") from error
     with atomic_path(path) as temporary:
         save_file(model.state_dict(), temporary)
     return path
 
 
-def _no_download(backbone: str, file_name: str, error: Exception, third: str) -> str:
+def _no_download(backbone: str, file_name: str, error: Exception, third: str) -> WeightsError:
     stem = _file_stem(backbone)
     ways = [
         f"put {stem}.pth or .safetensors into a folder and set {WEIGHTS_DIR_VARIABLE} to it",
-        "name the file by --weights FILE",
+        "name the file as the weights",
         third,
     ]
     listed = "; or ".join(way for way in ways if way)
-    return (
-        f"the published weights of {backbone} ({file_name}) could not be downloaded ({error}). To supply them: {listed}"
+    return WeightsError(
+        f"the published weights of {backbone} ({file_name}) could not be downloaded ({error}). To supply them: "
+        f"{listed}",
+        options=["weights=FILE"],
     )

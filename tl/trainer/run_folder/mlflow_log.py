@@ -105,7 +105,7 @@ def _client_class() -> type[MlflowClient]:
     try:
         from mlflow.tracking import MlflowClient
     except ImportError as error:
-        raise MissingExtraError("--log mlflow needs MLflow: pip install 'tl-toolkit[mlflow]'") from error
+        raise MissingExtraError("log mlflow needs MLflow: pip install 'tl-toolkit[mlflow]'") from error
     return MlflowClient
 
 

@@ -66,7 +66,7 @@ def library_versions(names: Iterable[str]) -> dict[str, str]:
 
 
 RUN_VERSION = 3
-UNFINISHED = "not a finished run; tl train --resume goes on with one that was interrupted"
+UNFINISHED = "not a finished run; an interrupted one can be resumed"
 _MANIFEST = ("path", "label", "split", "group", "sha256")
 _REGION = ("region_x", "region_y", "region_w", "region_h")
 
@@ -320,7 +320,10 @@ def check_free(out: str | Path) -> None:
     """Raise `RunError` if a folder is in use."""
     folder = Path(out)
     if folder.is_file() or (folder.is_dir() and any(folder.iterdir())):
-        raise RunError(f"{folder}: exists already; give another --out, or continue it by --resume {folder}")
+        raise RunError(
+            f"{folder}: already exists; use another folder, or resume the run",
+            options=["out=FOLDER", f"resume={folder}"],
+        )
 
 
 def create_run(out: str | Path, *, numbered: bool) -> Run:

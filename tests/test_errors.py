@@ -1,0 +1,41 @@
+from __future__ import annotations
+
+import pickle
+import sys
+from unittest.mock import patch
+
+import pytest
+
+from tl.cli import main
+from tl.errors import ConfigError, ImageReadError, RunInterrupted, TlError
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        ConfigError("lr is too high", options=["lr=0.1", "clip_norm"]),
+        ImageReadError("a.jpg", "is cut off"),
+        RunInterrupted("r: interrupted", run_folder="r"),
+    ],
+)
+def test_errors__survive_pickling(error: TlError) -> None:
+    copy = pickle.loads(pickle.dumps(error))  # data-loader workers send errors this way
+    assert (type(copy), str(copy), vars(copy)) == (type(error), str(error), vars(error))
+
+
+@pytest.mark.parametrize(
+    ("error", "lines"),
+    [
+        (ConfigError("plain"), ["tl: plain"]),
+        (ConfigError("x", options=["skip_bad"]), ["tl: x", "hint: --skip-bad"]),
+        (ConfigError("x", options=["lr=0.1", "out=my run"]), ["tl: x", "hint: --lr 0.1 or --out 'my run'"]),
+        (RunInterrupted("x", run_folder="r s"), ["tl: x", "hint: tl train --resume 'r s'"]),
+        (RunInterrupted("x"), ["tl: x"]),
+    ],
+)
+def test_main__shows_the_options_that_help_as_flags(
+    error: TlError, lines: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    with patch("tl.cli.app", side_effect=error), patch.object(sys, "argv", ["tl"]), pytest.raises(SystemExit):
+        main()
+    assert capsys.readouterr().err.splitlines() == lines
