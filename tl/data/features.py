@@ -80,7 +80,7 @@ class FeatureSet:
 
 
 def open_features(**depends_on: str) -> FeatureSet:
-    """Open the feature cache, keyed by all dependencies except the images: weights, layer, preprocessing, augmentation."""
+    """Open the feature cache, keyed by all dependencies but the images: weights, layer, preprocessing, augmentation."""
     digest = hashlib.sha256(json.dumps({**depends_on, "version": VERSION}, sort_keys=True).encode()).hexdigest()[:32]
     folder = cache_folder() / "features" / digest
     return FeatureSet(ArrayCache(folder, keeps_unwritten=True), folder)
