@@ -49,7 +49,7 @@ def test_model_file__classes(old: Path) -> None:
         for name, row in rows.items():
             result = model.predict(old / "photos" / name)
             assert result.label == row["label"]
-            assert result.confidence == pytest.approx(float(row["confidence"]), abs=1e-4)  # another CPU sums differently
+            assert result.confidence == pytest.approx(float(row["confidence"]), abs=1e-4)  # sums differ between CPUs
             assert result.ood_score is not None
 
 

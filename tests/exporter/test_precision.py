@@ -103,7 +103,7 @@ def test_export_lowered__predicts_nearly_as_validated(lowered: Exported, finishe
         shown = [float(row[f"p:{name}"]) for name in ("blue", "green", "red")]
         assert result.label == row["label"]  # type: ignore[union-attr]
         worst = max(worst, float(np.abs(result.probabilities - shown).max()))  # type: ignore[union-attr]
-    assert worst <= lowered.contract.quantization.max_abs_diff + 1.1e-4  # type: ignore[union-attr]  # export's tolerance
+    assert worst <= lowered.contract.quantization.max_abs_diff + 1.1e-4  # type: ignore[union-attr]  # export's bound
 
 
 def test_export_lowered__passes_verify_with_a_wider_tolerance(lowered: Exported) -> None:
