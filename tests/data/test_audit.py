@@ -44,21 +44,21 @@ def test_find_class_faults__thin_classes_of_training() -> None:
         *make_images(["Käfer", "worm"] * 20, "val"),  # validation images are not training images
     ]
     (finding,) = find_class_faults(images, ("Käfer", "worm"))
-    assert finding == Finding("few images", "", "", f"class 'worm' has {FEW_IMAGES - 1} images to train on")
+    assert finding == Finding("few images", "", "", f"class 'worm' has {FEW_IMAGES - 1} training images")
 
 
 def test_find_class_faults__a_split_that_lacks_a_class() -> None:
     many = make_images(["a", "b", "c"] * FEW_IMAGES, "train")
     findings = find_class_faults([*many, *make_images(["a", "b"], "val")], ("a", "b", "c"))
     assert [(finding.kind, finding.detail) for finding in findings] == [
-        ("no images", "split val has no image of class 'c': nothing is measured on it")
+        ("no images", "split val has no images of class 'c', so that class is not evaluated")
     ]
     both = [*many, *make_images(["a", "c"], "val"), *make_images(["b"], "test")]
     details = [finding.detail for finding in find_class_faults(both, ("a", "b", "c"))]
-    assert [detail.split(":")[0] for detail in details] == [
-        "split val has no image of class 'b'",
-        "split test has no image of class 'a'",
-        "split test has no image of class 'c'",
+    assert [detail.split(",")[0] for detail in details] == [
+        "split val has no images of class 'b'",
+        "split test has no images of class 'a'",
+        "split test has no images of class 'c'",
     ]
 
 
@@ -84,14 +84,14 @@ def test_find_duplicates__across_splits_and_labels() -> None:
         ("duplicate across splits", "0", "4"),
     ]
     assert findings[0].detail == "the same file in train and val"
-    assert findings[1].detail == "the same file as 'a' and as 'b'"
+    assert findings[1].detail == "the same file is labeled 'a' and 'b'"
 
 
 def test_find_duplicates__labels_disagree_in_any_order() -> None:
     images = make_images(["b", "a", "c"], "train")
     findings = find_duplicates(images, ["h", "g", "h"])
     assert [(finding.kind, finding.detail) for finding in findings] == [
-        ("labels disagree", "the same file as 'b' and as 'c'")
+        ("labels disagree", "the same file is labeled 'b' and 'c'")
     ]
 
 
@@ -178,13 +178,13 @@ def test_find_near_duplicates__smallest_sets(splits: dict[str, int]) -> None:
 
 def test_summarize__a_line_a_kind_with_count_and_first_example() -> None:
     findings = [
-        Finding("labels disagree", "ä/0.png", "b/1.png", "the same file as 'ä' and as 'b'"),
-        Finding("few images", "", "", "class 'a' has 3 images to train on"),
-        Finding("few images", "", "", "class 'b' has 4 images to train on"),
-        Finding("few images", "", "", "class 'c' has 5 images to train on"),
+        Finding("labels disagree", "ä/0.png", "b/1.png", "the same file is labeled 'ä' and 'b'"),
+        Finding("few images", "", "", "class 'a' has 3 training images"),
+        Finding("few images", "", "", "class 'b' has 4 training images"),
+        Finding("few images", "", "", "class 'c' has 5 training images"),
     ]
     assert summarize(findings, " in findings.csv") == [
-        "warning: labels disagree: ä/0.png and b/1.png: the same file as 'ä' and as 'b'",
-        "warning: few images: class 'a' has 3 images to train on (and 2 more in findings.csv)",
+        "warning: labels disagree: ä/0.png and b/1.png: the same file is labeled 'ä' and 'b'",
+        "warning: few images: class 'a' has 3 training images (and 2 more in findings.csv)",
     ]
     assert summarize([]) == []

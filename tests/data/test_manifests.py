@@ -240,7 +240,7 @@ def test_read_images__says_what_it_passes_over(tmp_path: Path) -> None:
         (tmp_path / name).touch()
     said: list[str] = []
     assert len(read_images(tmp_path, say=said.append)) == 2
-    assert "passed over 1 hidden files and 2 that are no images" in said[0]
+    assert "skipped 1 hidden files and 2 that are not images" in said[0]
 
 
 def test_limit_per_class__keeps_as_many_of_each_and_every_other_split() -> None:

@@ -49,7 +49,7 @@ def find_class_faults(images: Sequence[LabeledImage], class_names: Sequence[str]
     """Find classes with fewer than `FEW_IMAGES` training images, and classes missing from a split."""
     counts = Counter((image.split, image.label) for image in images)
     findings = [
-        Finding("few images", "", "", f"class '{name}' has {counts['train', name]} images to train on")
+        Finding("few images", "", "", f"class '{name}' has {counts['train', name]} training images")
         for name in class_names
         if counts["train", name] < FEW_IMAGES
     ]
@@ -58,7 +58,9 @@ def find_class_faults(images: Sequence[LabeledImage], class_names: Sequence[str]
             continue
         absent = [name for name in class_names if not counts[split, name]]
         findings += [
-            Finding("no images", "", "", f"split {split} has no image of class '{name}': nothing is measured on it")
+            Finding(
+                "no images", "", "", f"split {split} has no images of class '{name}', so that class is not evaluated"
+            )
             for name in absent
         ]
     return findings
@@ -73,7 +75,7 @@ def find_duplicates(images: Sequence[LabeledImage], hashes: Sequence[str]) -> li
     for first, *others in by_hash.values():
         for other in others:
             if other.label != first.label:
-                labels = f"the same file as '{first.label}' and as '{other.label}'"
+                labels = f"the same file is labeled '{first.label}' and '{other.label}'"
                 findings.append(Finding("labels disagree", first.name, other.name, labels))
             if other.split != first.split:
                 splits = f"the same file in {first.split} and {other.split}"

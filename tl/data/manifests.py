@@ -196,7 +196,7 @@ def _read_classes(folder: Path, root: Path, split: str, say: Callable[[str], Non
         names = [Path(path).relative_to(root).as_posix() for path in found.paths]
         images += [LabeledImage(path, name, entry.name, split) for path, name in zip(found.paths, names, strict=True)]
     if hidden or others:
-        say(f"{folder}: passed over {hidden} hidden files and {others} that are no images by their names or places")
+        say(f"{folder}: skipped {hidden} hidden files and {others} that are not images by name or location")
     return images
 
 

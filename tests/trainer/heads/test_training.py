@@ -322,7 +322,7 @@ def test_train__without_a_place_for_the_cache_all_goes_on(
     monkeypatch.setenv("TL_CACHE_DIR", str(tmp_path / "file"))
     listener = Listener()
     assert_same_run(first, train(head_config(photos, finished_run, tmp_path / "b", **changes), listener).run)
-    (line,) = (line for line in listener.lines if "not kept" in line)
+    (line,) = (line for line in listener.lines if "not cached" in line)
     assert str(tmp_path / "file") in line
 
 
