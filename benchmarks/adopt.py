@@ -41,9 +41,7 @@ def all_images() -> list[Path]:
 
 
 def upright(path: Path):
-    """Open an image as transformers and Ultralytics do; users of torchvision and timm often do not apply the
-    orientation.
-    """
+    """Open an image as transformers and Ultralytics do; torchvision and timm often ignore the orientation."""
     from PIL import Image, ImageOps
 
     return ImageOps.exif_transpose(Image.open(path)).convert("RGB")

@@ -1,5 +1,4 @@
-"""Benchmark prediction on CUDA: tl from folder to CSV, onnxruntime alone, the decode bound, and individual
-optimizations.
+"""Benchmark prediction on CUDA: tl from folder to CSV, onnxruntime alone, the decode bound, single optimizations.
 
     python benchmarks/predict_cuda.py IMAGES MODEL.onnx [MORE.onnx ...] [--fp16] [--device cuda] [--rounds 3]
 

@@ -129,9 +129,7 @@ def tl_rate(folder: Path) -> float:
 
 
 def fastai_rate(folder: Path) -> float:
-    """One epoch of full fine-tuning with fastai's defaults; includes reading and augmentation, which fastai always
-    does.
-    """
+    """One epoch of full fine-tuning with fastai's defaults, which always include reading and augmentation."""
     from fastai.vision.all import CrossEntropyLossFlat, ImageDataLoaders, Learner, Resize, aug_transforms, models
 
     loaders = ImageDataLoaders.from_folder(

@@ -61,9 +61,7 @@ def encode_turned(upright: NDArray[np.uint8], orientation: int, kind: str, **opt
 def png(
     width: int, height: int, *, bits: int, color: int, rows: bytes = b"", chunks: tuple[tuple[bytes, bytes], ...] = ()
 ) -> bytes:
-    """A PNG built from its parts. `color`: 0 gray, 2 RGB, 4 gray and alpha, 6 RGBA. `rows`: packed big-endian pixel
-    rows.
-    """
+    """A PNG from its parts. `color`: 0 gray, 2 RGB, 4 gray and alpha, 6 RGBA. `rows`: packed big-endian pixels."""
     header = struct.pack(">IIBBBBB", width, height, bits, color, 0, 0, 0)
     stride = len(rows) // height
     filtered = b"".join(b"\0" + rows[y * stride : (y + 1) * stride] for y in range(height)) if rows else b""

@@ -1,6 +1,4 @@
-"""Labeled images before training: manifests, splits, the audit, decoded images and cached features. Never imports
-torch.
-"""
+"""Labeled images before training: manifests, splits, the audit, decoded images, cached features. No torch."""
 
 from __future__ import annotations
 

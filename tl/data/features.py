@@ -45,9 +45,7 @@ class FeatureSet:
 
     @property
     def network(self) -> dict[str, NDArray[Any]]:
-        """The tensors of the network that computed the features, without standardization and head; {} if not cached
-        yet.
-        """
+        """The network tensors that computed the features, without standardization and head; {} if not cached."""
         if not self.has_network:
             return {}
         return self.cache.with_prefix(_NETWORK)
@@ -68,9 +66,7 @@ class FeatureSet:
         return all(self.key(digest, view) in self.cache for view in views)
 
     def get(self, store: ImageStore, indices: Sequence[int], views: Sequence[int] = (0,)) -> NDArray[np.float32]:
-        """Return features float32 (len(views) * N, ...): all images, ordered by view. Raises KeyError for a missing
-        one.
-        """
+        """Return features float32 (len(views) * N, ...), ordered by view. Raises KeyError for a missing one."""
         return self.cache.stack([self.key(store.hashes[i], view) for view in views for i in indices])
 
     def missing(self, store: ImageStore, indices: Sequence[int], views: Sequence[int]) -> list[tuple[int, int]]:
@@ -117,7 +113,5 @@ def compute_missing(
 
 
 def view_seed(seed: int, view: int, digest: str) -> int:
-    """The seed of an augmented view. It depends on the content, so it does not change when other images are added or
-    removed.
-    """
+    """The seed of an augmented view. It depends on content only, so adding or removing images does not change it."""
     return int(np.random.SeedSequence((seed, view, int(digest[:16], 16))).generate_state(1)[0])

@@ -180,9 +180,7 @@ def _key(image: LabeledImage, digest: str) -> str:
 
 
 def preprocessing_key(preprocessing: Preprocessing) -> str:
-    """Hash everything that working images depend on besides their content: the preprocessing, the decoder and the
-    resizer.
-    """
+    """Hash everything that working images depend on besides content: preprocessing, decoder and resizer."""
     versions = {"tl": VERSION, **{name: metadata.version(name) for name in ("pillow", "simplejpeg")}}
     return hashlib.sha256(f"{dump_json(preprocessing)} {versions}".encode()).hexdigest()[:32]
 

@@ -64,9 +64,7 @@ def read_images(
 
 
 def bind_class_names(images: Sequence[LabeledImage]) -> tuple[str, ...]:
-    """Return the sorted classes of the training split; the index is the class id. Raises `DataError` for fewer than
-    two.
-    """
+    """Return the training split's classes, sorted; index = class id. Raises `DataError` for fewer than two."""
     names = tuple(sorted({image.label for image in images if image.split == "train"}))
     if len(names) < 2:
         raise DataError(f"the training split has {len(names)} class ({', '.join(names)}): at least two are needed")
@@ -93,10 +91,10 @@ def class_ids(images: Iterable[LabeledImage], class_names: Sequence[str]) -> lis
 
 
 def assign_splits(images: Sequence[LabeledImage], val_fraction: float, seed: int) -> list[LabeledImage]:
-    """Assign every image to a split. If the data has no splits, hold out `val_fraction` of each class and keep groups
-    whole.
+    """Assign every image to a split. Without splits in the data, hold out `val_fraction` of each class.
 
-    If the data has a training but no validation split, take validation images from training. Raises `DataError`.
+    Groups stay whole. If the data has a training but no validation split, take validation images from training. Raises
+    `DataError`.
     """
     splits = Counter(image.split for image in images)
     if splits[""] and len(splits) > 1:

@@ -154,8 +154,9 @@ class Evaluation:
 
 
 def choose_split(images: Sequence[LabeledImage], asked: str | None) -> tuple[str, list[LabeledImage]]:
-    """Return the name and images of the requested split; by default test, else val, else everything. Raises
-    `DataError`.
+    """Return the name and images of the requested split; by default test, else val, else everything.
+
+    Raises `DataError`.
     """
     present = [split for split in SPLITS if any(image.split == split for image in images)]
     if asked == "all" or (asked is None and not present):

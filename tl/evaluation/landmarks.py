@@ -40,13 +40,14 @@ def landmark_metrics(
 
     `found_xy`, `true_xy`: (N, K, 2) in photo pixels; missing true points are NaN and are not counted.
     `input_per_photo`: (N, 2), input pixels per photo pixel in x and y; None omits the metrics in input pixels.
-    `mm_per_px`: (N,), NaN where unknown. Returns n images and `points`; `error_px`, the mean over points, with its 95%
-    interval ci_low and ci_high (bootstrap over images); rmse_px, median_px; in input pixels error_input_px and
-    mse_input_px, the mean squared error per coordinate; normalized_error, the mean of error over centroid size;
-    extent_error, the mean of error over the extent of an image's true points, the longer side of the box around them;
-    pck, the fraction of points with an error below a fraction of that extent; centroid_size_error, mean |relative
-    error|; error_mm where a scale is known; and per_keypoint error_px, rmse_px and n. Raises ValueError without any
-    true point.
+    `mm_per_px`: (N,), NaN where unknown.
+
+    Returns n images and `points`; `error_px`, the mean over points, with its 95% interval ci_low and ci_high
+    (bootstrap over images); rmse_px, median_px; in input pixels error_input_px and mse_input_px, the mean squared
+    error per coordinate; normalized_error, the mean of error over centroid size; extent_error, the mean of error over
+    the extent of an image's true points, the longer side of the box around them; pck, the fraction of points with an
+    error below a fraction of that extent; centroid_size_error, mean |relative error|; error_mm where a scale is known;
+    and per_keypoint error_px, rmse_px and n. Raises ValueError without any true point.
     """
     errors = np.linalg.norm(np.asarray(found_xy, np.float64) - true_xy, axis=2)
     has = ~np.isnan(errors)
@@ -159,9 +160,7 @@ class AnnotatedImages:
     remarks: tuple[str, ...]
 
     def boxes(self, region: Literal["whole", "box", "points"]) -> dict[str, Region] | None:
-        """Map each path to the region that a model of `region` expects: the annotated box, or the box of the true
-        points.
-        """
+        """Map each path to the region that a model of `region` expects: the annotated or the true points' box."""
         if region == "whole":
             return None
         pairs = zip(self.paths, self.landmarks, strict=True)

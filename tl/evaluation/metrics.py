@@ -81,7 +81,9 @@ def mcnemar_p(right: NDArray[np.bool_], other_right: NDArray[np.bool_]) -> float
     """Exact two-sided McNemar test. Both bool (N,) over the same images.
 
     Returns the probability, if both are equally good, of a split at least as uneven of the images that only one of them
-    gets right. Source: McNemar 1947; the exact form as in Dietterich 1998.
+    gets right.
+
+    Source: McNemar 1947; the exact form as in Dietterich 1998.
     """
     gained, lost = int((right & ~other_right).sum()), int((other_right & ~right).sum())
     apart = gained + lost

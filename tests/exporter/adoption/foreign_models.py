@@ -93,9 +93,7 @@ def make_foreign(path: Path, **changes: Any) -> Path:
 
 
 def make_ultralytics(path: Path, names: Sequence[str] = COLORS, **changes: Any) -> Path:
-    """A classifier as exported by Ultralytics: probabilities, input `images`, output `output0`, metadata as Python
-    literals.
-    """
+    """A classifier exported by Ultralytics: probabilities, input `images`, output `output0`, metadata as Python."""
     metadata = {"task": "classify", "imgsz": str([*HW]), "names": str(dict(enumerate(names))), "batch": "1"}
     metadata |= changes.pop("metadata", {})
     form = {"input_name": "images", "output_name": "output0", "final": "probabilities", "batch": 1} | changes
