@@ -1,13 +1,13 @@
-"""Adopted classifiers beside the frameworks they come from: the same images, each by its own preprocessing.
+"""Compare adopted classifiers with the frameworks they come from, on the same images, each with its own preprocessing.
 
 Exports a classifier from each peer to ONNX (dynamic and fixed batch), adopts it with `tl adopt`, and compares
-`tl.runtime` with the peer's own pipeline from file to probabilities. All open images upright; what differs is
-decoding and resizing. Run by the Python that benchmarks/peers.sh makes; `tl adopt` runs with that of .venv.
+`tl.runtime` with the peer's own pipeline from file to probabilities. All pipelines open images upright; they differ in
+decoding and resizing. Runs with the Python created by benchmarks/peers.sh; `tl adopt` runs with the one in .venv.
 
     TL_SHARED=... .venv-peers/bin/python benchmarks/adopt.py [torchvision] [timm] [ultralytics] [transformers]
 
-Without a network, only torchvision's classifier has trained weights. The others are random, with batch norm and head
-fitted to a few images, so that they tell images apart; what they say means nothing.
+Without network access, only torchvision's classifier has trained weights. The others have random weights, with batch
+norm and head fitted to a few images so that outputs differ between images; their labels are meaningless.
 """
 
 import csv
@@ -23,7 +23,7 @@ from pathlib import Path
 
 import numpy as np
 
-os.environ["OMP_NUM_THREADS"] = "1"  # one image at a time gains nothing from more, and busy machines lose much
+os.environ["OMP_NUM_THREADS"] = "1"  # more threads do not help with one image at a time, and slow down busy machines
 os.environ["YOLO_OFFLINE"] = os.environ["HF_HUB_OFFLINE"] = "1"
 SHARED = Path(os.environ["TL_SHARED"])
 TL = [str(Path(__file__).resolve().parents[1] / ".venv" / "bin" / "python"), "-m", "tl"]
@@ -41,7 +41,7 @@ def all_images() -> list[Path]:
 
 
 def upright(path: Path):
-    """As transformers and Ultralytics open images; users of torchvision and timm often leave them as stored."""
+    """Open an image as transformers and Ultralytics do; torchvision and timm often ignore the orientation."""
     from PIL import Image, ImageOps
 
     return ImageOps.exif_transpose(Image.open(path)).convert("RGB")
@@ -136,7 +136,7 @@ def transformers(folder: Path, dynamic: bool) -> tuple[list[str], Pipeline]:
 
 
 def enliven(network, logits_of, head, mean=(0, 0, 0), std=(1, 1, 1)) -> None:
-    """Fit batch norm's statistics and the head's scale to a few images, in place; leaves it in evaluation mode."""
+    """Fit batch-norm statistics and the head's scale to a few images, in place; switches to evaluation mode."""
     import torch
     from PIL import Image
 
@@ -157,7 +157,7 @@ def enliven(network, logits_of, head, mean=(0, 0, 0), std=(1, 1, 1)) -> None:
         head.bias.copy_((head.bias - logits.mean(0)) * scale)
 
 
-def Logits(network):  # noqa: N802  # torch is imported by whoever calls it
+def Logits(network):  # noqa: N802  # the caller imports torch
     import torch
 
     class Module(torch.nn.Module):
@@ -183,7 +183,7 @@ def names() -> list[str]:
     return [f"class {i}" for i in range(CLASSES)]
 
 
-# --- measuring
+# --- measurement
 
 
 answers: dict[str, np.ndarray] = {}
@@ -204,7 +204,7 @@ def compare(name: str, dynamic: bool) -> str:
             rows = list(csv.DictReader(file))
         ours = np.array([[float(value) for key, value in row.items() if key.startswith("p:")] for row in rows])
         with quiet():
-            if name not in answers:  # both exports are of the same network
+            if name not in answers:  # both exports contain the same network
                 answers[name] = np.stack([peer(path) for path in paths])
     theirs = answers[name]
     same = (ours.argmax(axis=1) == theirs.argmax(axis=1)).mean()
@@ -225,7 +225,7 @@ def checked(command: list[str], folder: Path) -> str:
 
 @contextmanager
 def quiet() -> Iterator[None]:
-    """The peers print to stdout, where this script's table goes."""
+    """The peers print to stdout, which is reserved for this script's table."""
     kept = os.dup(1)
     os.dup2(2, 1)
     try:

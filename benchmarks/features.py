@@ -1,4 +1,4 @@
-"""Features computed once: the cold pass against its bound, a second head on a warm cache, thirty heads in one go.
+"""Benchmark cached features: the cold pass against its bound, a second head on a warm cache, and thirty heads at once.
 
 TL_SHARED=... python benchmarks/features.py
 """
@@ -36,7 +36,7 @@ TRIES = (
 
 
 class Clock(Silent):
-    """Seconds of each task."""
+    """Records the seconds of each task."""
 
     def __init__(self) -> None:
         self.begun: list[tuple[str, float]] = []

@@ -1,4 +1,4 @@
-"""ImageNet top-1 of a model file through `tl.runtime`, beside torchvision's own preprocessing and network.
+"""Compare ImageNet top-1 of a model file in `tl.runtime` with torchvision's own preprocessing and network.
 
 Usage: TL_SHARED=FOLDER python benchmarks/imagenet.py mobilenet_v2 [squeezenet1_0 ...]
 """
@@ -46,7 +46,7 @@ def main(names: list[str]) -> None:
 
 @torch.no_grad()
 def torchvision_probabilities(name: str, weights: str, images: list[Path]) -> np.ndarray:
-    """(N, 1000) by torchvision alone: its transforms on PIL images, its network in torch."""
+    """Probabilities (N, 1000) from torchvision alone: its transforms on PIL images, its network in torch."""
     found = find_weights(name, weights)
     assert found is not None
     classifier = build_classifier(name).eval()

@@ -1,5 +1,5 @@
-"""Landmarks on three sets of photos: heatmap beside regression, all trained beside the backbone frozen; the time of
-epochs over large photos; a set with missing points. Each cell is one `tl train`; finished cells are not run again.
+"""Benchmark landmarks on three sets of photos: heatmap against regression, full training against a frozen backbone;
+epoch times on large photos; a set with missing points. Each cell is one `tl train`; finished cells are not run again.
 
     TL_SHARED=... python benchmarks/landmarks.py runs/landmarks [flywing] [mollusk] [reaching]
 """

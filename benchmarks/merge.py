@@ -1,8 +1,8 @@
-"""Three heads on one frozen MobileNetV2, apart and merged into one file: size, time, and how far their answers differ.
+"""Compare three heads on one frozen MobileNetV2, separate and merged into one file: size, time, and output differences.
 
     TL_SHARED=... TL_WEIGHTS_DIR=$TL_SHARED/weights python benchmarks/merge.py OUT
 
-Trains, exports and merges with the commands that users type, then times onnxruntime on the files in turns.
+Trains, exports and merges with the user-facing commands, then times onnxruntime on the files in alternation.
 """
 
 from __future__ import annotations
@@ -58,7 +58,7 @@ def main() -> None:
         name: [Session(path, device="cpu", threads=THREADS) for path in paths] for name, paths in open_as.items()
     }
     times: dict[str, list[float]] = {name: [] for name in sessions}
-    for _ in range(ROUNDS + 1):  # the first is not counted
+    for _ in range(ROUNDS + 1):  # the first round is a warm-up
         for name, own in sessions.items():
             outputs = ["probabilities", "label"] if name == "merged" else ["probabilities"]
             times[name].append(milliseconds(own, images, outputs))

@@ -1,5 +1,5 @@
-"""Scratch, frozen and fine-tuned networks, SGD and Adam, on the full and the few-shot split of PACS cartoon; and SGD,
-Adam and RMSprop on cats and dogs. Each cell is one `tl train`; finished cells are not run again.
+"""Benchmark scratch, frozen and fine-tuned networks with SGD and Adam, on the full and few-shot splits of PACS cartoon,
+and SGD, Adam and RMSprop on cats and dogs. Each cell is one `tl train`; finished cells are not run again.
 
     TL_SHARED=... python benchmarks/methods.py runs/methods
 """
@@ -14,7 +14,7 @@ from pathlib import Path
 SHARED = Path(os.environ["TL_SHARED"])
 CARTOONS, PETS = SHARED / "data" / "pacs-cartoon" / "splits.csv", SHARED / "data" / "cats-dogs"
 BACKBONES = ("mobilenet_v2", "squeezenet1_0")
-# Epochs by split: (fine-tuning, scratch). Few images need more passes.
+# Epochs per split: (fine-tuning, scratch). Small training sets need more epochs.
 EPOCHS = {"fewshot_split": (15, 15), "split": (3, 6)}
 
 
@@ -47,7 +47,7 @@ def few_and_full(split: str, *backbones: str):
                     continue  # it has no batch norm
                 options = ["--freeze", freeze, "--epochs", str(fine), *stepped, *chosen]
                 if (freeze, optimizer) == ("all-but-bn", "adam"):
-                    options += ["--lr", "0.001"]  # norms and head alone move too slowly at the default of 0.0001
+                    options += ["--lr", "0.001"]  # batch norm and head alone train too slowly at the default of 0.0001
                 yield f"{split}-{backbone}-freeze-{freeze}-{optimizer}", [*base, *options]
             options = ["--method", "scratch", "--epochs", str(scratch), *stepped, *chosen]
             yield f"{split}-{backbone}-scratch-{optimizer}", [*base, *options]

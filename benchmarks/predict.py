@@ -1,17 +1,17 @@
-"""How fast images in a folder become rows of a CSV: tl beside its peers and beside what the machine allows.
+"""Measure the prediction speed from a folder of images to CSV rows: tl, its peers, and the limits of the machine.
 
-Every way runs MobileNetV2 with the same ImageNet weights on the same files, in a process of its own, in turn; loading
-the model is not counted. Run by the Python that benchmarks/peers.sh makes.
+Every tool runs MobileNetV2 with the same ImageNet weights on the same files, each in its own process, in turn; loading
+the model is not counted. Runs with the Python created by benchmarks/peers.sh.
 
     TL_SHARED=... .venv-peers/bin/python benchmarks/predict.py [small] [overhead] [photos] [scaled] [memory] [start]
 
-- small: PACS cartoons, 227 px; also the bound: onnxruntime alone on ready batches at its own best batch size and
-  threads, and the decode and resize work on the same cores.
-- overhead: the same decoding and inferring in a bare loop, through `predict_iter`, and with rows written.
+- small: PACS cartoons, 227 px; also the bound: onnxruntime alone on prepared batches with its best batch size and
+  thread count, and decoding and resizing on the same cores.
+- overhead: the same decoding and inference in a bare loop, through `predict_iter`, and with rows written.
 - photos: 9 to 12 megapixel JPEGs.
-- scaled: what decoding large JPEGs at a fraction of their size does to probabilities.
-- memory: peak memory above the open model, over 1,000 and 20,000 files.
-- start: from the command to its first row.
+- scaled: effect on probabilities of decoding large JPEGs at a fraction of their size.
+- memory: peak memory in excess of the open model, over 1,000 and 20,000 files.
+- start: time from the start of the command to its first row.
 """
 
 import csv
@@ -44,11 +44,11 @@ def photo_files() -> list[str]:
     return [str(path) for path in found] * 6
 
 
-# --- models: one set of weights, one file for each way
+# --- models: one set of weights, one file per tool
 
 
 def make_models(folder: Path) -> None:
-    """tl's own file; a plain one of float NCHW in 0..1, with the metadata that Ultralytics wants; one for optimum."""
+    """Write tl's own file, a plain one with float NCHW input in 0..1 and Ultralytics' metadata, and one for optimum."""
     import onnx
     import torch
 
@@ -103,7 +103,7 @@ def classifier():
     return network.eval()
 
 
-# --- the ways: files -> rows, timed from the first file to the last row
+# --- tools: files -> rows, timed from the first file to the last row
 
 
 def write_csv(rows) -> None:
@@ -124,12 +124,12 @@ def tl_rate(folder: Path, paths: list[str], name: str = "tl") -> float:
 
 
 def tl_full_rate(folder: Path, paths: list[str]) -> float:
-    """Every pixel of a large photo decoded."""
+    """Decode every pixel of a large photo."""
     return tl_rate(folder, paths, "tl-full")
 
 
 def plain_rate(folder: Path, paths: list[str]) -> float:
-    """What one writes in ten minutes."""
+    """A plain script, as written in ten minutes."""
     import onnxruntime
     from PIL import Image
 
@@ -183,7 +183,7 @@ def optimum_rate(folder: Path, paths: list[str]) -> float:
 
 
 def torchvision_rate(folder: Path, paths: list[str]) -> float:
-    """Eager torch behind a DataLoader with a process for each core."""
+    """Eager torch with a DataLoader that has one process per core."""
     import torch
     from PIL import Image
     from torchvision import transforms
@@ -224,8 +224,8 @@ RATES = {
 
 
 def bound_rates(folder: Path, paths: list[str]) -> dict[str, float]:
-    """images/s of onnxruntime alone for every batch size, with all cores on one batch and with one on each of several;
-    and of decoding and resizing alone on all cores.
+    """Measure images/s of onnxruntime alone for every batch size, with all cores on one batch and with one core on each
+    of several batches; and of decoding and resizing alone on all cores.
     """
     import onnxruntime
 
@@ -265,7 +265,7 @@ def resident() -> float:
 
 
 def apart(*words: str) -> str:
-    """The last line of this script run in a process of its own."""
+    """Run this script in a separate process and return the last line of its output."""
     done = subprocess.run([sys.executable, __file__, "-", *words], capture_output=True, text=True)
     if done.returncode:
         raise RuntimeError((done.stderr.strip().splitlines() or ["failed"])[-1])
@@ -304,7 +304,7 @@ def small(folder: Path) -> None:
 
 
 def overhead(folder: Path) -> None:
-    """What is between decoding and inferring, and rows on disk: in one process, in turn, over 1,000 files."""
+    """Measure the cost between decoding and inference, and rows on disk: in one process, in turn, over 1,000 files."""
     import tl.runtime
     from tl.runtime.imaging.pipeline import load_input
     from tl.runtime.session import Session
@@ -339,7 +339,7 @@ def photos(folder: Path) -> None:
 
 
 def scaled(folder: Path) -> None:
-    """Probabilities of one model with both rules of decoding, on large photos."""
+    """Compare one model's probabilities under both decoding rules, on large photos."""
     import dataclasses
 
     from tl.runtime.imaging.pipeline import load_input
@@ -380,7 +380,7 @@ def start(folder: Path) -> None:
 
 
 def one(words: list[str]) -> None:
-    """What a process of its own measures."""
+    """The measurement of a separate process."""
     folder = Path(words[1])
     if words[0] == "rate":
         files = small_files() if words[2] == "small" else photo_files()
@@ -392,7 +392,7 @@ def one(words: list[str]) -> None:
 
         paths = list(itertools.islice(itertools.cycle(small_files()), int(words[2])))
         with tl.runtime.load(folder / "tl.onnx", device="cpu") as predictor:
-            list(predictor.predict_iter(paths[:8]))  # onnxruntime takes its own memory in the first run
+            list(predictor.predict_iter(paths[:8]))  # onnxruntime allocates its memory in the first run
             before = resident()
             peak = max(resident() for i, _ in enumerate(predictor.predict_iter(paths)) if i % 20 == 0)
         print(peak - before)

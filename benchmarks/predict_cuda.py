@@ -1,23 +1,23 @@
-"""Prediction on CUDA: tl from folder to CSV, beside onnxruntime alone and the decode bound, and what each trick brings.
+"""Benchmark prediction on CUDA: tl from folder to CSV, onnxruntime alone, the decode bound, single optimizations.
 
     python benchmarks/predict_cuda.py IMAGES MODEL.onnx [MORE.onnx ...] [--fp16] [--device cuda] [--rounds 3]
 
-IMAGES is a folder of JPEGs, MODEL.onnx a file of `tl export`; `--fp16` measures its half-precision version too.
-Rows, in alternating rounds:
+IMAGES is a folder of JPEGs, MODEL.onnx a file written by `tl export`; `--fp16` also measures its half-precision
+version. Rows, in alternating rounds:
 
-- decode threads: reading, decoding and resizing in a thread for each core, without a network.
-- decode pool: the same in `--decode-processes` processes, starting them included, into shared memory.
-- run N: ready uint8 batches of N, as `tl.runtime` passes them: arrays in ordinary memory.
+- decode threads: reading, decoding and resizing with one thread per core, without a network.
+- decode pool: the same in `--decode-processes` processes into shared memory, including their startup.
+- run N: prepared uint8 batches of N, as `tl.runtime` passes them: arrays in pageable memory.
 - run 64 x 2: the same from two threads on one session.
-- bind N: IO binding, input in device memory and copied there from one buffer, output bound to the device.
-- tl N: `tl.runtime`'s predictor with batches of N and those processes, files to rows of a CSV; tl: of its own size;
-  tl threads: that without processes.
+- bind N: IO binding, with the input copied from one buffer to device memory, and the output bound to the device.
+- tl N: `tl.runtime`'s predictor with batches of N and those processes, from files to CSV rows; tl: with its default
+  batch size; tl threads: the same without processes.
 - graph N: IO binding, captured as a CUDA graph, with a batch of fixed size. tensorrt N: `run` on the TensorRT provider,
-  where it is installed. Both in rounds of their own at the end, because sessions that capture graphs made others five
-  times slower on an H100.
+  if it is installed. Both run in separate rounds at the end, because sessions that capture graphs made other sessions
+  five times slower on an H100.
 
-The bound is the smaller of the better decode and the best of the ready batches. `--device cpu` tries this script
-without a GPU.
+The bound is the smaller of the better decoding rate and the best rate on prepared batches. `--device cpu` tests this
+script without a GPU.
 """
 
 import argparse
@@ -45,7 +45,7 @@ from tl.runtime.predictor import CUDA_BATCH
 from tl.runtime.prefetch import prefetch_map
 
 OUTPUT = "probabilities"
-Ways = dict[str, Callable[[float], float]]  # share of the images -> images/s
+Ways = dict[str, Callable[[float], float]]  # fraction of the images -> images/s
 
 
 def main() -> None:
@@ -65,7 +65,7 @@ def main() -> None:
     preload = getattr(onnxruntime, "preload_dlls", None)
     if preload is not None and options.device == "cuda":
         preload()
-    decode: dict[Any, dict[str, float]] = {}  # measured once for each preprocessing
+    decode: dict[Any, dict[str, float]] = {}  # measured once per preprocessing
     with tempfile.TemporaryDirectory() as folder:
         for model in options.models:
             report(model, paths, options, decode)
@@ -76,7 +76,7 @@ def main() -> None:
 
 
 def write_half(model: Path, out: Path) -> None:
-    """The graph that `tl export --precision fp16` makes, with the fp32 file's contract: only its speed counts here."""
+    """Write the graph of `tl export --precision fp16` with the fp32 file's contract: only its speed matters here."""
     import onnx
 
     from tl.exporter.quantization import to_fp16
@@ -88,7 +88,7 @@ def write_half(model: Path, out: Path) -> None:
 
 
 def report(model: Path, paths: list[str], options: argparse.Namespace, decode: dict[Any, dict[str, float]]) -> None:
-    """Every way in turn; then the middle of each with its spread."""
+    """Run all variants in turn, and print the median and spread of each."""
     device, processes = options.device, options.decode_processes
     print(f"\n{model.name}, {len(paths)} images, {os.cpu_count()} cores, {device}", flush=True)
     preprocessing = parse_contract(
@@ -108,7 +108,7 @@ def report(model: Path, paths: list[str], options: argparse.Namespace, decode: d
         ways = dict(ready_ways(model, inputs, device, options.batches))
 
         def tl_way(size: int | None, processes: int, part: float = 1.0) -> Callable[[float], float]:
-            # A session of its own: cuDNN plans anew whenever the batch size changes.
+            # A separate session: cuDNN selects kernels again whenever the batch size changes.
             predictor = stack.enter_context(tl.runtime.load(model, device=device, decode_processes=processes))
             return lambda share: tl_rate(predictor, some(paths, part * share), size)
 
@@ -128,13 +128,13 @@ def some(paths: list[str], share: float) -> list[str]:
 
 
 def take_turns(ways: Ways, rounds: int) -> dict[str, float]:
-    """The middle rate of each way, in alternating rounds, after a short one that warms up."""
+    """Median rate of each variant over alternating rounds, after a short warm-up round."""
     rates: dict[str, list[float]] = {}
     for number in range(rounds + 1):
         for name, way in list(ways.items()):
             try:
                 rates.setdefault(name, []).append(way(1.0 if number else 0.125))
-            except Exception as error:  # a way that this GPU or build lacks
+            except Exception as error:  # a variant that this GPU or build does not support
                 print(f"{name:>14}: {type(error).__name__}: {str(error).splitlines()[0][:150]}", flush=True)
                 del ways[name], rates[name]
         if number == 0:
@@ -150,7 +150,7 @@ def take_turns(ways: Ways, rounds: int) -> dict[str, float]:
 def ready_ways(
     model: Path, inputs: Any, device: str, sizes: list[int]
 ) -> Iterator[tuple[str, Callable[[float], float]]]:
-    """Ways through ready batches, each a function that gives images/s."""
+    """Variants on prepared batches, each a function that returns images/s."""
     for size in sizes:
         batches, session = split(inputs, size), open_session(model, device)
         yield f"run {size}", lambda share, b=batches, s=session: run_rate(s, b)
@@ -160,7 +160,7 @@ def ready_ways(
 
 
 def special_ways(model: Path, inputs: Any, sizes: list[int]) -> Iterator[tuple[str, Callable[[float], float]]]:
-    """Ways whose sessions disturb others."""
+    """Variants whose sessions disturb others."""
     for size in sizes:
         batches = split(inputs, size)
         graph = open_session(model, "cuda", enable_cuda_graph="1")
@@ -210,7 +210,7 @@ def threads_rate(session: onnxruntime.InferenceSession, batches: list[Any], thre
 
 
 def bound_rate(session: onnxruntime.InferenceSession, batches: list[Any], device: str) -> float:
-    """The same buffers for every batch, which a CUDA graph needs too."""
+    """Use the same buffers for every batch, as a CUDA graph requires."""
     images = onnxruntime.OrtValue.ortvalue_from_numpy(batches[0], device, 0)
     binding = session.io_binding()
     binding.bind_ortvalue_input("images", images)
@@ -235,7 +235,7 @@ def decode_rate(paths: list[str], preprocessing: Any) -> float:
 
 
 def pool_rate(paths: list[str], preprocessing: Any, processes: int) -> float:
-    """As `tl.runtime` uses the pool, but that nothing is done with what it decodes."""
+    """Use the pool as `tl.runtime` does, but discard the decoded images."""
     started = time.perf_counter()
     size = CUDA_BATCH
     with DecodePool(Preparer((preprocessing,)), processes, batch_size=size, hashes=False) as pool:

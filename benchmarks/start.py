@@ -1,4 +1,4 @@
-"""How long a user waits before anything happens: imports and `tl --help`, best and median of ten processes each.
+"""Measure startup time: imports and `tl --help`, best and median of ten processes each.
 
 Usage: python benchmarks/start.py
 """
@@ -22,7 +22,7 @@ LINES = {
 def main() -> None:
     print("| process | best s | median s |\n|---|---|---|")
     seconds: dict[str, list[float]] = {name: [] for name in LINES}
-    for _ in range(10):  # alternating, so that a busy moment hits all alike
+    for _ in range(10):  # alternating, so that other load affects all equally
         for name, words in LINES.items():
             started = time.perf_counter()
             subprocess.run([sys.executable, *words], stdout=subprocess.DEVNULL, check=True)

@@ -1,9 +1,9 @@
-"""How fast `tl train` fine-tunes, as ratios measured in one run, alternating:
+"""Measure the fine-tuning speed of `tl train`, as ratios within one run, in alternating rounds:
 
-- bound: the bare loop on ready tensors (channels-last, raised malloc thresholds) plus the core time of augmentation;
-- peers: fastai's Learner and transformers' Trainer with their defaults, each in a process of its own, so that none
-  gains by another's settings (benchmarks/peers.sh makes the environment: run this by its Python);
-- photos: large photos decoded once and kept, against decoded in every epoch.
+- bound: the bare loop on prepared tensors (channels-last, raised malloc thresholds) plus the core time of augmentation;
+- peers: fastai's Learner and transformers' Trainer with their defaults, each in its own process, so that none benefits
+  from another's settings (run with the Python of the environment created by benchmarks/peers.sh);
+- photos: large photos decoded once and cached, against decoded in every epoch.
 - synthetic (CUDA only): ResNet-50 on tensors that are already on the device.
 
     TL_SHARED=... python benchmarks/train.py [bound] [peers] [photos] [synthetic]
@@ -47,7 +47,7 @@ def history_rates(out: Path) -> list[float]:
 
 
 def ours(folder: Path, **changes) -> list[float]:
-    """images/s of each epoch's training part."""
+    """Training images/s of each epoch, excluding validation."""
     out = Path(tempfile.mkdtemp(dir=folder))
     values = {"data": str(PETS), "epochs": 2, "batch_size": BATCH, "audit": False, "out": str(out / "run"), **changes}
     train(TrainConfig(**values), Silent())
@@ -55,7 +55,7 @@ def ours(folder: Path, **changes) -> list[float]:
 
 
 def bare(backbone: str, size: int, device: str, dtype: torch.dtype | None, batch: int, steps: int) -> float:
-    """images/s of forward, backward and step on ready tensors."""
+    """images/s of forward pass, backward pass and optimizer step on prepared tensors."""
     from torchvision import models
 
     model = (
@@ -84,7 +84,7 @@ def synchronize(device: str) -> None:
 
 
 def augmentation_seconds(preset: str) -> float:
-    """Core time of one image's augmentation, from the kept working image to the network's input."""
+    """Core time of one image's augmentation, from the cached working image to the network's input."""
     preprocessing = build_preprocessing((224, 224))
     working = load_working(next((PETS / "train").rglob("*.jpg")), preprocessing)
     augment = build_augment(preset, preprocessing)
@@ -124,12 +124,12 @@ def peers(folder: Path) -> None:
 
 
 def tl_rate(folder: Path) -> float:
-    """The second epoch of `tl train`; the first one also decodes and fills the cache."""
+    """The second epoch of `tl train`; the first epoch also decodes and fills the cache."""
     return ours(folder)[1]
 
 
 def fastai_rate(folder: Path) -> float:
-    """One epoch of fastai's defaults with every layer trained; reading and augmentation included, as always there."""
+    """One epoch of full fine-tuning with fastai's defaults, which always include reading and augmentation."""
     from fastai.vision.all import CrossEntropyLossFlat, ImageDataLoaders, Learner, Resize, aug_transforms, models
 
     loaders = ImageDataLoaders.from_folder(
@@ -153,7 +153,7 @@ def no_validation():
 
 
 def transformers_rate(folder: Path) -> float:
-    """One epoch of transformers' Trainer with its defaults, on torchvision's usual training transforms."""
+    """One epoch of transformers' Trainer with its defaults and torchvision's standard training transforms."""
     from torchvision import datasets, models, transforms
     from transformers import Trainer, TrainingArguments
 
@@ -186,12 +186,12 @@ def transformers_rate(folder: Path) -> float:
     return len(images) / (time.perf_counter() - started)
 
 
-# Each is one process: `python benchmarks/train.py fastai` prints images/s.
+# Each runs in its own process: `python benchmarks/train.py fastai` prints images/s.
 RATES = {"tl": tl_rate, "fastai": fastai_rate, "transformers": transformers_rate}
 
 
 def photos(folder: Path) -> None:
-    """Second epoch of `tl train` on 9 to 12 megapixel photos, with the cache and without it."""
+    """Measure the second epoch of `tl train` on 9 to 12 megapixel photos, with and without the cache."""
     data = folder / "photos"
     images = (SHARED / "data" / "large-photos").iterdir()
     originals = sorted(path for path in images if path.suffix.lower() in (".jpg", ".jpeg"))

@@ -1,15 +1,15 @@
-"""Training on CUDA: `tl train` beside the rate on ready data and the rate at which its own workers make batches.
+"""Benchmark training on CUDA: `tl train`, the rate on prepared data, and the rate at which its workers produce batches.
 
     python benchmarks/train_cuda.py IMAGES [--backbone resnet50] [--precision bf16] [--augment standard]
 
 IMAGES is a folder of class folders. Rows:
 
-- synthetic: forward, backward and step on uint8 batches that lie on the device, with the network, optimizer and
-  arithmetic of `tl train`.
-- loader: batches as the workers of `tl train` make them, with no network.
+- synthetic: forward pass, backward pass and optimizer step on uint8 batches already on the device, with the network,
+  optimizer and precision of `tl train`.
+- loader: batches from the workers of `tl train`, without a network.
 - tl train: its later epochs.
 
-The bound is the smaller of the first two. `--device cpu` tries this script without a GPU.
+The bound is the smaller of the first two. `--device cpu` tests this script without a GPU.
 """
 
 import argparse
@@ -78,7 +78,7 @@ def main() -> None:
 
 
 def make_data(images: Path, data: Path, count: int) -> Path:
-    """train/ and val/ of links to the images."""
+    """Create train/ and val/ with links to the images."""
     found = sorted(images.rglob("*.jpg"))
     for split, number in (("train", count), ("val", 64)):
         for i, path in zip(range(number), itertools.cycle(found), strict=False):
@@ -101,7 +101,7 @@ def history_rates(run: Run) -> list[float]:
 
 
 def synthetic(run: Run, batch: int) -> float:
-    """images/s of steps on a batch that is on the device already."""
+    """images/s of steps on a batch that is already on the device."""
     config = run.load_config()
     machine = build_machine(config.device, config.precision, None)
     info = find_backbone_info(config.backbone)
@@ -123,7 +123,7 @@ def synthetic(run: Run, batch: int) -> float:
 
 
 def loader(config: TrainConfig) -> float:
-    """images/s of augmented batches from the workers of `tl train`, from images kept in memory."""
+    """images/s of augmented batches from the workers of `tl train`, with images cached in memory."""
     task = prepare_task(config, Silent())
     machine = build_machine(config.device, config.precision, None)
     train_indices = task.store.indices("train")

@@ -1,9 +1,10 @@
-"""Does a model file know what it does not know? Unknown score and prediction sets on images that fitted neither.
+"""Evaluate out-of-distribution scores and prediction sets of model files, on images that were not used to fit them.
 
     TL_SHARED=... python benchmarks/trust.py MODEL.onnx ...
 
-Model files exported from runs on PACS cartoon (`split`). Unknown: its test images against those of tiny-imagenet and
-of cats and dogs, by the file's `ood_score` and by one minus the largest probability. Coverage: on the test split.
+Expects model files exported from runs on PACS cartoon (`split`). Out-of-distribution: its test images against those of
+tiny-imagenet and of cats and dogs, by the file's `ood_score` and by one minus the largest probability. Coverage: on the
+test split.
 """
 
 from __future__ import annotations
@@ -23,7 +24,7 @@ from tl.runtime.results import Classification
 from tl.runtime.sources.paths import find_images
 
 DATA = Path(os.environ["TL_SHARED"]) / "data"
-STRANGERS = {"tiny-imagenet": ("tiny-imagenet/val", 4), "cats-dogs": ("cats-dogs/val", 1)}  # every fourth, every one
+STRANGERS = {"tiny-imagenet": ("tiny-imagenet/val", 4), "cats-dogs": ("cats-dogs/val", 1)}  # every 4th, every image
 COVERAGES = (0.9, 0.95, 0.99)
 
 

@@ -1,4 +1,4 @@
-"""Fixtures for all tests. Real images and weights are optional: TL_SHARED names the folder that holds them."""
+"""Fixtures for all tests. Real images and weights are optional: TL_SHARED names the folder that contains them."""
 
 from __future__ import annotations
 
@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 
-# Workers of pytest-xdist share the cores, so each of them takes one thread: more would wait for one another. Libraries
-# read these variables when they are loaded, and the processes that tests start inherit them.
+# pytest-xdist workers share the cores, so each worker uses one thread: with more, they would block each other.
+# Libraries read these variables on import, and child processes inherit them.
 if "PYTEST_XDIST_WORKER" in os.environ:
     for _name in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"):
         os.environ[_name] = "1"
@@ -19,7 +19,7 @@ from tests.models import make_model
 
 @pytest.fixture(scope="session", autouse=True)
 def _own_caches(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
-    """Keep features and images of the tests apart from the user's."""
+    """Keep the tests' cached features and images separate from the user's."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("TL_CACHE_DIR", str(tmp_path_factory.mktemp("cache")))
         yield
@@ -36,5 +36,5 @@ def shared() -> Path:
 
 @pytest.fixture(scope="session")
 def color_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A model file that calls an image red, green or blue by its mean color."""
+    """A model file that labels an image red, green or blue by its mean color."""
     return make_model(tmp_path_factory.mktemp("models") / "color.onnx")

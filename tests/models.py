@@ -1,4 +1,4 @@
-"""Small real model files and images for tests, made without torch."""
+"""Small real model files and images for tests, created without torch."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ COLORS = ("red", "green", "blue")
 
 
 def color_probabilities(image: NDArray[np.uint8], gain: float = 0.05) -> NDArray[np.float32]:
-    """What the color model computes, by hand: softmax of gain x mean of each channel. (H, W, 3) -> (3,)."""
+    """Reference for the color model: softmax of gain x mean of each channel. (H, W, 3) -> (3,)."""
     logits = gain * image.reshape(-1, 3).astype(np.float64).mean(axis=0)
     powers = np.exp(logits - logits.max())
     return (powers / powers.sum()).astype(np.float32)
@@ -82,7 +82,7 @@ def make_model(
 ) -> Path:
     """Write a model: uint8 NHWC -> mean color -> gain -> softmax; `class_names` reorder the colors.
 
-    `contract`: True for a fitting one, None for none, or a contract or text to embed as it is.
+    `contract`: True for a matching one, None for none, or a contract or text to embed as is.
     """
     preprocessing = preprocessing or build_preprocessing((8, 8))
     matrix = np.zeros((3, len(class_names)), np.float32)
@@ -144,12 +144,12 @@ def make_cam_model(path: Path, *, gain: float = 0.05) -> Path:
 
 
 def assert_same_table(left: Path, right: Path) -> None:
-    """The same text but for the last digits of numbers, which may differ with the number of images in a batch."""
+    """Check equal text except for the last digits of numbers, which may depend on the batch size."""
     number = r"-?\d+(?:\.\d+)?(?:[eE][-+]?\d+)?"
     texts = [path.read_text(encoding="utf-8", errors="surrogateescape") for path in (left, right)]
     assert re.sub(number, "#", texts[0]) == re.sub(number, "#", texts[1])
     values = [np.array(re.findall(number, text), float) for text in texts]
-    np.testing.assert_allclose(*values, rtol=0, atol=1e-6)  # the promise of the design for batches
+    np.testing.assert_allclose(*values, rtol=0, atol=1e-6)  # the tolerance guaranteed for batches
 
 
 def solid(color: tuple[int, int, int], height: int = 8, width: int = 8) -> NDArray[np.uint8]:

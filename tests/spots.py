@@ -1,4 +1,4 @@
-"""A landmark model that needs no training, and images for it: it finds the middles of red, green and blue light."""
+"""A landmark model that needs no training, and images for it: it finds the centers of red, green and blue spots."""
 
 from __future__ import annotations
 
@@ -19,13 +19,13 @@ from tl.runtime.model_file.contract import METADATA_KEY, Golden, GoldenSample, L
 from tl.runtime.model_file.selftest import encode_golden_png
 
 SPOTS = ("red", "green", "blue")
-# A usual place of the three, in pixels of an 80 x 60 image.
+# Typical positions of the three spots, in pixels of an 80 x 60 image.
 USUAL_XY = np.array([[20.0, 15.0], [60.0, 20.0], [30.0, 45.0]])
 RADIUS = 4.0
 
 
 def spot_image(points_xy: NDArray[np.floating], hw: tuple[int, int] = (60, 80), radius: float = RADIUS) -> NDArray[Any]:
-    """Smooth red, green and blue spots on black, uint8 (H, W, 3); a NaN point is not shown."""
+    """Smooth red, green and blue spots on black, uint8 (H, W, 3); a NaN point is not drawn."""
     y, x = np.mgrid[: hw[0], : hw[1]]
     image = np.zeros((*hw, 3), np.uint8)
     for channel, (px, py) in enumerate(points_xy):
@@ -50,7 +50,7 @@ def make_spot_model(
     names: tuple[str, ...] = SPOTS,
     **facts: Any,
 ) -> Path:
-    """Write the model; it finds every point `shift` input pixels too far right. `facts` are of `LandmarkFacts`."""
+    """Write the model; it finds every point `shift` input pixels too far right. `facts`: fields of `LandmarkFacts`."""
     preprocessing = preprocessing or build_preprocessing((48, 48), "letterbox")
     height, width = preprocessing.input_hw
     constants = {
@@ -115,5 +115,5 @@ def _golden(preprocessing: Preprocessing, shift: float) -> Golden:
     points = np.array([[0.25, 0.25], [0.75, 0.3], [0.4, 0.7]]) * preprocessing.input_hw[::-1]
     expected = tuple(float(value) for value in (points + np.array([shift, 0.0])).ravel())
     png = encode_golden_png(spot_image(points, preprocessing.input_hw))
-    # A spot's light is rounded to 255 steps and cut where it is below half of one.
+    # A spot's intensity is rounded to 255 steps and cut off below half a step.
     return Golden("synthetic", {"fp32": 0.1}, (GoldenSample(png, expected),))

@@ -1,4 +1,4 @@
-"""Run `tl` in this process, as the entry point does, and look at its exit code, stdout and stderr."""
+"""Run `tl` in this process, as the entry point does, and capture its exit code, stdout and stderr."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ class Outcome:
     err: str
 
     def rows(self) -> list[dict[str, str]]:
-        """stdout as CSV."""
+        """stdout parsed as CSV."""
         return list(csv.DictReader(io.StringIO(self.out)))
 
 
@@ -58,7 +58,7 @@ def photos(tmp_path: Path) -> Path:
 
 @pytest.fixture(scope="session")
 def trunk_weights(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A weights file of smallcnn: random, but the same each time; read only."""
+    """A weights file of smallcnn, random but deterministic; read only."""
     path = tmp_path_factory.mktemp("weights") / "smallcnn.pth"
     torch.manual_seed(0)
     torch.save(build_trunk("smallcnn").state_dict(), path)

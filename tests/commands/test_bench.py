@@ -1,4 +1,4 @@
-"""bench and doctor: the commands that look at this machine."""
+"""bench and doctor: the commands that examine this machine."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ def test_bench__table_and_advice(run_tl: RunTl, color_model: Path) -> None:
     assert re.search(r"^many images: load\(model, device=\"cpu\", threads=", done.out, re.MULTILINE)
     assert re.search(r"^one image at a time: load\(model, device=\"cpu\", threads=", done.out, re.MULTILINE)
     assert re.search(r"^bound by (decoding|the network)", done.out, re.MULTILINE)
-    assert "many images" not in done.err  # stdout has the figures, stderr what happens meanwhile
+    assert "many images" not in done.err  # figures go to stdout, progress to stderr
 
 
 def test_bench__json(run_tl: RunTl, color_model: Path, photos: Path) -> None:

@@ -54,7 +54,7 @@ def test_help__is_quick_and_loads_nothing_heavy() -> None:
     code = "import sys, time; sys.argv = ['tl', '-h']\nfrom tl.cli import main\n"
     code += "try: main()\nfinally: print([*sys.modules], time.process_time(), sep='\\n')"
     seconds = []
-    for _ in range(3):  # seconds of a core, and the best of three: a busy machine must not fail it
+    for _ in range(3):  # CPU time, best of three, so that a busy machine does not fail the test
         done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
         *_, modules, used = done.stdout.splitlines()
         seconds.append(float(used))
@@ -141,13 +141,13 @@ SVM_C, LINEAR_C = (0.0001, 0.001, 0.01), (0.001, 0.01, 0.1, 1.0)
 @pytest.mark.parametrize(
     ("first", "change", "trained", "head_sizes", "c_values"),
     [
-        # What the user said of steps stays where the other head is trained by steps too.
+        # Step options set by the user are kept if the other head is also trained by steps.
         (("--head", "conv", *BY_HAND), ("--head", "mlp"), SGD, (512, 256), ()),
         (("--head", "mlp", "--head-sizes", 4, *BY_HAND), ("--head", "mlp"), SGD, (4,), ()),
         (("--head", "mlp", *BY_HAND), ("--head", "linear"), SGD, (), LINEAR_C),
         (("--head", "mlp", *BY_HAND), ("--optimizer", "adamw"), ("adamw", 2, 0.003), (512, 256), ()),
         (("--head", "mlp"), ("--method", "scratch", "--epochs", 1), ("adamw", 1, 0.001), (512, 256), ()),
-        # A solver has no steps, and leaves none.
+        # A solver has no steps, so step options are dropped.
         (("--head", "mlp", *BY_HAND), ("--head", "svm"), LBFGS, (), SVM_C),
         (("--head", "svm"), ("--head", "mlp"), ADAMW, (512, 256), ()),
         (("--head", "linear"), ("--head", "conv"), ADAMW, (32, 1024), ()),

@@ -16,7 +16,7 @@ def test_write_digits__splits_and_images(tmp_path: Path) -> None:
     }
     assert set(counts["train"].values()) == {8}
     assert set(counts["val"].values()) == {30}
-    # scikit-learn's digits hold 1797 images, 901 of them of 0 to 4
+    # scikit-learn's digits contain 1797 images, 901 of them of the digits 0 to 4
     assert sum(map(sum, (split.values() for split in counts.values()))) == 1797 - 901
     assert sorted(folder.name for folder in (tmp_path / "digits-0-4").iterdir()) == list("01234")
     with Image.open(tmp_path / "digits-5-9" / "train" / "7" / "000.png") as image:

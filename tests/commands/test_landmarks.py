@@ -1,4 +1,4 @@
-"""Landmarks by the command line: predict into every format, evaluate, draw."""
+"""Landmarks on the command line: predict to every format, evaluate, draw."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from tl.runtime.landmarks.sets import LandmarkSet, image_landmarks
 
 @pytest.fixture
 def photos(tmp_path: Path) -> Path:
-    """Two good images and a broken one."""
+    """Two valid images and a damaged one."""
     for i in range(2):
         save_spots(tmp_path / "photos" / f"{i}.png", USUAL_XY + i)
     (tmp_path / "photos" / "x.png").write_bytes(b"\x89PNG\r\n\x1a\n")
@@ -41,7 +41,7 @@ def test_predict__csv(run_tl: RunTl, photos: Path, tmp_path: Path) -> None:
     assert list(rows[0]) == ["path", *points, "centroid_size", "shape_distance", "is_odd", "error"]
     true_size = float(np.sqrt(((USUAL_XY - USUAL_XY.mean(axis=0)) ** 2).sum()))
     assert float(rows[0]["centroid_size"]) == pytest.approx(true_size, abs=0.3)
-    assert float(rows[1]["x_red"]) == pytest.approx(21, abs=0.15)  # hundredths of the model's, at 60% of the size
+    assert float(rows[1]["x_red"]) == pytest.approx(21, abs=0.15)  # hundredths of a model pixel, at 60% of the size
     assert [row["is_odd"] for row in rows] == ["no", "no", ""]
     assert rows[2]["error"]
     back = read_landmarks(tmp_path / "out.csv")
@@ -58,7 +58,7 @@ def test_predict__named_format(run_tl: RunTl, photos: Path, tmp_path: Path, form
     assert done.code == 3
     found = read_landmarks(out).images
     np.testing.assert_allclose([p.keypoints_xy[1] for p in found], [[60, 20], [61, 21]], atol=0.15)
-    if form != "tps":  # which has no names
+    if form != "tps":  # TPS has no names
         assert read_landmarks(out).keypoint_names == ("red", "green", "blue")
     assert [Path(row["path"]).name for row in read(Path(f"{out}.failed.csv"))] == ["x.png"]
     wrong = run_tl("predict", photos, "--model", model, "-o", tmp_path / "out.parquet", "--to", form)
@@ -76,7 +76,7 @@ def test_predict__scale_of_the_photos(run_tl: RunTl, photos: Path, tmp_path: Pat
     assert unmatched.code == 3
     assert [p.mm_per_px for p in read_landmarks(out).images] == [None, 0.5]
     assert "1 images have no scale, first" in unmatched.err
-    # The scales that one call wrote are what another may read.
+    # Scales written by one call can be read by another.
     again = run_tl("predict", photos, "--model", model, "-o", tmp_path / "l.csv", "--to", "long", "--mm-per-px", out)
     assert again.code == 3
     assert [p.mm_per_px for p in read_landmarks(tmp_path / "l.csv").images] == [None, 0.5]
@@ -170,7 +170,7 @@ def test_evaluate__members_and_merged(run_tl: RunTl, tmp_path: Path) -> None:
     assert done.code == 0
     rows = {(row["model"], row["merging"]): row for row in json.loads(done.out)["rows"]}
     assert list(rows) == [("0", ""), ("3", ""), ("ensemble", "mean"), ("ensemble", "median")]
-    # A shift of 3 input pixels is 5 of the photo, at 48 of 80.
+    # A shift of 3 input pixels is 5 photo pixels, at a scale of 48 to 80.
     errors = [row["error_px"] for row in rows.values()]
     assert errors == pytest.approx([0, 5, 2.5, 2.5], abs=0.15)
     assert rows["0", ""]["n"] == 3

@@ -1,4 +1,4 @@
-"""evaluate, inspect and verify: the commands that look at a model file."""
+"""evaluate, inspect and verify: the commands that examine a model file."""
 
 from __future__ import annotations
 
@@ -114,7 +114,7 @@ def test_evaluate__fitted_votes_are_written_and_read(
     wrong = make_model(tmp_path / "wrong.onnx", gain=-0.05)
     many = tmp_path / "many"
     for folder in sorted(photos.iterdir()):
-        for copy in range(4):  # enough to be fitted to
+        for copy in range(4):  # enough images to fit weights
             shutil.copytree(folder, many / folder.name, dirs_exist_ok=True, copy_function=partial(copy_as, copy))
     out = tmp_path / "weights.json"
     done = run_tl("evaluate", many, "--ensemble", color_model, wrong, "--fit-vote-weights", out)
@@ -179,7 +179,7 @@ def test_predict__explain(run_tl: RunTl, photos: Path, color_model: Path, tmp_pa
     why = tmp_path / "why"
     done = run_tl("predict", photos, "--model", color_model, "--explain", why, "--min-confidence", "0.9999")
     assert done.code == 0
-    assert {row["label"] for row in done.rows()} == {"?"}  # explained is what it would be
+    assert {row["label"] for row in done.rows()} == {"?"}  # explains the label before rejection
     drawn = sorted(path.name for path in why.rglob("*.why.jpg"))
     assert drawn == sorted(f"{path.name}.why.jpg" for path in photos.rglob("*.png"))
     refused = run_tl("predict", photos, "--model", color_model, "--explain", why, "--tta", "hflip")

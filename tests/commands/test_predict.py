@@ -132,7 +132,7 @@ def test_predict__cuda_without_cuda_is_an_error_with_its_cause(run_tl: RunTl, ph
     done = run_tl("predict", photos, "--model", color_model, "--device", "cuda")
     assert done.code == 1
     assert "device 'cuda' cannot be used: " in done.err
-    assert cuda_fault() in done.err  # type: ignore[operator]  # not None, as asked above
+    assert cuda_fault() in done.err  # type: ignore[operator]  # not None, as checked above
 
 
 def test_predict__classes_must_match_or_be_joined(

@@ -19,7 +19,7 @@ QUICK = ("--backbone", "smallcnn", "--image-size", 16, "--device", "cpu", "--thr
 
 @pytest.fixture
 def squares(tmp_path: Path) -> Path:
-    """Three class folders of five noisy squares, in a folder that a shell would take apart."""
+    """Three class folders of five noisy squares, in a folder whose name a shell would split."""
     return make_class_folders(tmp_path / "my squares", 5)
 
 
@@ -42,7 +42,7 @@ def test_probe__default_tries_best_first(run_tl: RunTl, squares: Path, trunk_wei
 
 
 def test_probe__json(run_tl: RunTl, squares: Path, trunk_weights: Path) -> None:
-    still = "head=mlp epochs=1 lr=1e-9"  # has learned nothing
+    still = "head=mlp epochs=1 lr=1e-9"  # effectively untrained
     done = run_tl("probe", squares, "--weights", trunk_weights, *QUICK, "--try", still, "--try", "c=1", "--json")
     first, last = json.loads(done.out)
     assert (first["options"], last["options"]) == ("c=1", still)
@@ -85,7 +85,7 @@ def test_probe__the_next_command_trains_what_won(
     common = {"method": "features", "resize_mode": "letterbox", "skip_bad": True, "val_fraction": 0.4, "image_size": 16}
     assert {name: config[name] for name in (*common, *kept)} == {**common, **kept}
     assert answer["val"]["n"] == int(row["n"]) == 6
-    if config["optimizer"] == "lbfgs":  # solved, not left at its best epoch, so it is the same head
+    if config["optimizer"] == "lbfgs":  # solved without early stopping, so it is the same head
         assert f"{answer['val']['top1_accuracy']:.6g}" == row["top1_accuracy"]
 
 
@@ -118,7 +118,7 @@ def test_probe__nothing_given(run_tl: RunTl) -> None:
 
 
 def test_probe__per_class_limits_what_folds_train_on(run_tl: RunTl, trunk_weights: Path, tmp_path: Path) -> None:
-    gray = make_class_folders(tmp_path / "gray", 5, ("a", "b"))  # nothing to tell them by, so that heads make mistakes
+    gray = make_class_folders(tmp_path / "gray", 5, ("a", "b"))  # classes are indistinguishable, so heads make errors
     base = ("probe", gray, "--weights", trunk_weights, *QUICK, "--try", "c=1", "--folds", 3, "--seeds", 2)
     (whole,), (limited,) = table(run_tl(*base)), table(run_tl(*base, "--per-class", 1))
     assert (limited["fits"], limited["n"]) == (whole["fits"], whole["n"]) == ("6", "20")
@@ -133,7 +133,7 @@ def test_probe__the_test_split_is_never_touched(
         make_class_folders(tmp_path / "d" / split, count, hw=(20, 20 + count))
     base = ("probe", tmp_path / "d", "--weights", trunk_weights, *QUICK, "--try", "c=0.001", "--folds", 3)
     with_test = table(run_tl(*base))
-    # They are read, to find equal files, but nothing is computed of them.
+    # Files are read to find duplicates, but no features are computed.
     options = {"backbone": "smallcnn", "image_size": 16, "method": "features", "weights": str(trunk_weights)}
     task = prepare_task(TrainConfig(data=str(tmp_path / "d"), **options), Silent())
     assert task.features is not None

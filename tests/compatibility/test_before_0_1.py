@@ -1,7 +1,7 @@
-"""Model files and run folders that the version before 0.1 made still load, export, predict and go on.
+"""Model files and run folders from the version before 0.1 still load, export, predict and resume.
 
-`before-0.1` holds a classifier and a landmark model of smallcnn, cut after its second block, with their runs. Their
-images are made anew from the same numbers.
+`before-0.1` contains a classifier and a landmark model of smallcnn, cut after its second block, with their runs. Their
+images are regenerated from the same numbers.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ FOLDER = Path(__file__).parent / "before-0.1"
 
 @pytest.fixture
 def old(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """The old files beside the images that they were made from, as the current folder."""
+    """The old files beside the images they were trained on, in the current folder."""
     shutil.copytree(FOLDER, tmp_path, dirs_exist_ok=True)
     make_class_folders(tmp_path / "photos", 6)
     make_spots(tmp_path / "spots")
@@ -49,7 +49,7 @@ def test_model_file__classes(old: Path) -> None:
         for name, row in rows.items():
             result = model.predict(old / "photos" / name)
             assert result.label == row["label"]
-            assert result.confidence == pytest.approx(float(row["confidence"]), abs=1e-4)  # another CPU, other sums
+            assert result.confidence == pytest.approx(float(row["confidence"]), abs=1e-4)  # sums differ between CPUs
             assert result.ood_score is not None
 
 
@@ -77,7 +77,7 @@ def test_model_file__landmarks(old: Path) -> None:
 
 @pytest.mark.parametrize("kind", ["classes", "landmarks"])
 def test_run__is_exported(old: Path, kind: str) -> None:
-    done = export_run(Run(old / f"{kind}-run"), old / "again.onnx", Silent())  # also holds it to predictions_val.csv
+    done = export_run(Run(old / f"{kind}-run"), old / "again.onnx", Silent())  # also compares with predictions_val.csv
     assert done.contract.parity.images >= 2
 
 
@@ -90,7 +90,7 @@ def test_run__is_a_start_for_another(old: Path) -> None:
 
 @pytest.mark.parametrize("kind", ["classes", "landmarks"])
 def test_run__goes_on(old: Path, kind: str) -> None:
-    """One more epoch than it was made with, from `last.pt`."""
+    """Resume from `last.pt` for one additional epoch."""
     run = Run(old / f"{kind}-run")
     config = old / f"{kind}-run" / "config.yaml"
     config.write_text(config.read_text(encoding="utf-8").replace("epochs: 2", "epochs: 3"), encoding="utf-8")

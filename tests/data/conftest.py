@@ -1,4 +1,4 @@
-"""Small image folders and finished runs, as the trainer's tests have them."""
+"""Small image folders and finished runs, shared with the trainer's tests."""
 
 from __future__ import annotations
 

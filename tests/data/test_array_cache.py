@@ -23,12 +23,12 @@ DTYPES = ("bool", "uint8", "int8", "uint16", "int16", "int32", "int64", "float16
 
 
 def make_array(dtype: str, shape: tuple[int, ...] = (2, 3)) -> NDArray[Any]:
-    """Numbers 0, 1, 2, ... of a kind."""
+    """Numbers 0, 1, 2, ... of a dtype."""
     return np.arange(np.prod(shape)).reshape(shape).astype(dtype)
 
 
 def make_shard(folder: Path, arrays: dict[str, NDArray[Any]]) -> Path:
-    """One more file of the cache with just these arrays."""
+    """Write another cache file with exactly these arrays."""
     before = set(folder.glob("*"))
     cache = ArrayCache(folder)
     for key, array in arrays.items():
@@ -79,7 +79,7 @@ def test_array_cache__a_folder_that_is_not_there_is_empty(tmp_path: Path) -> Non
     assert "a" not in cache
     assert cache.with_prefix("") == {}
     cache.flush()
-    assert not (tmp_path / "not").exists()  # nothing to write, so no folder either
+    assert not (tmp_path / "not").exists()  # nothing to write, so no folder is created
     with pytest.raises(KeyError):
         cache.get("a")
 
@@ -143,14 +143,14 @@ def test_with_prefix__strips_it_and_leaves_other_keys(tmp_path: Path) -> None:
 
 
 def run_python(code: str, *arguments: str) -> str:
-    """What a program of its own prints."""
+    """Run code in a separate process and return its output."""
     ran = run([sys.executable, "-c", code, *arguments], cwd=ROOT, capture_output=True, text=True)
     assert ran.returncode == 0, ran.stderr
     return ran.stdout
 
 
 def damage(path: Path, kind: str) -> None:
-    """Make a shard what a crash, a full disk or a stranger may leave."""
+    """Damage a shard as a crash, a full disk or another program might."""
     whole = path.read_bytes()
     header = int.from_bytes(whole[:8], "little")
     changed = {
@@ -231,7 +231,7 @@ def test_array_cache__a_file_in_place_of_the_folder_is_a_fault_and_stops_nobody(
     assert folder.read_text(encoding="utf-8") == "in the way"
 
 
-# A disk whose files end at 1000 bytes: Python is told so by EFBIG, as it is of a full disk by ENOSPC.
+# A disk on which files are limited to 1000 bytes: Python gets EFBIG, where a full disk would give ENOSPC.
 FULL_DISK = """
 import json, resource, sys
 from pathlib import Path
@@ -258,7 +258,7 @@ def test_flush__a_full_disk_is_a_fault_and_leaves_no_part_of_a_shard(tmp_path: P
     assert list(ArrayCache(tmp_path).with_prefix("")) == ["small"]
 
 
-# Keys of its own and keys that the other one writes too, in many small shards; half way it waits to be looked at.
+# Writes its own keys, and keys that the other process also writes, in many small shards; pauses halfway for inspection.
 WRITER = """
 import sys
 from pathlib import Path
@@ -295,7 +295,7 @@ def test_array_cache__two_processes_lose_nothing_and_never_see_half_a_shard(tmp_
         while len(select.select(waiting, [], [], 0)[0]) < 2:
             look()
         assert [writer.stdout.readline() for writer in writers if writer.stdout is not None] == [half] * 2
-        look()  # while both wait
+        look()  # while both are paused
         for writer in writers:
             assert writer.stdin is not None
             writer.stdin.write("go\n")
@@ -304,7 +304,7 @@ def test_array_cache__two_processes_lose_nothing_and_never_see_half_a_shard(tmp_
         look()
     assert [writer.communicate() for writer in writers] == [("\n", "")] * 2
     look()
-    assert len(seen) > 1  # it was looked at while it grew
+    assert len(seen) > 1  # it was inspected while it grew
     wanted = {f"{name}-{i}" for name in ("left", "right", "both") for i in range(200)}
     assert set(ArrayCache(tmp_path).with_prefix("")) == wanted
     assert {path.suffix for path in tmp_path.iterdir()} == {".safetensors"}
@@ -326,7 +326,7 @@ def test_cache_folder__the_variable_then_xdg_then_home(monkeypatch: pytest.Monke
     monkeypatch.setenv("TL_CACHE_DIR", "")
     assert cache_folder() == Path("/xdg/tl")
     monkeypatch.delenv("TL_CACHE_DIR")
-    monkeypatch.setenv("XDG_CACHE_HOME", "")  # the specification: empty counts as not set
+    monkeypatch.setenv("XDG_CACHE_HOME", "")  # per the specification, empty counts as unset
     assert cache_folder() == Path("/somewhere/.cache/tl")
 
 

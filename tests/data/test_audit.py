@@ -22,7 +22,7 @@ from tl.data.manifests import LabeledImage
 
 
 def in_splits(**counts: int) -> list[LabeledImage]:
-    """Images of class a, so many in each split, named SPLIT-NUMBER."""
+    """Images of class a, with the given count per split, named SPLIT-NUMBER."""
     return [
         LabeledImage(f"/x/{split}-{i}", f"{split}-{i}", "a", split)
         for split, count in counts.items()
@@ -41,24 +41,24 @@ def pairs(findings: Sequence[Finding]) -> list[tuple[str, str]]:
 def test_find_class_faults__thin_classes_of_training() -> None:
     images = [
         *make_images(["Käfer"] * FEW_IMAGES + ["worm"] * (FEW_IMAGES - 1), "train"),
-        *make_images(["Käfer", "worm"] * 20, "val"),  # validation images train nothing
+        *make_images(["Käfer", "worm"] * 20, "val"),  # validation images are not training images
     ]
     (finding,) = find_class_faults(images, ("Käfer", "worm"))
-    assert finding == Finding("few images", "", "", f"class 'worm' has {FEW_IMAGES - 1} images to train on")
+    assert finding == Finding("few images", "", "", f"class 'worm' has {FEW_IMAGES - 1} training images")
 
 
 def test_find_class_faults__a_split_that_lacks_a_class() -> None:
     many = make_images(["a", "b", "c"] * FEW_IMAGES, "train")
     findings = find_class_faults([*many, *make_images(["a", "b"], "val")], ("a", "b", "c"))
     assert [(finding.kind, finding.detail) for finding in findings] == [
-        ("no images", "split val has no image of class 'c': nothing is measured on it")
+        ("no images", "split val has no images of class 'c', so that class is not evaluated")
     ]
     both = [*many, *make_images(["a", "c"], "val"), *make_images(["b"], "test")]
     details = [finding.detail for finding in find_class_faults(both, ("a", "b", "c"))]
-    assert [detail.split(":")[0] for detail in details] == [
-        "split val has no image of class 'b'",
-        "split test has no image of class 'a'",
-        "split test has no image of class 'c'",
+    assert [detail.split(",")[0] for detail in details] == [
+        "split val has no images of class 'b'",
+        "split test has no images of class 'a'",
+        "split test has no images of class 'c'",
     ]
 
 
@@ -70,11 +70,11 @@ def test_find_class_faults__a_split_that_is_not_there_lacks_nothing() -> None:
 def test_find_duplicates__across_splits_and_labels() -> None:
     images = [
         LabeledImage("/x/0", "0", "a", "train"),
-        LabeledImage("/x/1", "1", "a", "train"),  # as 0, which is no fault
-        LabeledImage("/x/2", "2", "a", "val"),  # as 0: leaks
-        LabeledImage("/x/3", "3", "b", "train"),  # as 0: another label
-        LabeledImage("/x/4", "4", "b", "test"),  # as 0: both
-        LabeledImage("/x/5", "5", "a", "val"),  # alone
+        LabeledImage("/x/1", "1", "a", "train"),  # same as 0, which is allowed
+        LabeledImage("/x/2", "2", "a", "val"),  # same as 0: leakage
+        LabeledImage("/x/3", "3", "b", "train"),  # same as 0: different label
+        LabeledImage("/x/4", "4", "b", "test"),  # same as 0: both
+        LabeledImage("/x/5", "5", "a", "val"),  # unique
     ]
     findings = find_duplicates(images, ["h", "h", "h", "h", "h", "other"])
     assert [(finding.kind, finding.path, finding.other) for finding in findings] == [
@@ -84,14 +84,14 @@ def test_find_duplicates__across_splits_and_labels() -> None:
         ("duplicate across splits", "0", "4"),
     ]
     assert findings[0].detail == "the same file in train and val"
-    assert findings[1].detail == "the same file as 'a' and as 'b'"
+    assert findings[1].detail == "the same file is labeled 'a' and 'b'"
 
 
 def test_find_duplicates__labels_disagree_in_any_order() -> None:
     images = make_images(["b", "a", "c"], "train")
     findings = find_duplicates(images, ["h", "g", "h"])
     assert [(finding.kind, finding.detail) for finding in findings] == [
-        ("labels disagree", "the same file as 'b' and as 'c'")
+        ("labels disagree", "the same file is labeled 'b' and 'c'")
     ]
 
 
@@ -101,7 +101,7 @@ def test_find_duplicates__none() -> None:
 
 
 def make_embeddings(train: int, others: int, width: int = 64) -> NDArray[np.float32]:
-    """Unlike images, in entries of very different sizes and offsets."""
+    """Dissimilar images, with entries of very different scales and offsets."""
     rng = np.random.default_rng(0)
     sizes, offsets = np.exp(rng.normal(size=width)), 5 * rng.normal(size=width)
     return (offsets + sizes * rng.normal(size=(train + others, width))).astype(np.float32)
@@ -115,9 +115,9 @@ def test_find_near_duplicates__mirrored_and_rescaled_ones_are_found() -> None:
     embeddings = make_embeddings(80, 20)
     spread, mean = embeddings[:80].std(axis=0), embeddings[:80].mean(axis=0)
     noise = np.random.default_rng(1).normal(size=64)
-    embeddings[85] = embeddings[7] + 0.2 * spread * noise  # mirrored: most of it is the same
-    embeddings[99] = mean + 0.5 * (embeddings[40] - mean)  # scaled down: the same direction, fainter
-    embeddings[90] = mean - (embeddings[12] - mean)  # the opposite is nothing alike
+    embeddings[85] = embeddings[7] + 0.2 * spread * noise  # mirrored: mostly equal
+    embeddings[99] = mean + 0.5 * (embeddings[40] - mean)  # scaled down: the same direction, smaller
+    embeddings[90] = mean - (embeddings[12] - mean)  # the opposite direction is not similar
     findings = find_near_duplicates(in_splits(train=80, val=10, test=10), hashes_of(100), embeddings)
     assert pairs(findings) == [("train-7", "val-5"), ("train-40", "test-9")]
     assert {finding.kind for finding in findings} == {"near duplicate across splits"}
@@ -138,8 +138,8 @@ def test_find_near_duplicates__those_within_training_and_of_equal_content_are_ot
 def test_find_near_duplicates__equal_a_plain_computation(monkeypatch: pytest.MonkeyPatch, rows_at_once: int) -> None:
     monkeypatch.setattr(audit, "_ROWS_AT_ONCE", rows_at_once)
     rng = np.random.default_rng(2)
-    embeddings = make_embeddings(50, 30, 6)  # so few entries that many pairs are alike
-    order = rng.permutation(80)  # splits in any order
+    embeddings = make_embeddings(50, 30, 6)  # so few entries that many pairs are similar
+    order = rng.permutation(80)  # splits in random order
     images = in_splits(train=50, val=30)
     images, embeddings = [images[i] for i in order], embeddings[order]
     train = [i for i, image in enumerate(images) if image.split == "train"]
@@ -147,7 +147,7 @@ def test_find_near_duplicates__equal_a_plain_computation(monkeypatch: pytest.Mon
     exact = embeddings.astype(np.float64)
     standardized = (exact - exact[train].mean(axis=0)) / exact[train].std(axis=0)
     cosines = 1 - cdist(standardized[others], standardized[train], "cosine")
-    assert np.abs(cosines - NEAR_DUPLICATE).min() > 1e-5  # so that float32 decides the same
+    assert np.abs(cosines - NEAR_DUPLICATE).min() > 1e-5  # so that float32 gives the same decisions
     alike = [(i, int(cosines[i].argmax())) for i in range(len(others)) if cosines[i].max() > NEAR_DUPLICATE]
     wanted = [(images[train[j]].name, images[others[i]].name) for i, j in alike]
     assert len(wanted) > 10
@@ -157,7 +157,7 @@ def test_find_near_duplicates__equal_a_plain_computation(monkeypatch: pytest.Mon
 def test_find_near_duplicates__entries_without_spread_in_training_do_not_hide_one() -> None:
     embeddings = make_embeddings(80, 20)
     embeddings[85] = embeddings[7]
-    embeddings[:80, :30] = 1.0  # dead channels, that validation images stir a little
+    embeddings[:80, :30] = 1.0  # dead channels with slight variation in validation images
     embeddings[80:, :30] = 1.0 + 1e-4 * np.random.default_rng(0).normal(size=(20, 30))
     assert pairs(find_near_duplicates(in_splits(train=80, val=20), hashes_of(100), embeddings)) == [
         ("train-7", "val-5")
@@ -165,7 +165,7 @@ def test_find_near_duplicates__entries_without_spread_in_training_do_not_hide_on
 
 
 def test_find_near_duplicates__equal_embeddings_say_nothing() -> None:
-    # A trunk that gives the same for every image has no direction; the division must not warn either.
+    # A trunk with constant output has no direction; the division must not warn either.
     assert find_near_duplicates(in_splits(train=4, val=3), hashes_of(7), np.ones((7, 5), np.float32)) == []
 
 
@@ -178,13 +178,13 @@ def test_find_near_duplicates__smallest_sets(splits: dict[str, int]) -> None:
 
 def test_summarize__a_line_a_kind_with_count_and_first_example() -> None:
     findings = [
-        Finding("labels disagree", "ä/0.png", "b/1.png", "the same file as 'ä' and as 'b'"),
-        Finding("few images", "", "", "class 'a' has 3 images to train on"),
-        Finding("few images", "", "", "class 'b' has 4 images to train on"),
-        Finding("few images", "", "", "class 'c' has 5 images to train on"),
+        Finding("labels disagree", "ä/0.png", "b/1.png", "the same file is labeled 'ä' and 'b'"),
+        Finding("few images", "", "", "class 'a' has 3 training images"),
+        Finding("few images", "", "", "class 'b' has 4 training images"),
+        Finding("few images", "", "", "class 'c' has 5 training images"),
     ]
     assert summarize(findings, " in findings.csv") == [
-        "warning: labels disagree: ä/0.png and b/1.png: the same file as 'ä' and as 'b'",
-        "warning: few images: class 'a' has 3 images to train on (and 2 more in findings.csv)",
+        "warning: labels disagree: ä/0.png and b/1.png: the same file is labeled 'ä' and 'b'",
+        "warning: few images: class 'a' has 3 training images (and 2 more in findings.csv)",
     ]
     assert summarize([]) == []

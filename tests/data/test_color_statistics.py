@@ -7,12 +7,12 @@ from numpy.typing import NDArray
 from tests.trainer.make import make_noise
 from tl.data.images import color_statistics
 
-# Float64 sums of some thousand terms in another order.
+# float64 sums of several thousand terms in a different order.
 FLOAT64_ORDER = 1e-12
 
 
 def make_images() -> list[NDArray[np.uint8]]:
-    """Of several sizes and colors, one of a single pixel."""
+    """Images of several sizes and colors, one with a single pixel."""
     sizes = ((1, 1), (20, 20), (3, 50), (64, 2), (33, 17))
     colors = ((0, 0, 0), (128, 60, 250), (40, 200, 3), (255, 255, 255), (90, 100, 110))
     return [make_noise(i, rgb, hw) for i, (rgb, hw) in enumerate(zip(colors, sizes, strict=True))]
@@ -23,14 +23,14 @@ def test_color_statistics__equal_numpy_over_all_pixels_in_any_order(seed: int) -
     images = make_images()
     pixels = np.concatenate([image.reshape(-1, 3) for image in images]) / 255
     order = np.random.default_rng(seed).permutation(len(images))
-    mean, std = color_statistics(images[i] for i in order)  # once through, as from a reader of files
+    mean, std = color_statistics(images[i] for i in order)  # a single pass, as from a file reader
     assert mean == pytest.approx(tuple(pixels.mean(axis=0)), abs=FLOAT64_ORDER)
     assert std == pytest.approx(tuple(pixels.std(axis=0)), abs=FLOAT64_ORDER)
     assert all(type(value) is float for value in (*mean, *std))
 
 
 def test_color_statistics__by_hand() -> None:
-    # Channel 0: 0 and three times 255, mean 3/4, variance 3/16. Channel 1: two and two.
+    # Channel 0: one 0 and three 255, mean 3/4, variance 3/16. Channel 1: two and two.
     images = [np.array([[[0, 0, 9]]], np.uint8), np.array([[[255, 0, 9], [255, 255, 9], [255, 255, 9]]], np.uint8)]
     mean, std = color_statistics(images)
     assert mean == pytest.approx((0.75, 0.5, 9 / 255), abs=FLOAT64_ORDER)
@@ -52,7 +52,7 @@ def test_color_statistics__the_spread_between_images_counts() -> None:
 
 
 def test_color_statistics__a_small_spread_on_many_bright_pixels_is_not_canceled() -> None:
-    # The textbook's mean of squares less the square of the mean would lose digits here.
+    # The textbook formula, mean of squares minus squared mean, would lose digits here.
     image = np.full((512, 512, 3), 254, np.uint8)
     image[::2] = 252
     std = color_statistics([image] * 8)[1]

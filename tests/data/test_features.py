@@ -29,7 +29,7 @@ def make_features(folder: Path) -> FeatureSet:
 
 
 class Counting:
-    """An embedder that shows what it was given: the pixels as float32, and how many images in each batch."""
+    """An embedder that returns its input pixels as float32 and records the size of each batch."""
 
     def __init__(self) -> None:
         self.batches: list[int] = []
@@ -43,7 +43,7 @@ class Counting:
 def compute(
     features: FeatureSet, store: ImageStore, views: Sequence[int] = (0,), change: Any = None, seed: int = 0
 ) -> list[int]:
-    """Compute what is missing of all images; returns the sizes of the batches."""
+    """Compute all missing features; returns the batch sizes."""
     embed = Counting()
     places = features.missing(store, range(len(store.images)), views)
     compute_missing(features, store, places, embed, change, seed, Silent())
@@ -58,14 +58,14 @@ def by_name(features: FeatureSet, store: ImageStore, view: int) -> dict[str, NDA
 def test_compute_missing__the_clean_view_is_the_input_image(tmp_path: Path, preprocessing: Preprocessing) -> None:
     store = make_store(make_class_folders(tmp_path / "d", 3, hw=(24, 30)), preprocessing)
     features = make_features(tmp_path / "c")
-    compute(features, store, change=build_augment("flip", preprocessing))  # augmentation must not touch view 0
+    compute(features, store, change=build_augment("flip", preprocessing))  # augmentation must not affect view 0
     wanted = np.stack([store.input(i).reshape(-1) for i in range(9)]).astype(np.float32)
     np.testing.assert_array_equal(features.get(store, range(9)), wanted)
 
 
 def test_compute_missing__each_content_once_and_never_again(tmp_path: Path, preprocessing: Preprocessing) -> None:
     data = make_class_folders(tmp_path / "d", 2)
-    for i in range(3):  # copies under other names and labels
+    for i in range(3):  # copies with other names and labels
         make_png(data / "red" / f"copy{i}.png", make_noise(0, (40, 60, 190)))
     store = make_store(data, preprocessing)
     assert (len(store.images), len(set(store.hashes))) == (9, 6)
@@ -82,7 +82,7 @@ def test_compute_missing__each_content_once_and_never_again(tmp_path: Path, prep
 def test_compute_missing__every_row_belongs_to_its_image(
     tmp_path: Path, preprocessing: Preprocessing, count: int, cache: str
 ) -> None:
-    # With "none" images are decoded in threads, whose order must not show.
+    # With "none", threads decode the images; their order must not affect the result.
     for i in range(count):
         make_png(tmp_path / "d" / "a" / f"{i}.png", make_noise(i, hw=(20 + i % 7, 20)))
     store = make_store(tmp_path / "d", preprocessing, cache=cache)
@@ -123,7 +123,7 @@ def test_compute_missing__views_stay_whatever_other_images_there_are(
     tmp_path: Path, preprocessing: Preprocessing
 ) -> None:
     many = make_store(make_class_folders(tmp_path / "many", 4), preprocessing)
-    # The first of each class alone, under other names, so in another order; decoded anew.
+    # Only the first image of each class, under other names and so in another order; decoded again.
     for i, name in enumerate(("red", "green", "blue")):
         source = tmp_path / "many" / name / "0.png"
         (tmp_path / "few" / name).mkdir(parents=True)
@@ -132,7 +132,7 @@ def test_compute_missing__views_stay_whatever_other_images_there_are(
     change = build_augment("strong", preprocessing)
     of_many, of_few = make_features(tmp_path / "a"), make_features(tmp_path / "b")
     compute(of_many, many, range(3), change)
-    for view in (2, 0, 1):  # one after the other, out of order
+    for view in (2, 0, 1):  # one at a time, out of order
         compute(of_few, few, (view,), change)
     for view in range(3):
         for i, digest in enumerate(few.hashes):
@@ -173,7 +173,7 @@ def test_missing__changed_pixels_are_another_image(tmp_path: Path, preprocessing
     store = make_store(data, preprocessing)
     missing = features.missing(store, range(6), (0,))
     assert [store.images[i].name for i, _ in missing] == ["blue/0.png"]
-    (data / "blue" / "1.png").rename(data / "red" / "renamed.png")  # its content is known by now
+    (data / "blue" / "1.png").rename(data / "red" / "renamed.png")  # its content is already cached
     assert len(features.missing(make_store(data, preprocessing), range(6), (0,))) == 1
 
 
@@ -185,7 +185,7 @@ def test_open_features__every_thing_it_depends_on_counts() -> None:
     folders.add(open_features(**base, seed="0").folder)
     folders.add(
         open_features(**{**base, "weights": "b", "preprocessing": "a"}).folder
-    )  # the same words in other places
+    )  # the same words in other positions
     assert len(folders) == 7
     assert open_features(**dict(reversed(base.items()))).folder == open_features(**base).folder
 
@@ -204,7 +204,8 @@ def test_open_features__is_shared_by_later_runs(tmp_path: Path, monkeypatch: pyt
 
 
 def test_network__half_of_it_is_none(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    # A large network takes several shards; without one of them it has to be kept anew, not written into a run.
+    # A large network takes several shards. If one is missing, the network must be cached again and not written into a
+    # run.
     monkeypatch.setattr(array_cache, "_SHARD_BYTES", 100)
     folder = tmp_path / "c"
     tensors = {f"trunk.{i}": np.full(30, i) for i in range(4)}
@@ -226,7 +227,7 @@ def test_compute_missing__a_full_disk_is_said_and_the_features_are_there(
     places = features.missing(store, range(6), (0,))
     compute_missing(features, store, places, Counting(), None, 0, listener)
     assert len(listener.lines) == 1
-    assert listener.lines[0].startswith("features are not kept for later runs: ")
+    assert listener.lines[0].startswith("features are not cached for later runs: ")
     assert str(tmp_path / "c") in listener.lines[0]
     assert features.get(store, range(6)).shape == (6, 16 * 16 * 3)
     assert features.missing(store, range(6), (0,)) == []
@@ -236,5 +237,5 @@ def test_view_seed__depends_on_seed_view_and_content_alone() -> None:
     digests = [hashlib.sha256(bytes([i])).hexdigest() for i in range(20)]
     seeds = {view_seed(seed, view, digest) for seed in range(4) for view in range(1, 6) for digest in digests}
     assert len(seeds) == 4 * 5 * 20
-    assert all(0 <= seed < 2**32 for seed in seeds)  # what albumentations takes
+    assert all(0 <= seed < 2**32 for seed in seeds)  # the range that albumentations accepts
     assert view_seed(1, 2, digests[3]) == view_seed(1, 2, digests[3])

@@ -26,7 +26,7 @@ SIZES_HW = [(256, 256), (300, 500), (500, 300), (257, 999), (101, 77), (40, 333)
 
 
 def torchvision_input(path: Path, resize: int, crop: int, interpolation: str) -> np.ndarray:
-    """What torchvision's ImageClassification preset does to a PIL image before it becomes a tensor."""
+    """Apply torchvision's ImageClassification preset to a PIL image, up to the conversion to a tensor."""
     mode = transforms.InterpolationMode(interpolation)
     steps: list[Callable[[Image.Image], Image.Image]] = [
         transforms.Resize(resize, interpolation=mode, antialias=True),
@@ -54,7 +54,7 @@ def test_load_input__as_the_preset_of_a_backbone(tmp_path: Path, name: str) -> N
     preprocessing = build_preprocessing(
         (side, side), "short_side", short_side=info.short_side, interpolation=info.interpolation
     )
-    # The preset ends in a float tensor (C, H, W) that is normalized; undone here, to the exact uint8 value.
+    # The preset ends with a normalized float tensor (C, H, W); undo this to get the exact uint8 values.
     tensor = preset(Image.open(path))
     mean, std = np.array(preset.mean)[:, None, None], np.array(preset.std)[:, None, None]
     pixels = np.rint((tensor.numpy() * std + mean) * 255).astype(np.uint8).transpose(1, 2, 0)
@@ -74,7 +74,7 @@ def make_folder(root: Path) -> Path:
 
 
 def make_bad(root: Path) -> list[LabeledImage]:
-    """One good image and three bad ones: empty, cut short, and not there."""
+    """One valid image and three bad ones: empty, truncated, and missing."""
     make_png(root / "good.png", make_noise(0))
     (root / "empty.png").touch()
     (root / "cut.png").write_bytes((root / "good.png").read_bytes()[:400])
@@ -83,7 +83,7 @@ def make_bad(root: Path) -> list[LabeledImage]:
 
 @pytest.fixture
 def own_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """An empty cache folder that no other test fills."""
+    """An empty cache folder used by no other test."""
     monkeypatch.setenv("TL_CACHE_DIR", str(tmp_path / "cache"))
     return tmp_path / "cache"
 
@@ -128,7 +128,7 @@ def test_load_images__a_later_run_decodes_nothing_that_is_on_disk(
 
 
 def decoded_names(monkeypatch: pytest.MonkeyPatch) -> list[str]:
-    """Names of the files that are decoded from now on."""
+    """Names of the files decoded from now on."""
     names: list[str] = []
     contents: dict[bytes, str] = {}
     read_file = images._read_file
@@ -187,13 +187,13 @@ def test_load_images__damaged_files_on_disk_are_made_again(
 def test_load_images__a_disk_that_takes_nothing_is_said_and_stops_nobody(
     tmp_path: Path, own_cache: Path, preprocessing: Preprocessing
 ) -> None:
-    own_cache.touch()  # a file where the folder should be
+    own_cache.touch()  # a file at the path of the folder
     root = make_folder(tmp_path / "d")
     images = [LabeledImage(str(path), path.name, path.parent.name, "train") for path in sorted(root.rglob("*.png"))]
     listener = Listener()
     store, bad = load_images(images, preprocessing, "disk", listener)
     assert bad == []
-    assert [line.split(":")[0] for line in listener.lines] == ["images are not kept on disk"]
+    assert [line.split(":")[0] for line in listener.lines] == ["images are not cached on disk"]
     assert not store.is_decoded
     np.testing.assert_array_equal(store.input(0), load_input(images[0].path, preprocessing))
 
@@ -224,7 +224,7 @@ def test_load_images__auto_decodes_again_where_there_is_no_room(
     tmp_path: Path, own_cache: Path, preprocessing: Preprocessing, monkeypatch: pytest.MonkeyPatch, free: int
 ) -> None:
     monkeypatch.setattr("tl.data.images._memory_budget", lambda: 0.0)
-    monkeypatch.setattr("tl.data.images._free_disk_bytes", lambda: free)  # four times an image is 4.8 kB and more
+    monkeypatch.setattr("tl.data.images._free_disk_bytes", lambda: free)  # four times an image is 4.8 kB or more
     store = make_store(make_folder(tmp_path / "d"), preprocessing, cache="auto")
     assert (store.kept, store.disk, store.is_decoded) == ({}, None, False)
     assert not own_cache.exists()
@@ -241,13 +241,13 @@ def test_load_images__what_is_done_is_not_decoded_but_still_there(
     assert sorted(decoded) == ["exact.png", "tall.png"]
     assert sorted(store.kept) == [0, 2]
     assert_same_pixels(store, whole)
-    assert decoded[2:] == ["wide.png"] * 2  # once for each time it was asked for
+    assert decoded[2:] == ["wide.png"] * 2  # once per request
 
 
 def test_load_images__what_is_done_and_gone_is_still_bad(tmp_path: Path, preprocessing: Preprocessing) -> None:
     store, bad = load_images(make_bad(tmp_path), preprocessing, "ram", Silent(), is_done=lambda image, digest: True)
     assert [image.name for image, _ in bad] == ["gone.png"]
-    assert len(store.images) == 3  # whatever else was done once, was readable then
+    assert len(store.images) == 3  # anything cached was readable earlier
 
 
 def test_load_images__hashes_are_of_the_files(tmp_path: Path, preprocessing: Preprocessing) -> None:

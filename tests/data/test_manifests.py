@@ -69,7 +69,7 @@ def test_read_images__another_split_column(tmp_path: Path) -> None:
 def test_read_images__manifest_of_a_spreadsheet(tmp_path: Path) -> None:
     (tmp_path / "1.png").touch()
     manifest = tmp_path / "labels.csv"
-    manifest.write_bytes("\ufeffpath,label\r\n1.png,Käfer\r\n".encode())  # byte order mark and CRLF, as Excel writes
+    manifest.write_bytes("\ufeffpath,label\r\n1.png,Käfer\r\n".encode())  # byte order mark and CRLF, as in Excel
     assert [p.label for p in read_images(manifest)] == ["Käfer"]
 
 
@@ -188,7 +188,7 @@ def test_assign_splits__groups_stay_on_one_side(seed: int) -> None:
 
 @pytest.mark.parametrize("labels", [["a", "b"] * 4, ["a"] * 40 + ["b"] * 4])
 def test_assign_splits__fewer_images_in_a_class_than_folds(labels: list[str]) -> None:
-    # Four of a class and five folds are no reason to stop, nor for scikit-learn's warning.
+    # Four images per class and five folds must neither raise nor trigger scikit-learn's warning.
     images = make_images(labels, groups=[str(i) for i in range(len(labels))])
     assigned = assign_splits(images, 0.2, seed=0)
     assert {p.split for p in assigned} == {"train", "val"}
@@ -240,7 +240,7 @@ def test_read_images__says_what_it_passes_over(tmp_path: Path) -> None:
         (tmp_path / name).touch()
     said: list[str] = []
     assert len(read_images(tmp_path, say=said.append)) == 2
-    assert "passed over 1 hidden files and 2 that are no images" in said[0]
+    assert "skipped 1 hidden files and 2 that are not images" in said[0]
 
 
 def test_limit_per_class__keeps_as_many_of_each_and_every_other_split() -> None:
@@ -263,7 +263,7 @@ def test_limit_per_class__depends_on_the_seed_alone() -> None:
 
 
 def test_limit_per_class__more_images_of_a_class_are_a_superset() -> None:
-    # Learning curves compare like with like: what 2 a class have seen, 5 a class have seen too.
+    # Learning curves are comparable: the images for 2 per class are a subset of those for 5 per class.
     images = make_images(["Käfer", "b", "c"] * 10, "train")
     few, more = (set(limit_per_class(images, count, seed=3)) for count in (2, 5))
     assert few < more

@@ -8,14 +8,14 @@ from scipy.special import softmax as scipy_softmax
 
 from tl.evaluation.calibration import fit_temperature, softmax
 
-# A minimum found by golden sections: its place is known to about the square root of what its height is known to.
+# Golden-section search: the location of a minimum is accurate to about the square root of the accuracy of its value.
 PLACE = 1e-3
 
 
 def make_case(
     seed: int, count: int, classes: int, temperature: float = 1.0
 ) -> tuple[NDArray[np.float64], NDArray[np.int64]]:
-    """Logits times `temperature`, and classes drawn with exactly the probabilities that the logits tell."""
+    """Logits times `temperature`, and classes sampled from exactly the probabilities of the original logits."""
     rng = np.random.default_rng(seed)
     logits = rng.normal(scale=2.0, size=(count, classes))
     drawn = (scipy_softmax(logits, axis=1).cumsum(axis=1) < rng.random((count, 1))).sum(axis=1)
@@ -23,7 +23,7 @@ def make_case(
 
 
 def grid_search(logits: NDArray[np.floating], true_ids: NDArray[np.int64]) -> float:
-    """The temperature with torch's least cross-entropy: of a grid over the whole range, then of finer ones."""
+    """The temperature with minimal cross-entropy in torch: a grid over the whole range, then finer ones."""
     count, classes = logits.shape
     targets = torch.full((count, classes), 1 / (count + 2) / (classes - 1), dtype=torch.float64)
     for i, true_id in enumerate(true_ids.tolist()):
@@ -52,7 +52,7 @@ def test_fit_temperature__equals_a_grid_search(seed: int, count: int, classes: i
 @pytest.mark.parametrize("classes", [2, 5])
 def test_fit_temperature__recovers_a_known_one(temperature: float, classes: int) -> None:
     logits, true_ids = make_case(0, 20_000, classes, temperature)
-    # The estimate's standard error is about 1 / sqrt(20000), under 1% for these logits; three of them.
+    # The estimate's standard error is about 1 / sqrt(20000), under 1% for these logits; the tolerance is three of them.
     assert fit_temperature(logits, true_ids) == pytest.approx(temperature, rel=0.03)
 
 
@@ -60,7 +60,7 @@ def test_fit_temperature__makes_probabilities_as_sure_as_they_deserve() -> None:
     logits, true_ids = make_case(1, 5000, 4, 6.0)
     probabilities = softmax(logits, fit_temperature(logits, true_ids))
     accuracy = (probabilities.argmax(axis=1) == true_ids).mean()
-    # At the optimum nothing is left to gain by scaling; 5000 images leave a sampling error of about 0.7%.
+    # At the optimum, mean confidence equals accuracy; 5000 images leave a sampling error of about 0.7%.
     assert probabilities.max(axis=1).mean() == pytest.approx(accuracy, abs=0.02)
     assert softmax(logits).max(axis=1).mean() > accuracy + 0.1
 
@@ -69,7 +69,7 @@ def test_fit_temperature__makes_probabilities_as_sure_as_they_deserve() -> None:
 @pytest.mark.parametrize("classes", [2, 4])
 @pytest.mark.parametrize("margin", [0.05, 1.0, 40.0])
 def test_fit_temperature__all_right_is_not_certain(count: int, classes: int, margin: float) -> None:
-    # All images win by the same margin, so that the best answer is known: the target itself.
+    # All images have the same margin, so the optimum is known: the target itself.
     true_ids = np.arange(count) % classes
     logits = margin * np.eye(classes)[true_ids]
     confidence = softmax(logits, fit_temperature(logits, true_ids)).max(axis=1)
@@ -80,7 +80,7 @@ def test_fit_temperature__all_wrong_is_as_unsure_as_can_be() -> None:
     true_ids = np.arange(20) % 3
     logits = 8 * np.eye(3)[(true_ids + 1) % 3]
     probabilities = softmax(logits, fit_temperature(logits, true_ids))
-    assert probabilities == pytest.approx(np.full((20, 3), 1 / 3), abs=0.01)  # the range ends at 1000: 8 / 1000 is left
+    assert probabilities == pytest.approx(np.full((20, 3), 1 / 3), abs=0.01)  # the range ends at 1000: 8 / 1000 remains
 
 
 def test_fit_temperature__logits_that_say_nothing_give_some_temperature() -> None:
@@ -112,7 +112,7 @@ def test_softmax__equals_scipy(dtype: type, temperature: float) -> None:
     found = softmax(logits, temperature)
     assert found.dtype == np.float32
     wanted = scipy_softmax(logits.astype(np.float64) / temperature, axis=1)
-    np.testing.assert_allclose(found, wanted, rtol=1e-6, atol=1e-38)  # float32, in whose range the smallest vanish
+    np.testing.assert_allclose(found, wanted, rtol=1e-6, atol=1e-38)  # float32, in which the smallest values underflow
 
 
 def test_softmax__large_numbers_do_not_overflow() -> None:
@@ -125,10 +125,10 @@ def test_softmax__large_numbers_do_not_overflow() -> None:
 def test_softmax__never_changes_the_argmax(temperature: float) -> None:
     rng = np.random.default_rng(1)
     logits = np.concatenate([rng.normal(scale=scale, size=(300, 5)) for scale in (0.1, 3.0, 100.0)])
-    logits[::7, 3] = logits[::7, 1]  # ties, which the first place wins
+    logits[::7, 3] = logits[::7, 1]  # ties, which the first class wins
     probabilities = softmax(logits, temperature)
     decided = logits.argmax(axis=1)
-    # No other class ever comes out above; an equal one only where float32 cannot tell them apart.
+    # No other class is ever higher; an equal one only where float32 cannot distinguish them.
     assert (probabilities[np.arange(900), decided] == probabilities.max(axis=1)).all()
     ranked = np.sort(logits, axis=1)
     clear = (ranked[:, -1] - ranked[:, -2]) / temperature > 1e-6

@@ -17,7 +17,7 @@ from tl.exporter.merging.merge import merge
 from tl.progress import Silent
 from tl.runtime.predictor import load
 
-# (label, color): the third is labeled red and looks blue.
+# (label, color): the third image is labeled red and is blue.
 CASES = (("red", (200, 30, 20)), ("green", (20, 180, 60)), ("red", (30, 40, 220)), ("blue", (10, 60, 90)))
 
 
@@ -80,7 +80,7 @@ def test_evaluate__classes_are_matched_by_name(tmp_path: Path, images: list[Labe
 
 
 def test_evaluate__ensemble_has_a_row_for_each_member_and_rule(tmp_path: Path, images: list[LabeledImage]) -> None:
-    # The third member is certain and knows red as blue; its certainty outvotes the other two under `max`.
+    # The third member is confident and takes red for blue; under `max`, its confidence outvotes the other two.
     members = [make_model(tmp_path / f"{name}.onnx", gain=gain) for name, gain in (("a", 0.01), ("b", 0.02))]
     members.append(make_model(tmp_path / "c.onnx", gain=-0.5))
     with load(members, device="cpu", threads=1) as predictor:
@@ -103,7 +103,7 @@ def test_evaluate__ensemble_has_a_row_for_each_member_and_rule(tmp_path: Path, i
     accuracy.append(float((each.max(axis=1).argmax(axis=1) == truth).mean()))
     accuracy.append(float((each.argmax(axis=2) == truth[:, None]).any(axis=1).mean()))
     assert [row["top1_accuracy"] for row in rows] == accuracy
-    # a and b are right on three, c on one of them or none: six of a vote's images at most are apart.
+    # a and b are right on three, c on one of these or none, so a vote differs on at most six images.
     assert [row["mcnemar_p"] for row in rows[:2]] == [1.0, 1.0]
     assert rows[-1]["mcnemar_p"] is None
     assert accuracy[4] == 0.75
@@ -162,7 +162,7 @@ def test_evaluate__a_merged_file_stands_beside_its_members(tmp_path: Path, image
 
 
 def test_evaluate_tta__gain_and_cost(tmp_path: Path, images: list[LabeledImage]) -> None:
-    """An image that its top rows mislead, and three of its five crops do not show them."""
+    """An image with misleading top rows, which three of its five crops do not contain."""
     image = solid((90, 100, 80), 64, 64)
     image[:4] = (255, 0, 0)
     odd = make_png(tmp_path / "odd.png", image)
@@ -179,7 +179,7 @@ def test_evaluate_tta__gain_and_cost(tmp_path: Path, images: list[LabeledImage])
     assert (before["tta"], after["tta"]) == ("", "crops")
     assert (before["top1_accuracy"], after["top1_accuracy"]) == (3 / 5, 4 / 5)
     assert after["gain"] == pytest.approx(1 / 5)
-    assert after["gain_p"] == 1  # one image of one tells nothing
+    assert after["gain_p"] == 1  # a single image is no evidence
     assert before["images_per_s"] > 0 < after["images_per_s"]
     assert [failure.path for failure in result.failures] == ["missing.png"]
 
@@ -195,4 +195,4 @@ def test_evaluate_tta__of_an_ensemble_every_row_has_a_twin(
     assert named[:-1] == [(*name, tta) for name in plain_names for tta in ("", "hflip")]
     assert named[-1] == ("oracle", "", None)
     assert [row["images_per_s"] is None for row in rows] == [True] * 4 + [False] * 6 + [True]
-    assert {row["gain"] for row in rows if row["tta"]} == {0.0}  # the mirror image has the same mean color
+    assert {row["gain"] for row in rows if row["tta"]} == {0.0}  # the mirrored image has the same mean color

@@ -11,7 +11,7 @@ FOUND = np.array([[[3.0, 4.0], [100, 1]], [[0, 12], [7, 7]]])
 
 
 def test_landmark_metrics__by_hand() -> None:
-    # Errors of 5, 1 and 12 photo pixels; inputs at half and at a quarter of the photos' scale.
+    # Errors of 5, 1 and 12 photo pixels; inputs at half and a quarter of the photos' scale.
     scale = np.array([[0.5, 0.5], [0.25, 0.25]])
     found = landmark_metrics(FOUND, TRUE, ("a", "b"), scale, np.array([0.1, NAN]))
     assert (found["n"], found["points"]) == (2, 3)
@@ -25,7 +25,7 @@ def test_landmark_metrics__by_hand() -> None:
         "rmse_px": pytest.approx(np.sqrt((25 + 144) / 2)),
         "n": 2,
     }
-    # Centroid size of the first image's points: two points, each 50 from their middle.
+    # Centroid size of the first image's points: two points, each 50 px from their mean.
     assert found["normalized_error"] == pytest.approx(3 / np.sqrt(5000))
     assert found["extent_error"] == pytest.approx((0.05 + 0.01) / 2)  # of 100 px; the other image has one point
     assert found["pck"] == {"0.01": 0.0, "0.02": 0.5, "0.05": 0.5, "0.1": 1.0}  # of 100 px: 5 and 1

@@ -25,7 +25,7 @@ from tl.evaluation.metrics import (
 )
 
 NAMES = ("a", "b", "c", "d")
-# Sums of at most some hundred float64 terms in another order.
+# float64 sums of at most a few hundred terms in a different order.
 FLOAT64_ORDER = 1e-12
 
 
@@ -56,7 +56,7 @@ def test_classification_metrics__per_class_as_scikit_learn(seed: int) -> None:
 
 
 def test_classification_metrics__macro_f1_is_over_classes_that_are_present() -> None:
-    # Class 1 never occurs but is decided once; it lowers class 0's recall and is no class of the mean.
+    # Class 1 never occurs but is decided once; it lowers class 0's recall and is excluded from the mean.
     truth = np.array([0, 0, 2])
     probabilities = np.eye(4, dtype=np.float32)[[0, 1, 2]]
     scores = classification_metrics(truth, probabilities, NAMES)
@@ -72,7 +72,7 @@ def test_classification_metrics__given_labels_decide() -> None:
     assert classification_metrics(truth, probabilities, ("a", "b"))["top1_accuracy"] == 0.0
     scores = classification_metrics(truth, probabilities, ("a", "b"), np.array([1, 0]))
     assert scores["top1_accuracy"] == 0.5
-    # Confidences are those of the decided labels: 0.4 right, 0.6 wrong, each in a bin of its own.
+    # Confidences of the decided labels: 0.4 right, 0.6 wrong, each in its own bin.
     assert scores["ece"] == pytest.approx(0.5 * 0.6 + 0.5 * 0.6, abs=1e-7)  # 0.4 and 0.6 as float32
 
 
@@ -88,7 +88,7 @@ def test_classification_metrics__keys_are_those_of_metrics_json() -> None:
 @pytest.mark.parametrize("seed", range(3))
 def test_classification_metrics__confusion_as_scikit_learn(seed: int) -> None:
     truth, probabilities = random_case(seed, 20)
-    truth[truth == 2] = 1  # a class that is decided and never true
+    truth[truth == 2] = 1  # a class that is decided but never true
     wanted = confusion_matrix(truth, probabilities.argmax(axis=1), labels=range(4))
     assert classification_metrics(truth, probabilities, NAMES)["confusion"] == wanted.tolist()
 
@@ -119,12 +119,12 @@ def test_classification_metrics__bootstrap_as_a_loop_over_scikit_learn(seed: int
 
 
 def test_classification_metrics__bootstrap_of_accuracy_is_binomial() -> None:
-    # 70 of 100 right: resampled accuracy is binomial(100, 0.7) / 100, whose 2.5% and 97.5% quantiles are 0.61 and 0.79.
+    # 70 of 100 right: resampled accuracy is binomial(100, 0.7) / 100, with 2.5% and 97.5% quantiles of 0.61 and 0.79.
     truth = np.zeros(100, np.int64)
     probabilities = np.eye(2, dtype=np.float32)[[0] * 70 + [1] * 30]
     scores = classification_metrics(truth, probabilities, ("a", "b"))
     assert scipy.stats.binom.ppf([0.025, 0.975], 100, 0.7).tolist() == [61, 79]
-    # Of 1000 draws, the quantiles' own error is about one image.
+    # With 1000 draws, the error of the quantiles is about one image.
     assert (scores["boot_low"], scores["boot_high"]) == pytest.approx((0.61, 0.79), abs=0.011)
 
 
@@ -159,7 +159,7 @@ def test_top_k_accuracy__by_hand() -> None:
 
 @pytest.mark.parametrize("k", [1, 2, 3])
 def test_top_k_accuracy__ties_go_to_the_first_classes_as_in_argmax(k: int) -> None:
-    # Hard votes and saturated softmaxes are full of equal values, which must not all count as found.
+    # Hard votes and saturated softmaxes contain many equal values, which must not all count as found.
     probabilities = np.array([[0, 0, 1, 0], [0.5, 0.5, 0, 0], [0.25, 0.25, 0.25, 0.25]], np.float32).repeat(4, axis=0)
     truth = np.tile(np.arange(4), 3)
     found = np.argsort(-probabilities, axis=1, kind="stable")[:, :k]
@@ -193,7 +193,7 @@ def test_classification_metrics__no_images() -> None:
     ],
 )
 def test_wilson_interval__published_values(successes: int, trials: int, low: float, high: float) -> None:
-    assert wilson_interval(successes, trials) == pytest.approx((low, high), abs=5e-5)  # four decimals are published
+    assert wilson_interval(successes, trials) == pytest.approx((low, high), abs=5e-5)  # published to four decimals
 
 
 @pytest.mark.parametrize("trials", [1, 2, 7, 1000])

@@ -11,7 +11,7 @@ from tl.exporter.export_source import UnknownScore
 
 
 def make_clouds(count: int, seed: int, *, shift: float = 0.0) -> tuple[NDArray[np.float32], NDArray[np.int64]]:
-    """Embeddings (count, 12) of three classes, long in one direction within each; `shift` moves them in another."""
+    """Embeddings (count, 12) of three classes, each elongated in one direction; `shift` moves them in another."""
     random = np.random.default_rng(seed)
     ids = np.arange(count) % 3
     points = random.normal(size=(count, 12)) * np.array([6, *[1] * 11]) + 10 * np.eye(12)[ids + 1] + 20 * np.eye(12)[11]
@@ -34,7 +34,7 @@ def test_fit_unknown__as_mahalanobis_distance_by_scipy() -> None:
 
     unit = known.embeddings / np.linalg.norm(known.embeddings, axis=1, keepdims=True)
     means = np.stack([unit[known.class_ids == c].mean(axis=0) for c in range(3)])
-    # All 12 directions are kept, and neither turning them nor their shrinkage to a ball depends on the axes.
+    # All 12 directions are kept. Neither rotation nor shrinkage toward a sphere depends on the axes.
     covariance = LedoitWolf(assume_centered=True).fit(unit - means[known.class_ids]).covariance_
     precision = np.linalg.inv(covariance + 3e-5 * np.eye(12))
     new = make_clouds(20, 2, shift=5)[0]
@@ -51,7 +51,7 @@ def test_fit_unknown__tells_others_and_keeps_its_false_alarms() -> None:
     scores = score.scores(np.concatenate([new, strange]))
     assert roc_auc_score([0] * 1000 + [1] * 1000, scores) > 0.95
     assert facts.false_alarm <= 0.05
-    # 5% are promised; 200 held-out and 1,000 new images know it to some points.
+    # The target is 5%; 200 held-out and 1,000 new images estimate it to a few points.
     assert 0.01 < (scores[:1000] > facts.limit).mean() < 0.1
 
 

@@ -9,7 +9,7 @@ from tl.evaluation.evaluate import FOLDS, LEAST_WEIGHT, fit_weights, held_out_vo
 
 
 def make_members(sharpness: tuple[float, ...], count: int = 400, seed: int = 0) -> tuple[NDArray, NDArray]:
-    """Members (N, M, 3) that know the more of the truth the larger their `sharpness`, each with errors of its own."""
+    """Members (N, M, 3) that are more accurate the larger their `sharpness`, with independent errors."""
     random = np.random.default_rng(seed)
     truth = random.integers(3, size=count)
     logits = random.normal(size=(count, len(sharpness), 3))
@@ -70,7 +70,7 @@ def test_held_out_votes__no_image_is_judged_by_weights_that_it_chose() -> None:
 
 
 def test_held_out_votes__do_not_flatter_a_crowd() -> None:
-    # Thirty members that know nothing: what is chosen by 60 images looks better on them than on others.
+    # Thirty uninformative members: those selected on 60 images score better on these images than on others.
     members, truth = make_members((0.0,) * 30, count=60)
     chosen = np.einsum("nmc,m->nc", members, select_members(members, truth))
     assert log_loss(chosen, truth) < log_loss(held_out_votes(members, truth, select_members), truth)

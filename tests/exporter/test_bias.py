@@ -42,8 +42,8 @@ def test_correct_biases__rounding_shifts_no_channel_on_average(tmp_path: Path, g
     means = images.mean(axis=(0, 1, 2)).astype(np.float64)
     inputs = means if groups == 1 else np.repeat(means, 2)[:, None]
     shift = ((rounded - weight).sum(axis=(2, 3)) * inputs).sum(axis=1)
-    assert np.abs(shift).max() > 1e-3  # or there would be nothing to correct
-    # A float32 mean of pixels up to 255, by errors of 1/254 of a weight.
+    assert np.abs(shift).max() > 1e-3  # otherwise there would be nothing to correct
+    # A float32 mean of pixels up to 255, times errors of 1/254 of a weight.
     np.testing.assert_allclose(bias, -shift, atol=1e-4)
 
 

@@ -52,7 +52,7 @@ def assert_predicts_as_validated(path: Path, run: Run, photos: Path) -> None:
         results = predictor.predict_batch([photos / row["path"] for row in rows])
     for row, result in zip(rows, results, strict=True):
         shown = [float(row[f"p:{name}"]) for name in ("blue", "green", "red")]
-        # tl.exporter.parity's bound, plus six printed digits.
+        # The tolerance of tl.exporter.parity, plus rounding to six printed digits.
         np.testing.assert_allclose(result.probabilities, shown, rtol=0, atol=1.1e-4)  # type: ignore[union-attr]
 
 
@@ -86,7 +86,7 @@ def test_export_run__what_held_out_images_say(exported: Exported, finished_run: 
         own = float(row[f"p:{row['true_label']}"])
         others = [float(row[f"p:{name}"]) for name in ("blue", "green", "red") if name != row["true_label"]]
         scores.append(sum(p for p in others if p > own) + own / 2)
-    # Scores come from float32, the file has each of their digits.
+    # Scores are computed in float32; the file contains all their digits.
     assert conformal.scores == pytest.approx(sorted(scores), abs=1e-6)
     assert (unknown.images, unknown.held_out) == (30, len(rows))
     result = load(exported.path, device="cpu", selective=SelectivePrediction(coverage=0.5, reject_unknown=True))
@@ -98,7 +98,7 @@ def test_export_run__what_held_out_images_say(exported: Exported, finished_run: 
 
 
 def test_export_run__class_activation_maps(finished_run: Run, photos: Path, tmp_path: Path) -> None:
-    """The mean of a map is the image's logit, so that maps and probabilities tell the same."""
+    """The mean of a map is the image's logit, so maps and probabilities agree."""
     with pytest.raises(ConfigError, match="this run has head mlp with pooling gap on smallcnn"):
         export_run(finished_run, tmp_path / "m.onnx", Silent(), further=ExtraOutputs(cam=True))
     weights = str(finished_run.folder)
@@ -117,7 +117,7 @@ def test_export_run__class_activation_maps(finished_run: Run, photos: Path, tmp_
     strict = export_run(run, tmp_path / "strict.onnx", Silent(), further=ExtraOutputs(false_alarm=0.01)).contract.ood
     assert done.contract.ood is not None
     assert strict is not None
-    assert done.contract.ood.limit < strict.limit  # fewer of the validation images may be called unknown
+    assert done.contract.ood.limit < strict.limit  # fewer validation images may be rejected
 
 
 def test_export_run__without_training_images(finished_run: Run, tmp_path: Path) -> None:
@@ -204,7 +204,7 @@ def test_export__a_module_that_differs_from_its_graph_leaves_no_file(
     finished_run: Run, exported: Exported, photos: Path, tmp_path: Path
 ) -> None:
     class Fickle(Deployed):
-        """Computes something else once it has been traced."""
+        """Computes something different after it has been traced."""
 
         def forward(self, images: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
             probabilities, embedding = super().forward(images)
@@ -223,7 +223,7 @@ def test_export__a_module_that_differs_from_its_graph_leaves_no_file(
 
 
 def moved_run(finished_run: Run, photos: Path, tmp_path: Path) -> Run:
-    """A copy of the run and of its images."""
+    """A copy of the run and its images."""
     shutil.copytree(photos, tmp_path / "photos")
     shutil.copytree(finished_run.folder, tmp_path / "run")
     run = Run(tmp_path / "run")
@@ -250,7 +250,7 @@ def test_export_run__images_gone_but_others_given(finished_run: Run, photos: Pat
 
 
 def edit_predictions(run: Run, edit: Callable[[list[list[str]]], None]) -> None:
-    """Change the rows of `predictions_val.csv`, header first."""
+    """Edit the rows of `predictions_val.csv`, header first."""
     path = run.folder / "predictions_val.csv"
     rows = [line.split(",") for line in path.read_text(encoding="utf-8").splitlines()]
     edit(rows)
@@ -387,5 +387,5 @@ def test_export_run__synthetic_golden_expects_what_torch_computes(finished_run: 
             0
         ].numpy()
     found = np.array([sample.expected for sample in done.contract.golden.samples], np.float32)
-    # The same arithmetic in the same process, stored in full: the samples may stand in another order.
+    # The same arithmetic in the same process, stored in full; the samples may be in a different order.
     assert sorted(map(tuple, found.tolist())) == sorted(map(tuple, wanted.tolist()))

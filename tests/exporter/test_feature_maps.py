@@ -50,7 +50,7 @@ def test_run_activation__is_torchs(exported: Exported, finished_run: Run) -> Non
         relu.register_forward_hook(lambda module, given, gave: seen.extend((given[0][0], gave[0])))
     with torch.no_grad():
         network(torch.from_numpy(image[None]))
-    np.testing.assert_allclose(before, seen[2].numpy(), rtol=0, atol=1e-4)  # float32 sums in another order
+    np.testing.assert_allclose(before, seen[2].numpy(), rtol=0, atol=1e-4)  # float32 sums in a different order
     np.testing.assert_allclose(after, seen[3].numpy(), rtol=0, atol=1e-4)
     np.testing.assert_array_equal(after, np.maximum(before, 0))
 
@@ -90,7 +90,7 @@ def test_draw_filters__gray_is_zero_and_the_largest_is_full() -> None:
     assert tuple(drawn[0, 0]) == (255, 128, 128)
     assert tuple(drawn[side - 1, 2 * side + 2]) == (128, 128, 0)
     assert tuple(drawn[10, side + 3 + 2]) == (128, 128, 128)
-    assert tuple(drawn[-1, -1]) == (255, 255, 255)  # no sixth filter
+    assert tuple(drawn[-1, -1]) == (255, 255, 255)  # there is no sixth filter
 
 
 def test_draw_maps__both_on_one_scale() -> None:

@@ -15,7 +15,7 @@ def one_hot(*labels: int) -> np.ndarray:
 
 
 def numbered(count: int) -> np.ndarray:
-    """Image i is i everywhere."""
+    """Every pixel of image i is i."""
     return np.arange(count, dtype=np.uint8)[:, None, None, None] * np.ones((1, 5, 7, 3), np.uint8)
 
 
@@ -74,7 +74,7 @@ def test_synthetic_inputs__the_same_everywhere_smooth_and_distinct() -> None:
     np.testing.assert_array_equal(images, synthetic_inputs((64, 64)))
     assert len({image.tobytes() for image in images}) == NUM_SAMPLES
     steps = np.abs(np.diff(images.astype(int), axis=1)).max()
-    # |d/dy| of 255 * (0.5 + 0.5 sin(k (3x + cy) + c)) is at most 127.5 * 4 * 2 / 64 a pixel, plus 1 of rounding.
+    # d/dy| of 255 * (0.5 + 0.5 sin(k (3x + cy) + c)) is at most 127.5 * 4 * 2 / 64 per pixel, plus 1 for rounding.
     assert steps <= 127.5 * 4 * 2 / 64 + 1
     assert images.std() > 30  # no blank images
 

@@ -20,7 +20,7 @@ RECIPE = build_preprocessing((8, 8))
 
 
 class Color(nn.Module):
-    """The color model of tests.models in torch, with a way to go wrong."""
+    """The color model of tests.models in torch, with optional faults."""
 
     def __init__(self, gain: float = 0.05, shift: float = 0.0, channels: tuple[int, ...] = (0, 1, 2)) -> None:
         super().__init__()
@@ -100,7 +100,7 @@ def test_check_parity__a_model_file_that_gives_nan(
 def test_check_parity__another_preprocessing_is_refused(
     session: Session, paths: list[Path], inputs: NDArray[np.uint8]
 ) -> None:
-    # The graph is right on the inputs given, but the runtime makes other inputs of the same files.
+    # The graph is correct on the given inputs, but the runtime prepares different inputs from the same files.
     darker = (inputs // 2).astype(np.uint8)
     with pytest.raises(ParityError, match="between training and runtime") as caught:
         check_parity(Color(), session, paths, darker, ["probabilities"])
@@ -123,7 +123,7 @@ def test_check_parity__no_images(session: Session) -> None:
 def test_check_claims__within_the_tolerance() -> None:
     found = np.array([[0.25, 0.75], [0.5, 0.5], [1.0, 0.0]], np.float32)
     check_claims(found, ["a", "b", "c"], {"a": [0.25, 0.75], "c": [1 - 0.9 * CLAIM_TOLERANCE, 0.0], "gone": [0.0, 1.0]})
-    check_claims(found, ["a", "b", "c"], {})  # a pretrained network claims nothing
+    check_claims(found, ["a", "b", "c"], {})  # there are no claims for a pretrained network
 
 
 @pytest.mark.parametrize(

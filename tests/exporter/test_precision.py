@@ -28,7 +28,7 @@ from tl.runtime.session import Session
 from tl.trainer.run_folder.run import Run
 
 ROOT = Path(__file__).resolve().parents[2]
-# Kept whether or not it is faster: that depends on the machine.
+# Kept whether or not it is faster, because that depends on the machine.
 INT8 = Lowering("int8", calibration_images=9, device="cpu", keep_slower=True)
 FP16 = Lowering("fp16", device="cpu", keep_slower=True)
 
@@ -86,11 +86,11 @@ def test_export_lowered__contract_says_what_was_measured(lowered: Exported, expo
     assert found.provider == "CPUExecutionProvider"
     assert found.slowest <= found.speedup <= found.fastest
     assert found.kept_slower == (found.faster_rounds < speed_module.WON_ROUNDS)
-    # All else is as in fp32, parity with torch too, which is that of the fp32 graph.
+    # Everything else is as in fp32, including parity with torch, which applies to the fp32 graph.
     assert contract.parity.tolerance == 1e-4
     for name in ("class_names", "preprocessing", "conformal", "temperature", "task"):
         assert getattr(contract, name) == getattr(exported.contract, name)
-    assert (contract.outputs, contract.ood) == (("probabilities", "embedding"), None)  # for want of digits
+    assert (contract.outputs, contract.ood) == (("probabilities", "embedding"), None)  # precision is too low
     assert exported.contract.quantization is None
 
 
@@ -103,13 +103,13 @@ def test_export_lowered__predicts_nearly_as_validated(lowered: Exported, finishe
         shown = [float(row[f"p:{name}"]) for name in ("blue", "green", "red")]
         assert result.label == row["label"]  # type: ignore[union-attr]
         worst = max(worst, float(np.abs(result.probabilities - shown).max()))  # type: ignore[union-attr]
-    assert worst <= lowered.contract.quantization.max_abs_diff + 1.1e-4  # type: ignore[union-attr]  # export's own bound
+    assert worst <= lowered.contract.quantization.max_abs_diff + 1.1e-4  # type: ignore[union-attr]  # export's bound
 
 
 def test_export_lowered__passes_verify_with_a_wider_tolerance(lowered: Exported) -> None:
     test = run_selftest(lowered.path, device="cpu", threads=1)
     assert test.tolerance == {"int8": 0.1, "fp16": 0.02}[lowered.contract.precision]
-    assert test.max_abs_diff <= 1e-2  # the same graph on the same machine; a batch may round otherwise
+    assert test.max_abs_diff <= 1e-2  # the same graph on the same machine; batches may round differently
 
 
 def test_export_lowered__one_small_public_file(
@@ -134,7 +134,7 @@ def test_export_lowered__runs_on_the_oldest_runtime(lowered: Exported) -> None:
         "assert onnxruntime.__version__.startswith('1.18.'), onnxruntime.__version__\n"
         f"print(tl.runtime.run_selftest({str(lowered.path)!r}, device='cpu').max_abs_diff)"
     )
-    command = [Path(python).absolute(), "-c", code]  # not resolved: a venv's python is a link
+    command = [Path(python).absolute(), "-c", code]  # not resolved: the python of a venv is a symlink
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     assert float(done.stdout) < lowered.contract.golden.tolerance[lowered.contract.precision]
@@ -144,12 +144,12 @@ def test_export_lowered__runs_on_the_oldest_runtime(lowered: Exported) -> None:
 def test_export_lowered__the_same_seed_gives_the_same_graph(
     finished_run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    # One way alone: which of several is taken depends on how fast they are, which differs on a busy machine.
+    # A single method: which of several is selected depends on their speed, which varies on a busy machine.
     monkeypatch.setattr(precision_module, "INT8_WAYS", INT8_WAYS[:1])
     made = [export_lowered(finished_run, tmp_path / f"{i}.onnx", Silent(), INT8).path for i in range(2)]
     assert onnx.load(made[0]).graph == onnx.load(made[1]).graph
     other = export_lowered(finished_run, tmp_path / "other.onnx", Silent(), dataclasses.replace(INT8, seed=7))
-    assert onnx.load(other.path).graph != onnx.load(made[0]).graph  # other images, other ranges
+    assert onnx.load(other.path).graph != onnx.load(made[0]).graph  # different images, different ranges
 
 
 def test_export_lowered__too_little_agreement_leaves_no_file(finished_run: Run, tmp_path: Path) -> None:
@@ -167,7 +167,7 @@ def test_export_lowered__too_little_agreement_leaves_no_file(finished_run: Run, 
 def test_export_lowered__no_faster_leaves_no_file(
     finished_run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(speed_module, "WON_ROUNDS", speed_module.ROUNDS + 1)  # not even in all rounds
+    monkeypatch.setattr(speed_module, "WON_ROUNDS", speed_module.ROUNDS + 1)  # more than all rounds
     strict = dataclasses.replace(FP16, keep_slower=False)
     with pytest.raises(PrecisionError, match=r"fp16 was refused: .*no file was written; .*--keep-slower"):
         export_lowered(finished_run, tmp_path / "m.onnx", Silent(), strict)
@@ -192,7 +192,7 @@ def test_compare__by_hand() -> None:
     wanted = np.array([[0.75, 0.25], [0.5, 0.5], [0.25, 0.75], [1, 0]], np.float32)
     found = np.array([[0.5, 0.5], [0.25, 0.75], [0.25, 0.75], [0.75, 0.25]], np.float32)
     assert _compare(found, wanted) == (0.75, 0.25)
-    found[0] = np.nan  # its argmax would be class 0, as wanted
+    found[0] = np.nan  # its argmax would be class 0, as expected
     assert _compare(found, wanted) == (0.5, math.inf)
 
 

@@ -97,7 +97,7 @@ def test_publish__what_fails_leaves_the_earlier_file(model: onnx.ModelProto, out
 
 
 def test_publish__a_graph_that_no_longer_computes_its_samples(model: onnx.ModelProto, out: Path) -> None:
-    # A perturbed initializer: the golden samples of the contract are those of the true color model.
+    # A perturbed initializer: the contract's golden samples come from the unmodified color model.
     (matrix,) = (tensor for tensor in model.graph.initializer if tensor.name == "matrix")
     values = onnx.numpy_helper.to_array(matrix) * 1.05
     matrix.CopyFrom(onnx.numpy_helper.from_array(values.astype("float32"), "matrix"))

@@ -26,14 +26,14 @@ def operators(model: onnx.ModelProto) -> Counter[str]:
 
 
 def run(model: onnx.ModelProto, folder: Path) -> list[np.ndarray]:
-    """Probabilities and embedding of `IMAGES`, alone and together."""
+    """Probabilities and embedding of `IMAGES`, individually and in one batch."""
     path = folder / "lower.onnx"
     path.write_bytes(model.SerializeToString())
     session = Session(path, device="cpu", threads=1, require_contract=False)
     together = session.run(IMAGES, ["probabilities", "embedding"])
     alone = session.run(IMAGES[:1], ["probabilities", "embedding"])
     for one, many in zip(alone, together, strict=True):
-        # One image may be rounded otherwise in a batch, by a step of the last layers' numbers.
+        # In a batch, an image may be rounded differently, by one step of the last layers' values.
         np.testing.assert_allclose(one[0], many[0], rtol=0.05, atol=1e-2)
     return together
 
@@ -56,11 +56,11 @@ def test_to_fp16__half_inside_and_the_same_outside(exported: Exported, tmp_path:
     plain = onnx.load(exported.path)
     lower = to_fp16(plain)
     assert_fit_to_publish(lower)
-    assert tensor_types(lower)["FLOAT16"] > tensor_types(lower)["FLOAT"] > 0  # the last layer's stay
+    assert tensor_types(lower)["FLOAT16"] > tensor_types(lower)["FLOAT"] > 0  # the last layer's tensors remain
     assert tensor_types(plain)["FLOAT16"] == 0  # a copy was converted
     for found, wanted in zip(run(lower, tmp_path), run(plain, tmp_path), strict=True):
         assert found.dtype == np.float32
-        # 11 bits of mantissa, through a few layers.
+        # An 11-bit mantissa, through a few layers.
         np.testing.assert_allclose(found, wanted, rtol=0, atol=1e-2 * max(1.0, np.abs(wanted).max()))
 
 
@@ -70,13 +70,13 @@ def test_to_int8__eight_bits_inside_and_nearly_the_same_outside(
 ) -> None:
     plain = onnx.load(exported.path)
     lower = to_int8(plain, IMAGES, way)
-    assert capfd.readouterr().out == ""  # stdout is for data
+    assert capfd.readouterr().out == ""  # stdout is reserved for data
     assert_fit_to_publish(lower)
     assert tensor_types(lower)["INT8"] > 0
     assert operators(lower)["QuantizeLinear"] > 0
     assert {"QLinearConv", "ConvInteger"}.isdisjoint(operators(lower))
     for found, wanted in zip(run(lower, tmp_path), run(plain, tmp_path), strict=True):
-        # 256 steps a layer, through a few layers.
+        # 256 steps per layer, through a few layers.
         np.testing.assert_allclose(found, wanted, rtol=0, atol=0.2 * max(1.0, np.abs(wanted).max()))
 
 
@@ -85,7 +85,7 @@ def test_to_int8__a_scale_for_each_channel_and_the_edges_in_float(exported: Expo
     values = {tensor.name: numpy_helper.to_array(tensor) for tensor in lower.graph.initializer}
     makers = {output: node for node in lower.graph.node for output in node.output}
     convolutions = [node for node in lower.graph.node if node.op_type == "Conv"]
-    assert convolutions[0].input[1] in values  # the first one's weights are no DequantizeLinear's output
+    assert convolutions[0].input[1] in values  # the first layer's weights are not the output of a DequantizeLinear
     for node in convolutions[1:]:
         weights = makers[node.input[1]]
         assert weights.op_type == "DequantizeLinear"

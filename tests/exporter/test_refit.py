@@ -37,7 +37,7 @@ ROUNDING = 1e-5
 
 @pytest.fixture(scope="module")
 def violets(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A new class, in a folder of its own."""
+    """A new class, in a separate folder."""
     root = tmp_path_factory.mktemp("new") / "more"
     for i in range(10):
         make_png(root / "violet" / f"{i}.png", make_noise(900 + i, (190, 40, 200), (20, 26)))
@@ -85,7 +85,7 @@ def test_refit__the_trunk_keeps_its_bytes(refitted: Refitted, exported: Exported
 
 
 def test_refit__is_scikit_learns_head(exported: Exported, photos: Path, tmp_path: Path) -> None:
-    """Of the old file's embeddings of the training images, by hand; divided by the temperature."""
+    """scikit-learn's head on the old file's embeddings of the training images, divided by the temperature."""
     rows = [("path", "label", "split")]
     files = sorted(photos.rglob("*.png"))
     rows += [(str(path), path.parent.name, "val" if i % 4 == 0 else "train") for i, path in enumerate(files)]
@@ -198,7 +198,7 @@ def test_refit__refused(
 
 
 def test_refit__class_activation_maps_stay(finished_run: Run, photos: Path, violets: Path, tmp_path: Path) -> None:
-    """A file that has them has those of the new head, whose mean is its logits."""
+    """The class activation maps are those of the new head, and their mean is its logits."""
     weights = str(finished_run.folder)
     run = train(make_config(photos, tmp_path / "linear", method="features", weights=weights), Silent()).run
     old = export_run(run, tmp_path / "old.onnx", Silent(), further=ExtraOutputs(cam=True)).path

@@ -16,7 +16,7 @@ from tl.runtime.session import Session
 
 
 def slowed(path: Path, fast: Path) -> Path:
-    """The same model behind a hundred products of 200 x 200 matrices, which its answer depends on by nothing."""
+    """The same model preceded by a hundred 200 x 200 matrix products that do not affect its output."""
     model = onnx.load(fast)
     model.graph.initializer.append(numpy_helper.from_array(np.eye(200, dtype=np.float32), "eye"))
     model.graph.initializer.append(numpy_helper.from_array(np.zeros((200, 200), np.float32), "product_0"))
@@ -64,5 +64,5 @@ def test_race__a_file_is_not_faster_than_itself_for_sure(color_model: Path, imag
 def test_run_all__every_image_in_order(color_model: Path, images: np.ndarray) -> None:
     many = np.concatenate([images] * 7)
     found = run_all(Session(color_model, device="cpu", threads=1), many)
-    # float32 sums of 64 pixels in another order.
+    # float32 sums of 64 pixels in a different order.
     np.testing.assert_allclose(found, [color_probabilities(image) for image in many], rtol=0, atol=1e-5)

@@ -1,6 +1,6 @@
-"""The code of docs/embedding.md as files, with the models and images that it names.
+"""Write the code of docs/embedding.md to files, together with the models and images that it refers to.
 
-`python -m tests.integration.embedding FOLDER` writes them, for a check in another environment.
+`python -m tests.integration.embedding FOLDER` writes them, for testing in another environment.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""The rules of the house: one direction, small pieces, every file says what it is."""
+"""Architecture rules: one import direction, small units, a docstring in every file."""
 
 from __future__ import annotations
 

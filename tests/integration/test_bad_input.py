@@ -1,4 +1,4 @@
-"""Faulty input at the front door: exit code 1, one line that names the place and the cure, nothing left behind."""
+"""Invalid input on the command line: exit code 1, one line with the location and the fix, and no files left behind."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ class Done:
 
 
 def tl(folder: Path, *words: object) -> Done:
-    """Run `tl` in this process, which has torch loaded already."""
+    """Run `tl` in this process, which has already loaded torch."""
     out, err = io.StringIO(), io.StringIO()
     argv = patch.object(sys, "argv", ["tl", *map(str, words)])
     with chdir(folder), argv, redirect_stdout(out), redirect_stderr(err), pytest.raises(SystemExit) as stop:
@@ -60,7 +60,7 @@ def assert_one_line(done: Done, *pieces: str) -> None:
 
 
 def assert_last_line(done: Done, *pieces: str) -> None:
-    """As `assert_one_line`, after lines on what was done before the fault could be seen."""
+    """Like `assert_one_line`, but allows lines about work done before the error was detected."""
     assert (done.code, done.out) == (1, "")
     lines = [line for line in done.err.splitlines() if not line.startswith("hint: ")]
     assert [line for line in lines if line.startswith("tl: ")] == lines[-1:]
@@ -76,7 +76,7 @@ def lab(tmp_path: Path) -> Path:
     return tmp_path
 
 
-# Images in each folder of `bad`, and what is said of them.
+# Images in each folder of `bad`, and the expected message.
 FOLDERS: dict[str, tuple[dict[str, int], tuple[str, ...]]] = {
     "not there": ({}, ("bad: no such folder or CSV file",)),
     "empty": ({".": 0}, ("bad: has no class folders", "expected a folder for each class")),
@@ -104,13 +104,13 @@ def test_train__faulty_folders(lab: Path, kind: str) -> None:
     assert not (lab / "run").exists()
 
 
-# Rows beside six faultless ones, and what is said of them.
+# Rows added to six valid ones, and the expected message.
 MANIFESTS: dict[str, tuple[list[tuple[str, str]], tuple[str, ...]]] = {
     "twice": ([("photos/blue/0.png", "blue")], ("1 images stand in several rows, first photos/blue/0.png",)),
     "two labels": ([("photos/../photos/blue/0.png", "green")], ("several rows, first photos/blue/0.png",)),
     "capitals": ([("photos/blue/3.png", "Blue")], ("'blue' and 'Blue' differ by case or spaces alone: make them one",)),
     "spaces": ([("photos/blue/3.png", "blue ")], ("'blue' and 'blue ' differ by case or spaces alone",)),
-    # The same word to the eye: one letter, or a letter and an accent; macOS writes folder names in the second way.
+    # Visually identical words: one letter, or a letter and a combining accent, as macOS writes folder names.
     "unicode": ([(f"photos/red/{i}.png", ("caf\u00e9", "cafe\u0301")[i % 2]) for i in range(4)], ("make them one",)),
     "missing": (
         [("photos/blue/gone.png", "blue")],
@@ -194,7 +194,7 @@ def test_train__faulty_options(lab: Path, words: str) -> None:
     ],
 )
 def test_train__what_no_command_line_takes(lab: Path, words: str, nearest: str) -> None:
-    # Faults of the command line itself are Typer's: its box, and exit code 2.
+    # Errors in the command line itself come from Typer: its box, and exit code 2.
     done = tl(lab, "train", "photos", *words.split(), "--out", "run")
     assert (done.code, done.out) == (2, "")
     assert nearest in done.err
@@ -224,7 +224,7 @@ def save_pipeline(path: Path, *steps: Any) -> None:
 
 
 AUGMENTATIONS: dict[str, tuple[str, Callable[[Path], object], tuple[str, ...]]] = {
-    # Working images are 32 px: there is no square of 64 px in them.
+    # Working images are 32 px, too small for a 64 px crop.
     "too large": ("a.json", lambda path: save_pipeline(path, albumentations.RandomCrop(64, 64)), ("64",)),
     "too small": ("a.json", lambda path: save_pipeline(path, albumentations.RandomCrop(16, 16)), ("(16, 16, 3)",)),
     "floats": ("a.json", lambda path: save_pipeline(path, albumentations.Normalize()), ("float32", "expected uint8")),
@@ -246,7 +246,7 @@ def test_train__faulty_augmentation_file(lab: Path, kind: str, workers: int) -> 
 
 @dataclass(frozen=True)
 class RunsCode:
-    """What a hostile file holds: unpickling it makes a folder."""
+    """A malicious payload: unpickling it creates a folder."""
 
     folder: Path
 
@@ -337,7 +337,7 @@ def test_resume__faulty_state(lab: Path, finished: Run, kind: str) -> None:
     assert_last_line(tl(lab, "train", "--resume", "run"), "run/last.pt: ", piece)
     after = {path.name: path.read_bytes() for path in finished.folder.iterdir()}
     changed = {name for name in before.keys() | after.keys() if before.get(name) != after.get(name)}
-    assert changed <= {"config.yaml"}  # it says where the run folder is, as the user called it
+    assert changed <= {"config.yaml"}  # it contains the path of the run folder as given by the user
     assert not (finished.folder / "hostile").exists()
 
 
@@ -391,7 +391,7 @@ def test_train__faulty_run_folder(lab: Path, finished: Run, words: str, pieces: 
     ("words", "place"),
     [
         ("--batch-size 4", r"epoch 1, step 2: the loss of \d+ of 4 images is not finite \(class '"),
-        # One step, whose loss is finite, after which the network is not.
+        # One step with a finite loss, after which the network is not finite.
         ("--batch-size 12", r"epoch 1\b.*not finite"),
     ],
 )

@@ -1,4 +1,4 @@
-"""What must hold on a machine with a CUDA GPU: training, export, prediction, votes, landmarks, errors.
+"""Requirements on a machine with a CUDA GPU: training, export, prediction, votes, landmarks, errors.
 
 Marked `cuda`; skipped where torch or onnxruntime cannot use a GPU. benchmarks/gpu.sh runs these on a bare GPU machine.
 """
@@ -37,9 +37,9 @@ pytestmark = [
 with_runtime = pytest.mark.skipif(cuda_fault() is not None, reason=f"onnxruntime cannot use CUDA: {cuda_fault()}")
 
 CUDA: dict[str, Any] = {"device": "cuda", "epochs": 6, "optimizer": "adamw", "lr": 0.01, "workers": 2}
-# CUDA sums in another order than the CPU; TF32 is off in model files. A wrong channel or size differs by 1e-2 and more.
+# CUDA sums in another order than the CPU; TF32 is off in model files. A wrong channel or size differs by 1e-2 or more.
 SUMS = 1e-4
-# fp16 keeps 11 bits, about three digits.
+# fp16 has 11 bits, about three digits.
 HALF = 2e-2
 
 

@@ -1,4 +1,4 @@
-"""What the documentation says is true: commands exist, pages are made, links lead somewhere."""
+"""The documentation is correct: commands exist, pages are built, links resolve."""
 
 from __future__ import annotations
 

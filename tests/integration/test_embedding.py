@@ -1,6 +1,6 @@
-"""docs/embedding.md: every example runs alone, gives the right answers, and is typed.
+"""docs/embedding.md: every example runs on its own, gives the right output, and is typed.
 
-And what the page promises of threads, forks, memory and silence is true.
+Also tests the page's statements on threads, forks, memory and silence.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from tl.runtime.imaging.preprocessing import build_preprocessing
 
 ROOT = PAGE.parents[1]
 
-# What each example must print, in this order.
+# Expected output of each example, in this order.
 PRINTED = {
     "Load and predict": ["('red', 'green', 'blue') ", "green 0.99", "'label': 'green'", "red", "green", "green"],
     "Many images": ["photo.png green", " red", "broken.jpg gave nothing: No such file", "['green', 'red', None]"],
@@ -98,29 +98,29 @@ def test_threads__share_a_predictor(color_model: Path, hint: tl.runtime.predicto
 
         with ThreadPoolExecutor(8) as pool:
             for together in pool.map(all_of_them, range(8)):
-                # A batch may add in another order than an image alone; images differ by 1e-3 and more.
+                # A batch may sum in a different order than a single image; images differ by 1e-3 or more.
                 np.testing.assert_allclose(together, alone, rtol=0, atol=1e-6)
 
 
 @pytest.mark.skipif(not Path("/proc/self/task").exists(), reason="needs Linux's list of threads")
-@pytest.mark.alone  # threads that other tests leave would be counted
+@pytest.mark.alone  # threads left by other tests would be counted
 def test_close__frees_sessions_and_their_threads(color_model: Path) -> None:
     def threads() -> int:
         return len(os.listdir("/proc/self/task"))
 
-    time.sleep(0.2)  # threads of an earlier test may still be on their way out
+    time.sleep(0.2)  # threads of an earlier test may still be shutting down
     before = threads()
     with tl.runtime.load([color_model, color_model], device="cpu", threads=4, hint="latency") as model:
         model.predict(solid((1, 2, 3)))
         sessions = [weakref.ref(session._session) for session in model.ensemble.sessions]
-        assert threads() >= before + 6  # two pools of three beside the caller
+        assert threads() >= before + 6  # two pools of three threads in addition to the caller
     gc.collect()
     assert [session() for session in sessions] == [None, None]
-    assert threads() <= before  # those of an earlier test may have gone meanwhile
+    assert threads() <= before  # threads of earlier tests may have ended meanwhile
 
 
 def test_use__is_silent(tmp_path: Path) -> None:
-    """Nothing comes to file descriptors 1 and 2, also from C, nor to the host's log, whatever happens."""
+    """Nothing is written to file descriptors 1 and 2, even from C, or to the host's log, whatever happens."""
     make_model(tmp_path / "model.onnx", preprocessing=build_preprocessing((32, 32)))
     make_model(tmp_path / "foreign.onnx", contract=None)
     (tmp_path / "broken.onnx").write_bytes(b"no model")
@@ -153,7 +153,7 @@ assert not ours, ours
     assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
 
 
-# Python 3.12 warns of any fork of a process with threads, so that forks are made in a process of their own.
+# Python 3.12 warns when a process with threads forks, so the forks happen in a separate process.
 FORK = """
 import os, sys, warnings
 warnings.simplefilter("ignore", DeprecationWarning)
@@ -201,7 +201,7 @@ print(model.predict(image).label, len(list(begun)))
     assert [line for line in lines[:8:2] if not line.startswith("RuntimeError: this predictor was loaded in")] == []
     assert [line for line in lines[:8:2] if not line.endswith("load it in the child")] == []
     assert lines[1:8:2] == ["ended with 0"] * 4
-    assert lines[8:] == ["green 39"]  # the parent goes on as if nothing had been
+    assert lines[8:] == ["green 39"]  # the parent continues unaffected
 
 
 @needs_fork
@@ -216,7 +216,7 @@ in_child(lambda: tl.runtime.load(path, device="cpu", threads=4).predict_batch([i
 
 @needs_fork
 def test_fork__the_child_may_drop_what_it_inherited(color_model: Path) -> None:
-    """onnxruntime alone crashes here: it joins threads that only the parent has."""
+    """onnxruntime alone crashes here: it joins threads that exist only in the parent."""
     code = """
 import gc
 models = [tl.runtime.load(path, device="cpu", threads=4, hint="latency") for _ in range(2)]

@@ -1,4 +1,4 @@
-"""The script for machines with a GPU works: here on the CPU, with a small network, random weights and few images."""
+"""Run the script for GPU machines on the CPU, with a small network, random weights and few images."""
 
 from __future__ import annotations
 

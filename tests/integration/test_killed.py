@@ -1,4 +1,4 @@
-"""A training that dies at any moment, or finds the disk full: what it leaves is whole, and goes on exactly."""
+"""Training that is killed at any moment, or runs out of disk space, leaves intact files and resumes exactly."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ from tl.progress import Silent
 from tl.trainer.run_folder.run import UNFINISHED, Run
 from tl.trainer.train import train
 
-# Everything that has a state: averaged weights, momentum, a schedule that looks back, augmentation, dropout, mixing.
+# Everything stateful: averaged weights, momentum, a history-dependent schedule, augmentation, dropout, mixing.
 OPTIONS: dict[str, Any] = {
     "image_size": 64,
     "augment": "strong",
@@ -43,9 +43,9 @@ OPTIONS: dict[str, Any] = {
     "mixup": 0.2,
     "monitor": "val_loss",
 }
-# Some seconds on two slow cores, and so several checkpoints, which are at least two seconds apart.
+# Takes several seconds on two slow cores, and so writes several checkpoints, which are at least two seconds apart.
 EPOCHS = 40
-SECONDS = 120  # whoever takes longer hangs
+SECONDS = 120  # a process that takes longer hangs
 
 
 @pytest.fixture(scope="module")
@@ -55,7 +55,7 @@ def photos(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def undisturbed(photos: Path, tmp_path_factory: pytest.TempPathFactory) -> Run:
-    """The run that nothing happened to; read only."""
+    """An uninterrupted run; read only."""
     return train_here(photos, tmp_path_factory.mktemp("whole") / "run", epochs=EPOCHS, **OPTIONS).run
 
 
@@ -72,7 +72,7 @@ def flags(**options: Any) -> Iterator[str]:
 
 
 def kill_when(process: subprocess.Popen[bytes], has_come: Callable[[], bool], delay: float = 0.0) -> None:
-    """SIGKILL at a moment: nothing is closed, flushed or tidied up."""
+    """Send SIGKILL once a condition holds: nothing is closed, flushed or cleaned up."""
     end = time.monotonic() + SECONDS
     while not has_come():
         assert process.poll() is None, "the training ended before it could be killed"
@@ -90,7 +90,7 @@ def changes_of(path: Path) -> Callable[[], bool]:
 
 
 def assert_whole(run: Run) -> None:
-    """Every file under its final name can be read to its end."""
+    """Check that every file under its final name can be read completely."""
     if run.last_path.exists():
         state = torch.load(run.last_path, weights_only=True)
         assert len(state["history"]) >= 1
@@ -98,11 +98,11 @@ def assert_whole(run: Run) -> None:
         assert [int(row[0]) for row in timeless_file(run.folder / "history.csv")]
     assert run.load_config().epochs == EPOCHS
     assert not run.best_path.exists()
-    assert not (run.folder / "metrics.json").exists()  # what marks a finished run
+    assert not (run.folder / "metrics.json").exists()  # this file marks a finished run
 
 
-# Each time the training is started anew, it is killed once: before anything is kept, soon after the first epochs, while
-# a checkpoint is being written, and between a checkpoint and what follows it.
+# Each training process is killed once: before anything is saved, soon after the first epochs, while a checkpoint is
+# being written, and between a checkpoint and the files that follow it.
 MOMENTS: list[tuple[Callable[[Run], Callable[[], bool]], float]] = [
     (lambda run: run.config_path.exists, 0.0),
     (lambda run: run.last_path.exists, 0.5),
@@ -153,7 +153,7 @@ def test_resume__killed_after_the_last_epoch(short: Run, tmp_path: Path) -> None
 
 @pytest.mark.parametrize("kept", [0, 2])
 def test_resume__killed_between_the_last_state_and_its_history(short: Run, tmp_path: Path, kept: int) -> None:
-    # last.pt of the last epoch was written, history.csv not yet: it holds fewer epochs, or is not there.
+    # last.pt of the last epoch was written, but history.csv was not: it has fewer epochs, or is missing.
     run = copied(short, tmp_path / "run")
     forget_results(run)
     history = run.folder / "history.csv"
@@ -186,7 +186,7 @@ def test_export_and_weights__half_written_best_counts_for_nothing(short: Run, tm
 
 
 def tl(*words: object) -> str:
-    """What `tl` says on stderr when it fails in this process."""
+    """The stderr of `tl` when it fails in this process."""
     err = StringIO()
     argv = patch.object(sys, "argv", ["tl", *map(str, words)])
     with argv, redirect_stderr(err), pytest.raises(SystemExit) as stop:
@@ -197,7 +197,7 @@ def tl(*words: object) -> str:
 
 @contextmanager
 def largest_file(size: int) -> Iterator[None]:
-    """As on a full disk, no file can grow beyond some bytes; Python turns the signal into an OSError."""
+    """Limit the file size, as on a full disk; Python turns the signal into an OSError."""
     before, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (size, hard))
     try:
@@ -218,7 +218,7 @@ def test_train__full_disk(photos: Path, short: Run, tmp_path: Path, size: int, n
     assert "Traceback" not in err
     assert not list(run.folder.glob("*.partial")) + list(run.folder.glob(".*.partial"))
     assert not (run.folder / name).exists()
-    if run.config_path.exists():  # when there is room again, it goes on
+    if run.config_path.exists():  # resumes once there is space again
         resume(run)
         assert_same_run(run, short)
 

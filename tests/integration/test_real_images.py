@@ -1,4 +1,4 @@
-"""Real images and weights, where the optional folder of local test data is there (TL_SHARED)."""
+"""Tests on real images and weights, if the optional folder of local test data exists (TL_SHARED)."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ MAX_SECONDS_A_FILE, MAX_BYTES = 20, 3e9
 
 @pytest.fixture(scope="module")
 def imagenet_model(shared: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """MobileNetV2 with its ImageNet head, proven on photos that include every odd kind."""
+    """MobileNetV2 with its ImageNet head, with parity verified on photos of every unusual kind."""
     folder = tmp_path_factory.mktemp("imagenet")
     photos = odd_kinds(shared, folder / "photos")
     words = ["export", "--pretrained", "mobilenet_v2", "--weights", shared / "weights", "--images", photos]
@@ -80,8 +80,8 @@ def test_orientations__of_one_photo_give_one_prediction(shared: Path, imagenet_m
 
 
 def store_turned(photo: NDArray[np.uint8], orientation: int, folder: Path) -> Path:
-    """Store a photo as a camera held otherwise would: turned pixels and the tag that says so."""
-    undo = {5: 5, 6: 8, 7: 7, 8: 6}  # a quarter turn is undone by the opposite one, everything else by itself
+    """Store a photo as a rotated camera would: rotated pixels and the matching orientation tag."""
+    undo = {5: 5, 6: 8, 7: 7, 8: 6}  # a quarter turn is undone by the opposite one, every other by itself
     exif = Image.Exif()
     exif[0x0112] = orientation
     path = folder / f"{orientation}.png"
@@ -93,7 +93,7 @@ def store_turned(photo: NDArray[np.uint8], orientation: int, folder: Path) -> Pa
 def test_orientations__of_published_files_are_upright(shared: Path, kind: str) -> None:
     folder = shared / "data" / "odd-images" / "exif-orientation"
     photos = [decode_image(folder / f"{kind}_{n}.jpg", build_preprocessing((8, 8))).astype(int) for n in range(1, 9)]
-    # The files differ by a digit in the center and by JPEG noise; a turned one differs by 40 and more.
+    # The files differ by one gray level in the center and by JPEG noise; a rotated one differs by 40 or more.
     assert max(np.abs(photo - photos[0]).mean() for photo in photos) < 5
 
 
@@ -122,7 +122,7 @@ def test_preprocessing__reaches_torchvisions_accuracy(shared: Path, imagenet_mod
     accuracy = [(p.argmax(axis=1) == truth).mean() for p in (ours, reference)]
     assert len(images) == 500
     assert abs(accuracy[0] - accuracy[1]) <= 0.01
-    assert np.abs(ours - reference).max() < 1e-3  # torchvision's float normalization comes in another order
+    assert np.abs(ours - reference).max() < 1e-3  # torchvision normalizes in float in another order
 
 
 @pytest.mark.alone
@@ -134,11 +134,11 @@ def test_odd_images__each_gives_a_row_in_bounds(shared: Path, tmp_path: Path) ->
     started = time.perf_counter()
     with (tmp_path / "out.csv").open("wb") as stream:
         process = subprocess.Popen(command, stdout=stream)
-        _, status, usage = os.wait4(process.pid, 0)  # its memory alone, not that of other tests' processes
+        _, status, usage = os.wait4(process.pid, 0)  # its memory only, without other tests' processes
     process.returncode = os.waitstatus_to_exitcode(status)
     seconds = time.perf_counter() - started
     rows = list(csv.DictReader(io.StringIO((tmp_path / "out.csv").read_text(encoding="utf-8"))))
-    assert process.returncode == 3  # some inputs failed, and are listed
+    assert process.returncode == 3  # some inputs failed and are listed
     wanted = [str(path) for path in files if path.suffix != ".tar"]
     for path in folder.rglob("*.tar"):
         with tarfile.open(path) as archive:
@@ -165,9 +165,9 @@ def test_odd_images__decode_to_the_shape_pillow_finds(shared: Path) -> None:
                 slowest = max(slowest, time.perf_counter() - started)
             decoded += 1
             size = (int(row["h"]), int(row["w"]))
-            # Pillow's size of a TIFF is already that of the upright image.
+            # Pillow already reports a TIFF's upright size.
             turned = row["exif_orient"] in ("5", "6", "7", "8") and row["fmt"] != "TIFF"
             assert image.shape == (*(size[::-1] if turned else size), 3), row["path"]
             assert row["fmt"] in (*FORMATS, "MPO")
-    assert decoded > 900  # 926 when written: a loss would show
+    assert decoded > 900  # 926 when written: detects a regression
     assert slowest < MAX_SECONDS_A_FILE

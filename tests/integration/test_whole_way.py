@@ -1,4 +1,4 @@
-"""The front door to the back, as a user types it: train three ways, export, predict with an ensemble, evaluate."""
+"""End to end, as a user types it: train three ways, export, predict with an ensemble, evaluate."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ class Done:
 
 
 def tl(folder: Path, line: str) -> Done:
-    """Run a line in this process, which has torch loaded already."""
+    """Run a command line in this process, which has already loaded torch."""
     out, err = io.StringIO(), io.StringIO()
     argv = patch.object(sys, "argv", line.split())
     with chdir(folder), argv, redirect_stdout(out), redirect_stderr(err), pytest.raises(SystemExit) as stop:
@@ -62,9 +62,9 @@ def test_predict__ensemble_line_as_written(lab: Path) -> None:
     done = subprocess.run(command, cwd=lab, capture_output=True, text=True, check=False)
     rows = list(csv.DictReader(io.StringIO(done.stdout)))
     assert done.returncode == 0
-    assert len(rows) == 706  # scikit-learn's digits 5-9 less 38 a class
+    assert len(rows) == 706  # scikit-learn's digits 5-9 minus 38 per class
     assert {"agreement", "entropy", "vote:a", "vote:b", "vote:c"} <= rows[0].keys()
-    assert sum(Path(row["path"]).parent.name == row["label"] for row in rows) > 0.5 * len(rows)  # chance is a fifth
+    assert sum(Path(row["path"]).parent.name == row["label"] for row in rows) > 0.5 * len(rows)  # chance: one fifth
 
 
 def test_evaluate__members_and_votes_agree_with_predict(lab: Path) -> None:
@@ -89,7 +89,7 @@ def test_evaluate__reads_a_runs_own_manifest(lab: Path) -> None:
     (row,) = json.loads(done.stdout)["rows"]
     metrics = json.loads((lab / "runs/c/metrics.json").read_text(encoding="utf-8"))["val"]
     assert row["n"] == metrics["n"] == 150
-    assert row["top1_accuracy"] == metrics["top1_accuracy"]  # what was validated is what is deployed
+    assert row["top1_accuracy"] == metrics["top1_accuracy"]  # the deployed model is the validated one
 
 
 def test_verify_and_inspect__work_on_exports(lab: Path) -> None:
@@ -107,7 +107,7 @@ def test_oldest_runtime__runs_an_export(lab: Path) -> None:
         "assert onnxruntime.__version__.startswith('1.18.'), onnxruntime.__version__\n"
         "print(tl.runtime.run_selftest('c.onnx', device='cpu').max_abs_diff)"
     )
-    absolute = Path(python).absolute()  # not resolved: a venv's python is a link
+    absolute = Path(python).absolute()  # not resolved: the python of a venv is a symlink
     done = subprocess.run([absolute, "-c", code], cwd=lab, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
-    assert float(done.stdout) < 1e-4  # the export's own tolerance
+    assert float(done.stdout) < 1e-4  # the tolerance of the export

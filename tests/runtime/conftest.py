@@ -4,6 +4,6 @@ from __future__ import annotations
 
 from hypothesis import settings
 
-# No deadline: a busy machine is no fault. Derandomized: a test that fails must fail again when it is rerun.
+# No deadline: a busy machine is not an error. Derandomized, so that a failing test fails again when it is rerun.
 settings.register_profile("runtime", deadline=None, derandomize=True, max_examples=60)
 settings.load_profile("runtime")

@@ -1,4 +1,4 @@
-"""Damage to files as hypothesis makes and shrinks it. TL_FUZZ_EXAMPLES: how many files each fuzz test tries."""
+"""Corrupt files with hypothesis, which also shrinks failures. TL_FUZZ_EXAMPLES: number of files per fuzz test."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import os
 from hypothesis import settings
 from hypothesis import strategies as st
 
-# Derandomized and few by default; more of them, found at random, where somebody asks for it.
+# Derandomized and few by default; random and more on request.
 _COUNT = os.environ.get("TL_FUZZ_EXAMPLES")
 EXAMPLES = settings(max_examples=int(_COUNT or 150), derandomize=_COUNT is None, deadline=None)
 
@@ -18,15 +18,15 @@ _BYTES = st.one_of(
 
 
 def mutations() -> st.SearchStrategy[list[tuple[int, int, bytes]]]:
-    """Changes of a file: where (modulo its size), how many bytes to take out there, what to put in."""
+    """Changes to a file: position (modulo its size), number of bytes to remove there, and bytes to insert."""
     return st.lists(st.tuples(st.integers(0, 1 << 20), st.integers(0, 200), _BYTES), max_size=4)
 
 
 def mutate(data: bytes, changes: list[tuple[int, int, bytes]]) -> bytes:
-    """`data` with the changes. Bytes are replaced where as many are put in as taken out."""
+    """Apply the changes to `data`. Bytes are replaced where as many are inserted as removed."""
     for place, taken, put in changes:
         at = place % (len(data) + 1)
-        # Odd counts replace, so that lengths further up stay true; others move what follows, or cut.
+        # Odd counts replace bytes, so that preceding lengths stay valid; others move the rest, or cut it off.
         stop = at + len(put) if taken % 2 else at + taken
         data = data[:at] + put + data[stop:]
     return data

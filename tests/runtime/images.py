@@ -15,8 +15,8 @@ from tl.runtime.imaging.preprocessing import build_preprocessing
 
 RECIPE = build_preprocessing((8, 8))
 
-# How a stored image is made from an upright one so that EXIF orientation o makes it upright again.
-# Source: EXIF 2.32, tag 0x0112; 6 says that the stored left column is the visual top, so it was turned left (90).
+# How to store an upright image so that EXIF orientation o turns it upright again. Source: EXIF 2.32, tag 0x0112; 6
+# means that the stored left column is the visual top, so it was turned left (90).
 _STORED = {
     1: None,
     2: Image.Transpose.FLIP_LEFT_RIGHT,
@@ -30,14 +30,14 @@ _STORED = {
 
 
 def blocks(height: int = 32, width: int = 48) -> NDArray[np.uint8]:
-    """Squares of 16 px, each of another gray: JPEG stores them without loss, whatever their order."""
+    """Squares of 16 px, each of a different gray: JPEG stores them without loss, in any order."""
     rows, columns = height // 16, width // 16
     grays = np.arange(rows * columns, dtype=np.uint8).reshape(rows, columns) * 32 + 24
     return np.repeat(grays.repeat(16, 0).repeat(16, 1)[:, :, None], 3, axis=2)
 
 
 def noise(height: int = 64, width: int = 64, seed: int = 0) -> NDArray[np.uint8]:
-    """Random pixels, which no codec can store in a few bytes."""
+    """Random pixels, which no codec can compress to a few bytes."""
     return np.random.default_rng(seed).integers(0, 256, (height, width, 3), dtype=np.uint8)
 
 
@@ -50,7 +50,7 @@ def encode(image: NDArray[Any] | Image.Image, kind: str, **options: Any) -> byte
 
 
 def encode_turned(upright: NDArray[np.uint8], orientation: int, kind: str, **options: Any) -> bytes:
-    """A file whose stored pixels are turned, with the EXIF orientation that turns them back."""
+    """A file with rotated pixels and the EXIF orientation that rotates them back."""
     image = Image.fromarray(upright)
     turn = _STORED[orientation]
     exif = Image.Exif()
@@ -61,7 +61,7 @@ def encode_turned(upright: NDArray[np.uint8], orientation: int, kind: str, **opt
 def png(
     width: int, height: int, *, bits: int, color: int, rows: bytes = b"", chunks: tuple[tuple[bytes, bytes], ...] = ()
 ) -> bytes:
-    """A PNG by its parts. `color`: 0 gray, 2 RGB, 4 gray and alpha, 6 RGBA. `rows`: packed big-endian pixel rows."""
+    """A PNG from its parts. `color`: 0 gray, 2 RGB, 4 gray and alpha, 6 RGBA. `rows`: packed big-endian pixels."""
     header = struct.pack(">IIBBBBB", width, height, bits, color, 0, 0, 0)
     stride = len(rows) // height
     filtered = b"".join(b"\0" + rows[y * stride : (y + 1) * stride] for y in range(height)) if rows else b""
@@ -70,7 +70,7 @@ def png(
 
 
 def zero_middle(data: bytes, start: float = 0.5, stop: float = 0.6) -> bytes:
-    """The same file with a stretch of zeros, as a failing disk leaves it."""
+    """The same file with a range of zeros, as left by a failing disk."""
     first, last = int(len(data) * start), int(len(data) * stop)
     return data[:first] + bytes(last - first) + data[last:]
 

@@ -9,7 +9,7 @@ from tl.runtime.devices import Cores, cgroup_quota, count_cores
 
 
 def make_cgroups(root: Path, membership: str, **files: str) -> Path:
-    """A file system with /proc/self/cgroup and files of /sys/fs/cgroup, named with __ for /."""
+    """A file system with /proc/self/cgroup and files in /sys/fs/cgroup, named with __ for /."""
     (root / "proc/self").mkdir(parents=True)
     (root / "proc/self/cgroup").write_text(membership)
     for name, text in files.items():

@@ -1,4 +1,4 @@
-"""Decoding in other processes: the same results as in threads, and nothing left behind however it ends."""
+"""Decoding in processes: the same results as in threads, and no leftovers however it ends."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ def model(color_model: Path) -> Iterator[Predictor[Classification]]:
 
 
 def children() -> set[int]:
-    """Processes that this one started and has not taken leave of."""
+    """Child processes that have not been reaped."""
     listed = subprocess.run(
         ["ps", "-ww", "-o", "pid=,args=", "--ppid", str(os.getpid())], capture_output=True, text=True
     )
@@ -46,7 +46,7 @@ def children() -> set[int]:
 
 
 def is_over(pid: int) -> bool:
-    """Whether a process has ended; a zombie has."""
+    """Whether a process has ended; a zombie counts as ended."""
     try:
         return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] == "Z"
     except FileNotFoundError:
@@ -61,7 +61,7 @@ def wait_until(condition: Callable[[], bool]) -> None:
 
 
 def make_folder(folder: Path) -> list[str]:
-    """Good images of many kinds, and all that may be wrong with one."""
+    """Valid images of many kinds, and every kind of invalid file."""
     folder.mkdir()
     for n in range(9):
         (folder / f"good{n}.jpg").write_bytes(encode(noise(20 + 40 * (n % 3), 30, n), "JPEG"))
@@ -150,7 +150,7 @@ def test_predict_iter__nothing(model: Predictor[Classification]) -> None:
     assert model.predict_batch([]) == []
 
 
-# --- ends
+# --- shutdown
 
 
 def endless() -> Iterator[ImageSource]:
@@ -190,7 +190,7 @@ def test_submit__all_workers_killed_names_the_chunk() -> None:
         (worker,) = children()
         os.kill(worker, signal.SIGSTOP)
         futures = [pool.submit(chunk) for chunk in (["a.png", data, data, data], ["b.png"], ["c.png"])]
-        wait_until(lambda: pool._tasks.qsize() == 1)  # the first two are handed over
+        wait_until(lambda: pool._tasks.qsize() == 1)  # the first two have been dispatched
         os.kill(worker, signal.SIGKILL)
         with pytest.raises(WorkerError, match=r"a\.png, data without a name, data without a name and 1 more"):
             futures[0].result(20)
@@ -216,7 +216,7 @@ for n, result in enumerate(model.predict_iter(sources(), batch_size=2)):
 
 
 def start_script(tmp_path: Path, model: Path, count: int) -> subprocess.Popen[str]:
-    """A script without a guard for __main__, from another folder, with modules that only it finds."""
+    """A script without a __main__ guard, from another folder, with modules that only it can import."""
     (tmp_path / "script.py").write_text(f"import sys\nsys.path.insert(0, {str(ROOT)!r})\n{SCRIPT}")
     (tmp_path / "photo.png").write_bytes(encode(solid((9, 200, 9)), "PNG"))
     words = [str(tmp_path / "script.py"), str(model), str(ROOT), str(tmp_path / "photo.png"), str(count)]

@@ -17,7 +17,7 @@ ROOT = Path(__file__).parents[2]
 
 
 def pretend_wheels(monkeypatch: pytest.MonkeyPatch, **versions: str) -> None:
-    """Make the metadata of other combinations of wheels, which cannot be installed side by side here."""
+    """Fake the metadata of other combinations of wheels, which cannot be installed together here."""
     real = metadata.version
 
     def version(name: str) -> str:
@@ -109,7 +109,7 @@ def test_library_fault__names_what_cannot_be_loaded(monkeypatch: pytest.MonkeyPa
 
 
 class Driver:
-    """libcuda.so.1 as far as it is asked. Source: CUDA driver API, cuDriverGetVersion: 1000 major + 10 minor."""
+    """The parts of libcuda.so.1 in use. Source: CUDA driver API, cuDriverGetVersion: 1000 major + 10 minor."""
 
     def __init__(self, version: int, status: int = 0) -> None:
         self.version, self.status = version, status
@@ -132,7 +132,7 @@ def test_driver_cuda__from_its_number(
 def test_driver_cuda__no_driver(monkeypatch: pytest.MonkeyPatch) -> None:
     pretend_libraries(monkeypatch, lambda name: False)
     assert devices.driver_cuda() is None
-    assert devices.driver_age_fault("13.0") is None  # that there is none is said by `driver_fault`
+    assert devices.driver_age_fault("13.0") is None  # `driver_fault` reports a missing driver
 
 
 @pytest.mark.parametrize(("wanted", "is_fault"), [("13.0", True), ("12.9", False), ("11.8", False), ("", False)])

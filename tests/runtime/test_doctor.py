@@ -196,7 +196,7 @@ def test_examine__pillow_without_avif(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.mark.parametrize("wheel", ["onnxruntime", "onnxruntime-gpu"])
 def test_examine__onnxruntime_that_cannot_be_imported(wheel: str) -> None:
-    """A missing or broken onnxruntime is what people call the doctor for."""
+    """A missing or broken onnxruntime is a common reason to run `tl doctor`."""
     code = f"""
 import sys
 from importlib import metadata
@@ -216,6 +216,6 @@ for one in examine(): print(one.name, one.ok, one.detail)
 
 
 def test_simplejpeg__the_decoder_is_strict() -> None:
-    """`doctor` calls it strict JPEG decoding: it must refuse half an image."""
+    """`doctor` reports strict JPEG decoding, so simplejpeg must reject half an image."""
     with pytest.raises(ValueError):
         simplejpeg.decode_jpeg(b"\xff\xd8\xff", strict=True)

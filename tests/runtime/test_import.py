@@ -1,4 +1,4 @@
-"""Importing `tl.runtime` must do nothing to the host program but define names."""
+"""Importing `tl.runtime` must not affect the host program, other than defining names."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ for module in pkgutil.iter_modules(tl.runtime.__path__, "tl.runtime."):
     importlib.import_module(module.name)
 """
 
-# The host's state that a library has no business with.
+# Host state that a library must not change.
 STATE = """
 import json, locale, logging, os, random, signal, sys, threading, warnings
 import numpy, PIL.Image, PIL.ImageFile
@@ -87,7 +87,7 @@ def test_import__warns_of_nothing() -> None:
 
 
 def test_import__leaves_the_host_as_it_was() -> None:
-    # What numpy, Pillow and onnxruntime do themselves when imported is not ours: they come first.
+    # Side effects of importing numpy, Pillow and onnxruntime are excluded, so these are imported first.
     code = f"{NEEDED}{STATE}before = state()\n{ALL_MODULES}\nprint(json.dumps([before, state()]))"
     before, after = json.loads(run_python(code).stdout)
     changed: dict[str, Any] = {key: (before[key], after[key]) for key in before if before[key] != after[key]}
@@ -109,7 +109,7 @@ sys.addaudithook(hook)
 def test_import__is_quick() -> None:
     code = f"import time\n{NEEDED}begun = time.process_time()\nimport tl.runtime\nprint(time.process_time() - begun)"
     best = 60.0
-    for _ in range(8):  # seconds of a core, and the best of several: other work only ever makes it slower
+    for _ in range(8):  # CPU time, best of several: other load only makes it slower
         best = min(best, float(run_python(code).stdout))
         if best < 0.15:
             break

@@ -31,7 +31,7 @@ def predictor(color_model: Path) -> Predictor:
 
 @pytest.fixture
 def three(tmp_path: Path) -> list[Path]:
-    """Members of other class orders, sizes and gains."""
+    """Members with different class orders, sizes and gains."""
     return [
         make_model(tmp_path / "a.onnx"),
         make_model(tmp_path / "b.onnx", ("blue", "red", "green"), gain=0.02),
@@ -92,7 +92,7 @@ def test_predict_iter__batches_equal_single_images(predictor: Predictor, batch_s
     images = [noise(20, 30, seed) for seed in range(7)]
     batched = list(predictor.predict_iter(images, batch_size=batch_size))
     singles = [predictor.predict(image) for image in images]
-    np.testing.assert_allclose(classified(batched), classified(singles), atol=1e-6)  # the promise of the design
+    np.testing.assert_allclose(classified(batched), classified(singles), atol=1e-6)  # the guaranteed tolerance
     assert [result.label for result in batched if isinstance(result, Classification)] == [one.label for one in singles]
 
 
@@ -134,7 +134,7 @@ def test_predict_iter__is_lazy_and_bounded(color_model: Path) -> None:
         for _ in range(10):
             next(results)
         results.close()  # type: ignore[attr-defined]
-    assert 10 <= taken <= 10 + 3 * 2  # two batches ahead for a thread, and the one being submitted
+    assert 10 <= taken <= 10 + 3 * 2  # two batches ahead per thread, and the one being submitted
 
 
 def test_predict_iter__leaves_no_threads(predictor: Predictor) -> None:
@@ -162,9 +162,9 @@ def test_predict_iter__on_cuda_runs_batches_of_one_size(
         monkeypatch.setattr(Session, "run", watched)
         monkeypatch.setattr(predictor, "_is_cpu", False)
         found = list(predictor.predict_iter(sources, batch_size=4))
-        assert sizes == [4, 4]  # three good ones of four, and the two that are left
+        assert sizes == [4, 4]  # three valid of four, and the remaining two
         list(predictor.predict_iter(images[:2], batch_size=4))
-        assert sizes[2:] == [2]  # a few images alone would be followed by as few
+        assert sizes[2:] == [2]  # a small batch alone is not padded
     assert isinstance(found[1], Failure)
     np.testing.assert_allclose(classified(found[:1] + found[2:]), classified(expected[:1] + expected[2:]), atol=1e-6)
 
@@ -235,7 +235,7 @@ def test_load__soft_vote_by_hand(three: list[Path]) -> None:
 
 
 def test_load__agreement_counts_members_for_the_label(tmp_path: Path) -> None:
-    top = build_preprocessing((8, 8), "short_side", short_side=8)  # sees the image's middle alone
+    top = build_preprocessing((8, 8), "short_side", short_side=8)  # sees only the image's center
     models = [make_model(tmp_path / "a.onnx"), make_model(tmp_path / "b.onnx", preprocessing=top, gain=0.01)]
     image = solid((250, 0, 0), 8, 24)
     image[:, 8:16] = (0, 250, 0)

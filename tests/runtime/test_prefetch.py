@@ -16,7 +16,7 @@ def ahead_threads() -> list[str]:
 
 
 class Source:
-    """Numbers from 0 on that count how many were taken."""
+    """Numbers from 0, counting how many were taken."""
 
     def __init__(self, size: int) -> None:
         self.size = size
@@ -53,7 +53,7 @@ def test_map_ahead__takes_a_bounded_number_of_items(ahead: int) -> None:
 
 
 def test_map_ahead__works_in_parallel() -> None:
-    meeting = threading.Barrier(3, timeout=10)  # passes only if three calls are under way at once
+    meeting = threading.Barrier(3, timeout=10)  # passes only if three calls run at once
     assert len(list(prefetch_map(lambda item: meeting.wait(), range(3), workers=3, ahead=3))) == 3
 
 
@@ -92,7 +92,7 @@ def test_map_ahead__stopping_cancels_what_has_not_begun() -> None:
 
     results = prefetch_map(work, range(100), workers=1, ahead=20)
     assert next(results) == 0
-    threading.Timer(0.1, gate.set).start()  # lets the one call under way end while the pool shuts down
+    threading.Timer(0.1, gate.set).start()  # lets the running call end while the pool shuts down
     results.close()  # type: ignore[attr-defined]
     assert len(begun) <= 2
     assert ahead_threads() == []

@@ -73,7 +73,7 @@ def test_run__threads(color_model: Path) -> None:
     np.testing.assert_allclose(results, [color_probabilities(image) for image in images], atol=ATOL)
 
 
-# --- files that are no model of ours
+# --- files that are not our models
 
 
 def test_session__no_such_file(tmp_path: Path) -> None:
@@ -173,7 +173,7 @@ def test_session__format_of_onnxruntime(tmp_path: Path, color_model: Path) -> No
     ort.InferenceSession(color_model, options, providers=["CPUExecutionProvider"])
     assert (tmp_path / "a.ort").read_bytes()[4:8] == b"ORTM"
     assert "no ONNX model" in fault(tmp_path / "a.ort", device="cpu")
-    # A field that no reader knows, with the other format's mark in it, and the model behind it.
+    # An unknown field that contains the other format's magic number, followed by the model.
     (tmp_path / "b.ort").write_bytes(b"\xaa\x7c\x06\x00ORTM\x00" + color_model.read_bytes())
     assert Session(tmp_path / "b.ort", device="cpu").contract == make_contract()
 

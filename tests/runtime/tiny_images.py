@@ -1,4 +1,4 @@
-"""Tiny images of every format, as files: seeds for tests that damage them. 4 x 4 pixels, written by Pillow 12."""
+"""Tiny images in every format, as files: seeds for tests that corrupt them. 4 x 4 pixels, written by Pillow 12."""
 
 from __future__ import annotations
 

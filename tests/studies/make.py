@@ -17,7 +17,7 @@ BASE = {
 
 
 def make_labels(root: Path, per_class: int = 12) -> Path:
-    """A CSV of three classes of colored squares: 7 train, 3 val and 2 test a class."""
+    """A CSV of three classes of colored squares: 7 train, 3 val and 2 test images per class."""
     make_class_folders(root / "photos", per_class)
     rows = []
     for path in sorted((root / "photos").rglob("*.png")):
@@ -27,7 +27,7 @@ def make_labels(root: Path, per_class: int = 12) -> Path:
 
 
 def make_study(path: Path, data: Path, **changes: Any) -> Path:
-    """A study file; a value of None leaves a key out."""
+    """A study file; a value of None removes a key."""
     values = {"base": {**BASE, "data": str(data)}, **changes}
     path.write_text(
         yaml.safe_dump({k: v for k, v in values.items() if v is not None}, sort_keys=False), encoding="utf-8"

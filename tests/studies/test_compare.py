@@ -24,7 +24,7 @@ def test_compare_runs__shows_what_differs(finished_run: Run, photos: Path, tmp_p
     assert rows[1]["test_top1_accuracy"] is None
     assert (rows[1]["epochs"], rows[1]["lr"], rows[1]["seed"]) == (1, 0.002, 1)
     assert not {"data", "backbone", "out"} & rows[0].keys()
-    assert [row["same_data"] for row in rows] == [True, False]  # the seed divides them anew
+    assert [row["same_data"] for row in rows] == [True, False]  # the seed changes the split
 
 
 def test_compare__by_the_command_line(finished_run: Run, run_tl: RunTl, tmp_path: Path) -> None:

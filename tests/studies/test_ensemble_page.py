@@ -16,7 +16,7 @@ from tl.runtime.predictor import load
 from tl.studies.report.ensemble_page import build_ensemble_page
 from tl.studies.report.page import Gallery, Page
 
-# True class and color; the second looks green and is red.
+# True class and color; the second looks green but is labeled red.
 CASES = (("red", (200, 30, 20)), ("red", (100, 110, 60)), ("green", (20, 180, 60)), ("blue", (10, 60, 90)))
 
 
@@ -28,7 +28,7 @@ def labels(tmp_path: Path) -> Path:
 
 
 def galleries(page: Page) -> dict[str, int]:
-    """Section -> how many images it shows."""
+    """Section -> number of images in it."""
     return {
         section.title: sum(len(block.cards) for block in section.blocks if isinstance(block, Gallery))
         for section in page.sections
@@ -37,7 +37,7 @@ def galleries(page: Page) -> dict[str, int]:
 
 
 def test_build_ensemble_page__where_voting_helps_and_hurts(tmp_path: Path, labels: Path) -> None:
-    # Two members see colors as they are, the third the opposite: its vote counts for more than both.
+    # Two members see the true colors, the third sees the opposite: its vote outweighs both.
     members = [make_model(tmp_path / "a.onnx", gain=0.02), make_model(tmp_path / "b.onnx", gain=0.01)]
     members.append(make_model(tmp_path / "wrong.onnx", gain=-0.5))
     images = [LabeledImage(str(path), path.name, path.parent.name) for path in sorted(labels.rglob("*.png"))]

@@ -13,7 +13,7 @@ from tl.trainer.config import TrainConfig
 
 
 def make_run(folder: Path, variant: str, lr: float, seed: int, accuracy: float | None) -> CellRun:
-    """A finished run by its metrics alone; a failed one for None."""
+    """A finished run that has only metrics; a failed one for None."""
     cell = Cell(variant, (("lr", lr),), seed, TrainConfig("photos", lr=lr, seed=seed))
     run = CellRun(cell, folder / cell.name)
     if accuracy is None:
@@ -38,7 +38,7 @@ def test_build_settings__ranked_by_validation(runs: list[CellRun]) -> None:
     a = settings[2]
     assert (a.best_epoch, a.train_seconds, a.trained_parameters, a.failed) == (3.5, 10.5, 7, 0)
     assert a.val.mean == pytest.approx(0.6)
-    # Two values 0.1 from their mean: s = 0.1414, t(1) = 12.706, half a width of 1.27.
+    # Two values 0.1 from their mean: s = 0.1414, t(1) = 12.706, half-width 1.27.
     assert (a.val.low, a.val.high) == (0.0, 1.0)
     assert settings[3].val is None
     assert settings[0].failed == 1
@@ -46,7 +46,7 @@ def test_build_settings__ranked_by_validation(runs: list[CellRun]) -> None:
 
 def test_best_of_variants__whole_settings_first(runs: list[CellRun]) -> None:
     chosen = best_of_variants(build_settings(runs, "classification"))
-    # a lr=0.2 is better, by one lucky seed of two.
+    # a lr=0.2 is better, but only by one lucky seed of two.
     assert [setting.name for setting in chosen] == ["b lr=0.1", "a lr=0.1"]
 
 
@@ -71,7 +71,7 @@ def test_effects__by_value(runs: list[CellRun]) -> None:
 
 def test_estimate__of_one_and_of_three() -> None:
     assert estimate([0.5], (0.4, 0.6)).low == 0.4
-    assert estimate([0.5, 0.5], (0.4, 0.6)).low == 0.4  # equal seeds say nothing of their spread
+    assert estimate([0.5, 0.5], (0.4, 0.6)).low == 0.4  # equal seeds do not show a spread
     three = estimate([0.90, 0.92, 0.94])
     # scipy.stats.t.interval(0.95, 2, 0.92, scipy.stats.sem([...])) by hand: 4.3027 * 0.02 / sqrt(3)
     assert (three.low, three.high) == (pytest.approx(0.92 - 0.049683, abs=1e-5), pytest.approx(0.969683, abs=1e-5))

@@ -1,4 +1,4 @@
-"""Every recipe is a study that runs: here with a small backbone, small images and one epoch."""
+"""Every recipe is a runnable study: here with a small backbone, small images and one epoch."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from tl.trainer.fit.augment import build_augment
 from tl.trainer.models.backbones import build_classifier
 
 RECIPES = Path(__file__).parents[2] / "recipes"
-# What makes a study small enough for a test, beside its data.
+# Options, besides the data, that make a study small enough for a test.
 SMALL = {"backbone": "squeezenet1_0", "image_size": 64, "epochs": 1, "batch_size": 8, "threads": 1, "cache": "ram"}
 FORCED = {
     "landmarks": {"batch_size": 4},
@@ -35,7 +35,7 @@ FORCED = {
 
 @pytest.fixture
 def _weights(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Random tensors in the place of ImageNet's."""
+    """Random tensors in place of ImageNet's."""
     torch.manual_seed(0)
     (tmp_path / "weights").mkdir()
     for name in ("squeezenet1_0", "mobilenet_v2"):
@@ -63,7 +63,7 @@ def test_recipe__augmentations_change_images(tmp_path: Path) -> None:
             assert any((augment(image, seed) != image[4:36, 4:36]).any() for seed in range(6)), cell.setting
 
 
-# Of five whole studies the quickest is one to wait for before a commit; the sixth is 27 runs of the same kind.
+# The quickest of five whole studies, short enough to run before a commit; the sixth has 27 runs of the same kind.
 QUICK = "optimizers"
 
 
@@ -78,7 +78,7 @@ def test_recipe__runs_to_the_end(name: str, tmp_path: Path, run_tl: RunTl) -> No
     run_recipe(RECIPES / f"{name}.yaml", data, words, tmp_path / "out", run_tl)
 
 
-# Where each recipe's study took its images from, or what comes next to it, and what makes it short.
+# The image source of each recipe's study, or the closest available, and the options that shorten it.
 REAL = {
     "landmarks": ("flywing-landmarks/landmarks.csv", {"batch_size": 8}),
     "optimizers": ("cats-dogs", {"per_class": 10}),
@@ -100,7 +100,7 @@ def test_recipe__runs_on_real_images_with_real_weights(
     options = {**SMALL, **own}
     recipe = RECIPES / f"{name}.yaml"
     if name == "ensemble":
-        # Its members differ in their backbones, one of which is carried over from a run on other images.
+        # Its members differ in their backbones; one is transferred from a run on other images.
         small = ("--method", "scratch", "--backbone", "smallcnn", "--per-class", "10", "--epochs", "1", "--no-report")
         assert run_tl("train", shared / "data" / "cifar10", *small, "--out", tmp_path / "cifar10").code == 0
         text = recipe.read_text(encoding="utf-8").replace("runs/cifar10", str(tmp_path / "cifar10"))
@@ -115,7 +115,7 @@ def test_recipe__runs_on_real_images_with_real_weights(
 
 
 def few_of(data: Path, manifest: Path) -> Path:
-    """Ten classes and ten images of each class and split at most: judging should not take longer than training."""
+    """At most ten classes, and ten images per class and split: evaluation should not take longer than training."""
     found = read_images(data)
     labels = sorted({image.label for image in found})[:10]
     few = [p for label in labels for split in SPLITS for p in _of(found, label, split)[:10]]

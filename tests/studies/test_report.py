@@ -1,4 +1,4 @@
-"""Pages of real runs: what they say, that nothing is fetched, and that a browser shows and works them."""
+"""Pages of real runs: their content, that they fetch nothing, and that a browser displays and operates them."""
 
 from __future__ import annotations
 

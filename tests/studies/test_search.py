@@ -27,7 +27,7 @@ def test_draw_points__in_their_ranges_and_the_same_again() -> None:
     assert {point["optimizer"] for point in points} == {"sgd", "adam"}
     assert {point["batch_size"] for point in points} == {8, 16, 24, 32}
     rates = sorted(point["lr"] for point in points)
-    assert 1e-4 <= rates[0] < 1e-3 < rates[20] < 1e-2 < rates[-1] <= 0.1  # even on a log scale
+    assert 1e-4 <= rates[0] < 1e-3 < rates[20] < 1e-2 < rates[-1] <= 0.1  # uniform on a log scale
     assert all(point["lr"] == float(f"{point['lr']:.3g}") for point in points)
 
 

@@ -39,7 +39,7 @@ def test_read_study__what_a_variant_has_of_its_own(tmp_path: Path) -> None:
     variants = {"a": {"seeds": [5]}, "b": {"lr": 0.1}, "c": {"lr": None}}
     study = read_study(make_study(tmp_path / "t.yaml", tmp_path, variants=variants, grid={"lr": [0.5, 0.6]}))
     assert [(cell.setting, cell.config.lr) for cell in study.cells] == [
-        *(("a lr=0.5", 0.5), ("a lr=0.6", 0.6), ("b", 0.1), ("c", None)),  # an axis it names itself is none of it
+        *(("a lr=0.5", 0.5), ("a lr=0.6", 0.6), ("b", 0.1), ("c", None)),  # an option set by a variant is not its axis
     ]
     study = read_study(make_study(tmp_path / "s.yaml", tmp_path, variants=variants, seeds=[0, 1]), {"lr": 0.3})
     assert [(cell.setting, cell.seed, cell.config.lr) for cell in study.cells] == [

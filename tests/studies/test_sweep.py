@@ -1,4 +1,4 @@
-"""Real studies of small runs: what is kept, what goes on, what is judged once."""
+"""Real studies of small runs: results are kept, runs resume, and models are evaluated once."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ def test_sweep__from_file_to_page(labels: Path, tmp_path: Path, run_tl: RunTl) -
     assert [row["seeds"] for row in rows] == ["2", "2", "0"]
     selected = [row for row in rows if row["selected"] == "True"]
     assert [row["variant"] for row in selected] == ["slow"]
-    assert selected == rows[:1]  # the best by validation
+    assert selected == rows[:1]  # the best on validation data
     assert 0 <= float(rows[0]["test_top1_accuracy"]) <= 1
     assert (rows[1]["test_top1_accuracy"], rows[2]["failed"]) == ("", "2")
     assert "no such file or folder" in done.err
@@ -53,7 +53,7 @@ def test_sweep__from_file_to_page(labels: Path, tmp_path: Path, run_tl: RunTl) -
     assert all(title in page for title in ("Leaderboard", "Selected", "Axes", "Failed", "Repeat"))
     assert len(list((tmp_path / "o" / "models").iterdir())) == 2
 
-    # Again: nothing is trained, nothing judged anew, failed runs stay unless they are asked for.
+    # Second call: nothing is trained or evaluated again; failed runs stay failed unless a retry is requested.
     kept = {path: path.stat().st_mtime_ns for path in (tmp_path / "o").rglob("*") if path.name == "metrics.json"}
     judged = (tmp_path / "o" / "selected.json").stat().st_mtime_ns
     again = run_tl("sweep", study, "--out", tmp_path / "o", "--json")
@@ -67,7 +67,7 @@ def test_sweep__what_cannot_be_judged_costs_no_leaderboard(
 ) -> None:
     study = make_study(tmp_path / "s.yaml", labels)
     (tmp_path / "o").mkdir()
-    (tmp_path / "o" / "models").touch()  # a file where the folder of models should be
+    (tmp_path / "o" / "models").touch()  # a file at the path of the model folder
     done = run_tl("sweep", study, "--out", tmp_path / "o")
     assert done.code == 3
     assert "not judged: base seed 0:" in done.err
@@ -95,7 +95,7 @@ def test_sweep__a_run_trained_anew_is_judged_anew(labels: Path, tmp_path: Path, 
     kept[name] |= {"score": 0.123}
     (tmp_path / "o" / "selected.json").write_text(json.dumps(kept), encoding="utf-8")
     run_tl("sweep", study, "--out", tmp_path / "o")
-    assert rows_of(tmp_path / "o")[0]["test_top1_accuracy"] == "0.123"  # kept: nobody looked again
+    assert rows_of(tmp_path / "o")[0]["test_top1_accuracy"] == "0.123"  # kept: not evaluated again
     kept[name] |= {"network": "another"}
     (tmp_path / "o" / "selected.json").write_text(json.dumps(kept), encoding="utf-8")
     run_tl("sweep", study, "--out", tmp_path / "o")
@@ -124,7 +124,7 @@ def test_sweep__within_a_budget(labels: Path, tmp_path: Path, run_tl: RunTl) -> 
     study = make_study(tmp_path / "s.yaml", labels, grid={"lr": [0.001, 0.01, 0.1]})
     done = run_tl("sweep", study, "--out", tmp_path / "o", "--budget", "1s")
     assert "the time is up: 2 runs are not begun" in done.err
-    assert [row["selected"] for row in rows_of(tmp_path / "o")] == ["False"] * 3  # a part has selected nothing
+    assert [row["selected"] for row in rows_of(tmp_path / "o")] == ["False"] * 3  # a partial study selects nothing
     assert not (tmp_path / "o" / "selected.json").exists()
     assert run_tl("sweep", study, "--out", tmp_path / "o").code == 0
     assert [row["seeds"] for row in rows_of(tmp_path / "o")] == ["1"] * 3
@@ -204,7 +204,7 @@ def test_sweep__interrupted_saves_what_it_has(labels: Path, tmp_path: Path) -> N
         deadline = time.monotonic() + 120
         while not list((tmp_path / "o").rglob("last.pt")) and time.monotonic() < deadline:
             time.sleep(0.05)
-        process.send_signal(signal.SIGINT)  # to it alone, as an editor's stop button does
+        process.send_signal(signal.SIGINT)  # to the process alone, as an editor's stop button does
         _, errors = process.communicate(timeout=90)
     finally:
         process.kill()
@@ -213,11 +213,11 @@ def test_sweep__interrupted_saves_what_it_has(labels: Path, tmp_path: Path) -> N
 
 
 def heed_interrupts() -> None:
-    """Where tests run in the background, a shell has told them to ignore interrupts, and children inherit that."""
+    """Enable interrupts: a background shell makes tests ignore them, and children inherit that setting."""
     signal.signal(signal.SIGINT, signal.SIG_DFL)
 
 
 def children_of(process: subprocess.Popen[Any]) -> list[str]:
-    """The processes that train."""
+    """The training processes."""
     children = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text(encoding="utf-8").split()
     return [pid for pid in children if b"spawn_main" in Path(f"/proc/{pid}/cmdline").read_bytes()]

@@ -17,7 +17,7 @@ from tl.trainer.train import train
 
 @pytest.fixture(autouse=True)
 def _torch_as_before() -> Iterator[None]:
-    """Give torch its thread count and random state back."""
+    """Restore torch's thread count and random state."""
     threads, state = torch.get_num_threads(), torch.get_rng_state()
     yield
     torch.set_num_threads(threads)
@@ -26,7 +26,7 @@ def _torch_as_before() -> Iterator[None]:
 
 @pytest.fixture
 def fresh_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """An empty folder of caches for one test."""
+    """An empty cache folder for one test."""
     monkeypatch.setenv("TL_CACHE_DIR", str(tmp_path / "cache"))
     return tmp_path / "cache"
 

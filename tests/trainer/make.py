@@ -1,4 +1,4 @@
-"""Small real data sets, configs and listeners for the trainer's and exporter's tests."""
+"""Small real data sets, configs and listeners for the tests of the trainer and exporter."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ def make_noise(seed: int, rgb: tuple[int, int, int] = (128, 128, 128), hw: tuple
 
 
 def make_png(path: Path, image: NDArray[Any]) -> Path:
-    """Write an array as PNG, with its folders."""
+    """Write an array as PNG, and create its folders."""
     path.parent.mkdir(parents=True, exist_ok=True)
     Image.fromarray(image).save(path)
     return path
@@ -64,7 +64,7 @@ def make_class_folders(
 
 
 def make_manifest(path: Path, rows: Sequence[Sequence[str]], columns: Sequence[str] = ("path", "label")) -> Path:
-    """A CSV manifest, and an empty file for every path that is not there yet."""
+    """A CSV manifest, and an empty file for every path that does not exist yet."""
     with path.open("w", encoding="utf-8", newline="") as stream:
         csv.writer(stream).writerows([columns, *rows])
     for row in rows:
@@ -75,7 +75,7 @@ def make_manifest(path: Path, rows: Sequence[Sequence[str]], columns: Sequence[s
 
 
 def make_images(labels: Sequence[str], split: str = "", groups: Sequence[str] | None = None) -> list[LabeledImage]:
-    """Images that exist by name alone."""
+    """Images that are names only."""
     groups = groups or [""] * len(labels)
     return [LabeledImage(f"/x/{i}.png", f"{i}.png", label, split, groups[i]) for i, label in enumerate(labels)]
 
@@ -112,7 +112,7 @@ def make_config(data: Path, out: Path, **changes: Any) -> TrainConfig:
 
 
 def make_fit_options(**changes: Any) -> FitOptions:
-    """Five epochs of adamw that save no effort."""
+    """Five epochs of adamw without early stopping or other shortcuts."""
     plain = FitOptions(
         epochs=5,
         optimizer="adamw",
@@ -135,7 +135,7 @@ def make_fit_options(**changes: Any) -> FitOptions:
 
 
 def make_clouds(count: int) -> tuple[Tensor, Tensor]:
-    """Two overlapping clouds (N, 4) in turn, and which of them int64 (N,)."""
+    """Two overlapping clouds (N, 4), alternating, and the cloud of each point int64 (N,)."""
     generator = torch.Generator().manual_seed(0)
     ids = torch.arange(count) % 2
     return torch.randn(count, 4, generator=generator) + 1.5 * ids[:, None], ids
@@ -159,7 +159,7 @@ def make_trainable(
     smoothing: float = 0.0,
     **more: Any,
 ) -> TrainableModel:
-    """A whole module trained to classify, with the learning rate times `factor`."""
+    """A whole module trained to classify, with `factor` times the learning rate."""
     groups = [ParameterGroup(tuple(module.parameters()), factor)]
     return TrainableModel(module, groups, Classification(class_names, label_smoothing=smoothing), **more)
 
@@ -202,7 +202,7 @@ def stop_and_resume(photos: Path, out: Path, stops: Progress, **changes: Any) ->
 
 
 def assert_same_run(left: Run, right: Run) -> None:
-    """Equal weights and files, but for times, places and TensorBoard's events."""
+    """Check equal weights and files, except for times, paths and TensorBoard events."""
     names = [{path.name for path in run.folder.iterdir() if "tfevents" not in path.name} for run in (left, right)]
     assert names[0] == names[1]
     if "history.csv" in names[0]:
@@ -227,7 +227,7 @@ def plain_text(model: onnx.ModelProto) -> bytes:
 
 
 def forbid_decoding(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Let a test fail where an image is decoded."""
+    """Fail the test if an image is decoded."""
 
     def decode(content: bytes, preprocessing: object) -> None:
         raise AssertionError(f"an image of {len(content)} bytes was decoded")
@@ -236,7 +236,7 @@ def forbid_decoding(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 class RunsCode:
-    """What a hostile file holds: unpickling it makes a folder."""
+    """A malicious payload: unpickling it creates a folder."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
@@ -246,7 +246,7 @@ class RunsCode:
 
 
 class Listener(Silent):
-    """Remembers which tasks began and what was said."""
+    """Records task starts and messages."""
 
     def __init__(self) -> None:
         self.tasks: list[str] = []

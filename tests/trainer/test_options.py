@@ -247,7 +247,7 @@ def test_resolve__features_of_random_weights_are_refused() -> None:
 def test_resolve__options_that_do_not_go_together(values: dict[str, Any], reason: str) -> None:
     text = faults_of(**values)
     assert reason in text
-    assert ";" not in text  # one mistake, one fault
+    assert ";" not in text  # one mistake, one error
 
 
 def test_resolve__all_faults_at_once() -> None:
@@ -302,7 +302,7 @@ def test_dump_config__yaml_round_trip(tmp_path: Path, lr: float | Literal["auto"
 
 
 def test_load_config__yaml_exponent_without_a_point(tmp_path: Path) -> None:
-    # YAML 1.1 reads 1e-3 as a text; people write it all the same.
+    # YAML 1.1 reads 1e-3 as a string, but users write it anyway.
     path = tmp_path / "c.yaml"
     path.write_text("lr: 1e-3\n", encoding="utf-8")
     assert config_from_mapping(load_config(path), "c.yaml").lr == 1e-3
@@ -371,7 +371,7 @@ def test_resolve__a_smaller_rate_for_trunks_without_norm(backbone: str, lr: floa
         ({"method": "features", "lr": 0.01}, set()),
         ({"method": "features", "head": "svm", "c_values": (0.5,)}, set()),
         ({"head": "mlp", "head_sizes": (3,), "epochs": 7, "optimizer": "adam", "lr": 0.2}, set()),
-        ({"method": "scratch", "epochs": 30, "schedule": "step"}, {"epochs"}),  # what is the default anyway
+        ({"method": "scratch", "epochs": 30, "schedule": "step"}, {"epochs"}),  # equal to the default
         ({"weights": "none", "augment": "strong", "batch_size": 9}, set()),
     ],
 )
@@ -381,6 +381,6 @@ def test_own_choices__are_the_fewest_that_resolve_alike(chosen: dict[str, Any], 
     assert resolve(TrainConfig(**own)) == resolved
     opened = {field.name for field in dataclasses.fields(TrainConfig) if field.default is None}
     kept = {name for name in own if name in opened}
-    if chosen != {"method": "features", "optimizer": "adamw"}:  # one of rate, epochs, optimizer says the same
+    if chosen != {"method": "features", "optimizer": "adamw"}:  # of rate, epochs and optimizer, one implies another
         assert kept == (set(chosen) - also) & opened
     assert len(kept) <= len(set(chosen) & opened)

@@ -30,7 +30,7 @@ from tl.trainer.task import Task, network_card, prepare_task
 
 ROOT = Path(__file__).parents[2]
 pytestmark = pytest.mark.usefixtures("fresh_cache")
-# Work on kept features starts at once because none of these loads a large library.
+# Work on cached features starts fast because none of these loads a large library.
 LIGHT = (
     *("data.array_cache", "data.audit", "data.features", "data.images", "data.manifests"),
     *("evaluation.calibration", "evaluation.evaluate", "evaluation.landmarks", "evaluation.metrics"),
@@ -40,7 +40,7 @@ LIGHT = (
 
 @pytest.fixture(scope="session")
 def weights(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A weights file by name alone: no network is built here."""
+    """A weights file that is only a name: no network is built here."""
     path = tmp_path_factory.mktemp("weights") / "some.pth"
     path.write_bytes(b"some weights")
     return path
@@ -51,7 +51,7 @@ def prepare(data: Path, progress: Progress | None = None, **changes: Any) -> Tas
 
 
 def folder_of(data: Path, given: Path, **changes: Any) -> Path:
-    """Where the features of such a run are kept."""
+    """The feature cache folder of such a run."""
     task = prepare(data, **{"method": "features", "weights": str(given), "batch_size": None, **changes})
     assert task.features is not None
     return task.features.folder
@@ -99,7 +99,7 @@ def test_task__which_features_train_the_head(
 ) -> None:
     task = prepare(photos, weights=str(weights), **changes)
     assert (task.uses_kept_features, task.train_views) == (is_kept, views)
-    assert task.features is not None  # the audit looks at them in any case
+    assert task.features is not None  # the audit always uses them
 
 
 def test_split_features__in_view_order_of_the_split(photos: Path, weights: Path) -> None:
@@ -141,13 +141,13 @@ def test_prepare_task__features_are_shared_by_whatever_does_not_matter(photos: P
         {"head": "svm"},
         {"head": "mlp", "seed": 3, "epochs": 7, "val_fraction": 0.4},
         {"optimizer": "sgd", "batch_size": 2, "c_values": None, "cache": "none", "per_class": 2},
-        {"augment": "strong"},  # seen anew in each epoch; the audit's features are of clean images
+        {"augment": "strong"},  # augmented anew in each epoch; the audit's features are of unaugmented images
         {"method": "finetune", "head": "conv", "pooling": "flatten", "augment": "light"},
         {"weights": str(weights.parent / "some.pth")},
     ):
         assert folder_of(photos, weights, **changes) == base
     few, many = (folder_of(photos, weights, augment="flip", views=views) for views in (1, 5))
-    assert few == many  # more views are added to those that are there
+    assert few == many  # more views are added to the existing ones
 
 
 def test_prepare_task__a_pipeline_s_text_counts_and_not_its_name(photos: Path, weights: Path, tmp_path: Path) -> None:
@@ -185,7 +185,7 @@ def test_prepare_task__colors_of_the_training_images(photos: Path, weights: Path
 
 def test_prepare_task__other_training_images_have_other_colors_and_features(photos: Path, weights: Path) -> None:
     folders = {folder_of(photos, weights, normalize="dataset", seed=seed) for seed in (0, 1)}
-    assert len(folders) == 2  # other images are held out, so the mean is another
+    assert len(folders) == 2  # different images are held out, so the mean differs
 
 
 def test_prepare_task__a_batch_that_nobody_asked_for_shrinks(photos: Path) -> None:

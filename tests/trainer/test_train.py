@@ -63,7 +63,7 @@ def test_train__features_leave_the_trunk_bit_for_bit(
     assert all(torch.equal(before[name], after[name]) for name in trunk)
     assert run.last_path.is_file() == (head in ("mlp", "conv") or augment != "none")  # else it is solved in one go
     last = torch.load(run.last_path, weights_only=True)["module"] if run.last_path.is_file() else {}
-    for name in (name for name in trunk if name in last):  # with augmentation the whole network is in the checkpoint
+    for name in (name for name in trunk if name in last):  # with augmentation, the whole network is saved
         assert torch.equal(before[name], last[name])
 
 
@@ -76,17 +76,17 @@ def test_train__finetune_moves_the_trunk(photos: Path, finished_run: Run, tmp_pa
 
 @pytest.mark.parametrize("method", ["features", "finetune"])
 def test_train__weights_of_a_run_bring_its_colors(photos: Path, tmp_path: Path, method: str) -> None:
-    dark = make_class_folders(tmp_path / "dark", 4, ("blue", "red"), hw=(32, 32))  # which 32 px leaves as it is
+    dark = make_class_folders(tmp_path / "dark", 4, ("blue", "red"), hw=(32, 32))  # not resized at 32 px
     first = train_here(dark, tmp_path / "first", normalize="dataset", epochs=1).run
     rows = read_rows(first.folder / "manifest.csv")
     seen = [np.asarray(Image.open(first.folder / row["path"])) for row in rows if row["split"] == "train"]
     pixels = np.concatenate([image.reshape(-1, 3) for image in seen]).astype(np.float64)
     changes = {"method": method, "weights": str(first.folder), "epochs": None if method == "features" else 1}
     network, _, _ = load_network(train_here(photos, tmp_path / "second", **changes).run)
-    # On the scale of bytes; kept as float32, divided by 255 and multiplied again.
+    # In byte units; stored as float32, divided by 255 and multiplied again.
     np.testing.assert_allclose(network.normalize.mean.flatten(), pixels.mean(axis=0), rtol=1e-5)
     np.testing.assert_allclose(network.normalize.std.flatten(), pixels.std(axis=0), rtol=1e-5)
-    # Asked for its own colors, a run has those of its own images.
+    # If its own colors are requested, a run uses the statistics of its own images.
     own, _, _ = load_network(train_here(photos, tmp_path / "own", normalize="dataset", **changes).run)
     assert (own.normalize.mean - network.normalize.mean).abs().max() > 1
 
@@ -149,7 +149,7 @@ def test_load_network__gives_what_validation_saw_on_kept_features(
 ) -> None:
     changes = {"method": "features", "weights": str(finished_run.folder), "head": head, "pooling": pooling}
     run = train_here(photos, tmp_path / "r", **changes).run
-    # Solved heads are float64 and deployed as float32, times logits of some 10; the bound of an export.
+    # Solved heads are float64 and deployed as float32, with logits of about 10; the tolerance of an export.
     assert_deploys_what_validation_saw(photos, run, 1e-4)
 
 
@@ -158,13 +158,13 @@ def test_load_network__gives_what_validation_saw_on_kept_features(
 )
 def test_train__overfits_eight_images(tmp_path: Path, head: str, pooling: str) -> None:
     rows = []
-    for i in range(8):  # noise alone: to learn it is to remember it; validation holds copies
+    for i in range(8):  # pure noise: learning it means memorizing it; validation contains copies
         image = make_noise(i, hw=(32, 32))
         for split in ("train", "val"):
             make_png(tmp_path / "d" / f"{split}{i}.png", image)
             rows.append((f"{split}{i}.png", "ab"[i % 2], split))
     manifest = make_manifest(tmp_path / "d" / "l.csv", rows, ("path", "label", "split"))
-    lr = 1e-3 if head == "conv" else 3e-3  # at which none of the heads loses its ReLUs
+    lr = 1e-3 if head == "conv" else 3e-3  # no head loses its ReLUs at these rates
     result = train_here(manifest, tmp_path / "r", head=head, pooling=pooling, epochs=40, dropout=0.0, lr=lr)
     assert result.metrics["val"]["top1_accuracy"] == 1.0
 
@@ -218,13 +218,13 @@ def split_folders(root: Path) -> Path:
 
 
 def test_train__skip_bad_without_a_image_of_a_class_keeps_labels_in_place(tmp_path: Path) -> None:
-    # The first class loses every image: the ids of the others must not slip by one against the class names.
+    # The first class loses all its images: the ids of the others must not shift by one relative to the class names.
     data = split_folders(tmp_path / "d")
     spoil(data, *(f"{split}/blue/{i}.png" for split, n in (("train", 3), ("val", 2)) for i in range(n)))
     try:
         result = train_here(data, tmp_path / "r", skip_bad=True, epochs=20)
     except DataError as error:
-        if "blue" not in str(error):  # to stop and name the class is right as well
+        if "blue" not in str(error):  # an error that names the class is also correct
             raise
         return
     _, card, _ = load_network(result.run)
@@ -278,10 +278,10 @@ def test_train__numbers_runs_without_a_name(photos: Path, tmp_path: Path, monkey
 
 
 def test_train__an_untrained_network_knows_nothing(photos: Path, tmp_path: Path) -> None:
-    # Losses of the first epoch without a step that moves anything: about ln 3 for three classes.
+    # Losses of the first epoch with negligible steps: about ln 3 for three classes.
     run = train_here(photos, tmp_path / "r", lr=1e-12, epochs=1).run
     (row,) = read_rows(run.folder / "history.csv")
-    assert abs(float(row["val_loss"]) - math.log(3)) < 0.5  # a random head says a little of something
+    assert abs(float(row["val_loss"]) - math.log(3)) < 0.5  # a random head is not exactly uniform
     network, _, _ = load_network(run)
     assert isinstance(network.head, nn.Linear)
 
@@ -354,7 +354,7 @@ def test_train__two_classes_of_one_image_with_odd_names(
     assert result.metrics["val"]["n"] == 2
     assert math.isfinite(result.metrics["temperature"])
     assert load_network(result.run)[1].class_names == names
-    assert_deploys_what_validation_saw(tmp_path / "d", result.run, 1e-4)  # the bound of an export
+    assert_deploys_what_validation_saw(tmp_path / "d", result.run, 1e-4)  # the tolerance of an export
 
 
 def test_train__a_cut_trunk_takes_the_weights_of_a_run_with_the_same_cut(photos: Path, tmp_path: Path) -> None:

@@ -63,7 +63,7 @@ def test_train__resumed_equals_never_interrupted(
     with pytest.raises(RunInterrupted, match="stopped: interrupted"):
         train(config, StopsAt(3))
     run = Run(tmp_path / "stopped")
-    # Checkpoints are throttled: after quick epochs the first alone is kept, and the second is trained again.
+    # Checkpoints are throttled: after fast epochs only the first is saved, and the second is trained again.
     kept = torch.load(run.last_path, weights_only=True)["history"]
     assert 1 <= len(kept) <= 2
     resumed = train(run.load_config(), Silent(), resume=run)
@@ -133,7 +133,7 @@ def test_train__resume_of_a_finished_run_changes_nothing(photos: Path, tmp_path:
 
 
 def test_train__resume_where_images_have_changed_is_refused(tmp_path: Path) -> None:
-    # The split is drawn anew on resume: another number of images would mix training and validation.
+    # The split is redrawn on resume: a different number of images would mix training and validation.
     data = make_class_folders(tmp_path / "d", 5)
     with pytest.raises(RunInterrupted):
         train(make_config(data, tmp_path / "r", epochs=3), StopsAt(2))
@@ -151,7 +151,7 @@ def test_train__config_repeats_the_run(photos: Path, finished_run: Run, tmp_path
 def test_train__kept_config_repeats_from_any_folder(
     photos: Path, finished_run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    (tmp_path / "none").mkdir()  # a folder called like an option's value
+    (tmp_path / "none").mkdir()  # a folder named like an option's value
     monkeypatch.chdir(tmp_path)
     weights = Path(os.path.relpath(finished_run.folder, tmp_path))
     data = Path(os.path.relpath(photos, tmp_path))

@@ -1,8 +1,8 @@
-"""Arrays kept on disk by key, for later runs: working images and features.
+"""Arrays cached on disk by key for later runs: working images and features.
 
-Knows folders and shards. Does not know what an array means. Each shard is written once under a name of its own and
-renamed into place, so runs that share a folder never see half of one and never overwrite each other. The whole folder
-may be deleted at any time.
+Handles folders and shards only, not the meaning of an array. Each shard is written once under a unique name and renamed
+into place, so runs that share a folder never read a partial shard and never overwrite each other. The whole folder may
+be deleted at any time.
 """
 
 from __future__ import annotations
@@ -37,10 +37,10 @@ def cache_folder() -> Path:
 
 
 class ArrayCache:
-    """Arrays by key in one folder. Not thread-safe for `put`; reading is.
+    """Arrays by key in one folder. Reading is thread-safe; `put` is not.
 
-    `fault` says why nothing more is written, such as a full disk; a cache never stops its user. What could not be
-    written is forgotten, or kept in memory with `keeps_unwritten`.
+    `fault` is the reason why nothing more is written, such as a full disk; a cache fault never stops the caller. Arrays
+    that could not be written are dropped, or kept in memory with `keeps_unwritten`.
     """
 
     def __init__(self, folder: Path, *, keeps_unwritten: bool = False) -> None:
@@ -56,22 +56,22 @@ class ArrayCache:
         return key in self._waiting or key in self._shards
 
     def with_prefix(self, prefix: str) -> dict[str, NDArray[Any]]:
-        """All arrays whose keys begin so, by the rest of their keys."""
+        """Return all arrays whose keys start with `prefix`, by the rest of the key."""
         return {key.removeprefix(prefix): self.get(key) for key in self.keys_with_prefix(prefix)}
 
     def keys_with_prefix(self, prefix: str) -> Iterator[str]:
-        """All keys that begin so."""
+        """Return all keys that start with `prefix`."""
         return (key for key in (*self._waiting, *self._shards) if key.startswith(prefix))
 
     def get(self, key: str) -> NDArray[Any]:
-        """The array of a key that is `in` the cache. Raises KeyError."""
+        """Return the array of a key that is `in` the cache. Raises KeyError."""
         if key in self._waiting:
             return self._waiting[key]
         array: NDArray[Any] = self._shards[key].get_tensor(key)
         return array
 
     def stack(self, keys: Sequence[str]) -> NDArray[Any]:
-        """Arrays of one shape (N, ...), in the order of the keys, of which there is at least one."""
+        """Stack arrays of one shape into (N, ...), in the order of the keys. Requires at least one key."""
         first = self.get(keys[0])
         whole = np.empty((len(keys), *first.shape), first.dtype)
         for row, key in zip(whole, keys, strict=True):
@@ -79,7 +79,7 @@ class ArrayCache:
         return whole
 
     def put(self, key: str, array: NDArray[Any]) -> None:
-        """Keep an array; it reaches the disk when enough have gathered, or with `flush`."""
+        """Cache an array. It is written to disk once enough arrays have accumulated, or by `flush`."""
         if key in self or (self.fault and not self._keeps_unwritten):
             return
         self._waiting[key] = np.asarray(array, order="C")
@@ -88,7 +88,7 @@ class ArrayCache:
             self.flush()
 
     def flush(self) -> None:
-        """Write what is waiting."""
+        """Write all pending arrays."""
         if not self._waiting or self.fault:
             return
         path = self._folder / f"{uuid.uuid4().hex}{_SUFFIX}"
@@ -99,7 +99,8 @@ class ArrayCache:
             self.fault = str(error)
         else:
             self._open(path)
-        # What is not to be read back, because the disk is full or someone just emptied the folder, stays here if asked.
+        # With `keeps_unwritten`, keep arrays that cannot be read back because the disk is full or the folder was just
+        # emptied.
         unwritten = {key: array for key, array in self._waiting.items() if key not in self._shards}
         self._waiting, self._waiting_bytes = unwritten if self._keeps_unwritten else {}, 0
 
@@ -108,5 +109,5 @@ class ArrayCache:
             shard = safe_open(path, framework="numpy")
             names = shard.keys()  # type: ignore[no-untyped-call]  # safetensors lacks its type
             self._shards.update(dict.fromkeys(names, shard))
-        except (SafetensorError, OSError):  # removed by someone else just now, or damaged: its arrays are made again
+        except (SafetensorError, OSError):  # just removed by another process, or damaged: recomputed later
             return

@@ -1,7 +1,7 @@
-"""What about a data set could mislead: the same or nearly the same image on both sides of a split, and thin classes.
+"""Detect faults of a data set that could mislead: the same or nearly the same image in two splits, and small classes.
 
-Knows labels, content hashes and embeddings. Does not open images and imports no torch. Findings are warnings; faults
-that make training impossible are `data`'s.
+Works on labels, content hashes and embeddings. Opens no images and never imports torch. Findings are warnings; `data`
+raises errors for faults that make training impossible.
 """
 
 from __future__ import annotations
@@ -29,15 +29,15 @@ Kind = Literal[
 ]
 
 FEW_IMAGES = 10
-# Cosine of standardized embeddings. On PACS cartoons and mobilenet_v2, the four pairs above this that were looked at
-# are one drawing mirrored, scaled or with another watermark.
+# Cosine similarity of standardized embeddings. On PACS cartoons with mobilenet_v2, the four pairs above this that were
+# inspected each show one drawing, mirrored, scaled or with another watermark.
 NEAR_DUPLICATE = 0.8
 _ROWS_AT_ONCE = 1024
 
 
 @dataclass(frozen=True)
 class Finding:
-    """One row of `findings.csv`. `path` and `other`: the images, or "" where it is about a class."""
+    """One row of `findings.csv`. `path` and `other` are the images, or "" for a finding about a class."""
 
     kind: Kind
     path: str
@@ -46,10 +46,10 @@ class Finding:
 
 
 def find_class_faults(images: Sequence[LabeledImage], class_names: Sequence[str]) -> list[Finding]:
-    """Classes with fewer than `FEW_IMAGES` training images, and classes that a split lacks."""
+    """Find classes with fewer than `FEW_IMAGES` training images, and classes missing from a split."""
     counts = Counter((image.split, image.label) for image in images)
     findings = [
-        Finding("few images", "", "", f"class '{name}' has {counts['train', name]} images to train on")
+        Finding("few images", "", "", f"class '{name}' has {counts['train', name]} training images")
         for name in class_names
         if counts["train", name] < FEW_IMAGES
     ]
@@ -58,14 +58,16 @@ def find_class_faults(images: Sequence[LabeledImage], class_names: Sequence[str]
             continue
         absent = [name for name in class_names if not counts[split, name]]
         findings += [
-            Finding("no images", "", "", f"split {split} has no image of class '{name}': nothing is measured on it")
+            Finding(
+                "no images", "", "", f"split {split} has no images of class '{name}', so that class is not evaluated"
+            )
             for name in absent
         ]
     return findings
 
 
 def find_duplicates(images: Sequence[LabeledImage], hashes: Sequence[str]) -> list[Finding]:
-    """Files of equal content in two splits, or under two labels."""
+    """Find files with equal content in two splits, or under two labels."""
     by_hash: dict[str, list[LabeledImage]] = defaultdict(list)
     for image, digest in zip(images, hashes, strict=True):
         by_hash[digest].append(image)
@@ -73,7 +75,7 @@ def find_duplicates(images: Sequence[LabeledImage], hashes: Sequence[str]) -> li
     for first, *others in by_hash.values():
         for other in others:
             if other.label != first.label:
-                labels = f"the same file as '{first.label}' and as '{other.label}'"
+                labels = f"the same file is labeled '{first.label}' and '{other.label}'"
                 findings.append(Finding("labels disagree", first.name, other.name, labels))
             if other.split != first.split:
                 splits = f"the same file in {first.split} and {other.split}"
@@ -84,7 +86,7 @@ def find_duplicates(images: Sequence[LabeledImage], hashes: Sequence[str]) -> li
 def find_near_duplicates(
     images: Sequence[LabeledImage], hashes: Sequence[str], embeddings: NDArray[np.float32]
 ) -> list[Finding]:
-    """Images outside training with the training image they look most alike to; not those of equal content.
+    """Match images outside the training split with the most similar training image, except those with equal content.
 
     `embeddings` float32 (N, D) of a pretrained trunk, in the order of `images`.
     """
@@ -104,7 +106,7 @@ def find_near_duplicates(
 
 
 def summarize(findings: Sequence[Finding], where: str = "") -> list[str]:
-    """A line for each kind of finding, with its count and first example. `where`: " in FILE" that lists them all."""
+    """One line per kind of finding, with its count and first example. `where`: " in FILE" that lists them all."""
     by_kind: dict[str, list[Finding]] = defaultdict(list)
     for finding in findings:
         by_kind[finding.kind].append(finding)
@@ -118,7 +120,7 @@ def summarize(findings: Sequence[Finding], where: str = "") -> list[str]:
 
 
 def _directions(embeddings: NDArray[np.float32], train: Sequence[int]) -> NDArray[np.float32]:
-    """Standardized on the training images, unit length; nearly constant entries are not blown up."""
+    """Standardize on the training images and scale to unit length. Nearly constant entries are not amplified."""
     mean, std = embeddings[train].mean(axis=0), embeddings[train].std(axis=0)
     centered = (embeddings - mean) / np.maximum(std, max(0.1 * float(std.mean()), 1e-6))
     lengths = np.linalg.norm(centered, axis=1, keepdims=True)

@@ -1,6 +1,6 @@
-"""Features of images through a frozen trunk, each computed once and kept on disk for every later head, fold and run.
+"""Features of images from a frozen trunk, computed once and cached on disk for every later head, fold and run.
 
-Defines what a feature depends on, and the cache. `tl.trainer.features.extraction` computes features.
+Defines the cache and the key of a feature. `tl.trainer.features.extraction` computes features.
 """
 
 from __future__ import annotations
@@ -25,58 +25,58 @@ Embedder = Callable[[NDArray[np.uint8]], NDArray[np.float32]]
 # (working image, seed) -> input image
 Change = Callable[[NDArray[np.uint8], int], NDArray[np.uint8]]
 BATCH = 32
-# To be raised with every change of this project that changes features.
+# Increase with every change in this project that changes features.
 VERSION = 1
 _NETWORK, _COUNT = "network/", "network tensors"
 
 
 @dataclass(frozen=True)
 class FeatureSet:
-    """Features of one trunk and one way of preparing images. `cache` holds them by content hash and view."""
+    """Features of one trunk and one image preprocessing. `cache` stores them by content hash and view."""
 
     cache: ArrayCache
     folder: Path
 
     @property
     def has_network(self) -> bool:
-        """Whether `network` is kept whole."""
+        """Whether all tensors of `network` are cached."""
         count = int(self.cache.get(_COUNT)) if _COUNT in self.cache else -1
         return sum(1 for _ in self.cache.keys_with_prefix(_NETWORK)) == count
 
     @property
     def network(self) -> dict[str, NDArray[Any]]:
-        """The tensors of the network that computed the features, but for standardizing and head; {} if not kept yet."""
+        """The network tensors that computed the features, without standardization and head; {} if not cached."""
         if not self.has_network:
             return {}
         return self.cache.with_prefix(_NETWORK)
 
     def keep_network(self, tensors: Mapping[str, NDArray[Any]]) -> None:
-        """Keep the tensors that `network` gives."""
+        """Cache the tensors that `network` returns."""
         for name, tensor in tensors.items():
             self.cache.put(f"{_NETWORK}{name}", tensor)
         self.cache.put(_COUNT, np.array(len(tensors)))
         self.cache.flush()
 
     def key(self, digest: str, view: int) -> str:
-        """Of an image's features; view 0 is the image as validation and deployment see it."""
+        """The key of an image's features. View 0 is the image as in validation and deployment."""
         return f"{digest}-{view}" if view else digest
 
     def has(self, digest: str, views: Sequence[int]) -> bool:
-        """Whether nothing of an image remains to be computed."""
+        """Whether all requested features of an image are cached."""
         return all(self.key(digest, view) in self.cache for view in views)
 
     def get(self, store: ImageStore, indices: Sequence[int], views: Sequence[int] = (0,)) -> NDArray[np.float32]:
-        """Features float32 (len(views) * N, ...): all images in view order. Raises KeyError for what is not there."""
+        """Return features float32 (len(views) * N, ...), ordered by view. Raises KeyError for a missing one."""
         return self.cache.stack([self.key(store.hashes[i], view) for view in views for i in indices])
 
     def missing(self, store: ImageStore, indices: Sequence[int], views: Sequence[int]) -> list[tuple[int, int]]:
-        """(image, view) still to be computed, each content once."""
+        """Return (image, view) pairs still to be computed, one per distinct content."""
         wanted = {self.key(store.hashes[i], view): (i, view) for view in views for i in indices}
         return [place for key, place in wanted.items() if key not in self.cache]
 
 
 def open_features(**depends_on: str) -> FeatureSet:
-    """The kept features for everything they depend on beside the images: weights, layer, preprocessing, changes."""
+    """Open the feature cache, keyed by all dependencies but the images: weights, layer, preprocessing, augmentation."""
     digest = hashlib.sha256(json.dumps({**depends_on, "version": VERSION}, sort_keys=True).encode()).hexdigest()[:32]
     folder = cache_folder() / "features" / digest
     return FeatureSet(ArrayCache(folder, keeps_unwritten=True), folder)
@@ -91,7 +91,7 @@ def compute_missing(
     seed: int,
     progress: Progress,
 ) -> None:
-    """Compute and keep the features of `places` from `FeatureSet.missing`. Views above 0 are changed images."""
+    """Compute and cache the features of `places`, given by `FeatureSet.missing`. Views above 0 are augmented images."""
     progress.start("computing features", len(places), "images")
 
     def prepare(working: NDArray[np.uint8], index: int, view: int) -> NDArray[np.uint8]:
@@ -99,7 +99,7 @@ def compute_missing(
             return crop_to_input(working, store.preprocessing)
         return change(working, view_seed(seed, view, store.hashes[index]))
 
-    # Images are decoded in threads; changes are made here, one after the other.
+    # Threads decode the images; augmentation runs here, sequentially.
     workings = store.map(store.working, [index for index, _ in places], ahead=2 * BATCH)
     for start in range(0, len(places), BATCH):
         chunk = places[start : start + BATCH]
@@ -109,9 +109,9 @@ def compute_missing(
         progress.advance(len(chunk))
     features.cache.flush()
     if features.cache.fault:
-        progress.say(f"features are not kept for later runs: {features.cache.fault}")
+        progress.say(f"features are not cached for later runs: {features.cache.fault}")
 
 
 def view_seed(seed: int, view: int, digest: str) -> int:
-    """The seed of an augmented view: by content, so that it stays when other images come or go."""
+    """The seed of an augmented view. It depends on content only, so adding or removing images does not change it."""
     return int(np.random.SeedSequence((seed, view, int(digest[:16], 16))).generate_state(1)[0])

@@ -1,6 +1,6 @@
-"""Every image of a run: read, found readable or reported, and kept in memory or on disk where that pays.
+"""Read every image of a run, report unreadable ones, and cache images in memory or on disk where that pays off.
 
-Knows images, preprocessings and threads. Does not know augmentation, tensors or models.
+Depends on images, preprocessing and threads. Contains no augmentation, tensors or models.
 """
 
 from __future__ import annotations
@@ -32,17 +32,17 @@ from tl.runtime.prefetch import prefetch_map
 
 Item = TypeVar("Item")
 
-# auto keeps images in memory only while they take less than this share of what is free.
+# "auto" caches images in memory only while they take less than this fraction of the free memory.
 _MEMORY_SHARE = 0.4
-# To be raised with every change of this project that changes a decoded or resized image.
+# Increase with every change in this project that changes a decoded or resized image.
 VERSION = 2
-# auto turns to the disk only where this many times the images' size is free.
+# "auto" uses the disk only if it has this many times the images' size free.
 _DISK_SHARE = 4
 
 
 @dataclass(frozen=True)
 class ImageStore:
-    """Readable images in order, their content hashes (SHA-256, hex), and the working images that are kept."""
+    """Readable images in order, their content hashes (SHA-256, hex), and the cached working images."""
 
     images: tuple[LabeledImage, ...]
     hashes: tuple[str, ...]
@@ -52,13 +52,13 @@ class ImageStore:
 
     @property
     def is_decoded(self) -> bool:
-        """Whether every image is at hand without decoding."""
+        """Whether every image is available without decoding."""
         on_disk = self.disk or ()
         keys = map(_key, self.images, self.hashes)
         return all(i in self.kept or key in on_disk for i, key in enumerate(keys))
 
     def working(self, index: int) -> NDArray[np.uint8]:
-        """The resized, not yet cropped image, uint8 (h, w, 3); the same pixels kept or not."""
+        """Return the resized image before cropping, uint8 (h, w, 3). The pixels are the same whether cached or not."""
         if index in self.kept:
             return self.kept[index]
         image = self.images[index]
@@ -71,19 +71,19 @@ class ImageStore:
         return load_working(content, self.preprocessing, image.region)
 
     def input(self, index: int) -> NDArray[np.uint8]:
-        """The image as validation and deployment see it, uint8 (input_h, input_w, 3)."""
+        """Return the image as used in validation and deployment, uint8 (input_h, input_w, 3)."""
         return crop_to_input(self.working(index), self.preprocessing)
 
     def map(
         self, prepare: Callable[[Item], NDArray[np.uint8]], items: Sequence[Item], *, ahead: int
     ) -> Iterator[NDArray[np.uint8]]:
-        """`map(prepare, items)`, in threads ahead of the consumer where images still have to be decoded."""
+        """Return `map(prepare, items)`; threads prefetch ahead of the consumer if images must still be decoded."""
         if self.is_decoded:
             return map(prepare, items)
         return prefetch_map(prepare, items, workers=usable_cores(), ahead=ahead)
 
     def indices(self, split: str) -> list[int]:
-        """Places of a split's images."""
+        """Indices of a split's images."""
         return [i for i, image in enumerate(self.images) if image.split == split]
 
 
@@ -95,10 +95,10 @@ def load_images(
     *,
     is_done: Callable[[LabeledImage, str], bool] = lambda image, digest: False,
 ) -> tuple[ImageStore, list[tuple[LabeledImage, str]]]:
-    """Read and decode every image once. Returns the store of readable ones, and the others with their reasons.
+    """Read and decode every image once. Returns the store of readable images, and the unreadable ones with the reasons.
 
-    `is_done` tells, given the content hash too, which images need not be decoded now, because what is wanted of them
-    is known already.
+    `is_done(image, content hash)` returns whether an image needs no decoding now, because its results are already
+    cached.
     """
     progress.start("reading images", len(images), "images")
     keeper = _Keeper(preprocessing, cache, len(images), progress)
@@ -108,7 +108,7 @@ def load_images(
 
     def read(image: LabeledImage) -> tuple[str, NDArray[np.uint8] | None] | ImageReadError:
         try:
-            content = _read_file(image.path)  # hashed and decoded from one reading
+            content = _read_file(image.path)  # hashed and decoded from one read
             digest = hashlib.sha256(content).hexdigest()
             if is_done(image, digest) or (keeper.disk is not None and _key(image, digest) in keeper.disk):
                 return digest, None
@@ -134,7 +134,7 @@ def load_images(
 
 
 class _Keeper:
-    """Decides where working images go while they are being read: memory, disk, nowhere."""
+    """Decides while reading where each working image is cached: in memory, on disk, or not at all."""
 
     def __init__(self, preprocessing: Preprocessing, cache: Cache, count: int, progress: Progress) -> None:
         self._preprocessing, self._count, self._progress = preprocessing, count, progress
@@ -144,7 +144,7 @@ class _Keeper:
         self.disk = _disk_cache(preprocessing) if cache == "disk" else None
 
     def keep(self, index: int, key: str, working: NDArray[np.uint8]) -> None:
-        """Keep one image if there is a place for it."""
+        """Cache one image if there is room for it."""
         if self._to_memory:
             self._budget -= working.nbytes
             if self._budget >= 0:
@@ -156,18 +156,18 @@ class _Keeper:
             self.disk.put(key, working)
 
     def finish(self) -> None:
-        """Write out what waits for the disk."""
+        """Write all pending images to disk."""
         if self.disk is not None:
             self.disk.flush()
             if self.disk.fault:
-                self._progress.say(f"images are not kept on disk: {self.disk.fault}")
+                self._progress.say(f"images are not cached on disk: {self.disk.fault}")
 
     def _leave_memory(self, image_bytes: int) -> None:
-        """Memory is full: the rest goes to disk where there is room."""
+        """Memory is full: cache the remaining images on disk if there is room."""
         needed = _DISK_SHARE * image_bytes * (self._count - len(self.kept))
         if _free_disk_bytes() > needed:
             self.disk = _disk_cache(self._preprocessing)
-            self._progress.say(f"the images do not fit into memory: the rest are kept in {cache_folder()}")
+            self._progress.say(f"the images do not fit into memory: the rest are cached in {cache_folder()}")
         else:
             self._progress.say(
                 "the images fit neither into memory nor on disk: each epoch decodes them again; cache ram would force "
@@ -176,12 +176,12 @@ class _Keeper:
 
 
 def _key(image: LabeledImage, digest: str) -> str:
-    """Names a working image among those of its preprocessing."""
+    """The key of a working image among those with the same preprocessing."""
     return digest if image.region is None else f"{digest}-{'-'.join(f'{side:.9g}' for side in image.region)}"
 
 
 def preprocessing_key(preprocessing: Preprocessing) -> str:
-    """Names what working images depend on beside their content: the preprocessing, and who decodes and resizes."""
+    """Hash everything that working images depend on besides content: preprocessing, decoder and resizer."""
     versions = {"tl": VERSION, **{name: metadata.version(name) for name in ("pillow", "simplejpeg")}}
     return hashlib.sha256(f"{dump_json(preprocessing)} {versions}".encode()).hexdigest()[:32]
 
@@ -191,7 +191,7 @@ def _disk_cache(preprocessing: Preprocessing) -> ArrayCache:
 
 
 def _read_file(path: str) -> bytes:
-    """The bytes of a regular file. Raises `ImageReadError` for anything else, such as a pipe, without opening it."""
+    """Read a regular file. Raises `ImageReadError` for anything else, such as a pipe, without opening it."""
     if not Path(path).is_file():
         raise ImageReadError(path, "not a regular file" if Path(path).exists() else os.strerror(errno.ENOENT))
     return Path(path).read_bytes()
@@ -207,7 +207,7 @@ def check_readable(
 
 
 def _memory_budget() -> float:
-    processes = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))  # torchrun's, each of which keeps its own
+    processes = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))  # torchrun's processes each have their own cache
     return _MEMORY_SHARE * min(_available_bytes(), _container_bytes()) / processes
 
 
@@ -219,7 +219,7 @@ def _free_disk_bytes() -> int:
 
 
 def _available_bytes() -> float:
-    """Memory that can be taken without swapping. Source: proc(5), MemAvailable."""
+    """Memory available without swapping. Source: proc(5), MemAvailable."""
     try:
         lines = Path("/proc/meminfo").read_text(encoding="ascii").splitlines()
         return float(next(line.split()[1] for line in lines if line.startswith("MemAvailable:"))) * 1024
@@ -228,7 +228,7 @@ def _available_bytes() -> float:
 
 
 def _container_bytes() -> float:
-    """What a container's limit leaves. Source: the kernel's cgroup-v2 documentation."""
+    """Memory left within the container's limit. Source: the kernel's cgroup-v2 documentation."""
     try:
         limit, used = (Path(f"/sys/fs/cgroup/memory.{name}").read_text(encoding="ascii") for name in ("max", "current"))
         return float(limit) - float(used)
@@ -240,9 +240,10 @@ Rgb = tuple[float, float, float]
 
 
 def color_statistics(images: Iterable[NDArray[np.uint8]]) -> tuple[Rgb, Rgb]:
-    """Mean and standard deviation of each channel in 0..1 over all pixels of uint8 (H, W, 3) images.
+    """Compute mean and standard deviation of each channel in 0..1 over all pixels of uint8 (H, W, 3) images.
 
-    A channel without any spread counts as 1 / 255, so that it can be divided by. Raises ValueError without images.
+    The standard deviation of a constant channel is returned as 1 / 255, so that it is a valid divisor. Raises
+    ValueError without images.
 
     Source: Chan, Golub & LeVeque 1979, the pairwise update of counts, means and sums of squares.
     """

@@ -1,6 +1,6 @@
-"""Which images there are, what they are labeled, and which split they belong to.
+"""List the images of a data set with their labels and splits.
 
-Reads class folders, train/val/test folders and CSV manifests. Does not open images and imports no torch.
+Reads class folders, train/val/test folders and CSV manifests. Opens no images and never imports torch.
 """
 
 from __future__ import annotations
@@ -31,8 +31,8 @@ SPLITS = ("train", "val", "test")
 class LabeledImage:
     """One labeled image. `path` opens it; `name` is its path within the data set, with '/'.
 
-    `split` is '' where the data set does not say. `group` ties images of one specimen together; '' is none.
-    `region`: the part of the image that is looked at, (left, top, width, height) in pixels; None for all of it.
+    `split` is '' if the data set does not define it. `group` marks images of the same specimen; '' is no group.
+    `region`: the part of the image to use, (left, top, width, height) in pixels; None for the whole image.
     """
 
     path: str
@@ -46,9 +46,9 @@ class LabeledImage:
 def read_images(
     data: str | os.PathLike[str], split_column: str = "split", say: Callable[[str], None] = lambda line: None
 ) -> list[LabeledImage]:
-    """Read a data set. `say` is told what is passed over.
+    """Read a data set. `say` receives messages about skipped files.
 
-    Raises `DataError` naming the place, what was found and the cure.
+    Raises `DataError` with the place, what was found, and the remedy.
     """
     root = Path(data)
     if root.is_dir():
@@ -64,7 +64,7 @@ def read_images(
 
 
 def bind_class_names(images: Sequence[LabeledImage]) -> tuple[str, ...]:
-    """The classes of the training split, sorted: class id = place in this tuple. Raises `DataError` under two."""
+    """Return the training split's classes, sorted; index = class id. Raises `DataError` for fewer than two."""
     names = tuple(sorted({image.label for image in images if image.split == "train"}))
     if len(names) < 2:
         raise DataError(f"the training split has {len(names)} class ({', '.join(names)}): at least two are needed")
@@ -72,7 +72,7 @@ def bind_class_names(images: Sequence[LabeledImage]) -> tuple[str, ...]:
 
 
 def class_ids(images: Iterable[LabeledImage], class_names: Sequence[str]) -> list[int]:
-    """Labels -> ids. Raises `DataError` naming the first image of each unknown class."""
+    """Map labels to ids. Raises `DataError` that names the first image of each unknown class."""
     index = {name: i for i, name in enumerate(class_names)}
     unknown: dict[str, LabeledImage] = {}
     ids = []
@@ -91,9 +91,10 @@ def class_ids(images: Iterable[LabeledImage], class_names: Sequence[str]) -> lis
 
 
 def assign_splits(images: Sequence[LabeledImage], val_fraction: float, seed: int) -> list[LabeledImage]:
-    """Give every image a split. Where the data has none, hold out `val_fraction` of each class, groups unbroken.
+    """Assign every image to a split. Without splits in the data, hold out `val_fraction` of each class.
 
-    A data set with a training but no validation split has it cut from training. Raises `DataError`.
+    Groups stay whole. If the data has a training but no validation split, take validation images from training. Raises
+    `DataError`.
     """
     splits = Counter(image.split for image in images)
     if splits[""] and len(splits) > 1:
@@ -117,9 +118,9 @@ def assign_splits(images: Sequence[LabeledImage], val_fraction: float, seed: int
 
 
 def limit_per_class(images: Sequence[LabeledImage], count: int, seed: int) -> list[LabeledImage]:
-    """Keep `count` training images of each class, drawn by the seed, and every image of the other splits.
+    """Keep `count` training images of each class, drawn with `seed`, and all images of the other splits.
 
-    Raises `DataError` where a class has fewer.
+    Raises `DataError` if a class has fewer.
     """
     by_label: dict[str, list[int]] = {}
     for i, image in enumerate(images):
@@ -134,7 +135,7 @@ def limit_per_class(images: Sequence[LabeledImage], count: int, seed: int) -> li
 
 
 def hash_data(rows: Iterable[tuple[str, str, str]]) -> str:
-    """SHA-256 over images' (content hash, label, split), whatever their order."""
+    """Return the SHA-256 over each image's (content hash, label, split), independent of order."""
     lines = sorted("\t".join(row) + "\n" for row in rows)
     return hashlib.sha256("".join(lines).encode(errors="surrogateescape")).hexdigest()
 
@@ -162,13 +163,13 @@ def _held_out_groups(images: Sequence[LabeledImage], val_fraction: float, seed: 
 
     labels = [image.label for image in images]
     groups = [image.group or f"\0{i}" for i, image in enumerate(images)]
-    # scikit-learn takes no more folds than the largest class has images, nor than there are groups.
+    # scikit-learn allows no more folds than the largest class has images, and no more than there are groups.
     folds = min(max(2, round(1 / val_fraction)), max(Counter(labels).values()), len(set(groups)))
     if folds < 2:
         raise DataError("all images are of one group, which cannot be split: give a split column, or groups")
     splitter = StratifiedGroupKFold(folds, shuffle=True, random_state=seed)
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # that a class is smaller than the folds
+        warnings.simplefilter("ignore")  # warns that a class is smaller than the number of folds
         held_out = [int(i) for i in next(iter(splitter.split(labels, labels, groups)))[1]]
     lost = set(labels) - {labels[i] for i in set(range(len(labels))) - set(held_out)}
     if lost:
@@ -193,7 +194,7 @@ def _read_classes(folder: Path, root: Path, split: str, say: Callable[[str], Non
         names = [Path(path).relative_to(root).as_posix() for path in found.paths]
         images += [LabeledImage(path, name, entry.name, split) for path, name in zip(found.paths, names, strict=True)]
     if hidden or others:
-        say(f"{folder}: passed over {hidden} hidden files and {others} that are no images by their names or places")
+        say(f"{folder}: skipped {hidden} hidden files and {others} that are not images by name or location")
     return images
 
 
@@ -283,16 +284,16 @@ def check_groups(images: Sequence[LabeledImage]) -> None:
             )
 
 
-# (training, held out) places in the pool of images.
+# (training, held-out) indices in the pool of images.
 Fold = tuple[NDArray[np.int64], NDArray[np.int64]]
 
 
 def cut_folds(
     true_ids: NDArray[np.int64], hashes: Sequence[str], groups: Sequence[str], count: int, seed: int
 ) -> list[Fold]:
-    """Every image is held out once, each class spread evenly; groups ('' is none) and equal files are unbroken.
+    """Hold out every image once, with stratified classes; groups ('' is none) and equal files stay in one fold.
 
-    `true_ids` int64 (N,). Raises `DataError` where there are too few images or groups for `count` folds.
+    `true_ids` int64 (N,). Raises `DataError` if there are too few images or groups for `count` folds.
     """
     from sklearn.model_selection import StratifiedGroupKFold, StratifiedKFold
 
@@ -313,7 +314,7 @@ def cut_folds(
 
 
 def _inseparable(hashes: Sequence[str], groups: Sequence[str]) -> list[int]:
-    """A number for each image, the same for all that equal files or groups tie together, one by the other."""
+    """A number for each image, shared by all images connected through equal files or groups, directly or indirectly."""
     from scipy.sparse import coo_array
     from scipy.sparse.csgraph import connected_components
 

@@ -1,1 +1,1 @@
-"""How good a classifier or landmark model is, and what its confidence is worth. No torch."""
+"""Evaluate classifiers and landmark models, and calibrate their confidence. Never imports torch."""

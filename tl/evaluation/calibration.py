@@ -1,6 +1,6 @@
-"""What confidence is worth, fitted on held-out data: temperature, conformal scores, the out-of-distribution score.
+"""Calibrate confidence on held-out data: temperature, conformal scores, the out-of-distribution score.
 
-Knows logits, labels and embeddings. Does not know models or files.
+Works on logits, labels and embeddings, independently of models and files.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ _LOG_RANGE = (math.log(1e-3), math.log(1e3))
 
 
 def softmax(logits: NDArray[np.floating], temperature: float = 1.0) -> NDArray[np.float32]:
-    """Logits (N, C) -> probabilities float32 (N, C)."""
+    """Convert logits (N, C) to probabilities float32 (N, C)."""
     scaled = logits.astype(np.float64) / temperature
     shares = np.exp(scaled - scaled.max(axis=1, keepdims=True))
     probabilities: NDArray[np.float32] = (shares / shares.sum(axis=1, keepdims=True)).astype(np.float32)
@@ -27,10 +27,10 @@ def softmax(logits: NDArray[np.floating], temperature: float = 1.0) -> NDArray[n
 
 
 def fit_temperature(logits: NDArray[np.floating], true_ids: NDArray[np.int64]) -> float:
-    """The temperature with the least cross-entropy. `logits` (N, C), `true_ids` int64 (N,).
+    """Find the temperature with minimal cross-entropy. `logits` (N, C), `true_ids` int64 (N,).
 
-    Targets are (N + 1) / (N + 2) for the true class, the rest spread over the others: without that, a validation set
-    without a mistake would ask for absolute certainty.
+    Targets are (N + 1) / (N + 2) for the true class, with the rest spread over the others. Otherwise, a validation set
+    without errors would drive the confidence to certainty.
 
     Source: Guo et al. 2017 for the temperature, Platt 1999 for the targets.
     """
@@ -50,12 +50,12 @@ def fit_temperature(logits: NDArray[np.floating], true_ids: NDArray[np.int64]) -
     return math.exp(minimize_scalar(cross_entropy, bounds=_LOG_RANGE, method="bounded").x)
 
 
-# More tell no more, and would make the file larger.
+# More scores add no information and make the file larger.
 MAX_SCORES = 1000
 
 
 def conformal_of(probabilities: NDArray[np.float32], true_ids: NDArray[np.int64], source: str) -> Conformal:
-    """From probabilities (N, C) of images held out, and their classes (N,)."""
+    """Compute conformal scores from probabilities (N, C) of held-out images and their classes (N,)."""
     scores = conformal_scores(probabilities)[np.arange(len(true_ids)), true_ids]
     if len(scores) > MAX_SCORES:
         scores = np.random.default_rng(0).permutation(scores)[:MAX_SCORES]
@@ -63,22 +63,22 @@ def conformal_of(probabilities: NDArray[np.float32], true_ids: NDArray[np.int64]
 
 
 MAX_DIMENSIONS = 256
-# Images of training, and held out: more tell no more, and would make the measuring longer.
+# Training images and held-out images, each: more add no information and make fitting slower.
 MAX_KNOWN = 2000
-# A larger embedding, such as a flattened map, would make its projection larger than the backbone.
+# The projection of a larger embedding, such as a flattened map, would be larger than the backbone.
 MAX_EMBEDDING = 8192
-# A shorter embedding stays short.
+# A shorter embedding is not scaled up to unit length.
 SHORTEST = 1e-12
-# Of an embedding of length 1 in any direction; those of MobileNetV2 have 0.0003 and more. With less, the distance would
-# be made of rounding.
+# Variance of a unit-length embedding in any direction; for MobileNetV2 it is 0.0003 or more. With less, rounding errors
+# would dominate the distance.
 _LEAST_VARIANCE = 3e-5
-# What other machines' sums differ by, as a share of the largest value, and what a score may change by for it.
+# Rounding differences between machines, relative to the largest value, and the score change accepted for them.
 _ROUNDING, _STEADY = 1e-6, 5e-5
 
 
 @dataclass(frozen=True)
 class Known:
-    """What is known: embeddings of training images (n, D), their classes (n,), and embeddings of validation ones."""
+    """Embeddings of training images (n, D), their classes (n,), and embeddings of validation images."""
 
     embeddings: NDArray[np.float32]
     class_ids: NDArray[np.int64]
@@ -87,11 +87,11 @@ class Known:
 
 @dataclass(frozen=True)
 class OodFit:
-    """What the score is computed from, float32: `mean` (D,), `whitening` (D, K), `class_means` (C, K).
+    """Parameters of the score, float32: `mean` (D,), `whitening` (D, K), `class_means` (C, K).
 
-    Embeddings are brought to length 1, projected to K principal components in which classes have variance 1, and
-    measured to the nearest class's mean. Source: Lee et al. 2018 (Mahalanobis distance with the covariance that classes
-    share); Mueller & Hein 2025 (length 1).
+    Embeddings are scaled to unit length and projected to K principal components in which classes have variance 1. The
+    score is the distance to the nearest class mean. Source: Lee et al. 2018 (Mahalanobis distance with a covariance
+    shared by the classes); Mueller & Hein 2025 (unit length).
     """
 
     mean: NDArray[np.float32]
@@ -99,16 +99,18 @@ class OodFit:
     class_means: NDArray[np.float32]
 
     def scores(self, embeddings: NDArray[np.float32]) -> NDArray[np.float32]:
-        """Embeddings (N, D) -> distances (N,), about 1 for images of training; in float32, as the graph computes."""
+        """Map embeddings (N, D) to distances (N,), about 1 for training images; in float32, like the graph."""
         places = (_to_length_one(embeddings) - self.mean) @ self.whitening
-        # One by one: of many classes, all distances at once would fill the memory.
+        # One image at a time: with many classes, computing all distances at once would need too much memory.
         squares = [np.square(place - self.class_means).mean(axis=1).min() for place in places]
         return np.sqrt(np.array(squares, np.float32))
 
 
 def fit_unknown(known: Known, num_classes: int, false_alarm: float) -> tuple[OodFit, OodFacts] | None:
-    """Measure classes, and set the limit on held-out images. None where that cannot be done: too few images,
-    an embedding that is too large, or one whose differences are hardly more than rounding.
+    """Fit the class statistics, and set the limit on held-out images.
+
+    Returns None if this is not possible: too few images, an embedding that is too large, or one whose differences are
+    little more than rounding.
     """
     counts = np.bincount(known.class_ids, minlength=num_classes)
     wide = known.embeddings.shape[1]
@@ -118,7 +120,7 @@ def fit_unknown(known: Known, num_classes: int, false_alarm: float) -> tuple[Ood
     from sklearn.decomposition import PCA
 
     unit = _to_length_one(known.embeddings.astype(np.float64))
-    # Half as many components as images tell of classes: with more, the covariance is mostly guessed.
+    # Half the degrees of freedom within classes: with more components, the covariance is poorly estimated.
     size = int(min(MAX_DIMENSIONS, wide, max(1, (len(unit) - num_classes) // 2)))
     projection = PCA(size, random_state=0).fit(unit)
     places = projection.transform(unit)
@@ -141,13 +143,13 @@ def fit_unknown(known: Known, num_classes: int, false_alarm: float) -> tuple[Ood
 
 
 def unknown_limit(scores: Sequence[float], false_alarm: float) -> float:
-    """What so many scores of images like those of training lie above; the largest where they are too few to tell."""
+    """The limit that a `false_alarm` fraction of `scores` exceeds; the largest score if there are too few."""
     limit = conformal_limit(scores, 1 - false_alarm)
     return max(scores) if limit == np.inf else limit
 
 
 def _shake(embeddings: NDArray[np.float32]) -> NDArray[np.float32]:
-    """The same as another machine may round them."""
+    """Perturb the embeddings as rounding on another machine might."""
     noise = np.random.default_rng(0).choice((-_ROUNDING, _ROUNDING), embeddings.shape)
     return np.asarray(embeddings + noise * np.abs(embeddings).max(axis=1, keepdims=True), np.float32)
 
@@ -158,5 +160,5 @@ def _to_length_one(embeddings: NDArray[np.floating]) -> NDArray[np.floating]:
 
 
 def class_ids_of(labels: Sequence[str], class_names: Sequence[str]) -> NDArray[np.int64]:
-    """Labels -> places in `class_names`."""
+    """Map labels to indices in `class_names`."""
     return np.array([class_names.index(label) for label in labels], np.int64)

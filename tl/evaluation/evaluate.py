@@ -1,7 +1,7 @@
-"""Scores of model files and ensembles on labeled images: every member and voting rule, test-time augmentation, and vote
-weights that are fitted and cross-validated.
+"""Evaluate model files and ensembles on labeled images: every member and voting rule, test-time augmentation, and
+fitted, cross-validated vote weights.
 
-Knows labeled images, results and metrics. Does not know the command line or pages.
+Contains no command line and no HTML pages.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from tl.runtime.predictor import Predictor
 from tl.runtime.results import Classification, Failure
 
 FOLDS = 5
-# What a member keeps that was given no weight: votes need positive ones.
+# Weight of a member that was given none: votes need positive weights.
 LEAST_WEIGHT = 1e-4
 _MOST_STEPS, _CHANGE = 1000, 1e-7
 _SMALLEST = 1e-12
@@ -35,10 +35,10 @@ Fit = Callable[[NDArray[np.float32], NDArray[np.int64]], NDArray[np.float64]]
 
 
 def fit_weights(members: NDArray[np.float32], true_ids: NDArray[np.int64]) -> NDArray[np.float64]:
-    """Weights (M,) of a soft vote, summing to 1, under which the true classes are most probable.
+    """Fit weights (M,) of a soft vote, summing to 1, that maximize the likelihood of the true classes.
 
-    `members` (N, M, C), `true_ids` (N,). The problem is convex, and expectation maximization solves it. Source: stacked
-    density estimation, Smyth & Wolpert 1999.
+    `members` (N, M, C), `true_ids` (N,). The problem is convex and is solved by expectation maximization. Source:
+    stacked density estimation, Smyth & Wolpert 1999.
     """
     said = _of_truth(members, true_ids)
     weights = np.full(said.shape[1], 1 / said.shape[1])
@@ -54,10 +54,10 @@ def fit_weights(members: NDArray[np.float32], true_ids: NDArray[np.int64]) -> ND
 
 
 def select_members(members: NDArray[np.float32], true_ids: NDArray[np.int64]) -> NDArray[np.float64]:
-    """Weights (M,) summing to 1, 0 for members that are left out: how often each was taken.
+    """Select members greedily. Returns weights (M,) summing to 1, proportional to how often each was added; 0 if never.
 
-    Takes, time and again, the member that makes the true classes most probable together with those taken before, and
-    keeps the best such ensemble. Source: ensemble selection, Caruana et al. 2004.
+    Repeatedly adds the member that most increases the likelihood of the true classes together with those added before,
+    and returns the best ensemble found. Source: ensemble selection, Caruana et al. 2004.
     """
     said = _of_truth(members, true_ids)
     counts = np.zeros(said.shape[1])
@@ -74,7 +74,7 @@ def select_members(members: NDArray[np.float32], true_ids: NDArray[np.int64]) ->
 def held_out_votes(
     members: NDArray[np.float32], true_ids: NDArray[np.int64], fit: Fit, seed: int = 0
 ) -> NDArray[np.float32]:
-    """Soft votes (N, C), each image's with weights that were fitted without it and its fold."""
+    """Compute soft votes (N, C), each with weights fitted without the image's own fold."""
     folds = _folds(true_ids, seed)
     voted = np.empty((len(true_ids), members.shape[2]), np.float32)
     for fold in range(FOLDS):
@@ -86,19 +86,19 @@ def held_out_votes(
 
 
 def log_loss(probabilities: NDArray[np.float32], true_ids: NDArray[np.int64]) -> float:
-    """Mean negative logarithm of the true class's probability, (N, C) and (N,)."""
+    """Mean negative log-probability of the true class, for (N, C) and (N,)."""
     own = np.take_along_axis(probabilities, true_ids[:, None], axis=1).astype(np.float64)
     return float(-np.log(np.maximum(own, _SMALLEST)).mean())
 
 
 def _of_truth(members: NDArray[np.float32], true_ids: NDArray[np.int64]) -> NDArray[np.float64]:
-    """What each member says of the true class, (N, M)."""
+    """Each member's probability of the true class, (N, M)."""
     own = np.take_along_axis(members, true_ids[:, None, None], axis=2)[:, :, 0]
     return np.maximum(own.astype(np.float64), _SMALLEST)
 
 
 def _folds(true_ids: NDArray[np.int64], seed: int) -> NDArray[np.int64]:
-    """A fold for each image, every class dealt evenly."""
+    """Assign a fold to each image, stratified by class."""
     random = np.random.default_rng(seed)
     folds = np.empty(len(true_ids), np.int64)
     dealt = 0
@@ -118,7 +118,7 @@ _Ids = NDArray[np.int64]
 
 @dataclass(frozen=True)
 class Decided:
-    """What a model or a vote says of N images: `probabilities` (N, C), and `label_ids` (N,), which decide."""
+    """Output of a model or a vote for N images: `probabilities` (N, C), and the decided `label_ids` (N,)."""
 
     model: str
     voting: str
@@ -128,12 +128,13 @@ class Decided:
 
 @dataclass(frozen=True)
 class Evaluation:
-    """`rows`: one for each model and voting rule, with the keys of `metrics.json` beside model and voting.
+    """Results of an evaluation, one row per model and voting rule.
 
-    Those of an ensemble end with the oracle, which is right wherever any member is, and have `mcnemar_p`: how likely
-    such a difference from the best member is if both are equally good. `paths`: of the N images that could be read;
-    `true_ids` int64 (N,); `members` float32 (N, M, C): what each member says of them, by `class_names`.
-    `weights`: of their votes, None for equal ones. `decided`: what each row but the oracle's is made of.
+    `rows`: the keys of `metrics.json`, plus model and voting. The rows of an ensemble end with the oracle, which is
+    correct wherever any member is. They contain `mcnemar_p`: the probability of such a difference from the best member
+    if both are equally good. `paths`: the N readable images; `true_ids` int64 (N,); `members` float32 (N, M, C): each
+    member's probabilities, in the order of `class_names`. `weights`: of the votes, None for equal ones. `decided`: the
+    outputs behind each row except the oracle's.
     """
 
     rows: list[Row]
@@ -148,12 +149,15 @@ class Evaluation:
 
     @property
     def columns(self) -> tuple[str, ...]:
-        """The keys of the rows that a table shows."""
+        """The row keys that a table shows."""
         return ENSEMBLE_COLUMNS if self.members.shape[1] > 1 else COLUMNS
 
 
 def choose_split(images: Sequence[LabeledImage], asked: str | None) -> tuple[str, list[LabeledImage]]:
-    """The asked split, or test, else val, else everything. Returns its name and images. Raises `DataError`."""
+    """Return the name and images of the requested split; by default test, else val, else everything.
+
+    Raises `DataError`.
+    """
     present = [split for split in SPLITS if any(image.split == split for image in images)]
     if asked == "all" or (asked is None and not present):
         return "all", list(images)
@@ -173,10 +177,10 @@ def evaluate(
     progress: Progress,
     merged: Predictor[Classification] | None = None,
 ) -> Evaluation:
-    """Predict every image once and score members and votes on those that can be read.
+    """Predict every image once, and score members and votes on the readable images.
 
-    `merged`: a merged file that gets a row beside them. Raises `DataError` for a class the models do not know, or if no
-    image can be read.
+    `merged`: a merged file that gets its own row. Raises `DataError` for a class that the models do not have, or if no
+    image is readable.
     """
     names = predictor.class_names
     if merged is not None and set(merged.class_names) != set(names):
@@ -205,7 +209,7 @@ def score_results(
     results: Sequence[Classification | Failure],
     merged: Decided | None = None,
 ) -> Evaluation:
-    """Rows for the results that `predictor` gave for images of known classes. Raises `DataError` if all failed."""
+    """Compute rows from the results of `predictor` for images of known classes. Raises `DataError` if all failed."""
     good = [(i, result) for i, result in zip(true_ids, results, strict=True) if isinstance(result, Classification)]
     failures = [result for result in results if isinstance(result, Failure)]
     if not good:
@@ -234,9 +238,10 @@ def score_results(
 
 @dataclass(frozen=True)
 class FittedVotes:
-    """Vote weights fitted to an evaluation's images: by member, 0 for who is left out. `row`: a soft vote by weights
-    that each image had no part in, as the rows of an `Evaluation`. `log_loss`, `equal_log_loss`: of that vote, and
-    with equal weights.
+    """Vote weights fitted to the images of an evaluation, by member; 0 for a member that is left out.
+
+    `row`: a soft vote in which each image's weights were fitted without it, as in the rows of an `Evaluation`.
+    `log_loss`, `equal_log_loss`: of that vote, and with equal weights.
     """
 
     weights: dict[str, float]
@@ -246,7 +251,7 @@ class FittedVotes:
 
 
 def fit_votes(evaluation: Evaluation, *, select: bool) -> FittedVotes:
-    """Fit weights of a soft vote, or with `select` choose members greedily. Raises `DataError` for too few images."""
+    """Fit soft-vote weights, or with `select` choose members greedily. Raises `DataError` for too few images."""
     members, truth = evaluation.members, evaluation.true_ids
     if members.shape[1] < 2 or len(truth) < 2 * FOLDS:
         raise DataError(f"vote weights need at least two members and {2 * FOLDS} images to be fitted")
@@ -260,19 +265,19 @@ def fit_votes(evaluation: Evaluation, *, select: bool) -> FittedVotes:
 
 
 def _name(predictor: Predictor[Classification]) -> str:
-    """Of a single file."""
+    """The name of a single file."""
     return Path(predictor.ensemble.sessions[0].path).stem
 
 
 def _members(result: Classification) -> NDArray[np.float32]:
-    """What each member says of an image, (M, C)."""
+    """Each member's probabilities for an image, (M, C)."""
     return result.probabilities[None] if result.votes is None else result.votes.probabilities
 
 
 def _decided_alone(
     predictor: Predictor[Classification], results: Sequence[Classification | Failure], names: tuple[str, ...]
 ) -> Decided:
-    """What a single file says, its classes in the order of `names`."""
+    """The output of a single file, with classes in the order of `names`."""
     good = [result for result in results if isinstance(result, Classification)]
     columns = [predictor.class_names.index(name) for name in names]
     return Decided(
@@ -286,7 +291,7 @@ def _decided_alone(
 def _decide_members(
     members: NDArray[np.float32], member_names: Sequence[str], weights: Sequence[float] | None
 ) -> list[Decided]:
-    """Each member alone, and each rule."""
+    """The output of each member alone, and of each voting rule."""
     own = zip(member_names, np.moveaxis(members, 1, 0), strict=True)
     alone = [Decided(name, "", said, np.asarray(said.argmax(axis=1))) for name, said in own]
     votes = [(rule, vote(members, rule, weights)) for rule in VOTINGS]
@@ -299,7 +304,7 @@ def _row(decided: Decided, truth: _Ids, names: tuple[str, ...]) -> Row:
 
 
 def _best_member(members: NDArray[np.float32], truth: _Ids) -> NDArray[np.bool_]:
-    """Where the member is right that is so most often."""
+    """Where the most accurate member is correct."""
     right = members.argmax(axis=2) == truth[:, None]
     return np.asarray(right[:, right.sum(axis=0).argmax()])
 
@@ -307,7 +312,7 @@ def _best_member(members: NDArray[np.float32], truth: _Ids) -> NDArray[np.bool_]
 def _ensemble_rows(
     decided: Sequence[Decided], members: NDArray[np.float32], truth: _Ids, names: tuple[str, ...]
 ) -> list[Row]:
-    """Of each member and rule, and the oracle."""
+    """Rows of each member and rule, and of the oracle."""
     best = _best_member(members, truth)
     rows = [_row(each, truth, names) | {"mcnemar_p": mcnemar_p(each.label_ids == truth, best)} for each in decided]
     any_right = (members.argmax(axis=2) == truth[:, None]).any(axis=1)
@@ -322,7 +327,7 @@ def _ensemble_rows(
 
 
 TTA_COLUMNS = ("tta", "gain", "gain_p", "images_per_s")
-# Images between two changes of turn, at most; of few images there are eight turns.
+# Maximum number of images per turn; with few images there are eight turns.
 _TURN, _TURNS = 64, 8
 
 
@@ -332,11 +337,12 @@ def evaluate_tta(
     images: Sequence[LabeledImage],
     progress: Progress,
 ) -> Evaluation:
-    """The rows of `plain`, each but the oracle's followed by that of `augmented`, which has the same models.
+    """Evaluate with and without test-time augmentation, on the same models.
 
-    Both have `tta` and `images_per_s`, decoding included, of what was run as a whole. Those of `augmented` have `gain`,
-    the difference in accuracy, and `gain_p`: how likely such a one is if both are equally good (McNemar's exact test).
-    Raises as `evaluate`.
+    Each row of `plain` except the oracle's is followed by the matching row of `augmented`. Both have `tta` and, for a
+    whole model or ensemble, `images_per_s` including decoding. Rows of `augmented` also have `gain`, the difference in
+    accuracy, and `gain_p`: the probability of such a difference if both are equally good (McNemar's exact test). Raises
+    as `evaluate`.
     """
     true_ids = class_ids(images, plain.class_names)
     progress.start("evaluating", len(images), "images")
@@ -348,7 +354,7 @@ def evaluate_tta(
     size = min(_TURN, math.ceil(len(images) / _TURNS))
     for turn, start in enumerate(range(0, len(images), size)):
         chunk = images[start : start + size]
-        # In turns, so that neither has all the files warm, or all of another program's load.
+        # Alternate, so that file caching and other load affect both equally.
         for which in (turn % 2, 1 - turn % 2):
             started = time.monotonic()
             results[which].extend(both[which].predict_iter([image.path for image in chunk]))

@@ -1,6 +1,6 @@
-"""How good landmark models are: errors in pixels, shares of the centroid size and extent, PCK; of files and ensembles.
+"""Evaluate landmark models, single files and ensembles: errors in pixels and relative to centroid size and extent, PCK.
 
-Knows annotated images, results and Procrustes shapes. Does not know the command line or pages.
+Contains no command line and no HTML pages.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from tl.runtime.landmarks.shapes import centroid_size
 from tl.runtime.predictor import Predictor
 from tl.runtime.results import Failure, Landmarks
 
-# Shares of the longer side of the box around an image's true points.
+# Fractions of the longer side of the box around an image's true points.
 PCK_THRESHOLDS = (0.01, 0.02, 0.05, 0.1)
 _BOOTSTRAP_ROUNDS = 1000
 
@@ -38,15 +38,16 @@ def landmark_metrics(
 ) -> dict[str, Any]:
     """The metrics of `metrics.json` and `tl evaluate --json` for landmarks.
 
-    `found_xy`, `true_xy`: (N, K, 2) in pixels of the photos, the true ones NaN where missing; a missing point counts
-    for nothing. `input_per_photo`: (N, 2), input pixels per photo pixel in x and y; None leaves out what is in input
-    pixels. `mm_per_px`: (N,), NaN where unknown.
+    `found_xy`, `true_xy`: (N, K, 2) in photo pixels; missing true points are NaN and are not counted.
+    `input_per_photo`: (N, 2), input pixels per photo pixel in x and y; None omits the metrics in input pixels.
+    `mm_per_px`: (N,), NaN where unknown.
+
     Returns n images and `points`; `error_px`, the mean over points, with its 95% interval ci_low and ci_high
     (bootstrap over images); rmse_px, median_px; in input pixels error_input_px and mse_input_px, the mean squared
-    error of a coordinate; normalized_error, the mean of error over centroid size; extent_error, the mean of error over
-    the extent of an image's true points, the longer side of the box around them; pck, share of points closer than a
-    share of that extent; centroid_size_error, mean |relative error|; error_mm where a scale is known; and
-    per_keypoint error_px, rmse_px and n. Raises ValueError without any true point.
+    error per coordinate; normalized_error, the mean of error over centroid size; extent_error, the mean of error over
+    the extent of an image's true points, the longer side of the box around them; pck, the fraction of points with an
+    error below a fraction of that extent; centroid_size_error, mean |relative error|; error_mm where a scale is known;
+    and per_keypoint error_px, rmse_px and n. Raises ValueError without any true point.
     """
     errors = np.linalg.norm(np.asarray(found_xy, np.float64) - true_xy, axis=2)
     has = ~np.isnan(errors)
@@ -82,7 +83,7 @@ def landmark_metrics(
 
 
 def _bootstrap(errors: NDArray[np.float64]) -> tuple[float, float]:
-    """95% interval of the mean over points, drawing whole images, whose points err together."""
+    """95% interval of the mean over points. Resamples whole images, because errors within an image are correlated."""
     rng = np.random.default_rng(0)
     sums, counts = np.nansum(errors, axis=1), (~np.isnan(errors)).sum(axis=1)
     means = []
@@ -95,7 +96,7 @@ def _bootstrap(errors: NDArray[np.float64]) -> tuple[float, float]:
 
 
 def _extents(true_xy: NDArray[np.floating]) -> NDArray[np.float64]:
-    """The longer side of the box around each image's points (N,), NaN for less than two different ones."""
+    """Longer side of the box around each image's points (N,); NaN for fewer than two distinct points."""
     high = np.where(np.isnan(true_xy), -np.inf, true_xy).max(axis=1)
     low = np.where(np.isnan(true_xy), np.inf, true_xy).min(axis=1)
     extents = (high - low).max(axis=1)
@@ -103,7 +104,7 @@ def _extents(true_xy: NDArray[np.floating]) -> NDArray[np.float64]:
 
 
 def _pck(relative: NDArray[np.float64]) -> dict[str, float]:
-    """Percentage of correct keypoints. Source: Yang & Ramanan 2013, with the extent of the points as the measure."""
+    """Percentage of correct keypoints. Source: Yang & Ramanan 2013, normalized by the extent of the points."""
     known = relative[~np.isnan(relative)]
     return {f"{t:g}": float((known < t).mean()) for t in PCK_THRESHOLDS} if len(known) else {}
 
@@ -141,7 +142,7 @@ COLUMNS = (
 
 @dataclass(frozen=True)
 class PointEvaluation:
-    """`rows`: metrics of each model and of the merged points. `worst`: images by mean error, the largest first."""
+    """`rows`: metrics of each model and of the merged points. `worst`: images by mean error, in descending order."""
 
     rows: list[dict[str, Any]]
     failures: list[Failure]
@@ -150,7 +151,7 @@ class PointEvaluation:
 
 @dataclass(frozen=True)
 class AnnotatedImages:
-    """Images to score on: their split's name, paths and landmarks, in one order."""
+    """Images to evaluate: the name of their split, their paths and landmarks, in one order."""
 
     split: str
     paths: tuple[str, ...]
@@ -159,7 +160,7 @@ class AnnotatedImages:
     remarks: tuple[str, ...]
 
     def boxes(self, region: Literal["whole", "box", "points"]) -> dict[str, Region] | None:
-        """Path -> what a model of `region` was trained to look at: the drawn box, or the box of the true points."""
+        """Map each path to the region that a model of `region` expects: the annotated or the true points' box."""
         if region == "whole":
             return None
         pairs = zip(self.paths, self.landmarks, strict=True)
@@ -175,9 +176,9 @@ class AnnotatedImages:
 def read_split(
     data: str | os.PathLike[str], asked: str | None, images: str | os.PathLike[str] | None = None
 ) -> AnnotatedImages:
-    """The asked split of a landmark file, or test, else val, else everything. `images`: as for `image_finder`.
+    """Read the requested split of a landmark file; by default test, else val, else everything.
 
-    Raises `DataError`.
+    `images`: as for `image_finder`. Raises `DataError`.
     """
     landmarks = read_landmarks(data, images)
     find = image_finder(data, images)
@@ -196,9 +197,9 @@ def read_split(
 
 
 def evaluate_points(predictor: Predictor[Landmarks], images: AnnotatedImages, progress: Progress) -> PointEvaluation:
-    """Predict every image once and score what can be read.
+    """Predict every image once, and score the readable images.
 
-    Raises `DataError` for points that the model does not know, or if no image can be read.
+    Raises `DataError` for points that the model does not have, or if no image is readable.
     """
     order = _order(predictor.keypoint_names, images.keypoint_names)
     progress.start("evaluating", len(images.paths), "images")

@@ -1,7 +1,4 @@
-"""Figures of merit for classification, from labels and probabilities. Pure numpy, no torch.
-
-Knows arrays. Does not know models or images.
-"""
+"""Classification metrics from labels and probabilities. Depends on numpy only."""
 
 from __future__ import annotations
 
@@ -24,8 +21,8 @@ def classification_metrics(
 
     `true_ids` int64 (N,); `probabilities` float32 (N, C); `label_ids` int64 (N,) decided labels, None for argmax.
     Returns n; top1_accuracy with its 95% interval ci_low and ci_high (Wilson) and boot_low and boot_high (bootstrap);
-    top5_accuracy where there are more than five classes; macro_f1 with its bootstrap interval; ece; per_class
-    precision, recall, f1 and n; confusion, a list of rows by true class. Raises ValueError without images.
+    top5_accuracy for more than five classes; macro_f1 with its bootstrap interval; ece; per_class precision, recall, f1
+    and n; confusion, a list of rows by true class. Raises ValueError without images.
     """
     if len(true_ids) == 0:
         raise ValueError("no images to score")
@@ -51,12 +48,12 @@ def classification_metrics(
 
 
 def confusion_matrix(true_ids: NDArray[np.int64], decided: NDArray[np.int64], classes: int) -> NDArray[np.int64]:
-    """Counts int64 (C, C): row true class, column decided class."""
+    """Count pairs, int64 (C, C): rows are true classes, columns are decided classes."""
     return np.bincount(true_ids * classes + decided, minlength=classes * classes).reshape(classes, classes)
 
 
 def top_k_accuracy(true_ids: NDArray[np.int64], probabilities: NDArray[np.float32], k: int) -> float:
-    """Share of images whose true class is among the `k` most probable; of equals, the first in class order."""
+    """Fraction of images whose true class is among the `k` most probable; ties are resolved in class order."""
     found = np.argsort(-probabilities, axis=1, kind="stable")[:, :k]
     return float((found == true_ids[:, None]).any(axis=1).mean())
 
@@ -81,8 +78,10 @@ def wilson_interval(successes: int, trials: int, z: float = 1.959964) -> tuple[f
 
 
 def mcnemar_p(right: NDArray[np.bool_], other_right: NDArray[np.bool_]) -> float:
-    """Probability of so uneven a division of the images that one of two got right and the other did not, or a more
-    uneven one, if both are equally good. Both bool (N,) over the same images; two-sided and exact.
+    """Exact two-sided McNemar test. Both bool (N,) over the same images.
+
+    Returns the probability, if both are equally good, of a split at least as uneven of the images that only one of them
+    gets right.
 
     Source: McNemar 1947; the exact form as in Dietterich 1998.
     """
@@ -95,7 +94,7 @@ def mcnemar_p(right: NDArray[np.bool_], other_right: NDArray[np.bool_]) -> float
 def expected_calibration_error(
     correct: NDArray[np.bool_], confidence: NDArray[np.float32], bins: int = ECE_BINS
 ) -> float:
-    """Mean |accuracy - confidence| over equal-width confidence bins, weighted by their images.
+    """Mean |accuracy - confidence| over equal-width confidence bins, weighted by image count.
 
     Source: Naeini et al. 2015; 15 bins as in Guo et al. 2017.
     """
@@ -111,7 +110,7 @@ def expected_calibration_error(
 def _bootstrap(
     true_ids: NDArray[np.int64], decided: NDArray[np.int64], classes: int, draws: int = 1000
 ) -> dict[str, float]:
-    """95% percentile intervals of accuracy and macro F1 over resampled images; the same every time.
+    """95% percentile intervals of accuracy and macro F1 over resampled images. Deterministic.
 
     Source: Efron 1979.
     """

@@ -85,12 +85,14 @@ def measure_unknown(
         for split in ("train", "val")
     )
     if not train.images or not val.images:
-        progress.say("no unknown score: the run's training or validation images are gone")
+        progress.say("no out-of-distribution score: the run's training or validation images no longer exist")
         return None
     labels = class_ids_of([image.label for image in train.images], class_names)
     found = fit_unknown(Known(train.embeddings, labels, val.embeddings), len(class_names), false_alarm)
     if found is None:
-        progress.say("no unknown score: too few images of a class, or an embedding too large or too alike to measure")
+        progress.say(
+            "no out-of-distribution score: too few images of a class, or an embedding too large or too uniform"
+        )
     return found
 
 

@@ -1,1 +1,1 @@
-"""Built on trainer and exporter: reports of runs, and studies of many runs."""
+"""Reports of runs, and studies of many runs. Built on the trainer and exporter."""

@@ -89,7 +89,7 @@ def settled(value: _Value | None) -> _Value:
 
 
 def has_norm(backbone: str) -> bool:
-    """Whether a backbone has normalization layers, judged by its name: the older families have none."""
+    """Whether a backbone has normalization layers, inferred from its name: the older families have none."""
     name = backbone.rpartition(":")[2]
     return not name.startswith(WITHOUT_NORM) or "_bn" in name
 
@@ -166,7 +166,7 @@ def _may_be_open() -> list[str]:
 
 
 def _streams(config: TrainConfig) -> bool:
-    """Whether frozen features change each epoch because images are augmented anew."""
+    """Whether frozen features change each epoch because images are augmented again."""
     return config.augment not in (None, "none") and config.views is None
 
 

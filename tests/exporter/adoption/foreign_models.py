@@ -1,4 +1,4 @@
-"""Small ONNX classifiers as other tools export them, built by hand: an image's mean color, gain, softmax or not."""
+"""Small ONNX classifiers in the form that other tools export, built by hand: mean color, gain, optional softmax."""
 
 from __future__ import annotations
 
@@ -34,9 +34,9 @@ PROCESSOR = {
 
 @dataclass(frozen=True)
 class Form:
-    """How a tool writes the classifier. `tail`: flatten, reshape (to a fixed batch), stubborn (cannot be freed).
+    """How a tool writes the classifier. `tail`: flatten, reshape (to a fixed batch), stubborn (cannot be made dynamic).
 
-    `first`: a node that the input goes through before all else, with a `constant` of its own.
+    `first`: a node applied to the input before all others, with its own `constant`.
     """
 
     layout: str = "nchw"
@@ -57,7 +57,7 @@ class Form:
 
 
 def make_foreign(path: Path, **changes: Any) -> Path:
-    """Write the classifier in the form that `changes` of `Form` say."""
+    """Write the classifier in a `Form` with `changes`."""
     form = Form(**changes)
     gain = GAIN if form.gain is None else form.gain
     sizes = [form.channels, *form.hw] if form.layout == "nchw" else [*form.hw, form.channels]
@@ -93,7 +93,7 @@ def make_foreign(path: Path, **changes: Any) -> Path:
 
 
 def make_ultralytics(path: Path, names: Sequence[str] = COLORS, **changes: Any) -> Path:
-    """As Ultralytics exports a classifier: probabilities, input `images`, output `output0`, metadata as Python."""
+    """A classifier exported by Ultralytics: probabilities, input `images`, output `output0`, metadata as Python."""
     metadata = {"task": "classify", "imgsz": str([*HW]), "names": str(dict(enumerate(names))), "batch": "1"}
     metadata |= changes.pop("metadata", {})
     form = {"input_name": "images", "output_name": "output0", "final": "probabilities", "batch": 1} | changes
@@ -103,7 +103,7 @@ def make_ultralytics(path: Path, names: Sequence[str] = COLORS, **changes: Any) 
 def make_huggingface(
     folder: Path, names: Sequence[str] = COLORS, processor: Mapping[str, Any] | None = None, **changes: Any
 ) -> Path:
-    """A folder as optimum exports it. None in `processor` deletes a field."""
+    """A folder as exported by optimum. None in `processor` deletes a field."""
     make_foreign(folder / "model.onnx", **{"input_name": "pixel_values", "output_name": "logits"} | changes)
     config = {"id2label": {str(i): name for i, name in enumerate(names)}}
     (folder / "config.json").write_text(json.dumps(config), encoding="utf-8")
@@ -119,14 +119,14 @@ def expected(
     scale: float = 1 / 255,
     gain: NDArray[np.float32] = GAIN,
 ) -> NDArray[np.float64]:
-    """By hand: softmax of the mean normalized color times `gain`. (N, H, W, 3) -> (N, C)."""
+    """Reference computation: softmax of the mean normalized color times `gain`. (N, H, W, 3) -> (N, C)."""
     means = ((inputs.astype(np.float64) * scale - mean) / std).mean(axis=(1, 2))
     powers = np.exp(means @ gain.astype(np.float64))
     return np.asarray(powers / powers.sum(axis=1, keepdims=True))
 
 
 def rewrite(path: Path, change: Any) -> Path:
-    """Load a model file, let `change` alter it, and write it back."""
+    """Load a model file, modify it with `change`, and write it back."""
     model = onnx.load(path)
     change(model)
     path.write_bytes(model.SerializeToString())
@@ -147,7 +147,7 @@ def _head(form: Form) -> list[onnx.NodeProto]:
     if form.tail == "flatten":
         nodes.append(helper.make_node("Flatten", ["pooled"], ["means"], axis=1))
     elif form.tail == "reshape":
-        allow_zero = {"allowzero": 1} if form.opset >= 14 else {}  # as torch writes it
+        allow_zero = {"allowzero": 1} if form.opset >= 14 else {}  # as written by torch
         nodes.append(helper.make_node("Reshape", ["pooled", "rows"], ["means"], **allow_zero))
     else:
         nodes.append(helper.make_node("Reshape", ["pooled", "line"], ["flat"]))

@@ -34,7 +34,7 @@ from tl.runtime.session import Session
 
 
 class Listener(Silent):
-    """Keeps what is said."""
+    """Records messages."""
 
     def __init__(self) -> None:
         self.said: list[str] = []
@@ -75,7 +75,7 @@ def adopt_here(foreign: Path, labels: Path | None, folder: Path | None, **option
 
 
 def predicted(done: Adopted, images: Path) -> tuple[np.ndarray, np.ndarray]:
-    """What the file predicts, and the inputs that its preprocessing makes of the same images."""
+    """The file's predictions, and the inputs from its preprocessing of the same images."""
     paths = sorted(images.iterdir())
     with load(done.path, device="cpu", threads=1) as predictor:
         results = [result for result in predictor.predict_batch(paths) if isinstance(result, Classification)]
@@ -196,7 +196,7 @@ def test_adopt__half_precision(tmp_path: Path, labels: Path, images: Path) -> No
     done = adopt_here(half, labels, images)
     assert (done.contract.precision, done.contract.parity.tolerance) == ("fp16", 2e-2)
     found, inputs = predicted(done, images)
-    # Logits of a few units in 11 bits of mantissa.
+    # Logits of a few units with an 11-bit mantissa.
     np.testing.assert_allclose(found, expected(inputs, IMAGENET_MEAN, IMAGENET_STD), rtol=0, atol=5e-3)
 
 
@@ -212,7 +212,7 @@ def test_adopt__one_output_of_several(tmp_path: Path, labels: Path, images: Path
 
 
 def test_adopt__an_opset_whose_conversion_changes_numbers_stays(tmp_path: Path, labels: Path, images: Path) -> None:
-    # onnx 1.23 converts opset 10's Resize to other coordinates than it had.
+    # onnx 1.23 converts opset 10's Resize with different coordinates.
     scales = onnx.numpy_helper.from_array(np.array([1, 1, 0.7, 0.6], np.float32), "scales")
     resize = onnx.helper.make_node("Resize", ["x", "scales"], ["small"], mode="nearest")
     foreign = make_foreign(tmp_path / "old.onnx", opset=10, first=resize, constant=scales)

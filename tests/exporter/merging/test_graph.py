@@ -15,7 +15,7 @@ from tl.runtime.ensembles.voting import VOTINGS, Voting, vote
 
 
 def make_reader(pixel: int, *, opset: int = 18, scale: float = 128.0) -> onnx.ModelProto:
-    """A member that says what stands in one pixel of the first row: its color, divided by `scale`."""
+    """A member that outputs one pixel of the first row: its color, divided by `scale`."""
     nodes = [
         helper.make_node("Gather", ["images", "row"], ["rows"], axis=1),
         helper.make_node("Gather", ["rows", "pixel"], ["color"], axis=1),
@@ -39,7 +39,7 @@ def run(model: onnx.ModelProto, images: NDArray[np.uint8]) -> dict[str, NDArray[
     return dict(zip(OUTPUTS, session.run(list(OUTPUTS), {"images": images}), strict=True))
 
 
-# All that three members can say of three classes with 0, 1/2 and 1, which ties more often than not.
+# All outputs that three members can give for three classes from 0, 1/2 and 1; most combinations tie.
 _SAID = [said for said in itertools.product((0, 64, 128), repeat=3) if any(said)]
 TIES = np.array(list(itertools.product(_SAID, repeat=3)), np.uint8)[:, None]
 
@@ -54,7 +54,7 @@ def test_merge_graphs__counts_as_the_runtime_on_every_tie(voting: Voting, weight
     assert np.array_equal(found["member_probabilities"], members)
     assert np.array_equal(found["label"], wanted.label_ids)
     assert found["label"].dtype == np.int64
-    # A sum of three numbers in another order.
+    # A sum of three numbers in a different order.
     assert np.abs(found["probabilities"] - wanted.probabilities).max() < 1e-6
 
 
@@ -69,8 +69,8 @@ def test_merge_graphs__what_is_equal_is_computed_once() -> None:
     alone = make_reader(0)
     model = merge_graphs([Ballot(make_reader(0, scale=s), range(3)) for s in (128, 64, 32)], (1, 3), "soft", (1, 1, 1))
     kinds = [node.op_type for node in model.graph.node]
-    assert (kinds.count("Gather"), kinds.count("Cast")) == (2, 1)  # as in one of them
-    assert kinds.count("Div") == 3 + 1  # each its own, and the vote's
+    assert (kinds.count("Gather"), kinds.count("Cast")) == (2, 1)  # as in a single member
+    assert kinds.count("Div") == 3 + 1  # one per member, and the vote's
     assert len(alone.graph.node) == 4
 
 

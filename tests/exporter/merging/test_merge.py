@@ -32,7 +32,7 @@ IMAGES = [solid(color) for color in ((200, 30, 20), (100, 110, 90), (20, 180, 60
 
 @pytest.fixture
 def members(tmp_path: Path) -> list[Path]:
-    """Three that disagree, one of which has its classes in another order."""
+    """Three members that disagree, one of them with its classes in another order."""
     return [
         make_model(tmp_path / "sharp.onnx", gain=0.05),
         make_model(tmp_path / "wrong.onnx", gain=-0.02),
@@ -63,7 +63,7 @@ def test_merge__votes_as_the_separate_files(
 
 
 def test_merge__has_ood_score_images(exported: Exported, photos: Path, tmp_path: Path) -> None:
-    """The mean of the members' scores, its limit measured on the images that calibrate."""
+    """The mean of the members' scores, with its limit fitted on the calibration images."""
     other = refit(exported.path, [photos], tmp_path / "other.onnx", Silent(), RefitOptions(seed=1)).path
     held_out = [LabeledImage(str(path), path.name, path.parent.name) for path in sorted(photos.rglob("*.png"))]
     paths = [image.path for image in held_out]
@@ -95,7 +95,7 @@ def test_merge__has_ood_score_images(exported: Exported, photos: Path, tmp_path:
 
 @pytest.mark.parametrize("voting", VOTINGS)
 def test_merge__averages_views_as_the_separate_files(voting: Voting, members: list[Path], tmp_path: Path) -> None:
-    """Each member over all views, then the vote; a calibrated file softens after it."""
+    """Each member averages over all views, then they vote; a calibrated file applies its temperature after that."""
     done = do_merge(members, tmp_path / "e.onnx", voting=voting, weights=[2, 1, 1])
     halves = [np.concatenate([a, b], axis=1) for a in IMAGES for b in IMAGES]
     options = {"device": "cpu", "tta": ("crops", "hflip")}
@@ -118,7 +118,7 @@ def test_merge__what_the_file_says_of_itself(members: list[Path], tmp_path: Path
     assert contract.ensemble.weights == (3.0, 1.0, float(np.float32(0.1)))
     assert contract.provenance.method == "merged"
     assert contract.parity.tolerance == 1e-5
-    assert contract.golden.source == "synthetic"  # as the members' are
+    assert contract.golden.source == "synthetic"  # like the members'
 
 
 def test_merge__given_images_prove_it(members: list[Path], photos: Path, tmp_path: Path) -> None:
@@ -194,13 +194,13 @@ def test_merge__calibrated_votes(voting: Voting, members: list[Path], tmp_path: 
     held_out = []
     for i, color in enumerate(random.integers(60, 200, (60, 3))):
         path = make_png(tmp_path / f"{i}.png", solid(tuple(color)))
-        label = COLORS[int(color.argmax())] if i % 5 else COLORS[i % 3]  # one in five is called anything
+        label = COLORS[int(color.argmax())] if i % 5 else COLORS[i % 3]  # one in five has an arbitrary label
         held_out.append(LabeledImage(str(path), path.name, label))
     plain = do_merge(members, tmp_path / "plain.onnx", voting=voting)
     done = do_merge(members, tmp_path / "e.onnx", voting=voting, held_out=held_out)
     temperature = done.contract.temperature
     assert plain.contract.temperature == 1
-    assert voting == "hard" or temperature != 1  # shares of votes are no probabilities to be softened
+    assert voting == "hard" or temperature != 1  # vote shares are not probabilities to be softened
     truth = np.array([COLORS.index(image.label) for image in held_out])
     paths = [image.path for image in held_out]
     with (

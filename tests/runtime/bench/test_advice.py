@@ -1,4 +1,4 @@
-"""Advice from figures that are made up, so that what is right can be said beforehand."""
+"""Advice from invented figures, for which the right answer is known."""
 
 from __future__ import annotations
 
@@ -47,8 +47,8 @@ CPU = [
 
 def test_advise__the_plainest_of_equally_fast_settings() -> None:
     advice = advise(bench([*CPU, decode(100)]))
-    assert advice.many == Setting("network", "cpu", 4, "throughput", 1)  # 205 is less than 5% more
-    assert advice.one == Setting("network", "cpu", 2, "latency", 1)  # and four threads hardly quicker than two
+    assert advice.many == Setting("network", "cpu", 4, "throughput", 1)  # 205 is less than 5% faster
+    assert advice.one == Setting("network", "cpu", 2, "latency", 1)  # and four threads are hardly faster than two
     assert 'load(model, device="cpu", threads=4, hint="throughput"), single images: 200 images/s' in advice.lines[0]
     assert 'load(model, device="cpu", threads=2, hint="latency"): 9.9 ms' in advice.lines[1]
 
@@ -68,7 +68,7 @@ def test_advise__rounds_that_overlap_are_not_told_apart() -> None:
 
 def test_advise__bound_by_decoding() -> None:
     advice = advise(bench([*CPU, decode(50)]))
-    # By hand: 1/50 s of decoding and 1/200 s of the network make 25 ms, 20 of them decoding.
+    # By hand: 1/50 s of decoding and 1/200 s of the network make 25 ms, of which 20 ms are decoding.
     assert advice.bound == "decoding"
     assert advice.decoding_share == pytest.approx(0.8)
     assert "80% of an image's time is decoding" in advice.lines[2]
@@ -89,7 +89,7 @@ def test_advise__the_gpu_waits_for_decoding() -> None:
     assert advice.one == rows[0].setting
     assert advice.bound == "decoding"
     assert 'load(model, device="cuda"), predict_iter(batch_size=32)' in advice.lines[0]
-    assert "of an image's time" not in advice.lines[2]  # a GPU works beside the decoding
+    assert "of an image's time" not in advice.lines[2]  # a GPU works in parallel with the decoding
 
 
 def test_advise__cautions() -> None:

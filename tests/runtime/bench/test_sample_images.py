@@ -17,7 +17,7 @@ def test_sample_jpeg__has_the_size_asked_for(size_wh: tuple[int, int]) -> None:
 
 def test_sample_jpeg__is_as_hard_to_decode_as_a_photo() -> None:
     data = sample_jpeg((1600, 1200))
-    # Phones store 0.1 to 0.4 bytes a pixel; a flat image would take 0.01 and noise more than 1.
+    # Phone photos take 0.1 to 0.4 bytes per pixel; a flat image would take 0.01, and noise more than 1.
     assert 0.1 < len(data) / (1600 * 1200) < 0.4
     with Image.open(BytesIO(data)) as image:
         assert np.asarray(image).std() > 20

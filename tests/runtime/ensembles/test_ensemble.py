@@ -77,8 +77,8 @@ def test_ensemble__union_of_classes(tmp_path: Path) -> None:
     ensemble = Ensemble(sessions, classes="union")
     assert ensemble.class_names == ("red", "green", "blue", "violet")
     members = ensemble.member_probabilities({ensemble.preprocessings[0]: noise(8, 8)[None]})
-    assert members[0, 0, 3] == 0  # the first member knows no violet
-    assert members[0, 1, 2] == 0  # the second no blue
+    assert members[0, 0, 3] == 0  # the first member has no violet
+    assert members[0, 1, 2] == 0  # the second has no blue
     np.testing.assert_allclose(members.sum(axis=2), 1, atol=ATOL)
 
 
@@ -118,7 +118,7 @@ def test_member_probabilities__batch_equals_single_images(color_model: Path) -> 
     (preprocessing,) = ensemble.preprocessings
     whole = ensemble.member_probabilities({preprocessing: images})
     singles = [ensemble.member_probabilities({preprocessing: image[None]})[0] for image in images]
-    np.testing.assert_allclose(whole, singles, atol=1e-6)  # the promise of the design for batches
+    np.testing.assert_allclose(whole, singles, atol=1e-6)  # the tolerance guaranteed for batches
 
 
 @pytest.mark.parametrize(

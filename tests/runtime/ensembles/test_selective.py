@@ -24,7 +24,7 @@ from tl.runtime.model_file.contract import Conformal
 
 def test_conformal_scores__by_hand() -> None:
     probabilities = np.array([[0.25, 0.5, 0.25], [1, 0, 0]], np.float32)
-    # The second class first, then the others in their order; of each one half, and all before it.
+    # The second class first, then the others in their order; for each, half of it plus all before it.
     assert conformal_scores(probabilities).tolist() == [[0.625, 0.25, 0.875], [0.5, 1.0, 1.0]]
 
 
@@ -32,7 +32,7 @@ def test_conformal_scores__by_hand() -> None:
     ("coverage", "limit"), [(0.1, 0.1), (0.5, 0.3), (0.6, 0.4), (0.8, 0.5), (0.83, 0.5), (0.84, math.inf)]
 )
 def test_conformal_limit__by_hand(coverage: float, limit: float) -> None:
-    # The ceil(6 x coverage)-th of five scores; the sixth does not exist.
+    # The ceil(6 x coverage)-th of five scores; there is no sixth.
     wanted = [0.1, 0.2, 0.3, 0.4, 0.5]
     assert conformal_limit(wanted[::-1], coverage) == limit
 
@@ -46,18 +46,18 @@ def test_prediction_sets__the_most_probable_class_always_belongs() -> None:
 
 @pytest.mark.parametrize("coverage", [0.8, 0.9, 0.95])
 def test_prediction_sets__hold_the_true_class_as_often_as_promised(coverage: float) -> None:
-    # 300 held-out and 4,000 new images of a model that is wrong about its own probabilities, a hundred times over.
+    # 300 held-out and 4,000 new images of a miscalibrated model, repeated a hundred times.
     random = np.random.default_rng(0)
     shares = []
     for _ in range(100):
         truth = random.integers(5, size=4300)
         logits = random.normal(size=(4300, 5)) + 1.5 * np.eye(5)[truth]
-        exponentials = np.exp(3 * logits)  # three times as sure as it should be
+        exponentials = np.exp(3 * logits)  # three times as confident as it should be
         probabilities = (exponentials / exponentials.sum(axis=1, keepdims=True)).astype(np.float32)
         known = conformal_scores(probabilities[:300])[np.arange(300), truth[:300]]
         sets = prediction_sets(probabilities[300:], conformal_limit(known.tolist(), coverage))
         shares.append(sets[np.arange(4000), truth[300:]].mean())
-    # The promise is of the mean over draws; its standard error is under 0.003.
+    # The guarantee is for the mean over draws; its standard error is under 0.003.
     assert coverage - 0.008 < np.mean(shares) < coverage + 0.015
 
 
@@ -93,7 +93,7 @@ def test_caution__shares_alone(options: dict[str, float]) -> None:
 
 
 def make_careful_model(path: Path) -> Path:
-    """The color model, with scores of held-out images."""
+    """The color model, with conformal scores of held-out images."""
     contract = dataclasses.replace(make_contract(), conformal=Conformal((0.3, 0.4, 0.5, 0.6, 0.9), "test"))
     return make_model(path, contract=contract)
 
@@ -104,7 +104,7 @@ def test_load__coverage_and_rejection(tmp_path: Path) -> None:
     with load(model, device="cpu", selective=selective) as predictor:
         sure, unsure = predictor.predict_batch([solid((200, 30, 20)), solid((101, 100, 99))])
     assert (sure.label, sure.class_set, sure.reason) == ("red", ("red",), "")
-    # A third each: the first stands at a sixth, the second at a half, within the limit of 0.5.
+    # A third each: the first class has score 1/6, the second 1/2, within the limit of 0.5.
     assert (unsure.label, unsure.class_set[:1]) == ("?", ("red",))
     assert unsure.reason == f"confidence {unsure.confidence:.3f} under 0.5"
     assert unsure.as_dict()["set"] == list(unsure.class_set)

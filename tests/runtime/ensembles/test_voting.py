@@ -11,12 +11,12 @@ from numpy.typing import NDArray
 
 from tl.runtime.ensembles.voting import VOTINGS, Voting, agreement, entropy, margin, mutual_information, vote
 
-# Sums and quotients of a few float32 values in [0, 1] are wrong by a few units of 6e-8.
+# Sums and quotients of a few float32 values in [0, 1] have errors of a few units of 6e-8.
 ATOL = 1e-6
 
 
 def members(*rows: list[float]) -> NDArray[np.float32]:
-    """One image: a row per member. float32 (1, M, C)."""
+    """One image, with one row per member. float32 (1, M, C)."""
     return np.array([rows], np.float32)
 
 
@@ -83,7 +83,7 @@ def test_vote__hard_tie_of_the_most_voted_classes_alone() -> None:
 
 
 def test_vote__hard_tie_of_weights_in_float32() -> None:
-    # In float32 0.1 + 0.2 is 0.3, in float64 it is more: the rule says float32.
+    # In float32, 0.1 + 0.2 equals 0.3; in float64 it is larger. The rule uses float32.
     three = members([1, 0], [1, 0], [0, 1])
     decided = vote(three, "hard", [0.1, 0.2, 0.3])
     assert decided.probabilities[0, 0] == decided.probabilities[0, 1]
@@ -111,7 +111,7 @@ def test_vote__soft_by_default() -> None:
 @given(data=st.data(), batch=batches())
 def test_vote__equals_the_rule_by_hand(voting: Voting, data: st.DataObject, batch: NDArray[np.float32]) -> None:
     size = batch.shape[1]
-    assume(size > 1)  # one member alone decides by its own probabilities
+    assume(size > 1)  # a single member decides by its own probabilities
     weights = data.draw(st.lists(st.sampled_from([0.1, 0.2, 0.3, 1.0, 2.0]), min_size=size, max_size=size))
     decided = vote(batch, voting, weights)
     for n, one in enumerate(batch):
@@ -207,7 +207,7 @@ def test_entropy__in_nats() -> None:
 def test_mutual_information__by_hand() -> None:
     same = np.array([[[0.5, 0.5], [0.5, 0.5]]], np.float32)
     apart = np.array([[[1.0, 0.0], [0.0, 1.0]]], np.float32)
-    assert mutual_information(same).tolist() == [0.0]  # unsure, but of one mind
+    assert mutual_information(same).tolist() == [0.0]  # uncertain, but in agreement
     np.testing.assert_allclose(mutual_information(apart), np.log(2), rtol=1e-6)
     weighted = mutual_information(apart, [3, 1])
     np.testing.assert_allclose(weighted, -(0.75 * np.log(0.75) + 0.25 * np.log(0.25)), rtol=1e-6)

@@ -13,7 +13,7 @@ from tl.errors import ConfigError
 from tl.runtime.explain.drawing import draw_explanation, save_drawing
 from tl.runtime.imaging.preprocessing import build_preprocessing
 
-# A red top left corner, the rest blue.
+# A red top left corner; the rest is blue.
 CORNER = solid((0, 0, 120))
 CORNER[:4, :4] = (250, 0, 0)
 ROUNDING = 1e-5
@@ -60,12 +60,12 @@ def test_explain__of_an_ensemble_the_mean_of_its_members(tmp_path: Path, vote: s
         with tl.runtime.load(path, device="cpu") as model:
             heats.append(tl.runtime.explain(model, CORNER, "red").heat)
     fine = heats[1].reshape(8, 2, 8, 2).mean(axis=(1, 3))
-    # The second one's patches cover whole pixels of the first one's input, but it sees resized edges.
+    # The second model's patches cover whole pixels of the first model's input, but its input has resized edges.
     assert np.corrcoef((3 * heats[0] + fine).ravel(), found.heat.ravel())[0, 1] > 0.98
 
 
 def test_explain__members_that_prepare_otherwise_are_covered_at_the_same_place(tmp_path: Path) -> None:
-    """A photo four times as wide as high, red at its left end: its rows are all alike, and so is what is found."""
+    """A photo four times as wide as high, red at its left end. All rows are equal, and so are the explanations."""
     photo = np.zeros((16, 64, 3), np.uint8)
     photo[..., 2] = 120
     photo[:, :16] = (250, 0, 0)
@@ -75,7 +75,7 @@ def test_explain__members_that_prepare_otherwise_are_covered_at_the_same_place(t
         heat = tl.runtime.explain(model, photo, "red").heat
     np.testing.assert_allclose(heat[20:44], np.broadcast_to(heat[32], (24, 64)), rtol=0, atol=1e-3)
     assert heat[:, :12].min() > 0 > heat[:, 24:].max()
-    with tl.runtime.load(paths[::-1], device="cpu") as model:  # the letterboxed one first: its padding says nothing
+    with tl.runtime.load(paths[::-1], device="cpu") as model:  # the letterboxed one first: its padding has no effect
         heat = tl.runtime.explain(model, photo, "red").heat
     assert (heat[:24] == 0).all()
     assert (heat[40:] == 0).all()
@@ -97,7 +97,7 @@ def test_explain__refused(tmp_path: Path) -> None:
 
 
 def test_draw_explanation__lies_where_the_network_looked(tmp_path: Path) -> None:
-    """A letterboxed photo twice as wide as high: its top left quarter speaks for red, the rest against."""
+    """A letterboxed photo twice as wide as high: its top left quarter supports red, the rest does not."""
     photo = np.zeros((80, 160, 3), np.uint8)
     photo[..., 2] = 120
     photo[:40, :80] = (250, 0, 0)
@@ -109,7 +109,7 @@ def test_draw_explanation__lies_where_the_network_looked(tmp_path: Path) -> None
     np.testing.assert_array_equal(drawn[:, :160], photo)
     beside = drawn[:, 160:]
     warm = beside[..., 0] - beside[..., 2]  # orange has more red, blue more blue
-    assert warm[24:34, 5:75].min() > 50  # under the name
+    assert warm[24:34, 5:75].min() > 50  # below the name
     assert warm[45:78, 85:155].max() < 0
 
 
@@ -119,7 +119,7 @@ def test_draw_explanation__what_was_cropped_away_stays_gray(tmp_path: Path) -> N
     with tl.runtime.load(make_model(tmp_path / "m.onnx", preprocessing=preprocessing), device="cpu") as model:
         found = tl.runtime.explain(model, photo)
     beside = np.asarray(draw_explanation(photo, found, preprocessing))[:, 96:].astype(int)
-    gray = beside[20:].max(axis=2) == beside[20:].min(axis=2)  # under the name
+    gray = beside[20:].max(axis=2) == beside[20:].min(axis=2)  # below the name
     assert gray[:, :30].all()
     assert gray[:, 66:].all()
     assert not gray[:, 36:60].all()

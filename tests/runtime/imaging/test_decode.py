@@ -38,7 +38,7 @@ def test_decode_image__orientations_give_one_array(kind: str, orientation: int) 
 @pytest.mark.parametrize("orientation", [2, 6])
 def test_decode_image__orientation_of_other_kinds(kind: str, orientation: int) -> None:
     decoded = decode_image(encode_turned(blocks(), orientation, kind, quality=100), RECIPE)
-    # Both codecs lose a few gray levels; neighboring blocks differ by 32.
+    # Both codecs change values by a few gray levels; neighboring blocks differ by 32.
     np.testing.assert_allclose(decoded, blocks().astype(float), atol=8)
 
 
@@ -70,7 +70,7 @@ def test_decode_image__gray_is_repeated(kind: str) -> None:
 def test_decode_image__jpeg_equals_pillow(subsampling: int, quality: int) -> None:
     data = encode(noise(), "JPEG", subsampling=subsampling, quality=quality)
     expected = np.asarray(Image.open(BytesIO(data)))
-    # Both use libjpeg-turbo, of other releases: its DCT and upsampling may round differently by a level.
+    # Both use libjpeg-turbo, but different releases: DCT and upsampling may round differently by one level.
     np.testing.assert_allclose(decode_image(data, RECIPE), expected.astype(float), atol=1)
 
 

@@ -1,4 +1,4 @@
-"""What `decode` must refuse, and what it takes as a source."""
+"""Input that `decode` must reject, and the sources it accepts."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ def failure(source: Any) -> ImageReadError:
 
 @pytest.mark.parametrize("kind", ["JPEG", "PNG", "TIFF", "GIF", "WEBP", "BMP", "JPEG2000", "AVIF", "PPM", "MPO"])
 @pytest.mark.parametrize("share", [0.2, 0.5, 0.95])
-@pytest.mark.filterwarnings("ignore::UserWarning")  # Pillow warns of some broken TIFF tags before it raises
+@pytest.mark.filterwarnings("ignore::UserWarning")  # Pillow warns about some broken TIFF tags before it raises
 def test_decode_image__truncated(kind: str, share: float) -> None:
     data = encode(noise(), kind)
     assert failure(data[: int(len(data) * share)]).reason
@@ -56,7 +56,7 @@ def test_decode_image__progressive_jpeg_truncated() -> None:
 @pytest.mark.parametrize("options", [{}, {"progressive": True}], ids=["baseline", "progressive"])
 def test_decode_image__jpeg_with_zeroed_middle(options: dict[str, bool]) -> None:
     damaged = zero_middle(encode(noise(), "JPEG", quality=90, **options))
-    Image.open(BytesIO(damaged)).load()  # Pillow alone takes it
+    Image.open(BytesIO(damaged)).load()  # Pillow alone accepts it
     assert "damaged JPEG" in failure(damaged).reason
 
 
@@ -73,7 +73,7 @@ def test_decode_image__png_with_one_wrong_byte(level: int) -> None:
 
 
 def test_decode_image__jpeg_with_bytes_after_its_end() -> None:
-    # Motion photos and some cameras append a film or padding.
+    # Motion photos and some cameras append a video or padding.
     data = encode(blocks(), "JPEG", quality=100)
     np.testing.assert_array_equal(decode_image(data + b"film" * 100, RECIPE), blocks())
 
@@ -83,7 +83,7 @@ def test_decode_image__png_bomb_by_its_header(size: tuple[int, int]) -> None:
     begun = time.process_time()
     reason = failure(png(*size, bits=8, color=2)).reason
     assert "over the limit of 179 million" in reason
-    assert time.process_time() - begun < 2  # of this process alone; decoding 3.6 Gpx would take far longer
+    assert time.process_time() - begun < 2  # CPU time of this process; decoding 3.6 Gpx would take far longer
 
 
 def test_decode_image__jpeg_bomb_by_its_header() -> None:
@@ -103,7 +103,7 @@ def test_decode_image__other_kinds_refused(kind: str) -> None:
     assert "supported kind" in failure(encode(blocks(), kind)).reason
 
 
-@pytest.mark.filterwarnings("ignore::UserWarning")  # Pillow's remarks on broken tags; the image is judged, not they
+@pytest.mark.filterwarnings("ignore::UserWarning")  # Pillow's warnings about broken tags, which are not tested here
 @given(
     seed=st.sampled_from(SEEDS),
     cut=st.floats(0, 1),
@@ -129,7 +129,7 @@ def test_decode_image__random_bytes_are_refused(data: bytes) -> None:
     assert failure(data).reason
 
 
-# --- files that are no images
+# --- files that are not images
 
 
 def test_decode_image__not_a_image_file(tmp_path: Path) -> None:

@@ -1,6 +1,6 @@
-"""Damaged images and contracts: whatever the bytes, a result or the one error that callers expect.
+"""Fuzz images and contracts: any bytes give either a result or the one expected error.
 
-TL_FUZZ_EXAMPLES=20000 tries that many of each, found at random.
+TL_FUZZ_EXAMPLES=20000 tries that many of each, at random.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from tl.runtime.imaging.decode import FORMATS, MAX_PIXELS, decode_image
 from tl.runtime.model_file.contract import dump_contract, parse_contract
 
 CONTRACT = dump_contract(make_contract())
-# What the largest image that is allowed may take: it is held twice or three times while it is converted.
+# Memory limit for the largest allowed image, of which conversion holds two or three copies.
 MAX_MEMORY_BYTES = 3 * 4 * MAX_PIXELS
 
 
@@ -39,14 +39,14 @@ def test_seeds__every_format_is_there_and_good() -> None:
         assert decode_image(data, RECIPE).shape == (4, 4, 3), name
 
 
-@pytest.mark.filterwarnings("ignore")  # Pillow warns of odd tags and of many pixels, which is no fault of the reader
+@pytest.mark.filterwarnings("ignore")  # Pillow warns about unusual tags and many pixels, which are not decoder errors
 def test_decode_image__mutated() -> None:
     @EXAMPLES
     @given(st.sampled_from(sorted(IMAGES)), mutations())
     @example("PNG", [(0, 0, b"")])
     @example("GIF", [(6, 1, b"\xff\x7f\xff\x7f")])  # a screen of 32767 x 32767
     def run(name: str, changes: list[tuple[int, int, bytes]]) -> None:
-        with suppress(ImageReadError):  # and no other
+        with suppress(ImageReadError):  # no other exception
             image = decode_image(mutate(IMAGES[name], changes), RECIPE)
             assert image.dtype == np.uint8
             assert image.ndim == 3
@@ -63,7 +63,7 @@ def test_decode_image__mutated() -> None:
 @example([])
 def test_parse_contract__mutated(changes: list[tuple[int, int, bytes]]) -> None:
     text = mutate(CONTRACT.encode(), changes).decode(errors="replace")
-    with suppress(ModelFileError):  # and no other
+    with suppress(ModelFileError):  # no other exception
         contract = parse_contract(text, "a.onnx")
         assert parse_contract(dump_contract(contract), "a.onnx") == contract
 

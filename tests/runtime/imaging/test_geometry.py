@@ -51,7 +51,7 @@ def test_place__squash() -> None:
         ((300, 400), (256, 341), (-58, -16)),  # 256 * 400 / 300 = 341.3; (341 - 224) / 2 = 58.5, rounded to even
         ((400, 300), (341, 256), (-16, -58)),
         ((512, 512), (256, 256), (-16, -16)),
-        ((100, 120), (256, 307), (-42, -16)),  # enlarged; (307 - 224) / 2 = 41.5, rounded to even
+        ((100, 120), (256, 307), (-42, -16)),  # upscaled; (307 - 224) / 2 = 41.5, rounded to even
     ],
 )
 def test_place__short_side(image_hw: tuple[int, int], resized_hw: tuple[int, int], offset_xy: tuple[int, int]) -> None:
@@ -75,7 +75,7 @@ def test_place__letterbox(image_hw: tuple[int, int], resized_hw: tuple[int, int]
 
 
 def test_placement__corners_of_a_halved_image() -> None:
-    # Halving 400 x 400: the center of the first input pixel lies between image pixels 0 and 1.
+    # Downscaling 400 x 400 by half: the center of the first input pixel lies between image pixels 0 and 1.
     placement = place((400, 400), build_preprocessing((200, 200)))
     np.testing.assert_array_equal(placement.to_image(np.array([[0.0, 0.0], [199, 199]])), [[0.5, 0.5], [398.5, 398.5]])
     np.testing.assert_array_equal(placement.to_input(np.array([-0.5, 399.5])), [-0.5, 199.5])
@@ -94,7 +94,7 @@ def test_placement__letterbox_and_crop_by_hand() -> None:
 @pytest.mark.parametrize(
     ("mode", "resized_hw", "offset_xy", "image_xy", "input_xy"),
     [
-        # The region (100, 50) to (300, 150); its top-left pixel's corner becomes the input's.
+        # The region from (100, 50) to (300, 150); the corner of its top-left pixel becomes that of the input.
         ("squash", (40, 40), (0, 0), (99.5, 49.5), (-0.5, -0.5)),
         ("squash", (40, 40), (0, 0), (199.5, 99.5), (19.5, 19.5)),
         ("letterbox", (20, 40), (0, 10), (99.5, 49.5), (-0.5, 9.5)),
@@ -133,13 +133,13 @@ def test_load_views__region_equals_the_cut_image_but_for_its_rim(jpeg_scale: Jpe
     (placed,) = load_views(image, [(preprocessing, (30, 10, 60, 40))])
     found, placement = placed.image, placed.placement
     cut = load_input(image[10:50, 30:].copy(), preprocessing)
-    inner = slice(1, -1)  # the filter of the rim's pixels reaches one input pixel beyond the region
+    inner = slice(1, -1)  # at the edge, the filter reaches one input pixel beyond the region
     np.testing.assert_array_equal(found[inner, inner], cut[inner, inner])
     assert placement.region_xywh == (30, 10, 60, 40)
 
 
 def test_load_views__region_of_a_scaled_jpeg_shows_the_same_place(tmp_path: Path) -> None:
-    # A bright disc at (610, 390) of a large image, seen through a region and a scaled decoding.
+    # A bright disc at (610, 390) of a large image, seen through a region and a scaled decode.
     y, x = np.mgrid[:800, :1200]
     disc = np.where((x - 610) ** 2 + (y - 390) ** 2 < 30**2, 255, 0).astype(np.uint8)
     path = tmp_path / "disc.jpg"
@@ -151,7 +151,7 @@ def test_load_views__region_of_a_scaled_jpeg_shows_the_same_place(tmp_path: Path
     assert decode_scaled(path, preprocessing, lambda hw: eighths(hw, preprocessing, (400, 200, 501, 403))).eighths < 8
     weights = found[..., 0].astype(float)
     center = np.array([(weights.sum(0) * np.arange(64)).sum(), (weights.sum(1) * np.arange(64)).sum()]) / weights.sum()
-    # The center of mass of a disc of 8 input pixels; JPEG's own noise moves it by hundredths of one.
+    # The center of mass of a disc of 8 input pixels; JPEG noise moves it by hundredths of a pixel.
     np.testing.assert_allclose(placement.to_image(center), (610, 390), atol=0.5)
 
 
@@ -258,7 +258,7 @@ def test_placement__keypoints_round_trip(
     placement = place((height, width), preprocessing)
     point = np.array([[x, y]], np.float64)
     there_and_back = placement.to_image(placement.to_input(point))
-    np.testing.assert_allclose(there_and_back, point, atol=1e-3)  # the promise of the design; float64 keeps it easily
+    np.testing.assert_allclose(there_and_back, point, atol=1e-3)  # the guaranteed tolerance; float64 meets it easily
     back_and_there = placement.to_input(placement.to_image(point))
     np.testing.assert_allclose(back_and_there, point, atol=1e-3)  # as above
 
@@ -268,7 +268,7 @@ def test_turn_keypoints__round_trip(orientation: int, height: int, width: int, x
     points = np.array([[[x, y], [y, x]]], np.float64)
     turned = turn_keypoints(points, orientation, (height, width))
     returned = unturn_keypoints(turned, orientation, (height, width))
-    np.testing.assert_allclose(returned, points, atol=1e-3)  # the promise of the design; float64 keeps it easily
+    np.testing.assert_allclose(returned, points, atol=1e-3)  # the guaranteed tolerance; float64 meets it easily
 
 
 @pytest.mark.parametrize("orientation", range(1, 9))
@@ -281,6 +281,6 @@ def test_turn_keypoints__follows_the_pixels(orientation: int) -> None:
 
 def test_turn_keypoints__by_hand_and_leaves_its_input_alone() -> None:
     points = np.array([[0.0, 0.0]])
-    # Orientation 6: turn right; the stored top-left corner becomes the top-right one of a 5 px wide image.
+    # Orientation 6: turn right; the stored top-left corner becomes the top-right corner of a 5 px wide image.
     np.testing.assert_array_equal(turn_keypoints(points, 6, (5, 7)), [[4, 0]])
     np.testing.assert_array_equal(points, [[0, 0]])

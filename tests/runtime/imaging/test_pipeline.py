@@ -28,19 +28,19 @@ class CountingFile(BytesIO):
 
 
 def spot(height: int, width: int, x: float, y: float, radius: float) -> NDArray[np.uint8]:
-    """A soft white spot on black, without the sharp edges that JPEG cannot store."""
+    """A soft white spot on black, without sharp edges, which JPEG cannot represent."""
     ys, xs = np.mgrid[:height, :width]
     gray = 255 * np.exp(-((xs - x) ** 2 + (ys - y) ** 2) / (2 * radius**2))
     return np.repeat(gray.astype(np.uint8)[:, :, None], 3, axis=2)
 
 
 def center_of_mass(image: NDArray[np.uint8]) -> NDArray[np.float64]:
-    mass = np.where(image[:, :, 0] > 8, image[:, :, 0].astype(float), 0)  # JPEG leaves faint traces around
+    mass = np.where(image[:, :, 0] > 8, image[:, :, 0].astype(float), 0)  # JPEG leaves faint artifacts around it
     ys, xs = np.mgrid[: mass.shape[0], : mass.shape[1]]
     return np.array([(xs * mass).sum(), (ys * mass).sum()]) / mass.sum()
 
 
-# --- how much of a JPEG is decoded
+# --- scaled JPEG decoding
 
 
 @pytest.mark.parametrize(
@@ -52,7 +52,7 @@ def center_of_mass(image: NDArray[np.uint8]) -> NDArray[np.float64]:
         ((512, 3000), "squash", 7),  # exactly
         ((3000, 4000), "letterbox", 1),  # 4000 becomes 224: 0.9 eighths
         ((3000, 4000), "short_side", 2),  # 3000 becomes 256: 1.37 eighths
-        ((100, 90), "squash", 8),  # enlarged
+        ((100, 90), "squash", 8),  # upscaled
     ],
 )
 def test_eighths__leave_twice_the_resized_size(image_hw: tuple[int, int], mode: ResizeMode, expected: int) -> None:
@@ -76,8 +76,8 @@ def test_decode_scaled__is_of_the_size_it_says(height: int, width: int, scale: i
 @pytest.mark.parametrize("orientation", range(1, 9))
 @pytest.mark.parametrize("corner", [(0.1, 0.1), (0.9, 0.9)])
 def test_load_input__scaled_decoding_moves_nothing(orientation: int, corner: tuple[float, float]) -> None:
-    # An eighth of 1001 and 1203 is no whole number: 126 and 151 columns show 125.1 and 150.4. Taking them for the whole
-    # image would move the spot by 0.4 pixels of the input.
+    # An eighth of 1001 and 1203 is not an integer: 126 and 151 columns cover 125.1 and 150.4. Treating them as the
+    # whole image would move the spot by 0.4 input pixels.
     height, width = 1001, 1203
     x, y = corner[0] * width, corner[1] * height
     preprocessing = build_preprocessing((60, 60))

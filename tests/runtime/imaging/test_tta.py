@@ -62,7 +62,7 @@ def test_load_inputs__flips_are_mirror_images_of_the_input(preprocessing: Prepro
 
 
 def test_load_inputs__crops_are_pillows() -> None:
-    """7/8 of 64x80 is 56x70; the crop is resized as a whole image is, by another library's own box."""
+    """7/8 of 64x80 is 56x70. A crop is resized like a whole image; compared with Pillow's own `box`."""
     preprocessing = build_preprocessing((16, 16))
     found = load_inputs(QUADRANTS, [preprocessing], build_views(("crops",)))[preprocessing]
     image = Image.fromarray(QUADRANTS)
@@ -73,7 +73,7 @@ def test_load_inputs__crops_are_pillows() -> None:
 
 
 def test_load_inputs__crops_of_a_photo_in_a_file(tmp_path: Path) -> None:
-    """A large JPEG is decoded in eighths that suit each part; a file object gives what its path gives."""
+    """A large JPEG is decoded at a scale that suits each part; a file object gives the same result as its path."""
     photo = encode(noise(1000, 700), "JPEG")
     path = tmp_path / "photo.jpg"
     path.write_bytes(photo)

@@ -17,7 +17,7 @@ from tl.runtime.imaging.decode import ImageSource
 from tl.runtime.imaging.preprocessing import ResizeMode, build_preprocessing
 from tl.runtime.results import Failure, Landmarks
 
-# A spot's light is rounded to 255 steps and resized with a filter: its center of mass moves by hundredths of a pixel.
+# A spot's intensity is rounded to 255 steps and resized with a filter, which moves its center by hundredths of a pixel.
 CLOSE = 0.15
 
 
@@ -73,7 +73,7 @@ def test_predict__an_odd_shape_is_flagged(spot_model: Path) -> None:
     with tl.runtime.load_landmarks(spot_model, device="cpu") as model:
         usual = find(model, spot_image(USUAL_XY))
         turned = find(model, spot_image(USUAL_XY[:, ::-1] + [10, -5]))  # a mirror image
-    assert usual.shape_distance == pytest.approx(0, abs=0.01)  # the model's hundredths of a pixel
+    assert usual.shape_distance == pytest.approx(0, abs=0.01)  # the model is accurate to hundredths of a pixel
     assert not usual.is_odd
     assert turned.is_odd
     assert turned.shape_distance is not None
@@ -81,7 +81,7 @@ def test_predict__an_odd_shape_is_flagged(spot_model: Path) -> None:
 
 
 def test_predict__ensemble_merges_in_pixels_of_the_photo(tmp_path: Path) -> None:
-    # Shifts of 0, 0 and 3 input pixels, in inputs of 40 and 80 pixels for a photo of 80: 2 and 1 photo pixels each.
+    # Shifts of 0, 0 and 3 input pixels, with inputs of 40 and 80 pixels for an 80 px photo: 2 and 1 photo pixels each.
     small, large = (build_preprocessing((side, side), "letterbox") for side in (40, 80))
     files = [
         make_spot_model(tmp_path / "a.onnx", small),
@@ -102,7 +102,7 @@ def test_predict__ensemble_merges_in_pixels_of_the_photo(tmp_path: Path) -> None
 
 def test_predict__members_are_matched_by_name(tmp_path: Path) -> None:
     a = make_spot_model(tmp_path / "a.onnx")
-    b = make_spot_model(tmp_path / "b.onnx", names=("green", "red", "blue"))  # its first output is called green
+    b = make_spot_model(tmp_path / "b.onnx", names=("green", "red", "blue"))  # its first output is named green
     with tl.runtime.load_landmarks([a, b], device="cpu") as model:
         found = find(model, spot_image(USUAL_XY))
     middle = (USUAL_XY[0] + USUAL_XY[1]) / 2
@@ -123,7 +123,7 @@ def test_load__classes_and_points_do_not_vote_together(tmp_path: Path, color_mod
         tl.runtime.load([color_model, spots], device="cpu")
 
 
-# --- where to look
+# --- region of interest
 
 
 def test_predict__given_boxes(tmp_path: Path) -> None:
@@ -157,7 +157,7 @@ def test_predict__a_locator_finds_the_box(tmp_path: Path) -> None:
 
 
 def test_predict__members_look_as_they_were_trained(tmp_path: Path) -> None:
-    # A whole photo, a drawn box without and one with a margin; each finds its own places, and they agree.
+    # A whole photo, and an annotated box without and with a margin; each model finds its own region, and they agree.
     files = [
         make_spot_model(tmp_path / "a.onnx"),
         make_spot_model(tmp_path / "b.onnx", region="box", region_margin=0.1),
@@ -170,7 +170,7 @@ def test_predict__members_look_as_they_were_trained(tmp_path: Path) -> None:
         found = find(model, path)
     assert found.members_xy is not None
     np.testing.assert_allclose(found.members_xy, [USUAL_XY] * 3, atol=CLOSE)
-    # 48 of 80; 48 of 56 and a tenth of it twice; 64 of a square of 56, cut at the photo's 60 to 12 + 56 + 22.4.
+    # 48 of 80; 48 of 56 plus a tenth on both sides; 64 of a square of 56, clipped to the photo's 60: 12 + 56 + 22.4.
     np.testing.assert_allclose([scale[0] for scale in found.input_per_photo[:2]], [0.6, 48 / 67.2], rtol=0.02)
     assert found.image_hw == (60, 80)
 

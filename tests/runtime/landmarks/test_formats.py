@@ -221,7 +221,7 @@ def test_coco__fields_as_others_read_them() -> None:
     }
     assert file["annotations"][0]["keypoints"] == [1.5, 2.25, 2, 30.125, 4.0, 1]
     assert file["annotations"][1]["keypoints"] == [0.0, 0.0, 0, 7.0, 8.0, 2]
-    assert file["annotations"][1]["bbox"] == [7.0, 8.0, 0.0, 0.0]  # nobody drew one: it says so, and is not read back
+    assert file["annotations"][1]["bbox"] == [7.0, 8.0, 0.0, 0.0]  # no box annotated: marked as such, not read back
     assert file["annotations"][1]["bbox_of"] == "keypoints"
     assert file["categories"][0]["skeleton"] == [[2, 1]]
 
@@ -280,13 +280,13 @@ def test_formats__round_trip_of_any_points(rows: list[list[tuple[float, float]]]
     assert_same(coco.read(coco.write(wanted, lambda name: (480, 640)), ""), wanted)
     found = tps.read(tps.write(wanted, lambda name: 480), "", lambda name: 480)
     for one, other in zip(found.images, wanted.images, strict=True):
-        kept = ~((other.keypoints_xy[:, 0] == -1) & (other.keypoints_xy[:, 1] == 481))  # what TPS says of missing ones
+        kept = ~((other.keypoints_xy[:, 0] == -1) & (other.keypoints_xy[:, 1] == 481))  # how TPS marks missing points
         np.testing.assert_allclose(one.keypoints_xy[kept], other.keypoints_xy[kept], rtol=0, atol=1e-5)
 
 
 @pytest.fixture
 def project(tmp_path: Path) -> Path:
-    """Two photos; the first is stored lying and shown upright by EXIF."""
+    """Two photos; the first is stored rotated, and EXIF turns it upright."""
     (tmp_path / "images").mkdir()
     exif = Image.Exif()
     exif[0x0112] = 6
@@ -304,7 +304,7 @@ def test_write_landmarks__what_is_written_is_found_again(project: Path, name: st
     found = read_landmarks(project / name)
     for one, other in zip(found.images, WINGS.images, strict=True):
         np.testing.assert_allclose(one.keypoints_xy, other.keypoints_xy, atol=1e-5)
-    if name == "o.tps":  # the upright height of the lying photo is its stored width
+    if name == "o.tps":  # the upright height of the rotated photo is its stored width
         assert "1.50000 27.75000" in (project / name).read_text()
 
 
@@ -343,7 +343,7 @@ def test_read_landmarks__faults(tmp_path: Path) -> None:
 
 
 def test_read_landmarks__published_files_agree(shared: Path) -> None:
-    """The TPS files and the CSVs that were made of them by others."""
+    """The published TPS files agree with the CSV files that others converted from them."""
     for name, tps_file in (("flywing-landmarks", "tps-example.tps"), ("mollusk-landmarks", "landmarks.tps")):
         folder = shared / "data" / name
         by_name = {Path(p.name).name: p for p in read_landmarks(folder / "landmarks.csv").images}
@@ -389,7 +389,7 @@ def test_long_csv__refuses_a_scale_of_nothing() -> None:
 @pytest.mark.parametrize("kind", [".csv", ".tps"])
 @pytest.mark.parametrize("orientation", range(1, 9))
 def test_read_landmarks__from_stored(tmp_path: Path, orientation: int, kind: str) -> None:
-    # One white pixel: its place in the stored file is what an annotator saw, its place upright what is learned.
+    # One white pixel: the annotator sees its position in the stored file, training uses its upright position.
     image = np.zeros((6, 9, 3), np.uint8)
     image[4, 7] = 255
     (tmp_path / "a.png").write_bytes(encode_turned(image, orientation, "PNG"))

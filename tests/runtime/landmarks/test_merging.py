@@ -14,7 +14,7 @@ MEMBERS = np.array([[[[0.0, 0.0], [10, 10]], [[3, 0], [10, 10]], [[30, 6], [10, 
 def test_merge_points__mean_and_spread_by_hand() -> None:
     found = merge_points(MEMBERS)
     np.testing.assert_allclose(found.keypoints_xy, [[[11, 2], [10, 20]]])
-    # Distances to (11, 2): 125, 68 and 377 squared; to (10, 20): 100, 100 and 400.
+    # Squared distances to (11, 2): 125, 68 and 377; to (10, 20): 100, 100 and 400.
     np.testing.assert_allclose(found.spread_px, [[np.sqrt(570 / 3), np.sqrt(600 / 3)]])
     assert found.confidence is None
 
@@ -31,7 +31,7 @@ def test_merge_points__weights() -> None:
 def test_merge_points__confidence_weighs_each_point() -> None:
     confidence = np.array([[[1, 0.0], [1, 0.0], [0, 0.0]]], np.float32)
     found = merge_points(MEMBERS, "confidence", None, confidence)
-    np.testing.assert_allclose(found.keypoints_xy, [[[1.5, 0], [10, 20]]])  # all unsure of the second: the plain mean
+    np.testing.assert_allclose(found.keypoints_xy, [[[1.5, 0], [10, 20]]])  # no confidence in the second: plain mean
     np.testing.assert_allclose(found.confidence, [[2 / 3, 0]], rtol=1e-6)  # float32
 
 

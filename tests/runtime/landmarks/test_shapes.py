@@ -21,7 +21,7 @@ def moved(shape: NDArray[np.float64], angle: float, scale: float, shift: tuple[f
 
 
 def test_centroid_size__by_hand() -> None:
-    assert centroid_size(SQUARE) == pytest.approx(np.sqrt(8))  # four corners, each sqrt(2) from the middle
+    assert centroid_size(SQUARE) == pytest.approx(np.sqrt(8))  # four corners, each sqrt(2) from the center
     assert centroid_size(np.array([[0, 0], [3, 4], [np.nan, np.nan]])) == pytest.approx(np.sqrt(2 * 2.5**2))
     assert np.isnan(centroid_size(np.full((3, 2), np.nan)))
 
@@ -30,7 +30,7 @@ def test_centroid_size__by_hand() -> None:
 def test_procrustes_distance__ignores_place_size_and_turn(
     angle: float, scale: float, shift: tuple[float, float]
 ) -> None:
-    # float64 coordinates up to 1e3 beside a shape that may be as small as 1.
+    # float64 coordinates up to 1e3, with a shape that may be as small as 1.
     assert procrustes_distance(moved(shape_of(1), angle, scale, shift), shape_of(1)) == pytest.approx(0, abs=1e-7)
 
 
@@ -38,12 +38,12 @@ def test_procrustes_distance__by_hand_and_by_scipy() -> None:
     procrustes = pytest.importorskip("scipy.spatial", reason="the runtime alone has no scipy").procrustes
     for seed in range(5):
         a, b = shape_of(seed), shape_of(seed + 10)
-        # scipy scales the second shape too, and may mirror: full against partial distance, d_full^2 = 1 - cos^2.
+        # scipy also scales the second shape and may mirror it: full against partial distance, d_full^2 = 1 - cos^2.
         full = procrustes(a, b)[2]
         cosine = 1 - procrustes_distance(a, b) ** 2 / 2
         mirrored_cosine = 1 - procrustes_distance(a * [1, -1], b) ** 2 / 2
         assert 1 - max(cosine, mirrored_cosine) ** 2 == pytest.approx(full, abs=1e-9)
-    # A right-handed triangle and its mirror image differ.
+    # A triangle and its mirror image differ.
     triangle = np.array([[0.0, 0.0], [4.0, 0.0], [1.0, 2.0]])
     assert procrustes_distance(triangle * [1, -1], triangle) > 0.5
     assert procrustes_distance(triangle, triangle) == pytest.approx(0, abs=1e-12)  # float64

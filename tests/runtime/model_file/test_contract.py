@@ -19,7 +19,7 @@ PLAIN: dict[str, Any] = json.loads(dump_contract(make_contract()))
 
 
 def all_fields(plain: Any, path: tuple[str, ...] = ()) -> list[tuple[str, ...]]:
-    """The paths of all fields of the contract's dataclasses (not of its free dictionaries)."""
+    """The paths of all fields in the contract's dataclasses, without its free-form dictionaries."""
     free = {"config", "val_metrics", "versions", "session_max_abs_diff", "tolerance"}
     paths = []
     for key, value in plain.items():
@@ -78,7 +78,7 @@ QUANTISATION = Quantization(
 def test_parse_contract__lower_precision() -> None:
     lower = make_contract(precision="int8", quantization=QUANTISATION)
     assert parse_contract(dump_contract(lower), "x") == lower
-    adopted = make_contract(precision="fp16")  # lowered by another tool: nothing was measured
+    adopted = make_contract(precision="fp16")  # converted by another tool: nothing was measured
     assert parse_contract(dump_contract(adopted), "x") == adopted
     text = dump_contract(lower)
     assert "precision fp32 has no 'quantization'" in fault(text.replace('"precision":"int8"', '"precision":"fp32"'))
@@ -144,7 +144,7 @@ def test_parse_contract__unknown_field_is_named(path: tuple[str, ...]) -> None:
 
 @pytest.mark.parametrize("path", all_fields(PLAIN), ids="/".join)
 def test_parse_contract__wrong_type_is_named(path: tuple[str, ...]) -> None:
-    message = fault(changed(path, [["x"]]))  # no field holds a list of lists
+    message = fault(changed(path, [["x"]]))  # no field contains a list of lists
     assert path[-1] in message
 
 
@@ -223,7 +223,7 @@ JSON_VALUES = st.recursive(
 
 @given(st.sampled_from(all_fields(PLAIN)), JSON_VALUES)
 def test_parse_contract__any_value_anywhere(path: tuple[str, ...], value: Any) -> None:
-    # `suppress` lets no other fault pass
+    # `suppress` lets other errors through
     with suppress(ModelFileError):
         assert isinstance(parse_contract(changed(path, value), "x"), Contract)
 
@@ -238,7 +238,7 @@ def test_parse_contract__any_edit_of_the_text(place: float, insert: str, cut: in
 
 
 def older(version: int) -> dict[str, Any]:
-    """The contract of `PLAIN` as that schema version wrote it."""
+    """The contract of `PLAIN` as written by that schema version."""
     plain = copy.deepcopy(PLAIN)
     plain |= {"schema_version": version, "thresholds": {}}
     for now, before in {"preprocessing": "recipe", "ood": "unknown", "quantization": "quantisation"}.items():

@@ -85,7 +85,7 @@ def test_fields__fixed_kinds_and_no_bytes() -> None:
         (varint(2 << 3 | 4), "no field of a message"),
         (varint(2 << 3 | 6), "no field of a message"),
         (varint(0 << 3 | LEN) + b"\0", "no field of a message"),
-        (field(1 << 29 | 2, "x"), "no field of a message"),  # to onnxruntime's parser, field 2
+        (field(1 << 29 | 2, "x"), "no field of a message"),  # onnxruntime's parser reads it as field 2
         (varint(1 << 70 | 2 << 3 | LEN) + b"\0", "a number without end at byte 0"),
         (b"\x08" + b"\xff" * 11, "a number without end at byte 1"),
         (b"\x08", "a number without end at byte 1"),
@@ -193,7 +193,7 @@ def test_messages__numbers_and_kinds_of_the_onnx_package(name: str) -> None:
         real = descriptor(name).fields_by_number[number]
         assert real.name == wanted.name
         assert KINDS[real.type] in wanted.kinds
-        assert wanted.once == real.has_presence  # repeated fields have none
+        assert wanted.once == real.has_presence  # repeated fields have no presence
 
 
 def test_messages__miss_no_place_of_a_tensor_graph_or_node() -> None:

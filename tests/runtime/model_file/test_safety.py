@@ -87,7 +87,7 @@ def in_training(inner: TensorProto) -> ModelProto:
 PLACES = [lambda inner: model(tensors=[inner]), in_attribute, in_sparse, in_subgraph, in_function, in_training]
 
 
-# --- files that pass
+# --- accepted files
 
 
 def test_check_model_file__contract(color_model: Path, tmp_path: Path) -> None:
@@ -138,7 +138,7 @@ def test_check_model__unknown_fields_of_newer_onnx() -> None:
     passes(field(999, "new") + field(998, 3) + model().SerializeToString())
 
 
-# --- what is no model
+# --- files that are not models
 
 
 @pytest.mark.parametrize(
@@ -184,7 +184,7 @@ def test_check_model_file__two_gib(tmp_path: Path) -> None:
 def test_check_model__every_truncation(color_model: Path) -> None:
     data = color_model.read_bytes()
     whole = check_model(BytesIO(data))
-    # What follows the graph may be missing as a whole: then it is a model without contract, or without opset.
+    # Everything after the graph may be missing: the result is a model without contract, or without opset.
     graph_end = data.index(model_graph := onnx.load(color_model).graph.SerializeToString()) + len(model_graph)
     for size in range(len(data)):
         try:
@@ -368,7 +368,7 @@ def test_check_model__metadata_with_two_values() -> None:
     assert "the field 'value' twice" in fault(model().SerializeToString() + two)
 
 
-# --- whatever the bytes
+# --- arbitrary bytes
 
 
 EXTERNAL = TensorProto(name="w", dims=[1], data_type=TensorProto.FLOAT, data_location=TensorProto.EXTERNAL)

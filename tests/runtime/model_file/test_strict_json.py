@@ -168,6 +168,6 @@ def test_parse_json__inverts_dump_json(value: Any) -> None:
 @given(JSON_VALUES)
 def test_from_plain__any_value_gives_a_tree_or_value_error(value: Any) -> None:
     for plain in (value, PLAIN | {"extra": {}, "leaves": value}, PLAIN | {"scores": {"x": value}}):
-        # `suppress` lets no other fault pass
+        # `suppress` lets other errors through
         with suppress(ValueError):
             assert isinstance(from_plain(Tree, plain, "tree"), Tree)

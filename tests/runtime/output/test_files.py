@@ -23,7 +23,7 @@ def test_atomic_path__final_name_only_when_done(tmp_path: Path) -> None:
     final = tmp_path / "out.bin"
     with atomic_path(final) as temporary:
         temporary.write_bytes(b"new")
-        assert temporary.parent == tmp_path  # the same file system, or renaming is no single step
+        assert temporary.parent == tmp_path  # renaming is atomic only within one file system
         assert not final.exists()
     assert names(tmp_path) == ["out.bin"]
     assert final.read_bytes() == b"new"

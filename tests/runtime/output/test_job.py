@@ -45,7 +45,7 @@ def read_rows(path: Path) -> list[dict[str, str]]:
 
 
 class StopHereError(Exception):
-    """Stands for whatever stops a program."""
+    """Stands for any interruption of a program."""
 
 
 def run(predictor: Predictor, images: list[str], output: Path, *, stop_at: int = 0, **options: Any) -> Tally:
@@ -117,7 +117,7 @@ def test_run_job__failures_are_kept_or_tried_again(predictor: Predictor, images:
     out = tmp_path / "out.csv"
     images.append(str(tmp_path / "gone.png"))
     assert run(predictor, images, out) == Tally(done=6, kept=0, failed=2)
-    assert run(predictor, images, out, resume=True) == Tally(done=6, kept=5, failed=2)  # gone.png might be back
+    assert run(predictor, images, out, resume=True) == Tally(done=6, kept=5, failed=2)  # gone.png might exist again
     assert run(predictor, images, out, resume=True, retry_failed=True) == Tally(done=6, kept=4, failed=2)
     Image.fromarray(solid(COLORS["d"])).save(tmp_path / "gone.png")
     assert run(predictor, images, out, resume=True) == Tally(done=6, kept=5, failed=1)
@@ -174,7 +174,7 @@ def test_run_job__parquet_from_the_finished_lines(model: Path, images: list[str]
     assert [row["path"] for row in table] == [*images, f"{tmp_path}/b\n\\xe9.png"]
     assert [row["vote:other"] for row in table] == ["red", "green", "blue", None, "green", "green"]
     assert [row["error"] or "" for row in table] == [row["error"] for row in rows]
-    assert table[0]["p:red"] == pytest.approx(float(rows[0]["p:red"]), rel=1e-5)  # CSV has the digits of a float32
+    assert table[0]["p:red"] == pytest.approx(float(rows[0]["p:red"]), rel=1e-5)  # CSV has all float32 digits
     assert not partial_path(tmp_path / "out.parquet").exists()
     with load([model, other], device="cpu") as predictor:
         assert run(predictor, images, tmp_path / "out.parquet", resume=True).kept == 5

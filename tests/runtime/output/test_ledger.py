@@ -35,7 +35,7 @@ A, B, C = (
 
 def test_open_ledger__keeps_rows_by_path_and_content(tmp_path: Path) -> None:
     fill(tmp_path / "out.csv")
-    assert kept(tmp_path / "out.csv") == [A, B, C, None]  # what could not be read has no content, and is tried again
+    assert kept(tmp_path / "out.csv") == [A, B, C, None]  # an unreadable file has no content hash, and is retried
     with open_ledger(tmp_path / "out.csv", "models", resume=True) as ledger:
         assert len(ledger) == 3
         assert ledger.known("a.png", "cd" * 32) is None
@@ -70,7 +70,7 @@ def test_open_ledger__cut_anywhere_keeps_the_whole_lines(tmp_path: Path) -> None
         path.write_bytes(content[:size])
         lines = content[:size].count(b"\n") - 1
         assert kept(tmp_path / "out.csv") == [row if i < lines else None for i, row in enumerate((A, B, C, None))], size
-        with open_ledger(tmp_path / "out.csv", "models", resume=True) as ledger:  # and goes on behind them
+        with open_ledger(tmp_path / "out.csv", "models", resume=True) as ledger:  # and continues after them
             ledger.add("d.png", SHA, "d\n", failed=False)
         with open_ledger(tmp_path / "out.csv", "models", resume=True) as ledger:
             assert ledger.known("d.png", SHA) == KeptRow("d\n", False)

@@ -56,7 +56,7 @@ def test_csv_writer__ensemble() -> None:
         *("agreement", "entropy", "mutual_information", "margin", "vote:m1", "vote:m2", "error"),
     ]
     assert voted == [
-        *("c.jpg", "ant", "0.6666667", "0.6666667", "0.33333334"),  # as many digits as a float32 has
+        *("c.jpg", "ant", "0.6666667", "0.6666667", "0.33333334"),  # all digits of a float32
         *("0.5", "0.636514", "0.25", "0.125", "ant", "bee, wild", ""),
     ]
     assert failed == ["b.jpg", *[""] * 10, "empty file"]
@@ -139,7 +139,7 @@ def test_open_writer__stdout(capsys: pytest.CaptureFixture[str]) -> None:
 @pytest.mark.parametrize("suffix", [".csv", ".jsonl"])
 def test_open_writer__unicode_and_file_names_that_are_no_unicode(tmp_path: Path, suffix: str) -> None:
     path = tmp_path / f"out{suffix}"
-    odd = os.fsdecode(b"k\xe4fer.jpg")  # Latin-1, as old cameras and archives leave it on Linux
+    odd = os.fsdecode(b"k\xe4fer.jpg")  # Latin-1, as left by old cameras and archives on Linux
     with open_writer(path, ClassColumns(CLASSES)) as writer:
         writer.write(Failure("Käfer.jpg", "empty file"))
         writer.write(Failure(odd, "empty file"))

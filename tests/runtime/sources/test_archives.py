@@ -100,8 +100,8 @@ def test_iter_members__a_damaged_zip_member_spoils_itself_alone(tmp_path: Path) 
 def test_iter_members__encrypted_zip_member(tmp_path: Path) -> None:
     path = make_zip(tmp_path / "x.zip", {"a.png": b"secret"}, zipfile.ZIP_STORED)
     content = bytearray(path.read_bytes())
-    content[6] |= 1  # the flag of the local header
-    content[content.index(b"PK\1\2") + 8] |= 1  # and of the directory
+    content[6] |= 1  # the flag in the local header
+    content[content.index(b"PK\1\2") + 8] |= 1  # and in the central directory
     path.write_bytes(content)
     with pytest.raises(ImageReadError, match=r"a\.png: encrypted: unpack"):
         read_all(path)

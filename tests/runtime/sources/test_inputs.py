@@ -34,7 +34,7 @@ def test_find_inputs__archives_stand_where_they_were_named(tmp_path: Path) -> No
     assert len(found) == 4
     wanted = ["z.zip/x/c.png", "d/1.png", "t.tar/y/b.png", "t.tar/a.png"]
     assert names(found) == [str(tmp_path / name) for name in wanted]
-    assert names(found) == names(found)  # reading again begins anew
+    assert names(found) == names(found)  # reading again starts over
 
 
 def test_find_inputs__counts_what_is_passed_over(tmp_path: Path) -> None:
@@ -50,7 +50,7 @@ def test_find_inputs__counts_what_is_passed_over(tmp_path: Path) -> None:
 def test_find_inputs__an_archive_in_a_folder_is_no_image(tmp_path: Path) -> None:
     make_zip(tmp_path / "z.zip", {"a.png": RED})
     assert len(find_inputs([tmp_path])) == 0
-    assert names(find_inputs([f"{tmp_path}/*.zip"])) == [f"{tmp_path}/z.zip/a.png"]  # but one that a pattern names is
+    assert names(find_inputs([f"{tmp_path}/*.zip"])) == [f"{tmp_path}/z.zip/a.png"]  # one that a pattern matches is
 
 
 def test_find_inputs__listed_names_are_no_patterns_and_may_be_missing(tmp_path: Path) -> None:

@@ -45,7 +45,7 @@ def test_find_images__hidden_folders_are_counted(tmp_path: Path) -> None:
     touch(tmp_path, "a.png", ".thumbnails/b.png")
     result = find_images([tmp_path])
     assert result.paths == (str(tmp_path / "a.png"),)
-    assert result.hidden == 1  # nothing is dropped without being counted
+    assert result.hidden == 1  # every skipped file is counted
 
 
 def test_find_images__a_named_file_is_taken_whatever_it_is(tmp_path: Path) -> None:

@@ -26,13 +26,13 @@ from tl.trainer.run_folder.run import Run
 from tl.trainer.task import Task, prepare_task
 
 SIZE = (32, 32)
-MANY = 400  # images that are worth a graph
-# Relative to the largest feature: a few hundred float32 products and sums of each entry, in another order.
+MANY = 400  # enough images to build a graph
+# Relative to the largest feature: several hundred float32 products and sums per entry, in a different order.
 ROUNDING = 1e-5
 
 
 def make_network(seed: int = 0, **changes: Any) -> Network:
-    """A frozen smallcnn whose batch-norm statistics are not the identity."""
+    """A frozen smallcnn with batch-norm statistics other than the identity."""
     options = {"method": "features", "weights": "given elsewhere", "seed": seed, **changes}
     config = resolve(make_config(Path("x"), Path("y"), **options))
     network = build_network(config, find_backbone_info("smallcnn"), 3, None)
@@ -62,7 +62,7 @@ def assert_close(found: NDArray[np.float32], wanted: NDArray[np.float32]) -> Non
 
 @pytest.fixture(scope="session")
 def graph(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The graph that `build_embedder` keeps of `make_network()`; read only."""
+    """The graph that `build_embedder` caches for `make_network()`; read only."""
     path = tmp_path_factory.mktemp("graph") / "made" / "trunk.onnx"
     listener = Listener()
     build_embedder(make_network(), SIZE, MANY, path, Machine(torch.device("cpu"), None, 1), listener)
@@ -73,7 +73,7 @@ def graph(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.mark.slow
 def test_build_embedder__onnxruntime_gives_torch_s_features(graph: Path, cpu: Machine) -> None:
     network, listener = make_network(), Listener()
-    embed = build_embedder(network, SIZE, 1, graph, cpu, listener)  # the graph is there, so one image is enough
+    embed = build_embedder(network, SIZE, 1, graph, cpu, listener)  # the graph is cached, so one image is enough
     assert "onnxruntime" in embed.__name__
     assert (listener.tasks, listener.lines) == ([], [])
     images = make_images(33)
@@ -88,7 +88,7 @@ def test_build_embedder__a_batch_is_its_images_one_by_one(graph: Path, cpu: Mach
     embed = build_embedder(make_network(), SIZE, 1, graph, cpu, Silent())
     images = make_images(5, seed=1)
     one_by_one = np.concatenate([embed(images[i : i + 1]) for i in range(5)])
-    np.testing.assert_allclose(embed(images), one_by_one, rtol=0, atol=1e-6)  # convolutions may be tiled otherwise
+    np.testing.assert_allclose(embed(images), one_by_one, rtol=0, atol=1e-6)  # convolutions may be tiled differently
 
 
 @pytest.mark.slow
@@ -121,7 +121,7 @@ def test_build_embedder__few_images_go_through_torch_at_once(tmp_path: Path, cpu
 
 
 def make_wrong_graph(path: Path, width: int = 128) -> Path:
-    """A graph of the right shape whose features are all 0."""
+    """A graph with the right shape whose features are all 0."""
     nodes = [
         helper.make_node("Cast", ["images"], ["pixels"], to=TensorProto.FLOAT),
         helper.make_node("ReduceMean", ["pixels", "axes"], ["color"], keepdims=0),
@@ -155,11 +155,11 @@ def test_build_embedder__a_wrong_graph_is_noticed_however_small_features_are(
 
 
 def assert_said_and_by_torch(listener: Listener, found: NDArray[np.float32], wanted: NDArray[np.float32]) -> str:
-    """One plain line says that torch computes, and it does. Returns the line."""
+    """Check that one plain line reports the fallback to torch, and that torch was used. Returns the line."""
     (line,) = listener.lines
     assert line.startswith("features are computed by torch, more slowly (")
     assert len(line.splitlines()) == 1
-    assert line.isprintable()  # no colors of some library's own
+    assert line.isprintable()  # no ANSI colors from a library
     assert_close(found, wanted)
     return line
 
@@ -183,7 +183,7 @@ def test_build_embedder__no_place_for_the_graph_is_said(tmp_path: Path, cpu: Mac
 
 
 class Choosy(nn.Module):
-    """What no graph can hold: a way that the numbers choose."""
+    """Cannot be exported: data-dependent control flow."""
 
     def forward(self, maps: Tensor) -> Tensor:
         return maps if float(maps.sum()) > 0 else maps * 2
@@ -199,7 +199,7 @@ def test_build_embedder__a_backbone_that_cannot_be_exported_is_said(tmp_path: Pa
 
 
 class TooLarge:
-    """A graph beyond protobuf's 2 GiB, without the 2 GiB."""
+    """A graph that reports more than protobuf's 2 GiB, without using them."""
 
     def SerializeToString(self) -> bytes:  # noqa: N802  # protobuf's name
         raise EncodeError("Failed to serialize proto")
@@ -263,7 +263,7 @@ def test_extract_features__finetuning_looks_at_the_same_features(photos: Path, f
     assert looking.features.get(looking.store, range(18)).shape == (18, 128)
     training = make_task(photos, finished_run, method="features")
     assert training.features is not None
-    assert training.features.missing(training.store, range(18), (0,)) == []  # one trunk, one preprocessing, one mean
+    assert training.features.missing(training.store, range(18), (0,)) == []  # same trunk, preprocessing and mean
 
 
 @pytest.mark.usefixtures("_fresh_cache")

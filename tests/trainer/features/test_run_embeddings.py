@@ -33,7 +33,7 @@ def test_embed_images__what_the_model_file_gives_and_only_once(
     with torch.no_grad():
         wanted = Deployed(network, 1.0)(torch.from_numpy(images))[1].numpy()
     assert found.images == tuple(labeled)
-    # Sums in another order.
+    # Sums in a different order.
     np.testing.assert_allclose(found.embeddings, wanted, rtol=1e-4, atol=1e-5)
     forbid_decoding(monkeypatch)
     again = embed_images(finished_run, network, card.preprocessing, labeled, Silent())

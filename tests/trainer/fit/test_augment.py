@@ -17,7 +17,7 @@ from tl.runtime.imaging.preprocessing import Preprocessing, build_preprocessing
 from tl.trainer.fit.augment import PRESETS, Augment, build_augment
 
 RANDOM_PRESETS = [name for name in PRESETS if name != "none"]
-HEIGHT, WIDTH = 24, 32  # not square, so that swapped sides show
+HEIGHT, WIDTH = 24, 32  # not square, to detect swapped sides
 
 
 @pytest.fixture
@@ -60,7 +60,7 @@ def test_build_augment__depends_on_image_and_seed_alone(preprocessing: Preproces
     first, second = build(name, preprocessing), build(name, preprocessing)
     wanted = {seed: first(working(), seed) for seed in range(8)}
     second(working(7), 99)
-    np.random.default_rng().random()  # an unseeded neighbor
+    np.random.default_rng().random()  # an unseeded generator elsewhere
     for seed in reversed(range(8)):
         np.testing.assert_array_equal(second(working(), seed), wanted[seed])
 
@@ -69,14 +69,14 @@ def test_build_augment__depends_on_image_and_seed_alone(preprocessing: Preproces
 def test_build_augment__other_seeds_other_images(preprocessing: Preprocessing, name: str) -> None:
     augment = build(name, preprocessing)
     distinct = {augment(working(), seed).tobytes() for seed in range(16)}
-    assert len(distinct) >= (2 if name == "flip" else 12)  # flip has two outcomes; light does nothing at times
+    assert len(distinct) >= (2 if name == "flip" else 12)  # flip has two outcomes; light sometimes changes nothing
 
 
 @pytest.mark.parametrize("name", RANDOM_PRESETS)
 def test_build_augment__leaves_the_image_and_global_randomness_alone(preprocessing: Preprocessing, name: str) -> None:
     image = working()
     before = image.copy()
-    image.flags.writeable = False  # as kept images are
+    image.flags.writeable = False  # like cached images
     state = np.random.get_state()[1].copy()
     for seed in range(10):
         build(name, preprocessing)(image, seed)
@@ -92,7 +92,7 @@ def test_build_augment__flip_is_the_image_or_its_mirror(preprocessing: Preproces
 
 
 def test_build_augment__colors_stay_about_what_they_are(preprocessing: Preprocessing) -> None:
-    # A red image stays mostly red under the standard preset: hue moves by 2% at most.
+    # A red image stays mostly red under the standard preset: hue changes by at most 2%.
     red = make_noise(1, (200, 40, 40), (36, 60))
     for seed in range(10):
         mean = build("standard", preprocessing)(red, seed).reshape(-1, 3).mean(axis=0)
@@ -186,7 +186,7 @@ def test_build_augment__pipeline_that_gives_something_else(
 
 @pytest.mark.slow
 def test_build_augment__import_keeps_its_environment_switch() -> None:
-    # In a process of its own: the import happens once a process. Other variables are OpenCV's own doing.
+    # In a separate process, because an import runs once per process. OpenCV itself sets other variables.
     code = (
         "import os; from tl.runtime.imaging.preprocessing import build_preprocessing\n"
         "from tl.trainer.fit.augment import build_augment\n"

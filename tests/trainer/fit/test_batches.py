@@ -24,7 +24,7 @@ from tl.trainer.fit.distributed import Ranks
 from tl.trainer.fit.steps import Batch
 
 SIDE = 12
-# Splits interleaved, as class folders with a random split are: places in the split differ from places in the store.
+# Interleaved splits, as from class folders with a random split: indices in the split differ from those in the store.
 SPLITS = ("val", "train", "train", "val", "train", "test", "train", "train", "val", "train")
 
 
@@ -35,7 +35,7 @@ def preprocessing() -> Preprocessing:
 
 @pytest.fixture
 def store(tmp_path: Path, preprocessing: Preprocessing) -> ImageStore:
-    """Ten images of one gray each: image i has the value 20 i everywhere, and class id i."""
+    """Ten images, each of a single gray: image i has the value 20 i everywhere, and class id i."""
     images = []
     for i, split in enumerate(SPLITS):
         path = make_png(tmp_path / f"{i}.png", np.full((SIDE, SIDE, 3), 20 * i, np.uint8))
@@ -60,11 +60,11 @@ def collected(batches: ImageBatches, epochs: int = 2) -> Iterator[Batch]:
 @pytest.mark.parametrize("preset", ["none", "flip", "light"])
 @pytest.mark.parametrize("workers", [0, 2])
 def test_image_batches__labels_reach_the_right_images(store: ImageStore, preset: str, workers: int) -> None:
-    # A regression: class ids were once indexed by the place in the split instead of the image.
+    # Regression test: class ids were once indexed by position in the split instead of by image.
     augment = build_augment(preset, store.preprocessing)
     seen = []
     for images, class_ids, _ in batches_of(store, augment, workers=workers).epoch(1):
-        # Neither a flip nor an affine change with reflected borders alters an image of one value.
+        # Neither a flip nor an affine transform with reflected borders changes a constant image.
         grays = images.flatten(1).float().mean(dim=1)
         assert (grays / 20).round().long().tolist() == class_ids.tolist()
         seen += class_ids.tolist()
@@ -150,8 +150,8 @@ def test_image_batches__an_epoch_does_not_depend_on_those_before(store: ImageSto
 
 @pytest.mark.parametrize("workers", [0, 2])
 def test_image_batches__leave_torchs_randomness_alike_in_every_epoch(store: ImageStore, workers: int) -> None:
-    # Dropout draws after the first batch is fetched: what fetching draws must not depend on epoch or workers,
-    # or a resumed run differs from one that was never interrupted.
+    # Dropout draws after the first batch is fetched. Fetching must therefore draw the same numbers in every epoch and
+    # with any number of workers, or a resumed run differs from an uninterrupted one.
     drawn = []
     batches = batches_of(store, workers=workers)
     for epoch in (1, 2, 3):
@@ -218,7 +218,8 @@ def test_epoch_order__shares_partition_the_global_batches(
 ) -> None:
     ids = [i % 3 for i in range(count)] if balance else None
     orders = [EpochOrder(count, batch_size, seed=5, ranks=Ranks(r, world), balance=ids) for r in range(world)]
-    # Images come in the same order whatever the processes; only where the last batches end may differ.
+    # The order of images does not depend on the number of processes; only the boundaries of the last batches may
+    # differ.
     flat = [key for batch in EpochOrder(count, batch_size, seed=5, ranks=Ranks(), balance=ids) for key in batch]
     shares = [list(order) for order in orders]
     sizes = orders[0].sizes()
@@ -247,10 +248,10 @@ def test_epoch_order__balanced_draws_every_class_equally_often() -> None:
     ids = [0] * 90 + [1] * 9 + [3]  # class 2 has no image
     positions = drawn(EpochOrder(100, 10, seed=0, ranks=Ranks(), balance=ids), 60)
     shares = np.bincount(np.array(ids)[positions], minlength=4) / 6000
-    # Binomial of 6000 draws: a standard deviation of 0.0061; four of them.
+    # Binomial with 6000 draws: a standard deviation of 0.0061; the tolerance is four of them.
     np.testing.assert_allclose(shares, [1 / 3, 1 / 3, 0, 1 / 3], rtol=0, atol=0.0245)
     within = np.bincount(positions, minlength=100)[:90]
-    # The 90 images of class 0 share some 2000 draws: 22.2 each, Poisson; five standard deviations.
+    # The 90 images of class 0 share about 2000 draws: 22.2 each, Poisson; five standard deviations.
     assert np.abs(within - 2000 / 90).max() < 5 * np.sqrt(2000 / 90)
 
 
@@ -264,7 +265,7 @@ def test_epoch_order__balanced_is_a_function_of_seed_and_epoch() -> None:
 
 @pytest.mark.parametrize("workers", [0, 2])
 def test_image_batches__balanced_images_keep_their_ids(store: ImageStore, workers: int) -> None:
-    # Class ids 0 and 1 in the store; of the six training images one alone is of class 1.
+    # Class ids 0 and 1 in the store; only one of the six training images is of class 1.
     class_ids = [int(i == 4) for i in range(10)]
     train = store.indices("train")
     balance = [class_ids[i] for i in train]
@@ -277,7 +278,7 @@ def test_image_batches__balanced_images_keep_their_ids(store: ImageStore, worker
         ids += own.tolist()
     assert all((gray == 4) == bool(own) for gray, own in zip(grays, ids, strict=True))
     assert set(grays) == set(store.indices("train"))
-    # 240 draws with a chance of a half: a standard deviation of 7.7; four of them.
+    # 240 draws with probability one half: a standard deviation of 7.7; four of them.
     assert abs(sum(ids) - 120) < 31
 
 
@@ -288,7 +289,7 @@ def test_tensor_batches__balanced_rows_keep_their_ids() -> None:
         row for epoch in range(1, 41) for rows, own, _ in batches.epoch(epoch) for row in zip(rows, own, strict=True)
     ]
     assert all(ids[int(row)] == own for row, own in seen)
-    assert abs(sum(int(own) for _, own in seen) - 200) < 40  # 400 draws with a chance of a half: four times 10
+    assert abs(sum(int(own) for _, own in seen) - 200) < 40  # 400 draws, probability 1/2: four times 10
 
 
 def test_image_batches__ranks_give_each_its_share_and_the_whole_count(store: ImageStore) -> None:
@@ -334,7 +335,7 @@ def test_image_batches__an_epoch_left_halfway_begins_anew(store: ImageStore, wor
 
 def test_image_batches__workers_go_on_into_the_next_epoch(store: ImageStore, tmp_path: Path) -> None:
     class Noted:
-        """Leaves a file for each epoch of which an image was asked for."""
+        """Writes a file for each epoch from which an image was requested."""
 
         def __call__(self, epoch: int, index: int) -> tuple[Any, int]:
             (tmp_path / f"epoch-{epoch}").touch()

@@ -1,4 +1,4 @@
-"""Two processes on the CPU: the arithmetic in one group of their own, and `tl train` as torchrun starts it."""
+"""Two processes on the CPU: the arithmetic in a process group of its own, and `tl train` started by torchrun."""
 
 from __future__ import annotations
 
@@ -23,13 +23,13 @@ from tl.trainer.fit.distributed import Ranks, join_ranks, share_batch_norm
 from tl.trainer.models.backbones import build_trunk
 from tl.trainer.run_folder.run import Run
 
-# The learning rate is that of SGD, whose steps follow the gradient; Adam would blow differences up by its division.
+# SGD, because its steps are proportional to the gradient; Adam's division would amplify differences.
 OPTIONS: dict[str, Any] = {"optimizer": "sgd", "lr": 0.02, "weight_decay": 1e-3}
-SECONDS = 300  # some ten times what a run takes on two slow cores: whoever takes longer hangs
+SECONDS = 300  # about ten times the duration of a run on two slow cores; longer means that it hangs
 
 
 def whole_batch(kind: str) -> Tensor:
-    """Five images of four channels, 6 x 5 px."""
+    """Five images with four channels, 6 x 5 px."""
     noise = torch.randn(5, 4, 6, 5, generator=torch.Generator().manual_seed(0))
     flat = torch.tensor([0.3, 7.7, 12.7, -123.4]).view(1, 4, 1, 1).expand(5, 4, 6, 5)
     return {"plain": noise, "far from zero": 100 + noise, "constant": flat}[kind]
@@ -54,7 +54,7 @@ CASES = [*((kind, "plain") for kind in ("plain", "far from zero", "constant")), 
 
 
 def run_norm(module: nn.Module, pixels: Tensor, ranks: Ranks) -> dict[str, Tensor]:
-    """Two steps forward and back with a loss in which every value has a weight of its own."""
+    """Two forward and backward passes with a loss that weights every value differently."""
     pixels = pixels.clone().requires_grad_()
     weights = torch.linspace(-1, 2, 5 * 4 * 6 * 5).view(5, 4, 6, 5)
     for _ in range(2):
@@ -68,7 +68,7 @@ def run_norm(module: nn.Module, pixels: Tensor, ranks: Ranks) -> dict[str, Tenso
 
 
 def work(rank: int, folder: str) -> None:
-    """What each of two processes does; the tests look at what it leaves in `folder`."""
+    """The work of each of two processes; the tests inspect the results in `folder`."""
     torch.set_num_threads(1)
     dist.init_process_group("gloo", init_method=f"file://{folder}/meet", rank=rank, world_size=2)
     ranks = Ranks(rank, 2, rank)
@@ -92,7 +92,7 @@ def work(rank: int, folder: str) -> None:
 
 @pytest.fixture(scope="module")
 def both(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, Any]]:
-    """What two processes found out."""
+    """The results of two processes."""
     folder = tmp_path_factory.mktemp("ranks")
     torch.multiprocessing.spawn(work, (str(folder),), nprocs=2)
     return [torch.load(folder / f"{rank}.pt", weights_only=True) for rank in (0, 1)]
@@ -101,8 +101,8 @@ def both(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, Any]]:
 @pytest.mark.parametrize(("kind", "name"), CASES)
 def test_share_batch_norm__as_one_norm_of_the_whole_batch(both: list[dict[str, Any]], kind: str, name: str) -> None:
     wanted = run_norm(norm(**NORMS[name]), whole_batch(kind), Ranks())
-    # Values of size 1 to 100 from sums of 150 float32 terms. 100 more makes each value's own rounding a hundred times
-    # as large; a channel without spread is multiplied by 316, the root of 1 / 1e-5, and so is its rounding.
+    # Values from 1 to 100, from sums of 150 float32 terms. Adding 100 makes the rounding of each value a hundred times
+    # as large. A channel without spread is multiplied by 316, the root of 1 / 1e-5, and so is its rounding.
     tolerance = {"plain": 1e-5, "far from zero": 1e-4, "constant": 1e-2}[kind]
     for rank, found in enumerate(both):
         ours = found[f"{kind}, {name}"]
@@ -110,9 +110,10 @@ def test_share_batch_norm__as_one_norm_of_the_whole_batch(both: list[dict[str, A
         assert all(torch.isfinite(tensor).all() for tensor in ours.values())
         for key, tensor in wanted.items():
             if kind == "constant" and (key == "input" or "grad" in key):
-                continue  # sums of such roundings
+                continue  # sums of such rounding errors
             own = tensor[rank::2] if key in ("output", "input") else tensor
-            # Gradients of weights are sums of 300 products of such values, whose roundings add up like a random walk.
+            # Gradients of weights are sums of 300 products of such values, whose rounding errors add up like a random
+            # walk.
             allowed = 20 * tolerance if "grad" in key else tolerance
             torch.testing.assert_close(ours[key], own, rtol=allowed, atol=allowed)
 
@@ -121,7 +122,7 @@ def test_ranks__sums_and_words_reach_everyone(both: list[dict[str, Any]]) -> Non
     for found in both:
         assert found["sum"].tolist() == [3.0, 30.0]
         assert found["told"] == "from 0"
-        assert found["frozen"]  # torch refuses to wrap a module without anything to train
+        assert found["frozen"]  # torch refuses to wrap a module without trainable parameters
 
 
 @pytest.mark.parametrize("count", [1, 2, 5])
@@ -150,7 +151,7 @@ def test_ranks__alone_does_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_share_batch_norm__refuses_what_does_more_than_a_norm() -> None:
-    # timm's norm layers bring their activation with them, which would be lost.
+    # timm's norm layers include their activation, which would be lost.
     trunk = build_trunk("timm:mobilenetv3_small_050")
     with pytest.raises(ConfigError, match=r"BatchNormAct2d of this backbone cannot be shared .*: leave out torchrun"):
         share_batch_norm(trunk, Ranks(0, 2))
@@ -159,7 +160,7 @@ def test_share_batch_norm__refuses_what_does_more_than_a_norm() -> None:
 
 @pytest.fixture(scope="module")
 def photos_of_five(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Twelve images to train on and three to validate, so that two processes never have equally many."""
+    """Twelve training images and three validation images, so that two processes never have equal shares."""
     return make_class_folders(tmp_path_factory.mktemp("data") / "photos", 5)
 
 
@@ -171,8 +172,8 @@ def command_line(photos: Path, out: Path, **options: Any) -> list[str]:
 
 
 def start(words: list[str]) -> subprocess.Popen[str]:
-    """`tl` in two processes, all in a process group of their own, as in a terminal."""
-    # Without the dashes torchrun takes --monitor for an abbreviation of an option of its own.
+    """Run `tl` in two processes, all in a separate process group, as in a terminal."""
+    # Without the dashes, torchrun takes --monitor for an abbreviation of one of its own options.
     torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", "-m", "--"]
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     return subprocess.Popen(
@@ -197,7 +198,7 @@ def children(pid: int) -> Iterator[int]:
 
 
 def finish(process: subprocess.Popen[str], seconds: float = SECONDS) -> tuple[int, str, str]:
-    """Exit code, stdout and stderr; whoever does not come to an end is killed, and the test fails."""
+    """Return exit code, stdout and stderr. Kills a process that does not end, which fails the test."""
     try:
         out, err = process.communicate(timeout=seconds)
     except subprocess.TimeoutExpired:
@@ -217,7 +218,7 @@ def wait_for(is_there: Callable[[], bool], process: subprocess.Popen[str]) -> No
 
 
 def assert_as_one(two: Run, one: Run) -> None:
-    """The same history and weights but for the order of float32 sums."""
+    """Check equal history and weights, except for the order of float32 sums."""
     rows = [read_rows(run.folder / "history.csv") for run in (two, one)]
     assert len(rows[0]) == len(rows[1])
     for ours, theirs in zip(*rows, strict=True):
@@ -228,12 +229,12 @@ def assert_as_one(two: Run, one: Run) -> None:
     left, right = weights_of(two), weights_of(one)
     assert left.keys() == right.keys()
     for name, tensor in left.items():
-        # Weights below 1 and some ten steps, each with gradients that are sums of thousands of float32 terms.
+        # Weights below 1 and about ten steps, each with gradients that are sums of thousands of float32 terms.
         torch.testing.assert_close(tensor, right[name], rtol=1e-4, atol=2e-5)
 
 
 def test_train__two_processes_are_one(photos_of_five: Path, tmp_path: Path) -> None:
-    # 12 images in batches of 7 and 5: uneven shares and an uneven last batch; everything that has a state.
+    # 12 images in batches of 7 and 5: uneven shares and an uneven last batch; everything stateful.
     options = {"epochs": 6, "patience": 2, "lr": 0.2, "ema_decay": 0.5, "clip_norm": 1.0, "accumulate": 2}
     options |= {"label_smoothing": 0.1, "class_weights": "balanced", "monitor": "train_loss", "schedule": "plateau"}
     code, out, err = finish(
@@ -243,17 +244,17 @@ def test_train__two_processes_are_one(photos_of_five: Path, tmp_path: Path) -> N
     one = train_here(photos_of_five, tmp_path / "one", **{**OPTIONS, "batch_size": 7, **options})
     two = Run(tmp_path / "two")
     assert_as_one(two, one.run)
-    assert json.loads(out)["val"]["n"] == 3  # one process speaks for all
+    assert json.loads(out)["val"]["n"] == 3  # only one process prints
     assert "Warning" not in err
     names = [sorted(path.name for path in run.folder.iterdir()) for run in (two, one.run)]
     plain = [[name for name in some if "tfevents" not in name] for some in names]
     assert plain[0] == plain[1]
-    assert len(names[0]) == len(names[1]) == len(plain[0]) + 1  # one file of events
+    assert len(names[0]) == len(names[1]) == len(plain[0]) + 1  # one event file
 
 
 @pytest.mark.slow
 def test_train__stops_early_in_both(photos_of_five: Path, tmp_path: Path) -> None:
-    # A rate that moves nothing: no epoch is better than the first.
+    # A negligible learning rate: no epoch is better than the first.
     options = {"epochs": 50, "patience": 2, "lr": 1e-30, "monitor": "val_top1_accuracy"}
     code, _, err = finish(start(command_line(photos_of_five, tmp_path / "two", **options)))
     assert code == 0, err
@@ -262,7 +263,7 @@ def test_train__stops_early_in_both(photos_of_five: Path, tmp_path: Path) -> Non
 
 @pytest.mark.slow
 def test_train__search_for_a_learning_rate_is_refused(photos_of_five: Path, tmp_path: Path) -> None:
-    # One process that searches alone would wait for ever for the other's share of batch norm.
+    # If only one process searched, it would wait forever for the other's share of batch norm.
     code, _, err = finish(start(command_line(photos_of_five, tmp_path / "two", lr="auto", epochs=2)), 60)
     assert code != 0
     said = {line for line in err.splitlines() if line.startswith("tl: ")}
@@ -303,13 +304,13 @@ def test_train__interrupted_or_killed_goes_on(photos_of_five: Path, tmp_path: Pa
     process = start(command_line(photos_of_five, tmp_path / "two", **options))
     last = tmp_path / "two" / "last.pt"
     wait_for(last.exists, process)
-    os.killpg(process.pid, signal.SIGINT)  # as Ctrl-C in a terminal
-    code, _, _ = finish(process, 60)  # what is said depends on which process torchrun stops first
+    os.killpg(process.pid, signal.SIGINT)  # like Ctrl-C in a terminal
+    code, _, _ = finish(process, 60)  # the output depends on which process torchrun stops first
     assert code != 0
     kept, before = epochs_in(last), last.stat().st_mtime
     process = start(["train", "--resume", str(tmp_path / "two")])
     wait_for(lambda: last.stat().st_mtime > before, process)
-    os.kill(min(children(process.pid)), signal.SIGKILL)  # one of the two dies; the other would wait for ever
+    os.kill(min(children(process.pid)), signal.SIGKILL)  # one of the two dies; the other would wait forever
     code, _, _ = finish(process, 60)
     assert code != 0
     assert epochs_in(last) > kept

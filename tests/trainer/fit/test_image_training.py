@@ -63,12 +63,12 @@ def test_start_head__refuses_a_head_of_layers() -> None:
 def test_train__fine_tuning_begins_with_the_solved_head(close_photos: Path, finished_run: Run, tmp_path: Path) -> None:
     weights = {"weights": str(finished_run.folder), "epochs": None}
     solved = train(make_config(close_photos, tmp_path / "a", method="features", **weights), Silent()).run
-    still: dict[str, Any] = {"lr": 1e-9, "epochs": 1, "method": "finetune", "freeze": "all"}  # nothing moves
+    still: dict[str, Any] = {"lr": 1e-9, "epochs": 1, "method": "finetune", "freeze": "all"}  # nothing changes
     tuned = train(
         make_config(close_photos, tmp_path / "b", **{**weights, **still, "head_init": "solved"}), Silent()
     ).run
     assert (tuned.folder / "c_search.csv").read_bytes() == (solved.folder / "c_search.csv").read_bytes()
-    assert np.abs(probabilities_of(tuned) - probabilities_of(solved)).max() < 1e-4  # the fitted temperature's play
+    assert np.abs(probabilities_of(tuned) - probabilities_of(solved)).max() < 1e-4  # the temperature fit's tolerance
     random = train(make_config(close_photos, tmp_path / "c", **{**weights, **still}), Silent()).run
     assert random.load_config().head_init == "random"
     assert np.abs(probabilities_of(random) - probabilities_of(solved)).max() > 0.01
@@ -88,7 +88,7 @@ def test_resolve__who_begins_solved() -> None:
     base = make_config(Path("d"), Path("o"), method="finetune", weights="imagenet", backbone="squeezenet1_0")
     for changes, start in (
         ({}, "solved"),
-        ({"backbone": "mobilenet_v2"}, "random"),  # batch norm sees other features than the head was solved on
+        ({"backbone": "mobilenet_v2"}, "random"),  # batch norm sees different features than the head was solved on
         ({"head": "mlp"}, "random"),
         ({"pooling": "flatten"}, "random"),
         ({"weights": "none"}, "random"),

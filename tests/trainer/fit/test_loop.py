@@ -22,7 +22,7 @@ OPTIONS = make_fit_options()
 
 
 class Kept:
-    """Checkpoints in memory: every state, and a chosen one to go on from."""
+    """Checkpoints in memory: every state, and a chosen one to resume from."""
 
     def __init__(self, last: dict[str, Any] | None = None) -> None:
         self.last, self.states, self.finals = last, [], []
@@ -49,7 +49,7 @@ def validate(module: nn.Module) -> Figures:
 
 
 def validations(losses: Iterable[float]) -> Callable[[nn.Module], Figures]:
-    """What validation finds, one loss after the other."""
+    """A validation function that returns the given losses in turn."""
     following = iter(losses)
     return lambda module: {"loss": next(following), "top1_accuracy": 0.5}
 
@@ -127,7 +127,7 @@ def test_fit__leaves_the_best_weights(cpu: Machine) -> None:
     options = dataclasses.replace(OPTIONS, epochs=8, lr=0.5, monitor="val_loss")
     module, history, kept = run_fit(cpu, options)
     best = min(history, key=lambda r: r.figures["val_loss"])
-    assert best.epoch != len(history)  # or the test would not tell best from last
+    assert best.epoch != len(history)  # otherwise best and last are indistinguishable
     assert validate(module)["loss"] == best.figures["val_loss"]
     wanted = kept.states[best.epoch - 1]["module"]
     assert all(torch.equal(tensor, wanted[name]) for name, tensor in module.state_dict().items())
@@ -139,7 +139,7 @@ def test_fit__leaves_the_last_weights_where_validation_must_not_choose(cpu: Mach
     module, history, kept = run_fit(cpu, options, keeps_best=False)
     assert min(history, key=lambda r: r.figures["val_loss"]).epoch != len(
         history
-    )  # or the test would not tell best from last
+    )  # otherwise best and last are indistinguishable
     assert validate(module)["loss"] == history[-1].figures["val_loss"]
     last, average = kept.states[-1]["module"], kept.states[-1]["average"]
     wanted = last if ema_decay is None else {name: average[f"module.{name}"] for name in last}
@@ -163,10 +163,10 @@ def test_fit__first_training_loss_by_hand(cpu: Machine) -> None:
     with torch.no_grad():
         logits = module(inputs)
         wanted = float(functional.cross_entropy(logits, ids))
-    options = dataclasses.replace(OPTIONS, epochs=1, lr=1e-30)  # a step that moves nothing
+    options = dataclasses.replace(OPTIONS, epochs=1, lr=1e-30)  # a negligible step
     trainable = make_trainable(module)
     (only,) = fit(trainable, batches_of(), validations([1.0]), options, cpu, Kept(), Silent())
-    assert only.figures["train_loss"] == pytest.approx(wanted, rel=1e-6)  # 22 float32 terms in another order
+    assert only.figures["train_loss"] == pytest.approx(wanted, rel=1e-6)  # 22 float32 terms in a different order
     assert only.figures["train_top1_accuracy"] == float((logits.argmax(dim=1) == ids).sum()) / 22
 
 
@@ -197,7 +197,7 @@ def test_fit__loss_that_is_not_finite_stops(cpu: Machine) -> None:
 
 
 def test_fit__loss_that_breaks_away_names_class_and_rate(cpu: Machine) -> None:
-    # The last image is infinite: its batch, its class and the learning rate of the step are named.
+    # The last image is infinite: the error names its batch, its class and the learning rate of the step.
     inputs, ids = make_clouds(22)
     inputs[21] = math.inf
     batches = TensorBatches(inputs, ids, batch_size=8, seed=0)
@@ -231,7 +231,7 @@ def test_fit__average_is_judged_and_left_behind(cpu: Machine) -> None:
 
     def judge(given: nn.Module) -> Figures:
         judged.append(given.weight.detach().clone())
-        return {"loss": 1.0 / len(judged), "top1_accuracy": 0.5}  # better each time
+        return {"loss": 1.0 / len(judged), "top1_accuracy": 0.5}  # improves every time
 
     for epoch in (1, 2):
         for inputs, ids, _ in batches_of().epoch(epoch):
@@ -240,11 +240,11 @@ def test_fit__average_is_judged_and_left_behind(cpu: Machine) -> None:
             with torch.no_grad():
                 plain.weight -= 0.05 * plain.weight.grad
                 plain.bias -= 0.05 * plain.bias.grad
-                # torch's average begins with the weights after the first step.
+                # torch's average starts with the weights after the first step.
                 average = plain.weight.clone() if average is None else 0.7 * average + 0.3 * plain.weight
     trainable = make_trainable(module)
     fit(trainable, batches_of(), judge, options, cpu, NoCheckpoints(), Silent())
-    # float32 through six steps in another order of operations.
+    # float32 through six steps with operations in a different order.
     torch.testing.assert_close(judged[-1], average, rtol=0, atol=1e-6)
     assert torch.equal(module.weight, judged[-1])
     assert not torch.allclose(module.weight, plain.weight, rtol=0, atol=1e-4)

@@ -36,7 +36,7 @@ LOWEST, HIGHEST, STEPS = 1e-6, 1.0, 100
 
 
 def network() -> nn.Module:
-    """With dropout and a batch norm, whose statistics move in training."""
+    """With dropout, and a batch norm whose statistics change in training."""
     torch.manual_seed(1)
     return nn.Sequential(nn.Linear(4, 16), nn.BatchNorm1d(16), nn.ReLU(), nn.Dropout(0.2), nn.Linear(16, 2))
 
@@ -65,11 +65,11 @@ def test_find_lr__curve_by_hand(cpu: Machine, optimizer: str) -> None:
     found, rows = search(cpu, make_trainable(network()), optimizer)
     rates = LOWEST * (HIGHEST / LOWEST) ** (np.arange(len(rows)) / (STEPS - 1))
     np.testing.assert_allclose([row.lr for row in rows], rates, rtol=1e-12)  # float64
-    # An exponential average that forgets a fifth at each step, over the sum of its weights.
+    # An exponential average that decays by a fifth per step, divided by the sum of its weights.
     weights = [0.2 * 0.8 ** np.arange(i, -1, -1) for i in range(len(rows))]
     losses = np.array([row.loss for row in rows])
     smoothed = [(w * losses[: i + 1]).sum() / w.sum() for i, w in enumerate(weights)]
-    np.testing.assert_allclose([row.smoothed_loss for row in rows], smoothed, rtol=1e-9)  # float64, to 100 terms
+    np.testing.assert_allclose([row.smoothed_loss for row in rows], smoothed, rtol=1e-9)  # float64, up to 100 terms
     assert found == pytest.approx(rates[int(np.argmin(smoothed))] / 10, rel=1e-12)  # float64
     assert LOWEST / 10 <= found <= HIGHEST / 10
 
@@ -83,7 +83,7 @@ def test_find_lr__training_with_it_lowers_the_loss(cpu: Machine) -> None:
         return {"loss": 1.0}
 
     history = fit(make_trainable(module), batches(), judge, options, cpu, NoCheckpoints(), Silent())
-    # Before training the loss is about that of a coin, 0.69; these clouds lie 3 spreads apart.
+    # Before training, the loss is about that of a coin flip, 0.69; these clouds are 3 standard deviations apart.
     assert history[-1].figures["train_loss"] < 0.5 * history[0].figures["train_loss"]
 
 
@@ -127,7 +127,7 @@ def test_find_lr__not_finite_from_the_start(cpu: Machine) -> None:
 
 
 def test_find_lr__rates_are_shares_where_layers_decay(cpu: Machine) -> None:
-    # Half the rate for every weight: the curve of the whole rate, one half of a rate earlier.
+    # Half the rate for every weight: the same curve, shifted by half a rate.
     class Still(nn.Module):
         def __init__(self) -> None:
             super().__init__()
@@ -141,7 +141,7 @@ def test_find_lr__rates_are_shares_where_layers_decay(cpu: Machine) -> None:
     with torch.no_grad():
         wanted = float(functional.cross_entropy(module(inputs), ids))
     _, rows = search(cpu, make_trainable(module, factor=1e-12), "sgd")
-    assert [row.loss for row in rows] == pytest.approx([wanted] * STEPS, rel=1e-6)  # weights that hardly move; float32
+    assert [row.loss for row in rows] == pytest.approx([wanted] * STEPS, rel=1e-6)  # weights hardly change; float32
 
 
 @pytest.mark.parametrize("method", ["scratch", "features"])
@@ -155,7 +155,7 @@ def test_train__auto_is_written_down_and_used(photos: Path, finished_run: Run, t
     assert isinstance(found, float)
     assert found == pytest.approx(float(lowest["lr"]) / 10, rel=0.05)  # two digits are kept
     assert [float(row["lr"]) for row in read_rows(run.folder / "history.csv")] == pytest.approx([found] * 2, rel=1e-5)
-    # The search leaves no trace in what follows: a run that is given its rate is the same.
+    # The search has no side effects: a run that sets the found rate is identical.
     (run.folder / "lr_finder.csv").unlink()
     assert_same_run(run, train_here(photos, tmp_path / "given", lr=found, warmup_epochs=0.0, **changes).run)
 

@@ -40,7 +40,7 @@ def test_build_machine__cuda_that_is_not_there(device: str) -> None:
 
 @pytest.mark.parametrize("device", ["gpu", "cuda:x", "tpu", ""])
 def test_build_machine__unknown_device_says_what_is_expected(device: str) -> None:
-    # As tl.runtime.session does: a driver is not what is missing.
+    # As in tl.runtime.session: a missing driver is not the cause.
     with pytest.raises(DeviceError, match=f"unknown device '{device}': expected auto, cpu, cuda or cuda:N"):
         build_machine(device, "auto", 1)
 

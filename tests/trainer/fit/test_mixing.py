@@ -14,7 +14,7 @@ CLASSES = 5
 
 
 def images(count: int = 4) -> Tensor:
-    """Whole numbers that no two images or places share, uint8 (N, 6, 10, 3)."""
+    """Integers that differ between all images and positions, uint8 (N, 6, 10, 3)."""
     values = torch.arange(count * 6 * 10 * 3).reshape(count, 6, 10, 3) * 7 % 251
     return values.to(torch.uint8)
 
@@ -26,7 +26,7 @@ def build(mixup: float, cutmix: float) -> Mix:
 
 
 def partner_of(shares: Tensor, own: int) -> int:
-    """The class beside its own that an image has a share of; its own where there is none."""
+    """The other class that an image has a share of, or its own class if there is none."""
     others = [i for i, share in enumerate(shares.tolist()) if share > 0 and i != own]
     return others[0] if others else own
 
@@ -45,7 +45,7 @@ def test_mix__shares_sum_to_one(mixup: float, cutmix: float, seed: int) -> None:
     torch.testing.assert_close(shares.sum(dim=1), torch.ones(4))  # two float32 numbers
     assert float(shares.min()) >= 0
     assert 0 <= float(mixed.min()) <= float(mixed.max()) <= 255
-    assert torch.equal(given, images())  # what it was given is left alone
+    assert torch.equal(given, images())  # the input is not modified
 
 
 @pytest.mark.parametrize("seed", range(5))
@@ -57,7 +57,7 @@ def test_mixup__blends_pixels_as_it_blends_classes(seed: int) -> None:
         other = partner_of(shares[i], i)
         wanted = shares[i, i] * plain[i] + (1 - shares[i, i]) * plain[other]
         assert other != i
-        # Two float32 products of up to 255: some 2 x 2^-24 x 255.
+        # Two float32 products of up to 255: about 2 x 2^-24 x 255.
         torch.testing.assert_close(mixed[i], wanted, rtol=0, atol=1e-4)
 
 
@@ -70,12 +70,12 @@ def test_cutmix__pastes_real_pixels(seed: int) -> None:
         other = partner_of(shares[i], i)
         own, pasted = (mixed[i] == plain[i]).all(dim=2), (mixed[i] == plain[other]).all(dim=2)
         assert bool((own | pasted).all())
-        # The area itself is the share: 60 pixels, counted and divided in float32.
+        # The share equals the area: 60 pixels, counted and divided in float32.
         assert float(own.float().mean()) == pytest.approx(float(shares[i, i]), abs=1e-6)
         if other != i:
             rows, columns = (pasted.any(dim=1).nonzero(), pasted.any(dim=0).nonzero())
             box = pasted[rows.min() : rows.max() + 1, columns.min() : columns.max() + 1]
-            assert bool(box.all())  # one rectangle, not stripes of an image read in another layout
+            assert bool(box.all())  # one rectangle, not stripes from a wrong memory layout
 
 
 def test_mix__of_both_draws_each() -> None:
@@ -111,7 +111,7 @@ def test_mix__is_normalized_like_a_image() -> None:
     normalize = Normalize((0.1, 0.2, 0.3), (0.5, 0.4, 0.3))
     torch.manual_seed(0)
     mixed, _ = build(0.0, 1.0)(images(), torch.arange(4))
-    # Pasted pixels are whole numbers, so nothing is lost on the way by bytes.
+    # Pasted pixels are integers, so conversion to bytes loses nothing.
     assert torch.equal(normalize(mixed), normalize(mixed.to(torch.uint8)))
 
 

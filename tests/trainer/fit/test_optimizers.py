@@ -71,18 +71,18 @@ def test_build_optimizer__sgd_weight_decay_is_a_penalty() -> None:
 
 @pytest.mark.parametrize(("name", "wanted"), [("adam", 4 - 0.1), ("adamw", 4 * (1 - 0.1 * 0.5) - 0.1)])
 def test_build_optimizer__adam_first_step_by_hand(name: Any, wanted: float) -> None:
-    # Adam's first step is the learning rate whatever the gradient, with its penalty inside; AdamW's penalty is apart.
+    # Adam's first step is the learning rate for any gradient, including its penalty; AdamW's penalty is separate.
     weight = parameter(4.0)
     optimizer = build_optimizer(name, [group_of(weight)], 0.1, momentum=0.9, weight_decay=0.5)
     step(optimizer, weight, 1.0)
-    assert weight.item() == pytest.approx(wanted, abs=1e-8)  # its epsilon of 1e-8 beside a gradient of 1 to 3
+    assert weight.item() == pytest.approx(wanted, abs=1e-8)  # its epsilon is 1e-8, with gradients of 1 to 3
 
 
 def test_build_optimizer__rmsprop_first_step_by_hand() -> None:
     weight = parameter(4.0)
     optimizer = build_optimizer("rmsprop", [group_of(weight)], 0.1, momentum=0.0, weight_decay=0.0)
     step(optimizer, weight, 2.0)
-    assert weight.item() == pytest.approx(4 - 0.1 * 2 / math.sqrt(0.01 * 4), abs=1e-6)  # its epsilon of 1e-8 beside 0.2
+    assert weight.item() == pytest.approx(4 - 0.1 * 2 / math.sqrt(0.01 * 4), abs=1e-6)  # its epsilon of 1e-8 vs. 0.2
 
 
 @pytest.mark.parametrize("name", ["sgd", "adam", "adamw", "rmsprop"])
@@ -109,7 +109,7 @@ def test_build_optimizer__each_group_has_its_rate() -> None:
 def test_set_lr__keeps_the_shares_and_passes_over_empty_groups() -> None:
     groups = [group_of(parameter(0.0), factor=0.25), ParameterGroup((), 0.5), group_of(parameter(0.0))]
     optimizer = build_optimizer("adamw", groups, 0.1, momentum=0.9, weight_decay=0.0)
-    for lr in (0.4, 0.2):  # from the full rate each time, not from the last one
+    for lr in (0.4, 0.2):  # from the full rate each time, not from the previous one
         set_lr(optimizer, groups, lr)
         assert [group["lr"] for group in optimizer.param_groups] == [lr / 4, lr]
 

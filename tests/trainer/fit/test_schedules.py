@@ -10,7 +10,7 @@ from torch.optim.lr_scheduler import CosineAnnealingLR, OneCycleLR, ReduceLROnPl
 
 from tl.trainer.fit.optimizers import SchedulePlan, count_plateaus, lr_factor
 
-# Cosines of float64.
+# Cosines in float64.
 FLOAT64 = 1e-12
 
 
@@ -28,7 +28,7 @@ def make_plan(schedule: Any, epochs: int = 10, **changes: Any) -> SchedulePlan:
 
 
 def factors(plan: SchedulePlan, steps_per_epoch: int) -> list[float]:
-    """Of every step of a run."""
+    """The factor of every step of a run."""
     return [lr_factor(step, steps_per_epoch, plan) for step in range(plan.epochs * steps_per_epoch)]
 
 
@@ -37,7 +37,7 @@ def make_sgd() -> torch.optim.SGD:
 
 
 def torch_factors(optimizer: torch.optim.Optimizer, scheduler: Any, steps: int) -> list[float]:
-    """What a scheduler of torch gives, step by step."""
+    """The factors of a torch scheduler, step by step."""
     found = []
     for _ in range(steps):
         found.append(float(optimizer.param_groups[0]["lr"]))
@@ -76,7 +76,7 @@ def test_lr_factor__cosine_is_torch_s_and_ends_near_0() -> None:
     optimizer = make_sgd()
     wanted = torch_factors(optimizer, CosineAnnealingLR(optimizer, T_max=200), 200)
     found = factors(make_plan("cosine", 20), 10)
-    assert found == pytest.approx(wanted, abs=1e-9)  # torch's is computed from each step to the next
+    assert found == pytest.approx(wanted, abs=1e-9)  # torch computes each step from the previous one
     assert found[0] == 1.0
     assert found[-1] < 1e-4
     assert (np.diff(found) < 0).all()
@@ -105,7 +105,7 @@ def test_lr_factor__onecycle_is_torch_s(steps: int) -> None:
 
 @pytest.mark.parametrize("steps", [4, 20, 500])
 def test_lr_factor__onecycle_begins_peaks_and_ends_as_documented(steps: int) -> None:
-    found = factors(make_plan("onecycle", 2, warmup_epochs=1.0), steps // 2)  # it brings its own warm-up
+    found = factors(make_plan("onecycle", 2, warmup_epochs=1.0), steps // 2)  # it includes its own warm-up
     assert found[0] == pytest.approx(1 / 25, abs=FLOAT64)
     assert found[-1] == pytest.approx(1 / 250_000, abs=FLOAT64)
     peak = int(np.argmax(found))
@@ -119,7 +119,7 @@ def test_lr_factor__onecycle_begins_peaks_and_ends_as_documented(steps: int) -> 
 def test_lr_factor__the_shortest_runs_still_learn(schedule: str, epochs: int, steps_per_epoch: int) -> None:
     found = factors(make_plan(schedule, epochs, warmup_epochs=1.0), steps_per_epoch)
     assert all(0 < factor <= 1 for factor in found)
-    assert max(found) > 0.3 or (schedule == "onecycle" and len(found) < 3)  # of two steps, one begins and one ends
+    assert max(found) > 0.3 or (schedule == "onecycle" and len(found) < 3)  # with two steps, one starts and one ends
 
 
 def test_lr_factor__plateau_by_hand() -> None:
@@ -144,7 +144,7 @@ def test_lr_factor__only_plateau_looks_at_the_history() -> None:
 def test_count_plateaus__is_torch_s(seed: int, drop_epochs: int) -> None:
     monitored = np.random.default_rng(seed).integers(0, 30, 40).tolist()
     optimizer = make_sgd()
-    # Torch drops when more than `patience` epochs were bad.
+    # Torch drops the rate after more than `patience` bad epochs.
     scheduler = ReduceLROnPlateau(optimizer, factor=0.5, patience=drop_epochs - 1, threshold=0, eps=0)
     for epoch, value in enumerate(monitored):
         scheduler.step(value)

@@ -34,7 +34,7 @@ NAMES = ("ant", "bee", "cat")
 
 
 class WithAux(nn.Module):
-    """Two classifiers in training, the first alone in evaluation."""
+    """Two classifiers in training, only the first in evaluation."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -75,7 +75,7 @@ def step(
     clip_norm: float | None = None,
     lr: float = 0.0,
 ) -> list[StepResult]:
-    """One step of plain SGD; at a rate of 0 the gradients are left to look at."""
+    """One step of plain SGD; at a rate of 0, gradients remain available for inspection."""
     optimizer = build_optimizer("sgd", trainable.groups, lr, momentum=0.0, weight_decay=0.0)
     scaler = build_scaler(machine)
     return train_step(trainable, trainable.module, batches, optimizer, scaler, machine, ranks or Ranks(), clip_norm)
@@ -86,14 +86,14 @@ def gradients(module: nn.Module) -> Tensor:
 
 
 def whole_gradients(weight: Tensor | None = None, smoothing: float = 0.0, count: int = 8) -> Tensor:
-    """Of the mean over all images, by torch."""
+    """Gradients of the mean over all images, computed by torch."""
     module, (inputs, ids) = linear(), data(count)
     losses = functional.cross_entropy(module(inputs), ids, weight=weight, label_smoothing=smoothing, reduction="none")
     losses.mean().backward()
     return gradients(module)
 
 
-# A float32 sum of eight terms below 1, in another order.
+# A float32 sum of eight terms below 1, in a different order.
 CLOSE = {"rtol": 0, "atol": 5e-7}
 
 
@@ -126,9 +126,9 @@ def test_take_step__class_weights_and_smoothing_by_hand(cpu: Machine) -> None:
         logs = module(inputs).double().log_softmax(dim=1)
     targets = (1 - share) * functional.one_hot(ids, 3) + share / 3
     wanted = -(targets * weights * logs).sum(dim=1)
-    # Float32 logits of size 1 against float64 from there on.
+    # float32 logits of magnitude 1, with float64 from there on.
     torch.testing.assert_close(result.losses.double(), wanted, rtol=0, atol=2e-6)
-    # The mean is over images, not over weights: a rare class adds more, as the weights say.
+    # The mean is over images, not weights: a rare class contributes more, in proportion to its weight.
     torch.testing.assert_close(gradients(module), whole_gradients(weights, share), **CLOSE)
 
 
@@ -142,7 +142,7 @@ def test_take_step__auxiliary_loss(cpu: Machine, training: bool) -> None:
             functional.cross_entropy(part(inputs), ids, reduction="none") for part in (module.main, module.aux)
         )
         assert torch.equal(result.scores, module.main(inputs).argmax(dim=1) == ids)
-    # torchvision's reference training: the auxiliary classifier's loss counts 0.4.
+    # torchvision's reference training: the auxiliary loss has a weight of 0.4.
     torch.testing.assert_close(result.losses, main + 0.4 * aux if training else main)  # one float32 rounding
     assert (module.aux.weight.grad is not None) == training
 
@@ -156,7 +156,7 @@ def test_take_step__scores_and_targets(cpu: Machine) -> None:
     (result,) = step(trainee_of(module), [(functional.one_hot(shown, 3).float(), true, 4)], cpu)
     assert result.scores.tolist() == [True, False, True, True]
     assert result.targets.tolist() == true.tolist()
-    assert not result.losses.requires_grad  # or the graphs of a whole epoch would stay in memory
+    assert not result.losses.requires_grad  # otherwise the graphs of a whole epoch would stay in memory
 
 
 def test_take_step__old_gradients_do_not_count(cpu: Machine) -> None:
@@ -174,7 +174,7 @@ def test_take_step__clips_the_norm_of_the_whole_gradient(cpu: Machine, clip_norm
     moved = before - torch.cat([p.detach().flatten() for p in module.parameters()])
     whole = whole_gradients()
     wanted = whole * (clip_norm / whole.norm()) if is_scaled else whole
-    # Weights below 1 hold a step to 2^-24; torch divides by the norm plus 1e-6.
+    # Weights below 1 resolve a step to 2^-24; torch divides by the norm plus 1e-6.
     torch.testing.assert_close(moved, wanted, rtol=1e-4, atol=2e-7)
 
 
@@ -185,7 +185,7 @@ def test_take_step__mixes_what_it_is_given(cpu: Machine) -> None:
     module, (inputs, ids) = linear(), data()
     (result,) = step(trainee_of(module, mix=mix), split([8]), cpu)
     wanted = functional.cross_entropy(module(inputs), ids, reduction="none").detach()
-    torch.testing.assert_close(result.losses, wanted.flip(0))  # torch's two ways to say a class differ by rounding
+    torch.testing.assert_close(result.losses, wanted.flip(0))  # torch's two target formats differ by rounding
     assert result.targets.tolist() == ids.tolist()
 
 
@@ -229,7 +229,7 @@ def test_balanced_class_weights__as_scikit_learn(ids: list[int]) -> None:
     weights = balanced_class_weights(ids, classes)
     assert weights.dtype == torch.float32
     np.testing.assert_allclose(weights.numpy(), wanted, rtol=1e-6)  # one float32 division
-    assert float(weights[ids].mean()) == pytest.approx(1, rel=1e-6)  # so that the learning rate keeps its meaning
+    assert float(weights[ids].mean()) == pytest.approx(1, rel=1e-6)  # the learning rate keeps its meaning
 
 
 def test_balanced_class_weights__a_class_without_images_is_finite() -> None:
@@ -254,5 +254,5 @@ def test_fit__accumulating_is_a_larger_batch(cpu: Machine, batch_size: int, accu
     for ours, theirs in zip(small, large, strict=True):
         # Weights differ by float32 rounding.
         assert ours.figures["train_loss"] == pytest.approx(theirs.figures["train_loss"], rel=1e-5)
-    # Nine steps of at most 0.1, each with a rounding of 2^-24 of weights below 1, and momentum that adds up tenfold.
+    # Nine steps of at most 0.1, each with a rounding of 2^-24 for weights below 1; momentum amplifies this tenfold.
     torch.testing.assert_close(small_weights, large_weights, rtol=0, atol=5e-6)

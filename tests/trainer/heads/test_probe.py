@@ -44,7 +44,7 @@ def make_task(
     groups: Sequence[str] | None = None,
     hashes: Sequence[str] | None = None,
 ) -> Task:
-    """A task whose features (N, D) are kept already; its images exist by name alone."""
+    """A task whose features (N, D) are already cached; its images are names only."""
     splits = splits or ["train"] * len(labels)
     images = make_images(labels, groups=groups)
     images = [dataclasses.replace(p, split=split) for p, split in zip(images, splits, strict=True)]
@@ -59,7 +59,7 @@ def make_task(
 
 
 def clouds(count: int = 60, classes: int = 3, apart: float = 0.5) -> tuple[NDArray[np.float64], list[str]]:
-    """Overlapping clouds (N, 8), which every head gets partly wrong, in an order that mixes the classes."""
+    """Overlapping clouds (N, 8), in an order that mixes the classes; every head makes errors on them."""
     rng = np.random.default_rng(4)
     true_ids = np.arange(count) % classes
     features = apart * rng.normal(size=(classes, 8))[true_ids] + rng.normal(size=(count, 8))
@@ -67,7 +67,7 @@ def clouds(count: int = 60, classes: int = 3, apart: float = 0.5) -> tuple[NDArr
 
 
 def make_coin_flips(count: int = 60, width: int = 100) -> tuple[NDArray[np.float64], list[str]]:
-    """Noise (N, D) that any head learns by heart, and labels that have nothing to do with it."""
+    """Noise (N, D) that any head memorizes, with unrelated labels."""
     rng = np.random.default_rng(2)
     return rng.normal(size=(count, width)), list(rng.permutation(list("ab") * (count // 2)))
 
@@ -159,7 +159,7 @@ def test_probe__as_scikit_learn_cross_validates(tmp_path: Path, chosen: dict[str
         splitter = StratifiedKFold(folds, shuffle=True, random_state=seed)
         accuracies += list(cross_val_score(pipeline, features, labels, cv=splitter))
         decided += list(cross_val_predict(pipeline, features, labels, cv=splitter))
-    assert 0.3 < np.mean(accuracies) < 0.9  # or scores would not tell one way from another
+    assert 0.3 < np.mean(accuracies) < 0.9  # otherwise scores would not distinguish the methods
     assert row.top1_accuracy == pytest.approx(np.mean(accuracies), abs=1e-12)  # float64
     assert row.macro_f1 == pytest.approx(f1_score(labels * seeds, decided, average="macro"), abs=1e-12)
     assert (row.fits, row.n) == (folds * seeds, len(labels) * seeds)
@@ -169,25 +169,25 @@ def test_probe__as_scikit_learn_cross_validates(tmp_path: Path, chosen: dict[str
 
 
 def test_interval__by_hand() -> None:
-    # Mean 0.53, variance 0.002 / 3, of which 1/4 + 1/4; 3.182446 is the 97.5% quantile of t with 3 degrees of freedom.
+    # Mean 0.53, variance 0.002 / 3, times 1/4 + 1/4; 3.182446 is the 97.5% quantile of t with 3 degrees of freedom.
     half = 3.182446 * math.sqrt(0.002 / 3 * 0.5)
     found = _interval([0.50, 0.52, 0.54, 0.56], [0.2, 0.3, 0.2, 0.3])
-    assert found == pytest.approx((0.53 - half, 0.53 + half), abs=1e-7)  # seven digits of the quantile
+    assert found == pytest.approx((0.53 - half, 0.53 + half), abs=1e-7)  # the quantile has seven digits
     assert _interval([0.5, 1.0, 1.0], [0.5] * 3)[1] == 1.0
     assert _interval([0.5, 0.0, 0.0], [0.5] * 3)[0] == 0.0
     assert _interval([0.75, 0.75], [1.0, 1.0]) == (0.75, 0.75)
 
 
-# Of 40 flipped coins 20 are guessed, give or take three standard deviations of sqrt(10); of twins, two of them.
+# Of 40 coin flips, 20 are guessed, plus or minus three standard deviations of sqrt(10); of twins, two of them.
 CHANCE = (10.5 / 40, 29.5 / 40)
 
 
 @pytest.mark.parametrize(
     ("width", "chosen"),
     [
-        (100, LINEAR),  # learns 40 images by heart: whoever trained on those that score would have them all right
+        (100, LINEAR),  # memorizes 40 images: training on the scored images would make all of them correct
         (100, SVM),
-        # Never settles: whoever chose an epoch by the two images of a fold would have most of them right.
+        # Never converges: selecting the epoch on a fold's two images would make most of them correct.
         (4, {"optimizer": "sgd", "lr": "1", "epochs": "10", "batch_size": "8", "schedule": "constant"}),
     ],
 )
@@ -198,12 +198,12 @@ def test_probe__noise_is_guessed(tmp_path: Path, width: int, chosen: dict[str, s
 
 
 def test_probe__twins_stay_on_one_side(tmp_path: Path) -> None:
-    # Every image stands there twice, so that whoever has seen the other knows its label.
+    # Every image occurs twice, so a head that was trained on one copy has the label of the other.
     features, labels = make_coin_flips(20, 100)
     features, labels = np.concatenate([features, features]), labels * 2
     names = [f"{i % 20:064x}" for i in range(40)]
     apart = probe_one(make_task(tmp_path / "1", features, labels), LINEAR, 10)
-    assert apart.top1_accuracy > 0.85  # some twins meet in one fold by chance; or the others would show nothing
+    assert apart.top1_accuracy > 0.85  # some twins share a fold by chance; otherwise the rest would show nothing
     for i, ties in enumerate(({"groups": names}, {"hashes": names}, {"groups": names, "hashes": names})):
         together = probe_one(make_task(tmp_path / f"tied {i}", features, labels, **ties), LINEAR, 10)
         assert CHANCE[0] < together.top1_accuracy < CHANCE[1], ties.keys()
@@ -228,11 +228,11 @@ def test_probe__each_seed_cuts_other_folds_and_starts_elsewhere(tmp_path: Path) 
         assert one.top1_accuracy != three.top1_accuracy
     split = make_task(tmp_path / "split", *clouds(), splits=["train", "train", "val"] * 20)
     one, three = (probe_one(split, {"head": "mlp", "head_sizes": "4", "epochs": "2"}, 0, seeds) for seeds in (1, 3))
-    assert one.top1_accuracy != three.top1_accuracy  # the same images, and other initial weights
+    assert one.top1_accuracy != three.top1_accuracy  # the same images with different initial weights
 
 
 def test_probe__without_folds_the_validation_split_scores(tmp_path: Path) -> None:
-    # Two clouds far apart; of ten validation images three have the other's label.
+    # Two distant clouds; of ten validation images, three have the other's label.
     labels = list("ab" * 10)
     features = np.where(np.array(labels) == "a", -5.0, 5.0)[:, None] + np.linspace(0, 1, 60).reshape(20, 3)
     splits = ["val" if i < 10 else "train" for i in range(20)]
@@ -249,7 +249,7 @@ def test_probe__the_test_split_counts_for_nothing(tmp_path: Path, folds: int) ->
     splits = ["train"] * 30 + ["val"] * 10
     rows = []
     for i, rest in enumerate((slice(0, 0), slice(40, 60))):
-        data = np.concatenate([features[:40], 1e6 + features[rest]])  # which would ruin any fit
+        data = np.concatenate([features[:40], 1e6 + features[rest]])  # would ruin any fit
         task = make_task(
             tmp_path / f"{i}", data, labels[:40] + labels[rest], splits=splits + ["test"] * len(labels[rest])
         )
@@ -266,13 +266,13 @@ def test_probe__needs_no_features_of_the_test_split(tmp_path: Path) -> None:
 
 
 def test_probe__per_class_limits_the_training_part_alone(tmp_path: Path) -> None:
-    # Each class is of five kinds; a head that has seen two images of it knows two kinds at the most.
+    # Each class has five kinds of images; a head trained on two images has seen at most two kinds.
     kinds, labels = np.arange(40) % 10, list("ab" * 20)
     task = make_task(tmp_path, np.eye(10)[kinds], labels)
     whole, limited = (probe_one(task, LINEAR, 4, per_class=count) for count in (None, 2))
     assert (whole.top1_accuracy, whole.n) == (1.0, 40)
     assert limited.n == 40
-    # Two fifths are known; of the other kinds half are guessed, which leaves some luck.
+    # Two fifths are known; of the other kinds, half are guessed, so the result is partly random.
     assert 0.4 <= limited.top1_accuracy <= 0.85
     enough = probe_one(task, LINEAR, 4, per_class=15)  # three folds hold fifteen of each class
     assert dataclasses.replace(enough, seconds=0) == dataclasses.replace(whole, seconds=0)
@@ -305,7 +305,7 @@ def test_probe__too_many_folds(tmp_path: Path, labels: str, groups: str, message
 
 def test_probe__best_first_and_progress(tmp_path: Path) -> None:
     task = make_task(tmp_path, *clouds(apart=2))
-    still = {"head": "mlp", "epochs": "1", "lr": "1e-9"}  # has learned nothing
+    still = {"head": "mlp", "epochs": "1", "lr": "1e-9"}  # effectively untrained
     tries = [configured for chosen in (still, LINEAR, SVM) for configured in configure(BASE, chosen)]
     listener = Listener()
     rows = probe(task, tries, 3, 1, listener)

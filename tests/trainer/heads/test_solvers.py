@@ -16,12 +16,12 @@ from tl.trainer.heads.solvers import LinearHead, Solver, solve_head
 
 Labeled = tuple[NDArray[Any], NDArray[np.int64]]
 SOLVERS: tuple[Solver, ...] = ("logistic", "svm")
-# Standardizing in another order leaves float32 rounding, which the solvers carry into their answer.
+# Standardizing in a different order leaves float32 rounding errors, which the solvers propagate.
 CLOSE_CALL = 1e-5
 
 
 def make_features(seed: int, classes: int, count: int = 60, width: int = 20, apart: float = 0.7) -> Labeled:
-    """Rectified clouds around class centers, entries of different sizes and offsets, as trunks give them."""
+    """Rectified clouds around class centers, with entries of different scales and offsets, like a trunk's features."""
     rng = np.random.default_rng(seed)
     true_ids = np.arange(count) % classes
     centers, offsets, sizes = rng.normal(size=(classes, width)), rng.normal(size=width), rng.uniform(0.5, 3, width)
@@ -36,7 +36,7 @@ def halves(data: Labeled) -> tuple[Labeled, Labeled]:
 
 
 def reference(solver: Solver, c: float, train: Labeled, **options: Any) -> Any:
-    """Scikit-learn's own standardizing and fitting."""
+    """scikit-learn's own standardization and fit."""
     if solver == "svm":
         model: Any = LinearSVC(**{"C": c, "tol": 1e-3, "random_state": 0, **options})
     else:
@@ -45,7 +45,7 @@ def reference(solver: Solver, c: float, train: Labeled, **options: Any) -> Any:
 
 
 def decisions(logits: NDArray[np.floating]) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
-    """Decided ids, and by how much they won."""
+    """Decided ids, and their margins."""
     ranked = np.sort(logits, axis=1)
     return logits.argmax(axis=1), ranked[:, -1] - ranked[:, -2]
 
@@ -72,7 +72,7 @@ def test_solve_head__is_near_the_exact_answer(solver: Solver) -> None:
     train, val = halves(make_features(3, 4, 160))
     head, _ = solve_head(solver, train, val, (0.1,), 0)
     exact = reference(solver, 0.1, train, tol=1e-9, max_iter=100_000).decision_function(val[0])
-    # Both solvers stop at a gradient of 1e-3 or 1e-4 of an image's; the answer is then within some per cent of a unit.
+    # Both solvers stop at a gradient of 1e-3 or 1e-4 per image; logits are then accurate to a few hundredths.
     np.testing.assert_allclose(head.logits(val[0]), exact, rtol=0, atol=0.03)
 
 
@@ -85,12 +85,12 @@ def test_solve_head__two_classes_give_0_and_the_margin(solver: Solver) -> None:
     assert (logits[:, 0] == 0).all()
     margin = reference(solver, 0.01, train).decision_function(val[0])
     np.testing.assert_allclose(logits[:, 1], margin, rtol=0, atol=1e-3)  # lbfgs stops at gradients of 1e-4
-    assert 0.2 < (logits[:, 1] > 0).mean() < 0.8  # both classes are decided
+    assert 0.2 < (logits[:, 1] > 0).mean() < 0.8  # both classes occur
 
 
 @pytest.mark.parametrize("solver", SOLVERS)
 def test_solve_head__c_is_chosen_on_validation_and_of_equals_the_smallest(solver: Solver) -> None:
-    c_values = (1.0, 1e-6, 0.01, 1e-3, 0.1)  # in no order
+    c_values = (1.0, 1e-6, 0.01, 1e-3, 0.1)  # unsorted
     chosen = set()
     for seed in range(6):
         train, val = halves(make_features(seed, 3, 90, 30, apart=0.4))
@@ -99,18 +99,18 @@ def test_solve_head__c_is_chosen_on_validation_and_of_equals_the_smallest(solver
         models = [reference(solver, c, train) for c in sorted(c_values)]
         accuracies = [trial.val_top1_accuracy for trial in trials]
         wanted = [accuracy_score(val[1], model.predict(val[0])) for model in models]
-        assert accuracies == pytest.approx(wanted, abs=1.5 / 45)  # one image of 45 may be a close call
+        assert accuracies == pytest.approx(wanted, abs=1.5 / 45)  # one image of 45 may be a tie
         assert head.c == sorted(c_values)[accuracies.index(max(accuracies))]
         assert (decisions(head.logits(val[0]))[0] == val[1]).mean() == max(accuracies)  # the head of this C
         chosen.add(head.c)
-    assert len(chosen) > 1  # validation did decide
+    assert len(chosen) > 1  # validation made a difference
 
 
 @pytest.mark.parametrize("solver", SOLVERS)
 @pytest.mark.parametrize("classes", [2, 3])
 def test_solve_head__balanced_weighs_rare_classes_more(solver: Solver, classes: int) -> None:
     (features, true_ids), val = halves(make_features(5, classes, 300))
-    kept = (true_ids > 0) | (np.arange(len(true_ids)) < 30)  # class 0 is rare in training alone
+    kept = (true_ids > 0) | (np.arange(len(true_ids)) < 30)  # class 0 is rare only in training
     train = features[kept], true_ids[kept]
     found = []
     for is_balanced, class_weight in ((False, None), (True, "balanced")):
@@ -132,7 +132,7 @@ def test_solve_head__of_perfect_values_the_smallest(solver: Solver) -> None:
 @pytest.mark.parametrize("solver", SOLVERS)
 @pytest.mark.parametrize("classes", [2, 4])
 def test_solve_head__is_the_same_every_time(solver: Solver, classes: int) -> None:
-    # More features than images, where LinearSVC draws random numbers; several values of C, which are solved at once.
+    # More features than images, where LinearSVC uses random numbers; several values of C, which are fitted in parallel.
     train, val = halves(make_features(0, classes, 240, 400))
     heads = [solve_head(solver, train, val, (1e-4, 1e-3, 1e-2), 7)[0] for _ in range(4)]
     for head in heads[1:]:
@@ -152,7 +152,7 @@ def test_solve_head__a_constant_feature_weighs_nothing(solver: Solver, dtype: ty
     changed = features.copy()
     changed[:, 5] = value + 1
     head, (trial,) = solve_head(solver, (features, true_ids), (changed, true_ids), (0.01,), 0)
-    assert np.abs(head.weight[:, 5]).max() < 1e-6  # the mean of equal float64 values is off by their rounding
+    assert np.abs(head.weight[:, 5]).max() < 1e-6  # rounding of the mean of equal float64 values
     assert trial.val_top1_accuracy == trial.train_top1_accuracy
     others = np.delete(features, 5, axis=1)
     wanted = reference(solver, 0.01, (others, true_ids))
@@ -163,7 +163,7 @@ def test_solve_head__a_constant_feature_weighs_nothing(solver: Solver, dtype: ty
 @pytest.mark.parametrize("solver", SOLVERS)
 @pytest.mark.parametrize("quiet", [1e-6, 1e-20, 1e-39])
 def test_solve_head__a_feature_that_training_hardly_shows_does_not_decide(solver: Solver, quiet: float) -> None:
-    # A dead channel that one training image stirs by next to nothing, and validation images stir in earnest.
+    # A dead channel with almost no variation in training images, but real variation in validation images.
     train, val = halves(make_features(0, 3, 120, apart=20))
     train[0][:, 4], val[0][:, 4] = 0, 0.3
     train[0][7, 4] = quiet

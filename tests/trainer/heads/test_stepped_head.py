@@ -18,7 +18,7 @@ from tl.trainer.options import resolve
 
 
 def noise(seed: int, count: int = 40) -> Labeled:
-    """Nothing to learn, so that validation goes up and down."""
+    """Nothing to learn, so that validation scores fluctuate."""
     rng = np.random.default_rng(seed)
     return rng.normal(3, 2, size=(count, 6)).astype(np.float32), np.arange(count) % 2
 
@@ -44,7 +44,7 @@ def test_fit_stepped_head__is_left_at_its_best_or_its_last_epoch(cpu: Machine, c
     last_left, same = fit_on_noise(cpu, keeps_best=False, **changes)
     assert timeless(history) == timeless(same)
     best = max(history, key=lambda row: (row.figures["val_top1_accuracy"], -row.figures["val_loss"]))
-    assert best.epoch < len(history)  # or the test would not tell best from last
+    assert best.epoch < len(history)  # otherwise best and last are indistinguishable
     features, true_ids = noise(1)
     for stepped, row in ((best_left, best), (last_left, history[-1])):
         found = scores(stepped.logits(features), true_ids)

@@ -40,7 +40,7 @@ from tl.trainer.train import TrainResult, train
 
 pytestmark = pytest.mark.usefixtures("fresh_cache")
 ROOT = Path(__file__).parents[3]
-# predictions_val.csv shows six digits of numbers up to 1.
+# predictions_val.csv has six digits for numbers up to 1.
 PRINTED = 1e-6
 SOLVED = ({}, {"head": "svm"})
 STEPPED = ({"optimizer": "adamw"}, {"head": "mlp"}, {"head": "conv", "head_sizes": (4, 8)})
@@ -48,7 +48,7 @@ STEPPED = ({"optimizer": "adamw"}, {"head": "mlp"}, {"head": "conv", "head_sizes
 
 @pytest.fixture(scope="session")
 def close_photos(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Three classes of nearly the same color in noise, so that heads make mistakes; read only."""
+    """Three classes of nearly the same color with noise, so that heads make errors; read only."""
     root = tmp_path_factory.mktemp("close") / "photos"
     for c, name in enumerate(("甲虫", "Käfer", "worm")):
         for i in range(14):
@@ -57,7 +57,7 @@ def close_photos(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def head_config(data: Path, weights: Run, out: Path, **changes: Any) -> TrainConfig:
-    """A head on kept features: solved, or trained for two epochs where `changes` ask for what takes steps."""
+    """A head on cached features: solved, or trained for two epochs if `changes` require steps."""
     is_stepped = "optimizer" in changes or changes.get("head") in ("mlp", "conv")
     epochs = 2 if is_stepped else None
     options = {"method": "features", "weights": str(weights.folder), "epochs": epochs, **changes}
@@ -154,7 +154,7 @@ def test_train__best_tensors_give_the_predictions_by_hand(
     features = (task.split_features("val") - own["standardize.mean"]) / own["standardize.std"]
     logits = features @ own["head.weight"].T + own["head.bias"]
     wanted = softmax(logits / card.temperature, axis=1)
-    # Float32 sums of 128 products, divided by the temperature, and six printed digits.
+    # float32 sums of 128 products, divided by the temperature, and rounding to six printed digits.
     np.testing.assert_allclose(read_predictions(run)[2], wanted, rtol=0, atol=1e-5)
     assert card.temperature == read_metrics(run)["temperature"]
     given = load_file(finished_run.best_path)
@@ -166,7 +166,7 @@ def test_solve__is_the_solver_on_the_kept_features(close_photos: Path, finished_
     changes = {"augment": "light", "views": 3, "c_values": (0.01, 1.0)}
     run = train_head(close_photos, finished_run, tmp_path / "r", **changes).run
     task = prepare_task(run.load_config(), Silent())
-    train_ids = np.concatenate([task.true_ids("train")] * 3)  # the views one after the other
+    train_ids = np.concatenate([task.true_ids("train")] * 3)  # one view after the other
     train_features = np.concatenate([task.split_features("train", (view,)) for view in (1, 2, 3)])
     val = (task.split_features("val"), task.true_ids("val"))
     head, trials = solve_head("logistic", (train_features, train_ids), val, (0.01, 1.0), 0)
@@ -178,7 +178,7 @@ def test_solve__is_the_solver_on_the_kept_features(close_photos: Path, finished_
 
 
 def test_bag__is_the_mean_of_heads_on_folds(close_photos: Path, finished_run: Run, tmp_path: Path) -> None:
-    """By scikit-learn's own folds and ours of each: the mean of their logits is what the shipped head gives."""
+    """Reference: scikit-learn's folds with one of our heads on each; the shipped head outputs their mean logits."""
     changes = {"bag": True, "folds": 3, "c_values": (0.01, 1.0), "augment": "light", "views": 2}
     listener = Listener()
     run = train(head_config(close_photos, finished_run, tmp_path / "r", **changes), listener).run
@@ -262,7 +262,7 @@ def test_export_run__a_model_file_gives_the_predictions(
         assert list(model.class_names) == sorted(classes)
     assert [result.label for result in results] == decided
     found = np.stack([result.probabilities for result in results])
-    np.testing.assert_allclose(found, wanted, rtol=0, atol=1e-5)  # onnxruntime's float32, and six printed digits
+    np.testing.assert_allclose(found, wanted, rtol=0, atol=1e-5)  # onnxruntime's float32, and rounding to six digits
 
 
 @pytest.mark.parametrize("changes", [*SOLVED, *STEPPED, {"augment": "flip", "views": 2}])
@@ -300,7 +300,7 @@ def test_solve__on_kept_features_imports_no_torch(photos: Path, finished_run: Ru
 def test_train__a_cache_that_lost_a_shard_is_mended(
     photos: Path, finished_run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("tl.data.array_cache._SHARD_BYTES", 10_000)  # so that one network takes several
+    monkeypatch.setattr("tl.data.array_cache._SHARD_BYTES", 10_000)  # so that one network takes several shards
     first = train_head(photos, finished_run, tmp_path / "a").run
     shards = sorted((tmp_path / "cache" / "features").rglob("*.safetensors"))
     assert len(shards) > 3
@@ -322,7 +322,7 @@ def test_train__without_a_place_for_the_cache_all_goes_on(
     monkeypatch.setenv("TL_CACHE_DIR", str(tmp_path / "file"))
     listener = Listener()
     assert_same_run(first, train(head_config(photos, finished_run, tmp_path / "b", **changes), listener).run)
-    (line,) = (line for line in listener.lines if "not kept" in line)
+    (line,) = (line for line in listener.lines if "not cached" in line)
     assert str(tmp_path / "file") in line
 
 

@@ -1,4 +1,4 @@
-"""Images of three colored spots and their annotations, for quick trainings."""
+"""Images of three colored spots and their annotations, for fast training."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from tl.trainer.config import TrainConfig
 
 
 def moved_spots(seed: int) -> NDArray[np.float64]:
-    """The usual places turned, scaled and shifted a little."""
+    """The typical positions, slightly rotated, scaled and shifted."""
     rng = np.random.default_rng(seed)
     angle, scale, shift = rng.uniform(-0.3, 0.3), rng.uniform(0.8, 1.1), rng.uniform(-5, 5, 2)
     turn = np.array([[np.cos(angle), np.sin(angle)], [-np.sin(angle), np.cos(angle)]])
@@ -25,7 +25,7 @@ def moved_spots(seed: int) -> NDArray[np.float64]:
 
 
 def make_spots(root: Path, count: int = 12, *, whole: bool = False, **facts: Any) -> Path:
-    """ROOT/spots.csv and its images; every fifth lacks its last point, unless `whole`. `facts` are of all of them."""
+    """ROOT/spots.csv and its images; every fifth lacks its last point, unless `whole`. `facts` apply to all images."""
     images = []
     for seed in range(count):
         points = moved_spots(seed)
@@ -40,7 +40,7 @@ def make_spots(root: Path, count: int = 12, *, whole: bool = False, **facts: Any
 
 
 def make_landmark_config(data: Path, out: Path, **changes: Any) -> TrainConfig:
-    """A run that takes about a second: smallcnn at 32 px from scratch with a heatmap of 8 channels, two epochs."""
+    """A run that takes about a second: smallcnn at 32 px from scratch, a heatmap head with 8 channels, two epochs."""
     values: dict[str, Any] = {"task": "landmarks", "head": "heatmap"}
     values |= changes
     if values["head"] == "heatmap":

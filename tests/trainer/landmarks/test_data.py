@@ -29,14 +29,14 @@ def landmarks_of(shapes: list[NDArray[np.float64]]) -> LandmarkSet:
 
 
 def many_shapes(count: int = 12, points: int = 6) -> list[NDArray[np.float64]]:
-    """One shape of six points with a little noise, moved about."""
+    """One shape of six points with a little noise, rotated, scaled and shifted."""
     base = np.random.default_rng(99).uniform(10, 90, (points, 2))
     return [base + np.random.default_rng(i).normal(0, 0.5, base.shape) + i for i in range(count)]
 
 
 def test_region_of_points__square_with_margin_by_hand() -> None:
     points = np.array([[10.0, 20.0], [30.0, 25.0], [NAN, NAN]])
-    # 20 wide and 5 high about (20, 22.5), counted from edges: a square of 20, and half of it more on every side.
+    # 20 wide and 5 high around (20, 22.5), counted from edges: a square of 20, and half of that more on every side.
     assert region_of_points(points, 0.5) == (20.5 - 20, 23 - 20, 40, 40)
     assert region_of_points(points[:1], 0.0) == (10, 20, 1, 1)
     with pytest.raises(ValueError, match="no point"):
@@ -48,7 +48,7 @@ def test_read_annotated__regions(tmp_path: Path) -> None:
     assert [p.region for p in read(boxed).images] == [None, None]
     assert read(boxed, crop="box", crop_margin=0.5).images[0].region == (-10, 0, 80, 40)
     around = read(boxed, crop="points", crop_margin=0.1).images[0].region
-    assert around == pytest.approx(region_of_points(moved_spots(0), 0.1), abs=1e-6)  # the file holds nine digits
+    assert around == pytest.approx(region_of_points(moved_spots(0), 0.1), abs=1e-6)  # the file has nine digits
     with pytest.raises(DataError, match="1 images have no box, first images/0"):
         read(make_spots(tmp_path / "b", 1), crop="box")
 
@@ -61,7 +61,7 @@ def test_read_annotated__partners(spots: Path) -> None:
 
 
 def test_read_annotated__skeleton(spots: Path) -> None:
-    lines = (("red", "blue"), ("red", "green"))  # a point may stand in several lines
+    lines = (("red", "blue"), ("red", "green"))  # a point may be part of several lines
     assert read(spots, skeleton=("red:blue", "red:green")).landmarks.skeleton == lines
     with pytest.raises(ConfigError, match="skeleton: no point 'tip'"):
         read(spots, skeleton=("red:tip",))
@@ -84,7 +84,7 @@ def test_read_annotated__a_crop_about_all_points_wherever_some_are_missing(tmp_p
     for i in range(len(shapes)):
         (tmp_path / f"{i}.png").touch()
     found = read(path, crop="points", crop_margin=0.1).images[0].region
-    # The missing point is taken from the mean of shapes that have noise of half a pixel.
+    # The missing point comes from the mean of shapes with noise of half a pixel.
     np.testing.assert_allclose(found, whole, atol=2)
     shapes[0][3:] = NAN
     path.write_text(wide_csv.write(landmarks_of(shapes)), encoding="utf-8")
@@ -130,7 +130,7 @@ def test_reference_shape__limit_lies_beyond_the_usual() -> None:
     shapes = many_shapes()
     mean, limit = reference_shape(shapes)
     assert mean.shape == (6, 2)
-    assert 0 < limit < 0.2  # noise of half a pixel on a shape of some hundred
+    assert 0 < limit < 0.2  # noise of half a pixel on a shape of about a hundred
     assert reference_shape([shape[:2] for shape in shapes]) == (None, 0.0)  # two points have no shape
 
 

@@ -36,7 +36,7 @@ def test_soft_argmax__one_cell_is_its_middle() -> None:
     decode = SoftArgmax((40, 80), (10, 10))  # cells of 8 x 4 pixels
     logs = torch.full((1, 1, 10, 10), -1e9)
     logs[0, 0, 2, 3] = 0
-    # Cell 3 spans pixels 24 to 31 with their middle at 27.5; cell 2 spans 8 to 11.
+    # Cell 3 spans pixels 24 to 31, with center 27.5; cell 2 spans 8 to 11.
     assert decode(logs).tolist() == [[[27.5, 9.5]]]
 
 
@@ -89,7 +89,7 @@ def test_regressor__begins_at_the_mean_place(head: str) -> None:
     places = torch.tensor([[[10.0, 10], [20, 5], [float("nan")] * 2], [[14, 10], [20, 9], [8, 8]]])
     network.place(places)
     assert network.mean.tolist() == [[12, 10], [20, 7], [8, 8]]
-    assert network.spread.tolist() == [[2, 1], [1, 2], [1, 1]]  # never under a pixel
+    assert network.spread.tolist() == [[2, 1], [1, 2], [1, 1]]  # never less than a pixel
     points = network.eval()(images())
     assert points.shape == (2, 3, 2)
 
@@ -122,11 +122,11 @@ def test_deployed__confidence_tells_a_peak_from_two() -> None:
     assert isinstance(module, DeployedHeatmapper)
     logs = torch.full((1, 3, 8, 8), -1e9)
     logs[0, 0, 4, 4] = 0  # one sharp peak
-    logs[0, 1, 0, 0] = logs[0, 1, 7, 7] = -0.6931472  # two, whose mean place is neither
-    logs[0, 2] = -4.158883  # no idea
+    logs[0, 1, 0, 0] = logs[0, 1, 7, 7] = -0.6931472  # two peaks, whose mean position is at neither
+    logs[0, 2] = -4.158883  # uniform
     network.forward = lambda images: (network.decode(logs), logs)  # type: ignore[method-assign]
     confidence = module(images(count=1))[1][0]
     assert confidence[0] == 1
-    # Both peaks lie 3.5 cells from the middle in x and y, weighed by a Gaussian of 3.
+    # Both peaks are 3.5 cells from the center in x and y, weighted by a Gaussian of 3.
     assert float(confidence[1]) == pytest.approx(math.exp(-2 * 3.5**2 / 18) / 0.8, rel=1e-5)  # float32
-    assert confidence[2] < 0.75  # of a heatmap of 8 cells, a sixth of it lies within any 3
+    assert confidence[2] < 0.75  # with 8 cells per side, a sixth lies within 3 cells of any

@@ -37,7 +37,7 @@ def test_regressed_points__wing_is_linear_far_away() -> None:
 
 
 def heat(decode: SoftArgmax, points: Tensor, sigma: float = 1.5) -> Tensor:
-    """Log-probabilities of a Gaussian about each point."""
+    """Log-probabilities of a Gaussian around each point."""
     shown = decode.gaussians(points, sigma)
     return (shown / shown.sum(dim=(2, 3), keepdim=True)).clamp_min(1e-30).log()
 
@@ -47,7 +47,7 @@ def test_heatmap_points__perfect_heatmaps_cost_nothing() -> None:
     targets = torch.tensor([[[30.0, 22.0], [40.5, 31.25]]])
     logs = heat(decode, targets)
     found = decode(logs)
-    # A Gaussian of 1.5 cells, sampled at whole cells, has its mean place within a hundredth of one.
+    # A Gaussian of 1.5 cells, sampled at whole cells, has its mean position within a hundredth of a cell.
     torch.testing.assert_close(found, targets, rtol=0, atol=0.02)
     losses = HeatmapPoints(decode).losses((found, logs), targets)
     assert 0 <= float(losses) < 0.03
@@ -68,7 +68,7 @@ def test_losses__a_missing_point_has_no_influence(kind: PointLoss | str) -> None
     losses.sum().backward()
     assert torch.isfinite(losses).all()
     assert given.grad is not None
-    assert not given.grad[0, 1].any()  # never annotated in the first image
+    assert not given.grad[0, 1].any()  # not annotated in the first image
     assert all(given.grad[i, k].any() for i, k in ((0, 0), (1, 0), (1, 1)))
 
 

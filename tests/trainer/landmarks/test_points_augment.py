@@ -20,7 +20,7 @@ def build(name: str, *, mirror: bool = True) -> Augment:
 
 
 def middles(image: NDArray[np.uint8]) -> NDArray[np.float64]:
-    """Where each color's light is, (3, 2)."""
+    """The center of each color's intensity, (3, 2)."""
     light = image.astype(float)
     total = light.sum(axis=(0, 1))
     x = (light.sum(axis=0) * np.arange(image.shape[1])[:, None]).sum(axis=0) / total
@@ -35,7 +35,7 @@ def test_with_points__points_stay_on_what_they_mark(name: str) -> None:
     for seed in range(20):
         image, points = augment.with_points(spot_image(USUAL_XY), USUAL_XY, seed, (0, 1, 2))
         assert image.shape == (60, 80, 3)
-        # Resampled spots of four pixels; half a pixel off would be a fault of the convention.
+        # Resampled spots of four pixels; an offset of half a pixel would be an error of convention.
         np.testing.assert_allclose(points, middles(image), atol=0.15)
         seen.add(bool(points[0, 0] > points[1, 0]))
     assert seen == {True, False}  # some are mirrored
@@ -56,7 +56,7 @@ def test_with_points__never_mirrored_unless_asked() -> None:
         _, points = augment.with_points(spot_image(USUAL_XY), USUAL_XY, seed, (0, 1, 2))
         (ax, ay), (bx, by), (cx, cy) = points
         sides = (bx - ax) * (cy - ay) - (by - ay) * (cx - ax)
-        assert np.isnan(sides) or sides > 0  # the corners still go round the same way
+        assert np.isnan(sides) or sides > 0  # the corners keep their orientation
 
 
 def test_with_points__missing_stays_missing_and_what_leaves_is_missing() -> None:

@@ -48,7 +48,7 @@ def test_train__learns_where_the_spots_are(tmp_path: Path) -> None:
     data = make_spots(tmp_path / "d", 30)
     run = train_points(data, tmp_path / "run", epochs=30, image_size=48, head_sizes=(16,))
     metrics = json.loads((run.folder / "metrics.json").read_text(encoding="utf-8"))
-    # The mean shape, which knows nothing of the image, is some 6 px away.
+    # The mean shape, which does not depend on the image, is about 6 px away.
     assert metrics["val"]["error_px"] < 2
 
 
@@ -59,7 +59,7 @@ def test_train__regression_beats_the_mean_place(tmp_path: Path, changes: dict[st
     history = [float(row["val_error_px"]) for row in read_rows(run.folder / "history.csv")]
     assert min(history) < 0.8 * history[0]
     found = read_landmarks(run.folder / "predictions_val.csv")
-    assert found.images[0].confidence is None  # a regression cannot say
+    assert found.images[0].confidence is None  # a regression has no confidence
 
 
 @pytest.mark.parametrize("changes", [{}, {"augment": "standard", "flip_pairs": ("red:green",)}])
@@ -93,7 +93,7 @@ def test_train__a_image_without_points_is_left_out_and_named(tmp_path: Path) -> 
 
 
 def test_train__points_outside_the_crop_are_named(tmp_path: Path) -> None:
-    data = make_spots(tmp_path / "d", 6, whole=True, box_xywh=(0.0, 0.0, 30.0, 60.0))  # green lies about 60
+    data = make_spots(tmp_path / "d", 6, whole=True, box_xywh=(0.0, 0.0, 30.0, 60.0))  # green is near x = 60
     result = train(make_landmark_config(data, tmp_path / "run", crop="box", crop_margin=0.1), Silent())
     cut_off = [finding for finding in result.findings if "increase crop_margin" in finding.detail]
     assert len(cut_off) == 6

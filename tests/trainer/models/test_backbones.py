@@ -26,7 +26,7 @@ from tl.trainer.models.backbones import (
 from tl.trainer.models.network import Normalize
 from tl.trainer.options import has_norm
 
-# One of each family, with the shape of one image's features at the family's own input size.
+# One per family, with the shape of one image's features at the family's own input size.
 FAMILIES = {
     "smallcnn": (128, 8, 8),
     "vgg_cnn_s": (512, 6, 6),
@@ -50,7 +50,7 @@ FAMILIES = {
     "vit_b_16": (768,),
 }
 
-# Where torchvision's own model hands its features to pooling or classifier: node names of its traced forward.
+# Where torchvision's own model passes features to pooling or the classifier: node names of its traced forward.
 LAST_NODES = {
     "densenet121": "relu",
     "efficientnet_b0": "features",
@@ -71,7 +71,7 @@ BUILT_FOR_REAL = ("smallcnn", "mobilenet_v3_small", "resnet18", "squeezenet1_0",
 @pytest.mark.parametrize("name", FAMILIES)
 def test_build_trunk__feature_shape_and_parameter_names(name: str) -> None:
     info = find_backbone_info(name)
-    with torch.device("meta"):  # shapes without numbers, so that large networks cost nothing
+    with torch.device("meta"):  # shapes without values, so that large networks cost nothing
         trunk = build_trunk(name)
         assert feature_shape(trunk, (info.image_size, info.image_size)) == FAMILIES[name]
         if name not in OWN_BACKBONES:
@@ -100,7 +100,7 @@ def test_build_trunk__computes_what_torchvision_computes(name: str) -> None:
     side = 224 if name == "swin_t" else 96
     pixels = torch.randn(2, 3, side, side, generator=torch.Generator().manual_seed(1))
     with warnings.catch_warnings():
-        # torchvision notes that the auxiliary classifiers of the Inceptions exist in training alone.
+        # torchvision warns that the Inceptions' auxiliary classifiers exist only in training.
         warnings.filterwarnings("ignore", "NOTE: The nodes obtained by tracing the model in eval mode", UserWarning)
         extractor = create_feature_extractor(whole, {LAST_NODES[name]: "features"})
     with torch.no_grad():
@@ -120,7 +120,7 @@ def test_build_trunk__vision_transformer_gives_its_class_token() -> None:
 
 
 def perturbed(model: nn.Module) -> nn.Module:
-    """Batch norm as after training: statistics and affine parameters that are not 0 and 1."""
+    """Batch norm as after training: statistics and affine parameters other than 0 and 1."""
     generator = torch.Generator().manual_seed(0)
     for module in model.modules():
         if isinstance(module, nn.BatchNorm2d):
@@ -139,7 +139,7 @@ def test_find_backbone_info__normalization_equals_transform_input(name: str) -> 
     model = getattr(models, name)(weights=None, init_weights=False, transform_input=True)
     info = find_backbone_info(name)
     ours = Normalize(info.mean, info.std)(images)
-    # Both are affine maps into -1..1 with three or four float32 roundings of values up to 2.7: some 4 x 2^-23 x 2.7.
+    # Both are affine maps to -1..1 with three or four float32 roundings of values up to 2.7: about 4 x 2^-23 x 2.7.
     torch.testing.assert_close(ours, model._transform_input(theirs), rtol=0, atol=2e-6)
 
 
@@ -203,7 +203,7 @@ INFO = BackboneInfo("x", 224, 232, "bicubic", (0.1, 0.2, 1 / 3), (0.4, 0.5, 0.6)
 
 
 class Finder:
-    """Says what it is told to, and remembers what it was asked."""
+    """Returns given answers, and records the requested names."""
 
     def __init__(self) -> None:
         self.asked: list[str] = []
@@ -248,7 +248,7 @@ def test_remembered_info__survives_a_damaged_file(cache: Path, content: bytes) -
     (path,) = cache.rglob("*.json")
     path.write_bytes(content)
     assert remembered_info("x", finder) == remembered_info("x", finder) == INFO
-    assert finder.asked == ["x", "x"]  # mended by the second answer
+    assert finder.asked == ["x", "x"]  # the second answer repaired the cache
 
 
 def test_remembered_info__a_file_with_a_wrong_type_is_not_believed(cache: Path) -> None:
@@ -261,7 +261,7 @@ def test_remembered_info__a_file_with_a_wrong_type_is_not_believed(cache: Path) 
 
 
 def test_remembered_info__without_a_place_to_remember(cache: Path) -> None:
-    cache.touch()  # a file where the folder should be
+    cache.touch()  # a file at the path of the folder
     finder = Finder()
     assert [remembered_info("x", finder) for _ in range(2)] == [INFO, INFO]
     assert finder.asked == ["x", "x"]

@@ -32,7 +32,7 @@ TIMM = "timm:mobilenetv3_small_050"
 
 
 def trunk_of(name: str) -> Trunk:
-    with torch.device("meta"):  # shapes without numbers, so that large networks cost nothing
+    with torch.device("meta"):  # shapes without values, so that large networks cost nothing
         return build_trunk(name)
 
 
@@ -109,7 +109,7 @@ def test_cut_trunk__shapes(name: str, until: str, side: int, shape: tuple[int, .
     assert shape_of(cut, side) == shape
     whole = trunk_of(name).state_dict()
     kept = cut.state_dict()
-    assert kept.keys() < whole.keys()  # names stay, so weights of the whole still fit
+    assert kept.keys() < whole.keys()  # names stay, so weights of the whole model still fit
     assert all(kept[key].shape == whole[key].shape for key in kept)
 
 
@@ -129,7 +129,7 @@ def test_cut_trunk__computes_what_the_whole_computes_on_the_way() -> None:
     [
         ("resnet18", "layer33", r"trunk_until: no layer 'layer33' \(nearest: 'layer3'\); it can be cut after: conv1, "),
         ("mobilenet_v2", "features.19", r"no layer 'features\.19' \(nearest: 'features\."),
-        # Swin's first convolution gives channels first, everything after it channels last.
+        # Swin's first convolution outputs channels first, everything after it channels last.
         ("swin_t", "features.0.0", r"no layer 'features\.0\.0' \(nearest: 'features\.0'\)"),
         ("resnet18", "layer3.0.conv1", "no layer 'layer3.0.conv1'"),  # inside a residual block
         ("vit_b_16", "encoder", "no layer 'encoder'.*this backbone is no chain of layers"),
@@ -150,7 +150,7 @@ def test_cut_trunk__unknown_layer(name: str, until: str, message: str) -> None:
         ({"image_size": 300}, True),
         ({"image_size": 224}, False),
         ({"freeze": "all"}, False),
-        ({"freeze": "16"}, False),  # all stages, said in another way
+        ({"freeze": "16"}, False),  # all stages, written differently
         ({"method": "features", "weights": "imagenet"}, False),
         ({"trunk_until": "Mixed_6d"}, False),
         ({"trunk_until": "Mixed_6e"}, True),
@@ -166,7 +166,7 @@ def test_build_network__auxiliary_classifier(changes: dict[str, object], has_aux
 
 
 def published_inception() -> dict[str, Tensor]:
-    """Tensors as of a published file: small numbers that differ from any fresh start."""
+    """Tensors of a published file: small numbers that differ from any initialization."""
     with torch.device("meta"):
         shapes = build_classifier("inception_v3").state_dict()
     generator = torch.Generator().manual_seed(5)
@@ -201,11 +201,11 @@ def test_inception__trains_with_both_losses(cpu: Machine) -> None:
     trainable, scaler = make_trainable(network.train(), "abc"), torch.amp.GradScaler(enabled=False)
     torch.manual_seed(1)
     (result,) = train_step(trainable, network, [(images, ids, 2)], optimizer, scaler, cpu, Ranks(), None)
-    torch.manual_seed(1)  # the auxiliary classifier has no dropout, the head neither
+    torch.manual_seed(1)  # neither the auxiliary classifier nor the head has dropout
     with torch.no_grad():
         main, aux = network(images)
     wanted = [functional.cross_entropy(logits, ids, reduction="none") for logits in (main, aux)]
-    # The same pass twice; sums over thousands of float32 terms that threads may order anew.
+    # The same pass twice; sums over thousands of float32 terms, whose order may depend on threads.
     torch.testing.assert_close(result.losses, wanted[0] + 0.4 * wanted[1], rtol=1e-4, atol=1e-4)
     assert all(parameter.grad is not None for parameter in network.parameters())
     assert isinstance(network.eval()(images[:1]), Tensor)
@@ -225,7 +225,7 @@ def test_build_network__conv_head_needs_a_map(name: str) -> None:
 
 
 def test_build_network__head_inits_the_same_for_every_trunk() -> None:
-    # So that freezing or cutting compares trunks, not luck; both trunks end in 512 channels.
+    # So that freezing or cutting compares trunks, not random initialization; both trunks end in 512 channels.
     networks = [build_network(config_of(name), info_of(name), 3, None) for name in ("resnet18", "timm:resnet18")]
     assert torch.equal(networks[0].head.weight, networks[1].head.weight)
 
@@ -253,7 +253,7 @@ def test_train__cut_run_serves_as_weights_for_the_same_cut(photos: Path, tmp_pat
         for run in (first, second)
     ]
     assert equal(*tensors)
-    # What lies above a cut was never trained, so the whole trunk cannot come from there.
+    # Layers above a cut were never trained, so the run cannot provide the whole trunk.
     with pytest.raises(WeightsError, match=r"they lack 5 tensors, such as block3\.0\.weight"):
         train_here(photos, tmp_path / "third", **changes)
 
@@ -267,7 +267,7 @@ def test_build_network__weights_of_another_backbone_are_named() -> None:
 @pytest.mark.slow
 def test_vgg_cnn_s__trains_and_exports(tmp_path: Path) -> None:
     data = make_class_folders(tmp_path / "photos", 4, hw=(40, 40))
-    # The dense layers of the paper, thinner; 64 px is the smallest image that its layers leave something of.
+    # The dense layers of the paper, with fewer units; 64 px is the smallest image size that its layers can process.
     changes = {"backbone": "vgg_cnn_s", "image_size": 64, "pooling": "flatten", "head": "mlp", "head_sizes": (16, 16)}
     run = train_here(data, tmp_path / "run", epochs=1, **changes).run
     network, _, _ = load_network(run)
@@ -299,7 +299,7 @@ def test_timm__unknown_model_names_the_nearest() -> None:
 @pytest.mark.slow
 def test_timm__absent_is_named_with_the_cure(tmp_path: Path) -> None:
     data = make_class_folders(tmp_path / "photos", 3)
-    # None in sys.modules is Python's own way to make an import fail.
+    # None in sys.modules is Python's standard way to make an import fail.
     code = "import sys; sys.modules['timm'] = None; from tl.cli import main; main()"
     words = ["train", data, "--backbone", TIMM, "--weights", "none", "--out", tmp_path / "run", "--device", "cpu"]
     done = subprocess.run([sys.executable, "-c", code, *map(str, words)], capture_output=True, text=True, check=False)

@@ -1,4 +1,4 @@
-"""One suite for every kind of backbone and head: it builds, learns eight images by heart, and exports."""
+"""One suite for every kind of backbone and head: build it, overfit eight images, export it."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from tl.trainer.run_folder.run import Run
 
 @dataclass(frozen=True)
 class Kind:
-    """A backbone, as small an image as it allows, and where it is cut, so that it takes seconds."""
+    """A backbone with the smallest image size it accepts and its cut point, so that a test takes seconds."""
 
     name: str
     side: int
@@ -56,7 +56,7 @@ HEADS_ON = ("smallcnn", "vit_b_16")  # a map and an embedding, the smallest of e
 
 @dataclass(frozen=True)
 class TrainedBackbone:
-    """A kind of backbone, tensors for it and a run from them."""
+    """A kind of backbone, tensors for it, and a run that started from them."""
 
     kind: Kind
     photos: Path
@@ -70,7 +70,7 @@ def as_parameter(kind: Kind) -> Any:
 
 @pytest.fixture(scope="module")
 def eight(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Four red and four blue images to learn, and as many others."""
+    """Four red and four blue training images, and as many others."""
     root = tmp_path_factory.mktemp("eight")
     make_class_folders(root / "train", 4, ["blue", "red"], hw=(40, 40))
     make_class_folders(root / "val", 4, ["blue", "red"], hw=(42, 40))
@@ -95,7 +95,7 @@ def trained(
                 patch.setattr(module, "build_classifier", build_small_vit)
         torch.manual_seed(5)
         tensors = backbones.build_trunk(kind.name).state_dict()
-        # timm's own files do not say "model." before each name.
+        # Names in timm's own files do not start with "model.".
         torch.save({name.removeprefix("model."): t for name, t in tensors.items()}, folder / "weights.pth")
         options = {"backbone": kind.name, "image_size": kind.side, "trunk_until": kind.until, "audit": False}
         options |= {"weights": str(folder / "weights.pth"), "batch_size": 8, "head_init": "random"}
@@ -118,7 +118,7 @@ def test_kinds__hold_every_backbone_of_our_own() -> None:
 def test_backbone__learns_eight_images(trained: TrainedBackbone) -> None:
     losses = [float(row["train_loss"]) for row in read_rows(trained.run.folder / "history.csv")]
     assert len(losses) == EPOCHS
-    assert losses[-1] < 0.5 * losses[0]  # what cannot learn stays near log 2
+    assert losses[-1] < 0.5 * losses[0]  # without learning, the loss stays near log 2
 
 
 def test_backbone__exports(trained: TrainedBackbone, tmp_path: Path) -> None:
@@ -129,7 +129,7 @@ def test_backbone__exports(trained: TrainedBackbone, tmp_path: Path) -> None:
 
 
 def suits(kind: Kind, head: str) -> bool:
-    """A linear head on every backbone; the others on one map and one embedding: a head sees nothing else of it."""
+    """A linear head for every backbone; the others for one map and one embedding, since nothing else affects a head."""
     return head == "linear" or (kind.name in HEADS_ON and (kind.has_map or head != "conv"))
 
 
@@ -156,5 +156,5 @@ def test_head__learns_eight_images(trained: TrainedBackbone, tmp_path: Path, hea
     else:
         losses = [float(row["train_loss"]) for row in read_rows(run.folder / "history.csv")]
         assert min(losses) < 0.5 * losses[0]
-    if trained.kind.name == "smallcnn":  # a head knows nothing of what is below it
+    if trained.kind.name == "smallcnn":  # a head does not depend on the layers below it
         assert export_run(run, tmp_path / "m.onnx", Silent()).contract.parity.top1_agreement == 1

@@ -32,7 +32,7 @@ VGG16_CONVOLUTIONS = (0, 2, 5, 7, 10, 12, 14, 17, 19, 21, 24, 26, 28)
 
 
 def trunk_of(name: str) -> Trunk:
-    with torch.device("meta"):  # names alone, no numbers
+    with torch.device("meta"):  # names only, no values
         return build_trunk(name)
 
 
@@ -61,7 +61,7 @@ def test_stages__hold_every_parameter_once(name: str) -> None:
 def test_stages__run_from_the_input_on(name: str) -> None:
     trunk = trunk_of(name)
     joined = [parameter for stage in stages(trunk) for parameter in stage]
-    assert joined == named(trunk)  # torchvision registers layers in the order in which they are used
+    assert joined == named(trunk)  # torchvision registers layers in the order of use
 
 
 def test_stages__of_resnet18_by_hand() -> None:
@@ -100,7 +100,7 @@ def test_frozen_names__half(name: str, layers: list[str]) -> None:
     trunk = trunk_of(name)
     frozen = frozen_names(trunk, "half")
     if name == "densenet121":
-        layers = [*layers, "features.transition2.norm"]  # a lone norm belongs to the stage before it
+        layers = [*layers, "features.transition2.norm"]  # a standalone norm belongs to the preceding stage
     assert frozen == of_layers(trunk, *layers)
 
 
@@ -142,7 +142,7 @@ def test_frozen_names__layers_and_regular_expressions(freeze: str, layers: list[
         ("smallcnn", "block1,blok2.0", r"'blok2.0' matches no layer \(nearest: 'block2.0'\): give none, all, half"),
         ("smallcnn", "-1", "'-1' matches no layer"),
         ("smallcnn", "block[1", r"'block\[1' is neither a layer nor a regular expression"),
-        # An empty pattern matches every name: what was forgotten would freeze everything.
+        # An empty pattern matches every name and would freeze everything by accident.
         ("smallcnn", "", "freeze: "),
         ("smallcnn", "block1,", "freeze: "),
         ("smallcnn", "block1, ,block2", "freeze: "),
@@ -174,7 +174,7 @@ def test_thaw_trunk__by_epoch() -> None:
 def test_parameter_groups__decay_by_hand() -> None:
     trunk, head, aux = build_trunk("smallcnn"), nn.Linear(128, 2), nn.Linear(3, 2)
     groups = parameter_groups(trunk, [head, aux], 0.5)
-    # Each stage has half the rate of the next; the head is the one after the last stage.
+    # Each stage has half the rate of the next; the head follows the last stage.
     assert [group.lr_factor for group in groups] == [0.125, 0.25, 0.5, 1.0]
     wanted = [*(list(block.parameters()) for block in trunk), [*head.parameters(), *aux.parameters()]]
     assert [[id(p) for p in group.parameters] for group in groups] == [[id(p) for p in part] for part in wanted]
@@ -222,10 +222,10 @@ def test_train__moves_what_is_not_frozen(
     photos: Path, finished_run: Run, tmp_path: Path, freeze: str, ema_decay: float | None
 ) -> None:
     changes = {"method": "finetune", "weights": str(finished_run.folder), "freeze": freeze, "ema_decay": ema_decay}
-    # Weight decay and momentum would move a parameter that has no gradient of its own.
+    # Weight decay and momentum would change a parameter without a gradient.
     run = train_here(photos, tmp_path / "r", weight_decay=0.1, momentum=0.9, audit=False, **changes).run
     before = load_file(finished_run.best_path)
-    # Of a batch norm: weight, bias, running mean and variance, and the count of batches.
+    # For a batch norm: weight, bias, running mean and variance, and the number of batches.
     wanted = {name for name in before if name.rpartition(".")[0] in FREEZING[freeze]}
     assert moved(before, last_state(run)) == wanted
     frozen = {name for name in before if name.startswith("trunk.")} - wanted

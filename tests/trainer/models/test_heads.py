@@ -48,7 +48,7 @@ def test_build_head__embedding_to_logits(kind: Head) -> None:
     embedding = torch.randn(5, 6)
     kept = embedding.clone()
     assert head(embedding).shape == (5, 3)
-    assert torch.equal(embedding, kept)  # cached features are used again in the next epoch
+    assert torch.equal(embedding, kept)  # cached features are reused in the next epoch
 
 
 def test_build_head__mlp_by_hand() -> None:
@@ -100,7 +100,7 @@ def test_build_head__conv_maps_to_logits(sizes: tuple[int, ...], wanted: list[st
     for i, layer in enumerate(linear):
         values = values @ layer.weight.T + layer.bias
         values = values.clamp_min(0) if i < len(linear) - 1 else values
-    torch.testing.assert_close(logits, values, rtol=0, atol=1e-5)  # float32 sums of some 50 terms in another order
+    torch.testing.assert_close(logits, values, rtol=0, atol=1e-5)  # float32 sums of about 50 terms in a different order
 
 
 def test_build_head__conv_needs_a_map() -> None:

@@ -62,7 +62,8 @@ def test_standardize__is_the_identity_before_it_is_fitted() -> None:
 
 
 def test_standardize__by_hand() -> None:
-    # Spreads 1 and 3, mean spread 4/3 with the constant third feature, whose spread is held at a tenth of that.
+    # Standard deviations 1 and 3, with a mean of 4/3 including the constant third feature, which is clamped to a tenth
+    # of it.
     standardize = Standardize((3,))
     standardize.fit(torch.tensor([[1.0, 10.0, 7.0], [3.0, 16.0, 7.0]]))
     found = standardize(torch.tensor([[1.0, 16.0, 7.0 + 4 / 30], [2.0, 13.0, 7.0]]))
@@ -99,7 +100,7 @@ def test_standardize__a_dead_channel_is_not_blown_up() -> None:
     maps[:, 0] = torch.tensor([-1.0, 1.0, -1.0, 1.0]).view(4, 1, 1)
     standardize = Standardize((2, 2, 2))
     standardize.fit(maps)
-    # Spreads 1 and 0: the second is held at a tenth of their mean.
+    # Standard deviations 1 and 0: the second is clamped to a tenth of their mean.
     torch.testing.assert_close(standardize.std.flatten(), torch.tensor([1.0, 0.05]), rtol=1e-6, atol=0)  # float32
 
 
@@ -146,7 +147,7 @@ def tensors_of(module: nn.Module) -> dict[str, Tensor]:
 
 
 def changed(module: nn.Module, before: dict[str, Tensor]) -> set[str]:
-    """Names of the tensors that are no longer the same bits."""
+    """Names of the tensors that are no longer bitwise equal."""
     return {name for name, tensor in module.state_dict().items() if not torch.equal(before[name], tensor)}
 
 
@@ -257,7 +258,7 @@ def test_deployed__a_batch_equals_its_images_alone() -> None:
     module = Deployed(make_network().eval(), 1.0)
     batched, _ = module(make_images(5))
     alone = torch.cat([module(image[None])[0] for image in make_images(5)])
-    torch.testing.assert_close(batched, alone, rtol=0, atol=1e-6)  # the project's bound for batch N against N batches
+    torch.testing.assert_close(batched, alone, rtol=0, atol=1e-6)  # tolerance for batch N against N batches
 
 
 def test_deployed_classifier__softmax_of_its_logits() -> None:

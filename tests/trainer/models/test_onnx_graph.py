@@ -24,7 +24,7 @@ from tl.trainer.models.network import (
     pooled_shape,
 )
 
-# Float32 sums in another order through a few layers; the exporter's own bound, tl.exporter.parity.TOLERANCE.
+# float32 sums in a different order through a few layers; the exporter's own tolerance, tl.exporter.parity.TOLERANCE.
 FP32 = 1e-4
 
 
@@ -93,7 +93,7 @@ def test_to_onnx__a_batch_equals_its_images_alone(model: onnx.ModelProto) -> Non
     images = make_images(5)
     batched, _ = run_model(model, images)
     alone = np.concatenate([run_model(model, image[None])[0] for image in images])
-    np.testing.assert_allclose(batched, alone, rtol=0, atol=1e-6)  # the project's bound for batch N against N batches
+    np.testing.assert_allclose(batched, alone, rtol=0, atol=1e-6)  # tolerance for batch N against N batches
 
 
 def test_to_onnx__a_head_on_the_map_and_a_temperature() -> None:
@@ -107,7 +107,7 @@ def test_to_onnx__a_head_on_the_map_and_a_temperature() -> None:
     for found, tensor in zip(run_model(model, images), wanted, strict=True):
         np.testing.assert_allclose(found, tensor.numpy(), rtol=0, atol=FP32)
     assert wanted[1].shape == (3, 128)
-    assert (wanted[0] - untempered).abs().max() > 100 * FP32  # or the temperature would not show
+    assert (wanted[0] - untempered).abs().max() > 100 * FP32  # otherwise the temperature has no visible effect
 
 
 def test_to_onnx__flatten_and_rectangular(tmp_path: Path) -> None:

@@ -36,7 +36,7 @@ def trunk() -> Trunk:
 
 @pytest.fixture
 def no_network(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """An empty torch cache, and downloads that go to a port where nobody listens, whatever the machine's network."""
+    """An empty torch cache, and downloads redirected to a closed port, whatever the machine's network."""
     for name in ("http_proxy", "https_proxy", "HTTP_PROXY", "HTTPS_PROXY"):
         monkeypatch.setenv(name, "http://127.0.0.1:9")
     for name in ("no_proxy", "NO_PROXY", "TL_WEIGHTS_DIR"):
@@ -100,7 +100,7 @@ def test_load_into__the_original_classifier_may_be_there(trunk: Trunk) -> None:
 
 
 def test_read_colors__as_shares_of_255(tmp_path: Path) -> None:
-    # Network's normalization counts in bytes and has the shape of a batch.
+    # The network's normalization is in bytes and has the shape of a batch.
     mean, std = torch.tensor([51.0, 102.0, 127.5]).view(1, 3, 1, 1), torch.tensor([25.5, 51.0, 255.0]).view(1, 3, 1, 1)
     save_file({"normalize.mean": mean, "normalize.std": std}, tmp_path / "best.safetensors")
     colors = read_colors(WeightsFile(tmp_path / "best.safetensors", "", "run", is_run=True))
@@ -133,7 +133,7 @@ def test_find_weights__from_files(
     load_into(trunk, found)
     assert equal(trunk, tensors_of())
     assert found.description == file.description
-    assert str(tmp_path) not in found.description  # it is written into model files
+    assert str(tmp_path) not in found.description  # the description is written into model files
 
 
 def test_find_weights__none() -> None:
@@ -151,7 +151,7 @@ def test_find_weights__safetensors_before_pth_and_names_of_timm_without_slashes(
 
 
 def test_find_weights__no_tensor_is_opened(tmp_path: Path) -> None:
-    # Features that are kept already need no more of a weights file than its hash.
+    # With cached features, only the hash of a weights file is needed.
     (tmp_path / "resnet18.pth").write_bytes(b"no tensors")
     found = find("resnet18", tmp_path)
     assert found is not None
@@ -217,7 +217,7 @@ def test_find_weights__download_that_fails_names_the_file_and_three_ways(no_netw
 
 
 def test_find_weights__torchs_cache_is_used(no_network: Path) -> None:
-    # The name ends in the beginning of the file's hash, which torch checks for downloads, not for the cache.
+    # The name ends in the first digits of the file's hash, which torch checks for downloads but not for the cache.
     no_network.mkdir(parents=True)
     tensors = build_classifier("squeezenet1_0").state_dict()
     torch.save(tensors, no_network / "squeezenet1_0-b66bff10.pth")

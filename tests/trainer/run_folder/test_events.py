@@ -26,10 +26,10 @@ def read_scalars(folder: Path, name: str) -> list[tuple[int, float]]:
 def test_event_log__each_column_by_epoch(tmp_path: Path) -> None:
     log = EventLog(tmp_path)
     log.write(make_history(1), final=False)
-    log.write(make_history(4), final=True)  # two epochs that came in between were not written
+    log.write(make_history(4), final=True)  # two intermediate epochs were not written
     for name in NOT_TIMED[1:]:
         wanted = [(row.epoch, row.columns()[name]) for row in make_history(4)]
-        # Event files hold float32.
+        # Event files contain float32.
         assert [(step, round(value, 6)) for step, value in read_scalars(tmp_path, name)] == [
             (step, round(value, 6)) for step, value in wanted
         ]

@@ -10,7 +10,7 @@ from tests.trainer.run_folder.test_events import make_history
 from tl.errors import RunError
 from tl.trainer.run_folder.mlflow_log import MlflowLog
 
-# SQLAlchemy's own, of how MLflow declares its tables.
+# SQLAlchemy warns about how MLflow declares its tables.
 pytestmark = pytest.mark.filterwarnings("ignore::sqlalchemy.exc.SADeprecationWarning", "ignore::ResourceWarning")
 
 

@@ -35,7 +35,7 @@ def tensors() -> dict[str, NDArray[Any]]:
 
 
 def file_names(run: Run) -> list[str]:
-    """Sorted; an event file's name goes on with time, host and process, which are cut off."""
+    """Sorted. The suffix of an event file's name with time, host and process is removed."""
     names = (path.name for path in run.folder.iterdir())
     return sorted("events.out.tfevents" if name.startswith("events.out.tfevents.") else name for name in names)
 
@@ -48,7 +48,7 @@ def test_create_run__makes_the_folder_so_that_no_other_run_takes_it(tmp_path: Pa
 
 def test_create_run__folder_in_use(tmp_path: Path) -> None:
     (tmp_path / "a").mkdir()
-    assert create_run(tmp_path / "a", numbered=False).folder == tmp_path / "a"  # empty is free
+    assert create_run(tmp_path / "a", numbered=False).folder == tmp_path / "a"  # an empty folder is free
     (tmp_path / "a" / "x").touch()
     with pytest.raises(RunError, match=r"a: already exists; use another folder, or resume"):
         create_run(tmp_path / "a", numbered=False)
@@ -83,7 +83,7 @@ def test_load_config__not_a_run(run: Run) -> None:
 
 def test_save_best__round_trip(run: Run) -> None:
     weights = tensors()
-    # safetensors writes memory as it lies; neither of these lies in the order of its indices.
+    # safetensors writes memory as it is laid out; neither of these is laid out in index order.
     values = torch.arange(96.0).view(2, 3, 4, 4).contiguous(memory_format=torch.channels_last)
     weights["channels last"] = values.numpy()
     weights["transposed"] = np.arange(6, dtype=np.float64).reshape(2, 3).T

@@ -30,7 +30,7 @@ _FLOOR = 1e-4
 class Calibration:
     """`temperature` that softens voted probabilities, and the true-class scores after it.
 
-    `unknown_limit`: the threshold that the members' mean unknown score exceeds on a fraction `false_alarm` of the
+    `unknown_limit`: the threshold that the members' mean `ood_score` exceeds on a fraction `false_alarm` of the
     `images` images; None if a member has no such score.
     """
 

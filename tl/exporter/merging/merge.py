@@ -213,7 +213,7 @@ def _members(ensemble: Ensemble, inputs: NDArray[np.uint8]) -> NDArray[np.float3
 
 
 def _unknown(ensemble: Ensemble, inputs: NDArray[np.uint8]) -> NDArray[np.float32]:
-    """The mean of the separate files' unknown scores, (N,)."""
+    """The mean of the separate files' `ood_score`, (N,)."""
     parts = [mean_ood_score(ensemble.run_members(batch, [UNKNOWN])[1][0]) for batch in _batches(ensemble, inputs)]
     return np.concatenate(parts)
 

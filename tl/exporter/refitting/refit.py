@@ -68,7 +68,7 @@ def refit(
     """Fit a linear head to labeled images and write it on the trunk of `model`.
 
     Classes are those of `data`: the model's classes in its order, then new ones. Validation images are used to
-    choose C, to fit the temperature, and to measure prediction sets and the limit of the unknown score.
+    choose C, to fit the temperature, and to measure prediction sets and the limit of `ood_score`.
     Raises `ConfigError`, `ModelFileError`, `DataError`, `ParityError` or `OutputError`.
     """
     session, contract = _open(model, out)
@@ -134,7 +134,7 @@ def _open(model: str | os.PathLike[str], out: str | os.PathLike[str]) -> tuple[S
 
 
 def _fit(seen: Seen, options: RefitOptions, progress: Progress) -> tuple[LinearHead, NewHead, OodFacts | None]:
-    """The head as solved in double precision, the same in the graph's precision, and the facts of the unknown score."""
+    """The head as solved in double precision, the same in the graph's precision, and the facts of `ood_score`."""
     train, val = seen.split("train"), seen.split("val")
     head, trials = solve_head(
         "svm" if options.head == "svm" else "logistic",
@@ -150,7 +150,9 @@ def _fit(seen: Seen, options: RefitOptions, progress: Progress) -> tuple[LinearH
     known = Known(train[0][kept[0]], train[1][kept[0]], val[0][kept[1]])
     found = fit_unknown(known, len(seen.class_names), options.false_alarm)
     if found is None:
-        progress.say("no unknown score: too few images of a class, or an embedding too large or too alike to measure")
+        progress.say(
+            "no out-of-distribution score: too few images of a class, or an embedding too large or too uniform"
+        )
     fit, facts = found or (None, None)
     weight, bias = head.weight.astype(np.float32), head.bias.astype(np.float32)
     return head, NewHead(weight, bias, temperature, fit), facts

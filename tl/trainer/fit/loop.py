@@ -133,7 +133,8 @@ def fit(
 ) -> list[EpochRow]:
     """Train a module and load its best weights at the end. Returns the history, including epochs before a resume.
 
-    Without `keeps_best`, the module keeps its last weights: validation data that score it must not choose the epoch.
+    Without `keeps_best`, the module keeps its last weights: the validation data used for scoring must not select the
+    epoch.
 
     Raises `TrainingError` when the loss is no longer finite.
     """
