@@ -178,7 +178,7 @@ def test_predict__members_look_as_they_were_trained(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("region", "given", "message"),
     [
-        ("points", {}, r"--give a coarse model that locates it, or boxes"),
+        ("points", {}, r"give a coarse model that locates it, or boxes"),
         ("box", {}, "trained on drawn boxes: give the boxes"),
         ("box", {"locator": True}, "trained on drawn boxes: give the boxes"),
         ("whole", {"locator": True}, "uses whole photos: leave out"),

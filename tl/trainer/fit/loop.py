@@ -19,7 +19,7 @@ from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from tl.errors import TrainingError
 from tl.progress import Progress
-from tl.trainer.config import Monitor, Optimizer, Schedule
+from tl.trainer.config import Monitor, Optimizer
 from tl.trainer.fit.distributed import Ranks
 from tl.trainer.fit.machine import Machine
 from tl.trainer.fit.optimizers import SchedulePlan, build_optimizer, lr_factor, set_lr
@@ -33,19 +33,14 @@ _LEADING = 4
 _STEPS_BETWEEN_LOOKS = 10
 
 
-@dataclass(frozen=True)
-class FitOptions:
-    """Training options, documented in `TrainConfig`."""
+@dataclass(frozen=True, kw_only=True)
+class FitOptions(SchedulePlan):
+    """Training options and the learning rate's schedule, documented in `TrainConfig`. `lr`: the peak rate."""
 
-    epochs: int
     optimizer: Optimizer
     lr: float
     momentum: float
     weight_decay: float
-    schedule: Schedule
-    warmup_epochs: float
-    drop_epochs: int
-    drop_factor: float
     accumulate: int
     clip_norm: float | None
     ema_decay: float | None
@@ -277,11 +272,10 @@ class _Training:
         self.history, self.best = [EpochRow(**row) for row in state["history"]], state["best"]
 
     def _set_lr(self, epoch: int, step: int) -> None:
-        o = self._options
-        plan = SchedulePlan(o.schedule, o.epochs, o.warmup_epochs, o.drop_epochs, o.drop_factor)
-        monitored = [_monitored(row, o.monitor)[0] for row in self.history]
+        options = self._options
+        monitored = [_monitored(row, options.monitor)[0] for row in self.history]
         done = (epoch - 1) * self.steps_per_epoch + step
-        self.lr = o.lr * lr_factor(done, self.steps_per_epoch, plan, monitored)
+        self.lr = options.lr * lr_factor(done, self.steps_per_epoch, options, monitored)
         set_lr(self._optimizer, self._trainable.groups, self.lr)
 
 

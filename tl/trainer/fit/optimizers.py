@@ -18,7 +18,7 @@ from tl.trainer.models.freezing import ParameterGroup
 _RISE, _START, _END = 0.3, 1 / 25, 1 / 250_000
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class SchedulePlan:
     """A schedule and its parameters, documented in `TrainConfig`."""
 
