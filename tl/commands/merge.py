@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
@@ -63,14 +63,16 @@ def command(
         raise ConfigError(f"--false-alarm must be between 0 and 1, found {false_alarm:g}")
     weights = parse_vote_weights(vote_weights, models)
     held_out = [] if calibrate is None else _read_held_out(calibrate)
-    proof: dict[str, Any] = {
-        "images": images or (),
-        "golden": golden,
-        "held_out": held_out,
-        "false_alarm": false_alarm or 0.05,
-    }
     with console_progress() as progress:
-        done = merge(models, output, progress, voting=vote, weights=weights, **proof)
+        done = merge(
+            *(models, output, progress),
+            voting=vote,
+            weights=weights,
+            images=images or (),
+            golden=golden,
+            held_out=held_out,
+            false_alarm=false_alarm or 0.05,
+        )
     _report(done, as_json)
 
 

@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 
 from tl.data.manifests import SPLITS
 from tl.errors import DataError
+from tl.evaluation.metrics import Metrics
 from tl.progress import Progress
 from tl.runtime.imaging.geometry import Region, region_of_points
 from tl.runtime.landmarks.ensemble import Merging, merge_points
@@ -35,7 +36,7 @@ def landmark_metrics(
     keypoint_names: tuple[str, ...],
     input_per_photo: NDArray[np.floating] | None = None,
     mm_per_px: NDArray[np.floating] | None = None,
-) -> dict[str, Any]:
+) -> Metrics:
     """The metrics of `metrics.json` and `tl evaluate --json` for landmarks.
 
     `found_xy`, `true_xy`: (N, K, 2) in photo pixels; missing true points are NaN and are not counted.
@@ -59,7 +60,7 @@ def landmark_metrics(
         [centroid_size(np.where(np.isnan(true), np.nan, found)) for found, true in zip(found_xy, true_xy, strict=True)]
     )
     low, high = _bootstrap(errors)
-    metrics: dict[str, Any] = {
+    metrics: Metrics = {
         "n": int(has.any(axis=1).sum()),
         "points": int(has.sum()),
         "error_px": float(errors[has].mean()),

@@ -9,6 +9,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 ECE_BINS = 15
+# The JSON object of `metrics.json`, or of one split in it: figures by name, some of them objects or lists themselves.
+Metrics = dict[str, Any]
 
 
 def classification_metrics(
@@ -16,7 +18,7 @@ def classification_metrics(
     probabilities: NDArray[np.float32],
     class_names: tuple[str, ...],
     label_ids: NDArray[np.int64] | None = None,
-) -> dict[str, Any]:
+) -> Metrics:
     """The metrics of `metrics.json` and `tl evaluate --json`.
 
     `true_ids` int64 (N,); `probabilities` float32 (N, C); `label_ids` int64 (N,) decided labels, None for argmax.

@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
@@ -17,7 +17,7 @@ from tl.data.audit import Finding, find_class_faults, find_duplicates, find_near
 from tl.data.manifests import SPLITS
 from tl.errors import ConfigError
 from tl.evaluation.calibration import fit_temperature, softmax
-from tl.evaluation.metrics import classification_metrics, expected_calibration_error
+from tl.evaluation.metrics import Metrics, classification_metrics, expected_calibration_error
 from tl.progress import Progress
 from tl.trainer.config import TrainConfig
 from tl.trainer.heads.training import solve, train_by_steps
@@ -49,13 +49,47 @@ class ClassificationWork:
         compute_features(self.task, progress)
         return _audit(self.task) if self.task.config.audit else []
 
-    def train(self, run: Run, progress: Progress, is_resumed: bool) -> Outcome:
+    def train(self, run: Run, progress: Progress, is_resumed: bool) -> TrainedClassifier:
         """Train."""
-        return self.training(run, progress, is_resumed)
+        return TrainedClassifier(self.task, self.training(run, progress, is_resumed))
 
-    def judge(self, run: Run, outcome: Outcome, seconds: float, progress: Progress) -> dict[str, Any]:
+
+@dataclass(frozen=True)
+class TrainedClassifier:
+    """A trained classifier that has not been calibrated and evaluated yet."""
+
+    task: Task
+    outcome: Outcome
+
+    @property
+    def train_seconds(self) -> float | None:
+        """Time of all epochs, or None to use the run's wall time."""
+        return self.outcome.train_seconds
+
+    def evaluate(self, run: Run, seconds: float, progress: Progress) -> Metrics:
         """Calibrate, evaluate, and write the results."""
-        return _judge(self.task, run, outcome, seconds, progress)
+        task, outcome = self.task, self.outcome
+        splits = ("val", "test") if task.config.test else ("val",)
+        logits = {}
+        for split in splits:
+            progress.start(f"evaluating {split}", 1, "splits")
+            logits[split] = outcome.logits(split)
+            progress.advance()
+        temperature = fit_temperature(logits["val"], task.true_ids("val"))
+        metrics: Metrics = {
+            "best_epoch": outcome.best_epoch,
+            "train_seconds": seconds,
+            "trained_parameters": outcome.trained_parameters,
+            "temperature": temperature,
+        }
+        for split in splits:
+            metrics[split] = _score(logits[split], temperature, task.true_ids(split), task.class_names)
+            progress.say(_metrics_line(split, metrics[split]))
+        outcome.save(temperature)
+        for split in splits:
+            images = [task.store.images[i] for i in task.store.indices(split)]
+            run.save_predictions(split, images, softmax(logits[split], temperature), task.class_names)
+        return metrics
 
 
 def prepare_classification(config: TrainConfig, ranks: Ranks | None, progress: Progress) -> ClassificationWork:
@@ -115,33 +149,9 @@ def _audit(task: Task) -> list[Finding]:
     return findings
 
 
-def _judge(task: Task, run: Run, outcome: Outcome, seconds: float, progress: Progress) -> dict[str, Any]:
-    splits = ("val", "test") if task.config.test else ("val",)
-    logits = {}
-    for split in splits:
-        progress.start(f"evaluating {split}", 1, "splits")
-        logits[split] = outcome.logits(split)
-        progress.advance()
-    temperature = fit_temperature(logits["val"], task.true_ids("val"))
-    metrics: dict[str, Any] = {
-        "best_epoch": outcome.best_epoch,
-        "train_seconds": seconds,
-        "trained_parameters": outcome.trained_parameters,
-        "temperature": temperature,
-    }
-    for split in splits:
-        metrics[split] = _score(logits[split], temperature, task.true_ids(split), task.class_names)
-        progress.say(_metrics_line(split, metrics[split]))
-    outcome.save(temperature)
-    for split in splits:
-        images = [task.store.images[i] for i in task.store.indices(split)]
-        run.save_predictions(split, images, softmax(logits[split], temperature), task.class_names)
-    return metrics
-
-
 def _score(
     logits: NDArray[np.floating], temperature: float, true_ids: NDArray[np.int64], class_names: tuple[str, ...]
-) -> dict[str, Any]:
+) -> Metrics:
     before = softmax(logits)
     hits = before.argmax(axis=1) == true_ids
     uncalibrated = expected_calibration_error(hits, before.max(axis=1))
@@ -151,7 +161,7 @@ def _score(
     }
 
 
-def _metrics_line(split: str, m: dict[str, Any]) -> str:
+def _metrics_line(split: str, m: Metrics) -> str:
     accuracy = f"{m['top1_accuracy']:.4f} (95% {m['ci_low']:.4f} to {m['ci_high']:.4f})"
     calibration = f"ECE {m['ece_uncalibrated']:.4f} -> {m['ece']:.4f}"
     return f"{split}: top-1 accuracy {accuracy}, macro F1 {m['macro_f1']:.4f}, {calibration}, n {m['n']}"

@@ -53,10 +53,10 @@ CLEAN = 0  # the view without augmentation, as used in validation and deployment
 
 
 @dataclass(frozen=True)
-class Task:
-    """The prepared inputs of a run. `ids`: class id of each image in the store. `bad`: unreadable images with reasons.
+class PreparedInputs:
+    """What the inputs of every run have in common. `bad`: unreadable images, each with the reason.
 
-    `info` has the color statistics in use. `features` is None if the trunk is randomly initialized.
+    `info` has the color statistics in use.
     """
 
     config: TrainConfig
@@ -66,6 +66,15 @@ class Task:
     weights: WeightsFile | None
     store: ImageStore
     bad: list[tuple[LabeledImage, str]]
+
+
+@dataclass(frozen=True)
+class Task(PreparedInputs):
+    """The prepared inputs of a classification run. `ids`: class id of each image in the store.
+
+    `features` is None if the trunk is randomly initialized.
+    """
+
     class_names: tuple[str, ...]
     ids: tuple[int, ...]
     features: FeatureSet | None

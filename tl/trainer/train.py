@@ -11,12 +11,11 @@ import os
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Protocol
 
 from tl.data.audit import Finding, summarize
-from tl.data.images import ImageStore
-from tl.data.manifests import LabeledImage
 from tl.errors import RunError, RunInterrupted
+from tl.evaluation.metrics import Metrics
 from tl.progress import Progress, Silent
 from tl.trainer.classification import prepare_classification
 from tl.trainer.config import TrainConfig
@@ -24,33 +23,29 @@ from tl.trainer.fit.augment import PRESETS
 from tl.trainer.options import find_task, own_choices
 from tl.trainer.run_folder.mlflow_log import MlflowLog
 from tl.trainer.run_folder.run import Run, check_free, create_run, describe_environment
+from tl.trainer.task import PreparedInputs
 
 if TYPE_CHECKING:
     from tl.trainer.fit.distributed import Ranks
 
 
-class WorkTask(Protocol):
-    """The prepared state that every task provides."""
+class Trained(Protocol):
+    """A trained network that has not been evaluated yet."""
 
     @property
-    def config(self) -> TrainConfig:
-        """The resolved options."""
+    def train_seconds(self) -> float | None:
+        """Time of all epochs, or None to use the run's wall time."""
 
-    @property
-    def store(self) -> ImageStore:
-        """The readable images."""
-
-    @property
-    def bad(self) -> list[tuple[LabeledImage, str]]:
-        """Unreadable images, each with the reason."""
+    def evaluate(self, run: Run, seconds: float, progress: Progress) -> Metrics:
+        """Evaluate, write the results, and return the metrics."""
 
 
 class Work(Protocol):
     """The task-specific part of a run: classification or landmarks."""
 
     @property
-    def task(self) -> WorkTask:
-        """The prepared task."""
+    def task(self) -> PreparedInputs:
+        """The prepared inputs."""
 
     @property
     def title(self) -> str:
@@ -59,11 +54,8 @@ class Work(Protocol):
     def audit_data(self, progress: Progress) -> list[Finding]:
         """Compute what the training data still lacks and return the audit findings."""
 
-    def train(self, run: Run, progress: Progress, is_resumed: bool) -> Any:
-        """Train. The returned outcome has `train_seconds`: time of all epochs, or None to use the run's wall time."""
-
-    def judge(self, run: Run, outcome: Any, seconds: float, progress: Progress) -> dict[str, Any]:
-        """Evaluate, write the results, and return the metrics."""
+    def train(self, run: Run, progress: Progress, is_resumed: bool) -> Trained:
+        """Train."""
 
 
 @dataclass(frozen=True)
@@ -71,7 +63,7 @@ class TrainResult:
     """The folder and metrics of a finished run. `metrics` has one key per evaluated split."""
 
     run: Run
-    metrics: dict[str, Any]
+    metrics: Metrics
     findings: tuple[Finding, ...] = ()
 
 
@@ -114,13 +106,13 @@ def _train(config: TrainConfig, progress: Progress, resume: Run | None, ranks: R
         _describe(work, run, findings, progress)
     log = _begin_log(work.task.config, run) if is_first else None
     try:
-        outcome = work.train(run, progress, resume is not None)
-        metrics: dict[str, Any] = {}
+        trained = work.train(run, progress, resume is not None)
+        metrics: Metrics = {}
         if is_first:
             # From reading the first image to the last step; for a resumed run, the time of all its epochs instead.
             passed = time.monotonic() - started
-            seconds = outcome.train_seconds if outcome.train_seconds is not None else passed
-            metrics = work.judge(run, outcome, seconds, progress)
+            seconds = trained.train_seconds if trained.train_seconds is not None else passed
+            metrics = trained.evaluate(run, seconds, progress)
             run.save_metrics(metrics)  # written last, because it marks the run as finished
             if log:
                 _finish_log(log, run, metrics, progress)
@@ -163,7 +155,7 @@ def _begin_log(config: TrainConfig, run: Run) -> MlflowLog | None:
     return log
 
 
-def _finish_log(log: MlflowLog, run: Run, metrics: dict[str, Any], progress: Progress) -> None:
+def _finish_log(log: MlflowLog, run: Run, metrics: Metrics, progress: Progress) -> None:
     """Finish the MLflow log. A logging failure must not fail a run that has trained for hours."""
     try:
         log.finish(metrics, run.rows("history.csv"))

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from tl.data.manifests import hash_data
 from tl.errors import ConfigError, ModelFileError, ParityError
 from tl.evaluation.calibration import MAX_KNOWN, Known, conformal_of, fit_temperature, fit_unknown
-from tl.evaluation.metrics import classification_metrics
+from tl.evaluation.metrics import Metrics, classification_metrics
 from tl.exporter.parity import Original, check_outputs, spread
 from tl.exporter.parity_images import MAX_IMAGES
 from tl.exporter.publish import build_golden, embed_contract, load_model, publish, synthetic_inputs
@@ -54,8 +54,8 @@ class Refitted:
     contract: Contract
     added: tuple[str, ...]
     dropped: tuple[str, ...]
-    before: dict[str, Any] | None
-    after: dict[str, Any]
+    before: Metrics | None
+    after: Metrics
 
 
 def refit(
@@ -164,7 +164,7 @@ def _provenance(
     seen: Seen,
     options: RefitOptions,
     head: LinearHead,
-    metrics: dict[str, Any],
+    metrics: Metrics,
 ) -> Provenance:
     store = seen.store
     rows = zip(store.hashes, (p.label for p in store.images), (p.split for p in store.images), strict=True)

@@ -8,7 +8,7 @@ from __future__ import annotations
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -17,7 +17,7 @@ from tl.data.audit import find_duplicates
 from tl.data.images import ImageStore, check_readable, load_images
 from tl.data.manifests import LabeledImage, assign_splits, check_groups, read_images
 from tl.errors import DataError
-from tl.evaluation.metrics import classification_metrics
+from tl.evaluation.metrics import Metrics, classification_metrics
 from tl.exporter.refitting.graph import EMBEDDING
 from tl.progress import Progress
 from tl.runtime.model_file.contract import Contract
@@ -140,7 +140,7 @@ def audit_data(
     return Seen(store, class_names, ids, np.concatenate(embeddings), np.concatenate(old))
 
 
-def score_old(seen: Seen, old_names: tuple[str, ...]) -> dict[str, Any] | None:
+def score_old(seen: Seen, old_names: tuple[str, ...]) -> Metrics | None:
     """Metrics of the old head on the same validation images, limited to its own classes."""
     labels = [image.label for image in seen.store.images]
     known = [i for i in seen.store.indices("val") if labels[i] in old_names]

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from functools import partial
+from typing import TypeVar
 
 import numpy as np
 import torch
@@ -26,12 +27,13 @@ from tl.trainer.heads.solvers import LinearHead
 from tl.trainer.heads.training import solve_linear
 from tl.trainer.models.build import build_network
 from tl.trainer.models.network import Network, OnFeatures
-from tl.trainer.models.weights import read_weights
+from tl.trainer.models.weights import Weights, read_weights
 from tl.trainer.options import settled
 from tl.trainer.run_folder.checkpoints import RunCheckpoints
 from tl.trainer.run_folder.run import Run
-from tl.trainer.task import Outcome, Task, Training, network_card
+from tl.trainer.task import Outcome, PreparedInputs, Task, Training, network_card
 
+_Network = TypeVar("_Network", bound=nn.Module)
 _EVAL_BATCH = 32
 # Enough images to estimate mean and standard deviation.
 _STANDARDISE_ON = 256
@@ -42,15 +44,23 @@ def prepare_image_training(task: Task, ranks: Ranks) -> Training:
 
     Raises `DeviceError`, `ConfigError` or `WeightsError`.
     """
-    config = task.config
-    machine = build_own_machine(config, ranks)
-    weights = read_weights(task.weights, config.backbone) if task.weights else None
-    network = build_network(config, task.info, len(task.class_names), weights).to(machine.device)
-    share_batch_norm(network, ranks)
+    network, machine = build_on_machine(
+        task, ranks, lambda weights: build_network(task.config, task.info, len(task.class_names), weights)
+    )
     return partial(_train, task, network, machine, ranks)
 
 
-def build_own_machine(config: TrainConfig, ranks: Ranks) -> Machine:
+def build_on_machine(
+    task: PreparedInputs, ranks: Ranks, build: Callable[[Weights | None], _Network]
+) -> tuple[_Network, Machine]:
+    """Build a network from the task's weights, on this process's device. Raises as `prepare_image_training` does."""
+    machine = _build_own_machine(task.config, ranks)
+    network = build(read_weights(task.weights, task.config.backbone) if task.weights else None).to(machine.device)
+    share_batch_norm(network, ranks)
+    return network, machine
+
+
+def _build_own_machine(config: TrainConfig, ranks: Ranks) -> Machine:
     """One process's machine settings. Raises `DeviceError`, or `ConfigError` for options torchrun excludes."""
     machine = build_machine(_own_device(config, ranks), config.precision, config.threads)
     if ranks.world > 1 and settled(config.batch_size) < 2 * ranks.world:

@@ -20,15 +20,14 @@ from tl.errors import DataError
 from tl.progress import Progress
 from tl.runtime.imaging.decode import read_size, read_stored
 from tl.runtime.imaging.geometry import Placement, place
-from tl.runtime.imaging.preprocessing import Preprocessing
 from tl.runtime.landmarks.sets import LandmarkSet
 from tl.trainer.config import TrainConfig
-from tl.trainer.fit.augment import Augment, build_augment
+from tl.trainer.fit.augment import build_augment
 from tl.trainer.landmarks.data import Annotated, find_odd, mark_points, points_of, read_annotated
 from tl.trainer.models.backbone_info import BackboneInfo, remembered_info
 from tl.trainer.models.weight_files import WeightsFile
 from tl.trainer.options import resolve, settled
-from tl.trainer.task import build_run_preprocessing, find_info, find_start, fit_batch, measure_colors
+from tl.trainer.task import PreparedInputs, build_run_preprocessing, find_info, find_start, fit_batch, measure_colors
 
 # Without a margin, the outermost points lie exactly on the edge of the crop.
 _ROUNDING_PX = 1e-3
@@ -37,21 +36,14 @@ _MIN_STEPS, _MAX_EPOCHS = 720, 200
 
 
 @dataclass(frozen=True)
-class LandmarkTask:
-    """The prepared inputs of a run. `bad`: unreadable images with reasons. `info` has the color statistics in use.
+class LandmarkTask(PreparedInputs):
+    """The prepared inputs of a landmark run.
 
     `landmarks`: of all images in the file. For each image of the store, `points`: (K, 2) in pixels of the photo, NaN
     where missing; `sizes_hw`: size of the upright photo; `placements`: its position in the input. `partners`: index of
     each point in a mirror image.
     """
 
-    config: TrainConfig
-    info: BackboneInfo
-    preprocessing: Preprocessing
-    augment: Augment | None
-    weights: WeightsFile | None
-    store: ImageStore
-    bad: list[tuple[LabeledImage, str]]
     landmarks: LandmarkSet
     partners: tuple[int, ...]
     points: tuple[NDArray[np.float64], ...]

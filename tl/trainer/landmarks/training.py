@@ -20,8 +20,8 @@ from tl.progress import Progress
 from tl.trainer.config import PointLoss, TrainConfig
 from tl.trainer.fit.augment import Augment
 from tl.trainer.fit.batches import ImageBatches, item_seed, iter_inputs
-from tl.trainer.fit.distributed import Ranks, share_batch_norm
-from tl.trainer.fit.image_training import build_own_machine, count_trained, num_workers, standardize
+from tl.trainer.fit.distributed import Ranks
+from tl.trainer.fit.image_training import build_on_machine, count_trained, num_workers, standardize
 from tl.trainer.fit.loop import Figures, best_epoch, fit
 from tl.trainer.fit.machine import Machine
 from tl.trainer.fit.steps import Objective, TrainableModel
@@ -37,7 +37,6 @@ from tl.trainer.landmarks.network import (
 )
 from tl.trainer.landmarks.task import LandmarkTask
 from tl.trainer.models.freezing import parameter_groups, thaw_trunk
-from tl.trainer.models.weights import read_weights
 from tl.trainer.options import settled
 from tl.trainer.run_folder.checkpoints import RunCheckpoints
 from tl.trainer.run_folder.run import NetworkCard, Run
@@ -176,11 +175,9 @@ def prepare_landmark_training(task: LandmarkTask, ranks: Ranks) -> LandmarkTrain
 
     Raises `DeviceError`, `ConfigError` or `WeightsError`.
     """
-    config = task.config
-    machine = build_own_machine(config, ranks)
-    weights = read_weights(task.weights, config.backbone) if task.weights else None
-    network = build_landmark_network(config, task.info, len(task.keypoint_names), weights).to(machine.device)
-    share_batch_norm(network, ranks)
+    network, machine = build_on_machine(
+        task, ranks, lambda weights: build_landmark_network(task.config, task.info, len(task.keypoint_names), weights)
+    )
     return partial(_train, task, network, machine, ranks)
 
 

@@ -7,12 +7,13 @@ from __future__ import annotations
 
 import dataclasses
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from tl.data.audit import Finding
 from tl.evaluation.landmarks import landmark_metrics
+from tl.evaluation.metrics import Metrics
 from tl.progress import Progress
 from tl.runtime.landmarks.sets import LandmarkSet, image_landmarks
 from tl.trainer.config import TrainConfig
@@ -45,14 +46,27 @@ class LandmarkWork:
         """Audit the annotations if requested."""
         return audit_landmarks(self.task) if self.task.config.audit else []
 
-    def train(self, run: Run, progress: Progress, is_resumed: bool) -> LandmarkOutcome:
+    def train(self, run: Run, progress: Progress, is_resumed: bool) -> TrainedLandmarks:
         """Train."""
-        return self.training(run, progress, is_resumed)
+        return TrainedLandmarks(self.task, self.training(run, progress, is_resumed))
 
-    def judge(self, run: Run, outcome: LandmarkOutcome, seconds: float, progress: Progress) -> dict[str, Any]:
+
+@dataclass(frozen=True)
+class TrainedLandmarks:
+    """A trained landmark network that has not been evaluated yet."""
+
+    task: LandmarkTask
+    outcome: LandmarkOutcome
+
+    @property
+    def train_seconds(self) -> float | None:
+        """Time of all epochs, or None to use the run's wall time."""
+        return self.outcome.train_seconds
+
+    def evaluate(self, run: Run, seconds: float, progress: Progress) -> Metrics:
         """Evaluate, and write the results."""
-        task = self.task
-        metrics: dict[str, Any] = {
+        task, outcome = self.task, self.outcome
+        metrics: Metrics = {
             "best_epoch": outcome.best_epoch,
             "train_seconds": seconds,
             "trained_parameters": outcome.trained_parameters,
@@ -88,7 +102,7 @@ def _check_network(config: TrainConfig, info: BackboneInfo, num_keypoints: int, 
     build_landmark_network(config, info, num_keypoints, read_weights(weights, config.backbone) if weights else None)
 
 
-def _score(task: LandmarkTask, split: str, found: FoundPoints) -> dict[str, Any]:
+def _score(task: LandmarkTask, split: str, found: FoundPoints) -> Metrics:
     indices = task.store.indices(split)
     return landmark_metrics(
         task.photo_points(indices, found.points_xy),
@@ -126,7 +140,7 @@ def _as_landmarks(task: LandmarkTask, split: str, found: FoundPoints) -> Landmar
     return dataclasses.replace(task.landmarks, images=images, remarks=())
 
 
-def _metrics_line(split: str, m: dict[str, Any]) -> str:
+def _metrics_line(split: str, m: Metrics) -> str:
     error = f"{m['error_px']:.2f} px (95% {m['ci_low']:.2f} to {m['ci_high']:.2f}) of the photos"
     inner = f"{m['error_input_px']:.2f} px of the input"
     share = ", ".join(f"{value:.0%} within {name}" for name, value in m["pck"].items())

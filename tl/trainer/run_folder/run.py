@@ -27,6 +27,7 @@ from tl import __version__
 from tl.data.images import ImageStore
 from tl.data.manifests import LabeledImage, hash_data
 from tl.errors import DataError, RunError
+from tl.evaluation.metrics import Metrics
 from tl.runtime.devices import graphics_cards, processor_model, usable_cores
 from tl.runtime.imaging.geometry import Region
 from tl.runtime.imaging.preprocessing import Preprocessing
@@ -243,7 +244,7 @@ class Run:
         with path.open(encoding="utf-8", errors="surrogateescape", newline="") as stream:
             return list(csv.DictReader(stream))
 
-    def save_metrics(self, metrics: dict[str, Any]) -> None:
+    def save_metrics(self, metrics: Metrics) -> None:
         """Write `metrics.json`."""
         write_text(self.folder / "metrics.json", json.dumps(metrics, indent=2, ensure_ascii=False) + "\n")
 
