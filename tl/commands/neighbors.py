@@ -43,7 +43,7 @@ def command(
     with console_progress() as progress:
         found = find_neighbors(Run(run), paths, top, progress)
     rows = [
-        {"path": path, "rank": rank, "neighbor": n.image.path, "label": n.image.label, "likeness": n.likeness}
+        {"path": path, "rank": rank, "neighbor": n.path, "label": n.label, "likeness": n.likeness}
         for path, neighbors in zip(paths, found, strict=True)
         for rank, n in enumerate(neighbors, start=1)
     ]

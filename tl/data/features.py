@@ -27,7 +27,24 @@ Change = Callable[[NDArray[np.uint8], int], NDArray[np.uint8]]
 BATCH = 32
 # Increase with every change in this project that changes features.
 VERSION = 1
+# Embeddings shorter than this are not scaled up to length 1.
+SHORTEST = 1e-12
 _NETWORK, _COUNT = "network/", "network tensors"
+
+
+@dataclass(frozen=True)
+class Neighbor:
+    """A training image that is similar to another image. `likeness`: cosine similarity of the two embeddings."""
+
+    path: str
+    label: str
+    likeness: float
+
+
+def unit_length(embeddings: NDArray[np.floating]) -> NDArray[np.floating]:
+    """Scale embeddings (N, D) to length 1."""
+    lengths = np.linalg.norm(embeddings, axis=1, keepdims=True)
+    return np.asarray(embeddings / np.maximum(lengths, SHORTEST))
 
 
 @dataclass(frozen=True)

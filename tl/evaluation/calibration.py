@@ -12,6 +12,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from tl.data.features import unit_length
 from tl.runtime.ensembles.selective import conformal_limit, conformal_scores
 from tl.runtime.model_file.contract import Conformal, OodFacts
 
@@ -67,8 +68,6 @@ MAX_DIMENSIONS = 256
 MAX_KNOWN = 2000
 # The projection of a larger embedding, such as a flattened map, would be larger than the backbone.
 MAX_EMBEDDING = 8192
-# A shorter embedding is not scaled up to unit length.
-SHORTEST = 1e-12
 # Variance of a unit-length embedding in any direction; for MobileNetV2 it is 0.0003 or more. With less, rounding errors
 # would dominate the distance.
 _LEAST_VARIANCE = 3e-5
@@ -100,7 +99,7 @@ class OodFit:
 
     def scores(self, embeddings: NDArray[np.float32]) -> NDArray[np.float32]:
         """Map embeddings (N, D) to distances (N,), about 1 for training images; in float32, like the graph."""
-        places = (_to_length_one(embeddings) - self.mean) @ self.whitening
+        places = (unit_length(embeddings) - self.mean) @ self.whitening
         # One image at a time: with many classes, computing all distances at once would need too much memory.
         squares = [np.square(place - self.class_means).mean(axis=1).min() for place in places]
         return np.sqrt(np.array(squares, np.float32))
@@ -119,7 +118,7 @@ def fit_unknown(known: Known, num_classes: int, false_alarm: float) -> tuple[Ood
     from sklearn.covariance import LedoitWolf
     from sklearn.decomposition import PCA
 
-    unit = _to_length_one(known.embeddings.astype(np.float64))
+    unit = unit_length(known.embeddings.astype(np.float64))
     # Half the degrees of freedom within classes: with more components, the covariance is poorly estimated.
     size = int(min(MAX_DIMENSIONS, wide, max(1, (len(unit) - num_classes) // 2)))
     projection = PCA(size, random_state=0).fit(unit)
@@ -152,11 +151,6 @@ def _shake(embeddings: NDArray[np.float32]) -> NDArray[np.float32]:
     """Perturb the embeddings as rounding on another machine might."""
     noise = np.random.default_rng(0).choice((-_ROUNDING, _ROUNDING), embeddings.shape)
     return np.asarray(embeddings + noise * np.abs(embeddings).max(axis=1, keepdims=True), np.float32)
-
-
-def _to_length_one(embeddings: NDArray[np.floating]) -> NDArray[np.floating]:
-    lengths = np.linalg.norm(embeddings, axis=1, keepdims=True)
-    return np.asarray(embeddings / np.maximum(lengths, SHORTEST))
 
 
 def class_ids_of(labels: Sequence[str], class_names: Sequence[str]) -> NDArray[np.int64]:

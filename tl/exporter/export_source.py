@@ -15,8 +15,9 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from tl.data.features import SHORTEST
 from tl.errors import ConfigError
-from tl.evaluation.calibration import MAX_KNOWN, SHORTEST, Known, OodFit, class_ids_of, conformal_of, fit_unknown
+from tl.evaluation.calibration import MAX_KNOWN, Known, OodFit, class_ids_of, conformal_of, fit_unknown
 from tl.exporter.parity import spread
 from tl.progress import Progress
 from tl.runtime.imaging.preprocessing import JpegScale, Preprocessing, build_preprocessing

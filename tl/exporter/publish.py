@@ -35,9 +35,6 @@ from tl.runtime.model_file.contract import (
 from tl.runtime.model_file.selftest import encode_golden_png
 from tl.runtime.output.files import atomic_path, output_errors
 
-# The opset that onnxruntime 1.18, the oldest supported version, reads.
-IR_VERSION = 10
-
 
 def opset_of(model: onnx.ModelProto) -> int:
     """The opset version of the standard ONNX operators in a model."""

@@ -25,8 +25,8 @@ from onnx import TensorProto, helper, numpy_helper
 from onnx_ir.passes import common as passes
 
 from tl.errors import PrecisionError
+from tl.runtime.model_file.protobuf import IR_VERSION
 from tl.runtime.session import INPUT_NAME, Session
-from tl.trainer.models.build import IR_VERSION
 
 _BATCH = 4
 

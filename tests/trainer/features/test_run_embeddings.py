@@ -45,8 +45,8 @@ def test_find_neighbors__of_the_same_color(finished_run: Run, tmp_path: Path) ->
     red = make_png(tmp_path / "new.png", solid((210, 30, 20), 40, 40))
     own = finished_run.image_paths("train")[0]
     new, known = find_neighbors(finished_run, [str(red), own], 3, Silent())
-    assert [neighbor.image.label for neighbor in new] == ["red"] * 3
-    assert own not in [neighbor.image.path for neighbor in known]
+    assert [neighbor.label for neighbor in new] == ["red"] * 3
+    assert own not in [neighbor.path for neighbor in known]
     likeness = [neighbor.likeness for neighbor in new]
     assert likeness == sorted(likeness, reverse=True)
     assert max(likeness) <= 1 + 1e-6

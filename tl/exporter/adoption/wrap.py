@@ -18,7 +18,8 @@ from onnx_ir.passes import common
 
 from tl.exporter.adoption.foreign import Foreign, Kind
 from tl.exporter.adoption.presets import ForeignPreprocessing
-from tl.exporter.publish import IR_VERSION, opset_of
+from tl.exporter.publish import opset_of
+from tl.runtime.model_file.protobuf import IR_VERSION
 from tl.runtime.session import INPUT_NAME
 
 # DESIGN: onnxruntime 1.18, the oldest supported version, must load the file.

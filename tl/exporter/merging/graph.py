@@ -15,8 +15,9 @@ import onnx_ir as ir
 from onnx import compose, version_converter
 from onnx_ir.passes import common
 
-from tl.exporter.publish import IR_VERSION, opset_of
+from tl.exporter.publish import opset_of
 from tl.runtime.ensembles.voting import Voting
+from tl.runtime.model_file.protobuf import IR_VERSION
 from tl.runtime.session import INPUT_NAME
 
 OUTPUTS = ("probabilities", "label", "member_probabilities")

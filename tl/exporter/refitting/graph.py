@@ -13,8 +13,9 @@ import onnx_ir as ir
 from numpy.typing import NDArray
 from onnx_ir.passes import common
 
+from tl.data.features import SHORTEST
 from tl.errors import ModelFileError
-from tl.evaluation.calibration import SHORTEST, OodFit
+from tl.evaluation.calibration import OodFit
 
 EMBEDDING = "embedding"
 

@@ -12,6 +12,9 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from typing import BinaryIO, NamedTuple
 
+# The ONNX IR version of written model files.
+# Source: onnxruntime's compatibility table; 1.18, the oldest supported version, reads IR up to 10.
+IR_VERSION = 10
 VARINT, FIXED64, LEN, FIXED32 = 0, 1, 2, 5
 
 MAX_TEXT_BYTES = 4096  # for names and keys

@@ -7,27 +7,16 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable
-from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
 
-from tl.data.features import FeatureSet
+from tl.data.features import FeatureSet, Neighbor, unit_length
 from tl.errors import TlError
 from tl.studies.report.run_files import FinishedRun
 from tl.trainer.fit.augment import build_augment
 from tl.trainer.models.backbone_info import remembered_info
 from tl.trainer.task import find_info, find_start, open_run_features
-
-
-@dataclass(frozen=True)
-class Neighbor:
-    """A training image. `likeness`: cosine similarity of the two embeddings."""
-
-    path: str
-    label: str
-    likeness: float
-
 
 # Image path -> its nearest training images, nearest first; empty for an image without features.
 FindNearest = Callable[[str], list[Neighbor]]
@@ -75,4 +64,4 @@ def _embedding(features: FeatureSet, digest: str) -> NDArray[np.float32]:
     """Return the embedding with unit norm; feature maps are averaged."""
     (found,) = features.cache.stack([features.key(digest, 0)])
     vector = found.mean(axis=(1, 2)) if found.ndim == 3 else found
-    return np.asarray(vector / max(float(np.linalg.norm(vector)), 1e-12), np.float32)
+    return np.asarray(unit_length(vector[None])[0], np.float32)

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from tl.data.features import compute_missing, open_features
+from tl.data.features import Neighbor, compute_missing, open_features, unit_length
 from tl.data.images import check_readable, load_images
 from tl.data.manifests import LabeledImage
 from tl.errors import DataError
@@ -32,14 +32,6 @@ class Embedded:
 
     images: tuple[LabeledImage, ...]
     embeddings: NDArray[np.float32]
-
-
-@dataclass(frozen=True)
-class Neighbor:
-    """A training image. `likeness`: cosine similarity of the two embeddings."""
-
-    image: LabeledImage
-    likeness: float
 
 
 def embed_images(
@@ -80,14 +72,9 @@ def find_neighbors(run: Run, paths: Sequence[str], count: int, progress: Progres
     if not train.images:
         raise DataError(f"{run.folder}: its training images are gone")
     found = embed_images(run, network, card.preprocessing, store.images, progress)
-    likeness = _to_length_one(found.embeddings) @ _to_length_one(train.embeddings).T
+    likeness = unit_length(found.embeddings) @ unit_length(train.embeddings).T
     neighbors = []
     for path, row in zip(paths, likeness, strict=True):
         order = [k for k in np.argsort(-row, kind="stable") if train.images[k].path != path][:count]
-        neighbors.append([Neighbor(train.images[k], float(row[k])) for k in order])
+        neighbors.append([Neighbor(train.images[k].path, train.images[k].label, float(row[k])) for k in order])
     return neighbors
-
-
-def _to_length_one(embeddings: NDArray[np.float32]) -> NDArray[np.float32]:
-    lengths = np.linalg.norm(embeddings, axis=1, keepdims=True)
-    return np.asarray(embeddings / np.maximum(lengths, 1e-12), np.float32)

@@ -16,6 +16,7 @@ from onnx_ir.passes.common import ClearMetadataAndDocStringPass
 from torch import nn
 
 from tl.errors import ConfigError
+from tl.runtime.model_file.protobuf import IR_VERSION
 from tl.trainer.config import TrainConfig
 from tl.trainer.models.backbone_info import OWN_BACKBONES, TIMM_PREFIX, BackboneInfo
 from tl.trainer.models.backbones import (
@@ -37,8 +38,6 @@ from tl.trainer.run_folder.checkpoints import load_best
 from tl.trainer.run_folder.run import NetworkCard, Run
 
 OPSET = 18
-# Source: onnxruntime's compatibility table; 1.18, the oldest supported version, reads IR up to 10.
-IR_VERSION = 10
 
 
 def to_onnx(module: nn.Module, input_hw: tuple[int, int], output_names: Sequence[str]) -> onnx.ModelProto:
