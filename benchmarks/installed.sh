@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # What a tool's author gets: builds a wheel, installs it with [cpu] alone in an empty venv, says how large that is, and
-# runs the code of docs/embedding.md there. Needs .venv (make test), pip's index, and nothing else.
+# runs the code of docs/how-to/embedding.md there. Needs .venv (make test), pip's index, and nothing else.
 # Usage: benchmarks/installed.sh [EXTRA...]     (default: cpu; "cpu cli" adds the command line)
 set -euo pipefail
 cd "$(dirname "$0")/.."

@@ -1,4 +1,4 @@
-"""The code of docs/embedding.md as files, with the models and images that it names.
+"""The code of docs/how-to/embedding.md as files, with the models and images that it names.
 
 `python -m tests.integration.embedding FOLDER` writes them, for a check in another environment.
 """
@@ -15,7 +15,7 @@ from PIL import Image
 from tests.models import make_model
 from tests.spots import USUAL_XY, make_spot_model, save_spots
 
-PAGE = Path(__file__).resolve().parents[2] / "docs/embedding.md"
+PAGE = Path(__file__).resolve().parents[2] / "docs/how-to/embedding.md"
 
 
 def read_examples() -> dict[str, str]:

@@ -31,7 +31,7 @@ def test_readme__leads_with_two_commands() -> None:
 
 def test_readme__names_real_options() -> None:
     text = (ROOT / "README.md").read_text(encoding="utf-8")
-    known = (ROOT / "docs/cli.md").read_text(encoding="utf-8")
+    known = (ROOT / "docs/reference/cli.md").read_text(encoding="utf-8")
     commands = set(re.findall(r"^tl (\w+)", text, re.MULTILINE))
     options = set(re.findall(r"(--[a-z][a-z-]+)", "\n".join(re.findall(r"^tl .*$|`[^`\n]*`", text, re.MULTILINE))))
     assert commands
@@ -54,6 +54,6 @@ def test_model_file_page__describes_every_field() -> None:
     from tl.runtime.imaging.preprocessing import Preprocessing
     from tl.runtime.model_file.contract import Contract
 
-    page = (ROOT / "docs/model-file.md").read_text(encoding="utf-8")
+    page = (ROOT / "docs/reference/model-file.md").read_text(encoding="utf-8")
     fields = [field.name for kind in (Contract, Preprocessing) for field in dataclasses.fields(kind)]
     assert [name for name in fields if f"`{name}`" not in page] == []

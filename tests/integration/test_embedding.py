@@ -1,4 +1,4 @@
-"""docs/embedding.md: every example runs alone, gives the right answers, and is typed.
+"""docs/how-to/embedding.md: every example runs alone, gives the right answers, and is typed.
 
 And what the page promises of threads, forks, memory and silence is true.
 """

@@ -1,7 +1,7 @@
 """How several members' probabilities become one decision. Pure numpy; the same arithmetic as merged graphs.
 
 Knows probabilities and weights. Does not know models, files or class names. Sums run in float32 in member order, so
-that every implementation agrees on ties. docs/glossary.md defines the rules.
+that every implementation agrees on ties. docs/reference/glossary.md defines the rules.
 """
 
 from __future__ import annotations

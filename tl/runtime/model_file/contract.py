@@ -1,7 +1,8 @@
 """The contract that every model file carries in `metadata_props["tl.contract"]`: parse, check, serialize.
 
 Knows the fields of each schema version and upgrades older ones; refuses newer ones by number. Knows neither onnx nor
-onnxruntime: `session` reads the text out of a file, the exporter embeds it. docs/model-file.md describes the fields.
+onnxruntime: `session` reads the text out of a file, the exporter embeds it. docs/reference/model-file.md describes the
+fields.
 """
 
 from __future__ import annotations
@@ -192,7 +193,7 @@ class OodFacts:
 
 @dataclass(frozen=True)
 class Contract:
-    """Everything a runtime must know about a model file. Field by field in docs/model-file.md.
+    """Everything a runtime must know about a model file. Field by field in docs/reference/model-file.md.
 
     `landmarks` is None for classification, `quantization` for fp32 and for an adopted file whose precision was lowered
     by another tool, `ensemble` for a single model, `conformal` and `ood` where nothing was held out to fit them.
