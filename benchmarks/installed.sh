@@ -26,7 +26,7 @@ pip list --format=freeze | grep -v '^pip=\|^setuptools=' | paste -sd' '
 (cd "$site" && du -sm -- */ | sort -rn | head -8)
 echo "installed [$extras]: $size MB (bar $bar), the wheel itself $(du -k "$wheel" | cut -f1) kB"
 
-"$python" -m tests.integration.embedding "$work/examples"
+"$python" -m tests.docs.stage docs/how-to/embedding.md "$work/examples"
 cd "$work/examples"
 for example in *.py; do
   "$work/venv/bin/python" -W error "$example" > "$example.out" || { echo "FAILED: $example"; exit 1; }
