@@ -6,6 +6,7 @@ environment.
 
 from __future__ import annotations
 
+import csv
 import os
 import re
 import shutil
@@ -23,6 +24,7 @@ from tests.models import make_model
 from tests.spots import USUAL_XY, make_spot_model, save_spots
 
 BEETLES = {"carabus": (200, 50, 40), "poecilus": (40, 170, 60), "pterostichus": (40, 60, 190)}
+INSECTS = {"ants": (90, 50, 40), "bees": (210, 170, 60)}
 PARTS = {"good": (120, 120, 120), "scratch": (200, 60, 50), "stain": (60, 60, 190)}
 
 
@@ -41,11 +43,19 @@ def _class_folders(root: Path, colors: dict[str, tuple[int, int, int]], count: i
 def beetles(folder: Path) -> None:
     """Labeled, held-out and new images of three classes."""
     _class_folders(folder / "photos", BEETLES, 12)
-    _class_folders(folder / "held-out", BEETLES, 4, seed=1000)
+    _class_folders(folder / "held-out", BEETLES, 8, seed=1000)
     for i, rgb in enumerate(BEETLES.values()):
         _noisy(folder / f"new-photos/{i}.jpg", rgb, 2000 + i)
     (folder / "new-photos/broken.jpg").write_bytes((folder / "new-photos/0.jpg").read_bytes()[:800])
     shutil.copy(folder / "new-photos/0.jpg", folder / "photo.jpg")
+
+
+def insects(folder: Path) -> None:
+    """Labeled, held-out and new images of two classes."""
+    _class_folders(folder / "photos", INSECTS, 12)
+    _class_folders(folder / "held-out", INSECTS, 8, seed=1000)
+    for i, rgb in enumerate([*INSECTS.values(), (40, 60, 190)]):
+        _noisy(folder / f"new-photos/{i:03d}.jpg", rgb, 2000 + i)
 
 
 def more_beetles(folder: Path) -> None:
@@ -58,7 +68,7 @@ def more_beetles(folder: Path) -> None:
     (folder / "last.txt").touch()
     os.utime(folder / "last.txt", (0, 0))
     _class_folders(folder / "new-species", {"abax": (230, 210, 60)}, 6, seed=3000)
-    rows = [f"held-out/{name}/{i:03d}.jpg,{name},{'val' if i < 2 else 'test'}" for name in BEETLES for i in range(4)]
+    rows = [f"held-out/{name}/{i:03d}.jpg,{name},{'val' if i < 4 else 'test'}" for name in BEETLES for i in range(8)]
     (folder / "labels.csv").write_text("\n".join(["path,label,split", *rows]) + "\n", encoding="utf-8")
 
 
@@ -74,7 +84,15 @@ def wings(folder: Path) -> None:
     """Annotated images of three points, the same as TPS, new images, and boxes."""
     from tests.trainer.landmarks.make import make_spots, moved_spots
 
-    (make_spots(folder, whole=True)).rename(folder / "wings.csv")
+    made = make_spots(folder, whole=True)
+    with made.open(encoding="utf-8", newline="") as stream:
+        header, *rows = csv.reader(stream)
+    splits = ["train"] * 8 + ["val"] * 2 + ["test"] * 2
+    with (folder / "wings.csv").open("w", encoding="utf-8", newline="") as stream:
+        csv.writer(stream).writerows(
+            [[header[0], "split", *header[1:]]] + [[r[0], s, *r[1:]] for r, s in zip(rows, splits, strict=True)]
+        )
+    made.unlink()
     for i in range(3):
         save_spots(folder / f"photos/{i}.png", moved_spots(100 + i))
     boxes = [f"photos/{i}.png,5,5,70,50" for i in range(3)]
@@ -142,7 +160,7 @@ STAGES: dict[str, tuple[Callable[[Path], None], ...]] = {
     "docs/how-to/embedding.md": (color_models,),
     "docs/reference/model-file.md": (beetles, more_beetles, trained),
     "docs/reference/recipes.md": (beetles, recipes),
-    "docs/tutorials/ecologist.md": (beetles,),
+    "docs/tutorials/ecologist.md": (insects,),
     "docs/tutorials/morphometrics.md": (wings,),
     "docs/tutorials/inspection.md": (parts,),
     "docs/tutorials/tool-author.md": (color_models,),

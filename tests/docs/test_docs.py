@@ -47,6 +47,19 @@ PRINTED = {
         "A web service": ['"label": "green"', """('{"error": "empty file"}', 422)"""],
         "Processes": ["['green', 'green']"],
     },
+    "docs/tutorials/tool-author.md": {
+        "2. Verify the file": ["2 samples, largest difference "],
+        "3. Predict one image": ["green 1.00", "{'red': 0.0, 'green': 1.0, 'blue': 0.0}", "red"],
+        "4. Predict many images": ["photo.png: green", "wing.png: ", "missing.png: "],
+        "5. Handle errors": ["This is not a usable model file. missing.onnx: no such", "The image cannot be read: "],
+        "6. Read what the file says of itself": [
+            "classification fp32 ('red', 'green', 'blue')",
+            "(8, 8) squash",
+            "none",
+        ],
+        "7. Let several models vote": ["green ('green', 'green') agreement 100%"],
+        "8. Find landmarks": ["red: 20.", "green: 60.", "blue: 30.", "centroid size ", " px usual"],
+    },
 }
 # Exit codes that a page's blocks may end with: 3 says that some images could not be read.
 USUAL_CODES = (0, 3)
