@@ -46,7 +46,6 @@ def beetles(folder: Path) -> None:
     _class_folders(folder / "held-out", BEETLES, 8, seed=1000)
     for i, rgb in enumerate(BEETLES.values()):
         _noisy(folder / f"new-photos/{i}.jpg", rgb, 2000 + i)
-    (folder / "new-photos/broken.jpg").write_bytes((folder / "new-photos/0.jpg").read_bytes()[:800])
     shutil.copy(folder / "new-photos/0.jpg", folder / "photo.jpg")
 
 

@@ -61,8 +61,6 @@ PRINTED = {
         "8. Find landmarks": ["red: 20.", "green: 60.", "blue: 30.", "centroid size ", " px usual"],
     },
 }
-# Exit codes that a page's blocks may end with: 3 says that some images could not be read.
-USUAL_CODES = (0, 3)
 
 
 @pytest.fixture(scope="session")
@@ -94,7 +92,7 @@ def run_block(block: Block, script: Path | None, folder: Path, environment: dict
         words[-1] = "\n".join(lines)
     done = subprocess.run(words, cwd=folder, env=environment, capture_output=True, text=True, timeout=300, check=False)
     told = f"{block.place}: exit code {done.returncode}\n{block.code}\n{done.stdout[-3000:]}\n{done.stderr[-3000:]}"
-    assert done.returncode in ((0,) if script else USUAL_CODES), told
+    assert done.returncode == 0, told
     assert not (script and done.stderr), told
     return done.stdout
 
