@@ -58,7 +58,6 @@ PRINTED = {
             "none",
         ],
         "7. Let several models vote": ["green ('green', 'green') agreement 100%"],
-        "8. Find landmarks": ["red: 20.", "green: 60.", "blue: 30.", "centroid size ", " px usual"],
     },
 }
 
