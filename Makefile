@@ -41,8 +41,10 @@ format: .venv/installed
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
+# The site, in site/. The variable silences a notice about MkDocs 2 that mkdocs-material prints.
 docs: .venv/installed
 	$(BIN)/python docs/make_cli.py
+	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --strict --quiet
 
 .venv/installed: pyproject.toml constraints.txt
 	$(PYTHON) -m venv .venv
@@ -69,4 +71,4 @@ constraints:
 	rm -rf .venv-pin
 
 clean:
-	rm -rf .venv .venv-* tl-demo build dist *.egg-info .pytest_cache .coverage .mypy_cache .ruff_cache .hypothesis
+	rm -rf .venv .venv-* tl-demo site build dist *.egg-info .pytest_cache .coverage .mypy_cache .ruff_cache .hypothesis

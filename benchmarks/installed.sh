@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # What a tool's author gets: builds a wheel, installs it with [cpu] alone in an empty venv, says how large that is, and
-# runs the code of docs/embedding.md there. Needs .venv (make test), pip's index, and nothing else.
+# runs the code of docs/how-to/embedding.md there. Needs .venv (make test), pip's index, and nothing else.
 # Usage: benchmarks/installed.sh [EXTRA...]     (default: cpu; "cpu cli" adds the command line)
 set -euo pipefail
 cd "$(dirname "$0")/.."
@@ -26,7 +26,7 @@ pip list --format=freeze | grep -v '^pip=\|^setuptools=' | paste -sd' '
 (cd "$site" && du -sm -- */ | sort -rn | head -8)
 echo "installed [$extras]: $size MB (bar $bar), the wheel itself $(du -k "$wheel" | cut -f1) kB"
 
-"$python" -m tests.integration.embedding "$work/examples"
+"$python" -m tests.docs.stage docs/how-to/embedding.md "$work/examples"
 cd "$work/examples"
 for example in *.py; do
   "$work/venv/bin/python" -W error "$example" > "$example.out" || { echo "FAILED: $example"; exit 1; }

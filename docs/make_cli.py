@@ -1,4 +1,4 @@
-"""Write docs/cli.md from the commands themselves, or with --check fail if it is out of date."""
+"""Write docs/reference/cli.md from the commands themselves, or with --check fail if it is out of date."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import typer.cli
 
 from tl.cli import app
 
-PATH = Path(__file__).with_name("cli.md")
+PATH = Path(__file__).with_name("reference") / "cli.md"
 
 
 def main() -> None:
@@ -20,7 +20,7 @@ def main() -> None:
     text = header + "\n".join(line.rstrip() for line in text.splitlines()) + "\n"
     if "--check" in sys.argv:
         if not PATH.exists() or PATH.read_text(encoding="utf-8") != text:
-            sys.exit("docs/cli.md is out of date: run `make docs`")
+            sys.exit("docs/reference/cli.md is out of date: run `make docs`")
     else:
         PATH.write_text(text, encoding="utf-8")
 

@@ -1,7 +1,4 @@
-"""docs/embedding.md: every example runs on its own, gives the right output, and is typed.
-
-Also tests the page's statements on threads, forks, memory and silence.
-"""
+"""What docs/how-to/embedding.md promises of threads, forks, memory and silence. tests/docs runs its examples."""
 
 from __future__ import annotations
 
@@ -18,30 +15,11 @@ import numpy as np
 import pytest
 
 import tl.runtime
-from tests.integration.embedding import PAGE, read_examples, write_examples
 from tests.models import make_model, solid
 from tests.runtime.images import encode, noise
 from tl.runtime.imaging.preprocessing import build_preprocessing
 
-ROOT = PAGE.parents[1]
-
-# Expected output of each example, in this order.
-PRINTED = {
-    "Load and predict": ["('red', 'green', 'blue') ", "green 0.99", "'label': 'green'", "red", "green", "green"],
-    "Many images": ["photo.png green", " red", "broken.jpg gave nothing: No such file", "['green', 'red', None]"],
-    "Several models that vote": ["('model', 'other') ('green', 'green') 1.0 0.0"],
-    "When not to believe it": ["sure enough: green"],
-    "Landmarks": ["red 20 15", "green 60 20", "blue 30 45", "True 0.0 False"],
-    "Errors": ["no model: missing.onnx: no such file", "no image: not an image", "differs by "],
-    "A window that must not freeze": ["'label': 'green'", "{'path': 'broken.jpg', 'error': 'No such file"],
-    "A web service": ['"label": "green"', """('{"error": "empty file"}', 422)"""],
-    "Processes": ["['green', 'green']"],
-}
-
-
-@pytest.fixture(scope="module")
-def scripts(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
-    return write_examples(tmp_path_factory.mktemp("embedding"))
+ROOT = Path(__file__).resolve().parents[2]
 
 
 def run_python(*words: str | Path, folder: Path = ROOT, seconds: float = 300) -> subprocess.CompletedProcess[str]:
@@ -55,28 +33,6 @@ def run_python(*words: str | Path, folder: Path = ROOT, seconds: float = 300) ->
         timeout=seconds,
         check=False,
     )
-
-
-def test_examples__each_is_checked() -> None:
-    assert list(read_examples()) == list(PRINTED)
-    assert PAGE.read_text(encoding="utf-8").count("```python") == len(PRINTED)
-
-
-@pytest.mark.parametrize("heading", PRINTED)
-def test_example__runs(scripts: dict[str, Path], heading: str) -> None:
-    done = run_python(scripts[heading].name, folder=scripts[heading].parent)
-    assert done.returncode == 0, done.stderr
-    assert done.stderr == ""
-    at = 0
-    for text in PRINTED[heading]:
-        found = done.stdout.find(text, at)
-        assert found >= 0, f"{text!r} is not in {done.stdout[at:]!r}"
-        at = found + len(text)
-
-
-def test_examples__are_typed(scripts: dict[str, Path]) -> None:
-    checked = run_python("-m", "mypy", "--strict", "--config-file", "pyproject.toml", *scripts.values())
-    assert checked.returncode == 0, checked.stdout
 
 
 def test_types__are_packaged() -> None:

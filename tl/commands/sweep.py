@@ -49,8 +49,8 @@ def command(
 
     Run the same command again to resume after an interruption. Finished runs are kept; a run with changed options is a
     new run. Failed runs record their reason and do not stop the others (exit code 3). The study folder contains
-    leaderboard.csv and .json, report.html, the runs, and models/ with the selected models. docs/studies.md describes
-    the study file.
+    leaderboard.csv and .json, report.html, the runs, and models/ with the selected models. docs/how-to/studies.md
+    describes the study file.
     """
     with packages_of("train"):
         from tl.studies.plan import parse_forced

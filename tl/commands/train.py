@@ -20,7 +20,7 @@ from tl.trainer.options import config_from_mapping, load_config, own_choices
 if TYPE_CHECKING:
     from tl.trainer.run_folder.run import Run
 
-_HELP = """Train a classifier on class folders or a CSV with path,label[,split][,group], or a landmark model.
+_HELP = """Train a classifier on class folders or a CSV with `path,label[,split][,group]`, or a landmark model.
 
 Examples:
 

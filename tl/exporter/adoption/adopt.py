@@ -40,7 +40,7 @@ from tl.runtime.session import Session
 from tl.trainer.run_folder.run import library_versions
 
 _LIBRARIES = ("onnx", "onnx-ir", "onnxruntime", "onnxruntime-gpu", "pillow", "simplejpeg")
-# Measured in docs/adopt.md.
+# Measured in docs/how-to/adopt.md.
 _CROP_CAVEAT = (
     "note: transformers rounds the center crop's corner down, tl to the nearest even: in about one photo of six the "
     "crop lies one pixel beside, which moves its probabilities by some hundredths"

@@ -1,6 +1,7 @@
 """Combine the probabilities of several members into one decision. Pure numpy; same arithmetic as merged graphs.
 
-Sums run in float32 in member order, so that all implementations break ties alike. docs/glossary.md defines the rules.
+Sums run in float32 in member order, so that all implementations break ties alike. docs/reference/glossary.md defines
+the rules.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """Parse, validate and serialize the contract stored in `metadata_props["tl.contract"]` of every model file.
 
 Upgrades contracts of older schema versions and rejects newer ones. Imports neither onnx nor onnxruntime: `session`
-reads the text from a file, the exporter embeds it. docs/model-file.md describes the fields.
+reads the text from a file, the exporter embeds it. docs/reference/model-file.md describes the fields.
 """
 
 from __future__ import annotations
@@ -193,7 +193,7 @@ class OodFacts:
 
 @dataclass(frozen=True)
 class Contract:
-    """Everything a runtime needs to use a model file. docs/model-file.md describes each field.
+    """Everything a runtime needs to use a model file. docs/reference/model-file.md describes each field.
 
     `landmarks` is None for classification; `quantization` for fp32, and for an adopted file whose precision was reduced
     by another tool; `ensemble` for a single model; `conformal` and `ood` if no held-out data was available to fit them.

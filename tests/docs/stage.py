@@ -1,0 +1,198 @@
+"""What the documentation's commands find in their folder: small images, annotations and model files.
+
+`python -m tests.docs.stage PAGE FOLDER` writes a page's files and its Python blocks as scripts, for a check in another
+environment.
+"""
+
+from __future__ import annotations
+
+import csv
+import os
+import re
+import shutil
+import subprocess
+import sys
+import zipfile
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+
+from tests.docs.pages import ROOT, read_blocks
+from tests.models import make_model
+from tests.spots import USUAL_XY, make_spot_model, save_spots
+
+BEETLES = {"carabus": (200, 50, 40), "poecilus": (40, 170, 60), "pterostichus": (40, 60, 190)}
+INSECTS = {"ants": (90, 50, 40), "bees": (210, 170, 60)}
+PARTS = {"good": (120, 120, 120), "scratch": (200, 60, 50), "stain": (60, 60, 190)}
+
+
+def _noisy(path: Path, rgb: tuple[int, int, int], seed: int) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    noise = np.random.default_rng(seed).integers(-40, 41, (64, 64, 3))
+    Image.fromarray(np.clip(np.array(rgb) + noise, 0, 255).astype(np.uint8)).save(path, quality=95)
+
+
+def _class_folders(root: Path, colors: dict[str, tuple[int, int, int]], count: int, seed: int = 0) -> None:
+    for c, (name, rgb) in enumerate(colors.items()):
+        for i in range(count):
+            _noisy(root / name / f"{i:03d}.jpg", rgb, seed + 100 * c + i)
+
+
+def beetles(folder: Path) -> None:
+    """Labeled, held-out and new images of three classes."""
+    _class_folders(folder / "photos", BEETLES, 12)
+    _class_folders(folder / "held-out", BEETLES, 8, seed=1000)
+    for i, rgb in enumerate(BEETLES.values()):
+        _noisy(folder / f"new-photos/{i}.jpg", rgb, 2000 + i)
+    shutil.copy(folder / "new-photos/0.jpg", folder / "photo.jpg")
+
+
+def insects(folder: Path) -> None:
+    """Labeled, held-out and new images of two classes."""
+    _class_folders(folder / "photos", INSECTS, 12)
+    _class_folders(folder / "held-out", INSECTS, 8, seed=1000)
+    for i, rgb in enumerate([*INSECTS.values(), (40, 60, 190)]):
+        _noisy(folder / f"new-photos/{i:03d}.jpg", rgb, 2000 + i)
+
+
+def more_beetles(folder: Path) -> None:
+    """An archive, a folder in a folder, labels with splits, odd images, a new class."""
+    with zipfile.ZipFile(folder / "photos.zip", "w") as archive:
+        archive.write(folder / "new-photos/0.jpg", "0.jpg")
+    for name in ("more/deep/1.jpg", "odd/1.jpg", "odd.jpg"):
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        shutil.copy(folder / "new-photos/1.jpg", folder / name)
+    (folder / "last.txt").touch()
+    os.utime(folder / "last.txt", (0, 0))
+    _class_folders(folder / "new-species", {"abax": (230, 210, 60)}, 6, seed=3000)
+    rows = [f"held-out/{name}/{i:03d}.jpg,{name},{'val' if i < 4 else 'test'}" for name in BEETLES for i in range(8)]
+    (folder / "labels.csv").write_text("\n".join(["path,label,split", *rows]) + "\n", encoding="utf-8")
+
+
+def parts(folder: Path) -> None:
+    """Images of good and defective parts."""
+    _class_folders(folder / "parts", PARTS, 12)
+    _class_folders(folder / "held-out", PARTS, 4, seed=1000)
+    for i, rgb in enumerate(PARTS.values()):
+        _noisy(folder / f"line/{i}.jpg", rgb, 2000 + i)
+
+
+def wings(folder: Path) -> None:
+    """Annotated images of three points, the same as TPS, new images, and boxes."""
+    from tests.trainer.landmarks.make import make_spots, moved_spots
+
+    made = make_spots(folder, whole=True)
+    with made.open(encoding="utf-8", newline="") as stream:
+        header, *rows = csv.reader(stream)
+    splits = ["train"] * 8 + ["val"] * 2 + ["test"] * 2
+    with (folder / "wings.csv").open("w", encoding="utf-8", newline="") as stream:
+        csv.writer(stream).writerows(
+            [[header[0], "split", *header[1:]]] + [[r[0], s, *r[1:]] for r, s in zip(rows, splits, strict=True)]
+        )
+    made.unlink()
+    for i in range(3):
+        save_spots(folder / f"photos/{i}.png", moved_spots(100 + i))
+    boxes = [f"photos/{i}.png,5,5,70,50" for i in range(3)]
+    (folder / "boxes.csv").write_text("\n".join(["path,box_x,box_y,box_w,box_h", *boxes]) + "\n", encoding="utf-8")
+    run = [sys.executable, "-m", "tl", "convert", "wings.csv", "wings.tps"]
+    subprocess.run(run, cwd=folder, env={**os.environ, "PYTHONPATH": str(ROOT)}, check=True, capture_output=True)
+
+
+def color_models(folder: Path) -> None:
+    """Classifiers of colors, that of landmarks, and an image for each."""
+    make_model(folder / "model.onnx")
+    make_model(folder / "other.onnx", gain=0.1)
+    Image.fromarray(np.full((40, 30, 3), (10, 220, 30), np.uint8)).save(folder / "photo.png")
+    make_spot_model(folder / "wing.onnx")
+    save_spots(folder / "wing.png", USUAL_XY)
+
+
+def beetle_models(folder: Path) -> None:
+    """Classifiers that call the beetles by their colors."""
+    for name, gain in (("beetles", 0.05), ("a", 0.03), ("b", 0.05), ("c", 0.07)):
+        make_model(folder / f"{name}.onnx", tuple(BEETLES), gain=gain)
+
+
+def several_models(folder: Path) -> None:
+    """The members of an ensemble, also in a folder of their own."""
+    (folder / "models").mkdir()
+    for name in "abc":
+        shutil.copy(folder / f"{name}.onnx", folder / "models")
+
+
+def foreign_models(folder: Path) -> None:
+    """Classifiers as other tools export them."""
+    from tests.exporter.adoption.foreign_models import make_foreign, make_huggingface, make_ultralytics
+
+    make_foreign(folder / "net.onnx")
+    make_foreign(folder / "keras.onnx", layout="nhwc")
+    make_ultralytics(folder / "yolo11n-cls.onnx", tuple(BEETLES))
+    make_huggingface(folder / "exported")
+    (folder / "names.txt").write_text("\n".join(BEETLES) + "\n", encoding="utf-8")
+    (folder / "config.json").write_text('{"architecture": "resnet18", "pretrained_cfg": {}}', encoding="utf-8")
+
+
+def recipes(folder: Path) -> None:
+    """The published studies."""
+    shutil.copytree(ROOT / "recipes", folder / "recipes")
+
+
+def trained(folder: Path) -> None:
+    """A trained run, runs/beetles, and its model file."""
+    for line in ("train photos/ --out runs/beetles", "export runs/beetles -o beetles.onnx"):
+        words = [sys.executable, "-m", "tests.docs.quick_tl", *line.split()]
+        subprocess.run(words, cwd=folder, env={**os.environ, "PYTHONPATH": str(ROOT)}, check=True, capture_output=True)
+
+
+# Page -> what its commands find. A page that is not listed has no commands.
+STAGES: dict[str, tuple[Callable[[Path], None], ...]] = {
+    "README.md": (beetles,),
+    "docs/index.md": (beetles,),
+    "docs/how-to/install.md": (),
+    "docs/how-to/predicting.md": (beetles, more_beetles, beetle_models),
+    "docs/how-to/ensembles.md": (beetles, more_beetles, beetle_models, several_models, trained),
+    "docs/how-to/landmarks.md": (wings,),
+    "docs/how-to/studies.md": (beetles,),
+    "docs/how-to/adopt.md": (beetles, beetle_models, foreign_models),
+    "docs/how-to/embedding.md": (color_models,),
+    "docs/reference/model-file.md": (beetles, more_beetles, trained),
+    "docs/reference/recipes.md": (beetles, recipes),
+    "docs/tutorials/ecologist.md": (insects,),
+    "docs/tutorials/morphometrics.md": (wings,),
+    "docs/tutorials/inspection.md": (parts,),
+    "docs/tutorials/tool-author.md": (color_models,),
+}
+
+
+def write_weights(folder: Path) -> None:
+    """Weights of the small network, random but always the same: what an ImageNet download is to a backbone."""
+    import torch
+    from safetensors.torch import save_file
+
+    from tl.trainer.models.backbones import build_trunk
+
+    folder.mkdir(parents=True)
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        tensors = {name: tensor.contiguous() for name, tensor in build_trunk("smallcnn").state_dict().items()}
+    save_file(tensors, folder / "smallcnn.safetensors")
+
+
+def write_scripts(page: str, folder: Path) -> dict[str, Path]:
+    """A page's stage and its Python blocks that run. Place of the block -> script."""
+    folder.mkdir(parents=True, exist_ok=True)
+    for make in STAGES.get(page, ()):
+        make(folder)
+    scripts = {}
+    for block in read_blocks(page):
+        if block.runs and block.language == "python":
+            name = re.sub("[^a-z]+", "_", block.heading.lower())
+            scripts[block.place] = folder / f"{name}_{len(scripts)}.py"
+            scripts[block.place].write_text(block.code, encoding="utf-8")
+    return scripts
+
+
+if __name__ == "__main__":
+    write_scripts(sys.argv[1], Path(sys.argv[2]))
