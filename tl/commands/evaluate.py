@@ -255,7 +255,7 @@ def _shown(value: object) -> object:
 def _say_split(name: str, count: int, held_out: str) -> None:
     warn(f"evaluating on split '{name}': {count} images")
     if name == "all":
-        warn(f"scores on training images are too optimistic; for a run's held-out images: {held_out} --split val")
+        warn(f"scores are too optimistic if a model was trained on these images; held out: {held_out} --split val")
 
 
 def _report(done: _Evaluated, as_json: bool) -> None:
