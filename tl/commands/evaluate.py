@@ -26,7 +26,7 @@ from tl.commands.options import (
     open_predictor,
 )
 from tl.commands.requests import from_flags, refuse_given
-from tl.errors import ConfigError
+from tl.errors import ConfigError, DataError
 
 if TYPE_CHECKING:
     from tl.data.manifests import LabeledImage
@@ -196,7 +196,7 @@ def _evaluate_tta(request: EvaluateRequest, name: str, images: list[LabeledImage
 
 
 def _evaluate_classes(request: EvaluateRequest, name: str, images: list[LabeledImage]) -> _Evaluated:
-    from tl.evaluation.evaluate import evaluate
+    from tl.evaluation.evaluate import check_unseen, evaluate
     from tl.runtime.predictor import load
 
     models, votes = request.models, request.votes
@@ -205,6 +205,12 @@ def _evaluate_classes(request: EvaluateRequest, name: str, images: list[LabeledI
             from tl.studies.report.ensemble_page import write_ensemble_report
     with ExitStack() as open_files:
         predictor = open_files.enter_context(open_predictor(open_models(models), models, ClassFlags()))
+        try:
+            check_unseen(predictor.ensemble.sessions, name)
+        except DataError as error:
+            if votes.fit_vote_weights is not None:
+                raise
+            warn(str(error))
         beside = None
         if votes.merged is not None:
             beside = open_files.enter_context(load(votes.merged, device=models.device, threads=models.threads))

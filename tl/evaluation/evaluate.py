@@ -9,7 +9,7 @@ from __future__ import annotations
 import itertools
 import math
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -24,6 +24,7 @@ from tl.progress import Progress
 from tl.runtime.ensembles.voting import VOTINGS, vote
 from tl.runtime.predictor import Predictor
 from tl.runtime.results import Classification, Failure
+from tl.runtime.session import Session
 
 FOLDS = 5
 # Weight of a member that was given none: votes need positive weights.
@@ -151,6 +152,21 @@ class Evaluation:
     def columns(self) -> tuple[str, ...]:
         """The row keys that a table shows."""
         return ENSEMBLE_COLUMNS if self.members.shape[1] > 1 else COLUMNS
+
+
+def check_unseen(sessions: Iterable[Session], split: str) -> None:
+    """Raise `DataError` if a model was also fitted to the images of the split `split`, "val" if any.
+
+    Its scores on them are too optimistic to fit weights or calibrate with. The contract records this as `refit` among
+    the options of the training run.
+    """
+    for session in sessions:
+        contract = session.contract
+        if split == "val" and contract is not None and contract.provenance.config.get("refit") is True:
+            raise DataError(
+                f"{session.path}: its head was also fitted to the validation images (refit), so its scores on them are "
+                "too optimistic: use other images, or train it again without refit"
+            )
 
 
 def choose_split(images: Sequence[LabeledImage], asked: str | None) -> tuple[str, list[LabeledImage]]:

@@ -81,7 +81,13 @@ def export_lowered(
     Raises what `export_run` raises, `DeviceError`, and `PrecisionError` if the file is not worth keeping.
     """
     check_model_name(out)
-    if run.load_config().task == "landmarks":
+    config = run.load_config()
+    if config.refit:
+        raise ConfigError(
+            f"precision {lowering.precision} is compared on validation images, and this head was fitted to them too; "
+            "train again without refit"
+        )
+    if config.task == "landmarks":
         raise ConfigError(f"precision {lowering.precision} is for classifiers; landmark files are fp32")
     judged, calibration = _choose(run, lowering)
     with TemporaryDirectory(prefix="tl-") as folder:

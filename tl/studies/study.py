@@ -123,7 +123,9 @@ def _cells(
         point = (*zip(axes, combined, strict=True), *extra.items())
         for seed in variant.seeds:
             try:
-                config = config_from_mapping({"cache": "disk", **fixed, **dict(point), "seed": seed}, "run")
+                config = config_from_mapping(
+                    {"cache": "disk", "refit": False, **fixed, **dict(point), "seed": seed}, "run"
+                )
                 resolve(replace(config, out="x"))
             except ConfigError as error:
                 told = str(error).removeprefix("run: ").removeprefix("options: ")

@@ -23,7 +23,7 @@ from tl.trainer.config import TrainConfig
 from tl.trainer.heads.training import solve, train_by_steps
 from tl.trainer.options import is_solved
 from tl.trainer.run_folder.run import Run
-from tl.trainer.task import CLEAN, Outcome, Task, Training, prepare_task
+from tl.trainer.task import CLEAN, HeldOut, Outcome, Task, Training, prepare_task
 
 if TYPE_CHECKING:
     from tl.trainer.fit.distributed import Ranks
@@ -70,25 +70,30 @@ class TrainedClassifier:
         """Calibrate, evaluate, and write the results."""
         task, outcome = self.task, self.outcome
         splits = ("val", "test") if task.config.test else ("val",)
-        logits = {}
+        scored = {}
         for split in splits:
             progress.start(f"evaluating {split}", 1, "splits")
-            logits[split] = outcome.logits(split)
+            scored[split] = _scored(task, outcome, split)
             progress.advance()
-        temperature = fit_temperature(logits["val"], task.true_ids("val"))
+        val = scored["val"]
+        temperature = fit_temperature(val.logits, _true_ids(task, val))
         metrics: Metrics = {
             "best_epoch": outcome.best_epoch,
             "train_seconds": seconds,
             "trained_parameters": outcome.trained_parameters,
             "temperature": temperature,
         }
-        for split in splits:
-            metrics[split] = _score(logits[split], temperature, task.true_ids(split), task.class_names)
-            progress.say(_metrics_line(split, metrics[split]))
+        for split, found in scored.items():
+            metrics[split] = _score(found.logits, temperature, _true_ids(task, found), task.class_names)
+            name = "out of fold" if split == "val" and outcome.held_out else split
+            progress.say(_metrics_line(name, metrics[split]))
         outcome.save(temperature)
-        for split in splits:
-            images = [task.store.images[i] for i in task.store.indices(split)]
-            run.save_predictions(split, images, softmax(logits[split], temperature), task.class_names)
+        for split, found in scored.items():
+            _save_predictions(task, run, split, found, temperature)
+        if outcome.held_out is not None:
+            # The deployed network's own answers, which an export must reproduce; they say nothing about accuracy.
+            own = HeldOut(task.store.indices("val"), outcome.logits("val"))
+            _save_predictions(task, run, "fitted", own, temperature)
         return metrics
 
 
@@ -147,6 +152,22 @@ def _audit(task: Task) -> list[Finding]:
         embeddings = features.mean(axis=(2, 3)) if features.ndim == 4 else features
         findings += find_near_duplicates(store.images, store.hashes, embeddings)
     return findings
+
+
+def _scored(task: Task, outcome: Outcome, split: str) -> HeldOut:
+    """The images that a split's scores come from, and their logits."""
+    if split == "val" and outcome.held_out is not None:
+        return outcome.held_out
+    return HeldOut(task.store.indices(split), outcome.logits(split))
+
+
+def _true_ids(task: Task, found: HeldOut) -> NDArray[np.int64]:
+    return np.array([task.ids[i] for i in found.places], np.int64)
+
+
+def _save_predictions(task: Task, run: Run, name: str, found: HeldOut, temperature: float) -> None:
+    images = [task.store.images[i] for i in found.places]
+    run.save_predictions(name, images, softmax(found.logits, temperature), task.class_names)
 
 
 def _score(

@@ -94,6 +94,11 @@ def has_norm(backbone: str) -> bool:
     return not name.startswith(WITHOUT_NORM) or "_bn" in name
 
 
+def can_refit(config: TrainConfig) -> bool:
+    """Whether a resolved config's head can be fitted to the validation images too, once C has been chosen."""
+    return is_solved(config) and not config.bag and config.views is None
+
+
 def find_task(data: str) -> Kind:
     """The task of a data set: landmarks for a landmark file, classes otherwise, also for a missing path."""
     return "landmarks" if is_landmark_file(data) else "classification"
@@ -228,6 +233,9 @@ def _combination_faults(config: TrainConfig) -> list[str]:
             config.bag and not is_solved(config)
         ),
         f"folds must be at least 2, found {config.folds}": _below(config.folds, 2),
+        "refit needs a solved head (method features with head linear or svm, without epochs), without bag and views": (
+            config.refit is True and not can_refit(config)
+        ),
         "head conv needs head_sizes: channels, then dense sizes": config.head == "conv" and not config.head_sizes,
     }
     faults = [text for text, is_broken in rules.items() if is_broken]

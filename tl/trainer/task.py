@@ -23,10 +23,18 @@ from tl.progress import Progress
 from tl.runtime.imaging.preprocessing import Preprocessing, build_preprocessing
 from tl.trainer.config import TrainConfig
 from tl.trainer.fit.augment import Augment, build_augment
-from tl.trainer.models.backbone_info import OWN_BACKBONES, TIMM_PREFIX, BackboneInfo, remembered_info
+from tl.trainer.models.backbone_info import OWN_BACKBONES, BackboneInfo, library_of, remembered_info
 from tl.trainer.models.weight_files import WeightsFile, find_weights, read_colors
-from tl.trainer.options import resolve, settled
+from tl.trainer.options import can_refit, resolve, settled
 from tl.trainer.run_folder.run import NetworkCard, Run
+
+
+@dataclass(frozen=True)
+class HeldOut:
+    """Out-of-fold logits float (N, C) of the images at `places` (N,) in the store."""
+
+    places: list[int]
+    logits: NDArray[np.floating]
 
 
 @dataclass(frozen=True)
@@ -35,7 +43,8 @@ class Outcome:
 
     `logits`: split -> float (N, C) in the store's order. `save`: writes `best.safetensors`, given the temperature.
     `trained_parameters`: number of learned values. `best_epoch`: None if training had no epochs.
-    `train_seconds`: time of all epochs, or None to use the run's wall time.
+    `train_seconds`: time of all epochs, or None to use the run's wall time. `held_out`: replaces the validation split
+    in every score if the network was fitted to it too.
     """
 
     logits: Callable[[str], NDArray[np.floating]]
@@ -43,6 +52,7 @@ class Outcome:
     trained_parameters: int
     best_epoch: int | None = None
     train_seconds: float | None = None
+    held_out: HeldOut | None = None
 
 
 # (run, progress, whether the run is resumed) -> outcome
@@ -99,6 +109,12 @@ class Task(PreparedInputs):
             raise ValueError("this task keeps no features")
         return self.features.get(self.store, self.store.indices(split), views)
 
+    def features_at(self, places: Sequence[int]) -> NDArray[np.float32]:
+        """Cached features (N, ...) of the images at `places` in the store."""
+        if self.features is None:
+            raise ValueError("this task keeps no features")
+        return self.features.get(self.store, places, (CLEAN,))
+
 
 # (config, info, number of classes, weights file): raises `TlError` if no network can be built from them.
 Check = Callable[[TrainConfig, BackboneInfo, int, WeightsFile | None], None]
@@ -115,9 +131,11 @@ def prepare_task(config: TrainConfig, progress: Progress, check: Check = lambda 
     info = remembered_info(config.backbone, find_info)
     preprocessing = build_run_preprocessing(config, info)
     augment = build_augment(str(config.augment), preprocessing)
-    images = assign_splits(
-        read_images(config.data, config.split_column, progress.say), config.val_fraction, config.seed
-    )
+    found = read_images(config.data, config.split_column, progress.say)
+    images = assign_splits(found, config.val_fraction, config.seed)
+    if config.refit is None:
+        has_own_split = any(image.split == "val" for image in found)
+        config = dataclasses.replace(config, refit=can_refit(config) and not has_own_split)
     if config.per_class is not None:
         images = limit_per_class(images, config.per_class, config.seed)
     config = fit_batch(config, images, asked_batch)
@@ -178,7 +196,7 @@ def open_run_features(
         preprocessing=preprocessing_key(preprocessing),
         colors=f"{info.mean} {info.std}",
         tl=__version__ if config.backbone in OWN_BACKBONES else "",
-        library=metadata.version("timm" if config.backbone.startswith(TIMM_PREFIX) else "torchvision"),
+        library=metadata.version(library_of(config.backbone)),
         **changes,
     )
 

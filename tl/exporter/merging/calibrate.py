@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from tl.data.manifests import LabeledImage, class_ids
 from tl.errors import DataError
 from tl.evaluation.calibration import conformal_of, fit_temperature, unknown_limit
-from tl.evaluation.evaluate import log_loss
+from tl.evaluation.evaluate import check_unseen, log_loss
 from tl.progress import Progress
 from tl.runtime.ensembles.ensemble import Ensemble
 from tl.runtime.ensembles.voting import soften
@@ -50,6 +50,8 @@ def calibrate_votes(
     """
     if not held_out:
         return Calibration(1.0, None)
+    if any(image.split == "val" for image in held_out):
+        check_unseen(ensemble.sessions, "val")
     true_ids = class_ids(held_out, ensemble.class_names)
     progress.start("calibrating", len(held_out), "images")
     voted, known, strange = [], [], []

@@ -59,8 +59,10 @@ class FinishedRun:
         return {name: np.array([_number(row[name]) for row in rows]) for name in (rows[0] if rows else ())}
 
     def paths(self, split: str) -> list[str]:
-        """Return the image paths of a split in manifest order, whether or not the images still exist."""
-        names = [row["path"] for row in self.rows("manifest.csv") if row["split"] == split]
+        """Return the image paths that a split's scores come from, in manifest order, even if images no longer exist."""
+        # A head that was fitted to the validation images, too, has out-of-fold scores of all of them.
+        splits = ("train", "val") if split == "val" and self.config.refit else (split,)
+        names = [row["path"] for row in self.rows("manifest.csv") if row["split"] in splits]
         return [os.path.normpath(os.path.join(self.run.folder, name)) for name in names]
 
 

@@ -48,6 +48,8 @@ def build_run_page(finished: FinishedRun, contract: Contract | None = None) -> P
     config = finished.config
     is_points = config.task == "landmarks"
     seen = {"test": "the test split, evaluated once", "val": "the validation split, which also selected the epoch"}
+    if config.refit:
+        seen["val"] = "all training and validation images, each scored by a head that was fitted without it"
     subtitle = f"{config.method} of {config.backbone}, head {config.head}. Scores are on {seen[finished.split]}."
     if config.crop != "whole":
         subtitle += " Each photo's region was taken from the annotations; errors are larger if a locator finds it."

@@ -1,6 +1,7 @@
 """Linear heads on frozen features, fitted by a solver instead of step by step: logistic regression and linear SVM.
 
-Depends on scikit-learn, never on torch. Feature scaling is folded into one linear layer on the raw features.
+C is chosen on a validation set (`solve_head`) or by cross-validation (`cross_validate`). Depends on scikit-learn, never
+on torch. Feature scaling is folded into one linear layer on the raw features.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
+from scipy.special import logsumexp
 from threadpoolctl import threadpool_limits
 
 from tl.runtime.devices import usable_cores
@@ -36,11 +38,25 @@ class LinearHead:
 
 @dataclass(frozen=True)
 class Trial:
-    """Validation result for one value of C."""
+    """Result for one value of C on validation images, or out of fold. `val_log_loss` is NaN for an SVM's margins."""
 
     c: float
     train_top1_accuracy: float
     val_top1_accuracy: float
+    val_log_loss: float
+
+
+@dataclass(frozen=True)
+class CrossValidated:
+    """A head fitted to all rows with the C that cross-validation has chosen.
+
+    `held_out`: float64 (N, C) logits of each row, from a head that was fitted without the row's fold and whose C was
+    chosen without it.
+    """
+
+    head: LinearHead
+    held_out: NDArray[np.float64]
+    trials: list[Trial]
 
 
 Labeled = tuple[NDArray[np.floating], NDArray[np.int64]]
@@ -55,6 +71,59 @@ def solve_head(
     """
     heads, trials = _solve_each(solver, train, val, sorted(c_values), seed, is_balanced)
     return heads[_best(trials)], trials
+
+
+def cross_validate(
+    solver: Solver,
+    data: Labeled,
+    folds: Sequence[tuple[NDArray[np.int64], NDArray[np.int64]]],
+    c_values: Sequence[float],
+    seed: int,
+    *,
+    is_balanced: bool = False,
+) -> CrossValidated:
+    """Choose C by cross-validation and fit the head to all of `data`. Features (N, D), ids (N,) with each of 0..C-1.
+
+    The best C has the smallest loss on held-out rows: log loss, or the error rate for an SVM; ties go to the smallest.
+    The held-out logits of a fold come from the C that is best on the other folds, so that no row takes part in choosing
+    the C that it is scored with.
+
+    Source: Varma & Simon 2006, "Bias in error estimation when using cross-validation for model selection".
+    """
+    features, ids = data
+    tried = sorted(c_values)
+    logits = np.zeros((len(tried), len(ids), int(ids.max()) + 1))
+    train_accuracies = []
+    for i, (own, held) in enumerate(folds):
+        part, rest = (features[own], ids[own]), (features[held], ids[held])
+        heads, trials = _solve_each(solver, part, rest, tried, seed + i, is_balanced)
+        logits[:, held] = [head.logits(features[held]) for head in heads]
+        train_accuracies.append([trial.train_top1_accuracy for trial in trials])
+    losses = np.array([_losses(solver, each, ids) for each in logits])
+    held_out = np.empty(logits.shape[1:])
+    for _, held in folds:
+        others = np.ones(len(ids), bool)
+        others[held] = False
+        held_out[held] = logits[losses[:, others].mean(axis=1).argmin(), held]
+    best = tried[losses.mean(axis=1).argmin()]
+    (head,), _ = _solve_each(solver, data, data, [best], seed, is_balanced)
+    trained = np.average(train_accuracies, axis=0, weights=[len(own) for own, _ in folds])
+    trials = [
+        Trial(c, float(accuracy), float((each.argmax(axis=1) == ids).mean()), _log_loss(solver, each, ids))
+        for c, accuracy, each in zip(tried, trained, logits, strict=True)
+    ]
+    return CrossValidated(head, held_out, trials)
+
+
+def _losses(solver: Solver, logits: NDArray[np.float64], ids: NDArray[np.int64]) -> NDArray[np.float64]:
+    """The loss of each row: its log loss, or 1 for an error of an SVM, whose margins are no log-probabilities."""
+    if solver == "svm":
+        return np.asarray(logits.argmax(axis=1) != ids, np.float64)
+    return np.asarray(logsumexp(logits, axis=1) - logits[np.arange(len(ids)), ids])
+
+
+def _log_loss(solver: Solver, logits: NDArray[np.float64], ids: NDArray[np.int64]) -> float:
+    return float("nan") if solver == "svm" else float(_losses(solver, logits, ids).mean())
 
 
 def solve_bag(
@@ -86,6 +155,7 @@ def solve_bag(
             tried[0].c,
             float(np.average([trial.train_top1_accuracy for trial in tried], weights=own_sizes)),
             float(np.average([trial.val_top1_accuracy for trial in tried], weights=held_sizes)),
+            float(np.average([trial.val_log_loss for trial in tried], weights=held_sizes)),
         )
         for tried in zip(*(trials for _, trials in each), strict=True)
     ]
@@ -106,6 +176,8 @@ def _solve_each(
 
     mean, std = train[0].mean(axis=0, dtype=np.float64), train[0].std(axis=0, dtype=np.float64)
     std = np.maximum(std, max(0.1 * float(std.mean()), 1e-6))  # nearly constant features are not amplified
+    if solver == "logistic":
+        std = np.sqrt(std * std.mean())  # halfway between raw and standardized features
     shift, scale = mean.astype(np.float32), std.astype(np.float32)
     scaled_train, scaled_val = ((x.astype(np.float32, copy=False) - shift) / scale for x, _ in (train, val))
     # The largest C takes the longest, so it starts first.
@@ -118,11 +190,16 @@ def _solve_each(
         is_random = solver == "svm" and len(scaled_train) < scaled_train.shape[1]
         with threadpool_limits(1), ThreadPoolExecutor(1 if is_random else usable_cores()) as pool:
             models = list(pool.map(lambda fit: fit(), fits))[::-1]
-    trials = [
-        Trial(c, model.score(scaled_train, train[1]), model.score(scaled_val, val[1]))
-        for c, model in zip(c_values, models, strict=True)
-    ]
     heads = [_unscale(m.coef_, m.intercept_, mean, std, c) for m, c in zip(models, c_values, strict=True)]
+    trials = [
+        Trial(
+            head.c,
+            model.score(scaled_train, train[1]),
+            model.score(scaled_val, val[1]),
+            _log_loss(solver, head.logits(val[0]), val[1]),
+        )
+        for head, model in zip(heads, models, strict=True)
+    ]
     return heads, trials
 
 

@@ -6,32 +6,53 @@ Does not open images. A solved head needs no torch, not even for saving.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from contextlib import suppress
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from tl.data.manifests import Fold, cut_folds
+from tl.errors import DataError
 from tl.progress import Progress
-from tl.trainer.heads.solvers import LinearHead, Solver, Trial, solve_bag, solve_head
+from tl.trainer.config import SOLVER_FOLDS
+from tl.trainer.heads.solvers import CrossValidated, LinearHead, Solver, Trial, cross_validate, solve_bag, solve_head
 from tl.trainer.options import settled
 from tl.trainer.run_folder.run import Run
-from tl.trainer.task import Outcome, Task, network_card
+from tl.trainer.task import HeldOut, Outcome, Task, network_card
 
 
 def solve(task: Task, run: Run, progress: Progress, is_resumed: bool) -> Outcome:
     """Solve a linear head for each value of C; writes `c_search.csv`. Has no state to resume."""
-    head = solve_linear(task, run, progress)
+    places = sorted([*task.store.indices("train"), *task.store.indices("val")])
+    folds = _cut(task, places, SOLVER_FOLDS) if task.config.refit else None
+    held_out = None
+    if folds is not None:
+        found = _cross_validate(task, places, folds, run, progress)
+        head, held_out = found.head, HeldOut(places, found.held_out)
+    else:
+        head = solve_linear(task, run, progress)
     return Outcome(
         logits=lambda split: head.logits(task.split_features(split)),
         save=lambda temperature: _save_solved(task, run, head, temperature),
         trained_parameters=head.weight.size + head.bias.size,
+        held_out=held_out,
     )
 
 
 def solve_linear(task: Task, run: Run, progress: Progress) -> LinearHead:
-    """Solve a linear head on features of the unchanged trunk; writes `c_search.csv`."""
+    """Solve a linear head on features of the training images; writes `c_search.csv`.
+
+    Cross-validation on the training images chooses C, so that the validation images are seen by no part of the head;
+    where a class or its groups are too few for two folds, the validation images choose it.
+    """
     config = task.config
+    if not config.bag and config.views is None:
+        places = task.store.indices("train")
+        folds = _cut(task, places, SOLVER_FOLDS)
+        if folds is not None:
+            return _cross_validate(task, places, folds, run, progress).head
     solver: Solver = "svm" if config.head == "svm" else "logistic"
     progress.start("solving the head", 1, "heads")
     train = _train_data(task)
@@ -70,6 +91,34 @@ def train_by_steps(task: Task, run: Run, progress: Progress, is_resumed: bool) -
         best_epoch=best_epoch(history, settled(config.monitor)),
         train_seconds=sum(row.seconds for row in history) if is_resumed else None,
     )
+
+
+def _cross_validate(
+    task: Task, places: Sequence[int], folds: Sequence[Fold], run: Run, progress: Progress
+) -> CrossValidated:
+    """Solve a linear head on the images at `places`, C chosen on `folds` of them; writes `c_search.csv`."""
+    config = task.config
+    solver: Solver = "svm" if config.head == "svm" else "logistic"
+    progress.start("solving the head", 1, "heads")
+    data = task.features_at(places), np.array([task.ids[i] for i in places])
+    is_balanced = config.class_weights == "balanced"
+    found = cross_validate(solver, data, folds, settled(config.c_values), config.seed, is_balanced=is_balanced)
+    run.save_rows("c_search.csv", Trial, found.trials)
+    tried = ", ".join(f"{trial.c:g}" for trial in found.trials)
+    progress.say(f"{solver} head with C {found.head.c:g}, of {tried}, by {len(folds)}-fold cross-validation")
+    progress.advance()
+    return found
+
+
+def _cut(task: Task, places: Sequence[int], most: int) -> list[Fold] | None:
+    """Cut the images at `places` into at most `most` folds; None where there are too few images or groups for two."""
+    store = task.store
+    ids = np.array([task.ids[i] for i in places])
+    hashes, groups = [store.hashes[i] for i in places], [store.images[i].group for i in places]
+    for count in range(most, 1, -1):
+        with suppress(DataError):
+            return cut_folds(ids, hashes, groups, count, task.config.seed)
+    return None
 
 
 def _train_data(task: Task) -> tuple[NDArray[np.float32], NDArray[np.int64]]:

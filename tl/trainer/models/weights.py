@@ -19,7 +19,7 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from tl.errors import WeightsError
-from tl.trainer.models.backbone_info import TIMM_PREFIX
+from tl.trainer.models.backbone_info import BUNDLED, TIMM_PREFIX
 from tl.trainer.models.weight_files import WeightsFile
 
 _TRUNK_PREFIX = "trunk."
@@ -42,9 +42,26 @@ def read_weights(file: WeightsFile, backbone: str) -> Weights:
             for name, tensor in tensors.items()
             if name.startswith(_TRUNK_PREFIX)
         }
+    elif backbone == BUNDLED:
+        tensors = _named_as_in_timm(tensors, file.description)
     elif backbone.startswith(TIMM_PREFIX):
         tensors = {f"model.{name}": tensor for name, tensor in tensors.items()}
     return Weights(_rename_dense_layers(tensors), file.description)
+
+
+def _named_as_in_timm(tensors: dict[str, Tensor], description: str) -> dict[str, Tensor]:
+    """The bundled backbone's tensors under timm's names, which come in the same order with the same shapes."""
+    from tl.trainer.models.backbones import build_classifier
+
+    wanted = build_classifier(BUNDLED).state_dict()
+    if tensors.keys() == wanted.keys():
+        return tensors
+    if [tensor.shape for tensor in tensors.values()] != [tensor.shape for tensor in wanted.values()]:
+        raise WeightsError(
+            f"{description}: the weights are of another network: expected {len(wanted)} tensors of {BUNDLED} in its "
+            f"order, found {len(tensors)}"
+        )
+    return dict(zip(wanted, tensors.values(), strict=True))
 
 
 def load_into(module: nn.Module, weights: Weights, *, unused: frozenset[str] | set[str] = frozenset()) -> None:

@@ -175,10 +175,12 @@ class Run:
         return Path(os.path.relpath(path, self.folder)).as_posix()
 
     def val_predictions(self, class_names: Sequence[str]) -> dict[str, list[float]]:
-        """Probabilities from `predictions_val.csv` in the order of `class_names`, by image path as returned by
-        `image_paths`. Raises `RunError`.
+        """The network's probabilities for the validation images, in the order of `class_names`, by image path as
+        returned by `image_paths`: from `predictions_fitted.csv`, else `predictions_val.csv`. Raises `RunError`.
         """
-        path = self.folder / "predictions_val.csv"
+        path = self.folder / "predictions_fitted.csv"  # only if predictions_val.csv is out of fold
+        if not path.is_file():
+            path = self.folder / "predictions_val.csv"
         try:
             with path.open(encoding="utf-8", errors="surrogateescape", newline="") as stream:
                 reader = csv.reader(stream)
