@@ -61,7 +61,7 @@ def test_resolve__features_that_change_every_epoch_are_not_solved(changes: dict[
 @pytest.mark.parametrize(
     ("head", "sizes", "c_values"),
     [
-        ("linear", (), (1e-3, 1e-2, 1e-1, 1.0)),
+        ("linear", (), (1e-4, 1e-3, 1e-2, 1e-1, 1.0, 10.0)),
         ("svm", (), (1e-4, 1e-3, 1e-2)),
         ("mlp", (512, 256), ()),
         ("conv", (32, 1024), ()),

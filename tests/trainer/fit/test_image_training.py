@@ -62,7 +62,7 @@ def test_start_head__refuses_a_head_of_layers() -> None:
 
 def test_train__fine_tuning_begins_with_the_solved_head(close_photos: Path, finished_run: Run, tmp_path: Path) -> None:
     weights = {"weights": str(finished_run.folder), "epochs": None}
-    solved = train(make_config(close_photos, tmp_path / "a", method="features", **weights), Silent()).run
+    solved = train(make_config(close_photos, tmp_path / "a", method="features", refit=False, **weights), Silent()).run
     still: dict[str, Any] = {"lr": 1e-9, "epochs": 1, "method": "finetune", "freeze": "all"}  # nothing changes
     tuned = train(
         make_config(close_photos, tmp_path / "b", **{**weights, **still, "head_init": "solved"}), Silent()

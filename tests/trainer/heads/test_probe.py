@@ -17,6 +17,7 @@ from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 from sklearn.svm import LinearSVC
 
+from tests.trainer.heads.test_solvers import HalfStandardized
 from tests.trainer.make import Listener, make_images
 from tl.data.array_cache import ArrayCache
 from tl.data.features import FeatureSet
@@ -104,7 +105,8 @@ def test_expand_tries__faults(text: str, message: str) -> None:
 
 
 @pytest.mark.parametrize(
-    ("head", "c_values"), [("linear", ["0.001", "0.01", "0.1", "1"]), ("svm", ["0.0001", "0.001", "0.01"])]
+    ("head", "c_values"),
+    [("linear", ["0.0001", "0.001", "0.01", "0.1", "1", "10"]), ("svm", ["0.0001", "0.001", "0.01"])],
 )
 def test_configure__one_config_for_each_c_where_none_was_said(head: str, c_values: list[str]) -> None:
     configured = configure(BASE, {"head": head})
@@ -154,7 +156,8 @@ def test_probe__as_scikit_learn_cross_validates(tmp_path: Path, chosen: dict[str
     labels = ["a" if i % 5 == 0 else label for i, label in enumerate(labels)]  # no longer of equal sizes
     seeds, folds = 2, 4
     row = probe_one(make_task(tmp_path, features, labels), chosen, folds, seeds)
-    pipeline, accuracies, decided = make_pipeline(StandardScaler(), model), [], []
+    scaler = StandardScaler() if isinstance(model, LinearSVC) else HalfStandardized()
+    pipeline, accuracies, decided = make_pipeline(scaler, model), [], []
     for seed in range(seeds):
         splitter = StratifiedKFold(folds, shuffle=True, random_state=seed)
         accuracies += list(cross_val_score(pipeline, features, labels, cv=splitter))

@@ -68,9 +68,9 @@ def train_head(data: Path, weights: Run, out: Path, **changes: Any) -> TrainResu
     return train(head_config(data, weights, out, **changes), Silent())
 
 
-def read_predictions(run: Run) -> tuple[list[str], list[str], NDArray[np.float64]]:
-    """True labels, decided labels and probabilities (N, C) of `predictions_val.csv`."""
-    rows = read_rows(run.folder / "predictions_val.csv")
+def read_predictions(run: Run, name: str = "predictions_val.csv") -> tuple[list[str], list[str], NDArray[np.float64]]:
+    """True labels, decided labels and probabilities (N, C) of a table of predictions."""
+    rows = read_rows(run.folder / name)
     columns = [name for name in rows[0] if name.startswith("p:")]
     probabilities = np.array([[float(row[name]) for name in columns] for row in rows])
     return [row["true_label"] for row in rows], [row["label"] for row in rows], probabilities
@@ -94,15 +94,15 @@ ALWAYS = {"best.safetensors", "config.yaml", "environment.json", "findings.csv",
 def test_solve__writes_its_files(photos: Path, finished_run: Run, tmp_path: Path, changes: dict[str, Any]) -> None:
     listener = Listener()
     run = train(head_config(photos, finished_run, tmp_path / "r", **changes), listener).run
-    assert names_in(run) == {*ALWAYS, "c_search.csv"}
+    assert names_in(run) == {*ALWAYS, "c_search.csv", "predictions_fitted.csv"}
     rows = read_rows(run.folder / "c_search.csv")
-    assert list(rows[0]) == ["c", "train_top1_accuracy", "val_top1_accuracy"]
-    asked = (1e-4, 1e-3, 1e-2) if changes else (1e-3, 1e-2, 0.1, 1.0)
+    assert list(rows[0]) == ["c", "train_top1_accuracy", "val_top1_accuracy", "val_log_loss"]
+    asked = (1e-4, 1e-3, 1e-2) if changes else (1e-4, 1e-3, 1e-2, 0.1, 1.0, 10.0)
     assert [float(row["c"]) for row in rows] == list(asked)
     assert "solving the head" in listener.tasks
     (line,) = (line for line in listener.lines if " head with C " in line)
-    best = max(float(row["val_top1_accuracy"]) for row in rows)
-    chosen = next(row["c"] for row in rows if float(row["val_top1_accuracy"]) == best)
+    losses = [1 - float(row["val_top1_accuracy"]) if changes else float(row["val_log_loss"]) for row in rows]
+    chosen = rows[losses.index(min(losses))]["c"]
     assert line.startswith(f"{'svm' if changes else 'logistic'} head with C {float(chosen):g}, of ")
     assert read_metrics(run)["best_epoch"] is None
 
@@ -129,15 +129,16 @@ def test_train__metrics_agree_with_the_predictions(
     truth, decided, probabilities = read_predictions(run)
     names = ("Käfer", "worm", "甲虫")
     metrics = read_metrics(run)["val"]
-    assert metrics["n"] == len(truth) == 21
+    count = 21 if run.load_config().refit is False else 42  # out of fold: all images
+    assert metrics["n"] == len(truth) == count
     assert metrics["top1_accuracy"] == accuracy_score(truth, decided)
     wanted = f1_score(truth, decided, average="macro", labels=sorted(set(truth)), zero_division=0)
     assert metrics["macro_f1"] == pytest.approx(wanted, abs=1e-12)  # float64
     assert decided == [names[i] for i in probabilities.argmax(axis=1)]
-    assert probabilities.sum(axis=1) == pytest.approx(np.ones(21), abs=3 * PRINTED)
+    assert probabilities.sum(axis=1) == pytest.approx(np.ones(count), abs=3 * PRINTED)
     confidence, right = probabilities.max(axis=1), np.array(truth) == np.array(decided)
     bins = np.minimum((confidence * 15).astype(int), 14)
-    ece = sum(abs((right[bins == b] - confidence[bins == b]).sum()) for b in range(15)) / 21
+    ece = sum(abs((right[bins == b] - confidence[bins == b]).sum()) for b in range(15)) / count
     assert metrics["ece"] == pytest.approx(ece, abs=PRINTED)
     confusion = [[sum(t == a and d == b for t, d in zip(truth, decided, strict=True)) for b in names] for a in names]
     assert metrics["confusion"] == confusion
@@ -155,7 +156,8 @@ def test_train__best_tensors_give_the_predictions_by_hand(
     logits = features @ own["head.weight"].T + own["head.bias"]
     wanted = softmax(logits / card.temperature, axis=1)
     # float32 sums of 128 products, divided by the temperature, and rounding to six printed digits.
-    np.testing.assert_allclose(read_predictions(run)[2], wanted, rtol=0, atol=1e-5)
+    name = "predictions_fitted.csv" if run.load_config().refit else "predictions_val.csv"
+    np.testing.assert_allclose(read_predictions(run, name)[2], wanted, rtol=0, atol=1e-5)
     assert card.temperature == read_metrics(run)["temperature"]
     given = load_file(finished_run.best_path)
     assert {name for name in own if name.startswith("trunk.")} == {n for n in given if n.startswith("trunk.")}
@@ -228,9 +230,10 @@ def test_solve__balanced_class_weights(finished_run: Run, tmp_path: Path, head: 
     changes = {"head": head, "c_values": (0.01,), "class_weights": "balanced"}
     run = train_head(data, finished_run, tmp_path / "r", **changes).run
     task = prepare_task(run.load_config(), Silent())
-    train_data, val = ((task.split_features(split), task.true_ids(split)) for split in ("train", "val"))
+    places = range(len(task.ids))  # the head is fitted to all images
+    train_data = task.features_at(places), np.array(task.ids)
     solver = "svm" if head == "svm" else "logistic"
-    wanted, other = (solve_head(solver, train_data, val, (0.01,), 0, is_balanced=it)[0] for it in (True, False))
+    wanted, other = (solve_head(solver, train_data, train_data, (0.01,), 0, is_balanced=it)[0] for it in (True, False))
     found = load_file(run.best_path)["head.bias"]
     np.testing.assert_array_equal(found, wanted.bias.astype(np.float32))
     assert (found != other.bias.astype(np.float32)).any()
@@ -342,7 +345,8 @@ def test_train__one_training_image_a_class(
 ) -> None:
     data = make_class_folders(tmp_path / "d", 2, classes)
     result = train_head(data, finished_run, tmp_path / "r", batch_size=None, **changes)
-    assert result.metrics["val"]["n"] == len(classes)
+    is_out_of_fold = result.run.load_config().refit
+    assert result.metrics["val"]["n"] == len(classes) * (2 if is_out_of_fold else 1)
     assert np.isfinite(read_predictions(result.run)[2]).all()
 
 

@@ -15,7 +15,6 @@ from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.special import logsumexp
 from threadpoolctl import threadpool_limits
 
 from tl.runtime.devices import usable_cores
@@ -117,6 +116,8 @@ def cross_validate(
 
 def _losses(solver: Solver, logits: NDArray[np.float64], ids: NDArray[np.int64]) -> NDArray[np.float64]:
     """The loss of each row: its log loss, or 1 for an error of an SVM, whose margins are no log-probabilities."""
+    from scipy.special import logsumexp
+
     if solver == "svm":
         return np.asarray(logits.argmax(axis=1) != ids, np.float64)
     return np.asarray(logsumexp(logits, axis=1) - logits[np.arange(len(ids)), ids])
