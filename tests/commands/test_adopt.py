@@ -65,7 +65,7 @@ def test_adopt__own_numbers(run_tl: RunTl, photos: Path, labels: Path, tmp_path:
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        (["--scale", "big"], "--scale: expected a number, or two as in 1/255, found 'big'"),
+        (["--scale", "big"], "--scale: expected a number, or a fraction such as 1/255, found 'big'"),
         (["--scale", "1/0"], "--scale: expected a number"),
         (["--mean", "1,2"], "--mean: expected one number, or three"),
         (["--image-size", "32x"], "--image-size: expected pixels"),

@@ -89,7 +89,7 @@ def test_train__nothing_given(run_tl: RunTl) -> None:
         (["--device", "cuda:99"], ["cuda:99"]),
         (["--weights", "gone.pth"], ["weights 'gone.pth': no such file"]),
         (["--lr", "fast"], ["lr: ", "found 'fast'"]),
-        (["--head", "svm"], ["head svm needs method features"]),
+        (["--head", "svm"], ["head svm requires method features"]),
         (["--batch-size", "99"], ["batch_size 99 is larger than the 3 training images", "hint: --batch-size 3"]),
         (["--per-class", "9"], ["per_class 9: class 'blue' has 1"]),
     ],
@@ -189,7 +189,7 @@ def test_train__config_file_with_misspelt_key(run_tl: RunTl, photos: Path, tmp_p
 
 def test_export__needs_a_run_or_a_name(run_tl: RunTl, tmp_path: Path) -> None:
     assert "give either a run folder or --pretrained" in run_tl("export").err
-    assert "needs --images" in run_tl("export", "--pretrained", "mobilenet_v2").err
+    assert "requires --images DIR" in run_tl("export", "--pretrained", "mobilenet_v2").err
     assert "no config.yaml" in run_tl("export", tmp_path, "-o", tmp_path / "m.onnx").err
 
 

@@ -49,6 +49,9 @@ def test_convert__faults(run_tl: RunTl, tmp_path: Path) -> None:
 def test_convert__never_over_its_source_or_under_a_wrong_name(run_tl: RunTl, tmp_path: Path) -> None:
     source = tmp_path / "a.csv"
     source.write_text("path,x0,y0\na.png,1,2\n", encoding="utf-8")
-    assert "is the file that is read" in run_tl("convert", source, source).err
-    assert "a name that ends in .csv" in run_tl("convert", source, tmp_path / "b.tps", "--to", "long").err
+    assert "output and input are the same file" in run_tl("convert", source, source).err
+    assert (
+        "expected the extension .csv for format "
+        "long" in run_tl("convert", source, tmp_path / "b.tps", "--to", "long").err
+    )
     assert source.read_text(encoding="utf-8") == "path,x0,y0\na.png,1,2\n"

@@ -13,7 +13,7 @@ from tl.exporter import speed_comparison
 def test_export__lower_precision_needs_a_run(run_tl: RunTl) -> None:
     done = run_tl("export", "--pretrained", "mobilenet_v2", "--images", ".", "--precision", "int8")
     assert (done.code, done.out) == (1, "")
-    assert "tl: --precision int8 needs a run" in done.err
+    assert "tl: --precision int8 requires a run" in done.err
 
 
 @pytest.mark.slow

@@ -45,7 +45,7 @@ def test_predict__csv(run_tl: RunTl, photos: Path, tmp_path: Path) -> None:
     assert [row["is_odd"] for row in rows] == ["no", "no", ""]
     assert rows[2]["error"]
     back = read_landmarks(tmp_path / "out.csv")
-    assert back.remarks == ("1 rows with an error instead of points are left out",)
+    assert back.remarks == ("1 rows with an error instead of points were skipped",)
 
 
 @pytest.mark.parametrize(
@@ -127,7 +127,7 @@ def test_predict__drawings_of_archives_and_of_folders_above(
         archive.write(photos / "0.png", "0.png")
     packed = run_tl("predict", tmp_path / "a.zip", "--model", model, "--draw", tmp_path / "drawn")
     assert packed.code == 0
-    assert "1 images in archives are not drawn, first" in packed.err
+    assert "1 images in archives were not drawn, first" in packed.err
     (photos / "photos").mkdir()
     save_spots(photos / "photos" / "0.png", USUAL_XY)
     monkeypatch.chdir(photos)
@@ -147,15 +147,15 @@ def test_predict__a_box_model_asks_where_to_look(run_tl: RunTl, photos: Path, tm
 def test_predict__flags_for_landmarks_mean_nothing_to_classes(run_tl: RunTl, photos: Path, color_model: Path) -> None:
     done = run_tl("predict", photos, "--model", color_model, "--draw", "d", "--crop-margin", "0.1")
     assert done.code == 1
-    assert "--crop-margin, --draw: for landmark models" in done.err
+    assert "--crop-margin, --draw: applies only to landmark models" in done.err
     merged = run_tl("predict", photos, "--model", color_model, "--merge", "median")
-    assert "--merge: for landmark models" in merged.err
+    assert "--merge: applies only to landmark models" in merged.err
 
 
 def test_predict__flags_for_classes_mean_nothing_to_landmarks(run_tl: RunTl, photos: Path, tmp_path: Path) -> None:
     done = run_tl("predict", photos, "--model", make_spot_model(tmp_path / "m.onnx"), "--vote", "hard")
     assert done.code == 1
-    assert "--vote: for models of classes" in done.err
+    assert "--vote: applies only to classifiers" in done.err
 
 
 def test_evaluate__members_and_merged(run_tl: RunTl, tmp_path: Path) -> None:

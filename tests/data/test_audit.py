@@ -83,15 +83,15 @@ def test_find_duplicates__across_splits_and_labels() -> None:
         ("labels disagree", "0", "4"),
         ("duplicate across splits", "0", "4"),
     ]
-    assert findings[0].detail == "the same file in train and val"
-    assert findings[1].detail == "the same file is labeled 'a' and 'b'"
+    assert findings[0].detail == "identical files in train and val"
+    assert findings[1].detail == "identical files are labeled 'a' and 'b'"
 
 
 def test_find_duplicates__labels_disagree_in_any_order() -> None:
     images = make_images(["b", "a", "c"], "train")
     findings = find_duplicates(images, ["h", "g", "h"])
     assert [(finding.kind, finding.detail) for finding in findings] == [
-        ("labels disagree", "the same file is labeled 'b' and 'c'")
+        ("labels disagree", "identical files are labeled 'b' and 'c'")
     ]
 
 
@@ -178,13 +178,13 @@ def test_find_near_duplicates__smallest_sets(splits: dict[str, int]) -> None:
 
 def test_summarize__a_line_a_kind_with_count_and_first_example() -> None:
     findings = [
-        Finding("labels disagree", "ä/0.png", "b/1.png", "the same file is labeled 'ä' and 'b'"),
+        Finding("labels disagree", "ä/0.png", "b/1.png", "identical files are labeled 'ä' and 'b'"),
         Finding("few images", "", "", "class 'a' has 3 training images"),
         Finding("few images", "", "", "class 'b' has 4 training images"),
         Finding("few images", "", "", "class 'c' has 5 training images"),
     ]
     assert summarize(findings, " in findings.csv") == [
-        "warning: labels disagree: ä/0.png and b/1.png: the same file is labeled 'ä' and 'b'",
+        "warning: labels disagree: ä/0.png and b/1.png: identical files are labeled 'ä' and 'b'",
         "warning: few images: class 'a' has 3 training images (and 2 more in findings.csv)",
     ]
     assert summarize([]) == []

@@ -227,7 +227,7 @@ def test_compute_missing__a_full_disk_is_said_and_the_features_are_there(
     places = features.missing(store, range(6), (0,))
     compute_missing(features, store, places, Counting(), None, 0, listener)
     assert len(listener.lines) == 1
-    assert listener.lines[0].startswith("features are not cached for later runs: ")
+    assert listener.lines[0].startswith("features cannot be cached for later runs: ")
     assert str(tmp_path / "c") in listener.lines[0]
     assert features.get(store, range(6)).shape == (6, 16 * 16 * 3)
     assert features.missing(store, range(6), (0,)) == []

@@ -178,7 +178,7 @@ def test_export_and_weights__half_written_best_counts_for_nothing(short: Run, tm
     run = copied(short, tmp_path / "run")
     run.best_path.rename(run.folder / ".best.safetensors.12345.partial")
     err = tl("export", run.folder, "-o", tmp_path / "m.onnx")
-    assert err == f"tl: {run.folder}: has no best.safetensors: {UNFINISHED}\n"
+    assert err == f"tl: {run.folder}: contains no best.safetensors: {UNFINISHED}\n"
     err = tl("train", "photos", "--weights", run.folder, "--backbone", "smallcnn", "--out", tmp_path / "new")
     assert err.startswith("tl: ")
     assert len(err.splitlines()) == 1

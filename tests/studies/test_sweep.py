@@ -70,7 +70,7 @@ def test_sweep__what_cannot_be_judged_costs_no_leaderboard(
     (tmp_path / "o" / "models").touch()  # a file at the path of the model folder
     done = run_tl("sweep", study, "--out", tmp_path / "o")
     assert done.code == 3
-    assert "not judged: base seed 0:" in done.err
+    assert "not evaluated: base seed 0:" in done.err
     assert [row["selected"] for row in rows_of(tmp_path / "o")] == ["False"]
     assert "Failed" in (tmp_path / "o" / "report.html").read_text(encoding="utf-8")
 

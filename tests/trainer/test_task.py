@@ -291,5 +291,5 @@ def test_trainer__what_needs_no_torch_does_not_import_it() -> None:
 
 def test_prepare_task__landmarks_are_told_from_classes(tmp_path: Path) -> None:
     (tmp_path / "wings.csv").write_text("path,x0,y0\na.png,1,2\n", encoding="utf-8")
-    with pytest.raises(ConfigError, match=r"wings\.csv contains landmarks, and this needs classes"):
+    with pytest.raises(ConfigError, match=r"wings\.csv contains landmarks, but this command requires classes"):
         prepare(tmp_path / "wings.csv")

@@ -101,7 +101,7 @@ def read_study(path: str | Path, forced: Options | None = None) -> Study:
     for cell in found:
         first = cells.setdefault(_key(cell.config), cell)
         if first is not cell:
-            doubled.append(f"{cell.setting} is {first.setting}")
+            doubled.append(f"{cell.setting} is identical to {first.setting}")
     return Study(plan, tuple(cells.values()), tuple(dict.fromkeys(doubled)), last_epochs)
 
 

@@ -249,7 +249,7 @@ def test_coco__faults(text: str, message: str) -> None:
 def test_coco__images_without_points_are_counted() -> None:
     found = coco.read(changed(annotations=json.loads(changed())["annotations"][:1]), "c.json")
     assert len(found.images) == 1
-    assert found.remarks == ("1 images without points are left out",)
+    assert found.remarks == ("1 images without points were skipped",)
 
 
 def test_long_csv__round_trip_and_faults() -> None:

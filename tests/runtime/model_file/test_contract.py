@@ -81,7 +81,7 @@ def test_parse_contract__lower_precision() -> None:
     adopted = make_contract(precision="fp16")  # converted by another tool: nothing was measured
     assert parse_contract(dump_contract(adopted), "x") == adopted
     text = dump_contract(lower)
-    assert "precision fp32 has no 'quantization'" in fault(text.replace('"precision":"int8"', '"precision":"fp32"'))
+    assert "precision fp32 must not have 'quantization'" in fault(text.replace('"precision":"int8"', '"precision":"fp32"'))
 
 
 @pytest.mark.parametrize("field", [field.name for field in dataclasses.fields(Quantization)])

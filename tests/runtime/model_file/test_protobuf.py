@@ -81,20 +81,20 @@ def test_fields__fixed_kinds_and_no_bytes() -> None:
 @pytest.mark.parametrize(
     ("data", "expected"),
     [
-        (varint(2 << 3 | GROUP), "no field of a message at byte 0"),
+        (varint(2 << 3 | GROUP), "expected a message field at byte 0"),
         (varint(2 << 3 | 4), "no field of a message"),
         (varint(2 << 3 | 6), "no field of a message"),
         (varint(0 << 3 | LEN) + b"\0", "no field of a message"),
         (field(1 << 29 | 2, "x"), "no field of a message"),  # onnxruntime's parser reads it as field 2
-        (varint(1 << 70 | 2 << 3 | LEN) + b"\0", "a number without end at byte 0"),
-        (b"\x08" + b"\xff" * 11, "a number without end at byte 1"),
-        (b"\x08", "a number without end at byte 1"),
+        (varint(1 << 70 | 2 << 3 | LEN) + b"\0", "an unterminated number at byte 0"),
+        (b"\x08" + b"\xff" * 11, "an unterminated number at byte 1"),
+        (b"\x08", "an unterminated number at byte 1"),
         (field(2, "abc")[:-1], "leaves its message"),
         (varint(2 << 3 | LEN) + varint(1 << 63), "leaves its message"),
         (varint(4 << 3 | FIXED64) + bytes(7), "leaves its message"),
-        (field(1, b"abc"), "the field 'number' twice, or stored as another kind, at byte 0"),
+        (field(1, b"abc"), "the field 'number' twice, or stored with a different type, at byte 0"),
         (field(2, 5), "the field 'text' twice, or stored as another kind"),
-        (field(2, "a") + field(2, "b"), "the field 'text' twice, or stored as another kind, at byte 3"),
+        (field(2, "a") + field(2, "b"), "the field 'text' twice, or stored with a different type, at byte 3"),
         (field(7, 1) * 101, "more than 100"),
     ],
 )

@@ -151,7 +151,7 @@ def test_check_model__unknown_fields_of_newer_onnx() -> None:
         (b"\xef\xbb\xbf\r\n <!DOCTYPE html><html></html>", r"a web page or XML.*fetch it again"),
         (b"not a model" * 20, "no ONNX model or a damaged one"),
         (b"\x80\x04\x95" + bytes(30), "no ONNX model or a damaged one"),
-        (field(1, 8), "there is no graph in it"),
+        (field(1, 8), "it contains no graph"),
         (bytes(1000), "no ONNX model or a damaged one"),
     ],
 )
@@ -202,7 +202,7 @@ def test_check_model__every_truncation(color_model: Path) -> None:
 def test_check_model__external_tensor(place: Callable[[TensorProto], ModelProto]) -> None:
     outside = TensorProto(name="secret", dims=[1], data_type=TensorProto.FLOAT, data_location=TensorProto.EXTERNAL)
     outside.external_data.add(key="location", value="../../etc/passwd")
-    expected = "tensor 'secret': its data lie in another file, expected inside the model file: save it without"
+    expected = "tensor 'secret': its data is in another file, expected inside the model file: save it without"
     assert expected in fault(place(outside))
 
 
@@ -222,7 +222,7 @@ def test_check_model__external_tensor_hidden_by_a_large_field_number() -> None:
 @pytest.mark.parametrize(
     ("data", "expected"),
     [
-        (tensor([2], raw_data=bytes(4)), r"tensor 'w': 4 bytes do not fit its shape \[2\] and type 1: .*fetch"),
+        (tensor([2], raw_data=bytes(4)), r"tensor 'w': 4 bytes do not match its shape \[2\] and type 1: .*fetch"),
         (tensor([1], raw_data=bytes(5)), "5 bytes do not fit"),
         (tensor([1 << 40], raw_data=bytes(4)), "4 bytes do not fit"),
         (tensor([1 << 62] * 16, raw_data=bytes(4)), "4 bytes do not fit"),

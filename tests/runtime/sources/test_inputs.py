@@ -43,7 +43,7 @@ def test_find_inputs__counts_what_is_passed_over(tmp_path: Path) -> None:
     (tmp_path / "d" / ".hidden.png").touch()
     found = find_inputs([make_zip(tmp_path / "z.zip", content), tmp_path / "d"])
     assert len(found) == 1
-    assert found.passed_over == "3 hidden, 1 files that are no images by their names"
+    assert found.passed_over == "3 hidden, 1 files without an image extension"
     assert find_inputs([]).passed_over == ""
 
 

@@ -153,7 +153,9 @@ def test_ranks__alone_does_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_share_batch_norm__refuses_what_does_more_than_a_norm() -> None:
     # timm's norm layers include their activation, which would be lost.
     trunk = build_trunk("timm:mobilenetv3_small_050")
-    with pytest.raises(ConfigError, match=r"BatchNormAct2d of this backbone cannot be shared .*: leave out torchrun"):
+    with pytest.raises(
+        ConfigError, match=r"BatchNormAct2d of this backbone cannot be synchronized .*: " "train without torchrun"
+    ):
         share_batch_norm(trunk, Ranks(0, 2))
     share_batch_norm(trunk, Ranks())
 

@@ -208,10 +208,10 @@ def test_bag__is_the_mean_of_heads_on_folds(close_photos: Path, finished_run: Ru
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"folds": 3}, "give bag too"),
-        ({"bag": True, "head": "mlp"}, "bag needs a solved linear head"),
+        ({"folds": 3}, "also set bag"),
+        ({"bag": True, "head": "mlp"}, "bag requires a solved linear head"),
         ({"bag": True, "folds": 1}, "folds must be at least 2"),
-        ({"bag": True, "folds": 40}, "40 folds need as many images"),
+        ({"bag": True, "folds": 40}, "40 folds require at least as many images"),
     ],
 )
 def test_bag__refused(
