@@ -116,7 +116,7 @@ def test_predict__ensemble_with_locator_boxes_and_drawings(run_tl: RunTl, photos
     run_tl("predict", photos, "--model", fine[0], "--boxes", boxes, "-o", tmp_path / "boxed.csv")
     rows = read(tmp_path / "boxed.csv")
     assert float(rows[0]["x_green"]) == pytest.approx(60, abs=0.15)
-    assert "has none for this image" in rows[1]["error"]
+    assert "contains no box for this image" in rows[1]["error"]
 
 
 def test_predict__drawings_of_archives_and_of_folders_above(

@@ -85,7 +85,7 @@ def test_inspect__what_a_file_knows_of_its_doubts(run_tl: RunTl, color_model: Pa
     text = run_tl("inspect", tmp_path / "both.onnx").out
     assert "soft: color (weight 1), other (weight 1)" in text
     shown = dict(summarize_contract(contract))
-    assert shown["coverage"] == "sets of classes, from 2 scores of the validation split"
+    assert shown["coverage"] == "prediction sets, from 2 scores of the validation split"
     assert shown["unknown"].startswith("above 1.25, as are 5.0% of 20 validation images")
 
 
@@ -146,8 +146,8 @@ def test_outputs__do_not_replace_what_they_are_made_of(
     data = shutil.copytree(photos, tmp_path / "data")
     before = model.read_bytes()
     for words, message in (
-        (("merge", model, other, "-o", model), "is a member, which would be lost"),
-        (("inspect", model, "--html", model), "a page's name ends in .html"),
+        (("merge", model, other, "-o", model), "would overwrite a member"),
+        (("inspect", model, "--html", model), "expected a file name that ends in .html"),
         (("predict", data, "--model", model, "--explain", data), "the drawings would be read as images"),
     ):
         done = run_tl(*words)

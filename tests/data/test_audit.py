@@ -121,7 +121,7 @@ def test_find_near_duplicates__mirrored_and_rescaled_ones_are_found() -> None:
     findings = find_near_duplicates(in_splits(train=80, val=10, test=10), hashes_of(100), embeddings)
     assert pairs(findings) == [("train-7", "val-5"), ("train-40", "test-9")]
     assert {finding.kind for finding in findings} == {"near duplicate across splits"}
-    assert findings[1].detail == "look alike (1.000) in train and test"
+    assert findings[1].detail == "similar images (1.000) in train and test"
 
 
 def test_find_near_duplicates__those_within_training_and_of_equal_content_are_others_concern() -> None:

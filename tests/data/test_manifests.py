@@ -45,7 +45,7 @@ def test_read_images__split_folders(tmp_path: Path) -> None:
 def test_read_images__folder_beside_train(tmp_path: Path) -> None:
     for split in ("train", "valid"):
         make_class_folders(tmp_path / "d" / split, 1, ("a", "b"))
-    with pytest.raises(DataError, match="folder 'valid' beside train/"):
+    with pytest.raises(DataError, match="unexpected folder 'valid'"):
         read_images(tmp_path / "d")
 
 
@@ -214,7 +214,7 @@ def test_assign_splits__validation_is_cut_from_training() -> None:
         (make_images(["a", "b"], "train") + make_images(["a"]), "has no split, but other images do"),
         (make_images(["a", "b"], "val"), "no training split"),
         (make_images(["a", "b"], "test"), "no training split"),
-        (make_images(["a", "a", "b"]), "class 'b' has one image"),
+        (make_images(["a", "a", "b"]), "class 'b' has only one image"),
         (make_images(["a"] * 4, groups=["g"] * 4), "all images belong to one group"),
         (
             make_images(["a"], "train", ["g"]) + make_images(["a"], "val", ["g"]),

@@ -175,7 +175,7 @@ def test_refit__a_graph_that_computes_otherwise_is_not_written(
     ("changes", "error", "message"),
     [
         ({"out": "m.txt"}, ConfigError, "ends in .onnx"),
-        ({"out": "model.onnx"}, ConfigError, "is the old file, which would be lost"),
+        ({"out": "model.onnx"}, ConfigError, "would overwrite the old file"),
         ({"model": "missing.onnx", "out": "plain.onnx"}, ModelFileError, "no such file"),
         ({"model": "plain.onnx"}, ModelFileError, "has no output 'embedding'"),
         ({"data": "Blue"}, DataError, "labels 'blue' and 'Blue' differ by case alone"),

@@ -86,7 +86,7 @@ FOLDERS: dict[str, tuple[dict[str, int], tuple[str, ...]]] = {
         ("bad/red: this class folder contains no images", "add images or remove it"),
     ),
     "one class": ({"red": 5}, ("has 1 class (red)", "at least two")),
-    "one image a class": ({"red": 1, "blue": 1}, ("class 'blue' has one image", "at least two")),
+    "one image a class": ({"red": 1, "blue": 1}, ("class 'blue' has only one image", "at least two")),
     "only in validation": (
         {"train/red": 2, "train/blue": 2, "val/red": 2, "val/bleu": 2},
         ("class 'bleu' of val/bleu/0.png (nearest: 'blue')", "2 known classes"),

@@ -102,8 +102,8 @@ def test_examine__decoding_says_what_it_measured() -> None:
         (Cores(64, 16, 2.5, None), "3 usable: this process may run on 16 of 64, its cgroup quota is 2.5 cores"),
         (
             Cores(64, 64, None, 4),
-            "64 usable: this process may run on 64 of 64, no cgroup quota, SLURM_CPUS_PER_TASK is 4, which nothing "
-            "enforces: set threads to 4 to respect it",
+            "64 usable: this process may run on 64 of 64, no cgroup quota, SLURM_CPUS_PER_TASK is 4, which is not "
+            "enforced: set threads to 4 to respect it",
         ),
         (Cores(64, 4, None, 4), "4 usable: this process may run on 4 of 64, no cgroup quota, SLURM_CPUS_PER_TASK is 4"),
     ],

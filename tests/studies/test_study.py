@@ -80,7 +80,7 @@ def test_read_study__all_faults_at_once(tmp_path: Path) -> None:
     text = str(caught.value)
     assert "a: unknown option 'epohcs' (nearest: 'epochs')" in text
     assert "b: head heatmap is only for landmarks" in text
-    assert "seed: the study decides it" in text
+    assert "seed: set by the study" in text
     assert "grid: lr must be a list of values" in text
 
 

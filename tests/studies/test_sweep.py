@@ -123,7 +123,7 @@ def test_train_cell__a_state_that_cannot_be_taken_up(labels: Path, tmp_path: Pat
 def test_sweep__within_a_budget(labels: Path, tmp_path: Path, run_tl: RunTl) -> None:
     study = make_study(tmp_path / "s.yaml", labels, grid={"lr": [0.001, 0.01, 0.1]})
     done = run_tl("sweep", study, "--out", tmp_path / "o", "--budget", "1s")
-    assert "the time is up: 2 runs are not begun" in done.err
+    assert "the time budget is used up: 2 runs have not started" in done.err
     assert [row["selected"] for row in rows_of(tmp_path / "o")] == ["False"] * 3  # a partial study selects nothing
     assert not (tmp_path / "o" / "selected.json").exists()
     assert run_tl("sweep", study, "--out", tmp_path / "o").code == 0
@@ -209,7 +209,7 @@ def test_sweep__interrupted_saves_what_it_has(labels: Path, tmp_path: Path) -> N
     finally:
         process.kill()
     assert process.returncode == 130
-    assert "the same command goes on" in errors
+    assert "run the same command again to continue" in errors
 
 
 def heed_interrupts() -> None:

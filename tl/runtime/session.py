@@ -63,7 +63,9 @@ class Session:
         if self._read_metadata() != text:
             raise ModelFileError(f"{self.path}: the file changed while it was being opened: try again")
         if text is None and require_contract:
-            raise ModelFileError(f"{self.path}: not a tl model file (it contains no {METADATA_KEY!r}); create one with tl export")
+            raise ModelFileError(
+                f"{self.path}: not a tl model file (it contains no {METADATA_KEY!r}); create one with tl export"
+            )
         self.contract: Contract | None = None if text is None else parse_contract(text, self.path)
         if self.contract is not None:
             self._check_graph(self.contract)
@@ -104,9 +106,14 @@ class Session:
         sizes = shapes.get(contract.main_output, ())[1:]
         wanted_sizes = (len(names),) if contract.task == "classification" else (len(names), 2)
         if len(sizes) != len(wanted_sizes) or any(s not in (w, None) for s, w in zip(sizes, wanted_sizes, strict=True)):
-            raise ModelFileError(f"{self.path}: {len(names)} names in the contract, but output {contract.main_output} has shape {[*sizes]} per image")
+            raise ModelFileError(
+                f"{self.path}: {len(names)} names in the contract, but output "
+                f"{contract.main_output} has shape {[*sizes]} per image"
+            )
         if missing := set(contract.outputs) - set(self.outputs):
-            raise ModelFileError(f"{self.path}: the contract declares outputs that the graph does not have: {sorted(missing)}")
+            raise ModelFileError(
+                f"{self.path}: the contract declares outputs that the graph does not have: {sorted(missing)}"
+            )
 
 
 def cuda_fault() -> str | None:

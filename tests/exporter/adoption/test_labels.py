@@ -34,7 +34,7 @@ def test_read_labels__forms(tmp_path: Path, name: str, content: str) -> None:
         ("names.json", b'"ant"', "expected a list of class names"),
         ("names.json", b'{"0": "ant", "2": "bee"}', "expected the ids 0 to 1, each once"),
         ("names.json", b'{"ant": 0, "bee": 0}', "expected the ids 0 to 1, each once"),
-        ("names.json", b'["ant", 7]', "the name of class 1 is 7, expected a text"),
+        ("names.json", b'["ant", 7]', "the name of class 1 is 7, expected a non-empty string"),
         ("names.json", b'["ant", " "]', "the name of class 1 is ' '"),
     ],
 )
@@ -62,5 +62,5 @@ def test_check_names__repeated_ones_are_listed_with_the_cure() -> None:
 
 def test_check_names__their_number() -> None:
     check_names(("a", "b"), 2, "names.txt")
-    with pytest.raises(ConfigError, match="2 class names for the 3 outputs"):
+    with pytest.raises(ConfigError, match="2 class names, but the network has 3 outputs"):
         check_names(("a", "b"), 3, "names.txt")

@@ -219,7 +219,7 @@ def test_merge__calibrated_votes(voting: Voting, members: list[Path], tmp_path: 
 
 def test_merge__calibration_needs_readable_images(members: list[Path], tmp_path: Path) -> None:
     (tmp_path / "bad.png").write_bytes(b"x")
-    with pytest.raises(DataError, match="1 of 1 images to calibrate on cannot be read"):
+    with pytest.raises(DataError, match="1 of 1 calibration images cannot be read"):
         do_merge(members, tmp_path / "e.onnx", held_out=[LabeledImage(str(tmp_path / "bad.png"), "bad.png", "red")])
 
 

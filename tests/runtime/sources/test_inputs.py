@@ -99,7 +99,7 @@ def test_predictor__images_from_archives(tmp_path: Path) -> None:
     assert np.array_equal(blue.probabilities, from_file.probabilities)
     assert isinstance(torn, Failure)
     assert torn.path == f"{archive}/torn.png"
-    assert "damaged in its archive" in torn.error
+    assert "damaged in the archive" in torn.error
 
 
 LISTS = [

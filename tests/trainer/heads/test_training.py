@@ -103,7 +103,7 @@ def test_solve__writes_its_files(photos: Path, finished_run: Run, tmp_path: Path
     (line,) = (line for line in listener.lines if " head with C " in line)
     best = max(float(row["val_top1_accuracy"]) for row in rows)
     chosen = next(row["c"] for row in rows if float(row["val_top1_accuracy"]) == best)
-    assert line.startswith(f"{'svm' if changes else 'logistic'} head with C {float(chosen):g}, of ")
+    assert line.startswith(f"{'svm' if changes else 'logistic'} head with C {float(chosen):g}, selected from ")
     assert read_metrics(run)["best_epoch"] is None
 
 
@@ -322,7 +322,7 @@ def test_train__without_a_place_for_the_cache_all_goes_on(
     monkeypatch.setenv("TL_CACHE_DIR", str(tmp_path / "file"))
     listener = Listener()
     assert_same_run(first, train(head_config(photos, finished_run, tmp_path / "b", **changes), listener).run)
-    (line,) = (line for line in listener.lines if "not cached" in line)
+    (line,) = (line for line in listener.lines if "cannot be cached" in line)
     assert str(tmp_path / "file") in line
 
 

@@ -39,7 +39,7 @@ def test_region_of_points__square_with_margin_by_hand() -> None:
     # 20 wide and 5 high around (20, 22.5), counted from edges: a square of 20, and half of that more on every side.
     assert region_of_points(points, 0.5) == (20.5 - 20, 23 - 20, 40, 40)
     assert region_of_points(points[:1], 0.0) == (10, 20, 1, 1)
-    with pytest.raises(ValueError, match="no point"):
+    with pytest.raises(ValueError, match="no annotated points"):
         region_of_points(points[2:], 0.0)
 
 

@@ -266,7 +266,9 @@ def check_weights(sessions: Sequence[Session], weights: Sequence[float] | None) 
     if not sessions:
         raise EnsembleError("an ensemble requires at least one model file")
     if weights is not None and (len(weights) != len(sessions) or not all(0 < w < math.inf for w in weights)):
-        raise EnsembleError(f"{len(sessions)} models require {len(sessions)} positive vote weights, got {list(weights)}")
+        raise EnsembleError(
+            f"{len(sessions)} models require {len(sessions)} positive vote weights, got {list(weights)}"
+        )
 
 
 def _check_selective(
@@ -276,15 +278,18 @@ def _check_selective(
         return
     if len(sessions) > 1:
         raise EnsembleError(
-            "coverage and rejection of unknown images are calibrated for a single model file, not for an ensemble: merge the members into one file and calibrate it"
+            "coverage and rejection of unknown images are calibrated for a single model file, not for an "
+            "ensemble: merge the members into one file and calibrate it"
         )
     if selective.coverage is not None and contracts[0].conformal is None:
         raise ModelFileError(
-            f"{sessions[0].path}: contains no scores of held-out images, which coverage requires; export it from a run with validation data, or merge with calibration images"
+            f"{sessions[0].path}: contains no scores of held-out images, which coverage requires; export "
+            f"it from a run with validation data, or merge with calibration images"
         )
     if selective.reject_unknown and contracts[0].ood is None:
         raise ModelFileError(
-            f"{sessions[0].path}: contains no out-of-distribution score; export it again on a machine that has its training images"
+            f"{sessions[0].path}: contains no out-of-distribution score; export it again on a machine "
+            f"that has its training images"
         )
 
 

@@ -137,7 +137,9 @@ class LandmarkEnsemble:
         ]
         self.has_confidence = all("keypoint_confidence" in contract.outputs for contract in contracts)
         if merging == "median" and weights is not None:
-            raise EnsembleError("merging by median does not use weights: leave them out, or merge by mean or confidence")
+            raise EnsembleError(
+                "merging by median does not use weights: leave them out, or merge by mean or confidence"
+            )
         if merging == "confidence" and not self.has_confidence:
             raise EnsembleError("merging by confidence requires models that output a confidence: use mean or median")
         self._locator = locator

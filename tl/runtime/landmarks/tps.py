@@ -76,7 +76,9 @@ def _records(text: str, where: str) -> Iterator[_Record]:
             if record is not None:
                 yield record
             if key == "LM3":
-                raise DataError(f"{place}: LM3 (three-dimensional points) is not supported; expected two-dimensional points")
+                raise DataError(
+                    f"{place}: LM3 (three-dimensional points) is not supported; expected two-dimensional points"
+                )
             record = _Record(number, [_point(*next(lines, (0, "")), where) for _ in range(_count(value, place))])
         elif record is None:
             raise DataError(f"{place}: {key}= before the first LM=")

@@ -74,7 +74,9 @@ def _point_cells(image: ImageLandmarks, signs: str) -> list[str]:
 def _point_columns(columns: Sequence[str], where: str) -> dict[str, dict[str, str]]:
     """Return point name -> {"x": column, "y": column ...}, in order of the x columns."""
     if "path" not in columns:
-        hint = "; columns must be separated by commas, not semicolons" if any(";" in name for name in columns[:1]) else ""
+        hint = (
+            "; columns must be separated by commas, not semicolons" if any(";" in name for name in columns[:1]) else ""
+        )
         raise DataError(f"{where}: has no column path (found: {', '.join(columns[:8])}){hint}")
     if twice := [name for name in columns if columns.count(name) > 1]:
         raise DataError(f"{where}: column {twice[0]} appears twice")

@@ -221,7 +221,9 @@ class Contract:
         if self.task == "landmarks":
             names, other = other, names
         if not names or other:
-            raise ValueError(f"task {self.task!r} requires class_names for classification or keypoint_names for landmarks, not both")
+            raise ValueError(
+                f"task {self.task!r} requires class_names for classification or keypoint_names for landmarks, not both"
+            )
         if len(set(names)) != len(names):
             raise ValueError(f"repeated name '{next(name for name in names if names.count(name) > 1)}'")
         needed = {self.main_output, *(("label", "member_probabilities") if self.ensemble else ())}
@@ -260,8 +262,8 @@ def parse_contract(text: str, where: str) -> Contract:
         if type(version) is not int or version < 1:
             raise ValueError(f"missing or invalid schema_version ({version!r})")
         if version > SCHEMA_VERSION:
-            known = f"this version of tl reads up to {SCHEMA_VERSION}"
-            raise ValueError(f"schema_version {version} is newer than {known}: upgrade tl-toolkit")
+            known = f"this version of tl reads only up to {SCHEMA_VERSION}"
+            raise ValueError(f"schema_version {version} is too new, {known}: upgrade tl-toolkit")
         return from_plain(Contract, _upgraded(plain, version), "contract")
     except (ValueError, RecursionError) as error:
         raise ModelFileError(f"{where}: invalid contract: {error}") from error

@@ -77,7 +77,9 @@ class Wire:
                 at = stop = start + size
             self._left -= 1
             if at > end or self._left < 0:
-                raise WireError(f"a field beyond the end of its message, or more than {self._max_fields} fields, at byte {place}")
+                raise WireError(
+                    f"a field beyond the end of its message, or more than {self._max_fields} fields, at byte {place}"
+                )
             if number in message:
                 field = message[number]
                 if kind not in field.kinds or (field.once and number in seen):

@@ -70,10 +70,13 @@ class Operators:
             shown = ", ".join(f"{name!r} of {domain!r}" for domain, name in foreign[:3])
             more = f" and {len(foreign) - 3} more" if len(foreign) > 3 else ""
             raise ModelFileError(
-                f"it requires the operators {shown}{more}, expected only operators built into onnxruntime: operator libraries are never loaded, export it with standard operators"
+                f"it requires the operators {shown}{more}, expected only operators built into "
+                f"onnxruntime: operator libraries are never loaded, export it with standard operators"
             )
         if self._written_out(self.graph, {}, 0) > MAX_WRITTEN_OUT:
-            raise ModelFileError(f"its functions expand to more than {MAX_WRITTEN_OUT} nodes: export it without functions")
+            raise ModelFileError(
+                f"its functions expand to more than {MAX_WRITTEN_OUT} nodes: export it without functions"
+            )
 
     def _written_out(self, calls: Counter[Operator], known: dict[Operator, int], depth: int) -> int:
         """Return the node count after inlining the functions in `calls`. `known`: counts of functions seen before."""

@@ -46,7 +46,8 @@ def run_selftest(path: str | os.PathLike[str], *, device: str = "auto", threads:
         raise ModelFileError(f"{session.path}: its contract contains no tolerance for precision {contract.precision!r}")
     if worst > tolerance:
         raise ParityError(
-            f"{session.path}: on {session.provider} the golden samples differ by {worst:.2g}, allowed {tolerance:.2g}: do not use it on this machine (run tl doctor to find the cause)"
+            f"{session.path}: on {session.provider} the golden samples differ by {worst:.2g}, allowed "
+            f"{tolerance:.2g}: do not use it on this machine (run tl doctor to find the cause)"
         )
     return SelfTest(session.provider, len(images), worst, tolerance)
 

@@ -60,7 +60,9 @@ def _confidence_rows(contract: Contract) -> list[tuple[str, str]]:
         rows.append(("coverage", f"prediction sets, from {count} scores of the {contract.conformal.source}"))
     if contract.ood is not None:
         found = contract.ood
-        text = f"score above {found.limit:.4g}, exceeded by {found.false_alarm:.1%} of {found.held_out} validation images"
+        text = (
+            f"score above {found.limit:.4g}, exceeded by {found.false_alarm:.1%} of {found.held_out} validation images"
+        )
         rows.append(("unknown", f"{text}; from {found.images} training images in {found.dimensions} dimensions"))
     return rows
 

@@ -80,7 +80,9 @@ def _pyarrow() -> Any:
         import pyarrow
         import pyarrow.parquet
     except ImportError as error:
-        raise MissingExtraError("Parquet files require an additional package: pip install 'tl-toolkit[parquet]'") from error
+        raise MissingExtraError(
+            "Parquet files require an additional package: pip install 'tl-toolkit[parquet]'"
+        ) from error
     return pyarrow
 
 

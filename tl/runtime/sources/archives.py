@@ -62,7 +62,9 @@ def _archive_errors(path: str) -> Iterator[None]:
     try:
         yield
     except Exception as error:  # zipfile and tarfile raise almost any type on damaged files
-        raise DataError(f"{path}: damaged, or not the archive format that its extension indicates ({_reason(error)})") from error
+        raise DataError(
+            f"{path}: damaged, or not the archive format that its extension indicates ({_reason(error)})"
+        ) from error
 
 
 def _zip_members(path: str) -> Iterator[Member]:
