@@ -156,7 +156,7 @@ SVM_C, LINEAR_C = (0.0001, 0.001, 0.01), (0.001, 0.01, 0.1, 1.0)
         (("--head", "linear"), ("--lr", 0.002, "--epochs", 2), ("adamw", 2, 0.002), (), LINEAR_C),
     ],
 )
-def test_train__what_followed_from_another_option_follows_anew(
+def test_train__derived_defaults_follow_a_changed_option(
     run_tl: RunTl,
     photos: Path,
     trunk_weights: Path,

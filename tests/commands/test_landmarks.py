@@ -138,7 +138,7 @@ def test_predict__drawings_of_archives_and_of_folders_above(
     ]
 
 
-def test_predict__a_box_model_asks_where_to_look(run_tl: RunTl, photos: Path, tmp_path: Path) -> None:
+def test_predict__box_model_requires_boxes_or_locator(run_tl: RunTl, photos: Path, tmp_path: Path) -> None:
     done = run_tl("predict", photos, "--model", make_spot_model(tmp_path / "m.onnx", region="box"))
     assert done.code == 1
     assert "--boxes boxes.csv" in done.err

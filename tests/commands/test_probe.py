@@ -62,7 +62,7 @@ def test_probe__json(run_tl: RunTl, squares: Path, trunk_weights: Path) -> None:
         ("head=conv head_sizes=4 epochs=1", {"head": "conv", "head_sizes": [4], "epochs": 1}),
     ],
 )
-def test_probe__the_next_command_trains_what_won(
+def test_probe__suggested_command_trains_the_best_try(
     run_tl: RunTl,
     squares: Path,
     trunk_weights: Path,

@@ -87,7 +87,7 @@ def test_find_duplicates__across_splits_and_labels() -> None:
     assert findings[1].detail == "identical files are labeled 'a' and 'b'"
 
 
-def test_find_duplicates__labels_disagree_in_any_order() -> None:
+def test_find_duplicates__conflicting_labels_in_any_order() -> None:
     images = make_images(["b", "a", "c"], "train")
     findings = find_duplicates(images, ["h", "g", "h"])
     assert [(finding.kind, finding.detail) for finding in findings] == [
@@ -124,7 +124,7 @@ def test_find_near_duplicates__mirrored_and_rescaled_ones_are_found() -> None:
     assert findings[1].detail == "similar images (1.000) in train and test"
 
 
-def test_find_near_duplicates__those_within_training_and_of_equal_content_are_others_concern() -> None:
+def test_find_near_duplicates__ignores_training_pairs_and_identical_files() -> None:
     embeddings = make_embeddings(80, 20)
     embeddings[3] = embeddings[4]
     embeddings[81] = embeddings[82]
@@ -164,7 +164,7 @@ def test_find_near_duplicates__entries_without_spread_in_training_do_not_hide_on
     ]
 
 
-def test_find_near_duplicates__equal_embeddings_say_nothing() -> None:
+def test_find_near_duplicates__identical_embeddings_are_ignored() -> None:
     # A trunk with constant output has no direction; the division must not warn either.
     assert find_near_duplicates(in_splits(train=4, val=3), hashes_of(7), np.ones((7, 5), np.float32)) == []
 

@@ -218,7 +218,7 @@ def test_network__half_of_it_is_none(tmp_path: Path, monkeypatch: pytest.MonkeyP
     assert make_features(folder).network.keys() == tensors.keys()
 
 
-def test_compute_missing__a_full_disk_is_said_and_the_features_are_there(
+def test_compute_missing__full_disk_is_reported_and_features_are_returned(
     tmp_path: Path, preprocessing: Preprocessing
 ) -> None:
     store = make_store(make_class_folders(tmp_path / "d", 2), preprocessing)

@@ -76,7 +76,7 @@ def test_export_run__contract_fields(exported: Exported, finished_run: Run) -> N
     assert (contract.golden.source, len(contract.golden.samples)) == ("validation", 4)
 
 
-def test_export_run__what_held_out_images_say(exported: Exported, finished_run: Run) -> None:
+def test_export_run__statistics_of_held_out_images(exported: Exported, finished_run: Run) -> None:
     rows = read_rows(finished_run.folder / "predictions_val.csv")
     conformal, unknown = exported.contract.conformal, exported.contract.ood
     assert conformal is not None
@@ -297,7 +297,7 @@ def test_export_run__spoilt_predictions_are_named(
     assert not (tmp_path / "m.onnx").exists()
 
 
-def test_export_run__without_predictions_asks_whether_training_finished(
+def test_export_run__without_predictions_hints_at_unfinished_training(
     finished_run: Run, photos: Path, tmp_path: Path
 ) -> None:
     run = moved_run(finished_run, photos, tmp_path)

@@ -238,7 +238,7 @@ def test_check_worth_keeping__numbers_that_are_none_are_never_close() -> None:
     assert refused(Lowering("fp16", min_agreement=0.0), max_abs_diff=math.inf).options == ()
 
 
-def test_describe__says_what_the_figures_rest_on() -> None:
+def test_describe__includes_the_basis_of_the_figures() -> None:
     text = describe(dataclasses.replace(FOUND, images=6, top1_agreement=1.0))
     assert "100.0% (6 of 6 validation images: at least 61.0% with 95% confidence;" in text
 

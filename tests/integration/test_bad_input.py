@@ -202,7 +202,7 @@ def test_train__faulty_options(lab: Path, words: str) -> None:
         ("--head cnov", "'conv'"),
     ],
 )
-def test_train__what_no_command_line_takes(lab: Path, words: str, nearest: str) -> None:
+def test_train__options_that_the_command_line_rejects(lab: Path, words: str, nearest: str) -> None:
     # Errors in the command line itself come from Typer: its box, and exit code 2.
     done = tl(lab, "train", "photos", *words.split(), "--out", "run")
     assert (done.code, done.out) == (2, "")

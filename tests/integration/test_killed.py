@@ -174,7 +174,7 @@ def test_resume__half_written_files_count_for_nothing(short: Run, tmp_path: Path
     assert_same_run(run, short)
 
 
-def test_export_and_weights__half_written_best_counts_for_nothing(short: Run, tmp_path: Path) -> None:
+def test_export_and_weights__ignore_a_partially_written_checkpoint(short: Run, tmp_path: Path) -> None:
     run = copied(short, tmp_path / "run")
     run.best_path.rename(run.folder / ".best.safetensors.12345.partial")
     err = tl("export", run.folder, "-o", tmp_path / "m.onnx")

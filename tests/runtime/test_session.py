@@ -202,7 +202,7 @@ def test_session__file_that_changes_while_it_is_opened(tmp_path: Path, monkeypat
     assert "the file changed while it was being opened: try again" in fault(path, device="cpu")
 
 
-def test_session__newer_opset_than_onnxruntime_knows(tmp_path: Path) -> None:
+def test_session__opset_newer_than_onnxruntime_supports(tmp_path: Path) -> None:
     model = onnx.load(make_model(tmp_path / "a.onnx"))
     model.opset_import[0].version = 999
     (tmp_path / "a.onnx").write_bytes(model.SerializeToString())

@@ -62,7 +62,7 @@ def test_sweep__from_file_to_page(labels: Path, tmp_path: Path, run_tl: RunTl) -
     assert [row["variant"] for row in json.loads(again.out)] == ["slow", "slow", "broken"]
 
 
-def test_sweep__what_cannot_be_judged_costs_no_leaderboard(
+def test_sweep__failed_evaluation_still_writes_the_leaderboard(
     labels: Path, tmp_path: Path, run_tl: RunTl, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     study = make_study(tmp_path / "s.yaml", labels)
@@ -87,7 +87,7 @@ def test_sweep__data_that_change_between_its_runs(labels: Path, tmp_path: Path, 
     assert "has changed between runs of this study" in done.err
 
 
-def test_sweep__a_run_trained_anew_is_judged_anew(labels: Path, tmp_path: Path, run_tl: RunTl) -> None:
+def test_sweep__retrained_run_is_evaluated_again(labels: Path, tmp_path: Path, run_tl: RunTl) -> None:
     study = make_study(tmp_path / "s.yaml", labels)
     run_tl("sweep", study, "--out", tmp_path / "o")
     kept = json.loads((tmp_path / "o" / "selected.json").read_text(encoding="utf-8"))
@@ -132,7 +132,7 @@ def test_sweep__within_a_budget(labels: Path, tmp_path: Path, run_tl: RunTl) -> 
     assert "expected a time such as 2h" in refused.err
 
 
-def test_sweep__without_a_look_at_test(labels: Path, tmp_path: Path, run_tl: RunTl) -> None:
+def test_sweep__without_test_evaluation(labels: Path, tmp_path: Path, run_tl: RunTl) -> None:
     study = make_study(tmp_path / "s.yaml", labels)
     run_tl("sweep", study, "--out", tmp_path / "o", "--no-test")
     (row,) = rows_of(tmp_path / "o")

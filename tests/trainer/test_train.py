@@ -277,7 +277,7 @@ def test_train__numbers_runs_without_a_name(photos: Path, tmp_path: Path, monkey
     assert folders == [Path("runs/photos-scratch"), Path("runs/photos-scratch-2")]
 
 
-def test_train__an_untrained_network_knows_nothing(photos: Path, tmp_path: Path) -> None:
+def test_train__untrained_network_predicts_at_chance(photos: Path, tmp_path: Path) -> None:
     # Losses of the first epoch with negligible steps: about ln 3 for three classes.
     run = train_here(photos, tmp_path / "r", lr=1e-12, epochs=1).run
     (row,) = read_rows(run.folder / "history.csv")

@@ -156,7 +156,7 @@ def test_predict__a_locator_finds_the_box(tmp_path: Path) -> None:
     np.testing.assert_allclose(found.region_xywh, (left, top, 2 * side, 2 * side), rtol=1e-9)  # float64
 
 
-def test_predict__members_look_as_they_were_trained(tmp_path: Path) -> None:
+def test_predict__each_member_uses_its_trained_region(tmp_path: Path) -> None:
     # A whole photo, and an annotated box without and with a margin; each model finds its own region, and they agree.
     files = [
         make_spot_model(tmp_path / "a.onnx"),

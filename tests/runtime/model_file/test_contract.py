@@ -153,7 +153,7 @@ def test_parse_contract__wrong_type_is_named(path: tuple[str, ...]) -> None:
 @pytest.mark.parametrize(
     ("path", "value", "message"),
     [
-        (("schema_version",), 4, "schema_version 4 is newer than this version of tl reads up to 3: upgrade"),
+        (("schema_version",), 4, "schema_version 4 is too new, this version of tl reads only up to 3: upgrade"),
         (("schema_version",), 0, "invalid schema_version (0)"),
         (("schema_version",), True, "invalid schema_version (True)"),
         (("schema_version",), "1", "invalid schema_version ('1')"),

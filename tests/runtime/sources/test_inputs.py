@@ -77,7 +77,7 @@ def test_find_inputs__an_archive_cut_after_it_was_listed(tmp_path: Path) -> None
         list(found)
 
 
-def test_unreadable_file__tells_whoever_reads() -> None:
+def test_unreadable_file__read_and_seek_raise() -> None:
     for act in (lambda file: file.read(), lambda file: file.seek(0)):
         with pytest.raises(ImageReadError, match="a: torn"):
             act(UnreadableFile("a", "torn"))

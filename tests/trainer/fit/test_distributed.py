@@ -150,7 +150,7 @@ def test_ranks__alone_does_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
     share_batch_norm(nn.Sequential(nn.BatchNorm1d(2)), ranks)
 
 
-def test_share_batch_norm__refuses_what_does_more_than_a_norm() -> None:
+def test_share_batch_norm__rejects_layers_that_include_an_activation() -> None:
     # timm's norm layers include their activation, which would be lost.
     trunk = build_trunk("timm:mobilenetv3_small_050")
     with pytest.raises(

@@ -92,7 +92,7 @@ def test_find_lr__repeats(cpu: Machine) -> None:
     assert (first, rows) == (again, same)
 
 
-def test_find_lr__stops_where_the_loss_breaks_away(cpu: Machine) -> None:
+def test_find_lr__stops_where_the_loss_diverges(cpu: Machine) -> None:
     module = nn.Linear(4, 2)
     scaled = dataclasses.replace(make_trainable(module), groups=[ParameterGroup(tuple(module.parameters()), 1e4)])
     _, rows = search(cpu, scaled, "sgd")

@@ -106,7 +106,7 @@ def test_expand_tries__faults(text: str, message: str) -> None:
 @pytest.mark.parametrize(
     ("head", "c_values"), [("linear", ["0.001", "0.01", "0.1", "1"]), ("svm", ["0.0001", "0.001", "0.01"])]
 )
-def test_configure__one_config_for_each_c_where_none_was_said(head: str, c_values: list[str]) -> None:
+def test_configure__one_config_per_default_c(head: str, c_values: list[str]) -> None:
     configured = configure(BASE, {"head": head})
     assert [chosen for chosen, _ in configured] == [{"head": head, "c": c} for c in c_values]
     assert [config.c_values for _, config in configured] == [(float(c),) for c in c_values]

@@ -141,7 +141,7 @@ def test_prepare_landmark_task__says_that_a_crop_cuts_nothing(tmp_path: Path) ->
     ]
 
 
-def test_train__a_point_that_nobody_annotated(tmp_path: Path) -> None:
+def test_train__point_without_annotations(tmp_path: Path) -> None:
     data = make_spots(tmp_path / "d", 8, whole=True)
     rows = data.read_text(encoding="utf-8").splitlines()
     data.write_text("\n".join([rows[0] + ",x_tip,y_tip", *(row + ",," for row in rows[1:])]), encoding="utf-8")
