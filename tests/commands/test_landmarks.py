@@ -193,7 +193,7 @@ def test_evaluate__whole_and_part_together(run_tl: RunTl, tmp_path: Path) -> Non
     assert done.code == 0, done.err
     assert [row["error_px"] < 0.2 for row in json.loads(done.out)["rows"]] == [True] * 4
     blamed = run_tl("predict", tmp_path / "0.png", "--ensemble", whole, part)
-    assert "part.onnx: this model uses the region of a photo" in blamed.err
+    assert "part.onnx: this model uses the region around the points" in blamed.err
 
 
 def test_inspect_and_verify(run_tl: RunTl, tmp_path: Path) -> None:

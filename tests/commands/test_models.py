@@ -86,7 +86,7 @@ def test_inspect__what_a_file_knows_of_its_doubts(run_tl: RunTl, color_model: Pa
     assert "soft: color (weight 1), other (weight 1)" in text
     shown = dict(summarize_contract(contract))
     assert shown["coverage"] == "prediction sets, from 2 scores of the validation split"
-    assert shown["unknown"].startswith("above 1.25, as are 5.0% of 20 validation images")
+    assert shown["unknown"].startswith("score above 1.25, exceeded by 5.0% of 20 validation images")
 
 
 def test_inspect__foreign_model(run_tl: RunTl, tmp_path: Path) -> None:
@@ -195,7 +195,7 @@ def test_tta__predict_and_evaluate(run_tl: RunTl, photos: Path, color_model: Pat
     assert (before["gain"], after["gain"], after["gain_p"]) == ("", "0.0000", "1.0000")
     assert float(before["images_per_s"]) > 0 < float(after["images_per_s"])
     for options, message in (
-        (("predict", "--tta", "flip"), "--tta takes each of hflip, vflip, crops once, got 'flip'"),
+        (("predict", "--tta", "flip"), "--tta must contain each of hflip, vflip, crops at most once, got 'flip'"),
         (("evaluate", "--tta", "hflip", "--merged", color_model), "--merged: cannot be combined with --tta"),
     ):
         refused = run_tl(options[0], photos, "--model", color_model, *options[1:])

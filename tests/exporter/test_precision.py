@@ -161,7 +161,7 @@ def test_export_lowered__too_little_agreement_leaves_no_file(finished_run: Run, 
     ):
         export_lowered(finished_run, tmp_path / "out" / "m.onnx", listener, never)
     assert not (tmp_path / "out").exists()
-    assert listener.tasks[-4:] == [*(f"int8, way {i} of 3" for i in (1, 2, 3)), "comparing fp32"]
+    assert listener.tasks[-4:] == [*(f"int8, variant {i} of 3" for i in (1, 2, 3)), "comparing fp32"]
 
 
 def test_export_lowered__no_faster_leaves_no_file(

@@ -176,7 +176,7 @@ def test_refit__a_graph_that_computes_otherwise_is_not_written(
         ({"out": "model.onnx"}, ConfigError, "would overwrite the old file"),
         ({"model": "missing.onnx", "out": "plain.onnx"}, ModelFileError, "no such file"),
         ({"model": "plain.onnx"}, ModelFileError, "has no output 'embedding'"),
-        ({"data": "Blue"}, DataError, "labels 'blue' and 'Blue' differ by case alone"),
+        ({"data": "Blue"}, DataError, "labels 'blue' and 'Blue' differ only in case"),
         ({"data": "broken"}, DataError, "cannot be read; fix, remove or skip them"),
     ],
 )

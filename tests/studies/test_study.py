@@ -65,7 +65,7 @@ def test_read_study__forced_options_stand_above_all(tmp_path: Path) -> None:
     )
     study = read_study(path, parse_forced(["backbone=smallcnn", "lr=0.3"]))
     assert [cell.setting for cell in study.cells] == ["a", "c"]
-    assert study.doubled == ("b is a",)
+    assert study.doubled == ("b is identical to a",)
     assert {cell.config.lr for cell in study.cells} == {0.3}
 
 

@@ -75,7 +75,7 @@ def test_huggingface_preset__harmless_fields(tmp_path: Path) -> None:
         ({"do_rescale": None}, "do_rescale: missing"),
         ({"do_rescale": "yes"}, "do_rescale: expected true or false"),
         ({"rescale_factor": "1/255"}, "rescale_factor: expected a number"),
-        ({"do_resize": False}, "do_resize: false"),
+        ({"do_resize": False}, "do_resize: expected true, found false"),
         ({"size": 224}, "size: 224 is ambiguous"),
         ({"size": {"longest_edge": 40}}, "size: .* expected height and width, or shortest_edge"),
         ({"size": {"height": 40, "width": 40}}, r"crop_size: a crop after resizing both sides to \(40, 40\)"),

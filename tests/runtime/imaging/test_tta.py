@@ -38,9 +38,9 @@ def test_build_views__counts(kinds: tuple[TtaKind, ...], count: int) -> None:
 @pytest.mark.parametrize(
     ("kinds", "message"),
     [
-        (("flip",), "tta takes each of hflip, vflip, crops once, got 'flip'"),
+        (("flip",), "tta must contain each of hflip, vflip, crops at most once, got 'flip'"),
         (("hflip", "hflip"), "once, got 'hflip', 'hflip'"),
-        ("hflip", "takes a list of hflip, vflip, crops, got the text 'hflip'"),
+        ("hflip", "must be a list of hflip, vflip, crops, got the string 'hflip'"),
     ],
 )
 def test_build_views__refused(kinds: tuple[TtaKind, ...], message: str) -> None:

@@ -179,8 +179,8 @@ def test_predict__each_member_uses_its_trained_region(tmp_path: Path) -> None:
     ("region", "given", "message"),
     [
         ("points", {}, r"give a coarse model that locates it, or boxes"),
-        ("box", {}, "trained on drawn boxes: give the boxes"),
-        ("box", {"locator": True}, "trained on drawn boxes: give the boxes"),
+        ("box", {}, "trained on annotated boxes: give the boxes"),
+        ("box", {"locator": True}, "trained on annotated boxes: give the boxes"),
         ("whole", {"locator": True}, "uses whole photos: leave out"),
         ("whole", {"crop_margin": 0.2}, "uses whole photos: leave out"),
         ("points", {"locator": True, "boxes": {"a.png": (0, 0, 5, 5)}}, "give one of them"),

@@ -46,7 +46,7 @@ class ForeignPreprocessing:
     def __post_init__(self) -> None:
         if not (all(map(math.isfinite, (self.scale, *self.mean, *self.std))) and self.scale and all(self.std)):
             raise ValueError(
-                f"scale {self.scale} and std {self.std} must be numbers other than 0, mean {self.mean} too"
+                f"scale {self.scale} and std {self.std} must be finite and nonzero, and mean {self.mean} must be finite"
             )
 
     def preprocessing(self, input_hw: tuple[int, int]) -> Preprocessing:

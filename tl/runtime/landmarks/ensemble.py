@@ -162,13 +162,13 @@ class LandmarkEnsemble:
             raise EnsembleError("locator and boxes both select the region of a photo: give one of them")
         elif self._boxes is None and "box" in regions:
             raise EnsembleError(
-                f"{path}: this model was trained on drawn boxes: give the boxes of these photos",
+                f"{path}: this model was trained on annotated boxes: give the boxes of these photos",
                 options=["boxes=boxes.csv"],
             )
         elif self._boxes is None and self._locator is None:
             raise EnsembleError(
-                f"{path}: this model uses the region of a photo with the points: give a coarse model that locates it, "
-                "or boxes around the points",
+                f"{path}: this model uses the region around the points: give a coarse model that locates "
+                f"it, or boxes around the points",
                 options=["locator=coarse.onnx", "boxes=boxes.csv"],
             )
 

@@ -63,7 +63,7 @@ def load_into(module: nn.Module, weights: Weights, *, unused: frozenset[str] | s
         if name in weights.tensors and weights.tensors[name].shape != tensor.shape
     ]
     faults = []
-    for what, names in (("lack", missing), ("have unknown", unknown), ("have other shapes:", misshapen)):
+    for what, names in (("lack", missing), ("have unknown", unknown), ("have different shapes:", misshapen)):
         if names:
             faults.append(f"{what} {len(names)} tensors, such as {', '.join(names[:3])}")
     if faults:
