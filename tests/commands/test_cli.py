@@ -85,7 +85,7 @@ def test_train__nothing_given(run_tl: RunTl) -> None:
     [
         (["--epochs", "0", "--lr", "nan"], ["epochs must be at least 1", "lr must be a positive finite number"]),
         (["--backbone", "resnet81"], ["unknown backbone 'resnet81' (nearest: 'resnet"]),
-        (["--augment", "flop"], ["neither a preset", "(nearest: 'flip')"]),
+        (["--augment", "flop"], ["is not a preset", "(nearest: 'flip')"]),
         (["--device", "cuda:99"], ["cuda:99"]),
         (["--weights", "gone.pth"], ["weights 'gone.pth': no such file"]),
         (["--lr", "fast"], ["lr: ", "found 'fast'"]),

@@ -111,9 +111,7 @@ def test_check_parity__a_image_that_the_runtime_cannot_read(
     session: Session, paths: list[Path], inputs: NDArray[np.uint8]
 ) -> None:
     paths[3].write_bytes(b"")
-    with pytest.raises(
-        ParityError, match=r"3.png: the trainer could read this image, but the runtime " "could not: empty file"
-    ):
+    with pytest.raises(ParityError, match=r"3.png: the trainer could read this image, but the runtime could not"):
         check_parity(Color(), session, paths, inputs, ["probabilities"])
 
 

@@ -226,16 +226,10 @@ def test_resolve__features_of_random_weights_are_refused() -> None:
 @pytest.mark.parametrize(
     ("values", "reason"),
     [
-        (
-            {"method": "features", "freeze": "half"},
-            "features freezes the whole backbone",
-        ),
+        ({"method": "features", "freeze": "half"}, "features freezes the whole backbone"),
         ({"method": "features", "unfreeze_every": 1}, "apply only to method finetune"),
         ({"method": "features", "layer_lr_decay": 0.5}, "apply only to method finetune"),
-        (
-            {"freeze": "half", "unfreeze_every": 1},
-            "with the whole backbone frozen: leave out freeze",
-        ),
+        ({"freeze": "half", "unfreeze_every": 1}, "with the whole backbone frozen: leave out freeze"),
         ({"views": 2}, "views requires method features and an augmentation"),
         ({"method": "features", "views": 2}, "views requires method features and an augmentation"),
         ({"head": "svm"}, "head svm requires method features"),

@@ -56,9 +56,7 @@ def test_names_from_mapping__python_ids() -> None:
 
 def test_check_names__repeated_ones_are_listed_with_the_cure() -> None:
     names = ("crane", "ant", "maillot", "crane", "maillot")
-    with pytest.raises(
-        ConfigError, match=r"'crane' is class 0 and 3; 'maillot' is class 2 and 4: rename " "all but one of each"
-    ):
+    with pytest.raises(ConfigError, match=r"'crane' is class 0 and 3; 'maillot' is class 2 and 4: rename all but one"):
         check_names(names, 5, "names.txt")
 
 

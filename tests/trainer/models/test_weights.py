@@ -203,7 +203,7 @@ def test_find_weights__nothing_there(tmp_path: Path) -> None:
     with pytest.raises(WeightsError, match=r"weights 'gone.pth': no such file or folder \(or give imagenet, or none\)"):
         find("resnet18", "gone.pth")
     with pytest.raises(
-        WeightsError, match=r"expected a run folder, or a folder that contains " r"resnet18.safetensors\|.pth\|.pt"
+        WeightsError, match=r"expected a run folder, or a folder that contains resnet18.safetensors\|.pth\|.pt"
     ):
         find("resnet18", tmp_path)
 

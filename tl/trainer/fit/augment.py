@@ -217,7 +217,7 @@ def _load_pipeline(path: str, albumentations: Any) -> Any:
     if not Path(path).is_file():
         known = ", ".join(PRESETS)
         raise ConfigError(
-            f"augment: '{path}' is neither a preset ({known}){nearest(path, list(PRESETS))}, a file, nor "
+            f"augment: '{path}' is not a preset ({known}){nearest(path, list(PRESETS))}, a file, nor "
             f"transforms such as HorizontalFlip(p=0.5)"
         )
     data_format = "yaml" if Path(path).suffix.lower() in (".yaml", ".yml") else "json"
