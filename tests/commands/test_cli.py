@@ -91,7 +91,7 @@ def test_train__nothing_given(run_tl: RunTl) -> None:
         (["--lr", "fast"], ["lr: ", "found 'fast'"]),
         (["--head", "svm"], ["head svm requires method features"]),
         (["--batch-size", "99"], ["batch_size 99 is larger than the 3 training images", "hint: --batch-size 3"]),
-        (["--per-class", "9"], ["per_class 9: class 'blue' has 1"]),
+        (["--per-class", "9"], ["per_class 9: too few training images: class 'blue' has 1"]),
     ],
 )
 def test_train__faults_name_the_cure(run_tl: RunTl, photos: Path, words: list[str], messages: list[str]) -> None:

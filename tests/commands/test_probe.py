@@ -105,7 +105,7 @@ def test_probe__suggested_command_trains_the_best_try(
             ["--try", "head=mlp lr=auto"],
             "lr auto and schedule plateau would use the validation images",
         ),
-        (["--per-class", 9, "--folds", 0], "per_class 9: class 'blue' has 4"),
+        (["--per-class", 9, "--folds", 0], "per_class 9: too few training images: class 'blue' has 4"),
     ],
 )
 def test_probe__faults_are_one_line(

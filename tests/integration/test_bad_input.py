@@ -156,7 +156,7 @@ def test_train__no_manifest(lab: Path, content: bytes, piece: str) -> None:
 OPTIONS: dict[str, tuple[str, ...]] = {
     "--backbone resnet81": ("unknown backbone 'resnet81' (nearest: 'resnet18')", "timm:NAME"),
     "--backbone timm:resnet81": ("timm has no model 'resnet81' (nearest: 'resnet18')",),
-    "--augment flop": ("augment: 'flop' is neither a preset", "(nearest: 'flip'), a file, or transforms"),
+    "--augment flop": ("augment: 'flop' is not a preset", "(nearest: 'flip'), a file, or transforms"),
     "--trunk-until blok2": ("trunk_until: no layer 'blok2' (nearest: 'block2')", "it can be cut after: "),
     "--freeze blok1": ("freeze: 'blok1' matches no layer (nearest: 'block",),
     "--freeze 9": ("freeze 9: this backbone has only 3 stages",),

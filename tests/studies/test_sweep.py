@@ -209,7 +209,7 @@ def test_sweep__interrupted_saves_what_it_has(labels: Path, tmp_path: Path) -> N
     finally:
         process.kill()
     assert process.returncode == 130
-    assert "run the same command again to continue" in errors
+    assert "run the same command again to resume" in errors
 
 
 def heed_interrupts() -> None:

@@ -250,7 +250,11 @@ def test_train__skip_bad_that_leaves_a_split_empty(tmp_path: Path, split: str) -
         ({"data": "/nowhere"}, DataError, "no such folder"),
         ({"epochs": 0}, ConfigError, "epochs must be at least 1"),
         ({"batch_size": 16}, ConfigError, r"batch_size 16 is larger than the 15 training images"),
-        ({"per_class": 6}, DataError, r"per_class 6: class 'blue' has 5, 'green' has 5, 'red' has 5 images"),
+        (
+            {"per_class": 6},
+            DataError,
+            r"per_class 6: too few training images: class 'blue' has 5",
+        ),
         ({"weights": "gone.pth"}, TlError, r"weights 'gone.pth': no such file"),
         ({"freeze": "block9"}, ConfigError, r"freeze: 'block9' matches no layer \(nearest: 'block"),
         ({"trunk_until": "block9"}, ConfigError, r"no layer 'block9' \(nearest: 'block"),

@@ -196,7 +196,7 @@ def run_cells(
     if unbegun := [run for run in todo if run.state == "open"]:
         progress.say(
             f"the time budget is used up: {len(unbegun)} runs have not started or not finished; "
-            f"run the same command again to continue"
+            "run the same command again to resume"
         )
 
 

@@ -153,7 +153,7 @@ def test_build_augment__faulty_changes(preprocessing: Preprocessing, text: str, 
 
 
 def test_build_augment__unknown_preset_names_the_nearest(preprocessing: Preprocessing) -> None:
-    with pytest.raises(ConfigError, match=r"augment: 'standart' is is not a preset .* \(nearest: 'standard'\)"):
+    with pytest.raises(ConfigError, match=r"augment: 'standart' is not a preset .* \(nearest: 'standard'\)"):
         build_augment("standart", preprocessing)
 
 

@@ -289,7 +289,7 @@ def test_train__fault_of_the_first_process_ends_both(photos_of_five: Path, tmp_p
     code, _, err = finish(start(command_line(photos_of_five, tmp_path / "two", epochs=1)), 60)
     assert code != 0
     assert [line for line in err.splitlines() if line.startswith("tl: ")] == [
-        f"tl: {tmp_path}/two: already exists; use another folder, or resume {tmp_path}/two"
+        f"tl: {tmp_path}/two: already exists; use another folder, or resume the run"
     ]
     assert [path.name for path in (tmp_path / "two").iterdir()] == ["mine.txt"]
 

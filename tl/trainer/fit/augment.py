@@ -190,7 +190,7 @@ def _parse_changes(text: str, albumentations: Any) -> list[Any]:
     except (SyntaxError, ValueError, TypeError, UserWarning) as error:
         raise ConfigError(
             f"augment: '{text}': {' '.join(str(error).split())[:300]}; expected albumentations "
-            f"transforms such as HorizontalFlip(p=0.5) + Affine(rotate=(-10, 10), p=1)"
+            "transforms such as HorizontalFlip(p=0.5) + Affine(rotate=(-10, 10), p=1)"
         ) from error
 
 
@@ -217,8 +217,8 @@ def _load_pipeline(path: str, albumentations: Any) -> Any:
     if not Path(path).is_file():
         known = ", ".join(PRESETS)
         raise ConfigError(
-            f"augment: '{path}' is not a preset ({known}){nearest(path, list(PRESETS))}, a file, nor "
-            f"transforms such as HorizontalFlip(p=0.5)"
+            f"augment: '{path}' is not a preset ({known}){nearest(path, list(PRESETS))}, a file, or "
+            "transforms such as HorizontalFlip(p=0.5)"
         )
     data_format = "yaml" if Path(path).suffix.lower() in (".yaml", ".yml") else "json"
     try:
