@@ -302,7 +302,7 @@ def _check_apart(image: str, folders: list[Path]) -> None:
         if Path(image).resolve().is_relative_to(folder.resolve()):
             raise ConfigError(
                 f"{folder}: contains {image}, and the drawings would be read as images in "
-                f"the next prediction: choose another folder"
+                "the next prediction: choose another folder"
             )
 
 

@@ -140,9 +140,9 @@ def class_source(run: Run, progress: Progress, further: ExtraOutputs) -> ExportS
     network, card, config = load_network(run)
     if further.cam and not has_cam(network):
         raise ConfigError(
-            f"class activation maps require a linear head on globally averaged features, but this run has head "
+            "class activation maps require a linear head on globally averaged features, but this run has head "
             f"{config.head} with pooling {config.pooling} on {config.backbone}; without them, labels can "
-            f"still be explained by occluding parts of the image"
+            "still be explained by occluding parts of the image"
         )
     measured = None
     if further.unknown:

@@ -193,7 +193,7 @@ def check_point_claims(
         raise ParityError(
             f"the run's predictions_val.csv and its network differ by {worst:.2g} input pixels on its own validation "
             f"images (allowed: {CLAIM_TOLERANCE_PX:g}): the run or an image has changed; train again; no "
-            f"file was written"
+            "file was written"
         )
 
 

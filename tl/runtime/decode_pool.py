@@ -282,5 +282,5 @@ def _death(worker: subprocess.Popen[bytes], names: Sequence[str]) -> WorkerError
     during = f" while decoding {shown}{more}" if names else ""
     return WorkerError(
         f"a decoding process ended ({how}{cause}){during}: use fewer decoding processes to save memory, "
-        f"or decode_processes 0 to decode in threads"
+        "or decode_processes 0 to decode in threads"
     )

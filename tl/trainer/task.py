@@ -113,7 +113,7 @@ def prepare_task(config: TrainConfig, progress: Progress, check: Check = lambda 
     if config.task != "classification":
         raise ConfigError(
             f"{config.data} contains {config.task}, but this command requires classes; set "
-            f"task to override the detected task"
+            "task to override the detected task"
         )
     info = remembered_info(config.backbone, find_info)
     preprocessing = build_run_preprocessing(config, info)

@@ -74,7 +74,7 @@ def read_foreign(path: Path, layout: Layout | None = None, output_name: str | No
         found = onnx.TensorProto.DataType.Name(value.type.tensor_type.elem_type)
         raise ModelFileError(
             f"{path}: input '{value.name}' is {found}, expected FLOAT or FLOAT16: export the network "
-            f"without its preprocessing"
+            "without its preprocessing"
         )
     dims = _dims(value)
     layout = _layout(dims, layout, path, value.name)
@@ -155,14 +155,14 @@ def tell_kind(foreign: Foreign, rows: NDArray[np.float32], asked: Kind | None) -
     if foreign.final_op == "Sigmoid":
         raise ModelFileError(
             f"{where}: ends in a sigmoid per class, so classes are not mutually exclusive; only "
-            f"single-label classifiers can be adopted"
+            "single-label classifiers can be adopted"
         )
     if looks:
         return "probabilities"
     if foreign.final_op == "Softmax" or (rows.min() >= 0 and rows.max() <= 1):
         raise ModelFileError(
             f"{where}: cannot distinguish logits from probabilities: values are between 0 and 1, but "
-            f"rows do not sum to 1; declare them as logits if a softmax over classes turns them into probabilities",
+            "rows do not sum to 1; declare them as logits if a softmax over classes turns them into probabilities",
             options=["outputs=logits"],
         )
     return "logits"

@@ -114,7 +114,7 @@ class _Facts:
             raise self.fault(
                 field,
                 f"'{full}' is not a supported image processor ({known}); use another preset and "
-                f"override its preprocessing",
+                "override its preprocessing",
             )
         return name
 

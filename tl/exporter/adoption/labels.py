@@ -100,7 +100,7 @@ def check_names(names: tuple[str, ...], num_classes: int, where: str) -> None:
     if len(names) != num_classes:
         raise ConfigError(
             f"{where}: {len(names)} class names, but the network has {num_classes} outputs; give the "
-            f"list of names that it was trained with, in that order"
+            "list of names that it was trained with, in that order"
         )
     places: dict[str, list[int]] = {}
     for place, name in enumerate(names):
@@ -109,7 +109,7 @@ def check_names(names: tuple[str, ...], num_classes: int, where: str) -> None:
         shown = "; ".join(f"'{name}' is class {' and '.join(map(str, found))}" for name, found in repeated.items())
         raise ConfigError(
             f"{where}: class names must be unique, but (counting from 0) {shown}: rename all but one of "
-            f"each, as in 'crane' and 'crane bird'"
+            "each, as in 'crane' and 'crane bird'"
         )
 
 

@@ -95,7 +95,7 @@ def settle_class_names(contract: Contract, images: Sequence[LabeledImage], drop:
     if lacking and not drop:
         raise DataError(
             f"no training images of {', '.join(map(repr, lacking))}, which are classes of the model: the "
-            f"new head requires images of every class; give several data sets, or drop these classes permanently",
+            "new head requires images of every class; give several data sets, or drop these classes permanently",
             options=["drop"],
         )
     names = (*(name for name in contract.class_names if name in there), *new)

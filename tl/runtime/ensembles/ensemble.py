@@ -284,12 +284,12 @@ def _check_selective(
     if selective.coverage is not None and contracts[0].conformal is None:
         raise ModelFileError(
             f"{sessions[0].path}: contains no scores of held-out images, which coverage requires; export "
-            f"it from a run with validation data, or merge with calibration images"
+            "it from a run with validation data, or merge with calibration images"
         )
     if selective.reject_unknown and contracts[0].ood is None:
         raise ModelFileError(
             f"{sessions[0].path}: contains no out-of-distribution score; export it again on a machine "
-            f"that has its training images"
+            "that has its training images"
         )
 
 

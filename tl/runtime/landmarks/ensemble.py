@@ -168,7 +168,7 @@ class LandmarkEnsemble:
         elif self._boxes is None and self._locator is None:
             raise EnsembleError(
                 f"{path}: this model uses the region around the points: give a coarse model that locates "
-                f"it, or boxes around the points",
+                "it, or boxes around the points",
                 options=["locator=coarse.onnx", "boxes=boxes.csv"],
             )
 

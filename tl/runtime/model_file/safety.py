@@ -71,7 +71,7 @@ class Operators:
             more = f" and {len(foreign) - 3} more" if len(foreign) > 3 else ""
             raise ModelFileError(
                 f"it requires the operators {shown}{more}, expected only operators built into "
-                f"onnxruntime: operator libraries are never loaded, export it with standard operators"
+                "onnxruntime: operator libraries are never loaded, export it with standard operators"
             )
         if self._written_out(self.graph, {}, 0) > MAX_WRITTEN_OUT:
             raise ModelFileError(

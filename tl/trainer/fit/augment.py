@@ -73,7 +73,7 @@ class Augment:
             if not self._mirror:
                 raise ConfigError(
                     f"augmentation {self._name} mirrors images: give the pairs of points that swap "
-                    f"(flip_pairs), or declare that none do (mirror)",
+                    "(flip_pairs), or declare that none do (mirror)",
                     options=["flip_pairs=left:right", "mirror"],
                 )
             points = points[list(partners)]

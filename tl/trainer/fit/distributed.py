@@ -106,7 +106,7 @@ def share_batch_norm(module: nn.Module, ranks: Ranks) -> None:
         elif isinstance(child, _BatchNorm):  # for example timm's, which includes an activation
             raise ConfigError(
                 f"{type(child).__name__} of this backbone cannot be synchronized between processes: "
-                f"train without torchrun"
+                "train without torchrun"
             )
 
 

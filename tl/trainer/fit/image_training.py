@@ -66,7 +66,7 @@ def _build_own_machine(config: TrainConfig, ranks: Ranks) -> Machine:
     if ranks.world > 1 and settled(config.batch_size) < 2 * ranks.world:
         raise ConfigError(
             f"batch_size {config.batch_size} gives each of the {ranks.world} processes fewer than two "
-            f"images: increase it"
+            "images: increase it"
         )
     if ranks.world > 1 and (config.lr == "auto" or config.device.startswith("cuda:")):
         raise ConfigError("with torchrun, lr must be a number and device must be cuda: each process uses its own GPU")

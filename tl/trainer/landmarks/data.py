@@ -198,7 +198,7 @@ def _completed(image: ImageLandmarks, xy: NDArray[np.float64]) -> NDArray[np.flo
     if lacking:
         raise DataError(
             f"crop points: {image.name} lacks {lacking} of {len(xy)} points, and their positions cannot "
-            f"be estimated from the others: annotate at least three points, or remove this image"
+            "be estimated from the others: annotate at least three points, or remove this image"
         )
     return xy
 
