@@ -46,7 +46,7 @@ def command(
         given = [name for name, value in flags.items() if value is not None]
         if given or config_file:
             raise ConfigError(
-                f"--resume goes on with the run's own options; leave out {', '.join(given) or '--config'}"
+                f"--resume continues with the run's own options; leave out {', '.join(given) or '--config'}"
             )
     values = load_config(config_file) if config_file else {}
     if config_file and flags.get("out") is None:
