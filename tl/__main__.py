@@ -7,7 +7,10 @@ from importlib.util import find_spec
 def main() -> None:
     """Entry point of the `tl` command."""
     if any(find_spec(name) is None for name in ("typer", "rich")):
-        sys.exit("tl: the command line needs more packages: pip install 'tl-toolkit[cli]' (tl.runtime works without)")
+        sys.exit(
+            "tl: the command line requires additional packages: pip install 'tl-toolkit[cli]' "
+            "(tl.runtime works without)"
+        )
     from tl.cli import main as run
 
     run()

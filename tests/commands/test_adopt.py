@@ -65,14 +65,14 @@ def test_adopt__own_numbers(run_tl: RunTl, photos: Path, labels: Path, tmp_path:
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        (["--scale", "big"], "--scale: expected a number, or two as in 1/255, found 'big'"),
+        (["--scale", "big"], "--scale: expected a number, or a fraction such as 1/255, found 'big'"),
         (["--scale", "1/0"], "--scale: expected a number"),
         (["--mean", "1,2"], "--mean: expected one number, or three"),
         (["--image-size", "32x"], "--image-size: expected pixels"),
         (["--image-size", "0"], "--image-size: expected pixels"),
         (["--preset", "huggingface-folder"], "preprocessor_config.json: No such file"),
         (["--preset", "ultralytics"], "without Ultralytics' metadata; use another preset"),
-        (["-o", "adopted.pt"], "a model file's name ends in .onnx"),
+        (["-o", "adopted.pt"], "expected a file name that ends in .onnx"),
     ],
 )
 def test_adopt__faults_are_one_line_and_exit_1(
@@ -87,7 +87,7 @@ def test_adopt__faults_are_one_line_and_exit_1(
 def test_adopt__a_folder_needs_its_preset(run_tl: RunTl, tmp_path: Path) -> None:
     done = run_tl("adopt", make_huggingface(tmp_path / "hf"), "--preset", "timm")
     assert done.code == 1
-    assert "is a folder; name the .onnx file in it\nhint: --preset huggingface-folder" in done.err
+    assert "is a folder; give the .onnx file in it\nhint: --preset huggingface-folder" in done.err
 
 
 def test_adopted__predicts_like_our_own(run_tl: RunTl, photos: Path, adopted: Path) -> None:

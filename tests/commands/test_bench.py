@@ -18,12 +18,12 @@ def test_bench__table_and_advice(run_tl: RunTl, color_model: Path) -> None:
     assert done.code == 0
     lines = done.out.splitlines()
     assert lines[0].startswith(f"{color_model}: input 8x8, onnxruntime")
-    assert lines[1].startswith("images: made up, 160x120 JPEG, 4 of 0.0")
+    assert lines[1].startswith("images: generated, 160x120 JPEG, 4 of 0.0")
     assert re.split(r"  +", lines[3])[:5] == ["part", "device", "hint", "threads", "batch"]
     assert re.match(r"network +cpu +throughput +2 +1 +\d+\.\d +\d+\.\d to \d+\.\d( +\d+\.?\d*){3} +\d+$", lines[4])
     assert re.search(r"^many images: load\(model, device=\"cpu\", threads=", done.out, re.MULTILINE)
     assert re.search(r"^one image at a time: load\(model, device=\"cpu\", threads=", done.out, re.MULTILINE)
-    assert re.search(r"^bound by (decoding|the network)", done.out, re.MULTILINE)
+    assert re.search(r"^the bottleneck is (decoding|the network)", done.out, re.MULTILINE)
     assert "many images" not in done.err  # figures go to stdout, progress to stderr
 
 
@@ -46,7 +46,7 @@ def test_bench__unreadable_images_are_told(run_tl: RunTl, color_model: Path, pho
     done = run_tl("bench", color_model, "--images", photos, *BENCH[:-4], "--seconds", "0")
     assert done.code == 0
     assert "1 images could not be read" in done.err
-    assert "no time for: batches of 2, 4, 8, 16, 32 on cpu throughput; batches of" in done.out
+    assert "not measured for lack of time: batches of 2, 4, 8, 16, 32 on cpu throughput; batches of" in done.out
 
 
 @pytest.mark.parametrize("size", ["4000", "0x10", "99999x99999", "-4x4", "4x4x4"])

@@ -85,13 +85,13 @@ def test_train__nothing_given(run_tl: RunTl) -> None:
     [
         (["--epochs", "0", "--lr", "nan"], ["epochs must be at least 1", "lr must be a positive finite number"]),
         (["--backbone", "resnet81"], ["unknown backbone 'resnet81' (nearest: 'resnet"]),
-        (["--augment", "flop"], ["neither a preset", "(nearest: 'flip')"]),
+        (["--augment", "flop"], ["is not a preset", "(nearest: 'flip')"]),
         (["--device", "cuda:99"], ["cuda:99"]),
         (["--weights", "gone.pth"], ["weights 'gone.pth': no such file"]),
         (["--lr", "fast"], ["lr: ", "found 'fast'"]),
-        (["--head", "svm"], ["head svm needs method features"]),
+        (["--head", "svm"], ["head svm requires method features"]),
         (["--batch-size", "99"], ["batch_size 99 is larger than the 3 training images", "hint: --batch-size 3"]),
-        (["--per-class", "9"], ["per_class 9: class 'blue' has 1"]),
+        (["--per-class", "9"], ["per_class 9: too few training images: class 'blue' has 1"]),
     ],
 )
 def test_train__faults_name_the_cure(run_tl: RunTl, photos: Path, words: list[str], messages: list[str]) -> None:
@@ -156,7 +156,7 @@ SVM_C, LINEAR_C = (0.0001, 0.001, 0.01), (0.001, 0.01, 0.1, 1.0)
         (("--head", "linear"), ("--lr", 0.002, "--epochs", 2), ("adamw", 2, 0.002), (), LINEAR_C),
     ],
 )
-def test_train__what_followed_from_another_option_follows_anew(
+def test_train__derived_defaults_follow_a_changed_option(
     run_tl: RunTl,
     photos: Path,
     trunk_weights: Path,
@@ -189,7 +189,7 @@ def test_train__config_file_with_misspelt_key(run_tl: RunTl, photos: Path, tmp_p
 
 def test_export__needs_a_run_or_a_name(run_tl: RunTl, tmp_path: Path) -> None:
     assert "give either a run folder or --pretrained" in run_tl("export").err
-    assert "needs --images" in run_tl("export", "--pretrained", "mobilenet_v2").err
+    assert "requires --images DIR" in run_tl("export", "--pretrained", "mobilenet_v2").err
     assert "no config.yaml" in run_tl("export", tmp_path, "-o", tmp_path / "m.onnx").err
 
 

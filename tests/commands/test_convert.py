@@ -19,14 +19,14 @@ def test_convert__tps_to_csv_and_back(run_tl: RunTl, tmp_path: Path) -> None:
         *("--images", tmp_path / "photos", "--names", "tip, hinge"),
     )
     assert (done.code, done.out) == (0, "")
-    assert "curves of 1 records are not kept" in done.err
+    assert "curves of 1 records were discarded" in done.err
     assert "1 images with 2 points" in done.err
     assert (tmp_path / "w.csv").read_text() == "path,mm_per_px,x_tip,y_tip,x_hinge,y_hinge\na.png,0.5,1,18,3,16\n"
     back = run_tl("convert", tmp_path / "w.csv", tmp_path / "b.tps", "--images", tmp_path / "photos")
-    assert "names: tps has no place for them" in back.err
+    assert "names: cannot be stored in format tps" in back.err
     assert (tmp_path / "b.tps").read_text().splitlines()[1:3] == ["1.00000 2.00000", "3.00000 4.00000"]
     again = run_tl("convert", tmp_path / "w.csv", tmp_path / "CollectedData_me.csv", "--to", "deeplabcut")
-    assert "scale: deeplabcut has no place for them" in again.err
+    assert "scale: cannot be stored in format deeplabcut" in again.err
     assert (tmp_path / "CollectedData_me.csv").read_text().splitlines()[-1] == "a.png,1.0,18.0,3.0,16.0"
 
 
@@ -34,8 +34,8 @@ def test_convert__faults(run_tl: RunTl, tmp_path: Path) -> None:
     (tmp_path / "w.tps").write_text(TPS)
     (tmp_path / "w.csv").write_text("path,x0,y0\na.png,1,2\n")
     for words, message in (
-        ((tmp_path / "w.tps", tmp_path / "o.csv"), "image a.png is not in"),
-        ((tmp_path / "w.csv", tmp_path / "o.json"), "image a.png is not in"),
+        ((tmp_path / "w.tps", tmp_path / "o.csv"), "image a.png was not found in"),
+        ((tmp_path / "w.csv", tmp_path / "o.json"), "image a.png was not found in"),
         ((tmp_path / "w.csv", tmp_path / "o.xml"), "expected a name that ends in .csv, .tps, .json"),
         ((tmp_path / "w.csv", tmp_path / "o.csv", "--names", "a,b"), "expected 1 different names"),
         ((tmp_path / "gone.csv", tmp_path / "o.csv"), "gone.csv: cannot be read"),
@@ -49,6 +49,9 @@ def test_convert__faults(run_tl: RunTl, tmp_path: Path) -> None:
 def test_convert__never_over_its_source_or_under_a_wrong_name(run_tl: RunTl, tmp_path: Path) -> None:
     source = tmp_path / "a.csv"
     source.write_text("path,x0,y0\na.png,1,2\n", encoding="utf-8")
-    assert "is the file that is read" in run_tl("convert", source, source).err
-    assert "a name that ends in .csv" in run_tl("convert", source, tmp_path / "b.tps", "--to", "long").err
+    assert "output and input are the same file" in run_tl("convert", source, source).err
+    assert (
+        "expected the extension .csv for format "
+        "long" in run_tl("convert", source, tmp_path / "b.tps", "--to", "long").err
+    )
     assert source.read_text(encoding="utf-8") == "path,x0,y0\na.png,1,2\n"

@@ -26,5 +26,5 @@ def test_write_digits__splits_and_images(tmp_path: Path) -> None:
 def test_demo__never_writes_into_an_existing_folder(run_tl: RunTl, tmp_path: Path) -> None:
     done = run_tl("demo", tmp_path)
     assert done.code == 1
-    assert "exists already" in done.err
+    assert "already exists" in done.err
     assert list(tmp_path.iterdir()) == []

@@ -13,7 +13,7 @@ from tl.exporter import speed_comparison
 def test_export__lower_precision_needs_a_run(run_tl: RunTl) -> None:
     done = run_tl("export", "--pretrained", "mobilenet_v2", "--images", ".", "--precision", "int8")
     assert (done.code, done.out) == (1, "")
-    assert "tl: --precision int8 needs a run" in done.err
+    assert "tl: --precision int8 requires a run" in done.err
 
 
 @pytest.mark.slow
@@ -34,7 +34,7 @@ def test_export__fp16_is_shown_inspected_verified_and_predicts(
     shown = run_tl("inspect", tmp_path / "half.onnx").out
     assert "classification, fp16" in shown
     assert f"agrees with fp32 on {found['top1_agreement']:.1%} of 6 images" in shown
-    assert ("kept although not faster" in shown) == found["kept_slower"]
+    assert ("kept although it is not faster" in shown) == found["kept_slower"]
     assert "(allowed 2e-02)" in run_tl("verify", tmp_path / "half.onnx", "--device", "cpu").err
     predicted = run_tl("predict", photos / "red", "--model", tmp_path / "half.onnx", "--device", "cpu")
     assert predicted.code == 0

@@ -45,7 +45,7 @@ def test_predict__csv(run_tl: RunTl, photos: Path, tmp_path: Path) -> None:
     assert [row["is_odd"] for row in rows] == ["no", "no", ""]
     assert rows[2]["error"]
     back = read_landmarks(tmp_path / "out.csv")
-    assert back.remarks == ("1 rows with an error instead of points are left out",)
+    assert back.remarks == ("1 rows with an error instead of points were skipped",)
 
 
 @pytest.mark.parametrize(
@@ -116,7 +116,7 @@ def test_predict__ensemble_with_locator_boxes_and_drawings(run_tl: RunTl, photos
     run_tl("predict", photos, "--model", fine[0], "--boxes", boxes, "-o", tmp_path / "boxed.csv")
     rows = read(tmp_path / "boxed.csv")
     assert float(rows[0]["x_green"]) == pytest.approx(60, abs=0.15)
-    assert "has none for this image" in rows[1]["error"]
+    assert "contains no box for this image" in rows[1]["error"]
 
 
 def test_predict__drawings_of_archives_and_of_folders_above(
@@ -127,7 +127,7 @@ def test_predict__drawings_of_archives_and_of_folders_above(
         archive.write(photos / "0.png", "0.png")
     packed = run_tl("predict", tmp_path / "a.zip", "--model", model, "--draw", tmp_path / "drawn")
     assert packed.code == 0
-    assert "1 images in archives are not drawn, first" in packed.err
+    assert "1 images in archives were not drawn, first" in packed.err
     (photos / "photos").mkdir()
     save_spots(photos / "photos" / "0.png", USUAL_XY)
     monkeypatch.chdir(photos)
@@ -138,7 +138,7 @@ def test_predict__drawings_of_archives_and_of_folders_above(
     ]
 
 
-def test_predict__a_box_model_asks_where_to_look(run_tl: RunTl, photos: Path, tmp_path: Path) -> None:
+def test_predict__box_model_requires_boxes_or_locator(run_tl: RunTl, photos: Path, tmp_path: Path) -> None:
     done = run_tl("predict", photos, "--model", make_spot_model(tmp_path / "m.onnx", region="box"))
     assert done.code == 1
     assert "--boxes boxes.csv" in done.err
@@ -147,15 +147,15 @@ def test_predict__a_box_model_asks_where_to_look(run_tl: RunTl, photos: Path, tm
 def test_predict__flags_for_landmarks_mean_nothing_to_classes(run_tl: RunTl, photos: Path, color_model: Path) -> None:
     done = run_tl("predict", photos, "--model", color_model, "--draw", "d", "--crop-margin", "0.1")
     assert done.code == 1
-    assert "--crop-margin, --draw: for landmark models" in done.err
+    assert "--crop-margin, --draw: applies only to landmark models" in done.err
     merged = run_tl("predict", photos, "--model", color_model, "--merge", "median")
-    assert "--merge: for landmark models" in merged.err
+    assert "--merge: applies only to landmark models" in merged.err
 
 
 def test_predict__flags_for_classes_mean_nothing_to_landmarks(run_tl: RunTl, photos: Path, tmp_path: Path) -> None:
     done = run_tl("predict", photos, "--model", make_spot_model(tmp_path / "m.onnx"), "--vote", "hard")
     assert done.code == 1
-    assert "--vote: for models of classes" in done.err
+    assert "--vote: applies only to classifiers" in done.err
 
 
 def test_evaluate__members_and_merged(run_tl: RunTl, tmp_path: Path) -> None:
@@ -193,7 +193,7 @@ def test_evaluate__whole_and_part_together(run_tl: RunTl, tmp_path: Path) -> Non
     assert done.code == 0, done.err
     assert [row["error_px"] < 0.2 for row in json.loads(done.out)["rows"]] == [True] * 4
     blamed = run_tl("predict", tmp_path / "0.png", "--ensemble", whole, part)
-    assert "part.onnx: this model uses the region of a photo" in blamed.err
+    assert "part.onnx: this model uses the region around the points" in blamed.err
 
 
 def test_inspect_and_verify(run_tl: RunTl, tmp_path: Path) -> None:

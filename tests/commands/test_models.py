@@ -85,8 +85,8 @@ def test_inspect__what_a_file_knows_of_its_doubts(run_tl: RunTl, color_model: Pa
     text = run_tl("inspect", tmp_path / "both.onnx").out
     assert "soft: color (weight 1), other (weight 1)" in text
     shown = dict(summarize_contract(contract))
-    assert shown["coverage"] == "sets of classes, from 2 scores of the validation split"
-    assert shown["unknown"].startswith("above 1.25, as are 5.0% of 20 validation images")
+    assert shown["coverage"] == "prediction sets, from 2 scores of the validation split"
+    assert shown["unknown"].startswith("score above 1.25, exceeded by 5.0% of 20 validation images")
 
 
 def test_inspect__foreign_model(run_tl: RunTl, tmp_path: Path) -> None:
@@ -129,7 +129,7 @@ def test_evaluate__fitted_votes_are_written_and_read(
     assert json.loads(out.read_text(encoding="utf-8"))["vote_weights"] == {"color": 1.0}
     assert "left out: wrong" in chosen.err
     refused = run_tl("predict", photos, "--ensemble", color_model, wrong, "--vote-weights", out)
-    assert (refused.code, "leaves out wrong; take it out of --ensemble too" in refused.err) == (1, True)
+    assert (refused.code, "contains no weight for wrong; remove it from --ensemble" in refused.err) == (1, True)
     alone = run_tl("predict", photos, "--ensemble", color_model, "--vote-weights", out)
     assert alone.code == 0
 
@@ -146,9 +146,9 @@ def test_outputs__do_not_replace_what_they_are_made_of(
     data = shutil.copytree(photos, tmp_path / "data")
     before = model.read_bytes()
     for words, message in (
-        (("merge", model, other, "-o", model), "is a member, which would be lost"),
-        (("inspect", model, "--html", model), "a page's name ends in .html"),
-        (("predict", data, "--model", model, "--explain", data), "drawings would count as images"),
+        (("merge", model, other, "-o", model), "would overwrite a member"),
+        (("inspect", model, "--html", model), "expected a file name that ends in .html"),
+        (("predict", data, "--model", model, "--explain", data), "the drawings would be read as images"),
     ):
         done = run_tl(*words)
         assert (done.code, message in done.err) == (1, True), done.err
@@ -159,15 +159,15 @@ def test_outputs__do_not_replace_what_they_are_made_of(
 def test_evaluate__merged_is_a_merged_file(run_tl: RunTl, photos: Path, color_model: Path, tmp_path: Path) -> None:
     other = make_model(tmp_path / "other.onnx", gain=0.01)
     done = run_tl("evaluate", photos, "--ensemble", color_model, other, "--merged", other)
-    assert (done.code, "other: is no merged file" in done.err) == (1, True)
+    assert (done.code, "other: not a merged file" in done.err) == (1, True)
 
 
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        (("export", "run", "--precision", "int8", "--false-alarm", "0.1"), "--false-alarm needs a run, in fp32"),
-        (("export", "run", "--no-unknown", "--false-alarm", "0.1"), "--false-alarm needs a run, in fp32"),
-        (("merge", "a.onnx", "b.onnx", "--false-alarm", "0.1"), "of --calibrate: give them too"),
+        (("export", "run", "--precision", "int8", "--false-alarm", "0.1"), "--false-alarm requires a run and fp32"),
+        (("export", "run", "--no-unknown", "--false-alarm", "0.1"), "--false-alarm requires a run and fp32"),
+        (("merge", "a.onnx", "b.onnx", "--false-alarm", "0.1"), "--false-alarm requires --calibrate"),
     ],
 )
 def test_false_alarm__is_refused_where_it_would_be_ignored(run_tl: RunTl, words: tuple[str, ...], message: str) -> None:
@@ -183,7 +183,7 @@ def test_predict__explain(run_tl: RunTl, photos: Path, color_model: Path, tmp_pa
     drawn = sorted(path.name for path in why.rglob("*.why.jpg"))
     assert drawn == sorted(f"{path.name}.why.jpg" for path in photos.rglob("*.png"))
     refused = run_tl("predict", photos, "--model", color_model, "--explain", why, "--tta", "hflip")
-    assert (refused.code, "--tta: --explain is of images as they are" in refused.err) == (1, True)
+    assert (refused.code, "--tta: --explain explains images without augmentation" in refused.err) == (1, True)
 
 
 def test_tta__predict_and_evaluate(run_tl: RunTl, photos: Path, color_model: Path) -> None:
@@ -195,8 +195,8 @@ def test_tta__predict_and_evaluate(run_tl: RunTl, photos: Path, color_model: Pat
     assert (before["gain"], after["gain"], after["gain_p"]) == ("", "0.0000", "1.0000")
     assert float(before["images_per_s"]) > 0 < float(after["images_per_s"])
     for options, message in (
-        (("predict", "--tta", "flip"), "--tta takes each of hflip, vflip, crops once, got 'flip'"),
-        (("evaluate", "--tta", "hflip", "--merged", color_model), "--merged: leave it out with --tta"),
+        (("predict", "--tta", "flip"), "--tta must contain each of hflip, vflip, crops at most once, got 'flip'"),
+        (("evaluate", "--tta", "hflip", "--merged", color_model), "--merged: cannot be combined with --tta"),
     ):
         refused = run_tl(options[0], photos, "--model", color_model, *options[1:])
         assert (refused.code, message in refused.err) == (1, True)
@@ -205,10 +205,10 @@ def test_tta__predict_and_evaluate(run_tl: RunTl, photos: Path, color_model: Pat
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        (("--select",), "--select chooses members for --fit-vote-weights"),
+        (("--select",), "--select requires --fit-vote-weights FILE"),
         (("--fit-vote-weights", "w.json"), "at least two members and 10 images"),
         (("--vote-weights", "{folder}/faulty.json"), "not a file of tl evaluate --fit-vote-weights"),
-        (("--vote-weights", "{folder}/other.json"), "is also for x, which --ensemble does not name"),
+        (("--vote-weights", "{folder}/other.json"), "contains weights for x, not among the members of --ensemble"),
     ],
 )
 def test_evaluate__faulty_vote_options(

@@ -67,7 +67,7 @@ def test_predict__decoding_in_processes_changes_nothing(
 
     shutil.copy(photos / "red" / "0.png", photos / "green" / "0.png")
     resumed = run_tl(*words, *more, "-o", tmp_path / "threads.csv", "--resume")
-    assert "5 rows kept from before, 6 images predicted, 0 could not be read" in resumed.err
+    assert "5 rows kept from the earlier run, 6 images predicted, 0 could not be read" in resumed.err
     run_tl(*words, "-o", tmp_path / "whole.csv")
     assert_same_table(tmp_path / "threads.csv", tmp_path / "whole.csv")
 
@@ -105,8 +105,8 @@ def test_predict__json_lines_file(run_tl: RunTl, photos: Path, three: list[Path]
         (["PHOTOS", "--model", "gone.onnx"], "gone.onnx: no such file"),
         (["gone/", "--model", "MODEL"], "gone/: no such file or folder"),
         (["PHOTOS", "--model", "MODEL", "-o", "out.xlsx"], "ends in .csv, .jsonl or .parquet"),
-        (["PHOTOS", "--model", "MODEL", "--resume"], "need a file: give --out"),
-        (["--model", "MODEL"], "name images or folders, or give --files-from"),
+        (["PHOTOS", "--model", "MODEL", "--resume"], "require an output file: give --out"),
+        (["--model", "MODEL"], "give images, folders or --files-from"),
         (["--files-from", "gone", "--model", "MODEL"], "gone: the list of names cannot be read"),
         (["--files-from", "/dev/null", "--model", "MODEL"], "no images found in /dev/null"),
         (["PHOTOS", "--ensemble", "MODEL", "--vote-weights", "1,x"], "expected numbers such as 2,1,1"),
@@ -154,7 +154,7 @@ def test_predict__resume(run_tl: RunTl, photos: Path, color_model: Path, tmp_pat
     shutil.copy(photos / "red" / "0.png", photos / "green" / "0.png")
     resumed = run_tl(*words, "--resume")
     assert (resumed.code, (tmp_path / "out.csv").read_bytes() == before) == (0, False)
-    assert "5 rows kept from before, 6 images predicted, 0 could not be read" in resumed.err
+    assert "5 rows kept from the earlier run, 6 images predicted, 0 could not be read" in resumed.err
     (photos / "blue" / "1.png").write_bytes(b"torn")
     assert run_tl(*words, "--resume").code == 3
     assert "6 rows kept" in run_tl(*words, "--resume").err
@@ -186,7 +186,7 @@ def test_predict__archives_patterns_and_lists(
         "gone.png",
     ]
     assert done.rows()[-1]["error"] == "No such file or directory"
-    assert "passed over: 1 hidden" in done.err
+    assert "skipped: 1 hidden" in done.err
 
 
 def test_predict__names_with_newlines_and_foreign_bytes(

@@ -62,7 +62,7 @@ def test_probe__json(run_tl: RunTl, squares: Path, trunk_weights: Path) -> None:
         ("head=conv head_sizes=4 epochs=1", {"head": "conv", "head_sizes": [4], "epochs": 1}),
     ],
 )
-def test_probe__the_next_command_trains_what_won(
+def test_probe__suggested_command_trains_the_best_try(
     run_tl: RunTl,
     squares: Path,
     trunk_weights: Path,
@@ -92,14 +92,20 @@ def test_probe__the_next_command_trains_what_won(
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        (["--try", "head=conv head_sizes=4", "--try", "head=svm"], "conv heads take maps, the others embeddings"),
+        (
+            ["--try", "head=conv head_sizes=4", "--try", "head=svm"],
+            "conv heads use feature maps",
+        ),
         (["--folds", 1], "folds must be 0 or at least 2 and seeds at least 1, found 1 and 1"),
         (["--folds", -2], "folds must be 0 or at least 2"),
         (["--seeds", 0], "found 5 and 0"),
         (["--folds", 6], "the smallest class has 5: lower folds"),
         (["--try", "haed=svm"], "cannot vary 'haed' (nearest: 'head')"),
-        (["--try", "head=mlp lr=auto"], "lr auto and schedule plateau would look at the images that score"),
-        (["--per-class", 9, "--folds", 0], "per_class 9: class 'blue' has 4"),
+        (
+            ["--try", "head=mlp lr=auto"],
+            "lr auto and schedule plateau would use the validation images",
+        ),
+        (["--per-class", 9, "--folds", 0], "per_class 9: too few training images: class 'blue' has 4"),
     ],
 )
 def test_probe__faults_are_one_line(
@@ -114,7 +120,7 @@ def test_probe__faults_are_one_line(
 def test_probe__nothing_given(run_tl: RunTl) -> None:
     done = run_tl("probe")
     assert done.code == 1
-    assert "nothing to try on: give a folder or CSV" in done.err
+    assert "no data set: give a folder or CSV" in done.err
 
 
 def test_probe__per_class_limits_what_folds_train_on(run_tl: RunTl, trunk_weights: Path, tmp_path: Path) -> None:

@@ -214,7 +214,7 @@ def test_array_cache__the_folder_may_be_deleted_while_it_is_in_use(tmp_path: Pat
 
 
 @pytest.mark.parametrize("keeps", [False, True])
-def test_array_cache__a_file_in_place_of_the_folder_is_a_fault_and_stops_nobody(tmp_path: Path, keeps: bool) -> None:
+def test_array_cache__file_in_place_of_the_folder_sets_fault_without_raising(tmp_path: Path, keeps: bool) -> None:
     folder = tmp_path / "c"
     folder.write_text("in the way", encoding="utf-8")
     cache = ArrayCache(folder, keeps_unwritten=keeps)
@@ -330,9 +330,7 @@ def test_cache_folder__the_variable_then_xdg_then_home(monkeypatch: pytest.Monke
     assert cache_folder() == Path("/somewhere/.cache/tl")
 
 
-def test_flush__a_shard_that_is_swept_away_at_once_is_not_lost_to_its_user(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_flush__deleted_shard_stays_available_in_memory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     @contextmanager
     def swept(path: Path) -> Iterator[Path]:
         with atomic_path(path) as temporary:

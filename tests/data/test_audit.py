@@ -83,15 +83,15 @@ def test_find_duplicates__across_splits_and_labels() -> None:
         ("labels disagree", "0", "4"),
         ("duplicate across splits", "0", "4"),
     ]
-    assert findings[0].detail == "the same file in train and val"
-    assert findings[1].detail == "the same file is labeled 'a' and 'b'"
+    assert findings[0].detail == "identical files in train and val"
+    assert findings[1].detail == "identical files are labeled 'a' and 'b'"
 
 
-def test_find_duplicates__labels_disagree_in_any_order() -> None:
+def test_find_duplicates__conflicting_labels_in_any_order() -> None:
     images = make_images(["b", "a", "c"], "train")
     findings = find_duplicates(images, ["h", "g", "h"])
     assert [(finding.kind, finding.detail) for finding in findings] == [
-        ("labels disagree", "the same file is labeled 'b' and 'c'")
+        ("labels disagree", "identical files are labeled 'b' and 'c'")
     ]
 
 
@@ -121,10 +121,10 @@ def test_find_near_duplicates__mirrored_and_rescaled_ones_are_found() -> None:
     findings = find_near_duplicates(in_splits(train=80, val=10, test=10), hashes_of(100), embeddings)
     assert pairs(findings) == [("train-7", "val-5"), ("train-40", "test-9")]
     assert {finding.kind for finding in findings} == {"near duplicate across splits"}
-    assert findings[1].detail == "look alike (1.000) in train and test"
+    assert findings[1].detail == "similar images (1.000) in train and test"
 
 
-def test_find_near_duplicates__those_within_training_and_of_equal_content_are_others_concern() -> None:
+def test_find_near_duplicates__ignores_training_pairs_and_identical_files() -> None:
     embeddings = make_embeddings(80, 20)
     embeddings[3] = embeddings[4]
     embeddings[81] = embeddings[82]
@@ -164,7 +164,7 @@ def test_find_near_duplicates__entries_without_spread_in_training_do_not_hide_on
     ]
 
 
-def test_find_near_duplicates__equal_embeddings_say_nothing() -> None:
+def test_find_near_duplicates__identical_embeddings_are_ignored() -> None:
     # A trunk with constant output has no direction; the division must not warn either.
     assert find_near_duplicates(in_splits(train=4, val=3), hashes_of(7), np.ones((7, 5), np.float32)) == []
 
@@ -178,13 +178,13 @@ def test_find_near_duplicates__smallest_sets(splits: dict[str, int]) -> None:
 
 def test_summarize__a_line_a_kind_with_count_and_first_example() -> None:
     findings = [
-        Finding("labels disagree", "ä/0.png", "b/1.png", "the same file is labeled 'ä' and 'b'"),
+        Finding("labels disagree", "ä/0.png", "b/1.png", "identical files are labeled 'ä' and 'b'"),
         Finding("few images", "", "", "class 'a' has 3 training images"),
         Finding("few images", "", "", "class 'b' has 4 training images"),
         Finding("few images", "", "", "class 'c' has 5 training images"),
     ]
     assert summarize(findings, " in findings.csv") == [
-        "warning: labels disagree: ä/0.png and b/1.png: the same file is labeled 'ä' and 'b'",
+        "warning: labels disagree: ä/0.png and b/1.png: identical files are labeled 'ä' and 'b'",
         "warning: few images: class 'a' has 3 training images (and 2 more in findings.csv)",
     ]
     assert summarize([]) == []

@@ -218,7 +218,7 @@ def test_network__half_of_it_is_none(tmp_path: Path, monkeypatch: pytest.MonkeyP
     assert make_features(folder).network.keys() == tensors.keys()
 
 
-def test_compute_missing__a_full_disk_is_said_and_the_features_are_there(
+def test_compute_missing__full_disk_is_reported_and_features_are_returned(
     tmp_path: Path, preprocessing: Preprocessing
 ) -> None:
     store = make_store(make_class_folders(tmp_path / "d", 2), preprocessing)
@@ -227,7 +227,7 @@ def test_compute_missing__a_full_disk_is_said_and_the_features_are_there(
     places = features.missing(store, range(6), (0,))
     compute_missing(features, store, places, Counting(), None, 0, listener)
     assert len(listener.lines) == 1
-    assert listener.lines[0].startswith("features are not cached for later runs: ")
+    assert listener.lines[0].startswith("features cannot be cached for later runs: ")
     assert str(tmp_path / "c") in listener.lines[0]
     assert features.get(store, range(6)).shape == (6, 16 * 16 * 3)
     assert features.missing(store, range(6), (0,)) == []

@@ -193,7 +193,7 @@ def test_load_images__a_disk_that_takes_nothing_is_said_and_stops_nobody(
     listener = Listener()
     store, bad = load_images(images, preprocessing, "disk", listener)
     assert bad == []
-    assert [line.split(":")[0] for line in listener.lines] == ["images are not cached on disk"]
+    assert [line.split(":")[0] for line in listener.lines] == ["images cannot be cached on disk"]
     assert not store.is_decoded
     np.testing.assert_array_equal(store.input(0), load_input(images[0].path, preprocessing))
 

@@ -45,7 +45,7 @@ def test_read_images__split_folders(tmp_path: Path) -> None:
 def test_read_images__folder_beside_train(tmp_path: Path) -> None:
     for split in ("train", "valid"):
         make_class_folders(tmp_path / "d" / split, 1, ("a", "b"))
-    with pytest.raises(DataError, match="folder 'valid' beside train/"):
+    with pytest.raises(DataError, match="unexpected folder 'valid'"):
         read_images(tmp_path / "d")
 
 
@@ -77,13 +77,13 @@ def test_read_images__missing_files_are_counted_and_the_first_named(tmp_path: Pa
     manifest = make_manifest(tmp_path / "labels.csv", [("1.png", "a"), ("2.png", "b"), ("3.png", "b")])
     (tmp_path / "2.png").unlink()
     (tmp_path / "3.png").unlink()
-    with pytest.raises(DataError, match=r"labels.csv: 2 of 3 images do not exist, first 2.png \(paths count from"):
+    with pytest.raises(DataError, match=r"labels.csv: 2 of 3 images do not exist, first 2.png \(paths are relative to"):
         read_images(manifest)
 
 
 def test_read_images__duplicate_rows(tmp_path: Path) -> None:
     text = refused(tmp_path, [("1.png", "a"), ("2.png", "b"), ("1.png", "b")])
-    assert "1 images stand in several rows, first 1.png" in text
+    assert "1 image appears in several rows, first 1.png" in text
 
 
 @pytest.mark.parametrize("row", [("2.png", ""), ("", "b"), ("2.png",)])
@@ -93,11 +93,13 @@ def test_read_images__empty_cell_names_the_row(tmp_path: Path, row: tuple[str, .
 
 @pytest.mark.parametrize("other", ["Worm", "worm ", "  worm"])
 def test_read_images__labels_that_differ_by_case_or_space(tmp_path: Path, other: str) -> None:
-    assert "differ by case or spaces alone" in refused(tmp_path, [("1.png", "worm"), ("2.png", other)])
+    assert "differ only in case or spaces" in refused(tmp_path, [("1.png", "worm"), ("2.png", other)])
 
 
 def test_read_images__label_with_a_space_at_its_end(tmp_path: Path) -> None:
-    assert "label 'fly ' of 2.png begins or ends with a space" in refused(tmp_path, [("1.png", "a"), ("2.png", "fly ")])
+    assert "label 'fly ' of 2.png begins or ends with a space: remove the space" in refused(
+        tmp_path, [("1.png", "a"), ("2.png", "fly ")]
+    )
 
 
 def test_read_images__unknown_split_word(tmp_path: Path) -> None:
@@ -120,14 +122,14 @@ def test_read_images__not_a_manifest(tmp_path: Path, content: bytes) -> None:
 def test_read_images__empty_class_folder(tmp_path: Path) -> None:
     root = make_class_folders(tmp_path / "d", 1, ("a", "b"))
     (root / "c").mkdir()
-    with pytest.raises(DataError, match="c: a class folder without images: fill or remove it"):
+    with pytest.raises(DataError, match="c: this class folder contains no images: add images or remove it"):
         read_images(root)
 
 
 def test_read_images__nothing_there(tmp_path: Path) -> None:
     with pytest.raises(DataError, match="no such folder or CSV file"):
         read_images(tmp_path / "none")
-    with pytest.raises(DataError, match="has no class folders"):
+    with pytest.raises(DataError, match="contains no class folders"):
         read_images(tmp_path)
 
 
@@ -209,11 +211,11 @@ def test_assign_splits__validation_is_cut_from_training() -> None:
 @pytest.mark.parametrize(
     ("images", "reason"),
     [
-        (make_images(["a", "b"], "train") + make_images(["a"]), "no split, while other images have one"),
+        (make_images(["a", "b"], "train") + make_images(["a"]), "has no split, but other images do"),
         (make_images(["a", "b"], "val"), "no training split"),
         (make_images(["a", "b"], "test"), "no training split"),
-        (make_images(["a", "a", "b"]), "class 'b' has one image"),
-        (make_images(["a"] * 4, groups=["g"] * 4), "all images are of one group"),
+        (make_images(["a", "a", "b"]), "class 'b' has only one image"),
+        (make_images(["a"] * 4, groups=["g"] * 4), "all images belong to one group"),
         (
             make_images(["a"], "train", ["g"]) + make_images(["a"], "val", ["g"]),
             "group 'g' has images in both train and val",
@@ -230,7 +232,7 @@ def test_read_images__split_folders_by_other_names_are_no_classes(tmp_path: Path
     for name in names:
         (tmp_path / name / "cat").mkdir(parents=True)
         (tmp_path / name / "cat" / "1.png").touch()
-    with pytest.raises(DataError, match="looks like a split, not a class"):
+    with pytest.raises(DataError, match="is probably a split, not a class"):
         read_images(tmp_path)
 
 
@@ -278,4 +280,4 @@ def test_limit_per_class__too_few_names_every_class() -> None:
     images = make_images(["b", "Käfer", "b", "c", "c", "c"], "train") + make_images(["b"] * 9, "val")
     with pytest.raises(DataError) as caught:
         limit_per_class(images, 3, seed=0)
-    assert str(caught.value) == "per_class 3: class 'Käfer' has 1, 'b' has 2 images to train on"
+    assert str(caught.value) == "per_class 3: too few training images: class 'Käfer' has 1, 'b' has 2"

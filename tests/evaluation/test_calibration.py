@@ -56,7 +56,7 @@ def test_fit_temperature__recovers_a_known_one(temperature: float, classes: int)
     assert fit_temperature(logits, true_ids) == pytest.approx(temperature, rel=0.03)
 
 
-def test_fit_temperature__makes_probabilities_as_sure_as_they_deserve() -> None:
+def test_fit_temperature__calibrates_probabilities() -> None:
     logits, true_ids = make_case(1, 5000, 4, 6.0)
     probabilities = softmax(logits, fit_temperature(logits, true_ids))
     accuracy = (probabilities.argmax(axis=1) == true_ids).mean()
@@ -76,14 +76,14 @@ def test_fit_temperature__all_right_is_not_certain(count: int, classes: int, mar
     assert confidence == pytest.approx((count + 1) / (count + 2), rel=PLACE)
 
 
-def test_fit_temperature__all_wrong_is_as_unsure_as_can_be() -> None:
+def test_fit_temperature__all_wrong_gives_uniform_probabilities() -> None:
     true_ids = np.arange(20) % 3
     logits = 8 * np.eye(3)[(true_ids + 1) % 3]
     probabilities = softmax(logits, fit_temperature(logits, true_ids))
     assert probabilities == pytest.approx(np.full((20, 3), 1 / 3), abs=0.01)  # the range ends at 1000: 8 / 1000 remains
 
 
-def test_fit_temperature__logits_that_say_nothing_give_some_temperature() -> None:
+def test_fit_temperature__uninformative_logits_give_a_finite_temperature() -> None:
     assert 1e-3 <= fit_temperature(np.zeros((5, 3)), np.array([0, 1, 2, 0, 1])) <= 1e3
 
 

@@ -43,5 +43,5 @@ def test_landmark_metrics__a_point_nobody_has() -> None:
     true = np.array([[[0.0, 0.0], [NAN, NAN]]])
     found = landmark_metrics(np.zeros((1, 2, 2)), true, ("a", "b"), np.ones((1, 2)))
     assert found["per_keypoint"]["b"] == {"error_px": None, "rmse_px": None, "n": 0}
-    with pytest.raises(ValueError, match="no true point"):
+    with pytest.raises(ValueError, match="no annotated point"):
         landmark_metrics(np.zeros((1, 2, 2)), np.full((1, 2, 2), NAN), ("a", "b"), np.ones((1, 2)))

@@ -45,7 +45,7 @@ def test_fit_unknown__as_mahalanobis_distance_by_scipy() -> None:
     np.testing.assert_allclose(score.scores(new), wanted, rtol=2e-4)  # float32 against float64
 
 
-def test_fit_unknown__tells_others_and_keeps_its_false_alarms() -> None:
+def test_fit_unknown__detects_other_images_at_the_given_false_alarm_rate() -> None:
     score, facts = fit_unknown(fitted(), 3, 0.05) or pytest.fail("not fitted")
     new, strange = make_clouds(1000, 3)[0], make_clouds(1000, 4, shift=9)[0]
     scores = score.scores(np.concatenate([new, strange]))
@@ -76,7 +76,7 @@ def test_ood_score__the_module_computes_the_same() -> None:
     np.testing.assert_allclose(found, fit.scores(new), rtol=1e-5)  # float32
 
 
-def test_fit_unknown__too_little_to_go_by() -> None:
+def test_fit_unknown__returns_none_without_enough_data() -> None:
     known = fitted()
     assert fit_unknown(known, 4, 0.05) is None  # a class without images
     assert fit_unknown(Known(known.embeddings, known.class_ids, known.held_out[:0]), 3, 0.05) is None
@@ -84,7 +84,7 @@ def test_fit_unknown__too_little_to_go_by() -> None:
     assert fit_unknown(Known(wide, np.arange(6) % 3, wide), 3, 0.05) is None
 
 
-def test_fit_unknown__few_held_out_images_alarm_for_none_of_them() -> None:
+def test_fit_unknown__few_held_out_images_give_no_false_alarms() -> None:
     known = fitted()
     few = Known(known.embeddings, known.class_ids, known.held_out[:5])
     _, facts = fit_unknown(few, 3, 0.05) or pytest.fail("not fitted")

@@ -32,14 +32,14 @@ def test_fit_weights__as_scipy_finds_them() -> None:
     np.testing.assert_allclose(fit_weights(members, truth), wanted, atol=2e-3)
 
 
-def test_fit_weights__who_knows_nothing_hardly_counts() -> None:
+def test_fit_weights__uninformative_member_gets_little_weight() -> None:
     members, truth = make_members((4.0, -3.0))
     weights = fit_weights(members, truth)
     assert weights.sum() == pytest.approx(1)
     assert weights[1] == pytest.approx(LEAST_WEIGHT, rel=0.01)
 
 
-def test_select_members__leaves_out_who_spoils_it() -> None:
+def test_select_members__leaves_out_a_harmful_member() -> None:
     members, truth = make_members((3.0, 2.5, -3.0))
     weights = select_members(members, truth)
     assert weights[2] == 0
@@ -54,7 +54,7 @@ def test_select_members__one_member_is_that_member() -> None:
     assert select_members(members, truth).tolist() == [1.0]
 
 
-def test_held_out_votes__no_image_is_judged_by_weights_that_it_chose() -> None:
+def test_held_out_votes__images_are_scored_with_weights_fitted_without_them() -> None:
     members, truth = make_members((2.0, 1.0), count=53)
     seen: list[set[bytes]] = []
 
@@ -69,7 +69,7 @@ def test_held_out_votes__no_image_is_judged_by_weights_that_it_chose() -> None:
         assert sum(row.tobytes() in part for part in seen) == FOLDS - 1
 
 
-def test_held_out_votes__do_not_flatter_a_crowd() -> None:
+def test_held_out_votes__many_random_members_gain_nothing() -> None:
     # Thirty uninformative members: those selected on 60 images score better on these images than on others.
     members, truth = make_members((0.0,) * 30, count=60)
     chosen = np.einsum("nmc,m->nc", members, select_members(members, truth))

@@ -76,7 +76,7 @@ def test_export_run__contract_fields(exported: Exported, finished_run: Run) -> N
     assert (contract.golden.source, len(contract.golden.samples)) == ("validation", 4)
 
 
-def test_export_run__what_held_out_images_say(exported: Exported, finished_run: Run) -> None:
+def test_export_run__statistics_of_held_out_images(exported: Exported, finished_run: Run) -> None:
     rows = read_rows(finished_run.folder / "predictions_val.csv")
     conformal, unknown = exported.contract.conformal, exported.contract.ood
     assert conformal is not None
@@ -272,7 +272,7 @@ def test_export_run__altered_predictions_are_refused(finished_run: Run, photos: 
 def test_export_run__an_altered_image_is_refused(finished_run: Run, photos: Path, tmp_path: Path) -> None:
     run = moved_run(finished_run, photos, tmp_path)
     make_png(Path(run.image_paths("val")[2]), make_noise(7, (255, 255, 255)))
-    with pytest.raises(ParityError, match="the run or an image was changed; train again"):
+    with pytest.raises(ParityError, match="the run or an image has changed; train again"):
         export_run(run, tmp_path / "m.onnx", Silent())
 
 
@@ -297,7 +297,7 @@ def test_export_run__spoilt_predictions_are_named(
     assert not (tmp_path / "m.onnx").exists()
 
 
-def test_export_run__without_predictions_asks_whether_training_finished(
+def test_export_run__without_predictions_hints_at_unfinished_training(
     finished_run: Run, photos: Path, tmp_path: Path
 ) -> None:
     run = moved_run(finished_run, photos, tmp_path)
@@ -315,7 +315,7 @@ def test_export_run__a_damaged_image_is_named(finished_run: Run, photos: Path, t
 
 
 def test_export_run__refusals(finished_run: Run, tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match=r"model.txt: a model file's name ends in .onnx"):
+    with pytest.raises(ConfigError, match=r"model.txt: expected a file name that ends in .onnx"):
         export_run(finished_run, tmp_path / "model.txt", Silent())
     with pytest.raises(RunError, match="not a run folder"):
         export_run(Run(tmp_path), tmp_path / "m.onnx", Silent())

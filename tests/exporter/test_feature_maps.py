@@ -32,7 +32,7 @@ def test_first_filters__are_the_trained_ones(exported: Exported, finished_run: R
 
 
 def test_first_filters__a_file_without(tmp_path: Path) -> None:
-    with pytest.raises(ModelFileError, match="its first layer is no convolution"):
+    with pytest.raises(ModelFileError, match="its first layer is not a convolution"):
         first_filters(make_model(tmp_path / "m.onnx"))
 
 
@@ -58,9 +58,9 @@ def test_run_activation__is_torchs(exported: Exported, finished_run: Run) -> Non
 def test_choose_activation__by_layer_or_refused(exported: Exported) -> None:
     found = list_activations(exported.path)
     assert choose_activation(found, found[1].layer) == found[1]
-    with pytest.raises(ConfigError, match=r"layer 77: not one of 1 Relu after "):
+    with pytest.raises(ConfigError, match=r"layer 77: not found; expected one of 1 Relu after "):
         choose_activation(found, "77")
-    with pytest.raises(ConfigError, match="this graph has no known non-linearity on feature maps"):
+    with pytest.raises(ConfigError, match="this graph has no supported non-linearity on feature maps"):
         choose_activation([], "1")
 
 

@@ -94,7 +94,7 @@ def test_ensemble__of_three_loses_nothing(done: Exported, tmp_path: Path) -> Non
 
 
 def test_export_lowered__is_for_classifiers(run: Run, tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match="precision int8 is for classifiers"):
+    with pytest.raises(ConfigError, match="precision int8 applies only to classifiers"):
         export_lowered(run, tmp_path / "m.onnx", Silent(), Lowering("int8", device="cpu"))
 
 

@@ -93,7 +93,7 @@ def test_check_parity__a_model_file_that_gives_nan(
     tmp_path: Path, paths: list[Path], inputs: NDArray[np.uint8]
 ) -> None:
     broken = Session(make_model(tmp_path / "nan.onnx", gain=float("nan"), contract=make_contract()), device="cpu")
-    with pytest.raises((ParityError, ModelFileError), match=r"differs by inf|no numbers"):
+    with pytest.raises((ParityError, ModelFileError), match=r"differs by inf|not finite"):
         check_parity(Color(), broken, paths, inputs, ["probabilities"])
 
 
@@ -111,7 +111,7 @@ def test_check_parity__a_image_that_the_runtime_cannot_read(
     session: Session, paths: list[Path], inputs: NDArray[np.uint8]
 ) -> None:
     paths[3].write_bytes(b"")
-    with pytest.raises(ParityError, match=r"3.png: the trainer read this image, the runtime did not: empty file"):
+    with pytest.raises(ParityError, match=r"3.png: the trainer could read this image, but the runtime could not"):
         check_parity(Color(), session, paths, inputs, ["probabilities"])
 
 

@@ -157,11 +157,11 @@ def test_export_lowered__too_little_agreement_leaves_no_file(finished_run: Run, 
     never = dataclasses.replace(INT8, min_agreement=1.01)
     with pytest.raises(
         PrecisionError,
-        match=r"int8 was refused: .*100.0% \(6 of 6 .*speed [\d.]+ x .*required: 101.0%.*no file was written",
+        match=r"int8 was rejected: .*100.0% \(6 of 6 .*speed [\d.]+ x .*required: 101.0%.*no file was written",
     ):
         export_lowered(finished_run, tmp_path / "out" / "m.onnx", listener, never)
     assert not (tmp_path / "out").exists()
-    assert listener.tasks[-4:] == [*(f"int8, way {i} of 3" for i in (1, 2, 3)), "comparing fp32"]
+    assert listener.tasks[-4:] == [*(f"int8, variant {i} of 3" for i in (1, 2, 3)), "comparing fp32"]
 
 
 def test_export_lowered__no_faster_leaves_no_file(
@@ -169,21 +169,21 @@ def test_export_lowered__no_faster_leaves_no_file(
 ) -> None:
     monkeypatch.setattr(speed_module, "WON_ROUNDS", speed_module.ROUNDS + 1)  # more than all rounds
     strict = dataclasses.replace(FP16, keep_slower=False)
-    with pytest.raises(PrecisionError, match=r"fp16 was refused: .*required: faster than fp32 .*no file was written"):
+    with pytest.raises(PrecisionError, match=r"fp16 was rejected: .*required: faster than fp32 .*no file was written"):
         export_lowered(finished_run, tmp_path / "m.onnx", Silent(), strict)
     assert list(tmp_path.iterdir()) == []
 
 
 def test_export_lowered__refusals_before_any_work(finished_run: Run, photos: Path, tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match=r"model.txt: a model file's name ends in .onnx"):
+    with pytest.raises(ConfigError, match=r"model.txt: expected a file name that ends in .onnx"):
         export_lowered(finished_run, tmp_path / "model.txt", Silent(), INT8)
     run = moved_run(finished_run, photos, tmp_path)
     for path in run.image_paths("train"):
         Path(path).unlink()
-    with pytest.raises(DataError, match="training images are gone, and int8 measures its ranges on them"):
+    with pytest.raises(DataError, match="training images no longer exist, but int8 ranges are calibrated on them"):
         export_lowered(run, tmp_path / "m.onnx", Silent(), INT8)
     shutil.rmtree(tmp_path / "photos")
-    with pytest.raises(DataError, match="validation images are gone, and lower precision is judged on them"):
+    with pytest.raises(DataError, match="validation images no longer exist, but lower precision is compared on them"):
         export_lowered(run, tmp_path / "m.onnx", Silent(), FP16)
     assert not (tmp_path / "m.onnx").exists()
 
@@ -214,7 +214,7 @@ def test_check_worth_keeping__both_numbers_in_one_line_and_the_options() -> None
     check(plain, top1_agreement=0.99)
     far = refused(plain, top1_agreement=0.9875)
     assert str(far) == (
-        "int8 was refused: top-1 agreement with fp32 98.8% (395 of 400 validation images: at least 97.1% with 95% "
+        "int8 was rejected: top-1 agreement with fp32 98.8% (395 of 400 validation images: at least 97.1% with 95% "
         "confidence; max |dp| 0.2), speed 1.50 x fp32 (1.25 to 1.75 in 11 rounds) on CPUExecutionProvider "
         "(Pocket calculator); required: 99.0% agreement; no file was written"
     )
@@ -238,7 +238,7 @@ def test_check_worth_keeping__numbers_that_are_none_are_never_close() -> None:
     assert refused(Lowering("fp16", min_agreement=0.0), max_abs_diff=math.inf).options == ()
 
 
-def test_describe__says_what_the_figures_rest_on() -> None:
+def test_describe__includes_the_basis_of_the_figures() -> None:
     text = describe(dataclasses.replace(FOUND, images=6, top1_agreement=1.0))
     assert "100.0% (6 of 6 validation images: at least 61.0% with 95% confidence;" in text
 

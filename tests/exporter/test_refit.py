@@ -108,9 +108,7 @@ def test_refit__is_scikit_learns_head(exported: Exported, photos: Path, tmp_path
     np.testing.assert_allclose(found, wanted, rtol=0, atol=1e-3)  # the solvers stop at 1e-4
 
 
-def test_refit__what_the_file_says_of_itself(
-    refitted: Refitted, exported: Exported, photos: Path, violets: Path
-) -> None:
+def test_refit__contract_fields(refitted: Refitted, exported: Exported, photos: Path, violets: Path) -> None:
     contract, old = refitted.contract, exported.contract
     assert contract.preprocessing == old.preprocessing
     assert contract.outputs == ("probabilities", "embedding", "ood_score")
@@ -128,7 +126,7 @@ def test_refit__what_the_file_says_of_itself(
     assert not any(str(place).encode() in text for place in (photos, violets, exported.path.parent))
 
 
-def test_refit__tells_strangers(refitted: Refitted) -> None:
+def test_refit__detects_out_of_distribution_images(refitted: Refitted) -> None:
     selective = tl.runtime.SelectivePrediction(reject_unknown=True, coverage=0.9)
     with tl.runtime.load(refitted.path, device="cpu", selective=selective) as model:
         assert model.predict(np.full((40, 40, 3), 255, np.uint8)).label == "?"
@@ -175,10 +173,10 @@ def test_refit__a_graph_that_computes_otherwise_is_not_written(
     ("changes", "error", "message"),
     [
         ({"out": "m.txt"}, ConfigError, "ends in .onnx"),
-        ({"out": "model.onnx"}, ConfigError, "is the old file, which would be lost"),
+        ({"out": "model.onnx"}, ConfigError, "would overwrite the old file"),
         ({"model": "missing.onnx", "out": "plain.onnx"}, ModelFileError, "no such file"),
         ({"model": "plain.onnx"}, ModelFileError, "has no output 'embedding'"),
-        ({"data": "Blue"}, DataError, "labels 'blue' and 'Blue' differ by case alone"),
+        ({"data": "Blue"}, DataError, "labels 'blue' and 'Blue' differ only in case"),
         ({"data": "broken"}, DataError, "cannot be read; fix, remove or skip them"),
     ],
 )

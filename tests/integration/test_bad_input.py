@@ -79,17 +79,23 @@ def lab(tmp_path: Path) -> Path:
 # Images in each folder of `bad`, and the expected message.
 FOLDERS: dict[str, tuple[dict[str, int], tuple[str, ...]]] = {
     "not there": ({}, ("bad: no such folder or CSV file",)),
-    "empty": ({".": 0}, ("bad: has no class folders", "expected a folder for each class")),
-    "images alone": ({".": 3}, ("bad: has no class folders",)),
-    "empty class": ({"blue": 3, "red": 0}, ("bad/red: a class folder without images", "fill or remove it")),
+    "empty": ({".": 0}, ("bad: contains no class folders", "expected one folder of images per class")),
+    "images alone": ({".": 3}, ("bad: contains no class folders",)),
+    "empty class": (
+        {"blue": 3, "red": 0},
+        ("bad/red: this class folder contains no images", "add images or remove it"),
+    ),
     "one class": ({"red": 5}, ("has 1 class (red)", "at least two")),
-    "one image a class": ({"red": 1, "blue": 1}, ("class 'blue' has one image", "at least two")),
+    "one image a class": ({"red": 1, "blue": 1}, ("class 'blue' has only one image", "at least two")),
     "only in validation": (
         {"train/red": 2, "train/blue": 2, "val/red": 2, "val/bleu": 2},
         ("class 'bleu' of val/bleu/0.png (nearest: 'blue')", "2 known classes"),
     ),
     "empty validation": ({"train/red": 2, "train/blue": 2, "val": 0}, ("bad/val: ",)),
-    "a class in two cases": ({"red": 3, "Red": 3, "blue": 3}, ("'Red' and 'red' differ by case", "make them one")),
+    "a class in two cases": (
+        {"red": 3, "Red": 3, "blue": 3},
+        ("'Red' and 'red' differ only in case", "use one spelling"),
+    ),
 }
 
 
@@ -106,15 +112,18 @@ def test_train__faulty_folders(lab: Path, kind: str) -> None:
 
 # Rows added to six valid ones, and the expected message.
 MANIFESTS: dict[str, tuple[list[tuple[str, str]], tuple[str, ...]]] = {
-    "twice": ([("photos/blue/0.png", "blue")], ("1 images stand in several rows, first photos/blue/0.png",)),
+    "twice": ([("photos/blue/0.png", "blue")], ("1 image appears in several rows, first photos/blue/0.png",)),
     "two labels": ([("photos/../photos/blue/0.png", "green")], ("several rows, first photos/blue/0.png",)),
-    "capitals": ([("photos/blue/3.png", "Blue")], ("'blue' and 'Blue' differ by case or spaces alone: make them one",)),
-    "spaces": ([("photos/blue/3.png", "blue ")], ("'blue' and 'blue ' differ by case or spaces alone",)),
+    "capitals": (
+        [("photos/blue/3.png", "Blue")],
+        ("'blue' and 'Blue' differ only in case or spaces: use one spelling",),
+    ),
+    "spaces": ([("photos/blue/3.png", "blue ")], ("'blue' and 'blue ' differ only in case or spaces",)),
     # Visually identical words: one letter, or a letter and a combining accent, as macOS writes folder names.
-    "unicode": ([(f"photos/red/{i}.png", ("caf\u00e9", "cafe\u0301")[i % 2]) for i in range(4)], ("make them one",)),
+    "unicode": ([(f"photos/red/{i}.png", ("caf\u00e9", "cafe\u0301")[i % 2]) for i in range(4)], ("use one spelling",)),
     "missing": (
         [("photos/blue/gone.png", "blue")],
-        ("labels.csv: 1 of 7 images do not exist, first photos/blue/gone.png", "paths count from"),
+        ("labels.csv: 1 of 7 images do not exist, first photos/blue/gone.png", "paths are relative to"),
     ),
     "no label": ([("photos/blue/3.png", "")], ("labels.csv row 8", "must not be empty")),
 }
@@ -134,7 +143,7 @@ def test_train__faulty_manifest_rows(lab: Path, kind: str) -> None:
     ("content", "piece"),
     [
         (b"path,class\na.png,red\n", "has no column label (found: path, class)"),
-        (b"path,label\n", "has a header and no rows"),
+        (b"path,label\n", "contains a header but no rows"),
         (b"", "has no column path and label"),
         (b"\x89PNG\r\n\x1a\n\0\0\0\rIHDR", "labels.csv: "),
     ],
@@ -147,10 +156,10 @@ def test_train__no_manifest(lab: Path, content: bytes, piece: str) -> None:
 OPTIONS: dict[str, tuple[str, ...]] = {
     "--backbone resnet81": ("unknown backbone 'resnet81' (nearest: 'resnet18')", "timm:NAME"),
     "--backbone timm:resnet81": ("timm has no model 'resnet81' (nearest: 'resnet18')",),
-    "--augment flop": ("augment: 'flop' is neither a preset", "(nearest: 'flip'), nor a file"),
+    "--augment flop": ("augment: 'flop' is not a preset", "(nearest: 'flip'), a file, or transforms"),
     "--trunk-until blok2": ("trunk_until: no layer 'blok2' (nearest: 'block2')", "it can be cut after: "),
     "--freeze blok1": ("freeze: 'blok1' matches no layer (nearest: 'block",),
-    "--freeze 9": ("freeze 9: this backbone has 3 stages",),
+    "--freeze 9": ("freeze 9: this backbone has only 3 stages",),
     "--batch-size 400": ("batch_size 400 is larger than the 12 training images", "hint: --batch-size 12"),
     "--lr nan": ("lr must be a positive finite number, found nan",),
     "--lr inf": ("lr must be a positive finite number, found inf",),
@@ -159,15 +168,15 @@ OPTIONS: dict[str, tuple[str, ...]] = {
     "--weight-decay inf": ("weight_decay",),
     "--momentum 1.5": ("momentum",),
     "--epochs 0 --patience 0": ("epochs must be at least 1, found 0", "patience must be at least 1, found 0"),
-    "--per-class 9": ("per_class 9: class 'blue' has 4, 'green' has 4, 'red' has 4",),
+    "--per-class 9": ("per_class 9: too few training images: class 'blue' has 4, 'green' has 4, 'red' has 4",),
     "--test": ("the data set has no images in its test split",),
     "--image-size 4": ("image_size 4 does not fit this backbone",),
     "--device cuda:99": ("cuda:99",),
-    "--precision bf16": ("precision bf16 needs CUDA",),
+    "--precision bf16": ("precision bf16 requires CUDA",),
     "--weights gone.pth --method finetune": ("weights 'gone.pth': no such file or folder",),
     "--method features": ("smallcnn has no published weights", "hint: --method scratch or --weights RUN"),
     "--method finetune": ("smallcnn has no published weights: train from scratch",),
-    "--head svm": ("head svm needs method features",),
+    "--head svm": ("head svm requires method features",),
     "--config gone.yaml": ("gone.yaml: cannot be read (No such file or directory)",),
 }
 
@@ -193,7 +202,7 @@ def test_train__faulty_options(lab: Path, words: str) -> None:
         ("--head cnov", "'conv'"),
     ],
 )
-def test_train__what_no_command_line_takes(lab: Path, words: str, nearest: str) -> None:
+def test_train__options_that_the_command_line_rejects(lab: Path, words: str, nearest: str) -> None:
     # Errors in the command line itself come from Typer: its box, and exit code 2.
     done = tl(lab, "train", "photos", *words.split(), "--out", "run")
     assert (done.code, done.out) == (2, "")
@@ -287,14 +296,22 @@ WEIGHTS: dict[str, tuple[str, Callable[[Path], None], tuple[str, ...]]] = {
     "another network": (
         "w.pth",
         lambda path: torch.save(build_classifier("resnet18").state_dict(), path),
-        ("of another network", "lack 15 tensors, such as block1.0.weight", "unknown 122 tensors, such as bn1.b"),
+        (
+            "belong to a different network",
+            "lack 15 tensors, such as block1.0.weight",
+            "unknown 122 tensors, such as bn1.b",
+        ),
     ),
     "another width": (
         "w.safetensors",
         lambda path: save_file(small_tensors(block2_0_weight=torch.zeros(64, 16, 3, 3)), path),
-        ("of another network", "block2.0.weight (64, 16, 3, 3) instead of (64, 32, 3, 3)"),
+        ("belong to a different network", "block2.0.weight (64, 16, 3, 3) instead of (64, 32, 3, 3)"),
     ),
-    "a list": ("w.pth", lambda path: torch.save([torch.zeros(2)], path), ("holds no named tensors (expected a state",)),
+    "a list": (
+        "w.pth",
+        lambda path: torch.save([torch.zeros(2)], path),
+        ("contains no named tensors (expected",),
+    ),
     "half": ("w.pth", cut_short, ("not a readable weights file",)),
     "half of another kind": ("w.safetensors", cut_short, ("not a readable weights file",)),
     "empty": ("w.pth", Path.touch, ("not a readable weights file",)),
@@ -378,7 +395,7 @@ def test_train__weights_of_a_run_of_another_version(lab: Path, finished: Run) ->
 @pytest.mark.parametrize(
     ("words", "pieces"),
     [
-        ("train --resume photos", ("photos: has no config.yaml: not a run folder",)),
+        ("train --resume photos", ("photos: not a run folder, because it contains no config.yaml",)),
         ("train --resume run --epochs 3", ("leave out epochs",)),
         ("train photos --out run --method scratch --backbone smallcnn", ("run: already exists", "--resume run")),
     ],

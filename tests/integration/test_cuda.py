@@ -98,7 +98,7 @@ def test_train__features_on_a_trunk_trained_on_cuda(photos: Path, cuda_run: Run,
     assert json.loads((run.folder / "metrics.json").read_text())["val"]["top1_accuracy"] > 0.9
 
 
-def test_train__cuda_number_that_is_not_there(photos: Path, tmp_path: Path) -> None:
+def test_train__nonexistent_cuda_device(photos: Path, tmp_path: Path) -> None:
     with pytest.raises(DeviceError, match="'cuda:99': this machine has"):
         train(make_config(photos, tmp_path / "r", device="cuda:99"), Silent())
 
@@ -203,7 +203,7 @@ def test_landmarks__of_several_models_on_cuda(tmp_path: Path) -> None:
 
 @with_runtime
 @pytest.mark.parametrize("device", ["cuda:99", "cuda:8"])
-def test_session__number_of_a_gpu_that_is_not_there(cuda_model: Path, device: str) -> None:
+def test_session__nonexistent_gpu_number(cuda_model: Path, device: str) -> None:
     with pytest.raises(DeviceError, match=f"device '{device}' cannot be used"):
         Session(cuda_model, device=device)
 

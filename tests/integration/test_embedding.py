@@ -155,7 +155,7 @@ print(model.predict(image).label, len(list(begun)))
 """
     lines = run_forks(color_model, code)
     assert [line for line in lines[:8:2] if not line.startswith("RuntimeError: this predictor was loaded in")] == []
-    assert [line for line in lines[:8:2] if not line.endswith("load it in the child")] == []
+    assert [line for line in lines[:8:2] if not line.endswith("load it in the child process")] == []
     assert lines[1:8:2] == ["ended with 0"] * 4
     assert lines[8:] == ["green 39"]  # the parent continues unaffected
 

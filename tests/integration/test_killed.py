@@ -174,11 +174,11 @@ def test_resume__half_written_files_count_for_nothing(short: Run, tmp_path: Path
     assert_same_run(run, short)
 
 
-def test_export_and_weights__half_written_best_counts_for_nothing(short: Run, tmp_path: Path) -> None:
+def test_export_and_weights__ignore_a_partially_written_checkpoint(short: Run, tmp_path: Path) -> None:
     run = copied(short, tmp_path / "run")
     run.best_path.rename(run.folder / ".best.safetensors.12345.partial")
     err = tl("export", run.folder, "-o", tmp_path / "m.onnx")
-    assert err == f"tl: {run.folder}: has no best.safetensors: {UNFINISHED}\n"
+    assert err == f"tl: {run.folder}: contains no best.safetensors: {UNFINISHED}\n"
     err = tl("train", "photos", "--weights", run.folder, "--backbone", "smallcnn", "--out", tmp_path / "new")
     assert err.startswith("tl: ")
     assert len(err.splitlines()) == 1

@@ -192,7 +192,7 @@ def test_submit__all_workers_killed_names_the_chunk() -> None:
         futures = [pool.submit(chunk) for chunk in (["a.png", data, data, data], ["b.png"], ["c.png"])]
         wait_until(lambda: pool._tasks.qsize() == 1)  # the first two have been dispatched
         os.kill(worker, signal.SIGKILL)
-        with pytest.raises(WorkerError, match=r"a\.png, data without a name, data without a name and 1 more"):
+        with pytest.raises(WorkerError, match=r"a\.png, unnamed data, unnamed data and 1 more"):
             futures[0].result(20)
         for future in [*futures[1:], pool.submit(["d.png"])]:
             with pytest.raises(WorkerError):
@@ -263,7 +263,7 @@ def test_check_can_start__needs_an_interpreter(monkeypatch: pytest.MonkeyPatch) 
 
 def test_decode_pool__that_cannot_start(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sys, "executable", "/nowhere/python3")
-    with pytest.raises(WorkerError, match=r"2 processes for decoding cannot be started: .*No such file"):
+    with pytest.raises(WorkerError, match=r"2 decoding processes cannot be started: .*No such file"):
         DecodePool(PREPARER, 2, batch_size=1, hashes=False)
 
 

@@ -78,7 +78,7 @@ def test_driver_fault__no_driver(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.skipif(any(Path("/dev").glob("nvidia[0-9]*")) or Path("/dev/dxg").exists(), reason="there is a GPU here")
 def test_driver_fault__driver_without_a_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
     pretend_libraries(monkeypatch, lambda name: True)
-    assert "sees no GPU" in str(devices.driver_fault())
+    assert "finds no GPU" in str(devices.driver_fault())
 
 
 @pytest.mark.parametrize(("version", "cudnn", "cublas"), [("13.0", "9", "13"), ("12.8", "9", "12"), ("12", "9", "12")])
@@ -141,7 +141,9 @@ def test_driver_age_fault__majors_are_compared(monkeypatch: pytest.MonkeyPatch, 
     fault = devices.driver_age_fault(wanted)
     assert (fault is not None) == is_fault
     if is_fault:
-        assert str(fault).startswith("the NVIDIA driver runs CUDA up to 12.4, this onnxruntime-gpu needs CUDA 13")
+        assert str(fault).startswith(
+            "the NVIDIA driver supports CUDA up to 12.4, but this onnxruntime-gpu requires CUDA 13"
+        )
 
 
 @pytest.mark.parametrize(

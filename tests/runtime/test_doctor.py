@@ -58,7 +58,7 @@ def test_examine__a_session_that_computes_wrongly(monkeypatch: pytest.MonkeyPatc
     monkeypatch.setattr(Session, "run", lambda self, images, outputs: [np.array([[279.9]], np.float32)])
     session = finding("session cpu")
     assert session.ok is False
-    assert "computes a tiny network wrongly: 279.9 instead of 280" in session.detail
+    assert "computes a wrong result for a tiny network: 279.9 instead of 280" in session.detail
 
 
 def test_examine__leaves_no_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -99,11 +99,11 @@ def test_examine__decoding_says_what_it_measured() -> None:
     ("cores", "says"),
     [
         (Cores(64, 64, None, None), "64 usable: this process may run on 64 of 64, no cgroup quota"),
-        (Cores(64, 16, 2.5, None), "3 usable: this process may run on 16 of 64, its cgroup grants the time of 2.5"),
+        (Cores(64, 16, 2.5, None), "3 usable: this process may run on 16 of 64, its cgroup quota is 2.5 cores"),
         (
             Cores(64, 64, None, 4),
-            "64 usable: this process may run on 64 of 64, no cgroup quota, SLURM_CPUS_PER_TASK is 4, which nothing "
-            "enforces: set threads to 4 to respect it",
+            "64 usable: this process may run on 64 of 64, no cgroup quota, SLURM_CPUS_PER_TASK is 4, which is not "
+            "enforced: set threads to 4 to respect it",
         ),
         (Cores(64, 4, None, 4), "4 usable: this process may run on 4 of 64, no cgroup quota, SLURM_CPUS_PER_TASK is 4"),
     ],
@@ -119,7 +119,7 @@ def test_examine__libraries_by_name(monkeypatch: pytest.MonkeyPatch) -> None:
     libraries = finding("libraries")
     assert libraries.ok is False
     assert libraries.detail == (
-        "CUDA 13: found libc.so.6, missing libnowhere.so.1; pip install 'tl-toolkit[gpu]' brings them"
+        "CUDA 13: found libc.so.6, missing libnowhere.so.1; to install them: pip install 'tl-toolkit[gpu]'"
     )
     assert libraries.facts == {"libc.so.6": True, "libnowhere.so.1": False}
     monkeypatch.setattr(devices, "CUDA_LIBRARIES", {"13": ("libc.so.6",)})
@@ -130,7 +130,7 @@ def test_examine__libraries_by_name(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_examine__libraries_of_the_cpu_wheel_are_a_fact() -> None:
     libraries = finding("libraries")
     assert libraries.ok is None
-    assert libraries.detail.startswith("the CPU wheel needs none; CUDA 13: ")
+    assert libraries.detail.startswith("not required by the CPU wheel; CUDA 13: ")
     assert "libcudnn.so.9" in libraries.facts
 
 
@@ -139,7 +139,7 @@ def test_examine__driver(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(doctor, "driver_version", lambda: "580.65.06")
     monkeypatch.setattr(doctor, "driver_cuda", lambda: (13, 0))
     monkeypatch.setattr(doctor, "graphics_cards", lambda: ["NVIDIA RTX A4000"])
-    assert finding("driver").detail == "NVIDIA 580.65.06, runs CUDA up to 13.0, NVIDIA RTX A4000"
+    assert finding("driver").detail == "NVIDIA 580.65.06, supports CUDA up to 13.0, NVIDIA RTX A4000"
 
 
 def test_examine__no_driver_is_a_fault_with_the_gpu_wheel_alone(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -160,7 +160,9 @@ def test_examine__both_wheels(monkeypatch: pytest.MonkeyPatch) -> None:
     pretend_wheels(monkeypatch, onnxruntime="1.31.1", onnxruntime_gpu="1.30.0")
     both = finding("onnxruntime")
     assert both.ok is False
-    assert both.detail.startswith("onnxruntime 1.31.1, onnxruntime-gpu 1.30.0: together they break CUDA: pip uninstall")
+    assert both.detail.startswith(
+        "onnxruntime 1.31.1, onnxruntime-gpu 1.30.0: CUDA does not work if both are installed: pip uninstall"
+    )
     assert finding("cuda").ok is False
 
 

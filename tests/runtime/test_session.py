@@ -104,8 +104,8 @@ def test_session__without_contract(tmp_path: Path) -> None:
 @pytest.mark.parametrize("text", ["", "{}", "[", '{"schema_version": 99}'])
 def test_session__faulty_contract(tmp_path: Path, text: str) -> None:
     path = make_model(tmp_path / "a.onnx", contract=text)
-    assert "faulty contract" in fault(path, device="cpu")
-    assert "faulty contract" in fault(path, device="cpu", require_contract=False)
+    assert "invalid contract" in fault(path, device="cpu")
+    assert "invalid contract" in fault(path, device="cpu", require_contract=False)
 
 
 def test_session__contract_with_damaged_bytes(tmp_path: Path, color_model: Path) -> None:
@@ -124,7 +124,7 @@ def test_session__contract_of_another_size(tmp_path: Path) -> None:
 
 def test_session__contract_with_other_outputs(tmp_path: Path) -> None:
     path = make_model(tmp_path / "a.onnx", contract=make_contract(outputs=("probabilities", "embedding")))
-    assert "outputs the graph lacks: ['embedding']" in fault(path, device="cpu")
+    assert "outputs that the graph does not have: ['embedding']" in fault(path, device="cpu")
 
 
 def test_session__contract_with_more_classes_than_the_graph(tmp_path: Path) -> None:
@@ -163,7 +163,7 @@ def test_session__tensor_in_another_file(tmp_path: Path, require_contract: bool)
     (tmp_path / "a.onnx").write_bytes(model.SerializeToString())
     assert ort.InferenceSession(tmp_path / "a.onnx", providers=["CPUExecutionProvider"]).get_inputs()
     message = fault(tmp_path / "a.onnx", device="cpu", require_contract=require_contract)
-    assert "tensor 'matrix': its data lie in another file" in message
+    assert "tensor 'matrix': its data is in another file" in message
 
 
 def test_session__format_of_onnxruntime(tmp_path: Path, color_model: Path) -> None:
@@ -172,7 +172,7 @@ def test_session__format_of_onnxruntime(tmp_path: Path, color_model: Path) -> No
     options.add_session_config_entry("session.save_model_format", "ORT")
     ort.InferenceSession(color_model, options, providers=["CPUExecutionProvider"])
     assert (tmp_path / "a.ort").read_bytes()[4:8] == b"ORTM"
-    assert "no ONNX model" in fault(tmp_path / "a.ort", device="cpu")
+    assert "not an ONNX model" in fault(tmp_path / "a.ort", device="cpu")
     # An unknown field that contains the other format's magic number, followed by the model.
     (tmp_path / "b.ort").write_bytes(b"\xaa\x7c\x06\x00ORTM\x00" + color_model.read_bytes())
     assert Session(tmp_path / "b.ort", device="cpu").contract == make_contract()
@@ -199,10 +199,10 @@ def test_session__file_that_changes_while_it_is_opened(tmp_path: Path, monkeypat
         return real(*arguments)
 
     monkeypatch.setattr(session_module, "_open", replaced)
-    assert "it changed while it was opened: try again" in fault(path, device="cpu")
+    assert "the file changed while it was being opened: try again" in fault(path, device="cpu")
 
 
-def test_session__newer_opset_than_onnxruntime_knows(tmp_path: Path) -> None:
+def test_session__opset_newer_than_onnxruntime_supports(tmp_path: Path) -> None:
     model = onnx.load(make_model(tmp_path / "a.onnx"))
     model.opset_import[0].version = 999
     (tmp_path / "a.onnx").write_bytes(model.SerializeToString())

@@ -49,7 +49,7 @@ def test_build_ensemble_page__where_voting_helps_and_hurts(tmp_path: Path, label
     assert galleries(page) == {
         "Where voting helps": 0,
         "Where voting hurts": int((members_ids[:, 0] == truth).sum()),
-        "Where only others are correct": 0,
+        "Where only other members are correct": 0,
         "Where no member is correct": int((members_ids != truth[:, None]).all(axis=1).sum()),
     }
     assert dict(page.figures)["best member, a"] == "75.0%"

@@ -37,7 +37,7 @@ def test_estimate_seconds__features_are_computed_once(labels: Path, tmp_path: Pa
     assert estimate_seconds(heads) == estimate_seconds(heads[:1]) > 0
 
 
-def test_estimate_seconds__a_finished_run_knows_better(labels: Path, tmp_path: Path) -> None:
+def test_estimate_seconds__uses_the_measured_time_of_finished_runs(labels: Path, tmp_path: Path) -> None:
     study = read_study(make_study(tmp_path / "s.yaml", labels, variants={"a": {"method": "scratch"}}, seeds=[0, 1, 2]))
     runs = cell_runs(study.cells, tmp_path / "out")
     runs[0].folder.mkdir(parents=True)

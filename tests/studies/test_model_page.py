@@ -90,12 +90,12 @@ def test_inspect__top(run_tl: RunTl, tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        (("--top", "0", "{photo}"), "--top needs a number of at least 1"),
+        (("--top", "0", "{photo}"), "--top requires a number of at least 1"),
         (("--top", "3", "missing.png"), "missing.png: No such file"),
-        (("--activations", "{photo}"), "this graph has no known non-linearity on feature maps"),
-        (("--layer", "2"), "--layer: says which layer --activations shows"),
-        (("--out", "x", "--top", "1", "{photo}"), "--out: takes what --filters and --activations draw"),
-        (("--filters",), "its first layer is no convolution"),
+        (("--activations", "{photo}"), "this graph has no supported non-linearity on feature maps"),
+        (("--layer", "2"), "--layer requires --activations IMAGE"),
+        (("--out", "x", "--top", "1", "{photo}"), "--out requires --filters or --activations"),
+        (("--filters",), "its first layer is not a convolution"),
     ],
 )
 def test_inspect__refused(run_tl: RunTl, tmp_path: Path, options: tuple[str, ...], message: str) -> None:

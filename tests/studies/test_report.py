@@ -120,7 +120,7 @@ def test_report__with_the_passport_of_its_model_alone(
     assert done.code == 0
     assert "Model file" in (tmp_path / "r.html").read_text(encoding="utf-8")
     wrong = run_tl("report", finished_run.folder, "--model", tmp_path / "other.onnx")
-    assert (wrong.code, "was not made from" in wrong.err) == (1, True)
+    assert (wrong.code, "was not exported from" in wrong.err) == (1, True)
 
 
 def test_report__by_the_command_line(finished_run: Run, tmp_path: Path, run_tl: RunTl) -> None:

@@ -65,7 +65,7 @@ def test_next_rung__the_best_go_on(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("search", "fault"),
     [
-        ({"trials": 0, "ranges": {"lr": [0.1]}}, "trials must be a whole number from 1"),
+        ({"trials": 0, "ranges": {"lr": [0.1]}}, "trials must be a whole number of at least 1"),
         ({"trials": 3}, "ranges must be"),
         ({"trials": 3, "ranges": {"lr": {"low": 1}}}, "range of lr must be a list of values or have low and high"),
         ({"trials": 3, "ranges": {"lr": {"low": 1, "high": 0.1}}}, "low must be a number below high"),
@@ -85,7 +85,7 @@ def test_read_study__faulty_search(tmp_path: Path, search: object, fault: str) -
 def test_read_study__halving_needs_epochs(tmp_path: Path) -> None:
     search = {"trials": 3, "method": "halving", "ranges": {"c_values": [[0.1], [1.0]]}}
     variants = {"a": {"method": "features", "head": "svm", "epochs": None, "weights": str(tmp_path)}}
-    with pytest.raises(ConfigError, match="halving needs epochs"):
+    with pytest.raises(ConfigError, match="halving requires epochs"):
         read_study(make_study(tmp_path / "s.yaml", tmp_path, search=search, variants=variants))
 
 

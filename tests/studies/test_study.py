@@ -65,7 +65,7 @@ def test_read_study__forced_options_stand_above_all(tmp_path: Path) -> None:
     )
     study = read_study(path, parse_forced(["backbone=smallcnn", "lr=0.3"]))
     assert [cell.setting for cell in study.cells] == ["a", "c"]
-    assert study.doubled == ("b is a",)
+    assert study.doubled == ("b is identical to a",)
     assert {cell.config.lr for cell in study.cells} == {0.3}
 
 
@@ -79,8 +79,8 @@ def test_read_study__all_faults_at_once(tmp_path: Path) -> None:
         read_study(path)
     text = str(caught.value)
     assert "a: unknown option 'epohcs' (nearest: 'epochs')" in text
-    assert "b: head heatmap is for landmarks" in text
-    assert "seed: the study decides it" in text
+    assert "b: head heatmap is only for landmarks" in text
+    assert "seed: set by the study" in text
     assert "grid: lr must be a list of values" in text
 
 

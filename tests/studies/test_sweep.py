@@ -62,7 +62,7 @@ def test_sweep__from_file_to_page(labels: Path, tmp_path: Path, run_tl: RunTl) -
     assert [row["variant"] for row in json.loads(again.out)] == ["slow", "slow", "broken"]
 
 
-def test_sweep__what_cannot_be_judged_costs_no_leaderboard(
+def test_sweep__failed_evaluation_still_writes_the_leaderboard(
     labels: Path, tmp_path: Path, run_tl: RunTl, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     study = make_study(tmp_path / "s.yaml", labels)
@@ -70,7 +70,7 @@ def test_sweep__what_cannot_be_judged_costs_no_leaderboard(
     (tmp_path / "o" / "models").touch()  # a file at the path of the model folder
     done = run_tl("sweep", study, "--out", tmp_path / "o")
     assert done.code == 3
-    assert "not judged: base seed 0:" in done.err
+    assert "not evaluated: base seed 0:" in done.err
     assert [row["selected"] for row in rows_of(tmp_path / "o")] == ["False"]
     assert "Failed" in (tmp_path / "o" / "report.html").read_text(encoding="utf-8")
 
@@ -87,7 +87,7 @@ def test_sweep__data_that_change_between_its_runs(labels: Path, tmp_path: Path, 
     assert "has changed between runs of this study" in done.err
 
 
-def test_sweep__a_run_trained_anew_is_judged_anew(labels: Path, tmp_path: Path, run_tl: RunTl) -> None:
+def test_sweep__retrained_run_is_evaluated_again(labels: Path, tmp_path: Path, run_tl: RunTl) -> None:
     study = make_study(tmp_path / "s.yaml", labels)
     run_tl("sweep", study, "--out", tmp_path / "o")
     kept = json.loads((tmp_path / "o" / "selected.json").read_text(encoding="utf-8"))
@@ -123,7 +123,7 @@ def test_train_cell__a_state_that_cannot_be_taken_up(labels: Path, tmp_path: Pat
 def test_sweep__within_a_budget(labels: Path, tmp_path: Path, run_tl: RunTl) -> None:
     study = make_study(tmp_path / "s.yaml", labels, grid={"lr": [0.001, 0.01, 0.1]})
     done = run_tl("sweep", study, "--out", tmp_path / "o", "--budget", "1s")
-    assert "the time is up: 2 runs are not begun" in done.err
+    assert "the time budget is used up: 2 runs have not started" in done.err
     assert [row["selected"] for row in rows_of(tmp_path / "o")] == ["False"] * 3  # a partial study selects nothing
     assert not (tmp_path / "o" / "selected.json").exists()
     assert run_tl("sweep", study, "--out", tmp_path / "o").code == 0
@@ -132,7 +132,7 @@ def test_sweep__within_a_budget(labels: Path, tmp_path: Path, run_tl: RunTl) -> 
     assert "expected a time such as 2h" in refused.err
 
 
-def test_sweep__without_a_look_at_test(labels: Path, tmp_path: Path, run_tl: RunTl) -> None:
+def test_sweep__without_test_evaluation(labels: Path, tmp_path: Path, run_tl: RunTl) -> None:
     study = make_study(tmp_path / "s.yaml", labels)
     run_tl("sweep", study, "--out", tmp_path / "o", "--no-test")
     (row,) = rows_of(tmp_path / "o")
@@ -209,7 +209,7 @@ def test_sweep__interrupted_saves_what_it_has(labels: Path, tmp_path: Path) -> N
     finally:
         process.kill()
     assert process.returncode == 130
-    assert "the same command goes on" in errors
+    assert "run the same command again to resume" in errors
 
 
 def heed_interrupts() -> None:

@@ -152,21 +152,21 @@ def test_find_task__by_the_data(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"task": "landmarks", "head": "svm"}, "landmarks take heatmap, linear or mlp"),
-        ({"task": "landmarks", "head": "conv"}, "landmarks take heatmap, linear or mlp"),
-        ({"task": "landmarks", "resize_mode": "short_side"}, "take letterbox or squash"),
-        ({"task": "landmarks", "mixup": 0.2, "views": 2}, "views, mixup: for classes alone"),
-        ({"task": "landmarks", "monitor": "val_top1_accuracy"}, "monitor val_top1_accuracy is for classes"),
-        ({"task": "landmarks", "pooling": "flatten"}, "head heatmap needs the feature map"),
-        ({"task": "landmarks", "head_sizes": (8, 8)}, "takes one number of channels"),
-        ({"task": "landmarks", "flip_pairs": ("a:b", "left")}, "'left' is not NAME:NAME"),
-        ({"task": "landmarks", "flip_pairs": ("a:a",)}, "'a:a' is not NAME:NAME"),
-        ({"task": "landmarks", "skeleton": ("a-b",)}, "skeleton: 'a-b' is not NAME:NAME"),
-        ({"task": "landmarks", "mirror": True, "augment": "none"}, "mirror needs an augmentation"),
-        ({"task": "landmarks", "head_init": "solved"}, "head_init solved needs classes"),
-        ({"crop": "points"}, "crop: for landmarks alone, and the task is classification"),
-        ({"head": "heatmap"}, "head heatmap is for landmarks"),
-        ({"monitor": "val_error_px"}, "monitor val_error_px is for landmarks"),
+        ({"task": "landmarks", "head": "svm"}, "for landmarks use heatmap, linear or mlp"),
+        ({"task": "landmarks", "head": "conv"}, "for landmarks use heatmap, linear or mlp"),
+        ({"task": "landmarks", "resize_mode": "short_side"}, "use letterbox or squash"),
+        ({"task": "landmarks", "mixup": 0.2, "views": 2}, "views, mixup: only for classification"),
+        ({"task": "landmarks", "monitor": "val_top1_accuracy"}, "monitor val_top1_accuracy is only for classification"),
+        ({"task": "landmarks", "pooling": "flatten"}, "head heatmap requires the feature map"),
+        ({"task": "landmarks", "head_sizes": (8, 8)}, "requires exactly one value in head_sizes"),
+        ({"task": "landmarks", "flip_pairs": ("a:b", "left")}, "expected NAME:NAME with different names, found 'left'"),
+        ({"task": "landmarks", "flip_pairs": ("a:a",)}, "expected NAME:NAME with different names, found 'a:a'"),
+        ({"task": "landmarks", "skeleton": ("a-b",)}, "skeleton: expected NAME:NAME with different names, found 'a-b'"),
+        ({"task": "landmarks", "mirror": True, "augment": "none"}, "mirror requires an augmentation"),
+        ({"task": "landmarks", "head_init": "solved"}, "head_init solved requires classes"),
+        ({"crop": "points"}, "crop: only for landmarks, but the task is classification"),
+        ({"head": "heatmap"}, "head heatmap is only for landmarks"),
+        ({"monitor": "val_error_px"}, "monitor val_error_px is only for landmarks"),
     ],
 )
 def test_resolve__tasks_have_options_of_their_own(changes: dict[str, Any], message: str) -> None:
@@ -220,28 +220,31 @@ def test_resolve__limits(name: str, value: object) -> None:
 
 
 def test_resolve__features_of_random_weights_are_refused() -> None:
-    assert "would freeze random numbers" in faults_of(method="features", weights="none")
+    assert "would freeze a randomly initialized backbone" in faults_of(method="features", weights="none")
 
 
 @pytest.mark.parametrize(
     ("values", "reason"),
     [
-        ({"method": "features", "freeze": "half"}, "are for method finetune: features freezes everything"),
-        ({"method": "features", "unfreeze_every": 1}, "are for method finetune"),
-        ({"method": "features", "layer_lr_decay": 0.5}, "are for method finetune"),
-        ({"freeze": "half", "unfreeze_every": 1}, "unfreeze_every starts with everything frozen: leave out freeze"),
-        ({"views": 2}, "views needs method features and an augmentation"),
-        ({"method": "features", "views": 2}, "views needs method features and an augmentation"),
-        ({"head": "svm"}, "head svm needs method features"),
-        ({"optimizer": "lbfgs"}, "optimizer lbfgs needs method features"),
+        ({"method": "features", "freeze": "half"}, "features freezes the whole backbone"),
+        ({"method": "features", "unfreeze_every": 1}, "apply only to method finetune"),
+        ({"method": "features", "layer_lr_decay": 0.5}, "apply only to method finetune"),
+        ({"freeze": "half", "unfreeze_every": 1}, "with the whole backbone frozen: leave out freeze"),
+        ({"views": 2}, "views requires method features and an augmentation"),
+        ({"method": "features", "views": 2}, "views requires method features and an augmentation"),
+        ({"head": "svm"}, "head svm requires method features"),
+        ({"optimizer": "lbfgs"}, "optimizer lbfgs requires method features"),
         (
             {"method": "features", "head": "svm", "augment": "light"},
-            "head svm with augmentation needs a number of views",
+            "head svm with augmentation requires a number of views",
         ),
-        ({"method": "features", "head": "mlp", "optimizer": "lbfgs"}, "optimizer lbfgs is for the linear head"),
-        ({"method": "features", "head": "svm", "optimizer": "adam"}, "head svm has its own solver"),
-        ({"method": "features", "c_values": ()}, "c_values must hold at least one value"),
-        ({"head": "conv", "head_sizes": ()}, "head conv needs head_sizes"),
+        (
+            {"method": "features", "head": "mlp", "optimizer": "lbfgs"},
+            "lbfgs applies only to the linear head",
+        ),
+        ({"method": "features", "head": "svm", "optimizer": "adam"}, "head svm uses its own solver"),
+        ({"method": "features", "c_values": ()}, "c_values must contain at least one value"),
+        ({"head": "conv", "head_sizes": ()}, "head conv requires head_sizes"),
     ],
 )
 def test_resolve__options_that_do_not_go_together(values: dict[str, Any], reason: str) -> None:
@@ -343,9 +346,9 @@ def test_nearest__close_and_far() -> None:
 @pytest.mark.parametrize(
     ("changes", "fault"),
     [
-        ({"method": "scratch"}, "head_init solved needs method finetune, pretrained weights"),
-        ({"head": "mlp"}, "head_init solved needs head linear"),
-        ({"pooling": "flatten", "weights": "none"}, "head_init solved needs pooling gap, pretrained weights"),
+        ({"method": "scratch"}, "head_init solved requires method finetune, pretrained weights"),
+        ({"head": "mlp"}, "head_init solved requires head linear"),
+        ({"pooling": "flatten", "weights": "none"}, "head_init solved requires pooling gap, pretrained weights"),
     ],
 )
 def test_resolve__head_init_solved_needs_a_frozen_linear_head(changes: dict[str, Any], fault: str) -> None:

@@ -113,7 +113,7 @@ def test_split_features__in_view_order_of_the_split(photos: Path, weights: Path)
     assert task.split_features("train", (1, 2)).tolist() == [[i, view] for view in (1, 2) for i in train]
 
 
-def test_prepare_task__features_are_of_everything_that_matters(photos: Path, weights: Path, tmp_path: Path) -> None:
+def test_prepare_task__feature_cache_key_covers_relevant_options(photos: Path, weights: Path, tmp_path: Path) -> None:
     other = tmp_path / "other.pth"
     other.write_bytes(b"other weights")
     matters: list[dict[str, Any]] = [
@@ -135,7 +135,7 @@ def test_prepare_task__features_are_of_everything_that_matters(photos: Path, wei
     assert len(set(folders)) == len(matters)
 
 
-def test_prepare_task__features_are_shared_by_whatever_does_not_matter(photos: Path, weights: Path) -> None:
+def test_prepare_task__feature_cache_key_ignores_irrelevant_options(photos: Path, weights: Path) -> None:
     base = folder_of(photos, weights)
     for changes in (
         {"head": "svm"},
@@ -150,7 +150,9 @@ def test_prepare_task__features_are_shared_by_whatever_does_not_matter(photos: P
     assert few == many  # more views are added to the existing ones
 
 
-def test_prepare_task__a_pipeline_s_text_counts_and_not_its_name(photos: Path, weights: Path, tmp_path: Path) -> None:
+def test_prepare_task__pipelines_are_compared_by_content_not_file_name(
+    photos: Path, weights: Path, tmp_path: Path
+) -> None:
     albumentations = pytest.importorskip("albumentations")
     folders = []
     for name, p in (("a.json", 0.5), ("b.json", 0.5), ("a.json", 0.25)):
@@ -162,7 +164,7 @@ def test_prepare_task__a_pipeline_s_text_counts_and_not_its_name(photos: Path, w
 @pytest.mark.parametrize(
     ("backbone", "package"), [("timm:test_resnet", "timm"), ("squeezenet1_0", "torchvision"), ("smallcnn", "pillow")]
 )
-def test_prepare_task__features_are_of_the_versions_of_who_computes_them(
+def test_prepare_task__feature_cache_key_covers_library_versions(
     photos: Path, weights: Path, monkeypatch: pytest.MonkeyPatch, backbone: str, package: str
 ) -> None:
     if package == "timm":
@@ -188,7 +190,7 @@ def test_prepare_task__other_training_images_have_other_colors_and_features(phot
     assert len(folders) == 2  # different images are held out, so the mean differs
 
 
-def test_prepare_task__a_batch_that_nobody_asked_for_shrinks(photos: Path) -> None:
+def test_prepare_task__default_batch_size_shrinks_to_small_data(photos: Path) -> None:
     assert prepare(photos, batch_size=None).config.batch_size == 15
     assert prepare(photos, batch_size=15).config.batch_size == 15
     with pytest.raises(ConfigError) as caught:
@@ -217,7 +219,7 @@ def make_split_manifest(root: Path, splits: dict[str, int], classes: str = "ab")
     return make_manifest(root / "list.csv", rows, ("path", "label", "split"))
 
 
-def test_prepare_task__an_asked_for_test_split_has_to_be_there(tmp_path: Path) -> None:
+def test_prepare_task__requested_test_split_must_exist(tmp_path: Path) -> None:
     manifest = make_split_manifest(tmp_path, {"train": 2, "val": 1})
     assert prepare(manifest, batch_size=None).true_ids("test").size == 0
     with pytest.raises(DataError, match="no images in its test split"):
@@ -225,7 +227,7 @@ def test_prepare_task__an_asked_for_test_split_has_to_be_there(tmp_path: Path) -
 
 
 @pytest.mark.parametrize("spoilt", ["val-a0.png val-b0.png", "train-a0.png train-a1.png"])
-def test_prepare_task__what_skipping_leaves_has_to_be_enough(tmp_path: Path, spoilt: str) -> None:
+def test_prepare_task__too_few_images_after_skipping(tmp_path: Path, spoilt: str) -> None:
     manifest = make_split_manifest(tmp_path, {"train": 2, "val": 1})
     for name in spoilt.split():
         (tmp_path / name).write_bytes(b"")
@@ -291,5 +293,5 @@ def test_trainer__what_needs_no_torch_does_not_import_it() -> None:
 
 def test_prepare_task__landmarks_are_told_from_classes(tmp_path: Path) -> None:
     (tmp_path / "wings.csv").write_text("path,x0,y0\na.png,1,2\n", encoding="utf-8")
-    with pytest.raises(ConfigError, match=r"wings\.csv contains landmarks, and this needs classes"):
+    with pytest.raises(ConfigError, match=r"wings\.csv contains landmarks, but this command requires classes"):
         prepare(tmp_path / "wings.csv")

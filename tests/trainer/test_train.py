@@ -250,7 +250,11 @@ def test_train__skip_bad_that_leaves_a_split_empty(tmp_path: Path, split: str) -
         ({"data": "/nowhere"}, DataError, "no such folder"),
         ({"epochs": 0}, ConfigError, "epochs must be at least 1"),
         ({"batch_size": 16}, ConfigError, r"batch_size 16 is larger than the 15 training images"),
-        ({"per_class": 6}, DataError, r"per_class 6: class 'blue' has 5, 'green' has 5, 'red' has 5 images"),
+        (
+            {"per_class": 6},
+            DataError,
+            r"per_class 6: too few training images: class 'blue' has 5",
+        ),
         ({"weights": "gone.pth"}, TlError, r"weights 'gone.pth': no such file"),
         ({"freeze": "block9"}, ConfigError, r"freeze: 'block9' matches no layer \(nearest: 'block"),
         ({"trunk_until": "block9"}, ConfigError, r"no layer 'block9' \(nearest: 'block"),
@@ -277,7 +281,7 @@ def test_train__numbers_runs_without_a_name(photos: Path, tmp_path: Path, monkey
     assert folders == [Path("runs/photos-scratch"), Path("runs/photos-scratch-2")]
 
 
-def test_train__an_untrained_network_knows_nothing(photos: Path, tmp_path: Path) -> None:
+def test_train__untrained_network_predicts_at_chance(photos: Path, tmp_path: Path) -> None:
     # Losses of the first epoch with negligible steps: about ln 3 for three classes.
     run = train_here(photos, tmp_path / "r", lr=1e-12, epochs=1).run
     (row,) = read_rows(run.folder / "history.csv")

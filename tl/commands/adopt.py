@@ -136,7 +136,7 @@ def _number(text: str, option: str) -> float:
     try:
         return float(above) / float(below or 1)
     except (ValueError, ZeroDivisionError) as error:
-        raise ConfigError(f"{option}: expected a number, or two as in 1/255, found '{text}'") from error
+        raise ConfigError(f"{option}: expected a number, or a fraction such as 1/255, found '{text}'") from error
 
 
 def _three(text: str, option: str) -> tuple[float, float, float]:

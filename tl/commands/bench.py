@@ -69,9 +69,9 @@ def command(
             progress=progress,
         )
     if bench.fault:
-        warn(f"CUDA is not measured: {bench.fault}")
+        warn(f"CUDA was not measured: {bench.fault}")
     if bench.images.unreadable:
-        warn(f"{bench.images.unreadable} images could not be read and are skipped")
+        warn(f"{bench.images.unreadable} images could not be read and were skipped")
     advice = advise(bench)
     typer.echo(json.dumps(_as_dict(bench, advice), indent=2) if as_json else _as_text(bench, advice))
 
@@ -112,7 +112,7 @@ def _as_text(bench: Bench, advice: Advice) -> str:
             "",
             *(_line(cells, widths) for cells in table),
             "",
-            *([f"no time for: {_skipped(bench)} (--seconds)"] if bench.skipped else []),
+            *([f"not measured for lack of time: {_skipped(bench)} (increase --seconds)"] if bench.skipped else []),
             *advice.lines,
         ]
     )

@@ -35,9 +35,9 @@ def command(
     finished = [run for run in runs if (run / "metrics.json").is_file()]
     for run in runs:
         if run not in finished:
-            warn(f"left out: {run} has no metrics.json: not a finished run")
+            warn(f"left out: {run} has no metrics.json, so it is not a finished run")
     if not finished:
-        raise RunError("none of these is the folder of a finished run")
+        raise RunError("none of these folders contains a finished run")
     rows = compare_runs([Run(run) for run in finished])
     if as_json:
         typer.echo(json.dumps(rows))

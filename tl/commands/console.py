@@ -34,7 +34,7 @@ def packages_of(extra: Literal["train", "edit", "cli"]) -> Iterator[None]:
         yield
     except ImportError as error:
         raise MissingExtraError(
-            f"this needs more packages ({error.name} is missing): pip install 'tl-toolkit[{extra}]'"
+            f"this command requires additional packages ({error.name} is missing): pip install 'tl-toolkit[{extra}]'"
         ) from error
 
 

@@ -57,15 +57,15 @@ def command(
     )
 
     if target.exists() and target.samefile(source):
-        raise DataError(f"{target}: is the file that is read; give the new one another name")
+        raise DataError(f"{target}: output and input are the same file; choose another output name")
     if to is not None and target.suffix.lower() != SUFFIXES[to]:
-        raise DataError(f"{target}: a file of format {to} has a name that ends in {SUFFIXES[to]}")
+        raise DataError(f"{target}: expected the extension {SUFFIXES[to]} for format {to}")
     landmarks = read_landmarks(source, images, from_stored=from_stored)
     if names is not None:
         chosen = tuple(name.strip() for name in names.split(","))
         if len(chosen) != len(landmarks.keypoint_names) or len(set(chosen)) != len(chosen) or "" in chosen:
             count = len(landmarks.keypoint_names)
-            raise DataError(f"--names: expected {count} different names with commas between, found {names}")
+            raise DataError(f"--names: expected {count} different names separated by commas, found {names}")
         landmarks = dataclasses.replace(landmarks, keypoint_names=chosen)
     write_landmarks(landmarks, target, to, image_sizes(image_finder(source, images)))
     for remark in (*landmarks.remarks, *lost_in(landmarks, target, to)):

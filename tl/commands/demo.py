@@ -38,7 +38,7 @@ def command(
     Needs no network access and no GPU. Takes about a minute on two cores.
     """
     if folder.exists():
-        raise OutputError(f"{folder}: exists already; remove it or name another folder: tl demo OTHER")
+        raise OutputError(f"{folder}: already exists; remove it or choose another folder: tl demo OTHER")
     started = time.monotonic()
     warn(f"Writing handwritten digits 0-4 (to pretrain on) and 5-9 (to transfer to) into {folder}/")
     write_digits(folder)
@@ -65,7 +65,7 @@ def write_digits(folder: Path) -> None:
         from sklearn.datasets import load_digits
     except ImportError as error:
         raise MissingExtraError(
-            "the demo trains, which needs more packages: pip install 'tl-toolkit[train]'"
+            "the demo trains models, which requires additional packages: pip install 'tl-toolkit[train]'"
         ) from error
     import numpy as np
     from PIL import Image
@@ -94,7 +94,7 @@ def _run(*words: object) -> str:
     command_line = [sys.executable, "-m", "tl", *map(str, words)]
     done = subprocess.run(command_line, stdout=subprocess.PIPE, text=True, encoding="utf-8", check=False)
     if done.returncode != 0:
-        raise TrainingError(f"the step ended with exit code {done.returncode}: {line}")
+        raise TrainingError(f"this step failed with exit code {done.returncode}: {line}")
     return done.stdout
 
 

@@ -148,18 +148,20 @@ def _check_choices(request: EvaluateRequest) -> None:
 
     data, votes, augmented = request.data.data, request.votes, ClassFlags(tta=request.tta)
     if votes.select and votes.fit_vote_weights is None:
-        raise ConfigError("--select chooses members for --fit-vote-weights FILE: give that too")
+        raise ConfigError("--select requires --fit-vote-weights FILE")
     if request.tta is not None:
-        refuse_given(votes, "leave it out with --tta, which shows models with and without it")
+        refuse_given(votes, "cannot be combined with --tta, which evaluates each model with and without it")
     if is_landmark_file(data):
-        refuse_given(augmented, f"for classes, and {data} has landmarks")
-        refuse_given(votes, f"for classes, and {data} has landmarks")
+        refuse_given(augmented, f"applies only to classification, but {data} contains landmarks")
+        refuse_given(votes, f"applies only to classification, but {data} contains landmarks")
     else:
-        refuse_given(request.landmarks, f"for landmarks, and {data} has classes")
+        refuse_given(request.landmarks, f"applies only to landmarks, but {data} contains classes")
     if request.models.model is not None and votes.report is not None:
-        raise ConfigError("--report: shows an ensemble; the page of one model is its run's: tl report RUN")
+        raise ConfigError(
+            "--report requires --ensemble; for a single model, write the report of its run: tl report RUN"
+        )
     if request.models.model is not None:
-        refuse_given(votes, "for an --ensemble; a merged file alone is a --model")
+        refuse_given(votes, "requires --ensemble; a single merged file is evaluated with --model")
 
 
 @dataclass(frozen=True)
@@ -274,4 +276,4 @@ def _report(done: _Evaluated, as_json: bool) -> None:
         for row in done.rows:
             writer.writerow(_shown(row[column]) for column in done.columns)
     for failure in done.failures:
-        warn(f"not read: {failure.path}: {failure.error}")
+        warn(f"could not be read: {failure.path}: {failure.error}")

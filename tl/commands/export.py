@@ -188,14 +188,16 @@ def _check_choices(request: ExportRequest) -> None:
     if (source.run is None) == (source.pretrained is None):
         raise ConfigError("give either a run folder or --pretrained NAME")
     if source.pretrained is not None and not source.images:
-        raise ConfigError("--pretrained needs --images DIR: real images to prove the file on")
+        raise ConfigError("--pretrained requires --images DIR: real images for the parity check")
     if source.pretrained is not None and precision != "fp32":
-        raise ConfigError(f"--precision {precision} needs a run, whose training and validation images it is made with")
+        raise ConfigError(
+            f"--precision {precision} requires a run, because it uses the run's training and validation images"
+        )
     is_plain_run = source.run is not None and precision == "fp32"
     if extra.cam and not is_plain_run:
-        raise ConfigError("--cam needs a run, in fp32")
+        raise ConfigError("--cam requires a run and fp32")
     if extra.false_alarm is not None and not (is_plain_run and extra.unknown):
-        raise ConfigError("--false-alarm needs a run, in fp32, and no --no-unknown")
+        raise ConfigError("--false-alarm requires a run and fp32, without --no-unknown")
     if extra.false_alarm is not None and not 0 < extra.false_alarm < 1:
         raise ConfigError(f"--false-alarm must be between 0 and 1, found {extra.false_alarm:g}")
 

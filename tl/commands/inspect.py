@@ -62,15 +62,15 @@ def command(
     - `tl inspect beetles.onnx --html beetles.html --filters --activations photo.jpg --top 5 photo.jpg`
     """
     if layer is not None and activations is None:
-        raise ConfigError("--layer: says which layer --activations shows: give that too")
+        raise ConfigError("--layer requires --activations IMAGE, whose layer it selects")
     if out is not None and (html is not None or not (filters or activations)):
-        raise ConfigError("--out: takes what --filters and --activations draw, without --html")
+        raise ConfigError("--out requires --filters or --activations, and cannot be combined with --html")
     from tl.runtime.model_file.contract import dump_contract
     from tl.runtime.session import Session
 
     contract = Session(model, device="cpu").contract
     if contract is None:
-        raise ModelFileError(f"{model}: holds no contract")
+        raise ModelFileError(f"{model}: contains no contract")
     ranking = None if top is None else _rank(model, contract, *top)
     looks = _look_inside(model, contract, filters, activations, layer or "1")
     if html is not None:
@@ -92,7 +92,7 @@ def _rank(model: Path, contract: Contract, count: int, image: Path) -> Ranking:
     from tl.studies.report.model_page import Ranking
 
     if contract.task != "classification" or count < 1:
-        raise ConfigError("--top needs a number of at least 1, an image, and a model of classes")
+        raise ConfigError("--top requires a number of at least 1, an image, and a classification model")
     with load(model, device="cpu") as predictor:
         probabilities = predictor.predict(image).probabilities
     best = (-probabilities).argsort(kind="stable")[:count]

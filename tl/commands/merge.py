@@ -58,7 +58,7 @@ def command(
     with packages_of("edit"):
         from tl.exporter.merging.merge import merge
     if false_alarm is not None and calibrate is None:
-        raise ConfigError("--false-alarm is measured on the images of --calibrate: give them too")
+        raise ConfigError("--false-alarm requires --calibrate, on whose images it is measured")
     if false_alarm is not None and not 0 < false_alarm < 1:
         raise ConfigError(f"--false-alarm must be between 0 and 1, found {false_alarm:g}")
     weights = parse_vote_weights(vote_weights, models)
@@ -84,7 +84,9 @@ def _read_held_out(path: Path) -> list[LabeledImage]:
         return images
     held_out = [image for image in images if image.split == "val"]
     if not held_out:
-        raise DataError(f"{path}: has splits, but no val split to calibrate on; test images are for judging")
+        raise DataError(
+            f"{path}: has splits, but no val split to calibrate on; test images are reserved for evaluation"
+        )
     return held_out
 
 
@@ -99,7 +101,7 @@ def _report(done: Merged, as_json: bool) -> None:
     if done.contract.conformal is not None:
         warn(f"calibrated: temperature {done.contract.temperature:.3f}; predict with --coverage to get sets of classes")
     if done.contract.ood is not None:
-        warn("it detects out-of-distribution images: predict with --reject-unknown")
+        warn("out-of-distribution detection is included: predict with --reject-unknown")
     if as_json:
         from tl.runtime.model_file.strict_json import to_plain
 

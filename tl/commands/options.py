@@ -134,7 +134,7 @@ def open_predictor(
         raise ConfigError(f"--{str(error).replace('_', '-', 1)}") from error
     alone = sessions[0]
     if models.ensemble is None and alone.contract is not None and alone.contract.ensemble is not None:
-        votes_itself = f"{alone.path} votes by its own rule; tl merge makes others"
+        votes_itself = f"the voting rule of {alone.path} is fixed; tl merge creates files with other rules"
         refuse_given(ClassFlags(vote=flags.vote), votes_itself)
         refuse_given(ModelFlags(vote_weights=models.vote_weights), votes_itself)
     predictor = load(
@@ -214,14 +214,18 @@ def _read_vote_weights(path: Path, models: list[Path]) -> list[float]:
         plain = parse_json(path.read_text(encoding="utf-8"))
         weights = plain["vote_weights"] if isinstance(plain, dict) else None
         if not isinstance(weights, dict) or not all(isinstance(value, int | float) for value in weights.values()):
-            raise ValueError("expected vote_weights with a number for each member")
+            raise ValueError("expected vote_weights with one number per member")
     except (OSError, ValueError, KeyError) as error:
         raise ConfigError(f"--vote-weights {path}: not a file of tl evaluate --fit-vote-weights ({error})") from error
     names = member_names([str(model) for model in models])
     if lacking := [name for name in weights if name not in names]:
-        raise ConfigError(f"--vote-weights {path}: is also for {', '.join(lacking)}, which --ensemble does not name")
+        raise ConfigError(
+            f"--vote-weights {path}: contains weights for {', '.join(lacking)}, not among the members of --ensemble"
+        )
     if surplus := [name for name in names if name not in weights]:
-        raise ConfigError(f"--vote-weights {path}: leaves out {', '.join(surplus)}; take it out of --ensemble too")
+        raise ConfigError(
+            f"--vote-weights {path}: contains no weight for {', '.join(surplus)}; remove it from --ensemble"
+        )
     return [float(weights[name]) for name in names]
 
 

@@ -197,7 +197,7 @@ def command(request: PredictRequest) -> None:
     """
     out = request.output
     if out.output is None and (out.resume or out.retry_failed):
-        raise ConfigError("--resume and --retry-failed need a file: give --out")
+        raise ConfigError("--resume and --retry-failed require an output file: give --out")
     inputs = _find_images(request.images)
     predictor = _open(request, len(inputs))
     if _write_predictions(predictor, inputs, request):
@@ -209,12 +209,12 @@ def _open(request: PredictRequest, count: int) -> AnyPredictor:
     models, classes, landmarks = request.models, request.classes, request.landmarks
     sessions = open_models(models)
     if finds_landmarks(sessions):
-        refuse_given(classes, "for models of classes, and this one finds landmarks")
+        refuse_given(classes, "applies only to classifiers, but this is a landmark model")
         boxes, scales = _read_boxes(landmarks.boxes), _read_scales(landmarks.mm_per_px)
         return open_landmark_predictor(sessions, models, landmarks, boxes=boxes, mm_per_px=scales)
-    refuse_given(landmarks, "for landmark models, and this one gives classes")
+    refuse_given(landmarks, "applies only to landmark models, but this is a classifier")
     if classes.explain is not None:
-        refuse_given(ClassFlags(tta=classes.tta), "--explain is of images as they are")
+        refuse_given(ClassFlags(tta=classes.tta), "--explain explains images without augmentation")
     predictor = open_predictor(sessions, models, classes, decode_processes=classes.decode_processes or 0)
     if classes.decode_processes is None:
         predictor.decode_processes = _suited_processes(predictor, count)
@@ -300,7 +300,10 @@ def _check_apart(image: str, folders: list[Path]) -> None:
     """Raise `ConfigError` if drawings would be saved among the images: a later call would read them as input."""
     for folder in folders:
         if Path(image).resolve().is_relative_to(folder.resolve()):
-            raise ConfigError(f"{folder}: holds {image}, and drawings would count as images: give another folder")
+            raise ConfigError(
+                f"{folder}: contains {image}, and the drawings would be read as images in "
+                "the next prediction: choose another folder"
+            )
 
 
 def _watcher(draw: Callable[[Result], None], unscaled: list[str]) -> Callable[[Result], None]:
@@ -321,11 +324,11 @@ def _find_images(flags: _Images) -> Inputs:
 
     images, files_from = flags.images or [], flags.files_from
     if not images and files_from is None:
-        raise ConfigError("nothing to predict: name images or folders, or give --files-from")
+        raise ConfigError("nothing to predict: give images, folders or --files-from")
     listed = read_path_list(files_from, null=flags.null) if files_from is not None else []
     found = find_inputs(images, listed=listed)
     if found.passed_over:
-        warn(f"passed over: {found.passed_over}")
+        warn(f"skipped: {found.passed_over}")
     if not found:
         raise DataError(f"no images found in {', '.join([*images, *([files_from] if files_from else [])])}")
     return found
@@ -362,15 +365,15 @@ def _write_predictions(predictor: AnyPredictor, images: Inputs, request: Predict
         warn(f"interrupted after {tally.done} of {len(images)} images{cure}")
         raise typer.Exit(EXIT_INTERRUPTED) from None
     if undrawn:
-        warn(f"{len(undrawn)} images in archives are not drawn, first {undrawn[0]}: unpack them")
+        warn(f"{len(undrawn)} images in archives were not drawn, first {undrawn[0]}: extract the archives first")
     if unscaled:
         warn(f"{len(unscaled)} images have no scale, first {unscaled[0]}: paths in the file are relative to its folder")
     new = tally.done - tally.kept
     speed = new / max(time.monotonic() - started, 1e-9)
-    kept = f"{tally.kept} rows kept from before, " if tally.kept else ""
+    kept = f"{tally.kept} rows kept from the earlier run, " if tally.kept else ""
     where = f"; {output}" if output else ""
     listed = Path(f"{output}.failed.csv")
     if tally.failed and output is not None and listed.is_file():
-        where += f", and the others in {listed}"
+        where += f", listed in {listed}"
     warn(f"{kept}{tally.done - tally.failed} images predicted, {tally.failed} could not be read, {speed:.0f}/s{where}")
     return tally.failed

@@ -55,7 +55,7 @@ def command(
 ) -> None:  # the visible signature is made below from TrainConfig
     """Compare heads."""
     if not flags.get("data"):
-        raise ConfigError("nothing to try on: give a folder or CSV, as in tl probe photos/")
+        raise ConfigError("no data set: give a folder or CSV, as in tl probe photos/")
     if folds == 1 or folds < 0 or seeds < 1:
         raise ConfigError(f"folds must be 0 or at least 2 and seeds at least 1, found {folds} and {seeds}")
     base = config_from_mapping({**given_values(flags), "method": "features"}, "options")
@@ -67,7 +67,7 @@ def command(
     chosen = [each for values in expand_tries(tries or _DEFAULT_TRIES) for each in configure(base, values)]
     is_conv = {config.head == "conv" for _, config in chosen}
     if len(is_conv) > 1:
-        raise ConfigError("conv heads take maps, the others embeddings: try them in two calls")
+        raise ConfigError("conv heads use feature maps, the others use embeddings: try them in separate calls")
     with console_progress() as progress:
         # With folds, the limit applies to the training images of each fold.
         limit = base.per_class if folds == 0 else None

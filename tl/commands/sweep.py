@@ -63,7 +63,7 @@ def command(
     folder = out or Path("runs") / study.plan.name
     runs = cell_runs(study.cells, folder)
     for line in study.doubled:
-        warn(f"not run twice: {line}")
+        warn(f"duplicate setting skipped: {line}")
     if dry_run:
         _show_plan(study, runs)
         return
@@ -119,7 +119,7 @@ def _finish(study: Study, runs: list[CellRun], folder: Path, *, test: bool, as_j
             except TlError as error:
                 faults.append(str(error))
     for fault in faults:
-        warn(f"not judged: {fault}")
+        warn(f"not evaluated: {fault}")
     rows = leaderboard_rows(study, settings, judged)
     write_leaderboard(rows, folder)
     shown = Outcome(settings, judged, rows, test, together, faults)

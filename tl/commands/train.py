@@ -46,7 +46,7 @@ def command(
         given = [name for name, value in flags.items() if value is not None]
         if given or config_file:
             raise ConfigError(
-                f"--resume goes on with the run's own options; leave out {', '.join(given) or '--config'}"
+                f"--resume continues with the run's own options; leave out {', '.join(given) or '--config'}"
             )
     values = load_config(config_file) if config_file else {}
     if config_file and flags.get("out") is None:
@@ -91,6 +91,8 @@ def _repeated(values: dict[str, Any], flags: dict[str, Any], where: str) -> dict
         dropped |= {"head_sizes", "c_values"}  # the sizes of one head do not apply to another
     if flags.get("optimizer") not in (None, values.get("optimizer")):
         dropped |= {"lr"}
+    if flags.keys() & {"head", "method", "optimizer", "epochs", "lr", "views", "bag", "data"}:
+        dropped |= {"refit"}  # follows from the data and from how the head is trained
     if flags.get("head") == "svm" or flags.get("optimizer") == "lbfgs":
         dropped |= {"optimizer", "lr", "epochs"}  # there are no steps
     return {name: value for name, value in values.items() if name not in dropped}

@@ -75,10 +75,10 @@ def find_duplicates(images: Sequence[LabeledImage], hashes: Sequence[str]) -> li
     for first, *others in by_hash.values():
         for other in others:
             if other.label != first.label:
-                labels = f"the same file is labeled '{first.label}' and '{other.label}'"
+                labels = f"identical files are labeled '{first.label}' and '{other.label}'"
                 findings.append(Finding("labels disagree", first.name, other.name, labels))
             if other.split != first.split:
-                splits = f"the same file in {first.split} and {other.split}"
+                splits = f"identical files in {first.split} and {other.split}"
                 findings.append(Finding("duplicate across splits", first.name, other.name, splits))
     return findings
 
@@ -100,7 +100,7 @@ def find_near_duplicates(
         for row, column in enumerate(similarity.argmax(axis=1)):
             i, j = train[column], chunk[row]
             if similarity[row, column] >= NEAR_DUPLICATE and hashes[i] != hashes[j]:
-                detail = f"look alike ({similarity[row, column]:.3f}) in train and {images[j].split}"
+                detail = f"similar images ({similarity[row, column]:.3f}) in train and {images[j].split}"
                 findings.append(Finding("near duplicate across splits", images[i].name, images[j].name, detail))
     return findings
 

@@ -126,7 +126,7 @@ def compute_missing(
         progress.advance(len(chunk))
     features.cache.flush()
     if features.cache.fault:
-        progress.say(f"features are not cached for later runs: {features.cache.fault}")
+        progress.say(f"features cannot be cached for later runs: {features.cache.fault}")
 
 
 def view_seed(seed: int, view: int, digest: str) -> int:

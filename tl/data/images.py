@@ -160,18 +160,18 @@ class _Keeper:
         if self.disk is not None:
             self.disk.flush()
             if self.disk.fault:
-                self._progress.say(f"images are not cached on disk: {self.disk.fault}")
+                self._progress.say(f"images cannot be cached on disk: {self.disk.fault}")
 
     def _leave_memory(self, image_bytes: int) -> None:
         """Memory is full: cache the remaining images on disk if there is room."""
         needed = _DISK_SHARE * image_bytes * (self._count - len(self.kept))
         if _free_disk_bytes() > needed:
             self.disk = _disk_cache(self._preprocessing)
-            self._progress.say(f"the images do not fit into memory: the rest are cached in {cache_folder()}")
+            self._progress.say(f"the images do not fit into memory; the rest is cached in {cache_folder()}")
         else:
             self._progress.say(
-                "the images fit neither into memory nor on disk: each epoch decodes them again; cache ram would force "
-                "them into memory"
+                "the images fit neither into memory nor on disk, so they are decoded again in each "
+                "epoch; cache ram forces them into memory"
             )
 
 

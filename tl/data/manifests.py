@@ -58,7 +58,7 @@ def read_images(
     else:
         raise DataError(f"{root}: no such folder or CSV file")
     if not images:
-        raise DataError(f"{root}: no images found; expected a folder for each class with its images")
+        raise DataError(f"{root}: no images found; expected one folder of images per class")
     _check_labels(root, images)
     return images
 
@@ -99,7 +99,7 @@ def assign_splits(images: Sequence[LabeledImage], val_fraction: float, seed: int
     splits = Counter(image.split for image in images)
     if splits[""] and len(splits) > 1:
         nameless = next(image for image in images if not image.split)
-        raise DataError(f"{nameless.name}: no split, while other images have one")
+        raise DataError(f"{nameless.name}: has no split, but other images do: give all images a split, or none")
     if splits["val"]:
         check_groups(images)
         if not splits["train"]:
@@ -128,7 +128,7 @@ def limit_per_class(images: Sequence[LabeledImage], count: int, seed: int) -> li
             by_label.setdefault(image.label, []).append(i)
     short = [f"'{label}' has {len(places)}" for label, places in sorted(by_label.items()) if len(places) < count]
     if short:
-        raise DataError(f"per_class {count}: class {', '.join(short)} images to train on")
+        raise DataError(f"per_class {count}: too few training images: class {', '.join(short)}")
     rng = np.random.default_rng(seed)
     kept = {int(i) for _, places in sorted(by_label.items()) for i in rng.permutation(places)[:count]}
     return [image for i, image in enumerate(images) if image.split != "train" or i in kept]
@@ -147,7 +147,7 @@ def _held_out(images: Sequence[LabeledImage], val_fraction: float, seed: int) ->
     for label, places in by_label.items():
         if len(places) < 2:
             what = f"class '{label}' has" if label else "the data set has"
-            raise DataError(f"{what} one image: at least two are needed, to train and to validate")
+            raise DataError(f"{what} only one image: at least two are needed, for training and validation")
     if any(image.group for image in images):
         return _held_out_groups(images, val_fraction, seed)
     rng = np.random.default_rng(seed)
@@ -166,14 +166,16 @@ def _held_out_groups(images: Sequence[LabeledImage], val_fraction: float, seed: 
     # scikit-learn allows no more folds than the largest class has images, and no more than there are groups.
     folds = min(max(2, round(1 / val_fraction)), max(Counter(labels).values()), len(set(groups)))
     if folds < 2:
-        raise DataError("all images are of one group, which cannot be split: give a split column, or groups")
+        raise DataError(
+            "all images belong to one group, which cannot be split: add a split column, or define more groups"
+        )
     splitter = StratifiedGroupKFold(folds, shuffle=True, random_state=seed)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # warns that a class is smaller than the number of folds
         held_out = [int(i) for i in next(iter(splitter.split(labels, labels, groups)))[1]]
     lost = set(labels) - {labels[i] for i in set(range(len(labels))) - set(held_out)}
     if lost:
-        raise DataError(f"class '{min(lost)}' has too few groups to train and to validate: say the split in a column")
+        raise DataError(f"class '{min(lost)}' has too few groups for training and validation: add a split column")
     return held_out
 
 
@@ -181,7 +183,7 @@ def _read_classes(folder: Path, root: Path, split: str, say: Callable[[str], Non
     entries = sorted(entry for entry in folder.iterdir() if not entry.name.startswith("."))
     classes = [entry for entry in entries if entry.is_dir()]
     if not classes:
-        raise DataError(f"{folder}: has no class folders; expected a folder for each class with its images")
+        raise DataError(f"{folder}: contains no class folders; expected one folder of images per class")
     if not split:
         _check_not_splits(folder, classes)
     images = []
@@ -189,12 +191,12 @@ def _read_classes(folder: Path, root: Path, split: str, say: Callable[[str], Non
     for entry in classes:
         found = find_images([entry])
         if not found.paths:
-            raise DataError(f"{entry}: a class folder without images: fill or remove it")
+            raise DataError(f"{entry}: this class folder contains no images: add images or remove it")
         hidden, others = hidden + found.hidden, others + found.not_images
         names = [Path(path).relative_to(root).as_posix() for path in found.paths]
         images += [LabeledImage(path, name, entry.name, split) for path, name in zip(found.paths, names, strict=True)]
     if hidden or others:
-        say(f"{folder}: skipped {hidden} hidden files and {others} that are not images by name or location")
+        say(f"{folder}: skipped {hidden} hidden files and {others} that are not images, by name or location")
     return images
 
 
@@ -204,15 +206,15 @@ def _check_not_splits(folder: Path, classes: Sequence[Path]) -> None:
     if named:
         wanted = usual[named[0].casefold()]
         raise DataError(
-            f"{folder}: folder '{named[0]}' looks like a split, not a class: call the splits train, val and test, "
-            f"with at least train ('{named[0]}' -> '{wanted}')"
+            f"{folder}: folder '{named[0]}' is probably a split, not a class: name the split folders "
+            f"train, val and test; train is required ('{named[0]}' -> '{wanted}')"
         )
 
 
 def _read_split_folders(root: Path, say: Callable[[str], None]) -> list[LabeledImage]:
     others = [e.name for e in root.iterdir() if e.is_dir() and e.name not in SPLITS and not e.name.startswith(".")]
     if others:
-        raise DataError(f"{root}: folder '{sorted(others)[0]}' beside train/: expected only train/, val/ and test/")
+        raise DataError(f"{root}: unexpected folder '{sorted(others)[0]}': expected only train/, val/ and test/")
     splits = [split for split in SPLITS if (root / split).is_dir()]
     return [image for split in splits for image in _read_classes(root / split, root, split, say)]
 
@@ -229,7 +231,7 @@ def _read_manifest(manifest: Path, split_column: str) -> list[LabeledImage]:
     if split_column != "split" and split_column not in columns:
         raise DataError(f"{manifest}: has no column '{split_column}' (found: {', '.join(columns)})")
     if not rows:
-        raise DataError(f"{manifest}: has a header and no rows")
+        raise DataError(f"{manifest}: contains a header but no rows")
     images = [_manifest_row(manifest, line, row, split_column) for line, row in rows]
     _check_manifest(manifest, images)
     return images
@@ -248,11 +250,12 @@ def _manifest_row(manifest: Path, line: int, row: dict[str, str], split_column: 
 def _check_manifest(manifest: Path, images: Sequence[LabeledImage]) -> None:
     names = Counter(image.name for image in images)
     if doubled := [name for name, count in names.items() if count > 1]:
-        raise DataError(f"{manifest.name}: {len(doubled)} images stand in several rows, first {doubled[0]}")
+        count = "1 image appears" if len(doubled) == 1 else f"{len(doubled)} images appear"
+        raise DataError(f"{manifest.name}: {count} in several rows, first {doubled[0]}")
     if absent := [image.name for image in images if not os.path.lexists(image.path)]:
         raise DataError(
             f"{manifest.name}: {len(absent)} of {len(images)} images do not exist, first {absent[0]} "
-            f"(paths count from {manifest.parent})"
+            f"(paths are relative to {manifest.parent})"
         )
 
 
@@ -267,10 +270,12 @@ def _check_labels(root: Path, images: Sequence[LabeledImage]) -> None:
         other = spellings.setdefault(usual, image.label)
         if other != image.label:
             raise DataError(
-                f"{root}: labels '{other}' and '{image.label}' differ by case or spaces alone: make them one"
+                f"{root}: labels '{other}' and '{image.label}' differ only in case or spaces: use one spelling"
             )
         if image.label != image.label.strip():
-            raise DataError(f"{root}: label '{image.label}' of {image.name} begins or ends with a space")
+            raise DataError(
+                f"{root}: label '{image.label}' of {image.name} begins or ends with a space: remove the space"
+            )
 
 
 def check_groups(images: Sequence[LabeledImage]) -> None:
@@ -280,7 +285,7 @@ def check_groups(images: Sequence[LabeledImage]) -> None:
         if image.group and homes.setdefault(image.group, image.split) != image.split:
             raise DataError(
                 f"group '{image.group}' has images in both {homes[image.group]} and {image.split}, "
-                f"for example {image.name}: keep a group on one side"
+                f"for example {image.name}: keep each group in one split"
             )
 
 
@@ -301,15 +306,16 @@ def cut_folds(
     smallest = int(np.unique(true_ids, return_counts=True)[1].min())
     is_grouped = len(set(tied)) < len(tied)
     if count > min(smallest, len(set(tied))):
-        groups_too = f" and as many groups, which are {len(set(tied))}" if is_grouped else ""
-        cure = "lower folds" if smallest > 1 else "it needs more"
+        groups_too = f" and at least as many groups (found {len(set(tied))})" if is_grouped else ""
+        cure = "lower folds" if smallest > 1 else "add images to it"
         raise DataError(
-            f"{count} folds need as many images of each class{groups_too}; the smallest class has {smallest}: {cure}"
+            f"{count} folds require at least as many images of each class{groups_too}; the smallest "
+            f"class has {smallest}: {cure}"
         )
     splitter = (StratifiedGroupKFold if is_grouped else StratifiedKFold)(count, shuffle=True, random_state=seed)
     folds = list(splitter.split(true_ids, true_ids, tied if is_grouped else None))
     if any(len(set(true_ids[train])) < len(set(true_ids)) for train, _ in folds):
-        raise DataError(f"{count} folds leave a class without training images: its groups are too few")
+        raise DataError(f"{count} folds leave a class without training images: it has too few groups")
     return folds
 
 

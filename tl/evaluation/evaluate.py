@@ -200,9 +200,9 @@ def evaluate(
     """
     names = predictor.class_names
     if merged is not None and set(merged.class_names) != set(names):
-        raise DataError(f"{_name(merged)}: has other classes than the models beside it")
+        raise DataError(f"{_name(merged)}: has different classes than the other models")
     if merged is not None and not merged.member_names[1:]:
-        raise DataError(f"{_name(merged)}: is no merged file")
+        raise DataError(f"{_name(merged)}: not a merged file")
     true_ids = class_ids(images, names)
     progress.start("evaluating", len(images), "images")
     results: list[Classification | Failure] = []
@@ -270,7 +270,7 @@ def fit_votes(evaluation: Evaluation, *, select: bool) -> FittedVotes:
     """Fit soft-vote weights, or with `select` choose members greedily. Raises `DataError` for too few images."""
     members, truth = evaluation.members, evaluation.true_ids
     if members.shape[1] < 2 or len(truth) < 2 * FOLDS:
-        raise DataError(f"vote weights need at least two members and {2 * FOLDS} images to be fitted")
+        raise DataError(f"fitting vote weights requires at least two members and {2 * FOLDS} images")
     fit = select_members if select else fit_weights
     held_out = held_out_votes(members, truth, fit)
     scores = classification_metrics(truth, held_out, evaluation.class_names)

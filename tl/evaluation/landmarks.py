@@ -54,7 +54,7 @@ def landmark_metrics(
     has = ~np.isnan(errors)
     relative = errors / _extents(true_xy)[:, None]
     if not has.any():
-        raise ValueError("no true point to score against")
+        raise ValueError("no annotated point to evaluate against")
     sizes = np.array([centroid_size(points) for points in true_xy])
     found_sizes = np.array(
         [centroid_size(np.where(np.isnan(true), np.nan, found)) for found, true in zip(found_xy, true_xy, strict=True)]
@@ -192,7 +192,7 @@ def read_split(
             f"{data}: has no '{name}' split (found: {found}); split all uses every image", options=["split=all"]
         )
     if all(np.isnan(image.keypoints_xy).all() for image in chosen):
-        raise DataError(f"{data}: no image of split '{name}' has a point to score against")
+        raise DataError(f"{data}: no image of split '{name}' has an annotated point to evaluate against")
     paths = tuple(find(image.name) for image in chosen)
     return AnnotatedImages(name, paths, tuple(chosen), landmarks.keypoint_names, landmarks.remarks)
 
@@ -246,7 +246,7 @@ def evaluate_points(predictor: Predictor[Landmarks], images: AnnotatedImages, pr
 def _order(wanted: Sequence[str], given: Sequence[str]) -> list[int]:
     if lacking := [name for name in wanted if name not in given]:
         raise DataError(
-            f"the annotations have no point '{lacking[0]}', which the model finds (found: {', '.join(given)})"
+            f"the annotations contain no point '{lacking[0]}', which the model predicts (found: {', '.join(given)})"
         )
     return [list(given).index(name) for name in wanted]
 

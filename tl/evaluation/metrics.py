@@ -27,7 +27,7 @@ def classification_metrics(
     and n; confusion, a list of rows by true class. Raises ValueError without images.
     """
     if len(true_ids) == 0:
-        raise ValueError("no images to score")
+        raise ValueError("no images to evaluate")
     decided = probabilities.argmax(axis=1) if label_ids is None else label_ids
     correct = decided == true_ids
     low, high = wilson_interval(int(correct.sum()), len(correct))

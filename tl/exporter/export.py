@@ -76,13 +76,14 @@ def export_run(
     """
     config = run.load_config()
     if config.task == "landmarks" and further.cam:
-        raise ConfigError("class activation maps are of classes, and this run finds landmarks")
+        raise ConfigError("class activation maps are only for classifiers, but this run is a landmark model")
     origin = landmark_source(run) if config.task == "landmarks" else class_source(run, progress, further)
     own = spread(run.images("val"), MAX_VALIDATION_IMAGES)
     extra = [LabeledImage(path, path, "") for path in find_images(parity_images).paths]
     if extra and any(image.region is not None for image in own):
         raise ConfigError(
-            "parity_images: this model uses a region of each image, and other images come without one; leave them out"
+            "parity_images: this model uses a region of each image, which is unknown for other images; "
+            "leave parity_images out"
         )
     return _export(origin, out, own, extra, golden, progress)
 
@@ -127,11 +128,11 @@ def _export(
     check_model_name(out)
     if not own and not extra:
         raise DataError(
-            "the run's validation images no longer exist, and the parity check needs images",
+            "the run's validation images no longer exist, but the parity check requires images",
             options=["parity_images=DIR"],
         )
     store, bad = load_images([*own, *extra], origin.preprocessing, "ram", progress)
-    check_readable(bad, "the parity check needs every image: fix or remove them")
+    check_readable(bad, "all images must be readable for the parity check: fix or remove them")
     inputs = np.stack([store.input(i) for i in range(len(store.images))])
     progress.start("exporting", 3, "steps")
     model = to_onnx(origin.module, origin.preprocessing.input_hw, origin.outputs)

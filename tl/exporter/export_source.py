@@ -92,7 +92,7 @@ def measure_unknown(
     found = fit_unknown(Known(train.embeddings, labels, val.embeddings), len(class_names), false_alarm)
     if found is None:
         progress.say(
-            "no out-of-distribution score: too few images of a class, or an embedding too large or too uniform"
+            "no out-of-distribution score: a class has too few images, or the embedding is too large or too uniform"
         )
     return found
 
@@ -141,9 +141,9 @@ def class_source(run: Run, progress: Progress, further: ExtraOutputs) -> ExportS
     network, card, config = load_network(run)
     if further.cam and not has_cam(network):
         raise ConfigError(
-            f"class activation maps need a linear head on globally averaged features, and this run has head "
-            f"{config.head} with pooling {config.pooling} on {config.backbone}; without them, labels can still be "
-            "explained by covering parts of the image"
+            "class activation maps require a linear head on globally averaged features, but this run has head "
+            f"{config.head} with pooling {config.pooling} on {config.backbone}; without them, labels can "
+            "still be explained by occluding parts of the image"
         )
     measured = None
     if further.unknown:

@@ -50,7 +50,7 @@ def first_filters(path: str | os.PathLike[str]) -> tuple[str, NDArray[np.float32
                 break
             return _layer_name(node.input[1]), numpy_helper.to_array(weights[node.input[1]]).astype(np.float32)
     raise ModelFileError(
-        f"{os.fspath(path)}: its first layer is no convolution with plain weights; of int8 files, look at the fp32 one"
+        f"{os.fspath(path)}: its first layer is not a convolution with plain weights; for int8 files, use the fp32 file"
     )
 
 
@@ -63,13 +63,13 @@ def choose_activation(found: Sequence[Activation], asked: str) -> Activation:
     """Select by number or by the name of the preceding layer. Raises `ConfigError` that lists the available ones."""
     if not found:
         raise ConfigError(
-            "this graph has no known non-linearity on feature maps: transformers have no such maps, and GELU is "
-            "several operators"
+            "this graph has no supported non-linearity on feature maps: transformers have no feature "
+            "maps, and GELU consists of several operators"
         )
     chosen = [each for each in found if asked in (str(each.number), each.layer)]
     if not chosen:
         listed = "; ".join(map(str, found[:_SHOWN])) + (f"; ... {len(found)} in all" if len(found) > _SHOWN else "")
-        raise ConfigError(f"layer {asked}: not one of {listed}")
+        raise ConfigError(f"layer {asked}: not found; expected one of {listed}")
     return chosen[0]
 
 

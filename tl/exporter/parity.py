@@ -106,7 +106,9 @@ def _serve(session: Session, sources: Sequence[ImageSource], reader: str) -> NDA
     rows = []
     for result in predictor.predict_iter(sources):
         if isinstance(result, Failure):
-            raise ParityError(f"{result.path}: {reader} read this image, the runtime did not: {result.error}")
+            raise ParityError(
+                f"{result.path}: {reader} could read this image, but the runtime could not: {result.error}"
+            )
         rows.append(result.probabilities)
     return np.stack(rows)
 
@@ -190,8 +192,8 @@ def check_point_claims(
     if not worst < CLAIM_TOLERANCE_PX:
         raise ParityError(
             f"the run's predictions_val.csv and its network differ by {worst:.2g} input pixels on its own validation "
-            f"images (allowed: {CLAIM_TOLERANCE_PX:g}): the run or an image was changed; train again; no file was "
-            "written"
+            f"images (allowed: {CLAIM_TOLERANCE_PX:g}): the run or an image has changed; train again; no "
+            "file was written"
         )
 
 
@@ -200,7 +202,9 @@ def _serve_points(session: Session, images: Sequence[LabeledImage]) -> list[NDAr
     rows = []
     for result in Predictor(ensemble, with_votes=False).predict_iter([image.path for image in images]):
         if isinstance(result, Failure):
-            raise ParityError(f"{result.path}: the trainer read this image, the runtime did not: {result.error}")
+            raise ParityError(
+                f"{result.path}: the trainer could read this image, but the runtime could not: {result.error}"
+            )
         rows.append(result.keypoints_xy)
     return rows
 
@@ -254,7 +258,7 @@ def check_claims(
     if not worst < CLAIM_TOLERANCE:
         raise ParityError(
             f"the run's predictions_val.csv and its network differ by {worst:.2g} on its own validation images "
-            f"(allowed: {CLAIM_TOLERANCE:.0e}): the run or an image was changed; train again; no file was written"
+            f"(allowed: {CLAIM_TOLERANCE:.0e}): the run or an image has changed; train again; no file was written"
         )
 
 

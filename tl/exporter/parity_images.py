@@ -55,7 +55,7 @@ def load_parity_images(
         progress.advance()
     if faults:
         listed = "; ".join(faults[:5]) + (f"; and {len(faults) - 5} more" if len(faults) > 5 else "")
-        raise DataError(f"parity needs whole images: mend or remove these {len(faults)}: {listed}")
+        raise DataError(f"the parity check requires undamaged images: fix or remove these {len(faults)}: {listed}")
     return ParityImages(sources, np.stack(inputs))
 
 

@@ -38,7 +38,7 @@ from tl.trainer.run_folder.run import Run
 
 # A larger validation split is subsampled evenly to this many images, which measure agreement to half a percent.
 MAX_JUDGED = 1000
-_FP16_WAY = "fp16 inside, last layer and softmax in fp32"
+_FP16_WAY = "fp16, with the last layer and softmax in fp32"
 
 
 @dataclass(frozen=True)
@@ -82,13 +82,13 @@ def export_lowered(
     """
     check_model_name(out)
     config = run.load_config()
+    if config.task == "landmarks":
+        raise ConfigError(f"precision {lowering.precision} applies only to classifiers; landmark files are always fp32")
     if config.refit:
         raise ConfigError(
-            f"precision {lowering.precision} is compared on validation images, and this head was fitted to them too; "
-            "train again without refit"
+            f"precision {lowering.precision} is compared with fp32 on validation images, and this head was fitted to "
+            "them too: train it again without refit"
         )
-    if config.task == "landmarks":
-        raise ConfigError(f"precision {lowering.precision} is for classifiers; landmark files are fp32")
     judged, calibration = _choose(run, lowering)
     with TemporaryDirectory(prefix="tl-") as folder:
         plain = export_run(
@@ -119,11 +119,15 @@ def _choose(run: Run, lowering: Lowering) -> tuple[list[str], list[str]]:
     """Validation images for the comparison, and training images for range calibration (int8 only)."""
     judged, train = spread(run.image_paths("val"), MAX_JUDGED), run.image_paths("train")
     if not judged:
-        raise DataError("the run's validation images are gone, and lower precision is judged on them: bring them back")
+        raise DataError(
+            "the run's validation images no longer exist, but lower precision is compared on them: restore them"
+        )
     if lowering.precision != "int8":
         return judged, []
     if not train:
-        raise DataError("the run's training images are gone, and int8 measures its ranges on them: bring them back")
+        raise DataError(
+            "the run's training images no longer exist, but int8 ranges are calibrated on them: restore them"
+        )
     count = min(lowering.calibration_images, len(train))
     return judged, random.Random(lowering.seed).sample(train, count)
 
@@ -133,7 +137,7 @@ def _read(paths: Sequence[str], preprocessing: Preprocessing, progress: Progress
     if not paths:
         return np.empty((0, *preprocessing.input_hw, 3), np.uint8)
     store, bad = load_images([LabeledImage(path, path, "") for path in paths], preprocessing, "ram", progress)
-    check_readable(bad, "lower precision is compared on every image: fix or remove them")
+    check_readable(bad, "all images must be readable to compare lower precision: fix or remove them")
     return np.stack([store.input(i) for i in range(len(store.images))])
 
 
@@ -150,7 +154,7 @@ def _choose_way(
     raced: list[tuple[_Trial, SpeedComparison]] = []
     others: list[_Trial] = []
     for number, way in enumerate(ways, 1):
-        progress.start(f"{lowering.precision}, way {number} of {len(ways)}", 1, "ways")
+        progress.start(f"{lowering.precision}, variant {number} of {len(ways)}", 1, "ways")
         lower = to_fp16(model) if way is None else to_int8(model, ranges, way)
         path = plain.with_name(f"{number}.onnx")
         path.write_bytes(lower.SerializeToString())
@@ -175,7 +179,7 @@ def _open(path: Path, lowering: Lowering) -> Session:
     except ModelFileError as error:
         reason = str(error).removeprefix(f"{path}: ")
         raise PrecisionError(
-            f"{lowering.precision} was refused: {reason}; no file was written", options=["precision=fp32"]
+            f"{lowering.precision} was rejected: {reason}; no file was written", options=["precision=fp32"]
         ) from error
 
 
@@ -223,7 +227,7 @@ def _check_worth_keeping(found: Quantization, trial: _Trial, lowering: Lowering)
         cures += ["device=cuda", "keep_slower"] if "CPU" in found.provider else ["keep_slower"]
     if required:
         raise PrecisionError(
-            f"{lowering.precision} was refused: {describe(found)}; required: {' and '.join(required)}; no file was "
+            f"{lowering.precision} was rejected: {describe(found)}; required: {' and '.join(required)}; no file was "
             "written",
             options=cures,
         )

@@ -123,7 +123,7 @@ def uncertified_contract(
 def check_model_name(out: str | os.PathLike[str]) -> None:
     """Raise `ConfigError` for a name that does not end in .onnx."""
     if Path(out).suffix != ".onnx":
-        raise ConfigError(f"{os.fspath(out)}: a model file's name ends in .onnx")
+        raise ConfigError(f"{os.fspath(out)}: expected a file name that ends in .onnx")
 
 
 MAX_BYTES = 2_000_000_000  # protobuf's limit is 2 GiB
@@ -160,7 +160,7 @@ def publish(
     Raises `OutputError`, `ModelFileError` or what the two callbacks raise.
     """
     if model.ByteSize() > MAX_BYTES:
-        raise ModelFileError(f"{out}: {model.ByteSize() / 1e9:.1f} GB do not fit into one ONNX file (2 GB)")
+        raise ModelFileError(f"{out}: {model.ByteSize() / 1e9:.1f} GB exceed the limit of one ONNX file (2 GB)")
     onnx.checker.check_model(model)
     with atomic_path(out) as temporary:
         _write(model, temporary)

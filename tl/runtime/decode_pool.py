@@ -97,7 +97,7 @@ class DecodePool:
                 self._start(processes, file, Setup(preparer, batch_size, hashes, num_bytes))
         except (OSError, ValueError) as error:  # too many processes or descriptors; mmap: more memory than available
             self._finalizer()
-            raise WorkerError(f"{processes} processes for decoding cannot be started: {error}") from error
+            raise WorkerError(f"{processes} decoding processes cannot be started: {error}") from error
 
     def _start(self, processes: int, file: int, setup: Setup) -> None:
         message, environment = pickle.dumps(setup), _environment()
@@ -140,7 +140,7 @@ class DecodePool:
 
     def close(self) -> None:
         """End the workers. Chunks in progress fail."""
-        self._broken = self._broken or WorkerError("the processes that decode were ended")
+        self._broken = self._broken or WorkerError("the decoding processes were stopped")
         self._finalizer()
         for _ in self._threads:
             self._tasks.put(None)
@@ -212,12 +212,12 @@ class DecodePool:
 def check_can_start() -> None:
     """Raise `WorkerError` if this program cannot start a Python interpreter for decoding."""
     if os.name != "posix":
-        raise WorkerError("processes for decoding need Linux or macOS: leave decode_processes at 0")
+        raise WorkerError("decoding processes require Linux or macOS: leave decode_processes at 0")
     name = os.path.basename(sys.executable or "")
     # Frozen programs and programs that embed Python would start another copy of themselves.
     if getattr(sys, "frozen", False) or not re.match("(python|pypy)", name):
         raise WorkerError(
-            f"processes for decoding need a Python interpreter, and this program runs in {name or 'none'!r}: leave "
+            f"decoding processes require a Python interpreter, but this program runs in {name or 'none'!r}: leave "
             "decode_processes at 0"
         )
 
@@ -276,11 +276,11 @@ def _death(worker: subprocess.Popen[bytes], names: Sequence[str]) -> WorkerError
     """Return the error for a worker that died while decoding the images in `names`."""
     code = worker.wait()
     how = f"exit code {code}" if code >= 0 else f"killed by {signal.Signals(-code).name}"
-    cause = ", as when memory runs out" if code == -signal.SIGKILL else ""
-    shown = ", ".join(name or "data without a name" for name in names[:_NAMES_IN_MESSAGE])
+    cause = ", possibly because memory ran out" if code == -signal.SIGKILL else ""
+    shown = ", ".join(name or "unnamed data" for name in names[:_NAMES_IN_MESSAGE])
     more = f" and {len(names) - _NAMES_IN_MESSAGE} more" if len(names) > _NAMES_IN_MESSAGE else ""
-    during = f" while it decoded {shown}{more}" if names else ""
+    during = f" while decoding {shown}{more}" if names else ""
     return WorkerError(
-        f"a process for decoding ended ({how}{cause}){during}: fewer of them need less memory, and without them "
-        "(decode_processes 0) images are decoded in threads"
+        f"a decoding process ended ({how}{cause}){during}: use fewer decoding processes to save memory, "
+        "or decode_processes 0 to decode in threads"
     )

@@ -153,9 +153,9 @@ def driver_fault() -> str | None:
     try:
         ctypes.CDLL("libcuda.so.1")
     except OSError:
-        return "no NVIDIA driver: libcuda.so.1 is not found (is there an NVIDIA GPU, and its driver installed?)"
+        return "no NVIDIA driver: libcuda.so.1 was not found (is an NVIDIA GPU present, and its driver installed?)"
     if not any(Path("/dev").glob("nvidia[0-9]*")) and not Path("/dev/dxg").exists():
-        return "the NVIDIA driver is installed but sees no GPU (no /dev/nvidia0; in a container, start it with GPUs)"
+        return "the NVIDIA driver is installed but finds no GPU (no /dev/nvidia0; start containers with GPU access)"
     return None
 
 
@@ -179,7 +179,8 @@ def driver_age_fault(cuda_version: str) -> str | None:
     if found is None or not wanted.isdecimal() or found[0] >= int(wanted):
         return None
     return (
-        f"the NVIDIA driver runs CUDA up to {found[0]}.{found[1]}, this onnxruntime-gpu needs CUDA {wanted}: "
+        f"the NVIDIA driver supports CUDA up to {found[0]}.{found[1]}, but this onnxruntime-gpu requires "
+        f"CUDA {wanted}: "
         "update the driver, or install an older onnxruntime-gpu"
     )
 
@@ -214,7 +215,7 @@ def library_fault(cuda_version: str) -> str | None:
     missing = [name for name, is_there in find_libraries(cuda_version).items() if not is_there]
     if not missing:
         return None
-    return f"missing libraries: {', '.join(missing)}; pip install 'tl-toolkit[gpu]' brings them"
+    return f"missing libraries: {', '.join(missing)}; to install them: pip install 'tl-toolkit[gpu]'"
 
 
 def usable_cores() -> int:

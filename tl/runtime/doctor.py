@@ -90,11 +90,11 @@ def _versions() -> Finding:
 def _cores() -> Finding:
     cores = count_cores()
     says = [f"{cores.usable} usable: this process may run on {cores.affinity} of {cores.machine}"]
-    says += [f"its cgroup grants the time of {cores.quota:g}"] if cores.quota is not None else ["no cgroup quota"]
+    says += [f"its cgroup quota is {cores.quota:g} cores"] if cores.quota is not None else ["no cgroup quota"]
     if cores.slurm is not None:
         says.append(f"SLURM_CPUS_PER_TASK is {cores.slurm}")
         if cores.slurm < cores.usable:
-            says.append(f"which nothing enforces: set threads to {cores.slurm} to respect it")
+            says.append(f"which is not enforced: set threads to {cores.slurm} to respect it")
     facts = {"usable": cores.usable, "affinity": cores.affinity, "machine": cores.machine}
     return Finding("cores", None, ", ".join(says), {**facts, "cgroup_quota": cores.quota, "slurm": cores.slurm})
 
@@ -108,7 +108,7 @@ def _wheels() -> Finding:
         cure = "pip install 'tl-toolkit[cpu]', or [gpu] for CUDA"
         return Finding("onnxruntime", False, f"not installed: {cure}")
     cure = "pip uninstall -y onnxruntime onnxruntime-gpu, then pip install 'tl-toolkit[gpu]' or [cpu]"
-    return Finding("onnxruntime", False, f"{shown}: together they break CUDA: {cure}", wheels)
+    return Finding("onnxruntime", False, f"{shown}: CUDA does not work if both are installed: {cure}", wheels)
 
 
 def _providers() -> Finding:
@@ -117,7 +117,7 @@ def _providers() -> Finding:
     except TlError as error:
         return Finding("providers", False, str(error))
     used = ("CUDAExecutionProvider", "CPUExecutionProvider")
-    shown = ", ".join(name if name in used else f"{name} (tl does not use it)" for name in offered)
+    shown = ", ".join(name if name in used else f"{name} (not used by tl)" for name in offered)
     return Finding("providers", None, f"built in: {shown}", {"offered": offered})
 
 
@@ -132,7 +132,9 @@ def _session(device: str) -> Finding:
             (result,) = session.run(np.full((1, 4, 4, 3), (10, 20, 30), np.uint8), ["result"])
         answer = float(result.item())
         if not math.isclose(answer, 280, rel_tol=1e-5):  # 2 (10 + 2 * 20 + 3 * 30)
-            raise DeviceError(f"{session.provider} computes a tiny network wrongly: {answer:g} instead of 280")
+            raise DeviceError(
+                f"{session.provider} computes a wrong result for a tiny network: {answer:g} instead of 280"
+            )
         return f"a tiny network runs on {session.provider}", {"provider": session.provider}
 
     return _attempt(f"session {device}", run)
@@ -144,7 +146,7 @@ def _driver() -> Finding:
         return Finding("driver", False if _cuda_is_wanted() else None, fault)
     version, newest = driver_version(), driver_cuda()
     says = [f"NVIDIA {version or 'of unknown version'}"]
-    says += [f"runs CUDA up to {newest[0]}.{newest[1]}"] if newest else []
+    says += [f"supports CUDA up to {newest[0]}.{newest[1]}"] if newest else []
     facts = {"version": version, "cuda": list(newest) if newest else None, "graphics_cards": cards}
     return Finding("driver", None, ", ".join([*says, *cards]), facts)
 
@@ -160,10 +162,10 @@ def _libraries() -> Finding:
     says = [f"CUDA {major.split('.')[0]}: {_there_or_missing(there)}" for major, there in found.items()]
     facts = {name: is_there for there in found.values() for name, is_there in there.items()}
     if not version:
-        return Finding("libraries", None, f"the CPU wheel needs none; {'; '.join(says)}", facts)
+        return Finding("libraries", None, f"not required by the CPU wheel; {'; '.join(says)}", facts)
     if all(facts.values()):
         return Finding("libraries", True, "; ".join(says), facts)
-    return Finding("libraries", False, f"{'; '.join(says)}; pip install 'tl-toolkit[gpu]' brings them", facts)
+    return Finding("libraries", False, f"{'; '.join(says)}; to install them: pip install 'tl-toolkit[gpu]'", facts)
 
 
 def _there_or_missing(libraries: dict[str, bool]) -> str:
@@ -202,7 +204,7 @@ def _jpeg() -> Finding:
         version = metadata.version("simplejpeg")
         data = simplejpeg.encode_jpeg(np.zeros((8, 8, 3), np.uint8))
         height, width, _ = simplejpeg.decode_jpeg(data, strict=True).shape
-        return f"{version} decodes {width}x{height}, strictly", {"version": version}
+        return f"{version} decodes {width}x{height} and rejects damaged files", {"version": version}
 
     return _attempt("simplejpeg", decode)
 

@@ -218,6 +218,6 @@ class Predictor(Generic[Found]):
     def _check_process(self) -> None:
         if self._pid != os.getpid():
             raise RuntimeError(
-                f"this predictor was loaded in process {self._pid} and cannot be used in its fork {os.getpid()}, "
-                "which has none of its threads: load it in the child"
+                f"this predictor was loaded in process {self._pid} and cannot be used in the forked "
+                f"process {os.getpid()}, which does not have its threads: load it in the child process"
             )

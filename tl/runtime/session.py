@@ -61,9 +61,11 @@ class Session:
         self._graph_names = {OLD_OUTPUTS.get(name, name): name for name in graph_outputs}
         self.outputs = tuple(self._graph_names)
         if self._read_metadata() != text:
-            raise ModelFileError(f"{self.path}: it changed while it was opened: try again")
+            raise ModelFileError(f"{self.path}: the file changed while it was being opened: try again")
         if text is None and require_contract:
-            raise ModelFileError(f"{self.path}: not a tl model file (no {METADATA_KEY!r} in it); tl export makes one")
+            raise ModelFileError(
+                f"{self.path}: not a tl model file (it contains no {METADATA_KEY!r}); create one with tl export"
+            )
         self.contract: Contract | None = None if text is None else parse_contract(text, self.path)
         if self.contract is not None:
             self._check_graph(self.contract)
@@ -104,9 +106,14 @@ class Session:
         sizes = shapes.get(contract.main_output, ())[1:]
         wanted_sizes = (len(names),) if contract.task == "classification" else (len(names), 2)
         if len(sizes) != len(wanted_sizes) or any(s not in (w, None) for s, w in zip(sizes, wanted_sizes, strict=True)):
-            raise ModelFileError(f"{self.path}: {len(names)} names for {contract.main_output} of {[*sizes]}")
+            raise ModelFileError(
+                f"{self.path}: {len(names)} names in the contract, but output "
+                f"{contract.main_output} has shape {[*sizes]} per image"
+            )
         if missing := set(contract.outputs) - set(self.outputs):
-            raise ModelFileError(f"{self.path}: the contract promises outputs the graph lacks: {sorted(missing)}")
+            raise ModelFileError(
+                f"{self.path}: the contract declares outputs that the graph does not have: {sorted(missing)}"
+            )
 
 
 def cuda_fault() -> str | None:
@@ -114,7 +121,7 @@ def cuda_fault() -> str | None:
     if fault := wheel_fault():
         return fault
     if "CUDAExecutionProvider" not in _onnxruntime().get_available_providers():
-        return "this onnxruntime was built without CUDA: pip install 'tl-toolkit[gpu]' (never both wheels)"
+        return "this onnxruntime was built without CUDA: pip install 'tl-toolkit[gpu]' (do not install both wheels)"
     if fault := driver_fault() or driver_age_fault(cuda_version()):
         return fault
     preload_cuda()
@@ -158,7 +165,7 @@ def _open(path: str, device: str, threads: int | None) -> tuple[Any, str | None]
             try:
                 return _create(ort, path, threads, [_cuda_provider(index), "CPUExecutionProvider"]), None
             except Exception as error:  # no shared base class; RuntimeError for a provider that cannot start
-                fault = f"onnxruntime could not start on it: {first_line(error)}"
+                fault = f"onnxruntime could not start on this device: {first_line(error)}"
         if kind == "cuda":
             raise DeviceError(f"device {device!r} cannot be used: {fault}")
     try:

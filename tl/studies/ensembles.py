@@ -58,10 +58,10 @@ def _of_one_seed(judged: Sequence[Judged]) -> list[CellRun]:
     by_seed = [{run.cell.seed: run for run in each.setting.done} for each in judged]
     shared = sorted(set.intersection(*map(set, by_seed)))
     if not shared:
-        raise EnsembleError("no ensemble: the selected settings share no seed whose runs have all finished")
+        raise EnsembleError("no ensemble: there is no seed for which the runs of all selected settings have finished")
     runs = [runs[shared[0]] for runs in by_seed]
     if len({run.cell.config.crop for run in runs}) > 1:
-        raise EnsembleError("no ensemble: the selected models look at different parts of a photo (crop)")
+        raise EnsembleError("no ensemble: the selected models use different regions of a photo (crop)")
     return runs
 
 
@@ -71,8 +71,8 @@ def _check_unseen(runs: Sequence[CellRun], split: str) -> None:
     for run in runs[1:]:
         if judged_by & set(_contents(run, "train")):
             raise EnsembleError(
-                f"no ensemble: {run.cell.setting} learned from {split} images of {runs[0].cell.setting}; "
-                "give all the same division of the data"
+                f"no ensemble: {run.cell.setting} was trained on {split} images of "
+                f"{runs[0].cell.setting}; use the same split of the data for all"
             )
 
 

@@ -51,11 +51,11 @@ def read_search(values: object, faults: list[str]) -> Search | None:
     trials, factor, seed = values.get("trials"), values.get("factor", 3), values.get("seed", 0)
     method, ranges = values.get("method", "random"), values.get("ranges")
     if not isinstance(trials, int) or trials < 1:
-        faults.append(f"search: trials must be a whole number from 1, found {trials}")
+        faults.append(f"search: trials must be a whole number of at least 1, found {trials}")
     if method not in ("random", "halving"):
         faults.append(f"search: method must be random or halving, found {method}")
     if not isinstance(factor, int) or factor < 2 or not isinstance(seed, int):
-        faults.append("search: factor must be a whole number from 2, and seed a whole number")
+        faults.append("search: factor must be a whole number of at least 2, and seed a whole number")
     if not isinstance(ranges, dict) or not ranges:
         faults.append("search: ranges must be 'option: {low: ..., high: ...}' or 'option: [values]' lines")
         return None
@@ -71,7 +71,7 @@ def draw_points(search: Search) -> list[dict[str, Any]]:
     try:
         import optuna
     except ImportError as error:
-        raise MissingExtraError("a search needs one more package: pip install 'tl-toolkit[search]'") from error
+        raise MissingExtraError("a search requires an additional package: pip install 'tl-toolkit[search]'") from error
     kinds = optuna.distributions
     spans: dict[str, Any] = {}
     for name, span in search.ranges.items():
@@ -108,7 +108,7 @@ def _values(params: Mapping[str, Any], ranges: Mapping[str, Any]) -> dict[str, A
 def _range_faults(name: str, span: object) -> list[str]:
     where = f"search: range of {name}"
     if isinstance(span, list):
-        return [] if span else [f"{where} holds no value"]
+        return [] if span else [f"{where} contains no values"]
     if not isinstance(span, dict) or not {"low", "high"} <= span.keys():
         return [f"{where} must be a list of values or have low and high"]
     unknown = [key for key in span if key not in _RANGE_KEYS]
@@ -119,7 +119,7 @@ def _range_faults(name: str, span: object) -> list[str]:
     if span.get("log") and low <= 0:
         faults.append(f"{where}: on a log scale low must be above 0, found {low}")
     if span.get("log") and span.get("step"):
-        faults.append(f"{where}: a log scale has no step")
+        faults.append(f"{where}: a log scale cannot have a step")
     return faults
 
 
@@ -167,7 +167,7 @@ def read_plan(path: str | Path) -> Plan:
     faults += [f"{key} must be true or false" for key, value in switches.items() if not isinstance(value, bool)]
     apart = values.get("apart", [])
     if not isinstance(apart, list):
-        faults.append("apart must be a list of options that stand in a grid")
+        faults.append("apart must be a list of options that appear in a grid")
     search = read_search(values.get("search"), faults)
     raise_faults(faults, path)
     if "data" in base:

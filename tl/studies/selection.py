@@ -55,7 +55,7 @@ def judge_selected(
     """
     path = out / "selected.json"
     kept: dict[str, Any] = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
-    progress.start("exporting what was selected", sum(len(setting.done) for setting in settings), "runs")
+    progress.start("exporting selected models", sum(len(setting.done) for setting in settings), "runs")
     judged, faults = [], []
     for setting in settings:
         judgments = []
@@ -127,7 +127,7 @@ def _latency_ms(model: Path) -> float:
 
     session = Session(model, device="cpu")
     if session.contract is None:
-        raise ValueError("an exported file has a contract")
+        raise ValueError("an exported file must contain a contract")
     images = np.random.default_rng(0).integers(0, 256, (4, *session.contract.preprocessing.input_hw, 3), np.uint8)
     outputs = [session.contract.main_output]
     work = Work(lambda number: session.run(images[number % 4][None], outputs), images=1, callers=1, seconds=0.02)

@@ -92,7 +92,11 @@ def read_study(path: str | Path, forced: Options | None = None) -> Study:
     found = [cell for variant in plan.variants for cell in _cells(plan, variant, points, forced or {}, faults)]
     last_epochs: dict[str, int] = {}
     if plan.search is not None and plan.search.factor is not None:
-        faults += [f"{cell.setting}: halving needs epochs, and this head has none" for cell in found if not cell.epochs]
+        faults += [
+            f"{cell.setting}: halving requires epochs, but this head is trained without epochs"
+            for cell in found
+            if not cell.epochs
+        ]
         last_epochs = {cell.variant: cell.epochs or 1 for cell in found}
         found = [cell.with_epochs(rung_epochs(plan.search, last_epochs[cell.variant])[0]) for cell in found]
     raise_faults(sorted(set(faults)), Path(path))
@@ -101,7 +105,7 @@ def read_study(path: str | Path, forced: Options | None = None) -> Study:
     for cell in found:
         first = cells.setdefault(_key(cell.config), cell)
         if first is not cell:
-            doubled.append(f"{cell.setting} is {first.setting}")
+            doubled.append(f"{cell.setting} is identical to {first.setting}")
     return Study(plan, tuple(cells.values()), tuple(dict.fromkeys(doubled)), last_epochs)
 
 
@@ -136,7 +140,7 @@ def _cells(
 
 def _faults(fixed: Options, axes: Options) -> list[str]:
     faults = [
-        f"{name}: the study decides it; leave it out ('seeds' and 'test' stand beside 'base')"
+        f"{name}: set by the study; leave it out ('seeds' and 'test' belong next to 'base', at the top level)"
         for name in (*fixed, *axes)
         if name in _RESERVED
     ]
@@ -147,7 +151,7 @@ def _faults(fixed: Options, axes: Options) -> list[str]:
     ]
     data = str(fixed.get("data") or "")
     if not data or not os.path.exists(data):
-        faults.append(f"data: '{data}' does not exist: name a folder or file in base, or give data")
+        faults.append(f"data: '{data}' does not exist: set data to a folder or file in base, or give data")
     return faults
 
 

@@ -88,7 +88,7 @@ def _end_with_parent() -> None:
 
 State = Literal["done", "failed", "open"]
 _FAILURE = "failure.txt"
-_KILLED = "its process was killed, by the system for want of memory or by hand\n"
+_KILLED = "its process was killed, by the system because memory ran out, or by the user\n"
 # Options that determine a run's images and splits.
 _DATA_OPTIONS = ("data", "images", "split_column", "val_fraction", "per_class", "seed")
 
@@ -194,7 +194,10 @@ def run_cells(
     except (KeyboardInterrupt, RunInterrupted) as stop:  # in this process, or first in a run's own process
         raise RunInterrupted("interrupted; run the same command again to resume") from stop
     if unbegun := [run for run in todo if run.state == "open"]:
-        progress.say(f"the time is up: {len(unbegun)} runs are not begun or not finished; the same command goes on")
+        progress.say(
+            f"the time budget is used up: {len(unbegun)} runs have not started or not finished; "
+            "run the same command again to resume"
+        )
 
 
 def _train_all(todo: Sequence[CellRun], jobs: int, ends: float | None) -> Iterator[tuple[CellRun, float]]:

@@ -100,7 +100,10 @@ class TrainedClassifier:
 def prepare_classification(config: TrainConfig, ranks: Ranks | None, progress: Progress) -> ClassificationWork:
     """Read all inputs; build the network if training runs on images. Raises any `TlError` of the individual steps."""
     if ranks is not None and config.method == "features":
-        raise ConfigError("method features runs in one process: each feature is computed once; leave out torchrun")
+        raise ConfigError(
+            "method features runs in a single process because each feature is computed "
+            "only once; train without torchrun"
+        )
     task = prepare_task(config, progress, _check_network)
     return ClassificationWork(task, _prepare_training(task, ranks))
 

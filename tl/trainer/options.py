@@ -84,7 +84,7 @@ def own_choices(config: TrainConfig) -> dict[str, Any]:
 def settled(value: _Value | None) -> _Value:
     """The value of an option that is always set in a resolved config. Raises ValueError for None."""
     if value is None:
-        raise ValueError("resolve the config first: an option is still open")
+        raise ValueError("resolve the config first: an option has no value yet")
     return value
 
 
@@ -118,7 +118,7 @@ def config_from_mapping(values: Mapping[str, Any], where: str) -> TrainConfig:
     try:
         from pydantic import TypeAdapter, ValidationError
     except ImportError as error:  # pydantic is installed with albumentations
-        raise MissingExtraError("training needs more packages: pip install 'tl-toolkit[train]'") from error
+        raise MissingExtraError("training requires additional packages: pip install 'tl-toolkit[train]'") from error
     values = {_OLD_NAMES.get(key, key): value for key, value in values.items()}
     names = [field.name for field in dataclasses.fields(TrainConfig)]
     faults = [_unknown_fault(key, names) for key in values if key not in names]
@@ -140,7 +140,7 @@ def load_config(path: str | Path) -> dict[str, Any]:
     try:
         import yaml
     except ImportError as error:
-        raise MissingExtraError("config files need more packages: pip install 'tl-toolkit[train]'") from error
+        raise MissingExtraError("config files require additional packages: pip install 'tl-toolkit[train]'") from error
     try:
         values = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
     except OSError as error:
@@ -210,37 +210,36 @@ def _range_faults(config: TrainConfig) -> list[str]:
 def _combination_faults(config: TrainConfig) -> list[str]:
     frozen = config.method == "features"
     rules = {
-        "method features with weights none would freeze random numbers: give weights": (
+        "method features with weights none would freeze a randomly initialized backbone: give weights": (
             frozen and config.weights == "none"
         ),
-        "freeze, unfreeze_every and layer_lr_decay are for method finetune: features freezes everything": (
+        "freeze, unfreeze_every and layer_lr_decay apply only to method finetune: features freezes the "
+        "whole backbone": (
             frozen and (config.freeze != "none" or config.unfreeze_every is not None or config.layer_lr_decay != 1)
         ),
-        "unfreeze_every starts with everything frozen: leave out freeze": (
+        "unfreeze_every starts with the whole backbone frozen: leave out freeze": (
             config.unfreeze_every is not None and config.freeze != "none"
         ),
-        "views needs method features and an augmentation": (
+        "views requires method features and an augmentation": (
             config.views is not None and (not frozen or config.augment == "none")
         ),
-        "mixup and cutmix mix images, and kept features have none: leave them out": (
+        "mixup and cutmix mix images and cannot be used with cached features: leave them out": (
             frozen and not _streams(config) and (config.mixup > 0 or config.cutmix > 0)
         ),
-        "head svm has its own solver: leave out optimizer": config.head == "svm" and config.optimizer != "lbfgs",
-        "folds is for bag (tl probe compares heads on folds): give bag too, or leave it out": (
-            config.folds is not None and not config.bag
-        ),
-        "bag needs a solved linear head on kept features: method features with head linear or svm, without epochs": (
-            config.bag and not is_solved(config)
-        ),
+        "head svm uses its own solver: leave out optimizer": config.head == "svm" and config.optimizer != "lbfgs",
+        "folds applies only with bag (to compare heads by cross-validation, use tl probe): also set bag, "
+        "or leave out folds": (config.folds is not None and not config.bag),
+        "bag requires a solved linear head on cached features: method features with head linear or svm, "
+        "without epochs": (config.bag and not is_solved(config)),
         f"folds must be at least 2, found {config.folds}": _below(config.folds, 2),
-        "refit needs a solved head (method features with head linear or svm, without epochs), without bag and views": (
-            config.refit is True and not can_refit(config)
-        ),
-        "head conv needs head_sizes: channels, then dense sizes": config.head == "conv" and not config.head_sizes,
+        "refit requires a solved head (method features with head linear or svm, without epochs), without bag and "
+        "views": config.refit is True and not can_refit(config),
+        "head conv requires head_sizes: channels, then dense layer sizes": config.head == "conv"
+        and not config.head_sizes,
     }
     faults = [text for text, is_broken in rules.items() if is_broken]
     if config.head_init == "solved" and (lacking := _start_faults(config)):
-        faults.append(f"head_init solved needs {', '.join(lacking)}")
+        faults.append(f"head_init solved requires {', '.join(lacking)}")
     faults += _landmark_faults(config) if config.task == "landmarks" else _class_faults(config)
     return [*faults, *_solver_faults(config)] if is_solved(config) else faults
 
@@ -252,43 +251,50 @@ _LANDMARKS_ONLY = ("images", "crop", "crop_margin", "mirror", "flip_pairs", "ske
 
 def _class_faults(config: TrainConfig) -> list[str]:
     given = [name for name in _LANDMARKS_ONLY if getattr(config, name) != getattr(TrainConfig, name)]
-    faults = [f"{', '.join(given)}: for landmarks alone, and the task is classification"] if given else []
+    faults = [f"{', '.join(given)}: only for landmarks, but the task is classification"] if given else []
     if config.head == "heatmap":
-        faults.append("head heatmap is for landmarks, and the task is classification")
+        faults.append("head heatmap is only for landmarks, but the task is classification")
     if str(config.monitor).endswith("px"):
-        faults.append(f"monitor {config.monitor} is for landmarks, and the task is classification")
+        faults.append(f"monitor {config.monitor} is only for landmarks, but the task is classification")
     return faults
 
 
 def _landmark_faults(config: TrainConfig) -> list[str]:
     given = [name for name in _CLASSES_ONLY if getattr(config, name) != getattr(TrainConfig, name)]
     rules = {
-        f"{', '.join(given)}: for classes alone, and the task is landmarks": bool(given),
-        f"head {config.head} gives classes; landmarks take heatmap, linear or mlp": config.head in ("conv", "svm"),
-        "resize_mode short_side would crop landmarks away: take letterbox or squash": (
+        f"{', '.join(given)}: only for classification, but the task is landmarks": bool(given),
+        f"head {config.head} is only for classification; for landmarks use heatmap, linear or mlp": config.head
+        in ("conv", "svm"),
+        "resize_mode short_side would crop landmarks away: use letterbox or squash": (
             config.resize_mode == "short_side"
         ),
-        f"monitor {config.monitor} is for classes, and the task is landmarks": not str(config.monitor).endswith(
-            ("loss", "px")
-        ),
-        "head heatmap needs the feature map: leave out pooling": config.head == "heatmap" and config.pooling != "gap",
-        "head heatmap takes one number of channels": config.head == "heatmap" and len(config.head_sizes or ()) != 1,
-        "split_column: landmark files call it split": config.split_column != "split",
-        "optimizer lbfgs solves classes; landmarks take another": config.optimizer == "lbfgs",
-        "mirror needs an augmentation": bool(config.mirror) and config.augment == "none",
-        "augment flip mirrors, which needs flip_pairs or mirror": (
+        f"monitor {config.monitor} is only for classification, but the task is landmarks": not str(
+            config.monitor
+        ).endswith(("loss", "px")),
+        "head heatmap requires the feature map: leave out pooling": config.head == "heatmap"
+        and config.pooling != "gap",
+        "head heatmap requires exactly one value in head_sizes, the number of channels": config.head == "heatmap"
+        and len(config.head_sizes or ()) != 1,
+        "split_column: in landmark files, the column is always called split": config.split_column != "split",
+        "optimizer lbfgs is only for classification; choose another for landmarks": config.optimizer == "lbfgs",
+        "mirror requires an augmentation": bool(config.mirror) and config.augment == "none",
+        "augment flip mirrors images, which requires flip_pairs or mirror": (
             config.augment == "flip" and not config.flip_pairs and config.mirror is not True
         ),
-        "point_loss is for the linear and mlp heads": (
+        "point_loss applies only to the linear and mlp heads": (
             config.head == "heatmap" and config.point_loss != TrainConfig.point_loss
         ),
-        "crop_margin needs crop box or points": (
+        "crop_margin requires crop box or points": (
             config.crop == "whole" and config.crop_margin != TrainConfig.crop_margin
         ),
     }
     faults = [text for text, is_broken in rules.items() if is_broken]
     for name in ("flip_pairs", "skeleton"):
-        faults += [f"{name}: '{pair}' is not NAME:NAME" for pair in getattr(config, name) or () if not _is_pair(pair)]
+        faults += [
+            f"{name}: expected NAME:NAME with different names, found '{pair}'"
+            for pair in getattr(config, name) or ()
+            if not _is_pair(pair)
+        ]
     return faults
 
 
@@ -323,12 +329,13 @@ _STEPPED_ONLY = (
 def _solver_faults(config: TrainConfig) -> list[str]:
     name = "head svm" if config.head == "svm" else "optimizer lbfgs"
     rules = {
-        f"{name} needs method features: it works on frozen features alone": config.method != "features",
-        f"{name} with augmentation needs a number of views, such as views 5": (
+        f"{name} requires method features: it works only on frozen features": config.method != "features",
+        f"{name} with augmentation requires a number of views, such as views 5": (
             config.method == "features" and _streams(config)
         ),
-        f"optimizer lbfgs is for the linear head, found head {config.head}": config.head not in ("linear", "svm"),
-        "c_values must hold at least one value": config.head in ("linear", "svm") and not config.c_values,
+        f"optimizer lbfgs applies only to the linear head, found head {config.head}": config.head
+        not in ("linear", "svm"),
+        "c_values must contain at least one value": config.head in ("linear", "svm") and not config.c_values,
     }
     faults = [text for text, is_broken in rules.items() if is_broken]
     if not faults and config.optimizer == "lbfgs" and (config.lr is not None or config.epochs is not None):

@@ -106,7 +106,7 @@ class Task(PreparedInputs):
     def split_features(self, split: str, views: Sequence[int] = (CLEAN,)) -> NDArray[np.float32]:
         """Cached features (len(views) * N, ...) of a split."""
         if self.features is None:
-            raise ValueError("this task keeps no features")
+            raise ValueError("this task caches no features")
         return self.features.get(self.store, self.store.indices(split), views)
 
     def features_at(self, places: Sequence[int]) -> NDArray[np.float32]:
@@ -127,7 +127,10 @@ def prepare_task(config: TrainConfig, progress: Progress, check: Check = lambda 
     """
     asked_batch, config = config.batch_size, resolve(config)
     if config.task != "classification":
-        raise ConfigError(f"{config.data} contains {config.task}, and this needs classes; task overrides it")
+        raise ConfigError(
+            f"{config.data} contains {config.task}, but this command requires classes; set "
+            "task to override the detected task"
+        )
     info = remembered_info(config.backbone, find_info)
     preprocessing = build_run_preprocessing(config, info)
     augment = build_augment(str(config.augment), preprocessing)

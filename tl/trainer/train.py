@@ -101,7 +101,7 @@ def _train(config: TrainConfig, progress: Progress, resume: Run | None, ranks: R
         run = create_run(work.task.config.out, numbered=not config.out)
     run = ranks.broadcast(run) if ranks else run
     if run is None:
-        raise ValueError("the first process made no run")
+        raise ValueError("the first process created no run")
     if is_first:
         _describe(work, run, findings, progress)
     log = _begin_log(work.task.config, run) if is_first else None
@@ -160,7 +160,7 @@ def _finish_log(log: MlflowLog, run: Run, metrics: Metrics, progress: Progress) 
     try:
         log.finish(metrics, run.rows("history.csv"))
     except RunError as error:
-        progress.say(f"not all is logged: {error}")
+        progress.say(f"the MLflow log is incomplete: {error}")
 
 
 def _with_absolute_paths(config: TrainConfig, run: Run) -> TrainConfig:

@@ -226,7 +226,7 @@ def test_adopt__an_opset_that_cannot_be_brought_down(tmp_path: Path, labels: Pat
     norm = onnx.helper.make_node("RMSNormalization", ["x", "scale"], ["normed"])  # new in opset 23
     foreign = make_foreign(tmp_path / "new.onnx", opset=23, ir_version=11, first=norm, constant=scale)
     with pytest.raises(
-        ModelFileError, match=r"opset 23 cannot be brought to 20.*export it again with opset 20 or lower"
+        ModelFileError, match=r"opset 23 cannot be converted to 20.*export it again with opset 20 or lower"
     ):
         adopt_here(foreign, labels, images)
 
@@ -234,22 +234,32 @@ def test_adopt__an_opset_that_cannot_be_brought_down(tmp_path: Path, labels: Pat
 @pytest.mark.parametrize(
     ("form", "options", "error", "message"),
     [
-        ({"batch": 1, "tail": "stubborn"}, {}, ModelFileError, "takes 1 image.* export it with a dynamic batch"),
-        ({"final": "sigmoid"}, {}, ModelFileError, "ends in a sigmoid for each class"),
+        (
+            {"batch": 1, "tail": "stubborn"},
+            {},
+            ModelFileError,
+            "a fixed batch size of 1 .* a dynamic batch",
+        ),
+        ({"final": "sigmoid"}, {}, ModelFileError, "ends in a sigmoid per class"),
         ({}, {"outputs": "probabilities"}, ModelFileError, "rows do not sum to 1"),
-        ({"gain": np.ones((3, 2), np.float32)}, {}, ConfigError, "3 class names for the 2 outputs"),
-        ({"gain": np.ones((3, 1), np.float32)}, {}, ModelFileError, "with two classes or more"),
+        ({"gain": np.ones((3, 2), np.float32)}, {}, ConfigError, "3 class names, but the network has 2 outputs"),
+        ({"gain": np.ones((3, 1), np.float32)}, {}, ModelFileError, "with at least two classes"),
         ({"gain": np.full((3, 3), np.nan, np.float32)}, {}, ModelFileError, "values that are not finite"),
         ({"channels": 1}, {}, ModelFileError, "only classifiers of RGB images"),
         ({"channels": "c"}, {}, ModelFileError, "its layout is ambiguous"),
         ({"dtype": onnx.TensorProto.DOUBLE}, {}, ModelFileError, "input 'x' is DOUBLE, expected FLOAT"),
-        ({}, {"image_size": (64, 64)}, ModelFileError, "image_size says 64x64, but the graph takes 32x32 alone"),
-        ({}, {"output_name": "z"}, ModelFileError, "no output 'z'; it has y"),
-        ({}, {"layout": "nhwc"}, ModelFileError, "which is no NHWC with 3 channels"),
+        ({}, {"image_size": (64, 64)}, ModelFileError, "image_size specifies 64x64, but the graph only accepts 32x32"),
+        ({}, {"output_name": "z"}, ModelFileError, "no output 'z'; its outputs are y"),
+        ({}, {"layout": "nhwc"}, ModelFileError, "which is not NHWC with 3 channels"),
         ({}, {"overrides": Overrides(short_side=20)}, ConfigError, "short_side 20 is smaller than the crop"),
-        ({}, {"overrides": Overrides("squash", 40)}, ConfigError, "a short side applies to resize mode short_side"),
-        ({}, {"overrides": Overrides(std=(1.0, 0.0, 1.0))}, ConfigError, "must be numbers other than 0"),
-        ({}, {"config": Path("config.json")}, ConfigError, "preset imagenet reads none"),
+        (
+            {},
+            {"overrides": Overrides("squash", 40)},
+            ConfigError,
+            "applies only to resize mode short_side",
+        ),
+        ({}, {"overrides": Overrides(std=(1.0, 0.0, 1.0))}, ConfigError, "must be finite and nonzero"),
+        ({}, {"config": Path("config.json")}, ConfigError, "preset imagenet does not use one"),
         ({}, {"labels": None}, ConfigError, "give a file of labels"),
     ],
 )
@@ -270,7 +280,7 @@ def test_adopt__refused(
 
 def test_adopt__images_that_cannot_be_read_are_listed(tmp_path: Path, labels: Path, images: Path) -> None:
     (images / "red0.png").write_bytes(b"")
-    with pytest.raises(DataError, match=r"mend or remove these 1: .*red0.png: empty file"):
+    with pytest.raises(DataError, match=r"fix or remove these 1: .*red0.png: empty file"):
         adopt_here(make_foreign(tmp_path / "foreign.onnx"), labels, images)
 
 

@@ -51,7 +51,7 @@ def test_read_foreign__several_inputs(tmp_path: Path) -> None:
     def add_input(model: onnx.ModelProto) -> None:
         model.graph.input.append(onnx.helper.make_tensor_value_info("mask", onnx.TensorProto.FLOAT, ["batch"]))
 
-    with pytest.raises(ModelFileError, match=r"expected one input, found 2 \(x, mask\): export the classifier alone"):
+    with pytest.raises(ModelFileError, match=r"expected one input, found 2 \(x, mask\): export only the classifier"):
         read_foreign(rewrite(make_foreign(tmp_path / "two.onnx"), add_input))
 
 
@@ -84,7 +84,7 @@ def test_read_foreign__invalid_graph(tmp_path: Path) -> None:
     def cut(model: onnx.ModelProto) -> None:
         model.graph.node[-1].input[0] = "nowhere"
 
-    with pytest.raises(ModelFileError, match="no valid ONNX model"):
+    with pytest.raises(ModelFileError, match="not a valid ONNX model"):
         read_foreign(rewrite(make_foreign(tmp_path / "cut.onnx"), cut))
 
 
@@ -119,10 +119,10 @@ def test_tell_kind(tmp_path: Path, final: str, rows: np.ndarray, asked: Any, kin
 @pytest.mark.parametrize(
     ("final", "rows", "asked", "message"),
     [
-        ("relu", BETWEEN, None, "cannot tell logits from probabilities"),
-        ("probabilities", LOGITS, None, "cannot tell logits from probabilities"),
+        ("relu", BETWEEN, None, "cannot distinguish logits from probabilities"),
+        ("probabilities", LOGITS, None, "cannot distinguish logits from probabilities"),
         ("logits", LOGITS, "probabilities", "rows do not sum to 1"),
-        ("sigmoid", BETWEEN, None, "classes do not exclude each other"),
+        ("sigmoid", BETWEEN, None, "classes are not mutually exclusive"),
     ],
 )
 def test_tell_kind__refused(tmp_path: Path, final: str, rows: np.ndarray, asked: Any, message: str) -> None:

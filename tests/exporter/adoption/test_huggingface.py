@@ -67,23 +67,23 @@ def test_huggingface_preset__harmless_fields(tmp_path: Path) -> None:
     [
         (
             {"image_processor_type": "LevitImageProcessor"},
-            "image_processor_type: 'LevitImageProcessor' is none of those",
+            "image_processor_type: 'LevitImageProcessor' is not a supported image processor",
         ),
         ({"image_processor_type": None}, "feature_extractor_type: missing"),
-        ({"resample": None}, "resample: missing, and defaults differ between processors; a complete one is written by"),
+        ({"resample": None}, "resample: missing, and defaults differ between processors; to write a complete file"),
         ({"resample": 4}, "resample: 4, expected one of"),
         ({"do_rescale": None}, "do_rescale: missing"),
         ({"do_rescale": "yes"}, "do_rescale: expected true or false"),
         ({"rescale_factor": "1/255"}, "rescale_factor: expected a number"),
-        ({"do_resize": False}, "do_resize: false"),
-        ({"size": 224}, "size: 224 alone means a square for some processors"),
+        ({"do_resize": False}, "do_resize: expected true, found false"),
+        ({"size": 224}, "size: 224 is ambiguous"),
         ({"size": {"longest_edge": 40}}, "size: .* expected height and width, or shortest_edge"),
-        ({"size": {"height": 40, "width": 40}}, r"crop_size: a crop after a resize of both sides to \(40, 40\)"),
+        ({"size": {"height": 40, "width": 40}}, r"crop_size: a crop after resizing both sides to \(40, 40\)"),
         ({"size": {"shortest_edge": 24}}, r"crop_size: \(32, 32\) is larger than the shorter side, 24"),
-        ({"do_center_crop": False}, "do_center_crop: a resize of the shorter side alone"),
-        ({"crop_pct": 0.9}, "crop_pct: 0.9 has no place in a preprocessing"),
-        ({"do_flip_channel_order": True}, "do_flip_channel_order: True has no place in a preprocessing"),
-        ({"do_pad": True}, "do_pad: True has no place in a preprocessing"),
+        ({"do_center_crop": False}, "do_center_crop: expected a center crop"),
+        ({"crop_pct": 0.9}, "crop_pct: 0.9 is not supported by tl's preprocessing"),
+        ({"do_flip_channel_order": True}, "do_flip_channel_order: True is not supported by tl's preprocessing"),
+        ({"do_pad": True}, "do_pad: True is not supported by tl's preprocessing"),
         ({"image_mean": [0.5]}, "image_mean: expected one number or three"),
         ({"image_std": None}, "image_std: missing"),
         ({"image_processor_type": "ConvNextImageProcessor", "crop_pct": 1.5}, "crop_pct: expected more than 0"),
@@ -96,7 +96,7 @@ def test_huggingface_preset__refused_by_field(tmp_path: Path, changes: dict[str,
 
 
 def test_huggingface_preset__another_input_size(tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match="says 32x32, but the input is 64x64"):
+    with pytest.raises(ConfigError, match="declares input size 32x32, but the input of the graph is 64x64"):
         huggingface_preset(make_huggingface(tmp_path)).build((64, 64))
 
 
@@ -112,7 +112,7 @@ def test_huggingface_preset__no_class_names(tmp_path: Path) -> None:
 
 
 def test_find_model__places(tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match=r"holds neither model.onnx nor onnx/model.onnx"):
+    with pytest.raises(ConfigError, match=r"contains neither model.onnx nor onnx/model.onnx"):
         find_model(tmp_path)
     inner = make_huggingface(tmp_path / "onnx") / "model.onnx"
     assert find_model(tmp_path) == inner

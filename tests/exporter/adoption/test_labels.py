@@ -34,7 +34,7 @@ def test_read_labels__forms(tmp_path: Path, name: str, content: str) -> None:
         ("names.json", b'"ant"', "expected a list of class names"),
         ("names.json", b'{"0": "ant", "2": "bee"}', "expected the ids 0 to 1, each once"),
         ("names.json", b'{"ant": 0, "bee": 0}', "expected the ids 0 to 1, each once"),
-        ("names.json", b'["ant", 7]', "the name of class 1 is 7, expected a text"),
+        ("names.json", b'["ant", 7]', "the name of class 1 is 7, expected a non-empty string"),
         ("names.json", b'["ant", " "]', "the name of class 1 is ' '"),
     ],
 )
@@ -56,11 +56,11 @@ def test_names_from_mapping__python_ids() -> None:
 
 def test_check_names__repeated_ones_are_listed_with_the_cure() -> None:
     names = ("crane", "ant", "maillot", "crane", "maillot")
-    with pytest.raises(ConfigError, match=r"'crane' is class 0 and 3; 'maillot' is class 2 and 4: rename one of each"):
+    with pytest.raises(ConfigError, match=r"'crane' is class 0 and 3; 'maillot' is class 2 and 4: rename all but one"):
         check_names(names, 5, "names.txt")
 
 
 def test_check_names__their_number() -> None:
     check_names(("a", "b"), 2, "names.txt")
-    with pytest.raises(ConfigError, match="2 class names for the 3 outputs"):
+    with pytest.raises(ConfigError, match="2 class names, but the network has 3 outputs"):
         check_names(("a", "b"), 3, "names.txt")

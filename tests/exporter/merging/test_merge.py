@@ -88,7 +88,7 @@ def test_merge__has_ood_score_images(exported: Exported, photos: Path, tmp_path:
         for found in (merged.predict_batch(paths), apart.predict_batch(paths)):
             np.testing.assert_allclose([result.ood_score for result in found], wanted, rtol=1e-5)
         assert merged.predict(np.full((40, 40, 3), 255, np.uint8)).label == "?"
-    with pytest.raises(EnsembleError, match="merge them into one file and calibrate it"):
+    with pytest.raises(EnsembleError, match="merge the members into one file and calibrate it"):
         load(members, selective=SelectivePrediction(reject_unknown=True))
     assert do_merge(members, tmp_path / "plain.onnx").contract.ood is None
 
@@ -219,7 +219,7 @@ def test_merge__calibrated_votes(voting: Voting, members: list[Path], tmp_path: 
 
 def test_merge__calibration_needs_readable_images(members: list[Path], tmp_path: Path) -> None:
     (tmp_path / "bad.png").write_bytes(b"x")
-    with pytest.raises(DataError, match="1 of 1 images to calibrate on cannot be read"):
+    with pytest.raises(DataError, match="1 of 1 calibration images cannot be read"):
         do_merge(members, tmp_path / "e.onnx", held_out=[LabeledImage(str(tmp_path / "bad.png"), "bad.png", "red")])
 
 

@@ -71,7 +71,7 @@ def test_advise__bound_by_decoding() -> None:
     # By hand: 1/50 s of decoding and 1/200 s of the network make 25 ms, of which 20 ms are decoding.
     assert advice.bound == "decoding"
     assert advice.decoding_share == pytest.approx(0.8)
-    assert "80% of an image's time is decoding" in advice.lines[2]
+    assert "decoding takes 80% of the time per image" in advice.lines[2]
 
 
 def test_advise__bound_by_the_network_or_both() -> None:
@@ -89,7 +89,7 @@ def test_advise__the_gpu_waits_for_decoding() -> None:
     assert advice.one == rows[0].setting
     assert advice.bound == "decoding"
     assert 'load(model, device="cuda"), predict_iter(batch_size=32)' in advice.lines[0]
-    assert "of an image's time" not in advice.lines[2]  # a GPU works in parallel with the decoding
+    assert "of the time per image" not in advice.lines[2]  # a GPU works in parallel with the decoding
 
 
 def test_advise__cautions() -> None:
@@ -98,12 +98,12 @@ def test_advise__cautions() -> None:
     noisy = Row(Setting("decode", "cpu", 4), timing(50, spread=0.3))
     lines = advise(bench([*CPU, noisy], rounds=1)).lines
     assert "only one round" in lines[3]
-    assert "1 of 7 figures differ by more than 20%" in lines[4]
+    assert "1 of 7 measurements differ by more than 20%" in lines[4]
 
 
 def test_advise__both_together_as_measured() -> None:
     together = Row(Setting("together", "cpu", 4, "throughput", 1), timing(40))
     assert (
-        "both together, measured on cpu as tl predict does it: 40 images/s (39 to 41)"
+        "decoding and network together, measured on cpu as tl predict does it: 40 images/s (39 to 41)"
         in advise(bench([*CPU, decode(50), together])).lines
     )

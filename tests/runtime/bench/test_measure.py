@@ -54,7 +54,7 @@ def test_run_bench__says_what_it_measured(bench: Bench, color_model: Path) -> No
     assert (bench.model, bench.input_hw) == (str(color_model), (8, 8))
     assert bench.cores == len(os.sched_getaffinity(0))
     assert bench.onnxruntime.startswith("onnxruntime")
-    assert bench.images.source == "made up, 160x120 JPEG"
+    assert bench.images.source == "generated, 160x120 JPEG"
     assert bench.fault is None
 
 

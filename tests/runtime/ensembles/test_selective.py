@@ -78,12 +78,12 @@ def test_reasons__each_and_both() -> None:
     found = reasons(confidence, strange, 1.5, SelectivePrediction(min_confidence=0.5, reject_unknown=True))
     assert found == [
         "",
-        "confidence 0.400 under 0.5",
-        "unknown score 2.000 over 1.500",
-        "confidence 0.400 under 0.5; unknown score nan over 1.500",
+        "confidence 0.400 below 0.5",
+        "out-of-distribution score 2.000 above 1.500",
+        "confidence 0.400 below 0.5; out-of-distribution score nan above 1.500",
     ]
     assert reasons(confidence, strange, 1.5, SelectivePrediction()) == [""] * 4
-    assert reasons(confidence, None, None, SelectivePrediction(min_confidence=0.5))[1] == "confidence 0.400 under 0.5"
+    assert reasons(confidence, None, None, SelectivePrediction(min_confidence=0.5))[1] == "confidence 0.400 below 0.5"
 
 
 @pytest.mark.parametrize("options", [{"coverage": 0.0}, {"coverage": 1.0}, {"min_confidence": 1.5}])
@@ -106,16 +106,16 @@ def test_load__coverage_and_rejection(tmp_path: Path) -> None:
     assert (sure.label, sure.class_set, sure.reason) == ("red", ("red",), "")
     # A third each: the first class has score 1/6, the second 1/2, within the limit of 0.5.
     assert (unsure.label, unsure.class_set[:1]) == ("?", ("red",))
-    assert unsure.reason == f"confidence {unsure.confidence:.3f} under 0.5"
+    assert unsure.reason == f"confidence {unsure.confidence:.3f} below 0.5"
     assert unsure.as_dict()["set"] == list(unsure.class_set)
 
 
 def test_load__caution_that_no_file_supports(tmp_path: Path, color_model: Path) -> None:
     with pytest.raises(ModelFileError, match="contains no scores of held-out images"):
         load(color_model, device="cpu", selective=SelectivePrediction(coverage=0.9))
-    with pytest.raises(ModelFileError, match="holds no unknown score"):
+    with pytest.raises(ModelFileError, match="contains no out-of-distribution score"):
         load(color_model, device="cpu", selective=SelectivePrediction(reject_unknown=True))
-    with pytest.raises(EnsembleError, match="not for several that vote"):
+    with pytest.raises(EnsembleError, match="not for an ensemble"):
         load([color_model, color_model], device="cpu", selective=SelectivePrediction(coverage=0.9))
     with load(
         [color_model, color_model], device="cpu", selective=SelectivePrediction(min_confidence=0.99)

@@ -96,7 +96,7 @@ def test_explain__refused(tmp_path: Path) -> None:
         tl.runtime.explain(model, CORNER)
 
 
-def test_draw_explanation__lies_where_the_network_looked(tmp_path: Path) -> None:
+def test_draw_explanation__marks_the_supporting_region(tmp_path: Path) -> None:
     """A letterboxed photo twice as wide as high: its top left quarter supports red, the rest does not."""
     photo = np.zeros((80, 160, 3), np.uint8)
     photo[..., 2] = 120

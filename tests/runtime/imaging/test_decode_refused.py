@@ -82,7 +82,7 @@ def test_decode_image__jpeg_with_bytes_after_its_end() -> None:
 def test_decode_image__png_bomb_by_its_header(size: tuple[int, int]) -> None:
     begun = time.process_time()
     reason = failure(png(*size, bits=8, color=2)).reason
-    assert "over the limit of 179 million" in reason
+    assert "the limit is 179 million" in reason
     assert time.process_time() - begun < 2  # CPU time of this process; decoding 3.6 Gpx would take far longer
 
 
@@ -90,7 +90,7 @@ def test_decode_image__jpeg_bomb_by_its_header() -> None:
     data = encode(blocks(), "JPEG")
     start = data.index(b"\xff\xc0") + 5  # frame header: length, precision, then height and width
     bomb = data[:start] + (60_000).to_bytes(2, "big") * 2 + data[start + 4 :]
-    assert "over the limit" in failure(bomb).reason
+    assert "the limit is" in failure(bomb).reason
 
 
 @pytest.mark.parametrize("dtype", [np.int32, np.float32])
@@ -100,7 +100,7 @@ def test_decode_image__32_bit_refused(dtype: type) -> None:
 
 @pytest.mark.parametrize("kind", ["TGA", "ICO", "PCX", "EPS", "PDF"])
 def test_decode_image__other_kinds_refused(kind: str) -> None:
-    assert "supported kind" in failure(encode(blocks(), kind)).reason
+    assert "supported format" in failure(encode(blocks(), kind)).reason
 
 
 @pytest.mark.filterwarnings("ignore::UserWarning")  # Pillow's warnings about broken tags, which are not tested here
@@ -138,7 +138,7 @@ def test_decode_image__not_a_image_file(tmp_path: Path) -> None:
     text.write_text("not an image")
     folder.mkdir()
     os.mkfifo(fifo)
-    expected = {empty: "empty file", text: "supported kind", folder: "not a regular file", fifo: "not a regular file"}
+    expected = {empty: "empty file", text: "supported format", folder: "not a regular file", fifo: "not a regular file"}
     for path, reason in expected.items():
         error = failure(path)
         assert reason in error.reason

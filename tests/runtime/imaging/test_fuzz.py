@@ -81,5 +81,5 @@ def test_parse_contract__any_name(name: object) -> None:
 
 @pytest.mark.parametrize("text", ["[" * 100_000, '{"a":' * 100_000, "1" * 100_000, '"' + "\\u0000" * 1000, "-" * 1000])
 def test_parse_contract__without_end(text: str) -> None:
-    with pytest.raises(ModelFileError, match=r"a.onnx: faulty contract"):
+    with pytest.raises(ModelFileError, match=r"a.onnx: invalid contract"):
         parse_contract(text, "a.onnx")

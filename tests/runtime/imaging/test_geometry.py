@@ -122,7 +122,7 @@ def test_widen_and_clip_region__by_hand() -> None:
 
 @pytest.mark.parametrize("region", [(60, 0, 10, 10), (0, -20, 10, 20), (5, 5, 0.5, 10), (5, 5, -3, 10)])
 def test_clip_region__nothing_of_the_image_is_an_error(region: tuple[float, float, float, float]) -> None:
-    with pytest.raises(ImageReadError, match="holds no pixel of the 60x100 image"):
+    with pytest.raises(ImageReadError, match="contains no pixel of the 60x100 image"):
         clip_region(region, (100, 60))
 
 

@@ -23,7 +23,7 @@ def test_build_recipe__given_short_side_is_kept() -> None:
 @pytest.mark.parametrize("mode", ["squash", "letterbox"])
 def test_build_recipe__no_short_side_in_other_modes(mode: ResizeMode) -> None:
     assert build_preprocessing((224, 224), mode).short_side is None
-    with pytest.raises(ValueError, match="short_side goes with"):
+    with pytest.raises(ValueError, match="short_side applies only to"):
         build_preprocessing((224, 224), mode, short_side=256)
 
 
@@ -65,7 +65,7 @@ def test_build_recipe__impossible_values(changes: dict[str, Any], message: str) 
 
 
 def test_recipe__short_side_mode_needs_its_size() -> None:
-    with pytest.raises(ValueError, match="short_side goes with"):
+    with pytest.raises(ValueError, match="short_side applies only to"):
         dataclasses.replace(build_preprocessing((8, 8)), resize_mode="short_side")
 
 

@@ -38,9 +38,9 @@ def test_build_views__counts(kinds: tuple[TtaKind, ...], count: int) -> None:
 @pytest.mark.parametrize(
     ("kinds", "message"),
     [
-        (("flip",), "tta takes each of hflip, vflip, crops once, got 'flip'"),
+        (("flip",), "tta must contain each of hflip, vflip, crops at most once, got 'flip'"),
         (("hflip", "hflip"), "once, got 'hflip', 'hflip'"),
-        ("hflip", "takes a list of hflip, vflip, crops, got the text 'hflip'"),
+        ("hflip", "must be a list of hflip, vflip, crops, got the string 'hflip'"),
     ],
 )
 def test_build_views__refused(kinds: tuple[TtaKind, ...], message: str) -> None:
@@ -123,7 +123,7 @@ def test_load__coverage_is_refused_with_tta(tmp_path: Path) -> None:
 
     contract = make_contract(conformal=Conformal((0.1, 0.2), "validation split"))
     path = make_model(tmp_path / "m.onnx", contract=contract)
-    with pytest.raises(EnsembleError, match="coverage was measured without test-time augmentation"):
+    with pytest.raises(EnsembleError, match="coverage is calibrated without test-time augmentation"):
         load(path, device="cpu", selective=SelectivePrediction(coverage=0.9), tta=("hflip",))
 
 

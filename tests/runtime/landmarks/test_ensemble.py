@@ -111,7 +111,7 @@ def test_predict__members_are_matched_by_name(tmp_path: Path) -> None:
 
 def test_load__members_that_find_other_points_are_refused(tmp_path: Path) -> None:
     other = make_spot_model(tmp_path / "b.onnx", names=("red", "green", "tip"))
-    with pytest.raises(EnsembleError, match="b finds other points than a"):
+    with pytest.raises(EnsembleError, match="b predicts different points than a"):
         tl.runtime.load_landmarks([make_spot_model(tmp_path / "a.onnx"), other], device="cpu")
 
 
@@ -136,7 +136,7 @@ def test_predict__given_boxes(tmp_path: Path) -> None:
     np.testing.assert_allclose(found.keypoints_xy, points, atol=CLOSE)
     assert found.region_xywh == (97.5, 65.5, 45.0, 39.0)  # a quarter more on every side
     assert isinstance(stranger, Failure)
-    assert "has none for this image" in stranger.error
+    assert "contains no box for this image" in stranger.error
 
 
 def test_predict__a_locator_finds_the_box(tmp_path: Path) -> None:
@@ -156,7 +156,7 @@ def test_predict__a_locator_finds_the_box(tmp_path: Path) -> None:
     np.testing.assert_allclose(found.region_xywh, (left, top, 2 * side, 2 * side), rtol=1e-9)  # float64
 
 
-def test_predict__members_look_as_they_were_trained(tmp_path: Path) -> None:
+def test_predict__each_member_uses_its_trained_region(tmp_path: Path) -> None:
     # A whole photo, and an annotated box without and with a margin; each model finds its own region, and they agree.
     files = [
         make_spot_model(tmp_path / "a.onnx"),
@@ -179,8 +179,8 @@ def test_predict__members_look_as_they_were_trained(tmp_path: Path) -> None:
     ("region", "given", "message"),
     [
         ("points", {}, r"give a coarse model that locates it, or boxes"),
-        ("box", {}, "trained on drawn boxes: give the boxes"),
-        ("box", {"locator": True}, "trained on drawn boxes: give the boxes"),
+        ("box", {}, "trained on annotated boxes: give the boxes"),
+        ("box", {"locator": True}, "trained on annotated boxes: give the boxes"),
         ("whole", {"locator": True}, "uses whole photos: leave out"),
         ("whole", {"crop_margin": 0.2}, "uses whole photos: leave out"),
         ("points", {"locator": True, "boxes": {"a.png": (0, 0, 5, 5)}}, "give one of them"),
@@ -231,5 +231,5 @@ def test_run_selftest__of_points(spot_model: Path, tmp_path: Path) -> None:
 
 def test_load_landmarks__a_median_has_no_weights(tmp_path: Path) -> None:
     files = [make_spot_model(tmp_path / f"{i}.onnx") for i in range(2)]
-    with pytest.raises(EnsembleError, match="a median has no weights"):
+    with pytest.raises(EnsembleError, match="merging by median does not use weights"):
         tl.runtime.load_landmarks(files, device="cpu", merge="median", weights=[2, 1])

@@ -78,9 +78,9 @@ def test_wide_csv__numbered_points_and_spaces() -> None:
     [
         ("name,x0,y0\n", "has no column path"),
         ("path,a\n", "column 'a' is neither a point"),
-        ("path,split\n", "has no points"),
-        ("path,x0,y0,x0\n", "column x0 stands twice"),
-        ("path,box_x,x0,y0\n", "a box needs box_x, box_y, box_w, box_h"),
+        ("path,split\n", "contains no points"),
+        ("path,x0,y0,x0\n", "column x0 appears twice"),
+        ("path,box_x,x0,y0\n", "a box requires box_x, box_y, box_w, box_h"),
         ("path,x0,y0\n,1,2\n", "row 2: path must not be empty"),
         ("path,x0,y0\na,1,\n", "row 2: x0 and y0 must both be filled"),
         ("path,x0,y0\na,1,two\n", "row 2: y0 is 'two', expected a number"),
@@ -120,7 +120,7 @@ def test_tps__by_hand() -> None:
     np.testing.assert_equal(first.keypoints_xy, [[290, 372], [NAN, NAN], [NAN, NAN]])
     np.testing.assert_equal(second.keypoints_xy, [[1, 98], [3.5, 95.5], [5, 94]])
     assert (first.mm_per_px, second.mm_per_px) == (0.025, None)
-    assert found.remarks == ("curves of 1 records are not kept",)
+    assert found.remarks == ("curves of 1 records were discarded",)
 
 
 def test_tps__writes_what_it_reads() -> None:
@@ -149,7 +149,7 @@ def test_tps__writes_what_it_reads() -> None:
         ("LM=1\n1 2\nID=4\n", "line 1: this record has no IMAGE="),
         ("LM=1\n1 2\nIMAGE=a\nSCALE=x\n", "SCALE=x is not a number"),
         ("LM=1\n1 2\nIMAGE=a\nSCALE=0\n", "SCALE=0 is not a positive number"),
-        ("LM=1\n1 2\nIMAGE=a\nLM=2\n1 2\n3 4\nIMAGE=b\n", "line 4: LM=2, while the first record has LM=1"),
+        ("LM=1\n1 2\nIMAGE=a\nLM=2\n1 2\n3 4\nIMAGE=b\n", "line 4: LM=2, but the first record has LM=1"),
         ("LM=9\n1 2\n", "expected a point"),
     ],
 )
@@ -186,7 +186,7 @@ def test_deeplabcut__path_in_three_cells_and_likelihood() -> None:
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("scorer,a\nindividuals,b\n", "several animals"),
+        ("scorer,a\nindividuals,b\n", "a multi-animal project"),
         ("scorer,a\nbodyparts,b\n", "expected header rows"),
         ("scorer,a,a\nbodyparts,b,b\ncoords,x,z\n", "expected columns x, y"),
         ("scorer,a,a\nbodyparts,b,b\ncoords,y,z\n", "the path in one cell or three"),
@@ -249,7 +249,7 @@ def test_coco__faults(text: str, message: str) -> None:
 def test_coco__images_without_points_are_counted() -> None:
     found = coco.read(changed(annotations=json.loads(changed())["annotations"][:1]), "c.json")
     assert len(found.images) == 1
-    assert found.remarks == ("1 images without points are left out",)
+    assert found.remarks == ("1 images without points were skipped",)
 
 
 def test_long_csv__round_trip_and_faults() -> None:
@@ -311,8 +311,8 @@ def test_write_landmarks__what_is_written_is_found_again(project: Path, name: st
 def test_lost_in__names_what_has_no_place() -> None:
     assert lost_in(WINGS, "o.json", None) == []
     assert lost_in(WINGS, "o.csv", None) == [
-        "flip pairs: csv has no place for them",
-        "skeleton: csv has no place for them",
+        "flip pairs: cannot be stored in format csv",
+        "skeleton: cannot be stored in format csv",
     ]
     assert [line.split(":")[0] for line in lost_in(WINGS, "o.tps", None)] == [
         *("names", "visibility", "confidence", "boxes", "splits and groups", "flip pairs", "skeleton"),
@@ -326,7 +326,7 @@ def test_image_finder__looks_where_tools_put_images(tmp_path: Path) -> None:
     find = image_finder(wanted.parent / "CollectedData_me.csv")
     assert find("labeled-data/v/1.png") == str(wanted)
     assert image_finder("x.tps", tmp_path / "labeled-data")("v/1.png") == str(wanted)
-    with pytest.raises(DataError, match=r"x\.tps: image 2\.png is not in "):
+    with pytest.raises(DataError, match=r"x\.tps: image 2\.png was not found in "):
         image_finder(tmp_path / "x.tps")("2.png")
 
 
@@ -408,8 +408,8 @@ def test_read_landmarks__from_stored(tmp_path: Path, orientation: int, kind: str
 @pytest.mark.parametrize(
     ("text", "fault"),
     [
-        ("path;x0;y0\na.png;1;2\n", "commas between, not semicolons"),
-        ("path,x0,x1,y1\na.png,1,2,3\n", "column x0 has no y0 beside it"),
+        ("path;x0;y0\na.png;1;2\n", "separated by commas, not semicolons"),
+        ("path,x0,x1,y1\na.png,1,2,3\n", "column x0 has no matching column y0"),
     ],
 )
 def test_wide_csv__says_what_is_wrong_with_its_columns(text: str, fault: str) -> None:

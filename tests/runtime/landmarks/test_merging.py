@@ -47,7 +47,7 @@ def test_merge_points__one_member_is_untouched() -> None:
         ((MEMBERS[0],), "must be"),
         ((MEMBERS, "mean", [1, 2]), "3 positive numbers"),
         ((MEMBERS, "mean", [1, 2, 0]), "3 positive numbers"),
-        ((MEMBERS, "confidence"), "needs members that give one"),
+        ((MEMBERS, "confidence"), "requires members that output a confidence"),
         ((MEMBERS, "best"), "unknown merging"),
     ],
 )

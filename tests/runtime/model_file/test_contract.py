@@ -81,7 +81,9 @@ def test_parse_contract__lower_precision() -> None:
     adopted = make_contract(precision="fp16")  # converted by another tool: nothing was measured
     assert parse_contract(dump_contract(adopted), "x") == adopted
     text = dump_contract(lower)
-    assert "precision fp32 has no 'quantization'" in fault(text.replace('"precision":"int8"', '"precision":"fp32"'))
+    assert "precision fp32 must not have 'quantization'" in fault(
+        text.replace('"precision":"int8"', '"precision":"fp32"')
+    )
 
 
 @pytest.mark.parametrize("field", [field.name for field in dataclasses.fields(Quantization)])
@@ -120,8 +122,8 @@ def test_parse_contract__landmarks() -> None:
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"landmarks": None}, "task 'landmarks' and 'landmarks' do not fit"),
-        ({"outputs": ["points"]}, "needs the outputs ['keypoints']"),
+        ({"landmarks": None}, "task 'landmarks' does not match the field 'landmarks'"),
+        ({"outputs": ["points"]}, "requires the outputs ['keypoints']"),
         ({"landmarks": {**FACTS, "mean_shape": [[0.0, 0.5]]}}, "the mean shape has 1 points for 2 names"),
         ({"golden": {**POINTS["golden"], "samples": [{"png": "", "expected": [1, 2]}]}}, "has 2 values, expected 4"),
     ],
@@ -151,16 +153,16 @@ def test_parse_contract__wrong_type_is_named(path: tuple[str, ...]) -> None:
 @pytest.mark.parametrize(
     ("path", "value", "message"),
     [
-        (("schema_version",), 4, "schema_version 4 is newer than this version of tl reads up to 3: upgrade"),
-        (("schema_version",), 0, "faulty schema_version (0)"),
-        (("schema_version",), True, "faulty schema_version (True)"),
-        (("schema_version",), "1", "faulty schema_version ('1')"),
+        (("schema_version",), 4, "schema_version 4 is too new, this version of tl reads only up to 3: upgrade"),
+        (("schema_version",), 0, "invalid schema_version (0)"),
+        (("schema_version",), True, "invalid schema_version (True)"),
+        (("schema_version",), "1", "invalid schema_version ('1')"),
         (("task",), "detection", "contract.task: expected one of classification, landmarks"),
-        (("task",), "landmarks", "needs its own names"),
-        (("class_names",), [], "needs its own names"),
+        (("task",), "landmarks", "requires class_names for classification"),
+        (("class_names",), [], "requires class_names for classification"),
         (("class_names",), ["red", "green", "red"], "repeated name 'red'"),
         (("class_names",), ["red", "green"], "a golden sample has 3 values, expected 2"),
-        (("keypoint_names",), ["tip"], "needs its own names and no others"),
+        (("keypoint_names",), ["tip"], "requires class_names for classification or keypoint_names for landmarks"),
         (("temperature",), 0, "temperature must be positive"),
         (("temperature",), -1.5, "temperature must be positive"),
         (("preprocessing", "resize_mode"), "stretch", "contract.preprocessing.resize_mode"),
@@ -176,7 +178,7 @@ def test_parse_contract__faulty_value(path: tuple[str, ...], value: Any, message
 
 @pytest.mark.parametrize("text", ["", "null", "[]", "3", "{", '{"schema_version": 1, "schema_version": 1}', "{}"])
 def test_parse_contract__not_a_contract(text: str) -> None:
-    assert "faulty contract" in fault(text)
+    assert "invalid contract" in fault(text)
 
 
 def test_parse_contract__nan_is_refused() -> None:
@@ -203,7 +205,7 @@ def test_parse_contract__what_is_read_can_be_written() -> None:
 
 def test_parse_contract__too_long(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("tl.runtime.model_file.contract.MAX_CONTRACT_BYTES", 1 << 20)
-    assert "over 1 MiB" in fault(" " * ((1 << 20) + 1))
+    assert "larger than 1 MiB" in fault(" " * ((1 << 20) + 1))
 
 
 def test_contract__programming_faults_are_value_errors() -> None:

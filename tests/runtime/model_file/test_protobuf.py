@@ -81,20 +81,20 @@ def test_fields__fixed_kinds_and_no_bytes() -> None:
 @pytest.mark.parametrize(
     ("data", "expected"),
     [
-        (varint(2 << 3 | GROUP), "no field of a message at byte 0"),
-        (varint(2 << 3 | 4), "no field of a message"),
-        (varint(2 << 3 | 6), "no field of a message"),
-        (varint(0 << 3 | LEN) + b"\0", "no field of a message"),
-        (field(1 << 29 | 2, "x"), "no field of a message"),  # onnxruntime's parser reads it as field 2
-        (varint(1 << 70 | 2 << 3 | LEN) + b"\0", "a number without end at byte 0"),
-        (b"\x08" + b"\xff" * 11, "a number without end at byte 1"),
-        (b"\x08", "a number without end at byte 1"),
-        (field(2, "abc")[:-1], "leaves its message"),
-        (varint(2 << 3 | LEN) + varint(1 << 63), "leaves its message"),
-        (varint(4 << 3 | FIXED64) + bytes(7), "leaves its message"),
-        (field(1, b"abc"), "the field 'number' twice, or stored as another kind, at byte 0"),
-        (field(2, 5), "the field 'text' twice, or stored as another kind"),
-        (field(2, "a") + field(2, "b"), "the field 'text' twice, or stored as another kind, at byte 3"),
+        (varint(2 << 3 | GROUP), "expected a message field at byte 0"),
+        (varint(2 << 3 | 4), "expected a message field"),
+        (varint(2 << 3 | 6), "expected a message field"),
+        (varint(0 << 3 | LEN) + b"\0", "expected a message field"),
+        (field(1 << 29 | 2, "x"), "expected a message field"),  # onnxruntime's parser reads it as field 2
+        (varint(1 << 70 | 2 << 3 | LEN) + b"\0", "an unterminated number at byte 0"),
+        (b"\x08" + b"\xff" * 11, "an unterminated number at byte 1"),
+        (b"\x08", "an unterminated number at byte 1"),
+        (field(2, "abc")[:-1], "beyond the end of its message"),
+        (varint(2 << 3 | LEN) + varint(1 << 63), "beyond the end of its message"),
+        (varint(4 << 3 | FIXED64) + bytes(7), "beyond the end of its message"),
+        (field(1, b"abc"), "the field 'number' twice, or stored with a different type, at byte 0"),
+        (field(2, 5), "the field 'text' twice, or stored with a different type"),
+        (field(2, "a") + field(2, "b"), "the field 'text' twice, or stored with a different type, at byte 3"),
         (field(7, 1) * 101, "more than 100"),
     ],
 )
@@ -106,14 +106,14 @@ def test_fields__inner_message_past_its_outer_one() -> None:
     outer = field(2, varint(2 << 3 | LEN) + varint(5)) + b"abcde"
     wire = Wire(BytesIO(outer), 100)
     (_, start, stop), *_ = wire.fields(0, 4, ANY)
-    with pytest.raises(WireError, match="leaves its message"):
+    with pytest.raises(WireError, match="beyond the end of its message"):
         list(wire.fields(start, stop, ANY))
 
 
 def test_fields__file_cut_short_while_it_is_read() -> None:
     data = field(7, bytes(70_000)) + field(1, 300)
     wire = Wire(BytesIO(data[:70_004]), 100)
-    with pytest.raises(WireError, match="a number without end"):
+    with pytest.raises(WireError, match="an unterminated number"):
         list(wire.fields(0, len(data), ANY))
 
 
@@ -132,7 +132,7 @@ def test_varint__any_length(value: int, more: int) -> None:
     if len(longer) <= 10:
         assert wire.varint(1, 1 + len(longer)) == (value, 1 + len(longer))
     else:
-        with pytest.raises(WireError, match="a number without end"):
+        with pytest.raises(WireError, match="an unterminated number"):
             wire.varint(1, 1 + len(longer))
 
 

@@ -43,7 +43,7 @@ def test_find_inputs__counts_what_is_passed_over(tmp_path: Path) -> None:
     (tmp_path / "d" / ".hidden.png").touch()
     found = find_inputs([make_zip(tmp_path / "z.zip", content), tmp_path / "d"])
     assert len(found) == 1
-    assert found.passed_over == "3 hidden, 1 files that are no images by their names"
+    assert found.passed_over == "3 hidden, 1 files without an image extension"
     assert find_inputs([]).passed_over == ""
 
 
@@ -77,7 +77,7 @@ def test_find_inputs__an_archive_cut_after_it_was_listed(tmp_path: Path) -> None
         list(found)
 
 
-def test_unreadable_file__tells_whoever_reads() -> None:
+def test_unreadable_file__read_and_seek_raise() -> None:
     for act in (lambda file: file.read(), lambda file: file.seek(0)):
         with pytest.raises(ImageReadError, match="a: torn"):
             act(UnreadableFile("a", "torn"))
@@ -99,7 +99,7 @@ def test_predictor__images_from_archives(tmp_path: Path) -> None:
     assert np.array_equal(blue.probabilities, from_file.probabilities)
     assert isinstance(torn, Failure)
     assert torn.path == f"{archive}/torn.png"
-    assert "damaged in its archive" in torn.error
+    assert "damaged in the archive" in torn.error
 
 
 LISTS = [

@@ -129,7 +129,7 @@ def test_find_images__patterns(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
         f"{tmp_path}/b*": [f"{tmp_path}/b.png"],
     }.items():
         assert list(find_images([pattern]).paths) == wanted, pattern
-    with pytest.raises(DataError, match=r"z\*: no such file or folder, and no file fits it as a pattern"):
+    with pytest.raises(DataError, match=r"z\*: no such file or folder, and no file matches it as a pattern"):
         find_images(["z*"])
 
 

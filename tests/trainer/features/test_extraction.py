@@ -101,7 +101,9 @@ def test_build_embedder__the_kept_graph_holds_no_trace_of_this_machine(graph: Pa
 def test_build_embedder__a_graph_of_other_weights_is_noticed(graph: Path, cpu: Machine) -> None:
     network, listener = make_network(seed=1), Listener()
     embed = build_embedder(network, SIZE, MANY, graph, cpu, listener)
-    assert listener.lines == ["features are computed by torch, more slowly: onnxruntime gives others for this backbone"]
+    assert listener.lines == [
+        "features are computed by torch, which is slower: onnxruntime computes different features for this backbone"
+    ]
     assert_close(embed(make_images(3)), by_hand(network, make_images(3)))
 
 
@@ -157,7 +159,7 @@ def test_build_embedder__a_wrong_graph_is_noticed_however_small_features_are(
 def assert_said_and_by_torch(listener: Listener, found: NDArray[np.float32], wanted: NDArray[np.float32]) -> str:
     """Check that one plain line reports the fallback to torch, and that torch was used. Returns the line."""
     (line,) = listener.lines
-    assert line.startswith("features are computed by torch, more slowly (")
+    assert line.startswith("features are computed by torch, which is slower (")
     assert len(line.splitlines()) == 1
     assert line.isprintable()  # no ANSI colors from a library
     assert_close(found, wanted)

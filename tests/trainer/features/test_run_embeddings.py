@@ -55,7 +55,7 @@ def test_find_neighbors__of_the_same_color(finished_run: Run, tmp_path: Path) ->
 def test_find_neighbors__nothing_to_compare_with(finished_run: Run, tmp_path: Path) -> None:
     shutil.copytree(finished_run.folder, tmp_path / "deep" / "moved")  # so that no path leads to an image
     red = make_png(tmp_path / "new.png", solid((210, 30, 20), 40, 40))
-    with pytest.raises(DataError, match="its training images are gone"):
+    with pytest.raises(DataError, match="training images no longer exist"):
         find_neighbors(Run(tmp_path / "deep" / "moved"), [str(red)], 3, Silent())
 
 

@@ -150,10 +150,10 @@ def test_ranks__alone_does_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
     share_batch_norm(nn.Sequential(nn.BatchNorm1d(2)), ranks)
 
 
-def test_share_batch_norm__refuses_what_does_more_than_a_norm() -> None:
+def test_share_batch_norm__rejects_layers_that_include_an_activation() -> None:
     # timm's norm layers include their activation, which would be lost.
     trunk = build_trunk("timm:mobilenetv3_small_050")
-    with pytest.raises(ConfigError, match=r"BatchNormAct2d of this backbone cannot be shared .*: leave out torchrun"):
+    with pytest.raises(ConfigError, match=r"BatchNormAct2d of this backbone cannot be .*: train without torchrun"):
         share_batch_norm(trunk, Ranks(0, 2))
     share_batch_norm(trunk, Ranks())
 
@@ -289,7 +289,7 @@ def test_train__fault_of_the_first_process_ends_both(photos_of_five: Path, tmp_p
     code, _, err = finish(start(command_line(photos_of_five, tmp_path / "two", epochs=1)), 60)
     assert code != 0
     assert [line for line in err.splitlines() if line.startswith("tl: ")] == [
-        f"tl: {tmp_path}/two: already exists; use another folder, or resume {tmp_path}/two"
+        f"tl: {tmp_path}/two: already exists; use another folder, or resume the run"
     ]
     assert [path.name for path in (tmp_path / "two").iterdir()] == ["mine.txt"]
 

@@ -84,7 +84,7 @@ def test_train__a_random_start_needs_no_features(finished_run: Run, tmp_path: Pa
     assert not list(fresh_cache.glob("features/*/*"))
 
 
-def test_resolve__who_begins_solved() -> None:
+def test_resolve__when_the_head_is_initialized_solved() -> None:
     base = make_config(Path("d"), Path("o"), method="finetune", weights="imagenet", backbone="squeezenet1_0")
     for changes, start in (
         ({}, "solved"),

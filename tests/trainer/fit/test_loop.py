@@ -134,7 +134,7 @@ def test_fit__leaves_the_best_weights(cpu: Machine) -> None:
 
 
 @pytest.mark.parametrize("ema_decay", [None, 0.5])
-def test_fit__leaves_the_last_weights_where_validation_must_not_choose(cpu: Machine, ema_decay: float | None) -> None:
+def test_fit__leaves_the_last_weights_without_best_checkpoint_selection(cpu: Machine, ema_decay: float | None) -> None:
     options = dataclasses.replace(OPTIONS, epochs=8, lr=0.5, monitor="val_loss", ema_decay=ema_decay)
     module, history, kept = run_fit(cpu, options, keeps_best=False)
     assert min(history, key=lambda r: r.figures["val_loss"]).epoch != len(
@@ -196,7 +196,7 @@ def test_fit__loss_that_is_not_finite_stops(cpu: Machine) -> None:
         fit(make_trainable(module, smoothing=0.1), batches_of(), validations([1.0]), OPTIONS, cpu, Kept(), Silent())
 
 
-def test_fit__loss_that_breaks_away_names_class_and_rate(cpu: Machine) -> None:
+def test_fit__diverging_loss_names_class_and_learning_rate(cpu: Machine) -> None:
     # The last image is infinite: the error names its batch, its class and the learning rate of the step.
     inputs, ids = make_clouds(22)
     inputs[21] = math.inf
@@ -218,7 +218,7 @@ def test_fit__frozen_parameters_stay(cpu: Machine) -> None:
     assert torch.equal(module[0].weight, before)
 
 
-def test_fit__average_is_judged_and_left_behind(cpu: Machine) -> None:
+def test_fit__averaged_weights_are_validated_and_left_in_the_module(cpu: Machine) -> None:
     # Constant learning rate, plain SGD, one linear layer: the average by hand over every step.
     options = dataclasses.replace(
         OPTIONS, epochs=2, optimizer="sgd", momentum=0.0, weight_decay=0.0, schedule="constant", ema_decay=0.7

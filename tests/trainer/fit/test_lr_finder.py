@@ -92,7 +92,7 @@ def test_find_lr__repeats(cpu: Machine) -> None:
     assert (first, rows) == (again, same)
 
 
-def test_find_lr__stops_where_the_loss_breaks_away(cpu: Machine) -> None:
+def test_find_lr__stops_where_the_loss_diverges(cpu: Machine) -> None:
     module = nn.Linear(4, 2)
     scaled = dataclasses.replace(make_trainable(module), groups=[ParameterGroup(tuple(module.parameters()), 1e4)])
     _, rows = search(cpu, scaled, "sgd")
@@ -122,7 +122,7 @@ def test_find_lr__a_loss_that_overflows_later_ends_the_curve(cpu: Machine) -> No
 def test_find_lr__not_finite_from_the_start(cpu: Machine) -> None:
     module = network()
     nn.init.constant_(module[0].weight, float("nan"))
-    with pytest.raises(TrainingError, match="lr auto: the loss is not finite at learning rate 1e-06 already"):
+    with pytest.raises(TrainingError, match="lr auto: the loss is not finite even at the lowest learning rate, 1e-06"):
         search(cpu, make_trainable(module))
 
 
@@ -176,7 +176,7 @@ def test_train__resumed_run_does_not_search_again(photos: Path, tmp_path: Path) 
     run = train_here(photos, tmp_path / "r", lr="auto").run
     listener = Listener()
     train(run.load_config(), listener, resume=run)
-    assert "searching a learning rate" not in listener.tasks
+    assert "searching for a learning rate" not in listener.tasks
 
 
 def test_train__search_that_was_interrupted_begins_anew(photos: Path, tmp_path: Path) -> None:

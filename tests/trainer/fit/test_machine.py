@@ -47,7 +47,7 @@ def test_build_machine__unknown_device_says_what_is_expected(device: str) -> Non
 
 @pytest.mark.parametrize("precision", ["bf16", "fp16"])
 def test_build_machine__half_precision_needs_cuda(precision: str) -> None:
-    with pytest.raises(DeviceError, match=f"precision {precision} needs CUDA"):
+    with pytest.raises(DeviceError, match=f"precision {precision} requires CUDA"):
         build_machine("cpu", precision, 1)  # type: ignore[arg-type]
 
 

@@ -123,5 +123,5 @@ def test_set_lr__survives_a_loaded_state() -> None:
 
 
 def test_build_optimizer__a_solver_is_none() -> None:
-    with pytest.raises(ValueError, match="lbfgs is not trained by steps"):
+    with pytest.raises(ValueError, match="lbfgs is not an optimizer that trains by steps"):
         build_optimizer("lbfgs", [group_of(parameter(1.0))], 0.1, momentum=0.9, weight_decay=0.0)

@@ -108,7 +108,7 @@ def test_expand_tries__faults(text: str, message: str) -> None:
     ("head", "c_values"),
     [("linear", ["0.0001", "0.001", "0.01", "0.1", "1", "10"]), ("svm", ["0.0001", "0.001", "0.01"])],
 )
-def test_configure__one_config_for_each_c_where_none_was_said(head: str, c_values: list[str]) -> None:
+def test_configure__one_config_per_default_c(head: str, c_values: list[str]) -> None:
     configured = configure(BASE, {"head": head})
     assert [chosen for chosen, _ in configured] == [{"head": head, "c": c} for c in c_values]
     assert [config.c_values for _, config in configured] == [(float(c),) for c in c_values]
@@ -129,9 +129,9 @@ def test_configure__one_config_otherwise() -> None:
     [
         (
             {"head": "mlp", "lr": "auto"},
-            "try head=mlp lr=auto: lr auto and schedule plateau would look at the images",
+            "try head=mlp lr=auto: lr auto and schedule plateau would use the validation images",
         ),
-        ({"head": "mlp", "schedule": "plateau"}, "lr auto and schedule plateau would look at"),
+        ({"head": "mlp", "schedule": "plateau"}, "lr auto and schedule plateau would use"),
         ({"head": "mlp", "head_sizes": "8xx"}, "try head=mlp head_sizes=8xx: head_sizes.1: "),
         ({"head": "tree"}, "head: .* found 'tree'"),
         ({"head": "linear", "c": "1", "lr": "0.1"}, "leave out lr and epochs"),
@@ -294,9 +294,9 @@ def test_limit__that_many_of_each_class_drawn_by_the_seed() -> None:
 @pytest.mark.parametrize(
     ("labels", "groups", "message"),
     [
-        ("aaaabbbb", "", r"5 folds need as many .* the smallest class has 4: lower folds"),
-        ("aaaaaabbbbbb", "112233112233", "as many groups, which are 3; the smallest class has 6: lower folds"),
-        ("aaaaabbbbb", "1111122345", "5 folds leave a class without training images: its groups are too few"),
+        ("aaaabbbb", "", r"5 folds require at least as many .* the smallest class has 4: lower folds"),
+        ("aaaaaabbbbbb", "112233112233", r"at least as many groups \(found 3\); the smallest class has 6: lower folds"),
+        ("aaaaabbbbb", "1111122345", "5 folds leave a class without training images: it has too few groups"),
     ],
 )
 def test_probe__too_many_folds(tmp_path: Path, labels: str, groups: str, message: str) -> None:

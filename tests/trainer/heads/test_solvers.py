@@ -178,7 +178,7 @@ def test_solve_head__a_constant_feature_weighs_nothing(solver: Solver, dtype: ty
 
 @pytest.mark.parametrize("solver", SOLVERS)
 @pytest.mark.parametrize("quiet", [1e-6, 1e-20, 1e-39])
-def test_solve_head__a_feature_that_training_hardly_shows_does_not_decide(solver: Solver, quiet: float) -> None:
+def test_solve_head__nearly_constant_feature_does_not_dominate(solver: Solver, quiet: float) -> None:
     # A dead channel with almost no variation in training images, but real variation in validation images.
     train, val = halves(make_features(0, 3, 120, apart=20))
     train[0][:, 4], val[0][:, 4] = 0, 0.3

@@ -103,7 +103,7 @@ def test_solve__writes_its_files(photos: Path, finished_run: Run, tmp_path: Path
     (line,) = (line for line in listener.lines if " head with C " in line)
     losses = [1 - float(row["val_top1_accuracy"]) if changes else float(row["val_log_loss"]) for row in rows]
     chosen = rows[losses.index(min(losses))]["c"]
-    assert line.startswith(f"{'svm' if changes else 'logistic'} head with C {float(chosen):g}, of ")
+    assert line.startswith(f"{'svm' if changes else 'logistic'} head with C {float(chosen):g}, selected from ")
     assert read_metrics(run)["best_epoch"] is None
 
 
@@ -210,10 +210,10 @@ def test_bag__is_the_mean_of_heads_on_folds(close_photos: Path, finished_run: Ru
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"folds": 3}, "give bag too"),
-        ({"bag": True, "head": "mlp"}, "bag needs a solved linear head"),
+        ({"folds": 3}, "also set bag"),
+        ({"bag": True, "head": "mlp"}, "bag requires a solved linear head"),
         ({"bag": True, "folds": 1}, "folds must be at least 2"),
-        ({"bag": True, "folds": 40}, "40 folds need as many images"),
+        ({"bag": True, "folds": 40}, "40 folds require at least as many images"),
     ],
 )
 def test_bag__refused(
@@ -300,7 +300,7 @@ def test_solve__on_kept_features_imports_no_torch(photos: Path, finished_run: Ru
     assert_same_run(first, Run(tmp_path / "b"))
 
 
-def test_train__a_cache_that_lost_a_shard_is_mended(
+def test_train__missing_cache_shard_is_recomputed(
     photos: Path, finished_run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("tl.data.array_cache._SHARD_BYTES", 10_000)  # so that one network takes several shards
@@ -317,7 +317,7 @@ def test_train__a_cache_that_lost_a_shard_is_mended(
 
 
 @pytest.mark.parametrize("changes", [*SOLVED, STEPPED[0]])
-def test_train__without_a_place_for_the_cache_all_goes_on(
+def test_train__unwritable_cache_folder_does_not_stop_training(
     photos: Path, finished_run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, changes: dict[str, Any]
 ) -> None:
     first = train_head(photos, finished_run, tmp_path / "a", **changes).run
@@ -325,7 +325,7 @@ def test_train__without_a_place_for_the_cache_all_goes_on(
     monkeypatch.setenv("TL_CACHE_DIR", str(tmp_path / "file"))
     listener = Listener()
     assert_same_run(first, train(head_config(photos, finished_run, tmp_path / "b", **changes), listener).run)
-    (line,) = (line for line in listener.lines if "not cached" in line)
+    (line,) = (line for line in listener.lines if "cannot be cached" in line)
     assert str(tmp_path / "file") in line
 
 
@@ -357,7 +357,7 @@ def test_train__the_test_split_of_a_solved_head(finished_run: Run, tmp_path: Pat
     assert result.metrics["test"]["n"] == len(read_rows(result.run.folder / "predictions_test.csv")) == 9
 
 
-def test_compute_features__only_what_somebody_looks_at(photos: Path, finished_run: Run, tmp_path: Path) -> None:
+def test_compute_features__only_required_views(photos: Path, finished_run: Run, tmp_path: Path) -> None:
     for changes, views in (
         ({"method": "finetune", "audit": False, "head_init": "random"}, set()),
         ({"method": "finetune", "audit": False, "head_init": "solved"}, {0}),

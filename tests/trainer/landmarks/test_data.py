@@ -39,7 +39,7 @@ def test_region_of_points__square_with_margin_by_hand() -> None:
     # 20 wide and 5 high around (20, 22.5), counted from edges: a square of 20, and half of that more on every side.
     assert region_of_points(points, 0.5) == (20.5 - 20, 23 - 20, 40, 40)
     assert region_of_points(points[:1], 0.0) == (10, 20, 1, 1)
-    with pytest.raises(ValueError, match="no point"):
+    with pytest.raises(ValueError, match="no annotated points"):
         region_of_points(points[2:], 0.0)
 
 
@@ -56,14 +56,14 @@ def test_read_annotated__regions(tmp_path: Path) -> None:
 def test_read_annotated__partners(spots: Path) -> None:
     assert read(spots).partners == (0, 1, 2)
     assert read(spots, flip_pairs=("red:blue",)).partners == (2, 1, 0)
-    with pytest.raises(ConfigError, match="no point 'tip'; the points are red, green, blue"):
+    with pytest.raises(ConfigError, match="unknown point 'tip'; the points are red, green, blue"):
         read(spots, flip_pairs=("red:tip",))
 
 
 def test_read_annotated__skeleton(spots: Path) -> None:
     lines = (("red", "blue"), ("red", "green"))  # a point may be part of several lines
     assert read(spots, skeleton=("red:blue", "red:green")).landmarks.skeleton == lines
-    with pytest.raises(ConfigError, match="skeleton: no point 'tip'"):
+    with pytest.raises(ConfigError, match="skeleton: unknown point 'tip'"):
         read(spots, skeleton=("red:tip",))
 
 
@@ -71,7 +71,7 @@ def test_read_annotated__faults(tmp_path: Path) -> None:
     path = make_spots(tmp_path, 2)
     rows = path.read_text(encoding="utf-8").splitlines()
     path.write_text("\n".join([*rows, rows[1]]), encoding="utf-8")
-    with pytest.raises(DataError, match=r"1 images stand in several rows, first images/0\.png"):
+    with pytest.raises(DataError, match=r"1 image appears in several rows, first images/0\.png"):
         read(path)
 
 
@@ -88,12 +88,12 @@ def test_read_annotated__a_crop_about_all_points_wherever_some_are_missing(tmp_p
     np.testing.assert_allclose(found, whole, atol=2)
     shapes[0][3:] = NAN
     path.write_text(wide_csv.write(landmarks_of(shapes)), encoding="utf-8")
-    with pytest.raises(DataError, match=r"crop points: 0\.png lacks 4 of 6 points.*annotate three or more"):
+    with pytest.raises(DataError, match=r"crop points: 0\.png lacks 4 of 6 points.*annotate at least three points"):
         read(path, crop="points")
 
 
 def test_read_annotated__a_point_has_one_partner(spots: Path) -> None:
-    with pytest.raises(ConfigError, match="'red' stands in two pairs"):
+    with pytest.raises(ConfigError, match="'red' appears in two pairs"):
         read(spots, flip_pairs=("red:blue", "red:green"))
 
 
@@ -120,7 +120,7 @@ def test_find_odd__each_kind() -> None:
     assert "no point" in found["no points", "1.png"].detail
     assert "a: outside the image of 200x200" in found["point outside", "2.png"].detail
     assert found["equal points", "3.png"].other == "4.png"
-    assert "b and d exchanged would fit" in found["odd shape", "6.png"].detail
+    assert "b and d may be swapped" in found["odd shape", "6.png"].detail
     assert ("odd shape", "5.png") not in found
     (turned,) = [f for f in find_odd(landmarks_of(shapes), [(200, 200)] * 12, {"2.png"}) if f.kind == "point outside"]
     assert "convert with from_stored" in turned.detail

@@ -78,7 +78,9 @@ def test_build__heatmaps_at_a_quarter_of_the_input() -> None:
 
 
 def test_build__an_embedding_has_no_heatmaps() -> None:
-    with pytest.raises(ConfigError, match="head heatmap needs feature maps, and vit_b_32 gives a pooled embedding"):
+    with pytest.raises(
+        ConfigError, match="head heatmap requires feature maps, but vit_b_32 outputs a pooled embedding"
+    ):
         build("vit_b_32", image_size=224)
 
 

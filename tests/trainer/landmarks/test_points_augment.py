@@ -94,5 +94,5 @@ def test_with_points__a_pipeline_that_changes_the_size_is_refused(tmp_path: pyte
     albumentations.save(albumentations.Compose([albumentations.Resize(90, 100)]), path, data_format="json")
     augment = build_augment(path, RECIPE, points=True)
     assert augment is not None
-    with pytest.raises(ConfigError, match="changes the size or loses points"):
+    with pytest.raises(ConfigError, match="changes the image size or loses points"):
         augment.with_points(spot_image(USUAL_XY), USUAL_XY, 0, (0, 1, 2))

@@ -97,7 +97,7 @@ def test_train__points_outside_the_crop_are_named(tmp_path: Path) -> None:
     result = train(make_landmark_config(data, tmp_path / "run", crop="box", crop_margin=0.1), Silent())
     cut_off = [finding for finding in result.findings if "increase crop_margin" in finding.detail]
     assert len(cut_off) == 6
-    assert cut_off[0].detail.startswith("green: outside the region")
+    assert cut_off[0].detail.startswith("green: outside the cropped region")
     assert train_points(data, tmp_path / "wide", crop="points", crop_margin=0.0).folder.is_dir()  # on the very edge
 
 
@@ -136,26 +136,26 @@ def test_prepare_landmark_task__says_that_a_crop_cuts_nothing(tmp_path: Path) ->
     data = make_spots(tmp_path / "d", 8, whole=True)
     for margin in (0.1, 5.0):
         prepare_landmark_task(make_landmark_config(data, tmp_path / "r", crop="points", crop_margin=margin), Listens())
-    assert [line for line in said if "cuts nothing" in line] == [
-        "crop points with margin 5 cuts nothing off 8 of 8 photos: use crop whole, or a smaller crop_margin"
+    assert [line for line in said if "does not crop" in line] == [
+        "crop points with margin 5 does not crop 8 of 8 photos at all: use crop whole, or a smaller crop_margin"
     ]
 
 
-def test_train__a_point_that_nobody_annotated(tmp_path: Path) -> None:
+def test_train__point_without_annotations(tmp_path: Path) -> None:
     data = make_spots(tmp_path / "d", 8, whole=True)
     rows = data.read_text(encoding="utf-8").splitlines()
     data.write_text("\n".join([rows[0] + ",x_tip,y_tip", *(row + ",," for row in rows[1:])]), encoding="utf-8")
-    with pytest.raises(DataError, match="no training image has point 'tip': annotate it, or leave it out"):
+    with pytest.raises(DataError, match="no training image has point 'tip': annotate it, or remove it"):
         train_points(data, tmp_path / "run")
 
 
 def test_train__mirror_images_only_where_they_are_right(spots: Path, tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match="augment flip mirrors, which needs flip_pairs or mirror"):
+    with pytest.raises(ConfigError, match="augment flip mirrors images, which requires flip_pairs or mirror"):
         train_points(spots, tmp_path / "a", augment="flip")
     import albumentations
 
     albumentations.save(albumentations.HorizontalFlip(p=1), str(tmp_path / "flip.json"))
-    with pytest.raises(ConfigError, match=r"mirrors images: name the points that swap"):
+    with pytest.raises(ConfigError, match=r"mirrors images: give the pairs of points that swap"):
         train_points(spots, tmp_path / "b", augment=str(tmp_path / "flip.json"))
     run = train_points(spots, tmp_path / "c", augment=str(tmp_path / "flip.json"), mirror=True, epochs=1)
     assert run.best_path.is_file()
@@ -164,5 +164,5 @@ def test_train__mirror_images_only_where_they_are_right(spots: Path, tmp_path: P
 def test_train__faults_name_the_cure(spots: Path, tmp_path: Path) -> None:
     with pytest.raises(DataError, match="no images with points in its test split"):
         train_points(spots, tmp_path / "a", test=True)
-    with pytest.raises(ConfigError, match="landmarks take heatmap, linear or mlp"):
+    with pytest.raises(ConfigError, match="for landmarks use heatmap, linear or mlp"):
         train_points(spots, tmp_path / "b", head="svm")

@@ -251,7 +251,7 @@ def test_remembered_info__survives_a_damaged_file(cache: Path, content: bytes) -
     assert finder.asked == ["x", "x"]  # the second answer repaired the cache
 
 
-def test_remembered_info__a_file_with_a_wrong_type_is_not_believed(cache: Path) -> None:
+def test_remembered_info__file_with_a_wrong_type_is_ignored(cache: Path) -> None:
     finder = Finder()
     remembered_info("x", finder)
     (path,) = cache.rglob("*.json")

@@ -132,8 +132,8 @@ def test_cut_trunk__computes_what_the_whole_computes_on_the_way() -> None:
         # Swin's first convolution outputs channels first, everything after it channels last.
         ("swin_t", "features.0.0", r"no layer 'features\.0\.0' \(nearest: 'features\.0'\)"),
         ("resnet18", "layer3.0.conv1", "no layer 'layer3.0.conv1'"),  # inside a residual block
-        ("vit_b_16", "encoder", "no layer 'encoder'.*this backbone is no chain of layers"),
-        (TIMM, "model.blocks", "no layer 'model.blocks'.*this backbone is no chain of layers"),
+        ("vit_b_16", "encoder", "no layer 'encoder'.*this backbone is not a plain chain of layers"),
+        (TIMM, "model.blocks", "no layer 'model.blocks'.*this backbone is not a plain chain of layers"),
         ("smallcnn", "", "no layer ''"),
     ],
 )
@@ -220,7 +220,7 @@ def test_build_network__flattened_head_fits_the_map() -> None:
 
 @pytest.mark.parametrize("name", ["vit_b_16", TIMM])
 def test_build_network__conv_head_needs_a_map(name: str) -> None:
-    with torch.device("meta"), pytest.raises(ConfigError, match="head conv needs a feature map"):
+    with torch.device("meta"), pytest.raises(ConfigError, match="head conv requires a feature map"):
         build_network(config_of(name, image_size=224, head="conv"), info_of(name), 3, None)
 
 
@@ -260,7 +260,7 @@ def test_train__cut_run_serves_as_weights_for_the_same_cut(photos: Path, tmp_pat
 
 def test_build_network__weights_of_another_backbone_are_named() -> None:
     given = Weights(build_trunk("smallcnn").state_dict(), "small.pth")
-    with pytest.raises(WeightsError, match=r"small\.pth: the weights are of another network: they lack 100 tensors"):
+    with pytest.raises(WeightsError, match=r"small\.pth: the weights belong to a different network: they lack 100"):
         build_network(config_of("resnet18", weights="w"), info_of("resnet18"), 3, given)
 
 
@@ -304,7 +304,7 @@ def test_timm__absent_is_named_with_the_cure(tmp_path: Path) -> None:
     words = ["train", data, "--backbone", TIMM, "--weights", "none", "--out", tmp_path / "run", "--device", "cpu"]
     done = subprocess.run([sys.executable, "-c", code, *map(str, words)], capture_output=True, text=True, check=False)
     assert done.returncode == 1
-    assert done.stderr == "tl: timm backbones need one more package: pip install 'tl-toolkit[timm]'\n"
+    assert done.stderr == "tl: timm backbones require an additional package: pip install 'tl-toolkit[timm]'\n"
     assert not (tmp_path / "run").exists()
 
 

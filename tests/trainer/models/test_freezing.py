@@ -136,8 +136,8 @@ def test_frozen_names__layers_and_regular_expressions(freeze: str, layers: list[
 @pytest.mark.parametrize(
     ("name", "freeze", "message"),
     [
-        ("vgg16", "all-but-bn", "freeze all-but-bn: this backbone has no batch norm"),
-        ("smallcnn", "4", "freeze 4: this backbone has 3 stages"),
+        ("vgg16", "all-but-bn", "freeze all-but-bn: this backbone has no batch norm layers"),
+        ("smallcnn", "4", "freeze 4: this backbone has only 3 stages"),
         ("smallcnn", "blok1", r"freeze: 'blok1' matches no layer \(nearest: 'block1"),
         ("smallcnn", "block1,blok2.0", r"'blok2.0' matches no layer \(nearest: 'block2.0'\): give none, all, half"),
         ("smallcnn", "-1", "'-1' matches no layer"),

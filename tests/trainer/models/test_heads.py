@@ -104,7 +104,9 @@ def test_build_head__conv_maps_to_logits(sizes: tuple[int, ...], wanted: list[st
 
 
 def test_build_head__conv_needs_a_map() -> None:
-    with pytest.raises(ConfigError, match="head conv needs a feature map, and this backbone gives a pooled embedding"):
+    with pytest.raises(
+        ConfigError, match="head conv requires a feature map, but this backbone outputs a pooled embedding"
+    ):
         build_head("conv", (768,), 3, sizes=(32, 1024), dropout=0.2)
 
 

@@ -241,7 +241,7 @@ class Tapped(nn.Module):
         return maps.mean(dim=(2, 3))[:, :3]
 
 
-def test_network__auxiliary_classifier_speaks_in_training_alone() -> None:
+def test_network__auxiliary_classifier_is_used_only_in_training() -> None:
     plain = make_network(freeze="all")
     network = Network(
         plain.normalize, plain.trunk, plain.standardize, plain.head, pooling="gap", aux=Tapped(), aux_layer="block2"

@@ -86,7 +86,7 @@ def test_load_into__names_missing_unknown_and_misshapen_tensors_together(trunk: 
     with pytest.raises(WeightsError) as caught:
         load_into(trunk, Weights(tensors, "file.pth"))
     text = str(caught.value)
-    assert text.startswith("file.pth: the weights are of another network")
+    assert text.startswith("file.pth: the weights belong to a different network")
     assert "lack 1 tensors, such as block2.0.weight" in text
     assert "have unknown 1 tensors, such as extra.bias" in text
     assert "block1.0.weight (32, 1, 3, 3) instead of (32, 3, 3, 3)" in text
@@ -110,9 +110,9 @@ def test_read_colors__as_shares_of_255(tmp_path: Path) -> None:
 
 def test_read_colors__of_something_else(tmp_path: Path) -> None:
     save_file(tensors_of(), tmp_path / "best.safetensors")
-    with pytest.raises(WeightsError, match=r"best.safetensors: no network of a run"):
+    with pytest.raises(WeightsError, match=r"best.safetensors: does not contain the network of a run"):
         read_colors(WeightsFile(tmp_path / "best.safetensors", "", "run", is_run=True))
-    with pytest.raises(WeightsError, match=r"gone: no network of a run"):
+    with pytest.raises(WeightsError, match=r"gone: does not contain the network of a run"):
         read_colors(WeightsFile(tmp_path / "gone", "", "run", is_run=True))
 
 
@@ -195,14 +195,16 @@ def test_find_weights__an_earlier_run(finished_run: Run, trunk: Trunk) -> None:
 
 def test_find_weights__run_of_another_backbone(finished_run: Run) -> None:
     found = read("squeezenet1_0", finished_run.folder)
-    with pytest.raises(WeightsError, match="run finished: the weights are of another network: they lack"):
+    with pytest.raises(WeightsError, match="run finished: the weights belong to a different network: they lack"):
         load_into(build_trunk("squeezenet1_0"), found)
 
 
 def test_find_weights__nothing_there(tmp_path: Path) -> None:
     with pytest.raises(WeightsError, match=r"weights 'gone.pth': no such file or folder \(or give imagenet, or none\)"):
         find("resnet18", "gone.pth")
-    with pytest.raises(WeightsError, match=r"neither a run folder nor holding resnet18.safetensors\|.pth\|.pt"):
+    with pytest.raises(
+        WeightsError, match=r"expected a run folder, or a folder that contains resnet18.safetensors\|.pth\|.pt"
+    ):
         find("resnet18", tmp_path)
 
 
@@ -256,7 +258,7 @@ def test_read_tensors__a_pickle_that_would_run_code_is_refused(tmp_path: Path, z
         torch.save({"a": torch.zeros(1), "b": RunsCode(proof)}, path)
     else:
         path.write_bytes(pickle.dumps({"b": RunsCode(proof)}, protocol=2))
-    with pytest.raises(WeightsError, match=r"w.pth: .*refused, because loading it could run code"):
+    with pytest.raises(WeightsError, match=r"w.pth: .*not loaded, because loading it could run code"):
         read_tensors(path)
     assert not proof.exists()
 
@@ -287,13 +289,13 @@ def test_read_tensors__cut_short(tmp_path: Path, name: str) -> None:
 @pytest.mark.parametrize("content", [[1, 2], {}, {"a": 1}, {"state_dict": 3}, torch.zeros(2)])
 def test_read_tensors__no_named_tensors(tmp_path: Path, content: object) -> None:
     torch.save(content, tmp_path / "w.pth")
-    with pytest.raises(WeightsError, match="holds no named tensors"):
+    with pytest.raises(WeightsError, match="contains no named tensors"):
         read_tensors(tmp_path / "w.pth")
 
 
 def test_find_weights__run_folder_without_best_is_named(tmp_path: Path, finished_run: Run) -> None:
     shutil.copy(finished_run.config_path, tmp_path / "config.yaml")
-    with pytest.raises(WeightsError, match="neither a run folder nor"):
+    with pytest.raises(WeightsError, match="expected a run folder, or"):
         find("smallcnn", tmp_path)
 
 

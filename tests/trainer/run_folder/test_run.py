@@ -73,7 +73,7 @@ def test_save_config__round_trip(run: Run, tmp_path: Path) -> None:
 
 
 def test_load_config__not_a_run(run: Run) -> None:
-    with pytest.raises(RunError, match=r"no config.yaml: not a run folder"):
+    with pytest.raises(RunError, match=r"not a run folder, because it contains no config.yaml"):
         run.load_config()
     run.folder.mkdir()
     run.config_path.write_text("epoch: 3\n", encoding="utf-8")
@@ -97,7 +97,7 @@ def test_save_best__round_trip(run: Run) -> None:
 
 
 def test_load_best__missing_or_damaged(run: Run) -> None:
-    with pytest.raises(RunError, match=r"has no best.safetensors: not a finished run"):
+    with pytest.raises(RunError, match=r"contains no best.safetensors: not a finished run"):
         load_best(run)
     run.save_best(tensors(), CARD)
     run.best_path.write_bytes(run.best_path.read_bytes()[:40])
@@ -115,7 +115,9 @@ def test_load_best__tensors_without_our_card(run: Run, metadata: dict[str, str] 
 
 def test_load_best__of_another_version(run: Run) -> None:
     run.save_best(tensors(), dataclasses.replace(CARD, run_version=RUN_VERSION + 1))
-    with pytest.raises(RunError, match=f"another version of tl .*run_version {RUN_VERSION + 1}, this is {RUN_VERSION}"):
+    with pytest.raises(
+        RunError, match=f"another version of tl .*run_version is {RUN_VERSION + 1}, expected {RUN_VERSION}"
+    ):
         load_best(run)
 
 

@@ -42,8 +42,8 @@ from tl.trainer.run_folder.run import library_versions
 _LIBRARIES = ("onnx", "onnx-ir", "onnxruntime", "onnxruntime-gpu", "pillow", "simplejpeg")
 # Measured in docs/how-to/adopt.md.
 _CROP_CAVEAT = (
-    "note: transformers rounds the center crop's corner down, tl to the nearest even: in about one photo of six the "
-    "crop lies one pixel beside, which moves its probabilities by some hundredths"
+    "note: transformers rounds the center crop's corner down, tl to the nearest even number: in about "
+    "one photo in six the crop is offset by one pixel, which changes its probabilities by a few hundredths"
 )
 _TRIAL_IMAGES = 3  # differs from any common fixed batch size
 
@@ -139,16 +139,16 @@ def _first_that_agrees(imported: ImportedModel) -> onnx.ModelProto:
         faults.append(fault)
     if not faults:
         raise ModelFileError(
-            f"{foreign.path}: opset {opset_of(foreign.model)} cannot be brought to {MAX_OPSET}, which all supported "
-            f"onnxruntimes load: export it again with opset {MAX_OPSET} or lower"
+            f"{foreign.path}: opset {opset_of(foreign.model)} cannot be converted to {MAX_OPSET}, which "
+            f"all supported onnxruntime versions can load: export it again with opset {MAX_OPSET} or lower"
         )
     if foreign.batch is not None:
         raise ModelFileError(
-            f"{foreign.path}: takes {foreign.batch} image(s) at a time and cannot be freed of that "
+            f"{foreign.path}: has a fixed batch size of {foreign.batch} that cannot be made dynamic "
             f"({faults[0][:120]}): export it with a dynamic batch "
             "(torch: dynamic_shapes or dynamic_axes; Ultralytics: dynamic=True)"
         )
-    raise ModelFileError(f"{foreign.path}: cannot be wrapped: {faults[0]}")
+    raise ModelFileError(f"{foreign.path}: its preprocessing cannot be added to the graph: {faults[0]}")
 
 
 def _trial(
@@ -165,9 +165,9 @@ def _trial(
         except (ModelFileError, DeviceError) as error:
             return str(error).removeprefix(f"{path}: ")
     if together.shape != expected.shape or alone.shape != expected[:1].shape:
-        return f"gives {[*together.shape]} instead of {[*expected.shape]}"
+        return f"its output shape is {[*together.shape]} instead of {[*expected.shape]}"
     worst = max(float(np.abs(together - expected).max()), float(np.abs(alone - expected[:1]).max()))
-    return None if worst < tolerance else f"its numbers change by {worst:.2g}"
+    return None if worst < tolerance else f"its output changes by {worst:.2g}"
 
 
 def _uncertified(imported: ImportedModel, opset: int, on_real_images: bool) -> Contract:

@@ -66,15 +66,15 @@ def read_foreign(path: Path, layout: Layout | None = None, output_name: str | No
         onnx.checker.check_model(model)
         model = onnx.inliner.inline_local_functions(model)
     except Exception as error:  # onnx, protobuf and the inliner share no base class but Exception
-        raise ModelFileError(f"{path}: no valid ONNX model ({first_line(error)})") from error
+        raise ModelFileError(f"{path}: not a valid ONNX model ({first_line(error)})") from error
     if METADATA_KEY in read_metadata(model):
-        raise ModelFileError(f"{path}: already a tl model file: it needs no adoption")
+        raise ModelFileError(f"{path}: already a tl model file, which does not need to be adopted")
     value = _only_input(model, path)
     if value.type.tensor_type.elem_type not in _FLOATS:
         found = onnx.TensorProto.DataType.Name(value.type.tensor_type.elem_type)
         raise ModelFileError(
-            f"{path}: input '{value.name}' is {found}, expected FLOAT or FLOAT16: export the network without "
-            "preprocessing of its own"
+            f"{path}: input '{value.name}' is {found}, expected FLOAT or FLOAT16: export the network "
+            "without its preprocessing"
         )
     dims = _dims(value)
     layout = _layout(dims, layout, path, value.name)
@@ -137,10 +137,10 @@ class ForeignSession:
         if output.ndim < 2 or shape[0] != count or output.size != count * shape[1] or shape[1] < 2:
             raise ModelFileError(
                 f"{self._foreign.path}: output '{name}' is {[*shape]} for {count} images, "
-                f"expected [{count}, classes] with two classes or more"
+                f"expected [{count}, classes] with at least two classes"
             )
         if not np.isfinite(output).all():
-            raise ModelFileError(f"{self._foreign.path}: output '{name}' holds values that are not finite")
+            raise ModelFileError(f"{self._foreign.path}: output '{name}' contains values that are not finite")
         return output.reshape(count, shape[1])
 
 
@@ -154,15 +154,15 @@ def tell_kind(foreign: Foreign, rows: NDArray[np.float32], asked: Kind | None) -
         return asked
     if foreign.final_op == "Sigmoid":
         raise ModelFileError(
-            f"{where}: ends in a sigmoid for each class, so classes do not exclude each other; only classifiers that "
-            "name one class can be adopted"
+            f"{where}: ends in a sigmoid per class, so classes are not mutually exclusive; only "
+            "single-label classifiers can be adopted"
         )
     if looks:
         return "probabilities"
     if foreign.final_op == "Softmax" or (rows.min() >= 0 and rows.max() <= 1):
         raise ModelFileError(
-            f"{where}: cannot tell logits from probabilities: values are between 0 and 1, but rows do not sum to 1; "
-            "they are logits if a softmax over classes makes them probabilities",
+            f"{where}: cannot distinguish logits from probabilities: values are between 0 and 1, but "
+            "rows do not sum to 1; declare them as logits if a softmax over classes turns them into probabilities",
             options=["outputs=logits"],
         )
     return "logits"
@@ -175,7 +175,7 @@ def _check_file(path: Path) -> None:
         if not Path(f"{path}.data").is_file():
             raise
         raise ModelFileError(
-            f"{error} (torch.onnx.export(..., external_data=False)), or join the two: "
+            f"{error} (torch.onnx.export(..., external_data=False)), or merge the two files: "
             f"python -c \"import onnx; onnx.save(onnx.load('{path.name}'), 'one.onnx')\""
         ) from error
 
@@ -185,8 +185,8 @@ def _only_input(model: onnx.ModelProto, path: Path) -> onnx.ValueInfoProto:
     inputs: list[onnx.ValueInfoProto] = [value for value in model.graph.input if value.name not in constants]
     if len(inputs) != 1:
         raise ModelFileError(
-            f"{path}: expected one input, found {len(inputs)} ({', '.join(value.name for value in inputs)}): "
-            "export the classifier alone"
+            f"{path}: expected one input, found {len(inputs)} "
+            f"({', '.join(value.name for value in inputs)}): export only the classifier"
         )
     if len(_dims(inputs[0])) != 4:
         raise ModelFileError(f"{path}: input '{inputs[0].name}' is {_dims(inputs[0])}, expected 4 dimensions")
@@ -202,7 +202,7 @@ def _layout(dims: Sequence[int | None], asked: Layout | None, path: Path, name: 
     channels = {"nchw": dims[1], "nhwc": dims[3]}
     if asked is not None:
         if channels[asked] not in (3, None):
-            raise ModelFileError(f"{path}: input '{name}' is {[*dims]}, which is no {asked.upper()} with 3 channels")
+            raise ModelFileError(f"{path}: input '{name}' is {[*dims]}, which is not {asked.upper()} with 3 channels")
         return asked
     fitting = [layout for layout, count in channels.items() if count == 3]
     if len(fitting) == 1:
@@ -221,7 +221,7 @@ def _output(model: onnx.ModelProto, asked: str | None, path: Path) -> onnx.Value
     outputs: dict[str, onnx.ValueInfoProto] = {value.name: value for value in model.graph.output}
     names = ", ".join(outputs)
     if asked is not None and asked not in outputs:
-        raise ModelFileError(f"{path}: no output '{asked}'; it has {names}")
+        raise ModelFileError(f"{path}: no output '{asked}'; its outputs are {names}")
     if asked is None and len(outputs) != 1:
         raise ModelFileError(
             f"{path}: has {len(outputs)} outputs ({names}): choose one of them", options=["output_name=NAME"]
@@ -229,7 +229,9 @@ def _output(model: onnx.ModelProto, asked: str | None, path: Path) -> onnx.Value
     output = outputs[asked or names]
     if output.type.tensor_type.elem_type not in _FLOATS:
         found = onnx.TensorProto.DataType.Name(output.type.tensor_type.elem_type)
-        raise ModelFileError(f"{path}: output '{output.name}' is {found}, expected FLOAT or FLOAT16, a value a class")
+        raise ModelFileError(
+            f"{path}: output '{output.name}' is {found}, expected FLOAT or FLOAT16, one value per class"
+        )
     return output
 
 

@@ -33,7 +33,7 @@ _USED = {
     "do_normalize", "image_mean", "image_std",
 }  # fmt: skip
 _CURE = (
-    'a complete one is written by: python -c "from transformers import AutoImageProcessor as A; '
+    'to write a complete file: python -c "from transformers import AutoImageProcessor as A; '
     "A.from_pretrained('FOLDER').save_pretrained('FOLDER')\""
 )
 
@@ -44,7 +44,9 @@ def find_model(folder: Path) -> Path:
     for place in places:
         if place.is_file():
             return place
-    raise ConfigError(f"{folder}: holds neither model.onnx nor onnx/model.onnx; optimum-cli export onnx makes one")
+    raise ConfigError(
+        f"{folder}: contains neither model.onnx nor onnx/model.onnx; create one with optimum-cli export onnx"
+    )
 
 
 def huggingface_preset(folder: Path) -> Preset:
@@ -62,7 +64,10 @@ def huggingface_preset(folder: Path) -> Preset:
 
     def build(hw: tuple[int, int]) -> ForeignPreprocessing:
         if hw != declared:
-            raise ConfigError(f"{path}: says {declared[1]}x{declared[0]}, but the input is {hw[1]}x{hw[0]}")
+            raise ConfigError(
+                f"{path}: declares input size {declared[1]}x{declared[0]}, but the input "
+                f"of the graph is {hw[1]}x{hw[0]}"
+            )
         return ForeignPreprocessing(mode, short_side, interpolation, scale, mean, std)
 
     config = read_object(folder / "config.json")
@@ -107,7 +112,9 @@ class _Facts:
         if name not in (*_PLAIN, _CONVNEXT):
             known = ", ".join((*_PLAIN, _CONVNEXT))
             raise self.fault(
-                field, f"'{full}' is none of those whose rules are known here ({known}); give its own by another preset"
+                field,
+                f"'{full}' is not a supported image processor ({known}); use another preset and "
+                "override its preprocessing",
             )
         return name
 
@@ -115,9 +122,9 @@ class _Facts:
         """Reject fields that would change pixels but cannot be expressed in a preprocessing."""
         for field, value in self._fields.items():
             if field not in _HARMLESS | _USED and value not in (None, False):
-                raise self.fault(field, f"{value!r} has no place in a preprocessing")
+                raise self.fault(field, f"{value!r} is not supported by tl's preprocessing")
         if not self.flag("do_resize"):
-            raise self.fault("do_resize", "false, but images of all sizes must come to the size of the input")
+            raise self.fault("do_resize", "expected true, found false: all images must be resized to the input size")
 
     def interpolation(self) -> Interpolation:
         value = self.need("resample")
@@ -128,20 +135,24 @@ class _Facts:
     def geometry(self) -> tuple[ResizeMode, int | None, tuple[int, int]]:
         """Resize mode, shorter side and input size of a plain processor."""
         if self._fields.get("crop_pct") is not None:
-            raise self.fault("crop_pct", f"{self._fields['crop_pct']!r} has no place in a preprocessing")
+            raise self.fault("crop_pct", f"{self._fields['crop_pct']!r} is not supported by tl's preprocessing")
         size = self._size("size")
         crop = self._size("crop_size") if self._fields.get("do_center_crop") else None
         if isinstance(size, tuple):
             if crop not in (None, size):
                 raise self.fault(
-                    "crop_size", f"a crop after a resize of both sides to {size} cannot be said by a preprocessing"
+                    "crop_size", f"a crop after resizing both sides to {size} is not supported by tl's preprocessing"
                 )
             return "squash", None, size
         if not isinstance(crop, tuple):
-            raise self.fault("do_center_crop", "a resize of the shorter side alone gives inputs of all sizes")
+            raise self.fault(
+                "do_center_crop",
+                "expected a center crop, since resizing only the shorter side gives varying input sizes",
+            )
         if size < max(crop):
             raise self.fault(
-                "crop_size", f"{crop} is larger than the shorter side, {size}: a preprocessing cannot pad there"
+                "crop_size",
+                f"{crop} is larger than the shorter side, {size}: tl does not pad here",
             )
         return "short_side", size, crop
 
@@ -166,6 +177,6 @@ class _Facts:
             return take_size(value["shortest_edge"], f"{self._where}: {field}")[0]
         if isinstance(value, int):
             raise self.fault(
-                field, f"{value} alone means a square for some processors, the shorter side for others; {_CURE}"
+                field, f"{value} is ambiguous: some processors read it as a square, others as the shorter side; {_CURE}"
             )
         raise self.fault(field, f"{value!r}: expected height and width, or shortest_edge")

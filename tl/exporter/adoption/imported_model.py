@@ -79,7 +79,7 @@ def read_plan(path: Path, options: AdoptOptions) -> Plan:
     """Read a foreign file, or a Hugging Face folder. Raises `ModelFileError` or `ConfigError`."""
     file, folder = _locate(path, options.preset)
     if options.config is not None and options.preset != "timm":
-        raise ConfigError(f"config is a config.json of timm; preset {options.preset} reads none")
+        raise ConfigError(f"config is timm's config.json, but preset {options.preset} does not use one")
     foreign = read_foreign(file, options.layout, options.output_name)
     preset = _preset(foreign, folder, options)
     input_hw = _input_hw(foreign, preset, options.image_size)
@@ -107,7 +107,7 @@ def _locate(path: Path, preset: PresetName) -> tuple[Path, Path]:
     """The ONNX file, and the folder with its other files."""
     if preset != "huggingface-folder":
         if path.is_dir():
-            raise ConfigError(f"{path}: is a folder; name the .onnx file in it", options=["preset=huggingface-folder"])
+            raise ConfigError(f"{path}: is a folder; give the .onnx file in it", options=["preset=huggingface-folder"])
         return path, path.parent
     if path.is_dir():
         return find_model(path), path
@@ -132,7 +132,8 @@ def _input_hw(foreign: Foreign, preset: Preset, asked: tuple[int, int] | None) -
     sizes = [fixed or open_ for fixed, open_ in zip(foreign.graph_hw, wanted or preset.declared_hw, strict=True)]
     if wanted is not None and tuple(sizes) != wanted:
         raise ModelFileError(
-            f"{foreign.path}: {whose} says {wanted[1]}x{wanted[0]}, but the graph takes {sizes[1]}x{sizes[0]} alone "
+            f"{foreign.path}: {whose} specifies {wanted[1]}x{wanted[0]}, but the graph only accepts "
+            f"{sizes[1]}x{sizes[0]} "
             "(width x height)"
         )
     return sizes[0], sizes[1]
@@ -145,4 +146,4 @@ def _class_names(options: AdoptOptions, preset: Preset, path: Path) -> tuple[tup
         raise ConfigError(
             f"{path}: contains no class names: give a file of labels, one name per line", options=["labels=FILE"]
         )
-    return preset.class_names, f"{path}, as preset {preset.name} reads it"
+    return preset.class_names, f"{path}, read with preset {preset.name}"

@@ -35,7 +35,7 @@ def read_text(path: Path) -> str:
     """A small UTF-8 file, with or without byte order mark. Raises `ConfigError`."""
     try:
         if path.stat().st_size > MAX_BYTES:
-            raise ConfigError(f"{path}: over {MAX_BYTES >> 20} MiB, expected a small text file")
+            raise ConfigError(f"{path}: larger than {MAX_BYTES >> 20} MiB, expected a small text file")
         return path.read_text(encoding="utf-8-sig")
     except OSError as error:
         raise ConfigError(f"{path}: {error.strerror or error}") from error
@@ -88,10 +88,10 @@ def names_from_mapping(value: object, where: str) -> tuple[str, ...]:
         if len(names) != len(value) or set(names) != set(range(len(names))):
             raise ConfigError(f"{where}: expected the ids 0 to {len(value) - 1}, each once")
     else:
-        raise ConfigError(f"{where}: expected a list of class names or an object of ids and names")
+        raise ConfigError(f"{where}: expected a list of class names, or an object that maps ids to names")
     for place, name in names.items():
         if not isinstance(name, str) or not name.strip():
-            raise ConfigError(f"{where}: the name of class {place} is {name!r}, expected a text")
+            raise ConfigError(f"{where}: the name of class {place} is {name!r}, expected a non-empty string")
     return tuple(str(names[i]).strip() for i in range(len(names)))
 
 
@@ -99,8 +99,8 @@ def check_names(names: tuple[str, ...], num_classes: int, where: str) -> None:
     """Raise `ConfigError` unless there are as many names as classes, and all are unique."""
     if len(names) != num_classes:
         raise ConfigError(
-            f"{where}: {len(names)} class names for the {num_classes} outputs of the network; "
-            "give its own list, in the order it was trained with"
+            f"{where}: {len(names)} class names, but the network has {num_classes} outputs; give the "
+            "list of names that it was trained with, in that order"
         )
     places: dict[str, list[int]] = {}
     for place, name in enumerate(names):
@@ -108,8 +108,8 @@ def check_names(names: tuple[str, ...], num_classes: int, where: str) -> None:
     if repeated := {name: found for name, found in places.items() if len(found) > 1}:
         shown = "; ".join(f"'{name}' is class {' and '.join(map(str, found))}" for name, found in repeated.items())
         raise ConfigError(
-            f"{where}: class names must differ, but counted from 0, {shown}: rename one of each, "
-            "as in 'crane' and 'crane bird'"
+            f"{where}: class names must be unique, but (counting from 0) {shown}: rename all but one of "
+            "each, as in 'crane' and 'crane bird'"
         )
 
 

@@ -46,7 +46,7 @@ class ForeignPreprocessing:
     def __post_init__(self) -> None:
         if not (all(map(math.isfinite, (self.scale, *self.mean, *self.std))) and self.scale and all(self.std)):
             raise ValueError(
-                f"scale {self.scale} and std {self.std} must be numbers other than 0, mean {self.mean} too"
+                f"scale {self.scale} and std {self.std} must be finite and nonzero, and mean {self.mean} must be finite"
             )
 
     def preprocessing(self, input_hw: tuple[int, int]) -> Preprocessing:
@@ -122,7 +122,9 @@ def timm_preset(config: Path | None) -> Preset:
     if not is_number(crop_pct):
         raise ConfigError(f"{where}: crop_pct: expected a number, found {crop_pct!r}")
     if mode not in ("center", "squash") or (mode == "squash" and crop_pct != 1) or not 0 < crop_pct <= 1:
-        raise ConfigError(f"{where}: crop_mode '{mode}' with crop_pct {crop_pct:g} cannot be said by a preprocessing")
+        raise ConfigError(
+            f"{where}: crop_mode '{mode}' with crop_pct {crop_pct:g} is not supported by tl's preprocessing"
+        )
     interpolation = _interpolation(facts.get("interpolation") or "bicubic", where)
     size = facts.get("input_size")
     if size is not None and (not isinstance(size, list) or size[:1] != [3]):
@@ -135,7 +137,9 @@ def timm_preset(config: Path | None) -> Preset:
         if mode == "squash":
             return ForeignPreprocessing("squash", None, interpolation, PIXEL_SCALE, mean, std)
         if hw[0] != hw[1]:
-            raise ConfigError(f"timm resizes for a {hw[1]}x{hw[0]} input by a rule that a preprocessing cannot say")
+            raise ConfigError(
+                f"timm's resize rule for a non-square input ({hw[1]}x{hw[0]}) is not supported by tl's preprocessing"
+            )
         return ForeignPreprocessing("short_side", math.floor(hw[0] / crop_pct), interpolation, PIXEL_SCALE, mean, std)
 
     return Preset("timm", declared, size is None, names, build)
@@ -154,7 +158,7 @@ def ultralytics_preset(metadata: Mapping[str, str], where: str) -> Preset:
     try:
         size, names = ast.literal_eval(metadata["imgsz"]), ast.literal_eval(metadata["names"])
     except (ValueError, SyntaxError, RecursionError) as error:
-        raise ConfigError(f"{where}: its metadata imgsz or names is no Python literal ({error})") from error
+        raise ConfigError(f"{where}: its metadata imgsz or names is not a Python literal ({error})") from error
 
     def build(hw: tuple[int, int]) -> ForeignPreprocessing:
         mode: ResizeMode = "short_side" if hw[0] == hw[1] else "squash"
@@ -171,10 +175,10 @@ def apply_overrides(pixel_rules: ForeignPreprocessing, given: Overrides) -> Fore
     mode = changes.get("resize_mode", pixel_rules.resize_mode)
     if mode != "short_side":
         if given.short_side is not None:
-            raise ValueError(f"a short side applies to resize mode short_side, not to {mode}")
+            raise ValueError(f"the short side applies only to resize mode short_side, not to {mode}")
         changes["short_side"] = None
     elif pixel_rules.short_side is None and given.short_side is None:
-        raise ValueError("resize mode short_side also needs the short side")
+        raise ValueError("resize mode short_side also requires the short side")
     return replace(pixel_rules, **changes)
 
 

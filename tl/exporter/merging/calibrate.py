@@ -65,7 +65,7 @@ def calibrate_votes(
             if result.ood_score is not None:
                 strange.append(result.ood_score)
     if len(known) < len(held_out):
-        raise DataError(f"{len(held_out) - len(known)} of {len(held_out)} images to calibrate on cannot be read")
+        raise DataError(f"{len(held_out) - len(known)} of {len(held_out)} calibration images cannot be read")
     probabilities, truth = np.stack(voted), np.array(known, np.int64)
     temperature = _fit(probabilities, truth)
     conformal = conformal_of(soften(probabilities, temperature), truth, "given images")

@@ -129,14 +129,14 @@ def merge(
 def _check_name(out: str | os.PathLike[str], models: Sequence[str | os.PathLike[str]]) -> None:
     check_model_name(out)
     if Path(out).exists() and any(Path(out).samefile(model) for model in models):
-        raise ConfigError(f"{os.fspath(out)}: is a member, which would be lost: give the merged file another name")
+        raise ConfigError(f"{os.fspath(out)}: would overwrite a member: choose another name for the merged file")
 
 
 def _open_members(
     models: Sequence[str | os.PathLike[str]], voting: Voting, weights: Sequence[float] | None
 ) -> Ensemble:
     if len(models) < 2:
-        raise EnsembleError("merging needs at least two model files")
+        raise EnsembleError("merging requires at least two model files")
     sessions = [Session(model, device="cpu") for model in models]
     for session in sessions:
         contract = session.contract
@@ -145,13 +145,14 @@ def _open_members(
                 f"{session.path}: landmark models cannot be merged into one file; predict with them as an ensemble"
             )
         if contract is not None and contract.ensemble is not None:
-            raise EnsembleError(f"{session.path}: is an ensemble already; merge its members instead")
+            raise EnsembleError(f"{session.path}: already an ensemble; merge its members instead")
     ensemble = Ensemble(sessions, voting=voting, weights=weights)
     for session, contract in zip(sessions[1:], ensemble.contracts[1:], strict=True):
         if different := _differences(ensemble.contracts[0].preprocessing, contract.preprocessing):
             raise EnsembleError(
-                f"{session.path}: preprocesses images differently from {sessions[0].path} ({'; '.join(different)}), "
-                "and one file has one input; predict with them as an ensemble, where each has its own"
+                f"{session.path}: preprocesses images differently from {sessions[0].path} "
+                f"({'; '.join(different)}), but a merged file has only one input; "
+                "predict with them as an ensemble instead"
             )
     return ensemble
 
@@ -236,7 +237,9 @@ def _prove(
     counted = vote(own_members, ensemble.voting, ensemble.weights)
     if not np.array_equal(own_label, counted.label_ids):
         wrong = int((own_label != counted.label_ids).sum())
-        raise ParityError(f"the merged graph counts otherwise on {wrong} of {len(inputs)} images; no file was written")
+        raise ParityError(
+            f"the merged graph votes differently from tl on {wrong} of {len(inputs)} images; no file was written"
+        )
     voted = soften(counted.probabilities, bare.temperature)
     expected = {"probabilities": voted, "member_probabilities": _members(ensemble, inputs)}
     if bare.ood is not None:

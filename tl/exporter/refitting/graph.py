@@ -89,7 +89,9 @@ def _map_behind(embedding: ir.Value) -> ir.Value:
     node = embedding.producer()
     source = node.inputs[0] if node is not None and node.op_type == "ReduceMean" else None
     if source is None:
-        raise ModelFileError("the embedding of this graph is no average of a map, as class activation maps need")
+        raise ModelFileError(
+            "the embedding of this graph is not the average of a feature map, which class activation maps require"
+        )
     return source
 
 

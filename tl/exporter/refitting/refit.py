@@ -116,19 +116,21 @@ def refit(
 def _open(model: str | os.PathLike[str], out: str | os.PathLike[str]) -> tuple[Session, Contract]:
     """Open the old file, which must pass its self-test on this machine."""
     if Path(out).suffix != ".onnx":
-        raise ConfigError(f"{os.fspath(out)}: a model file's name ends in .onnx")
+        raise ConfigError(f"{os.fspath(out)}: expected a file name that ends in .onnx")
     session = Session(model, device="cpu", require_contract=True)
     if Path(out).exists() and Path(out).samefile(model):
-        raise ConfigError(f"{os.fspath(out)}: is the old file, which would be lost: give the new one another name")
+        raise ConfigError(f"{os.fspath(out)}: would overwrite the old file: choose another name for the new one")
     contract = session.contract
     if contract is None or contract.task != "classification":
         raise ModelFileError(f"{session.path}: only classifiers have a head that can be refitted")
     if contract.ensemble is not None:
-        raise ModelFileError(f"{session.path}: votes inside; refit its members and merge them again")
+        raise ModelFileError(f"{session.path}: a merged file; refit its members and merge them again")
     if EMBEDDING not in contract.outputs:
-        raise ModelFileError(f"{session.path}: has no output '{EMBEDDING}', which files exported from a run have")
+        raise ModelFileError(f"{session.path}: has no output '{EMBEDDING}'; expected a file exported from a run")
     if contract.precision != "fp32":
-        raise ModelFileError(f"{session.path}: is in {contract.precision}; refit the fp32 file that it was made from")
+        raise ModelFileError(
+            f"{session.path}: has precision {contract.precision}; refit the fp32 file that it was created from"
+        )
     run_selftest(model, device="cpu")
     return session, contract
 
@@ -143,7 +145,9 @@ def _fit(seen: Seen, options: RefitOptions, progress: Progress) -> tuple[LinearH
         options.c_values or C_VALUES[options.head],
         options.seed,
     )
-    progress.say(f"{options.head} head with C {head.c:g}, of {', '.join(f'{trial.c:g}' for trial in trials)}")
+    progress.say(
+        f"{options.head} head with C {head.c:g}, selected from {', '.join(f'{trial.c:g}' for trial in trials)}"
+    )
     progress.advance(note="calibrating")
     temperature = float(np.float32(fit_temperature(head.logits(val[0]), val[1])))
     kept = [spread(range(len(part)), MAX_KNOWN) for part in (train[1], val[1])]
@@ -151,7 +155,7 @@ def _fit(seen: Seen, options: RefitOptions, progress: Progress) -> tuple[LinearH
     found = fit_unknown(known, len(seen.class_names), options.false_alarm)
     if found is None:
         progress.say(
-            "no out-of-distribution score: too few images of a class, or an embedding too large or too uniform"
+            "no out-of-distribution score: a class has too few images, or the embedding is too large or too uniform"
         )
     fit, facts = found or (None, None)
     weight, bias = head.weight.astype(np.float32), head.bias.astype(np.float32)

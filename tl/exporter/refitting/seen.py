@@ -91,19 +91,21 @@ def settle_class_names(contract: Contract, images: Sequence[LabeledImage], drop:
     for name in (*contract.class_names, *new):
         other = spellings.setdefault(name.casefold(), name)
         if other != name and name in new:
-            raise DataError(f"labels '{other}' and '{name}' differ by case alone: make them one")
+            raise DataError(f"labels '{other}' and '{name}' differ only in case: use one spelling")
     if lacking and not drop:
         raise DataError(
-            f"no training images of {', '.join(map(repr, lacking))}, which are classes of the model: the new head "
-            "needs images of every class. Name several data sets, or drop these classes for good",
+            f"no training images of {', '.join(map(repr, lacking))}, which are classes of the model: the "
+            "new head requires images of every class; give several data sets, or drop these classes permanently",
             options=["drop"],
         )
     names = (*(name for name in contract.class_names if name in there), *new)
     if len(names) < 2:
-        raise DataError(f"{len(names)} class with training images: at least two are needed")
+        raise DataError(f"{len(names)} class with training images: at least two are required")
     unknown = {image.label for image in images} - set(names)
     if unknown:
-        raise DataError(f"no training images of {', '.join(map(repr, sorted(unknown)))}, which other splits have")
+        raise DataError(
+            f"no training images of {', '.join(map(repr, sorted(unknown)))}, but other splits contain such images"
+        )
     return names
 
 
@@ -126,7 +128,7 @@ def audit_data(
     if gone := [name for name in class_names if name not in left]:
         raise DataError(f"no readable training images of {', '.join(map(repr, gone))}")
     if not store.indices("val"):
-        raise DataError("no validation images, which choose C and set the temperature")
+        raise DataError("no validation images, which are required to select C and fit the temperature")
     progress.start("computing embeddings", len(store.images), "images")
     embeddings, old = [], []
     inputs = store.map(store.input, range(len(store.images)), ahead=2 * _BATCH)

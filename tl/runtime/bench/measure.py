@@ -88,7 +88,7 @@ def run_bench(
     devices, fault = _devices(device)
     session = Session(model, device="cpu", threads=1)
     if session.contract is None:
-        raise ModelFileError(f"{session.path}: holds no contract")
+        raise ModelFileError(f"{session.path}: contains no contract")
     preprocessing = session.contract.preprocessing
     samples = _made_up(image_wh) if images is None else _given(images)
     samples, inputs = samples.readable(preprocessing)
@@ -145,7 +145,7 @@ def _read(path: str) -> bytes:
 def _made_up(size_wh: tuple[int, int]) -> Images:
     width, height = size_wh
     contents = tuple(sample_jpeg(size_wh, seed) for seed in range(MADE_UP_IMAGES))
-    return Images(f"made up, {width}x{height} JPEG", contents)
+    return Images(f"generated, {width}x{height} JPEG", contents)
 
 
 def _affordable(works: Mapping[Setting, Work], seconds: float) -> dict[Setting, Work]:
@@ -236,14 +236,14 @@ def _decoding_share(decode: Row, network: Row) -> float:
 def _many_line(row: Row) -> str:
     setting, rate = row.setting, row.timing.images_per_s
     batch = f", predict_iter(batch_size={setting.batch_size})" if (setting.batch_size or 1) > 1 else ", single images"
-    return f"many images: load({_arguments(setting)}){batch}: {rate:.0f} images/s by the network alone"
+    return f"many images: load({_arguments(setting)}){batch}: {rate:.0f} images/s (network only)"
 
 
 def _one_line(row: Row) -> str:
     timing = row.timing
     return (
-        f"one image at a time: load({_arguments(row.setting)}): {timing.p50_ms:.1f} ms by the network alone "
-        f"(p99 {timing.p99_ms:.1f} ms)"
+        f"one image at a time: load({_arguments(row.setting)}): {timing.p50_ms:.1f} ms (network only; "
+        f"p99 {timing.p99_ms:.1f} ms)"
     )
 
 
@@ -256,24 +256,25 @@ def _arguments(setting: Setting) -> str:
 
 def _bound_line(bound: Bound, decode: Row, network: Row, share: float) -> str:
     rates = (
-        f"{decode.timing.images_per_s:.0f} images/s decoded and resized with {decode.setting.threads} threads, "
-        f"{network.timing.images_per_s:.0f} by the network"
+        f"{decode.timing.images_per_s:.0f} images/s for decoding and resizing with "
+        f"{decode.setting.threads} threads, {network.timing.images_per_s:.0f} for the network"
     )
     cures = {
-        "decoding": "smaller images or more cores help, a faster network hardly",
-        "network": "a smaller network, more cores or a GPU help, smaller images hardly",
-        "both": "both count",
+        "decoding": "use smaller images or more cores; a faster network would help little",
+        "network": "use a smaller network, more cores or a GPU; smaller images would help little",
+        "both": "speeding up either one helps",
     }
     on_gpu = network.setting.device != "cpu"
-    says = "" if on_gpu else f", {share:.0%} of an image's time is decoding"
-    bounds = {"decoding": "decoding", "network": "the network", "both": "decoding and the network alike"}
-    return f"bound by {bounds[bound]}: {rates}{says}; {cures[bound]}"
+    says = "" if on_gpu else f", decoding takes {share:.0%} of the time per image"
+    bounds = {"decoding": "decoding", "network": "the network", "both": "decoding and the network equally"}
+    return f"the bottleneck is {bounds[bound]}: {rates}{says}; {cures[bound]}"
 
 
 def _together_line(row: Row) -> str:
     setting, timing = row.setting, row.timing
     return (
-        f"both together, measured on {setting.device} as tl predict does it: {timing.images_per_s:.0f} images/s "
+        f"decoding and network together, measured on {setting.device} as tl predict does it: "
+        f"{timing.images_per_s:.0f} images/s "
         f"({timing.slowest:.0f} to {timing.fastest:.0f})"
     )
 
@@ -281,12 +282,12 @@ def _together_line(row: Row) -> str:
 def _cautions(bench: Bench) -> list[str]:
     says = []
     if bench.rounds == 1:
-        says.append("there was time for only one round: give more seconds")
+        says.append("there was time for only one round: increase seconds")
     spreads = [row.timing.fastest / row.timing.slowest - 1 for row in bench.rows]
     unsteady = sum(spread > _UNSTEADY for spread in spreads)
     if unsteady:
         says.append(
-            f"{unsteady} of {len(spreads)} figures differ by more than {_UNSTEADY:.0%} between rounds: "
-            "something else is running, or the time is too short (seconds)"
+            f"{unsteady} of {len(spreads)} measurements differ by more than {_UNSTEADY:.0%} between rounds: "
+            "other programs are running, or the measuring time is too short (increase seconds)"
         )
     return says

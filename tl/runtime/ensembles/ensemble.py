@@ -79,7 +79,7 @@ class Ensemble:
         self._ood_limit = facts[0].limit if len(facts) == 1 and facts[0] is not None else None
         _check_selective(self.sessions, self.contracts, self.selective)
         if self._tta and self.selective.coverage is not None:
-            raise EnsembleError("coverage was measured without test-time augmentation: leave out one of them")
+            raise EnsembleError("coverage is calibrated without test-time augmentation: leave out one of the two")
         self._set_limit = _set_limit(self.contracts[0], self.selective)
 
     @property
@@ -264,9 +264,11 @@ def mean_ood_score(scores: Sequence[NDArray[np.float32]]) -> NDArray[np.float32]
 def check_weights(sessions: Sequence[Session], weights: Sequence[float] | None) -> None:
     """Raise `EnsembleError` if there are no members, or unless `weights` gives each a positive number."""
     if not sessions:
-        raise EnsembleError("an ensemble needs at least one model file")
+        raise EnsembleError("an ensemble requires at least one model file")
     if weights is not None and (len(weights) != len(sessions) or not all(0 < w < math.inf for w in weights)):
-        raise EnsembleError(f"{len(sessions)} models need {len(sessions)} positive vote weights, got {list(weights)}")
+        raise EnsembleError(
+            f"{len(sessions)} models require {len(sessions)} positive vote weights, got {list(weights)}"
+        )
 
 
 def _check_selective(
@@ -276,17 +278,18 @@ def _check_selective(
         return
     if len(sessions) > 1:
         raise EnsembleError(
-            "coverage and the limit for unknown images are calibrated for single model files, not for several that "
-            "vote: merge them into one file and calibrate it"
+            "coverage and rejection of unknown images are calibrated for a single model file, not for an "
+            "ensemble: merge the members into one file and calibrate it"
         )
     if selective.coverage is not None and contracts[0].conformal is None:
         raise ModelFileError(
-            f"{sessions[0].path}: contains no scores of held-out images, which coverage needs; export it from a run "
-            "with validation data, or merge with calibration images"
+            f"{sessions[0].path}: contains no scores of held-out images, which coverage requires; export "
+            "it from a run with validation data, or merge with calibration images"
         )
     if selective.reject_unknown and contracts[0].ood is None:
         raise ModelFileError(
-            f"{sessions[0].path}: holds no unknown score; export it again where its training images are"
+            f"{sessions[0].path}: contains no out-of-distribution score; export it again on a machine "
+            "that has its training images"
         )
 
 
@@ -298,7 +301,7 @@ def _set_limit(contract: Contract, selective: SelectivePrediction) -> float | No
 
 def _check_finite(session: Session, probabilities: NDArray[np.float32]) -> None:
     if not np.isfinite(probabilities).all():
-        raise ModelFileError(f"{session.path}: gives probabilities that are no numbers: the file is broken")
+        raise ModelFileError(f"{session.path}: outputs probabilities that are not finite: the file is damaged")
 
 
 def _classification_contract(session: Session) -> Contract:
@@ -320,7 +323,7 @@ def _shared_class_names(
             differences = [f"lacks {_some(lacking)}"] * bool(lacking) + [f"adds {_some(extra)}"] * bool(extra)
             raise EnsembleError(
                 f"the class names of {member} differ from those of {member_names[0]}: it {' and '.join(differences)}; "
-                "with classes union, the vote is over all of them",
+                "with classes union, the models vote on all classes of any member",
                 options=["classes=union"],
             )
     return first

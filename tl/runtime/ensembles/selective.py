@@ -83,8 +83,8 @@ def reasons(
     unlike = np.zeros(len(confidence)) if ood_score is None else ood_score
     found = []
     for sure, strange in zip(confidence.tolist(), unlike.tolist(), strict=True):
-        why = [f"confidence {sure:.3f} under {lowest:g}"] if sure < lowest else []
+        why = [f"confidence {sure:.3f} below {lowest:g}"] if sure < lowest else []
         if highest < math.inf and not strange <= highest:  # also true for NaN
-            why.append(f"unknown score {strange:.3f} over {highest:.3f}")
+            why.append(f"out-of-distribution score {strange:.3f} above {highest:.3f}")
         found.append("; ".join(why))
     return found

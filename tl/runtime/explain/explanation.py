@@ -60,9 +60,9 @@ def explain(predictor: Predictor[Classification], source: ImageSource, label: st
     """
     ensemble = predictor.ensemble
     if not isinstance(ensemble, Ensemble):
-        raise ConfigError("only decisions on classes are explained")
+        raise ConfigError("only classifiers can be explained")
     if ensemble.key["tta"]:
-        raise ConfigError("explained is the image as it is: leave out test-time augmentation")
+        raise ConfigError("only unaugmented images can be explained: leave out test-time augmentation")
     if label is not None and label not in ensemble.class_names:
         raise ConfigError(f"'{label}' is not one of the classes {', '.join(ensemble.class_names)}")
     placed = load_views(source, [(preprocessing, None) for preprocessing in ensemble.preprocessings])

@@ -198,7 +198,7 @@ def _decode_stream(
             raise ImageReadError("", _too_large(f"{opened.width}x{opened.height}"))
         if opened.format in ("JPEG", "MPO"):
             if num_bytes > MAX_JPEG_BYTES:
-                raise ImageReadError("", f"a JPEG file over {MAX_JPEG_BYTES >> 20} MiB")
+                raise ImageReadError("", f"a JPEG file larger than {MAX_JPEG_BYTES >> 20} MiB")
             stream.seek(0)
             # Do not pass the limit as the size: Python would allocate that much for every image.
             return _decode_jpeg(stream.read(num_bytes), opened, eighths)
@@ -222,11 +222,11 @@ def _open_header(stream: BinaryIO) -> Image.Image:
         raise ImageReadError("", _too_large("more")) from error
     except UnidentifiedImageError as error:
         kinds = ", ".join(FORMATS)
-        raise ImageReadError("", f"not an image of a supported kind ({kinds}), or its header is damaged") from error
+        raise ImageReadError("", f"not an image of a supported format ({kinds}), or its header is damaged") from error
 
 
 def _too_large(found: str) -> str:
-    return f"declares {found} pixels, over the limit of {MAX_PIXELS / 1e6:.0f} million: cut or shrink the image"
+    return f"declares {found} pixels, but the limit is {MAX_PIXELS / 1e6:.0f} million: crop or shrink the image"
 
 
 def _decode_jpeg(data: bytes, image: Image.Image, eighths: Callable[[tuple[int, int]], int]) -> Decoded:
@@ -254,7 +254,7 @@ def _rgb_array(image: Image.Image, preprocessing: Preprocessing) -> NDArray[np.u
     if image.mode in GRAY16_MODES or (image.mode == "I" and image.format == "PPM"):  # a 16-bit PGM
         return _gray16_to_rgb(image, preprocessing)
     if image.mode in ("I", "F"):
-        raise ImageReadError("", "32-bit pixels have no agreed range: save the image with 8 or 16 bits a channel")
+        raise ImageReadError("", "32-bit pixels have no standard range: save the image with 8 or 16 bits per channel")
     if image.mode in ("LA", "La", "PA", "RGBA", "RGBa") or "transparency" in image.info:
         rgba = image.convert("RGBA")
         return np.asarray(Image.alpha_composite(Image.new("RGBA", rgba.size, "white"), rgba).convert("RGB"))
@@ -267,12 +267,12 @@ def _check_depth(image: Image.Image, preprocessing: Preprocessing) -> None:
     deep_color = ";16" in stored and image.mode not in GRAY16_MODES
     if deep_color and preprocessing.bit_depth_max != 65535:  # Pillow keeps the high byte (v >> 8)
         raise ImageReadError(
-            "", f"16-bit color with bit_depth_max {preprocessing.bit_depth_max}: only gray can be rescaled"
+            "", f"16-bit color with bit_depth_max {preprocessing.bit_depth_max}: only grayscale images can be rescaled"
         )
     if deep_color and "transparency" in image.info:  # the 16-bit color is lost
         raise ImageReadError("", "16-bit color with one transparent color: save the image with an alpha channel")
     if image.format == "PPM" and "'ppm" in stored:  # Pillow stretches these values
-        raise ImageReadError("", "a PNM file whose largest value is neither 255 nor, for gray, 65535")
+        raise ImageReadError("", "a PNM file with an unsupported maximum value; expected 255, or 65535 for grayscale")
 
 
 def _scale_transparent_gray(image: Image.Image) -> None:
@@ -286,8 +286,8 @@ def _scale_transparent_gray(image: Image.Image) -> None:
 def _gray16_to_rgb(image: Image.Image, preprocessing: Preprocessing) -> NDArray[np.uint8]:
     values = np.asarray(image).astype(np.uint32)
     if values.max() > preprocessing.bit_depth_max:
-        found = f"a pixel value of {values.max()} is over bit_depth_max {preprocessing.bit_depth_max}"
-        raise ImageReadError("", f"{found}: it was set for another camera")
+        found = f"a pixel value of {values.max()} is above bit_depth_max {preprocessing.bit_depth_max}"
+        raise ImageReadError("", f"{found}: bit_depth_max was set for another camera")
     gray = (values * 256 // (preprocessing.bit_depth_max + 1)).astype(np.uint8)
     transparent = image.info.get("transparency")
     if isinstance(transparent, int):

@@ -87,7 +87,7 @@ def region_of_points(keypoints_xy: NDArray[np.floating], margin: float) -> Regio
     """
     present = keypoints_xy[~np.isnan(keypoints_xy).any(axis=1)] + 0.5  # regions are measured from pixel edges
     if len(present) == 0:
-        raise ValueError("no point to look at")
+        raise ValueError("no annotated points")
     left, top = (float(value) for value in present.min(axis=0))
     width, height = (float(value) for value in present.max(axis=0) - present.min(axis=0))
     return widen(square((left, top, width, height)), margin)
@@ -106,7 +106,7 @@ def clip_region(region: Region, image_hw: tuple[int, int]) -> Region:
     right, bottom = min(image_hw[1], region[0] + region[2]), min(image_hw[0], region[1] + region[3])
     if not (right - left >= 1 and bottom - top >= 1):
         shown = ", ".join(f"{value:g}" for value in region)
-        raise ImageReadError("", f"the box ({shown}) holds no pixel of the {image_hw[1]}x{image_hw[0]} image")
+        raise ImageReadError("", f"the box ({shown}) contains no pixel of the {image_hw[1]}x{image_hw[0]} image")
     return left, top, right - left, bottom - top
 
 

@@ -43,10 +43,12 @@ WHOLE = View()
 def check_tta(kinds: Sequence[str]) -> list[TtaKind]:
     """Return the kinds of test-time augmentation, checked. Raises ValueError for another kind, or one given twice."""
     if isinstance(kinds, str):
-        raise ValueError(f"tta takes a list of {', '.join(TTA_KINDS)}, got the text {kinds!r}")
+        raise ValueError(f"tta must be a list of {', '.join(TTA_KINDS)}, got the string {kinds!r}")
     known = [kind for word in kinds for kind in TTA_KINDS if kind == word]
     if len(known) != len(kinds) or len(set(known)) != len(known):
-        raise ValueError(f"tta takes each of {', '.join(TTA_KINDS)} once, got {', '.join(map(repr, kinds))}")
+        raise ValueError(
+            f"tta must contain each of {', '.join(TTA_KINDS)} at most once, got {', '.join(map(repr, kinds))}"
+        )
     return known
 
 

@@ -44,7 +44,7 @@ class Preprocessing:
         if min(self.input_hw) < 1:
             raise ValueError(f"input_hw must be positive, got {self.input_hw}")
         if (self.resize_mode == "short_side") != (self.short_side is not None):
-            raise ValueError(f"short_side goes with resize_mode 'short_side' alone, got {self.resize_mode!r}")
+            raise ValueError(f"short_side applies only to resize_mode 'short_side', got {self.resize_mode!r}")
         if self.short_side is not None and self.short_side < max(self.input_hw):
             raise ValueError(f"short_side {self.short_side} is smaller than the crop {self.input_hw}")
         if not all(0 <= value <= 255 for value in self.pad_rgb):

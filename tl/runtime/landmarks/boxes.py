@@ -54,12 +54,12 @@ def read_boxes(path: str | os.PathLike[str]) -> dict[str, Region]:
         try:
             left, top, width, height = map(float, texts)
         except ValueError:
-            raise DataError(f"{place}: a box needs four numbers, found {', '.join(texts)}") from None
+            raise DataError(f"{place}: expected four numbers for a box, found {', '.join(texts)}") from None
         if not (math.isfinite(left + top + width + height) and width > 0 and height > 0):
-            raise DataError(f"{place}: a box needs a width and height above 0")
+            raise DataError(f"{place}: the width and height of a box must be above 0")
         name = listed_path(path, row)
         if name in boxes:
-            raise DataError(f"{place}: {row['path']} has a box already")
+            raise DataError(f"{place}: a second box for {row['path']}; expected one per image")
         boxes[name] = (left, top, width, height)
     return boxes
 

@@ -35,13 +35,13 @@ def read(text: str, where: str) -> LandmarkSet:
         skeleton = tuple((names[a - 1], names[b - 1]) for a, b in categories[0].get("skeleton", ()))
         pairs = tuple((str(a), str(b)) for a, b in categories[0].get("flip_pairs", ()))
         bare = len(images) - len(annotated)
-        remarks = (f"{bare} images without points are left out",) if bare > 0 else ()
+        remarks = (f"{bare} images without points were skipped",) if bare > 0 else ()
         landmarks = LandmarkSet(names, annotated, pairs, skeleton, remarks)
     except (json.JSONDecodeError, KeyError, TypeError, ValueError, IndexError, AttributeError) as error:
         raise DataError(f"{where}: not a COCO keypoint file ({type(error).__name__}: {error})") from error
     counts = Counter(each.name for each in annotated)
     if twice := [name for name, count in counts.items() if count > 1]:
-        raise DataError(f"{where}: {twice[0]} has several specimens: only one per image can be read")
+        raise DataError(f"{where}: {twice[0]} has several specimens; expected one per image")
     return landmarks
 
 

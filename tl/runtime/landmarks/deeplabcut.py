@@ -30,7 +30,7 @@ def read(text: str, where: str) -> LandmarkSet:
     rows = list(csv.reader(StringIO(text, newline="")))
     found = [row[0] if row else "" for row in rows[:3]]
     if found[1:2] == ["individuals"]:
-        raise DataError(f"{where}: a project of several animals: only one specimen per image can be read")
+        raise DataError(f"{where}: a multi-animal project; expected one specimen per image")
     if tuple(found) != _HEADER:
         raise DataError(f"{where}: expected header rows {', '.join(_HEADER)}, found {', '.join(found)}")
     start = _first_value(rows[2], where)

@@ -65,7 +65,7 @@ def merge_points(
         merged = _weighted(members_xy, np.broadcast_to(given[None, :, None], members_xy.shape[:3]))
     elif merging == "confidence":
         if confidence is None:
-            raise ValueError("merging by confidence needs members that give one")
+            raise ValueError("merging by confidence requires members that output a confidence")
         own = confidence.astype(np.float64)
         own = np.where(own.sum(axis=1, keepdims=True) > 0, own, 1.0)
         merged = _weighted(members_xy, own * given[None, :, None])
@@ -127,7 +127,7 @@ class LandmarkEnsemble:
         self.num_views = 1
         for contract, name in zip(contracts, self.member_names, strict=True):
             if set(contract.keypoint_names) != set(self.keypoint_names):
-                raise EnsembleError(f"{name} finds other points than {self.member_names[0]}")
+                raise EnsembleError(f"{name} predicts different points than {self.member_names[0]}")
         self._orders = [[c.keypoint_names.index(name) for name in self.keypoint_names] for c in contracts]
         self._views = [
             _View(
@@ -137,9 +137,11 @@ class LandmarkEnsemble:
         ]
         self.has_confidence = all("keypoint_confidence" in contract.outputs for contract in contracts)
         if merging == "median" and weights is not None:
-            raise EnsembleError("a median has no weights: leave them out, or merge by mean or confidence")
+            raise EnsembleError(
+                "merging by median does not use weights: leave them out, or merge by mean or confidence"
+            )
         if merging == "confidence" and not self.has_confidence:
-            raise EnsembleError("merging by confidence needs models that give one: take mean or median")
+            raise EnsembleError("merging by confidence requires models that output a confidence: use mean or median")
         self._locator = locator
         self._boxes = None if boxes is None else {os.path.abspath(path): box for path, box in boxes.items()}
         self._scales: dict[str, float] | float | None
@@ -160,13 +162,13 @@ class LandmarkEnsemble:
             raise EnsembleError("locator and boxes both select the region of a photo: give one of them")
         elif self._boxes is None and "box" in regions:
             raise EnsembleError(
-                f"{path}: this model was trained on drawn boxes: give the boxes of these photos",
+                f"{path}: this model was trained on annotated boxes: give the boxes of these photos",
                 options=["boxes=boxes.csv"],
             )
         elif self._boxes is None and self._locator is None:
             raise EnsembleError(
-                f"{path}: this model uses the region of a photo with the points: give a coarse model that locates it, "
-                "or boxes around the points",
+                f"{path}: this model uses the region around the points: give a coarse model that locates "
+                "it, or boxes around the points",
                 options=["locator=coarse.onnx", "boxes=boxes.csv"],
             )
 
@@ -221,7 +223,7 @@ class LandmarkEnsemble:
             wanted = ["keypoints", "keypoint_confidence"] if self.has_confidence else ["keypoints"]
             found, *sure = session.run(batch[view], wanted)
             if not np.isfinite(found).all():
-                raise ModelFileError(f"{session.path}: gives points that are no numbers: the file is broken")
+                raise ModelFileError(f"{session.path}: outputs points that are not finite: the file is damaged")
             for n, each in enumerate(prepared):
                 points[n, m] = each[view].placement.to_image(found[n, order])
             if confidence is not None:
@@ -264,11 +266,11 @@ class LandmarkEnsemble:
             box = self._boxes.get(os.path.abspath(name))
             if box is None:
                 raise ImageReadError(
-                    name, "the list of boxes has none for this image (its paths count from its folder)"
+                    name, "the list of boxes contains no box for this image (paths in it are relative to its folder)"
                 )
             return box
         if self._locator is None:
-            raise ImageReadError(name, "nothing says where the specimen is")
+            raise ImageReadError(name, "the location of the specimen is unknown: give a locator or boxes")
         (found,) = self._locator.results([name], [self._locator.prepare(source, name)], with_votes=False)
         return region_of_points(found.keypoints_xy, 0.0)
 

@@ -30,7 +30,7 @@ def turn_upright(landmarks: LandmarkSet, find: Callable[[str], str]) -> Landmark
     """
     turned = [_turn(image, *read_stored(find(image.name))) for image in landmarks.images]
     count = sum(new is not old for new, old in zip(turned, landmarks.images, strict=True))
-    remark = f"{count} of {len(turned)} images have an EXIF orientation: their points are turned"
+    remark = f"{count} of {len(turned)} images have an EXIF orientation: their points were rotated"
     return dataclasses.replace(landmarks, images=tuple(turned), remarks=(*landmarks.remarks, remark))
 
 
@@ -136,7 +136,7 @@ def lost_in(landmarks: LandmarkSet, path: str | os.PathLike[str], kind: Format |
         "flip pairs": bool(landmarks.flip_pairs),
         "skeleton": bool(landmarks.skeleton),
     }
-    return [f"{what}: {kind} has no place for them" for what in _LOST[kind] if has[what]]
+    return [f"{what}: cannot be stored in format {kind}" for what in _LOST[kind] if has[what]]
 
 
 def image_sizes(find: Callable[[str], str]) -> Size:
@@ -166,7 +166,7 @@ def image_finder(path: str | os.PathLike[str], images: str | os.PathLike[str] | 
             if (folder / name).is_file():
                 return str(folder / name)
         looked = ", ".join(map(str, folders))
-        raise DataError(f"{Path(path).name}: image {name} is not in {looked}", options=["images=FOLDER"])
+        raise DataError(f"{Path(path).name}: image {name} was not found in {looked}", options=["images=FOLDER"])
 
     return find
 

@@ -37,7 +37,7 @@ class ImageLandmarks:
     def __post_init__(self) -> None:
         count = len(self.visibility)
         if self.keypoints_xy.shape != (count, 2) or self.visibility.shape != (count,):
-            raise ValueError(f"{self.keypoints_xy.shape} points and {self.visibility.shape} visibilities do not fit")
+            raise ValueError(f"{self.keypoints_xy.shape} points and {self.visibility.shape} visibilities do not match")
         if self.confidence is not None and self.confidence.shape != (count,):
             raise ValueError(f"{self.confidence.shape} confidences for {count} points")
         if not np.array_equal(np.isnan(self.keypoints_xy).any(axis=1), self.visibility == MISSING):
@@ -67,7 +67,7 @@ class LandmarkSet:
                 raise ValueError(f"{image.name}: {len(image.visibility)} points, expected {len(names)}")
         paired = [name for pair in self.flip_pairs for name in pair]
         if twice := [name for name in paired if paired.count(name) > 1]:
-            raise ValueError(f"point '{twice[0]}' stands in two flip pairs")
+            raise ValueError(f"point '{twice[0]}' appears in two flip pairs")
         if unknown := {name for pair in (*self.flip_pairs, *self.skeleton) for name in pair} - set(names):
             raise ValueError(f"unknown point '{min(unknown)}' in flip pairs or skeleton")
 

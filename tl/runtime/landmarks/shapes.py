@@ -47,7 +47,7 @@ def align(keypoints_xy: NDArray[np.floating], reference: NDArray[np.floating]) -
     """
     common = ~(np.isnan(keypoints_xy).any(axis=1) | np.isnan(reference).any(axis=1))
     if common.sum() < MIN_POINTS:
-        raise ValueError(f"{common.sum()} common points, at least {MIN_POINTS} are needed")
+        raise ValueError(f"{common.sum()} common points, expected at least {MIN_POINTS}")
     given, wanted = np.asarray(keypoints_xy, np.float64), np.asarray(reference, np.float64)
     from_center, to_center = given[common].mean(axis=0), wanted[common].mean(axis=0)
     source, target = given[common] - from_center, wanted[common] - to_center
@@ -64,7 +64,7 @@ def mean_shape(shapes: Sequence[NDArray[np.floating]]) -> NDArray[np.float64]:
     """
     usable = [np.asarray(shape, np.float64) for shape in shapes if len(_present(shape)) >= MIN_POINTS]
     if not usable:
-        raise ValueError(f"no shape of at least {MIN_POINTS} points")
+        raise ValueError(f"no shape has at least {MIN_POINTS} points")
     mean = _unit(max(usable, key=lambda shape: len(_present(shape))))
     for _ in range(_ROUNDS):
         aligned = np.stack([_aligned_if_possible(shape, mean) for shape in usable])

@@ -35,15 +35,15 @@ def read(text: str, where: str, height: Height) -> LandmarkSet:
     """
     records = list(_records(text, where))
     if not records:
-        raise DataError(f"{where}: no record begins with LM=: not a TPS file")
+        raise DataError(f"{where}: not a TPS file, because no record begins with LM=")
     counts = {len(record.points) for record in records}
     if len(counts) > 1:
         odd = next(record for record in records if len(record.points) != len(records[0].points))
         first = len(records[0].points)
-        raise DataError(f"{where} line {odd.line}: LM={len(odd.points)}, while the first record has LM={first}")
+        raise DataError(f"{where} line {odd.line}: LM={len(odd.points)}, but the first record has LM={first}")
     images = tuple(_image(record, where, height) for record in records)
     curves = sum(record.curves > 0 for record in records)
-    remarks = (f"curves of {curves} records are not kept",) if curves else ()
+    remarks = (f"curves of {curves} records were discarded",) if curves else ()
     return LandmarkSet(numbered_names(counts.pop()), images, remarks=remarks)
 
 
@@ -76,7 +76,9 @@ def _records(text: str, where: str) -> Iterator[_Record]:
             if record is not None:
                 yield record
             if key == "LM3":
-                raise DataError(f"{place}: LM3 (points in three dimensions): only points in images are read")
+                raise DataError(
+                    f"{place}: LM3 (three-dimensional points) is not supported; expected two-dimensional points"
+                )
             record = _Record(number, [_point(*next(lines, (0, "")), where) for _ in range(_count(value, place))])
         elif record is None:
             raise DataError(f"{place}: {key}= before the first LM=")

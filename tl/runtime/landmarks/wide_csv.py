@@ -35,7 +35,7 @@ def read(text: str, where: str) -> LandmarkSet:
     good = [(line, row) for line, row in rows if not row.get("error")]
     images = tuple(_image(f"{where} row {line}", row, points) for line, row in good)
     failed = len(rows) - len(good)
-    remarks = (f"{failed} rows with an error instead of points are left out",) if failed else ()
+    remarks = (f"{failed} rows with an error instead of points were skipped",) if failed else ()
     return LandmarkSet(tuple(points), images, remarks=remarks)
 
 
@@ -74,10 +74,12 @@ def _point_cells(image: ImageLandmarks, signs: str) -> list[str]:
 def _point_columns(columns: Sequence[str], where: str) -> dict[str, dict[str, str]]:
     """Return point name -> {"x": column, "y": column ...}, in order of the x columns."""
     if "path" not in columns:
-        hint = "; columns must have commas between, not semicolons" if any(";" in name for name in columns[:1]) else ""
+        hint = (
+            "; columns must be separated by commas, not semicolons" if any(";" in name for name in columns[:1]) else ""
+        )
         raise DataError(f"{where}: has no column path (found: {', '.join(columns[:8])}){hint}")
     if twice := [name for name in columns if columns.count(name) > 1]:
-        raise DataError(f"{where}: column {twice[0]} stands twice")
+        raise DataError(f"{where}: column {twice[0]} appears twice")
     known = set(columns)
     points = {}
     for column in columns:
@@ -86,13 +88,13 @@ def _point_columns(columns: Sequence[str], where: str) -> dict[str, dict[str, st
             points[suffix.removeprefix("_")] = {sign: sign + suffix for sign in "xyvps" if sign + suffix in known}
     taken = {column for point in points.values() for column in point.values()}
     if half := [name for name in columns if name[:1] == "x" and len(name) > 1 and name not in taken]:
-        raise DataError(f"{where}: column {half[0]} has no y{half[0][1:]} beside it")
+        raise DataError(f"{where}: column {half[0]} has no matching column y{half[0][1:]}")
     if unknown := [name for name in columns if name not in taken and name not in (*_OTHERS, *_PREDICTED)]:
         raise DataError(f"{where}: column '{unknown[0]}' is neither a point (xNAME, yNAME) nor {', '.join(_OTHERS)}")
     if not points:
-        raise DataError(f"{where}: has no points: expected columns x0,y0,x1,y1 ...")
+        raise DataError(f"{where}: contains no points: expected columns x0,y0,x1,y1 ...")
     if len(box := [name for name in BOX if name in known]) not in (0, 4):
-        raise DataError(f"{where}: has {', '.join(box)} only: a box needs {', '.join(BOX)}")
+        raise DataError(f"{where}: contains only {', '.join(box)}: a box requires {', '.join(BOX)}")
     return points
 
 
@@ -137,7 +139,7 @@ def _number(row: Mapping[str, str], column: str, place: str) -> float:
     try:
         value = float(text) if text else math.nan
     except ValueError:
-        raise DataError(f"{place}: {column} is '{text}', expected a number or nothing") from None
+        raise DataError(f"{place}: {column} is '{text}', expected a number or an empty cell") from None
     if math.isinf(value):
         raise DataError(f"{place}: {column} is '{text}', expected a finite number")
     return value

@@ -173,7 +173,7 @@ class Conformal:
 
     def __post_init__(self) -> None:
         if not self.scores or list(self.scores) != sorted(self.scores):
-            raise ValueError("conformal scores must be some sorted numbers")
+            raise ValueError("conformal scores must be sorted numbers, at least one")
 
 
 @dataclass(frozen=True)
@@ -221,20 +221,22 @@ class Contract:
         if self.task == "landmarks":
             names, other = other, names
         if not names or other:
-            raise ValueError(f"task {self.task!r} needs its own names and no others")
+            raise ValueError(
+                f"task {self.task!r} requires class_names for classification or keypoint_names for landmarks, not both"
+            )
         if len(set(names)) != len(names):
             raise ValueError(f"repeated name '{next(name for name in names if names.count(name) > 1)}'")
         needed = {self.main_output, *(("label", "member_probabilities") if self.ensemble else ())}
         needed |= {"ood_score"} if self.ood else set()
         if lacking := sorted(needed - set(self.outputs)):
-            raise ValueError(f"such a model needs the outputs {lacking}, got {self.outputs}")
+            raise ValueError(f"this model requires the outputs {lacking}, got {self.outputs}")
         if (self.task == "landmarks") != (self.landmarks is not None):
-            raise ValueError(f"task {self.task!r} and 'landmarks' do not fit")
+            raise ValueError(f"task {self.task!r} does not match the field 'landmarks'")
         mean_shape = None if self.landmarks is None else self.landmarks.mean_shape
         if mean_shape is not None and len(mean_shape) != len(names):
             raise ValueError(f"the mean shape has {len(mean_shape)} points for {len(names)} names")
         if self.precision == "fp32" and self.quantization is not None:
-            raise ValueError("precision fp32 has no 'quantization'")
+            raise ValueError("precision fp32 must not have 'quantization'")
         if not self.temperature > 0:
             raise ValueError(f"temperature must be positive, got {self.temperature}")
         values = len(names) if self.task == "classification" else 2 * len(names)
@@ -251,20 +253,20 @@ class Contract:
 def parse_contract(text: str, where: str) -> Contract:
     """Parse a contract. `where`: name of the file in messages. Raises `ModelFileError`; never fills in defaults."""
     if len(text) > MAX_CONTRACT_BYTES:
-        raise ModelFileError(f"{where}: its contract is over {MAX_CONTRACT_BYTES >> 20} MiB")
+        raise ModelFileError(f"{where}: its contract is larger than {MAX_CONTRACT_BYTES >> 20} MiB")
     try:
         plain = parse_json(text)
         if not isinstance(plain, dict):
             raise ValueError("expected an object")
         version = plain.get("schema_version")
         if type(version) is not int or version < 1:
-            raise ValueError(f"missing or faulty schema_version ({version!r})")
+            raise ValueError(f"missing or invalid schema_version ({version!r})")
         if version > SCHEMA_VERSION:
-            known = f"this version of tl reads up to {SCHEMA_VERSION}"
-            raise ValueError(f"schema_version {version} is newer than {known}: upgrade tl-toolkit")
+            known = f"this version of tl reads only up to {SCHEMA_VERSION}"
+            raise ValueError(f"schema_version {version} is too new, {known}: upgrade tl-toolkit")
         return from_plain(Contract, _upgraded(plain, version), "contract")
     except (ValueError, RecursionError) as error:
-        raise ModelFileError(f"{where}: faulty contract: {error}") from error
+        raise ModelFileError(f"{where}: invalid contract: {error}") from error
 
 
 def _upgraded(plain: dict[str, Any], version: int) -> dict[str, Any]:

@@ -71,7 +71,7 @@ class Wire:
             tag, at = self.varint(at, end)
             number, kind = tag >> 3, tag & 7
             if kind not in _KINDS or not 0 < number <= _LARGEST_NUMBER:
-                raise WireError(f"no field of a message at byte {place}")
+                raise WireError(f"expected a message field at byte {place}")
             if kind == VARINT:
                 start, at = self.varint(at, end)
                 stop = -1
@@ -80,11 +80,13 @@ class Wire:
                 at = stop = start + size
             self._left -= 1
             if at > end or self._left < 0:
-                raise WireError(f"a field that leaves its message, or more than {self._max_fields}, at byte {place}")
+                raise WireError(
+                    f"a field beyond the end of its message, or more than {self._max_fields} fields, at byte {place}"
+                )
             if number in message:
                 field = message[number]
                 if kind not in field.kinds or (field.once and number in seen):
-                    raise WireError(f"the field {field.name!r} twice, or stored as another kind, at byte {place}")
+                    raise WireError(f"the field {field.name!r} twice, or stored with a different type, at byte {place}")
                 seen.add(number)
                 yield field.name, start, stop
 
@@ -106,7 +108,7 @@ class Wire:
             value |= (byte & 127) << 7 * place
             if byte < 128:
                 return value & 0xFFFF_FFFF_FFFF_FFFF, at + place + 1
-        raise WireError(f"a number without end at byte {at}")
+        raise WireError(f"an unterminated number at byte {at}")
 
     def text(self, place: tuple[int, int] | None, what: str, max_bytes: int = MAX_TEXT_BYTES) -> str:
         """Return a text, "" for no place. `what` names it in the `WireError` if it is too long or not UTF-8."""

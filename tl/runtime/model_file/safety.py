@@ -70,17 +70,19 @@ class Operators:
             shown = ", ".join(f"{name!r} of {domain!r}" for domain, name in foreign[:3])
             more = f" and {len(foreign) - 3} more" if len(foreign) > 3 else ""
             raise ModelFileError(
-                f"it needs the operators {shown}{more}, expected only those built into onnxruntime: "
-                "libraries of operators are never loaded, export it with standard operators"
+                f"it requires the operators {shown}{more}, expected only operators built into "
+                "onnxruntime: operator libraries are never loaded, export it with standard operators"
             )
         if self._written_out(self.graph, {}, 0) > MAX_WRITTEN_OUT:
-            raise ModelFileError(f"its functions, written out, have over {MAX_WRITTEN_OUT} nodes: export it without")
+            raise ModelFileError(
+                f"its functions expand to more than {MAX_WRITTEN_OUT} nodes: export it without functions"
+            )
 
     def _written_out(self, calls: Counter[Operator], known: dict[Operator, int], depth: int) -> int:
         """Return the node count after inlining the functions in `calls`. `known`: counts of functions seen before."""
         if depth > MAX_CALL_DEPTH:
             raise ModelFileError(
-                f"its functions call each other over {MAX_CALL_DEPTH} deep: export it without functions"
+                f"its functions are nested more than {MAX_CALL_DEPTH} levels deep: export it without functions"
             )
         total = 0
         for function, count in calls.items():
@@ -108,7 +110,7 @@ _BITS = (
 )
 _MAX_BITS = max(_BITS.values())
 _ELEMENTS_A_BYTE = 4  # maximum, for 2-bit integers
-_CURE = "the file is damaged or made to harm, fetch or export it again"
+_CURE = "the file is damaged or malicious, download or export it again"
 
 
 @dataclass(slots=True)
@@ -176,7 +178,7 @@ class TensorCheck:
 def _fault(tensor: _Tensor) -> str | None:
     """Return what is wrong with a tensor, and the fix; None if nothing is."""
     if tensor.is_external:
-        return "its data lie in another file, expected inside the model file: save it without external data"
+        return "its data is in another file, expected inside the model file: save it without external data"
     return _dims_fault(tensor.dims) or _payload_fault(tensor)
 
 
@@ -196,7 +198,7 @@ def _payload_fault(tensor: _Tensor) -> str | None:
     else:
         fits = elements <= (tensor.raw or tensor.typed) * _ELEMENTS_A_BYTE or tensor.data_type == 0
     found = tensor.typed if tensor.raw is None else tensor.raw
-    return None if fits else f"{found} bytes do not fit its shape {tensor.dims} and type {tensor.data_type}: {_CURE}"
+    return None if fits else f"{found} bytes do not match its shape {tensor.dims} and type {tensor.data_type}: {_CURE}"
 
 
 MAX_FILE_BYTES = (1 << 31) - 1  # protobuf's limit for a message
@@ -208,7 +210,7 @@ _IMPOSTORS = (
     (b"version https://git-lfs", "a git-lfs pointer, not the model itself: run 'git lfs pull' in its repository"),
     (b"PK\x03\x04", "a zip archive (as PyTorch checkpoints are), expected an ONNX model: unpack or export it"),
     (b"\x1f\x8b", "a gzip archive, expected an ONNX model: unpack it"),
-    (b"<", "a web page or XML, expected an ONNX model: the download failed or needs a login, fetch it again"),
+    (b"<", "a web page or XML, expected an ONNX model: the download failed or requires a login, download it again"),
 )
 
 
@@ -231,7 +233,7 @@ def check_model_file(path: str | os.PathLike[str]) -> ModelSummary:
         with open(path, "rb") as file:
             return check_model(file)
     except OSError as error:
-        raise ModelFileError(f"{path}: it cannot be read: {error.strerror}") from error
+        raise ModelFileError(f"{path}: cannot be read ({error.strerror})") from error
     except ModelFileError as error:
         raise ModelFileError(f"{path}: {error}") from error
 
@@ -240,9 +242,9 @@ def check_model(file: BinaryIO) -> ModelSummary:
     """Like `check_model_file`, for an open, seekable file. Raises `ModelFileError` without the file's name."""
     size = file.seek(0, os.SEEK_END)
     if size == 0:
-        raise ModelFileError("an empty file, expected an ONNX model: fetch or export it again")
+        raise ModelFileError("an empty file, expected an ONNX model: download or export it again")
     if size > MAX_FILE_BYTES:
-        raise ModelFileError(f"{size} bytes, expected under 2 GiB, all that protobuf reads: export it again")
+        raise ModelFileError(f"{size} bytes, expected less than 2 GiB, the limit of protobuf: export it again")
     file.seek(0)
     head = file.read(64).lstrip(b"\xef\xbb\xbf \t\r\n")
     for start, text in _IMPOSTORS:
@@ -251,7 +253,7 @@ def check_model(file: BinaryIO) -> ModelSummary:
     try:
         return ModelSummary(_Walk(Wire(file, MAX_FIELDS)).model(size))
     except WireError as error:
-        fault = f"no ONNX model or a damaged one ({error}): fetch or export it again"
+        fault = f"not an ONNX model, or a damaged one ({error}): download or export it again"
         raise ModelFileError(fault) from error
 
 
@@ -281,7 +283,7 @@ class _Walk:
                 if len(contracts) > 1:
                     raise ModelFileError(f"it has {METADATA_KEY!r} twice, expected one contract: export it again")
         if not has_graph:
-            raise WireError("there is no graph in it")
+            raise WireError("it contains no graph")
         self._operators.check()
         return contracts[0] if contracts else None
 
@@ -315,7 +317,7 @@ class _Walk:
     def _graph(self, begin: int, end: int, calls: Counter[Operator], depth: int) -> None:
         """Check a graph. `calls`: counter of its nodes. `depth`: number of graphs that enclose it."""
         if depth > MAX_SUBGRAPHS:
-            raise ModelFileError(f"it has more than {MAX_SUBGRAPHS} graphs inside each other: export a flatter model")
+            raise ModelFileError(f"it has more than {MAX_SUBGRAPHS} nested graphs: export a model with less nesting")
         for name, start, stop in self._wire.fields(begin, end, GRAPH):
             if name == "node":
                 self._node(start, stop, calls, depth)

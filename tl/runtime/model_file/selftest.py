@@ -34,7 +34,7 @@ def run_selftest(path: str | os.PathLike[str], *, device: str = "auto", threads:
     session = Session(path, device=device, threads=threads)
     contract = session.contract
     if contract is None or not contract.golden.samples:
-        raise ModelFileError(f"{session.path}: holds no golden samples to verify")
+        raise ModelFileError(f"{session.path}: contains no golden samples to verify")
     images = np.stack([golden_image(sample, contract, session.path) for sample in contract.golden.samples])
     expected = np.array([sample.expected for sample in contract.golden.samples], np.float32)
     (batched,) = session.run(images, [contract.main_output])
@@ -43,11 +43,11 @@ def run_selftest(path: str | os.PathLike[str], *, device: str = "auto", threads:
     worst = float(differences.max()) if np.isfinite(differences).all() else float("inf")
     tolerance = contract.golden.tolerance.get(contract.precision)
     if tolerance is None:
-        raise ModelFileError(f"{session.path}: its contract gives no tolerance for precision {contract.precision!r}")
+        raise ModelFileError(f"{session.path}: its contract contains no tolerance for precision {contract.precision!r}")
     if worst > tolerance:
         raise ParityError(
-            f"{session.path}: on {session.provider} the golden samples differ by {worst:.2g}, "
-            f"allowed {tolerance:.2g}: do not use it on this machine (tl doctor looks for the cause)"
+            f"{session.path}: on {session.provider} the golden samples differ by {worst:.2g}, allowed "
+            f"{tolerance:.2g}: do not use it on this machine (run tl doctor to find the cause)"
         )
     return SelfTest(session.provider, len(images), worst, tolerance)
 

@@ -43,7 +43,7 @@ def to_plain(value: object) -> Json:
         return [to_plain(item) for item in value]
     if value is None or isinstance(value, bool | int | float | str):
         return value
-    raise TypeError(f"no JSON for {type(value).__name__}")
+    raise TypeError(f"cannot write {type(value).__name__} as JSON")
 
 
 def from_plain(kind: type[T], value: object, where: str) -> T:

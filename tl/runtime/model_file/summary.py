@@ -57,10 +57,12 @@ def _confidence_rows(contract: Contract) -> list[tuple[str, str]]:
         rows.append(("temperature", f"{contract.temperature:.4g}"))
     if contract.conformal is not None:
         count = len(contract.conformal.scores)
-        rows.append(("coverage", f"sets of classes, from {count} scores of the {contract.conformal.source}"))
+        rows.append(("coverage", f"prediction sets, from {count} scores of the {contract.conformal.source}"))
     if contract.ood is not None:
         found = contract.ood
-        text = f"above {found.limit:.4g}, as are {found.false_alarm:.1%} of {found.held_out} validation images"
+        text = (
+            f"score above {found.limit:.4g}, exceeded by {found.false_alarm:.1%} of {found.held_out} validation images"
+        )
         rows.append(("unknown", f"{text}; from {found.images} training images in {found.dimensions} dimensions"))
     return rows
 
@@ -71,7 +73,7 @@ def _precision_row(contract: Contract) -> list[tuple[str, str]]:
         return []
     text = f"{found.method}; agrees with fp32 on {found.top1_agreement:.1%} of {found.images} images"
     speed = f"{found.speedup:.2f} x its speed on {found.provider} ({found.processor})"
-    return [("precision", f"{text}, {speed}{', kept although not faster' if found.kept_slower else ''}")]
+    return [("precision", f"{text}, {speed}{', kept although it is not faster' if found.kept_slower else ''}")]
 
 
 def parity_text(parity: Parity) -> str:

@@ -80,7 +80,9 @@ def _pyarrow() -> Any:
         import pyarrow
         import pyarrow.parquet
     except ImportError as error:
-        raise MissingExtraError("Parquet files need one more package: pip install 'tl-toolkit[parquet]'") from error
+        raise MissingExtraError(
+            "Parquet files require an additional package: pip install 'tl-toolkit[parquet]'"
+        ) from error
     return pyarrow
 
 
@@ -189,7 +191,7 @@ def open_writer(
     if kind not in known:
         raise OutputError(f"{final}: expected a name that ends in {', '.join(known[:-1])} or {known[-1]}")
     if point_format is not None and kind != SUFFIXES[point_format]:
-        raise OutputError(f"{final}: a file of format {point_format} has a name that ends in {SUFFIXES[point_format]}")
+        raise OutputError(f"{final}: expected the extension {SUFFIXES[point_format]} for format {point_format}")
     is_point_file = kind in (".tps", ".json") or point_format in ("long", "deeplabcut")
     if kind == ".parquet":
         check_parquet()

@@ -62,7 +62,9 @@ def _archive_errors(path: str) -> Iterator[None]:
     try:
         yield
     except Exception as error:  # zipfile and tarfile raise almost any type on damaged files
-        raise DataError(f"{path}: damaged, or not the kind of archive its name says ({_reason(error)})") from error
+        raise DataError(
+            f"{path}: damaged, or not the archive format that its extension indicates ({_reason(error)})"
+        ) from error
 
 
 def _zip_members(path: str) -> Iterator[Member]:
@@ -77,7 +79,7 @@ def _zip_reader(archive: zipfile.ZipFile, info: zipfile.ZipInfo, path: str) -> C
     def read() -> bytes:
         name = f"{path}/{info.filename}"
         if info.flag_bits & _ENCRYPTED:
-            raise ImageReadError(name, "encrypted: unpack the archive with its password")
+            raise ImageReadError(name, "encrypted: extract the archive with its password")
         _check_size(name, info.file_size)
         try:
             with archive.open(info) as member:
@@ -86,7 +88,7 @@ def _zip_reader(archive: zipfile.ZipFile, info: zipfile.ZipInfo, path: str) -> C
                 # For other methods, zipfile decompresses all data of a read at once.
                 return b"".join(iter(lambda: member.read(4096), b""))
         except Exception as error:  # as in `_archive_errors`
-            raise ImageReadError(name, f"damaged in its archive ({_reason(error)})") from error
+            raise ImageReadError(name, f"damaged in the archive ({_reason(error)})") from error
 
     return read
 
@@ -144,7 +146,7 @@ class _StrictTarInfo(tarfile.TarInfo):
 
 def _check_size(name: str, num_bytes: int) -> None:
     if num_bytes > MAX_MEMBER_BYTES:
-        raise ImageReadError(name, f"{num_bytes} bytes, over the limit of {MAX_MEMBER_BYTES >> 20} MiB")
+        raise ImageReadError(name, f"{num_bytes} bytes, above the limit of {MAX_MEMBER_BYTES >> 20} MiB")
 
 
 def _reason(error: Exception) -> str:

@@ -38,7 +38,7 @@ class Inputs:
         """Description of the skipped files; "" if there are none."""
         counts = {
             "hidden": sum(part.hidden for part in self.parts),
-            "files that are no images by their names": sum(part.not_images for part in self.parts),
+            "files without an image extension": sum(part.not_images for part in self.parts),
             "links in archives": sum(part.links for part in self.parts if isinstance(part, Archive)),
         }
         return ", ".join(f"{count} {what}" for what, count in counts.items() if count)

@@ -60,7 +60,7 @@ def read_path_list(list_file: str, *, null: bool = False) -> list[str]:
         return [os.fsdecode(name) for name in data.split(b"\0") if name]
     if b"\0" in data:  # file names cannot contain NUL
         raise DataError(
-            f"{list_file}: contains NUL bytes: save it as UTF-8, or declare that they separate the names",
+            f"{list_file}: contains NUL bytes: save it as UTF-8, or set null if NUL bytes separate the names",
             options=["null"],
         )
     lines = data.removeprefix(codecs.BOM_UTF8).split(b"\n")
@@ -138,7 +138,7 @@ def expand_name(given: str) -> list[str]:
     start, names = split_pattern(given)
     found = _walk_matches(start, names) if names else sorted(glob.glob(given))
     if not found:
-        raise DataError(f"{given}: no such file or folder, and no file fits it as a pattern")
+        raise DataError(f"{given}: no such file or folder, and no file matches it as a pattern")
     return found
 
 

@@ -123,7 +123,7 @@ def _chart(title: str, description: str, draw: Any, height: float = _SIZE[1]) ->
         import matplotlib as mpl
         from matplotlib.figure import Figure
     except ImportError as error:
-        raise MissingExtraError("reports need more packages: pip install 'tl-toolkit[train]'") from error
+        raise MissingExtraError("reports require additional packages: pip install 'tl-toolkit[train]'") from error
     with mpl.rc_context(_STYLE | {"svg.hashsalt": title}):
         figure = Figure(figsize=(_SIZE[0], height), layout="constrained")
         axes = figure.subplots()

@@ -65,7 +65,7 @@ class _Told:
             self._gallery("Where voting helps", helped, f"The {self._rule} vote is correct and {best} is not"),
             self._gallery("Where voting hurts", hurt, f"{best} is correct and the {self._rule} vote is not"),
             self._gallery(
-                "Where only others are correct", lost, f"A member other than {best} is correct, the vote is not"
+                "Where only other members are correct", lost, f"A member other than {best} is correct, the vote is not"
             ),
             self._gallery("Where no member is correct", hopeless, "All members are wrong, or the label is"),
             Section("Repeat", [Code(command)]),
@@ -108,7 +108,8 @@ class _Told:
             "share of members for the predicted class",
         )
         note = (
-            "Members that fail on different images complement each other; two that always fail together count as one."
+            "Members that fail on different images complement each other; two that always fail on the "
+            "same images are no better than one."
         )
         table = Table(("member", "other", "same class", "both wrong"), pairs)
         return Section("Agreement", [Chart(chart), table, Note(note)])

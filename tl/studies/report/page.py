@@ -115,7 +115,7 @@ class Page:
 def write_page(page: Page, path: str | os.PathLike[str]) -> None:
     """Write the file atomically. Raises `ConfigError` for a non-HTML suffix, `OutputError`, `MissingExtraError`."""
     if Path(path).suffix not in (".html", ".htm"):  # such as the model file that the page is about
-        raise ConfigError(f"{os.fspath(path)}: a page's name ends in .html")
+        raise ConfigError(f"{os.fspath(path)}: expected a file name that ends in .html")
     write_text(path, render(page))
 
 
@@ -124,7 +124,7 @@ def render(page: Page) -> str:
     try:
         from jinja2 import Environment, StrictUndefined
     except ImportError as error:
-        raise MissingExtraError("pages need more packages: pip install 'tl-toolkit[cli]'") from error
+        raise MissingExtraError("HTML pages require additional packages: pip install 'tl-toolkit[cli]'") from error
     own = resources.files("tl.studies.report")
     parts = {name: (own / f"page.{name}").read_text(encoding="utf-8") for name in ("html.j2", "css", "js")}
     environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)

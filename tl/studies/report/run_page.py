@@ -37,7 +37,7 @@ def write_run_report(run: Run, out: Path | None = None, contract: Contract | Non
     Raises `RunError`, `OutputError`, `MissingExtraError`, and `ModelFileError` if the file was trained on other data.
     """
     if contract is not None and contract.provenance.data_hash != run.data_hash():
-        raise ModelFileError(f"this model file was not made from {run.folder}: its training data are others")
+        raise ModelFileError(f"this model file was not exported from {run.folder}: it was trained on different data")
     path = out or run.folder / "report.html"
     write_page(build_run_page(open_finished(run), contract), path)
     return path
@@ -115,7 +115,7 @@ def _audit(finished: FinishedRun) -> list[Section]:
         ]
     else:
         is_audited = finished.config.audit
-        blocks.append(Note("The audit found no problems." if is_audited else "The data were not audited."))
+        blocks.append(Note("The audit found no problems." if is_audited else "The data was not audited."))
     return [Section("Data", blocks)]
 
 

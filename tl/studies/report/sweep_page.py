@@ -184,7 +184,7 @@ def _failures(settings: Sequence[Setting], faults: Sequence[str]) -> list[Sectio
 
 
 def _doubled(study: Study) -> list[Block]:
-    return [Note("Not run twice: " + "; ".join(study.doubled))] if study.doubled else []
+    return [Note("Duplicate settings, run only once: " + "; ".join(study.doubled))] if study.doubled else []
 
 
 def _curve(path: Path, column: str) -> tuple[list[float], list[float]]:

@@ -63,7 +63,7 @@ def build_embedder(
     except Exception as error:  # any cause (full disk, no onnxruntime, failed export): fall back to torch
         with suppress(OSError):
             graph_path.unlink(missing_ok=True)
-        progress.say(f"features are computed by torch, more slowly ({first_line(error)})")
+        progress.say(f"features are computed by torch, which is slower ({first_line(error)})")
         return by_torch
 
     def by_onnxruntime(images: NDArray[np.uint8]) -> NDArray[np.float32]:
@@ -72,7 +72,9 @@ def build_embedder(
     probe = np.random.default_rng(0).integers(0, 256, (2, *input_hw, 3), dtype=np.uint8)
     wanted = by_torch(probe)
     if not np.abs(by_onnxruntime(probe) - wanted).max() <= _TOLERANCE * float(np.abs(wanted).max()):
-        progress.say("features are computed by torch, more slowly: onnxruntime gives others for this backbone")
+        progress.say(
+            "features are computed by torch, which is slower: onnxruntime computes different features for this backbone"
+        )
         return by_torch
     return by_onnxruntime
 
@@ -93,7 +95,7 @@ def _torch_embedder(network: Network, machine: Machine) -> Embedder:
 def extract_features(task: Task, places: Sequence[tuple[int, int]], progress: Progress) -> None:
     """Compute and save the features of `places`, as returned by `FeatureSet.missing`, and the network's tensors."""
     if task.features is None or task.weights is None:
-        raise ValueError("features need a pretrained trunk")
+        raise ValueError("features require a pretrained trunk")
     config = task.config
     if config.method != "features":  # only used to inspect the data
         config = dataclasses.replace(config, method="features", head="linear", pooling="gap", freeze="none")

@@ -63,9 +63,8 @@ class Augment:
         image, moved = changed["image"], np.asarray(changed["keypoints"], np.float64)
         if image.shape[:2] != self._preprocessing.input_hw or len(moved) != len(marked):
             raise ConfigError(
-                f"augmentation {self._name} changes the size or loses points: landmarks need "
-                f"{self._preprocessing.input_hw} and every point (of distortions, take the 'direct' way of moving "
-                "keypoints)"
+                f"augmentation {self._name} changes the image size or loses points: landmarks require size "
+                f"{self._preprocessing.input_hw} and all points (for distortions, set keypoint remapping to 'direct')"
             )
         points = np.full(points_xy.shape, np.nan)
         points[present] = moved[: -len(corners), :2]
@@ -73,8 +72,8 @@ class Augment:
         if along[0] * down[1] - along[1] * down[0] < 0:  # the corners have the opposite orientation: a mirror image
             if not self._mirror:
                 raise ConfigError(
-                    f"augmentation {self._name} mirrors images: name the points that swap (flip_pairs), or declare "
-                    "that none do (mirror)",
+                    f"augmentation {self._name} mirrors images: give the pairs of points that swap "
+                    "(flip_pairs), or declare that none do (mirror)",
                     options=["flip_pairs=left:right", "mirror"],
                 )
             points = points[list(partners)]
@@ -87,7 +86,7 @@ class Augment:
             found: dict[str, Any] = self._pipeline(image=working, **more)
         except Exception as error:  # albumentations and OpenCV raise arbitrary exceptions, e.g. if a crop is too large
             raise ConfigError(
-                f"augmentation {self._name} cannot change an image of {working.shape[1]}x{working.shape[0]} pixels "
+                f"augmentation {self._name} failed on an image of {working.shape[1]}x{working.shape[0]} pixels "
                 f"({' '.join(str(error).split())}); images are resized to image_size first"
             ) from error
         changed = found["image"]
@@ -95,7 +94,7 @@ class Augment:
         is_image = changed.dtype == np.uint8 and changed.ndim == 3 and changed.shape[2] == 3
         if not is_image or changed.shape[0] < input_h or changed.shape[1] < input_w:
             raise ConfigError(
-                f"augmentation {self._name} gives {changed.dtype} {changed.shape}; "
+                f"augmentation {self._name} returned {changed.dtype} {changed.shape}; "
                 f"expected uint8 of at least ({input_h}, {input_w}, 3)"
             )
         return {**found, "image": changed}
@@ -190,8 +189,8 @@ def _parse_changes(text: str, albumentations: Any) -> list[Any]:
         return [_build_change(call, albumentations) for call in calls]
     except (SyntaxError, ValueError, TypeError, UserWarning) as error:
         raise ConfigError(
-            f"augment: '{text}': {' '.join(str(error).split())[:300]}; expected changes of albumentations such as "
-            "HorizontalFlip(p=0.5) + Affine(rotate=(-10, 10), p=1)"
+            f"augment: '{text}': {' '.join(str(error).split())[:300]}; expected albumentations "
+            "transforms such as HorizontalFlip(p=0.5) + Affine(rotate=(-10, 10), p=1)"
         ) from error
 
 
@@ -203,7 +202,7 @@ def _summands(node: ast.expr) -> list[ast.expr]:
 
 def _build_change(call: ast.expr, albumentations: Any) -> Any:
     if not (isinstance(call, ast.Call) and isinstance(call.func, ast.Name) and not call.args):
-        raise ValueError(f"'{ast.unparse(call)}' is not a change with named values")
+        raise ValueError(f"'{ast.unparse(call)}' is not a transform with keyword arguments")
     kind = getattr(albumentations, call.func.id, None)
     if not (isinstance(kind, type) and issubclass(kind, albumentations.BasicTransform)):
         known = [name for name in vars(albumentations) if name[0].isupper()]
@@ -218,15 +217,15 @@ def _load_pipeline(path: str, albumentations: Any) -> Any:
     if not Path(path).is_file():
         known = ", ".join(PRESETS)
         raise ConfigError(
-            f"augment: '{path}' is neither a preset ({known}){nearest(path, list(PRESETS))}, nor a file, nor changes "
-            "such as HorizontalFlip(p=0.5)"
+            f"augment: '{path}' is not a preset ({known}){nearest(path, list(PRESETS))}, a file, or "
+            "transforms such as HorizontalFlip(p=0.5)"
         )
     data_format = "yaml" if Path(path).suffix.lower() in (".yaml", ".yml") else "json"
     try:
         pipeline = albumentations.load(path, data_format=data_format)
     except Exception as error:  # albumentations raises whatever its parsers raise
         raise ConfigError(
-            f"augment: {path} is no pipeline that albumentations saved ({' '.join(str(error).split())})"
+            f"augment: {path} is not a pipeline saved by albumentations ({' '.join(str(error).split())})"
         ) from error
     return pipeline if isinstance(pipeline, albumentations.BaseCompose) else albumentations.Compose([pipeline])
 

@@ -105,7 +105,8 @@ def share_batch_norm(module: nn.Module, ranks: Ranks) -> None:
             child.__class__ = _SharedBatchNorm2d
         elif isinstance(child, _BatchNorm):  # for example timm's, which includes an activation
             raise ConfigError(
-                f"{type(child).__name__} of this backbone cannot be shared by processes: leave out torchrun"
+                f"{type(child).__name__} of this backbone cannot be synchronized between processes: "
+                "train without torchrun"
             )
 
 

@@ -65,10 +65,11 @@ def _build_own_machine(config: TrainConfig, ranks: Ranks) -> Machine:
     machine = build_machine(_own_device(config, ranks), config.precision, config.threads)
     if ranks.world > 1 and settled(config.batch_size) < 2 * ranks.world:
         raise ConfigError(
-            f"batch_size {config.batch_size} is less than two images for each of {ranks.world} processes: raise it"
+            f"batch_size {config.batch_size} gives each of the {ranks.world} processes fewer than two "
+            "images: increase it"
         )
     if ranks.world > 1 and (config.lr == "auto" or config.device.startswith("cuda:")):
-        raise ConfigError("with torchrun, lr must be a number and device cuda: each process takes its own GPU")
+        raise ConfigError("with torchrun, lr must be a number and device must be cuda: each process uses its own GPU")
     return machine
 
 
@@ -161,7 +162,7 @@ def start_head(network: Network, solved: LinearHead | None) -> None:
     Source: Kumar et al. 2022, "Fine-Tuning can Distort Pretrained Features".
     """
     if solved is None or not isinstance(network.head, nn.Linear):
-        raise ValueError("only a linear head can begin solved")
+        raise ValueError("only a linear head can be initialized by solving it")
     mean, std = (getattr(network.standardize, name).double().cpu().numpy() for name in ("mean", "std"))
     network.head.weight.copy_(torch.from_numpy(solved.weight * std))
     network.head.bias.copy_(torch.from_numpy(solved.bias + solved.weight @ mean))

@@ -57,7 +57,7 @@ def build_machine(device: str, precision: Precision, threads: int | None) -> Mac
     if kind == "cuda":
         raise DeviceError(f"device {device!r} cannot be used for training: {_torch_cuda_fault()}")
     if precision not in ("auto", "fp32"):
-        raise DeviceError(f"precision {precision} needs CUDA; on the CPU training runs in fp32")
+        raise DeviceError(f"precision {precision} requires CUDA; training on the CPU uses fp32")
     keep_freed_memory()
     return Machine(torch.device("cpu"), None, count)
 

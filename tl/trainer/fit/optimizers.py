@@ -91,7 +91,7 @@ def build_optimizer(
         return torch.optim.Adam(plain, lr, weight_decay=weight_decay, fused=fused)
     if name == "adamw":
         return torch.optim.AdamW(plain, lr, weight_decay=weight_decay, fused=fused)
-    raise ValueError(f"{name} is not trained by steps")
+    raise ValueError(f"{name} is not an optimizer that trains by steps")
 
 
 def set_lr(optimizer: torch.optim.Optimizer, groups: Sequence[ParameterGroup], lr: float) -> None:

@@ -190,7 +190,7 @@ def check_finite(results: Sequence[StepResult], objective: Objective, where: str
         raise TrainingError(
             f"{where}{after}: the loss of {int(bad.sum())} of {len(bad)} images is not finite "
             f"({objective.describe(result.targets[bad])}) at "
-            f"learning rate {lr:.3g}; lower it, or limit the gradients",
+            f"learning rate {lr:.3g}; lower it, or clip the gradients",
             options=[f"lr={lr / 10:.2g}", "lr=auto", "clip_norm=1"],
         )
 

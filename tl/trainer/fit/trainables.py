@@ -79,7 +79,7 @@ def find_lr(
     scaler = build_scaler(machine)
     rows: list[FinderRow] = []
     average = 0.0
-    progress.start("searching a learning rate", _STEPS, "steps")
+    progress.start("searching for a learning rate", _STEPS, "steps")
     for step, batch in enumerate(itertools.islice(_endless(batches), _STEPS)):
         lr = _LOWEST * (_HIGHEST / _LOWEST) ** (step / (_STEPS - 1))
         set_lr(steps, trainable.groups, lr)
@@ -94,7 +94,7 @@ def find_lr(
             break
     module.load_state_dict(before)
     if not rows:
-        raise TrainingError(f"lr auto: the loss is not finite at learning rate {_LOWEST:g} already")
+        raise TrainingError(f"lr auto: the loss is not finite even at the lowest learning rate, {_LOWEST:g}")
     return min(rows, key=lambda row: row.smoothed_loss).lr / 10, rows
 
 

@@ -64,7 +64,7 @@ def expand_tries(tries: Sequence[str]) -> list[dict[str, str]]:
             if name not in VARIABLE:
                 raise ConfigError(f"try '{text}': cannot vary '{name}'{nearest(name, list(VARIABLE))}")
             if name in choices:
-                raise ConfigError(f"try '{text}': '{name}' stands twice: give its values as {name}=A,B")
+                raise ConfigError(f"try '{text}': '{name}' is given twice: give its values as {name}=A,B")
             choices[name] = values.split(",")
         expanded += [dict(zip(choices, chosen, strict=True)) for chosen in itertools.product(*choices.values())]
     return expanded
@@ -80,10 +80,12 @@ def configure(base: TrainConfig, chosen: dict[str, str]) -> list[tuple[dict[str,
     where = f"try {_shown(chosen)}"
     config = config_from_mapping({**vars(base), **values}, where)
     if config.lr == "auto" or config.schedule == "plateau":
-        raise ConfigError(f"{where}: lr auto and schedule plateau would look at the images that score")
+        raise ConfigError(
+            f"{where}: lr auto and schedule plateau would use the validation images that the try is scored on"
+        )
     config = resolve(config, where)
     if "c" in chosen and not is_solved(config):
-        raise ConfigError(f"{where}: c is for head svm and optimizer lbfgs alone: leave it out")
+        raise ConfigError(f"{where}: c applies only to head svm and optimizer lbfgs: leave it out")
     c_values = settled(config.c_values)
     if not is_solved(config) or len(c_values) == 1:
         return [(chosen, config)]
@@ -107,7 +109,7 @@ def probe(
     """
     pool = [i for i, image in enumerate(task.store.images) if image.split in ("train", "val")]
     if task.features is None:
-        raise ValueError("this task keeps no features")
+        raise ValueError("this task caches no features")
     features = task.features.get(task.store, pool, (CLEAN,))
     true_ids = np.array([task.ids[i] for i in pool])
     plans = [(seed, _plan(task, pool, true_ids, folds, seed)) for seed in range(seeds)]

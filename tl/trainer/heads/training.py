@@ -65,7 +65,7 @@ def solve_linear(task: Task, run: Run, progress: Progress) -> LinearHead:
         head, trials = solve_head(solver, train, val, c_values, config.seed, is_balanced=is_balanced)
         what = f"{solver} head"
     run.save_rows("c_search.csv", Trial, trials)
-    progress.say(f"{what} with C {head.c:g}, of {', '.join(f'{trial.c:g}' for trial in trials)}")
+    progress.say(f"{what} with C {head.c:g}, selected from {', '.join(f'{trial.c:g}' for trial in trials)}")
     progress.advance()
     return head
 
@@ -105,7 +105,7 @@ def _cross_validate(
     found = cross_validate(solver, data, folds, settled(config.c_values), config.seed, is_balanced=is_balanced)
     run.save_rows("c_search.csv", Trial, found.trials)
     tried = ", ".join(f"{trial.c:g}" for trial in found.trials)
-    progress.say(f"{solver} head with C {found.head.c:g}, of {tried}, by {len(folds)}-fold cross-validation")
+    progress.say(f"{solver} head with C {found.head.c:g}, selected from {tried} by {len(folds)}-fold cross-validation")
     progress.advance()
     return found
 
@@ -149,5 +149,5 @@ def _save_solved(task: Task, run: Run, head: LinearHead, temperature: float) -> 
 
 def _save(own: dict[str, NDArray[Any]], task: Task, run: Run, temperature: float) -> None:
     if task.features is None:
-        raise ValueError("this task keeps no features")
+        raise ValueError("this task caches no features")
     run.save_best({**task.features.network, **own}, network_card(task, temperature))

@@ -45,15 +45,16 @@ def read_annotated(config: TrainConfig) -> Annotated:
     """
     landmarks = read_landmarks(config.data, config.images)
     if not landmarks.images:
-        raise DataError(f"{config.data}: has no images")
+        raise DataError(f"{config.data}: contains no images")
     counts = Counter(image.name for image in landmarks.images)
     if doubled := [name for name, count in counts.items() if count > 1]:
-        raise DataError(f"{config.data}: {len(doubled)} images stand in several rows, first {doubled[0]}")
+        count = "1 image appears" if len(doubled) == 1 else f"{len(doubled)} images appear"
+        raise DataError(f"{config.data}: {count} in several rows, first {doubled[0]}")
     if config.flip_pairs is not None:
         pairs = _named_pairs("flip_pairs", config.flip_pairs, landmarks.keypoint_names)
         named = [name for pair in pairs for name in pair]
         if twice := [name for name in named if named.count(name) > 1]:
-            raise ConfigError(f"flip_pairs: '{twice[0]}' stands in two pairs")
+            raise ConfigError(f"flip_pairs: '{twice[0]}' appears in two pairs")
         landmarks = dataclasses.replace(landmarks, flip_pairs=pairs)
     if config.skeleton is not None:
         lines = _named_pairs("skeleton", config.skeleton, landmarks.keypoint_names)
@@ -89,18 +90,21 @@ def find_odd(landmarks: LandmarkSet, sizes_hw: Sequence[tuple[int, int]], turned
     for image, (height, width) in zip(landmarks.images, sizes_hw, strict=True):
         xy = image.keypoints_xy
         if np.isnan(xy).all():
-            findings.append(Finding("no points", image.name, "", "has no point: it is not learned from"))
+            findings.append(Finding("no points", image.name, "", "has no points: not used for training"))
             continue
         is_outside = (xy < -0.5).any(axis=1) | (xy > (width - 0.5, height - 0.5)).any(axis=1)
         if is_outside.any():
             named = ", ".join(landmarks.keypoint_names[k] for k in np.flatnonzero(is_outside)[:5])
             detail = f"{named}: outside the image of {width}x{height} pixels"
             if image.name in turned:
-                detail += "; its EXIF orientation turns it: if it was annotated unturned, convert with from_stored"
+                detail += (
+                    "; its EXIF orientation rotates it: if it was annotated without that rotation, "
+                    "convert with from_stored"
+                )
             findings.append(Finding("point outside", image.name, "", detail))
         other = seen.setdefault(xy.tobytes(), image)
         if other is not image:
-            findings.append(Finding("equal points", other.name, image.name, "exactly the same points"))
+            findings.append(Finding("equal points", other.name, image.name, "identical points"))
     return findings + _find_odd_shapes(landmarks)
 
 
@@ -114,10 +118,10 @@ def _find_odd_shapes(landmarks: LandmarkSet) -> list[Finding]:
     findings = []
     for name, distance in distances.items():
         if distance > _FAR * max(middle, _USUAL):
-            detail = f"shape {distance:.2f} from the mean, where {middle:.2f} is usual"
+            detail = f"shape distance {distance:.2f} from the mean shape; the median is {middle:.2f}"
             if swapped := _swapped(shapes[name], mean, distance):
                 named = [landmarks.keypoint_names[k] for k in swapped]
-                detail += f"; {named[0]} and {named[1]} exchanged would fit"
+                detail += f"; {named[0]} and {named[1]} may be swapped"
             findings.append(Finding("odd shape", name, "", detail))
     return findings
 
@@ -165,7 +169,7 @@ def _regions(landmarks: LandmarkSet, crop: Crop, margin: float) -> list[Region |
         return [None] * len(images)
     if crop == "box":
         if lacking := [p.name for p in images if p.box_xywh is None]:
-            raise DataError(f"crop box: {len(lacking)} images have no box, first {lacking[0]}: fill box_x to box_h")
+            raise DataError(f"crop box: {len(lacking)} images have no box, first {lacking[0]}: fill in box_x to box_h")
         return [None if p.box_xywh is None else widen(p.box_xywh, margin) for p in images]
     whole = [_completed(p, xy) for p, xy in zip(images, _with_mean(landmarks), strict=True)]
     return [None if xy is None else region_of_points(xy, margin) for xy in whole]
@@ -193,8 +197,8 @@ def _completed(image: ImageLandmarks, xy: NDArray[np.float64]) -> NDArray[np.flo
         return None
     if lacking:
         raise DataError(
-            f"crop points: {image.name} lacks {lacking} of {len(xy)} points, and the others do not tell where they "
-            "would be: annotate three or more, or leave this image out"
+            f"crop points: {image.name} lacks {lacking} of {len(xy)} points, and their positions cannot "
+            "be estimated from the others: annotate at least three points, or remove this image"
         )
     return xy
 
@@ -204,7 +208,7 @@ def _named_pairs(option: str, texts: Sequence[str], names: Sequence[str]) -> tup
     for text in texts:
         first, _, second = text.partition(":")
         if unknown := [name for name in (first, second) if name not in names]:
-            raise ConfigError(f"{option}: no point '{unknown[0]}'; the points are {', '.join(names)}")
+            raise ConfigError(f"{option}: unknown point '{unknown[0]}'; the points are {', '.join(names)}")
         pairs.append((first, second))
     return tuple(pairs)
 

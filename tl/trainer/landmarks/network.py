@@ -182,7 +182,7 @@ def build_landmark_network(
     if config.head == "heatmap":
         shapes = [shape for shape in pyramid_shapes(trunk, (side, side)) if len(shape) == 3]
         if not shapes:
-            raise ConfigError(f"head heatmap needs feature maps, and {config.backbone} gives a pooled embedding")
+            raise ConfigError(f"head heatmap requires feature maps, but {config.backbone} outputs a pooled embedding")
         used = [shape for shape in shapes if shape[1] * _FINEST <= side] or shapes[-1:]
         torch.manual_seed(config.seed)
         head = PyramidHead([shape[0] for shape in used], num_keypoints, settled(config.head_sizes)[0])

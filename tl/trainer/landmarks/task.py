@@ -135,8 +135,8 @@ def _say_if_needless(task: LandmarkTask, progress: Progress) -> None:
     uncut = sum(placed.region_xywh == whole for placed, whole in zip(task.placements, wholes, strict=True))
     if task.config.crop != "whole" and uncut > len(wholes) / 2:
         progress.say(
-            f"crop {task.config.crop} with margin {task.config.crop_margin:g} cuts nothing off {uncut} of {len(wholes)}"
-            " photos: use crop whole, or a smaller crop_margin"
+            f"crop {task.config.crop} with margin {task.config.crop_margin:g} does not crop {uncut} of "
+            f"{len(wholes)} photos at all: use crop whole, or a smaller crop_margin"
         )
 
 
@@ -148,7 +148,7 @@ def audit_landmarks(task: LandmarkTask) -> list[Finding]:
     turned = {image.name for image in store.images if read_stored(image.path)[1] > 1}
     odd = find_odd(dataclasses.replace(task.landmarks, images=kept), [readable[p.name] for p in kept], turned)
     without = [p.name for p in task.landmarks.images if np.isnan(p.keypoints_xy).all() and p.name not in readable]
-    empty = [Finding("no points", name, "", "has no point: it is not learned from") for name in without]
+    empty = [Finding("no points", name, "", "has no points: not used for training") for name in without]
     return [*find_duplicates(store.images, store.hashes), *odd, *empty, *_find_cut_off(task)]
 
 
@@ -161,7 +161,7 @@ def _find_cut_off(task: LandmarkTask) -> list[Finding]:
         inside = np.all((task.points[i] >= -0.5) & (task.points[i] <= (width - 0.5, height - 0.5)), axis=1)
         lost = [task.keypoint_names[k] for k in np.flatnonzero(inside & np.isnan(seen[:, 0]))]
         if lost:
-            detail = f"{', '.join(lost[:5])}: outside the region that is used; increase crop_margin"
+            detail = f"{', '.join(lost[:5])}: outside the cropped region; increase crop_margin"
             findings.append(Finding("point outside", task.store.images[i].name, "", detail))
     return findings
 
@@ -170,7 +170,7 @@ def _check_points(store: ImageStore, points: Sequence[NDArray[np.float64]], name
     seen = ~np.isnan(np.stack([points[i] for i in store.indices("train")])[..., 0])
     if lacking := [name for name, count in zip(names, seen.sum(axis=0), strict=True) if count == 0]:
         raise DataError(
-            f"no training image has point '{lacking[0]}': annotate it, or leave it out of the file of landmarks"
+            f"no training image has point '{lacking[0]}': annotate it, or remove it from the annotation file"
         )
 
 
@@ -179,7 +179,7 @@ def _learnable(annotated: Annotated, config: TrainConfig) -> list[LabeledImage]:
     by_name = points_of(annotated.landmarks)
     images = [p for p in annotated.images if not np.isnan(by_name[p.name]).all()]
     if not images:
-        raise DataError(f"{config.data}: no image has a point")
+        raise DataError(f"{config.data}: no image has any annotated point")
     images = assign_splits(images, config.val_fraction, config.seed)
     _check_splits(images, config)
     return mark_points(images, by_name)

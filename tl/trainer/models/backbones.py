@@ -178,7 +178,7 @@ def cut_trunk(trunk: Trunk, until: str) -> Trunk:
     """
     names = _chain_names(trunk, "", is_swin="permute" in dict(trunk.named_children()))
     if until not in names:
-        listed = ", ".join(names) if names else "none: this backbone is no chain of layers"
+        listed = ", ".join(names) if names else "none: this backbone is not a plain chain of layers"
         raise ConfigError(f"trunk_until: no layer '{until}'{nearest(until, names)}; it can be cut after: {listed}")
     kept = _cut(trunk, until.split("."))
     if "permute" in dict(trunk.named_children()):
@@ -228,7 +228,7 @@ def feature_shape(trunk: Trunk, image_hw: tuple[int, int]) -> tuple[int, ...]:
 def _check_name(name: str, *, torchvision_only: bool = False) -> None:
     names = backbone_names()
     if torchvision_only and (name in (*OWN_BACKBONES, BUNDLED) or name.startswith(TIMM_PREFIX)):
-        raise ConfigError(f"{name} is not torchvision's: it has no ImageNet classifier or weights there")
+        raise ConfigError(f"{name} is not a torchvision model, so there is no ImageNet classifier for it")
     if name not in names:
         raise ConfigError(
             f"unknown backbone '{name}'{nearest(name, names)}: a torchvision classification model, "
@@ -292,7 +292,9 @@ def _import_timm() -> Any:
     try:
         import timm
     except ImportError as error:
-        raise MissingExtraError("timm backbones need one more package: pip install 'tl-toolkit[timm]'") from error
+        raise MissingExtraError(
+            "timm backbones require an additional package: pip install 'tl-toolkit[timm]'"
+        ) from error
     return timm
 
 

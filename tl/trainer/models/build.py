@@ -62,7 +62,7 @@ def to_onnx(module: nn.Module, input_hw: tuple[int, int], output_names: Sequence
     finally:
         exporter_log.setLevel(level)
     if program is None:
-        raise RuntimeError("torch.onnx.export gave no program")
+        raise RuntimeError("torch.onnx.export returned no program")
     model = program.model
     ClearMetadataAndDocStringPass()(model)  # stack traces that contain local paths
     model.ir_version = IR_VERSION
@@ -113,7 +113,7 @@ def head_input(config: TrainConfig, trunk: Trunk, side: int) -> tuple[tuple[int,
     """Shape of the head's input for one image of `side` pixels, and its pooling. Raises `ConfigError`."""
     pooling: FeaturePooling = "map" if config.head == "conv" else config.pooling
     if trunk.kind == "embedding" and pooling == "flatten":
-        raise ConfigError(f"pooling flatten needs a feature map, and {config.backbone} gives a pooled embedding")
+        raise ConfigError(f"pooling flatten requires a feature map, but {config.backbone} outputs a pooled embedding")
     return pooled_shape(feature_shape(trunk, (side, side)), pooling), pooling
 
 

@@ -16,7 +16,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from tl.errors import ConfigError
 from tl.trainer.options import nearest
 
-_CHOICES = "none, all, half, all-but-bn, a number of stages, or names and regular expressions with commas between"
+_CHOICES = "none, all, half, all-but-bn, a number of stages, or comma-separated names and regular expressions"
 
 
 @dataclass(frozen=True)
@@ -56,13 +56,13 @@ def frozen_names(trunk: nn.Module, freeze: str) -> set[str]:
     if freeze == "all-but-bn":
         norms = [name for name, module in trunk.named_modules() if isinstance(module, _BatchNorm)]
         if not norms:
-            raise ConfigError("freeze all-but-bn: this backbone has no batch norm")
+            raise ConfigError("freeze all-but-bn: this backbone has no batch norm layers")
         return {name for name in every if name.rpartition(".")[0] not in norms}
     parts = stages(trunk)
     if freeze == "half" or freeze.isdecimal():
         count = len(parts) // 2 if freeze == "half" else int(freeze)
         if count > len(parts):
-            raise ConfigError(f"freeze {freeze}: this backbone has {len(parts)} stages")
+            raise ConfigError(f"freeze {freeze}: this backbone has only {len(parts)} stages")
         return {name for stage in parts[:count] for name in stage}
     patterns = [pattern.strip() for pattern in freeze.split(",")]
     if not all(patterns):

@@ -234,7 +234,7 @@ def build_head(
         return nn.Linear(width, num_classes)
     if head == "conv":
         if len(in_shape) != 3:
-            raise ConfigError("head conv needs a feature map, and this backbone gives a pooled embedding")
+            raise ConfigError("head conv requires a feature map, but this backbone outputs a pooled embedding")
         layers = [nn.Conv2d(width, sizes[0], 3, padding=1), nn.ReLU(inplace=True), GlobalAverage(), nn.Dropout(dropout)]
         width, sizes = sizes[0], sizes[1:]
     for i, size in enumerate(sizes):

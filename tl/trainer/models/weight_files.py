@@ -61,7 +61,9 @@ def find_weights(info: BackboneInfo, asked: str) -> WeightsFile | None:
         local = _file_in_folder(path, info.name)
         if local is None:
             names = "|".join(SUFFIXES)
-            raise WeightsError(f"{path}: neither a run folder nor holding {_file_stem(info.name)}{names}")
+            raise WeightsError(
+                f"{path}: expected a run folder, or a folder that contains {_file_stem(info.name)}{names}"
+            )
         return _describe(local, info.name)
     if path.is_file():
         return _describe(path, info.name)
@@ -75,7 +77,7 @@ def read_colors(file: WeightsFile) -> tuple[Rgb, Rgb]:
             colors = {name: tensors.get_tensor(name) for name in tensors.keys() if name.startswith("normali")}  # noqa: SIM118
         mean, std = (rename_tensors(colors)[f"normalize.{name}"].ravel() / 255 for name in ("mean", "std"))
     except (SafetensorError, OSError, KeyError) as error:
-        raise WeightsError(f"{file.path}: no network of a run ({error})") from error
+        raise WeightsError(f"{file.path}: does not contain the network of a run ({error})") from error
     return tuple(map(float, mean)), tuple(map(float, std))  # type: ignore[return-value]  # three values each
 
 
@@ -114,7 +116,7 @@ def _published(info: BackboneInfo) -> Path:
     """The file of torchvision's default weights in torch's cache, downloaded if missing."""
     if info.name in OWN_BACKBONES:
         raise WeightsError(
-            f"{info.name} has no published weights: train from scratch, or give weights: a run or file of it",
+            f"{info.name} has no published weights: train from scratch, or give the weights of a run or a weights file",
             options=["method=scratch", "weights=RUN"],
         )
     if info.name == BUNDLED:
@@ -179,7 +181,7 @@ def _no_download(backbone: str, file_name: str, error: Exception, third: str) ->
     stem = _file_stem(backbone)
     ways = [
         f"put {stem}.pth or .safetensors into a folder and set {WEIGHTS_DIR_VARIABLE} to it",
-        "name the file as the weights",
+        "give the path of the file as the weights",
         third,
     ]
     listed = "; or ".join(way for way in ways if way)

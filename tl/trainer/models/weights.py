@@ -80,11 +80,13 @@ def load_into(module: nn.Module, weights: Weights, *, unused: frozenset[str] | s
         if name in weights.tensors and weights.tensors[name].shape != tensor.shape
     ]
     faults = []
-    for what, names in (("lack", missing), ("have unknown", unknown), ("have other shapes:", misshapen)):
+    for what, names in (("lack", missing), ("have unknown", unknown), ("have different shapes:", misshapen)):
         if names:
             faults.append(f"{what} {len(names)} tensors, such as {', '.join(names[:3])}")
     if faults:
-        raise WeightsError(f"{weights.description}: the weights are of another network: they {'; they '.join(faults)}")
+        raise WeightsError(
+            f"{weights.description}: the weights belong to a different network: they {'; they '.join(faults)}"
+        )
     tensors = {name: tensor.float() for name, tensor in weights.tensors.items() if name in wanted}
     complete = OrderedDict({**{name: wanted[name] for name in counters}, **tensors})
     complete._metadata = wanted._metadata  # type: ignore[attr-defined]  # MNASNet fails to load without its version
@@ -102,14 +104,14 @@ def read_tensors(path: Path) -> dict[str, Tensor]:
     except pickle.UnpicklingError as error:
         if "GLOBAL" in str(error):  # torch's wording for a pickle that would call a function
             raise WeightsError(
-                f"{path}: holds more than tensors and is refused, because loading it could run code"
+                f"{path}: contains objects other than tensors and was not loaded, because loading it could run code"
             ) from error
-        raise WeightsError(f"{path}: not a readable weights file (damaged, or of another kind)") from error
+        raise WeightsError(f"{path}: not a readable weights file (damaged, or not a weights file)") from error
     except (OSError, SafetensorError, RuntimeError, EOFError, ValueError) as error:
         raise WeightsError(f"{path}: not a readable weights file ({' '.join(str(error).split())[:200]})") from error
     tensors = loaded.get("state_dict", loaded) if isinstance(loaded, dict) else loaded
     if not isinstance(tensors, dict) or not tensors or not all(isinstance(t, Tensor) for t in tensors.values()):
-        raise WeightsError(f"{path}: holds no named tensors (expected a state_dict)")
+        raise WeightsError(f"{path}: contains no named tensors (expected a state_dict)")
     return tensors
 
 

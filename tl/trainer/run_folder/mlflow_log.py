@@ -105,7 +105,7 @@ def _client_class() -> type[MlflowClient]:
     try:
         from mlflow.tracking import MlflowClient
     except ImportError as error:
-        raise MissingExtraError("log mlflow needs MLflow: pip install 'tl-toolkit[mlflow]'") from error
+        raise MissingExtraError("log mlflow requires MLflow: pip install 'tl-toolkit[mlflow]'") from error
     return MlflowClient
 
 
@@ -119,7 +119,7 @@ def _faults_told() -> Iterator[None]:
         yield
     except MlflowException as error:
         said = " ".join(str(error).split())[:200]
-        raise RunError(f"MLflow does not take the run ({said}); look at MLFLOW_TRACKING_URI") from error
+        raise RunError(f"MLflow did not accept the run ({said}); check MLFLOW_TRACKING_URI") from error
 
 
 def _numbers(value: Any, name: str = "") -> Iterator[_Named]:

@@ -152,7 +152,9 @@ class Run:
         text = csv_text((*_MANIFEST, *(_REGION if has_regions else ())), rows)
         path = self.folder / "manifest.csv"
         if path.exists() and path.read_bytes() != text.encode(errors="surrogateescape"):
-            raise RunError(f"{self.folder}: images, labels or splits have changed since; train a new run instead")
+            raise RunError(
+                f"{self.folder}: images, labels or splits have changed since this run began; train a new run instead"
+            )
         write_text(path, text)
 
     def image_paths(self, split: str) -> list[str]:
@@ -289,13 +291,13 @@ class Run:
     def load_card(self) -> NetworkCard:
         """The card stored in `best.safetensors`. Raises `RunError`."""
         if not self.best_path.is_file():
-            raise RunError(f"{self.folder}: has no best.safetensors: {UNFINISHED}")
+            raise RunError(f"{self.folder}: contains no best.safetensors: {UNFINISHED}")
         try:
             with safe_open(self.best_path, framework="numpy") as opened:
                 text = (opened.metadata() or {}).get("tl.network", "{}")
             card = from_plain(NetworkCard, _renamed(parse_json(text)), "tl.network")
             if card.run_version != RUN_VERSION:
-                raise ValueError(f"run_version {card.run_version}, this is {RUN_VERSION}")
+                raise ValueError(f"run_version is {card.run_version}, expected {RUN_VERSION}")
             return card
         except (SafetensorError, ValueError, OSError) as error:
             raise RunError(f"{self.best_path}: damaged, or made by another version of tl ({error})") from error
@@ -303,7 +305,7 @@ class Run:
     def load_config(self) -> TrainConfig:
         """Read `config.yaml`. Raises `RunError` or `ConfigError`."""
         if not self.config_path.is_file():
-            raise RunError(f"{self.folder}: has no config.yaml: not a run folder")
+            raise RunError(f"{self.folder}: not a run folder, because it contains no config.yaml")
         return config_from_mapping(load_config(self.config_path), str(self.config_path))
 
     def load_val_metrics(self) -> dict[str, float]:
