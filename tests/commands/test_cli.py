@@ -123,7 +123,7 @@ def test_train__c_values_one_after_each_flag(run_tl: RunTl, photos: Path, trunk_
     assert [row["c"] for row in read_rows(tmp_path / "r" / "c_search.csv")] == ["0.5", "2"]
     answer = json.loads(done.out)
     assert answer["best_epoch"] is None
-    assert answer["val"]["n"] == 3
+    assert answer["val"]["n"] == 6  # out of fold: all images
 
 
 def test_train__head_sizes_one_after_each_flag(run_tl: RunTl, photos: Path, tmp_path: Path) -> None:
@@ -135,7 +135,7 @@ def test_train__head_sizes_one_after_each_flag(run_tl: RunTl, photos: Path, tmp_
 
 BY_HAND = ("--epochs", 2, "--lr", 0.002, "--optimizer", "sgd")
 SGD, LBFGS, ADAMW = ("sgd", 2, 0.002), ("lbfgs", None, None), ("adamw", 40, 0.003)
-SVM_C, LINEAR_C = (0.0001, 0.001, 0.01), (0.001, 0.01, 0.1, 1.0)
+SVM_C, LINEAR_C = (0.0001, 0.001, 0.01), (0.0001, 0.001, 0.01, 0.1, 1.0, 10.0)
 
 
 @pytest.mark.parametrize(

@@ -98,7 +98,8 @@ def test_refit__is_scikit_learns_head(exported: Exported, photos: Path, tmp_path
     is_train = np.arange(len(files)) % 4 != 0
     std = embeddings[is_train].astype(np.float64).std(axis=0)
     scaler = StandardScaler().fit(embeddings[is_train])
-    scaler.scale_ = np.maximum(std, max(0.1 * std.mean(), 1e-6))
+    std = np.maximum(std, max(0.1 * std.mean(), 1e-6))
+    scaler.scale_ = np.sqrt(std * std.mean())
     labels = np.array([path.parent.name for path in files])
     head = LogisticRegression(C=0.1, max_iter=1000).fit(scaler.transform(embeddings[is_train]), labels[is_train])
     logits = head.decision_function(scaler.transform(embeddings)) / done.contract.temperature

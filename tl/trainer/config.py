@@ -68,7 +68,10 @@ class TrainConfig:
         "Model",
     )
     backbone: str = _option(
-        "mobilenet_v2", "torchvision classification model, smallcnn, vgg_cnn_s, or timm:NAME.", "Model"
+        "mobilenet_v2",
+        "efficientnet_lite0 (its ImageNet weights are installed with tl), any torchvision classification model, "
+        "smallcnn, vgg_cnn_s, or timm:NAME.",
+        "Model",
     )
     trunk_until: str | None = _option(None, "Cut the backbone after this layer, such as features.13.", "Model")
     weights: str | None = _option(

@@ -304,7 +304,7 @@ def test_timm__absent_is_named_with_the_cure(tmp_path: Path) -> None:
     words = ["train", data, "--backbone", TIMM, "--weights", "none", "--out", tmp_path / "run", "--device", "cpu"]
     done = subprocess.run([sys.executable, "-c", code, *map(str, words)], capture_output=True, text=True, check=False)
     assert done.returncode == 1
-    assert done.stderr == "tl: timm backbones require an additional package: pip install 'tl-toolkit[timm]'\n"
+    assert done.stderr == "tl: timm backbones require an additional package: pip install 'tl-toolkit[train]'\n"
     assert not (tmp_path / "run").exists()
 
 

@@ -1,7 +1,7 @@
 """Backbones by name with a common trunk interface: pixels in, feature map or pooled embedding out.
 
-Contains torchvision's classification models, timm's, and two of our own. Contains no heads and no weights lookup
-(`weights`). Parameter names stay those of the whole model, so that its weights can be loaded.
+Contains torchvision's classification models, timm's (one with bundled weights), and two of our own. Contains no heads
+and no weights lookup (`weights`). Parameter names stay those of the whole model, so that its weights can be loaded.
 """
 
 from __future__ import annotations
@@ -293,7 +293,7 @@ def _import_timm() -> Any:
         import timm
     except ImportError as error:
         raise MissingExtraError(
-            "timm backbones require an additional package: pip install 'tl-toolkit[timm]'"
+            "timm backbones require an additional package: pip install 'tl-toolkit[train]'"
         ) from error
     return timm
 
