@@ -21,6 +21,7 @@ import tl.runtime
 from tests.models import make_model
 from tl.errors import ImageReadError
 from tl.runtime.imaging.decode import FORMATS, decode_image, upright
+from tl.runtime.imaging.pipeline import load_input
 from tl.runtime.imaging.preprocessing import build_preprocessing
 
 pytestmark = pytest.mark.slow
@@ -123,6 +124,34 @@ def test_preprocessing__reaches_torchvisions_accuracy(shared: Path, imagenet_mod
     assert len(images) == 500
     assert abs(accuracy[0] - accuracy[1]) <= 0.01
     assert np.abs(ours - reference).max() < 1e-3  # torchvision normalizes in float in another order
+
+
+def test_bundled_weights__classify_imagenet(shared: Path) -> None:
+    """72% of the 500 photos."""
+    import torch
+
+    from tl.trainer.models.backbone_info import BUNDLED
+    from tl.trainer.models.backbones import build_classifier, find_backbone_info
+    from tl.trainer.models.weight_files import find_weights
+    from tl.trainer.models.weights import load_into, read_weights
+
+    info = find_backbone_info(BUNDLED)
+    file = find_weights(info, "imagenet")
+    assert file is not None
+    classifier = build_classifier(BUNDLED).eval().to(memory_format=torch.channels_last)
+    load_into(classifier, read_weights(file, BUNDLED))
+    preprocessing = build_preprocessing((224, 224), "short_side", interpolation=info.interpolation)
+    synsets = [line.split()[0] for line in (shared / "data/imagenet/synset.txt").read_text().splitlines()]
+    images = sorted((shared / "data" / "imagenet-val-500").rglob("*.*"))
+    mean, std = (torch.tensor(values).view(3, 1, 1) for values in (info.mean, info.std))
+    hits = 0
+    for start in range(0, len(images), 50):
+        batch = images[start : start + 50]
+        pixels = torch.from_numpy(np.stack([load_input(path, preprocessing) for path in batch])).permute(0, 3, 1, 2)
+        with torch.no_grad():
+            decided = classifier((pixels / 255 - mean) / std).argmax(dim=1).tolist()
+        hits += sum(synsets[i] == path.parent.name for i, path in zip(decided, batch, strict=True))
+    assert 0.67 < hits / len(images) < 0.75
 
 
 @pytest.mark.alone
