@@ -19,7 +19,7 @@ from tl.trainer.heads.solvers import LinearHead, Solver, cross_validate, solve_h
 
 Labeled = tuple[NDArray[Any], NDArray[np.int64]]
 SOLVERS: tuple[Solver, ...] = ("logistic", "svm")
-# Standardizing in a different order leaves float32 rounding errors, which the solvers propagate.
+# Scaling in float32 and in another order changes the point at which a solver stops, by about its tolerance of 1e-4.
 CLOSE_CALL = 1e-4
 
 
@@ -78,7 +78,7 @@ def test_solve_head__decides_as_scikit_learn(solver: Solver, classes: int, width
         wanted = reference(solver, c, train)
         for (features, true_ids), accuracy in ((train, trial.train_top1_accuracy), (val, trial.val_top1_accuracy)):
             decided, margin = decisions(head.logits(features))
-            clear = margin > CLOSE_CALL
+            clear = margin > max(CLOSE_CALL, 0.01 * margin.max())  # a small C gives small margins
             assert clear.mean() > 0.95
             np.testing.assert_array_equal(decided[clear], wanted.predict(features)[clear])
             assert accuracy == pytest.approx(accuracy_score(true_ids, decided), abs=(~clear).mean() + 1e-12)
