@@ -70,7 +70,7 @@ def decisions(logits: NDArray[np.floating]) -> tuple[NDArray[np.int64], NDArray[
 @pytest.mark.parametrize("solver", SOLVERS)
 @pytest.mark.parametrize("classes", [2, 3, 5])
 @pytest.mark.parametrize("width", [12, 150])  # fewer and more than the 60 images: two algorithms of LinearSVC
-@pytest.mark.parametrize("c", [1e-3, 0.1])
+@pytest.mark.parametrize("c", [1e-2, 0.1])  # a smaller C gives margins near the tolerance of the solver
 def test_solve_head__decides_as_scikit_learn(solver: Solver, classes: int, width: int, c: float) -> None:
     for seed in range(3):
         train, val = halves(make_features(seed, classes, 120, width))
@@ -78,7 +78,7 @@ def test_solve_head__decides_as_scikit_learn(solver: Solver, classes: int, width
         wanted = reference(solver, c, train)
         for (features, true_ids), accuracy in ((train, trial.train_top1_accuracy), (val, trial.val_top1_accuracy)):
             decided, margin = decisions(head.logits(features))
-            clear = margin > max(CLOSE_CALL, 0.01 * margin.max())  # a small C gives small margins
+            clear = margin > CLOSE_CALL
             assert clear.mean() > 0.95
             np.testing.assert_array_equal(decided[clear], wanted.predict(features)[clear])
             assert accuracy == pytest.approx(accuracy_score(true_ids, decided), abs=(~clear).mean() + 1e-12)
