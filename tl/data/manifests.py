@@ -13,6 +13,7 @@ import unicodedata
 import warnings
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from difflib import get_close_matches
 from pathlib import Path
@@ -317,6 +318,16 @@ def cut_folds(
     if any(len(set(true_ids[train])) < len(set(true_ids)) for train, _ in folds):
         raise DataError(f"{count} folds leave a class without training images: it has too few groups")
     return folds
+
+
+def find_folds(
+    true_ids: NDArray[np.int64], hashes: Sequence[str], groups: Sequence[str], most: int, seed: int
+) -> list[Fold] | None:
+    """Return `cut_folds` for the largest possible number of folds up to `most`; None if two are not possible."""
+    for count in range(most, 1, -1):
+        with suppress(DataError):
+            return cut_folds(true_ids, hashes, groups, count, seed)
+    return None
 
 
 def _inseparable(hashes: Sequence[str], groups: Sequence[str]) -> list[int]:

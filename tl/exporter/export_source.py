@@ -66,7 +66,9 @@ def measure_conformal(run: Run, class_names: Sequence[str]) -> Conformal | None:
         return None
     probabilities = np.array([[row[f"p:{name}"] for name in class_names] for row in rows], np.float32)
     true_ids = class_ids_of([row["true_label"] for row in rows], class_names)
-    return conformal_of(probabilities, true_ids, "validation split")
+    is_refitted = run.load_config().refit
+    source = "training and validation images, out of fold" if is_refitted else "validation split"
+    return conformal_of(probabilities, true_ids, source)
 
 
 def measure_unknown(

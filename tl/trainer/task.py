@@ -17,11 +17,20 @@ from numpy.typing import NDArray
 from tl import __version__
 from tl.data.features import FeatureSet, open_features
 from tl.data.images import ImageStore, check_readable, color_statistics, load_images, preprocessing_key
-from tl.data.manifests import LabeledImage, assign_splits, bind_class_names, class_ids, limit_per_class, read_images
+from tl.data.manifests import (
+    Fold,
+    LabeledImage,
+    assign_splits,
+    bind_class_names,
+    class_ids,
+    find_folds,
+    limit_per_class,
+    read_images,
+)
 from tl.errors import ConfigError, DataError
 from tl.progress import Progress
 from tl.runtime.imaging.preprocessing import Preprocessing, build_preprocessing
-from tl.trainer.config import TrainConfig
+from tl.trainer.config import SOLVER_FOLDS, TrainConfig
 from tl.trainer.fit.augment import Augment, build_augment
 from tl.trainer.models.backbone_info import OWN_BACKBONES, BackboneInfo, library_of, remembered_info
 from tl.trainer.models.weight_files import WeightsFile, find_weights, read_colors
@@ -115,6 +124,13 @@ class Task(PreparedInputs):
             raise ValueError("this task keeps no features")
         return self.features.get(self.store, places, (CLEAN,))
 
+    def folds(self, places: Sequence[int]) -> list[Fold] | None:
+        """Folds of the images at `places` for choosing C; None if there are too few images or groups for two folds."""
+        ids = np.array([self.ids[i] for i in places])
+        images = [self.store.images[i] for i in places]
+        hashes = [self.store.hashes[i] for i in places]
+        return find_folds(ids, hashes, [image.group for image in images], SOLVER_FOLDS, self.config.seed)
+
 
 # (config, info, number of classes, weights file): raises `TlError` if no network can be built from them.
 Check = Callable[[TrainConfig, BackboneInfo, int, WeightsFile | None], None]
@@ -135,10 +151,8 @@ def prepare_task(config: TrainConfig, progress: Progress, check: Check = lambda 
     preprocessing = build_run_preprocessing(config, info)
     augment = build_augment(str(config.augment), preprocessing)
     found = read_images(config.data, config.split_column, progress.say)
+    has_own_split = any(image.split == "val" for image in found)
     images = assign_splits(found, config.val_fraction, config.seed)
-    if config.refit is None:
-        has_own_split = any(image.split == "val" for image in found)
-        config = dataclasses.replace(config, refit=can_refit(config) and not has_own_split)
     if config.per_class is not None:
         images = limit_per_class(images, config.per_class, config.seed)
     config = fit_batch(config, images, asked_batch)
@@ -165,7 +179,19 @@ def prepare_task(config: TrainConfig, progress: Progress, check: Check = lambda 
     if config.normalize == "dataset" and weights is not None:
         features = open_run_features(config, info, preprocessing, augment, weights)
     ids = tuple(class_ids(store.images, class_names))
-    return Task(config, info, preprocessing, augment, weights, store, bad, class_names, ids, features)
+    task = Task(config, info, preprocessing, augment, weights, store, bad, class_names, ids, features)
+    return dataclasses.replace(task, config=dataclasses.replace(config, refit=_refits(task, has_own_split)))
+
+
+def _refits(task: Task, has_own_split: bool) -> bool:
+    """Whether a solved head is fitted to all images. Raises `DataError` if that was asked for and is not possible."""
+    config = task.config
+    if config.refit is False or not can_refit(config) or (config.refit is None and has_own_split):
+        return False
+    is_possible = task.folds([*task.store.indices("train"), *task.store.indices("val")]) is not None
+    if config.refit and not is_possible:
+        raise DataError("refit requires two images of each class, in two groups if there are groups")
+    return is_possible
 
 
 def network_card(task: Task, temperature: float) -> NetworkCard:

@@ -23,13 +23,18 @@ from tests.trainer.make import (
     forbid_decoding,
     make_class_folders,
     make_config,
+    make_manifest,
     make_noise,
     make_png,
     read_rows,
 )
-from tl.errors import TlError
+from tl.errors import ConfigError, TlError
+from tl.evaluation.evaluate import check_unseen
 from tl.exporter.export import export_run
+from tl.exporter.merging.merge import merge
+from tl.exporter.precision import Lowering, export_lowered
 from tl.progress import Silent
+from tl.runtime.session import Session
 from tl.trainer.classification import compute_features
 from tl.trainer.config import TrainConfig
 from tl.trainer.heads.solvers import solve_head
@@ -369,3 +374,71 @@ def test_compute_features__only_required_views(photos: Path, finished_run: Run, 
         assert task.features is not None
         missing = task.features.missing(task.store, task.store.indices("train"), range(3))
         assert {view for _, view in missing} == {0, 1, 2} - views
+
+
+def make_grouped(folder: Path, groups: dict[str, list[str]]) -> Path:
+    """Images of each class, one per group name."""
+    rows = []
+    for i, (label, names) in enumerate(groups.items()):
+        for k, name in enumerate(names):
+            make_png(folder / label / f"{k}.png", make_noise(100 * i + k, hw=(32, 32)))
+            rows.append((f"{label}/{k}.png", label, name))
+    return make_manifest(folder / "l.csv", rows, ("path", "label", "group"))
+
+
+def test_refit__follows_the_data(finished_run: Run, tmp_path: Path) -> None:
+    """All images are used unless the data has a validation split, or groups leave a fold without a class."""
+    plain = make_class_folders(tmp_path / "plain", 6)
+    own = tmp_path / "own"
+    for split, count in (("train", 4), ("val", 2)):
+        make_class_folders(own / split, count)
+    # All images of "a" are of two groups, one of which is needed for validation: two folds are possible, no more.
+    tied = make_grouped(tmp_path / "tied", {"a": ["x", "x", "y", "y"], "b": ["p", "q", "r", "s"]})
+    for data, refit, count in ((plain, True, 18), (own, False, 6), (tied, True, 8)):
+        result = train_head(data, finished_run, tmp_path / f"run-{data.parent.name}-{data.name}", batch_size=None)
+        assert result.run.load_config().refit is refit
+        assert result.metrics["val"]["n"] == count == len(read_rows(result.run.folder / "predictions_val.csv"))
+    chosen = train_head(plain, finished_run, tmp_path / "chosen", refit=False)
+    assert chosen.metrics["val"]["n"] < 18
+    assert not (chosen.run.folder / "predictions_fitted.csv").exists()
+
+
+def test_refit__the_head_is_fitted_to_all_images(close_photos: Path, finished_run: Run, tmp_path: Path) -> None:
+    run = train_head(close_photos, finished_run, tmp_path / "r", c_values=(0.1,)).run
+    task = prepare_task(run.load_config(), Silent())
+    features, ids = task.features_at(range(len(task.ids))), np.array(task.ids)
+    head, _ = solve_head("logistic", (features, ids), (features, ids), (0.1,), 0)
+    np.testing.assert_array_equal(load_file(run.best_path)["head.weight"], head.weight.astype(np.float32))
+
+
+def test_refit__refused_where_it_has_no_meaning(photos: Path, finished_run: Run, tmp_path: Path) -> None:
+    for changes in ({"head": "mlp"}, {"augment": "flip", "views": 1}, {"bag": True}):
+        with pytest.raises(ConfigError, match="refit requires a solved head"):
+            train_head(photos, finished_run, tmp_path / "r", refit=True, **changes)
+
+
+def test_refit__what_needs_unseen_images_refuses_the_validation_split(
+    photos: Path, finished_run: Run, tmp_path: Path
+) -> None:
+    run = train_head(photos, finished_run, tmp_path / "r").run
+    first, second = (export_run(run, tmp_path / f"{name}.onnx", Silent()).path for name in "ab")
+    session = Session(first, device="cpu")
+    check_unseen([session], "test")
+    for refused in (
+        lambda: check_unseen([session], "val"),
+        lambda: merge([first, second], tmp_path / "m.onnx", Silent(), held_out=run.images("val")),
+        lambda: export_lowered(run, tmp_path / "low.onnx", Silent(), Lowering("int8")),
+    ):
+        with pytest.raises(TlError, match=r"fitted to (the validation images|them too)"):
+            refused()
+    assert not (tmp_path / "m.onnx").exists()
+    assert not (tmp_path / "low.onnx").exists()
+
+
+def test_refit__conformal_scores_are_out_of_fold(close_photos: Path, finished_run: Run, tmp_path: Path) -> None:
+    run = train_head(close_photos, finished_run, tmp_path / "r").run
+    contract = export_run(run, tmp_path / "m.onnx", Silent()).contract
+    assert contract.conformal is not None
+    assert len(contract.conformal.scores) == len(read_predictions(run)[0]) == 42
+    assert contract.conformal.source == "training and validation images, out of fold"
+    assert contract.provenance.config["refit"] is True

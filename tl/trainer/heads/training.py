@@ -7,16 +7,13 @@ Does not open images. A solved head needs no torch, not even for saving.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from contextlib import suppress
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from tl.data.manifests import Fold, cut_folds
-from tl.errors import DataError
 from tl.progress import Progress
-from tl.trainer.config import SOLVER_FOLDS
 from tl.trainer.heads.solvers import CrossValidated, LinearHead, Solver, Trial, cross_validate, solve_bag, solve_head
 from tl.trainer.options import settled
 from tl.trainer.run_folder.run import Run
@@ -25,11 +22,10 @@ from tl.trainer.task import HeldOut, Outcome, Task, network_card
 
 def solve(task: Task, run: Run, progress: Progress, is_resumed: bool) -> Outcome:
     """Solve a linear head for each value of C; writes `c_search.csv`. Has no state to resume."""
-    places = sorted([*task.store.indices("train"), *task.store.indices("val")])
-    folds = _cut(task, places, SOLVER_FOLDS) if task.config.refit else None
     held_out = None
-    if folds is not None:
-        found = _cross_validate(task, places, folds, run, progress)
+    if task.config.refit:
+        places = sorted([*task.store.indices("train"), *task.store.indices("val")])
+        found = _cross_validate(task, places, settled(task.folds(places)), run, progress)
         head, held_out = found.head, HeldOut(places, found.held_out)
     else:
         head = solve_linear(task, run, progress)
@@ -50,7 +46,7 @@ def solve_linear(task: Task, run: Run, progress: Progress) -> LinearHead:
     config = task.config
     if not config.bag and config.views is None:
         places = task.store.indices("train")
-        folds = _cut(task, places, SOLVER_FOLDS)
+        folds = task.folds(places)
         if folds is not None:
             return _cross_validate(task, places, folds, run, progress).head
     solver: Solver = "svm" if config.head == "svm" else "logistic"
@@ -108,17 +104,6 @@ def _cross_validate(
     progress.say(f"{solver} head with C {found.head.c:g}, selected from {tried} by {len(folds)}-fold cross-validation")
     progress.advance()
     return found
-
-
-def _cut(task: Task, places: Sequence[int], most: int) -> list[Fold] | None:
-    """Cut the images at `places` into at most `most` folds; None where there are too few images or groups for two."""
-    store = task.store
-    ids = np.array([task.ids[i] for i in places])
-    hashes, groups = [store.hashes[i] for i in places], [store.images[i].group for i in places]
-    for count in range(most, 1, -1):
-        with suppress(DataError):
-            return cut_folds(ids, hashes, groups, count, task.config.seed)
-    return None
 
 
 def _train_data(task: Task) -> tuple[NDArray[np.float32], NDArray[np.int64]]:
