@@ -2,7 +2,7 @@
 
     python docs/make_screenshots.py tl-demo/runs/finetune/report.html
 
-`make demo` makes that page, of digits that scikit-learn brings.
+`make demo` makes that page, of photographs that scikit-image brings.
 """
 
 import shutil

@@ -136,7 +136,7 @@ _PANELS: dict[str, list[tuple[ModuleType, type[TyperCommand], str]]] = {
     "Machine": [
         (bench, TyperCommand, "Benchmark a model file on this machine."),
         (doctor, TyperCommand, "Check this machine's environment."),
-        (demo, TyperCommand, "Run the whole workflow on handwritten digits."),
+        (demo, TyperCommand, "Run the whole workflow on sample photographs."),
     ],
 }
 for _panel, _commands in _PANELS.items():

@@ -1,26 +1,45 @@
 from __future__ import annotations
 
+import csv
+import hashlib
 from pathlib import Path
 
+import numpy as np
+import pytest
 from PIL import Image
 
 from tests.commands.conftest import RunTl
-from tl.commands.demo import write_digits
+from tl.commands.demo import CLASSES, UNKNOWN, summarize, write_patches
 
 
-def test_write_digits__splits_and_images(tmp_path: Path) -> None:
-    write_digits(tmp_path)
+def test_write_patches__counts_and_images(tmp_path: Path) -> None:
+    write_patches(tmp_path)
     counts = {
-        split: {folder.name: len(list(folder.iterdir())) for folder in (tmp_path / "digits-5-9" / split).iterdir()}
-        for split in ("train", "val", "test")
+        split: {folder.name: len(list(folder.iterdir())) for folder in (tmp_path / "photos" / split).iterdir()}
+        for split in ("train", "test")
     }
-    assert set(counts["train"].values()) == {8}
-    assert set(counts["val"].values()) == {30}
-    # scikit-learn's digits contain 1797 images, 901 of them of the digits 0 to 4
-    assert sum(map(sum, (split.values() for split in counts.values()))) == 1797 - 901
-    assert sorted(folder.name for folder in (tmp_path / "digits-0-4").iterdir()) == list("01234")
-    with Image.open(tmp_path / "digits-5-9" / "train" / "7" / "000.png") as image:
-        assert (image.size, image.mode) == ((32, 32), "L")
+    assert counts == {"train": dict.fromkeys(CLASSES, 8), "test": dict.fromkeys(CLASSES, 40)}
+    assert len(list((tmp_path / "unknown").iterdir())) == 5 * len(UNKNOWN)
+    files = list(tmp_path.rglob("*.png"))
+    assert len({hashlib.sha256(path.read_bytes()).digest() for path in files}) == len(files)
+    for path in files:
+        with Image.open(path) as image:
+            assert (image.size, image.mode) == ((64, 64), "L")
+            assert np.asarray(image).std() > 1  # not a patch of nothing
+
+
+def test_summarize__says_whether_voting_helps() -> None:
+    rows = [
+        {"model": "a", "voting": "", "top1_accuracy": "0.9"},
+        {"model": "b", "voting": "", "top1_accuracy": "0.8"},
+        {"model": "ensemble", "voting": "soft", "top1_accuracy": "0.95"},
+        {"model": "oracle", "voting": "", "top1_accuracy": "1"},
+    ]
+    assert "ensemble   0.950   more than a alone" in summarize(rows, [{"label": "?"}, {"label": "x"}])
+    rows[2]["top1_accuracy"] = "0.9"
+    lines = summarize(rows, [{"label": "?"}, {"label": "x"}])
+    assert "ensemble   0.900   no more than a alone" in lines
+    assert lines[-1].startswith("1 of 2 images of no class were rejected")
 
 
 def test_demo__never_writes_into_an_existing_folder(run_tl: RunTl, tmp_path: Path) -> None:
@@ -28,3 +47,19 @@ def test_demo__never_writes_into_an_existing_folder(run_tl: RunTl, tmp_path: Pat
     assert done.code == 1
     assert "already exists" in done.err
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.slow
+def test_demo__transfer_helps_and_unknown_images_are_rejected(
+    run_tl: RunTl, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("TL_WEIGHTS_DIR", raising=False)
+    done = run_tl("demo", tmp_path / "demo")
+    assert done.code == 0, done.err
+    scores = {name: float(value) for name, value, *_ in (line.split() for line in done.out.splitlines()[2:6])}
+    assert scores["features"] > 0.95
+    assert scores["features"] > scores["scratch"] + 0.05
+    assert scores["finetune"] > scores["scratch"]
+    rows = list(csv.DictReader((tmp_path / "demo" / "unknown.csv").open(encoding="utf-8")))
+    assert sum(row["label"] == "?" for row in rows) >= len(rows) // 4
+    assert (tmp_path / "demo" / "runs" / "features" / "report.html").is_file()

@@ -15,8 +15,8 @@ from unittest.mock import patch
 
 import pytest
 
+from tests.digits import write_digits
 from tl.cli import main
-from tl.commands.demo import write_digits
 
 COMMON = "--backbone smallcnn --image-size 16 --augment none --batch-size 32 --threads 1"
 

@@ -1,4 +1,4 @@
-"""`tl demo`: run the whole workflow on scikit-learn's handwritten digits, offline.
+"""`tl demo`: run the whole workflow on patches of photographs and micrographs that scikit-image brings, offline.
 
 Each step is a separate `tl` process with the command that a user would type.
 """
@@ -20,15 +20,33 @@ import typer
 from tl.commands.console import warn
 from tl.errors import MissingExtraError, OutputError, TrainingError
 
+# Class -> image of `skimage.data`, and the images of no class. All are gray patches: color would give the class away.
+CLASSES = {
+    "brick": "brick",
+    "cell": "cell",
+    "galaxies": "hubble_deep_field",
+    "grass": "grass",
+    "gravel": "gravel",
+    "moon": "moon",
+    "retina": "retina",
+    "tissue": "immunohistochemistry",
+}
+UNKNOWN = ("astronaut", "chelsea", "coffee", "rocket")
+_SIDE = 64
 # Few training images, as in a lab: this is where a pretrained backbone helps.
-_TRAIN_PER_CLASS, _VAL_PER_CLASS = 8, 30
-_COMMON = ("--backbone", "smallcnn", "--image-size", 32, "--augment", "light", "--batch-size", 16)
+_TRAIN, _TEST = 8, 40
+# Training patches come from the left of each image and test patches from the right, so that none overlap.
+_LEFT = 0.45
+
+_SCRATCH = ("--method", "scratch", "--backbone", "smallcnn", "--image-size", _SIDE)
+_FEATURES = ("--method", "features", "--backbone", "efficientnet_lite0")
+_FINETUNE = ("--method", "finetune", "--backbone", "efficientnet_lite0", "--image-size", 128, "--head-init", "solved")
 
 
 def command(
     folder: Annotated[Path, typer.Argument(help="Output folder; must not exist yet.")] = Path("tl-demo"),
 ) -> None:
-    """Run the whole workflow on handwritten digits: pretrain, transfer in three ways, export, predict, evaluate.
+    """Run the whole workflow on patches of photographs: train in three ways, export, evaluate, predict unknown images.
 
     Examples:
     - `tl demo`
@@ -38,53 +56,81 @@ def command(
     Needs no network access and no GPU. Takes about a minute on two cores.
     """
     if folder.exists():
-        raise OutputError(f"{folder}: already exists; remove it or choose another folder: tl demo OTHER")
+        raise OutputError(f"{folder}: already exists; remove it or name another folder: tl demo OTHER")
     started = time.monotonic()
-    warn(f"Writing handwritten digits 0-4 (to pretrain on) and 5-9 (to transfer to) into {folder}/")
-    write_digits(folder)
-    runs, digits = folder / "runs", folder / "digits-5-9"
-    pretrained = ("--weights", runs / "pretrained")
-    _run("train", folder / "digits-0-4", "--method", "scratch", "--epochs", 12, *_COMMON, "--out", runs / "pretrained")
+    photos, unknown, runs = folder / "photos", folder / "unknown", folder / "runs"
+    warn(f"Writing {_TRAIN} training and {_TEST} test images of {len(CLASSES)} classes into {photos}/")
+    write_patches(folder)
     models = []
-    stepped = ("--epochs", 30)
-    for method, options in (("scratch", stepped), ("features", pretrained), ("finetune", (*pretrained, *stepped))):
-        _run("train", digits, "--method", method, *options, *_COMMON, "--out", runs / method)
-        models.append(folder / f"{method}.onnx")
-        _run("export", runs / method, "-o", models[-1])
-    _run("predict", digits / "test", "--ensemble", *models, "-o", folder / "predictions.csv")
-    table = _run("evaluate", digits, "--ensemble", *models)
-    _print_table(list(csv.reader(io.StringIO(table))))
-    warn(f"\nCreated in {time.monotonic() - started:.0f} s:")
-    for made in (*models, f"{folder}/predictions.csv", f"{folder}/runs/"):
+    common = ("--augment", "light", "--batch-size", 16)
+    ways = {"scratch": (*_SCRATCH, *common), "features": _FEATURES}
+    ways["finetune"] = (*_FINETUNE, *common, "--optimizer", "adamw")
+    for name, options in ways.items():
+        _run("train", photos / "train", *options, "--out", runs / name)
+        models.append(folder / f"{name}.onnx")
+        _run("export", runs / name, "-o", models[-1])
+    rows = list(csv.DictReader(io.StringIO(_run("evaluate", photos / "test", "--ensemble", *models))))
+    table = _run("predict", unknown, "--model", folder / "features.onnx", "--reject-unknown")
+    predictions = folder / "unknown.csv"
+    predictions.write_text(table, encoding="utf-8")
+    for line in (*summarize(rows, list(csv.DictReader(io.StringIO(table)))), ""):
+        typer.echo(line)
+    warn(f"Created in {time.monotonic() - started:.0f} s:")
+    for made in (*models, predictions, *(runs / name / "report.html" for name in ways)):
         warn(f"  {made}")
 
 
-def write_digits(folder: Path) -> None:
-    """Write scikit-learn's digits as class folders of PNG files: digits-0-4, and digits-5-9 with train, val, test."""
+def write_patches(folder: Path) -> None:
+    """Write `photos/train` and `photos/test`, class folders of PNG files, and `unknown`, images of no class."""
     try:
-        from sklearn.datasets import load_digits
+        from skimage import data
     except ImportError as error:
         raise MissingExtraError(
-            "the demo trains models, which requires additional packages: pip install 'tl-toolkit[train]'"
+            "the demo trains, which requires additional packages: pip install 'tl-toolkit[train]'"
         ) from error
     import numpy as np
     from PIL import Image
 
-    digits = load_digits()
-    counts: dict[int, int] = {}
-    for image, label in zip(digits.images, digits.target.tolist(), strict=True):
-        number = counts[label] = counts.get(label, -1) + 1
-        home = folder / "digits-0-4" if label < 5 else folder / "digits-5-9" / _split(number)
-        path = home / str(label) / f"{number:03d}.png"
-        path.parent.mkdir(parents=True, exist_ok=True)
-        gray = np.round(image * (255 / 16)).astype(np.uint8)  # 8x8 pixels of 0..16
-        Image.fromarray(gray).resize((32, 32), Image.Resampling.BICUBIC).save(path)
+    rng = np.random.default_rng(0)
+
+    def save_patches(name: str, home: Path, count: int, left: float, right: float) -> None:
+        image = Image.fromarray(getattr(data, name)()).convert("L")
+        side = min(image.size)
+        # The middle of an image: the retina is a disk on black.
+        image = image.crop(_middle(image.size, 0.7 * side if name == "retina" else side))
+        home.mkdir(parents=True, exist_ok=True)
+        for number in range(count):
+            x = int(rng.integers(round(left * image.width), round(right * image.width) - _SIDE + 1))
+            y = int(rng.integers(0, image.height - _SIDE + 1))
+            image.crop((x, y, x + _SIDE, y + _SIDE)).save(home / f"{name}-{number:02d}.png")
+
+    for label, name in CLASSES.items():
+        save_patches(name, folder / "photos" / "train" / label, _TRAIN, 0, _LEFT)
+        save_patches(name, folder / "photos" / "test" / label, _TEST, _LEFT, 1)
+    for name in UNKNOWN:
+        save_patches(name, folder / "unknown", 5, 0, 1)
 
 
-def _split(number: int) -> str:
-    if number < _TRAIN_PER_CLASS:
-        return "train"
-    return "val" if number < _TRAIN_PER_CLASS + _VAL_PER_CLASS else "test"
+def summarize(rows: Sequence[dict[str, str]], unknown: Sequence[dict[str, str]]) -> list[str]:
+    """Return the results in words, from the rows of `tl evaluate` and those of `tl predict`."""
+    members = {row["model"]: float(row["top1_accuracy"]) for row in rows if row["model"] not in ("ensemble", "oracle")}
+    soft = next(float(row["top1_accuracy"]) for row in rows if row["model"] == "ensemble" and row["voting"] == "soft")
+    best = max(members, key=members.__getitem__)
+    helps = "more than" if soft > members[best] else "no more than"
+    rejected = sum(row["label"] == "?" for row in unknown)
+    return [
+        "",
+        f"{'method':<10} test accuracy, {len(CLASSES) * _TEST} images",
+        *(f"{name:<10} {accuracy:.3f}" for name, accuracy in members.items()),
+        f"{'ensemble':<10} {soft:.3f}   {helps} {best} alone",
+        f"{rejected} of {len(unknown)} images of no class were rejected as unknown",
+    ]
+
+
+def _middle(size_wh: tuple[int, int], side: float) -> tuple[int, int, int, int]:
+    """Return the box of the centered square with this side."""
+    left, top = (round((length - side) / 2) for length in size_wh)
+    return left, top, left + round(side), top + round(side)
 
 
 def _run(*words: object) -> str:
@@ -96,10 +142,3 @@ def _run(*words: object) -> str:
     if done.returncode != 0:
         raise TrainingError(f"this step failed with exit code {done.returncode}: {line}")
     return done.stdout
-
-
-def _print_table(rows: Sequence[Sequence[str]]) -> None:
-    widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
-    typer.echo("")
-    for row in rows:
-        typer.echo("  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip())
