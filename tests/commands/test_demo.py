@@ -1,6 +1,5 @@
 from __future__ import annotations
 
-import csv
 import hashlib
 from pathlib import Path
 
@@ -9,6 +8,7 @@ import pytest
 from PIL import Image
 
 from tests.commands.conftest import RunTl
+from tests.trainer.make import read_rows
 from tl.commands.demo import CLASSES, UNKNOWN, summarize, write_patches
 
 
@@ -60,6 +60,6 @@ def test_demo__transfer_helps_and_unknown_images_are_rejected(
     assert scores["features"] > 0.95
     assert scores["features"] > scores["scratch"] + 0.05
     assert scores["finetune"] > scores["scratch"]
-    rows = list(csv.DictReader((tmp_path / "demo" / "unknown.csv").open(encoding="utf-8")))
+    rows = read_rows(tmp_path / "demo" / "unknown.csv")
     assert sum(row["label"] == "?" for row in rows) >= len(rows) // 4
     assert (tmp_path / "demo" / "runs" / "features" / "report.html").is_file()

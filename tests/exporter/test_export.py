@@ -47,7 +47,7 @@ def assert_nothing_private(path: Path, *private: Path) -> None:
 
 
 def assert_predicts_as_validated(path: Path, run: Run, photos: Path) -> None:
-    rows = read_rows(run.folder / "predictions_val.csv")
+    rows = read_rows(run.folder / ("predictions_fitted.csv" if run.load_config().refit else "predictions_val.csv"))
     with load(path, device="cpu", threads=1) as predictor:
         results = predictor.predict_batch([photos / row["path"] for row in rows])
     for row, result in zip(rows, results, strict=True):
