@@ -1,6 +1,6 @@
 """Screenshots of report pages, as the README shows one: REPORT.html -> docs/images/report.png, by a headless Chromium.
 
-    python docs/make_screenshots.py tl-demo/runs/finetune/report.html
+    python docs/make_screenshots.py tl-demo/runs/scratch/report.html
 
 `make demo` makes that page, of photographs that scikit-image brings.
 """
