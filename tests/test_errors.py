@@ -6,7 +6,7 @@ from unittest.mock import patch
 
 import pytest
 
-from tl.cli import main
+from tl.cli import app, main
 from tl.errors import ConfigError, ImageReadError, RunInterrupted, TlError
 
 
@@ -39,3 +39,11 @@ def test_main__shows_the_options_that_help_as_flags(
     with patch("tl.cli.app", side_effect=error), patch.object(sys, "argv", ["tl"]), pytest.raises(SystemExit):
         main()
     assert capsys.readouterr().err.splitlines() == lines
+
+
+def test_main__shows_only_flags_that_the_command_has(capsys: pytest.CaptureFixture[str]) -> None:
+    error = ConfigError("x", options=["classes=union", "split=all"])  # `classes` belongs to predict alone
+    argv, call = patch.object(sys, "argv", ["tl", "evaluate"]), patch.object(type(app), "__call__", side_effect=error)
+    with argv, call, pytest.raises(SystemExit):
+        main()
+    assert capsys.readouterr().err.splitlines() == ["tl: x", "hint: --split all"]

@@ -16,7 +16,7 @@ from types import ModuleType
 from typing import Annotated, Any
 
 import typer
-from typer.core import TyperCommand
+from typer.core import TyperCommand, TyperGroup
 
 from tl import __version__
 from tl.commands import (
@@ -180,8 +180,9 @@ def main() -> None:
         sys.exit(EXIT_INTERRUPTED)
     except TlError as error:
         warn(f"tl: {error}")
-        if error.options:
-            warn(f"hint: {' or '.join(map(_as_flag, error.options))}")
+        known = _flags_of(sys.argv[1:2])
+        if flags := [flag for flag in map(_as_flag, error.options) if known is None or flag.split()[0] in known]:
+            warn(f"hint: {' or '.join(flags)}")
         sys.exit(EXIT_FAULT)
     except BrokenPipeError:  # the reader of stdout, such as `head`, has closed it
         _forget_stdout()
@@ -192,6 +193,13 @@ def main() -> None:
         _forget_stdout()
         warn(f"tl: the output cannot be written ({error.strerror})")
         sys.exit(EXIT_FAULT)
+
+
+def _flags_of(words: Sequence[str]) -> set[str] | None:
+    """Return the flags of the command that `words` begins with, None if it is unknown."""
+    group = typer.main.get_command(app) if words else None
+    command = group.commands.get(words[0]) if isinstance(group, TyperGroup) else None
+    return None if command is None else {flag for option in command.params for flag in option.opts}
 
 
 def _as_flag(option: str) -> str:

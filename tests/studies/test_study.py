@@ -54,6 +54,8 @@ def test_read_study__another_option_is_another_run(tmp_path: Path) -> None:
     (other,) = read_study(tmp_path / "a.yaml", {"epochs": 7}).cells
     assert one.name == same.name != other.name
     assert other.config.epochs == 7
+    (plain,) = read_study(tmp_path / "a.yaml", {"refit": False}).cells  # a study's default; not part of the name
+    assert (plain.name, one.config.refit) == (one.name, False)
 
 
 def test_read_study__forced_options_stand_above_all(tmp_path: Path) -> None:

@@ -34,8 +34,8 @@ CLASSES = {
 UNKNOWN = ("astronaut", "chelsea", "coffee", "rocket")
 _SIDE = 64
 # Few training images, as in a lab: this is where a pretrained backbone helps.
-_TRAIN, _TEST = 8, 40
-# Training patches come from the left of each image and test patches from the right, so that none overlap.
+_TRAIN, _TEST = 8, 32
+# Training patches come from the left of each image and test patches from the right; no two patches overlap.
 _LEFT = 0.45
 
 _SCRATCH = ("--method", "scratch", "--backbone", "smallcnn", "--image-size", _SIDE)
@@ -99,9 +99,10 @@ def write_patches(folder: Path) -> None:
         # The middle of an image: the retina is a disk on black.
         image = image.crop(_middle(image.size, 0.7 * side if name == "retina" else side))
         home.mkdir(parents=True, exist_ok=True)
-        for number in range(count):
-            x = int(rng.integers(round(left * image.width), round(right * image.width) - _SIDE + 1))
-            y = int(rng.integers(0, image.height - _SIDE + 1))
+        columns = range(round(left * image.width), round(right * image.width) - _SIDE + 1, _SIDE)
+        cells = [(x, y) for x in columns for y in range(0, image.height - _SIDE + 1, _SIDE)]  # none overlap
+        for number, place in enumerate(rng.permutation(len(cells))[:count]):
+            x, y = cells[place]
             image.crop((x, y, x + _SIDE, y + _SIDE)).save(home / f"{name}-{number:02d}.png")
 
     for label, name in CLASSES.items():

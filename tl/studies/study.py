@@ -158,6 +158,8 @@ def _faults(fixed: Options, axes: Options) -> list[str]:
 def _key(config: TrainConfig) -> str:
     """Identifies a run by its non-default options, so that adding a new option does not change existing keys."""
     own = {name: value for name, value in vars(config).items() if value != getattr(TrainConfig, name)}
+    if own.get("refit") is False:  # the default of a study
+        del own["refit"]
     return json.dumps(own, sort_keys=True)
 
 
