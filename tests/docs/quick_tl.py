@@ -14,12 +14,21 @@ _SMALL = ("--backbone", "smallcnn", "--image-size", "32", "--threads", "1")
 _SMALL_STUDY = ("backbone=smallcnn", "image_size=32", "threads=1", "epochs=1")
 
 
+def _takes_epochs(options: Sequence[str]) -> bool:
+    """Whether a run is trained by steps only. Method auto sets its epochs itself, and a solved head has none."""
+    from tl.trainer.options import find_task
+
+    if "svm" in options or ("features" in options and "mlp" not in options):
+        return False
+    is_auto = not {"--method", "--config", "--head", "--lr", "--optimizer"} & set(options)
+    return not is_auto or any(find_task(word) == "landmarks" for word in options)
+
+
 def added_options(words: Sequence[str]) -> list[str]:
     """What a test appends to the command line `words`, which begins with the name of the command."""
     command, *options = words or [""]
     if command == "train" and "--resume" not in options:
-        is_solved = "svm" in options or ("features" in options and "mlp" not in options)  # has no epochs
-        return [*_SMALL, *(() if is_solved else ("--epochs", "2"))]
+        return [*_SMALL, *(("--epochs", "2") if _takes_epochs(options) else ())]
     if command == "probe":
         return list(_SMALL)
     if command == "sweep":

@@ -169,11 +169,14 @@ def test_parse_blocks__comments_and_headings() -> None:
     assert set(RUN).isdisjoint(SHOWN)
 
 
-def test_added_options__only_make_it_smaller() -> None:
+def test_added_options__only_make_it_smaller(tmp_path: Path) -> None:
     assert added_options(["predict", "photos/", "--model", "m.onnx"]) == []
     assert added_options(["train", "--resume", "runs/a"]) == []
-    assert "--epochs" in added_options(["train", "photos/"])
-    assert "--epochs" not in added_options(["train", "photos/", "--method", "features"])
+    (tmp_path / "wings.csv").write_text("path,x0,y0\na.png,1,2\n", encoding="utf-8")
+    for options in (["photos/", "--method", "finetune"], ["photos/", "--head", "mlp"], [str(tmp_path / "wings.csv")]):
+        assert "--epochs" in added_options(["train", *options])
+    for options in (["photos/"], ["photos/", "--quality", "fast"], ["photos/", "--method", "features"]):
+        assert "--epochs" not in added_options(["train", *options])
 
 
 def test_cli_page__is_up_to_date() -> None:

@@ -6,7 +6,7 @@ import torch
 from numpy.typing import NDArray
 from scipy.special import softmax as scipy_softmax
 
-from tl.evaluation.calibration import fit_temperature, softmax
+from tl.evaluation.calibration import fit_temperature, fit_useful_temperature, softmax
 
 # Golden-section search: the location of a minimum is accurate to about the square root of the accuracy of its value.
 PLACE = 1e-3
@@ -103,6 +103,41 @@ def test_fit_temperature__leaves_its_arguments_as_they_are() -> None:
     softmax(logits, 2.0)
     np.testing.assert_array_equal(logits, before[0])
     np.testing.assert_array_equal(true_ids, before[1])
+
+
+@pytest.mark.parametrize("count", [20, 60, 1000])
+@pytest.mark.parametrize("seed", range(5))
+def test_fit_useful_temperature__leaves_calibrated_logits(seed: int, count: int) -> None:
+    assert fit_useful_temperature(*make_case(seed, count, 4)) == 1.0
+
+
+@pytest.mark.parametrize("seed", range(5))
+@pytest.mark.parametrize("temperature", [0.1, 5.0])
+def test_fit_useful_temperature__is_the_fitted_one_where_it_helps(seed: int, temperature: float) -> None:
+    logits, true_ids = make_case(seed, 60, 3, temperature)
+    found = fit_useful_temperature(logits, true_ids)
+    assert found == fit_temperature(logits, true_ids)
+    assert (found > 1) == (temperature > 1)
+
+
+@pytest.mark.parametrize(("count", "is_fitted"), [(19, False), (20, True)])
+def test_fit_useful_temperature__needs_twenty_images(count: int, is_fitted: bool) -> None:
+    # Certain of every image, and wrong about every fourth.
+    true_ids = np.arange(count) % 3
+    decided = np.where(np.arange(count) % 4 == 0, (true_ids + 1) % 3, true_ids)
+    found = fit_useful_temperature(20.0 * np.eye(3)[decided], true_ids)
+    assert (found > 1) == is_fitted
+    assert is_fitted or found == 1.0
+
+
+def test_fit_useful_temperature__a_gain_within_the_error_is_not_used() -> None:
+    # One certain mistake in thirty: the gain is that of a single image, and so is not above its standard error.
+    true_ids = np.arange(30) % 3
+    decided = true_ids.copy()
+    decided[0] = 1
+    logits = 6.0 * np.eye(3)[decided]
+    assert fit_temperature(logits, true_ids) > 1
+    assert fit_useful_temperature(logits, true_ids) == 1.0
 
 
 @pytest.mark.parametrize("dtype", [np.float32, np.float64])

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+import math
 
 import numpy as np
 import pytest
@@ -21,6 +22,7 @@ from tl.evaluation.metrics import (
     macro_f1,
     mcnemar_p,
     top_k_accuracy,
+    variance_of_mean,
     wilson_interval,
 )
 
@@ -106,7 +108,7 @@ def test_classification_metrics__bootstrap_as_a_loop_over_scikit_learn(seed: int
     # The same draws, scored by scikit-learn; 1000 of them would take seconds.
     truth, probabilities = random_case(seed, 25)
     decided = probabilities.argmax(axis=1)
-    found = metrics._bootstrap(truth, decided, 4, draws=60)
+    found = metrics._bootstrap(truth, decided, 4, np.arange(25), draws=60)
     rng = np.random.default_rng(0)
     scores = []
     for _ in range(60):
@@ -116,6 +118,46 @@ def test_classification_metrics__bootstrap_as_a_loop_over_scikit_learn(seed: int
     low, high = np.percentile(scores, [2.5, 97.5], axis=0)
     keys = ("boot_low", "macro_f1_boot_low", "boot_high", "macro_f1_boot_high")
     assert [found[key] for key in keys] == pytest.approx([*low, *high], abs=FLOAT64_ORDER)
+
+
+def test_classification_metrics__groups_widen_the_interval() -> None:
+    # 10 specimens with 10 images each, 7 of them all right: the accuracy of drawn groups is binomial(10, 0.7) / 10.
+    truth = np.zeros(100, np.int64)
+    probabilities = np.eye(2, dtype=np.float32)[[0] * 70 + [1] * 30]
+    groups = [f"specimen {i // 10}" for i in range(100)]
+    scores = classification_metrics(truth, probabilities, ("a", "b"), groups=groups)
+    assert scores["groups"] == 10
+    assert scores["top1_accuracy"] == 0.7
+    assert scipy.stats.binom.ppf([0.025, 0.975], 10, 0.7).tolist() == [4, 10]
+    # With 1000 draws, a quantile is at most one group off. The variance is divided by 9 instead of 10, but each group
+    # counts at least once.
+    assert (scores["boot_low"], scores["boot_high"]) == pytest.approx((0.4, 1.0), abs=0.101)
+    assert (scores["ci_low"], scores["ci_high"]) == pytest.approx(wilson_interval(7, 10), abs=0.03)
+
+
+def test_variance_of_mean__by_hand() -> None:
+    values = np.array([1.0, 1.0, 0.0, 0.0])  # deviations of 0.5
+    assert variance_of_mean(values) == pytest.approx(4 * 0.25 / 16 * 4 / 3)
+    assert variance_of_mean(values) == pytest.approx(values.var(ddof=1) / 4)
+    assert variance_of_mean(values, ["a", "a", "b", "b"]) == pytest.approx((1 + 1) / 16 * 2)
+    assert variance_of_mean(values, ["a", "b", "a", "b"]) == 0
+    assert math.isnan(variance_of_mean(values, ["a"] * 4))
+
+
+def test_classification_metrics__groups_all_right_count_one_each() -> None:
+    # Whatever is drawn is right, so the bootstrap shows no variance: the interval is that of 4 images.
+    truth = np.zeros(40, np.int64)
+    probabilities = np.eye(2, dtype=np.float32)[[0] * 40]
+    scores = classification_metrics(truth, probabilities, ("a", "b"), groups=[str(i // 10) for i in range(40)])
+    assert (scores["ci_low"], scores["ci_high"]) == pytest.approx(wilson_interval(4, 4))
+
+
+def test_classification_metrics__images_without_groups_are_counted_alone() -> None:
+    truth = np.array([0, 0, 1, 1])
+    probabilities = np.eye(2, dtype=np.float32)[[0, 1, 1, 1]]
+    plain = classification_metrics(truth, probabilities, ("a", "b"))
+    assert classification_metrics(truth, probabilities, ("a", "b"), groups=["", "", "", ""]) == plain
+    assert classification_metrics(truth, probabilities, ("a", "b"), groups=["x", "x", "", ""])["groups"] == 3
 
 
 def test_classification_metrics__bootstrap_of_accuracy_is_binomial() -> None:

@@ -13,10 +13,20 @@ import numpy as np
 import onnx
 import onnxruntime as ort
 import pytest
+import skimage.data
 import torch
 from PIL import Image
 
-from tests.trainer.make import Listener, make_config, make_noise, make_png, plain_text, read_rows, train_here
+from tests.trainer.make import (
+    Listener,
+    make_class_folders,
+    make_config,
+    make_noise,
+    make_png,
+    plain_text,
+    read_rows,
+    train_here,
+)
 from tl.data.manifests import LabeledImage
 from tl.errors import ConfigError, DataError, ParityError, RunError, TlError
 from tl.exporter.export import Exported, _export, export_pretrained, export_run, spread
@@ -56,11 +66,19 @@ def assert_predicts_as_validated(path: Path, run: Run, photos: Path) -> None:
         np.testing.assert_allclose(result.probabilities, shown, rtol=0, atol=1.1e-4)  # type: ignore[union-attr]
 
 
+def test_export_run__predicts_with_the_fitted_temperature(tmp_path: Path) -> None:
+    data = make_class_folders(tmp_path / "d", 16)
+    run = train_here(data, tmp_path / "r", val_fraction=0.5, lr=1e-4).run  # all 24 are right, and far from certain
+    done = export_run(run, tmp_path / "m.onnx", Silent())
+    assert done.contract.temperature == load_best(run)[1].temperature < 0.9
+    assert_predicts_as_validated(done.path, run, data)
+
+
 def test_export_run__contract_fields(exported: Exported, finished_run: Run) -> None:
     contract = Session(exported.path, device="cpu", threads=1).contract
     assert contract == exported.contract
     assert (contract.task, contract.precision) == ("classification", "fp32")
-    assert contract.temperature == load_best(finished_run)[1].temperature != 1.0
+    assert contract.temperature == load_best(finished_run)[1].temperature
     assert contract.class_names == ("blue", "green", "red")
     assert contract.outputs == ("probabilities", "embedding", "ood_score")
     assert contract.preprocessing.input_hw == (32, 32)
@@ -358,6 +376,15 @@ def test_export_pretrained__whole_classifier(photos: Path, tmp_path: Path) -> No
     assert done.contract.parity.images == 12
     assert done.contract.provenance.method == "pretrained"
     assert_nothing_private(done.path, tmp_path, photos)
+
+
+def test_export_pretrained__bundled_classifier_names_a_cat(tmp_path: Path) -> None:
+    cat = tmp_path / "chelsea.png"
+    Image.fromarray(skimage.data.chelsea()).save(cat)
+    done = export_pretrained("efficientnet_lite0", "imagenet", [cat], tmp_path / "m.onnx", Silent())
+    assert len(done.contract.class_names) == 1000
+    with load(done.path, device="cpu") as model:
+        assert model.predict(cat).label in ("tabby", "tiger cat", "Egyptian cat")
 
 
 def test_export_pretrained__without_weights(photos: Path, tmp_path: Path) -> None:

@@ -188,12 +188,21 @@ def test_export_lowered__refusals_before_any_work(finished_run: Run, photos: Pat
     assert not (tmp_path / "m.onnx").exists()
 
 
+def test_compare__held_out_labels_change_where_those_of_seen_images_do_not() -> None:
+    # The conversion halves the odds of the first class. Images that the network has seen (0.9) keep their labels;
+    # held-out probabilities of 0.6 and 0.8 have odds of 1.5 and 4, which become 0.75 and 2.
+    wanted = np.array([[0.9, 0.1], [0.9, 0.1]], np.float32)
+    found = np.array([[4.5 / 5.5, 1 / 5.5]] * 2, np.float32)
+    assert _compare(found, wanted, None)[0] == 1.0
+    assert _compare(found, wanted, np.array([[0.6, 0.4], [0.8, 0.2]]))[0] == 0.5
+
+
 def test_compare__by_hand() -> None:
     wanted = np.array([[0.75, 0.25], [0.5, 0.5], [0.25, 0.75], [1, 0]], np.float32)
     found = np.array([[0.5, 0.5], [0.25, 0.75], [0.25, 0.75], [0.75, 0.25]], np.float32)
-    assert _compare(found, wanted) == (0.75, 0.25)
+    assert _compare(found, wanted, None) == (0.75, 0.25)
     found[0] = np.nan  # its argmax would be class 0, as expected
-    assert _compare(found, wanted) == (0.5, math.inf)
+    assert _compare(found, wanted, None) == (0.5, math.inf)
 
 
 def check(lowering: Lowering, **changes: object) -> None:

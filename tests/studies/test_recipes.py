@@ -24,6 +24,7 @@ RECIPES = Path(__file__).parents[2] / "recipes"
 # Options, besides the data, that make a study small enough for a test.
 SMALL = {"backbone": "squeezenet1_0", "image_size": 64, "epochs": 1, "batch_size": 8, "threads": 1, "cache": "ram"}
 FORCED = {
+    "backbones": {},
     "landmarks": {"batch_size": 4},
     "optimizers": {"per_class": 6},
     "transfer-lab": {"per_class": 6, "head_sizes": "null"},

@@ -5,7 +5,22 @@ from typing import Any, get_args, get_type_hints
 
 import pytest
 
-from tl.trainer.config import BY_METHOD, C_VALUES, HEAD_SIZES, LEARNING_RATES, Head, Method, Optimizer, TrainConfig
+from tl.trainer.config import (
+    BY_METHOD,
+    C_VALUES,
+    CLASSES,
+    FROM_SOLVED_HEAD,
+    HEAD_SIZES,
+    LANDMARKS,
+    LEARNING_RATES,
+    Head,
+    Method,
+    Optimizer,
+    TrainConfig,
+)
+
+# Method auto has no defaults of its own: it chooses among the others.
+METHODS = [method for method in get_args(Method) if method != "auto"]
 
 
 def test_train_config__every_option_has_help_and_panel() -> None:
@@ -24,12 +39,12 @@ def test_train_config__defaults_are_among_the_choices() -> None:
 
 def test_by_method__fills_open_options_alone() -> None:
     open_options = {field.name for field in dataclasses.fields(TrainConfig) if field.default is None}
-    assert set(BY_METHOD) == set(get_args(Method))
-    for values in BY_METHOD.values():
+    assert set(BY_METHOD) == set(METHODS)
+    for values in (*BY_METHOD.values(), FROM_SOLVED_HEAD, LANDMARKS, CLASSES):
         assert set(values) <= open_options
 
 
-@pytest.mark.parametrize("method", get_args(Method))
+@pytest.mark.parametrize("method", METHODS)
 def test_learning_rates__one_for_every_optimizer_that_steps(method: Method) -> None:
     assert set(LEARNING_RATES[method]) == {name for name in get_args(Optimizer) if name != "lbfgs"}
 

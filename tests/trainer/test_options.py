@@ -8,18 +8,23 @@ from typing import Any, Literal, get_args
 import pytest
 
 from tl.errors import ConfigError
-from tl.trainer.config import Head, Method, Optimizer, TrainConfig
+from tl.trainer.config import FAMILY_RATES, Head, Method, Optimizer, TrainConfig
 from tl.trainer.options import (
+    can_refit,
+    candidates,
     config_from_mapping,
     dump_config,
+    family_of,
     is_solved,
     load_config,
     nearest,
     own_choices,
+    parse_seconds,
     resolve,
 )
 
 CLASS_HEADS = [head for head in get_args(Head) if head != "heatmap"]
+METHODS = [method for method in get_args(Method) if method != "auto"]
 STEPPED = [name for name in get_args(Optimizer) if name != "lbfgs"]
 
 
@@ -37,7 +42,7 @@ def faults_of(**values: object) -> str:
         ("features", "svm", "lbfgs", None, "none", "imagenet"),
         ("features", "mlp", "adamw", 40, "none", "imagenet"),
         ("features", "conv", "adamw", 40, "none", "imagenet"),
-        ("finetune", "linear", "sgd", 10, "standard", "imagenet"),
+        ("finetune", "linear", "adamw", 7, "standard", "imagenet"),
         ("finetune", "conv", "sgd", 10, "standard", "imagenet"),
     ],
 )
@@ -77,6 +82,7 @@ def test_resolve__sizes_and_c_values_follow_the_head(
 def test_resolve__keeps_what_was_given() -> None:
     given = TrainConfig(
         *("d", "o", "classification"),
+        method="finetune",
         monitor="val_loss",
         resize_mode="letterbox",
         optimizer="adam",
@@ -90,6 +96,9 @@ def test_resolve__keeps_what_was_given() -> None:
         c_values=(2.0,),
         drop_epochs=2,
         head_init="random",
+        batch_norm="update",
+        interpolate=False,
+        layer_lr_decay=0.5,
     )
     assert resolve(given) == given
 
@@ -98,7 +107,7 @@ def test_resolve__lr_auto_stays_a_word() -> None:
     assert resolve(TrainConfig(data="d", lr="auto")).lr == "auto"
 
 
-@pytest.mark.parametrize("method", get_args(Method))
+@pytest.mark.parametrize("method", METHODS)
 def test_resolve__learning_rate_follows_method_and_optimizer(method: Method) -> None:
     rates = {name: resolve(TrainConfig(data="d", method=method, optimizer=name)).lr for name in STEPPED}
     assert isinstance(rates["sgd"], float)
@@ -107,31 +116,219 @@ def test_resolve__learning_rate_follows_method_and_optimizer(method: Method) -> 
 
 
 @pytest.mark.parametrize(
-    ("data", "out"), [("a/photos", "runs/photos-finetune"), ("labels.csv", "runs/labels-finetune")]
+    ("data", "method", "out"),
+    [("a/photos", None, "runs/photos"), ("labels.csv", "finetune", "runs/labels-finetune")],
 )
-def test_resolve__names_the_run_after_the_data(data: str, out: str) -> None:
-    assert resolve(TrainConfig(data=data)).out == out
+def test_resolve__names_the_run_after_the_data(data: str, method: Method | None, out: str) -> None:
+    assert resolve(TrainConfig(data=data, method=method)).out == out
 
 
 @pytest.mark.parametrize(
     ("method", "head"),
-    [(m, h) for m in get_args(Method) for h in CLASS_HEADS if h != "svm" or m == "features"],
+    [("auto", "linear"), *((m, h) for m in METHODS for h in CLASS_HEADS if h != "svm" or m == "features")],
 )
 def test_resolve__is_idempotent(method: Method, head: Head) -> None:
     once = resolve(TrainConfig(data="photos", method=method, head=head))
     assert resolve(once) == once
 
 
+# --- method auto
+
+
+@pytest.mark.parametrize(
+    ("changes", "method"),
+    [
+        ({}, "auto"),
+        ({"head": "linear", "weights": "imagenet"}, "auto"),
+        ({"seed": 3, "image_size": 64, "augment": "flip", "c_values": (1.0,), "class_weights": "balanced"}, "auto"),
+        ({"refit": False, "test": True, "audit": False, "quality": "fast", "budget": "10m"}, "auto"),
+        ({"lr": 0.01}, "finetune"),
+        ({"epochs": 3}, "finetune"),
+        ({"optimizer": "adamw"}, "finetune"),
+        ({"freeze": "half"}, "finetune"),
+        ({"interpolate": False}, "finetune"),
+        ({"head": "mlp"}, "finetune"),
+        ({"pooling": "flatten"}, "finetune"),
+        ({"weights": "none"}, "finetune"),
+        ({"task": "landmarks"}, "finetune"),
+    ],
+)
+def test_resolve__method_auto_unless_an_option_belongs_to_one_method(changes: dict[str, Any], method: str) -> None:
+    assert resolve(TrainConfig(data="d", **changes)).method == method
+
+
+def test_resolve__method_auto_fills_no_option_of_its_methods() -> None:
+    given = TrainConfig(data="d")
+    wanted = dataclasses.replace(given, task="classification", method="auto", out="runs/d")
+    assert resolve(given) == wanted
+
+
+@pytest.mark.parametrize(
+    ("changes", "fault"),
+    [
+        ({"lr": 0.01, "epochs": 3}, "method auto sets epochs, lr itself: leave them out, or give another method"),
+        ({"mixup": 0.2}, "method auto sets mixup itself"),
+        ({"views": 2}, "method auto sets views itself"),
+        ({"head": "svm"}, "method auto requires head linear"),
+        ({"pooling": "flatten"}, "method auto requires pooling gap"),
+        ({"weights": "none"}, "method auto requires pretrained weights: give weights, or method scratch"),
+        ({"task": "landmarks"}, "method auto is only for classification"),
+        ({"budget": "10"}, "budget must be a duration such as 90s, 10m or 2h, found '10'"),
+        ({"budget": "0s"}, "budget must be a duration such as 90s, 10m or 2h, found '0s'"),
+    ],
+)
+def test_resolve__method_auto_refuses(changes: dict[str, Any], fault: str) -> None:
+    text = faults_of(method="auto", **changes)
+    assert fault in text
+    assert ";" not in text  # one mistake, one error
+
+
+def test_resolve__method_auto_checks_the_options_of_both_methods() -> None:
+    assert "val_fraction must be between 0 and 1" in faults_of(method="auto", val_fraction=2.0)
+    assert "crop: only for landmarks" in faults_of(method="auto", crop="points")
+
+
+@pytest.mark.parametrize("changes", [{"quality": "best"}, {"quality": "fast"}, {"budget": "10m"}])
+@pytest.mark.parametrize("method", METHODS)
+def test_resolve__quality_and_budget_need_method_auto(method: Method, changes: dict[str, Any]) -> None:
+    assert "quality and budget apply only to method auto" in faults_of(method=method, **changes)
+
+
+def test_candidates__features_without_augmentation_and_fine_tuning_with_it() -> None:
+    auto = resolve(TrainConfig(data="d", augment="light", image_size=64, quality="best", budget="10m", seed=3))
+    features, tuned = (resolve(config) for config in candidates(auto))
+    assert (features.method, features.augment, is_solved(features)) == ("features", "none", True)
+    assert (tuned.method, tuned.augment, tuned.head_init) == ("finetune", "light", "solved")
+    for config in (features, tuned):
+        assert (config.image_size, config.seed, config.out) == (64, 3, "runs/d")
+        assert (config.quality, config.budget) == ("balanced", None)
+
+
+@pytest.mark.parametrize(
+    ("text", "seconds"),
+    [
+        ("90s", 90),
+        ("10m", 600),
+        ("1.5h", 5400),
+        (" 2h ", 7200),
+        ("0s", 0),
+        ("10", None),
+        ("10 m", None),
+        ("-5m", None),
+        ("1h30m", None),
+        ("1e3s", None),
+        (".5h", None),
+        ("1d", None),
+        ("h", None),
+        ("", None),
+    ],
+)
+def test_parse_seconds__by_hand(text: str, seconds: float | None) -> None:
+    assert parse_seconds(text) == seconds
+
+
+# --- fine-tuning
+
+
+@pytest.mark.parametrize(
+    ("backbone", "family"),
+    [
+        ("efficientnet_lite0", "efficientnet lite"),
+        ("efficientnet_v2_s", "batch norm"),
+        ("timm:tf_efficientnet_lite0.in1k", "efficientnet lite"),
+        ("resnet18", "batch norm"),
+        ("mobilenet_v2", "batch norm"),
+        ("timm:resnet50.a1_in1k", "batch norm"),
+        ("vgg16_bn", "batch norm"),
+        ("smallcnn", "batch norm"),
+        ("convnext_tiny", "layer norm"),
+        ("timm:convnextv2_nano.fcmae", "layer norm"),
+        ("vit_b_16", "transformer"),
+        ("swin_t", "transformer"),
+        ("timm:deit_tiny_patch16_224", "transformer"),
+        ("timm:maxvit_tiny_tf_224.in1k", "transformer"),
+        ("vgg16", "no normalization"),
+        ("squeezenet1_0", "no normalization"),
+        ("alexnet", "no normalization"),
+        ("timm:vgg11.tv_in1k", "no normalization"),
+    ],
+)
+def test_family_of__by_name(backbone: str, family: str) -> None:
+    assert family_of(backbone) == family
+    config = resolve(TrainConfig(data="d", method="finetune", backbone=backbone))
+    assert (config.lr, config.layer_lr_decay) == FAMILY_RATES[family]
+
+
+def start_of(config: TrainConfig) -> tuple[object, ...]:
+    return config.optimizer, config.epochs, config.batch_size, config.head_init, config.batch_norm, config.interpolate
+
+
+SOLVED_START = ("adamw", 7, 16, "solved", "fixed", True)
+RANDOM_START = ("sgd", 10, 32, "random", "update", False)
+
+
+@pytest.mark.parametrize(
+    ("changes", "wanted"),
+    [
+        ({}, SOLVED_START),
+        ({"head_init": "solved"}, SOLVED_START),
+        ({"optimizer": "sgd"}, RANDOM_START),
+        ({"head_init": "random"}, RANDOM_START),
+        ({"head": "mlp"}, RANDOM_START),
+        ({"pooling": "flatten"}, RANDOM_START),
+        ({"weights": "none"}, RANDOM_START),
+        ({"monitor": "val_loss"}, (*SOLVED_START[:5], False)),  # selects an epoch
+        ({"patience": 2}, (*SOLVED_START[:5], False)),
+        ({"batch_norm": "update"}, (*SOLVED_START[:4], "update", False)),
+        ({"epochs": 3, "batch_size": 5}, ("adamw", 3, 5, *SOLVED_START[3:])),
+        ({"optimizer": "sgd", "head_init": "solved", "interpolate": True}, ("sgd", 10, 32, "solved", "update", True)),
+    ],
+)
+def test_resolve__fine_tuning_starts_from_a_solved_head_unless_told_otherwise(
+    changes: dict[str, Any], wanted: tuple[object, ...]
+) -> None:
+    assert start_of(resolve(TrainConfig(data="d", method="finetune", **changes))) == wanted
+
+
+@pytest.mark.parametrize("changes", [{"head_init": "random"}, {"patience": 2}, {"head": "mlp"}, {"optimizer": "sgd"}])
+def test_resolve__interpolate_needs_a_solved_head_and_the_last_epoch(changes: dict[str, Any]) -> None:
+    fault = "interpolate requires head_init solved, and the last epoch: leave out patience"
+    assert fault in faults_of(method="finetune", interpolate=True, **changes)
+
+
+@pytest.mark.parametrize(
+    ("changes", "is_possible"),
+    [
+        ({}, True),
+        ({"method": "features"}, True),
+        ({"method": "features", "head": "mlp"}, False),
+        ({"optimizer": "sgd"}, False),
+        ({"interpolate": False}, False),
+        ({"schedule": "plateau"}, False),  # validation sets the learning rate
+    ],
+)
+def test_can_refit__where_validation_images_select_nothing_else(changes: dict[str, Any], is_possible: bool) -> None:
+    assert can_refit(resolve(TrainConfig(data="d", **{"method": "finetune", **changes}))) == is_possible
+
+
+def test_resolve__refit_of_an_epoch_chosen_by_validation_is_refused() -> None:
+    assert "or fine-tuning with interpolate" in faults_of(method="finetune", optimizer="sgd", refit=True)
+
+
 # --- landmarks
 
 
-@pytest.mark.parametrize("method", get_args(Method))
+@pytest.mark.parametrize("method", METHODS)
 @pytest.mark.parametrize("head", [None, "heatmap", "linear", "mlp"])
 def test_resolve__landmarks(method: Method, head: Head | None) -> None:
     once = resolve(TrainConfig(data="wings.csv", task="landmarks", method=method, head=head))
     assert resolve(once) == once
     assert (once.head, once.resize_mode, once.monitor) == (head or "heatmap", "letterbox", "val_error_px")
-    chosen = {"task": "landmarks", "method": method, **({"head": head} if head not in (None, "heatmap") else {})}
+    chosen = {
+        "task": "landmarks",
+        **({"method": method} if method != "finetune" else {}),
+        **({"head": head} if head not in (None, "heatmap") else {}),
+    }
     assert {name: value for name, value in own_choices(once).items() if name in ("task", "method", "head")} == chosen
 
 
@@ -360,7 +557,7 @@ def test_resolve__head_init_solved_needs_a_frozen_linear_head(changes: dict[str,
     ("backbone", "lr"), [("vgg16", 0.001), ("vgg16_bn", 0.005), ("timm:vgg11.tv_in1k", 0.001), ("resnet18", 0.005)]
 )
 def test_resolve__a_smaller_rate_for_trunks_without_norm(backbone: str, lr: float) -> None:
-    assert resolve(TrainConfig(data="d", backbone=backbone)).lr == lr
+    assert resolve(TrainConfig(data="d", backbone=backbone, optimizer="sgd")).lr == lr
     assert resolve(TrainConfig(data="d", backbone=backbone, optimizer="adam")).lr == 1e-4
     assert resolve(TrainConfig(data="d", backbone=backbone, lr=0.3)).lr == 0.3
 
@@ -369,6 +566,7 @@ def test_resolve__a_smaller_rate_for_trunks_without_norm(backbone: str, lr: floa
     ("chosen", "also"),
     [
         ({}, set()),
+        ({"method": "finetune"}, set()),
         ({"method": "features"}, set()),
         ({"method": "features", "optimizer": "adamw"}, set()),
         ({"method": "features", "lr": 0.01}, set()),

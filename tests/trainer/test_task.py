@@ -198,6 +198,49 @@ def test_prepare_task__default_batch_size_shrinks_to_small_data(photos: Path) ->
     assert str(caught.value) == "batch_size 16 is larger than the 15 training images"
 
 
+@pytest.mark.parametrize(
+    ("changes", "epochs", "drop_epochs"),
+    [
+        ({"batch_size": None}, 12, 4),  # 15 images in one step, and no more than MAX_EPOCHS
+        ({"batch_size": 1, "drop_epochs": 5}, 12, 5),
+        ({"batch_size": 1, "epochs": 3}, 3, 1),
+        ({"batch_size": 1, "optimizer": "sgd"}, 10, 3),
+        ({"batch_size": 1, "patience": 2}, 7, 2),  # selects an epoch, so the number may stay
+    ],
+)
+def test_prepare_task__fine_tuning_takes_more_epochs_for_few_images(
+    photos: Path, weights: Path, changes: dict[str, Any], epochs: int, drop_epochs: int
+) -> None:
+    config = prepare(photos, method="finetune", weights=str(weights), **changes).config
+    assert (config.epochs, config.drop_epochs) == (epochs, drop_epochs)
+
+
+def test_prepare_task__enough_images_take_the_default_epochs(tmp_path: Path, weights: Path) -> None:
+    # 24 training images: 10 epochs of 24 steps are MIN_STEPS. 36: 7 epochs are more.
+    for count, epochs in ((10, 10), (15, 7)):
+        data = make_class_folders(tmp_path / str(count), count)
+        assert prepare(data, method="finetune", weights=str(weights), batch_size=1).config.epochs == epochs
+
+
+@pytest.mark.parametrize(
+    ("has_own_split", "changes", "refit"),
+    [
+        (False, {}, True),
+        (False, {"refit": False}, False),
+        (False, {"optimizer": "sgd"}, False),
+        (True, {}, False),
+        (True, {"refit": True}, True),
+    ],
+)
+def test_prepare_task__fine_tuning_is_refitted_unless_the_data_has_its_own_split(
+    tmp_path: Path, weights: Path, has_own_split: bool, changes: dict[str, Any], refit: bool
+) -> None:
+    for folder in ("train", "val") if has_own_split else (".",):
+        make_class_folders(tmp_path / "d" / folder, 2)
+    config = prepare(tmp_path / "d", method="finetune", weights=str(weights), batch_size=None, **changes).config
+    assert config.refit is refit
+
+
 def test_prepare_task__fewer_of_each_class(photos: Path) -> None:
     task = prepare(photos, per_class=2, batch_size=None)
     assert np.bincount(task.true_ids("train")).tolist() == [2, 2, 2]

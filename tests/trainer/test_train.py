@@ -67,11 +67,15 @@ def test_train__features_leave_the_trunk_bit_for_bit(
         assert torch.equal(before[name], last[name])
 
 
-def test_train__finetune_moves_the_trunk(photos: Path, finished_run: Run, tmp_path: Path) -> None:
-    run = train_here(photos, tmp_path / "r", method="finetune", weights=str(finished_run.folder)).run
+@pytest.mark.parametrize(("batch_norm", "is_fixed"), [(None, True), ("fixed", True), ("update", False)])
+def test_train__finetune_moves_the_trunk(
+    photos: Path, finished_run: Run, tmp_path: Path, batch_norm: str | None, is_fixed: bool
+) -> None:
+    changes = {"method": "finetune", "weights": str(finished_run.folder), "interpolate": False}
+    run = train_here(photos, tmp_path / "r", batch_norm=batch_norm, **changes).run
     before, after = weights_of(finished_run), weights_of(run)
     assert not torch.equal(before["trunk.block1.0.weight"], after["trunk.block1.0.weight"])
-    assert not torch.equal(before["trunk.block1.1.running_mean"], after["trunk.block1.1.running_mean"])
+    assert torch.equal(before["trunk.block1.1.running_mean"], after["trunk.block1.1.running_mean"]) == is_fixed
 
 
 @pytest.mark.parametrize("method", ["features", "finetune"])
@@ -105,8 +109,8 @@ def test_train__run_files_hold_together(photos: Path, finished_run: Run) -> None
         assert row["label"] == names[int(np.argmax(values))]
         assert float(row["confidence"]) == max(values)
     metrics = json.loads((finished_run.folder / "metrics.json").read_text(encoding="utf-8"))
-    assert set(metrics) == {"best_epoch", "train_seconds", "trained_parameters", "temperature", "val"}
-    assert metrics["temperature"] == load_network(finished_run)[1].temperature != 1.0
+    assert set(metrics) == {"method", "best_epoch", "train_seconds", "trained_parameters", "temperature", "val"}
+    assert metrics["temperature"] == load_network(finished_run)[1].temperature == 1.0  # too few images to fit another
     truth, decided = [row["true_label"] for row in rows], [row["label"] for row in rows]
     assert metrics["val"]["n"] == len(rows) == 3  # a fifth of each class of 6, rounded
     assert metrics["val"]["top1_accuracy"] == accuracy_score(truth, decided)
@@ -138,6 +142,22 @@ def assert_deploys_what_validation_saw(photos: Path, run: Run, atol: float) -> N
 def test_load_network__gives_what_validation_saw(photos: Path, finished_run: Run) -> None:
     assert load_network(finished_run)[1].class_names == ("blue", "green", "red")
     assert_deploys_what_validation_saw(photos, finished_run, 1e-5)  # six digits, another batch size
+
+
+def test_load_network__gives_what_validation_saw_with_a_fitted_temperature(tmp_path: Path) -> None:
+    data = make_class_folders(tmp_path / "d", 16)
+    run = train_here(data, tmp_path / "r", val_fraction=0.5, lr=1e-4).run  # all 24 are right, and far from certain
+    metrics = json.loads((run.folder / "metrics.json").read_text(encoding="utf-8"))
+    assert metrics["val"]["n"] == 24
+    assert metrics["temperature"] == load_network(run)[1].temperature < 0.9
+    assert metrics["val"]["ece"] < metrics["val"]["ece_uncalibrated"]
+    assert_deploys_what_validation_saw(data, run, 1e-5)  # six digits, another batch size
+
+
+def test_load_network__gives_what_validation_saw_after_a_refit(photos: Path, finished_run: Run, tmp_path: Path) -> None:
+    run = train_here(photos, tmp_path / "r", method="finetune", weights=str(finished_run.folder)).run
+    assert run.load_config().refit is True
+    assert_deploys_what_validation_saw(photos, run, 1e-5)  # six digits, another batch size
 
 
 @pytest.mark.parametrize(

@@ -51,6 +51,31 @@ def fit_temperature(logits: NDArray[np.floating], true_ids: NDArray[np.int64]) -
     return math.exp(minimize_scalar(cross_entropy, bounds=_LOG_RANGE, method="bounded").x)
 
 
+# Folds that decide whether a temperature helps, and the images that are too few to decide.
+_FOLDS, _TOO_FEW = 5, 20
+
+
+def fit_useful_temperature(logits: NDArray[np.floating], true_ids: NDArray[np.int64]) -> float:
+    """The temperature of `fit_temperature`, or 1 if it does not generalize. `logits` (N, C), `true_ids` int64 (N,).
+
+    It must lower the log loss of images that it was not fitted to by more than one standard error. With few images, or
+    with logits that are calibrated already, a fitted temperature more often harms than helps.
+    """
+    count = len(true_ids)
+    if count < _TOO_FEW:
+        return 1.0
+    fold = np.random.default_rng(0).permutation(count) % _FOLDS
+    gains = np.empty(count)
+    rows = np.arange(count)
+    for k in range(_FOLDS):
+        held = fold == k
+        scaled = softmax(logits[held], fit_temperature(logits[~held], true_ids[~held]))
+        both = np.stack([scaled, softmax(logits[held])])[:, rows[: held.sum()], true_ids[held]]
+        gains[held] = np.log(np.maximum(both[0], 1e-12)) - np.log(np.maximum(both[1], 1e-12))
+    is_useful = gains.mean() > gains.std(ddof=1) / math.sqrt(count)
+    return fit_temperature(logits, true_ids) if is_useful else 1.0
+
+
 # More scores add no information and make the file larger.
 MAX_SCORES = 1000
 

@@ -203,7 +203,7 @@ def evaluate(
         raise DataError(f"{_name(merged)}: has different classes than the other models")
     if merged is not None and not merged.member_names[1:]:
         raise DataError(f"{_name(merged)}: not a merged file")
-    true_ids = class_ids(images, names)
+    true_ids, groups = class_ids(images, names), [image.group for image in images]
     progress.start("evaluating", len(images), "images")
     results: list[Classification | Failure] = []
     of_merged: list[Classification | Failure] = []
@@ -215,8 +215,9 @@ def evaluate(
         if other is not None:
             of_merged.append(other)
     if merged is None:
-        return score_results(predictor, true_ids, results)
-    return score_results(predictor, true_ids, results, _decided_alone(merged, of_merged, names))
+        return score_results(predictor, true_ids, results, groups=groups)
+    decided = _decided_alone(merged, of_merged, names)
+    return score_results(predictor, true_ids, results, decided, groups=groups)
 
 
 def score_results(
@@ -224,8 +225,15 @@ def score_results(
     true_ids: Sequence[int],
     results: Sequence[Classification | Failure],
     merged: Decided | None = None,
+    *,
+    groups: Sequence[str] = (),
 ) -> Evaluation:
-    """Compute rows from the results of `predictor` for images of known classes. Raises `DataError` if all failed."""
+    """Compute rows from the results of `predictor` for images of known classes; `groups`: of each image, '' for none.
+
+    Raises `DataError` if all failed.
+    """
+    is_good = [isinstance(result, Classification) for result in results]
+    groups = list(itertools.compress(groups, is_good))
     good = [(i, result) for i, result in zip(true_ids, results, strict=True) if isinstance(result, Classification)]
     failures = [result for result in results if isinstance(result, Failure)]
     if not good:
@@ -235,10 +243,10 @@ def score_results(
     members = np.stack([_members(result) for _, result in good])
     if predictor.with_votes:
         decided = [*_decide_members(members, predictor.member_names, weights), *([merged] if merged else [])]
-        rows = _ensemble_rows(decided, members, truth, names)
+        rows = _ensemble_rows(decided, members, truth, names, groups)
     else:
         decided = [_decided_alone(predictor, results, names)]
-        rows = [_row(each, truth, names) for each in decided]
+        rows = [_row(each, truth, names, groups) for each in decided]
     return Evaluation(
         rows=rows,
         failures=failures,
@@ -314,8 +322,8 @@ def _decide_members(
     return alone + [Decided("ensemble", rule, voted.probabilities, voted.label_ids) for rule, voted in votes]
 
 
-def _row(decided: Decided, truth: _Ids, names: tuple[str, ...]) -> Row:
-    scores = classification_metrics(truth, decided.probabilities, names, decided.label_ids)
+def _row(decided: Decided, truth: _Ids, names: tuple[str, ...], groups: Sequence[str]) -> Row:
+    scores = classification_metrics(truth, decided.probabilities, names, decided.label_ids, groups)
     return {"model": decided.model, "voting": decided.voting, **scores}
 
 
@@ -326,11 +334,17 @@ def _best_member(members: NDArray[np.float32], truth: _Ids) -> NDArray[np.bool_]
 
 
 def _ensemble_rows(
-    decided: Sequence[Decided], members: NDArray[np.float32], truth: _Ids, names: tuple[str, ...]
+    decided: Sequence[Decided],
+    members: NDArray[np.float32],
+    truth: _Ids,
+    names: tuple[str, ...],
+    groups: Sequence[str],
 ) -> list[Row]:
     """Rows of each member and rule, and of the oracle."""
     best = _best_member(members, truth)
-    rows = [_row(each, truth, names) | {"mcnemar_p": mcnemar_p(each.label_ids == truth, best)} for each in decided]
+    rows = [
+        _row(each, truth, names, groups) | {"mcnemar_p": mcnemar_p(each.label_ids == truth, best)} for each in decided
+    ]
     any_right = (members.argmax(axis=2) == truth[:, None]).any(axis=1)
     low, high = wilson_interval(int(any_right.sum()), len(truth))
     rows.append(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -18,21 +19,26 @@ def classification_metrics(
     probabilities: NDArray[np.float32],
     class_names: tuple[str, ...],
     label_ids: NDArray[np.int64] | None = None,
+    groups: Sequence[str] = (),
 ) -> Metrics:
     """The metrics of `metrics.json` and `tl evaluate --json`.
 
-    `true_ids` int64 (N,); `probabilities` float32 (N, C); `label_ids` int64 (N,) decided labels, None for argmax.
-    Returns n; top1_accuracy with its 95% interval ci_low and ci_high (Wilson) and boot_low and boot_high (bootstrap);
-    top5_accuracy for more than five classes; macro_f1 with its bootstrap interval; ece; per_class precision, recall, f1
-    and n; confusion, a list of rows by true class. Raises ValueError without images.
+    `true_ids` int64 (N,); `probabilities` float32 (N, C); `label_ids` int64 (N,) decided labels, None for argmax;
+    `groups` (N,): images of the same specimen or video, '' for none. Returns n; top1_accuracy with its 95% interval
+    ci_low and ci_high (Wilson) and boot_low and boot_high (bootstrap); top5_accuracy for more than five classes;
+    macro_f1 with its bootstrap interval; ece; per_class precision, recall, f1 and n; confusion, a list of rows by true
+    class. With groups also groups, their number; the bootstrap then draws whole groups (Field & Welsh 2007). Raises
+    ValueError without images.
     """
     if len(true_ids) == 0:
         raise ValueError("no images to evaluate")
     decided = probabilities.argmax(axis=1) if label_ids is None else label_ids
     correct = decided == true_ids
-    low, high = wilson_interval(int(correct.sum()), len(correct))
     confusion = confusion_matrix(true_ids, decided, len(class_names))
-    bootstrap = _bootstrap(true_ids, decided, len(class_names))
+    low, high = accuracy_interval(correct, groups)
+    clusters = _clusters(groups, len(true_ids))
+    num_groups = int(clusters.max()) + 1
+    bootstrap = _bootstrap(true_ids, decided, len(class_names), clusters)
     confidence = np.take_along_axis(probabilities, decided[:, None], axis=1)[:, 0]
     top5 = {"top5_accuracy": top_k_accuracy(true_ids, probabilities, 5)} if len(class_names) > 5 else {}
     return {
@@ -40,6 +46,7 @@ def classification_metrics(
         "top1_accuracy": float(correct.mean()),
         "ci_low": low,
         "ci_high": high,
+        **({"groups": num_groups} if num_groups < len(correct) else {}),
         **top5,
         "macro_f1": macro_f1(true_ids, decided, len(class_names)),
         "ece": expected_calibration_error(correct, confidence),
@@ -68,7 +75,7 @@ def macro_f1(true_ids: NDArray[np.int64], decided: NDArray[np.int64], classes: i
     return float((2 * hits[present] / (true + found)[present]).mean())
 
 
-def wilson_interval(successes: int, trials: int, z: float = 1.959964) -> tuple[float, float]:
+def wilson_interval(successes: float, trials: float, z: float = 1.959964) -> tuple[float, float]:
     """Wilson score interval of a proportion, 95% by default; stays within [0, 1].
 
     Source: Wilson 1927; recommended for small n by Brown, Cai, DasGupta 2001.
@@ -77,6 +84,33 @@ def wilson_interval(successes: int, trials: int, z: float = 1.959964) -> tuple[f
     center = (share + z * z / (2 * trials)) / (1 + z * z / trials)
     half = z / (1 + z * z / trials) * math.sqrt(share * (1 - share) / trials + z * z / (4 * trials * trials))
     return max(0.0, center - half), min(1.0, center + half)
+
+
+def accuracy_interval(correct: NDArray[np.bool_], groups: Sequence[str] = ()) -> tuple[float, float]:
+    """95% Wilson interval of the mean of `correct` (N,). `groups` (N,): as in `classification_metrics`.
+
+    With groups, it counts only as many images as would have the mean's variance if they were independent, and at least
+    one per group.
+
+    Source: Korn & Graubard 1998, the effective sample size of clustered proportions.
+    """
+    count, share = len(correct), float(correct.mean())
+    variance, independent = variance_of_mean(correct.astype(np.float64), groups), float(count)
+    num_groups = len(set(_clusters(groups, count).tolist()))
+    if num_groups < count:
+        independent = min(max(share * (1 - share) / variance, num_groups), count) if variance > 0 else num_groups
+    return wilson_interval(share * independent, independent)
+
+
+def variance_of_mean(values: NDArray[np.float64], groups: Sequence[str] = ()) -> float:
+    """Variance of the mean of `values` (N,), of which those of one group are not independent. NaN for a single group.
+
+    Source: Liang & Zeger 1986, the cluster-robust variance.
+    """
+    sums = np.bincount(_clusters(groups, len(values)), weights=values - values.mean())
+    if len(sums) < 2:
+        return math.nan
+    return float((sums**2).sum() / len(values) ** 2 * len(sums) / (len(sums) - 1))
 
 
 def mcnemar_p(right: NDArray[np.bool_], other_right: NDArray[np.bool_]) -> float:
@@ -109,17 +143,31 @@ def expected_calibration_error(
     return float(total)
 
 
+def _clusters(groups: Sequence[str], count: int) -> NDArray[np.int64]:
+    """A number for each of `count` images, shared within a group; images without a group are alone."""
+    names = [group or i for i, group in enumerate(groups or [""] * count)]
+    numbers = {name: number for number, name in enumerate(dict.fromkeys(names))}
+    return np.array([numbers[name] for name in names], np.int64)
+
+
 def _bootstrap(
-    true_ids: NDArray[np.int64], decided: NDArray[np.int64], classes: int, draws: int = 1000
+    true_ids: NDArray[np.int64],
+    decided: NDArray[np.int64],
+    classes: int,
+    clusters: NDArray[np.int64],
+    draws: int = 1000,
 ) -> dict[str, float]:
-    """95% percentile intervals of accuracy and macro F1 over resampled images. Deterministic.
+    """95% percentile intervals of accuracy and macro F1 over resampled clusters of images. Deterministic.
+
+    `clusters` int64 (N,): number of each image's cluster, from 0.
 
     Source: Efron 1979.
     """
-    rng = np.random.default_rng(0)
+    rng, count = np.random.default_rng(0), int(clusters.max()) + 1
     scores = []
     for _ in range(draws):
-        drawn = rng.integers(len(true_ids), size=len(true_ids))
+        times = np.bincount(rng.integers(count, size=count), minlength=count)
+        drawn = np.repeat(np.arange(len(true_ids)), times[clusters])
         true, found = true_ids[drawn], decided[drawn]
         scores.append(((true == found).mean(), macro_f1(true, found, classes)))
     low, high = np.percentile(scores, (2.5, 97.5), axis=0).tolist()

@@ -46,7 +46,7 @@ from tl.runtime.model_file.contract import (
 from tl.runtime.model_file.selftest import run_selftest
 from tl.runtime.session import Session
 from tl.runtime.sources.paths import find_images
-from tl.trainer.models.backbones import torchvision_weights
+from tl.trainer.models.backbones import imagenet_classes
 from tl.trainer.models.build import to_onnx
 from tl.trainer.run_folder.run import Run
 
@@ -105,7 +105,7 @@ def export_pretrained(
     weights. `jpeg_scale` "2x" decodes large JPEGs faster, with slightly different pixels.
     Raises `ConfigError`, `WeightsError`, `DataError`, `ParityError` or `OutputError`.
     """
-    torchvision_weights(backbone)  # rejects an unknown name before searching for files
+    imagenet_classes(backbone)  # rejects an unknown name before searching for files
     paths = spread(find_images(images).paths, MAX_VALIDATION_IMAGES)
     if not paths:
         raise DataError(f"no images to check parity on in {', '.join(map(str, images))}")

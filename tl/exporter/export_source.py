@@ -31,11 +31,13 @@ from tl.trainer.config import TrainConfig
 from tl.trainer.features.run_embeddings import embed_images
 from tl.trainer.landmarks.data import reference_shape
 from tl.trainer.landmarks.network import deployed, load_landmark_network
-from tl.trainer.models.backbones import build_classifier, find_backbone_info, torchvision_weights
+from tl.trainer.models.backbone_info import BUNDLED
+from tl.trainer.models.backbones import build_classifier, find_backbone_info, imagenet_classes, torchvision_weights
 from tl.trainer.models.build import load_network
 from tl.trainer.models.network import Deployed, DeployedClassifier, Network, Normalize, has_cam
 from tl.trainer.models.weight_files import find_weights
 from tl.trainer.models.weights import load_into, read_weights
+from tl.trainer.options import is_solved, settled
 from tl.trainer.run_folder.run import NetworkCard, Run, library_versions
 
 
@@ -66,8 +68,9 @@ def measure_conformal(run: Run, class_names: Sequence[str]) -> Conformal | None:
         return None
     probabilities = np.array([[row[f"p:{name}"] for name in class_names] for row in rows], np.float32)
     true_ids = class_ids_of([row["true_label"] for row in rows], class_names)
-    is_refitted = run.load_config().refit
-    source = "training and validation images, out of fold" if is_refitted else "validation split"
+    config = run.load_config()
+    is_cross_validated = config.refit and is_solved(config)
+    source = "training and validation images, out of fold" if is_cross_validated else "validation split"
     return conformal_of(probabilities, true_ids, source)
 
 
@@ -188,7 +191,7 @@ def _run_provenance(run: Run, config: TrainConfig, card: NetworkCard) -> Provena
     return Provenance(
         backbone=config.backbone,
         weights=card.weights,
-        method=config.method,
+        method=settled(config.method),
         config=_public_config(config),
         data_hash=run.data_hash(),
         val_metrics=run.load_val_metrics(),
@@ -198,7 +201,8 @@ def _run_provenance(run: Run, config: TrainConfig, card: NetworkCard) -> Provena
 
 
 def pretrained_source(backbone: str, weights: str, jpeg_scale: JpegScale, progress: Progress) -> ExportSource:
-    """A torchvision model with its own ImageNet head, with preprocessing of the torchvision weights of equal content.
+    """A network with its own ImageNet head: of torchvision, with preprocessing of its weights of equal content, or the
+    bundled one.
 
     Raises `ConfigError` or `WeightsError`.
     """
@@ -207,9 +211,12 @@ def pretrained_source(backbone: str, weights: str, jpeg_scale: JpegScale, progre
         raise ConfigError(
             "a pretrained network without weights would export random numbers", options=["weights=imagenet"]
         )
-    entry = torchvision_weights(backbone, found.sha256)
+    class_names, listed = imagenet_classes(backbone)
     info = find_backbone_info(backbone, found.sha256)
-    progress.say(f"preprocessing and class names of torchvision's {entry}")
+    if backbone != BUNDLED:
+        listed = str(torchvision_weights(backbone, found.sha256))
+    what = "class names" if backbone == BUNDLED else "preprocessing and class names"
+    progress.say(f"{what} of torchvision's {listed}")
     classifier = build_classifier(backbone)
     load_into(classifier, read_weights(found, backbone))
     size = (info.image_size, info.image_size)
@@ -227,7 +234,6 @@ def pretrained_source(backbone: str, weights: str, jpeg_scale: JpegScale, progre
         created=datetime.now(UTC).isoformat(timespec="seconds"),
     )
     module = DeployedClassifier(Normalize(info.mean, info.std), classifier)
-    class_names = tuple(entry.meta["categories"])
     return ExportSource(module, ("probabilities",), class_names, preprocessing, provenance)
 
 

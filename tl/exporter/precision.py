@@ -38,6 +38,7 @@ from tl.trainer.run_folder.run import Run
 
 # A larger validation split is subsampled evenly to this many images, which measure agreement to half a percent.
 MAX_JUDGED = 1000
+_LEAST_PROBABILITY = 1e-12
 _FP16_WAY = "fp16, with the last layer and softmax in fp32"
 
 
@@ -84,11 +85,6 @@ def export_lowered(
     config = run.load_config()
     if config.task == "landmarks":
         raise ConfigError(f"precision {lowering.precision} applies only to classifiers; landmark files are always fp32")
-    if config.refit:
-        raise ConfigError(
-            f"precision {lowering.precision} is compared with fp32 on validation images, and this head was fitted to "
-            "them too: train it again without refit"
-        )
     judged, calibration = _choose(run, lowering)
     with TemporaryDirectory(prefix="tl-") as folder:
         plain = export_run(
@@ -101,7 +97,11 @@ def export_lowered(
         )
         preprocessing = plain.contract.preprocessing
         images, ranges = _read(judged, preprocessing, progress), _read(calibration, preprocessing, progress)
-        trial, result = _choose_way(plain.path, images, ranges, lowering, progress)
+        held_out = None
+        if config.refit:
+            by_path = run.held_out_predictions(plain.contract.class_names)
+            held_out = np.array([by_path[path] for path in judged], np.float64)
+        trial, result = _choose_way(plain.path, images, ranges, held_out, lowering, progress)
         quantization = _quantization(trial, result, len(images), len(ranges), lowering)
         _check_worth_keeping(quantization, trial, lowering)
         session = Session(trial.path, device=lowering.device, threads=1, require_contract=False)
@@ -142,11 +142,17 @@ def _read(paths: Sequence[str], preprocessing: Preprocessing, progress: Progress
 
 
 def _choose_way(
-    plain: Path, images: NDArray[np.uint8], ranges: NDArray[np.uint8], lowering: Lowering, progress: Progress
+    plain: Path,
+    images: NDArray[np.uint8],
+    ranges: NDArray[np.uint8],
+    held_out: NDArray[np.float64] | None,
+    lowering: Lowering,
+    progress: Progress,
 ) -> tuple[_Trial, SpeedComparison]:
     """The first method that agrees well enough and is faster; else the fastest that agrees; else the best agreement.
 
-    Writes files beside `plain`.
+    `held_out`: probabilities (N, C) from networks that have not seen the images, if the exported one has. Writes files
+    beside `plain`.
     """
     wanted = run_all(Session(plain, device=lowering.device, threads=1), images)
     model = onnx.load(plain)
@@ -159,7 +165,7 @@ def _choose_way(
         path = plain.with_name(f"{number}.onnx")
         path.write_bytes(lower.SerializeToString())
         found = run_all(_open(path, lowering), images)
-        trial = _Trial(way.text if way else _FP16_WAY, lower, path, *_compare(found, wanted))
+        trial = _Trial(way.text if way else _FP16_WAY, lower, path, *_compare(found, wanted, held_out))
         progress.advance(note=f"agreement {trial.agreement:.1%}")
         if trial.agreement < lowering.min_agreement:
             others.append(trial)
@@ -183,10 +189,21 @@ def _open(path: Path, lowering: Lowering) -> Session:
         ) from error
 
 
-def _compare(found: NDArray[np.float32], wanted: NDArray[np.float32]) -> tuple[float, float]:
-    """Fraction of equal labels and largest difference of probabilities (N, C). Rows with NaN never agree."""
+def _compare(
+    found: NDArray[np.float32], wanted: NDArray[np.float32], held_out: NDArray[np.float64] | None
+) -> tuple[float, float]:
+    """Fraction of equal labels and largest difference of probabilities (N, C). Rows with NaN never agree.
+
+    A network is more certain of images that it was fitted to, so that their labels change less. With `held_out`, the
+    labels compared are those of the held-out probabilities, before and after the change of the logits that the
+    conversion causes.
+    """
     is_finite = np.isfinite(found).all(axis=1)
-    agrees = is_finite & (found.argmax(axis=1) == wanted.argmax(axis=1))
+    before, after = wanted.astype(np.float64), found.astype(np.float64)
+    if held_out is not None:
+        logs = [np.log(np.maximum(part, _LEAST_PROBABILITY)) for part in (held_out, before, after)]
+        before, after = logs[0], logs[0] + logs[2] - logs[1]
+    agrees = is_finite & (after.argmax(axis=1) == before.argmax(axis=1))
     return float(agrees.mean()), float(np.abs(found - wanted).max()) if is_finite.all() else math.inf
 
 

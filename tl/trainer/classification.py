@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from tl.data.audit import Finding, find_class_faults, find_duplicates, find_near_duplicates
 from tl.data.manifests import SPLITS
 from tl.errors import ConfigError
-from tl.evaluation.calibration import fit_temperature, softmax
+from tl.evaluation.calibration import fit_useful_temperature, softmax
 from tl.evaluation.metrics import Metrics, classification_metrics, expected_calibration_error
 from tl.progress import Progress
 from tl.trainer.config import TrainConfig
@@ -37,6 +37,11 @@ class ClassificationWork:
 
     task: Task
     training: Training
+
+    @property
+    def config(self) -> TrainConfig:
+        """The resolved options of the run."""
+        return self.task.config
 
     @property
     def title(self) -> str:
@@ -76,16 +81,17 @@ class TrainedClassifier:
             scored[split] = _scored(task, outcome, split)
             progress.advance()
         val = scored["val"]
-        temperature = fit_temperature(val.logits, _true_ids(task, val))
+        temperature = fit_useful_temperature(val.logits, _true_ids(task, val))
         metrics: Metrics = {
+            "method": task.config.method,
             "best_epoch": outcome.best_epoch,
             "train_seconds": seconds,
             "trained_parameters": outcome.trained_parameters,
             "temperature": temperature,
         }
         for split, found in scored.items():
-            metrics[split] = _score(found.logits, temperature, _true_ids(task, found), task.class_names)
-            name = "out of fold" if split == "val" and outcome.held_out else split
+            metrics[split] = _score(task, found, temperature)
+            name = "held out" if split == "val" and outcome.held_out else split
             progress.say(_metrics_line(name, metrics[split]))
         outcome.save(temperature)
         for split, found in scored.items():
@@ -104,11 +110,11 @@ def prepare_classification(config: TrainConfig, ranks: Ranks | None, progress: P
             "method features runs in a single process because each feature is computed "
             "only once; train without torchrun"
         )
-    task = prepare_task(config, progress, _check_network)
+    task = prepare_task(config, progress, check_network)
     return ClassificationWork(task, _prepare_training(task, ranks))
 
 
-def _check_network(config: TrainConfig, info: BackboneInfo, num_classes: int, weights: WeightsFile | None) -> None:
+def check_network(config: TrainConfig, info: BackboneInfo, num_classes: int, weights: WeightsFile | None) -> None:
     """Build the network before images are read, to detect invalid options, weights and devices early.
 
     Skipped for runs on cached features; there, these errors show when features are computed.
@@ -173,19 +179,18 @@ def _save_predictions(task: Task, run: Run, name: str, found: HeldOut, temperatu
     run.save_predictions(name, images, softmax(found.logits, temperature), task.class_names)
 
 
-def _score(
-    logits: NDArray[np.floating], temperature: float, true_ids: NDArray[np.int64], class_names: tuple[str, ...]
-) -> Metrics:
-    before = softmax(logits)
-    hits = before.argmax(axis=1) == true_ids
-    uncalibrated = expected_calibration_error(hits, before.max(axis=1))
+def _score(task: Task, found: HeldOut, temperature: float) -> Metrics:
+    true_ids, before = _true_ids(task, found), softmax(found.logits)
+    probabilities = softmax(found.logits, temperature)
+    groups = [task.store.images[i].group for i in found.places]
     return {
-        **classification_metrics(true_ids, softmax(logits, temperature), class_names),
-        "ece_uncalibrated": uncalibrated,
+        **classification_metrics(true_ids, probabilities, task.class_names, groups=groups),
+        "ece_uncalibrated": expected_calibration_error(before.argmax(axis=1) == true_ids, before.max(axis=1)),
     }
 
 
 def _metrics_line(split: str, m: Metrics) -> str:
     accuracy = f"{m['top1_accuracy']:.4f} (95% {m['ci_low']:.4f} to {m['ci_high']:.4f})"
     calibration = f"ECE {m['ece_uncalibrated']:.4f} -> {m['ece']:.4f}"
-    return f"{split}: top-1 accuracy {accuracy}, macro F1 {m['macro_f1']:.4f}, {calibration}, n {m['n']}"
+    groups = f" in {m['groups']} groups" if "groups" in m else ""
+    return f"{split}: top-1 accuracy {accuracy}, macro F1 {m['macro_f1']:.4f}, {calibration}, n {m['n']}{groups}"

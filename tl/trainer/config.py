@@ -10,13 +10,16 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from tl.data import Cache
+from tl.trainer.models.backbone_info import BUNDLED
 
 Kind = Literal["classification", "landmarks"]
-Method = Literal["scratch", "features", "finetune"]
+Method = Literal["auto", "scratch", "features", "finetune"]
 Head = Literal["linear", "mlp", "conv", "svm", "heatmap"]
 PointLoss = Literal["mse", "smooth_l1", "wing"]
 Crop = Literal["whole", "box", "points"]
 HeadStart = Literal["random", "solved"]
+BatchNorm = Literal["fixed", "update"]
+Quality = Literal["fast", "balanced", "best"]
 Pooling = Literal["gap", "flatten"]
 Optimizer = Literal["sgd", "adam", "adamw", "rmsprop", "lbfgs"]
 Schedule = Literal["cosine", "constant", "onecycle", "step", "plateau"]
@@ -34,6 +37,8 @@ Monitor = Literal[
 Sampling = Literal["shuffle", "balanced"]
 Precision = Literal["auto", "fp32", "bf16", "fp16"]
 Log = Literal["mlflow"]
+# Names of augmentations, defined in `fit.augment`.
+PRESETS = ("none", "flip", "light", "standard", "strong")
 
 
 def _option(default: Any, help_text: str, panel: str) -> Any:
@@ -51,7 +56,7 @@ class TrainConfig:
         "Data",
     )
     task: Kind | None = _option(None, "Task to train for. Default: inferred from the data.", "Data")
-    out: str = _option("", "Run folder to create. Default: runs/DATA-METHOD.", "Data")
+    out: str = _option("", "Run folder to create. Default: runs/DATA, or runs/DATA-METHOD with a method.", "Data")
     split_column: str = _option("split", "CSV column that holds train, val or test.", "Data")
     val_fraction: float = _option(0.2, "Fraction of images held out for validation if the data has no split.", "Data")
     per_class: int | None = _option(None, "Train on only this many images per class.", "Data")
@@ -62,13 +67,23 @@ class TrainConfig:
     audit: bool = _option(True, "Check the data for leaks and other problems before training (findings.csv).", "Data")
     test: bool = _option(False, "Also evaluate the best checkpoint on the test split, once.", "Data")
 
-    method: Method = _option(
-        "finetune",
-        "scratch: random initialization. features: frozen backbone. finetune: train the backbone too.",
+    method: Method | None = _option(
+        None,
+        "auto (default): solve a head on features of the frozen backbone, fine-tune the backbone too, and keep the "
+        "better one on held-out images. features, finetune: only that one. scratch: random initialization. Default "
+        "for landmarks and with options that auto sets itself, such as the learning rate: finetune.",
         "Model",
     )
+    quality: Quality = _option(
+        "balanced",
+        "Method auto: fast solves the head only; best fine-tunes three times as long.",
+        "Model",
+    )
+    budget: str | None = _option(
+        None, "Method auto: time limit, such as 90s, 10m or 2h. Fine-tuning is shortened to fit.", "Model"
+    )
     backbone: str = _option(
-        "mobilenet_v2",
+        BUNDLED,
         "efficientnet_lite0 (its ImageNet weights are installed with tl), any torchvision classification model, "
         "smallcnn, vgg_cnn_s, or timm:NAME.",
         "Model",
@@ -101,8 +116,20 @@ class TrainConfig:
     )
     head_init: HeadStart | None = _option(
         None,
-        "Initialization of finetune's linear head: solved on the frozen backbone's features (default for backbones "
-        "without normalization layers), or random.",
+        "Initialization of finetune's linear head: solved on the frozen backbone's features (default unless an "
+        "optimizer is given), or random.",
+        "Model",
+    )
+    batch_norm: BatchNorm | None = _option(
+        None,
+        "Batch-norm statistics in fine-tuning: fixed at pretrained values (default with a solved head) or update.",
+        "Model",
+    )
+    interpolate: bool | None = _option(
+        None,
+        "After fine-tuning, use the weights on the line between the initial and the final ones that have the lowest "
+        "loss on validation images. Default: on with a solved head and fixed batch norm, unless --monitor or "
+        "--patience selects an epoch.",
         "Model",
     )
     dropout: float = _option(0.2, "Dropout rate of the mlp and conv heads.", "Model")
@@ -113,9 +140,9 @@ class TrainConfig:
     )
     refit: bool | None = _option(
         None,
-        "Solved heads: choose C by cross-validation over the training and validation images, report out-of-fold "
-        "scores, and fit the final head to all of these images. Default: yes, unless the data has its own validation "
-        "split.",
+        "Fit the final network to the training and validation images, once they have served to choose its options, and "
+        "report scores of held-out images. Solved heads are scored out of fold; fine-tuning runs twice. Default: yes "
+        "for a head that is solved or starts from a solved one, unless the data has its own validation split.",
         "Model",
     )
 
@@ -195,9 +222,10 @@ class TrainConfig:
         "Peak learning rate, or auto to search for one. Default: depends on the method and optimizer.",
         "Optimization",
     )
-    layer_lr_decay: float = _option(
-        1.0,
-        "Ratio of each stage's learning rate to that of the next stage. The head uses the full rate.",
+    layer_lr_decay: float | None = _option(
+        None,
+        "Ratio of each stage's learning rate to that of the next stage. The head uses the full rate. Default: 1, or as "
+        "suits the backbone's family in fine-tuning from a solved head.",
         "Optimization",
     )
     momentum: float = _option(0.9, "Momentum of sgd (Nesterov) and rmsprop.", "Optimization")
@@ -263,12 +291,31 @@ class TrainConfig:
     )
 
 
+# Defaults that fine-tuning from a solved head changes.
+COMMON: dict[str, Any] = {
+    **{"head_init": "random", "batch_norm": "update", "interpolate": False, "layer_lr_decay": 1.0},
+}
 # Defaults for each method. Features are computed once, so epochs over them take milliseconds.
 BY_METHOD: dict[str, dict[str, Any]] = {
     "scratch": {"optimizer": "adamw", "epochs": 30, "augment": "standard", "weights": "none", "batch_size": 32},
     "features": {"optimizer": "adamw", "epochs": 40, "augment": "none", "weights": "imagenet", "batch_size": 64},
     "finetune": {"optimizer": "sgd", "epochs": 10, "augment": "standard", "weights": "imagenet", "batch_size": 32},
 }
+# Fine-tuning that starts from a solved head, where no optimizer is given. For few images, `task` adds epochs.
+FROM_SOLVED_HEAD: dict[str, Any] = {
+    **{"optimizer": "adamw", "epochs": 7, "batch_size": 8, "head_init": "solved", "batch_norm": "fixed"},
+}
+# Such fine-tuning by the backbone's family: peak learning rate of AdamW, and layer decay. docs/explanation/defaults.md
+# has the sources and measurements.
+FAMILY_RATES: dict[str, tuple[float, float]] = {
+    "efficientnet lite": (2e-4, 1.0),
+    "batch norm": (7e-5, 1.0),
+    "layer norm": (7e-5, 0.8),
+    "transformer": (3e-5, 0.75),
+    "no normalization": (7e-5, 1.0),
+}
+# Few images get more epochs, up to MAX_EPOCHS, to reach this number of steps.
+MIN_STEPS, MAX_EPOCHS = 240, 12
 # Defaults for landmarks. Landmark data sets have dozens or hundreds of images, so epochs are short; for few images,
 # `landmarks.task` adds epochs.
 LANDMARKS: dict[str, Any] = {
@@ -287,6 +334,8 @@ LEARNING_RATES: dict[str, dict[str, float]] = {
 # Overrides for trunks without normalization layers, whose gradients grow with their activations.
 SMALLER_LEARNING_RATES: dict[str, dict[str, float]] = {"scratch": {"sgd": 0.01}, "finetune": {"sgd": 0.001}}
 WITHOUT_NORM = ("alexnet", "squeezenet", "vgg")
+WITH_LAYER_NORM = ("convnext",)
+TRANSFORMERS = ("vit", "deit", "beit", "eva", "swin", "maxvit", "cait", "xcit", "flexivit")
 HEAD_SIZES: dict[str, tuple[int, ...]] = {
     "linear": (),
     "svm": (),

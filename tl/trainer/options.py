@@ -7,6 +7,8 @@ from __future__ import annotations
 
 import dataclasses
 import math
+import os
+import re
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from difflib import get_close_matches
@@ -20,11 +22,17 @@ from tl.trainer.config import (
     BY_METHOD,
     C_VALUES,
     CLASSES,
+    COMMON,
+    FAMILY_RATES,
+    FROM_SOLVED_HEAD,
     HEAD_SIZES,
     LANDMARK_LEARNING_RATES,
     LANDMARKS,
     LEARNING_RATES,
+    PRESETS,
     SMALLER_LEARNING_RATES,
+    TRANSFORMERS,
+    WITH_LAYER_NORM,
     WITHOUT_NORM,
     Kind,
     TrainConfig,
@@ -34,17 +42,63 @@ _Value = TypeVar("_Value")
 
 
 def resolve(config: TrainConfig, where: str = "options") -> TrainConfig:
-    """Fill unset options and check every value. Raises `ConfigError`, prefixed with `where`, that lists all errors."""
+    """Fill unset options and check every value. Raises `ConfigError`, prefixed with `where`, that lists all errors.
+
+    Of method auto, only the method and the output folder are filled: `candidates` has the configs of its methods.
+    """
     if config.task is None:
         config = dataclasses.replace(config, task=find_task(config.data))
-    method = config.method if config.method in BY_METHOD else "finetune"
+    if config.method is None:
+        config = dataclasses.replace(config, method="finetune" if _auto_faults(config) else "auto")
+    if config.method != "auto":
+        return _resolve_method(config, where)
+    _raise_faults([*_auto_faults(config), *_budget_faults(config)], where)
+    for candidate in candidates(config):
+        _resolve_method(candidate, where)
+    return dataclasses.replace(config, out=config.out or _default_out(config))
+
+
+def candidates(config: TrainConfig) -> tuple[TrainConfig, TrainConfig]:
+    """The configs that method auto compares, not resolved: features and finetune."""
+    common = dataclasses.replace(config, quality="balanced", budget=None, out=config.out or _default_out(config))
+    features = dataclasses.replace(common, method="features", augment=None)
+    return features, dataclasses.replace(common, method="finetune")
+
+
+def with_absolute_paths(config: TrainConfig) -> TrainConfig:
+    """The config with absolute paths, so that the run can be resumed, repeated and exported from any folder."""
+    words = {"none", "imagenet", *PRESETS}  # keywords, kept even if a folder of the same name exists
+    paths = {name: getattr(config, name) for name in ("data", "images", "weights", "augment")}
+    absolute = {
+        name: os.path.abspath(path)
+        for name, path in paths.items()
+        if path is not None and path not in words and os.path.exists(path)
+    }
+    return dataclasses.replace(config, **absolute)
+
+
+def _default_out(config: TrainConfig) -> str:
+    name = Path(config.data).stem or "run"
+    return f"runs/{name}" if config.method == "auto" else f"runs/{name}-{config.method}"
+
+
+def _resolve_method(config: TrainConfig, where: str) -> TrainConfig:
+    method = settled(config.method)
     is_landmarks = config.task == "landmarks"
-    chosen = BY_METHOD[method] | (LANDMARKS if is_landmarks else CLASSES)
-    config = _fill(config, {name: chosen[name] for name in CLASSES})
+    chosen = COMMON | BY_METHOD[method] | (LANDMARKS if is_landmarks else CLASSES)
+    asked, config = config, _fill(config, {name: chosen[name] for name in CLASSES})
     is_frozen_linear = method == "features" and config.head == "linear" and not _streams(config)
     is_stepped = config.lr is not None or config.epochs is not None
     if config.head == "svm" or (not is_landmarks and is_frozen_linear and (config.c_values or not is_stepped)):
         chosen["optimizer"] = "lbfgs"
+    if not _start_faults(config):
+        if config.optimizer is None and config.head_init != "random":
+            lr, decay = FAMILY_RATES[family_of(config.backbone)]
+            selects_epoch = asked.monitor is not None or asked.patience is not None
+            chosen |= FROM_SOLVED_HEAD | {"lr": lr, "layer_lr_decay": decay}
+            chosen["interpolate"] = not selects_epoch and config.batch_norm != "update"
+        elif not has_norm(config.backbone):
+            chosen["head_init"] = "solved"
     if (config.optimizer or chosen["optimizer"]) == "lbfgs":
         del chosen["epochs"]  # this head is not trained in epochs
     head = settled(config.head)
@@ -53,14 +107,11 @@ def resolve(config: TrainConfig, where: str = "options") -> TrainConfig:
         config = _fill(config, {"folds": BAG_FOLDS})
     if config.drop_epochs is None and config.epochs is not None:
         config = dataclasses.replace(config, drop_epochs=max(1, config.epochs // 3))
-    if config.head_init is None:
-        is_solved_start = not has_norm(config.backbone) and not _start_faults(config)
-        config = dataclasses.replace(config, head_init="solved" if is_solved_start else "random")
     if config.lr is None:
         rates = LANDMARK_LEARNING_RATES if is_landmarks else _learning_rates(config.backbone, method)
         config = dataclasses.replace(config, lr=rates.get(str(config.optimizer)))
     if not config.out:
-        config = dataclasses.replace(config, out=f"runs/{Path(config.data).stem or 'run'}-{config.method}")
+        config = dataclasses.replace(config, out=_default_out(config))
     _raise_faults([*_range_faults(config), *_combination_faults(config)], where)
     return config
 
@@ -73,8 +124,13 @@ def _fill(config: TrainConfig, values: Mapping[str, Any]) -> TrainConfig:
 def own_choices(config: TrainConfig) -> dict[str, Any]:
     """The smallest set of options that resolves to the same config: the user's choices without derived values."""
     chosen = vars(config).copy()
-    for name in sorted(_may_be_open(), key="optimizer".__eq__):  # the optimizer last: other defaults depend on it
-        shorter = {**chosen, name: None}
+    # Fine-tuning from a solved head follows from an open optimizer, so its options are opened together; otherwise the
+    # optimizer is opened late and the method last, because other defaults depend on them.
+    together = [(*FROM_SOLVED_HEAD, "lr", "layer_lr_decay", "interpolate", "drop_epochs", "monitor")]
+    late = ("optimizer", "method")
+    order = [*(name for name in _may_be_open() if name not in late), *late]
+    for names in [*together, *((name,) for name in order)]:
+        shorter = {**chosen, **dict.fromkeys(names)}
         with suppress(ConfigError):
             if resolve(TrainConfig(**shorter)) == config:
                 chosen = shorter
@@ -94,9 +150,31 @@ def has_norm(backbone: str) -> bool:
     return not name.startswith(WITHOUT_NORM) or "_bn" in name
 
 
+def family_of(backbone: str) -> str:
+    """The key of a backbone in `FAMILY_RATES`, inferred from its name."""
+    name = backbone.rpartition(":")[2]
+    if name.startswith(TRANSFORMERS):
+        return "transformer"
+    if name.startswith(WITH_LAYER_NORM):
+        return "layer norm"
+    if name.removeprefix("tf_").startswith("efficientnet_lite"):
+        return "efficientnet lite"
+    return "batch norm" if has_norm(backbone) else "no normalization"
+
+
 def can_refit(config: TrainConfig) -> bool:
-    """Whether a resolved config's head can be fitted to the validation images too, once C has been chosen."""
-    return is_solved(config) and not config.bag and config.views is None
+    """Whether the network of a resolved config can be fitted to the validation images too: C or the position between
+    initial and final weights is chosen first and then kept, and no epoch is selected on them.
+    """
+    if is_solved(config):
+        return not config.bag and config.views is None
+    return bool(config.interpolate) and config.schedule != "plateau"
+
+
+def parse_seconds(text: str) -> float | None:
+    """`90s`, `10m`, `1.5h` -> seconds; None for anything else."""
+    match = re.fullmatch(r"(\d+(?:\.\d+)?)([smh])", text.strip())
+    return float(match[1]) * {"s": 1, "m": 60, "h": 3600}[match[2]] if match else None
 
 
 def find_task(data: str) -> Kind:
@@ -175,6 +253,34 @@ def _streams(config: TrainConfig) -> bool:
     return config.augment not in (None, "none") and config.views is None
 
 
+# Options of method auto that would not apply to both of its methods.
+_ONE_METHOD_ONLY = (
+    *("freeze", "unfreeze_every", "layer_lr_decay", "head_init", "batch_norm", "interpolate", "head_sizes", "dropout"),
+    *("bag", "folds", "views", "epochs", "batch_size", "accumulate", "optimizer", "lr", "momentum", "weight_decay"),
+    *("schedule", "warmup_epochs", "drop_epochs", "drop_factor", "clip_norm", "ema_decay", "label_smoothing"),
+    *("mixup", "cutmix", "sampler", "patience", "monitor", "compile"),
+)
+
+
+def _auto_faults(config: TrainConfig) -> list[str]:
+    """Why method auto does not apply to a config."""
+    given = [name for name in _ONE_METHOD_ONLY if getattr(config, name) != getattr(TrainConfig, name)]
+    rules = {
+        "method auto is only for classification": config.task == "landmarks",
+        f"method auto sets {', '.join(given)} itself: leave them out, or give another method": bool(given),
+        "method auto requires head linear": config.head not in (None, "linear"),
+        "method auto requires pooling gap": config.pooling != "gap",
+        "method auto requires pretrained weights: give weights, or method scratch": config.weights == "none",
+    }
+    return [text for text, is_broken in rules.items() if is_broken]
+
+
+def _budget_faults(config: TrainConfig) -> list[str]:
+    if config.budget is None or parse_seconds(config.budget):
+        return []
+    return [f"budget must be a duration such as 90s, 10m or 2h, found '{config.budget}'"]
+
+
 def _range_faults(config: TrainConfig) -> list[str]:
     positive = (
         *("per_class", "image_size", "views", "epochs", "batch_size", "accumulate", "drop_epochs", "patience"),
@@ -195,7 +301,7 @@ def _range_faults(config: TrainConfig) -> list[str]:
     for name in ("dropout", "label_smoothing"):
         if not 0 <= getattr(config, name) < 1:
             faults.append(f"{name} must be at least 0 and below 1, found {getattr(config, name)}")
-    if not 0 < config.layer_lr_decay <= 1:
+    if not 0 < settled(config.layer_lr_decay) <= 1:
         faults.append(f"layer_lr_decay must be above 0 and at most 1, found {config.layer_lr_decay}")
     if config.clip_norm is not None and not 0 < config.clip_norm < math.inf:
         faults.append(f"clip_norm must be positive, found {config.clip_norm}")
@@ -233,7 +339,13 @@ def _combination_faults(config: TrainConfig) -> list[str]:
         "without epochs": (config.bag and not is_solved(config)),
         f"folds must be at least 2, found {config.folds}": _below(config.folds, 2),
         "refit requires a solved head (method features with head linear or svm, without epochs), without bag and "
-        "views": config.refit is True and not can_refit(config),
+        "views, or fine-tuning with interpolate": config.refit is True and not can_refit(config),
+        "interpolate requires head_init solved, and the last epoch: leave out patience": (
+            bool(config.interpolate) and (config.head_init != "solved" or config.patience is not None)
+        ),
+        "quality and budget apply only to method auto": (
+            config.budget is not None or config.quality != TrainConfig.quality
+        ),
         "head conv requires head_sizes: channels, then dense layer sizes": config.head == "conv"
         and not config.head_sizes,
     }

@@ -7,6 +7,7 @@ Never imports torch, so that work on cached features starts fast.
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from importlib import metadata
@@ -30,7 +31,7 @@ from tl.data.manifests import (
 from tl.errors import ConfigError, DataError
 from tl.progress import Progress
 from tl.runtime.imaging.preprocessing import Preprocessing, build_preprocessing
-from tl.trainer.config import SOLVER_FOLDS, TrainConfig
+from tl.trainer.config import MAX_EPOCHS, MIN_STEPS, SOLVER_FOLDS, TrainConfig
 from tl.trainer.fit.augment import Augment, build_augment
 from tl.trainer.models.backbone_info import OWN_BACKBONES, BackboneInfo, library_of, remembered_info
 from tl.trainer.models.weight_files import WeightsFile, find_weights, read_colors
@@ -141,7 +142,7 @@ def prepare_task(config: TrainConfig, progress: Progress, check: Check = lambda 
 
     Raises any `TlError` of the individual steps.
     """
-    asked_batch, config = config.batch_size, resolve(config)
+    asked, config = config, resolve(config)
     if config.task != "classification":
         raise ConfigError(
             f"{config.data} contains {config.task}, but this command requires classes; set "
@@ -155,7 +156,7 @@ def prepare_task(config: TrainConfig, progress: Progress, check: Check = lambda 
     images = assign_splits(found, config.val_fraction, config.seed)
     if config.per_class is not None:
         images = limit_per_class(images, config.per_class, config.seed)
-    config = fit_batch(config, images, asked_batch)
+    config = _fit_epochs(fit_batch(config, images, asked.batch_size), images, asked)
     weights, info = find_start(config, info)
     check(config, info, len(_check_data(images, config)), weights)
     features = None
@@ -184,10 +185,12 @@ def prepare_task(config: TrainConfig, progress: Progress, check: Check = lambda 
 
 
 def _refits(task: Task, has_own_split: bool) -> bool:
-    """Whether a solved head is fitted to all images. Raises `DataError` if that was asked for and is not possible."""
+    """Whether the final network is fitted to all images. Raises `DataError` if that is asked for and impossible."""
     config = task.config
     if config.refit is False or not can_refit(config) or (config.refit is None and has_own_split):
         return False
+    if config.interpolate:
+        return True
     is_possible = task.folds([*task.store.indices("train"), *task.store.indices("val")]) is not None
     if config.refit and not is_possible:
         raise DataError("refit requires two images of each class, in two groups if there are groups")
@@ -260,6 +263,16 @@ def fit_batch(config: TrainConfig, images: Sequence[LabeledImage], asked: int | 
             f"batch_size {asked} is larger than the {count} training images", options=[f"batch_size={count}"]
         )
     return dataclasses.replace(config, batch_size=min(int(config.batch_size or count), count))
+
+
+def _fit_epochs(config: TrainConfig, images: Sequence[LabeledImage], asked: TrainConfig) -> TrainConfig:
+    """Increase the default number of epochs of fine-tuning from a solved head for few images."""
+    if asked.epochs is not None or not config.interpolate:
+        return config
+    steps = math.ceil(sum(image.split == "train" for image in images) / settled(config.batch_size))
+    epochs = max(settled(config.epochs), min(math.ceil(MIN_STEPS / steps), MAX_EPOCHS))
+    drop = config.drop_epochs if asked.drop_epochs is not None else max(1, epochs // 3)
+    return dataclasses.replace(config, epochs=epochs, drop_epochs=drop)
 
 
 def _check_data(images: Sequence[LabeledImage], config: TrainConfig) -> tuple[str, ...]:

@@ -14,13 +14,12 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Protocol
 
 from tl.data.audit import Finding, summarize
-from tl.errors import RunError, RunInterrupted
+from tl.errors import ConfigError, RunError, RunInterrupted
 from tl.evaluation.metrics import Metrics
 from tl.progress import Progress, Silent
 from tl.trainer.classification import prepare_classification
 from tl.trainer.config import TrainConfig
-from tl.trainer.fit.augment import PRESETS
-from tl.trainer.options import find_task, own_choices
+from tl.trainer.options import own_choices, resolve, with_absolute_paths
 from tl.trainer.run_folder.mlflow_log import MlflowLog
 from tl.trainer.run_folder.run import Run, check_free, create_run, describe_environment
 from tl.trainer.task import PreparedInputs
@@ -46,6 +45,10 @@ class Work(Protocol):
     @property
     def task(self) -> PreparedInputs:
         """The prepared inputs."""
+
+    @property
+    def config(self) -> TrainConfig:
+        """The resolved options of the run."""
 
     @property
     def title(self) -> str:
@@ -98,13 +101,13 @@ def _train(config: TrainConfig, progress: Progress, resume: Run | None, ranks: R
         progress.say(line)
     run = resume
     if run is None and is_first:
-        run = create_run(work.task.config.out, numbered=not config.out)
+        run = create_run(work.config.out, numbered=not config.out)
     run = ranks.broadcast(run) if ranks else run
     if run is None:
         raise ValueError("the first process created no run")
     if is_first:
         _describe(work, run, findings, progress)
-    log = _begin_log(work.task.config, run) if is_first else None
+    log = _begin_log(work.config, run) if is_first else None
     try:
         trained = work.train(run, progress, resume is not None)
         metrics: Metrics = {}
@@ -124,17 +127,26 @@ def _train(config: TrainConfig, progress: Progress, resume: Run | None, ranks: R
 
 
 def _prepare(config: TrainConfig, ranks: Ranks | None, progress: Progress) -> Work:
-    if (config.task or find_task(config.data)) == "landmarks":
+    resolved = resolve(config)
+    if resolved.task == "landmarks":
         from tl.trainer.landmarks.work import prepare_landmarks
 
         return prepare_landmarks(config, ranks, progress)
-    return prepare_classification(config, ranks, progress)
+    if resolved.method != "auto":
+        return prepare_classification(config, ranks, progress)
+    if ranks is not None:
+        raise ConfigError(
+            "method auto runs in a single process: train without torchrun, or fine-tune", options=["method=finetune"]
+        )
+    from tl.trainer.auto import prepare_auto
+
+    return prepare_auto(resolved, progress)
 
 
 def _describe(work: Work, run: Run, findings: Sequence[Finding], progress: Progress) -> None:
     """Write and report what is known before training."""
     task = work.task
-    run.save_config(_with_absolute_paths(task.config, run))
+    run.save_config(with_absolute_paths(dataclasses.replace(work.config, out=os.fspath(run.folder))))
     if not run.environment_path.exists():  # describes where the run began; a resumed run keeps it
         run.save_environment(describe_environment())
     run.save_manifest(task.store)
@@ -161,15 +173,3 @@ def _finish_log(log: MlflowLog, run: Run, metrics: Metrics, progress: Progress) 
         log.finish(metrics, run.rows("history.csv"))
     except RunError as error:
         progress.say(f"the MLflow log is incomplete: {error}")
-
-
-def _with_absolute_paths(config: TrainConfig, run: Run) -> TrainConfig:
-    """Return the config with absolute paths, so that the run can be resumed, repeated and exported from any folder."""
-    words = {"none", "imagenet", *PRESETS}  # keywords, kept even if a folder of the same name exists
-    paths = {name: getattr(config, name) for name in ("data", "images", "weights", "augment")}
-    absolute = {
-        name: os.path.abspath(path)
-        for name, path in paths.items()
-        if path is not None and path not in words and os.path.exists(path)
-    }
-    return dataclasses.replace(config, out=os.fspath(run.folder), **absolute)

@@ -253,6 +253,23 @@ def test_train__two_processes_are_one(photos_of_five: Path, tmp_path: Path) -> N
 
 
 @pytest.mark.slow
+def test_train__two_processes_fine_tune_from_one_solved_head(
+    photos_of_five: Path, finished_run: Run, tmp_path: Path
+) -> None:
+    options = {"method": "finetune", "weights": str(finished_run.folder), "epochs": 2, "head_init": "solved"}
+    flags = ["--interpolate", "--refit", "--batch-norm", "fixed"]
+    code, _, err = finish(start([*command_line(photos_of_five, tmp_path / "two", **options), *flags, "--no-report"]))
+    assert code == 0, err[-2000:]
+    switches = {"interpolate": True, "refit": True, "batch_norm": "fixed"}
+    one = train_here(photos_of_five, tmp_path / "one", **{**OPTIONS, "batch_size": 7, **options, **switches}).run
+    two = Run(tmp_path / "two")
+    assert_as_one(two, one)
+    names = [sorted(path.name for path in run.folder.iterdir() if "tfevents" not in path.name) for run in (two, one)]
+    assert names[0] == names[1]
+    assert {"history_refit.csv", "last_refit.pt", "predictions_fitted.csv", "c_search.csv"} <= set(names[0])
+
+
+@pytest.mark.slow
 def test_train__stops_early_in_both(photos_of_five: Path, tmp_path: Path) -> None:
     # A negligible learning rate: no epoch is better than the first.
     options = {"epochs": 50, "patience": 2, "lr": 1e-30, "monitor": "val_top1_accuracy"}

@@ -15,7 +15,7 @@ from sklearn.preprocessing import StandardScaler
 from sklearn.svm import LinearSVC
 from threadpoolctl import threadpool_info
 
-from tl.trainer.heads.solvers import LinearHead, Solver, cross_validate, solve_head
+from tl.trainer.heads.solvers import LinearHead, Solver, cross_validate, log_losses, select_nested, solve_head
 
 Labeled = tuple[NDArray[Any], NDArray[np.int64]]
 SOLVERS: tuple[Solver, ...] = ("logistic", "svm")
@@ -261,6 +261,40 @@ def test_cross_validate__labels_without_meaning_score_as_chance() -> None:
         found = cross_validate("logistic", (features, true_ids), folds_of(true_ids, 5), (1e-4, 1e-2, 1.0, 100.0), 0)
         hits.append(float((found.held_out.argmax(axis=1) == true_ids).mean()))
     assert np.mean(hits) < 0.56  # 800 rows: chance is 0.5 with a standard error of 0.018
+
+
+def numbered_logits(candidates: int, rows: int) -> NDArray[np.float64]:
+    """Logits (K, N, 1): ten times the number of the candidate plus that of the row."""
+    return (10.0 * np.arange(candidates)[:, None] + np.arange(rows))[:, :, None]
+
+
+def test_select_nested__by_hand() -> None:
+    # Sums: 6, 5 and 8. Without rows 0 and 1: 0, 4 and 4. Without rows 2 and 3: 6, 1 and 4.
+    losses = np.array([[3.0, 3.0, 0.0, 0.0], [1.0, 0.0, 2.0, 2.0], [2.0, 2.0, 2.0, 2.0]])
+    folds = [(np.array([2, 3]), np.array([0, 1])), (np.array([0, 1]), np.array([2, 3]))]
+    chosen, held_out = select_nested(numbered_logits(3, 4), losses, folds)
+    assert chosen == 1
+    assert held_out.ravel().tolist() == [0, 1, 12, 13]
+
+
+def test_select_nested__the_first_of_equals() -> None:
+    chosen, held_out = select_nested(numbered_logits(2, 2), np.ones((2, 2)), [(np.array([0]), np.array([1]))])
+    assert (chosen, held_out.ravel().tolist()) == (0, [0, 1])
+
+
+def test_select_nested__without_folds_all_rows_come_from_the_best() -> None:
+    logits = numbered_logits(2, 3)
+    before = logits.copy()
+    chosen, held_out = select_nested(logits, np.array([[1.0, 1, 1], [0, 0, 2]]), [])
+    assert (chosen, held_out.ravel().tolist()) == (1, [10, 11, 12])
+    held_out += 1
+    np.testing.assert_array_equal(logits, before)
+
+
+def test_log_losses__by_hand() -> None:
+    logits = np.array([[0.0, np.log(3)], [np.log(3), 0.0], [1000.0, 0.0]], np.float64)
+    # Probabilities 3/4, 1/4 and exp(-1000); float64.
+    np.testing.assert_allclose(log_losses(logits, np.array([1, 1, 1])), [np.log(4 / 3), np.log(4), 1000], rtol=1e-12)
 
 
 def test_linear_head__logits_by_hand() -> None:

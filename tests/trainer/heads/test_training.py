@@ -38,6 +38,7 @@ from tl.runtime.session import Session
 from tl.trainer.classification import compute_features
 from tl.trainer.config import TrainConfig
 from tl.trainer.heads.solvers import solve_head
+from tl.trainer.heads.training import solve_linear
 from tl.trainer.run_folder.checkpoints import load_best
 from tl.trainer.run_folder.run import Run
 from tl.trainer.task import prepare_task
@@ -153,7 +154,7 @@ def test_train__metrics_agree_with_the_predictions(
 def test_train__best_tensors_give_the_predictions_by_hand(
     close_photos: Path, finished_run: Run, tmp_path: Path, changes: dict[str, Any]
 ) -> None:
-    run = train_head(close_photos, finished_run, tmp_path / "r", **changes).run
+    run = train_head(close_photos, finished_run, tmp_path / "r", val_fraction=0.5, **changes).run
     tensors, card = load_best(run)
     own = {name: tensor.numpy().astype(np.float64) for name, tensor in tensors.items()}
     task = prepare_task(run.load_config(), Silent())
@@ -411,6 +412,21 @@ def test_refit__the_head_is_fitted_to_all_images(close_photos: Path, finished_ru
     features, ids = task.features_at(range(len(task.ids))), np.array(task.ids)
     head, _ = solve_head("logistic", (features, ids), (features, ids), (0.1,), 0)
     np.testing.assert_array_equal(load_file(run.best_path)["head.weight"], head.weight.astype(np.float32))
+
+
+@pytest.mark.parametrize("split", ["train", "both"])
+def test_solve_linear__is_fitted_to_the_given_images(
+    close_photos: Path, finished_run: Run, tmp_path: Path, split: str
+) -> None:
+    config = head_config(close_photos, finished_run, tmp_path / "r", method="finetune", c_values=(0.1,))
+    task = prepare_task(config, Silent())
+    compute_features(task, Silent())
+    places = list(range(len(task.ids))) if split == "both" else task.store.indices("train")
+    found = solve_linear(task, places, Run(tmp_path / "r"), Silent())
+    data = task.features_at(places), np.array(task.ids)[places]
+    wanted, _ = solve_head("logistic", data, data, (0.1,), 0)
+    np.testing.assert_array_equal(found.weight, wanted.weight)
+    np.testing.assert_array_equal(found.bias, wanted.bias)
 
 
 def test_refit__refused_where_it_has_no_meaning(photos: Path, finished_run: Run, tmp_path: Path) -> None:

@@ -222,6 +222,7 @@ def test_train__moves_what_is_not_frozen(
     photos: Path, finished_run: Run, tmp_path: Path, freeze: str, ema_decay: float | None
 ) -> None:
     changes = {"method": "finetune", "weights": str(finished_run.folder), "freeze": freeze, "ema_decay": ema_decay}
+    changes |= {"optimizer": "sgd"}  # the default does not update batch-norm statistics
     # Weight decay and momentum would change a parameter without a gradient.
     run = train_here(photos, tmp_path / "r", weight_decay=0.1, momentum=0.9, audit=False, **changes).run
     before = load_file(finished_run.best_path)

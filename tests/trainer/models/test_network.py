@@ -191,6 +191,17 @@ def test_network__a_frozen_batch_norm_beside_trained_convolutions_keeps_its_stat
     assert changed(network.trunk, before) == {name for name in before if name.split(".")[1] == "0"}
 
 
+def test_network__fixed_batch_norm_trains_without_new_statistics() -> None:
+    network = make_network()
+    network.trunk.has_fixed_batch_norm = True
+    before = tensors_of(network.trunk)
+    for _ in range(3):
+        train_a_step(network)
+    assert [[module.training for module in block[:2]] for block in network.trunk] == [[True, False]] * 3
+    statistics = ("running_mean", "running_var", "num_batches_tracked")
+    assert changed(network.trunk, before) == {name for name in before if not name.endswith(statistics)}
+
+
 def test_network__modes_follow_what_is_frozen_at_the_time() -> None:
     network = make_network(freeze="all")
     for freeze, modes in (("2", [False, False, True]), ("none", [True] * 3), ("all", [False] * 3)):

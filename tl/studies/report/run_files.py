@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 from tl.errors import RunError
 from tl.runtime.landmarks.sets import ImageLandmarks
 from tl.trainer.config import TrainConfig
+from tl.trainer.options import is_solved
 from tl.trainer.run_folder.run import UNFINISHED, NetworkCard, Run
 
 # The split that was not used for selection comes first.
@@ -61,7 +62,8 @@ class FinishedRun:
     def paths(self, split: str) -> list[str]:
         """Return the image paths that a split's scores come from, in manifest order, even if images no longer exist."""
         # A head that was fitted to the validation images, too, has out-of-fold scores of all of them.
-        splits = ("train", "val") if split == "val" and self.config.refit else (split,)
+        is_cross_validated = self.config.refit and is_solved(self.config)
+        splits = ("train", "val") if split == "val" and is_cross_validated else (split,)
         names = [row["path"] for row in self.rows("manifest.csv") if row["split"] in splits]
         return [os.path.normpath(os.path.join(self.run.folder, name)) for name in names]
 

@@ -19,7 +19,7 @@ from tl.studies.report.run_files import FinishedRun, open_finished
 from tl.studies.report.samples import augmented_cards
 from tl.studies.report.sections import class_figures, class_sections, point_figures, point_sections
 from tl.trainer.config import TrainConfig
-from tl.trainer.options import own_choices
+from tl.trainer.options import is_solved, own_choices
 from tl.trainer.run_folder.run import Run
 
 _SHOWN_FINDINGS = 200
@@ -48,13 +48,18 @@ def build_run_page(finished: FinishedRun, contract: Contract | None = None) -> P
     config = finished.config
     is_points = config.task == "landmarks"
     seen = {"test": "the test split, evaluated once", "val": "the validation split, which also selected the epoch"}
-    if config.refit:
+    if config.interpolate:
+        seen["val"] = "the validation split, which also selected the interpolation of the weights"
+    if config.refit and is_solved(config):
         seen["val"] = "all training and validation images, each scored by a head that was fitted without it"
+    elif config.refit:
+        seen["val"] = "the validation split, scored before the final network was fitted to it too"
     subtitle = f"{config.method} of {config.backbone}, head {config.head}. Scores are on {seen[finished.split]}."
     if config.crop != "whole":
         subtitle += " Each photo's region was taken from the annotations; errors are larger if a locator finds it."
     own = point_sections(finished) if is_points else class_sections(finished)
     sections = [
+        *_methods(finished),
         *_curves(finished),
         *own,
         *_audit(finished),
@@ -69,6 +74,24 @@ def build_run_page(finished: FinishedRun, contract: Contract | None = None) -> P
         figures.append(("on validation", shown))
     minutes = finished.metrics["train_seconds"] / 60
     return Page(finished.name, subtitle, [*figures, ("training", f"{minutes:.1f} min")], sections)
+
+
+def _methods(finished: FinishedRun) -> list[Section]:
+    """How method auto chose."""
+    rows = finished.rows("methods.csv")
+    if not rows:
+        return []
+    columns = ("method", "held-out images", "top-1 accuracy", "log loss", "gain", "standard error", "seconds")
+    names = ("method", "n", "top1_accuracy", "log_loss", "gain", "standard_error", "seconds")
+    note = Note(
+        f"Chosen: {finished.config.method}. Both methods were scored on the same images, which neither had seen. "
+        "Fine-tuning is chosen if its log loss is lower by more than one standard error of the difference."
+    )
+    table = Table(
+        columns,
+        [tuple(row[name] if name in ("method", "n") else f"{float(row[name]):.3g}" for name in names) for row in rows],
+    )
+    return [Section("Method", [note, table])]
 
 
 def _curves(finished: FinishedRun) -> list[Section]:
@@ -86,9 +109,8 @@ def _curves(finished: FinishedRun) -> list[Section]:
         if lines:
             blocks.append(Chart(line_chart(title, "epoch", lines, marked_x=best)))
     speed = np.median(history["images_per_s"])
-    blocks.append(
-        Note(f"The dashed line marks epoch {best}, whose checkpoint was kept. Training speed: {speed:.0f} images/s.")
-    )
+    kept = "the last one, which is used" if finished.config.interpolate else "whose checkpoint was kept"
+    blocks.append(Note(f"The dashed line marks epoch {best}, {kept}. Training speed: {speed:.0f} images/s."))
     return [Section("Curves", blocks)]
 
 

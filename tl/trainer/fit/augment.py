@@ -22,9 +22,8 @@ from numpy.typing import NDArray
 from tl.errors import ConfigError
 from tl.runtime.imaging.geometry import crop_to_input
 from tl.runtime.imaging.preprocessing import Preprocessing
+from tl.trainer.config import PRESETS
 from tl.trainer.options import nearest
-
-PRESETS = ("none", "flip", "light", "standard", "strong")
 
 
 class Augment:

@@ -5,8 +5,8 @@ Does not read data sets or write metrics.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from functools import partial
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from typing import TypeVar
 
 import numpy as np
@@ -20,10 +20,11 @@ from tl.progress import Progress
 from tl.trainer.config import TrainConfig
 from tl.trainer.fit.batches import ImageBatches, LabeledItems, iter_inputs
 from tl.trainer.fit.distributed import Ranks, share_batch_norm
-from tl.trainer.fit.loop import Figures, best_epoch, fit
+from tl.trainer.fit.loop import EpochRow, Figures, best_epoch, fit
 from tl.trainer.fit.machine import Machine, build_machine
-from tl.trainer.fit.trainables import build_trainable, fit_options, settle_lr, validate
-from tl.trainer.heads.solvers import LinearHead
+from tl.trainer.fit.steps import TrainableModel
+from tl.trainer.fit.trainables import build_trainable, fit_options, measure_steps, settle_lr, validate
+from tl.trainer.heads.solvers import LinearHead, log_losses, select_nested
 from tl.trainer.heads.training import solve_linear
 from tl.trainer.models.build import build_network
 from tl.trainer.models.network import Network, OnFeatures
@@ -31,15 +32,105 @@ from tl.trainer.models.weights import Weights, read_weights
 from tl.trainer.options import settled
 from tl.trainer.run_folder.checkpoints import RunCheckpoints
 from tl.trainer.run_folder.run import Run
-from tl.trainer.task import Outcome, PreparedInputs, Task, Training, network_card
+from tl.trainer.task import HeldOut, Outcome, PreparedInputs, Task, network_card
 
 _Network = TypeVar("_Network", bound=nn.Module)
 _EVAL_BATCH = 32
 # Enough images to estimate mean and standard deviation.
 _STANDARDISE_ON = 256
+# Positions between the initial (0) and the final weights (1) that are compared on validation images.
+SHARES = (0.0, 0.25, 0.5, 0.75, 1.0)
 
 
-def prepare_image_training(task: Task, ranks: Ranks) -> Training:
+@dataclass(frozen=True)
+class ImageTraining:
+    """Training of one network on images, for one task."""
+
+    task: Task
+    network: Network
+    machine: Machine
+    ranks: Ranks
+
+    def __call__(self, run: Run, progress: Progress, is_resumed: bool) -> Outcome:
+        """Train, and train again on all images if the task refits its network."""
+        return self.validate(run, progress).finish(is_resumed)
+
+    def seconds_per_image(self, run: Run, progress: Progress) -> float:
+        """Measure a few training steps; the network is unchanged afterwards."""
+        bench = _Bench(self.task, self.network, self.machine, self.ranks, run, progress)
+        before = copy_state(self.network)
+        trainable, batches = _training_parts(bench, self.task.config, self.task.store.indices("train"))
+        seconds = measure_steps(trainable, batches, self.machine)
+        self.network.load_state_dict(before)
+        return seconds / settled(self.task.config.batch_size)
+
+    def validate(self, run: Run, progress: Progress) -> Validated:
+        """Train on the training images and score the validation images."""
+        bench = _Bench(self.task, self.network, self.machine, self.ranks, run, progress)
+        store, pretrained = self.task.store, copy_state(self.network)
+        train, val = store.indices("train"), store.indices("val")
+        start = _start_network(bench, train)
+        config, history = _fit_network(bench, self.task.config, train, val)
+        share, held_out = _choose_share(bench, start, val) if config.interpolate else (1.0, None)
+        return Validated(bench, config, pretrained, history, share, held_out)
+
+
+@dataclass(frozen=True)
+class Validated:
+    """A network that was trained on the training images and scored on the validation images.
+
+    `held_out`: None unless validation images have chosen `share`, the position between the initial and final weights.
+    """
+
+    bench: _Bench
+    config: TrainConfig
+    pretrained: dict[str, Tensor]
+    history: list[EpochRow]
+    share: float
+    held_out: HeldOut | None
+
+    def finish(self, is_resumed: bool) -> Outcome:
+        """Refit the network to all images if the config says so. `is_resumed`: take the time from the history."""
+        bench, config, history = self.bench, self.config, self.history
+        network, task = bench.network, bench.task
+        if config.refit:
+            places = sorted([*task.store.indices("train"), *task.store.indices("val")])
+            network.load_state_dict(self.pretrained)
+            start = _start_network(bench, places)
+            _, more = _fit_network(bench, config, places, ())
+            network.load_state_dict(interpolate(start, copy_state(network), self.share))
+            history = [*history, *more]
+
+        def logits(split: str) -> NDArray[np.floating]:
+            return predict_logits(network.eval(), task.store, task.store.indices(split), bench.machine).numpy()
+
+        def save(temperature: float) -> None:
+            tensors = {name: tensor.cpu().numpy() for name, tensor in network.state_dict().items()}
+            bench.run.save_best(tensors, network_card(task, temperature))
+
+        return Outcome(
+            logits=logits,
+            save=save,
+            trained_parameters=count_trained(network),
+            best_epoch=settled(config.epochs) if config.interpolate else best_epoch(history, settled(config.monitor)),
+            train_seconds=sum(row.seconds for row in history) if is_resumed else None,
+            held_out=self.held_out,
+        )
+
+
+@dataclass(frozen=True)
+class _Bench:
+    """What every training of a run's network needs."""
+
+    task: Task
+    network: Network
+    machine: Machine
+    ranks: Ranks
+    run: Run
+    progress: Progress
+
+
+def prepare_image_training(task: Task, ranks: Ranks) -> ImageTraining:
     """Build the network of a task, so that invalid options and weights are detected before any long computation.
 
     Raises `DeviceError`, `ConfigError` or `WeightsError`.
@@ -47,7 +138,7 @@ def prepare_image_training(task: Task, ranks: Ranks) -> Training:
     network, machine = build_on_machine(
         task, ranks, lambda weights: build_network(task.config, task.info, len(task.class_names), weights)
     )
-    return partial(_train, task, network, machine, ranks)
+    return ImageTraining(task, network, machine, ranks)
 
 
 def build_on_machine(
@@ -73,59 +164,108 @@ def _build_own_machine(config: TrainConfig, ranks: Ranks) -> Machine:
     return machine
 
 
-def _train(
-    task: Task,
-    network: Network,
-    machine: Machine,
-    ranks: Ranks,
-    run: Run,
-    progress: Progress,
-    is_resumed: bool,
-) -> Outcome:
-    config = task.config
+def _start_network(bench: _Bench, places: Sequence[int]) -> dict[str, Tensor]:
+    """Prepare the pretrained network for the images at `places`: scale and head. Returns a copy of its state."""
+    task, network, ranks = bench.task, bench.network, bench.ranks
     if task.weights is not None:
-        standardize(network, task.store, machine)
-    if config.head_init == "solved":
-        start_head(network, ranks.broadcast(solve_linear(task, run, progress) if ranks.is_first else None))
-    trainable = build_trainable(config, network, task.class_names, task.true_ids("train"), machine)
-    train = task.store.indices("train")
+        standardize(network, task.store, bench.machine, places)
+    if task.config.head_init == "solved":
+        solved = solve_linear(task, places, bench.run, bench.progress) if ranks.is_first else None
+        start_head(network, ranks.broadcast(solved))
+    return copy_state(network)
+
+
+def _fit_network(
+    bench: _Bench, config: TrainConfig, places: Sequence[int], val: Sequence[int]
+) -> tuple[TrainConfig, list[EpochRow]]:
+    """Train on the images at `places`, and validate each epoch on those at `val`, if any. Returns the config with the
+    learning rate used, and the history.
+    """
+    task, machine, ranks = bench.task, bench.machine, bench.ranks
+    trainable, batches = _training_parts(bench, config, places)
+
+    def judge(module: nn.Module) -> Figures:
+        return validate(_gather_logits(bench, module, val), np.array([task.ids[i] for i in val]))
+
+    config = settle_lr(config, bench.run, trainable, batches, machine, bench.progress)
+    checkpoints = RunCheckpoints(bench.run, config.log, writes=ranks.is_first, stage="" if val else "_refit")
+    history = fit(
+        trainable,
+        batches,
+        judge if val else None,
+        fit_options(config),
+        machine,
+        checkpoints,
+        bench.progress,
+        ranks,
+        keeps_best=not config.interpolate,
+    )
+    return config, history
+
+
+def _training_parts(bench: _Bench, config: TrainConfig, places: Sequence[int]) -> tuple[TrainableModel, ImageBatches]:
+    """The network with its objective, and augmented batches of the images at `places`."""
+    task, machine = bench.task, bench.machine
+    ids = np.array([task.ids[i] for i in places])
     batches = ImageBatches(
         LabeledItems(task.store, task.ids, task.augment, config.seed),
-        train,
+        places,
         batch_size=settled(config.batch_size),
         seed=config.seed,
         workers=num_workers(config, machine),
         epochs=settled(config.epochs),
         pin_memory=machine.device.type == "cuda",
-        balance=[task.ids[i] for i in train] if config.sampler == "balanced" else None,
-        ranks=ranks,
+        balance=ids.tolist() if config.sampler == "balanced" else None,
+        ranks=bench.ranks,
     )
-    val = task.store.indices("val")
+    return build_trainable(config, bench.network, task.class_names, ids, machine), batches
 
-    def judge(module: nn.Module) -> Figures:
-        share = ranks.shard(val)
-        # A process without images of its own must still take part in collective operations.
-        own = predict_logits(module.eval(), task.store, share or val[:1], machine)[: len(share)]
-        return validate(ranks.gather(own).numpy(), task.true_ids("val"))
 
-    config = settle_lr(config, run, trainable, batches, machine, progress)
-    checkpoints = RunCheckpoints(run, config.log, writes=ranks.is_first)
-    history = fit(trainable, batches, judge, fit_options(config), machine, checkpoints, progress, ranks)
+def _choose_share(bench: _Bench, start: dict[str, Tensor], val: Sequence[int]) -> tuple[float, HeldOut]:
+    """Load the weights between `start` and the trained ones that have the lowest log loss on the validation images.
 
-    def logits(split: str) -> NDArray[np.floating]:
-        return predict_logits(network.eval(), task.store, task.store.indices(split), machine).numpy()
-
-    def save(temperature: float) -> None:
-        tensors = {name: tensor.cpu().numpy() for name, tensor in network.state_dict().items()}
-        run.save_best(tensors, network_card(task, temperature))
-
-    return Outcome(
-        logits=logits,
-        save=save,
-        trained_parameters=count_trained(network),
-        best_epoch=best_epoch(history, settled(config.monitor)),
-        train_seconds=sum(row.seconds for row in history) if is_resumed else None,
+    Returns their position, and the validation images' logits from a choice that was made without them.
+    """
+    network, task = bench.network, bench.task
+    end, ids = copy_state(network), np.array([task.ids[i] for i in val])
+    logits = []
+    for share in SHARES:
+        network.load_state_dict(interpolate(start, end, share))
+        logits.append(_gather_logits(bench, network, val))
+    chosen, held_out = select_nested(
+        np.array(logits), np.array([log_losses(each, ids) for each in logits]), task.folds(val) or []
     )
+    network.load_state_dict(interpolate(start, end, SHARES[chosen]))
+    accuracy = float((logits[chosen].argmax(axis=1) == ids).mean())
+    bench.progress.say(
+        f"interpolation: {SHARES[chosen]:.0%} of the way from the initial to the final weights (top-1 {accuracy:.3f})"
+    )
+    return SHARES[chosen], HeldOut(list(val), held_out)
+
+
+def _gather_logits(bench: _Bench, module: nn.Module, places: Sequence[int]) -> NDArray[np.floating]:
+    """Logits of the images at `places`, computed by all processes together."""
+    share = bench.ranks.shard(places)
+    # A process without images of its own must still take part in collective operations.
+    own = predict_logits(module.eval(), bench.task.store, share or places[:1], bench.machine)[: len(share)]
+    gathered: NDArray[np.floating] = bench.ranks.gather(own).numpy()
+    return gathered
+
+
+def copy_state(module: nn.Module) -> dict[str, Tensor]:
+    """A copy of a module's tensors."""
+    return {name: tensor.detach().clone() for name, tensor in module.state_dict().items()}
+
+
+def interpolate(start: Mapping[str, Tensor], end: Mapping[str, Tensor], share: float) -> dict[str, Tensor]:
+    """Tensors at `share` of the way from `start` to `end`, both of one network; counters are those of `end`.
+
+    Source: Wortsman et al. 2022, "Robust fine-tuning of zero-shot models" (WiSE-FT).
+    """
+    return {
+        name: torch.lerp(start[name], tensor, share) if tensor.is_floating_point() else tensor
+        for name, tensor in end.items()
+    }
 
 
 def count_trained(network: nn.Module) -> int:
@@ -144,9 +284,11 @@ def predict_logits(
 
 
 @torch.no_grad()
-def standardize(network: OnFeatures, store: ImageStore, machine: Machine) -> None:
-    """Standardize the pretrained trunk's features using training images; one learning rate then suits any trunk."""
-    train = store.indices("train")
+def standardize(network: OnFeatures, store: ImageStore, machine: Machine, places: Sequence[int] | None = None) -> None:
+    """Standardize the pretrained trunk's features using the images at `places`, by default those of the training split;
+    one learning rate then suits any trunk.
+    """
+    train = store.indices("train") if places is None else places
     some = train[:: max(1, len(train) // _STANDARDISE_ON)]
     network.eval()
     parts = [network.features(batch.to(machine.device)) for batch in iter_inputs(store, some, _EVAL_BATCH)]

@@ -117,7 +117,7 @@ class NoCheckpoints:
 def fit(
     trainable: TrainableModel,
     batches: Batches,
-    validate: Callable[[nn.Module], Figures],
+    validate: Callable[[nn.Module], Figures] | None,
     options: FitOptions,
     machine: Machine,
     checkpoints: Checkpoints,
@@ -129,11 +129,11 @@ def fit(
     """Train a module and load its best weights at the end. Returns the history, including epochs before a resume.
 
     Without `keeps_best`, the module keeps its last weights: the validation data used for scoring must not select the
-    epoch.
+    epoch. `validate` is None if there is nothing to validate on; the module then keeps its last weights too.
 
     Raises `TrainingError` when the loss is no longer finite.
     """
-    ranks = ranks or Ranks()
+    ranks, keeps_best = ranks or Ranks(), keeps_best and validate is not None
     training = _Training(trainable, batches, options, machine, ranks, progress)
     if state := checkpoints.load_last():
         training.load_state(state)
@@ -143,8 +143,8 @@ def fit(
         started = time.perf_counter()
         trained_figures = training.train_epoch()
         trained = time.perf_counter() - started
-        validation = validate(training.judged)
-        if not math.isfinite(validation["loss"]):
+        validation = validate(training.judged) if validate else {}
+        if not math.isfinite(validation.get("loss", 0.0)):
             raise TrainingError(
                 f"epoch {len(training.history) + 1}: the validation loss is not finite at learning rate "
                 f"{training.lr:.3g}; lower it",
@@ -160,7 +160,8 @@ def fit(
                 figures={**trained_figures, **{f"val_{name}": value for name, value in validation.items()}},
             )
         )
-        training.keep_best()
+        if keeps_best:
+            training.keep_best()
         is_done = _is_done(training.history, options)
         if seconds > _SECONDS_WORTH_A_LINE or is_done:
             progress.say(_epoch_line(training.history[-1], options))
@@ -273,7 +274,9 @@ class _Training:
 
     def _set_lr(self, epoch: int, step: int) -> None:
         options = self._options
-        monitored = [_monitored(row, options.monitor)[0] for row in self.history]
+        monitored = []
+        if options.schedule == "plateau":
+            monitored = [_monitored(row, options.monitor)[0] for row in self.history]
         done = (epoch - 1) * self.steps_per_epoch + step
         self.lr = options.lr * lr_factor(done, self.steps_per_epoch, options, monitored)
         set_lr(self._optimizer, self._trainable.groups, self.lr)
@@ -315,10 +318,10 @@ def _copy_state(module: nn.Module) -> dict[str, Tensor]:
 
 def _epoch_line(row: EpochRow, options: FitOptions) -> str:
     shown = [f"{_spoken(name)} {value:.3f}" for name, value in itertools.islice(row.figures.items(), _LEADING)]
-    train, val = " ".join(shown[:2]), " ".join(shown[2:])
+    train, val = " ".join(shown[:2]), " ".join(["val", *shown[2:]] if shown[2:] else [])
     return (
         f"epoch {row.epoch:>{len(str(options.epochs))}}/{options.epochs}  "
-        f"train {train}  val {val}  {row.images_per_s:.1f} images/s"
+        f"train {train}  {val}  {row.images_per_s:.1f} images/s"
     )
 
 

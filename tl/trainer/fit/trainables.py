@@ -9,6 +9,7 @@ import copy
 import dataclasses
 import itertools
 import math
+import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 
@@ -37,10 +38,12 @@ from tl.trainer.fit.steps import (
 )
 from tl.trainer.models.freezing import ParameterGroup, parameter_groups, thaw_trunk
 from tl.trainer.models.network import Network
+from tl.trainer.options import settled
 from tl.trainer.run_folder.run import Run
 
 _LOWEST, _HIGHEST, _STEPS = 1e-6, 1.0, 100
 _SMOOTHING = 0.8
+_MEASURED_STEPS = 5
 # The test ends when the smoothed loss exceeds its minimum by this factor.
 _BROKEN_AWAY = 3.0
 
@@ -96,6 +99,21 @@ def find_lr(
     if not rows:
         raise TrainingError(f"lr auto: the loss is not finite even at the lowest learning rate, {_LOWEST:g}")
     return min(rows, key=lambda row: row.smoothed_loss).lr / 10, rows
+
+
+def measure_steps(trainable: TrainableModel, batches: Batches, machine: Machine) -> float:
+    """Median seconds of a training step. Changes the module."""
+    optimizer = build_optimizer("sgd", trainable.groups, 0.0, momentum=0.0, weight_decay=0.0)
+    scaler = build_scaler(machine)
+    trainable.module.train()
+    seconds = []
+    started = time.perf_counter()
+    for batch in itertools.islice(_endless(batches), _MEASURED_STEPS):
+        results = train_step(trainable, trainable.module, [batch], optimizer, scaler, machine, Ranks(), None)
+        float(results[0].losses.sum())  # waits for the device
+        seconds.append(time.perf_counter() - started)
+        started = time.perf_counter()
+    return float(np.median(seconds[1:]))  # the first step also starts workers and allocates memory
 
 
 def _endless(batches: Batches) -> Iterator[Batch]:
@@ -174,4 +192,4 @@ def validate(logits: NDArray[np.floating], true_ids: NDArray[np.int64]) -> Figur
 
 def _network_groups(network: Network, config: TrainConfig) -> list[ParameterGroup]:
     others = [network.head] if network.aux is None else [network.head, network.aux]
-    return parameter_groups(network.trunk, others, config.layer_lr_decay)
+    return parameter_groups(network.trunk, others, settled(config.layer_lr_decay))

@@ -11,15 +11,17 @@ from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
 from threadpoolctl import threadpool_limits
 
+from tl.data.manifests import Fold
 from tl.runtime.devices import usable_cores
 
 Solver = Literal["logistic", "svm"]
+_Float = TypeVar("_Float", bound=np.floating[Any])
 
 
 @dataclass(frozen=True)
@@ -75,7 +77,7 @@ def solve_head(
 def cross_validate(
     solver: Solver,
     data: Labeled,
-    folds: Sequence[tuple[NDArray[np.int64], NDArray[np.int64]]],
+    folds: Sequence[Fold],
     c_values: Sequence[float],
     seed: int,
     *,
@@ -84,10 +86,8 @@ def cross_validate(
     """Choose C by cross-validation and fit the head to all of `data`. Features (N, D), ids (N,) with each of 0..C-1.
 
     The best C has the smallest loss on held-out rows: log loss, or the error rate for an SVM; ties go to the smallest.
-    The held-out logits of a fold come from the C that is best on the other folds, so that no row takes part in choosing
-    the C that it is scored with.
-
-    Source: Varma & Simon 2006, "Bias in error estimation when using cross-validation for model selection".
+    The held-out logits of a fold come from the C that is best on the other folds (`select_nested`), so that no row
+    takes part in choosing the C that it is scored with.
     """
     features, ids = data
     tried = sorted(c_values)
@@ -99,12 +99,8 @@ def cross_validate(
         logits[:, held] = [head.logits(features[held]) for head in heads]
         train_accuracies.append([trial.train_top1_accuracy for trial in trials])
     losses = np.array([_losses(solver, each, ids) for each in logits])
-    held_out = np.empty(logits.shape[1:])
-    for _, held in folds:
-        others = np.ones(len(ids), bool)
-        others[held] = False
-        held_out[held] = logits[losses[:, others].mean(axis=1).argmin(), held]
-    best = tried[losses.mean(axis=1).argmin()]
+    chosen, held_out = select_nested(logits, losses, folds)
+    best = tried[chosen]
     (head,), _ = _solve_each(solver, data, data, [best], seed, is_balanced)
     trained = np.average(train_accuracies, axis=0, weights=[len(own) for own, _ in folds])
     trials = [
@@ -114,13 +110,37 @@ def cross_validate(
     return CrossValidated(head, held_out, trials)
 
 
-def _losses(solver: Solver, logits: NDArray[np.float64], ids: NDArray[np.int64]) -> NDArray[np.float64]:
-    """The loss of each row: its log loss, or 1 for an error of an SVM, whose margins are no log-probabilities."""
+def select_nested(
+    logits: NDArray[_Float], losses: NDArray[np.floating], folds: Sequence[Fold]
+) -> tuple[int, NDArray[_Float]]:
+    """Choose one of K candidates by their mean loss, and score the choice without its optimism.
+
+    `logits` (K, N, C) and `losses` (K, N) of rows that none of the candidates was fitted to. Returns the index of the
+    best candidate, the first of equals, and logits (N, C) in which each fold's rows come from the candidate that is
+    best on the other folds.
+
+    Source: Varma & Simon 2006, "Bias in error estimation when using cross-validation for model selection".
+    """
+    chosen = int(losses.mean(axis=1).argmin())
+    held_out = logits[chosen].copy()
+    for _, held in folds:
+        others = np.ones(losses.shape[1], bool)
+        others[held] = False
+        held_out[held] = logits[losses[:, others].mean(axis=1).argmin(), held]
+    return chosen, held_out
+
+
+def log_losses(logits: NDArray[np.floating], ids: NDArray[np.int64]) -> NDArray[np.float64]:
+    """Negative log-probability (N,) of the true classes `ids` int64 (N,), from logits (N, C)."""
     from scipy.special import logsumexp
 
-    if solver == "svm":
-        return np.asarray(logits.argmax(axis=1) != ids, np.float64)
-    return np.asarray(logsumexp(logits, axis=1) - logits[np.arange(len(ids)), ids])
+    values = logits.astype(np.float64)
+    return np.asarray(logsumexp(values, axis=1) - values[np.arange(len(ids)), ids])
+
+
+def _losses(solver: Solver, logits: NDArray[np.float64], ids: NDArray[np.int64]) -> NDArray[np.float64]:
+    """The loss of each row: its log loss, or 1 for an error of an SVM, whose margins are no log-probabilities."""
+    return np.asarray(logits.argmax(axis=1) != ids, np.float64) if solver == "svm" else log_losses(logits, ids)
 
 
 def _log_loss(solver: Solver, logits: NDArray[np.float64], ids: NDArray[np.int64]) -> float:
@@ -130,7 +150,7 @@ def _log_loss(solver: Solver, logits: NDArray[np.float64], ids: NDArray[np.int64
 def solve_bag(
     solver: Solver,
     train: Labeled,
-    folds: Sequence[tuple[NDArray[np.int64], NDArray[np.int64]]],
+    folds: Sequence[Fold],
     c_values: Sequence[float],
     seed: int,
     *,

@@ -28,7 +28,7 @@ def solve(task: Task, run: Run, progress: Progress, is_resumed: bool) -> Outcome
         found = _cross_validate(task, places, settled(task.folds(places)), run, progress)
         head, held_out = found.head, HeldOut(places, found.held_out)
     else:
-        head = solve_linear(task, run, progress)
+        head = solve_linear(task, task.store.indices("train"), run, progress)
     return Outcome(
         logits=lambda split: head.logits(task.split_features(split)),
         save=lambda temperature: _save_solved(task, run, head, temperature),
@@ -37,15 +37,15 @@ def solve(task: Task, run: Run, progress: Progress, is_resumed: bool) -> Outcome
     )
 
 
-def solve_linear(task: Task, run: Run, progress: Progress) -> LinearHead:
-    """Solve a linear head on features of the training images; writes `c_search.csv`.
+def solve_linear(task: Task, places: Sequence[int], run: Run, progress: Progress) -> LinearHead:
+    """Solve a linear head on features of the images at `places`; writes `c_search.csv`.
 
-    Cross-validation on the training images chooses C, so that the validation images are seen by no part of the head;
-    where a class or its groups are too few for two folds, the validation images choose it.
+    Cross-validation on these images chooses C, so that the validation images are seen by no part of the head; where a
+    class or its groups are too few for two folds, the head is fitted to the training images and the validation images
+    choose it.
     """
     config = task.config
     if not config.bag and config.views is None:
-        places = task.store.indices("train")
         folds = task.folds(places)
         if folds is not None:
             return _cross_validate(task, places, folds, run, progress).head

@@ -238,7 +238,7 @@ def _build_trainable(config: TrainConfig, network: LandmarkNetwork) -> Trainable
         objective = HeatmapPoints(network.decode)
     else:
         objective = RegressedPoints(config.point_loss)
-    groups = parameter_groups(network.trunk, [network.head], config.layer_lr_decay)
+    groups = parameter_groups(network.trunk, [network.head], settled(config.layer_lr_decay))
     every = config.unfreeze_every
     if every is None:
         return TrainableModel(network, groups, objective)

@@ -35,6 +35,11 @@ class LandmarkWork:
     training: LandmarkTraining
 
     @property
+    def config(self) -> TrainConfig:
+        """The resolved options of the run."""
+        return self.task.config
+
+    @property
     def title(self) -> str:
         """A description of the work, for display."""
         config = self.task.config

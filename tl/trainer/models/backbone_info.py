@@ -24,6 +24,32 @@ BUNDLED = "efficientnet_lite0"
 
 
 @dataclass(frozen=True)
+class Choice:
+    """A backbone that is worth trying. `top1`: published accuracy on ImageNet-1k in percent, of the default weights.
+
+    `megabytes`: size of the trunk in fp32. `images_per_s`: on one CPU core, at the backbone's own image size.
+    """
+
+    name: str
+    megabytes: int
+    top1: float
+    images_per_s: float
+    license: str
+
+
+# Sources of `top1`: torchvision's table of weights; for EfficientNet-Lite0, tensorflow/tpu; for DINOv2, Oquab et al.
+# 2023 (linear evaluation). `benchmarks/backbones.py` measures size and speed.
+RECOMMENDED = (
+    Choice(BUNDLED, 13, 75.1, 175, "Apache-2.0"),
+    Choice("mobilenet_v2", 9, 72.2, 196, "BSD-3-Clause"),
+    Choice("resnet50", 94, 80.9, 27, "BSD-3-Clause"),
+    Choice("efficientnet_v2_s", 81, 84.2, 11, "BSD-3-Clause"),
+    Choice("convnext_tiny", 111, 82.5, 16, "BSD-3-Clause"),
+    Choice("timm:vit_small_patch14_dinov2.lvd142m", 88, 81.1, 1.4, "Apache-2.0"),
+)
+
+
+@dataclass(frozen=True)
 class BackboneInfo:
     """`mean`, `std`: per channel, in 0..1. `short_side`: in ImageNet validation, before the crop to `image_size`.
 

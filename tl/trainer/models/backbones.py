@@ -33,6 +33,8 @@ class Trunk(nn.Sequential):
     """A backbone without its classifier. Normalized float (N, 3, H, W) -> map (N, D, h, w) or embedding (N, D)."""
 
     kind: FeatureKind = "map"
+    # Whether batch norm keeps its statistics in training too.
+    has_fixed_batch_norm: bool = False
 
     def tapped(self, pixels: Tensor, layer: str) -> tuple[Tensor, Tensor]:
         """The output of the child `layer`, and the features."""
@@ -129,6 +131,15 @@ def torchvision_weights(name: str, sha256: str = "") -> Any:
     entries = models.get_model_weights(name)
     named = (entry for entry in entries if sha256 and f"-{sha256[:8]}." in entry.url)
     return next(named, entries.DEFAULT)
+
+
+def imagenet_classes(name: str) -> tuple[tuple[str, ...], str]:
+    """Names of the 1000 classes of a backbone's own head, and the torchvision weights that list them.
+
+    Raises `ConfigError` for a backbone without such a head.
+    """
+    entry = torchvision_weights("mobilenet_v2" if name == BUNDLED else name)  # the same classes in the same order
+    return tuple(entry.meta["categories"]), str(entry)
 
 
 def build_classifier(name: str) -> nn.Module:

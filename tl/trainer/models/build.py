@@ -106,6 +106,7 @@ def build_run_trunk(config: TrainConfig, weights: Weights | None) -> Trunk:
         beyond = whole - set(trunk.state_dict())
         load_into(trunk, weights, unused=beyond | _classifier_names(config.backbone, whole))
     freeze_trunk(trunk, "all" if config.method == "features" else config.freeze)
+    trunk.has_fixed_batch_norm = config.batch_norm == "fixed"
     return trunk
 
 

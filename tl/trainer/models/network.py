@@ -9,6 +9,7 @@ from typing import Literal, Self
 
 import torch
 from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
 
 from tl.errors import ConfigError
 from tl.trainer.config import Head
@@ -73,7 +74,9 @@ class Standardize(nn.Module):
 
 
 class OnTrunk(nn.Module):
-    """Normalization and trunk. Layers with only frozen parameters do not change, including batch-norm statistics."""
+    """Normalization and trunk. Layers with only frozen parameters do not change, including batch-norm statistics; the
+    statistics of all layers are fixed if the trunk says so.
+    """
 
     def __init__(self, normalize: Normalize, trunk: Trunk) -> None:
         super().__init__()
@@ -84,6 +87,10 @@ class OnTrunk(nn.Module):
         super().train(mode)
         if mode:
             _settle_frozen(self.trunk)
+            if self.trunk.has_fixed_batch_norm:
+                for module in self.trunk.modules():
+                    if isinstance(module, _BatchNorm):
+                        module.eval()
         return self
 
 

@@ -67,18 +67,23 @@ def load_best(run: Run) -> tuple[dict[str, Tensor], NetworkCard]:
 
 
 class RunCheckpoints:
-    """Saves `last.pt`, `history.csv` and logs of a run; states in quick succession are not all written."""
+    """Saves `last.pt`, `history.csv` and logs of a run; states in quick succession are not all written.
 
-    def __init__(self, run: Run, log: Log | None = None, *, writes: bool = True) -> None:
+    `stage`: appended to both names for a second training in the same run, which is not logged.
+    """
+
+    def __init__(self, run: Run, log: Log | None = None, *, writes: bool = True, stage: str = "") -> None:
         self._run, self._writes = run, writes
-        self._logs: list[EventLog | MlflowLog] = [EventLog(run.folder)]
-        if log == "mlflow":
+        self._last_path = run.last_path.with_stem(run.last_path.stem + stage)
+        self._history = f"history{stage}.csv"
+        self._logs: list[EventLog | MlflowLog] = [] if stage else [EventLog(run.folder)]
+        if log == "mlflow" and not stage:
             self._logs.append(MlflowLog(run.folder))
         self._saved_at = time.monotonic() - _SECONDS_BETWEEN_SAVES
 
     def load_last(self) -> dict[str, Any] | None:
         """The newest state, or None. Raises `RunError` if it is damaged or contains more than tensors."""
-        path = self._run.last_path
+        path = self._last_path
         if not path.is_file():
             return None
         try:
@@ -101,7 +106,7 @@ class RunCheckpoints:
         # Serialize to memory first: on a full disk torch raises RuntimeError, while a plain write reports the cause.
         buffer = io.BytesIO()
         torch.save({"run_version": RUN_VERSION, **state}, buffer)
-        with atomic_path(self._run.last_path) as temporary:
+        with atomic_path(self._last_path) as temporary:
             temporary.write_bytes(buffer.getbuffer())
         self._save_history(history)
         with output_errors(self._run.folder):
@@ -110,4 +115,4 @@ class RunCheckpoints:
         self._saved_at = time.monotonic()
 
     def _save_history(self, history: list[EpochRow]) -> None:
-        self._run.save_table("history.csv", [row.columns() for row in history])
+        self._run.save_table(self._history, [row.columns() for row in history])

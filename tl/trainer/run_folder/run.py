@@ -183,6 +183,13 @@ class Run:
         path = self.folder / "predictions_fitted.csv"  # only if predictions_val.csv is out of fold
         if not path.is_file():
             path = self.folder / "predictions_val.csv"
+        return self._probabilities(path, class_names)
+
+    def held_out_predictions(self, class_names: Sequence[str]) -> dict[str, list[float]]:
+        """Like `val_predictions`, but from networks that have not seen the images: `predictions_val.csv`."""
+        return self._probabilities(self.folder / "predictions_val.csv", class_names)
+
+    def _probabilities(self, path: Path, class_names: Sequence[str]) -> dict[str, list[float]]:
         try:
             with path.open(encoding="utf-8", errors="surrogateescape", newline="") as stream:
                 reader = csv.reader(stream)
@@ -193,18 +200,22 @@ class Run:
             raise RunError(f"{path}: has no column {error}") from error
         except (OSError, ValueError) as error:
             raise RunError(f"{path}: cannot be read ({error}); did this run's training finish?") from error
-        return dict(zip(self._val_paths(len(rows)), probabilities, strict=True))
+        return dict(zip(self._predicted_paths(len(rows)), probabilities, strict=True))
 
     def val_points(self) -> dict[str, NDArray[np.float64]]:
         """Points (K, 2) from `predictions_val.csv` in pixels of the photos, by image path. Raises `RunError`."""
         found = self.load_landmarks("predictions_val.csv").images
-        return dict(zip(self._val_paths(len(found)), (image.keypoints_xy for image in found), strict=True))
+        return dict(zip(self._predicted_paths(len(found)), (image.keypoints_xy for image in found), strict=True))
 
-    def _val_paths(self, count: int) -> list[str]:
-        shown = [row["path"] for row in self._manifest() if row["split"] == "val"]
-        if len(shown) != count:
+    def _predicted_paths(self, count: int) -> list[str]:
+        """Paths of the images of a predictions file: the validation images, or the training images too."""
+        rows = self._manifest()
+        val = [row["path"] for row in rows if row["split"] == "val"]
+        every = [row["path"] for row in rows if row["split"] in ("train", "val")]
+        if count not in (len(val), len(every)):
             path = self.folder / "predictions_val.csv"
-            raise RunError(f"{path}: has {count} rows for {len(shown)} validation images of the manifest")
+            raise RunError(f"{path}: has {count} rows for {len(val)} validation images of the manifest")
+        shown = val if count == len(val) else every
         return [os.path.normpath(os.path.join(self.folder, name)) for name in shown]
 
     def digests(self, split: str) -> list[str]:
@@ -247,6 +258,16 @@ class Run:
             return []
         with path.open(encoding="utf-8", errors="surrogateescape", newline="") as stream:
             return list(csv.DictReader(stream))
+
+    def rename(self, old: str, new: str) -> None:
+        """Rename a file of the run, replacing one of that name."""
+        with output_errors(self.folder):
+            (self.folder / old).replace(self.folder / new)
+
+    def discard_last(self) -> None:
+        """Delete the resume state."""
+        with output_errors(self.folder):
+            self.last_path.unlink(missing_ok=True)
 
     def save_metrics(self, metrics: Metrics) -> None:
         """Write `metrics.json`."""
