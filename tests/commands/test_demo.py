@@ -30,15 +30,18 @@ def test_write_patches__counts_and_images(tmp_path: Path) -> None:
 
 def test_summarize__says_whether_voting_helps() -> None:
     rows = [
+        {"model": "default", "voting": "", "top1_accuracy": "0.97"},  # no member of the ensemble
         {"model": "a", "voting": "", "top1_accuracy": "0.9"},
         {"model": "b", "voting": "", "top1_accuracy": "0.8"},
         {"model": "ensemble", "voting": "soft", "top1_accuracy": "0.95"},
         {"model": "oracle", "voting": "", "top1_accuracy": "1"},
     ]
-    assert "ensemble   0.950   more than a alone" in summarize(rows, [{"label": "?"}, {"label": "x"}])
-    rows[2]["top1_accuracy"] = "0.9"
     lines = summarize(rows, [{"label": "?"}, {"label": "x"}])
-    assert "ensemble   0.900   no more than a alone" in lines
+    wanted = ["a          0.900", "b          0.800", "default    0.970"]
+    assert lines[2:6] == [*wanted, "ensemble   0.950   of the first three; more than a alone"]
+    rows[3]["top1_accuracy"] = "0.9"
+    lines = summarize(rows, [{"label": "?"}, {"label": "x"}])
+    assert "ensemble   0.900   of the first three; no more than a alone" in lines
     assert lines[-1].startswith("1 of 2 images of no class were rejected")
 
 
@@ -60,6 +63,7 @@ def test_demo__transfer_helps_and_unknown_images_are_rejected(
     assert scores["features"] > 0.95
     assert scores["features"] > scores["scratch"] + 0.05
     assert scores["finetune"] > scores["scratch"]
+    assert scores["default"] > scores["scratch"] + 0.05
     rows = read_rows(tmp_path / "demo" / "unknown.csv")
     assert any(row["label"] == "?" for row in rows)
     assert (tmp_path / "demo" / "runs" / "features" / "report.html").is_file()

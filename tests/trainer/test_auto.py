@@ -69,6 +69,19 @@ def test_compare_methods__by_hand(wrong: int, confidence: float, is_tuned: bool)
     assert (first.is_chosen, second.is_chosen) == (not is_tuned, is_tuned)
 
 
+def test_compare_methods__images_of_a_group_count_as_one() -> None:
+    true_ids, places = np.arange(16) % 2, list(range(16))
+    # Of four groups, all images are right or all are wrong.
+    features, tuned = HeldOut(places, np.zeros((16, 2))), HeldOut(places, margins(true_ids, 4))
+    alone, grouped = (
+        compare_methods(features, tuned, true_ids, [names[i // 4] for i in range(16)], (0.0, 0.0))[1]
+        for names in (("", "", "", ""), ("a", "b", "c", "d"))
+    )
+    assert (grouped.gain, alone.is_chosen, grouped.is_chosen) == (alone.gain, True, False)
+    # Equal deviations of 4 and of 16 values: the sums of squares are divided by 4 * 3 and by 16 * 15.
+    assert grouped.standard_error == pytest.approx(alone.standard_error * math.sqrt(15 / 3))
+
+
 def test_compare_methods__fine_tuning_is_not_chosen_where_it_is_equal_or_worse() -> None:
     true_ids, places = np.arange(16) % 2, list(range(16))
     good, bad = HeldOut(places, margins(true_ids, 0)), HeldOut(places, margins(true_ids, 6))
@@ -199,8 +212,16 @@ def test_train__auto_keeps_features_where_fine_tuning_is_no_better(finished_run:
     ],
 )
 def test_train__auto_keeps_features_where_fine_tuning_is_not_tried(
-    stripes: Path, finished_run: Run, tmp_path: Path, per_class: int, changes: dict[str, Any], reason: str
+    stripes: Path,
+    finished_run: Run,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    per_class: int,
+    changes: dict[str, Any],
+    reason: str,
 ) -> None:
+    # Fast steps: a budget that features have used up is not too short by a fraction of an epoch, but by many.
+    monkeypatch.setattr(ImageTraining, "seconds_per_image", lambda *_: 1e-6)
     listener = Listener()
     data = stripes if per_class == 60 else make_stripes(tmp_path / "few", per_class)
     result = train_auto(data, finished_run, tmp_path / "run", listener, **changes)

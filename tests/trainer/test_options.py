@@ -263,7 +263,7 @@ def start_of(config: TrainConfig) -> tuple[object, ...]:
     return config.optimizer, config.epochs, config.batch_size, config.head_init, config.batch_norm, config.interpolate
 
 
-SOLVED_START = ("adamw", 7, 16, "solved", "fixed", True)
+SOLVED_START = ("adamw", 7, 8, "solved", "fixed", True)
 RANDOM_START = ("sgd", 10, 32, "random", "update", False)
 
 

@@ -32,7 +32,6 @@ from tl.errors import ConfigError, TlError
 from tl.evaluation.evaluate import check_unseen
 from tl.exporter.export import export_run
 from tl.exporter.merging.merge import merge
-from tl.exporter.precision import Lowering, export_lowered
 from tl.progress import Silent
 from tl.runtime.session import Session
 from tl.trainer.classification import compute_features
@@ -445,12 +444,10 @@ def test_refit__what_needs_unseen_images_refuses_the_validation_split(
     for refused in (
         lambda: check_unseen([session], "val"),
         lambda: merge([first, second], tmp_path / "m.onnx", Silent(), held_out=run.images("val")),
-        lambda: export_lowered(run, tmp_path / "low.onnx", Silent(), Lowering("int8")),
     ):
         with pytest.raises(TlError, match=r"fitted to (the validation images|them too)"):
             refused()
     assert not (tmp_path / "m.onnx").exists()
-    assert not (tmp_path / "low.onnx").exists()
 
 
 def test_refit__conformal_scores_are_out_of_fold(close_photos: Path, finished_run: Run, tmp_path: Path) -> None:
