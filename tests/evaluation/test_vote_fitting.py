@@ -5,7 +5,7 @@ import pytest
 from numpy.typing import NDArray
 from scipy.optimize import minimize
 
-from tl.evaluation.evaluate import FOLDS, LEAST_WEIGHT, fit_weights, held_out_votes, log_loss, select_members
+from tl.evaluation.vote_weights import FOLDS, LEAST_WEIGHT, fit_weights, held_out_votes, log_loss, select_members
 
 
 def make_members(sharpness: tuple[float, ...], count: int = 400, seed: int = 0) -> tuple[NDArray, NDArray]:

@@ -16,7 +16,7 @@ from tl.commands.config_flags import config_parameters, given_values
 from tl.commands.console import console_progress, packages_of, warn
 from tl.commands.requests import parameter, set_parameters
 from tl.errors import ConfigError
-from tl.trainer.options import config_from_mapping
+from tl.trainer.config_files import config_from_mapping
 
 _HELP = """Compare heads on a frozen backbone by cross-validation: head, C, learning rate, seed.
 

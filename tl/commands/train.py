@@ -15,8 +15,8 @@ from tl.commands.console import console_progress, packages_of, warn
 from tl.commands.requests import parameter, set_parameters
 from tl.errors import ConfigError, TlError
 from tl.trainer.config import TrainConfig
+from tl.trainer.config_files import config_from_mapping, load_config, own_choices
 from tl.trainer.models.backbone_info import BUNDLED, RECOMMENDED
-from tl.trainer.options import config_from_mapping, load_config, own_choices
 
 if TYPE_CHECKING:
     from tl.trainer.run_folder.run import Run

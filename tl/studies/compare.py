@@ -11,7 +11,7 @@ from typing import Any
 from tl.errors import ConfigError
 from tl.studies.leaderboard import METRIC
 from tl.studies.report.run_files import FinishedRun, open_finished
-from tl.trainer.options import own_choices
+from tl.trainer.config_files import own_choices
 from tl.trainer.run_folder.run import Run
 
 # The run's location and hardware settings are not differences of method.

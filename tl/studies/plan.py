@@ -14,7 +14,8 @@ from typing import Any, Literal
 
 from tl.errors import ConfigError, MissingExtraError
 from tl.trainer.config import TrainConfig
-from tl.trainer.options import load_config, nearest
+from tl.trainer.config_files import load_config
+from tl.trainer.options import nearest
 
 _SEARCHED = ("trials", "method", "factor", "seed", "ranges")
 _RANGE_KEYS = ("low", "high", "log", "step")

@@ -18,7 +18,8 @@ from typing import Any
 from tl.errors import ConfigError
 from tl.studies.plan import Options, Plan, Variant, draw_points, raise_faults, read_plan, rung_epochs
 from tl.trainer.config import TrainConfig
-from tl.trainer.options import config_from_mapping, resolve
+from tl.trainer.config_files import config_from_mapping
+from tl.trainer.options import resolve
 
 # Options that the study sets itself.
 _RESERVED = ("out", "seed", "test")

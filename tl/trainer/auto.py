@@ -23,16 +23,17 @@ from tl.evaluation.metrics import accuracy_interval, variance_of_mean
 from tl.progress import Progress
 from tl.trainer.classification import ClassificationWork, TrainedClassifier, check_network
 from tl.trainer.config import TrainConfig
+from tl.trainer.config_files import with_absolute_paths
 from tl.trainer.heads.solvers import log_losses
 from tl.trainer.heads.training import solve
-from tl.trainer.options import candidates, parse_seconds, settled, with_absolute_paths
+from tl.trainer.options import candidates, parse_seconds, settled
 from tl.trainer.run_folder.run import Run
 from tl.trainer.task import HeldOut, Outcome, Task, prepare_task
 
 if TYPE_CHECKING:
     from tl.trainer.fit.image_training import ImageTraining
 
-# With fewer held-out images, no difference is larger than its standard error would be by chance.
+# With fewer held-out images, the comparison would be a coin toss.
 MIN_HELD_OUT = 12
 # Above this accuracy of frozen features, fine-tuning has nothing to gain that users would notice.
 NEARLY_PERFECT = 0.99
@@ -42,6 +43,8 @@ BEST_LENGTH = 3
 _STEPS_PER_PREDICTION = 3
 # Part of the remaining budget that is planned for; saving and reporting need the rest.
 _SAFE = 0.85
+# The number of epochs of an unfinished run.
+_PLAN = "plan.csv"
 
 
 @dataclass(frozen=True)
@@ -127,18 +130,21 @@ class AutoWork:
         _, config = candidates(dataclasses.replace(self.config, refit=self.task.config.refit))
         task = prepare_task(config, progress, check_network)
         training = prepare_image_training(task, Ranks())
-        epochs = self._epochs(task, training, run, progress)
+        planned = run.rows(_PLAN) if is_resumed else []
+        epochs = int(planned[0]["epochs"]) if planned else self._epochs(task, training, run, progress)
         if epochs == 0:
             reason = f"the budget of {self.config.budget} is too short for fine-tuning"
             return self._finish(run, outcome, reason, progress)
         config = dataclasses.replace(task.config, epochs=epochs, drop_epochs=max(1, epochs // 3))
         training = dataclasses.replace(training, task=dataclasses.replace(task, config=config))
+        run.save_table(_PLAN, [{"epochs": epochs}])  # a resumed run must not measure its speed again
         run.rename("c_search.csv", "c_search_features.csv")  # fine-tuning solves a head too
         validated = training.validate(run, progress)
         times = (started - self.started, time.monotonic() - started)
         own = settled(validated.held_out)
         rows = compare_methods(held_out, own, self._true_ids(own), self._groups(own), times)
         run.save_rows("methods.csv", MethodRow, rows)
+        run.discard(_PLAN)
         _, tuned = rows
         progress.say(
             f"{tuned.n} held-out images: top-1 accuracy {rows[0].top1_accuracy:.3f} with frozen features, "
@@ -148,9 +154,9 @@ class AutoWork:
         if not tuned.is_chosen:
             run.rename("c_search_features.csv", "c_search.csv")
             run.rename("history.csv", "history_finetune.csv")
-            run.discard_last()
-            return self._finish(run, outcome, "fine-tuning is not better by more than one standard error", progress)
-        self._keep(run, training.task, "fine-tuning (better by more than one standard error)", progress)
+            run.discard(run.last_path.name)
+            return self._finish(run, outcome, "fine-tuning has no lower log loss", progress)
+        self._keep(run, training.task, "fine-tuning (lower log loss)", progress)
         return TrainedClassifier(training.task, validated.finish(is_resumed))
 
     def _epochs(self, task: Task, training: ImageTraining, run: Run, progress: Progress) -> int:
@@ -187,16 +193,15 @@ def compare_methods(
 
     `true_ids` int64 (N,) and `groups` (N,), '' for none, are of these images.
 
-    Fine-tuning is chosen if its log loss is lower by more than one standard error of the difference.
-
-    Source: the one-standard-error rule, Breiman et al. 1984; paired over the images.
+    The lower log loss wins, however small the difference: both methods cost the same in deployment. `standard_error` is
+    that of the paired difference.
     """
     at = {place: i for i, place in enumerate(features.places)}
     logits = [features.logits[[at[place] for place in tuned.places]], tuned.logits]
     losses = [log_losses(each / fit_temperature(each, true_ids), true_ids) for each in logits]
     gains = losses[0] - losses[1]
     gain, error = float(gains.mean()), math.sqrt(variance_of_mean(gains, groups))
-    is_tuned = gain > error
+    is_tuned = gain > 0
     rows = [
         MethodRow(
             method=name,

@@ -1,4 +1,4 @@
-"""Read, complete and check training options: YAML and flags in, a resolved `TrainConfig` out.
+"""Complete and check training options: a `TrainConfig` in, a resolved one out.
 
 Contains the rules for which options can be combined. Does not depend on torch, images or networks.
 """
@@ -7,15 +7,13 @@ from __future__ import annotations
 
 import dataclasses
 import math
-import os
 import re
-from collections.abc import Mapping, Sequence
-from contextlib import suppress
+from collections.abc import Mapping
 from difflib import get_close_matches
 from pathlib import Path
 from typing import Any, TypeVar
 
-from tl.errors import ConfigError, MissingExtraError
+from tl.errors import ConfigError
 from tl.runtime.landmarks.files import is_landmark_file
 from tl.trainer.config import (
     BAG_FOLDS,
@@ -29,7 +27,6 @@ from tl.trainer.config import (
     LANDMARK_LEARNING_RATES,
     LANDMARKS,
     LEARNING_RATES,
-    PRESETS,
     SMALLER_LEARNING_RATES,
     TRANSFORMERS,
     WITH_LAYER_NORM,
@@ -49,10 +46,11 @@ def resolve(config: TrainConfig, where: str = "options") -> TrainConfig:
     if config.task is None:
         config = dataclasses.replace(config, task=find_task(config.data))
     if config.method is None:
-        config = dataclasses.replace(config, method="finetune" if _auto_faults(config) else "auto")
+        asks_auto = config.budget is not None or config.quality != TrainConfig.quality
+        config = dataclasses.replace(config, method="finetune" if _auto_faults(config) and not asks_auto else "auto")
     if config.method != "auto":
         return _resolve_method(config, where)
-    _raise_faults([*_auto_faults(config), *_budget_faults(config)], where)
+    raise_faults([*_auto_faults(config), *_budget_faults(config)], where)
     for candidate in candidates(config):
         _resolve_method(candidate, where)
     return dataclasses.replace(config, out=config.out or _default_out(config))
@@ -63,18 +61,6 @@ def candidates(config: TrainConfig) -> tuple[TrainConfig, TrainConfig]:
     common = dataclasses.replace(config, quality="balanced", budget=None, out=config.out or _default_out(config))
     features = dataclasses.replace(common, method="features", augment=None)
     return features, dataclasses.replace(common, method="finetune")
-
-
-def with_absolute_paths(config: TrainConfig) -> TrainConfig:
-    """The config with absolute paths, so that the run can be resumed, repeated and exported from any folder."""
-    words = {"none", "imagenet", *PRESETS}  # keywords, kept even if a folder of the same name exists
-    paths = {name: getattr(config, name) for name in ("data", "images", "weights", "augment")}
-    absolute = {
-        name: os.path.abspath(path)
-        for name, path in paths.items()
-        if path is not None and path not in words and os.path.exists(path)
-    }
-    return dataclasses.replace(config, **absolute)
 
 
 def _default_out(config: TrainConfig) -> str:
@@ -112,29 +98,13 @@ def _resolve_method(config: TrainConfig, where: str) -> TrainConfig:
         config = dataclasses.replace(config, lr=rates.get(str(config.optimizer)))
     if not config.out:
         config = dataclasses.replace(config, out=_default_out(config))
-    _raise_faults([*_range_faults(config), *_combination_faults(config)], where)
+    raise_faults([*_range_faults(config), *_combination_faults(config)], where)
     return config
 
 
 def _fill(config: TrainConfig, values: Mapping[str, Any]) -> TrainConfig:
     """Set options that are still unset."""
     return dataclasses.replace(config, **{n: value for n, value in values.items() if getattr(config, n) is None})
-
-
-def own_choices(config: TrainConfig) -> dict[str, Any]:
-    """The smallest set of options that resolves to the same config: the user's choices without derived values."""
-    chosen = vars(config).copy()
-    # Fine-tuning from a solved head follows from an open optimizer, so its options are opened together; otherwise the
-    # optimizer is opened late and the method last, because other defaults depend on them.
-    together = [(*FROM_SOLVED_HEAD, "lr", "layer_lr_decay", "interpolate", "drop_epochs", "monitor")]
-    late = ("optimizer", "method")
-    order = [*(name for name in _may_be_open() if name not in late), *late]
-    for names in [*together, *((name,) for name in order)]:
-        shorter = {**chosen, **dict.fromkeys(names)}
-        with suppress(ConfigError):
-            if resolve(TrainConfig(**shorter)) == config:
-                chosen = shorter
-    return {name: value for name, value in chosen.items() if value is not None}
 
 
 def settled(value: _Value | None) -> _Value:
@@ -187,65 +157,10 @@ def is_solved(config: TrainConfig) -> bool:
     return config.head == "svm" or config.optimizer == "lbfgs"
 
 
-# Options from versions before 0.1.
-_OLD_NAMES = {"normalise": "normalize", "head_start": "head_init"}
-
-
-def config_from_mapping(values: Mapping[str, Any], where: str) -> TrainConfig:
-    """A config from parsed YAML or flags. Raises `ConfigError` naming unknown keys and wrong types, with the fix."""
-    try:
-        from pydantic import TypeAdapter, ValidationError
-    except ImportError as error:  # pydantic is installed with albumentations
-        raise MissingExtraError("training requires additional packages: pip install 'tl-toolkit[train]'") from error
-    values = {_OLD_NAMES.get(key, key): value for key, value in values.items()}
-    names = [field.name for field in dataclasses.fields(TrainConfig)]
-    faults = [_unknown_fault(key, names) for key in values if key not in names]
-    try:
-        plain = {key: value for key, value in values.items() if key in names}
-        if isinstance(plain.get("freeze"), int):
-            plain["freeze"] = str(plain["freeze"])  # YAML parses a number of stages as an integer
-        config = TypeAdapter(TrainConfig).validate_python(plain)
-    except ValidationError as error:
-        faults += _type_faults(error.errors())
-        _raise_faults(faults, where)
-        raise
-    _raise_faults(faults, where)
-    return config
-
-
-def load_config(path: str | Path) -> dict[str, Any]:
-    """Read a YAML config file into a mapping. Raises `ConfigError`."""
-    try:
-        import yaml
-    except ImportError as error:
-        raise MissingExtraError("config files require additional packages: pip install 'tl-toolkit[train]'") from error
-    try:
-        values = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
-    except OSError as error:
-        raise ConfigError(f"{path}: cannot be read ({error.strerror})") from error
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise ConfigError(f"{path}: not a YAML file ({' '.join(str(error).split())})") from error
-    if not isinstance(values, dict):
-        raise ConfigError(f"{path}: expected 'option: value' lines")
-    return values
-
-
-def dump_config(config: TrainConfig) -> str:
-    """The config as YAML text that `load_config` can read."""
-    import yaml
-
-    plain = {key: list(value) if isinstance(value, tuple) else value for key, value in vars(config).items()}
-    return yaml.safe_dump(plain, sort_keys=False, allow_unicode=True)
-
-
 def nearest(word: str, known: list[str]) -> str:
     """`" (nearest: 'x')"` for a misspelled word, or ''."""
     matches = get_close_matches(word, known, n=1)
     return f" (nearest: '{matches[0]}')" if matches else ""
-
-
-def _may_be_open() -> list[str]:
-    return [field.name for field in dataclasses.fields(TrainConfig) if field.default is None]
 
 
 def _streams(config: TrainConfig) -> bool:
@@ -462,21 +377,7 @@ def _below(value: float | None, limit: float) -> bool:
     return value is not None and not value >= limit
 
 
-def _unknown_fault(key: object, names: list[str]) -> str:
-    return f"unknown option '{key}'{nearest(str(key), names)}"
-
-
-def _type_faults(errors: Sequence[Any]) -> list[str]:
-    """One error per option, however many types pydantic tried for it."""
-    by_place: dict[str, list[str]] = {}
-    for error in errors:
-        name, *within = error["loc"]
-        place = ".".join(str(part) for part in (name, *(part for part in within if isinstance(part, int))))
-        found = by_place.setdefault(f"{place}: ", [f"{error['input']!r}"])
-        found.append(f"{error['msg'][0].lower()}{error['msg'][1:]}")
-    return [f"{place}{' or '.join(messages)}, found {found}" for place, (found, *messages) in by_place.items()]
-
-
-def _raise_faults(faults: list[str], where: str) -> None:
+def raise_faults(faults: list[str], where: str) -> None:
+    """Raise `ConfigError` that lists all faults, if there are any."""
     if faults:
         raise ConfigError(f"{where}: " + "; ".join(faults))

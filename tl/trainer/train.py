@@ -19,7 +19,8 @@ from tl.evaluation.metrics import Metrics
 from tl.progress import Progress, Silent
 from tl.trainer.classification import prepare_classification
 from tl.trainer.config import TrainConfig
-from tl.trainer.options import own_choices, resolve, with_absolute_paths
+from tl.trainer.config_files import own_choices, with_absolute_paths
+from tl.trainer.options import resolve
 from tl.trainer.run_folder.mlflow_log import MlflowLog
 from tl.trainer.run_folder.run import Run, check_free, create_run, describe_environment
 from tl.trainer.task import PreparedInputs

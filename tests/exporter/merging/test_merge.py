@@ -15,7 +15,7 @@ from tests.spots import make_spot_model
 from tests.trainer.make import make_manifest, make_png
 from tl.data.manifests import LabeledImage
 from tl.errors import ConfigError, DataError, EnsembleError, ModelFileError, ParityError
-from tl.evaluation.evaluate import log_loss
+from tl.evaluation.vote_weights import log_loss
 from tl.exporter.export import Exported
 from tl.exporter.merging import merge as merge_module
 from tl.exporter.merging.merge import Merged, merge

@@ -292,7 +292,7 @@ def test_solve__on_kept_features_imports_no_torch(photos: Path, finished_run: Ru
     config = head_config(photos, finished_run, tmp_path / "b", head=head)
     code = (
         "import json, sys\n"
-        "from tl.trainer.options import config_from_mapping\n"
+        "from tl.trainer.config_files import config_from_mapping\n"
         "from tl.progress import Silent\n"
         "from tl.trainer.train import train\n"
         "train(config_from_mapping(json.loads(sys.argv[1]), 'here'), Silent())\n"

@@ -14,7 +14,8 @@ from numpy.typing import NDArray
 from tl.data.manifests import LabeledImage, class_ids
 from tl.errors import DataError
 from tl.evaluation.calibration import conformal_of, fit_temperature, unknown_limit
-from tl.evaluation.evaluate import check_unseen, log_loss
+from tl.evaluation.evaluate import check_unseen
+from tl.evaluation.vote_weights import log_loss
 from tl.progress import Progress
 from tl.runtime.ensembles.ensemble import Ensemble
 from tl.runtime.ensembles.voting import soften

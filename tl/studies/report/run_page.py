@@ -19,7 +19,8 @@ from tl.studies.report.run_files import FinishedRun, open_finished
 from tl.studies.report.samples import augmented_cards
 from tl.studies.report.sections import class_figures, class_sections, point_figures, point_sections
 from tl.trainer.config import TrainConfig
-from tl.trainer.options import is_solved, own_choices
+from tl.trainer.config_files import own_choices
+from tl.trainer.options import is_solved
 from tl.trainer.run_folder.run import Run
 
 _SHOWN_FINDINGS = 200
@@ -85,7 +86,7 @@ def _methods(finished: FinishedRun) -> list[Section]:
     names = ("method", "n", "top1_accuracy", "log_loss", "gain", "standard_error", "seconds")
     note = Note(
         f"Chosen: {finished.config.method}. Both methods were scored on the same images, which neither had seen. "
-        "Fine-tuning is chosen if its log loss is lower by more than one standard error of the difference."
+        "The lower log loss wins."
     )
     table = Table(
         columns,

@@ -147,7 +147,8 @@ def build_on_machine(
     """Build a network from the task's weights, on this process's device. Raises as `prepare_image_training` does."""
     machine = _build_own_machine(task.config, ranks)
     network = build(read_weights(task.weights, task.config.backbone) if task.weights else None).to(machine.device)
-    share_batch_norm(network, ranks)
+    if task.config.batch_norm != "fixed":  # fixed statistics need no sharing
+        share_batch_norm(network, ranks)
     return network, machine
 
 

@@ -318,11 +318,10 @@ def _copy_state(module: nn.Module) -> dict[str, Tensor]:
 
 def _epoch_line(row: EpochRow, options: FitOptions) -> str:
     shown = [f"{_spoken(name)} {value:.3f}" for name, value in itertools.islice(row.figures.items(), _LEADING)]
-    train, val = " ".join(shown[:2]), " ".join(["val", *shown[2:]] if shown[2:] else [])
-    return (
-        f"epoch {row.epoch:>{len(str(options.epochs))}}/{options.epochs}  "
-        f"train {train}  {val}  {row.images_per_s:.1f} images/s"
-    )
+    parts = [f"epoch {row.epoch:>{len(str(options.epochs))}}/{options.epochs}", f"train {' '.join(shown[:2])}"]
+    if shown[2:]:
+        parts.append(f"val {' '.join(shown[2:])}")
+    return "  ".join([*parts, f"{row.images_per_s:.1f} images/s"])
 
 
 def _spoken(column: str) -> str:

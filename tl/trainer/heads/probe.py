@@ -21,8 +21,9 @@ from tl.errors import ConfigError
 from tl.evaluation.metrics import macro_f1, wilson_interval
 from tl.progress import Progress, Silent
 from tl.trainer.config import TrainConfig
+from tl.trainer.config_files import config_from_mapping
 from tl.trainer.heads.solvers import Solver, solve_head
-from tl.trainer.options import config_from_mapping, is_solved, nearest, resolve, settled
+from tl.trainer.options import is_solved, nearest, resolve, settled
 from tl.trainer.task import CLEAN, Task
 
 # Options that a try may vary: all that leave the features unchanged.

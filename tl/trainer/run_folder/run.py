@@ -37,7 +37,7 @@ from tl.runtime.landmarks.sets import LandmarkSet
 from tl.runtime.model_file.strict_json import Json, dump_json, from_plain, parse_json
 from tl.runtime.output.files import atomic_path, output_errors, write_text
 from tl.trainer.config import TrainConfig
-from tl.trainer.options import config_from_mapping, dump_config, load_config
+from tl.trainer.config_files import config_from_mapping, dump_config, load_config
 
 _LIBRARIES = ("torch", "torchvision", "albumentations", "scikit-learn", "numpy", "pillow", "simplejpeg", "onnxruntime")
 
@@ -264,10 +264,10 @@ class Run:
         with output_errors(self.folder):
             (self.folder / old).replace(self.folder / new)
 
-    def discard_last(self) -> None:
-        """Delete the resume state."""
+    def discard(self, name: str) -> None:
+        """Delete a file of the run, if it exists."""
         with output_errors(self.folder):
-            self.last_path.unlink(missing_ok=True)
+            (self.folder / name).unlink(missing_ok=True)
 
     def save_metrics(self, metrics: Metrics) -> None:
         """Write `metrics.json`."""
