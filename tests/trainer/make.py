@@ -63,13 +63,13 @@ def make_class_folders(
     return root
 
 
-def make_stripes(root: Path, per_class: int = 60, contrast: float = 20) -> Path:
+def make_stripes(root: Path, per_class: int = 60) -> Path:
     """ROOT/ab/N.png: noise with vertical or horizontal waves, which a network trained on colors hardly sees."""
     rows, columns = np.mgrid[:20, :20]
     for c, across in enumerate((columns, rows)):
         for i in range(per_class):
             rng = np.random.default_rng(1000 * c + i)
-            wave = contrast * np.sin(2 * np.pi * (across / 12 + rng.uniform()))
+            wave = 20 * np.sin(2 * np.pi * (across / 12 + rng.uniform()))
             image = 128 + wave[:, :, None] + rng.normal(0, 60, (20, 20, 3))
             make_png(root / "ab"[c] / f"{i}.png", np.clip(image, 0, 255).astype(np.uint8))
     return root

@@ -22,6 +22,7 @@ from tests.trainer.make import (
 )
 from tl.errors import ConfigError, RunInterrupted
 from tl.progress import Progress, Silent
+from tl.trainer import auto
 from tl.trainer.auto import compare_methods
 from tl.trainer.config import TrainConfig
 from tl.trainer.fit.distributed import Ranks
@@ -189,8 +190,15 @@ def assert_features(result: TrainResult, listener: Listener, reason: str) -> Non
     assert (result.run.folder / "predictions_fitted.csv").exists()
 
 
-def test_train__auto_keeps_features_where_fine_tuning_is_no_better(finished_run: Run, tmp_path: Path) -> None:
-    data, listener = make_stripes(tmp_path / "noise", contrast=0), Listener()
+def test_train__auto_keeps_features_where_fine_tuning_is_no_better(
+    finished_run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def undecided(features: HeldOut, tuned: HeldOut, *rest: Any) -> object:
+        """Compare as if fine-tuning had learned nothing, and the head what fine-tuning has learned."""
+        return compare_methods(tuned, HeldOut(tuned.places, np.zeros_like(tuned.logits)), *rest)
+
+    monkeypatch.setattr(auto, "compare_methods", undecided)
+    data, listener = make_stripes(tmp_path / "stripes"), Listener()
     result = train_auto(data, finished_run, tmp_path / "run", listener)
     assert_features(result, listener, "fine-tuning has no lower log loss")
     assert [row["is_chosen"] for row in read_rows(result.run.folder / "methods.csv")] == ["1", "0"]
