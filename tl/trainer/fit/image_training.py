@@ -16,7 +16,6 @@ from torch import Tensor, nn
 
 from tl.data.images import ImageStore
 from tl.errors import ConfigError
-from tl.evaluation.calibration import fit_temperature
 from tl.progress import Progress
 from tl.trainer.config import TrainConfig
 from tl.trainer.fit.batches import ImageBatches, LabeledItems, iter_inputs
@@ -40,7 +39,7 @@ _EVAL_BATCH = 32
 # Enough images to estimate mean and standard deviation.
 _STANDARDISE_ON = 256
 # Positions between the initial (0) and the final weights (1) that are compared on validation images.
-SHARES = (0.0, 0.5, 0.75, 1.0)
+SHARES = (0.0, 0.25, 0.5, 0.75, 1.0)
 
 
 @dataclass(frozen=True)
@@ -224,8 +223,7 @@ def _training_parts(bench: _Bench, config: TrainConfig, places: Sequence[int]) -
 
 
 def _choose_share(bench: _Bench, start: dict[str, Tensor], val: Sequence[int]) -> tuple[float, HeldOut]:
-    """Load the weights between `start` and the trained ones that have the lowest calibrated log loss on the validation
-    images.
+    """Load the weights between `start` and the trained ones that have the lowest log loss on the validation images.
 
     Returns their position, and the validation images' logits from a choice that was made without them.
     """
@@ -235,9 +233,9 @@ def _choose_share(bench: _Bench, start: dict[str, Tensor], val: Sequence[int]) -
     for share in SHARES:
         network.load_state_dict(interpolate(start, end, share))
         logits.append(_gather_logits(bench, network, val))
-    # Scaled by a temperature: the final weights are more certain, but not for that reason worse.
-    losses = np.array([log_losses(each / fit_temperature(each, ids), ids) for each in logits])
-    chosen, held_out = select_nested(np.array(logits), losses, task.folds(val) or [])
+    chosen, held_out = select_nested(
+        np.array(logits), np.array([log_losses(each, ids) for each in logits]), task.folds(val) or []
+    )
     network.load_state_dict(interpolate(start, end, SHARES[chosen]))
     accuracy = float((logits[chosen].argmax(axis=1) == ids).mean())
     bench.progress.say(
