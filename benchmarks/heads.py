@@ -16,6 +16,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
+from defaults import list_images
 from joblib import Parallel, delayed
 from sklearn.linear_model import LogisticRegression
 from sklearn.model_selection import StratifiedKFold
@@ -62,20 +63,6 @@ def embed(name: str, backbone: str) -> tuple[Data, Data]:
     train = [i for split in ("train", "val") for i in task.store.indices(split)]
     test, ids = task.store.indices("test"), np.array(task.ids)
     return (task.features_at(train), ids[train]), (task.features_at(test), ids[test])
-
-
-def list_images(name: str) -> Iterator[tuple[str, str, str]]:
-    root = SHARED / "data" / name
-    if name.startswith("pacs"):
-        root = SHARED / "data" / "pacs-cartoon"
-        column = "fewshot_split" if name.endswith("-few") else "split"
-        for row in csv.DictReader((root / "splits.csv").open(encoding="utf-8")):
-            yield str(root / row["path"]), row["label"], "test" if row[column] == "test" else "train"
-        return
-    test = "test" if (root / "test").is_dir() else "val"
-    for folder, split in (("train", "train"), (test, "test")):
-        for path in sorted((root / folder).glob("*/*")):
-            yield str(path), path.parent.name, split
 
 
 def draw(name: str, train: Data, test: Data) -> Iterator[tuple[str, Data, Data]]:
