@@ -4,10 +4,19 @@ import os
 from collections import Counter
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from tests.trainer.make import make_class_folders, make_images, make_manifest
-from tl.data.manifests import LabeledImage, assign_splits, bind_class_names, class_ids, limit_per_class, read_images
+from tl.data.manifests import (
+    LabeledImage,
+    assign_splits,
+    bind_class_names,
+    class_ids,
+    cut_parts,
+    limit_per_class,
+    read_images,
+)
 from tl.errors import DataError
 
 GROUPED = ("path", "label", "split", "group")
@@ -281,3 +290,27 @@ def test_limit_per_class__too_few_names_every_class() -> None:
     with pytest.raises(DataError) as caught:
         limit_per_class(images, 3, seed=0)
     assert str(caught.value) == "per_class 3: too few training images: class 'Käfer' has 1, 'b' has 2"
+
+
+def test_cut_parts__similar_parts_without_a_gap() -> None:
+    ids = np.array([0] * 7 + [1] * 4 + [2])
+    parts = cut_parts(ids, [f"{i}" for i in range(12)], [""] * 12, 3, seed=0)
+    assert sorted(np.concatenate(parts).tolist()) == list(range(12))
+    assert [len(part) for part in parts] == [4, 4, 4]
+    for class_id, sizes in ((0, {2, 3}), (1, {1, 2})):
+        assert {int((ids[part] == class_id).sum()) for part in parts} == sizes
+    again = cut_parts(ids, [f"{i}" for i in range(12)], [""] * 12, 3, seed=0)
+    assert all((a == b).all() for a, b in zip(parts, again, strict=True))
+
+
+def test_cut_parts__groups_and_equal_files_stay_together() -> None:
+    groups = ["a", "a", "a", "", "", "b", "", "b"]
+    hashes = ["0", "1", "2", "3", "3", "5", "6", "7"]
+    parts = cut_parts(np.zeros(8, np.int64), hashes, groups, 2, seed=1)
+    assert len(parts) == 2
+    for together in ({0, 1, 2}, {3, 4}, {5, 7}):
+        assert any(together <= set(part.tolist()) for part in parts)
+
+
+def test_cut_parts__fewer_than_asked_for_where_there_are_too_few_images() -> None:
+    assert [part.tolist() for part in cut_parts(np.array([0, 1]), ["0", "0"], ["", ""], 2, seed=0)] == [[0, 1]]

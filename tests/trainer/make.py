@@ -217,7 +217,7 @@ def assert_same_run(left: Run, right: Run) -> None:
     """Check equal weights and files, except for times, paths and TensorBoard events."""
     names = [{path.name for path in run.folder.iterdir() if "tfevents" not in path.name} for run in (left, right)]
     assert names[0] == names[1]
-    for name in {"history.csv", "history_refit.csv"} & names[0]:
+    for name in {"history.csv", "history_2.csv"} & names[0]:
         assert timeless_file(left.folder / name) == timeless_file(right.folder / name), name
     assert equal(weights_of(left), weights_of(right))
     predictions = {"predictions_val.csv", "predictions_fitted.csv"}

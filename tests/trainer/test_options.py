@@ -88,6 +88,8 @@ def test_resolve__keeps_what_was_given() -> None:
         batch_norm="update",
         interpolate=False,
         layer_lr_decay=0.5,
+        val_fraction=0.3,
+        soup=1,
     )
     assert resolve(given) == given
 

@@ -330,6 +330,22 @@ def find_folds(
     return None
 
 
+def cut_parts(
+    true_ids: NDArray[np.int64], hashes: Sequence[str], groups: Sequence[str], count: int, seed: int
+) -> list[NDArray[np.intp]]:
+    """Divide images into up to `count` parts of similar size and classes; none is empty.
+
+    `true_ids` int64 (N,). Groups ('' is none) and equal files stay in one part. Unlike `cut_folds`, a part may lack a
+    class.
+    """
+    tied = np.array(_inseparable(hashes, groups))
+    numbers, first, sizes = np.unique(tied, return_index=True, return_counts=True)
+    shuffled = np.random.default_rng(seed).permutation(len(numbers))
+    dealt = sorted(shuffled, key=lambda i: (true_ids[first[i]], -sizes[i]))  # as cards, class by class
+    parts = [np.flatnonzero(np.isin(tied, numbers[dealt[start::count]])) for start in range(count)]
+    return [part for part in parts if len(part)]
+
+
 def _inseparable(hashes: Sequence[str], groups: Sequence[str]) -> list[int]:
     """A number for each image, shared by all images connected through equal files or groups, directly or indirectly."""
     from scipy.sparse import coo_array

@@ -58,7 +58,8 @@ def estimate_seconds(runs: Sequence[CellRun]) -> float:
 
 def _expected(config: TrainConfig, embedded: set[str]) -> float:
     """`embedded`: frozen trunks whose features are already counted; this run's trunk is added."""
-    counts = _count_images(config.data, config.images, config.split_column, config.val_fraction, config.per_class)
+    val_fraction = settled(config.val_fraction)
+    counts = _count_images(config.data, config.images, config.split_column, val_fraction, config.per_class)
     train, val = counts["train"], counts["val"]
     speed = _time_network(_network_key(config))
     if config.method == "features" and config.augment == "none":

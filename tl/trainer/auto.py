@@ -37,8 +37,6 @@ if TYPE_CHECKING:
 MIN_HELD_OUT = 12
 # Above this accuracy of frozen features, fine-tuning has nothing to gain that users would notice.
 NEARLY_PERFECT = 0.99
-# How many times as long quality best fine-tunes.
-BEST_LENGTH = 3
 # A training step takes about as long as this many predictions.
 _STEPS_PER_PREDICTION = 3
 # Part of the remaining budget that is planned for; saving and reporting need the rest.
@@ -124,7 +122,7 @@ class AutoWork:
         self, run: Run, outcome: Outcome, held_out: HeldOut, progress: Progress, is_resumed: bool
     ) -> TrainedClassifier:
         from tl.trainer.fit.distributed import Ranks
-        from tl.trainer.fit.image_training import prepare_image_training
+        from tl.trainer.fit.image_training import prepare_image_training, stage_of
 
         started = time.monotonic()
         _, config = candidates(dataclasses.replace(self.config, refit=self.task.config.refit))
@@ -139,9 +137,9 @@ class AutoWork:
         training = dataclasses.replace(training, task=dataclasses.replace(task, config=config))
         run.save_table(_PLAN, [{"epochs": epochs}])  # a resumed run must not measure its speed again
         run.rename("c_search.csv", "c_search_features.csv")  # fine-tuning solves a head too
-        validated = training.validate(run, progress)
+        tuned_outcome = training(run, progress, is_resumed)
         times = (started - self.started, time.monotonic() - started)
-        own = settled(validated.held_out)
+        own = settled(tuned_outcome.held_out)
         rows = compare_methods(held_out, own, self._true_ids(own), self._groups(own), times)
         run.save_rows("methods.csv", MethodRow, rows)
         run.discard(_PLAN)
@@ -154,20 +152,22 @@ class AutoWork:
         if not tuned.is_chosen:
             run.rename("c_search_features.csv", "c_search.csv")
             run.rename("history.csv", "history_finetune.csv")
-            run.discard(run.last_path.name)
+            for number in range(1, len(training.folds) + 1):
+                run.discard(f"last{stage_of(number)}.pt")
+            for number in range(2, len(training.folds) + 1):
+                run.discard(f"history{stage_of(number)}.csv")
+                run.discard(f"c_search{stage_of(number)}.csv")
             return self._finish(run, outcome, "fine-tuning has no lower log loss", progress)
         self._keep(run, training.task, "fine-tuning (lower log loss)", progress)
-        return TrainedClassifier(training.task, validated.finish(is_resumed))
+        return TrainedClassifier(training.task, tuned_outcome)
 
     def _epochs(self, task: Task, training: ImageTraining, run: Run, progress: Progress) -> int:
         """Epochs of fine-tuning: the default, or as many as fit into the budget; 0 if none does."""
-        config = task.config
-        epochs = settled(config.epochs) * (BEST_LENGTH if self.config.quality == "best" else 1)
+        epochs = settled(task.config.epochs)
         if self.config.budget is None:
             return epochs
-        train, val = (len(task.store.indices(split)) for split in ("train", "val"))
         left = settled(parse_seconds(self.config.budget)) - (time.monotonic() - self.started)
-        images = train + (train + val if config.refit else 0) + val / _STEPS_PER_PREDICTION
+        images = sum(len(places) + len(scored) / _STEPS_PER_PREDICTION for places, scored in training.folds)
         if left <= 0:
             return 0
         return min(epochs, int(_SAFE * left / (images * training.seconds_per_image(run, progress))))

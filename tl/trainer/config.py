@@ -58,7 +58,12 @@ class TrainConfig:
     task: Kind | None = _option(None, "Task to train for. Default: inferred from the data.", "Data")
     out: str = _option("", "Run folder to create. Default: runs/DATA, or runs/DATA-METHOD with a method.", "Data")
     split_column: str = _option("split", "CSV column that holds train, val or test.", "Data")
-    val_fraction: float = _option(0.2, "Fraction of images held out for validation if the data has no split.", "Data")
+    val_fraction: float | None = _option(
+        None,
+        "Fraction of images held out for validation if the data has no split. Default: 0.2, or 0.2 for each of several "
+        "networks that are averaged (--soup).",
+        "Data",
+    )
     per_class: int | None = _option(None, "Train on only this many images per class.", "Data")
     images: str | None = _option(
         None, "Landmarks: folder that image names are relative to, if not the annotation file's own.", "Data"
@@ -76,7 +81,7 @@ class TrainConfig:
     )
     quality: Quality = _option(
         "balanced",
-        "Method auto: fast solves the head only; best fine-tunes three times as long.",
+        "Method auto: fast solves the head only; best averages three fine-tuned networks instead of two.",
         "Model",
     )
     budget: str | None = _option(
@@ -140,9 +145,15 @@ class TrainConfig:
     )
     refit: bool | None = _option(
         None,
-        "Fit the final network to the training and validation images, once they have served to choose its options, and "
-        "report scores of held-out images. Solved heads are scored out of fold; fine-tuning runs twice. Default: yes "
-        "for a head that is solved or starts from a solved one, unless the data has its own validation split.",
+        "Fit the final network to the training and validation images, and report scores of held-out images. Solved "
+        "heads are scored out of fold, fine-tuned networks as --soup says. Default: yes for a head that is solved or "
+        "starts from a solved one, unless the data has its own validation split.",
+        "Model",
+    )
+    soup: int | None = _option(
+        None,
+        "With --refit and --interpolate: number of networks to train and average. Each is trained on all images except "
+        "another part of the validation images, which scores it. Default: 2, or 3 with --quality best.",
         "Model",
     )
 
@@ -314,6 +325,10 @@ FAMILY_RATES: dict[str, tuple[float, float]] = {
     "transformer": (3e-5, 0.75),
     "no normalization": (7e-5, 1.0),
 }
+# Fraction of the images that scores a network; networks that are averaged, and their number with --quality best.
+VAL_FRACTION, SOUP, BEST_SOUP = 0.2, 2, 3
+# Several averaged networks hold out no more than this fraction together.
+MAX_VAL_FRACTION = 0.8
 # Few images get more epochs, up to MAX_EPOCHS, to reach this number of steps.
 MIN_STEPS, MAX_EPOCHS = 240, 12
 # Defaults for landmarks. Landmark data sets have dozens or hundreds of images, so epochs are short; for few images,

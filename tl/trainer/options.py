@@ -17,6 +17,7 @@ from tl.errors import ConfigError
 from tl.runtime.landmarks.files import is_landmark_file
 from tl.trainer.config import (
     BAG_FOLDS,
+    BEST_SOUP,
     BY_METHOD,
     C_VALUES,
     CLASSES,
@@ -27,8 +28,11 @@ from tl.trainer.config import (
     LANDMARK_LEARNING_RATES,
     LANDMARKS,
     LEARNING_RATES,
+    MAX_VAL_FRACTION,
     SMALLER_LEARNING_RATES,
+    SOUP,
     TRANSFORMERS,
+    VAL_FRACTION,
     WITH_LAYER_NORM,
     WITHOUT_NORM,
     Kind,
@@ -57,10 +61,17 @@ def resolve(config: TrainConfig, where: str = "options") -> TrainConfig:
 
 
 def candidates(config: TrainConfig) -> tuple[TrainConfig, TrainConfig]:
-    """The configs that method auto compares, not resolved: features and finetune."""
+    """The configs that method auto compares, not resolved: features and finetune, with the same validation split."""
     common = dataclasses.replace(config, quality="balanced", budget=None, out=config.out or _default_out(config))
+    soup = 1 if config.refit is False else (BEST_SOUP if config.quality == "best" else SOUP)
+    common = _fill(common, {"val_fraction": _val_fraction(soup)})
     features = dataclasses.replace(common, method="features", augment=None)
-    return features, dataclasses.replace(common, method="finetune")
+    return features, dataclasses.replace(common, method="finetune", soup=soup)
+
+
+def _val_fraction(soup: int) -> float:
+    """Default fraction of the images that is held out for `soup` networks."""
+    return min(round(soup * VAL_FRACTION, 2), MAX_VAL_FRACTION)
 
 
 def _default_out(config: TrainConfig) -> str:
@@ -85,6 +96,10 @@ def _resolve_method(config: TrainConfig, where: str) -> TrainConfig:
             chosen["interpolate"] = not selects_epoch and config.batch_norm != "update"
         elif not has_norm(config.backbone):
             chosen["head_init"] = "solved"
+    is_interpolated = chosen["interpolate"] if config.interpolate is None else config.interpolate
+    is_averaged = is_interpolated and config.refit is not False and config.schedule != "plateau"
+    config = _fill(config, {"soup": SOUP if is_averaged else 1})
+    chosen["val_fraction"] = _val_fraction(settled(config.soup))
     if (config.optimizer or chosen["optimizer"]) == "lbfgs":
         del chosen["epochs"]  # this head is not trained in epochs
     head = settled(config.head)
@@ -133,11 +148,15 @@ def family_of(backbone: str) -> str:
 
 
 def can_refit(config: TrainConfig) -> bool:
-    """Whether the network of a resolved config can be fitted to the validation images too: C or the position between
-    initial and final weights is chosen first and then kept, and no epoch is selected on them.
+    """Whether the network of a resolved config can be fitted to the validation images too: C is chosen first and then
+    kept, or networks that were scored by different images are averaged, and no epoch is selected on them.
     """
     if is_solved(config):
         return not config.bag and config.views is None
+    return _can_average(config) and config.soup != 1
+
+
+def _can_average(config: TrainConfig) -> bool:
     return bool(config.interpolate) and config.schedule != "plateau"
 
 
@@ -170,10 +189,10 @@ def _streams(config: TrainConfig) -> bool:
 
 # Options of method auto that would not apply to both of its methods.
 _ONE_METHOD_ONLY = (
-    *("freeze", "unfreeze_every", "layer_lr_decay", "head_init", "batch_norm", "interpolate", "head_sizes", "dropout"),
-    *("bag", "folds", "views", "epochs", "batch_size", "accumulate", "optimizer", "lr", "momentum", "weight_decay"),
-    *("schedule", "warmup_epochs", "drop_epochs", "drop_factor", "clip_norm", "ema_decay", "label_smoothing"),
-    *("mixup", "cutmix", "sampler", "patience", "monitor", "compile"),
+    *("freeze", "unfreeze_every", "layer_lr_decay", "head_init", "batch_norm", "interpolate", "soup", "head_sizes"),
+    *("dropout", "bag", "folds", "views", "epochs", "batch_size", "accumulate", "optimizer", "lr", "momentum"),
+    *("weight_decay", "schedule", "warmup_epochs", "drop_epochs", "drop_factor", "clip_norm", "ema_decay"),
+    *("label_smoothing", "mixup", "cutmix", "sampler", "patience", "monitor", "compile"),
 )
 
 
@@ -199,7 +218,7 @@ def _budget_faults(config: TrainConfig) -> list[str]:
 def _range_faults(config: TrainConfig) -> list[str]:
     positive = (
         *("per_class", "image_size", "views", "epochs", "batch_size", "accumulate", "drop_epochs", "patience"),
-        *("threads", "unfreeze_every"),
+        *("threads", "unfreeze_every", "soup"),
     )
     not_negative = ("crop_margin", "momentum", "weight_decay", "warmup_epochs", "workers", "seed", "mixup", "cutmix")
     faults = [f"{n} must be at least 1, found {v}" for n in positive if _below(v := getattr(config, n), 1)]
@@ -254,7 +273,12 @@ def _combination_faults(config: TrainConfig) -> list[str]:
         "without epochs": (config.bag and not is_solved(config)),
         f"folds must be at least 2, found {config.folds}": _below(config.folds, 2),
         "refit requires a solved head (method features with head linear or svm, without epochs), without bag and "
-        "views, or fine-tuning with interpolate": config.refit is True and not can_refit(config),
+        "views, or fine-tuning with interpolate and a soup of at least 2": (
+            config.refit is True and not can_refit(config)
+        ),
+        "soup requires fine-tuning with interpolate, without refit off and schedule plateau": (
+            config.soup != 1 and (config.refit is False or not _can_average(config))
+        ),
         "interpolate requires head_init solved, and the last epoch: leave out patience": (
             bool(config.interpolate) and (config.head_init != "solved" or config.patience is not None)
         ),

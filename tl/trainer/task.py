@@ -24,6 +24,7 @@ from tl.data.manifests import (
     assign_splits,
     bind_class_names,
     class_ids,
+    cut_parts,
     find_folds,
     limit_per_class,
     read_images,
@@ -132,6 +133,12 @@ class Task(PreparedInputs):
         hashes = [self.store.hashes[i] for i in places]
         return find_folds(ids, hashes, [image.group for image in images], SOLVER_FOLDS, self.config.seed)
 
+    def parts(self, places: Sequence[int], count: int) -> list[list[int]]:
+        """The images at `places` in up to `count` parts of similar classes; groups and equal files stay together."""
+        images, hashes = [self.store.images[i] for i in places], [self.store.hashes[i] for i in places]
+        ids, groups = np.array([self.ids[i] for i in places]), [image.group for image in images]
+        return [[places[i] for i in part] for part in cut_parts(ids, hashes, groups, count, self.config.seed)]
+
 
 # (config, info, number of classes, weights file): raises `TlError` if no network can be built from them.
 Check = Callable[[TrainConfig, BackboneInfo, int, WeightsFile | None], None]
@@ -153,10 +160,10 @@ def prepare_task(config: TrainConfig, progress: Progress, check: Check = lambda 
     augment = build_augment(str(config.augment), preprocessing)
     found = read_images(config.data, config.split_column, progress.say)
     has_own_split = any(image.split == "val" for image in found)
-    images = assign_splits(found, config.val_fraction, config.seed)
+    images = assign_splits(found, settled(config.val_fraction), config.seed)
     if config.per_class is not None:
         images = limit_per_class(images, config.per_class, config.seed)
-    config = _fit_epochs(fit_batch(config, images, asked.batch_size), images, asked)
+    config = _fit_epochs(fit_batch(config, images, asked.batch_size), images, asked, has_own_split)
     weights, info = find_start(config, info)
     check(config, info, len(_check_data(images, config)), weights)
     features = None
@@ -187,7 +194,7 @@ def prepare_task(config: TrainConfig, progress: Progress, check: Check = lambda 
 def _refits(task: Task, has_own_split: bool) -> bool:
     """Whether the final network is fitted to all images. Raises `DataError` if that is asked for and impossible."""
     config = task.config
-    if config.refit is False or not can_refit(config) or (config.refit is None and has_own_split):
+    if not _may_refit(config, has_own_split):
         return False
     if config.interpolate:
         return True
@@ -195,6 +202,11 @@ def _refits(task: Task, has_own_split: bool) -> bool:
     if config.refit and not is_possible:
         raise DataError("refit requires two images of each class, in two groups if there are groups")
     return is_possible
+
+
+def _may_refit(config: TrainConfig, has_own_split: bool) -> bool:
+    """Whether the final network may be fitted to the validation images too."""
+    return can_refit(config) and (not has_own_split if config.refit is None else config.refit)
 
 
 def network_card(task: Task, temperature: float) -> NetworkCard:
@@ -265,11 +277,17 @@ def fit_batch(config: TrainConfig, images: Sequence[LabeledImage], asked: int | 
     return dataclasses.replace(config, batch_size=min(int(config.batch_size or count), count))
 
 
-def _fit_epochs(config: TrainConfig, images: Sequence[LabeledImage], asked: TrainConfig) -> TrainConfig:
+def _fit_epochs(
+    config: TrainConfig, images: Sequence[LabeledImage], asked: TrainConfig, has_own_split: bool
+) -> TrainConfig:
     """Increase the default number of epochs of fine-tuning from a solved head for few images."""
     if asked.epochs is not None or not config.interpolate:
         return config
-    steps = math.ceil(sum(image.split == "train" for image in images) / settled(config.batch_size))
+    count = sum(image.split == "train" for image in images)
+    if _may_refit(config, has_own_split):  # all validation images but one part
+        soup = settled(config.soup)
+        count += sum(image.split == "val" for image in images) * (soup - 1) // soup
+    steps = math.ceil(count / settled(config.batch_size))
     epochs = max(settled(config.epochs), min(math.ceil(MIN_STEPS / steps), MAX_EPOCHS))
     drop = config.drop_epochs if asked.drop_epochs is not None else max(1, epochs // 3)
     return dataclasses.replace(config, epochs=epochs, drop_epochs=drop)

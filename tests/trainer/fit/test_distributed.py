@@ -266,7 +266,7 @@ def test_train__two_processes_fine_tune_from_one_solved_head(
     assert_as_one(two, one)
     names = [sorted(path.name for path in run.folder.iterdir() if "tfevents" not in path.name) for run in (two, one)]
     assert names[0] == names[1]
-    assert {"history_refit.csv", "last_refit.pt", "predictions_fitted.csv", "c_search.csv"} <= set(names[0])
+    assert {"history_2.csv", "last_2.pt", "predictions_fitted.csv", "c_search.csv", "c_search_2.csv"} <= set(names[0])
 
 
 @pytest.mark.slow

@@ -10,7 +10,6 @@ import pytest
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
-from torch.nn.functional import cross_entropy
 
 from tests.trainer.make import (
     StopsAt,
@@ -24,10 +23,12 @@ from tests.trainer.make import (
     weights_of,
 )
 from tl.errors import RunInterrupted
+from tl.evaluation.calibration import softmax
 from tl.progress import Silent
 from tl.trainer.config import TrainConfig
 from tl.trainer.fit.distributed import Ranks
-from tl.trainer.fit.image_training import copy_state, interpolate, prepare_image_training, standardize, start_head
+from tl.trainer.fit.image_training import copy_state, prepare_image_training, stage_of, standardize, start_head
+from tl.trainer.fit.interpolation import SHARES, average, choose_share, interpolate
 from tl.trainer.fit.machine import Machine
 from tl.trainer.heads.solvers import LinearHead
 from tl.trainer.models.backbone_info import BackboneInfo
@@ -103,18 +104,6 @@ def test_train__a_random_start_needs_no_features(finished_run: Run, tmp_path: Pa
     assert not list(fresh_cache.glob("features/*/*"))
 
 
-@pytest.mark.parametrize(
-    ("share", "wanted"), [(0.0, [1.0, -2.0]), (0.5, [2.0, 0.0]), (0.25, [1.5, -1.0]), (1.0, [3.0, 2.0])]
-)
-def test_interpolate__by_hand(share: float, wanted: list[float]) -> None:
-    start = {"weight": torch.tensor([1.0, -2.0]), "num_batches_tracked": torch.tensor(3)}
-    end = {"weight": torch.tensor([3.0, 2.0]), "num_batches_tracked": torch.tensor(8)}
-    found = interpolate(start, end, share)
-    assert found["weight"].tolist() == wanted
-    assert found["num_batches_tracked"] == 8
-    assert (start["weight"].tolist(), end["weight"].tolist()) == ([1.0, -2.0], [3.0, 2.0])
-
-
 def tuning_config(data: Path, weights: Run, out: Path, **changes: Any) -> TrainConfig:
     """Fine-tuning with the default options: from a solved head, interpolated."""
     common = {"method": "finetune", "weights": str(weights.folder), "batch_size": 8, "audit": False}
@@ -125,33 +114,30 @@ def fine_tune(data: Path, weights: Run, out: Path, **changes: Any) -> Run:
     return train(tuning_config(data, weights, out, **changes), Silent()).run
 
 
-def val_losses(run: Run, states: Sequence[dict[str, Tensor]]) -> list[float]:
-    """Mean log loss of the validation images for each state of the run's network."""
+def best_state(run: Run, states: Sequence[dict[str, Tensor]]) -> int:
+    """The state of the run's network that validation images choose."""
     network, _, config = load_network(run)
     task = prepare_task(config, Silent())
     val = task.store.indices("val")
     images = torch.from_numpy(np.stack([task.store.input(i) for i in val]))
-    losses = []
+    logits = []
     for state in states:
         network.load_state_dict(state)
         with torch.no_grad():
-            losses.append(float(cross_entropy(network(images).double(), torch.tensor(task.true_ids("val")))))
-    return losses
+            logits.append(network(images).numpy())
+    return choose_share(np.array(logits), task.true_ids("val"), [""] * len(val), [])[0]
 
 
-@pytest.mark.parametrize(("lr", "epochs", "where"), [(0.3, 1, "start"), (3e-5, 6, "between"), (0.01, 6, "end")])
-def test_train__interpolates_to_the_lowest_loss_of_validation_images(
-    close_photos: Path, finished_run: Run, tmp_path: Path, lr: float, epochs: int, where: str
+@pytest.mark.parametrize(("lr", "epochs"), [(0.3, 1), (3e-3, 2), (0.01, 6)])
+def test_train__interpolates_to_what_validation_images_choose(
+    close_photos: Path, finished_run: Run, tmp_path: Path, lr: float, epochs: int
 ) -> None:
     still = fine_tune(close_photos, finished_run, tmp_path / "still", refit=False, lr=1e-30, epochs=1)
     run = fine_tune(close_photos, finished_run, tmp_path / "run", refit=False, lr=lr, epochs=epochs)
     start, end = weights_of(still), torch.load(run.last_path, weights_only=True)["module"]
     states = [interpolate(start, end, share) for share in (0.0, 0.25, 0.5, 0.75, 1.0)]
-    losses = val_losses(run, states)
-    best = int(np.argmin(losses))
-    assert equal(weights_of(run), states[best])
-    assert ("start", "between", "between", "between", "end")[best] == where
-    assert not (run.folder / "history_refit.csv").exists()
+    assert equal(weights_of(run), states[best_state(run, states)])
+    assert not (run.folder / "history_2.csv").exists()
 
 
 def test_train__without_interpolation_the_best_epoch_is_kept(
@@ -164,34 +150,62 @@ def test_train__without_interpolation_the_best_epoch_is_kept(
     assert not (run.folder / "predictions_fitted.csv").exists()
 
 
-def test_train__refits_to_all_images(close_photos: Path, finished_run: Run, tmp_path: Path) -> None:
-    changes = {"lr": 1e-30, "epochs": 2, "c_values": (0.1,)}  # the solved head is not changed
-    run = fine_tune(close_photos, finished_run, tmp_path / "run", **changes)
-    solved = train(
-        make_config(
-            *(close_photos, tmp_path / "solved"),
-            **{"method": "features", "weights": str(finished_run.folder), "epochs": None, "c_values": (0.1,)},
-        ),
-        Silent(),
-    ).run
-    assert solved.load_config().refit is True
-    fitted = [probabilities_of(each, "predictions_fitted.csv") for each in (run, solved)]
-    np.testing.assert_allclose(*fitted, rtol=0, atol=1e-4)  # float32 sums of 128 products
-    # The scored network has not seen the validation images.
-    held_out = fine_tune(close_photos, finished_run, tmp_path / "held-out", refit=False, **changes)
-    np.testing.assert_array_equal(probabilities_of(run), probabilities_of(held_out))
-    assert np.abs(probabilities_of(run) - fitted[0]).max() > 0.01
-    # 29 and 36 images in batches of 8.
-    for name, steps in (("last.pt", 4), ("last_refit.pt", 5)):
-        state = torch.load(run.folder / name, weights_only=True)
-        assert state["optimizer"]["state"][0]["step"] == 2 * steps
-    refitted = read_rows(run.folder / "history_refit.csv")
-    assert not any(name.startswith("val") for name in refitted[0])
-    assert len(refitted) == len(read_rows(run.folder / "history.csv")) == 2
+@pytest.mark.parametrize("soup", [2, 3])
+def test_train__averages_networks_that_hold_out_different_images(
+    close_photos: Path, finished_run: Run, tmp_path: Path, soup: int
+) -> None:
+    run = fine_tune(close_photos, finished_run, tmp_path / "run", lr=1e-30, epochs=2, soup=soup)  # solved heads
+    names = [f"last{stage_of(number)}.pt" for number in range(1, soup + 1)]
+    states = [torch.load(run.folder / name, weights_only=True) for name in names]
+    network, card, config = load_network(run)
+    assert (config.refit, config.val_fraction) == (True, round(0.2 * soup, 1))
+    mean = average([state["module"] for state in states])
+    assert equal(weights_of(run), mean)
+    # Each network was trained on all images but its part, in batches of 8.
+    task = prepare_task(config, Silent())
+    folds = prepare_image_training(task, Ranks()).folds
+    val, every = task.store.indices("val"), range(len(task.ids))
+    assert sorted(place for _, scored in folds for place in scored) == val
+    assert len(val) == {2: 15, 3: 21}[soup]  # of 12 images of a class, 5 and 7
+    for state, (places, scored) in zip(states, folds, strict=True):
+        assert sorted([*places, *scored]) == list(every)
+        assert state["optimizer"]["state"][0]["step"] == 2 * -(-len(places) // 8)
+    # Each validation image is scored by the network that has not seen it.
+    held_out = np.empty((len(val), 3))
+    for state, (_, scored) in zip(states, folds, strict=True):
+        network.load_state_dict(state["module"])
+        images = torch.from_numpy(np.stack([task.store.input(i) for i in scored]))
+        with torch.no_grad():
+            logits = network(images).numpy()
+        held_out[[val.index(i) for i in scored]] = softmax(logits, card.temperature)
+    np.testing.assert_allclose(probabilities_of(run), held_out, rtol=0, atol=1e-5)  # six digits
+    assert np.abs(probabilities_of(run, "predictions_fitted.csv") - held_out).max() > 0.01
+    for number in range(1, soup + 1):
+        assert len(read_rows(run.folder / f"history{stage_of(number)}.csv")) == 2
+        assert (run.folder / f"c_search{stage_of(number)}.csv").is_file()
+
+
+def test_train__interpolates_the_mean_of_networks(close_photos: Path, finished_run: Run, tmp_path: Path) -> None:
+    still = fine_tune(close_photos, finished_run, tmp_path / "still", lr=1e-30, epochs=1)
+    for lr in (3e-4, 0.3):
+        run = fine_tune(close_photos, finished_run, tmp_path / f"{lr}", lr=lr, epochs=1)
+        start, end = (
+            average([torch.load(each.folder / name, weights_only=True)["module"] for name in ("last.pt", "last_2.pt")])
+            for each in (still, run)
+        )
+        assert any(equal(weights_of(run), interpolate(start, end, share)) for share in SHARES)
+
+
+def test_train__a_single_network_is_not_fitted_to_validation_images(
+    close_photos: Path, finished_run: Run, tmp_path: Path
+) -> None:
+    run = fine_tune(close_photos, finished_run, tmp_path / "run", epochs=1, soup=1)
+    assert (run.load_config().refit, run.load_config().val_fraction) == (False, 0.2)
+    assert not (run.folder / "last_2.pt").exists()
 
 
 @pytest.mark.parametrize("training", [1, 2])
-def test_train__resumed_refit_equals_never_interrupted(
+def test_train__resumed_soup_equals_never_interrupted(
     close_photos: Path, finished_run: Run, tmp_path: Path, training: int
 ) -> None:
     changes = {"epochs": 3, "augment": "flip"}
@@ -212,18 +226,17 @@ def test_seconds_per_image__leaves_the_network_as_it_was(close_photos: Path, fin
     assert not (tmp_path / "r").exists()
 
 
-def test_standardize__measures_the_given_images(
+def test_standardize__measures_training_images(
     close_photos: Path, finished_run: Run, tmp_path: Path, cpu: Machine
 ) -> None:
     config = tuning_config(close_photos, finished_run, tmp_path / "r", method="features", augment="flip", epochs=1)
     task = prepare_task(config, Silent())
     network = prepare_image_training(task, Ranks()).network
-    images = torch.from_numpy(np.stack([task.store.input(i) for i in range(len(task.ids))]))
+    images = torch.from_numpy(np.stack([task.store.input(i) for i in task.store.indices("train")]))
     features = network.eval().features(images).detach()
-    for places, wanted in ((None, task.store.indices("train")), ([0, 5, 30], [0, 5, 30])):
-        standardize(network, task.store, cpu, places)
-        # float32 means of up to 29 values.
-        torch.testing.assert_close(network.standardize.mean, features[wanted].mean(dim=0), rtol=1e-5, atol=1e-6)
+    standardize(network, task.store, cpu)
+    # float32 means of 30 values.
+    torch.testing.assert_close(network.standardize.mean, features.mean(dim=0), rtol=1e-5, atol=1e-6)
 
 
 def test_resolve__when_the_head_is_initialized_solved() -> None:

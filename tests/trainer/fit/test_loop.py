@@ -146,29 +146,6 @@ def test_fit__leaves_the_last_weights_without_best_checkpoint_selection(cpu: Mac
     assert all(torch.equal(tensor, wanted[name]) for name, tensor in module.state_dict().items())
 
 
-@pytest.mark.parametrize("ema_decay", [None, 0.5])
-def test_fit__without_validation_keeps_the_last_weights(cpu: Machine, ema_decay: float | None) -> None:
-    options, listener, kept = dataclasses.replace(OPTIONS, ema_decay=ema_decay), Listener(), Kept()
-    module = network()
-    history = fit(make_trainable(module, smoothing=0.1), batches_of(3), None, options, cpu, kept, listener)
-    assert [set(row.figures) for row in history] == [{"train_loss", "train_top1_accuracy"}] * 5
-    assert "val" not in listener.lines[-1]
-    last, average = kept.states[-1]["module"], kept.states[-1]["average"]
-    wanted = last if ema_decay is None else {name: average[f"module.{name}"] for name in last}
-    assert all(torch.equal(tensor, wanted[name]) for name, tensor in module.state_dict().items())
-    # Validation does not affect training.
-    with_validation, _, _ = run_fit(cpu, options, keeps_best=False)
-    assert same_weights(module, with_validation)
-
-
-def test_fit__resumed_without_validation_equals_never_interrupted(cpu: Machine) -> None:
-    kept, whole, resumed = Kept(), network(), network()
-    history = fit(make_trainable(whole), batches_of(), None, OPTIONS, cpu, kept, Silent())
-    joined = fit(make_trainable(resumed), batches_of(), None, OPTIONS, cpu, Kept(kept.states[2]), Silent())
-    assert timeless(joined) == timeless(history)
-    assert same_weights(resumed, whole)
-
-
 def test_fit__history(cpu: Machine) -> None:
     _, history, _ = run_fit(cpu)
     assert [r.epoch for r in history] == [1, 2, 3, 4, 5]

@@ -244,14 +244,14 @@ def test_run_checkpoints__first_and_final_are_written_others_wait(run: Run) -> N
 
 def test_run_checkpoints__a_second_stage_has_files_of_its_own(run: Run) -> None:
     RunCheckpoints(run).save({"number": 1}, [ROW], final=True)
-    second = RunCheckpoints(run, stage="_refit")
+    second = RunCheckpoints(run, stage="_2")
     assert second.load_last() is None
     second.save({"number": 2}, [ROW, ROW], final=True)
     assert second.load_last() == {"run_version": RUN_VERSION, "number": 2}
     assert RunCheckpoints(run).load_last() == {"run_version": RUN_VERSION, "number": 1}
-    assert [len(read_rows(run.folder / name)) for name in ("history.csv", "history_refit.csv")] == [1, 2]
+    assert [len(read_rows(run.folder / name)) for name in ("history.csv", "history_2.csv")] == [1, 2]
     # Only the first stage has an event file.
-    assert file_names(run) == ["events.out.tfevents", "history.csv", "history_refit.csv", "last.pt", "last_refit.pt"]
+    assert file_names(run) == ["events.out.tfevents", "history.csv", "history_2.csv", "last.pt", "last_2.pt"]
 
 
 def test_run_checkpoints__other_processes_write_nothing(run: Run) -> None:

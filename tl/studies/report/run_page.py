@@ -54,7 +54,7 @@ def build_run_page(finished: FinishedRun, contract: Contract | None = None) -> P
     if config.refit and is_solved(config):
         seen["val"] = "all training and validation images, each scored by a head that was fitted without it"
     elif config.refit:
-        seen["val"] = "the validation split, scored before the final network was fitted to it too"
+        seen["val"] = "the validation split, each image scored by a network that was not trained on it"
     subtitle = f"{config.method} of {config.backbone}, head {config.head}. Scores are on {seen[finished.split]}."
     if config.crop != "whole":
         subtitle += " Each photo's region was taken from the annotations; errors are larger if a locator finds it."

@@ -5,7 +5,7 @@ Does not read data sets or write metrics.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TypeVar
 
@@ -20,11 +20,12 @@ from tl.progress import Progress
 from tl.trainer.config import TrainConfig
 from tl.trainer.fit.batches import ImageBatches, LabeledItems, iter_inputs
 from tl.trainer.fit.distributed import Ranks, share_batch_norm
+from tl.trainer.fit.interpolation import SHARES, WeightLine, average, choose_share, interpolate
 from tl.trainer.fit.loop import EpochRow, Figures, best_epoch, fit
 from tl.trainer.fit.machine import Machine, build_machine
 from tl.trainer.fit.steps import TrainableModel
 from tl.trainer.fit.trainables import build_trainable, fit_options, measure_steps, settle_lr, validate
-from tl.trainer.heads.solvers import LinearHead, log_losses, select_nested
+from tl.trainer.heads.solvers import LinearHead
 from tl.trainer.heads.training import solve_linear
 from tl.trainer.models.build import build_network
 from tl.trainer.models.network import Network, OnFeatures
@@ -38,8 +39,6 @@ _Network = TypeVar("_Network", bound=nn.Module)
 _EVAL_BATCH = 32
 # Enough images to estimate mean and standard deviation.
 _STANDARDISE_ON = 256
-# Positions between the initial (0) and the final weights (1) that are compared on validation images.
-SHARES = (0.0, 0.25, 0.5, 0.75, 1.0)
 
 
 @dataclass(frozen=True)
@@ -51,9 +50,15 @@ class ImageTraining:
     machine: Machine
     ranks: Ranks
 
-    def __call__(self, run: Run, progress: Progress, is_resumed: bool) -> Outcome:
-        """Train, and train again on all images if the task refits its network."""
-        return self.validate(run, progress).finish(is_resumed)
+    @property
+    def folds(self) -> list[tuple[list[int], list[int]]]:
+        """For each network to train: the images it is trained on, and those that score it."""
+        task = self.task
+        train, val = task.store.indices("train"), task.store.indices("val")
+        if not task.config.refit:
+            return [(train, val)]
+        parts = task.parts(val, settled(task.config.soup))
+        return [(sorted({*train, *val} - {*part}), part) for part in parts]
 
     def seconds_per_image(self, run: Run, progress: Progress) -> float:
         """Measure a few training steps; the network is unchanged afterwards."""
@@ -64,49 +69,28 @@ class ImageTraining:
         self.network.load_state_dict(before)
         return seconds / settled(self.task.config.batch_size)
 
-    def validate(self, run: Run, progress: Progress) -> Validated:
-        """Train on the training images and score the validation images."""
+    def __call__(self, run: Run, progress: Progress, is_resumed: bool) -> Outcome:
+        """Train one network, or several whose weights are averaged."""
         bench = _Bench(self.task, self.network, self.machine, self.ranks, run, progress)
-        store, pretrained = self.task.store, copy_state(self.network)
-        train, val = store.indices("train"), store.indices("val")
-        start = _start_network(bench, train)
-        config, history = _fit_network(bench, self.task.config, train, val)
-        share, held_out = _choose_share(bench, start, val) if config.interpolate else (1.0, None)
-        return Validated(bench, config, pretrained, history, share, held_out)
-
-
-@dataclass(frozen=True)
-class Validated:
-    """A network that was trained on the training images and scored on the validation images.
-
-    `held_out`: None unless validation images have chosen `share`, the position between the initial and final weights.
-    """
-
-    bench: _Bench
-    config: TrainConfig
-    pretrained: dict[str, Tensor]
-    history: list[EpochRow]
-    share: float
-    held_out: HeldOut | None
-
-    def finish(self, is_resumed: bool) -> Outcome:
-        """Refit the network to all images if the config says so. `is_resumed`: take the time from the history."""
-        bench, config, history = self.bench, self.config, self.history
-        network, task = bench.network, bench.task
-        if config.refit:
-            places = sorted([*task.store.indices("train"), *task.store.indices("val")])
-            network.load_state_dict(self.pretrained)
-            start = _start_network(bench, places)
-            _, more = _fit_network(bench, config, places, ())
-            network.load_state_dict(interpolate(start, copy_state(network), self.share))
-            history = [*history, *more]
+        task, network, config = self.task, self.network, self.task.config
+        pretrained = copy_state(network)
+        history: list[EpochRow] = []
+        lines: list[WeightLine] = []
+        for number, (places, scored) in enumerate(self.folds, 1):
+            network.load_state_dict(pretrained)
+            start = _start_network(bench, places, stage_of(number))
+            config, rows = _fit_network(bench, config, places, scored, stage_of(number))
+            history += rows
+            if config.interpolate:
+                lines.append(_score_line(bench, start, scored))
+        held_out = _average(bench, lines) if lines else None
 
         def logits(split: str) -> NDArray[np.floating]:
-            return predict_logits(network.eval(), task.store, task.store.indices(split), bench.machine).numpy()
+            return predict_logits(network.eval(), task.store, task.store.indices(split), self.machine).numpy()
 
         def save(temperature: float) -> None:
             tensors = {name: tensor.cpu().numpy() for name, tensor in network.state_dict().items()}
-            bench.run.save_best(tensors, network_card(task, temperature))
+            run.save_best(tensors, network_card(task, temperature))
 
         return Outcome(
             logits=logits,
@@ -114,7 +98,7 @@ class Validated:
             trained_parameters=count_trained(network),
             best_epoch=settled(config.epochs) if config.interpolate else best_epoch(history, settled(config.monitor)),
             train_seconds=sum(row.seconds for row in history) if is_resumed else None,
-            held_out=self.held_out,
+            held_out=held_out,
         )
 
 
@@ -165,22 +149,27 @@ def _build_own_machine(config: TrainConfig, ranks: Ranks) -> Machine:
     return machine
 
 
-def _start_network(bench: _Bench, places: Sequence[int]) -> dict[str, Tensor]:
+def stage_of(number: int) -> str:
+    """What the files of a run's first, second ... network have appended to their names."""
+    return "" if number == 1 else f"_{number}"
+
+
+def _start_network(bench: _Bench, places: Sequence[int], stage: str) -> dict[str, Tensor]:
     """Prepare the pretrained network for the images at `places`: scale and head. Returns a copy of its state."""
     task, network, ranks = bench.task, bench.network, bench.ranks
     if task.weights is not None:
-        standardize(network, task.store, bench.machine, places)
+        standardize(network, task.store, bench.machine)
     if task.config.head_init == "solved":
-        solved = solve_linear(task, places, bench.run, bench.progress) if ranks.is_first else None
+        solved = solve_linear(task, places, bench.run, bench.progress, stage) if ranks.is_first else None
         start_head(network, ranks.broadcast(solved))
     return copy_state(network)
 
 
 def _fit_network(
-    bench: _Bench, config: TrainConfig, places: Sequence[int], val: Sequence[int]
+    bench: _Bench, config: TrainConfig, places: Sequence[int], val: Sequence[int], stage: str
 ) -> tuple[TrainConfig, list[EpochRow]]:
-    """Train on the images at `places`, and validate each epoch on those at `val`, if any. Returns the config with the
-    learning rate used, and the history.
+    """Train on the images at `places`, and validate each epoch on those at `val`. Returns the config with the learning
+    rate used, and the history.
     """
     task, machine, ranks = bench.task, bench.machine, bench.ranks
     trainable, batches = _training_parts(bench, config, places)
@@ -189,11 +178,11 @@ def _fit_network(
         return validate(_gather_logits(bench, module, val), np.array([task.ids[i] for i in val]))
 
     config = settle_lr(config, bench.run, trainable, batches, machine, bench.progress)
-    checkpoints = RunCheckpoints(bench.run, config.log, writes=ranks.is_first, stage="" if val else "_refit")
+    checkpoints = RunCheckpoints(bench.run, config.log, writes=ranks.is_first, stage=stage)
     history = fit(
         trainable,
         batches,
-        judge if val else None,
+        judge,
         fit_options(config),
         machine,
         checkpoints,
@@ -222,26 +211,38 @@ def _training_parts(bench: _Bench, config: TrainConfig, places: Sequence[int]) -
     return build_trainable(config, bench.network, task.class_names, ids, machine), batches
 
 
-def _choose_share(bench: _Bench, start: dict[str, Tensor], val: Sequence[int]) -> tuple[float, HeldOut]:
-    """Load the weights between `start` and the trained ones that have the lowest log loss on the validation images.
-
-    Returns their position, and the validation images' logits from a choice that was made without them.
-    """
-    network, task = bench.network, bench.task
-    end, ids = copy_state(network), np.array([task.ids[i] for i in val])
+def _score_line(bench: _Bench, start: dict[str, Tensor], scored: Sequence[int]) -> WeightLine:
+    """Score the weights between `start` and the trained ones on the images at `scored`."""
+    end = copy_state(bench.network)
     logits = []
     for share in SHARES:
-        network.load_state_dict(interpolate(start, end, share))
-        logits.append(_gather_logits(bench, network, val))
-    chosen, held_out = select_nested(
-        np.array(logits), np.array([log_losses(each, ids) for each in logits]), task.folds(val) or []
-    )
-    network.load_state_dict(interpolate(start, end, SHARES[chosen]))
+        bench.network.load_state_dict(interpolate(start, end, share))
+        logits.append(_gather_logits(bench, bench.network, scored))
+    return WeightLine(start, end, scored, np.array(logits))
+
+
+def _average(bench: _Bench, lines: Sequence[WeightLine]) -> HeldOut:
+    """Load the mean of the networks, at the position between initial and trained weights that scores best.
+
+    Returns the logits of the scored images, of networks and positions that were chosen without them.
+    """
+    task = bench.task
+    places = [place for line in lines for place in line.held_out]
+    order = np.argsort(places)
+    places = [places[i] for i in order]
+    logits = np.concatenate([line.logits for line in lines], axis=1)[:, order]
+    ids = np.array([task.ids[i] for i in places])
+    groups = [task.store.images[i].group for i in places]
+    chosen, held_out = choose_share(logits, ids, groups, task.folds(places) or [])
+    start, end = average([line.start for line in lines]), average([line.end for line in lines])
+    bench.network.load_state_dict(interpolate(start, end, SHARES[chosen]))
     accuracy = float((logits[chosen].argmax(axis=1) == ids).mean())
+    whose = f", mean of {len(lines)} networks" if len(lines) > 1 else ""
     bench.progress.say(
-        f"interpolation: {SHARES[chosen]:.0%} of the way from the initial to the final weights (top-1 {accuracy:.3f})"
+        f"interpolation: {SHARES[chosen]:.0%} of the way from the initial to the final weights{whose} "
+        f"(top-1 {accuracy:.3f})"
     )
-    return SHARES[chosen], HeldOut(list(val), held_out)
+    return HeldOut(places, held_out)
 
 
 def _gather_logits(bench: _Bench, module: nn.Module, places: Sequence[int]) -> NDArray[np.floating]:
@@ -256,17 +257,6 @@ def _gather_logits(bench: _Bench, module: nn.Module, places: Sequence[int]) -> N
 def copy_state(module: nn.Module) -> dict[str, Tensor]:
     """A copy of a module's tensors."""
     return {name: tensor.detach().clone() for name, tensor in module.state_dict().items()}
-
-
-def interpolate(start: Mapping[str, Tensor], end: Mapping[str, Tensor], share: float) -> dict[str, Tensor]:
-    """Tensors at `share` of the way from `start` to `end`, both of one network; counters are those of `end`.
-
-    Source: Wortsman et al. 2022, "Robust fine-tuning of zero-shot models" (WiSE-FT).
-    """
-    return {
-        name: torch.lerp(start[name], tensor, share) if tensor.is_floating_point() else tensor
-        for name, tensor in end.items()
-    }
 
 
 def count_trained(network: nn.Module) -> int:
@@ -285,11 +275,11 @@ def predict_logits(
 
 
 @torch.no_grad()
-def standardize(network: OnFeatures, store: ImageStore, machine: Machine, places: Sequence[int] | None = None) -> None:
-    """Standardize the pretrained trunk's features using the images at `places`, by default those of the training split;
-    one learning rate then suits any trunk.
+def standardize(network: OnFeatures, store: ImageStore, machine: Machine) -> None:
+    """Standardize the pretrained trunk's features using images of the training split; one learning rate then suits any
+    trunk, and networks that are averaged have one scale.
     """
-    train = store.indices("train") if places is None else places
+    train = store.indices("train")
     some = train[:: max(1, len(train) // _STANDARDISE_ON)]
     network.eval()
     parts = [network.features(batch.to(machine.device)) for batch in iter_inputs(store, some, _EVAL_BATCH)]

@@ -117,7 +117,7 @@ class NoCheckpoints:
 def fit(
     trainable: TrainableModel,
     batches: Batches,
-    validate: Callable[[nn.Module], Figures] | None,
+    validate: Callable[[nn.Module], Figures],
     options: FitOptions,
     machine: Machine,
     checkpoints: Checkpoints,
@@ -129,11 +129,11 @@ def fit(
     """Train a module and load its best weights at the end. Returns the history, including epochs before a resume.
 
     Without `keeps_best`, the module keeps its last weights: the validation data used for scoring must not select the
-    epoch. `validate` is None if there is nothing to validate on; the module then keeps its last weights too.
+    epoch.
 
     Raises `TrainingError` when the loss is no longer finite.
     """
-    ranks, keeps_best = ranks or Ranks(), keeps_best and validate is not None
+    ranks = ranks or Ranks()
     training = _Training(trainable, batches, options, machine, ranks, progress)
     if state := checkpoints.load_last():
         training.load_state(state)
@@ -143,8 +143,8 @@ def fit(
         started = time.perf_counter()
         trained_figures = training.train_epoch()
         trained = time.perf_counter() - started
-        validation = validate(training.judged) if validate else {}
-        if not math.isfinite(validation.get("loss", 0.0)):
+        validation = validate(training.judged)
+        if not math.isfinite(validation["loss"]):
             raise TrainingError(
                 f"epoch {len(training.history) + 1}: the validation loss is not finite at learning rate "
                 f"{training.lr:.3g}; lower it",

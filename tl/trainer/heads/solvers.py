@@ -7,7 +7,7 @@ on torch. Feature scaling is folded into one linear layer on the raw features.
 from __future__ import annotations
 
 import warnings
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
@@ -110,23 +110,31 @@ def cross_validate(
     return CrossValidated(head, held_out, trials)
 
 
-def select_nested(
-    logits: NDArray[_Float], losses: NDArray[np.floating], folds: Sequence[Fold]
-) -> tuple[int, NDArray[_Float]]:
-    """Choose one of K candidates by their mean loss, and score the choice without its optimism.
+def lowest_mean(losses: NDArray[np.floating], rows: NDArray[np.intp]) -> int:
+    """The candidate with the lowest mean of losses (K, N), the first of equals."""
+    return int(losses.mean(axis=1).argmin())
 
-    `logits` (K, N, C) and `losses` (K, N) of rows that none of the candidates was fitted to. Returns the index of the
-    best candidate, the first of equals, and logits (N, C) in which each fold's rows come from the candidate that is
-    best on the other folds.
+
+def select_nested(
+    logits: NDArray[_Float],
+    losses: NDArray[np.floating],
+    folds: Sequence[Fold],
+    choose: Callable[[NDArray[np.floating], NDArray[np.intp]], int] = lowest_mean,
+) -> tuple[int, NDArray[_Float]]:
+    """Choose one of K candidates by their losses, and score the choice without its optimism.
+
+    `logits` (K, N, C) and `losses` (K, N) of rows that none of the candidates was fitted to. `choose`: losses (K, M) of
+    some rows, and their numbers (M,) -> index of a candidate. Returns that of all rows, and logits (N, C) in which each
+    fold's rows come from the candidate that was chosen on the other folds.
 
     Source: Varma & Simon 2006, "Bias in error estimation when using cross-validation for model selection".
     """
-    chosen = int(losses.mean(axis=1).argmin())
+    every = np.arange(losses.shape[1])
+    chosen = choose(losses, every)
     held_out = logits[chosen].copy()
     for _, held in folds:
-        others = np.ones(losses.shape[1], bool)
-        others[held] = False
-        held_out[held] = logits[losses[:, others].mean(axis=1).argmin(), held]
+        others = np.setdiff1d(every, held)
+        held_out[held] = logits[choose(losses[:, others], others), held]
     return chosen, held_out
 
 

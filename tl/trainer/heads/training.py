@@ -37,8 +37,8 @@ def solve(task: Task, run: Run, progress: Progress, is_resumed: bool) -> Outcome
     )
 
 
-def solve_linear(task: Task, places: Sequence[int], run: Run, progress: Progress) -> LinearHead:
-    """Solve a linear head on features of the images at `places`; writes `c_search.csv`.
+def solve_linear(task: Task, places: Sequence[int], run: Run, progress: Progress, stage: str = "") -> LinearHead:
+    """Solve a linear head on features of the images at `places`; writes `c_search.csv`, `stage` added to the name.
 
     Cross-validation on these images chooses C, so that the validation images are seen by no part of the head; where a
     class or its groups are too few for two folds, the head is fitted to the training images and the validation images
@@ -48,7 +48,7 @@ def solve_linear(task: Task, places: Sequence[int], run: Run, progress: Progress
     if not config.bag and config.views is None:
         folds = task.folds(places)
         if folds is not None:
-            return _cross_validate(task, places, folds, run, progress).head
+            return _cross_validate(task, places, folds, run, progress, stage).head
     solver: Solver = "svm" if config.head == "svm" else "logistic"
     progress.start("solving the head", 1, "heads")
     train = _train_data(task)
@@ -90,7 +90,7 @@ def train_by_steps(task: Task, run: Run, progress: Progress, is_resumed: bool) -
 
 
 def _cross_validate(
-    task: Task, places: Sequence[int], folds: Sequence[Fold], run: Run, progress: Progress
+    task: Task, places: Sequence[int], folds: Sequence[Fold], run: Run, progress: Progress, stage: str = ""
 ) -> CrossValidated:
     """Solve a linear head on the images at `places`, C chosen on `folds` of them; writes `c_search.csv`."""
     config = task.config
@@ -99,7 +99,7 @@ def _cross_validate(
     data = task.features_at(places), np.array([task.ids[i] for i in places])
     is_balanced = config.class_weights == "balanced"
     found = cross_validate(solver, data, folds, settled(config.c_values), config.seed, is_balanced=is_balanced)
-    run.save_rows("c_search.csv", Trial, found.trials)
+    run.save_rows(f"c_search{stage}.csv", Trial, found.trials)
     tried = ", ".join(f"{trial.c:g}" for trial in found.trials)
     progress.say(f"{solver} head with C {found.head.c:g}, selected from {tried} by {len(folds)}-fold cross-validation")
     progress.advance()

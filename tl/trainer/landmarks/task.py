@@ -180,7 +180,7 @@ def _learnable(annotated: Annotated, config: TrainConfig) -> list[LabeledImage]:
     images = [p for p in annotated.images if not np.isnan(by_name[p.name]).all()]
     if not images:
         raise DataError(f"{config.data}: no image has any annotated point")
-    images = assign_splits(images, config.val_fraction, config.seed)
+    images = assign_splits(images, settled(config.val_fraction), config.seed)
     _check_splits(images, config)
     return mark_points(images, by_name)
 
