@@ -49,7 +49,7 @@ def test_convert__faults(run_tl: RunTl, tmp_path: Path) -> None:
 def test_convert__never_over_its_source_or_under_a_wrong_name(run_tl: RunTl, tmp_path: Path) -> None:
     source = tmp_path / "a.csv"
     source.write_text("path,x0,y0\na.png,1,2\n", encoding="utf-8")
-    assert "output and input are the same file" in run_tl("convert", source, source).err
+    assert "output and input are the same file" in run_tl("convert", source, source, "--overwrite").err
     assert (
         "expected the extension .csv for format "
         "long" in run_tl("convert", source, tmp_path / "b.tps", "--to", "long").err

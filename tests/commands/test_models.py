@@ -125,7 +125,9 @@ def test_evaluate__fitted_votes_are_written_and_read(
     voted = run_tl("predict", photos, "--ensemble", color_model, wrong, "--vote-weights", out)
     assert {Path(row["path"]).parent.name == row["label"] for row in voted.rows()} == {True}
 
-    chosen = run_tl("evaluate", many, "--ensemble", color_model, wrong, "--fit-vote-weights", out, "--select")
+    chosen = run_tl(
+        "evaluate", many, "--ensemble", color_model, wrong, "--fit-vote-weights", out, "--select", "--overwrite"
+    )
     assert json.loads(out.read_text(encoding="utf-8"))["vote_weights"] == {"color": 1.0}
     assert "left out: wrong" in chosen.err
     refused = run_tl("predict", photos, "--ensemble", color_model, wrong, "--vote-weights", out)
@@ -146,8 +148,10 @@ def test_outputs__do_not_replace_what_they_are_made_of(
     data = shutil.copytree(photos, tmp_path / "data")
     before = model.read_bytes()
     for words, message in (
-        (("merge", model, other, "-o", model), "would overwrite a member"),
-        (("inspect", model, "--html", model), "expected a file name that ends in .html"),
+        (("merge", model, other, "-o", model), "m.onnx: exists"),
+        (("merge", model, other, "-o", model, "--overwrite"), "would overwrite a member"),
+        (("inspect", model, "--html", model), "m.onnx: exists"),
+        (("inspect", model, "--html", model, "--overwrite"), "expected a file name that ends in .html"),
         (("predict", data, "--model", model, "--explain", data), "the drawings would be read as images"),
     ):
         done = run_tl(*words)

@@ -15,7 +15,7 @@ import pytest
 
 from tests.commands.conftest import RunTl
 from tests.models import COLORS, assert_same_table, make_model
-from tl.runtime.output.job import ledger_path
+from tl.runtime.output.claim import Claim
 
 
 @pytest.fixture
@@ -61,7 +61,7 @@ def test_predict__decoding_in_processes_changes_nothing(
     for name, options in {"threads": [], "processes": more}.items():
         out = tmp_path / f"{name}.csv"
         assert run_tl(*words, *options, "-o", out).code == 3
-        written[name] = out.read_bytes(), ledger_path(out).read_bytes()
+        written[name] = out.read_bytes(), Claim(out).ledger.read_bytes()
     assert written["processes"] == written["threads"]
     assert run_tl(*words, *more).out.encode() == written["threads"][0]
 
@@ -212,7 +212,7 @@ def test_predict__killed_and_resumed_loses_and_doubles_nothing(photos: Path, col
         path.symlink_to(photos / ("red", "green", "blue")[i % 3] / "0.png")
     out = tmp_path / "out.csv"
     command = [sys.executable, "-m", "tl", "predict", many, "--model", color_model, "-o", out, "--threads", "1"]
-    ledger, kills = ledger_path(out), 0
+    ledger, kills = Claim(out).ledger, 0
     while not out.exists():
         process = subprocess.Popen([*map(str, command), "--resume"], stderr=subprocess.DEVNULL)
         size = ledger.stat().st_size if ledger.exists() else 0
@@ -227,12 +227,12 @@ def test_predict__killed_and_resumed_loses_and_doubles_nothing(photos: Path, col
     assert all(row["label"] == ("red", "green", "blue")[int(Path(row["path"]).stem) % 3] for row in rows)
 
 
-@pytest.mark.skipif(not os.path.exists("/dev/full"), reason="no /dev/full here")
-def test_predict__full_disk(run_tl: RunTl, photos: Path, color_model: Path, tmp_path: Path) -> None:
-    (tmp_path / "out.csv.partial").symlink_to("/dev/full")
-    done = run_tl("predict", photos, "--model", color_model, "-o", tmp_path / "out.csv")
+def test_predict__full_disk(run_tl: RunTl, photos: Path, color_model: Path, tmp_path: Path, small_files: None) -> None:
+    (tmp_path / "list.txt").write_text(f"{next(photos.rglob('*.png'))}\n" * 100)
+    words = ["predict", "--files-from", tmp_path / "list.txt", "--model", color_model, "-o", tmp_path / "out.csv"]
+    done = run_tl(*words)
     assert done.code == 1
-    assert "out.csv: cannot be written (No space left on device)" in done.err
+    assert "cannot be written (File too large)" in done.err
     assert not (tmp_path / "out.csv").exists()
 
 

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Literal, TypeVar
 import typer
 
 from tl.commands.console import console_progress, packages_of, warn
+from tl.commands.options import Overwrite, check_outputs
 from tl.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -78,6 +79,7 @@ def command(
     ],
     preset: _Preset,
     output: Annotated[Path, typer.Option("--out", "-o", help="The model file to write.")] = Path("adopted.onnx"),
+    overwrite: Overwrite = False,
     labels: _Labels = None,
     images: _Images = None,
     config: _Config = None,
@@ -112,6 +114,7 @@ def command(
     Adds the contract and the normalization. The model file is written only if it gives the same probabilities as the
     original file. It can then be used for prediction, voting and merging like any exported model.
     """
+    check_outputs(overwrite, output)
     with packages_of("edit"):
         from tl.exporter.adoption.adopt import adopt
         from tl.exporter.adoption.imported_model import AdoptOptions

@@ -8,6 +8,7 @@ from typing import Annotated, Literal
 import typer
 
 from tl.commands.console import warn
+from tl.commands.options import Overwrite, check_outputs
 
 Formats = Literal["csv", "long", "tps", "coco", "deeplabcut"]
 FromStored = Annotated[
@@ -21,6 +22,7 @@ FromStored = Annotated[
 def command(
     source: Annotated[Path, typer.Argument(help="Landmark file: .csv, .tps or .json (COCO).", show_default=False)],
     target: Annotated[Path, typer.Argument(help="Output file.", show_default=False)],
+    overwrite: Overwrite = False,
     to: Annotated[
         Formats | None, typer.Option(help="Output format. Default: from the file extension; csv has one row per image.")
     ] = None,
@@ -56,7 +58,8 @@ def command(
         write_landmarks,
     )
 
-    if target.exists() and target.samefile(source):
+    check_outputs(overwrite, target)
+    if target.exists() and source.exists() and target.samefile(source):
         raise DataError(f"{target}: output and input are the same file; choose another output name")
     if to is not None and target.suffix.lower() != SUFFIXES[to]:
         raise DataError(f"{target}: expected the extension {SUFFIXES[to]} for format {to}")

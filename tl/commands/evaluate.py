@@ -18,8 +18,10 @@ from tl.commands.options import (
     FOR_LANDMARKS,
     ClassFlags,
     ModelFlags,
+    Overwrite,
     PointFlags,
     Tta,
+    check_outputs,
     fit_vote_file,
     open_landmark_predictor,
     open_models,
@@ -105,6 +107,7 @@ class EvaluateRequest:
     votes: _ForVotes
     landmarks: _ForLandmarks
     tta: Tta = None
+    overwrite: Overwrite = False
     as_json: Annotated[bool, typer.Option("--json", help="Print rows with per-class scores as JSON.")] = False
 
 
@@ -132,6 +135,7 @@ def command(request: EvaluateRequest) -> None:
     from tl.runtime.landmarks.files import is_landmark_file
 
     _check_choices(request)
+    check_outputs(request.overwrite, request.votes.report, request.votes.fit_vote_weights)
     if is_landmark_file(request.data.data):
         done = _evaluate_points(request)
     else:

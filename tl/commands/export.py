@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 import typer
 
 from tl.commands.console import console_progress, packages_of, warn
+from tl.commands.options import Overwrite, check_outputs
 from tl.commands.requests import from_flags
 from tl.errors import ConfigError
 
@@ -126,6 +127,7 @@ class ExportRequest:
 
     source: _Source
     output: Annotated[Path, typer.Option("--out", "-o", help="Model file to write.")] = Path("model.onnx")
+    overwrite: Overwrite = False
     precision: _PrecisionFlags
     extra: _ExtraFlags
     parity: _ParityFlags
@@ -147,6 +149,7 @@ def command(request: ExportRequest) -> None:
     must also agree with the fp32 file on the validation split and be faster. All measurements are stored in the file.
     """
     _check_choices(request)
+    check_outputs(request.overwrite, request.output)
     with packages_of("train"):
         from tl.exporter.export import export_pretrained, export_run
         from tl.exporter.export_source import DEFAULT_OUTPUTS, ExtraOutputs

@@ -11,12 +11,14 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from tl.commands.console import packages_of, warn
+from tl.commands.options import Overwrite, check_outputs
 from tl.errors import ConfigError, ModelFileError
 
 if TYPE_CHECKING:
     from tl.runtime.model_file.contract import Contract
     from tl.studies.report.model_page import Look, Ranking
 
+_FILTERS, _ACTIVATIONS = "Filters", "Activations"
 ModelArgument = Annotated[Path, typer.Argument(help="Model file.", show_default=False)]
 Html = Annotated[Path | None, typer.Option(help="Also write everything to this file, a single HTML page.")]
 Filters = Annotated[bool, typer.Option("--filters", help="Draw the first layer's filters.")]
@@ -50,6 +52,7 @@ def command(
     activations: Activations = None,
     layer: Layer = None,
     out: OutFolder = None,
+    overwrite: Overwrite = False,
     as_json: AsJson = False,
 ) -> None:
     """Show a model file's task, classes, preprocessing, provenance and parity, and draw its filters and feature maps.
@@ -68,6 +71,9 @@ def command(
     from tl.runtime.model_file.contract import dump_contract
     from tl.runtime.session import Session
 
+    shown = {_FILTERS: filters, _ACTIVATIONS: activations is not None}
+    drawings = [_drawing_path(out or Path(), model, title) for title, is_shown in shown.items() if is_shown]
+    check_outputs(overwrite, *([html] if html is not None else drawings))
     contract = Session(model, device="cpu").contract
     if contract is None:
         raise ModelFileError(f"{model}: contains no contract")
@@ -113,7 +119,7 @@ def _look_inside(model: Path, contract: Contract, filters: bool, activations: Pa
         name, weights = first_filters(model)
         count, _, height, width = weights.shape
         note = f"{count} filters of {height} x {width}, {name}; gray is 0"
-        looks.append(Look("Filters", note, draw_filters(weights)))
+        looks.append(Look(_FILTERS, note, draw_filters(weights)))
     if activations is not None:
         there = list_activations(model)
         chosen = choose_activation(there, layer)
@@ -122,15 +128,19 @@ def _look_inside(model: Path, contract: Contract, filters: bool, activations: Pa
         size = f"{before.shape[1]} x {before.shape[2]}"
         note = f"{activations.name}: {shown} of {len(before)} maps of {size}, before (left) and after {chosen.kind} of "
         note += f"{chosen.layer} (number {chosen.number} of {len(there)}); middle gray is 0"
-        looks.append(Look("Activations", note, draw_maps(before, after, shown)))
+        looks.append(Look(_ACTIVATIONS, note, draw_maps(before, after, shown)))
     return looks
+
+
+def _drawing_path(folder: Path, model: Path, title: str) -> Path:
+    return folder / f"{model.stem}-{title.lower()}.png"
 
 
 def _save(looks: list[Look], folder: Path, model: Path) -> None:
     from tl.runtime.output.files import atomic_path
 
     for look in looks:
-        path = folder / f"{model.stem}-{look.title.lower()}.png"
+        path = _drawing_path(folder, model, look.title)
         with atomic_path(path) as temporary:
             look.drawing.save(temporary, "PNG")
         warn(f"{path}: {look.note}")

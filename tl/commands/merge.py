@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 import typer
 
 from tl.commands.console import console_progress, packages_of, warn
-from tl.commands.options import VoteWeights, parse_vote_weights
+from tl.commands.options import Overwrite, VoteWeights, check_outputs, parse_vote_weights
 from tl.errors import ConfigError, DataError
 
 if TYPE_CHECKING:
@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 def command(
     models: Annotated[list[Path], typer.Argument(metavar="MODELS...", help="Model files.", show_default=False)],
     output: Annotated[Path, typer.Option("--out", "-o", help="Model file to write.")] = Path("ensemble.onnx"),
+    overwrite: Overwrite = False,
     vote: Annotated[Literal["soft", "hard", "max"], typer.Option(help="Voting rule.")] = "soft",
     vote_weights: VoteWeights = None,
     images: Annotated[
@@ -55,6 +56,7 @@ def command(
     slower than one of them. It has the input and outputs of a single model, plus `label`, the decision, and
     `member_probabilities`. The file is written only if it gives the same outputs as the separate files.
     """
+    check_outputs(overwrite, output)
     with packages_of("edit"):
         from tl.exporter.merging.merge import merge
     if false_alarm is not None and calibrate is None:

@@ -27,6 +27,7 @@ FOR_ENSEMBLES, FOR_CLASSES, FOR_LANDMARKS, FOR_SPEED = "Ensembles", "Classes", "
 VoteWeights = Annotated[
     str | None, typer.Option(help="One weight per member, as in 2,1,1, or a file from tl evaluate --fit-vote-weights.")
 ]
+Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace existing output files.")]
 Device = Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N.")]
 Threads = Annotated[int | None, typer.Option(min=1, help="CPU threads. Default: all cores.", rich_help_panel=FOR_SPEED)]
 Tta = Annotated[
@@ -38,6 +39,15 @@ Tta = Annotated[
         rich_help_panel=FOR_CLASSES,
     ),
 ]
+
+
+def check_outputs(overwrite: bool, *paths: Path | None) -> None:
+    """Raise `OutputError`, before any work, for output files that cannot be written or exist already."""
+    from tl.runtime.output.files import check_output
+
+    for path in paths:
+        if path is not None:
+            check_output(path, overwrite=overwrite)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -102,6 +102,14 @@ class _Output:
             "--fail-fast", help="Stop at the first image that cannot be read.", rich_help_panel=_INPUT_AND_OUTPUT
         ),
     ] = False
+    overwrite: Annotated[
+        bool,
+        typer.Option(
+            "--overwrite",
+            help="Replace an existing output file. Otherwise only an unchanged output of the same models is replaced.",
+            rich_help_panel=_INPUT_AND_OUTPUT,
+        ),
+    ] = False
     batch_size: Annotated[
         int | None,
         typer.Option(min=1, help="Images per batch. Default: depends on the device.", rich_help_panel=FOR_SPEED),
@@ -192,8 +200,8 @@ def command(request: PredictRequest) -> None:
     Columns for landmarks: path, xPOINT, yPOINT in pixels of the upright photo, pPOINT (confidence), sPOINT (spread in
     pixels, ensembles only), centroid_size, shape_distance, is_odd, error.
 
-    Exit code 3 means that some images could not be read; their rows give the reason. OUT.ledger records the finished
-    images for --resume.
+    Exit code 3 means that some images could not be read; their rows give the reason. A hidden folder
+    beside the output records the finished images for --resume.
     """
     out = request.output
     if out.output is None and (out.resume or out.retry_failed):
@@ -357,6 +365,7 @@ def _write_predictions(predictor: AnyPredictor, images: Inputs, request: Predict
                 resume=out.resume or out.retry_failed,
                 retry_failed=out.retry_failed,
                 fail_fast=out.fail_fast,
+                overwrite=out.overwrite,
                 advance=lambda tally: progress.advance(),
                 see=see,
             )

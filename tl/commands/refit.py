@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 import typer
 
 from tl.commands.console import console_progress, packages_of, warn
+from tl.commands.options import Overwrite, check_outputs
 from tl.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -48,6 +49,7 @@ def command(
     model: ModelArgument,
     data: Data,
     output: Output = Path("refitted.onnx"),
+    overwrite: Overwrite = False,
     head: Head = "linear",
     c_values: CValues = None,
     val_fraction: ValFraction = 0.2,
@@ -70,6 +72,7 @@ def command(
     embeddings of the images, calibrated on the held-out images, and verified before the file is written. Existing
     classes keep their order and new ones follow. Every class needs images, including existing ones.
     """
+    check_outputs(overwrite, output)
     if not 0 < val_fraction < 1 or not 0 < false_alarm < 1:
         raise ConfigError("--val-fraction and --false-alarm must be between 0 and 1")
     if c_values and min(c_values) <= 0:

@@ -8,6 +8,7 @@ from typing import Annotated
 import typer
 
 from tl.commands.console import packages_of, warn
+from tl.commands.options import Overwrite, check_outputs
 
 
 def command(
@@ -18,6 +19,7 @@ def command(
     out: Annotated[
         Path | None, typer.Option("--out", "-o", help="HTML file to write. Default: report.html in the run's folder.")
     ] = None,
+    overwrite: Overwrite = False,
     show: Annotated[bool, typer.Option("--open", help="Open the report in the browser.")] = False,
 ) -> None:
     """Write the HTML report of a run: curves, errors, the images behind them, and how to repeat it.
@@ -30,6 +32,7 @@ def command(
     The page is one self-contained file and needs no network access. `tl train` writes it after training; after
     `tl train --test`, it shows the test split.
     """
+    check_outputs(overwrite, out)
     from tl.runtime.model_file.contract import Contract, parse_contract
     from tl.runtime.model_file.safety import check_model_file
 

@@ -2,6 +2,8 @@ from __future__ import annotations
 
 import csv
 import json
+import os
+import socket
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -12,8 +14,8 @@ from PIL import Image
 from tests.models import assert_same_table, make_model, solid
 from tl.errors import ImageReadError, OutputError
 from tl.runtime import Predictor, load
-from tl.runtime.output.job import Tally, ledger_path, run_job
-from tl.runtime.output.writers import partial_path
+from tl.runtime.output.claim import Claim
+from tl.runtime.output.job import Tally, run_job
 
 COLORS = {"a": (200, 10, 10), "b": (10, 200, 10), "c": (10, 10, 200), "d": (90, 10, 10), "e": (10, 90, 10)}
 
@@ -71,7 +73,7 @@ def test_run_job__stopped_and_resumed_is_as_never_stopped(
     assert not out.exists()
     assert run(predictor, images, out, resume=True) == Tally(done=5, kept=stop_at, failed=1)
     assert_same_table(out, whole)
-    assert not partial_path(out).exists()
+    assert not Claim(out).rows.exists()
 
 
 def test_run_job__what_is_new_is_added_in_its_place(predictor: Predictor, images: list[str], tmp_path: Path) -> None:
@@ -102,7 +104,7 @@ def test_run_job__another_model_or_vote_begins_anew(model: Path, images: list[st
         ([model, other], {"vote": "max", "weights": [2, 1]}),
     ):
         with load(models, device="cpu", **options) as predictor:  # type: ignore[arg-type]
-            kept.append(run(predictor, images[:3], out, resume=True).kept)
+            kept.append(run(predictor, images[:3], out, resume=True, overwrite=True).kept)
     assert kept == [0, 0, 3, 0, 0, 0, 3]
 
 
@@ -137,14 +139,91 @@ def test_run_job__fail_fast_stops_and_can_go_on(predictor: Predictor, images: li
 def test_run_job__does_not_write_over_an_interrupted_one(
     predictor: Predictor, images: list[str], tmp_path: Path
 ) -> None:
+    out = tmp_path / "out.csv"
     with pytest.raises(StopHereError):
-        run(predictor, images, tmp_path / "out.csv", stop_at=2)
-    before = ledger_path(tmp_path / "out.csv").read_bytes()
-    with pytest.raises(OutputError, match="resume it, or delete it"):
-        run(predictor, images, tmp_path / "out.csv")
-    assert ledger_path(tmp_path / "out.csv").read_bytes() == before
-    partial_path(tmp_path / "out.csv").unlink()
-    assert run(predictor, images, tmp_path / "out.csv").kept == 0
+        run(predictor, images, out, stop_at=2)
+    before = Claim(out).ledger.read_bytes()
+    with pytest.raises(OutputError, match="a prediction into it was interrupted") as caught:
+        run(predictor, images, out)
+    assert caught.value.options == ("resume", "overwrite")
+    assert Claim(out).ledger.read_bytes() == before
+    assert run(predictor, images, out, overwrite=True).kept == 0
+
+
+def test_run_job__replaces_only_its_own_unchanged_file(
+    predictor: Predictor, model: Path, images: list[str], tmp_path: Path
+) -> None:
+    out = tmp_path / "out.csv"
+    run(predictor, images[:2], out)
+    assert run(predictor, images[:3], out) == Tally(done=3, kept=0, failed=0)
+    with load([model, make_model(tmp_path / "other.onnx", gain=0.01)], device="cpu") as other:
+        for options in ({}, {"resume": True}):
+            with pytest.raises(OutputError, match=r"out\.csv: exists") as caught:
+                run(other, images[:3], out, **options)
+            assert caught.value.options == ("overwrite",)
+    edited = out.read_text() + "a note\n"
+    out.write_text(edited)
+    for options in ({}, {"resume": True}):
+        with pytest.raises(OutputError, match=r"out\.csv: exists"):
+            run(predictor, images[:3], out, **options)
+    assert out.read_text() == edited
+    assert run(predictor, images[:3], out, resume=True, overwrite=True) == Tally(done=3, kept=3, failed=0)
+    assert len(read_rows(out)) == 3
+
+
+def test_run_job__a_file_of_someone_else_is_not_replaced(
+    predictor: Predictor, images: list[str], tmp_path: Path
+) -> None:
+    listed = tmp_path / "list.csv"
+    listed.write_text("precious")
+    with pytest.raises(OutputError, match=r"list\.csv: exists"):
+        run(predictor, images, listed)
+    assert listed.read_text() == "precious"
+
+
+def test_run_job__a_link_is_not_written_through(predictor: Predictor, images: list[str], tmp_path: Path) -> None:
+    (tmp_path / "theirs.csv").write_text("precious")
+    (tmp_path / "out.csv").symlink_to("theirs.csv")
+    with pytest.raises(OutputError, match=r"out\.csv: is a symbolic link to theirs\.csv"):
+        run(predictor, images, tmp_path / "out.csv", overwrite=True)
+    (tmp_path / "folder").mkdir()
+    (tmp_path / ".new.csv.tl").symlink_to("folder")
+    with pytest.raises(OutputError, match=r"\.new\.csv\.tl: is a symbolic link"):
+        run(predictor, images, tmp_path / "new.csv")
+    (tmp_path / ".other.csv.tl").mkdir()
+    Claim(tmp_path / "other.csv").rows.symlink_to(tmp_path / "theirs.csv")
+    with pytest.raises(OutputError, match="cannot be written"):
+        run(predictor, images, tmp_path / "other.csv")
+    assert (tmp_path / "theirs.csv").read_text() == "precious"
+
+
+@pytest.mark.parametrize("name", ["folder.csv", "file/out.csv"])
+def test_run_job__a_wrong_name_is_found_before_the_first_image(predictor: Predictor, tmp_path: Path, name: str) -> None:
+    (tmp_path / "folder.csv").mkdir()
+    (tmp_path / "file").touch()
+
+    def images() -> Iterator[str]:
+        raise AssertionError("an image was asked for")
+        yield
+
+    with pytest.raises(OutputError, match=r"is a folder|cannot be written"):
+        run_job(predictor, images(), tmp_path / name, Tally())
+
+
+def test_run_job__one_writer_at_a_time(predictor: Predictor, images: list[str], tmp_path: Path) -> None:
+    out, errors = tmp_path / "out.csv", []
+
+    def see(result: object) -> None:
+        for options in ({}, {"resume": True}, {"overwrite": True}):
+            with pytest.raises(OutputError, match="is being written by process") as caught:
+                run(predictor, images, out, **options)
+            errors.append(str(caught.value))
+
+    run_job(predictor, images[:1], out, Tally(), see=see)
+    assert len(errors) == 3
+    assert f"process {os.getpid()} on {socket.gethostname()} since " in errors[0]
+    assert len(read_rows(out)) == 1
+    assert sorted(path.name for path in Claim(out).folder.iterdir()) == ["finished.json", "ledger", "lock"]
 
 
 def test_run_job__files_that_vanish_meanwhile_are_rows(predictor: Predictor, images: list[str], tmp_path: Path) -> None:
@@ -175,6 +254,6 @@ def test_run_job__parquet_from_the_finished_lines(model: Path, images: list[str]
     assert [row["vote:other"] for row in table] == ["red", "green", "blue", None, "green", "green"]
     assert [row["error"] or "" for row in table] == [row["error"] for row in rows]
     assert table[0]["p:red"] == pytest.approx(float(rows[0]["p:red"]), rel=1e-5)  # CSV has all float32 digits
-    assert not partial_path(tmp_path / "out.parquet").exists()
+    assert not Claim(tmp_path / "out.parquet").rows.exists()
     with load([model, other], device="cpu") as predictor:
         assert run(predictor, images, tmp_path / "out.parquet", resume=True).kept == 5

@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from tests.trainer.make import (
+    Listener,
     StopsAt,
     assert_same_run,
     equal,
@@ -26,6 +27,7 @@ from tl.errors import RunInterrupted
 from tl.evaluation.calibration import softmax
 from tl.progress import Silent
 from tl.trainer.config import TrainConfig
+from tl.trainer.fit import image_training
 from tl.trainer.fit.distributed import Ranks
 from tl.trainer.fit.image_training import copy_state, prepare_image_training, stage_of, standardize, start_head
 from tl.trainer.fit.interpolation import SHARES, average, choose_share, interpolate
@@ -194,6 +196,21 @@ def test_train__interpolates_the_mean_of_networks(close_photos: Path, finished_r
             for each in (still, run)
         )
         assert any(equal(weights_of(run), interpolate(start, end, share)) for share in SHARES)
+
+
+def test_train__does_not_ship_a_mean_that_is_worse_than_its_networks(
+    close_photos: Path, finished_run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def torn(states: Sequence[dict[str, Tensor]]) -> dict[str, Tensor]:
+        """A mean of networks that are not connected: its head decides for the wrong class."""
+        return {**states[0], "head.weight": -states[0]["head.weight"], "head.bias": -states[0]["head.bias"]}
+
+    monkeypatch.setattr(image_training, "average", torn)
+    listener = Listener()
+    config = tuning_config(close_photos, finished_run, tmp_path / "run", lr=1e-30, epochs=1)
+    run = train(config, listener).run
+    assert any("first network: the mean would be worse than each" in line for line in listener.lines)
+    assert equal(weights_of(run), torch.load(run.last_path, weights_only=True)["module"])
 
 
 def test_train__a_single_network_is_not_fitted_to_validation_images(

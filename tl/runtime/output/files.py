@@ -1,7 +1,11 @@
-"""Write files atomically, so that no incomplete file ever has its final name; raise I/O errors as `OutputError`."""
+"""Write files atomically, so that no incomplete file ever has its final name; raise I/O errors as `OutputError`.
+
+Existing files are replaced only if that was asked for, and symbolic links are never written through.
+"""
 
 from __future__ import annotations
 
+import errno
 import os
 import uuid
 from collections.abc import Iterator
@@ -25,6 +29,28 @@ def atomic_path(path: str | os.PathLike[str]) -> Iterator[Path]:
             temporary.replace(final)
         finally:
             temporary.unlink(missing_ok=True)
+
+
+def check_output(path: str | os.PathLike[str], *, overwrite: bool = False) -> None:
+    """Check, before any work, that `path` can become a new file; creates its folder. Raises `OutputError`."""
+    final = Path(path)
+    if final.is_symlink():
+        raise OutputError(f"{final}: is a symbolic link to {os.readlink(final)}: give the name of a file")
+    if final.is_dir():
+        raise OutputError(f"{final}: is a folder: give the name of a file")
+    with output_errors(final):
+        final.parent.mkdir(parents=True, exist_ok=True)
+        if not os.access(final.parent, os.W_OK | os.X_OK):
+            raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
+    if final.exists() and not final.is_file():
+        raise OutputError(f"{final}: is not a regular file: give another name")
+    if final.exists() and not overwrite:
+        raise OutputError(f"{final}: exists: give another name, or replace it", options=["overwrite"])
+
+
+def no_follow(path: str, flags: int) -> int:
+    """An `opener` for `open` that refuses a symbolic link, as a name that only tl uses should not be one."""
+    return os.open(path, flags | getattr(os, "O_NOFOLLOW", 0), 0o666)
 
 
 def write_text(path: str | os.PathLike[str], text: str) -> None:

@@ -24,9 +24,10 @@ from tl.errors import ImageReadError, OutputError
 from tl.runtime.imaging.decode import ImageSource
 from tl.runtime.landmarks.files import Format
 from tl.runtime.model_file.strict_json import dump_json
+from tl.runtime.output.claim import claim_output
 from tl.runtime.output.columns import build_columns
-from tl.runtime.output.files import output_errors
-from tl.runtime.output.writers import ResultWriter, open_writer, partial_path
+from tl.runtime.output.files import check_output, no_follow, output_errors
+from tl.runtime.output.writers import open_writer
 from tl.runtime.predictor import Predictor
 from tl.runtime.results import Failure, Result
 from tl.runtime.sources.paths import hash_file
@@ -76,41 +77,33 @@ class Ledger:
 
 
 @contextmanager
-def open_ledger(
-    output: str | os.PathLike[str], key: str, *, resume: bool, retry_failed: bool = False
-) -> Iterator[Ledger]:
-    """Open the ledger of an output. `key`: everything its rows depend on, besides the images.
+def open_ledger(path: Path, key: str, *, resume: bool, retry_failed: bool = False) -> Iterator[Ledger]:
+    """Open a ledger. `key`: everything its rows depend on, besides the images.
 
     With `resume`, rows of an earlier run with the same key are kept, except failed ones with `retry_failed`. Otherwise
     the ledger starts empty. Raises `OutputError`.
     """
-    path = ledger_path(output)
     places, end = _read_places(path, key, retry_failed) if resume else ({}, 0)
-    with output_errors(path):
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with path.open("r+b" if end else "w+b") as writer, path.open("rb") as reader:
-            writer.truncate(end)
-            writer.seek(end)
-            if not end:
-                writer.write(_header(key))
-            yield Ledger(path, places, reader, writer)
-            writer.flush()
-            os.fsync(writer.fileno())
-
-
-def ledger_path(output: str | os.PathLike[str]) -> Path:
-    """Return the path of an output's ledger."""
-    return Path(f"{os.fspath(output)}.ledger")
+    with (
+        output_errors(path),
+        open(path, "r+b" if end else "w+b", opener=no_follow) as writer,
+        open(path, "rb", opener=no_follow) as reader,
+    ):
+        writer.truncate(end)
+        writer.seek(end)
+        if not end:
+            writer.write(_header(key))
+        yield Ledger(path, places, reader, writer)
+        writer.flush()
+        os.fsync(writer.fileno())
 
 
 def _read_places(path: Path, key: str, retry_failed: bool) -> tuple[dict[bytes, int], int]:
     """Return each row's line offset and the end of the last complete line; ({}, 0) without a ledger of this key."""
     places: dict[bytes, int] = {}
-    try:
-        stream = path.open("rb")
-    except FileNotFoundError:
+    if not path.exists():
         return {}, 0
-    with output_errors(path), stream:
+    with output_errors(path), open(path, "rb", opener=no_follow) as stream:
         if stream.readline() != _header(key):
             return {}, 0
         end = stream.tell()
@@ -164,15 +157,17 @@ def run_job(
     resume: bool = False,
     retry_failed: bool = False,
     fail_fast: bool = False,
+    overwrite: bool = False,
     advance: Callable[[Tally], None] = lambda tally: None,
     see: Callable[[Result], None] = lambda result: None,
 ) -> None:
     """Predict `sources` into a .csv or .jsonl file, or as CSV to stdout if `output` is None; update `tally` on the way.
 
     With `resume`, images with the same path, content, models and votes keep their rows; `retry_failed` retries those
-    without a prediction. `fail_fast` stops at the first failed image. `see` is called with every new result.
-    `point_format`: the format of landmarks, None to select it by the file name. Raises `OutputError`, `ImageReadError`
-    (with `fail_fast`) and the errors of prediction.
+    without a prediction. `fail_fast` stops at the first failed image. An existing file is replaced only with
+    `overwrite`, or if a job with the same models and votes has written it and it is unchanged. `see` is called with
+    every new result. `point_format`: the format of landmarks, None to select it by the file name. Raises `OutputError`,
+    also if another process writes the same output, `ImageReadError` (with `fail_fast`) and the errors of prediction.
     """
     if output is None:
         with open_writer(None, predictor.fields) as writer:
@@ -182,29 +177,32 @@ def run_job(
                 writer.write(predicted)
                 advance(tally)
         return
-    if not resume and partial_path(output).exists() and ledger_path(output).exists():
-        raise OutputError(
-            f"{partial_path(output)}: an interrupted prediction; resume it, or delete it and "
-            f"{ledger_path(output).name} to start again",
-            options=["resume"],
-        )
-    with (
-        open_writer(output, predictor.fields, point_format) as writer,
-        open_ledger(output, _key(predictor, writer), resume=resume, retry_failed=retry_failed or fail_fast) as ledger,
-    ):
-        for digest, result in predictor.predict_unknown(sources, ledger.known, batch_size=batch_size):
-            if isinstance(result, KeptRow):
-                tally.kept += 1
-                tally.failed += result.failed
-                tally.done += 1
-                writer.write_row(result.row)
-            else:
-                row = writer.row(result)
-                ledger.add(result.path, digest, row, isinstance(result, Failure))
-                _count(result, tally, fail_fast)
-                see(result)
-                writer.write_row(row)
-            advance(tally)
+    with claim_output(output) as claim:
+        key = _key(predictor, claim.output, point_format)
+        if claim.is_interrupted and not resume and not overwrite:
+            raise OutputError(
+                f"{claim.output}: a prediction into it was interrupted: resume it, or start again",
+                options=["resume", "overwrite"],
+            )
+        check_output(claim.output, overwrite=overwrite or claim.wrote(key))
+        with (
+            open_writer(claim.output, predictor.fields, point_format, partial=claim.rows) as writer,
+            open_ledger(claim.ledger, key, resume=resume, retry_failed=retry_failed or fail_fast) as ledger,
+        ):
+            for digest, result in predictor.predict_unknown(sources, ledger.known, batch_size=batch_size):
+                if isinstance(result, KeptRow):
+                    tally.kept += 1
+                    tally.failed += result.failed
+                    tally.done += 1
+                    writer.write_row(result.row)
+                else:
+                    row = writer.row(result)
+                    ledger.add(result.path, digest, row, isinstance(result, Failure))
+                    _count(result, tally, fail_fast)
+                    see(result)
+                    writer.write_row(row)
+                advance(tally)
+        claim.finish(key)
 
 
 def _count(result: Result, tally: Tally, fail_fast: bool) -> None:
@@ -215,12 +213,12 @@ def _count(result: Result, tally: Tally, fail_fast: bool) -> None:
     tally.done += 1
 
 
-def _key(predictor: Predictor[Any], writer: ResultWriter) -> str:
+def _key(predictor: Predictor[Any], output: Path, point_format: Format | None) -> str:
     """Return a hash of everything that a row depends on, besides its image."""
     ensemble = predictor.ensemble
     facts = {
         "models": [hash_file(session.path) for session in ensemble.sessions],
         "settings": ensemble.key,
-        "columns": [type(writer).__name__, *build_columns(predictor.fields).types],
+        "columns": [output.suffix.lower(), point_format or "", *build_columns(predictor.fields).types],
     }
     return hashlib.sha256(dump_json(facts).encode(errors="surrogateescape")).hexdigest()

@@ -24,7 +24,7 @@ from tl.errors import MissingExtraError, OutputError
 from tl.runtime.landmarks.files import SUFFIXES, Format, write_landmarks
 from tl.runtime.landmarks.sets import ImageLandmarks, LandmarkSet, image_landmarks
 from tl.runtime.output.columns import Columns, build_columns, csv_line
-from tl.runtime.output.files import atomic_path, output_errors, write_text
+from tl.runtime.output.files import atomic_path, no_follow, output_errors, write_text
 from tl.runtime.results import Fields, PointFields, Result
 
 _ROWS_AT_ONCE = 10_000
@@ -171,21 +171,25 @@ class JsonLinesWriter(_RowWriter):
 
 @contextmanager
 def open_writer(
-    output: str | os.PathLike[str] | None, fields: Fields, point_format: Format | None = None
+    output: str | os.PathLike[str] | None,
+    fields: Fields,
+    point_format: Format | None = None,
+    partial: Path | None = None,
 ) -> Iterator[ResultWriter]:
     """Yield a writer of results to a path (`.csv`, `.jsonl` for JSON lines, `.parquet`), or as CSV to stdout.
 
     Landmarks can also be written as `.tps` and `.json` (COCO keypoints), or in the format `point_format`; failed images
     are then listed in `NAME.failed.csv`. The file gets its name when all rows are written. Until then, and after an
-    error, the rows are in `NAME.partial`, as JSON lines unless the output is `.csv`. Raises `OutputError`, and
-    `MissingExtraError` for Parquet without its package.
+    error, the rows are in `partial` (`NAME.partial`), as JSON lines unless the output is `.csv`. Raises `OutputError`,
+    and `MissingExtraError` for Parquet without its package.
     """
     columns = build_columns(fields)
     if output is None:
         yield CsvWriter(sys.stdout, columns)
         sys.stdout.flush()
         return
-    final, partial = Path(output), partial_path(output)
+    final = Path(output)
+    partial = partial or final.with_name(f"{final.name}.partial")
     kind = final.suffix.lower()
     known = [".csv", ".jsonl", ".parquet", *([".tps", ".json"] if isinstance(fields, PointFields) else [])]
     if kind not in known:
@@ -197,7 +201,7 @@ def open_writer(
         check_parquet()
     with output_errors(final):
         final.parent.mkdir(parents=True, exist_ok=True)
-        with partial.open("w", encoding="utf-8", errors="surrogateescape", newline="") as stream:
+        with open(partial, "w", encoding="utf-8", errors="surrogateescape", newline="", opener=no_follow) as stream:
             is_table = kind == ".csv" and not is_point_file
             yield CsvWriter(stream, columns) if is_table else JsonLinesWriter(stream)
             stream.flush()
@@ -210,8 +214,3 @@ def open_writer(
             partial.unlink()
         else:
             partial.replace(final)
-
-
-def partial_path(output: str | os.PathLike[str]) -> Path:
-    """Return the path of an unfinished output's rows."""
-    return Path(f"{os.fspath(output)}.partial")

@@ -20,7 +20,7 @@ from tl.progress import Progress
 from tl.trainer.config import TrainConfig
 from tl.trainer.fit.batches import ImageBatches, LabeledItems, iter_inputs
 from tl.trainer.fit.distributed import Ranks, share_batch_norm
-from tl.trainer.fit.interpolation import SHARES, WeightLine, average, choose_share, interpolate
+from tl.trainer.fit.interpolation import SHARES, WeightLine, average, choose_share, interpolate, scaled_loss
 from tl.trainer.fit.loop import EpochRow, Figures, best_epoch, fit
 from tl.trainer.fit.machine import Machine, build_machine
 from tl.trainer.fit.steps import TrainableModel
@@ -226,21 +226,24 @@ def _average(bench: _Bench, lines: Sequence[WeightLine]) -> HeldOut:
 
     Returns the logits of the scored images, of networks and positions that were chosen without them.
     """
-    task = bench.task
+    task, network = bench.task, bench.network
     places = [place for line in lines for place in line.held_out]
     order = np.argsort(places)
     places = [places[i] for i in order]
     logits = np.concatenate([line.logits for line in lines], axis=1)[:, order]
-    ids = np.array([task.ids[i] for i in places])
-    groups = [task.store.images[i].group for i in places]
+    ids, groups = np.array([task.ids[i] for i in places]), [task.store.images[i].group for i in places]
     chosen, held_out = choose_share(logits, ids, groups, task.folds(places) or [])
+    share = SHARES[chosen]
     start, end = average([line.start for line in lines]), average([line.end for line in lines])
-    bench.network.load_state_dict(interpolate(start, end, SHARES[chosen]))
+    network.load_state_dict(interpolate(start, end, share))
     accuracy = float((logits[chosen].argmax(axis=1) == ids).mean())
     whose = f", mean of {len(lines)} networks" if len(lines) > 1 else ""
+    if len(lines) > 1 and scaled_loss(_gather_logits(bench, network, places), ids) > scaled_loss(logits[chosen], ids):
+        # Most of the networks have seen each of these images, so that their mean should know them better.
+        network.load_state_dict(interpolate(lines[0].start, lines[0].end, share))
+        whose = ", first network: the mean would be worse than each"
     bench.progress.say(
-        f"interpolation: {SHARES[chosen]:.0%} of the way from the initial to the final weights{whose} "
-        f"(top-1 {accuracy:.3f})"
+        f"interpolation: {share:.0%} of the way from the initial to the final weights{whose} (top-1 {accuracy:.3f})"
     )
     return HeldOut(places, held_out)
 

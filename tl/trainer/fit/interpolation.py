@@ -80,5 +80,14 @@ def choose_share(
                 return position
         return best
 
-    losses = np.array([log_losses(each / fit_temperature(each, ids), ids) for each in logits])
+    losses = np.array([_scaled_losses(each, ids) for each in logits])
     return select_nested(logits, losses, folds, farthest)
+
+
+def scaled_loss(logits: NDArray[np.floating], ids: NDArray[np.int64]) -> float:
+    """Mean log loss of logits (N, C) after scaling by the temperature that suits them best."""
+    return float(_scaled_losses(logits, ids).mean())
+
+
+def _scaled_losses(logits: NDArray[np.floating], ids: NDArray[np.int64]) -> NDArray[np.float64]:
+    return log_losses(logits / fit_temperature(logits, ids), ids)

@@ -1,0 +1,116 @@
+"""The hidden folder of an output: a lock, the rows so far, and the ledger for --resume.
+
+One process at a time writes an output. The lock is the operating system's, so that a dead process cannot keep it.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import socket
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from datetime import datetime
+from pathlib import Path
+from typing import Any
+
+from tl.errors import OutputError
+from tl.runtime.output.files import check_output, no_follow, output_errors
+
+
+@dataclass(frozen=True)
+class Claim:
+    """The files beside `output` that belong to this process until it has finished. `folder`: where they are."""
+
+    output: Path
+
+    @property
+    def folder(self) -> Path:
+        """The hidden folder."""
+        return self.output.with_name(f".{self.output.name}.tl")
+
+    @property
+    def rows(self) -> Path:
+        """The rows of an unfinished output."""
+        return self.folder / "rows"
+
+    @property
+    def ledger(self) -> Path:
+        """Finished rows by image."""
+        return self.folder / "ledger"
+
+    @property
+    def is_interrupted(self) -> bool:
+        """Whether an earlier process was stopped before the output was complete."""
+        return self.rows.exists() and self.ledger.exists()
+
+    def wrote(self, key: str) -> bool:
+        """Whether the existing output is what a finished job of this key has written, unchanged."""
+        try:
+            with open(self._finished, "rb", opener=no_follow) as stream:
+                return bool(json.load(stream) == self._facts(key))
+        except (OSError, ValueError):
+            return False
+
+    def finish(self, key: str) -> None:
+        """Record that the output is complete."""
+        with output_errors(self._finished), open(self._finished, "w", encoding="utf-8", opener=no_follow) as stream:
+            json.dump(self._facts(key), stream)
+
+    @property
+    def _finished(self) -> Path:
+        return self.folder / "finished.json"
+
+    def _facts(self, key: str) -> dict[str, Any]:
+        found = self.output.stat()
+        return {"key": key, "bytes": found.st_size, "modified_ns": found.st_mtime_ns}
+
+
+@contextmanager
+def claim_output(output: str | os.PathLike[str]) -> Iterator[Claim]:
+    """Claim an output for this process. Raises `OutputError` if it cannot be written, or if another process writes it.
+
+    An existing file is no error here: see `Claim.wrote` and `check_output`.
+    """
+    from filelock import FileLock, Timeout
+
+    check_output(output, overwrite=True)
+    claim = Claim(Path(output))
+    if claim.folder.is_symlink():
+        raise OutputError(f"{claim.folder}: is a symbolic link: remove it")
+    holder = claim.folder / "holder.json"
+    lock = FileLock(claim.folder / "lock", timeout=0)
+    with output_errors(claim.folder):
+        claim.folder.mkdir(exist_ok=True)
+        try:
+            lock.acquire()
+        except Timeout:
+            raise OutputError(f"{claim.output}: is being written by {_name_holder(holder)}: wait for it") from None
+        try:
+            with open(holder, "w", encoding="utf-8", opener=no_follow) as stream:
+                json.dump(_describe_process(), stream)
+            yield claim
+        finally:
+            holder.unlink(missing_ok=True)
+            lock.release()
+
+
+def _describe_process() -> dict[str, Any]:
+    return {
+        "pid": os.getpid(),
+        "host": socket.gethostname(),
+        "since": datetime.now().isoformat(" ", "seconds"),
+        "command": " ".join([Path(sys.argv[0]).name, *sys.argv[1:]])[:200],
+    }
+
+
+def _name_holder(path: Path) -> str:
+    """`process 123 on HOST since TIME (COMMAND)`."""
+    try:
+        with open(path, "rb", opener=no_follow) as stream:
+            found = json.load(stream)
+        return f"process {found['pid']} on {found['host']} since {found['since']} ({found['command']})"
+    except (OSError, ValueError, KeyError, TypeError):
+        return "another process"
