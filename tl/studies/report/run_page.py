@@ -86,7 +86,7 @@ def _methods(finished: FinishedRun) -> list[Section]:
     names = ("method", "n", "top1_accuracy", "log_loss", "gain", "standard_error", "seconds")
     note = Note(
         f"Chosen: {finished.config.method}. Both methods were scored on the same images, which neither had seen. "
-        "The lower log loss wins."
+        "Fine-tuning wins if its log loss is lower by more than the standard error."
     )
     table = Table(
         columns,
