@@ -1,7 +1,11 @@
 """`tl` and `python -m tl`: says what is missing where the command line's own packages are."""
 
+import signal
 import sys
 from importlib.util import find_spec
+from types import FrameType
+
+_INTERRUPTED = 130
 
 
 def main() -> None:
@@ -11,9 +15,19 @@ def main() -> None:
             "tl: the command line requires additional packages: pip install 'tl-toolkit[cli]' "
             "(tl.runtime works without)"
         )
-    from tl.cli import main as run
+    signal.signal(signal.SIGTERM, _interrupt)
+    try:
+        from tl.cli import main as run
 
-    run()
+        run()
+    except KeyboardInterrupt:  # while packages were imported
+        sys.stderr.write("tl: interrupted before it began\n")
+        sys.exit(_INTERRUPTED)
+
+
+def _interrupt(number: int, frame: FrameType | None) -> None:
+    """Handle SIGTERM, by which schedulers end jobs, as Ctrl-C: what is finished is kept."""
+    raise KeyboardInterrupt
 
 
 if __name__ == "__main__":

@@ -7,11 +7,12 @@ Imports nothing heavy, so `tl --help` responds immediately.
 from __future__ import annotations
 
 import errno
+import functools
 import io
 import os
 import shlex
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from types import ModuleType
 from typing import Annotated, Any
 
@@ -139,10 +140,27 @@ _PANELS: dict[str, list[tuple[ModuleType, type[TyperCommand], str]]] = {
         (demo, TyperCommand, "Run the whole workflow on sample photographs."),
     ],
 }
+
+
+def _ends_in_one_line(command: Callable[..., None]) -> Callable[..., None]:
+    """The command, which ends with one line on Ctrl-C or SIGTERM if it has no better answer of its own."""
+
+    @functools.wraps(command)
+    def run(*args: Any, **kwargs: Any) -> None:
+        try:
+            command(*args, **kwargs)
+        except KeyboardInterrupt:
+            warn("tl: interrupted; every file written so far is complete: run the same command again")
+            raise typer.Exit(EXIT_INTERRUPTED) from None
+
+    return run
+
+
 for _panel, _commands in _PANELS.items():
     for _module, _class, _help in _commands:
         _name = _module.__name__.rpartition(".")[2]
-        app.command(_name, cls=_class, short_help=_help, rich_help_panel=_panel)(_module.command)
+        _command = _ends_in_one_line(_module.command)
+        app.command(_name, cls=_class, short_help=_help, rich_help_panel=_panel)(_command)
 
 
 # Names from before 0.1, still accepted.
