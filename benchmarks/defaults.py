@@ -268,22 +268,15 @@ def read(out: Path, backbone: str) -> dict[str, dict[str, dict]]:
 def table(out: Path, backbone: str) -> None:
     found = read(out, backbone)
     methods = [name for name in ("default", "features", "finetune", "before", *PEERS) if name in found]
-    every = [name for name in methods if len(found[name]) > 1]
-    common = sorted(set.intersection(*(set(found[name]) for name in every)))
-    print("| images | runs | " + " | ".join(every) + " |\n|---|---|" + "---|" * len(every))
-    for group in dict.fromkeys(case.rpartition("-")[0] for case in common):
-        own = [case for case in common if case.rpartition("-")[0] == group]
-        print_row(f"{group} | {len(own)}", [np.mean([accuracy(found[m][c]) for c in own]) for m in every])
-    print_row(f"**mean** | {len(common)}", [np.mean([accuracy(found[m][c]) for c in common]) for m in every])
-    print_row("ECE |", [np.mean([calibration(found[m][c]) for c in common]) for m in every])
-    print_row("seconds |", [np.nanmean([found[m][c]["seconds"] for c in common]) for m in every], "{:.0f}")
-    for method in every:
-        if "default" in found and method != "default":
-            print(compare(found["default"], found[method], common, method))
-
-
-def print_row(name: str, values: Sequence[float], form: str = "{:.3f}") -> None:
-    print(f"| {name} | " + " | ".join(form.format(value) for value in values) + " |")
+    print("| images | " + " | ".join(methods) + " |\n|---|" + "---|" * len(methods))
+    groups = sorted({case.rpartition("-")[0] for name in methods for case in found[name]})
+    for group in groups:
+        own = [[r for case, r in found[name].items() if case.rpartition("-")[0] == group] for name in methods]
+        cells = [f"{np.mean([accuracy(r) for r in each]):.3f} ({len(each)})" if each else "-" for each in own]
+        print(f"| {group} | " + " | ".join(cells) + " |")
+    print("\n| default against | runs | difference | ECE | seconds |\n|---|---|---|---|---|")
+    for method in methods[1:]:
+        print(compare(found["default"], found[method], method))
 
 
 def accuracy(result: dict) -> float:
@@ -296,8 +289,9 @@ def calibration(result: dict) -> float:
     return expected_calibration_error(np.array(result["hits"], bool), np.array(result["confidence"]))
 
 
-def compare(ours: dict, theirs: dict, common: Sequence[str], method: str) -> str:
-    """The mean difference in accuracy over runs with its 95% interval, and McNemar's test on each set (Holm)."""
+def compare(ours: dict, theirs: dict, method: str) -> str:
+    """A row: mean differences over the runs of both, with a 95% interval, and McNemar's test on each set (Holm)."""
+    common = sorted(set(ours) & set(theirs))
     differences = np.array([accuracy(ours[case]) - accuracy(theirs[case]) for case in common])
     # Runs on the same set share test images: the bootstrap draws sets of images, then runs of each.
     groups = list(dict.fromkeys(case.split("-")[0] for case in common))
@@ -311,9 +305,13 @@ def compare(ours: dict, theirs: dict, common: Sequence[str], method: str) -> str
         a, b = (np.concatenate(side) for side in zip(*pairs, strict=True))
         p_values[group] = mcnemar(int(((a == 1) & (b == 0)).sum()), int(((a == 0) & (b == 1)).sum()))
     holm = min(1.0, len(groups) * min((p for p, is_worse in p_values.values() if is_worse), default=1.0))
+    worse = f"; smallest p of a set where it is worse {holm:.2f}" if holm < 1 else "; worse on no set"
+    calibrations = [np.mean([calibration(each[c]) for c in common]) for each in (ours, theirs)]
+    seconds = [np.nanmean([each[c]["seconds"] for c in common]) for each in (ours, theirs)]
     return (
-        f"\ndefault - {method}: {100 * differences.mean():+.1f} points (95% {100 * low:+.1f} to {100 * high:+.1f}); "
-        f"smallest p of a set where it is worse, Holm: {holm:.3f}"
+        f"| {method} | {len(common)} | {100 * differences.mean():+.1f} points (95% {100 * low:+.1f} to "
+        f"{100 * high:+.1f}){worse} | {calibrations[0]:.3f}, {calibrations[1]:.3f} | "
+        f"{seconds[0]:.0f}, {seconds[1]:.0f} |"
     )
 
 

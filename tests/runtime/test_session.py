@@ -10,6 +10,7 @@ import numpy as np
 import onnx
 import onnxruntime as ort
 import pytest
+from numpy.typing import NDArray
 from onnx import TensorProto, helper, numpy_helper
 
 from tests.models import COLORS, color_probabilities, make_contract, make_model, solid
@@ -260,3 +261,48 @@ def test_run__members_reorder_their_classes(tmp_path: Path) -> None:
     (probabilities,) = session.run(solid((10, 200, 90))[None], ["probabilities"])
     expected = color_probabilities(solid((10, 200, 90)))[[COLORS.index(name) for name in order]]
     np.testing.assert_allclose(probabilities[0], expected, atol=ATOL)
+
+
+def changed_model(path: Path, node: str, constant: NDArray[Any]) -> Path:
+    """The color model, whose probabilities go through another node with a constant."""
+    model = onnx.load(make_model(path))
+    model.graph.node[-1].output[0] = "before"
+    model.graph.initializer.append(numpy_helper.from_array(constant, "constant"))
+    model.graph.node.append(helper.make_node(node, ["before", "constant"], ["probabilities"]))
+    model.graph.output[0].CopyFrom(helper.make_tensor_value_info("probabilities", TensorProto.FLOAT, ["M", 3]))
+    path.write_bytes(model.SerializeToString())
+    return path
+
+
+@pytest.mark.parametrize(
+    ("node", "constant", "message"),
+    [
+        ("Tile", np.array([2, 1]), "output probabilities has 4 rows for 2 images"),
+        ("Sub", np.array(0.9, np.float32), "output probabilities has values from -0.9 to 0.1: these are no"),
+        (
+            "Add",
+            np.array(0.5, np.float32),
+            "output probabilities has values from 0.5 to 1.5: these are no probabilities",
+        ),
+    ],
+)
+def test_run__refuses_what_cannot_be_probabilities_of_the_images(
+    tmp_path: Path, node: str, constant: NDArray[Any], message: str
+) -> None:
+    session = Session(changed_model(tmp_path / "m.onnx", node, constant), device="cpu")
+    images = np.stack([solid((255, 0, 0)), solid((0, 255, 0))])
+    with pytest.raises(ModelFileError) as caught:
+        session.run(images, ["probabilities"])
+    assert message in str(caught.value)
+
+
+def test_run__allows_rounding_and_nan(tmp_path: Path) -> None:
+    images = solid((255, 0, 0))[None]
+    (found,) = Session(changed_model(tmp_path / "m.onnx", "Mul", np.array(1.005, np.float32)), device="cpu").run(
+        images, ["probabilities"]
+    )
+    assert found.max() > 1
+    (found,) = Session(changed_model(tmp_path / "n.onnx", "Mul", np.array(np.nan, np.float32)), device="cpu").run(
+        images, ["probabilities"]
+    )
+    assert np.isnan(found).all()  # the caller names the image

@@ -30,6 +30,8 @@ from tl.runtime.model_file.contract import METADATA_KEY, OLD_OUTPUTS, Contract, 
 from tl.runtime.model_file.safety import check_model_file
 
 INPUT_NAME = "images"
+# Probabilities in half precision may exceed 1 by this much.
+_ROUNDING = 1e-2
 _FATAL_ONLY = 4
 
 
@@ -71,7 +73,10 @@ class Session:
             self._check_graph(self.contract)
 
     def run(self, images: NDArray[np.uint8], outputs: Sequence[str]) -> list[NDArray[np.float32]]:
-        """Run a batch. `images`: uint8 (N, H, W, 3) RGB of the input size. Returns the named outputs in order."""
+        """Run a batch. `images`: uint8 (N, H, W, 3) RGB of the input size. Returns the named outputs in order.
+
+        Raises `DeviceError`, and `ModelFileError` for outputs that cannot be right, whatever the contract says.
+        """
         try:
             results: list[NDArray[np.float32]] = self._session.run(
                 [self._graph_names.get(name, name) for name in outputs], {INPUT_NAME: images}
@@ -80,7 +85,21 @@ class Session:
             if type(error).__module__.startswith("onnxruntime"):
                 raise DeviceError(f"{self.path}: onnxruntime failed on {self.provider}: {first_line(error)}") from error
             raise
+        for name, values in zip(outputs, results, strict=True):
+            self._check_output(name, values, len(images))
         return results
+
+    def _check_output(self, name: str, values: NDArray[np.float32], count: int) -> None:
+        if values.shape[:1] != (count,):
+            found = f"{values.shape[0]} rows" if values.ndim else "a single value"
+            raise ModelFileError(f"{self.path}: output {name} has {found} for {count} images: it cannot be assigned")
+        if name != "probabilities" or not values.size:
+            return
+        low, high = float(values.min()), float(values.max())  # NaN, which callers refuse, is neither below nor above
+        if low < -_ROUNDING or high > 1 + _ROUNDING:
+            raise ModelFileError(
+                f"{self.path}: output probabilities has values from {low:.3g} to {high:.3g}: these are no probabilities"
+            )
 
     def _read_metadata(self) -> str | None:
         try:

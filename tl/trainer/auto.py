@@ -1,6 +1,6 @@
 """Method auto: solve a head on frozen features, fine-tune if that may pay off, and keep what held-out images prefer.
 
-Neither candidate is compared on images that it was fitted to. The winner is then fitted to all images. Contains the
+Neither candidate is compared on images that it was fitted to. What is shipped has seen all images. Contains the
 decision; `heads.training` and `fit.image_training` contain the candidates.
 """
 
