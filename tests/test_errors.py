@@ -7,7 +7,7 @@ from unittest.mock import patch
 import pytest
 
 from tl.cli import app, main
-from tl.errors import ConfigError, ImageReadError, RunInterrupted, TlError
+from tl.errors import ConfigError, ImageReadError, RunInterrupted, TlError, first_line
 
 
 @pytest.mark.parametrize(
@@ -47,3 +47,23 @@ def test_main__shows_only_flags_that_the_command_has(capsys: pytest.CaptureFixtu
     with argv, call, pytest.raises(SystemExit):
         main()
     assert capsys.readouterr().err.splitlines() == ["tl: x", "hint: --split all"]
+
+
+@pytest.mark.parametrize(
+    ("text", "wanted"),
+    [
+        ("\x1b[31mred\x1b[0m\nmore", "red"),
+        ("", "RuntimeError"),
+        (400 * "x", 300 * "x"),
+        (
+            "Load model from m.onnx failed:/src/core/graph/model.cc:256 ns::Model::Model(P&&, const F<void(int)>&) "
+            "Unsupported model IR version: 99",
+            "Load model from m.onnx failed: Unsupported model IR version: 99",
+        ),
+        ("failed:/src/a.h:46 void f(int) const broken", "failed: broken"),
+        ("failed:/src/a.h:46 void f(int", "failed:/src/a.h:46 void f(int"),
+        ("see /docs/page:46 (and more)", "see /docs/page:46 (and more)"),
+    ],
+)
+def test_first_line__keeps_the_cause(text: str, wanted: str) -> None:
+    assert first_line(RuntimeError(text)) == wanted

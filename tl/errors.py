@@ -112,6 +112,20 @@ class MissingExtraError(TlError):
 
 
 def first_line(error: Exception) -> str:
-    """Return the first line of another library's exception, at most 300 characters."""
+    """Return the first line of another library's exception, at most 300 characters, without places in its C++ code."""
     plain = re.sub(r"\x1b\[[0-9;]*m", "", str(error)).strip()  # torch colors its messages
-    return plain.splitlines()[0][:300] if plain else type(error).__name__
+    line = plain.splitlines()[0] if plain else type(error).__name__
+    place = re.search(r"/\S+\.(cc|h|cu|cpp):\d+ [^(]*\(", line)  # of onnxruntime, followed by a function's signature
+    if place is not None and (end := _closing(line, place.end())) < len(line):
+        line = line[: place.start()].rstrip(": ") + ": " + line[end:].removeprefix(" const").lstrip()
+    return line[:300]
+
+
+def _closing(line: str, start: int) -> int:
+    """The position after the parenthesis that closes the one before `start`; the end if there is none."""
+    depth = 1
+    for place in range(start, len(line)):
+        depth += {"(": 1, ")": -1}.get(line[place], 0)
+        if not depth:
+            return place + 1
+    return len(line)

@@ -306,3 +306,12 @@ def test_run__allows_rounding_and_nan(tmp_path: Path) -> None:
         images, ["probabilities"]
     )
     assert np.isnan(found).all()  # the caller names the image
+
+
+def test_session__a_newer_format_says_what_to_upgrade(color_model: Path, tmp_path: Path) -> None:
+    model = onnx.load(color_model)
+    model.ir_version = 99
+    (tmp_path / "m.onnx").write_bytes(model.SerializeToString())
+    message = fault(tmp_path / "m.onnx", device="cpu")
+    assert "Unsupported model IR version: 99" in message
+    assert message.endswith(f"it is newer than onnxruntime {ort.__version__}; upgrade onnxruntime")

@@ -202,3 +202,20 @@ def test_open_neighbors__of_the_same_color(finished_run: Run, photos: Path, tmp_
 
 def test_open_neighbors__of_a_run_from_scratch(finished_run: Run) -> None:
     assert open_neighbors(open_finished(finished_run)) is None
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "reason"),
+    [
+        ("red", "spider", "label 'spider' is not among the classes of the run: blue, green, red"),
+        ("p:red", "p:spider", "has no column 'p:red'"),
+    ],
+)
+def test_report__predictions_changed_by_hand(
+    finished_run: Run, tmp_path: Path, old: str, new: str, reason: str
+) -> None:
+    run = Run(shutil.copytree(finished_run.folder, tmp_path / "run"))
+    path = run.folder / "predictions_val.csv"
+    path.write_text(re.sub(rf"(?<=,){re.escape(old)}(?=,|$)", new, path.read_text(), flags=re.MULTILINE))
+    with pytest.raises(RunError, match=re.escape(f"its predictions were changed after training ({reason})")):
+        write_run_report(run, tmp_path / "r.html")

@@ -505,6 +505,7 @@ def test_load_config__yaml_exponent_without_a_point(tmp_path: Path) -> None:
         ("- a\n- b\n", "expected 'option: value' lines"),
         ("a: [1\n", "not a YAML file"),
         ("", "expected 'option: value'"),
+        ("a: " + 3000 * "[", "nested too deeply"),
     ],
 )
 def test_load_config__not_a_mapping(tmp_path: Path, text: str, reason: str) -> None:

@@ -13,6 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tl.data.features import unit_length
+from tl.errors import DataError
 from tl.runtime.ensembles.selective import conformal_limit, conformal_scores
 from tl.runtime.model_file.contract import Conformal, OodFacts
 
@@ -179,5 +180,8 @@ def _shake(embeddings: NDArray[np.float32]) -> NDArray[np.float32]:
 
 
 def class_ids_of(labels: Sequence[str], class_names: Sequence[str]) -> NDArray[np.int64]:
-    """Map labels to indices in `class_names`."""
-    return np.array([class_names.index(label) for label in labels], np.int64)
+    """Map labels to indices in `class_names`. Raises `DataError` for a label that is none of them."""
+    order = {name: i for i, name in enumerate(class_names)}
+    if foreign := [label for label in labels if label not in order]:
+        raise DataError(f"label '{foreign[0]}' is not among the classes of the run: {', '.join(class_names)}")
+    return np.array([order[label] for label in labels], np.int64)

@@ -190,7 +190,10 @@ def _open(path: str, device: str, threads: int | None) -> tuple[Any, str | None]
     try:
         return _create(ort, path, threads, ["CPUExecutionProvider"]), fault if GPU_WHEEL in installed_wheels() else None
     except Exception as error:
-        raise ModelFileError(f"{path}: onnxruntime cannot load it: {first_line(error)}") from error
+        reason = first_line(error)
+        is_newer = "Unsupported model IR version" in reason or "Opset" in reason
+        cure = f": it is newer than onnxruntime {ort.__version__}; upgrade onnxruntime" if is_newer else ""
+        raise ModelFileError(f"{path}: onnxruntime cannot load it: {reason}{cure}") from error
 
 
 def _cuda_provider(index: int) -> tuple[str, dict[str, str]]:

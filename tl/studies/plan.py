@@ -189,7 +189,7 @@ def parse_forced(texts: Sequence[str]) -> dict[str, Any]:
             raise ConfigError(f"set {text}: expected an option and its value, as in epochs=3{nearest(name, known)}")
         try:
             forced[name] = yaml.safe_load(value)
-        except yaml.YAMLError:  # for example a pattern that begins with an asterisk
+        except (yaml.YAMLError, RecursionError):  # for example a pattern that begins with an asterisk
             forced[name] = value
     return forced
 

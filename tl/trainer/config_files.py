@@ -52,6 +52,8 @@ def load_config(path: str | Path) -> dict[str, Any]:
         values = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
     except OSError as error:
         raise ConfigError(f"{path}: cannot be read ({error.strerror})") from error
+    except RecursionError as error:
+        raise ConfigError(f"{path}: not a config file (nested too deeply)") from error
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise ConfigError(f"{path}: not a YAML file ({' '.join(str(error).split())})") from error
     if not isinstance(values, dict):

@@ -89,6 +89,11 @@ def test_parse_json__no_infinity_by_overflow(text: str) -> None:
         parse_json(text)
 
 
+def test_parse_json__no_endless_nesting() -> None:
+    with pytest.raises(ValueError, match="nested too deeply"):
+        parse_json(100_000 * "[")
+
+
 def test_parse_json__no_repeated_fields() -> None:
     with pytest.raises(ValueError, match="repeated field 'b'"):
         parse_json('{"a": {"b": 1, "c": 2, "b": 1}}')

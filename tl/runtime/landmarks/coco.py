@@ -37,7 +37,7 @@ def read(text: str, where: str) -> LandmarkSet:
         bare = len(images) - len(annotated)
         remarks = (f"{bare} images without points were skipped",) if bare > 0 else ()
         landmarks = LandmarkSet(names, annotated, pairs, skeleton, remarks)
-    except (json.JSONDecodeError, KeyError, TypeError, ValueError, IndexError, AttributeError) as error:
+    except (KeyError, TypeError, ValueError, IndexError, AttributeError, RecursionError) as error:
         raise DataError(f"{where}: not a COCO keypoint file ({type(error).__name__}: {error})") from error
     counts = Counter(each.name for each in annotated)
     if twice := [name for name, count in counts.items() if count > 1]:

@@ -20,9 +20,12 @@ Json = None | bool | int | float | str | list[Any] | dict[str, Any]
 
 def parse_json(text: str) -> Json:
     """Parse strict JSON: no NaN or Infinity, repeated keys or lone surrogates. Raises ValueError with the place."""
-    parsed: Json = json.loads(
-        text, object_pairs_hook=_unique_keys, parse_constant=_refuse_constant, parse_float=_finite_float
-    )
+    try:
+        parsed: Json = json.loads(
+            text, object_pairs_hook=_unique_keys, parse_constant=_refuse_constant, parse_float=_finite_float
+        )
+    except RecursionError as error:
+        raise ValueError("nested too deeply") from error
     if "\\u" in text:
         json.dumps(parsed, ensure_ascii=False).encode()  # raise for a lone surrogate, which cannot be written
     return parsed

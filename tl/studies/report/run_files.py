@@ -13,7 +13,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from tl.errors import RunError
+from tl.errors import DataError, RunError
+from tl.evaluation.calibration import class_ids_of
 from tl.runtime.landmarks.sets import ImageLandmarks
 from tl.trainer.config import TrainConfig
 from tl.trainer.options import is_solved
@@ -104,16 +105,15 @@ def read_judged(finished: FinishedRun) -> list[Judged]:
     """Read the images of the reported split, in manifest order. Raises `RunError`."""
     rows, paths = _predictions(finished)
     names = finished.card.class_names
-    order = {name: i for i, name in enumerate(names)}
+    try:
+        true_ids, label_ids = (class_ids_of([row[key] for row in rows], names) for key in ("true_label", "label"))
+        probabilities = np.array([[float(row[f"p:{name}"]) for name in names] for row in rows])
+    except (DataError, KeyError, ValueError) as error:
+        reason = f"has no column {error}" if isinstance(error, KeyError) else error
+        raise RunError(f"{finished.run.folder}: its predictions were changed after training ({reason})") from error
     return [
-        Judged(
-            path,
-            row["path"],
-            order[row["true_label"]],
-            order[row["label"]],
-            np.array([float(row[f"p:{name}"]) for name in names]),
-        )
-        for row, path in zip(rows, paths, strict=True)
+        Judged(path, row["path"], int(true_id), int(label_id), values)
+        for path, row, true_id, label_id, values in zip(paths, rows, true_ids, label_ids, probabilities, strict=True)
     ]
 
 
