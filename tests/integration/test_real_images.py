@@ -193,10 +193,12 @@ def test_odd_images__decode_to_the_shape_pillow_finds(shared: Path) -> None:
             finally:
                 slowest = max(slowest, time.perf_counter() - started)
             decoded += 1
+            if "MAX_TEXT" in row["pil_err"]:  # a PNG that Pillow refuses for its text
+                continue
             size = (int(row["h"]), int(row["w"]))
             # Pillow already reports a TIFF's upright size.
             turned = row["exif_orient"] in ("5", "6", "7", "8") and row["fmt"] != "TIFF"
             assert image.shape == (*(size[::-1] if turned else size), 3), row["path"]
             assert row["fmt"] in (*FORMATS, "MPO")
-    assert decoded > 900  # 926 when written: detects a regression
+    assert decoded > 900  # 919 when written: detects a regression
     assert slowest < MAX_SECONDS_A_FILE

@@ -69,6 +69,16 @@ def png(
     return b"\x89PNG\r\n\x1a\n" + b"".join(_chunk(kind, data) for kind, data in parts)
 
 
+def with_tiff_value(data: bytes, tag: int, value: int) -> bytes:
+    """A little-endian TIFF with another value of a short tag of its first page, which it must have."""
+    at = struct.unpack_from("<I", data, 4)[0]
+    for entry in range(struct.unpack_from("<H", data, at)[0]):
+        place = at + 2 + 12 * entry
+        if struct.unpack_from("<H", data, place)[0] == tag:
+            return data[: place + 8] + struct.pack("<H", value) + data[place + 10 :]
+    raise ValueError(f"no tag {tag}")
+
+
 def zero_middle(data: bytes, start: float = 0.5, stop: float = 0.6) -> bytes:
     """The same file with a range of zeros, as left by a failing disk."""
     first, last = int(len(data) * start), int(len(data) * stop)

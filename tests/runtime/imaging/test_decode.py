@@ -1,14 +1,15 @@
 from __future__ import annotations
 
+import zlib
 from io import BytesIO
 from pathlib import Path
 
 import numpy as np
 import pytest
 from numpy.typing import NDArray
-from PIL import Image, ImageOps
+from PIL import Image, ImageOps, TiffImagePlugin
 
-from tests.runtime.images import RECIPE, blocks, encode, encode_turned, noise, png
+from tests.runtime.images import RECIPE, blocks, encode, encode_turned, noise, png, with_tiff_value
 from tl.errors import ImageReadError
 from tl.runtime.imaging.decode import decode_image, read_size, upright
 from tl.runtime.imaging.preprocessing import build_preprocessing
@@ -194,12 +195,47 @@ def test_decode_image__rgb16_with_a_transparent_color_refused() -> None:
 # --- frames and kinds
 
 
-@pytest.mark.parametrize("kind", ["GIF", "TIFF", "PNG", "WEBP", "MPO"])
+@pytest.mark.parametrize("kind", ["GIF", "PNG", "WEBP", "MPO"])
 def test_decode_image__first_frame(kind: str) -> None:
     first, second = blocks(), 255 - blocks()
     options = {"lossless": True} if kind == "WEBP" else {"quality": 100} if kind == "MPO" else {}
     data = encode(first, kind, save_all=True, append_images=[Image.fromarray(second)], **options)
     np.testing.assert_array_equal(decode_image(data, RECIPE), first)
+
+
+@pytest.mark.parametrize("kind_of_page", [1, 4])
+def test_decode_image__tiff_with_a_preview_or_mask(kind_of_page: int) -> None:
+    stream = BytesIO()
+    with TiffImagePlugin.AppendingTiffWriter(stream) as pages:
+        Image.fromarray(blocks()).save(pages, "TIFF")
+        pages.newFrame()
+        Image.fromarray(255 - blocks()).save(pages, "TIFF", tiffinfo={254: kind_of_page})
+    np.testing.assert_array_equal(decode_image(stream.getvalue(), RECIPE), blocks())
+
+
+def test_decode_image__gray16_tiff_where_zero_is_white() -> None:
+    gray = np.arange(0, 65536, 97, dtype=np.uint16).reshape(26, 26)
+    black_is_zero = encode(gray, "TIFF")
+    white_is_zero = with_tiff_value(encode(65535 - gray, "TIFF"), 262, 0)
+    np.testing.assert_array_equal(decode_image(white_is_zero, RECIPE), decode_image(black_is_zero, RECIPE))
+    recipe = build_preprocessing((8, 8), bit_depth_max=4095)
+    gray //= 16
+    white_is_zero = with_tiff_value(encode(4095 - gray, "TIFF"), 262, 0)
+    np.testing.assert_array_equal(decode_image(white_is_zero, recipe), decode_image(encode(gray, "TIFF"), recipe))
+
+
+@pytest.mark.parametrize("is_after_pixels", [False, True])
+@pytest.mark.parametrize("kind", [b"iCCP", b"zTXt"])
+def test_decode_image__png_with_a_large_profile_or_text(tmp_path: Path, kind: bytes, is_after_pixels: bool) -> None:
+    data = encode(noise(), "PNG")
+    text = zlib.compress(bytes(2_000_000))
+    chunk = kind + b"name\0\0" + text
+    chunk = (len(chunk) - 4).to_bytes(4, "big") + chunk + zlib.crc32(chunk).to_bytes(4, "big")
+    place = data.index(b"IEND" if is_after_pixels else b"IDAT") - 4
+    data = data[:place] + chunk + data[place:]
+    np.testing.assert_array_equal(decode_image(data, RECIPE), noise())
+    (tmp_path / "a.png").write_bytes(data)
+    assert read_size(tmp_path / "a.png") == (64, 64)
 
 
 def test_decode_image__jpeg2000_lossless() -> None:

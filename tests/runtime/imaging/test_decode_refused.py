@@ -15,7 +15,16 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
-from tests.runtime.images import RECIPE, blocks, encode, encode_turned, noise, png, zero_middle
+from tests.runtime.images import (
+    RECIPE,
+    blocks,
+    encode,
+    encode_turned,
+    noise,
+    png,
+    with_tiff_value,
+    zero_middle,
+)
 from tl.errors import ImageReadError
 from tl.runtime.imaging.decode import decode_image, source_name
 
@@ -51,6 +60,21 @@ def test_decode_image__truncated(kind: str, share: float) -> None:
 def test_decode_image__progressive_jpeg_truncated() -> None:
     data = encode(noise(), "JPEG", progressive=True)
     assert "damaged JPEG" in failure(data[: len(data) * 9 // 10]).reason
+
+
+def test_decode_image__tiff_of_several_pages() -> None:
+    data = encode(noise(), "TIFF", save_all=True, append_images=[Image.fromarray(noise())] * 2)
+    assert "a TIFF of 3 pages: save the page or channels" in failure(data).reason
+
+
+@pytest.mark.parametrize("tags", [{50706: b"\1\4\0\0"}, {254: 1}], ids=["DNG", "preview first"])
+def test_decode_image__raw_photo_in_a_tiff(tags: dict[int, Any]) -> None:
+    assert "a raw camera photo" in failure(encode(noise(), "TIFF", tiffinfo=tags)).reason
+
+
+def test_decode_image__signed_tiff() -> None:
+    data = with_tiff_value(encode(noise()[:, :, 0], "TIFF", tiffinfo={339: 1}), 339, 2)
+    assert "signed pixel values" in failure(data).reason
 
 
 @pytest.mark.parametrize("options", [{}, {"progressive": True}], ids=["baseline", "progressive"])

@@ -66,6 +66,9 @@ _LARGE_PIXELS = 32_000_000
 large_image_lock: AbstractContextManager[object] = threading.Lock()  # `decode_worker` uses one shared between processes
 
 _EXIF_ORIENTATION = 0x0112
+# TIFF 6.0 and DNG 1.4 tags, and bits of the kind of page.
+_TIFF_KIND_OF_PAGE, _TIFF_PHOTOMETRIC, _TIFF_SAMPLE_FORMAT, _TIFF_DNG_VERSION = 254, 262, 339, 50706
+_TIFF_PREVIEW, _TIFF_MASK, _TIFF_SIGNED = 1, 4, 2
 
 
 @dataclass(frozen=True)
@@ -188,11 +191,21 @@ def _open_regular(path: Path) -> BinaryIO:
 def _decode_stream(
     stream: BinaryIO, preprocessing: Preprocessing, eighths: Callable[[tuple[int, int]], int]
 ) -> Decoded:
+    try:
+        return _decode_file(stream, preprocessing, eighths)
+    except ValueError as error:
+        if not _is_about_text(error):
+            raise
+    return _decode_file(BytesIO(_without_text(stream)), preprocessing, eighths)
+
+
+def _decode_file(stream: BinaryIO, preprocessing: Preprocessing, eighths: Callable[[tuple[int, int]], int]) -> Decoded:
     num_bytes = stream.seek(0, os.SEEK_END)
     if num_bytes == 0:
         raise ImageReadError("", "empty file")
     stream.seek(0)
     with _open_header(stream) as opened:
+        _check_tiff(opened)
         pixels = opened.width * opened.height
         if pixels > MAX_PIXELS:
             raise ImageReadError("", _too_large(f"{opened.width}x{opened.height}"))
@@ -218,11 +231,34 @@ def _one_at_a_time(pixels: int) -> AbstractContextManager[object]:
 def _open_header(stream: BinaryIO) -> Image.Image:
     try:
         return Image.open(stream, formats=FORMATS)
+    except ValueError as error:
+        if not _is_about_text(error):
+            raise
+        return Image.open(BytesIO(_without_text(stream)), formats=FORMATS)
     except Image.DecompressionBombError as error:
         raise ImageReadError("", _too_large("more")) from error
     except UnidentifiedImageError as error:
         kinds = ", ".join(FORMATS)
         raise ImageReadError("", f"not an image of a supported format ({kinds}), or its header is damaged") from error
+
+
+def _is_about_text(error: ValueError) -> bool:
+    """Whether Pillow refuses a PNG for the size of its texts or color profile, which are not needed here."""
+    return "MAX_TEXT" in str(error)
+
+
+def _without_text(stream: BinaryIO) -> bytes:
+    """A PNG file without texts and color profile. Source: the PNG specification, "Chunk layout"."""
+    stream.seek(0)
+    kept = [stream.read(8)]
+    while len(head := stream.read(8)) == 8:
+        length, kind = int.from_bytes(head[:4], "big"), head[4:]
+        rest = stream.read(length + 4)
+        if kind not in (b"iCCP", b"tEXt", b"zTXt", b"iTXt"):
+            kept += [head, rest]
+        if kind == b"IEND":
+            break
+    return b"".join(kept)
 
 
 def _too_large(found: str) -> str:
@@ -275,6 +311,24 @@ def _check_depth(image: Image.Image, preprocessing: Preprocessing) -> None:
         raise ImageReadError("", "a PNM file with an unsupported maximum value; expected 255, or 65535 for grayscale")
 
 
+def _check_tiff(image: Image.Image) -> None:
+    """Reject TIFFs whose first page is not the whole picture, or has values that Pillow misreads."""
+    if not isinstance(image, TiffImagePlugin.TiffImageFile):
+        return
+    tags = image.tag_v2
+    if _TIFF_DNG_VERSION in tags or tags.get(_TIFF_KIND_OF_PAGE, 0) & _TIFF_PREVIEW:
+        raise ImageReadError("", "a raw camera photo, whose pixels cannot be read: develop it to JPEG or TIFF")
+    if _TIFF_SIGNED in tags.get(_TIFF_SAMPLE_FORMAT, ()) and image.mode not in ("I", "F"):
+        raise ImageReadError("", "signed pixel values have no standard range: save the image with unsigned values")
+    pages = 1
+    for number in range(1, image.n_frames):
+        image.seek(number)
+        pages += not image.tag_v2.get(_TIFF_KIND_OF_PAGE, 0) & (_TIFF_PREVIEW | _TIFF_MASK)
+    image.seek(0)
+    if pages > 1:
+        raise ImageReadError("", f"a TIFF of {pages} pages: save the page or channels to use as an image of their own")
+
+
 def _scale_transparent_gray(image: Image.Image) -> None:
     """Scale a PNG's transparent value: while loading, Pillow scales 2- and 4-bit gray to 8 bits, but not this value."""
     value = image.info.get("transparency")
@@ -288,6 +342,8 @@ def _gray16_to_rgb(image: Image.Image, preprocessing: Preprocessing) -> NDArray[
     if values.max() > preprocessing.bit_depth_max:
         found = f"a pixel value of {values.max()} is above bit_depth_max {preprocessing.bit_depth_max}"
         raise ImageReadError("", f"{found}: bit_depth_max was set for another camera")
+    if isinstance(image, TiffImagePlugin.TiffImageFile) and image.tag_v2.get(_TIFF_PHOTOMETRIC) == 0:
+        values = preprocessing.bit_depth_max - values  # 0 is white, which Pillow inverts for 8 bits only
     gray = (values * 256 // (preprocessing.bit_depth_max + 1)).astype(np.uint8)
     transparent = image.info.get("transparency")
     if isinstance(transparent, int):
