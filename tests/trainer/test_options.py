@@ -10,7 +10,8 @@ import pytest
 from tl.errors import ConfigError
 from tl.trainer.config import FAMILY_RATES, Head, Method, Optimizer, TrainConfig
 from tl.trainer.config_files import config_from_mapping, dump_config, load_config, own_choices
-from tl.trainer.options import can_refit, candidates, family_of, is_solved, nearest, parse_seconds, resolve
+from tl.trainer.models.backbone_info import family_of
+from tl.trainer.options import can_refit, candidates, is_solved, nearest, parse_seconds, resolve
 
 CLASS_HEADS = [head for head in get_args(Head) if head != "heatmap"]
 METHODS = [method for method in get_args(Method) if method != "auto"]

@@ -72,11 +72,11 @@ def command(
     embeddings of the images, calibrated on the held-out images, and verified before the file is written. Existing
     classes keep their order and new ones follow. Every class needs images, including existing ones.
     """
-    check_outputs(overwrite, output)
     if not 0 < val_fraction < 1 or not 0 < false_alarm < 1:
         raise ConfigError("--val-fraction and --false-alarm must be between 0 and 1")
     if c_values and min(c_values) <= 0:
         raise ConfigError("--c-values must be positive")
+    check_outputs(overwrite, output)
     with packages_of("edit"):
         from tl.exporter.refitting.refit import refit
         from tl.exporter.refitting.seen import RefitOptions

@@ -348,9 +348,6 @@ LEARNING_RATES: dict[str, dict[str, float]] = {
 }
 # Overrides for trunks without normalization layers, whose gradients grow with their activations.
 SMALLER_LEARNING_RATES: dict[str, dict[str, float]] = {"scratch": {"sgd": 0.01}, "finetune": {"sgd": 0.001}}
-WITHOUT_NORM = ("alexnet", "squeezenet", "vgg")
-WITH_LAYER_NORM = ("convnext",)
-TRANSFORMERS = ("vit", "deit", "beit", "eva", "swin", "maxvit", "cait", "xcit", "flexivit")
 HEAD_SIZES: dict[str, tuple[int, ...]] = {
     "linear": (),
     "svm": (),

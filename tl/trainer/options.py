@@ -31,13 +31,11 @@ from tl.trainer.config import (
     MAX_VAL_FRACTION,
     SMALLER_LEARNING_RATES,
     SOUP,
-    TRANSFORMERS,
     VAL_FRACTION,
-    WITH_LAYER_NORM,
-    WITHOUT_NORM,
     Kind,
     TrainConfig,
 )
+from tl.trainer.models.backbone_info import family_of, has_norm
 
 _Value = TypeVar("_Value")
 
@@ -127,24 +125,6 @@ def settled(value: _Value | None) -> _Value:
     if value is None:
         raise ValueError("resolve the config first: an option has no value yet")
     return value
-
-
-def has_norm(backbone: str) -> bool:
-    """Whether a backbone has normalization layers, inferred from its name: the older families have none."""
-    name = backbone.rpartition(":")[2]
-    return not name.startswith(WITHOUT_NORM) or "_bn" in name
-
-
-def family_of(backbone: str) -> str:
-    """The key of a backbone in `FAMILY_RATES`, inferred from its name."""
-    name = backbone.rpartition(":")[2]
-    if name.startswith(TRANSFORMERS):
-        return "transformer"
-    if name.startswith(WITH_LAYER_NORM):
-        return "layer norm"
-    if name.removeprefix("tf_").startswith("efficientnet_lite"):
-        return "efficientnet lite"
-    return "batch norm" if has_norm(backbone) else "no normalization"
 
 
 def can_refit(config: TrainConfig) -> bool:

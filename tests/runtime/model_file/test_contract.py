@@ -190,7 +190,9 @@ def test_parse_contract__huge_integer_is_refused() -> None:
 
 
 def test_parse_contract__deep_nesting_is_refused() -> None:
-    assert "recursion" in fault(dump_contract(make_contract()).replace('"config":{}', '"config":{"a":' + "[" * 99_999))
+    assert "nested too deeply" in fault(
+        dump_contract(make_contract()).replace('"config":{}', '"config":{"a":' + "[" * 99_999)
+    )
 
 
 def test_parse_contract__what_is_read_can_be_written() -> None:

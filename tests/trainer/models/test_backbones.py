@@ -13,8 +13,7 @@ from torchvision.models.feature_extraction import create_feature_extractor
 
 from tl.errors import ConfigError
 from tl.runtime.imaging.preprocessing import build_preprocessing
-from tl.trainer.config import WITHOUT_NORM
-from tl.trainer.models.backbone_info import OWN_BACKBONES, BackboneInfo, remembered_info
+from tl.trainer.models.backbone_info import OWN_BACKBONES, WITHOUT_NORM, BackboneInfo, has_norm, remembered_info
 from tl.trainer.models.backbones import (
     backbone_names,
     build_classifier,
@@ -24,7 +23,6 @@ from tl.trainer.models.backbones import (
     torchvision_weights,
 )
 from tl.trainer.models.network import Normalize
-from tl.trainer.options import has_norm
 
 # One per family, with the shape of one image's features at the family's own input size.
 FAMILIES = {

@@ -21,6 +21,10 @@ OWN_BACKBONES = ("smallcnn", "vgg_cnn_s")
 TIMM_PREFIX = "timm:"
 # The backbone whose ImageNet weights are installed with `tl-toolkit[train]`; timm builds it.
 BUNDLED = "efficientnet_lite0"
+# How the names of families begin.
+WITHOUT_NORM = ("alexnet", "squeezenet", "vgg")
+WITH_LAYER_NORM = ("convnext",)
+TRANSFORMERS = ("vit", "deit", "beit", "eva", "swin", "maxvit", "cait", "xcit", "flexivit")
 
 
 @dataclass(frozen=True)
@@ -89,3 +93,21 @@ def _version(name: str) -> str:
         return metadata.version(library_of(name))
     except metadata.PackageNotFoundError:
         return "none"
+
+
+def has_norm(backbone: str) -> bool:
+    """Whether a backbone has normalization layers, inferred from its name: the older families have none."""
+    name = backbone.rpartition(":")[2]
+    return not name.startswith(WITHOUT_NORM) or "_bn" in name
+
+
+def family_of(backbone: str) -> str:
+    """The key of a backbone in `config.FAMILY_RATES`, inferred from its name."""
+    name = backbone.rpartition(":")[2]
+    if name.startswith(TRANSFORMERS):
+        return "transformer"
+    if name.startswith(WITH_LAYER_NORM):
+        return "layer norm"
+    if name.removeprefix("tf_").startswith("efficientnet_lite"):
+        return "efficientnet lite"
+    return "batch norm" if has_norm(backbone) else "no normalization"
