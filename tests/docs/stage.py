@@ -141,7 +141,7 @@ def recipes(folder: Path) -> None:
 
 def trained(folder: Path) -> None:
     """A trained run, runs/beetles, and its model file."""
-    for line in ("train photos/ --out runs/beetles", "export runs/beetles -o beetles.onnx"):
+    for line in ("train photos/ --out runs/beetles", "export runs/beetles -o beetles.onnx --overwrite"):
         words = [sys.executable, "-m", "tests.docs.quick_tl", *line.split()]
         subprocess.run(words, cwd=folder, env={**os.environ, "PYTHONPATH": str(ROOT)}, check=True, capture_output=True)
 
