@@ -176,9 +176,12 @@ def test_run_job__a_file_of_someone_else_is_not_replaced(
 ) -> None:
     listed = tmp_path / "list.csv"
     listed.write_text("precious")
-    with pytest.raises(OutputError, match=r"list\.csv: exists"):
-        run(predictor, images, listed)
+    before = sorted(tmp_path.iterdir())
+    for name, reason in (("list.csv", r"list\.csv: exists"), ("out.txt", "expected a name that ends in")):
+        with pytest.raises(OutputError, match=reason):
+            run(predictor, images, tmp_path / name)
     assert listed.read_text() == "precious"
+    assert sorted(tmp_path.iterdir()) == before  # no hidden folder either
 
 
 def test_run_job__a_link_is_not_written_through(predictor: Predictor, images: list[str], tmp_path: Path) -> None:

@@ -10,7 +10,7 @@ import os
 import socket
 import sys
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
@@ -22,7 +22,7 @@ from tl.runtime.output.files import check_output, no_follow, output_errors
 
 @dataclass(frozen=True)
 class Claim:
-    """The files beside `output` that belong to this process until it has finished. `folder`: where they are."""
+    """The files beside `output` that belong to this process until it has finished."""
 
     output: Path
 
@@ -94,6 +94,10 @@ def claim_output(output: str | os.PathLike[str]) -> Iterator[Claim]:
             yield claim
         finally:
             holder.unlink(missing_ok=True)
+            if not claim.ledger.exists():  # refused before the first row: leave nothing behind
+                with suppress(OSError):
+                    (claim.folder / "lock").unlink()
+                    claim.folder.rmdir()
             lock.release()
 
 
