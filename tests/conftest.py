@@ -34,16 +34,6 @@ def shared() -> Path:
     return folder
 
 
-@pytest.fixture
-def small_files() -> Iterator[None]:
-    """Files cannot grow beyond 20,000 bytes, as on a full disk."""
-    resource = pytest.importorskip("resource", reason="file sizes can be limited on Unix only")
-    before = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, before[1]))
-    yield
-    resource.setrlimit(resource.RLIMIT_FSIZE, before)
-
-
 @pytest.fixture(scope="session")
 def color_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A model file that labels an image red, green or blue by its mean color."""

@@ -14,6 +14,7 @@ from pathlib import Path
 import pytest
 
 from tests.commands.conftest import RunTl
+from tests.full_disk import largest_file
 from tests.models import COLORS, assert_same_table, make_model
 from tl.runtime.output.claim import Claim
 
@@ -227,10 +228,11 @@ def test_predict__killed_and_resumed_loses_and_doubles_nothing(photos: Path, col
     assert all(row["label"] == ("red", "green", "blue")[int(Path(row["path"]).stem) % 3] for row in rows)
 
 
-def test_predict__full_disk(run_tl: RunTl, photos: Path, color_model: Path, tmp_path: Path, small_files: None) -> None:
+def test_predict__full_disk(run_tl: RunTl, photos: Path, color_model: Path, tmp_path: Path) -> None:
     (tmp_path / "list.txt").write_text(f"{next(photos.rglob('*.png'))}\n" * 100)
     words = ["predict", "--files-from", tmp_path / "list.txt", "--model", color_model, "-o", tmp_path / "out.csv"]
-    done = run_tl(*words)
+    with largest_file(20_000):
+        done = run_tl(*words)
     assert done.code == 1
     assert "cannot be written (File too large)" in done.err
     assert not (tmp_path / "out.csv").exists()

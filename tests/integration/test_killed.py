@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import os
 import random
-import resource
 import shutil
 import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, redirect_stderr
+from contextlib import redirect_stderr
 from io import StringIO
 from pathlib import Path
 from typing import Any
@@ -20,6 +19,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from tests.full_disk import largest_file
 from tests.trainer.make import assert_same_run, make_class_folders, timeless_file, train_here
 from tl.cli import main
 from tl.progress import Silent
@@ -193,17 +193,6 @@ def tl(*words: object) -> str:
         main()
     assert stop.value.code == 1
     return err.getvalue()
-
-
-@contextmanager
-def largest_file(size: int) -> Iterator[None]:
-    """Limit the file size, as on a full disk; Python turns the signal into an OSError."""
-    before, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (size, hard))
-    try:
-        yield
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, (before, hard))
 
 
 @pytest.mark.parametrize(("size", "name"), [(100, "config.yaml"), (100_000, "last.pt")])

@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.full_disk import largest_file
 from tl.errors import OutputError
 from tl.runtime.output.job import KeptRow, open_ledger
 
@@ -98,9 +99,9 @@ def test_open_ledger__a_line_is_on_disk_within_seconds(tmp_path: Path, monkeypat
         assert json.loads((tmp_path / "ledger").read_bytes().splitlines()[1])["path"] == "a.png"
 
 
-def test_open_ledger__full_disk(tmp_path: Path, small_files: None) -> None:
+def test_open_ledger__full_disk(tmp_path: Path) -> None:
     def fill_disk() -> None:
-        with open_ledger(tmp_path / "ledger", "models", resume=False) as ledger:
+        with largest_file(20_000), open_ledger(tmp_path / "ledger", "models", resume=False) as ledger:
             for i in range(1000):
                 ledger.add(f"{i}.png", SHA, "a row of some length\n", failed=False)
 
