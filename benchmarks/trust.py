@@ -34,7 +34,7 @@ def predict(model: str, paths: list[str], coverage: float) -> list[Classificatio
 
 
 def main() -> None:
-    images = [p for p in read_images(str(DATA / "pacs-cartoon" / "splits.csv"), "split", print) if p.split == "test"]
+    images = [p for p in read_images(str(DATA / "pacs-cartoon" / "splits.csv"), say=print) if p.split == "test"]
     strangers = {name: find_images([DATA / place]).paths[::step] for name, (place, step) in STRANGERS.items()}
     for model in sys.argv[1:]:
         print(model)

@@ -1,6 +1,8 @@
 from __future__ import annotations
 
 import os
+import shutil
+import unicodedata
 from collections import Counter
 from pathlib import Path
 
@@ -8,15 +10,8 @@ import numpy as np
 import pytest
 
 from tests.trainer.make import make_class_folders, make_images, make_manifest
-from tl.data.manifests import (
-    LabeledImage,
-    assign_splits,
-    bind_class_names,
-    class_ids,
-    cut_parts,
-    limit_per_class,
-    read_images,
-)
+from tl.data.manifests import LabeledImage, ManifestColumns, bind_class_names, class_ids, read_images
+from tl.data.splits import assign_splits, cut_parts, limit_per_class
 from tl.errors import DataError
 
 GROUPED = ("path", "label", "split", "group")
@@ -52,9 +47,9 @@ def test_read_images__split_folders(tmp_path: Path) -> None:
 
 
 def test_read_images__folder_beside_train(tmp_path: Path) -> None:
-    for split in ("train", "valid"):
+    for split in ("train", "photos"):
         make_class_folders(tmp_path / "d" / split, 1, ("a", "b"))
-    with pytest.raises(DataError, match="unexpected folder 'valid'"):
+    with pytest.raises(DataError, match="unexpected folder 'photos'"):
         read_images(tmp_path / "d")
 
 
@@ -70,9 +65,9 @@ def test_read_images__manifest_with_split_and_group(tmp_path: Path) -> None:
 def test_read_images__another_split_column(tmp_path: Path) -> None:
     rows = [("1.png", "a", "train", "test"), ("2.png", "b", "val", "train")]
     manifest = make_manifest(tmp_path / "labels.csv", rows, ("path", "label", "split", "fold1"))
-    assert [p.split for p in read_images(manifest, "fold1")] == ["test", "train"]
+    assert [p.split for p in read_images(manifest, ManifestColumns("fold1"))] == ["test", "train"]
     with pytest.raises(DataError, match=r"has no column 'fold2' \(found: path, label, split, fold1\)"):
-        read_images(manifest, "fold2")
+        read_images(manifest, ManifestColumns("fold2"))
 
 
 def test_read_images__manifest_of_a_spreadsheet(tmp_path: Path) -> None:
@@ -112,19 +107,19 @@ def test_read_images__label_with_a_space_at_its_end(tmp_path: Path) -> None:
 
 
 def test_read_images__unknown_split_word(tmp_path: Path) -> None:
-    rows = [("1.png", "a", "train", ""), ("2.png", "b", "valid", "")]
-    assert "labels.csv row 3: split 'valid' is not one of train, val, test" in refused(tmp_path, rows, GROUPED)
+    rows = [("1.png", "a", "train", ""), ("2.png", "b", "fold 1", "")]
+    assert "labels.csv row 3: split 'fold 1' is not one of train, val, test" in refused(tmp_path, rows, GROUPED)
 
 
 def test_read_images__missing_columns(tmp_path: Path) -> None:
-    text = refused(tmp_path, [("1.png", "a")], ("file", "class"))
-    assert "has no column path and label (found: file, class)" in text
+    text = refused(tmp_path, [("1.png", "a")], ("where", "what"))
+    assert "has no column path and label (found: where, what)" in text
 
 
 @pytest.mark.parametrize("content", [b"\x89PNG\r\n\x1a\n\xff\xfe\x00", b"", b"just words\n"])
 def test_read_images__not_a_manifest(tmp_path: Path, content: bytes) -> None:
     (tmp_path / "labels.csv").write_bytes(content)
-    with pytest.raises(DataError, match=r"labels.csv: (not a readable CSV|has no column path)"):
+    with pytest.raises(DataError, match=r"labels.csv: (not a readable CSV|has no column path|contains NUL)"):
         read_images(tmp_path / "labels.csv")
 
 
@@ -236,13 +231,105 @@ def test_assign_splits__refusals(images: list[LabeledImage], reason: str) -> Non
         assign_splits(images, 0.2, seed=0)
 
 
-@pytest.mark.parametrize("names", [("Train", "Val"), ("val", "test"), ("training", "validation")])
-def test_read_images__split_folders_by_other_names_are_no_classes(tmp_path: Path, names: tuple[str, str]) -> None:
+@pytest.mark.parametrize(
+    "names", [("Train", "Val", "TEST"), ("train", "valid", "testing"), ("training", "Validation", "test")]
+)
+def test_read_images__split_folders_by_other_usual_names(tmp_path: Path, names: tuple[str, ...]) -> None:
     for name in names:
-        (tmp_path / name / "cat").mkdir(parents=True)
-        (tmp_path / name / "cat" / "1.png").touch()
-    with pytest.raises(DataError, match="is probably a split, not a class"):
+        make_class_folders(tmp_path / name, 1, ("a", "b"))
+    assert [image.split for image in read_images(tmp_path)] == ["train", "train", "val", "val", "test", "test"]
+
+
+def test_read_images__split_folders_that_cannot_be_meant(tmp_path: Path) -> None:
+    make_class_folders(tmp_path / "data" / "test", 1, ("a", "b"))
+    with pytest.raises(DataError, match="'test' is probably a split, not a class, but there is no folder train"):
+        read_images(tmp_path / "data")
+    make_class_folders(tmp_path / "data" / "Train", 1, ("a", "b"))
+    with pytest.raises(DataError, match=r"the split folders are one level below, in .*data: use that folder"):
         read_images(tmp_path)
+    make_class_folders(tmp_path / "data" / "training", 1, ("a", "b"))
+    with pytest.raises(DataError, match="'Train' and 'training' are both the same split"):
+        read_images(tmp_path / "data")
+
+
+def test_read_images__one_name_in_both_unicode_forms(tmp_path: Path) -> None:
+    composed, decomposed = (unicodedata.normalize(form, "Käfer") for form in ("NFC", "NFD"))
+    root = make_class_folders(tmp_path / "d", 1, (composed, "worm"))
+    (root / decomposed).mkdir()
+    (root / decomposed / "1.png").touch()
+    (root / "__MACOSX").mkdir()
+    assert [image.label for image in read_images(root)] == [composed, composed, "worm"]
+    assert class_ids(read_images(root), (decomposed, "worm")) == [0, 0, 1]  # the classes of an older model file
+    shutil.rmtree(root / decomposed)
+    rows = [(f"d/{decomposed}/0.png", decomposed), ("d/worm/0.png", "worm")]
+    (tmp_path / "labels.csv").write_text("path,label\n" + "".join(f"{','.join(row)}\n" for row in rows))
+    images = read_images(tmp_path / "labels.csv")
+    assert [image.label for image in images] == [composed, "worm"]
+    assert [os.path.isfile(image.path) for image in images] == [True] * 2
+
+
+@pytest.mark.parametrize(
+    ("header", "said"),
+    [
+        ("filename,class", "reads column 'filename' as path, 'class' as label"),
+        ("Path,Label", "reads column 'Path' as path, 'Label' as label"),
+        ("image,species", "reads column 'image' as path, 'species' as label"),
+        ("Image Path;Class_Name", "reads column 'Image Path' as path, 'Class_Name' as label"),
+    ],
+)
+def test_read_images__usual_columns(tmp_path: Path, header: str, said: str) -> None:
+    (tmp_path / "1.png").touch()
+    separator = ";" if ";" in header else ","
+    (tmp_path / "labels.csv").write_text(f"{header}\n1.png{separator}a\n")
+    heard: list[str] = []
+    assert [(image.name, image.label) for image in read_images(tmp_path / "labels.csv", say=heard.append)] == [
+        ("1.png", "a")
+    ]
+    assert heard == [f"labels.csv: {said}"]
+
+
+def test_read_images__columns_that_are_ambiguous_are_asked_for(tmp_path: Path) -> None:
+    (tmp_path / "1.png").touch()
+    (tmp_path / "labels.csv").write_text("file,species,class\n1.png,b,a\n")
+    with pytest.raises(DataError, match="columns 'species' and 'class' could all be the label") as caught:
+        read_images(tmp_path / "labels.csv")
+    assert caught.value.options == ("label_column=species", "label_column=class")
+    chosen = read_images(tmp_path / "labels.csv", ManifestColumns(label="class"))
+    assert [image.label for image in chosen] == ["a"]
+    with pytest.raises(DataError, match="has no column 'genus'"):
+        read_images(tmp_path / "labels.csv", ManifestColumns(label="genus"))
+    with pytest.raises(DataError, match="is a folder, but a path column"):
+        read_images(tmp_path, ManifestColumns(label="class"))
+
+
+def test_read_images__lists_from_windows(tmp_path: Path) -> None:
+    for name in ("images/A.jpg", "images/b.jpg"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).touch()
+    (tmp_path / "labels.csv").write_text("path,label\nimages\\a.JPG,x\nimages\\b.jpg,y\n")
+    assert [image.name for image in read_images(tmp_path / "labels.csv")] == ["images/A.jpg", "images/b.jpg"]
+    (tmp_path / "labels.csv").write_text("path,label\nC:\\lab\\A.jpg,x\nD:\\b.jpg,y\n")
+    with pytest.raises(DataError, match="2 of 2 images do not exist") as caught:
+        read_images(tmp_path / "labels.csv")
+    assert caught.value.options == ("images=FOLDER",)
+    found = read_images(tmp_path / "labels.csv", ManifestColumns(images=str(tmp_path / "images")))
+    assert [image.path for image in found] == [str(tmp_path / "images" / name) for name in ("A.jpg", "b.jpg")]
+
+
+def test_read_images__labels_in_another_encoding(tmp_path: Path) -> None:
+    (tmp_path / "1.png").touch()
+    (tmp_path / "labels.csv").write_bytes("path,label\n1.png,Käfer\n".encode("latin-1"))
+    with pytest.raises(DataError, match=r"labels.csv row 2: .*is not UTF-8: save the file as UTF-8"):
+        read_images(tmp_path / "labels.csv")
+
+
+def test_read_images__asks_about_several_labels_in_one(tmp_path: Path) -> None:
+    for name in ("1.png", "2.png"):
+        (tmp_path / name).touch()
+    (tmp_path / "labels.csv").write_text("path,label\n1.png,dog|old\n2.png,cat\n")
+    heard: list[str] = []
+    read_images(tmp_path / "labels.csv", say=heard.append)
+    assert "1 labels look like several labels of one image, first 'dog|old'" in heard[0]
 
 
 def test_read_images__says_what_it_passes_over(tmp_path: Path) -> None:

@@ -15,11 +15,13 @@ import typer
 from tl.commands.console import EXIT_SOME_FAILED, console_progress, packages_of, warn
 from tl.commands.options import (
     FOR_ENSEMBLES,
-    FOR_LANDMARKS,
     ClassFlags,
+    LabelColumn,
     ModelFlags,
     Overwrite,
+    PathColumn,
     PointFlags,
+    SplitColumn,
     Tta,
     check_outputs,
     fit_vote_file,
@@ -54,21 +56,21 @@ class _Data:
     split: Annotated[str | None, typer.Option(help="train, val, test or all. Default: test, else val, else all.")] = (
         None
     )
-    split_column: Annotated[str, typer.Option(help="CSV column that holds the split.", rich_help_panel="Data")] = (
-        "split"
-    )
+    split_column: SplitColumn = "split"
+    path_column: PathColumn = None
+    label_column: LabelColumn = None
+    images: Annotated[
+        Path | None,
+        typer.Option(
+            help="CSV and landmark files: folder that the images' paths are relative to, if not the file's own.",
+            rich_help_panel="Data",
+        ),
+    ] = None
 
 
 @dataclass(frozen=True, kw_only=True)
 class _ForLandmarks(PointFlags):
     """What applies to landmark models alone."""
-
-    images: Annotated[
-        Path | None,
-        typer.Option(
-            help="Folder that image names are relative to, if not the file's own.", rich_help_panel=FOR_LANDMARKS
-        ),
-    ] = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -179,10 +181,12 @@ class _Evaluated:
 
 
 def _read_split(flags: _Data) -> tuple[str, list[LabeledImage]]:
-    from tl.data.manifests import read_images
+    from tl.data.manifests import ManifestColumns, read_images
     from tl.evaluation.evaluate import choose_split
 
-    name, images = choose_split(read_images(flags.data, flags.split_column, warn), flags.split)
+    folder = None if flags.images is None else str(flags.images)
+    columns = ManifestColumns(flags.split_column, flags.path_column, flags.label_column, folder)
+    name, images = choose_split(read_images(flags.data, columns, warn), flags.split)
     _say_split(name, len(images), "RUN/manifest.csv")
     return name, images
 
@@ -235,7 +239,7 @@ def _evaluate_points(request: EvaluateRequest) -> _Evaluated:
     from tl.evaluation.landmarks import COLUMNS, evaluate_points, read_split
 
     flags, landmarks = request.data, request.landmarks
-    images = read_split(flags.data, flags.split, landmarks.images)
+    images = read_split(flags.data, flags.split, flags.images)
     for remark in images.remarks:
         warn(f"{flags.data}: {remark}")
     _say_split(images.split, len(images.paths), "RUN/annotations.json")

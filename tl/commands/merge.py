@@ -81,7 +81,7 @@ def command(
 def _read_held_out(path: Path) -> list[LabeledImage]:
     from tl.data.manifests import read_images
 
-    images = read_images(path, "split", warn)
+    images = read_images(path, say=warn)
     if not any(image.split for image in images):
         return images
     held_out = [image for image in images if image.split == "val"]

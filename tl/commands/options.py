@@ -28,6 +28,14 @@ VoteWeights = Annotated[
     str | None, typer.Option(help="One weight per member, as in 2,1,1, or a file from tl evaluate --fit-vote-weights.")
 ]
 Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace existing output files.")]
+SplitColumn = Annotated[str, typer.Option(help="CSV column that holds the split.", rich_help_panel="Data")]
+PathColumn = Annotated[
+    str | None,
+    typer.Option(help="CSV column that holds the images' paths, if not called path.", rich_help_panel="Data"),
+]
+LabelColumn = Annotated[
+    str | None, typer.Option(help="CSV column that holds the labels, if not called label.", rich_help_panel="Data")
+]
 Device = Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N.")]
 Threads = Annotated[int | None, typer.Option(min=1, help="CPU threads. Default: all cores.", rich_help_panel=FOR_SPEED)]
 Tta = Annotated[

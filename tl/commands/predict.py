@@ -56,6 +56,15 @@ class _Images:
             rich_help_panel=_INPUT_AND_OUTPUT,
         ),
     ] = None
+    images_in: Annotated[
+        Path | None,
+        typer.Option(
+            "--images",
+            help="Folder that the names in --files-from are relative to; file names alone are enough.",
+            metavar="FOLDER",
+            rich_help_panel=_INPUT_AND_OUTPUT,
+        ),
+    ] = None
     null: Annotated[
         bool,
         typer.Option(
@@ -334,7 +343,7 @@ def _find_images(flags: _Images) -> Inputs:
     if not images and files_from is None:
         raise ConfigError("nothing to predict: give images, folders or --files-from")
     listed = read_path_list(files_from, null=flags.null) if files_from is not None else []
-    found = find_inputs(images, listed=listed)
+    found = find_inputs(images, listed=listed, images=flags.images_in)
     if found.passed_over:
         warn(f"skipped: {found.passed_over}")
     if not found:

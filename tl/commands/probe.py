@@ -34,7 +34,8 @@ combination of the values in a --try is one try. `--folds 0` scores on the data'
 """
 
 _OPTIONS = (
-    *("data", "split_column", "val_fraction", "per_class", "skip_bad", "backbone", "trunk_until", "weights", "pooling"),
+    *("data", "split_column", "path_column", "label_column", "images", "val_fraction", "per_class", "skip_bad"),
+    *("backbone", "trunk_until", "weights", "pooling"),
     *(
         "image_size",
         "resize_mode",

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 import typer
 
 from tl.commands.console import console_progress, packages_of, warn
-from tl.commands.options import Overwrite, check_outputs
+from tl.commands.options import LabelColumn, Overwrite, PathColumn, SplitColumn, check_outputs
 from tl.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -31,7 +31,6 @@ CValues = Annotated[
 ValFraction = Annotated[
     float, typer.Option(help="Fraction of images held out for validation if there is no split.", rich_help_panel="Data")
 ]
-SplitColumn = Annotated[str, typer.Option(help="CSV column that holds train or val.", rich_help_panel="Data")]
 Drop = Annotated[bool, typer.Option("--drop", help="Drop classes of the model that have no images.")]
 SkipBad = Annotated[bool, typer.Option("--skip-bad", help="Skip unreadable images.", rich_help_panel="Data")]
 GoldenFrom = Annotated[
@@ -54,6 +53,8 @@ def command(
     c_values: CValues = None,
     val_fraction: ValFraction = 0.2,
     split_column: SplitColumn = "split",
+    path_column: PathColumn = None,
+    label_column: LabelColumn = None,
     drop: Drop = False,
     skip_bad: SkipBad = False,
     golden: GoldenFrom = "validation",
@@ -78,10 +79,13 @@ def command(
         raise ConfigError("--c-values must be positive")
     check_outputs(overwrite, output)
     with packages_of("edit"):
+        from tl.data.manifests import ManifestColumns
         from tl.exporter.refitting.refit import refit
         from tl.exporter.refitting.seen import RefitOptions
     options = RefitOptions(
-        *(head, c_values, val_fraction, seed, split_column, drop, skip_bad, golden), false_alarm=false_alarm
+        *(head, c_values, val_fraction, seed, ManifestColumns(split_column, path_column, label_column)),
+        *(drop, skip_bad, golden),
+        false_alarm=false_alarm,
     )
     with console_progress() as progress:
         done = refit(model, data, output, progress, options)

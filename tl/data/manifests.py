@@ -5,27 +5,30 @@ Reads class folders, train/val/test folders and CSV manifests. Opens no images a
 
 from __future__ import annotations
 
-import csv
-import dataclasses
 import hashlib
 import os
 import unicodedata
-import warnings
 from collections import Counter
-from collections.abc import Callable, Iterable, Sequence
-from contextlib import suppress
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from difflib import get_close_matches
 from pathlib import Path
 
-import numpy as np
-from numpy.typing import NDArray
-
 from tl.errors import DataError
 from tl.runtime.imaging.geometry import Region
-from tl.runtime.sources.paths import find_images
+from tl.runtime.sources.names import FileFinder, composed
+from tl.runtime.sources.paths import find_images, is_hidden
+from tl.runtime.sources.tables import Table, is_decoded, not_decoded, read_table
 
 SPLITS = ("train", "val", "test")
+# Other usual names of splits, in lower case.
+_SPLIT_NAMES = {name: name for name in SPLITS} | {
+    **dict.fromkeys(("training",), "train"),
+    **dict.fromkeys(("valid", "validation"), "val"),
+    **dict.fromkeys(("testing",), "test"),
+}
+# Signs that separate several labels of an image in other tools.
+_LABEL_SEPARATORS = "|;"
 
 
 @dataclass(frozen=True)
@@ -44,23 +47,44 @@ class LabeledImage:
     region: Region | None = None
 
 
+@dataclass(frozen=True)
+class ManifestColumns:
+    """How to read a CSV manifest: the columns to use, None for those with usual names.
+
+    `images`: the folder that paths are relative to, also tried with file names alone; None for the manifest's folder.
+    """
+
+    split: str = "split"
+    path: str | None = None
+    label: str | None = None
+    images: str | None = None
+
+
+USUAL_COLUMNS = ManifestColumns()
+
+
 def read_images(
-    data: str | os.PathLike[str], split_column: str = "split", say: Callable[[str], None] = lambda line: None
+    data: str | os.PathLike[str],
+    columns: ManifestColumns = USUAL_COLUMNS,
+    say: Callable[[str], None] = lambda line: None,
 ) -> list[LabeledImage]:
-    """Read a data set. `say` receives messages about skipped files.
+    """Read a data set. `say` receives messages about skipped files and about what was recognized.
 
     Raises `DataError` with the place, what was found, and the remedy.
     """
     root = Path(data)
     if root.is_dir():
-        images = _read_split_folders(root, say) if (root / "train").is_dir() else _read_classes(root, root, "", say)
+        if columns != ManifestColumns(columns.split):
+            raise DataError(f"{root}: is a folder, but a path column, a label column and images are for CSV files")
+        images = _read_folders(root, say)
     elif root.is_file():
-        images = _read_manifest(root, split_column)
+        images = _read_manifest(root, columns, say)
     else:
         raise DataError(f"{root}: no such folder or CSV file")
     if not images:
         raise DataError(f"{root}: no images found; expected one folder of images per class")
     _check_labels(root, images)
+    _ask_about_labels(images, say)
     return images
 
 
@@ -74,7 +98,7 @@ def bind_class_names(images: Sequence[LabeledImage]) -> tuple[str, ...]:
 
 def class_ids(images: Iterable[LabeledImage], class_names: Sequence[str]) -> list[int]:
     """Map labels to ids. Raises `DataError` that names the first image of each unknown class."""
-    index = {name: i for i, name in enumerate(class_names)}
+    index = {composed(name): i for i, name in enumerate(class_names)}
     unknown: dict[str, LabeledImage] = {}
     ids = []
     for image in images:
@@ -91,102 +115,33 @@ def class_ids(images: Iterable[LabeledImage], class_names: Sequence[str]) -> lis
     return ids
 
 
-def assign_splits(images: Sequence[LabeledImage], val_fraction: float, seed: int) -> list[LabeledImage]:
-    """Assign every image to a split. Without splits in the data, hold out `val_fraction` of each class.
-
-    Groups stay whole. If the data has a training but no validation split, take validation images from training. Raises
-    `DataError`.
-    """
-    splits = Counter(image.split for image in images)
-    if splits[""] and len(splits) > 1:
-        nameless = next(image for image in images if not image.split)
-        raise DataError(f"{nameless.name}: has no split, but other images do: give all images a split, or none")
-    if splits["val"]:
-        check_groups(images)
-        if not splits["train"]:
-            raise DataError("the data set has no training split")
-        return list(images)
-    pool = [i for i, image in enumerate(images) if image.split in ("", "train")]
-    if not pool:
-        raise DataError("the data set has no training split")
-    held_out = {pool[i] for i in _held_out([images[i] for i in pool], val_fraction, seed)}
-    assigned = [
-        dataclasses.replace(p, split="val" if i in held_out else "train") if p.split in ("", "train") else p
-        for i, p in enumerate(images)
-    ]
-    check_groups(assigned)
-    return assigned
-
-
-def limit_per_class(images: Sequence[LabeledImage], count: int, seed: int) -> list[LabeledImage]:
-    """Keep `count` training images of each class, drawn with `seed`, and all images of the other splits.
-
-    Raises `DataError` if a class has fewer.
-    """
-    by_label: dict[str, list[int]] = {}
-    for i, image in enumerate(images):
-        if image.split == "train":
-            by_label.setdefault(image.label, []).append(i)
-    short = [f"'{label}' has {len(places)}" for label, places in sorted(by_label.items()) if len(places) < count]
-    if short:
-        raise DataError(f"per_class {count}: too few training images: class {', '.join(short)}")
-    rng = np.random.default_rng(seed)
-    kept = {int(i) for _, places in sorted(by_label.items()) for i in rng.permutation(places)[:count]}
-    return [image for i, image in enumerate(images) if image.split != "train" or i in kept]
-
-
 def hash_data(rows: Iterable[tuple[str, str, str]]) -> str:
     """Return the SHA-256 over each image's (content hash, label, split), independent of order."""
     lines = sorted("\t".join(row) + "\n" for row in rows)
     return hashlib.sha256("".join(lines).encode(errors="surrogateescape")).hexdigest()
 
 
-def _held_out(images: Sequence[LabeledImage], val_fraction: float, seed: int) -> list[int]:
-    by_label: dict[str, list[int]] = {}
-    for i, image in enumerate(images):
-        by_label.setdefault(image.label, []).append(i)
-    for label, places in by_label.items():
-        if len(places) < 2:
-            what = f"class '{label}' has" if label else "the data set has"
-            raise DataError(f"{what} only one image: at least two are needed, for training and validation")
-    if any(image.group for image in images):
-        return _held_out_groups(images, val_fraction, seed)
-    rng = np.random.default_rng(seed)
-    held_out: list[int] = []
-    for _, places in sorted(by_label.items()):
-        count = min(len(places) - 1, max(1, round(len(places) * val_fraction)))
-        held_out += rng.permutation(places)[:count].tolist()
-    return held_out
-
-
-def _held_out_groups(images: Sequence[LabeledImage], val_fraction: float, seed: int) -> list[int]:
-    from sklearn.model_selection import StratifiedGroupKFold
-
-    labels = [image.label for image in images]
-    groups = [image.group or f"\0{i}" for i, image in enumerate(images)]
-    # scikit-learn allows no more folds than the largest class has images, and no more than there are groups.
-    folds = min(max(2, round(1 / val_fraction)), max(Counter(labels).values()), len(set(groups)))
-    if folds < 2:
-        raise DataError(
-            "all images belong to one group, which cannot be split: add a split column, or define more groups"
-        )
-    splitter = StratifiedGroupKFold(folds, shuffle=True, random_state=seed)
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # warns that a class is smaller than the number of folds
-        held_out = [int(i) for i in next(iter(splitter.split(labels, labels, groups)))[1]]
-    lost = set(labels) - {labels[i] for i in set(range(len(labels))) - set(held_out)}
-    if lost:
-        raise DataError(f"class '{min(lost)}' has too few groups for training and validation: add a split column")
-    return held_out
+def _read_folders(root: Path, say: Callable[[str], None]) -> list[LabeledImage]:
+    """Read class folders, or split folders of class folders, whatever usual names these have."""
+    folders = sorted(entry for entry in root.iterdir() if entry.is_dir() and not is_hidden(entry.name))
+    splits: dict[str, list[Path]] = {}
+    for entry in folders:
+        splits.setdefault(_SPLIT_NAMES.get(entry.name.casefold(), ""), []).append(entry)
+    if "train" not in splits:
+        _check_not_splits(root, folders, splits)
+        return _read_classes(root, root, "", say)
+    if twice := next((entries for split, entries in splits.items() if split and len(entries) > 1), None):
+        raise DataError(f"{root}: folders {' and '.join(repr(p.name) for p in twice)} are both the same split")
+    if "" in splits:
+        raise DataError(f"{root}: unexpected folder '{splits[''][0].name}': expected only train/, val/ and test/")
+    return [image for split in SPLITS if split in splits for image in _read_classes(splits[split][0], root, split, say)]
 
 
 def _read_classes(folder: Path, root: Path, split: str, say: Callable[[str], None]) -> list[LabeledImage]:
-    entries = sorted(entry for entry in folder.iterdir() if not entry.name.startswith("."))
+    entries = sorted(entry for entry in folder.iterdir() if not is_hidden(entry.name))
     classes = [entry for entry in entries if entry.is_dir()]
     if not classes:
         raise DataError(f"{folder}: contains no class folders; expected one folder of images per class")
-    if not split:
-        _check_not_splits(folder, classes)
     images = []
     hidden, others = 0, len(entries) - len(classes)
     for entry in classes:
@@ -195,60 +150,72 @@ def _read_classes(folder: Path, root: Path, split: str, say: Callable[[str], Non
             raise DataError(f"{entry}: this class folder contains no images: add images or remove it")
         hidden, others = hidden + found.hidden, others + found.not_images
         names = [Path(path).relative_to(root).as_posix() for path in found.paths]
-        images += [LabeledImage(path, name, entry.name, split) for path, name in zip(found.paths, names, strict=True)]
+        label = composed(entry.name)
+        images += [LabeledImage(path, name, label, split) for path, name in zip(found.paths, names, strict=True)]
     if hidden or others:
         say(f"{folder}: skipped {hidden} hidden files and {others} that are not images, by name or location")
     return images
 
 
-def _check_not_splits(folder: Path, classes: Sequence[Path]) -> None:
-    usual = {"train": "train", "training": "train", "val": "val", "valid": "val", "validation": "val", "test": "test"}
-    named = [entry.name for entry in classes if entry.name.casefold() in usual]
+def _check_not_splits(root: Path, folders: Sequence[Path], splits: Mapping[str, Sequence[Path]]) -> None:
+    """Raise `DataError` for folders that look like splits without `train`, or for one folder that contains `train`."""
+    named = [entry.name for split, entries in splits.items() if split for entry in entries]
     if named:
-        wanted = usual[named[0].casefold()]
         raise DataError(
-            f"{folder}: folder '{named[0]}' is probably a split, not a class: name the split folders "
-            f"train, val and test; train is required ('{named[0]}' -> '{wanted}')"
+            f"{root}: folder '{named[0]}' is probably a split, not a class, but there is no folder train: "
+            "add one, or rename the folder"
         )
+    for entry in folders:
+        inner = [p.name for p in entry.iterdir() if p.is_dir() and _SPLIT_NAMES.get(p.name.casefold()) == "train"]
+        if inner:
+            raise DataError(f"{root}: the split folders are one level below, in {entry}: use that folder as data")
 
 
-def _read_split_folders(root: Path, say: Callable[[str], None]) -> list[LabeledImage]:
-    others = [e.name for e in root.iterdir() if e.is_dir() and e.name not in SPLITS and not e.name.startswith(".")]
-    if others:
-        raise DataError(f"{root}: unexpected folder '{sorted(others)[0]}': expected only train/, val/ and test/")
-    splits = [split for split in SPLITS if (root / split).is_dir()]
-    return [image for split in splits for image in _read_classes(root / split, root, split, say)]
-
-
-def _read_manifest(manifest: Path, split_column: str) -> list[LabeledImage]:
-    try:
-        with manifest.open(encoding="utf-8-sig", errors="surrogateescape", newline="") as stream:
-            reader = csv.DictReader(stream)
-            rows, columns = [(reader.line_num, row) for row in reader], reader.fieldnames or []
-    except (OSError, csv.Error) as error:
-        raise DataError(f"{manifest}: not a readable CSV file ({error})") from error
-    if missing := [name for name in ("path", "label") if name not in columns]:
-        raise DataError(f"{manifest}: has no column {' and '.join(missing)} (found: {', '.join(columns)})")
-    if split_column != "split" and split_column not in columns:
-        raise DataError(f"{manifest}: has no column '{split_column}' (found: {', '.join(columns)})")
-    if not rows:
+def _read_manifest(manifest: Path, columns: ManifestColumns, say: Callable[[str], None]) -> list[LabeledImage]:
+    table = read_table(manifest)
+    used = {
+        "path": table.column("path", columns.path),
+        "label": table.column("label", columns.label),
+        "split": table.column("split", None if columns.split == "split" else columns.split),
+        "group": table.column("group"),
+    }
+    if lacking := [name for name in ("path", "label") if not used[name]]:
+        raise DataError(
+            f"{manifest}: has no column {' and '.join(lacking)} (found: {table.shown})",
+            options=[f"{name}_column=NAME" for name in lacking],
+        )
+    if recognized := [f"'{column}' as {name}" for name, column in used.items() if column and column != name]:
+        say(f"{manifest.name}: reads column {', '.join(recognized)}")
+    if not table.rows:
         raise DataError(f"{manifest}: contains a header but no rows")
-    images = [_manifest_row(manifest, line, row, split_column) for line, row in rows]
-    _check_manifest(manifest, images)
+    folder = Path(columns.images) if columns.images is not None else manifest.parent
+    finder = FileFinder([folder], by_file_name=columns.images is not None)
+    images = [_manifest_row(table, line, row, used, folder, finder) for line, row in table.rows]
+    _check_manifest(manifest, folder, images)
     return images
 
 
-def _manifest_row(manifest: Path, line: int, row: dict[str, str], split_column: str) -> LabeledImage:
-    name, label = os.path.normpath(row["path"]) if row["path"] else "", row["label"]
-    split = (row.get(split_column) or "").strip()
-    if not name or not label:
-        raise DataError(f"{manifest.name} row {line}: path and label must not be empty")
-    if split and split not in SPLITS:
-        raise DataError(f"{manifest.name} row {line}: split '{split}' is not one of {', '.join(SPLITS)}")
-    return LabeledImage(os.path.join(manifest.parent, name), name, label, split, row.get("group") or "")
+def _manifest_row(
+    table: Table, line: int, row: Mapping[str, str], used: Mapping[str, str], folder: Path, finder: FileFinder
+) -> LabeledImage:
+    place = f"{table.where} row {line}"
+    cells = {name: row[column] if column else "" for name, column in used.items()}
+    if not cells["path"] or not cells["label"]:
+        raise DataError(f"{place}: path and label must not be empty")
+    if not is_decoded(cells["label"]):
+        raise not_decoded(place, [cells["label"]])
+    split = _SPLIT_NAMES.get(cells["split"].strip().casefold(), "")
+    if cells["split"].strip() and not split:
+        raise DataError(f"{place}: split '{cells['split'].strip()}' is not one of {', '.join(SPLITS)}")
+    name = os.path.normpath(cells["path"])
+    path = os.path.join(folder, name)
+    found = finder.find(name)
+    if found is not None and found != path:
+        path, name = found, os.path.relpath(found, folder)
+    return LabeledImage(path, name, composed(cells["label"]), split, cells["group"])
 
 
-def _check_manifest(manifest: Path, images: Sequence[LabeledImage]) -> None:
+def _check_manifest(manifest: Path, folder: Path, images: Sequence[LabeledImage]) -> None:
     names = Counter(image.name for image in images)
     if doubled := [name for name, count in names.items() if count > 1]:
         count = "1 image appears" if len(doubled) == 1 else f"{len(doubled)} images appear"
@@ -256,7 +223,8 @@ def _check_manifest(manifest: Path, images: Sequence[LabeledImage]) -> None:
     if absent := [image.name for image in images if not os.path.lexists(image.path)]:
         raise DataError(
             f"{manifest.name}: {len(absent)} of {len(images)} images do not exist, first {absent[0]} "
-            f"(paths are relative to {manifest.parent})"
+            f"(paths are relative to {folder})",
+            options=["images=FOLDER"],
         )
 
 
@@ -279,83 +247,11 @@ def _check_labels(root: Path, images: Sequence[LabeledImage]) -> None:
             )
 
 
-def check_groups(images: Sequence[LabeledImage]) -> None:
-    """Raise `DataError` for a group with images in two splits."""
-    homes: dict[str, str] = {}
-    for image in images:
-        if image.group and homes.setdefault(image.group, image.split) != image.split:
-            raise DataError(
-                f"group '{image.group}' has images in both {homes[image.group]} and {image.split}, "
-                f"for example {image.name}: keep each group in one split"
-            )
-
-
-# (training, held-out) indices in the pool of images.
-Fold = tuple[NDArray[np.int64], NDArray[np.int64]]
-
-
-def cut_folds(
-    true_ids: NDArray[np.int64], hashes: Sequence[str], groups: Sequence[str], count: int, seed: int
-) -> list[Fold]:
-    """Hold out every image once, with stratified classes; groups ('' is none) and equal files stay in one fold.
-
-    `true_ids` int64 (N,). Raises `DataError` if there are too few images or groups for `count` folds.
-    """
-    from sklearn.model_selection import StratifiedGroupKFold, StratifiedKFold
-
-    tied = _inseparable(hashes, groups)
-    smallest = int(np.unique(true_ids, return_counts=True)[1].min())
-    is_grouped = len(set(tied)) < len(tied)
-    if count > min(smallest, len(set(tied))):
-        groups_too = f" and at least as many groups (found {len(set(tied))})" if is_grouped else ""
-        cure = "lower folds" if smallest > 1 else "add images to it"
-        raise DataError(
-            f"{count} folds require at least as many images of each class{groups_too}; the smallest "
-            f"class has {smallest}: {cure}"
+def _ask_about_labels(images: Sequence[LabeledImage], say: Callable[[str], None]) -> None:
+    """Say if labels look like several labels of one image."""
+    joined = sorted({image.label for image in images if any(sign in image.label for sign in _LABEL_SEPARATORS)})
+    if joined:
+        say(
+            f"{len(joined)} labels look like several labels of one image, first '{joined[0]}': each is used as one "
+            "class; if images show several classes, give each image the label of one"
         )
-    splitter = (StratifiedGroupKFold if is_grouped else StratifiedKFold)(count, shuffle=True, random_state=seed)
-    folds = list(splitter.split(true_ids, true_ids, tied if is_grouped else None))
-    if any(len(set(true_ids[train])) < len(set(true_ids)) for train, _ in folds):
-        raise DataError(f"{count} folds leave a class without training images: it has too few groups")
-    return folds
-
-
-def find_folds(
-    true_ids: NDArray[np.int64], hashes: Sequence[str], groups: Sequence[str], most: int, seed: int
-) -> list[Fold] | None:
-    """Return `cut_folds` for the largest possible number of folds up to `most`; None if two are not possible."""
-    for count in range(most, 1, -1):
-        with suppress(DataError):
-            return cut_folds(true_ids, hashes, groups, count, seed)
-    return None
-
-
-def cut_parts(
-    true_ids: NDArray[np.int64], hashes: Sequence[str], groups: Sequence[str], count: int, seed: int
-) -> list[NDArray[np.intp]]:
-    """Divide images into up to `count` parts of similar size and classes; none is empty.
-
-    `true_ids` int64 (N,). Groups ('' is none) and equal files stay in one part. Unlike `cut_folds`, a part may lack a
-    class.
-    """
-    tied = np.array(_inseparable(hashes, groups))
-    numbers, first, sizes = np.unique(tied, return_index=True, return_counts=True)
-    shuffled = np.random.default_rng(seed).permutation(len(numbers))
-    dealt = sorted(shuffled, key=lambda i: (true_ids[first[i]], -sizes[i]))  # as cards, class by class
-    parts = [np.flatnonzero(np.isin(tied, numbers[dealt[start::count]])) for start in range(count)]
-    return [part for part in parts if len(part)]
-
-
-def _inseparable(hashes: Sequence[str], groups: Sequence[str]) -> list[int]:
-    """A number for each image, shared by all images connected through equal files or groups, directly or indirectly."""
-    from scipy.sparse import coo_array
-    from scipy.sparse.csgraph import connected_components
-
-    ties = [*((i, ("hash", digest)) for i, digest in enumerate(hashes))]
-    ties += [(i, ("group", group)) for i, group in enumerate(groups) if group]
-    nodes = {key: len(hashes) + n for n, key in enumerate(dict.fromkeys(key for _, key in ties))}
-    count = len(hashes) + len(nodes)
-    rows, columns = [i for i, _ in ties], [nodes[key] for _, key in ties]
-    graph = coo_array((np.ones(len(ties)), (rows, columns)), shape=(count, count))
-    numbers: list[int] = connected_components(graph, directed=False)[1][: len(hashes)].tolist()
-    return numbers

@@ -85,7 +85,7 @@ def _classes(run: Run, models: Sequence[Path], split: str, progress: Progress) -
     from tl.evaluation.evaluate import choose_split, evaluate
     from tl.runtime.predictor import load
 
-    _, images = choose_split(read_images(str(run.folder / "manifest.csv"), "split"), split)
+    _, images = choose_split(read_images(str(run.folder / "manifest.csv")), split)
     with load(models) as predictor:
         result = evaluate(predictor, images, progress)
     return result.columns, result.rows

@@ -14,14 +14,15 @@ from statistics import fmean
 
 import torch
 
-from tl.data.manifests import LabeledImage, assign_splits, limit_per_class, read_images
+from tl.data.manifests import LabeledImage, ManifestColumns, read_images
+from tl.data.splits import assign_splits, limit_per_class
 from tl.runtime.landmarks.files import is_landmark_file, read_landmarks
 from tl.studies.sweep import CellRun
 from tl.trainer.config import TrainConfig
 from tl.trainer.fit.machine import Machine, build_machine
 from tl.trainer.models.build import build_network
 from tl.trainer.options import resolve, settled
-from tl.trainer.task import find_info
+from tl.trainer.task import find_info, manifest_columns
 
 # Images per timed step on the CPU, where speed hardly depends on the batch size.
 _CPU_BATCH = 8
@@ -59,7 +60,7 @@ def estimate_seconds(runs: Sequence[CellRun]) -> float:
 def _expected(config: TrainConfig, embedded: set[str]) -> float:
     """`embedded`: frozen trunks whose features are already counted; this run's trunk is added."""
     val_fraction = settled(config.val_fraction)
-    counts = _count_images(config.data, config.images, config.split_column, val_fraction, config.per_class)
+    counts = _count_images(config.data, manifest_columns(config), val_fraction, config.per_class)
     train, val = counts["train"], counts["val"]
     speed = _time_network(_network_key(config))
     if config.method == "features" and config.augment == "none":
@@ -88,14 +89,12 @@ def _network_key(config: TrainConfig) -> TrainConfig:
 
 
 @cache
-def _count_images(
-    data: str, images: str | None, split_column: str, val_fraction: float, per_class: int | None
-) -> Counter[str]:
+def _count_images(data: str, columns: ManifestColumns, val_fraction: float, per_class: int | None) -> Counter[str]:
     if is_landmark_file(data):
-        annotated = read_landmarks(data, images).images
+        annotated = read_landmarks(data, columns.images).images
         labeled = [LabeledImage(each.name, each.name, "", each.split, each.group) for each in annotated]
     else:
-        labeled = read_images(data, split_column, lambda line: None)
+        labeled = read_images(data, columns)
     labeled = assign_splits(labeled, val_fraction, 0)
     if per_class is not None:
         labeled = limit_per_class(labeled, per_class, 0)

@@ -100,7 +100,7 @@ def _test_classes(run: CellRun, model: Path) -> dict[str, Any]:
     from tl.progress import Silent
     from tl.runtime.predictor import load
 
-    _, images = choose_split(read_images(str(run.folder / "manifest.csv"), "split"), "test")
+    _, images = choose_split(read_images(str(run.folder / "manifest.csv")), "test")
     with load(model) as predictor:
         return evaluate(predictor, images, Silent()).rows[0]
 

@@ -58,6 +58,8 @@ class TrainConfig:
     task: Kind | None = _option(None, "Task to train for. Default: inferred from the data.", "Data")
     out: str = _option("", "Run folder to create. Default: runs/DATA, or runs/DATA-METHOD with a method.", "Data")
     split_column: str = _option("split", "CSV column that holds train, val or test.", "Data")
+    path_column: str | None = _option(None, "CSV column that holds the images' paths, if not called path.", "Data")
+    label_column: str | None = _option(None, "CSV column that holds the labels, if not called label.", "Data")
     val_fraction: float | None = _option(
         None,
         "Fraction of images held out for validation if the data has no split. Default: 0.2, or 0.2 for each of several "
@@ -66,7 +68,7 @@ class TrainConfig:
     )
     per_class: int | None = _option(None, "Train on only this many images per class.", "Data")
     images: str | None = _option(
-        None, "Landmarks: folder that image names are relative to, if not the annotation file's own.", "Data"
+        None, "CSV and landmark files: folder that the images' paths are relative to, if not the file's own.", "Data"
     )
     skip_bad: bool = _option(False, "Skip unreadable images and list them in skipped.csv.", "Data")
     audit: bool = _option(True, "Check the data for leaks and other problems before training (findings.csv).", "Data")

@@ -276,8 +276,11 @@ def _combination_faults(config: TrainConfig) -> list[str]:
 
 
 # Options for classification only.
-_CLASSES_ONLY = ("per_class", "views", "mixup", "cutmix", "label_smoothing", "class_weights", "sampler")
-_LANDMARKS_ONLY = ("images", "crop", "crop_margin", "mirror", "flip_pairs", "skeleton", "point_loss")
+_CLASSES_ONLY = (
+    *("per_class", "path_column", "label_column", "views", "mixup", "cutmix", "label_smoothing", "class_weights"),
+    "sampler",
+)
+_LANDMARKS_ONLY = ("crop", "crop_margin", "mirror", "flip_pairs", "skeleton", "point_loss")
 
 
 def _class_faults(config: TrainConfig) -> list[str]:

@@ -18,17 +18,8 @@ from numpy.typing import NDArray
 from tl import __version__
 from tl.data.features import FeatureSet, open_features
 from tl.data.images import ImageStore, check_readable, color_statistics, load_images, preprocessing_key
-from tl.data.manifests import (
-    Fold,
-    LabeledImage,
-    assign_splits,
-    bind_class_names,
-    class_ids,
-    cut_parts,
-    find_folds,
-    limit_per_class,
-    read_images,
-)
+from tl.data.manifests import LabeledImage, ManifestColumns, bind_class_names, class_ids, read_images
+from tl.data.splits import Fold, assign_splits, cut_parts, find_folds, limit_per_class
 from tl.errors import ConfigError, DataError
 from tl.progress import Progress
 from tl.runtime.imaging.preprocessing import Preprocessing, build_preprocessing
@@ -140,6 +131,11 @@ class Task(PreparedInputs):
         return [[places[i] for i in part] for part in cut_parts(ids, hashes, groups, count, self.config.seed)]
 
 
+def manifest_columns(config: TrainConfig) -> ManifestColumns:
+    """How a config reads a CSV manifest."""
+    return ManifestColumns(config.split_column, config.path_column, config.label_column, config.images)
+
+
 # (config, info, number of classes, weights file): raises `TlError` if no network can be built from them.
 Check = Callable[[TrainConfig, BackboneInfo, int, WeightsFile | None], None]
 
@@ -158,7 +154,7 @@ def prepare_task(config: TrainConfig, progress: Progress, check: Check = lambda 
     info = remembered_info(config.backbone, find_info)
     preprocessing = build_run_preprocessing(config, info)
     augment = build_augment(str(config.augment), preprocessing)
-    found = read_images(config.data, config.split_column, progress.say)
+    found = read_images(config.data, manifest_columns(config), progress.say)
     has_own_split = any(image.split == "val" for image in found)
     images = assign_splits(found, settled(config.val_fraction), config.seed)
     if config.per_class is not None:

@@ -408,7 +408,7 @@ def test_read_landmarks__from_stored(tmp_path: Path, orientation: int, kind: str
 @pytest.mark.parametrize(
     ("text", "fault"),
     [
-        ("path;x0;y0\na.png;1;2\n", "separated by commas, not semicolons"),
+        ("where;x0;y0\na.png;1;2\n", "has no column path"),
         ("path,x0,x1,y1\na.png,1,2,3\n", "column x0 has no matching column y0"),
     ],
 )

@@ -3,6 +3,7 @@ from __future__ import annotations
 import copy
 import dataclasses
 import json
+import unicodedata
 from contextlib import suppress
 from typing import Any
 
@@ -130,6 +131,15 @@ def test_parse_contract__landmarks() -> None:
 )
 def test_parse_contract__faulty_landmarks(changes: dict[str, Any], message: str) -> None:
     assert message in fault(json.dumps(POINTS | changes))
+
+
+def test_parse_contract__names_of_macos_are_composed() -> None:
+    plain = copy.deepcopy(PLAIN)
+    plain["class_names"][0] = unicodedata.normalize("NFD", "Käfer")
+    names = parse_contract(json.dumps(plain), "m.onnx").class_names
+    assert names[0] == unicodedata.normalize("NFC", "Käfer")
+    plain["class_names"][1] = names[0]
+    assert "repeated name 'Käfer'" in fault(json.dumps(plain))
 
 
 @pytest.mark.parametrize("path", all_fields(PLAIN), ids="/".join)

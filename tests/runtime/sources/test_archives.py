@@ -16,6 +16,7 @@ import pytest
 from tl.errors import DataError, ImageReadError
 from tl.runtime.sources import archives
 from tl.runtime.sources.archives import is_archive, iter_members
+from tl.runtime.sources.inputs import find_inputs
 
 FILES = {"b/2.png": b"two" * 700, "a.png": b"", "b/ü 1.png": bytes(range(256)) * 4}
 PACKERS: dict[str, Callable[[bytes], bytes]] = {
@@ -95,6 +96,39 @@ def test_iter_members__a_damaged_zip_member_spoils_itself_alone(tmp_path: Path) 
         next(reader).read()
     assert next(reader).read() == b""
     assert set(members) == set(FILES)
+
+
+class UnflaggedInfo(zipfile.ZipInfo):
+    """A member whose name is stored as macOS does: UTF-8, without the flag that says so."""
+
+    def _encodeFilenameFlags(self) -> tuple[bytes, int]:  # noqa: N802
+        return self.filename.encode(), self.flag_bits
+
+
+@pytest.mark.parametrize(
+    ("stored", "read"), [("Käfer/ü.png", "Käfer/ü.png"), ("b\\1.png", "b/1.png"), (".\\2.png", "2.png")]
+)
+def test_iter_members__zip_names_of_macos_and_windows(tmp_path: Path, stored: str, read: str) -> None:
+    info = UnflaggedInfo("x")
+    info.filename = stored
+    with zipfile.ZipFile(tmp_path / "a.zip", "w") as archive:
+        archive.writestr(info, b"content")
+    assert [(member.name, member.read()) for member in iter_members(str(tmp_path / "a.zip"))] == [(read, b"content")]
+
+
+def test_iter_members__zip_names_in_an_old_code_page(tmp_path: Path) -> None:
+    info = UnflaggedInfo("x")
+    info._encodeFilenameFlags = lambda: ("é.png".encode("cp437"), 0)  # type: ignore[method-assign]
+    with zipfile.ZipFile(tmp_path / "a.zip", "w") as archive:
+        archive.writestr(info, b"content")
+    assert [member.name for member in iter_members(str(tmp_path / "a.zip"))] == ["é.png"]
+
+
+def test_find_inputs__hidden_files_of_macos_and_windows(tmp_path: Path) -> None:
+    files = {"a/1.png": b"", "__MACOSX/a/._1.png": b"", "a\\.thumbs\\2.png": b"", "a/.DS_Store": b""}
+    found = find_inputs([make_zip(tmp_path / "a.zip", files)])
+    assert len(found) == 1
+    assert found.passed_over == "3 hidden"
 
 
 def test_iter_members__encrypted_zip_member(tmp_path: Path) -> None:

@@ -15,7 +15,8 @@ from numpy.typing import NDArray
 
 from tl.data.audit import find_duplicates
 from tl.data.images import ImageStore, check_readable, load_images
-from tl.data.manifests import LabeledImage, assign_splits, check_groups, read_images
+from tl.data.manifests import USUAL_COLUMNS, LabeledImage, ManifestColumns, read_images
+from tl.data.splits import assign_splits, check_groups
 from tl.errors import DataError
 from tl.evaluation.metrics import Metrics, classification_metrics
 from tl.exporter.refitting.graph import EMBEDDING
@@ -37,7 +38,7 @@ class RefitOptions:
     c_values: Sequence[float] | None = None
     val_fraction: float = 0.2
     seed: int = 0
-    split_column: str = "split"
+    columns: ManifestColumns = USUAL_COLUMNS
     drop: bool = False
     skip_bad: bool = False
     golden: Literal["validation", "synthetic"] = "validation"
@@ -73,7 +74,7 @@ def read_labeled(
 
     Raises `DataError`, also for a group that would be in both splits.
     """
-    found = [read_images(each, options.split_column, progress.say) for each in data]
+    found = [read_images(each, options.columns, progress.say) for each in data]
     pool = [image for images in found for image in images]
     if not any(image.split for image in pool):
         return assign_splits(pool, options.val_fraction, options.seed)

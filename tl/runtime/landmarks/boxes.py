@@ -5,38 +5,44 @@ Opens CSV files, but no images.
 
 from __future__ import annotations
 
-import csv
 import math
 import os
 from collections.abc import Sequence
 from pathlib import Path
+from typing import NamedTuple
 
 from tl.errors import DataError
 from tl.runtime.imaging.geometry import Region
 from tl.runtime.landmarks.files import image_finder, read_landmarks
 from tl.runtime.landmarks.wide_csv import BOX
+from tl.runtime.sources.names import FileFinder
+from tl.runtime.sources.tables import Table, read_table
 
 
-def read_list(path: Path, columns: Sequence[str], what: str) -> list[tuple[str, dict[str, str]]]:
-    """Return `FILE row N` and the row for each row of a CSV with `path` and `columns`; other columns are ignored.
+def read_list(path: Path, columns: Sequence[str]) -> tuple[Table, list[ListRow]]:
+    """Return the rows of a CSV with `path` and `columns`; other columns are ignored. Raises `DataError`.
 
-    Empty cells are "". `what`: name of the list in messages. Raises `DataError`.
+    Paths are relative to the list's folder; see `FileFinder` for names from other systems.
     """
-    try:
-        with path.open(encoding="utf-8-sig", errors="surrogateescape", newline="") as stream:
-            reader = csv.DictReader(stream, restval="")
-            rows = [(f"{path.name} row {reader.line_num}", row) for row in reader]
-            found = reader.fieldnames or []
-    except (OSError, csv.Error) as error:
-        raise DataError(f"{path}: the list of {what} cannot be read ({error})") from error
-    if lacking := [name for name in ("path", *columns) if name not in found]:
-        raise DataError(f"{path}: has no column {', '.join(lacking)} (found: {', '.join(found[:8])})")
-    return rows
+    table = read_table(path)
+    named = table.column("path")
+    if lacking := [name for name in ("path", *columns) if name not in (*table.columns, "path" if named else "")]:
+        raise DataError(f"{path}: has no column {', '.join(lacking)} (found: {table.shown})")
+    finder = FileFinder([path.parent])
+    rows = []
+    for line, row in table.rows:
+        name = os.path.normpath(row[named])
+        found = finder.find(name) or os.path.join(path.parent, name)
+        rows.append(ListRow(f"{path.name} row {line}", found, row))
+    return table, rows
 
 
-def listed_path(path: Path, row: dict[str, str]) -> str:
-    """Return the path of the image in a row, resolved relative to the list's folder."""
-    return os.path.join(path.parent, os.path.normpath(row["path"]))
+class ListRow(NamedTuple):
+    """`place`: `FILE row N`. `path`: the image. `cells` by column."""
+
+    place: str
+    path: str
+    cells: dict[str, str]
 
 
 def read_boxes(path: str | os.PathLike[str]) -> dict[str, Region]:
@@ -47,19 +53,19 @@ def read_boxes(path: str | os.PathLike[str]) -> dict[str, Region]:
     """
     path = Path(path)
     boxes: dict[str, Region] = {}
-    for place, row in read_list(path, BOX, "boxes"):
-        texts = [row[name].strip() for name in BOX]
+    table, rows = read_list(path, BOX)
+    for place, name, row in rows:
+        texts = [row[side].strip() for side in BOX]
         if not any(texts):
             continue
         try:
-            left, top, width, height = map(float, texts)
+            left, top, width, height = map(table.number, texts)
         except ValueError:
             raise DataError(f"{place}: expected four numbers for a box, found {', '.join(texts)}") from None
         if not (math.isfinite(left + top + width + height) and width > 0 and height > 0):
             raise DataError(f"{place}: the width and height of a box must be above 0")
-        name = listed_path(path, row)
         if name in boxes:
-            raise DataError(f"{place}: a second box for {row['path']}; expected one per image")
+            raise DataError(f"{place}: a second box for {name}; expected one per image")
         boxes[name] = (left, top, width, height)
     return boxes
 
@@ -81,15 +87,16 @@ def read_scales(path: str | os.PathLike[str]) -> dict[str, float]:
 
 def _read_csv(path: Path) -> dict[str, float]:
     scales: dict[str, float] = {}
-    for place, row in read_list(path, ["mm_per_px"], "scales"):
+    table, rows = read_list(path, ["mm_per_px"])
+    for place, name, row in rows:
         text = row["mm_per_px"].strip()
         if not text:
             continue
         try:
-            scale = float(text)
+            scale = table.number(text)
         except ValueError:
             scale = math.nan
         if not 0 < scale < math.inf:
             raise DataError(f"{place}: mm_per_px is '{text}', expected a number above 0")
-        scales[listed_path(path, row)] = scale
+        scales[name] = scale
     return scales

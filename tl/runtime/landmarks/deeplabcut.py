@@ -15,6 +15,7 @@ import numpy as np
 
 from tl.errors import DataError
 from tl.runtime.landmarks.sets import ImageLandmarks, LandmarkSet, image_landmarks
+from tl.runtime.sources.tables import decimal, header_of, read_cells, separator_of
 
 SCORER = "tl"
 _HEADER = ("scorer", "bodyparts", "coords")
@@ -22,13 +23,14 @@ _HEADER = ("scorer", "bodyparts", "coords")
 
 def is_deeplabcut(text: str) -> bool:
     """Return whether a CSV begins like a DeepLabCut file."""
-    return text.removeprefix("\ufeff").startswith("scorer,")
+    return header_of(text)[:1] == ["scorer"]
 
 
 def read(text: str, where: str) -> LandmarkSet:
     """Return the landmarks of all rows; empty cells are missing points. Raises `DataError` naming the row."""
-    rows = list(csv.reader(StringIO(text, newline="")))
-    found = [row[0] if row else "" for row in rows[:3]]
+    numbered = read_cells(text, where)
+    rows = [row for _, row in numbered]
+    found = [row[0] for row in rows[:3]]
     if found[1:2] == ["individuals"]:
         raise DataError(f"{where}: a multi-animal project; expected one specimen per image")
     if tuple(found) != _HEADER:
@@ -39,7 +41,8 @@ def read(text: str, where: str) -> LandmarkSet:
     width = len(columns) // len(names) if names else 0
     if columns != [(name, coord) for name in names for coord in ("x", "y", "likelihood")[:width]] or width < 2:
         raise DataError(f"{where}: expected columns x, y[, likelihood] for each body part")
-    images = [_image(row, start, width, f"{where} row {i}") for i, row in enumerate(rows[3:], start=4) if any(row)]
+    separator = separator_of(text)
+    images = [_image(row, start, width, f"{where} row {line}", separator) for line, row in numbered[3:] if any(row)]
     return LandmarkSet(names, tuple(images))
 
 
@@ -70,9 +73,9 @@ def _first_value(coords: Sequence[str], where: str) -> int:
     return start
 
 
-def _image(row: Sequence[str], start: int, width: int, place: str) -> ImageLandmarks:
+def _image(row: Sequence[str], start: int, width: int, place: str, separator: str) -> ImageLandmarks:
     try:
-        values = np.array([float(cell) if cell else math.nan for cell in row[start:]]).reshape(-1, width)
+        values = np.array([decimal(cell, separator) if cell else math.nan for cell in row[start:]]).reshape(-1, width)
     except ValueError as error:
         raise DataError(f"{place}: not a row of numbers ({error})") from error
     name = "/".join(row[:start]).replace("\\", "/")

@@ -21,6 +21,8 @@ from tl.runtime.imaging.geometry import turn_keypoints
 from tl.runtime.landmarks import coco, deeplabcut, long_csv, tps, wide_csv
 from tl.runtime.landmarks.sets import OCCLUDED, ImageLandmarks, LandmarkSet, numbered_names
 from tl.runtime.output.files import write_text
+from tl.runtime.sources.names import FileFinder, composed
+from tl.runtime.sources.tables import decode_text, header_of, read_text
 
 
 def turn_upright(landmarks: LandmarkSet, find: Callable[[str], str]) -> LandmarkSet:
@@ -54,7 +56,7 @@ Format = Literal["csv", "long", "tps", "coco", "deeplabcut"]
 _BY_SUFFIX: dict[str, Format] = {".csv": "csv", ".tps": "tps", ".json": "coco"}
 SUFFIXES: dict[Format, str] = {"csv": ".csv", "long": ".csv", "tps": ".tps", "coco": ".json", "deeplabcut": ".csv"}
 # Enough for DeepLabCut's three header lines, or for the columns of several hundred points.
-_HEAD_CHARACTERS = 65536
+_HEAD_BYTES = 1 << 17
 _LOST: dict[Format, tuple[str, ...]] = {
     "csv": ("flip pairs", "skeleton"),
     "long": ("boxes", "splits and groups", "flip pairs", "skeleton"),
@@ -73,17 +75,23 @@ def read_landmarks(
     of the photos as stored, and are rotated by their EXIF orientation. Raises `DataError`, `ImageReadError`.
     """
     path = Path(path)
-    try:
-        text = path.read_text(encoding="utf-8-sig", errors="surrogateescape")
-    except OSError as error:
-        raise DataError(f"{path}: cannot be read ({error.strerror})") from error
+    text = read_text(path)
     kind, find = _format_of(path, text), image_finder(path, images)
     if kind == "tps":
         landmarks = tps.read(text, path.name, lambda name: _size(find(name), from_stored)[0])
     else:
         readers = {"csv": wide_csv.read, "long": long_csv.read, "coco": coco.read, "deeplabcut": deeplabcut.read}
         landmarks = readers[kind](text, path.name)
+    landmarks = _with_composed_names(landmarks)
     return turn_upright(landmarks, find) if from_stored else landmarks
+
+
+def _with_composed_names(landmarks: LandmarkSet) -> LandmarkSet:
+    pairs, lines = (
+        tuple((composed(a), composed(b)) for a, b in named) for named in (landmarks.flip_pairs, landmarks.skeleton)
+    )
+    names = tuple(map(composed, landmarks.keypoint_names))
+    return dataclasses.replace(landmarks, keypoint_names=names, flip_pairs=pairs, skeleton=lines)
 
 
 def _size(path: str, is_stored: bool) -> tuple[int, int]:
@@ -96,12 +104,13 @@ def is_landmark_file(path: str | os.PathLike[str]) -> bool:
     if path.suffix.lower() not in _BY_SUFFIX or not path.is_file():
         return False
     try:
-        with path.open(encoding="utf-8-sig", errors="surrogateescape", newline="") as stream:
-            head = stream.read(_HEAD_CHARACTERS)
-        if _format_of(path, head) != "csv":
+        with path.open("rb") as stream:
+            head = stream.read(_HEAD_BYTES)
+        text = decode_text(head[: len(head) - len(head) % 2], str(path))
+        if _format_of(path, text) != "csv":
             return True
-        columns = set(next(csv.reader(head.splitlines()[:1]), []))
-    except (OSError, csv.Error):
+        columns = set(header_of(text))
+    except (OSError, csv.Error, DataError):
         return False
     return "label" not in columns and any(name[0] == "x" and f"y{name[1:]}" in columns for name in columns if name)
 
@@ -156,15 +165,16 @@ def image_finder(path: str | os.PathLike[str], images: str | os.PathLike[str] | 
     """Return a function that maps an image name in a landmark file to the image's path.
 
     It searches `images` if given; otherwise the file's folder, `images/` in it, and the two folders above it, which
-    DeepLabCut's names are relative to. The function raises `DataError` for an image that is not found.
+    DeepLabCut's names are relative to; see `FileFinder` for names from other systems. In `images`, a file name without
+    its folders is enough. The function raises `DataError` for an image that is not found.
     """
     here = Path(path).absolute().parent
     folders = [Path(images)] if images is not None else [here, here / "images", *here.parents[:2]]
+    finder = FileFinder(folders, by_file_name=images is not None)
 
     def find(name: str) -> str:
-        for folder in folders:
-            if (folder / name).is_file():
-                return str(folder / name)
+        if (found := finder.find(name)) is not None and os.path.isfile(found):
+            return found
         looked = ", ".join(map(str, folders))
         raise DataError(f"{Path(path).name}: image {name} was not found in {looked}", options=["images=FOLDER"])
 
@@ -177,8 +187,7 @@ def _format_of(path: Path, text: str) -> Format:
         return kind
     if deeplabcut.is_deeplabcut(text):
         return "deeplabcut"
-    header = next(csv.reader(text.splitlines()[:1]), [])
-    return "long" if set(long_csv.COLUMNS) <= set(header) else "csv"
+    return "long" if set(long_csv.COLUMNS) <= set(header_of(text)) else "csv"
 
 
 def _suffix_format(path: Path) -> Format:

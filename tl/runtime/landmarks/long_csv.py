@@ -14,17 +14,18 @@ import numpy as np
 
 from tl.errors import DataError
 from tl.runtime.landmarks.sets import MISSING, VISIBLE, ImageLandmarks, LandmarkSet, image_landmarks
+from tl.runtime.sources.tables import Table, parse_table
 
 COLUMNS = ("path", "point", "x", "y")
 
 
 def read(text: str, where: str) -> LandmarkSet:
     """Return the landmarks of all rows. Raises `DataError` naming the row."""
-    reader = csv.DictReader(StringIO(text, newline=""))
+    table = parse_table(text, where)
     names: dict[str, int] = {}
     found: dict[str, dict[str, _Row]] = {}
-    for row in reader:
-        place = f"{where} row {reader.line_num}"
+    for line, row in table.rows:
+        place = f"{where} row {line}"
         path, point = row["path"], row["point"]
         if not path or not point:
             raise DataError(f"{place}: path and point must not be empty")
@@ -32,7 +33,7 @@ def read(text: str, where: str) -> LandmarkSet:
         points = found.setdefault(path, {})
         if point in points:
             raise DataError(f"{place}: {path} has point '{point}' twice")
-        points[point] = _values(row, place)
+        points[point] = _values(row, place, table)
     images = tuple(_image(path, points, list(names)) for path, points in found.items())
     return LandmarkSet(tuple(names), images)
 
@@ -61,9 +62,11 @@ class _Row(NamedTuple):
     mm_per_px: float
 
 
-def _values(row: dict[str, str], place: str) -> _Row:
+def _values(row: dict[str, str], place: str, table: Table) -> _Row:
     try:
-        x, y, confidence, scale = (float(row.get(name) or "nan") for name in ("x", "y", "confidence", "mm_per_px"))
+        x, y, confidence, scale = (
+            table.number(row.get(name) or "nan") for name in ("x", "y", "confidence", "mm_per_px")
+        )
         visibility = int(row.get("visibility") or VISIBLE)
     except ValueError as error:
         raise DataError(f"{place}: {error}") from None

@@ -16,6 +16,7 @@ import numpy as np
 
 from tl.errors import DataError
 from tl.runtime.landmarks.sets import MISSING, VISIBLE, ImageLandmarks, LandmarkSet, image_landmarks
+from tl.runtime.sources.tables import Table, parse_table
 
 BOX = ("box_x", "box_y", "box_w", "box_h")
 _OTHERS = ("path", "split", "group", "mm_per_px", *BOX)
@@ -25,16 +26,12 @@ _PREDICTED = ("centroid_size", "shape_distance", "is_odd", "error")
 
 def read(text: str, where: str) -> LandmarkSet:
     """Return the landmarks of all rows. Raises `DataError` naming the row and the column."""
-    reader = csv.DictReader(StringIO(text, newline=""))
-    try:
-        columns = list(reader.fieldnames or [])
-        rows = [(reader.line_num, row) for row in reader]
-    except csv.Error as error:
-        raise DataError(f"{where}: not a readable CSV file ({error})") from error
-    points = _point_columns(columns, where)
-    good = [(line, row) for line, row in rows if not row.get("error")]
-    images = tuple(_image(f"{where} row {line}", row, points) for line, row in good)
-    failed = len(rows) - len(good)
+    table = parse_table(text, where)
+    path = table.column("path")
+    points = _point_columns(["path" if name == path else name for name in table.columns], where)
+    good = [(line, {**row, "path": row[path]}) for line, row in table.rows if not row.get("error")]
+    images = tuple(_image(f"{where} row {line}", row, points, table) for line, row in good)
+    failed = len(table.rows) - len(good)
     remarks = (f"{failed} rows with an error instead of points were skipped",) if failed else ()
     return LandmarkSet(tuple(points), images, remarks=remarks)
 
@@ -74,10 +71,7 @@ def _point_cells(image: ImageLandmarks, signs: str) -> list[str]:
 def _point_columns(columns: Sequence[str], where: str) -> dict[str, dict[str, str]]:
     """Return point name -> {"x": column, "y": column ...}, in order of the x columns."""
     if "path" not in columns:
-        hint = (
-            "; columns must be separated by commas, not semicolons" if any(";" in name for name in columns[:1]) else ""
-        )
-        raise DataError(f"{where}: has no column path (found: {', '.join(columns[:8])}){hint}")
+        raise DataError(f"{where}: has no column path (found: {', '.join(columns[:8])})")
     if twice := [name for name in columns if columns.count(name) > 1]:
         raise DataError(f"{where}: column {twice[0]} appears twice")
     known = set(columns)
@@ -98,19 +92,19 @@ def _point_columns(columns: Sequence[str], where: str) -> dict[str, dict[str, st
     return points
 
 
-def _image(place: str, row: Mapping[str, str], points: Mapping[str, Mapping[str, str]]) -> ImageLandmarks:
+def _image(place: str, row: Mapping[str, str], points: Mapping[str, Mapping[str, str]], table: Table) -> ImageLandmarks:
     if not row["path"]:
         raise DataError(f"{place}: path must not be empty")
     xy, visibility, confidence = [], [], []
     for columns in points.values():
-        x, y = _number(row, columns["x"], place), _number(row, columns["y"], place)
+        x, y = _number(row, columns["x"], place, table), _number(row, columns["y"], place, table)
         if math.isnan(x) != math.isnan(y):
             raise DataError(f"{place}: {columns['x']} and {columns['y']} must both be filled or both be empty")
         xy.append((x, y))
         visibility.append(_visibility(row, columns.get("v"), x, place))
-        confidence.append(_number(row, columns["p"], place) if "p" in columns else math.nan)
-    box = [_number(row, name, place) for name in BOX if name in row]
-    scale = _number(row, "mm_per_px", place) if "mm_per_px" in row else math.nan
+        confidence.append(_number(row, columns["p"], place, table) if "p" in columns else math.nan)
+    box = [_number(row, name, place, table) for name in BOX if name in row]
+    scale = _number(row, "mm_per_px", place, table) if "mm_per_px" in row else math.nan
     has_confidence = any("p" in columns for columns in points.values())
     return image_landmarks(
         row["path"],
@@ -133,11 +127,11 @@ def _visibility(row: Mapping[str, str], column: str | None, x: float, place: str
     return int(text) if text else VISIBLE
 
 
-def _number(row: Mapping[str, str], column: str, place: str) -> float:
+def _number(row: Mapping[str, str], column: str, place: str, table: Table) -> float:
     """Return the number in a cell, NaN if it is empty."""
     text = (row[column] or "").strip()
     try:
-        value = float(text) if text else math.nan
+        value = table.number(text) if text else math.nan
     except ValueError:
         raise DataError(f"{place}: {column} is '{text}', expected a number or an empty cell") from None
     if math.isinf(value):

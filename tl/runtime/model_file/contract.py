@@ -6,13 +6,14 @@ reads the text from a file, the exporter embeds it. docs/reference/model-file.md
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 from tl.errors import ModelFileError
 from tl.runtime.ensembles.voting import Voting
 from tl.runtime.imaging.preprocessing import Preprocessing
 from tl.runtime.model_file.strict_json import dump_json, from_plain, parse_json
+from tl.runtime.sources.names import composed
 
 METADATA_KEY = "tl.contract"
 SCHEMA_VERSION = 3
@@ -264,9 +265,21 @@ def parse_contract(text: str, where: str) -> Contract:
         if version > SCHEMA_VERSION:
             known = f"this version of tl reads only up to {SCHEMA_VERSION}"
             raise ValueError(f"schema_version {version} is too new, {known}: upgrade tl-toolkit")
-        return from_plain(Contract, _upgraded(plain, version), "contract")
+        return _with_composed_names(from_plain(Contract, _upgraded(plain, version), "contract"))
     except (ValueError, RecursionError) as error:
         raise ModelFileError(f"{where}: invalid contract: {error}") from error
+
+
+def _with_composed_names(contract: Contract) -> Contract:
+    """Compose the letters of names, which older files have as the file system of the training images wrote them."""
+    facts = contract.landmarks
+    if facts is not None:
+        pairs, lines = (
+            tuple((composed(a), composed(b)) for a, b in named) for named in (facts.flip_pairs, facts.skeleton)
+        )
+        facts = replace(facts, flip_pairs=pairs, skeleton=lines)
+    names = {name: tuple(map(composed, getattr(contract, name))) for name in ("class_names", "keypoint_names")}
+    return replace(contract, landmarks=facts, **names)
 
 
 def _upgraded(plain: dict[str, Any], version: int) -> dict[str, Any]:

@@ -10,7 +10,7 @@ import stat
 import tarfile
 import zipfile
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from typing import Literal
 
@@ -29,7 +29,7 @@ _HEADERS = tarfile.GNUTYPE_LONGNAME + tarfile.GNUTYPE_LONGLINK + tarfile.XHDTYPE
 _HEADERS += tarfile.SOLARIS_XHDTYPE
 _MAX_HEADER_BYTES = 1 << 20
 
-_ENCRYPTED = 0x1  # Source: PKWARE APPNOTE 6.3.10, 4.4.4
+_ENCRYPTED, _UTF_8 = 0x1, 0x800  # Source: PKWARE APPNOTE 6.3.10, 4.4.4
 _UNIX = 3  # Source: the same, 4.4.2.2
 
 
@@ -72,12 +72,21 @@ def _zip_members(path: str) -> Iterator[Member]:
         for info in archive.infolist():
             is_link = info.create_system == _UNIX and stat.S_ISLNK(info.external_attr >> 16)
             kind: Literal["file", "folder", "link"] = "folder" if info.is_dir() else "link" if is_link else "file"
-            yield Member(info.filename.removeprefix("./"), kind, _zip_reader(archive, info, path))
+            yield Member(_zip_name(info), kind, _zip_reader(archive, info, path))
+
+
+def _zip_name(info: zipfile.ZipInfo) -> str:
+    r"""The name of a member: UTF-8 also without the flag for it, as macOS writes it, and `/` for Windows' `\`."""
+    name = info.filename
+    if not info.flag_bits & _UTF_8:
+        with suppress(UnicodeError):
+            name = name.encode("cp437").decode("utf-8")
+    return name.replace("\\", "/").removeprefix("./")
 
 
 def _zip_reader(archive: zipfile.ZipFile, info: zipfile.ZipInfo, path: str) -> Callable[[], bytes]:
     def read() -> bytes:
-        name = f"{path}/{info.filename}"
+        name = f"{path}/{_zip_name(info)}"
         if info.flag_bits & _ENCRYPTED:
             raise ImageReadError(name, "encrypted: extract the archive with its password")
         _check_size(name, info.file_size)

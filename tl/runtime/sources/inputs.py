@@ -13,7 +13,8 @@ from io import BytesIO
 from tl.errors import ImageReadError
 from tl.runtime.imaging.decode import ImageSource
 from tl.runtime.sources.archives import Member, is_archive, iter_members
-from tl.runtime.sources.paths import FoundImages, expand_name, find_images, is_image_name
+from tl.runtime.sources.names import FileFinder
+from tl.runtime.sources.paths import FoundImages, expand_name, find_images, is_hidden, is_image_name
 
 
 @dataclass(frozen=True)
@@ -85,20 +86,35 @@ class UnreadableFile(BytesIO):
         raise ImageReadError(self.name, self._reason)
 
 
-def find_inputs(inputs: Iterable[str | os.PathLike[str]], *, listed: Iterable[str] = ()) -> Inputs:
+def find_inputs(
+    inputs: Iterable[str | os.PathLike[str]],
+    *,
+    listed: Iterable[str] = (),
+    images: str | os.PathLike[str] | None = None,
+) -> Inputs:
     """Return the images of `inputs`, then of `listed`: names, not patterns; a missing one becomes an error row.
 
-    Reads the member lists of archives completely. Raises `DataError` for damaged archives, and like `find_images`.
+    `images`: the folder that listed names are relative to, also tried with file names alone. Names from other systems
+    are found as by `FileFinder`, and replaced with the path of the file. Reads the member lists of archives completely.
+    Raises `DataError` for damaged archives, and like `find_images`.
     """
     parts = [_find(name) for given in inputs for name in expand_name(os.fspath(given))]
     files: list[str] = []
-    for name in listed:
+    finder = FileFinder([os.curdir if images is None else images], by_file_name=images is not None)
+    for name in (_located(name, finder, images) for name in listed):
         if os.path.isdir(name) or is_archive(name):
             parts += [_plain(files), _find(name)]
             files = []
         else:
             files.append(name)
     return Inputs((*parts, _plain(files)))
+
+
+def _located(name: str, finder: FileFinder, images: str | os.PathLike[str] | None) -> str:
+    if images is None and os.path.lexists(name):
+        return name
+    found = finder.find(name)
+    return name if found is None else found if images is not None else os.path.normpath(found)
 
 
 def _find(given: str) -> FoundImages | Archive:
@@ -131,7 +147,7 @@ def _kind(member: Member) -> str:
 def _hidden_part(name: str) -> str:
     """Return a member's name up to its first hidden folder, the whole name if the file is hidden, else ""."""
     parts = name.split("/")
-    first = next((i for i, part in enumerate(parts) if part.startswith(".") and part not in (".", "..")), -1)
+    first = next((i for i, part in enumerate(parts) if is_hidden(part) and part not in (".", "..")), -1)
     return "/".join(parts[: first + 1])
 
 

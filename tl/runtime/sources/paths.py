@@ -5,7 +5,6 @@ Reads files and folders; never decodes images.
 
 from __future__ import annotations
 
-import codecs
 import glob
 import hashlib
 import os
@@ -20,6 +19,7 @@ import numpy as np
 
 from tl.errors import DataError, ImageReadError
 from tl.runtime.imaging.decode import ImageSource, source_name
+from tl.runtime.sources.tables import decode_text
 
 
 def is_pattern(name: str) -> bool:
@@ -58,13 +58,11 @@ def read_path_list(list_file: str, *, null: bool = False) -> list[str]:
     data = _read(list_file)
     if null:
         return [os.fsdecode(name) for name in data.split(b"\0") if name]
-    if b"\0" in data:  # file names cannot contain NUL
-        raise DataError(
-            f"{list_file}: contains NUL bytes: save it as UTF-8, or set null if NUL bytes separate the names",
-            options=["null"],
-        )
-    lines = data.removeprefix(codecs.BOM_UTF8).split(b"\n")
-    return [os.fsdecode(line.removesuffix(b"\r")) for line in lines if line.strip()]
+    try:
+        text = decode_text(data, list_file)
+    except DataError as error:
+        raise DataError(f"{error}, or set null if NUL bytes separate the names", options=["null"]) from error
+    return [line.removesuffix("\r") for line in text.split("\n") if line.strip()]
 
 
 def _read(list_file: str) -> bytes:
@@ -115,13 +113,18 @@ def find_images(inputs: Iterable[str | os.PathLike[str]]) -> FoundImages:
             continue
         for path in _walk(found):
             name = os.path.basename(path.rstrip(os.sep))
-            if name.startswith("."):
+            if is_hidden(name):
                 hidden += 1
             elif is_image_name(name):
                 paths.append(path)
             else:
                 not_images += 1
     return FoundImages(tuple(paths), hidden, not_images)
+
+
+def is_hidden(name: str) -> bool:
+    """Return whether a file or folder is hidden, or is the one in which macOS keeps what zip cannot store."""
+    return name.startswith(".") or name == "__MACOSX"
 
 
 def is_image_name(name: str) -> bool:
@@ -166,8 +169,8 @@ def _walk(folder: str) -> Iterator[str]:
             folders.clear()
             continue
         visited.add(real)
-        yield from (os.path.join(here, name) for name in sorted(folders) if name.startswith("."))
-        folders[:] = sorted(name for name in folders if not name.startswith("."))
+        yield from (os.path.join(here, name) for name in sorted(folders) if is_hidden(name))
+        folders[:] = sorted(name for name in folders if not is_hidden(name))
         yield from (os.path.join(here, name) for name in sorted(files))
 
 

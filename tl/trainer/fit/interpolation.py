@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 from torch import Tensor, lerp
 
-from tl.data.manifests import Fold
+from tl.data.splits import Fold
 from tl.evaluation.calibration import fit_temperature
 from tl.evaluation.metrics import variance_of_mean
 from tl.trainer.heads.solvers import log_losses, select_nested

@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from tl.data.manifests import Fold, cut_folds
+from tl.data.splits import Fold, cut_folds
 from tl.errors import ConfigError
 from tl.evaluation.metrics import macro_f1, wilson_interval
 from tl.progress import Progress, Silent

@@ -17,7 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 from threadpoolctl import threadpool_limits
 
-from tl.data.manifests import Fold
+from tl.data.splits import Fold
 from tl.runtime.devices import usable_cores
 
 Solver = Literal["logistic", "svm"]

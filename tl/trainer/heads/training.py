@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from tl.data.manifests import Fold, cut_folds
+from tl.data.splits import Fold, cut_folds
 from tl.progress import Progress
 from tl.trainer.heads.solvers import CrossValidated, LinearHead, Solver, Trial, cross_validate, solve_bag, solve_head
 from tl.trainer.options import settled

@@ -15,7 +15,8 @@ from numpy.typing import NDArray
 
 from tl.data.audit import Finding, find_duplicates
 from tl.data.images import ImageStore, check_readable, load_images
-from tl.data.manifests import LabeledImage, assign_splits
+from tl.data.manifests import LabeledImage
+from tl.data.splits import assign_splits
 from tl.errors import DataError
 from tl.progress import Progress
 from tl.runtime.imaging.decode import read_size, read_stored
