@@ -323,6 +323,10 @@ def test_read_images__labels_in_another_encoding(tmp_path: Path) -> None:
         read_images(tmp_path / "labels.csv")
 
 
+def test_read_images__a_label_that_marks_rejected_images(tmp_path: Path) -> None:
+    assert "label '?' of 1.png marks rejected images" in refused(tmp_path, [("1.png", "?"), ("2.png", "b")])
+
+
 def test_read_images__asks_about_several_labels_in_one(tmp_path: Path) -> None:
     for name in ("1.png", "2.png"):
         (tmp_path / name).touch()

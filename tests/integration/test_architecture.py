@@ -13,7 +13,7 @@ import pytest
 ROOT = Path(__file__).resolve().parents[2]
 FILES = sorted((ROOT / "tl").rglob("*.py"))
 LAYERS = {
-    **{"errors": 0, "progress": 0, "runtime": 1, "data": 2, "evaluation": 3},
+    **{"errors": 0, "progress": 0, "text": 0, "runtime": 1, "data": 2, "evaluation": 3},
     **{"trainer": 4, "exporter": 5, "studies": 6, "commands": 7, "cli": 8},
 }
 RUNTIME_FREE_OF = {"torch", "torchvision", "albumentations", "onnx", "sklearn", "typer", "pydantic"}

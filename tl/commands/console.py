@@ -10,6 +10,7 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING, Literal
 
 from tl.errors import MissingExtraError
+from tl.text import printable
 
 if TYPE_CHECKING:
     from rich.progress import Progress as RichBar
@@ -24,7 +25,7 @@ EXIT_FAULT, EXIT_SOME_FAILED, EXIT_INTERRUPTED = 1, 3, 130
 
 def warn(line: str) -> None:
     """Print a line on stderr."""
-    print(line, file=sys.stderr, flush=True)  # noqa: T201
+    print(printable(line), file=sys.stderr, flush=True)  # noqa: T201
 
 
 @contextmanager
@@ -66,7 +67,7 @@ class ConsoleProgress:
                 self._spoken = now
                 self._bar.update(self._task, completed=self._done)
                 if note:
-                    self._bar.update(self._task, note=note)
+                    self._bar.update(self._task, note=printable(note))
         elif now - self._spoken > _SECONDS_BETWEEN_LINES:
             self._spoken = now
             warn(self._line(note))
@@ -76,7 +77,7 @@ class ConsoleProgress:
         if self._bar is None:
             warn(line)
         else:
-            self._bar.console.print(line, markup=False, highlight=False, soft_wrap=True)
+            self._bar.console.print(printable(line), markup=False, highlight=False, soft_wrap=True)
 
     def _line(self, note: str) -> str:
         speed = self._done / (time.monotonic() - self._started)
@@ -96,13 +97,13 @@ def console_progress() -> Iterator[ConsoleProgress]:
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
     columns: tuple[ProgressColumn, ...] = (
-        TextColumn("{task.description}"),
+        TextColumn("{task.description}", markup=False),
         BarColumn(),
         MofNCompleteColumn(),
         TextColumn("{task.fields[unit]}"),
         _speed_column(),
         TimeRemainingColumn(),
-        TextColumn("{task.fields[note]}"),
+        TextColumn("{task.fields[note]}", markup=False),
     )
     with Progress(*columns, console=Console(stderr=True), transient=True) as bar:
         yield ConsoleProgress(bar)

@@ -15,6 +15,7 @@ from difflib import get_close_matches
 from pathlib import Path
 
 from tl.errors import DataError
+from tl.runtime.ensembles.selective import REJECTED
 from tl.runtime.imaging.geometry import Region
 from tl.runtime.sources.names import FileFinder, composed
 from tl.runtime.sources.paths import find_images, is_hidden
@@ -235,6 +236,10 @@ def _check_labels(root: Path, images: Sequence[LabeledImage]) -> None:
             image.label.encode()
         except UnicodeEncodeError as error:
             raise DataError(f"{root}: class name {image.label!r} is not UTF-8: rename its folder") from error
+        if image.label == REJECTED:
+            raise DataError(
+                f"{root}: label '{REJECTED}' of {image.name} marks rejected images in predictions: rename it"
+            )
         usual = unicodedata.normalize("NFKC", " ".join(image.label.split())).casefold()
         other = spellings.setdefault(usual, image.label)
         if other != image.label:

@@ -11,10 +11,10 @@ from pathlib import Path
 from typing import Any
 
 from tl.runtime.output.files import write_text
+from tl.runtime.sources.tables import csv_text
 from tl.studies.leaderboard import METRIC, Estimate, Setting
 from tl.studies.selection import Judged
 from tl.studies.study import Study
-from tl.trainer.run_folder.run import csv_text
 
 Row = dict[str, Any]
 
@@ -30,7 +30,7 @@ def write_leaderboard(rows: Sequence[Row], out: Path) -> None:
     """Write leaderboard.csv and leaderboard.json. Raises `OutputError`."""
     columns = tuple(rows[0])
     shown = [["" if row[name] is None else _digits(row[name]) for name in columns] for row in rows]
-    write_text(out / "leaderboard.csv", csv_text(columns, shown))
+    write_text(out / "leaderboard.csv", csv_text([columns, *shown]))
     write_text(out / "leaderboard.json", json.dumps(rows, indent=2, ensure_ascii=False) + "\n")
 
 

@@ -121,3 +121,11 @@ def test_load__caution_that_no_file_supports(tmp_path: Path, color_model: Path) 
         [color_model, color_model], device="cpu", selective=SelectivePrediction(min_confidence=0.99)
     ) as predictor:
         assert predictor.predict(solid((100, 100, 100))).label == "?"
+
+
+def test_load__a_class_that_looks_like_a_rejection(tmp_path: Path) -> None:
+    path = make_model(tmp_path / "m.onnx", class_names=("red", "?", "blue"))
+    with load(path) as predictor:
+        assert predictor.predict(solid((0, 200, 0))).label == "?"
+    with pytest.raises(EnsembleError, match=r"class '\?' cannot be told from a rejected label"):
+        load(path, selective=SelectivePrediction(min_confidence=0.5))

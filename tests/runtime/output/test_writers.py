@@ -13,8 +13,9 @@ import pytest
 from tests.models import make_model, solid
 from tl.errors import OutputError
 from tl.runtime import Classification, Failure, MemberVotes, load
-from tl.runtime.output.columns import ClassColumns
+from tl.runtime.output.columns import ClassColumns, join_set
 from tl.runtime.output.writers import CsvWriter, JsonLinesWriter, open_writer
+from tl.runtime.results import ClassFields
 
 CLASSES = ("ant", "bee, wild")
 PLAIN = Classification("a.jpg", "ant", 0.75, CLASSES, np.array([0.75, 0.25], np.float32))
@@ -113,7 +114,7 @@ def test_open_writer__half_written_results_stand_under_another_name(tmp_path: Pa
 @pytest.mark.parametrize("name", ["out.txt", "out", "out.json", ".csv"])
 def test_open_writer__other_names_are_refused(tmp_path: Path, name: str) -> None:
     with (
-        pytest.raises(OutputError, match=r"ends in \.csv, \.jsonl or \.parquet"),
+        pytest.raises(OutputError, match=r"ends in \.csv, \.jsonl, \.xlsx or \.parquet"),
         open_writer(tmp_path / name, ClassColumns(CLASSES)),
     ):
         pass
@@ -171,3 +172,65 @@ def test_as_dict__is_plain() -> None:
 
     for result in PLAIN, FAILED, VOTED:
         check(result.as_dict())
+
+
+def test_csv_writer__quotes_a_lone_carriage_return() -> None:
+    stream = StringIO(newline="")
+    writer = CsvWriter(stream, ClassColumns(CLASSES))
+    writer.write(Failure("a\r.jpg", "line\rend"))
+    stream.seek(0)
+    assert list(csv.reader(stream))[1] == ["a\r.jpg", "", "", "", "", "line\rend"]
+
+
+def test_join_set__names_that_contain_the_mark() -> None:
+    assert join_set(["a", "b"]) == "a|b"
+    assert join_set(["a|b"]) == r"a\|b"
+    assert join_set(["a\\", "b"]) == r"a\\|b"  # not the same as of the name "a|b"
+
+
+RISKY = Classification("=1+1.jpg", "@home", 0.75, ("@home", "-b"), np.array([0.75, 0.25], np.float32))
+RISKY_FIELDS = ClassFields(("@home", "-b"))
+
+
+def test_open_writer__excel_file_without_formulas(tmp_path: Path) -> None:
+    openpyxl = pytest.importorskip("openpyxl", reason="openpyxl is not installed")
+    pytest.importorskip("xlsxwriter", reason="xlsxwriter is not installed")
+    with open_writer(tmp_path / "out.xlsx", RISKY_FIELDS) as writer:
+        writer.write(RISKY)
+        writer.write(Failure("b\udce4\x1b.jpg", "empty file"))
+    header, *rows = openpyxl.load_workbook(tmp_path / "out.xlsx").active.iter_rows()
+    assert [cell.value for cell in header] == ["path", "label", "confidence", "p:@home", "p:-b", "error"]
+    assert [cell.value for cell in rows[0]] == ["=1+1.jpg", "@home", 0.75, 0.75, 0.25, None]
+    assert [cell.data_type for cell in rows[0][:3]] == ["s", "s", "n"]
+    assert [cell.value for cell in rows[1]][:2] == [
+        "b\\xe4_x001B_.jpg",
+        None,
+    ]  # a control character, as Excel stores it
+    assert os.listdir(tmp_path) == ["out.xlsx"]
+
+
+def test_open_writer__more_than_excel_reads(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("xlsxwriter", reason="xlsxwriter is not installed")
+    monkeypatch.setattr("tl.runtime.output.spreadsheets._MAX_ROWS", 2)
+    with (
+        pytest.raises(OutputError, match=r"more than 1 rows: write \.csv or \.parquet"),
+        open_writer(tmp_path / "out.xlsx", RISKY_FIELDS) as writer,
+    ):
+        list(map(writer.write, [RISKY, RISKY]))
+    assert os.listdir(tmp_path) == ["out.xlsx.partial"]  # the rows, for a file of another kind
+
+
+def test_open_writer__csv_for_excel(tmp_path: Path) -> None:
+    with open_writer(tmp_path / "out.csv", RISKY_FIELDS, for_excel=True) as writer:
+        writer.write(RISKY)
+    assert (tmp_path / "out.csv").read_bytes().decode("utf-8-sig") == (
+        "path,label,confidence,p:@home,p:-b,error\n'=1+1.jpg,'@home,0.75,0.75,0.25,\n"
+    )
+    with open_writer(tmp_path / "plain.csv", RISKY_FIELDS) as writer:
+        writer.write(RISKY)
+    assert (tmp_path / "plain.csv").read_text().splitlines()[1].startswith("=1+1.jpg,@home,")  # byte for byte
+    with (
+        pytest.raises(OutputError, match="only a CSV table can be written for Excel"),
+        open_writer(tmp_path / "out.jsonl", RISKY_FIELDS, for_excel=True),
+    ):
+        pass

@@ -72,6 +72,10 @@ class Ensemble:
             self.voting, self.weights = merged.voting, merged.weights
             self.member_names = tuple(member.name for member in merged.members)
         self.selective = selective or SelectivePrediction()
+        if self.selective.rejects and REJECTED in self.class_names:
+            raise EnsembleError(
+                f"{sessions[0].path}: its class '{REJECTED}' cannot be told from a rejected label: accept every label"
+            )
         self._tta, self._views = tuple(tta), build_views(tta)
         self.preparer = Preparer(self.preprocessings, self._views)
         facts = [contract.ood for contract in self.contracts]

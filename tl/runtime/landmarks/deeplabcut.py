@@ -6,16 +6,14 @@ a fourth header row and are rejected.
 
 from __future__ import annotations
 
-import csv
 import math
 from collections.abc import Sequence
-from io import StringIO
 
 import numpy as np
 
 from tl.errors import DataError
 from tl.runtime.landmarks.sets import ImageLandmarks, LandmarkSet, image_landmarks
-from tl.runtime.sources.tables import decimal, header_of, read_cells, separator_of
+from tl.runtime.sources.tables import csv_text, decimal, header_of, read_cells, separator_of
 
 SCORER = "tl"
 _HEADER = ("scorer", "bodyparts", "coords")
@@ -51,18 +49,18 @@ def write(landmarks: LandmarkSet) -> str:
     has_likelihood = any(image.confidence is not None for image in landmarks.images)
     coords = ("x", "y", "likelihood")[: 3 if has_likelihood else 2]
     names = [name for name in landmarks.keypoint_names for _ in coords]
-    stream = StringIO()
-    writer = csv.writer(stream, lineterminator="\n")
-    writer.writerow(["scorer", *[SCORER] * len(names)])
-    writer.writerow(["bodyparts", *names])
-    writer.writerow(["coords", *coords * len(landmarks.keypoint_names)])
+    rows: list[list[str]] = [
+        ["scorer", *[SCORER] * len(names)],
+        ["bodyparts", *names],
+        ["coords", *coords * len(landmarks.keypoint_names)],
+    ]
     for image in landmarks.images:
         values = image.keypoints_xy
         if has_likelihood:
             confidence = np.full(len(values), np.nan) if image.confidence is None else image.confidence
             values = np.column_stack([values, confidence])
-        writer.writerow([image.name, *("" if math.isnan(v) else repr(v) for v in values.ravel().tolist())])
-    return stream.getvalue()
+        rows.append([image.name, *("" if math.isnan(v) else repr(v) for v in values.ravel().tolist())])
+    return csv_text(rows)
 
 
 def _first_value(coords: Sequence[str], where: str) -> int:

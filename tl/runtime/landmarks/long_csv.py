@@ -5,16 +5,14 @@ Images and points are in order of first appearance; a point without a row is mis
 
 from __future__ import annotations
 
-import csv
 import math
-from io import StringIO
 from typing import NamedTuple
 
 import numpy as np
 
 from tl.errors import DataError
 from tl.runtime.landmarks.sets import MISSING, VISIBLE, ImageLandmarks, LandmarkSet, image_landmarks
-from tl.runtime.sources.tables import Table, parse_table
+from tl.runtime.sources.tables import Table, csv_text, parse_table
 
 COLUMNS = ("path", "point", "x", "y")
 
@@ -40,16 +38,14 @@ def read(text: str, where: str) -> LandmarkSet:
 
 def write(landmarks: LandmarkSet) -> str:
     """Return CSV text with all columns; unknown values are empty. Boxes, splits and groups are not included."""
-    stream = StringIO()
-    writer = csv.writer(stream, lineterminator="\n")
-    writer.writerow([*COLUMNS, "visibility", "confidence", "mm_per_px"])
+    rows: list[list[object]] = [[*COLUMNS, "visibility", "confidence", "mm_per_px"]]
     for image in landmarks.images:
         scale = "" if image.mm_per_px is None else f"{image.mm_per_px:.9g}"
         for i, name in enumerate(landmarks.keypoint_names):
             x, y = ("" if math.isnan(value) else f"{value:.9g}" for value in image.keypoints_xy[i].tolist())
             confidence = "" if image.confidence is None else f"{float(image.confidence[i]):.6g}"
-            writer.writerow([image.name, name, x, y, int(image.visibility[i]), confidence, scale])
-    return stream.getvalue()
+            rows.append([image.name, name, x, y, int(image.visibility[i]), confidence, scale])
+    return csv_text(rows)
 
 
 class _Row(NamedTuple):

@@ -7,16 +7,14 @@ an ensemble, which is ignored.
 
 from __future__ import annotations
 
-import csv
 import math
 from collections.abc import Mapping, Sequence
-from io import StringIO
 
 import numpy as np
 
 from tl.errors import DataError
 from tl.runtime.landmarks.sets import MISSING, VISIBLE, ImageLandmarks, LandmarkSet, image_landmarks
-from tl.runtime.sources.tables import Table, parse_table
+from tl.runtime.sources.tables import Table, csv_text, parse_table
 
 BOX = ("box_x", "box_y", "box_w", "box_h")
 _OTHERS = ("path", "split", "group", "mm_per_px", *BOX)
@@ -49,14 +47,12 @@ def write(landmarks: LandmarkSet) -> str:
     for name in landmarks.keypoint_names:
         joined = name if name.isdigit() else f"_{name}"
         header += [f"{sign}{joined}" for sign in signs]
-    stream = StringIO()
-    writer = csv.writer(stream, lineterminator="\n")
-    writer.writerow(header)
+    rows = [header]
     for image in images:
         cells = [image.name, *(_cell(getattr(image, name)) for name in facts)]
         cells += map(_cell, image.box_xywh or [None] * 4) if has_box else ()
-        writer.writerow([*cells, *_point_cells(image, signs)])
-    return stream.getvalue()
+        rows.append([*cells, *_point_cells(image, signs)])
+    return csv_text(rows)
 
 
 def _point_cells(image: ImageLandmarks, signs: str) -> list[str]:

@@ -278,8 +278,8 @@ def _with_composed_names(contract: Contract) -> Contract:
             tuple((composed(a), composed(b)) for a, b in named) for named in (facts.flip_pairs, facts.skeleton)
         )
         facts = replace(facts, flip_pairs=pairs, skeleton=lines)
-    names = {name: tuple(map(composed, getattr(contract, name))) for name in ("class_names", "keypoint_names")}
-    return replace(contract, landmarks=facts, **names)
+    classes, keypoints = tuple(map(composed, contract.class_names)), tuple(map(composed, contract.keypoint_names))
+    return replace(contract, landmarks=facts, class_names=classes, keypoint_names=keypoints)
 
 
 def _upgraded(plain: dict[str, Any], version: int) -> dict[str, Any]:

@@ -5,10 +5,8 @@ Contains no file access.
 
 from __future__ import annotations
 
-import csv
-from collections.abc import Sequence
+from collections.abc import Iterable
 from dataclasses import dataclass
-from io import StringIO
 from typing import Any, Literal, Protocol
 
 import numpy as np
@@ -16,12 +14,16 @@ import orjson
 from numpy.typing import NDArray
 
 from tl.runtime.results import ClassFields, Classification, Fields, Landmarks, PointFields, Result
+from tl.runtime.sources.tables import csv_line
 
 ColumnType = Literal["text", "number", "flag"]
 # Fields of `MemberVotes` that get a column.
 _DISAGREEMENT = ("agreement", "entropy", "mutual_information", "margin")
-# Separator between the classes of a set.
-_SET_MARK = "|"
+
+
+def join_set(names: Iterable[str]) -> str:
+    r"""Join the classes of a set with `|`; in a name, `|` becomes `\|` and `\` becomes `\\`."""
+    return "|".join(name.replace("\\", r"\\").replace("|", r"\|") for name in names)
 
 
 class Columns(Protocol):
@@ -50,7 +52,7 @@ class ClassColumns(ClassFields):
     """Table of classification results.
 
     `path,label,confidence,p:<class>...[,set][,ood_score][,reason][,agreement,entropy,mutual_information,margin,
-    vote:<member>...],error`. The classes of a set are separated by `|`.
+    vote:<member>...],error`. The classes of a set are joined by `join_set`.
     """
 
     @property
@@ -74,7 +76,7 @@ class ClassColumns(ClassFields):
         probabilities = line.get("probabilities", {})
         row = [line["path"], line.get("label"), line.get("confidence"), *map(probabilities.get, self.class_names)]
         if self.with_set:
-            row.append(_SET_MARK.join(line["set"]) if "set" in line else None)
+            row.append(join_set(line["set"]) if "set" in line else None)
         row += [line.get("ood_score")] * self.with_ood_score + [line.get("reason")] * self.with_reason
         if self.member_names:
             row += map(line.get, _DISAGREEMENT)
@@ -88,7 +90,7 @@ class ClassColumns(ClassFields):
         shown = _shortest(result.probabilities)[1:-1]
         more: list[str] = []
         if self.with_set:
-            more.append(_SET_MARK.join(result.class_set or ()))
+            more.append(join_set(result.class_set or ()))
         if self.with_ood_score:
             more.append("" if result.ood_score is None else number(result.ood_score))
         if self.with_reason:
@@ -165,13 +167,6 @@ def _shortest(values: NDArray[np.float32] | np.float32) -> str:
     return orjson.dumps(
         np.ascontiguousarray(values) if values.ndim else values, option=orjson.OPT_SERIALIZE_NUMPY
     ).decode()
-
-
-def csv_line(cells: Sequence[str]) -> str:
-    """Return a CSV row with its line end."""
-    line = StringIO()
-    csv.writer(line, lineterminator="\n").writerow(cells)
-    return line.getvalue()
 
 
 def _failed_line(result: Any, width: int) -> str:

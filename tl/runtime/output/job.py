@@ -158,6 +158,7 @@ def run_job(
     retry_failed: bool = False,
     fail_fast: bool = False,
     overwrite: bool = False,
+    for_excel: bool = False,
     advance: Callable[[Tally], None] = lambda tally: None,
     see: Callable[[Result], None] = lambda result: None,
 ) -> None:
@@ -166,7 +167,8 @@ def run_job(
     With `resume`, images with the same path, content, models and votes keep their rows; `retry_failed` retries those
     without a prediction. `fail_fast` stops at the first failed image. An existing file is replaced only with
     `overwrite`, or if a job with the same models and votes has written it and it is unchanged. `see` is called with
-    every new result. `point_format`: the format of landmarks, None to select it by the file name. Raises `OutputError`,
+    every new result. `point_format`: the format of landmarks, None to select it by the file name. `for_excel`: see
+    `write_excel_csv`. Raises `OutputError`,
     also if another process writes the same output, `ImageReadError` (with `fail_fast`) and the errors of prediction.
     """
     if output is None:
@@ -178,7 +180,7 @@ def run_job(
                 advance(tally)
         return
     with claim_output(output) as claim:
-        key = _key(predictor, claim.output, point_format)
+        key = _key(predictor, claim.output, "excel" if for_excel else point_format)
         if claim.is_interrupted and not resume and not overwrite:
             raise OutputError(
                 f"{claim.output}: a prediction into it was interrupted: resume it, or start again",
@@ -186,7 +188,7 @@ def run_job(
             )
         check_output(claim.output, overwrite=overwrite or claim.wrote(key))
         with (
-            open_writer(claim.output, predictor.fields, point_format, partial=claim.rows) as writer,
+            open_writer(claim.output, predictor.fields, point_format, claim.rows, for_excel=for_excel) as writer,
             open_ledger(claim.ledger, key, resume=resume, retry_failed=retry_failed or fail_fast) as ledger,
         ):
             for digest, result in predictor.predict_unknown(sources, ledger.known, batch_size=batch_size):
@@ -213,12 +215,12 @@ def _count(result: Result, tally: Tally, fail_fast: bool) -> None:
     tally.done += 1
 
 
-def _key(predictor: Predictor[Any], output: Path, point_format: Format | None) -> str:
+def _key(predictor: Predictor[Any], output: Path, written_as: str | None) -> str:
     """Return a hash of everything that a row depends on, besides its image."""
     ensemble = predictor.ensemble
     facts = {
         "models": [hash_file(session.path) for session in ensemble.sessions],
         "settings": ensemble.key,
-        "columns": [output.suffix.lower(), point_format or "", *build_columns(predictor.fields).types],
+        "columns": [output.suffix.lower(), written_as or "", *build_columns(predictor.fields).types],
     }
     return hashlib.sha256(dump_json(facts).encode(errors="surrogateescape")).hexdigest()

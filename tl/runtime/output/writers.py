@@ -5,13 +5,12 @@ The only file that imports pyarrow. Independent of models and of where images co
 
 from __future__ import annotations
 
-import csv
 import itertools
 import json
 import os
 import sys
 from abc import ABC, abstractmethod
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from io import StringIO
 from pathlib import Path
@@ -23,9 +22,12 @@ import orjson
 from tl.errors import MissingExtraError, OutputError
 from tl.runtime.landmarks.files import SUFFIXES, Format, write_landmarks
 from tl.runtime.landmarks.sets import ImageLandmarks, LandmarkSet, image_landmarks
-from tl.runtime.output.columns import Columns, build_columns, csv_line
+from tl.runtime.output.columns import Columns, build_columns
 from tl.runtime.output.files import atomic_path, no_follow, output_errors, write_text
+from tl.runtime.output.spreadsheets import check_xlsx, iter_values, write_excel_csv, write_xlsx
 from tl.runtime.results import Fields, PointFields, Result
+from tl.runtime.sources.tables import csv_line, csv_text
+from tl.text import printable
 
 _ROWS_AT_ONCE = 10_000
 
@@ -35,24 +37,17 @@ def check_parquet() -> None:
     _pyarrow()
 
 
-def write_parquet(
-    lines: str | os.PathLike[str],
-    table: str | os.PathLike[str],
-    columns: Columns,
-) -> None:
+def write_parquet(lines: Path, table: str | os.PathLike[str], columns: Columns) -> None:
     r"""Write a Parquet table atomically. Missing values are null; path bytes that are not UTF-8 become `\xNN`.
 
     Raises `OutputError`, `MissingExtraError`.
     """
     arrow = _pyarrow()
     schema = _schema(arrow, columns)
-    with (
-        atomic_path(table) as temporary,
-        arrow.parquet.ParquetWriter(temporary, schema) as writer,
-        Path(lines).open(encoding="utf-8", errors="surrogateescape") as stream,
-    ):
-        for rows in _chunks(stream):
-            values = zip(*(_row(columns.values(json.loads(line))) for line in rows), strict=True)
+    with atomic_path(table) as temporary, arrow.parquet.ParquetWriter(temporary, schema) as writer:
+        rows = iter_values(lines, columns)
+        while chunk := list(itertools.islice(rows, _ROWS_AT_ONCE)):
+            values = zip(*chunk, strict=True)
             arrays = [arrow.array(column, field.type) for column, field in zip(values, schema, strict=True)]
             writer.write_batch(arrow.record_batch(arrays, schema=schema))
 
@@ -60,19 +55,6 @@ def write_parquet(
 def _schema(arrow: Any, columns: Columns) -> Any:
     kinds = {"text": arrow.string(), "number": arrow.float32(), "flag": arrow.bool_()}
     return arrow.schema([(name, kinds[kind]) for name, kind in columns.types.items()])
-
-
-def _row(values: list[Any]) -> list[Any]:
-    return [_text(value) if isinstance(value, str) else value for value in values]
-
-
-def _text(text: str) -> str:
-    return os.fsencode(text).decode(errors="backslashreplace")
-
-
-def _chunks(stream: Iterator[str]) -> Iterator[list[str]]:
-    while rows := list(itertools.islice(stream, _ROWS_AT_ONCE)):
-        yield rows
 
 
 def _pyarrow() -> Any:
@@ -99,11 +81,8 @@ def write_point_file(lines: Path, final: Path, kind: Format | None) -> None:
     write_landmarks(LandmarkSet(names, tuple(map(_image, good))), final, kind, sizes.__getitem__)
     failed = [row for row in rows if "error" in row]
     if failed:
-        text = StringIO()
-        writer = csv.writer(text, lineterminator="\n")
-        writer.writerow(("path", "error"))
-        writer.writerows((row["path"], row["error"]) for row in failed)
-        write_text(f"{final}.failed.csv", text.getvalue())
+        rows = [("path", "error"), *((row["path"], row["error"]) for row in failed)]
+        write_text(f"{final}.failed.csv", csv_text(rows))
 
 
 def _image(row: dict[str, Any]) -> ImageLandmarks:
@@ -175,42 +154,69 @@ def open_writer(
     fields: Fields,
     point_format: Format | None = None,
     partial: Path | None = None,
+    *,
+    for_excel: bool = False,
 ) -> Iterator[ResultWriter]:
-    """Yield a writer of results to a path (`.csv`, `.jsonl` for JSON lines, `.parquet`), or as CSV to stdout.
+    """Yield a writer of results to a path (`.csv`, `.jsonl` for JSON lines, `.xlsx`, `.parquet`), or as CSV to stdout.
 
     Landmarks can also be written as `.tps` and `.json` (COCO keypoints), or in the format `point_format`; failed images
-    are then listed in `NAME.failed.csv`. The file gets its name when all rows are written. Until then, and after an
-    error, the rows are in `partial` (`NAME.partial`), as JSON lines unless the output is `.csv`. Raises `OutputError`,
-    and `MissingExtraError` for Parquet without its package.
+    are then listed in `NAME.failed.csv`. `for_excel`: see `write_excel_csv`. The file gets its name when all rows are
+    written. Until then, and after an error, the rows are in `partial` (`NAME.partial`), as JSON lines unless the output
+    is a plain `.csv`. Raises `OutputError`, and `MissingExtraError` for a format without its package.
     """
     columns = build_columns(fields)
     if output is None:
-        yield CsvWriter(sys.stdout, columns)
+        yield CsvWriter(_Terminal(sys.stdout) if sys.stdout.isatty() else sys.stdout, columns)
         sys.stdout.flush()
         return
     final = Path(output)
     partial = partial or final.with_name(f"{final.name}.partial")
-    kind = final.suffix.lower()
-    known = [".csv", ".jsonl", ".parquet", *([".tps", ".json"] if isinstance(fields, PointFields) else [])]
+    finish = _finisher(final, fields, point_format, for_excel)
+    with output_errors(final):
+        final.parent.mkdir(parents=True, exist_ok=True)
+        with open(partial, "w", encoding="utf-8", errors="surrogateescape", newline="", opener=no_follow) as stream:
+            is_plain = finish is None and final.suffix.lower() == ".csv"
+            yield CsvWriter(stream, columns) if is_plain else JsonLinesWriter(stream)
+            stream.flush()
+            os.fsync(stream.fileno())
+        if finish is None:
+            partial.replace(final)
+        else:
+            finish(partial)
+            partial.unlink()
+
+
+def _finisher(
+    final: Path, fields: Fields, point_format: Format | None, for_excel: bool
+) -> Callable[[Path], None] | None:
+    """Return what makes the file from JSON lines, None if rows are written as they remain. Raises as `open_writer`."""
+    columns, kind = build_columns(fields), final.suffix.lower()
+    known = [".csv", ".jsonl", ".xlsx", ".parquet", *([".tps", ".json"] if isinstance(fields, PointFields) else [])]
     if kind not in known:
         raise OutputError(f"{final}: expected a name that ends in {', '.join(known[:-1])} or {known[-1]}")
     if point_format is not None and kind != SUFFIXES[point_format]:
         raise OutputError(f"{final}: expected the extension {SUFFIXES[point_format]} for format {point_format}")
     is_point_file = kind in (".tps", ".json") or point_format in ("long", "deeplabcut")
+    if for_excel and (kind != ".csv" or is_point_file):
+        raise OutputError(f"{final}: only a CSV table can be written for Excel; .xlsx needs no option")
     if kind == ".parquet":
         check_parquet()
-    with output_errors(final):
-        final.parent.mkdir(parents=True, exist_ok=True)
-        with open(partial, "w", encoding="utf-8", errors="surrogateescape", newline="", opener=no_follow) as stream:
-            is_table = kind == ".csv" and not is_point_file
-            yield CsvWriter(stream, columns) if is_table else JsonLinesWriter(stream)
-            stream.flush()
-            os.fsync(stream.fileno())
-        if kind == ".parquet":
-            write_parquet(partial, final, columns)
-            partial.unlink()
-        elif is_point_file:
-            write_point_file(partial, final, point_format)
-            partial.unlink()
-        else:
-            partial.replace(final)
+        return lambda lines: write_parquet(lines, final, columns)
+    if kind == ".xlsx":
+        check_xlsx(final, columns)
+        return lambda lines: write_xlsx(lines, final, columns)
+    if is_point_file:
+        return lambda lines: write_point_file(lines, final, point_format)
+    return (lambda lines: write_excel_csv(lines, final, columns)) if for_excel else None
+
+
+class _Terminal(StringIO):
+    """Text for a terminal, in which no text of a file can control it."""
+
+    def __init__(self, terminal: TextIO) -> None:
+        super().__init__()
+        self._terminal = terminal
+
+    def write(self, text: str, /) -> int:
+        """Write text without control characters."""
+        return self._terminal.write(printable(text))

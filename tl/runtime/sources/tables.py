@@ -1,4 +1,5 @@
-"""Read CSV files as spreadsheets, R and pandas write them: encodings, separators, decimal commas, column names.
+"""Read CSV files as spreadsheets, R and pandas write them: encodings, separators, decimal commas, column names. Write
+them as all of these read them.
 
 Knows nothing of what the columns mean to a command, except for the usual names of a few.
 """
@@ -8,7 +9,7 @@ from __future__ import annotations
 import codecs
 import csv
 import os
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from io import StringIO
 from pathlib import Path
@@ -153,6 +154,18 @@ def separator_of(text: str) -> str:
 def _declared_separator(text: str) -> str:
     head = StringIO(text, newline="").readline().strip().strip('"')
     return head[4:] if head.lower().startswith("sep=") and len(head) == 5 else ""
+
+
+def csv_line(cells: Iterable[object]) -> str:
+    """Return a CSV row with its line end; None is an empty cell."""
+    line = StringIO()
+    csv.writer(line, lineterminator="\r\n").writerow(cells)  # so that it quotes cells that contain a lone "\r"
+    return line.getvalue()[:-2] + "\n"
+
+
+def csv_text(rows: Iterable[Iterable[object]]) -> str:
+    """Return rows as CSV."""
+    return "".join(map(csv_line, rows))
 
 
 def _plain(name: str) -> str:

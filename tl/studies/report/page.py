@@ -12,6 +12,7 @@ from tl import __version__
 from tl.errors import ConfigError, MissingExtraError
 from tl.runtime.output.files import write_text
 from tl.studies.report.thumbnails import Thumbnail
+from tl.text import printable
 
 Cell = str | int | float | None
 
@@ -130,7 +131,7 @@ def render(page: Page) -> str:
     environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
     environment.filters["shown"] = shown
     template = environment.from_string(parts["html.j2"])
-    return template.render(page=page, style=parts["css"], script=parts["js"], version=__version__)
+    return printable(template.render(page=page, style=parts["css"], script=parts["js"], version=__version__))
 
 
 def shown(value: Cell) -> str:

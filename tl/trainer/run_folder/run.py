@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import csv
 import dataclasses
-import io
 import json
 import os
 import platform
@@ -36,6 +35,7 @@ from tl.runtime.landmarks.files import Size, read_landmarks, write_landmarks
 from tl.runtime.landmarks.sets import LandmarkSet
 from tl.runtime.model_file.strict_json import Json, dump_json, from_plain, parse_json
 from tl.runtime.output.files import atomic_path, output_errors, write_text
+from tl.runtime.sources.tables import csv_text
 from tl.trainer.config import TrainConfig
 from tl.trainer.config_files import config_from_mapping, dump_config, load_config
 
@@ -149,7 +149,7 @@ class Run:
             (self.relative(p.path), p.label, p.split, p.group, digest, *(_sides(p.region) if has_regions else ()))
             for p, digest in zip(store.images, store.hashes, strict=True)
         ]
-        text = csv_text((*_MANIFEST, *(_REGION if has_regions else ())), rows)
+        text = csv_text([(*_MANIFEST, *(_REGION if has_regions else ())), *rows])
         path = self.folder / "manifest.csv"
         if path.exists() and path.read_bytes() != text.encode(errors="surrogateescape"):
             raise RunError(
@@ -377,15 +377,6 @@ def _shown(values: Iterable[Any]) -> list[Any]:
     return [f"{value:.6g}" if isinstance(value, int | float) else value for value in values]
 
 
-def csv_text(columns: Sequence[str], rows: Sequence[Sequence[Any]]) -> str:
-    """CSV text with a header."""
-    text = io.StringIO()
-    writer = csv.writer(text, lineterminator="\n")
-    writer.writerow(columns)
-    writer.writerows(rows)
-    return text.getvalue()
-
-
 def write_csv(path: Path, columns: Sequence[str], rows: Sequence[Sequence[Any]]) -> None:
     """Write a CSV file atomically."""
-    write_text(path, csv_text(columns, rows))
+    write_text(path, csv_text([columns, *rows]))

@@ -1,0 +1,27 @@
+from __future__ import annotations
+
+import pytest
+
+from tl.commands.console import ConsoleProgress, warn
+from tl.studies.report.page import Page, render
+from tl.text import printable
+
+HOSTILE = "beetle\x1b[31m\x07\r\x9b2J\u202egnp.exe"
+SAFE = "beetle\\x1b[31m\\x07\\r\\x9b2J\\u202egnp.exe"
+
+
+def test_printable__controls_become_escapes_and_letters_stay() -> None:
+    assert printable(HOSTILE) == SAFE
+    assert printable("Käfer 日本\tא\n") == "Käfer 日本\tא\n"
+
+
+def test_warn__and_progress_show_no_controls(capsys: pytest.CaptureFixture[str]) -> None:
+    warn(f"tl: {HOSTILE}")
+    ConsoleProgress(None).say(HOSTILE)
+    assert capsys.readouterr().err == f"tl: {SAFE}\n{SAFE}\n"
+
+
+def test_render__pages_contain_no_controls() -> None:
+    page = render(Page(HOSTILE, "", [(HOSTILE, HOSTILE)]))
+    assert SAFE in page
+    assert not {"\x1b", "\x07", "\x9b", "\u202e"} & set(page)

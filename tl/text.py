@@ -1,0 +1,13 @@
+"""Text that files bring along, such as class names and paths, made safe to show."""
+
+from __future__ import annotations
+
+import re
+
+# Control characters but tab and line feed, and marks that reorder text. Source: Unicode TR 36, 3.5 ("Trojan Source").
+_UNSAFE = re.compile("[\0-\x08\x0b-\x1f\x7f-\x9f\u2028-\u202e\u2066-\u2069]")
+
+
+def printable(text: str) -> str:
+    r"""Replace characters that control a terminal or reorder text with escapes such as `\x1b`."""
+    return _UNSAFE.sub(lambda found: found.group().encode("unicode_escape").decode(), text)
