@@ -116,13 +116,8 @@ def decode_scaled(
     if isinstance(source, np.ndarray):
         return whole(_check_array(source))
     check_source(source)
-    with _read_errors(source_name(source)):
-        if isinstance(source, bytes):
-            return _decode_stream(BytesIO(source), preprocessing, eighths)
-        if isinstance(source, str | os.PathLike):
-            with _open_regular(Path(source)) as stream:
-                return _decode_stream(stream, preprocessing, eighths)
-        return _decode_stream(source, preprocessing, eighths)
+    with reading(source) as stream:
+        return _decode_stream(stream, preprocessing, eighths)
 
 
 def check_source(source: ImageSource) -> None:
@@ -133,9 +128,22 @@ def check_source(source: ImageSource) -> None:
 
 def read_stream(source: BinaryIO) -> bytes:
     """Return the whole content of a seekable binary file, from its start. Raises `ImageReadError`."""
+    with reading(source) as stream:
+        stream.seek(0)
+        return stream.read()
+
+
+@contextmanager
+def reading(source: str | os.PathLike[str] | bytes | BinaryIO) -> Iterator[BinaryIO]:
+    """Yield a source as a binary file; every error in the block is raised as `ImageReadError` with its name."""
     with _read_errors(source_name(source)):
-        source.seek(0)
-        return source.read()
+        if isinstance(source, bytes):
+            yield BytesIO(source)
+        elif isinstance(source, str | os.PathLike):
+            with _open_regular(Path(source)) as stream:
+                yield stream
+        else:
+            yield source
 
 
 @contextmanager
@@ -161,7 +169,7 @@ def read_size(path: str | os.PathLike[str]) -> tuple[int, int]:
 def read_stored(path: str | os.PathLike[str]) -> tuple[tuple[int, int], int]:
     """Return (height, width) of the image as stored, and its EXIF orientation 1..8. Raises `ImageReadError`."""
     try:
-        with _open_regular(Path(path)) as stream, _open_header(stream) as image:
+        with _open_regular(Path(path)) as stream, open_header(stream) as image:
             orientation = _orientation(image)
             is_turned = orientation >= 5 and image.format == "TIFF"  # Pillow already swaps its size
             size = image.height, image.width
@@ -208,7 +216,7 @@ def _decode_file(stream: BinaryIO, preprocessing: Preprocessing, eighths: Callab
     if num_bytes == 0:
         raise ImageReadError("", "empty file")
     stream.seek(0)
-    with _open_header(stream) as opened:
+    with open_header(stream) as opened:
         check_tiff(opened)
         check_frames(opened)
         pixels = opened.width * opened.height
@@ -233,7 +241,8 @@ def _one_at_a_time(pixels: int) -> AbstractContextManager[object]:
     return large_image_lock if pixels > _LARGE_PIXELS else nullcontext()
 
 
-def _open_header(stream: BinaryIO) -> Image.Image:
+def open_header(stream: BinaryIO) -> Image.Image:
+    """Open an image of a supported format without reading its pixels. Raises `ImageReadError`."""
     check_signature(stream)
     try:
         return Image.open(stream, formats=FORMATS)

@@ -73,6 +73,8 @@ _UNCHECKED = (
     (0, b"P", "PNM"),
 )
 
+UNCHECKED_FORMATS = tuple(dict.fromkeys(name for _, _, name in _UNCHECKED))
+
 
 def foreign_fault(head: bytes, tail: bytes = b"") -> str | None:
     """Return what a file is that cannot be read, and the way out; None if it is of a supported or an unknown format.
