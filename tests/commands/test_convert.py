@@ -6,6 +6,7 @@ from PIL import Image
 
 from tests.commands.conftest import RunTl
 from tests.models import solid
+from tests.runtime.landmarks.test_stated_sizes import make_coco
 
 TPS = "LM=2\n1 2\n3 4\nIMAGE=a.png\nSCALE=0.5\nCURVES=1\nPOINTS=1\n0 0\n"
 
@@ -55,3 +56,15 @@ def test_convert__never_over_its_source_or_under_a_wrong_name(run_tl: RunTl, tmp
         "long" in run_tl("convert", source, tmp_path / "b.tps", "--to", "long").err
     )
     assert source.read_text(encoding="utf-8") == "path,x0,y0\na.png,1,2\n"
+
+
+def test_convert__never_another_size_over_unchanged_points(run_tl: RunTl, tmp_path: Path) -> None:
+    path = make_coco(tmp_path, (20, 10))
+    for name in ("out.json", "out.csv"):
+        done = run_tl("convert", path, tmp_path / name)
+        assert done.code == 1
+        assert "states 20x10 pixels for 0.jpg, but the photo has 40x20" in done.err
+        assert not (tmp_path / name).exists()
+    turned = make_coco(tmp_path, (20, 40), orientation=6)
+    assert "hint: --from-stored" in run_tl("convert", turned, tmp_path / "up.json").err
+    assert run_tl("convert", turned, tmp_path / "up.json", "--from-stored").code == 0

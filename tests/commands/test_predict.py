@@ -11,7 +11,9 @@ import sys
 import zipfile
 from pathlib import Path
 
+import numpy as np
 import pytest
+from PIL import Image
 
 from tests.commands.conftest import RunTl
 from tests.full_disk import largest_file
@@ -86,6 +88,17 @@ def test_predict__unreadable_image_gets_a_row_and_exit_3(run_tl: RunTl, photos: 
     assert bad["label"] == "" == bad["p:red"]
     assert "not an image" in bad["error"]
     assert "5 images predicted, 1 could not be read" in done.err
+
+
+def test_predict__warns_of_12_bit_images_once(run_tl: RunTl, color_model: Path, tmp_path: Path) -> None:
+    deep = tmp_path / "deep"
+    deep.mkdir()
+    for i in range(10):
+        Image.fromarray(np.linspace(0, 4095, 64).astype(np.uint16).reshape(8, 8)).save(deep / f"{i}.png")
+    done = run_tl("predict", deep, "--model", color_model, "--device", "cpu")
+    assert done.code == 0
+    assert done.err.count("warning") == 1
+    assert "warning: the brightest value of 8 16-bit images is 4095 of 65535: they become dark" in done.err
 
 
 def test_predict__json_lines_file(run_tl: RunTl, photos: Path, three: list[Path], tmp_path: Path) -> None:

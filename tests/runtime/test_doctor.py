@@ -43,6 +43,20 @@ def test_examine__this_machine() -> None:
     assert metadata.version("simplejpeg") in findings["simplejpeg"].detail
 
 
+def test_examine__formats_that_detect_damage() -> None:
+    damage = finding("damage")
+    assert damage.ok is True
+    assert damage.detail.startswith("found in PNG by checksums, in JPEG if data are missing")
+    assert damage.detail.endswith("not always in TIFF, GIF, WebP, AVIF, JPEG 2000, BMP, PNM")
+
+
+def test_examine__decoders_that_accept_damage(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(doctor, "decode_image", lambda source, preprocessing: np.zeros((1, 1, 3), np.uint8))
+    damage = finding("damage")
+    assert damage.ok is False
+    assert "a damaged PNG file is read as if it were sound" in damage.detail
+
+
 def test_examine__facts_are_for_json() -> None:
     for one in examine():
         assert json.loads(json.dumps(one.facts)) == one.facts

@@ -403,3 +403,16 @@ def test_train__a_solved_head_on_kept_features_needs_no_torch(photos: Path, fini
     words = [sys.executable, "-c", code, str(first.folder), str(tmp_path / "b")]
     assert subprocess.run(words, timeout=60, check=False).returncode == 0
     assert_same_run(first, Run(tmp_path / "b"))
+
+
+def test_train__12_bit_images_are_a_finding(tmp_path: Path) -> None:
+    for label in ("a", "b"):
+        (tmp_path / "data" / label).mkdir(parents=True)
+        for i in range(6):
+            values = np.random.default_rng(i).integers(0, 4000, (8, 8), dtype=np.uint16)
+            Image.fromarray(values).save(tmp_path / "data" / label / f"{i}.png")
+    result = train_here(tmp_path / "data", tmp_path / "r", epochs=1)
+    (finding,) = [one for one in result.findings if one.kind == "bit depth"]
+    assert finding.detail.endswith("set bit_depth_max=4095")
+    again = train_here(tmp_path / "data", tmp_path / "again", epochs=1, bit_depth_max=4095)
+    assert [one for one in again.findings if one.kind == "bit depth"] == []

@@ -217,6 +217,7 @@ def command(request: PredictRequest) -> None:
         raise ConfigError("--resume and --retry-failed require an output file: give --out")
     inputs = _find_images(request.images)
     predictor = _open(request, len(inputs))
+    _warn_if_dark(predictor, inputs)
     if _write_predictions(predictor, inputs, request):
         raise typer.Exit(EXIT_SOME_FAILED)
 
@@ -236,6 +237,14 @@ def _open(request: PredictRequest, count: int) -> AnyPredictor:
     if classes.decode_processes is None:
         predictor.decode_processes = _suited_processes(predictor, count)
     return predictor
+
+
+def _warn_if_dark(predictor: AnyPredictor, inputs: Inputs) -> None:
+    from tl.runtime.imaging.inspection import find_dark
+
+    contracts = [session.contract for session in predictor.ensemble.sessions if session.contract is not None]
+    if warning := find_dark(inputs, min(contract.preprocessing.bit_depth_max for contract in contracts)):
+        warn(f"warning: {warning}")
 
 
 def _suited_processes(predictor: AnyPredictor, count: int) -> int:

@@ -26,6 +26,9 @@ Kind = Literal[
     "point outside",
     "equal points",
     "odd shape",
+    "bit depth",
+    "transparency",
+    "no checksum",
 ]
 
 FEW_IMAGES = 10

@@ -35,7 +35,7 @@ Item = TypeVar("Item")
 # "auto" caches images in memory only while they take less than this fraction of the free memory.
 _MEMORY_SHARE = 0.4
 # Increase with every change in this project that changes a decoded or resized image.
-VERSION = 2
+VERSION = 3
 # "auto" uses the disk only if it has this many times the images' size free.
 _DISK_SHARE = 4
 

@@ -14,14 +14,16 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from importlib import metadata
+from io import BytesIO
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import simplejpeg
+from PIL import Image
 
 from tl import __version__
-from tl.errors import DeviceError, TlError
+from tl.errors import DeviceError, ImageReadError, TlError
 from tl.runtime.bench.works import PHONE_WH, sample_jpeg
 from tl.runtime.devices import (
     CUDA_LIBRARIES,
@@ -34,8 +36,10 @@ from tl.runtime.devices import (
     graphics_cards,
     installed_wheels,
 )
+from tl.runtime.imaging.decode import decode_image
 from tl.runtime.imaging.pipeline import load_input
 from tl.runtime.imaging.preprocessing import build_preprocessing
+from tl.runtime.imaging.signatures import UNCHECKED_FORMATS
 from tl.runtime.session import Session, cuda_fault, cuda_version, offered_providers, preload_cuda
 
 # Maps 4 x 4 images to 2 (red + 2 green + 3 blue) of their mean color, with Cast, Transpose, Conv, GlobalAveragePool,
@@ -77,6 +81,7 @@ def examine() -> list[Finding]:
         _cuda(),
         _pillow(),
         _jpeg(),
+        _damage(),
         _decoding(),
     ]
 
@@ -207,6 +212,32 @@ def _jpeg() -> Finding:
         return f"{version} decodes {width}x{height} and rejects damaged files", {"version": version}
 
     return _attempt("simplejpeg", decode)
+
+
+def _damage() -> Finding:
+    """Check that the decoders refuse damaged PNG and JPEG files, and say which formats have no checksum."""
+
+    def refuse() -> tuple[str, dict[str, Any]]:
+        pixels = np.random.default_rng(0).integers(0, 256, (64, 64, 3), np.uint8)
+        buffer = BytesIO()
+        Image.fromarray(pixels).save(buffer, "PNG")
+        png, jpeg = buffer.getvalue(), simplejpeg.encode_jpeg(pixels)
+        damaged = {"PNG": bytearray(png), "JPEG": bytearray(jpeg)}
+        damaged["PNG"][len(png) // 2] ^= 1
+        damaged["JPEG"][len(jpeg) // 2 : len(jpeg) // 2 + 256] = bytes(256)
+        for name, data in damaged.items():
+            try:
+                decode_image(bytes(data), build_preprocessing((8, 8)))
+            except ImageReadError:
+                continue
+            raise DeviceError(
+                f"a damaged {name} file is read as if it were sound: pip install --upgrade pillow simplejpeg"
+            )
+        unchecked = ", ".join(UNCHECKED_FORMATS)
+        detail = "found in PNG by checksums, in JPEG if data are missing, zeroed or invalid; not always in"
+        return f"{detail} {unchecked}", {"checksums": ["PNG"], "unchecked": list(UNCHECKED_FORMATS)}
+
+    return _attempt("damage", refuse)
 
 
 def _decoding() -> Finding:

@@ -14,6 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tl.data.audit import Finding, find_class_faults, find_duplicates, find_near_duplicates
+from tl.data.file_audit import find_file_faults
 from tl.data.manifests import SPLITS
 from tl.errors import ConfigError
 from tl.evaluation.calibration import fit_useful_temperature, softmax
@@ -156,6 +157,7 @@ def compute_features(task: Task, progress: Progress, splits: Sequence[str] = SPL
 def _audit(task: Task) -> list[Finding]:
     store = task.store
     findings = [*find_duplicates(store.images, store.hashes), *find_class_faults(store.images, task.class_names)]
+    findings += find_file_faults(store.images, task.preprocessing.bit_depth_max)
     if task.features is not None:
         features = task.features.get(store, range(len(store.images)))
         embeddings = features.mean(axis=(2, 3)) if features.ndim == 4 else features

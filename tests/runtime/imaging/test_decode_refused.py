@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import struct
 import time
 from concurrent.futures import ThreadPoolExecutor
 from io import BytesIO
@@ -67,9 +68,51 @@ def test_decode_image__tiff_of_several_pages() -> None:
     assert "a TIFF of 3 pages: save the page or channels" in failure(data).reason
 
 
+@pytest.mark.parametrize("kind", ["GIF", "PNG", "WEBP", "AVIF"])
+def test_decode_image__animation(kind: str) -> None:
+    data = encode(blocks(), kind, save_all=True, append_images=[Image.fromarray(255 - blocks())])
+    count = "several" if kind == "GIF" else "2"
+    assert failure(data).reason == f"an animation of {count} frames: save the frame to use as an image of its own"
+
+
+def rgba(alpha: int = 255) -> Image.Image:
+    return Image.fromarray(np.dstack([noise(), np.full((64, 64), alpha, np.uint8)]))
+
+
+def test_decode_image__tiff_with_an_extra_channel_of_unspecified_meaning() -> None:
+    data = encode(rgba(), "TIFF")  # ExtraSamples 2: alpha
+    assert decode_image(data, RECIPE).shape == (64, 64, 3)
+    unspecified = failure(with_tiff_value(data, 338, 0)).reason
+    assert "3 color channels and 1 more of unspecified meaning: save it without them, or as RGBA" in unspecified
+    assert failure(with_tiff_value(data, 338, 999)).reason == unspecified
+
+
+def test_decode_image__tiff_with_a_fourth_channel_that_no_tag_names() -> None:
+    data = encode(rgba(), "TIFF")
+    unnamed = data.replace(struct.pack("<HHI", 338, 3, 1), struct.pack("<HHI", 339, 3, 1))  # SampleFormat 2 has no 4
+    unnamed = with_tiff_value(unnamed, 339, 1)
+    assert "1 more of unspecified meaning" in failure(unnamed).reason
+
+
+def test_decode_image__tiff_of_two_channels() -> None:
+    data = encode(Image.fromarray(noise()[:, :, :2], "LA"), "TIFF")
+    gray_and_more = with_tiff_value(data, 338, 0)
+    assert "1 color channels and 1 more of unspecified meaning" in failure(gray_and_more).reason
+
+
+def test_decode_image__tiff_of_channels_that_no_decoder_knows() -> None:
+    data = with_tiff_value(encode(rgba(), "TIFF"), 262, 1)  # gray, with four channels
+    assert "a TIFF of 4 channels of 8 bits, which cannot be read: save the channels" in failure(data).reason
+
+
 @pytest.mark.parametrize("tags", [{50706: b"\1\4\0\0"}, {254: 1}], ids=["DNG", "preview first"])
 def test_decode_image__raw_photo_in_a_tiff(tags: dict[int, Any]) -> None:
     assert "a raw camera photo" in failure(encode(noise(), "TIFF", tiffinfo=tags)).reason
+
+
+def test_decode_image__slide_in_a_tiff() -> None:
+    data = encode(noise(), "TIFF", tiffinfo={270: "Aperio Image Library v10"})
+    assert "an Aperio SVS slide: export regions" in failure(data).reason
 
 
 def test_decode_image__signed_tiff() -> None:
@@ -122,9 +165,15 @@ def test_decode_image__32_bit_refused(dtype: type) -> None:
     assert "32-bit" in failure(encode(np.ones((2, 2), dtype), "TIFF")).reason
 
 
-@pytest.mark.parametrize("kind", ["TGA", "ICO", "PCX", "EPS", "PDF"])
-def test_decode_image__other_kinds_refused(kind: str) -> None:
-    assert "supported format" in failure(encode(blocks(), kind)).reason
+@pytest.mark.parametrize(
+    ("kind", "named"),
+    [
+        *(("TGA", "a TGA image"), ("ICO", "an icon (ICO)"), ("PCX", "not an image of a supported format")),
+        *(("EPS", "a PostScript file"), ("PDF", "a PDF document")),
+    ],
+)
+def test_decode_image__other_kinds_refused(kind: str, named: str) -> None:
+    assert failure(encode(blocks(), kind)).reason.startswith(named)
 
 
 @pytest.mark.filterwarnings("ignore::UserWarning")  # Pillow's warnings about broken tags, which are not tested here

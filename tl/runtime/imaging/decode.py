@@ -2,7 +2,7 @@
 
 Handles formats, orientation, color, alpha and bit depth. A truncated or corrupt image raises an error;
 it is never returned in part. Input sizes are handled by `geometry`.
-Thread-safe. The only file that imports Pillow's openers and simplejpeg.
+Thread-safe. With `refusals`, the only file that imports Pillow's openers; the only one that imports simplejpeg.
 """
 
 from __future__ import annotations
@@ -38,6 +38,15 @@ from PIL import (  # importing a plugin registers its format; JPEG's opener also
 
 from tl.errors import ImageReadError
 from tl.runtime.imaging.preprocessing import Preprocessing
+from tl.runtime.imaging.refusals import (
+    GRAY16_MODES,
+    TIFF_PHOTOMETRIC,
+    check_depth,
+    check_frames,
+    check_signature,
+    check_tiff,
+    unidentified_fault,
+)
 
 ImageSource = str | os.PathLike[str] | bytes | BinaryIO | NDArray[np.uint8]
 
@@ -55,8 +64,6 @@ _PLUGINS = (
 )
 FORMATS = tuple(plugin.format for plugin in _PLUGINS)
 
-GRAY16_MODES = ("I;16", "I;16L", "I;16B", "I;16N")
-
 # Pillow's default limit against decompression bombs. Stored here because Pillow's global belongs to the host program.
 MAX_PIXELS = 178_956_970
 MAX_JPEG_BYTES = 1 << 29
@@ -66,9 +73,6 @@ _LARGE_PIXELS = 32_000_000
 large_image_lock: AbstractContextManager[object] = threading.Lock()  # `decode_worker` uses one shared between processes
 
 _EXIF_ORIENTATION = 0x0112
-# TIFF 6.0 and DNG 1.4 tags, and bits of the kind of page.
-_TIFF_KIND_OF_PAGE, _TIFF_PHOTOMETRIC, _TIFF_SAMPLE_FORMAT, _TIFF_DNG_VERSION = 254, 262, 339, 50706
-_TIFF_PREVIEW, _TIFF_MASK, _TIFF_SIGNED = 1, 4, 2
 
 
 @dataclass(frozen=True)
@@ -93,7 +97,7 @@ def whole(image: NDArray[np.uint8]) -> Decoded:
 
 
 def decode_image(source: ImageSource, preprocessing: Preprocessing) -> NDArray[np.uint8]:
-    """Decode the first frame of an image at full size, ignoring `jpeg_scale`: uint8 (H, W, 3).
+    """Decode an image at full size, ignoring `jpeg_scale`: uint8 (H, W, 3).
 
     Raises the same errors as `decode_scaled`.
     """
@@ -103,7 +107,7 @@ def decode_image(source: ImageSource, preprocessing: Preprocessing) -> NDArray[n
 def decode_scaled(
     source: ImageSource, preprocessing: Preprocessing, eighths: Callable[[tuple[int, int]], int]
 ) -> Decoded:
-    """Decode the first frame of an image: upright by EXIF, alpha over white, 16-bit scaled by `bit_depth_max`.
+    """Decode an image: upright by EXIF, alpha over white, 16-bit scaled by `bit_depth_max`.
 
     `source`: path, encoded bytes, seekable binary file, or a uint8 (H, W, 3) RGB array, which is returned unchanged.
     `eighths`: maps (H, W) of the upright image to the scale, 1..8 eighths, at which a JPEG is decoded.
@@ -112,13 +116,8 @@ def decode_scaled(
     if isinstance(source, np.ndarray):
         return whole(_check_array(source))
     check_source(source)
-    with _read_errors(source_name(source)):
-        if isinstance(source, bytes):
-            return _decode_stream(BytesIO(source), preprocessing, eighths)
-        if isinstance(source, str | os.PathLike):
-            with _open_regular(Path(source)) as stream:
-                return _decode_stream(stream, preprocessing, eighths)
-        return _decode_stream(source, preprocessing, eighths)
+    with reading(source) as stream:
+        return _decode_stream(stream, preprocessing, eighths)
 
 
 def check_source(source: ImageSource) -> None:
@@ -129,9 +128,22 @@ def check_source(source: ImageSource) -> None:
 
 def read_stream(source: BinaryIO) -> bytes:
     """Return the whole content of a seekable binary file, from its start. Raises `ImageReadError`."""
+    with reading(source) as stream:
+        stream.seek(0)
+        return stream.read()
+
+
+@contextmanager
+def reading(source: str | os.PathLike[str] | bytes | BinaryIO) -> Iterator[BinaryIO]:
+    """Yield a source as a binary file; every error in the block is raised as `ImageReadError` with its name."""
     with _read_errors(source_name(source)):
-        source.seek(0)
-        return source.read()
+        if isinstance(source, bytes):
+            yield BytesIO(source)
+        elif isinstance(source, str | os.PathLike):
+            with _open_regular(Path(source)) as stream:
+                yield stream
+        else:
+            yield source
 
 
 @contextmanager
@@ -157,7 +169,7 @@ def read_size(path: str | os.PathLike[str]) -> tuple[int, int]:
 def read_stored(path: str | os.PathLike[str]) -> tuple[tuple[int, int], int]:
     """Return (height, width) of the image as stored, and its EXIF orientation 1..8. Raises `ImageReadError`."""
     try:
-        with _open_regular(Path(path)) as stream, _open_header(stream) as image:
+        with _open_regular(Path(path)) as stream, open_header(stream) as image:
             orientation = _orientation(image)
             is_turned = orientation >= 5 and image.format == "TIFF"  # Pillow already swaps its size
             size = image.height, image.width
@@ -204,8 +216,9 @@ def _decode_file(stream: BinaryIO, preprocessing: Preprocessing, eighths: Callab
     if num_bytes == 0:
         raise ImageReadError("", "empty file")
     stream.seek(0)
-    with _open_header(stream) as opened:
-        _check_tiff(opened)
+    with open_header(stream) as opened:
+        check_tiff(opened)
+        check_frames(opened)
         pixels = opened.width * opened.height
         if pixels > MAX_PIXELS:
             raise ImageReadError("", _too_large(f"{opened.width}x{opened.height}"))
@@ -216,7 +229,7 @@ def _decode_file(stream: BinaryIO, preprocessing: Preprocessing, eighths: Callab
             # Do not pass the limit as the size: Python would allocate that much for every image.
             return _decode_jpeg(stream.read(num_bytes), opened, eighths)
         with _one_at_a_time(pixels):
-            _check_depth(opened, preprocessing)
+            check_depth(opened, preprocessing)
             _scale_transparent_gray(opened)
             opened.load()
             # Read the orientation after loading: Pillow rotates TIFFs while loading and then drops the tag.
@@ -228,7 +241,9 @@ def _one_at_a_time(pixels: int) -> AbstractContextManager[object]:
     return large_image_lock if pixels > _LARGE_PIXELS else nullcontext()
 
 
-def _open_header(stream: BinaryIO) -> Image.Image:
+def open_header(stream: BinaryIO) -> Image.Image:
+    """Open an image of a supported format without reading its pixels. Raises `ImageReadError`."""
+    check_signature(stream)
     try:
         return Image.open(stream, formats=FORMATS)
     except ValueError as error:
@@ -238,8 +253,7 @@ def _open_header(stream: BinaryIO) -> Image.Image:
     except Image.DecompressionBombError as error:
         raise ImageReadError("", _too_large("more")) from error
     except UnidentifiedImageError as error:
-        kinds = ", ".join(FORMATS)
-        raise ImageReadError("", f"not an image of a supported format ({kinds}), or its header is damaged") from error
+        raise ImageReadError("", unidentified_fault(stream, FORMATS)) from error
 
 
 def _is_about_text(error: ValueError) -> bool:
@@ -297,38 +311,6 @@ def _rgb_array(image: Image.Image, preprocessing: Preprocessing) -> NDArray[np.u
     return np.asarray(image.convert("RGB"))
 
 
-def _check_depth(image: Image.Image, preprocessing: Preprocessing) -> None:
-    """Reject bit depths for which Pillow discards data that the preprocessing needs while loading."""
-    stored = str(image.tile) if isinstance(image, ImageFile.ImageFile) else ""
-    deep_color = ";16" in stored and image.mode not in GRAY16_MODES
-    if deep_color and preprocessing.bit_depth_max != 65535:  # Pillow keeps the high byte (v >> 8)
-        raise ImageReadError(
-            "", f"16-bit color with bit_depth_max {preprocessing.bit_depth_max}: only grayscale images can be rescaled"
-        )
-    if deep_color and "transparency" in image.info:  # the 16-bit color is lost
-        raise ImageReadError("", "16-bit color with one transparent color: save the image with an alpha channel")
-    if image.format == "PPM" and "'ppm" in stored:  # Pillow stretches these values
-        raise ImageReadError("", "a PNM file with an unsupported maximum value; expected 255, or 65535 for grayscale")
-
-
-def _check_tiff(image: Image.Image) -> None:
-    """Reject TIFFs whose first page is not the whole picture, or has values that Pillow misreads."""
-    if not isinstance(image, TiffImagePlugin.TiffImageFile):
-        return
-    tags = image.tag_v2
-    if _TIFF_DNG_VERSION in tags or tags.get(_TIFF_KIND_OF_PAGE, 0) & _TIFF_PREVIEW:
-        raise ImageReadError("", "a raw camera photo, whose pixels cannot be read: develop it to JPEG or TIFF")
-    if _TIFF_SIGNED in tags.get(_TIFF_SAMPLE_FORMAT, ()) and image.mode not in ("I", "F"):
-        raise ImageReadError("", "signed pixel values have no standard range: save the image with unsigned values")
-    pages = 1
-    for number in range(1, image.n_frames):
-        image.seek(number)
-        pages += not image.tag_v2.get(_TIFF_KIND_OF_PAGE, 0) & (_TIFF_PREVIEW | _TIFF_MASK)
-    image.seek(0)
-    if pages > 1:
-        raise ImageReadError("", f"a TIFF of {pages} pages: save the page or channels to use as an image of their own")
-
-
 def _scale_transparent_gray(image: Image.Image) -> None:
     """Scale a PNG's transparent value: while loading, Pillow scales 2- and 4-bit gray to 8 bits, but not this value."""
     value = image.info.get("transparency")
@@ -342,7 +324,7 @@ def _gray16_to_rgb(image: Image.Image, preprocessing: Preprocessing) -> NDArray[
     if values.max() > preprocessing.bit_depth_max:
         found = f"a pixel value of {values.max()} is above bit_depth_max {preprocessing.bit_depth_max}"
         raise ImageReadError("", f"{found}: bit_depth_max was set for another camera")
-    if isinstance(image, TiffImagePlugin.TiffImageFile) and image.tag_v2.get(_TIFF_PHOTOMETRIC) == 0:
+    if isinstance(image, TiffImagePlugin.TiffImageFile) and image.tag_v2.get(TIFF_PHOTOMETRIC) == 0:
         values = preprocessing.bit_depth_max - values  # 0 is white, which Pillow inverts for 8 bits only
     gray = (values * 256 // (preprocessing.bit_depth_max + 1)).astype(np.uint8)
     transparent = image.info.get("transparency")

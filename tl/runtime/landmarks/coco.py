@@ -77,7 +77,14 @@ def _landmarks_of(annotation: dict[str, Any], images: dict[Any, Any], count: int
         mm_per_px=None if scale is None else float(scale),
         split=str(image.get("split", "")),
         group=str(image.get("group", "")),
+        stated_hw=_stated_hw(image.get("height"), image.get("width")),
     )
+
+
+def _stated_hw(height: Any, width: Any) -> tuple[int, int] | None:
+    """Return the size that a file states; None without one, or for the 0 that some programs write."""
+    sides = [int(side) for side in (height, width) if isinstance(side, int | float) and side > 0]
+    return (sides[0], sides[1]) if len(sides) == 2 else None
 
 
 def _image(number: int, annotated: ImageLandmarks, size: Size) -> dict[str, Any]:

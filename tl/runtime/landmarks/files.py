@@ -20,6 +20,7 @@ from tl.runtime.imaging.decode import read_size, read_stored
 from tl.runtime.imaging.geometry import turn_keypoints
 from tl.runtime.landmarks import coco, deeplabcut, long_csv, tps, wide_csv
 from tl.runtime.landmarks.sets import OCCLUDED, ImageLandmarks, LandmarkSet, numbered_names
+from tl.runtime.landmarks.stated_sizes import check_stated_sizes
 from tl.runtime.output.files import write_text
 from tl.runtime.sources.names import FileFinder, composed
 from tl.runtime.sources.tables import decode_text, header_of, read_text
@@ -83,6 +84,8 @@ def read_landmarks(
         readers = {"csv": wide_csv.read, "long": long_csv.read, "coco": coco.read, "deeplabcut": deeplabcut.read}
         landmarks = readers[kind](text, path.name)
     landmarks = _with_composed_names(landmarks)
+    remarks = check_stated_sizes(landmarks, find, path.name, from_stored=from_stored)
+    landmarks = dataclasses.replace(landmarks, remarks=(*landmarks.remarks, *remarks))
     return turn_upright(landmarks, find) if from_stored else landmarks
 
 

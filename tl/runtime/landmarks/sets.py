@@ -22,7 +22,7 @@ class ImageLandmarks:
     image, with the center of the top-left pixel at (0, 0); NaN if missing. `visibility`: int64 (K,), as in COCO: 0
     missing, 1 occluded, 2 visible. `confidence`: float64 (K,) in [0, 1] for predicted points, otherwise None.
     `box_xywh`: (left, top, width, height) of the specimen in pixels. `mm_per_px`: scale of the photo. `split`, `group`:
-    as in a manifest.
+    as in a manifest. `stated_hw`: size of the photo according to the landmark file, None if it does not state one.
     """
 
     name: str
@@ -33,6 +33,7 @@ class ImageLandmarks:
     mm_per_px: float | None = None
     split: str = ""
     group: str = ""
+    stated_hw: tuple[int, int] | None = None
 
     def __post_init__(self) -> None:
         count = len(self.visibility)

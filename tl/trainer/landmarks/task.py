@@ -14,6 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tl.data.audit import Finding, find_duplicates
+from tl.data.file_audit import find_file_faults
 from tl.data.images import ImageStore, check_readable, load_images
 from tl.data.manifests import LabeledImage
 from tl.data.splits import assign_splits
@@ -150,7 +151,8 @@ def audit_landmarks(task: LandmarkTask) -> list[Finding]:
     odd = find_odd(dataclasses.replace(task.landmarks, images=kept), [readable[p.name] for p in kept], turned)
     without = [p.name for p in task.landmarks.images if np.isnan(p.keypoints_xy).all() and p.name not in readable]
     empty = [Finding("no points", name, "", "has no points: not used for training") for name in without]
-    return [*find_duplicates(store.images, store.hashes), *odd, *empty, *_find_cut_off(task)]
+    files = find_file_faults(store.images, task.preprocessing.bit_depth_max)
+    return [*find_duplicates(store.images, store.hashes), *odd, *empty, *_find_cut_off(task), *files]
 
 
 def _find_cut_off(task: LandmarkTask) -> list[Finding]:

@@ -1,0 +1,123 @@
+"""Refuse images of which a decoder would give only a part, or other values than stored: pages, frames, channels, depth.
+
+Reads headers and tags of images that Pillow has opened, never pixels.
+"""
+
+from __future__ import annotations
+
+from typing import BinaryIO
+
+from PIL import Image, ImageFile, TiffImagePlugin
+
+from tl.errors import ImageReadError
+from tl.runtime.imaging.preprocessing import Preprocessing
+from tl.runtime.imaging.signatures import HEAD_BYTES, TAIL_BYTES, foreign_fault
+
+GRAY16_MODES = ("I;16", "I;16L", "I;16B", "I;16N")
+
+# TIFF 6.0 and DNG 1.4 tags, and bits of the kind of page.
+TIFF_PHOTOMETRIC = 262
+_TIFF_KIND_OF_PAGE, _TIFF_SAMPLE_FORMAT, _TIFF_DNG_VERSION = 254, 339, 50706
+_TIFF_BITS, _TIFF_DESCRIPTION, _TIFF_SAMPLES, _TIFF_EXTRA = 258, 270, 277, 338
+_TIFF_PREVIEW, _TIFF_MASK, _TIFF_SIGNED = 1, 4, 2
+_TIFF_COLORS = {0: 1, 1: 1, 2: 3, 3: 1, 5: 4, 6: 3, 8: 3}  # channels by photometric interpretation
+_TIFF_ALPHA = (1, 2)  # premultiplied or not; 0 says nothing
+_TIFF_STARTS = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
+
+
+def check_signature(stream: BinaryIO) -> None:
+    """Raise `ImageReadError` for a file of a format that cannot be read, named by its first bytes."""
+    stream.seek(0)
+    head = stream.read(HEAD_BYTES)
+    if fault := foreign_fault(head):
+        raise ImageReadError("", fault)
+    stream.seek(0)
+
+
+def unidentified_fault(stream: BinaryIO, formats: tuple[str, ...]) -> str:
+    """Return the reason for a file that no decoder recognizes."""
+    end = stream.seek(0, 2)
+    stream.seek(max(0, end - TAIL_BYTES))
+    if fault := foreign_fault(b"", stream.read(TAIL_BYTES)):
+        return fault
+    stream.seek(0)
+    head = stream.read(HEAD_BYTES)
+    if head.startswith(_TIFF_STARTS) and (fault := _tiff_fault(stream, head)):
+        return fault
+    return f"not an image of a supported format ({', '.join(formats)}), or its header is damaged"
+
+
+def _tiff_fault(stream: BinaryIO, head: bytes) -> str | None:
+    """Return which kind of TIFF Pillow does not read; None if its tags cannot be read either."""
+    try:
+        is_big = head[2:4] in (b"+\0", b"\0+")
+        tags = TiffImagePlugin.ImageFileDirectory_v2(head[: 16 if is_big else 8])
+        stream.seek(tags.next)
+        tags.load(stream)
+        samples, bits = int(tags.get(_TIFF_SAMPLES, 1)), tags.get(_TIFF_BITS, (1,))
+    except Exception:  # on damaged files, Pillow raises almost any type
+        return None
+    kind = f"{samples} channels of {'/'.join(sorted({str(one) for one in bits}))} bits"
+    return f"a TIFF of {kind}, which cannot be read: save the channels to use as gray or RGB with 8 or 16 bits"
+
+
+def check_frames(image: Image.Image) -> None:
+    """Raise `ImageReadError` for an animation. An MPO is none: previews follow its first image, the photo."""
+    if image.format in ("GIF", "PNG", "WEBP", "AVIF") and getattr(image, "is_animated", False):
+        # Counting the frames of a GIF would read all of it.
+        frames = "several frames" if image.format == "GIF" else f"{getattr(image, 'n_frames', 2)} frames"
+        raise ImageReadError("", f"an animation of {frames}: save the frame to use as an image of its own")
+
+
+def check_depth(image: Image.Image, preprocessing: Preprocessing) -> None:
+    """Reject bit depths for which Pillow discards data that the preprocessing needs while loading."""
+    stored = str(image.tile) if isinstance(image, ImageFile.ImageFile) else ""
+    deep_color = is_deep_color(image)
+    if deep_color and preprocessing.bit_depth_max != 65535:  # Pillow keeps the high byte (v >> 8)
+        raise ImageReadError(
+            "", f"16-bit color with bit_depth_max {preprocessing.bit_depth_max}: only grayscale images can be rescaled"
+        )
+    if deep_color and "transparency" in image.info:  # the 16-bit color is lost
+        raise ImageReadError("", "16-bit color with one transparent color: save the image with an alpha channel")
+    if image.format == "PPM" and "'ppm" in stored:  # Pillow stretches these values
+        raise ImageReadError("", "a PNM file with an unsupported maximum value; expected 255, or 65535 for grayscale")
+
+
+def is_deep_color(image: Image.Image) -> bool:
+    """Return whether an opened image stores color with 16 bits, of which Pillow keeps the high byte."""
+    return isinstance(image, ImageFile.ImageFile) and ";16" in str(image.tile) and image.mode not in GRAY16_MODES
+
+
+def check_tiff(image: Image.Image) -> None:
+    """Reject TIFFs whose first page is not the whole picture, or has values that Pillow misreads."""
+    if not isinstance(image, TiffImagePlugin.TiffImageFile):
+        return
+    tags = image.tag_v2
+    if _TIFF_DNG_VERSION in tags or tags.get(_TIFF_KIND_OF_PAGE, 0) & _TIFF_PREVIEW:
+        raise ImageReadError("", "a raw camera photo, whose pixels cannot be read: develop it to JPEG or TIFF")
+    if str(tags.get(_TIFF_DESCRIPTION, "")).startswith("Aperio"):
+        raise ImageReadError("", "an Aperio SVS slide: export regions of it as TIFF or PNG with QuPath or ImageScope")
+    if _TIFF_SIGNED in tags.get(_TIFF_SAMPLE_FORMAT, ()) and image.mode not in ("I", "F"):
+        raise ImageReadError("", "signed pixel values have no standard range: save the image with unsigned values")
+    _check_channels(tags)
+    pages = 1
+    for number in range(1, image.n_frames):
+        image.seek(number)
+        pages += not image.tag_v2.get(_TIFF_KIND_OF_PAGE, 0) & (_TIFF_PREVIEW | _TIFF_MASK)
+    image.seek(0)
+    if pages > 1:
+        raise ImageReadError("", f"a TIFF of {pages} pages: save the page or channels to use as an image of their own")
+
+
+def _check_channels(tags: TiffImagePlugin.ImageFileDirectory_v2) -> None:
+    """Raise `ImageReadError` for more channels than gray, color and alpha. Source: TIFF 6.0, ExtraSamples."""
+    colors = _TIFF_COLORS.get(tags.get(TIFF_PHOTOMETRIC, -1))
+    extra = 0 if colors is None else tags.get(_TIFF_SAMPLES, 1) - colors
+    meanings = tags.get(_TIFF_EXTRA, ())
+    if extra <= 0 or (extra == 1 and len(meanings) == 1 and meanings[0] in _TIFF_ALPHA):
+        return
+    raise ImageReadError(
+        "",
+        f"a TIFF of {colors} color channels and {extra} more of unspecified meaning: save it without them, or as RGBA "
+        "if the last is transparency; if the channels are measurements, save those to use as gray or RGB",
+    )
