@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 import typer
 
 from tl.commands.console import EXIT_SOME_FAILED, console_progress, packages_of, warn
+from tl.commands.model_files import check_model_files
 from tl.commands.options import (
     FOR_ENSEMBLES,
     FOR_LANDMARKS,
@@ -219,6 +220,7 @@ def _evaluate_classes(request: EvaluateRequest, name: str, images: list[LabeledI
             warn(str(error))
         beside = None
         if votes.merged is not None:
+            check_model_files(votes.merged)
             beside = open_files.enter_context(load(votes.merged, device=models.device, threads=models.threads))
         result = evaluate(predictor, images, open_files.enter_context(console_progress()), beside)
         contract = predictor.ensemble.sessions[0].contract

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 import typer
 
 from tl.commands.console import console_progress, packages_of, warn
+from tl.commands.model_files import check_model_files, warn_of_equal_files
 from tl.commands.options import Overwrite, VoteWeights, check_outputs, parse_vote_weights
 from tl.errors import ConfigError, DataError
 
@@ -57,6 +58,8 @@ def command(
     `member_probabilities`. The file is written only if it gives the same outputs as the separate files.
     """
     check_outputs(overwrite, output)
+    check_model_files(*models)
+    warn_of_equal_files(models)
     with packages_of("edit"):
         from tl.exporter.merging.merge import merge
     if false_alarm is not None and calibrate is None:

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 import typer
 
 from tl.commands.console import warn
+from tl.commands.model_files import check_model_files, warn_of_equal_files
 from tl.commands.requests import refuse_given
 from tl.errors import ConfigError
 
@@ -128,7 +129,10 @@ def open_models(flags: ModelFlags) -> list[Session]:
     """Open the files of --model or --ensemble, once per command."""
     from tl.runtime.session import Session
 
-    return [Session(path, device=flags.device, threads=1) for path in flags.paths()]
+    paths = flags.paths()
+    check_model_files(*paths)
+    warn_of_equal_files(paths)
+    return [Session(path, device=flags.device, threads=1) for path in paths]
 
 
 def open_predictor(
@@ -173,6 +177,7 @@ def open_landmark_predictor(
     """Build a predictor for landmark models and print the execution provider on stderr."""
     from tl.runtime.predictor import load_landmarks
 
+    check_model_files(flags.locator)
     predictor = load_landmarks(
         sessions if models.ensemble else sessions[0],
         device=models.device,

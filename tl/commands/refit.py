@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 import typer
 
 from tl.commands.console import console_progress, packages_of, warn
+from tl.commands.model_files import check_model_files
 from tl.commands.options import Overwrite, check_outputs
 from tl.errors import ConfigError
 
@@ -77,6 +78,7 @@ def command(
     if c_values and min(c_values) <= 0:
         raise ConfigError("--c-values must be positive")
     check_outputs(overwrite, output)
+    check_model_files(model)
     with packages_of("edit"):
         from tl.exporter.refitting.refit import refit
         from tl.exporter.refitting.seen import RefitOptions

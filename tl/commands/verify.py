@@ -10,6 +10,7 @@ from typing import Annotated
 import typer
 
 from tl.commands.console import warn
+from tl.commands.model_files import check_model_files
 from tl.commands.options import Device
 
 
@@ -27,6 +28,7 @@ def command(
     """
     from tl.runtime.model_file.selftest import run_selftest
 
+    check_model_files(model)
     result = run_selftest(model, device=device)
     warn(
         f"{model}: verified on {result.provider}: {result.samples} samples, "
