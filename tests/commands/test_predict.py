@@ -143,7 +143,10 @@ def test_predict__classes_must_match_or_be_joined(
     refused = run_tl("predict", photos, "--ensemble", color_model, other)
     joined = run_tl("predict", photos, "--ensemble", color_model, other, "--classes", "union")
     assert refused.code == 1
-    assert "lacks 'blue' and adds 'cyan'" in refused.err
+    assert "lacks 'blue' and adds 'cyan'\nhint: --classes union\n" in refused.err
+    for words in (("evaluate", photos, "--ensemble"), ("merge", "-o", tmp_path / "both.onnx")):
+        other_command = run_tl(*words, color_model, other)
+        assert (other_command.code, "union" in other_command.err) == (1, False), other_command.err
     assert [name for name in joined.rows()[0] if name.startswith("p:")] == [f"p:{c}" for c in (*COLORS, "cyan")]
 
 

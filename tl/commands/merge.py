@@ -17,6 +17,13 @@ if TYPE_CHECKING:
     from tl.data.manifests import LabeledImage
     from tl.exporter.merging.merge import Merged
 
+# Output of a member -> what its absence from the merged file means.
+_LEFT_OUT = {
+    "cam": "so tl predict --explain uses occlusion, which is slower",
+    "embedding": "so the merged file cannot be refitted: refit the members",
+    "ood_score": "so unknown images are not detected: all members need it, and --calibrate measures its limit",
+}
+
 
 def command(
     models: Annotated[list[Path], typer.Argument(metavar="MODELS...", help="Model files.", show_default=False)],
@@ -103,6 +110,9 @@ def _report(done: Merged, as_json: bool) -> None:
     warn(f"parity with the separate files on {parity.images} images: {parity_text(parity)}")
     sizes = f"{size / 1e6:.1f} MB instead of {done.separate_bytes / 1e6:.1f} MB"
     warn(f"{done.path}: {sizes}, {len(members)} members, verified")
+    for name, owners in done.left_out.items():
+        few = "" if len(owners) == len(members) else f" (of {', '.join(owners)})"
+        warn(f"left out: the output {name}{few}, {_LEFT_OUT.get(name, 'which votes cannot combine')}")
     if done.contract.conformal is not None:
         warn(f"calibrated: temperature {done.contract.temperature:.3f}; predict with --coverage to get sets of classes")
     if done.contract.ood is not None:
@@ -110,4 +120,5 @@ def _report(done: Merged, as_json: bool) -> None:
     if as_json:
         from tl.runtime.model_file.strict_json import to_plain
 
-        typer.echo(json.dumps({"path": str(done.path), "members": members, "parity": to_plain(parity)}))
+        report = {"path": str(done.path), "members": members, "left_out": list(done.left_out)}
+        typer.echo(json.dumps({**report, "parity": to_plain(parity)}))

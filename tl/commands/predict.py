@@ -214,6 +214,8 @@ def command(request: PredictRequest) -> None:
 
 def _open(request: PredictRequest, count: int) -> AnyPredictor:
     """Open --model or --ensemble with the options that apply to its task, for `count` images."""
+    from tl.runtime.results import ClassFields
+
     models, classes, landmarks = request.models, request.classes, request.landmarks
     sessions = open_models(models)
     if finds_landmarks(sessions):
@@ -224,6 +226,8 @@ def _open(request: PredictRequest, count: int) -> AnyPredictor:
     if classes.explain is not None:
         refuse_given(ClassFlags(tta=classes.tta), "--explain explains images without augmentation")
     predictor = open_predictor(sessions, models, classes, decode_processes=classes.decode_processes or 0)
+    if classes.tta is not None and isinstance(predictor.fields, ClassFields) and predictor.fields.with_ood_score:
+        warn("ood_score is that of the whole image, without --tta: its limit was measured so")
     if classes.decode_processes is None:
         predictor.decode_processes = _suited_processes(predictor, count)
     return predictor
