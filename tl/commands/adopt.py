@@ -116,7 +116,7 @@ def command(
     original file. It can then be used for prediction, voting and merging like any exported model.
     """
     check_outputs(overwrite, output)
-    if preset != "huggingface-folder":
+    if preset != "huggingface-folder" and not any(foreign.glob("*.onnx")):
         check_model_files(foreign)
     with packages_of("edit"):
         from tl.exporter.adoption.adopt import adopt
