@@ -67,12 +67,9 @@ def command(
     check_outputs(overwrite, output)
     check_model_files(*models)
     warn_of_equal_files(models)
+    _check_false_alarm(false_alarm, calibrate)
     with packages_of("edit"):
         from tl.exporter.merging.merge import merge
-    if false_alarm is not None and calibrate is None:
-        raise ConfigError("--false-alarm requires --calibrate, on whose images it is measured")
-    if false_alarm is not None and not 0 < false_alarm < 1:
-        raise ConfigError(f"--false-alarm must be between 0 and 1, found {false_alarm:g}")
     weights = parse_vote_weights(vote_weights, models)
     held_out = [] if calibrate is None else _read_held_out(calibrate)
     with console_progress() as progress:
@@ -86,6 +83,13 @@ def command(
             false_alarm=false_alarm or 0.05,
         )
     _report(done, as_json)
+
+
+def _check_false_alarm(false_alarm: float | None, calibrate: Path | None) -> None:
+    if false_alarm is not None and calibrate is None:
+        raise ConfigError("--false-alarm requires --calibrate, on whose images it is measured")
+    if false_alarm is not None and not 0 < false_alarm < 1:
+        raise ConfigError(f"--false-alarm must be between 0 and 1, found {false_alarm:g}")
 
 
 def _read_held_out(path: Path) -> list[LabeledImage]:

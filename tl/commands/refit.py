@@ -99,7 +99,7 @@ def _report(done: Refitted, as_json: bool) -> None:
             warn(f"{what}: {', '.join(names)}")
     if done.before is not None:
         warn(f"before: {_accuracy(done.before)}, on the classes of the old head")
-    warn(f"after: {_accuracy(after)}, ECE {after['ece']:.4f}")
+    warn(f"after: {_accuracy(after)}, calibration error {after['ece']:.4f}")
     warn(f"parity with the fitted head on {parity.images} images: {parity_text(parity)}")
     warn(f"{done.path}: {done.path.stat().st_size / 1e6:.1f} MB, {len(contract.class_names)} classes, verified")
     if as_json:
@@ -109,4 +109,4 @@ def _report(done: Refitted, as_json: bool) -> None:
 
 def _accuracy(metrics: dict[str, float]) -> str:
     interval = f"95% {metrics['ci_low']:.4f} to {metrics['ci_high']:.4f}"
-    return f"top-1 accuracy {metrics['top1_accuracy']:.4f} ({interval}), n {metrics['n']}"
+    return f"top-1 accuracy {metrics['top1_accuracy']:.4f} ({interval}), {metrics['n']} images"

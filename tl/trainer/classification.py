@@ -191,6 +191,6 @@ def _score(task: Task, found: HeldOut, temperature: float) -> Metrics:
 
 def _metrics_line(split: str, m: Metrics) -> str:
     accuracy = f"{m['top1_accuracy']:.4f} (95% {m['ci_low']:.4f} to {m['ci_high']:.4f})"
-    calibration = f"ECE {m['ece_uncalibrated']:.4f} -> {m['ece']:.4f}"
+    calibration = f"calibration error {m['ece_uncalibrated']:.4f} before and {m['ece']:.4f} after scaling"
     groups = f" in {m['groups']} groups" if "groups" in m else ""
-    return f"{split}: top-1 accuracy {accuracy}, macro F1 {m['macro_f1']:.4f}, {calibration}, n {m['n']}{groups}"
+    return f"{split}: top-1 accuracy {accuracy}, macro F1 {m['macro_f1']:.4f}, {calibration}, {m['n']} images{groups}"
