@@ -16,6 +16,8 @@ from PIL import Image
 from sklearn.metrics import accuracy_score, f1_score
 from torch import nn
 
+from tests.commands.conftest import RunTl
+from tests.commands.conftest import run_tl as run_tl
 from tests.trainer.make import (
     Listener,
     assert_same_run,
@@ -403,3 +405,18 @@ def test_train__a_solved_head_on_kept_features_needs_no_torch(photos: Path, fini
     words = [sys.executable, "-c", code, str(first.folder), str(tmp_path / "b")]
     assert subprocess.run(words, timeout=60, check=False).returncode == 0
     assert_same_run(first, Run(tmp_path / "b"))
+
+
+def test_train__imbalanced_classes_are_a_finding(run_tl: RunTl, tmp_path: Path) -> None:
+    make_class_folders(tmp_path / "data", 40, ("blue",), (20, 26))
+    make_class_folders(tmp_path / "data", 5, ("red",), (20, 26))
+    words = ["train", tmp_path / "data", "--method", "scratch", "--backbone", "smallcnn", "--image-size", "32"]
+    words += ["--epochs", "1", "--batch-size", "8", "--threads", "1", "--workers", "0", "--no-report"]
+    done = run_tl(*words, "--out", tmp_path / "plain")
+    assert done.code == 0, done.err
+    assert "warning: imbalanced classes: class 'red' has 4 training images, class 'blue' 32: class_weights" in done.err
+    assert "hint: for imbalanced classes, compare with --class-weights balanced" in done.err
+    assert "imbalanced classes" in (tmp_path / "plain" / "findings.csv").read_text(encoding="utf-8")
+    for choice in (("--class-weights", "balanced"), ("--sampler", "balanced")):
+        weighted = run_tl(*words, *choice, "--out", tmp_path / choice[0])
+        assert (weighted.code, "imbalanced classes" in weighted.err) == (0, False), weighted.err

@@ -78,6 +78,8 @@ def command(
         result = train(run.load_config() if run else config, progress, resume=run)
     if not result.metrics:  # a process of distributed training other than the one that reports
         return
+    if any(finding.kind == "imbalanced classes" for finding in result.findings):
+        warn("hint: for imbalanced classes, compare with --class-weights balanced")
     warn(f"run: {result.run.folder}    next: tl export {result.run.folder} -o model.onnx")
     if as_json:
         typer.echo(json.dumps({"run": str(result.run.folder), **result.metrics}))

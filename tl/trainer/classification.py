@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import NDArray
 
-from tl.data.audit import Finding, find_class_faults, find_duplicates, find_near_duplicates
+from tl.data.audit import Finding, find_class_faults, find_duplicates, find_imbalance, find_near_duplicates
 from tl.data.manifests import SPLITS
 from tl.errors import ConfigError
 from tl.evaluation.calibration import fit_useful_temperature, softmax
@@ -156,6 +156,8 @@ def compute_features(task: Task, progress: Progress, splits: Sequence[str] = SPL
 def _audit(task: Task) -> list[Finding]:
     store = task.store
     findings = [*find_duplicates(store.images, store.hashes), *find_class_faults(store.images, task.class_names)]
+    if task.config.class_weights == "none" and task.config.sampler == "shuffle":
+        findings += find_imbalance(store.images, "class_weights balanced gives rare classes more weight in the loss")
     if task.features is not None:
         features = task.features.get(store, range(len(store.images)))
         embeddings = features.mean(axis=(2, 3)) if features.ndim == 4 else features
