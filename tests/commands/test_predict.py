@@ -10,6 +10,7 @@ import subprocess
 import sys
 import zipfile
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -18,6 +19,8 @@ from PIL import Image
 from tests.commands.conftest import RunTl
 from tests.full_disk import largest_file
 from tests.models import COLORS, assert_same_table, make_model
+from tests.trainer.make import read_rows
+from tl.commands.options import _say_device
 from tl.runtime.output.claim import Claim
 
 
@@ -33,7 +36,6 @@ def test_predict__model_to_stdout(run_tl: RunTl, photos: Path, color_model: Path
     assert list(table[0]) == ["path", "label", "confidence", "p:red", "p:green", "p:blue", "error"]
     assert [row["label"] for row in table] == ["blue"] * 2 + ["green"] * 2 + ["red"] * 2
     assert table[0]["path"] == f"{photos}/blue/0.png"
-    assert "CPUExecutionProvider" in done.err
 
 
 def test_predict__ensemble_as_written(run_tl: RunTl, photos: Path, three: list[Path]) -> None:
@@ -156,7 +158,10 @@ def test_predict__classes_must_match_or_be_joined(
     refused = run_tl("predict", photos, "--ensemble", color_model, other)
     joined = run_tl("predict", photos, "--ensemble", color_model, other, "--classes", "union")
     assert refused.code == 1
-    assert "lacks 'blue' and adds 'cyan'" in refused.err
+    assert "lacks 'blue' and adds 'cyan'\nhint: --classes union\n" in refused.err
+    for words in (("evaluate", photos, "--ensemble"), ("merge", "-o", tmp_path / "both.onnx")):
+        other_command = run_tl(*words, color_model, other)
+        assert (other_command.code, "union" in other_command.err) == (1, False), other_command.err
     assert [name for name in joined.rows()[0] if name.startswith("p:")] == [f"p:{c}" for c in (*COLORS, "cyan")]
 
 
@@ -266,3 +271,53 @@ def test_predict__opens_and_checks_a_model_file_once(
     monkeypatch.setattr(session, "check_model_file", counted)
     assert run_tl("predict", photos, "--model", color_model, "--device", "cpu").code == 0
     assert checked == [str(color_model)]
+
+
+def test_predict__a_drawing_that_fails_ends_nothing(
+    run_tl: RunTl, photos: Path, color_model: Path, tmp_path: Path
+) -> None:
+    long = photos / "red" / f"{'x' * 240}.png"  # its drawing's name is longer than file systems allow
+    shutil.copy(photos / "red" / "0.png", long)
+    out, why = tmp_path / "out.csv", tmp_path / "why"
+    done = run_tl("predict", photos, "--model", color_model, "--explain", why, "-o", out)
+    assert done.code == 3
+    assert f"1 images were predicted but could not be drawn, first {long}: " in done.err
+    assert [row["error"] for row in read_rows(out)] == [""] * 7
+    assert len(list(why.rglob("*.why.jpg"))) == 6
+    blocked = tmp_path / "file"
+    blocked.write_text("")
+    refused = run_tl("predict", photos, "--model", color_model, "--explain", blocked / "why", "-o", tmp_path / "o.csv")
+    assert (refused.code, f"{blocked} is a file: give the name of a folder" in refused.err) == (1, True)
+    assert not (tmp_path / "o.csv").exists()
+
+
+@pytest.mark.parametrize(
+    ("provider", "fault", "has_gpu", "asked", "said"),
+    [
+        ("CPUExecutionProvider", None, False, "auto", ""),
+        ("CPUExecutionProvider", "no NVIDIA driver", False, "auto", ""),
+        ("CPUExecutionProvider", None, True, "cpu", ""),
+        (
+            "CPUExecutionProvider",
+            "missing libraries: x",
+            True,
+            "auto",
+            "although this machine has an NVIDIA GPU: missing",
+        ),
+        ("CUDAExecutionProvider", None, True, "auto", "running on CUDA"),
+        ("CUDAExecutionProvider", None, True, "cuda", ""),
+    ],
+)
+def test_say_device__only_what_was_not_asked_for(
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    provider: str,
+    fault: str | None,
+    has_gpu: bool,
+    asked: str,
+    said: str,
+) -> None:
+    monkeypatch.setattr("tl.runtime.devices.has_nvidia_gpu", lambda: has_gpu)
+    _say_device(SimpleNamespace(provider=provider, fault=fault), asked)  # type: ignore[arg-type]
+    line = capsys.readouterr().err
+    assert (said in line, bool(line)) == (True, bool(said))

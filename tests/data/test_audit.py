@@ -15,6 +15,7 @@ from tl.data.audit import (
     Finding,
     find_class_faults,
     find_duplicates,
+    find_imbalance,
     find_near_duplicates,
     summarize,
 )
@@ -65,6 +66,22 @@ def test_find_class_faults__a_split_that_lacks_a_class() -> None:
 def test_find_class_faults__a_split_that_is_not_there_lacks_nothing() -> None:
     images = [*make_images(["a", "b"] * FEW_IMAGES, "train"), *make_images(["a", "b"], "val")]
     assert find_class_faults(images, ("a", "b")) == []
+
+
+def test_find_imbalance__names_the_rarest_and_the_largest_class() -> None:
+    def found(**counts: int) -> list[Finding]:
+        return find_imbalance(
+            make_images([name for name, n in counts.items() for _ in range(n)], "train"), "weigh them"
+        )
+
+    assert found(a=36, b=36, c=8) == found() == []
+    (finding,) = found(a=36, b=35, rare=5)
+    assert (finding.kind, finding.path) == ("imbalanced classes", "")
+    assert finding.detail == "class 'rare' has 5 training images, class 'a' 36: weigh them"
+    (finding,) = found(a=36, b=7, rare=5)
+    assert "'a' 36 (1 more classes are as rare): weigh them" in finding.detail
+    held_out = make_images(["a"] * 36 + ["b"] * 5, "val")
+    assert find_imbalance(held_out, "") == []
 
 
 def test_find_duplicates__across_splits_and_labels() -> None:

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import subprocess
 import sys
 from dataclasses import replace
@@ -18,6 +19,7 @@ import tl.runtime
 from tests.commands.conftest import RunTl
 from tests.commands.conftest import run_tl as run_tl
 from tests.models import make_contract, make_model
+from tests.spots import USUAL_XY, save_spots
 from tests.trainer.make import make_class_folders, make_config, make_noise, make_png, plain_text
 from tl.errors import ConfigError, DataError, ModelFileError, ParityError
 from tl.exporter.export import Exported, export_run
@@ -235,6 +237,40 @@ def test_refit__unreadable_images_of_a_class(exported: Exported, photos: Path, t
     options = RefitOptions(skip_bad=True)
     with pytest.raises(DataError, match="no readable training images of 'odd'"):
         refit(exported.path, [photos, tmp_path / "more"], tmp_path / "m.onnx", Silent(), options)
+
+
+def test_refit__validation_images_that_equal_training_images_are_left_out(
+    run_tl: RunTl, exported: Exported, photos: Path, tmp_path: Path
+) -> None:
+    data = tmp_path / "data"
+    for i, path in enumerate(sorted(photos.rglob("*.png"))):
+        folder = data / ("val" if i % 3 == 0 else "train") / path.parent.name
+        folder.mkdir(parents=True, exist_ok=True)
+        shutil.copy(path, folder / path.name)
+    plain = refit(exported.path, [data], tmp_path / "plain.onnx", Silent(), RefitOptions())
+    for path in sorted((data / "train" / "red").iterdir())[:3]:
+        shutil.copy(path, data / "val" / "red" / f"copy of {path.name}")
+    done = run_tl("refit", exported.path, data, "-o", tmp_path / "copies.onnx", "--json")
+    assert done.code == 0, done.err
+    assert json.loads(done.out)["after"]["n"] == plain.after["n"]
+    assert "3 validation images equal training images and are left out, first val/red/copy of" in done.err
+    shutil.rmtree(data / "val")
+    shutil.copytree(data / "train", data / "val")
+    with pytest.raises(DataError, match="no validation images that differ from the training images"):
+        refit(exported.path, [data], tmp_path / "m.onnx", Silent(), RefitOptions())
+
+
+def test_refit__landmarks_are_no_class(exported: Exported, photos: Path, tmp_path: Path) -> None:
+    save_spots(tmp_path / "wings" / "images" / "0.png", USUAL_XY)
+    for name, text in (("points.csv", "path,x0,y0\nimages/0.png,1,2\n"), ("points.tps", "LP=1\n1 2\nIMAGE=0.png\n")):
+        points = tmp_path / "wings" / name
+        points.write_text(text)
+        for data in (points, points.parent):
+            with pytest.raises(
+                DataError, match=rf"{name}.*contains landmarks, but a classifier is refitted to classes"
+            ):
+                refit(exported.path, [photos, data], tmp_path / "m.onnx", Silent(), RefitOptions())
+        points.unlink()
 
 
 def test_refit__command(run_tl: RunTl, exported: Exported, photos: Path, violets: Path, tmp_path: Path) -> None:

@@ -35,7 +35,7 @@ def test_build_model_page__says_what_the_contract_says(model: Path) -> None:
     assert page.title == "beetles.onnx"
     assert dict(page.figures)["classes"] == "3"
     accuracy = contract.provenance.val_metrics["top1_accuracy"]
-    assert dict(page.figures)["validation top1 accuracy"] == f"{accuracy:.4g}"
+    assert dict(page.figures)["validation top-1 accuracy"] == f"{accuracy:.4g}"
     titles = [section.title for section in page.sections]
     assert titles == ["Summary", "Self-test", "Training options", "Classes"]
     (summary,) = page.sections[0].blocks

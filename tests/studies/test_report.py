@@ -65,7 +65,11 @@ def test_report__of_classes(finished_run: Run) -> None:
     metrics = json.loads((finished_run.folder / "metrics.json").read_text(encoding="utf-8"))["val"]
     assert dict(page.figures)["top-1 accuracy (95%)"].startswith(f"{metrics['top1_accuracy']:.1%}")
     titles = [section.title for section in page.sections]
-    assert titles[:5] == ["Curves", "Confusion", "Classes", "Confidence", "Misclassified"]
+    assert titles[:6] == ["Uncertainty", "Curves", "Confusion", "Classes", "Confidence", "Misclassified"]
+    (first, *_) = page.sections[0].blocks
+    assert isinstance(first, Note)
+    assert f"only {metrics['n']} images" in first.text
+    assert f"between {metrics['ci_low']:.0%} and {metrics['ci_high']:.0%} (95% interval)" in first.text
     assert "the validation split, which also selected the epoch" in page.subtitle
     (matrix,) = [block for section in page.sections for block in section.blocks if isinstance(block, Matrix)]
     assert matrix.counts == metrics["confusion"]

@@ -16,6 +16,8 @@ from PIL import Image
 from sklearn.metrics import accuracy_score, f1_score
 from torch import nn
 
+from tests.commands.conftest import RunTl
+from tests.commands.conftest import run_tl as run_tl
 from tests.trainer.make import (
     Listener,
     assert_same_run,
@@ -416,3 +418,18 @@ def test_train__12_bit_images_are_a_finding(tmp_path: Path) -> None:
     assert finding.detail.endswith("set bit_depth_max=4095")
     again = train_here(tmp_path / "data", tmp_path / "again", epochs=1, bit_depth_max=4095)
     assert [one for one in again.findings if one.kind == "bit depth"] == []
+
+
+def test_train__imbalanced_classes_are_a_finding(run_tl: RunTl, tmp_path: Path) -> None:
+    make_class_folders(tmp_path / "data", 40, ("blue",), (20, 26))
+    make_class_folders(tmp_path / "data", 5, ("red",), (20, 26))
+    words = ["train", tmp_path / "data", "--method", "scratch", "--backbone", "smallcnn", "--image-size", "32"]
+    words += ["--epochs", "1", "--batch-size", "8", "--threads", "1", "--workers", "0", "--no-report"]
+    done = run_tl(*words, "--out", tmp_path / "plain")
+    assert done.code == 0, done.err
+    assert "warning: imbalanced classes: class 'red' has 4 training images, class 'blue' 32: class_weights" in done.err
+    assert "hint: for imbalanced classes, compare with --class-weights balanced" in done.err
+    assert "imbalanced classes" in (tmp_path / "plain" / "findings.csv").read_text(encoding="utf-8")
+    for choice in (("--class-weights", "balanced"), ("--sampler", "balanced")):
+        weighted = run_tl(*words, *choice, "--out", tmp_path / choice[0])
+        assert (weighted.code, "imbalanced classes" in weighted.err) == (0, False), weighted.err

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Literal, TypeVar
 import typer
 
 from tl.commands.console import console_progress, packages_of, warn
+from tl.commands.model_files import check_model_files
 from tl.commands.options import Overwrite, check_outputs
 from tl.errors import ConfigError
 
@@ -115,6 +116,8 @@ def command(
     original file. It can then be used for prediction, voting and merging like any exported model.
     """
     check_outputs(overwrite, output)
+    if preset != "huggingface-folder" and not any(foreign.glob("*.onnx")):
+        check_model_files(foreign)
     with packages_of("edit"):
         from tl.exporter.adoption.adopt import adopt
         from tl.exporter.adoption.imported_model import AdoptOptions

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from tl.commands.console import console_progress, warn
+from tl.commands.model_files import check_model_files
 from tl.commands.options import Device, Threads
 from tl.errors import ConfigError
 
@@ -58,6 +59,7 @@ def command(
     """
     from tl.runtime.bench.measure import advise, run_bench
 
+    check_model_files(model)
     with console_progress() as progress:
         bench = run_bench(
             model,

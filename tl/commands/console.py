@@ -5,11 +5,12 @@ from __future__ import annotations
 import sys
 import time
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
-from tl.errors import MissingExtraError
+from tl.errors import MissingExtraError, TlError
 from tl.text import printable
 
 if TYPE_CHECKING:
@@ -26,6 +27,24 @@ EXIT_FAULT, EXIT_SOME_FAILED, EXIT_INTERRUPTED = 1, 3, 130
 def warn(line: str) -> None:
     """Print a line on stderr."""
     print(printable(line), file=sys.stderr, flush=True)  # noqa: T201
+
+
+def device_name(provider: str) -> str:
+    """`CPUExecutionProvider` -> `the CPU`."""
+    return {"CPUExecutionProvider": "the CPU", "CUDAExecutionProvider": "CUDA"}.get(provider, provider)
+
+
+def write_beside(write: Callable[[], Path]) -> bool:
+    """Write a report beside the main output and print its path, or why there is none. Returns whether it was written.
+
+    The main job has its result already, so an error does not end it.
+    """
+    try:
+        warn(f"report: {write()}")
+    except (TlError, OSError) as error:
+        warn(f"no report: {error}")
+        return False
+    return True
 
 
 @contextmanager

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import csv
 import json
 import sys
 from contextlib import ExitStack
@@ -12,7 +11,8 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
-from tl.commands.console import EXIT_SOME_FAILED, console_progress, packages_of, warn
+from tl.commands.console import EXIT_SOME_FAILED, console_progress, packages_of, warn, write_beside
+from tl.commands.model_files import check_model_files
 from tl.commands.options import (
     FOR_ENSEMBLES,
     ClassFlags,
@@ -30,6 +30,7 @@ from tl.commands.options import (
     open_predictor,
 )
 from tl.commands.requests import from_flags, refuse_given
+from tl.commands.tables import csv_table, readable_table
 from tl.errors import ConfigError, DataError
 
 if TYPE_CHECKING:
@@ -77,9 +78,6 @@ class _ForLandmarks(PointFlags):
 class _ForVotes:
     """What applies to ensembles of classifiers alone."""
 
-    report: Annotated[
-        Path | None, typer.Option(help="Write an HTML report: members, agreement, and where voting helps or hurts.")
-    ] = None
     fit_vote_weights: Annotated[
         Path | None,
         typer.Option(help="Fit vote weights and write them to this file. Fit on --split val and evaluate on test."),
@@ -109,6 +107,13 @@ class EvaluateRequest:
     votes: _ForVotes
     landmarks: _ForLandmarks
     tta: Tta = None
+    output: Annotated[
+        Path | None, typer.Option("--out", "-o", help="Write the rows to this file, as CSV or with --json as JSON.")
+    ] = None
+    report: Annotated[
+        Path | None,
+        typer.Option(help="Also write an HTML page: errors and calibration, or where voting helps or hurts."),
+    ] = None
     overwrite: Overwrite = False
     as_json: Annotated[bool, typer.Option("--json", help="Print rows with per-class scores as JSON.")] = False
 
@@ -118,16 +123,16 @@ def command(request: EvaluateRequest) -> None:
     """Evaluate a model file, or an ensemble under every voting rule, on labeled or annotated images.
 
     Examples:
-    - `tl evaluate held-out/ --model beetles.onnx`
+    - `tl evaluate held-out/ --model beetles.onnx --report held-out.html`
 
     - `tl evaluate labels.csv --split test --ensemble a.onnx b.onnx c.onnx --report ensemble.html`
 
     - `tl evaluate labels.csv --split val --ensemble models/*.onnx --fit-vote-weights weights.json --select`
 
-    Columns: model, voting, n, top1_accuracy, ci_low, ci_high (95%, Wilson), macro_f1, ece. Ensembles add mcnemar_p
-    (against the member that is best on these images) and a row for the oracle, which is correct if any member is. With
-    --tta, each row is followed by one with tta, gain (in accuracy), gain_p (McNemar, against the row before) and
-    images_per_s.
+    Prints CSV, on a terminal a table in words. Columns: model, voting, n, top1_accuracy, ci_low, ci_high (95%,
+    Wilson), macro_f1, ece. Ensembles add mcnemar_p (against the member that is best on these images) and a row for the
+    oracle, which is correct if any member is. With --tta, each row is followed by one with tta, gain (in accuracy),
+    gain_p (McNemar, against the row before) and images_per_s.
 
     For landmarks: model, merging, n, points, error_px (mean distance in pixels of the photos), ci_low, ci_high (95%,
     bootstrap), rmse_px, normalized_error (by centroid size), extent_error (by the extent of an image's points).
@@ -137,14 +142,14 @@ def command(request: EvaluateRequest) -> None:
     from tl.runtime.landmarks.files import is_landmark_file
 
     _check_choices(request)
-    check_outputs(request.overwrite, request.votes.report, request.votes.fit_vote_weights)
+    check_outputs(request.overwrite, request.output, request.report, request.votes.fit_vote_weights)
     if is_landmark_file(request.data.data):
         done = _evaluate_points(request)
     else:
         name, images = _read_split(request.data)
         done = (_evaluate_classes if request.tta is None else _evaluate_tta)(request, name, images)
-    _report(done, request.as_json)
-    if done.failures:
+    _write(done, request)
+    if done.failures or not done.has_report:
         raise typer.Exit(EXIT_SOME_FAILED)
 
 
@@ -157,27 +162,28 @@ def _check_choices(request: EvaluateRequest) -> None:
         raise ConfigError("--select requires --fit-vote-weights FILE")
     if request.tta is not None:
         refuse_given(votes, "cannot be combined with --tta, which evaluates each model with and without it")
+        if request.report is not None:
+            raise ConfigError("--report cannot be combined with --tta: its page is of one prediction of each image")
     if is_landmark_file(data):
         refuse_given(augmented, f"applies only to classification, but {data} contains landmarks")
         refuse_given(votes, f"applies only to classification, but {data} contains landmarks")
+        if request.report is not None:
+            raise ConfigError(f"--report applies only to classification, but {data} contains landmarks")
     else:
         refuse_given(request.landmarks, f"applies only to landmarks, but {data} contains classes")
-    if request.models.model is not None and votes.report is not None:
-        raise ConfigError(
-            "--report requires --ensemble; for a single model, write the report of its run: tl report RUN"
-        )
     if request.models.model is not None:
         refuse_given(votes, "requires --ensemble; a single merged file is evaluated with --model")
 
 
 @dataclass(frozen=True)
 class _Evaluated:
-    """Rows to print, and the keys that become columns."""
+    """Rows to print, and the keys that become columns. `has_report`: False if it could not be written."""
 
     split: str
     rows: list[Row]
     columns: tuple[str, ...]
     failures: list[Failure]
+    has_report: bool = True
 
 
 def _read_split(flags: _Data) -> tuple[str, list[LabeledImage]]:
@@ -210,9 +216,10 @@ def _evaluate_classes(request: EvaluateRequest, name: str, images: list[LabeledI
     from tl.runtime.predictor import load
 
     models, votes = request.models, request.votes
-    if votes.report is not None:
+    if request.report is not None:
         with packages_of("train"):
             from tl.studies.report.ensemble_page import write_ensemble_report
+            from tl.studies.report.evaluation_page import write_evaluation_report
     with ExitStack() as open_files:
         predictor = open_files.enter_context(open_predictor(open_models(models), models, ClassFlags()))
         try:
@@ -223,16 +230,22 @@ def _evaluate_classes(request: EvaluateRequest, name: str, images: list[LabeledI
             warn(str(error))
         beside = None
         if votes.merged is not None:
+            check_model_files(votes.merged)
             beside = open_files.enter_context(load(votes.merged, device=models.device, threads=models.threads))
         result = evaluate(predictor, images, open_files.enter_context(console_progress()), beside)
         contract = predictor.ensemble.sessions[0].contract
-    if votes.report is not None and contract is not None:
-        warn(f"report: {write_ensemble_report(result, contract.preprocessing, name, votes.report)}")
     rows = result.rows
     if votes.fit_vote_weights is not None:
         fitted = fit_vote_file(result, votes.fit_vote_weights, select=votes.select)
         rows = [*rows[:-1], fitted, rows[-1]]  # before the oracle
-    return _Evaluated(name, rows, result.columns, result.failures)
+    has_report = True
+    if request.report is not None and contract is not None:
+        page, known = request.report, contract
+        if models.ensemble is None:
+            has_report = write_beside(lambda: write_evaluation_report(result, known, name, page))
+        else:
+            has_report = write_beside(lambda: write_ensemble_report(result, known.preprocessing, name, page))
+    return _Evaluated(name, rows, result.columns, result.failures, has_report)
 
 
 def _evaluate_points(request: EvaluateRequest) -> _Evaluated:
@@ -262,26 +275,27 @@ def _region(sessions: list[Session]) -> Literal["whole", "box", "points"]:
     return next((region for region in found if region != "whole"), "whole")
 
 
-def _shown(value: object) -> object:
-    if value is None:
-        return ""
-    return f"{value:.4f}" if isinstance(value, float) else value
-
-
 def _say_split(name: str, count: int, held_out: str) -> None:
     warn(f"evaluating on split '{name}': {count} images")
     if name == "all":
         warn(f"scores are too optimistic if a model was trained on these images; held out: {held_out} --split val")
 
 
-def _report(done: _Evaluated, as_json: bool) -> None:
-    if as_json:
+def _write(done: _Evaluated, request: EvaluateRequest) -> None:
+    """Write the rows to --out or stdout: JSON, CSV, or on a terminal a table in words."""
+    if request.as_json:
         failures = [failure.as_dict() for failure in done.failures]
-        typer.echo(json.dumps({"split": done.split, "rows": done.rows, "failures": failures}))
+        text = json.dumps({"split": done.split, "rows": done.rows, "failures": failures}) + "\n"
+    elif request.output is None and sys.stdout.isatty():
+        text = readable_table(done.columns, done.rows)
     else:
-        writer = csv.writer(sys.stdout, lineterminator="\n")
-        writer.writerow(done.columns)
-        for row in done.rows:
-            writer.writerow(_shown(row[column]) for column in done.columns)
+        text = csv_table(done.columns, done.rows)
+    if request.output is None:
+        typer.echo(text, nl=False)
+    else:
+        from tl.runtime.output.files import write_text
+
+        write_text(request.output, text)
+        warn(f"rows: {request.output}")
     for failure in done.failures:
         warn(f"could not be read: {failure.path}: {failure.error}")

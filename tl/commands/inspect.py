@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from tl.commands.console import packages_of, warn
+from tl.commands.model_files import check_model_files
 from tl.commands.options import Overwrite, check_outputs
 from tl.errors import ConfigError, ModelFileError
 
@@ -74,6 +75,7 @@ def command(
     shown = {_FILTERS: filters, _ACTIVATIONS: activations is not None}
     drawings = [_drawing_path(out or Path(), model, title) for title, is_shown in shown.items() if is_shown]
     check_outputs(overwrite, *([html] if html is not None else drawings))
+    check_model_files(model)
     contract = Session(model, device="cpu").contract
     if contract is None:
         raise ModelFileError(f"{model}: contains no contract")

@@ -9,12 +9,20 @@ from typing import TYPE_CHECKING, Annotated, Literal
 import typer
 
 from tl.commands.console import console_progress, packages_of, warn
+from tl.commands.model_files import check_model_files, warn_of_equal_files
 from tl.commands.options import Overwrite, VoteWeights, check_outputs, parse_vote_weights
 from tl.errors import ConfigError, DataError
 
 if TYPE_CHECKING:
     from tl.data.manifests import LabeledImage
     from tl.exporter.merging.merge import Merged
+
+# Output of a member -> what its absence from the merged file means.
+_LEFT_OUT = {
+    "cam": "so tl predict --explain uses occlusion, which is slower",
+    "embedding": "so the merged file cannot be refitted: refit the members",
+    "ood_score": "so unknown images are not detected: all members need it, and --calibrate measures its limit",
+}
 
 
 def command(
@@ -57,12 +65,11 @@ def command(
     `member_probabilities`. The file is written only if it gives the same outputs as the separate files.
     """
     check_outputs(overwrite, output)
+    check_model_files(*models)
+    warn_of_equal_files(models)
+    _check_false_alarm(false_alarm, calibrate)
     with packages_of("edit"):
         from tl.exporter.merging.merge import merge
-    if false_alarm is not None and calibrate is None:
-        raise ConfigError("--false-alarm requires --calibrate, on whose images it is measured")
-    if false_alarm is not None and not 0 < false_alarm < 1:
-        raise ConfigError(f"--false-alarm must be between 0 and 1, found {false_alarm:g}")
     weights = parse_vote_weights(vote_weights, models)
     held_out = [] if calibrate is None else _read_held_out(calibrate)
     with console_progress() as progress:
@@ -76,6 +83,13 @@ def command(
             false_alarm=false_alarm or 0.05,
         )
     _report(done, as_json)
+
+
+def _check_false_alarm(false_alarm: float | None, calibrate: Path | None) -> None:
+    if false_alarm is not None and calibrate is None:
+        raise ConfigError("--false-alarm requires --calibrate, on whose images it is measured")
+    if false_alarm is not None and not 0 < false_alarm < 1:
+        raise ConfigError(f"--false-alarm must be between 0 and 1, found {false_alarm:g}")
 
 
 def _read_held_out(path: Path) -> list[LabeledImage]:
@@ -100,6 +114,9 @@ def _report(done: Merged, as_json: bool) -> None:
     warn(f"parity with the separate files on {parity.images} images: {parity_text(parity)}")
     sizes = f"{size / 1e6:.1f} MB instead of {done.separate_bytes / 1e6:.1f} MB"
     warn(f"{done.path}: {sizes}, {len(members)} members, verified")
+    for name, owners in done.left_out.items():
+        few = "" if len(owners) == len(members) else f" (of {', '.join(owners)})"
+        warn(f"left out: the output {name}{few}, {_LEFT_OUT.get(name, 'which votes cannot combine')}")
     if done.contract.conformal is not None:
         warn(f"calibrated: temperature {done.contract.temperature:.3f}; predict with --coverage to get sets of classes")
     if done.contract.ood is not None:
@@ -107,4 +124,5 @@ def _report(done: Merged, as_json: bool) -> None:
     if as_json:
         from tl.runtime.model_file.strict_json import to_plain
 
-        typer.echo(json.dumps({"path": str(done.path), "members": members, "parity": to_plain(parity)}))
+        report = {"path": str(done.path), "members": members, "left_out": list(done.left_out)}
+        typer.echo(json.dumps({**report, "parity": to_plain(parity)}))

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 import typer
 
 from tl.commands.console import warn
+from tl.commands.model_files import check_model_files, warn_of_equal_files
 from tl.commands.requests import refuse_given
 from tl.errors import ConfigError
 
@@ -136,13 +137,16 @@ def open_models(flags: ModelFlags) -> list[Session]:
     """Open the files of --model or --ensemble, once per command."""
     from tl.runtime.session import Session
 
-    return [Session(path, device=flags.device, threads=1) for path in flags.paths()]
+    paths = flags.paths()
+    check_model_files(*paths)
+    warn_of_equal_files(paths)
+    return [Session(path, device=flags.device, threads=1) for path in paths]
 
 
 def open_predictor(
     sessions: list[Session], models: ModelFlags, flags: ClassFlags, *, decode_processes: int = 0
 ) -> Predictor[Classification]:
-    """Build a predictor for classifiers and print the execution provider on stderr."""
+    """Build a predictor for classifiers and print where it runs, if that was not asked for."""
     from tl.runtime.ensembles.selective import SelectivePrediction
     from tl.runtime.predictor import load
 
@@ -166,7 +170,7 @@ def open_predictor(
         tta=parse_tta(flags.tta),
         decode_processes=decode_processes,
     )
-    _say_device(predictor)
+    _say_device(predictor, models.device)
     return predictor
 
 
@@ -178,9 +182,10 @@ def open_landmark_predictor(
     boxes: Mapping[str, Region] | None = None,
     mm_per_px: float | Mapping[str, float] | None = None,
 ) -> Predictor[Landmarks]:
-    """Build a predictor for landmark models and print the execution provider on stderr."""
+    """Build a predictor for landmark models and print where it runs, if that was not asked for."""
     from tl.runtime.predictor import load_landmarks
 
+    check_model_files(flags.locator)
     predictor = load_landmarks(
         sessions if models.ensemble else sessions[0],
         device=models.device,
@@ -192,7 +197,7 @@ def open_landmark_predictor(
         crop_margin=flags.crop_margin,
         mm_per_px=mm_per_px,
     )
-    _say_device(predictor)
+    _say_device(predictor, models.device)
     return predictor
 
 
@@ -267,5 +272,14 @@ def fit_vote_file(result: Evaluation, path: Path, *, select: bool) -> Row:
     return fitted.row
 
 
-def _say_device(predictor: Predictor[Classification] | Predictor[Landmarks]) -> None:
-    warn(f"running on {predictor.provider}" + (f" (no CUDA: {predictor.fault})" if predictor.fault else ""))
+def _say_device(predictor: Predictor[Classification] | Predictor[Landmarks], asked: str) -> None:
+    """Say what device auto has chosen, if a user of this machine might expect the other one: CUDA, or no CUDA."""
+    from tl.runtime.devices import has_nvidia_gpu, wheel_fault
+
+    if asked != "auto":  # another device than the one asked for is an error
+        return
+    if predictor.provider != "CPUExecutionProvider":
+        warn("running on CUDA")
+    elif has_nvidia_gpu():
+        fault = predictor.fault or wheel_fault() or "CUDA could not be used"
+        warn(f"running on the CPU, although this machine has an NVIDIA GPU: {fault}")

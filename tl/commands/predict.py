@@ -6,11 +6,12 @@ import math
 import time
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Literal, cast
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
 from tl.commands.console import EXIT_INTERRUPTED, EXIT_SOME_FAILED, console_progress, warn
+from tl.commands.drawings import Drawings
 from tl.commands.options import (
     FOR_LANDMARKS,
     FOR_SPEED,
@@ -26,8 +27,6 @@ from tl.commands.requests import from_flags, refuse_given
 from tl.errors import ConfigError, DataError, WorkerError
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
-
     from tl.runtime.imaging.geometry import Region
     from tl.runtime.predictor import Predictor
     from tl.runtime.results import Classification, Landmarks, Result
@@ -209,8 +208,8 @@ def command(request: PredictRequest) -> None:
     Columns for landmarks: path, xPOINT, yPOINT in pixels of the upright photo, pPOINT (confidence), sPOINT (spread in
     pixels, ensembles only), centroid_size, shape_distance, is_odd, error.
 
-    Exit code 3 means that some images could not be read; their rows give the reason. A hidden folder
-    beside the output records the finished images for --resume.
+    Exit code 3 means that some images could not be read, as their rows tell, or not be drawn. A hidden folder beside
+    the output records the finished images for --resume.
     """
     out = request.output
     if out.output is None and (out.resume or out.retry_failed):
@@ -218,12 +217,14 @@ def command(request: PredictRequest) -> None:
     inputs = _find_images(request.images)
     predictor = _open(request, len(inputs))
     _warn_if_dark(predictor, inputs)
-    if _write_predictions(predictor, inputs, request):
+    if not _write_predictions(predictor, inputs, request):
         raise typer.Exit(EXIT_SOME_FAILED)
 
 
 def _open(request: PredictRequest, count: int) -> AnyPredictor:
     """Open --model or --ensemble with the options that apply to its task, for `count` images."""
+    from tl.runtime.results import ClassFields
+
     models, classes, landmarks = request.models, request.classes, request.landmarks
     sessions = open_models(models)
     if finds_landmarks(sessions):
@@ -234,6 +235,8 @@ def _open(request: PredictRequest, count: int) -> AnyPredictor:
     if classes.explain is not None:
         refuse_given(ClassFlags(tta=classes.tta), "--explain explains images without augmentation")
     predictor = open_predictor(sessions, models, classes, decode_processes=classes.decode_processes or 0)
+    if classes.tta is not None and isinstance(predictor.fields, ClassFields) and predictor.fields.with_ood_score:
+        warn("ood_score is that of the whole image, without --tta: its limit was measured so")
     if classes.decode_processes is None:
         predictor.decode_processes = _suited_processes(predictor, count)
     return predictor
@@ -287,63 +290,6 @@ def _read_scales(given: str | None) -> float | dict[str, float] | None:
     return scale
 
 
-def _drawer(
-    predictor: AnyPredictor, points: Path | None, reasons: Path | None, undrawn: list[str]
-) -> Callable[[Result], None]:
-    """Return a function that draws each result, or does nothing. Adds images that it cannot open to `undrawn`.
-
-    `points`: output folder for photos with landmarks. `reasons`: output folder for explanations of class labels.
-    """
-    if points is None and reasons is None:
-        return lambda result: None
-    from tl.runtime.ensembles.selective import REJECTED
-    from tl.runtime.explain.drawing import draw_explanation, draw_landmarks, is_drawable, save_drawing
-    from tl.runtime.explain.explanation import explain
-    from tl.runtime.results import Classification, Landmarks
-
-    contract = predictor.ensemble.sessions[0].contract
-    skeleton = contract.landmarks.skeleton if contract is not None and contract.landmarks is not None else ()
-
-    def draw(result: Result) -> None:
-        if not isinstance(result, Landmarks | Classification) or contract is None:
-            return
-        if not is_drawable(result.path):
-            undrawn.append(result.path)
-            return
-        _check_apart(result.path, [folder for folder in (points, reasons) if folder is not None])
-        if isinstance(result, Landmarks) and points is not None:
-            drawing = draw_landmarks(result.path, result, contract.preprocessing, skeleton)
-            save_drawing(drawing, points, result.path, "points")
-        elif isinstance(result, Classification) and reasons is not None:
-            classifier = cast("Predictor[Classification]", predictor)  # it gave a classification
-            found = explain(classifier, result.path, None if result.label == REJECTED else result.label)
-            save_drawing(draw_explanation(result.path, found, contract.preprocessing), reasons, result.path, "why")
-
-    return draw
-
-
-def _check_apart(image: str, folders: list[Path]) -> None:
-    """Raise `ConfigError` if drawings would be saved among the images: a later call would read them as input."""
-    for folder in folders:
-        if Path(image).resolve().is_relative_to(folder.resolve()):
-            raise ConfigError(
-                f"{folder}: contains {image}, and the drawings would be read as images in "
-                "the next prediction: choose another folder"
-            )
-
-
-def _watcher(draw: Callable[[Result], None], unscaled: list[str]) -> Callable[[Result], None]:
-    """Return a function that draws each result and adds images without a scale to `unscaled`."""
-    from tl.runtime.results import Landmarks
-
-    def see(result: Result) -> None:
-        if isinstance(result, Landmarks) and result.mm_per_px is None:
-            unscaled.append(result.path)
-        draw(result)
-
-    return see
-
-
 def _find_images(flags: _Images) -> Inputs:
     from tl.runtime.sources.inputs import find_inputs
     from tl.runtime.sources.paths import read_path_list
@@ -360,18 +306,23 @@ def _find_images(flags: _Images) -> Inputs:
     return found
 
 
-def _write_predictions(predictor: AnyPredictor, images: Inputs, request: PredictRequest) -> int:
-    """Predict and write row by row. Returns the number of images that could not be read."""
+def _write_predictions(predictor: AnyPredictor, images: Inputs, request: PredictRequest) -> bool:
+    """Predict and write row by row. Returns whether every image could be read, and drawn if that was asked for."""
     from tl.runtime.output.job import Tally, run_job
-    from tl.runtime.results import PointFields
+    from tl.runtime.results import Landmarks, PointFields
 
     out, output = request.output, request.output.output
     tally = Tally()
-    undrawn: list[str] = []
     unscaled: list[str] = []
-    see = _drawer(predictor, request.landmarks.draw, request.classes.explain, undrawn)
-    if isinstance(predictor.fields, PointFields) and predictor.fields.with_scale:
-        see = _watcher(see, unscaled)
+    drawings = Drawings(predictor, request.landmarks.draw, request.classes.explain)
+    drawings.check(images)
+    has_scale = isinstance(predictor.fields, PointFields) and predictor.fields.with_scale
+
+    def see(result: Result) -> None:
+        if has_scale and isinstance(result, Landmarks) and result.mm_per_px is None:
+            unscaled.append(result.path)
+        drawings.see(result)
+
     started = time.monotonic()
     try:
         with predictor, console_progress() as progress:
@@ -391,8 +342,7 @@ def _write_predictions(predictor: AnyPredictor, images: Inputs, request: Predict
         cure = "; add --resume to continue" if output else ""
         warn(f"interrupted after {tally.done} of {len(images)} images{cure}")
         raise typer.Exit(EXIT_INTERRUPTED) from None
-    if undrawn:
-        warn(f"{len(undrawn)} images in archives were not drawn, first {undrawn[0]}: extract the archives first")
+    has_drawn = drawings.report()
     if unscaled:
         warn(f"{len(unscaled)} images have no scale, first {unscaled[0]}: paths in the file are relative to its folder")
     new = tally.done - tally.kept
@@ -403,4 +353,4 @@ def _write_predictions(predictor: AnyPredictor, images: Inputs, request: Predict
     if tally.failed and output is not None and listed.is_file():
         where += f", listed in {listed}"
     warn(f"{kept}{tally.done - tally.failed} images predicted, {tally.failed} could not be read, {speed:.0f}/s{where}")
-    return tally.failed
+    return not tally.failed and has_drawn

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 import typer
 
 from tl.commands.console import console_progress, packages_of, warn
+from tl.commands.model_files import check_model_files
 from tl.commands.options import LabelColumn, Overwrite, PathColumn, SplitColumn, check_outputs
 from tl.errors import ConfigError
 
@@ -78,6 +79,7 @@ def command(
     if c_values and min(c_values) <= 0:
         raise ConfigError("--c-values must be positive")
     check_outputs(overwrite, output)
+    check_model_files(model)
     with packages_of("edit"):
         from tl.data.manifests import ManifestColumns
         from tl.exporter.refitting.refit import refit
@@ -101,7 +103,7 @@ def _report(done: Refitted, as_json: bool) -> None:
             warn(f"{what}: {', '.join(names)}")
     if done.before is not None:
         warn(f"before: {_accuracy(done.before)}, on the classes of the old head")
-    warn(f"after: {_accuracy(after)}, ECE {after['ece']:.4f}")
+    warn(f"after: {_accuracy(after)}, calibration error {after['ece']:.4f}")
     warn(f"parity with the fitted head on {parity.images} images: {parity_text(parity)}")
     warn(f"{done.path}: {done.path.stat().st_size / 1e6:.1f} MB, {len(contract.class_names)} classes, verified")
     if as_json:
@@ -111,4 +113,4 @@ def _report(done: Refitted, as_json: bool) -> None:
 
 def _accuracy(metrics: dict[str, float]) -> str:
     interval = f"95% {metrics['ci_low']:.4f} to {metrics['ci_high']:.4f}"
-    return f"top-1 accuracy {metrics['top1_accuracy']:.4f} ({interval}), n {metrics['n']}"
+    return f"top-1 accuracy {metrics['top1_accuracy']:.4f} ({interval}), {metrics['n']} images"

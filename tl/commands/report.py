@@ -8,6 +8,7 @@ from typing import Annotated
 import typer
 
 from tl.commands.console import packages_of, warn
+from tl.commands.model_files import check_model_files
 from tl.commands.options import Overwrite, check_outputs
 
 
@@ -40,6 +41,7 @@ def command(
         from tl.studies.report.run_page import write_run_report
         from tl.trainer.run_folder.run import Run
 
+    check_model_files(model)
     contract: Contract | None = None
     if model is not None:
         text = check_model_file(model).contract_text

@@ -11,9 +11,9 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from tl.commands.config_flags import config_parameters, given_values
-from tl.commands.console import console_progress, packages_of, warn
+from tl.commands.console import console_progress, packages_of, warn, write_beside
 from tl.commands.requests import parameter, set_parameters
-from tl.errors import ConfigError, TlError
+from tl.errors import ConfigError
 from tl.trainer.config import TrainConfig
 from tl.trainer.config_files import config_from_mapping, load_config, own_choices
 from tl.trainer.models.backbone_info import BUNDLED, RECOMMENDED
@@ -78,6 +78,8 @@ def command(
         result = train(run.load_config() if run else config, progress, resume=run)
     if not result.metrics:  # a process of distributed training other than the one that reports
         return
+    if any(finding.kind == "imbalanced classes" for finding in result.findings):
+        warn("hint: for imbalanced classes, compare with --class-weights balanced")
     warn(f"run: {result.run.folder}    next: tl export {result.run.folder} -o model.onnx")
     if as_json:
         typer.echo(json.dumps({"run": str(result.run.folder), **result.metrics}))
@@ -89,10 +91,7 @@ def _report(run: Run) -> None:
     """Write the report. A failure here does not fail a run that has trained for hours."""
     from tl.studies.report.run_page import write_run_report
 
-    try:
-        warn(f"report: {write_run_report(run)}")
-    except TlError as error:
-        warn(f"no report: {error}")
+    write_beside(lambda: write_run_report(run))
 
 
 def _repeated(values: dict[str, Any], flags: dict[str, Any], where: str) -> dict[str, Any]:

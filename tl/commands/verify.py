@@ -9,7 +9,8 @@ from typing import Annotated
 
 import typer
 
-from tl.commands.console import warn
+from tl.commands.console import device_name, warn
+from tl.commands.model_files import check_model_files
 from tl.commands.options import Device
 
 
@@ -27,9 +28,10 @@ def command(
     """
     from tl.runtime.model_file.selftest import run_selftest
 
+    check_model_files(model)
     result = run_selftest(model, device=device)
     warn(
-        f"{model}: verified on {result.provider}: {result.samples} samples, "
+        f"{model}: verified on {device_name(result.provider)}: {result.samples} samples, "
         f"max difference {result.max_abs_diff:.1e} (allowed {result.tolerance:.0e})"
     )
     if as_json:

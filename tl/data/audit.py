@@ -22,6 +22,7 @@ Kind = Literal[
     "near duplicate across splits",
     "few images",
     "no images",
+    "imbalanced classes",
     "no points",
     "point outside",
     "equal points",
@@ -32,6 +33,8 @@ Kind = Literal[
 ]
 
 FEW_IMAGES = 10
+# Largest class divided by the smallest one. Unweighted training then rarely predicts the small one when in doubt.
+IMBALANCED = 5
 # Cosine similarity of standardized embeddings. On PACS cartoons with mobilenet_v2, the four pairs above this that were
 # inspected each show one drawing, mirrored, scaled or with another watermark.
 NEAR_DUPLICATE = 0.8
@@ -67,6 +70,20 @@ def find_class_faults(images: Sequence[LabeledImage], class_names: Sequence[str]
             for name in absent
         ]
     return findings
+
+
+def find_imbalance(images: Sequence[LabeledImage], cure: str) -> list[Finding]:
+    """Find classes with less than a fifth of the training images of the largest class. `cure`: what helps."""
+    counts = Counter(image.label for image in images if image.split == "train")
+    if not counts:
+        return []
+    (largest, most), (rarest, fewest) = counts.most_common()[0], counts.most_common()[-1]
+    if most < IMBALANCED * fewest:
+        return []
+    rare = sum(most >= IMBALANCED * count for count in counts.values())
+    others = f" ({rare - 1} more classes are as rare)" if rare > 1 else ""
+    detail = f"class '{rarest}' has {fewest} training images, class '{largest}' {most}{others}: {cure}"
+    return [Finding("imbalanced classes", "", "", detail)]
 
 
 def find_duplicates(images: Sequence[LabeledImage], hashes: Sequence[str]) -> list[Finding]:

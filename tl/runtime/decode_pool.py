@@ -32,6 +32,7 @@ import numpy as np
 from tl.errors import ImageReadError, WorkerError
 from tl.runtime.decode_worker import Outcome, SentSource, Setup, slot_arrays, slot_bytes
 from tl.runtime.imaging.decode import ImageSource, check_source, read_stream, source_name
+from tl.runtime.imaging.pillow_images import plain_source
 from tl.runtime.imaging.pipeline import Inputs, Preparer
 
 # While one chunk is decoded, the next one is already in the worker's socket.
@@ -225,6 +226,10 @@ def check_can_start() -> None:
 def _to_send(source: ImageSource) -> SentSource:
     """Convert a source so that any other Python process can unpickle it: read files, turn paths into plain text."""
     check_source(source)
+    try:
+        source = plain_source(source)
+    except ImageReadError as error:
+        return error
     if isinstance(source, str | os.PathLike):
         return str(os.fspath(source))
     if isinstance(source, bytes | np.ndarray):

@@ -194,6 +194,11 @@ def graphics_cards(root: Path = Path("/")) -> list[str]:
     return models
 
 
+def has_nvidia_gpu() -> bool:
+    """Return whether this machine is known to have an NVIDIA GPU, usable or not. Only Linux tells."""
+    return sys.platform.startswith("linux") and (bool(graphics_cards()) or driver_fault() is None)
+
+
 def driver_version(root: Path = Path("/")) -> str | None:
     """Return the version of the NVIDIA driver's kernel module, such as 580.65.06. `root`: root of the file system."""
     try:

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import NDArray
 
-from tl.data.audit import Finding, find_class_faults, find_duplicates, find_near_duplicates
+from tl.data.audit import Finding, find_class_faults, find_duplicates, find_imbalance, find_near_duplicates
 from tl.data.file_audit import find_file_faults
 from tl.data.manifests import SPLITS
 from tl.errors import ConfigError
@@ -158,6 +158,8 @@ def _audit(task: Task) -> list[Finding]:
     store = task.store
     findings = [*find_duplicates(store.images, store.hashes), *find_class_faults(store.images, task.class_names)]
     findings += find_file_faults(store.images, task.preprocessing.bit_depth_max)
+    if task.config.class_weights == "none" and task.config.sampler == "shuffle":
+        findings += find_imbalance(store.images, "class_weights balanced gives rare classes more weight in the loss")
     if task.features is not None:
         features = task.features.get(store, range(len(store.images)))
         embeddings = features.mean(axis=(2, 3)) if features.ndim == 4 else features
@@ -193,6 +195,6 @@ def _score(task: Task, found: HeldOut, temperature: float) -> Metrics:
 
 def _metrics_line(split: str, m: Metrics) -> str:
     accuracy = f"{m['top1_accuracy']:.4f} (95% {m['ci_low']:.4f} to {m['ci_high']:.4f})"
-    calibration = f"ECE {m['ece_uncalibrated']:.4f} -> {m['ece']:.4f}"
+    calibration = f"calibration error {m['ece_uncalibrated']:.4f} before and {m['ece']:.4f} after scaling"
     groups = f" in {m['groups']} groups" if "groups" in m else ""
-    return f"{split}: top-1 accuracy {accuracy}, macro F1 {m['macro_f1']:.4f}, {calibration}, n {m['n']}{groups}"
+    return f"{split}: top-1 accuracy {accuracy}, macro F1 {m['macro_f1']:.4f}, {calibration}, {m['n']} images{groups}"

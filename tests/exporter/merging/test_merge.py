@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import json
 import subprocess
 import sys
 from dataclasses import replace
@@ -10,7 +11,7 @@ import pytest
 
 from tests.commands.conftest import RunTl
 from tests.commands.conftest import run_tl as run_tl
-from tests.models import COLORS, make_contract, make_model, solid
+from tests.models import COLORS, make_cam_model, make_contract, make_model, solid
 from tests.spots import make_spot_model
 from tests.trainer.make import make_manifest, make_png
 from tl.data.manifests import LabeledImage
@@ -126,6 +127,31 @@ def test_merge__given_images_prove_it(members: list[Path], photos: Path, tmp_pat
     assert contract.golden.source == "images"
     hidden = do_merge(members, tmp_path / "h.onnx", images=[photos], golden="synthetic").contract
     assert hidden.golden.source == "synthetic"
+
+
+def test_merge__says_what_the_file_leaves_out(run_tl: RunTl, members: list[Path], tmp_path: Path) -> None:
+    explained = make_cam_model(tmp_path / "cam.onnx")
+    assert do_merge(members, tmp_path / "e.onnx").left_out == {}
+    assert do_merge([members[1], explained], tmp_path / "f.onnx").left_out == {"cam": ("cam",)}
+    done = run_tl("merge", members[1], explained, "-o", tmp_path / "g.onnx", "--json")
+    assert "left out: the output cam (of cam), so tl predict --explain uses occlusion" in done.err
+    assert json.loads(done.out)["left_out"] == ["cam"]
+
+
+def test_merge__outputs_of_an_exported_run_that_are_left_out(exported: Exported, tmp_path: Path) -> None:
+    copy = tmp_path / "copy.onnx"
+    copy.write_bytes(exported.path.read_bytes())
+    done = do_merge([exported.path, copy], tmp_path / "e.onnx")
+    assert list(done.left_out) == ["embedding", "ood_score"]
+
+
+def test_predict__ood_score_ignores_views(run_tl: RunTl, exported: Exported, photos: Path) -> None:
+    said = "ood_score is that of the whole image, without --tta"
+    plain = run_tl("predict", photos, "--model", exported.path)
+    augmented = run_tl("predict", photos, "--model", exported.path, "--tta", "hflip")
+    assert (said in plain.err, said in augmented.err) == (False, True)
+    scores = [[row["ood_score"] for row in done.rows()] for done in (plain, augmented)]
+    np.testing.assert_allclose(*np.array(scores, float), rtol=1e-4)  # batches of one image and of two views
 
 
 def test_merge__members_that_do_not_fit(members: list[Path], tmp_path: Path) -> None:

@@ -58,11 +58,15 @@ _PRECISIONS: tuple[Precision, ...] = ("fp32", "fp16", "int8")
 
 @dataclass(frozen=True)
 class Merged:
-    """The finished file, its contract, and the total bytes of all members."""
+    """The finished file, its contract, and the total bytes of all members.
+
+    `left_out`: outputs of the members that the file does not have, and the members that have them.
+    """
 
     path: Path
     contract: Contract
     separate_bytes: int
+    left_out: dict[str, tuple[str, ...]]
 
 
 def merge(
@@ -123,7 +127,19 @@ def merge(
 
     contract = publish(model, out, certify, lambda temporary: run_selftest(temporary, device="cpu"))
     progress.advance(note="done")
-    return Merged(Path(out), contract, sum(Path(model).stat().st_size for model in models))
+    separate_bytes = sum(Path(model).stat().st_size for model in models)
+    return Merged(Path(out), contract, separate_bytes, _left_out(ensemble, contract))
+
+
+def _left_out(ensemble: Ensemble, merged: Contract) -> dict[str, tuple[str, ...]]:
+    """Return the members that have each output that the merged file lacks."""
+    members = list(zip(ensemble.member_names, ensemble.contracts, strict=True))
+    names = dict.fromkeys(name for contract in ensemble.contracts for name in contract.outputs)
+    return {
+        name: tuple(member for member, contract in members if name in contract.outputs)
+        for name in names
+        if name not in merged.outputs
+    }
 
 
 def _check_name(out: str | os.PathLike[str], models: Sequence[str | os.PathLike[str]]) -> None:

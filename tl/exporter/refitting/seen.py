@@ -7,13 +7,14 @@ from __future__ import annotations
 
 import os
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
-from tl.data.audit import find_duplicates
+from tl.data.audit import find_duplicates, summarize
 from tl.data.images import ImageStore, check_readable, load_images
 from tl.data.manifests import USUAL_COLUMNS, LabeledImage, ManifestColumns, read_images
 from tl.data.splits import assign_splits, check_groups
@@ -21,6 +22,7 @@ from tl.errors import DataError
 from tl.evaluation.metrics import Metrics, classification_metrics
 from tl.exporter.refitting.graph import EMBEDDING
 from tl.progress import Progress
+from tl.runtime.landmarks.files import is_landmark_file
 from tl.runtime.model_file.contract import Contract
 from tl.runtime.session import Session
 
@@ -72,8 +74,10 @@ def read_labeled(
 ) -> list[LabeledImage]:
     """Read all data sets together; if only some define splits, each is split separately.
 
-    Raises `DataError`, also for a group that would be in both splits.
+    Raises `DataError`, also for landmarks, and for a group that would be in both splits.
     """
+    for each in data:
+        _check_classes(Path(each))
     found = [read_images(each, options.columns, progress.say) for each in data]
     pool = [image for images in found for image in images]
     if not any(image.split for image in pool):
@@ -81,6 +85,17 @@ def read_labeled(
     split = [p for images in found for p in assign_splits(images, options.val_fraction, options.seed)]
     check_groups(split)
     return split
+
+
+def _check_classes(data: Path) -> None:
+    """Raise `DataError` for landmark data, whose folder of photos would otherwise be taken for a class."""
+    files = sorted(data.iterdir()) if data.is_dir() else [data]
+    if points := next(filter(is_landmark_file, files), None):
+        where = str(data) if points == data else f"{data}: {points.name}"
+        raise DataError(
+            f"{where} contains landmarks, but a classifier is refitted to classes: give class folders, or a CSV with "
+            "path and label"
+        )
 
 
 def settle_class_names(contract: Contract, images: Sequence[LabeledImage], drop: bool) -> tuple[str, ...]:
@@ -123,13 +138,17 @@ def audit_data(
     store, bad = load_images(used, contract.preprocessing, "auto", progress)
     if not options.skip_bad:
         check_readable(bad, options=["skip_bad"])
-    for finding in find_duplicates(store.images, store.hashes):
-        progress.say(f"{finding.kind}: {finding.path}, {finding.other}: {finding.detail}")
+    for line in summarize([each for each in find_duplicates(store.images, store.hashes) if "labels" in each.kind]):
+        progress.say(line)
+    store = _without_copies(store, progress)
     left = {store.images[i].label for i in store.indices("train")}
     if gone := [name for name in class_names if name not in left]:
         raise DataError(f"no readable training images of {', '.join(map(repr, gone))}")
     if not store.indices("val"):
-        raise DataError("no validation images, which are required to select C and fit the temperature")
+        raise DataError(
+            "no validation images that differ from the training images, which are required to select C and fit the "
+            "temperature"
+        )
     progress.start("computing embeddings", len(store.images), "images")
     embeddings, old = [], []
     inputs = store.map(store.input, range(len(store.images)), ahead=2 * _BATCH)
@@ -141,6 +160,27 @@ def audit_data(
         progress.advance(len(batch))
     ids = np.array([class_names.index(image.label) for image in store.images], np.int64)
     return Seen(store, class_names, ids, np.concatenate(embeddings), np.concatenate(old))
+
+
+def _without_copies(store: ImageStore, progress: Progress) -> ImageStore:
+    """Leave out validation images that equal a training image: the head was fitted to them.
+
+    Folds of `tl.trainer` keep such images on one side, too.
+    """
+    fitted = {store.hashes[i] for i in store.indices("train")}
+    copies = [i for i in store.indices("val") if store.hashes[i] in fitted]
+    if not copies:
+        return store
+    progress.say(
+        f"{len(copies)} validation images equal training images and are left out, first {store.images[copies[0]].name}"
+    )
+    kept = sorted(set(range(len(store.images))) - set(copies))
+    return replace(
+        store,
+        images=tuple(store.images[i] for i in kept),
+        hashes=tuple(store.hashes[i] for i in kept),
+        kept={new: store.kept[old] for new, old in enumerate(kept) if old in store.kept},
+    )
 
 
 def score_old(seen: Seen, old_names: tuple[str, ...]) -> Metrics | None:

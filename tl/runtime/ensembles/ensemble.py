@@ -325,12 +325,28 @@ def _shared_class_names(
         lacking, extra = set(first) - set(contract.class_names), set(contract.class_names) - set(first)
         if lacking or extra:
             differences = [f"lacks {_some(lacking)}"] * bool(lacking) + [f"adds {_some(extra)}"] * bool(extra)
+            doubt = _union_fault(first, contract.class_names)
             raise EnsembleError(
-                f"the class names of {member} differ from those of {member_names[0]}: it {' and '.join(differences)}; "
-                "with classes union, the models vote on all classes of any member",
-                options=["classes=union"],
+                f"the class names of {member} differ from those of {member_names[0]}: it {' and '.join(differences)}"
+                + (f"; {doubt}" if doubt else ""),
+                options=[] if doubt else ["classes=union"],  # all vote on the classes of any member
             )
     return first
+
+
+def _union_fault(first: Sequence[str], other: Sequence[str]) -> str:
+    """Return why a vote on the classes of both makes no sense, "" if it does."""
+    own = {_plain_name(name): name for name in first if name not in other}
+    alike = [(own[_plain_name(name)], name) for name in other if name not in first and _plain_name(name) in own]
+    if alike:
+        pair = " and ".join(map(repr, alike[0]))
+        return f"{pair} look like one class in two spellings, which would split its votes"
+    return "they share no class, so they cannot vote together" if set(first).isdisjoint(other) else ""
+
+
+def _plain_name(name: str) -> str:
+    """A class name without case, spaces and marks."""
+    return "".join(letter for letter in name.casefold() if letter.isalnum()) or name
 
 
 def _some(names: set[str]) -> str:

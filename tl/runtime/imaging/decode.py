@@ -37,6 +37,7 @@ from PIL import (  # importing a plugin registers its format; JPEG's opener also
 )
 
 from tl.errors import ImageReadError
+from tl.runtime.imaging.pillow_images import PlainSource, plain_source
 from tl.runtime.imaging.preprocessing import Preprocessing
 from tl.runtime.imaging.refusals import (
     GRAY16_MODES,
@@ -48,7 +49,7 @@ from tl.runtime.imaging.refusals import (
     unidentified_fault,
 )
 
-ImageSource = str | os.PathLike[str] | bytes | BinaryIO | NDArray[np.uint8]
+ImageSource = PlainSource | Image.Image
 
 # Pillow supports more formats, but some openers start other programs (EPS, WMF) or guess (TGA has no signature).
 _PLUGINS = (
@@ -109,10 +110,12 @@ def decode_scaled(
 ) -> Decoded:
     """Decode an image: upright by EXIF, alpha over white, 16-bit scaled by `bit_depth_max`.
 
-    `source`: path, encoded bytes, seekable binary file, or a uint8 (H, W, 3) RGB array, which is returned unchanged.
+    `source`: path, encoded bytes, seekable binary file, a Pillow image (see `plain_source`), or a uint8 (H, W, 3) RGB
+    array, which is returned unchanged.
     `eighths`: maps (H, W) of the upright image to the scale, 1..8 eighths, at which a JPEG is decoded.
     Raises `ImageReadError` if the image cannot be read completely, TypeError or ValueError for an unsupported array.
     """
+    source = plain_source(source)
     if isinstance(source, np.ndarray):
         return whole(_check_array(source))
     check_source(source)
@@ -123,7 +126,9 @@ def decode_scaled(
 def check_source(source: ImageSource) -> None:
     """Raise TypeError for an unsupported type of source."""
     if not isinstance(source, bytes | str | os.PathLike | np.ndarray) and not hasattr(source, "seek"):
-        raise TypeError(f"expected a path, bytes, a binary file or an array, got {type(source).__name__}")
+        raise TypeError(
+            f"expected a path, bytes, a binary file, a Pillow image or an array, got {type(source).__name__}"
+        )
 
 
 def read_stream(source: BinaryIO) -> bytes:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from tl.runtime.metric_names import plain_name
 from tl.runtime.model_file.contract import Contract, Parity
 
 
@@ -13,7 +14,9 @@ def summarize_contract(contract: Contract) -> list[tuple[str, str]]:
     resize = f"{preprocessing.resize_mode}, {preprocessing.interpolation}, antialiased"
     if preprocessing.short_side is not None:
         resize += f", short side {preprocessing.short_side} then center crop"
-    metrics = ", ".join(f"{name} {value:.4g}" for name, value in origin.val_metrics.items() if "boot" not in name)
+    metrics = "; ".join(
+        f"{plain_name(name)} {value:.4g}" for name, value in origin.val_metrics.items() if "boot" not in name
+    )
     return [
         ("task", f"{contract.task}, {contract.precision}, schema {contract.schema_version}"),
         ("names", f"{len(names)}: {shown}"),

@@ -48,6 +48,17 @@ def check_output(path: str | os.PathLike[str], *, overwrite: bool = False) -> No
         raise OutputError(f"{final}: exists: give another name, or replace it", options=["overwrite"])
 
 
+def check_output_folder(folder: str | os.PathLike[str]) -> None:
+    """Check, before any work, that files can be written into a folder, which need not exist. Raises `OutputError`."""
+    path = Path(folder)
+    above = next(part for part in (path, *path.absolute().parents) if os.path.lexists(part))
+    if not above.is_dir():
+        raise OutputError(f"{path}: {above} is a file: give the name of a folder")
+    with output_errors(path):
+        if not os.access(above, os.W_OK | os.X_OK):
+            raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
+
+
 def no_follow(path: str, flags: int) -> int:
     """An `opener` for `open` that refuses a symbolic link, as a name that only tl uses should not be one."""
     return os.open(path, flags | getattr(os, "O_NOFOLLOW", 0), 0o666)

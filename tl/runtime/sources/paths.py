@@ -19,6 +19,7 @@ import numpy as np
 
 from tl.errors import DataError, ImageReadError
 from tl.runtime.imaging.decode import ImageSource, source_name
+from tl.runtime.imaging.pillow_images import plain_source
 from tl.runtime.sources.tables import decode_text
 
 
@@ -183,6 +184,7 @@ def read_content(source: ImageSource) -> tuple[ImageSource, str]:
 
     Raises `ImageReadError` if it cannot be read.
     """
+    source = plain_source(source)
     if isinstance(source, np.ndarray):
         return source, hashlib.sha256(np.ascontiguousarray(source).data).hexdigest()
     if isinstance(source, bytes):

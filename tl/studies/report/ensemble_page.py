@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from tl.evaluation.evaluate import Evaluation
 from tl.runtime.ensembles.voting import VOTINGS, Voting, vote
 from tl.runtime.imaging.preprocessing import Preprocessing
+from tl.runtime.metric_names import plain_name
 from tl.studies.report.charts import bar_chart, reliability_chart
 from tl.studies.report.page import Card, Chart, Code, Gallery, Note, Page, Section, Table, write_page
 from tl.studies.report.thumbnails import thumbnail
@@ -83,11 +84,17 @@ class _Told:
             [row["top1_accuracy"] for row in shown],
         )
         note = (
-            "mcnemar_p: probability of a difference from the best member at least this large if both are equally good. "
+            "p against the best member: probability of a difference from it at least this large if both are equally "
+            "good. "
             "The oracle is correct if any member is."
         )
         return Section(
-            "Members and votes", [Table(columns, [[row[c] for c in columns] for row in rows]), Chart(chart), Note(note)]
+            "Members and votes",
+            [
+                Table([plain_name(c) for c in columns], [[row[c] for c in columns] for row in rows]),
+                Chart(chart),
+                Note(note),
+            ],
         )
 
     def _agreements(self) -> Section:

@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
+from tl.runtime.metric_names import plain_name
 from tl.runtime.model_file.contract import Contract
 from tl.runtime.model_file.selftest import golden_image
 from tl.runtime.model_file.summary import summarize_contract
@@ -75,7 +76,7 @@ def build_model_page(
 def _headline(contract: Contract) -> list[tuple[str, str]]:
     metrics = contract.provenance.val_metrics
     return [
-        (f"validation {name.replace('_', ' ')}", f"{metrics[name]:.4g}")
+        (f"validation {plain_name(name)}", f"{metrics[name]:.4g}")
         for name in ("top1_accuracy", "error_px")
         if name in metrics
     ]

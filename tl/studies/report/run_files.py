@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 from tl.errors import DataError, RunError
 from tl.evaluation.calibration import class_ids_of
 from tl.runtime.landmarks.sets import ImageLandmarks
+from tl.studies.report.class_sections import Judged
 from tl.trainer.config import TrainConfig
 from tl.trainer.options import is_solved
 from tl.trainer.run_folder.run import UNFINISHED, NetworkCard, Run
@@ -67,28 +68,6 @@ class FinishedRun:
         splits = ("train", "val") if split == "val" and is_cross_validated else (split,)
         names = [row["path"] for row in self.rows("manifest.csv") if row["split"] in splits]
         return [os.path.normpath(os.path.join(self.run.folder, name)) for name in names]
-
-
-@dataclass(frozen=True)
-class Judged:
-    """A classified image. `probabilities`: float64 (C,) in class order."""
-
-    path: str
-    name: str
-    true_id: int
-    label_id: int
-    probabilities: NDArray[np.float64]
-
-    @property
-    def confidence(self) -> float:
-        """Probability of the predicted class."""
-        return float(self.probabilities[self.label_id])
-
-    @property
-    def margin(self) -> float:
-        """Difference between the two highest probabilities."""
-        first, second = np.sort(self.probabilities)[::-1][:2]
-        return float(first - second)
 
 
 def open_finished(run: Run) -> FinishedRun:

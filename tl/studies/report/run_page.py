@@ -11,13 +11,16 @@ from pathlib import Path
 import numpy as np
 
 from tl.errors import ModelFileError
+from tl.runtime.metric_names import plain_name
 from tl.runtime.model_file.contract import Contract
 from tl.runtime.model_file.summary import summarize_contract
 from tl.studies.report.charts import Line, line_chart
+from tl.studies.report.class_sections import ClassResults, accuracy_note, class_figures, class_sections
+from tl.studies.report.neighbors import open_neighbors
 from tl.studies.report.page import Block, Chart, Code, Facts, Gallery, Note, Page, Section, Table, write_page
-from tl.studies.report.run_files import FinishedRun, open_finished
+from tl.studies.report.point_sections import error_note, point_figures, point_sections
+from tl.studies.report.run_files import FinishedRun, open_finished, read_judged
 from tl.studies.report.samples import augmented_cards
-from tl.studies.report.sections import class_figures, class_sections, point_figures, point_sections
 from tl.trainer.config import TrainConfig
 from tl.trainer.config_files import own_choices
 from tl.trainer.options import is_solved
@@ -58,8 +61,10 @@ def build_run_page(finished: FinishedRun, contract: Contract | None = None) -> P
     subtitle = f"{config.method} of {config.backbone}, head {config.head}. Scores are on {seen[finished.split]}."
     if config.crop != "whole":
         subtitle += " Each photo's region was taken from the annotations; errors are larger if a locator finds it."
-    own = point_sections(finished) if is_points else class_sections(finished)
+    own = point_sections(finished) if is_points else class_sections(_class_results(finished))
+    notes = error_note(finished.scores) if is_points else accuracy_note(finished.scores)
     sections = [
+        *([Section("Uncertainty", notes)] if notes else ()),
         *_methods(finished),
         *_curves(finished),
         *own,
@@ -68,13 +73,28 @@ def build_run_page(finished: FinishedRun, contract: Contract | None = None) -> P
         *(_passport(contract) if contract else ()),
         _repeat(finished),
     ]
-    figures = point_figures(finished) if is_points else class_figures(finished)
+    figures = point_figures(finished) if is_points else class_figures(finished.scores)
     if finished.split == "test":
         val = finished.metrics["val"]
         shown = f"{val['error_px']:.2f} px" if is_points else f"{val['top1_accuracy']:.1%}"
         figures.append(("on validation", shown))
     minutes = finished.metrics["train_seconds"] / 60
     return Page(finished.name, subtitle, [*figures, ("training", f"{minutes:.1f} min")], sections)
+
+
+def _class_results(finished: FinishedRun) -> ClassResults:
+    before, temperature = finished.scores["ece_uncalibrated"], finished.metrics["temperature"]
+    calibration = (
+        f"; {before:.3f} before scaling with the temperature {temperature:.2f}, which was fitted on validation data"
+    )
+    return ClassResults(
+        class_names=finished.card.class_names,
+        preprocessing=finished.card.preprocessing,
+        scores=finished.scores,
+        judged=read_judged(finished),
+        calibration=calibration,
+        find_nearest=open_neighbors(finished),
+    )
 
 
 def _methods(finished: FinishedRun) -> list[Section]:
@@ -106,7 +126,7 @@ def _curves(finished: FinishedRun) -> list[Section]:
         for name in names:
             known = ~np.isnan(history.get(name, np.array([np.nan])))
             if known.any():
-                lines.append(Line(name, history["epoch"][known].tolist(), history[name][known].tolist()))
+                lines.append(Line(plain_name(name), history["epoch"][known].tolist(), history[name][known].tolist()))
         if lines:
             blocks.append(Chart(line_chart(title, "epoch", lines, marked_x=best)))
     speed = np.median(history["images_per_s"])

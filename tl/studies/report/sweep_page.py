@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from tl.runtime.metric_names import plain_name
 from tl.studies.ensembles import EnsembleScores
 from tl.studies.leaderboard import METRIC, Setting, best_of_variants, effects
 from tl.studies.report.charts import Line, bar_chart, line_chart
@@ -53,9 +54,12 @@ def build_sweep_page(study: Study, outcome: Outcome, command: str) -> Page:
     if best.val is not None:
         figures.append(("best on validation", best.name))
     if judged and judged[0].test is not None:
-        figures.append((f"test {METRIC[study.task][0]} of the best", f"{judged[0].test.mean:.4g}"))
+        figures.append((f"test {plain_name(METRIC[study.task][0])} of the best", f"{judged[0].test.mean:.4g}"))
     sections = [
-        Section("Leaderboard", [Table(tuple(rows[0]), [tuple(map(_cell, row.values())) for row in rows])]),
+        Section(
+            "Leaderboard",
+            [Table([plain_name(name) for name in rows[0]], [tuple(map(_cell, row.values())) for row in rows])],
+        ),
         *_selected(study, outcome),
         *_ensemble(outcome),
         *_curves(study, settings),
@@ -91,8 +95,8 @@ def _selected(study: Study, outcome: Outcome) -> list[Section]:
     columns = (
         "setting",
         "seeds",
-        f"val {metric}",
-        f"test {metric}",
+        plain_name(f"val_{metric}"),
+        plain_name(f"test_{metric}"),
         "95% CI low",
         "95% CI high",
         "model, MB",
@@ -119,7 +123,10 @@ def _ensemble(outcome: Outcome) -> list[Section]:
     if outcome.ensemble is None:
         return []
     found = outcome.ensemble
-    table = Table(found.columns, [tuple(_cell(row[name]) for name in found.columns) for row in found.rows])
+    table = Table(
+        [plain_name(name) for name in found.columns],
+        [tuple(_cell(row[name]) for name in found.columns) for row in found.rows],
+    )
     note = f"The selected models, one per variant, from seed {found.seed}: alone and combined, on {found.split} data."
     return [Section("Ensemble", [table, Note(note)])]
 
@@ -135,7 +142,7 @@ def _curves(study: Study, settings: Sequence[Setting]) -> list[Section]:
                 if ys:
                     lines.append(Line(setting.name, xs, ys))
             if lines:
-                blocks.append(Chart(line_chart(f"{title}: {column}", "epoch", lines)))
+                blocks.append(Chart(line_chart(f"{title}: {plain_name(column)}", "epoch", lines)))
     note = f"First seed of each setting, at most {_MOST_CURVES} curves. Heads that are solved without epochs have none."
     return [Section("Curves", [*blocks, Note(note)])] if blocks else []
 
@@ -155,7 +162,7 @@ def _effects(study: Study, settings: Sequence[Setting]) -> list[Section]:
     for axis in study.axes:
         found = effects(settings, axis)
         if len(found) > 1:
-            blocks.append(Chart(_effect_chart(axis, f"mean val {metric}", found)))
+            blocks.append(Chart(_effect_chart(axis, f"mean {plain_name(f'val_{metric}')}", found)))
     note = (
         "Mean over all settings with the same value on an axis. Use it as a hint for further runs, not for selection."
     )

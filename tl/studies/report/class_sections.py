@@ -1,121 +1,122 @@
-"""Build the sections of a run's report, for classes and for landmarks: metrics, errors and the images behind them."""
+"""Build the sections on a classifier's results, of a run or a model file: scores, errors and the images behind them.
+
+Knows no run folders: images, labels and scores are given.
+"""
 
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from tl.evaluation.metrics import ECE_BINS
-from tl.studies.report.charts import bar_chart, histogram, reliability_chart
-from tl.studies.report.neighbors import open_neighbors
+from tl.runtime.imaging.preprocessing import Preprocessing
+from tl.studies.report.charts import reliability_chart
 from tl.studies.report.page import Card, Chart, Gallery, Matrix, Note, Section, Table
-from tl.studies.report.run_files import FinishedRun, Found, Judged, read_found, read_judged
-from tl.studies.report.thumbnails import Marks, Thumbnail, thumbnail
+from tl.studies.report.thumbnails import Thumbnail, thumbnail
 
-_SIDE, _WORST = 420, 12
-
-
-def point_figures(finished: FinishedRun) -> list[tuple[str, str]]:
-    """Return the key figures, (name, value)."""
-    s = finished.scores
-    figures = [("mean error (95%)", f"{s['error_px']:.2f} px ({s['ci_low']:.2f} to {s['ci_high']:.2f})")]
-    if s.get("extent_error") is not None:
-        figures.append(("relative to the points' extent", f"{s['extent_error']:.2%}"))
-    if s.get("error_mm") is not None:
-        figures.append(("mean error, mm", f"{s['error_mm']:.3g}"))
-    figures += [
-        ("mean error in the input", f"{s['error_input_px']:.2f} px"),
-        ("median error", f"{s['median_px']:.2f} px"),
-    ]
-    return [*figures, ("images", str(s["n"])), ("points", str(len(finished.card.keypoint_names)))]
-
-
-def point_sections(finished: FinishedRun) -> list[Section]:
-    """Build the sections. Raises `RunError`."""
-    found = read_found(finished)
-    return [_points(finished), _spread(finished, found), _worst(finished, found)]
-
-
-def _points(finished: FinishedRun) -> Section:
-    scores = finished.scores["per_keypoint"]
-    known = {name: row for name, row in scores.items() if row["error_px"] is not None}
-    chart = bar_chart("Error of each point", "mean error, px", list(known), [row["error_px"] for row in known.values()])
-    rows = [(name, row["n"], row["error_px"], row["rmse_px"]) for name, row in scores.items()]
-    return Section("Points", [Chart(chart), Table(("point", "images", "mean error, px", "RMSE, px"), rows)])
-
-
-def _spread(finished: FinishedRun, found: Sequence[Found]) -> Section:
-    errors = np.concatenate([each.errors for each in found])
-    chart = histogram("Errors of all points", "error, px", errors[~np.isnan(errors)].tolist())
-    pck = [(f"{float(share):.0%} of the extent", value) for share, value in finished.scores["pck"].items()]
-    return Section(
-        "Errors",
-        [
-            Chart(chart),
-            Note("Share of points with an error below a fraction of the extent of the image's points (PCK):"),
-            Table(("error below", "share of points"), pck),
-        ],
-    )
-
-
-def _worst(finished: FinishedRun, found: Sequence[Found]) -> Section:
-    names = finished.card.keypoint_names
-    known = [each for each in found if not np.isnan(each.errors).all()]
-    worst = sorted(known, key=lambda each: -float(np.nanmean(each.errors)))[:_WORST]
-    cards = []
-    for each in worst:
-        k = int(np.nanargmax(each.errors))
-        lines = [
-            each.name,
-            f"mean error {np.nanmean(each.errors):.1f} px",
-            f"largest: {names[k]}, {each.errors[k]:.1f} px",
-        ]
-        image = thumbnail(each.path, finished.card.preprocessing, _SIDE, Marks(each.true_xy, each.found_xy))
-        cards.append(Card(image, lines))
-    note = f"{len(worst)} of {len(found)} images. Circles: annotated. Crosses: predicted."
-    return Section("Worst images", [Gallery(cards, note)])
-
+if TYPE_CHECKING:
+    from tl.data.features import Neighbor
 
 _SIDE, _SMALL = 144, 44
 _WRONG, _UNSURE, _RIGHT_IN_CELL, _WRONG_IN_CELL, _IN_ALL_CELLS = 60, 24, 3, 12, 240
 _SURE = 0.9
+_LEAST = (0.5, 0.7, 0.8, 0.9, 0.95, 0.99)
+_FEW = 10
 _MOST_CLASSES = 60  # a larger matrix would be unreadable
+# A report points out the interval of an accuracy that is wider than this.
+_WIDE = 0.1
 
 
-def class_figures(finished: FinishedRun) -> list[tuple[str, str]]:
+@dataclass(frozen=True)
+class Judged:
+    """A classified image. `probabilities`: float64 (C,) in class order."""
+
+    path: str
+    name: str
+    true_id: int
+    label_id: int
+    probabilities: NDArray[np.float64]
+
+    @property
+    def confidence(self) -> float:
+        """Probability of the predicted class."""
+        return float(self.probabilities[self.label_id])
+
+    @property
+    def margin(self) -> float:
+        """Difference between the two highest probabilities."""
+        first, second = np.sort(self.probabilities)[::-1][:2]
+        return float(first - second)
+
+
+@dataclass(frozen=True)
+class ClassResults:
+    """A classifier's results on labeled images. `scores`: as in `metrics.json`. `judged`: the images.
+
+    `calibration`: how the confidence was calibrated, if known. `find_nearest`: finds the training images most similar
+    to an image, if known.
+    """
+
+    class_names: tuple[str, ...]
+    preprocessing: Preprocessing
+    scores: dict[str, Any]
+    judged: Sequence[Judged]
+    calibration: str = ""
+    find_nearest: Callable[[str], list[Neighbor]] | None = None
+
+
+def class_figures(scores: dict[str, Any]) -> list[tuple[str, str]]:
     """Return the key figures, (name, value)."""
-    s = finished.scores
+    s = scores
     accuracy = f"{s['top1_accuracy']:.1%} ({s['ci_low']:.1%} to {s['ci_high']:.1%})"
     return [
         ("top-1 accuracy (95%)", accuracy),
         ("macro F1", f"{s['macro_f1']:.3f}"),
         ("calibration error", f"{s['ece']:.3f}"),
         ("images", str(s["n"])),
-        ("classes", str(len(finished.card.class_names))),
+        ("classes", str(len(s["per_class"]))),
     ]
 
 
-def class_sections(finished: FinishedRun) -> list[Section]:
-    """Build the sections. Raises `RunError`."""
-    judged = read_judged(finished)
-    shower = _Shower(finished)
+def class_sections(results: ClassResults) -> list[Section]:
+    """Build the sections."""
+    shower = _Shower(results)
     return [
-        _confusion(finished, judged, shower),
-        _classes(finished),
-        _reliability(finished, judged),
-        _wrong(judged, shower),
-        _unsure(judged, shower),
+        _confusion(results, shower),
+        _classes(results.scores),
+        _reliability(results),
+        _wrong(results.judged, shower),
+        _unsure(results.judged, shower),
     ]
+
+
+def accuracy_note(scores: dict[str, Any]) -> list[Note]:
+    """Say how uncertain the scores of few images are; nothing if there are enough."""
+    low, high, count = scores["ci_low"], scores["ci_high"], scores["n"]
+    groups = f" in {scores['groups']} groups" if "groups" in scores else ""
+    rare = [name for name, row in scores["per_class"].items() if 0 < row["n"] < _FEW]
+    notes = []
+    if high - low > _WIDE:
+        notes.append(
+            f"These are only {count} images{groups}: the accuracy on further images of this kind lies between "
+            f"{low:.0%} and {high:.0%} (95% interval). A difference from another model within that range may be chance."
+        )
+    if rare:
+        notes.append(f"Precision, recall and F1 of classes with fewer than {_FEW} images mean little: {_listed(rare)}.")
+    return [Note(text) for text in notes]
 
 
 class _Shower:
     """Convert classified images to cards. Each thumbnail is created once."""
 
-    def __init__(self, finished: FinishedRun) -> None:
-        self._names, self._preprocessing = finished.card.class_names, finished.card.preprocessing
-        self._find_nearest = open_neighbors(finished)
+    def __init__(self, results: ClassResults) -> None:
+        self._names, self._preprocessing = results.class_names, results.preprocessing
+        self._find_nearest = results.find_nearest
         self._made: dict[tuple[str, int], Thumbnail | None] = {}
 
     @property
@@ -140,8 +141,8 @@ class _Shower:
         return self._made[path, side]
 
 
-def _confusion(finished: FinishedRun, judged: Sequence[Judged], shower: _Shower) -> Section:
-    names, counts = finished.card.class_names, finished.scores["confusion"]
+def _confusion(results: ClassResults, shower: _Shower) -> Section:
+    names, counts = results.class_names, results.scores["confusion"]
     if len(names) > _MOST_CLASSES:
         pairs = [
             (counts[i][j], names[i], names[j])
@@ -152,7 +153,7 @@ def _confusion(finished: FinishedRun, judged: Sequence[Judged], shower: _Shower)
         rows = [(true, decided, count) for count, true, decided in sorted(pairs, reverse=True)[:100]]
         return Section("Confusion", [Table(("true", "predicted", "images"), rows)])
     cells: dict[tuple[int, int], list[Judged]] = defaultdict(list)
-    for each in sorted(judged, key=lambda each: -each.confidence):
+    for each in sorted(results.judged, key=lambda each: -each.confidence):
         cells[each.true_id, each.label_id].append(each)
     shown: dict[tuple[int, int], list[Card]] = {}
     left = _IN_ALL_CELLS
@@ -164,17 +165,14 @@ def _confusion(finished: FinishedRun, judged: Sequence[Judged], shower: _Shower)
     return Section("Confusion", [Matrix(names, counts, shown)])
 
 
-def _classes(finished: FinishedRun) -> Section:
-    rows = [
-        (name, row["n"], row["precision"], row["recall"], row["f1"])
-        for name, row in finished.scores["per_class"].items()
-    ]
+def _classes(scores: dict[str, Any]) -> Section:
+    rows = [(name, row["n"], row["precision"], row["recall"], row["f1"]) for name, row in scores["per_class"].items()]
     return Section("Classes", [Table(("class", "images", "precision", "recall", "F1"), rows)])
 
 
-def _reliability(finished: FinishedRun, judged: Sequence[Judged]) -> Section:
-    sure = np.array([each.confidence for each in judged])
-    right = np.array([each.label_id == each.true_id for each in judged])
+def _reliability(results: ClassResults) -> Section:
+    sure = np.array([each.confidence for each in results.judged])
+    right = np.array([each.label_id == each.true_id for each in results.judged])
     bins = np.minimum((sure * ECE_BINS).astype(int), ECE_BINS - 1)
     filled = [b for b in range(ECE_BINS) if (bins == b).any()]
     chart = reliability_chart(
@@ -183,12 +181,13 @@ def _reliability(finished: FinishedRun, judged: Sequence[Judged]) -> Section:
         [float(right[bins == b].mean()) for b in filled],
         [int((bins == b).sum()) for b in filled],
     )
-    s = finished.scores
-    note = (
-        f"Expected calibration error {s['ece']:.3f}; {s['ece_uncalibrated']:.3f} before scaling with the temperature "
-        f"{finished.metrics['temperature']:.2f}, which was fitted on validation data."
-    )
-    return Section("Confidence", [Chart(chart), Note(note)])
+    kept = [(f"{least:.0%}", int((sure >= least).sum()), float((sure >= least).mean())) for least in _LEAST]
+    rows = [
+        (*row, float(right[sure >= least].mean()) if row[1] else None) for row, least in zip(kept, _LEAST, strict=True)
+    ]
+    note = f"Calibration error {results.scores['ece']:.3f}{results.calibration}."
+    table = Table(("confidence at least", "images", "share of images", "accuracy"), rows)
+    return Section("Confidence", [Chart(chart), Note(note), table])
 
 
 def _wrong(judged: Sequence[Judged], shower: _Shower) -> Section:
@@ -227,3 +226,7 @@ def _usual_confidence(judged: Sequence[Judged]) -> dict[int, float]:
 
 def _more(count: int, shown: int) -> str:
     return f"; {shown} are shown" if count > shown else ""
+
+
+def _listed(names: Sequence[str]) -> str:
+    return ", ".join(names[:10]) + (f" and {len(names) - 10} more" if len(names) > 10 else "")

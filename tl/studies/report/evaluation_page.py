@@ -1,0 +1,94 @@
+"""Build the report of one classifier's evaluation on labeled images: scores, errors, calibration, prediction sets."""
+
+from __future__ import annotations
+
+import os
+import shlex
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from tl.evaluation.evaluate import Evaluation
+from tl.evaluation.metrics import wilson_interval
+from tl.runtime.ensembles.selective import conformal_limit, prediction_sets
+from tl.runtime.model_file.contract import Contract
+from tl.runtime.model_file.summary import summarize_contract
+from tl.runtime.results import Failure
+from tl.studies.report.class_sections import ClassResults, Judged, accuracy_note, class_figures, class_sections
+from tl.studies.report.page import Block, Code, Facts, Note, Page, Section, Table, write_page
+
+_COVERAGES = (0.8, 0.9, 0.95, 0.99)
+
+
+def write_evaluation_report(evaluation: Evaluation, contract: Contract, split: str, path: Path) -> Path:
+    """Write the page. Raises `OutputError`, `MissingExtraError`."""
+    command = shlex.join(["tl", *sys.argv[1:]])
+    write_page(build_evaluation_page(evaluation, contract, split, command), path)
+    return path
+
+
+def build_evaluation_page(evaluation: Evaluation, contract: Contract, split: str, command: str) -> Page:
+    """Build the page of an evaluation of one model file. `command`: command line that repeats it."""
+    (decided,), scores = evaluation.decided, evaluation.rows[0]
+    common = os.path.commonpath([Path(path).parent for path in evaluation.paths])
+    judged = [
+        Judged(path, os.path.relpath(path, common), int(true_id), int(label_id), probabilities.astype(np.float64))
+        for path, true_id, label_id, probabilities in zip(
+            evaluation.paths, evaluation.true_ids, decided.label_ids, decided.probabilities, strict=True
+        )
+    ]
+    results = ClassResults(evaluation.class_names, contract.preprocessing, scores, judged)
+    confusion, classes, confidence, *images = class_sections(results)
+    notes = accuracy_note(scores)
+    sections = [
+        *([Section("Uncertainty", notes)] if notes else ()),
+        confusion,
+        classes,
+        confidence,
+        _coverage(decided.probabilities, evaluation.true_ids, contract),
+        *images,
+        *_unreadable(evaluation.failures),
+        Section("Model file", [Facts(dict(summarize_contract(contract)))]),
+        Section("Repeat", [Code(command)]),
+    ]
+    subtitle = f"{decided.model}, {contract.provenance.backbone}. {_of_split(split)}"
+    return Page(f"Evaluation of {decided.model}", subtitle, class_figures(scores), sections)
+
+
+def _of_split(split: str) -> str:
+    if split == "all":
+        return "Scores are on all images of the data; they are too optimistic if the model was trained on some of them."
+    return f"Scores are on the split '{split}'."
+
+
+def _coverage(probabilities: NDArray[np.float32], true_ids: NDArray[np.int64], contract: Contract) -> Section:
+    """How often the prediction sets of the file contain the true class on these images, and how large they are."""
+    title = "Prediction sets"
+    if contract.conformal is None:
+        return Section(title, [Note("The file has no scores of held-out images, so it gives no prediction sets.")])
+    rows = []
+    for coverage in _COVERAGES:
+        sets = prediction_sets(probabilities, conformal_limit(contract.conformal.scores, coverage))
+        sizes, count = sets.sum(axis=1), len(true_ids)
+        held = int(sets[np.arange(count), true_ids].sum())
+        low, high = wilson_interval(held, count)
+        rows.append((f"{coverage:.0%}", held / count, low, high, float(sizes.mean()), float((sizes == 1).mean())))
+    columns = ("coverage asked", "coverage found", "95% low", "95% high", "classes in a set", "sets of one class")
+    note = (
+        "A set contains the true class with the coverage asked, if these images are like those that it was measured on "
+        f"({len(contract.conformal.scores)}, {contract.conformal.source}). An interval below the coverage asked means "
+        "that they are not: the sets promise too much here."
+    )
+    blocks: list[Block] = [Table(columns, rows), Note(note)]
+    return Section(title, blocks)
+
+
+def _unreadable(failures: Sequence[Failure]) -> list[Section]:
+    if not failures:
+        return []
+    note = Note(f"{len(failures)} images could not be read and are not part of the scores.")
+    table = Table(("image", "reason"), [(failure.path, failure.error) for failure in failures])
+    return [Section("Unreadable images", [note, table])]
