@@ -50,7 +50,7 @@ def has_hidden_values(head: bytes) -> bool:
 
 def read_values(source: ImageSource) -> StoredValues | None:
     """Return the stored values of a path, bytes or a binary file; None without 16 bits and alpha, or if unreadable."""
-    if isinstance(source, np.ndarray):
+    if isinstance(source, np.ndarray | Image.Image):
         return None
     try:
         with reading(source) as stream:
