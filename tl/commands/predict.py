@@ -21,6 +21,7 @@ from tl.commands.options import (
     open_landmark_predictor,
     open_models,
     open_predictor,
+    warn_if_dark,
 )
 from tl.commands.requests import from_flags, refuse_given
 from tl.errors import ConfigError, DataError, WorkerError
@@ -65,6 +66,10 @@ class _Images:
             rich_help_panel=_INPUT_AND_OUTPUT,
         ),
     ] = False
+    max_file_size: Annotated[
+        int,
+        typer.Option(min=1, help="Largest image read from an archive, in MiB.", rich_help_panel=_INPUT_AND_OUTPUT),
+    ] = 128
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -208,7 +213,7 @@ def command(request: PredictRequest) -> None:
         raise ConfigError("--resume and --retry-failed require an output file: give --out")
     inputs = _find_images(request.images)
     predictor = _open(request, len(inputs))
-    _warn_if_dark(predictor, inputs)
+    warn_if_dark(predictor, inputs)
     if _write_predictions(predictor, inputs, request):
         raise typer.Exit(EXIT_SOME_FAILED)
 
@@ -228,14 +233,6 @@ def _open(request: PredictRequest, count: int) -> AnyPredictor:
     if classes.decode_processes is None:
         predictor.decode_processes = _suited_processes(predictor, count)
     return predictor
-
-
-def _warn_if_dark(predictor: AnyPredictor, inputs: Inputs) -> None:
-    from tl.runtime.imaging.inspection import find_dark
-
-    contracts = [session.contract for session in predictor.ensemble.sessions if session.contract is not None]
-    if warning := find_dark(inputs, min(contract.preprocessing.bit_depth_max for contract in contracts)):
-        warn(f"warning: {warning}")
 
 
 def _suited_processes(predictor: AnyPredictor, count: int) -> int:
@@ -343,7 +340,7 @@ def _find_images(flags: _Images) -> Inputs:
     if not images and files_from is None:
         raise ConfigError("nothing to predict: give images, folders or --files-from")
     listed = read_path_list(files_from, null=flags.null) if files_from is not None else []
-    found = find_inputs(images, listed=listed)
+    found = find_inputs(images, listed=listed, max_member_bytes=flags.max_file_size << 20)
     if found.passed_over:
         warn(f"skipped: {found.passed_over}")
     if not found:

@@ -7,12 +7,12 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from io import BytesIO
 
 from tl.errors import ImageReadError
 from tl.runtime.imaging.decode import ImageSource
-from tl.runtime.sources.archives import Member, is_archive, iter_members
+from tl.runtime.sources.archives import MAX_MEMBER_BYTES, Member, is_archive, iter_members
 from tl.runtime.sources.paths import FoundImages, expand_name, find_images, is_image_name
 
 
@@ -46,17 +46,18 @@ class Inputs:
 
 @dataclass(frozen=True)
 class Archive:
-    """A zip or tar archive that contains `count` images."""
+    """A zip or tar archive that contains `count` images, of which those up to `max_bytes` are read."""
 
     path: str
     count: int
     hidden: int
     not_images: int
     links: int
+    max_bytes: int = MAX_MEMBER_BYTES
 
     def images(self) -> Iterator[ImageSource]:
         """Yield its images, in memory, named `ARCHIVE/MEMBER`. Raises `DataError` if the archive is damaged."""
-        for member in iter_members(self.path):
+        for member in iter_members(self.path, self.max_bytes):
             if _kind(member) == "image":
                 yield _load(f"{self.path}/{member.name}", member)
 
@@ -85,9 +86,12 @@ class UnreadableFile(BytesIO):
         raise ImageReadError(self.name, self._reason)
 
 
-def find_inputs(inputs: Iterable[str | os.PathLike[str]], *, listed: Iterable[str] = ()) -> Inputs:
+def find_inputs(
+    inputs: Iterable[str | os.PathLike[str]], *, listed: Iterable[str] = (), max_member_bytes: int = MAX_MEMBER_BYTES
+) -> Inputs:
     """Return the images of `inputs`, then of `listed`: names, not patterns; a missing one becomes an error row.
 
+    `max_member_bytes`: a larger image in an archive becomes an error row, because archives are read into memory.
     Reads the member lists of archives completely. Raises `DataError` for damaged archives, and like `find_images`.
     """
     parts = [_find(name) for given in inputs for name in expand_name(os.fspath(given))]
@@ -98,6 +102,7 @@ def find_inputs(inputs: Iterable[str | os.PathLike[str]], *, listed: Iterable[st
             files = []
         else:
             files.append(name)
+    parts = [replace(part, max_bytes=max_member_bytes) if isinstance(part, Archive) else part for part in parts]
     return Inputs((*parts, _plain(files)))
 
 
