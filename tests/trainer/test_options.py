@@ -391,6 +391,7 @@ def test_resolve__nan_is_refused(name: str) -> None:
         ("label_smoothing", -0.1),
         ("bit_depth_max", 255),
         ("bit_depth_max", 65536),
+        ("image_size", 8193),
         ("head_sizes", (8, 0)),
         ("c_values", (0.1, 0.0)),
         ("c_values", (float("nan"),)),

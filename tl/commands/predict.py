@@ -22,6 +22,7 @@ from tl.commands.options import (
     open_landmark_predictor,
     open_models,
     open_predictor,
+    warn_if_dark,
 )
 from tl.commands.requests import from_flags, refuse_given
 from tl.errors import ConfigError, DataError, WorkerError
@@ -73,6 +74,10 @@ class _Images:
             rich_help_panel=_INPUT_AND_OUTPUT,
         ),
     ] = False
+    max_file_size: Annotated[
+        int,
+        typer.Option(min=1, help="Largest image read from an archive, in MiB.", rich_help_panel=_INPUT_AND_OUTPUT),
+    ] = 128
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -84,10 +89,18 @@ class _Output:
         typer.Option(
             "--out",
             "-o",
-            help="Output file: .csv, .jsonl or .parquet; for landmarks also .tps or .json (COCO). Default: CSV on "
+            help="Output file: .csv, .xlsx, .jsonl or .parquet; for landmarks also .tps or .json (COCO). Default: CSV on "
             "stdout.",
         ),
     ] = None
+    excel: Annotated[
+        bool,
+        typer.Option(
+            "--excel",
+            help="Write a .csv for spreadsheet programs: no text is run as a formula.",
+            rich_help_panel=_INPUT_AND_OUTPUT,
+        ),
+    ] = False
     resume: Annotated[
         bool,
         typer.Option(
@@ -212,11 +225,11 @@ def command(request: PredictRequest) -> None:
     the output records the finished images for --resume.
     """
     out = request.output
-    if out.output is None and (out.resume or out.retry_failed):
-        raise ConfigError("--resume and --retry-failed require an output file: give --out")
+    if out.output is None and (out.resume or out.retry_failed or out.excel):
+        raise ConfigError("--resume, --retry-failed and --excel require an output file: give --out")
     inputs = _find_images(request.images)
     predictor = _open(request, len(inputs))
-    _warn_if_dark(predictor, inputs)
+    warn_if_dark(predictor, inputs)
     if not _write_predictions(predictor, inputs, request):
         raise typer.Exit(EXIT_SOME_FAILED)
 
@@ -240,14 +253,6 @@ def _open(request: PredictRequest, count: int) -> AnyPredictor:
     if classes.decode_processes is None:
         predictor.decode_processes = _suited_processes(predictor, count)
     return predictor
-
-
-def _warn_if_dark(predictor: AnyPredictor, inputs: Inputs) -> None:
-    from tl.runtime.imaging.inspection import find_dark
-
-    contracts = [session.contract for session in predictor.ensemble.sessions if session.contract is not None]
-    if warning := find_dark(inputs, min(contract.preprocessing.bit_depth_max for contract in contracts)):
-        warn(f"warning: {warning}")
 
 
 def _suited_processes(predictor: AnyPredictor, count: int) -> int:
@@ -298,7 +303,7 @@ def _find_images(flags: _Images) -> Inputs:
     if not images and files_from is None:
         raise ConfigError("nothing to predict: give images, folders or --files-from")
     listed = read_path_list(files_from, null=flags.null) if files_from is not None else []
-    found = find_inputs(images, listed=listed, images=flags.images_in)
+    found = find_inputs(images, listed=listed, images=flags.images_in, max_member_bytes=flags.max_file_size << 20)
     if found.passed_over:
         warn(f"skipped: {found.passed_over}")
     if not found:
@@ -335,6 +340,7 @@ def _write_predictions(predictor: AnyPredictor, images: Inputs, request: Predict
                 retry_failed=out.retry_failed,
                 fail_fast=out.fail_fast,
                 overwrite=out.overwrite,
+                for_excel=out.excel,
                 advance=lambda tally: progress.advance(),
                 see=see,
             )

@@ -17,6 +17,7 @@ from tl.commands.options import Device
 def command(
     model: Annotated[Path, typer.Argument(help="Model file.", show_default=False)],
     device: Device = "auto",
+    max_seconds: Annotated[float, typer.Option(min=0.1, help="Stop a model that computes longer than this.")] = 300.0,
     as_json: Annotated[bool, typer.Option("--json", help="Print the result as JSON on stdout.")] = False,
 ) -> None:
     """Run a model file's golden samples on this machine and compare the outputs with the stored ones.
@@ -29,7 +30,7 @@ def command(
     from tl.runtime.model_file.selftest import run_selftest
 
     check_model_files(model)
-    result = run_selftest(model, device=device)
+    result = run_selftest(model, device=device, max_seconds=max_seconds)
     warn(
         f"{model}: verified on {device_name(result.provider)}: {result.samples} samples, "
         f"max difference {result.max_abs_diff:.1e} (allowed {result.tolerance:.0e})"

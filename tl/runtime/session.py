@@ -10,6 +10,8 @@ import os
 from collections.abc import Sequence
 from contextlib import redirect_stdout
 from io import StringIO
+from threading import Timer
+from types import TracebackType
 from typing import Any
 
 import numpy as np
@@ -72,16 +74,21 @@ class Session:
         if self.contract is not None:
             self._check_graph(self.contract)
 
-    def run(self, images: NDArray[np.uint8], outputs: Sequence[str]) -> list[NDArray[np.float32]]:
+    def run(
+        self, images: NDArray[np.uint8], outputs: Sequence[str], *, max_seconds: float | None = None
+    ) -> list[NDArray[np.float32]]:
         """Run a batch. `images`: uint8 (N, H, W, 3) RGB of the input size. Returns the named outputs in order.
 
-        Raises `DeviceError`, and `ModelFileError` for outputs that cannot be right, whatever the contract says.
+        `max_seconds`: ends the run at the next operator after this time. Raises `DeviceError`, and `ModelFileError` for
+        outputs that cannot be right, whatever the contract says, and for a run that was ended.
         """
+        names, limit = [self._graph_names.get(name, name) for name in outputs], _TimeLimit(max_seconds)
         try:
-            results: list[NDArray[np.float32]] = self._session.run(
-                [self._graph_names.get(name, name) for name in outputs], {INPUT_NAME: images}
-            )
+            with limit:
+                results: list[NDArray[np.float32]] = self._session.run(names, {INPUT_NAME: images}, limit.options)
         except Exception as error:  # onnxruntime's exception types share no base class but Exception
+            if limit.is_over:
+                raise ModelFileError(f"{self.path}: did not finish within {max_seconds:.3g} s") from error
             if type(error).__module__.startswith("onnxruntime"):
                 raise DeviceError(f"{self.path}: onnxruntime failed on {self.provider}: {first_line(error)}") from error
             raise
@@ -135,6 +142,36 @@ class Session:
             raise ModelFileError(
                 f"{self.path}: the contract declares outputs that the graph does not have: {sorted(missing)}"
             )
+
+
+class _TimeLimit:
+    """Ends a run after a time, None for never. Source: onnxruntime's RunOptions.terminate."""
+
+    def __init__(self, seconds: float | None) -> None:
+        self.options: Any = None
+        if seconds is not None:
+            self.options = _onnxruntime().RunOptions()
+            self.options.log_severity_level = _FATAL_ONLY
+            self._timer = Timer(seconds, self._end)
+            self._timer.daemon = True
+
+    def _end(self) -> None:
+        self.options.terminate = True
+
+    @property
+    def is_over(self) -> bool:
+        """Whether the time is over."""
+        return self.options is not None and bool(self.options.terminate)
+
+    def __enter__(self) -> None:
+        if self.options is not None:
+            self._timer.start()
+
+    def __exit__(
+        self, kind: type[BaseException] | None, value: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        if self.options is not None:
+            self._timer.cancel()
 
 
 def cuda_fault() -> str | None:

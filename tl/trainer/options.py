@@ -37,6 +37,8 @@ from tl.trainer.config import (
 )
 from tl.trainer.models.backbone_info import family_of, has_norm
 
+_MAX_IMAGE_SIZE = 8192
+
 _Value = TypeVar("_Value")
 
 
@@ -111,7 +113,7 @@ def _resolve_method(config: TrainConfig, where: str) -> TrainConfig:
         config = dataclasses.replace(config, lr=rates.get(str(config.optimizer)))
     if not config.out:
         config = dataclasses.replace(config, out=_default_out(config))
-    raise_faults([*_range_faults(config), *_combination_faults(config)], where)
+    raise_faults([*_range_faults(config), *_image_faults(config), *_combination_faults(config)], where)
     return config
 
 
@@ -195,6 +197,15 @@ def _budget_faults(config: TrainConfig) -> list[str]:
     return [f"budget must be a duration such as 90s, 10m or 2h, found '{config.budget}'"]
 
 
+def _image_faults(config: TrainConfig) -> list[str]:
+    faults = []
+    if not 255 < config.bit_depth_max <= 65535:
+        faults.append(f"bit_depth_max must be 256..65535, found {config.bit_depth_max}")
+    if config.image_size is not None and config.image_size > _MAX_IMAGE_SIZE:
+        faults.append(f"image_size must be at most {_MAX_IMAGE_SIZE}, found {config.image_size}")
+    return faults
+
+
 def _range_faults(config: TrainConfig) -> list[str]:
     positive = (
         *("per_class", "image_size", "views", "epochs", "batch_size", "accumulate", "drop_epochs", "patience"),
@@ -219,8 +230,6 @@ def _range_faults(config: TrainConfig) -> list[str]:
         faults.append(f"layer_lr_decay must be above 0 and at most 1, found {config.layer_lr_decay}")
     if config.clip_norm is not None and not 0 < config.clip_norm < math.inf:
         faults.append(f"clip_norm must be positive, found {config.clip_norm}")
-    if not 255 < config.bit_depth_max <= 65535:
-        faults.append(f"bit_depth_max must be 256..65535, found {config.bit_depth_max}")
     for name in ("head_sizes", "c_values"):
         if not all(0 < value < math.inf for value in getattr(config, name)):
             faults.append(f"{name} must be positive, found {getattr(config, name)}")

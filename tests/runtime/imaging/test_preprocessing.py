@@ -57,6 +57,8 @@ def test_build_recipe__states_every_rule() -> None:
         ({"pad_rgb": (-1, 0, 0)}, "pad_rgb must be 0..255"),
         ({"bit_depth_max": 255}, "bit_depth_max must be 256..65535"),
         ({"bit_depth_max": 65536}, "bit_depth_max must be 256..65535"),
+        ({"input_hw": (60_000, 60_000)}, "exceeds 134217728 pixels"),
+        ({"resize_mode": "short_side", "short_side": 60_000}, "exceeds 134217728 pixels"),
     ],
 )
 def test_build_recipe__impossible_values(changes: dict[str, Any], message: str) -> None:

@@ -178,6 +178,11 @@ def test_parse_contract__wrong_type_is_named(path: tuple[str, ...]) -> None:
         (("preprocessing", "resize_mode"), "stretch", "contract.preprocessing.resize_mode"),
         (("preprocessing", "alpha"), "black", "contract.preprocessing.alpha: expected one of white, found 'black'"),
         (("preprocessing", "input_hw"), [0, 8], "contract.preprocessing: input_hw must be positive"),
+        (
+            ("preprocessing", "input_hw"),
+            [60_000, 60_000],
+            "contract.preprocessing: input_hw (60000, 60000) or short_side",
+        ),
         (("preprocessing", "bit_depth_max"), 99, "contract.preprocessing: bit_depth_max"),
         (("parity", "images"), 1.5, "contract.parity.images: expected an integer"),
     ],

@@ -2,13 +2,16 @@ from __future__ import annotations
 
 import base64
 import dataclasses
+import time
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import onnx
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from onnx import TensorProto, helper, numpy_helper
 
 from tests.models import color_probabilities, make_contract, make_model, solid
 from tests.runtime.images import encode, noise, png
@@ -126,3 +129,37 @@ def test_golden_image__fuzzed(edits: list[tuple[float, int]], keep: float) -> No
     except ModelFileError:
         return
     assert image.shape == (8, 8, 3)
+
+
+def endless(path: Path) -> Path:
+    """The color model, whose probabilities pass through a loop that never ends."""
+    model = onnx.load(make_model(path, contract=CONTRACT))
+    node = next(node for node in model.graph.node if "probabilities" in node.output)
+    node.output[list(node.output).index("probabilities")] = "before"
+    shape = ["N", 3]
+    body = helper.make_graph(
+        [helper.make_node("Identity", ["go"], ["on"]), helper.make_node("Identity", ["x"], ["y"])],
+        "body",
+        [
+            helper.make_tensor_value_info("i", TensorProto.INT64, []),
+            helper.make_tensor_value_info("go", TensorProto.BOOL, []),
+            helper.make_tensor_value_info("x", TensorProto.FLOAT, shape),
+        ],
+        [
+            helper.make_tensor_value_info("on", TensorProto.BOOL, []),
+            helper.make_tensor_value_info("y", TensorProto.FLOAT, shape),
+        ],
+    )
+    model.graph.initializer.append(numpy_helper.from_array(np.array(True), "true"))
+    model.graph.node.append(helper.make_node("Loop", ["", "true", "before"], ["probabilities"], body=body))
+    onnx.save(model, path)
+    return path
+
+
+def test_run_selftest__endless_loop(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    begun = time.monotonic()
+    with pytest.raises(ModelFileError, match=r"m.onnx: the self-test did not finish within 0.5 s") as caught:
+        run_selftest(endless(tmp_path / "m.onnx"), device="cpu", max_seconds=0.5)
+    assert time.monotonic() - begun < 20  # it would never end
+    assert caught.value.options == ("max_seconds=3600",)
+    assert capfd.readouterr() == ("", "")

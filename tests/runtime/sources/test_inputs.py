@@ -127,3 +127,11 @@ def test_read_path_list__faults(tmp_path: Path) -> None:
         read_path_list(str(tmp_path / "list"))
     with pytest.raises(DataError, match="list of names cannot be read"):
         read_path_list(str(tmp_path / "gone"))
+
+
+def test_find_inputs__a_large_image_in_an_archive_becomes_an_error_row(tmp_path: Path) -> None:
+    archive = make_zip(tmp_path / "z.zip", {"a.png": RED, "b.png": bytes(2 << 20)})
+    small, large = find_inputs([archive], max_member_bytes=1 << 20)
+    assert small.read() == RED  # type: ignore[union-attr]
+    with pytest.raises(ImageReadError, match="above the limit of 1 MiB for images in archives: raise max_file_size"):
+        large.read()  # type: ignore[union-attr]

@@ -5,6 +5,7 @@ Defines and validates the options; `decode` and `geometry` implement them.
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import Literal
 
@@ -13,6 +14,9 @@ from typing import Literal
 JpegScale = Literal["full", "2x"]
 ResizeMode = Literal["squash", "letterbox", "short_side"]
 Interpolation = Literal["nearest", "bilinear", "bicubic", "lanczos"]
+
+# A model file may ask for any input; this one takes 400 MB for each image.
+MAX_INPUT_PIXELS = 1 << 27
 
 
 @dataclass(frozen=True)
@@ -43,6 +47,10 @@ class Preprocessing:
     def __post_init__(self) -> None:
         if min(self.input_hw) < 1:
             raise ValueError(f"input_hw must be positive, got {self.input_hw}")
+        if math.prod(self.input_hw) > MAX_INPUT_PIXELS or (self.short_side or 0) ** 2 > MAX_INPUT_PIXELS:
+            raise ValueError(
+                f"input_hw {self.input_hw} or short_side {self.short_side} exceeds {MAX_INPUT_PIXELS} pixels"
+            )
         if (self.resize_mode == "short_side") != (self.short_side is not None):
             raise ValueError(f"short_side applies only to resize_mode 'short_side', got {self.resize_mode!r}")
         if self.short_side is not None and self.short_side < max(self.input_hw):

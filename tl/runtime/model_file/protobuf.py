@@ -120,6 +120,11 @@ class Wire:
         except UnicodeDecodeError as error:
             raise WireError(f"{what} that is not UTF-8, at byte {start}") from error
 
+    def integers(self, start: int, stop: int) -> list[int]:
+        """Return the signed 64-bit numbers of raw data, lowest byte first."""
+        data = self._read(start, stop)
+        return [int.from_bytes(data[i : i + 8], "little", signed=True) for i in range(0, len(data) - 7, 8)]
+
     def _read(self, start: int, stop: int) -> bytes:
         if start >= stop:
             return b""
@@ -138,7 +143,7 @@ MODEL: Message = {7: one("graph"), 14: many("metadata_props"), 20: many("trainin
 TRAINING: Message = {1: one("initialization"), 2: one("algorithm")}
 FUNCTION: Message = {1: one("name"), 7: many("node"), 10: one("domain"), 11: many("attribute_proto")}
 GRAPH: Message = {1: many("node"), 5: many("initializer"), 15: many("sparse_initializer")}
-NODE: Message = {4: one("op_type"), 5: many("attribute"), 7: one("domain")}
+NODE: Message = {1: many("input"), 2: many("output"), 4: one("op_type"), 5: many("attribute"), 7: one("domain")}
 ATTRIBUTE: Message = {
     5: one("t"),
     6: one("g"),

@@ -15,6 +15,7 @@ from typing import BinaryIO
 
 from tl.errors import ModelFileError
 from tl.runtime.model_file.contract import MAX_CONTRACT_BYTES, METADATA_KEY
+from tl.runtime.model_file.declared_sizes import MAX_SHAPE_VALUES, SIZED, DeclaredSizes
 from tl.runtime.model_file.protobuf import (
     ATTRIBUTE,
     ENTRY,
@@ -108,6 +109,7 @@ _BITS = (
     | dict.fromkeys((7, 11, 13, 14), 64)
     | {15: 128}
 )
+_INT64 = 7
 _MAX_BITS = max(_BITS.values())
 _ELEMENTS_A_BYTE = 4  # maximum, for 2-bit integers
 _CURE = "the file is damaged or malicious, download or export it again"
@@ -115,7 +117,10 @@ _CURE = "the file is damaged or malicious, download or export it again"
 
 @dataclass(slots=True)
 class _Tensor:
-    """A TensorProto without its elements. `raw`, `typed`: payload bytes, in `raw_data` and in typed lists."""
+    """A TensorProto without its elements. `raw`, `typed`: payload bytes, in `raw_data` and in typed lists.
+
+    `places`: where 64-bit integers are stored, as raw data or as varints.
+    """
 
     name: tuple[int, int] | None = None
     data_type: int = 0
@@ -123,6 +128,7 @@ class _Tensor:
     raw: int | None = None
     typed: int = 0
     is_external: bool = False
+    places: list[tuple[int, int]] = field(default_factory=list)
 
 
 class TensorCheck:
@@ -132,11 +138,20 @@ class TensorCheck:
         self._wire = wire
         self._unpacked_bytes = 0
 
-    def tensor(self, begin: int, end: int) -> None:
+    def tensor(self, begin: int, end: int) -> _Tensor:
         """Check a TensorProto. Raises `ModelFileError` without the file's name."""
         tensor = self._read(begin, end)
         if fault := _fault(tensor):
             raise ModelFileError(f"tensor {self._wire.text(tensor.name, 'a tensor name')[:80]!r}: {fault}")
+        return tensor
+
+    def shape_values(self, tensor: _Tensor) -> list[int] | None:
+        """Return the numbers of a checked tensor if it is a short list of 64-bit integers, as shapes are."""
+        if tensor.data_type != _INT64 or math.prod(tensor.dims) > MAX_SHAPE_VALUES:
+            return None
+        if tensor.raw is not None:
+            return [value for place in tensor.places for value in self._wire.integers(*place)]
+        return [value for place in tensor.places for value in islice(self._wire.numbers(*place), MAX_SHAPE_VALUES)]
 
     def sparse(self, begin: int, end: int) -> None:
         """Check a SparseTensorProto. Raises `ModelFileError` without the file's name."""
@@ -164,10 +179,13 @@ class TensorCheck:
                 tensor.name = start, stop
             elif name == "raw_data":
                 tensor.raw = stop - start
+                tensor.places = [(start, stop)]
             elif name == "data_location":
                 tensor.is_external = start != 0
             else:
                 tensor.typed += max(stop - start, 1)  # an unpacked number, or a text, takes at least one byte
+                if name == "int64_data" and tensor.raw is None and len(tensor.places) < MAX_SHAPE_VALUES:
+                    tensor.places.append((start, stop))
         return tensor
 
     def _add_dims(self, dims: list[int], start: int, stop: int) -> None:
@@ -212,6 +230,9 @@ _IMPOSTORS = (
     (b"\x1f\x8b", "a gzip archive, expected an ONNX model: unpack it"),
     (b"<", "a web page or XML, expected an ONNX model: the download failed or requires a login, download it again"),
 )
+
+
+_WITH_SIZE = {("", name) for name in (*SIZED, "Constant")}
 
 
 @dataclass(frozen=True)
@@ -264,6 +285,7 @@ class _Walk:
         self._wire = wire
         self._tensors = TensorCheck(wire)
         self._operators = Operators()
+        self._sizes = DeclaredSizes()
 
     def model(self, size: int) -> str | None:
         """Check everything. Returns the contract's text, None without one."""
@@ -285,6 +307,7 @@ class _Walk:
         if not has_graph:
             raise WireError("it contains no graph")
         self._operators.check()
+        self._sizes.check()
         return contracts[0] if contracts else None
 
     def _contract(self, begin: int, end: int) -> list[str]:
@@ -301,6 +324,7 @@ class _Walk:
     def _function(self, begin: int, end: int) -> None:
         names = {}
         calls: Counter[Operator] = Counter()
+        around, self._sizes = self._sizes, DeclaredSizes()  # its names are its own
         for name, start, stop in self._wire.fields(begin, end, FUNCTION):
             if name == "node":
                 self._node(start, stop, calls, 0)
@@ -308,6 +332,8 @@ class _Walk:
                 self._attribute(start, stop, calls, 0)
             else:
                 names[name] = start, stop
+        self._sizes.check()
+        self._sizes = around
         self._operators.define(self._operator(names.get("domain"), names.get("name")), calls)
 
     def _operator(self, domain: tuple[int, int] | None, name: tuple[int, int] | None) -> Operator:
@@ -322,24 +348,43 @@ class _Walk:
             if name == "node":
                 self._node(start, stop, calls, depth)
             elif name == "initializer":
-                self._tensors.tensor(start, stop)
+                tensor = self._tensors.tensor(start, stop)
+                self._constant(self._wire.text(tensor.name, "a tensor name"), tensor)
             else:
                 self._tensors.sparse(start, stop)
 
+    def _constant(self, name: str, tensor: _Tensor) -> None:
+        self._sizes.constant(name, math.prod(tensor.dims), self._tensors.shape_values(tensor))
+
     def _node(self, begin: int, end: int, calls: Counter[Operator], depth: int) -> None:
         names = {}
+        ends: dict[str, list[tuple[int, int]]] = {"input": [], "output": []}
+        tensors: list[_Tensor] = []
         for name, start, stop in self._wire.fields(begin, end, NODE):
             if name == "attribute":
-                self._attribute(start, stop, calls, depth)
+                tensors += self._attribute(start, stop, calls, depth)
+            elif name in ends:
+                ends[name].append((start, stop))
             else:
                 names[name] = start, stop
-        calls[self._operator(names.get("domain"), names.get("op_type"))] += 1
+        operator = self._operator(names.get("domain"), names.get("op_type"))
+        calls[operator] += 1
+        if operator in _WITH_SIZE and ends["output"]:
+            output = self._wire.text(ends["output"][0], "a name")
+            if operator[1] == "Constant":
+                for tensor in tensors[:1]:
+                    self._constant(output, tensor)
+            else:
+                self._sizes.node(operator[1], [self._wire.text(place, "a name") for place in ends["input"]], output)
 
-    def _attribute(self, begin: int, end: int, calls: Counter[Operator], depth: int) -> None:
+    def _attribute(self, begin: int, end: int, calls: Counter[Operator], depth: int) -> list[_Tensor]:
+        """Check an attribute. Returns its tensors."""
+        tensors = []
         for name, start, stop in self._wire.fields(begin, end, ATTRIBUTE):
             if name in ("g", "graphs"):
                 self._graph(start, stop, calls, depth + 1)
             elif name in ("t", "tensors"):
-                self._tensors.tensor(start, stop)
+                tensors.append(self._tensors.tensor(start, stop))
             else:
                 self._tensors.sparse(start, stop)
+        return tensors

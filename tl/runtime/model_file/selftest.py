@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import base64
 import os
+import time
+from collections.abc import Sequence
 from dataclasses import dataclass
 from io import BytesIO
 
@@ -14,6 +16,8 @@ from PIL import Image
 from tl.errors import ModelFileError, ParityError
 from tl.runtime.model_file.contract import Contract, GoldenSample
 from tl.runtime.session import Session
+
+MAX_SECONDS = 300.0
 
 
 @dataclass(frozen=True)
@@ -29,16 +33,25 @@ class SelfTest:
     tolerance: float
 
 
-def run_selftest(path: str | os.PathLike[str], *, device: str = "auto", threads: int | None = None) -> SelfTest:
-    """Run the golden samples. Raises `ParityError` if they differ by more than the contract's tolerance."""
+def run_selftest(
+    path: str | os.PathLike[str],
+    *,
+    device: str = "auto",
+    threads: int | None = None,
+    max_seconds: float = MAX_SECONDS,
+) -> SelfTest:
+    """Run the golden samples. Raises `ParityError` if they differ by more than the contract's tolerance.
+
+    `max_seconds`: raises `ModelFileError` if the model computes longer than this, as an endless loop would.
+    """
     session = Session(path, device=device, threads=threads)
     contract = session.contract
     if contract is None or not contract.golden.samples:
         raise ModelFileError(f"{session.path}: contains no golden samples to verify")
     images = np.stack([golden_image(sample, contract, session.path) for sample in contract.golden.samples])
     expected = np.array([sample.expected for sample in contract.golden.samples], np.float32)
-    (batched,) = session.run(images, [contract.main_output])
-    alone = np.concatenate([session.run(image[None], [contract.main_output])[0] for image in images])
+    batches = _results(session, [images, *(image[None] for image in images)], contract.main_output, max_seconds)
+    batched, alone = batches[0], np.concatenate(batches[1:])
     differences = np.abs(np.stack([batched, alone]).reshape(2, *expected.shape) - expected)
     worst = float(differences.max()) if np.isfinite(differences).all() else float("inf")
     tolerance = contract.golden.tolerance.get(contract.precision)
@@ -50,6 +63,27 @@ def run_selftest(path: str | os.PathLike[str], *, device: str = "auto", threads:
             f"{tolerance:.2g}: do not use it on this machine (run tl doctor to find the cause)"
         )
     return SelfTest(session.provider, len(images), worst, tolerance)
+
+
+def _results(
+    session: Session, batches: Sequence[NDArray[np.uint8]], output: str, max_seconds: float
+) -> list[NDArray[np.float32]]:
+    """Run all batches in `max_seconds`."""
+    ends = time.monotonic() + max_seconds
+    results = []
+    for batch in batches:
+        left = max(ends - time.monotonic(), 0.001)
+        try:
+            results.append(session.run(batch, [output], max_seconds=left)[0])
+        except ModelFileError as error:
+            if time.monotonic() < ends:
+                raise
+            raise ModelFileError(
+                f"{session.path}: the self-test did not finish within {max_seconds:g} s: the model loops without end, "
+                "or this machine is too slow for it",
+                options=["max_seconds=3600"],
+            ) from error
+    return results
 
 
 def golden_image(sample: GoldenSample, contract: Contract, where: str) -> NDArray[np.uint8]:

@@ -15,13 +15,12 @@ from dataclasses import dataclass
 from typing import Literal
 
 from tl.errors import DataError, ImageReadError
-from tl.runtime.imaging.decode import MAX_JPEG_BYTES
 
 ZIP_SUFFIXES = (".zip",)
 TAR_SUFFIXES = (".tar", ".tar.gz", ".tgz", ".tar.bz2", ".tbz2", ".tar.xz", ".txz")
 
-# Far above any decodable image; a member that declares a larger size is rejected before it fills the memory.
-MAX_MEMBER_BYTES = MAX_JPEG_BYTES
+# A member that declares a larger size is rejected before it fills the memory: several are held at a time.
+MAX_MEMBER_BYTES = 128 << 20
 _TarMode = Literal["r:", "r:gz", "r:bz2", "r:xz"]
 _TAR_MODES: dict[bytes, _TarMode] = {b"\x1f\x8b": "r:gz", b"BZh": "r:bz2", b"\xfd7zXZ\0": "r:xz"}
 # Headers that tarfile reads completely, whatever size they declare: long names and extended headers.
@@ -51,10 +50,14 @@ def is_archive(path: str) -> bool:
     return path.lower().endswith(ZIP_SUFFIXES + TAR_SUFFIXES) and os.path.isfile(path)
 
 
-def iter_members(path: str) -> Iterator[Member]:
-    """Yield all members. Raises `DataError` if the archive is damaged or its extension does not match its type."""
+def iter_members(path: str, max_bytes: int = MAX_MEMBER_BYTES) -> Iterator[Member]:
+    """Yield all members. Raises `DataError` if the archive is damaged or its extension does not match its type.
+
+    `max_bytes`: a larger member is not read.
+    """
+    members = _zip_members if path.lower().endswith(ZIP_SUFFIXES) else _tar_members
     with _archive_errors(path):
-        yield from _zip_members(path) if path.lower().endswith(ZIP_SUFFIXES) else _tar_members(path)
+        yield from members(path, max_bytes)
 
 
 @contextmanager
@@ -67,12 +70,12 @@ def _archive_errors(path: str) -> Iterator[None]:
         ) from error
 
 
-def _zip_members(path: str) -> Iterator[Member]:
+def _zip_members(path: str, max_bytes: int) -> Iterator[Member]:
     with zipfile.ZipFile(path) as archive:
         for info in archive.infolist():
             is_link = info.create_system == _UNIX and stat.S_ISLNK(info.external_attr >> 16)
             kind: Literal["file", "folder", "link"] = "folder" if info.is_dir() else "link" if is_link else "file"
-            yield Member(_zip_name(info), kind, _zip_reader(archive, info, path))
+            yield Member(_zip_name(info), kind, _zip_reader(archive, info, path, max_bytes))
 
 
 def _zip_name(info: zipfile.ZipInfo) -> str:
@@ -84,12 +87,12 @@ def _zip_name(info: zipfile.ZipInfo) -> str:
     return name.replace("\\", "/").removeprefix("./")
 
 
-def _zip_reader(archive: zipfile.ZipFile, info: zipfile.ZipInfo, path: str) -> Callable[[], bytes]:
+def _zip_reader(archive: zipfile.ZipFile, info: zipfile.ZipInfo, path: str, max_bytes: int) -> Callable[[], bytes]:
     def read() -> bytes:
         name = f"{path}/{_zip_name(info)}"
         if info.flag_bits & _ENCRYPTED:
             raise ImageReadError(name, "encrypted: extract the archive with its password")
-        _check_size(name, info.file_size)
+        _check_size(name, info.file_size, max_bytes)
         try:
             with archive.open(info) as member:
                 if info.compress_type in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
@@ -102,7 +105,7 @@ def _zip_reader(archive: zipfile.ZipFile, info: zipfile.ZipInfo, path: str) -> C
     return read
 
 
-def _tar_members(path: str) -> Iterator[Member]:
+def _tar_members(path: str, max_bytes: int) -> Iterator[Member]:
     with tarfile.open(path, _tar_mode(path), tarinfo=_StrictTarInfo, errors="surrogateescape") as archive:
         end = -1
         while (info := archive.next()) is not None:
@@ -110,7 +113,7 @@ def _tar_members(path: str) -> Iterator[Member]:
                 raise tarfile.ReadError("members overlap")
             end = info.offset_data
             kind: Literal["file", "folder", "link"] = "file" if info.isreg() else "folder" if info.isdir() else "link"
-            yield Member(info.name.removeprefix("./"), kind, _tar_reader(archive, info, path))
+            yield Member(info.name.removeprefix("./"), kind, _tar_reader(archive, info, path, max_bytes))
             archive.members.clear()  # type: ignore[attr-defined]  # tarfile would keep all of them in memory
         while archive.fileobj is not None and archive.fileobj.read(1 << 18):  # the last bytes can be a checksum
             pass
@@ -123,9 +126,9 @@ def _tar_mode(path: str) -> _TarMode:
     return next((mode for magic, mode in _TAR_MODES.items() if start.startswith(magic)), "r:")
 
 
-def _tar_reader(archive: tarfile.TarFile, info: tarfile.TarInfo, path: str) -> Callable[[], bytes]:
+def _tar_reader(archive: tarfile.TarFile, info: tarfile.TarInfo, path: str, max_bytes: int) -> Callable[[], bytes]:
     def read() -> bytes:
-        _check_size(f"{path}/{info.name}", info.size)
+        _check_size(f"{path}/{info.name}", info.size, max_bytes)
         with _archive_errors(path):
             member = archive.extractfile(info)
             return b"" if member is None else member.read()
@@ -153,9 +156,10 @@ class _StrictTarInfo(tarfile.TarInfo):
             raise tarfile.ReadError(str(error)) from error
 
 
-def _check_size(name: str, num_bytes: int) -> None:
-    if num_bytes > MAX_MEMBER_BYTES:
-        raise ImageReadError(name, f"{num_bytes} bytes, above the limit of {MAX_MEMBER_BYTES >> 20} MiB")
+def _check_size(name: str, num_bytes: int, max_bytes: int) -> None:
+    if num_bytes > max_bytes:
+        limit = f"{num_bytes} bytes, above the limit of {max_bytes >> 20} MiB"
+        raise ImageReadError(name, f"{limit} for images in archives: raise max_file_size, or extract the archive")
 
 
 def _reason(error: Exception) -> str:

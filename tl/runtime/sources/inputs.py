@@ -7,12 +7,12 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from io import BytesIO
 
 from tl.errors import ImageReadError
 from tl.runtime.imaging.decode import ImageSource
-from tl.runtime.sources.archives import Member, is_archive, iter_members
+from tl.runtime.sources.archives import MAX_MEMBER_BYTES, Member, is_archive, iter_members
 from tl.runtime.sources.names import FileFinder
 from tl.runtime.sources.paths import FoundImages, expand_name, find_images, is_hidden, is_image_name
 
@@ -47,17 +47,18 @@ class Inputs:
 
 @dataclass(frozen=True)
 class Archive:
-    """A zip or tar archive that contains `count` images."""
+    """A zip or tar archive that contains `count` images, of which those up to `max_bytes` are read."""
 
     path: str
     count: int
     hidden: int
     not_images: int
     links: int
+    max_bytes: int = MAX_MEMBER_BYTES
 
     def images(self) -> Iterator[ImageSource]:
         """Yield its images, in memory, named `ARCHIVE/MEMBER`. Raises `DataError` if the archive is damaged."""
-        for member in iter_members(self.path):
+        for member in iter_members(self.path, self.max_bytes):
             if _kind(member) == "image":
                 yield _load(f"{self.path}/{member.name}", member)
 
@@ -91,11 +92,13 @@ def find_inputs(
     *,
     listed: Iterable[str] = (),
     images: str | os.PathLike[str] | None = None,
+    max_member_bytes: int = MAX_MEMBER_BYTES,
 ) -> Inputs:
     """Return the images of `inputs`, then of `listed`: names, not patterns; a missing one becomes an error row.
 
     `images`: the folder that listed names are relative to, also tried with file names alone. Names from other systems
-    are found as by `FileFinder`, and replaced with the path of the file. Reads the member lists of archives completely.
+    are found as by `FileFinder`, and replaced with the path of the file. `max_member_bytes`: a larger image in an
+    archive becomes an error row, because archives are read into memory. Reads the member lists of archives completely.
     Raises `DataError` for damaged archives, and like `find_images`.
     """
     parts = [_find(name) for given in inputs for name in expand_name(os.fspath(given))]
@@ -107,6 +110,7 @@ def find_inputs(
             files = []
         else:
             files.append(name)
+    parts = [replace(part, max_bytes=max_member_bytes) if isinstance(part, Archive) else part for part in parts]
     return Inputs((*parts, _plain(files)))
 
 
