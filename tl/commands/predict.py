@@ -89,8 +89,7 @@ class _Output:
         typer.Option(
             "--out",
             "-o",
-            help="Output file: .csv, .xlsx, .jsonl or .parquet; for landmarks also .tps or .json (COCO). Default: CSV on "
-            "stdout.",
+            help="Output: .csv, .xlsx, .jsonl, .parquet; for landmarks also .tps, .json (COCO). Default: CSV on stdout.",
         ),
     ] = None
     excel: Annotated[
