@@ -75,6 +75,16 @@ def test_decode_image__animation(kind: str) -> None:
     assert failure(data).reason == f"an animation of {count} frames: save the frame to use as an image of its own"
 
 
+@pytest.mark.parametrize(
+    "content",
+    [b"P6 2 2 255\n" + bytes(12), b"P5 2 2 255\n" + bytes(4), b"P5 2 2 65535\n" + bytes(8), b"P4 9 2\n" + bytes(4)],
+)
+def test_decode_image__pnm_of_several_images(content: bytes) -> None:
+    assert decode_image(content, RECIPE).shape[2] == 3
+    assert decode_image(content + b"\n", RECIPE).shape[2] == 3
+    assert failure(content * 2).reason.startswith("a PNM file of several images")
+
+
 def rgba(alpha: int = 255) -> Image.Image:
     return Image.fromarray(np.dstack([noise(), np.full((64, 64), alpha, np.uint8)]))
 
