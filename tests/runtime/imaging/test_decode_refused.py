@@ -105,9 +105,14 @@ def test_decode_image__tiff_with_a_fourth_channel_that_no_tag_names() -> None:
 
 
 def test_decode_image__tiff_of_two_channels() -> None:
-    data = encode(Image.fromarray(noise()[:, :, :2], "LA"), "TIFF")
+    data = encode(Image.merge("LA", [Image.fromarray(noise()[:, :, i]) for i in range(2)]), "TIFF")
     gray_and_more = with_tiff_value(data, 338, 0)
-    assert "1 color channels and 1 more of unspecified meaning" in failure(gray_and_more).reason
+    # Pillow opens such files since version 12.
+    known = (
+        "a TIFF of 1 color channels and 1 more of unspecified meaning",
+        "a TIFF of 2 channels of 8 bits, which cannot",
+    )
+    assert failure(gray_and_more).reason.startswith(known)
 
 
 def test_decode_image__tiff_of_channels_that_no_decoder_knows() -> None:

@@ -71,11 +71,11 @@ def check_frames(image: Image.Image) -> None:
 
 def check_single(image: Image.Image, stream: BinaryIO) -> None:
     """Raise `ImageReadError` for a PNM file of several images. Source: netpbm's pgm(5), "multiple images"."""
-    if image.format != "PPM" or not isinstance(image, ImageFile.ImageFile) or image.tile[0].codec_name != "raw":
+    if image.format != "PPM" or not isinstance(image, ImageFile.ImageFile) or image.tile[0][0] != "raw":
         return
     row = {"1": (image.width + 7) // 8, "L": image.width, "RGB": 3 * image.width}.get(image.mode, 2 * image.width)
     place = stream.tell()
-    stream.seek(image.tile[0].offset + row * image.height)
+    stream.seek(image.tile[0][2] + row * image.height)
     following = stream.read(2)
     stream.seek(place)
     if len(following) == 2 and following[:1] == b"P" and following[1:].isdigit():
