@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 
 from tests.commands.conftest import RunTl
+from tests.runtime.model_file.test_selftest import endless
 from tl.commands import bench, compare, convert, doctor, export, merge, probe, verify
 from tl.runtime.output.claim import Claim
 
@@ -64,6 +65,25 @@ def test_predict__interrupted_keeps_rows(
     assert line.endswith("add --resume to continue")
     assert "Traceback" not in error
     assert not out.exists()
+
+
+def test_predict__interrupted_in_an_endless_model(photos: Path, tmp_path: Path) -> None:
+    words = ["predict", photos, "--model", endless(tmp_path / "m.onnx"), "--device", "cpu", "--threads", "1"]
+    process = subprocess.Popen(
+        [sys.executable, "-m", "tl", *map(str, words)],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),
+    )
+    assert process.stdout is not None
+    assert process.stdout.readline().startswith("path,label")
+    time.sleep(0.5)  # the first image is in the loop
+    process.send_signal(signal.SIGINT)
+    _, error = process.communicate(timeout=60)
+    assert process.returncode == 130, error
+    assert "interrupted after 0 of 6 images" in error
+    assert "Traceback" not in error
 
 
 def test_main__interrupted_while_packages_are_imported() -> None:

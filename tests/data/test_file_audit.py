@@ -44,7 +44,9 @@ def test_find_file_faults__12_bits_in_16(tmp_path: Path) -> None:
 
 def test_find_file_faults__one_bright_image_among_12_bit_ones(tmp_path: Path) -> None:
     (finding,) = find_file_faults(save(tmp_path, [gray16(4000)] * 19 + [gray16(65535)]), 65535)
-    assert finding.detail.endswith("1 others are brighter; rescale all images to the full range of 16 bits")
+    assert finding.detail.endswith(
+        "1 of 20 inspected images exceed it: rescale all images to the full range of 16 bits"
+    )
     assert find_file_faults(save(tmp_path, [gray16(4000)] * 10 + [gray16(65535)] * 10), 65535) == []
 
 

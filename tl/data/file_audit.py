@@ -54,7 +54,8 @@ def _find_dark(inspected: Inspected, bit_depth_max: int) -> list[Finding]:
         return []
     found = [value for _, _, value in low]
     if len(low) < len(deep):
-        cure = f"{len(deep) - len(low)} others are brighter; rescale all images to the full range of 16 bits"
+        above = f"{len(deep) - len(low)} of {len(deep)} inspected images exceed it"
+        cure = f"{above}: rescale all images to the full range of 16 bits"
     elif not all(values.is_gray for _, values, _ in low):
         cure = "rescale the images to the full range of 16 bits"
     else:
@@ -63,7 +64,7 @@ def _find_dark(inspected: Inspected, bit_depth_max: int) -> list[Finding]:
 
 
 def _find_alpha(inspected: Inspected) -> list[Finding]:
-    """Find fourth channels that look like measurements, and images that nobody sees."""
+    """Find fourth channels that look like measurements, and entirely transparent images."""
     findings = []
     several = [image for image, values in inspected if values.alpha == "varies"]
     if len(several) >= max(MIN_IMAGES, len(inspected) / 2):

@@ -7,11 +7,10 @@ from __future__ import annotations
 
 import ctypes
 import os
-from collections.abc import Sequence
-from contextlib import redirect_stdout
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, redirect_stdout
 from io import StringIO
 from threading import Timer
-from types import TracebackType
 from typing import Any
 
 import numpy as np
@@ -56,6 +55,7 @@ class Session:
     ) -> None:
         self.path = os.fspath(path)
         self._session: Any = None
+        self._running: set[Any] = set()
         self._pid = os.getpid()
         text = check_model_file(self.path).contract_text
         self._session, self.fault = _open(self.path, device, threads)
@@ -82,13 +82,14 @@ class Session:
         `max_seconds`: ends the run at the next operator after this time. Raises `DeviceError`, and `ModelFileError` for
         outputs that cannot be right, whatever the contract says, and for a run that was ended.
         """
-        names, limit = [self._graph_names.get(name, name) for name in outputs], _TimeLimit(max_seconds)
+        names = [self._graph_names.get(name, name) for name in outputs]
         try:
-            with limit:
-                results: list[NDArray[np.float32]] = self._session.run(names, {INPUT_NAME: images}, limit.options)
+            with self._endable(max_seconds) as options:
+                results: list[NDArray[np.float32]] = self._session.run(names, {INPUT_NAME: images}, options)
         except Exception as error:  # onnxruntime's exception types share no base class but Exception
-            if limit.is_over:
-                raise ModelFileError(f"{self.path}: did not finish within {max_seconds:.3g} s") from error
+            if options.terminate:
+                reason = "was interrupted" if max_seconds is None else f"did not finish within {max_seconds:.3g} s"
+                raise ModelFileError(f"{self.path}: {reason}") from error
             if type(error).__module__.startswith("onnxruntime"):
                 raise DeviceError(f"{self.path}: onnxruntime failed on {self.provider}: {first_line(error)}") from error
             raise
@@ -97,6 +98,28 @@ class Session:
             if name in declared:
                 self._check_output(name, values, len(images))
         return results
+
+    def end_runs(self) -> None:
+        """End the runs that are in progress, in any thread, at their next operator."""
+        for options in tuple(self._running):
+            options.terminate = True
+
+    @contextmanager
+    def _endable(self, max_seconds: float | None) -> Iterator[Any]:
+        """Yield the options of one run, which ends after `max_seconds`. Source: onnxruntime's RunOptions.terminate."""
+        options = _onnxruntime().RunOptions()
+        options.log_severity_level = _FATAL_ONLY
+        timer = None if max_seconds is None else Timer(max_seconds, setattr, (options, "terminate", True))
+        if timer is not None:
+            timer.daemon = True
+            timer.start()
+        self._running.add(options)
+        try:
+            yield options
+        finally:
+            self._running.discard(options)
+            if timer is not None:
+                timer.cancel()
 
     def _check_output(self, name: str, values: NDArray[np.float32], count: int) -> None:
         if values.shape[:1] != (count,):
@@ -142,36 +165,6 @@ class Session:
             raise ModelFileError(
                 f"{self.path}: the contract declares outputs that the graph does not have: {sorted(missing)}"
             )
-
-
-class _TimeLimit:
-    """Ends a run after a time, None for never. Source: onnxruntime's RunOptions.terminate."""
-
-    def __init__(self, seconds: float | None) -> None:
-        self.options: Any = None
-        if seconds is not None:
-            self.options = _onnxruntime().RunOptions()
-            self.options.log_severity_level = _FATAL_ONLY
-            self._timer = Timer(seconds, self._end)
-            self._timer.daemon = True
-
-    def _end(self) -> None:
-        self.options.terminate = True
-
-    @property
-    def is_over(self) -> bool:
-        """Whether the time is over."""
-        return self.options is not None and bool(self.options.terminate)
-
-    def __enter__(self) -> None:
-        if self.options is not None:
-            self._timer.start()
-
-    def __exit__(
-        self, kind: type[BaseException] | None, value: BaseException | None, traceback: TracebackType | None
-    ) -> None:
-        if self.options is not None:
-            self._timer.cancel()
 
 
 def cuda_fault() -> str | None:

@@ -101,7 +101,7 @@ class Stream(Generic[Found, Known]):
             inputs = [image.inputs for image in images if image.answer is None]
             return self._answers(images, self.members.stack(inputs) if inputs else None, chunk.pad_to)
 
-        return prefetch_map(predict, self._chunks(sources), workers=threads, ahead=2 * threads)
+        return prefetch_map(predict, self._chunks(sources), workers=threads, ahead=2 * threads, stop=self._stop)
 
     def in_processes(
         self, sources: Iterable[ImageSource], preparer: Preparer, processes: int, callers: int
@@ -123,10 +123,15 @@ class Stream(Generic[Found, Known]):
 
             submitted = ((chunk, pool.submit(chunk.sources)) for chunk in self._chunks(sources))
             # One less than the number of slots: one more chunk is always submitted before waiting for the first one.
-            answers = prefetch_map(predict, submitted, workers=callers, ahead=pool.slots - 1)
+            answers = prefetch_map(predict, submitted, workers=callers, ahead=pool.slots - 1, stop=self._stop)
             # Not `yield from`: if the caller stops early, the pool must end before the threads that wait for it.
             for answered in answers:  # noqa: UP028
                 yield answered
+
+    def _stop(self) -> None:
+        """End inference, so that Ctrl-C need not wait for a slow or endless model."""
+        for session in self.members.sessions:
+            session.end_runs()
 
     def _chunks(self, sources: Iterable[ImageSource]) -> Iterator[_Chunk]:
         iterator = iter(sources)

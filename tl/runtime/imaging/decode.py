@@ -45,6 +45,7 @@ from tl.runtime.imaging.refusals import (
     check_depth,
     check_frames,
     check_signature,
+    check_single,
     check_tiff,
     unidentified_fault,
 )
@@ -224,6 +225,7 @@ def _decode_file(stream: BinaryIO, preprocessing: Preprocessing, eighths: Callab
     with open_header(stream) as opened:
         check_tiff(opened)
         check_frames(opened)
+        check_single(opened, stream)
         pixels = opened.width * opened.height
         if pixels > MAX_PIXELS:
             raise ImageReadError("", _too_large(f"{opened.width}x{opened.height}"))

@@ -69,6 +69,19 @@ def check_frames(image: Image.Image) -> None:
         raise ImageReadError("", f"an animation of {frames}: save the frame to use as an image of its own")
 
 
+def check_single(image: Image.Image, stream: BinaryIO) -> None:
+    """Raise `ImageReadError` for a PNM file of several images. Source: netpbm's pgm(5), "multiple images"."""
+    if image.format != "PPM" or not isinstance(image, ImageFile.ImageFile) or image.tile[0][0] != "raw":
+        return
+    row = {"1": (image.width + 7) // 8, "L": image.width, "RGB": 3 * image.width}.get(image.mode, 2 * image.width)
+    place = stream.tell()
+    stream.seek(image.tile[0][2] + row * image.height)
+    following = stream.read(2)
+    stream.seek(place)
+    if len(following) == 2 and following[:1] == b"P" and following[1:].isdigit():
+        raise ImageReadError("", "a PNM file of several images: save the one to use as an image of its own")
+
+
 def check_depth(image: Image.Image, preprocessing: Preprocessing) -> None:
     """Reject bit depths for which Pillow discards data that the preprocessing needs while loading."""
     stored = str(image.tile) if isinstance(image, ImageFile.ImageFile) else ""
