@@ -89,7 +89,7 @@ class _Output:
         typer.Option(
             "--out",
             "-o",
-            help="Output: .csv, .xlsx, .jsonl, .parquet; for landmarks also .tps, .json (COCO). Default: CSV on stdout.",
+            help="Output: .csv, .xlsx, .jsonl, .parquet; for landmarks also .tps, .json (COCO). Default: CSV, stdout.",
         ),
     ] = None
     excel: Annotated[
