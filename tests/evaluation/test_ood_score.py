@@ -1,13 +1,17 @@
 from __future__ import annotations
 
+import re
+
 import numpy as np
 import pytest
 import torch
 from numpy.typing import NDArray
+from scipy.spatial.distance import mahalanobis
 from sklearn.metrics import roc_auc_score
 
-from tl.evaluation.calibration import Known, fit_unknown
-from tl.exporter.export_source import UnknownScore
+from tl.evaluation.ood import Known, OodFit, fit_ood, measure_ood
+from tl.exporter.export_source import OodScore
+from tl.runtime.model_file.contract import OodFacts
 
 
 def make_clouds(count: int, seed: int, *, shift: float = 0.0) -> tuple[NDArray[np.float32], NDArray[np.int64]]:
@@ -18,35 +22,42 @@ def make_clouds(count: int, seed: int, *, shift: float = 0.0) -> tuple[NDArray[n
     return (points + shift * np.eye(12)[7]).astype(np.float32), ids
 
 
-def fitted(count: int = 300) -> Known:
-    embeddings, ids = make_clouds(count, 0)
-    return Known(embeddings, ids, make_clouds(200, 1)[0])
+def known(count: int = 300) -> Known:
+    return Known(*make_clouds(count, 0))
 
 
-def test_fit_unknown__as_mahalanobis_distance_by_scipy() -> None:
-    known = fitted()
-    found = fit_unknown(known, 3, 0.05)
-    assert found is not None
-    score, facts = found
-    assert (facts.images, facts.dimensions, facts.held_out) == (300, 12, 200)
-    from scipy.spatial.distance import mahalanobis
-    from sklearn.covariance import LedoitWolf
+def measured(given: Known) -> tuple[OodFit, OodFacts]:
+    found = measure_ood(given, 3, 0.05)
+    assert not isinstance(found, str), found
+    return found
 
-    unit = known.embeddings / np.linalg.norm(known.embeddings, axis=1, keepdims=True)
-    means = np.stack([unit[known.class_ids == c].mean(axis=0) for c in range(3)])
-    # All 12 directions are kept. Neither rotation nor shrinkage toward a sphere depends on the axes.
-    covariance = LedoitWolf(assume_centered=True).fit(unit - means[known.class_ids]).covariance_
-    precision = np.linalg.inv(covariance + 3e-5 * np.eye(12))
+
+def test_fit_ood__as_mahalanobis_distance_by_scipy() -> None:
+    embeddings, ids = make_clouds(300, 0)
+
+    def unit(rows: NDArray[np.float64]) -> NDArray[np.float64]:
+        return rows / np.linalg.norm(rows, axis=1, keepdims=True)
+
+    center = 0.75 * unit(embeddings.astype(np.float64)).mean(axis=0)
+    places = unit(unit(embeddings.astype(np.float64)) - center)
+    means = np.stack([places[ids == c].mean(axis=0) for c in range(3)])
+    within = (places - means[ids]).T @ (places - means[ids]) / (300 - 3)
+    target = np.trace(within) / 12  # all 12 directions are kept: this is the covariance shrunk by 0.95
+    covariance = 0.05 * within + 0.95 * target * np.eye(12)
     new = make_clouds(20, 2, shift=5)[0]
     wanted = [
-        min(mahalanobis(row, mean, precision) for mean in means) / np.sqrt(12)
-        for row in new / np.linalg.norm(new, axis=1, keepdims=True)
+        min(mahalanobis(row, mean, np.linalg.inv(covariance)) for mean in means) * np.sqrt(0.95 * target)
+        for row in unit(unit(new.astype(np.float64)) - center)
     ]
-    np.testing.assert_allclose(score.scores(new), wanted, rtol=2e-4)  # float32 against float64
+    np.testing.assert_allclose(fit_ood(embeddings, ids, 3).scores(new), wanted, rtol=1e-5)  # float32 against float64
 
 
-def test_fit_unknown__detects_other_images_at_the_given_false_alarm_rate() -> None:
-    score, facts = fit_unknown(fitted(), 3, 0.05) or pytest.fail("not fitted")
+@pytest.mark.parametrize("is_cross_fitted", [True, False])
+def test_measure_ood__detects_other_images_at_the_given_false_alarm_rate(is_cross_fitted: bool) -> None:
+    held_out = None if is_cross_fitted else make_clouds(200, 1)[0]
+    score, facts = measured(Known(*make_clouds(300, 0), held_out=held_out))
+    assert (facts.images, facts.dimensions) == (300, 12)
+    assert facts.held_out == (300 if is_cross_fitted else 200)
     new, strange = make_clouds(1000, 3)[0], make_clouds(1000, 4, shift=9)[0]
     scores = score.scores(np.concatenate([new, strange]))
     assert roc_auc_score([0] * 1000 + [1] * 1000, scores) > 0.95
@@ -55,37 +66,63 @@ def test_fit_unknown__detects_other_images_at_the_given_false_alarm_rate() -> No
     assert 0.01 < (scores[:1000] > facts.limit).mean() < 0.1
 
 
-def test_fit_unknown__embeddings_that_hardly_differ_are_not_measured_by_their_rounding() -> None:
+def test_measure_ood__few_images_in_many_dimensions() -> None:
+    """Strangers differ in dimensions in which 40 training images do not: they must not look familiar."""
     random = np.random.default_rng(0)
-    embeddings = (np.ones((60, 12)) + 1e-7 * random.normal(size=(60, 12))).astype(np.float32)
-    score, _ = fit_unknown(Known(embeddings, np.arange(60) % 3, embeddings), 3, 0.05) or pytest.fail("not fitted")
-    assert score.scores(embeddings).max() < 1e-4
+
+    def draw(count: int, first: int) -> NDArray[np.float32]:
+        images = np.abs(random.normal(size=(count, 400))) * 0.2
+        images[:, first : first + 100] += np.abs(random.normal(size=(count, 100)))
+        return images.astype(np.float32)
+
+    ids = np.arange(40) % 2
+    found = measure_ood(Known(draw(40, 0), ids), 2, 0.05)
+    assert not isinstance(found, str), found
+    score, facts = found
+    new, strange = score.scores(draw(200, 0)), score.scores(draw(200, 200))
+    assert roc_auc_score([0] * 200 + [1] * 200, np.concatenate([new, strange])) > 0.99
+    assert (new > facts.limit).mean() < 0.1
 
 
-def test_fit_unknown__length_does_not_count() -> None:
-    score, _ = fit_unknown(fitted(), 3, 0.05) or pytest.fail("not fitted")
+def test_fit_ood__length_does_not_count() -> None:
+    score = fit_ood(*make_clouds(300, 0), 3)
     new = make_clouds(20, 5)[0]
     np.testing.assert_allclose(score.scores(new), score.scores(3 * new), rtol=1e-5)  # float32
 
 
 def test_ood_score__the_module_computes_the_same() -> None:
-    fit, _ = fit_unknown(fitted(), 3, 0.05) or pytest.fail("not fitted")
+    fit = fit_ood(*make_clouds(300, 0), 3)
     new = np.concatenate([make_clouds(20, 5)[0], np.zeros((1, 12), np.float32)])
     with torch.no_grad():
-        found = UnknownScore(fit)(torch.from_numpy(new)).numpy()
+        found = OodScore(fit)(torch.from_numpy(new)).numpy()
     np.testing.assert_allclose(found, fit.scores(new), rtol=1e-5)  # float32
 
 
-def test_fit_unknown__returns_none_without_enough_data() -> None:
-    known = fitted()
-    assert fit_unknown(known, 4, 0.05) is None  # a class without images
-    assert fit_unknown(Known(known.embeddings, known.class_ids, known.held_out[:0]), 3, 0.05) is None
-    wide = np.zeros((6, 9000), np.float32)
-    assert fit_unknown(Known(wide, np.arange(6) % 3, wide), 3, 0.05) is None
+def test_measure_ood__equal_files_and_groups_are_held_out_together() -> None:
+    embeddings, ids = make_clouds(30, 0)
+    twice = np.concatenate([embeddings, embeddings])
+    names = [str(i) for i in range(30)] * 2
+    alone = Known(twice, np.tile(ids, 2))
+    for tied in (Known(twice, np.tile(ids, 2), hashes=names), Known(twice, np.tile(ids, 2), groups=names)):
+        assert measured(tied)[1].limit > measured(alone)[1].limit  # a copy in the other folds looks familiar
 
 
-def test_fit_unknown__few_held_out_images_give_no_false_alarms() -> None:
-    known = fitted()
-    few = Known(known.embeddings, known.class_ids, known.held_out[:5])
-    _, facts = fit_unknown(few, 3, 0.05) or pytest.fail("not fitted")
-    assert facts.false_alarm == 0
+@pytest.mark.parametrize(
+    ("given", "false_alarm", "reason"),
+    [
+        (Known(np.ones((4, 5), np.float32), np.array([0, 0, 1, 1])), 0.05, "requires at least 19 images .*, found 4"),
+        (Known(*make_clouds(60, 0), held_out=make_clouds(18, 1)[0]), 0.05, "requires at least 19 images .*, found 18"),
+        (Known(*make_clouds(60, 0), held_out=make_clouds(18, 1)[0]), 0.01, "requires at least 99 images"),
+        (Known(np.zeros((60, 9000), np.float32), np.arange(60) % 3), 0.05, "more than 8192 values"),
+        (Known(*make_clouds(5, 0)), 0.05, "fewer than two training images"),
+        (
+            Known((1 + 1e-7 * np.random.default_rng(0).normal(size=(60, 12))).astype(np.float32), np.arange(60) % 3),
+            0.05,
+            "nearly equal",
+        ),
+    ],
+)
+def test_measure_ood__says_why_there_is_no_score(given: Known, false_alarm: float, reason: str) -> None:
+    found = measure_ood(given, 2 if len(given.class_ids) == 4 else 3, false_alarm)
+    assert isinstance(found, str)
+    assert re.search(reason, found), found

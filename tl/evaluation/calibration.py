@@ -1,21 +1,19 @@
-"""Calibrate confidence on held-out data: temperature, conformal scores, the out-of-distribution score.
+"""Calibrate confidence on held-out data: temperature and conformal scores.
 
-Works on logits, labels and embeddings, independently of models and files.
+Works on logits and labels, independently of models and files.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
 
-from tl.data.features import unit_length
 from tl.errors import DataError
-from tl.runtime.ensembles.selective import conformal_limit, conformal_scores
-from tl.runtime.model_file.contract import Conformal, OodFacts
+from tl.runtime.ensembles.selective import conformal_scores
+from tl.runtime.model_file.contract import Conformal
 
 _LOG_RANGE = (math.log(1e-3), math.log(1e3))
 
@@ -87,96 +85,6 @@ def conformal_of(probabilities: NDArray[np.float32], true_ids: NDArray[np.int64]
     if len(scores) > MAX_SCORES:
         scores = np.random.default_rng(0).permutation(scores)[:MAX_SCORES]
     return Conformal(tuple(sorted(float(score) for score in scores)), source)
-
-
-MAX_DIMENSIONS = 256
-# Training images and held-out images, each: more add no information and make fitting slower.
-MAX_KNOWN = 2000
-# The projection of a larger embedding, such as a flattened map, would be larger than the backbone.
-MAX_EMBEDDING = 8192
-# Variance of a unit-length embedding in any direction; for MobileNetV2 it is 0.0003 or more. With less, rounding errors
-# would dominate the distance.
-_LEAST_VARIANCE = 3e-5
-# Rounding differences between machines, relative to the largest value, and the score change accepted for them.
-_ROUNDING, _STEADY = 1e-6, 5e-5
-
-
-@dataclass(frozen=True)
-class Known:
-    """Embeddings of training images (n, D), their classes (n,), and embeddings of validation images."""
-
-    embeddings: NDArray[np.float32]
-    class_ids: NDArray[np.int64]
-    held_out: NDArray[np.float32]
-
-
-@dataclass(frozen=True)
-class OodFit:
-    """Parameters of the score, float32: `mean` (D,), `whitening` (D, K), `class_means` (C, K).
-
-    Embeddings are scaled to unit length and projected to K principal components in which classes have variance 1. The
-    score is the distance to the nearest class mean. Source: Lee et al. 2018 (Mahalanobis distance with a covariance
-    shared by the classes); Mueller & Hein 2025 (unit length).
-    """
-
-    mean: NDArray[np.float32]
-    whitening: NDArray[np.float32]
-    class_means: NDArray[np.float32]
-
-    def scores(self, embeddings: NDArray[np.float32]) -> NDArray[np.float32]:
-        """Map embeddings (N, D) to distances (N,), about 1 for training images; in float32, like the graph."""
-        places = (unit_length(embeddings) - self.mean) @ self.whitening
-        # One image at a time: with many classes, computing all distances at once would need too much memory.
-        squares = [np.square(place - self.class_means).mean(axis=1).min() for place in places]
-        return np.sqrt(np.array(squares, np.float32))
-
-
-def fit_unknown(known: Known, num_classes: int, false_alarm: float) -> tuple[OodFit, OodFacts] | None:
-    """Fit the class statistics, and set the limit on held-out images.
-
-    Returns None if this is not possible: too few images, an embedding that is too large, or one whose differences are
-    little more than rounding.
-    """
-    counts = np.bincount(known.class_ids, minlength=num_classes)
-    wide = known.embeddings.shape[1]
-    if counts.min() < 2 or wide > MAX_EMBEDDING or not len(known.held_out):
-        return None
-    from sklearn.covariance import LedoitWolf
-    from sklearn.decomposition import PCA
-
-    unit = unit_length(known.embeddings.astype(np.float64))
-    # Half the degrees of freedom within classes: with more components, the covariance is poorly estimated.
-    size = int(min(MAX_DIMENSIONS, wide, max(1, (len(unit) - num_classes) // 2)))
-    projection = PCA(size, random_state=0).fit(unit)
-    places = projection.transform(unit)
-    means = np.stack([places[known.class_ids == c].mean(axis=0) for c in range(num_classes)])
-    covariance = LedoitWolf(assume_centered=True).fit(places - means[known.class_ids]).covariance_
-    factor = np.linalg.cholesky(np.linalg.inv(covariance + _LEAST_VARIANCE * np.eye(size)))
-    fit = OodFit(
-        *(
-            np.ascontiguousarray(values, np.float32)
-            for values in (projection.mean_, projection.components_.T @ factor, means @ factor)
-        )
-    )
-    scores = fit.scores(known.held_out).astype(np.float64)
-    shaken = fit.scores(_shake(known.held_out)).astype(np.float64)
-    if not np.abs(shaken - scores).max() < _STEADY:
-        return None
-    limit = unknown_limit(scores.tolist(), false_alarm)
-    facts = OodFacts(len(unit), size, limit, float((scores > limit).mean()), len(scores))
-    return fit, facts
-
-
-def unknown_limit(scores: Sequence[float], false_alarm: float) -> float:
-    """The limit that a `false_alarm` fraction of `scores` exceeds; the largest score if there are too few."""
-    limit = conformal_limit(scores, 1 - false_alarm)
-    return max(scores) if limit == np.inf else limit
-
-
-def _shake(embeddings: NDArray[np.float32]) -> NDArray[np.float32]:
-    """Perturb the embeddings as rounding on another machine might."""
-    noise = np.random.default_rng(0).choice((-_ROUNDING, _ROUNDING), embeddings.shape)
-    return np.asarray(embeddings + noise * np.abs(embeddings).max(axis=1, keepdims=True), np.float32)
 
 
 def class_ids_of(labels: Sequence[str], class_names: Sequence[str]) -> NDArray[np.int64]:

@@ -17,7 +17,8 @@ from torch import Tensor, nn
 
 from tl.data.features import SHORTEST
 from tl.errors import ConfigError
-from tl.evaluation.calibration import MAX_KNOWN, Known, OodFit, class_ids_of, conformal_of, fit_unknown
+from tl.evaluation.calibration import class_ids_of, conformal_of
+from tl.evaluation.ood import MAX_KNOWN, Known, OodFit, measure_ood
 from tl.exporter.parity import spread
 from tl.progress import Progress
 from tl.runtime.imaging.preprocessing import JpegScale, Preprocessing, build_preprocessing
@@ -28,7 +29,7 @@ from tl.runtime.model_file.contract import (
     Provenance,
 )
 from tl.trainer.config import TrainConfig
-from tl.trainer.features.run_embeddings import embed_images
+from tl.trainer.features.run_embeddings import Embedded, embed_images
 from tl.trainer.landmarks.data import reference_shape
 from tl.trainer.landmarks.network import deployed, load_landmark_network
 from tl.trainer.models.backbone_info import BUNDLED
@@ -41,12 +42,13 @@ from tl.trainer.options import is_solved, settled
 from tl.trainer.run_folder.run import NetworkCard, Run, library_versions
 
 
-class UnknownScore(nn.Module):
+class OodScore(nn.Module):
     """Embeddings (N, D) -> distance of each to the nearest class mean, (N,), as `OodFit.scores`."""
 
-    mean: Tensor
-    whitening: Tensor
-    class_means: Tensor
+    center: Tensor
+    directions: Tensor
+    templates: Tensor
+    offsets: Tensor
 
     def __init__(self, fit: OodFit) -> None:
         super().__init__()
@@ -56,9 +58,10 @@ class UnknownScore(nn.Module):
     def forward(self, embedding: Tensor) -> Tensor:
         """(N, D) -> (N,)."""
         unit = nn.functional.normalize(embedding, dim=1, eps=SHORTEST)
-        place = (unit - self.mean) @ self.whitening
-        squares = (place[:, None] - self.class_means[None]).square().mean(dim=2)
-        return squares.min(dim=1).values.sqrt()
+        unit = nn.functional.normalize(unit - self.center, dim=1, eps=SHORTEST)
+        length = unit.square().sum(dim=1) - (unit @ self.directions).square().sum(dim=1)
+        nearest = (self.offsets - 2 * (unit @ self.templates)).min(dim=1).values
+        return (length + nearest).clamp_min(0).sqrt()
 
 
 def measure_conformal(run: Run, class_names: Sequence[str]) -> Conformal | None:
@@ -74,7 +77,7 @@ def measure_conformal(run: Run, class_names: Sequence[str]) -> Conformal | None:
     return conformal_of(probabilities, true_ids, source)
 
 
-def measure_unknown(
+def measure_ood_score(
     run: Run,
     network: Network,
     preprocessing: Preprocessing,
@@ -82,10 +85,13 @@ def measure_unknown(
     progress: Progress,
     false_alarm: float,
 ) -> tuple[OodFit, OodFacts] | None:
-    """Fit the score on training images that still exist. Reports and returns None if there are too few.
+    """Fit the score on training images that still exist. Says the reason and returns None if that is not possible.
 
-    `false_alarm`: fraction of validation images that may exceed the limit.
+    A `false_alarm` share of held-out images may exceed its limit. A trunk that was not trained is cross-fitted on all
+    labeled images if its classifier was; otherwise, the validation images set the limit.
     """
+    config = run.load_config()
+    is_frozen = settled(config.method) == "features"
     train, val = (
         embed_images(run, network, preprocessing, spread(run.images(split), MAX_KNOWN), progress)
         for split in ("train", "val")
@@ -93,12 +99,22 @@ def measure_unknown(
     if not train.images or not val.images:
         progress.say("no out-of-distribution score: the run's training or validation images no longer exist")
         return None
-    labels = class_ids_of([image.label for image in train.images], class_names)
-    found = fit_unknown(Known(train.embeddings, labels, val.embeddings), len(class_names), false_alarm)
-    if found is None:
-        progress.say(
-            "no out-of-distribution score: a class has too few images, or the embedding is too large or too uniform"
-        )
+    is_cross_fitted = is_frozen and (config.refit or len(val.images) * false_alarm < 1)
+    known = Embedded.joined(train, val) if is_cross_fitted else train
+    found = measure_ood(
+        Known(
+            known.embeddings,
+            class_ids_of([image.label for image in known.images], class_names),
+            known.hashes,
+            [image.group for image in known.images],
+            None if is_cross_fitted else val.embeddings,
+        ),
+        len(class_names),
+        false_alarm,
+    )
+    if isinstance(found, str):
+        progress.say(f"no out-of-distribution score: {found}")
+        return None
     return found
 
 
@@ -152,8 +168,8 @@ def class_source(run: Run, progress: Progress, further: ExtraOutputs) -> ExportS
         )
     measured = None
     if further.unknown:
-        measured = measure_unknown(run, network, card.preprocessing, card.class_names, progress, further.false_alarm)
-    score = UnknownScore(measured[0]) if measured else None
+        measured = measure_ood_score(run, network, card.preprocessing, card.class_names, progress, further.false_alarm)
+    score = OodScore(measured[0]) if measured else None
     module = Deployed(network, card.temperature, unknown=score, with_cam=further.cam)
     return ExportSource(
         module=module,

@@ -5,19 +5,19 @@ Does not depend on graphs.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
-from numpy.typing import NDArray
 
 from tl.data.manifests import LabeledImage, class_ids
 from tl.errors import DataError
-from tl.evaluation.calibration import conformal_of, fit_temperature, unknown_limit
+from tl.evaluation.calibration import conformal_of, fit_useful_temperature
 from tl.evaluation.evaluate import check_unseen
-from tl.evaluation.vote_weights import log_loss
 from tl.progress import Progress
 from tl.runtime.ensembles.ensemble import Ensemble
+from tl.runtime.ensembles.selective import conformal_limit
 from tl.runtime.ensembles.voting import soften
 from tl.runtime.model_file.contract import Conformal
 from tl.runtime.predictor import Predictor
@@ -68,17 +68,15 @@ def calibrate_votes(
     if len(known) < len(held_out):
         raise DataError(f"{len(held_out) - len(known)} of {len(held_out)} calibration images cannot be read")
     probabilities, truth = np.stack(voted), np.array(known, np.int64)
-    temperature = _fit(probabilities, truth)
+    temperature = fit_useful_temperature(np.log(np.maximum(probabilities, _FLOOR)), truth)
+    temperature = float(np.float32(temperature))  # as in the graph
     conformal = conformal_of(soften(probabilities, temperature), truth, "given images")
     if not strange:
         return Calibration(temperature, conformal)
-    limit = unknown_limit(strange, false_alarm)
+    limit = conformal_limit(strange, 1 - false_alarm)
+    if limit == math.inf:
+        least = math.ceil(1 / false_alarm - 1e-9) - 1
+        progress.say(f"no out-of-distribution score: its limit requires at least {least} images, found {len(strange)}")
+        return Calibration(temperature, conformal)
     alarms = float((np.array(strange) > limit).mean())
     return Calibration(temperature, conformal, limit, alarms, len(strange))
-
-
-def _fit(probabilities: NDArray[np.float32], truth: NDArray[np.int64]) -> float:
-    """The temperature in float32, as in the graph; 1 unless another value makes the true classes more probable."""
-    fitted = float(np.float32(fit_temperature(np.log(np.maximum(probabilities, _FLOOR)), truth)))
-    is_better = log_loss(soften(probabilities, fitted), truth) < log_loss(probabilities, truth)
-    return fitted if is_better else 1.0

@@ -15,7 +15,7 @@ from onnx_ir.passes import common
 
 from tl.data.features import SHORTEST
 from tl.errors import ModelFileError
-from tl.evaluation.calibration import OodFit
+from tl.evaluation.ood import OodFit
 
 EMBEDDING = "embedding"
 
@@ -118,16 +118,25 @@ class _Builder:
     def ood_score(self, embedding: ir.Value, fit: OodFit) -> ir.Value:
         """As `OodFit.scores`."""
         op = self._tape.op
-        first, second = (self._constant(f"axis{i}", np.array([i], np.int64)) for i in (1, 2))
-        length = op("ReduceL2", [embedding, first], {"keepdims": 1})
+        axis = self._constant("axis", np.array([1], np.int64))
+        unit = self._unit(embedding, axis)
+        unit = self._unit(op("Sub", [unit, self._constant("center", fit.center)]), axis)
+        along = op("MatMul", [unit, self._constant("directions", fit.directions)])
+        length = op("Sub", [self._squared(unit, axis), self._squared(along, axis)])
+        likeness = op("MatMul", [unit, self._constant("templates", 2 * fit.templates)])
+        apart = op("Sub", [self._constant("offsets", fit.offsets), likeness])
+        squares = op("Add", [length, op("ReduceMin", [apart, axis], {"keepdims": 0})])
+        return op("Sqrt", [op("Max", [squares, self._constant("zero", np.array(0, np.float32))])])
+
+    def _unit(self, vectors: ir.Value, axis: ir.Value) -> ir.Value:
+        """(N, D) scaled to length 1."""
+        length = self._tape.op("ReduceL2", [vectors, axis], {"keepdims": 1})
         shortest = self._constant("shortest", np.array(SHORTEST, np.float32))
-        unit = op("Div", [embedding, op("Max", [length, shortest])])
-        centered = op("Sub", [unit, self._constant("mean", fit.mean)])
-        place = op("MatMul", [centered, self._constant("whitening", fit.whitening)])
-        means = self._constant("class_means", fit.class_means[None])
-        apart = op("Sub", [op("Unsqueeze", [place, first]), means])
-        squares = op("ReduceMean", [op("Mul", [apart, apart]), second], {"keepdims": 0})
-        return op("Sqrt", [op("ReduceMin", [squares, first], {"keepdims": 0})])
+        return self._tape.op("Div", [vectors, self._tape.op("Max", [length, shortest])])
+
+    def _squared(self, vectors: ir.Value, axis: ir.Value) -> ir.Value:
+        """(N, D) -> squared lengths (N,)."""
+        return self._tape.op("ReduceSumSquare", [vectors, axis], {"keepdims": 0})
 
     def _constant(self, name: str, value: NDArray[np.generic]) -> ir.Value:
         return self._tape.initializer(ir.tensor(value), f"refit/{name}")

@@ -17,8 +17,9 @@ from numpy.typing import NDArray
 
 from tl.data.manifests import hash_data
 from tl.errors import ConfigError, ModelFileError, ParityError
-from tl.evaluation.calibration import MAX_KNOWN, Known, conformal_of, fit_temperature, fit_unknown
+from tl.evaluation.calibration import conformal_of, fit_useful_temperature
 from tl.evaluation.metrics import Metrics, classification_metrics
+from tl.evaluation.ood import MAX_KNOWN, Known, measure_ood
 from tl.exporter.parity import Original, check_outputs, spread
 from tl.exporter.parity_images import MAX_IMAGES
 from tl.exporter.publish import build_golden, embed_contract, load_model, publish, synthetic_inputs
@@ -149,15 +150,13 @@ def _fit(seen: Seen, options: RefitOptions, progress: Progress) -> tuple[LinearH
         f"{options.head} head with C {head.c:g}, selected from {', '.join(f'{trial.c:g}' for trial in trials)}"
     )
     progress.advance(note="calibrating")
-    temperature = float(np.float32(fit_temperature(head.logits(val[0]), val[1])))
+    temperature = float(np.float32(fit_useful_temperature(head.logits(val[0]), val[1])))
     kept = [spread(range(len(part)), MAX_KNOWN) for part in (train[1], val[1])]
-    known = Known(train[0][kept[0]], train[1][kept[0]], val[0][kept[1]])
-    found = fit_unknown(known, len(seen.class_names), options.false_alarm)
-    if found is None:
-        progress.say(
-            "no out-of-distribution score: a class has too few images, or the embedding is too large or too uniform"
-        )
-    fit, facts = found or (None, None)
+    known = Known(train[0][kept[0]], train[1][kept[0]], held_out=val[0][kept[1]])
+    found = measure_ood(known, len(seen.class_names), options.false_alarm)
+    if isinstance(found, str):
+        progress.say(f"no out-of-distribution score: {found}")
+    fit, facts = (None, None) if isinstance(found, str) else found
     weight, bias = head.weight.astype(np.float32), head.bias.astype(np.float32)
     return head, NewHead(weight, bias, temperature, fit), facts
 

@@ -28,10 +28,17 @@ from tl.trainer.run_folder.run import Run
 
 @dataclass(frozen=True)
 class Embedded:
-    """The readable images, and their embeddings float32 (N, D) in the same order."""
+    """The readable images, their embeddings float32 (N, D) and the SHA-256 of their files, in the same order."""
 
     images: tuple[LabeledImage, ...]
     embeddings: NDArray[np.float32]
+    hashes: tuple[str, ...] = ()
+
+    @classmethod
+    def joined(cls, first: Embedded, second: Embedded) -> Embedded:
+        """The images of both."""
+        embeddings = np.concatenate([first.embeddings, second.embeddings])
+        return cls((*first.images, *second.images), embeddings, (*first.hashes, *second.hashes))
 
 
 def embed_images(
@@ -56,7 +63,8 @@ def embed_images(
     if not store.images:
         return Embedded((), np.empty((0, 0), np.float32))
     features = kept.get(store, range(len(store.images)))
-    return Embedded(store.images, features.mean(axis=(2, 3)) if features.ndim == 4 else features)
+    embeddings = features.mean(axis=(2, 3)) if features.ndim == 4 else features
+    return Embedded(store.images, embeddings, tuple(store.hashes))
 
 
 def find_neighbors(run: Run, paths: Sequence[str], count: int, progress: Progress) -> list[list[Neighbor]]:
