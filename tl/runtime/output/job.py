@@ -27,7 +27,7 @@ from tl.runtime.model_file.strict_json import dump_json
 from tl.runtime.output.claim import claim_output
 from tl.runtime.output.columns import build_columns
 from tl.runtime.output.files import check_output, no_follow, output_errors
-from tl.runtime.output.writers import open_writer
+from tl.runtime.output.writers import lists_failures, open_writer
 from tl.runtime.predictor import Predictor
 from tl.runtime.results import Failure, Result
 from tl.runtime.sources.paths import hash_file
@@ -185,6 +185,9 @@ def run_job(
                 options=["resume", "overwrite"],
             )
         check_output(claim.output, overwrite=overwrite or claim.wrote(key))
+        has_list = lists_failures(claim.output, point_format)
+        if has_list:
+            check_output(claim.failed_list, overwrite=overwrite or claim.wrote_failed_list())
         with (
             open_writer(claim.output, predictor.fields, point_format, partial=claim.rows) as writer,
             open_ledger(claim.ledger, key, resume=resume, retry_failed=retry_failed or fail_fast) as ledger,
@@ -202,6 +205,8 @@ def run_job(
                     see(result)
                     writer.write_row(row)
                 advance(tally)
+        if has_list and not tally.failed:  # what an earlier job has listed is out of date
+            claim.failed_list.unlink(missing_ok=True)
         claim.finish(key)
 
 
