@@ -36,6 +36,9 @@ def command(
     test: Annotated[
         bool, typer.Option("--test/--no-test", help="Evaluate the selected settings on the test split.")
     ] = True,
+    overwrite: Annotated[
+        bool, typer.Option("--overwrite", help="Use a folder that exists and is not that of this study.")
+    ] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print the leaderboard as JSON.")] = False,
 ) -> None:
     """Train every combination of a study, select on validation data, and evaluate the selected settings on test data.
@@ -55,6 +58,7 @@ def command(
     with packages_of("train"):
         from tl.studies.plan import parse_forced
         from tl.studies.study import read_study
+        from tl.studies.study_files import check_study_folder, mark_study_folder
         from tl.studies.sweep import cell_runs, hold, run_cells
 
     budget_s = None if budget is None else _seconds(budget)
@@ -67,7 +71,9 @@ def command(
     if dry_run:
         _show_plan(study, runs)
         return
+    check_study_folder(folder, study.plan.name, overwrite=overwrite)
     with hold(folder):
+        mark_study_folder(folder, study.plan.name)
         ends = None if budget_s is None else time.monotonic() + budget_s
         while True:
             with console_progress() as progress:
