@@ -104,7 +104,7 @@ def test_sweep__failed_evaluation_still_writes_the_leaderboard(
     study = make_study(tmp_path / "s.yaml", labels)
     (tmp_path / "o").mkdir()
     (tmp_path / "o" / "models").touch()  # a file at the path of the model folder
-    done = run_tl("sweep", study, "--out", tmp_path / "o")
+    done = run_tl("sweep", study, "--out", tmp_path / "o", "--overwrite")
     assert done.code == 3
     assert "not evaluated: base seed 0:" in done.err
     assert [row["selected"] for row in rows_of(tmp_path / "o")] == ["False"]
