@@ -49,7 +49,35 @@ def test_demo__never_writes_into_an_existing_folder(run_tl: RunTl, tmp_path: Pat
     done = run_tl("demo", tmp_path)
     assert done.code == 1
     assert "already exists" in done.err
+    assert "--overwrite" in done.err
     assert list(tmp_path.iterdir()) == []
+
+
+def test_demo__replaces_what_an_earlier_demo_made(
+    run_tl: RunTl, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    steps: list[tuple[object, ...]] = []
+
+    def run(*words: object) -> str:
+        steps.append(words)
+        if words[0] == "train":
+            Path(str(words[-1])).mkdir(parents=True)  # fails if an earlier run is still there
+        rows = "model,voting,top1_accuracy\nscratch,,1\nfeatures,,1\nfinetune,,1\ndefault,,1\nensemble,soft,1\n"
+        return rows if words[0] == "evaluate" else "label\n"
+
+    monkeypatch.setattr("tl.commands.demo._run", run)
+    folder = tmp_path / "demo"
+    for _ in range(2):
+        assert run_tl("demo", folder).code == 0
+    assert len([words for words in steps if words[0] == "export" and words[-1] == "--overwrite"]) == 8
+    theirs = tmp_path / "theirs" / "runs" / "scratch"
+    theirs.mkdir(parents=True)
+    refused = run_tl("demo", theirs.parents[1], "--overwrite")
+    assert (refused.code, f"{theirs}: exists and was not made by tl demo" in refused.err) == (1, True)
+    theirs.rmdir()
+    (theirs.parents[1] / "notes.txt").write_text("mine")
+    assert run_tl("demo", theirs.parents[1], "--overwrite").code == 0
+    assert (theirs.parents[1] / "notes.txt").read_text() == "mine"
 
 
 @pytest.mark.slow

@@ -99,6 +99,27 @@ def test_predict__other_formats(run_tl: RunTl, photos: Path, tmp_path: Path, suf
     np.testing.assert_allclose(found, [[60, 20], [61, 21]], atol=0.15)
 
 
+@pytest.mark.parametrize("suffix", [".tps", ".json"])
+def test_predict__the_list_of_failed_images_is_an_output_too(
+    run_tl: RunTl, photos: Path, tmp_path: Path, suffix: str
+) -> None:
+    out = tmp_path / f"out{suffix}"
+    listed = Path(f"{out}.failed.csv")
+    words = ("predict", photos, "--model", make_spot_model(tmp_path / "m.onnx"), "-o", out)
+    listed.write_text("precious")
+    refused = run_tl(*words)
+    assert (refused.code, f"{listed}: exists" in refused.err, "--overwrite" in refused.err) == (1, True, True)
+    assert (listed.read_text(), out.exists()) == ("precious", False)
+    assert run_tl(*words, "--overwrite").code == 3
+    assert run_tl(*words).code == 3  # its own, unchanged
+    listed.write_text(listed.read_text() + "note\n")
+    assert (run_tl(*words).code, listed.read_text().endswith("note\n")) == (1, True)
+    listed.unlink()
+    assert run_tl(*words).code == 3
+    (photos / "x.png").unlink()
+    assert (run_tl(*words).code, listed.exists()) == (0, False)  # nothing failed, so nothing is listed
+
+
 def test_predict__ensemble_with_locator_boxes_and_drawings(run_tl: RunTl, photos: Path, tmp_path: Path) -> None:
     fine = [make_spot_model(tmp_path / f"{name}.onnx", region="points", region_margin=0.5) for name in "ab"]
     coarse = make_spot_model(tmp_path / "coarse.onnx")

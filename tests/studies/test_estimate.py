@@ -1,13 +1,17 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from tests.commands.conftest import RunTl
+from tests.commands.conftest import run_tl as run_tl
 from tests.studies.make import make_labels, make_study
-from tl.studies.estimate import estimate_seconds
+from tl.studies.estimate import EXPORT_SECONDS, estimate_after, estimate_seconds
+from tl.studies.selection import LATENCY_SECONDS
 from tl.studies.study import read_study
 from tl.studies.sweep import CellRun, cell_runs
 
@@ -35,6 +39,33 @@ def test_estimate_seconds__features_are_computed_once(labels: Path, tmp_path: Pa
     )
     assert len(heads) == 3
     assert estimate_seconds(heads) == estimate_seconds(heads[:1]) > 0
+
+
+def test_estimate_after__models_that_will_be_selected(labels: Path, tmp_path: Path) -> None:
+    variants = {name: {"method": "scratch", "grid": {"lr": rates}} for name, rates in (("a", [1, 2]), ("b", [3, 4]))}
+    study = read_study(make_study(tmp_path / "s.yaml", labels, variants=variants, seeds=[0, 1, 2], ensemble=True))
+    out = tmp_path / "out"
+    runs = cell_runs(study.cells, out)
+    after = estimate_after(study, runs, out, test=True)
+    assert after.models == 6  # one setting of each variant, three seeds
+    assert after.seconds > 6 * (EXPORT_SECONDS + LATENCY_SECONDS)  # and predicting the test images
+    plain = estimate_after(study, runs, out, test=False)
+    assert plain.seconds > 6 * (EXPORT_SECONDS + LATENCY_SECONDS)
+    apart = replace(study, plan=replace(study.plan, apart=("lr",), ensemble=False))
+    assert estimate_after(apart, runs, out, test=False).seconds == 12 * (EXPORT_SECONDS + LATENCY_SECONDS)
+    assert estimate_after(study, [], out, test=True).models == 0
+
+    out.mkdir()
+    done = runs[0].cell.name
+    (out / "selected.json").write_text(json.dumps({done: {"seconds": 100.0}, "other": {"seconds": 50.0}}))
+    assert estimate_after(apart, runs, out, test=False).seconds == 12 * 75  # as measured before
+
+
+def test_sweep__the_estimate_counts_what_follows_the_runs(labels: Path, tmp_path: Path, run_tl: RunTl) -> None:
+    study = make_study(tmp_path / "s.yaml", labels, variants={"a": {"method": "scratch"}}, seeds=[0, 1])
+    done = run_tl("sweep", study, "--out", tmp_path / "o", "--dry-run")
+    assert (done.code, "for exporting and testing 2 selected models" in done.err) == (0, True), done.err
+    assert "for exporting 2 selected models" in run_tl("sweep", study, "--dry-run", "--no-test").err
 
 
 def test_estimate_seconds__uses_the_measured_time_of_finished_runs(labels: Path, tmp_path: Path) -> None:

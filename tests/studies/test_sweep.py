@@ -17,7 +17,9 @@ import pytest
 from tests.commands.conftest import RunTl
 from tests.commands.conftest import run_tl as run_tl
 from tests.studies.make import make_labels, make_study
+from tl.errors import OutputError
 from tl.studies.study import read_study
+from tl.studies.study_files import check_study_folder, mark_study_folder
 from tl.studies.sweep import cell_runs, hold, train_cell
 
 
@@ -62,13 +64,47 @@ def test_sweep__from_file_to_page(labels: Path, tmp_path: Path, run_tl: RunTl) -
     assert [row["variant"] for row in json.loads(again.out)] == ["slow", "slow", "broken"]
 
 
+def test_sweep__a_folder_of_something_else_is_not_used_unasked(labels: Path, tmp_path: Path, run_tl: RunTl) -> None:
+    study, out = make_study(tmp_path / "s.yaml", labels), tmp_path / "o"
+    out.mkdir()
+    (out / "leaderboard.csv").write_text("precious")
+    refused = run_tl("sweep", study, "--out", out)
+    assert (refused.code, f"{out}: exists and was not made by a study" in refused.err) == (1, True)
+    assert "hint: --overwrite" in refused.err
+    assert [path.name for path in out.iterdir()] == ["leaderboard.csv"]
+    assert run_tl("sweep", study, "--out", out, "--overwrite", "--budget", "0s").code == 1  # nothing is trained
+    assert json.loads((out / "study.json").read_text()) == {"study": "s"}
+    other = make_study(tmp_path / "other.yaml", labels)
+    refused = run_tl("sweep", other, "--out", out)
+    assert (refused.code, f"{out}: is the folder of another study, 's'" in refused.err) == (1, True)
+
+
+def test_check_study_folder__new_empty_own_and_older_ones(tmp_path: Path) -> None:
+    out = tmp_path / "o"
+    check_study_folder(out, "s")
+    assert not out.exists()
+    out.mkdir()
+    check_study_folder(out, "s")
+    mark_study_folder(out, "s")
+    check_study_folder(out, "s")
+    with pytest.raises(OutputError, match="of another study, 's'"):
+        check_study_folder(out, "t")
+    check_study_folder(out, "t", overwrite=True)
+    (out / "study.json").unlink()
+    (out / "sweep.lock").touch()  # made before folders were marked
+    check_study_folder(out, "t")
+    (tmp_path / "file").touch()
+    with pytest.raises(OutputError, match="is a file: give the name of a folder"):
+        check_study_folder(tmp_path / "file", "s", overwrite=True)
+
+
 def test_sweep__failed_evaluation_still_writes_the_leaderboard(
     labels: Path, tmp_path: Path, run_tl: RunTl, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     study = make_study(tmp_path / "s.yaml", labels)
     (tmp_path / "o").mkdir()
     (tmp_path / "o" / "models").touch()  # a file at the path of the model folder
-    done = run_tl("sweep", study, "--out", tmp_path / "o")
+    done = run_tl("sweep", study, "--out", tmp_path / "o", "--overwrite")
     assert done.code == 3
     assert "not evaluated: base seed 0:" in done.err
     assert [row["selected"] for row in rows_of(tmp_path / "o")] == ["False"]

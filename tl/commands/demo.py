@@ -8,6 +8,7 @@ from __future__ import annotations
 import csv
 import io
 import shlex
+import shutil
 import subprocess
 import sys
 import time
@@ -37,6 +38,8 @@ _SIDE = 64
 _TRAIN, _TEST = 8, 32
 # Training patches come from the left of each image and test patches from the right; no two patches overlap.
 _LEFT = 0.45
+# A file that marks the folder of a demo.
+_MARK = ".tl-demo"
 
 _SCRATCH = ("--method", "scratch", "--backbone", "smallcnn", "--image-size", _SIDE)
 _WAYS = {
@@ -47,7 +50,12 @@ _WAYS = {
 
 
 def command(
-    folder: Annotated[Path, typer.Argument(help="Output folder; must not exist yet.")] = Path("tl-demo"),
+    folder: Annotated[Path, typer.Argument(help="Output folder: a new one, or that of an earlier demo.")] = Path(
+        "tl-demo"
+    ),
+    overwrite: Annotated[
+        bool, typer.Option("--overwrite", help="Write into a folder that exists and is not that of a demo.")
+    ] = False,
 ) -> None:
     """Run the whole workflow on patches of photographs: train in several ways, export, evaluate, predict, reject.
 
@@ -58,17 +66,18 @@ def command(
 
     Needs no network access and no GPU. Takes about two minutes on two cores.
     """
-    if folder.exists():
-        raise OutputError(f"{folder}: already exists; remove it or name another folder: tl demo OTHER")
-    started = time.monotonic()
     photos, unknown, runs = folder / "photos", folder / "unknown", folder / "runs"
+    _check_folder(folder, overwrite)
+    started = time.monotonic()
     warn(f"Writing {_TRAIN} training and {_TEST} test images of {len(CLASSES)} classes into {photos}/")
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / _MARK).write_text("made by tl demo\n", encoding="utf-8")
     write_patches(folder)
     models = {}
     for name, options in {**_WAYS, "default": ()}.items():
         _run("train", photos / "train", *options, "--out", runs / name)
         models[name] = folder / f"{name}.onnx"
-        _run("export", runs / name, "-o", models[name])
+        _run("export", runs / name, "-o", models[name], "--overwrite")
     tables = [
         _run("evaluate", photos / "test", "--model", models["default"]),
         _run("evaluate", photos / "test", "--ensemble", *(models[name] for name in _WAYS)),
@@ -82,6 +91,24 @@ def command(
     warn(f"Created in {time.monotonic() - started:.0f} s:")
     for made in (*models.values(), predictions, *(runs / name / "report.html" for name in models)):
         warn(f"  {made}")
+
+
+def _check_folder(folder: Path, overwrite: bool) -> None:
+    """Raise `OutputError` unless the folder is new, or an earlier demo's, whose runs are removed to be made again."""
+    from tl.runtime.output.files import check_output_folder
+
+    check_output_folder(folder)
+    is_own = (folder / _MARK).is_file()
+    if folder.exists() and not is_own and not overwrite:
+        raise OutputError(
+            f"{folder}: already exists and was not made by tl demo: remove it, name another folder, or write into it",
+            options=["overwrite"],
+        )
+    for run in (folder / "runs" / name for name in (*_WAYS, "default")):
+        if run.exists() and not is_own:
+            raise OutputError(f"{run}: exists and was not made by tl demo: name another folder")
+        if run.exists():
+            shutil.rmtree(run)
 
 
 def write_patches(folder: Path) -> None:

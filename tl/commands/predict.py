@@ -313,6 +313,7 @@ def _find_images(flags: _Images) -> Inputs:
 def _write_predictions(predictor: AnyPredictor, images: Inputs, request: PredictRequest) -> bool:
     """Predict and write row by row. Returns whether every image could be read, and drawn if that was asked for."""
     from tl.runtime.output.job import Tally, run_job
+    from tl.runtime.output.writers import lists_failures
     from tl.runtime.results import Landmarks, PointFields
 
     out, output = request.output, request.output.output
@@ -355,7 +356,7 @@ def _write_predictions(predictor: AnyPredictor, images: Inputs, request: Predict
     kept = f"{tally.kept} rows kept from the earlier run, " if tally.kept else ""
     where = f"; {output}" if output else ""
     listed = Path(f"{output}.failed.csv")
-    if tally.failed and output is not None and listed.is_file():
+    if tally.failed and output is not None and lists_failures(output, request.landmarks.to):
         where += f", listed in {listed}"
     warn(f"{kept}{tally.done - tally.failed} images predicted, {tally.failed} could not be read, {speed:.0f}/s{where}")
     return not tally.failed and has_drawn

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from tl.commands.console import EXIT_SOME_FAILED, console_progress, packages_of, warn
+from tl.commands.console import EXIT_SOME_FAILED, console_progress, packages_of, warn, write_beside
 from tl.errors import ConfigError, DataError, TlError
 
 if TYPE_CHECKING:
@@ -36,6 +36,9 @@ def command(
     test: Annotated[
         bool, typer.Option("--test/--no-test", help="Evaluate the selected settings on the test split.")
     ] = True,
+    overwrite: Annotated[
+        bool, typer.Option("--overwrite", help="Use a folder that exists and is not that of this study.")
+    ] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print the leaderboard as JSON.")] = False,
 ) -> None:
     """Train every combination of a study, select on validation data, and evaluate the selected settings on test data.
@@ -55,7 +58,8 @@ def command(
     with packages_of("train"):
         from tl.studies.plan import parse_forced
         from tl.studies.study import read_study
-        from tl.studies.sweep import cell_runs, hold, run_cells
+        from tl.studies.study_files import check_study_folder, mark_study_folder
+        from tl.studies.sweep import cell_runs, hold
 
     budget_s = None if budget is None else _seconds(budget)
     options = parse_forced(forced or []) | ({"data": data} if data else {})
@@ -65,21 +69,32 @@ def command(
     for line in study.doubled:
         warn(f"duplicate setting skipped: {line}")
     if dry_run:
-        _show_plan(study, runs)
+        _show_plan(study, runs, folder, test=test and study.plan.test)
         return
+    check_study_folder(folder, study.plan.name, overwrite=overwrite)
     with hold(folder):
+        mark_study_folder(folder, study.plan.name)
         ends = None if budget_s is None else time.monotonic() + budget_s
-        while True:
-            with console_progress() as progress:
-                run_cells(runs, progress, jobs=jobs, ends=ends, retry_failed=retry_failed)
-            following = _following(study, runs)
-            if not following:
-                break
-            warn(f"{len(following)} runs of {len(runs)} continue for more epochs")
-            runs += cell_runs(following, folder)
+        _train(study, runs, folder, jobs=jobs, ends=ends, retry_failed=retry_failed)
         is_whole = _finish(study, runs, folder, test=test and study.plan.test, as_json=as_json)
     if not is_whole:
         raise typer.Exit(EXIT_SOME_FAILED)
+
+
+def _train(
+    study: Study, runs: list[CellRun], folder: Path, *, jobs: int, ends: float | None, retry_failed: bool
+) -> None:
+    """Train the runs, and those that a search adds, which are added to `runs`."""
+    from tl.studies.sweep import cell_runs, run_cells
+
+    while True:
+        with console_progress() as progress:
+            run_cells(runs, progress, jobs=jobs, ends=ends, retry_failed=retry_failed)
+        following = _following(study, runs)
+        if not following:
+            return
+        warn(f"{len(following)} runs of {len(runs)} continue for more epochs")
+        runs += cell_runs(following, folder)
 
 
 def _following(study: Study, runs: list[CellRun]) -> list[Cell]:
@@ -123,33 +138,35 @@ def _finish(study: Study, runs: list[CellRun], folder: Path, *, test: bool, as_j
     rows = leaderboard_rows(study, settings, judged)
     write_leaderboard(rows, folder)
     shown = Outcome(settings, judged, rows, test, together, faults)
-    page = write_sweep_report(study, shown, folder, shlex.join(["tl", *sys.argv[1:]]))
-    warn(f"leaderboard: {folder / 'leaderboard.csv'}    report: {page}")
+    warn(f"leaderboard: {folder / 'leaderboard.csv'}")
+    has_report = write_beside(lambda: write_sweep_report(study, shown, folder, shlex.join(["tl", *sys.argv[1:]])))
     typer.echo(json.dumps(rows) if as_json else (folder / "leaderboard.csv").read_text(encoding="utf-8"), nl=as_json)
-    return not failures and not faults
+    return has_report and not failures and not faults
 
 
-def _show_plan(study: Study, runs: list[CellRun]) -> None:
+def _show_plan(study: Study, runs: list[CellRun], folder: Path, *, test: bool) -> None:
     for run in runs:
         typer.echo(f"{run.state}\t{run.cell.setting}\tseed {run.cell.seed}")
     left = [run for run in runs if run.state == "open"]
     warn(f"{study.plan.name}: {len(runs)} runs, {len(left)} to do")
     if left:
-        _show_estimate(runs)
+        _show_estimate(study, runs, folder, test=test)
 
 
-def _show_estimate(runs: list[CellRun]) -> None:
+def _show_estimate(study: Study, runs: list[CellRun], folder: Path, *, test: bool) -> None:
     """Print the estimated time, or why there is none; the plan is useful without it."""
-    from tl.studies.estimate import estimate_seconds
+    from tl.studies.estimate import estimate_after, estimate_seconds
     from tl.studies.sweep import in_words
 
     try:
-        seconds = estimate_seconds(runs)
+        seconds, after = estimate_seconds(runs), estimate_after(study, runs, folder, test=test)
     except TlError as error:
         warn(f"no time estimate: {error}")
     else:
+        what = "exporting and testing" if test else "exporting"
         warn(
-            f"about {in_words(seconds)} in total on this machine, estimated from finished runs of the same setting, "
+            f"about {in_words(seconds + after.seconds)} in total on this machine: {in_words(seconds)} for the runs and "
+            f"{in_words(after.seconds)} for {what} {after.models} selected models. Estimated from what has finished, "
             "else from one step of each network, scaled to all its epochs; decoding and augmentation add to it, early "
             "stopping reduces it"
         )

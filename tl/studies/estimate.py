@@ -1,4 +1,5 @@
-"""Estimate the time of a study's open runs by timing one step of every network here, on random weights and noise.
+"""Estimate the time of a study: of its open runs, by timing one step of every network here on random weights and noise,
+and of exporting and evaluating the models that it will select.
 
 Does not train. Excludes what cannot be known in advance: decoding and augmentation, and epochs saved by early stopping.
 """
@@ -10,6 +11,7 @@ from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import cache
+from pathlib import Path
 from statistics import fmean
 
 import torch
@@ -17,17 +19,21 @@ import torch
 from tl.data.manifests import LabeledImage, ManifestColumns, read_images
 from tl.data.splits import assign_splits, limit_per_class
 from tl.runtime.landmarks.files import is_landmark_file, read_landmarks
+from tl.studies.selection import LATENCY_SECONDS, read_selected
+from tl.studies.study import Study
 from tl.studies.sweep import CellRun
 from tl.trainer.config import TrainConfig
 from tl.trainer.fit.machine import Machine, build_machine
 from tl.trainer.models.build import build_network
 from tl.trainer.options import resolve, settled
-from tl.trainer.task import find_info, manifest_columns
+from tl.trainer.task import find_info
 
 # Images per timed step on the CPU, where speed hardly depends on the batch size.
 _CPU_BATCH = 8
 # With fewer images, a GPU measurement is dominated by launch overhead.
 _TIMED_STEPS = 3
+# Tracing, optimizing and checking a graph. Source: 12 to 16 s for EfficientNet-Lite0 on two cores, 49 parity images.
+EXPORT_SECONDS = 13.0
 
 
 @dataclass(frozen=True)
@@ -57,10 +63,59 @@ def estimate_seconds(runs: Sequence[CellRun]) -> float:
     return total
 
 
+@dataclass(frozen=True)
+class After:
+    """What follows the runs of a study: `models` to export, time and evaluate, in `seconds`."""
+
+    models: int
+    seconds: float
+
+
+def estimate_after(study: Study, runs: Sequence[CellRun], out: Path, *, test: bool) -> After:
+    """Time of what follows the runs: from models evaluated before, else from the speed of each network.
+
+    `out`: folder of the study. `test`: whether models are scored on test images. Raises as `estimate_seconds`.
+    """
+    kept = read_selected(out)
+    known = [each["seconds"] for each in kept.values() if "seconds" in each]
+    groups: dict[tuple[str, ...], list[CellRun]] = {}  # one setting of each group will be selected
+    for run in runs:
+        point = dict(run.cell.point)
+        key = (run.cell.variant, *(str(point.get(axis)) for axis in study.plan.apart))
+        groups.setdefault(key, []).append(run)
+    models, seconds, together = 0, 0.0, 0.0
+    for own in groups.values():
+        seeds = {run.cell.seed for run in own}
+        has_open = any(run.state == "open" for run in own)
+        ready = 0 if has_open else sum(run.cell.name in kept for run in own)
+        count = max(0, len(seeds) - ready)
+        models += count
+        if count and not known:
+            seconds += count * _expected_after(own[0].cell.config, test=test)
+        if count and study.plan.ensemble and len(groups) > 1:
+            together += _evaluation(resolve(replace(own[0].cell.config, out="x")), test=test)
+    if known:
+        seconds = models * fmean(known)
+    return After(models, seconds + together)
+
+
+def _expected_after(config: TrainConfig, *, test: bool) -> float:
+    """Exporting, timing and evaluating a model."""
+    config = resolve(replace(config, out="x"))
+    is_tested = test and _counts(config)["test"] > 0
+    return EXPORT_SECONDS + LATENCY_SECONDS + (_evaluation(config, test=True) if is_tested else 0.0)
+
+
+def _evaluation(config: TrainConfig, *, test: bool) -> float:
+    """Predicting the test images if `test`, and there are any; an ensemble without them predicts validation images."""
+    counts = _counts(config)
+    images = counts["test"] if test and counts["test"] else counts["val"]
+    return images * _time_network(_network_key(config)).forward
+
+
 def _expected(config: TrainConfig, embedded: set[str]) -> float:
     """`embedded`: frozen trunks whose features are already counted; this run's trunk is added."""
-    val_fraction = settled(config.val_fraction)
-    counts = _count_images(config.data, manifest_columns(config), val_fraction, config.per_class)
+    counts = _counts(config)
     train, val = counts["train"], counts["val"]
     speed = _time_network(_network_key(config))
     if config.method == "features" and config.augment == "none":
@@ -69,6 +124,11 @@ def _expected(config: TrainConfig, embedded: set[str]) -> float:
         embedded.add(key)
         return seconds
     return settled(config.epochs) * (train * speed.step + val * speed.forward)
+
+
+def _counts(config: TrainConfig) -> Counter[str]:
+    val_fraction = settled(config.val_fraction)
+    return _count_images(config.data, manifest_columns(config), val_fraction, config.per_class)
 
 
 def _network_key(config: TrainConfig) -> TrainConfig:

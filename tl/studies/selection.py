@@ -6,8 +6,9 @@ Does not select (`leaderboard`) or train.
 from __future__ import annotations
 
 import json
+import time
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +22,9 @@ from tl.studies.leaderboard import LARGEST, METRIC, Estimate, Setting, estimate
 from tl.studies.sweep import CellRun
 from tl.trainer.run_folder.run import Run
 
-_ROUNDS, _SECONDS = 5, 2.0
+# The file of saved results; the time for which each model's latency is measured.
+_SELECTED = "selected.json"
+_ROUNDS, LATENCY_SECONDS = 5, 2.0
 
 
 @dataclass(frozen=True)
@@ -53,8 +56,7 @@ def judge_selected(
     """Export and evaluate each finished run of the selected settings, or load its saved result from `selected.json`, so
     that no network is scored on the test split twice. Also returns the errors of runs that cannot be evaluated.
     """
-    path = out / "selected.json"
-    kept: dict[str, Any] = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+    path, kept = out / _SELECTED, read_selected(out)
     progress.start("exporting selected models", sum(len(setting.done) for setting in settings), "runs")
     judged, faults = [], []
     for setting in settings:
@@ -63,18 +65,27 @@ def judge_selected(
             network = hash_file(Run(run.folder).best_path)  # a retrained run counts as a new one
             known = kept.get(run.cell.name, {})
             if known.get("network") != network or (test and known["score"] is None and _has_test(run)):
+                started = time.monotonic()
                 try:
-                    known = {"network": network, **asdict(_judge(run, task, out, test=test))}
+                    judgment = asdict(_judge(run, task, out, test=test))
+                    known = {"network": network, **judgment, "seconds": time.monotonic() - started}
                 except TlError as error:
                     faults.append(f"{setting.name} seed {run.cell.seed}: {error}")
                     continue
                 kept[run.cell.name] = known
                 write_text(path, json.dumps(kept, indent=2) + "\n")
-            judgments.append(Judgment(**{name: value for name, value in known.items() if name != "network"}))
+            judgments.append(Judgment(**{field.name: known[field.name] for field in fields(Judgment)}))
             progress.advance(note=setting.name)
         if judgments:
             judged.append(_over_seeds(setting, tuple(judgments), LARGEST[METRIC[task][0]]))
     return judged, faults
+
+
+def read_selected(out: Path) -> dict[str, Any]:
+    """The saved results of models that were evaluated before, by the name of their run."""
+    path = out / _SELECTED
+    found: dict[str, Any] = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+    return found
 
 
 def _judge(run: CellRun, task: str, out: Path, *, test: bool) -> Judgment:
@@ -131,7 +142,7 @@ def _latency_ms(model: Path) -> float:
     images = np.random.default_rng(0).integers(0, 256, (4, *session.contract.preprocessing.input_hw, 3), np.uint8)
     outputs = [session.contract.main_output]
     work = Work(lambda number: session.run(images[number % 4][None], outputs), images=1, callers=1, seconds=0.02)
-    (timing,) = time_works([work], rounds=_ROUNDS, seconds=_SECONDS)
+    (timing,) = time_works([work], rounds=_ROUNDS, seconds=LATENCY_SECONDS)
     return timing.p50_ms
 
 

@@ -1,4 +1,4 @@
-"""The summary files in a study's folder: leaderboard.csv, leaderboard.json, report.html.
+"""The files in a study's folder: leaderboard.csv, leaderboard.json, and study.json, which says whose folder it is.
 
 Does not run or select.
 """
@@ -10,13 +10,43 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from tl.runtime.output.files import write_text
+from tl.errors import OutputError
+from tl.runtime.output.files import check_output_folder, write_text
 from tl.runtime.sources.tables import csv_text
 from tl.studies.leaderboard import METRIC, Estimate, Setting
 from tl.studies.selection import Judged
 from tl.studies.study import Study
 
 Row = dict[str, Any]
+_MARK = "study.json"
+
+
+def check_study_folder(out: Path, study: str, *, overwrite: bool = False) -> None:
+    """Check, before any work, that a folder is new, empty, or that of the study `study`. Raises `OutputError`.
+
+    With `overwrite`, any folder may become a study's: what is not of the study stays in it.
+    """
+    check_output_folder(out)
+    if overwrite or not out.is_dir() or not any(out.iterdir()):
+        return
+    owner = _owner(out) or (study if (out / "sweep.lock").is_file() else None)  # from before folders were marked
+    if owner != study:
+        what = f"is the folder of another study, '{owner}'" if owner else "exists and was not made by a study"
+        raise OutputError(f"{out}: {what}: give another folder, or use it all the same", options=["overwrite"])
+
+
+def mark_study_folder(out: Path, study: str) -> None:
+    """Record which study a folder belongs to. Raises `OutputError`."""
+    write_text(out / _MARK, json.dumps({"study": study}, ensure_ascii=False) + "\n")
+
+
+def _owner(out: Path) -> str | None:
+    """The study that a folder belongs to, None if it was not made by one."""
+    try:
+        found = json.loads((out / _MARK).read_text(encoding="utf-8"))
+        return str(found["study"])
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
 
 
 def leaderboard_rows(study: Study, settings: Sequence[Setting], judged: Sequence[Judged]) -> list[Row]:

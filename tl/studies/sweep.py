@@ -190,7 +190,7 @@ def run_cells(
         for number, (run, seconds) in enumerate(_train_all(todo, jobs, ends), start=1):
             left = (time.monotonic() - started) / number * (len(todo) - number)
             progress.advance(note=run.cell.setting)
-            progress.say(f"{_outcome(run)} ({seconds:.0f} s; about {in_words(left)} left)")
+            progress.say(f"{_outcome(run)} ({seconds:.0f} s; about {in_words(left)} left for the runs)")
     except (KeyboardInterrupt, RunInterrupted) as stop:  # in this process, or first in a run's own process
         raise RunInterrupted("interrupted; run the same command again to resume") from stop
     if unbegun := [run for run in todo if run.state == "open"]:

@@ -12,9 +12,9 @@ from pathlib import Path, PurePath
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image, ImageColor, ImageDraw
+from PIL import Image, ImageColor, ImageDraw, ImageFont
 
-from tl.runtime.explain.explanation import Explanation
+from tl.runtime.explain.explanation import Explanation, Method
 from tl.runtime.imaging.decode import ImageSource, decode_image
 from tl.runtime.imaging.preprocessing import Preprocessing
 from tl.runtime.output.files import atomic_path
@@ -25,6 +25,12 @@ _COLORS = ("#E69F00", "#56B4E9", "#009E73", "#F0E442", "#0072B2", "#D55E00", "#C
 _RIM = "#000000"
 _FOR, _AGAINST = (np.array(ImageColor.getrgb(color), np.float32) for color in ("#D55E00", "#0072B2"))
 _OPACITY = 0.75
+_PAPER, _KEY_GRAY = "#FFFFFF", 160
+# Method -> its description, and the unit of its values.
+_METHODS: dict[Method, tuple[str, str]] = {
+    "cam": ("Class activation map: what each place adds", "logits"),
+    "occlusion": ("Occlusion: what the class loses where it is covered", "probability"),
+}
 # Longest side in pixels of each of the two images in an explanation.
 _PANEL = 800
 # Approximate sides of a filter and of a feature map, in pixels.
@@ -55,7 +61,8 @@ def draw_landmarks(
 def draw_explanation(source: ImageSource, found: Explanation, preprocessing: Preprocessing) -> Image.Image:
     """Draw the upright photo, and beside it in gray with the evidence for the label (orange) and against it (blue).
 
-    Colors are strongest where the absolute value of `heat` is largest in this image. Raises `ImageReadError`.
+    Colors are strongest where the absolute value of `heat` is largest in this image. Text below gives the class, its
+    probability, the method and a key of the colors. Raises `ImageReadError`.
     """
     photo = Image.fromarray(decode_image(source, preprocessing))
     photo.thumbnail((_PANEL, _PANEL))
@@ -65,18 +72,45 @@ def draw_explanation(source: ImageSource, found: Explanation, preprocessing: Pre
     heat = Image.fromarray(found.heat).resize((input_w, input_h), Image.Resampling.BILINEAR)
     onto_input = (resized_w / photo.width, 0, left, 0, resized_h / photo.height, top)
     spread = np.asarray(heat.transform(photo.size, Image.Transform.AFFINE, onto_input, Image.Resampling.BILINEAR))
-    share = spread / max(float(np.abs(found.heat).max()), 1e-12)
-    gray = np.asarray(photo.convert("L"), np.float32)[:, :, None]
+    largest = float(np.abs(found.heat).max())
+    mixed = _colored(np.asarray(photo.convert("L"), np.float32), spread / max(largest, 1e-12))
+    caption = _caption(found, largest, 2 * photo.width)
+    sheet = Image.new("RGB", (max(2 * photo.width, caption.width), photo.height + caption.height), _PAPER)
+    sheet.paste(photo, (0, 0))
+    sheet.paste(mixed, (photo.width, 0))
+    sheet.paste(caption, (0, photo.height))
+    return sheet
+
+
+def _colored(gray: NDArray[np.floating], share: NDArray[np.floating]) -> Image.Image:
+    """Color a gray image (H, W) by evidence (H, W) of -1 to 1."""
     color = np.where(share[:, :, None] > 0, _FOR, _AGAINST)
     opacity = _OPACITY * np.abs(np.clip(share, -1, 1))[:, :, None]
-    mixed = Image.fromarray((gray * (1 - opacity) + color * opacity).round().astype(np.uint8))
-    both = Image.new("RGB", (2 * photo.width, photo.height))
-    both.paste(photo, (0, 0))
-    both.paste(mixed, (photo.width, 0))
-    size = max(10, photo.height / 25)
-    place = (photo.width + size / 2, size / 2)
-    ImageDraw.Draw(both).text(place, found.label, fill="#FFFFFF", font_size=size, stroke_width=2, stroke_fill=_RIM)
-    return both
+    return Image.fromarray((gray[:, :, None] * (1 - opacity) + color * opacity).round().astype(np.uint8))
+
+
+def _caption(found: Explanation, largest: float, width: int) -> Image.Image:
+    """The text below an explanation, at least `width` pixels wide: class and probability, method, key of the colors."""
+    size = max(11, width / 55)
+    font, line = ImageFont.load_default(size), round(1.5 * size)
+    what, unit = _METHODS[found.method]
+    left, right = f"against it (-{largest:.2g})", f"for it (+{largest:.2g} {unit})"
+    bar = 6 * line
+    starts = np.cumsum([line / 2, font.getlength(left) + line / 2, bar + line / 2]).tolist()
+    texts = {
+        (line / 2, line / 4): f"{found.label}: probability {found.probability:.1%}",
+        (line / 2, 1.25 * line): what,
+        (starts[0], 2.25 * line): left,
+        (starts[2], 2.25 * line): right,
+    }
+    needed = max(x + font.getlength(text) for (x, _), text in texts.items())
+    caption = Image.new("RGB", (max(width, math.ceil(needed + line / 2)), round(3.5 * line)), _PAPER)
+    pen = ImageDraw.Draw(caption)
+    for place, text in texts.items():
+        pen.text(place, text, fill=_RIM, font=font)
+    ramp = np.tile(np.linspace(-1, 1, bar, dtype=np.float32), (round(size), 1))
+    caption.paste(_colored(np.full_like(ramp, _KEY_GRAY), ramp), (round(starts[1]), round(2.3 * line)))
+    return caption
 
 
 def draw_filters(weights: NDArray[np.float32]) -> Image.Image:

@@ -35,7 +35,7 @@ _BATCH = 7
 
 @dataclass(frozen=True)
 class Explanation:
-    """Evidence for `label` at each location of an image.
+    """Evidence for `label`, which has `probability`, at each location of an image.
 
     `heat`: float32 (h, w) over the network's input, of lower resolution for maps. `method` "cam": logits of the
     locations minus their mean over classes, which leaves softmax unchanged. "occlusion": decrease in the label's
@@ -45,6 +45,7 @@ class Explanation:
 
     path: str
     label: str
+    probability: float
     method: Method
     heat: NDArray[np.float32]
     placement: Placement
@@ -69,25 +70,26 @@ def explain(predictor: Predictor[Classification], source: ImageSource, label: st
     inputs = dict(zip(ensemble.preprocessings, placed, strict=True))
     if len(ensemble.sessions) == 1 and "cam" in ensemble.contracts[0].outputs:
         method: Method = "cam"
-        chosen, heat = _activation(ensemble, inputs, label)
+        chosen, probability, heat = _activation(ensemble, inputs, label)
     else:
         method = "occlusion"
-        chosen, heat = _occlusion(ensemble, inputs, label)
-    return Explanation(source_name(source), chosen, method, heat, placed[0].placement)
+        chosen, probability, heat = _occlusion(ensemble, inputs, label)
+    return Explanation(source_name(source), chosen, probability, method, heat, placed[0].placement)
 
 
 def _activation(
     ensemble: Ensemble, inputs: dict[Preprocessing, PlacedInput], label: str | None
-) -> tuple[str, NDArray[np.float32]]:
+) -> tuple[str, float, NDArray[np.float32]]:
     (placed,) = inputs.values()
     probabilities, cam = ensemble.sessions[0].run(placed.image[None], ["probabilities", "cam"])
     class_id = int(probabilities[0].argmax()) if label is None else ensemble.class_names.index(label)
-    return ensemble.class_names[class_id], np.asarray(cam[0, class_id] - cam[0].mean(axis=0), np.float32)
+    heat = np.asarray(cam[0, class_id] - cam[0].mean(axis=0), np.float32)
+    return ensemble.class_names[class_id], float(probabilities[0, class_id]), heat
 
 
 def _occlusion(
     ensemble: Ensemble, inputs: dict[Preprocessing, PlacedInput], label: str | None
-) -> tuple[str, NDArray[np.float32]]:
+) -> tuple[str, float, NDArray[np.float32]]:
     """Cover each patch of the photo in the inputs of all members, wherever it is placed there."""
     whole = _probabilities(ensemble, {preprocessing: placed.image[None] for preprocessing, placed in inputs.items()})[0]
     class_id = int(whole.argmax()) if label is None else ensemble.class_names.index(label)
@@ -106,7 +108,7 @@ def _occlusion(
         drops[place] += drop
         covers[place] += 1
     heat = drops / np.maximum(covers, 1)  # 0 for padding, which no patch covers
-    return ensemble.class_names[class_id], heat.astype(np.float32)
+    return ensemble.class_names[class_id], float(whole[class_id]), heat.astype(np.float32)
 
 
 def _probabilities(ensemble: Ensemble, images: dict[Preprocessing, NDArray[np.uint8]]) -> NDArray[np.float32]:

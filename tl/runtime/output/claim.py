@@ -42,6 +42,11 @@ class Claim:
         return self.folder / "ledger"
 
     @property
+    def failed_list(self) -> Path:
+        """The list of failed images, for formats that have no rows for them."""
+        return self.output.with_name(f"{self.output.name}.failed.csv")
+
+    @property
     def is_interrupted(self) -> bool:
         """Whether an earlier process was stopped before the output was complete."""
         return self.rows.exists() and self.ledger.exists()
@@ -50,22 +55,36 @@ class Claim:
         """Whether the existing output is what a finished job of this key has written, unchanged."""
         try:
             with open(self._finished, "rb", opener=no_follow) as stream:
-                return bool(json.load(stream) == self._facts(key))
+                found = json.load(stream)
+                return isinstance(found, dict) and {**found, "failed_list": None} == self._facts(key)
         except (OSError, ValueError):
+            return False
+
+    def wrote_failed_list(self) -> bool:
+        """Whether the existing list of failed images is what a finished job has written, unchanged."""
+        try:
+            with open(self._finished, "rb", opener=no_follow) as stream:
+                return bool(json.load(stream)["failed_list"] == _stamp(self.failed_list))
+        except (OSError, ValueError, KeyError, TypeError):
             return False
 
     def finish(self, key: str) -> None:
         """Record that the output is complete."""
         with output_errors(self._finished), open(self._finished, "w", encoding="utf-8", opener=no_follow) as stream:
-            json.dump(self._facts(key), stream)
+            listed = _stamp(self.failed_list) if self.failed_list.is_file() else None
+            json.dump(self._facts(key) | {"failed_list": listed}, stream)
 
     @property
     def _finished(self) -> Path:
         return self.folder / "finished.json"
 
     def _facts(self, key: str) -> dict[str, Any]:
-        found = self.output.stat()
-        return {"key": key, "bytes": found.st_size, "modified_ns": found.st_mtime_ns}
+        return {"key": key, **_stamp(self.output), "failed_list": None}
+
+
+def _stamp(path: Path) -> dict[str, Any]:
+    found = path.stat()
+    return {"bytes": found.st_size, "modified_ns": found.st_mtime_ns}
 
 
 @contextmanager

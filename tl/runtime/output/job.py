@@ -24,10 +24,10 @@ from tl.errors import ImageReadError, OutputError
 from tl.runtime.imaging.decode import ImageSource
 from tl.runtime.landmarks.files import Format
 from tl.runtime.model_file.strict_json import dump_json
-from tl.runtime.output.claim import claim_output
+from tl.runtime.output.claim import Claim, claim_output
 from tl.runtime.output.columns import build_columns
 from tl.runtime.output.files import check_output, no_follow, output_errors
-from tl.runtime.output.writers import open_writer
+from tl.runtime.output.writers import lists_failures, open_writer
 from tl.runtime.predictor import Predictor
 from tl.runtime.results import Failure, Result
 from tl.runtime.sources.paths import hash_file
@@ -181,12 +181,8 @@ def run_job(
         return
     with claim_output(output) as claim:
         key = _key(predictor, claim.output, "excel" if for_excel else point_format)
-        if claim.is_interrupted and not resume and not overwrite:
-            raise OutputError(
-                f"{claim.output}: a prediction into it was interrupted: resume it, or start again",
-                options=["resume", "overwrite"],
-            )
-        check_output(claim.output, overwrite=overwrite or claim.wrote(key))
+        has_list = lists_failures(claim.output, point_format)
+        _check_claim(claim, key, has_list, resume=resume, overwrite=overwrite)
         with (
             open_writer(claim.output, predictor.fields, point_format, claim.rows, for_excel=for_excel) as writer,
             open_ledger(claim.ledger, key, resume=resume, retry_failed=retry_failed or fail_fast) as ledger,
@@ -204,7 +200,21 @@ def run_job(
                     see(result)
                     writer.write_row(row)
                 advance(tally)
+        if has_list and not tally.failed:  # what an earlier job has listed is out of date
+            claim.failed_list.unlink(missing_ok=True)
         claim.finish(key)
+
+
+def _check_claim(claim: Claim, key: str, has_list: bool, *, resume: bool, overwrite: bool) -> None:
+    """Raise `OutputError` for outputs that this job has not made, before any prediction."""
+    if claim.is_interrupted and not resume and not overwrite:
+        raise OutputError(
+            f"{claim.output}: a prediction into it was interrupted: resume it, or start again",
+            options=["resume", "overwrite"],
+        )
+    check_output(claim.output, overwrite=overwrite or claim.wrote(key))
+    if has_list:
+        check_output(claim.failed_list, overwrite=overwrite or claim.wrote_failed_list())
 
 
 def _count(result: Result, tally: Tally, fail_fast: bool) -> None:

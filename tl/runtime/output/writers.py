@@ -148,6 +148,11 @@ class JsonLinesWriter(_RowWriter):
             return json.dumps(plain, ensure_ascii=False) + "\n"
 
 
+def lists_failures(output: Path, point_format: Format | None) -> bool:
+    """Return whether a format has no rows for failed images, so that `NAME.failed.csv` lists them."""
+    return output.suffix.lower() in (".tps", ".json") or point_format in ("long", "deeplabcut")
+
+
 @contextmanager
 def open_writer(
     output: str | os.PathLike[str] | None,
@@ -196,7 +201,7 @@ def _finisher(
         raise OutputError(f"{final}: expected a name that ends in {', '.join(known[:-1])} or {known[-1]}")
     if point_format is not None and kind != SUFFIXES[point_format]:
         raise OutputError(f"{final}: expected the extension {SUFFIXES[point_format]} for format {point_format}")
-    is_point_file = kind in (".tps", ".json") or point_format in ("long", "deeplabcut")
+    is_point_file = lists_failures(final, point_format)
     if for_excel and (kind != ".csv" or is_point_file):
         raise OutputError(f"{final}: only a CSV table can be written for Excel; .xlsx needs no option")
     if kind == ".parquet":
