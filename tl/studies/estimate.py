@@ -26,7 +26,7 @@ from tl.trainer.config import TrainConfig
 from tl.trainer.fit.machine import Machine, build_machine
 from tl.trainer.models.build import build_network
 from tl.trainer.options import resolve, settled
-from tl.trainer.task import find_info
+from tl.trainer.task import find_info, manifest_columns
 
 # Images per timed step on the CPU, where speed hardly depends on the batch size.
 _CPU_BATCH = 8
