@@ -132,7 +132,7 @@ def test_export_run__class_activation_maps(finished_run: Run, photos: Path, tmp_
     logits = cam.mean(axis=(2, 3)) / done.contract.temperature
     shares = np.exp(logits - logits.max(axis=1, keepdims=True))
     np.testing.assert_allclose(probabilities, shares / shares.sum(axis=1, keepdims=True), rtol=0, atol=1e-5)
-    strict = export_run(run, tmp_path / "strict.onnx", Silent(), further=ExtraOutputs(false_alarm=0.01)).contract.ood
+    strict = export_run(run, tmp_path / "strict.onnx", Silent(), further=ExtraOutputs(false_alarm=0.15)).contract.ood
     assert done.contract.ood is not None
     assert strict is not None
     assert done.contract.ood.limit < strict.limit  # fewer validation images may be rejected

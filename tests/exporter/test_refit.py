@@ -50,7 +50,7 @@ def violets(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def refitted(exported: Exported, photos: Path, violets: Path, tmp_path_factory: pytest.TempPathFactory) -> Refitted:
     """The exported model with a fourth class; read only."""
     out = tmp_path_factory.mktemp("refit") / "more.onnx"
-    return refit(exported.path, [photos, violets], out, Silent(), RefitOptions())
+    return refit(exported.path, [photos, violets], out, Silent(), RefitOptions(false_alarm=0.2))
 
 
 def tensors_of(path: Path) -> dict[str, bytes]:
@@ -202,8 +202,8 @@ def test_refit__class_activation_maps_stay(finished_run: Run, photos: Path, viol
     """The class activation maps are those of the new head, and their mean is its logits."""
     weights = str(finished_run.folder)
     run = train(make_config(photos, tmp_path / "linear", method="features", weights=weights), Silent()).run
-    old = export_run(run, tmp_path / "old.onnx", Silent(), further=ExtraOutputs(cam=True)).path
-    done = refit(old, [photos, violets], tmp_path / "m.onnx", Silent(), RefitOptions())
+    old = export_run(run, tmp_path / "old.onnx", Silent(), further=ExtraOutputs(cam=True, false_alarm=0.2)).path
+    done = refit(old, [photos, violets], tmp_path / "m.onnx", Silent(), RefitOptions(false_alarm=0.2))
     assert done.contract.outputs == ("probabilities", "embedding", "ood_score", "cam")
     assert done.contract.parity.session_max_abs_diff["cam"] < 1e-3
     image = load_input(sorted(violets.rglob("*.png"))[0], done.contract.preprocessing)

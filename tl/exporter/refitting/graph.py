@@ -119,8 +119,9 @@ class _Builder:
         """As `OodFit.scores`."""
         op = self._tape.op
         axis = self._constant("axis", np.array([1], np.int64))
-        unit = self._unit(embedding, axis)
-        unit = self._unit(op("Sub", [unit, self._constant("center", fit.center)]), axis)
+        shortest = self._constant("shortest", np.array(SHORTEST, np.float32))
+        unit = self._unit(embedding, axis, shortest)
+        unit = self._unit(op("Sub", [unit, self._constant("center", fit.center)]), axis, shortest)
         along = op("MatMul", [unit, self._constant("directions", fit.directions)])
         length = op("Sub", [self._squared(unit, axis), self._squared(along, axis)])
         likeness = op("MatMul", [unit, self._constant("templates", 2 * fit.templates)])
@@ -128,10 +129,9 @@ class _Builder:
         squares = op("Add", [length, op("ReduceMin", [apart, axis], {"keepdims": 0})])
         return op("Sqrt", [op("Max", [squares, self._constant("zero", np.array(0, np.float32))])])
 
-    def _unit(self, vectors: ir.Value, axis: ir.Value) -> ir.Value:
-        """(N, D) scaled to length 1."""
+    def _unit(self, vectors: ir.Value, axis: ir.Value, shortest: ir.Value) -> ir.Value:
+        """(N, D) scaled to length 1, unless it is below `shortest`."""
         length = self._tape.op("ReduceL2", [vectors, axis], {"keepdims": 1})
-        shortest = self._constant("shortest", np.array(SHORTEST, np.float32))
         return self._tape.op("Div", [vectors, self._tape.op("Max", [length, shortest])])
 
     def _squared(self, vectors: ir.Value, axis: ir.Value) -> ir.Value:
