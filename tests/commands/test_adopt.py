@@ -32,7 +32,7 @@ def test_adopt__says_what_it_found_and_proved(run_tl: RunTl, photos: Path, label
     done = run_tl("adopt", foreign, "--preset", "timm", "--labels", labels, "--images", photos, "-o", out, "--json")
     assert done.code == 0
     assert "found: input NCHW 32x32, output logits, 3 classes; timm: resize short_side 36, bicubic" in done.err
-    assert "parity with the original file on 6 images: max |dp|" in done.err
+    assert "parity with the original file on 6 images: probabilities differ by at most" in done.err
     assert "3 classes, opset 18, verified" in done.err
     assert "embeds 4 of these images" in done.err
     answer = json.loads(done.out)

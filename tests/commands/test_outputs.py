@@ -24,6 +24,8 @@ COMMANDS: dict[str, tuple[str, ...]] = {
     "refit": ("refit", "none.onnx", "photos", "-o", "OUT.onnx"),
     "convert": ("convert", "none.tps", "OUT.csv"),
     "evaluate --report": ("evaluate", "photos", "--ensemble", "a.onnx", "b.onnx", "--report", "OUT.html"),
+    "evaluate --report of one": ("evaluate", "photos", "--model", "a.onnx", "--report", "OUT.html"),
+    "evaluate rows": ("evaluate", "photos", "--model", "a.onnx", "-o", "OUT.csv"),
     "evaluate weights": ("evaluate", "photos", "--ensemble", "a.onnx", "b.onnx", "--fit-vote-weights", "OUT.json"),
     "inspect --html": ("inspect", "none.onnx", "--html", "OUT.html"),
     "report": ("report", "runs/none", "-o", "OUT.html"),

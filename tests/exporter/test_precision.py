@@ -224,8 +224,8 @@ def test_check_worth_keeping__both_numbers_in_one_line_and_the_options() -> None
     far = refused(plain, top1_agreement=0.9875)
     assert str(far) == (
         "int8 was rejected: top-1 agreement with fp32 98.8% (395 of 400 validation images: at least 97.1% with 95% "
-        "confidence; max |dp| 0.2), speed 1.50 x fp32 (1.25 to 1.75 in 11 rounds) on CPUExecutionProvider "
-        "(Pocket calculator); required: 99.0% agreement; no file was written"
+        "confidence; probabilities differ by at most 0.2), speed 1.50 x fp32 (1.25 to 1.75 in 11 rounds) on "
+        "CPUExecutionProvider (Pocket calculator); required: 99.0% agreement; no file was written"
     )
     assert far.options == ("precision=fp16", "min_agreement=0.987")
     slow = refused(plain, kept_slower=True, speedup=0.5)

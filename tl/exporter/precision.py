@@ -257,7 +257,8 @@ def describe(found: Quantization) -> str:
     rest = f"{agreeing} of {found.images} validation images: at least {low:.1%} with 95% confidence"
     spread = f"{found.slowest:.2f} to {found.fastest:.2f} in {found.rounds} rounds"
     return (
-        f"top-1 agreement with fp32 {found.top1_agreement:.1%} ({rest}; max |dp| {found.max_abs_diff:.2g}), "
+        f"top-1 agreement with fp32 {found.top1_agreement:.1%} ({rest}; "
+        f"probabilities differ by at most {found.max_abs_diff:.2g}), "
         f"speed {found.speedup:.2f} x fp32 ({spread}) on {found.provider} ({found.processor})"
     )
 

@@ -84,4 +84,5 @@ def parity_text(parity: Parity) -> str:
     if parity.top1_agreement is None:
         return f"max difference {parity.pipeline_max_abs_diff:.1e} px of the input (allowed {parity.tolerance:g})"
     worst = max(parity.session_max_abs_diff["probabilities"], parity.pipeline_max_abs_diff)
-    return f"max |dp| {worst:.1e} (allowed {parity.tolerance:.0e}), top-1 agreement {parity.top1_agreement:.0%}"
+    most = f"probabilities differ by at most {worst:.1e} (allowed {parity.tolerance:.0e})"
+    return f"{most}, top-1 agreement {parity.top1_agreement:.0%}"
