@@ -10,9 +10,20 @@ from onnx import TensorProto, helper, numpy_helper
 
 from tests.exporter.test_export import FORBIDDEN
 from tests.trainer.make import make_noise, plain_text
-from tl.exporter.export import Exported
+from tl.exporter.export import Exported, export_run
+from tl.exporter.export_source import ExtraOutputs
 from tl.exporter.quantization import INT8_WAYS, Way, _Batches, _early_nodes, _edge_nodes, to_fp16, to_int8
+from tl.progress import Silent
 from tl.runtime.session import Session
+from tl.trainer.run_folder.run import Run
+
+
+@pytest.fixture(scope="session")
+def exported(finished_run: Run, tmp_path_factory: pytest.TempPathFactory) -> Exported:
+    """The run as a model file without `ood_score`, as `reduce_precision` makes it before it converts it; read only."""
+    path = tmp_path_factory.mktemp("models") / "model.onnx"
+    return export_run(finished_run, path, Silent(), further=ExtraOutputs(unknown=False))
+
 
 IMAGES = np.stack([make_noise(i, (40 * i, 200 - 30 * i, 128), (32, 32)) for i in range(6)])
 

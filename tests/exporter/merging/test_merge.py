@@ -65,7 +65,9 @@ def test_merge__votes_as_the_separate_files(
 
 def test_merge__has_ood_score_images(exported: Exported, photos: Path, tmp_path: Path) -> None:
     """The mean of the members' scores, with its limit fitted on the calibration images."""
-    other = refit(exported.path, [photos], tmp_path / "other.onnx", Silent(), RefitOptions(seed=1, false_alarm=0.2)).path
+    other = refit(
+        exported.path, [photos], tmp_path / "other.onnx", Silent(), RefitOptions(seed=1, false_alarm=0.2)
+    ).path
     held_out = [LabeledImage(str(path), path.name, path.parent.name) for path in sorted(photos.rglob("*.png"))]
     paths = [image.path for image in held_out]
     members = [exported.path, other]
