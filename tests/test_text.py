@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import pytest
 
-from tl.commands.console import ConsoleProgress, warn
+from tl.commands.console import ConsoleProgress, show_json, show_table, warn
 from tl.studies.report.page import Page, render
 from tl.text import printable
 
@@ -25,3 +25,14 @@ def test_render__pages_contain_no_controls() -> None:
     page = render(Page(HOSTILE, "", [(HOSTILE, HOSTILE)]))
     assert SAFE in page
     assert not {"\x1b", "\x07", "\x9b", "\u202e"} & set(page)
+
+
+def test_show__terminals_get_no_controls_and_files_get_all(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    show_table([("path",), (HOSTILE,)])
+    assert capsys.readouterr().out == f'path\n"{HOSTILE}"\n'
+    monkeypatch.setattr("sys.stdout.isatty", lambda: True)
+    show_table([("path",), (HOSTILE,)])
+    show_json({"path": HOSTILE})
+    assert not {"\x1b", "\x07", "\x9b", "\u202e"} & set(capsys.readouterr().out)

@@ -120,7 +120,7 @@ def test_predict__json_lines_file(run_tl: RunTl, photos: Path, three: list[Path]
         (["PHOTOS", "--model", "MODEL", "--ensemble", "MODEL"], "give either --model"),
         (["PHOTOS", "--model", "gone.onnx"], "gone.onnx: no such file"),
         (["gone/", "--model", "MODEL"], "gone/: no such file or folder"),
-        (["PHOTOS", "--model", "MODEL", "-o", "out.xlsx"], "ends in .csv, .jsonl or .parquet"),
+        (["PHOTOS", "--model", "MODEL", "-o", "out.doc"], "ends in .csv, .jsonl, .xlsx or .parquet"),
         (["PHOTOS", "--model", "MODEL", "--resume"], "require an output file: give --out"),
         (["--model", "MODEL"], "give images, folders or --files-from"),
         (["--files-from", "gone", "--model", "MODEL"], "gone: the list of names cannot be read"),

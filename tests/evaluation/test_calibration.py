@@ -6,7 +6,9 @@ import torch
 from numpy.typing import NDArray
 from scipy.special import softmax as scipy_softmax
 
-from tl.evaluation.calibration import fit_temperature, fit_useful_temperature, softmax
+from tl.evaluation.calibration import conformal_of, fit_temperature, fit_useful_temperature, softmax
+from tl.runtime.ensembles.selective import conformal_limit, prediction_sets
+from tl.trainer.heads.solvers import cross_validate
 
 # Golden-section search: the location of a minimum is accurate to about the square root of the accuracy of its value.
 PLACE = 1e-3
@@ -169,3 +171,24 @@ def test_softmax__never_changes_the_argmax(temperature: float) -> None:
     clear = (ranked[:, -1] - ranked[:, -2]) / temperature > 1e-6
     assert clear.mean() > 0.85
     assert (probabilities.argmax(axis=1) == decided)[clear].all()
+
+
+def test_conformal_of__sets_of_a_refitted_head_have_about_the_coverage() -> None:
+    """Out-of-fold scores set the limit, and the head is then fitted to all images. This is approximate: cross-conformal
+    prediction guarantees 1 - 2 alpha for a vote of the folds' heads (Barber et al. 2021, CV+).
+    """
+    from sklearn.model_selection import StratifiedKFold
+
+    held = []
+    for seed in range(30):
+        random = np.random.default_rng(seed)
+        ids = np.arange(1060) % 3
+        points = random.normal(size=(1060, 20)) + 1.2 * np.eye(20)[ids]
+        train, test = slice(0, 60), slice(60, None)
+        folds = list(StratifiedKFold(5, shuffle=True, random_state=seed).split(points[train], ids[train]))
+        found = cross_validate("logistic", (points[train], ids[train]), folds, (0.01, 0.1, 1.0), seed)
+        limit = conformal_limit(conformal_of(softmax(found.held_out), ids[train], "out of fold").scores, 0.9)
+        sets = prediction_sets(softmax(found.head.logits(points[test])), limit)
+        held.append(sets[np.arange(1000), ids[test]].mean())
+    # The mean of 30 draws of 60 images; a single draw varies by 4 points (the quantile of 60 scores).
+    assert 0.88 < np.mean(held) < 0.96

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal, TypeVar
 
 import typer
 
-from tl.commands.console import console_progress, packages_of, warn
+from tl.commands.console import console_progress, packages_of, show_json, warn
 from tl.commands.model_files import check_model_files
 from tl.commands.options import Overwrite, check_outputs
 from tl.errors import ConfigError
@@ -174,4 +173,4 @@ def _report(done: Adopted, as_json: bool) -> None:
     if as_json:
         from tl.runtime.model_file.strict_json import to_plain
 
-        typer.echo(json.dumps({"path": str(done.path), "opset": done.opset, "parity": to_plain(parity)}))
+        show_json({"path": str(done.path), "opset": done.opset, "parity": to_plain(parity)})

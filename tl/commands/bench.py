@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import dataclasses
-import json
 import re
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from tl.commands.console import console_progress, warn
+from tl.commands.console import console_progress, show, show_json, warn
 from tl.commands.model_files import check_model_files
 from tl.commands.options import Device, Threads
 from tl.errors import ConfigError
@@ -75,7 +74,10 @@ def command(
     if bench.images.unreadable:
         warn(f"{bench.images.unreadable} images could not be read and were skipped")
     advice = advise(bench)
-    typer.echo(json.dumps(_as_dict(bench, advice), indent=2) if as_json else _as_text(bench, advice))
+    if as_json:
+        show_json(_as_dict(bench, advice), indent=2)
+    else:
+        show(_as_text(bench, advice))
 
 
 def _parse_size(text: str) -> tuple[int, int]:

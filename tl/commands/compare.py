@@ -2,15 +2,12 @@
 
 from __future__ import annotations
 
-import csv
-import json
-import sys
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
-from tl.commands.console import packages_of, warn
+from tl.commands.console import packages_of, show_json, show_table, warn
 from tl.errors import RunError
 
 
@@ -40,12 +37,10 @@ def command(
         raise RunError("none of these folders contains a finished run")
     rows = compare_runs([Run(run) for run in finished])
     if as_json:
-        typer.echo(json.dumps(rows))
+        show_json(rows)
     else:
-        writer = csv.writer(sys.stdout, lineterminator="\n")
-        writer.writerow(rows[0])
-        for row in rows:
-            writer.writerow(f"{value:.6g}" if isinstance(value, float) else value for value in row.values())
+        cells = ([f"{value:.6g}" if isinstance(value, float) else value for value in row.values()] for row in rows)
+        show_table([list(rows[0]), *cells])
     if "crop" in rows[0]:
         warn("the runs use different regions of the images (crop): their errors are not comparable")
     if not all(row["same_data"] for row in rows):

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import json
 import sys
 import time
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
@@ -27,6 +28,23 @@ EXIT_FAULT, EXIT_SOME_FAILED, EXIT_INTERRUPTED = 1, 3, 130
 def warn(line: str) -> None:
     """Print a line on stderr."""
     print(printable(line), file=sys.stderr, flush=True)  # noqa: T201
+
+
+def show(text: str) -> None:
+    """Print a line of data on stdout. On a terminal, characters that control it become escapes."""
+    print(printable(text) if sys.stdout.isatty() else text)  # noqa: T201
+
+
+def show_json(value: object, *, indent: int | None = None) -> None:
+    """Print a value as JSON on stdout, in which control characters are escapes."""
+    print(json.dumps(value, indent=indent))  # noqa: T201
+
+
+def show_table(rows: Iterable[Iterable[object]]) -> None:
+    """Print rows as CSV on stdout."""
+    from tl.runtime.sources.tables import csv_text
+
+    show(csv_text(rows).removesuffix("\n"))
 
 
 def device_name(provider: str) -> str:

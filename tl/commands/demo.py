@@ -18,7 +18,7 @@ from typing import Annotated
 
 import typer
 
-from tl.commands.console import warn
+from tl.commands.console import show, warn
 from tl.errors import MissingExtraError, OutputError, TrainingError
 
 # Class -> image of `skimage.data`, and the images of no class. All are gray patches: color would give the class away.
@@ -87,7 +87,7 @@ def command(
     predictions = folder / "unknown.csv"
     predictions.write_text(table, encoding="utf-8")
     for line in (*summarize(rows, list(csv.DictReader(io.StringIO(table)))), ""):
-        typer.echo(line)
+        show(line)
     warn(f"Created in {time.monotonic() - started:.0f} s:")
     for made in (*models.values(), predictions, *(runs / name / "report.html" for name in models)):
         warn(f"  {made}")

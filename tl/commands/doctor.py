@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import dataclasses
-import json
 from importlib import util
 from typing import Annotated
 
 import typer
 
-from tl.commands.console import EXIT_FAULT
+from tl.commands.console import EXIT_FAULT, show, show_json
 from tl.runtime.doctor import Finding, examine
 
 
@@ -25,12 +24,12 @@ def command(as_json: Annotated[bool, typer.Option("--json", help="Print the find
     """
     findings = [*examine(), _training()]
     if as_json:
-        typer.echo(json.dumps([dataclasses.asdict(finding) for finding in findings], indent=2))
+        show_json([dataclasses.asdict(finding) for finding in findings], indent=2)
     else:
         width = max(len(finding.name) for finding in findings)
         for finding in findings:
             mark = {True: "ok   ", False: "FAULT", None: "     "}[finding.ok]
-            typer.echo(f"{mark} {finding.name:<{width}}  {finding.detail}")
+            show(f"{mark} {finding.name:<{width}}  {finding.detail}")
     if any(finding.ok is False for finding in findings):
         raise typer.Exit(EXIT_FAULT)
 

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
-from tl.commands.console import EXIT_SOME_FAILED, console_progress, packages_of, warn, write_beside
+from tl.commands.console import EXIT_SOME_FAILED, console_progress, packages_of, show, warn, write_beside
 from tl.commands.model_files import check_model_files
 from tl.commands.options import (
     FOR_ENSEMBLES,
@@ -58,6 +58,12 @@ class _Data:
         None
     )
     split_column: SplitColumn = "split"
+    by_site: Annotated[
+        bool,
+        typer.Option(
+            "--by-site", help="Classes: one row per value of the CSV column site, lowest first.", rich_help_panel="Data"
+        ),
+    ] = False
     path_column: PathColumn = None
     label_column: LabelColumn = None
     images: Annotated[
@@ -212,7 +218,7 @@ def _evaluate_tta(request: EvaluateRequest, name: str, images: list[LabeledImage
 
 
 def _evaluate_classes(request: EvaluateRequest, name: str, images: list[LabeledImage]) -> _Evaluated:
-    from tl.evaluation.evaluate import check_unseen, evaluate
+    from tl.evaluation.evaluate import SITE_COLUMNS, check_unseen, evaluate
     from tl.runtime.predictor import load
 
     models, votes = request.models, request.votes
@@ -245,6 +251,14 @@ def _evaluate_classes(request: EvaluateRequest, name: str, images: list[LabeledI
             has_report = write_beside(lambda: write_evaluation_report(result, known, name, page))
         else:
             has_report = write_beside(lambda: write_ensemble_report(result, known.preprocessing, name, page))
+    by_site = result.site_rows()
+    if request.data.by_site:
+        if not by_site:
+            raise DataError("scores by site require a CSV with a column site that names two sites or more")
+        return _Evaluated(name, by_site, SITE_COLUMNS, result.failures, has_report)
+    if by_site:
+        lowest = by_site[0]
+        warn(f"lowest site: '{lowest['site']}', top-1 accuracy {lowest['top1_accuracy']:.4f}, {lowest['n']} images")
     return _Evaluated(name, rows, result.columns, result.failures, has_report)
 
 
@@ -291,7 +305,7 @@ def _write(done: _Evaluated, request: EvaluateRequest) -> None:
     else:
         text = csv_table(done.columns, done.rows)
     if request.output is None:
-        typer.echo(text, nl=False)
+        show(text.removesuffix("\n"))
     else:
         from tl.runtime.output.files import write_text
 

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
-from tl.commands.console import console_progress, packages_of, warn
+from tl.commands.console import console_progress, packages_of, show_json, warn
 from tl.commands.options import Overwrite, check_outputs
 from tl.commands.requests import from_flags
 from tl.errors import ConfigError
@@ -224,4 +223,4 @@ def _report(done: Exported, as_json: bool) -> None:
         from tl.runtime.model_file.strict_json import to_plain
 
         report = {"path": str(done.path), "parity": to_plain(parity), "quantization": to_plain(quantization)}
-        typer.echo(json.dumps(report))
+        show_json(report)

@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-import csv
 import json
-import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from tl.commands.console import packages_of, warn
+from tl.commands.console import packages_of, show, show_json, show_table, warn
 from tl.commands.model_files import check_model_files
 from tl.commands.options import Overwrite, check_outputs
 from tl.errors import ConfigError, ModelFileError
@@ -90,7 +88,7 @@ def command(
     if ranking is not None:
         _print_ranking(ranking, as_json)
     elif as_json:
-        typer.echo(json.dumps(json.loads(dump_contract(contract)), indent=2, ensure_ascii=False))
+        show(json.dumps(json.loads(dump_contract(contract)), indent=2, ensure_ascii=False))
     elif html is None and not looks:
         _print_summary(model, contract)
 
@@ -150,10 +148,9 @@ def _save(looks: list[Look], folder: Path, model: Path) -> None:
 
 def _print_ranking(ranking: Ranking, as_json: bool) -> None:
     if as_json:
-        typer.echo(json.dumps([{"label": name, "probability": value} for name, value in ranking.rows]))
+        show_json([{"label": name, "probability": value} for name, value in ranking.rows])
         return
-    rows = [("label", "probability"), *((name, f"{value:.6f}") for name, value in ranking.rows)]
-    csv.writer(sys.stdout, lineterminator="\n").writerows(rows)
+    show_table([("label", "probability"), *((name, f"{value:.6f}") for name, value in ranking.rows)])
 
 
 def _print_summary(model: Path, contract: Contract) -> None:
@@ -162,4 +159,4 @@ def _print_summary(model: Path, contract: Contract) -> None:
     rows = [("file", f"{model} ({model.stat().st_size / 1e6:.1f} MB)"), *summarize_contract(contract)]
     width = max(len(name) for name, _ in rows)
     for name, text in rows:
-        typer.echo(f"{name:<{width}}  {text}")
+        show(f"{name:<{width}}  {text}")

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
-from tl.commands.console import console_progress, packages_of, warn
+from tl.commands.console import console_progress, packages_of, show_json, warn
 from tl.commands.model_files import check_model_files, warn_of_equal_files
 from tl.commands.options import Overwrite, VoteWeights, check_outputs, parse_vote_weights
 from tl.errors import ConfigError, DataError
@@ -125,4 +124,4 @@ def _report(done: Merged, as_json: bool) -> None:
         from tl.runtime.model_file.strict_json import to_plain
 
         report = {"path": str(done.path), "members": members, "left_out": list(done.left_out)}
-        typer.echo(json.dumps({**report, "parity": to_plain(parity)}))
+        show_json({**report, "parity": to_plain(parity)})

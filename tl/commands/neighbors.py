@@ -2,16 +2,13 @@
 
 from __future__ import annotations
 
-import csv
-import json
 import os
-import sys
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
-from tl.commands.console import console_progress, packages_of
+from tl.commands.console import console_progress, packages_of, show_json, show_table
 from tl.errors import DataError
 
 
@@ -48,9 +45,7 @@ def command(
         for rank, n in enumerate(neighbors, start=1)
     ]
     if as_json:
-        typer.echo(json.dumps(rows))
+        show_json(rows)
         return
-    writer = csv.writer(sys.stdout, lineterminator="\n")
-    writer.writerow(("path", "rank", "neighbor", "label", "likeness"))
-    for row in rows:
-        writer.writerow((*list(row.values())[:-1], f"{row['likeness']:.4f}"))
+    cells = ([*list(row.values())[:-1], f"{row['likeness']:.4f}"] for row in rows)
+    show_table([("path", "rank", "neighbor", "label", "likeness"), *cells])

@@ -22,7 +22,6 @@ if TYPE_CHECKING:
     from tl.runtime.predictor import Predictor
     from tl.runtime.results import Classification, Landmarks
     from tl.runtime.session import Session
-    from tl.runtime.sources.inputs import Inputs
 
 FOR_ENSEMBLES, FOR_CLASSES, FOR_LANDMARKS, FOR_SPEED = "Ensembles", "Classes", "Landmarks", "Speed"
 
@@ -200,15 +199,6 @@ def open_landmark_predictor(
     )
     _say_device(predictor, models.device)
     return predictor
-
-
-def warn_if_dark(predictor: Predictor[Classification] | Predictor[Landmarks], inputs: Inputs) -> None:
-    """Warn if the first 16-bit images are far darker than the models expect."""
-    from tl.runtime.imaging.inspection import find_dark
-
-    contracts = [session.contract for session in predictor.ensemble.sessions if session.contract is not None]
-    if warning := find_dark(inputs, min(contract.preprocessing.bit_depth_max for contract in contracts)):
-        warn(f"warning: {warning}")
 
 
 def finds_landmarks(sessions: list[Session]) -> bool:

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
+from tl.commands.batch_warnings import OodCount, warn_if_dark
 from tl.commands.console import EXIT_INTERRUPTED, EXIT_SOME_FAILED, console_progress, warn
 from tl.commands.drawings import Drawings
 from tl.commands.options import (
@@ -22,7 +23,6 @@ from tl.commands.options import (
     open_landmark_predictor,
     open_models,
     open_predictor,
-    warn_if_dark,
 )
 from tl.commands.requests import from_flags, refuse_given
 from tl.errors import ConfigError, DataError, WorkerError
@@ -321,11 +321,13 @@ def _write_predictions(predictor: AnyPredictor, images: Inputs, request: Predict
     unscaled: list[str] = []
     drawings = Drawings(predictor, request.landmarks.draw, request.classes.explain)
     drawings.check(images)
+    unlike = OodCount(predictor)
     has_scale = isinstance(predictor.fields, PointFields) and predictor.fields.with_scale
 
     def see(result: Result) -> None:
         if has_scale and isinstance(result, Landmarks) and result.mm_per_px is None:
             unscaled.append(result.path)
+        unlike.see(result)
         drawings.see(result)
 
     started = time.monotonic()
@@ -349,6 +351,7 @@ def _write_predictions(predictor: AnyPredictor, images: Inputs, request: Predict
         warn(f"interrupted after {tally.done} of {len(images)} images{cure}")
         raise typer.Exit(EXIT_INTERRUPTED) from None
     has_drawn = drawings.report()
+    unlike.warn_if_many()
     if unscaled:
         warn(f"{len(unscaled)} images have no scale, first {unscaled[0]}: paths in the file are relative to its folder")
     new = tally.done - tally.kept

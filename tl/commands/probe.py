@@ -2,18 +2,15 @@
 
 from __future__ import annotations
 
-import csv
 import dataclasses
 import inspect
-import json
 import shlex
-import sys
 from typing import Annotated, Any
 
 import typer
 
 from tl.commands.config_flags import config_parameters, given_values
-from tl.commands.console import console_progress, packages_of, warn
+from tl.commands.console import console_progress, packages_of, show_json, show_table, warn
 from tl.commands.requests import parameter, set_parameters
 from tl.errors import ConfigError
 from tl.trainer.config_files import config_from_mapping
@@ -78,11 +75,9 @@ def command(
             progress.say(finding)
         rows = probe(task, chosen, folds, seeds, progress, per_class=None if folds == 0 else base.per_class)
     if as_json:
-        typer.echo(json.dumps([dataclasses.asdict(row) for row in rows]))
+        show_json([dataclasses.asdict(row) for row in rows])
     else:
-        writer = csv.DictWriter(sys.stdout, list(vars(rows[0])), lineterminator="\n")
-        writer.writeheader()
-        writer.writerows(_rounded(dataclasses.asdict(row)) for row in rows)
+        show_table([list(vars(rows[0])), *(_rounded(dataclasses.asdict(row)).values() for row in rows)])
     best = rows[0]
     warn(f"best of {len(rows)}: {best.options}, top-1 accuracy {best.top1_accuracy:.4f}")
     warn(f"next: {_train_command(flags, best.options)}")

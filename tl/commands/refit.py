@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
-from tl.commands.console import console_progress, packages_of, warn
+from tl.commands.console import console_progress, packages_of, show_json, warn
 from tl.commands.model_files import check_model_files
 from tl.commands.options import LabelColumn, Overwrite, PathColumn, SplitColumn, check_outputs
 from tl.errors import ConfigError
@@ -108,7 +107,7 @@ def _report(done: Refitted, as_json: bool) -> None:
     warn(f"{done.path}: {done.path.stat().st_size / 1e6:.1f} MB, {len(contract.class_names)} classes, verified")
     if as_json:
         plain = {"added": done.added, "dropped": done.dropped, "before": done.before, "after": after}
-        typer.echo(json.dumps({"path": str(done.path), **plain}))
+        show_json({"path": str(done.path), **plain})
 
 
 def _accuracy(metrics: dict[str, float]) -> str:

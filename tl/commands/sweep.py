@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import re
 import shlex
 import sys
@@ -12,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from tl.commands.console import EXIT_SOME_FAILED, console_progress, packages_of, warn, write_beside
+from tl.commands.console import EXIT_SOME_FAILED, console_progress, packages_of, show, show_json, warn, write_beside
 from tl.errors import ConfigError, DataError, TlError
 
 if TYPE_CHECKING:
@@ -140,13 +139,16 @@ def _finish(study: Study, runs: list[CellRun], folder: Path, *, test: bool, as_j
     shown = Outcome(settings, judged, rows, test, together, faults)
     warn(f"leaderboard: {folder / 'leaderboard.csv'}")
     has_report = write_beside(lambda: write_sweep_report(study, shown, folder, shlex.join(["tl", *sys.argv[1:]])))
-    typer.echo(json.dumps(rows) if as_json else (folder / "leaderboard.csv").read_text(encoding="utf-8"), nl=as_json)
+    if as_json:
+        show_json(rows)
+    else:
+        show((folder / "leaderboard.csv").read_text(encoding="utf-8").removesuffix("\n"))
     return has_report and not failures and not faults
 
 
 def _show_plan(study: Study, runs: list[CellRun], folder: Path, *, test: bool) -> None:
     for run in runs:
-        typer.echo(f"{run.state}\t{run.cell.setting}\tseed {run.cell.seed}")
+        show(f"{run.state}\t{run.cell.setting}\tseed {run.cell.seed}")
     left = [run for run in runs if run.state == "open"]
     warn(f"{study.plan.name}: {len(runs)} runs, {len(left)} to do")
     if left:

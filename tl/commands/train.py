@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import dataclasses
 import inspect
-import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from tl.commands.config_flags import config_parameters, given_values
-from tl.commands.console import console_progress, packages_of, warn, write_beside
+from tl.commands.console import console_progress, packages_of, show_json, warn, write_beside
 from tl.commands.requests import parameter, set_parameters
 from tl.errors import ConfigError
 from tl.trainer.config import TrainConfig
@@ -82,7 +81,7 @@ def command(
         warn("hint: for imbalanced classes, compare with --class-weights balanced")
     warn(f"run: {result.run.folder}    next: tl export {result.run.folder} -o model.onnx")
     if as_json:
-        typer.echo(json.dumps({"run": str(result.run.folder), **result.metrics}))
+        show_json({"run": str(result.run.folder), **result.metrics})
     if report:
         _report(result.run)
 

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import dataclasses
-import json
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
-from tl.commands.console import device_name, warn
+from tl.commands.console import device_name, show_json, warn
 from tl.commands.model_files import check_model_files
 from tl.commands.options import Device
 
@@ -36,4 +35,4 @@ def command(
         f"max difference {result.max_abs_diff:.1e} (allowed {result.tolerance:.0e})"
     )
     if as_json:
-        typer.echo(json.dumps({"model": str(model), **dataclasses.asdict(result)}))
+        show_json({"model": str(model), **dataclasses.asdict(result)})

@@ -37,6 +37,7 @@ class LabeledImage:
     """One labeled image. `path` opens it; `name` is its path within the data set, with '/'.
 
     `split` is '' if the data set does not define it. `group` marks images of the same specimen; '' is no group.
+    `site`: where or with what the image was taken, for scores by site; '' if unknown.
     `region`: the part of the image to use, (left, top, width, height) in pixels; None for the whole image.
     """
 
@@ -46,6 +47,7 @@ class LabeledImage:
     split: str = ""
     group: str = ""
     region: Region | None = None
+    site: str = ""
 
 
 @dataclass(frozen=True)
@@ -179,6 +181,7 @@ def _read_manifest(manifest: Path, columns: ManifestColumns, say: Callable[[str]
         "label": table.column("label", columns.label),
         "split": table.column("split", None if columns.split == "split" else columns.split),
         "group": table.column("group"),
+        "site": table.column("site"),
     }
     if lacking := [name for name in ("path", "label") if not used[name]]:
         raise DataError(
@@ -213,7 +216,7 @@ def _manifest_row(
     found = finder.find(name)
     if found is not None and found != path:
         path, name = found, os.path.relpath(found, folder)
-    return LabeledImage(path, name, composed(cells["label"]), split, cells["group"])
+    return LabeledImage(path, name, composed(cells["label"]), split, cells["group"], site=cells["site"])
 
 
 def _check_manifest(manifest: Path, folder: Path, images: Sequence[LabeledImage]) -> None:

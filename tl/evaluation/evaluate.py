@@ -20,6 +20,7 @@ from numpy.typing import NDArray
 from tl.data.manifests import SPLITS, LabeledImage, class_ids
 from tl.errors import DataError
 from tl.evaluation.metrics import classification_metrics, mcnemar_p, wilson_interval
+from tl.evaluation.sites import score_sites
 from tl.evaluation.vote_weights import FOLDS, fit_weights, held_out_votes, log_loss, select_members
 from tl.progress import Progress
 from tl.runtime.ensembles.voting import VOTINGS, vote
@@ -29,6 +30,7 @@ from tl.runtime.session import Session
 
 COLUMNS = ("model", "voting", "n", "top1_accuracy", "ci_low", "ci_high", "macro_f1", "ece")
 ENSEMBLE_COLUMNS = (*COLUMNS, "mcnemar_p")
+SITE_COLUMNS = ("model", "voting", "site", "n", "top1_accuracy", "ci_low", "ci_high")
 
 Row = dict[str, Any]
 _Ids = NDArray[np.int64]
@@ -52,7 +54,7 @@ class Evaluation:
     correct wherever any member is. They contain `mcnemar_p`: the probability of such a difference from the best member
     if both are equally good. `paths`: the N readable images; `true_ids` int64 (N,); `members` float32 (N, M, C): each
     member's probabilities, in the order of `class_names`. `weights`: of the votes, None for equal ones. `decided`: the
-    outputs behind each row except the oracle's.
+    outputs behind each row except the oracle's. `sites`: of each image, '' if unknown.
     """
 
     rows: list[Row]
@@ -64,6 +66,15 @@ class Evaluation:
     class_names: tuple[str, ...]
     weights: Sequence[float] | None
     decided: tuple[Decided, ...]
+    sites: tuple[str, ...] = ()
+
+    def site_rows(self) -> list[Row]:
+        """One row per site for each of `decided`, with the column `site`, lowest accuracy first; none without sites."""
+        return [
+            {"model": each.model, "voting": each.voting, **vars(score)}
+            for each in self.decided
+            for score in score_sites(self.sites, each.label_ids == self.true_ids)
+        ]
 
     @property
     def columns(self) -> tuple[str, ...]:
@@ -120,7 +131,8 @@ def evaluate(
         raise DataError(f"{_name(merged)}: has different classes than the other models")
     if merged is not None and not merged.member_names[1:]:
         raise DataError(f"{_name(merged)}: not a merged file")
-    true_ids, groups = class_ids(images, names), [image.group for image in images]
+    true_ids = class_ids(images, names)
+    groups, sites = [image.group for image in images], [image.site for image in images]
     progress.start("evaluating", len(images), "images")
     results: list[Classification | Failure] = []
     of_merged: list[Classification | Failure] = []
@@ -132,9 +144,9 @@ def evaluate(
         if other is not None:
             of_merged.append(other)
     if merged is None:
-        return score_results(predictor, true_ids, results, groups=groups)
+        return score_results(predictor, true_ids, results, groups=groups, sites=sites)
     decided = _decided_alone(merged, of_merged, names)
-    return score_results(predictor, true_ids, results, decided, groups=groups)
+    return score_results(predictor, true_ids, results, decided, groups=groups, sites=sites)
 
 
 def score_results(
@@ -144,8 +156,9 @@ def score_results(
     merged: Decided | None = None,
     *,
     groups: Sequence[str] = (),
+    sites: Sequence[str] = (),
 ) -> Evaluation:
-    """Compute rows from the results of `predictor` for images of known classes; `groups`: of each image, '' for none.
+    """Compute rows from the results of `predictor` for images of known classes; `groups`, `sites`: of each image.
 
     Raises `DataError` if all failed.
     """
@@ -174,6 +187,7 @@ def score_results(
         class_names=names,
         weights=weights,
         decided=tuple(decided),
+        sites=tuple(itertools.compress(sites, is_good)),
     )
 
 

@@ -19,6 +19,7 @@ from tl.data.manifests import SPLITS
 from tl.errors import ConfigError
 from tl.evaluation.calibration import fit_useful_temperature, softmax
 from tl.evaluation.metrics import Metrics, classification_metrics, expected_calibration_error
+from tl.evaluation.sites import SiteScore, score_sites
 from tl.progress import Progress
 from tl.trainer.config import TrainConfig
 from tl.trainer.heads.training import solve, train_by_steps
@@ -97,6 +98,7 @@ class TrainedClassifier:
         outcome.save(temperature)
         for split, found in scored.items():
             _save_predictions(task, run, split, found, temperature)
+        _save_sites(task, run, val, outcome.left_out, progress)
         if outcome.held_out is not None:
             # The deployed network's own answers, which an export must reproduce; they say nothing about accuracy.
             own = HeldOut(task.store.indices("val"), outcome.logits("val"))
@@ -181,6 +183,28 @@ def _true_ids(task: Task, found: HeldOut) -> NDArray[np.int64]:
 def _save_predictions(task: Task, run: Run, name: str, found: HeldOut, temperature: float) -> None:
     images = [task.store.images[i] for i in found.places]
     run.save_predictions(name, images, softmax(found.logits, temperature), task.class_names)
+
+
+def _save_sites(task: Task, run: Run, found: HeldOut, left_out: HeldOut | None, progress: Progress) -> None:
+    """Write `sites.csv`, the accuracy at each site, if the data names two or more."""
+    unseen = np.full(len(task.store.images), np.nan)
+    if left_out is not None:
+        unseen[left_out.places] = left_out.logits.argmax(axis=1) == _true_ids(task, left_out)
+    sites = [task.store.images[i].site for i in found.places]
+    is_right = found.logits.argmax(axis=1) == _true_ids(task, found)
+    scores = score_sites(sites, is_right, None if left_out is None else unseen[found.places])
+    if not scores:
+        return
+    run.save_rows("sites.csv", SiteScore, scores)
+    lowest = scores[0]
+    progress.say(f"lowest of {len(scores)} sites: '{lowest.site}', {_accuracy(lowest)}, {lowest.n} images")
+    if left_out is not None:
+        accuracy = float(np.nanmean(unseen[left_out.places]))
+        progress.say(f"sites left out of training: top-1 accuracy {accuracy:.4f}, {len(left_out.places)} images")
+
+
+def _accuracy(score: SiteScore) -> str:
+    return f"top-1 accuracy {score.top1_accuracy:.4f} (95% {score.ci_low:.4f} to {score.ci_high:.4f})"
 
 
 def _score(task: Task, found: HeldOut, temperature: float) -> Metrics:

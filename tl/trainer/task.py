@@ -46,7 +46,7 @@ class Outcome:
     `logits`: split -> float (N, C) in the store's order. `save`: writes `best.safetensors`, given the temperature.
     `trained_parameters`: number of learned values. `best_epoch`: None if training had no epochs.
     `train_seconds`: time of all epochs, or None to use the run's wall time. `held_out`: replaces the validation split
-    in every score if the network was fitted to it too.
+    in every score if the network was fitted to it too. `left_out`: logits by heads that were fitted to other sites.
     """
 
     logits: Callable[[str], NDArray[np.floating]]
@@ -55,6 +55,7 @@ class Outcome:
     best_epoch: int | None = None
     train_seconds: float | None = None
     held_out: HeldOut | None = None
+    left_out: HeldOut | None = None
 
 
 # (run, progress, whether the run is resumed) -> outcome

@@ -16,6 +16,7 @@ from tl.runtime.ensembles.selective import (
     SelectivePrediction,
     conformal_limit,
     conformal_scores,
+    is_unfamiliar,
     prediction_sets,
     reasons,
 )
@@ -129,3 +130,28 @@ def test_load__a_class_that_looks_like_a_rejection(tmp_path: Path) -> None:
         assert predictor.predict(solid((0, 200, 0))).label == "?"
     with pytest.raises(EnsembleError, match=r"class '\?' cannot be told from a rejected label"):
         load(path, selective=SelectivePrediction(min_confidence=0.5))
+
+
+def test_load__coverage_that_the_held_out_images_cannot_support(tmp_path: Path) -> None:
+    scores = tuple(i / 100 for i in range(98))
+    contract = dataclasses.replace(make_contract(), conformal=Conformal(scores, "validation split"))
+    path = make_model(tmp_path / "m.onnx", contract=contract)
+    with pytest.raises(ModelFileError, match=r"coverage 0.99 requires at least 99 .* of 98: ask for 0.989 or less"):
+        load(path, device="cpu", selective=SelectivePrediction(coverage=0.99))
+    with load(path, device="cpu", selective=SelectivePrediction(coverage=0.989)) as predictor:
+        assert predictor.predict(solid((200, 30, 20))).class_set is not None
+
+
+@pytest.mark.parametrize(
+    ("unknown", "count", "expected", "answer"),
+    [
+        (19, 19, 0.05, False),  # too few images
+        (10, 200, 0.05, False),  # as expected
+        (20, 200, 0.05, False),  # twice as many
+        (40, 200, 0.05, True),
+        (8, 20, 0.05, True),
+        (4, 20, 0.05, False),  # may be chance
+    ],
+)
+def test_is_unfamiliar__more_than_chance(unknown: int, count: int, expected: float, answer: bool) -> None:
+    assert is_unfamiliar(unknown, count, expected) is answer

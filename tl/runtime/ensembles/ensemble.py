@@ -290,10 +290,25 @@ def _check_selective(
             f"{sessions[0].path}: contains no scores of held-out images, which coverage requires; export "
             "it from a run with validation data, or merge with calibration images"
         )
+    _check_coverage(sessions[0], contracts[0], selective.coverage)
     if selective.reject_unknown and contracts[0].ood is None:
         raise ModelFileError(
             f"{sessions[0].path}: contains no out-of-distribution score; export it again on a machine "
             "that has its training images"
+        )
+
+
+def _check_coverage(session: Session, contract: Contract, coverage: float | None) -> None:
+    """Refuse a coverage for which every set would contain all classes: the held-out images are too few to tell."""
+    if coverage is None or contract.conformal is None:
+        return
+    count = len(contract.conformal.scores)
+    if conformal_limit(contract.conformal.scores, coverage) == math.inf:
+        least = math.ceil(coverage / (1 - coverage) - 1e-9)
+        highest = math.floor(1000 * count / (count + 1)) / 1000
+        raise ModelFileError(
+            f"{session.path}: coverage {coverage:g} requires at least {least} held-out images, and the file has scores "
+            f"of {count}: ask for {highest:g} or less"
         )
 
 

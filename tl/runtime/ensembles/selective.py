@@ -71,6 +71,23 @@ def prediction_sets(probabilities: NDArray[np.float32], limit: float) -> NDArray
     return members
 
 
+# Fewest images of a batch, and the excess over the expected share, for saying that a batch is unlike training.
+_BATCH, _EXCESS = 20, 2.0
+
+
+def is_unfamiliar(unknown: int, count: int, expected: float) -> bool:
+    """Whether `unknown` of `count` images above the limit are surely more than twice the `expected` share.
+
+    Source: the lower bound of the 99% interval of Wilson 1927.
+    """
+    if count < _BATCH:
+        return False
+    z = 2.576
+    share, weight = unknown / count, z * z / count
+    low = (share + weight / 2 - z * math.sqrt(share * (1 - share) / count + weight / (4 * count))) / (1 + weight)
+    return low > _EXCESS * expected
+
+
 def reasons(
     confidence: NDArray[np.float32],
     ood_score: NDArray[np.float32] | None,

@@ -23,6 +23,7 @@ _USUAL_NAMES = {
     "label": "label class classname category species",
     "split": "split",
     "group": "group",
+    "site": "site",
 }
 
 

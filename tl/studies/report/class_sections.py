@@ -111,6 +111,22 @@ def accuracy_note(scores: dict[str, Any]) -> list[Note]:
     return [Note(text) for text in notes]
 
 
+def site_section(rows: Sequence[tuple[str | float | None, ...]]) -> list[Section]:
+    """Build the section on sites from rows of (site, images, accuracy, low, high, accuracy if left out), if any."""
+    if not rows:
+        return []
+    is_measured = any(row[-1] is not None for row in rows)
+    columns = ("site", "images", "accuracy", "95% low", "95% high", "accuracy if left out of training")
+    width = len(columns) - (not is_measured)
+    text = "A site with a lower accuracy than the others needs more images, or is unlike the others."
+    if is_measured:
+        text += (
+            " The last column is the accuracy of heads that were fitted to the other sites only: what to expect at a "
+            "new site."
+        )
+    return [Section("Sites", [Table(columns[:width], [row[:width] for row in rows]), Note(text)])]
+
+
 class _Shower:
     """Convert classified images to cards. Each thumbnail is created once."""
 

@@ -17,7 +17,14 @@ from tl.runtime.ensembles.selective import conformal_limit, prediction_sets
 from tl.runtime.model_file.contract import Contract
 from tl.runtime.model_file.summary import summarize_contract
 from tl.runtime.results import Failure
-from tl.studies.report.class_sections import ClassResults, Judged, accuracy_note, class_figures, class_sections
+from tl.studies.report.class_sections import (
+    ClassResults,
+    Judged,
+    accuracy_note,
+    class_figures,
+    class_sections,
+    site_section,
+)
 from tl.studies.report.page import Block, Code, Facts, Note, Page, Section, Table, write_page
 
 _COVERAGES = (0.8, 0.9, 0.95, 0.99)
@@ -49,6 +56,7 @@ def build_evaluation_page(evaluation: Evaluation, contract: Contract, split: str
         classes,
         confidence,
         _coverage(decided.probabilities, evaluation.true_ids, contract),
+        *_sites(evaluation),
         *images,
         *_unreadable(evaluation.failures),
         Section("Model file", [Facts(dict(summarize_contract(contract)))]),
@@ -84,6 +92,15 @@ def _coverage(probabilities: NDArray[np.float32], true_ids: NDArray[np.int64], c
     )
     blocks: list[Block] = [Table(columns, rows), Note(note)]
     return Section(title, blocks)
+
+
+def _sites(evaluation: Evaluation) -> list[Section]:
+    return site_section(
+        [
+            (row["site"], row["n"], row["top1_accuracy"], row["ci_low"], row["ci_high"], None)
+            for row in evaluation.site_rows()
+        ]
+    )
 
 
 def _unreadable(failures: Sequence[Failure]) -> list[Section]:

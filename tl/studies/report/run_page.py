@@ -15,7 +15,7 @@ from tl.runtime.metric_names import plain_name
 from tl.runtime.model_file.contract import Contract
 from tl.runtime.model_file.summary import summarize_contract
 from tl.studies.report.charts import Line, line_chart
-from tl.studies.report.class_sections import ClassResults, accuracy_note, class_figures, class_sections
+from tl.studies.report.class_sections import ClassResults, accuracy_note, class_figures, class_sections, site_section
 from tl.studies.report.neighbors import open_neighbors
 from tl.studies.report.page import Block, Chart, Code, Facts, Gallery, Note, Page, Section, Table, write_page
 from tl.studies.report.point_sections import error_note, point_figures, point_sections
@@ -68,6 +68,7 @@ def build_run_page(finished: FinishedRun, contract: Contract | None = None) -> P
         *_methods(finished),
         *_curves(finished),
         *own,
+        *_sites(finished),
         *_audit(finished),
         *_samples(finished),
         *(_passport(contract) if contract else ()),
@@ -113,6 +114,12 @@ def _methods(finished: FinishedRun) -> list[Section]:
         [tuple(row[name] if name in ("method", "n") else f"{float(row[name]):.3g}" for name in names) for row in rows],
     )
     return [Section("Method", [note, table])]
+
+
+def _sites(finished: FinishedRun) -> list[Section]:
+    names = ("n", "top1_accuracy", "ci_low", "ci_high", "left_out_top1_accuracy")
+    rows = finished.rows("sites.csv")
+    return site_section([(row["site"], *(float(row[name]) if row[name] else None for name in names)) for row in rows])
 
 
 def _curves(finished: FinishedRun) -> list[Section]:

@@ -13,6 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tl.data.splits import Fold, cut_folds
+from tl.evaluation.sites import site_folds
 from tl.progress import Progress
 from tl.trainer.heads.solvers import CrossValidated, LinearHead, Solver, Trial, cross_validate, solve_bag, solve_head
 from tl.trainer.options import settled
@@ -34,7 +35,28 @@ def solve(task: Task, run: Run, progress: Progress, is_resumed: bool) -> Outcome
         save=lambda temperature: _save_solved(task, run, head, temperature),
         trained_parameters=head.weight.size + head.bias.size,
         held_out=held_out,
+        left_out=_leave_sites_out(task, progress),
     )
+
+
+def _leave_sites_out(task: Task, progress: Progress) -> HeldOut | None:
+    """Logits of the training and validation images at each site, by a head that was fitted to the other sites, with a C
+    chosen there; None without sites.
+    """
+    places = sorted([*task.store.indices("train"), *task.store.indices("val")])
+    sites, ids = [task.store.images[i].site for i in places], np.array([task.ids[i] for i in places])
+    folds = site_folds(sites, ids)
+    if len(folds) < 2:
+        return None
+    config = task.config
+    progress.start("leaving sites out", len(folds), "sites")
+    data = task.features_at(places), ids
+    solver: Solver = "svm" if config.head == "svm" else "logistic"
+    is_balanced = config.class_weights == "balanced"
+    found = cross_validate(solver, data, folds, settled(config.c_values), config.seed, is_balanced=is_balanced)
+    progress.advance(len(folds))
+    kept = np.concatenate([held for _, held in folds])
+    return HeldOut([places[i] for i in kept], found.held_out[kept])
 
 
 def solve_linear(task: Task, places: Sequence[int], run: Run, progress: Progress, stage: str = "") -> LinearHead:

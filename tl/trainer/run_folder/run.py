@@ -145,11 +145,16 @@ class Run:
         Raises `RunError` if the run already has a different manifest: it cannot continue with other images.
         """
         has_regions = any(image.region is not None for image in store.images)
+        further = ("site",) if any(image.site for image in store.images) else ()
         rows = [
-            (self.relative(p.path), p.label, p.split, p.group, digest, *(_sides(p.region) if has_regions else ()))
+            (
+                *(self.relative(p.path), p.label, p.split, p.group, digest),
+                *(_sides(p.region) if has_regions else ()),
+                *((p.site,) if further else ()),
+            )
             for p, digest in zip(store.images, store.hashes, strict=True)
         ]
-        text = csv_text([(*_MANIFEST, *(_REGION if has_regions else ())), *rows])
+        text = csv_text([(*_MANIFEST, *(_REGION if has_regions else ()), *further), *rows])
         path = self.folder / "manifest.csv"
         if path.exists() and path.read_bytes() != text.encode(errors="surrogateescape"):
             raise RunError(

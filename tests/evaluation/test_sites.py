@@ -1,0 +1,29 @@
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from tl.evaluation.sites import MAX_SITES, score_sites, site_folds
+
+SITES = ["a", "a", "b", "b", "b", ""]
+RIGHT = np.array([True, False, True, True, True, False])
+
+
+def test_score_sites__lowest_first_and_without_images_of_no_site() -> None:
+    first, second = score_sites(SITES, RIGHT, np.array([1.0, 0.0, np.nan, 1.0, 1.0, np.nan]))
+    assert (first.site, first.n, first.top1_accuracy, first.left_out_top1_accuracy) == ("a", 2, 0.5, 0.5)
+    assert (second.site, second.n, second.top1_accuracy, second.left_out_top1_accuracy) == ("b", 3, 1.0, None)
+    assert (first.ci_low, first.ci_high) == pytest.approx((0.0945, 0.9055), abs=1e-4)  # Wilson, 1 of 2
+
+
+def test_score_sites__one_site_is_no_comparison() -> None:
+    assert score_sites(["a", "a", ""], RIGHT[:3]) == []
+
+
+def test_site_folds__each_site_once_unless_a_class_is_nowhere_else() -> None:
+    folds = site_folds(SITES, np.array([0, 1, 0, 1, 0, 0]))
+    assert [(rest.tolist(), held.tolist()) for rest, held in folds] == [([2, 3, 4, 5], [0, 1]), ([0, 1, 5], [2, 3, 4])]
+    assert [held.tolist() for _, held in site_folds(SITES, np.array([0, 0, 0, 1, 1, 0]))] == [[0, 1]]
+    assert site_folds(["a"] * 6, np.array([0, 1, 0, 1, 0, 0])) == []
+    many = [str(i) for i in range(2 * (MAX_SITES + 1))]
+    assert site_folds(many, np.arange(len(many)) % 2) == []

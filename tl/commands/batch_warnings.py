@@ -1,0 +1,54 @@
+"""Warn about a batch of images as a whole: values far below the maximum, or many images unlike those of training."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from tl.commands.console import warn
+
+if TYPE_CHECKING:
+    from tl.runtime.predictor import Predictor
+    from tl.runtime.results import Classification, Landmarks, Result
+    from tl.runtime.sources.inputs import Inputs
+
+
+def warn_if_dark(predictor: Predictor[Classification] | Predictor[Landmarks], inputs: Inputs) -> None:
+    """Warn if the first 16-bit images are far darker than the models expect."""
+    from tl.runtime.imaging.inspection import find_dark
+
+    contracts = [session.contract for session in predictor.ensemble.sessions if session.contract is not None]
+    if warning := find_dark(inputs, min(contract.preprocessing.bit_depth_max for contract in contracts)):
+        warn(f"warning: {warning}")
+
+
+class OodCount:
+    """Count the images of a prediction that are unlike the training images, for a single classifier with a limit."""
+
+    def __init__(self, predictor: Predictor[Classification] | Predictor[Landmarks]) -> None:
+        sessions = predictor.ensemble.sessions
+        contract = sessions[0].contract if len(sessions) == 1 else None
+        self._facts = None if contract is None else contract.ood
+        self._count = self._unknown = 0
+
+    def see(self, result: Result) -> None:
+        """Count one result."""
+        score = getattr(result, "ood_score", None)
+        if self._facts is not None and score is not None:
+            self._count += 1
+            self._unknown += not score <= self._facts.limit
+
+    def warn_if_many(self) -> None:
+        """Say if these are more than in the data that the model was validated on."""
+        from tl.runtime.ensembles.selective import is_unfamiliar
+
+        facts = self._facts
+        if facts is None:
+            return
+        expected = max(facts.false_alarm, 1 / (facts.held_out + 1))  # a few held-out images may be below it by chance
+        if not is_unfamiliar(self._unknown, self._count, expected):
+            return
+        warn(
+            f"{self._unknown} of {self._count} images ({self._unknown / self._count:.0%}) are unlike the training "
+            f"images; of the held-out images, {facts.false_alarm:.1%} were. This may be another site, camera or "
+            "subject, where the accuracy is not known: label some of these images and evaluate the model on them"
+        )
