@@ -205,12 +205,30 @@ def main() -> None:
     except BrokenPipeError:  # the reader of stdout, such as `head`, has closed it
         _forget_stdout()
         sys.exit(EXIT_FAULT)
-    except OSError as error:
-        if error.errno not in (errno.ENOSPC, errno.EDQUOT):  # file errors have their own class: this is stdout
+    except Exception as error:
+        reason = _disk_fault(error)
+        if reason is None:
             raise
         _forget_stdout()
-        warn(f"tl: the output cannot be written ({error.strerror})")
+        warn(
+            f"tl: a file cannot be written ({reason}): free space on the disk, or set TMPDIR to a folder that has some"
+        )
         sys.exit(EXIT_FAULT)
+
+
+def _disk_fault(error: BaseException | None) -> str | None:
+    """Return why a file of a library, or stdout, could not be written; None for another cause.
+
+    Errors of tl's own files have their own class.
+    """
+    while error is not None:
+        if isinstance(error, OSError):
+            if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+                return error.strerror
+            if error.errno == errno.ENOENT and "temporary directory" in str(error):
+                return "no folder for temporary files"  # Source: tempfile writes a file to try a folder
+        error = error.__cause__ or error.__context__
+    return None
 
 
 def _flags_of(words: Sequence[str]) -> set[str] | None:

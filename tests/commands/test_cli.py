@@ -204,7 +204,7 @@ def test_main__a_full_disk_behind_stdout() -> None:
             check=False,
         )
     assert done.returncode == 1
-    assert done.stderr.splitlines()[-1] == "tl: the output cannot be written (No space left on device)"
+    assert done.stderr.splitlines()[-1].startswith("tl: a file cannot be written (No space left on device): free space")
 
 
 def test_packages_of__says_what_to_install() -> None:

@@ -1,0 +1,1 @@
+"""Attacks on whole commands: several writers, kills, full disks, damaged and hostile files. Part of `make test-all`."""
