@@ -84,6 +84,18 @@ def test_measure_ood__few_images_in_many_dimensions() -> None:
     assert (new > facts.limit).mean() < 0.1
 
 
+def test_measure_ood__final_statistics_of_all_images() -> None:
+    """The limit comes from statistics of the training images, the score from those of all images."""
+    (train, ids), (held_out, held_out_ids) = make_clouds(60, 0), make_clouds(40, 1)
+    alone, limit_alone = measured(Known(train, ids, held_out=held_out))
+    score, facts = measured(Known(train, ids, held_out=held_out, held_out_ids=held_out_ids))
+    assert (facts.limit, facts.images, facts.held_out) == (limit_alone.limit, 100, 40)
+    every = fit_ood(np.concatenate([train, held_out]), np.concatenate([ids, held_out_ids]), 3)
+    new = make_clouds(300, 2)[0]
+    np.testing.assert_array_equal(score.scores(new), every.scores(new))
+    assert np.median(score.scores(new)) < np.median(alone.scores(new))  # more images, better statistics
+
+
 def test_fit_ood__length_does_not_count() -> None:
     score = fit_ood(*make_clouds(300, 0), 3)
     new = make_clouds(20, 5)[0]

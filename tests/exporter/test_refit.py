@@ -130,7 +130,7 @@ def test_refit__contract_fields(refitted: Refitted, exported: Exported, photos: 
 
 
 def test_refit__detects_out_of_distribution_images(refitted: Refitted) -> None:
-    selective = tl.runtime.SelectivePrediction(reject_unknown=True, coverage=0.9)
+    selective = tl.runtime.SelectivePrediction(reject_unknown=True, coverage=0.8)
     with tl.runtime.load(refitted.path, device="cpu", selective=selective) as model:
         assert model.predict(np.full((40, 40, 3), 255, np.uint8)).label == "?"
 

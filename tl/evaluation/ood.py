@@ -34,9 +34,10 @@ _ROUNDING, _STEADY = 1e-6, 5e-5
 class Known:
     """Embeddings (n, D) of training images, and their classes (n,).
 
-    `held_out`: embeddings (m, D) of images that the trunk was not trained on, to set the limit. None to cross-fit, for
-    a trunk that was not trained on any of these images: each sets the limit by the statistics of the others. `hashes`,
-    `groups`: equal ones stay in one fold.
+    `held_out`: embeddings (m, D) of images that set the limit, by statistics of the training images. None to cross-fit,
+    for a trunk that was not trained on any of these images: each sets the limit by the statistics of the others.
+    `held_out_ids`: classes (m,) of `held_out`, if the final statistics are to include these images too. `hashes`,
+    `groups`: of the training images; equal ones stay in one fold.
     """
 
     embeddings: NDArray[np.float32]
@@ -44,6 +45,7 @@ class Known:
     hashes: Sequence[str] = ()
     groups: Sequence[str] = ()
     held_out: NDArray[np.float32] | None = None
+    held_out_ids: NDArray[np.int64] | None = None
 
 
 @dataclass(frozen=True)
@@ -114,7 +116,11 @@ def measure_ood(known: Known, num_classes: int, false_alarm: float) -> tuple[Ood
     if not np.abs(fit.scores(_shake(held_out)) - fit.scores(held_out)).max() < _STEADY:
         return "the embeddings of all images are nearly equal"
     limit = conformal_limit(scores.tolist(), 1 - false_alarm)
-    facts = OodFacts(len(known.embeddings), fit.directions.shape[1], limit, float((scores > limit).mean()), len(scores))
+    count = len(known.embeddings)
+    if known.held_out_ids is not None:
+        every = np.concatenate([known.embeddings, held_out]), np.concatenate([known.class_ids, known.held_out_ids])
+        fit, count = fit_ood(*every, num_classes), count + len(held_out)
+    facts = OodFacts(count, fit.directions.shape[1], limit, float((scores > limit).mean()), len(scores))
     return fit, facts
 
 

@@ -87,8 +87,9 @@ def measure_ood_score(
 ) -> tuple[OodFit, OodFacts] | None:
     """Fit the score on training images that still exist. Says the reason and returns None if that is not possible.
 
-    A `false_alarm` share of held-out images may exceed its limit. A trunk that was not trained is cross-fitted on all
-    labeled images if its classifier was; otherwise, the validation images set the limit.
+    A `false_alarm` share of held-out images may exceed its limit. Where the run's classifier was fitted to the
+    validation images too, the statistics are of all labeled images. The limit is cross-fitted for a trunk that was not
+    trained; otherwise the validation images set it.
     """
     config = run.load_config()
     is_frozen = settled(config.method) == "features"
@@ -101,16 +102,12 @@ def measure_ood_score(
         return None
     is_cross_fitted = is_frozen and (config.refit or len(val.images) * false_alarm < 1)
     known = Embedded.joined(train, val) if is_cross_fitted else train
+    ids, val_ids = (class_ids_of([image.label for image in each.images], class_names) for each in (known, val))
+    held_out = None if is_cross_fitted else val.embeddings
+    held_out_ids = val_ids if config.refit and not is_cross_fitted else None
+    groups = [image.group for image in known.images]
     found = measure_ood(
-        Known(
-            known.embeddings,
-            class_ids_of([image.label for image in known.images], class_names),
-            known.hashes,
-            [image.group for image in known.images],
-            None if is_cross_fitted else val.embeddings,
-        ),
-        len(class_names),
-        false_alarm,
+        Known(known.embeddings, ids, known.hashes, groups, held_out, held_out_ids), len(class_names), false_alarm
     )
     if isinstance(found, str):
         progress.say(f"no out-of-distribution score: {found}")

@@ -124,7 +124,7 @@ def test_load__coverage_is_refused_with_tta(tmp_path: Path) -> None:
     contract = make_contract(conformal=Conformal((0.1, 0.2), "validation split"))
     path = make_model(tmp_path / "m.onnx", contract=contract)
     with pytest.raises(EnsembleError, match="coverage is calibrated without test-time augmentation"):
-        load(path, device="cpu", selective=SelectivePrediction(coverage=0.9), tta=("hflip",))
+        load(path, device="cpu", selective=SelectivePrediction(coverage=0.5), tta=("hflip",))
 
 
 def test_view__turn() -> None:
