@@ -58,7 +58,12 @@ def insects(folder: Path) -> None:
 
 
 def more_beetles(folder: Path) -> None:
-    """An archive, a folder in a folder, labels with splits, odd images, a new class."""
+    """An archive, a folder in a folder, labels with splits, odd images, a new class, a taxonomy."""
+    rows = [
+        f"{name},{genus},Carabidae" for name, genus in zip(BEETLES, ("Carabus", "Poecilus", "Poecilus"), strict=True)
+    ]
+    (folder / "beetles-taxonomy.csv").write_text("\n".join(["species,genus,family", *rows]) + "\n", encoding="utf-8")
+    (folder / "species-of-this-region.txt").write_text("carabus\npoecilus\n", encoding="utf-8")
     with zipfile.ZipFile(folder / "photos.zip", "w") as archive:
         archive.write(folder / "new-photos/0.jpg", "0.jpg")
     for name in ("more/deep/1.jpg", "odd/1.jpg", "odd.jpg"):

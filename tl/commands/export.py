@@ -71,6 +71,14 @@ class _ExtraFlags:
             help="For a run, in fp32: add out-of-distribution detection, for images unlike the training images."
         ),
     ] = True
+    taxonomy: Annotated[
+        str | None,
+        typer.Option(
+            help="For a run: CSV with class,genus,family,... (most special first), or names if the class names are "
+            "lineages A;B;C. With tl predict --min-confidence, the most special sure rank is given.",
+            metavar="FILE",
+        ),
+    ] = None
     false_alarm: Annotated[
         float | None,
         typer.Option(help="Fraction of validation images that tl predict --reject-unknown may reject. Default: 0.05."),
@@ -164,7 +172,9 @@ def command(request: ExportRequest) -> None:
                 jpeg_scale=source.jpeg_scale,
             )
         elif flags.precision == "fp32":
-            further = ExtraOutputs(extra.unknown, extra.false_alarm or DEFAULT_OUTPUTS.false_alarm, extra.cam)
+            further = ExtraOutputs(
+                extra.unknown, extra.false_alarm or DEFAULT_OUTPUTS.false_alarm, extra.cam, extra.taxonomy
+            )
             done = export_run(
                 Run(source.run), output, progress, parity_images=parity_images, golden=golden, further=further
             )
@@ -178,6 +188,7 @@ def command(request: ExportRequest) -> None:
                 seed=flags.seed,
                 device=flags.device,
                 keep_slower=flags.keep_slower,
+                taxonomy=request.extra.taxonomy,
             )
             done = export_lowered(
                 Run(source.run), output, progress, lowering, parity_images=parity_images, golden=golden
@@ -198,6 +209,8 @@ def _check_choices(request: ExportRequest) -> None:
     is_plain_run = source.run is not None and precision == "fp32"
     if extra.cam and not is_plain_run:
         raise ConfigError("--cam requires a run and fp32")
+    if extra.taxonomy is not None and source.run is None:
+        raise ConfigError("--taxonomy requires a run")
     if extra.false_alarm is not None and not (is_plain_run and extra.unknown):
         raise ConfigError("--false-alarm requires a run and fp32, without --no-unknown")
     if extra.false_alarm is not None and not 0 < extra.false_alarm < 1:

@@ -99,6 +99,14 @@ class ClassFlags:
     reject_unknown: Annotated[
         bool, typer.Option("--reject-unknown", help='Label images that are unlike the training images "?".')
     ] = False
+    only: Annotated[
+        str | None,
+        typer.Option(
+            help="Classes that can occur, such as a region's species: names separated by commas, or a file with one "
+            "per line. Probabilities of the others are left out.",
+            rich_help_panel=FOR_CLASSES,
+        ),
+    ] = None
     tta: Tta = None
     classes: Annotated[
         Literal["same", "union"] | None,
@@ -168,9 +176,12 @@ def open_predictor(
         classes=flags.classes or "same",
         selective=selective,
         tta=parse_tta(flags.tta),
+        only=_parse_only(flags.only),
         decode_processes=decode_processes,
     )
     _say_device(predictor, models.device)
+    if flags.only is not None:
+        _say_left_out(predictor, flags.only)
     return predictor
 
 
@@ -205,6 +216,23 @@ def finds_landmarks(sessions: list[Session]) -> bool:
     """Return whether the first model is a landmark model."""
     contract = sessions[0].contract
     return contract is not None and contract.task == "landmarks"
+
+
+def _parse_only(text: str | None) -> list[str] | None:
+    """Parse `"a,b"`, or the file of that name, to class names. Raises `DataError` for a file that cannot be read."""
+    from tl.runtime.sources.paths import read_path_list
+
+    if text is None:
+        return None
+    names = read_path_list(text) if Path(text).is_file() else text.split(",")
+    return [name.strip() for name in names if name.strip()]
+
+
+def _say_left_out(predictor: Predictor[Classification], only: str) -> None:
+    kept = set(_parse_only(only) or [])
+    left_out = [name for name in predictor.class_names if name not in kept]
+    shown = ", ".join(left_out[:5]) + (" ..." if len(left_out) > 5 else "")
+    warn(f"--only leaves out {len(left_out)} of {len(predictor.class_names)} classes: {shown}")
 
 
 def parse_tta(text: str | None) -> list[TtaKind]:

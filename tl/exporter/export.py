@@ -77,6 +77,8 @@ def export_run(
     config = run.load_config()
     if config.task == "landmarks" and further.cam:
         raise ConfigError("class activation maps are only for classifiers, but this run is a landmark model")
+    if config.task == "landmarks" and further.taxonomy is not None:
+        raise ConfigError("a taxonomy is only for classifiers, but this run is a landmark model")
     origin = landmark_source(run) if config.task == "landmarks" else class_source(run, progress, further)
     own = spread(run.images("val"), MAX_VALIDATION_IMAGES)
     extra = [LabeledImage(path, path, "") for path in find_images(parity_images).paths]
@@ -180,6 +182,7 @@ def _uncertified(origin: ExportSource) -> Contract:
         landmarks=origin.landmarks,
         conformal=origin.conformal,
         ood=origin.ood,
+        taxonomy=origin.taxonomy,
     )
 
 

@@ -21,6 +21,7 @@ from tl.evaluation.calibration import class_ids_of, conformal_of
 from tl.evaluation.ood import MAX_KNOWN, Known, OodFit, measure_ood
 from tl.exporter.parity import spread
 from tl.progress import Progress
+from tl.runtime.ensembles.taxonomy import Taxonomy, read_taxonomy, taxonomy_of_names
 from tl.runtime.imaging.preprocessing import JpegScale, Preprocessing, build_preprocessing
 from tl.runtime.model_file.contract import (
     Conformal,
@@ -136,27 +137,31 @@ class ExportSource:
     landmarks: LandmarkFacts | None = None
     conformal: Conformal | None = None
     ood: OodFacts | None = None
+    taxonomy: Taxonomy | None = None
 
 
 @dataclass(frozen=True)
 class ExtraOutputs:
-    """Optional outputs of a classifier's file, in addition to probabilities and embedding.
+    """Optional contents of a classifier's file, in addition to probabilities and embedding.
 
     `unknown`: out-of-distribution score relative to the training images, which requires reading all of them.
     `false_alarm` in (0, 1): fraction of validation images that its limit may flag. `cam`: class activation maps.
+    `taxonomy`: CSV of the classes' groups, or "names" if the class names are lineages.
     """
 
     unknown: bool = True
     false_alarm: float = 0.05
     cam: bool = False
+    taxonomy: str | None = None
 
 
 DEFAULT_OUTPUTS = ExtraOutputs()
 
 
 def class_source(run: Run, progress: Progress, further: ExtraOutputs) -> ExportSource:
-    """A run's best classifier. Raises `ConfigError` or `RunError`."""
+    """A run's best classifier. Raises `ConfigError`, `DataError` or `RunError`."""
     network, card, config = load_network(run)
+    taxonomy = _read_taxonomy(further.taxonomy, card.class_names)
     if further.cam and not has_cam(network):
         raise ConfigError(
             "class activation maps require a linear head on globally averaged features, but this run has head "
@@ -178,7 +183,14 @@ def class_source(run: Run, progress: Progress, further: ExtraOutputs) -> ExportS
         claimed=run.val_predictions(card.class_names),
         conformal=measure_conformal(run, card.class_names),
         ood=measured[1] if measured else None,
+        taxonomy=taxonomy,
     )
+
+
+def _read_taxonomy(given: str | None, class_names: Sequence[str]) -> Taxonomy | None:
+    if given is None:
+        return None
+    return taxonomy_of_names(class_names) if given == "names" else read_taxonomy(Path(given), class_names)
 
 
 def landmark_source(run: Run) -> ExportSource:

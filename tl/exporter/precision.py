@@ -46,7 +46,8 @@ _FP16_WAY = "fp16, with the last layer and softmax in fp32"
 class Lowering:
     """Conversion options. `min_agreement` in [0, 1]; `calibration_images` of the training split, drawn with `seed`.
 
-    `device`: where agreement and speed are measured. `keep_slower`: keep a file that is not faster there.
+    `device`: where agreement and speed are measured. `keep_slower`: keep a file that is not faster there. `taxonomy`:
+    as in `ExtraOutputs`.
     """
 
     precision: Literal["fp16", "int8"]
@@ -55,6 +56,7 @@ class Lowering:
     seed: int = 0
     device: str = "auto"
     keep_slower: bool = False
+    taxonomy: str | None = None
 
 
 @dataclass(frozen=True)
@@ -93,7 +95,7 @@ def export_lowered(
             progress,
             parity_images=parity_images,
             golden=golden,
-            further=ExtraOutputs(unknown=False),
+            further=ExtraOutputs(unknown=False, taxonomy=lowering.taxonomy),
         )
         preprocessing = plain.contract.preprocessing
         images, ranges = _read(judged, preprocessing, progress), _read(calibration, preprocessing, progress)

@@ -15,6 +15,7 @@ import onnx
 from numpy.typing import NDArray
 
 from tl.errors import ConfigError, ModelFileError
+from tl.runtime.ensembles.taxonomy import Taxonomy
 from tl.runtime.imaging.preprocessing import Preprocessing
 from tl.runtime.model_file.contract import (
     METADATA_KEY,
@@ -97,6 +98,7 @@ def uncertified_contract(
     ensemble: EnsembleFacts | None = None,
     conformal: Conformal | None = None,
     ood: OodFacts | None = None,
+    taxonomy: Taxonomy | None = None,
 ) -> Contract:
     """A preliminary contract without verification results, for temporary files. `names`: of classes or of keypoints."""
     is_classes = landmarks is None
@@ -113,6 +115,7 @@ def uncertified_contract(
         ensemble=ensemble,
         conformal=conformal,
         ood=ood,
+        taxonomy=taxonomy,
         provenance=provenance,
         parity=Parity(0, (), {}, 0.0, 0.0 if is_classes else None, 0.0),
         quantization=None,

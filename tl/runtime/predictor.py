@@ -47,6 +47,7 @@ def load(
     classes: ClassRule = "same",
     selective: SelectivePrediction | None = None,
     tta: Sequence[TtaKind] = (),
+    only: Sequence[str] | None = None,
     decode_processes: int = 0,
 ) -> Predictor[Classification]:
     """Open one classifier, or several classifiers that vote.
@@ -56,13 +57,16 @@ def load(
     all threads for one image, which is fastest for a single image. If `models` is a list, even of length one, results
     include votes. `selective`: prediction sets with a chosen coverage, and rejection of labels. `tta`: test-time
     augmentation, which averages over views of each image: "hflip", "vflip", "crops" (the whole image, its center and
-    its corners), and their combinations. `decode_processes`: number of decoding processes for `predict_iter`,
+    its corners), and their combinations. `only`: the classes that can occur; the probabilities of all others are left
+    out and the rest renormalized. `decode_processes`: number of decoding processes for `predict_iter`,
     `predict_batch` and `predict_unknown`; with 0, threads decode. Each call starts its own processes, which takes a
     third of a second, so use them for streams of many images where the GPU would otherwise wait.
     Raises `ModelFileError`, `EnsembleError` or `DeviceError`.
     """
     sessions, alone, threads = _open_sessions(models, device, threads, hint)
-    ensemble = Ensemble(sessions, voting=vote, weights=weights, classes=classes, selective=selective, tta=tta)
+    ensemble = Ensemble(
+        sessions, voting=vote, weights=weights, classes=classes, selective=selective, tta=tta, only=only
+    )
     return Predictor(ensemble, with_votes=not alone, threads=threads, decode_processes=decode_processes)
 
 

@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from tl.runtime.ensembles.taxonomy import Ranked
 from tl.runtime.landmarks.shapes import centroid_size
 
 
@@ -41,7 +42,8 @@ class Classification:
     that of the class it would have been, and `reason` says why. `class_set`: prediction set, which contains the true
     class with the requested coverage, most probable class first; None if no coverage was requested. `ood_score`:
     out-of-distribution score, higher for images less like the training images; None if the model file has none.
-    `votes`: None for a single model. `path`: '' for data without one.
+    `votes`: None for a single model. `ranked`: the most special group of classes that is sure enough; None without a
+    taxonomy and a required confidence. `path`: '' for data without one.
     """
 
     path: str
@@ -53,6 +55,7 @@ class Classification:
     class_set: tuple[str, ...] | None = None
     ood_score: float | None = None
     reason: str = ""
+    ranked: Ranked | None = None
 
     def as_dict(self) -> dict[str, Any]:
         """Return plain values for JSON."""
@@ -68,6 +71,12 @@ class Classification:
             plain["ood_score"] = self.ood_score
         if self.reason:
             plain["reason"] = self.reason
+        if self.ranked is not None:
+            plain |= {
+                "rank": self.ranked.rank,
+                "rank_label": self.ranked.name,
+                "rank_confidence": self.ranked.confidence,
+            }
         if self.votes is not None:
             plain |= {
                 "agreement": self.votes.agreement,
@@ -156,6 +165,7 @@ class ClassFields:
     with_set: bool = False
     with_ood_score: bool = False
     with_reason: bool = False
+    with_rank: bool = False
 
 
 @dataclass(frozen=True)

@@ -163,7 +163,7 @@ def test_parse_contract__wrong_type_is_named(path: tuple[str, ...]) -> None:
 @pytest.mark.parametrize(
     ("path", "value", "message"),
     [
-        (("schema_version",), 4, "schema_version 4 is too new, this version of tl reads only up to 3: upgrade"),
+        (("schema_version",), 5, "schema_version 5 is too new, this version of tl reads only up to 4: upgrade"),
         (("schema_version",), 0, "invalid schema_version (0)"),
         (("schema_version",), True, "invalid schema_version (True)"),
         (("schema_version",), "1", "invalid schema_version ('1')"),
@@ -259,7 +259,11 @@ def test_parse_contract__any_edit_of_the_text(place: float, insert: str, cut: in
 def older(version: int) -> dict[str, Any]:
     """The contract of `PLAIN` as written by that schema version."""
     plain = copy.deepcopy(PLAIN)
-    plain |= {"schema_version": version, "thresholds": {}}
+    del plain["taxonomy"]
+    plain["schema_version"] = version
+    if version == 3:
+        return plain
+    plain["thresholds"] = {}
     for now, before in {"preprocessing": "recipe", "ood": "unknown", "quantization": "quantisation"}.items():
         plain[before] = plain.pop(now)
     if version == 1:
@@ -268,7 +272,7 @@ def older(version: int) -> dict[str, Any]:
     return plain
 
 
-@pytest.mark.parametrize("version", [1, 2])
+@pytest.mark.parametrize("version", [1, 2, 3])
 def test_parse_contract__older_schema(version: int) -> None:
     assert parse_contract(json.dumps(older(version)), "x") == make_contract()
 
@@ -291,7 +295,7 @@ def test_parse_contract__older_schema_lacks_a_field(version: int, field: str) ->
 
 
 @pytest.mark.parametrize(
-    ("version", "field"), [(1, "conformal"), (1, "preprocessing"), (2, "preprocessing"), (2, "ood")]
+    ("version", "field"), [(1, "conformal"), (1, "preprocessing"), (2, "preprocessing"), (2, "ood"), (3, "taxonomy")]
 )
 def test_parse_contract__older_schema_with_a_newer_field(version: int, field: str) -> None:
     plain = older(version) | {field: None}

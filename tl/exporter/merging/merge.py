@@ -97,8 +97,7 @@ def merge(
     loaded = load_parity_images(sources, preprocessing, progress)
     calibration = calibrate_votes(ensemble, held_out, progress, false_alarm)
     progress.start("merging", 3, "steps")
-    facts = _facts(ensemble)
-    unknown = _unknown_facts(contracts, calibration)
+    facts, unknown = _facts(ensemble), _unknown_facts(contracts, calibration)
     joined = (_ballots(ensemble), preprocessing.input_hw, voting, facts.weights, calibration.temperature)
     model = merge_graphs(*joined, with_ood_score=unknown is not None)
     bare = replace(
@@ -107,6 +106,7 @@ def merge(
         temperature=calibration.temperature,
         conformal=calibration.conformal,
         ood=unknown,
+        taxonomy=ensemble.taxonomy,
     )
     embed_contract(model, bare)
     progress.advance(note="parity")

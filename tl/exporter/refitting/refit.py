@@ -89,6 +89,7 @@ def refit(
         outputs=head.outputs,
         temperature=head.temperature,
         conformal=conformal_of(probabilities, true_ids, "validation split"),
+        taxonomy=contract.taxonomy if class_names == contract.class_names else None,
         ood=facts,
         provenance=_provenance(model, contract, seen, options, fitted, after),
         parity=Parity(0, (), {}, 0.0, None, 0.0),

@@ -15,8 +15,26 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tl.errors import EnsembleError, ModelFileError
-from tl.runtime.ensembles.selective import REJECTED, SelectivePrediction, conformal_limit, prediction_sets, reasons
-from tl.runtime.ensembles.voting import Vote, Voting, agreement, entropy, margin, mutual_information, soften, vote
+from tl.runtime.ensembles.selective import (
+    OOD,
+    REJECTED,
+    SelectivePrediction,
+    prediction_sets,
+    reasons,
+)
+from tl.runtime.ensembles.supported import check_selective, possible_classes, set_limit
+from tl.runtime.ensembles.taxonomy import Ranked, Taxonomy, most_special
+from tl.runtime.ensembles.voting import (
+    Vote,
+    Voting,
+    agreement,
+    entropy,
+    margin,
+    mutual_information,
+    restrict,
+    soften,
+    vote,
+)
 from tl.runtime.imaging.decode import ImageSource
 from tl.runtime.imaging.pipeline import Inputs, Preparer, TtaKind, build_views
 from tl.runtime.imaging.preprocessing import Preprocessing
@@ -25,6 +43,7 @@ from tl.runtime.results import ClassFields, Classification, MemberVotes
 from tl.runtime.session import Session
 
 ClassRule = Literal["same", "union"]
+_IMPOSSIBLE = "no class of the list has any probability"
 
 
 @dataclass(frozen=True)
@@ -54,6 +73,7 @@ class Ensemble:
         classes: ClassRule = "same",
         selective: SelectivePrediction | None = None,
         tta: Sequence[TtaKind] = (),
+        only: Sequence[str] | None = None,
     ) -> None:
         check_weights(sessions, weights)
         self.sessions = tuple(sessions)
@@ -66,6 +86,7 @@ class Ensemble:
             dict.fromkeys(contract.preprocessing for contract in self.contracts)
         )
         self._columns = [self._class_columns(contract) for contract in self.contracts]
+        self.taxonomy = _shared_taxonomy(self.contracts, self.class_names)
         merged = self.contracts[0].ensemble if len(sessions) == 1 else None
         self._votes_inside = merged is not None
         if merged is not None:
@@ -81,10 +102,13 @@ class Ensemble:
         facts = [contract.ood for contract in self.contracts]
         self._has_ood_score = None not in facts
         self._ood_limit = facts[0].limit if len(facts) == 1 and facts[0] is not None else None
-        _check_selective(self.sessions, self.contracts, self.selective)
+        check_selective(self.sessions, self.contracts, self.selective)
         if self._tta and self.selective.coverage is not None:
             raise EnsembleError("coverage is calibrated without test-time augmentation: leave out one of the two")
-        self._set_limit = _set_limit(self.contracts[0], self.selective)
+        self._set_limit = set_limit(self.contracts[0], self.selective)
+        self._only = None if only is None else possible_classes(self.class_names, only)
+        if self._only is not None and self.selective.coverage is not None:
+            raise EnsembleError("coverage is calibrated for all classes: leave out coverage, or the list of classes")
 
     @property
     def num_views(self) -> int:
@@ -133,6 +157,7 @@ class Ensemble:
             "class_names": self.class_names,
             "selective": vars(self.selective),
             "tta": list(self._tta),
+            "only": None if self._only is None else self._only.tolist(),
         }
 
     def fields(self, *, with_votes: bool) -> ClassFields:
@@ -142,8 +167,23 @@ class Ensemble:
             self.member_names if with_votes else (),
             with_set=self.selective.coverage is not None,
             with_ood_score=self._has_ood_score,
-            with_reason=self.selective.rejects,
+            with_reason=self.selective.rejects or self._only is not None,
+            with_rank=self._gives_ranks,
         )
+
+    @property
+    def _gives_ranks(self) -> bool:
+        return self.taxonomy is not None and self.selective.min_confidence is not None
+
+    def _rank(self, probabilities: NDArray[np.float32], why: Sequence[str]) -> Sequence[Ranked | None]:
+        """The most special sure group of each image, none for images unlike the training images."""
+        least = self.selective.min_confidence
+        if self.taxonomy is None or least is None:
+            return [None] * len(probabilities)
+        found = most_special(probabilities, self.class_names, self.taxonomy, least)
+        return [
+            Ranked("", REJECTED, one.confidence) if OOD in text else one for one, text in zip(found, why, strict=True)
+        ]
 
     def prepare(self, source: ImageSource, name: str) -> Inputs:
         """Decode an image into the members' inputs. Raises `ImageReadError`."""
@@ -165,11 +205,15 @@ class Ensemble:
         views = len(self._views)
         batch = {preprocessing: pad_batch(inputs, views, pad_to * views) for preprocessing, inputs in batch.items()}
         judged = self._judge_alone(batch, with_votes) if len(self.sessions) == 1 else self._judge_together(batch)
-        probabilities, label_ids = judged.decided.probabilities, judged.decided.label_ids
+        decided = judged.decided if self._only is None else restrict(judged.decided, self._only)
+        probabilities, label_ids = decided.probabilities, decided.label_ids
         confidence = probabilities[np.arange(len(label_ids)), label_ids]
         why = reasons(confidence, judged.ood_score, self._ood_limit, self.selective)
+        if self._only is not None:
+            why = [text or _IMPOSSIBLE * (not sure) for text, sure in zip(why, confidence.tolist(), strict=True)]
         sets = None if self._set_limit is None else prediction_sets(probabilities, self._set_limit)
         votes = self._member_votes(judged) if with_votes else [None] * len(label_ids)
+        ranked = self._rank(probabilities, why)
         # Convert whole columns to Python numbers: converting one value costs as much as building its row.
         labels, sure = label_ids.tolist(), confidence.tolist()
         unknown = None if judged.ood_score is None else judged.ood_score.tolist()
@@ -184,6 +228,7 @@ class Ensemble:
                 class_set=None if sets is None else self._set_names(sets[n], probabilities[n]),
                 ood_score=None if unknown is None else unknown[n],
                 reason=why[n],
+                ranked=ranked[n],
             )
             for n, name in enumerate(names)
         ]
@@ -275,47 +320,17 @@ def check_weights(sessions: Sequence[Session], weights: Sequence[float] | None) 
         )
 
 
-def _check_selective(
-    sessions: Sequence[Session], contracts: Sequence[Contract], selective: SelectivePrediction
-) -> None:
-    if selective.coverage is None and not selective.reject_unknown:
-        return
-    if len(sessions) > 1:
-        raise EnsembleError(
-            "coverage and rejection of unknown images are calibrated for a single model file, not for an "
-            "ensemble: merge the members into one file and calibrate it"
-        )
-    if selective.coverage is not None and contracts[0].conformal is None:
-        raise ModelFileError(
-            f"{sessions[0].path}: contains no scores of held-out images, which coverage requires; export "
-            "it from a run with validation data, or merge with calibration images"
-        )
-    _check_coverage(sessions[0], contracts[0], selective.coverage)
-    if selective.reject_unknown and contracts[0].ood is None:
-        raise ModelFileError(
-            f"{sessions[0].path}: contains no out-of-distribution score; export it again on a machine "
-            "that has its training images"
-        )
-
-
-def _check_coverage(session: Session, contract: Contract, coverage: float | None) -> None:
-    """Refuse a coverage for which every set would contain all classes: the held-out images are too few to tell."""
-    if coverage is None or contract.conformal is None:
-        return
-    count = len(contract.conformal.scores)
-    if conformal_limit(contract.conformal.scores, coverage) == math.inf:
-        least = math.ceil(coverage / (1 - coverage) - 1e-9)
-        highest = math.floor(1000 * count / (count + 1)) / 1000
-        raise ModelFileError(
-            f"{session.path}: coverage {coverage:g} requires at least {least} held-out images, and the file has scores "
-            f"of {count}: ask for {highest:g} or less"
-        )
-
-
-def _set_limit(contract: Contract, selective: SelectivePrediction) -> float | None:
-    if selective.coverage is None or contract.conformal is None:
-        return None
-    return conformal_limit(contract.conformal.scores, selective.coverage)
+def _shared_taxonomy(contracts: Sequence[Contract], class_names: Sequence[str]) -> Taxonomy | None:
+    """Return the taxonomy in the order of `class_names` if all members have the same, else None."""
+    found: list[Taxonomy] = []
+    for contract in contracts:
+        taxonomy = contract.taxonomy
+        if taxonomy is None or set(contract.class_names) != set(class_names):
+            return None
+        order = [contract.class_names.index(name) for name in class_names]
+        groups = tuple(tuple(names[i] for i in order) for names in taxonomy.groups)
+        found.append(Taxonomy(taxonomy.ranks, groups))
+    return found[0] if all(taxonomy == found[0] for taxonomy in found) else None
 
 
 def _check_finite(session: Session, probabilities: NDArray[np.float32]) -> None:

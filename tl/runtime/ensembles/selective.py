@@ -14,6 +14,8 @@ from numpy.typing import NDArray
 
 # Label of a rejected image.
 REJECTED = "?"
+# What the reason for rejecting an image unlike the training images begins with.
+OOD = "out-of-distribution score"
 
 
 @dataclass(frozen=True)
@@ -102,6 +104,6 @@ def reasons(
     for sure, strange in zip(confidence.tolist(), unlike.tolist(), strict=True):
         why = [f"confidence {sure:.3f} below {lowest:g}"] if sure < lowest else []
         if highest < math.inf and not strange <= highest:  # also true for NaN
-            why.append(f"out-of-distribution score {strange:.3f} above {highest:.3f}")
+            why.append(f"{OOD} {strange:.3f} above {highest:.3f}")
         found.append("; ".join(why))
     return found

@@ -56,6 +56,18 @@ def vote(
     return Vote(probabilities.astype(np.float32, copy=False), label_ids.astype(np.int64, copy=False))
 
 
+def restrict(decided: Vote, is_possible: NDArray[np.bool_]) -> Vote:
+    """Leave only the classes that can occur, bool (C,): renormalize, and keep the label or take the most probable one.
+
+    Where none of them has any probability, all are 0.
+    """
+    kept = decided.probabilities * is_possible
+    total = kept.sum(axis=1, keepdims=True, dtype=np.float32)
+    probabilities = np.divide(kept, total, out=np.zeros_like(kept), where=total > 0)
+    best = np.where(is_possible, probabilities, np.float32(-1)).argmax(axis=1)
+    return Vote(probabilities, np.where(is_possible[decided.label_ids], decided.label_ids, best))
+
+
 def soften(probabilities: NDArray[np.float32], temperature: float) -> NDArray[np.float32]:
     """Raise probabilities (N, C) to the power 1 / temperature and renormalize: softmax(log(p) / temperature)."""
     if temperature == 1:

@@ -10,19 +10,23 @@ from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 from tl.errors import ModelFileError
+from tl.runtime.ensembles.taxonomy import Taxonomy
 from tl.runtime.ensembles.voting import Voting
 from tl.runtime.imaging.preprocessing import Preprocessing
 from tl.runtime.model_file.strict_json import dump_json, from_plain, parse_json
 from tl.runtime.sources.names import composed
 
 METADATA_KEY = "tl.contract"
-SCHEMA_VERSION = 3
+SCHEMA_VERSION = 4
 # Far above any real contract (4 golden samples at 512 px are about 3 MB), far below harmful sizes.
 MAX_CONTRACT_BYTES = 64 << 20
 
 Precision = Literal["fp32", "fp16", "int8"]
 # Schema version -> fields that it added, with their values for older files.
-_ADDED: dict[int, dict[str, Any]] = {2: {"ensemble": None, "conformal": None, "unknown": None}}
+_ADDED: dict[int, dict[str, Any]] = {
+    2: {"ensemble": None, "conformal": None, "unknown": None},
+    4: {"taxonomy": None},
+}
 # Schema version -> fields and outputs that it renamed, and fields that it dropped.
 _RENAMED = {3: {"recipe": "preprocessing", "unknown": "ood", "quantisation": "quantization"}}
 _DROPPED = {3: {"thresholds"}}
@@ -197,7 +201,8 @@ class Contract:
     """Everything a runtime needs to use a model file. docs/reference/model-file.md describes each field.
 
     `landmarks` is None for classification; `quantization` for fp32, and for an adopted file whose precision was reduced
-    by another tool; `ensemble` for a single model; `conformal` and `ood` if no held-out data was available to fit them.
+    by another tool; `ensemble` for a single model; `conformal` and `ood` if no held-out data was available to fit them;
+    `taxonomy` if the classes have no groups.
     """
 
     schema_version: int
@@ -212,6 +217,7 @@ class Contract:
     ensemble: EnsembleFacts | None
     conformal: Conformal | None
     ood: OodFacts | None
+    taxonomy: Taxonomy | None
     provenance: Provenance
     parity: Parity
     quantization: Quantization | None
@@ -238,6 +244,8 @@ class Contract:
             raise ValueError(f"the mean shape has {len(mean_shape)} points for {len(names)} names")
         if self.precision == "fp32" and self.quantization is not None:
             raise ValueError("precision fp32 must not have 'quantization'")
+        if self.taxonomy is not None and any(len(groups) != len(self.class_names) for groups in self.taxonomy.groups):
+            raise ValueError(f"the taxonomy must have a group for each of the {len(self.class_names)} classes")
         if not self.temperature > 0:
             raise ValueError(f"temperature must be positive, got {self.temperature}")
         values = len(names) if self.task == "classification" else 2 * len(names)

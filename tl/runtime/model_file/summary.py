@@ -58,6 +58,10 @@ def _confidence_rows(contract: Contract) -> list[tuple[str, str]]:
         rows.append(("ensemble", f"{facts.voting}: " + ", ".join(f"{m.name} (weight {w:g})" for m, w in pairs)))
     if contract.task == "classification":
         rows.append(("temperature", f"{contract.temperature:.4g}"))
+    if contract.taxonomy is not None:
+        counts = [len(set(groups)) for groups in contract.taxonomy.groups]
+        pairs_ = zip(contract.taxonomy.ranks[1:], counts, strict=True)
+        rows.append(("taxonomy", ", ".join(f"{count} of rank {rank}" for rank, count in pairs_)))
     if contract.conformal is not None:
         count = len(contract.conformal.scores)
         rows.append(("coverage", f"prediction sets, from {count} scores of the {contract.conformal.source}"))

@@ -51,7 +51,7 @@ def build_columns(fields: Fields) -> Columns:
 class ClassColumns(ClassFields):
     """Table of classification results.
 
-    `path,label,confidence,p:<class>...[,set][,ood_score][,reason][,agreement,entropy,mutual_information,margin,
+    `path,label,confidence,p:<class>...[,set][,ood_score][,reason][,rank,rank_label,rank_confidence][,agreement,entropy,mutual_information,margin,
     vote:<member>...],error`. The classes of a set are joined by `join_set`.
     """
 
@@ -66,6 +66,8 @@ class ClassColumns(ClassFields):
             types["ood_score"] = "number"
         if self.with_reason:
             types["reason"] = "text"
+        if self.with_rank:
+            types |= {"rank": "text", "rank_label": "text", "rank_confidence": "number"}
         if self.member_names:
             types |= dict.fromkeys(_DISAGREEMENT, "number")
             types |= {f"vote:{name}": "text" for name in self.member_names}
@@ -78,6 +80,8 @@ class ClassColumns(ClassFields):
         if self.with_set:
             row.append(join_set(line["set"]) if "set" in line else None)
         row += [line.get("ood_score")] * self.with_ood_score + [line.get("reason")] * self.with_reason
+        if self.with_rank:
+            row += map(line.get, ("rank", "rank_label", "rank_confidence"))
         if self.member_names:
             row += map(line.get, _DISAGREEMENT)
             row += line.get("votes", [None] * len(self.member_names))
@@ -95,6 +99,8 @@ class ClassColumns(ClassFields):
             more.append("" if result.ood_score is None else number(result.ood_score))
         if self.with_reason:
             more.append(result.reason)
+        if result.ranked is not None:
+            more += [result.ranked.rank, result.ranked.name, number(result.ranked.confidence)]
         if result.votes is not None:
             more += [number(getattr(result.votes, name)) for name in _DISAGREEMENT] + [*result.votes.labels]
         first = csv_line([result.path, result.label, _shortest(np.float32(result.confidence))])
