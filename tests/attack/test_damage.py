@@ -77,3 +77,15 @@ def test_load__a_model_file_with_one_changed_byte(exported: Path, photos: Path, 
             refused.append(str(error))
     assert refused
     assert all(text.startswith(f"{tmp_path}/m.onnx: ") for text in refused)
+
+
+def test_decode_image__every_changed_bit_of_a_png() -> None:
+    """Also in the last bytes of its pixels, after which Pillow stops reading."""
+    content = encoded("PNG")
+    right = decode_image(content, PREPROCESSING)
+    for place in range(len(content) - 200, len(content)):
+        for bit in range(8):
+            damaged = bytearray(content)
+            damaged[place] ^= 1 << bit
+            with suppress(ImageReadError):
+                assert np.array_equal(decode_image(bytes(damaged), PREPROCESSING), right), (place, bit)

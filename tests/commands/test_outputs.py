@@ -14,7 +14,9 @@ import pytest
 
 from tests.commands.conftest import RunTl
 from tests.runtime.output.test_job import read_rows
+from tl.errors import OutputError
 from tl.runtime.output.claim import Claim
+from tl.runtime.output.files import check_output, write_text
 
 # Inputs need not exist: outputs are checked before.
 COMMANDS: dict[str, tuple[str, ...]] = {
@@ -102,3 +104,62 @@ def test_predict__two_processes_do_not_write_one_file(
     done = run_tl(*words, "--resume")
     assert done.code == 0, done.err
     assert [row["path"] for row in read_rows(out)] == names
+
+
+def test_outputs__inputs_and_two_outputs_of_one_name_are_refused(
+    run_tl: RunTl, photos: Path, color_model: Path, tmp_path: Path
+) -> None:
+    listed = tmp_path / "list.csv"
+    listed.write_text(f"{next(photos.rglob('*.png'))}\n")
+    words = ["predict", "--files-from", listed, "--model", color_model, "-o", listed, "--overwrite"]
+    assert f"{listed}: is read by this command" in run_tl(*words).err
+    labels = tmp_path / "labels.csv"
+    labels.write_text(f"path,label\n{photos}/red/0.png,red\n")
+    words = ["evaluate", labels, "--model", color_model, "-o", labels, "--overwrite"]
+    assert f"{labels}: is read by this command" in run_tl(*words).err
+    assert labels.read_text().startswith("path,label")
+    page = tmp_path / "a.html"
+    for flags, said in (
+        (["-o", tmp_path / "a.xlsx"], "--out expects a name that ends in .csv"),
+        (["--report", tmp_path / "a.txt"], "--report expects a name that ends in .html"),
+    ):
+        done = run_tl("evaluate", photos, "--model", color_model, *flags)
+        assert (done.code, said in done.err) == (1, True), done.err
+    same = tmp_path / "a.csv"
+    done = run_tl("evaluate", photos, "--ensemble", color_model, "-o", same, "--fit-vote-weights", same)
+    assert (done.code, "is the name of two outputs" in done.err) == (1, True), done.err
+    assert not page.exists()
+
+
+def test_outputs__a_name_that_is_too_long_is_one_line(
+    run_tl: RunTl, photos: Path, color_model: Path, tmp_path: Path
+) -> None:
+    for length in (225, 245, 250, 300):
+        done = run_tl("predict", photos, "--model", color_model, "-o", tmp_path / ("o" * length + ".csv"))
+        assert done.code == 1
+        assert "cannot be written (File name too long)" in done.err.splitlines()[-1]
+
+
+def test_check_output__a_file_that_appears_meanwhile_is_kept(tmp_path: Path) -> None:
+    path = tmp_path / "out.txt"
+    check_output(path)
+    path.write_text("another process's")
+    with pytest.raises(OutputError, match="another process has written it meanwhile"):
+        write_text(path, "ours")
+    assert path.read_text() == "another process's"
+    check_output(path, overwrite=True)
+    write_text(path, "ours")
+    assert path.read_text() == "ours"
+
+
+def test_predict__drawings_are_not_replaced_in_silence(
+    run_tl: RunTl, photos: Path, color_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(photos.parent)
+    words = ["predict", "photos", "--model", color_model, "--explain", tmp_path / "why"]
+    existing = tmp_path / "why" / "photos" / "red" / "0.png.why.jpg"
+    existing.parent.mkdir(parents=True)
+    existing.write_text("theirs")
+    done = run_tl(*words)
+    assert (done.code, f"{existing}: exists" in done.err, "--overwrite" in done.err) == (1, True, True), done.err
+    assert existing.read_text() == "theirs"

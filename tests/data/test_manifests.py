@@ -405,3 +405,10 @@ def test_cut_parts__groups_and_equal_files_stay_together() -> None:
 
 def test_cut_parts__fewer_than_asked_for_where_there_are_too_few_images() -> None:
     assert [part.tolist() for part in cut_parts(np.array([0, 1]), ["0", "0"], ["", ""], 2, seed=0)] == [[0, 1]]
+
+
+def test_read_images__a_landmark_file_in_a_class_folder(tmp_path: Path) -> None:
+    root = make_class_folders(tmp_path / "d", 1, ("a", "wings"))
+    (root / "wings" / "landmarks.csv").write_text("path,x0,y0\n0.png,1,2\n")
+    with pytest.raises(DataError, match=r"wings/landmarks\.csv: contains landmarks, but its folder is read as a class"):
+        read_images(root)

@@ -200,5 +200,5 @@ def test_odd_images__decode_to_the_shape_pillow_finds(shared: Path) -> None:
             turned = row["exif_orient"] in ("5", "6", "7", "8") and row["fmt"] != "TIFF"
             assert image.shape == (*(size[::-1] if turned else size), 3), row["path"]
             assert row["fmt"] in (*FORMATS, "MPO")
-    assert decoded > 900  # 919 when written: detects a regression
+    assert decoded > 820  # 839 when written (77 others are animations): detects a regression
     assert slowest < MAX_SECONDS_A_FILE

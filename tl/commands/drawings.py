@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, cast
 
 from tl.commands.console import warn
-from tl.errors import ConfigError, TlError
+from tl.errors import ConfigError, OutputError, TlError
 
 if TYPE_CHECKING:
     from tl.runtime.predictor import Predictor
@@ -36,8 +36,12 @@ class Drawings:
     packed: list[str] = field(default_factory=list)
     failed: list[tuple[str, str]] = field(default_factory=list)
 
-    def check(self, images: Inputs) -> None:
-        """Raise `ConfigError`, before any work, for a folder among the images, `OutputError` for one that is a file."""
+    def check(self, images: Inputs, *, replaces: bool) -> None:
+        """Raise `ConfigError`, before any work, for a folder among the images, `OutputError` for one that is a file.
+
+        Unless `replaces`, existing drawings are errors too: they may be those of another model.
+        """
+        from tl.runtime.explain.drawing import drawing_path
         from tl.runtime.output.files import check_output_folder
         from tl.runtime.sources.paths import FoundImages
 
@@ -46,8 +50,17 @@ class Drawings:
             return
         for folder in folders:
             check_output_folder(folder)
-        found = (path for part in images.parts if isinstance(part, FoundImages) for path in part.paths)
+        found = [path for part in images.parts if isinstance(part, FoundImages) for path in part.paths]
         _check_apart(found, folders)
+        kinds = [
+            (folder, kind) for folder, kind in ((self.points, "points"), (self.reasons, "why")) if folder is not None
+        ]
+        for folder, kind in () if replaces else kinds:
+            existing = next(
+                (path for path in (drawing_path(folder, name, kind) for name in found) if path.exists()), None
+            )
+            if existing is not None:
+                raise OutputError(f"{existing}: exists: choose another folder, or replace it", options=["overwrite"])
 
     def see(self, result: Result) -> None:
         """Draw a result. Never fails for what a file system, an image or a model may do."""

@@ -61,7 +61,9 @@ class _Data:
     by_site: Annotated[
         bool,
         typer.Option(
-            "--by-site", help="Classes: one row per value of the CSV column site, lowest first.", rich_help_panel="Data"
+            "--by-site",
+            help="Classes: one row per value of the CSV column site, or else group, lowest first.",
+            rich_help_panel="Data",
         ),
     ] = False
     path_column: PathColumn = None
@@ -148,7 +150,8 @@ def command(request: EvaluateRequest) -> None:
     from tl.runtime.landmarks.files import is_landmark_file
 
     _check_choices(request)
-    check_outputs(request.overwrite, request.output, request.report, request.votes.fit_vote_weights)
+    outputs = (request.output, request.report, request.votes.fit_vote_weights)
+    check_outputs(request.overwrite, *outputs, inputs=[request.data.data, *request.models.paths()])
     if is_landmark_file(request.data.data):
         done = _evaluate_points(request)
     else:
@@ -164,6 +167,10 @@ def _check_choices(request: EvaluateRequest) -> None:
     from tl.runtime.landmarks.files import is_landmark_file
 
     data, votes, augmented = request.data.data, request.votes, ClassFlags(tta=request.tta)
+    if request.report is not None and request.report.suffix not in (".html", ".htm"):
+        raise ConfigError(f"{request.report}: --report expects a name that ends in .html")
+    if request.output is not None and request.output.suffix not in (".csv", ".json"):
+        raise ConfigError(f"{request.output}: --out expects a name that ends in .csv, or in .json with --json")
     if votes.select and votes.fit_vote_weights is None:
         raise ConfigError("--select requires --fit-vote-weights FILE")
     if request.tta is not None:
@@ -254,7 +261,7 @@ def _evaluate_classes(request: EvaluateRequest, name: str, images: list[LabeledI
     by_site = result.site_rows()
     if request.data.by_site:
         if not by_site:
-            raise DataError("scores by site require a CSV with a column site that names two sites or more")
+            raise DataError("scores by site require a CSV with a column site or group that names 2 to 50 sites")
         return _Evaluated(name, by_site, SITE_COLUMNS, result.failures, has_report)
     if by_site:
         lowest = by_site[0]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
@@ -50,13 +50,21 @@ Tta = Annotated[
 ]
 
 
-def check_outputs(overwrite: bool, *paths: Path | None) -> None:
-    """Raise `OutputError`, before any work, for output files that cannot be written or exist already."""
+def check_outputs(overwrite: bool, *paths: Path | None, inputs: Iterable[Path | str | None] = ()) -> None:
+    """Raise `OutputError`, before any work, for output files that cannot be written, exist already, or are the same.
+
+    `inputs`: files that the command reads, which are never its outputs. Raises `ConfigError` for one that is.
+    """
     from tl.runtime.output.files import check_output
 
-    for path in paths:
-        if path is not None:
-            check_output(path, overwrite=overwrite)
+    outputs = [path for path in paths if path is not None]
+    read = [Path(path) for path in inputs if path is not None and Path(path).is_file()]
+    for number, path in enumerate(outputs):
+        if any(path.absolute() == other.absolute() for other in outputs[:number]):
+            raise ConfigError(f"{path}: is the name of two outputs: give each a name of its own")
+        check_output(path, overwrite=overwrite)
+        if path.is_file() and any(path.samefile(each) for each in read):
+            raise ConfigError(f"{path}: is read by this command: give the output another name")
 
 
 @dataclass(frozen=True, kw_only=True)

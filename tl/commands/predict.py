@@ -19,6 +19,7 @@ from tl.commands.options import (
     ClassFlags,
     ModelFlags,
     PointFlags,
+    check_outputs,
     finds_landmarks,
     open_landmark_predictor,
     open_models,
@@ -226,6 +227,8 @@ def command(request: PredictRequest) -> None:
     out = request.output
     if out.output is None and (out.resume or out.retry_failed or out.excel):
         raise ConfigError("--resume, --retry-failed and --excel require an output file: give --out")
+    if out.output is not None and request.images.files_from is not None and out.overwrite:
+        check_outputs(True, out.output, inputs=[request.images.files_from])
     inputs = _find_images(request.images)
     predictor = _open(request, len(inputs))
     warn_if_dark(predictor, inputs)
@@ -320,7 +323,7 @@ def _write_predictions(predictor: AnyPredictor, images: Inputs, request: Predict
     tally = Tally()
     unscaled: list[str] = []
     drawings = Drawings(predictor, request.landmarks.draw, request.classes.explain)
-    drawings.check(images)
+    drawings.check(images, replaces=out.overwrite or out.resume or out.retry_failed)
     unlike = OodCount(predictor)
     has_scale = isinstance(predictor.fields, PointFields) and predictor.fields.with_scale
 

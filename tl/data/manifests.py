@@ -17,13 +17,14 @@ from pathlib import Path
 from tl.errors import DataError
 from tl.runtime.ensembles.selective import REJECTED
 from tl.runtime.imaging.geometry import Region
+from tl.runtime.landmarks.files import is_landmark_file
 from tl.runtime.sources.names import FileFinder, composed
 from tl.runtime.sources.paths import find_images, is_hidden
 from tl.runtime.sources.tables import Table, is_decoded, not_decoded, read_table
 
 SPLITS = ("train", "val", "test")
 # Other usual names of splits, in lower case.
-_SPLIT_NAMES = {name: name for name in SPLITS} | {
+SPLIT_NAMES = {name: name for name in SPLITS} | {
     **dict.fromkeys(("training",), "train"),
     **dict.fromkeys(("valid", "validation"), "val"),
     **dict.fromkeys(("testing",), "test"),
@@ -129,7 +130,7 @@ def _read_folders(root: Path, say: Callable[[str], None]) -> list[LabeledImage]:
     folders = sorted(entry for entry in root.iterdir() if entry.is_dir() and not is_hidden(entry.name))
     splits: dict[str, list[Path]] = {}
     for entry in folders:
-        splits.setdefault(_SPLIT_NAMES.get(entry.name.casefold(), ""), []).append(entry)
+        splits.setdefault(SPLIT_NAMES.get(entry.name.casefold(), ""), []).append(entry)
     if "train" not in splits:
         _check_not_splits(root, folders, splits)
         return _read_classes(root, root, "", say)
@@ -152,12 +153,23 @@ def _read_classes(folder: Path, root: Path, split: str, say: Callable[[str], Non
         if not found.paths:
             raise DataError(f"{entry}: this class folder contains no images: add images or remove it")
         hidden, others = hidden + found.hidden, others + found.not_images
+        if found.not_images:
+            _check_no_landmarks(entry)
         names = [Path(path).relative_to(root).as_posix() for path in found.paths]
         label = composed(entry.name)
         images += [LabeledImage(path, name, label, split) for path, name in zip(found.paths, names, strict=True)]
     if hidden or others:
         say(f"{folder}: skipped {hidden} hidden files and {others} that are not images, by name or location")
     return images
+
+
+def _check_no_landmarks(folder: Path) -> None:
+    """Raise `DataError` for a class folder with a landmark file: its images are not meant as one class."""
+    for path in sorted(folder.rglob("*")):
+        if path.is_file() and is_landmark_file(path):
+            raise DataError(
+                f"{path}: contains landmarks, but its folder is read as a class: train on this file, or move it away"
+            )
 
 
 def _check_not_splits(root: Path, folders: Sequence[Path], splits: Mapping[str, Sequence[Path]]) -> None:
@@ -169,7 +181,7 @@ def _check_not_splits(root: Path, folders: Sequence[Path], splits: Mapping[str, 
             "add one, or rename the folder"
         )
     for entry in folders:
-        inner = [p.name for p in entry.iterdir() if p.is_dir() and _SPLIT_NAMES.get(p.name.casefold()) == "train"]
+        inner = [p.name for p in entry.iterdir() if p.is_dir() and SPLIT_NAMES.get(p.name.casefold()) == "train"]
         if inner:
             raise DataError(f"{root}: the split folders are one level below, in {entry}: use that folder as data")
 
@@ -208,7 +220,7 @@ def _manifest_row(
         raise DataError(f"{place}: path and label must not be empty")
     if not is_decoded(cells["label"]):
         raise not_decoded(place, [cells["label"]])
-    split = _SPLIT_NAMES.get(cells["split"].strip().casefold(), "")
+    split = SPLIT_NAMES.get(cells["split"].strip().casefold(), "")
     if cells["split"].strip() and not split:
         raise DataError(f"{place}: split '{cells['split'].strip()}' is not one of {', '.join(SPLITS)}")
     name = os.path.normpath(cells["path"])

@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from tl.data.manifests import SPLITS, LabeledImage, class_ids
+from tl.data.manifests import SPLIT_NAMES, SPLITS, LabeledImage, class_ids
 from tl.errors import DataError
 from tl.evaluation.metrics import classification_metrics, mcnemar_p, wilson_interval
 from tl.evaluation.sites import score_sites
@@ -75,7 +75,7 @@ class Evaluation:
     def site_rows(self) -> list[Row]:
         """One row per site for each of `decided`, with the column `site`, lowest accuracy first; none without sites."""
         return [
-            {"model": each.model, "voting": each.voting, **vars(score)}
+            {"model": each.model, "voting": each.voting} | {name: vars(score)[name] for name in SITE_COLUMNS[2:]}
             for each in self.decided
             for score in score_sites(self.sites, each.label_ids == self.true_ids)
         ]
@@ -108,6 +108,7 @@ def choose_split(images: Sequence[LabeledImage], asked: str | None) -> tuple[str
     Raises `DataError`.
     """
     present = [split for split in SPLITS if any(image.split == split for image in images)]
+    asked = asked and SPLIT_NAMES.get(asked.casefold(), asked)
     if asked == "all" or (asked is None and not present):
         return "all", list(images)
     name = asked or next(split for split in ("test", "val", "train") if split in present)
@@ -137,7 +138,7 @@ def evaluate(
     if merged is not None and not merged.member_names[1:]:
         raise DataError(f"{_name(merged)}: not a merged file")
     true_ids = class_ids(images, names)
-    groups, sites = [image.group for image in images], [image.site for image in images]
+    groups, sites = [image.group for image in images], [image.site or image.group for image in images]
     progress.start("evaluating", len(images), "images")
     results: list[Classification | Failure] = []
     of_merged: list[Classification | Failure] = []

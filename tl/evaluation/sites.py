@@ -35,14 +35,14 @@ class SiteScore:
 def score_sites(
     sites: Sequence[str], is_right: NDArray[np.bool_], left_out: NDArray[np.floating] | None = None
 ) -> list[SiteScore]:
-    """Score each site of N images, lowest accuracy first; none if there are fewer than two sites.
+    """Score each site of N images, lowest accuracy first; none unless there are 2 to `MAX_SITES` sites.
 
     `is_right` (N,): whether the label is right. `left_out` (N,): the same for heads that were fitted without the
     image's site, NaN where there is none.
     """
     found = []
     names = sorted(set(sites) - {""})
-    if len(names) < 2:
+    if not 2 <= len(names) <= MAX_SITES:
         return []
     for name in names:
         at = np.array([site == name for site in sites])

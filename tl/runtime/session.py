@@ -33,6 +33,8 @@ from tl.runtime.model_file.safety import check_model_file
 INPUT_NAME = "images"
 # Probabilities in half precision may exceed 1 by this much.
 _ROUNDING = 1e-2
+# Sums of probabilities in half precision or int8 are rounded more.
+_SUM_TOLERANCE = 0.02
 _FATAL_ONLY = 4
 
 
@@ -125,12 +127,21 @@ class Session:
         if values.shape[:1] != (count,):
             found = f"{values.shape[0]} rows" if values.ndim else "a single value"
             raise ModelFileError(f"{self.path}: output {name} has {found} for {count} images: it cannot be assigned")
-        if name != "probabilities" or not values.size:
+        if name not in ("probabilities", "ood_score") or not values.size:
+            return
+        if name == "ood_score" and not np.isfinite(values).all():
+            raise ModelFileError(f"{self.path}: output ood_score has values that are not finite: the file is damaged")
+        if name == "ood_score":
             return
         low, high = float(values.min()), float(values.max())  # NaN, which callers refuse, is neither below nor above
         if low < -_ROUNDING or high > 1 + _ROUNDING:
             raise ModelFileError(
                 f"{self.path}: output probabilities has values from {low:.3g} to {high:.3g}: these are no probabilities"
+            )
+        sums = values.sum(axis=1, dtype=np.float64) if values.ndim == 2 else np.ones(1)
+        if np.isfinite(sums).all() and np.abs(sums - 1).max() > _SUM_TOLERANCE:
+            raise ModelFileError(
+                f"{self.path}: the probabilities of an image sum to {sums[np.abs(sums - 1).argmax()]:.3g}, not to 1"
             )
 
     def _read_metadata(self) -> str | None:

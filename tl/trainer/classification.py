@@ -190,7 +190,7 @@ def _save_sites(task: Task, run: Run, found: HeldOut, left_out: HeldOut | None, 
     unseen = np.full(len(task.store.images), np.nan)
     if left_out is not None:
         unseen[left_out.places] = left_out.logits.argmax(axis=1) == _true_ids(task, left_out)
-    sites = [task.store.images[i].site for i in found.places]
+    sites = [task.store.images[i].site or task.store.images[i].group for i in found.places]
     is_right = found.logits.argmax(axis=1) == _true_ids(task, found)
     scores = score_sites(sites, is_right, None if left_out is None else unseen[found.places])
     if not scores:

@@ -54,7 +54,7 @@ def load_config(path: str | Path) -> dict[str, Any]:
         raise ConfigError(f"{path}: cannot be read ({error.strerror})") from error
     except RecursionError as error:
         raise ConfigError(f"{path}: not a config file (nested too deeply)") from error
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
+    except (yaml.YAMLError, ValueError) as error:  # ValueError: bytes that are not UTF-8, numbers of 4300 digits
         raise ConfigError(f"{path}: not a YAML file ({' '.join(str(error).split())})") from error
     if not isinstance(values, dict):
         raise ConfigError(f"{path}: expected 'option: value' lines")

@@ -215,6 +215,7 @@ def _range_faults(config: TrainConfig) -> list[str]:
     faults = [f"{n} must be at least 1, found {v}" for n in positive if _below(v := getattr(config, n), 1)]
     faults += [f"{n} must not be negative, found {v}" for n in not_negative if _below(v := getattr(config, n), 0)]
     faults += [f"{n} must be finite, found {v}" for n in not_negative if (v := getattr(config, n)) == math.inf]
+    faults += [f"seed must be below {2**32}, found {config.seed}"] * (config.seed >= 2**32)  # as numpy requires
     if config.momentum >= 1:
         faults.append(f"momentum must be below 1, found {config.momentum}")
     if config.lr not in (None, "auto") and not (isinstance(config.lr, float) and 0 < config.lr < math.inf):

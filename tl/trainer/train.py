@@ -10,6 +10,7 @@ import dataclasses
 import os
 import time
 from collections.abc import Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Protocol
 
@@ -17,6 +18,7 @@ from tl.data.audit import Finding, summarize
 from tl.errors import ConfigError, RunError, RunInterrupted
 from tl.evaluation.metrics import Metrics
 from tl.progress import Progress, Silent
+from tl.runtime.output.claim import hold
 from tl.trainer.classification import prepare_classification
 from tl.trainer.config import TrainConfig
 from tl.trainer.config_files import own_choices, with_absolute_paths
@@ -106,11 +108,26 @@ def _train(config: TrainConfig, progress: Progress, resume: Run | None, ranks: R
     run = ranks.broadcast(run) if ranks else run
     if run is None:
         raise ValueError("the first process created no run")
+    with hold(run.folder / ".lock", run.folder / ".holder.json", str(run.folder)) if is_first else nullcontext():
+        return _train_in(run, work, findings, progress, started, is_first=is_first, is_resumed=resume is not None)
+
+
+def _train_in(
+    run: Run,
+    work: Work,
+    findings: list[Finding],
+    progress: Progress,
+    started: float,
+    *,
+    is_first: bool,
+    is_resumed: bool,
+) -> TrainResult:
+    """Train in the run's folder, which no other process writes."""
     if is_first:
         _describe(work, run, findings, progress)
     log = _begin_log(work.config, run) if is_first else None
     try:
-        trained = work.train(run, progress, resume is not None)
+        trained = work.train(run, progress, is_resumed)
         metrics: Metrics = {}
         if is_first:
             # From reading the first image to the last step; for a resumed run, the time of all its epochs instead.

@@ -29,7 +29,7 @@ def make_coco(folder: Path, stated_wh: tuple[object, object], *, orientation: in
     return path
 
 
-@pytest.mark.parametrize("stated", [(40, 20), (40.0, 20.0), (0, 0), (None, 20), ("40", "20")])
+@pytest.mark.parametrize("stated", [(40, 20), (40.0, 20.0), (0, 0), (None, None), ("40", "20")])
 def test_read_landmarks__the_photos_size_or_none(stated: tuple[object, object], tmp_path: Path) -> None:
     found = read_landmarks(make_coco(tmp_path, stated))
     assert found.remarks == ()
@@ -87,3 +87,9 @@ def test_write_landmarks__states_the_size_that_was_compared(tmp_path: Path) -> N
     write_landmarks(read_landmarks(path, from_stored=True), tmp_path / "up.json", None, image_sizes(find))
     upright = read_landmarks(tmp_path / "up.json")
     assert upright.images[0].stated_hw == (20, 40)
+
+
+@pytest.mark.parametrize("stated", [("999", "5"), (None, 20), (40, 0), ("wide", "20"), (-40, -20), ([40], 20)])
+def test_read_landmarks__sizes_in_other_notations(stated: tuple[object, object], tmp_path: Path) -> None:
+    with pytest.raises(DataError, match=r"states 999x5|width and height must be numbers|expected a width and a height"):
+        read_landmarks(make_coco(tmp_path, stated))

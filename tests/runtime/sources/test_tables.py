@@ -18,6 +18,7 @@ ROWS = (("1.png", "Käfer"), ("2.png", "a,b"))
         'path,label\r1.png,Käfer\r2.png,"a,b"\r'.encode(),  # line ends of old Macs
         "\ufeffpath;label\r\n1.png;Käfer\r\n2.png;a,b\r\n".encode(),  # Excel, where a comma is the decimal sign
         "sep=;\r\npath;label\r\n1.png;Käfer\r\n2.png;a,b\r\n".encode(),
+        "sep=\t\r\npath\tlabel\r\n1.png\tKäfer\r\n2.png\ta,b\r\n".encode(),
         "path\tlabel\r\n1.png\tKäfer\r\n2.png\ta,b\r\n".encode("utf-16"),  # Excel's "Unicode text"
         'path,label\n1.png,Käfer\n2.png,"a,b"\n'.encode("utf-16"),
     ],

@@ -155,15 +155,20 @@ def _side_by_side(tiles: Sequence[Image.Image], gap: int = 3) -> Image.Image:
 
 
 def save_drawing(image: Image.Image, folder: Path, name: str, kind: str) -> Path:
-    """Write a drawing as NAME.KIND.jpg under `folder`, keeping the folders in `name`. Raises `OutputError`."""
+    """Write a drawing to `drawing_path`. Raises `OutputError`."""
+    path = drawing_path(folder, name, kind)
+    with atomic_path(path) as temporary:
+        image.save(temporary, "JPEG", quality=90)
+    return path
+
+
+def drawing_path(folder: Path, name: str, kind: str) -> Path:
+    """Return NAME.KIND.jpg under `folder`, keeping the folders in `name`."""
     kept = PurePath(name)
     # Rename parent folders, so that ../a/1.jpg and a/1.jpg give two drawings.
     parts = ["__" if part == ".." else part for part in kept.parts if part != kept.anchor]
     path = folder.joinpath(*parts)
-    path = path.with_name(f"{path.name}.{kind}.jpg")
-    with atomic_path(path) as temporary:
-        image.save(temporary, "JPEG", quality=90)
-    return path
+    return path.with_name(f"{path.name}.{kind}.jpg")
 
 
 def _edge(place: NDArray[np.floating]) -> tuple[float, float]:

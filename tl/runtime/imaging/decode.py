@@ -42,6 +42,7 @@ from tl.runtime.imaging.preprocessing import Preprocessing
 from tl.runtime.imaging.refusals import (
     GRAY16_MODES,
     TIFF_PHOTOMETRIC,
+    check_checksums,
     check_depth,
     check_frames,
     check_signature,
@@ -226,6 +227,8 @@ def _decode_file(stream: BinaryIO, preprocessing: Preprocessing, eighths: Callab
         check_tiff(opened)
         check_frames(opened)
         check_single(opened, stream)
+        if opened.format == "PNG":
+            check_checksums(stream)
         pixels = opened.width * opened.height
         if pixels > MAX_PIXELS:
             raise ImageReadError("", _too_large(f"{opened.width}x{opened.height}"))

@@ -6,6 +6,7 @@ Reads headers and tags of images that Pillow has opened, never pixels.
 from __future__ import annotations
 
 from typing import BinaryIO
+from zlib import crc32
 
 from PIL import Image, ImageFile, TiffImagePlugin
 
@@ -80,6 +81,26 @@ def check_single(image: Image.Image, stream: BinaryIO) -> None:
     stream.seek(place)
     if len(following) == 2 and following[:1] == b"P" and following[1:].isdigit():
         raise ImageReadError("", "a PNM file of several images: save the one to use as an image of its own")
+
+
+def check_checksums(stream: BinaryIO) -> None:
+    """Raise `ImageReadError` for a PNG whose pixel data is damaged: Pillow reads no checksum after the last pixel.
+
+    Source: PNG specification, "Chunk layout" and "CRC algorithm".
+    """
+    place = stream.tell()
+    stream.seek(8)
+    while len(head := stream.read(8)) == 8:
+        length, kind = int.from_bytes(head[:4], "big"), head[4:]
+        if kind != b"IDAT":
+            stream.seek(length + 4, 1)
+        else:
+            data, checksum = stream.read(length), stream.read(4)
+            if len(data) == length and checksum != crc32(data, crc32(kind)).to_bytes(4, "big"):
+                raise ImageReadError("", "damaged PNG (a checksum of its pixels is wrong)")
+        if kind == b"IEND":
+            break
+    stream.seek(place)
 
 
 def check_depth(image: Image.Image, preprocessing: Preprocessing) -> None:

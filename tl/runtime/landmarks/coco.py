@@ -77,14 +77,20 @@ def _landmarks_of(annotation: dict[str, Any], images: dict[Any, Any], count: int
         mm_per_px=None if scale is None else float(scale),
         split=str(image.get("split", "")),
         group=str(image.get("group", "")),
-        stated_hw=_stated_hw(image.get("height"), image.get("width")),
+        stated_hw=_stated_hw(image.get("height"), image.get("width"), f"{where}: {image['file_name']}"),
     )
 
 
-def _stated_hw(height: Any, width: Any) -> tuple[int, int] | None:
+def _stated_hw(height: Any, width: Any, where: str) -> tuple[int, int] | None:
     """Return the size that a file states; None without one, or for the 0 that some programs write."""
-    sides = [int(side) for side in (height, width) if isinstance(side, int | float) and side > 0]
-    return (sides[0], sides[1]) if len(sides) == 2 else None
+    stated = [side for side in (height, width) if side not in (None, "", 0)]
+    try:
+        sides = [int(float(side)) for side in stated]
+    except (TypeError, ValueError, OverflowError):
+        raise DataError(f"{where}: width and height must be numbers, found {stated}") from None
+    if len(sides) == 1 or min(sides, default=1) < 1:
+        raise DataError(f"{where}: expected a width and a height of at least 1, found {stated}")
+    return (sides[0], sides[1]) if sides else None
 
 
 def _image(number: int, annotated: ImageLandmarks, size: Size) -> dict[str, Any]:

@@ -51,6 +51,8 @@ def run_selftest(
     images = np.stack([golden_image(sample, contract, session.path) for sample in contract.golden.samples])
     expected = np.array([sample.expected for sample in contract.golden.samples], np.float32)
     batches = _results(session, [images, *(image[None] for image in images)], contract.main_output, max_seconds)
+    if contract.ood is not None:
+        _results(session, [images], "ood_score", max_seconds)  # must be finite
     batched, alone = batches[0], np.concatenate(batches[1:])
     differences = np.abs(np.stack([batched, alone]).reshape(2, *expected.shape) - expected)
     worst = float(differences.max()) if np.isfinite(differences).all() else float("inf")

@@ -93,31 +93,48 @@ def claim_output(output: str | os.PathLike[str]) -> Iterator[Claim]:
 
     An existing file is no error here: see `Claim.wrote` and `check_output`.
     """
-    from filelock import FileLock, Timeout
-
     check_output(output, overwrite=True)
     claim = Claim(Path(output))
     if claim.folder.is_symlink():
         raise OutputError(f"{claim.folder}: is a symbolic link: remove it")
-    holder = claim.folder / "holder.json"
-    lock = FileLock(claim.folder / "lock", timeout=0)
     with output_errors(claim.folder):
         claim.folder.mkdir(exist_ok=True)
+        lock = claim.folder / "lock"
         try:
-            lock.acquire()
+            with hold(lock, claim.folder / "holder.json", str(claim.output)):
+                try:
+                    yield claim
+                finally:
+                    if not claim.ledger.exists():  # refused before the first row: leave nothing behind
+                        with suppress(OSError):
+                            lock.unlink()
+        finally:
+            if not lock.exists():
+                with suppress(OSError):
+                    claim.folder.rmdir()
+
+
+@contextmanager
+def hold(lock: Path, holder: Path, what: str) -> Iterator[None]:
+    """Be the only process that writes `what`. The lock is the operating system's and ends with the process.
+
+    `holder`: file that describes this process to others meanwhile. Raises `OutputError` that names the holder.
+    """
+    from filelock import FileLock, Timeout
+
+    locked = FileLock(lock, timeout=0)
+    with output_errors(lock):
+        try:
+            locked.acquire()
         except Timeout:
-            raise OutputError(f"{claim.output}: is being written by {_name_holder(holder)}: wait for it") from None
+            raise OutputError(f"{what}: is being written by {_name_holder(holder)}: wait for it") from None
         try:
             with open(holder, "w", encoding="utf-8", opener=no_follow) as stream:
                 json.dump(_describe_process(), stream)
-            yield claim
+            yield
         finally:
             holder.unlink(missing_ok=True)
-            if not claim.ledger.exists():  # refused before the first row: leave nothing behind
-                with suppress(OSError):
-                    (claim.folder / "lock").unlink()
-                    claim.folder.rmdir()
-            lock.release()
+            locked.release()
 
 
 def _describe_process() -> dict[str, Any]:

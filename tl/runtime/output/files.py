@@ -14,6 +14,11 @@ from pathlib import Path
 
 from tl.errors import OutputError
 
+# Outputs of this process, by absolute path, that did not exist when they were checked, and so must not be replaced.
+_checked_new: set[str] = set()
+# Temporary and accompanying files add to the name; file systems allow 255 bytes.
+_MAX_NAME_BYTES = 220
+
 
 @contextmanager
 def atomic_path(path: str | os.PathLike[str]) -> Iterator[Path]:
@@ -26,26 +31,51 @@ def atomic_path(path: str | os.PathLike[str]) -> Iterator[Path]:
             yield temporary
             with temporary.open("rb+") as written:
                 os.fsync(written.fileno())
-            temporary.replace(final)
+            give_name(temporary, final)
         finally:
             temporary.unlink(missing_ok=True)
+
+
+def give_name(temporary: Path, final: Path) -> None:
+    """Rename a finished file. One that has appeared since `check_output` is not replaced. Raises `OutputError`."""
+    name = os.path.abspath(final)
+    if name not in _checked_new:
+        temporary.replace(final)
+        return
+    _checked_new.discard(name)
+    try:
+        os.link(temporary, final)  # unlike a rename, fails if the name exists
+    except FileExistsError:
+        raise OutputError(
+            f"{final}: another process has written it meanwhile: give another name, or replace it",
+            options=["overwrite"],
+        ) from None
+    except OSError:  # a file system without links
+        temporary.replace(final)
+        return
+    temporary.unlink()
 
 
 def check_output(path: str | os.PathLike[str], *, overwrite: bool = False) -> None:
     """Check, before any work, that `path` can become a new file; creates its folder. Raises `OutputError`."""
     final = Path(path)
-    if final.is_symlink():
-        raise OutputError(f"{final}: is a symbolic link to {os.readlink(final)}: give the name of a file")
-    if final.is_dir():
-        raise OutputError(f"{final}: is a folder: give the name of a file")
     with output_errors(final):
+        if final.is_symlink():
+            raise OutputError(f"{final}: is a symbolic link to {os.readlink(final)}: give the name of a file")
+        if final.is_dir():
+            raise OutputError(f"{final}: is a folder: give the name of a file")
         final.parent.mkdir(parents=True, exist_ok=True)
         if not os.access(final.parent, os.W_OK | os.X_OK):
             raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
-    if final.exists() and not final.is_file():
+        exists = os.path.lexists(final)
+        if len(os.fsencode(final.name)) > _MAX_NAME_BYTES:
+            raise OSError(errno.ENAMETOOLONG, os.strerror(errno.ENAMETOOLONG))
+    if exists and not final.is_file():
         raise OutputError(f"{final}: is not a regular file: give another name")
-    if final.exists() and not overwrite:
+    if exists and not overwrite:
         raise OutputError(f"{final}: exists: give another name, or replace it", options=["overwrite"])
+    if not exists and not overwrite:
+        _checked_new.add(os.path.abspath(final))
 
 
 def check_output_folder(folder: str | os.PathLike[str]) -> None:

@@ -23,7 +23,7 @@ from tl.errors import MissingExtraError, OutputError
 from tl.runtime.landmarks.files import SUFFIXES, Format, write_landmarks
 from tl.runtime.landmarks.sets import ImageLandmarks, LandmarkSet, image_landmarks
 from tl.runtime.output.columns import Columns, build_columns
-from tl.runtime.output.files import atomic_path, no_follow, output_errors, write_text
+from tl.runtime.output.files import atomic_path, give_name, no_follow, output_errors, write_text
 from tl.runtime.output.spreadsheets import check_xlsx, iter_values, write_excel_csv, write_xlsx
 from tl.runtime.results import Fields, PointFields, Result
 from tl.runtime.sources.tables import csv_line, csv_text
@@ -185,7 +185,7 @@ def open_writer(
             stream.flush()
             os.fsync(stream.fileno())
         if finish is None:
-            partial.replace(final)
+            give_name(partial, final)
         else:
             finish(partial)
             partial.unlink()

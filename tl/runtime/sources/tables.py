@@ -20,7 +20,7 @@ _SEPARATORS = ",;\t"
 # The usual names of columns, compared without case, spaces, hyphens and underscores.
 _USUAL_NAMES = {
     "path": "path file filename filepath image imagepath imagename imagefile img imgpath photo picture",
-    "label": "label class classname category species",
+    "label": "label class classname category species classification target taxon",
     "split": "split",
     "group": "group",
     "site": "site",
@@ -153,7 +153,7 @@ def separator_of(text: str) -> str:
 
 
 def _declared_separator(text: str) -> str:
-    head = StringIO(text, newline="").readline().strip().strip('"')
+    head = StringIO(text, newline="").readline().strip('\r\n "')
     return head[4:] if head.lower().startswith("sep=") and len(head) == 5 else ""
 
 

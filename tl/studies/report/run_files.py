@@ -76,7 +76,9 @@ def open_finished(run: Run) -> FinishedRun:
         metrics = json.loads((run.folder / "metrics.json").read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
         raise RunError(f"{run.folder}: no readable metrics.json: {UNFINISHED} ({error})") from error
-    split = next(name for name in _REPORTED if name in metrics)
+    split = next((name for name in _REPORTED if isinstance(metrics, dict) and name in metrics), None)
+    if split is None:
+        raise RunError(f"{run.folder}: its metrics.json was changed after training: it has no scores of a split")
     return FinishedRun(run, run.load_config(), run.load_card(), metrics, split)
 
 
