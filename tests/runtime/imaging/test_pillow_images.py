@@ -33,7 +33,9 @@ def opened(data: bytes, *, loaded: bool) -> Image.Image:
 def made(mode: str) -> Image.Image:
     """An image of a mode, with transparency where the mode has it."""
     if mode in ("LA", "La"):
-        return Image.fromarray(np.dstack([GRAY, GRAY[::-1]]), "LA").convert(mode)
+        return Image.merge("LA", [Image.fromarray(GRAY), Image.fromarray(np.ascontiguousarray(GRAY[::-1]))]).convert(
+            mode
+        )
     if mode in ("RGBA", "RGBa"):
         return Image.fromarray(ALPHA).convert(mode)
     if mode == "I;16":
