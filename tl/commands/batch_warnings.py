@@ -7,17 +7,19 @@ from typing import TYPE_CHECKING
 from tl.commands.console import warn
 
 if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+    from tl.runtime.imaging.decode import ImageSource
     from tl.runtime.predictor import Predictor
     from tl.runtime.results import Classification, Landmarks, Result
-    from tl.runtime.sources.inputs import Inputs
 
 
-def warn_if_dark(predictor: Predictor[Classification] | Predictor[Landmarks], inputs: Inputs) -> None:
+def warn_if_dark(predictor: Predictor[Classification] | Predictor[Landmarks], sources: Iterable[ImageSource]) -> None:
     """Warn if the first 16-bit images are far darker than the models expect."""
     from tl.runtime.imaging.inspection import find_dark
 
     contracts = [session.contract for session in predictor.ensemble.sessions if session.contract is not None]
-    if warning := find_dark(inputs, min(contract.preprocessing.bit_depth_max for contract in contracts)):
+    if warning := find_dark(sources, min(contract.preprocessing.bit_depth_max for contract in contracts)):
         warn(f"warning: {warning}")
 
 

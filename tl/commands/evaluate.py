@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
+from tl.commands.batch_warnings import warn_if_dark
 from tl.commands.console import EXIT_SOME_FAILED, console_progress, packages_of, show, warn, write_beside
 from tl.commands.model_files import check_model_files
 from tl.commands.options import (
@@ -241,6 +242,7 @@ def _evaluate_classes(request: EvaluateRequest, name: str, images: list[LabeledI
             if votes.fit_vote_weights is not None:
                 raise
             warn(str(error))
+        warn_if_dark(predictor, [image.path for image in images])
         beside = None
         if votes.merged is not None:
             check_model_files(votes.merged)

@@ -108,6 +108,22 @@ def test_run_job__another_model_or_vote_begins_anew(model: Path, images: list[st
     assert kept == [0, 0, 3, 0, 0, 0, 3]
 
 
+def test_run_job__rows_of_another_model_are_not_discarded_unasked(
+    model: Path, images: list[str], tmp_path: Path
+) -> None:
+    out = tmp_path / "out.csv"
+    (tmp_path / "broken.png").write_bytes(b"torn")
+    with load(model, device="cpu") as predictor, pytest.raises(ImageReadError):
+        run(predictor, [*images[:3], str(tmp_path / "broken.png")], out, fail_fast=True)
+    other = make_model(tmp_path / "other.onnx", gain=0.01)
+    with load(other, device="cpu") as predictor:
+        with pytest.raises(OutputError, match="the interrupted prediction into it used other models") as caught:
+            run(predictor, images[:3], out, resume=True)
+        assert caught.value.options == ("overwrite",)
+    with load(model, device="cpu") as predictor:
+        assert run(predictor, images[:3], out, resume=True).kept == 3
+
+
 def test_run_job__the_same_image_twice_has_two_rows(predictor: Predictor, images: list[str], tmp_path: Path) -> None:
     twice = [images[0], images[1], images[0]]
     run(predictor, twice, tmp_path / "out.csv")

@@ -25,6 +25,8 @@ def read(text: str, where: str) -> LandmarkSet:
     """Return the landmarks of all annotated images; the others are counted in `remarks`. Raises `DataError`."""
     try:
         file = json.loads(text)
+        if not isinstance(file, dict):
+            raise DataError(f"{where}: not a COCO keypoint file; in Label Studio or CVAT, export in the format COCO")
         categories = [category for category in file["categories"] if category.get("keypoints")]
         images = {image["id"]: image for image in file["images"]}
         annotations = [annotation for annotation in file["annotations"] if "keypoints" in annotation]

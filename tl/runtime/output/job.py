@@ -212,9 +212,21 @@ def _check_claim(claim: Claim, key: str, has_list: bool, *, resume: bool, overwr
             f"{claim.output}: a prediction into it was interrupted: resume it, or start again",
             options=["resume", "overwrite"],
         )
+    if claim.is_interrupted and not overwrite and not _is_of(claim.ledger, key):
+        raise OutputError(
+            f"{claim.output}: the interrupted prediction into it used other models, votes or columns: finish that one, "
+            "give another name, or start again",
+            options=["overwrite"],
+        )
     check_output(claim.output, overwrite=overwrite or claim.wrote(key))
     if has_list:
         check_output(claim.failed_list, overwrite=overwrite or claim.wrote_failed_list())
+
+
+def _is_of(ledger: Path, key: str) -> bool:
+    """Whether a ledger has rows of a job with this key, or none."""
+    with output_errors(ledger), open(ledger, "rb", opener=no_follow) as stream:
+        return stream.readline() in (b"", _header(key))
 
 
 def _count(result: Result, tally: Tally, fail_fast: bool) -> None:
