@@ -267,7 +267,9 @@ def _evaluate_classes(request: EvaluateRequest, name: str, images: list[LabeledI
         return _Evaluated(name, by_site, SITE_COLUMNS, result.failures, has_report)
     if by_site:
         lowest = by_site[0]
-        warn(f"lowest site: '{lowest['site']}', top-1 accuracy {lowest['top1_accuracy']:.4f}, {lowest['n']} images")
+        nameless = f"; {result.sites.count('')} images have no site" if "" in result.sites else ""
+        shown = f"top-1 accuracy {lowest['top1_accuracy']:.4f} (95% {lowest['ci_low']:.4f} to {lowest['ci_high']:.4f})"
+        warn(f"lowest site: '{lowest['site']}', {shown}, {lowest['n']} images{nameless}")
     return _Evaluated(name, rows, result.columns, result.failures, has_report)
 
 

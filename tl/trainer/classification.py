@@ -18,7 +18,7 @@ from tl.data.file_audit import find_file_faults
 from tl.data.manifests import SPLITS
 from tl.errors import ConfigError
 from tl.evaluation.calibration import fit_useful_temperature, softmax
-from tl.evaluation.metrics import Metrics, classification_metrics, expected_calibration_error
+from tl.evaluation.metrics import Metrics, classification_metrics, expected_calibration_error, wilson_interval
 from tl.evaluation.sites import SiteScore, score_sites
 from tl.progress import Progress
 from tl.trainer.config import TrainConfig
@@ -196,11 +196,14 @@ def _save_sites(task: Task, run: Run, found: HeldOut, left_out: HeldOut | None, 
     if not scores:
         return
     run.save_rows("sites.csv", SiteScore, scores)
-    lowest = scores[0]
-    progress.say(f"lowest of {len(scores)} sites: '{lowest.site}', {_accuracy(lowest)}, {lowest.n} images")
+    lowest, nameless = scores[0], sites.count("")
+    more = f"; {nameless} images have no site" if nameless else ""
+    progress.say(f"lowest of {len(scores)} sites: '{lowest.site}', {_accuracy(lowest)}, {lowest.n} images{more}")
     if left_out is not None:
-        accuracy = float(np.nanmean(unseen[left_out.places]))
-        progress.say(f"sites left out of training: top-1 accuracy {accuracy:.4f}, {len(left_out.places)} images")
+        right = unseen[left_out.places]
+        low, high = wilson_interval(int(right.sum()), len(right))
+        shown = f"top-1 accuracy {right.mean():.4f} (95% {low:.4f} to {high:.4f})"
+        progress.say(f"sites left out of training: {shown}, {len(right)} images")
 
 
 def _accuracy(score: SiteScore) -> str:
