@@ -21,6 +21,7 @@ from tests.commands.conftest import run_tl as run_tl
 from tests.models import make_contract, make_model
 from tests.spots import USUAL_XY, save_spots
 from tests.trainer.make import make_class_folders, make_config, make_noise, make_png, plain_text
+from tl.data.manifests import ManifestColumns
 from tl.errors import ConfigError, DataError, ModelFileError, ParityError
 from tl.exporter.export import Exported, export_run
 from tl.exporter.export_source import ExtraOutputs
@@ -283,3 +284,12 @@ def test_refit__command(run_tl: RunTl, exported: Exported, photos: Path, violets
     assert run_tl("verify", out, "--device", "cpu").code == 0
     refused = run_tl("refit", exported.path, photos, "-o", out, "--val-fraction", "2")
     assert (refused.code, "--val-fraction" in refused.err) == (1, True)
+
+
+def test_read_labeled__columns_are_for_csv_files(photos: Path, tmp_path: Path) -> None:
+    (tmp_path / "list.csv").write_text("where,what\nC:\\x\\0.png,blue\n")
+    columns = ManifestColumns(path="where", label="what", images=str(photos / "blue"))
+    found = read_labeled([tmp_path / "list.csv", photos], RefitOptions(columns=columns), Silent())
+    assert len(found) == 1 + 36
+    with pytest.raises(DataError, match="is a folder, but a path column"):
+        read_labeled([photos], RefitOptions(columns=columns), Silent())

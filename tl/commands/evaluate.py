@@ -17,6 +17,7 @@ from tl.commands.model_files import check_model_files
 from tl.commands.options import (
     FOR_ENSEMBLES,
     ClassFlags,
+    ImageFolder,
     LabelColumn,
     ModelFlags,
     Overwrite,
@@ -69,13 +70,7 @@ class _Data:
     ] = False
     path_column: PathColumn = None
     label_column: LabelColumn = None
-    images: Annotated[
-        Path | None,
-        typer.Option(
-            help="CSV and landmark files: folder that the images' paths are relative to, if not the file's own.",
-            rich_help_panel="Data",
-        ),
-    ] = None
+    images: ImageFolder = None
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -34,6 +34,14 @@ PathColumn = Annotated[
     str | None,
     typer.Option(help="CSV column that holds the images' paths, if not called path.", rich_help_panel="Data"),
 ]
+ImageFolder = Annotated[
+    Path | None,
+    typer.Option(
+        "--images",
+        help="CSV and landmark files: folder that the images' paths are relative to, if not the file's own.",
+        rich_help_panel="Data",
+    ),
+]
 LabelColumn = Annotated[
     str | None, typer.Option(help="CSV column that holds the labels, if not called label.", rich_help_panel="Data")
 ]

@@ -9,7 +9,7 @@ import typer
 
 from tl.commands.console import console_progress, packages_of, show_json, warn
 from tl.commands.model_files import check_model_files
-from tl.commands.options import LabelColumn, Overwrite, PathColumn, SplitColumn, check_outputs
+from tl.commands.options import ImageFolder, LabelColumn, Overwrite, PathColumn, SplitColumn, check_outputs
 from tl.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -55,6 +55,7 @@ def command(
     split_column: SplitColumn = "split",
     path_column: PathColumn = None,
     label_column: LabelColumn = None,
+    images: ImageFolder = None,
     drop: Drop = False,
     skip_bad: SkipBad = False,
     golden: GoldenFrom = "validation",
@@ -83,8 +84,9 @@ def command(
         from tl.data.manifests import ManifestColumns
         from tl.exporter.refitting.refit import refit
         from tl.exporter.refitting.seen import RefitOptions
+    folder = None if images is None else str(images)
     options = RefitOptions(
-        *(head, c_values, val_fraction, seed, ManifestColumns(split_column, path_column, label_column)),
+        *(head, c_values, val_fraction, seed, ManifestColumns(split_column, path_column, label_column, folder)),
         *(drop, skip_bad, golden),
         false_alarm=false_alarm,
     )

@@ -78,7 +78,10 @@ def read_labeled(
     """
     for each in data:
         _check_classes(Path(each))
-    found = [read_images(each, options.columns, progress.say) for each in data]
+    files = [Path(each).is_file() for each in data]  # without any, options for CSV files are an error
+    usual = ManifestColumns(options.columns.split)
+    columns = [options.columns if is_file or not any(files) else usual for is_file in files]
+    found = [read_images(each, own, progress.say) for each, own in zip(data, columns, strict=True)]
     pool = [image for images in found for image in images]
     if not any(image.split for image in pool):
         return assign_splits(pool, options.val_fraction, options.seed)
