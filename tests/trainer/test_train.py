@@ -3,6 +3,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import math
+import os
 import subprocess
 import sys
 from collections import Counter
@@ -30,9 +31,10 @@ from tests.trainer.make import (
     train_here,
     weights_of,
 )
-from tl.errors import ConfigError, DataError, RunError, TlError
+from tl.errors import ConfigError, DataError, OutputError, RunError, TlError
 from tl.progress import Silent
 from tl.runtime.imaging.pipeline import load_input
+from tl.runtime.output.claim import hold
 from tl.trainer.config import TrainConfig
 from tl.trainer.fit.machine import build_machine
 from tl.trainer.models.build import load_network
@@ -433,3 +435,15 @@ def test_train__imbalanced_classes_are_a_finding(run_tl: RunTl, tmp_path: Path) 
     for choice in (("--class-weights", "balanced"), ("--sampler", "balanced")):
         weighted = run_tl(*words, *choice, "--out", tmp_path / choice[0])
         assert (weighted.code, "imbalanced classes" in weighted.err) == (0, False), weighted.err
+
+
+def test_train__one_process_writes_a_run_folder(photos: Path, tmp_path: Path) -> None:
+    run = train_here(photos, tmp_path / "run", epochs=1).run
+    (run.folder / "metrics.json").unlink()
+    with (
+        hold(run.folder / ".lock", run.folder / ".holder.json", "the run"),
+        pytest.raises(OutputError, match=rf"{run.folder.name}: is being written by process {os.getpid()} on "),
+    ):
+        train(run.load_config(), Silent(), resume=run)
+    assert train(run.load_config(), Silent(), resume=run).metrics
+    assert not [path for path in run.folder.iterdir() if path.name.startswith(".")]

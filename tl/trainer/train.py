@@ -108,7 +108,8 @@ def _train(config: TrainConfig, progress: Progress, resume: Run | None, ranks: R
     run = ranks.broadcast(run) if ranks else run
     if run is None:
         raise ValueError("the first process created no run")
-    with hold(run.folder / ".lock", run.folder / ".holder.json", str(run.folder)) if is_first else nullcontext():
+    lock, holder = run.folder / ".lock", run.folder / ".holder.json"
+    with hold(lock, holder, str(run.folder), leaves_lock=False) if is_first else nullcontext():
         return _train_in(run, work, findings, progress, started, is_first=is_first, is_resumed=resume is not None)
 
 

@@ -115,7 +115,7 @@ def claim_output(output: str | os.PathLike[str]) -> Iterator[Claim]:
 
 
 @contextmanager
-def hold(lock: Path, holder: Path, what: str) -> Iterator[None]:
+def hold(lock: Path, holder: Path, what: str, *, leaves_lock: bool = True) -> Iterator[None]:
     """Be the only process that writes `what`. The lock is the operating system's and ends with the process.
 
     `holder`: file that describes this process to others meanwhile. Raises `OutputError` that names the holder.
@@ -123,17 +123,21 @@ def hold(lock: Path, holder: Path, what: str) -> Iterator[None]:
     from filelock import FileLock, Timeout
 
     locked = FileLock(lock, timeout=0)
-    with output_errors(lock):
+    with output_errors(what):
         try:
             locked.acquire()
         except Timeout:
             raise OutputError(f"{what}: is being written by {_name_holder(holder)}: wait for it") from None
         try:
-            with open(holder, "w", encoding="utf-8", opener=no_follow) as stream:
-                json.dump(_describe_process(), stream)
+            with suppress(OSError), open(holder, "w", encoding="utf-8", opener=no_follow) as stream:
+                json.dump(_describe_process(), stream)  # without it, the holder remains unnamed
             yield
         finally:
-            holder.unlink(missing_ok=True)
+            with suppress(OSError):
+                holder.unlink(missing_ok=True)
+            if not leaves_lock:
+                with suppress(OSError):
+                    lock.unlink()
             locked.release()
 
 
