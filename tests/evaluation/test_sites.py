@@ -3,7 +3,8 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from tl.evaluation.sites import MAX_SITES, score_sites, site_folds
+from tl.data.manifests import LabeledImage
+from tl.evaluation.sites import MAX_SITES, score_sites, site_folds, sites_of
 
 SITES = ["a", "a", "b", "b", "b", ""]
 RIGHT = np.array([True, False, True, True, True, False])
@@ -27,3 +28,19 @@ def test_site_folds__each_site_once_unless_a_class_is_nowhere_else() -> None:
     assert site_folds(["a"] * 6, np.array([0, 1, 0, 1, 0, 0])) == []
     many = [str(i) for i in range(2 * (MAX_SITES + 1))]
     assert site_folds(many, np.arange(len(many)) % 2) == []
+
+
+@pytest.mark.parametrize(
+    ("sites", "groups", "expected"),
+    [
+        (["a", "", "b"], ["1", "2", "3"], ["a", "", "b"]),  # a group never stands for a site beside sites
+        ([""] * 20, ["1", "2"] * 10, ["1", "2"] * 10),
+        ([""] * 18, ["1", "2"] * 9, [""] * 18),  # specimens
+        ([""] * 20, ["1"] * 20, [""] * 20),
+    ],
+)
+def test_sites_of__groups_only_where_they_can_be_sites(
+    sites: list[str], groups: list[str], expected: list[str]
+) -> None:
+    images = [LabeledImage("x", "x", "a", group=group, site=site) for site, group in zip(sites, groups, strict=True)]
+    assert sites_of(images) == expected

@@ -165,7 +165,8 @@ def _check_choices(request: EvaluateRequest) -> None:
     data, votes, augmented = request.data.data, request.votes, ClassFlags(tta=request.tta)
     if request.report is not None and request.report.suffix not in (".html", ".htm"):
         raise ConfigError(f"{request.report}: --report expects a name that ends in .html")
-    if request.output is not None and request.output.suffix not in (".csv", ".json"):
+    expected = ".json" if request.as_json else ".csv"
+    if request.output is not None and request.output.suffix != expected:
         raise ConfigError(f"{request.output}: --out expects a name that ends in .csv, or in .json with --json")
     if votes.select and votes.fit_vote_weights is None:
         raise ConfigError("--select requires --fit-vote-weights FILE")
@@ -258,7 +259,9 @@ def _evaluate_classes(request: EvaluateRequest, name: str, images: list[LabeledI
     by_site = result.site_rows()
     if request.data.by_site:
         if not by_site:
-            raise DataError("scores by site require a CSV with a column site or group that names 2 to 50 sites")
+            raise DataError(
+                "scores by site require a CSV with a column site, or group of 10 images or more each, that names 2 to 50"
+            )
         return _Evaluated(name, by_site, SITE_COLUMNS, result.failures, has_report)
     if by_site:
         lowest = by_site[0]

@@ -245,7 +245,9 @@ def _parse_only(text: str | None) -> list[str] | None:
 
 
 def _say_left_out(predictor: Predictor[Classification], only: str) -> None:
-    kept = set(_parse_only(only) or [])
+    from tl.runtime.sources.names import composed
+
+    kept = set(map(composed, _parse_only(only) or []))
     left_out = [name for name in predictor.class_names if name not in kept]
     shown = ", ".join(left_out[:5]) + (" ..." if len(left_out) > 5 else "")
     warn(f"--only leaves out {len(left_out)} of {len(predictor.class_names)} classes: {shown}")

@@ -17,7 +17,7 @@ from pathlib import Path
 from tl.errors import DataError
 from tl.runtime.ensembles.selective import REJECTED
 from tl.runtime.imaging.geometry import Region
-from tl.runtime.landmarks.files import is_landmark_file
+from tl.runtime.landmarks.files import contains_landmarks
 from tl.runtime.sources.names import FileFinder, composed
 from tl.runtime.sources.paths import find_images, is_hidden
 from tl.runtime.sources.tables import Table, is_decoded, not_decoded, read_table
@@ -154,7 +154,7 @@ def _read_classes(folder: Path, root: Path, split: str, say: Callable[[str], Non
             raise DataError(f"{entry}: this class folder contains no images: add images or remove it")
         hidden, others = hidden + found.hidden, others + found.not_images
         if found.not_images:
-            _check_no_landmarks(entry)
+            _say_landmarks(entry, say)
         names = [Path(path).relative_to(root).as_posix() for path in found.paths]
         label = composed(entry.name)
         images += [LabeledImage(path, name, label, split) for path, name in zip(found.paths, names, strict=True)]
@@ -163,13 +163,10 @@ def _read_classes(folder: Path, root: Path, split: str, say: Callable[[str], Non
     return images
 
 
-def _check_no_landmarks(folder: Path) -> None:
-    """Raise `DataError` for a class folder with a landmark file: its images are not meant as one class."""
-    for path in sorted(folder.rglob("*")):
-        if path.is_file() and is_landmark_file(path):
-            raise DataError(
-                f"{path}: contains landmarks, but its folder is read as a class: train on this file, or move it away"
-            )
+def _say_landmarks(folder: Path, say: Callable[[str], None]) -> None:
+    """Say if a class folder has a landmark file: its images may not be meant as one class."""
+    if found := next((path for path in sorted(folder.rglob("*")) if contains_landmarks(path)), None):
+        say(f"{found}: contains landmarks, but its folder is the class '{folder.name}': to use them, give this file")
 
 
 def _check_not_splits(root: Path, folders: Sequence[Path], splits: Mapping[str, Sequence[Path]]) -> None:

@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 from tl.data.manifests import SPLIT_NAMES, SPLITS, LabeledImage, class_ids
 from tl.errors import DataError
 from tl.evaluation.metrics import classification_metrics, mcnemar_p, wilson_interval
-from tl.evaluation.sites import score_sites
+from tl.evaluation.sites import score_sites, sites_of
 from tl.evaluation.vote_weights import FOLDS, fit_weights, held_out_votes, log_loss, select_members
 from tl.progress import Progress
 from tl.runtime.ensembles.ensemble import Ensemble
@@ -138,7 +138,7 @@ def evaluate(
     if merged is not None and not merged.member_names[1:]:
         raise DataError(f"{_name(merged)}: not a merged file")
     true_ids = class_ids(images, names)
-    groups, sites = [image.group for image in images], [image.site or image.group for image in images]
+    groups, sites = [image.group for image in images], sites_of(images)
     progress.start("evaluating", len(images), "images")
     results: list[Classification | Failure] = []
     of_merged: list[Classification | Failure] = []

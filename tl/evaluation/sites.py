@@ -11,11 +11,14 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from tl.data.manifests import LabeledImage
 from tl.data.splits import Fold
 from tl.evaluation.metrics import wilson_interval
 
 # With more, sites are rather individuals, and fitting a head without each takes long.
 MAX_SITES = 50
+# Images per group on average, below which groups are specimens rather than sites.
+_LEAST = 10
 
 
 @dataclass(frozen=True)
@@ -30,6 +33,15 @@ class SiteScore:
     ci_low: float
     ci_high: float
     left_out_top1_accuracy: float | None = None
+
+
+def sites_of(images: Sequence[LabeledImage]) -> list[str]:
+    """The site of each image, '' if unknown. Without sites, the groups, if they are few and large enough for that."""
+    sites, groups = [image.site for image in images], [image.group for image in images]
+    if any(sites):
+        return sites
+    count = len(set(groups) - {""})
+    return groups if 2 <= count <= MAX_SITES and len(groups) >= _LEAST * count else [""] * len(groups)
 
 
 def score_sites(

@@ -19,7 +19,7 @@ from tl.data.manifests import SPLITS
 from tl.errors import ConfigError
 from tl.evaluation.calibration import fit_useful_temperature, softmax
 from tl.evaluation.metrics import Metrics, classification_metrics, expected_calibration_error, wilson_interval
-from tl.evaluation.sites import SiteScore, score_sites
+from tl.evaluation.sites import SiteScore, score_sites, sites_of
 from tl.progress import Progress
 from tl.trainer.config import TrainConfig
 from tl.trainer.heads.training import solve, train_by_steps
@@ -190,7 +190,7 @@ def _save_sites(task: Task, run: Run, found: HeldOut, left_out: HeldOut | None, 
     unseen = np.full(len(task.store.images), np.nan)
     if left_out is not None:
         unseen[left_out.places] = left_out.logits.argmax(axis=1) == _true_ids(task, left_out)
-    sites = [task.store.images[i].site or task.store.images[i].group for i in found.places]
+    sites = sites_of([task.store.images[i] for i in found.places])
     is_right = found.logits.argmax(axis=1) == _true_ids(task, found)
     scores = score_sites(sites, is_right, None if left_out is None else unseen[found.places])
     if not scores:

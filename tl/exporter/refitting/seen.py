@@ -22,7 +22,7 @@ from tl.errors import DataError
 from tl.evaluation.metrics import Metrics, classification_metrics
 from tl.exporter.refitting.graph import EMBEDDING
 from tl.progress import Progress
-from tl.runtime.landmarks.files import is_landmark_file
+from tl.runtime.landmarks.files import contains_landmarks
 from tl.runtime.model_file.contract import Contract
 from tl.runtime.session import Session
 
@@ -93,7 +93,7 @@ def read_labeled(
 def _check_classes(data: Path) -> None:
     """Raise `DataError` for landmark data, whose folder of photos would otherwise be taken for a class."""
     files = sorted(data.iterdir()) if data.is_dir() else [data]
-    if points := next(filter(is_landmark_file, files), None):
+    if points := next(filter(contains_landmarks, files), None):
         where = str(data) if points == data else f"{data}: {points.name}"
         raise DataError(
             f"{where} contains landmarks, but a classifier is refitted to classes: give class folders, or a CSV with "

@@ -118,6 +118,26 @@ def is_landmark_file(path: str | os.PathLike[str]) -> bool:
     return "label" not in columns and any(name[0] == "x" and f"y{name[1:]}" in columns for name in columns if name)
 
 
+def contains_landmarks(path: str | os.PathLike[str]) -> bool:
+    """Like `is_landmark_file`, for a file beside images, where other JSON files and tables with coordinates lie too.
+
+    TPS, DeepLabCut, COCO with keypoints, and CSV whose header has nothing but landmarks.
+    """
+    path = Path(path)
+    if not is_landmark_file(path):
+        return False
+    try:
+        with path.open("rb") as stream:
+            head = stream.read(_HEAD_BYTES)
+        text = decode_text(head[: len(head) - len(head) % 2], str(path))
+        kind = _format_of(path, text)
+        if kind == "csv":
+            return bool(wide_csv.read(f"{','.join(header_of(text))}\n", path.name).keypoint_names)
+    except (OSError, csv.Error, DataError):
+        return False
+    return kind != "coco" or b'"keypoints"' in head
+
+
 def write_landmarks(landmarks: LandmarkSet, path: str | os.PathLike[str], kind: Format | None, size: Size) -> None:
     """Write a file atomically. `kind`: the format, None to select it by the file name extension.
 
