@@ -260,7 +260,7 @@ def _evaluate_classes(request: EvaluateRequest, name: str, images: list[LabeledI
     if request.data.by_site:
         if not by_site:
             raise DataError(
-                "scores by site require a CSV with a column site, or group of 10 images or more each, that names 2 to 50"
+                "scores by site require a CSV with a column site, or group of 10 images or more, that names 2 to 50"
             )
         return _Evaluated(name, by_site, SITE_COLUMNS, result.failures, has_report)
     if by_site:
