@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import signal
 import time
 from pathlib import Path
 
@@ -35,8 +36,11 @@ def test_predict__two_processes_on_one_output(
     while not (Claim(out).ledger.exists() and Claim(out).ledger.stat().st_size > 1000):
         assert first.poll() is None, finish(first)
         time.sleep(0.01)
-    second = start_tl(*words, "--model", models[other], *([way] if way else []))
-    code, _, err = finish(second)
+    first.send_signal(signal.SIGSTOP)  # however slowly the second one starts, it comes while the first one writes
+    try:
+        code, _, err = finish(start_tl(*words, "--model", models[other], *([way] if way else [])))
+    finally:
+        first.send_signal(signal.SIGCONT)
     assert finish(first)[0] == 0
     assert code == 1
     assert f"process {first.pid}" in err
