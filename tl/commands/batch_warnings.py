@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from tl.commands.console import warn
 
@@ -11,10 +11,10 @@ if TYPE_CHECKING:
 
     from tl.runtime.imaging.decode import ImageSource
     from tl.runtime.predictor import Predictor
-    from tl.runtime.results import Classification, Landmarks, Result
+    from tl.runtime.results import Result
 
 
-def warn_if_dark(predictor: Predictor[Classification] | Predictor[Landmarks], sources: Iterable[ImageSource]) -> None:
+def warn_if_dark(predictor: Predictor[Any], sources: Iterable[ImageSource]) -> None:
     """Warn if the first 16-bit images are far darker than the models expect."""
     from tl.runtime.imaging.inspection import find_dark
 
@@ -26,7 +26,7 @@ def warn_if_dark(predictor: Predictor[Classification] | Predictor[Landmarks], so
 class OodCount:
     """Count the images of a prediction that are unlike the training images, for a single classifier with a limit."""
 
-    def __init__(self, predictor: Predictor[Classification] | Predictor[Landmarks]) -> None:
+    def __init__(self, predictor: Predictor[Any]) -> None:
         sessions = predictor.ensemble.sessions
         contract = sessions[0].contract if len(sessions) == 1 else None
         self._facts = None if contract is None else contract.ood

@@ -9,7 +9,7 @@ import os
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, cast
+from typing import TYPE_CHECKING, Any, cast
 
 from tl.commands.console import warn
 from tl.errors import ConfigError, OutputError, TlError
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from tl.runtime.results import Classification, Landmarks, Result
     from tl.runtime.sources.inputs import Inputs
 
-    AnyPredictor = Predictor[Classification] | Predictor[Landmarks]
+    AnyPredictor = Predictor[Any]
 
 
 @dataclass
@@ -65,9 +65,9 @@ class Drawings:
     def see(self, result: Result) -> None:
         """Draw a result. Never fails for what a file system, an image or a model may do."""
         from tl.runtime.explain.drawing import is_drawable
-        from tl.runtime.results import Failure
+        from tl.runtime.results import Failure, Regression
 
-        if isinstance(result, Failure) or (self.points is None and self.reasons is None):
+        if isinstance(result, Failure | Regression) or (self.points is None and self.reasons is None):
             return
         if not is_drawable(result.path):
             self.packed.append(result.path)

@@ -30,13 +30,15 @@ from tl.commands.options import (
     open_landmark_predictor,
     open_models,
     open_predictor,
+    open_regression_predictor,
+    task_of,
 )
 from tl.commands.requests import from_flags, refuse_given
 from tl.commands.tables import csv_table, readable_table
 from tl.errors import ConfigError, DataError
 
 if TYPE_CHECKING:
-    from tl.data.manifests import LabeledImage
+    from tl.data.manifests import LabeledImage, ManifestColumns
     from tl.evaluation.evaluate import Row
     from tl.runtime.results import Failure
     from tl.runtime.session import Session
@@ -124,7 +126,7 @@ class EvaluateRequest:
 
 @from_flags
 def command(request: EvaluateRequest) -> None:
-    """Evaluate a model file, or an ensemble under every voting rule, on labeled or annotated images.
+    """Evaluate a model file, or an ensemble under every voting rule, on images with labels, numbers or landmarks.
 
     Examples:
     - `tl evaluate held-out/ --model beetles.onnx --report held-out.html`
@@ -138,6 +140,9 @@ def command(request: EvaluateRequest) -> None:
     oracle, which is correct if any member is. With --tta, each row is followed by one with tta, gain (in accuracy),
     gain_p (McNemar, against the row before) and images_per_s.
 
+    For numbers: model, merging, n, mae (mean absolute error), ci_low, ci_high (95%, bootstrap), rmse, r2, coverage_90
+    (share of true numbers in the intervals for 90%).
+
     For landmarks: model, merging, n, points, error_px (mean distance in pixels of the photos), ci_low, ci_high (95%,
     bootstrap), rmse_px, normalized_error (by centroid size), extent_error (by the extent of an image's points).
     Without --locator, a model that uses a region of each photo receives the region from the annotations, as in
@@ -150,9 +155,12 @@ def command(request: EvaluateRequest) -> None:
     check_outputs(request.overwrite, *outputs, inputs=[request.data.data, *request.models.paths()])
     if is_landmark_file(request.data.data):
         done = _evaluate_points(request)
+    elif task_of(sessions := open_models(request.models)) == "regression":
+        done = _evaluate_numbers(request, sessions)
     else:
         name, images = _read_split(request.data)
-        done = (_evaluate_classes if request.tta is None else _evaluate_tta)(request, name, images)
+        evaluate = _evaluate_classes if request.tta is None else _evaluate_tta
+        done = evaluate(request, sessions, name, images)
     _write(done, request)
     if done.failures or not done.has_report:
         raise typer.Exit(EXIT_SOME_FAILED)
@@ -196,22 +204,28 @@ class _Evaluated:
     has_report: bool = True
 
 
-def _read_split(flags: _Data) -> tuple[str, list[LabeledImage]]:
-    from tl.data.manifests import ManifestColumns, read_images
-    from tl.evaluation.evaluate import choose_split
+def _columns(flags: _Data) -> ManifestColumns:
+    from tl.data.manifests import ManifestColumns
 
     folder = None if flags.images is None else str(flags.images)
-    columns = ManifestColumns(flags.split_column, flags.path_column, flags.label_column, folder)
-    name, images = choose_split(read_images(flags.data, columns, warn), flags.split)
+    return ManifestColumns(flags.split_column, flags.path_column, flags.label_column, folder)
+
+
+def _read_split(flags: _Data) -> tuple[str, list[LabeledImage]]:
+    from tl.data.manifests import read_images
+    from tl.evaluation.evaluate import choose_split
+
+    name, images = choose_split(read_images(flags.data, _columns(flags), warn), flags.split)
     _say_split(name, len(images), "RUN/manifest.csv")
     return name, images
 
 
-def _evaluate_tta(request: EvaluateRequest, name: str, images: list[LabeledImage]) -> _Evaluated:
+def _evaluate_tta(
+    request: EvaluateRequest, sessions: list[Session], name: str, images: list[LabeledImage]
+) -> _Evaluated:
     from tl.evaluation.evaluate import TTA_COLUMNS, evaluate_tta
 
     models = request.models
-    sessions = open_models(models)
     with (
         open_predictor(sessions, models, ClassFlags()) as plain,
         open_predictor(sessions, models, ClassFlags(tta=request.tta)) as augmented,
@@ -221,7 +235,36 @@ def _evaluate_tta(request: EvaluateRequest, name: str, images: list[LabeledImage
     return _Evaluated(name, result.rows, (*result.columns, *TTA_COLUMNS), result.failures)
 
 
-def _evaluate_classes(request: EvaluateRequest, name: str, images: list[LabeledImage]) -> _Evaluated:
+def _evaluate_numbers(request: EvaluateRequest, sessions: list[Session]) -> _Evaluated:
+    from tl.data.targets import read_numbers_of
+    from tl.evaluation.evaluate import choose_split
+    from tl.evaluation.regression import NUMBER_COLUMNS, evaluate_numbers
+
+    what = "applies only to classifiers, but this model predicts numbers"
+    refuse_given(request.votes, what)
+    if request.tta is not None or request.report is not None or request.data.by_site:
+        raise ConfigError(f"--tta, --report and --by-site: {what.replace('applies', 'apply')}")
+    contract = sessions[0].contract
+    names = contract.target_names if contract is not None else ()
+    found, numbers = read_numbers_of(str(request.data.data), _columns(request.data), names, warn)
+    name, images = choose_split(found, request.data.split)
+    _say_split(name, len(images), "RUN/manifest.csv")
+    places = {image.name: place for place, image in enumerate(found)}
+    true = numbers[[places[image.name] for image in images]]
+    with (
+        open_regression_predictor(sessions, request.models, request.landmarks) as predictor,
+        console_progress() as progress,
+    ):
+        result = evaluate_numbers(predictor, images, true, progress)
+    for path, error in result.worst[:_WORST]:
+        warn(f"worst: {path}: error of {error:.2g} standard deviations")
+    columns = tuple(column for column in NUMBER_COLUMNS if column in result.rows[0])
+    return _Evaluated(name, result.rows, columns, result.failures)
+
+
+def _evaluate_classes(
+    request: EvaluateRequest, sessions: list[Session], name: str, images: list[LabeledImage]
+) -> _Evaluated:
     from tl.evaluation.evaluate import SITE_COLUMNS, check_unseen, evaluate
     from tl.runtime.predictor import load
 
@@ -231,7 +274,7 @@ def _evaluate_classes(request: EvaluateRequest, name: str, images: list[LabeledI
             from tl.studies.report.ensemble_page import write_ensemble_report
             from tl.studies.report.evaluation_page import write_evaluation_report
     with ExitStack() as open_files:
-        predictor = open_files.enter_context(open_predictor(open_models(models), models, ClassFlags()))
+        predictor = open_files.enter_context(open_predictor(sessions, models, ClassFlags()))
         try:
             check_unseen(predictor.ensemble.sessions, name)
         except DataError as error:

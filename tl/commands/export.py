@@ -218,12 +218,13 @@ def _check_choices(request: ExportRequest) -> None:
 
 
 def _report(done: Exported, as_json: bool) -> None:
+    from tl.runtime.model_file.contract import NOUNS
     from tl.runtime.model_file.summary import parity_text
 
     parity, golden = done.contract.parity, done.contract.golden
     warn(f"parity on {parity.images} images: {parity_text(parity)}")
     contract = done.contract
-    what = f"{len(contract.class_names)} classes" if contract.class_names else f"{len(contract.keypoint_names)} points"
+    what = f"{len(contract.names)} {NOUNS[contract.task]}"
     warn(f"{done.path}: {done.path.stat().st_size / 1e6:.1f} MB, {what}, verified")
     quantization = done.contract.quantization
     if quantization is not None:

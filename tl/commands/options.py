@@ -6,7 +6,7 @@ import json
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
@@ -19,8 +19,9 @@ if TYPE_CHECKING:
     from tl.evaluation.evaluate import Evaluation, Row
     from tl.runtime.imaging.geometry import Region
     from tl.runtime.imaging.pipeline import TtaKind
+    from tl.runtime.model_file.contract import Task
     from tl.runtime.predictor import Predictor
-    from tl.runtime.results import Classification, Landmarks
+    from tl.runtime.results import Classification, Landmarks, Regression
     from tl.runtime.session import Session
 
 FOR_ENSEMBLES, FOR_CLASSES, FOR_LANDMARKS, FOR_SPEED = "Ensembles", "Classes", "Landmarks", "Speed"
@@ -105,7 +106,8 @@ class ClassFlags:
     coverage: Annotated[
         float | None,
         typer.Option(
-            help="Also output a set of classes that contains the true one with this probability, such as 0.95.",
+            help="Also output a set of classes that contains the true one with this probability, such as 0.95; for "
+            "numbers, an interval.",
             show_default=False,
         ),
     ] = None
@@ -137,7 +139,8 @@ class PointFlags:
     merge: Annotated[
         Literal["mean", "median", "confidence"] | None,
         typer.Option(
-            help="How to combine the points of an ensemble's members. Default: mean.", rich_help_panel=FOR_LANDMARKS
+            help="How to combine the points or numbers of an ensemble's members. Default: mean.",
+            rich_help_panel=FOR_LANDMARKS,
         ),
     ] = None
     locator: Annotated[
@@ -228,10 +231,36 @@ def open_landmark_predictor(
     return predictor
 
 
-def finds_landmarks(sessions: list[Session]) -> bool:
-    """Return whether the first model is a landmark model."""
+def open_regression_predictor(
+    sessions: list[Session],
+    models: ModelFlags,
+    points: PointFlags,
+    coverage: float | None = None,
+    *,
+    decode_processes: int = 0,
+) -> Predictor[Regression]:
+    """Build a predictor for models of numbers and print where it runs, if that was not asked for."""
+    from tl.runtime.predictor import load_regression
+
+    if points.merge == "confidence":
+        raise ConfigError("--merge confidence is only for landmarks: use mean or median")
+    predictor = load_regression(
+        sessions if models.ensemble else sessions[0],
+        device=models.device,
+        threads=models.threads,
+        merge=points.merge or "mean",
+        weights=parse_vote_weights(models.vote_weights, models.paths()),
+        coverage=coverage,
+        decode_processes=decode_processes,
+    )
+    _say_device(predictor, models.device)
+    return predictor
+
+
+def task_of(sessions: list[Session]) -> Task:
+    """Return the task of the first model."""
     contract = sessions[0].contract
-    return contract is not None and contract.task == "landmarks"
+    return "classification" if contract is None else contract.task
 
 
 def _parse_only(text: str | None) -> list[str] | None:
@@ -318,7 +347,7 @@ def fit_vote_file(result: Evaluation, path: Path, *, select: bool) -> Row:
     return fitted.row
 
 
-def _say_device(predictor: Predictor[Classification] | Predictor[Landmarks], asked: str) -> None:
+def _say_device(predictor: Predictor[Any], asked: str) -> None:
     """Say what device auto has chosen, if a user of this machine might expect the other one: CUDA, or no CUDA."""
     from tl.runtime.devices import has_nvidia_gpu, wheel_fault
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
 
@@ -20,10 +20,11 @@ from tl.commands.options import (
     ModelFlags,
     PointFlags,
     check_outputs,
-    finds_landmarks,
     open_landmark_predictor,
     open_models,
     open_predictor,
+    open_regression_predictor,
+    task_of,
 )
 from tl.commands.requests import from_flags, refuse_given
 from tl.errors import ConfigError, DataError, WorkerError
@@ -31,10 +32,10 @@ from tl.errors import ConfigError, DataError, WorkerError
 if TYPE_CHECKING:
     from tl.runtime.imaging.geometry import Region
     from tl.runtime.predictor import Predictor
-    from tl.runtime.results import Classification, Landmarks, Result
+    from tl.runtime.results import Classification, Landmarks, Regression, Result
     from tl.runtime.sources.inputs import Inputs
 
-    AnyPredictor = Predictor[Classification] | Predictor[Landmarks]
+    AnyPredictor = Predictor[Classification] | Predictor[Landmarks] | Predictor[Regression]
 
 # With fewer cores, processes gain little over threads; fewer images are decoded before the processes have started.
 _CORES_FOR_PROCESSES, _IMAGES_FOR_PROCESSES = 4, 256
@@ -206,7 +207,7 @@ class PredictRequest:
 
 @from_flags
 def command(request: PredictRequest) -> None:
-    """Classify images, or find landmarks on them, with one model file or an ensemble.
+    """Classify images, predict numbers, or find landmarks on them, with one model file or an ensemble.
 
     Examples:
     - `tl predict images/ --ensemble a.onnx b.onnx c.onnx --vote hard --vote-weights 2,1,1 -o out.jsonl`
@@ -220,6 +221,9 @@ def command(request: PredictRequest) -> None:
 
     Columns for landmarks: path, xPOINT, yPOINT in pixels of the upright photo, pPOINT (confidence), sPOINT (spread in
     pixels, ensembles only), centroid_size, shape_distance, is_odd, error.
+
+    Columns for numbers: path, TARGET, error; with --coverage TARGET_low, TARGET_high; ensembles add TARGET_spread
+    (standard deviation of the members) and TARGET:MEMBER.
 
     Exit code 3 means that some images could not be read, as their rows tell, or not be drawn. A hidden folder beside
     the output records the finished images for --resume.
@@ -242,23 +246,31 @@ def _open(request: PredictRequest, count: int) -> AnyPredictor:
 
     models, classes, landmarks = request.models, request.classes, request.landmarks
     sessions = open_models(models)
-    if finds_landmarks(sessions):
+    if task_of(sessions) == "regression":
+        given = replace(classes, coverage=None, decode_processes=None)
+        refuse_given(given, "applies only to classifiers, but this model predicts numbers")
+        refuse_given(replace(landmarks, merge=None), "applies only to landmark models, but this model predicts numbers")
+        numbers = open_regression_predictor(sessions, models, landmarks, classes.coverage)
+        numbers.decode_processes = _decode_processes(numbers, classes, count)
+        return numbers
+    if task_of(sessions) == "landmarks":
         refuse_given(classes, "applies only to classifiers, but this is a landmark model")
         boxes, scales = _read_boxes(landmarks.boxes), _read_scales(landmarks.mm_per_px)
         return open_landmark_predictor(sessions, models, landmarks, boxes=boxes, mm_per_px=scales)
     refuse_given(landmarks, "applies only to landmark models, but this is a classifier")
     if classes.explain is not None:
         refuse_given(ClassFlags(tta=classes.tta), "--explain explains images without augmentation")
-    predictor = open_predictor(sessions, models, classes, decode_processes=classes.decode_processes or 0)
+    predictor = open_predictor(sessions, models, classes)
     if classes.tta is not None and isinstance(predictor.fields, ClassFields) and predictor.fields.with_ood_score:
         warn("ood_score is that of the whole image, without --tta: its limit was measured so")
-    if classes.decode_processes is None:
-        predictor.decode_processes = _suited_processes(predictor, count)
+    predictor.decode_processes = _decode_processes(predictor, classes, count)
     return predictor
 
 
-def _suited_processes(predictor: AnyPredictor, count: int) -> int:
+def _decode_processes(predictor: AnyPredictor, flags: _ForClasses, count: int) -> int:
     """Return how many processes decode `count` images: on CUDA all cores but one, if starting them pays off, else 0."""
+    if flags.decode_processes is not None:
+        return flags.decode_processes
     from tl.runtime.decode_pool import check_can_start
     from tl.runtime.devices import usable_cores
 

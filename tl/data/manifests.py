@@ -6,6 +6,7 @@ Reads class folders, train/val/test folders and CSV manifests. Opens no images a
 from __future__ import annotations
 
 import hashlib
+import math
 import os
 import unicodedata
 from collections import Counter
@@ -29,6 +30,9 @@ SPLIT_NAMES = {name: name for name in SPLITS} | {
     **dict.fromkeys(("valid", "validation"), "val"),
     **dict.fromkeys(("testing",), "test"),
 }
+# Joins the numbers of an image's targets to its label; a missing number is "".
+TARGET_SEPARATOR = ";"
+_MISSING = ("", "na", "n/a", "nan")
 # Signs that separate several labels of an image in other tools.
 _LABEL_SEPARATORS = "|;"
 
@@ -56,12 +60,14 @@ class ManifestColumns:
     """How to read a CSV manifest: the columns to use, None for those with usual names.
 
     `images`: the folder that paths are relative to, also tried with file names alone; None for the manifest's folder.
+    `targets`: columns of numbers that together are the label, joined by `;`, in place of the label column.
     """
 
     split: str = "split"
     path: str | None = None
     label: str | None = None
     images: str | None = None
+    targets: tuple[str, ...] = ()
 
 
 USUAL_COLUMNS = ManifestColumns()
@@ -82,7 +88,7 @@ def read_images(
             raise DataError(f"{root}: is a folder, but a path column, a label column and images are for CSV files")
         images = _read_folders(root, say)
     elif root.is_file():
-        images = _read_manifest(root, columns, say)
+        images = read_manifest(root, columns, say)
     else:
         raise DataError(f"{root}: no such folder or CSV file")
     if not images:
@@ -183,16 +189,18 @@ def _check_not_splits(root: Path, folders: Sequence[Path], splits: Mapping[str, 
             raise DataError(f"{root}: the split folders are one level below, in {entry}: use that folder as data")
 
 
-def _read_manifest(manifest: Path, columns: ManifestColumns, say: Callable[[str], None]) -> list[LabeledImage]:
+def read_manifest(manifest: Path, columns: ManifestColumns, say: Callable[[str], None]) -> list[LabeledImage]:
+    """The images of a CSV manifest. Their labels are not compared with one another. Raises `DataError`."""
     table = read_table(manifest)
     used = {
         "path": table.column("path", columns.path),
-        "label": table.column("label", columns.label),
+        "label": "" if columns.targets else table.column("label", columns.label),
         "split": table.column("split", None if columns.split == "split" else columns.split),
         "group": table.column("group"),
         "site": table.column("site"),
     }
-    if lacking := [name for name in ("path", "label") if not used[name]]:
+    required = ("path",) if columns.targets else ("path", "label")
+    if lacking := [name for name in required if not used[name]]:
         raise DataError(
             f"{manifest}: has no column {' and '.join(lacking)} (found: {table.shown})",
             options=[f"{name}_column=NAME" for name in lacking],
@@ -203,16 +211,27 @@ def _read_manifest(manifest: Path, columns: ManifestColumns, say: Callable[[str]
         raise DataError(f"{manifest}: contains a header but no rows")
     folder = Path(columns.images) if columns.images is not None else manifest.parent
     finder = FileFinder([folder], by_file_name=columns.images is not None)
-    images = [_manifest_row(table, line, row, used, folder, finder) for line, row in table.rows]
+    targets = [table.column(name, name) for name in columns.targets]
+    images = [_manifest_row(table, line, row, used, targets, folder, finder) for line, row in table.rows]
     _check_manifest(manifest, folder, images)
     return images
 
 
 def _manifest_row(
-    table: Table, line: int, row: Mapping[str, str], used: Mapping[str, str], folder: Path, finder: FileFinder
+    table: Table,
+    line: int,
+    row: Mapping[str, str],
+    used: Mapping[str, str],
+    targets: Sequence[str],
+    folder: Path,
+    finder: FileFinder,
 ) -> LabeledImage:
     place = f"{table.where} row {line}"
     cells = {name: row[column] if column else "" for name, column in used.items()}
+    if targets:
+        cells["label"] = TARGET_SEPARATOR.join(_number(table, place, column, row[column]) for column in targets)
+        if not cells["label"].strip(TARGET_SEPARATOR):
+            raise DataError(f"{place}: has no number in {', '.join(targets)}: fill it in, or remove the row")
     if not cells["path"] or not cells["label"]:
         raise DataError(f"{place}: path and label must not be empty")
     if not is_decoded(cells["label"]):
@@ -226,6 +245,20 @@ def _manifest_row(
     if found is not None and found != path:
         path, name = found, os.path.relpath(found, folder)
     return LabeledImage(path, name, composed(cells["label"]), split, cells["group"], site=cells["site"])
+
+
+def _number(table: Table, place: str, column: str, cell: str) -> str:
+    """A number in its usual spelling, "" for an empty cell. Raises `DataError` for anything else."""
+    text = cell.strip()
+    if text.casefold() in _MISSING:
+        return ""
+    try:
+        value = table.number(text)
+    except ValueError:
+        value = math.nan
+    if not math.isfinite(value):
+        raise DataError(f"{place}: column '{column}' must be a number, found '{text}'; leave missing numbers empty")
+    return repr(value)
 
 
 def _check_manifest(manifest: Path, folder: Path, images: Sequence[LabeledImage]) -> None:

@@ -81,10 +81,15 @@ MAX_SCORES = 1000
 
 def conformal_of(probabilities: NDArray[np.float32], true_ids: NDArray[np.int64], source: str) -> Conformal:
     """Compute conformal scores from probabilities (N, C) of held-out images and their classes (N,)."""
-    scores = conformal_scores(probabilities)[np.arange(len(true_ids)), true_ids]
-    if len(scores) > MAX_SCORES:
-        scores = np.random.default_rng(0).permutation(scores)[:MAX_SCORES]
-    return Conformal(tuple(sorted(float(score) for score in scores)), source)
+    return Conformal(held_out_scores(conformal_scores(probabilities)[np.arange(len(true_ids)), true_ids]), source)
+
+
+def held_out_scores(scores: NDArray[np.floating]) -> tuple[float, ...]:
+    """Sorted scores of held-out images, without NaN; of a random sample if there are many."""
+    known = scores[~np.isnan(scores)]
+    if len(known) > MAX_SCORES:
+        known = np.random.default_rng(0).permutation(known)[:MAX_SCORES]
+    return tuple(sorted(float(score) for score in known))
 
 
 def class_ids_of(labels: Sequence[str], class_names: Sequence[str]) -> NDArray[np.int64]:

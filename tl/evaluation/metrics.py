@@ -36,7 +36,7 @@ def classification_metrics(
     correct = decided == true_ids
     confusion = confusion_matrix(true_ids, decided, len(class_names))
     low, high = accuracy_interval(correct, groups)
-    clusters = _clusters(groups, len(true_ids))
+    clusters = cluster_ids(groups, len(true_ids))
     num_groups = int(clusters.max()) + 1
     bootstrap = _bootstrap(true_ids, decided, len(class_names), clusters)
     confidence = np.take_along_axis(probabilities, decided[:, None], axis=1)[:, 0]
@@ -96,7 +96,7 @@ def accuracy_interval(correct: NDArray[np.bool_], groups: Sequence[str] = ()) ->
     """
     count, share = len(correct), float(correct.mean())
     variance, independent = variance_of_mean(correct.astype(np.float64), groups), float(count)
-    num_groups = len(set(_clusters(groups, count).tolist()))
+    num_groups = len(set(cluster_ids(groups, count).tolist()))
     if num_groups < count:
         independent = min(max(share * (1 - share) / variance, num_groups), count) if variance > 0 else num_groups
     return wilson_interval(share * independent, independent)
@@ -107,7 +107,7 @@ def variance_of_mean(values: NDArray[np.float64], groups: Sequence[str] = ()) ->
 
     Source: Liang & Zeger 1986, the cluster-robust variance.
     """
-    sums = np.bincount(_clusters(groups, len(values)), weights=values - values.mean())
+    sums = np.bincount(cluster_ids(groups, len(values)), weights=values - values.mean())
     if len(sums) < 2:
         return math.nan
     return float((sums**2).sum() / len(values) ** 2 * len(sums) / (len(sums) - 1))
@@ -143,7 +143,7 @@ def expected_calibration_error(
     return float(total)
 
 
-def _clusters(groups: Sequence[str], count: int) -> NDArray[np.int64]:
+def cluster_ids(groups: Sequence[str], count: int) -> NDArray[np.int64]:
     """A number for each of `count` images, shared within a group; images without a group are alone."""
     names = [group or i for i, group in enumerate(groups or [""] * count)]
     numbers = {name: number for number, name in enumerate(dict.fromkeys(names))}

@@ -23,6 +23,7 @@ from tl.exporter.export_source import (
     class_source,
     landmark_source,
     pretrained_source,
+    regression_source,
 )
 from tl.exporter.parity import check_claims, check_parity, check_point_claims, check_point_parity, run_torch, spread
 from tl.exporter.publish import (
@@ -75,11 +76,13 @@ def export_run(
     Raises `ConfigError`, `RunError`, `DataError`, `ParityError` or `OutputError`.
     """
     config = run.load_config()
-    if config.task == "landmarks" and further.cam:
-        raise ConfigError("class activation maps are only for classifiers, but this run is a landmark model")
-    if config.task == "landmarks" and further.taxonomy is not None:
-        raise ConfigError("a taxonomy is only for classifiers, but this run is a landmark model")
-    origin = landmark_source(run) if config.task == "landmarks" else class_source(run, progress, further)
+    if config.task != "classification" and (further.cam or further.taxonomy is not None):
+        what = "class activation maps are" if further.cam else "a taxonomy is"
+        raise ConfigError(f"{what} only for classifiers, but this run's task is {config.task}")
+    if config.task == "landmarks":
+        origin = landmark_source(run)
+    else:
+        origin = regression_source(run) if config.task == "regression" else class_source(run, progress, further)
     own = spread(run.images("val"), MAX_VALIDATION_IMAGES)
     extra = [LabeledImage(path, path, "") for path in find_images(parity_images).paths]
     if extra and any(image.region is not None for image in own):
@@ -142,7 +145,7 @@ def _export(
     progress.advance(note="parity")
 
     def certify(path: Path) -> Contract:
-        prove = _prove_classes if origin.landmarks is None else _prove_points
+        prove = _prove_outputs if origin.landmarks is None else _prove_points
         parity, expected = prove(origin, Session(path, device="cpu"), store.images, inputs)
         progress.advance(note="self-test")
         samples = _golden(golden if own else "synthetic", origin, inputs[: len(own)], expected[: len(own)])
@@ -153,13 +156,13 @@ def _export(
     return Exported(Path(out), contract)
 
 
-def _prove_classes(
+def _prove_outputs(
     origin: ExportSource, session: Session, images: Sequence[LabeledImage], inputs: NDArray[np.uint8]
 ) -> tuple[Parity, NDArray[np.float32]]:
     paths = [image.path for image in images]
-    parity, probabilities = check_parity(origin.module, session, [Path(path) for path in paths], inputs, origin.outputs)
-    check_claims(probabilities, paths, origin.claimed)
-    return parity, probabilities
+    parity, found = check_parity(origin.module, session, [Path(path) for path in paths], inputs, origin.outputs)
+    check_claims(found, paths, origin.claimed, _uncertified(origin).output_scale)
+    return parity, found
 
 
 def _prove_points(
@@ -183,6 +186,7 @@ def _uncertified(origin: ExportSource) -> Contract:
         conformal=origin.conformal,
         ood=origin.ood,
         taxonomy=origin.taxonomy,
+        regression=origin.regression,
     )
 
 
@@ -193,4 +197,4 @@ def _golden(
     if source == "synthetic":
         inputs = synthetic_inputs(origin.preprocessing.input_hw)
         expected = run_torch(origin.module, inputs)[0]
-    return build_golden(source, inputs, expected)
+    return build_golden(source, inputs, expected, _uncertified(origin).task)

@@ -16,8 +16,9 @@ import torch
 from torch import Tensor, nn
 
 from tl.data.features import SHORTEST
+from tl.data.targets import numbers_of
 from tl.errors import ConfigError
-from tl.evaluation.calibration import class_ids_of, conformal_of
+from tl.evaluation.calibration import class_ids_of, conformal_of, held_out_scores
 from tl.evaluation.ood import MAX_KNOWN, Known, OodFit, measure_ood
 from tl.exporter.parity import spread
 from tl.progress import Progress
@@ -28,6 +29,7 @@ from tl.runtime.model_file.contract import (
     LandmarkFacts,
     OodFacts,
     Provenance,
+    RegressionFacts,
 )
 from tl.trainer.config import TrainConfig
 from tl.trainer.features.run_embeddings import Embedded, embed_images
@@ -40,7 +42,8 @@ from tl.trainer.models.network import Deployed, DeployedClassifier, Network, Nor
 from tl.trainer.models.weight_files import find_weights
 from tl.trainer.models.weights import load_into, read_weights
 from tl.trainer.options import is_solved, settled
-from tl.trainer.run_folder.run import NetworkCard, Run, library_versions
+from tl.trainer.run_folder.environment import library_versions
+from tl.trainer.run_folder.run import NetworkCard, Run
 
 
 class OodScore(nn.Module):
@@ -72,10 +75,7 @@ def measure_conformal(run: Run, class_names: Sequence[str]) -> Conformal | None:
         return None
     probabilities = np.array([[row[f"p:{name}"] for name in class_names] for row in rows], np.float32)
     true_ids = class_ids_of([row["true_label"] for row in rows], class_names)
-    config = run.load_config()
-    is_cross_validated = config.refit and is_solved(config)
-    source = "training and validation images, out of fold" if is_cross_validated else "validation split"
-    return conformal_of(probabilities, true_ids, source)
+    return conformal_of(probabilities, true_ids, _held_out_source(run.load_config()))
 
 
 def measure_ood_score(
@@ -138,6 +138,7 @@ class ExportSource:
     conformal: Conformal | None = None
     ood: OodFacts | None = None
     taxonomy: Taxonomy | None = None
+    regression: RegressionFacts | None = None
 
 
 @dataclass(frozen=True)
@@ -210,6 +211,39 @@ def landmark_source(run: Run) -> ExportSource:
     claimed = run.val_points()
     provenance = _run_provenance(run, config, card)
     return ExportSource(module, outputs, card.keypoint_names, card.preprocessing, provenance, 1.0, claimed, facts)
+
+
+def regression_source(run: Run) -> ExportSource:
+    """A run's best network that predicts numbers. Raises `RunError`."""
+    network, card, config = load_network(run)
+    names = card.target_names
+    module = Deployed(network, card.temperature, activation="none")
+    true, found = (
+        np.array([[float(row[name] or "nan") for name in columns] for row in run.rows("predictions_val.csv")])
+        for columns in ([f"true:{name}" for name in names], names)
+    )
+    trained = numbers_of(run.labeled("train"), len(names))
+    facts = RegressionFacts(
+        target_names=names,
+        units=config.unit or ("",) * len(names),
+        std=tuple(np.nanstd(trained, axis=0).tolist()),
+        scores=tuple(held_out_scores(errors) for errors in np.abs(true - found).T),
+        source=_held_out_source(config),
+    )
+    return ExportSource(
+        module=module,
+        outputs=module.outputs,
+        names=names,
+        preprocessing=card.preprocessing,
+        provenance=_run_provenance(run, config, card),
+        claimed=run.val_numbers(names),
+        regression=facts,
+    )
+
+
+def _held_out_source(config: TrainConfig) -> str:
+    is_cross_validated = config.refit and is_solved(config)
+    return "training and validation images, out of fold" if is_cross_validated else "validation split"
 
 
 def _run_provenance(run: Run, config: TrainConfig, card: NetworkCard) -> Provenance:

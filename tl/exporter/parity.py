@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 from tl.data.manifests import LabeledImage
 from tl.errors import ParityError
 from tl.runtime.ensembles.ensemble import Ensemble
+from tl.runtime.ensembles.regression import RegressionEnsemble
 from tl.runtime.imaging.decode import ImageSource
 from tl.runtime.imaging.geometry import Placement, Region
 from tl.runtime.landmarks.ensemble import LandmarkEnsemble
@@ -57,25 +58,27 @@ def check_outputs(
     """Compare the outputs of `session` with those of the original.
 
     `sources`: the images; `inputs`: the same images, uint8 (N, H, W, 3), as given to the original. `expected`: output
-    name -> the original's values (N, ...), including `probabilities`. `tolerance` limits the absolute difference of
-    probabilities; for other outputs, it limits the difference as a fraction of their largest value.
-    Raises `ParityError`.
+    name -> the original's values (N, ...), including the main output. `tolerance` limits the absolute difference of
+    probabilities, or of numbers in standard deviations; for other outputs, it limits the difference as a fraction of
+    their largest value. Raises `ParityError`.
     """
-    outputs = list(expected)
+    outputs, main = list(expected), _main_output(session)
     worst, scaled = dict.fromkeys(outputs, 0.0), dict.fromkeys(outputs, 0.0)
     for size in BATCH_SIZES:
         for start in range(0, len(inputs), size):
             chunk = slice(start, start + size)
             for name, value in zip(outputs, session.run(inputs[chunk], outputs), strict=True):
-                difference = _difference(value, expected[name][chunk])
+                unit = main.scale if name == main.name else 1.0
+                difference = _difference(value, expected[name][chunk], unit)
                 worst[name] = max(worst[name], difference)
-                scaled[name] = max(scaled[name], difference / _scale(name, expected[name]))
-    wanted = expected["probabilities"]
+                largest = 1.0 if name == main.name else max(1.0, float(np.abs(expected[name]).max()))
+                scaled[name] = max(scaled[name], difference / largest)
+    wanted = expected[main.name]
     served = _serve(session, sources, original.reader)
-    pipeline = float(np.abs(served - wanted).max())
-    agreement = _agreement(served, wanted, _TIE * tolerance)
+    pipeline = float((np.abs(served - wanted) / main.scale).max())
+    agreement = _agreement(served, wanted, _TIE * tolerance) if main.name == "probabilities" else None
     report = Parity(len(inputs), BATCH_SIZES, worst, pipeline, agreement, tolerance)
-    _check(report, scaled, original)
+    _check(report, scaled, original, main.name)
     return report
 
 
@@ -92,37 +95,48 @@ def _agreement(served: NDArray[np.float32], wanted: NDArray[np.float32], tie: fl
     return float((chosen >= wanted.max(axis=1) - tie).mean())
 
 
-def _difference(value: NDArray[np.float32], wanted: NDArray[np.float32]) -> float:
-    return float(np.abs(value - wanted).max()) if np.isfinite(value).all() else float("inf")
+@dataclass(frozen=True)
+class _MainOutput:
+    """The output that decides, and what its differences are divided by."""
+
+    name: str
+    scale: NDArray[np.float32] | float
 
 
-def _scale(name: str, wanted: NDArray[np.float32]) -> float:
-    """Scale of the differences: 1 for probabilities; the largest value for other outputs, which are unbounded."""
-    return 1.0 if name == "probabilities" else max(1.0, float(np.abs(wanted).max()))
+def _main_output(session: Session) -> _MainOutput:
+    contract = session.contract
+    if contract is None:
+        return _MainOutput("probabilities", 1.0)
+    return _MainOutput(contract.main_output, contract.output_scale)
+
+
+def _difference(value: NDArray[np.float32], wanted: NDArray[np.float32], scale: NDArray[np.float32] | float) -> float:
+    return float((np.abs(value - wanted) / scale).max()) if np.isfinite(value).all() else float("inf")
 
 
 def _serve(session: Session, sources: Sequence[ImageSource], reader: str) -> NDArray[np.float32]:
-    predictor = Predictor(Ensemble([session]), with_votes=False)
+    """What `tl.runtime` gives for the images: probabilities (N, C) or values (N, T)."""
+    is_numbers = session.contract is not None and session.contract.regression is not None
+    members = RegressionEnsemble([session]) if is_numbers else Ensemble([session])
+    predictor: Predictor[Any] = Predictor(members, with_votes=False)
     rows = []
     for result in predictor.predict_iter(sources):
         if isinstance(result, Failure):
             raise ParityError(
                 f"{result.path}: {reader} could read this image, but the runtime could not: {result.error}"
             )
-        rows.append(result.probabilities)
+        rows.append(result.values if is_numbers else result.probabilities)
     return np.stack(rows)
 
 
-def _check(report: Parity, scaled: dict[str, float], original: Original) -> None:
+def _check(report: Parity, scaled: dict[str, float], original: Original, main: str) -> None:
     faults = [
         f"output {name} differs by {value:.2g} between {original.network} and onnxruntime"
         for name, value in scaled.items()
         if not value < report.tolerance
     ]
     if not report.pipeline_max_abs_diff < report.tolerance:
-        faults.append(
-            f"probabilities differ by {report.pipeline_max_abs_diff:.2g} between {original.pipeline} and runtime"
-        )
+        faults.append(f"{main} differ by {report.pipeline_max_abs_diff:.2g} between {original.pipeline} and runtime")
     if report.top1_agreement is not None and report.top1_agreement < 1:
         faults.append(f"only {report.top1_agreement:.1%} of the labels agree")
     if faults:
@@ -233,7 +247,7 @@ def check_parity(
     """Compare a module with the model file open in `session`, on the images at `paths`.
 
     `inputs`: the same images as in the trainer's evaluation, uint8 (N, H, W, 3). `outputs` names the module's outputs,
-    `probabilities` first. Returns the report and torch's probabilities (N, C). Raises `ParityError`.
+    the main one first. Returns the report and torch's main output (N, C). Raises `ParityError`.
     """
     if len(inputs) == 0:
         raise ParityError("no images to check parity on", options=["parity_images=DIR"])
@@ -244,17 +258,21 @@ def check_parity(
 
 
 def check_claims(
-    probabilities: NDArray[np.float32], paths: Sequence[str], claimed: Mapping[str, Sequence[float]]
+    found: NDArray[np.float32],
+    paths: Sequence[str],
+    claimed: Mapping[str, Sequence[float]],
+    scale: NDArray[np.float32] | float = 1.0,
 ) -> None:
     """Raise `ParityError` if the network's outputs differ from those that training reported for the same images.
 
-    `probabilities` (N, C) of `paths`; `claimed` has rows of `predictions_val.csv` for some of them.
+    `found` (N, C) of `paths`; `claimed` has rows of `predictions_val.csv` for some of them. `scale`: as
+    `Contract.output_scale`.
     """
     known = [i for i, path in enumerate(paths) if path in claimed]
     if not known:
         return
     wanted = np.array([claimed[paths[i]] for i in known])
-    worst = float(np.abs(probabilities[known] - wanted).max())
+    worst = float((np.abs(found[known] - wanted) / scale).max())
     if not worst < CLAIM_TOLERANCE:
         raise ParityError(
             f"the run's predictions_val.csv and its network differ by {worst:.2g} on its own validation images "

@@ -85,8 +85,8 @@ def export_lowered(
     """
     check_model_name(out)
     config = run.load_config()
-    if config.task == "landmarks":
-        raise ConfigError(f"precision {lowering.precision} applies only to classifiers; landmark files are always fp32")
+    if config.task != "classification":
+        raise ConfigError(f"precision {lowering.precision} applies only to classifiers; other files are always fp32")
     judged, calibration = _choose(run, lowering)
     with TemporaryDirectory(prefix="tl-") as folder:
         plain = export_run(

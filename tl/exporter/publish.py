@@ -31,6 +31,8 @@ from tl.runtime.model_file.contract import (
     Parity,
     Precision,
     Provenance,
+    RegressionFacts,
+    Task,
     dump_contract,
 )
 from tl.runtime.model_file.selftest import encode_golden_png
@@ -51,17 +53,21 @@ TOLERANCE_PX = {"fp32": 0.05, "fp16": 1.0}
 GoldenSource = Literal["validation", "images", "synthetic"]
 
 
-def build_golden(source: GoldenSource, inputs: NDArray[np.uint8], expected: NDArray[np.float32]) -> Golden:
-    """Samples of inputs uint8 (N, H, W, 3) with expected outputs: probabilities (N, C) or points (N, K, 2).
+def build_golden(
+    source: GoldenSource, inputs: NDArray[np.uint8], expected: NDArray[np.float32], task: Task = "classification"
+) -> Golden:
+    """Samples of inputs uint8 (N, H, W, 3) with expected outputs: probabilities (N, C), points (N, K, 2) or values
+    (N, T).
 
-    Uses the first images of each predicted class, so that several classes are tested; for landmarks, the first images.
+    Uses the first images of each predicted class, so that several classes are tested; for other tasks, the first
+    images. Tolerances of values are in standard deviations.
     """
-    is_classes = expected.ndim == 2
+    is_classes = task == "classification"
     chosen = _spread(expected.argmax(axis=1)) if is_classes else range(min(NUM_SAMPLES, len(expected)))
     samples = tuple(
         GoldenSample(encode_golden_png(inputs[i]), tuple(float(value) for value in expected[i].ravel())) for i in chosen
     )
-    return Golden(source, dict(TOLERANCE if is_classes else TOLERANCE_PX), samples)
+    return Golden(source, dict(TOLERANCE_PX if task == "landmarks" else TOLERANCE), samples)
 
 
 def synthetic_inputs(input_hw: tuple[int, int]) -> NDArray[np.uint8]:
@@ -99,16 +105,21 @@ def uncertified_contract(
     conformal: Conformal | None = None,
     ood: OodFacts | None = None,
     taxonomy: Taxonomy | None = None,
+    regression: RegressionFacts | None = None,
 ) -> Contract:
     """A preliminary contract without verification results, for temporary files. `names`: of classes or of keypoints."""
-    is_classes = landmarks is None
+    task: Task = "classification" if landmarks is None else "landmarks"
+    if regression is not None:
+        task, names = "regression", ()
+    is_classes = task == "classification"
     return Contract(
         schema_version=SCHEMA_VERSION,
-        task="classification" if is_classes else "landmarks",
+        task=task,
         precision=precision,
         class_names=names if is_classes else (),
         keypoint_names=() if is_classes else names,
         landmarks=landmarks,
+        regression=regression,
         preprocessing=preprocessing,
         outputs=outputs,
         temperature=temperature,

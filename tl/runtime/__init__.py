@@ -6,7 +6,7 @@
 
 Importing has no side effects on the host program. Read the packages in this order: `imaging` (file -> network input),
 `model_file` (the contract and the checks made before a file is opened), `session` (onnxruntime), `ensembles` and
-`landmarks` (the two kinds of prediction), `predictor` (images -> results), `sources`, `output`.
+`landmarks` (the kinds of prediction), `predictor` (images -> results), `sources`, `output`.
 """
 
 from tl.runtime.ensembles.selective import SelectivePrediction
@@ -16,8 +16,8 @@ from tl.runtime.imaging.decode import ImageSource
 from tl.runtime.imaging.preprocessing import Preprocessing
 from tl.runtime.model_file.contract import Contract
 from tl.runtime.model_file.selftest import SelfTest, run_selftest
-from tl.runtime.predictor import Predictor, load, load_landmarks
-from tl.runtime.results import Classification, Failure, Landmarks, MemberVotes, Result
+from tl.runtime.predictor import Predictor, load, load_landmarks, load_regression
+from tl.runtime.results import Classification, Failure, Landmarks, MemberVotes, Regression, Result
 
 __all__ = [
     "Classification",
@@ -29,6 +29,7 @@ __all__ = [
     "MemberVotes",
     "Predictor",
     "Preprocessing",
+    "Regression",
     "Result",
     "SelectivePrediction",
     "SelfTest",
@@ -36,6 +37,7 @@ __all__ = [
     "explain",
     "load",
     "load_landmarks",
+    "load_regression",
     "run_selftest",
     "vote",
 ]

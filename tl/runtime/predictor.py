@@ -1,8 +1,8 @@
 """Open model files and run prediction on one or many images.
 
 Handles devices, threads and batch sizes. The prediction itself is in `ensembles` and `landmarks`, concurrency in
-`streams`, result files in `output`, and image lookup in `sources`. `load` and `load_landmarks` are the main entry
-points of `tl.runtime`.
+`streams`, result files in `output`, and image lookup in `sources`. The main entry points of `tl.runtime` are here:
+`load`, `load_landmarks` and `load_regression`.
 """
 
 from __future__ import annotations
@@ -14,13 +14,14 @@ from typing import Generic, Literal
 
 from tl.runtime.devices import usable_cores
 from tl.runtime.ensembles.ensemble import ClassRule, Ensemble
+from tl.runtime.ensembles.regression import RegressionEnsemble, ValueMerging
 from tl.runtime.ensembles.selective import SelectivePrediction
 from tl.runtime.ensembles.voting import Voting
 from tl.runtime.imaging.decode import ImageSource, source_name
 from tl.runtime.imaging.geometry import Region
 from tl.runtime.imaging.pipeline import TtaKind
 from tl.runtime.landmarks.ensemble import LandmarkEnsemble, Merging
-from tl.runtime.results import Classification, Failure, Landmarks
+from tl.runtime.results import Classification, Failure, Landmarks, Regression
 from tl.runtime.session import Session
 from tl.runtime.streams import Found, Known, Members, Stream, nothing_known
 
@@ -99,6 +100,28 @@ def load_landmarks(
         sessions, merging=merge, weights=weights, locator=coarse, boxes=boxes, margin=crop_margin, mm_per_px=mm_per_px
     )
     return Predictor(ensemble, with_votes=not alone, threads=threads)
+
+
+def load_regression(
+    models: Model | Sequence[Model],
+    *,
+    device: str = "auto",
+    threads: int | None = None,
+    hint: Hint = "throughput",
+    merge: ValueMerging = "mean",
+    weights: Sequence[float] | None = None,
+    coverage: float | None = None,
+    decode_processes: int = 0,
+) -> Predictor[Regression]:
+    """Open one model that predicts numbers, or several whose values are combined; options as for `load`.
+
+    `merge`: mean or median of the members' values. `coverage`: probability with which intervals should hold the true
+    numbers, for a single model. If `models` is a list, even of length one, results include the members' values.
+    Raises `ModelFileError`, `EnsembleError` or `DeviceError`.
+    """
+    sessions, alone, threads = _open_sessions(models, device, threads, hint)
+    ensemble = RegressionEnsemble(sessions, merging=merge, weights=weights, coverage=coverage)
+    return Predictor(ensemble, with_votes=not alone, threads=threads, decode_processes=decode_processes)
 
 
 def _open_sessions(

@@ -142,6 +142,42 @@ class Landmarks:
 
 
 @dataclass(frozen=True)
+class Regression:
+    """Numbers predicted for one image. `values`: float32 (T,) in the order of `target_names`, in the model's units.
+
+    `widths`: float64 (T,); the intervals `values` - widths to `values` + widths hold the true numbers with the
+    requested coverage; None if none was requested. `spread`: float32 (T,), standard deviation of the ensemble's
+    members, whose values are `members` (M, T); None for a single model.
+    """
+
+    path: str
+    target_names: tuple[str, ...]
+    values: NDArray[np.float32]
+    widths: NDArray[np.float64] | None = None
+    spread: NDArray[np.float32] | None = None
+    members: NDArray[np.float32] | None = None
+
+    @property
+    def low(self) -> NDArray[np.float64] | None:
+        """Lower ends of the intervals (T,)."""
+        return None if self.widths is None else self.values - self.widths
+
+    @property
+    def high(self) -> NDArray[np.float64] | None:
+        """Upper ends of the intervals (T,)."""
+        return None if self.widths is None else self.values + self.widths
+
+    def as_dict(self) -> dict[str, Any]:
+        """Return plain values for JSON."""
+        shown = {"value": self.values, "low": self.low, "high": self.high, "spread": self.spread}
+        columns = {key: each.tolist() for key, each in shown.items() if each is not None}
+        if self.members is not None:
+            columns["members"] = self.members.T.tolist()
+        targets = {name: {key: each[t] for key, each in columns.items()} for t, name in enumerate(self.target_names)}
+        return {"path": self.path, "targets": targets}
+
+
+@dataclass(frozen=True)
 class Failure:
     """An image that could not be predicted, and the reason."""
 
@@ -153,7 +189,7 @@ class Failure:
         return {"path": self.path, "error": self.error}
 
 
-Prediction = Classification | Landmarks
+Prediction = Classification | Landmarks | Regression
 
 
 @dataclass(frozen=True)
@@ -178,5 +214,14 @@ class PointFields:
     with_scale: bool = False
 
 
-Fields = ClassFields | PointFields
+@dataclass(frozen=True)
+class RegressionFields:
+    """Optional fields of numbers. `member_names`: names of the ensemble's members."""
+
+    target_names: Sequence[str]
+    member_names: Sequence[str] = ()
+    with_interval: bool = False
+
+
+Fields = ClassFields | PointFields | RegressionFields
 Result = Prediction | Failure

@@ -164,9 +164,9 @@ class Session:
         if inputs != [wanted]:
             raise ModelFileError(f"{self.path}: expected one input {INPUT_NAME} uint8 {[*wanted[2]]}, found {inputs}")
         shapes = {value.name: _signature(value)[2] for value in self._session.get_outputs()}
-        names = contract.class_names or contract.keypoint_names
+        names = contract.names
         sizes = shapes.get(contract.main_output, ())[1:]
-        wanted_sizes = (len(names),) if contract.task == "classification" else (len(names), 2)
+        wanted_sizes = (len(names), 2) if contract.task == "landmarks" else (len(names),)
         if len(sizes) != len(wanted_sizes) or any(s not in (w, None) for s, w in zip(sizes, wanted_sizes, strict=True)):
             raise ModelFileError(
                 f"{self.path}: {len(names)} names in the contract, but output "

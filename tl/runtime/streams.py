@@ -15,7 +15,7 @@ from tl.errors import ImageReadError
 from tl.runtime.imaging.decode import ImageSource, source_name
 from tl.runtime.imaging.pipeline import Inputs, Preparer
 from tl.runtime.prefetch import prefetch_map
-from tl.runtime.results import Classification, Failure, Fields, Landmarks, Prediction
+from tl.runtime.results import Classification, Failure, Fields, Landmarks, Prediction, Regression
 from tl.runtime.session import Session
 from tl.runtime.sources.paths import read_content
 
@@ -23,17 +23,17 @@ if TYPE_CHECKING:
     from tl.runtime.decode_pool import DecodedChunk
 
 Known = TypeVar("Known")
-Found = TypeVar("Found", Classification, Landmarks)
+Found = TypeVar("Found", Classification, Landmarks, Regression)
 Found_co = TypeVar("Found_co", bound=Prediction, covariant=True)
 
 
 class Members(Protocol[Found_co]):
-    """Interface of the members: classifiers that vote, or landmark models whose points are merged. Thread-safe."""
+    """Interface of the members: classifiers that vote, or models whose points or numbers are merged. Thread-safe."""
 
     sessions: tuple[Session, ...]
     member_names: tuple[str, ...]
-    class_names: tuple[str, ...]  # empty for landmarks
-    keypoint_names: tuple[str, ...]  # empty for classes
+    class_names: tuple[str, ...]  # empty for landmarks and numbers
+    keypoint_names: tuple[str, ...]  # empty for classes and numbers
 
     @property
     def num_views(self) -> int:

@@ -25,7 +25,7 @@ from tl.trainer.config import TrainConfig
 from tl.trainer.heads.training import solve, train_by_steps
 from tl.trainer.options import is_solved
 from tl.trainer.run_folder.run import Run
-from tl.trainer.task import CLEAN, HeldOut, Outcome, Task, Training, prepare_task
+from tl.trainer.task import CLEAN, FeatureTask, HeldOut, Outcome, Task, Training, prepare_task
 
 if TYPE_CHECKING:
     from tl.trainer.fit.distributed import Ranks
@@ -80,7 +80,7 @@ class TrainedClassifier:
         scored = {}
         for split in splits:
             progress.start(f"evaluating {split}", 1, "splits")
-            scored[split] = _scored(task, outcome, split)
+            scored[split] = outcome.scored(task.store, split)
             progress.advance()
         val = scored["val"]
         temperature = fit_useful_temperature(val.logits, _true_ids(task, val))
@@ -141,7 +141,7 @@ def _prepare_training(task: Task, ranks: Ranks | None) -> Training:
     return prepare_image_training(task, ranks or Ranks())
 
 
-def compute_features(task: Task, progress: Progress, splits: Sequence[str] = SPLITS) -> None:
+def compute_features(task: FeatureTask, progress: Progress, splits: Sequence[str] = SPLITS) -> None:
     """Compute the missing features that training and the audit need."""
     is_wanted = task.uses_kept_features or task.config.audit or task.config.head_init == "solved"
     if task.features is None or not is_wanted:
@@ -167,13 +167,6 @@ def _audit(task: Task) -> list[Finding]:
         embeddings = features.mean(axis=(2, 3)) if features.ndim == 4 else features
         findings += find_near_duplicates(store.images, store.hashes, embeddings)
     return findings
-
-
-def _scored(task: Task, outcome: Outcome, split: str) -> HeldOut:
-    """The images that a split's scores come from, and their logits."""
-    if split == "val" and outcome.held_out is not None:
-        return outcome.held_out
-    return HeldOut(task.store.indices(split), outcome.logits(split))
 
 
 def _true_ids(task: Task, found: HeldOut) -> NDArray[np.int64]:

@@ -12,10 +12,11 @@ from typing import Any, Literal
 from tl.data import Cache
 from tl.trainer.models.backbone_info import BUNDLED
 
-Kind = Literal["classification", "landmarks"]
+Kind = Literal["classification", "multilabel", "regression", "landmarks"]
 Method = Literal["auto", "scratch", "features", "finetune"]
 Head = Literal["linear", "mlp", "conv", "svm", "heatmap"]
 PointLoss = Literal["mse", "smooth_l1", "wing"]
+NumberLoss = Literal["mse", "smooth_l1", "quantile"]
 Crop = Literal["whole", "box", "points"]
 HeadStart = Literal["random", "solved"]
 BatchNorm = Literal["fixed", "update"]
@@ -33,6 +34,8 @@ Monitor = Literal[
     "val_error_px",
     "val_error_input_px",
     "train_error_input_px",
+    "val_scaled_mae",
+    "train_scaled_mae",
 ]
 Sampling = Literal["shuffle", "balanced"]
 Precision = Literal["auto", "fp32", "bf16", "fp16"]
@@ -55,7 +58,18 @@ class TrainConfig:
         "path,label. For landmarks: CSV, TPS, COCO keypoints or DeepLabCut.",
         "Data",
     )
-    task: Kind | None = _option(None, "Task to train for. Default: inferred from the data.", "Data")
+    task: Kind | None = _option(
+        None,
+        "Task to train for: classification, regression (numbers) or landmarks. Default: inferred from the data and "
+        "--target.",
+        "Data",
+    )
+    target: tuple[str, ...] | None = _option(
+        None, "Regression: CSV column of numbers to predict. Repeatable. Default: the label column.", "Data"
+    )
+    unit: tuple[str, ...] | None = _option(
+        None, "Regression: unit of each target, such as mm. Repeatable, in the order of --target.", "Data"
+    )
     out: str = _option("", "Run folder to create. Default: runs/DATA, or runs/DATA-METHOD with a method.", "Data")
     split_column: str = _option("split", "CSV column that holds train, val or test.", "Data")
     path_column: str | None = _option(None, "CSV column that holds the images' paths, if not called path.", "Data")
@@ -78,7 +92,8 @@ class TrainConfig:
         None,
         "auto (default): solve a head on features of the frozen backbone, fine-tune the backbone too, and keep the "
         "better one on held-out images. features, finetune: only that one. scratch: random initialization. Default "
-        "for landmarks and with options that auto sets itself, such as the learning rate: finetune.",
+        "for landmarks and with options that auto sets itself, such as the learning rate: finetune; for regression: "
+        "features.",
         "Model",
     )
     quality: Quality = _option(
@@ -142,7 +157,8 @@ class TrainConfig:
     dropout: float = _option(0.2, "Dropout rate of the mlp and conv heads.", "Model")
     c_values: tuple[float, ...] | None = _option(
         None,
-        "Values of C to try, for svm (0.0001 to 0.01) and lbfgs (0.0001 to 10). Repeatable.",
+        "Values of C to try, for svm (0.0001 to 0.01), lbfgs (0.0001 to 10), and ridge regression (0.00001 to "
+        "100), where C is 1 / alpha. Repeatable.",
         "Model",
     )
     refit: bool | None = _option(
@@ -228,7 +244,10 @@ class TrainConfig:
         1, "Number of batches whose gradients are accumulated for each weight update.", "Optimization"
     )
     optimizer: Optimizer | None = _option(
-        None, "Optimizer; lbfgs solves a linear head on frozen features exactly.", "Optimization"
+        None,
+        "Optimizer; lbfgs solves a linear head on frozen features exactly: logistic regression, or ridge regression of "
+        "numbers.",
+        "Optimization",
     )
     lr: float | Literal["auto"] | None = _option(
         None,
@@ -263,6 +282,14 @@ class TrainConfig:
     )
     point_loss: PointLoss = _option(
         "wing", "Landmarks with a linear or mlp head: mse, smooth_l1 or wing loss, in input pixels.", "Optimization"
+    )
+    number_loss: NumberLoss = _option(
+        "mse",
+        "Regression by steps: mse, smooth_l1 or quantile loss, in standard deviations of the target.",
+        "Optimization",
+    )
+    quantile: float = _option(
+        0.5, "With --number-loss quantile: the quantile to predict, 0.5 for the median.", "Optimization"
     )
     label_smoothing: float = _option(0.0, "Fraction of the target that is spread over all classes.", "Optimization")
     mixup: float = _option(0.0, "Alpha of mixup, such as 0.2; 0 turns it off.", "Optimization")
@@ -340,6 +367,8 @@ LANDMARKS: dict[str, Any] = {
     **{"augment": "standard", "monitor": "val_error_px", "head_init": "random"},
 }
 CLASSES: dict[str, Any] = {"head": "linear", "resize_mode": "squash", "monitor": "val_top1_accuracy"}
+# Regression selects the epoch by its loss and averages no networks.
+NUMBERS: dict[str, Any] = CLASSES | {"monitor": "val_loss", "interpolate": False}
 # Peak learning rates for landmarks by optimizer, for every method.
 LANDMARK_LEARNING_RATES = {"sgd": 0.005, "adam": 1e-3, "adamw": 1e-3, "rmsprop": 3e-4}
 # Peak learning rates at batch size 32; larger batches may need higher rates.
@@ -363,6 +392,7 @@ BAG_FOLDS = 5
 C_VALUES: dict[str, tuple[float, ...]] = {
     "svm": (1e-4, 1e-3, 1e-2),
     "linear": (1e-4, 1e-3, 1e-2, 1e-1, 1.0, 10.0),
+    "ridge": (1e-5, 1e-4, 1e-3, 1e-2, 1e-1, 1.0, 10.0, 100.0),
 }
 # Folds that choose C for a solved head.
 SOLVER_FOLDS = 5

@@ -29,6 +29,7 @@ from tl.trainer.config import (
     LANDMARKS,
     LEARNING_RATES,
     MAX_VAL_FRACTION,
+    NUMBERS,
     SMALLER_LEARNING_RATES,
     SOUP,
     VAL_FRACTION,
@@ -36,6 +37,7 @@ from tl.trainer.config import (
     TrainConfig,
 )
 from tl.trainer.models.backbone_info import family_of, has_norm
+from tl.trainer.task_options import task_faults
 
 _MAX_IMAGE_SIZE = 8192
 
@@ -48,7 +50,9 @@ def resolve(config: TrainConfig, where: str = "options") -> TrainConfig:
     Of method auto, only the method and the output folder are filled: `candidates` has the configs of its methods.
     """
     if config.task is None:
-        config = dataclasses.replace(config, task=find_task(config.data))
+        config = dataclasses.replace(config, task="regression" if config.target else find_task(config.data))
+    if config.method is None and config.task == "regression":
+        config = dataclasses.replace(config, method="features")
     if config.method is None:
         asks_auto = config.budget is not None or config.quality != TrainConfig.quality
         config = dataclasses.replace(config, method="finetune" if _auto_faults(config) and not asks_auto else "auto")
@@ -82,7 +86,10 @@ def _default_out(config: TrainConfig) -> str:
 def _resolve_method(config: TrainConfig, where: str) -> TrainConfig:
     method = settled(config.method)
     is_landmarks = config.task == "landmarks"
-    chosen = COMMON | BY_METHOD[method] | (LANDMARKS if is_landmarks else CLASSES)
+    by_task = {"landmarks": LANDMARKS, "regression": NUMBERS}
+    chosen = COMMON | BY_METHOD[method] | by_task.get(str(config.task), CLASSES)
+    if config.task == "regression" and method != "features":
+        chosen["augment"] = "flip"  # others change sizes and colors, which the numbers may depend on
     asked, config = config, _fill(config, {name: chosen[name] for name in CLASSES})
     is_frozen_linear = method == "features" and config.head == "linear" and not _streams(config)
     is_stepped = config.lr is not None or config.epochs is not None
@@ -93,7 +100,8 @@ def _resolve_method(config: TrainConfig, where: str) -> TrainConfig:
             lr, decay = FAMILY_RATES[family_of(config.backbone)]
             selects_epoch = asked.monitor is not None or asked.patience is not None
             chosen |= FROM_SOLVED_HEAD | {"lr": lr, "layer_lr_decay": decay}
-            chosen["interpolate"] = not selects_epoch and config.batch_norm != "update"
+            is_class = config.task == "classification"
+            chosen["interpolate"] = is_class and not selects_epoch and config.batch_norm != "update"
         elif not has_norm(config.backbone):
             chosen["head_init"] = "solved"
     is_interpolated = chosen["interpolate"] if config.interpolate is None else config.interpolate
@@ -103,7 +111,8 @@ def _resolve_method(config: TrainConfig, where: str) -> TrainConfig:
     if (config.optimizer or chosen["optimizer"]) == "lbfgs":
         del chosen["epochs"]  # this head is not trained in epochs
     head = settled(config.head)
-    config = _fill(config, chosen | {"head_sizes": HEAD_SIZES[head], "c_values": C_VALUES.get(head, ())})
+    solver = "ridge" if config.task == "regression" and head == "linear" else head
+    config = _fill(config, chosen | {"head_sizes": HEAD_SIZES[head], "c_values": C_VALUES.get(solver, ())})
     if config.bag:
         config = _fill(config, {"folds": BAG_FOLDS})
     if config.drop_epochs is None and config.epochs is not None:
@@ -182,7 +191,7 @@ def _auto_faults(config: TrainConfig) -> list[str]:
     """Why method auto does not apply to a config."""
     given = [name for name in _ONE_METHOD_ONLY if getattr(config, name) != getattr(TrainConfig, name)]
     rules = {
-        "method auto is only for classification": config.task == "landmarks",
+        "method auto is only for classification": config.task != "classification",
         f"method auto sets {', '.join(given)} itself: leave them out, or give another method": bool(given),
         "method auto requires head linear": config.head not in (None, "linear"),
         "method auto requires pooling gap": config.pooling != "gap",
@@ -281,76 +290,14 @@ def _combination_faults(config: TrainConfig) -> list[str]:
     faults = [text for text, is_broken in rules.items() if is_broken]
     if config.head_init == "solved" and (lacking := _start_faults(config)):
         faults.append(f"head_init solved requires {', '.join(lacking)}")
-    faults += _landmark_faults(config) if config.task == "landmarks" else _class_faults(config)
+    faults += task_faults(config)
     return [*faults, *_solver_faults(config)] if is_solved(config) else faults
-
-
-# Options for classification only.
-_CLASSES_ONLY = (
-    *("per_class", "path_column", "label_column", "views", "mixup", "cutmix", "label_smoothing", "class_weights"),
-    "sampler",
-)
-_LANDMARKS_ONLY = ("crop", "crop_margin", "mirror", "flip_pairs", "skeleton", "point_loss")
-
-
-def _class_faults(config: TrainConfig) -> list[str]:
-    given = [name for name in _LANDMARKS_ONLY if getattr(config, name) != getattr(TrainConfig, name)]
-    faults = [f"{', '.join(given)}: only for landmarks, but the task is classification"] if given else []
-    if config.head == "heatmap":
-        faults.append("head heatmap is only for landmarks, but the task is classification")
-    if str(config.monitor).endswith("px"):
-        faults.append(f"monitor {config.monitor} is only for landmarks, but the task is classification")
-    return faults
-
-
-def _landmark_faults(config: TrainConfig) -> list[str]:
-    given = [name for name in _CLASSES_ONLY if getattr(config, name) != getattr(TrainConfig, name)]
-    rules = {
-        f"{', '.join(given)}: only for classification, but the task is landmarks": bool(given),
-        f"head {config.head} is only for classification; for landmarks use heatmap, linear or mlp": config.head
-        in ("conv", "svm"),
-        "resize_mode short_side would crop landmarks away: use letterbox or squash": (
-            config.resize_mode == "short_side"
-        ),
-        f"monitor {config.monitor} is only for classification, but the task is landmarks": not str(
-            config.monitor
-        ).endswith(("loss", "px")),
-        "head heatmap requires the feature map: leave out pooling": config.head == "heatmap"
-        and config.pooling != "gap",
-        "head heatmap requires exactly one value in head_sizes, the number of channels": config.head == "heatmap"
-        and len(config.head_sizes or ()) != 1,
-        "split_column: in landmark files, the column is always called split": config.split_column != "split",
-        "optimizer lbfgs is only for classification; choose another for landmarks": config.optimizer == "lbfgs",
-        "mirror requires an augmentation": bool(config.mirror) and config.augment == "none",
-        "augment flip mirrors images, which requires flip_pairs or mirror": (
-            config.augment == "flip" and not config.flip_pairs and config.mirror is not True
-        ),
-        "point_loss applies only to the linear and mlp heads": (
-            config.head == "heatmap" and config.point_loss != TrainConfig.point_loss
-        ),
-        "crop_margin requires crop box or points": (
-            config.crop == "whole" and config.crop_margin != TrainConfig.crop_margin
-        ),
-    }
-    faults = [text for text, is_broken in rules.items() if is_broken]
-    for name in ("flip_pairs", "skeleton"):
-        faults += [
-            f"{name}: expected NAME:NAME with different names, found '{pair}'"
-            for pair in getattr(config, name) or ()
-            if not _is_pair(pair)
-        ]
-    return faults
-
-
-def _is_pair(text: str) -> bool:
-    first, colon, second = text.partition(":")
-    return bool(first and colon and second and ":" not in second and first != second)
 
 
 def _start_faults(config: TrainConfig) -> list[str]:
     """Options that prevent solving the head before fine-tuning."""
     needs = {
-        "classes": config.task == "classification",
+        "classes or numbers": config.task != "landmarks",
         "method finetune": config.method == "finetune",
         "head linear": config.head == "linear",
         "pooling gap": config.pooling == "gap",

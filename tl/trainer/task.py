@@ -57,6 +57,12 @@ class Outcome:
     held_out: HeldOut | None = None
     left_out: HeldOut | None = None
 
+    def scored(self, store: ImageStore, split: str) -> HeldOut:
+        """The images that a split's scores come from, and their logits."""
+        if split == "val" and self.held_out is not None:
+            return self.held_out
+        return HeldOut(store.indices(split), self.logits(split))
+
 
 # (run, progress, whether the run is resumed) -> outcome
 Training = Callable[[Run, Progress, bool], Outcome]
@@ -82,13 +88,14 @@ class PreparedInputs:
 
 
 @dataclass(frozen=True)
-class Task(PreparedInputs):
-    """The prepared inputs of a classification run. `ids`: class id of each image in the store.
+class FeatureTask(PreparedInputs):
+    """The prepared inputs of a run whose head can be trained on cached features.
 
-    `features` is None if the trunk is randomly initialized.
+    `outputs`: what the head has one output for: classes or targets. `ids`: class of each image in the store, 0 without
+    classes. `features` is None if the trunk is randomly initialized.
     """
 
-    class_names: tuple[str, ...]
+    outputs: tuple[str, ...]
     ids: tuple[int, ...]
     features: FeatureSet | None
 
@@ -102,10 +109,6 @@ class Task(PreparedInputs):
         """The views of the training images that a head is trained on."""
         return tuple(range(1, self.config.views + 1)) if self.config.views else (CLEAN,)
 
-    def true_ids(self, split: str) -> NDArray[np.int64]:
-        """Class ids int64 (N,) of a split, in the store's order."""
-        return np.array([self.ids[i] for i in self.store.indices(split)], dtype=np.int64)
-
     def split_features(self, split: str, views: Sequence[int] = (CLEAN,)) -> NDArray[np.float32]:
         """Cached features (len(views) * N, ...) of a split."""
         if self.features is None:
@@ -118,9 +121,13 @@ class Task(PreparedInputs):
             raise ValueError("this task keeps no features")
         return self.features.get(self.store, places, (CLEAN,))
 
+    def strata(self, places: Sequence[int]) -> NDArray[np.int64]:
+        """The stratum (N,) of each of the images at `places`, which all parts of them get in equal shares."""
+        return np.array([self.ids[i] for i in places], np.int64)
+
     def folds(self, places: Sequence[int]) -> list[Fold] | None:
         """Folds of the images at `places` for choosing C; None if there are too few images or groups for two folds."""
-        ids = np.array([self.ids[i] for i in places])
+        ids = self.strata(places)
         images = [self.store.images[i] for i in places]
         hashes = [self.store.hashes[i] for i in places]
         return find_folds(ids, hashes, [image.group for image in images], SOLVER_FOLDS, self.config.seed)
@@ -128,8 +135,22 @@ class Task(PreparedInputs):
     def parts(self, places: Sequence[int], count: int) -> list[list[int]]:
         """The images at `places` in up to `count` parts of similar classes; groups and equal files stay together."""
         images, hashes = [self.store.images[i] for i in places], [self.store.hashes[i] for i in places]
-        ids, groups = np.array([self.ids[i] for i in places]), [image.group for image in images]
+        ids, groups = self.strata(places), [image.group for image in images]
         return [[places[i] for i in part] for part in cut_parts(ids, hashes, groups, count, self.config.seed)]
+
+
+@dataclass(frozen=True)
+class Task(FeatureTask):
+    """The prepared inputs of a classification run. `ids`: class id of each image in the store."""
+
+    @property
+    def class_names(self) -> tuple[str, ...]:
+        """Names of the classes; index = class id."""
+        return self.outputs
+
+    def true_ids(self, split: str) -> NDArray[np.int64]:
+        """Class ids int64 (N,) of a split, in the store's order."""
+        return np.array([self.ids[i] for i in self.store.indices(split)], dtype=np.int64)
 
 
 def manifest_columns(config: TrainConfig) -> ManifestColumns:
@@ -137,7 +158,7 @@ def manifest_columns(config: TrainConfig) -> ManifestColumns:
     return ManifestColumns(config.split_column, config.path_column, config.label_column, config.images)
 
 
-# (config, info, number of classes, weights file): raises `TlError` if no network can be built from them.
+# (config, info, number of outputs, weights file): raises `TlError` if no network can be built from them.
 Check = Callable[[TrainConfig, BackboneInfo, int, WeightsFile | None], None]
 
 
@@ -152,17 +173,41 @@ def prepare_task(config: TrainConfig, progress: Progress, check: Check = lambda 
             f"{config.data} contains {config.task}, but this command requires classes; set "
             "task to override the detected task"
         )
+    found = read_images(config.data, manifest_columns(config), progress.say)
+    has_own_split = any(image.split == "val" for image in found)
+
+    def split(images: Sequence[LabeledImage]) -> list[LabeledImage]:
+        images = assign_splits(images, settled(config.val_fraction), config.seed)
+        return images if config.per_class is None else limit_per_class(images, config.per_class, config.seed)
+
+    inputs = prepare_inputs(asked, config, found, split, _check_data, check, progress)
+    ids = tuple(class_ids(inputs.store.images, inputs.outputs))
+    task = Task(**vars(inputs) | {"ids": ids})
+    return dataclasses.replace(task, config=dataclasses.replace(task.config, refit=refits(task, has_own_split)))
+
+
+def prepare_inputs(
+    asked: TrainConfig,
+    config: TrainConfig,
+    found: Sequence[LabeledImage],
+    split: Callable[[Sequence[LabeledImage]], list[LabeledImage]],
+    bind: Callable[[Sequence[LabeledImage], TrainConfig], tuple[str, ...]],
+    check: Check,
+    progress: Progress,
+) -> FeatureTask:
+    """Read the images of a run; all `ids` are 0. `asked`: the config before it was resolved.
+
+    `split` assigns the images to splits. `bind`: split images and config -> names of the head's outputs; called again
+    for the readable images. `check` is called before images are opened. Raises any `TlError` of the individual steps.
+    """
     info = remembered_info(config.backbone, find_info)
     preprocessing = build_run_preprocessing(config, info)
     augment = build_augment(str(config.augment), preprocessing)
-    found = read_images(config.data, manifest_columns(config), progress.say)
     has_own_split = any(image.split == "val" for image in found)
-    images = assign_splits(found, settled(config.val_fraction), config.seed)
-    if config.per_class is not None:
-        images = limit_per_class(images, config.per_class, config.seed)
+    images = split(found)
     config = _fit_epochs(fit_batch(config, images, asked.batch_size), images, asked, has_own_split)
     weights, info = find_start(config, info)
-    check(config, info, len(_check_data(images, config)), weights)
+    check(config, info, len(bind(images, config)), weights)
     features = None
     if weights is not None and config.normalize == "backbone":
         features = open_run_features(config, info, preprocessing, augment, weights)
@@ -176,19 +221,18 @@ def prepare_task(config: TrainConfig, progress: Progress, check: Check = lambda 
     store, bad = load_images(images, preprocessing, config.cache, progress, is_done=is_done)
     if not config.skip_bad:
         check_readable(bad, options=["skip_bad"])
-    class_names = _check_data(store.images, config)  # again: classes may have disappeared with unreadable images
+    outputs = bind(store.images, config)  # again: classes may have disappeared with unreadable images
     first = store.indices("train")[0]
     if augment is not None and not is_done(store.images[first], store.hashes[first]):
         augment(store.working(first), config.seed)  # detects an invalid augmentation now
     info = measure_colors(config, info, store, progress)
     if config.normalize == "dataset" and weights is not None:
         features = open_run_features(config, info, preprocessing, augment, weights)
-    ids = tuple(class_ids(store.images, class_names))
-    task = Task(config, info, preprocessing, augment, weights, store, bad, class_names, ids, features)
-    return dataclasses.replace(task, config=dataclasses.replace(config, refit=_refits(task, has_own_split)))
+    ids = (0,) * len(store.images)
+    return FeatureTask(config, info, preprocessing, augment, weights, store, bad, outputs, ids, features)
 
 
-def _refits(task: Task, has_own_split: bool) -> bool:
+def refits(task: FeatureTask, has_own_split: bool) -> bool:
     """Whether the final network is fitted to all images. Raises `DataError` if that is asked for and impossible."""
     config = task.config
     if not _may_refit(config, has_own_split):

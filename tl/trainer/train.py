@@ -23,8 +23,9 @@ from tl.trainer.classification import prepare_classification
 from tl.trainer.config import TrainConfig
 from tl.trainer.config_files import own_choices, with_absolute_paths
 from tl.trainer.options import resolve
+from tl.trainer.run_folder.environment import describe_environment
 from tl.trainer.run_folder.mlflow_log import MlflowLog
-from tl.trainer.run_folder.run import Run, check_free, create_run, describe_environment
+from tl.trainer.run_folder.run import Run, check_free, create_run
 from tl.trainer.task import PreparedInputs
 
 if TYPE_CHECKING:
@@ -151,6 +152,10 @@ def _prepare(config: TrainConfig, ranks: Ranks | None, progress: Progress) -> Wo
         from tl.trainer.landmarks.work import prepare_landmarks
 
         return prepare_landmarks(config, ranks, progress)
+    if resolved.task == "regression":
+        from tl.trainer.regression.work import prepare_regression
+
+        return prepare_regression(config, ranks, progress)
     if resolved.method != "auto":
         return prepare_classification(config, ranks, progress)
     if ranks is not None:

@@ -13,6 +13,7 @@ from tl.progress import Silent
 from tl.trainer.config import TrainConfig
 from tl.trainer.fit.loop import EpochRow, NoCheckpoints
 from tl.trainer.fit.machine import Machine
+from tl.trainer.fit.steps import Classification
 from tl.trainer.heads.stepped_head import Labeled, SteppedHead, build_stepped_head, fit_stepped_head
 from tl.trainer.options import resolve
 
@@ -26,7 +27,7 @@ def noise(seed: int, count: int = 40) -> Labeled:
 def fit_on_noise(cpu: Machine, *, keeps_best: bool, **changes: Any) -> tuple[SteppedHead, list[EpochRow]]:
     plain = {"method": "features", "head": "mlp", "head_sizes": (8,), "epochs": 6, "lr": 0.1, "batch_size": 8}
     config = resolve(TrainConfig(**{**plain, **changes}))
-    stepped = build_stepped_head(config, noise(0), ("a", "b"), cpu)
+    stepped = build_stepped_head(config, noise(0), 2, Classification(("a", "b")), cpu)
     history = fit_stepped_head(stepped, config, noise(1), NoCheckpoints(), Silent(), keeps_best=keeps_best)
     return stepped, history
 

@@ -37,7 +37,7 @@ from tl.progress import Progress
 from tl.runtime.model_file.contract import Contract, Provenance
 from tl.runtime.model_file.selftest import run_selftest
 from tl.runtime.session import Session
-from tl.trainer.run_folder.run import library_versions
+from tl.trainer.run_folder.environment import library_versions
 
 _LIBRARIES = ("onnx", "onnx-ir", "onnxruntime", "onnxruntime-gpu", "pillow", "simplejpeg")
 # Measured in docs/how-to/adopt.md.

@@ -48,7 +48,7 @@ from tl.runtime.model_file.contract import (
 )
 from tl.runtime.model_file.selftest import golden_image, run_selftest
 from tl.runtime.session import Session
-from tl.trainer.run_folder.run import library_versions
+from tl.trainer.run_folder.environment import library_versions
 
 _LIBRARIES = ("onnx", "onnx-ir", "onnxruntime", "onnxruntime-gpu")
 # Both run the same kernels; only onnxruntime's fusions may differ where several members use a value.

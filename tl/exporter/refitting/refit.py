@@ -40,7 +40,7 @@ from tl.runtime.session import Session
 from tl.runtime.sources.paths import hash_file
 from tl.trainer.config import C_VALUES
 from tl.trainer.heads.solvers import LinearHead, solve_head
-from tl.trainer.run_folder.run import library_versions
+from tl.trainer.run_folder.environment import library_versions
 
 _LIBRARIES = ("onnx", "onnx-ir", "onnxruntime", "onnxruntime-gpu", "scikit-learn", "pillow", "simplejpeg")
 

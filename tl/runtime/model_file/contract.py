@@ -9,6 +9,9 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from typing import Any, Literal
 
+import numpy as np
+from numpy.typing import NDArray
+
 from tl.errors import ModelFileError
 from tl.runtime.ensembles.taxonomy import Taxonomy
 from tl.runtime.ensembles.voting import Voting
@@ -21,11 +24,16 @@ SCHEMA_VERSION = 4
 # Far above any real contract (4 golden samples at 512 px are about 3 MB), far below harmful sizes.
 MAX_CONTRACT_BYTES = 64 << 20
 
+Task = Literal["classification", "landmarks", "regression"]
+# Task -> the output that decides.
+MAIN_OUTPUTS: dict[Task, str] = {"classification": "probabilities", "landmarks": "keypoints", "regression": "values"}
+# What the names of a model are names of, for people.
+NOUNS: dict[Task, str] = {"classification": "classes", "landmarks": "points", "regression": "numbers"}
 Precision = Literal["fp32", "fp16", "int8"]
 # Schema version -> fields that it added, with their values for older files.
 _ADDED: dict[int, dict[str, Any]] = {
     2: {"ensemble": None, "conformal": None, "unknown": None},
-    4: {"taxonomy": None},
+    4: {"taxonomy": None, "regression": None},
 }
 # Schema version -> fields and outputs that it renamed, and fields that it dropped.
 _RENAMED = {3: {"recipe": "preprocessing", "unknown": "ood", "quantisation": "quantization"}}
@@ -143,6 +151,27 @@ class LandmarkFacts:
 
 
 @dataclass(frozen=True)
+class RegressionFacts:
+    """What a model predicts: numbers named `target_names`, in `units` ("" if not given).
+
+    `std`: standard deviation of each target in the training images. `scores`: for each target, sorted absolute errors
+    of held-out images, which determine intervals for any coverage; `source`: description of those images.
+    """
+
+    target_names: tuple[str, ...]
+    units: tuple[str, ...]
+    std: tuple[float, ...]
+    scores: tuple[tuple[float, ...], ...]
+    source: str
+
+    def __post_init__(self) -> None:
+        if not len(self.target_names) == len(self.units) == len(self.std) == len(self.scores):
+            raise ValueError("regression requires a unit, a standard deviation and scores for each target")
+        if not all(std > 0 for std in self.std) or any(list(own) != sorted(own) for own in self.scores):
+            raise ValueError("regression requires positive standard deviations and sorted scores")
+
+
+@dataclass(frozen=True)
 class MemberFacts:
     """A model file that was merged into another one. `name`: unique among the members."""
 
@@ -200,17 +229,18 @@ class OodFacts:
 class Contract:
     """Everything a runtime needs to use a model file. docs/reference/model-file.md describes each field.
 
-    `landmarks` is None for classification; `quantization` for fp32, and for an adopted file whose precision was reduced
-    by another tool; `ensemble` for a single model; `conformal` and `ood` if no held-out data was available to fit them;
-    `taxonomy` if the classes have no groups.
+    `landmarks` and `regression` are None for other tasks; `quantization` for fp32, and for an adopted file whose
+    precision was reduced by another tool; `ensemble` for a single model; `conformal` and `ood` if no held-out data was
+    available to fit them; `taxonomy` if the classes have no groups.
     """
 
     schema_version: int
-    task: Literal["classification", "landmarks"]
+    task: Task
     precision: Precision
     class_names: tuple[str, ...]
     keypoint_names: tuple[str, ...]
     landmarks: LandmarkFacts | None
+    regression: RegressionFacts | None
     preprocessing: Preprocessing
     outputs: tuple[str, ...]
     temperature: float
@@ -224,12 +254,11 @@ class Contract:
     golden: Golden
 
     def __post_init__(self) -> None:
-        names, other = self.class_names, self.keypoint_names
-        if self.task == "landmarks":
-            names, other = other, names
-        if not names or other:
+        names = self.names
+        if not names or len(names) != len(self.class_names) + len(self.keypoint_names) + len(self.target_names):
             raise ValueError(
-                f"task {self.task!r} requires class_names for classification or keypoint_names for landmarks, not both"
+                f"task {self.task!r} requires class_names for classification, keypoint_names for landmarks, or "
+                "regression, not several"
             )
         if len(set(names)) != len(names):
             raise ValueError(f"repeated name '{next(name for name in names if names.count(name) > 1)}'")
@@ -237,8 +266,9 @@ class Contract:
         needed |= {"ood_score"} if self.ood else set()
         if lacking := sorted(needed - set(self.outputs)):
             raise ValueError(f"this model requires the outputs {lacking}, got {self.outputs}")
-        if (self.task == "landmarks") != (self.landmarks is not None):
-            raise ValueError(f"task {self.task!r} does not match the field 'landmarks'")
+        for task in ("landmarks", "regression"):
+            if (self.task == task) != (getattr(self, task) is not None):
+                raise ValueError(f"task {self.task!r} does not match the field {task!r}")
         mean_shape = None if self.landmarks is None else self.landmarks.mean_shape
         if mean_shape is not None and len(mean_shape) != len(names):
             raise ValueError(f"the mean shape has {len(mean_shape)} points for {len(names)} names")
@@ -248,15 +278,31 @@ class Contract:
             raise ValueError(f"the taxonomy must have a group for each of the {len(self.class_names)} classes")
         if not self.temperature > 0:
             raise ValueError(f"temperature must be positive, got {self.temperature}")
-        values = len(names) if self.task == "classification" else 2 * len(names)
+        values = 2 * len(names) if self.task == "landmarks" else len(names)
         for sample in self.golden.samples:
             if len(sample.expected) != values:
                 raise ValueError(f"a golden sample has {len(sample.expected)} values, expected {values}")
 
     @property
+    def target_names(self) -> tuple[str, ...]:
+        """Names of the numbers; empty for other tasks."""
+        return () if self.regression is None else self.regression.target_names
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """Names of what the model predicts: classes, points or numbers."""
+        by_task = {"landmarks": self.keypoint_names, "regression": self.target_names}
+        return by_task.get(self.task, self.class_names)
+
+    @property
+    def output_scale(self) -> NDArray[np.float32] | float:
+        """What differences of the main output are divided by before they are compared with a tolerance."""
+        return 1.0 if self.regression is None else np.array(self.regression.std, np.float32)
+
+    @property
     def main_output(self) -> str:
         """The main output, whose values are stored in golden samples."""
-        return "probabilities" if self.task == "classification" else "keypoints"
+        return MAIN_OUTPUTS[self.task]
 
 
 def parse_contract(text: str, where: str) -> Contract:

@@ -24,7 +24,8 @@ MAX_SECONDS = 300.0
 class SelfTest:
     """Result of a self-test over `samples` golden samples, run one at a time and as one batch.
 
-    `max_abs_diff`: largest difference in a probability, or in a coordinate in input pixels.
+    `max_abs_diff`: largest difference in a probability, in a coordinate in input pixels, or in a number in standard
+    deviations.
     """
 
     provider: str
@@ -54,7 +55,7 @@ def run_selftest(
     if contract.ood is not None:
         _results(session, [images], "ood_score", max_seconds)  # must be finite
     batched, alone = batches[0], np.concatenate(batches[1:])
-    differences = np.abs(np.stack([batched, alone]).reshape(2, *expected.shape) - expected)
+    differences = np.abs(np.stack([batched, alone]).reshape(2, *expected.shape) - expected) / contract.output_scale
     worst = float(differences.max()) if np.isfinite(differences).all() else float("inf")
     tolerance = contract.golden.tolerance.get(contract.precision)
     if tolerance is None:

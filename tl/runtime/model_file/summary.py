@@ -9,7 +9,7 @@ from tl.runtime.model_file.contract import Contract, Parity
 def summarize_contract(contract: Contract) -> list[tuple[str, str]]:
     """Return (name, text) pairs, the most frequently needed first."""
     preprocessing, origin, parity = contract.preprocessing, contract.provenance, contract.parity
-    names = contract.class_names or contract.keypoint_names
+    names = contract.names
     shown = ", ".join(names[:10]) + (f" ... and {len(names) - 10} more" if len(names) > 10 else "")
     resize = f"{preprocessing.resize_mode}, {preprocessing.interpolation}, antialiased"
     if preprocessing.short_side is not None:
@@ -23,6 +23,7 @@ def summarize_contract(contract: Contract) -> list[tuple[str, str]]:
         ("input", f"images uint8 (N, {preprocessing.input_hw[0]}, {preprocessing.input_hw[1]}, 3) RGB"),
         ("outputs", ", ".join(contract.outputs)),
         *_landmark_rows(contract),
+        *_regression_rows(contract),
         ("resize", resize),
         (
             "pixels",
@@ -47,6 +48,15 @@ def _landmark_rows(contract: Contract) -> list[tuple[str, str]]:
     margin = f", {facts.region_margin:g} of its size added on every side" if facts.region != "whole" else ""
     pairs = [("flip pairs", ", ".join(":".join(pair) for pair in facts.flip_pairs))] if facts.flip_pairs else []
     return [("looks at", looked_at + margin), *pairs]
+
+
+def _regression_rows(contract: Contract) -> list[tuple[str, str]]:
+    facts = contract.regression
+    if facts is None:
+        return []
+    units = ", ".join(f"{name} in {unit}" for name, unit in zip(facts.target_names, facts.units, strict=True) if unit)
+    intervals = f"from {min(map(len, facts.scores))} errors of the {facts.source}"
+    return [*([("units", units)] if units else []), ("coverage", f"intervals, {intervals}")]
 
 
 def _confidence_rows(contract: Contract) -> list[tuple[str, str]]:
@@ -85,6 +95,9 @@ def _precision_row(contract: Contract) -> list[tuple[str, str]]:
 
 def parity_text(parity: Parity) -> str:
     """Return the largest difference, its limit and, for classification, the agreement."""
+    if "values" in parity.session_max_abs_diff:
+        worst = max(parity.session_max_abs_diff["values"], parity.pipeline_max_abs_diff)
+        return f"max difference {worst:.1e} standard deviations (allowed {parity.tolerance:.0e})"
     if parity.top1_agreement is None:
         return f"max difference {parity.pipeline_max_abs_diff:.1e} px of the input (allowed {parity.tolerance:g})"
     worst = max(parity.session_max_abs_diff["probabilities"], parity.pipeline_max_abs_diff)

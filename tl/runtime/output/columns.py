@@ -13,7 +13,16 @@ import numpy as np
 import orjson
 from numpy.typing import NDArray
 
-from tl.runtime.results import ClassFields, Classification, Fields, Landmarks, PointFields, Result
+from tl.runtime.results import (
+    ClassFields,
+    Classification,
+    Fields,
+    Landmarks,
+    PointFields,
+    Regression,
+    RegressionFields,
+    Result,
+)
 from tl.runtime.sources.tables import csv_line
 
 ColumnType = Literal["text", "number", "flag"]
@@ -44,6 +53,8 @@ def build_columns(fields: Fields) -> Columns:
     """Return the table for results with these fields."""
     if isinstance(fields, ClassFields):
         return ClassColumns(**vars(fields))
+    if isinstance(fields, RegressionFields):
+        return RegressionColumns(**vars(fields))
     return PointColumns(**vars(fields))
 
 
@@ -158,6 +169,40 @@ class PointColumns(PointFields):
                 row.append("" if result.spread_px is None else number(float(result.spread_px[k])))
         distance = "" if result.shape_distance is None else number(result.shape_distance)
         return csv_line([*row, number(result.centroid_size), distance, "yes" if result.is_odd else "no", ""])
+
+
+@dataclass(frozen=True)
+class RegressionColumns(RegressionFields):
+    """Table of numbers.
+
+    `path,<target>[,<target>_low,<target>_high][,<target>_spread,<target>:<member>...]...,error`.
+    """
+
+    @property
+    def types(self) -> dict[str, ColumnType]:
+        """All columns in order, with their types."""
+        ends = ["", *["_low", "_high"] * self.with_interval]
+        if self.member_names:
+            ends += ["_spread", *(f":{member}" for member in self.member_names)]
+        names: dict[str, ColumnType] = {f"{name}{end}": "number" for name in self.target_names for end in ends}
+        return {"path": "text", **names, "error": "text"}
+
+    def values(self, line: dict[str, Any]) -> list[Any]:
+        """Return one value per column."""
+        keys = ["value", *["low", "high"] * self.with_interval, *["spread"] * bool(self.member_names)]
+        cells: list[Any] = []
+        for name in self.target_names:
+            found = line.get("targets", {}).get(name, {})
+            cells += [*map(found.get, keys), *found.get("members", [None] * len(self.member_names))]
+        return [line["path"], *cells, line.get("error")]
+
+    def line(self, result: Result) -> str:
+        """Return a CSV row with its line end."""
+        if not isinstance(result, Regression):
+            return _failed_line(result, len(self.types))
+        cells = self.values(result.as_dict())[1:-1]
+        shown = _shortest(np.array(cells, np.float32))[1:-1]
+        return f"{csv_line([result.path])[:-1]},{shown},\n"
 
 
 def number(value: float) -> str:

@@ -105,6 +105,20 @@ def reliability_chart(
     return _chart(title, f"{title}: {told}", draw)
 
 
+def scatter_chart(title: str, x_label: str, y_label: str, xs: Sequence[float], ys: Sequence[float]) -> str:
+    """Draw a point for each pair of values, and the line where they are equal."""
+
+    def draw(axes: Any) -> None:
+        ends = [min(*xs, *ys), max(*xs, *ys)]
+        axes.plot(ends, ends, color=_FAINT, linestyle="--", linewidth=1)
+        axes.scatter(xs, ys, s=14, color=_SERIES[0], alpha=0.7)
+        axes.set(xlabel=x_label, ylabel=y_label)
+
+    ranges = [f"{label} from {min(v):.4g} to {max(v):.4g}" for label, v in ((x_label, xs), (y_label, ys))]
+    told = f"{len(xs)} points, {', '.join(ranges)}"
+    return _chart(title, f"{title}: {told}", draw)
+
+
 def histogram(title: str, value_label: str, values: Sequence[float]) -> str:
     """Draw a histogram of the values."""
 

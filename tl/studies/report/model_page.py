@@ -11,7 +11,7 @@ import numpy as np
 from PIL import Image
 
 from tl.runtime.metric_names import plain_name
-from tl.runtime.model_file.contract import Contract
+from tl.runtime.model_file.contract import NOUNS, Contract
 from tl.runtime.model_file.selftest import golden_image
 from tl.runtime.model_file.summary import summarize_contract
 from tl.studies.report.page import Block, Card, Facts, Gallery, Note, Page, Section, Table, write_page
@@ -50,8 +50,7 @@ def build_model_page(
     model: Path, contract: Contract, *, looks: Sequence[Look] = (), ranking: Ranking | None = None
 ) -> Page:
     """Build the page."""
-    names = contract.class_names or contract.keypoint_names
-    what = "classes" if contract.class_names else "points"
+    names, what = contract.names, NOUNS[contract.task]
     figures = [
         (what, str(len(names))),
         (contract.precision, f"{model.stat().st_size / 1e6:.1f} MB"),
@@ -90,6 +89,8 @@ def _samples(contract: Contract) -> list[Block]:
         line = f"sample {number + 1}"
         if contract.class_names:
             line = f"{contract.class_names[int(expected.argmax())]} {expected.max():.3f}"
+        elif contract.target_names:
+            line = ", ".join(f"{name} {value:.4g}" for name, value in zip(contract.target_names, expected, strict=True))
         cards.append(Card(encode(Image.fromarray(golden_image(sample, contract, "self-test"))), [line]))
     note = f"Samples that tl verify runs to check the file on any machine ({_SOURCES[golden.source]} images)."
     return [Gallery(cards, note)]

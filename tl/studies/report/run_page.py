@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import shlex
 from collections import Counter
-from collections.abc import Sequence
-from dataclasses import fields
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, fields
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -17,6 +18,7 @@ from tl.runtime.model_file.summary import summarize_contract
 from tl.studies.report.charts import Line, line_chart
 from tl.studies.report.class_sections import ClassResults, accuracy_note, class_figures, class_sections, site_section
 from tl.studies.report.neighbors import open_neighbors
+from tl.studies.report.number_sections import number_figures, number_sections
 from tl.studies.report.page import Block, Chart, Code, Facts, Gallery, Note, Page, Section, Table, write_page
 from tl.studies.report.point_sections import error_note, point_figures, point_sections
 from tl.studies.report.run_files import FinishedRun, open_finished, read_judged
@@ -31,6 +33,7 @@ _CURVES = {
     "loss": ("train_loss", "val_loss"),
     "accuracy": ("train_top1_accuracy", "val_top1_accuracy", "val_macro_f1"),
     "error, input px": ("train_error_input_px", "val_error_input_px"),
+    "error, standard deviations": ("train_scaled_mae", "val_scaled_mae"),
     "learning rate": ("lr",),
 }
 
@@ -50,7 +53,7 @@ def write_run_report(run: Run, out: Path | None = None, contract: Contract | Non
 def build_run_page(finished: FinishedRun, contract: Contract | None = None) -> Page:
     """Build the page. Raises `RunError`."""
     config = finished.config
-    is_points = config.task == "landmarks"
+    parts = _PARTS.get(str(config.task), _CLASSES)
     seen = {"test": "the test split, evaluated once", "val": "the validation split, which also selected the epoch"}
     if config.interpolate:
         seen["val"] = "the validation split, which also selected the interpolation of the weights"
@@ -61,26 +64,33 @@ def build_run_page(finished: FinishedRun, contract: Contract | None = None) -> P
     subtitle = f"{config.method} of {config.backbone}, head {config.head}. Scores are on {seen[finished.split]}."
     if config.crop != "whole":
         subtitle += " Each photo's region was taken from the annotations; errors are larger if a locator finds it."
-    own = point_sections(finished) if is_points else class_sections(_class_results(finished))
-    notes = error_note(finished.scores) if is_points else accuracy_note(finished.scores)
+    notes = parts.notes(finished.scores)
     sections = [
         *([Section("Uncertainty", notes)] if notes else ()),
         *_methods(finished),
         *_curves(finished),
-        *own,
+        *parts.sections(finished),
         *_sites(finished),
         *_audit(finished),
         *_samples(finished),
         *(_passport(contract) if contract else ()),
         _repeat(finished),
     ]
-    figures = point_figures(finished) if is_points else class_figures(finished.scores)
+    figures = parts.figures(finished)
     if finished.split == "test":
-        val = finished.metrics["val"]
-        shown = f"{val['error_px']:.2f} px" if is_points else f"{val['top1_accuracy']:.1%}"
-        figures.append(("on validation", shown))
+        figures.append(("on validation", parts.shown(finished.metrics["val"])))
     minutes = finished.metrics["train_seconds"] / 60
     return Page(finished.name, subtitle, [*figures, ("training", f"{minutes:.1f} min")], sections)
+
+
+@dataclass(frozen=True)
+class _Parts:
+    """What a page says of a task. `notes`: on uncertainty. `shown`: the main score of a split's metrics."""
+
+    figures: Callable[[FinishedRun], list[tuple[str, str]]]
+    notes: Callable[[dict[str, Any]], list[Note]]
+    sections: Callable[[FinishedRun], list[Section]]
+    shown: Callable[[dict[str, Any]], str]
 
 
 def _class_results(finished: FinishedRun) -> ClassResults:
@@ -96,6 +106,18 @@ def _class_results(finished: FinishedRun) -> ClassResults:
         calibration=calibration,
         find_nearest=open_neighbors(finished),
     )
+
+
+_CLASSES = _Parts(
+    lambda finished: class_figures(finished.scores),
+    accuracy_note,
+    lambda finished: class_sections(_class_results(finished)),
+    lambda scores: f"{scores['top1_accuracy']:.1%}",
+)
+_PARTS = {
+    "landmarks": _Parts(point_figures, error_note, point_sections, lambda scores: f"{scores['error_px']:.2f} px"),
+    "regression": _Parts(number_figures, lambda scores: [], number_sections, lambda scores: f"{scores['mae']:.4g}"),
+}
 
 
 def _methods(finished: FinishedRun) -> list[Section]:

@@ -24,7 +24,7 @@ from tl.trainer.fit.machine import Machine, build_machine
 from tl.trainer.models.build import build_network, to_onnx
 from tl.trainer.models.network import Network
 from tl.trainer.models.weights import read_weights
-from tl.trainer.task import Task
+from tl.trainer.task import FeatureTask
 
 # Building the graph takes a few seconds, which pays off from this many images.
 _WORTH_A_GRAPH = 400
@@ -92,7 +92,7 @@ def _torch_embedder(network: Network, machine: Machine) -> Embedder:
     return embed
 
 
-def extract_features(task: Task, places: Sequence[tuple[int, int]], progress: Progress) -> None:
+def extract_features(task: FeatureTask, places: Sequence[tuple[int, int]], progress: Progress) -> None:
     """Compute and save the features of `places`, as returned by `FeatureSet.missing`, and the network's tensors."""
     if task.features is None or task.weights is None:
         raise ValueError("features require a pretrained trunk")
@@ -100,7 +100,7 @@ def extract_features(task: Task, places: Sequence[tuple[int, int]], progress: Pr
     if config.method != "features":  # only used to inspect the data
         config = dataclasses.replace(config, method="features", head="linear", pooling="gap", freeze="none")
     machine = build_machine(config.device, config.precision, config.threads)
-    network = build_network(config, task.info, len(task.class_names), read_weights(task.weights, config.backbone))
+    network = build_network(config, task.info, len(task.outputs), read_weights(task.weights, config.backbone))
     kept = {name: t for name, t in network.state_dict().items() if name.startswith(("normalize.", "trunk."))}
     task.features.keep_network({name: tensor.numpy() for name, tensor in kept.items()})
     if not places:

@@ -77,18 +77,18 @@ class Items(Protocol):
 
 @dataclass(frozen=True)
 class LabeledItems:
-    """Augmented images and their class ids. Class ids cover the whole store."""
+    """Augmented images and their targets, such as class ids. Targets cover the whole store."""
 
     store: ImageStore
-    class_ids: Sequence[int]
+    targets: Sequence[Any]
     augment: Augment | None
     seed: int
 
-    def __call__(self, epoch: int, index: int) -> tuple[NDArray[np.uint8], int]:
-        """One image and its class id."""
+    def __call__(self, epoch: int, index: int) -> tuple[NDArray[np.uint8], Any]:
+        """One image and its target."""
         if self.augment is None:
-            return self.store.input(index), self.class_ids[index]
-        return self.augment(self.store.working(index), item_seed(self.seed, epoch, index)), self.class_ids[index]
+            return self.store.input(index), self.targets[index]
+        return self.augment(self.store.working(index), item_seed(self.seed, epoch, index)), self.targets[index]
 
 
 def item_seed(seed: int, epoch: int, index: int) -> int:

@@ -24,7 +24,14 @@ from tl.trainer.fit.interpolation import SHARES, WeightLine, average, choose_sha
 from tl.trainer.fit.loop import EpochRow, Figures, best_epoch, fit
 from tl.trainer.fit.machine import Machine, build_machine
 from tl.trainer.fit.steps import TrainableModel
-from tl.trainer.fit.trainables import build_trainable, fit_options, measure_steps, settle_lr, validate
+from tl.trainer.fit.trainables import (
+    build_trainable,
+    class_objective,
+    fit_options,
+    measure_steps,
+    settle_lr,
+    validate,
+)
 from tl.trainer.heads.solvers import LinearHead
 from tl.trainer.heads.training import solve_linear
 from tl.trainer.models.build import build_network
@@ -208,7 +215,7 @@ def _training_parts(bench: _Bench, config: TrainConfig, places: Sequence[int]) -
         balance=ids.tolist() if config.sampler == "balanced" else None,
         ranks=bench.ranks,
     )
-    return build_trainable(config, bench.network, task.class_names, ids, machine), batches
+    return build_trainable(config, bench.network, class_objective(config, task.class_names, ids, machine)), batches
 
 
 def _score_line(bench: _Bench, start: dict[str, Tensor], scored: Sequence[int]) -> WeightLine:

@@ -30,6 +30,7 @@ from tl.trainer.fit.optimizers import build_optimizer, set_lr
 from tl.trainer.fit.steps import (
     Batch,
     Classification,
+    Objective,
     TrainableModel,
     balanced_class_weights,
     build_mix,
@@ -121,28 +122,27 @@ def _endless(batches: Batches) -> Iterator[Batch]:
         yield from batches.epoch(epoch)
 
 
-def build_trainable(
-    config: TrainConfig,
-    module: nn.Module,
-    class_names: tuple[str, ...],
-    train_ids: NDArray[np.int64],
-    machine: Machine,
-) -> TrainableModel:
-    """A whole network with its freezing, or a head alone. `train_ids` int64 (N,): classes of the training images."""
+def class_objective(
+    config: TrainConfig, class_names: tuple[str, ...], train_ids: NDArray[np.int64], machine: Machine
+) -> Classification:
+    """The objective of classification. `train_ids` int64 (N,): classes of the training images."""
     weights = None
     if config.class_weights == "balanced":
         weights = balanced_class_weights(train_ids.tolist(), len(class_names)).to(machine.device)
-    trainable = TrainableModel(
-        module=module,
-        groups=[ParameterGroup(tuple(module.parameters()), 1.0)],
-        objective=Classification(class_names, weights, config.label_smoothing),
-    )
+    return Classification(class_names, weights, config.label_smoothing)
+
+
+def build_trainable(config: TrainConfig, module: nn.Module, objective: Objective) -> TrainableModel:
+    """A whole network with its freezing, or a head alone."""
+    trainable = TrainableModel(module, [ParameterGroup(tuple(module.parameters()), 1.0)], objective)
     if not isinstance(module, Network):
         return trainable
     every, trunk = config.unfreeze_every, module.trunk
     if every is not None:
         trainable = dataclasses.replace(trainable, begin_epoch=lambda epoch: thaw_trunk(trunk, epoch, every))
-    mix = build_mix(config.mixup, config.cutmix, len(class_names))
+    mix = None
+    if isinstance(objective, Classification):
+        mix = build_mix(config.mixup, config.cutmix, len(objective.class_names))
     return dataclasses.replace(trainable, groups=_network_groups(module, config), mix=mix)
 
 

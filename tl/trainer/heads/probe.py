@@ -178,10 +178,12 @@ def _fit(
         return head.logits(features[val])
     from tl.trainer.fit.loop import NoCheckpoints
     from tl.trainer.fit.machine import build_machine
+    from tl.trainer.fit.trainables import class_objective
     from tl.trainer.heads.stepped_head import build_stepped_head, fit_stepped_head
 
     machine = build_machine(config.device, config.precision, config.threads)
-    stepped = build_stepped_head(config, train_data, task.class_names, machine)
+    objective = class_objective(config, task.class_names, train_data[1], machine)
+    stepped = build_stepped_head(config, train_data, len(task.class_names), objective, machine)
     fit_stepped_head(stepped, config, val_data, NoCheckpoints(), Silent(), keeps_best=False)
     return stepped.logits(features[val])
 

@@ -52,12 +52,12 @@ class CrossValidated:
     """A head fitted to all rows with the C that cross-validation has chosen.
 
     `held_out`: float64 (N, C) logits of each row, from a head that was fitted without the row's fold and whose C was
-    chosen without it.
+    chosen without it. `trials`: a result for each C.
     """
 
     head: LinearHead
     held_out: NDArray[np.float64]
-    trials: list[Trial]
+    trials: Sequence[Any]
 
 
 Labeled = tuple[NDArray[np.floating], NDArray[np.int64]]
@@ -197,16 +197,20 @@ def _best(trials: Sequence[Trial]) -> int:
     return max(range(len(trials)), key=lambda i: (trials[i].val_top1_accuracy, -i))
 
 
+def feature_scale(features: NDArray[np.floating], solver: str) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """Mean and scale (D,) to divide features (N, D) by before a head is solved."""
+    mean, std = features.mean(axis=0, dtype=np.float64), features.std(axis=0, dtype=np.float64)
+    std = np.maximum(std, max(0.1 * float(std.mean()), 1e-6))  # nearly constant features are not amplified
+    return mean, std if solver == "svm" else np.sqrt(std * std.mean())  # halfway between raw and standardized features
+
+
 def _solve_each(
     solver: Solver, train: Labeled, val: Labeled, c_values: Sequence[float], seed: int, is_balanced: bool
 ) -> tuple[list[LinearHead], list[Trial]]:
     """A head and its trial for each C, ascending."""
     from sklearn.exceptions import ConvergenceWarning
 
-    mean, std = train[0].mean(axis=0, dtype=np.float64), train[0].std(axis=0, dtype=np.float64)
-    std = np.maximum(std, max(0.1 * float(std.mean()), 1e-6))  # nearly constant features are not amplified
-    if solver == "logistic":
-        std = np.sqrt(std * std.mean())  # halfway between raw and standardized features
+    mean, std = feature_scale(train[0], solver)
     shift, scale = mean.astype(np.float32), std.astype(np.float32)
     scaled_train, scaled_val = ((x.astype(np.float32, copy=False) - shift) / scale for x, _ in (train, val))
     # The largest C takes the longest, so it starts first.

@@ -5,7 +5,9 @@ Contains no images, tasks or file access.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
@@ -17,13 +19,13 @@ from tl.trainer.config import TrainConfig
 from tl.trainer.fit.batches import TensorBatches
 from tl.trainer.fit.loop import Batches, Checkpoints, EpochRow, Figures, fit
 from tl.trainer.fit.machine import Machine
-from tl.trainer.fit.steps import TrainableModel
+from tl.trainer.fit.steps import Objective, TrainableModel
 from tl.trainer.fit.trainables import build_trainable, fit_options, validate
 from tl.trainer.models.network import Standardize, build_head
 from tl.trainer.options import settled
 
-# Features float32 (N, ...) and class ids int64 (N,).
-Labeled = tuple[NDArray[np.float32], NDArray[np.int64]]
+# Features float32 (N, ...) and their targets (N, ...): class ids int64, or numbers float32.
+Labeled = tuple[NDArray[np.float32], NDArray[Any]]
 
 
 @dataclass(frozen=True)
@@ -55,21 +57,21 @@ class SteppedHead:
 
 
 def build_stepped_head(
-    config: TrainConfig, train: Labeled, class_names: tuple[str, ...], machine: Machine
+    config: TrainConfig, train: Labeled, num_outputs: int, objective: Objective, machine: Machine
 ) -> SteppedHead:
     """An untrained head, and its batches of standardized features."""
-    features, true_ids = torch.from_numpy(train[0]).to(machine.device), torch.from_numpy(train[1])
+    features, targets = torch.from_numpy(train[0]).to(machine.device), torch.from_numpy(train[1])
     shape = tuple(features.shape[1:])
     standardize = Standardize(shape).to(machine.device)
     standardize.fit(features)
     torch.manual_seed(config.seed)
     head = build_head(
-        settled(config.head), shape, len(class_names), sizes=settled(config.head_sizes), dropout=config.dropout
+        settled(config.head), shape, num_outputs, sizes=settled(config.head_sizes), dropout=config.dropout
     )
-    trainable = build_trainable(config, head.to(machine.device), class_names, train[1], machine)
+    trainable = build_trainable(config, head.to(machine.device), objective)
     batches = TensorBatches(
         standardize(features),
-        true_ids.to(machine.device),
+        targets.to(machine.device),
         batch_size=settled(config.batch_size),
         seed=config.seed,
         sampler=config.sampler,
@@ -85,12 +87,16 @@ def fit_stepped_head(
     progress: Progress,
     *,
     keeps_best: bool = True,
+    score: Callable[[NDArray[np.floating], NDArray[Any]], Figures] = validate,
 ) -> list[EpochRow]:
-    """Train the head and load its best weights on `val`, or keep its last ones. Returns the history."""
-    features, true_ids = val
+    """Train the head and load its best weights on `val`, or keep its last ones. Returns the history.
+
+    `score`: outputs and targets of `val` -> figures.
+    """
+    features, targets = val
 
     def judge(module: nn.Module) -> Figures:
-        return validate(stepped.logits(features, module), true_ids)
+        return score(stepped.logits(features, module), targets)
 
     options = fit_options(config)
     return fit(

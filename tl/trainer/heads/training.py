@@ -17,8 +17,8 @@ from tl.evaluation.sites import site_folds
 from tl.progress import Progress
 from tl.trainer.heads.solvers import CrossValidated, LinearHead, Solver, Trial, cross_validate, solve_bag, solve_head
 from tl.trainer.options import settled
-from tl.trainer.run_folder.run import Run
-from tl.trainer.task import HeldOut, Outcome, Task, network_card
+from tl.trainer.run_folder.run import NetworkCard, Run
+from tl.trainer.task import FeatureTask, HeldOut, Outcome, Task, network_card
 
 
 def solve(task: Task, run: Run, progress: Progress, is_resumed: bool) -> Outcome:
@@ -32,7 +32,7 @@ def solve(task: Task, run: Run, progress: Progress, is_resumed: bool) -> Outcome
         head = solve_linear(task, task.store.indices("train"), run, progress)
     return Outcome(
         logits=lambda split: head.logits(task.split_features(split)),
-        save=lambda temperature: _save_solved(task, run, head, temperature),
+        save=lambda temperature: save_linear(task, run, head, network_card(task, temperature)),
         trained_parameters=head.weight.size + head.bias.size,
         held_out=held_out,
         left_out=_leave_sites_out(task, progress),
@@ -92,19 +92,21 @@ def train_by_steps(task: Task, run: Run, progress: Progress, is_resumed: bool) -
     """Train a head by steps on standardized features."""
     from tl.trainer.fit.loop import best_epoch
     from tl.trainer.fit.machine import build_machine
-    from tl.trainer.fit.trainables import settle_lr
+    from tl.trainer.fit.trainables import class_objective, settle_lr
     from tl.trainer.heads.stepped_head import build_stepped_head, fit_stepped_head
     from tl.trainer.run_folder.checkpoints import RunCheckpoints
 
     config = task.config
     machine = build_machine(config.device, config.precision, config.threads)
-    stepped = build_stepped_head(config, _train_data(task), task.class_names, machine)
+    train = _train_data(task)
+    objective = class_objective(config, task.class_names, train[1], machine)
+    stepped = build_stepped_head(config, train, len(task.class_names), objective, machine)
     config = settle_lr(config, run, stepped.trainable, stepped.batches, machine, progress)
     val = (task.split_features("val"), task.true_ids("val"))
     history = fit_stepped_head(stepped, config, val, RunCheckpoints(run, config.log), progress)
     return Outcome(
         logits=lambda split: stepped.logits(task.split_features(split)),
-        save=lambda temperature: _save(stepped.tensors(), task, run, temperature),
+        save=lambda temperature: save_head(task, run, stepped.tensors(), network_card(task, temperature)),
         trained_parameters=sum(t.size for name, t in stepped.tensors().items() if name.startswith("head.")),
         best_epoch=best_epoch(history, settled(config.monitor)),
         train_seconds=sum(row.seconds for row in history) if is_resumed else None,
@@ -142,7 +144,7 @@ def _bag_folds(task: Task) -> list[Fold]:
     return [((starts + own).ravel(), (starts + held_out).ravel()) for own, held_out in folds]
 
 
-def _save_solved(task: Task, run: Run, head: LinearHead, temperature: float) -> None:
+def save_linear(task: FeatureTask, run: Run, head: LinearHead, card: NetworkCard) -> None:
     """Save the head. It applies to raw features, so the standardization is the identity."""
     features = head.weight.shape[1]
     own = {
@@ -151,10 +153,11 @@ def _save_solved(task: Task, run: Run, head: LinearHead, temperature: float) -> 
         "standardize.mean": np.zeros(features, np.float32),
         "standardize.std": np.ones(features, np.float32),
     }
-    _save(own, task, run, temperature)
+    save_head(task, run, own, card)
 
 
-def _save(own: dict[str, NDArray[Any]], task: Task, run: Run, temperature: float) -> None:
+def save_head(task: FeatureTask, run: Run, own: dict[str, NDArray[Any]], card: NetworkCard) -> None:
+    """Save the tensors of a head with those of the frozen trunk."""
     if task.features is None:
         raise ValueError("this task caches no features")
-    run.save_best({**task.features.network, **own}, network_card(task, temperature))
+    run.save_best({**task.features.network, **own}, card)

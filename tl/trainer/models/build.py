@@ -122,7 +122,9 @@ def load_network(run: Run) -> tuple[Network, NetworkCard, TrainConfig]:
     """A run's best network in evaluation mode on the CPU, its card and its config. Raises `RunError`."""
     config = run.load_config()
     tensors, card = load_best(run)
-    network = build_network(config, find_backbone_info(config.backbone), len(card.class_names), None)
+    network = build_network(
+        config, find_backbone_info(config.backbone), len(card.class_names or card.target_names), None
+    )
     load_into(network, Weights(tensors, str(run.best_path)))
     return network.eval(), card, config
 

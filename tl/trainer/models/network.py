@@ -16,6 +16,7 @@ from tl.trainer.config import Head
 from tl.trainer.models.backbones import Trunk
 
 FeaturePooling = Literal["gap", "flatten", "map"]
+Activation = Literal["softmax", "none"]
 
 
 class Normalize(nn.Module):
@@ -146,23 +147,31 @@ class Network(OnFeatures):
 
 
 class Deployed(nn.Module):
-    """The computation of a model file, from a trained network: `outputs` lists its outputs, probabilities first.
+    """The computation of a model file, from a trained network: `outputs` lists its outputs, the main one first.
 
+    `activation`: softmax gives the output probabilities; none gives the head's own numbers, the output values.
     `unknown`: embedding (N, D) -> score (N,), None to omit the output. `with_cam`: also output class activation maps.
     """
 
     def __init__(
-        self, network: Network, temperature: float, *, unknown: nn.Module | None = None, with_cam: bool = False
+        self,
+        network: Network,
+        temperature: float,
+        *,
+        activation: Activation = "softmax",
+        unknown: nn.Module | None = None,
+        with_cam: bool = False,
     ) -> None:
         super().__init__()
         if with_cam and not has_cam(network):
             raise ValueError("this network has no class activation maps")
         self.network, self.temperature, self.unknown, self.with_cam = network, temperature, unknown, with_cam
         further = ("ood_score",) * (unknown is not None) + ("cam",) * with_cam
-        self.outputs = ("probabilities", "embedding", *further)
+        self.activation = activation
+        self.outputs = ("values" if activation == "none" else "probabilities", "embedding", *further)
 
     def forward(self, images: Tensor) -> tuple[Tensor, ...]:
-        """uint8 (N, H, W, 3) -> float32 probabilities (N, C) and embedding (N, D) (for a map, its average).
+        """uint8 (N, H, W, 3) -> float32 probabilities or values (N, C) and embedding (N, D) (for a map, its average).
 
         Optional: ood_score (N,); cam (N, C, h, w), logits at each position of the map, whose mean is the image's.
 
@@ -171,9 +180,11 @@ class Deployed(nn.Module):
         network = self.network
         last = network.trunk(network.normalize(images))
         features = network.pool(last)
-        probabilities = torch.softmax(network.classify(features) / self.temperature, dim=1)
+        main = network.classify(features)
+        if self.activation == "softmax":
+            main = torch.softmax(main / self.temperature, dim=1)
         embedding = features.mean(dim=(2, 3)) if features.dim() == 4 else features
-        outputs = [probabilities, embedding]
+        outputs = [main, embedding]
         if self.unknown is not None:
             outputs.append(self.unknown(embedding))
         if self.with_cam:

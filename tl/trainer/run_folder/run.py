@@ -1,4 +1,4 @@
-"""The run folder: atomic writing and reading of every file of a run, and the environment it was created in.
+"""The run folder: atomic writing and reading of every file of a run.
 
 Defines file names and formats. Never imports torch.
 """
@@ -9,11 +9,8 @@ import csv
 import dataclasses
 import json
 import os
-import platform
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from datetime import UTC, datetime
-from importlib import metadata
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -22,12 +19,10 @@ from numpy.typing import NDArray
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save as serialize_tensors
 
-from tl import __version__
 from tl.data.images import ImageStore
-from tl.data.manifests import LabeledImage, hash_data
+from tl.data.manifests import TARGET_SEPARATOR, LabeledImage, hash_data
 from tl.errors import DataError, RunError
 from tl.evaluation.metrics import Metrics
-from tl.runtime.devices import graphics_cards, processor_model, usable_cores
 from tl.runtime.imaging.geometry import Region
 from tl.runtime.imaging.preprocessing import Preprocessing
 from tl.runtime.landmarks import wide_csv
@@ -39,34 +34,7 @@ from tl.runtime.sources.tables import csv_text
 from tl.trainer.config import TrainConfig
 from tl.trainer.config_files import config_from_mapping, dump_config, load_config
 
-_LIBRARIES = ("torch", "torchvision", "albumentations", "scikit-learn", "numpy", "pillow", "simplejpeg", "onnxruntime")
-
-
-def describe_environment() -> dict[str, Any]:
-    """The contents of `environment.json`."""
-    return {
-        "created": datetime.now(UTC).isoformat(timespec="seconds"),
-        "python": platform.python_version(),
-        "system": f"{platform.system()} {platform.machine()}",
-        "processor": processor_model(),
-        "cores": usable_cores(),
-        "graphics_cards": graphics_cards(),
-        "versions": library_versions(_LIBRARIES),
-    }
-
-
-def library_versions(names: Iterable[str]) -> dict[str, str]:
-    """Version of this toolkit and of the named distributions that are installed."""
-    versions = {"tl-toolkit": __version__}
-    for name in names:
-        try:
-            versions[name] = metadata.version(name)
-        except metadata.PackageNotFoundError:
-            continue
-    return versions
-
-
-RUN_VERSION = 3
+RUN_VERSION = 4
 UNFINISHED = "not a finished run; an interrupted one can be resumed"
 _MANIFEST = ("path", "label", "split", "group", "sha256")
 _REGION = ("region_x", "region_y", "region_w", "region_h")
@@ -76,7 +44,8 @@ _REGION = ("region_x", "region_y", "region_w", "region_h")
 class NetworkCard:
     """The description stored in `best.safetensors` alongside the tensors.
 
-    `temperature` divides the logits before softmax; fitted on validation data.
+    `temperature` divides the logits before softmax; fitted on validation data. The names of what the network has no
+    outputs for are empty.
     """
 
     class_names: tuple[str, ...]
@@ -84,6 +53,7 @@ class NetworkCard:
     preprocessing: Preprocessing
     weights: str
     temperature: float
+    target_names: tuple[str, ...] = ()
     run_version: int = RUN_VERSION
 
 
@@ -97,11 +67,12 @@ def rename_tensors(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
     return {".".join(_OLD_TENSORS.get(part, part) for part in name.split(".")): t for name, t in tensors.items()}
 
 
-def _renamed(card: Json) -> Json:
-    """A network card from before 0.1 with the current names."""
-    if not isinstance(card, dict) or "recipe" not in card:
+def _upgraded(card: Json) -> Json:
+    """A network card of an older version with the current names and fields."""
+    if not isinstance(card, dict):
         return card
-    return {"preprocessing" if name == "recipe" else name: value for name, value in card.items()}
+    card = {"preprocessing" if name == "recipe" else name: value for name, value in card.items()}
+    return {**card, "target_names": [], "run_version": RUN_VERSION} if card.get("run_version") == 3 else card
 
 
 @dataclass(frozen=True)
@@ -168,10 +139,14 @@ class Run:
 
     def images(self, split: str) -> list[LabeledImage]:
         """Like `image_paths`, with label, group and region."""
+        return [image for image in self.labeled(split) if os.path.isfile(image.path)]
+
+    def labeled(self, split: str) -> list[LabeledImage]:
+        """Like `images`, also those that no longer exist."""
         found = []
         for row in self._manifest():
             path = os.path.normpath(os.path.join(self.folder, row["path"]))
-            if row["split"] == split and os.path.isfile(path):
+            if row["split"] == split:
                 sides = tuple(float(row[name]) for name in _REGION if row.get(name))
                 region = (sides[0], sides[1], sides[2], sides[3]) if len(sides) == len(_REGION) else None
                 found.append(LabeledImage(path, row["path"], row["label"], split, row["group"], region))
@@ -194,18 +169,27 @@ class Run:
         """Like `val_predictions`, but from networks that have not seen the images: `predictions_val.csv`."""
         return self._probabilities(self.folder / "predictions_val.csv", class_names)
 
+    def val_numbers(self, target_names: Sequence[str]) -> dict[str, list[float]]:
+        """Like `val_predictions`, but the numbers that the network predicts."""
+        path = self.folder / "predictions_fitted.csv"
+        return self._numbers(path if path.is_file() else self.folder / "predictions_val.csv", target_names)
+
     def _probabilities(self, path: Path, class_names: Sequence[str]) -> dict[str, list[float]]:
+        return self._numbers(path, [f"p:{name}" for name in class_names])
+
+    def _numbers(self, path: Path, columns: Sequence[str]) -> dict[str, list[float]]:
+        """The numbers in some columns of a predictions file, by image path."""
         try:
             with path.open(encoding="utf-8", errors="surrogateescape", newline="") as stream:
                 reader = csv.reader(stream)
                 header = next(reader, [])
                 rows = [dict(zip(header, row, strict=True)) for row in reader]
-            probabilities = [[float(row[f"p:{name}"]) for name in class_names] for row in rows]
+            numbers = [[float(row[name]) for name in columns] for row in rows]
         except KeyError as error:
             raise RunError(f"{path}: has no column {error}") from error
         except (OSError, ValueError) as error:
             raise RunError(f"{path}: cannot be read ({error}); did this run's training finish?") from error
-        return dict(zip(self._predicted_paths(len(rows)), probabilities, strict=True))
+        return dict(zip(self._predicted_paths(len(rows)), numbers, strict=True))
 
     def val_points(self) -> dict[str, NDArray[np.float64]]:
         """Points (K, 2) from `predictions_val.csv` in pixels of the photos, by image path. Raises `RunError`."""
@@ -290,6 +274,17 @@ class Run:
         columns = ("path", "true_label", "label", "confidence", *(f"p:{name}" for name in class_names))
         write_csv(self.folder / f"predictions_{split}.csv", columns, rows)
 
+    def save_numbers(
+        self, split: str, images: Sequence[LabeledImage], found: NDArray[np.floating], target_names: Sequence[str]
+    ) -> None:
+        """Write `predictions_SPLIT.csv`: `path,true:<target>...,<target>...`; unknown true numbers are empty."""
+        columns = ("path", *(f"true:{name}" for name in target_names), *target_names)
+        rows = [
+            (image.name, *image.label.split(TARGET_SEPARATOR), *(f"{value:.9g}" for value in row.tolist()))
+            for image, row in zip(images, found, strict=True)
+        ]
+        write_csv(self.folder / f"predictions_{split}.csv", columns, rows)
+
     def save_points(self, split: str, landmarks: LandmarkSet) -> None:
         """Write `predictions_SPLIT.csv` in this toolkit's landmark CSV format."""
         write_text(self.folder / f"predictions_{split}.csv", wide_csv.write(landmarks))
@@ -321,7 +316,7 @@ class Run:
         try:
             with safe_open(self.best_path, framework="numpy") as opened:
                 text = (opened.metadata() or {}).get("tl.network", "{}")
-            card = from_plain(NetworkCard, _renamed(parse_json(text)), "tl.network")
+            card = from_plain(NetworkCard, _upgraded(parse_json(text)), "tl.network")
             if card.run_version != RUN_VERSION:
                 raise ValueError(f"run_version is {card.run_version}, expected {RUN_VERSION}")
             return card

@@ -1,0 +1,102 @@
+"""Check which training options apply to a task."""
+
+from __future__ import annotations
+
+from tl.trainer.config import TrainConfig
+
+# Options for classification only.
+_CLASSES_ONLY = (
+    *("per_class", "path_column", "label_column", "views", "mixup", "cutmix", "label_smoothing", "class_weights"),
+    "sampler",
+)
+# Options of classification that regression does not have.
+_CLASSES_NOT_NUMBERS = ("per_class", "mixup", "cutmix", "label_smoothing", "class_weights", "sampler", "bag", "views")
+_NUMBERS_ONLY = ("target", "unit", "number_loss", "quantile")
+_LANDMARKS_ONLY = ("crop", "crop_margin", "mirror", "flip_pairs", "skeleton", "point_loss")
+
+
+def task_faults(config: TrainConfig) -> list[str]:
+    """Options of a resolved config that its task does not have, or that contradict each other there."""
+    if config.task == "landmarks":
+        return [*_given(config, _NUMBERS_ONLY, "regression"), *_landmark_faults(config)]
+    faults = _given(config, _LANDMARKS_ONLY, "landmarks")
+    if config.head == "heatmap":
+        faults.append(f"head heatmap is only for landmarks, but the task is {config.task}")
+    ends = ("loss", "mae") if config.task == "regression" else ("loss", "accuracy", "f1", "ece")
+    if not str(config.monitor).endswith(ends):
+        faults.append(f"monitor {config.monitor} does not exist for {config.task}")
+    return [
+        *faults,
+        *(_number_faults(config) if config.task == "regression" else _given(config, _NUMBERS_ONLY, "regression")),
+    ]
+
+
+def _number_faults(config: TrainConfig) -> list[str]:
+    faults = _given(config, _CLASSES_NOT_NUMBERS, "classification")
+    if config.head not in ("linear", "mlp"):
+        faults.append(f"head {config.head} does not predict numbers: use linear or mlp")
+    if config.interpolate or config.soup not in (None, 1):
+        faults.append("interpolate and soup are only for classification")
+    if config.target and len(set(config.target)) < len(config.target):
+        faults.append(f"target names a column twice: {', '.join(config.target)}")
+    if config.unit is not None and len(config.unit) != len(config.target or ("label",)):
+        faults.append(f"unit requires one unit for each target, found {len(config.unit)}")
+    if config.target and config.label_column is not None:
+        faults.append("target and label_column both name the column of numbers: give one of them")
+    if not 0 < config.quantile < 1:
+        faults.append(f"quantile must be between 0 and 1, found {config.quantile}")
+    if config.quantile != TrainConfig.quantile and config.number_loss != "quantile":
+        faults.append("quantile requires number_loss quantile")
+    if config.optimizer == "lbfgs" and config.number_loss != "mse":
+        faults.append(f"number_loss {config.number_loss} requires training by steps: give an optimizer, such as adamw")
+    return faults
+
+
+def _given(config: TrainConfig, names: tuple[str, ...], task: str) -> list[str]:
+    """The fault of options that only another task has."""
+    given = [name for name in names if getattr(config, name) != getattr(TrainConfig, name)]
+    return [f"{', '.join(given)}: only for {task}, but the task is {config.task}"] if given else []
+
+
+def _landmark_faults(config: TrainConfig) -> list[str]:
+    given = [name for name in _CLASSES_ONLY if getattr(config, name) != getattr(TrainConfig, name)]
+    rules = {
+        f"{', '.join(given)}: only for classification, but the task is landmarks": bool(given),
+        f"head {config.head} is only for classification; for landmarks use heatmap, linear or mlp": config.head
+        in ("conv", "svm"),
+        "resize_mode short_side would crop landmarks away: use letterbox or squash": (
+            config.resize_mode == "short_side"
+        ),
+        f"monitor {config.monitor} is only for classification, but the task is landmarks": not str(
+            config.monitor
+        ).endswith(("loss", "px")),
+        "head heatmap requires the feature map: leave out pooling": config.head == "heatmap"
+        and config.pooling != "gap",
+        "head heatmap requires exactly one value in head_sizes, the number of channels": config.head == "heatmap"
+        and len(config.head_sizes or ()) != 1,
+        "split_column: in landmark files, the column is always called split": config.split_column != "split",
+        "optimizer lbfgs is only for classification; choose another for landmarks": config.optimizer == "lbfgs",
+        "mirror requires an augmentation": bool(config.mirror) and config.augment == "none",
+        "augment flip mirrors images, which requires flip_pairs or mirror": (
+            config.augment == "flip" and not config.flip_pairs and config.mirror is not True
+        ),
+        "point_loss applies only to the linear and mlp heads": (
+            config.head == "heatmap" and config.point_loss != TrainConfig.point_loss
+        ),
+        "crop_margin requires crop box or points": (
+            config.crop == "whole" and config.crop_margin != TrainConfig.crop_margin
+        ),
+    }
+    faults = [text for text, is_broken in rules.items() if is_broken]
+    for name in ("flip_pairs", "skeleton"):
+        faults += [
+            f"{name}: expected NAME:NAME with different names, found '{pair}'"
+            for pair in getattr(config, name) or ()
+            if not _is_pair(pair)
+        ]
+    return faults
+
+
+def _is_pair(text: str) -> bool:
+    first, colon, second = text.partition(":")
+    return bool(first and colon and second and ":" not in second and first != second)
