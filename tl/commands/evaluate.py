@@ -238,7 +238,7 @@ def _evaluate_tta(
 def _evaluate_numbers(request: EvaluateRequest, sessions: list[Session]) -> _Evaluated:
     from tl.data.targets import read_numbers_of
     from tl.evaluation.evaluate import choose_split
-    from tl.evaluation.regression import NUMBER_COLUMNS, evaluate_numbers
+    from tl.evaluation.regression import evaluate_numbers
 
     what = "applies only to classifiers, but this model predicts numbers"
     refuse_given(request.votes, what)
@@ -246,20 +246,17 @@ def _evaluate_numbers(request: EvaluateRequest, sessions: list[Session]) -> _Eva
         raise ConfigError(f"--tta, --report and --by-site: {what.replace('applies', 'apply')}")
     contract = sessions[0].contract
     names = contract.target_names if contract is not None else ()
-    found, numbers = read_numbers_of(str(request.data.data), _columns(request.data), names, warn)
+    found = read_numbers_of(request.data.data, names, _columns(request.data), warn)
     name, images = choose_split(found, request.data.split)
     _say_split(name, len(images), "RUN/manifest.csv")
-    places = {image.name: place for place, image in enumerate(found)}
-    true = numbers[[places[image.name] for image in images]]
     with (
         open_regression_predictor(sessions, request.models, request.landmarks) as predictor,
         console_progress() as progress,
     ):
-        result = evaluate_numbers(predictor, images, true, progress)
+        result = evaluate_numbers(predictor, images, progress)
     for path, error in result.worst[:_WORST]:
         warn(f"worst: {path}: error of {error:.2g} standard deviations")
-    columns = tuple(column for column in NUMBER_COLUMNS if column in result.rows[0])
-    return _Evaluated(name, result.rows, columns, result.failures)
+    return _Evaluated(name, result.rows, result.columns, result.failures)
 
 
 def _evaluate_classes(
