@@ -195,3 +195,17 @@ def test_train__bad_numbers(run_tl: RunTl, tmp_path: Path, cell: str, options: l
     words = ["train", tmp_path / "labels.csv", "--task", "regression", *target, *options]
     done = run_tl(*words, "--out", tmp_path / "run")
     assert (done.code, message in done.err) == (1, True), done.err
+
+
+def test_sweep__ranks_by_error_and_judges_an_ensemble(run_tl: RunTl, squares: Path, tmp_path: Path) -> None:
+    base = f"  data: {squares}\n  target: [area]\n  image_size: 64\n  device: cpu\n  threads: 1\n"
+    variants = "  ridge: {}\n  mlp: {head: mlp, epochs: 2}\n"
+    (tmp_path / "study.yaml").write_text(f"base:\n{base}variants:\n{variants}ensemble: true\n")
+    done = run_tl("sweep", tmp_path / "study.yaml", "--out", tmp_path / "out", "--test")
+    assert done.code == 0, done.err
+    rows = list(csv.DictReader(io.StringIO((tmp_path / "out" / "leaderboard.csv").read_text())))
+    assert [row["variant"] for row in rows] == ["ridge", "mlp"]
+    assert float(rows[0]["test_mae"]) < float(rows[1]["test_mae"])
+    together = list(csv.DictReader(io.StringIO((tmp_path / "out" / "ensemble.csv").read_text())))
+    assert [row["merging"] for row in together] == ["", "", "mean", "median"]
+    assert (tmp_path / "out" / "report.html").exists()
