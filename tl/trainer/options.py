@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import dataclasses
 import math
-import re
 from collections.abc import Mapping
 from difflib import get_close_matches
 from pathlib import Path
@@ -15,6 +14,7 @@ from typing import Any, TypeVar
 
 from tl.errors import ConfigError
 from tl.runtime.landmarks.files import is_landmark_file
+from tl.runtime.sources.durations import parse_seconds
 from tl.trainer.config import (
     BAG_FOLDS,
     BEST_SOUP,
@@ -140,12 +140,6 @@ def can_refit(config: TrainConfig) -> bool:
 
 def _can_average(config: TrainConfig) -> bool:
     return bool(config.interpolate) and config.schedule != "plateau"
-
-
-def parse_seconds(text: str) -> float | None:
-    """`90s`, `10m`, `1.5h` -> seconds; None for anything else."""
-    match = re.fullmatch(r"(\d+(?:\.\d+)?)([smh])", text.strip())
-    return float(match[1]) * {"s": 1, "m": 60, "h": 3600}[match[2]] if match else None
 
 
 def find_task(data: str) -> Kind:

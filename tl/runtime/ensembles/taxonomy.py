@@ -66,16 +66,22 @@ def group_probabilities(probabilities: NDArray[np.float32], groups: Sequence[str
 
 
 def most_special(
-    probabilities: NDArray[np.float32], class_names: Sequence[str], taxonomy: Taxonomy, least: float
+    probabilities: NDArray[np.float32],
+    class_names: Sequence[str],
+    taxonomy: Taxonomy,
+    least: float,
+    label_ids: NDArray[np.int64] | None = None,
 ) -> list[Ranked]:
     """Return, for each row of probabilities (N, C), the most special rank whose most probable group has at least the
     probability `least`.
 
-    A more general group contains a more special one, so its probability is at least as high.
+    A more general group contains a more special one, so its probability is at least as high. `label_ids` int64 (N,):
+    the decided labels; of equally probable groups, that of the label is given.
     """
     columns = [tuple(class_names), *taxonomy.groups]
     levels = [probabilities.astype(np.float64), *(group_probabilities(probabilities, c) for c in taxonomy.groups)]
-    best = [(level.argmax(axis=1), level.max(axis=1)) for level in levels]
+    labels = probabilities.argmax(axis=1) if label_ids is None else label_ids
+    best = [_best_group(level, labels) for level in levels]
     found = []
     for n in range(len(probabilities)):
         sure = next((k for k in range(len(levels)) if best[k][1][n] >= least), None)
@@ -84,6 +90,13 @@ def most_special(
         else:
             found.append(Ranked(taxonomy.ranks[sure], columns[sure][best[sure][0][n]], float(best[sure][1][n])))
     return found
+
+
+def _best_group(level: NDArray[np.float64], labels: NDArray[np.int64]) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
+    """Return a class of each row's most probable group, the label where that is one, and the group's probability."""
+    highest = level.max(axis=1)
+    is_highest = level[np.arange(len(labels)), labels] >= highest
+    return np.where(is_highest, labels, level.argmax(axis=1)), highest
 
 
 def read_taxonomy(path: Path, class_names: Sequence[str]) -> Taxonomy:
