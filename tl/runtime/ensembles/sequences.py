@@ -124,7 +124,6 @@ def vote_sequence(
 def _undecided(read: list[Classification], sequence: str, failed: int) -> SequenceResult:
     first = read[0]
     none = np.zeros(len(first.class_names), np.float32)
-    counts = {"images": 0, "rejected": len(read), "failed": failed}
     return SequenceResult(
-        sequence, REJECTED, 0.0, first.class_names, none, **counts, agreement=0.0, reason=first.reason
+        sequence, REJECTED, 0.0, first.class_names, none, 0, len(read), failed, agreement=0.0, reason=first.reason
     )

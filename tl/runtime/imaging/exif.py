@@ -25,8 +25,8 @@ _TAKEN, _DIGITIZED, _TAKEN_OFFSET, _DIGITIZED_OFFSET = 0x9003, 0x9004, 0x9011, 0
 _TAKEN_FRACTION, _DIGITIZED_FRACTION, _SERIAL = 0x9291, 0x9292, 0xA431
 _LATITUDE_REF, _LATITUDE, _LONGITUDE_REF, _LONGITUDE = 1, 2, 3, 4
 # Types of values that these tags have, with the size of one value in bytes.
-_ASCII, _SHORT, _LONG, _RATIONAL = 2, 3, 4, 5
-_SIZES = {_ASCII: 1, _SHORT: 2, _LONG: 4, _RATIONAL: 8}
+_ASCII, _SHORT, _LONG, _RATIONAL, _IFD = 2, 3, 4, 5, 13
+_SIZES = {_ASCII: 1, _SHORT: 2, _LONG: 4, _RATIONAL: 8, _IFD: 4}
 # A longer directory or text is damage or an attack: Exif has fewer than 200 tags.
 _MAX_ENTRIES, _MAX_BYTES = 512, 256
 # As Pillow gives it for JPEG.
