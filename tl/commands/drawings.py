@@ -27,7 +27,7 @@ class Drawings:
     """Draws the results of a prediction, if a folder is given.
 
     `points`: output folder for photos with landmarks. `reasons`: output folder for explanations of class labels.
-    `packed`: images in archives and films, which are not drawn. `failed`: drawings that could not be made, with reasons.
+    `packed`: images in archives and films, which are not drawn. `failed`: drawings that could not be made, and why.
     """
 
     predictor: AnyPredictor

@@ -222,11 +222,9 @@ def command(request: PredictRequest) -> None:
     Examples:
     - `tl predict images/ --ensemble a.onnx b.onnx c.onnx --vote hard --vote-weights 2,1,1 -o out.jsonl`
 
-    - `tl predict images/ --model beetles.onnx --coverage 0.95 --reject-unknown --explain why/ -o out.csv`
+    - `tl predict photos/ --model mammals.onnx --sequence exif:30s --reject-unknown -o out.csv` decides on bursts too
 
     - `tl predict photos/ --model wing.onnx --locator coarse.onnx --draw drawn/ -o points.csv` finds landmarks
-
-    - `tl predict photos/ --model mammals.onnx --sequence exif:30s -o out.csv` also decides on each burst of photos
 
     Columns: path, label, confidence, p:CLASS for each class, error; with the options for them, set, ood_score and the
     reason for a label "?". Ensembles add agreement, entropy, mutual_information, margin and vote:MEMBER.

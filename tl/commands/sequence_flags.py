@@ -51,6 +51,25 @@ class SequenceFlags:
 
 
 @dataclass(frozen=True, kw_only=True)
+class ScoredSequences:
+    """Sequences of labeled images, for `tl evaluate`."""
+
+    sequence: Annotated[
+        str | None,
+        typer.Option(
+            help="Classes: also score one decision per sequence of images, by a vote: a column of the CSV, or exif:30s "
+            "for photos of one camera taken at most 30 s apart.",
+            metavar="COLUMN|exif:30s",
+            rich_help_panel="Data",
+        ),
+    ] = None
+    sequence_vote: Annotated[
+        Literal["soft", "hard", "max"] | None,
+        typer.Option(help="How the images of a sequence vote. Default: soft.", rich_help_panel="Data"),
+    ] = None
+
+
+@dataclass(frozen=True, kw_only=True)
 class FileFlags:
     """What is read from the files besides images."""
 

@@ -12,6 +12,7 @@ from difflib import get_close_matches
 from pathlib import Path
 from typing import Any, TypeVar
 
+from tl.data.sequences import sequence_faults
 from tl.errors import ConfigError
 from tl.runtime.landmarks.files import is_landmark_file
 from tl.runtime.sources.durations import parse_seconds
@@ -192,7 +193,7 @@ def _budget_faults(config: TrainConfig) -> list[str]:
 
 
 def _image_faults(config: TrainConfig) -> list[str]:
-    faults = []
+    faults = sequence_faults(config.sequence, for_landmarks=config.task == "landmarks")
     if not 255 < config.bit_depth_max <= 65535:
         faults.append(f"bit_depth_max must be 256..65535, found {config.bit_depth_max}")
     if config.image_size is not None and config.image_size > _MAX_IMAGE_SIZE:
@@ -282,7 +283,7 @@ def _combination_faults(config: TrainConfig) -> list[str]:
 # Options for classification only.
 _CLASSES_ONLY = (
     *("per_class", "path_column", "label_column", "views", "mixup", "cutmix", "label_smoothing", "class_weights"),
-    "sampler",
+    *("sampler", "taxonomy"),
 )
 _LANDMARKS_ONLY = ("crop", "crop_margin", "mirror", "flip_pairs", "skeleton", "point_loss")
 

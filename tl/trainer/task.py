@@ -19,9 +19,11 @@ from tl import __version__
 from tl.data.features import FeatureSet, open_features
 from tl.data.images import ImageStore, check_readable, color_statistics, load_images, preprocessing_key
 from tl.data.manifests import LabeledImage, ManifestColumns, bind_class_names, class_ids, read_images
+from tl.data.sequences import tie_sequences
 from tl.data.splits import Fold, assign_splits, cut_parts, find_folds, limit_per_class
 from tl.errors import ConfigError, DataError
 from tl.progress import Progress
+from tl.runtime.ensembles.taxonomy import Taxonomy, taxonomy_of
 from tl.runtime.imaging.preprocessing import Preprocessing, build_preprocessing
 from tl.trainer.config import MAX_EPOCHS, MIN_STEPS, SOLVER_FOLDS, TrainConfig
 from tl.trainer.fit.augment import Augment, build_augment
@@ -85,12 +87,13 @@ class PreparedInputs:
 class Task(PreparedInputs):
     """The prepared inputs of a classification run. `ids`: class id of each image in the store.
 
-    `features` is None if the trunk is randomly initialized.
+    `features` is None if the trunk is randomly initialized, `taxonomy` if the classes have no groups.
     """
 
     class_names: tuple[str, ...]
     ids: tuple[int, ...]
     features: FeatureSet | None
+    taxonomy: Taxonomy | None = None
 
     @property
     def uses_kept_features(self) -> bool:
@@ -134,7 +137,7 @@ class Task(PreparedInputs):
 
 def manifest_columns(config: TrainConfig) -> ManifestColumns:
     """How a config reads a CSV manifest."""
-    return ManifestColumns(config.split_column, config.path_column, config.label_column, config.images)
+    return ManifestColumns(config.split_column, config.path_column, config.label_column, config.images, config.sequence)
 
 
 # (config, info, number of classes, weights file): raises `TlError` if no network can be built from them.
@@ -155,14 +158,18 @@ def prepare_task(config: TrainConfig, progress: Progress, check: Check = lambda 
     info = remembered_info(config.backbone, find_info)
     preprocessing = build_run_preprocessing(config, info)
     augment = build_augment(str(config.augment), preprocessing)
-    found = read_images(config.data, manifest_columns(config), progress.say)
+    found = tie_sequences(
+        read_images(config.data, manifest_columns(config), progress.say), config.sequence, progress.say
+    )
     has_own_split = any(image.split == "val" for image in found)
     images = assign_splits(found, settled(config.val_fraction), config.seed)
     if config.per_class is not None:
         images = limit_per_class(images, config.per_class, config.seed)
     config = _fit_epochs(fit_batch(config, images, asked.batch_size), images, asked, has_own_split)
     weights, info = find_start(config, info)
-    check(config, info, len(_check_data(images, config)), weights)
+    class_names = _check_data(images, config)
+    taxonomy_of(config.taxonomy, class_names)
+    check(config, info, len(class_names), weights)
     features = None
     if weights is not None and config.normalize == "backbone":
         features = open_run_features(config, info, preprocessing, augment, weights)
@@ -184,7 +191,8 @@ def prepare_task(config: TrainConfig, progress: Progress, check: Check = lambda 
     if config.normalize == "dataset" and weights is not None:
         features = open_run_features(config, info, preprocessing, augment, weights)
     ids = tuple(class_ids(store.images, class_names))
-    task = Task(config, info, preprocessing, augment, weights, store, bad, class_names, ids, features)
+    taxonomy = taxonomy_of(config.taxonomy, class_names)
+    task = Task(config, info, preprocessing, augment, weights, store, bad, class_names, ids, features, taxonomy)
     return dataclasses.replace(task, config=dataclasses.replace(config, refit=_refits(task, has_own_split)))
 
 

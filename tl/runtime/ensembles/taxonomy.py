@@ -19,6 +19,8 @@ from tl.runtime.sources.tables import Table, read_table
 
 # Separates the names in a class name that is a lineage, from the most general to the most special.
 _LINEAGE = ";"
+# Stands for the taxonomy in class names that are lineages.
+NAMES = "names"
 
 
 @dataclass(frozen=True)
@@ -119,6 +121,13 @@ def read_taxonomy(path: Path, class_names: Sequence[str]) -> Taxonomy:
             raise DataError(f"{table.where} row {line}: class '{name}' has no {hole}")
     groups = tuple(tuple(composed(rows[name][1][rank]) for name in class_names) for rank in ranks)
     return _checked(str(path), (first, *ranks), groups)
+
+
+def taxonomy_of(given: str | None, class_names: Sequence[str]) -> Taxonomy | None:
+    """Return the taxonomy in the CSV `given`, or of lineages for "names"; None for None. Raises `DataError`."""
+    if given is None:
+        return None
+    return taxonomy_of_names(class_names) if given == NAMES else read_taxonomy(Path(given), class_names)
 
 
 def taxonomy_of_names(class_names: Sequence[str]) -> Taxonomy:
