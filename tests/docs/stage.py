@@ -81,7 +81,7 @@ def bursts(folder: Path) -> None:
     from tests.runtime.exif_photos import save_photo
 
     rows = []
-    for v, (name, rgb) in enumerate(BEETLES.items()):
+    for v, rgb in enumerate(BEETLES.values()):
         for i in range(3):
             save_photo(folder / f"camera-1/{v}{i}.jpg", f"2026:05:01 1{v}:00:0{i}", rgb, make="Reconyx", model="HP2X")
             rows.append(f"camera-1/{v}{i}.jpg,visit {v}")
