@@ -76,6 +76,20 @@ def more_beetles(folder: Path) -> None:
     (folder / "labels.csv").write_text("\n".join(["path,label,split", *rows]) + "\n", encoding="utf-8")
 
 
+def bursts(folder: Path) -> None:
+    """Photos of a camera trap with capture times, and tables of visits."""
+    from tests.runtime.exif_photos import save_photo
+
+    rows = []
+    for v, rgb in enumerate(BEETLES.values()):
+        for i in range(3):
+            save_photo(folder / f"camera-1/{v}{i}.jpg", f"2026:05:01 1{v}:00:0{i}", rgb, make="Reconyx", model="HP2X")
+            rows.append(f"camera-1/{v}{i}.jpg,visit {v}")
+    (folder / "visits.csv").write_text("\n".join(["path,visit", *rows]) + "\n", encoding="utf-8")
+    rows = [f"photos/{name}/{i:03d}.jpg,{name},{name} {i // 3}" for name in BEETLES for i in range(12)]
+    (folder / "visits-labeled.csv").write_text("\n".join(["path,label,visit", *rows]) + "\n", encoding="utf-8")
+
+
 def parts(folder: Path) -> None:
     """Images of good and defective parts."""
     _class_folders(folder / "parts", PARTS, 12)
@@ -177,6 +191,7 @@ STAGES: dict[str, tuple[Callable[[Path], None], ...]] = {
     "docs/index.md": (beetles,),
     "docs/how-to/install.md": (),
     "docs/how-to/predicting.md": (beetles, more_beetles, beetle_models),
+    "docs/how-to/sequences.md": (beetles, beetle_models, bursts),
     "docs/how-to/ensembles.md": (beetles, more_beetles, beetle_models, several_models, trained),
     "docs/how-to/landmarks.md": (wings,),
     "docs/how-to/numbers.md": (plants,),

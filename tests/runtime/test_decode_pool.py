@@ -25,7 +25,7 @@ from tl.runtime import Classification, Failure, ImageSource, Predictor, load
 from tl.runtime.decode_pool import DecodePool, check_can_start
 from tl.runtime.imaging.pipeline import Preparer, build_views
 from tl.runtime.imaging.preprocessing import build_preprocessing
-from tl.runtime.sources.inputs import UnreadableFile
+from tl.runtime.sources.memory_files import UnreadableFile
 
 ROOT = Path(__file__).parents[2]
 PREPARER = Preparer((build_preprocessing((8, 8)),))

@@ -11,7 +11,7 @@ from tl.errors import ConfigError
 from tl.trainer.config import FAMILY_RATES, Head, Method, Optimizer, TrainConfig
 from tl.trainer.config_files import config_from_mapping, dump_config, load_config, own_choices
 from tl.trainer.models.backbone_info import family_of
-from tl.trainer.options import can_refit, candidates, is_solved, nearest, parse_seconds, resolve
+from tl.trainer.options import can_refit, candidates, is_solved, nearest, resolve
 
 CLASS_HEADS = [head for head in get_args(Head) if head != "heatmap"]
 METHODS = [method for method in get_args(Method) if method != "auto"]
@@ -194,29 +194,6 @@ def test_candidates__features_without_augmentation_and_fine_tuning_with_it() -> 
     for config in (features, tuned):
         assert (config.image_size, config.seed, config.out) == (64, 3, "runs/d")
         assert (config.quality, config.budget) == ("balanced", None)
-
-
-@pytest.mark.parametrize(
-    ("text", "seconds"),
-    [
-        ("90s", 90),
-        ("10m", 600),
-        ("1.5h", 5400),
-        (" 2h ", 7200),
-        ("0s", 0),
-        ("10", None),
-        ("10 m", None),
-        ("-5m", None),
-        ("1h30m", None),
-        ("1e3s", None),
-        (".5h", None),
-        ("1d", None),
-        ("h", None),
-        ("", None),
-    ],
-)
-def test_parse_seconds__by_hand(text: str, seconds: float | None) -> None:
-    assert parse_seconds(text) == seconds
 
 
 # --- fine-tuning

@@ -34,12 +34,13 @@ from tl.commands.options import (
     task_of,
 )
 from tl.commands.requests import from_flags, refuse_given
+from tl.commands.sequence_flags import ScoredSequences
 from tl.commands.tables import csv_table, readable_table
 from tl.errors import ConfigError, DataError
 
 if TYPE_CHECKING:
     from tl.data.manifests import LabeledImage, ManifestColumns
-    from tl.evaluation.evaluate import Row
+    from tl.evaluation.evaluate import Evaluation, Row
     from tl.runtime.results import Failure
     from tl.runtime.session import Session
 
@@ -112,6 +113,7 @@ class EvaluateRequest:
     models: ModelFlags
     votes: _ForVotes
     landmarks: _ForLandmarks
+    sequences: ScoredSequences
     tta: Tta = None
     output: Annotated[
         Path | None, typer.Option("--out", "-o", help="Write the rows to this file, as CSV or with --json as JSON.")
@@ -138,7 +140,8 @@ def command(request: EvaluateRequest) -> None:
     Prints CSV, on a terminal a table in words. Columns: model, voting, n, top1_accuracy, ci_low, ci_high (95%,
     Wilson), macro_f1, ece. Ensembles add mcnemar_p (against the member that is best on these images) and a row for the
     oracle, which is correct if any member is. With --tta, each row is followed by one with tta, gain (in accuracy),
-    gain_p (McNemar, against the row before) and images_per_s.
+    gain_p (McNemar, against the row before) and images_per_s. With --sequence, each row has sequences (their number),
+    sequence_top1_accuracy, sequence_ci_low and sequence_ci_high; with a taxonomy, RANK_top1_accuracy and RANK_macro_f1.
 
     For numbers: model, merging, n, mae (mean absolute error), ci_low, ci_high (95%, bootstrap), rmse, r2, coverage_90
     (share of true numbers in the intervals for 90%).
@@ -158,7 +161,7 @@ def command(request: EvaluateRequest) -> None:
     elif task_of(sessions := open_models(request.models)) == "regression":
         done = _evaluate_numbers(request, sessions)
     else:
-        name, images = _read_split(request.data)
+        name, images = _read_split(request.data, request.sequences.sequence)
         evaluate = _evaluate_classes if request.tta is None else _evaluate_tta
         done = evaluate(request, sessions, name, images)
     _write(done, request)
@@ -178,12 +181,16 @@ def _check_choices(request: EvaluateRequest) -> None:
         raise ConfigError(f"{request.output}: --out expects a name that ends in .csv, or in .json with --json")
     if votes.select and votes.fit_vote_weights is None:
         raise ConfigError("--select requires --fit-vote-weights FILE")
+    if request.sequences.sequence is None:
+        refuse_given(request.sequences, "requires --sequence")
     if request.tta is not None:
+        refuse_given(request.sequences, "cannot be combined with --tta")
         refuse_given(votes, "cannot be combined with --tta, which evaluates each model with and without it")
         if request.report is not None:
             raise ConfigError("--report cannot be combined with --tta: its page is of one prediction of each image")
     if is_landmark_file(data):
         refuse_given(augmented, f"applies only to classification, but {data} contains landmarks")
+        refuse_given(request.sequences, f"applies only to classification, but {data} contains landmarks")
         refuse_given(votes, f"applies only to classification, but {data} contains landmarks")
         if request.report is not None:
             raise ConfigError(f"--report applies only to classification, but {data} contains landmarks")
@@ -204,18 +211,20 @@ class _Evaluated:
     has_report: bool = True
 
 
-def _columns(flags: _Data) -> ManifestColumns:
+def _columns(flags: _Data, sequence: str | None = None) -> ManifestColumns:
     from tl.data.manifests import ManifestColumns
 
     folder = None if flags.images is None else str(flags.images)
-    return ManifestColumns(flags.split_column, flags.path_column, flags.label_column, folder)
+    return ManifestColumns(flags.split_column, flags.path_column, flags.label_column, folder, sequence)
 
 
-def _read_split(flags: _Data) -> tuple[str, list[LabeledImage]]:
+def _read_split(flags: _Data, sequence: str | None) -> tuple[str, list[LabeledImage]]:
     from tl.data.manifests import read_images
+    from tl.data.sequences import tie_sequences
     from tl.evaluation.evaluate import choose_split
 
-    name, images = choose_split(read_images(flags.data, _columns(flags), warn), flags.split)
+    name, images = choose_split(read_images(flags.data, _columns(flags, sequence), warn), flags.split)
+    images = tie_sequences(images, sequence, warn)
     _say_split(name, len(images), "RUN/manifest.csv")
     return name, images
 
@@ -289,6 +298,7 @@ def _evaluate_classes(
     if votes.fit_vote_weights is not None:
         fitted = fit_vote_file(result, votes.fit_vote_weights, select=votes.select)
         rows = [*rows[:-1], fitted, rows[-1]]  # before the oracle
+    rows, columns = _with_sequences(result, rows, images, request.sequences)
     has_report = True
     if request.report is not None and contract is not None:
         page, known = request.report, contract
@@ -308,7 +318,21 @@ def _evaluate_classes(
         nameless = f"; {result.sites.count('')} images have no site" if "" in result.sites else ""
         shown = f"top-1 accuracy {lowest['top1_accuracy']:.4f} (95% {lowest['ci_low']:.4f} to {lowest['ci_high']:.4f})"
         warn(f"lowest site: '{lowest['site']}', {shown}, {lowest['n']} images{nameless}")
-    return _Evaluated(name, rows, result.columns, result.failures, has_report)
+    return _Evaluated(name, rows, columns, result.failures, has_report)
+
+
+def _with_sequences(
+    result: Evaluation, rows: list[Row], images: list[LabeledImage], flags: ScoredSequences
+) -> tuple[list[Row], tuple[str, ...]]:
+    """Return rows and columns with those of sequences, if they were asked for."""
+    from tl.evaluation.sequences import COLUMNS, sequence_rows
+
+    if flags.sequence is None:
+        return rows, result.columns
+    scored, mixed = sequence_rows(result, rows, images, flags.sequence_vote or "soft")
+    if mixed:
+        warn(f"{mixed} sequences have images of several classes and are left out of the scores of sequences")
+    return scored, (*result.columns, *COLUMNS)
 
 
 def _evaluate_points(request: EvaluateRequest) -> _Evaluated:

@@ -27,10 +27,19 @@ from tl.commands.options import (
     task_of,
 )
 from tl.commands.requests import from_flags, refuse_given
-from tl.errors import ConfigError, DataError, WorkerError
+from tl.commands.sequence_flags import (
+    FileFlags,
+    SequenceFlags,
+    build_notes,
+    check_choices,
+    find_images,
+    plan_sequences,
+)
+from tl.errors import ConfigError, WorkerError
 
 if TYPE_CHECKING:
     from tl.runtime.imaging.geometry import Region
+    from tl.runtime.output.sequence_rows import SequencePlan
     from tl.runtime.predictor import Predictor
     from tl.runtime.results import Classification, Landmarks, Regression, Result
     from tl.runtime.sources.inputs import Inputs
@@ -202,6 +211,8 @@ class PredictRequest:
     models: ModelFlags
     output: _Output
     classes: _ForClasses
+    sequences: SequenceFlags
+    files: FileFlags
     landmarks: _ForLandmarks
 
 
@@ -212,7 +223,7 @@ def command(request: PredictRequest) -> None:
     Examples:
     - `tl predict images/ --ensemble a.onnx b.onnx c.onnx --vote hard --vote-weights 2,1,1 -o out.jsonl`
 
-    - `tl predict images/ --model beetles.onnx --coverage 0.95 --reject-unknown --explain why/ -o out.csv`
+    - `tl predict photos/ --model mammals.onnx --sequence exif:30s --reject-unknown -o out.csv` decides on bursts too
 
     - `tl predict photos/ --model wing.onnx --locator coarse.onnx --draw drawn/ -o points.csv` finds landmarks
 
@@ -233,10 +244,17 @@ def command(request: PredictRequest) -> None:
         raise ConfigError("--resume, --retry-failed and --excel require an output file: give --out")
     if out.output is not None and request.images.files_from is not None and out.overwrite:
         check_outputs(True, out.output, inputs=[request.images.files_from])
-    inputs = _find_images(request.images)
+    images = request.images
+    inputs, listed = find_images(
+        *(images.images or [], images.files_from, images.images_in, request.sequences, request.files),
+        null=images.null,
+        max_bytes=images.max_file_size << 20,
+        batch_size=request.output.batch_size,
+    )
     predictor = _open(request, len(inputs))
-    warn_if_dark(predictor, inputs)
-    if not _write_predictions(predictor, inputs, request):
+    plan = plan_sequences(request.sequences, request.files, inputs, listed, predictor)
+    warn_if_dark(predictor, inputs.without_films())
+    if not _write_predictions(predictor, inputs, request, plan):
         raise typer.Exit(EXIT_SOME_FAILED)
 
 
@@ -246,14 +264,20 @@ def _open(request: PredictRequest, count: int) -> AnyPredictor:
 
     models, classes, landmarks = request.models, request.classes, request.landmarks
     sessions = open_models(models)
-    if task_of(sessions) == "regression":
+    task = task_of(sessions)
+    check_choices(
+        *(request.sequences, request.files, request.output.output, request.images.files_from),
+        point_format=landmarks.to,
+        task=task,
+    )
+    if task == "regression":
         given = replace(classes, coverage=None, decode_processes=None)
         refuse_given(given, "applies only to classifiers, but this model predicts numbers")
         refuse_given(replace(landmarks, merge=None), "applies only to landmark models, but this model predicts numbers")
         numbers = open_regression_predictor(sessions, models, landmarks, classes.coverage)
         numbers.decode_processes = _decode_processes(numbers, classes, count)
         return numbers
-    if task_of(sessions) == "landmarks":
+    if task == "landmarks":
         refuse_given(classes, "applies only to classifiers, but this is a landmark model")
         boxes, scales = _read_boxes(landmarks.boxes), _read_scales(landmarks.mm_per_px)
         return open_landmark_predictor(sessions, models, landmarks, boxes=boxes, mm_per_px=scales)
@@ -309,25 +333,12 @@ def _read_scales(given: str | None) -> float | dict[str, float] | None:
     return scale
 
 
-def _find_images(flags: _Images) -> Inputs:
-    from tl.runtime.sources.inputs import find_inputs
-    from tl.runtime.sources.paths import read_path_list
-
-    images, files_from = flags.images or [], flags.files_from
-    if not images and files_from is None:
-        raise ConfigError("nothing to predict: give images, folders or --files-from")
-    listed = read_path_list(files_from, null=flags.null) if files_from is not None else []
-    found = find_inputs(images, listed=listed, images=flags.images_in, max_member_bytes=flags.max_file_size << 20)
-    if found.passed_over:
-        warn(f"skipped: {found.passed_over}")
-    if not found:
-        raise DataError(f"no images found in {', '.join([*images, *([files_from] if files_from else [])])}")
-    return found
-
-
-def _write_predictions(predictor: AnyPredictor, images: Inputs, request: PredictRequest) -> bool:
+def _write_predictions(
+    predictor: AnyPredictor, images: Inputs, request: PredictRequest, plan: SequencePlan | None
+) -> bool:
     """Predict and write row by row. Returns whether every image could be read, and drawn if that was asked for."""
     from tl.runtime.output.job import Tally, run_job
+    from tl.runtime.output.sequence_rows import sequence_path
     from tl.runtime.output.writers import lists_failures
     from tl.runtime.results import Landmarks, PointFields
 
@@ -358,6 +369,8 @@ def _write_predictions(predictor: AnyPredictor, images: Inputs, request: Predict
                 fail_fast=out.fail_fast,
                 overwrite=out.overwrite,
                 for_excel=out.excel,
+                notes=build_notes(request.files, plan),
+                sequences=plan,
                 advance=lambda tally: progress.advance(),
                 see=see,
             )
@@ -373,6 +386,8 @@ def _write_predictions(predictor: AnyPredictor, images: Inputs, request: Predict
     speed = new / max(time.monotonic() - started, 1e-9)
     kept = f"{tally.kept} rows kept from the earlier run, " if tally.kept else ""
     where = f"; {output}" if output else ""
+    if plan is not None and output is not None:
+        where += f"; {tally.sequences} sequences: {sequence_path(output)}"
     listed = Path(f"{output}.failed.csv")
     if tally.failed and output is not None and lists_failures(output, request.landmarks.to):
         where += f", listed in {listed}"

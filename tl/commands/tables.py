@@ -10,7 +10,10 @@ from typing import Any
 from tl.runtime.metric_names import plain_name
 
 # Shares of images, which people read in percent.
-_SHARES = ("top1_accuracy", "ci_low", "ci_high", "gain", "extent_error")
+_SHARES = (
+    *("top1_accuracy", "ci_low", "ci_high", "gain", "extent_error"),
+    *("sequence_top1_accuracy", "sequence_ci_low", "sequence_ci_high"),
+)
 
 
 def csv_table(columns: Sequence[str], rows: Sequence[Mapping[str, Any]]) -> str:

@@ -21,6 +21,7 @@ from tl.runtime.imaging.geometry import Region
 from tl.runtime.landmarks.files import contains_landmarks
 from tl.runtime.sources.names import FileFinder, composed
 from tl.runtime.sources.paths import find_images, is_hidden
+from tl.runtime.sources.sequences import check_column, parse_rule
 from tl.runtime.sources.tables import Table, is_decoded, not_decoded, read_table
 
 SPLITS = ("train", "val", "test")
@@ -42,7 +43,8 @@ class LabeledImage:
     """One labeled image. `path` opens it; `name` is its path within the data set, with '/'.
 
     `split` is '' if the data set does not define it. `group` marks images of the same specimen; '' is no group.
-    `site`: where or with what the image was taken, for scores by site; '' if unknown.
+    `site`: where or with what the image was taken, for scores by site; '' if unknown. `sequence`: the burst, film or
+    specimen that the image belongs to (see `data.sequences`); '' for an image alone.
     `region`: the part of the image to use, (left, top, width, height) in pixels; None for the whole image.
     """
 
@@ -53,6 +55,7 @@ class LabeledImage:
     group: str = ""
     region: Region | None = None
     site: str = ""
+    sequence: str = ""
 
 
 @dataclass(frozen=True)
@@ -60,14 +63,21 @@ class ManifestColumns:
     """How to read a CSV manifest: the columns to use, None for those with usual names.
 
     `images`: the folder that paths are relative to, also tried with file names alone; None for the manifest's folder.
-    `targets`: columns of numbers that together are the label, joined by `;`, in place of the label column.
+    `sequence`: rule of sequences (`parse_rule`), whose column is read. `targets`: columns of numbers that together are
+    the label, joined by `;`, in place of the label column.
     """
 
     split: str = "split"
     path: str | None = None
     label: str | None = None
     images: str | None = None
+    sequence: str | None = None
     targets: tuple[str, ...] = ()
+
+    @property
+    def sequence_column(self) -> str:
+        """The column of sequences, "" if they come from capture times or there are none."""
+        return parse_rule(self.sequence).column if self.sequence is not None else ""
 
 
 USUAL_COLUMNS = ManifestColumns()
@@ -84,7 +94,12 @@ def read_images(
     """
     root = Path(data)
     if root.is_dir():
-        if columns != ManifestColumns(columns.split):
+        if columns.sequence_column:
+            raise DataError(
+                f"{root}: is a folder, but the column '{columns.sequence_column}' of sequences is one of a CSV file; "
+                "exif:30s uses capture times"
+            )
+        if columns != ManifestColumns(columns.split, sequence=columns.sequence):
             raise DataError(f"{root}: is a folder, but a path column, a label column and images are for CSV files")
         images = _read_folders(root, say)
     elif root.is_file():
@@ -198,7 +213,10 @@ def read_manifest(manifest: Path, columns: ManifestColumns, say: Callable[[str],
         "split": table.column("split", None if columns.split == "split" else columns.split),
         "group": table.column("group"),
         "site": table.column("site"),
+        "sequence": columns.sequence_column,
     }
+    if columns.sequence_column:
+        check_column(table, columns.sequence_column)
     required = ("path",) if columns.targets else ("path", "label")
     if lacking := [name for name in required if not used[name]]:
         raise DataError(
@@ -244,7 +262,10 @@ def _manifest_row(
     found = finder.find(name)
     if found is not None and found != path:
         path, name = found, os.path.relpath(found, folder)
-    return LabeledImage(path, name, composed(cells["label"]), split, cells["group"], site=cells["site"])
+    sequence = cells["sequence"].strip()
+    return LabeledImage(
+        path, name, composed(cells["label"]), split, cells["group"], site=cells["site"], sequence=sequence
+    )
 
 
 def _number(table: Table, place: str, column: str, cell: str) -> str:

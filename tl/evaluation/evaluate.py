@@ -20,11 +20,12 @@ from numpy.typing import NDArray
 from tl.data.manifests import SPLIT_NAMES, SPLITS, LabeledImage, class_ids
 from tl.errors import DataError
 from tl.evaluation.metrics import classification_metrics, mcnemar_p, wilson_interval
+from tl.evaluation.ranks import rank_columns, rank_scores
 from tl.evaluation.sites import score_sites, sites_of
 from tl.evaluation.vote_weights import FOLDS, fit_weights, held_out_votes, log_loss, select_members
 from tl.progress import Progress
 from tl.runtime.ensembles.ensemble import Ensemble
-from tl.runtime.ensembles.taxonomy import Taxonomy, group_probabilities
+from tl.runtime.ensembles.taxonomy import Taxonomy
 from tl.runtime.ensembles.voting import VOTINGS, vote
 from tl.runtime.predictor import Predictor
 from tl.runtime.results import Classification, Failure
@@ -57,7 +58,7 @@ class Evaluation:
     if both are equally good. `paths`: the N readable images; `true_ids` int64 (N,); `members` float32 (N, M, C): each
     member's probabilities, in the order of `class_names`. `weights`: of the votes, None for equal ones. `decided`: the
     outputs behind each row except the oracle's. `sites`: of each image, '' if unknown.
-    `taxonomy`: groups of the classes; rows then have `RANK_top1_accuracy`, for the most probable group of each rank.
+    `taxonomy`: groups of the classes; rows then have the scores of `ranks`.
     """
 
     rows: list[Row]
@@ -84,7 +85,7 @@ class Evaluation:
     def columns(self) -> tuple[str, ...]:
         """The row keys that a table shows."""
         own = ENSEMBLE_COLUMNS if self.members.shape[1] > 1 else COLUMNS
-        return own if self.taxonomy is None else (*own, *map(_rank_key, self.taxonomy.ranks[1:]))
+        return own if self.taxonomy is None else (*own, *rank_columns(self.taxonomy))
 
 
 def check_unseen(sessions: Iterable[Session], split: str) -> None:
@@ -187,9 +188,9 @@ def score_results(
     taxonomy = predictor.ensemble.taxonomy if isinstance(predictor.ensemble, Ensemble) else None
     if taxonomy is not None:
         for row, each in zip(scored, decided, strict=True):
-            row |= _rank_scores(each.probabilities, truth, taxonomy)
+            row |= rank_scores(each.probabilities, truth, taxonomy)
         for row in rows[len(scored) :]:
-            row |= dict.fromkeys(map(_rank_key, taxonomy.ranks[1:]))
+            row |= dict.fromkeys(rank_columns(taxonomy))
     return Evaluation(
         rows=rows,
         failures=failures,
@@ -270,19 +271,6 @@ def _decide_members(
 def _row(decided: Decided, truth: _Ids, names: tuple[str, ...], groups: Sequence[str]) -> Row:
     scores = classification_metrics(truth, decided.probabilities, names, decided.label_ids, groups)
     return {"model": decided.model, "voting": decided.voting, **scores}
-
-
-def _rank_key(rank: str) -> str:
-    return f"{rank}_top1_accuracy"
-
-
-def _rank_scores(probabilities: NDArray[np.float32], truth: _Ids, taxonomy: Taxonomy) -> Row:
-    """Accuracy of the most probable group, for each rank above the classes."""
-    scores: Row = {}
-    for rank, groups in zip(taxonomy.ranks[1:], taxonomy.groups, strict=True):
-        names, best = np.array(groups), group_probabilities(probabilities, groups).argmax(axis=1)
-        scores[_rank_key(rank)] = float((names[best] == names[truth]).mean())
-    return scores
 
 
 def _best_member(members: NDArray[np.float32], truth: _Ids) -> NDArray[np.bool_]:

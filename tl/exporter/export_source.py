@@ -22,7 +22,7 @@ from tl.evaluation.calibration import class_ids_of, conformal_of, held_out_score
 from tl.evaluation.ood import MAX_KNOWN, Known, OodFit, measure_ood
 from tl.exporter.parity import spread
 from tl.progress import Progress
-from tl.runtime.ensembles.taxonomy import Taxonomy, read_taxonomy, taxonomy_of_names
+from tl.runtime.ensembles.taxonomy import Taxonomy, taxonomy_of
 from tl.runtime.imaging.preprocessing import JpegScale, Preprocessing, build_preprocessing
 from tl.runtime.model_file.contract import (
     Conformal,
@@ -44,6 +44,7 @@ from tl.trainer.models.weights import load_into, read_weights
 from tl.trainer.options import is_solved, settled
 from tl.trainer.run_folder.environment import library_versions
 from tl.trainer.run_folder.run import NetworkCard, Run
+from tl.trainer.run_folder.taxonomy import load_taxonomy
 
 
 class OodScore(nn.Module):
@@ -147,7 +148,7 @@ class ExtraOutputs:
 
     `unknown`: out-of-distribution score relative to the training images, which requires reading all of them.
     `false_alarm` in (0, 1): fraction of validation images that its limit may flag. `cam`: class activation maps.
-    `taxonomy`: CSV of the classes' groups, or "names" if the class names are lineages.
+    `taxonomy`: CSV of the classes' groups, or "names" if the class names are lineages; None for the run's own.
     """
 
     unknown: bool = True
@@ -162,7 +163,7 @@ DEFAULT_OUTPUTS = ExtraOutputs()
 def class_source(run: Run, progress: Progress, further: ExtraOutputs) -> ExportSource:
     """A run's best classifier. Raises `ConfigError`, `DataError` or `RunError`."""
     network, card, config = load_network(run)
-    taxonomy = _read_taxonomy(further.taxonomy, card.class_names)
+    taxonomy = taxonomy_of(further.taxonomy, card.class_names) or load_taxonomy(run, card.class_names)
     if further.cam and not has_cam(network):
         raise ConfigError(
             "class activation maps require a linear head on globally averaged features, but this run has head "
@@ -186,12 +187,6 @@ def class_source(run: Run, progress: Progress, further: ExtraOutputs) -> ExportS
         ood=measured[1] if measured else None,
         taxonomy=taxonomy,
     )
-
-
-def _read_taxonomy(given: str | None, class_names: Sequence[str]) -> Taxonomy | None:
-    if given is None:
-        return None
-    return taxonomy_of_names(class_names) if given == "names" else read_taxonomy(Path(given), class_names)
 
 
 def landmark_source(run: Run) -> ExportSource:
@@ -301,6 +296,6 @@ def _public_config(config: TrainConfig) -> dict[str, Any]:
     plain = {name: list(value) if isinstance(value, tuple) else value for name, value in vars(config).items()}
     plain["data"] = Path(config.data).name
     del plain["out"]
-    for name in ("weights", "augment", "images"):
+    for name in ("weights", "augment", "images", "taxonomy"):
         plain[name] = None if plain[name] is None else Path(str(plain[name])).name
     return plain

@@ -10,6 +10,7 @@ Importing has no side effects on the host program. Read the packages in this ord
 """
 
 from tl.runtime.ensembles.selective import SelectivePrediction
+from tl.runtime.ensembles.sequences import SequenceResult, vote_sequence
 from tl.runtime.ensembles.voting import Vote, vote
 from tl.runtime.explain.explanation import Explanation, explain
 from tl.runtime.imaging.decode import ImageSource
@@ -33,6 +34,7 @@ __all__ = [
     "Result",
     "SelectivePrediction",
     "SelfTest",
+    "SequenceResult",
     "Vote",
     "explain",
     "load",
@@ -40,4 +42,5 @@ __all__ = [
     "load_regression",
     "run_selftest",
     "vote",
+    "vote_sequence",
 ]

@@ -84,6 +84,18 @@ class TrainConfig:
     unit: tuple[str, ...] | None = _option(
         None, "Regression: unit of each target, such as mm. Repeatable, in the order of --target.", "Data"
     )
+    sequence: str | None = _option(
+        None,
+        "Keep images of one subject in one split: a column of the CSV, or exif:30s for photos of one camera taken at "
+        "most 30 s apart.",
+        "Data",
+    )
+    taxonomy: str | None = _option(
+        None,
+        "CSV with class,genus,family,... (most special first), or names if the class names are lineages A;B;C: also "
+        "score each rank, and export it.",
+        "Data",
+    )
     skip_bad: bool = _option(False, "Skip unreadable images and list them in skipped.csv.", "Data")
     audit: bool = _option(True, "Check the data for leaks and other problems before training (findings.csv).", "Data")
     test: bool = _option(False, "Also evaluate the best checkpoint on the test split, once.", "Data")

@@ -7,14 +7,15 @@ from __future__ import annotations
 
 import dataclasses
 import math
-import re
 from collections.abc import Mapping
 from difflib import get_close_matches
 from pathlib import Path
 from typing import Any, TypeVar
 
+from tl.data.sequences import sequence_faults
 from tl.errors import ConfigError
 from tl.runtime.landmarks.files import is_landmark_file
+from tl.runtime.sources.durations import parse_seconds
 from tl.trainer.config import (
     BAG_FOLDS,
     BEST_SOUP,
@@ -151,12 +152,6 @@ def _can_average(config: TrainConfig) -> bool:
     return bool(config.interpolate) and config.schedule != "plateau"
 
 
-def parse_seconds(text: str) -> float | None:
-    """`90s`, `10m`, `1.5h` -> seconds; None for anything else."""
-    match = re.fullmatch(r"(\d+(?:\.\d+)?)([smh])", text.strip())
-    return float(match[1]) * {"s": 1, "m": 60, "h": 3600}[match[2]] if match else None
-
-
 def find_task(data: str) -> Kind:
     """The task of a data set: landmarks for a landmark file, classes otherwise, also for a missing path."""
     return "landmarks" if is_landmark_file(data) else "classification"
@@ -207,7 +202,7 @@ def _budget_faults(config: TrainConfig) -> list[str]:
 
 
 def _image_faults(config: TrainConfig) -> list[str]:
-    faults = []
+    faults = sequence_faults(config.sequence, for_landmarks=config.task == "landmarks")
     if not 255 < config.bit_depth_max <= 65535:
         faults.append(f"bit_depth_max must be 256..65535, found {config.bit_depth_max}")
     if config.image_size is not None and config.image_size > _MAX_IMAGE_SIZE:

@@ -19,9 +19,11 @@ from tl import __version__
 from tl.data.features import FeatureSet, open_features
 from tl.data.images import ImageStore, check_readable, color_statistics, load_images, preprocessing_key
 from tl.data.manifests import LabeledImage, ManifestColumns, bind_class_names, class_ids, read_images
+from tl.data.sequences import tie_sequences
 from tl.data.splits import Fold, assign_splits, cut_parts, find_folds, limit_per_class
 from tl.errors import ConfigError, DataError
 from tl.progress import Progress
+from tl.runtime.ensembles.taxonomy import Taxonomy, taxonomy_of
 from tl.runtime.imaging.preprocessing import Preprocessing, build_preprocessing
 from tl.trainer.config import MAX_EPOCHS, MIN_STEPS, SOLVER_FOLDS, TrainConfig
 from tl.trainer.fit.augment import Augment, build_augment
@@ -92,12 +94,13 @@ class FeatureTask(PreparedInputs):
     """The prepared inputs of a run whose head can be trained on cached features.
 
     `outputs`: what the head has one output for: classes or targets. `ids`: class of each image in the store, 0 without
-    classes. `features` is None if the trunk is randomly initialized.
+    classes. `features` is None if the trunk is randomly initialized, `taxonomy` if the classes have no groups.
     """
 
     outputs: tuple[str, ...]
     ids: tuple[int, ...]
     features: FeatureSet | None
+    taxonomy: Taxonomy | None
 
     @property
     def uses_kept_features(self) -> bool:
@@ -155,7 +158,7 @@ class Task(FeatureTask):
 
 def manifest_columns(config: TrainConfig) -> ManifestColumns:
     """How a config reads a CSV manifest."""
-    return ManifestColumns(config.split_column, config.path_column, config.label_column, config.images)
+    return ManifestColumns(config.split_column, config.path_column, config.label_column, config.images, config.sequence)
 
 
 # (config, info, number of outputs, weights file): raises `TlError` if no network can be built from them.
@@ -180,9 +183,15 @@ def prepare_task(config: TrainConfig, progress: Progress, check: Check = lambda 
         images = assign_splits(images, settled(config.val_fraction), config.seed)
         return images if config.per_class is None else limit_per_class(images, config.per_class, config.seed)
 
-    inputs = prepare_inputs(asked, config, found, split, _check_data, check, progress)
+    def bind(images: Sequence[LabeledImage], config: TrainConfig) -> tuple[str, ...]:
+        class_names = _check_data(images, config)
+        taxonomy_of(config.taxonomy, class_names)
+        return class_names
+
+    inputs = prepare_inputs(asked, config, found, split, bind, check, progress)
     ids = tuple(class_ids(inputs.store.images, inputs.outputs))
-    task = Task(**vars(inputs) | {"ids": ids})
+    taxonomy = taxonomy_of(config.taxonomy, inputs.outputs)
+    task = Task(**vars(inputs) | {"ids": ids, "taxonomy": taxonomy})
     return dataclasses.replace(task, config=dataclasses.replace(task.config, refit=refits(task, has_own_split)))
 
 
@@ -203,6 +212,7 @@ def prepare_inputs(
     info = remembered_info(config.backbone, find_info)
     preprocessing = build_run_preprocessing(config, info)
     augment = build_augment(str(config.augment), preprocessing)
+    found = tie_sequences(found, config.sequence, progress.say)
     has_own_split = any(image.split == "val" for image in found)
     images = split(found)
     config = _fit_epochs(fit_batch(config, images, asked.batch_size), images, asked, has_own_split)
@@ -229,7 +239,7 @@ def prepare_inputs(
     if config.normalize == "dataset" and weights is not None:
         features = open_run_features(config, info, preprocessing, augment, weights)
     ids = (0,) * len(store.images)
-    return FeatureTask(config, info, preprocessing, augment, weights, store, bad, outputs, ids, features)
+    return FeatureTask(config, info, preprocessing, augment, weights, store, bad, outputs, ids, features, None)
 
 
 def refits(task: FeatureTask, has_own_split: bool) -> bool:

@@ -7,10 +7,20 @@ from tl.trainer.config import TrainConfig
 # Options for classification only.
 _CLASSES_ONLY = (
     *("per_class", "path_column", "label_column", "views", "mixup", "cutmix", "label_smoothing", "class_weights"),
-    "sampler",
+    *("sampler", "taxonomy"),
 )
 # Options of classification that regression does not have.
-_CLASSES_NOT_NUMBERS = ("per_class", "mixup", "cutmix", "label_smoothing", "class_weights", "sampler", "bag", "views")
+_CLASSES_NOT_NUMBERS = (
+    "per_class",
+    "mixup",
+    "cutmix",
+    "label_smoothing",
+    "class_weights",
+    "sampler",
+    "bag",
+    "views",
+    "taxonomy",
+)
 _NUMBERS_ONLY = ("target", "unit", "number_loss", "quantile")
 _LANDMARKS_ONLY = ("crop", "crop_margin", "mirror", "flip_pairs", "skeleton", "point_loss")
 

@@ -175,12 +175,12 @@ class Ensemble:
     def _gives_ranks(self) -> bool:
         return self.taxonomy is not None and self.selective.min_confidence is not None
 
-    def _rank(self, probabilities: NDArray[np.float32], why: Sequence[str]) -> Sequence[Ranked | None]:
+    def _rank(self, decided: Vote, why: Sequence[str]) -> Sequence[Ranked | None]:
         """The most special sure group of each image, none for images unlike the training images."""
         least = self.selective.min_confidence
         if self.taxonomy is None or least is None:
-            return [None] * len(probabilities)
-        found = most_special(probabilities, self.class_names, self.taxonomy, least)
+            return [None] * len(why)
+        found = most_special(decided.probabilities, self.class_names, self.taxonomy, least, decided.label_ids)
         return [
             Ranked("", REJECTED, one.confidence) if OOD in text else one for one, text in zip(found, why, strict=True)
         ]
@@ -213,7 +213,7 @@ class Ensemble:
             why = [text or _IMPOSSIBLE * (not sure) for text, sure in zip(why, confidence.tolist(), strict=True)]
         sets = None if self._set_limit is None else prediction_sets(probabilities, self._set_limit)
         votes = self._member_votes(judged) if with_votes else [None] * len(label_ids)
-        ranked = self._rank(probabilities, why)
+        ranked = self._rank(decided, why)
         # Convert whole columns to Python numbers: converting one value costs as much as building its row.
         labels, sure = label_ids.tolist(), confidence.tolist()
         unknown = None if judged.ood_score is None else judged.ood_score.tolist()

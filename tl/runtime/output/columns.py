@@ -25,7 +25,7 @@ from tl.runtime.results import (
 )
 from tl.runtime.sources.tables import csv_line
 
-ColumnType = Literal["text", "number", "flag"]
+ColumnType = Literal["text", "number", "flag", "count", "degrees"]
 # Fields of `MemberVotes` that get a column.
 _DISAGREEMENT = ("agreement", "entropy", "mutual_information", "margin")
 
@@ -45,7 +45,7 @@ class Columns(Protocol):
     def values(self, line: dict[str, Any]) -> list[Any]:
         """Convert a result's plain form to one value per column, None where it has none."""
 
-    def line(self, result: Result) -> str:
+    def line(self, result: Any) -> str:
         """Return a CSV row with its line end; for a failure, all cells but path and error are empty."""
 
 
@@ -102,7 +102,7 @@ class ClassColumns(ClassFields):
         """Return a CSV row with its line end."""
         if not isinstance(result, Classification):
             return _failed_line(result, len(self.types))
-        shown = _shortest(result.probabilities)[1:-1]
+        shown = shortest(result.probabilities)[1:-1]
         more: list[str] = []
         if self.with_set:
             more.append(join_set(result.class_set or ()))
@@ -114,7 +114,7 @@ class ClassColumns(ClassFields):
             more += [result.ranked.rank, result.ranked.name, number(result.ranked.confidence)]
         if result.votes is not None:
             more += [number(getattr(result.votes, name)) for name in _DISAGREEMENT] + [*result.votes.labels]
-        first = csv_line([result.path, result.label, _shortest(np.float32(result.confidence))])
+        first = csv_line([result.path, result.label, shortest(np.float32(result.confidence))])
         return f"{first[:-1]},{shown},{csv_line([*more, ''])}" if more else f"{first[:-1]},{shown},\n"
 
 
@@ -201,7 +201,7 @@ class RegressionColumns(RegressionFields):
         if not isinstance(result, Regression):
             return _failed_line(result, len(self.types))
         cells = self.values(result.as_dict())[1:-1]
-        shown = _shortest(np.array(cells, np.float32))[1:-1]
+        shown = shortest(np.array(cells, np.float32))[1:-1]
         return f"{csv_line([result.path])[:-1]},{shown},\n"
 
 
@@ -210,7 +210,7 @@ def number(value: float) -> str:
     return f"{value:.6g}"
 
 
-def _shortest(values: NDArray[np.float32] | np.float32) -> str:
+def shortest(values: NDArray[np.float32] | np.float32) -> str:
     """Format float32 numbers as JSON with the fewest digits that identify each value.
 
     For a thousand numbers, Python's own formatting would take a twentieth of a small model's time per image.

@@ -127,6 +127,20 @@ def site_section(rows: Sequence[tuple[str | float | None, ...]]) -> list[Section
     return [Section("Sites", [Table(columns[:width], [row[:width] for row in rows]), Note(text)])]
 
 
+def rank_section(scores: dict[str, Any]) -> list[Section]:
+    """Build the section on groups of classes, such as genus and family, if the scores have them."""
+    ranks = [name.removesuffix("_top1_accuracy") for name in scores if name.endswith("_top1_accuracy")]
+    rows = [
+        (rank, scores[f"{rank}_top1_accuracy"], scores[f"{rank}_macro_f1"])
+        for rank in ranks
+        if f"{rank}_macro_f1" in scores
+    ]
+    if not rows:
+        return []
+    table = Table(("rank", "accuracy", "macro F1"), [("class", scores["top1_accuracy"], scores["macro_f1"]), *rows])
+    return [Section("Ranks", [table, Note("Scores of the most probable group of each rank.")])]
+
+
 class _Shower:
     """Convert classified images to cards. Each thumbnail is created once."""
 

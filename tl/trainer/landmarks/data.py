@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 
 from tl.data.audit import Finding
 from tl.data.manifests import SPLITS, LabeledImage
+from tl.data.sequences import tie_sequences
 from tl.errors import ConfigError, DataError
 from tl.runtime.imaging.geometry import Region, region_of_points, widen
 from tl.runtime.landmarks.files import image_finder, read_landmarks
@@ -65,7 +66,7 @@ def read_annotated(config: TrainConfig) -> Annotated:
         LabeledImage(find(p.name), p.name, "", _split(p, config.data), p.group, region)
         for p, region in zip(landmarks.images, regions, strict=True)
     )
-    return Annotated(images, landmarks, partners_of(landmarks))
+    return Annotated(tuple(tie_sequences(images, config.sequence)), landmarks, partners_of(landmarks))
 
 
 def mark_points(images: Sequence[LabeledImage], points: Mapping[str, NDArray[np.float64]]) -> list[LabeledImage]:

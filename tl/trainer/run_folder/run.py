@@ -116,12 +116,12 @@ class Run:
         Raises `RunError` if the run already has a different manifest: it cannot continue with other images.
         """
         has_regions = any(image.region is not None for image in store.images)
-        further = ("site",) if any(image.site for image in store.images) else ()
+        further = [name for name in ("site", "sequence") if any(getattr(image, name) for image in store.images)]
         rows = [
             (
                 *(self.relative(p.path), p.label, p.split, p.group, digest),
                 *(_sides(p.region) if has_regions else ()),
-                *((p.site,) if further else ()),
+                *(getattr(p, name) for name in further),
             )
             for p, digest in zip(store.images, store.hashes, strict=True)
         ]
