@@ -5,19 +5,8 @@ from typing import Any, get_args, get_type_hints
 
 import pytest
 
-from tl.trainer.config import (
-    BY_METHOD,
-    C_VALUES,
-    CLASSES,
-    FROM_SOLVED_HEAD,
-    HEAD_SIZES,
-    LANDMARKS,
-    LEARNING_RATES,
-    Head,
-    Method,
-    Optimizer,
-    TrainConfig,
-)
+from tl.trainer.config import Head, Method, Optimizer, TrainConfig
+from tl.trainer.defaults import BY_METHOD, C_VALUES, CLASSES, FROM_SOLVED_HEAD, HEAD_SIZES, LANDMARKS, LEARNING_RATES
 
 # Method auto has no defaults of its own: it chooses among the others.
 METHODS = [method for method in get_args(Method) if method != "auto"]

@@ -8,8 +8,9 @@ from typing import Any, Literal, get_args
 import pytest
 
 from tl.errors import ConfigError
-from tl.trainer.config import FAMILY_RATES, Head, Method, Optimizer, TrainConfig
+from tl.trainer.config import Head, Method, Optimizer, TrainConfig
 from tl.trainer.config_files import config_from_mapping, dump_config, load_config, own_choices
+from tl.trainer.defaults import FAMILY_RATES
 from tl.trainer.models.backbone_info import family_of
 from tl.trainer.options import can_refit, candidates, is_solved, nearest, resolve
 

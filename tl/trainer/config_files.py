@@ -13,7 +13,8 @@ from pathlib import Path
 from typing import Any
 
 from tl.errors import ConfigError, MissingExtraError
-from tl.trainer.config import FROM_SOLVED_HEAD, PRESETS, TrainConfig
+from tl.trainer.config import PRESETS, TrainConfig
+from tl.trainer.defaults import FROM_SOLVED_HEAD
 from tl.trainer.options import nearest, raise_faults, resolve
 
 # Options from versions before 0.1.

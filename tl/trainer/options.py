@@ -16,7 +16,8 @@ from tl.data.sequences import sequence_faults
 from tl.errors import ConfigError
 from tl.runtime.landmarks.files import is_landmark_file
 from tl.runtime.sources.durations import parse_seconds
-from tl.trainer.config import (
+from tl.trainer.config import Kind, TrainConfig
+from tl.trainer.defaults import (
     BAG_FOLDS,
     BEST_SOUP,
     BY_METHOD,
@@ -34,8 +35,6 @@ from tl.trainer.config import (
     SMALLER_LEARNING_RATES,
     SOUP,
     VAL_FRACTION,
-    Kind,
-    TrainConfig,
 )
 from tl.trainer.models.backbone_info import family_of, has_norm
 from tl.trainer.task_options import task_faults

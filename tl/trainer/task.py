@@ -25,7 +25,8 @@ from tl.errors import ConfigError, DataError
 from tl.progress import Progress
 from tl.runtime.ensembles.taxonomy import Taxonomy, taxonomy_of
 from tl.runtime.imaging.preprocessing import Preprocessing, build_preprocessing
-from tl.trainer.config import MAX_EPOCHS, MIN_STEPS, SOLVER_FOLDS, TrainConfig
+from tl.trainer.config import TrainConfig
+from tl.trainer.defaults import MAX_EPOCHS, MIN_STEPS, SOLVER_FOLDS
 from tl.trainer.fit.augment import Augment, build_augment
 from tl.trainer.models.backbone_info import OWN_BACKBONES, BackboneInfo, library_of, remembered_info
 from tl.trainer.models.weight_files import WeightsFile, find_weights, read_colors

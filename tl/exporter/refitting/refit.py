@@ -38,7 +38,7 @@ from tl.runtime.model_file.contract import Contract, Golden, OodFacts, Parity, P
 from tl.runtime.model_file.selftest import run_selftest
 from tl.runtime.session import Session
 from tl.runtime.sources.paths import hash_file
-from tl.trainer.config import C_VALUES
+from tl.trainer.defaults import C_VALUES
 from tl.trainer.heads.solvers import LinearHead, solve_head
 from tl.trainer.run_folder.environment import library_versions
 
