@@ -1,6 +1,7 @@
 """Decode image files and bytes to upright uint8 (H, W, 3) RGB, or raise `ImageReadError` with the reason.
 
-Handles formats, orientation, color, alpha and bit depth. A truncated or corrupt image raises an error;
+Where the preprocessing chooses more than 3 channels, images are (H, W, C). Handles formats, sources and orientation;
+`colors` handles color, alpha and bit depth, `stacks` channels and planes. A truncated or corrupt image raises an error;
 it is never returned in part. Input sizes are handled by `geometry`.
 Thread-safe. With `refusals`, the only file that imports Pillow's openers; the only one that imports simplejpeg.
 """
@@ -13,7 +14,7 @@ import stat
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from io import BytesIO
 from pathlib import Path
 from typing import BinaryIO
@@ -26,7 +27,6 @@ from PIL import (  # importing a plugin registers its format; JPEG's opener also
     BmpImagePlugin,
     GifImagePlugin,
     Image,
-    ImageFile,
     Jpeg2KImagePlugin,
     JpegImagePlugin,
     PngImagePlugin,
@@ -37,19 +37,21 @@ from PIL import (  # importing a plugin registers its format; JPEG's opener also
 )
 
 from tl.errors import ImageReadError
+from tl.runtime.imaging.colors import channel_array, rgb_array, scale_transparent_gray, select_bands
 from tl.runtime.imaging.pillow_images import PlainSource, plain_source
 from tl.runtime.imaging.preprocessing import Preprocessing
 from tl.runtime.imaging.refusals import (
-    GRAY16_MODES,
-    TIFF_PHOTOMETRIC,
     check_checksums,
     check_depth,
     check_frames,
     check_signature,
     check_single,
+    check_single_page,
     check_tiff,
     unidentified_fault,
 )
+from tl.runtime.imaging.stacks import opened_stack
+from tl.runtime.imaging.tiff_layout import is_tiff
 
 ImageSource = PlainSource | Image.Image
 
@@ -113,13 +115,16 @@ def decode_scaled(
     """Decode an image: upright by EXIF, alpha over white, 16-bit scaled by `bit_depth_max`.
 
     `source`: path, encoded bytes, seekable binary file, a Pillow image (see `plain_source`), or a uint8 (H, W, 3) RGB
-    array, which is returned unchanged.
+    array (of the chosen channels, if there are more than 3), which is returned unchanged.
     `eighths`: maps (H, W) of the upright image to the scale, 1..8 eighths, at which a JPEG is decoded.
     Raises `ImageReadError` if the image cannot be read completely, TypeError or ValueError for an unsupported array.
     """
+    is_pillow = isinstance(source, Image.Image)
     source = plain_source(source)
+    if isinstance(source, np.ndarray) and is_pillow and preprocessing.channels is not None:
+        return whole(select_bands(source, preprocessing.channels))
     if isinstance(source, np.ndarray):
-        return whole(_check_array(source))
+        return whole(_check_array(source, preprocessing.num_channels))
     check_source(source)
     with reading(source) as stream:
         return _decode_stream(stream, preprocessing, eighths)
@@ -195,9 +200,10 @@ def source_name(source: ImageSource) -> str:
     return name if isinstance(name, str) else ""
 
 
-def _check_array(image: NDArray[np.uint8]) -> NDArray[np.uint8]:
-    if image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != 3 or 0 in image.shape:
-        raise ValueError(f"an image array must be uint8 (H, W, 3) RGB, got {image.dtype} {image.shape}")
+def _check_array(image: NDArray[np.uint8], num_channels: int) -> NDArray[np.uint8]:
+    if image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != num_channels or 0 in image.shape:
+        kind = "(H, W, 3) RGB" if num_channels == 3 else f"(H, W, {num_channels})"
+        raise ValueError(f"an image array must be uint8 {kind}, got {image.dtype} {image.shape}")
     return np.ascontiguousarray(image)
 
 
@@ -223,28 +229,50 @@ def _decode_file(stream: BinaryIO, preprocessing: Preprocessing, eighths: Callab
     if num_bytes == 0:
         raise ImageReadError("", "empty file")
     stream.seek(0)
+    if preprocessing.chooses and is_tiff(stream.read(4)):
+        check_signature(stream)
+        with opened_stack(stream, preprocessing, MAX_PIXELS) as stack:
+            if stack is not None:
+                with _one_at_a_time(stack.num_values):
+                    return whole(upright(stack.read(), stack.stack.layout.orientation))
+    check_single_page(preprocessing)
     with open_header(stream) as opened:
-        check_tiff(opened)
-        check_frames(opened)
-        check_single(opened, stream)
-        if opened.format == "PNG":
-            check_checksums(stream)
-        pixels = opened.width * opened.height
-        if pixels > MAX_PIXELS:
-            raise ImageReadError("", _too_large(f"{opened.width}x{opened.height}"))
-        if opened.format in ("JPEG", "MPO"):
-            if num_bytes > MAX_JPEG_BYTES:
-                raise ImageReadError("", f"a JPEG file larger than {MAX_JPEG_BYTES >> 20} MiB")
-            stream.seek(0)
-            # Do not pass the limit as the size: Python would allocate that much for every image.
-            return _decode_jpeg(stream.read(num_bytes), opened, eighths)
-        with _one_at_a_time(pixels):
-            check_depth(opened, preprocessing)
-            _scale_transparent_gray(opened)
-            opened.load()
-            # Read the orientation after loading: Pillow rotates TIFFs while loading and then drops the tag.
-            image, orientation = _rgb_array(opened, preprocessing), _orientation(opened)
-            return whole(upright(image, orientation))
+        return _decode_opened(opened, stream, num_bytes, preprocessing, eighths)
+
+
+def _decode_opened(
+    opened: Image.Image,
+    stream: BinaryIO,
+    num_bytes: int,
+    preprocessing: Preprocessing,
+    eighths: Callable[[tuple[int, int]], int],
+) -> Decoded:
+    check_tiff(opened)
+    check_frames(opened)
+    check_single(opened, stream)
+    if opened.format == "PNG":
+        check_checksums(stream)
+    pixels = opened.width * opened.height
+    if pixels > MAX_PIXELS:
+        raise ImageReadError("", _too_large(f"{opened.width}x{opened.height}"))
+    if opened.format in ("JPEG", "MPO"):
+        if num_bytes > MAX_JPEG_BYTES:
+            raise ImageReadError("", f"a JPEG file larger than {MAX_JPEG_BYTES >> 20} MiB")
+        stream.seek(0)
+        # Do not pass the limit as the size: Python would allocate that much for every image.
+        decoded = _decode_jpeg(stream.read(num_bytes), opened, eighths)
+        if preprocessing.channels is None:
+            return decoded
+        bands = decoded.image[:, :, :1] if opened.mode == "L" else decoded.image
+        return replace(decoded, image=select_bands(bands, preprocessing.channels))
+    with _one_at_a_time(pixels):
+        check_depth(opened, preprocessing)
+        scale_transparent_gray(opened)
+        opened.load()
+        # Read the orientation after loading: Pillow rotates TIFFs while loading and then drops the tag.
+        convert = rgb_array if preprocessing.channels is None else channel_array
+        image, orientation = convert(opened, preprocessing), _orientation(opened)
+        return whole(upright(image, orientation))
 
 
 def _one_at_a_time(pixels: int) -> AbstractContextManager[object]:
@@ -308,39 +336,6 @@ def _decode_jpeg(data: bytes, image: Image.Image, eighths: Callable[[tuple[int, 
         raise ImageReadError(
             "", f"damaged JPEG ({_reason(error)}); saving it again in an image editor may help"
         ) from error
-
-
-def _rgb_array(image: Image.Image, preprocessing: Preprocessing) -> NDArray[np.uint8]:
-    if image.mode in GRAY16_MODES or (image.mode == "I" and image.format == "PPM"):  # a 16-bit PGM
-        return _gray16_to_rgb(image, preprocessing)
-    if image.mode in ("I", "F"):
-        raise ImageReadError("", "32-bit pixels have no standard range: save the image with 8 or 16 bits per channel")
-    if image.mode in ("LA", "La", "PA", "RGBA", "RGBa") or "transparency" in image.info:
-        rgba = image.convert("RGBA")
-        return np.asarray(Image.alpha_composite(Image.new("RGBA", rgba.size, "white"), rgba).convert("RGB"))
-    return np.asarray(image.convert("RGB"))
-
-
-def _scale_transparent_gray(image: Image.Image) -> None:
-    """Scale a PNG's transparent value: while loading, Pillow scales 2- and 4-bit gray to 8 bits, but not this value."""
-    value = image.info.get("transparency")
-    if isinstance(image, ImageFile.ImageFile) and image.mode == "L" and isinstance(value, int):
-        stored = str(image.tile)
-        image.info["transparency"] = value * (85 if "L;2" in stored else 17 if "L;4" in stored else 1)
-
-
-def _gray16_to_rgb(image: Image.Image, preprocessing: Preprocessing) -> NDArray[np.uint8]:
-    values = np.asarray(image).astype(np.uint32)
-    if values.max() > preprocessing.bit_depth_max:
-        found = f"a pixel value of {values.max()} is above bit_depth_max {preprocessing.bit_depth_max}"
-        raise ImageReadError("", f"{found}: bit_depth_max was set for another camera")
-    if isinstance(image, TiffImagePlugin.TiffImageFile) and image.tag_v2.get(TIFF_PHOTOMETRIC) == 0:
-        values = preprocessing.bit_depth_max - values  # 0 is white, which Pillow inverts for 8 bits only
-    gray = (values * 256 // (preprocessing.bit_depth_max + 1)).astype(np.uint8)
-    transparent = image.info.get("transparency")
-    if isinstance(transparent, int):
-        gray[values == transparent] = 255
-    return np.repeat(gray[:, :, None], 3, axis=2)
 
 
 def _orientation(image: Image.Image) -> int:
