@@ -60,7 +60,7 @@ def slot_arrays(memory: mmap.mmap, slot: int, preparer: Preparer, batch_size: in
 
 
 def _shapes(preparer: Preparer, batch_size: int) -> list[tuple[int, ...]]:
-    return [(batch_size * len(preparer.views), *preprocessing.input_hw, 3) for preprocessing in preparer.preprocessings]
+    return [(batch_size * len(preparer.views), *one.input_shape) for one in preparer.preprocessings]
 
 
 def decode_chunk(sources: Sequence[SentSource], arrays: Inputs, preparer: Preparer, hashes: bool) -> list[Outcome]:

@@ -104,6 +104,11 @@ def _find_channel(channel: str, count: int, names: Sequence[str]) -> int:
     raise ImageReadError("", f"channel '{channel}' is not in this file, whose channels are {shown}")
 
 
+def shown_rgb(image: NDArray[np.uint8]) -> NDArray[np.uint8]:
+    """Return an image (H, W, C) as RGB for display: its first three channels."""
+    return np.ascontiguousarray(image[:, :, :3])
+
+
 def arrange(planes: Sequence[NDArray[np.uint8]]) -> NDArray[np.uint8]:
     """Combine uint8 (H, W) channels into an image (H, W, C).
 

@@ -29,12 +29,12 @@ class Preprocessing:
     """The conversion of an image to the network's input. Stored in full in every model file.
 
     `input_hw`: the network's input size in pixels. `resize_mode`: `squash` ignores the aspect ratio; `letterbox` keeps
-    it and pads with `pad_rgb`; `short_side` scales the shorter side to `short_side` pixels (None in the other modes)
-    and crops the center, as torchvision and timm do. Resizing is antialiased (Pillow). `bit_depth_max`: the largest
-    value a 16-bit image can contain (65535, or 4095 for a 12-bit camera). `channels`: numbers (from 0) or names of the
-    channels of a file to use, in order; None: gray or color as the file says. `project`: how the pages or z planes of a
-    stack become one: `max`, `mean`, or the number of the plane to use (from 0); None: images have one. `stacks`
-    implements both.
+    it and pads with `pad_rgb`, one value for each channel of the input; `short_side` scales the shorter side to
+    `short_side` pixels (None in the other modes) and crops the center, as torchvision and timm do. Resizing is
+    antialiased (Pillow). `bit_depth_max`: the largest value a 16-bit image can contain (65535, or 4095 for a 12-bit
+    camera). `channels`: numbers (from 0) or names of the channels of a file to use, in order; None: gray or color as
+    the file says. `project`: how the pages or z planes of a stack become one: `max`, `mean`, or the number of the plane
+    to use (from 0); None: images have one. `stacks` implements both.
     Fields with a single allowed value state rules that readers of the file must follow; a second value means a new
     rule.
     """
@@ -65,8 +65,10 @@ class Preprocessing:
             raise ValueError(f"short_side applies only to resize_mode 'short_side', got {self.resize_mode!r}")
         if self.short_side is not None and self.short_side < max(self.input_hw):
             raise ValueError(f"short_side {self.short_side} is smaller than the crop {self.input_hw}")
-        if not all(0 <= value <= 255 for value in self.pad_rgb) or len(self.pad_rgb) != self.num_channels:
-            raise ValueError(f"pad_rgb must be {self.num_channels} values of 0..255, got {self.pad_rgb}")
+        if not all(0 <= value <= 255 for value in self.pad_rgb):
+            raise ValueError(f"pad_rgb must be 0..255, got {self.pad_rgb}")
+        if len(self.pad_rgb) != self.num_channels:
+            raise ValueError(f"pad_rgb must have {self.num_channels} values, got {self.pad_rgb}")
         if not 255 < self.bit_depth_max <= 65535:
             raise ValueError(f"bit_depth_max must be 256..65535, got {self.bit_depth_max}")
         if faults := stack_faults(self.channels, self.project):
@@ -106,6 +108,11 @@ def stack_faults(channels: Sequence[str] | None, project: str | None) -> list[st
     if project is not None and project not in PROJECTIONS and not is_number(project):
         faults.append(f"project must be {', '.join(PROJECTIONS)} or the number of a page from 0, got '{project}'")
     return faults
+
+
+def parse_channels(text: str | None) -> tuple[str, ...] | None:
+    """`0,2,4` or `DAPI,GFP` -> the numbers or names; None for None."""
+    return None if text is None else tuple(part.strip() for part in text.split(","))
 
 
 def is_number(text: str) -> bool:

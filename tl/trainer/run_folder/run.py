@@ -98,10 +98,13 @@ def rename_tensors(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
 
 
 def _renamed(card: Json) -> Json:
-    """A network card from before 0.1 with the current names."""
-    if not isinstance(card, dict) or "recipe" not in card:
+    """A network card from before 0.1 with the current names, and the fields of preprocessing that were added since."""
+    if not isinstance(card, dict):
         return card
-    return {"preprocessing" if name == "recipe" else name: value for name, value in card.items()}
+    card = {"preprocessing" if name == "recipe" else name: value for name, value in card.items()}
+    if isinstance(preprocessing := card.get("preprocessing"), dict):
+        card["preprocessing"] = {"channels": None, "project": None, **preprocessing}
+    return card
 
 
 @dataclass(frozen=True)
