@@ -27,6 +27,7 @@ from tl.runtime.devices import usable_cores
 from tl.runtime.imaging.geometry import crop_to_input
 from tl.runtime.imaging.pipeline import load_working
 from tl.runtime.imaging.preprocessing import Preprocessing
+from tl.runtime.imaging.refusals import CHOOSE
 from tl.runtime.model_file.strict_json import dump_json
 from tl.runtime.prefetch import prefetch_map
 
@@ -202,6 +203,8 @@ def check_readable(
 ) -> None:
     """Raise `DataError` listing every unreadable image and the cure. `options`: those that can fix it."""
     if bad:
+        if options and any(CHOOSE in reason for _, reason in bad):
+            options = ["channels", "project", *options]
         listed = "\n".join(f"  {image.name}: {reason}" for image, reason in bad)
         raise DataError(f"{len(bad)} images cannot be read; {cure}:\n{listed}", options=options)
 

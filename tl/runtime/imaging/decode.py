@@ -38,7 +38,10 @@ from PIL import (  # importing a plugin registers its format; JPEG's opener also
 
 from tl.errors import ImageReadError
 from tl.runtime.imaging.colors import channel_array, rgb_array, scale_transparent_gray, select_bands
+from tl.runtime.imaging.heif import can_decode_heif, open_heif, read_heif_size
+from tl.runtime.imaging.orientation import exif_orientation, upright
 from tl.runtime.imaging.pillow_images import PlainSource, plain_source
+from tl.runtime.imaging.png_text import is_about_text, without_text
 from tl.runtime.imaging.preprocessing import Preprocessing
 from tl.runtime.imaging.refusals import (
     check_checksums,
@@ -48,8 +51,10 @@ from tl.runtime.imaging.refusals import (
     check_single,
     check_single_page,
     check_tiff,
+    read_tiff_size,
     unidentified_fault,
 )
+from tl.runtime.imaging.signatures import HEAD_BYTES
 from tl.runtime.imaging.stacks import opened_stack
 from tl.runtime.imaging.tiff_layout import is_tiff
 
@@ -76,8 +81,6 @@ MAX_JPEG_BYTES = 1 << 29
 # Converting one such image needs up to 1.5 GB, so they are decoded one at a time.
 _LARGE_PIXELS = 32_000_000
 large_image_lock: AbstractContextManager[object] = threading.Lock()  # `decode_worker` uses one shared between processes
-
-_EXIF_ORIENTATION = 0x0112
 
 
 @dataclass(frozen=True)
@@ -181,15 +184,28 @@ def read_size(path: str | os.PathLike[str]) -> tuple[int, int]:
 def read_stored(path: str | os.PathLike[str]) -> tuple[tuple[int, int], int]:
     """Return (height, width) of the image as stored, and its EXIF orientation 1..8. Raises `ImageReadError`."""
     try:
-        with _open_regular(Path(path)) as stream, open_header(stream) as image:
-            orientation = _orientation(image)
-            is_turned = orientation >= 5 and image.format == "TIFF"  # Pillow already swaps its size
-            size = image.height, image.width
-            return (size[::-1] if is_turned else size), orientation
+        with _open_regular(Path(path)) as stream:
+            return _read_stored(stream)
     except ImageReadError as error:
         raise ImageReadError(os.fspath(path), error.reason) from error
     except OSError as error:
         raise ImageReadError(os.fspath(path), _reason(error)) from error
+
+
+def _read_stored(stream: BinaryIO) -> tuple[tuple[int, int], int]:
+    head = _head(stream)
+    if can_decode_heif(head):
+        return read_heif_size(stream.read()), 1
+    try:
+        with open_header(stream) as image:
+            orientation = exif_orientation(image)
+            is_turned = orientation >= 5 and image.format == "TIFF"  # Pillow already swaps its size
+            size = image.height, image.width
+            return (size[::-1] if is_turned else size), orientation
+    except ImageReadError:
+        if found := read_tiff_size(stream, head):  # more channels than Pillow reads
+            return found
+        raise
 
 
 def source_name(source: ImageSource) -> str:
@@ -219,9 +235,9 @@ def _decode_stream(
     try:
         return _decode_file(stream, preprocessing, eighths)
     except ValueError as error:
-        if not _is_about_text(error):
+        if not is_about_text(error):
             raise
-    return _decode_file(BytesIO(_without_text(stream)), preprocessing, eighths)
+    return _decode_file(BytesIO(without_text(stream)), preprocessing, eighths)
 
 
 def _decode_file(stream: BinaryIO, preprocessing: Preprocessing, eighths: Callable[[tuple[int, int]], int]) -> Decoded:
@@ -229,15 +245,32 @@ def _decode_file(stream: BinaryIO, preprocessing: Preprocessing, eighths: Callab
     if num_bytes == 0:
         raise ImageReadError("", "empty file")
     stream.seek(0)
-    if preprocessing.chooses and is_tiff(stream.read(4)):
+    if preprocessing.chooses and is_tiff(_head(stream)):
         check_signature(stream)
         with opened_stack(stream, preprocessing, MAX_PIXELS) as stack:
             if stack is not None:
                 with _one_at_a_time(stack.num_values):
                     return whole(upright(stack.read(), stack.stack.layout.orientation))
     check_single_page(preprocessing)
+    if can_decode_heif(_head(stream)):
+        return _decode_heif(stream, num_bytes, preprocessing)
     with open_header(stream) as opened:
         return _decode_opened(opened, stream, num_bytes, preprocessing, eighths)
+
+
+def _decode_heif(stream: BinaryIO, num_bytes: int, preprocessing: Preprocessing) -> Decoded:
+    if num_bytes > MAX_JPEG_BYTES:
+        raise ImageReadError("", f"a HEIC file larger than {MAX_JPEG_BYTES >> 20} MiB")
+    with large_image_lock:  # its size is known when it is open, and libheif uses several threads
+        opened = open_heif(stream.read(num_bytes), MAX_PIXELS)
+        return whole((rgb_array if preprocessing.channels is None else channel_array)(opened, preprocessing))
+
+
+def _head(stream: BinaryIO) -> bytes:
+    stream.seek(0)
+    head = stream.read(HEAD_BYTES)
+    stream.seek(0)
+    return head
 
 
 def _decode_opened(
@@ -271,7 +304,7 @@ def _decode_opened(
         opened.load()
         # Read the orientation after loading: Pillow rotates TIFFs while loading and then drops the tag.
         convert = rgb_array if preprocessing.channels is None else channel_array
-        image, orientation = convert(opened, preprocessing), _orientation(opened)
+        image, orientation = convert(opened, preprocessing), exif_orientation(opened)
         return whole(upright(image, orientation))
 
 
@@ -285,32 +318,13 @@ def open_header(stream: BinaryIO) -> Image.Image:
     try:
         return Image.open(stream, formats=FORMATS)
     except ValueError as error:
-        if not _is_about_text(error):
+        if not is_about_text(error):
             raise
-        return Image.open(BytesIO(_without_text(stream)), formats=FORMATS)
+        return Image.open(BytesIO(without_text(stream)), formats=FORMATS)
     except Image.DecompressionBombError as error:
         raise ImageReadError("", _too_large("more")) from error
     except UnidentifiedImageError as error:
         raise ImageReadError("", unidentified_fault(stream, FORMATS)) from error
-
-
-def _is_about_text(error: ValueError) -> bool:
-    """Whether Pillow refuses a PNG for the size of its texts or color profile, which are not needed here."""
-    return "MAX_TEXT" in str(error)
-
-
-def _without_text(stream: BinaryIO) -> bytes:
-    """A PNG file without texts and color profile. Source: the PNG specification, "Chunk layout"."""
-    stream.seek(0)
-    kept = [stream.read(8)]
-    while len(head := stream.read(8)) == 8:
-        length, kind = int.from_bytes(head[:4], "big"), head[4:]
-        rest = stream.read(length + 4)
-        if kind not in (b"iCCP", b"tEXt", b"zTXt", b"iTXt"):
-            kept += [head, rest]
-        if kind == b"IEND":
-            break
-    return b"".join(kept)
 
 
 def _too_large(found: str) -> str:
@@ -318,7 +332,7 @@ def _too_large(found: str) -> str:
 
 
 def _decode_jpeg(data: bytes, image: Image.Image, eighths: Callable[[tuple[int, int]], int]) -> Decoded:
-    orientation, stored_hw = _orientation(image), (image.height, image.width)
+    orientation, stored_hw = exif_orientation(image), (image.height, image.width)
     # Pillow silently fills corrupt scans with gray; libjpeg-turbo in strict mode rejects them.
     try:
         if image.mode == "CMYK":
@@ -336,28 +350,6 @@ def _decode_jpeg(data: bytes, image: Image.Image, eighths: Callable[[tuple[int, 
         raise ImageReadError(
             "", f"damaged JPEG ({_reason(error)}); saving it again in an image editor may help"
         ) from error
-
-
-def _orientation(image: Image.Image) -> int:
-    try:
-        value = image.getexif().get(_EXIF_ORIENTATION, 1)
-    except Exception:  # no orientation in an unreadable EXIF block; viewers show such images as stored
-        return 1
-    return value if isinstance(value, int) and 1 <= value <= 8 else 1
-
-
-def upright(image: NDArray[np.uint8], orientation: int) -> NDArray[np.uint8]:
-    """Rotate and flip a stored (H, W, 3) array according to its EXIF orientation 1..8; C-contiguous.
-
-    Source: EXIF 2.32, tag 0x0112 (which side of the stored image is the visual top and left).
-    """
-    if orientation >= 5:
-        image = image.transpose(1, 0, 2)
-    if orientation in (3, 4, 7, 8):
-        image = image[::-1]
-    if orientation in (2, 3, 6, 7):
-        image = image[:, ::-1]
-    return np.ascontiguousarray(image)
 
 
 def _upright_scaled(stored: NDArray[np.uint8], stored_hw: tuple[int, int], eighths: int, orientation: int) -> Decoded:

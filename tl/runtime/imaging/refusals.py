@@ -5,7 +5,7 @@ Reads headers and tags of images that Pillow has opened, never pixels.
 
 from __future__ import annotations
 
-from typing import BinaryIO
+from typing import Any, BinaryIO
 from zlib import crc32
 
 from PIL import Image, ImageFile, TiffImagePlugin
@@ -18,12 +18,15 @@ GRAY16_MODES = ("I;16", "I;16L", "I;16B", "I;16N")
 
 # TIFF 6.0 and DNG 1.4 tags, and bits of the kind of page.
 TIFF_PHOTOMETRIC = 262
+_TIFF_WIDTH, _TIFF_HEIGHT, _TIFF_ORIENTATION = 256, 257, 274
 _TIFF_KIND_OF_PAGE, _TIFF_SAMPLE_FORMAT, TIFF_DNG_VERSION = 254, 339, 50706
 _TIFF_BITS, _TIFF_DESCRIPTION, _TIFF_SAMPLES, _TIFF_EXTRA = 258, 270, 277, 338
 TIFF_PREVIEW, TIFF_MASK, _TIFF_SIGNED = 1, 4, 2
 _TIFF_COLORS = {0: 1, 1: 1, 2: 3, 3: 1, 5: 4, 6: 3, 8: 3}  # channels by photometric interpretation
 _TIFF_ALPHA = (1, 2)  # premultiplied or not; 0 says nothing
-_CHOOSE = "or train with channels or project set, which choose them"
+# The cure for a file of several channels or pages, in all reasons that name it.
+CHOOSE = "train with channels or project set"
+_CHOOSE = f"or {CHOOSE}, which choose them"
 TIFF_STARTS = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
 
 
@@ -49,20 +52,37 @@ def unidentified_fault(stream: BinaryIO, formats: tuple[str, ...]) -> str:
     return f"not an image of a supported format ({', '.join(formats)}), or its header is damaged"
 
 
-def _tiff_fault(stream: BinaryIO, head: bytes) -> str | None:
-    """Return which kind of TIFF Pillow does not read; None if its tags cannot be read either."""
+def _tiff_tags(stream: BinaryIO, head: bytes) -> dict[int, Any]:
+    """Return the tags of the first page of a TIFF; none if they are damaged."""
     try:
         is_big = head[2:4] in (b"+\0", b"\0+")
         tags = TiffImagePlugin.ImageFileDirectory_v2(head[: 16 if is_big else 8])
         stream.seek(tags.next)
         tags.load(stream)
-        samples, bits = int(tags.get(_TIFF_SAMPLES, 1)), tags.get(_TIFF_BITS, (1,))
+        return dict(tags)
     except Exception:  # on damaged files, Pillow raises almost any type
+        return {}
+
+
+def _tiff_fault(stream: BinaryIO, head: bytes) -> str | None:
+    """Return which kind of TIFF Pillow does not read; None if its tags cannot be read either."""
+    tags = _tiff_tags(stream, head)
+    if not tags:
         return None
+    samples, bits = tags.get(_TIFF_SAMPLES, 1), tags.get(_TIFF_BITS, (1,))
     kind = f"{samples} channels of {'/'.join(sorted({str(one) for one in bits}))} bits"
     return (
         f"a TIFF of {kind}, which cannot be read: save the channels to use as gray or RGB with 8 or 16 bits, {_CHOOSE}"
     )
+
+
+def read_tiff_size(stream: BinaryIO, head: bytes) -> tuple[tuple[int, int], int] | None:
+    """Return (height, width) as stored and the orientation of a TIFF by its tags alone; None for other files."""
+    tags = _tiff_tags(stream, head) if head.startswith(TIFF_STARTS) else {}
+    width, height, orientation = (tags.get(tag, 0) for tag in (_TIFF_WIDTH, _TIFF_HEIGHT, _TIFF_ORIENTATION))
+    if not all(isinstance(side, int) and side > 0 for side in (width, height)):
+        return None
+    return (height, width), orientation if orientation in range(1, 9) else 1
 
 
 def check_frames(image: Image.Image) -> None:

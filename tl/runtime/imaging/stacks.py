@@ -16,7 +16,8 @@ from numpy.typing import NDArray
 from tl.errors import ImageReadError
 from tl.runtime.imaging.colors import arrange, check_brightest, find_channels, reduce_depth
 from tl.runtime.imaging.preprocessing import PROJECTIONS, Preprocessing
-from tl.runtime.imaging.tiff_layout import Axis, Layout, Pages, opened_pages
+from tl.runtime.imaging.refusals import CHOOSE
+from tl.runtime.imaging.tiff_layout import Axis, Layout, Pages, is_tiff, opened_pages
 from tl.runtime.imaging.tiff_pages import Pixels, check_pixels
 
 # The most values read for one image: some seconds.
@@ -112,6 +113,10 @@ class OpenStack:
         reduce = self._reduce if self.stack.layout.bits == 16 else self._keep
         return arrange([reduce(total // len(self.planes) if is_mean else total) for total in totals])
 
+    def brightest(self) -> int:
+        """Return the largest value of the chosen channels and planes. Raises `ImageReadError`."""
+        return max(int(values.max()) for plane in self.planes for values in self._plane(plane))
+
     def _plane(self, plane: int) -> Iterator[Pixels]:
         """Yield the chosen channels of a plane, larger values brighter."""
         last: tuple[int, Pixels] | None = None
@@ -130,6 +135,31 @@ class OpenStack:
     @staticmethod
     def _keep(values: Pixels) -> NDArray[np.uint8]:
         return values.astype(np.uint8)
+
+
+@dataclass(frozen=True)
+class Channels:
+    """How many channels a file has, and their names, if it names them."""
+
+    count: int
+    names: tuple[str, ...]
+
+    def __str__(self) -> str:
+        names = f" ({', '.join(self.names)})" if self.names else ""
+        return f"{self.count} channel{'s' if self.count > 1 else ''}{names}"
+
+
+def read_channels(path: str) -> Channels | None:
+    """Return the channels of a TIFF, read from its tags; None for other and unreadable files."""
+    try:
+        with open(path, "rb") as stream:
+            if not is_tiff(stream.read(4)):
+                return None
+            with opened_pages(stream, MAX_VALUES) as pages:
+                stack = find_stack(pages.layout, chooses_channels=True, projects=len(pages.layout.axes) > 1)
+                return Channels(stack.num_channels, stack.channel_names)
+    except Exception:  # on damaged files, tifffile raises almost any type; reading the images reports them
+        return None
 
 
 @contextmanager
@@ -157,8 +187,7 @@ def _channels(stack: Stack, chosen: tuple[str, ...] | None) -> tuple[int, ...]:
         return tuple(find_channels(chosen, stack.num_channels, stack.channel_names))
     if stack.num_channels == 1 or stack.layout.is_color:
         return tuple(range(stack.num_channels))
-    names = f" ({', '.join(stack.channel_names)})" if stack.channel_names else ""
-    raise ImageReadError("", f"a TIFF of {stack.num_channels} channels{names}: {_cure('channels')}")
+    raise ImageReadError("", f"a TIFF of {Channels(stack.num_channels, stack.channel_names)}: {_cure('channels')}")
 
 
 def _planes(axis: Axis, project: str | None) -> range:
@@ -175,4 +204,4 @@ def _planes(axis: Axis, project: str | None) -> range:
 
 
 def _cure(option: str) -> str:
-    return f"train with {option} set, or save what to use as an image of its own"
+    return f"{CHOOSE} ({option} is missing), or save what to use as an image of its own"

@@ -173,12 +173,11 @@ def _check_text(description: str) -> None:
 
 def _layout(tiff: TiffFile, series: TiffPageSeries) -> Layout:
     page: TiffPage = series.keyframe.aspage()
-    axes, shape = series.get_axes(squeeze=False), series.get_shape(squeeze=False)
     image_hw = (page.imagelength, page.imagewidth)
-    inner = [(letter, size) for letter, size in zip(axes, shape, strict=True) if letter in "YXS"]
-    leading = tuple(Axis(a, size) for a, size in zip(axes, shape, strict=True) if a not in "YXS" and size > 1)
-    samples = prod(size for letter, size in inner if letter == "S")
-    if samples != page.samplesperpixel or tuple(size for letter, size in inner if letter != "S") != image_hw:
+    found = [Axis(letter, size) for letter, size in zip(series.axes, series.shape, strict=True) if size > 1]
+    leading = tuple(axis for axis in found if axis.letter not in "YXS")
+    samples = prod(axis.size for axis in found if axis.letter == "S")
+    if samples != page.samplesperpixel or prod(axis.size for axis in found if axis.letter in "YX") != prod(image_hw):
         # Bio-Formats declares the planes of a page as channels; then the axis C is inside of the page.
         *outer, last = leading or (Axis("C", 1),)
         if last != Axis("C", page.samplesperpixel) or samples != 1:

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, BinaryIO
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image
+from PIL import Image, UnidentifiedImageError
 
 from tl.errors import ImageReadError
 
@@ -123,14 +123,22 @@ def _unpacked(
     return data[:needed]
 
 
+def _opened_page(stream: BinaryIO, number: int, refusal: ImageReadError) -> Image.Image:
+    try:
+        image = Image.open(stream, formats=["TIFF"])
+        image.seek(number)
+    except (UnidentifiedImageError, SyntaxError, KeyError, EOFError) as error:
+        raise refusal from error
+    return image
+
+
 def _read_by_pillow(stream: BinaryIO, page: TiffPage) -> Pixels:
     name = _NAMES.get(int(page.compression), f"scheme {int(page.compression)}")
     refusal = ImageReadError("", f"channels or pages of a TIFF compressed with {name} cannot be read: {_SAVE}")
     if not isinstance(page.index, int) or page.planarconfig != 1:
         raise refusal
-    with Image.open(stream, formats=["TIFF"]) as image:
-        image.seek(page.index)
-        if image.mode not in ("L", "RGB", "I;16", "I;16L", "I;16B", "I;16N") or image.tile == []:
+    with _opened_page(stream, page.index, refusal) as image:
+        if image.mode not in ("L", "RGB", "I;16", "I;16L", "I;16B", "I;16N"):
             raise refusal
         image.load()
         pixels = np.asarray(image).reshape(image.height, image.width, -1)
