@@ -6,6 +6,7 @@ layout of a slot in the shared memory.
 
 from __future__ import annotations
 
+import logging
 import math
 import mmap
 import os
@@ -102,6 +103,7 @@ class _LockBetweenProcesses:
 
 def main() -> None:
     """Decode chunks as they arrive. Arguments: descriptors of the connection and of the shared memory."""
+    logging.getLogger("tifffile").addHandler(logging.NullHandler())  # a damaged file is an outcome, not a log entry
     channel, file = Connection(int(sys.argv[1])), int(sys.argv[2])
     requests: SimpleQueue[Any] = SimpleQueue()
     Thread(target=_receive, args=(channel, requests), daemon=True).start()

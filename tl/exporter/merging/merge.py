@@ -93,9 +93,7 @@ def merge(
     _check_name(out, models)
     contracts, preprocessing = ensemble.contracts, ensemble.preprocessings[0]
     own, golden_source = _golden_images(ensemble)
-    sources: list[ImageSource] = (
-        [*find_parity_images(images)] if images else [*own, *noise_images(preprocessing.num_channels)]
-    )
+    sources: list[ImageSource] = [*find_parity_images(images)] if images else [*own, *noise_images(preprocessing)]
     loaded = load_parity_images(sources, preprocessing, progress)
     calibration = calibrate_votes(ensemble, held_out, progress, false_alarm)
     progress.start("merging", 3, "steps")

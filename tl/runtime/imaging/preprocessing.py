@@ -55,6 +55,8 @@ class Preprocessing:
     project: str | None
 
     def __post_init__(self) -> None:
+        if faults := stack_faults(self.channels, self.project):
+            raise ValueError("; ".join(faults))
         if min(self.input_hw) < 1:
             raise ValueError(f"input_hw must be positive, got {self.input_hw}")
         if math.prod(self.input_hw) > MAX_INPUT_PIXELS or (self.short_side or 0) ** 2 > MAX_INPUT_PIXELS:
@@ -71,8 +73,6 @@ class Preprocessing:
             raise ValueError(f"pad_rgb must have {self.num_channels} values, got {self.pad_rgb}")
         if not 255 < self.bit_depth_max <= 65535:
             raise ValueError(f"bit_depth_max must be 256..65535, got {self.bit_depth_max}")
-        if faults := stack_faults(self.channels, self.project):
-            raise ValueError("; ".join(faults))
 
     @property
     def num_channels(self) -> int:
