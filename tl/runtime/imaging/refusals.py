@@ -24,6 +24,8 @@ _TIFF_BITS, _TIFF_DESCRIPTION, _TIFF_SAMPLES, _TIFF_EXTRA = 258, 270, 277, 338
 TIFF_PREVIEW, TIFF_MASK, _TIFF_SIGNED = 1, 4, 2
 _TIFF_COLORS = {0: 1, 1: 1, 2: 3, 3: 1, 5: 4, 6: 3, 8: 3}  # channels by photometric interpretation
 _TIFF_ALPHA = (1, 2)  # premultiplied or not; 0 says nothing
+TIFF_RAW_COLORS = (32803, 34892)  # a color filter array, and DNG's linear raw
+RAW_PHOTO = "a raw camera photo, whose pixels cannot be read: develop it to JPEG or TIFF"
 # The cure for a file of several channels or pages, in all reasons that name it.
 CHOOSE = "train with channels or project set"
 _CHOOSE = f"or {CHOOSE}, which choose them"
@@ -69,6 +71,8 @@ def _tiff_fault(stream: BinaryIO, head: bytes) -> str | None:
     tags = _tiff_tags(stream, head)
     if not tags:
         return None
+    if tags.get(TIFF_PHOTOMETRIC) in TIFF_RAW_COLORS:
+        return RAW_PHOTO
     samples, bits = tags.get(_TIFF_SAMPLES, 1), tags.get(_TIFF_BITS, (1,))
     kind = f"{samples} channels of {'/'.join(sorted({str(one) for one in bits}))} bits"
     return (
@@ -158,7 +162,7 @@ def check_tiff(image: Image.Image) -> None:
         return
     tags = image.tag_v2
     if TIFF_DNG_VERSION in tags or tags.get(_TIFF_KIND_OF_PAGE, 0) & TIFF_PREVIEW:
-        raise ImageReadError("", "a raw camera photo, whose pixels cannot be read: develop it to JPEG or TIFF")
+        raise ImageReadError("", RAW_PHOTO)
     if str(tags.get(_TIFF_DESCRIPTION, "")).startswith("Aperio"):
         raise ImageReadError("", "an Aperio SVS slide: export regions of it as TIFF or PNG with QuPath or ImageScope")
     if _TIFF_SIGNED in tags.get(_TIFF_SAMPLE_FORMAT, ()) and image.mode not in ("I", "F"):

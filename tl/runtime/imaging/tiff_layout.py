@@ -16,7 +16,14 @@ from xml.etree import ElementTree
 import numpy as np
 
 from tl.errors import ImageReadError
-from tl.runtime.imaging.refusals import TIFF_DNG_VERSION, TIFF_MASK, TIFF_PREVIEW, TIFF_STARTS
+from tl.runtime.imaging.refusals import (
+    RAW_PHOTO,
+    TIFF_DNG_VERSION,
+    TIFF_MASK,
+    TIFF_PREVIEW,
+    TIFF_RAW_COLORS,
+    TIFF_STARTS,
+)
 from tl.runtime.imaging.tiff_pages import Pixels, check_pixels, read_contiguous, read_page
 
 if TYPE_CHECKING:
@@ -144,8 +151,9 @@ def _walk(stream: BinaryIO) -> None:
 
 def _series(tiff: TiffFile, max_pixels: int) -> TiffPageSeries:
     first = tiff.pages.first
-    if TIFF_DNG_VERSION in first.tags or first.subfiletype & TIFF_PREVIEW:
-        raise ImageReadError("", "a raw camera photo, whose pixels cannot be read: develop it to JPEG or TIFF")
+    is_raw = first.photometric in TIFF_RAW_COLORS
+    if is_raw or TIFF_DNG_VERSION in first.tags or first.subfiletype & TIFF_PREVIEW:
+        raise ImageReadError("", RAW_PHOTO)
     if first.imagelength * first.imagewidth * first.samplesperpixel > max_pixels:
         found = f"{first.imagewidth}x{first.imagelength}x{first.samplesperpixel}"
         raise ImageReadError("", f"declares {found} values, but the limit is {max_pixels / 1e6:.0f} million: crop it")

@@ -138,7 +138,7 @@ def _points_preset(name: str, mirror: bool, preprocessing: Preprocessing, albume
                 rotate=(-turn, turn),
                 scale=(1 - zoom, 1 + zoom),
                 translate_percent=(-shift, shift),
-                fill=preprocessing.pad_rgb,
+                **_border(preprocessing),
                 p=0.9,
             )
         ]
@@ -148,6 +148,13 @@ def _points_preset(name: str, mirror: bool, preprocessing: Preprocessing, albume
     if name == "strong":
         changes += [a.GaussianBlur(blur_limit=(3, 5), p=0.2), *_to_gray(preprocessing, a)]
     return changes or [a.NoOp()]
+
+
+def _border(preprocessing: Preprocessing) -> dict[str, Any]:
+    """What is beyond the edges of a turned image: the color of padding, or the pixels at the edge."""
+    if preprocessing.num_channels <= 4:
+        return {"fill": preprocessing.pad_rgb}
+    return {"border_mode": 1}  # OpenCV's BORDER_REPLICATE; it takes colors of up to 4 channels
 
 
 def _preset(name: str, preprocessing: Preprocessing, albumentations: Any) -> list[Any]:
