@@ -22,6 +22,7 @@ from PIL import Image
 from tests.docs.pages import ROOT, read_blocks
 from tests.models import make_model
 from tests.spots import USUAL_XY, make_spot_model, save_spots
+from tests.stacks import make_cells
 
 BEETLES = {"carabus": (200, 50, 40), "poecilus": (40, 170, 60), "pterostichus": (40, 60, 190)}
 INSECTS = {"ants": (90, 50, 40), "bees": (210, 170, 60)}
@@ -148,6 +149,21 @@ def color_models(folder: Path) -> None:
     save_spots(folder / "wing.png", USUAL_XY)
 
 
+def cells(folder: Path) -> None:
+    """Labeled and new OME-TIFF stacks."""
+    make_cells(folder / "cells")
+    make_cells(folder / "labeled", per_class=2)
+    (folder / "new-cells").mkdir()
+    for path in sorted((folder / "labeled").rglob("*.tif")):
+        shutil.move(path, folder / "new-cells")
+    for name in ("round", "striped"):
+        for split in ("train", "val", "test"):
+            (folder / "cells" / split / name).mkdir(parents=True)
+        for number, path in enumerate(sorted((folder / "cells" / name).iterdir())):
+            shutil.move(path, folder / "cells" / ("train", "train", "val", "test")[number % 4] / name)
+        (folder / "cells" / name).rmdir()
+
+
 def beetle_models(folder: Path) -> None:
     """Classifiers that call the beetles by their colors."""
     for name, gain in (("beetles", 0.05), ("a", 0.03), ("b", 0.05), ("c", 0.07)):
@@ -195,6 +211,7 @@ STAGES: dict[str, tuple[Callable[[Path], None], ...]] = {
     "docs/how-to/ensembles.md": (beetles, more_beetles, beetle_models, several_models, trained),
     "docs/how-to/landmarks.md": (wings,),
     "docs/how-to/numbers.md": (plants,),
+    "docs/how-to/microscopy.md": (cells,),
     "docs/how-to/studies.md": (beetles,),
     "docs/how-to/adopt.md": (beetles, beetle_models, foreign_models),
     "docs/how-to/embedding.md": (color_models,),

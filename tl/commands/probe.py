@@ -38,6 +38,8 @@ _OPTIONS = (
         "resize_mode",
         "jpeg_scale",
         "bit_depth_max",
+        "channels",
+        "project",
         "normalize",
         "device",
         "precision",

@@ -27,6 +27,7 @@ from tl.runtime.devices import usable_cores
 from tl.runtime.imaging.geometry import crop_to_input
 from tl.runtime.imaging.pipeline import load_working
 from tl.runtime.imaging.preprocessing import Preprocessing
+from tl.runtime.imaging.refusals import CHOOSE
 from tl.runtime.model_file.strict_json import dump_json
 from tl.runtime.prefetch import prefetch_map
 
@@ -202,6 +203,8 @@ def check_readable(
 ) -> None:
     """Raise `DataError` listing every unreadable image and the cure. `options`: those that can fix it."""
     if bad:
+        if options and any(CHOOSE in reason for _, reason in bad):
+            options = ["channels", "project", *options]
         listed = "\n".join(f"  {image.name}: {reason}" for image, reason in bad)
         raise DataError(f"{len(bad)} images cannot be read; {cure}:\n{listed}", options=options)
 
@@ -236,20 +239,21 @@ def _container_bytes() -> float:
         return float("inf")
 
 
-Rgb = tuple[float, float, float]
+# A value for each channel: red, green and blue, or those that the preprocessing chooses.
+Colors = tuple[float, ...]
 
 
-def color_statistics(images: Iterable[NDArray[np.uint8]]) -> tuple[Rgb, Rgb]:
-    """Compute mean and standard deviation of each channel in 0..1 over all pixels of uint8 (H, W, 3) images.
+def color_statistics(images: Iterable[NDArray[np.uint8]]) -> tuple[Colors, Colors]:
+    """Compute mean and standard deviation of each channel in 0..1 over all pixels of uint8 (H, W, C) images.
 
     The standard deviation of a constant channel is returned as 1 / 255, so that it is a valid divisor. Raises
     ValueError without images.
 
     Source: Chan, Golub & LeVeque 1979, the pairwise update of counts, means and sums of squares.
     """
-    count, mean, squares = 0, np.zeros(3), np.zeros(3)
+    count, mean, squares = 0, np.zeros(1), np.zeros(1)
     for image in images:
-        pixels = image.reshape(-1, 3).astype(np.float64) / 255
+        pixels = image.reshape(-1, image.shape[-1]).astype(np.float64) / 255
         own_mean = pixels.mean(axis=0)
         own_squares = ((pixels - own_mean) ** 2).sum(axis=0)
         total = count + len(pixels)
@@ -260,9 +264,4 @@ def color_statistics(images: Iterable[NDArray[np.uint8]]) -> tuple[Rgb, Rgb]:
     if count == 0:
         raise ValueError("no images to measure")
     std = np.maximum(np.sqrt(squares / count), 1 / 255)
-    return _rgb(mean), _rgb(std)
-
-
-def _rgb(values: NDArray[np.float64]) -> Rgb:
-    red, green, blue = (float(value) for value in values)
-    return red, green, blue
+    return tuple(map(float, mean)), tuple(map(float, std))

@@ -140,7 +140,7 @@ def _export(
     check_readable(bad, "all images must be readable for the parity check: fix or remove them")
     inputs = np.stack([store.input(i) for i in range(len(store.images))])
     progress.start("exporting", 3, "steps")
-    model = to_onnx(origin.module, origin.preprocessing.input_hw, origin.outputs)
+    model = to_onnx(origin.module, origin.preprocessing.input_shape, origin.outputs)
     embed_contract(model, _uncertified(origin))
     progress.advance(note="parity")
 
@@ -195,6 +195,6 @@ def _golden(
 ) -> Golden:
     """Build golden samples. The expected output is always torch's; the finished file is then tested against it."""
     if source == "synthetic":
-        inputs = synthetic_inputs(origin.preprocessing.input_hw)
+        inputs = synthetic_inputs(origin.preprocessing.input_shape)
         expected = run_torch(origin.module, inputs)[0]
     return build_golden(source, inputs, expected, _uncertified(origin).task)

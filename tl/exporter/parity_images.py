@@ -59,10 +59,10 @@ def load_parity_images(
     return ParityImages(sources, np.stack(inputs))
 
 
-def noise_images() -> list[NDArray[np.uint8]]:
-    """Synthetic images in several sizes, from smooth to noisy, identical on every machine: uint8 (H, W, 3) each."""
-    random = np.random.default_rng(0)
-    smooth = [image for hw in _NOISE_SIZES_HW for image in synthetic_inputs(hw)[:2]]
+def noise_images(preprocessing: Preprocessing | None = None) -> list[NDArray[np.uint8]]:
+    """Synthetic images in several sizes, from smooth to noisy, identical on every machine: uint8 (H, W, C) each."""
+    random, channels = np.random.default_rng(0), 3 if preprocessing is None else preprocessing.num_channels
+    smooth = [image for hw in _NOISE_SIZES_HW for image in synthetic_inputs((*hw, channels))[:2]]
     return [
         np.clip(image + random.normal(0, 8 * i, image.shape), 0, 255).astype(np.uint8) for i, image in enumerate(smooth)
     ]

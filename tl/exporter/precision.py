@@ -137,7 +137,7 @@ def _choose(run: Run, lowering: Lowering) -> tuple[list[str], list[str]]:
 def _read(paths: Sequence[str], preprocessing: Preprocessing, progress: Progress) -> NDArray[np.uint8]:
     """The images as network inputs, uint8 (N, H, W, 3)."""
     if not paths:
-        return np.empty((0, *preprocessing.input_hw, 3), np.uint8)
+        return np.empty((0, *preprocessing.input_shape), np.uint8)
     store, bad = load_images([LabeledImage(path, path, "") for path in paths], preprocessing, "ram", progress)
     check_readable(bad, "all images must be readable to compare lower precision: fix or remove them")
     return np.stack([store.input(i) for i in range(len(store.images))])

@@ -70,13 +70,13 @@ def build_golden(
     return Golden(source, dict(TOLERANCE_PX if task == "landmarks" else TOLERANCE), samples)
 
 
-def synthetic_inputs(input_hw: tuple[int, int]) -> NDArray[np.uint8]:
-    """Images without personal data: smooth color gradients, uint8 (4, H, W, 3), identical on every machine."""
-    height, width = input_hw
+def synthetic_inputs(input_shape: tuple[int, int, int]) -> NDArray[np.uint8]:
+    """Images without personal data: smooth color gradients, uint8 (4, H, W, C), identical on every machine."""
+    height, width, num_channels = input_shape
     y, x = np.mgrid[0:height, 0:width] / max(height, width)
     images = []
     for k in range(NUM_SAMPLES):
-        channels = [0.5 + 0.5 * np.sin((k + 1) * (3 * x + c * y) + c) for c in range(3)]
+        channels = [0.5 + 0.5 * np.sin((k + 1) * (3 * x + c * y) + c) for c in range(num_channels)]
         images.append(np.stack(channels, axis=-1))
     return (np.stack(images) * 255).astype(np.uint8)
 

@@ -6,6 +6,7 @@ layout of a slot in the shared memory.
 
 from __future__ import annotations
 
+import logging
 import math
 import mmap
 import os
@@ -60,7 +61,7 @@ def slot_arrays(memory: mmap.mmap, slot: int, preparer: Preparer, batch_size: in
 
 
 def _shapes(preparer: Preparer, batch_size: int) -> list[tuple[int, ...]]:
-    return [(batch_size * len(preparer.views), *preprocessing.input_hw, 3) for preprocessing in preparer.preprocessings]
+    return [(batch_size * len(preparer.views), *one.input_shape) for one in preparer.preprocessings]
 
 
 def decode_chunk(sources: Sequence[SentSource], arrays: Inputs, preparer: Preparer, hashes: bool) -> list[Outcome]:
@@ -102,6 +103,7 @@ class _LockBetweenProcesses:
 
 def main() -> None:
     """Decode chunks as they arrive. Arguments: descriptors of the connection and of the shared memory."""
+    logging.getLogger("tifffile").addHandler(logging.NullHandler())  # a damaged file is an outcome, not a log entry
     channel, file = Connection(int(sys.argv[1])), int(sys.argv[2])
     requests: SimpleQueue[Any] = SimpleQueue()
     Thread(target=_receive, args=(channel, requests), daemon=True).start()

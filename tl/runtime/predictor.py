@@ -139,7 +139,8 @@ def _open_sessions(
 class Predictor(Generic[Found]):
     """Predict images. Thread-safe; a context manager that frees the sessions. Cannot be used in a forked process.
 
-    A source is a path, encoded bytes, a binary file, a Pillow image, or a uint8 (H, W, 3) RGB array.
+    A source is a path, encoded bytes, a binary file, a Pillow image, or a uint8 (H, W, 3) RGB array,
+    or (H, W, C) for a model of C > 3 channels.
     """
 
     def __init__(

@@ -219,6 +219,17 @@ class TrainConfig:
         "2x decodes large JPEGs at reduced size, but at least twice the target size, and is several times as fast.",
         "Images",
     )
+    channels: str | None = _option(
+        None,
+        "Channels of each file to use, by number from 0 or by name, as in 0,2,4 or DAPI,GFP. Up to three become an RGB "
+        "image. The pages of a plain TIFF are its channels. Default: gray or color as the file says.",
+        "Images",
+    )
+    project: str | None = _option(
+        None,
+        "Page or z plane of a TIFF stack to use: its number from 0, or max or mean over all of them.",
+        "Images",
+    )
     bit_depth_max: int = _option(65535, "Largest pixel value of 16-bit images (4095 for a 12-bit camera).", "Images")
     normalize: Literal["backbone", "dataset"] = _option(
         "backbone",

@@ -34,6 +34,7 @@ def config_from_mapping(values: Mapping[str, Any], where: str) -> TrainConfig:
         plain = {key: value for key, value in values.items() if key in names}
         if isinstance(plain.get("freeze"), int):
             plain["freeze"] = str(plain["freeze"])  # YAML parses a number of stages as an integer
+        plain |= {key: _as_text(plain[key]) for key in ("channels", "project") if key in plain}
         config = TypeAdapter(TrainConfig).validate_python(plain)
     except ValidationError as error:
         faults += _type_faults(error.errors())
@@ -41,6 +42,13 @@ def config_from_mapping(values: Mapping[str, Any], where: str) -> TrainConfig:
         raise
     raise_faults(faults, where)
     return config
+
+
+def _as_text(value: Any) -> Any:
+    """A number or a list of numbers and names, as YAML has them, in the form of a flag."""
+    if isinstance(value, list):
+        return ",".join(map(str, value))
+    return str(value) if type(value) is int else value
 
 
 def load_config(path: str | Path) -> dict[str, Any]:

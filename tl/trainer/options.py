@@ -14,6 +14,7 @@ from typing import Any, TypeVar
 
 from tl.data.sequences import sequence_faults
 from tl.errors import ConfigError
+from tl.runtime.imaging.preprocessing import parse_channels, stack_faults
 from tl.runtime.landmarks.files import is_landmark_file
 from tl.runtime.sources.durations import parse_seconds
 from tl.trainer.config import Kind, TrainConfig
@@ -195,13 +196,13 @@ def _auto_faults(config: TrainConfig) -> list[str]:
 
 
 def _budget_faults(config: TrainConfig) -> list[str]:
-    if config.budget is None or parse_seconds(config.budget):
-        return []
-    return [f"budget must be a duration such as 90s, 10m or 2h, found '{config.budget}'"]
+    is_valid = config.budget is None or parse_seconds(config.budget)
+    return [] if is_valid else [f"budget must be a duration such as 90s, 10m or 2h, found '{config.budget}'"]
 
 
 def _image_faults(config: TrainConfig) -> list[str]:
     faults = sequence_faults(config.sequence, for_landmarks=config.task == "landmarks")
+    faults += stack_faults(parse_channels(config.channels), config.project)
     if not 255 < config.bit_depth_max <= 65535:
         faults.append(f"bit_depth_max must be 256..65535, found {config.bit_depth_max}")
     if config.image_size is not None and config.image_size > _MAX_IMAGE_SIZE:

@@ -24,11 +24,11 @@ from tl.data.splits import Fold, assign_splits, cut_parts, find_folds, limit_per
 from tl.errors import ConfigError, DataError
 from tl.progress import Progress
 from tl.runtime.ensembles.taxonomy import Taxonomy, taxonomy_of
-from tl.runtime.imaging.preprocessing import Preprocessing, build_preprocessing
+from tl.runtime.imaging.preprocessing import Preprocessing, build_preprocessing, parse_channels
 from tl.trainer.config import TrainConfig
 from tl.trainer.defaults import MAX_EPOCHS, MIN_STEPS, SOLVER_FOLDS
 from tl.trainer.fit.augment import Augment, build_augment
-from tl.trainer.models.backbone_info import OWN_BACKBONES, BackboneInfo, library_of, remembered_info
+from tl.trainer.models.backbone_info import OWN_BACKBONES, BackboneInfo, library_of, remembered_info, with_channels
 from tl.trainer.models.weight_files import WeightsFile, find_weights, read_colors
 from tl.trainer.options import can_refit, resolve, settled
 from tl.trainer.run_folder.run import NetworkCard, Run
@@ -307,7 +307,8 @@ def find_start(config: TrainConfig, info: BackboneInfo) -> tuple[WeightsFile | N
     if weights is not None and weights.is_run and config.normalize == "backbone":
         mean, std = read_colors(weights)  # the statistics that this trunk was trained with
         info = dataclasses.replace(info, mean=mean, std=std)
-    return weights, info
+    num_channels = len(parse_channels(config.channels) or ())
+    return weights, with_channels(info, num_channels) if num_channels > len(info.mean) else info
 
 
 def measure_colors(config: TrainConfig, info: BackboneInfo, store: ImageStore, progress: Progress) -> BackboneInfo:
@@ -358,7 +359,7 @@ def _check_data(images: Sequence[LabeledImage], config: TrainConfig) -> tuple[st
 def build_run_preprocessing(config: TrainConfig, info: BackboneInfo) -> Preprocessing:
     """The preprocessing of a resolved config."""
     side = config.image_size or info.image_size
-    short_side = None
+    short_side, channels = None, parse_channels(config.channels)
     if config.resize_mode == "short_side" and info.short_side > info.image_size:
         short_side = round(side * info.short_side / info.image_size)  # the ratio used to validate the published weights
     return build_preprocessing(
@@ -366,9 +367,11 @@ def build_run_preprocessing(config: TrainConfig, info: BackboneInfo) -> Preproce
         settled(config.resize_mode),
         short_side=short_side,
         interpolation=info.interpolation,
-        pad_rgb=tuple(round(255 * value) for value in info.mean),  # type: ignore[arg-type]  # three values
+        pad_rgb=tuple(round(255 * info.mean[i % len(info.mean)]) for i in range(max(3, len(channels or ())))),
         bit_depth_max=config.bit_depth_max,
         jpeg_scale=config.jpeg_scale,
+        channels=channels,
+        project=config.project,
     )
 
 

@@ -11,7 +11,7 @@ from PIL import Image
 
 from tests.runtime.images import noise
 from tl.errors import ImageReadError
-from tl.runtime.imaging.decode import decode_scaled, upright
+from tl.runtime.imaging.decode import decode_scaled
 from tl.runtime.imaging.geometry import (
     Placement,
     clip_region,
@@ -23,6 +23,7 @@ from tl.runtime.imaging.geometry import (
     widen,
     working_image,
 )
+from tl.runtime.imaging.orientation import upright
 from tl.runtime.imaging.pipeline import load_input, load_views
 from tl.runtime.imaging.preprocessing import Interpolation, JpegScale, Preprocessing, ResizeMode, build_preprocessing
 

@@ -207,7 +207,7 @@ def _certify(
         worst = _prove_maps(session, inputs, head.logits(expected[EMBEDDING]), parity.tolerance)
         parity = replace(parity, session_max_abs_diff={**parity.session_max_abs_diff, "cam": worst})
     if golden == "synthetic":
-        inputs = synthetic_inputs(bare.preprocessing.input_hw)
+        inputs = synthetic_inputs(bare.preprocessing.input_shape)
         expected = head.expected(embed(old, inputs))
     return replace(bare, parity=parity, golden=build_golden(golden, inputs, expected["probabilities"]))
 

@@ -90,6 +90,9 @@ def run_bench(
     if session.contract is None:
         raise ModelFileError(f"{session.path}: contains no contract")
     preprocessing = session.contract.preprocessing
+    if preprocessing.chooses and images is None:
+        fault = "chooses channels or pages of a file, which generated images do not have"
+        raise DataError(f"{session.path}: {fault}: give a folder of images", options=["images"])
     samples = _made_up(image_wh) if images is None else _given(images)
     samples, inputs = samples.readable(preprocessing)
     threads = threads or usable_cores()

@@ -140,5 +140,5 @@ def _cover(placed: PlacedInput, patch: Patch) -> NDArray[np.uint8]:
     """Cover a part of the photo with the photo's mean color."""
     covered = placed.image.copy()
     photo = placed.image[_pixels(_ALL, placed.placement)]
-    covered[_pixels(patch, placed.placement)] = photo.reshape(-1, 3).mean(axis=0).round().astype(np.uint8)
+    covered[_pixels(patch, placed.placement)] = photo.mean(axis=(0, 1)).round().astype(np.uint8)
     return covered

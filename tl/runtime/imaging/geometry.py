@@ -162,7 +162,7 @@ def working_image(
     if preprocessing.resize_mode != "letterbox" or resized.shape[:2] == preprocessing.input_hw:
         return resized
     left, top = placement.offset_xy
-    canvas = np.empty((*preprocessing.input_hw, 3), np.uint8)
+    canvas = np.empty(preprocessing.input_shape, np.uint8)
     canvas[:] = np.array(preprocessing.pad_rgb, np.uint8)
     canvas[top : top + resized.shape[0], left : left + resized.shape[1]] = resized
     return canvas
@@ -209,8 +209,13 @@ def _resize(decoded: Decoded, placement: Placement, preprocessing: Preprocessing
     box = _decoded_box(decoded, placement.region_xywh)
     if box == (0, 0, width, height) and decoded.image.shape[:2] == placement.resized_hw:
         return decoded.image
-    image = Image.fromarray(decoded.image)
-    return np.asarray(image.resize((width, height), _RESAMPLING[preprocessing.interpolation], box=box))
+    resampling = _RESAMPLING[preprocessing.interpolation]
+    if decoded.image.shape[2] == 3:
+        return np.asarray(Image.fromarray(decoded.image).resize((width, height), resampling, box=box))
+    # Pillow resizes the channels of RGB one by one too, so each is the same as in an RGB image.
+    channels = np.ascontiguousarray(np.moveaxis(decoded.image, -1, 0))
+    resized = [np.asarray(Image.fromarray(one).resize((width, height), resampling, box=box)) for one in channels]
+    return np.stack(resized, axis=-1)
 
 
 def _decoded_box(decoded: Decoded, region: Region) -> tuple[float, float, float, float]:

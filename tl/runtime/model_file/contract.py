@@ -35,6 +35,8 @@ _ADDED: dict[int, dict[str, Any]] = {
     2: {"ensemble": None, "conformal": None, "unknown": None},
     4: {"taxonomy": None, "regression": None},
 }
+# Schema version -> fields that it added to the preprocessing, with their values for older files.
+_ADDED_PREPROCESSING: dict[int, dict[str, Any]] = {4: {"channels": None, "project": None}}
 # Schema version -> fields and outputs that it renamed, and fields that it dropped.
 _RENAMED = {3: {"recipe": "preprocessing", "unknown": "ood", "quantisation": "quantization"}}
 _DROPPED = {3: {"thresholds"}}
@@ -113,6 +115,7 @@ class Quantization:
 class GoldenSample:
     """One input (`png`: base64 of an RGB PNG of the input size) and its expected output.
 
+    With more than 3 channels, `png` is gray and has the channels one below the other.
     `expected`: the C probabilities, or the K points as x, y, x, y ... in input pixels.
     """
 
@@ -349,7 +352,18 @@ def _upgraded(plain: dict[str, Any], version: int) -> dict[str, Any]:
         plain = {**kept, **added, "schema_version": newer}
         if newer == 3:
             plain = _with_present_outputs(plain)
+        plain = _with_preprocessing(plain, _ADDED_PREPROCESSING.get(newer, {}), newer)
     return plain
+
+
+def _with_preprocessing(plain: dict[str, Any], added: dict[str, Any], version: int) -> dict[str, Any]:
+    """Add fields to the preprocessing of a contract; leave invalid values to later validation."""
+    preprocessing = plain.get("preprocessing")
+    if not isinstance(preprocessing, dict):
+        return plain
+    if early := sorted(added.keys() & preprocessing.keys()):
+        raise ValueError(f"contract.preprocessing: unknown field '{early[0]}' in schema_version {version - 1}")
+    return {**plain, "preprocessing": {**preprocessing, **added}}
 
 
 def _with_present_outputs(plain: dict[str, Any]) -> dict[str, Any]:

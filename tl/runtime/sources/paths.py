@@ -76,13 +76,13 @@ def _read(list_file: str) -> bytes:
         raise DataError(f"{list_file}: the list of names cannot be read ({error.strerror})") from error
 
 
-# Extensions that a folder is searched for. Formats that cannot be decoded (raw, HEIC ...) are included, so that these
+# Extensions that a folder is searched for. Formats that cannot be decoded (raw, CZI ...) are included, so that these
 # files appear as rows with an error instead of being skipped silently.
 IMAGE_SUFFIXES = frozenset(
     f".{suffix}"
     for kinds in (
         "jpg jpeg jpe jfif mpo png apng tif tiff bmp dib gif webp avif jp2 j2k jpx jpf pbm pgm ppm pnm",
-        "heic heif jxl tga dng nef cr2 cr3 arw orf rw2 raf czi nd2 lif svs psd ico",
+        "heic heif jxl tga dng nef nrw cr2 cr3 arw orf rw2 raf pef srw x3f mrw czi nd2 lif svs psd ico",
     )
     for suffix in kinds.split()
 )

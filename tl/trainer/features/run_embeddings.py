@@ -57,7 +57,7 @@ def embed_images(
         machine = build_machine("auto", "fp32", None)
         network.to(machine.device)
         graph = kept.folder / "trunk.onnx"
-        embed = build_embedder(network, preprocessing.input_hw, len(places), graph, machine, progress)
+        embed = build_embedder(network, preprocessing.input_shape, len(places), graph, machine, progress)
         compute_missing(kept, store, places, embed, None, 0, progress)
         network.to("cpu")
     if not store.images:

@@ -68,10 +68,12 @@ def rename_tensors(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
 
 
 def _upgraded(card: Json) -> Json:
-    """A network card of an older version with the current names and fields."""
+    """A network card of an older version with the current names, and the fields that were added since."""
     if not isinstance(card, dict):
         return card
     card = {"preprocessing" if name == "recipe" else name: value for name, value in card.items()}
+    if isinstance(preprocessing := card.get("preprocessing"), dict):
+        card["preprocessing"] = {"channels": None, "project": None, **preprocessing}
     return {**card, "target_names": [], "run_version": RUN_VERSION} if card.get("run_version") == 3 else card
 
 
