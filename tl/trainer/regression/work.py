@@ -44,7 +44,7 @@ class RegressionWork:
             return []
         return [
             *find_duplicates(store.images, store.hashes),
-            *find_file_faults(store.images, self.task.preprocessing.bit_depth_max),
+            *find_file_faults(store.images, self.task.preprocessing),
         ]
 
     def train(self, run: Run, progress: Progress, is_resumed: bool) -> TrainedRegressor:
