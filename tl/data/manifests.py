@@ -16,7 +16,7 @@ from pathlib import Path
 
 from tl.errors import DataError
 from tl.runtime.ensembles.selective import REJECTED
-from tl.runtime.imaging.geometry import Region
+from tl.runtime.imaging.regions import Region
 from tl.runtime.landmarks.files import contains_landmarks
 from tl.runtime.sources.names import FileFinder, composed
 from tl.runtime.sources.paths import find_images, is_hidden

@@ -18,7 +18,8 @@ from tl.data.manifests import LabeledImage
 from tl.errors import ParityError
 from tl.runtime.ensembles.ensemble import Ensemble
 from tl.runtime.imaging.decode import ImageSource
-from tl.runtime.imaging.geometry import Placement, Region
+from tl.runtime.imaging.geometry import Placement
+from tl.runtime.imaging.regions import Region
 from tl.runtime.landmarks.ensemble import LandmarkEnsemble
 from tl.runtime.model_file.contract import Parity
 from tl.runtime.predictor import Predictor

@@ -14,12 +14,18 @@ from tl.runtime.ensembles.voting import Vote, vote
 from tl.runtime.explain.explanation import Explanation, explain
 from tl.runtime.imaging.decode import ImageSource
 from tl.runtime.imaging.preprocessing import Preprocessing
+from tl.runtime.imaging.regions import Box
 from tl.runtime.model_file.contract import Contract
 from tl.runtime.model_file.selftest import SelfTest, run_selftest
 from tl.runtime.predictor import Predictor, load, load_landmarks
-from tl.runtime.results import Classification, Failure, Landmarks, MemberVotes, Result
+from tl.runtime.results import Classification, Failure, Landmarks, MemberVotes, NoBox, Result
+from tl.runtime.sources.box_files import read_boxes
+from tl.runtime.sources.boxed_images import BoxedImage, BoxList
 
 __all__ = [
+    "Box",
+    "BoxList",
+    "BoxedImage",
     "Classification",
     "Contract",
     "Explanation",
@@ -27,6 +33,7 @@ __all__ = [
     "ImageSource",
     "Landmarks",
     "MemberVotes",
+    "NoBox",
     "Predictor",
     "Preprocessing",
     "Result",
@@ -36,6 +43,7 @@ __all__ = [
     "explain",
     "load",
     "load_landmarks",
+    "read_boxes",
     "run_selftest",
     "vote",
 ]

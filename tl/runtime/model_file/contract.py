@@ -13,6 +13,7 @@ from tl.errors import ModelFileError
 from tl.runtime.ensembles.taxonomy import Taxonomy
 from tl.runtime.ensembles.voting import Voting
 from tl.runtime.imaging.preprocessing import Preprocessing
+from tl.runtime.imaging.regions import BoxCrop
 from tl.runtime.model_file.strict_json import dump_json, from_plain, parse_json
 from tl.runtime.sources.names import composed
 
@@ -25,7 +26,7 @@ Precision = Literal["fp32", "fp16", "int8"]
 # Schema version -> fields that it added, with their values for older files.
 _ADDED: dict[int, dict[str, Any]] = {
     2: {"ensemble": None, "conformal": None, "unknown": None},
-    4: {"taxonomy": None},
+    4: {"taxonomy": None, "boxes": None},
 }
 # Schema version -> fields and outputs that it renamed, and fields that it dropped.
 _RENAMED = {3: {"recipe": "preprocessing", "unknown": "ood", "quantisation": "quantization"}}
@@ -202,7 +203,7 @@ class Contract:
 
     `landmarks` is None for classification; `quantization` for fp32, and for an adopted file whose precision was reduced
     by another tool; `ensemble` for a single model; `conformal` and `ood` if no held-out data was available to fit them;
-    `taxonomy` if the classes have no groups.
+    `taxonomy` if the classes have no groups; `boxes` unless it is a classifier of boxes.
     """
 
     schema_version: int
@@ -218,6 +219,7 @@ class Contract:
     conformal: Conformal | None
     ood: OodFacts | None
     taxonomy: Taxonomy | None
+    boxes: BoxCrop | None
     provenance: Provenance
     parity: Parity
     quantization: Quantization | None
@@ -237,8 +239,9 @@ class Contract:
         needed |= {"ood_score"} if self.ood else set()
         if lacking := sorted(needed - set(self.outputs)):
             raise ValueError(f"this model requires the outputs {lacking}, got {self.outputs}")
-        if (self.task == "landmarks") != (self.landmarks is not None):
-            raise ValueError(f"task {self.task!r} does not match the field 'landmarks'")
+        is_landmarks = self.task == "landmarks"
+        if is_landmarks != (self.landmarks is not None) or (is_landmarks and self.boxes is not None):
+            raise ValueError(f"task {self.task!r} does not match the fields 'landmarks' and 'boxes'")
         mean_shape = None if self.landmarks is None else self.landmarks.mean_shape
         if mean_shape is not None and len(mean_shape) != len(names):
             raise ValueError(f"the mean shape has {len(mean_shape)} points for {len(names)} names")

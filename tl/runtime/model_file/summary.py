@@ -23,6 +23,7 @@ def summarize_contract(contract: Contract) -> list[tuple[str, str]]:
         ("input", f"images uint8 (N, {preprocessing.input_hw[0]}, {preprocessing.input_hw[1]}, 3) RGB"),
         ("outputs", ", ".join(contract.outputs)),
         *_landmark_rows(contract),
+        *_box_row(contract),
         ("resize", resize),
         (
             "pixels",
@@ -47,6 +48,14 @@ def _landmark_rows(contract: Contract) -> list[tuple[str, str]]:
     margin = f", {facts.region_margin:g} of its size added on every side" if facts.region != "whole" else ""
     pairs = [("flip pairs", ", ".join(":".join(pair) for pair in facts.flip_pairs))] if facts.flip_pairs else []
     return [("looks at", looked_at + margin), *pairs]
+
+
+def _box_row(contract: Contract) -> list[tuple[str, str]]:
+    crop = contract.boxes
+    if crop is None:
+        return []
+    shape = ", extended to a square" if crop.square else ""
+    return [("looks at", f"boxes around objects, {crop.margin:g} of their size added on every side{shape}")]
 
 
 def _confidence_rows(contract: Contract) -> list[tuple[str, str]]:

@@ -22,14 +22,13 @@ import orjson
 
 from tl.errors import ImageReadError, OutputError
 from tl.runtime.imaging.decode import ImageSource
-from tl.runtime.landmarks.files import Format
 from tl.runtime.model_file.strict_json import dump_json
 from tl.runtime.output.claim import Claim, claim_output
 from tl.runtime.output.columns import build_columns
 from tl.runtime.output.files import check_output, no_follow, output_errors
-from tl.runtime.output.writers import lists_failures, open_writer
+from tl.runtime.output.writers import GivenFormat, lists_failures, open_writer
 from tl.runtime.predictor import Predictor
-from tl.runtime.results import Failure, Result
+from tl.runtime.results import Failure, NoBox, Result
 from tl.runtime.sources.paths import hash_file
 
 _VERSION = 1
@@ -152,7 +151,7 @@ def run_job(
     output: str | os.PathLike[str] | None,
     tally: Tally,
     *,
-    point_format: Format | None = None,
+    point_format: GivenFormat | None = None,
     batch_size: int | None = None,
     resume: bool = False,
     retry_failed: bool = False,
@@ -184,7 +183,11 @@ def run_job(
         has_list = lists_failures(claim.output, point_format)
         _check_claim(claim, key, has_list, resume=resume, overwrite=overwrite)
         with (
-            open_writer(claim.output, predictor.fields, point_format, claim.rows, for_excel=for_excel) as writer,
+            open_writer(
+                *(claim.output, predictor.fields, point_format, claim.rows),
+                for_excel=for_excel,
+                boxes=predictor.boxes,
+            ) as writer,
             open_ledger(claim.ledger, key, resume=resume, retry_failed=retry_failed or fail_fast) as ledger,
         ):
             for digest, result in predictor.predict_unknown(sources, ledger.known, batch_size=batch_size):
@@ -195,7 +198,7 @@ def run_job(
                     writer.write_row(result.row)
                 else:
                     row = writer.row(result)
-                    ledger.add(result.path, digest, row, isinstance(result, Failure))
+                    ledger.add(result.path, digest, row, _has_failed(result))
                     _count(result, tally, fail_fast)
                     see(result)
                     writer.write_row(row)
@@ -230,11 +233,15 @@ def _is_of(ledger: Path, key: str) -> bool:
 
 
 def _count(result: Result, tally: Tally, fail_fast: bool) -> None:
-    if isinstance(result, Failure):
+    if isinstance(result, Failure) and _has_failed(result):
         tally.failed += 1
         if fail_fast:
             raise ImageReadError(result.path, result.error)
     tally.done += 1
+
+
+def _has_failed(result: Result) -> bool:
+    return isinstance(result, Failure) and not isinstance(result, NoBox)
 
 
 def _key(predictor: Predictor[Any], output: Path, written_as: str | None) -> str:
@@ -243,6 +250,7 @@ def _key(predictor: Predictor[Any], output: Path, written_as: str | None) -> str
     facts = {
         "models": [hash_file(session.path) for session in ensemble.sessions],
         "settings": ensemble.key,
+        **({"boxes": hash_file(predictor.boxes.file)} if written_as == "megadetector" and predictor.boxes else {}),
         "columns": [output.suffix.lower(), written_as or "", *build_columns(predictor.fields).types],
     }
     return hashlib.sha256(dump_json(facts).encode(errors="surrogateescape")).hexdigest()

@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from tl.data.audit import Finding
 from tl.data.manifests import SPLITS, LabeledImage
 from tl.errors import ConfigError, DataError
-from tl.runtime.imaging.geometry import Region, region_of_points, widen
+from tl.runtime.imaging.regions import Region, region_of_points, widen
 from tl.runtime.landmarks.files import image_finder, read_landmarks
 from tl.runtime.landmarks.sets import ImageLandmarks, LandmarkSet
 from tl.runtime.landmarks.shapes import MIN_POINTS, align, mean_shape, procrustes_distance

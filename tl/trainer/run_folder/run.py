@@ -28,8 +28,8 @@ from tl.data.manifests import LabeledImage, hash_data
 from tl.errors import DataError, RunError
 from tl.evaluation.metrics import Metrics
 from tl.runtime.devices import graphics_cards, processor_model, usable_cores
-from tl.runtime.imaging.geometry import Region
 from tl.runtime.imaging.preprocessing import Preprocessing
+from tl.runtime.imaging.regions import Region
 from tl.runtime.landmarks import wide_csv
 from tl.runtime.landmarks.files import Size, read_landmarks, write_landmarks
 from tl.runtime.landmarks.sets import LandmarkSet
