@@ -6,7 +6,7 @@ import os
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
@@ -52,6 +52,19 @@ class BoxFlags:
     ] = None
 
 
+@dataclass(frozen=True, kw_only=True)
+class LabeledBoxFlags(BoxFlags):
+    """Also where the labels of boxes come from."""
+
+    box_labels: Annotated[
+        Literal["auto", "image", "box"],
+        typer.Option(
+            help="Label of a box: that of its image, or its own; auto uses its own if the file has labels.",
+            rich_help_panel=FOR_BOXES,
+        ),
+    ] = "auto"
+
+
 def open_boxes(
     flags: BoxFlags, folders: Iterable[str | os.PathLike[str]] = (), label_column: str | None = None
 ) -> BoxList | None:
@@ -64,7 +77,7 @@ def open_boxes(
     asked = flags.box_categories
     found = read_boxes(
         flags.boxes,
-        folders=[folder for folder in map(os.fspath, folders) if os.path.isdir(folder)],
+        folders=[folder for folder in folders if os.path.isdir(folder)],
         min_confidence=flags.min_box_confidence,
         categories=None if asked is None else [name.strip() for name in asked.split(",") if name.strip()],
         label_column=label_column,

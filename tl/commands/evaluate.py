@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 import typer
 
 from tl.commands.batch_warnings import warn_if_dark
+from tl.commands.box_flags import LabeledBoxFlags, open_boxes, say_absent
 from tl.commands.console import EXIT_SOME_FAILED, console_progress, packages_of, show, warn, write_beside
 from tl.commands.model_files import check_model_files
 from tl.commands.options import (
@@ -38,7 +39,8 @@ from tl.errors import ConfigError, DataError
 if TYPE_CHECKING:
     from tl.data.manifests import LabeledImage
     from tl.evaluation.evaluate import Row
-    from tl.runtime.results import Failure
+    from tl.runtime.predictor import Predictor
+    from tl.runtime.results import Classification, Failure
     from tl.runtime.session import Session
 
 _WORST = 3
@@ -110,6 +112,7 @@ class EvaluateRequest:
     models: ModelFlags
     votes: _ForVotes
     landmarks: _ForLandmarks
+    boxes: LabeledBoxFlags
     tta: Tta = None
     output: Annotated[
         Path | None, typer.Option("--out", "-o", help="Write the rows to this file, as CSV or with --json as JSON.")
@@ -131,6 +134,8 @@ def command(request: EvaluateRequest) -> None:
 
     - `tl evaluate labels.csv --split test --ensemble a.onnx b.onnx c.onnx --report ensemble.html`
 
+    - `tl evaluate held-out/ --model species.onnx --boxes detections.json` scores the boxes of each image
+
     - `tl evaluate labels.csv --split val --ensemble models/*.onnx --fit-vote-weights weights.json --select`
 
     Prints CSV, on a terminal a table in words. Columns: model, voting, n, top1_accuracy, ci_low, ci_high (95%,
@@ -151,8 +156,9 @@ def command(request: EvaluateRequest) -> None:
     if is_landmark_file(request.data.data):
         done = _evaluate_points(request)
     else:
-        name, images = _read_split(request.data)
+        name, images, failures = _read_split(request.data, request.boxes)
         done = (_evaluate_classes if request.tta is None else _evaluate_tta)(request, name, images)
+        done.failures.extend(failures)
     _write(done, request)
     if done.failures or not done.has_report:
         raise typer.Exit(EXIT_SOME_FAILED)
@@ -177,6 +183,7 @@ def _check_choices(request: EvaluateRequest) -> None:
     if is_landmark_file(data):
         refuse_given(augmented, f"applies only to classification, but {data} contains landmarks")
         refuse_given(votes, f"applies only to classification, but {data} contains landmarks")
+        refuse_given(request.boxes, f"applies only to classification: the boxes of landmarks are in {data}")
         if request.report is not None:
             raise ConfigError(f"--report applies only to classification, but {data} contains landmarks")
     else:
@@ -196,15 +203,25 @@ class _Evaluated:
     has_report: bool = True
 
 
-def _read_split(flags: _Data) -> tuple[str, list[LabeledImage]]:
-    from tl.data.manifests import ManifestColumns, read_images
+def _read_split(flags: _Data, box_flags: LabeledBoxFlags) -> tuple[str, list[LabeledImage], list[Failure]]:
+    """Return the name and the images of the split, and those whose boxes are not known."""
+    from tl.data.boxed import read_labeled_boxes, say_unused
+    from tl.data.manifests import ManifestColumns
     from tl.evaluation.evaluate import choose_split
+    from tl.runtime.results import Failure
 
     folder = None if flags.images is None else str(flags.images)
     columns = ManifestColumns(flags.split_column, flags.path_column, flags.label_column, folder)
-    name, images = choose_split(read_images(flags.data, columns, warn), flags.split)
+    boxes = open_boxes(box_flags, [flags.data, *([folder] if folder else [])])
+    found = read_labeled_boxes(flags.data, columns, boxes, box_flags.box_labels, warn)
+    name, images = choose_split(found.images, flags.split)
     _say_split(name, len(images), "RUN/manifest.csv")
-    return name, images
+    if boxes is not None:
+        failed = [image for image, _ in found.failed]
+        say_absent(boxes, (image.path for image in (*found.images, *found.unboxed, *failed)))
+    say_unused(found, warn)
+    failures = [Failure(image.path, why) for image, why in found.failed if name in (image.split, "all")]
+    return name, images, failures
 
 
 def _evaluate_tta(request: EvaluateRequest, name: str, images: list[LabeledImage]) -> _Evaluated:
@@ -217,6 +234,7 @@ def _evaluate_tta(request: EvaluateRequest, name: str, images: list[LabeledImage
         open_predictor(sessions, models, ClassFlags(tta=request.tta)) as augmented,
         console_progress() as progress,
     ):
+        _check_boxed(plain, images)
         result = evaluate_tta(plain, augmented, images, progress)
     return _Evaluated(name, result.rows, (*result.columns, *TTA_COLUMNS), result.failures)
 
@@ -232,6 +250,7 @@ def _evaluate_classes(request: EvaluateRequest, name: str, images: list[LabeledI
             from tl.studies.report.evaluation_page import write_evaluation_report
     with ExitStack() as open_files:
         predictor = open_files.enter_context(open_predictor(open_models(models), models, ClassFlags()))
+        _check_boxed(predictor, images)
         try:
             check_unseen(predictor.ensemble.sessions, name)
         except DataError as error:
@@ -269,6 +288,14 @@ def _evaluate_classes(request: EvaluateRequest, name: str, images: list[LabeledI
         shown = f"top-1 accuracy {lowest['top1_accuracy']:.4f} (95% {lowest['ci_low']:.4f} to {lowest['ci_high']:.4f})"
         warn(f"lowest site: '{lowest['site']}', {shown}, {lowest['n']} images{nameless}")
     return _Evaluated(name, rows, result.columns, result.failures, has_report)
+
+
+def _check_boxed(predictor: Predictor[Classification], images: list[LabeledImage]) -> None:
+    from tl.data.boxed import check_boxed
+    from tl.runtime.ensembles.ensemble import Ensemble
+
+    if isinstance(predictor.ensemble, Ensemble):
+        check_boxed(images, predictor.ensemble.crop, predictor.ensemble.sessions[0].path)
 
 
 def _evaluate_points(request: EvaluateRequest) -> _Evaluated:

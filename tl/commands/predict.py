@@ -345,7 +345,7 @@ def _write_predictions(predictor: AnyPredictor, images: Inputs, request: Predict
             progress.start("predicting", total, "images" if predictor.boxes is None else "boxes")
             run_job(
                 *(predictor, images, output, tally),
-                point_format=None if out.to == "csv" and predictor.boxes else out.to,
+                point_format=out.to,
                 batch_size=out.batch_size,
                 resume=out.resume or out.retry_failed,
                 retry_failed=out.retry_failed,

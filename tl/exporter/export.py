@@ -156,9 +156,9 @@ def _export(
 def _prove_classes(
     origin: ExportSource, session: Session, images: Sequence[LabeledImage], inputs: NDArray[np.uint8]
 ) -> tuple[Parity, NDArray[np.float32]]:
-    paths = [image.path for image in images]
-    parity, probabilities = check_parity(origin.module, session, [Path(path) for path in paths], inputs, origin.outputs)
-    check_claims(probabilities, paths, origin.claimed)
+    sources = [image.source for image in images]
+    parity, probabilities = check_parity(origin.module, session, sources, inputs, origin.outputs)
+    check_claims(probabilities, [image.key for image in images], origin.claimed)
     return parity, probabilities
 
 
@@ -183,6 +183,7 @@ def _uncertified(origin: ExportSource) -> Contract:
         conformal=origin.conformal,
         ood=origin.ood,
         taxonomy=origin.taxonomy,
+        boxes=origin.boxes,
     )
 
 

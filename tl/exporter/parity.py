@@ -8,8 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
-from typing import TYPE_CHECKING, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -17,7 +16,6 @@ from numpy.typing import NDArray
 from tl.data.manifests import LabeledImage
 from tl.errors import ParityError
 from tl.runtime.ensembles.ensemble import Ensemble
-from tl.runtime.imaging.decode import ImageSource
 from tl.runtime.imaging.geometry import Placement
 from tl.runtime.imaging.regions import Region
 from tl.runtime.landmarks.ensemble import LandmarkEnsemble
@@ -25,6 +23,7 @@ from tl.runtime.model_file.contract import Parity
 from tl.runtime.predictor import Predictor
 from tl.runtime.results import Failure
 from tl.runtime.session import Session
+from tl.runtime.sources.boxed_images import PredictionSource
 
 if TYPE_CHECKING:
     from torch import nn
@@ -49,7 +48,7 @@ class Original:
 
 def check_outputs(
     session: Session,
-    sources: Sequence[ImageSource],
+    sources: Sequence[PredictionSource],
     inputs: NDArray[np.uint8],
     expected: Mapping[str, NDArray[np.float32]],
     original: Original,
@@ -102,7 +101,7 @@ def _scale(name: str, wanted: NDArray[np.float32]) -> float:
     return 1.0 if name == "probabilities" else max(1.0, float(np.abs(wanted).max()))
 
 
-def _serve(session: Session, sources: Sequence[ImageSource], reader: str) -> NDArray[np.float32]:
+def _serve(session: Session, sources: Sequence[PredictionSource], reader: str) -> NDArray[np.float32]:
     predictor = Predictor(Ensemble([session]), with_votes=False)
     rows = []
     for result in predictor.predict_iter(sources):
@@ -229,9 +228,13 @@ CLAIM_TOLERANCE = 1e-2
 
 
 def check_parity(
-    module: nn.Module, session: Session, paths: Sequence[Path], inputs: NDArray[np.uint8], outputs: Sequence[str]
+    module: nn.Module,
+    session: Session,
+    sources: Sequence[PredictionSource],
+    inputs: NDArray[np.uint8],
+    outputs: Sequence[str],
 ) -> tuple[Parity, NDArray[np.float32]]:
-    """Compare a module with the model file open in `session`, on the images at `paths`.
+    """Compare a module with the model file open in `session`, on the images `sources`.
 
     `inputs`: the same images as in the trainer's evaluation, uint8 (N, H, W, 3). `outputs` names the module's outputs,
     `probabilities` first. Returns the report and torch's probabilities (N, C). Raises `ParityError`.
@@ -240,21 +243,21 @@ def check_parity(
         raise ParityError("no images to check parity on", options=["parity_images=DIR"])
     expected = run_torch(module, inputs)
     wanted = dict(zip(outputs, expected, strict=True))
-    report = check_outputs(session, paths, inputs, wanted, Original("torch", "training", "the trainer"))
+    report = check_outputs(session, sources, inputs, wanted, Original("torch", "training", "the trainer"))
     return report, expected[0]
 
 
 def check_claims(
-    probabilities: NDArray[np.float32], paths: Sequence[str], claimed: Mapping[str, Sequence[float]]
+    probabilities: NDArray[np.float32], keys: Sequence[Any], claimed: Mapping[Any, Sequence[float]]
 ) -> None:
     """Raise `ParityError` if the network's outputs differ from those that training reported for the same images.
 
-    `probabilities` (N, C) of `paths`; `claimed` has rows of `predictions_val.csv` for some of them.
+    `probabilities` (N, C) of the images `keys`; `claimed` has rows of `predictions_val.csv` for some of them.
     """
-    known = [i for i, path in enumerate(paths) if path in claimed]
+    known = [i for i, key in enumerate(keys) if key in claimed]
     if not known:
         return
-    wanted = np.array([claimed[paths[i]] for i in known])
+    wanted = np.array([claimed[keys[i]] for i in known])
     worst = float(np.abs(probabilities[known] - wanted).max())
     if not worst < CLAIM_TOLERANCE:
         raise ParityError(

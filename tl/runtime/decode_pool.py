@@ -34,7 +34,7 @@ from tl.runtime.decode_worker import Outcome, SentSource, Setup, slot_arrays, sl
 from tl.runtime.imaging.decode import ImageSource, check_source, read_stream
 from tl.runtime.imaging.pillow_images import plain_source
 from tl.runtime.imaging.pipeline import Inputs, Preparer
-from tl.runtime.sources.boxed_images import BoxedImage, Item, UnboxedImage, item_name
+from tl.runtime.sources.boxed_images import BoxedImage, PredictionSource, UnboxedImage, item_name
 
 # While one chunk is decoded, the next one is already in the worker's socket.
 _CHUNKS_A_WORKER = 2
@@ -126,7 +126,7 @@ class DecodePool:
         for thread in self._threads:
             thread.start()
 
-    def submit(self, sources: Sequence[Item]) -> Future[DecodedChunk]:
+    def submit(self, sources: Sequence[PredictionSource]) -> Future[DecodedChunk]:
         """Decode a chunk; images without a box are passed over, with their reason as the outcome.
 
         The future raises `WorkerError` if its process dies, and for invalid sources the same errors as `decode_scaled`.
@@ -224,7 +224,7 @@ def check_can_start() -> None:
         )
 
 
-def _item_to_send(item: Item) -> SentSource:
+def _item_to_send(item: PredictionSource) -> SentSource:
     if isinstance(item, UnboxedImage):
         return ImageReadError("", item.answer.error)
     if not isinstance(item, BoxedImage):

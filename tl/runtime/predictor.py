@@ -24,7 +24,7 @@ from tl.runtime.imaging.regions import Box, Region
 from tl.runtime.landmarks.ensemble import LandmarkEnsemble, Merging
 from tl.runtime.results import ClassFields, Classification, Failure, Landmarks
 from tl.runtime.session import Session
-from tl.runtime.sources.boxed_images import BoxList, Item, UnboxedImage, box_list, item_name, split_item
+from tl.runtime.sources.boxed_images import BoxList, PredictionSource, UnboxedImage, box_list, item_name, split_item
 from tl.runtime.streams import Found, Known, Members, Stream, nothing_known, with_box
 
 Hint = Literal["throughput", "latency"]
@@ -165,7 +165,7 @@ class Predictor(Generic[Found]):
             raise ValueError("this predictor is closed")
         return self._ensemble
 
-    def predict(self, source: Item) -> Found:
+    def predict(self, source: PredictionSource) -> Found:
         """Predict one image. Raises `ImageReadError` if it cannot be read, or does not have exactly one box."""
         ensemble = self.ensemble
         name = item_name(source)
@@ -179,11 +179,13 @@ class Predictor(Generic[Found]):
         (result,) = ensemble.results([name], batch, with_votes=self.with_votes)
         return with_box(result, box)
 
-    def predict_batch(self, sources: Sequence[Item]) -> list[Found | Failure]:
+    def predict_batch(self, sources: Sequence[PredictionSource]) -> list[Found | Failure]:
         """Predict several images; an unreadable image gives a `Failure` in its place, boxes several results."""
         return list(self.predict_iter(sources))
 
-    def predict_iter(self, sources: Iterable[Item], *, batch_size: int | None = None) -> Iterator[Found | Failure]:
+    def predict_iter(
+        self, sources: Iterable[PredictionSource], *, batch_size: int | None = None
+    ) -> Iterator[Found | Failure]:
         """Predict lazily, in input order, with memory bounded by a few batches; with boxes, one result for each.
 
         `batch_size`: images per run, None for the default of the device. An unreadable image gives a `Failure`.
@@ -194,7 +196,7 @@ class Predictor(Generic[Found]):
 
     def predict_unknown(
         self,
-        sources: Iterable[Item],
+        sources: Iterable[PredictionSource],
         known: Callable[[str, str], Known | None],
         *,
         batch_size: int | None = None,
@@ -209,7 +211,7 @@ class Predictor(Generic[Found]):
 
     def _stream(
         self,
-        sources: Iterable[Item],
+        sources: Iterable[PredictionSource],
         batch_size: int | None,
         known: Callable[[str, str], Known | None],
         *,

@@ -18,7 +18,7 @@ from tl.runtime.imaging.regions import Box
 from tl.runtime.prefetch import prefetch_map
 from tl.runtime.results import Classification, Failure, Fields, Landmarks, Prediction
 from tl.runtime.session import Session
-from tl.runtime.sources.boxed_images import Item, UnboxedImage, item_digest, item_name, split_item
+from tl.runtime.sources.boxed_images import PredictionSource, UnboxedImage, item_digest, item_name, split_item
 from tl.runtime.sources.paths import read_content
 
 if TYPE_CHECKING:
@@ -81,7 +81,7 @@ class _Image(Generic[Known]):
 
 @dataclass(frozen=True)
 class _Chunk:
-    sources: list[Item]
+    sources: list[PredictionSource]
     pad_to: int
 
 
@@ -100,7 +100,9 @@ class Stream(Generic[Found, Known]):
     hashes: bool
     pads: bool
 
-    def in_threads(self, sources: Iterable[Item], threads: int) -> Iterator[list[tuple[str, Found | Failure | Known]]]:
+    def in_threads(
+        self, sources: Iterable[PredictionSource], threads: int
+    ) -> Iterator[list[tuple[str, Found | Failure | Known]]]:
         """Yield the answers of each chunk with their digests. Raises whatever `sources` raises."""
 
         def predict(chunk: _Chunk) -> list[tuple[str, Found | Failure | Known]]:
@@ -111,7 +113,7 @@ class Stream(Generic[Found, Known]):
         return prefetch_map(predict, self._chunks(sources), workers=threads, ahead=2 * threads, stop=self._stop)
 
     def in_processes(
-        self, sources: Iterable[Item], preparer: Preparer, processes: int, callers: int
+        self, sources: Iterable[PredictionSource], preparer: Preparer, processes: int, callers: int
     ) -> Iterator[list[tuple[str, Found | Failure | Known]]]:
         """Like `in_threads`, but `processes` decode and `callers` threads infer. Also raises `WorkerError`."""
         from tl.runtime.decode_pool import DecodePool  # not available on every system, and rarely needed
@@ -140,14 +142,14 @@ class Stream(Generic[Found, Known]):
         for session in self.members.sessions:
             session.end_runs()
 
-    def _chunks(self, sources: Iterable[Item]) -> Iterator[_Chunk]:
+    def _chunks(self, sources: Iterable[PredictionSource]) -> Iterator[_Chunk]:
         iterator = iter(sources)
         pads_at_once = False
         while chunk := list(itertools.islice(iterator, self.batch_size)):
             pads_at_once = pads_at_once or len(chunk) == self.batch_size
             yield _Chunk(chunk, self.batch_size if self.pads and pads_at_once else 0)
 
-    def _prepare(self, item: Item) -> _Image[Known]:
+    def _prepare(self, item: PredictionSource) -> _Image[Known]:
         name, digest = item_name(item), ""
         if isinstance(item, UnboxedImage):
             return _Image(name, digest, item.answer)

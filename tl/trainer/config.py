@@ -70,6 +70,22 @@ class TrainConfig:
     images: str | None = _option(
         None, "CSV and landmark files: folder that the images' paths are relative to, if not the file's own.", "Data"
     )
+    boxes: str | None = _option(
+        None,
+        "Classes: boxes around the objects, to train on these instead of whole images: MegaDetector's JSON, COCO JSON, "
+        "or CSV with path,box_x,box_y,box_w,box_h[,label].",
+        "Boxes",
+    )
+    min_box_confidence: float | None = _option(
+        None, "Leave out boxes whose detector confidence is lower. Default: 0.2.", "Boxes"
+    )
+    box_categories: tuple[str, ...] | None = _option(
+        None, "Category of boxes to use. Repeatable. Default: animal if the file has it, else all.", "Boxes"
+    )
+    box_labels: Literal["auto", "image", "box"] = _option(
+        "auto", "Label of a box: that of its image, or its own; auto uses its own if the file has labels.", "Boxes"
+    )
+    crop_square: bool = _option(True, "Classes: extend boxes to squares, so that objects are not stretched.", "Boxes")
     skip_bad: bool = _option(False, "Skip unreadable images and list them in skipped.csv.", "Data")
     audit: bool = _option(True, "Check the data for leaks and other problems before training (findings.csv).", "Data")
     test: bool = _option(False, "Also evaluate the best checkpoint on the test split, once.", "Data")

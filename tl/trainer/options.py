@@ -15,6 +15,7 @@ from typing import Any, TypeVar
 
 from tl.errors import ConfigError
 from tl.runtime.landmarks.files import is_landmark_file
+from tl.trainer.box_options import box_faults
 from tl.trainer.config import (
     BAG_FOLDS,
     BEST_SOUP,
@@ -288,19 +289,18 @@ def _combination_faults(config: TrainConfig) -> list[str]:
 # Options for classification only.
 _CLASSES_ONLY = (
     *("per_class", "path_column", "label_column", "views", "mixup", "cutmix", "label_smoothing", "class_weights"),
-    "sampler",
+    *("sampler", "boxes", "min_box_confidence", "box_categories", "box_labels", "crop_square"),
 )
-_LANDMARKS_ONLY = ("crop", "crop_margin", "mirror", "flip_pairs", "skeleton", "point_loss")
+_LANDMARKS_ONLY = ("crop", "mirror", "flip_pairs", "skeleton", "point_loss")
 
 
 def _class_faults(config: TrainConfig) -> list[str]:
     given = [name for name in _LANDMARKS_ONLY if getattr(config, name) != getattr(TrainConfig, name)]
     faults = [f"{', '.join(given)}: only for landmarks, but the task is classification"] if given else []
-    if config.head == "heatmap":
-        faults.append("head heatmap is only for landmarks, but the task is classification")
+    faults += ["head heatmap is only for landmarks, but the task is classification"] * (config.head == "heatmap")
     if str(config.monitor).endswith("px"):
         faults.append(f"monitor {config.monitor} is only for landmarks, but the task is classification")
-    return faults
+    return faults + box_faults(config)
 
 
 def _landmark_faults(config: TrainConfig) -> list[str]:

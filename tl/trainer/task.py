@@ -16,13 +16,22 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tl import __version__
+from tl.data.boxed import locate
 from tl.data.features import FeatureSet, open_features
-from tl.data.images import ImageStore, check_readable, color_statistics, load_images, preprocessing_key
-from tl.data.manifests import LabeledImage, ManifestColumns, bind_class_names, class_ids, read_images
+from tl.data.images import (
+    ImageStore,
+    check_readable,
+    color_statistics,
+    content_key,
+    load_images,
+    preprocessing_key,
+)
+from tl.data.manifests import LabeledImage, bind_class_names, class_ids
 from tl.data.splits import Fold, assign_splits, cut_parts, find_folds, limit_per_class
 from tl.errors import ConfigError, DataError
 from tl.progress import Progress
 from tl.runtime.imaging.preprocessing import Preprocessing, build_preprocessing
+from tl.trainer.boxes import check_found, read_run_data, run_crop
 from tl.trainer.config import MAX_EPOCHS, MIN_STEPS, SOLVER_FOLDS, TrainConfig
 from tl.trainer.fit.augment import Augment, build_augment
 from tl.trainer.models.backbone_info import OWN_BACKBONES, BackboneInfo, library_of, remembered_info
@@ -132,11 +141,6 @@ class Task(PreparedInputs):
         return [[places[i] for i in part] for part in cut_parts(ids, hashes, groups, count, self.config.seed)]
 
 
-def manifest_columns(config: TrainConfig) -> ManifestColumns:
-    """How a config reads a CSV manifest."""
-    return ManifestColumns(config.split_column, config.path_column, config.label_column, config.images)
-
-
 # (config, info, number of classes, weights file): raises `TlError` if no network can be built from them.
 Check = Callable[[TrainConfig, BackboneInfo, int, WeightsFile | None], None]
 
@@ -155,7 +159,13 @@ def prepare_task(config: TrainConfig, progress: Progress, check: Check = lambda 
     info = remembered_info(config.backbone, find_info)
     preprocessing = build_run_preprocessing(config, info)
     augment = build_augment(str(config.augment), preprocessing)
-    found = read_images(config.data, manifest_columns(config), progress.say)
+    boxed = read_run_data(config, progress)
+    found, failed = boxed.images, boxed.failed
+    if (crop := run_crop(config, found)) is not None:
+        found, outside = locate(found, crop)
+        failed = [*failed, *outside]
+    if not config.skip_bad:
+        check_found(failed)
     has_own_split = any(image.split == "val" for image in found)
     images = assign_splits(found, settled(config.val_fraction), config.seed)
     if config.per_class is not None:
@@ -171,11 +181,12 @@ def prepare_task(config: TrainConfig, progress: Progress, check: Check = lambda 
         if features is None or not _needs_features_alone(config, augment):
             return False
         views = range((config.views or 0) + 1) if image.split == "train" else (CLEAN,)
-        return features.has(digest, views)
+        return features.has(content_key(image, digest), views)
 
     store, bad = load_images(images, preprocessing, config.cache, progress, is_done=is_done)
     if not config.skip_bad:
         check_readable(bad, options=["skip_bad"])
+    bad = [*bad, *failed, *((image, "no box to use") for image in boxed.unboxed)]
     class_names = _check_data(store.images, config)  # again: classes may have disappeared with unreadable images
     first = store.indices("train")[0]
     if augment is not None and not is_done(store.images[first], store.hashes[first]):

@@ -8,7 +8,7 @@ from __future__ import annotations
 import math
 import os
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -206,7 +206,7 @@ def _read_csv(path: Path, table: Table, label: str) -> Iterator[_Listed]:
         yield _Listed(name, tuple(boxes))
 
 
-def row_box(place: str, table: Table, row: dict[str, str], columns: Sequence[str] = BOX) -> Region | None:
+def row_box(place: str, table: Table, row: Mapping[str, str], columns: Sequence[str] = BOX) -> Region | None:
     """Return the box of a row of a table, None if its cells are empty. Raises `DataError`, beginning with `place`."""
     texts = [row[side].strip() for side in columns]
     if not any(texts):

@@ -35,7 +35,7 @@ class UnboxedImage:
 
 
 # What a prediction runs on.
-Item = ImageSource | BoxedImage | UnboxedImage
+PredictionSource = ImageSource | BoxedImage | UnboxedImage
 
 
 def split_item(item: ImageSource | BoxedImage) -> tuple[ImageSource, Box | None]:
@@ -43,7 +43,7 @@ def split_item(item: ImageSource | BoxedImage) -> tuple[ImageSource, Box | None]
     return (item.source, item.box) if isinstance(item, BoxedImage) else (item, None)
 
 
-def item_name(item: Item) -> str:
+def item_name(item: PredictionSource) -> str:
     """Return the name of the image of an item: its path, or '' for data without one."""
     return source_name(item.source if isinstance(item, BoxedImage | UnboxedImage) else item)
 
@@ -99,7 +99,7 @@ class BoxList:
             return [UnboxedImage(source, NoBox(name, self.no_box))]
         return [BoxedImage(source, box) for box in boxes]
 
-    def expand(self, sources: Iterable[Item]) -> Iterator[Item]:
+    def expand(self, sources: Iterable[PredictionSource]) -> Iterator[PredictionSource]:
         """Yield the items of all sources. Sources that are items already are kept."""
         for source in sources:
             if isinstance(source, BoxedImage | UnboxedImage):

@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tl.data.features import Neighbor, compute_missing, open_features, unit_length
-from tl.data.images import check_readable, load_images
+from tl.data.images import check_readable, content_key, load_images
 from tl.data.manifests import LabeledImage
 from tl.errors import DataError
 from tl.progress import Progress
@@ -50,7 +50,8 @@ def embed_images(
     """
     kept = open_features(run_network=hash_file(run.best_path), preprocessing=dump_json(preprocessing))
     store, _ = load_images(
-        images, preprocessing, "auto", progress, is_done=lambda image, digest: kept.has(digest, (0,))
+        *(images, preprocessing, "auto", progress),
+        is_done=lambda image, digest: kept.has(content_key(image, digest), (0,)),
     )
     places = kept.missing(store, range(len(store.images)), (0,))
     if places:

@@ -1,0 +1,63 @@
+"""Boxes in a training run: which options apply, which images are used, and what the model file says of them.
+
+Never imports torch.
+"""
+
+from __future__ import annotations
+
+from tl.data.boxed import LabeledBoxes, read_labeled_boxes, say_unused
+from tl.data.manifests import LabeledImage, ManifestColumns
+from tl.errors import ConfigError, DataError
+from tl.progress import Progress
+from tl.runtime.imaging.regions import BoxCrop
+from tl.runtime.sources.box_files import read_boxes
+from tl.trainer.config import TrainConfig
+
+
+def manifest_columns(config: TrainConfig) -> ManifestColumns:
+    """How a config reads a CSV manifest."""
+    return ManifestColumns(config.split_column, config.path_column, config.label_column, config.images)
+
+
+def read_run_data(config: TrainConfig, progress: Progress) -> LabeledBoxes:
+    """Read the labeled images or boxes of a classification run. Raises `DataError`, `ConfigError`."""
+    boxes = None
+    if config.boxes is not None:
+        folders = [folder for folder in (config.images, config.data) if folder is not None]
+        boxes = read_boxes(
+            config.boxes,
+            folders=folders,
+            min_confidence=config.min_box_confidence,
+            categories=config.box_categories,
+        )
+        for remark in boxes.remarks:
+            progress.say(f"{config.boxes}: {remark}")
+    found = read_labeled_boxes(config.data, manifest_columns(config), boxes, config.box_labels, progress.say)
+    if boxes is not None:
+        paths = {image.path for image in found.images} | {image.path for image in found.unboxed}
+        if absent := boxes.absent_from([*paths, *(image.path for image, _ in found.failed)]):
+            progress.say(f"{config.boxes}: lists {len(absent)} images that are not in {config.data}, first {absent[0]}")
+    if found.images[0].box is None and _crop_of(config) != BoxCrop(TrainConfig.crop_margin, TrainConfig.crop_square):
+        raise ConfigError(f"{config.data}: crop_margin and crop_square require boxes, or landmarks: give boxes")
+    say_unused(found, progress.say)
+    return found
+
+
+def run_crop(config: TrainConfig, images: tuple[LabeledImage, ...] | list[LabeledImage]) -> BoxCrop | None:
+    """Return what a classification run uses around the boxes of its images; None for whole images."""
+    return _crop_of(config) if any(image.box is not None for image in images) else None
+
+
+def check_found(failed: list[tuple[LabeledImage, str]]) -> None:
+    """Raise `DataError` for images that are not in the list of boxes."""
+    if failed:
+        listed = "\n".join(f"  {image.name}: {reason}" for image, reason in failed[:20])
+        more = f"\n  and {len(failed) - 20} more" if len(failed) > 20 else ""
+        raise DataError(
+            f"{len(failed)} images or boxes cannot be used; mend the list of boxes, or skip them:\n{listed}{more}",
+            options=["skip_bad"],
+        )
+
+
+def _crop_of(config: TrainConfig) -> BoxCrop:
+    return BoxCrop(config.crop_margin, config.crop_square)
