@@ -210,7 +210,7 @@ def landmark_source(run: Run) -> ExportSource:
         mean_shape=None if mean is None else tuple((float(x), float(y)) for x, y in mean),
         shape_limit=limit,
         region=config.crop,
-        region_margin=0.0 if config.crop == "whole" else config.crop_margin,
+        region_margin=0.0 if config.crop == "whole" else settled(config.crop_margin),
     )
     claimed = run.val_points()
     provenance = _run_provenance(run, config, card)

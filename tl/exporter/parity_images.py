@@ -51,7 +51,7 @@ def load_parity_images(
     progress: Progress,
     crop: BoxCrop | None = None,
 ) -> ParityImages:
-    """Prepare images as the runtime does; for models of boxes, a box of each. Raises `DataError` for unreadable ones."""
+    """Prepare images as the runtime does; for models of boxes, a box of each. Raises `DataError` if they cannot."""
     inputs, faults = [], []
     progress.start("reading images", len(sources), "images")
     for source in sources:

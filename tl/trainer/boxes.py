@@ -11,7 +11,11 @@ from tl.errors import ConfigError, DataError
 from tl.progress import Progress
 from tl.runtime.imaging.regions import BoxCrop
 from tl.runtime.sources.box_files import read_boxes
-from tl.trainer.config import TrainConfig
+from tl.trainer.config import CLASSES, LANDMARKS, TrainConfig
+from tl.trainer.options import settled
+
+# Also that of landmarks, which config files of earlier versions contain for every task.
+_DEFAULT_MARGINS = (None, CLASSES["crop_margin"], LANDMARKS["crop_margin"])
 
 
 def manifest_columns(config: TrainConfig) -> ManifestColumns:
@@ -37,7 +41,8 @@ def read_run_data(config: TrainConfig, progress: Progress) -> LabeledBoxes:
         paths = {image.path for image in found.images} | {image.path for image in found.unboxed}
         if absent := boxes.absent_from([*paths, *(image.path for image, _ in found.failed)]):
             progress.say(f"{config.boxes}: lists {len(absent)} images that are not in {config.data}, first {absent[0]}")
-    if found.images[0].box is None and _crop_of(config) != BoxCrop(TrainConfig.crop_margin, TrainConfig.crop_square):
+    is_default = config.crop_margin in _DEFAULT_MARGINS and config.crop_square == TrainConfig.crop_square
+    if found.images[0].box is None and not is_default:
         raise ConfigError(f"{config.data}: crop_margin and crop_square require boxes, or landmarks: give boxes")
     say_unused(found, progress.say)
     return found
@@ -60,4 +65,4 @@ def check_found(failed: list[tuple[LabeledImage, str]]) -> None:
 
 
 def _crop_of(config: TrainConfig) -> BoxCrop:
-    return BoxCrop(config.crop_margin, config.crop_square)
+    return BoxCrop(settled(config.crop_margin), config.crop_square)

@@ -190,8 +190,11 @@ class TrainConfig:
         "Landmarks: region to use: the whole image, its box from the data, or the part with the annotated points.",
         "Images",
     )
-    crop_margin: float = _option(
-        0.25, "Margin added on every side of the cropped region, as a fraction of its size.", "Images"
+    crop_margin: float | None = _option(
+        None,
+        "Margin added on every side of a cropped region or a box, as a fraction of its size. Default: 0.25 for "
+        "landmarks, 0.1 for boxes of classes.",
+        "Images",
     )
     image_size: int | None = _option(
         None, "Side of the network's square input in pixels. Default: the backbone's own.", "Images"
@@ -353,9 +356,11 @@ MIN_STEPS, MAX_EPOCHS = 240, 12
 # `landmarks.task` adds epochs.
 LANDMARKS: dict[str, Any] = {
     **{"head": "heatmap", "resize_mode": "letterbox", "optimizer": "adamw", "epochs": 60, "batch_size": 8},
-    **{"augment": "standard", "monitor": "val_error_px", "head_init": "random"},
+    **{"augment": "standard", "monitor": "val_error_px", "head_init": "random", "crop_margin": 0.25},
 }
-CLASSES: dict[str, Any] = {"head": "linear", "resize_mode": "squash", "monitor": "val_top1_accuracy"}
+CLASSES: dict[str, Any] = {
+    **{"head": "linear", "resize_mode": "squash", "monitor": "val_top1_accuracy", "crop_margin": 0.1},
+}
 # Peak learning rates for landmarks by optimizer, for every method.
 LANDMARK_LEARNING_RATES = {"sgd": 0.005, "adam": 1e-3, "adamw": 1e-3, "rmsprop": 3e-4}
 # Peak learning rates at batch size 32; larger batches may need higher rates.

@@ -329,7 +329,7 @@ def _landmark_faults(config: TrainConfig) -> list[str]:
             config.head == "heatmap" and config.point_loss != TrainConfig.point_loss
         ),
         "crop_margin requires crop box or points": (
-            config.crop == "whole" and config.crop_margin != TrainConfig.crop_margin
+            config.crop == "whole" and config.crop_margin not in (None, LANDMARKS["crop_margin"])
         ),
     }
     faults = [text for text, is_broken in rules.items() if is_broken]

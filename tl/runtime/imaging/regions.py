@@ -14,6 +14,8 @@ from numpy.typing import NDArray
 
 from tl.errors import ImageReadError
 
+# But for rounding.
+_ONE_PIXEL = 1 - 1e-9
 # Left, top, width and height in pixels of the upright image.
 Region = tuple[float, float, float, float]
 
@@ -77,7 +79,7 @@ def clip_region(region: Region, image_hw: tuple[int, int]) -> Region:
     """Clip a region to the image. Raises `ImageReadError` if less than one pixel of width or height remains."""
     left, top = max(0.0, region[0]), max(0.0, region[1])
     right, bottom = min(image_hw[1], region[0] + region[2]), min(image_hw[0], region[1] + region[3])
-    if not (right - left >= 1 and bottom - top >= 1):
+    if not (right - left > _ONE_PIXEL and bottom - top > _ONE_PIXEL):
         shown = ", ".join(f"{value:g}" for value in region)
         raise ImageReadError("", f"the box ({shown}) contains no pixel of the {image_hw[1]}x{image_hw[0]} image")
     return left, top, right - left, bottom - top

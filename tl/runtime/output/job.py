@@ -166,9 +166,9 @@ def run_job(
     With `resume`, images with the same path, content, models and votes keep their rows; `retry_failed` retries those
     without a prediction. `fail_fast` stops at the first failed image. An existing file is replaced only with
     `overwrite`, or if a job with the same models and votes has written it and it is unchanged. `see` is called with
-    every new result. `point_format`: the format of landmarks, None to select it by the file name. `for_excel`: see
-    `write_excel_csv`. Raises `OutputError`,
-    also if another process writes the same output, `ImageReadError` (with `fail_fast`) and the errors of prediction.
+    every new result. `point_format`: None to select the format by the file name. `for_excel`: see `write_excel_csv`.
+    Raises `OutputError`, also if another process writes the same output, `ImageReadError` (with `fail_fast`) and the
+    errors of prediction.
     """
     if output is None:
         with open_writer(None, predictor.fields) as writer:
@@ -183,11 +183,7 @@ def run_job(
         has_list = lists_failures(claim.output, point_format)
         _check_claim(claim, key, has_list, resume=resume, overwrite=overwrite)
         with (
-            open_writer(
-                *(claim.output, predictor.fields, point_format, claim.rows),
-                for_excel=for_excel,
-                boxes=predictor.boxes,
-            ) as writer,
+            open_writer(claim.output, predictor.fields, point_format, claim.rows, for_excel, predictor.boxes) as writer,
             open_ledger(claim.ledger, key, resume=resume, retry_failed=retry_failed or fail_fast) as ledger,
         ):
             for digest, result in predictor.predict_unknown(sources, ledger.known, batch_size=batch_size):

@@ -163,7 +163,6 @@ def open_writer(
     fields: Fields,
     point_format: GivenFormat | None = None,
     partial: Path | None = None,
-    *,
     for_excel: bool = False,
     boxes: BoxList | None = None,
 ) -> Iterator[ResultWriter]:
