@@ -130,11 +130,9 @@ def command(request: EvaluateRequest) -> None:
     """Evaluate a model file, or an ensemble under every voting rule, on labeled or annotated images.
 
     Examples:
-    - `tl evaluate held-out/ --model beetles.onnx --report held-out.html`
+    - `tl evaluate held-out/ --model beetles.onnx --report held-out.html`; with --boxes FILE, scores are of boxes
 
     - `tl evaluate labels.csv --split test --ensemble a.onnx b.onnx c.onnx --report ensemble.html`
-
-    - `tl evaluate held-out/ --model species.onnx --boxes detections.json` scores the boxes of each image
 
     - `tl evaluate labels.csv --split val --ensemble models/*.onnx --fit-vote-weights weights.json --select`
 

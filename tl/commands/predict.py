@@ -207,11 +207,9 @@ def command(request: PredictRequest) -> None:
     Examples:
     - `tl predict images/ --ensemble a.onnx b.onnx c.onnx --vote hard --vote-weights 2,1,1 -o out.jsonl`
 
-    - `tl predict images/ --model beetles.onnx --coverage 0.95 --reject-unknown --explain why/ -o out.csv`
+    - `tl predict images/ --model beetles.onnx --coverage 0.95 --reject-unknown --boxes detections.json -o out.csv`
 
     - `tl predict photos/ --model wing.onnx --locator coarse.onnx --draw drawn/ -o points.csv` finds landmarks
-
-    - `tl predict photos/ --model species.onnx --boxes detections.json -o out.csv` classifies detected animals
 
     Columns: path, label, confidence, p:CLASS for each class, error; with the options for them, set, ood_score and the
     reason for a label "?". With --boxes, one row per box, with box_x, box_y, box_w, box_h (box_rel_x ... for boxes in
