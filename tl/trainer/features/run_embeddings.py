@@ -74,6 +74,8 @@ def find_neighbors(run: Run, paths: Sequence[str], count: int, progress: Progres
     Raises `RunError`, and `DataError` for unreadable images or if no training image is left.
     """
     network, card, _ = load_network(run)
+    if any(image.box is not None for image in run.images("train")):
+        raise DataError(f"{run.folder}: was trained on boxes, but neighbors are found for whole images")
     asked = [LabeledImage(path, path, "") for path in paths]
     store, bad = load_images(asked, card.preprocessing, "none", progress)
     check_readable(bad, "all images must be readable to find neighbors: fix or remove them")
