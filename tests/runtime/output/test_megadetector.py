@@ -24,7 +24,7 @@ def model(tmp_path: Path) -> Path:
 
 
 def predict(model: Path, folder: Path, file: dict[str, Any], **changes: Any) -> dict[str, Any]:
-    """Write classes into `file` for the images a.png (red, left; blue, right) and b.png, and return the new contents."""
+    """Write classes into `file` for a.png and b.png, red on the left and blue on the right; return the new contents."""
     image = solid((250, 0, 0), 120, 160).copy()
     image[:, 80:] = (0, 0, 250)
     for name in ("a.png", "b.png"):
@@ -95,9 +95,11 @@ def test_write_megadetector__rejected_and_failed_boxes_have_no_class(model: Path
 def test_run_job__megadetector_needs_its_file(model: Path, tmp_path: Path) -> None:
     Image.fromarray(np.zeros((9, 9, 3), np.uint8)).save(tmp_path / "a.png")
     (tmp_path / "b.csv").write_text("path,box_x,box_y,box_w,box_h\na.png,0,0,9,9\n", encoding="utf-8")
-    with load(model, boxes=read_boxes(tmp_path / "b.csv")) as predictor:
-        with pytest.raises(OutputError, match="adds the classes to a file of MegaDetector") as error:
-            run_job(predictor, [], tmp_path / "o.json", Tally(), point_format="megadetector")
+    with (
+        load(model, boxes=read_boxes(tmp_path / "b.csv")) as predictor,
+        pytest.raises(OutputError, match="adds the classes to a file of MegaDetector") as error,
+    ):
+        run_job(predictor, [], tmp_path / "o.json", Tally(), point_format="megadetector")
     assert error.value.options == ("boxes=detections.json",)
     (tmp_path / "md.json").write_text(json.dumps(megadetector([])), encoding="utf-8")
     with load(model, boxes=read_boxes(tmp_path / "md.json")) as predictor:
