@@ -84,7 +84,9 @@ def test_evaluate__boxes(run_tl: RunTl, run: Path, model: Path, tmp_path: Path) 
     assert contract.boxes is not None
     assert (contract.boxes.margin, contract.boxes.square, contract.parity.top1_agreement) == (0.1, True, 1)
     assert "boxes around objects, 0.1 of their size added on every side" in run_tl("inspect", model).out
-    done = run_tl("evaluate", run / "manifest.csv", "--split", "val", "--model", model)
+    page = tmp_path / "page.html"
+    done = run_tl("evaluate", run / "manifest.csv", "--split", "val", "--model", model, "--report", page)
+    assert page.is_file()
     (scores,) = done.rows()
     assert done.code == 0, done.err
     assert float(scores["top1_accuracy"]) > 0.9
@@ -92,8 +94,11 @@ def test_evaluate__boxes(run_tl: RunTl, run: Path, model: Path, tmp_path: Path) 
 
     made = make_composites(tmp_path / "held-out", 4, seed=500)
     boxes = save_megadetector(tmp_path / "boxes.json", made)
-    held_out = run_tl("evaluate", tmp_path / "held-out", "--model", model, "--boxes", boxes)
+    given = ("evaluate", tmp_path / "held-out", "--model", model, "--boxes", boxes)
+    held_out = run_tl(*given)
     assert held_out.code == 0, held_out.err
+    augmented = run_tl(*given, "--tta", "hflip").rows()
+    assert [row["tta"] for row in augmented] == ["", "hflip"]
     assert int(held_out.rows()[0]["n"]) == 12
     bare = run_tl("evaluate", tmp_path / "held-out", "--model", model)
     assert bare.code == 1

@@ -14,6 +14,7 @@ from tests.commands.conftest import trunk_weights as trunk_weights
 from tests.composites import detection, make_composites, megadetector, save_megadetector
 from tl.errors import ConfigError, DataError
 from tl.exporter.export import export_run
+from tl.exporter.export_source import ExtraOutputs
 from tl.progress import Silent
 from tl.trainer.classification import compute_features
 from tl.trainer.config import TrainConfig
@@ -119,6 +120,19 @@ def test_train__on_images_of_boxes(data: Path) -> None:
     assert "boxes" not in str(exported.contract.provenance.config["boxes"]).split("/")[:-1]  # no private path
     with pytest.raises(DataError, match="was trained on boxes, but neighbors are found for whole images"):
         find_neighbors(run, [str(data / "fox/00.jpg")], 2, Silent())
+
+
+def test_export__images_that_are_gone(data: Path) -> None:
+    """A model of boxes must not become one of whole images because its own images cannot prove it."""
+    run = train(config(data, method="scratch", epochs=1, batch_size=8, audit=False), Silent()).run
+    (data / "fox").rename(data.parent / "fox")
+    (data / "hare").rename(data.parent / "hare")
+    with pytest.raises(ConfigError, match="this model uses a region of each image"):
+        export_run(
+            *(run, data.parent / "m.onnx", Silent()),
+            parity_images=[data.parent / "fox"],
+            further=ExtraOutputs(unknown=False),
+        )
 
 
 def test_data_hash__depends_on_the_boxes(data: Path, tmp_path: Path) -> None:

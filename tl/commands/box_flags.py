@@ -70,7 +70,7 @@ def open_boxes(
 ) -> BoxList | None:
     """Read --boxes and say what is left out. `folders`: where its images may be, besides beside it."""
     if flags.boxes is None:
-        refuse_given(flags, "applies to --boxes, which is not given")
+        refuse_given(flags, "requires --boxes")
         return None
     from tl.runtime.sources.box_files import read_boxes
 

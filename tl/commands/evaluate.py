@@ -210,14 +210,15 @@ def _read_split(flags: _Data, box_flags: LabeledBoxFlags) -> tuple[str, list[Lab
 
     folder = None if flags.images is None else str(flags.images)
     columns = ManifestColumns(flags.split_column, flags.path_column, flags.label_column, folder)
-    boxes = open_boxes(box_flags, [flags.data, *([folder] if folder else [])])
+    label = flags.label_column if flags.data.is_dir() else None
+    boxes = open_boxes(box_flags, [flags.data, *([folder] if folder else [])], label)
     found = read_labeled_boxes(flags.data, columns, boxes, box_flags.box_labels, warn)
     name, images = choose_split(found.images, flags.split)
     _say_split(name, len(images), "RUN/manifest.csv")
     if boxes is not None:
         failed = [image for image, _ in found.failed]
         say_absent(boxes, (image.path for image in (*found.images, *found.unboxed, *failed)))
-    say_unused(found, warn)
+    say_unused([image for image in found.unboxed if name in (image.split, "all")], warn)
     failures = [Failure(image.path, why) for image, why in found.failed if name in (image.split, "all")]
     return name, images, failures
 

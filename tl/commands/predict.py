@@ -225,8 +225,9 @@ def command(request: PredictRequest) -> None:
     out = request.output
     if out.output is None and (out.resume or out.retry_failed or out.excel):
         raise ConfigError("--resume, --retry-failed and --excel require an output file: give --out")
-    if out.output is not None and request.images.files_from is not None and out.overwrite:
-        check_outputs(True, out.output, inputs=[request.images.files_from])
+    read = [name for name in (request.images.files_from, request.boxes.boxes) if name is not None]
+    if out.output is not None and read and out.overwrite:
+        check_outputs(True, out.output, inputs=read)
     inputs = _find_images(request.images)
     boxes = open_boxes(request.boxes, [*(request.images.images or []), request.images.images_in or "."])
     if boxes is not None:

@@ -72,10 +72,10 @@ def read_labeled_boxes(
     return dataclasses.replace(found, images=_grouped(found.images))
 
 
-def say_unused(found: LabeledBoxes, say: Callable[[str], None]) -> None:
+def say_unused(unboxed: Sequence[LabeledImage], say: Callable[[str], None]) -> None:
     """Say which images have no box to use."""
-    if found.unboxed:
-        say(f"{len(found.unboxed)} images have no box to use and are left out, first {found.unboxed[0].name}")
+    if unboxed:
+        say(f"{len(unboxed)} images have no box to use and are left out, first {unboxed[0].name}")
 
 
 def check_boxed(images: Sequence[LabeledImage], crop: BoxCrop | None, model: str) -> None:

@@ -82,7 +82,7 @@ def export_run(
     origin = landmark_source(run) if config.task == "landmarks" else class_source(run, progress, further)
     own = spread(run.images("val"), MAX_VALIDATION_IMAGES)
     extra = [LabeledImage(path, path, "") for path in find_images(parity_images).paths]
-    if extra and any(image.region is not None for image in own):
+    if extra and (origin.boxes is not None or any(image.region is not None for image in own)):
         raise ConfigError(
             "parity_images: this model uses a region of each image, which is unknown for other images; "
             "leave parity_images out"

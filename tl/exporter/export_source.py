@@ -188,7 +188,7 @@ def class_source(run: Run, progress: Progress, further: ExtraOutputs) -> ExportS
         conformal=measure_conformal(run, card.class_names),
         ood=measured[1] if measured else None,
         taxonomy=taxonomy,
-        boxes=run_crop(config, run.images("val")),
+        boxes=run_crop(config, has_boxes=run.has_boxes),
     )
 
 

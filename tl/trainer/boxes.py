@@ -5,6 +5,8 @@ Never imports torch.
 
 from __future__ import annotations
 
+from pathlib import Path
+
 from tl.data.boxed import LabeledBoxes, read_labeled_boxes, say_unused
 from tl.data.manifests import LabeledImage, ManifestColumns
 from tl.errors import ConfigError, DataError
@@ -32,7 +34,8 @@ def read_run_data(config: TrainConfig, progress: Progress) -> LabeledBoxes:
             config.boxes,
             folders=folders,
             min_confidence=config.min_box_confidence,
-            categories=config.box_categories,
+            categories=_split(config.box_categories),
+            label_column=config.label_column if Path(config.data).is_dir() else None,
         )
         for remark in boxes.remarks:
             progress.say(f"{config.boxes}: {remark}")
@@ -44,13 +47,13 @@ def read_run_data(config: TrainConfig, progress: Progress) -> LabeledBoxes:
     is_default = config.crop_margin in _DEFAULT_MARGINS and config.crop_square == TrainConfig.crop_square
     if found.images[0].box is None and not is_default:
         raise ConfigError(f"{config.data}: crop_margin and crop_square require boxes, or landmarks: give boxes")
-    say_unused(found, progress.say)
+    say_unused(found.unboxed, progress.say)
     return found
 
 
-def run_crop(config: TrainConfig, images: tuple[LabeledImage, ...] | list[LabeledImage]) -> BoxCrop | None:
+def run_crop(config: TrainConfig, *, has_boxes: bool) -> BoxCrop | None:
     """Return what a classification run uses around the boxes of its images; None for whole images."""
-    return _crop_of(config) if any(image.box is not None for image in images) else None
+    return BoxCrop(settled(config.crop_margin), config.crop_square) if has_boxes else None
 
 
 def check_found(failed: list[tuple[LabeledImage, str]]) -> None:
@@ -64,5 +67,6 @@ def check_found(failed: list[tuple[LabeledImage, str]]) -> None:
         )
 
 
-def _crop_of(config: TrainConfig) -> BoxCrop:
-    return BoxCrop(settled(config.crop_margin), config.crop_square)
+def _split(texts: tuple[str, ...] | None) -> list[str] | None:
+    """The names in an option that is repeated, or that has several separated by commas as in other commands."""
+    return None if texts is None else [name.strip() for text in texts for name in text.split(",") if name.strip()]

@@ -161,7 +161,7 @@ def prepare_task(config: TrainConfig, progress: Progress, check: Check = lambda 
     augment = build_augment(str(config.augment), preprocessing)
     boxed = read_run_data(config, progress)
     found, failed = boxed.images, boxed.failed
-    if (crop := run_crop(config, found)) is not None:
+    if (crop := run_crop(config, has_boxes=found[0].box is not None)) is not None:
         found, outside = locate(found, crop)
         failed = [*failed, *outside]
     if not config.skip_bad:

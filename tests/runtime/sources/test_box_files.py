@@ -128,6 +128,7 @@ BAD: list[tuple[str, Any, str]] = [
     ("number", "3", "neither MegaDetector's JSON"),
     ("results", [{"image_id": 1, "bbox": [0, 0, 1, 1], "score": 0.5}], "a list of COCO results has no file names"),
     ("version", megadetector([], "2.0"), r"format_version 2\.0 is not known; expected 1\.x"),
+    ("version's form", megadetector([], "one"), r"format_version 'one' is not known; expected 1\.x"),
     ("no images", megadetector([]) | {"images": None}, "images as a list"),
     ("no file", megadetector([{"detections": []}]), r"images\[0\]: expected an object with the key file"),
     ("detections", megadetector([{"file": "a", "detections": 3}]), r"images\[0\]\.detections: expected a list"),

@@ -17,7 +17,7 @@ import orjson
 
 from tl.errors import OutputError
 from tl.runtime.output.files import atomic_path, write_text
-from tl.runtime.sources.box_files import load_json
+from tl.runtime.sources.box_files import format_version, load_json
 from tl.runtime.sources.boxed_images import BoxList
 from tl.runtime.sources.tables import csv_text
 
@@ -47,17 +47,18 @@ def write_megadetector(
     become categories "1", "2" ... in their order. Raises `OutputError`, `DataError`.
     """
     file = load_json(Path(boxes.file))
+    version = format_version(Path(boxes.file), file)
     found, failed = _read_rows(lines, class_names)
     paths = {name: path for path, name in boxes.names.items()}
     for image in file["images"]:
         for number, detection in enumerate(image.get("detections") or ()):
             detection.pop("classifications", None)  # of another classifier, whose categories are replaced
-            place = (paths[image["file"]], number)
+            place = paths.get(image["file"], ""), number
             if place in found:
                 detection["classifications"] = found[place]
     info = file["info"] if isinstance(file.get("info"), dict) else {}
     file["info"] = info
-    if float(info.get("format_version", 1.0)) < _VERSION:
+    if version < _VERSION:
         info["format_version"] = str(_VERSION)
         for image in file["images"]:  # older files leave one of the two out
             if image.get("failure") or image.get("detections") is None:

@@ -128,15 +128,24 @@ def load_json(path: Path) -> Any:
 
 
 def _read_megadetector(path: Path, file: dict[str, Any]) -> tuple[list[_Listed], list[str]]:
-    info = file.get("info")
-    version = str(info.get("format_version", "1.0")) if isinstance(info, dict) else "1.0"
-    if version.split(".")[0] != str(_FORMAT_MAJOR):
+    if math.floor(format_version(path, file)) != _FORMAT_MAJOR:
+        version = format_version(path, file)
         raise DataError(f"{path}: format_version {version} is not known; expected {_FORMAT_MAJOR}.x")
     names, images = file["detection_categories"], file.get("images")
     if not isinstance(names, dict) or not isinstance(images, list):
         raise DataError(f"{path}: expected detection_categories as an object, and images as a list")
     listed = [_detected(f"{path}: images[{n}]", image, names) for n, image in enumerate(images)]
     return listed, [str(name) for name in names.values()]
+
+
+def format_version(path: Path, file: dict[str, Any]) -> float:
+    """Return the version of a file of MegaDetector; 1.0 if it has none, as the first ones. Raises `DataError`."""
+    info = file.get("info")
+    version = info.get("format_version", 1.0) if isinstance(info, dict) else 1.0
+    try:
+        return float(version)
+    except (TypeError, ValueError):
+        raise DataError(f"{path}: format_version {version!r} is not known; expected {_FORMAT_MAJOR}.x") from None
 
 
 def _detected(place: str, image: Any, names: dict[str, Any]) -> _Listed:

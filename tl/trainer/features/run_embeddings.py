@@ -74,7 +74,7 @@ def find_neighbors(run: Run, paths: Sequence[str], count: int, progress: Progres
     Raises `RunError`, and `DataError` for unreadable images or if no training image is left.
     """
     network, card, _ = load_network(run)
-    if any(image.box is not None for image in run.images("train")):
+    if run.has_boxes:
         raise DataError(f"{run.folder}: was trained on boxes, but neighbors are found for whole images")
     asked = [LabeledImage(path, path, "") for path in paths]
     store, bad = load_images(asked, card.preprocessing, "none", progress)

@@ -181,6 +181,11 @@ class Run:
                 found.append(LabeledImage(path, row["path"], row["label"], split, row["group"], region, box=box))
         return found
 
+    @property
+    def has_boxes(self) -> bool:
+        """Whether the run was trained on boxes, also if its images no longer exist. Raises `RunError`."""
+        return any(row.get(BOX[0]) for row in self._manifest())
+
     def relative(self, path: str) -> str:
         """A path relative to the run folder, with '/'."""
         return Path(os.path.relpath(path, self.folder)).as_posix()
