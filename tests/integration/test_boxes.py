@@ -169,6 +169,16 @@ def test_predict__to_megadetector_as_its_own_validator_reads_it(
     assert (found["errors"], found["warnings"]) == ([], [])
 
 
+def test_probe__boxes(run_tl: RunTl, trunk_weights: Path, tmp_path: Path) -> None:
+    boxes = save_megadetector(tmp_path / "boxes.json", make_composites(tmp_path / "photos", 6))
+    given = ("--backbone", "smallcnn", "--image-size", "32", "--threads", "1", "--weights", trunk_weights)
+    done = run_tl("probe", tmp_path / "photos", *given, "--boxes", boxes, "--folds", "2", "--try", "head=linear c=0.01")
+    assert done.code == 0, done.err
+    assert "boxes.json: 16 boxes of 12 images" in done.err
+    assert "identical files" not in done.err  # boxes of an image are not copies of each other
+    assert float(done.rows()[0]["top1_accuracy"]) > 0.9
+
+
 def test_quantized__boxes(run_tl: RunTl, run: Path, model: Path, tmp_path: Path) -> None:
     """Merged and lower-precision files are proven on the same regions, and keep what they use around a box."""
     merged = run_tl("merge", model, model, "-o", tmp_path / "merged.onnx")
