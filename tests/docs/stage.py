@@ -19,6 +19,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
+from tests.composites import make_composite, make_composites, save_megadetector
 from tests.docs.pages import ROOT, read_blocks
 from tests.models import make_model
 from tests.spots import USUAL_XY, make_spot_model, save_spots
@@ -201,6 +202,16 @@ def trained(folder: Path) -> None:
         subprocess.run(words, cwd=folder, env={**os.environ, "PYTHONPATH": str(ROOT)}, check=True, capture_output=True)
 
 
+def animals(folder: Path) -> None:
+    """Labeled, held-out and new photos of two small animals, and MegaDetector's files of their boxes."""
+    for name, file, count, seed in (("photos", "detections", 12, 0), ("held-out", "held-out-detections", 4, 500)):
+        made = make_composites(folder / name, count, seed)
+        save_megadetector(folder / f"{file}.json", {f"{name}/{image}": placed for image, placed in made.items()})
+    new = {f"{i}.jpg": make_composite(folder / f"new-photos/{i}.jpg", labels, 900 + i) for i, labels in ((0, ["fox"]),)}
+    new["1.jpg"] = make_composite(folder / "new-photos/1.jpg", [], 901)
+    save_megadetector(folder / "new-detections.json", new)
+
+
 # Page -> what its commands find. A page that is not listed has no commands.
 STAGES: dict[str, tuple[Callable[[Path], None], ...]] = {
     "README.md": (beetles,),
@@ -209,6 +220,7 @@ STAGES: dict[str, tuple[Callable[[Path], None], ...]] = {
     "docs/how-to/predicting.md": (beetles, more_beetles, beetle_models),
     "docs/how-to/sequences.md": (beetles, beetle_models, bursts),
     "docs/how-to/ensembles.md": (beetles, more_beetles, beetle_models, several_models, trained),
+    "docs/how-to/boxes.md": (animals,),
     "docs/how-to/landmarks.md": (wings,),
     "docs/how-to/numbers.md": (plants,),
     "docs/how-to/microscopy.md": (cells,),

@@ -25,6 +25,7 @@ from tests.docs.stage import STAGES, write_scripts, write_weights
 SLOW = {
     "docs/index.md",
     "docs/how-to/adopt.md",
+    "docs/how-to/boxes.md",
     "docs/how-to/ensembles.md",
     "docs/how-to/landmarks.md",
     "docs/how-to/microscopy.md",

@@ -15,7 +15,7 @@ METHODS = [method for method in get_args(Method) if method != "auto"]
 def test_train_config__every_option_has_help_and_panel() -> None:
     for field in dataclasses.fields(TrainConfig):
         assert field.metadata["help"].endswith("."), field.name
-        assert field.metadata["panel"] in ("Data", "Model", "Images", "Optimization", "Machine")
+        assert field.metadata["panel"] in ("Data", "Boxes", "Model", "Images", "Optimization", "Machine")
 
 
 def test_train_config__defaults_are_among_the_choices() -> None:

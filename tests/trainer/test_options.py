@@ -85,6 +85,7 @@ def test_resolve__keeps_what_was_given() -> None:
         head="mlp",
         head_sizes=(3,),
         c_values=(2.0,),
+        crop_margin=0.1,
         drop_epochs=2,
         head_init="random",
         batch_norm="update",

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 import typer
 
 from tl.commands.batch_warnings import warn_if_dark
+from tl.commands.box_flags import LabeledBoxFlags, open_boxes, say_absent
 from tl.commands.console import EXIT_SOME_FAILED, console_progress, packages_of, show, warn, write_beside
 from tl.commands.model_files import check_model_files
 from tl.commands.options import (
@@ -41,7 +42,8 @@ from tl.errors import ConfigError, DataError
 if TYPE_CHECKING:
     from tl.data.manifests import LabeledImage, ManifestColumns
     from tl.evaluation.evaluate import Evaluation, Row
-    from tl.runtime.results import Failure
+    from tl.runtime.predictor import Predictor
+    from tl.runtime.results import Classification, Failure
     from tl.runtime.session import Session
 
 _WORST = 3
@@ -114,6 +116,7 @@ class EvaluateRequest:
     votes: _ForVotes
     landmarks: _ForLandmarks
     sequences: ScoredSequences
+    boxes: LabeledBoxFlags
     tta: Tta = None
     output: Annotated[
         Path | None, typer.Option("--out", "-o", help="Write the rows to this file, as CSV or with --json as JSON.")
@@ -131,7 +134,7 @@ def command(request: EvaluateRequest) -> None:
     """Evaluate a model file, or an ensemble under every voting rule, on images with labels, numbers or landmarks.
 
     Examples:
-    - `tl evaluate held-out/ --model beetles.onnx --report held-out.html`
+    - `tl evaluate held-out/ --model beetles.onnx --report held-out.html`; with --boxes FILE, scores are of boxes
 
     - `tl evaluate labels.csv --split test --ensemble a.onnx b.onnx c.onnx --report ensemble.html`
 
@@ -161,9 +164,10 @@ def command(request: EvaluateRequest) -> None:
     elif task_of(sessions := open_models(request.models)) == "regression":
         done = _evaluate_numbers(request, sessions)
     else:
-        name, images = _read_split(request.data, request.sequences.sequence)
+        name, images, failures = _read_split(request.data, request.boxes, request.sequences.sequence)
         evaluate = _evaluate_classes if request.tta is None else _evaluate_tta
         done = evaluate(request, sessions, name, images)
+        done.failures.extend(failures)
     _write(done, request)
     if done.failures or not done.has_report:
         raise typer.Exit(EXIT_SOME_FAILED)
@@ -192,6 +196,7 @@ def _check_choices(request: EvaluateRequest) -> None:
         refuse_given(augmented, f"applies only to classification, but {data} contains landmarks")
         refuse_given(request.sequences, f"applies only to classification, but {data} contains landmarks")
         refuse_given(votes, f"applies only to classification, but {data} contains landmarks")
+        refuse_given(request.boxes, f"applies only to classification: the boxes of landmarks are in {data}")
         if request.report is not None:
             raise ConfigError(f"--report applies only to classification, but {data} contains landmarks")
     else:
@@ -218,15 +223,27 @@ def _columns(flags: _Data, sequence: str | None = None) -> ManifestColumns:
     return ManifestColumns(flags.split_column, flags.path_column, flags.label_column, folder, sequence)
 
 
-def _read_split(flags: _Data, sequence: str | None) -> tuple[str, list[LabeledImage]]:
-    from tl.data.manifests import read_images
+def _read_split(
+    flags: _Data, box_flags: LabeledBoxFlags, sequence: str | None
+) -> tuple[str, list[LabeledImage], list[Failure]]:
+    """Return the name and the images of the split, and those whose boxes are not known."""
+    from tl.data.boxed import read_labeled_boxes, say_unused
     from tl.data.sequences import tie_sequences
     from tl.evaluation.evaluate import choose_split
+    from tl.runtime.results import Failure
 
-    name, images = choose_split(read_images(flags.data, _columns(flags, sequence), warn), flags.split)
+    label = flags.label_column if flags.data.is_dir() else None
+    boxes = open_boxes(box_flags, [flags.data, *([flags.images] if flags.images else [])], label)
+    found = read_labeled_boxes(flags.data, _columns(flags, sequence), boxes, box_flags.box_labels, warn)
+    name, images = choose_split(found.images, flags.split)
     images = tie_sequences(images, sequence, warn)
     _say_split(name, len(images), "RUN/manifest.csv")
-    return name, images
+    if boxes is not None:
+        failed = [image for image, _ in found.failed]
+        say_absent(boxes, (image.path for image in (*found.images, *found.unboxed, *failed)))
+    say_unused([image for image in found.unboxed if name in (image.split, "all")], warn)
+    failures = [Failure(image.path, why) for image, why in found.failed if name in (image.split, "all")]
+    return name, images, failures
 
 
 def _evaluate_tta(
@@ -240,6 +257,7 @@ def _evaluate_tta(
         open_predictor(sessions, models, ClassFlags(tta=request.tta)) as augmented,
         console_progress() as progress,
     ):
+        _check_boxed(plain, images)
         result = evaluate_tta(plain, augmented, images, progress)
     return _Evaluated(name, result.rows, (*result.columns, *TTA_COLUMNS), result.failures)
 
@@ -250,7 +268,8 @@ def _evaluate_numbers(request: EvaluateRequest, sessions: list[Session]) -> _Eva
     from tl.evaluation.regression import evaluate_numbers
 
     what = "applies only to classifiers, but this model predicts numbers"
-    refuse_given(request.votes, what)
+    for given in (request.votes, request.sequences, request.boxes):
+        refuse_given(given, what)
     if request.tta is not None or request.report is not None or request.data.by_site:
         raise ConfigError(f"--tta, --report and --by-site: {what.replace('applies', 'apply')}")
     contract = sessions[0].contract
@@ -281,6 +300,7 @@ def _evaluate_classes(
             from tl.studies.report.evaluation_page import write_evaluation_report
     with ExitStack() as open_files:
         predictor = open_files.enter_context(open_predictor(sessions, models, ClassFlags()))
+        _check_boxed(predictor, images)
         try:
             check_unseen(predictor.ensemble.sessions, name)
         except DataError as error:
@@ -333,6 +353,14 @@ def _with_sequences(
     if mixed:
         warn(f"{mixed} sequences have images of several classes and are left out of the scores of sequences")
     return scored, (*result.columns, *COLUMNS)
+
+
+def _check_boxed(predictor: Predictor[Classification], images: list[LabeledImage]) -> None:
+    from tl.data.boxed import check_boxed
+    from tl.runtime.ensembles.ensemble import Ensemble
+
+    if isinstance(predictor.ensemble, Ensemble):
+        check_boxed(images, predictor.ensemble.crop, predictor.ensemble.sessions[0].path)
 
 
 def _evaluate_points(request: EvaluateRequest) -> _Evaluated:

@@ -15,10 +15,10 @@ from tl.commands.requests import refuse_given
 from tl.errors import ConfigError, DataError
 
 if TYPE_CHECKING:
-    from tl.runtime.landmarks.files import Format
     from tl.runtime.model_file.contract import Task
     from tl.runtime.output.notes import Notes
     from tl.runtime.output.sequence_rows import SequencePlan
+    from tl.runtime.output.writers import GivenFormat
     from tl.runtime.predictor import Predictor
     from tl.runtime.sources.inputs import Inputs
 
@@ -177,8 +177,9 @@ def check_choices(
     output: Path | None,
     files_from: str | None,
     *,
-    point_format: Format | None,
+    point_format: GivenFormat | None,
     task: Task,
+    has_boxes: bool,
 ) -> None:
     """Raise `ConfigError` for options that do not apply."""
     from tl.runtime.output.sequence_rows import sequence_path
@@ -189,6 +190,8 @@ def check_choices(
             raise ConfigError(f"--exif adds columns to tables, but {output} is a landmark file: give a name in .csv")
         refuse_given(flags, f"applies only to classifiers, but this is a model for {task}")
         return
+    if has_boxes and (flags.sequence is not None or files.every is not None or files.exif):
+        raise ConfigError("--sequence, --every and --exif are for whole images, and cannot be combined with --boxes")
     if flags.sequence is not None or files.every is not None:
         if output is None:
             given = "--sequence" if flags.sequence is not None else "--every"

@@ -55,15 +55,14 @@ class ImageStore:
     def is_decoded(self) -> bool:
         """Whether every image is available without decoding."""
         on_disk = self.disk or ()
-        keys = map(_key, self.images, self.hashes)
-        return all(i in self.kept or key in on_disk for i, key in enumerate(keys))
+        return all(i in self.kept or key in on_disk for i, key in enumerate(self.keys))
 
     def working(self, index: int) -> NDArray[np.uint8]:
         """Return the resized image before cropping, uint8 (h, w, 3). The pixels are the same whether cached or not."""
         if index in self.kept:
             return self.kept[index]
         image = self.images[index]
-        key = _key(image, self.hashes[index])
+        key = content_key(image, self.hashes[index])
         if self.disk is not None and key in self.disk:
             return self.disk.get(key)
         content = _read_file(image.path)
@@ -82,6 +81,11 @@ class ImageStore:
         if self.is_decoded:
             return map(prepare, items)
         return prefetch_map(prepare, items, workers=usable_cores(), ahead=ahead)
+
+    @property
+    def keys(self) -> list[str]:
+        """What distinguishes the images' contents: their hashes, with the regions of boxes."""
+        return list(map(content_key, self.images, self.hashes))
 
     def indices(self, split: str) -> list[int]:
         """Indices of a split's images."""
@@ -111,7 +115,7 @@ def load_images(
         try:
             content = _read_file(image.path)  # hashed and decoded from one read
             digest = hashlib.sha256(content).hexdigest()
-            if is_done(image, digest) or (keeper.disk is not None and _key(image, digest) in keeper.disk):
+            if is_done(image, digest) or (keeper.disk is not None and content_key(image, digest) in keeper.disk):
                 return digest, None
             return digest, load_working(content, preprocessing, image.region)
         except ImageReadError as error:
@@ -127,7 +131,7 @@ def load_images(
             continue
         digest, working = outcome
         if working is not None:
-            keeper.keep(len(good), _key(image, digest), working)
+            keeper.keep(len(good), content_key(image, digest), working)
         good.append(image)
         hashes.append(digest)
     keeper.finish()
@@ -176,8 +180,8 @@ class _Keeper:
             )
 
 
-def _key(image: LabeledImage, digest: str) -> str:
-    """The key of a working image among those with the same preprocessing."""
+def content_key(image: LabeledImage, digest: str) -> str:
+    """The key of a working image among those with the same preprocessing: its content and region."""
     return digest if image.region is None else f"{digest}-{'-'.join(f'{side:.9g}' for side in image.region)}"
 
 

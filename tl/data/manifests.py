@@ -17,8 +17,10 @@ from pathlib import Path
 
 from tl.errors import DataError
 from tl.runtime.ensembles.selective import REJECTED
-from tl.runtime.imaging.geometry import Region
+from tl.runtime.imaging.regions import Box, Region
 from tl.runtime.landmarks.files import contains_landmarks
+from tl.runtime.sources.box_files import BOX, row_box
+from tl.runtime.sources.boxed_images import BoxedImage
 from tl.runtime.sources.names import FileFinder, composed
 from tl.runtime.sources.paths import find_images, is_hidden
 from tl.runtime.sources.sequences import check_column, parse_rule
@@ -45,7 +47,8 @@ class LabeledImage:
     `split` is '' if the data set does not define it. `group` marks images of the same specimen; '' is no group.
     `site`: where or with what the image was taken, for scores by site; '' if unknown. `sequence`: the burst, film or
     specimen that the image belongs to (see `data.sequences`); '' for an image alone.
-    `region`: the part of the image to use, (left, top, width, height) in pixels; None for the whole image.
+    `region`: the part of the image to use, (left, top, width, height) in pixels; None for the whole image. `box`: the
+    labeled box of the image, None if the label is that of the image.
     """
 
     path: str
@@ -56,6 +59,17 @@ class LabeledImage:
     region: Region | None = None
     site: str = ""
     sequence: str = ""
+    box: Box | None = None
+
+    @property
+    def source(self) -> str | BoxedImage:
+        """What a predictor predicts for this image."""
+        return self.path if self.box is None else BoxedImage(self.path, self.box)
+
+    @property
+    def key(self) -> tuple[str, Region | None]:
+        """What distinguishes this image from others: boxes may share a path."""
+        return self.path, self.region
 
 
 @dataclass(frozen=True)
@@ -108,7 +122,7 @@ def read_images(
         raise DataError(f"{root}: no such folder or CSV file")
     if not images:
         raise DataError(f"{root}: no images found; expected one folder of images per class")
-    _check_labels(root, images)
+    check_labels(root, images)
     _ask_about_labels(images, say)
     return images
 
@@ -263,8 +277,10 @@ def _manifest_row(
     if found is not None and found != path:
         path, name = found, os.path.relpath(found, folder)
     sequence = cells["sequence"].strip()
+    xywh = row_box(place, table, row) if set(BOX) <= set(table.columns) else None
+    box = None if xywh is None else Box(xywh)
     return LabeledImage(
-        path, name, composed(cells["label"]), split, cells["group"], site=cells["site"], sequence=sequence
+        path, name, composed(cells["label"]), split, cells["group"], site=cells["site"], sequence=sequence, box=box
     )
 
 
@@ -283,8 +299,8 @@ def _number(table: Table, place: str, column: str, cell: str) -> str:
 
 
 def _check_manifest(manifest: Path, folder: Path, images: Sequence[LabeledImage]) -> None:
-    names = Counter(image.name for image in images)
-    if doubled := [name for name, count in names.items() if count > 1]:
+    names = Counter((image.name, image.box) for image in images)
+    if doubled := [name for (name, _), count in names.items() if count > 1]:
         count = "1 image appears" if len(doubled) == 1 else f"{len(doubled)} images appear"
         raise DataError(f"{manifest.name}: {count} in several rows, first {doubled[0]}")
     if absent := [image.name for image in images if not os.path.lexists(image.path)]:
@@ -295,7 +311,8 @@ def _check_manifest(manifest: Path, folder: Path, images: Sequence[LabeledImage]
         )
 
 
-def _check_labels(root: Path, images: Sequence[LabeledImage]) -> None:
+def check_labels(root: Path, images: Sequence[LabeledImage]) -> None:
+    """Raise `DataError` for labels that cannot be used, or that differ only in spelling."""
     spellings: dict[str, str] = {}
     for image in images:
         try:

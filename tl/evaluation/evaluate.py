@@ -143,9 +143,9 @@ def evaluate(
     progress.start("evaluating", len(images), "images")
     results: list[Classification | Failure] = []
     of_merged: list[Classification | Failure] = []
-    paths = [image.path for image in images]
-    beside = merged.predict_iter(paths) if merged else itertools.repeat(None)
-    for result, other in zip(predictor.predict_iter(paths), beside, strict=False):
+    sources = [image.source for image in images]
+    beside = merged.predict_iter(sources) if merged else itertools.repeat(None)
+    for result, other in zip(predictor.predict_iter(sources), beside, strict=False):
         progress.advance()
         results.append(result)
         if other is not None:
@@ -326,14 +326,14 @@ def evaluate_tta(
     results: tuple[list[Classification | Failure], ...] = ([], [])
     seconds = [0.0, 0.0]
     for each in both:  # the first inference of a session takes longer
-        each.predict_batch([image.path for image in images[:1]])
+        each.predict_batch([image.source for image in images[:1]])
     size = min(_TURN, math.ceil(len(images) / _TURNS))
     for turn, start in enumerate(range(0, len(images), size)):
         chunk = images[start : start + size]
         # Alternate, so that file caching and other load affect both equally.
         for which in (turn % 2, 1 - turn % 2):
             started = time.monotonic()
-            results[which].extend(both[which].predict_iter([image.path for image in chunk]))
+            results[which].extend(both[which].predict_iter([image.source for image in chunk]))
             seconds[which] += time.monotonic() - started
         progress.advance(len(chunk))
     before, after = (score_results(each, true_ids, found) for each, found in zip(both, results, strict=True))

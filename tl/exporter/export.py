@@ -85,7 +85,7 @@ def export_run(
         origin = regression_source(run) if config.task == "regression" else class_source(run, progress, further)
     own = spread(run.images("val"), MAX_VALIDATION_IMAGES)
     extra = [LabeledImage(path, path, "") for path in find_images(parity_images).paths]
-    if extra and any(image.region is not None for image in own):
+    if extra and (origin.boxes is not None or any(image.region is not None for image in own)):
         raise ConfigError(
             "parity_images: this model uses a region of each image, which is unknown for other images; "
             "leave parity_images out"
@@ -159,9 +159,9 @@ def _export(
 def _prove_outputs(
     origin: ExportSource, session: Session, images: Sequence[LabeledImage], inputs: NDArray[np.uint8]
 ) -> tuple[Parity, NDArray[np.float32]]:
-    paths = [image.path for image in images]
-    parity, found = check_parity(origin.module, session, [Path(path) for path in paths], inputs, origin.outputs)
-    check_claims(found, paths, origin.claimed, _uncertified(origin).output_scale)
+    sources = [image.source for image in images]
+    parity, found = check_parity(origin.module, session, sources, inputs, origin.outputs)
+    check_claims(found, [image.key for image in images], origin.claimed, _uncertified(origin).output_scale)
     return parity, found
 
 
@@ -187,6 +187,7 @@ def _uncertified(origin: ExportSource) -> Contract:
         ood=origin.ood,
         taxonomy=origin.taxonomy,
         regression=origin.regression,
+        boxes=origin.boxes,
     )
 
 

@@ -24,6 +24,7 @@ from tl.exporter.parity import spread
 from tl.progress import Progress
 from tl.runtime.ensembles.taxonomy import Taxonomy, taxonomy_of
 from tl.runtime.imaging.preprocessing import JpegScale, Preprocessing, build_preprocessing
+from tl.runtime.imaging.regions import BoxCrop
 from tl.runtime.model_file.contract import (
     Conformal,
     LandmarkFacts,
@@ -31,6 +32,7 @@ from tl.runtime.model_file.contract import (
     Provenance,
     RegressionFacts,
 )
+from tl.trainer.boxes import run_crop
 from tl.trainer.config import TrainConfig
 from tl.trainer.features.run_embeddings import Embedded, embed_images
 from tl.trainer.landmarks.data import reference_shape
@@ -124,8 +126,9 @@ _LIBRARIES = ("torch", "torchvision", "onnx", "onnxscript", "onnxruntime", "onnx
 class ExportSource:
     """The unverified source of an export. `outputs` names the module's outputs, the deciding one first.
 
-    `claimed`: image path -> output reported in training, probabilities (C,) or points (K, 2) in pixels of the photo.
-    `landmarks` is None for a classifier; `conformal` and `ood` are None without held-out images to measure them.
+    `claimed`: `LabeledImage.key`, or the path for landmarks -> output reported in training, probabilities (C,) or
+    points (K, 2) in pixels of the photo. `landmarks` is None for a classifier; `conformal` and `ood` are None without
+    held-out images to measure them.
     """
 
     module: nn.Module
@@ -134,12 +137,13 @@ class ExportSource:
     preprocessing: Preprocessing
     provenance: Provenance
     temperature: float = 1.0
-    claimed: Mapping[str, Any] = field(default_factory=dict)
+    claimed: Mapping[Any, Any] = field(default_factory=dict)
     landmarks: LandmarkFacts | None = None
     conformal: Conformal | None = None
     ood: OodFacts | None = None
     taxonomy: Taxonomy | None = None
     regression: RegressionFacts | None = None
+    boxes: BoxCrop | None = None
 
 
 @dataclass(frozen=True)
@@ -186,6 +190,7 @@ def class_source(run: Run, progress: Progress, further: ExtraOutputs) -> ExportS
         conformal=measure_conformal(run, card.class_names),
         ood=measured[1] if measured else None,
         taxonomy=taxonomy,
+        boxes=run_crop(config, has_boxes=run.has_boxes),
     )
 
 
@@ -201,7 +206,7 @@ def landmark_source(run: Run) -> ExportSource:
         mean_shape=None if mean is None else tuple((float(x), float(y)) for x, y in mean),
         shape_limit=limit,
         region=config.crop,
-        region_margin=0.0 if config.crop == "whole" else config.crop_margin,
+        region_margin=0.0 if config.crop == "whole" else settled(config.crop_margin),
     )
     claimed = run.val_points()
     provenance = _run_provenance(run, config, card)
@@ -296,6 +301,6 @@ def _public_config(config: TrainConfig) -> dict[str, Any]:
     plain = {name: list(value) if isinstance(value, tuple) else value for name, value in vars(config).items()}
     plain["data"] = Path(config.data).name
     del plain["out"]
-    for name in ("weights", "augment", "images", "taxonomy"):
+    for name in ("weights", "augment", "images", "taxonomy", "boxes"):
         plain[name] = None if plain[name] is None else Path(str(plain[name])).name
     return plain

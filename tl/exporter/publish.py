@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 from tl.errors import ConfigError, ModelFileError
 from tl.runtime.ensembles.taxonomy import Taxonomy
 from tl.runtime.imaging.preprocessing import Preprocessing
+from tl.runtime.imaging.regions import BoxCrop
 from tl.runtime.model_file.contract import (
     METADATA_KEY,
     OLD_OUTPUTS,
@@ -106,6 +107,7 @@ def uncertified_contract(
     ood: OodFacts | None = None,
     taxonomy: Taxonomy | None = None,
     regression: RegressionFacts | None = None,
+    boxes: BoxCrop | None = None,
 ) -> Contract:
     """A preliminary contract without verification results, for temporary files. `names`: of classes or of keypoints."""
     task: Task = "classification" if landmarks is None else "landmarks"
@@ -127,6 +129,7 @@ def uncertified_contract(
         conformal=conformal,
         ood=ood,
         taxonomy=taxonomy,
+        boxes=boxes,
         provenance=provenance,
         parity=Parity(0, (), {}, 0.0, 0.0 if is_classes else None, 0.0),
         quantization=None,

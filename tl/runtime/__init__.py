@@ -15,12 +15,18 @@ from tl.runtime.ensembles.voting import Vote, vote
 from tl.runtime.explain.explanation import Explanation, explain
 from tl.runtime.imaging.decode import ImageSource
 from tl.runtime.imaging.preprocessing import Preprocessing
+from tl.runtime.imaging.regions import Box
 from tl.runtime.model_file.contract import Contract
 from tl.runtime.model_file.selftest import SelfTest, run_selftest
 from tl.runtime.predictor import Predictor, load, load_landmarks, load_regression
-from tl.runtime.results import Classification, Failure, Landmarks, MemberVotes, Regression, Result
+from tl.runtime.results import Classification, Failure, Landmarks, MemberVotes, NoBox, Regression, Result
+from tl.runtime.sources.box_files import read_boxes
+from tl.runtime.sources.boxed_images import BoxedImage, BoxList
 
 __all__ = [
+    "Box",
+    "BoxList",
+    "BoxedImage",
     "Classification",
     "Contract",
     "Explanation",
@@ -28,6 +34,7 @@ __all__ = [
     "ImageSource",
     "Landmarks",
     "MemberVotes",
+    "NoBox",
     "Predictor",
     "Preprocessing",
     "Regression",
@@ -40,6 +47,7 @@ __all__ = [
     "load",
     "load_landmarks",
     "load_regression",
+    "read_boxes",
     "run_selftest",
     "vote",
     "vote_sequence",

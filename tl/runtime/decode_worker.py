@@ -26,10 +26,11 @@ import tl.runtime.imaging.decode as decode
 from tl.errors import ImageReadError
 from tl.runtime.imaging.decode import ImageSource
 from tl.runtime.imaging.pipeline import Inputs, Preparer
+from tl.runtime.sources.boxed_images import BoxedImage, split_item
 from tl.runtime.sources.paths import read_content
 
 # Sent for an image that the parent could not read: the error itself.
-SentSource = ImageSource | ImageReadError
+SentSource = ImageSource | BoxedImage | ImageReadError
 # For each image: the SHA-256 of its content, "" if not requested or not readable; and the error, if any.
 Outcome = tuple[str, str | None]
 
@@ -68,13 +69,14 @@ def decode_chunk(sources: Sequence[SentSource], arrays: Inputs, preparer: Prepar
     """Write the inputs of readable images into `arrays`, without gaps; return the outcome of every image."""
     outcomes: list[Outcome] = []
     end, views = 0, len(preparer.views)
-    for source in sources:
+    for sent in sources:
         digest = ""
         try:
-            if isinstance(source, ImageReadError):
-                raise source
+            if isinstance(sent, ImageReadError):
+                raise sent
+            source, box = split_item(sent)
             content, digest = read_content(source) if hashes else (source, "")
-            for preprocessing, inputs in preparer(content).items():
+            for preprocessing, inputs in preparer(content, box).items():
                 arrays[preprocessing][end : end + views] = inputs
         except ImageReadError as error:
             outcomes.append((digest, error.reason))

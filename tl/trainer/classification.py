@@ -163,7 +163,7 @@ def compute_features(task: FeatureTask, progress: Progress, splits: Sequence[str
 
 def _audit(task: Task) -> list[Finding]:
     store = task.store
-    findings = [*find_duplicates(store.images, store.hashes), *find_class_faults(store.images, task.class_names)]
+    findings = [*find_duplicates(store.images, store.keys), *find_class_faults(store.images, task.class_names)]
     findings += find_file_faults(store.images, task.preprocessing)
     if task.config.class_weights == "none" and task.config.sampler == "shuffle":
         findings += find_imbalance(store.images, "class_weights balanced gives rare classes more weight in the loss")

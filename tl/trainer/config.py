@@ -96,6 +96,22 @@ class TrainConfig:
         "score each rank, and export it.",
         "Data",
     )
+    boxes: str | None = _option(
+        None,
+        "Classes: boxes around the objects, to train on these instead of whole images: MegaDetector's JSON, COCO JSON, "
+        "or CSV with path,box_x,box_y,box_w,box_h[,label].",
+        "Boxes",
+    )
+    min_box_confidence: float | None = _option(
+        None, "Leave out boxes whose detector confidence is lower. Default: 0.2.", "Boxes"
+    )
+    box_categories: tuple[str, ...] | None = _option(
+        None, "Category of boxes to use. Repeatable. Default: animal if the file has it, else all.", "Boxes"
+    )
+    box_labels: Literal["auto", "image", "box"] = _option(
+        "auto", "Label of a box: that of its image, or its own; auto uses its own if the file has labels.", "Boxes"
+    )
+    crop_square: bool = _option(True, "Classes: extend boxes to squares, so that objects are not stretched.", "Boxes")
     skip_bad: bool = _option(False, "Skip unreadable images and list them in skipped.csv.", "Data")
     audit: bool = _option(True, "Check the data for leaks and other problems before training (findings.csv).", "Data")
     test: bool = _option(False, "Also evaluate the best checkpoint on the test split, once.", "Data")
@@ -202,8 +218,11 @@ class TrainConfig:
         "Landmarks: region to use: the whole image, its box from the data, or the part with the annotated points.",
         "Images",
     )
-    crop_margin: float = _option(
-        0.25, "Margin added on every side of the cropped region, as a fraction of its size.", "Images"
+    crop_margin: float | None = _option(
+        None,
+        "Margin added on every side of a cropped region or a box, as a fraction of its size. Default: 0.25 for "
+        "landmarks, 0.1 for boxes of classes.",
+        "Images",
     )
     image_size: int | None = _option(
         None, "Side of the network's square input in pixels. Default: the backbone's own.", "Images"

@@ -37,9 +37,11 @@ MIN_STEPS, MAX_EPOCHS = 240, 12
 # `landmarks.task` adds epochs.
 LANDMARKS: dict[str, Any] = {
     **{"head": "heatmap", "resize_mode": "letterbox", "optimizer": "adamw", "epochs": 60, "batch_size": 8},
-    **{"augment": "standard", "monitor": "val_error_px", "head_init": "random"},
+    **{"augment": "standard", "monitor": "val_error_px", "head_init": "random", "crop_margin": 0.25},
 }
-CLASSES: dict[str, Any] = {"head": "linear", "resize_mode": "squash", "monitor": "val_top1_accuracy"}
+CLASSES: dict[str, Any] = {
+    **{"head": "linear", "resize_mode": "squash", "monitor": "val_top1_accuracy", "crop_margin": 0.1},
+}
 # Regression selects the epoch by its loss and averages no networks.
 NUMBERS: dict[str, Any] = CLASSES | {"monitor": "val_loss", "interpolate": False}
 # Peak learning rates for landmarks by optimizer, for every method.

@@ -16,15 +16,24 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tl import __version__
+from tl.data.boxed import locate
 from tl.data.features import FeatureSet, open_features
-from tl.data.images import ImageStore, check_readable, color_statistics, load_images, preprocessing_key
-from tl.data.manifests import LabeledImage, ManifestColumns, bind_class_names, class_ids, read_images
+from tl.data.images import (
+    ImageStore,
+    check_readable,
+    color_statistics,
+    content_key,
+    load_images,
+    preprocessing_key,
+)
+from tl.data.manifests import LabeledImage, bind_class_names, class_ids
 from tl.data.sequences import tie_sequences
 from tl.data.splits import Fold, assign_splits, cut_parts, find_folds, limit_per_class
 from tl.errors import ConfigError, DataError
 from tl.progress import Progress
 from tl.runtime.ensembles.taxonomy import Taxonomy, taxonomy_of
 from tl.runtime.imaging.preprocessing import Preprocessing, build_preprocessing, parse_channels
+from tl.trainer.boxes import check_found, read_run_data, run_crop
 from tl.trainer.config import TrainConfig
 from tl.trainer.defaults import MAX_EPOCHS, MIN_STEPS, SOLVER_FOLDS
 from tl.trainer.fit.augment import Augment, build_augment
@@ -157,11 +166,6 @@ class Task(FeatureTask):
         return np.array([self.ids[i] for i in self.store.indices(split)], dtype=np.int64)
 
 
-def manifest_columns(config: TrainConfig) -> ManifestColumns:
-    """How a config reads a CSV manifest."""
-    return ManifestColumns(config.split_column, config.path_column, config.label_column, config.images, config.sequence)
-
-
 # (config, info, number of outputs, weights file): raises `TlError` if no network can be built from them.
 Check = Callable[[TrainConfig, BackboneInfo, int, WeightsFile | None], None]
 
@@ -177,7 +181,13 @@ def prepare_task(config: TrainConfig, progress: Progress, check: Check = lambda 
             f"{config.data} contains {config.task}, but this command requires classes; set "
             "task to override the detected task"
         )
-    found = read_images(config.data, manifest_columns(config), progress.say)
+    boxed = read_run_data(config, progress)
+    found, failed = boxed.images, boxed.failed
+    if (crop := run_crop(config, has_boxes=found[0].box is not None)) is not None:
+        found, outside = locate(found, crop)
+        failed = [*failed, *outside]
+    if not config.skip_bad:
+        check_found(failed)
     has_own_split = any(image.split == "val" for image in found)
 
     def split(images: Sequence[LabeledImage]) -> list[LabeledImage]:
@@ -192,7 +202,8 @@ def prepare_task(config: TrainConfig, progress: Progress, check: Check = lambda 
     inputs = prepare_inputs(asked, config, found, split, bind, check, progress)
     ids = tuple(class_ids(inputs.store.images, inputs.outputs))
     taxonomy = taxonomy_of(config.taxonomy, inputs.outputs)
-    task = Task(**vars(inputs) | {"ids": ids, "taxonomy": taxonomy})
+    bad = [*inputs.bad, *failed, *((image, "no box to use") for image in boxed.unboxed)]
+    task = Task(**vars(inputs) | {"ids": ids, "taxonomy": taxonomy, "bad": bad})
     return dataclasses.replace(task, config=dataclasses.replace(task.config, refit=refits(task, has_own_split)))
 
 
@@ -227,7 +238,7 @@ def prepare_inputs(
         if features is None or not _needs_features_alone(config, augment):
             return False
         views = range((config.views or 0) + 1) if image.split == "train" else (CLEAN,)
-        return features.has(digest, views)
+        return features.has(content_key(image, digest), views)
 
     store, bad = load_images(images, preprocessing, config.cache, progress, is_done=is_done)
     if not config.skip_bad:

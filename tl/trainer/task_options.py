@@ -2,27 +2,23 @@
 
 from __future__ import annotations
 
+from tl.trainer.box_options import box_faults
 from tl.trainer.config import TrainConfig
+from tl.trainer.defaults import LANDMARKS
 
+_BOXES = ("boxes", "min_box_confidence", "box_categories", "box_labels", "crop_square")
 # Options for classification only.
 _CLASSES_ONLY = (
     *("per_class", "path_column", "label_column", "views", "mixup", "cutmix", "label_smoothing", "class_weights"),
-    *("sampler", "taxonomy"),
+    *("sampler", "taxonomy", *_BOXES),
 )
 # Options of classification that regression does not have.
 _CLASSES_NOT_NUMBERS = (
-    "per_class",
-    "mixup",
-    "cutmix",
-    "label_smoothing",
-    "class_weights",
-    "sampler",
-    "bag",
-    "views",
-    "taxonomy",
+    *("per_class", "mixup", "cutmix", "label_smoothing", "class_weights", "sampler", "bag", "views", "taxonomy"),
+    *_BOXES,
 )
 _NUMBERS_ONLY = ("target", "unit", "number_loss", "quantile")
-_LANDMARKS_ONLY = ("crop", "crop_margin", "mirror", "flip_pairs", "skeleton", "point_loss")
+_LANDMARKS_ONLY = ("crop", "mirror", "flip_pairs", "skeleton", "point_loss")
 
 
 def task_faults(config: TrainConfig) -> list[str]:
@@ -35,10 +31,9 @@ def task_faults(config: TrainConfig) -> list[str]:
     ends = ("loss", "mae") if config.task == "regression" else ("loss", "accuracy", "f1", "ece")
     if not str(config.monitor).endswith(ends):
         faults.append(f"monitor {config.monitor} does not exist for {config.task}")
-    return [
-        *faults,
-        *(_number_faults(config) if config.task == "regression" else _given(config, _NUMBERS_ONLY, "regression")),
-    ]
+    if config.task == "regression":
+        return [*faults, *_number_faults(config)]
+    return [*faults, *_given(config, _NUMBERS_ONLY, "regression"), *box_faults(config)]
 
 
 def _number_faults(config: TrainConfig) -> list[str]:
@@ -94,7 +89,7 @@ def _landmark_faults(config: TrainConfig) -> list[str]:
             config.head == "heatmap" and config.point_loss != TrainConfig.point_loss
         ),
         "crop_margin requires crop box or points": (
-            config.crop == "whole" and config.crop_margin != TrainConfig.crop_margin
+            config.crop == "whole" and config.crop_margin not in (None, LANDMARKS["crop_margin"])
         ),
     }
     faults = [text for text, is_broken in rules.items() if is_broken]

@@ -123,7 +123,7 @@ def test_parse_contract__landmarks() -> None:
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"landmarks": None}, "task 'landmarks' does not match the field 'landmarks'"),
+        ({"landmarks": None}, "task 'landmarks' does not match the fields 'landmarks' and 'boxes'"),
         ({"outputs": ["points"]}, "requires the outputs ['keypoints']"),
         ({"landmarks": {**FACTS, "mean_shape": [[0.0, 0.5]]}}, "the mean shape has 1 points for 2 names"),
         ({"golden": {**POINTS["golden"], "samples": [{"png": "", "expected": [1, 2]}]}}, "has 2 values, expected 4"),
@@ -259,7 +259,7 @@ def test_parse_contract__any_edit_of_the_text(place: float, insert: str, cut: in
 def older(version: int) -> dict[str, Any]:
     """The contract of `PLAIN` as written by that schema version."""
     plain = copy.deepcopy(PLAIN)
-    del plain["taxonomy"]
+    del plain["taxonomy"], plain["boxes"]
     for name in ("channels", "project"):
         del plain["preprocessing"][name]
     plain["schema_version"] = version
@@ -319,7 +319,8 @@ def test_parse_contract__older_schema_lacks_a_field(version: int, field: str) ->
 
 
 @pytest.mark.parametrize(
-    ("version", "field"), [(1, "conformal"), (1, "preprocessing"), (2, "preprocessing"), (2, "ood"), (3, "taxonomy")]
+    ("version", "field"),
+    [(1, "conformal"), (1, "preprocessing"), (2, "preprocessing"), (2, "ood"), (3, "taxonomy"), (3, "boxes")],
 )
 def test_parse_contract__older_schema_with_a_newer_field(version: int, field: str) -> None:
     plain = older(version) | {field: None}

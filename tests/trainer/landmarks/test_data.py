@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from tests.spots import SPOTS
 from tests.trainer.landmarks.make import make_landmark_config, make_spots, moved_spots
 from tl.errors import ConfigError, DataError
-from tl.runtime.imaging.geometry import region_of_points
+from tl.runtime.imaging.regions import region_of_points
 from tl.runtime.landmarks import wide_csv
 from tl.runtime.landmarks.sets import LandmarkSet, image_landmarks
 from tl.trainer.landmarks.data import find_odd, mark_points, read_annotated, reference_shape

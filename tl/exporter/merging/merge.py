@@ -94,7 +94,7 @@ def merge(
     contracts, preprocessing = ensemble.contracts, ensemble.preprocessings[0]
     own, golden_source = _golden_images(ensemble)
     sources: list[ImageSource] = [*find_parity_images(images)] if images else [*own, *noise_images(preprocessing)]
-    loaded = load_parity_images(sources, preprocessing, progress)
+    loaded = load_parity_images(sources, preprocessing, progress, ensemble.crop)
     calibration = calibrate_votes(ensemble, held_out, progress, false_alarm)
     progress.start("merging", 3, "steps")
     facts, unknown = _facts(ensemble), _unknown_facts(contracts, calibration)
@@ -280,7 +280,13 @@ def _uncertified(contracts: Sequence[Contract], class_names: tuple[str, ...], fa
     )
     precision = max((contract.precision for contract in contracts), key=_PRECISIONS.index)
     return uncertified_contract(
-        class_names, contracts[0].preprocessing, OUTPUTS, provenance, precision=precision, ensemble=facts
+        class_names,
+        contracts[0].preprocessing,
+        OUTPUTS,
+        provenance,
+        precision=precision,
+        ensemble=facts,
+        boxes=contracts[0].boxes,
     )
 
 

@@ -125,6 +125,8 @@ def _open(model: str | os.PathLike[str], out: str | os.PathLike[str]) -> tuple[S
     contract = session.contract
     if contract is None or contract.task != "classification":
         raise ModelFileError(f"{session.path}: only classifiers have a head that can be refitted")
+    if contract.boxes is not None:
+        raise ModelFileError(f"{session.path}: was trained on boxes, but refitting uses whole images: train it again")
     if contract.ensemble is not None:
         raise ModelFileError(f"{session.path}: a merged file; refit its members and merge them again")
     if EMBEDDING not in contract.outputs:

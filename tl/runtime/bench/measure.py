@@ -101,7 +101,8 @@ def run_bench(
         works |= network_works(session, inputs, name, threads)
     works |= decode_works(samples, preprocessing, threads)
     facts = session.contract.landmarks
-    if facts is None or facts.region == "whole":  # synthetic images have no boxes
+    # Synthetic images have no boxes.
+    if session.contract.boxes is None and (facts is None or facts.region == "whole"):
         works |= dict(together_work(session.contract, session.path, samples, name, threads) for name in devices)
     kept = _affordable(works, seconds)
     rounds, timings = _time(list(kept.values()), seconds, progress)

@@ -22,7 +22,7 @@ from tl.runtime.ensembles.selective import (
     prediction_sets,
     reasons,
 )
-from tl.runtime.ensembles.supported import check_selective, possible_classes, set_limit
+from tl.runtime.ensembles.supported import check_selective, possible_classes, set_limit, shared_crop
 from tl.runtime.ensembles.taxonomy import Ranked, Taxonomy, most_special
 from tl.runtime.ensembles.voting import (
     Vote,
@@ -38,6 +38,7 @@ from tl.runtime.ensembles.voting import (
 from tl.runtime.imaging.decode import ImageSource
 from tl.runtime.imaging.pipeline import Inputs, Preparer, TtaKind, build_views
 from tl.runtime.imaging.preprocessing import Preprocessing
+from tl.runtime.imaging.regions import Box
 from tl.runtime.model_file.contract import Contract
 from tl.runtime.results import ClassFields, Classification, MemberVotes
 from tl.runtime.session import Session
@@ -98,7 +99,8 @@ class Ensemble:
                 f"{sessions[0].path}: its class '{REJECTED}' cannot be told from a rejected label: accept every label"
             )
         self._tta, self._views = tuple(tta), build_views(tta)
-        self.preparer = Preparer(self.preprocessings, self._views)
+        self.crop = shared_crop(self.sessions, self.contracts)
+        self.preparer = Preparer(self.preprocessings, self._views, self.crop)
         facts = [contract.ood for contract in self.contracts]
         self._has_ood_score = None not in facts
         self._ood_limit = facts[0].limit if len(facts) == 1 and facts[0] is not None else None
@@ -185,9 +187,9 @@ class Ensemble:
             Ranked("", REJECTED, one.confidence) if OOD in text else one for one, text in zip(found, why, strict=True)
         ]
 
-    def prepare(self, source: ImageSource, name: str) -> Inputs:
-        """Decode an image into the members' inputs. Raises `ImageReadError`."""
-        return self.preparer(source)
+    def prepare(self, source: ImageSource, name: str, box: Box | None = None) -> Inputs:
+        """Decode an image, or a box of it, into the members' inputs. Raises `ImageReadError`."""
+        return self.preparer(source, box)
 
     def stack(self, prepared: Sequence[Inputs]) -> Inputs:
         """Combine prepared images into a batch: preprocessing -> uint8 (N * V, H, W, 3), views of an image adjacent."""

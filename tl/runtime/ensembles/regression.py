@@ -16,6 +16,7 @@ from tl.errors import EnsembleError, ModelFileError
 from tl.runtime.ensembles.ensemble import check_weights, member_names, pad_batch
 from tl.runtime.imaging.decode import ImageSource
 from tl.runtime.imaging.pipeline import Inputs, Preparer
+from tl.runtime.imaging.regions import Box
 from tl.runtime.model_file.contract import Contract, RegressionFacts
 from tl.runtime.results import Regression, RegressionFields
 from tl.runtime.session import Session
@@ -108,8 +109,10 @@ class RegressionEnsemble:
             self.target_names, self.member_names if with_votes else (), with_interval=self._widths is not None
         )
 
-    def prepare(self, source: ImageSource, name: str) -> Inputs:
-        """Decode an image into the members' inputs. Raises `ImageReadError`."""
+    def prepare(self, source: ImageSource, name: str, box: Box | None = None) -> Inputs:
+        """Decode an image into the members' inputs. Raises `ImageReadError`, and ValueError for a box."""
+        if box is not None:
+            raise ValueError("models of numbers use whole images, not boxes")
         return self.preparer(source)
 
     def stack(self, prepared: Sequence[Inputs]) -> Inputs:

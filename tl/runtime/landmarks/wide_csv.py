@@ -14,9 +14,9 @@ import numpy as np
 
 from tl.errors import DataError
 from tl.runtime.landmarks.sets import MISSING, VISIBLE, ImageLandmarks, LandmarkSet, image_landmarks
+from tl.runtime.sources.box_files import BOX
 from tl.runtime.sources.tables import Table, csv_text, parse_table
 
-BOX = ("box_x", "box_y", "box_w", "box_h")
 _OTHERS = ("path", "split", "group", "mm_per_px", *BOX)
 # Columns of predictions, ignored. Rows with an error have no points and are counted in `remarks`.
 _PREDICTED = ("centroid_size", "shape_distance", "is_odd", "error")

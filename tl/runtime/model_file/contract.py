@@ -16,6 +16,7 @@ from tl.errors import ModelFileError
 from tl.runtime.ensembles.taxonomy import Taxonomy
 from tl.runtime.ensembles.voting import Voting
 from tl.runtime.imaging.preprocessing import Preprocessing
+from tl.runtime.imaging.regions import BoxCrop
 from tl.runtime.model_file.strict_json import dump_json, from_plain, parse_json
 from tl.runtime.sources.names import composed
 
@@ -33,7 +34,7 @@ Precision = Literal["fp32", "fp16", "int8"]
 # Schema version -> fields that it added, with their values for older files.
 _ADDED: dict[int, dict[str, Any]] = {
     2: {"ensemble": None, "conformal": None, "unknown": None},
-    4: {"taxonomy": None, "regression": None},
+    4: {"taxonomy": None, "regression": None, "boxes": None},
 }
 # Schema version -> fields that it added to the preprocessing, with their values for older files.
 _ADDED_PREPROCESSING: dict[int, dict[str, Any]] = {4: {"channels": None, "project": None}}
@@ -234,7 +235,7 @@ class Contract:
 
     `landmarks` and `regression` are None for other tasks; `quantization` for fp32, and for an adopted file whose
     precision was reduced by another tool; `ensemble` for a single model; `conformal` and `ood` if no held-out data was
-    available to fit them; `taxonomy` if the classes have no groups.
+    available to fit them; `taxonomy` if the classes have no groups; `boxes` unless it is a classifier of boxes.
     """
 
     schema_version: int
@@ -251,6 +252,7 @@ class Contract:
     conformal: Conformal | None
     ood: OodFacts | None
     taxonomy: Taxonomy | None
+    boxes: BoxCrop | None
     provenance: Provenance
     parity: Parity
     quantization: Quantization | None
@@ -269,9 +271,7 @@ class Contract:
         needed |= {"ood_score"} if self.ood else set()
         if lacking := sorted(needed - set(self.outputs)):
             raise ValueError(f"this model requires the outputs {lacking}, got {self.outputs}")
-        for task in ("landmarks", "regression"):
-            if (self.task == task) != (getattr(self, task) is not None):
-                raise ValueError(f"task {self.task!r} does not match the field {task!r}")
+        self._check_task()
         mean_shape = None if self.landmarks is None else self.landmarks.mean_shape
         if mean_shape is not None and len(mean_shape) != len(names):
             raise ValueError(f"the mean shape has {len(mean_shape)} points for {len(names)} names")
@@ -285,6 +285,13 @@ class Contract:
         for sample in self.golden.samples:
             if len(sample.expected) != values:
                 raise ValueError(f"a golden sample has {len(sample.expected)} values, expected {values}")
+
+    def _check_task(self) -> None:
+        for task in ("landmarks", "regression"):
+            if (self.task == task) != (getattr(self, task) is not None):
+                raise ValueError(f"task {self.task!r} does not match the field {task!r}")
+        if self.boxes is not None and self.task != "classification":
+            raise ValueError(f"task {self.task!r} does not match the field 'boxes'")
 
     @property
     def target_names(self) -> tuple[str, ...]:

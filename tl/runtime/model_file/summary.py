@@ -26,6 +26,7 @@ def summarize_contract(contract: Contract) -> list[tuple[str, str]]:
         *_landmark_rows(contract),
         *_regression_rows(contract),
         *_stack_rows(preprocessing),
+        *_box_row(contract),
         ("resize", resize),
         (
             "pixels",
@@ -75,6 +76,14 @@ def _regression_rows(contract: Contract) -> list[tuple[str, str]]:
     units = ", ".join(f"{name} in {unit}" for name, unit in zip(facts.target_names, facts.units, strict=True) if unit)
     intervals = f"from {min(map(len, facts.scores))} errors of the {facts.source}"
     return [*([("units", units)] if units else []), ("coverage", f"intervals, {intervals}")]
+
+
+def _box_row(contract: Contract) -> list[tuple[str, str]]:
+    crop = contract.boxes
+    if crop is None:
+        return []
+    shape = ", extended to a square" if crop.square else ""
+    return [("looks at", f"boxes around objects, {crop.margin:g} of their size added on every side{shape}")]
 
 
 def _confidence_rows(contract: Contract) -> list[tuple[str, str]]:

@@ -22,16 +22,15 @@ import orjson
 
 from tl.errors import ImageReadError, OutputError
 from tl.runtime.imaging.decode import ImageSource
-from tl.runtime.landmarks.files import Format
 from tl.runtime.model_file.strict_json import dump_json
 from tl.runtime.output.claim import Claim, claim_output
 from tl.runtime.output.columns import build_columns
 from tl.runtime.output.files import check_output, no_follow, output_errors
 from tl.runtime.output.notes import NotedColumns, Notes
 from tl.runtime.output.sequence_rows import SequencePlan, SequenceRows, open_sequences
-from tl.runtime.output.writers import ResultWriter, lists_failures, open_writer
+from tl.runtime.output.writers import GivenFormat, ResultWriter, lists_failures, open_writer
 from tl.runtime.predictor import Predictor
-from tl.runtime.results import ClassFields, Classification, Failure, Fields, Result
+from tl.runtime.results import ClassFields, Classification, Failure, Fields, NoBox, Result
 from tl.runtime.sources.paths import hash_file
 
 _VERSION = 1
@@ -159,7 +158,7 @@ def run_job(
     output: str | os.PathLike[str] | None,
     tally: Tally,
     *,
-    point_format: Format | None = None,
+    point_format: GivenFormat | None = None,
     batch_size: int | None = None,
     resume: bool = False,
     retry_failed: bool = False,
@@ -176,10 +175,10 @@ def run_job(
     With `resume`, images with the same path, content, models and votes keep their rows; `retry_failed` retries those
     without a prediction. `fail_fast` stops at the first failed image. An existing file is replaced only with
     `overwrite`, or if a job with the same models and votes has written it and it is unchanged. `see` is called with
-    every new result. `point_format`: the format of landmarks, None to select it by the file name. `for_excel`: see
-    `write_excel_csv`. `notes`: further columns. `sequences`: also decide on sequences of classified images, and write
-    them to a second file (`sequence_path`); requires `output`. Raises `OutputError`, also if another process writes the
-    same output, `ImageReadError` (with `fail_fast`) and the errors of prediction.
+    every new result. `point_format`: None to select the format by the file name. `for_excel`: see `write_excel_csv`.
+    `notes`: further columns. `sequences`: also decide on sequences of classified images, and write them to a second
+    file (`sequence_path`); requires `output`. Raises `OutputError`, also if another process writes the same output,
+    `ImageReadError` (with `fail_fast`) and the errors of prediction.
     """
     notes = notes or Notes()
     columns = NotedColumns(build_columns(predictor.fields), notes.types)
@@ -198,7 +197,8 @@ def run_job(
         with (
             _open_sequences(claim.output, sequences, predictor.fields, finished, overwrite, for_excel) as groups,
             open_writer(
-                claim.output, predictor.fields, point_format, claim.rows, for_excel=for_excel, columns=columns
+                *(claim.output, predictor.fields, point_format, claim.rows, for_excel, predictor.boxes),
+                columns=columns,
             ) as writer,
             open_ledger(claim.ledger, key, resume=resume, retry_failed=retry_failed or fail_fast) as ledger,
         ):
@@ -207,7 +207,7 @@ def run_job(
                     rows.keep(result, writer, groups)
                 else:
                     row = writer.row(result)
-                    ledger.add(result.path, digest, row, isinstance(result, Failure))
+                    ledger.add(result.path, digest, row, _has_failed(result))
                     rows.take(result, row, writer, groups)
         tally.sequences = groups.count if groups is not None else 0
         if has_list and not tally.failed:  # what an earlier job has listed is out of date
@@ -227,7 +227,7 @@ class _Rows:
 
     def take(self, result: Result, row: str, writer: ResultWriter, groups: SequenceRows | None = None) -> None:
         """Write a new row."""
-        failed = isinstance(result, Failure)
+        failed = _has_failed(result)
         _count(result, self.tally, self.fail_fast)
         self.see(result)
         if groups is not None and isinstance(result, Classification | Failure):
@@ -281,11 +281,15 @@ def _is_of(ledger: Path, key: str) -> bool:
 
 
 def _count(result: Result, tally: Tally, fail_fast: bool) -> None:
-    if isinstance(result, Failure):
+    if isinstance(result, Failure) and _has_failed(result):
         tally.failed += 1
         if fail_fast:
             raise ImageReadError(result.path, result.error)
     tally.done += 1
+
+
+def _has_failed(result: Result) -> bool:
+    return isinstance(result, Failure) and not isinstance(result, NoBox)
 
 
 def _key(predictor: Predictor[Any], output: Path, written_as: str | None) -> str:
@@ -294,6 +298,7 @@ def _key(predictor: Predictor[Any], output: Path, written_as: str | None) -> str
     facts = {
         "models": [hash_file(session.path) for session in ensemble.sessions],
         "settings": ensemble.key,
+        **({"boxes": hash_file(predictor.boxes.file)} if written_as == "megadetector" and predictor.boxes else {}),
         "columns": [output.suffix.lower(), written_as or "", *build_columns(predictor.fields).types],
     }
     return hashlib.sha256(dump_json(facts).encode(errors="surrogateescape")).hexdigest()

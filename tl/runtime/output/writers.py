@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from io import StringIO
 from pathlib import Path
-from typing import Any, Protocol, TextIO
+from typing import Any, Literal, Protocol, TextIO
 
 import numpy as np
 import orjson
@@ -24,12 +24,16 @@ from tl.runtime.landmarks.files import SUFFIXES, Format, write_landmarks
 from tl.runtime.landmarks.sets import ImageLandmarks, LandmarkSet, image_landmarks
 from tl.runtime.output.columns import Columns, build_columns
 from tl.runtime.output.files import atomic_path, give_name, no_follow, output_errors, write_text
+from tl.runtime.output.megadetector import check_megadetector, write_megadetector
 from tl.runtime.output.spreadsheets import check_xlsx, iter_values, write_excel_csv, write_xlsx
-from tl.runtime.results import Fields, PointFields
+from tl.runtime.results import ClassFields, Fields, PointFields
+from tl.runtime.sources.boxed_images import BoxList
 from tl.runtime.sources.tables import csv_line, csv_text
 from tl.text import printable
 
 _ROWS_AT_ONCE = 10_000
+# A format that is not selected by the name of the output.
+GivenFormat = Format | Literal["megadetector"]
 
 
 def check_parquet() -> None:
@@ -162,7 +166,7 @@ class JsonLinesWriter(_RowWriter):
             return json.dumps(plain, ensure_ascii=False) + "\n"
 
 
-def lists_failures(output: Path, point_format: Format | None) -> bool:
+def lists_failures(output: Path, point_format: GivenFormat | None) -> bool:
     """Return whether a format has no rows for failed images, so that `NAME.failed.csv` lists them."""
     return output.suffix.lower() in (".tps", ".json") or point_format in ("long", "deeplabcut")
 
@@ -171,19 +175,19 @@ def lists_failures(output: Path, point_format: Format | None) -> bool:
 def open_writer(
     output: str | os.PathLike[str] | None,
     fields: Fields,
-    point_format: Format | None = None,
+    point_format: GivenFormat | None = None,
     partial: Path | None = None,
-    *,
     for_excel: bool = False,
+    boxes: BoxList | None = None,
     columns: Columns | None = None,
 ) -> Iterator[ResultWriter]:
     """Yield a writer of results to a path (`.csv`, `.jsonl` for JSON lines, `.xlsx`, `.parquet`), or as CSV to stdout.
 
     Landmarks can also be written as `.tps` and `.json` (COCO keypoints), or in the format `point_format`; failed images
-    are then listed in `NAME.failed.csv`. `for_excel`: see `write_excel_csv`. `columns`: None for those of `fields`. The
-    file gets its name when all rows are written. Until then, and after an error, the rows are in `partial`
-    (`NAME.partial`), as JSON lines unless the output is a plain `.csv`. Raises `OutputError`, and `MissingExtraError`
-    for a format without its package.
+    are then listed in `NAME.failed.csv`. Classes of `boxes` can be written as "megadetector". `for_excel`: see
+    `write_excel_csv`. `columns`: None for those of `fields`. The file gets its name when all rows are written. Until
+    then, and after an error, the rows are in `partial` (`NAME.partial`), as JSON lines unless the output is a plain
+    `.csv`. Raises `OutputError`, and `MissingExtraError` for a format without its package.
     """
     columns = columns or build_columns(fields)
     if output is None:
@@ -192,7 +196,7 @@ def open_writer(
         return
     final = Path(output)
     partial = partial or final.with_name(f"{final.name}.partial")
-    finish = _finisher(final, fields, columns, point_format, for_excel)
+    finish = _finisher(final, fields, columns, point_format, for_excel, boxes)
     with output_errors(final):
         final.parent.mkdir(parents=True, exist_ok=True)
         with open(partial, "w", encoding="utf-8", errors="surrogateescape", newline="", opener=no_follow) as stream:
@@ -207,10 +211,27 @@ def open_writer(
             partial.unlink()
 
 
+def _megadetector_finisher(final: Path, fields: Fields, boxes: BoxList | None) -> Callable[[Path], None]:
+    check_megadetector(final, boxes)
+    if final.suffix.lower() != ".json":
+        raise OutputError(f"{final}: expected the extension .json for format megadetector")
+    if boxes is None or not isinstance(fields, ClassFields):
+        raise OutputError(f"{final}: format megadetector is only for classes of boxes")
+    known, names = boxes, tuple(fields.class_names)
+    return lambda lines: write_megadetector(lines, final, known, names, fields.classifiers)
+
+
 def _finisher(
-    final: Path, fields: Fields, columns: Columns, point_format: Format | None, for_excel: bool
+    final: Path,
+    fields: Fields,
+    columns: Columns,
+    point_format: GivenFormat | None,
+    for_excel: bool,
+    boxes: BoxList | None,
 ) -> Callable[[Path], None] | None:
     """Return what makes the file from JSON lines, None if rows are written as they remain. Raises as `open_writer`."""
+    if point_format == "megadetector":
+        return _megadetector_finisher(final, fields, boxes)
     kind = final.suffix.lower()
     known = [".csv", ".jsonl", ".xlsx", ".parquet", *([".tps", ".json"] if isinstance(fields, PointFields) else [])]
     if kind not in known:

@@ -67,6 +67,11 @@ class Inputs:
         """The films among the inputs, whose frames are read if `frames` says so."""
         return [path for part in self.parts if isinstance(part, FoundImages) for path in part.paths if is_film(path)]
 
+    def names(self) -> Iterator[str]:
+        """Yield the name of each image, as results have it, without reading any."""
+        for part in self.parts:
+            yield from part.paths if isinstance(part, FoundImages) else part.names()
+
     @property
     def passed_over(self) -> str:
         """Description of the skipped files; "" if there are none."""
@@ -95,6 +100,10 @@ class Archive:
         for member in iter_members(self.path, self.max_bytes):
             if _kind(member) == "image":
                 yield _load(f"{self.path}/{member.name}", member)
+
+    def names(self) -> Iterator[str]:
+        """Yield the names of its images. Raises as `images`."""
+        yield from (f"{self.path}/{member.name}" for member in iter_members(self.path) if _kind(member) == "image")
 
 
 def find_inputs(

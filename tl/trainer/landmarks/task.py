@@ -137,7 +137,7 @@ def _say_if_needless(task: LandmarkTask, progress: Progress) -> None:
     uncut = sum(placed.region_xywh == whole for placed, whole in zip(task.placements, wholes, strict=True))
     if task.config.crop != "whole" and uncut > len(wholes) / 2:
         progress.say(
-            f"crop {task.config.crop} with margin {task.config.crop_margin:g} does not crop {uncut} of "
+            f"crop {task.config.crop} with margin {settled(task.config.crop_margin):g} does not crop {uncut} of "
             f"{len(wholes)} photos at all: use crop whole, or a smaller crop_margin"
         )
 
