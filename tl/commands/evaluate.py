@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import json
-import sys
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,7 +11,7 @@ import typer
 
 from tl.commands.batch_warnings import warn_if_dark
 from tl.commands.box_flags import LabeledBoxFlags, open_boxes, say_absent
-from tl.commands.console import EXIT_SOME_FAILED, console_progress, packages_of, show, warn, write_beside
+from tl.commands.console import EXIT_SOME_FAILED, console_progress, packages_of, warn, write_beside
 from tl.commands.model_files import check_model_files
 from tl.commands.options import (
     FOR_ENSEMBLES,
@@ -36,7 +34,7 @@ from tl.commands.options import (
 )
 from tl.commands.requests import from_flags, refuse_given
 from tl.commands.sequence_flags import ScoredSequences
-from tl.commands.tables import csv_table, readable_table
+from tl.commands.tables import Evaluated, write_evaluated
 from tl.errors import ConfigError, DataError
 
 if TYPE_CHECKING:
@@ -168,7 +166,7 @@ def command(request: EvaluateRequest) -> None:
         evaluate = _evaluate_classes if request.tta is None else _evaluate_tta
         done = evaluate(request, sessions, name, images)
         done.failures.extend(failures)
-    _write(done, request)
+    write_evaluated(done, request.output, as_json=request.as_json)
     if done.failures or not done.has_report:
         raise typer.Exit(EXIT_SOME_FAILED)
 
@@ -205,17 +203,6 @@ def _check_choices(request: EvaluateRequest) -> None:
         refuse_given(votes, "requires --ensemble; a single merged file is evaluated with --model")
 
 
-@dataclass(frozen=True)
-class _Evaluated:
-    """Rows to print, and the keys that become columns. `has_report`: False if it could not be written."""
-
-    split: str
-    rows: list[Row]
-    columns: tuple[str, ...]
-    failures: list[Failure]
-    has_report: bool = True
-
-
 def _columns(flags: _Data, sequence: str | None = None) -> ManifestColumns:
     from tl.data.manifests import ManifestColumns
 
@@ -248,7 +235,7 @@ def _read_split(
 
 def _evaluate_tta(
     request: EvaluateRequest, sessions: list[Session], name: str, images: list[LabeledImage]
-) -> _Evaluated:
+) -> Evaluated:
     from tl.evaluation.evaluate import TTA_COLUMNS, evaluate_tta
 
     models = request.models
@@ -259,10 +246,10 @@ def _evaluate_tta(
     ):
         _check_boxed(plain, images)
         result = evaluate_tta(plain, augmented, images, progress)
-    return _Evaluated(name, result.rows, (*result.columns, *TTA_COLUMNS), result.failures)
+    return Evaluated(name, result.rows, (*result.columns, *TTA_COLUMNS), result.failures)
 
 
-def _evaluate_numbers(request: EvaluateRequest, sessions: list[Session]) -> _Evaluated:
+def _evaluate_numbers(request: EvaluateRequest, sessions: list[Session]) -> Evaluated:
     from tl.data.targets import read_numbers_of
     from tl.evaluation.evaluate import choose_split
     from tl.evaluation.regression import evaluate_numbers
@@ -284,12 +271,12 @@ def _evaluate_numbers(request: EvaluateRequest, sessions: list[Session]) -> _Eva
         result = evaluate_numbers(predictor, images, progress)
     for path, error in result.worst[:_WORST]:
         warn(f"worst: {path}: error of {error:.2g} standard deviations")
-    return _Evaluated(name, result.rows, result.columns, result.failures)
+    return Evaluated(name, result.rows, result.columns, result.failures)
 
 
 def _evaluate_classes(
     request: EvaluateRequest, sessions: list[Session], name: str, images: list[LabeledImage]
-) -> _Evaluated:
+) -> Evaluated:
     from tl.evaluation.evaluate import SITE_COLUMNS, check_unseen, evaluate
     from tl.runtime.predictor import load
 
@@ -332,13 +319,13 @@ def _evaluate_classes(
             raise DataError(
                 "scores by site require a CSV with a column site, or group of 10 images or more, that names 2 to 50"
             )
-        return _Evaluated(name, by_site, SITE_COLUMNS, result.failures, has_report)
+        return Evaluated(name, by_site, SITE_COLUMNS, result.failures, has_report)
     if by_site:
         lowest = by_site[0]
         nameless = f"; {result.sites.count('')} images have no site" if "" in result.sites else ""
         shown = f"top-1 accuracy {lowest['top1_accuracy']:.4f} (95% {lowest['ci_low']:.4f} to {lowest['ci_high']:.4f})"
         warn(f"lowest site: '{lowest['site']}', {shown}, {lowest['n']} images{nameless}")
-    return _Evaluated(name, rows, columns, result.failures, has_report)
+    return Evaluated(name, rows, columns, result.failures, has_report)
 
 
 def _with_sequences(
@@ -363,7 +350,7 @@ def _check_boxed(predictor: Predictor[Classification], images: list[LabeledImage
         check_boxed(images, predictor.ensemble.crop, predictor.ensemble.sessions[0].path)
 
 
-def _evaluate_points(request: EvaluateRequest) -> _Evaluated:
+def _evaluate_points(request: EvaluateRequest) -> Evaluated:
     from tl.evaluation.landmarks import COLUMNS, evaluate_points, read_split
 
     flags, landmarks = request.data, request.landmarks
@@ -380,7 +367,7 @@ def _evaluate_points(request: EvaluateRequest) -> _Evaluated:
         result = evaluate_points(predictor, images, progress)
     for path, error in result.worst[:_WORST]:
         warn(f"worst: {path}: mean error {error:.1f} px")
-    return _Evaluated(images.split, result.rows, COLUMNS, result.failures)
+    return Evaluated(images.split, result.rows, COLUMNS, result.failures)
 
 
 def _region(sessions: list[Session]) -> Literal["whole", "box", "points"]:
@@ -394,23 +381,3 @@ def _say_split(name: str, count: int, held_out: str) -> None:
     warn(f"evaluating on split '{name}': {count} images")
     if name == "all":
         warn(f"scores are too optimistic if a model was trained on these images; held out: {held_out} --split val")
-
-
-def _write(done: _Evaluated, request: EvaluateRequest) -> None:
-    """Write the rows to --out or stdout: JSON, CSV, or on a terminal a table in words."""
-    if request.as_json:
-        failures = [failure.as_dict() for failure in done.failures]
-        text = json.dumps({"split": done.split, "rows": done.rows, "failures": failures}) + "\n"
-    elif request.output is None and sys.stdout.isatty():
-        text = readable_table(done.columns, done.rows)
-    else:
-        text = csv_table(done.columns, done.rows)
-    if request.output is None:
-        show(text.removesuffix("\n"))
-    else:
-        from tl.runtime.output.files import write_text
-
-        write_text(request.output, text)
-        warn(f"rows: {request.output}")
-    for failure in done.failures:
-        warn(f"could not be read: {failure.path}: {failure.error}")

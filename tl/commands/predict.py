@@ -13,6 +13,7 @@ import typer
 from tl.commands.batch_warnings import OodCount, warn_if_dark
 from tl.commands.box_flags import BoxFlags, check_needed, open_boxes, say_absent
 from tl.commands.console import EXIT_INTERRUPTED, EXIT_SOME_FAILED, console_progress, warn
+from tl.commands.decoding import decode_processes
 from tl.commands.drawings import Drawings
 from tl.commands.options import (
     FOR_LANDMARKS,
@@ -36,7 +37,7 @@ from tl.commands.sequence_flags import (
     find_images,
     plan_sequences,
 )
-from tl.errors import ConfigError, WorkerError
+from tl.errors import ConfigError
 
 if TYPE_CHECKING:
     from tl.runtime.output.sequence_rows import SequencePlan
@@ -47,8 +48,6 @@ if TYPE_CHECKING:
 
     AnyPredictor = Predictor[Classification] | Predictor[Landmarks] | Predictor[Regression]
 
-# With fewer cores, processes gain little over threads; fewer images are decoded before the processes have started.
-_CORES_FOR_PROCESSES, _IMAGES_FOR_PROCESSES = 4, 256
 _INPUT_AND_OUTPUT = "Input and output"
 
 
@@ -282,7 +281,7 @@ def _open(request: PredictRequest, boxes: BoxList | None, count: int) -> AnyPred
         if boxes is not None or request.output.to not in (None, "csv"):
             raise ConfigError("--boxes and --to do not apply to a model for regression")
         numbers = open_regression_predictor(sessions, models, landmarks, classes.coverage)
-        numbers.decode_processes = _decode_processes(numbers, classes, count)
+        numbers.decode_processes = decode_processes(numbers, classes.decode_processes, count)
         return numbers
     if task == "landmarks":
         refuse_given(classes, "applies only to classifiers, but this is a landmark model")
@@ -301,26 +300,8 @@ def _open(request: PredictRequest, boxes: BoxList | None, count: int) -> AnyPred
     predictor = open_predictor(sessions, models, classes, boxes=boxes)
     if classes.tta is not None and isinstance(predictor.fields, ClassFields) and predictor.fields.with_ood_score:
         warn("ood_score is that of the whole image, without --tta: its limit was measured so")
-    predictor.decode_processes = _decode_processes(predictor, classes, count)
+    predictor.decode_processes = decode_processes(predictor, classes.decode_processes, count)
     return predictor
-
-
-def _decode_processes(predictor: AnyPredictor, flags: _ForClasses, count: int) -> int:
-    """Return how many processes decode `count` images: on CUDA all cores but one, if starting them pays off, else 0."""
-    if flags.decode_processes is not None:
-        return flags.decode_processes
-    from tl.runtime.decode_pool import check_can_start
-    from tl.runtime.devices import usable_cores
-
-    cores = usable_cores()
-    is_cpu = predictor.provider == "CPUExecutionProvider"  # its threads decode while others run inference
-    if is_cpu or cores < _CORES_FOR_PROCESSES or count < _IMAGES_FOR_PROCESSES:
-        return 0
-    try:
-        check_can_start()
-    except WorkerError:
-        return 0
-    return cores - 1
 
 
 def _read_scales(given: str | None) -> float | dict[str, float] | None:
