@@ -5,6 +5,7 @@ Depends on sessions and contracts. Contains no file formats and no threads.
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Sequence
 from typing import Any, Literal
@@ -91,9 +92,10 @@ class RegressionEnsemble:
         widths = np.array([interval_width(scores, coverage) for scores in self.facts[0].scores])
         if not np.isfinite(widths).all():
             count = min(map(len, self.facts[0].scores))
+            needed = next(n for n in itertools.count(count) if math.ceil((n + 1) * coverage) <= n)
             raise EnsembleError(
-                f"{self.sessions[0].path}: coverage {coverage:g} requires {math.ceil(coverage / (1 - coverage))} "
-                f"held-out images, but the file records {count}: lower it"
+                f"{self.sessions[0].path}: coverage {coverage:g} requires {needed} held-out images, but the file records "
+                f"{count}: lower it"
             )
         return widths
 
