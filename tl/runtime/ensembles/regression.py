@@ -94,8 +94,8 @@ class RegressionEnsemble:
             count = min(map(len, self.facts[0].scores))
             needed = next(n for n in itertools.count(count) if math.ceil((n + 1) * coverage) <= n)
             raise EnsembleError(
-                f"{self.sessions[0].path}: coverage {coverage:g} requires {needed} held-out images, but the file records "
-                f"{count}: lower it"
+                f"{self.sessions[0].path}: coverage {coverage:g} requires {needed} held-out images, but the file "
+                f"records {count}: lower it"
             )
         return widths
 
