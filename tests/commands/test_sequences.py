@@ -234,6 +234,17 @@ def test_predict__exif_columns(run_tl: RunTl, tmp_path: Path, color_model: Path)
     assert (row["label"], row["images"], row["failed"]) == ("red", 1, 0)
 
 
+def test_predict__exif_columns_of_an_archive(run_tl: RunTl, night: Path, color_model: Path, tmp_path: Path) -> None:
+    shutil.make_archive(str(tmp_path / "night"), "zip", night)
+    done = run_tl("predict", tmp_path / "night.zip", "--model", color_model, "--exif", "-o", tmp_path / "out.csv")
+    rows = {row["path"].rpartition("/")[2]: row for row in table(tmp_path / "out.csv")}
+    assert done.code == 3
+    assert (rows["2.jpg"]["captured"], rows["2.jpg"]["label"]) == ("2026-05-01T12:00:20", "green")
+    assert (rows["3.jpg"]["captured"], rows["3.jpg"]["label"]) == ("2026-05-01T13:00:00", "")
+    plain = run_tl("predict", night, "--model", color_model).rows()
+    assert [row["label"] for row in plain] == [rows[f"{i}.jpg"]["label"] for i in range(5)]
+
+
 def test_predict__exif_columns_of_landmarks(run_tl: RunTl, tmp_path: Path) -> None:
     model = make_spot_model(tmp_path / "m.onnx")
     save_spots(tmp_path / "p/a.png", USUAL_XY)
