@@ -227,7 +227,9 @@ def command(request: PredictRequest) -> None:
     - `tl predict photos/ --model wing.onnx --locator coarse.onnx --draw drawn/ -o points.csv` finds landmarks
 
     Columns: path, label, confidence, p:CLASS for each class, error; with the options for them, set, ood_score and the
-    reason for a label "?". Ensembles add agreement, entropy, mutual_information, margin and vote:MEMBER.
+    reason for a label "?". Ensembles add agreement, entropy, mutual_information, margin and vote:MEMBER. --sequence and
+    films add sequence, and OUT.sequences.csv with the columns sequence, label, confidence, p:CLASS, images, rejected,
+    failed, agreement, error.
 
     Columns for landmarks: path, xPOINT, yPOINT in pixels of the upright photo, pPOINT (confidence), sPOINT (spread in
     pixels, ensembles only), centroid_size, shape_distance, is_odd, error.
