@@ -19,7 +19,7 @@ from tests.models import make_model
 from tests.runtime.exif_photos import save_photo
 from tests.runtime.films import make_film, make_noise_film, needs_ffmpeg
 from tests.spots import USUAL_XY, make_spot_model, save_spots
-from tl.runtime.output.claim import Claim
+from tl.runtime.output.claim import Claim, claim_output
 from tl.runtime.output.sequence_rows import SequencePlan
 
 RED, GREEN, BLUE, MUDDY = (200, 10, 10), (10, 200, 10), (10, 10, 200), (90, 100, 80)
@@ -349,3 +349,30 @@ def test_sequence_plan__frames_belong_to_their_film() -> None:
     assert [plan[name] for name in ("a.mp4", "a.mp4#t=1.000", "b.mp4#t=0.500", "c.jpg", "d#t=x")] == [
         *("v", "v", "b.mp4", "c.jpg", "d#t=x"),
     ]
+
+
+@pytest.mark.parametrize("suffix", ["csv", "jsonl"])
+def test_predict__sequences_keep_the_bytes_of_names(
+    run_tl: RunTl, night: Path, color_model: Path, tmp_path: Path, suffix: str
+) -> None:
+    odd = os.fsencode(night) + b'/\xe9,\n"0.jpg'
+    os.rename(night / "0.jpg", odd)
+    out = tmp_path / f"out.{suffix}"
+    words = ["predict", night, "--model", color_model, "--sequence", "exif:30s", "--exif", "-o", out]
+    assert run_tl(*words).code == 3
+    second = tmp_path / f"out.sequences.{suffix}"
+    before = out.read_bytes(), second.read_bytes()
+    assert b"\xe9,\\n" in before[1] if suffix == "jsonl" else b"\xe9,\n" in before[1]
+    assert "5 rows kept" in run_tl(*words, "--resume").err
+    assert before == (out.read_bytes(), second.read_bytes())
+
+
+def test_predict__a_second_process_is_told_of_the_first(
+    run_tl: RunTl, night: Path, color_model: Path, tmp_path: Path
+) -> None:
+    words = ["predict", night, "--model", color_model, "--sequence", "exif:30s", "-o", tmp_path / "out.csv"]
+    with claim_output(tmp_path / "out.sequences.csv"):
+        refused = run_tl(*words)
+    assert (refused.code, (tmp_path / "out.csv").exists()) == (1, False)
+    assert "out.sequences.csv: is being written by process" in refused.err
+    assert run_tl(*words).code == 3
