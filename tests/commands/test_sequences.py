@@ -19,7 +19,7 @@ from tests.models import make_model
 from tests.runtime.exif_photos import save_photo
 from tests.runtime.films import make_film, make_noise_film, needs_ffmpeg
 from tests.spots import USUAL_XY, make_spot_model, save_spots
-from tl.runtime.output.claim import Claim
+from tl.runtime.output.claim import Claim, claim_output
 from tl.runtime.output.sequence_rows import SequencePlan
 
 RED, GREEN, BLUE, MUDDY = (200, 10, 10), (10, 200, 10), (10, 10, 200), (90, 100, 80)
@@ -234,6 +234,17 @@ def test_predict__exif_columns(run_tl: RunTl, tmp_path: Path, color_model: Path)
     assert (row["label"], row["images"], row["failed"]) == ("red", 1, 0)
 
 
+def test_predict__exif_columns_of_an_archive(run_tl: RunTl, night: Path, color_model: Path, tmp_path: Path) -> None:
+    shutil.make_archive(str(tmp_path / "night"), "zip", night)
+    done = run_tl("predict", tmp_path / "night.zip", "--model", color_model, "--exif", "-o", tmp_path / "out.csv")
+    rows = {row["path"].rpartition("/")[2]: row for row in table(tmp_path / "out.csv")}
+    assert done.code == 3
+    assert (rows["2.jpg"]["captured"], rows["2.jpg"]["label"]) == ("2026-05-01T12:00:20", "green")
+    assert (rows["3.jpg"]["captured"], rows["3.jpg"]["label"]) == ("2026-05-01T13:00:00", "")
+    plain = run_tl("predict", night, "--model", color_model).rows()
+    assert [row["label"] for row in plain] == [rows[f"{i}.jpg"]["label"] for i in range(5)]
+
+
 def test_predict__exif_columns_of_landmarks(run_tl: RunTl, tmp_path: Path) -> None:
     model = make_spot_model(tmp_path / "m.onnx")
     save_spots(tmp_path / "p/a.png", USUAL_XY)
@@ -338,3 +349,30 @@ def test_sequence_plan__frames_belong_to_their_film() -> None:
     assert [plan[name] for name in ("a.mp4", "a.mp4#t=1.000", "b.mp4#t=0.500", "c.jpg", "d#t=x")] == [
         *("v", "v", "b.mp4", "c.jpg", "d#t=x"),
     ]
+
+
+@pytest.mark.parametrize("suffix", ["csv", "jsonl"])
+def test_predict__sequences_keep_the_bytes_of_names(
+    run_tl: RunTl, night: Path, color_model: Path, tmp_path: Path, suffix: str
+) -> None:
+    odd = os.fsencode(night) + b'/\xe9,\n"0.jpg'
+    os.rename(night / "0.jpg", odd)
+    out = tmp_path / f"out.{suffix}"
+    words = ["predict", night, "--model", color_model, "--sequence", "exif:30s", "--exif", "-o", out]
+    assert run_tl(*words).code == 3
+    second = tmp_path / f"out.sequences.{suffix}"
+    before = out.read_bytes(), second.read_bytes()
+    assert b"\xe9,\\n" in before[1] if suffix == "jsonl" else b"\xe9,\n" in before[1]
+    assert "5 rows kept" in run_tl(*words, "--resume").err
+    assert before == (out.read_bytes(), second.read_bytes())
+
+
+def test_predict__a_second_process_is_told_of_the_first(
+    run_tl: RunTl, night: Path, color_model: Path, tmp_path: Path
+) -> None:
+    words = ["predict", night, "--model", color_model, "--sequence", "exif:30s", "-o", tmp_path / "out.csv"]
+    with claim_output(tmp_path / "out.sequences.csv"):
+        refused = run_tl(*words)
+    assert (refused.code, (tmp_path / "out.csv").exists()) == (1, False)
+    assert "out.sequences.csv: is being written by process" in refused.err
+    assert run_tl(*words).code == 3

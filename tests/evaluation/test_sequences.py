@@ -77,7 +77,8 @@ def visits(tmp_path: Path) -> Path:
 
 def test_evaluate__sequences_beside_images(run_tl: RunTl, visits: Path, color_model: Path) -> None:
     words = ["evaluate", visits, "--model", color_model, "--sequence"]
-    done = run_tl(*words, "visit")
+    done = run_tl(*words, "visit", "--report", visits.parent / "page.html")
+    assert "accuracy of 2 sequences (95%)" in (visits.parent / "page.html").read_text(encoding="utf-8")
     assert done.code == 0, done.err
     (row,) = done.rows()
     assert (row["n"], row["top1_accuracy"]) == ("6", "0.8333")

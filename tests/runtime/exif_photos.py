@@ -49,5 +49,5 @@ def save_photo(path: Path, taken: str = "", color: tuple[int, int, int] = (200, 
             plain[tag] = dict(exif.get_ifd(tag))
         image.save(path, tiffinfo=plain)
     else:
-        image.save(path, exif=exif)
+        image.save(path, exif=exif.tobytes())  # Pillow takes an Exif with nothing but inner directories for empty
     return path

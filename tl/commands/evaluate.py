@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
 
@@ -310,7 +310,8 @@ def _evaluate_classes(
     if request.report is not None and contract is not None:
         page, known = request.report, contract
         if models.ensemble is None:
-            has_report = write_beside(lambda: write_evaluation_report(result, known, name, page))
+            scored = replace(result, rows=rows)
+            has_report = write_beside(lambda: write_evaluation_report(scored, known, name, page))
         else:
             has_report = write_beside(lambda: write_ensemble_report(result, known.preprocessing, name, page))
     by_site = result.site_rows()

@@ -227,7 +227,9 @@ def command(request: PredictRequest) -> None:
     Columns: path, label, confidence, p:CLASS for each class, error; with the options for them, set, ood_score and the
     reason for a label "?". With --boxes, one row per box, with box_x, box_y, box_w, box_h (box_rel_x ... for boxes in
     fractions of the image), box_confidence and box_category after path; an image without a box gets a row with the
-    reason and no label. Ensembles add agreement, entropy, mutual_information, margin and vote:MEMBER.
+    reason and no label. Ensembles add agreement, entropy, mutual_information, margin and vote:MEMBER. --sequence and
+    films add sequence, and OUT.sequences.csv with the columns sequence, label, confidence, p:CLASS, images, rejected,
+    failed, agreement, error.
 
     Columns for landmarks: path, xPOINT, yPOINT in pixels of the upright photo, pPOINT (confidence), sPOINT (spread in
     pixels, ensembles only), centroid_size, shape_distance, is_odd, error.

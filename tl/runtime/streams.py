@@ -130,7 +130,10 @@ class Stream(Generic[Found, Known]):
                 finally:
                     pool.release(decoded)
 
-            submitted = ((chunk, pool.submit(chunk.sources)) for chunk in self._chunks(sources))
+            def submit(chunk: _Chunk) -> tuple[_Chunk, Any]:
+                return chunk, pool.submit(chunk.sources)
+
+            submitted = map(submit, self._chunks(sources))
             # One less than the number of slots: one more chunk is always submitted before waiting for the first one.
             answers = prefetch_map(predict, submitted, workers=callers, ahead=pool.slots - 1, stop=self._stop)
             # Not `yield from`: if the caller stops early, the pool must end before the threads that wait for it.
@@ -148,6 +151,7 @@ class Stream(Generic[Found, Known]):
         while chunk := list(itertools.islice(iterator, self.batch_size)):
             pads_at_once = pads_at_once or len(chunk) == self.batch_size
             yield _Chunk(chunk, self.batch_size if self.pads and pads_at_once else 0)
+            del chunk  # as in `prefetch_map`
 
     def _prepare(self, item: PredictionSource) -> _Image[Known]:
         name, digest = item_name(item), ""

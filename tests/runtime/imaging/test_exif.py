@@ -145,3 +145,26 @@ def test_parse_facts__never_fails_on_any_data(data: bytes) -> None:
     parse_facts(data)
     parse_facts(b"II*\0\x08\0\0\0" + data)
     parse_facts(b"MM\0*\0\0\0\x08" + data)
+
+
+@pytest.fixture(scope="module")
+def photos(tmp_path_factory: pytest.TempPathFactory) -> list[bytes]:
+    folder = tmp_path_factory.mktemp("photos")
+    return [save_photo(folder / f"a.{kind}", TAKEN, **WHOLE).read_bytes() for kind in ("jpg", "png", "webp", "tif")]
+
+
+@EXAMPLES
+@given(st.integers(0, 3), mutations())
+@pytest.mark.filterwarnings("ignore")  # Pillow's, of damaged files; commands silence them too
+def test_read_facts__never_fails_on_a_damaged_photo(
+    photos: list[bytes], kind: int, changes: list[tuple[int, int, bytes]]
+) -> None:
+    facts = read_facts(mutate(photos[kind], changes))
+    assert isinstance(facts, CaptureFacts)
+
+
+def test_read_facts__leaves_a_file_where_it_was(tmp_path: Path) -> None:
+    stream = BytesIO(save_photo(tmp_path / "a.jpg", TAKEN).read_bytes())
+    stream.seek(7)
+    assert read_facts(stream) != NOTHING
+    assert stream.tell() == 7

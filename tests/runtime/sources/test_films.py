@@ -6,6 +6,7 @@ import stat
 import sys
 import threading
 import time
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -13,8 +14,9 @@ import pytest
 
 import tl.runtime.sources.films as films
 from tests.runtime.films import make_film, make_noise_film, needs_ffmpeg
-from tests.runtime.images import RECIPE
+from tests.runtime.images import RECIPE, encode
 from tl.errors import ImageReadError
+from tl.runtime import load
 from tl.runtime.imaging.decode import decode_image, source_name
 from tl.runtime.sources.films import FrameBudget, count_frames, iter_frames
 from tl.runtime.sources.inputs import find_inputs
@@ -229,6 +231,27 @@ def test_frame_budget__waits_until_frames_are_freed() -> None:
     gc.collect()
     waiting.join(4)
     assert not waiting.is_alive()
+
+
+@pytest.mark.parametrize("processes", [0, 1])
+def test_frame_budget__never_stalls_prediction(color_model: Path, processes: int) -> None:
+    budget, most = FrameBudget(max_bytes=1, least=9), 0
+    image = encode(np.full((8, 8, 3), 90, np.uint8), "PNG")
+
+    def frames() -> Iterator[MemoryFile]:
+        nonlocal most
+        for i in range(80):
+            frame = MemoryFile(f"film.mp4#t={i}.000", image)
+            budget.hold(frame, len(image))
+            most = max(most, budget._count)
+            yield frame
+            del frame
+
+    started = time.monotonic()
+    with load(color_model, device="cpu", threads=2, decode_processes=processes) as predictor:
+        assert len(list(predictor.predict_iter(frames(), batch_size=8))) == 80
+    assert most <= 9
+    assert time.monotonic() - started < 20  # a frame that has to wait for the time limit costs a second
 
 
 @needs_ffmpeg

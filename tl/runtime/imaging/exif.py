@@ -56,13 +56,20 @@ NOTHING = CaptureFacts()
 
 
 def read_facts(source: ImageSource) -> CaptureFacts:
-    """Read the EXIF data of an image; `NOTHING` without any, and for an image that cannot be opened."""
+    """Read the EXIF data of an image; `NOTHING` without any, and for an image that cannot be opened.
+
+    A file that is open is left at its position.
+    """
     if isinstance(source, np.ndarray | Image.Image):
         return NOTHING
     try:
         with reading(source) as stream:
-            stream.seek(0)
-            return _read(stream)
+            place = stream.tell()
+            try:
+                stream.seek(0)
+                return _read(stream)
+            finally:
+                stream.seek(place)
     except ImageReadError:
         return NOTHING
 

@@ -58,7 +58,7 @@ class FrameBudget:
         """Wait until there is room, and count a frame until it is freed."""
         with self._freed:
             # The time limit lets a caller go on that keeps every frame.
-            self._freed.wait_for(lambda: self._bytes + num_bytes <= self.max_bytes or self._count < self.least, 5.0)
+            self._freed.wait_for(lambda: self._bytes + num_bytes <= self.max_bytes or self._count < self.least, 1.0)
             self._bytes, self._count = self._bytes + num_bytes, self._count + 1
         weakref.finalize(frame, self._free, num_bytes).atexit = False
 

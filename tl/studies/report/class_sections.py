@@ -74,8 +74,14 @@ def class_figures(scores: dict[str, Any]) -> list[tuple[str, str]]:
     """Return the key figures, (name, value)."""
     s = scores
     accuracy = f"{s['top1_accuracy']:.1%} ({s['ci_low']:.1%} to {s['ci_high']:.1%})"
+    sequences = []
+    if s.get("sequences"):
+        low, high = s["sequence_ci_low"], s["sequence_ci_high"]
+        shown = f"{s['sequence_top1_accuracy']:.1%} ({low:.1%} to {high:.1%})"
+        sequences = [(f"accuracy of {s['sequences']} sequences (95%)", shown)]
     return [
         ("top-1 accuracy (95%)", accuracy),
+        *sequences,
         ("macro F1", f"{s['macro_f1']:.3f}"),
         ("calibration error", f"{s['ece']:.3f}"),
         ("images", str(s["n"])),
