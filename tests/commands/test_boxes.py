@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import zipfile
 from pathlib import Path
 
 import pytest
@@ -64,14 +65,19 @@ def test_predict__to_stdout(run_tl: RunTl, folder: Path, monkeypatch: pytest.Mon
 
 
 def test_predict__boxes_of_an_archive(run_tl: RunTl, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Boxes name the members of an archive as predictions do."""
-    import zipfile
-
+    """Boxes name the members of an archive as they are inside, or as predictions do."""
     monkeypatch.chdir(folder)
     with zipfile.ZipFile("photos.zip", "w") as archive:
         archive.write("a.jpg")
+    Path("a.jpg").unlink()
     text = Path("boxes.csv").read_text(encoding="utf-8").replace("a.jpg", "photos.zip/a.jpg")
     Path("zipped.csv").write_text(text, encoding="utf-8")
-    done = run_tl("predict", "photos.zip", "--model", "boxed.onnx", "--boxes", "zipped.csv")
+    given = ("predict", "photos.zip", "--model", "boxed.onnx", "--boxes")
+    for boxes in ("zipped.csv", "boxes.csv", "md.json"):
+        done = run_tl(*given, boxes)
+        assert done.code == 0, done.err
+        assert [row["path"] for row in done.rows()] == ["photos.zip/a.jpg"] * 2
+    done = run_tl(*given, "md.json", "--to", "megadetector", "-o", "out.json")
     assert done.code == 0, done.err
-    assert [row["path"] for row in done.rows()] == ["photos.zip/a.jpg"] * 2
+    found = json.loads(Path("out.json").read_text(encoding="utf-8"))["images"][0]["detections"]
+    assert all(len(each["classifications"]) == 3 for each in found)

@@ -18,6 +18,7 @@ from tl.runtime.imaging.preprocessing import build_preprocessing
 from tl.runtime.imaging.regions import BoxCrop
 from tl.runtime.output.job import Tally, run_job
 from tl.runtime.sources.boxed_images import BoxList
+from tl.runtime.sources.inputs import MemoryFile, UnreadableFile
 
 RED, GREEN, BLUE = Box((10, 10, 20, 20), number=0), Box((110, 10, 20, 20), number=1), Box((60, 60, 30, 20), number=2)
 
@@ -72,6 +73,16 @@ def test_predict_iter__images_without_boxes(model: Path, photo: Path) -> None:
         "the detector failed on this image: corrupt",
     ]
     assert found[0].as_dict() == {"path": str(photo), "reason": "no box of confidence 0.2 or more"}
+
+
+def test_predict_iter__streams(model: Path, photo: Path) -> None:
+    """A stream with several boxes is read once, although threads predict its boxes."""
+    good, bad = MemoryFile("a.png", photo.read_bytes()), UnreadableFile("b.png", "too large")
+    boxes = {name: [RED, GREEN, BLUE] for name in ("a.png", "b.png")}
+    with load(model, boxes=boxes, threads=2) as predictor:
+        found = list(predictor.predict_iter([good, bad]))
+    assert labels(found) == ["red", "green", "blue", "Failure"]
+    assert [each.path for each in found] == ["a.png"] * 3 + ["b.png"]
 
 
 def test_predict__one_box(model: Path, photo: Path) -> None:

@@ -17,6 +17,7 @@ from tl.errors import ConfigError
 if TYPE_CHECKING:
     from tl.runtime.session import Session
     from tl.runtime.sources.boxed_images import BoxList
+    from tl.runtime.sources.inputs import Inputs
 
 FOR_BOXES = "Boxes"
 
@@ -85,6 +86,22 @@ def open_boxes(
     for remark in found.remarks:
         warn(f"{flags.boxes}: {remark}")
     return found
+
+
+def in_archives(boxes: BoxList, inputs: Inputs) -> BoxList:
+    """Return the list with the paths of members of archives, which it may name as they are inside."""
+    from tl.runtime.sources.inputs import Archive
+
+    folder = os.path.dirname(boxes.file)
+    paths: dict[str, str] = {}
+    for part in inputs.parts:
+        if not isinstance(part, Archive):
+            continue
+        for name in part.names():
+            listed = os.path.abspath(os.path.join(folder, os.path.relpath(name, part.path)))
+            if listed in boxes.names and os.path.abspath(name) not in boxes.names:
+                paths[listed] = name
+    return boxes.renamed(paths) if paths else boxes
 
 
 def check_needed(sessions: Iterable[Session], has_boxes: bool) -> None:

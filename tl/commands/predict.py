@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 import typer
 
 from tl.commands.batch_warnings import OodCount, warn_if_dark
-from tl.commands.box_flags import BoxFlags, check_needed, open_boxes, say_absent
+from tl.commands.box_flags import BoxFlags, check_needed, in_archives, open_boxes, say_absent
 from tl.commands.console import EXIT_INTERRUPTED, EXIT_SOME_FAILED, console_progress, warn
 from tl.commands.decoding import decode_processes
 from tl.commands.drawings import Drawings
@@ -255,6 +255,7 @@ def command(request: PredictRequest) -> None:
     )
     boxes = open_boxes(request.boxes, [*(images.images or []), images.images_in or "."])
     if boxes is not None:
+        boxes = in_archives(boxes, inputs)
         say_absent(boxes, inputs.names())
     predictor = _open(request, boxes, len(inputs))
     plan = plan_sequences(request.sequences, request.files, inputs, listed, predictor)

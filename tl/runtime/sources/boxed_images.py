@@ -7,20 +7,25 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
-from typing import Literal
+from dataclasses import dataclass, field, replace
+from typing import Literal, TypeVar
 
-from tl.errors import DataError
-from tl.runtime.imaging.decode import ImageSource, source_name
+import numpy as np
+from PIL import Image
+
+from tl.errors import DataError, ImageReadError
+from tl.runtime.imaging.decode import ImageSource, read_stream, source_name
 from tl.runtime.imaging.regions import Box
 from tl.runtime.results import Failure, NoBox
+from tl.runtime.sources.inputs import MemoryFile
 
+Value = TypeVar("Value")
 BoxFormat = Literal["megadetector", "coco", "csv"]
 
 
 @dataclass(frozen=True)
 class BoxedImage:
-    """A source of prediction: a box of an image. The same image may appear with other boxes."""
+    """A source of prediction: a box of an image. Other boxes of it may follow, but a stream must not be shared."""
 
     source: ImageSource
     box: Box
@@ -97,7 +102,13 @@ class BoxList:
             return [UnboxedImage(source, Failure(name, self.not_listed))]
         if not boxes:
             return [UnboxedImage(source, NoBox(name, self.no_box))]
-        return [BoxedImage(source, box) for box in boxes]
+        if len(boxes) == 1 or isinstance(source, str | os.PathLike | bytes | np.ndarray | Image.Image):
+            return [BoxedImage(source, box) for box in boxes]
+        try:
+            content = read_stream(source)  # threads must not share a stream
+        except ImageReadError as error:
+            return [UnboxedImage(source, Failure(name, error.reason))]
+        return [BoxedImage(MemoryFile(name, content), box) for box in boxes]
 
     def expand(self, sources: Iterable[PredictionSource]) -> Iterator[PredictionSource]:
         """Yield the items of all sources. Sources that are items already are kept."""
@@ -125,6 +136,14 @@ class BoxList:
         """Return the listed images that are not among `names`, as the file calls them."""
         given = set(map(os.path.abspath, names))
         return [self.names.get(path, path) for path in (*self.boxes, *self.failures) if path not in given]
+
+    def renamed(self, paths: Mapping[str, str]) -> BoxList:
+        """Return the list for images that are elsewhere: listed absolute path -> path."""
+
+        def moved(found: Mapping[str, Value]) -> dict[str, Value]:
+            return {os.path.abspath(paths.get(path, path)): value for path, value in found.items()}
+
+        return replace(self, boxes=moved(self.boxes), failures=moved(self.failures), names=moved(self.names))
 
     def single(self) -> dict[str, Box]:
         """Return the only box of each image that has one. Raises `DataError` for an image with several."""
