@@ -79,7 +79,7 @@ def test_train__the_channel_decides(cells: Path, new_cells: Path, tmp_path: Path
     assert json.loads((folder / "metrics.json").read_text())["val"]["top1_accuracy"] < 1
 
 
-def test_train__four_channels(cells: Path, new_cells: Path, tmp_path: Path) -> None:
+def test_train__four_channels(cells: Path, new_cells: Path, tmp_path: Path, run_tl: RunTl) -> None:
     names = ("DAPI", "GFP", "RFP", "Cy5")
     files = []
     for seed in (1, 2):
@@ -97,6 +97,11 @@ def test_train__four_channels(cells: Path, new_cells: Path, tmp_path: Path) -> N
         assert (by_array.probabilities == by_file.probabilities).all()
         assert load_input(images[0], exported.contract.preprocessing).shape == (32, 32, 4)
     assert run_selftest(files[0], device="cpu").max_abs_diff < 1e-4
+    drawn = run_tl("predict", images[0], "--model", files[0], "--explain", tmp_path / "why", "-o", tmp_path / "w.csv")
+    assert drawn.code == 0, drawn.err
+    assert run_tl("inspect", files[0], "--html", tmp_path / "m.html", "--filters", "--top", 1, images[0]).code == 0
+    refused = run_tl("bench", files[0], "--seconds", 0)
+    assert "chooses channels or pages of a file, which generated images do not have" in refused.err
     merged = merge(files, tmp_path / "merged.onnx", Silent())
     assert merged.contract.preprocessing.channels == names
     with load(merged.path, device="cpu") as predictor:

@@ -370,6 +370,11 @@ def test_resolve__nan_is_refused(name: str) -> None:
         ("label_smoothing", -0.1),
         ("bit_depth_max", 255),
         ("bit_depth_max", 65536),
+        ("channels", "0,0"),
+        ("channels", "0,,2"),
+        ("channels", ""),
+        ("project", "average"),
+        ("project", "-1"),
         ("image_size", 8193),
         ("head_sizes", (8, 0)),
         ("c_values", (0.1, 0.0)),
@@ -558,3 +563,11 @@ def test_own_choices__are_the_fewest_that_resolve_alike(chosen: dict[str, Any], 
     if chosen != {"method": "features", "optimizer": "adamw"}:  # of rate, epochs and optimizer, one implies another
         assert kept == (set(chosen) - also) & opened
     assert len(kept) <= len(set(chosen) & opened)
+
+
+def test_config_from_mapping__channels_as_yaml_has_them() -> None:
+    for given, wanted in ((0, "0"), ([0, 2], "0,2"), (["DAPI", 1], "DAPI,1"), ("0, GFP", "0, GFP"), (None, None)):
+        assert config_from_mapping({"data": "x", "channels": given}, "c").channels == wanted
+    assert config_from_mapping({"data": "x", "project": 3}, "c").project == "3"
+    with pytest.raises(ConfigError, match="channels"):
+        config_from_mapping({"data": "x", "channels": True}, "c")

@@ -262,8 +262,8 @@ def color_statistics(images: Iterable[NDArray[np.uint8]]) -> tuple[Colors, Color
         own_squares = ((pixels - own_mean) ** 2).sum(axis=0)
         total = count + len(pixels)
         step = own_mean - mean
-        mean += step * (len(pixels) / total)
-        squares += own_squares + step**2 * (count * len(pixels) / total)
+        mean = mean + step * (len(pixels) / total)
+        squares = squares + own_squares + step**2 * (count * len(pixels) / total)
         count = total
     if count == 0:
         raise ValueError("no images to measure")

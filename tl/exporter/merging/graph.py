@@ -41,7 +41,7 @@ def merge_graphs(
     *,
     with_ood_score: bool = False,
 ) -> onnx.ModelProto:
-    """`images` uint8 (N, H, W, 3) -> probabilities float32 (N, C), label int64 (N,), member_probabilities (N, M, C).
+    """`images` uint8 (N, H, W, C) -> probabilities float32 (N, C), label int64 (N,), member_probabilities (N, M, C).
 
     Computations that members share, on the same values, run once. `temperature` softens the voted probabilities as
     `voting.soften` does; it changes no label. `with_ood_score`: also output ood_score (N,), the mean over members.

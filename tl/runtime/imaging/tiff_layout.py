@@ -5,7 +5,6 @@ The only file that imports tifffile, which reads the axes; `tiff_pages` reads th
 
 from __future__ import annotations
 
-import re
 import struct
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -157,26 +156,44 @@ def _series(tiff: TiffFile, max_pixels: int) -> TiffPageSeries:
     if first.imagelength * first.imagewidth * first.samplesperpixel > max_pixels:
         found = f"{first.imagewidth}x{first.imagelength}x{first.samplesperpixel}"
         raise ImageReadError("", f"declares {found} values, but the limit is {max_pixels / 1e6:.0f} million: crop it")
-    _check_text(first.description)
+    _read_ome(first.description)
     kept = [one for one in tiff.series if not one.keyframe.subfiletype & (TIFF_PREVIEW | TIFF_MASK)]
     if len(kept) > 1:
         raise ImageReadError("", f"a TIFF of {len(kept)} images: save the one to use as a file of its own")
     if not kept or kept[0].kind not in _KINDS:
         kind = kept[0].kind.upper() if kept else "unknown"
         raise ImageReadError("", f"channels or pages of a TIFF of kind {kind} cannot be read: export it as OME-TIFF")
+    described = "ome" if tiff.is_ome else "imagej" if tiff.is_imagej else "shaped" if tiff.is_shaped else kept[0].kind
+    if described != kept[0].kind:  # tifffile then takes the pages as they are, which may be the first one alone
+        raise ImageReadError("", "truncated or damaged TIFF (it lacks pages that its description declares)")
     return kept[0]
 
 
-def _check_text(description: str) -> None:
-    """Raise `ImageReadError` for a description that would cost much memory to interpret."""
+def _read_ome(description: str) -> ElementTree.Element | None:
+    """Return OME-XML, checked for numbers that would cost much memory to interpret; None for another description.
+
+    Raises `ImageReadError`.
+    """
+    if "OME>" not in description and "<OME" not in description:
+        return None
+    fault = ImageReadError("", "damaged TIFF (its description is not OME-XML)")
     if len(description) > _MAX_TEXT or "<!ENTITY" in description or "<!DOCTYPE" in description:
-        raise ImageReadError("", "damaged TIFF (its description is not OME-XML)")
-    if "<OME" not in description:
-        return
-    for pixels in re.findall(r"<(?:\w+:)?Pixels\s[^>]*>", description):
-        sizes = [int(size) for size in re.findall(r"\bSize[CZT]\s*=\s*[\"'](\d{1,18})", pixels)]
-        if prod(sizes) > MAX_PAGES:
-            raise ImageReadError("", f"declares {prod(sizes)} planes, but the limit is {MAX_PAGES}")
+        raise fault
+    try:
+        root = ElementTree.fromstring(description)
+        planes = 0
+        for element in root.iter():
+            kind = element.tag.rpartition("}")[2]
+            if kind == "Pixels":
+                planes = max(planes, prod(int(element.get(f"Size{letter}", 1)) for letter in "CZT"))
+            elif kind == "TiffData":
+                planes += int(element.get("PlaneCount", 1))
+                planes = max(planes, *(int(element.get(name, 0)) for name in ("IFD", "FirstC", "FirstZ", "FirstT")))
+    except (ElementTree.ParseError, ValueError) as error:
+        raise fault from error
+    if planes > 2 * MAX_PAGES:
+        raise ImageReadError("", f"declares {planes} planes, but the limit is {MAX_PAGES}")
+    return root
 
 
 def _layout(tiff: TiffFile, series: TiffPageSeries) -> Layout:
@@ -208,14 +225,10 @@ def _layout(tiff: TiffFile, series: TiffPageSeries) -> Layout:
 
 def _channel_names(tiff: TiffFile) -> tuple[str, ...]:
     """Return the names of channels in OME-XML; none if one has no name."""
-    text = tiff.ome_metadata if tiff.is_ome else None
-    if not text:
-        return ()
-    try:
-        root = ElementTree.fromstring(text)
-    except ElementTree.ParseError:
-        return ()
-    pixels = next((one for one in root.iter() if one.tag.rpartition("}")[2] == "Pixels"), None)
+    root = _read_ome(tiff.pages.first.description) if tiff.is_ome else None
+    pixels = (
+        None if root is None else next((one for one in root.iter() if one.tag.rpartition("}")[2] == "Pixels"), None)
+    )
     channels = [] if pixels is None else [one for one in pixels if one.tag.rpartition("}")[2] == "Channel"]
     names = tuple(" ".join(channel.get("Name", "").split()) for channel in channels)
     return names if all(names) else ()

@@ -17,7 +17,7 @@ from tl.errors import DataError, ImageReadError
 from tl.runtime.imaging.decode import ImageSource, read_stream, source_name
 from tl.runtime.imaging.regions import Box
 from tl.runtime.results import Failure, NoBox
-from tl.runtime.sources.inputs import MemoryFile
+from tl.runtime.sources.memory_files import MemoryFile
 
 Value = TypeVar("Value")
 BoxFormat = Literal["megadetector", "coco", "csv"]
