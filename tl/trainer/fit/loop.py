@@ -290,7 +290,7 @@ def best_epoch(history: Iterable[EpochRow], monitor: Monitor) -> int:
 def _monitored(row: EpochRow, monitor: Monitor) -> tuple[float, float]:
     """Sort key: smaller is better."""
     value = row.figures[monitor]
-    return (value, 0.0) if monitor.endswith(("loss", "ece", "px")) else (-value, row.figures["val_loss"])
+    return (value, 0.0) if monitor.endswith(("loss", "ece", "px", "mae")) else (-value, row.figures["val_loss"])
 
 
 def _build_average(module: nn.Module, decay: float | None) -> AveragedModel | None:

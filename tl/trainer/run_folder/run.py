@@ -36,7 +36,7 @@ from tl.trainer.config import TrainConfig
 from tl.trainer.config_files import config_from_mapping, dump_config, load_config
 from tl.trainer.run_folder.manifest_regions import REGION, ImageKey, content_of, read_region, sides
 
-RUN_VERSION = 4
+RUN_VERSION = 3
 UNFINISHED = "not a finished run; an interrupted one can be resumed"
 _MANIFEST = ("path", "label", "split", "group", "sha256")
 
@@ -75,7 +75,7 @@ def _upgraded(card: Json) -> Json:
     card = {"preprocessing" if name == "recipe" else name: value for name, value in card.items()}
     if isinstance(preprocessing := card.get("preprocessing"), dict):
         card["preprocessing"] = {"channels": None, "project": None, **preprocessing}
-    return {**card, "target_names": [], "run_version": RUN_VERSION} if card.get("run_version") == 3 else card
+    return {"target_names": [], **card}
 
 
 @dataclass(frozen=True)
