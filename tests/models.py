@@ -58,6 +58,8 @@ def make_contract(
         class_names=tuple(class_names),
         keypoint_names=(),
         landmarks=None,
+        regression=None,
+        multilabel=None,
         preprocessing=preprocessing,
         outputs=("probabilities",),
         temperature=1.0,

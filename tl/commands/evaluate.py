@@ -29,6 +29,7 @@ from tl.commands.options import (
     fit_vote_file,
     open_landmark_predictor,
     open_models,
+    open_multilabel_predictor,
     open_predictor,
     open_regression_predictor,
     task_of,
@@ -143,6 +144,10 @@ def command(request: EvaluateRequest) -> None:
     For numbers: model, merging, n, mae (mean absolute error), ci_low, ci_high (95%, bootstrap), rmse, r2, coverage_90
     (share of true numbers in the intervals for 90%).
 
+    For several labels: model, voting, n, map (mean average precision), ci_low, ci_high (95%, bootstrap), macro_f1,
+    micro_f1, subset_accuracy, hamming_loss, ece, and for a single model coverage_90 and set_size_90: the share of an
+    image's labels in its set for 90%, and the number of labels in these sets.
+
     For landmarks: model, merging, n, points, error_px (mean distance in pixels of the photos), ci_low, ci_high (95%,
     bootstrap), rmse_px, normalized_error (by centroid size), extent_error (by the extent of an image's points).
     Without --locator, a model that uses a region of each photo receives the region from the annotations, as in
@@ -155,8 +160,10 @@ def command(request: EvaluateRequest) -> None:
     check_outputs(request.overwrite, *outputs, inputs=[request.data.data, *request.models.paths()])
     if is_landmark_file(request.data.data):
         done = _evaluate_points(request)
-    elif task_of(sessions := open_models(request.models)) == "regression":
+    elif (task := task_of(sessions := open_models(request.models))) == "regression":
         done = _evaluate_numbers(request, sessions)
+    elif task == "multilabel":
+        done = _evaluate_labels(request, sessions)
     else:
         name, images = _read_split(request.data)
         evaluate = _evaluate_classes if request.tta is None else _evaluate_tta
@@ -240,10 +247,7 @@ def _evaluate_numbers(request: EvaluateRequest, sessions: list[Session]) -> _Eva
     from tl.evaluation.evaluate import choose_split
     from tl.evaluation.regression import NUMBER_COLUMNS, evaluate_numbers
 
-    what = "applies only to classifiers, but this model predicts numbers"
-    refuse_given(request.votes, what)
-    if request.tta is not None or request.report is not None or request.data.by_site:
-        raise ConfigError(f"--tta, --report and --by-site: {what.replace('applies', 'apply')}")
+    _refuse_for_classes(request, "but this model predicts numbers")
     contract = sessions[0].contract
     names = contract.target_names if contract is not None else ()
     found, numbers = read_numbers_of(str(request.data.data), _columns(request.data), names, warn)
@@ -259,6 +263,31 @@ def _evaluate_numbers(request: EvaluateRequest, sessions: list[Session]) -> _Eva
     for path, error in result.worst[:_WORST]:
         warn(f"worst: {path}: error of {error:.2g} standard deviations")
     columns = tuple(column for column in NUMBER_COLUMNS if column in result.rows[0])
+    return _Evaluated(name, result.rows, columns, result.failures)
+
+
+def _refuse_for_classes(request: EvaluateRequest, why: str) -> None:
+    """Raise `ConfigError` for options that only classifiers of one label have."""
+    refuse_given(request.votes, f"applies only to classifiers of one label, {why}")
+    if request.tta is not None or request.report is not None or request.data.by_site:
+        raise ConfigError(f"--tta, --report and --by-site: apply only to classifiers of one label, {why}")
+
+
+def _evaluate_labels(request: EvaluateRequest, sessions: list[Session]) -> _Evaluated:
+    from tl.data.label_sets import label_matrix, read_label_sets_of
+    from tl.evaluation.evaluate import choose_split
+    from tl.evaluation.multilabel import LABEL_COLUMNS, evaluate_labels
+
+    _refuse_for_classes(request, "but this model gives several")
+    names = () if sessions[0].contract is None else sessions[0].contract.class_names
+    found = read_label_sets_of(str(request.data.data), _columns(request.data), names, warn)
+    name, images = choose_split(found, request.data.split)
+    _say_split(name, len(images), "RUN/manifest.csv")
+    with open_multilabel_predictor(sessions, request.models) as predictor, console_progress() as progress:
+        result = evaluate_labels(predictor, images, label_matrix(images, names), progress)
+    for path, wrong in result.worst[:_WORST]:
+        warn(f"worst: {path}: {wrong} of {len(names)} labels are wrong")
+    columns = tuple(column for column in LABEL_COLUMNS if column in result.rows[0])
     return _Evaluated(name, result.rows, columns, result.failures)
 
 

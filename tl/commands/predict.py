@@ -22,6 +22,7 @@ from tl.commands.options import (
     check_outputs,
     open_landmark_predictor,
     open_models,
+    open_multilabel_predictor,
     open_predictor,
     open_regression_predictor,
     task_of,
@@ -32,10 +33,10 @@ from tl.errors import ConfigError, DataError, WorkerError
 if TYPE_CHECKING:
     from tl.runtime.imaging.geometry import Region
     from tl.runtime.predictor import Predictor
-    from tl.runtime.results import Classification, Landmarks, Regression, Result
+    from tl.runtime.results import Classification, Landmarks, Multilabel, Regression, Result
     from tl.runtime.sources.inputs import Inputs
 
-    AnyPredictor = Predictor[Classification] | Predictor[Landmarks] | Predictor[Regression]
+    AnyPredictor = Predictor[Classification] | Predictor[Landmarks] | Predictor[Multilabel] | Predictor[Regression]
 
 # With fewer cores, processes gain little over threads; fewer images are decoded before the processes have started.
 _CORES_FOR_PROCESSES, _IMAGES_FOR_PROCESSES = 4, 256
@@ -225,6 +226,9 @@ def command(request: PredictRequest) -> None:
     Columns for numbers: path, TARGET, error; with --coverage TARGET_low, TARGET_high; ensembles add TARGET_spread
     (standard deviation of the members) and TARGET:MEMBER.
 
+    Columns for several labels: path, labels (joined by ;), p:LABEL, error; with --coverage set; ensembles add agreement
+    and vote:MEMBER.
+
     Exit code 3 means that some images could not be read, as their rows tell, or not be drawn. A hidden folder beside
     the output records the finished images for --resume.
     """
@@ -246,6 +250,13 @@ def _open(request: PredictRequest, count: int) -> AnyPredictor:
 
     models, classes, landmarks = request.models, request.classes, request.landmarks
     sessions = open_models(models)
+    if task_of(sessions) == "multilabel":
+        given = replace(classes, coverage=None, decode_processes=None)
+        refuse_given(given, "applies only to classifiers of one label, but this model gives several")
+        refuse_given(landmarks, "applies only to landmark models, but this model gives several labels")
+        labels = open_multilabel_predictor(sessions, models, classes.coverage)
+        labels.decode_processes = _decode_processes(labels, classes, count)
+        return labels
     if task_of(sessions) == "regression":
         given = replace(classes, coverage=None, decode_processes=None)
         refuse_given(given, "applies only to classifiers, but this model predicts numbers")

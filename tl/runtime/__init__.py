@@ -16,8 +16,8 @@ from tl.runtime.imaging.decode import ImageSource
 from tl.runtime.imaging.preprocessing import Preprocessing
 from tl.runtime.model_file.contract import Contract
 from tl.runtime.model_file.selftest import SelfTest, run_selftest
-from tl.runtime.predictor import Predictor, load, load_landmarks, load_regression
-from tl.runtime.results import Classification, Failure, Landmarks, MemberVotes, Regression, Result
+from tl.runtime.predictor import Predictor, load, load_landmarks, load_multilabel, load_regression
+from tl.runtime.results import Classification, Failure, Landmarks, MemberVotes, Multilabel, Regression, Result
 
 __all__ = [
     "Classification",
@@ -27,6 +27,7 @@ __all__ = [
     "ImageSource",
     "Landmarks",
     "MemberVotes",
+    "Multilabel",
     "Predictor",
     "Preprocessing",
     "Regression",
@@ -37,6 +38,7 @@ __all__ = [
     "explain",
     "load",
     "load_landmarks",
+    "load_multilabel",
     "load_regression",
     "run_selftest",
     "vote",

@@ -15,7 +15,7 @@ from tl.errors import ImageReadError
 from tl.runtime.imaging.decode import ImageSource, source_name
 from tl.runtime.imaging.pipeline import Inputs, Preparer
 from tl.runtime.prefetch import prefetch_map
-from tl.runtime.results import Classification, Failure, Fields, Landmarks, Prediction, Regression
+from tl.runtime.results import Classification, Failure, Fields, Landmarks, Multilabel, Prediction, Regression
 from tl.runtime.session import Session
 from tl.runtime.sources.paths import read_content
 
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from tl.runtime.decode_pool import DecodedChunk
 
 Known = TypeVar("Known")
-Found = TypeVar("Found", Classification, Landmarks, Regression)
+Found = TypeVar("Found", Classification, Landmarks, Multilabel, Regression)
 Found_co = TypeVar("Found_co", bound=Prediction, covariant=True)
 
 

@@ -60,12 +60,14 @@ class TrainConfig:
     )
     task: Kind | None = _option(
         None,
-        "Task to train for: classification, regression (numbers) or landmarks. Default: inferred from the data and "
-        "--target.",
+        "Task to train for: classification, multilabel (several labels an image), regression (numbers) or landmarks. "
+        "Default: inferred from the data and --target.",
         "Data",
     )
     target: tuple[str, ...] | None = _option(
-        None, "Regression: CSV column of numbers to predict. Repeatable. Default: the label column.", "Data"
+        None,
+        "CSV column to predict: numbers, or for multilabel 1, 0 or empty (unknown). Repeatable. Default: the label.",
+        "Data",
     )
     unit: tuple[str, ...] | None = _option(
         None, "Regression: unit of each target, such as mm. Repeatable, in the order of --target.", "Data"
@@ -92,8 +94,8 @@ class TrainConfig:
         None,
         "auto (default): solve a head on features of the frozen backbone, fine-tune the backbone too, and keep the "
         "better one on held-out images. features, finetune: only that one. scratch: random initialization. Default "
-        "for landmarks and with options that auto sets itself, such as the learning rate: finetune; for regression: "
-        "features.",
+        "for landmarks and with options that auto sets itself, such as the learning rate: finetune; for multilabel "
+        "and regression: features.",
         "Model",
     )
     quality: Quality = _option(
@@ -367,7 +369,7 @@ LANDMARKS: dict[str, Any] = {
     **{"augment": "standard", "monitor": "val_error_px", "head_init": "random"},
 }
 CLASSES: dict[str, Any] = {"head": "linear", "resize_mode": "squash", "monitor": "val_top1_accuracy"}
-# Regression selects the epoch by its loss and averages no networks.
+# Regression and multilabel select the epoch by its loss and average no networks.
 NUMBERS: dict[str, Any] = CLASSES | {"monitor": "val_loss", "interpolate": False}
 # Peak learning rates for landmarks by optimizer, for every method.
 LANDMARK_LEARNING_RATES = {"sgd": 0.005, "adam": 1e-3, "adamw": 1e-3, "rmsprop": 3e-4}

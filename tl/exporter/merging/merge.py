@@ -160,6 +160,11 @@ def _open_members(
             raise EnsembleError(
                 f"{session.path}: landmark models cannot be merged into one file; predict with them as an ensemble"
             )
+        if contract is not None and contract.task in ("multilabel", "regression"):
+            raise EnsembleError(
+                f"{session.path}: files for {contract.task} cannot be merged into one file; predict with them as an "
+                "ensemble"
+            )
         if contract is not None and contract.ensemble is not None:
             raise EnsembleError(f"{session.path}: already an ensemble; merge its members instead")
     ensemble = Ensemble(sessions, voting=voting, weights=weights)

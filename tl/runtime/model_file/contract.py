@@ -16,6 +16,7 @@ from tl.errors import ModelFileError
 from tl.runtime.ensembles.taxonomy import Taxonomy
 from tl.runtime.ensembles.voting import Voting
 from tl.runtime.imaging.preprocessing import Preprocessing
+from tl.runtime.model_file.label_facts import MultilabelFacts, check_lengths
 from tl.runtime.model_file.strict_json import dump_json, from_plain, parse_json
 from tl.runtime.sources.names import composed
 
@@ -24,16 +25,22 @@ SCHEMA_VERSION = 4
 # Far above any real contract (4 golden samples at 512 px are about 3 MB), far below harmful sizes.
 MAX_CONTRACT_BYTES = 64 << 20
 
-Task = Literal["classification", "landmarks", "regression"]
+Task = Literal["classification", "multilabel", "landmarks", "regression"]
 # Task -> the output that decides.
-MAIN_OUTPUTS: dict[Task, str] = {"classification": "probabilities", "landmarks": "keypoints", "regression": "values"}
+MAIN_OUTPUTS: dict[Task, str] = {
+    **{"classification": "probabilities", "multilabel": "probabilities"},
+    **{"landmarks": "keypoints", "regression": "values"},
+}
 # What the names of a model are names of, for people.
-NOUNS: dict[Task, str] = {"classification": "classes", "landmarks": "points", "regression": "numbers"}
+NOUNS: dict[Task, str] = {
+    **{"classification": "classes", "multilabel": "labels"},
+    **{"landmarks": "points", "regression": "numbers"},
+}
 Precision = Literal["fp32", "fp16", "int8"]
 # Schema version -> fields that it added, with their values for older files.
 _ADDED: dict[int, dict[str, Any]] = {
     2: {"ensemble": None, "conformal": None, "unknown": None},
-    4: {"taxonomy": None, "regression": None},
+    4: {"taxonomy": None, "regression": None, "multilabel": None},
 }
 # Schema version -> fields and outputs that it renamed, and fields that it dropped.
 _RENAMED = {3: {"recipe": "preprocessing", "unknown": "ood", "quantisation": "quantization"}}
@@ -229,9 +236,9 @@ class OodFacts:
 class Contract:
     """Everything a runtime needs to use a model file. docs/reference/model-file.md describes each field.
 
-    `landmarks` and `regression` are None for other tasks; `quantization` for fp32, and for an adopted file whose
-    precision was reduced by another tool; `ensemble` for a single model; `conformal` and `ood` if no held-out data was
-    available to fit them; `taxonomy` if the classes have no groups.
+    `landmarks`, `multilabel` and `regression` are None for other tasks; `quantization` for fp32, and for an adopted
+    file whose precision was reduced by another tool; `ensemble` for a single model; `conformal` and `ood` if no
+    held-out data was available to fit them; `taxonomy` if the classes have no groups.
     """
 
     schema_version: int
@@ -241,6 +248,7 @@ class Contract:
     keypoint_names: tuple[str, ...]
     landmarks: LandmarkFacts | None
     regression: RegressionFacts | None
+    multilabel: MultilabelFacts | None
     preprocessing: Preprocessing
     outputs: tuple[str, ...]
     temperature: float
@@ -257,8 +265,8 @@ class Contract:
         names = self.names
         if not names or len(names) != len(self.class_names) + len(self.keypoint_names) + len(self.target_names):
             raise ValueError(
-                f"task {self.task!r} requires class_names for classification, keypoint_names for landmarks, or "
-                "regression, not several"
+                f"task {self.task!r} requires class_names for classification and multilabel, keypoint_names for "
+                "landmarks, or regression, not several"
             )
         if len(set(names)) != len(names):
             raise ValueError(f"repeated name '{next(name for name in names if names.count(name) > 1)}'")
@@ -266,9 +274,10 @@ class Contract:
         needed |= {"ood_score"} if self.ood else set()
         if lacking := sorted(needed - set(self.outputs)):
             raise ValueError(f"this model requires the outputs {lacking}, got {self.outputs}")
-        for task in ("landmarks", "regression"):
+        for task in ("landmarks", "regression", "multilabel"):
             if (self.task == task) != (getattr(self, task) is not None):
                 raise ValueError(f"task {self.task!r} does not match the field {task!r}")
+        check_lengths(self.multilabel, names)
         mean_shape = None if self.landmarks is None else self.landmarks.mean_shape
         if mean_shape is not None and len(mean_shape) != len(names):
             raise ValueError(f"the mean shape has {len(mean_shape)} points for {len(names)} names")

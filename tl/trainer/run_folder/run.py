@@ -44,8 +44,8 @@ _REGION = ("region_x", "region_y", "region_w", "region_h")
 class NetworkCard:
     """The description stored in `best.safetensors` alongside the tensors.
 
-    `temperature` divides the logits before softmax; fitted on validation data. The names of what the network has no
-    outputs for are empty.
+    `temperature` divides the logits before softmax; fitted on validation data; `temperatures` are those of
+    several labels, empty otherwise. The names of what the network has no outputs for are empty.
     """
 
     class_names: tuple[str, ...]
@@ -54,6 +54,7 @@ class NetworkCard:
     weights: str
     temperature: float
     target_names: tuple[str, ...] = ()
+    temperatures: tuple[float, ...] = ()
     run_version: int = RUN_VERSION
 
 
@@ -72,7 +73,8 @@ def _upgraded(card: Json) -> Json:
     if not isinstance(card, dict):
         return card
     card = {"preprocessing" if name == "recipe" else name: value for name, value in card.items()}
-    return {**card, "target_names": [], "run_version": RUN_VERSION} if card.get("run_version") == 3 else card
+    added = {"target_names": [], "temperatures": [], "run_version": RUN_VERSION}
+    return {**card, **added} if card.get("run_version") == 3 else card
 
 
 @dataclass(frozen=True)
@@ -284,6 +286,13 @@ class Run:
             for image, row in zip(images, found, strict=True)
         ]
         write_csv(self.folder / f"predictions_{split}.csv", columns, rows)
+
+    def save_label_sets(
+        self, split: str, images: Sequence[LabeledImage], columns: Sequence[str], rows: Sequence[Sequence[str]]
+    ) -> None:
+        """Write `predictions_SPLIT.csv`: `path`, then `columns` with their cells."""
+        named = [(image.name, *row) for image, row in zip(images, rows, strict=True)]
+        write_csv(self.folder / f"predictions_{split}.csv", ("path", *columns), named)
 
     def save_points(self, split: str, landmarks: LandmarkSet) -> None:
         """Write `predictions_SPLIT.csv` in this toolkit's landmark CSV format."""
