@@ -105,6 +105,26 @@ def wings(folder: Path) -> None:
     subprocess.run(run, cwd=folder, env={**os.environ, "PYTHONPATH": str(ROOT)}, check=True, capture_output=True)
 
 
+def plants(folder: Path) -> None:
+    """A CSV of photos with the height of what they show, new photos, and one photo."""
+
+    def draw(path: Path, height: int, seed: int) -> None:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        image = np.random.default_rng(seed).integers(180, 220, (64, 64, 3))
+        image[64 - height :, 24:40] = (40, 150, 60)
+        Image.fromarray(image.astype(np.uint8)).save(path, quality=95)
+
+    heights = np.random.default_rng(0).integers(5, 60, 40).tolist()
+    rows = []
+    for i, height in enumerate(heights):
+        draw(folder / f"plants/{i}.jpg", height, i)
+        rows.append(f"plants/{i}.jpg,{'test' if i >= 30 else 'train'},{height / 2}")
+    (folder / "plants.csv").write_text("\n".join(["path,split,height", *rows]) + "\n", encoding="utf-8")
+    for i in range(3):
+        draw(folder / f"new-plants/{i}.jpg", 10 + 15 * i, 100 + i)
+    shutil.copy(folder / "new-plants/0.jpg", folder / "plant.jpg")
+
+
 def color_models(folder: Path) -> None:
     """Classifiers of colors, that of landmarks, and an image for each."""
     make_model(folder / "model.onnx")
@@ -159,6 +179,7 @@ STAGES: dict[str, tuple[Callable[[Path], None], ...]] = {
     "docs/how-to/predicting.md": (beetles, more_beetles, beetle_models),
     "docs/how-to/ensembles.md": (beetles, more_beetles, beetle_models, several_models, trained),
     "docs/how-to/landmarks.md": (wings,),
+    "docs/how-to/numbers.md": (plants,),
     "docs/how-to/studies.md": (beetles,),
     "docs/how-to/adopt.md": (beetles, beetle_models, foreign_models),
     "docs/how-to/embedding.md": (color_models,),

@@ -52,4 +52,4 @@ def test_learning_rates__one_for_every_optimizer_that_steps(method: Method) -> N
 def test_head_defaults__for_every_head() -> None:
     known: tuple[Any, ...] = get_args(Head)
     assert set(HEAD_SIZES) == set(known)
-    assert set(C_VALUES) == {"linear", "svm"}
+    assert set(C_VALUES) == {"linear", "svm", "ridge"}

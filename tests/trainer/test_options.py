@@ -355,7 +355,7 @@ def test_find_task__by_the_data(tmp_path: Path) -> None:
         ({"task": "landmarks", "head_init": "solved"}, "head_init solved requires classes"),
         ({"crop": "points"}, "crop: only for landmarks, but the task is classification"),
         ({"head": "heatmap"}, "head heatmap is only for landmarks"),
-        ({"monitor": "val_error_px"}, "monitor val_error_px is only for landmarks"),
+        ({"monitor": "val_error_px"}, "monitor val_error_px does not exist for classification"),
     ],
 )
 def test_resolve__tasks_have_options_of_their_own(changes: dict[str, Any], message: str) -> None:

@@ -245,25 +245,22 @@ def _evaluate_tta(
 def _evaluate_numbers(request: EvaluateRequest, sessions: list[Session]) -> _Evaluated:
     from tl.data.targets import read_numbers_of
     from tl.evaluation.evaluate import choose_split
-    from tl.evaluation.regression import NUMBER_COLUMNS, evaluate_numbers
+    from tl.evaluation.regression import evaluate_numbers
 
     _refuse_for_classes(request, "but this model predicts numbers")
     contract = sessions[0].contract
     names = contract.target_names if contract is not None else ()
-    found, numbers = read_numbers_of(str(request.data.data), _columns(request.data), names, warn)
+    found = read_numbers_of(request.data.data, names, _columns(request.data), warn)
     name, images = choose_split(found, request.data.split)
     _say_split(name, len(images), "RUN/manifest.csv")
-    places = {image.name: place for place, image in enumerate(found)}
-    true = numbers[[places[image.name] for image in images]]
     with (
         open_regression_predictor(sessions, request.models, request.landmarks) as predictor,
         console_progress() as progress,
     ):
-        result = evaluate_numbers(predictor, images, true, progress)
+        result = evaluate_numbers(predictor, images, progress)
     for path, error in result.worst[:_WORST]:
         warn(f"worst: {path}: error of {error:.2g} standard deviations")
-    columns = tuple(column for column in NUMBER_COLUMNS if column in result.rows[0])
-    return _Evaluated(name, result.rows, columns, result.failures)
+    return _Evaluated(name, result.rows, result.columns, result.failures)
 
 
 def _refuse_for_classes(request: EvaluateRequest, why: str) -> None:
@@ -274,21 +271,20 @@ def _refuse_for_classes(request: EvaluateRequest, why: str) -> None:
 
 
 def _evaluate_labels(request: EvaluateRequest, sessions: list[Session]) -> _Evaluated:
-    from tl.data.label_sets import label_matrix, read_label_sets_of
+    from tl.data.label_sets import read_label_sets_of
     from tl.evaluation.evaluate import choose_split
-    from tl.evaluation.multilabel import LABEL_COLUMNS, evaluate_labels
+    from tl.evaluation.multilabel import evaluate_labels
 
     _refuse_for_classes(request, "but this model gives several")
     names = () if sessions[0].contract is None else sessions[0].contract.class_names
-    found = read_label_sets_of(str(request.data.data), _columns(request.data), names, warn)
+    found = read_label_sets_of(request.data.data, names, _columns(request.data), warn)
     name, images = choose_split(found, request.data.split)
     _say_split(name, len(images), "RUN/manifest.csv")
     with open_multilabel_predictor(sessions, request.models) as predictor, console_progress() as progress:
-        result = evaluate_labels(predictor, images, label_matrix(images, names), progress)
+        result = evaluate_labels(predictor, images, progress)
     for path, wrong in result.worst[:_WORST]:
         warn(f"worst: {path}: {wrong} of {len(names)} labels are wrong")
-    columns = tuple(column for column in LABEL_COLUMNS if column in result.rows[0])
-    return _Evaluated(name, result.rows, columns, result.failures)
+    return _Evaluated(name, result.rows, result.columns, result.failures)
 
 
 def _evaluate_classes(

@@ -18,14 +18,18 @@ def csv_table(columns: Sequence[str], rows: Sequence[Mapping[str, Any]]) -> str:
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
     writer.writerow(columns)
+    # Numbers in the user's unit may be small; shares, pixels and seconds have four decimals.
+    digits = ".6g" if "mae" in columns else ".4f"
     for row in rows:
-        writer.writerow(_number(row[column]) for column in columns)
+        writer.writerow(_number(row[column], digits) for column in columns)
     return text.getvalue()
 
 
 def readable_table(columns: Sequence[str], rows: Sequence[Mapping[str, Any]]) -> str:
     """Aligned columns, named in words. Columns without any value are left out."""
-    is_share = {name: name in _SHARES and "error_px" not in columns for name in columns} | {"extent_error": True}
+    has_errors = any(name in columns for name in ("error_px", "mae", "map"))
+    is_share = {name: name in _SHARES and not has_errors for name in columns}
+    is_share |= {"extent_error": True, "coverage_90": True}
     kept = [name for name in columns if any(row[name] not in (None, "") for row in rows)]
     cells = [[plain_name(name) for name in kept]]
     cells += [[_words(row[name], is_share[name]) for name in kept] for row in rows]
@@ -38,10 +42,10 @@ def readable_table(columns: Sequence[str], rows: Sequence[Mapping[str, Any]]) ->
     return "".join(f"{line}\n" for line in lines)
 
 
-def _number(value: object) -> object:
+def _number(value: object, digits: str) -> object:
     if value is None:
         return ""
-    return f"{value:.4f}" if isinstance(value, float) else value
+    return format(value, digits) if isinstance(value, float) else value
 
 
 def _words(value: object, is_share: bool) -> str:

@@ -6,6 +6,7 @@ unknown whether the image has it. Opens no images and never imports torch.
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from difflib import get_close_matches
 from pathlib import Path
@@ -13,7 +14,15 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from tl.data.manifests import MISSING, LabeledImage, LabelReader, ManifestColumns, check_labels, read_manifest
+from tl.data.manifests import (
+    MISSING,
+    USUAL_COLUMNS,
+    LabeledImage,
+    LabelReader,
+    ManifestColumns,
+    check_labels,
+    read_manifest,
+)
 from tl.data.splits import Fold, assign_splits, inseparable
 from tl.data.stratification import stratified_parts
 from tl.errors import DataError
@@ -50,7 +59,10 @@ def read_label_sets(
 
 
 def read_label_sets_of(
-    data: str, columns: ManifestColumns, names: Sequence[str], say: Callable[[str], None]
+    data: str | os.PathLike[str],
+    names: Sequence[str],
+    columns: ManifestColumns = USUAL_COLUMNS,
+    say: Callable[[str], None] = lambda line: None,
 ) -> list[LabeledImage]:
     """The images with their labels, of `names`: from columns of these names, or else names in one column.
 
@@ -138,7 +150,7 @@ def label_folds(
     return [(own, held) for own, held in folds if len(held)]
 
 
-def _read(data: str) -> Table:
+def _read(data: str | os.PathLike[str]) -> Table:
     path = Path(data)
     if not path.is_file():
         raise DataError(

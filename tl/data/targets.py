@@ -7,13 +7,14 @@ from __future__ import annotations
 
 import dataclasses
 import math
+import os
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 
-from tl.data.manifests import TARGET_SEPARATOR, LabeledImage, ManifestColumns, read_manifest
+from tl.data.manifests import TARGET_SEPARATOR, USUAL_COLUMNS, LabeledImage, ManifestColumns, read_manifest
 from tl.data.splits import assign_splits
 from tl.errors import DataError
 from tl.runtime.sources.tables import read_table
@@ -64,8 +65,10 @@ def strata_of(numbers: NDArray[np.float64]) -> NDArray[np.int64]:
 
 def assign_number_splits(images: Sequence[LabeledImage], val_fraction: float, seed: int) -> list[LabeledImage]:
     """Like `assign_splits`; images are held out from every part of the range of numbers."""
-    strata = strata_of(numbers_of(images, len(images[0].label.split(TARGET_SEPARATOR))))
-    by_stratum = [dataclasses.replace(image, label=f"{k}") for image, k in zip(images, strata, strict=True)]
+    pool = [i for i, image in enumerate(images) if image.split in ("", "train")]
+    numbers = numbers_of([images[i] for i in pool], len(images[0].label.split(TARGET_SEPARATOR)))
+    strata = dict(zip(pool, strata_of(numbers).tolist(), strict=True)) if pool else {}
+    by_stratum = [dataclasses.replace(image, label=str(strata.get(i, ""))) for i, image in enumerate(images)]
     splits = [image.split for image in assign_splits(by_stratum, val_fraction, seed)]
     return [dataclasses.replace(image, split=split) for image, split in zip(images, splits, strict=True)]
 
@@ -84,9 +87,12 @@ def check_numbers(numbers: NDArray[np.float64], names: Sequence[str]) -> None:
 
 
 def read_numbers_of(
-    data: str, columns: ManifestColumns, names: Sequence[str], say: Callable[[str], None]
-) -> tuple[list[LabeledImage], NDArray[np.float64]]:
-    """The images and numbers (N, T) of targets `names`: from columns of these names, or else the label column.
+    data: str | os.PathLike[str],
+    names: Sequence[str],
+    columns: ManifestColumns = USUAL_COLUMNS,
+    say: Callable[[str], None] = lambda line: None,
+) -> list[LabeledImage]:
+    """The images, with the numbers of targets `names` as labels: from columns of these names, or the label column.
 
     Raises `DataError`.
     """
@@ -99,5 +105,4 @@ def read_numbers_of(
     elif not columns.targets and not table.column("label", columns.label):
         lacking = next(name for name in names if name not in table.columns)
         raise DataError(f"{path.name}: has no column '{lacking}', which the model predicts (found: {table.shown})")
-    images = read_manifest(path, columns, say)
-    return images, numbers_of(images, len(names))
+    return read_manifest(path, columns, say)

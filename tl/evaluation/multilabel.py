@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from tl.data.label_sets import label_matrix
 from tl.data.manifests import LabeledImage
 from tl.errors import DataError
 from tl.evaluation.metrics import Metrics, cluster_ids, expected_calibration_error
@@ -159,7 +160,7 @@ def missed_share(found: NDArray[np.bool_], labels: NDArray[np.floating]) -> floa
     return float(missed.mean()) if has_any.any() else math.nan
 
 
-LABEL_COLUMNS = (
+_COLUMNS = (
     *("model", "voting", "n", "map", "ci_low", "ci_high", "macro_f1", "micro_f1", "subset_accuracy", "hamming_loss"),
     *("ece", "coverage_90", "set_size_90"),
 )
@@ -175,14 +176,16 @@ class LabelEvaluation:
     failures: list[Failure]
     worst: list[tuple[str, int]]
 
+    @property
+    def columns(self) -> tuple[str, ...]:
+        """The keys of the rows that `tl evaluate` prints."""
+        return tuple(name for name in _COLUMNS if name in self.rows[0])
+
 
 def evaluate_labels(
-    predictor: Predictor[Multilabel],
-    images: Sequence[LabeledImage],
-    labels: NDArray[np.float64],
-    progress: Progress,
+    predictor: Predictor[Multilabel], images: Sequence[LabeledImage], progress: Progress
 ) -> LabelEvaluation:
-    """Predict every image once, and score the readable images. `labels` (N, C): the true labels.
+    """Predict every image once, and score the readable images by the labels that they have.
 
     Also gives coverage_90 and set_size_90, of a single model with enough held-out images: the mean share of an image's
     labels in its set for a coverage of 90%, and the mean number of labels in these sets. Raises `DataError` if no image
@@ -191,6 +194,7 @@ def evaluate_labels(
     ensemble = predictor.ensemble
     if not isinstance(ensemble, MultilabelEnsemble):
         raise ValueError("the predictor gives no labels")
+    labels = label_matrix(images, ensemble.class_names)
     progress.start("evaluating", len(images), "images")
     found: list[Multilabel] = []
     places: list[int] = []

@@ -10,6 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tl.data.manifests import LabeledImage
+from tl.data.targets import numbers_of
 from tl.errors import DataError
 from tl.evaluation.metrics import Metrics, cluster_ids
 from tl.progress import Progress
@@ -82,7 +83,7 @@ def _interval(errors: NDArray[np.float64], clusters: NDArray[np.int64]) -> tuple
     return float(low), float(high)
 
 
-NUMBER_COLUMNS = ("model", "merging", "n", "mae", "ci_low", "ci_high", "rmse", "r2", "coverage_90")
+_COLUMNS = ("model", "merging", "n", "mae", "ci_low", "ci_high", "rmse", "r2", "coverage_90")
 # The coverage of intervals that an evaluation checks.
 _COVERAGE = 0.9
 
@@ -97,14 +98,16 @@ class NumberEvaluation:
     failures: list[Failure]
     worst: list[tuple[str, float]]
 
+    @property
+    def columns(self) -> tuple[str, ...]:
+        """The keys of `rows` that become columns."""
+        return tuple(column for column in _COLUMNS if column in self.rows[0])
+
 
 def evaluate_numbers(
-    predictor: Predictor[Regression],
-    images: Sequence[LabeledImage],
-    numbers: NDArray[np.float64],
-    progress: Progress,
+    predictor: Predictor[Regression], images: Sequence[LabeledImage], progress: Progress
 ) -> NumberEvaluation:
-    """Predict every image once, and score the readable images. `numbers` (N, T): the true numbers.
+    """Predict every image once, and score the readable images. Their labels are numbers, as `read_numbers_of` gives.
 
     Also gives coverage_90, the share of true numbers in the intervals for 90%, of a single model with enough held-out
     images. Raises `DataError` if no image is readable.
@@ -125,7 +128,8 @@ def evaluate_numbers(
     contract = predictor.ensemble.sessions[0].contract
     if contract is None or contract.regression is None:
         raise ValueError("the first model predicts no numbers")
-    facts, true = contract.regression, numbers[places]
+    facts = contract.regression
+    true = numbers_of([images[place] for place in places], len(facts.target_names))
     groups = [images[place].group for place in places]
     merged = np.stack([result.values for result in found])
 

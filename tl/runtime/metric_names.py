@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from typing import Any
+
 _NAMES = {
     "n": "images",
     "groups": "groups",
@@ -44,8 +47,18 @@ _NAMES = {
     "model_mb": "model, MB",
     "latency_ms": "CPU, ms per image",
 }
+# Each task's main metric, the first that is among a model's scores, and whether a higher value is better.
+MAIN_METRICS = {"top1_accuracy": True, "map": True, "error_px": False, "mae": False}
 _SPLITS = {"train": "training", "val": "validation", "test": "test"}
 _ENDS = {"_low": "95% from", "_high": "95% to"}
+
+
+def main_metric(scores: Mapping[str, Any]) -> str:
+    """The name of the main metric among a model's scores. Raises ValueError if there is none."""
+    for name in MAIN_METRICS:
+        if name in scores:
+            return name
+    raise ValueError(f"no main metric among {', '.join(scores)}")
 
 
 def plain_name(name: str) -> str:

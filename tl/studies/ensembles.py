@@ -47,7 +47,9 @@ def judge_ensemble(judged: Sequence[Judged], task: str, out: Path, progress: Pro
     kept = out / "ensemble.json"
     found = json.loads(kept.read_text(encoding="utf-8")) if kept.is_file() else {}
     if found.get("key") != key:
-        columns, rows = (_points if task == "landmarks" else _classes)(first, models, split, progress)
+        kinds = {"classification": _classes, "multilabel": _labels, "landmarks": _points, "regression": _numbers}
+        judge = kinds[task]
+        columns, rows = judge(first, models, split, progress)
         found = {"key": key, "columns": columns, "rows": rows}
         write_text(kept, json.dumps(found) + "\n")
         write_csv(out / "ensemble.csv", columns, [[_digits(row[name]) for name in columns] for row in rows])
@@ -98,6 +100,32 @@ def _points(run: Run, models: Sequence[Path], split: str, progress: Progress) ->
     images = read_split(run.folder / "annotations.json", split)
     with load_landmarks(models, boxes=images.boxes(run.load_config().crop)) as predictor:
         return COLUMNS, evaluate_points(predictor, images, progress).rows
+
+
+def _numbers(run: Run, models: Sequence[Path], split: str, progress: Progress) -> tuple[tuple[str, ...], list[Row]]:
+    from tl.data.targets import read_numbers_of
+    from tl.evaluation.evaluate import choose_split
+    from tl.evaluation.regression import evaluate_numbers
+    from tl.runtime.predictor import load_regression
+
+    found = read_numbers_of(run.folder / "manifest.csv", run.load_card().target_names)
+    _, images = choose_split(found, split)
+    with load_regression(models) as predictor:
+        result = evaluate_numbers(predictor, images, progress)
+    return result.columns, result.rows
+
+
+def _labels(run: Run, models: Sequence[Path], split: str, progress: Progress) -> tuple[tuple[str, ...], list[Row]]:
+    from tl.data.label_sets import read_label_sets_of
+    from tl.evaluation.evaluate import choose_split
+    from tl.evaluation.multilabel import evaluate_labels
+    from tl.runtime.predictor import load_multilabel
+
+    found = read_label_sets_of(run.folder / "manifest.csv", run.load_card().class_names)
+    _, images = choose_split(found, split)
+    with load_multilabel(models) as predictor:
+        result = evaluate_labels(predictor, images, progress)
+    return result.columns, result.rows
 
 
 def _digits(value: Any) -> Any:

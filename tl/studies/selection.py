@@ -101,7 +101,11 @@ def _judge(run: CellRun, task: str, out: Path, *, test: bool) -> Judgment:
     if not (test and _has_test(run)):
         return Judgment(None, None, None, 0, size, latency)
     metric, _ = METRIC[task]
-    scores = _test_points(run, model) if task == "landmarks" else _test_classes(run, model)
+    test_of = {
+        **{"classification": _test_classes, "multilabel": _test_labels},
+        **{"landmarks": _test_points, "regression": _test_numbers},
+    }
+    scores = test_of[task](run, model)
     return Judgment(scores[metric], scores["ci_low"], scores["ci_high"], scores["n"], size, latency)
 
 
@@ -125,6 +129,32 @@ def _test_points(run: CellRun, model: Path) -> dict[str, Any]:
     boxes = images.boxes(run.cell.config.crop)
     with load_landmarks(model, boxes=boxes) as predictor:
         return evaluate_points(predictor, images, Silent()).rows[0]
+
+
+def _test_numbers(run: CellRun, model: Path) -> dict[str, Any]:
+    from tl.data.targets import read_numbers_of
+    from tl.evaluation.evaluate import choose_split
+    from tl.evaluation.regression import evaluate_numbers
+    from tl.progress import Silent
+    from tl.runtime.predictor import load_regression
+
+    names = Run(run.folder).load_card().target_names
+    _, images = choose_split(read_numbers_of(run.folder / "manifest.csv", names), "test")
+    with load_regression(model) as predictor:
+        return evaluate_numbers(predictor, images, Silent()).rows[0]
+
+
+def _test_labels(run: CellRun, model: Path) -> dict[str, Any]:
+    from tl.data.label_sets import read_label_sets_of
+    from tl.evaluation.evaluate import choose_split
+    from tl.evaluation.multilabel import evaluate_labels
+    from tl.progress import Silent
+    from tl.runtime.predictor import load_multilabel
+
+    names = Run(run.folder).load_card().class_names
+    _, images = choose_split(read_label_sets_of(run.folder / "manifest.csv", names), "test")
+    with load_multilabel(model) as predictor:
+        return evaluate_labels(predictor, images, Silent()).rows[0]
 
 
 def _has_test(run: CellRun) -> bool:

@@ -25,6 +25,7 @@ from typing import Any, Literal, ParamSpec, TypeVar
 from tl.errors import DataError, RunError, RunInterrupted, TlError
 from tl.progress import Progress, Silent
 from tl.runtime.devices import usable_cores
+from tl.runtime.metric_names import main_metric, plain_name
 from tl.runtime.output.files import output_errors, write_text
 from tl.studies.study import Cell
 from tl.trainer.run_folder.run import Run
@@ -276,8 +277,8 @@ def _outcome(run: CellRun) -> str:
     if run.state == "failed":
         return f"{run.cell.setting} seed {run.cell.seed}: failed, {run.error[:200]}"
     val = run.metrics()["val"]
-    score = f"val error {val['error_px']:.2f} px" if "error_px" in val else f"val accuracy {val['top1_accuracy']:.4f}"
-    return f"{run.cell.setting} seed {run.cell.seed}: {score}"
+    name = main_metric(val)
+    return f"{run.cell.setting} seed {run.cell.seed}: val {plain_name(name)} {val[name]:.4g}"
 
 
 def in_words(seconds: float) -> str:

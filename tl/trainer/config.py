@@ -64,14 +64,6 @@ class TrainConfig:
         "Default: inferred from the data and --target.",
         "Data",
     )
-    target: tuple[str, ...] | None = _option(
-        None,
-        "CSV column to predict: numbers, or for multilabel 1, 0 or empty (unknown). Repeatable. Default: the label.",
-        "Data",
-    )
-    unit: tuple[str, ...] | None = _option(
-        None, "Regression: unit of each target, such as mm. Repeatable, in the order of --target.", "Data"
-    )
     out: str = _option("", "Run folder to create. Default: runs/DATA, or runs/DATA-METHOD with a method.", "Data")
     split_column: str = _option("split", "CSV column that holds train, val or test.", "Data")
     path_column: str | None = _option(None, "CSV column that holds the images' paths, if not called path.", "Data")
@@ -85,6 +77,14 @@ class TrainConfig:
     per_class: int | None = _option(None, "Train on only this many images per class.", "Data")
     images: str | None = _option(
         None, "CSV and landmark files: folder that the images' paths are relative to, if not the file's own.", "Data"
+    )
+    target: tuple[str, ...] | None = _option(
+        None,
+        "CSV column to predict: numbers, or for multilabel 1, 0 or empty (unknown). Repeatable. Default: the label.",
+        "Data",
+    )
+    unit: tuple[str, ...] | None = _option(
+        None, "Regression: unit of each target, such as mm. Repeatable, in the order of --target.", "Data"
     )
     skip_bad: bool = _option(False, "Skip unreadable images and list them in skipped.csv.", "Data")
     audit: bool = _option(True, "Check the data for leaks and other problems before training (findings.csv).", "Data")

@@ -164,7 +164,7 @@ def test_merge__members_that_do_not_fit(members: list[Path], tmp_path: Path) -> 
     with pytest.raises(EnsembleError, match="lacks 'blue'"):
         do_merge([members[0], classes], tmp_path / "e.onnx")
     points = make_spot_model(tmp_path / "points.onnx")
-    with pytest.raises(EnsembleError, match="landmark models cannot be merged"):
+    with pytest.raises(EnsembleError, match="models for landmarks cannot be merged"):
         do_merge([points, points], tmp_path / "e.onnx")
     with pytest.raises(EnsembleError, match="at least two"):
         do_merge(members[:1], tmp_path / "e.onnx")

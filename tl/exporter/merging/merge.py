@@ -156,13 +156,9 @@ def _open_members(
     sessions = [Session(model, device="cpu") for model in models]
     for session in sessions:
         contract = session.contract
-        if contract is not None and contract.task == "landmarks":
+        if contract is not None and contract.task != "classification":
             raise EnsembleError(
-                f"{session.path}: landmark models cannot be merged into one file; predict with them as an ensemble"
-            )
-        if contract is not None and contract.task in ("multilabel", "regression"):
-            raise EnsembleError(
-                f"{session.path}: files for {contract.task} cannot be merged into one file; predict with them as an "
+                f"{session.path}: models for {contract.task} cannot be merged into one file; predict with them as an "
                 "ensemble"
             )
         if contract is not None and contract.ensemble is not None:

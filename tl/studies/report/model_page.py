@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from tl.runtime.metric_names import plain_name
+from tl.runtime.metric_names import MAIN_METRICS, plain_name
 from tl.runtime.model_file.contract import NOUNS, Contract
 from tl.runtime.model_file.selftest import golden_image
 from tl.runtime.model_file.summary import summarize_contract
@@ -74,11 +74,7 @@ def build_model_page(
 
 def _headline(contract: Contract) -> list[tuple[str, str]]:
     metrics = contract.provenance.val_metrics
-    return [
-        (f"validation {plain_name(name)}", f"{metrics[name]:.4g}")
-        for name in ("top1_accuracy", "error_px")
-        if name in metrics
-    ]
+    return [(f"validation {plain_name(name)}", f"{metrics[name]:.4g}") for name in MAIN_METRICS if name in metrics]
 
 
 def _samples(contract: Contract) -> list[Block]:
