@@ -45,6 +45,7 @@ def read_label_sets(
     table = _read(data)
     if columns.targets:
         names, read_label = tuple(map(composed, columns.targets)), _column_reader(table, columns.targets)
+        _check_names(table.where, names)
     else:
         names, read_label = (), _cell_reader(_label_column(table, columns))
     images = read_manifest(Path(data), columns, say, read_label)
@@ -52,8 +53,7 @@ def read_label_sets(
     names = names or tuple(sorted({name for _, name in found}))
     if not names:
         raise DataError(f"{table.where}: names no label: every image has none")
-    for name in names:
-        _check_name(table.where, name)
+    _check_names(table.where, names)
     check_labels(Path(data), [LabeledImage(image.path, image.name, name) for image, name in found])
     return names, images
 
@@ -219,12 +219,13 @@ def _split(text: str) -> list[str]:
     return [word.strip() for word in text.split(LABEL_SEPARATOR) if word.strip()]
 
 
-def _check_name(where: str, name: str) -> None:
-    if LABEL_SEPARATOR in name or name.startswith(UNKNOWN) or not name or name != name.strip():
-        raise DataError(
-            f"{where}: '{name}' cannot be the name of a label: rename it, without '{LABEL_SEPARATOR}', a leading "
-            f"'{UNKNOWN}' and spaces around it"
-        )
+def _check_names(where: str, names: Sequence[str]) -> None:
+    for name in names:
+        if LABEL_SEPARATOR in name or name.startswith(UNKNOWN) or not name or name != name.strip():
+            raise DataError(
+                f"{where}: '{name}' cannot be the name of a label: rename it, without '{LABEL_SEPARATOR}', a leading "
+                f"'{UNKNOWN}' and spaces around it"
+            )
 
 
 def _nearest(word: str, known: Sequence[str]) -> str:

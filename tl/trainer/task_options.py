@@ -15,6 +15,7 @@ _CLASSES_ONLY = (
 _CLASSES_NOT_NUMBERS = ("per_class", "mixup", "cutmix", "label_smoothing", "class_weights", "sampler", "bag", "views")
 _NUMBERS_ONLY = ("unit", "number_loss", "quantile")
 _TARGETS_ONLY = ("target", *_NUMBERS_ONLY)
+_PREDICTED = {"regression": "numbers", "multilabel": "several labels"}
 # Ends of the names of metrics that can select the epoch.
 _MONITORS = {"regression": ("loss", "mae"), "multilabel": ("loss", "f1")}
 _LANDMARKS_ONLY = ("crop", "crop_margin", "mirror", "flip_pairs", "skeleton", "point_loss")
@@ -41,7 +42,7 @@ def _target_faults(config: TrainConfig, not_available: Sequence[str]) -> list[st
     """Faults of regression and multilabel, whose labels may be in columns of their own."""
     faults = _given(config, not_available, "classification")
     if config.head not in ("linear", "mlp"):
-        faults.append(f"head {config.head} is not available for {config.task}: use linear or mlp")
+        faults.append(f"head {config.head} does not predict {_PREDICTED[str(config.task)]}: use linear or mlp")
     if config.interpolate or config.soup not in (None, 1):
         faults.append("interpolate and soup are only for classification")
     if config.target and len(set(config.target)) < len(config.target):

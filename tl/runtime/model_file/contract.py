@@ -25,7 +25,7 @@ SCHEMA_VERSION = 4
 # Far above any real contract (4 golden samples at 512 px are about 3 MB), far below harmful sizes.
 MAX_CONTRACT_BYTES = 64 << 20
 
-Task = Literal["classification", "multilabel", "landmarks", "regression"]
+Task = Literal["classification", "landmarks", "regression", "multilabel"]
 # Task -> the output that decides.
 MAIN_OUTPUTS: dict[Task, str] = {
     **{"classification": "probabilities", "multilabel": "probabilities"},
