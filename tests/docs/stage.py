@@ -19,6 +19,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
+from tests.blobs import write_blobs
 from tests.docs.pages import ROOT, read_blocks
 from tests.models import make_model
 from tests.spots import USUAL_XY, make_spot_model, save_spots
@@ -125,6 +126,18 @@ def plants(folder: Path) -> None:
     shutil.copy(folder / "new-plants/0.jpg", folder / "plant.jpg")
 
 
+def scenes(folder: Path) -> None:
+    """A CSV of images with columns of labels, new images, and one image."""
+    table = write_blobs(folder, times=6, unknown=0.05)
+    text = table.read_text(encoding="utf-8").replace("red,green,blue", "sky,water,boat")
+    (folder / "scenes.csv").write_text(text, encoding="utf-8")
+    table.unlink()
+    (folder / "new-scenes").mkdir()
+    for name in ("3-0.png", "5-1.png"):
+        shutil.copy(folder / name, folder / "new-scenes" / name)
+    shutil.copy(folder / "5-1.png", folder / "scene.png")
+
+
 def color_models(folder: Path) -> None:
     """Classifiers of colors, that of landmarks, and an image for each."""
     make_model(folder / "model.onnx")
@@ -180,6 +193,7 @@ STAGES: dict[str, tuple[Callable[[Path], None], ...]] = {
     "docs/how-to/ensembles.md": (beetles, more_beetles, beetle_models, several_models, trained),
     "docs/how-to/landmarks.md": (wings,),
     "docs/how-to/numbers.md": (plants,),
+    "docs/how-to/several-labels.md": (scenes,),
     "docs/how-to/studies.md": (beetles,),
     "docs/how-to/adopt.md": (beetles, beetle_models, foreign_models),
     "docs/how-to/embedding.md": (color_models,),
