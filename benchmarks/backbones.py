@@ -33,7 +33,7 @@ def main() -> None:
         side = info.image_size
         with tempfile.TemporaryDirectory() as folder:
             path = Path(folder) / "m.onnx"
-            path.write_bytes(to_onnx(_Features(network), (side, side), ("features",)).SerializeToString())
+            path.write_bytes(to_onnx(_Features(network), (side, side, 3), ("features",)).SerializeToString())
             session = Session(path, device="cpu", threads=1, require_contract=False)
             images = np.random.default_rng(0).integers(0, 256, (BATCH, side, side, 3), dtype=np.uint8)
             session.run(images, ("features",))

@@ -30,7 +30,7 @@ from tl.evaluation.multilabel import missed_share
 from tl.runtime.imaging.pipeline import load_input
 from tl.runtime.predictor import load_multilabel
 from tl.runtime.session import Session
-from tl.trainer.config import C_VALUES
+from tl.trainer.defaults import C_VALUES
 
 DATA = Path(os.environ["TL_SHARED"]) / "data" / "pacs-cartoon"
 COUNTS, TILE, UNKNOWN = {"train": 320, "test": 400}, 150, 0.15

@@ -19,6 +19,7 @@ from pathlib import Path
 import numpy as np
 from sklearn.linear_model import LinearRegression
 
+from tl.errors import EnsembleError
 from tl.exporter.export import export_run
 from tl.progress import Silent
 from tl.runtime import load_regression
@@ -68,11 +69,14 @@ def measure(
     sizes = np.array([read_size(path) for path in paths], np.float64)
     is_test, y = np.array(splits) == "test", np.array(numbers)
     linear = LinearRegression().fit(sizes[~is_test], y[~is_test]).predict(sizes[is_test])
-    inside = 0
-    with load_regression(folder / "m.onnx", device="cpu", coverage=COVERAGE) as predictor:
-        for i in sorted(test):
-            result = predictor.predict(paths[i])
-            inside += bool(result.low[0] <= numbers[i] <= result.high[0])
+    inside = 0.0
+    try:
+        with load_regression(folder / "m.onnx", device="cpu", coverage=COVERAGE) as predictor:
+            for i in sorted(test):
+                result = predictor.predict(paths[i])
+                inside += bool(result.low[0] <= numbers[i] <= result.high[0])
+    except EnsembleError:  # too few validation images
+        inside = float("nan")
     scores = found.metrics["test"]
     return {
         "mae": scores["mae"],

@@ -9,6 +9,7 @@ from __future__ import annotations
 import errno
 import functools
 import io
+import logging
 import os
 import shlex
 import sys
@@ -185,6 +186,7 @@ def present_names(words: Sequence[str]) -> list[str]:
 
 def main() -> None:
     """Entry point of the `tl` command."""
+    logging.getLogger("tifffile").addHandler(logging.NullHandler())  # a damaged file is an error row, not a log entry
     sys.argv[1:] = present_names(sys.argv[1:])
     if isinstance(sys.stdout, io.TextIOWrapper):
         # Data is UTF-8 on every system. File names may not be, so their bytes are passed through.

@@ -148,7 +148,7 @@ def test_predict__drawings_of_archives_and_of_folders_above(
         archive.write(photos / "0.png", "0.png")
     packed = run_tl("predict", tmp_path / "a.zip", "--model", model, "--draw", tmp_path / "drawn")
     assert packed.code == 0
-    assert "1 images in archives were not drawn, first" in packed.err
+    assert "1 images in archives or films were not drawn, first" in packed.err
     (photos / "photos").mkdir()
     save_spots(photos / "photos" / "0.png", USUAL_XY)
     monkeypatch.chdir(photos)

@@ -69,3 +69,11 @@ def test_color_statistics__gray_images() -> None:
 def test_color_statistics__no_images(images: list[NDArray[np.uint8]]) -> None:
     with pytest.raises(ValueError, match="no images"):
         color_statistics(images)
+
+
+def test_color_statistics__of_any_number_of_channels() -> None:
+    images = [np.random.default_rng(seed).integers(0, 256, (6, 7, 5), np.uint8) for seed in range(3)]
+    mean, std = color_statistics(iter(images))
+    pixels = np.concatenate([image.reshape(-1, 5) for image in images]) / 255
+    np.testing.assert_allclose(mean, pixels.mean(axis=0), rtol=1e-12)
+    np.testing.assert_allclose(std, pixels.std(axis=0), rtol=1e-12)

@@ -17,9 +17,9 @@ from tl.data.images import ImageStore, check_readable, load_images
 from tl.data.manifests import LabeledImage
 from tl.errors import DataError
 from tl.progress import Silent
-from tl.runtime.imaging.geometry import Region
 from tl.runtime.imaging.pipeline import load_input, load_working
 from tl.runtime.imaging.preprocessing import Preprocessing, build_preprocessing
+from tl.runtime.imaging.regions import Region
 from tl.trainer.models.backbones import find_backbone_info, torchvision_weights
 
 SIZES_HW = [(256, 256), (300, 500), (500, 300), (257, 999), (101, 77), (40, 333), (232, 231)]

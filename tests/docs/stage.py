@@ -20,9 +20,11 @@ import numpy as np
 from PIL import Image
 
 from tests.blobs import write_blobs
+from tests.composites import make_composite, make_composites, save_megadetector
 from tests.docs.pages import ROOT, read_blocks
 from tests.models import make_model
 from tests.spots import USUAL_XY, make_spot_model, save_spots
+from tests.stacks import make_cells
 
 BEETLES = {"carabus": (200, 50, 40), "poecilus": (40, 170, 60), "pterostichus": (40, 60, 190)}
 INSECTS = {"ants": (90, 50, 40), "bees": (210, 170, 60)}
@@ -75,6 +77,20 @@ def more_beetles(folder: Path) -> None:
     _class_folders(folder / "new-species", {"abax": (230, 210, 60)}, 6, seed=3000)
     rows = [f"held-out/{name}/{i:03d}.jpg,{name},{'val' if i < 4 else 'test'}" for name in BEETLES for i in range(8)]
     (folder / "labels.csv").write_text("\n".join(["path,label,split", *rows]) + "\n", encoding="utf-8")
+
+
+def bursts(folder: Path) -> None:
+    """Photos of a camera trap with capture times, and tables of visits."""
+    from tests.runtime.exif_photos import save_photo
+
+    rows = []
+    for v, rgb in enumerate(BEETLES.values()):
+        for i in range(3):
+            save_photo(folder / f"camera-1/{v}{i}.jpg", f"2026:05:01 1{v}:00:0{i}", rgb, make="Reconyx", model="HP2X")
+            rows.append(f"camera-1/{v}{i}.jpg,visit {v}")
+    (folder / "visits.csv").write_text("\n".join(["path,visit", *rows]) + "\n", encoding="utf-8")
+    rows = [f"photos/{name}/{i:03d}.jpg,{name},{name} {i // 3}" for name in BEETLES for i in range(12)]
+    (folder / "visits-labeled.csv").write_text("\n".join(["path,label,visit", *rows]) + "\n", encoding="utf-8")
 
 
 def parts(folder: Path) -> None:
@@ -147,6 +163,21 @@ def color_models(folder: Path) -> None:
     save_spots(folder / "wing.png", USUAL_XY)
 
 
+def cells(folder: Path) -> None:
+    """Labeled and new OME-TIFF stacks."""
+    make_cells(folder / "cells")
+    make_cells(folder / "labeled", per_class=2)
+    (folder / "new-cells").mkdir()
+    for path in sorted((folder / "labeled").rglob("*.tif")):
+        shutil.move(path, folder / "new-cells")
+    for name in ("round", "striped"):
+        for split in ("train", "val", "test"):
+            (folder / "cells" / split / name).mkdir(parents=True)
+        for number, path in enumerate(sorted((folder / "cells" / name).iterdir())):
+            shutil.move(path, folder / "cells" / ("train", "train", "val", "test")[number % 4] / name)
+        (folder / "cells" / name).rmdir()
+
+
 def beetle_models(folder: Path) -> None:
     """Classifiers that call the beetles by their colors."""
     for name, gain in (("beetles", 0.05), ("a", 0.03), ("b", 0.05), ("c", 0.07)):
@@ -184,16 +215,29 @@ def trained(folder: Path) -> None:
         subprocess.run(words, cwd=folder, env={**os.environ, "PYTHONPATH": str(ROOT)}, check=True, capture_output=True)
 
 
+def animals(folder: Path) -> None:
+    """Labeled, held-out and new photos of two small animals, and MegaDetector's files of their boxes."""
+    for name, file, count, seed in (("photos", "detections", 12, 0), ("held-out", "held-out-detections", 4, 500)):
+        made = make_composites(folder / name, count, seed)
+        save_megadetector(folder / f"{file}.json", {f"{name}/{image}": placed for image, placed in made.items()})
+    new = {f"{i}.jpg": make_composite(folder / f"new-photos/{i}.jpg", labels, 900 + i) for i, labels in ((0, ["fox"]),)}
+    new["1.jpg"] = make_composite(folder / "new-photos/1.jpg", [], 901)
+    save_megadetector(folder / "new-detections.json", new)
+
+
 # Page -> what its commands find. A page that is not listed has no commands.
 STAGES: dict[str, tuple[Callable[[Path], None], ...]] = {
     "README.md": (beetles,),
     "docs/index.md": (beetles,),
     "docs/how-to/install.md": (),
     "docs/how-to/predicting.md": (beetles, more_beetles, beetle_models),
+    "docs/how-to/sequences.md": (beetles, beetle_models, bursts),
     "docs/how-to/ensembles.md": (beetles, more_beetles, beetle_models, several_models, trained),
+    "docs/how-to/boxes.md": (animals,),
     "docs/how-to/landmarks.md": (wings,),
     "docs/how-to/numbers.md": (plants,),
     "docs/how-to/several-labels.md": (scenes,),
+    "docs/how-to/microscopy.md": (cells,),
     "docs/how-to/studies.md": (beetles,),
     "docs/how-to/adopt.md": (beetles, beetle_models, foreign_models),
     "docs/how-to/embedding.md": (color_models,),

@@ -200,7 +200,7 @@ def test_export_run__passes_verify(exported: Exported) -> None:
 def test_export_run__synthetic_golden_embeds_no_photo(finished_run: Run, tmp_path: Path) -> None:
     done = export_run(finished_run, tmp_path / "m.onnx", Silent(), golden="synthetic")
     assert done.contract.golden.source == "synthetic"
-    wanted = [image.tobytes() for image in synthetic_inputs((32, 32))]
+    wanted = [image.tobytes() for image in synthetic_inputs((32, 32, 3))]
     found = []
     for sample in done.contract.golden.samples:
         with Image.open(BytesIO(base64.b64decode(sample.png))) as opened:
@@ -410,9 +410,9 @@ def test_export_run__synthetic_golden_expects_what_torch_computes(finished_run: 
     done = export_run(finished_run, tmp_path / "m.onnx", Silent(), golden="synthetic")
     network, card, _ = load_network(finished_run)
     with torch.no_grad():
-        wanted = Deployed(network, card.temperature)(torch.from_numpy(synthetic_inputs(card.preprocessing.input_hw)))[
-            0
-        ].numpy()
+        wanted = Deployed(network, card.temperature)(
+            torch.from_numpy(synthetic_inputs(card.preprocessing.input_shape))
+        )[0].numpy()
     found = np.array([sample.expected for sample in done.contract.golden.samples], np.float32)
     # The same arithmetic in the same process, stored in full; the samples may be in a different order.
     assert sorted(map(tuple, found.tolist())) == sorted(map(tuple, wanted.tolist()))

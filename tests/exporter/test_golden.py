@@ -65,13 +65,13 @@ def test_build_golden__says_its_source_and_tolerances(source: str) -> None:
 
 @pytest.mark.parametrize("hw", [(8, 8), (224, 224), (10, 33), (1, 1)])
 def test_synthetic_inputs__form(hw: tuple[int, int]) -> None:
-    images = synthetic_inputs(hw)
+    images = synthetic_inputs((*hw, 3))
     assert (images.shape, images.dtype) == ((NUM_SAMPLES, *hw, 3), np.uint8)
 
 
 def test_synthetic_inputs__the_same_everywhere_smooth_and_distinct() -> None:
-    images = synthetic_inputs((64, 64))
-    np.testing.assert_array_equal(images, synthetic_inputs((64, 64)))
+    images = synthetic_inputs((64, 64, 3))
+    np.testing.assert_array_equal(images, synthetic_inputs((64, 64, 3)))
     assert len({image.tobytes() for image in images}) == NUM_SAMPLES
     steps = np.abs(np.diff(images.astype(int), axis=1)).max()
     # d/dy| of 255 * (0.5 + 0.5 sin(k (3x + cy) + c)) is at most 127.5 * 4 * 2 / 64 per pixel, plus 1 for rounding.
@@ -82,4 +82,4 @@ def test_synthetic_inputs__the_same_everywhere_smooth_and_distinct() -> None:
 def test_synthetic_inputs__by_hand() -> None:
     # Top left of every image: sin(c) for channels c = 0, 1, 2.
     wanted = [int(255 * (0.5 + 0.5 * np.sin(c))) for c in range(3)]
-    assert synthetic_inputs((16, 16))[:, 0, 0].tolist() == [wanted] * NUM_SAMPLES
+    assert synthetic_inputs((16, 16, 3))[:, 0, 0].tolist() == [wanted] * NUM_SAMPLES

@@ -20,7 +20,8 @@ from PIL import Image
 import tl.runtime
 from tests.models import make_model
 from tl.errors import ImageReadError
-from tl.runtime.imaging.decode import FORMATS, decode_image, upright
+from tl.runtime.imaging.decode import FORMATS, decode_image
+from tl.runtime.imaging.orientation import upright
 from tl.runtime.imaging.pipeline import load_input
 from tl.runtime.imaging.preprocessing import build_preprocessing
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import csv
+import json
 from pathlib import Path
 
 import numpy as np
@@ -86,3 +88,65 @@ def test_export__taxonomy_to_prediction_and_evaluation(run_tl: RunTl, tmp_path: 
     assert run_tl("merge", model, tmp_path / "copy.onnx", "-o", merged).code == 0
     together = run_tl("predict", photos, "--model", merged, "--min-confidence", "0.9").rows()
     assert [row["rank_label"] for row in together] == [row["rank_label"] for row in table]
+
+
+def test_train__taxonomy_is_checked_scored_and_exported(run_tl: RunTl, tmp_path: Path) -> None:
+    photos = make_class_folders(tmp_path / "photos", 12, hw=(20, 26))
+    given = tmp_path / "t.csv"
+    words = ["train", photos, "--backbone", "smallcnn", "--weights", "none", "--method", "scratch", "--epochs", "1"]
+    words += ["--image-size", "16", "--device", "cpu", "--taxonomy", given]
+    for text, fault in {
+        "color,warmth\nblue,cold\nred,warm\n": "has no row for class 'green'",
+        "color,warmth\nblue,cold\ngreen,\nred,warm\n": "t.csv row 3: class 'green' has no warmth",
+        "color\nblue\n": "expected a column of classes and one for each rank",
+    }.items():
+        given.write_text(text)
+        refused = run_tl(*words, "--out", tmp_path / "run")
+        assert (refused.code, (tmp_path / "run").exists()) == (1, False)
+        assert fault in refused.err
+    given.write_text("color,warmth,kind\nblue,cold,color\ngreen,cold,color\nred,warm,color\n")
+    done = run_tl(*words, "--out", tmp_path / "run")
+    assert done.code == 0, done.err
+    metrics = json.loads((tmp_path / "run/metrics.json").read_text())["val"]
+    assert metrics["kind_top1_accuracy"] == metrics["kind_macro_f1"] == 1
+    assert metrics["warmth_top1_accuracy"] >= metrics["top1_accuracy"]
+    assert 0 <= metrics["warmth_macro_f1"] <= 1
+    assert "Ranks" in (tmp_path / "run/report.html").read_text()
+    given.unlink()
+    model = tmp_path / "m.onnx"
+    assert run_tl("export", tmp_path / "run", "-o", model, "--no-unknown").code == 0
+    contract = load(model, device="cpu").ensemble.sessions[0].contract
+    assert contract.taxonomy == Taxonomy(("color", "warmth", "kind"), (("cold", "cold", "warm"), ("color",) * 3))
+    assert contract.provenance.config["taxonomy"] == "t.csv"
+    (row,) = run_tl("evaluate", photos, "--model", model, "--report", tmp_path / "page.html").rows()
+    assert float(row["kind_macro_f1"]) == 1
+    assert "Ranks" in (tmp_path / "page.html").read_text()
+
+
+def test_train__sequences_stay_together_and_are_scored(run_tl: RunTl, tmp_path: Path) -> None:
+    photos = make_class_folders(tmp_path / "photos", 12)
+    rows = [f"photos/{name}/{i}.png,{name},{name}{i // 3}" for name in ("blue", "green", "red") for i in range(12)]
+    (tmp_path / "labels.csv").write_text("\n".join(["path,label,specimen", *rows]) + "\n")
+    words = ["train", tmp_path / "labels.csv", "--backbone", "smallcnn", "--weights", "none", "--method", "scratch"]
+    words += ["--epochs", "1", "--image-size", "16", "--device", "cpu", "--no-report", "--out", tmp_path / "run"]
+    assert "has no column 'specimens'" in run_tl(*words, "--sequence", "specimens").err
+    done = run_tl(*words, "--sequence", "specimen")
+    assert done.code == 0, done.err
+    with (tmp_path / "run/manifest.csv").open() as stream:
+        table = list(csv.DictReader(stream))
+    homes = {
+        row["sequence"]: {other["split"] for other in table if other["sequence"] == row["sequence"]} for row in table
+    }
+    assert (len(homes), {len(home) for home in homes.values()}) == (12, {1})
+    assert all(row["group"] == row["sequence"] for row in table)
+    metrics = json.loads((tmp_path / "run/metrics.json").read_text())["val"]
+    assert metrics["sequences"] == metrics["groups"] == sum(home == {"val"} for home in homes.values())
+    model = tmp_path / "m.onnx"
+    assert run_tl("export", tmp_path / "run", "-o", model, "--no-unknown").code == 0
+    again = run_tl(
+        "evaluate", tmp_path / "run/manifest.csv", "--split", "val", "--model", model, "--sequence", "sequence"
+    )
+    assert float(again.rows()[0]["sequence_top1_accuracy"]) == pytest.approx(
+        metrics["sequence_top1_accuracy"], abs=1e-4
+    )
+    assert photos.is_dir()

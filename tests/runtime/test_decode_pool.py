@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import mmap
 import os
 import signal
 import subprocess
@@ -23,9 +24,10 @@ from tests.runtime.images import encode, noise
 from tl.errors import WorkerError
 from tl.runtime import Classification, Failure, ImageSource, Predictor, load
 from tl.runtime.decode_pool import DecodePool, check_can_start
+from tl.runtime.decode_worker import decode_chunk, slot_arrays, slot_bytes
 from tl.runtime.imaging.pipeline import Preparer, build_views
 from tl.runtime.imaging.preprocessing import build_preprocessing
-from tl.runtime.sources.inputs import UnreadableFile
+from tl.runtime.sources.memory_files import UnreadableFile
 
 ROOT = Path(__file__).parents[2]
 PREPARER = Preparer((build_preprocessing((8, 8)),))
@@ -35,6 +37,17 @@ PREPARER = Preparer((build_preprocessing((8, 8)),))
 def model(color_model: Path) -> Iterator[Predictor[Classification]]:
     with load(color_model, device="cpu", threads=2, decode_processes=2) as predictor:
         yield predictor
+
+
+def test_decode_chunk__more_than_three_channels() -> None:
+    preparer = Preparer((build_preprocessing((6, 8), channels=("0", "1", "2", "3")), build_preprocessing((4, 4))))
+    memory = mmap.mmap(-1, slot_bytes(preparer, 2))
+    arrays = slot_arrays(memory, 0, preparer, 2)
+    assert [one.shape for one in arrays.values()] == [(2, 6, 8, 4), (2, 4, 4, 3)]
+    image = encode(np.random.default_rng(0).integers(0, 256, (12, 16, 4), np.uint8), "PNG")
+    assert decode_chunk([image, b"no image"], arrays, preparer, hashes=False)[0][1] is None
+    for preprocessing, inputs in preparer(image).items():
+        assert (arrays[preprocessing][0] == inputs[0]).all()
 
 
 def children() -> set[int]:

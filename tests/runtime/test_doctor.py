@@ -47,7 +47,7 @@ def test_examine__formats_that_detect_damage() -> None:
     damage = finding("damage")
     assert damage.ok is True
     assert damage.detail.startswith("found in PNG by checksums, in JPEG if data are missing")
-    assert damage.detail.endswith("not always in TIFF, GIF, WebP, AVIF, JPEG 2000, BMP, PNM")
+    assert damage.detail.endswith("not always in TIFF, GIF, WebP, HEIC, AVIF, JPEG 2000, BMP, PNM")
 
 
 def test_examine__decoders_that_accept_damage(monkeypatch: pytest.MonkeyPatch) -> None:

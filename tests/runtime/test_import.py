@@ -14,7 +14,20 @@ import pytest
 import tl.runtime
 
 ROOT = Path(__file__).parents[2]
-HEAVY = ("torch", "torchvision", "typer", "pydantic", "albumentations", "onnx", "sklearn", "cv2", "scipy", "yaml")
+HEAVY = (
+    "torch",
+    "torchvision",
+    "typer",
+    "pydantic",
+    "albumentations",
+    "onnx",
+    "sklearn",
+    "cv2",
+    "scipy",
+    "yaml",
+    "tifffile",
+    "pi_heif",
+)
 NEEDED = "import numpy, onnxruntime, orjson, PIL.Image, simplejpeg\n"
 ALL_MODULES = """
 import importlib, pkgutil, tl.runtime

@@ -5,19 +5,8 @@ from typing import Any, get_args, get_type_hints
 
 import pytest
 
-from tl.trainer.config import (
-    BY_METHOD,
-    C_VALUES,
-    CLASSES,
-    FROM_SOLVED_HEAD,
-    HEAD_SIZES,
-    LANDMARKS,
-    LEARNING_RATES,
-    Head,
-    Method,
-    Optimizer,
-    TrainConfig,
-)
+from tl.trainer.config import Head, Method, Optimizer, TrainConfig
+from tl.trainer.defaults import BY_METHOD, C_VALUES, CLASSES, FROM_SOLVED_HEAD, HEAD_SIZES, LANDMARKS, LEARNING_RATES
 
 # Method auto has no defaults of its own: it chooses among the others.
 METHODS = [method for method in get_args(Method) if method != "auto"]
@@ -26,7 +15,7 @@ METHODS = [method for method in get_args(Method) if method != "auto"]
 def test_train_config__every_option_has_help_and_panel() -> None:
     for field in dataclasses.fields(TrainConfig):
         assert field.metadata["help"].endswith("."), field.name
-        assert field.metadata["panel"] in ("Data", "Model", "Images", "Optimization", "Machine")
+        assert field.metadata["panel"] in ("Data", "Boxes", "Model", "Images", "Optimization", "Machine")
 
 
 def test_train_config__defaults_are_among_the_choices() -> None:

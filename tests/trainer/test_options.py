@@ -8,10 +8,11 @@ from typing import Any, Literal, get_args
 import pytest
 
 from tl.errors import ConfigError
-from tl.trainer.config import FAMILY_RATES, Head, Method, Optimizer, TrainConfig
+from tl.trainer.config import Head, Method, Optimizer, TrainConfig
 from tl.trainer.config_files import config_from_mapping, dump_config, load_config, own_choices
+from tl.trainer.defaults import FAMILY_RATES
 from tl.trainer.models.backbone_info import family_of
-from tl.trainer.options import can_refit, candidates, is_solved, nearest, parse_seconds, resolve
+from tl.trainer.options import can_refit, candidates, is_solved, nearest, resolve
 
 CLASS_HEADS = [head for head in get_args(Head) if head != "heatmap"]
 METHODS = [method for method in get_args(Method) if method != "auto"]
@@ -84,6 +85,7 @@ def test_resolve__keeps_what_was_given() -> None:
         head="mlp",
         head_sizes=(3,),
         c_values=(2.0,),
+        crop_margin=0.1,
         drop_epochs=2,
         head_init="random",
         batch_norm="update",
@@ -194,29 +196,6 @@ def test_candidates__features_without_augmentation_and_fine_tuning_with_it() -> 
     for config in (features, tuned):
         assert (config.image_size, config.seed, config.out) == (64, 3, "runs/d")
         assert (config.quality, config.budget) == ("balanced", None)
-
-
-@pytest.mark.parametrize(
-    ("text", "seconds"),
-    [
-        ("90s", 90),
-        ("10m", 600),
-        ("1.5h", 5400),
-        (" 2h ", 7200),
-        ("0s", 0),
-        ("10", None),
-        ("10 m", None),
-        ("-5m", None),
-        ("1h30m", None),
-        ("1e3s", None),
-        (".5h", None),
-        ("1d", None),
-        ("h", None),
-        ("", None),
-    ],
-)
-def test_parse_seconds__by_hand(text: str, seconds: float | None) -> None:
-    assert parse_seconds(text) == seconds
 
 
 # --- fine-tuning
@@ -391,6 +370,11 @@ def test_resolve__nan_is_refused(name: str) -> None:
         ("label_smoothing", -0.1),
         ("bit_depth_max", 255),
         ("bit_depth_max", 65536),
+        ("channels", "0,0"),
+        ("channels", "0,,2"),
+        ("channels", ""),
+        ("project", "average"),
+        ("project", "-1"),
         ("image_size", 8193),
         ("head_sizes", (8, 0)),
         ("c_values", (0.1, 0.0)),
@@ -579,3 +563,11 @@ def test_own_choices__are_the_fewest_that_resolve_alike(chosen: dict[str, Any], 
     if chosen != {"method": "features", "optimizer": "adamw"}:  # of rate, epochs and optimizer, one implies another
         assert kept == (set(chosen) - also) & opened
     assert len(kept) <= len(set(chosen) & opened)
+
+
+def test_config_from_mapping__channels_as_yaml_has_them() -> None:
+    for given, wanted in ((0, "0"), ([0, 2], "0,2"), (["DAPI", 1], "DAPI,1"), ("0, GFP", "0, GFP"), (None, None)):
+        assert config_from_mapping({"data": "x", "channels": given}, "c").channels == wanted
+    assert config_from_mapping({"data": "x", "project": 3}, "c").project == "3"
+    with pytest.raises(ConfigError, match="channels"):
+        config_from_mapping({"data": "x", "channels": True}, "c")

@@ -19,7 +19,8 @@ def warn_if_dark(predictor: Predictor[Any], sources: Iterable[ImageSource]) -> N
     from tl.runtime.imaging.inspection import find_dark
 
     contracts = [session.contract for session in predictor.ensemble.sessions if session.contract is not None]
-    if warning := find_dark(sources, min(contract.preprocessing.bit_depth_max for contract in contracts)):
+    darkest = min((contract.preprocessing for contract in contracts), key=lambda one: one.bit_depth_max)
+    if warning := find_dark(sources, darkest.bit_depth_max, darkest):
         warn(f"warning: {warning}")
 
 

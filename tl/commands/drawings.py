@@ -27,7 +27,7 @@ class Drawings:
     """Draws the results of a prediction, if a folder is given.
 
     `points`: output folder for photos with landmarks. `reasons`: output folder for explanations of class labels.
-    `packed`: images in archives, which cannot be drawn. `failed`: drawings that could not be made, with the reasons.
+    `packed`: images in archives and films, which are not drawn. `failed`: drawings that could not be made, and why.
     """
 
     predictor: AnyPredictor
@@ -81,7 +81,7 @@ class Drawings:
         """Print what was not drawn. Returns whether all drawings were made that can be made."""
         if self.packed:
             count, first = len(self.packed), self.packed[0]
-            warn(f"{count} images in archives were not drawn, first {first}: extract the archives first")
+            warn(f"{count} images in archives or films were not drawn, first {first}: extract them first")
         if self.failed:
             (path, reason), count = self.failed[0], len(self.failed)
             warn(f"{count} images were predicted but could not be drawn, first {path}: {reason}")

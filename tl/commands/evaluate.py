@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
-import json
-import sys
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
 from tl.commands.batch_warnings import warn_if_dark
-from tl.commands.console import EXIT_SOME_FAILED, console_progress, packages_of, show, warn, write_beside
+from tl.commands.box_flags import LabeledBoxFlags, open_boxes, say_absent
+from tl.commands.console import EXIT_SOME_FAILED, console_progress, packages_of, warn, write_beside
 from tl.commands.model_files import check_model_files
 from tl.commands.options import (
     FOR_ENSEMBLES,
@@ -29,19 +28,20 @@ from tl.commands.options import (
     fit_vote_file,
     open_landmark_predictor,
     open_models,
-    open_multilabel_predictor,
     open_predictor,
-    open_regression_predictor,
     task_of,
 )
 from tl.commands.requests import from_flags, refuse_given
-from tl.commands.tables import csv_table, readable_table
+from tl.commands.sequence_flags import ScoredSequences
+from tl.commands.tables import Evaluated, write_evaluated
+from tl.commands.target_evaluation import TargetData, evaluate_label_files, evaluate_number_files, say_split
 from tl.errors import ConfigError, DataError
 
 if TYPE_CHECKING:
     from tl.data.manifests import LabeledImage, ManifestColumns
-    from tl.evaluation.evaluate import Row
-    from tl.runtime.results import Failure
+    from tl.evaluation.evaluate import Evaluation, Row
+    from tl.runtime.predictor import Predictor
+    from tl.runtime.results import Classification, Failure
     from tl.runtime.session import Session
 
 _WORST = 3
@@ -113,6 +113,8 @@ class EvaluateRequest:
     models: ModelFlags
     votes: _ForVotes
     landmarks: _ForLandmarks
+    sequences: ScoredSequences
+    boxes: LabeledBoxFlags
     tta: Tta = None
     output: Annotated[
         Path | None, typer.Option("--out", "-o", help="Write the rows to this file, as CSV or with --json as JSON.")
@@ -130,7 +132,7 @@ def command(request: EvaluateRequest) -> None:
     """Evaluate a model file, or an ensemble under every voting rule, on images with labels, numbers or landmarks.
 
     Examples:
-    - `tl evaluate held-out/ --model beetles.onnx --report held-out.html`
+    - `tl evaluate held-out/ --model beetles.onnx --report held-out.html`; with --boxes FILE, scores are of boxes
 
     - `tl evaluate labels.csv --split test --ensemble a.onnx b.onnx c.onnx --report ensemble.html`
 
@@ -139,7 +141,8 @@ def command(request: EvaluateRequest) -> None:
     Prints CSV, on a terminal a table in words. Columns: model, voting, n, top1_accuracy, ci_low, ci_high (95%,
     Wilson), macro_f1, ece. Ensembles add mcnemar_p (against the member that is best on these images) and a row for the
     oracle, which is correct if any member is. With --tta, each row is followed by one with tta, gain (in accuracy),
-    gain_p (McNemar, against the row before) and images_per_s.
+    gain_p (McNemar, against the row before) and images_per_s. With --sequence, each row has sequences (their number),
+    sequence_top1_accuracy, sequence_ci_low and sequence_ci_high; with a taxonomy, RANK_top1_accuracy and RANK_macro_f1.
 
     For numbers: model, merging, n, mae (mean absolute error), ci_low, ci_high (95%, bootstrap), rmse, r2, coverage_90
     (share of true numbers in the intervals for 90%).
@@ -161,14 +164,17 @@ def command(request: EvaluateRequest) -> None:
     if is_landmark_file(request.data.data):
         done = _evaluate_points(request)
     elif (task := task_of(sessions := open_models(request.models))) == "regression":
-        done = _evaluate_numbers(request, sessions)
+        _refuse_for_classes(request, "but this model predicts numbers")
+        done = evaluate_number_files(_targets(request.data), sessions, request.models, request.landmarks)
     elif task == "multilabel":
-        done = _evaluate_labels(request, sessions)
+        _refuse_for_classes(request, "but this model gives several labels")
+        done = evaluate_label_files(_targets(request.data), sessions, request.models)
     else:
-        name, images = _read_split(request.data)
+        name, images, failures = _read_split(request.data, request.boxes, request.sequences.sequence)
         evaluate = _evaluate_classes if request.tta is None else _evaluate_tta
         done = evaluate(request, sessions, name, images)
-    _write(done, request)
+        done.failures.extend(failures)
+    write_evaluated(done, request.output, as_json=request.as_json)
     if done.failures or not done.has_report:
         raise typer.Exit(EXIT_SOME_FAILED)
 
@@ -185,13 +191,18 @@ def _check_choices(request: EvaluateRequest) -> None:
         raise ConfigError(f"{request.output}: --out expects a name that ends in .csv, or in .json with --json")
     if votes.select and votes.fit_vote_weights is None:
         raise ConfigError("--select requires --fit-vote-weights FILE")
+    if request.sequences.sequence is None:
+        refuse_given(request.sequences, "requires --sequence")
     if request.tta is not None:
+        refuse_given(request.sequences, "cannot be combined with --tta")
         refuse_given(votes, "cannot be combined with --tta, which evaluates each model with and without it")
         if request.report is not None:
             raise ConfigError("--report cannot be combined with --tta: its page is of one prediction of each image")
     if is_landmark_file(data):
         refuse_given(augmented, f"applies only to classification, but {data} contains landmarks")
+        refuse_given(request.sequences, f"applies only to classification, but {data} contains landmarks")
         refuse_given(votes, f"applies only to classification, but {data} contains landmarks")
+        refuse_given(request.boxes, f"applies only to classification: the boxes of landmarks are in {data}")
         if request.report is not None:
             raise ConfigError(f"--report applies only to classification, but {data} contains landmarks")
     else:
@@ -200,36 +211,39 @@ def _check_choices(request: EvaluateRequest) -> None:
         refuse_given(votes, "requires --ensemble; a single merged file is evaluated with --model")
 
 
-@dataclass(frozen=True)
-class _Evaluated:
-    """Rows to print, and the keys that become columns. `has_report`: False if it could not be written."""
-
-    split: str
-    rows: list[Row]
-    columns: tuple[str, ...]
-    failures: list[Failure]
-    has_report: bool = True
-
-
-def _columns(flags: _Data) -> ManifestColumns:
+def _columns(flags: _Data, sequence: str | None = None) -> ManifestColumns:
     from tl.data.manifests import ManifestColumns
 
     folder = None if flags.images is None else str(flags.images)
-    return ManifestColumns(flags.split_column, flags.path_column, flags.label_column, folder)
+    return ManifestColumns(flags.split_column, flags.path_column, flags.label_column, folder, sequence)
 
 
-def _read_split(flags: _Data) -> tuple[str, list[LabeledImage]]:
-    from tl.data.manifests import read_images
+def _read_split(
+    flags: _Data, box_flags: LabeledBoxFlags, sequence: str | None
+) -> tuple[str, list[LabeledImage], list[Failure]]:
+    """Return the name and the images of the split, and those whose boxes are not known."""
+    from tl.data.boxed import read_labeled_boxes, say_unused
+    from tl.data.sequences import tie_sequences
     from tl.evaluation.evaluate import choose_split
+    from tl.runtime.results import Failure
 
-    name, images = choose_split(read_images(flags.data, _columns(flags), warn), flags.split)
-    _say_split(name, len(images), "RUN/manifest.csv")
-    return name, images
+    label = flags.label_column if flags.data.is_dir() else None
+    boxes = open_boxes(box_flags, [flags.data, *([flags.images] if flags.images else [])], label)
+    found = read_labeled_boxes(flags.data, _columns(flags, sequence), boxes, box_flags.box_labels, warn)
+    name, images = choose_split(found.images, flags.split)
+    images = tie_sequences(images, sequence, warn)
+    say_split(name, len(images), "RUN/manifest.csv")
+    if boxes is not None:
+        failed = [image for image, _ in found.failed]
+        say_absent(boxes, (image.path for image in (*found.images, *found.unboxed, *failed)))
+    say_unused([image for image in found.unboxed if name in (image.split, "all")], warn)
+    failures = [Failure(image.path, why) for image, why in found.failed if name in (image.split, "all")]
+    return name, images, failures
 
 
 def _evaluate_tta(
     request: EvaluateRequest, sessions: list[Session], name: str, images: list[LabeledImage]
-) -> _Evaluated:
+) -> Evaluated:
     from tl.evaluation.evaluate import TTA_COLUMNS, evaluate_tta
 
     models = request.models
@@ -238,58 +252,26 @@ def _evaluate_tta(
         open_predictor(sessions, models, ClassFlags(tta=request.tta)) as augmented,
         console_progress() as progress,
     ):
+        _check_boxed(plain, images)
         result = evaluate_tta(plain, augmented, images, progress)
-    return _Evaluated(name, result.rows, (*result.columns, *TTA_COLUMNS), result.failures)
-
-
-def _evaluate_numbers(request: EvaluateRequest, sessions: list[Session]) -> _Evaluated:
-    from tl.data.targets import read_numbers_of
-    from tl.evaluation.evaluate import choose_split
-    from tl.evaluation.regression import evaluate_numbers
-
-    _refuse_for_classes(request, "but this model predicts numbers")
-    contract = sessions[0].contract
-    names = contract.target_names if contract is not None else ()
-    found = read_numbers_of(request.data.data, names, _columns(request.data), warn)
-    name, images = choose_split(found, request.data.split)
-    _say_split(name, len(images), "RUN/manifest.csv")
-    with (
-        open_regression_predictor(sessions, request.models, request.landmarks) as predictor,
-        console_progress() as progress,
-    ):
-        result = evaluate_numbers(predictor, images, progress)
-    for path, error in result.worst[:_WORST]:
-        warn(f"worst: {path}: error of {error:.2g} standard deviations")
-    return _Evaluated(name, result.rows, result.columns, result.failures)
+    return Evaluated(name, result.rows, (*result.columns, *TTA_COLUMNS), result.failures)
 
 
 def _refuse_for_classes(request: EvaluateRequest, why: str) -> None:
-    """Raise `ConfigError` for options that only classifiers of one label have."""
-    refuse_given(request.votes, f"applies only to classifiers of one label, {why}")
+    """Raise `ConfigError` for options that only classifiers have."""
+    for given in (request.votes, request.sequences, request.boxes):
+        refuse_given(given, f"applies only to classifiers, {why}")
     if request.tta is not None or request.report is not None or request.data.by_site:
-        raise ConfigError(f"--tta, --report and --by-site: apply only to classifiers of one label, {why}")
+        raise ConfigError(f"--tta, --report and --by-site: apply only to classifiers, {why}")
 
 
-def _evaluate_labels(request: EvaluateRequest, sessions: list[Session]) -> _Evaluated:
-    from tl.data.label_sets import read_label_sets_of
-    from tl.evaluation.evaluate import choose_split
-    from tl.evaluation.multilabel import evaluate_labels
-
-    _refuse_for_classes(request, "but this model gives several")
-    names = () if sessions[0].contract is None else sessions[0].contract.class_names
-    found = read_label_sets_of(request.data.data, names, _columns(request.data), warn)
-    name, images = choose_split(found, request.data.split)
-    _say_split(name, len(images), "RUN/manifest.csv")
-    with open_multilabel_predictor(sessions, request.models) as predictor, console_progress() as progress:
-        result = evaluate_labels(predictor, images, progress)
-    for path, wrong in result.worst[:_WORST]:
-        warn(f"worst: {path}: {wrong} of {len(names)} labels are wrong")
-    return _Evaluated(name, result.rows, result.columns, result.failures)
+def _targets(flags: _Data) -> TargetData:
+    return TargetData(flags.data, _columns(flags), flags.split)
 
 
 def _evaluate_classes(
     request: EvaluateRequest, sessions: list[Session], name: str, images: list[LabeledImage]
-) -> _Evaluated:
+) -> Evaluated:
     from tl.evaluation.evaluate import SITE_COLUMNS, check_unseen, evaluate
     from tl.runtime.predictor import load
 
@@ -300,6 +282,7 @@ def _evaluate_classes(
             from tl.studies.report.evaluation_page import write_evaluation_report
     with ExitStack() as open_files:
         predictor = open_files.enter_context(open_predictor(sessions, models, ClassFlags()))
+        _check_boxed(predictor, images)
         try:
             check_unseen(predictor.ensemble.sessions, name)
         except DataError as error:
@@ -317,11 +300,13 @@ def _evaluate_classes(
     if votes.fit_vote_weights is not None:
         fitted = fit_vote_file(result, votes.fit_vote_weights, select=votes.select)
         rows = [*rows[:-1], fitted, rows[-1]]  # before the oracle
+    rows, columns = _with_sequences(result, rows, images, request.sequences)
     has_report = True
     if request.report is not None and contract is not None:
         page, known = request.report, contract
         if models.ensemble is None:
-            has_report = write_beside(lambda: write_evaluation_report(result, known, name, page))
+            scored = replace(result, rows=rows)
+            has_report = write_beside(lambda: write_evaluation_report(scored, known, name, page))
         else:
             has_report = write_beside(lambda: write_ensemble_report(result, known.preprocessing, name, page))
     by_site = result.site_rows()
@@ -330,23 +315,45 @@ def _evaluate_classes(
             raise DataError(
                 "scores by site require a CSV with a column site, or group of 10 images or more, that names 2 to 50"
             )
-        return _Evaluated(name, by_site, SITE_COLUMNS, result.failures, has_report)
+        return Evaluated(name, by_site, SITE_COLUMNS, result.failures, has_report)
     if by_site:
         lowest = by_site[0]
         nameless = f"; {result.sites.count('')} images have no site" if "" in result.sites else ""
         shown = f"top-1 accuracy {lowest['top1_accuracy']:.4f} (95% {lowest['ci_low']:.4f} to {lowest['ci_high']:.4f})"
         warn(f"lowest site: '{lowest['site']}', {shown}, {lowest['n']} images{nameless}")
-    return _Evaluated(name, rows, result.columns, result.failures, has_report)
+    return Evaluated(name, rows, columns, result.failures, has_report)
 
 
-def _evaluate_points(request: EvaluateRequest) -> _Evaluated:
+def _with_sequences(
+    result: Evaluation, rows: list[Row], images: list[LabeledImage], flags: ScoredSequences
+) -> tuple[list[Row], tuple[str, ...]]:
+    """Return rows and columns with those of sequences, if they were asked for."""
+    from tl.evaluation.sequences import COLUMNS, sequence_rows
+
+    if flags.sequence is None:
+        return rows, result.columns
+    scored, mixed = sequence_rows(result, rows, images, flags.sequence_vote or "soft")
+    if mixed:
+        warn(f"{mixed} sequences have images of several classes and are left out of the scores of sequences")
+    return scored, (*result.columns, *COLUMNS)
+
+
+def _check_boxed(predictor: Predictor[Classification], images: list[LabeledImage]) -> None:
+    from tl.data.boxed import check_boxed
+    from tl.runtime.ensembles.ensemble import Ensemble
+
+    if isinstance(predictor.ensemble, Ensemble):
+        check_boxed(images, predictor.ensemble.crop, predictor.ensemble.sessions[0].path)
+
+
+def _evaluate_points(request: EvaluateRequest) -> Evaluated:
     from tl.evaluation.landmarks import COLUMNS, evaluate_points, read_split
 
     flags, landmarks = request.data, request.landmarks
     images = read_split(flags.data, flags.split, flags.images)
     for remark in images.remarks:
         warn(f"{flags.data}: {remark}")
-    _say_split(images.split, len(images.paths), "RUN/annotations.json")
+    say_split(images.split, len(images.paths), "RUN/annotations.json")
     sessions = open_models(request.models)
     boxes = None if landmarks.locator else images.boxes(_region(sessions))
     with (
@@ -356,7 +363,7 @@ def _evaluate_points(request: EvaluateRequest) -> _Evaluated:
         result = evaluate_points(predictor, images, progress)
     for path, error in result.worst[:_WORST]:
         warn(f"worst: {path}: mean error {error:.1f} px")
-    return _Evaluated(images.split, result.rows, COLUMNS, result.failures)
+    return Evaluated(images.split, result.rows, COLUMNS, result.failures)
 
 
 def _region(sessions: list[Session]) -> Literal["whole", "box", "points"]:
@@ -364,29 +371,3 @@ def _region(sessions: list[Session]) -> Literal["whole", "box", "points"]:
     contracts = [session.contract for session in sessions]
     found = [c.landmarks.region for c in contracts if c is not None and c.landmarks is not None]
     return next((region for region in found if region != "whole"), "whole")
-
-
-def _say_split(name: str, count: int, held_out: str) -> None:
-    warn(f"evaluating on split '{name}': {count} images")
-    if name == "all":
-        warn(f"scores are too optimistic if a model was trained on these images; held out: {held_out} --split val")
-
-
-def _write(done: _Evaluated, request: EvaluateRequest) -> None:
-    """Write the rows to --out or stdout: JSON, CSV, or on a terminal a table in words."""
-    if request.as_json:
-        failures = [failure.as_dict() for failure in done.failures]
-        text = json.dumps({"split": done.split, "rows": done.rows, "failures": failures}) + "\n"
-    elif request.output is None and sys.stdout.isatty():
-        text = readable_table(done.columns, done.rows)
-    else:
-        text = csv_table(done.columns, done.rows)
-    if request.output is None:
-        show(text.removesuffix("\n"))
-    else:
-        from tl.runtime.output.files import write_text
-
-        write_text(request.output, text)
-        warn(f"rows: {request.output}")
-    for failure in done.failures:
-        warn(f"could not be read: {failure.path}: {failure.error}")

@@ -17,12 +17,13 @@ from tl.errors import ConfigError
 
 if TYPE_CHECKING:
     from tl.evaluation.evaluate import Evaluation, Row
-    from tl.runtime.imaging.geometry import Region
     from tl.runtime.imaging.pipeline import TtaKind
+    from tl.runtime.imaging.regions import Box, Region
     from tl.runtime.model_file.contract import Task
     from tl.runtime.predictor import Predictor
     from tl.runtime.results import Classification, Landmarks, Multilabel, Regression
     from tl.runtime.session import Session
+    from tl.runtime.sources.boxed_images import BoxList
 
 FOR_ENSEMBLES, FOR_CLASSES, FOR_LANDMARKS, FOR_SPEED = "Ensembles", "Classes", "Landmarks", "Speed"
 
@@ -171,7 +172,12 @@ def open_models(flags: ModelFlags) -> list[Session]:
 
 
 def open_predictor(
-    sessions: list[Session], models: ModelFlags, flags: ClassFlags, *, decode_processes: int = 0
+    sessions: list[Session],
+    models: ModelFlags,
+    flags: ClassFlags,
+    *,
+    decode_processes: int = 0,
+    boxes: BoxList | None = None,
 ) -> Predictor[Classification]:
     """Build a predictor for classifiers and print where it runs, if that was not asked for."""
     from tl.runtime.ensembles.selective import SelectivePrediction
@@ -197,6 +203,7 @@ def open_predictor(
         tta=parse_tta(flags.tta),
         only=_parse_only(flags.only),
         decode_processes=decode_processes,
+        boxes=boxes,
     )
     _say_device(predictor, models.device)
     if flags.only is not None:
@@ -209,7 +216,7 @@ def open_landmark_predictor(
     models: ModelFlags,
     flags: PointFlags,
     *,
-    boxes: Mapping[str, Region] | None = None,
+    boxes: Mapping[str, Region | Box] | None = None,
     mm_per_px: float | Mapping[str, float] | None = None,
 ) -> Predictor[Landmarks]:
     """Build a predictor for landmark models and print where it runs, if that was not asked for."""

@@ -11,7 +11,9 @@ from typing import TYPE_CHECKING, Annotated, Literal
 import typer
 
 from tl.commands.batch_warnings import OodCount, warn_if_dark
+from tl.commands.box_flags import BoxFlags, check_needed, in_archives, open_boxes, say_absent
 from tl.commands.console import EXIT_INTERRUPTED, EXIT_SOME_FAILED, console_progress, warn
+from tl.commands.decoding import decode_processes
 from tl.commands.drawings import Drawings
 from tl.commands.options import (
     FOR_LANDMARKS,
@@ -28,18 +30,25 @@ from tl.commands.options import (
     task_of,
 )
 from tl.commands.requests import from_flags, refuse_given
-from tl.errors import ConfigError, DataError, WorkerError
+from tl.commands.sequence_flags import (
+    FileFlags,
+    SequenceFlags,
+    build_notes,
+    check_choices,
+    find_images,
+    plan_sequences,
+)
+from tl.errors import ConfigError
 
 if TYPE_CHECKING:
-    from tl.runtime.imaging.geometry import Region
+    from tl.runtime.output.sequence_rows import SequencePlan
     from tl.runtime.predictor import Predictor
     from tl.runtime.results import Classification, Landmarks, Multilabel, Regression, Result
+    from tl.runtime.sources.boxed_images import BoxList
     from tl.runtime.sources.inputs import Inputs
 
     AnyPredictor = Predictor[Classification] | Predictor[Landmarks] | Predictor[Multilabel] | Predictor[Regression]
 
-# With fewer cores, processes gain little over threads; fewer images are decoded before the processes have started.
-_CORES_FOR_PROCESSES, _IMAGES_FOR_PROCESSES = 4, 256
 _INPUT_AND_OUTPUT = "Input and output"
 
 
@@ -93,6 +102,14 @@ class _Output:
             "--out",
             "-o",
             help="Output: .csv, .xlsx, .jsonl, .parquet; for landmarks also .tps, .json (COCO). Default: CSV, stdout.",
+        ),
+    ] = None
+    to: Annotated[
+        Literal["csv", "long", "tps", "coco", "deeplabcut", "megadetector"] | None,
+        typer.Option(
+            help="Output format. Default: from the file extension. Landmarks: csv has one row per image. Classes: "
+            "megadetector adds them to the file of --boxes.",
+            rich_help_panel=_INPUT_AND_OUTPUT,
         ),
     ] = None
     excel: Annotated[
@@ -165,24 +182,10 @@ class _ForClasses(ClassFlags):
 class _ForLandmarks(PointFlags):
     """What applies to landmark models alone."""
 
-    boxes: Annotated[
-        Path | None,
-        typer.Option(
-            help="CSV with path,box_x,box_y,box_w,box_h: the region of each photo to use.",
-            rich_help_panel=FOR_LANDMARKS,
-        ),
-    ] = None
     mm_per_px: Annotated[
         str | None,
         typer.Option(
             help="Scale of the photos, or a file that contains it: CSV with path,mm_per_px, TPS, COCO.",
-            rich_help_panel=FOR_LANDMARKS,
-        ),
-    ] = None
-    to: Annotated[
-        Literal["csv", "long", "tps", "coco", "deeplabcut"] | None,
-        typer.Option(
-            help="Output format. Default: from the file extension; csv has one row per image.",
             rich_help_panel=FOR_LANDMARKS,
         ),
     ] = None
@@ -203,7 +206,10 @@ class PredictRequest:
     models: ModelFlags
     output: _Output
     classes: _ForClasses
+    sequences: SequenceFlags
+    files: FileFlags
     landmarks: _ForLandmarks
+    boxes: BoxFlags
 
 
 @from_flags
@@ -213,12 +219,18 @@ def command(request: PredictRequest) -> None:
     Examples:
     - `tl predict images/ --ensemble a.onnx b.onnx c.onnx --vote hard --vote-weights 2,1,1 -o out.jsonl`
 
-    - `tl predict images/ --model beetles.onnx --coverage 0.95 --reject-unknown --explain why/ -o out.csv`
+    - `tl predict photos/ --model mammals.onnx --sequence exif:30s --reject-unknown -o out.csv` decides on bursts too
+
+    - `tl predict photos/ --model mammals.onnx --boxes detections.json -o out.csv` gives one row per box
 
     - `tl predict photos/ --model wing.onnx --locator coarse.onnx --draw drawn/ -o points.csv` finds landmarks
 
     Columns: path, label, confidence, p:CLASS for each class, error; with the options for them, set, ood_score and the
-    reason for a label "?". Ensembles add agreement, entropy, mutual_information, margin and vote:MEMBER.
+    reason for a label "?". With --boxes, one row per box, with box_x, box_y, box_w, box_h (box_rel_x ... for boxes in
+    fractions of the image), box_confidence and box_category after path; an image without a box gets a row with the
+    reason and no label. Ensembles add agreement, entropy, mutual_information, margin and vote:MEMBER. --sequence and
+    films add sequence, and OUT.sequences.csv with the columns sequence, label, confidence, p:CLASS, images, rejected,
+    failed, agreement, error.
 
     Columns for landmarks: path, xPOINT, yPOINT in pixels of the upright photo, pPOINT (confidence), sPOINT (spread in
     pixels, ensembles only), centroid_size, shape_distance, is_odd, error.
@@ -235,79 +247,78 @@ def command(request: PredictRequest) -> None:
     out = request.output
     if out.output is None and (out.resume or out.retry_failed or out.excel):
         raise ConfigError("--resume, --retry-failed and --excel require an output file: give --out")
-    if out.output is not None and request.images.files_from is not None and out.overwrite:
-        check_outputs(True, out.output, inputs=[request.images.files_from])
-    inputs = _find_images(request.images)
-    predictor = _open(request, len(inputs))
-    warn_if_dark(predictor, inputs)
-    if not _write_predictions(predictor, inputs, request):
+    read = [name for name in (request.images.files_from, request.boxes.boxes) if name is not None]
+    if out.output is not None and read and out.overwrite:
+        check_outputs(True, out.output, inputs=read)
+    images = request.images
+    inputs, listed = find_images(
+        *(images.images or [], images.files_from, images.images_in, request.sequences, request.files),
+        null=images.null,
+        max_bytes=images.max_file_size << 20,
+        batch_size=request.output.batch_size,
+    )
+    boxes = open_boxes(request.boxes, [*(images.images or []), images.images_in or "."])
+    if boxes is not None:
+        boxes = in_archives(boxes, inputs)
+        say_absent(boxes, inputs.names())
+    predictor = _open(request, boxes, len(inputs))
+    plan = plan_sequences(request.sequences, request.files, inputs, listed, predictor)
+    warn_if_dark(predictor, inputs.without_films())
+    if not _write_predictions(predictor, inputs, request, plan):
         raise typer.Exit(EXIT_SOME_FAILED)
 
 
-def _open(request: PredictRequest, count: int) -> AnyPredictor:
+def _open(request: PredictRequest, boxes: BoxList | None, count: int) -> AnyPredictor:
     """Open --model or --ensemble with the options that apply to its task, for `count` images."""
     from tl.runtime.results import ClassFields
 
     models, classes, landmarks = request.models, request.classes, request.landmarks
     sessions = open_models(models)
-    if task_of(sessions) == "multilabel":
-        given = replace(classes, coverage=None, decode_processes=None)
-        refuse_given(given, "applies only to classifiers of one label, but this model gives several")
-        refuse_given(landmarks, "applies only to landmark models, but this model gives several labels")
-        labels = open_multilabel_predictor(sessions, models, classes.coverage)
-        labels.decode_processes = _decode_processes(labels, classes, count)
-        return labels
-    if task_of(sessions) == "regression":
-        given = replace(classes, coverage=None, decode_processes=None)
-        refuse_given(given, "applies only to classifiers, but this model predicts numbers")
-        refuse_given(replace(landmarks, merge=None), "applies only to landmark models, but this model predicts numbers")
-        numbers = open_regression_predictor(sessions, models, landmarks, classes.coverage)
-        numbers.decode_processes = _decode_processes(numbers, classes, count)
-        return numbers
-    if task_of(sessions) == "landmarks":
+    task = task_of(sessions)
+    check_choices(
+        *(request.sequences, request.files, request.output.output, request.images.files_from),
+        point_format=request.output.to,
+        has_boxes=boxes is not None,
+        task=task,
+    )
+    if task in ("multilabel", "regression"):
+        what = "but this model " + ("gives several labels" if task == "multilabel" else "predicts numbers")
+        refuse_given(replace(classes, coverage=None, decode_processes=None), f"applies only to classifiers, {what}")
+        refuse_given(replace(landmarks, merge=None), f"applies only to landmark models, {what}")
+        if boxes is not None or request.output.to not in (None, "csv"):
+            raise ConfigError(f"--boxes and --to do not apply to a model for {task}")
+        if task == "multilabel":
+            refuse_given(landmarks, f"applies only to landmark models, {what}")
+            found: AnyPredictor = open_multilabel_predictor(sessions, models, classes.coverage)
+        else:
+            found = open_regression_predictor(sessions, models, landmarks, classes.coverage)
+        found.decode_processes = decode_processes(found, classes.decode_processes, count)
+        return found
+    if task == "landmarks":
         refuse_given(classes, "applies only to classifiers, but this is a landmark model")
-        boxes, scales = _read_boxes(landmarks.boxes), _read_scales(landmarks.mm_per_px)
-        return open_landmark_predictor(sessions, models, landmarks, boxes=boxes, mm_per_px=scales)
+        if request.output.to == "megadetector":
+            raise ConfigError("--to megadetector applies only to classifiers, but this is a landmark model")
+        single, scales = None if boxes is None else boxes.single(), _read_scales(landmarks.mm_per_px)
+        return open_landmark_predictor(sessions, models, landmarks, boxes=single, mm_per_px=scales)
     refuse_given(landmarks, "applies only to landmark models, but this is a classifier")
+    if request.output.to not in (None, "csv", "megadetector"):
+        raise ConfigError(f"--to {request.output.to} applies only to landmark models, but this is a classifier")
+    check_needed(sessions, boxes is not None)
+    if boxes is not None and classes.explain is not None:
+        raise ConfigError("--explain explains whole images, and cannot be combined with --boxes")
     if classes.explain is not None:
         refuse_given(ClassFlags(tta=classes.tta), "--explain explains images without augmentation")
-    predictor = open_predictor(sessions, models, classes)
+    predictor = open_predictor(sessions, models, classes, boxes=boxes)
     if classes.tta is not None and isinstance(predictor.fields, ClassFields) and predictor.fields.with_ood_score:
         warn("ood_score is that of the whole image, without --tta: its limit was measured so")
-    predictor.decode_processes = _decode_processes(predictor, classes, count)
+    predictor.decode_processes = decode_processes(predictor, classes.decode_processes, count)
     return predictor
-
-
-def _decode_processes(predictor: AnyPredictor, flags: _ForClasses, count: int) -> int:
-    """Return how many processes decode `count` images: on CUDA all cores but one, if starting them pays off, else 0."""
-    if flags.decode_processes is not None:
-        return flags.decode_processes
-    from tl.runtime.decode_pool import check_can_start
-    from tl.runtime.devices import usable_cores
-
-    cores = usable_cores()
-    is_cpu = predictor.provider == "CPUExecutionProvider"  # its threads decode while others run inference
-    if is_cpu or cores < _CORES_FOR_PROCESSES or count < _IMAGES_FOR_PROCESSES:
-        return 0
-    try:
-        check_can_start()
-    except WorkerError:
-        return 0
-    return cores - 1
-
-
-def _read_boxes(boxes: Path | None) -> dict[str, Region] | None:
-    if boxes is None:
-        return None
-    from tl.runtime.landmarks.boxes import read_boxes
-
-    return read_boxes(boxes)
 
 
 def _read_scales(given: str | None) -> float | dict[str, float] | None:
     if given is None:
         return None
-    from tl.runtime.landmarks.boxes import read_scales
+    from tl.runtime.landmarks.scales import read_scales
 
     try:
         scale = float(given)
@@ -320,37 +331,27 @@ def _read_scales(given: str | None) -> float | dict[str, float] | None:
     return scale
 
 
-def _find_images(flags: _Images) -> Inputs:
-    from tl.runtime.sources.inputs import find_inputs
-    from tl.runtime.sources.paths import read_path_list
-
-    images, files_from = flags.images or [], flags.files_from
-    if not images and files_from is None:
-        raise ConfigError("nothing to predict: give images, folders or --files-from")
-    listed = read_path_list(files_from, null=flags.null) if files_from is not None else []
-    found = find_inputs(images, listed=listed, images=flags.images_in, max_member_bytes=flags.max_file_size << 20)
-    if found.passed_over:
-        warn(f"skipped: {found.passed_over}")
-    if not found:
-        raise DataError(f"no images found in {', '.join([*images, *([files_from] if files_from else [])])}")
-    return found
-
-
-def _write_predictions(predictor: AnyPredictor, images: Inputs, request: PredictRequest) -> bool:
+def _write_predictions(
+    predictor: AnyPredictor, images: Inputs, request: PredictRequest, plan: SequencePlan | None
+) -> bool:
     """Predict and write row by row. Returns whether every image could be read, and drawn if that was asked for."""
     from tl.runtime.output.job import Tally, run_job
+    from tl.runtime.output.sequence_rows import sequence_path
     from tl.runtime.output.writers import lists_failures
-    from tl.runtime.results import Landmarks, PointFields
+    from tl.runtime.results import Landmarks, NoBox, PointFields
 
     out, output = request.output, request.output.output
     tally = Tally()
     unscaled: list[str] = []
+    unboxed: list[str] = []
     drawings = Drawings(predictor, request.landmarks.draw, request.classes.explain)
     drawings.check(images, replaces=out.overwrite or out.resume or out.retry_failed)
     unlike = OodCount(predictor)
     has_scale = isinstance(predictor.fields, PointFields) and predictor.fields.with_scale
 
     def see(result: Result) -> None:
+        if isinstance(result, NoBox):
+            unboxed.append(result.path)
         if has_scale and isinstance(result, Landmarks) and result.mm_per_px is None:
             unscaled.append(result.path)
         unlike.see(result)
@@ -359,16 +360,19 @@ def _write_predictions(predictor: AnyPredictor, images: Inputs, request: Predict
     started = time.monotonic()
     try:
         with predictor, console_progress() as progress:
-            progress.start("predicting", len(images), "images")
+            total = len(images) if predictor.boxes is None else predictor.boxes.count(images.names())
+            progress.start("predicting", total, "images" if predictor.boxes is None else "boxes")
             run_job(
                 *(predictor, images, output, tally),
-                point_format=request.landmarks.to,
+                point_format=out.to,
                 batch_size=out.batch_size,
                 resume=out.resume or out.retry_failed,
                 retry_failed=out.retry_failed,
                 fail_fast=out.fail_fast,
                 overwrite=out.overwrite,
                 for_excel=out.excel,
+                notes=build_notes(request.files, plan),
+                sequences=plan,
                 advance=lambda tally: progress.advance(),
                 see=see,
             )
@@ -380,12 +384,17 @@ def _write_predictions(predictor: AnyPredictor, images: Inputs, request: Predict
     unlike.warn_if_many()
     if unscaled:
         warn(f"{len(unscaled)} images have no scale, first {unscaled[0]}: paths in the file are relative to its folder")
+    if unboxed:
+        warn(f"{len(unboxed)} images have no box, and therefore no label; first {unboxed[0]}")
     new = tally.done - tally.kept
     speed = new / max(time.monotonic() - started, 1e-9)
     kept = f"{tally.kept} rows kept from the earlier run, " if tally.kept else ""
     where = f"; {output}" if output else ""
+    if plan is not None and output is not None:
+        where += f"; {tally.sequences} sequences: {sequence_path(output)}"
     listed = Path(f"{output}.failed.csv")
-    if tally.failed and output is not None and lists_failures(output, request.landmarks.to):
+    if tally.failed and output is not None and lists_failures(output, out.to):
         where += f", listed in {listed}"
-    warn(f"{kept}{tally.done - tally.failed} images predicted, {tally.failed} could not be read, {speed:.0f}/s{where}")
+    done, what = tally.done - tally.failed - len(unboxed), "images" if predictor.boxes is None else "boxes"
+    warn(f"{kept}{done} {what} predicted, {tally.failed} could not be read, {speed:.0f}/s{where}")
     return not tally.failed and has_drawn

@@ -32,12 +32,15 @@ combination of the values in a --try is one try. `--folds 0` scores on the data'
 
 _OPTIONS = (
     *("data", "split_column", "path_column", "label_column", "images", "val_fraction", "per_class", "skip_bad"),
+    *("boxes", "min_box_confidence", "box_categories", "box_labels", "crop_margin", "crop_square"),
     *("backbone", "trunk_until", "weights", "pooling"),
     *(
         "image_size",
         "resize_mode",
         "jpeg_scale",
         "bit_depth_max",
+        "channels",
+        "project",
         "normalize",
         "device",
         "precision",
@@ -71,7 +74,7 @@ def command(
         limit = base.per_class if folds == 0 else None
         task = prepare_task(dataclasses.replace(base, head=chosen[0][1].head, per_class=limit), progress)
         compute_features(task, progress, splits=("train", "val"))
-        for finding in summarize(find_duplicates(task.store.images, task.store.hashes)):
+        for finding in summarize(find_duplicates(task.store.images, task.store.keys)):
             progress.say(finding)
         rows = probe(task, chosen, folds, seeds, progress, per_class=None if folds == 0 else base.per_class)
     if as_json:

@@ -4,13 +4,25 @@ from __future__ import annotations
 
 import csv
 import io
+import json
+import sys
 from collections.abc import Mapping, Sequence
-from typing import Any
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
+from tl.commands.console import show, warn
 from tl.runtime.metric_names import plain_name
 
+if TYPE_CHECKING:
+    from tl.evaluation.evaluate import Row
+    from tl.runtime.results import Failure
+
 # Shares of images, which people read in percent.
-_SHARES = ("top1_accuracy", "ci_low", "ci_high", "gain", "extent_error")
+_SHARES = (
+    *("top1_accuracy", "ci_low", "ci_high", "gain", "extent_error"),
+    *("sequence_top1_accuracy", "sequence_ci_low", "sequence_ci_high"),
+)
 
 
 def csv_table(columns: Sequence[str], rows: Sequence[Mapping[str, Any]]) -> str:
@@ -54,3 +66,34 @@ def _words(value: object, is_share: bool) -> str:
     if isinstance(value, float):
         return f"{value:.1%}" if is_share else f"{value:.3g}"
     return str(value)
+
+
+@dataclass(frozen=True)
+class Evaluated:
+    """Rows to print, and the keys that become columns. `has_report`: False if it could not be written."""
+
+    split: str
+    rows: list[Row]
+    columns: tuple[str, ...]
+    failures: list[Failure]
+    has_report: bool = True
+
+
+def write_evaluated(done: Evaluated, output: Path | None, *, as_json: bool) -> None:
+    """Write the rows to `output` or stdout: JSON, CSV, or on a terminal a table in words."""
+    if as_json:
+        failures = [failure.as_dict() for failure in done.failures]
+        text = json.dumps({"split": done.split, "rows": done.rows, "failures": failures}) + "\n"
+    elif output is None and sys.stdout.isatty():
+        text = readable_table(done.columns, done.rows)
+    else:
+        text = csv_table(done.columns, done.rows)
+    if output is None:
+        show(text.removesuffix("\n"))
+    else:
+        from tl.runtime.output.files import write_text
+
+        write_text(output, text)
+        warn(f"rows: {output}")
+    for failure in done.failures:
+        warn(f"could not be read: {failure.path}: {failure.error}")

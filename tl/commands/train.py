@@ -30,6 +30,8 @@ Examples:
 
 - `tl train wings.csv` finds landmarks: a CSV with path,x0,y0,..., TPS, COCO keypoints or DeepLabCut's CSV
 
+With `--boxes detections.json`, a classifier is trained on the boxes of a detector instead of whole images.
+
 To repeat a run with one change: `tl train --config runs/quick/config.yaml --lr 0.001 --out runs/again`. To resume an
 interrupted run: `tl train --resume runs/quick`.
 

@@ -28,6 +28,7 @@ Kind = Literal[
     "equal points",
     "odd shape",
     "bit depth",
+    "channels",
     "transparency",
     "no checksum",
 ]

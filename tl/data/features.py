@@ -16,7 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tl.data.array_cache import ArrayCache, cache_folder
-from tl.data.images import ImageStore
+from tl.data.images import ImageStore, content_key
 from tl.progress import Progress
 from tl.runtime.imaging.geometry import crop_to_input
 
@@ -74,21 +74,24 @@ class FeatureSet:
         self.cache.put(_COUNT, np.array(len(tensors)))
         self.cache.flush()
 
-    def key(self, digest: str, view: int) -> str:
-        """The key of an image's features. View 0 is the image as in validation and deployment."""
-        return f"{digest}-{view}" if view else digest
+    def key(self, content: str, view: int) -> str:
+        """The key of an image's features. View 0 is the image as in validation and deployment.
 
-    def has(self, digest: str, views: Sequence[int]) -> bool:
+        `content`: its hash, with its region if it has one (`content_key`).
+        """
+        return f"{content}-{view}" if view else content
+
+    def has(self, content: str, views: Sequence[int]) -> bool:
         """Whether all requested features of an image are cached."""
-        return all(self.key(digest, view) in self.cache for view in views)
+        return all(self.key(content, view) in self.cache for view in views)
 
     def get(self, store: ImageStore, indices: Sequence[int], views: Sequence[int] = (0,)) -> NDArray[np.float32]:
         """Return features float32 (len(views) * N, ...), ordered by view. Raises KeyError for a missing one."""
-        return self.cache.stack([self.key(store.hashes[i], view) for view in views for i in indices])
+        return self.cache.stack([self.key(_content(store, i), view) for view in views for i in indices])
 
     def missing(self, store: ImageStore, indices: Sequence[int], views: Sequence[int]) -> list[tuple[int, int]]:
         """Return (image, view) pairs still to be computed, one per distinct content."""
-        wanted = {self.key(store.hashes[i], view): (i, view) for view in views for i in indices}
+        wanted = {self.key(_content(store, i), view): (i, view) for view in views for i in indices}
         return [place for key, place in wanted.items() if key not in self.cache]
 
 
@@ -122,11 +125,15 @@ def compute_missing(
         chunk = places[start : start + BATCH]
         images = np.stack([prepare(next(workings), *place) for place in chunk])
         for (index, view), row in zip(chunk, embed(images), strict=True):
-            features.cache.put(features.key(store.hashes[index], view), row)
+            features.cache.put(features.key(_content(store, index), view), row)
         progress.advance(len(chunk))
     features.cache.flush()
     if features.cache.fault:
         progress.say(f"features cannot be cached for later runs: {features.cache.fault}")
+
+
+def _content(store: ImageStore, index: int) -> str:
+    return content_key(store.images[index], store.hashes[index])
 
 
 def view_seed(seed: int, view: int, digest: str) -> int:

@@ -9,6 +9,7 @@ from collections import Counter
 from collections.abc import Sequence
 
 from tl.data.audit import Finding
+from tl.data.channel_audit import find_channel_faults
 from tl.data.manifests import LabeledImage
 from tl.runtime.imaging.inspection import (
     MIN_IMAGES,
@@ -19,6 +20,7 @@ from tl.runtime.imaging.inspection import (
     low_limit,
     read_values,
 )
+from tl.runtime.imaging.preprocessing import Preprocessing
 from tl.runtime.imaging.signatures import HEAD_BYTES, unchecked_format
 
 # Number of images whose pixels are inspected, evenly spaced among those that may have 16 bits or alpha.
@@ -28,13 +30,22 @@ _NEARLY_ALL = 0.9
 Inspected = list[tuple[LabeledImage, StoredValues]]
 
 
-def find_file_faults(images: Sequence[LabeledImage], bit_depth_max: int) -> list[Finding]:
-    """Find what the image files of a data set suggest. `bit_depth_max`: as in the preprocessing of the run."""
+def find_file_faults(images: Sequence[LabeledImage], preprocessing: Preprocessing) -> list[Finding]:
+    """Find what the image files of a data set suggest. `preprocessing`: that of the run."""
     heads = [_head(image.path) for image in images]
     candidates = [image for image, head in zip(images, heads, strict=True) if has_hidden_values(head)]
     step = max(1, -(-len(candidates) // _INSPECTED))
-    inspected = [(image, values) for image in candidates[::step] if (values := read_values(image.path)) is not None]
-    return [*_find_dark(inspected, bit_depth_max), *_find_alpha(inspected), *_find_unchecked(images, heads)]
+    inspected = [
+        (image, values)
+        for image in candidates[::step]
+        if (values := read_values(image.path, preprocessing)) is not None
+    ]
+    return [
+        *_find_dark(inspected, preprocessing.bit_depth_max),
+        *find_channel_faults(images, preprocessing),
+        *_find_alpha(inspected),
+        *_find_unchecked(images, heads),
+    ]
 
 
 def _head(path: str) -> bytes:

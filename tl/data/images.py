@@ -27,6 +27,7 @@ from tl.runtime.devices import usable_cores
 from tl.runtime.imaging.geometry import crop_to_input
 from tl.runtime.imaging.pipeline import load_working
 from tl.runtime.imaging.preprocessing import Preprocessing
+from tl.runtime.imaging.refusals import CHOOSE
 from tl.runtime.model_file.strict_json import dump_json
 from tl.runtime.prefetch import prefetch_map
 
@@ -54,15 +55,14 @@ class ImageStore:
     def is_decoded(self) -> bool:
         """Whether every image is available without decoding."""
         on_disk = self.disk or ()
-        keys = map(_key, self.images, self.hashes)
-        return all(i in self.kept or key in on_disk for i, key in enumerate(keys))
+        return all(i in self.kept or key in on_disk for i, key in enumerate(self.keys))
 
     def working(self, index: int) -> NDArray[np.uint8]:
         """Return the resized image before cropping, uint8 (h, w, 3). The pixels are the same whether cached or not."""
         if index in self.kept:
             return self.kept[index]
         image = self.images[index]
-        key = _key(image, self.hashes[index])
+        key = content_key(image, self.hashes[index])
         if self.disk is not None and key in self.disk:
             return self.disk.get(key)
         content = _read_file(image.path)
@@ -81,6 +81,11 @@ class ImageStore:
         if self.is_decoded:
             return map(prepare, items)
         return prefetch_map(prepare, items, workers=usable_cores(), ahead=ahead)
+
+    @property
+    def keys(self) -> list[str]:
+        """What distinguishes the images' contents: their hashes, with the regions of boxes."""
+        return list(map(content_key, self.images, self.hashes))
 
     def indices(self, split: str) -> list[int]:
         """Indices of a split's images."""
@@ -110,7 +115,7 @@ def load_images(
         try:
             content = _read_file(image.path)  # hashed and decoded from one read
             digest = hashlib.sha256(content).hexdigest()
-            if is_done(image, digest) or (keeper.disk is not None and _key(image, digest) in keeper.disk):
+            if is_done(image, digest) or (keeper.disk is not None and content_key(image, digest) in keeper.disk):
                 return digest, None
             return digest, load_working(content, preprocessing, image.region)
         except ImageReadError as error:
@@ -126,7 +131,7 @@ def load_images(
             continue
         digest, working = outcome
         if working is not None:
-            keeper.keep(len(good), _key(image, digest), working)
+            keeper.keep(len(good), content_key(image, digest), working)
         good.append(image)
         hashes.append(digest)
     keeper.finish()
@@ -175,8 +180,8 @@ class _Keeper:
             )
 
 
-def _key(image: LabeledImage, digest: str) -> str:
-    """The key of a working image among those with the same preprocessing."""
+def content_key(image: LabeledImage, digest: str) -> str:
+    """The key of a working image among those with the same preprocessing: its content and region."""
     return digest if image.region is None else f"{digest}-{'-'.join(f'{side:.9g}' for side in image.region)}"
 
 
@@ -202,6 +207,8 @@ def check_readable(
 ) -> None:
     """Raise `DataError` listing every unreadable image and the cure. `options`: those that can fix it."""
     if bad:
+        if options and any(CHOOSE in reason for _, reason in bad):
+            options = ["channels", "project", *options]
         listed = "\n".join(f"  {image.name}: {reason}" for image, reason in bad)
         raise DataError(f"{len(bad)} images cannot be read; {cure}:\n{listed}", options=options)
 
@@ -236,33 +243,29 @@ def _container_bytes() -> float:
         return float("inf")
 
 
-Rgb = tuple[float, float, float]
+# A value for each channel: red, green and blue, or those that the preprocessing chooses.
+Colors = tuple[float, ...]
 
 
-def color_statistics(images: Iterable[NDArray[np.uint8]]) -> tuple[Rgb, Rgb]:
-    """Compute mean and standard deviation of each channel in 0..1 over all pixels of uint8 (H, W, 3) images.
+def color_statistics(images: Iterable[NDArray[np.uint8]]) -> tuple[Colors, Colors]:
+    """Compute mean and standard deviation of each channel in 0..1 over all pixels of uint8 (H, W, C) images.
 
     The standard deviation of a constant channel is returned as 1 / 255, so that it is a valid divisor. Raises
     ValueError without images.
 
     Source: Chan, Golub & LeVeque 1979, the pairwise update of counts, means and sums of squares.
     """
-    count, mean, squares = 0, np.zeros(3), np.zeros(3)
+    count, mean, squares = 0, np.zeros(1), np.zeros(1)
     for image in images:
-        pixels = image.reshape(-1, 3).astype(np.float64) / 255
+        pixels = image.reshape(-1, image.shape[-1]).astype(np.float64) / 255
         own_mean = pixels.mean(axis=0)
         own_squares = ((pixels - own_mean) ** 2).sum(axis=0)
         total = count + len(pixels)
         step = own_mean - mean
-        mean += step * (len(pixels) / total)
-        squares += own_squares + step**2 * (count * len(pixels) / total)
+        mean = mean + step * (len(pixels) / total)
+        squares = squares + own_squares + step**2 * (count * len(pixels) / total)
         count = total
     if count == 0:
         raise ValueError("no images to measure")
     std = np.maximum(np.sqrt(squares / count), 1 / 255)
-    return _rgb(mean), _rgb(std)
-
-
-def _rgb(values: NDArray[np.float64]) -> Rgb:
-    red, green, blue = (float(value) for value in values)
-    return red, green, blue
+    return tuple(map(float, mean)), tuple(map(float, std))

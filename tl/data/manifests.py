@@ -17,10 +17,13 @@ from pathlib import Path
 
 from tl.errors import DataError
 from tl.runtime.ensembles.selective import REJECTED
-from tl.runtime.imaging.geometry import Region
+from tl.runtime.imaging.regions import Box, Region
 from tl.runtime.landmarks.files import contains_landmarks
+from tl.runtime.sources.box_files import BOX, row_box
+from tl.runtime.sources.boxed_images import BoxedImage
 from tl.runtime.sources.names import FileFinder, composed
 from tl.runtime.sources.paths import find_images, is_hidden
+from tl.runtime.sources.sequences import check_column, parse_rule
 from tl.runtime.sources.tables import Table, is_decoded, not_decoded, read_table
 
 SPLITS = ("train", "val", "test")
@@ -43,8 +46,10 @@ class LabeledImage:
     """One labeled image. `path` opens it; `name` is its path within the data set, with '/'.
 
     `split` is '' if the data set does not define it. `group` marks images of the same specimen; '' is no group.
-    `site`: where or with what the image was taken, for scores by site; '' if unknown.
-    `region`: the part of the image to use, (left, top, width, height) in pixels; None for the whole image.
+    `site`: where or with what the image was taken, for scores by site; '' if unknown. `sequence`: the burst, film or
+    specimen that the image belongs to (see `data.sequences`); '' for an image alone.
+    `region`: the part of the image to use, (left, top, width, height) in pixels; None for the whole image. `box`: the
+    labeled box of the image, None if the label is that of the image.
     """
 
     path: str
@@ -54,6 +59,18 @@ class LabeledImage:
     group: str = ""
     region: Region | None = None
     site: str = ""
+    sequence: str = ""
+    box: Box | None = None
+
+    @property
+    def source(self) -> str | BoxedImage:
+        """What a predictor predicts for this image."""
+        return self.path if self.box is None else BoxedImage(self.path, self.box)
+
+    @property
+    def key(self) -> tuple[str, Region | None]:
+        """What distinguishes this image from others: boxes may share a path."""
+        return self.path, self.region
 
 
 @dataclass(frozen=True)
@@ -61,14 +78,21 @@ class ManifestColumns:
     """How to read a CSV manifest: the columns to use, None for those with usual names.
 
     `images`: the folder that paths are relative to, also tried with file names alone; None for the manifest's folder.
-    `targets`: columns of numbers that together are the label, joined by `;`, in place of the label column.
+    `sequence`: rule of sequences (`parse_rule`), whose column is read. `targets`: columns of numbers that together are
+    the label, joined by `;`, in place of the label column.
     """
 
     split: str = "split"
     path: str | None = None
     label: str | None = None
     images: str | None = None
+    sequence: str | None = None
     targets: tuple[str, ...] = ()
+
+    @property
+    def sequence_column(self) -> str:
+        """The column of sequences, "" if they come from capture times or there are none."""
+        return parse_rule(self.sequence).column if self.sequence is not None else ""
 
 
 USUAL_COLUMNS = ManifestColumns()
@@ -85,7 +109,12 @@ def read_images(
     """
     root = Path(data)
     if root.is_dir():
-        if columns != ManifestColumns(columns.split):
+        if columns.sequence_column:
+            raise DataError(
+                f"{root}: is a folder, but the column '{columns.sequence_column}' of sequences is one of a CSV file; "
+                "exif:30s uses capture times"
+            )
+        if columns != ManifestColumns(columns.split, sequence=columns.sequence):
             raise DataError(f"{root}: is a folder, but a path column, a label column and images are for CSV files")
         images = _read_folders(root, say)
     elif root.is_file():
@@ -208,7 +237,10 @@ def read_manifest(
         "split": table.column("split", None if columns.split == "split" else columns.split),
         "group": table.column("group"),
         "site": table.column("site"),
+        "sequence": columns.sequence_column,
     }
+    if columns.sequence_column:
+        check_column(table, columns.sequence_column)
     required = ("path",) if columns.targets or read_label else ("path", "label")
     if lacking := [name for name in required if not used[name]]:
         raise DataError(
@@ -222,9 +254,7 @@ def read_manifest(
     folder = Path(columns.images) if columns.images is not None else manifest.parent
     finder = FileFinder([folder], by_file_name=columns.images is not None)
     read_label = read_label or _label_reader(table, used["label"], columns.targets)
-    images = [
-        _manifest_row(f"{table.where} row {line}", row, used, read_label, folder, finder) for line, row in table.rows
-    ]
+    images = [_manifest_row(table, line, row, used, read_label, folder, finder) for line, row in table.rows]
     _check_manifest(manifest, folder, images)
     return images
 
@@ -247,13 +277,15 @@ def _label_reader(table: Table, column: str, target_columns: Sequence[str]) -> L
 
 
 def _manifest_row(
-    place: str,
+    table: Table,
+    line: int,
     row: Mapping[str, str],
     used: Mapping[str, str],
     read_label: LabelReader,
     folder: Path,
     finder: FileFinder,
 ) -> LabeledImage:
+    place = f"{table.where} row {line}"
     cells = {name: row[column] if column else "" for name, column in used.items()}
     if not cells["path"]:
         raise DataError(f"{place}: path and label must not be empty")
@@ -268,7 +300,12 @@ def _manifest_row(
     found = finder.find(name)
     if found is not None and found != path:
         path, name = found, os.path.relpath(found, folder)
-    return LabeledImage(path, name, composed(label), split, cells["group"], site=cells["site"])
+    sequence = cells["sequence"].strip()
+    xywh = row_box(place, table, row) if set(BOX) <= set(table.columns) else None
+    box = None if xywh is None else Box(xywh)
+    return LabeledImage(
+        path, name, composed(label), split, cells["group"], site=cells["site"], sequence=sequence, box=box
+    )
 
 
 def _number(table: Table, place: str, column: str, cell: str) -> str:
@@ -286,8 +323,8 @@ def _number(table: Table, place: str, column: str, cell: str) -> str:
 
 
 def _check_manifest(manifest: Path, folder: Path, images: Sequence[LabeledImage]) -> None:
-    names = Counter(image.name for image in images)
-    if doubled := [name for name, count in names.items() if count > 1]:
+    names = Counter((image.name, image.box) for image in images)
+    if doubled := [name for (name, _), count in names.items() if count > 1]:
         count = "1 image appears" if len(doubled) == 1 else f"{len(doubled)} images appear"
         raise DataError(f"{manifest.name}: {count} in several rows, first {doubled[0]}")
     if absent := [image.name for image in images if not os.path.lexists(image.path)]:
@@ -299,7 +336,7 @@ def _check_manifest(manifest: Path, folder: Path, images: Sequence[LabeledImage]
 
 
 def check_labels(root: Path, images: Sequence[LabeledImage]) -> None:
-    """Raise `DataError` for labels that are not UTF-8, reserved, or differ from others only in case or spaces."""
+    """Raise `DataError` for labels that cannot be used, or that differ only in spelling."""
     spellings: dict[str, str] = {}
     for image in images:
         try:

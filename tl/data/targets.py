@@ -39,7 +39,7 @@ def read_numbers(
     names = columns.targets or ((table.column("label", columns.label)),)
     if names == ("",):
         raise DataError(f"{path.name}: has no column label (found: {table.shown})", options=["target=COLUMN"])
-    return names, read_manifest(path, dataclasses.replace(columns, targets=names), say)
+    return names, _whole(path, read_manifest(path, dataclasses.replace(columns, targets=names), say))
 
 
 def numbers_of(images: Sequence[LabeledImage], count: int) -> NDArray[np.float64]:
@@ -105,4 +105,13 @@ def read_numbers_of(
     elif not columns.targets and not table.column("label", columns.label):
         lacking = next(name for name in names if name not in table.columns)
         raise DataError(f"{path.name}: has no column '{lacking}', which the model predicts (found: {table.shown})")
-    return read_manifest(path, columns, say)
+    return _whole(path, read_manifest(path, columns, say))
+
+
+def _whole(path: Path, images: list[LabeledImage]) -> list[LabeledImage]:
+    """The images. Raises `DataError` if a number is that of a box."""
+    if boxed := next((image for image in images if image.box is not None), None):
+        raise DataError(
+            f"{path.name}: {boxed.name} has a box, but numbers are predicted for whole images: leave it out"
+        )
+    return images

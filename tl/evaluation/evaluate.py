@@ -20,11 +20,12 @@ from numpy.typing import NDArray
 from tl.data.manifests import SPLIT_NAMES, SPLITS, LabeledImage, class_ids
 from tl.errors import DataError
 from tl.evaluation.metrics import classification_metrics, mcnemar_p, wilson_interval
+from tl.evaluation.ranks import rank_columns, rank_scores
 from tl.evaluation.sites import score_sites, sites_of
 from tl.evaluation.vote_weights import FOLDS, fit_weights, held_out_votes, log_loss, select_members
 from tl.progress import Progress
 from tl.runtime.ensembles.ensemble import Ensemble
-from tl.runtime.ensembles.taxonomy import Taxonomy, group_probabilities
+from tl.runtime.ensembles.taxonomy import Taxonomy
 from tl.runtime.ensembles.voting import VOTINGS, vote
 from tl.runtime.predictor import Predictor
 from tl.runtime.results import Classification, Failure
@@ -57,7 +58,7 @@ class Evaluation:
     if both are equally good. `paths`: the N readable images; `true_ids` int64 (N,); `members` float32 (N, M, C): each
     member's probabilities, in the order of `class_names`. `weights`: of the votes, None for equal ones. `decided`: the
     outputs behind each row except the oracle's. `sites`: of each image, '' if unknown.
-    `taxonomy`: groups of the classes; rows then have `RANK_top1_accuracy`, for the most probable group of each rank.
+    `taxonomy`: groups of the classes; rows then have the scores of `ranks`.
     """
 
     rows: list[Row]
@@ -84,7 +85,7 @@ class Evaluation:
     def columns(self) -> tuple[str, ...]:
         """The row keys that a table shows."""
         own = ENSEMBLE_COLUMNS if self.members.shape[1] > 1 else COLUMNS
-        return own if self.taxonomy is None else (*own, *map(_rank_key, self.taxonomy.ranks[1:]))
+        return own if self.taxonomy is None else (*own, *rank_columns(self.taxonomy))
 
 
 def check_unseen(sessions: Iterable[Session], split: str) -> None:
@@ -142,9 +143,9 @@ def evaluate(
     progress.start("evaluating", len(images), "images")
     results: list[Classification | Failure] = []
     of_merged: list[Classification | Failure] = []
-    paths = [image.path for image in images]
-    beside = merged.predict_iter(paths) if merged else itertools.repeat(None)
-    for result, other in zip(predictor.predict_iter(paths), beside, strict=False):
+    sources = [image.source for image in images]
+    beside = merged.predict_iter(sources) if merged else itertools.repeat(None)
+    for result, other in zip(predictor.predict_iter(sources), beside, strict=False):
         progress.advance()
         results.append(result)
         if other is not None:
@@ -187,9 +188,9 @@ def score_results(
     taxonomy = predictor.ensemble.taxonomy if isinstance(predictor.ensemble, Ensemble) else None
     if taxonomy is not None:
         for row, each in zip(scored, decided, strict=True):
-            row |= _rank_scores(each.probabilities, truth, taxonomy)
+            row |= rank_scores(each.probabilities, truth, taxonomy)
         for row in rows[len(scored) :]:
-            row |= dict.fromkeys(map(_rank_key, taxonomy.ranks[1:]))
+            row |= dict.fromkeys(rank_columns(taxonomy))
     return Evaluation(
         rows=rows,
         failures=failures,
@@ -272,19 +273,6 @@ def _row(decided: Decided, truth: _Ids, names: tuple[str, ...], groups: Sequence
     return {"model": decided.model, "voting": decided.voting, **scores}
 
 
-def _rank_key(rank: str) -> str:
-    return f"{rank}_top1_accuracy"
-
-
-def _rank_scores(probabilities: NDArray[np.float32], truth: _Ids, taxonomy: Taxonomy) -> Row:
-    """Accuracy of the most probable group, for each rank above the classes."""
-    scores: Row = {}
-    for rank, groups in zip(taxonomy.ranks[1:], taxonomy.groups, strict=True):
-        names, best = np.array(groups), group_probabilities(probabilities, groups).argmax(axis=1)
-        scores[_rank_key(rank)] = float((names[best] == names[truth]).mean())
-    return scores
-
-
 def _best_member(members: NDArray[np.float32], truth: _Ids) -> NDArray[np.bool_]:
     """Where the most accurate member is correct."""
     right = members.argmax(axis=2) == truth[:, None]
@@ -338,14 +326,14 @@ def evaluate_tta(
     results: tuple[list[Classification | Failure], ...] = ([], [])
     seconds = [0.0, 0.0]
     for each in both:  # the first inference of a session takes longer
-        each.predict_batch([image.path for image in images[:1]])
+        each.predict_batch([image.source for image in images[:1]])
     size = min(_TURN, math.ceil(len(images) / _TURNS))
     for turn, start in enumerate(range(0, len(images), size)):
         chunk = images[start : start + size]
         # Alternate, so that file caching and other load affect both equally.
         for which in (turn % 2, 1 - turn % 2):
             started = time.monotonic()
-            results[which].extend(both[which].predict_iter([image.path for image in chunk]))
+            results[which].extend(both[which].predict_iter([image.source for image in chunk]))
             seconds[which] += time.monotonic() - started
         progress.advance(len(chunk))
     before, after = (score_results(each, true_ids, found) for each, found in zip(both, results, strict=True))

@@ -17,7 +17,7 @@ from tl.data.manifests import SPLITS
 from tl.errors import DataError
 from tl.evaluation.metrics import Metrics
 from tl.progress import Progress
-from tl.runtime.imaging.geometry import Region, region_of_points
+from tl.runtime.imaging.regions import Region, region_of_points
 from tl.runtime.landmarks.ensemble import Merging, merge_points
 from tl.runtime.landmarks.files import image_finder, read_landmarks
 from tl.runtime.landmarks.sets import ImageLandmarks

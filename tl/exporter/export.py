@@ -85,7 +85,7 @@ def export_run(
     origin = _source_of(run, str(config.task), progress, further)
     own = spread(run.images("val"), MAX_VALIDATION_IMAGES)
     extra = [LabeledImage(path, path, "") for path in find_images(parity_images).paths]
-    if extra and any(image.region is not None for image in own):
+    if extra and (origin.boxes is not None or any(image.region is not None for image in own)):
         raise ConfigError(
             "parity_images: this model uses a region of each image, which is unknown for other images; "
             "leave parity_images out"
@@ -148,7 +148,7 @@ def _export(
     check_readable(bad, "all images must be readable for the parity check: fix or remove them")
     inputs = np.stack([store.input(i) for i in range(len(store.images))])
     progress.start("exporting", 3, "steps")
-    model = to_onnx(origin.module, origin.preprocessing.input_hw, origin.outputs)
+    model = to_onnx(origin.module, origin.preprocessing.input_shape, origin.outputs)
     embed_contract(model, _uncertified(origin))
     progress.advance(note="parity")
 
@@ -167,9 +167,9 @@ def _export(
 def _prove_outputs(
     origin: ExportSource, session: Session, images: Sequence[LabeledImage], inputs: NDArray[np.uint8]
 ) -> tuple[Parity, NDArray[np.float32]]:
-    paths = [image.path for image in images]
-    parity, found = check_parity(origin.module, session, [Path(path) for path in paths], inputs, origin.outputs)
-    check_claims(found, paths, origin.claimed, _uncertified(origin).output_scale)
+    sources = [image.source for image in images]
+    parity, found = check_parity(origin.module, session, sources, inputs, origin.outputs)
+    check_claims(found, [image.key for image in images], origin.claimed, _uncertified(origin).output_scale)
     return parity, found
 
 
@@ -196,6 +196,7 @@ def _uncertified(origin: ExportSource) -> Contract:
         taxonomy=origin.taxonomy,
         regression=origin.regression,
         multilabel=origin.multilabel,
+        boxes=origin.boxes,
     )
 
 
@@ -204,6 +205,6 @@ def _golden(
 ) -> Golden:
     """Build golden samples. The expected output is always torch's; the finished file is then tested against it."""
     if source == "synthetic":
-        inputs = synthetic_inputs(origin.preprocessing.input_hw)
+        inputs = synthetic_inputs(origin.preprocessing.input_shape)
         expected = run_torch(origin.module, inputs)[0]
     return build_golden(source, inputs, expected, _uncertified(origin).task)

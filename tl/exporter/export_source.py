@@ -26,8 +26,9 @@ from tl.evaluation.label_decisions import build_risk_curve, fit_thresholds
 from tl.evaluation.ood import MAX_KNOWN, Known, OodFit, measure_ood
 from tl.exporter.parity import spread
 from tl.progress import Progress
-from tl.runtime.ensembles.taxonomy import Taxonomy, read_taxonomy, taxonomy_of_names
+from tl.runtime.ensembles.taxonomy import Taxonomy, taxonomy_of
 from tl.runtime.imaging.preprocessing import JpegScale, Preprocessing, build_preprocessing
+from tl.runtime.imaging.regions import BoxCrop
 from tl.runtime.model_file.contract import (
     Conformal,
     LandmarkFacts,
@@ -36,6 +37,7 @@ from tl.runtime.model_file.contract import (
     RegressionFacts,
 )
 from tl.runtime.model_file.label_facts import MultilabelFacts
+from tl.trainer.boxes import run_crop
 from tl.trainer.config import TrainConfig
 from tl.trainer.features.run_embeddings import Embedded, embed_images
 from tl.trainer.landmarks.data import reference_shape
@@ -49,6 +51,7 @@ from tl.trainer.models.weights import load_into, read_weights
 from tl.trainer.options import is_solved, settled
 from tl.trainer.run_folder.environment import library_versions
 from tl.trainer.run_folder.run import NetworkCard, Run
+from tl.trainer.run_folder.taxonomy import load_taxonomy
 
 
 class OodScore(nn.Module):
@@ -128,8 +131,9 @@ _LIBRARIES = ("torch", "torchvision", "onnx", "onnxscript", "onnxruntime", "onnx
 class ExportSource:
     """The unverified source of an export. `outputs` names the module's outputs, the deciding one first.
 
-    `claimed`: image path -> output reported in training, probabilities (C,) or points (K, 2) in pixels of the photo.
-    `landmarks` is None for a classifier; `conformal` and `ood` are None without held-out images to measure them.
+    `claimed`: `LabeledImage.key`, or the path for landmarks -> output reported in training, probabilities (C,) or
+    points (K, 2) in pixels of the photo. `landmarks` is None for a classifier; `conformal` and `ood` are None without
+    held-out images to measure them.
     """
 
     module: nn.Module
@@ -138,13 +142,14 @@ class ExportSource:
     preprocessing: Preprocessing
     provenance: Provenance
     temperature: float = 1.0
-    claimed: Mapping[str, Any] = field(default_factory=dict)
+    claimed: Mapping[Any, Any] = field(default_factory=dict)
     landmarks: LandmarkFacts | None = None
     conformal: Conformal | None = None
     ood: OodFacts | None = None
     taxonomy: Taxonomy | None = None
     regression: RegressionFacts | None = None
     multilabel: MultilabelFacts | None = None
+    boxes: BoxCrop | None = None
 
 
 @dataclass(frozen=True)
@@ -153,8 +158,9 @@ class ExtraOutputs:
 
     `unknown`: out-of-distribution score relative to the training images, which requires reading all of them.
     `false_alarm` in (0, 1): fraction of validation images that its limit may flag. `cam`: class activation maps.
-    `taxonomy`: CSV of the classes' groups, or "names" if the class names are lineages. `min_precision`: of several
-    labels, the precision that the threshold of each must reach on held-out images, None for the highest F1.
+    `taxonomy`: CSV of the classes' groups, or "names" if the class names are lineages; None for the run's own.
+    `min_precision`: of several labels, the precision that the threshold of each must reach on held-out images, None for
+    the highest F1.
     """
 
     unknown: bool = True
@@ -170,7 +176,7 @@ DEFAULT_OUTPUTS = ExtraOutputs()
 def class_source(run: Run, progress: Progress, further: ExtraOutputs) -> ExportSource:
     """A run's best classifier. Raises `ConfigError`, `DataError` or `RunError`."""
     network, card, config = load_network(run)
-    taxonomy = _read_taxonomy(further.taxonomy, card.class_names)
+    taxonomy = taxonomy_of(further.taxonomy, card.class_names) or load_taxonomy(run, card.class_names)
     if further.cam and not has_cam(network):
         raise ConfigError(
             "class activation maps require a linear head on globally averaged features, but this run has head "
@@ -193,13 +199,8 @@ def class_source(run: Run, progress: Progress, further: ExtraOutputs) -> ExportS
         conformal=measure_conformal(run, card.class_names),
         ood=measured[1] if measured else None,
         taxonomy=taxonomy,
+        boxes=run_crop(config, has_boxes=run.has_boxes),
     )
-
-
-def _read_taxonomy(given: str | None, class_names: Sequence[str]) -> Taxonomy | None:
-    if given is None:
-        return None
-    return taxonomy_of_names(class_names) if given == "names" else read_taxonomy(Path(given), class_names)
 
 
 def landmark_source(run: Run) -> ExportSource:
@@ -214,7 +215,7 @@ def landmark_source(run: Run) -> ExportSource:
         mean_shape=None if mean is None else tuple((float(x), float(y)) for x, y in mean),
         shape_limit=limit,
         region=config.crop,
-        region_margin=0.0 if config.crop == "whole" else config.crop_margin,
+        region_margin=0.0 if config.crop == "whole" else settled(config.crop_margin),
     )
     claimed = run.val_points()
     provenance = _run_provenance(run, config, card)
@@ -351,6 +352,6 @@ def _public_config(config: TrainConfig) -> dict[str, Any]:
     plain = {name: list(value) if isinstance(value, tuple) else value for name, value in vars(config).items()}
     plain["data"] = Path(config.data).name
     del plain["out"]
-    for name in ("weights", "augment", "images"):
+    for name in ("weights", "augment", "images", "taxonomy", "boxes"):
         plain[name] = None if plain[name] is None else Path(str(plain[name])).name
     return plain

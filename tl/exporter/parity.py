@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
@@ -19,13 +18,14 @@ from tl.errors import ParityError
 from tl.runtime.ensembles.ensemble import Ensemble
 from tl.runtime.ensembles.multilabel import MultilabelEnsemble
 from tl.runtime.ensembles.regression import RegressionEnsemble
-from tl.runtime.imaging.decode import ImageSource
-from tl.runtime.imaging.geometry import Placement, Region
+from tl.runtime.imaging.geometry import Placement
+from tl.runtime.imaging.regions import Region
 from tl.runtime.landmarks.ensemble import LandmarkEnsemble
 from tl.runtime.model_file.contract import Parity
 from tl.runtime.predictor import Predictor
 from tl.runtime.results import Failure
 from tl.runtime.session import Session
+from tl.runtime.sources.boxed_images import PredictionSource
 
 if TYPE_CHECKING:
     from torch import nn
@@ -50,7 +50,7 @@ class Original:
 
 def check_outputs(
     session: Session,
-    sources: Sequence[ImageSource],
+    sources: Sequence[PredictionSource],
     inputs: NDArray[np.uint8],
     expected: Mapping[str, NDArray[np.float32]],
     original: Original,
@@ -116,7 +116,7 @@ def _difference(value: NDArray[np.float32], wanted: NDArray[np.float32], scale: 
     return float((np.abs(value - wanted) / scale).max()) if np.isfinite(value).all() else float("inf")
 
 
-def _serve(session: Session, sources: Sequence[ImageSource], reader: str) -> NDArray[np.float32]:
+def _serve(session: Session, sources: Sequence[PredictionSource], reader: str) -> NDArray[np.float32]:
     """What `tl.runtime` gives for the images: probabilities (N, C) or values (N, T)."""
     task = "classification" if session.contract is None else session.contract.task
     kinds: dict[str, Any] = {"multilabel": MultilabelEnsemble, "regression": RegressionEnsemble}
@@ -244,9 +244,13 @@ CLAIM_TOLERANCE = 1e-2
 
 
 def check_parity(
-    module: nn.Module, session: Session, paths: Sequence[Path], inputs: NDArray[np.uint8], outputs: Sequence[str]
+    module: nn.Module,
+    session: Session,
+    sources: Sequence[PredictionSource],
+    inputs: NDArray[np.uint8],
+    outputs: Sequence[str],
 ) -> tuple[Parity, NDArray[np.float32]]:
-    """Compare a module with the model file open in `session`, on the images at `paths`.
+    """Compare a module with the model file open in `session`, on the images `sources`.
 
     `inputs`: the same images as in the trainer's evaluation, uint8 (N, H, W, 3). `outputs` names the module's outputs,
     the main one first. Returns the report and torch's main output (N, C). Raises `ParityError`.
@@ -255,25 +259,25 @@ def check_parity(
         raise ParityError("no images to check parity on", options=["parity_images=DIR"])
     expected = run_torch(module, inputs)
     wanted = dict(zip(outputs, expected, strict=True))
-    report = check_outputs(session, paths, inputs, wanted, Original("torch", "training", "the trainer"))
+    report = check_outputs(session, sources, inputs, wanted, Original("torch", "training", "the trainer"))
     return report, expected[0]
 
 
 def check_claims(
     found: NDArray[np.float32],
-    paths: Sequence[str],
-    claimed: Mapping[str, Sequence[float]],
+    keys: Sequence[Any],
+    claimed: Mapping[Any, Sequence[float]],
     scale: NDArray[np.float32] | float = 1.0,
 ) -> None:
     """Raise `ParityError` if the network's outputs differ from those that training reported for the same images.
 
-    `found` (N, C) of `paths`; `claimed` has rows of `predictions_val.csv` for some of them. `scale`: as
+    `found` (N, C) of the images `keys`; `claimed` has rows of `predictions_val.csv` for some of them. `scale`: as
     `Contract.output_scale`.
     """
-    known = [i for i, path in enumerate(paths) if path in claimed]
+    known = [i for i, key in enumerate(keys) if key in claimed]
     if not known:
         return
-    wanted = np.array([claimed[paths[i]] for i in known])
+    wanted = np.array([claimed[keys[i]] for i in known])
     worst = float((np.abs(found[known] - wanted) / scale).max())
     if not worst < CLAIM_TOLERANCE:
         raise ParityError(

@@ -101,8 +101,8 @@ def export_lowered(
         images, ranges = _read(judged, preprocessing, progress), _read(calibration, preprocessing, progress)
         held_out = None
         if config.refit:
-            by_path = run.held_out_predictions(plain.contract.class_names)
-            held_out = np.array([by_path[path] for path in judged], np.float64)
+            by_key = run.held_out_predictions(plain.contract.class_names)
+            held_out = np.array([by_key[image.key] for image in judged], np.float64)
         trial, result = _choose_way(plain.path, images, ranges, held_out, lowering, progress)
         quantization = _quantization(trial, result, len(images), len(ranges), lowering)
         _check_worth_keeping(quantization, trial, lowering)
@@ -117,9 +117,9 @@ def export_lowered(
     return Exported(Path(out), contract)
 
 
-def _choose(run: Run, lowering: Lowering) -> tuple[list[str], list[str]]:
+def _choose(run: Run, lowering: Lowering) -> tuple[list[LabeledImage], list[LabeledImage]]:
     """Validation images for the comparison, and training images for range calibration (int8 only)."""
-    judged, train = spread(run.image_paths("val"), MAX_JUDGED), run.image_paths("train")
+    judged, train = spread(run.images("val"), MAX_JUDGED), run.images("train")
     if not judged:
         raise DataError(
             "the run's validation images no longer exist, but lower precision is compared on them: restore them"
@@ -134,11 +134,11 @@ def _choose(run: Run, lowering: Lowering) -> tuple[list[str], list[str]]:
     return judged, random.Random(lowering.seed).sample(train, count)
 
 
-def _read(paths: Sequence[str], preprocessing: Preprocessing, progress: Progress) -> NDArray[np.uint8]:
+def _read(images: Sequence[LabeledImage], preprocessing: Preprocessing, progress: Progress) -> NDArray[np.uint8]:
     """The images as network inputs, uint8 (N, H, W, 3)."""
-    if not paths:
-        return np.empty((0, *preprocessing.input_hw, 3), np.uint8)
-    store, bad = load_images([LabeledImage(path, path, "") for path in paths], preprocessing, "ram", progress)
+    if not images:
+        return np.empty((0, *preprocessing.input_shape), np.uint8)
+    store, bad = load_images(images, preprocessing, "ram", progress)
     check_readable(bad, "all images must be readable to compare lower precision: fix or remove them")
     return np.stack([store.input(i) for i in range(len(store.images))])
 

@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 from tl.errors import ConfigError, ModelFileError
 from tl.runtime.ensembles.taxonomy import Taxonomy
 from tl.runtime.imaging.preprocessing import Preprocessing
+from tl.runtime.imaging.regions import BoxCrop
 from tl.runtime.model_file.contract import (
     METADATA_KEY,
     OLD_OUTPUTS,
@@ -71,13 +72,13 @@ def build_golden(
     return Golden(source, dict(TOLERANCE_PX if task == "landmarks" else TOLERANCE), samples)
 
 
-def synthetic_inputs(input_hw: tuple[int, int]) -> NDArray[np.uint8]:
-    """Images without personal data: smooth color gradients, uint8 (4, H, W, 3), identical on every machine."""
-    height, width = input_hw
+def synthetic_inputs(input_shape: tuple[int, int, int]) -> NDArray[np.uint8]:
+    """Images without personal data: smooth color gradients, uint8 (4, H, W, C), identical on every machine."""
+    height, width, num_channels = input_shape
     y, x = np.mgrid[0:height, 0:width] / max(height, width)
     images = []
     for k in range(NUM_SAMPLES):
-        channels = [0.5 + 0.5 * np.sin((k + 1) * (3 * x + c * y) + c) for c in range(3)]
+        channels = [0.5 + 0.5 * np.sin((k + 1) * (3 * x + c * y) + c) for c in range(num_channels)]
         images.append(np.stack(channels, axis=-1))
     return (np.stack(images) * 255).astype(np.uint8)
 
@@ -108,6 +109,7 @@ def uncertified_contract(
     taxonomy: Taxonomy | None = None,
     regression: RegressionFacts | None = None,
     multilabel: MultilabelFacts | None = None,
+    boxes: BoxCrop | None = None,
 ) -> Contract:
     """A preliminary contract without verification results, for temporary files. `names`: of classes or of keypoints."""
     task: Task = "classification" if landmarks is None else "landmarks"
@@ -132,6 +134,7 @@ def uncertified_contract(
         conformal=conformal,
         ood=ood,
         taxonomy=taxonomy,
+        boxes=boxes,
         provenance=provenance,
         parity=Parity(0, (), {}, 0.0, 0.0 if task == "classification" else None, 0.0),
         quantization=None,

@@ -31,9 +31,10 @@ import numpy as np
 
 from tl.errors import ImageReadError, WorkerError
 from tl.runtime.decode_worker import Outcome, SentSource, Setup, slot_arrays, slot_bytes
-from tl.runtime.imaging.decode import ImageSource, check_source, read_stream, source_name
+from tl.runtime.imaging.decode import ImageSource, check_source, read_stream
 from tl.runtime.imaging.pillow_images import plain_source
 from tl.runtime.imaging.pipeline import Inputs, Preparer
+from tl.runtime.sources.boxed_images import BoxedImage, PredictionSource, UnboxedImage, item_name
 
 # While one chunk is decoded, the next one is already in the worker's socket.
 _CHUNKS_A_WORKER = 2
@@ -125,13 +126,13 @@ class DecodePool:
         for thread in self._threads:
             thread.start()
 
-    def submit(self, sources: Sequence[ImageSource]) -> Future[DecodedChunk]:
-        """Decode a chunk.
+    def submit(self, sources: Sequence[PredictionSource]) -> Future[DecodedChunk]:
+        """Decode a chunk; images without a box are passed over, with their reason as the outcome.
 
         The future raises `WorkerError` if its process dies, and for invalid sources the same errors as `decode_scaled`.
         """
-        sent = [_to_send(source) for source in sources]
-        task = _Task(sent, [source_name(source) for source in sources], self._free.get())
+        sent = [_item_to_send(source) for source in sources]
+        task = _Task(sent, [item_name(source) for source in sources], self._free.get())
         self._tasks.put(task)
         return task.future
 
@@ -223,7 +224,16 @@ def check_can_start() -> None:
         )
 
 
-def _to_send(source: ImageSource) -> SentSource:
+def _item_to_send(item: PredictionSource) -> SentSource:
+    if isinstance(item, UnboxedImage):
+        return ImageReadError("", item.answer.error)
+    if not isinstance(item, BoxedImage):
+        return _to_send(item)
+    sent = _to_send(item.source)
+    return sent if isinstance(sent, ImageReadError) else BoxedImage(sent, item.box)
+
+
+def _to_send(source: ImageSource) -> ImageSource | ImageReadError:
     """Convert a source so that any other Python process can unpickle it: read files, turn paths into plain text."""
     check_source(source)
     try:

@@ -6,6 +6,7 @@ layout of a slot in the shared memory.
 
 from __future__ import annotations
 
+import logging
 import math
 import mmap
 import os
@@ -25,10 +26,11 @@ import tl.runtime.imaging.decode as decode
 from tl.errors import ImageReadError
 from tl.runtime.imaging.decode import ImageSource
 from tl.runtime.imaging.pipeline import Inputs, Preparer
+from tl.runtime.sources.boxed_images import BoxedImage, split_item
 from tl.runtime.sources.paths import read_content
 
 # Sent for an image that the parent could not read: the error itself.
-SentSource = ImageSource | ImageReadError
+SentSource = ImageSource | BoxedImage | ImageReadError
 # For each image: the SHA-256 of its content, "" if not requested or not readable; and the error, if any.
 Outcome = tuple[str, str | None]
 
@@ -60,20 +62,21 @@ def slot_arrays(memory: mmap.mmap, slot: int, preparer: Preparer, batch_size: in
 
 
 def _shapes(preparer: Preparer, batch_size: int) -> list[tuple[int, ...]]:
-    return [(batch_size * len(preparer.views), *preprocessing.input_hw, 3) for preprocessing in preparer.preprocessings]
+    return [(batch_size * len(preparer.views), *one.input_shape) for one in preparer.preprocessings]
 
 
 def decode_chunk(sources: Sequence[SentSource], arrays: Inputs, preparer: Preparer, hashes: bool) -> list[Outcome]:
     """Write the inputs of readable images into `arrays`, without gaps; return the outcome of every image."""
     outcomes: list[Outcome] = []
     end, views = 0, len(preparer.views)
-    for source in sources:
+    for sent in sources:
         digest = ""
         try:
-            if isinstance(source, ImageReadError):
-                raise source
+            if isinstance(sent, ImageReadError):
+                raise sent
+            source, box = split_item(sent)
             content, digest = read_content(source) if hashes else (source, "")
-            for preprocessing, inputs in preparer(content).items():
+            for preprocessing, inputs in preparer(content, box).items():
                 arrays[preprocessing][end : end + views] = inputs
         except ImageReadError as error:
             outcomes.append((digest, error.reason))
@@ -102,6 +105,7 @@ class _LockBetweenProcesses:
 
 def main() -> None:
     """Decode chunks as they arrive. Arguments: descriptors of the connection and of the shared memory."""
+    logging.getLogger("tifffile").addHandler(logging.NullHandler())  # a damaged file is an outcome, not a log entry
     channel, file = Connection(int(sys.argv[1])), int(sys.argv[2])
     requests: SimpleQueue[Any] = SimpleQueue()
     Thread(target=_receive, args=(channel, requests), daemon=True).start()

@@ -8,6 +8,7 @@ from __future__ import annotations
 import base64
 import math
 import platform
+import shutil
 import sys
 import tempfile
 import time
@@ -83,6 +84,7 @@ def examine() -> list[Finding]:
         _jpeg(),
         _damage(),
         _decoding(),
+        _films(),
     ]
 
 
@@ -253,6 +255,12 @@ def _decoding() -> Finding:
         return detail, facts
 
     return _attempt("decoding", measure)
+
+
+def _films() -> Finding:
+    found = shutil.which("ffmpeg")
+    detail = f"read by {found}" if found else "not read, because the program ffmpeg is not installed"
+    return Finding("films", None, detail, {"ffmpeg": found})
 
 
 def _seconds(work: Callable[[], object]) -> float:

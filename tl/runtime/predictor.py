@@ -9,22 +9,25 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import replace
 from types import TracebackType
 from typing import Generic, Literal
 
+from tl.errors import EnsembleError, ImageReadError
 from tl.runtime.devices import usable_cores
 from tl.runtime.ensembles.ensemble import ClassRule, Ensemble
 from tl.runtime.ensembles.multilabel import MultilabelEnsemble
 from tl.runtime.ensembles.regression import RegressionEnsemble, ValueMerging
 from tl.runtime.ensembles.selective import SelectivePrediction
+from tl.runtime.ensembles.supported import WITHOUT_BOXES
 from tl.runtime.ensembles.voting import Voting
-from tl.runtime.imaging.decode import ImageSource, source_name
-from tl.runtime.imaging.geometry import Region
 from tl.runtime.imaging.pipeline import TtaKind
+from tl.runtime.imaging.regions import Box, Region
 from tl.runtime.landmarks.ensemble import LandmarkEnsemble, Merging
-from tl.runtime.results import Classification, Failure, Landmarks, Multilabel, Regression
+from tl.runtime.results import ClassFields, Classification, Failure, Landmarks, Multilabel, Regression
 from tl.runtime.session import Session
-from tl.runtime.streams import Found, Known, Members, Stream, nothing_known
+from tl.runtime.sources.boxed_images import BoxList, PredictionSource, UnboxedImage, box_list, item_name, split_item
+from tl.runtime.streams import Found, Known, Members, Stream, nothing_known, with_box
 
 Hint = Literal["throughput", "latency"]
 # A CPU core is at or near its fastest with one image at a time; a GPU needs large batches.
@@ -51,6 +54,7 @@ def load(
     tta: Sequence[TtaKind] = (),
     only: Sequence[str] | None = None,
     decode_processes: int = 0,
+    boxes: BoxList | Mapping[str, Sequence[Box]] | None = None,
 ) -> Predictor[Classification]:
     """Open one classifier, or several classifiers that vote.
 
@@ -62,14 +66,20 @@ def load(
     its corners), and their combinations. `only`: the classes that can occur; the probabilities of all others are left
     out and the rest renormalized. `decode_processes`: number of decoding processes for `predict_iter`,
     `predict_batch` and `predict_unknown`; with 0, threads decode. Each call starts its own processes, which takes a
-    third of a second, so use them for streams of many images where the GPU would otherwise wait.
+    third of a second, so use them for streams of many images where the GPU would otherwise wait. `boxes`: for models
+    trained on boxes, the boxes of each image, from `read_boxes` or path -> boxes; each gives a result of its own, in
+    the place of the image, and an image without one gives a `NoBox`. Without `boxes`, such a model predicts
+    `BoxedImage`s.
     Raises `ModelFileError`, `EnsembleError` or `DeviceError`.
     """
     sessions, alone, threads = _open_sessions(models, device, threads, hint)
     ensemble = Ensemble(
         sessions, voting=vote, weights=weights, classes=classes, selective=selective, tta=tta, only=only
     )
-    return Predictor(ensemble, with_votes=not alone, threads=threads, decode_processes=decode_processes)
+    if boxes is not None and ensemble.crop is None:
+        raise EnsembleError(f"{ensemble.sessions[0].path}: {WITHOUT_BOXES}")
+    known = None if boxes is None else box_list(boxes)
+    return Predictor(ensemble, with_votes=not alone, threads=threads, decode_processes=decode_processes, boxes=known)
 
 
 def load_landmarks(
@@ -81,16 +91,17 @@ def load_landmarks(
     merge: Merging = "mean",
     weights: Sequence[float] | None = None,
     locator: ModelPath | None = None,
-    boxes: Mapping[str, Region] | None = None,
+    boxes: Mapping[str, Region | Box] | None = None,
     crop_margin: float | None = None,
     mm_per_px: float | Mapping[str, float] | None = None,
 ) -> Predictor[Landmarks]:
     """Open one landmark model, or several whose points are merged; `device`, `threads` and `hint` as for `load`.
 
-    `merge`: how the members' points are combined. Models trained on boxes take the box from `boxes`, path -> (left,
-    top, width, height) in pixels of the upright photo, or compute it around the points predicted by `locator`, another
-    landmark model; `crop_margin` overrides the margin stored in the models. `mm_per_px`: the scale of the photos, or
-    path -> scale; it is copied to the results. If `models` is a list, even of length one, results include the spread.
+    `merge`: how the members' points are combined. Models trained on boxes take the box from `boxes`, path -> `Box`, or
+    (left, top, width, height) in pixels of the upright photo, or compute it around the points predicted by `locator`,
+    another landmark model; `crop_margin` overrides the margin stored in the models. `mm_per_px`: the scale of the
+    photos, or path -> scale; it is copied to the results. If `models` is a list, even of length one, results include
+    the spread.
     Raises `ModelFileError`, `EnsembleError` or `DeviceError`.
     """
     sessions, alone, threads = _open_sessions(models, device, threads, hint)
@@ -162,11 +173,18 @@ def _open_sessions(
 class Predictor(Generic[Found]):
     """Predict images. Thread-safe; a context manager that frees the sessions. Cannot be used in a forked process.
 
-    A source is a path, encoded bytes, a binary file, a Pillow image, or a uint8 (H, W, 3) RGB array.
+    A source is a path, encoded bytes, a binary file, a Pillow image, or a uint8 (H, W, 3) RGB array, (H, W, C) for a
+    model of C > 3 channels; or one of these with a box, a `BoxedImage`. `boxes`: those of the sources.
     """
 
     def __init__(
-        self, ensemble: Members[Found], *, with_votes: bool, threads: int | None = None, decode_processes: int = 0
+        self,
+        ensemble: Members[Found],
+        *,
+        with_votes: bool,
+        threads: int | None = None,
+        decode_processes: int = 0,
+        boxes: BoxList | None = None,
     ) -> None:
         if decode_processes < 0:
             raise ValueError(f"decode_processes must be 0 or more, got {decode_processes}")
@@ -174,9 +192,13 @@ class Predictor(Generic[Found]):
         self._pid = os.getpid()
         self.with_votes = with_votes
         self._threads = threads or usable_cores()
-        self.decode_processes = decode_processes
+        self.decode_processes, self.boxes = decode_processes, boxes
         self.class_names, self.keypoint_names = ensemble.class_names, ensemble.keypoint_names
         self.fields = ensemble.fields(with_votes=with_votes)
+        if isinstance(self.fields, ClassFields) and isinstance(ensemble, Ensemble) and ensemble.crop is not None:
+            is_relative = boxes is not None and boxes.is_relative
+            self.fields = replace(self.fields, boxes="relative" if is_relative else "pixels", with_reason=True)
+            self.fields = replace(self.fields, classifiers=ensemble.member_names)
         self.member_names = ensemble.member_names
         self.provider, self.fault = ensemble.sessions[0].provider, ensemble.sessions[0].fault
         self._is_cpu = self.provider == "CPUExecutionProvider"
@@ -189,23 +211,28 @@ class Predictor(Generic[Found]):
             raise ValueError("this predictor is closed")
         return self._ensemble
 
-    def predict(self, source: ImageSource) -> Found:
-        """Predict one image. Raises `ImageReadError` if it cannot be read."""
+    def predict(self, source: PredictionSource) -> Found:
+        """Predict one image. Raises `ImageReadError` if it cannot be read, or does not have exactly one box."""
         ensemble = self.ensemble
-        name = source_name(source)
-        (result,) = ensemble.results(
-            [name], ensemble.stack([ensemble.prepare(source, name)]), with_votes=self.with_votes
-        )
-        return result
+        name = item_name(source)
+        items = [source] if self.boxes is None else list(self.boxes.expand([source]))
+        if len(items) > 1:
+            raise ImageReadError(name, f"has {len(items)} boxes: predict_iter gives a result for each of them")
+        if isinstance(items[0], UnboxedImage):
+            raise ImageReadError(name, items[0].answer.error)
+        image, box = split_item(items[0])
+        batch = ensemble.stack([ensemble.prepare(image, name, box)])
+        (result,) = ensemble.results([name], batch, with_votes=self.with_votes)
+        return with_box(result, box)
 
-    def predict_batch(self, sources: Sequence[ImageSource]) -> list[Found | Failure]:
-        """Predict several images; an unreadable image gives a `Failure` in its place."""
+    def predict_batch(self, sources: Sequence[PredictionSource]) -> list[Found | Failure]:
+        """Predict several images; an unreadable image gives a `Failure` in its place, boxes several results."""
         return list(self.predict_iter(sources))
 
     def predict_iter(
-        self, sources: Iterable[ImageSource], *, batch_size: int | None = None
+        self, sources: Iterable[PredictionSource], *, batch_size: int | None = None
     ) -> Iterator[Found | Failure]:
-        """Predict lazily, in input order, with memory bounded by a few batches.
+        """Predict lazily, in input order, with memory bounded by a few batches; with boxes, one result for each.
 
         `batch_size`: images per run, None for the default of the device. An unreadable image gives a `Failure`.
         """
@@ -215,27 +242,29 @@ class Predictor(Generic[Found]):
 
     def predict_unknown(
         self,
-        sources: Iterable[ImageSource],
+        sources: Iterable[PredictionSource],
         known: Callable[[str, str], Known | None],
         *,
         batch_size: int | None = None,
     ) -> Iterator[tuple[str, Found | Failure | Known]]:
         """Like `predict_iter`, but call `known(name, digest)` first and yield its answer in place of a prediction.
 
-        Also yields the digest of each image: the SHA-256 of its content in hex, "" if it could not be read. `known` is
+        Also yields the digest of each image: the SHA-256 of its content in hex, "" if it could not be read; that of a
+        box contains the box. `known` is
         called from several threads.
         """
         return self._stream(sources, batch_size, known, hashes=True)
 
     def _stream(
         self,
-        sources: Iterable[ImageSource],
+        sources: Iterable[PredictionSource],
         batch_size: int | None,
         known: Callable[[str, str], Known | None],
         *,
         hashes: bool,
     ) -> Iterator[tuple[str, Found | Failure | Known]]:
         ensemble = self.ensemble
+        sources = sources if self.boxes is None else self.boxes.expand(sources)
         size = batch_size or (CPU_BATCH if self._is_cpu else max(1, CUDA_BATCH // ensemble.num_views))
         stream = Stream(ensemble, known, self.with_votes, size, hashes=hashes, pads=not self._is_cpu)
         callers = self._threads if self._is_cpu else CUDA_CALLERS

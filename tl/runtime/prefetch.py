@@ -33,6 +33,7 @@ def prefetch_map(
         try:
             for item in items:
                 pending.append(pool.submit(work, item))
+                del item  # it may be large, and the next one may wait until it is freed
                 if len(pending) > ahead:
                     yield _first(pending, stop)
             while pending:

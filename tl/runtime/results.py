@@ -7,13 +7,16 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal, final
 
 import numpy as np
 from numpy.typing import NDArray
 
 from tl.runtime.ensembles.taxonomy import Ranked
+from tl.runtime.imaging.regions import Box
 from tl.runtime.landmarks.shapes import centroid_size
+
+BoxUnit = Literal["pixels", "relative"]
 
 
 @dataclass(frozen=True)
@@ -43,7 +46,8 @@ class Classification:
     class with the requested coverage, most probable class first; None if no coverage was requested. `ood_score`:
     out-of-distribution score, higher for images less like the training images; None if the model file has none.
     `votes`: None for a single model. `ranked`: the most special group of classes that is sure enough; None without a
-    taxonomy and a required confidence. `path`: '' for data without one.
+    taxonomy and a required confidence. `path`: '' for data without one. `box`: the box that was classified, None for
+    the whole image.
     """
 
     path: str
@@ -56,11 +60,13 @@ class Classification:
     ood_score: float | None = None
     reason: str = ""
     ranked: Ranked | None = None
+    box: Box | None = None
 
     def as_dict(self) -> dict[str, Any]:
         """Return plain values for JSON."""
         plain: dict[str, Any] = {
             "path": self.path,
+            **_plain_box(self.box),
             "label": self.label,
             "confidence": self.confidence,
             "probabilities": dict(zip(self.class_names, self.probabilities.tolist(), strict=True)),
@@ -141,6 +147,7 @@ class Landmarks:
         }
 
 
+@final
 @dataclass(frozen=True)
 class Regression:
     """Numbers predicted for one image. `values`: float32 (T,) in the order of `target_names`, in the model's units.
@@ -216,14 +223,23 @@ class Multilabel:
 
 @dataclass(frozen=True)
 class Failure:
-    """An image that could not be predicted, and the reason."""
+    """An image that could not be predicted, or a box of it, and the reason."""
 
     path: str
     error: str
+    box: Box | None = None
 
     def as_dict(self) -> dict[str, Any]:
         """Return plain values for JSON."""
-        return {"path": self.path, "error": self.error}
+        return {"path": self.path, **_plain_box(self.box), "error": self.error}
+
+
+class NoBox(Failure):
+    """An image without a box, and the reason: it has no label, but nothing failed."""
+
+    def as_dict(self) -> dict[str, Any]:
+        """Return plain values for JSON."""
+        return {"path": self.path, "reason": self.error}
 
 
 Prediction = Classification | Landmarks | Multilabel | Regression
@@ -231,7 +247,10 @@ Prediction = Classification | Landmarks | Multilabel | Regression
 
 @dataclass(frozen=True)
 class ClassFields:
-    """Optional fields of classification results. `member_names`: names of the voting members."""
+    """Optional fields of classification results. `member_names`: names of the voting members.
+
+    `boxes`: the unit of the boxes that were classified, None for whole images. `classifiers`: names of all models.
+    """
 
     class_names: Sequence[str]
     member_names: Sequence[str] = ()
@@ -239,6 +258,8 @@ class ClassFields:
     with_ood_score: bool = False
     with_reason: bool = False
     with_rank: bool = False
+    boxes: BoxUnit | None = None
+    classifiers: Sequence[str] = ()
 
 
 @dataclass(frozen=True)
@@ -272,3 +293,13 @@ class MultilabelFields:
 
 Fields = ClassFields | MultilabelFields | PointFields | RegressionFields
 Result = Prediction | Failure
+
+
+def _plain_box(box: Box | None) -> dict[str, Any]:
+    """Return a box as plain values. `box_rel`: in fractions of the image. `box_number`: place among its boxes."""
+    if box is None:
+        return {}
+    plain: dict[str, Any] = {"box_rel" if box.is_relative else "box": list(box.xywh), "box_number": box.number}
+    if box.confidence is not None:
+        plain["box_confidence"] = box.confidence
+    return {**plain, "box_category": box.category} if box.category else plain

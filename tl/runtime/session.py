@@ -161,7 +161,7 @@ class Session:
             ctypes.pythonapi.Py_IncRef(ctypes.py_object(self._session))
 
     def _check_graph(self, contract: Contract) -> None:
-        wanted = (INPUT_NAME, "tensor(uint8)", (None, *contract.preprocessing.input_hw, 3))
+        wanted = (INPUT_NAME, "tensor(uint8)", (None, *contract.preprocessing.input_shape))
         inputs = [_signature(value) for value in self._session.get_inputs()]
         if inputs != [wanted]:
             raise ModelFileError(f"{self.path}: expected one input {INPUT_NAME} uint8 {[*wanted[2]]}, found {inputs}")

@@ -8,15 +8,17 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, Generic, Protocol, TypeVar
 
 from tl.errors import ImageReadError
-from tl.runtime.imaging.decode import ImageSource, source_name
+from tl.runtime.imaging.decode import ImageSource
 from tl.runtime.imaging.pipeline import Inputs, Preparer
+from tl.runtime.imaging.regions import Box
 from tl.runtime.prefetch import prefetch_map
 from tl.runtime.results import Classification, Failure, Fields, Landmarks, Multilabel, Prediction, Regression
 from tl.runtime.session import Session
+from tl.runtime.sources.boxed_images import PredictionSource, UnboxedImage, item_digest, item_name, split_item
 from tl.runtime.sources.paths import read_content
 
 if TYPE_CHECKING:
@@ -50,8 +52,11 @@ class Members(Protocol[Found_co]):
     def fields(self, *, with_votes: bool) -> Fields:
         """Return the fields of the results."""
 
-    def prepare(self, source: ImageSource, name: str) -> Any:
-        """Decode an image into the members' inputs; `name` identifies it in results. Raises `ImageReadError`."""
+    def prepare(self, source: ImageSource, name: str, box: Box | None = None) -> Any:
+        """Decode an image, or a box of it, into the members' inputs; `name` identifies it in results.
+
+        Raises `ImageReadError`.
+        """
 
     def stack(self, prepared: Sequence[Any]) -> Any:
         """Combine one or more prepared images into a batch."""
@@ -62,17 +67,21 @@ class Members(Protocol[Found_co]):
 
 @dataclass(frozen=True)
 class _Image(Generic[Known]):
-    """An image in progress. `answer`: set if it needs no inference. `inputs`: the members' inputs, in threads only."""
+    """An image in progress. `answer`: set if it needs no inference. `inputs`: the members' inputs, in threads only.
+
+    `digest`: of its content and box.
+    """
 
     name: str
     digest: str
     answer: Failure | Known | None = None
     inputs: Any = None
+    box: Box | None = None
 
 
 @dataclass(frozen=True)
 class _Chunk:
-    sources: list[ImageSource]
+    sources: list[PredictionSource]
     pad_to: int
 
 
@@ -80,8 +89,8 @@ class _Chunk:
 class Stream(Generic[Found, Known]):
     """Predict images in batches of `batch_size`, skipping those for which `known(name, digest)` returns an answer.
 
-    `hashes`: compute digests, the SHA-256 of the contents; otherwise they are "". `pads`: fill up incomplete batches,
-    except the first one, because short streams may follow one another.
+    `hashes`: compute digests, the SHA-256 of the contents and what identifies a box; otherwise they are "". `pads`:
+    fill up incomplete batches, except the first one, because short streams may follow one another.
     """
 
     members: Members[Found]
@@ -92,7 +101,7 @@ class Stream(Generic[Found, Known]):
     pads: bool
 
     def in_threads(
-        self, sources: Iterable[ImageSource], threads: int
+        self, sources: Iterable[PredictionSource], threads: int
     ) -> Iterator[list[tuple[str, Found | Failure | Known]]]:
         """Yield the answers of each chunk with their digests. Raises whatever `sources` raises."""
 
@@ -104,7 +113,7 @@ class Stream(Generic[Found, Known]):
         return prefetch_map(predict, self._chunks(sources), workers=threads, ahead=2 * threads, stop=self._stop)
 
     def in_processes(
-        self, sources: Iterable[ImageSource], preparer: Preparer, processes: int, callers: int
+        self, sources: Iterable[PredictionSource], preparer: Preparer, processes: int, callers: int
     ) -> Iterator[list[tuple[str, Found | Failure | Known]]]:
         """Like `in_threads`, but `processes` decode and `callers` threads infer. Also raises `WorkerError`."""
         from tl.runtime.decode_pool import DecodePool  # not available on every system, and rarely needed
@@ -121,7 +130,10 @@ class Stream(Generic[Found, Known]):
                 finally:
                     pool.release(decoded)
 
-            submitted = ((chunk, pool.submit(chunk.sources)) for chunk in self._chunks(sources))
+            def submit(chunk: _Chunk) -> tuple[_Chunk, Any]:
+                return chunk, pool.submit(chunk.sources)
+
+            submitted = map(submit, self._chunks(sources))
             # One less than the number of slots: one more chunk is always submitted before waiting for the first one.
             answers = prefetch_map(predict, submitted, workers=callers, ahead=pool.slots - 1, stop=self._stop)
             # Not `yield from`: if the caller stops early, the pool must end before the threads that wait for it.
@@ -133,35 +145,45 @@ class Stream(Generic[Found, Known]):
         for session in self.members.sessions:
             session.end_runs()
 
-    def _chunks(self, sources: Iterable[ImageSource]) -> Iterator[_Chunk]:
+    def _chunks(self, sources: Iterable[PredictionSource]) -> Iterator[_Chunk]:
         iterator = iter(sources)
         pads_at_once = False
         while chunk := list(itertools.islice(iterator, self.batch_size)):
             pads_at_once = pads_at_once or len(chunk) == self.batch_size
             yield _Chunk(chunk, self.batch_size if self.pads and pads_at_once else 0)
+            del chunk  # as in `prefetch_map`
 
-    def _prepare(self, source: ImageSource) -> _Image[Known]:
-        name, digest = source_name(source), ""
+    def _prepare(self, item: PredictionSource) -> _Image[Known]:
+        name, digest = item_name(item), ""
+        if isinstance(item, UnboxedImage):
+            return _Image(name, digest, item.answer)
+        source, box = split_item(item)
         try:
             content, digest = read_content(source) if self.hashes else (source, "")
+            digest = item_digest(digest, box)
             answer = self.known(name, digest)
             if answer is not None:
                 return _Image(name, digest, answer)
-            return _Image(name, digest, inputs=self.members.prepare(content, name))
+            return _Image(name, digest, inputs=self.members.prepare(content, name, box), box=box)
         except ImageReadError as error:
-            return _Image(name, digest, Failure(name, error.reason))
+            return _Image(name, digest, Failure(name, error.reason, box))
 
     def _look_up(self, chunk: _Chunk, decoded: DecodedChunk) -> list[_Image[Known]]:
         """Return the images of a chunk decoded in another process, with known answers and failures filled in."""
         images: list[_Image[Known]] = []
-        for source, (digest, reason) in zip(chunk.sources, decoded.outcomes, strict=True):
-            name = source_name(source)
+        for item, (content_digest, reason) in zip(chunk.sources, decoded.outcomes, strict=True):
+            name = item_name(item)
+            if isinstance(item, UnboxedImage):
+                images.append(_Image(name, "", item.answer))
+                continue
+            box = split_item(item)[1]
+            digest = item_digest(content_digest, box)
             answer: Failure | Known | None = None
             if digest or not self.hashes:  # it could be read
                 answer = self.known(name, digest)
             if answer is None and reason is not None:
-                answer = Failure(name, reason)
-            images.append(_Image(name, digest, answer))
+                answer = Failure(name, reason, box)
+            images.append(_Image(name, digest, answer, box=box))
         return images
 
     def _answers(
@@ -169,7 +191,17 @@ class Stream(Generic[Found, Known]):
     ) -> list[tuple[str, Found | Failure | Known]]:
         names = [image.name for image in images if image.answer is None]
         results = iter(self.members.results(names, batch, with_votes=self.with_votes, pad_to=pad_to))
-        return [(image.digest, next(results) if image.answer is None else image.answer) for image in images]
+        return [
+            (image.digest, with_box(next(results), image.box) if image.answer is None else image.answer)
+            for image in images
+        ]
+
+
+def with_box(result: Found, box: Box | None) -> Found:
+    """Return a result that records the box it belongs to."""
+    if box is not None and isinstance(result, Classification):
+        result = replace(result, box=box)
+    return result
 
 
 def _unanswered(decoded: DecodedChunk, images: Sequence[_Image[Any]], views: int) -> Inputs:

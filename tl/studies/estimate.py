@@ -16,20 +16,23 @@ from statistics import fmean
 
 import torch
 
-from tl.data.manifests import LabeledImage, ManifestColumns, read_images
+from tl.data.manifests import LabeledImage
 from tl.data.splits import assign_splits, limit_per_class
+from tl.progress import Silent
 from tl.runtime.landmarks.files import is_landmark_file, read_landmarks
 from tl.studies.selection import LATENCY_SECONDS, read_selected
 from tl.studies.study import Study
 from tl.studies.sweep import CellRun
+from tl.trainer.boxes import read_run_data
 from tl.trainer.config import TrainConfig
 from tl.trainer.fit.machine import Machine, build_machine
 from tl.trainer.models.build import build_network
 from tl.trainer.options import resolve, settled
-from tl.trainer.task import find_info, manifest_columns
+from tl.trainer.task import find_info
 
 # Images per timed step on the CPU, where speed hardly depends on the batch size.
 _CPU_BATCH = 8
+_BOX_OPTIONS = ("boxes", "min_box_confidence", "box_categories", "box_labels")
 # With fewer images, a GPU measurement is dominated by launch overhead.
 _TIMED_STEPS = 3
 # Tracing, optimizing and checking a graph. Source: 12 to 16 s for EfficientNet-Lite0 on two cores, 49 parity images.
@@ -128,7 +131,8 @@ def _expected(config: TrainConfig, embedded: set[str]) -> float:
 
 def _counts(config: TrainConfig) -> Counter[str]:
     val_fraction = settled(config.val_fraction)
-    return _count_images(config.data, manifest_columns(config), val_fraction, config.per_class)
+    names = ("data", "images", "path_column", "label_column", "split_column", *_BOX_OPTIONS)
+    return _count_images(TrainConfig(**{name: getattr(config, name) for name in names}), val_fraction, config.per_class)
 
 
 def _network_key(config: TrainConfig) -> TrainConfig:
@@ -149,12 +153,13 @@ def _network_key(config: TrainConfig) -> TrainConfig:
 
 
 @cache
-def _count_images(data: str, columns: ManifestColumns, val_fraction: float, per_class: int | None) -> Counter[str]:
-    if is_landmark_file(data):
-        annotated = read_landmarks(data, columns.images).images
+def _count_images(config: TrainConfig, val_fraction: float, per_class: int | None) -> Counter[str]:
+    """`config`: with only the options that select the images."""
+    if is_landmark_file(config.data):
+        annotated = read_landmarks(config.data, config.images).images
         labeled = [LabeledImage(each.name, each.name, "", each.split, each.group) for each in annotated]
     else:
-        labeled = read_images(data, columns)
+        labeled = read_run_data(config, Silent()).images
     labeled = assign_splits(labeled, val_fraction, 0)
     if per_class is not None:
         labeled = limit_per_class(labeled, per_class, 0)

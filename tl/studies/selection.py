@@ -169,7 +169,7 @@ def _latency_ms(model: Path) -> float:
     session = Session(model, device="cpu")
     if session.contract is None:
         raise ValueError("an exported file must contain a contract")
-    images = np.random.default_rng(0).integers(0, 256, (4, *session.contract.preprocessing.input_hw, 3), np.uint8)
+    images = np.random.default_rng(0).integers(0, 256, (4, *session.contract.preprocessing.input_shape), np.uint8)
     outputs = [session.contract.main_output]
     work = Work(lambda number: session.run(images[number % 4][None], outputs), images=1, callers=1, seconds=0.02)
     (timing,) = time_works([work], rounds=_ROUNDS, seconds=LATENCY_SECONDS)

@@ -91,7 +91,10 @@ State = Literal["done", "failed", "open"]
 _FAILURE = "failure.txt"
 _KILLED = "its process was killed, by the system because memory ran out, or by the user\n"
 # Options that determine a run's images and splits.
-_DATA_OPTIONS = ("data", "images", "split_column", "path_column", "label_column", "val_fraction", "per_class", "seed")
+_DATA_OPTIONS = (
+    *("data", "images", "split_column", "path_column", "label_column", "val_fraction", "per_class", "seed"),
+    *("boxes", "min_box_confidence", "box_categories", "box_labels"),
+)
 
 
 @dataclass(frozen=True)

@@ -21,12 +21,13 @@ from tl.data.audit import Finding
 from tl.evaluation.calibration import fit_temperature
 from tl.evaluation.metrics import accuracy_interval, variance_of_mean
 from tl.progress import Progress
+from tl.runtime.sources.durations import parse_seconds
 from tl.trainer.classification import ClassificationWork, TrainedClassifier, check_network
 from tl.trainer.config import TrainConfig
 from tl.trainer.config_files import with_absolute_paths
 from tl.trainer.heads.solvers import log_losses
 from tl.trainer.heads.training import solve
-from tl.trainer.options import candidates, parse_seconds, settled
+from tl.trainer.options import candidates, settled
 from tl.trainer.run_folder.run import Run
 from tl.trainer.task import HeldOut, Outcome, Task, prepare_task
 

@@ -19,12 +19,15 @@ from tl.data.manifests import SPLITS
 from tl.errors import ConfigError
 from tl.evaluation.calibration import fit_useful_temperature, softmax
 from tl.evaluation.metrics import Metrics, classification_metrics, expected_calibration_error, wilson_interval
+from tl.evaluation.ranks import rank_scores
+from tl.evaluation.sequences import score_sequences, sequence_groups
 from tl.evaluation.sites import SiteScore, score_sites, sites_of
 from tl.progress import Progress
 from tl.trainer.config import TrainConfig
 from tl.trainer.heads.training import solve, train_by_steps
 from tl.trainer.options import is_solved
 from tl.trainer.run_folder.run import Run
+from tl.trainer.run_folder.taxonomy import save_taxonomy
 from tl.trainer.task import CLEAN, FeatureTask, HeldOut, Outcome, Task, Training, network_card, prepare_task
 
 if TYPE_CHECKING:
@@ -82,6 +85,8 @@ class TrainedClassifier:
             progress.start(f"evaluating {split}", 1, "splits")
             scored[split] = outcome.scored(task.store, split)
             progress.advance()
+        if task.taxonomy is not None:
+            save_taxonomy(run, task.taxonomy, task.class_names)
         val = scored["val"]
         temperature = fit_useful_temperature(val.logits, _true_ids(task, val))
         metrics: Metrics = {
@@ -159,14 +164,13 @@ def compute_features(task: FeatureTask, progress: Progress, splits: Sequence[str
 def audit_files(task: FeatureTask) -> list[Finding]:
     """What can be said of images without classes: equal files, and faults of single files."""
     store = task.store
-    bit_depth_max = task.preprocessing.bit_depth_max
-    return [*find_duplicates(store.images, store.hashes), *find_file_faults(store.images, bit_depth_max)]
+    return [*find_duplicates(store.images, store.hashes), *find_file_faults(store.images, task.preprocessing)]
 
 
 def _audit(task: Task) -> list[Finding]:
     store = task.store
-    findings = [*find_duplicates(store.images, store.hashes), *find_class_faults(store.images, task.class_names)]
-    findings += find_file_faults(store.images, task.preprocessing.bit_depth_max)
+    findings = [*find_duplicates(store.images, store.keys), *find_class_faults(store.images, task.class_names)]
+    findings += find_file_faults(store.images, task.preprocessing)
     if task.config.class_weights == "none" and task.config.sampler == "shuffle":
         findings += find_imbalance(store.images, "class_weights balanced gives rare classes more weight in the loss")
     if task.features is not None:
@@ -213,9 +217,13 @@ def _accuracy(score: SiteScore) -> str:
 def _score(task: Task, found: HeldOut, temperature: float) -> Metrics:
     true_ids, before = _true_ids(task, found), softmax(found.logits)
     probabilities = softmax(found.logits, temperature)
-    groups = [task.store.images[i].group for i in found.places]
+    images = [task.store.images[i] for i in found.places]
+    groups = [image.group for image in images]
+    ranks = {} if task.taxonomy is None else rank_scores(probabilities, true_ids, task.taxonomy)
     return {
         **classification_metrics(true_ids, probabilities, task.class_names, groups=groups),
+        **ranks,
+        **score_sequences(true_ids, probabilities, [image.sequence for image in images], sequence_groups(images)),
         "ece_uncalibrated": expected_calibration_error(before.argmax(axis=1) == true_ids, before.max(axis=1)),
     }
 

@@ -86,6 +86,34 @@ class TrainConfig:
     unit: tuple[str, ...] | None = _option(
         None, "Regression: unit of each target, such as mm. Repeatable, in the order of --target.", "Data"
     )
+    sequence: str | None = _option(
+        None,
+        "Keep images of one subject in one split: a column of the CSV, or exif:30s for photos of one camera taken at "
+        "most 30 s apart.",
+        "Data",
+    )
+    taxonomy: str | None = _option(
+        None,
+        "CSV with class,genus,family,... (most special first), or names if the class names are lineages A;B;C: also "
+        "score each rank, and export it.",
+        "Data",
+    )
+    boxes: str | None = _option(
+        None,
+        "Classes: boxes around the objects, to train on these instead of whole images: MegaDetector's JSON, COCO JSON, "
+        "or CSV with path,box_x,box_y,box_w,box_h[,label].",
+        "Boxes",
+    )
+    min_box_confidence: float | None = _option(
+        None, "Leave out boxes whose detector confidence is lower. Default: 0.2.", "Boxes"
+    )
+    box_categories: tuple[str, ...] | None = _option(
+        None, "Category of boxes to use. Repeatable. Default: animal if the file has it, else all.", "Boxes"
+    )
+    box_labels: Literal["auto", "image", "box"] = _option(
+        "auto", "Label of a box: that of its image, or its own; auto uses its own if the file has labels.", "Boxes"
+    )
+    crop_square: bool = _option(True, "Classes: extend boxes to squares, so that objects are not stretched.", "Boxes")
     skip_bad: bool = _option(False, "Skip unreadable images and list them in skipped.csv.", "Data")
     audit: bool = _option(True, "Check the data for leaks and other problems before training (findings.csv).", "Data")
     test: bool = _option(False, "Also evaluate the best checkpoint on the test split, once.", "Data")
@@ -192,8 +220,11 @@ class TrainConfig:
         "Landmarks: region to use: the whole image, its box from the data, or the part with the annotated points.",
         "Images",
     )
-    crop_margin: float = _option(
-        0.25, "Margin added on every side of the cropped region, as a fraction of its size.", "Images"
+    crop_margin: float | None = _option(
+        None,
+        "Margin added on every side of a cropped region or a box, as a fraction of its size. Default: 0.25 for "
+        "landmarks, 0.1 for boxes of classes.",
+        "Images",
     )
     image_size: int | None = _option(
         None, "Side of the network's square input in pixels. Default: the backbone's own.", "Images"
@@ -207,6 +238,17 @@ class TrainConfig:
     jpeg_scale: Literal["full", "2x"] = _option(
         "2x",
         "2x decodes large JPEGs at reduced size, but at least twice the target size, and is several times as fast.",
+        "Images",
+    )
+    channels: str | None = _option(
+        None,
+        "Channels of each file to use, by number from 0 or by name, as in 0,2,4 or DAPI,GFP. Up to three become an RGB "
+        "image. The pages of a plain TIFF are its channels. Default: gray or color as the file says.",
+        "Images",
+    )
+    project: str | None = _option(
+        None,
+        "Page or z plane of a TIFF stack to use: its number from 0, or max or mean over all of them.",
         "Images",
     )
     bit_depth_max: int = _option(65535, "Largest pixel value of 16-bit images (4095 for a 12-bit camera).", "Images")
@@ -331,70 +373,3 @@ class TrainConfig:
         "Where to cache resized images: ram, disk (reused by later runs), none, or auto (wherever they fit).",
         "Machine",
     )
-
-
-# Defaults that fine-tuning from a solved head changes.
-COMMON: dict[str, Any] = {
-    **{"head_init": "random", "batch_norm": "update", "interpolate": False, "layer_lr_decay": 1.0},
-}
-# Defaults for each method. Features are computed once, so epochs over them take milliseconds.
-BY_METHOD: dict[str, dict[str, Any]] = {
-    "scratch": {"optimizer": "adamw", "epochs": 30, "augment": "standard", "weights": "none", "batch_size": 32},
-    "features": {"optimizer": "adamw", "epochs": 40, "augment": "none", "weights": "imagenet", "batch_size": 64},
-    "finetune": {"optimizer": "sgd", "epochs": 10, "augment": "standard", "weights": "imagenet", "batch_size": 32},
-}
-# Fine-tuning that starts from a solved head, where no optimizer is given. For few images, `task` adds epochs.
-FROM_SOLVED_HEAD: dict[str, Any] = {
-    **{"optimizer": "adamw", "epochs": 7, "batch_size": 8, "head_init": "solved", "batch_norm": "fixed"},
-}
-# Such fine-tuning by the backbone's family: peak learning rate of AdamW, and layer decay. docs/explanation/defaults.md
-# has the sources and measurements.
-FAMILY_RATES: dict[str, tuple[float, float]] = {
-    "efficientnet lite": (2e-4, 1.0),
-    "batch norm": (7e-5, 1.0),
-    "layer norm": (7e-5, 0.8),
-    "transformer": (3e-5, 0.75),
-    "no normalization": (7e-5, 1.0),
-}
-# Fraction of the images that scores a network; networks that are averaged, and their number with --quality best.
-VAL_FRACTION, SOUP, BEST_SOUP = 0.2, 2, 3
-# Several averaged networks hold out no more than this fraction together.
-MAX_VAL_FRACTION = 0.8
-# Few images get more epochs, up to MAX_EPOCHS, to reach this number of steps.
-MIN_STEPS, MAX_EPOCHS = 240, 12
-# Defaults for landmarks. Landmark data sets have dozens or hundreds of images, so epochs are short; for few images,
-# `landmarks.task` adds epochs.
-LANDMARKS: dict[str, Any] = {
-    **{"head": "heatmap", "resize_mode": "letterbox", "optimizer": "adamw", "epochs": 60, "batch_size": 8},
-    **{"augment": "standard", "monitor": "val_error_px", "head_init": "random"},
-}
-CLASSES: dict[str, Any] = {"head": "linear", "resize_mode": "squash", "monitor": "val_top1_accuracy"}
-# Regression and multilabel select the epoch by its loss and average no networks.
-NUMBERS: dict[str, Any] = CLASSES | {"monitor": "val_loss", "interpolate": False}
-# Peak learning rates for landmarks by optimizer, for every method.
-LANDMARK_LEARNING_RATES = {"sgd": 0.005, "adam": 1e-3, "adamw": 1e-3, "rmsprop": 3e-4}
-# Peak learning rates at batch size 32; larger batches may need higher rates.
-LEARNING_RATES: dict[str, dict[str, float]] = {
-    "scratch": {"sgd": 0.05, "adam": 1e-3, "adamw": 1e-3, "rmsprop": 1e-3},
-    "features": {"sgd": 0.05, "adam": 3e-3, "adamw": 3e-3, "rmsprop": 1e-3},
-    "finetune": {"sgd": 0.005, "adam": 1e-4, "adamw": 1e-4, "rmsprop": 3e-5},
-}
-# Overrides for trunks without normalization layers, whose gradients grow with their activations.
-SMALLER_LEARNING_RATES: dict[str, dict[str, float]] = {"scratch": {"sgd": 0.01}, "finetune": {"sgd": 0.001}}
-HEAD_SIZES: dict[str, tuple[int, ...]] = {
-    "linear": (),
-    "svm": (),
-    "mlp": (512, 256),
-    "conv": (32, 1024),
-    "heatmap": (64,),
-}
-# Folds for bagging. As is usual in cross-validation, each head is fitted to four fifths of the training images.
-BAG_FOLDS = 5
-# For features scaled as in `heads.solvers`. benchmarks/RESULTS.md, "Solved heads", has the scores by scaling and C.
-C_VALUES: dict[str, tuple[float, ...]] = {
-    "svm": (1e-4, 1e-3, 1e-2),
-    "linear": (1e-4, 1e-3, 1e-2, 1e-1, 1.0, 10.0),
-    "ridge": (1e-5, 1e-4, 1e-3, 1e-2, 1e-1, 1.0, 10.0, 100.0),
-}
-# Folds that choose C for a solved head.
-SOLVER_FOLDS = 5

@@ -13,7 +13,8 @@ from pathlib import Path
 from typing import Any
 
 from tl.errors import ConfigError, MissingExtraError
-from tl.trainer.config import FROM_SOLVED_HEAD, PRESETS, TrainConfig
+from tl.trainer.config import PRESETS, TrainConfig
+from tl.trainer.defaults import FROM_SOLVED_HEAD
 from tl.trainer.options import nearest, raise_faults, resolve
 
 # Options from versions before 0.1.
@@ -33,6 +34,7 @@ def config_from_mapping(values: Mapping[str, Any], where: str) -> TrainConfig:
         plain = {key: value for key, value in values.items() if key in names}
         if isinstance(plain.get("freeze"), int):
             plain["freeze"] = str(plain["freeze"])  # YAML parses a number of stages as an integer
+        plain |= {key: _as_text(plain[key]) for key in ("channels", "project") if key in plain}
         config = TypeAdapter(TrainConfig).validate_python(plain)
     except ValidationError as error:
         faults += _type_faults(error.errors())
@@ -40,6 +42,13 @@ def config_from_mapping(values: Mapping[str, Any], where: str) -> TrainConfig:
         raise
     raise_faults(faults, where)
     return config
+
+
+def _as_text(value: Any) -> Any:
+    """A number or a list of numbers and names, as YAML has them, in the form of a flag."""
+    if isinstance(value, list):
+        return ",".join(map(str, value))
+    return str(value) if type(value) is int else value
 
 
 def load_config(path: str | Path) -> dict[str, Any]:
@@ -71,8 +80,8 @@ def dump_config(config: TrainConfig) -> str:
 
 def with_absolute_paths(config: TrainConfig) -> TrainConfig:
     """The config with absolute paths, so that the run can be resumed, repeated and exported from any folder."""
-    words = {"none", "imagenet", *PRESETS}  # keywords, kept even if a folder of the same name exists
-    paths = {name: getattr(config, name) for name in ("data", "images", "weights", "augment")}
+    words = {"none", "imagenet", "names", *PRESETS}  # keywords, kept even if a folder of the same name exists
+    paths = {name: getattr(config, name) for name in ("data", "images", "weights", "augment", "taxonomy", "boxes")}
     absolute = {
         name: os.path.abspath(path)
         for name, path in paths.items()

@@ -7,15 +7,18 @@ from __future__ import annotations
 
 import dataclasses
 import math
-import re
 from collections.abc import Mapping
 from difflib import get_close_matches
 from pathlib import Path
 from typing import Any, TypeVar
 
+from tl.data.sequences import sequence_faults
 from tl.errors import ConfigError
+from tl.runtime.imaging.preprocessing import parse_channels, stack_faults
 from tl.runtime.landmarks.files import is_landmark_file
-from tl.trainer.config import (
+from tl.runtime.sources.durations import parse_seconds
+from tl.trainer.config import Kind, TrainConfig
+from tl.trainer.defaults import (
     BAG_FOLDS,
     BEST_SOUP,
     BY_METHOD,
@@ -33,8 +36,6 @@ from tl.trainer.config import (
     SMALLER_LEARNING_RATES,
     SOUP,
     VAL_FRACTION,
-    Kind,
-    TrainConfig,
 )
 from tl.trainer.models.backbone_info import family_of, has_norm
 from tl.trainer.task_options import task_faults
@@ -151,12 +152,6 @@ def _can_average(config: TrainConfig) -> bool:
     return bool(config.interpolate) and config.schedule != "plateau"
 
 
-def parse_seconds(text: str) -> float | None:
-    """`90s`, `10m`, `1.5h` -> seconds; None for anything else."""
-    match = re.fullmatch(r"(\d+(?:\.\d+)?)([smh])", text.strip())
-    return float(match[1]) * {"s": 1, "m": 60, "h": 3600}[match[2]] if match else None
-
-
 def find_task(data: str) -> Kind:
     """The task of a data set: landmarks for a landmark file, classes otherwise, also for a missing path."""
     return "landmarks" if is_landmark_file(data) else "classification"
@@ -201,13 +196,13 @@ def _auto_faults(config: TrainConfig) -> list[str]:
 
 
 def _budget_faults(config: TrainConfig) -> list[str]:
-    if config.budget is None or parse_seconds(config.budget):
-        return []
-    return [f"budget must be a duration such as 90s, 10m or 2h, found '{config.budget}'"]
+    is_valid = config.budget is None or parse_seconds(config.budget)
+    return [] if is_valid else [f"budget must be a duration such as 90s, 10m or 2h, found '{config.budget}'"]
 
 
 def _image_faults(config: TrainConfig) -> list[str]:
-    faults = []
+    faults = sequence_faults(config.sequence, for_landmarks=config.task == "landmarks")
+    faults += stack_faults(parse_channels(config.channels), config.project)
     if not 255 < config.bit_depth_max <= 65535:
         faults.append(f"bit_depth_max must be 256..65535, found {config.bit_depth_max}")
     if config.image_size is not None and config.image_size > _MAX_IMAGE_SIZE:

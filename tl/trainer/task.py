@@ -16,16 +16,28 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tl import __version__
+from tl.data.boxed import locate
 from tl.data.features import FeatureSet, open_features
-from tl.data.images import ImageStore, check_readable, color_statistics, load_images, preprocessing_key
-from tl.data.manifests import LabeledImage, ManifestColumns, bind_class_names, class_ids, read_images
+from tl.data.images import (
+    ImageStore,
+    check_readable,
+    color_statistics,
+    content_key,
+    load_images,
+    preprocessing_key,
+)
+from tl.data.manifests import LabeledImage, bind_class_names, class_ids
+from tl.data.sequences import tie_sequences
 from tl.data.splits import Fold, assign_splits, cut_parts, find_folds, limit_per_class
 from tl.errors import ConfigError, DataError
 from tl.progress import Progress
-from tl.runtime.imaging.preprocessing import Preprocessing, build_preprocessing
-from tl.trainer.config import MAX_EPOCHS, MIN_STEPS, SOLVER_FOLDS, TrainConfig
+from tl.runtime.ensembles.taxonomy import Taxonomy, taxonomy_of
+from tl.runtime.imaging.preprocessing import Preprocessing, build_preprocessing, parse_channels
+from tl.trainer.boxes import check_found, read_run_data, run_crop
+from tl.trainer.config import TrainConfig
+from tl.trainer.defaults import MAX_EPOCHS, MIN_STEPS, SOLVER_FOLDS
 from tl.trainer.fit.augment import Augment, build_augment
-from tl.trainer.models.backbone_info import OWN_BACKBONES, BackboneInfo, library_of, remembered_info
+from tl.trainer.models.backbone_info import OWN_BACKBONES, BackboneInfo, library_of, remembered_info, with_channels
 from tl.trainer.models.weight_files import WeightsFile, find_weights, read_colors
 from tl.trainer.options import can_refit, resolve, settled
 from tl.trainer.run_folder.run import NetworkCard, Run
@@ -92,12 +104,13 @@ class FeatureTask(PreparedInputs):
     """The prepared inputs of a run whose head can be trained on cached features.
 
     `outputs`: what the head has one output for: classes or targets. `ids`: class of each image in the store, 0 without
-    classes. `features` is None if the trunk is randomly initialized.
+    classes. `features` is None if the trunk is randomly initialized, `taxonomy` if the classes have no groups.
     """
 
     outputs: tuple[str, ...]
     ids: tuple[int, ...]
     features: FeatureSet | None
+    taxonomy: Taxonomy | None
 
     @property
     def uses_kept_features(self) -> bool:
@@ -153,11 +166,6 @@ class Task(FeatureTask):
         return np.array([self.ids[i] for i in self.store.indices(split)], dtype=np.int64)
 
 
-def manifest_columns(config: TrainConfig) -> ManifestColumns:
-    """How a config reads a CSV manifest."""
-    return ManifestColumns(config.split_column, config.path_column, config.label_column, config.images)
-
-
 # (config, info, number of outputs, weights file): raises `TlError` if no network can be built from them.
 Check = Callable[[TrainConfig, BackboneInfo, int, WeightsFile | None], None]
 
@@ -173,16 +181,29 @@ def prepare_task(config: TrainConfig, progress: Progress, check: Check = lambda 
             f"{config.data} contains {config.task}, but this command requires classes; set "
             "task to override the detected task"
         )
-    found = read_images(config.data, manifest_columns(config), progress.say)
+    boxed = read_run_data(config, progress)
+    found, failed = boxed.images, boxed.failed
+    if (crop := run_crop(config, has_boxes=found[0].box is not None)) is not None:
+        found, outside = locate(found, crop)
+        failed = [*failed, *outside]
+    if not config.skip_bad:
+        check_found(failed)
     has_own_split = any(image.split == "val" for image in found)
 
     def split(images: Sequence[LabeledImage]) -> list[LabeledImage]:
         images = assign_splits(images, settled(config.val_fraction), config.seed)
         return images if config.per_class is None else limit_per_class(images, config.per_class, config.seed)
 
-    inputs = prepare_inputs(asked, config, found, split, _check_data, check, progress)
+    def bind(images: Sequence[LabeledImage], config: TrainConfig) -> tuple[str, ...]:
+        class_names = _check_data(images, config)
+        taxonomy_of(config.taxonomy, class_names)
+        return class_names
+
+    inputs = prepare_inputs(asked, config, found, split, bind, check, progress)
     ids = tuple(class_ids(inputs.store.images, inputs.outputs))
-    task = Task(**vars(inputs) | {"ids": ids})
+    taxonomy = taxonomy_of(config.taxonomy, inputs.outputs)
+    bad = [*inputs.bad, *failed, *((image, "no box to use") for image in boxed.unboxed)]
+    task = Task(**vars(inputs) | {"ids": ids, "taxonomy": taxonomy, "bad": bad})
     return dataclasses.replace(task, config=dataclasses.replace(task.config, refit=refits(task, has_own_split)))
 
 
@@ -203,6 +224,7 @@ def prepare_inputs(
     info = remembered_info(config.backbone, find_info)
     preprocessing = build_run_preprocessing(config, info)
     augment = build_augment(str(config.augment), preprocessing)
+    found = tie_sequences(found, config.sequence, progress.say)
     has_own_split = any(image.split == "val" for image in found)
     images = split(found)
     config = _fit_epochs(fit_batch(config, images, asked.batch_size), images, asked, has_own_split)
@@ -216,7 +238,7 @@ def prepare_inputs(
         if features is None or not _needs_features_alone(config, augment):
             return False
         views = range((config.views or 0) + 1) if image.split == "train" else (CLEAN,)
-        return features.has(digest, views)
+        return features.has(content_key(image, digest), views)
 
     store, bad = load_images(images, preprocessing, config.cache, progress, is_done=is_done)
     if not config.skip_bad:
@@ -229,7 +251,7 @@ def prepare_inputs(
     if config.normalize == "dataset" and weights is not None:
         features = open_run_features(config, info, preprocessing, augment, weights)
     ids = (0,) * len(store.images)
-    return FeatureTask(config, info, preprocessing, augment, weights, store, bad, outputs, ids, features)
+    return FeatureTask(config, info, preprocessing, augment, weights, store, bad, outputs, ids, features, None)
 
 
 def refits(task: FeatureTask, has_own_split: bool) -> bool:
@@ -296,7 +318,8 @@ def find_start(config: TrainConfig, info: BackboneInfo) -> tuple[WeightsFile | N
     if weights is not None and weights.is_run and config.normalize == "backbone":
         mean, std = read_colors(weights)  # the statistics that this trunk was trained with
         info = dataclasses.replace(info, mean=mean, std=std)
-    return weights, info
+    num_channels = len(parse_channels(config.channels) or ())
+    return weights, with_channels(info, num_channels) if num_channels > len(info.mean) else info
 
 
 def measure_colors(config: TrainConfig, info: BackboneInfo, store: ImageStore, progress: Progress) -> BackboneInfo:
@@ -347,7 +370,7 @@ def _check_data(images: Sequence[LabeledImage], config: TrainConfig) -> tuple[st
 def build_run_preprocessing(config: TrainConfig, info: BackboneInfo) -> Preprocessing:
     """The preprocessing of a resolved config."""
     side = config.image_size or info.image_size
-    short_side = None
+    short_side, channels = None, parse_channels(config.channels)
     if config.resize_mode == "short_side" and info.short_side > info.image_size:
         short_side = round(side * info.short_side / info.image_size)  # the ratio used to validate the published weights
     return build_preprocessing(
@@ -355,9 +378,11 @@ def build_run_preprocessing(config: TrainConfig, info: BackboneInfo) -> Preproce
         settled(config.resize_mode),
         short_side=short_side,
         interpolation=info.interpolation,
-        pad_rgb=tuple(round(255 * value) for value in info.mean),  # type: ignore[arg-type]  # three values
+        pad_rgb=tuple(round(255 * info.mean[i % len(info.mean)]) for i in range(max(3, len(channels or ())))),
         bit_depth_max=config.bit_depth_max,
         jpeg_scale=config.jpeg_scale,
+        channels=channels,
+        project=config.project,
     )
 
 

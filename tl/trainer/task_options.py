@@ -4,21 +4,27 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from tl.trainer.box_options import box_faults
 from tl.trainer.config import TrainConfig
+from tl.trainer.defaults import LANDMARKS
 
+_BOXES = ("boxes", "min_box_confidence", "box_categories", "box_labels", "crop_square")
 # Options for classification only.
 _CLASSES_ONLY = (
     *("per_class", "path_column", "label_column", "views", "mixup", "cutmix", "label_smoothing", "class_weights"),
-    "sampler",
+    *("sampler", "taxonomy", *_BOXES),
 )
 # Options of classification that regression does not have.
-_CLASSES_NOT_NUMBERS = ("per_class", "mixup", "cutmix", "label_smoothing", "class_weights", "sampler", "bag", "views")
+_CLASSES_NOT_NUMBERS = (
+    *("per_class", "mixup", "cutmix", "label_smoothing", "class_weights", "sampler", "bag", "views", "taxonomy"),
+    *_BOXES,
+)
 _NUMBERS_ONLY = ("unit", "number_loss", "quantile")
 _TARGETS_ONLY = ("target", *_NUMBERS_ONLY)
 _PREDICTED = {"regression": "numbers", "multilabel": "several labels"}
 # Ends of the names of metrics that can select the epoch.
 _MONITORS = {"regression": ("loss", "mae"), "multilabel": ("loss", "f1")}
-_LANDMARKS_ONLY = ("crop", "crop_margin", "mirror", "flip_pairs", "skeleton", "point_loss")
+_LANDMARKS_ONLY = ("crop", "mirror", "flip_pairs", "skeleton", "point_loss")
 
 
 def task_faults(config: TrainConfig) -> list[str]:
@@ -35,7 +41,7 @@ def task_faults(config: TrainConfig) -> list[str]:
     if config.task == "multilabel":
         faults += _target_faults(config, [name for name in _CLASSES_NOT_NUMBERS if name != "class_weights"])
         return [*faults, *_given(config, _NUMBERS_ONLY, "regression")]
-    return [*faults, *_given(config, _TARGETS_ONLY, "regression and multilabel")]
+    return [*faults, *_given(config, _TARGETS_ONLY, "regression and multilabel"), *box_faults(config)]
 
 
 def _target_faults(config: TrainConfig, not_available: Sequence[str]) -> list[str]:
@@ -97,7 +103,7 @@ def _landmark_faults(config: TrainConfig) -> list[str]:
             config.head == "heatmap" and config.point_loss != TrainConfig.point_loss
         ),
         "crop_margin requires crop box or points": (
-            config.crop == "whole" and config.crop_margin != TrainConfig.crop_margin
+            config.crop == "whole" and config.crop_margin not in (None, LANDMARKS["crop_margin"])
         ),
     }
     faults = [text for text, is_broken in rules.items() if is_broken]

@@ -47,7 +47,7 @@ TIES = np.array(list(itertools.product(_SAID, repeat=3)), np.uint8)[:, None]
 @pytest.mark.parametrize("weights", [(1.0, 1.0, 1.0), (2.0, 1.0, 1.0), (0.3, 0.7, 0.1)])
 @pytest.mark.parametrize("voting", VOTINGS)
 def test_merge_graphs__counts_as_the_runtime_on_every_tie(voting: Voting, weights: tuple[float, ...]) -> None:
-    model = merge_graphs([Ballot(make_reader(m), range(3)) for m in range(3)], (1, 3), voting, weights)
+    model = merge_graphs([Ballot(make_reader(m), range(3)) for m in range(3)], (1, 3, 3), voting, weights)
     found = run(model, TIES)
     members = (TIES[:, 0] / 128).astype(np.float32)
     wanted = vote(members, voting, weights)
@@ -60,14 +60,16 @@ def test_merge_graphs__counts_as_the_runtime_on_every_tie(voting: Voting, weight
 
 def test_merge_graphs__classes_in_another_order() -> None:
     other = [2, 0, 1]  # the ensemble's first class is the member's third
-    model = merge_graphs([Ballot(make_reader(0), range(3)), Ballot(make_reader(1), other)], (1, 3), "soft", (1, 1))
+    model = merge_graphs([Ballot(make_reader(0), range(3)), Ballot(make_reader(1), other)], (1, 3, 3), "soft", (1, 1))
     members = (TIES[:, 0] / 128).astype(np.float32)
     assert np.array_equal(run(model, TIES)["member_probabilities"][:, 1], members[:, 1][:, other])
 
 
 def test_merge_graphs__what_is_equal_is_computed_once() -> None:
     alone = make_reader(0)
-    model = merge_graphs([Ballot(make_reader(0, scale=s), range(3)) for s in (128, 64, 32)], (1, 3), "soft", (1, 1, 1))
+    model = merge_graphs(
+        [Ballot(make_reader(0, scale=s), range(3)) for s in (128, 64, 32)], (1, 3, 3), "soft", (1, 1, 1)
+    )
     kinds = [node.op_type for node in model.graph.node]
     assert (kinds.count("Gather"), kinds.count("Cast")) == (2, 1)  # as in a single member
     assert kinds.count("Div") == 3 + 1  # one per member, and the vote's
@@ -76,7 +78,7 @@ def test_merge_graphs__what_is_equal_is_computed_once() -> None:
 
 def test_merge_graphs__members_of_other_opsets() -> None:
     members = [make_reader(0, opset=18), make_reader(1, opset=20)]
-    model = merge_graphs([Ballot(member, range(3)) for member in members], (1, 3), "soft", (1, 1))
+    model = merge_graphs([Ballot(member, range(3)) for member in members], (1, 3, 3), "soft", (1, 1))
     assert [(entry.domain, entry.version) for entry in model.opset_import] == [("", 20)]
     assert np.array_equal(run(model, TIES)["member_probabilities"], (TIES[:, 0, :2] / 128).astype(np.float32))
 
@@ -87,5 +89,5 @@ def test_merge_graphs__many_members_say_nothing_of_where_they_came_from() -> Non
         member.graph.doc_string = "a secret place"
         member.graph.node[0].doc_string = "a secret place"
         helper.set_model_props(member, {"path": "a secret place"})
-    model = merge_graphs([Ballot(member, range(3)) for member in members], (1, 3), "soft", (1, 1))
+    model = merge_graphs([Ballot(member, range(3)) for member in members], (1, 3, 3), "soft", (1, 1))
     assert b"secret" not in model.SerializeToString()

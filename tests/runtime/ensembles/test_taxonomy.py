@@ -96,3 +96,13 @@ def test_most_special__sums_and_grows_up_the_tree(seed: int, least: float) -> No
     for sure, surer in zip(low, high, strict=True):
         assert order.index(surer.rank) >= order.index(sure.rank)  # more confidence, no more special rank
         assert isinstance(sure, Ranked)
+
+
+@pytest.mark.parametrize("label", [0, 1])
+def test_most_special__of_tied_classes_gives_the_label(label: int) -> None:
+    taxonomy = Taxonomy(("species", "family"), (("a", "b"),))
+    tied = np.array([[0.5, 0.5]], np.float32)
+    (found,) = most_special(tied, ("x", "y"), taxonomy, 0.5, np.array([label]))
+    assert (found.rank, found.name) == ("species", "xy"[label])
+    (found,) = most_special(tied, ("x", "y"), Taxonomy(("s", "f"), (("a", "a"),)), 0.6, np.array([label]))
+    assert (found.rank, found.name) == ("f", "a")

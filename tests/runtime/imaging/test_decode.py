@@ -11,7 +11,8 @@ from PIL import Image, ImageOps, TiffImagePlugin
 
 from tests.runtime.images import RECIPE, blocks, encode, encode_turned, noise, png, with_tiff_value
 from tl.errors import ImageReadError
-from tl.runtime.imaging.decode import decode_image, read_size, upright
+from tl.runtime.imaging.decode import decode_image, read_size
+from tl.runtime.imaging.orientation import upright
 from tl.runtime.imaging.preprocessing import build_preprocessing
 
 CAMERA_12_BIT = build_preprocessing((8, 8), bit_depth_max=4095)

@@ -120,7 +120,15 @@ def test_decode_image__tiff_of_channels_that_no_decoder_knows() -> None:
     assert "a TIFF of 4 channels of 8 bits, which cannot be read: save the channels" in failure(data).reason
 
 
-@pytest.mark.parametrize("tags", [{50706: b"\1\4\0\0"}, {254: 1}], ids=["DNG", "preview first"])
+@pytest.mark.parametrize("colors", [32803, 34892], ids=["filter array, as PEF", "linear"])
+def test_decode_image__raw_pixels_in_tiff(colors: int) -> None:
+    data = encode(noise()[:, :, 0], "TIFF")
+    place = data.index(struct.pack("<HHI", 262, 3, 1)) + 8
+    raw = data[:place] + struct.pack("<H", colors) + data[place + 2 :]
+    assert failure(raw).reason == "a raw camera photo, whose pixels cannot be read: develop it to JPEG or TIFF"
+
+
+@pytest.mark.parametrize("tags", [{50706: b"\1\4\0\0"}, {254: 1}], ids=["DNG", "preview first, as NEF and ARW"])
 def test_decode_image__raw_photo_in_a_tiff(tags: dict[int, Any]) -> None:
     assert "a raw camera photo" in failure(encode(noise(), "TIFF", tiffinfo=tags)).reason
 

@@ -11,20 +11,20 @@ from PIL import Image
 
 from tests.runtime.images import noise
 from tl.errors import ImageReadError
-from tl.runtime.imaging.decode import decode_scaled, upright
+from tl.runtime.imaging.decode import decode_scaled
 from tl.runtime.imaging.geometry import (
     Placement,
-    clip_region,
     crop_to_input,
     eighths,
     place,
     turn_keypoints,
     unturn_keypoints,
-    widen,
     working_image,
 )
+from tl.runtime.imaging.orientation import upright
 from tl.runtime.imaging.pipeline import load_input, load_views
 from tl.runtime.imaging.preprocessing import Interpolation, JpegScale, Preprocessing, ResizeMode, build_preprocessing
+from tl.runtime.imaging.regions import clip_region, widen
 
 SIDES = st.integers(1, 4000)
 SMALL = st.integers(1, 20)

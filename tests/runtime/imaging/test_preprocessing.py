@@ -43,6 +43,8 @@ def test_build_recipe__states_every_rule() -> None:
         "cmyk": "pillow",
         "decoder": "simplejpeg+pillow",
         "jpeg_scale": "2x",
+        "channels": None,
+        "project": None,
     }
 
 

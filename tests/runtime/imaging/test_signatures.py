@@ -13,9 +13,6 @@ from tl.runtime.imaging.decode import decode_image, read_size
 from tl.runtime.imaging.signatures import foreign_fault, unchecked_format
 
 FOREIGN = {
-    b"\0\0\0\x18ftypheic\0\0\0\0mif1heic": "an HEIC photo: export it as JPEG",
-    b"\0\0\0\x18ftyphevc\0\0\0\0mif1hevc": "an HEIC photo: export it as JPEG",
-    b"\0\0\0\x18ftypmif1\0\0\0\0mif1heic": "an HEIF photo: export it as JPEG",
     b"\0\0\0\x18ftypcrx \0\0\0\x01crx isom": "a Canon raw photo (CR3): develop it to JPEG or TIFF",
     b"II*\0\x10\0\0\0CR\x02\0": "a Canon raw photo (CR2): develop it",
     b"FUJIFILMCCD-RAW 0201FF383501": "a Fujifilm raw photo (RAF): develop it",

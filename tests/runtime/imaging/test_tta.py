@@ -12,9 +12,9 @@ from tests.models import color_probabilities, make_contract, make_model
 from tests.runtime.images import encode, noise
 from tl.errors import EnsembleError
 from tl.runtime import SelectivePrediction
-from tl.runtime.imaging.geometry import Part
 from tl.runtime.imaging.pipeline import WHOLE, TtaKind, View, build_views, load_input, load_inputs
 from tl.runtime.imaging.preprocessing import Preprocessing, build_preprocessing
+from tl.runtime.imaging.regions import Part
 from tl.runtime.predictor import load
 
 # Means of a few float32 probabilities.

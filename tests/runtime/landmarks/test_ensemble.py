@@ -15,6 +15,7 @@ from tests.spots import SPOTS, USUAL_XY, make_spot_model, save_spots, spot_image
 from tl.errors import EnsembleError, ParityError
 from tl.runtime.imaging.decode import ImageSource
 from tl.runtime.imaging.preprocessing import ResizeMode, build_preprocessing
+from tl.runtime.imaging.regions import Box
 from tl.runtime.results import Failure, Landmarks
 
 # A spot's intensity is rounded to 255 steps and resized with a filter, which moves its center by hundredths of a pixel.
@@ -137,6 +138,23 @@ def test_predict__given_boxes(tmp_path: Path) -> None:
     assert found.region_xywh == (97.5, 65.5, 45.0, 39.0)  # a quarter more on every side
     assert isinstance(stranger, Failure)
     assert "contains no box for this image" in stranger.error
+
+
+def test_predict__boxes_of_a_detector(tmp_path: Path) -> None:
+    """A box in fractions of the photo, as in MegaDetector's JSON, is the same region as one in pixels."""
+    fine = make_spot_model(tmp_path / "fine.onnx", region="box", region_margin=0.25)
+    save_spots(tmp_path / "a.png", USUAL_XY)
+    with Image.open(tmp_path / "a.png") as image:
+        width, height = image.size
+    pixels = (5.0, 5.0, 70.0, 50.0)
+    relative = Box((5 / width, 5 / height, 70 / width, 50 / height), is_relative=True)
+    found = [
+        tl.runtime.load_landmarks(fine, device="cpu", boxes={str(tmp_path / "a.png"): box}).predict(tmp_path / "a.png")
+        for box in (pixels, Box(pixels), relative)
+    ]
+    for other in found[1:]:
+        assert other.region_xywh == pytest.approx(found[0].region_xywh)
+        np.testing.assert_allclose(other.keypoints_xy, found[0].keypoints_xy, atol=1e-6)
 
 
 def test_predict__a_locator_finds_the_box(tmp_path: Path) -> None:

@@ -15,8 +15,8 @@ from tests.models import solid
 from tests.runtime.images import encode_turned
 from tl.errors import DataError, ImageReadError
 from tl.runtime.landmarks import coco, deeplabcut, long_csv, tps, wide_csv
-from tl.runtime.landmarks.boxes import read_scales
 from tl.runtime.landmarks.files import image_finder, image_sizes, lost_in, read_landmarks, write_landmarks
+from tl.runtime.landmarks.scales import read_scales
 from tl.runtime.landmarks.sets import LandmarkSet, image_landmarks
 
 NAN = math.nan

@@ -123,7 +123,7 @@ def test_parse_contract__landmarks() -> None:
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"landmarks": None}, "task 'landmarks' does not match the field 'landmarks'"),
+        ({"landmarks": None}, "task 'landmarks' does not match the fields 'landmarks' and 'boxes'"),
         ({"outputs": ["points"]}, "requires the outputs ['keypoints']"),
         ({"landmarks": {**FACTS, "mean_shape": [[0.0, 0.5]]}}, "the mean shape has 1 points for 2 names"),
         ({"golden": {**POINTS["golden"], "samples": [{"png": "", "expected": [1, 2]}]}}, "has 2 values, expected 4"),
@@ -259,7 +259,9 @@ def test_parse_contract__any_edit_of_the_text(place: float, insert: str, cut: in
 def older(version: int) -> dict[str, Any]:
     """The contract of `PLAIN` as written by that schema version."""
     plain = copy.deepcopy(PLAIN)
-    del plain["taxonomy"], plain["regression"], plain["multilabel"]
+    del plain["taxonomy"], plain["boxes"], plain["regression"], plain["multilabel"]
+    for name in ("channels", "project"):
+        del plain["preprocessing"][name]
     plain["schema_version"] = version
     if version == 3:
         return plain
@@ -275,6 +277,28 @@ def older(version: int) -> dict[str, Any]:
 @pytest.mark.parametrize("version", [1, 2, 3])
 def test_parse_contract__older_schema(version: int) -> None:
     assert parse_contract(json.dumps(older(version)), "x") == make_contract()
+
+
+@pytest.mark.parametrize(("version", "where"), [(1, "recipe"), (2, "recipe"), (3, "preprocessing")])
+def test_parse_contract__older_schema_with_newer_preprocessing(version: int, where: str) -> None:
+    plain = older(version)
+    plain[where]["project"] = "max"
+    assert "contract.preprocessing: unknown field 'project' in schema_version 3" in fault(json.dumps(plain))
+
+
+def test_parse_contract__channels() -> None:
+    preprocessing = build_preprocessing((6, 8), channels=("0", "GFP", "2", "3"), project="max")
+    contract = make_contract(preprocessing=preprocessing)
+    assert parse_contract(dump_contract(contract), "x") == contract
+    for value, reason in (
+        (["0", "0"], "got '0' more than once"),
+        ([], "channels must be 1 to 64"),
+        ([0], "channels[0]: expected a text"),
+        (["1"], "pad_rgb must have 3 values"),
+    ):
+        plain = json.loads(dump_contract(contract))
+        plain["preprocessing"]["channels"] = value
+        assert reason in fault(json.dumps(plain)), value
 
 
 def test_parse_contract__older_names_of_outputs() -> None:
@@ -295,7 +319,8 @@ def test_parse_contract__older_schema_lacks_a_field(version: int, field: str) ->
 
 
 @pytest.mark.parametrize(
-    ("version", "field"), [(1, "conformal"), (1, "preprocessing"), (2, "preprocessing"), (2, "ood"), (3, "taxonomy")]
+    ("version", "field"),
+    [(1, "conformal"), (1, "preprocessing"), (2, "preprocessing"), (2, "ood"), (3, "taxonomy"), (3, "boxes")],
 )
 def test_parse_contract__older_schema_with_a_newer_field(version: int, field: str) -> None:
     plain = older(version) | {field: None}

@@ -3,6 +3,7 @@ from __future__ import annotations
 import base64
 import dataclasses
 import time
+from io import BytesIO
 from pathlib import Path
 from typing import Any
 
@@ -12,10 +13,12 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from onnx import TensorProto, helper, numpy_helper
+from PIL import Image
 
 from tests.models import color_probabilities, make_contract, make_model, solid
 from tests.runtime.images import encode, noise, png
 from tl.errors import DeviceError, ModelFileError, ParityError
+from tl.runtime.imaging.preprocessing import build_preprocessing
 from tl.runtime.model_file.contract import Golden, GoldenSample
 from tl.runtime.model_file.selftest import encode_golden_png, golden_image, run_selftest
 
@@ -94,6 +97,21 @@ def test_golden_image__round_trip() -> None:
     image = noise(8, 8)
     golden = GoldenSample(encode_golden_png(image), (0.2, 0.3, 0.5))
     np.testing.assert_array_equal(golden_image(golden, CONTRACT, "x"), image)
+
+
+def test_golden_image__more_than_three_channels() -> None:
+    random = np.random.default_rng(0)
+    preprocessing = build_preprocessing((8, 6), channels=("0", "1", "2", "3", "4"))
+    contract = make_contract(preprocessing=preprocessing)
+    image = random.integers(0, 256, (8, 6, 5), np.uint8)
+    golden = GoldenSample(encode_golden_png(image), (0.2, 0.3, 0.5))
+    with Image.open(BytesIO(base64.b64decode(golden.png))) as png_image:
+        assert (png_image.mode, png_image.size) == ("L", (6, 40))
+        np.testing.assert_array_equal(np.asarray(png_image)[8:16], image[:, :, 1])
+    np.testing.assert_array_equal(golden_image(golden, contract, "x"), image)
+    for other in (image[:, :, :4], image[:, :, :3], image[:7]):
+        with pytest.raises(ModelFileError, match="x: a golden sample is damaged"):
+            golden_image(GoldenSample(encode_golden_png(other), (0.2, 0.3, 0.5)), contract, "x")
 
 
 @pytest.mark.parametrize(

@@ -27,9 +27,9 @@ def kept(path: Path, *, key: str = "models", retry_failed: bool = False) -> list
 
 
 A, B, C = (
-    KeptRow("a.png,red\n", False),
-    KeptRow('"b\n\udce9.png",blue\n', False),
-    KeptRow("c.png,,torn\n", True),
+    KeptRow("a.png", "a.png,red\n", False),
+    KeptRow("b\n\udce9.png", '"b\n\udce9.png",blue\n', False),
+    KeptRow("c.png", "c.png,,torn\n", True),
 )
 
 
@@ -51,7 +51,7 @@ def test_open_ledger__the_last_line_of_a_image_counts(tmp_path: Path) -> None:
     fill(tmp_path / "ledger")
     with open_ledger(tmp_path / "ledger", "models", resume=True, retry_failed=True) as ledger:
         ledger.add("c.png", SHA, "c.png,green\n", failed=False)
-    assert kept(tmp_path / "ledger")[2] == KeptRow("c.png,green\n", False)
+    assert kept(tmp_path / "ledger")[2] == KeptRow("c.png", "c.png,green\n", False)
 
 
 def test_open_ledger__other_models_or_no_resume_begin_anew(tmp_path: Path) -> None:
@@ -73,7 +73,7 @@ def test_open_ledger__cut_anywhere_keeps_the_whole_lines(tmp_path: Path) -> None
         with open_ledger(tmp_path / "ledger", "models", resume=True) as ledger:  # and continues after them
             ledger.add("d.png", SHA, "d\n", failed=False)
         with open_ledger(tmp_path / "ledger", "models", resume=True) as ledger:
-            assert ledger.known("d.png", SHA) == KeptRow("d\n", False)
+            assert ledger.known("d.png", SHA) == KeptRow("d.png", "d\n", False)
 
 
 @pytest.mark.parametrize(

@@ -14,7 +14,8 @@ from tests.runtime.sources.test_archives import make_tar, make_zip
 from tl.errors import DataError, ImageReadError
 from tl.runtime import Classification, Failure, load
 from tl.runtime.imaging.decode import source_name
-from tl.runtime.sources.inputs import UnreadableFile, find_inputs
+from tl.runtime.sources.inputs import find_inputs
+from tl.runtime.sources.memory_files import UnreadableFile
 from tl.runtime.sources.paths import read_path_list
 
 RED = encode(solid((200, 10, 10)), "PNG")

@@ -7,8 +7,8 @@ from pathlib import Path
 import pytest
 
 from tl.errors import DataError
-from tl.runtime.landmarks.boxes import read_boxes
 from tl.runtime.landmarks.files import image_finder
+from tl.runtime.sources.box_files import read_boxes
 from tl.runtime.sources.inputs import find_inputs
 from tl.runtime.sources.names import FileFinder
 
@@ -75,4 +75,5 @@ def test_find_inputs__listed_on_windows(folder: Path, monkeypatch: pytest.Monkey
 
 def test_read_boxes__listed_on_windows(folder: Path) -> None:
     (folder / "boxes.csv").write_text("Filename;box_x;box_y;box_w;box_h\nphotos\\ant_30.jpg;1,5;2;3;4\n")
-    assert read_boxes(folder / "boxes.csv") == {str(folder / "photos/ANT_30.jpg"): (1.5, 2.0, 3.0, 4.0)}
+    boxes = read_boxes(folder / "boxes.csv").single()
+    assert boxes[str(folder / "photos/ANT_30.jpg")].xywh == (1.5, 2.0, 3.0, 4.0)

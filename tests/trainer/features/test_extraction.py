@@ -65,7 +65,7 @@ def graph(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The graph that `build_embedder` caches for `make_network()`; read only."""
     path = tmp_path_factory.mktemp("graph") / "made" / "trunk.onnx"
     listener = Listener()
-    build_embedder(make_network(), SIZE, MANY, path, Machine(torch.device("cpu"), None, 1), listener)
+    build_embedder(make_network(), (*SIZE, 3), MANY, path, Machine(torch.device("cpu"), None, 1), listener)
     assert (listener.tasks, listener.lines) == (["preparing the backbone"], [])
     return path
 
@@ -73,7 +73,7 @@ def graph(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.mark.slow
 def test_build_embedder__onnxruntime_gives_torch_s_features(graph: Path, cpu: Machine) -> None:
     network, listener = make_network(), Listener()
-    embed = build_embedder(network, SIZE, 1, graph, cpu, listener)  # the graph is cached, so one image is enough
+    embed = build_embedder(network, (*SIZE, 3), 1, graph, cpu, listener)  # the graph is cached, so one image is enough
     assert "onnxruntime" in embed.__name__
     assert (listener.tasks, listener.lines) == ([], [])
     images = make_images(33)
@@ -85,7 +85,7 @@ def test_build_embedder__onnxruntime_gives_torch_s_features(graph: Path, cpu: Ma
 
 @pytest.mark.slow
 def test_build_embedder__a_batch_is_its_images_one_by_one(graph: Path, cpu: Machine) -> None:
-    embed = build_embedder(make_network(), SIZE, 1, graph, cpu, Silent())
+    embed = build_embedder(make_network(), (*SIZE, 3), 1, graph, cpu, Silent())
     images = make_images(5, seed=1)
     one_by_one = np.concatenate([embed(images[i : i + 1]) for i in range(5)])
     np.testing.assert_allclose(embed(images), one_by_one, rtol=0, atol=1e-6)  # convolutions may be tiled differently
@@ -100,7 +100,7 @@ def test_build_embedder__the_kept_graph_holds_no_trace_of_this_machine(graph: Pa
 @pytest.mark.slow
 def test_build_embedder__a_graph_of_other_weights_is_noticed(graph: Path, cpu: Machine) -> None:
     network, listener = make_network(seed=1), Listener()
-    embed = build_embedder(network, SIZE, MANY, graph, cpu, listener)
+    embed = build_embedder(network, (*SIZE, 3), MANY, graph, cpu, listener)
     assert listener.lines == [
         "features are computed by torch, which is slower: onnxruntime computes different features for this backbone"
     ]
@@ -111,7 +111,7 @@ def test_build_embedder__a_graph_of_other_weights_is_noticed(graph: Path, cpu: M
 def test_build_embedder__few_images_go_through_torch_at_once(tmp_path: Path, cpu: Machine, pooling: str) -> None:
     network, listener = make_network(pooling=pooling), Listener()
     network.train()  # an embedder must not update batch-norm statistics
-    embed = build_embedder(network, SIZE, MANY - 1, tmp_path / "g" / "trunk.onnx", cpu, listener)
+    embed = build_embedder(network, (*SIZE, 3), MANY - 1, tmp_path / "g" / "trunk.onnx", cpu, listener)
     assert (listener.tasks, listener.lines) == ([], [])
     assert not (tmp_path / "g").exists()
     images = make_images(3)
@@ -150,7 +150,7 @@ def test_build_embedder__a_wrong_graph_is_noticed_however_small_features_are(
     last = [module for module in network.trunk.modules() if isinstance(module, nn.BatchNorm2d)][-1]
     last.weight.data *= size
     last.bias.data *= size
-    embed = build_embedder(network, SIZE, 1, make_wrong_graph(tmp_path / "g.onnx"), cpu, listener)
+    embed = build_embedder(network, (*SIZE, 3), 1, make_wrong_graph(tmp_path / "g.onnx"), cpu, listener)
     assert len(listener.lines) == 1
     assert "by torch" in listener.lines[0]
     assert_close(embed(make_images(3)), by_hand(network, make_images(3)))
@@ -170,7 +170,7 @@ def test_build_embedder__a_damaged_graph_is_said(tmp_path: Path, cpu: Machine) -
     network, listener = make_network(), Listener()
     graph = make_wrong_graph(tmp_path / "trunk.onnx")
     graph.write_bytes(graph.read_bytes()[:100])
-    embed = build_embedder(network, SIZE, 1, graph, cpu, listener)
+    embed = build_embedder(network, (*SIZE, 3), 1, graph, cpu, listener)
     line = assert_said_and_by_torch(listener, embed(make_images(2)), by_hand(network, make_images(2)))
     assert str(graph) in line
 
@@ -179,7 +179,7 @@ def test_build_embedder__a_damaged_graph_is_said(tmp_path: Path, cpu: Machine) -
 def test_build_embedder__no_place_for_the_graph_is_said(tmp_path: Path, cpu: Machine) -> None:
     (tmp_path / "c").write_text("in the way", encoding="utf-8")
     network, listener = make_network(), Listener()
-    embed = build_embedder(network, SIZE, MANY, tmp_path / "c" / "trunk.onnx", cpu, listener)
+    embed = build_embedder(network, (*SIZE, 3), MANY, tmp_path / "c" / "trunk.onnx", cpu, listener)
     line = assert_said_and_by_torch(listener, embed(make_images(2)), by_hand(network, make_images(2)))
     assert str(tmp_path / "c") in line
 
@@ -195,7 +195,7 @@ class Choosy(nn.Module):
 def test_build_embedder__a_backbone_that_cannot_be_exported_is_said(tmp_path: Path, cpu: Machine) -> None:
     network, listener = make_network(), Listener()
     network.trunk.add_module("choosy", Choosy())
-    embed = build_embedder(network, SIZE, MANY, tmp_path / "trunk.onnx", cpu, listener)
+    embed = build_embedder(network, (*SIZE, 3), MANY, tmp_path / "trunk.onnx", cpu, listener)
     assert_said_and_by_torch(listener, embed(make_images(2)), by_hand(network, make_images(2)))
     assert list(tmp_path.iterdir()) == []
 
@@ -212,7 +212,7 @@ def test_build_embedder__a_backbone_beyond_2_gib_is_said(
 ) -> None:
     monkeypatch.setattr(embedder, "to_onnx", lambda *arguments: TooLarge())
     network, listener = make_network(), Listener()
-    embed = build_embedder(network, SIZE, MANY, tmp_path / "trunk.onnx", cpu, listener)
+    embed = build_embedder(network, (*SIZE, 3), MANY, tmp_path / "trunk.onnx", cpu, listener)
     assert_said_and_by_torch(listener, embed(make_images(2)), by_hand(network, make_images(2)))
 
 

@@ -201,3 +201,36 @@ def test_build_augment__import_keeps_its_environment_switch() -> None:
         [sys.executable, "-c", code], capture_output=True, text=True, timeout=60, check=False, env=environment
     )
     assert (done.returncode, done.stdout, done.stderr) == (0, "None\n", "")
+
+
+# --- more than three channels
+
+FIVE = build_preprocessing((24, 24), channels=("0", "1", "2", "3", "4"))
+
+
+@pytest.mark.parametrize("preset", [preset for preset in PRESETS if preset != "none"])
+def test_augment__presets_keep_all_channels(preset: str) -> None:
+    image = np.random.default_rng(0).integers(0, 256, (24, 24, 5), np.uint8)
+    augment = build_augment(preset, FIVE)
+    seen = [augment(image, seed) for seed in range(20)]
+    assert all(one.shape == (24, 24, 5) and one.dtype == np.uint8 for one in seen)
+    assert any((one != image).any() for one in seen)
+    points = build_augment(preset, FIVE, points=True, mirror=True)
+    changed, moved = points.with_points(image, np.array([[3.0, 4.0]]), 1, [0])
+    assert changed.shape == (24, 24, 5)
+    assert moved.shape == (1, 2)
+
+
+@pytest.mark.parametrize("change", ["ColorJitter(p=1)", "ToGray(p=1)", "HueSaturationValue(p=1)"])
+def test_augment__transforms_of_colors_are_refused(change: str) -> None:
+    image = np.random.default_rng(0).integers(0, 256, (24, 24, 5), np.uint8)
+    with pytest.raises(ConfigError, match=r"augmentation .* failed on an image of 24x24"):
+        build_augment(change, FIVE)(image, 0)
+
+
+@pytest.mark.parametrize(
+    "change", ["RandomBrightnessContrast(p=1)", "GaussNoise(p=1)", "GaussianBlur(p=1)", "Affine(rotate=(30, 40), p=1)"]
+)
+def test_augment__transforms_of_any_channels(change: str) -> None:
+    image = np.random.default_rng(0).integers(0, 256, (24, 24, 5), np.uint8)
+    assert build_augment(change, FIVE)(image, 0).shape == (24, 24, 5)

@@ -7,14 +7,18 @@ from typing import Any
 import numpy as np
 import pytest
 from numpy.typing import NDArray
+from PIL import Image
 
+from tests.runtime.exif_photos import make_exif
 from tests.spots import SPOTS
 from tests.trainer.landmarks.make import make_landmark_config, make_spots, moved_spots
 from tl.errors import ConfigError, DataError
-from tl.runtime.imaging.geometry import region_of_points
+from tl.runtime.imaging.regions import region_of_points
 from tl.runtime.landmarks import wide_csv
 from tl.runtime.landmarks.sets import LandmarkSet, image_landmarks
+from tl.trainer.config import TrainConfig
 from tl.trainer.landmarks.data import find_odd, mark_points, read_annotated, reference_shape
+from tl.trainer.options import resolve
 
 NAN = float("nan")
 
@@ -51,6 +55,18 @@ def test_read_annotated__regions(tmp_path: Path) -> None:
     assert around == pytest.approx(region_of_points(moved_spots(0), 0.1), abs=1e-6)  # the file has nine digits
     with pytest.raises(DataError, match="1 images have no box, first images/0"):
         read(make_spots(tmp_path / "b", 1), crop="box")
+
+
+def test_read_annotated__bursts_are_groups(tmp_path: Path) -> None:
+    path = make_spots(tmp_path, 4)
+    for i in range(4):
+        with Image.open(tmp_path / f"images/{i}.png") as image:
+            image.load()
+        image.save(tmp_path / f"images/{i}.png", exif=make_exif(f"2026:05:01 12:{10 * (i // 2):02d}:0{i}").tobytes())
+    found = read_annotated(TrainConfig(data=str(path), sequence="exif:30s")).images
+    assert [image.group for image in found] == ["images/0.png"] * 2 + ["images/2.png"] * 2
+    with pytest.raises(ConfigError, match="in landmark files, the column is called group"):
+        resolve(TrainConfig(data=str(path), sequence="visit"))
 
 
 def test_read_annotated__partners(spots: Path) -> None:

@@ -51,7 +51,7 @@ def module() -> Deployed:
 
 @pytest.fixture(scope="module")
 def model(module: Deployed) -> onnx.ModelProto:
-    return to_onnx(module.train(), (16, 16), ("probabilities", "embedding"))
+    return to_onnx(module.train(), (16, 16, 3), ("probabilities", "embedding"))
 
 
 def run_model(model: onnx.ModelProto, images: NDArray[np.uint8]) -> list[NDArray[np.float32]]:
@@ -99,7 +99,7 @@ def test_to_onnx__a_batch_equals_its_images_alone(model: onnx.ModelProto) -> Non
 def test_to_onnx__a_head_on_the_map_and_a_temperature() -> None:
     module = make_module("map", temperature=0.25)
     module.network.standardize.fit(torch.randn(4, 128, 2, 2))
-    model = to_onnx(module, (16, 16), ("probabilities", "embedding"))
+    model = to_onnx(module, (16, 16, 3), ("probabilities", "embedding"))
     images = make_images(3)
     with torch.no_grad():
         wanted = module.eval()(torch.from_numpy(images))
@@ -113,7 +113,7 @@ def test_to_onnx__a_head_on_the_map_and_a_temperature() -> None:
 def test_to_onnx__flatten_and_rectangular(tmp_path: Path) -> None:
     torch.manual_seed(0)
     module = nn.Sequential(nn.Flatten(), CastLinear(8 * 24 * 3, 2))
-    model = to_onnx(module, (8, 24), ("y",))
+    model = to_onnx(module, (8, 24, 3), ("y",))
     images = np.random.default_rng(0).integers(0, 256, (3, 8, 24, 3)).astype(np.uint8)
     with torch.no_grad():
         wanted = module(torch.from_numpy(images)).numpy()
@@ -139,7 +139,7 @@ def test_to_onnx__leaves_the_log_alone_and_prints_nothing(capfd: pytest.CaptureF
     level = log.level
     log.setLevel(logging.WARNING)
     try:
-        to_onnx(nn.Sequential(nn.Flatten(), CastLinear(12, 2)), (2, 2), ("y",))
+        to_onnx(nn.Sequential(nn.Flatten(), CastLinear(12, 2)), (2, 2, 3), ("y",))
         assert log.level == logging.WARNING
     finally:
         log.setLevel(level)
@@ -150,7 +150,7 @@ def test_to_onnx__leaves_the_log_alone_and_prints_nothing(capfd: pytest.CaptureF
 @pytest.mark.slow
 def test_to_onnx__torchvision_backbones(backbone: str) -> None:
     module = make_module(side=64, backbone=backbone)
-    model = to_onnx(module, (64, 64), ("probabilities", "embedding"))
+    model = to_onnx(module, (64, 64, 3), ("probabilities", "embedding"))
     images = make_images(2, 64)
     with torch.no_grad():
         wanted = module.eval()(torch.from_numpy(images))[0].numpy()

@@ -101,7 +101,7 @@ def adopt(
         )
         progress.advance(note="self-test")
         if golden == "synthetic" or not are_real:
-            inputs = synthetic_inputs(plan.preprocessing.input_hw)
+            inputs = synthetic_inputs(plan.preprocessing.input_shape)
             samples = build_golden("synthetic", inputs, imported.probabilities(inputs), task)
         else:
             samples = build_golden("images", loaded.inputs, expected, task)

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from tl.data.boxed import check_boxed
 from tl.data.manifests import LabeledImage, class_ids
 from tl.errors import DataError
 from tl.evaluation.calibration import conformal_of, fit_useful_temperature
@@ -53,11 +54,12 @@ def calibrate_votes(
         return Calibration(1.0, None)
     if any(image.split == "val" for image in held_out):
         check_unseen(ensemble.sessions, "val")
+    check_boxed(held_out, ensemble.crop, ensemble.sessions[0].path)
     true_ids = class_ids(held_out, ensemble.class_names)
     progress.start("calibrating", len(held_out), "images")
     voted, known, strange = [], [], []
     for true_id, result in zip(
-        true_ids, Predictor(ensemble, with_votes=False).predict_iter([p.path for p in held_out]), strict=True
+        true_ids, Predictor(ensemble, with_votes=False).predict_iter([p.source for p in held_out]), strict=True
     ):
         progress.advance()
         if isinstance(result, Classification):

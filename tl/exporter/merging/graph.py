@@ -34,20 +34,20 @@ class Ballot:
 
 def merge_graphs(
     ballots: Sequence[Ballot],
-    input_hw: tuple[int, int],
+    input_shape: tuple[int, int, int],
     voting: Voting,
     weights: Sequence[float],
     temperature: float = 1.0,
     *,
     with_ood_score: bool = False,
 ) -> onnx.ModelProto:
-    """`images` uint8 (N, H, W, 3) -> probabilities float32 (N, C), label int64 (N,), member_probabilities (N, M, C).
+    """`images` uint8 (N, H, W, C) -> probabilities float32 (N, C), label int64 (N,), member_probabilities (N, M, C).
 
     Computations that members share, on the same values, run once. `temperature` softens the voted probabilities as
     `voting.soften` does; it changes no label. `with_ood_score`: also output ood_score (N,), the mean over members.
     """
     opset = max(opset_of(ballot.model) for ballot in ballots)
-    images = ir.val(INPUT_NAME, ir.DataType.UINT8, ["N", *input_hw, 3])
+    images = ir.val(INPUT_NAME, ir.DataType.UINT8, ["N", *input_shape])
     graph = ir.Graph([images], [], nodes=[], opset_imports={"": opset}, name="ensemble")
     wanted = ("probabilities", UNKNOWN) if with_ood_score else ("probabilities",)
     members = [_add_member(graph, images, ballot, number, opset, wanted) for number, ballot in enumerate(ballots)]

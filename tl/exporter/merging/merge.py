@@ -93,12 +93,12 @@ def merge(
     _check_name(out, models)
     contracts, preprocessing = ensemble.contracts, ensemble.preprocessings[0]
     own, golden_source = _golden_images(ensemble)
-    sources: list[ImageSource] = [*find_parity_images(images)] if images else [*own, *noise_images()]
-    loaded = load_parity_images(sources, preprocessing, progress)
+    sources: list[ImageSource] = [*find_parity_images(images)] if images else [*own, *noise_images(preprocessing)]
+    loaded = load_parity_images(sources, preprocessing, progress, ensemble.crop)
     calibration = calibrate_votes(ensemble, held_out, progress, false_alarm)
     progress.start("merging", 3, "steps")
     facts, unknown = _facts(ensemble), _unknown_facts(contracts, calibration)
-    joined = (_ballots(ensemble), preprocessing.input_hw, voting, facts.weights, calibration.temperature)
+    joined = (_ballots(ensemble), preprocessing.input_shape, voting, facts.weights, calibration.temperature)
     model = merge_graphs(*joined, with_ood_score=unknown is not None)
     bare = replace(
         _uncertified(contracts, ensemble.class_names, facts),
@@ -116,7 +116,7 @@ def merge(
         parity, expected = _prove(session, ensemble, loaded, bare)
         progress.advance(note="self-test")
         if golden == "synthetic" or (golden_source == "synthetic" and not images):
-            inputs = synthetic_inputs(preprocessing.input_hw)
+            inputs = synthetic_inputs(preprocessing.input_shape)
             voted = ensemble.decide(_members(ensemble, inputs)).probabilities
             samples = build_golden("synthetic", inputs, soften(voted, bare.temperature))
         else:
@@ -280,7 +280,13 @@ def _uncertified(contracts: Sequence[Contract], class_names: tuple[str, ...], fa
     )
     precision = max((contract.precision for contract in contracts), key=_PRECISIONS.index)
     return uncertified_contract(
-        class_names, contracts[0].preprocessing, OUTPUTS, provenance, precision=precision, ensemble=facts
+        class_names,
+        contracts[0].preprocessing,
+        OUTPUTS,
+        provenance,
+        precision=precision,
+        ensemble=facts,
+        boxes=contracts[0].boxes,
     )
 
 

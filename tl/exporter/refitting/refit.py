@@ -38,7 +38,7 @@ from tl.runtime.model_file.contract import Contract, Golden, OodFacts, Parity, P
 from tl.runtime.model_file.selftest import run_selftest
 from tl.runtime.session import Session
 from tl.runtime.sources.paths import hash_file
-from tl.trainer.config import C_VALUES
+from tl.trainer.defaults import C_VALUES
 from tl.trainer.heads.solvers import LinearHead, solve_head
 from tl.trainer.run_folder.environment import library_versions
 
@@ -125,6 +125,8 @@ def _open(model: str | os.PathLike[str], out: str | os.PathLike[str]) -> tuple[S
     contract = session.contract
     if contract is None or contract.task != "classification":
         raise ModelFileError(f"{session.path}: only classifiers have a head that can be refitted")
+    if contract.boxes is not None:
+        raise ModelFileError(f"{session.path}: was trained on boxes, but refitting uses whole images: train it again")
     if contract.ensemble is not None:
         raise ModelFileError(f"{session.path}: a merged file; refit its members and merge them again")
     if EMBEDDING not in contract.outputs:
@@ -207,7 +209,7 @@ def _certify(
         worst = _prove_maps(session, inputs, head.logits(expected[EMBEDDING]), parity.tolerance)
         parity = replace(parity, session_max_abs_diff={**parity.session_max_abs_diff, "cam": worst})
     if golden == "synthetic":
-        inputs = synthetic_inputs(bare.preprocessing.input_hw)
+        inputs = synthetic_inputs(bare.preprocessing.input_shape)
         expected = head.expected(embed(old, inputs))
     return replace(bare, parity=parity, golden=build_golden(golden, inputs, expected["probabilities"]))
 

@@ -90,6 +90,9 @@ def run_bench(
     if session.contract is None:
         raise ModelFileError(f"{session.path}: contains no contract")
     preprocessing = session.contract.preprocessing
+    if preprocessing.chooses and images is None:
+        fault = "chooses channels or pages of a file, which generated images do not have"
+        raise DataError(f"{session.path}: {fault}: give a folder of images", options=["images"])
     samples = _made_up(image_wh) if images is None else _given(images)
     samples, inputs = samples.readable(preprocessing)
     threads = threads or usable_cores()
@@ -98,7 +101,8 @@ def run_bench(
         works |= network_works(session, inputs, name, threads)
     works |= decode_works(samples, preprocessing, threads)
     facts = session.contract.landmarks
-    if facts is None or facts.region == "whole":  # synthetic images have no boxes
+    # Synthetic images have no boxes.
+    if session.contract.boxes is None and (facts is None or facts.region == "whole"):
         works |= dict(together_work(session.contract, session.path, samples, name, threads) for name in devices)
     kept = _affordable(works, seconds)
     rounds, timings = _time(list(kept.values()), seconds, progress)

@@ -22,7 +22,7 @@ from tl.runtime.ensembles.selective import (
     prediction_sets,
     reasons,
 )
-from tl.runtime.ensembles.supported import check_selective, possible_classes, set_limit
+from tl.runtime.ensembles.supported import check_selective, possible_classes, set_limit, shared_crop
 from tl.runtime.ensembles.taxonomy import Ranked, Taxonomy, most_special
 from tl.runtime.ensembles.voting import (
     Vote,
@@ -38,6 +38,7 @@ from tl.runtime.ensembles.voting import (
 from tl.runtime.imaging.decode import ImageSource
 from tl.runtime.imaging.pipeline import Inputs, Preparer, TtaKind, build_views
 from tl.runtime.imaging.preprocessing import Preprocessing
+from tl.runtime.imaging.regions import Box
 from tl.runtime.model_file.contract import Contract
 from tl.runtime.results import ClassFields, Classification, MemberVotes
 from tl.runtime.session import Session
@@ -98,7 +99,8 @@ class Ensemble:
                 f"{sessions[0].path}: its class '{REJECTED}' cannot be told from a rejected label: accept every label"
             )
         self._tta, self._views = tuple(tta), build_views(tta)
-        self.preparer = Preparer(self.preprocessings, self._views)
+        self.crop = shared_crop(self.sessions, self.contracts)
+        self.preparer = Preparer(self.preprocessings, self._views, self.crop)
         facts = [contract.ood for contract in self.contracts]
         self._has_ood_score = None not in facts
         self._ood_limit = facts[0].limit if len(facts) == 1 and facts[0] is not None else None
@@ -175,19 +177,19 @@ class Ensemble:
     def _gives_ranks(self) -> bool:
         return self.taxonomy is not None and self.selective.min_confidence is not None
 
-    def _rank(self, probabilities: NDArray[np.float32], why: Sequence[str]) -> Sequence[Ranked | None]:
+    def _rank(self, decided: Vote, why: Sequence[str]) -> Sequence[Ranked | None]:
         """The most special sure group of each image, none for images unlike the training images."""
         least = self.selective.min_confidence
         if self.taxonomy is None or least is None:
-            return [None] * len(probabilities)
-        found = most_special(probabilities, self.class_names, self.taxonomy, least)
+            return [None] * len(why)
+        found = most_special(decided.probabilities, self.class_names, self.taxonomy, least, decided.label_ids)
         return [
             Ranked("", REJECTED, one.confidence) if OOD in text else one for one, text in zip(found, why, strict=True)
         ]
 
-    def prepare(self, source: ImageSource, name: str) -> Inputs:
-        """Decode an image into the members' inputs. Raises `ImageReadError`."""
-        return self.preparer(source)
+    def prepare(self, source: ImageSource, name: str, box: Box | None = None) -> Inputs:
+        """Decode an image, or a box of it, into the members' inputs. Raises `ImageReadError`."""
+        return self.preparer(source, box)
 
     def stack(self, prepared: Sequence[Inputs]) -> Inputs:
         """Combine prepared images into a batch: preprocessing -> uint8 (N * V, H, W, 3), views of an image adjacent."""
@@ -213,7 +215,7 @@ class Ensemble:
             why = [text or _IMPOSSIBLE * (not sure) for text, sure in zip(why, confidence.tolist(), strict=True)]
         sets = None if self._set_limit is None else prediction_sets(probabilities, self._set_limit)
         votes = self._member_votes(judged) if with_votes else [None] * len(label_ids)
-        ranked = self._rank(probabilities, why)
+        ranked = self._rank(decided, why)
         # Convert whole columns to Python numbers: converting one value costs as much as building its row.
         labels, sure = label_ids.tolist(), confidence.tolist()
         unknown = None if judged.ood_score is None else judged.ood_score.tolist()

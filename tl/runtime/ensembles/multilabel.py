@@ -16,6 +16,7 @@ from tl.errors import EnsembleError, ModelFileError
 from tl.runtime.ensembles.ensemble import check_weights, mean_ood_score, member_names, pad_batch
 from tl.runtime.imaging.decode import ImageSource
 from tl.runtime.imaging.pipeline import Inputs, Preparer
+from tl.runtime.imaging.regions import Box
 from tl.runtime.model_file.contract import Contract
 from tl.runtime.model_file.label_facts import MultilabelFacts, set_threshold
 from tl.runtime.results import Multilabel, MultilabelFields
@@ -87,8 +88,10 @@ class MultilabelEnsemble:
             with_ood_score=self._has_ood_score,
         )
 
-    def prepare(self, source: ImageSource, name: str) -> Inputs:
-        """Decode an image into the members' inputs. Raises `ImageReadError`."""
+    def prepare(self, source: ImageSource, name: str, box: Box | None = None) -> Inputs:
+        """Decode an image into the members' inputs. Raises `ImageReadError`, and ValueError for a box."""
+        if box is not None:
+            raise ValueError("models of several labels use whole images, not boxes")
         return self.preparer(source)
 
     def stack(self, prepared: Sequence[Inputs]) -> Inputs:

@@ -5,6 +5,7 @@ Depends on sessions and contracts. Contains no file formats and no threads.
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Sequence
 from typing import Any, Literal
@@ -16,6 +17,7 @@ from tl.errors import EnsembleError, ModelFileError
 from tl.runtime.ensembles.ensemble import check_weights, member_names, pad_batch
 from tl.runtime.imaging.decode import ImageSource
 from tl.runtime.imaging.pipeline import Inputs, Preparer
+from tl.runtime.imaging.regions import Box
 from tl.runtime.model_file.contract import Contract, RegressionFacts
 from tl.runtime.results import Regression, RegressionFields
 from tl.runtime.session import Session
@@ -90,9 +92,10 @@ class RegressionEnsemble:
         widths = np.array([interval_width(scores, coverage) for scores in self.facts[0].scores])
         if not np.isfinite(widths).all():
             count = min(map(len, self.facts[0].scores))
+            needed = next(n for n in itertools.count(count) if math.ceil((n + 1) * coverage) <= n)
             raise EnsembleError(
-                f"{self.sessions[0].path}: coverage {coverage:g} requires {math.ceil(coverage / (1 - coverage))} "
-                f"held-out images, but the file records {count}: lower it"
+                f"{self.sessions[0].path}: coverage {coverage:g} requires {needed} held-out images, but the file "
+                f"records {count}: lower it"
             )
         return widths
 
@@ -108,8 +111,10 @@ class RegressionEnsemble:
             self.target_names, self.member_names if with_votes else (), with_interval=self._widths is not None
         )
 
-    def prepare(self, source: ImageSource, name: str) -> Inputs:
-        """Decode an image into the members' inputs. Raises `ImageReadError`."""
+    def prepare(self, source: ImageSource, name: str, box: Box | None = None) -> Inputs:
+        """Decode an image into the members' inputs. Raises `ImageReadError`, and ValueError for a box."""
+        if box is not None:
+            raise ValueError("models of numbers use whole images, not boxes")
         return self.preparer(source)
 
     def stack(self, prepared: Sequence[Inputs]) -> Inputs:

@@ -11,9 +11,30 @@ from numpy.typing import NDArray
 
 from tl.errors import EnsembleError, ModelFileError
 from tl.runtime.ensembles.selective import SelectivePrediction, conformal_limit
+from tl.runtime.imaging.regions import BoxCrop
 from tl.runtime.model_file.contract import Contract
 from tl.runtime.session import Session
 from tl.runtime.sources.names import composed
+
+WITHOUT_BOXES = "this model was trained on whole images: leave out boxes, or train a model on boxes"
+
+
+def shared_crop(sessions: Sequence[Session], contracts: Sequence[Contract]) -> BoxCrop | None:
+    """Return what all members use around a box, None for whole images. Raises `EnsembleError` if they differ."""
+    first = contracts[0].boxes
+    for session, contract in zip(sessions[1:], contracts[1:], strict=True):
+        if contract.boxes != first:
+            raise EnsembleError(
+                f"{session.path} uses {_shown_crop(contract.boxes)}, but {sessions[0].path} uses {_shown_crop(first)}: "
+                "members that vote together must use the same part of an image; train them alike"
+            )
+    return first
+
+
+def _shown_crop(crop: BoxCrop | None) -> str:
+    if crop is None:
+        return "whole images"
+    return f"boxes with margin {crop.margin:g}{', extended to squares' if crop.square else ''}"
 
 
 def check_selective(sessions: Sequence[Session], contracts: Sequence[Contract], selective: SelectivePrediction) -> None:

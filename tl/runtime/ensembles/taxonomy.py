@@ -19,6 +19,8 @@ from tl.runtime.sources.tables import Table, read_table
 
 # Separates the names in a class name that is a lineage, from the most general to the most special.
 _LINEAGE = ";"
+# Stands for the taxonomy in class names that are lineages.
+NAMES = "names"
 
 
 @dataclass(frozen=True)
@@ -66,16 +68,22 @@ def group_probabilities(probabilities: NDArray[np.float32], groups: Sequence[str
 
 
 def most_special(
-    probabilities: NDArray[np.float32], class_names: Sequence[str], taxonomy: Taxonomy, least: float
+    probabilities: NDArray[np.float32],
+    class_names: Sequence[str],
+    taxonomy: Taxonomy,
+    least: float,
+    label_ids: NDArray[np.int64] | None = None,
 ) -> list[Ranked]:
     """Return, for each row of probabilities (N, C), the most special rank whose most probable group has at least the
     probability `least`.
 
-    A more general group contains a more special one, so its probability is at least as high.
+    A more general group contains a more special one, so its probability is at least as high. `label_ids` int64 (N,):
+    the decided labels; of equally probable groups, that of the label is given.
     """
     columns = [tuple(class_names), *taxonomy.groups]
     levels = [probabilities.astype(np.float64), *(group_probabilities(probabilities, c) for c in taxonomy.groups)]
-    best = [(level.argmax(axis=1), level.max(axis=1)) for level in levels]
+    labels = probabilities.argmax(axis=1) if label_ids is None else label_ids
+    best = [_best_group(level, labels) for level in levels]
     found = []
     for n in range(len(probabilities)):
         sure = next((k for k in range(len(levels)) if best[k][1][n] >= least), None)
@@ -84,6 +92,13 @@ def most_special(
         else:
             found.append(Ranked(taxonomy.ranks[sure], columns[sure][best[sure][0][n]], float(best[sure][1][n])))
     return found
+
+
+def _best_group(level: NDArray[np.float64], labels: NDArray[np.int64]) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
+    """Return a class of each row's most probable group, the label where that is one, and the group's probability."""
+    highest = level.max(axis=1)
+    is_highest = level[np.arange(len(labels)), labels] >= highest
+    return np.where(is_highest, labels, level.argmax(axis=1)), highest
 
 
 def read_taxonomy(path: Path, class_names: Sequence[str]) -> Taxonomy:
@@ -106,6 +121,13 @@ def read_taxonomy(path: Path, class_names: Sequence[str]) -> Taxonomy:
             raise DataError(f"{table.where} row {line}: class '{name}' has no {hole}")
     groups = tuple(tuple(composed(rows[name][1][rank]) for name in class_names) for rank in ranks)
     return _checked(str(path), (first, *ranks), groups)
+
+
+def taxonomy_of(given: str | None, class_names: Sequence[str]) -> Taxonomy | None:
+    """Return the taxonomy in the CSV `given`, or of lineages for "names"; None for None. Raises `DataError`."""
+    if given is None:
+        return None
+    return taxonomy_of_names(class_names) if given == NAMES else read_taxonomy(Path(given), class_names)
 
 
 def taxonomy_of_names(class_names: Sequence[str]) -> Taxonomy:

@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from PIL import Image, ImageColor, ImageDraw, ImageFont
 
 from tl.runtime.explain.explanation import Explanation, Method
+from tl.runtime.imaging.colors import shown_rgb
 from tl.runtime.imaging.decode import ImageSource, decode_image
 from tl.runtime.imaging.preprocessing import Preprocessing
 from tl.runtime.output.files import atomic_path
@@ -44,7 +45,7 @@ def draw_landmarks(
     skeleton: Sequence[tuple[str, str]] = (),
 ) -> Image.Image:
     """Draw each point and its name on the upright photo. Raises `ImageReadError`."""
-    image = Image.fromarray(decode_image(source, preprocessing))
+    image = Image.fromarray(shown_rgb(decode_image(source, preprocessing)))
     pen = ImageDraw.Draw(image)
     size = max(3.0, max(image.size) / 250)
     places = dict(zip(found.keypoint_names, found.keypoints_xy, strict=True))
@@ -64,7 +65,7 @@ def draw_explanation(source: ImageSource, found: Explanation, preprocessing: Pre
     Colors are strongest where the absolute value of `heat` is largest in this image. Text below gives the class, its
     probability, the method and a key of the colors. Raises `ImageReadError`.
     """
-    photo = Image.fromarray(decode_image(source, preprocessing))
+    photo = Image.fromarray(shown_rgb(decode_image(source, preprocessing)))
     photo.thumbnail((_PANEL, _PANEL))
     (resized_h, resized_w), (left, top) = found.placement.resized_hw, found.placement.offset_xy
     input_h, input_w = found.placement.input_hw

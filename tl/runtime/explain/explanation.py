@@ -15,13 +15,14 @@ from numpy.typing import NDArray
 from tl.errors import ConfigError
 from tl.runtime.devices import usable_cores
 from tl.runtime.ensembles.ensemble import Ensemble
-from tl.runtime.imaging.decode import ImageSource, source_name
 from tl.runtime.imaging.geometry import Placement
 from tl.runtime.imaging.pipeline import PlacedInput, load_views
 from tl.runtime.imaging.preprocessing import Preprocessing
+from tl.runtime.imaging.regions import CroppedBox
 from tl.runtime.predictor import Predictor
 from tl.runtime.prefetch import prefetch_map
 from tl.runtime.results import Classification
+from tl.runtime.sources.boxed_images import BoxedImage, PredictionSource, UnboxedImage, item_name, split_item
 
 Method = Literal["cam", "occlusion"]
 # Left, top, right and bottom of a part of the photo, as fractions of its sides.
@@ -51,7 +52,7 @@ class Explanation:
     placement: Placement
 
 
-def explain(predictor: Predictor[Classification], source: ImageSource, label: str | None = None) -> Explanation:
+def explain(predictor: Predictor[Classification], source: PredictionSource, label: str | None = None) -> Explanation:
     """Explain a label, by default the most probable one. Thread-safe.
 
     For a single file with the output `cam`, use its map. For other files and for ensembles, predict the image with
@@ -66,7 +67,11 @@ def explain(predictor: Predictor[Classification], source: ImageSource, label: st
         raise ConfigError("only unaugmented images can be explained: leave out test-time augmentation")
     if label is not None and label not in ensemble.class_names:
         raise ConfigError(f"'{label}' is not one of the classes {', '.join(ensemble.class_names)}")
-    placed = load_views(source, [(preprocessing, None) for preprocessing in ensemble.preprocessings])
+    if isinstance(source, UnboxedImage) or isinstance(source, BoxedImage) != (ensemble.crop is not None):
+        raise ConfigError("models trained on boxes explain a BoxedImage, and other models whole images")
+    image, box = split_item(source)
+    look = None if box is None or ensemble.crop is None else CroppedBox(box, ensemble.crop)
+    placed = load_views(image, [(preprocessing, look) for preprocessing in ensemble.preprocessings])
     inputs = dict(zip(ensemble.preprocessings, placed, strict=True))
     if len(ensemble.sessions) == 1 and "cam" in ensemble.contracts[0].outputs:
         method: Method = "cam"
@@ -74,7 +79,7 @@ def explain(predictor: Predictor[Classification], source: ImageSource, label: st
     else:
         method = "occlusion"
         chosen, probability, heat = _occlusion(ensemble, inputs, label)
-    return Explanation(source_name(source), chosen, probability, method, heat, placed[0].placement)
+    return Explanation(item_name(source), chosen, probability, method, heat, placed[0].placement)
 
 
 def _activation(
@@ -140,5 +145,5 @@ def _cover(placed: PlacedInput, patch: Patch) -> NDArray[np.uint8]:
     """Cover a part of the photo with the photo's mean color."""
     covered = placed.image.copy()
     photo = placed.image[_pixels(_ALL, placed.placement)]
-    covered[_pixels(patch, placed.placement)] = photo.reshape(-1, 3).mean(axis=0).round().astype(np.uint8)
+    covered[_pixels(patch, placed.placement)] = photo.mean(axis=(0, 1)).round().astype(np.uint8)
     return covered

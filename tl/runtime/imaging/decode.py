@@ -1,6 +1,7 @@
 """Decode image files and bytes to upright uint8 (H, W, 3) RGB, or raise `ImageReadError` with the reason.
 
-Handles formats, orientation, color, alpha and bit depth. A truncated or corrupt image raises an error;
+Where the preprocessing chooses more than 3 channels, images are (H, W, C). Handles formats, sources and orientation;
+`colors` handles color, alpha and bit depth, `stacks` channels and planes. A truncated or corrupt image raises an error;
 it is never returned in part. Input sizes are handled by `geometry`.
 Thread-safe. With `refusals`, the only file that imports Pillow's openers; the only one that imports simplejpeg.
 """
@@ -13,7 +14,7 @@ import stat
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from io import BytesIO
 from pathlib import Path
 from typing import BinaryIO
@@ -26,7 +27,6 @@ from PIL import (  # importing a plugin registers its format; JPEG's opener also
     BmpImagePlugin,
     GifImagePlugin,
     Image,
-    ImageFile,
     Jpeg2KImagePlugin,
     JpegImagePlugin,
     PngImagePlugin,
@@ -37,19 +37,26 @@ from PIL import (  # importing a plugin registers its format; JPEG's opener also
 )
 
 from tl.errors import ImageReadError
+from tl.runtime.imaging.colors import channel_array, rgb_array, scale_transparent_gray, select_bands
+from tl.runtime.imaging.heif import can_decode_heif, open_heif, read_heif_size
+from tl.runtime.imaging.orientation import exif_orientation, upright
 from tl.runtime.imaging.pillow_images import PlainSource, plain_source
+from tl.runtime.imaging.png_text import is_about_text, without_text
 from tl.runtime.imaging.preprocessing import Preprocessing
 from tl.runtime.imaging.refusals import (
-    GRAY16_MODES,
-    TIFF_PHOTOMETRIC,
     check_checksums,
     check_depth,
     check_frames,
     check_signature,
     check_single,
+    check_single_page,
     check_tiff,
+    read_tiff_size,
     unidentified_fault,
 )
+from tl.runtime.imaging.signatures import HEAD_BYTES
+from tl.runtime.imaging.stacks import opened_stack
+from tl.runtime.imaging.tiff_layout import is_tiff
 
 ImageSource = PlainSource | Image.Image
 
@@ -74,8 +81,6 @@ MAX_JPEG_BYTES = 1 << 29
 # Converting one such image needs up to 1.5 GB, so they are decoded one at a time.
 _LARGE_PIXELS = 32_000_000
 large_image_lock: AbstractContextManager[object] = threading.Lock()  # `decode_worker` uses one shared between processes
-
-_EXIF_ORIENTATION = 0x0112
 
 
 @dataclass(frozen=True)
@@ -113,13 +118,16 @@ def decode_scaled(
     """Decode an image: upright by EXIF, alpha over white, 16-bit scaled by `bit_depth_max`.
 
     `source`: path, encoded bytes, seekable binary file, a Pillow image (see `plain_source`), or a uint8 (H, W, 3) RGB
-    array, which is returned unchanged.
+    array (of the chosen channels, if there are more than 3), which is returned unchanged.
     `eighths`: maps (H, W) of the upright image to the scale, 1..8 eighths, at which a JPEG is decoded.
     Raises `ImageReadError` if the image cannot be read completely, TypeError or ValueError for an unsupported array.
     """
+    is_pillow = isinstance(source, Image.Image)
     source = plain_source(source)
+    if isinstance(source, np.ndarray) and is_pillow and preprocessing.channels is not None:
+        return whole(select_bands(source, preprocessing.channels))
     if isinstance(source, np.ndarray):
-        return whole(_check_array(source))
+        return whole(_check_array(source, preprocessing.num_channels))
     check_source(source)
     with reading(source) as stream:
         return _decode_stream(stream, preprocessing, eighths)
@@ -176,15 +184,28 @@ def read_size(path: str | os.PathLike[str]) -> tuple[int, int]:
 def read_stored(path: str | os.PathLike[str]) -> tuple[tuple[int, int], int]:
     """Return (height, width) of the image as stored, and its EXIF orientation 1..8. Raises `ImageReadError`."""
     try:
-        with _open_regular(Path(path)) as stream, open_header(stream) as image:
-            orientation = _orientation(image)
-            is_turned = orientation >= 5 and image.format == "TIFF"  # Pillow already swaps its size
-            size = image.height, image.width
-            return (size[::-1] if is_turned else size), orientation
+        with _open_regular(Path(path)) as stream:
+            return _read_stored(stream)
     except ImageReadError as error:
         raise ImageReadError(os.fspath(path), error.reason) from error
     except OSError as error:
         raise ImageReadError(os.fspath(path), _reason(error)) from error
+
+
+def _read_stored(stream: BinaryIO) -> tuple[tuple[int, int], int]:
+    head = _head(stream)
+    if can_decode_heif(head):
+        return read_heif_size(stream.read()), 1
+    try:
+        with open_header(stream) as image:
+            orientation = exif_orientation(image)
+            is_turned = orientation >= 5 and image.format == "TIFF"  # Pillow already swaps its size
+            size = image.height, image.width
+            return (size[::-1] if is_turned else size), orientation
+    except ImageReadError:
+        if found := read_tiff_size(stream, head):  # more channels than Pillow reads
+            return found
+        raise
 
 
 def source_name(source: ImageSource) -> str:
@@ -195,9 +216,10 @@ def source_name(source: ImageSource) -> str:
     return name if isinstance(name, str) else ""
 
 
-def _check_array(image: NDArray[np.uint8]) -> NDArray[np.uint8]:
-    if image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != 3 or 0 in image.shape:
-        raise ValueError(f"an image array must be uint8 (H, W, 3) RGB, got {image.dtype} {image.shape}")
+def _check_array(image: NDArray[np.uint8], num_channels: int) -> NDArray[np.uint8]:
+    if image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != num_channels or 0 in image.shape:
+        kind = "(H, W, 3) RGB" if num_channels == 3 else f"(H, W, {num_channels})"
+        raise ValueError(f"an image array must be uint8 {kind}, got {image.dtype} {image.shape}")
     return np.ascontiguousarray(image)
 
 
@@ -213,9 +235,9 @@ def _decode_stream(
     try:
         return _decode_file(stream, preprocessing, eighths)
     except ValueError as error:
-        if not _is_about_text(error):
+        if not is_about_text(error):
             raise
-    return _decode_file(BytesIO(_without_text(stream)), preprocessing, eighths)
+    return _decode_file(BytesIO(without_text(stream)), preprocessing, eighths)
 
 
 def _decode_file(stream: BinaryIO, preprocessing: Preprocessing, eighths: Callable[[tuple[int, int]], int]) -> Decoded:
@@ -223,28 +245,67 @@ def _decode_file(stream: BinaryIO, preprocessing: Preprocessing, eighths: Callab
     if num_bytes == 0:
         raise ImageReadError("", "empty file")
     stream.seek(0)
+    if preprocessing.chooses and is_tiff(_head(stream)):
+        check_signature(stream)
+        with opened_stack(stream, preprocessing, MAX_PIXELS) as stack:
+            if stack is not None:
+                with _one_at_a_time(stack.num_values):
+                    return whole(upright(stack.read(), stack.stack.layout.orientation))
+    check_single_page(preprocessing)
+    if can_decode_heif(_head(stream)):
+        return _decode_heif(stream, num_bytes, preprocessing)
     with open_header(stream) as opened:
-        check_tiff(opened)
-        check_frames(opened)
-        check_single(opened, stream)
-        if opened.format == "PNG":
-            check_checksums(stream)
-        pixels = opened.width * opened.height
-        if pixels > MAX_PIXELS:
-            raise ImageReadError("", _too_large(f"{opened.width}x{opened.height}"))
-        if opened.format in ("JPEG", "MPO"):
-            if num_bytes > MAX_JPEG_BYTES:
-                raise ImageReadError("", f"a JPEG file larger than {MAX_JPEG_BYTES >> 20} MiB")
-            stream.seek(0)
-            # Do not pass the limit as the size: Python would allocate that much for every image.
-            return _decode_jpeg(stream.read(num_bytes), opened, eighths)
-        with _one_at_a_time(pixels):
-            check_depth(opened, preprocessing)
-            _scale_transparent_gray(opened)
-            opened.load()
-            # Read the orientation after loading: Pillow rotates TIFFs while loading and then drops the tag.
-            image, orientation = _rgb_array(opened, preprocessing), _orientation(opened)
-            return whole(upright(image, orientation))
+        return _decode_opened(opened, stream, num_bytes, preprocessing, eighths)
+
+
+def _decode_heif(stream: BinaryIO, num_bytes: int, preprocessing: Preprocessing) -> Decoded:
+    if num_bytes > MAX_JPEG_BYTES:
+        raise ImageReadError("", f"a HEIC file larger than {MAX_JPEG_BYTES >> 20} MiB")
+    with large_image_lock:  # its size is known when it is open, and libheif uses several threads
+        opened = open_heif(stream.read(num_bytes), MAX_PIXELS)
+        return whole((rgb_array if preprocessing.channels is None else channel_array)(opened, preprocessing))
+
+
+def _head(stream: BinaryIO) -> bytes:
+    stream.seek(0)
+    head = stream.read(HEAD_BYTES)
+    stream.seek(0)
+    return head
+
+
+def _decode_opened(
+    opened: Image.Image,
+    stream: BinaryIO,
+    num_bytes: int,
+    preprocessing: Preprocessing,
+    eighths: Callable[[tuple[int, int]], int],
+) -> Decoded:
+    check_tiff(opened)
+    check_frames(opened)
+    check_single(opened, stream)
+    if opened.format == "PNG":
+        check_checksums(stream)
+    pixels = opened.width * opened.height
+    if pixels > MAX_PIXELS:
+        raise ImageReadError("", _too_large(f"{opened.width}x{opened.height}"))
+    if opened.format in ("JPEG", "MPO"):
+        if num_bytes > MAX_JPEG_BYTES:
+            raise ImageReadError("", f"a JPEG file larger than {MAX_JPEG_BYTES >> 20} MiB")
+        stream.seek(0)
+        # Do not pass the limit as the size: Python would allocate that much for every image.
+        decoded = _decode_jpeg(stream.read(num_bytes), opened, eighths)
+        if preprocessing.channels is None:
+            return decoded
+        bands = decoded.image[:, :, :1] if opened.mode == "L" else decoded.image
+        return replace(decoded, image=select_bands(bands, preprocessing.channels))
+    with _one_at_a_time(pixels):
+        check_depth(opened, preprocessing)
+        scale_transparent_gray(opened)
+        opened.load()
+        # Read the orientation after loading: Pillow rotates TIFFs while loading and then drops the tag.
+        convert = rgb_array if preprocessing.channels is None else channel_array
+        image, orientation = convert(opened, preprocessing), exif_orientation(opened)
+        return whole(upright(image, orientation))
 
 
 def _one_at_a_time(pixels: int) -> AbstractContextManager[object]:
@@ -257,32 +318,13 @@ def open_header(stream: BinaryIO) -> Image.Image:
     try:
         return Image.open(stream, formats=FORMATS)
     except ValueError as error:
-        if not _is_about_text(error):
+        if not is_about_text(error):
             raise
-        return Image.open(BytesIO(_without_text(stream)), formats=FORMATS)
+        return Image.open(BytesIO(without_text(stream)), formats=FORMATS)
     except Image.DecompressionBombError as error:
         raise ImageReadError("", _too_large("more")) from error
     except UnidentifiedImageError as error:
         raise ImageReadError("", unidentified_fault(stream, FORMATS)) from error
-
-
-def _is_about_text(error: ValueError) -> bool:
-    """Whether Pillow refuses a PNG for the size of its texts or color profile, which are not needed here."""
-    return "MAX_TEXT" in str(error)
-
-
-def _without_text(stream: BinaryIO) -> bytes:
-    """A PNG file without texts and color profile. Source: the PNG specification, "Chunk layout"."""
-    stream.seek(0)
-    kept = [stream.read(8)]
-    while len(head := stream.read(8)) == 8:
-        length, kind = int.from_bytes(head[:4], "big"), head[4:]
-        rest = stream.read(length + 4)
-        if kind not in (b"iCCP", b"tEXt", b"zTXt", b"iTXt"):
-            kept += [head, rest]
-        if kind == b"IEND":
-            break
-    return b"".join(kept)
 
 
 def _too_large(found: str) -> str:
@@ -290,7 +332,7 @@ def _too_large(found: str) -> str:
 
 
 def _decode_jpeg(data: bytes, image: Image.Image, eighths: Callable[[tuple[int, int]], int]) -> Decoded:
-    orientation, stored_hw = _orientation(image), (image.height, image.width)
+    orientation, stored_hw = exif_orientation(image), (image.height, image.width)
     # Pillow silently fills corrupt scans with gray; libjpeg-turbo in strict mode rejects them.
     try:
         if image.mode == "CMYK":
@@ -308,61 +350,6 @@ def _decode_jpeg(data: bytes, image: Image.Image, eighths: Callable[[tuple[int, 
         raise ImageReadError(
             "", f"damaged JPEG ({_reason(error)}); saving it again in an image editor may help"
         ) from error
-
-
-def _rgb_array(image: Image.Image, preprocessing: Preprocessing) -> NDArray[np.uint8]:
-    if image.mode in GRAY16_MODES or (image.mode == "I" and image.format == "PPM"):  # a 16-bit PGM
-        return _gray16_to_rgb(image, preprocessing)
-    if image.mode in ("I", "F"):
-        raise ImageReadError("", "32-bit pixels have no standard range: save the image with 8 or 16 bits per channel")
-    if image.mode in ("LA", "La", "PA", "RGBA", "RGBa") or "transparency" in image.info:
-        rgba = image.convert("RGBA")
-        return np.asarray(Image.alpha_composite(Image.new("RGBA", rgba.size, "white"), rgba).convert("RGB"))
-    return np.asarray(image.convert("RGB"))
-
-
-def _scale_transparent_gray(image: Image.Image) -> None:
-    """Scale a PNG's transparent value: while loading, Pillow scales 2- and 4-bit gray to 8 bits, but not this value."""
-    value = image.info.get("transparency")
-    if isinstance(image, ImageFile.ImageFile) and image.mode == "L" and isinstance(value, int):
-        stored = str(image.tile)
-        image.info["transparency"] = value * (85 if "L;2" in stored else 17 if "L;4" in stored else 1)
-
-
-def _gray16_to_rgb(image: Image.Image, preprocessing: Preprocessing) -> NDArray[np.uint8]:
-    values = np.asarray(image).astype(np.uint32)
-    if values.max() > preprocessing.bit_depth_max:
-        found = f"a pixel value of {values.max()} is above bit_depth_max {preprocessing.bit_depth_max}"
-        raise ImageReadError("", f"{found}: bit_depth_max was set for another camera")
-    if isinstance(image, TiffImagePlugin.TiffImageFile) and image.tag_v2.get(TIFF_PHOTOMETRIC) == 0:
-        values = preprocessing.bit_depth_max - values  # 0 is white, which Pillow inverts for 8 bits only
-    gray = (values * 256 // (preprocessing.bit_depth_max + 1)).astype(np.uint8)
-    transparent = image.info.get("transparency")
-    if isinstance(transparent, int):
-        gray[values == transparent] = 255
-    return np.repeat(gray[:, :, None], 3, axis=2)
-
-
-def _orientation(image: Image.Image) -> int:
-    try:
-        value = image.getexif().get(_EXIF_ORIENTATION, 1)
-    except Exception:  # no orientation in an unreadable EXIF block; viewers show such images as stored
-        return 1
-    return value if isinstance(value, int) and 1 <= value <= 8 else 1
-
-
-def upright(image: NDArray[np.uint8], orientation: int) -> NDArray[np.uint8]:
-    """Rotate and flip a stored (H, W, 3) array according to its EXIF orientation 1..8; C-contiguous.
-
-    Source: EXIF 2.32, tag 0x0112 (which side of the stored image is the visual top and left).
-    """
-    if orientation >= 5:
-        image = image.transpose(1, 0, 2)
-    if orientation in (3, 4, 7, 8):
-        image = image[::-1]
-    if orientation in (2, 3, 6, 7):
-        image = image[:, ::-1]
-    return np.ascontiguousarray(image)
 
 
 def _upright_scaled(stored: NDArray[np.uint8], stored_hw: tuple[int, int], eighths: int, orientation: int) -> Decoded:

@@ -1,7 +1,7 @@
 """Resize, crop and pad an upright image or a region of it into the network's input, and map keypoints both ways.
 
 Contains no file access. Pixel convention: the center of the top-left pixel is (0, 0), so an image spans (-0.5, -0.5)
-to (W - 0.5, H - 0.5). Regions are measured from pixel edges, as boxes usually are: the whole image is (0, 0, W, H).
+to (W - 0.5, H - 0.5). Regions are in `regions`.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ from PIL import Image
 from tl.errors import ImageReadError
 from tl.runtime.imaging.decode import MAX_PIXELS, Decoded, whole
 from tl.runtime.imaging.preprocessing import Preprocessing
+from tl.runtime.imaging.regions import Region, clip_region
 
 _RESAMPLING = {
     "nearest": Image.Resampling.NEAREST,
@@ -23,10 +24,6 @@ _RESAMPLING = {
     "bicubic": Image.Resampling.BICUBIC,
     "lanczos": Image.Resampling.LANCZOS,
 }
-
-
-# Left, top, width and height in pixels of the upright image.
-Region = tuple[float, float, float, float]
 
 
 @dataclass(frozen=True)
@@ -56,58 +53,6 @@ class Placement:
         """Convert (..., 2) (x, y) in pixels of the input to pixels of the upright image."""
         points = np.asarray(keypoints_xy, np.float64)
         return np.asarray((points - self.offset_xy + 0.5) / self.scale_xy - 0.5 + self.region_xywh[:2])
-
-
-@dataclass(frozen=True)
-class Part:
-    """A region relative to the image size: all values are fractions of its width or height."""
-
-    left: float
-    top: float
-    width: float
-    height: float
-
-    def region(self, image_hw: tuple[int, int]) -> Region:
-        """Return the region in pixels of an image; it is at least one pixel wide and high."""
-        full_h, full_w = image_hw
-        width, height = max(1.0, self.width * full_w), max(1.0, self.height * full_h)
-        return min(self.left * full_w, full_w - width), min(self.top * full_h, full_h - height), width, height
-
-
-def widen(region: Region, margin: float) -> Region:
-    """Extend a region on every side by `margin` times its size."""
-    left, top, width, height = region
-    return left - margin * width, top - margin * height, (1 + 2 * margin) * width, (1 + 2 * margin) * height
-
-
-def region_of_points(keypoints_xy: NDArray[np.floating], margin: float) -> Region:
-    """Return the square around the non-missing points (K, 2), extended on every side by `margin` times its side.
-
-    Raises ValueError if there are no points. A single point gives a square of one pixel.
-    """
-    present = keypoints_xy[~np.isnan(keypoints_xy).any(axis=1)] + 0.5  # regions are measured from pixel edges
-    if len(present) == 0:
-        raise ValueError("no annotated points")
-    left, top = (float(value) for value in present.min(axis=0))
-    width, height = (float(value) for value in present.max(axis=0) - present.min(axis=0))
-    return widen(square((left, top, width, height)), margin)
-
-
-def square(region: Region) -> Region:
-    """Return the smallest square that contains a region and has the same center; at least one pixel."""
-    left, top, width, height = region
-    side = max(width, height, 1.0)
-    return left + (width - side) / 2, top + (height - side) / 2, side, side
-
-
-def clip_region(region: Region, image_hw: tuple[int, int]) -> Region:
-    """Clip a region to the image. Raises `ImageReadError` if less than one pixel of width or height remains."""
-    left, top = max(0.0, region[0]), max(0.0, region[1])
-    right, bottom = min(image_hw[1], region[0] + region[2]), min(image_hw[0], region[1] + region[3])
-    if not (right - left >= 1 and bottom - top >= 1):
-        shown = ", ".join(f"{value:g}" for value in region)
-        raise ImageReadError("", f"the box ({shown}) contains no pixel of the {image_hw[1]}x{image_hw[0]} image")
-    return left, top, right - left, bottom - top
 
 
 def place(image_hw: tuple[int, int], preprocessing: Preprocessing, region: Region | None = None) -> Placement:
@@ -162,7 +107,7 @@ def working_image(
     if preprocessing.resize_mode != "letterbox" or resized.shape[:2] == preprocessing.input_hw:
         return resized
     left, top = placement.offset_xy
-    canvas = np.empty((*preprocessing.input_hw, 3), np.uint8)
+    canvas = np.empty(preprocessing.input_shape, np.uint8)
     canvas[:] = np.array(preprocessing.pad_rgb, np.uint8)
     canvas[top : top + resized.shape[0], left : left + resized.shape[1]] = resized
     return canvas
@@ -209,8 +154,13 @@ def _resize(decoded: Decoded, placement: Placement, preprocessing: Preprocessing
     box = _decoded_box(decoded, placement.region_xywh)
     if box == (0, 0, width, height) and decoded.image.shape[:2] == placement.resized_hw:
         return decoded.image
-    image = Image.fromarray(decoded.image)
-    return np.asarray(image.resize((width, height), _RESAMPLING[preprocessing.interpolation], box=box))
+    resampling = _RESAMPLING[preprocessing.interpolation]
+    if decoded.image.shape[2] == 3:
+        return np.asarray(Image.fromarray(decoded.image).resize((width, height), resampling, box=box))
+    # Pillow resizes the channels of RGB one by one too, so each is the same as in an RGB image.
+    channels = np.ascontiguousarray(np.moveaxis(decoded.image, -1, 0))
+    resized = [np.asarray(Image.fromarray(one).resize((width, height), resampling, box=box)) for one in channels]
+    return np.stack(resized, axis=-1)
 
 
 def _decoded_box(decoded: Decoded, region: Region) -> tuple[float, float, float, float]:

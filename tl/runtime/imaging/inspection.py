@@ -14,9 +14,12 @@ import numpy as np
 from PIL import Image
 
 from tl.errors import ImageReadError
-from tl.runtime.imaging.decode import ImageSource, open_header, reading
+from tl.runtime.imaging.decode import MAX_PIXELS, ImageSource, open_header, reading
+from tl.runtime.imaging.preprocessing import Preprocessing
 from tl.runtime.imaging.refusals import GRAY16_MODES, check_frames, check_tiff, is_deep_color
 from tl.runtime.imaging.signatures import HEAD_BYTES
+from tl.runtime.imaging.stacks import opened_stack
+from tl.runtime.imaging.tiff_layout import is_tiff
 
 # Largest values of cameras with 10, 12 and 14 bits, which are stored in files of 16.
 CAMERA_MAXIMA = (1023, 4095, 16383)
@@ -48,15 +51,28 @@ def has_hidden_values(head: bytes) -> bool:
     return not head.startswith((b"\xff\xd8\xff", b"GIF8", b"BM"))
 
 
-def read_values(source: ImageSource) -> StoredValues | None:
-    """Return the stored values of a path, bytes or a binary file; None without 16 bits and alpha, or if unreadable."""
+def read_values(source: ImageSource, preprocessing: Preprocessing | None = None) -> StoredValues | None:
+    """Return the stored values of a path, bytes or a binary file; None without 16 bits and alpha, or if unreadable.
+
+    `preprocessing`: which channels and pages of a stack are looked at.
+    """
     if isinstance(source, np.ndarray | Image.Image):
         return None
     try:
         with reading(source) as stream:
+            if preprocessing is not None and preprocessing.chooses and is_tiff(stream.read(4)):
+                return _read_stack(stream, preprocessing)
             return _read_stream(stream)
     except ImageReadError:
         return None
+
+
+def _read_stack(stream: BinaryIO, preprocessing: Preprocessing) -> StoredValues | None:
+    with opened_stack(stream, preprocessing, MAX_PIXELS) as opened:
+        if opened is None:
+            return _read_stream(stream)
+        is_deep = opened.stack.layout.bits == 16
+        return StoredValues(opened.brightest(), is_gray=True, alpha="none") if is_deep else None
 
 
 def _read_stream(stream: BinaryIO) -> StoredValues | None:
@@ -99,14 +115,16 @@ def describe_dark(brightest: Sequence[int], bit_depth_max: int) -> str:
     )
 
 
-def find_dark(sources: Iterable[ImageSource], bit_depth_max: int) -> str | None:
+def find_dark(
+    sources: Iterable[ImageSource], bit_depth_max: int, preprocessing: Preprocessing | None = None
+) -> str | None:
     """Return a warning if the first `MIN_IMAGES` 16-bit images are all far below `bit_depth_max`.
 
     Looks at few images, and at one if it is bright.
     """
     limit, found = low_limit(bit_depth_max), []
     for source in islice(sources, _FIRST_IMAGES if limit else 0):
-        values = read_values(source)
+        values = read_values(source, preprocessing)
         if values is None or values.brightest is None:
             continue
         if values.brightest > limit:

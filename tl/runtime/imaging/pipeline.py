@@ -14,8 +14,9 @@ from numpy.typing import NDArray
 
 from tl.errors import ImageReadError
 from tl.runtime.imaging.decode import Decoded, ImageSource, decode_scaled, source_name
-from tl.runtime.imaging.geometry import Part, Placement, Region, crop_to_input, eighths, place, working_image
+from tl.runtime.imaging.geometry import Placement, crop_to_input, eighths, place, working_image
 from tl.runtime.imaging.preprocessing import Preprocessing
+from tl.runtime.imaging.regions import Box, BoxCrop, CroppedBox, Located, Part, Region
 
 TtaKind = Literal["hflip", "vflip", "crops"]
 TTA_KINDS: tuple[TtaKind, ...] = get_args(TtaKind)
@@ -86,10 +87,15 @@ class Preparer:
 
     preprocessings: tuple[Preprocessing, ...]
     views: tuple[View, ...] = (WHOLE,)
+    crop: BoxCrop | None = None
 
-    def __call__(self, source: ImageSource) -> Inputs:
-        """Call `load_inputs`. Raises `ImageReadError`."""
-        return load_inputs(source, self.preprocessings, self.views)
+    def __call__(self, source: ImageSource, box: Box | None = None) -> Inputs:
+        """Call `load_inputs`. Raises `ImageReadError`, also for a box where networks use whole images, or no box."""
+        if self.crop is not None and box is None:
+            raise ImageReadError("", "this model was trained on boxes, and none is given for this image")
+        if self.crop is None and box is not None:
+            raise ImageReadError("", "this model was trained on whole images, but a box is given for this image")
+        return load_inputs(source, self.preprocessings, self.views, box, self.crop)
 
 
 @dataclass(frozen=True)
@@ -102,20 +108,33 @@ class PlacedInput:
 
 
 def load_inputs(
-    source: ImageSource, preprocessings: Sequence[Preprocessing], views: Sequence[View] = (WHOLE,)
+    source: ImageSource,
+    preprocessings: Sequence[Preprocessing],
+    views: Sequence[View] = (WHOLE,),
+    box: Box | None = None,
+    crop: BoxCrop | None = None,
 ) -> Inputs:
-    """Return the inputs of several networks, sharing the decoded image where possible. Raises `ImageReadError`."""
+    """Return the inputs of several networks, sharing the decoded image where possible. Raises `ImageReadError`.
+
+    `box`, `crop`: use the region around a box instead of the whole image.
+    """
     parts = list(dict.fromkeys(view.part for view in views))
     wanted = [(preprocessing, part) for preprocessing in preprocessings for part in parts]
-    images = {key: placed.image for key, placed in zip(wanted, load_views(source, wanted), strict=True)}
+    looks: list[tuple[Preprocessing, Region | Located | None]] = [
+        (preprocessing, part if box is None or crop is None else CroppedBox(box, crop, part))
+        for preprocessing, part in wanted
+    ]
+    images = {key: placed.image for key, placed in zip(wanted, load_views(source, looks), strict=True)}
     return {
         preprocessing: np.stack([view.turn(images[preprocessing, view.part]) for view in views])
         for preprocessing in preprocessings
     }
 
 
-def load_views(source: ImageSource, views: Sequence[tuple[Preprocessing, Region | Part | None]]) -> list[PlacedInput]:
-    """Return inputs of whole images, regions or parts, sharing the decoded image where possible.
+def load_views(
+    source: ImageSource, views: Sequence[tuple[Preprocessing, Region | Located | None]]
+) -> list[PlacedInput]:
+    """Return inputs of whole images, regions, parts or boxes, sharing the decoded image where possible.
 
     Raises `ImageReadError`, also for a region outside the image.
     """
@@ -132,17 +151,17 @@ def load_views(source: ImageSource, views: Sequence[tuple[Preprocessing, Region 
     return placed
 
 
-def _region(looked_at: Region | Part | None, image_hw: tuple[int, int]) -> Region | None:
-    return looked_at.region(image_hw) if isinstance(looked_at, Part) else looked_at
+def _region(looked_at: Region | Located | None, image_hw: tuple[int, int]) -> Region | None:
+    return looked_at if looked_at is None or isinstance(looked_at, tuple) else looked_at.region(image_hw)
 
 
-def _decode(source: ImageSource, preprocessing: Preprocessing, looked_at: Region | Part | None = None) -> Decoded:
+def _decode(source: ImageSource, preprocessing: Preprocessing, looked_at: Region | Located | None = None) -> Decoded:
     return decode_scaled(
         source, preprocessing, lambda image_hw: eighths(image_hw, preprocessing, _region(looked_at, image_hw))
     )
 
 
-def _suits(image: Decoded, by: Preprocessing, preprocessing: Preprocessing, looked_at: Region | Part | None) -> bool:
+def _suits(image: Decoded, by: Preprocessing, preprocessing: Preprocessing, looked_at: Region | Located | None) -> bool:
     """Return whether `preprocessing` would decode the same pixels as `by` did."""
     is_scaled_alike = image.eighths in (None, eighths(image.full_hw, preprocessing, _region(looked_at, image.full_hw)))
     return by.decode_key == preprocessing.decode_key and is_scaled_alike

@@ -5,25 +5,31 @@ Reads headers and tags of images that Pillow has opened, never pixels.
 
 from __future__ import annotations
 
-from typing import BinaryIO
+from typing import Any, BinaryIO
 from zlib import crc32
 
 from PIL import Image, ImageFile, TiffImagePlugin
 
 from tl.errors import ImageReadError
-from tl.runtime.imaging.preprocessing import Preprocessing
+from tl.runtime.imaging.preprocessing import Preprocessing, is_number
 from tl.runtime.imaging.signatures import HEAD_BYTES, TAIL_BYTES, foreign_fault
 
 GRAY16_MODES = ("I;16", "I;16L", "I;16B", "I;16N")
 
 # TIFF 6.0 and DNG 1.4 tags, and bits of the kind of page.
 TIFF_PHOTOMETRIC = 262
-_TIFF_KIND_OF_PAGE, _TIFF_SAMPLE_FORMAT, _TIFF_DNG_VERSION = 254, 339, 50706
+_TIFF_WIDTH, _TIFF_HEIGHT, _TIFF_ORIENTATION = 256, 257, 274
+_TIFF_KIND_OF_PAGE, _TIFF_SAMPLE_FORMAT, TIFF_DNG_VERSION = 254, 339, 50706
 _TIFF_BITS, _TIFF_DESCRIPTION, _TIFF_SAMPLES, _TIFF_EXTRA = 258, 270, 277, 338
-_TIFF_PREVIEW, _TIFF_MASK, _TIFF_SIGNED = 1, 4, 2
+TIFF_PREVIEW, TIFF_MASK, _TIFF_SIGNED = 1, 4, 2
 _TIFF_COLORS = {0: 1, 1: 1, 2: 3, 3: 1, 5: 4, 6: 3, 8: 3}  # channels by photometric interpretation
 _TIFF_ALPHA = (1, 2)  # premultiplied or not; 0 says nothing
-_TIFF_STARTS = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
+TIFF_RAW_COLORS = (32803, 34892)  # a color filter array, and DNG's linear raw
+RAW_PHOTO = "a raw camera photo, whose pixels cannot be read: develop it to JPEG or TIFF"
+# The cure for a file of several channels or pages, in all reasons that name it.
+CHOOSE = "train with channels or project set"
+_CHOOSE = f"or {CHOOSE}, which choose them"
+TIFF_STARTS = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
 
 
 def check_signature(stream: BinaryIO) -> None:
@@ -43,23 +49,44 @@ def unidentified_fault(stream: BinaryIO, formats: tuple[str, ...]) -> str:
         return fault
     stream.seek(0)
     head = stream.read(HEAD_BYTES)
-    if head.startswith(_TIFF_STARTS) and (fault := _tiff_fault(stream, head)):
+    if head.startswith(TIFF_STARTS) and (fault := _tiff_fault(stream, head)):
         return fault
     return f"not an image of a supported format ({', '.join(formats)}), or its header is damaged"
 
 
-def _tiff_fault(stream: BinaryIO, head: bytes) -> str | None:
-    """Return which kind of TIFF Pillow does not read; None if its tags cannot be read either."""
+def _tiff_tags(stream: BinaryIO, head: bytes) -> dict[int, Any]:
+    """Return the tags of the first page of a TIFF; none if they are damaged."""
     try:
         is_big = head[2:4] in (b"+\0", b"\0+")
         tags = TiffImagePlugin.ImageFileDirectory_v2(head[: 16 if is_big else 8])
         stream.seek(tags.next)
         tags.load(stream)
-        samples, bits = int(tags.get(_TIFF_SAMPLES, 1)), tags.get(_TIFF_BITS, (1,))
+        return dict(tags)
     except Exception:  # on damaged files, Pillow raises almost any type
+        return {}
+
+
+def _tiff_fault(stream: BinaryIO, head: bytes) -> str | None:
+    """Return which kind of TIFF Pillow does not read; None if its tags cannot be read either."""
+    tags = _tiff_tags(stream, head)
+    if not tags:
         return None
+    if tags.get(TIFF_PHOTOMETRIC) in TIFF_RAW_COLORS:
+        return RAW_PHOTO
+    samples, bits = tags.get(_TIFF_SAMPLES, 1), tags.get(_TIFF_BITS, (1,))
     kind = f"{samples} channels of {'/'.join(sorted({str(one) for one in bits}))} bits"
-    return f"a TIFF of {kind}, which cannot be read: save the channels to use as gray or RGB with 8 or 16 bits"
+    return (
+        f"a TIFF of {kind}, which cannot be read: save the channels to use as gray or RGB with 8 or 16 bits, {_CHOOSE}"
+    )
+
+
+def read_tiff_size(stream: BinaryIO, head: bytes) -> tuple[tuple[int, int], int] | None:
+    """Return (height, width) as stored and the orientation of a TIFF by its tags alone; None for other files."""
+    tags = _tiff_tags(stream, head) if head.startswith(TIFF_STARTS) else {}
+    width, height, orientation = (tags.get(tag, 0) for tag in (_TIFF_WIDTH, _TIFF_HEIGHT, _TIFF_ORIENTATION))
+    if not all(isinstance(side, int) and side > 0 for side in (width, height)):
+        return None
+    return (height, width), orientation if orientation in range(1, 9) else 1
 
 
 def check_frames(image: Image.Image) -> None:
@@ -81,6 +108,13 @@ def check_single(image: Image.Image, stream: BinaryIO) -> None:
     stream.seek(place)
     if len(following) == 2 and following[:1] == b"P" and following[1:].isdigit():
         raise ImageReadError("", "a PNM file of several images: save the one to use as an image of its own")
+
+
+def check_single_page(preprocessing: Preprocessing) -> None:
+    """Raise `ImageReadError` if another page than the first is asked of a file of a format without pages."""
+    project = preprocessing.project
+    if project is not None and is_number(project) and int(project) > 0:
+        raise ImageReadError("", f"page {project} is not in this file, which has one page")
 
 
 def check_checksums(stream: BinaryIO) -> None:
@@ -127,8 +161,8 @@ def check_tiff(image: Image.Image) -> None:
     if not isinstance(image, TiffImagePlugin.TiffImageFile):
         return
     tags = image.tag_v2
-    if _TIFF_DNG_VERSION in tags or tags.get(_TIFF_KIND_OF_PAGE, 0) & _TIFF_PREVIEW:
-        raise ImageReadError("", "a raw camera photo, whose pixels cannot be read: develop it to JPEG or TIFF")
+    if TIFF_DNG_VERSION in tags or tags.get(_TIFF_KIND_OF_PAGE, 0) & TIFF_PREVIEW:
+        raise ImageReadError("", RAW_PHOTO)
     if str(tags.get(_TIFF_DESCRIPTION, "")).startswith("Aperio"):
         raise ImageReadError("", "an Aperio SVS slide: export regions of it as TIFF or PNG with QuPath or ImageScope")
     if _TIFF_SIGNED in tags.get(_TIFF_SAMPLE_FORMAT, ()) and image.mode not in ("I", "F"):
@@ -137,10 +171,12 @@ def check_tiff(image: Image.Image) -> None:
     pages = 1
     for number in range(1, image.n_frames):
         image.seek(number)
-        pages += not image.tag_v2.get(_TIFF_KIND_OF_PAGE, 0) & (_TIFF_PREVIEW | _TIFF_MASK)
+        pages += not image.tag_v2.get(_TIFF_KIND_OF_PAGE, 0) & (TIFF_PREVIEW | TIFF_MASK)
     image.seek(0)
     if pages > 1:
-        raise ImageReadError("", f"a TIFF of {pages} pages: save the page or channels to use as an image of their own")
+        raise ImageReadError(
+            "", f"a TIFF of {pages} pages: save the page or channels to use as an image of their own, {_CHOOSE}"
+        )
 
 
 def _check_channels(tags: TiffImagePlugin.ImageFileDirectory_v2) -> None:
@@ -153,5 +189,5 @@ def _check_channels(tags: TiffImagePlugin.ImageFileDirectory_v2) -> None:
     raise ImageReadError(
         "",
         f"a TIFF of {colors} color channels and {extra} more of unspecified meaning: save it without them, or as RGBA "
-        "if the last is transparency; if the channels are measurements, save those to use as gray or RGB",
+        f"if the last is transparency; if the channels are measurements, save those to use as gray or RGB, {_CHOOSE}",
     )

@@ -14,6 +14,9 @@ _TGA_TAIL = b"TRUEVISION-XFILE."
 _DEVELOP = "develop it to JPEG or TIFF"
 _JPEG = "export it as JPEG"
 _PNG = "convert it to PNG"
+_HEIC = f"install pi-heif to read it (pip install 'tl-toolkit[heif]'), or {_JPEG}"
+_HEIC_BRANDS = (b"hei", b"hev")  # heic, heix, heim, heis, hevc, hevx
+_HEIF_BRANDS = (b"mif1", b"msf1")
 
 
 def _microscope(program: str) -> str:
@@ -23,8 +26,8 @@ def _microscope(program: str) -> str:
 # Offset, bytes there, what the file is, the way out. The first match counts.
 # Sources: ISO 14496-12 and 23008-12 (brands), LibRaw and libmagic (raw), Bio-Formats' readers (microscopes).
 _FOREIGN: tuple[tuple[int, bytes, str, str], ...] = (
-    *((4, b"ftyp" + brand, "an HEIC photo", _JPEG) for brand in (b"hei", b"hev")),  # heic, heix, heim, heis, hevc, hevx
-    *((4, b"ftyp" + brand, "an HEIF photo", _JPEG) for brand in (b"mif1", b"msf1")),
+    *((4, b"ftyp" + brand, "an HEIC photo", _HEIC) for brand in _HEIC_BRANDS),
+    *((4, b"ftyp" + brand, "an HEIF photo", _HEIC) for brand in _HEIF_BRANDS),
     (4, b"ftypcrx ", "a Canon raw photo (CR3)", _DEVELOP),
     *((4, b"ftyp" + brand, "a video", "save its frames as images") for brand in (b"isom", b"mp4", b"qt  ", b"M4V")),
     (8, b"CR\x02", "a Canon raw photo (CR2)", _DEVELOP),
@@ -66,6 +69,7 @@ _UNCHECKED = (
     (0, b"MM\0+", "TIFF"),
     (0, b"GIF8", "GIF"),
     (8, b"WEBP", "WebP"),
+    *((4, b"ftyp" + brand, "HEIC") for brand in (*_HEIC_BRANDS, *_HEIF_BRANDS)),
     (4, b"ftyp", "AVIF"),
     (4, b"jP  ", "JPEG 2000"),
     (0, b"\xffO\xffQ", "JPEG 2000"),
@@ -97,6 +101,11 @@ def unchecked_format(head: bytes) -> str | None:
     if head.startswith(_CHECKED):
         return None
     return next((name for offset, start, name in _UNCHECKED if head.startswith(start, offset)), None)
+
+
+def is_heif(head: bytes) -> bool:
+    """Return whether a file begins as HEIC or HEIF, and not as AVIF, which has the same container."""
+    return head[4:8] == b"ftyp" and head.startswith((*_HEIC_BRANDS, *_HEIF_BRANDS), 8) and not _is_avif(head)
 
 
 def _is_avif(head: bytes) -> bool:

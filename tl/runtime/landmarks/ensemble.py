@@ -17,9 +17,9 @@ from numpy.typing import NDArray
 from tl.errors import EnsembleError, ImageReadError, ModelFileError
 from tl.runtime.ensembles.ensemble import check_weights, member_names, pad_batch
 from tl.runtime.imaging.decode import ImageSource
-from tl.runtime.imaging.geometry import Region, region_of_points, square, widen
 from tl.runtime.imaging.pipeline import PlacedInput, load_views
 from tl.runtime.imaging.preprocessing import Preprocessing
+from tl.runtime.imaging.regions import Box, Located, Region, region_of_points, square, widen
 from tl.runtime.landmarks.shapes import procrustes_distance
 from tl.runtime.model_file.contract import LandmarkFacts
 from tl.runtime.results import Landmarks, PointFields
@@ -98,9 +98,10 @@ class LandmarkEnsemble:
     """One or more landmark models whose points are merged in pixels of the photo. Thread-safe.
 
     Members may differ in input size and region; points are matched by name, in the first member's order. Models trained
-    on boxes need one box per image, from `boxes` (path -> left, top, width, height). Models trained on the square
-    around the points take it from `boxes` too, or from the points of a `locator`. `margin` overrides the margin stored
-    in the models. `mm_per_px`: the scale of all photos, or path -> scale; it is copied to the results.
+    on boxes need one box per image, from `boxes` (path -> `Box`, or left, top, width and height in pixels). Models
+    trained on the square around the points take it from `boxes` too, or from the points of a `locator`. `margin`
+    overrides the margin stored in the models. `mm_per_px`: the scale of all photos, or path -> scale; it is copied to
+    the results.
     Raises `EnsembleError` if the members are incompatible, or if the boxes or the locator are missing or have no
     effect.
     """
@@ -112,7 +113,7 @@ class LandmarkEnsemble:
         merging: Merging = "mean",
         weights: Sequence[float] | None = None,
         locator: LandmarkEnsemble | None = None,
-        boxes: Mapping[str, Region] | None = None,
+        boxes: Mapping[str, Region | Box] | None = None,
         margin: float | None = None,
         mm_per_px: float | Mapping[str, float] | None = None,
     ) -> None:
@@ -190,9 +191,11 @@ class LandmarkEnsemble:
         """Return the fields of the results."""
         return PointFields(self.keypoint_names, self.has_confidence, with_votes, self._scales is not None)
 
-    def prepare(self, source: ImageSource, name: str) -> PlacedInputs:
-        """Decode an image into the members' inputs. Raises `ImageReadError`."""
-        found = self._look(source, name) if any(view.region != "whole" for view in self._views) else None
+    def prepare(self, source: ImageSource, name: str, box: Box | None = None) -> PlacedInputs:
+        """Decode an image into the members' inputs, with `box` or else its own. Raises `ImageReadError`."""
+        found: Region | Box | None = box
+        if box is None and any(view.region != "whole" for view in self._views):
+            found = self._look(source, name)
         views = list(dict.fromkeys(self._views))
         placed = load_views(source, [(view.preprocessing, _region(view, found)) for view in views])
         return dict(zip(views, placed, strict=True))
@@ -260,7 +263,7 @@ class LandmarkEnsemble:
             mm_per_px=self._scales.get(os.path.abspath(name)) if isinstance(self._scales, dict) else self._scales,
         )
 
-    def _look(self, source: ImageSource, name: str) -> Region:
+    def _look(self, source: ImageSource, name: str) -> Region | Box:
         """Return the box of the specimen, without margin. Raises `ImageReadError`."""
         if self._boxes is not None:
             box = self._boxes.get(os.path.abspath(name))
@@ -275,11 +278,27 @@ class LandmarkEnsemble:
         return region_of_points(found.keypoints_xy, 0.0)
 
 
-def _region(view: _View, found: Region | None) -> Region | None:
+@dataclass(frozen=True)
+class _BoxRegion:
+    """What a view uses of a box that may be relative to the image."""
+
+    view: _View
+    box: Box
+
+    def region(self, image_hw: tuple[int, int]) -> Region:
+        """Return the region in pixels of an image. Raises `ImageReadError` for a box outside."""
+        return _around(self.view, self.box.pixels(image_hw))
+
+
+def _region(view: _View, found: Region | Box | None) -> Region | Located | None:
     """Return the region of the image that a member uses, as in its training; None for the whole image."""
     if view.region == "whole" or found is None:
         return None
-    return widen(square(found) if view.region == "points" else found, view.margin)
+    return _BoxRegion(view, found) if isinstance(found, Box) else _around(view, found)
+
+
+def _around(view: _View, box: Region) -> Region:
+    return widen(square(box) if view.region == "points" else box, view.margin)
 
 
 def _facts(session: Session) -> LandmarkFacts:

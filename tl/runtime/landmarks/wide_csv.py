@@ -14,12 +14,13 @@ import numpy as np
 
 from tl.errors import DataError
 from tl.runtime.landmarks.sets import MISSING, VISIBLE, ImageLandmarks, LandmarkSet, image_landmarks
+from tl.runtime.sources.box_files import BOX
 from tl.runtime.sources.tables import Table, csv_text, parse_table
 
-BOX = ("box_x", "box_y", "box_w", "box_h")
 _OTHERS = ("path", "split", "group", "mm_per_px", *BOX)
 # Columns of predictions, ignored. Rows with an error have no points and are counted in `remarks`.
 _PREDICTED = ("centroid_size", "shape_distance", "is_odd", "error")
+_OF_FILES = ("captured", "camera_make", "camera_model", "latitude", "longitude")
 
 
 def read(text: str, where: str) -> LandmarkSet:
@@ -79,7 +80,7 @@ def _point_columns(columns: Sequence[str], where: str) -> dict[str, dict[str, st
     taken = {column for point in points.values() for column in point.values()}
     if half := [name for name in columns if name[:1] == "x" and len(name) > 1 and name not in taken]:
         raise DataError(f"{where}: column {half[0]} has no matching column y{half[0][1:]}")
-    if unknown := [name for name in columns if name not in taken and name not in (*_OTHERS, *_PREDICTED)]:
+    if unknown := [name for name in columns if name not in taken and name not in (*_OTHERS, *_PREDICTED, *_OF_FILES)]:
         raise DataError(f"{where}: column '{unknown[0]}' is neither a point (xNAME, yNAME) nor {', '.join(_OTHERS)}")
     if not points:
         raise DataError(f"{where}: contains no points: expected columns x0,y0,x1,y1 ...")

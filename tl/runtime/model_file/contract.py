@@ -16,6 +16,7 @@ from tl.errors import ModelFileError
 from tl.runtime.ensembles.taxonomy import Taxonomy
 from tl.runtime.ensembles.voting import Voting
 from tl.runtime.imaging.preprocessing import Preprocessing
+from tl.runtime.imaging.regions import BoxCrop
 from tl.runtime.model_file.label_facts import MultilabelFacts, check_lengths
 from tl.runtime.model_file.strict_json import dump_json, from_plain, parse_json
 from tl.runtime.sources.names import composed
@@ -26,11 +27,8 @@ SCHEMA_VERSION = 4
 MAX_CONTRACT_BYTES = 64 << 20
 
 Task = Literal["classification", "landmarks", "regression", "multilabel"]
-# Task -> the output that decides.
-MAIN_OUTPUTS: dict[Task, str] = {
-    **{"classification": "probabilities", "multilabel": "probabilities"},
-    **{"landmarks": "keypoints", "regression": "values"},
-}
+# Task -> the output that decides, if not the probabilities.
+MAIN_OUTPUTS: dict[Task, str] = {"landmarks": "keypoints", "regression": "values"}
 # What the names of a model are names of, for people.
 NOUNS: dict[Task, str] = {
     **{"classification": "classes", "multilabel": "labels"},
@@ -40,8 +38,10 @@ Precision = Literal["fp32", "fp16", "int8"]
 # Schema version -> fields that it added, with their values for older files.
 _ADDED: dict[int, dict[str, Any]] = {
     2: {"ensemble": None, "conformal": None, "unknown": None},
-    4: {"taxonomy": None, "regression": None, "multilabel": None},
+    4: {"taxonomy": None, "regression": None, "boxes": None, "multilabel": None},
 }
+# Schema version -> fields that it added to the preprocessing, with their values for older files.
+_ADDED_PREPROCESSING: dict[int, dict[str, Any]] = {4: {"channels": None, "project": None}}
 # Schema version -> fields and outputs that it renamed, and fields that it dropped.
 _RENAMED = {3: {"recipe": "preprocessing", "unknown": "ood", "quantisation": "quantization"}}
 _DROPPED = {3: {"thresholds"}}
@@ -120,6 +120,7 @@ class Quantization:
 class GoldenSample:
     """One input (`png`: base64 of an RGB PNG of the input size) and its expected output.
 
+    With more than 3 channels, `png` is gray and has the channels one below the other.
     `expected`: the C probabilities, or the K points as x, y, x, y ... in input pixels.
     """
 
@@ -238,7 +239,8 @@ class Contract:
 
     `landmarks`, `multilabel` and `regression` are None for other tasks; `quantization` for fp32, and for an adopted
     file whose precision was reduced by another tool; `ensemble` for a single model; `conformal` and `ood` if no
-    held-out data was available to fit them; `taxonomy` if the classes have no groups.
+    held-out data was available to fit them; `taxonomy` if the classes have no groups; `boxes` unless it is a classifier
+    of boxes.
     """
 
     schema_version: int
@@ -256,6 +258,7 @@ class Contract:
     conformal: Conformal | None
     ood: OodFacts | None
     taxonomy: Taxonomy | None
+    boxes: BoxCrop | None
     provenance: Provenance
     parity: Parity
     quantization: Quantization | None
@@ -274,10 +277,7 @@ class Contract:
         needed |= {"ood_score"} if self.ood else set()
         if lacking := sorted(needed - set(self.outputs)):
             raise ValueError(f"this model requires the outputs {lacking}, got {self.outputs}")
-        for task in ("landmarks", "regression", "multilabel"):
-            if (self.task == task) != (getattr(self, task) is not None):
-                raise ValueError(f"task {self.task!r} does not match the field {task!r}")
-        check_lengths(self.multilabel, names)
+        self._check_task()
         mean_shape = None if self.landmarks is None else self.landmarks.mean_shape
         if mean_shape is not None and len(mean_shape) != len(names):
             raise ValueError(f"the mean shape has {len(mean_shape)} points for {len(names)} names")
@@ -291,6 +291,14 @@ class Contract:
         for sample in self.golden.samples:
             if len(sample.expected) != values:
                 raise ValueError(f"a golden sample has {len(sample.expected)} values, expected {values}")
+
+    def _check_task(self) -> None:
+        check_lengths(self.multilabel, self.names)
+        for task in ("landmarks", "regression", "multilabel"):
+            if (self.task == task) != (getattr(self, task) is not None):
+                raise ValueError(f"task {self.task!r} does not match the field {task!r}")
+        if self.boxes is not None and self.task != "classification":
+            raise ValueError(f"task {self.task!r} does not match the field 'boxes'")
 
     @property
     def target_names(self) -> tuple[str, ...]:
@@ -311,7 +319,7 @@ class Contract:
     @property
     def main_output(self) -> str:
         """The main output, whose values are stored in golden samples."""
-        return MAIN_OUTPUTS[self.task]
+        return MAIN_OUTPUTS.get(self.task, "probabilities")
 
 
 def parse_contract(text: str, where: str) -> Contract:
@@ -358,7 +366,18 @@ def _upgraded(plain: dict[str, Any], version: int) -> dict[str, Any]:
         plain = {**kept, **added, "schema_version": newer}
         if newer == 3:
             plain = _with_present_outputs(plain)
+        plain = _with_preprocessing(plain, _ADDED_PREPROCESSING.get(newer, {}), newer)
     return plain
+
+
+def _with_preprocessing(plain: dict[str, Any], added: dict[str, Any], version: int) -> dict[str, Any]:
+    """Add fields to the preprocessing of a contract; leave invalid values to later validation."""
+    preprocessing = plain.get("preprocessing")
+    if not isinstance(preprocessing, dict):
+        return plain
+    if early := sorted(added.keys() & preprocessing.keys()):
+        raise ValueError(f"contract.preprocessing: unknown field '{early[0]}' in schema_version {version - 1}")
+    return {**plain, "preprocessing": {**preprocessing, **added}}
 
 
 def _with_present_outputs(plain: dict[str, Any]) -> dict[str, Any]:

@@ -90,18 +90,25 @@ def _results(
 
 
 def golden_image(sample: GoldenSample, contract: Contract, where: str) -> NDArray[np.uint8]:
-    """Return the input of a golden sample: uint8 (H, W, 3) RGB. Raises `ModelFileError` if it is damaged."""
+    """Return the input of a golden sample: uint8 (H, W, 3) RGB, or (H, W, C). Raises `ModelFileError` if damaged."""
+    height, width, channels = contract.preprocessing.input_shape
+    mode, planes = ("RGB", 1) if channels == 3 else ("L", channels)
     try:
         with Image.open(BytesIO(base64.b64decode(sample.png, validate=True)), formats=("PNG",)) as image:
-            if (image.height, image.width) != contract.preprocessing.input_hw or image.mode != "RGB":
+            if (image.height, image.width) != (planes * height, width) or image.mode != mode:
                 raise ValueError(f"is {image.mode} {image.width}x{image.height}")
-            return np.array(image)
+            pixels = np.array(image)
+            return (
+                pixels if channels == 3 else np.ascontiguousarray(np.moveaxis(pixels.reshape(-1, height, width), 0, -1))
+            )
     except (ValueError, OSError, SyntaxError, Image.DecompressionBombError) as error:  # the types that Pillow raises
         raise ModelFileError(f"{where}: a golden sample is damaged ({error})") from error
 
 
 def encode_golden_png(image: NDArray[np.uint8]) -> str:
-    """Encode uint8 (H, W, 3) RGB as the base64 text of a PNG."""
+    """Encode uint8 (H, W, 3) RGB as the base64 text of a PNG; (H, W, C) as a gray PNG, one channel below the other."""
+    if image.shape[2] != 3:
+        image = np.ascontiguousarray(np.moveaxis(image, -1, 0)).reshape(-1, image.shape[1])
     buffer = BytesIO()
     Image.fromarray(image).save(buffer, "PNG", optimize=True)
     return base64.b64encode(buffer.getvalue()).decode("ascii")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from tl.runtime.imaging.preprocessing import PROJECTIONS, Preprocessing
 from tl.runtime.metric_names import plain_name
 from tl.runtime.model_file.contract import Contract, Parity
 
@@ -20,11 +21,13 @@ def summarize_contract(contract: Contract) -> list[tuple[str, str]]:
     return [
         ("task", f"{contract.task}, {contract.precision}, schema {contract.schema_version}"),
         ("names", f"{len(names)}: {shown}"),
-        ("input", f"images uint8 (N, {preprocessing.input_hw[0]}, {preprocessing.input_hw[1]}, 3) RGB"),
+        ("input", _input_text(preprocessing)),
         ("outputs", ", ".join(contract.outputs)),
         *_landmark_rows(contract),
         *_regression_rows(contract),
         *_multilabel_rows(contract),
+        *_stack_rows(preprocessing),
+        *_box_row(contract),
         ("resize", resize),
         (
             "pixels",
@@ -39,6 +42,22 @@ def summarize_contract(contract: Contract) -> list[tuple[str, str]]:
         ("self-test", f"{len(contract.golden.samples)} {contract.golden.source} samples"),
         ("created", f"{origin.created} with {', '.join(f'{k} {v}' for k, v in origin.versions.items())}"),
     ]
+
+
+def _input_text(preprocessing: Preprocessing) -> str:
+    height, width, channels = preprocessing.input_shape
+    return f"images uint8 (N, {height}, {width}, {channels}){' RGB' if channels == 3 else ''}"
+
+
+def _stack_rows(preprocessing: Preprocessing) -> list[tuple[str, str]]:
+    """Return which channels and pages of a file are used, if they are chosen."""
+    rows = []
+    if (channels := preprocessing.channels) is not None:
+        kinds = {1: "as gray", 2: "as red and green", 3: "as red, green and blue"}
+        rows.append(("channels", f"{', '.join(channels)}, {kinds.get(len(channels), 'each as stored')}"))
+    if (project := preprocessing.project) is not None:
+        rows.append(("pages", f"{project} of all pages or planes" if project in PROJECTIONS else f"page {project}"))
+    return rows
 
 
 def _landmark_rows(contract: Contract) -> list[tuple[str, str]]:
@@ -76,6 +95,14 @@ def _multilabel_rows(contract: Contract) -> list[tuple[str, str]]:
     if facts.curve is not None:
         rows.append(("coverage", f"sets of labels, from {facts.curve.images} images of the {facts.curve.source}"))
     return rows
+
+
+def _box_row(contract: Contract) -> list[tuple[str, str]]:
+    crop = contract.boxes
+    if crop is None:
+        return []
+    shape = ", extended to a square" if crop.square else ""
+    return [("looks at", f"boxes around objects, {crop.margin:g} of their size added on every side{shape}")]
 
 
 def _confidence_rows(contract: Contract) -> list[tuple[str, str]]:

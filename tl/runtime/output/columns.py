@@ -13,21 +13,25 @@ import numpy as np
 import orjson
 from numpy.typing import NDArray
 
+from tl.runtime.imaging.regions import Box
 from tl.runtime.results import (
     ClassFields,
     Classification,
+    Failure,
     Fields,
     Landmarks,
     Multilabel,
     MultilabelFields,
+    NoBox,
     PointFields,
     Regression,
     RegressionFields,
     Result,
 )
+from tl.runtime.sources.box_files import BOX, CATEGORY, CONFIDENCE, RELATIVE_BOX
 from tl.runtime.sources.tables import csv_line
 
-ColumnType = Literal["text", "number", "flag"]
+ColumnType = Literal["text", "number", "flag", "count", "degrees"]
 # Joins the labels of an image; the name of a label must not contain it.
 LABEL_SEPARATOR = ";"
 # Fields of `MemberVotes` that get a column.
@@ -49,7 +53,7 @@ class Columns(Protocol):
     def values(self, line: dict[str, Any]) -> list[Any]:
         """Convert a result's plain form to one value per column, None where it has none."""
 
-    def line(self, result: Result) -> str:
+    def line(self, result: Any) -> str:
         """Return a CSV row with its line end; for a failure, all cells but path and error are empty."""
 
 
@@ -68,14 +72,19 @@ def build_columns(fields: Fields) -> Columns:
 class ClassColumns(ClassFields):
     """Table of classification results.
 
-    `path,label,confidence,p:<class>...[,set][,ood_score][,reason][,rank,rank_label,rank_confidence][,agreement,entropy,mutual_information,margin,
-    vote:<member>...],error`. The classes of a set are joined by `join_set`.
+    `path[,box_x,box_y,box_w,box_h,box_confidence,box_category],label,confidence,p:<class>...[,set][,ood_score][,reason][,rank,rank_label,rank_confidence][,agreement,entropy,mutual_information,margin,
+    vote:<member>...],error`. The classes of a set are joined by `join_set`. Boxes in fractions of the image are in
+    `box_rel_x,box_rel_y,box_rel_w,box_rel_h`.
     """
 
     @property
     def types(self) -> dict[str, ColumnType]:
         """All columns in order, with their types."""
-        types: dict[str, ColumnType] = {"path": "text", "label": "text", "confidence": "number"}
+        types: dict[str, ColumnType] = {"path": "text"}
+        if self.boxes is not None:
+            sides = RELATIVE_BOX if self.boxes == "relative" else BOX
+            types |= {**dict.fromkeys((*sides, CONFIDENCE), "number"), CATEGORY: "text"}
+        types |= {"label": "text", "confidence": "number"}
         types |= {f"p:{name}": "number" for name in self.class_names}
         if self.with_set:
             types["set"] = "text"
@@ -93,7 +102,11 @@ class ClassColumns(ClassFields):
     def values(self, line: dict[str, Any]) -> list[Any]:
         """Return one value per column."""
         probabilities = line.get("probabilities", {})
-        row = [line["path"], line.get("label"), line.get("confidence"), *map(probabilities.get, self.class_names)]
+        row = [line["path"]]
+        if self.boxes is not None:
+            row += line.get("box_rel" if self.boxes == "relative" else "box", [None] * len(BOX))
+            row += map(line.get, (CONFIDENCE, CATEGORY))
+        row += [line.get("label"), line.get("confidence"), *map(probabilities.get, self.class_names)]
         if self.with_set:
             row.append(join_set(line["set"]) if "set" in line else None)
         row += [line.get("ood_score")] * self.with_ood_score + [line.get("reason")] * self.with_reason
@@ -107,8 +120,8 @@ class ClassColumns(ClassFields):
     def line(self, result: Result) -> str:
         """Return a CSV row with its line end."""
         if not isinstance(result, Classification):
-            return _failed_line(result, len(self.types))
-        shown = _shortest(result.probabilities)[1:-1]
+            return self._line_without_label(result)
+        shown = shortest(result.probabilities)[1:-1]
         more: list[str] = []
         if self.with_set:
             more.append(join_set(result.class_set or ()))
@@ -120,8 +133,25 @@ class ClassColumns(ClassFields):
             more += [result.ranked.rank, result.ranked.name, number(result.ranked.confidence)]
         if result.votes is not None:
             more += [number(getattr(result.votes, name)) for name in _DISAGREEMENT] + [*result.votes.labels]
-        first = csv_line([result.path, result.label, _shortest(np.float32(result.confidence))])
+        known = [result.path, *self._box_cells(result.box), result.label]
+        first = csv_line([*known, shortest(np.float32(result.confidence))])
         return f"{first[:-1]},{shown},{csv_line([*more, ''])}" if more else f"{first[:-1]},{shown},\n"
+
+    def _box_cells(self, box: Box | None) -> list[str]:
+        if self.boxes is None:
+            return []
+        if box is None:
+            return [""] * (len(BOX) + 2)
+        confidence = "" if box.confidence is None else number(box.confidence)
+        return [*(f"{value:.9g}" for value in box.xywh), confidence, box.category]
+
+    def _line_without_label(self, result: Result) -> str:
+        cells = dict.fromkeys(self.types, "")
+        boxed = [result.path, *self._box_cells(result.box if isinstance(result, Failure) else None)]
+        cells |= dict(zip(self.types, boxed, strict=False))
+        if isinstance(result, Failure):
+            cells["reason" if isinstance(result, NoBox) else "error"] = result.error
+        return csv_line(cells.values())
 
 
 @dataclass(frozen=True)
@@ -162,7 +192,7 @@ class MultilabelColumns(MultilabelFields):
         """Return a CSV row with its line end."""
         if not isinstance(result, Multilabel):
             return _failed_line(result, len(self.types))
-        shown = _shortest(result.probabilities)[1:-1]
+        shown = shortest(result.probabilities)[1:-1]
         more = self.values(result.as_dict())[2 + len(self.class_names) : -1]
         cells = [value if isinstance(value, str) else "" if value is None else number(value) for value in more]
         first = csv_line([result.path, LABEL_SEPARATOR.join(result.labels)])[:-1]
@@ -252,7 +282,7 @@ class RegressionColumns(RegressionFields):
         if not isinstance(result, Regression):
             return _failed_line(result, len(self.types))
         cells = self.values(result.as_dict())[1:-1]
-        shown = _shortest(np.array(cells, np.float32))[1:-1]
+        shown = shortest(np.array(cells, np.float32))[1:-1]
         return f"{csv_line([result.path])[:-1]},{shown},\n"
 
 
@@ -261,7 +291,7 @@ def number(value: float) -> str:
     return f"{value:.6g}"
 
 
-def _shortest(values: NDArray[np.float32] | np.float32) -> str:
+def shortest(values: NDArray[np.float32] | np.float32) -> str:
     """Format float32 numbers as JSON with the fewest digits that identify each value.
 
     For a thousand numbers, Python's own formatting would take a twentieth of a small model's time per image.

@@ -12,7 +12,7 @@ import os
 import threading
 import time
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from hashlib import blake2b
 from pathlib import Path
@@ -22,14 +22,15 @@ import orjson
 
 from tl.errors import ImageReadError, OutputError
 from tl.runtime.imaging.decode import ImageSource
-from tl.runtime.landmarks.files import Format
 from tl.runtime.model_file.strict_json import dump_json
 from tl.runtime.output.claim import Claim, claim_output
 from tl.runtime.output.columns import build_columns
 from tl.runtime.output.files import check_output, no_follow, output_errors
-from tl.runtime.output.writers import lists_failures, open_writer
+from tl.runtime.output.notes import NotedColumns, Notes
+from tl.runtime.output.sequence_rows import SequencePlan, SequenceRows, open_sequences
+from tl.runtime.output.writers import GivenFormat, ResultWriter, lists_failures, open_writer
 from tl.runtime.predictor import Predictor
-from tl.runtime.results import Failure, Result
+from tl.runtime.results import ClassFields, Classification, Failure, Fields, NoBox, Result
 from tl.runtime.sources.paths import hash_file
 
 _VERSION = 1
@@ -41,6 +42,7 @@ _SECONDS_BETWEEN_FLUSHES = 1.0
 class KeptRow:
     """A row kept from an earlier run. `failed`: whether it contains an error instead of a prediction."""
 
+    path: str
     row: str
     failed: bool
 
@@ -64,7 +66,7 @@ class Ledger:
         with self._lock:
             self._reader.seek(place)
             line = json.loads(self._reader.readline())
-        return KeptRow(line["row"], line["failed"])
+        return KeptRow(name, line["row"], line["failed"])
 
     def add(self, name: str, digest: str, row: str, failed: bool) -> None:
         """Add a finished row. Without a digest (the file could not be read), the image will be tried again."""
@@ -139,11 +141,15 @@ def _row_key(name: str, digest: str) -> bytes:
 
 @dataclass
 class Tally:
-    """Progress of a job. `kept`: rows of an earlier run, included in `done`. `failed`: images without a prediction."""
+    """Progress of a job. `kept`: rows of an earlier run, included in `done`. `failed`: images without a prediction.
+
+    `sequences`: number of sequences written.
+    """
 
     done: int = 0
     kept: int = 0
     failed: int = 0
+    sequences: int = 0
 
 
 def run_job(
@@ -152,13 +158,15 @@ def run_job(
     output: str | os.PathLike[str] | None,
     tally: Tally,
     *,
-    point_format: Format | None = None,
+    point_format: GivenFormat | None = None,
     batch_size: int | None = None,
     resume: bool = False,
     retry_failed: bool = False,
     fail_fast: bool = False,
     overwrite: bool = False,
     for_excel: bool = False,
+    notes: Notes | None = None,
+    sequences: SequencePlan | None = None,
     advance: Callable[[Tally], None] = lambda tally: None,
     see: Callable[[Result], None] = lambda result: None,
 ) -> None:
@@ -167,45 +175,88 @@ def run_job(
     With `resume`, images with the same path, content, models and votes keep their rows; `retry_failed` retries those
     without a prediction. `fail_fast` stops at the first failed image. An existing file is replaced only with
     `overwrite`, or if a job with the same models and votes has written it and it is unchanged. `see` is called with
-    every new result. `point_format`: the format of landmarks, None to select it by the file name. `for_excel`: see
-    `write_excel_csv`. Raises `OutputError`,
-    also if another process writes the same output, `ImageReadError` (with `fail_fast`) and the errors of prediction.
+    every new result. `point_format`: None to select the format by the file name. `for_excel`: see `write_excel_csv`.
+    `notes`: further columns. `sequences`: also decide on sequences of classified images, and write them to a second
+    file (`sequence_path`); requires `output`. Raises `OutputError`, also if another process writes the same output,
+    `ImageReadError` (with `fail_fast`) and the errors of prediction.
     """
+    notes = notes or Notes()
+    columns = NotedColumns(build_columns(predictor.fields), notes.types)
+    rows = _Rows(notes, tally, fail_fast, see, advance)
+    sources = notes.watch(sources)
     if output is None:
-        with open_writer(None, predictor.fields) as writer:
+        with open_writer(None, predictor.fields, columns=columns) as writer:
             for predicted in predictor.predict_iter(sources, batch_size=batch_size):
-                _count(predicted, tally, fail_fast)
-                see(predicted)
-                writer.write(predicted)
-                advance(tally)
+                rows.take(predicted, writer.row(predicted), writer)
         return
     with claim_output(output) as claim:
         key = _key(predictor, claim.output, "excel" if for_excel else point_format)
+        finished = key if not notes.types else f"{key} {','.join(notes.types)}"  # the ledger's rows are without notes
         has_list = lists_failures(claim.output, point_format)
-        _check_claim(claim, key, has_list, resume=resume, overwrite=overwrite)
+        _check_claim(claim, key, finished, has_list, resume=resume, overwrite=overwrite)
         with (
-            open_writer(claim.output, predictor.fields, point_format, claim.rows, for_excel=for_excel) as writer,
+            _open_sequences(claim.output, sequences, predictor.fields, finished, overwrite, for_excel) as groups,
+            open_writer(
+                *(claim.output, predictor.fields, point_format, claim.rows, for_excel, predictor.boxes),
+                columns=columns,
+            ) as writer,
             open_ledger(claim.ledger, key, resume=resume, retry_failed=retry_failed or fail_fast) as ledger,
         ):
             for digest, result in predictor.predict_unknown(sources, ledger.known, batch_size=batch_size):
                 if isinstance(result, KeptRow):
-                    tally.kept += 1
-                    tally.failed += result.failed
-                    tally.done += 1
-                    writer.write_row(result.row)
+                    rows.keep(result, writer, groups)
                 else:
                     row = writer.row(result)
-                    ledger.add(result.path, digest, row, isinstance(result, Failure))
-                    _count(result, tally, fail_fast)
-                    see(result)
-                    writer.write_row(row)
-                advance(tally)
+                    ledger.add(result.path, digest, row, _has_failed(result))
+                    rows.take(result, row, writer, groups)
+        tally.sequences = groups.count if groups is not None else 0
         if has_list and not tally.failed:  # what an earlier job has listed is out of date
             claim.failed_list.unlink(missing_ok=True)
-        claim.finish(key)
+        claim.finish(finished)
 
 
-def _check_claim(claim: Claim, key: str, has_list: bool, *, resume: bool, overwrite: bool) -> None:
+@dataclass(frozen=True)
+class _Rows:
+    """Where a row goes: into the output, the count, and the sequences if there are any."""
+
+    notes: Notes
+    tally: Tally
+    fail_fast: bool
+    see: Callable[[Result], None]
+    advance: Callable[[Tally], None]
+
+    def take(self, result: Result, row: str, writer: ResultWriter, groups: SequenceRows | None = None) -> None:
+        """Write a new row."""
+        failed = _has_failed(result)
+        _count(result, self.tally, self.fail_fast)
+        self.see(result)
+        if groups is not None and isinstance(result, Classification | Failure):
+            groups.see(result)
+        self._write(result.path, row, failed, writer)
+
+    def keep(self, kept: KeptRow, writer: ResultWriter, groups: SequenceRows | None) -> None:
+        """Write a row of an earlier run."""
+        self.tally.kept += 1
+        self.tally.failed += kept.failed
+        self.tally.done += 1
+        if groups is not None:
+            groups.see_row(kept.row, is_csv=writer.is_csv)
+        self._write(kept.path, kept.row, kept.failed, writer)
+
+    def _write(self, path: str, row: str, failed: bool, writer: ResultWriter) -> None:
+        writer.write_row(self.notes.add(path, row, is_csv=writer.is_csv, failed=failed))
+        self.advance(self.tally)
+
+
+def _open_sequences(
+    output: Path, plan: SequencePlan | None, fields: Fields, key: str, overwrite: bool, for_excel: bool
+) -> AbstractContextManager[SequenceRows | None]:
+    if plan is None or not isinstance(fields, ClassFields):
+        return nullcontext()
+    return open_sequences(output, plan, fields, key, overwrite=overwrite, for_excel=for_excel)
+
+
+def _check_claim(claim: Claim, key: str, finished: str, has_list: bool, *, resume: bool, overwrite: bool) -> None:
     """Raise `OutputError` for outputs that this job has not made, before any prediction."""
     if claim.is_interrupted and not resume and not overwrite:
         raise OutputError(
@@ -218,7 +269,7 @@ def _check_claim(claim: Claim, key: str, has_list: bool, *, resume: bool, overwr
             "give another name, or start again",
             options=["overwrite"],
         )
-    check_output(claim.output, overwrite=overwrite or claim.wrote(key))
+    check_output(claim.output, overwrite=overwrite or claim.wrote(finished))
     if has_list:
         check_output(claim.failed_list, overwrite=overwrite or claim.wrote_failed_list())
 
@@ -230,11 +281,15 @@ def _is_of(ledger: Path, key: str) -> bool:
 
 
 def _count(result: Result, tally: Tally, fail_fast: bool) -> None:
-    if isinstance(result, Failure):
+    if isinstance(result, Failure) and _has_failed(result):
         tally.failed += 1
         if fail_fast:
             raise ImageReadError(result.path, result.error)
     tally.done += 1
+
+
+def _has_failed(result: Result) -> bool:
+    return isinstance(result, Failure) and not isinstance(result, NoBox)
 
 
 def _key(predictor: Predictor[Any], output: Path, written_as: str | None) -> str:
@@ -243,6 +298,7 @@ def _key(predictor: Predictor[Any], output: Path, written_as: str | None) -> str
     facts = {
         "models": [hash_file(session.path) for session in ensemble.sessions],
         "settings": ensemble.key,
+        **({"boxes": hash_file(predictor.boxes.file)} if written_as == "megadetector" and predictor.boxes else {}),
         "columns": [output.suffix.lower(), written_as or "", *build_columns(predictor.fields).types],
     }
     return hashlib.sha256(dump_json(facts).encode(errors="surrogateescape")).hexdigest()

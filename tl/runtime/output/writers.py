@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from io import StringIO
 from pathlib import Path
-from typing import Any, Protocol, TextIO
+from typing import Any, Literal, Protocol, TextIO
 
 import numpy as np
 import orjson
@@ -24,12 +24,16 @@ from tl.runtime.landmarks.files import SUFFIXES, Format, write_landmarks
 from tl.runtime.landmarks.sets import ImageLandmarks, LandmarkSet, image_landmarks
 from tl.runtime.output.columns import Columns, build_columns
 from tl.runtime.output.files import atomic_path, give_name, no_follow, output_errors, write_text
+from tl.runtime.output.megadetector import check_megadetector, write_megadetector
 from tl.runtime.output.spreadsheets import check_xlsx, iter_values, write_excel_csv, write_xlsx
-from tl.runtime.results import Fields, PointFields, Result
+from tl.runtime.results import ClassFields, Fields, PointFields
+from tl.runtime.sources.boxed_images import BoxList
 from tl.runtime.sources.tables import csv_line, csv_text
 from tl.text import printable
 
 _ROWS_AT_ONCE = 10_000
+# A format that is not selected by the name of the output.
+GivenFormat = Format | Literal["megadetector"]
 
 
 def check_parquet() -> None:
@@ -54,6 +58,7 @@ def write_parquet(lines: Path, table: str | os.PathLike[str], columns: Columns) 
 
 def _schema(arrow: Any, columns: Columns) -> Any:
     kinds = {"text": arrow.string(), "number": arrow.float32(), "flag": arrow.bool_()}
+    kinds |= {"count": arrow.int64(), "degrees": arrow.float64()}
     return arrow.schema([(name, kinds[kind]) for name, kind in columns.types.items()])
 
 
@@ -93,13 +98,22 @@ def _image(row: dict[str, Any]) -> ImageLandmarks:
     return image_landmarks(row["path"], xy, confidence=confidence, mm_per_px=row["mm_per_px"])
 
 
-class ResultWriter(Protocol):
-    """Write results one by one."""
+class Row(Protocol):
+    """What becomes a row: the result of an image, or the decision on a sequence."""
 
-    def write(self, result: Result) -> None:
+    def as_dict(self) -> dict[str, Any]:
+        """Return plain values for JSON."""
+
+
+class ResultWriter(Protocol):
+    """Write results one by one. `is_csv`: whether rows are CSV, else JSON lines."""
+
+    is_csv: bool
+
+    def write(self, result: Row) -> None:
         """Write one complete row."""
 
-    def row(self, result: Result) -> str:
+    def row(self, result: Row) -> str:
         """Return a complete row as text, with its line end."""
 
     def write_row(self, row: str) -> None:
@@ -107,10 +121,12 @@ class ResultWriter(Protocol):
 
 
 class _RowWriter(ABC):
+    is_csv = False
+
     def __init__(self, stream: TextIO) -> None:
         self._stream = stream
 
-    def write(self, result: Result) -> None:
+    def write(self, result: Row) -> None:
         """Write one complete row."""
         self._stream.write(self.row(result))
 
@@ -119,19 +135,21 @@ class _RowWriter(ABC):
         self._stream.write(row)
 
     @abstractmethod
-    def row(self, result: Result) -> str:
+    def row(self, result: Row) -> str:
         """Return a complete row as text, with its line end."""
 
 
 class CsvWriter(_RowWriter):
     """Write a header, then one row per result; for a failure, all cells but path and error are empty."""
 
+    is_csv = True
+
     def __init__(self, stream: TextIO, columns: Columns) -> None:
         super().__init__(stream)
         self._columns = columns
         stream.write(csv_line(list(columns.types)))
 
-    def row(self, result: Result) -> str:
+    def row(self, result: Row) -> str:
         """Return a complete row."""
         return self._columns.line(result)
 
@@ -139,7 +157,7 @@ class CsvWriter(_RowWriter):
 class JsonLinesWriter(_RowWriter):
     """Write one JSON object per line, with the keys of `as_dict`."""
 
-    def row(self, result: Result) -> str:
+    def row(self, result: Row) -> str:
         """Return one line."""
         plain = result.as_dict()
         try:
@@ -148,7 +166,7 @@ class JsonLinesWriter(_RowWriter):
             return json.dumps(plain, ensure_ascii=False) + "\n"
 
 
-def lists_failures(output: Path, point_format: Format | None) -> bool:
+def lists_failures(output: Path, point_format: GivenFormat | None) -> bool:
     """Return whether a format has no rows for failed images, so that `NAME.failed.csv` lists them."""
     return output.suffix.lower() in (".tps", ".json") or point_format in ("long", "deeplabcut")
 
@@ -157,26 +175,28 @@ def lists_failures(output: Path, point_format: Format | None) -> bool:
 def open_writer(
     output: str | os.PathLike[str] | None,
     fields: Fields,
-    point_format: Format | None = None,
+    point_format: GivenFormat | None = None,
     partial: Path | None = None,
-    *,
     for_excel: bool = False,
+    boxes: BoxList | None = None,
+    columns: Columns | None = None,
 ) -> Iterator[ResultWriter]:
     """Yield a writer of results to a path (`.csv`, `.jsonl` for JSON lines, `.xlsx`, `.parquet`), or as CSV to stdout.
 
     Landmarks can also be written as `.tps` and `.json` (COCO keypoints), or in the format `point_format`; failed images
-    are then listed in `NAME.failed.csv`. `for_excel`: see `write_excel_csv`. The file gets its name when all rows are
-    written. Until then, and after an error, the rows are in `partial` (`NAME.partial`), as JSON lines unless the output
-    is a plain `.csv`. Raises `OutputError`, and `MissingExtraError` for a format without its package.
+    are then listed in `NAME.failed.csv`. Classes of `boxes` can be written as "megadetector". `for_excel`: see
+    `write_excel_csv`. `columns`: None for those of `fields`. The file gets its name when all rows are written. Until
+    then, and after an error, the rows are in `partial` (`NAME.partial`), as JSON lines unless the output is a plain
+    `.csv`. Raises `OutputError`, and `MissingExtraError` for a format without its package.
     """
-    columns = build_columns(fields)
+    columns = columns or build_columns(fields)
     if output is None:
         yield CsvWriter(_Terminal(sys.stdout) if sys.stdout.isatty() else sys.stdout, columns)
         sys.stdout.flush()
         return
     final = Path(output)
     partial = partial or final.with_name(f"{final.name}.partial")
-    finish = _finisher(final, fields, point_format, for_excel)
+    finish = _finisher(final, fields, columns, point_format, for_excel, boxes)
     with output_errors(final):
         final.parent.mkdir(parents=True, exist_ok=True)
         with open(partial, "w", encoding="utf-8", errors="surrogateescape", newline="", opener=no_follow) as stream:
@@ -191,11 +211,28 @@ def open_writer(
             partial.unlink()
 
 
+def _megadetector_finisher(final: Path, fields: Fields, boxes: BoxList | None) -> Callable[[Path], None]:
+    check_megadetector(final, boxes)
+    if final.suffix.lower() != ".json":
+        raise OutputError(f"{final}: expected the extension .json for format megadetector")
+    if boxes is None or not isinstance(fields, ClassFields):
+        raise OutputError(f"{final}: format megadetector is only for classes of boxes")
+    known, names = boxes, tuple(fields.class_names)
+    return lambda lines: write_megadetector(lines, final, known, names, fields.classifiers)
+
+
 def _finisher(
-    final: Path, fields: Fields, point_format: Format | None, for_excel: bool
+    final: Path,
+    fields: Fields,
+    columns: Columns,
+    point_format: GivenFormat | None,
+    for_excel: bool,
+    boxes: BoxList | None,
 ) -> Callable[[Path], None] | None:
     """Return what makes the file from JSON lines, None if rows are written as they remain. Raises as `open_writer`."""
-    columns, kind = build_columns(fields), final.suffix.lower()
+    if point_format == "megadetector":
+        return _megadetector_finisher(final, fields, boxes)
+    kind = final.suffix.lower()
     known = [".csv", ".jsonl", ".xlsx", ".parquet", *([".tps", ".json"] if isinstance(fields, PointFields) else [])]
     if kind not in known:
         raise OutputError(f"{final}: expected a name that ends in {', '.join(known[:-1])} or {known[-1]}")

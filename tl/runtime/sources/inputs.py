@@ -7,38 +7,77 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
-from io import BytesIO
+from functools import partial
 
 from tl.errors import ImageReadError
 from tl.runtime.imaging.decode import ImageSource
 from tl.runtime.sources.archives import MAX_MEMBER_BYTES, Member, is_archive, iter_members
+from tl.runtime.sources.films import FrameBudget, count_frames, iter_frames
+from tl.runtime.sources.memory_files import MemoryFile, UnreadableFile
 from tl.runtime.sources.names import FileFinder
-from tl.runtime.sources.paths import FoundImages, expand_name, find_images, is_hidden, is_image_name
+from tl.runtime.sources.paths import FoundImages, expand_name, find_images, is_film, is_hidden, is_image_name
+
+# Programs at a time that tell the length of a film.
+_PROBES = 4
+
+
+@dataclass(frozen=True)
+class Frames:
+    """Read a frame of films `every` seconds. `counts`: expected number of frames of each film."""
+
+    every: float
+    counts: tuple[int, ...]
+    budget: FrameBudget
 
 
 @dataclass(frozen=True)
 class Inputs:
-    """Images in input order. `len()` counts them without reading any; iteration reads archives on the way.
+    """Images in input order. `len()` counts them without reading any; iteration reads archives and films on the way.
+
+    `frames`: how films are read; None reads them as images, which gives errors.
 
     `hidden`: number of hidden files and hidden folders. `not_images`: number of files with other extensions. `links`:
     number of links and devices in archives, which contain no image data.
     """
 
     parts: tuple[FoundImages | Archive, ...]
+    frames: Frames | None = None
 
     def __len__(self) -> int:
-        return sum(len(part.paths) if isinstance(part, FoundImages) else part.count for part in self.parts)
+        count = sum(len(part.paths) if isinstance(part, FoundImages) else part.count for part in self.parts)
+        return count if self.frames is None else count + sum(self.frames.counts) - len(self.frames.counts)
 
     def __iter__(self) -> Iterator[ImageSource]:
+        frames = self.frames
         for part in self.parts:
-            yield from part.paths if isinstance(part, FoundImages) else part.images()
+            for source in part.paths if isinstance(part, FoundImages) else part.images():
+                if frames is not None and isinstance(source, str) and is_film(source):
+                    yield from iter_frames(source, frames.every, frames.budget)
+                else:
+                    yield source
+
+    def without_films(self) -> Iterator[ImageSource]:
+        """Yield the images without those in films."""
+        return (source for source in replace(self, frames=None) if not (isinstance(source, str) and is_film(source)))
+
+    @property
+    def films(self) -> list[str]:
+        """The films among the inputs, whose frames are read if `frames` says so."""
+        return [path for part in self.parts if isinstance(part, FoundImages) for path in part.paths if is_film(path)]
+
+    def names(self) -> Iterator[str]:
+        """Yield the name of each image, as results have it, without reading any."""
+        for part in self.parts:
+            yield from part.paths if isinstance(part, FoundImages) else part.names()
 
     @property
     def passed_over(self) -> str:
         """Description of the skipped files; "" if there are none."""
         counts = {
             "hidden": sum(part.hidden for part in self.parts),
+            "films": sum(part.films for part in self.parts if isinstance(part, FoundImages)),
             "files without an image extension": sum(part.not_images for part in self.parts),
             "links in archives": sum(part.links for part in self.parts if isinstance(part, Archive)),
         }
@@ -62,29 +101,9 @@ class Archive:
             if _kind(member) == "image":
                 yield _load(f"{self.path}/{member.name}", member)
 
-
-class MemoryFile(BytesIO):
-    """An encoded image in memory, with a name."""
-
-    def __init__(self, name: str, content: bytes) -> None:
-        super().__init__(content)
-        self.name = name
-
-
-class UnreadableFile(BytesIO):
-    """An image that could not be read: its name, and the reason, which is raised on reading."""
-
-    def __init__(self, name: str, reason: str) -> None:
-        super().__init__()
-        self.name, self._reason = name, reason
-
-    def seek(self, offset: int, whence: int = os.SEEK_SET, /) -> int:
-        """Raise `ImageReadError`."""
-        raise ImageReadError(self.name, self._reason)
-
-    def read(self, size: int | None = -1, /) -> bytes:
-        """Raise `ImageReadError`."""
-        raise ImageReadError(self.name, self._reason)
+    def names(self) -> Iterator[str]:
+        """Yield the names of its images. Raises as `images`."""
+        yield from (f"{self.path}/{member.name}" for member in iter_members(self.path) if _kind(member) == "image")
 
 
 def find_inputs(
@@ -93,25 +112,34 @@ def find_inputs(
     listed: Iterable[str] = (),
     images: str | os.PathLike[str] | None = None,
     max_member_bytes: int = MAX_MEMBER_BYTES,
+    every: float | None = None,
+    batch_size: int = 64,
 ) -> Inputs:
     """Return the images of `inputs`, then of `listed`: names, not patterns; a missing one becomes an error row.
 
     `images`: the folder that listed names are relative to, also tried with file names alone. Names from other systems
     are found as by `FileFinder`, and replaced with the path of the file. `max_member_bytes`: a larger image in an
-    archive becomes an error row, because archives are read into memory. Reads the member lists of archives completely.
+    archive becomes an error row, because archives are read into memory. `every`: also read films, one frame for this
+    many seconds; they are searched for in folders too. `batch_size`: at most this many images are used at once.
+    Reads the member lists of archives completely.
     Raises `DataError` for damaged archives, and like `find_images`.
     """
-    parts = [_find(name) for given in inputs for name in expand_name(os.fspath(given))]
+    parts = [_find(name, every) for given in inputs for name in expand_name(os.fspath(given))]
     files: list[str] = []
     finder = FileFinder([os.curdir if images is None else images], by_file_name=images is not None)
     for name in (_located(name, finder, images) for name in listed):
         if os.path.isdir(name) or is_archive(name):
-            parts += [_plain(files), _find(name)]
+            parts += [_plain(files), _find(name, every)]
             files = []
         else:
             files.append(name)
     parts = [replace(part, max_bytes=max_member_bytes) if isinstance(part, Archive) else part for part in parts]
-    return Inputs((*parts, _plain(files)))
+    found = Inputs((*parts, _plain(files)))
+    if every is None:
+        return found
+    with ThreadPoolExecutor(_PROBES) as pool:
+        counts = tuple(pool.map(partial(count_frames, every=every), found.films))
+    return replace(found, frames=Frames(every, counts, FrameBudget(least=batch_size + 1)))
 
 
 def _located(name: str, finder: FileFinder, images: str | os.PathLike[str] | None) -> str:
@@ -121,8 +149,8 @@ def _located(name: str, finder: FileFinder, images: str | os.PathLike[str] | Non
     return name if found is None else found if images is not None else os.path.normpath(found)
 
 
-def _find(given: str) -> FoundImages | Archive:
-    return _list_archive(given) if is_archive(given) else find_images([given])
+def _find(given: str, every: float | None) -> FoundImages | Archive:
+    return _list_archive(given) if is_archive(given) else find_images([given], with_films=every is not None)
 
 
 def _plain(files: list[str]) -> FoundImages:

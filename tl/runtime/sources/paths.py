@@ -76,38 +76,43 @@ def _read(list_file: str) -> bytes:
         raise DataError(f"{list_file}: the list of names cannot be read ({error.strerror})") from error
 
 
-# Extensions that a folder is searched for. Formats that cannot be decoded (raw, HEIC ...) are included, so that these
+# Extensions that a folder is searched for. Formats that cannot be decoded (raw, CZI ...) are included, so that these
 # files appear as rows with an error instead of being skipped silently.
 IMAGE_SUFFIXES = frozenset(
     f".{suffix}"
     for kinds in (
         "jpg jpeg jpe jfif mpo png apng tif tiff bmp dib gif webp avif jp2 j2k jpx jpf pbm pgm ppm pnm",
-        "heic heif jxl tga dng nef cr2 cr3 arw orf rw2 raf czi nd2 lif svs psd ico",
+        "heic heif jxl tga dng nef nrw cr2 cr3 arw orf rw2 raf pef srw x3f mrw czi nd2 lif svs psd ico",
     )
     for suffix in kinds.split()
 )
+# Films, whose frames are read if that is asked for.
+_FILMS = "mp4 m4v mov avi mkv webm mts m2ts mpg mpeg wmv 3gp flv ogv"
+FILM_SUFFIXES = frozenset(f".{suffix}" for suffix in _FILMS.split())
 
 
 @dataclass(frozen=True)
 class FoundImages:
     """`paths` as the user would write them, sorted within each folder, and the number of skipped files.
 
-    `hidden`: number of hidden files and hidden folders.
+    `hidden`: number of hidden files and hidden folders. `films`: number of skipped films.
     """
 
     paths: tuple[str, ...]
     hidden: int
     not_images: int
+    films: int = 0
 
 
-def find_images(inputs: Iterable[str | os.PathLike[str]]) -> FoundImages:
+def find_images(inputs: Iterable[str | os.PathLike[str]], *, with_films: bool = False) -> FoundImages:
     """Expand files, folders (recursively, following each link to a folder once), and patterns if no such file exists.
 
-    A file that is given explicitly or matches a pattern is included whatever its extension. Raises `DataError` for a
+    A file that is given explicitly or matches a pattern is included whatever its extension. `with_films`: include films
+    in folders too. Raises `DataError` for a
     name that does not exist, a pattern without matches and a folder that cannot be read.
     """
     paths: list[str] = []
-    hidden = not_images = 0
+    hidden = not_images = films = 0
     for found in (name for given in inputs for name in expand_name(os.fspath(given))):
         if not os.path.isdir(found):
             paths.append(found)
@@ -116,11 +121,13 @@ def find_images(inputs: Iterable[str | os.PathLike[str]]) -> FoundImages:
             name = os.path.basename(path.rstrip(os.sep))
             if is_hidden(name):
                 hidden += 1
-            elif is_image_name(name):
+            elif is_image_name(name) or (with_films and is_film(name)):
                 paths.append(path)
+            elif is_film(name):
+                films += 1
             else:
                 not_images += 1
-    return FoundImages(tuple(paths), hidden, not_images)
+    return FoundImages(tuple(paths), hidden, not_images, films)
 
 
 def is_hidden(name: str) -> bool:
@@ -131,6 +138,11 @@ def is_hidden(name: str) -> bool:
 def is_image_name(name: str) -> bool:
     """Return whether a file is an image, by its extension."""
     return Path(name).suffix.lower() in IMAGE_SUFFIXES
+
+
+def is_film(path: str) -> bool:
+    """Return whether a name has a film's extension."""
+    return os.path.splitext(path)[1].lower() in FILM_SUFFIXES
 
 
 def expand_name(given: str) -> list[str]:

@@ -74,8 +74,14 @@ def class_figures(scores: dict[str, Any]) -> list[tuple[str, str]]:
     """Return the key figures, (name, value)."""
     s = scores
     accuracy = f"{s['top1_accuracy']:.1%} ({s['ci_low']:.1%} to {s['ci_high']:.1%})"
+    sequences = []
+    if s.get("sequences"):
+        low, high = s["sequence_ci_low"], s["sequence_ci_high"]
+        shown = f"{s['sequence_top1_accuracy']:.1%} ({low:.1%} to {high:.1%})"
+        sequences = [(f"accuracy of {s['sequences']} sequences (95%)", shown)]
     return [
         ("top-1 accuracy (95%)", accuracy),
+        *sequences,
         ("macro F1", f"{s['macro_f1']:.3f}"),
         ("calibration error", f"{s['ece']:.3f}"),
         ("images", str(s["n"])),
@@ -125,6 +131,20 @@ def site_section(rows: Sequence[tuple[str | float | None, ...]]) -> list[Section
             "new site."
         )
     return [Section("Sites", [Table(columns[:width], [row[:width] for row in rows]), Note(text)])]
+
+
+def rank_section(scores: dict[str, Any]) -> list[Section]:
+    """Build the section on groups of classes, such as genus and family, if the scores have them."""
+    ranks = [name.removesuffix("_top1_accuracy") for name in scores if name.endswith("_top1_accuracy")]
+    rows = [
+        (rank, scores[f"{rank}_top1_accuracy"], scores[f"{rank}_macro_f1"])
+        for rank in ranks
+        if f"{rank}_macro_f1" in scores
+    ]
+    if not rows:
+        return []
+    table = Table(("rank", "accuracy", "macro F1"), [("class", scores["top1_accuracy"], scores["macro_f1"]), *rows])
+    return [Section("Ranks", [table, Note("Scores of the most probable group of each rank.")])]
 
 
 class _Shower:

@@ -23,6 +23,7 @@ from tl.studies.report.class_sections import (
     accuracy_note,
     class_figures,
     class_sections,
+    rank_section,
     site_section,
 )
 from tl.studies.report.page import Block, Code, Facts, Note, Page, Section, Table, write_page
@@ -56,6 +57,7 @@ def build_evaluation_page(evaluation: Evaluation, contract: Contract, split: str
         classes,
         confidence,
         _coverage(decided.probabilities, evaluation.true_ids, contract),
+        *rank_section(scores),
         *_sites(evaluation),
         *images,
         *_unreadable(evaluation.failures),

@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
+from tl.runtime.imaging.colors import shown_rgb
 from tl.runtime.metric_names import MAIN_METRICS, plain_name
 from tl.runtime.model_file.contract import NOUNS, Contract
 from tl.runtime.model_file.selftest import golden_image
@@ -87,7 +88,7 @@ def _samples(contract: Contract) -> list[Block]:
             line = f"{contract.class_names[int(expected.argmax())]} {expected.max():.3f}"
         elif contract.target_names:
             line = ", ".join(f"{name} {value:.4g}" for name, value in zip(contract.target_names, expected, strict=True))
-        cards.append(Card(encode(Image.fromarray(golden_image(sample, contract, "self-test"))), [line]))
+        cards.append(Card(encode(Image.fromarray(shown_rgb(golden_image(sample, contract, "self-test")))), [line]))
     note = f"Samples that tl verify runs to check the file on any machine ({_SOURCES[golden.source]} images)."
     return [Gallery(cards, note)]
 

@@ -16,7 +16,14 @@ from tl.runtime.metric_names import plain_name
 from tl.runtime.model_file.contract import Contract
 from tl.runtime.model_file.summary import summarize_contract
 from tl.studies.report.charts import Line, line_chart
-from tl.studies.report.class_sections import ClassResults, accuracy_note, class_figures, class_sections, site_section
+from tl.studies.report.class_sections import (
+    ClassResults,
+    accuracy_note,
+    class_figures,
+    class_sections,
+    rank_section,
+    site_section,
+)
 from tl.studies.report.label_sections import label_figures, label_sections
 from tl.studies.report.neighbors import open_neighbors
 from tl.studies.report.number_sections import number_figures, number_sections
@@ -73,6 +80,7 @@ def build_run_page(finished: FinishedRun, contract: Contract | None = None) -> P
         *_methods(finished),
         *_curves(finished),
         *parts.sections(finished),
+        *rank_section(finished.scores),
         *_sites(finished),
         *_audit(finished),
         *_samples(finished),

@@ -10,6 +10,7 @@ from PIL import Image, ImageDraw
 
 from tl.data.manifests import LabeledImage
 from tl.errors import TlError
+from tl.runtime.imaging.colors import shown_rgb
 from tl.runtime.imaging.pipeline import load_views, load_working
 from tl.runtime.imaging.preprocessing import Preprocessing
 from tl.studies.report.page import Card
@@ -50,7 +51,11 @@ def _shower(finished: FinishedRun) -> _Show | None:
     augment = build_augment(str(finished.config.augment), preprocessing)
     if augment is None:
         return None
-    return lambda image, seed: Image.fromarray(augment(load_working(image.path, preprocessing, image.region), seed))
+
+    def show(image: LabeledImage, seed: int) -> Image.Image:
+        return Image.fromarray(shown_rgb(augment(load_working(image.path, preprocessing, image.region), seed)))
+
+    return show
 
 
 def _points_shower(finished: FinishedRun) -> _Show | None:
@@ -79,7 +84,7 @@ def _with_points(
 ) -> Image.Image:
     (view,) = load_views(labeled.path, [(preprocessing, labeled.region)])
     image, moved = augment.with_points(view.image, view.placement.to_input(points_xy), seed, partners)
-    shown = Image.fromarray(image)
+    shown = Image.fromarray(shown_rgb(image))
     pen = ImageDraw.Draw(shown)
     radius = max(2.0, max(shown.size) / 60)
     for x, y in moved[~np.isnan(moved[:, 0])] + 0.5:

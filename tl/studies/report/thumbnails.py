@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from PIL import Image, ImageDraw
 
 from tl.errors import ImageReadError
+from tl.runtime.imaging.colors import shown_rgb
 from tl.runtime.imaging.geometry import Placement
 from tl.runtime.imaging.pipeline import load_views
 from tl.runtime.imaging.preprocessing import Preprocessing
@@ -44,7 +45,7 @@ def thumbnail(path: str, preprocessing: Preprocessing, side: int, marks: Marks |
         return None
     height, width = view.placement.resized_hw
     left, top = view.placement.offset_xy
-    image = Image.fromarray(view.image[top : top + height, left : left + width])
+    image = Image.fromarray(shown_rgb(view.image[top : top + height, left : left + width]))
     if marks is not None:
         _draw(image, view.placement, marks)
     return encode(image)

@@ -42,7 +42,12 @@ class _Features(nn.Module):
 
 
 def build_embedder(
-    network: Network, input_hw: tuple[int, int], count: int, graph_path: Path, machine: Machine, progress: Progress
+    network: Network,
+    input_shape: tuple[int, int, int],
+    count: int,
+    graph_path: Path,
+    machine: Machine,
+    progress: Progress,
 ) -> Embedder:
     """Images uint8 (N, H, W, 3) -> features float32 (N, ...); both backends agree up to rounding.
 
@@ -55,7 +60,7 @@ def build_embedder(
     try:
         if not graph_path.is_file():
             progress.start("preparing the backbone", 1, "steps")
-            model = to_onnx(_Features(network), input_hw, ("features",))
+            model = to_onnx(_Features(network), input_shape, ("features",))
             progress.advance()
             with atomic_path(graph_path) as temporary:
                 temporary.write_bytes(model.SerializeToString())
@@ -69,7 +74,7 @@ def build_embedder(
     def by_onnxruntime(images: NDArray[np.uint8]) -> NDArray[np.float32]:
         return session.run(images, ("features",))[0]
 
-    probe = np.random.default_rng(0).integers(0, 256, (2, *input_hw, 3), dtype=np.uint8)
+    probe = np.random.default_rng(0).integers(0, 256, (2, *input_shape), dtype=np.uint8)
     wanted = by_torch(probe)
     if not np.abs(by_onnxruntime(probe) - wanted).max() <= _TOLERANCE * float(np.abs(wanted).max()):
         progress.say(
@@ -106,5 +111,5 @@ def extract_features(task: FeatureTask, places: Sequence[tuple[int, int]], progr
     if not places:
         return
     graph = task.features.folder / "trunk.onnx"
-    embed = build_embedder(network, task.preprocessing.input_hw, len(places), graph, machine, progress)
+    embed = build_embedder(network, task.preprocessing.input_shape, len(places), graph, machine, progress)
     compute_missing(task.features, task.store, places, embed, task.augment, config.seed, progress)

@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tl.data.features import Neighbor, compute_missing, open_features, unit_length
-from tl.data.images import check_readable, load_images
+from tl.data.images import check_readable, content_key, load_images
 from tl.data.manifests import LabeledImage
 from tl.errors import DataError
 from tl.progress import Progress
@@ -50,14 +50,15 @@ def embed_images(
     """
     kept = open_features(run_network=hash_file(run.best_path), preprocessing=dump_json(preprocessing))
     store, _ = load_images(
-        images, preprocessing, "auto", progress, is_done=lambda image, digest: kept.has(digest, (0,))
+        *(images, preprocessing, "auto", progress),
+        is_done=lambda image, digest: kept.has(content_key(image, digest), (0,)),
     )
     places = kept.missing(store, range(len(store.images)), (0,))
     if places:
         machine = build_machine("auto", "fp32", None)
         network.to(machine.device)
         graph = kept.folder / "trunk.onnx"
-        embed = build_embedder(network, preprocessing.input_hw, len(places), graph, machine, progress)
+        embed = build_embedder(network, preprocessing.input_shape, len(places), graph, machine, progress)
         compute_missing(kept, store, places, embed, None, 0, progress)
         network.to("cpu")
     if not store.images:
@@ -73,6 +74,8 @@ def find_neighbors(run: Run, paths: Sequence[str], count: int, progress: Progres
     Raises `RunError`, and `DataError` for unreadable images or if no training image is left.
     """
     network, card, _ = load_network(run)
+    if run.has_boxes:
+        raise DataError(f"{run.folder}: was trained on boxes, but neighbors are found for whole images")
     asked = [LabeledImage(path, path, "") for path in paths]
     store, bad = load_images(asked, card.preprocessing, "none", progress)
     check_readable(bad, "all images must be readable to find neighbors: fix or remove them")

@@ -90,11 +90,12 @@ class Augment:
             ) from error
         changed = found["image"]
         input_h, input_w = self._preprocessing.input_hw
-        is_image = changed.dtype == np.uint8 and changed.ndim == 3 and changed.shape[2] == 3
+        num_channels = self._preprocessing.num_channels
+        is_image = changed.dtype == np.uint8 and changed.ndim == 3 and changed.shape[2] == num_channels
         if not is_image or changed.shape[0] < input_h or changed.shape[1] < input_w:
             raise ConfigError(
                 f"augmentation {self._name} returned {changed.dtype} {changed.shape}; "
-                f"expected uint8 of at least ({input_h}, {input_w}, 3)"
+                f"expected uint8 of at least ({input_h}, {input_w}, {num_channels})"
             )
         return {**found, "image": changed}
 
@@ -137,17 +138,23 @@ def _points_preset(name: str, mirror: bool, preprocessing: Preprocessing, albume
                 rotate=(-turn, turn),
                 scale=(1 - zoom, 1 + zoom),
                 translate_percent=(-shift, shift),
-                fill=preprocessing.pad_rgb,
+                **_border(preprocessing),
                 p=0.9,
             )
         ]
     if name in ("standard", "strong"):
         strength = 0.2 if name == "standard" else 0.4
-        span = (1 - strength, 1 + strength)
-        changes += [a.ColorJitter(brightness=span, contrast=span, saturation=span, hue=(-0.02, 0.02), p=0.5)]
+        changes += [_jitter(strength, 0.02, 0.5, preprocessing, a)]
     if name == "strong":
-        changes += [a.GaussianBlur(blur_limit=(3, 5), p=0.2), a.ToGray(p=0.1)]
+        changes += [a.GaussianBlur(blur_limit=(3, 5), p=0.2), *_to_gray(preprocessing, a)]
     return changes or [a.NoOp()]
+
+
+def _border(preprocessing: Preprocessing) -> dict[str, Any]:
+    """What is beyond the edges of a turned image: the color of padding, or the pixels at the edge."""
+    if preprocessing.num_channels <= 4:
+        return {"fill": preprocessing.pad_rgb}
+    return {"border_mode": 1}  # OpenCV's BORDER_REPLICATE; it takes colors of up to 4 channels
 
 
 def _preset(name: str, preprocessing: Preprocessing, albumentations: Any) -> list[Any]:
@@ -166,19 +173,31 @@ def _preset(name: str, preprocessing: Preprocessing, albumentations: Any) -> lis
             a.RandomResizedCrop(size=preprocessing.input_hw, scale=(0.5, 1.0), ratio=(4 / 5, 5 / 4), p=1),
             flip,
             a.Affine(rotate=(-10, 10), border_mode=2, p=0.5),
-            a.ColorJitter(brightness=(0.8, 1.2), contrast=(0.8, 1.2), saturation=(0.8, 1.2), hue=(-0.02, 0.02), p=0.5),
+            _jitter(0.2, 0.02, 0.5, preprocessing, a),
         ]
     return [
         a.RandomResizedCrop(size=preprocessing.input_hw, scale=(0.3, 1.0), ratio=(3 / 4, 4 / 3), p=1),
         flip,
         a.Affine(rotate=(-25, 25), shear=(-8, 8), border_mode=2, p=0.7),
-        a.ColorJitter(brightness=(0.6, 1.4), contrast=(0.6, 1.4), saturation=(0.6, 1.4), hue=(-0.05, 0.05), p=0.8),
+        _jitter(0.4, 0.05, 0.8, preprocessing, a),
         a.GaussianBlur(blur_limit=(3, 7), p=0.2),
-        a.ToGray(p=0.1),
+        *_to_gray(preprocessing, a),
         a.CoarseDropout(
             num_holes_range=(1, 3), hole_height_range=(0.1, 0.25), hole_width_range=(0.1, 0.25), fill=fill, p=0.3
         ),
     ]
+
+
+def _jitter(strength: float, hue: float, p: float, preprocessing: Preprocessing, albumentations: Any) -> Any:
+    """Change colors; with more than 3 channels, which have no hue and saturation, only brightness and contrast."""
+    if preprocessing.num_channels > 3:
+        return albumentations.RandomBrightnessContrast(brightness_limit=strength, contrast_limit=strength, p=p)
+    span = (1 - strength, 1 + strength)
+    return albumentations.ColorJitter(brightness=span, contrast=span, saturation=span, hue=(-hue, hue), p=p)
+
+
+def _to_gray(preprocessing: Preprocessing, albumentations: Any) -> list[Any]:
+    return [albumentations.ToGray(p=0.1)] if preprocessing.num_channels == 3 else []
 
 
 def _parse_changes(text: str, albumentations: Any) -> list[Any]:

@@ -16,12 +16,14 @@ from numpy.typing import NDArray
 
 from tl.data.audit import Finding
 from tl.data.manifests import SPLITS, LabeledImage
+from tl.data.sequences import tie_sequences
 from tl.errors import ConfigError, DataError
-from tl.runtime.imaging.geometry import Region, region_of_points, widen
+from tl.runtime.imaging.regions import Region, region_of_points, widen
 from tl.runtime.landmarks.files import image_finder, read_landmarks
 from tl.runtime.landmarks.sets import ImageLandmarks, LandmarkSet
 from tl.runtime.landmarks.shapes import MIN_POINTS, align, mean_shape, procrustes_distance
 from tl.trainer.config import Crop, TrainConfig
+from tl.trainer.defaults import LANDMARKS
 
 # A shape is reported if it is this many times as far from the mean shape as the median shape.
 _FAR = 4.0
@@ -60,12 +62,17 @@ def read_annotated(config: TrainConfig) -> Annotated:
         lines = _named_pairs("skeleton", config.skeleton, landmarks.keypoint_names)
         landmarks = dataclasses.replace(landmarks, skeleton=lines)
     find = image_finder(config.data, config.images)
-    regions = _regions(landmarks, config.crop, config.crop_margin)
+    regions = _regions(landmarks, config.crop, _margin(config))
     images = tuple(
         LabeledImage(find(p.name), p.name, "", _split(p, config.data), p.group, region)
         for p, region in zip(landmarks.images, regions, strict=True)
     )
-    return Annotated(images, landmarks, partners_of(landmarks))
+    return Annotated(tuple(tie_sequences(images, config.sequence)), landmarks, partners_of(landmarks))
+
+
+def _margin(config: TrainConfig) -> float:
+    margin: float = LANDMARKS["crop_margin"] if config.crop_margin is None else config.crop_margin
+    return margin
 
 
 def mark_points(images: Sequence[LabeledImage], points: Mapping[str, NDArray[np.float64]]) -> list[LabeledImage]:

@@ -11,7 +11,7 @@ from torch.nn import functional
 
 from tl.errors import ConfigError
 from tl.trainer.config import TrainConfig
-from tl.trainer.models.backbone_info import BackboneInfo
+from tl.trainer.models.backbone_info import BackboneInfo, with_channels
 from tl.trainer.models.backbones import Trunk, find_backbone_info, pyramid_shapes
 from tl.trainer.models.build import build_run_trunk, head_input
 from tl.trainer.models.network import FeaturePooling, Normalize, OnFeatures, OnTrunk, Standardize, build_head
@@ -200,7 +200,8 @@ def load_landmark_network(run: Run) -> tuple[LandmarkNetwork, NetworkCard, Train
     """A run's best network in evaluation mode on the CPU, its card and its config. Raises `RunError`."""
     config = run.load_config()
     tensors, card = load_best(run)
-    network = build_landmark_network(config, find_backbone_info(config.backbone), len(card.keypoint_names), None)
+    info = with_channels(find_backbone_info(config.backbone), card.preprocessing.num_channels)
+    network = build_landmark_network(config, info, len(card.keypoint_names), None)
     load_into(network, Weights(tensors, str(run.best_path)))
     return network.eval(), card, config
 

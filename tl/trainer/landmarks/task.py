@@ -137,7 +137,7 @@ def _say_if_needless(task: LandmarkTask, progress: Progress) -> None:
     uncut = sum(placed.region_xywh == whole for placed, whole in zip(task.placements, wholes, strict=True))
     if task.config.crop != "whole" and uncut > len(wholes) / 2:
         progress.say(
-            f"crop {task.config.crop} with margin {task.config.crop_margin:g} does not crop {uncut} of "
+            f"crop {task.config.crop} with margin {settled(task.config.crop_margin):g} does not crop {uncut} of "
             f"{len(wholes)} photos at all: use crop whole, or a smaller crop_margin"
         )
 
@@ -151,7 +151,7 @@ def audit_landmarks(task: LandmarkTask) -> list[Finding]:
     odd = find_odd(dataclasses.replace(task.landmarks, images=kept), [readable[p.name] for p in kept], turned)
     without = [p.name for p in task.landmarks.images if np.isnan(p.keypoints_xy).all() and p.name not in readable]
     empty = [Finding("no points", name, "", "has no points: not used for training") for name in without]
-    files = find_file_faults(store.images, task.preprocessing.bit_depth_max)
+    files = find_file_faults(store.images, task.preprocessing)
     return [*find_duplicates(store.images, store.hashes), *odd, *empty, *_find_cut_off(task), *files]
 
 

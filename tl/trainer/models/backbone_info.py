@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from importlib import metadata
 
 from tl import __version__
@@ -64,9 +64,15 @@ class BackboneInfo:
     image_size: int
     short_side: int
     interpolation: Interpolation
-    mean: tuple[float, float, float]
-    std: tuple[float, float, float]
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
     weights_file: str = ""
+
+
+def with_channels(info: BackboneInfo, num_channels: int) -> BackboneInfo:
+    """The backbone for images of more than 3 channels: statistics repeat like the weights of `widen_stem`."""
+    mean, std = (tuple(values[i % 3] for i in range(num_channels)) for values in (info.mean, info.std))
+    return replace(info, mean=mean, std=std)
 
 
 def remembered_info(name: str, find: Callable[[str], BackboneInfo]) -> BackboneInfo:

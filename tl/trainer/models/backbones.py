@@ -33,6 +33,7 @@ class Trunk(nn.Sequential):
     """A backbone without its classifier. Normalized float (N, 3, H, W) -> map (N, D, h, w) or embedding (N, D)."""
 
     kind: FeatureKind = "map"
+    num_channels: int = 3
     # Whether batch norm keeps its statistics in training too.
     has_fixed_batch_norm: bool = False
 
@@ -197,6 +198,30 @@ def cut_trunk(trunk: Trunk, until: str) -> Trunk:
     return Trunk(kept)
 
 
+def widen_stem(trunk: Trunk, num_channels: int) -> None:
+    """Make a trunk for RGB take `num_channels`: its first convolution's weights repeat as R, G, B, R ..., scaled by
+    3 / `num_channels`, so that equal channels give the same output as before. Raises `ConfigError`.
+
+    Source: timm 1.0, `adapt_input_conv` in models/_manipulate.py.
+    """
+    stem = first_convolution(trunk)
+    if stem is None:
+        raise ConfigError(
+            f"channels: this backbone does not begin with a convolution of RGB, so it takes at most 3, "
+            f"found {num_channels}"
+        )
+    weight = stem[1].weight.detach()
+    repeated = weight.repeat(1, -(-num_channels // 3), 1, 1)[:, :num_channels] * (3 / num_channels)
+    stem[1].weight = nn.Parameter(repeated.contiguous())
+    stem[1].in_channels = trunk.num_channels = num_channels
+
+
+def first_convolution(trunk: Trunk) -> tuple[str, nn.Conv2d] | None:
+    """Name and layer of the convolution that a trunk begins with; None if it does not take RGB."""
+    found = next(((name, one) for name, one in trunk.named_modules() if isinstance(one, nn.Conv2d)), None)
+    return found if found is not None and found[1].in_channels == 3 and found[1].groups == 1 else None
+
+
 def build_timm(name: str, *, pretrained: bool = False, **options: Any) -> nn.Module:
     """The model for `timm:NAME` or the bundled backbone, randomly initialized or with weights that timm downloads.
 
@@ -215,7 +240,7 @@ def pyramid_shapes(trunk: Trunk, image_hw: tuple[int, int]) -> list[tuple[int, .
     was_training = trunk.training
     trunk.eval()
     try:
-        return [tuple(tensor.shape[1:]) for tensor in trunk.pyramid(torch.zeros(1, 3, *image_hw))]
+        return [tuple(tensor.shape[1:]) for tensor in trunk.pyramid(torch.zeros(1, trunk.num_channels, *image_hw))]
     except (RuntimeError, AssertionError) as error:
         raise ConfigError(f"image_size {image_hw[0]} does not fit this backbone ({error})") from error
     finally:
@@ -228,7 +253,7 @@ def feature_shape(trunk: Trunk, image_hw: tuple[int, int]) -> tuple[int, ...]:
     was_training = trunk.training
     trunk.eval()
     try:
-        features = trunk(torch.zeros(1, 3, *image_hw))
+        features = trunk(torch.zeros(1, trunk.num_channels, *image_hw))
     except (RuntimeError, AssertionError) as error:
         raise ConfigError(f"image_size {image_hw[0]} does not fit this backbone ({error})") from error
     finally:

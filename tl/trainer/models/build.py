@@ -16,9 +16,10 @@ from onnx_ir.passes.common import ClearMetadataAndDocStringPass
 from torch import nn
 
 from tl.errors import ConfigError
+from tl.runtime.imaging.preprocessing import parse_channels
 from tl.runtime.model_file.protobuf import IR_VERSION
 from tl.trainer.config import TrainConfig
-from tl.trainer.models.backbone_info import OWN_BACKBONES, TIMM_PREFIX, BackboneInfo
+from tl.trainer.models.backbone_info import OWN_BACKBONES, TIMM_PREFIX, BackboneInfo, with_channels
 from tl.trainer.models.backbones import (
     INCEPTION_AUX_LAYER,
     INCEPTION_AUX_SIZE,
@@ -29,6 +30,8 @@ from tl.trainer.models.backbones import (
     cut_trunk,
     feature_shape,
     find_backbone_info,
+    first_convolution,
+    widen_stem,
 )
 from tl.trainer.models.freezing import freeze_trunk
 from tl.trainer.models.network import FeaturePooling, Network, Normalize, Standardize, build_head, pooled_shape
@@ -40,9 +43,9 @@ from tl.trainer.run_folder.run import NetworkCard, Run
 OPSET = 18
 
 
-def to_onnx(module: nn.Module, input_hw: tuple[int, int], output_names: Sequence[str]) -> onnx.ModelProto:
-    """Export a module that takes `images` uint8 (N, H, W, 3), with dynamic N; removes stack traces."""
-    example = torch.zeros(2, *input_hw, 3, dtype=torch.uint8)  # two images: a batch size of 1 would be specialized
+def to_onnx(module: nn.Module, input_shape: tuple[int, int, int], output_names: Sequence[str]) -> onnx.ModelProto:
+    """Export a module that takes `images` uint8 (N, H, W, C), with dynamic N; removes stack traces."""
+    example = torch.zeros(2, *input_shape, dtype=torch.uint8)  # two images: a batch size of 1 would be specialized
     exporter_log = logging.getLogger("torch.onnx")
     level = exporter_log.level
     exporter_log.setLevel(logging.ERROR)
@@ -102,12 +105,24 @@ def build_run_trunk(config: TrainConfig, weights: Weights | None) -> Trunk:
     whole = set(trunk.state_dict())
     if config.trunk_until is not None:
         trunk = cut_trunk(trunk, config.trunk_until)
+    num_channels = max(3, len(parse_channels(config.channels) or ()))
+    if num_channels > 3 and (weights is None or _has_channels(trunk, weights, num_channels)):
+        widen_stem(trunk, num_channels)
     if weights is not None:
         beyond = whole - set(trunk.state_dict())
         load_into(trunk, weights, unused=beyond | _classifier_names(config.backbone, whole))
+    if trunk.num_channels < num_channels:
+        widen_stem(trunk, num_channels)
     freeze_trunk(trunk, "all" if config.method == "features" else config.freeze)
     trunk.has_fixed_batch_norm = config.batch_norm == "fixed"
     return trunk
+
+
+def _has_channels(trunk: Trunk, weights: Weights, num_channels: int) -> bool:
+    """Whether weights are of a trunk that was widened already, as those of a run."""
+    stem = first_convolution(trunk)
+    tensor = None if stem is None else weights.tensors.get(f"{stem[0]}.weight")
+    return tensor is not None and tensor.dim() == 4 and tensor.shape[1] == num_channels
 
 
 def head_input(config: TrainConfig, trunk: Trunk, side: int) -> tuple[tuple[int, ...], FeaturePooling]:
@@ -122,9 +137,8 @@ def load_network(run: Run) -> tuple[Network, NetworkCard, TrainConfig]:
     """A run's best network in evaluation mode on the CPU, its card and its config. Raises `RunError`."""
     config = run.load_config()
     tensors, card = load_best(run)
-    network = build_network(
-        config, find_backbone_info(config.backbone), len(card.class_names or card.target_names), None
-    )
+    info = with_channels(find_backbone_info(config.backbone), card.preprocessing.num_channels)
+    network = build_network(config, info, len(card.class_names or card.target_names), None)
     load_into(network, Weights(tensors, str(run.best_path)))
     return network.eval(), card, config
 

@@ -20,15 +20,15 @@ Activation = Literal["softmax", "sigmoid", "none"]
 
 
 class Normalize(nn.Module):
-    """uint8 (N, H, W, 3) in 0..255 -> float (N, 3, H, W), (x / 255 - mean) / std."""
+    """uint8 (N, H, W, C) in 0..255 -> float (N, C, H, W), (x / 255 - mean) / std."""
 
     mean: Tensor
     std: Tensor
 
-    def __init__(self, mean: tuple[float, float, float], std: tuple[float, float, float]) -> None:
+    def __init__(self, mean: tuple[float, ...], std: tuple[float, ...]) -> None:
         super().__init__()
-        self.register_buffer("mean", torch.tensor(mean).view(1, 3, 1, 1) * 255)
-        self.register_buffer("std", torch.tensor(std).view(1, 3, 1, 1) * 255)
+        self.register_buffer("mean", torch.tensor(mean).view(1, -1, 1, 1) * 255)
+        self.register_buffer("std", torch.tensor(std).view(1, -1, 1, 1) * 255)
 
     def forward(self, images: Tensor) -> Tensor:
         """Cast and normalize."""

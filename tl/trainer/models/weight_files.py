@@ -15,7 +15,7 @@ from urllib.error import URLError
 
 from safetensors import SafetensorError, safe_open
 
-from tl.data.images import Rgb
+from tl.data.images import Colors
 from tl.errors import TlError, WeightsError
 from tl.runtime.output.files import atomic_path
 from tl.trainer.models.backbone_info import BUNDLED, OWN_BACKBONES, TIMM_PREFIX, BackboneInfo
@@ -70,7 +70,7 @@ def find_weights(info: BackboneInfo, asked: str) -> WeightsFile | None:
     raise WeightsError(f"weights '{asked}': no such file or folder (or give imagenet, or none)")
 
 
-def read_colors(file: WeightsFile) -> tuple[Rgb, Rgb]:
+def read_colors(file: WeightsFile) -> tuple[Colors, Colors]:
     """Mean and standard deviation of colors in 0..1 that a run's network was trained with. Raises `WeightsError`."""
     try:
         with safe_open(file.path, framework="numpy") as tensors:
@@ -78,7 +78,7 @@ def read_colors(file: WeightsFile) -> tuple[Rgb, Rgb]:
         mean, std = (rename_tensors(colors)[f"normalize.{name}"].ravel() / 255 for name in ("mean", "std"))
     except (SafetensorError, OSError, KeyError) as error:
         raise WeightsError(f"{file.path}: does not contain the network of a run ({error})") from error
-    return tuple(map(float, mean)), tuple(map(float, std))  # type: ignore[return-value]  # three values each
+    return tuple(map(float, mean)), tuple(map(float, std))
 
 
 def _check_run_version(path: Path) -> None:

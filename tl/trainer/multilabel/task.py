@@ -17,10 +17,12 @@ from tl.data.manifests import LabeledImage
 from tl.data.splits import Fold
 from tl.errors import DataError
 from tl.progress import Progress
-from tl.trainer.config import SOLVER_FOLDS, TrainConfig
+from tl.trainer.boxes import manifest_columns
+from tl.trainer.config import TrainConfig
+from tl.trainer.defaults import SOLVER_FOLDS
 from tl.trainer.options import resolve, settled
 from tl.trainer.run_folder.run import NetworkCard
-from tl.trainer.task import Check, FeatureTask, manifest_columns, prepare_inputs, refits
+from tl.trainer.task import Check, FeatureTask, prepare_inputs, refits
 
 
 @dataclass(frozen=True)

@@ -16,10 +16,11 @@ from tl.data.manifests import LabeledImage
 from tl.data.targets import assign_number_splits, check_numbers, numbers_of, read_numbers, strata_of
 from tl.errors import DataError
 from tl.progress import Progress
+from tl.trainer.boxes import manifest_columns
 from tl.trainer.config import TrainConfig
 from tl.trainer.options import resolve, settled
 from tl.trainer.run_folder.run import NetworkCard
-from tl.trainer.task import Check, FeatureTask, manifest_columns, prepare_inputs, refits
+from tl.trainer.task import Check, FeatureTask, prepare_inputs, refits
 
 
 @dataclass(frozen=True)

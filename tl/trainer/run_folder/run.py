@@ -23,21 +23,22 @@ from tl.data.images import ImageStore
 from tl.data.manifests import TARGET_SEPARATOR, LabeledImage, hash_data
 from tl.errors import DataError, RunError
 from tl.evaluation.metrics import Metrics
-from tl.runtime.imaging.geometry import Region
 from tl.runtime.imaging.preprocessing import Preprocessing
+from tl.runtime.imaging.regions import Box
 from tl.runtime.landmarks import wide_csv
 from tl.runtime.landmarks.files import Size, read_landmarks, write_landmarks
 from tl.runtime.landmarks.sets import LandmarkSet
 from tl.runtime.model_file.strict_json import Json, dump_json, from_plain, parse_json
 from tl.runtime.output.files import atomic_path, output_errors, write_text
+from tl.runtime.sources.box_files import BOX
 from tl.runtime.sources.tables import csv_text
 from tl.trainer.config import TrainConfig
 from tl.trainer.config_files import config_from_mapping, dump_config, load_config
+from tl.trainer.run_folder.manifest_regions import REGION, ImageKey, content_of, read_region, sides
 
 RUN_VERSION = 4
 UNFINISHED = "not a finished run; an interrupted one can be resumed"
 _MANIFEST = ("path", "label", "split", "group", "sha256")
-_REGION = ("region_x", "region_y", "region_w", "region_h")
 
 
 @dataclass(frozen=True)
@@ -69,10 +70,12 @@ def rename_tensors(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
 
 
 def _upgraded(card: Json) -> Json:
-    """A network card of an older version with the current names and fields."""
+    """A network card of an older version with the current names, and the fields that were added since."""
     if not isinstance(card, dict):
         return card
     card = {"preprocessing" if name == "recipe" else name: value for name, value in card.items()}
+    if isinstance(preprocessing := card.get("preprocessing"), dict):
+        card["preprocessing"] = {"channels": None, "project": None, **preprocessing}
     added = {"target_names": [], "temperatures": [], "run_version": RUN_VERSION}
     return {**card, **added} if card.get("run_version") == 3 else card
 
@@ -112,22 +115,25 @@ class Run:
         write_text(self.environment_path, json.dumps(facts, indent=2, ensure_ascii=False) + "\n")
 
     def save_manifest(self, store: ImageStore) -> None:
-        """Write `manifest.csv`: every image with label, split, group and SHA-256.
+        """Write `manifest.csv`: every image with label, split, group and SHA-256; also its region and box, if any.
 
         Paths are relative to the run folder, so that `tl evaluate RUN/manifest.csv --split val` works.
         Raises `RunError` if the run already has a different manifest: it cannot continue with other images.
         """
         has_regions = any(image.region is not None for image in store.images)
-        further = ("site",) if any(image.site for image in store.images) else ()
+        has_boxes = any(image.box is not None for image in store.images)
+        further = [name for name in ("site", "sequence") if any(getattr(image, name) for image in store.images)]
         rows = [
             (
                 *(self.relative(p.path), p.label, p.split, p.group, digest),
-                *(_sides(p.region) if has_regions else ()),
-                *((p.site,) if further else ()),
+                *(sides(p.region) if has_regions else ()),
+                *(sides(None if p.box is None else p.box.xywh) if has_boxes else ()),
+                *(getattr(p, name) for name in further),
             )
             for p, digest in zip(store.images, store.hashes, strict=True)
         ]
-        text = csv_text([(*_MANIFEST, *(_REGION if has_regions else ()), *further), *rows])
+        regions = (*(REGION if has_regions else ()), *(BOX if has_boxes else ()))
+        text = csv_text([(*_MANIFEST, *regions, *further), *rows])
         path = self.folder / "manifest.csv"
         if path.exists() and path.read_bytes() != text.encode(errors="surrogateescape"):
             raise RunError(
@@ -140,7 +146,7 @@ class Run:
         return [image.path for image in self.images(split)]
 
     def images(self, split: str) -> list[LabeledImage]:
-        """Like `image_paths`, with label, group and region."""
+        """Like `image_paths`, with label, group, region and box."""
         return [image for image in self.labeled(split) if os.path.isfile(image.path)]
 
     def labeled(self, split: str) -> list[LabeledImage]:
@@ -149,38 +155,43 @@ class Run:
         for row in self._manifest():
             path = os.path.normpath(os.path.join(self.folder, row["path"]))
             if row["split"] == split:
-                sides = tuple(float(row[name]) for name in _REGION if row.get(name))
-                region = (sides[0], sides[1], sides[2], sides[3]) if len(sides) == len(_REGION) else None
-                found.append(LabeledImage(path, row["path"], row["label"], split, row["group"], region))
+                region, xywh = read_region(row, REGION), read_region(row, BOX)
+                box = None if xywh is None else Box(xywh)
+                found.append(LabeledImage(path, row["path"], row["label"], split, row["group"], region, box=box))
         return found
+
+    @property
+    def has_boxes(self) -> bool:
+        """Whether the run was trained on boxes, also if its images no longer exist. Raises `RunError`."""
+        return any(row.get(BOX[0]) for row in self._manifest())
 
     def relative(self, path: str) -> str:
         """A path relative to the run folder, with '/'."""
         return Path(os.path.relpath(path, self.folder)).as_posix()
 
-    def val_predictions(self, class_names: Sequence[str]) -> dict[str, list[float]]:
-        """The network's probabilities for the validation images, in the order of `class_names`, by image path as
-        returned by `image_paths`: from `predictions_fitted.csv`, else `predictions_val.csv`. Raises `RunError`.
+    def val_predictions(self, class_names: Sequence[str]) -> dict[ImageKey, list[float]]:
+        """The network's probabilities for the validation images, in the order of `class_names`, by `LabeledImage.key`
+        as of `images`: from `predictions_fitted.csv`, else `predictions_val.csv`. Raises `RunError`.
         """
         path = self.folder / "predictions_fitted.csv"  # only if predictions_val.csv is out of fold
         if not path.is_file():
             path = self.folder / "predictions_val.csv"
         return self._probabilities(path, class_names)
 
-    def held_out_predictions(self, class_names: Sequence[str]) -> dict[str, list[float]]:
+    def held_out_predictions(self, class_names: Sequence[str]) -> dict[ImageKey, list[float]]:
         """Like `val_predictions`, but from networks that have not seen the images: `predictions_val.csv`."""
         return self._probabilities(self.folder / "predictions_val.csv", class_names)
 
-    def val_numbers(self, target_names: Sequence[str]) -> dict[str, list[float]]:
+    def val_numbers(self, target_names: Sequence[str]) -> dict[ImageKey, list[float]]:
         """Like `val_predictions`, but the numbers that the network predicts."""
         path = self.folder / "predictions_fitted.csv"
         return self._numbers(path if path.is_file() else self.folder / "predictions_val.csv", target_names)
 
-    def _probabilities(self, path: Path, class_names: Sequence[str]) -> dict[str, list[float]]:
+    def _probabilities(self, path: Path, class_names: Sequence[str]) -> dict[ImageKey, list[float]]:
         return self._numbers(path, [f"p:{name}" for name in class_names])
 
-    def _numbers(self, path: Path, columns: Sequence[str]) -> dict[str, list[float]]:
-        """The numbers in some columns of a predictions file, by image path."""
+    def _numbers(self, path: Path, columns: Sequence[str]) -> dict[ImageKey, list[float]]:
+        """The numbers in some columns of a predictions file, by image."""
         try:
             with path.open(encoding="utf-8", errors="surrogateescape", newline="") as stream:
                 reader = csv.reader(stream)
@@ -191,23 +202,24 @@ class Run:
             raise RunError(f"{path}: has no column {error}") from error
         except (OSError, ValueError) as error:
             raise RunError(f"{path}: cannot be read ({error}); did this run's training finish?") from error
-        return dict(zip(self._predicted_paths(len(rows)), numbers, strict=True))
+        return dict(zip(self._predicted(len(rows)), numbers, strict=True))
 
     def val_points(self) -> dict[str, NDArray[np.float64]]:
         """Points (K, 2) from `predictions_val.csv` in pixels of the photos, by image path. Raises `RunError`."""
         found = self.load_landmarks("predictions_val.csv").images
-        return dict(zip(self._predicted_paths(len(found)), (image.keypoints_xy for image in found), strict=True))
+        keys = self._predicted(len(found))
+        return {path: image.keypoints_xy for (path, _), image in zip(keys, found, strict=True)}
 
-    def _predicted_paths(self, count: int) -> list[str]:
-        """Paths of the images of a predictions file: the validation images, or the training images too."""
+    def _predicted(self, count: int) -> list[ImageKey]:
+        """Keys of the images of a predictions file: the validation images, or the training images too."""
         rows = self._manifest()
-        val = [row["path"] for row in rows if row["split"] == "val"]
-        every = [row["path"] for row in rows if row["split"] in ("train", "val")]
+        val = [row for row in rows if row["split"] == "val"]
+        every = [row for row in rows if row["split"] in ("train", "val")]
         if count not in (len(val), len(every)):
             path = self.folder / "predictions_val.csv"
             raise RunError(f"{path}: has {count} rows for {len(val)} validation images of the manifest")
         shown = val if count == len(val) else every
-        return [os.path.normpath(os.path.join(self.folder, name)) for name in shown]
+        return [(os.path.normpath(os.path.join(self.folder, row["path"])), read_region(row, REGION)) for row in shown]
 
     def digests(self, split: str) -> list[str]:
         """SHA-256 of each image of a split, including images that no longer exist. Raises `RunError`."""
@@ -215,7 +227,7 @@ class Run:
 
     def data_hash(self) -> str:
         """SHA-256 over the images' hashes, labels and splits. Raises `RunError`."""
-        return hash_data((row["sha256"], row["label"], row["split"]) for row in self._manifest())
+        return hash_data((content_of(row), row["label"], row["split"]) for row in self._manifest())
 
     def _manifest(self) -> list[dict[str, str]]:
         path = self.folder / "manifest.csv"
@@ -267,13 +279,15 @@ class Run:
     def save_predictions(
         self, split: str, images: Sequence[LabeledImage], probabilities: NDArray[np.float32], class_names: Sequence[str]
     ) -> None:
-        """Write `predictions_SPLIT.csv`: `path,true_label,label,confidence,p:<class>...`."""
-        rows = []
+        """Write `predictions_SPLIT.csv`: `path[,box_x,box_y,box_w,box_h],true_label,label,confidence,p:<class>...`."""
+        rows, has_boxes = [], any(image.box is not None for image in images)
         for image, row in zip(images, probabilities, strict=True):
             decided = int(row.argmax())
             shown = [f"{value:.6g}" for value in row.tolist()]
-            rows.append([image.name, image.label, class_names[decided], shown[decided], *shown])
-        columns = ("path", "true_label", "label", "confidence", *(f"p:{name}" for name in class_names))
+            box = sides(None if image.box is None else image.box.xywh) if has_boxes else ()
+            rows.append([image.name, *box, image.label, class_names[decided], shown[decided], *shown])
+        boxes = BOX if has_boxes else ()
+        columns = ("path", *boxes, "true_label", "label", "confidence", *(f"p:{name}" for name in class_names))
         write_csv(self.folder / f"predictions_{split}.csv", columns, rows)
 
     def save_numbers(
@@ -345,10 +359,6 @@ class Run:
         except (OSError, ValueError, KeyError) as error:
             raise RunError(f"{self.folder}: no readable metrics.json: {UNFINISHED} ({error})") from error
         return {name: float(value) for name, value in metrics.items() if isinstance(value, int | float)}
-
-
-def _sides(region: Region | None) -> tuple[float | str, ...]:
-    return region or ("", "", "", "")
 
 
 def check_free(out: str | Path) -> None:

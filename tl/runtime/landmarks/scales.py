@@ -1,4 +1,4 @@
-"""Read lists that accompany images: boxes, and scales in millimeters per pixel.
+"""Read the scales of images, in millimeters per pixel.
 
 Opens CSV files, but no images.
 """
@@ -12,9 +12,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from tl.errors import DataError
-from tl.runtime.imaging.geometry import Region
 from tl.runtime.landmarks.files import image_finder, read_landmarks
-from tl.runtime.landmarks.wide_csv import BOX
 from tl.runtime.sources.names import FileFinder
 from tl.runtime.sources.tables import Table, read_table
 
@@ -43,31 +41,6 @@ class ListRow(NamedTuple):
     place: str
     path: str
     cells: dict[str, str]
-
-
-def read_boxes(path: str | os.PathLike[str]) -> dict[str, Region]:
-    """Return image path -> box in pixels of the upright image. Paths are relative to the list's folder.
-
-    Other columns are ignored, so a landmark file can be used; rows without a box are skipped.
-    Raises `DataError` naming the row.
-    """
-    path = Path(path)
-    boxes: dict[str, Region] = {}
-    table, rows = read_list(path, BOX)
-    for place, name, row in rows:
-        texts = [row[side].strip() for side in BOX]
-        if not any(texts):
-            continue
-        try:
-            left, top, width, height = map(table.number, texts)
-        except ValueError:
-            raise DataError(f"{place}: expected four numbers for a box, found {', '.join(texts)}") from None
-        if not (math.isfinite(left + top + width + height) and width > 0 and height > 0):
-            raise DataError(f"{place}: the width and height of a box must be above 0")
-        if name in boxes:
-            raise DataError(f"{place}: a second box for {name}; expected one per image")
-        boxes[name] = (left, top, width, height)
-    return boxes
 
 
 def read_scales(path: str | os.PathLike[str]) -> dict[str, float]:
