@@ -92,7 +92,7 @@ def test_export__the_graph_alone_gives_probabilities(solved_run: Run, solved_fil
     assert contract.multilabel.curve.images == 84  # of 96; 12 have no label
     claimed = solved_run.val_predictions(BLOBS)
     with load_multilabel(solved_file) as model:
-        found = model.predict_batch(list(claimed))
+        found = model.predict_batch([key[0] for key in claimed])
     # The trainer's features were cached as float32.
     np.testing.assert_allclose([each.probabilities for each in found], list(claimed.values()), atol=1e-4)
 

@@ -123,7 +123,7 @@ def test_parse_contract__landmarks() -> None:
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"landmarks": None}, "task 'landmarks' does not match the fields 'landmarks' and 'boxes'"),
+        ({"landmarks": None}, "task 'landmarks' does not match the field 'landmarks'"),
         ({"outputs": ["points"]}, "requires the outputs ['keypoints']"),
         ({"landmarks": {**FACTS, "mean_shape": [[0.0, 0.5]]}}, "the mean shape has 1 points for 2 names"),
         ({"golden": {**POINTS["golden"], "samples": [{"png": "", "expected": [1, 2]}]}}, "has 2 values, expected 4"),

@@ -109,16 +109,16 @@ class TrainedLabels:
     ) -> None:
         """Write `predictions_NAME.csv`: `path,true_labels,labels,p:<label>...`."""
         names = self.task.outputs
-        images = [self.task.store.images[i] for i in places]
         rows = [
-            (
-                show_label(true, names),
-                LABEL_SEPARATOR.join(label for label, is_given in zip(names, given, strict=True) if is_given),
-                *(f"{value:.9g}" for value in row.tolist()),
-            )
-            for true, given, row in zip(self.task.labels[places], decided, probabilities, strict=True)
+            {
+                "path": self.task.store.images[place].name,
+                "true_labels": show_label(self.task.labels[place], names),
+                "labels": LABEL_SEPARATOR.join(label for label, is_given in zip(names, given, strict=True) if is_given),
+                **{f"p:{label}": value for label, value in zip(names, row.tolist(), strict=True)},
+            }
+            for place, given, row in zip(places, decided, probabilities, strict=True)
         ]
-        run.save_label_sets(name, images, ("true_labels", "labels", *(f"p:{label}" for label in names)), rows)
+        run.save_table(f"predictions_{name}.csv", rows)
 
 
 def metrics_line(m: Metrics) -> str:

@@ -301,13 +301,6 @@ class Run:
         ]
         write_csv(self.folder / f"predictions_{split}.csv", columns, rows)
 
-    def save_label_sets(
-        self, split: str, images: Sequence[LabeledImage], columns: Sequence[str], rows: Sequence[Sequence[str]]
-    ) -> None:
-        """Write `predictions_SPLIT.csv`: `path`, then `columns` with their cells."""
-        named = [(image.name, *row) for image, row in zip(images, rows, strict=True)]
-        write_csv(self.folder / f"predictions_{split}.csv", ("path", *columns), named)
-
     def save_points(self, split: str, landmarks: LandmarkSet) -> None:
         """Write `predictions_SPLIT.csv` in this toolkit's landmark CSV format."""
         write_text(self.folder / f"predictions_{split}.csv", wide_csv.write(landmarks))
