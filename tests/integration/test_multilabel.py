@@ -20,7 +20,8 @@ from tl.exporter.export import export_run
 from tl.exporter.export_source import ExtraOutputs
 from tl.exporter.merging.merge import merge
 from tl.progress import Silent
-from tl.runtime import Multilabel, load, load_multilabel
+from tl.runtime import Failure, Multilabel, load, load_multilabel
+from tl.runtime.output.columns import build_columns
 from tl.runtime.session import Session
 from tl.trainer.config import TrainConfig
 from tl.trainer.run_folder.run import Run
@@ -235,3 +236,18 @@ def test_train__a_label_that_cannot_be_learned(blobs: Path, tmp_path: Path) -> N
     table.write_text("\n".join(["path,split,red,late", *lines]), encoding="utf-8")
     with pytest.raises(DataError, match="no training image has the label 'late'"):
         train(label_config(table, tmp_path / "run", target=("red", "late")), Silent())
+
+
+def test_columns__a_row_has_a_cell_for_every_column(solved_file: Path, stepped_file: Path, blobs: Path) -> None:
+    path = blobs.parent / "7-13.png"
+    for models, coverage in ((solved_file, 0.9), ([solved_file, stepped_file], None)):
+        with load_multilabel(models, coverage=coverage) as model:
+            columns, result = build_columns(model.fields), model.predict(path)
+        (cells,) = csv.reader([columns.line(result)])
+        assert len(cells) == len(columns.types)
+        own = dict(zip(columns.types, cells, strict=True))
+        assert own["labels"] == ";".join(result.labels)
+        values = dict(zip(columns.types, columns.values(result.as_dict()), strict=True))
+        assert float(own["p:red"]) == pytest.approx(values["p:red"], abs=1e-7)
+        failed = columns.line(Failure("x.png", "broken"))
+        assert failed == f"x.png{',' * (len(columns.types) - 1)}broken\n"

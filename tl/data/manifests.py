@@ -365,5 +365,5 @@ def _ask_about_labels(images: Sequence[LabeledImage], say: Callable[[str], None]
     if joined:
         say(
             f"{len(joined)} labels look like several labels of one image, first '{joined[0]}': each is used as one "
-            "class; if images show several classes, give each image the label of one"
+            "class; if images show several classes, separate them by ; and train for task multilabel"
         )
