@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from dataclasses import dataclass
 
 import numpy as np
@@ -61,7 +62,7 @@ def _target(finished: FinishedRun, name: str) -> Section:
     cards = [
         Card(
             thumbnail(data.paths[i], finished.card.preprocessing, _SIDE),
-            [f"true {data.true[i]:.4g}, predicted {data.found[i]:.4g}"],
+            [os.path.basename(data.paths[i]), f"true {data.true[i]:.4g}, predicted {data.found[i]:.4g}"],
         )
         for i in worst
     ]
