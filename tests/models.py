@@ -59,6 +59,7 @@ def make_contract(
         keypoint_names=(),
         landmarks=None,
         regression=None,
+        multilabel=None,
         preprocessing=preprocessing,
         outputs=("probabilities",),
         temperature=1.0,

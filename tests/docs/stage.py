@@ -19,6 +19,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
+from tests.blobs import write_blobs
 from tests.composites import make_composite, make_composites, save_megadetector
 from tests.docs.pages import ROOT, read_blocks
 from tests.models import make_model
@@ -141,6 +142,18 @@ def plants(folder: Path) -> None:
     shutil.copy(folder / "new-plants/0.jpg", folder / "plant.jpg")
 
 
+def scenes(folder: Path) -> None:
+    """A CSV of images with columns of labels, new images, and one image."""
+    table = write_blobs(folder, times=6, unknown=0.05)
+    text = table.read_text(encoding="utf-8").replace("red,green,blue", "sky,water,boat")
+    (folder / "scenes.csv").write_text(text, encoding="utf-8")
+    table.unlink()
+    (folder / "new-scenes").mkdir()
+    for name in ("3-0.png", "5-1.png"):
+        shutil.copy(folder / name, folder / "new-scenes" / name)
+    shutil.copy(folder / "5-1.png", folder / "scene.png")
+
+
 def color_models(folder: Path) -> None:
     """Classifiers of colors, that of landmarks, and an image for each."""
     make_model(folder / "model.onnx")
@@ -223,6 +236,7 @@ STAGES: dict[str, tuple[Callable[[Path], None], ...]] = {
     "docs/how-to/boxes.md": (animals,),
     "docs/how-to/landmarks.md": (wings,),
     "docs/how-to/numbers.md": (plants,),
+    "docs/how-to/several-labels.md": (scenes,),
     "docs/how-to/microscopy.md": (cells,),
     "docs/how-to/studies.md": (beetles,),
     "docs/how-to/adopt.md": (beetles, beetle_models, foreign_models),

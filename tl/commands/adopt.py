@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal, TypeVar
 
@@ -67,6 +68,14 @@ _Outputs = Annotated[
     Literal["logits", "probabilities"] | None,
     typer.Option(help="Meaning of the output, if it cannot be inferred.", rich_help_panel=_GRAPH),
 ]
+_Task = Annotated[
+    Literal["classification", "multilabel"] | None,
+    typer.Option(
+        help="multilabel: each class is a label by itself, present from probability 0.5. Default: multilabel for an "
+        "output that ends in a sigmoid, and for problem_type multi_label_classification in config.json.",
+        rich_help_panel=_GRAPH,
+    ),
+]
 _Golden = Annotated[
     Literal["images", "synthetic"],
     typer.Option(help="Self-test samples: four of --images, or synthetic ones so that no photo is embedded."),
@@ -99,6 +108,7 @@ def command(
         str | None, typer.Option(help="Name of the output to use, if there are several.", rich_help_panel=_GRAPH)
     ] = None,
     outputs: _Outputs = None,
+    task: _Task = None,
     golden: _Golden = "images",
     as_json: Annotated[bool, typer.Option("--json", help="Print the parity report as JSON on stdout.")] = False,
 ) -> None:
@@ -125,6 +135,8 @@ def command(
     overrides = Overrides(resize_mode, short_side, interpolation, *numbers)
     size = _given(image_size, _size, "--image-size")
     options = AdoptOptions(preset, labels, config, size, layout, output_name, outputs, overrides)
+    if task is not None:
+        options = replace(options, is_multilabel=task == "multilabel")
     if not images:
         warn("no --images: parity is checked on noise, which verifies the graph but does not reveal wrong class names")
     with console_progress() as progress:
@@ -160,13 +172,15 @@ def _size(text: str, option: str) -> tuple[int, int]:
 
 
 def _report(done: Adopted, as_json: bool) -> None:
+    from tl.runtime.model_file.contract import NOUNS
     from tl.runtime.model_file.summary import parity_text
 
     parity = done.contract.parity
     kind = "images" if done.on_real_images else "noise images"
     warn(f"parity with the original file on {parity.images} {kind}: {parity_text(parity)}")
     size = done.path.stat().st_size / 1e6
-    warn(f"{done.path}: {size:.1f} MB, {len(done.contract.class_names)} classes, opset {done.opset}, verified")
+    what = f"{len(done.contract.class_names)} {NOUNS[done.contract.task]}"
+    warn(f"{done.path}: {size:.1f} MB, {what}, opset {done.opset}, verified")
     golden = done.contract.golden
     if golden.source != "synthetic":
         warn(f"the file embeds {len(golden.samples)} of these images for tl verify; --golden synthetic embeds none")

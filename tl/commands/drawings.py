@@ -65,9 +65,9 @@ class Drawings:
     def see(self, result: Result) -> None:
         """Draw a result. Never fails for what a file system, an image or a model may do."""
         from tl.runtime.explain.drawing import is_drawable
-        from tl.runtime.results import Failure, Regression
+        from tl.runtime.results import Failure, Multilabel, Regression
 
-        if isinstance(result, Failure | Regression) or (self.points is None and self.reasons is None):
+        if isinstance(result, Failure | Multilabel | Regression) or (self.points is None and self.reasons is None):
             return
         if not is_drawable(result.path):
             self.packed.append(result.path)

@@ -29,12 +29,12 @@ from tl.commands.options import (
     open_landmark_predictor,
     open_models,
     open_predictor,
-    open_regression_predictor,
     task_of,
 )
 from tl.commands.requests import from_flags, refuse_given
 from tl.commands.sequence_flags import ScoredSequences
 from tl.commands.tables import Evaluated, write_evaluated
+from tl.commands.target_evaluation import TargetData, evaluate_label_files, evaluate_number_files, say_split
 from tl.errors import ConfigError, DataError
 
 if TYPE_CHECKING:
@@ -147,6 +147,10 @@ def command(request: EvaluateRequest) -> None:
     For numbers: model, merging, n, mae (mean absolute error), ci_low, ci_high (95%, bootstrap), rmse, r2, coverage_90
     (share of true numbers in the intervals for 90%).
 
+    For several labels: model, voting, n, map (mean average precision), ci_low, ci_high (95%, bootstrap), macro_f1,
+    micro_f1, subset_accuracy, hamming_loss, ece, and for a single model coverage_90 and set_size_90: the share of an
+    image's labels in its set for 90%, and the number of labels in these sets.
+
     For landmarks: model, merging, n, points, error_px (mean distance in pixels of the photos), ci_low, ci_high (95%,
     bootstrap), rmse_px, normalized_error (by centroid size), extent_error (by the extent of an image's points).
     Without --locator, a model that uses a region of each photo receives the region from the annotations, as in
@@ -159,8 +163,12 @@ def command(request: EvaluateRequest) -> None:
     check_outputs(request.overwrite, *outputs, inputs=[request.data.data, *request.models.paths()])
     if is_landmark_file(request.data.data):
         done = _evaluate_points(request)
-    elif task_of(sessions := open_models(request.models)) == "regression":
-        done = _evaluate_numbers(request, sessions)
+    elif (task := task_of(sessions := open_models(request.models))) == "regression":
+        _refuse_for_classes(request, "but this model predicts numbers")
+        done = evaluate_number_files(_targets(request.data), sessions, request.models, request.landmarks)
+    elif task == "multilabel":
+        _refuse_for_classes(request, "but this model gives several labels")
+        done = evaluate_label_files(_targets(request.data), sessions, request.models)
     else:
         name, images, failures = _read_split(request.data, request.boxes, request.sequences.sequence)
         evaluate = _evaluate_classes if request.tta is None else _evaluate_tta
@@ -224,7 +232,7 @@ def _read_split(
     found = read_labeled_boxes(flags.data, _columns(flags, sequence), boxes, box_flags.box_labels, warn)
     name, images = choose_split(found.images, flags.split)
     images = tie_sequences(images, sequence, warn)
-    _say_split(name, len(images), "RUN/manifest.csv")
+    say_split(name, len(images), "RUN/manifest.csv")
     if boxes is not None:
         failed = [image for image, _ in found.failed]
         say_absent(boxes, (image.path for image in (*found.images, *found.unboxed, *failed)))
@@ -249,29 +257,16 @@ def _evaluate_tta(
     return Evaluated(name, result.rows, (*result.columns, *TTA_COLUMNS), result.failures)
 
 
-def _evaluate_numbers(request: EvaluateRequest, sessions: list[Session]) -> Evaluated:
-    from tl.data.targets import read_numbers_of
-    from tl.evaluation.evaluate import choose_split
-    from tl.evaluation.regression import evaluate_numbers
-
-    what = "applies only to classifiers, but this model predicts numbers"
+def _refuse_for_classes(request: EvaluateRequest, why: str) -> None:
+    """Raise `ConfigError` for options that only classifiers have."""
     for given in (request.votes, request.sequences, request.boxes):
-        refuse_given(given, what)
+        refuse_given(given, f"applies only to classifiers, {why}")
     if request.tta is not None or request.report is not None or request.data.by_site:
-        raise ConfigError(f"--tta, --report and --by-site: {what.replace('applies', 'apply')}")
-    contract = sessions[0].contract
-    names = contract.target_names if contract is not None else ()
-    found = read_numbers_of(request.data.data, names, _columns(request.data), warn)
-    name, images = choose_split(found, request.data.split)
-    _say_split(name, len(images), "RUN/manifest.csv")
-    with (
-        open_regression_predictor(sessions, request.models, request.landmarks) as predictor,
-        console_progress() as progress,
-    ):
-        result = evaluate_numbers(predictor, images, progress)
-    for path, error in result.worst[:_WORST]:
-        warn(f"worst: {path}: error of {error:.2g} standard deviations")
-    return Evaluated(name, result.rows, result.columns, result.failures)
+        raise ConfigError(f"--tta, --report and --by-site: apply only to classifiers, {why}")
+
+
+def _targets(flags: _Data) -> TargetData:
+    return TargetData(flags.data, _columns(flags), flags.split)
 
 
 def _evaluate_classes(
@@ -358,7 +353,7 @@ def _evaluate_points(request: EvaluateRequest) -> Evaluated:
     images = read_split(flags.data, flags.split, flags.images)
     for remark in images.remarks:
         warn(f"{flags.data}: {remark}")
-    _say_split(images.split, len(images.paths), "RUN/annotations.json")
+    say_split(images.split, len(images.paths), "RUN/annotations.json")
     sessions = open_models(request.models)
     boxes = None if landmarks.locator else images.boxes(_region(sessions))
     with (
@@ -376,9 +371,3 @@ def _region(sessions: list[Session]) -> Literal["whole", "box", "points"]:
     contracts = [session.contract for session in sessions]
     found = [c.landmarks.region for c in contracts if c is not None and c.landmarks is not None]
     return next((region for region in found if region != "whole"), "whole")
-
-
-def _say_split(name: str, count: int, held_out: str) -> None:
-    warn(f"evaluating on split '{name}': {count} images")
-    if name == "all":
-        warn(f"scores are too optimistic if a model was trained on these images; held out: {held_out} --split val")

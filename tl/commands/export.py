@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from tl.exporter.export import Exported
 
 _PRETRAINED, _PARITY, _PRECISION = "Pretrained networks", "Parity check and self-test", "Lower precision"
+_LABELS = "Several labels"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -82,6 +83,14 @@ class _ExtraFlags:
     false_alarm: Annotated[
         float | None,
         typer.Option(help="Fraction of validation images that tl predict --reject-unknown may reject. Default: 0.05."),
+    ] = None
+    min_precision: Annotated[
+        float | None,
+        typer.Option(
+            help="For a run of several labels: give each label the lowest threshold that reaches this precision on "
+            "held-out images, such as 0.9. Default: the threshold with the highest F1.",
+            rich_help_panel=_LABELS,
+        ),
     ] = None
 
 
@@ -173,7 +182,11 @@ def command(request: ExportRequest) -> None:
             )
         elif flags.precision == "fp32":
             further = ExtraOutputs(
-                extra.unknown, extra.false_alarm or DEFAULT_OUTPUTS.false_alarm, extra.cam, extra.taxonomy
+                extra.unknown,
+                extra.false_alarm or DEFAULT_OUTPUTS.false_alarm,
+                extra.cam,
+                extra.taxonomy,
+                extra.min_precision,
             )
             done = export_run(
                 Run(source.run), output, progress, parity_images=parity_images, golden=golden, further=further
@@ -211,6 +224,8 @@ def _check_choices(request: ExportRequest) -> None:
         raise ConfigError("--cam requires a run and fp32")
     if extra.taxonomy is not None and source.run is None:
         raise ConfigError("--taxonomy requires a run")
+    if extra.min_precision is not None and not (is_plain_run and 0 < extra.min_precision <= 1):
+        raise ConfigError("--min-precision requires a run and fp32, and a number above 0 and at most 1")
     if extra.false_alarm is not None and not (is_plain_run and extra.unknown):
         raise ConfigError("--false-alarm requires a run and fp32, without --no-unknown")
     if extra.false_alarm is not None and not 0 < extra.false_alarm < 1:

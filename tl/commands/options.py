@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from tl.runtime.imaging.regions import Box, Region
     from tl.runtime.model_file.contract import Task
     from tl.runtime.predictor import Predictor
-    from tl.runtime.results import Classification, Landmarks, Regression
+    from tl.runtime.results import Classification, Landmarks, Multilabel, Regression
     from tl.runtime.session import Session
     from tl.runtime.sources.boxed_images import BoxList
 
@@ -108,7 +108,7 @@ class ClassFlags:
         float | None,
         typer.Option(
             help="Also output a set of classes that contains the true one with this probability, such as 0.95; for "
-            "numbers, an interval.",
+            "numbers, an interval; for several labels, a set that holds this share of them on average.",
             show_default=False,
         ),
     ] = None
@@ -259,6 +259,23 @@ def open_regression_predictor(
         weights=parse_vote_weights(models.vote_weights, models.paths()),
         coverage=coverage,
         decode_processes=decode_processes,
+    )
+    _say_device(predictor, models.device)
+    return predictor
+
+
+def open_multilabel_predictor(
+    sessions: list[Session], models: ModelFlags, coverage: float | None = None
+) -> Predictor[Multilabel]:
+    """Build a predictor for models of several labels and print where it runs, if that was not asked for."""
+    from tl.runtime.predictor import load_multilabel
+
+    predictor = load_multilabel(
+        sessions if models.ensemble else sessions[0],
+        device=models.device,
+        threads=models.threads,
+        weights=parse_vote_weights(models.vote_weights, models.paths()),
+        coverage=coverage,
     )
     _say_device(predictor, models.device)
     return predictor

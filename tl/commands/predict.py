@@ -24,6 +24,7 @@ from tl.commands.options import (
     check_outputs,
     open_landmark_predictor,
     open_models,
+    open_multilabel_predictor,
     open_predictor,
     open_regression_predictor,
     task_of,
@@ -42,11 +43,11 @@ from tl.errors import ConfigError
 if TYPE_CHECKING:
     from tl.runtime.output.sequence_rows import SequencePlan
     from tl.runtime.predictor import Predictor
-    from tl.runtime.results import Classification, Landmarks, Regression, Result
+    from tl.runtime.results import Classification, Landmarks, Multilabel, Regression, Result
     from tl.runtime.sources.boxed_images import BoxList
     from tl.runtime.sources.inputs import Inputs
 
-    AnyPredictor = Predictor[Classification] | Predictor[Landmarks] | Predictor[Regression]
+    AnyPredictor = Predictor[Classification] | Predictor[Landmarks] | Predictor[Multilabel] | Predictor[Regression]
 
 _INPUT_AND_OUTPUT = "Input and output"
 
@@ -237,6 +238,9 @@ def command(request: PredictRequest) -> None:
     Columns for numbers: path, TARGET, error; with --coverage TARGET_low, TARGET_high; ensembles add TARGET_spread
     (standard deviation of the members) and TARGET:MEMBER.
 
+    Columns for several labels: path, labels (joined by ;), p:LABEL, error; with --coverage set; ensembles add agreement
+    and vote:MEMBER.
+
     Exit code 3 means that some images could not be read, as their rows tell, or not be drawn. A hidden folder beside
     the output records the finished images for --resume.
     """
@@ -277,15 +281,19 @@ def _open(request: PredictRequest, boxes: BoxList | None, count: int) -> AnyPred
         has_boxes=boxes is not None,
         task=task,
     )
-    if task == "regression":
-        given = replace(classes, coverage=None, decode_processes=None)
-        refuse_given(given, "applies only to classifiers, but this model predicts numbers")
-        refuse_given(replace(landmarks, merge=None), "applies only to landmark models, but this model predicts numbers")
+    if task in ("multilabel", "regression"):
+        what = "but this model " + ("gives several labels" if task == "multilabel" else "predicts numbers")
+        refuse_given(replace(classes, coverage=None, decode_processes=None), f"applies only to classifiers, {what}")
+        refuse_given(replace(landmarks, merge=None), f"applies only to landmark models, {what}")
         if boxes is not None or request.output.to not in (None, "csv"):
-            raise ConfigError("--boxes and --to do not apply to a model for regression")
-        numbers = open_regression_predictor(sessions, models, landmarks, classes.coverage)
-        numbers.decode_processes = decode_processes(numbers, classes.decode_processes, count)
-        return numbers
+            raise ConfigError(f"--boxes and --to do not apply to a model for {task}")
+        if task == "multilabel":
+            refuse_given(landmarks, f"applies only to landmark models, {what}")
+            found: AnyPredictor = open_multilabel_predictor(sessions, models, classes.coverage)
+        else:
+            found = open_regression_predictor(sessions, models, landmarks, classes.coverage)
+        found.decode_processes = decode_processes(found, classes.decode_processes, count)
+        return found
     if task == "landmarks":
         refuse_given(classes, "applies only to classifiers, but this is a landmark model")
         if request.output.to == "megadetector":

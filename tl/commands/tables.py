@@ -39,7 +39,7 @@ def csv_table(columns: Sequence[str], rows: Sequence[Mapping[str, Any]]) -> str:
 
 def readable_table(columns: Sequence[str], rows: Sequence[Mapping[str, Any]]) -> str:
     """Aligned columns, named in words. Columns without any value are left out."""
-    has_errors = "error_px" in columns or "mae" in columns
+    has_errors = any(name in columns for name in ("error_px", "mae", "map"))
     is_share = {name: name in _SHARES and not has_errors for name in columns}
     is_share |= {"extent_error": True, "coverage_90": True}
     kept = [name for name in columns if any(row[name] not in (None, "") for row in rows)]

@@ -35,7 +35,8 @@ SPLIT_NAMES = {name: name for name in SPLITS} | {
 }
 # Joins the numbers of an image's targets to its label; a missing number is "".
 TARGET_SEPARATOR = ";"
-_MISSING = ("", "na", "n/a", "nan")
+# Usual ways to write a missing value in a CSV, in lower case.
+MISSING = ("", "na", "n/a", "nan")
 # Signs that separate several labels of an image in other tools.
 _LABEL_SEPARATORS = "|;"
 
@@ -218,12 +219,21 @@ def _check_not_splits(root: Path, folders: Sequence[Path], splits: Mapping[str, 
             raise DataError(f"{root}: the split folders are one level below, in {entry}: use that folder as data")
 
 
-def read_manifest(manifest: Path, columns: ManifestColumns, say: Callable[[str], None]) -> list[LabeledImage]:
-    """The images of a CSV manifest. Their labels are not compared with one another. Raises `DataError`."""
+# (where the row is, its cells by column) -> the label of the image, which may be empty. Raises `DataError`.
+LabelReader = Callable[[str, Mapping[str, str]], str]
+
+
+def read_manifest(
+    manifest: Path, columns: ManifestColumns, say: Callable[[str], None], read_label: LabelReader | None = None
+) -> list[LabeledImage]:
+    """The images of a CSV manifest. Their labels are not compared with one another. Raises `DataError`.
+
+    `read_label` replaces the label column and `columns.targets`.
+    """
     table = read_table(manifest)
     used = {
         "path": table.column("path", columns.path),
-        "label": "" if columns.targets else table.column("label", columns.label),
+        "label": "" if columns.targets or read_label else table.column("label", columns.label),
         "split": table.column("split", None if columns.split == "split" else columns.split),
         "group": table.column("group"),
         "site": table.column("site"),
@@ -231,7 +241,7 @@ def read_manifest(manifest: Path, columns: ManifestColumns, say: Callable[[str],
     }
     if columns.sequence_column:
         check_column(table, columns.sequence_column)
-    required = ("path",) if columns.targets else ("path", "label")
+    required = ("path",) if columns.targets or read_label else ("path", "label")
     if lacking := [name for name in required if not used[name]]:
         raise DataError(
             f"{manifest}: has no column {' and '.join(lacking)} (found: {table.shown})",
@@ -243,10 +253,27 @@ def read_manifest(manifest: Path, columns: ManifestColumns, say: Callable[[str],
         raise DataError(f"{manifest}: contains a header but no rows")
     folder = Path(columns.images) if columns.images is not None else manifest.parent
     finder = FileFinder([folder], by_file_name=columns.images is not None)
-    targets = [table.column(name, name) for name in columns.targets]
-    images = [_manifest_row(table, line, row, used, targets, folder, finder) for line, row in table.rows]
+    read_label = read_label or _label_reader(table, used["label"], columns.targets)
+    images = [_manifest_row(table, line, row, used, read_label, folder, finder) for line, row in table.rows]
     _check_manifest(manifest, folder, images)
     return images
+
+
+def _label_reader(table: Table, column: str, target_columns: Sequence[str]) -> LabelReader:
+    """Reads the label column, or joins the numbers of several columns."""
+    targets = [table.column(name, name) for name in target_columns]
+
+    def read(place: str, row: Mapping[str, str]) -> str:
+        if targets:
+            label = TARGET_SEPARATOR.join(_number(table, place, target, row[target]) for target in targets)
+            if not label.strip(TARGET_SEPARATOR):
+                raise DataError(f"{place}: has no number in {', '.join(targets)}: fill it in, or remove the row")
+            return label
+        if not row[column]:
+            raise DataError(f"{place}: path and label must not be empty")
+        return row[column]
+
+    return read
 
 
 def _manifest_row(
@@ -254,20 +281,17 @@ def _manifest_row(
     line: int,
     row: Mapping[str, str],
     used: Mapping[str, str],
-    targets: Sequence[str],
+    read_label: LabelReader,
     folder: Path,
     finder: FileFinder,
 ) -> LabeledImage:
     place = f"{table.where} row {line}"
     cells = {name: row[column] if column else "" for name, column in used.items()}
-    if targets:
-        cells["label"] = TARGET_SEPARATOR.join(_number(table, place, column, row[column]) for column in targets)
-        if not cells["label"].strip(TARGET_SEPARATOR):
-            raise DataError(f"{place}: has no number in {', '.join(targets)}: fill it in, or remove the row")
-    if not cells["path"] or not cells["label"]:
+    if not cells["path"]:
         raise DataError(f"{place}: path and label must not be empty")
-    if not is_decoded(cells["label"]):
-        raise not_decoded(place, [cells["label"]])
+    label = read_label(place, row)
+    if not is_decoded(label):
+        raise not_decoded(place, [label])
     split = SPLIT_NAMES.get(cells["split"].strip().casefold(), "")
     if cells["split"].strip() and not split:
         raise DataError(f"{place}: split '{cells['split'].strip()}' is not one of {', '.join(SPLITS)}")
@@ -280,14 +304,14 @@ def _manifest_row(
     xywh = row_box(place, table, row) if set(BOX) <= set(table.columns) else None
     box = None if xywh is None else Box(xywh)
     return LabeledImage(
-        path, name, composed(cells["label"]), split, cells["group"], site=cells["site"], sequence=sequence, box=box
+        path, name, composed(label), split, cells["group"], site=cells["site"], sequence=sequence, box=box
     )
 
 
 def _number(table: Table, place: str, column: str, cell: str) -> str:
     """A number in its usual spelling, "" for an empty cell. Raises `DataError` for anything else."""
     text = cell.strip()
-    if text.casefold() in _MISSING:
+    if text.casefold() in MISSING:
         return ""
     try:
         value = table.number(text)
@@ -341,5 +365,5 @@ def _ask_about_labels(images: Sequence[LabeledImage], say: Callable[[str], None]
     if joined:
         say(
             f"{len(joined)} labels look like several labels of one image, first '{joined[0]}': each is used as one "
-            "class; if images show several classes, give each image the label of one"
+            "class; if images show several classes, separate them by ; and train for task multilabel"
         )

@@ -8,7 +8,7 @@ from __future__ import annotations
 import dataclasses
 import warnings
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 
 import numpy as np
@@ -17,12 +17,17 @@ from numpy.typing import NDArray
 from tl.data.manifests import LabeledImage
 from tl.errors import DataError
 
+# (images, fraction, seed) -> places of the images to hold out. Raises `DataError`.
+HoldOut = Callable[[Sequence[LabeledImage], float, int], list[int]]
 
-def assign_splits(images: Sequence[LabeledImage], val_fraction: float, seed: int) -> list[LabeledImage]:
+
+def assign_splits(
+    images: Sequence[LabeledImage], val_fraction: float, seed: int, hold_out: HoldOut | None = None
+) -> list[LabeledImage]:
     """Assign every image to a split. Without splits in the data, hold out `val_fraction` of each class.
 
-    Groups stay whole. If the data has a training but no validation split, take validation images from training. Raises
-    `DataError`.
+    Groups stay whole. If the data has a training but no validation split, take validation images from training.
+    `hold_out`: another way of choosing them. Raises `DataError`.
     """
     splits = Counter(image.split for image in images)
     if splits[""] and len(splits) > 1:
@@ -36,7 +41,7 @@ def assign_splits(images: Sequence[LabeledImage], val_fraction: float, seed: int
     pool = [i for i, image in enumerate(images) if image.split in ("", "train")]
     if not pool:
         raise DataError("the data set has no training split")
-    held_out = {pool[i] for i in _held_out([images[i] for i in pool], val_fraction, seed)}
+    held_out = {pool[i] for i in (hold_out or _held_out)([images[i] for i in pool], val_fraction, seed)}
     assigned = [
         dataclasses.replace(p, split="val" if i in held_out else "train") if p.split in ("", "train") else p
         for i, p in enumerate(images)
@@ -86,7 +91,7 @@ def cut_folds(
     """
     from sklearn.model_selection import StratifiedGroupKFold, StratifiedKFold
 
-    tied = _inseparable(hashes, groups)
+    tied = inseparable(hashes, groups)
     smallest = int(np.unique(true_ids, return_counts=True)[1].min())
     is_grouped = len(set(tied)) < len(tied)
     if count > min(smallest, len(set(tied))):
@@ -121,7 +126,7 @@ def cut_parts(
     `true_ids` int64 (N,). Groups ('' is none) and equal files stay in one part. Unlike `cut_folds`, a part may lack a
     class.
     """
-    tied = np.array(_inseparable(hashes, groups))
+    tied = np.array(inseparable(hashes, groups))
     numbers, first, sizes = np.unique(tied, return_index=True, return_counts=True)
     shuffled = np.random.default_rng(seed).permutation(len(numbers))
     dealt = sorted(shuffled, key=lambda i: (true_ids[first[i]], -sizes[i]))  # as cards, class by class
@@ -129,7 +134,7 @@ def cut_parts(
     return [part for part in parts if len(part)]
 
 
-def _inseparable(hashes: Sequence[str], groups: Sequence[str]) -> list[int]:
+def inseparable(hashes: Sequence[str], groups: Sequence[str]) -> list[int]:
     """A number for each image, shared by all images connected through equal files or groups, directly or indirectly."""
     from scipy.sparse import coo_array
     from scipy.sparse.csgraph import connected_components

@@ -22,6 +22,7 @@ from tl.exporter.export_source import (
     ExtraOutputs,
     class_source,
     landmark_source,
+    multilabel_source,
     pretrained_source,
     regression_source,
 )
@@ -79,10 +80,9 @@ def export_run(
     if config.task != "classification" and (further.cam or further.taxonomy is not None):
         what = "class activation maps are" if further.cam else "a taxonomy is"
         raise ConfigError(f"{what} only for classifiers, but this run's task is {config.task}")
-    if config.task == "landmarks":
-        origin = landmark_source(run)
-    else:
-        origin = regression_source(run) if config.task == "regression" else class_source(run, progress, further)
+    if config.task != "multilabel" and further.min_precision is not None:
+        raise ConfigError(f"min_precision is only for several labels, but this run's task is {config.task}")
+    origin = _source_of(run, str(config.task), progress, further)
     own = spread(run.images("val"), MAX_VALIDATION_IMAGES)
     extra = [LabeledImage(path, path, "") for path in find_images(parity_images).paths]
     if extra and (origin.boxes is not None or any(image.region is not None for image in own)):
@@ -91,6 +91,14 @@ def export_run(
             "leave parity_images out"
         )
     return _export(origin, out, own, extra, golden, progress)
+
+
+def _source_of(run: Run, task: str, progress: Progress, further: ExtraOutputs) -> ExportSource:
+    if task == "landmarks":
+        return landmark_source(run)
+    if task == "regression":
+        return regression_source(run)
+    return (multilabel_source if task == "multilabel" else class_source)(run, progress, further)
 
 
 def export_pretrained(
@@ -187,6 +195,7 @@ def _uncertified(origin: ExportSource) -> Contract:
         ood=origin.ood,
         taxonomy=origin.taxonomy,
         regression=origin.regression,
+        multilabel=origin.multilabel,
         boxes=origin.boxes,
     )
 

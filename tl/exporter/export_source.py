@@ -13,12 +13,16 @@ from typing import Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from tl.data.features import SHORTEST
+from tl.data.label_sets import label_matrix
+from tl.data.manifests import LabeledImage
 from tl.data.targets import numbers_of
 from tl.errors import ConfigError
 from tl.evaluation.calibration import class_ids_of, conformal_of, held_out_scores
+from tl.evaluation.label_decisions import build_risk_curve, fit_thresholds
 from tl.evaluation.ood import MAX_KNOWN, Known, OodFit, measure_ood
 from tl.exporter.parity import spread
 from tl.progress import Progress
@@ -32,6 +36,7 @@ from tl.runtime.model_file.contract import (
     Provenance,
     RegressionFacts,
 )
+from tl.runtime.model_file.label_facts import MultilabelFacts
 from tl.trainer.boxes import run_crop
 from tl.trainer.config import TrainConfig
 from tl.trainer.features.run_embeddings import Embedded, embed_images
@@ -143,6 +148,7 @@ class ExportSource:
     ood: OodFacts | None = None
     taxonomy: Taxonomy | None = None
     regression: RegressionFacts | None = None
+    multilabel: MultilabelFacts | None = None
     boxes: BoxCrop | None = None
 
 
@@ -153,12 +159,15 @@ class ExtraOutputs:
     `unknown`: out-of-distribution score relative to the training images, which requires reading all of them.
     `false_alarm` in (0, 1): fraction of validation images that its limit may flag. `cam`: class activation maps.
     `taxonomy`: CSV of the classes' groups, or "names" if the class names are lineages; None for the run's own.
+    `min_precision`: of several labels, the precision that the threshold of each must reach on held-out images, None for
+    the highest F1.
     """
 
     unknown: bool = True
     false_alarm: float = 0.05
     cam: bool = False
     taxonomy: str | None = None
+    min_precision: float | None = None
 
 
 DEFAULT_OUTPUTS = ExtraOutputs()
@@ -239,6 +248,48 @@ def regression_source(run: Run) -> ExportSource:
         claimed=run.val_numbers(names),
         regression=facts,
     )
+
+
+def multilabel_source(run: Run, progress: Progress, further: ExtraOutputs) -> ExportSource:
+    """A run's best network of several labels, with thresholds fitted to its held-out images. Raises `RunError`."""
+    network, card, config = load_network(run)
+    names, rows = card.class_names, run.rows("predictions_val.csv")
+    probabilities = np.array([[row[f"p:{name}"] for name in names] for row in rows], np.float32)
+    known = label_matrix([LabeledImage("", row["path"], row["true_labels"]) for row in rows], names)
+    facts = MultilabelFacts(
+        temperatures=card.temperatures,
+        thresholds=fit_thresholds(probabilities, known, further.min_precision),
+        rule="f1" if further.min_precision is None else "precision",
+        min_precision=further.min_precision,
+        curve=build_risk_curve(probabilities, known, _held_out_source(config)),
+    )
+    module = Deployed(network, torch.tensor(card.temperatures), activation="sigmoid")
+    if further.min_precision is not None:
+        _say_unreached(names, facts.thresholds, probabilities, known, further.min_precision, progress)
+    return ExportSource(
+        module=module,
+        outputs=module.outputs,
+        names=names,
+        preprocessing=card.preprocessing,
+        provenance=_run_provenance(run, config, card),
+        claimed=run.val_predictions(names),
+        multilabel=facts,
+    )
+
+
+def _say_unreached(
+    names: Sequence[str],
+    thresholds: Sequence[float],
+    probabilities: NDArray[np.float32],
+    labels: NDArray[np.float64],
+    least: float,
+    progress: Progress,
+) -> None:
+    """Say which labels reach a precision at no threshold."""
+    given, known = probabilities >= np.array(thresholds), ~np.isnan(labels)
+    precision = (given & (labels == 1)).sum(axis=0) / np.maximum((given & known).sum(axis=0), 1)
+    if low := [f"'{name}' ({value:.2f})" for name, value in zip(names, precision, strict=True) if value < least]:
+        progress.say(f"no threshold reaches precision {least:g} for {', '.join(low)}: each has its highest precision")
 
 
 def _held_out_source(config: TrainConfig) -> str:

@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 from tl.data.manifests import LabeledImage
 from tl.errors import ParityError
 from tl.runtime.ensembles.ensemble import Ensemble
+from tl.runtime.ensembles.multilabel import MultilabelEnsemble
 from tl.runtime.ensembles.regression import RegressionEnsemble
 from tl.runtime.imaging.geometry import Placement
 from tl.runtime.imaging.regions import Region
@@ -76,7 +77,7 @@ def check_outputs(
     wanted = expected[main.name]
     served = _serve(session, sources, original.reader)
     pipeline = float((np.abs(served - wanted) / main.scale).max())
-    agreement = _agreement(served, wanted, _TIE * tolerance) if main.name == "probabilities" else None
+    agreement = _agreement(served, wanted, _TIE * tolerance) if main.is_choice else None
     report = Parity(len(inputs), BATCH_SIZES, worst, pipeline, agreement, tolerance)
     _check(report, scaled, original, main.name)
     return report
@@ -97,17 +98,18 @@ def _agreement(served: NDArray[np.float32], wanted: NDArray[np.float32], tie: fl
 
 @dataclass(frozen=True)
 class _MainOutput:
-    """The output that decides, and what its differences are divided by."""
+    """The output that decides, and what its differences are divided by. `is_choice`: its largest value decides."""
 
     name: str
     scale: NDArray[np.float32] | float
+    is_choice: bool
 
 
 def _main_output(session: Session) -> _MainOutput:
     contract = session.contract
     if contract is None:
-        return _MainOutput("probabilities", 1.0)
-    return _MainOutput(contract.main_output, contract.output_scale)
+        return _MainOutput("probabilities", 1.0, is_choice=True)
+    return _MainOutput(contract.main_output, contract.output_scale, contract.task == "classification")
 
 
 def _difference(value: NDArray[np.float32], wanted: NDArray[np.float32], scale: NDArray[np.float32] | float) -> float:
@@ -116,16 +118,16 @@ def _difference(value: NDArray[np.float32], wanted: NDArray[np.float32], scale: 
 
 def _serve(session: Session, sources: Sequence[PredictionSource], reader: str) -> NDArray[np.float32]:
     """What `tl.runtime` gives for the images: probabilities (N, C) or values (N, T)."""
-    is_numbers = session.contract is not None and session.contract.regression is not None
-    members = RegressionEnsemble([session]) if is_numbers else Ensemble([session])
-    predictor: Predictor[Any] = Predictor(members, with_votes=False)
+    task = "classification" if session.contract is None else session.contract.task
+    kinds: dict[str, Any] = {"multilabel": MultilabelEnsemble, "regression": RegressionEnsemble}
+    predictor: Predictor[Any] = Predictor(kinds.get(task, Ensemble)([session]), with_votes=False)
     rows = []
     for result in predictor.predict_iter(sources):
         if isinstance(result, Failure):
             raise ParityError(
                 f"{result.path}: {reader} could read this image, but the runtime could not: {result.error}"
             )
-        rows.append(result.values if is_numbers else result.probabilities)
+        rows.append(result.values if task == "regression" else result.probabilities)
     return np.stack(rows)
 
 

@@ -36,6 +36,7 @@ from tl.runtime.model_file.contract import (
     Task,
     dump_contract,
 )
+from tl.runtime.model_file.label_facts import MultilabelFacts
 from tl.runtime.model_file.selftest import encode_golden_png
 from tl.runtime.output.files import atomic_path, output_errors
 
@@ -107,13 +108,16 @@ def uncertified_contract(
     ood: OodFacts | None = None,
     taxonomy: Taxonomy | None = None,
     regression: RegressionFacts | None = None,
+    multilabel: MultilabelFacts | None = None,
     boxes: BoxCrop | None = None,
 ) -> Contract:
     """A preliminary contract without verification results, for temporary files. `names`: of classes or of keypoints."""
     task: Task = "classification" if landmarks is None else "landmarks"
     if regression is not None:
         task, names = "regression", ()
-    is_classes = task == "classification"
+    if multilabel is not None:
+        task = "multilabel"
+    is_classes = task in ("classification", "multilabel")
     return Contract(
         schema_version=SCHEMA_VERSION,
         task=task,
@@ -122,6 +126,7 @@ def uncertified_contract(
         keypoint_names=() if is_classes else names,
         landmarks=landmarks,
         regression=regression,
+        multilabel=multilabel,
         preprocessing=preprocessing,
         outputs=outputs,
         temperature=temperature,
@@ -131,7 +136,7 @@ def uncertified_contract(
         taxonomy=taxonomy,
         boxes=boxes,
         provenance=provenance,
-        parity=Parity(0, (), {}, 0.0, 0.0 if is_classes else None, 0.0),
+        parity=Parity(0, (), {}, 0.0, 0.0 if task == "classification" else None, 0.0),
         quantization=None,
         golden=Golden("synthetic", {}, ()),
     )

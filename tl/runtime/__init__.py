@@ -18,8 +18,17 @@ from tl.runtime.imaging.preprocessing import Preprocessing
 from tl.runtime.imaging.regions import Box
 from tl.runtime.model_file.contract import Contract
 from tl.runtime.model_file.selftest import SelfTest, run_selftest
-from tl.runtime.predictor import Predictor, load, load_landmarks, load_regression
-from tl.runtime.results import Classification, Failure, Landmarks, MemberVotes, NoBox, Regression, Result
+from tl.runtime.predictor import Predictor, load, load_landmarks, load_multilabel, load_regression
+from tl.runtime.results import (
+    Classification,
+    Failure,
+    Landmarks,
+    MemberVotes,
+    Multilabel,
+    NoBox,
+    Regression,
+    Result,
+)
 from tl.runtime.sources.box_files import read_boxes
 from tl.runtime.sources.boxed_images import BoxedImage, BoxList
 
@@ -34,6 +43,7 @@ __all__ = [
     "ImageSource",
     "Landmarks",
     "MemberVotes",
+    "Multilabel",
     "NoBox",
     "Predictor",
     "Preprocessing",
@@ -46,6 +56,7 @@ __all__ = [
     "explain",
     "load",
     "load_landmarks",
+    "load_multilabel",
     "load_regression",
     "read_boxes",
     "run_selftest",

@@ -26,6 +26,13 @@ _NAMES = {
     "gain": "gain",
     "gain_p": "p of the gain",
     "images_per_s": "images/s",
+    "map": "mean average precision",
+    "micro_f1": "micro F1",
+    "subset_accuracy": "all labels right",
+    "hamming_loss": "wrong decisions",
+    "label_accuracy": "label accuracy",
+    "coverage_90": "found by sets for 90%",
+    "set_size_90": "labels in these sets",
     "mae": "mean absolute error",
     "baseline_mae": "error of the training mean",
     "scaled_mae": "error, standard deviations",
@@ -45,7 +52,7 @@ _NAMES = {
     "latency_ms": "CPU, ms per image",
 }
 # Each task's main metric, the first that is among a model's scores, and whether a higher value is better.
-MAIN_METRICS = {"top1_accuracy": True, "error_px": False, "mae": False}
+MAIN_METRICS = {"top1_accuracy": True, "map": True, "error_px": False, "mae": False}
 _SPLITS = {"train": "training", "val": "validation", "test": "test"}
 _ENDS = {"_low": "95% from", "_high": "95% to"}
 

@@ -2,7 +2,7 @@
 
 Handles devices, threads and batch sizes. The prediction itself is in `ensembles` and `landmarks`, concurrency in
 `streams`, result files in `output`, and image lookup in `sources`. The main entry points of `tl.runtime` are here:
-`load`, `load_landmarks` and `load_regression`.
+`load`, `load_landmarks`, `load_multilabel` and `load_regression`.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ from typing import Generic, Literal
 from tl.errors import EnsembleError, ImageReadError
 from tl.runtime.devices import usable_cores
 from tl.runtime.ensembles.ensemble import ClassRule, Ensemble
+from tl.runtime.ensembles.multilabel import MultilabelEnsemble
 from tl.runtime.ensembles.regression import RegressionEnsemble, ValueMerging
 from tl.runtime.ensembles.selective import SelectivePrediction
 from tl.runtime.ensembles.supported import WITHOUT_BOXES
@@ -23,7 +24,7 @@ from tl.runtime.ensembles.voting import Voting
 from tl.runtime.imaging.pipeline import TtaKind
 from tl.runtime.imaging.regions import Box, Region
 from tl.runtime.landmarks.ensemble import LandmarkEnsemble, Merging
-from tl.runtime.results import ClassFields, Classification, Failure, Landmarks, Regression
+from tl.runtime.results import ClassFields, Classification, Failure, Landmarks, Multilabel, Regression
 from tl.runtime.session import Session
 from tl.runtime.sources.boxed_images import BoxList, PredictionSource, UnboxedImage, box_list, item_name, split_item
 from tl.runtime.streams import Found, Known, Members, Stream, nothing_known, with_box
@@ -132,6 +133,28 @@ def load_regression(
     """
     sessions, alone, threads = _open_sessions(models, device, threads, hint)
     ensemble = RegressionEnsemble(sessions, merging=merge, weights=weights, coverage=coverage)
+    return Predictor(ensemble, with_votes=not alone, threads=threads, decode_processes=decode_processes)
+
+
+def load_multilabel(
+    models: Model | Sequence[Model],
+    *,
+    device: str = "auto",
+    threads: int | None = None,
+    hint: Hint = "throughput",
+    weights: Sequence[float] | None = None,
+    coverage: float | None = None,
+    decode_processes: int = 0,
+) -> Predictor[Multilabel]:
+    """Open one model that gives an image several labels, or several models whose probabilities and thresholds are
+    averaged; options as for `load`.
+
+    `coverage`: share of an image's labels that its set should hold on average, for a single model. If `models` is a
+    list, even of length one, results include the members' labels.
+    Raises `ModelFileError`, `EnsembleError` or `DeviceError`.
+    """
+    sessions, alone, threads = _open_sessions(models, device, threads, hint)
+    ensemble = MultilabelEnsemble(sessions, weights=weights, coverage=coverage)
     return Predictor(ensemble, with_votes=not alone, threads=threads, decode_processes=decode_processes)
 
 

@@ -185,6 +185,43 @@ class Regression:
 
 
 @dataclass(frozen=True)
+class Multilabel:
+    """The labels of one image. `probabilities`: float32 (C,), the probability of each of `class_names` by itself.
+
+    `labels`: the names whose probability reaches their threshold, in the order of `class_names`. `label_set`: the names
+    that could be labels, most probable first, which lack no more of an image's labels than the requested coverage
+    allows; None if none was requested. `agreement`: mean share of an ensemble's members that decide a label as the
+    ensemble does; `votes`: the members' own labels; `members`: float32 (M, C), their probabilities; all three None for
+    a single model. `ood_score`: as in `Classification`.
+    """
+
+    path: str
+    class_names: tuple[str, ...]
+    probabilities: NDArray[np.float32]
+    labels: tuple[str, ...]
+    label_set: tuple[str, ...] | None = None
+    agreement: float | None = None
+    votes: tuple[tuple[str, ...], ...] | None = None
+    members: NDArray[np.float32] | None = None
+    ood_score: float | None = None
+
+    def as_dict(self) -> dict[str, Any]:
+        """Return plain values for JSON."""
+        plain: dict[str, Any] = {
+            "path": self.path,
+            "labels": list(self.labels),
+            "probabilities": dict(zip(self.class_names, self.probabilities.tolist(), strict=True)),
+        }
+        if self.label_set is not None:
+            plain["set"] = list(self.label_set)
+        if self.ood_score is not None:
+            plain["ood_score"] = self.ood_score
+        if self.votes is not None:
+            plain |= {"agreement": self.agreement, "votes": [list(labels) for labels in self.votes]}
+        return plain
+
+
+@dataclass(frozen=True)
 class Failure:
     """An image that could not be predicted, or a box of it, and the reason."""
 
@@ -205,7 +242,7 @@ class NoBox(Failure):
         return {"path": self.path, "reason": self.error}
 
 
-Prediction = Classification | Landmarks | Regression
+Prediction = Classification | Landmarks | Multilabel | Regression
 
 
 @dataclass(frozen=True)
@@ -244,7 +281,17 @@ class RegressionFields:
     with_interval: bool = False
 
 
-Fields = ClassFields | PointFields | RegressionFields
+@dataclass(frozen=True)
+class MultilabelFields:
+    """Optional fields of several labels. `member_names`: names of the ensemble's members."""
+
+    class_names: Sequence[str]
+    member_names: Sequence[str] = ()
+    with_set: bool = False
+    with_ood_score: bool = False
+
+
+Fields = ClassFields | MultilabelFields | PointFields | RegressionFields
 Result = Prediction | Failure
 
 

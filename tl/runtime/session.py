@@ -138,6 +138,8 @@ class Session:
             raise ModelFileError(
                 f"{self.path}: output probabilities has values from {low:.3g} to {high:.3g}: these are no probabilities"
             )
+        if self.contract is not None and self.contract.multilabel is not None:  # each label by itself
+            return
         sums = values.sum(axis=1, dtype=np.float64) if values.ndim == 2 else np.ones(1)
         if np.isfinite(sums).all() and np.abs(sums - 1).max() > _SUM_TOLERANCE:
             raise ModelFileError(

@@ -16,7 +16,7 @@ from tl.runtime.imaging.decode import ImageSource
 from tl.runtime.imaging.pipeline import Inputs, Preparer
 from tl.runtime.imaging.regions import Box
 from tl.runtime.prefetch import prefetch_map
-from tl.runtime.results import Classification, Failure, Fields, Landmarks, Prediction, Regression
+from tl.runtime.results import Classification, Failure, Fields, Landmarks, Multilabel, Prediction, Regression
 from tl.runtime.session import Session
 from tl.runtime.sources.boxed_images import PredictionSource, UnboxedImage, item_digest, item_name, split_item
 from tl.runtime.sources.paths import read_content
@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from tl.runtime.decode_pool import DecodedChunk
 
 Known = TypeVar("Known")
-Found = TypeVar("Found", Classification, Landmarks, Regression)
+Found = TypeVar("Found", Classification, Landmarks, Multilabel, Regression)
 Found_co = TypeVar("Found_co", bound=Prediction, covariant=True)
 
 

@@ -47,7 +47,8 @@ def judge_ensemble(judged: Sequence[Judged], task: str, out: Path, progress: Pro
     kept = out / "ensemble.json"
     found = json.loads(kept.read_text(encoding="utf-8")) if kept.is_file() else {}
     if found.get("key") != key:
-        judge = {"classification": _classes, "landmarks": _points, "regression": _numbers}[task]
+        kinds = {"classification": _classes, "multilabel": _labels, "landmarks": _points, "regression": _numbers}
+        judge = kinds[task]
         columns, rows = judge(first, models, split, progress)
         found = {"key": key, "columns": columns, "rows": rows}
         write_text(kept, json.dumps(found) + "\n")
@@ -111,6 +112,19 @@ def _numbers(run: Run, models: Sequence[Path], split: str, progress: Progress) -
     _, images = choose_split(found, split)
     with load_regression(models) as predictor:
         result = evaluate_numbers(predictor, images, progress)
+    return result.columns, result.rows
+
+
+def _labels(run: Run, models: Sequence[Path], split: str, progress: Progress) -> tuple[tuple[str, ...], list[Row]]:
+    from tl.data.label_sets import read_label_sets_of
+    from tl.evaluation.evaluate import choose_split
+    from tl.evaluation.multilabel import evaluate_labels
+    from tl.runtime.predictor import load_multilabel
+
+    found = read_label_sets_of(run.folder / "manifest.csv", run.load_card().class_names)
+    _, images = choose_split(found, split)
+    with load_multilabel(models) as predictor:
+        result = evaluate_labels(predictor, images, progress)
     return result.columns, result.rows
 
 

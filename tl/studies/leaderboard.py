@@ -19,8 +19,11 @@ from tl.studies.study import Cell
 from tl.studies.sweep import CellRun
 
 # Task -> the ranking metric, and whether higher is better.
-METRIC = {"classification": ("top1_accuracy", True), "landmarks": ("error_px", False), "regression": ("mae", False)}
-LARGEST = {"top1_accuracy": 1.0, "error_px": math.inf, "mae": math.inf}
+METRIC = {
+    **{"classification": ("top1_accuracy", True), "multilabel": ("map", True)},
+    **{"landmarks": ("error_px", False), "regression": ("mae", False)},
+}
+LARGEST = {"top1_accuracy": 1.0, "map": 1.0, "error_px": math.inf, "mae": math.inf}
 
 
 @dataclass(frozen=True)

@@ -101,7 +101,10 @@ def _judge(run: CellRun, task: str, out: Path, *, test: bool) -> Judgment:
     if not (test and _has_test(run)):
         return Judgment(None, None, None, 0, size, latency)
     metric, _ = METRIC[task]
-    test_of = {"classification": _test_classes, "landmarks": _test_points, "regression": _test_numbers}
+    test_of = {
+        **{"classification": _test_classes, "multilabel": _test_labels},
+        **{"landmarks": _test_points, "regression": _test_numbers},
+    }
     scores = test_of[task](run, model)
     return Judgment(scores[metric], scores["ci_low"], scores["ci_high"], scores["n"], size, latency)
 
@@ -139,6 +142,19 @@ def _test_numbers(run: CellRun, model: Path) -> dict[str, Any]:
     _, images = choose_split(read_numbers_of(run.folder / "manifest.csv", names), "test")
     with load_regression(model) as predictor:
         return evaluate_numbers(predictor, images, Silent()).rows[0]
+
+
+def _test_labels(run: CellRun, model: Path) -> dict[str, Any]:
+    from tl.data.label_sets import read_label_sets_of
+    from tl.evaluation.evaluate import choose_split
+    from tl.evaluation.multilabel import evaluate_labels
+    from tl.progress import Silent
+    from tl.runtime.predictor import load_multilabel
+
+    names = Run(run.folder).load_card().class_names
+    _, images = choose_split(read_label_sets_of(run.folder / "manifest.csv", names), "test")
+    with load_multilabel(model) as predictor:
+        return evaluate_labels(predictor, images, Silent()).rows[0]
 
 
 def _has_test(run: CellRun) -> bool:

@@ -28,7 +28,7 @@ from tl.trainer.heads.training import solve, train_by_steps
 from tl.trainer.options import is_solved
 from tl.trainer.run_folder.run import Run
 from tl.trainer.run_folder.taxonomy import save_taxonomy
-from tl.trainer.task import CLEAN, FeatureTask, HeldOut, Outcome, Task, Training, prepare_task
+from tl.trainer.task import CLEAN, FeatureTask, HeldOut, Outcome, Task, Training, network_card, prepare_task
 
 if TYPE_CHECKING:
     from tl.trainer.fit.distributed import Ranks
@@ -100,7 +100,7 @@ class TrainedClassifier:
             metrics[split] = _score(task, found, temperature)
             name = "held out" if split == "val" and outcome.held_out else split
             progress.say(_metrics_line(name, metrics[split]))
-        outcome.save(temperature)
+        outcome.save(network_card(task, temperature))
         for split, found in scored.items():
             _save_predictions(task, run, split, found, temperature)
         _save_sites(task, run, val, outcome.left_out, progress)
@@ -159,6 +159,12 @@ def compute_features(task: FeatureTask, progress: Progress, splits: Sequence[str
         from tl.trainer.features.extraction import extract_features
 
         extract_features(task, places, progress)
+
+
+def audit_files(task: FeatureTask) -> list[Finding]:
+    """What can be said of images without classes: equal files, and faults of single files."""
+    store = task.store
+    return [*find_duplicates(store.images, store.hashes), *find_file_faults(store.images, task.preprocessing)]
 
 
 def _audit(task: Task) -> list[Finding]:

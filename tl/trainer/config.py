@@ -60,8 +60,8 @@ class TrainConfig:
     )
     task: Kind | None = _option(
         None,
-        "Task to train for: classification, regression (numbers) or landmarks. Default: inferred from the data and "
-        "--target.",
+        "Task to train for: classification, multilabel (several labels an image), regression (numbers) or landmarks. "
+        "Default: inferred from the data and --target.",
         "Data",
     )
     out: str = _option("", "Run folder to create. Default: runs/DATA, or runs/DATA-METHOD with a method.", "Data")
@@ -79,7 +79,9 @@ class TrainConfig:
         None, "CSV and landmark files: folder that the images' paths are relative to, if not the file's own.", "Data"
     )
     target: tuple[str, ...] | None = _option(
-        None, "Regression: CSV column of numbers to predict. Repeatable. Default: the label column.", "Data"
+        None,
+        "CSV column to predict: numbers, or for multilabel 1, 0 or empty (unknown). Repeatable. Default: the label.",
+        "Data",
     )
     unit: tuple[str, ...] | None = _option(
         None, "Regression: unit of each target, such as mm. Repeatable, in the order of --target.", "Data"
@@ -120,8 +122,8 @@ class TrainConfig:
         None,
         "auto (default): solve a head on features of the frozen backbone, fine-tune the backbone too, and keep the "
         "better one on held-out images. features, finetune: only that one. scratch: random initialization. Default "
-        "for landmarks and with options that auto sets itself, such as the learning rate: finetune; for regression: "
-        "features.",
+        "for landmarks and with options that auto sets itself, such as the learning rate: finetune; for multilabel "
+        "and regression: features.",
         "Model",
     )
     quality: Quality = _option(

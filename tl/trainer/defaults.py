@@ -42,7 +42,7 @@ LANDMARKS: dict[str, Any] = {
 CLASSES: dict[str, Any] = {
     **{"head": "linear", "resize_mode": "squash", "monitor": "val_top1_accuracy", "crop_margin": 0.1},
 }
-# Regression selects the epoch by its loss and averages no networks.
+# Regression and multilabel select the epoch by their loss and average no networks.
 NUMBERS: dict[str, Any] = CLASSES | {"monitor": "val_loss", "interpolate": False}
 # Peak learning rates for landmarks by optimizer, for every method.
 LANDMARK_LEARNING_RATES = {"sgd": 0.005, "adam": 1e-3, "adamw": 1e-3, "rmsprop": 3e-4}

@@ -52,7 +52,7 @@ def resolve(config: TrainConfig, where: str = "options") -> TrainConfig:
     """
     if config.task is None:
         config = dataclasses.replace(config, task="regression" if config.target else find_task(config.data))
-    if config.method is None and config.task == "regression":
+    if config.method is None and config.task in ("multilabel", "regression"):
         config = dataclasses.replace(config, method="features")
     if config.method is None:
         asks_auto = config.budget is not None or config.quality != TrainConfig.quality
@@ -87,7 +87,7 @@ def _default_out(config: TrainConfig) -> str:
 def _resolve_method(config: TrainConfig, where: str) -> TrainConfig:
     method = settled(config.method)
     is_landmarks = config.task == "landmarks"
-    by_task = {"landmarks": LANDMARKS, "regression": NUMBERS}
+    by_task = {"landmarks": LANDMARKS, "multilabel": NUMBERS, "regression": NUMBERS}
     chosen = COMMON | BY_METHOD[method] | by_task.get(str(config.task), CLASSES)
     if config.task == "regression" and method != "features":
         chosen["augment"] = "flip"  # others change sizes and colors, which the numbers may depend on
@@ -292,7 +292,7 @@ def _combination_faults(config: TrainConfig) -> list[str]:
 def _start_faults(config: TrainConfig) -> list[str]:
     """Options that prevent solving the head before fine-tuning."""
     needs = {
-        "classes or numbers": config.task != "landmarks",
+        "classes, labels or numbers": config.task != "landmarks",
         "method finetune": config.method == "finetune",
         "head linear": config.head == "linear",
         "pooling gap": config.pooling == "gap",

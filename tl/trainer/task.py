@@ -55,14 +55,14 @@ class HeldOut:
 class Outcome:
     """A trained network, before its confidence is calibrated.
 
-    `logits`: split -> float (N, C) in the store's order. `save`: writes `best.safetensors`, given the temperature.
+    `logits`: split -> float (N, C) in the store's order. `save`: writes `best.safetensors`, given its card.
     `trained_parameters`: number of learned values. `best_epoch`: None if training had no epochs.
     `train_seconds`: time of all epochs, or None to use the run's wall time. `held_out`: replaces the validation split
     in every score if the network was fitted to it too. `left_out`: logits by heads that were fitted to other sites.
     """
 
     logits: Callable[[str], NDArray[np.floating]]
-    save: Callable[[float], None]
+    save: Callable[[NetworkCard], None]
     trained_parameters: int
     best_epoch: int | None = None
     train_seconds: float | None = None

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from tl.trainer.box_options import box_faults
 from tl.trainer.config import TrainConfig
 from tl.trainer.defaults import LANDMARKS
@@ -17,37 +19,49 @@ _CLASSES_NOT_NUMBERS = (
     *("per_class", "mixup", "cutmix", "label_smoothing", "class_weights", "sampler", "bag", "views", "taxonomy"),
     *_BOXES,
 )
-_NUMBERS_ONLY = ("target", "unit", "number_loss", "quantile")
+_NUMBERS_ONLY = ("unit", "number_loss", "quantile")
+_TARGETS_ONLY = ("target", *_NUMBERS_ONLY)
+_PREDICTED = {"regression": "numbers", "multilabel": "several labels"}
+# Ends of the names of metrics that can select the epoch.
+_MONITORS = {"regression": ("loss", "mae"), "multilabel": ("loss", "f1")}
 _LANDMARKS_ONLY = ("crop", "mirror", "flip_pairs", "skeleton", "point_loss")
 
 
 def task_faults(config: TrainConfig) -> list[str]:
     """Options of a resolved config that its task does not have, or that contradict each other there."""
     if config.task == "landmarks":
-        return [*_given(config, _NUMBERS_ONLY, "regression"), *_landmark_faults(config)]
+        return [*_given(config, _TARGETS_ONLY, "regression"), *_landmark_faults(config)]
     faults = _given(config, _LANDMARKS_ONLY, "landmarks")
     if config.head == "heatmap":
         faults.append(f"head heatmap is only for landmarks, but the task is {config.task}")
-    ends = ("loss", "mae") if config.task == "regression" else ("loss", "accuracy", "f1", "ece")
-    if not str(config.monitor).endswith(ends):
+    if not str(config.monitor).endswith(_MONITORS.get(str(config.task), ("loss", "accuracy", "f1", "ece"))):
         faults.append(f"monitor {config.monitor} does not exist for {config.task}")
     if config.task == "regression":
-        return [*faults, *_number_faults(config)]
-    return [*faults, *_given(config, _NUMBERS_ONLY, "regression"), *box_faults(config)]
+        return [*faults, *_target_faults(config, _CLASSES_NOT_NUMBERS), *_number_faults(config)]
+    if config.task == "multilabel":
+        faults += _target_faults(config, [name for name in _CLASSES_NOT_NUMBERS if name != "class_weights"])
+        return [*faults, *_given(config, _NUMBERS_ONLY, "regression")]
+    return [*faults, *_given(config, _TARGETS_ONLY, "regression and multilabel"), *box_faults(config)]
 
 
-def _number_faults(config: TrainConfig) -> list[str]:
-    faults = _given(config, _CLASSES_NOT_NUMBERS, "classification")
+def _target_faults(config: TrainConfig, not_available: Sequence[str]) -> list[str]:
+    """Faults of regression and multilabel, whose labels may be in columns of their own."""
+    faults = _given(config, not_available, "classification")
     if config.head not in ("linear", "mlp"):
-        faults.append(f"head {config.head} does not predict numbers: use linear or mlp")
+        faults.append(f"head {config.head} does not predict {_PREDICTED[str(config.task)]}: use linear or mlp")
     if config.interpolate or config.soup not in (None, 1):
         faults.append("interpolate and soup are only for classification")
     if config.target and len(set(config.target)) < len(config.target):
         faults.append(f"target names a column twice: {', '.join(config.target)}")
+    if config.target and config.label_column is not None:
+        faults.append("target and label_column both name the column to predict: give one of them")
+    return faults
+
+
+def _number_faults(config: TrainConfig) -> list[str]:
+    faults = []
     if config.unit is not None and len(config.unit) != len(config.target or ("label",)):
         faults.append(f"unit requires one unit for each target, found {len(config.unit)}")
-    if config.target and config.label_column is not None:
-        faults.append("target and label_column both name the column of numbers: give one of them")
     if not 0 < config.quantile < 1:
         faults.append(f"quantile must be between 0 and 1, found {config.quantile}")
     if config.quantile != TrainConfig.quantile and config.number_loss != "quantile":
@@ -57,7 +71,7 @@ def _number_faults(config: TrainConfig) -> list[str]:
     return faults
 
 
-def _given(config: TrainConfig, names: tuple[str, ...], task: str) -> list[str]:
+def _given(config: TrainConfig, names: Sequence[str], task: str) -> list[str]:
     """The fault of options that only another task has."""
     given = [name for name in names if getattr(config, name) != getattr(TrainConfig, name)]
     return [f"{', '.join(given)}: only for {task}, but the task is {config.task}"] if given else []

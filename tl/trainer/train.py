@@ -152,6 +152,10 @@ def _prepare(config: TrainConfig, ranks: Ranks | None, progress: Progress) -> Wo
         from tl.trainer.landmarks.work import prepare_landmarks
 
         return prepare_landmarks(config, ranks, progress)
+    if resolved.task == "multilabel":
+        from tl.trainer.multilabel.work import prepare_multilabel
+
+        return prepare_multilabel(config, ranks, progress)
     if resolved.task == "regression":
         from tl.trainer.regression.work import prepare_regression
 

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import json
 import subprocess
 import sys
 from pathlib import Path
@@ -28,7 +29,7 @@ from tl.progress import Silent
 from tl.runtime.imaging.pipeline import load_input
 from tl.runtime.model_file.contract import METADATA_KEY
 from tl.runtime.model_file.selftest import run_selftest
-from tl.runtime.predictor import load
+from tl.runtime.predictor import load, load_multilabel
 from tl.runtime.results import Classification
 from tl.runtime.session import Session
 
@@ -231,6 +232,40 @@ def test_adopt__an_opset_that_cannot_be_brought_down(tmp_path: Path, labels: Pat
         adopt_here(foreign, labels, images)
 
 
+@pytest.mark.parametrize(("final", "asked"), [("sigmoid", None), ("logits", True)])
+def test_adopt__several_labels(tmp_path: Path, labels: Path, images: Path, final: str, asked: bool | None) -> None:
+    foreign = make_foreign(tmp_path / "foreign.onnx", final=final)
+    done = adopt_here(foreign, labels, images, is_multilabel=asked)
+    facts = done.contract.multilabel
+    assert facts is not None
+    assert (done.contract.task, facts.thresholds, facts.rule, facts.curve) == ("multilabel", (0.5,) * 3, "fixed", None)
+    run_selftest(done.path, device="cpu")
+    with load_multilabel(done.path) as model:
+        found = model.predict(images / "red0.png")
+    logits = make_foreign(tmp_path / "logits.onnx", final="logits")
+    raw = Session(adopt_here(logits, labels, images, is_multilabel=True).path, device="cpu")
+    inputs = load_input(images / "red0.png", raw.contract.preprocessing)[None]
+    (shares,) = raw.run(inputs, ["probabilities"])
+    np.testing.assert_allclose(found.probabilities, shares[0], atol=CLOSE)
+    assert found.labels == tuple(np.array(COLORS)[shares[0] >= 0.5])
+
+
+def test_adopt__several_labels_of_a_huggingface_folder(tmp_path: Path, images: Path) -> None:
+    folder = tmp_path / "hub"
+    make_huggingface(folder)
+    config = json.loads((folder / "config.json").read_text()) | {"problem_type": "multi_label_classification"}
+    (folder / "config.json").write_text(json.dumps(config))
+    options = AdoptOptions(preset="huggingface-folder")
+    assert adopt(folder, tmp_path / "out.onnx", options, Silent(), images=[images]).contract.task == "multilabel"
+
+
+def test_adopt__a_label_with_the_separator(tmp_path: Path, images: Path) -> None:
+    names = tmp_path / "names.txt"
+    names.write_text("red;scarlet\ngreen\nblue\n", encoding="utf-8")
+    with pytest.raises(ConfigError, match="'red;scarlet' cannot be the name of a label"):
+        adopt_here(make_foreign(tmp_path / "foreign.onnx", final="sigmoid"), names, images)
+
+
 @pytest.mark.parametrize(
     ("form", "options", "error", "message"),
     [
@@ -240,7 +275,8 @@ def test_adopt__an_opset_that_cannot_be_brought_down(tmp_path: Path, labels: Pat
             ModelFileError,
             "a fixed batch size of 1 .* a dynamic batch",
         ),
-        ({"final": "sigmoid"}, {}, ModelFileError, "ends in a sigmoid per class"),
+        ({"final": "sigmoid"}, {"is_multilabel": False}, ModelFileError, "ends in a sigmoid per class"),
+        ({}, {"is_multilabel": True, "outputs": "probabilities"}, ModelFileError, "which are no probabilities"),
         ({}, {"outputs": "probabilities"}, ModelFileError, "rows do not sum to 1"),
         ({"gain": np.ones((3, 2), np.float32)}, {}, ConfigError, "3 class names, but the network has 2 outputs"),
         ({"gain": np.ones((3, 1), np.float32)}, {}, ModelFileError, "with at least two classes"),

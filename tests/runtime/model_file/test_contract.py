@@ -123,7 +123,7 @@ def test_parse_contract__landmarks() -> None:
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"landmarks": None}, "task 'landmarks' does not match the field"),
+        ({"landmarks": None}, "task 'landmarks' does not match the field 'landmarks'"),
         ({"outputs": ["points"]}, "requires the outputs ['keypoints']"),
         ({"landmarks": {**FACTS, "mean_shape": [[0.0, 0.5]]}}, "the mean shape has 1 points for 2 names"),
         ({"golden": {**POINTS["golden"], "samples": [{"png": "", "expected": [1, 2]}]}}, "has 2 values, expected 4"),
@@ -172,7 +172,7 @@ def test_parse_contract__wrong_type_is_named(path: tuple[str, ...]) -> None:
         (("class_names",), [], "requires class_names for classification"),
         (("class_names",), ["red", "green", "red"], "repeated name 'red'"),
         (("class_names",), ["red", "green"], "a golden sample has 3 values, expected 2"),
-        (("keypoint_names",), ["tip"], "requires class_names for classification, keypoint_names for landmarks"),
+        (("keypoint_names",), ["tip"], "requires class_names for classification and multilabel, keypoint_names for"),
         (("temperature",), 0, "temperature must be positive"),
         (("temperature",), -1.5, "temperature must be positive"),
         (("preprocessing", "resize_mode"), "stretch", "contract.preprocessing.resize_mode"),
@@ -259,7 +259,7 @@ def test_parse_contract__any_edit_of_the_text(place: float, insert: str, cut: in
 def older(version: int) -> dict[str, Any]:
     """The contract of `PLAIN` as written by that schema version."""
     plain = copy.deepcopy(PLAIN)
-    del plain["taxonomy"], plain["boxes"], plain["regression"]
+    del plain["taxonomy"], plain["boxes"], plain["regression"], plain["multilabel"]
     for name in ("channels", "project"):
         del plain["preprocessing"][name]
     plain["schema_version"] = version

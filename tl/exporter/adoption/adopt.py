@@ -35,6 +35,7 @@ from tl.exporter.publish import (
 )
 from tl.progress import Progress
 from tl.runtime.model_file.contract import Contract, Provenance
+from tl.runtime.model_file.label_facts import MultilabelFacts
 from tl.runtime.model_file.selftest import run_selftest
 from tl.runtime.session import Session
 from tl.trainer.run_folder.environment import library_versions
@@ -89,6 +90,7 @@ def adopt(
 
     def certify(temporary: Path) -> Contract:
         expected = imported.probabilities(loaded.inputs)
+        task = bare.task
         parity = check_outputs(
             Session(temporary, device="cpu"),
             loaded.sources,
@@ -100,9 +102,9 @@ def adopt(
         progress.advance(note="self-test")
         if golden == "synthetic" or not are_real:
             inputs = synthetic_inputs(plan.preprocessing.input_shape)
-            samples = build_golden("synthetic", inputs, imported.probabilities(inputs))
+            samples = build_golden("synthetic", inputs, imported.probabilities(inputs), task)
         else:
-            samples = build_golden("images", loaded.inputs, expected)
+            samples = build_golden("images", loaded.inputs, expected, task)
         return replace(bare, parity=parity, golden=samples)
 
     contract = publish(model, out, certify, lambda temporary: run_selftest(temporary, device="cpu"))
@@ -115,9 +117,10 @@ def describe(imported: ImportedModel) -> str:
     plan, foreign = imported.plan, imported.plan.foreign
     pixels, (height, width) = plan.pixel_rules, plan.preprocessing.input_hw
     resize = f"{pixels.resize_mode} {pixels.short_side}" if pixels.short_side else pixels.resize_mode
+    what = "labels, each by itself" if plan.is_multilabel else "classes"
     return (
         f"found: input {foreign.layout.upper()} {width}x{height}, output {imported.kind}, "
-        f"{len(plan.class_names)} classes; {plan.preset}: resize {resize}, {pixels.interpolation}, "
+        f"{len(plan.class_names)} {what}; {plan.preset}: resize {resize}, {pixels.interpolation}, "
         f"scale {pixels.scale:.6g}, mean {_shown(pixels.mean)}, std {_shown(pixels.std)}"
     )
 
@@ -130,9 +133,11 @@ def _first_that_agrees(imported: ImportedModel) -> onnx.ModelProto:
     expected = imported.probabilities(inputs)
     faults = []
     graphs = wrapped_graphs(
-        foreign, plan.pixel_rules, imported.kind, plan.preprocessing.input_hw, len(plan.class_names)
+        *(foreign, plan.pixel_rules, imported.kind, plan.preprocessing.input_hw, len(plan.class_names)),
+        activation="Sigmoid" if plan.is_multilabel else "Softmax",
     )
     for model in graphs:
+        embed_contract(model, _uncertified(imported, opset_of(model), on_real_images=False))
         fault = _trial(model, inputs, expected, TOLERANCE[foreign.precision])
         if fault is None:
             return model
@@ -178,7 +183,13 @@ def _uncertified(imported: ImportedModel, opset: int, on_real_images: bool) -> C
         ("probabilities",),
         _provenance(imported, opset, on_real_images),
         precision=plan.foreign.precision,
+        multilabel=_label_facts(len(plan.class_names)) if plan.is_multilabel else None,
     )
+
+
+def _label_facts(count: int) -> MultilabelFacts:
+    """Half for every label, as no labeled images say better."""
+    return MultilabelFacts((1.0,) * count, (0.5,) * count, "fixed", None, None)
 
 
 def _provenance(imported: ImportedModel, opset: int, on_real_images: bool) -> Provenance:

@@ -144,8 +144,12 @@ class ForeignSession:
         return output.reshape(count, shape[1])
 
 
-def tell_kind(foreign: Foreign, rows: NDArray[np.float32], asked: Kind | None) -> Kind:
-    """Detect whether the output, `rows` (N, C) of N images, is logits or probabilities. Raises `ModelFileError`."""
+def tell_kind(foreign: Foreign, rows: NDArray[np.float32], asked: Kind | None, *, is_multilabel: bool = False) -> Kind:
+    """Detect whether the output, `rows` (N, C) of N images, is logits or probabilities: of one class, or of each label
+    by itself. Raises `ModelFileError`.
+    """
+    if is_multilabel:
+        return _tell_label_kind(foreign, rows, asked)
     where = f"{foreign.path}: output '{foreign.output_name}'"
     looks = bool((rows >= 0).all() and (np.abs(rows.sum(axis=1) - 1) < _SUM_TOLERANCE).all())
     if asked is not None:
@@ -154,8 +158,8 @@ def tell_kind(foreign: Foreign, rows: NDArray[np.float32], asked: Kind | None) -
         return asked
     if foreign.final_op == "Sigmoid":
         raise ModelFileError(
-            f"{where}: ends in a sigmoid per class, so classes are not mutually exclusive; only "
-            "single-label classifiers can be adopted"
+            f"{where}: ends in a sigmoid per class, so classes are not mutually exclusive: it gives several labels",
+            options=["task=multilabel"],
         )
     if looks:
         return "probabilities"
@@ -164,6 +168,25 @@ def tell_kind(foreign: Foreign, rows: NDArray[np.float32], asked: Kind | None) -
             f"{where}: cannot distinguish logits from probabilities: values are between 0 and 1, but "
             "rows do not sum to 1; declare them as logits if a softmax over classes turns them into probabilities",
             options=["outputs=logits"],
+        )
+    return "logits"
+
+
+def _tell_label_kind(foreign: Foreign, rows: NDArray[np.float32], asked: Kind | None) -> Kind:
+    where = f"{foreign.path}: output '{foreign.output_name}'"
+    are_shares = bool(rows.min() >= 0 and rows.max() <= 1)
+    if asked == "probabilities" and not are_shares:
+        raise ModelFileError(
+            f"{where}: has values from {rows.min():.3g} to {rows.max():.3g}, which are no probabilities"
+        )
+    if asked is not None:
+        return asked
+    if foreign.final_op == "Sigmoid":
+        return "probabilities"
+    if are_shares:
+        raise ModelFileError(
+            f"{where}: cannot distinguish logits from probabilities: all values are between 0 and 1",
+            options=["outputs=logits", "outputs=probabilities"],
         )
     return "logits"
 

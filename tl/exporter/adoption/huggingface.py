@@ -74,7 +74,8 @@ def huggingface_preset(folder: Path) -> Preset:
     names = None
     if config.get("id2label") is not None:
         names = names_from_mapping(config["id2label"], f"{folder / 'config.json'}: id2label")
-    return Preset("huggingface-folder", declared, False, names, build)
+    is_multilabel = config.get("problem_type") == "multi_label_classification"
+    return Preset("huggingface-folder", declared, False, names, build, is_multilabel)
 
 
 class _Facts:

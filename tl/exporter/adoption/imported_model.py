@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 
 from tl.errors import ConfigError, ModelFileError
 from tl.evaluation.calibration import softmax
+from tl.evaluation.multilabel import sigmoid
 from tl.exporter.adoption.foreign import Foreign, ForeignSession, Kind, Layout, read_foreign, read_metadata, tell_kind
 from tl.exporter.adoption.huggingface import find_model, huggingface_preset
 from tl.exporter.adoption.labels import check_names, read_labels
@@ -29,6 +30,7 @@ from tl.exporter.adoption.presets import (
     ultralytics_preset,
 )
 from tl.runtime.imaging.preprocessing import Preprocessing
+from tl.runtime.output.columns import LABEL_SEPARATOR
 
 
 @dataclass(frozen=True)
@@ -36,7 +38,8 @@ class AdoptOptions:
     """User options for a foreign file. None is detected automatically, or an error requests the value.
 
     `labels`: file of class names. `config`: timm's config.json. `image_size`: input (H, W). `output_name`: which output
-    of several; `outputs`: what it contains. `overrides`: replace parts of the preset's preprocessing.
+    of several; `outputs`: what it contains. `is_multilabel`: whether each class is decided by itself. `overrides`:
+    replace parts of the preset's preprocessing.
     """
 
     preset: PresetName
@@ -47,11 +50,15 @@ class AdoptOptions:
     output_name: str | None = None
     outputs: Kind | None = None
     overrides: Overrides = field(default_factory=Overrides)
+    is_multilabel: bool | None = None
 
 
 @dataclass(frozen=True)
 class Plan:
-    """The facts about a foreign classifier before it is run. `names_from`: source of `class_names`."""
+    """The facts about a foreign classifier before it is run. `names_from`: source of `class_names`.
+
+    `is_multilabel`: whether each class is decided by itself, by a sigmoid.
+    """
 
     foreign: Foreign
     preset: PresetName
@@ -59,6 +66,7 @@ class Plan:
     preprocessing: Preprocessing
     class_names: tuple[str, ...]
     names_from: str
+    is_multilabel: bool = False
 
 
 @dataclass(frozen=True)
@@ -72,7 +80,9 @@ class ImportedModel:
     def probabilities(self, inputs: NDArray[np.uint8]) -> NDArray[np.float32]:
         """The foreign file's output for inputs uint8 (N, H, W, 3), normalized outside any graph: (N, C)."""
         rows = self.session.run(self.plan.pixel_rules.normalize(inputs))
-        return softmax(rows) if self.kind == "logits" else rows
+        if self.kind == "probabilities":
+            return rows
+        return sigmoid(rows) if self.plan.is_multilabel else softmax(rows)
 
 
 def read_plan(path: Path, options: AdoptOptions) -> Plan:
@@ -89,7 +99,14 @@ def read_plan(path: Path, options: AdoptOptions) -> Plan:
     except ValueError as error:
         raise ConfigError(str(error)) from error
     names, names_from = _class_names(options, preset, path)
-    return Plan(foreign, preset.name, pixel_rules, preprocessing, names, names_from)
+    is_multilabel = options.is_multilabel
+    if is_multilabel is None:
+        is_multilabel = preset.is_multilabel or foreign.final_op == "Sigmoid"
+    if is_multilabel and (odd := next((name for name in names if LABEL_SEPARATOR in name), None)):
+        raise ConfigError(
+            f"{names_from}: '{odd}' cannot be the name of a label: rename it, without '{LABEL_SEPARATOR}'"
+        )
+    return Plan(foreign, preset.name, pixel_rules, preprocessing, names, names_from, is_multilabel)
 
 
 def open_imported_model(plan: Plan, inputs: NDArray[np.uint8], asked: Kind | None) -> ImportedModel:
@@ -100,7 +117,7 @@ def open_imported_model(plan: Plan, inputs: NDArray[np.uint8], asked: Kind | Non
     session = ForeignSession(plan.foreign)
     rows = session.run(plan.pixel_rules.normalize(inputs))
     check_names(plan.class_names, rows.shape[1], plan.names_from)
-    return ImportedModel(plan, session, tell_kind(plan.foreign, rows, asked))
+    return ImportedModel(plan, session, tell_kind(plan.foreign, rows, asked, is_multilabel=plan.is_multilabel))
 
 
 def _locate(path: Path, preset: PresetName) -> tuple[Path, Path]:

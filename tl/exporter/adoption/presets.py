@@ -82,7 +82,7 @@ class Preset:
     """A framework's preprocessing before the input size is known.
 
     `declared_hw`: the size stated in its files, or the framework's default if `is_default_hw`; `class_names`: from its
-    files, None if not stated. `build`: input (H, W) -> preprocessing.
+    files, None if not stated. `build`: input (H, W) -> preprocessing. `is_multilabel`: as in `Plan`.
     """
 
     name: PresetName
@@ -90,6 +90,7 @@ class Preset:
     is_default_hw: bool
     class_names: tuple[str, ...] | None
     build: Callable[[tuple[int, int]], ForeignPreprocessing]
+    is_multilabel: bool = False
 
 
 def imagenet_preset() -> Preset:

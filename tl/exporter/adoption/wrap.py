@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import suppress
+from typing import Literal
 
 import numpy as np
 import onnx
@@ -26,15 +27,22 @@ from tl.runtime.session import INPUT_NAME
 MIN_OPSET, MAX_OPSET = 18, 20
 OLDEST_OPSET = 7  # in older opsets, operators broadcast differently from the nodes written here
 OUTPUT_NAME = "probabilities"
+# Of logits of one class, or of each label by itself.
+Activation = Literal["Softmax", "Sigmoid"]
 
 
 def wrapped_graphs(
-    foreign: Foreign, pixel_rules: ForeignPreprocessing, kind: Kind, input_hw: tuple[int, int], num_classes: int
+    foreign: Foreign,
+    pixel_rules: ForeignPreprocessing,
+    kind: Kind,
+    input_hw: tuple[int, int],
+    num_classes: int,
+    activation: Activation = "Softmax",
 ) -> Iterator[onnx.ModelProto]:
     """Candidates, best first: at our opset or else its own, and then with reshapes freed of a fixed batch size."""
     for model in _opsets(foreign.model):
         for free_batch in (False, True) if foreign.batch is not None else (False,):
-            yield _wrap(model, foreign, pixel_rules, kind, input_hw, num_classes, free_batch)
+            yield _wrap(model, foreign, pixel_rules, kind, input_hw, num_classes, free_batch, activation)
 
 
 def _opsets(model: onnx.ModelProto) -> Iterator[onnx.ModelProto]:
@@ -58,6 +66,7 @@ def _wrap(
     input_hw: tuple[int, int],
     num_classes: int,
     free_batch: bool,
+    activation: Activation,
 ) -> onnx.ModelProto:
     model = ir.from_proto(proto)
     graph = model.graph
@@ -75,7 +84,7 @@ def _wrap(
     graph.inputs[:] = [images]
     if before and len(graph):
         graph.insert_before(graph[0], before)
-    probabilities = _finish(tape, output, foreign, kind)
+    probabilities = _finish(tape, output, foreign, activation if kind == "logits" else None)
     graph.extend(list(tape.nodes)[len(before) :])
     for value in tape.initializers:
         graph.register_initializer(value)
@@ -104,13 +113,13 @@ def _channels(tape: ir.tape.Tape, name: str, values: NDArray[np.float64], foreig
     return tape.initializer(ir.tensor(values.astype(np.float32).reshape(shape)), name)
 
 
-def _finish(tape: ir.tape.Tape, output: ir.Value, foreign: Foreign, kind: Kind) -> ir.Value:
+def _finish(tape: ir.tape.Tape, output: ir.Value, foreign: Foreign, activation: Activation | None) -> ir.Value:
     """The network's output, (N, C) or with trailing dimensions of size 1 -> probabilities (N, C)."""
     value = tape.op("Flatten", [output], {"axis": 1})
     if foreign.output_dtype != np.float32:
         value = tape.op("Cast", [value], {"to": ir.DataType.FLOAT})
-    if kind == "logits":
-        value = tape.op("Softmax", [value], {"axis": 1})
+    if activation is not None:
+        value = tape.op(activation, [value], {"axis": 1} if activation == "Softmax" else {})
     return value
 
 

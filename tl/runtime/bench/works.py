@@ -21,7 +21,16 @@ from tl.errors import DataError, ImageReadError
 from tl.runtime.imaging.pipeline import load_input
 from tl.runtime.imaging.preprocessing import Preprocessing
 from tl.runtime.model_file.contract import Contract
-from tl.runtime.predictor import CPU_BATCH, CUDA_BATCH, Hint, Predictor, load, load_landmarks, load_regression
+from tl.runtime.predictor import (
+    CPU_BATCH,
+    CUDA_BATCH,
+    Hint,
+    Predictor,
+    load,
+    load_landmarks,
+    load_multilabel,
+    load_regression,
+)
 from tl.runtime.session import Session
 
 # Size of a phone photo: 12 megapixels. At quality 90, a synthetic one has about 0.2 bytes per pixel, like many photos.
@@ -218,6 +227,8 @@ def together_work(contract: Contract, model: str, images: Images, device: str, t
     predictor: Predictor[Any]
     if contract.task == "landmarks":
         predictor = load_landmarks(model, device=device, threads=threads)
+    elif contract.task == "multilabel":
+        predictor = load_multilabel(model, device=device, threads=threads)
     elif contract.task == "regression":
         predictor = load_regression(model, device=device, threads=threads)
     else:

@@ -17,6 +17,7 @@ from tl.runtime.ensembles.taxonomy import Taxonomy
 from tl.runtime.ensembles.voting import Voting
 from tl.runtime.imaging.preprocessing import Preprocessing
 from tl.runtime.imaging.regions import BoxCrop
+from tl.runtime.model_file.label_facts import MultilabelFacts, check_lengths
 from tl.runtime.model_file.strict_json import dump_json, from_plain, parse_json
 from tl.runtime.sources.names import composed
 
@@ -25,16 +26,19 @@ SCHEMA_VERSION = 4
 # Far above any real contract (4 golden samples at 512 px are about 3 MB), far below harmful sizes.
 MAX_CONTRACT_BYTES = 64 << 20
 
-Task = Literal["classification", "landmarks", "regression"]
-# Task -> the output that decides.
-MAIN_OUTPUTS: dict[Task, str] = {"classification": "probabilities", "landmarks": "keypoints", "regression": "values"}
+Task = Literal["classification", "landmarks", "regression", "multilabel"]
+# Task -> the output that decides, if not the probabilities.
+MAIN_OUTPUTS: dict[Task, str] = {"landmarks": "keypoints", "regression": "values"}
 # What the names of a model are names of, for people.
-NOUNS: dict[Task, str] = {"classification": "classes", "landmarks": "points", "regression": "numbers"}
+NOUNS: dict[Task, str] = {
+    **{"classification": "classes", "multilabel": "labels"},
+    **{"landmarks": "points", "regression": "numbers"},
+}
 Precision = Literal["fp32", "fp16", "int8"]
 # Schema version -> fields that it added, with their values for older files.
 _ADDED: dict[int, dict[str, Any]] = {
     2: {"ensemble": None, "conformal": None, "unknown": None},
-    4: {"taxonomy": None, "regression": None, "boxes": None},
+    4: {"taxonomy": None, "regression": None, "boxes": None, "multilabel": None},
 }
 # Schema version -> fields that it added to the preprocessing, with their values for older files.
 _ADDED_PREPROCESSING: dict[int, dict[str, Any]] = {4: {"channels": None, "project": None}}
@@ -233,9 +237,10 @@ class OodFacts:
 class Contract:
     """Everything a runtime needs to use a model file. docs/reference/model-file.md describes each field.
 
-    `landmarks` and `regression` are None for other tasks; `quantization` for fp32, and for an adopted file whose
-    precision was reduced by another tool; `ensemble` for a single model; `conformal` and `ood` if no held-out data was
-    available to fit them; `taxonomy` if the classes have no groups; `boxes` unless it is a classifier of boxes.
+    `landmarks`, `multilabel` and `regression` are None for other tasks; `quantization` for fp32, and for an adopted
+    file whose precision was reduced by another tool; `ensemble` for a single model; `conformal` and `ood` if no
+    held-out data was available to fit them; `taxonomy` if the classes have no groups; `boxes` unless it is a classifier
+    of boxes.
     """
 
     schema_version: int
@@ -245,6 +250,7 @@ class Contract:
     keypoint_names: tuple[str, ...]
     landmarks: LandmarkFacts | None
     regression: RegressionFacts | None
+    multilabel: MultilabelFacts | None
     preprocessing: Preprocessing
     outputs: tuple[str, ...]
     temperature: float
@@ -262,8 +268,8 @@ class Contract:
         names = self.names
         if not names or len(names) != len(self.class_names) + len(self.keypoint_names) + len(self.target_names):
             raise ValueError(
-                f"task {self.task!r} requires class_names for classification, keypoint_names for landmarks, or "
-                "regression, not several"
+                f"task {self.task!r} requires class_names for classification and multilabel, keypoint_names for "
+                "landmarks, or regression, not several"
             )
         if len(set(names)) != len(names):
             raise ValueError(f"repeated name '{next(name for name in names if names.count(name) > 1)}'")
@@ -287,7 +293,8 @@ class Contract:
                 raise ValueError(f"a golden sample has {len(sample.expected)} values, expected {values}")
 
     def _check_task(self) -> None:
-        for task in ("landmarks", "regression"):
+        check_lengths(self.multilabel, self.names)
+        for task in ("landmarks", "regression", "multilabel"):
             if (self.task == task) != (getattr(self, task) is not None):
                 raise ValueError(f"task {self.task!r} does not match the field {task!r}")
         if self.boxes is not None and self.task != "classification":
@@ -312,7 +319,7 @@ class Contract:
     @property
     def main_output(self) -> str:
         """The main output, whose values are stored in golden samples."""
-        return MAIN_OUTPUTS[self.task]
+        return MAIN_OUTPUTS.get(self.task, "probabilities")
 
 
 def parse_contract(text: str, where: str) -> Contract:

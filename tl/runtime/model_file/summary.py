@@ -25,6 +25,7 @@ def summarize_contract(contract: Contract) -> list[tuple[str, str]]:
         ("outputs", ", ".join(contract.outputs)),
         *_landmark_rows(contract),
         *_regression_rows(contract),
+        *_multilabel_rows(contract),
         *_stack_rows(preprocessing),
         *_box_row(contract),
         ("resize", resize),
@@ -78,6 +79,24 @@ def _regression_rows(contract: Contract) -> list[tuple[str, str]]:
     return [*([("units", units)] if units else []), ("coverage", f"intervals, {intervals}")]
 
 
+_RULES = {"f1": "highest F1", "precision": "lowest with precision", "fixed": "fixed"}
+
+
+def _multilabel_rows(contract: Contract) -> list[tuple[str, str]]:
+    facts = contract.multilabel
+    if facts is None:
+        return []
+    pairs = [f"{name} {value:.3g}" for name, value in zip(contract.class_names, facts.thresholds, strict=True)]
+    rule = _RULES[facts.rule] + ("" if facts.min_precision is None else f" {facts.min_precision:g}")
+    shown = ", ".join(pairs[:10]) + (f" ... and {len(pairs) - 10} more" if len(pairs) > 10 else "")
+    rows = [("thresholds", f"{rule}: {shown}")]
+    if len(set(facts.temperatures)) > 1 or facts.temperatures[0] != 1:
+        rows.append(("temperatures", ", ".join(f"{value:.3g}" for value in facts.temperatures[:10])))
+    if facts.curve is not None:
+        rows.append(("coverage", f"sets of labels, from {facts.curve.images} images of the {facts.curve.source}"))
+    return rows
+
+
 def _box_row(contract: Contract) -> list[tuple[str, str]]:
     crop = contract.boxes
     if crop is None:
@@ -125,8 +144,8 @@ def parity_text(parity: Parity) -> str:
     if "values" in parity.session_max_abs_diff:
         worst = max(parity.session_max_abs_diff["values"], parity.pipeline_max_abs_diff)
         return f"max difference {worst:.1e} standard deviations (allowed {parity.tolerance:.0e})"
-    if parity.top1_agreement is None:
+    if "keypoints" in parity.session_max_abs_diff:
         return f"max difference {parity.pipeline_max_abs_diff:.1e} px of the input (allowed {parity.tolerance:g})"
     worst = max(parity.session_max_abs_diff["probabilities"], parity.pipeline_max_abs_diff)
     most = f"probabilities differ by at most {worst:.1e} (allowed {parity.tolerance:.0e})"
-    return f"{most}, top-1 agreement {parity.top1_agreement:.0%}"
+    return most if parity.top1_agreement is None else f"{most}, top-1 agreement {parity.top1_agreement:.0%}"

@@ -20,6 +20,8 @@ from tl.runtime.results import (
     Failure,
     Fields,
     Landmarks,
+    Multilabel,
+    MultilabelFields,
     NoBox,
     PointFields,
     Regression,
@@ -30,6 +32,8 @@ from tl.runtime.sources.box_files import BOX, CATEGORY, CONFIDENCE, RELATIVE_BOX
 from tl.runtime.sources.tables import csv_line
 
 ColumnType = Literal["text", "number", "flag", "count", "degrees"]
+# Joins the labels of an image; the name of a label must not contain it.
+LABEL_SEPARATOR = ";"
 # Fields of `MemberVotes` that get a column.
 _DISAGREEMENT = ("agreement", "entropy", "mutual_information", "margin")
 
@@ -57,6 +61,8 @@ def build_columns(fields: Fields) -> Columns:
     """Return the table for results with these fields."""
     if isinstance(fields, ClassFields):
         return ClassColumns(**vars(fields))
+    if isinstance(fields, MultilabelFields):
+        return MultilabelColumns(**vars(fields))
     if isinstance(fields, RegressionFields):
         return RegressionColumns(**vars(fields))
     return PointColumns(**vars(fields))
@@ -146,6 +152,51 @@ class ClassColumns(ClassFields):
         if isinstance(result, Failure):
             cells["reason" if isinstance(result, NoBox) else "error"] = result.error
         return csv_line(cells.values())
+
+
+@dataclass(frozen=True)
+class MultilabelColumns(MultilabelFields):
+    """Table of several labels.
+
+    `path,labels,p:<class>...[,set][,ood_score][,agreement,vote:<member>...],error`. Labels, those of a set and those of
+    a vote are joined by `;`.
+    """
+
+    @property
+    def types(self) -> dict[str, ColumnType]:
+        """All columns in order, with their types."""
+        types: dict[str, ColumnType] = {"path": "text", "labels": "text"}
+        types |= {f"p:{name}": "number" for name in self.class_names}
+        if self.with_set:
+            types["set"] = "text"
+        if self.with_ood_score:
+            types["ood_score"] = "number"
+        if self.member_names:
+            types |= {"agreement": "number", **{f"vote:{name}": "text" for name in self.member_names}}
+        return {**types, "error": "text"}
+
+    def values(self, line: dict[str, Any]) -> list[Any]:
+        """Return one value per column."""
+        joined = LABEL_SEPARATOR.join
+        row = [line["path"], joined(line["labels"]) if "labels" in line else None]
+        row += map(line.get("probabilities", {}).get, self.class_names)
+        if self.with_set:
+            row.append(joined(line["set"]) if "set" in line else None)
+        row += [line.get("ood_score")] * self.with_ood_score
+        if self.member_names:
+            votes = line.get("votes", [None] * len(self.member_names))
+            row += [line.get("agreement"), *(None if labels is None else joined(labels) for labels in votes)]
+        return [*row, line.get("error")]
+
+    def line(self, result: Result) -> str:
+        """Return a CSV row with its line end."""
+        if not isinstance(result, Multilabel):
+            return _failed_line(result, len(self.types))
+        shown = shortest(result.probabilities)[1:-1]
+        more = self.values(result.as_dict())[2 + len(self.class_names) : -1]
+        cells = [value if isinstance(value, str) else "" if value is None else number(value) for value in more]
+        first = csv_line([result.path, LABEL_SEPARATOR.join(result.labels)])[:-1]
+        return f"{first},{shown},{csv_line([*cells, ''])}" if cells else f"{first},{shown},\n"
 
 
 @dataclass(frozen=True)

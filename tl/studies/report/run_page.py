@@ -24,6 +24,7 @@ from tl.studies.report.class_sections import (
     rank_section,
     site_section,
 )
+from tl.studies.report.label_sections import label_figures, label_sections
 from tl.studies.report.neighbors import open_neighbors
 from tl.studies.report.number_sections import number_figures, number_sections
 from tl.studies.report.page import Block, Chart, Code, Facts, Gallery, Note, Page, Section, Table, write_page
@@ -38,7 +39,9 @@ from tl.trainer.run_folder.run import Run
 _SHOWN_FINDINGS = 200
 _CURVES = {
     "loss": ("train_loss", "val_loss"),
-    "accuracy": ("train_top1_accuracy", "val_top1_accuracy", "val_macro_f1"),
+    "accuracy": (
+        *("train_top1_accuracy", "val_top1_accuracy", "train_label_accuracy", "val_label_accuracy", "val_macro_f1"),
+    ),
     "error, input px": ("train_error_input_px", "val_error_input_px"),
     "error, standard deviations": ("train_scaled_mae", "val_scaled_mae"),
     "learning rate": ("lr",),
@@ -124,6 +127,7 @@ _CLASSES = _Parts(
 )
 _PARTS = {
     "landmarks": _Parts(point_figures, error_note, point_sections, lambda scores: f"{scores['error_px']:.2f} px"),
+    "multilabel": _Parts(label_figures, lambda scores: [], label_sections, lambda scores: f"{scores['map']:.3f}"),
     "regression": _Parts(number_figures, lambda scores: [], number_sections, lambda scores: f"{scores['mae']:.4g}"),
 }
 

@@ -20,7 +20,10 @@ from tl.studies.study import Study
 from tl.studies.study_files import Row
 
 _MOST_CURVES, _MOST_BARS = 6, 12
-_CURVE = {"classification": "val_top1_accuracy", "landmarks": "val_error_px", "regression": "val_scaled_mae"}
+_CURVE = {
+    **{"classification": "val_top1_accuracy", "multilabel": "val_macro_f1"},
+    **{"landmarks": "val_error_px", "regression": "val_scaled_mae"},
+}
 
 
 @dataclass(frozen=True)

@@ -39,8 +39,8 @@ from tl.trainer.models.network import Network, OnFeatures
 from tl.trainer.models.weights import Weights, read_weights
 from tl.trainer.options import settled
 from tl.trainer.run_folder.checkpoints import RunCheckpoints
-from tl.trainer.run_folder.run import Run
-from tl.trainer.task import HeldOut, Outcome, PreparedInputs, Task, network_card
+from tl.trainer.run_folder.run import NetworkCard, Run
+from tl.trainer.task import HeldOut, Outcome, PreparedInputs, Task
 
 _Network = TypeVar("_Network", bound=nn.Module)
 _EVAL_BATCH = 32
@@ -95,9 +95,9 @@ class ImageTraining:
         def logits(split: str) -> NDArray[np.floating]:
             return predict_logits(network.eval(), task.store, task.store.indices(split), self.machine).numpy()
 
-        def save(temperature: float) -> None:
+        def save(card: NetworkCard) -> None:
             tensors = {name: tensor.cpu().numpy() for name, tensor in network.state_dict().items()}
-            run.save_best(tensors, network_card(task, temperature))
+            run.save_best(tensors, card)
 
         return Outcome(
             logits=logits,

@@ -18,7 +18,7 @@ from tl.progress import Progress
 from tl.trainer.heads.solvers import CrossValidated, LinearHead, Solver, Trial, cross_validate, solve_bag, solve_head
 from tl.trainer.options import settled
 from tl.trainer.run_folder.run import NetworkCard, Run
-from tl.trainer.task import FeatureTask, HeldOut, Outcome, Task, network_card
+from tl.trainer.task import FeatureTask, HeldOut, Outcome, Task
 
 
 def solve(task: Task, run: Run, progress: Progress, is_resumed: bool) -> Outcome:
@@ -32,7 +32,7 @@ def solve(task: Task, run: Run, progress: Progress, is_resumed: bool) -> Outcome
         head = solve_linear(task, task.store.indices("train"), run, progress)
     return Outcome(
         logits=lambda split: head.logits(task.split_features(split)),
-        save=lambda temperature: save_linear(task, run, head, network_card(task, temperature)),
+        save=lambda card: save_linear(task, run, head, card),
         trained_parameters=head.weight.size + head.bias.size,
         held_out=held_out,
         left_out=_leave_sites_out(task, progress),
@@ -106,7 +106,7 @@ def train_by_steps(task: Task, run: Run, progress: Progress, is_resumed: bool) -
     history = fit_stepped_head(stepped, config, val, RunCheckpoints(run, config.log), progress)
     return Outcome(
         logits=lambda split: stepped.logits(task.split_features(split)),
-        save=lambda temperature: save_head(task, run, stepped.tensors(), network_card(task, temperature)),
+        save=lambda card: save_head(task, run, stepped.tensors(), card),
         trained_parameters=sum(t.size for name, t in stepped.tensors().items() if name.startswith("head.")),
         best_epoch=best_epoch(history, settled(config.monitor)),
         train_seconds=sum(row.seconds for row in history) if is_resumed else None,

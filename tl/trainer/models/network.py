@@ -16,7 +16,7 @@ from tl.trainer.config import Head
 from tl.trainer.models.backbones import Trunk
 
 FeaturePooling = Literal["gap", "flatten", "map"]
-Activation = Literal["softmax", "none"]
+Activation = Literal["softmax", "sigmoid", "none"]
 
 
 class Normalize(nn.Module):
@@ -149,14 +149,15 @@ class Network(OnFeatures):
 class Deployed(nn.Module):
     """The computation of a model file, from a trained network: `outputs` lists its outputs, the main one first.
 
-    `activation`: softmax gives the output probabilities; none gives the head's own numbers, the output values.
+    `activation`: softmax and sigmoid give the output probabilities, of which `temperature` divides the logits (a tensor
+    (C,) for one of each output); none gives the head's own numbers, the output values.
     `unknown`: embedding (N, D) -> score (N,), None to omit the output. `with_cam`: also output class activation maps.
     """
 
     def __init__(
         self,
         network: Network,
-        temperature: float,
+        temperature: float | Tensor,
         *,
         activation: Activation = "softmax",
         unknown: nn.Module | None = None,
@@ -165,7 +166,11 @@ class Deployed(nn.Module):
         super().__init__()
         if with_cam and not has_cam(network):
             raise ValueError("this network has no class activation maps")
-        self.network, self.temperature, self.unknown, self.with_cam = network, temperature, unknown, with_cam
+        self.network, self.unknown, self.with_cam = network, unknown, with_cam
+        if isinstance(temperature, Tensor):
+            self.register_buffer("temperature", temperature)
+        else:
+            self.temperature = temperature
         further = ("ood_score",) * (unknown is not None) + ("cam",) * with_cam
         self.activation = activation
         self.outputs = ("values" if activation == "none" else "probabilities", "embedding", *further)
@@ -183,6 +188,8 @@ class Deployed(nn.Module):
         main = network.classify(features)
         if self.activation == "softmax":
             main = torch.softmax(main / self.temperature, dim=1)
+        elif self.activation == "sigmoid":
+            main = torch.sigmoid(main / self.temperature)
         embedding = features.mean(dim=(2, 3)) if features.dim() == 4 else features
         outputs = [main, embedding]
         if self.unknown is not None:

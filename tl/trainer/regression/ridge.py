@@ -45,7 +45,7 @@ def solve_numbers(task: RegressionTask, run: Run, progress: Progress, is_resumed
     held_out = HeldOut(places, found.held_out * task.std + task.mean) if task.config.refit else None
     return Outcome(
         logits=lambda split: head.logits(task.split_features(split)),
-        save=lambda temperature: save_linear(task, run, head, task.card),
+        save=lambda card: save_linear(task, run, head, card),
         trained_parameters=int(np.size(head.weight) + np.size(head.bias)),
         held_out=held_out,
     )

@@ -4,12 +4,11 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from tl.data.audit import Finding, find_duplicates
-from tl.data.file_audit import find_file_faults
+from tl.data.audit import Finding
 from tl.evaluation.metrics import Metrics
 from tl.evaluation.regression import regression_metrics
 from tl.progress import Progress
-from tl.trainer.classification import check_network, compute_features
+from tl.trainer.classification import audit_files, check_network, compute_features
 from tl.trainer.config import TrainConfig
 from tl.trainer.fit.distributed import Ranks
 from tl.trainer.options import is_solved
@@ -39,13 +38,7 @@ class RegressionWork:
     def audit_data(self, progress: Progress) -> list[Finding]:
         """Compute missing features, and audit the data if requested."""
         compute_features(self.task, progress)
-        store = self.task.store
-        if not self.config.audit:
-            return []
-        return [
-            *find_duplicates(store.images, store.hashes),
-            *find_file_faults(store.images, self.task.preprocessing),
-        ]
+        return audit_files(self.task) if self.config.audit else []
 
     def train(self, run: Run, progress: Progress, is_resumed: bool) -> TrainedRegressor:
         """Train."""
@@ -84,7 +77,7 @@ class TrainedRegressor:
             name = "held out" if split == "val" and outcome.held_out else split
             progress.say(f"{name}: {metrics_line(metrics[split])}")
             self._save(run, split, found)
-        outcome.save(1.0)
+        outcome.save(task.card)
         if outcome.held_out is not None:  # what the deployed network answers, which an export must reproduce
             self._save(run, "fitted", HeldOut(task.store.indices("val"), outcome.logits("val")))
         return metrics
@@ -106,8 +99,7 @@ def prepare_regression(config: TrainConfig, ranks: Ranks | None, progress: Progr
     if task.uses_kept_features and is_solved(task.config):
         return RegressionWork(task, lambda run, progress, is_resumed: solve_numbers(task, run, progress, is_resumed))
     from tl.trainer.fit.distributed import Ranks
-    from tl.trainer.regression.training import prepare_number_training, train_head_by_steps
+    from tl.trainer.fit.target_training import prepare_target_training
+    from tl.trainer.regression.training import build_target_training
 
-    if not task.uses_kept_features:
-        return RegressionWork(task, prepare_number_training(task, ranks or Ranks()))
-    return RegressionWork(task, lambda run, progress, is_resumed: train_head_by_steps(task, run, progress, is_resumed))
+    return RegressionWork(task, prepare_target_training(build_target_training(task), ranks or Ranks()))

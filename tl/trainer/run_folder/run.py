@@ -45,8 +45,8 @@ _MANIFEST = ("path", "label", "split", "group", "sha256")
 class NetworkCard:
     """The description stored in `best.safetensors` alongside the tensors.
 
-    `temperature` divides the logits before softmax; fitted on validation data. The names of what the network has no
-    outputs for are empty.
+    `temperature` divides the logits before softmax; fitted on validation data; `temperatures` are those of
+    several labels, empty otherwise. The names of what the network has no outputs for are empty.
     """
 
     class_names: tuple[str, ...]
@@ -55,6 +55,7 @@ class NetworkCard:
     weights: str
     temperature: float
     target_names: tuple[str, ...] = ()
+    temperatures: tuple[float, ...] = ()
     run_version: int = RUN_VERSION
 
 
@@ -75,7 +76,7 @@ def _upgraded(card: Json) -> Json:
     card = {"preprocessing" if name == "recipe" else name: value for name, value in card.items()}
     if isinstance(preprocessing := card.get("preprocessing"), dict):
         card["preprocessing"] = {"channels": None, "project": None, **preprocessing}
-    return {"target_names": [], **card}
+    return {"target_names": [], "temperatures": [], **card}
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,1 @@
+"""Train networks that give an image several labels."""
