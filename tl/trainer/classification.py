@@ -16,7 +16,6 @@ from numpy.typing import NDArray
 from tl.data.audit import Finding, find_class_faults, find_duplicates, find_imbalance, find_near_duplicates
 from tl.data.file_audit import find_file_faults
 from tl.data.manifests import SPLITS
-from tl.errors import ConfigError
 from tl.evaluation.calibration import fit_useful_temperature, softmax
 from tl.evaluation.metrics import Metrics, classification_metrics, expected_calibration_error, wilson_interval
 from tl.evaluation.ranks import rank_scores
@@ -113,11 +112,6 @@ class TrainedClassifier:
 
 def prepare_classification(config: TrainConfig, ranks: Ranks | None, progress: Progress) -> ClassificationWork:
     """Read all inputs; build the network if training runs on images. Raises any `TlError` of the individual steps."""
-    if ranks is not None and config.method == "features":
-        raise ConfigError(
-            "method features runs in a single process because each feature is computed "
-            "only once; train without torchrun"
-        )
     task = prepare_task(config, progress, check_network)
     return ClassificationWork(task, _prepare_training(task, ranks))
 

@@ -148,6 +148,10 @@ def _train_in(
 
 def _prepare(config: TrainConfig, ranks: Ranks | None, progress: Progress) -> Work:
     resolved = resolve(config)
+    if ranks is not None and resolved.method == "features" and resolved.task != "landmarks":
+        raise ConfigError(
+            "method features runs in a single process because each feature is computed only once; train without torchrun"
+        )
     if resolved.task == "landmarks":
         from tl.trainer.landmarks.work import prepare_landmarks
 
