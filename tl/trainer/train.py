@@ -150,7 +150,8 @@ def _prepare(config: TrainConfig, ranks: Ranks | None, progress: Progress) -> Wo
     resolved = resolve(config)
     if ranks is not None and resolved.method == "features" and resolved.task != "landmarks":
         raise ConfigError(
-            "method features runs in a single process because each feature is computed only once; train without torchrun"
+            "method features runs in a single process because each feature is computed only once: train without "
+            "torchrun"
         )
     if resolved.task == "landmarks":
         from tl.trainer.landmarks.work import prepare_landmarks
