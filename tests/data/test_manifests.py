@@ -336,6 +336,14 @@ def test_read_images__asks_about_several_labels_in_one(tmp_path: Path) -> None:
     assert "1 labels look like several labels of one image, first 'dog|old'" in heard[0]
 
 
+@pytest.mark.parametrize(("count", "numbers"), [(12, True), (9, False)])
+def test_read_images__labels_that_are_numbers(tmp_path: Path, count: int, numbers: bool) -> None:
+    heard: list[str] = []
+    rows = [[f"{i}.jpg", f"{i % count / 4}"] for i in range(24)]
+    read_images(make_manifest(tmp_path / "d.csv", rows), say=heard.append)
+    assert heard == ["the labels are 12 different numbers: to predict numbers, train for task regression"] * numbers
+
+
 def test_read_images__says_what_it_passes_over(tmp_path: Path) -> None:
     for name in ("a/1.png", "a/notes.txt", "a/.hidden.png", "b/2.png", "loose.png"):
         (tmp_path / name).parent.mkdir(exist_ok=True)

@@ -37,6 +37,8 @@ SPLIT_NAMES = {name: name for name in SPLITS} | {
 TARGET_SEPARATOR = ";"
 # Usual ways to write a missing value in a CSV, in lower case.
 MISSING = ("", "na", "n/a", "nan")
+# With fewer different numbers, they may be the names of classes.
+_MANY_NUMBERS = 10
 # Signs that separate several labels of an image in other tools.
 _LABEL_SEPARATORS = "|;"
 
@@ -359,8 +361,18 @@ def check_labels(root: Path, images: Sequence[LabeledImage]) -> None:
             )
 
 
+def _is_number(text: str) -> bool:
+    try:
+        return math.isfinite(float(text))
+    except ValueError:
+        return False
+
+
 def _ask_about_labels(images: Sequence[LabeledImage], say: Callable[[str], None]) -> None:
-    """Say if labels look like several labels of one image."""
+    """Say if labels look like numbers, or like several labels of one image."""
+    labels = {image.label for image in images}
+    if len(labels) >= max(_MANY_NUMBERS, len(images) // 3) and all(map(_is_number, labels)):
+        say(f"the labels are {len(labels)} different numbers: to predict numbers, train for task regression")
     joined = sorted({image.label for image in images if any(sign in image.label for sign in _LABEL_SEPARATORS)})
     if joined:
         say(
