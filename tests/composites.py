@@ -9,12 +9,17 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 from PIL import Image
-
-from tests.trainer.make import make_noise
 
 COLORS = {"fox": (230, 60, 20), "hare": (40, 60, 220)}
 SIZE_WH = (160, 120)
+
+
+def _noise(seed: int, rgb: tuple[int, int, int] = (128, 128, 128), hw: tuple[int, int] = (20, 20)) -> NDArray[Any]:
+    """A color with noise of +-40, uint8 (H, W, 3). As `tests.trainer.make.make_noise`, which needs torch."""
+    noise = np.random.default_rng(seed).integers(-40, 41, (*hw, 3))
+    return np.clip(np.array(rgb) + noise, 0, 255).astype(np.uint8)
 
 
 @dataclass(frozen=True)
@@ -29,7 +34,7 @@ def make_composite(path: Path, labels: Sequence[str], seed: int) -> list[Placed]
     """Write an image with a shape of each class in `labels`, side by side, and return their boxes."""
     random = np.random.default_rng(seed)
     width, height = SIZE_WH
-    image = make_noise(seed, tuple(int(value) for value in random.integers(40, 216, 3)), (height, width))
+    image = _noise(seed, tuple(int(value) for value in random.integers(40, 216, 3)), (height, width))
     placed = []
     for n, label in enumerate(labels):
         side = int(random.integers(14, 22))
