@@ -229,7 +229,7 @@ def command(request: PredictRequest) -> None:
     fractions of the image), box_confidence and box_category after path; an image without a box gets a row with the
     reason and no label. Ensembles add agreement, entropy, mutual_information, margin and vote:MEMBER. --sequence and
     films add sequence, and OUT.sequences.csv with the columns sequence, label, confidence, p:CLASS, images, rejected,
-    failed, agreement, error.
+    failed, agreement, error; with --boxes, boxes after images, and a vote for each box.
 
     Columns for landmarks: path, xPOINT, yPOINT in pixels of the upright photo, pPOINT (confidence), sPOINT (spread in
     pixels, ensembles only), centroid_size, shape_distance, is_odd, error.
@@ -350,10 +350,11 @@ def _write_predictions(
         drawings.see(result)
 
     started = time.monotonic()
+    total = len(images) if predictor.boxes is None else predictor.boxes.count(images.names())
+    what = "images" if predictor.boxes is None else "boxes"
     try:
         with predictor, console_progress() as progress:
-            total = len(images) if predictor.boxes is None else predictor.boxes.count(images.names())
-            progress.start("predicting", total, "images" if predictor.boxes is None else "boxes")
+            progress.start("predicting", total, what)
             run_job(
                 *(predictor, images, output, tally),
                 point_format=out.to,
@@ -370,7 +371,7 @@ def _write_predictions(
             )
     except KeyboardInterrupt:
         cure = "; add --resume to continue" if output else ""
-        warn(f"interrupted after {tally.done} of {len(images)} images{cure}")
+        warn(f"interrupted after {tally.done} of {total} {what}{cure}")
         raise typer.Exit(EXIT_INTERRUPTED) from None
     has_drawn = drawings.report()
     unlike.warn_if_many()
@@ -387,6 +388,6 @@ def _write_predictions(
     listed = Path(f"{output}.failed.csv")
     if tally.failed and output is not None and lists_failures(output, out.to):
         where += f", listed in {listed}"
-    done, what = tally.done - tally.failed - len(unboxed), "images" if predictor.boxes is None else "boxes"
+    done = tally.done - tally.failed - len(unboxed)
     warn(f"{kept}{done} {what} predicted, {tally.failed} could not be read, {speed:.0f}/s{where}")
     return not tally.failed and has_drawn

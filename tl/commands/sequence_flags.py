@@ -190,8 +190,10 @@ def check_choices(
             raise ConfigError(f"--exif adds columns to tables, but {output} is a landmark file: give a name in .csv")
         refuse_given(flags, f"applies only to classifiers, but this is a model for {task}")
         return
-    if has_boxes and (flags.sequence is not None or files.every is not None or files.exif):
-        raise ConfigError("--sequence, --every and --exif are for whole images, and cannot be combined with --boxes")
+    if has_boxes and files.every is not None:
+        raise ConfigError("--every predicts whole frames of films, and cannot be combined with --boxes")
+    if point_format == "megadetector" and (flags.sequence is not None or files.exif):
+        raise ConfigError("--sequence and --exif add to tables, and cannot be combined with --to megadetector")
     if flags.sequence is not None or files.every is not None:
         if output is None:
             given = "--sequence" if flags.sequence is not None else "--every"

@@ -21,7 +21,6 @@ from typing import Any, BinaryIO
 import orjson
 
 from tl.errors import ImageReadError, OutputError
-from tl.runtime.imaging.decode import ImageSource
 from tl.runtime.model_file.strict_json import dump_json
 from tl.runtime.output.claim import Claim, claim_output
 from tl.runtime.output.columns import build_columns
@@ -31,6 +30,7 @@ from tl.runtime.output.sequence_rows import SequencePlan, SequenceRows, open_seq
 from tl.runtime.output.writers import GivenFormat, ResultWriter, lists_failures, open_writer
 from tl.runtime.predictor import Predictor
 from tl.runtime.results import ClassFields, Classification, Failure, Fields, NoBox, Result
+from tl.runtime.sources.boxed_images import BoxList, PredictionSource
 from tl.runtime.sources.paths import hash_file
 
 _VERSION = 1
@@ -154,7 +154,7 @@ class Tally:
 
 def run_job(
     predictor: Predictor[Any],
-    sources: Iterable[ImageSource],
+    sources: Iterable[PredictionSource],
     output: str | os.PathLike[str] | None,
     tally: Tally,
     *,
@@ -183,7 +183,7 @@ def run_job(
     notes = notes or Notes()
     columns = NotedColumns(build_columns(predictor.fields), notes.types)
     rows = _Rows(notes, tally, fail_fast, see, advance)
-    sources = notes.watch(sources)
+    sources = notes.watch(sources if predictor.boxes is None else predictor.boxes.expand(sources))
     if output is None:
         with open_writer(None, predictor.fields, columns=columns) as writer:
             for predicted in predictor.predict_iter(sources, batch_size=batch_size):
@@ -195,7 +195,9 @@ def run_job(
         has_list = lists_failures(claim.output, point_format)
         _check_claim(claim, key, finished, has_list, resume=resume, overwrite=overwrite)
         with (
-            _open_sequences(claim.output, sequences, predictor.fields, finished, overwrite, for_excel) as groups,
+            _open_sequences(
+                *(claim.output, sequences, predictor.fields, finished, overwrite, for_excel, predictor.boxes)
+            ) as groups,
             open_writer(
                 *(claim.output, predictor.fields, point_format, claim.rows, for_excel, predictor.boxes),
                 columns=columns,
@@ -249,11 +251,17 @@ class _Rows:
 
 
 def _open_sequences(
-    output: Path, plan: SequencePlan | None, fields: Fields, key: str, overwrite: bool, for_excel: bool
+    output: Path,
+    plan: SequencePlan | None,
+    fields: Fields,
+    key: str,
+    overwrite: bool,
+    for_excel: bool,
+    boxes: BoxList | None,
 ) -> AbstractContextManager[SequenceRows | None]:
     if plan is None or not isinstance(fields, ClassFields):
         return nullcontext()
-    return open_sequences(output, plan, fields, key, overwrite=overwrite, for_excel=for_excel)
+    return open_sequences(output, plan, fields, key, boxes, overwrite=overwrite, for_excel=for_excel)
 
 
 def _check_claim(claim: Claim, key: str, finished: str, has_list: bool, *, resume: bool, overwrite: bool) -> None:
