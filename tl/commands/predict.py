@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
-from tl.commands.batch_warnings import OodCount, warn_if_dark
-from tl.commands.box_flags import BoxFlags, check_needed, in_archives, open_boxes, say_absent
+from tl.commands.batch_warnings import LackingCount, OodCount, warn_if_dark
+from tl.commands.box_flags import BoxFlags, check_needed, count_rows, in_archives, open_boxes, say_absent
 from tl.commands.console import EXIT_INTERRUPTED, EXIT_SOME_FAILED, console_progress, warn
 from tl.commands.decoding import decode_processes
 from tl.commands.drawings import Drawings
@@ -330,28 +330,20 @@ def _write_predictions(
     from tl.runtime.output.job import Tally, run_job
     from tl.runtime.output.sequence_rows import sequence_path
     from tl.runtime.output.writers import lists_failures
-    from tl.runtime.results import Landmarks, NoBox, PointFields
 
     out, output = request.output, request.output.output
     tally = Tally()
-    unscaled: list[str] = []
-    unboxed: list[str] = []
     drawings = Drawings(predictor, request.landmarks.draw, request.classes.explain)
     drawings.check(images, replaces=out.overwrite or out.resume or out.retry_failed)
-    unlike = OodCount(predictor)
-    has_scale = isinstance(predictor.fields, PointFields) and predictor.fields.with_scale
+    unlike, lacking = OodCount(predictor), LackingCount(predictor)
 
     def see(result: Result) -> None:
-        if isinstance(result, NoBox):
-            unboxed.append(result.path)
-        if has_scale and isinstance(result, Landmarks) and result.mm_per_px is None:
-            unscaled.append(result.path)
+        lacking.see(result)
         unlike.see(result)
         drawings.see(result)
 
     started = time.monotonic()
-    total = len(images) if predictor.boxes is None else predictor.boxes.count(images.names())
-    what = "images" if predictor.boxes is None else "boxes"
+    total, what = count_rows(predictor.boxes, images)
     try:
         with predictor, console_progress() as progress:
             progress.start("predicting", total, what)
@@ -375,10 +367,7 @@ def _write_predictions(
         raise typer.Exit(EXIT_INTERRUPTED) from None
     has_drawn = drawings.report()
     unlike.warn_if_many()
-    if unscaled:
-        warn(f"{len(unscaled)} images have no scale, first {unscaled[0]}: paths in the file are relative to its folder")
-    if unboxed:
-        warn(f"{len(unboxed)} images have no box, and therefore no label; first {unboxed[0]}")
+    lacking.warn()
     new = tally.done - tally.kept
     speed = new / max(time.monotonic() - started, 1e-9)
     kept = f"{tally.kept} rows kept from the earlier run, " if tally.kept else ""
@@ -388,6 +377,6 @@ def _write_predictions(
     listed = Path(f"{output}.failed.csv")
     if tally.failed and output is not None and lists_failures(output, out.to):
         where += f", listed in {listed}"
-    done = tally.done - tally.failed - len(unboxed)
+    done = tally.done - tally.failed - len(lacking.boxes)
     warn(f"{kept}{done} {what} predicted, {tally.failed} could not be read, {speed:.0f}/s{where}")
     return not tally.failed and has_drawn

@@ -22,11 +22,11 @@ import orjson
 from tl.runtime.ensembles.sequences import SequenceResult, vote_sequence
 from tl.runtime.ensembles.taxonomy import Taxonomy
 from tl.runtime.ensembles.voting import Voting
+from tl.runtime.imaging.regions import Box
 from tl.runtime.output.claim import claim_output
 from tl.runtime.output.columns import ColumnType, number, shortest
 from tl.runtime.output.files import check_output
 from tl.runtime.output.writers import ResultWriter, open_writer
-from tl.runtime.imaging.regions import Box
 from tl.runtime.results import ClassFields, Classification, Failure, NoBox
 from tl.runtime.sources.boxed_images import BoxList
 from tl.runtime.sources.tables import csv_line
@@ -68,8 +68,10 @@ class SequencePlan(Mapping[str, str]):
 
 @dataclass(frozen=True)
 class SequenceColumns:
-    """Table of sequences: `sequence,label,confidence,p:<class>...,images[,boxes],rejected,failed,agreement[,reason][,rank,
-    rank_label,rank_confidence],error`.
+    """Table of sequences.
+
+    `sequence,label,confidence,p:<class>...,images[,boxes],rejected,failed,agreement[,reason][,rank,rank_label,
+    rank_confidence],error`.
     """
 
     fields: ClassFields
