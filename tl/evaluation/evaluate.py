@@ -232,6 +232,8 @@ def fit_votes(evaluation: Evaluation, *, select: bool) -> FittedVotes:
     scores = classification_metrics(truth, held_out, evaluation.class_names)
     row = {"model": "ensemble", "voting": "soft, selected" if select else "soft, fitted", **scores}
     row["mcnemar_p"] = mcnemar_p(held_out.argmax(axis=1) == truth, _best_member(members, truth))
+    if evaluation.taxonomy is not None:
+        row |= rank_scores(held_out, truth, evaluation.taxonomy)
     weights = dict(zip(evaluation.member_names, fit(members, truth).tolist(), strict=True))
     return FittedVotes(weights, row, log_loss(held_out, truth), log_loss(members.mean(axis=1), truth))
 
