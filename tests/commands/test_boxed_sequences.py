@@ -190,6 +190,7 @@ def test_predict__boxed_sequences_of_an_archive(run_tl: RunTl, night: Path, mode
         (["--every", "1s", "-o", "out.csv"], "--every predicts whole frames of films"),
         (["--sequence", "exif:3s", "--to", "megadetector", "-o", "out.json"], "cannot be combined with --to megadet"),
         (["--exif", "--to", "megadetector", "-o", "out.json"], "cannot be combined with --to megadetector"),
+        (["--boxes", "out.sequences.csv", "--sequence", "exif:3s", "-o", "out.csv", "--overwrite"], "is read by this"),
         (["--sequence", "exif:3s"], "--sequence writes sequences beside the output"),
     ],
 )
@@ -197,6 +198,12 @@ def test_predict__boxed_sequences_refused(
     run_tl: RunTl, night: Path, model: Path, monkeypatch: pytest.MonkeyPatch, words: list[str], message: str
 ) -> None:
     monkeypatch.chdir(night)
+    own = Path("out.sequences.csv")
+    text = "path,box_x,box_y,box_w,box_h\n0.jpg,0,0,8,8\n"
+    if own.name in words:
+        own.write_text(text, encoding="utf-8")
     done = run_tl("predict", ".", "--model", model, "--boxes", "md.json", *words)
-    assert (done.code, list(night.glob("out*"))) == (1, [])
+    assert done.code == 1
+    assert not own.exists() or own.read_text(encoding="utf-8") == text
+    assert not Path("out.csv").exists()
     assert message in done.err

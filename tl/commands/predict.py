@@ -274,7 +274,7 @@ def _open(request: PredictRequest, boxes: BoxList | None, count: int) -> AnyPred
     check_choices(
         *(request.sequences, request.files, request.output.output, request.images.files_from),
         point_format=request.output.to,
-        has_boxes=boxes is not None,
+        boxes=request.boxes.boxes,
         task=task,
     )
     if task == "regression":
