@@ -10,6 +10,8 @@ from tl.data.manifests import LabeledImage, ManifestColumns, read_images
 from tl.data.sequences import sequence_faults, tie_sequences
 from tl.data.splits import assign_splits
 from tl.errors import ConfigError, DataError
+from tl.evaluation.sequences import sequences_of
+from tl.runtime.imaging.regions import Box
 
 COLUMNS = ("path", "label", "group", "visit")
 
@@ -35,8 +37,31 @@ def test_tie_sequences__within_groups_of_the_data(tmp_path: Path) -> None:
     found = read(tmp_path, rows)
     assert [image.group for image in found] == ["site 1", "site 1", "site 1", "v3"]
     assert [image.sequence for image in found] == ["v1", "v1", "v2", "v3"]
-    with pytest.raises(DataError, match=r"sequence 'v1' has images in group 'g' and in group 'h', for example b\.png"):
-        read(tmp_path, [("a.png", "x", "g", "v1"), ("b.png", "y", "h", "v1")])
+    with pytest.raises(DataError, match=r"'v1' has images in group 'g' and in group 'h', for example hv1\.png"):
+        read(tmp_path, [(f"{g}.png", "x", g[0], g[1:]) for g in ("gv1", "gv2", "hv1", "hv3")])
+
+
+def test_tie_sequences__groups_of_one_image_require_nothing(tmp_path: Path) -> None:
+    rows = [("a.png", "x", "g", "v1"), ("b.png", "y", "h", "v1"), ("c.png", "x", "i", ""), ("d.png", "x", "", "v1")]
+    assert [image.group for image in read(tmp_path, rows)] == ["v1", "v1", "i", "v1"]
+
+
+def test_tie_sequences__boxes_of_images(tmp_path: Path) -> None:
+    """Boxes of one image are a group, which becomes part of the sequence; each image is counted once."""
+    said: list[str] = []
+    images = []
+    for name, when, count in (("a", "10:00:00", 2), ("b", "10:00:01", 1), ("c", "11:00:00", 2), ("d", "", 2)):
+        path = save_photo(tmp_path / f"{name}.jpg", f"2026:05:01 {when}" if when else "")
+        for n in range(count):
+            box = Box((n, 0, 4, 4), number=n)
+            images.append(LabeledImage(str(path), path.name, "x", group=path.name, box=box))
+    found = tie_sequences(images, "exif:5s", said.append)
+    assert [(i.sequence, i.group) for i in found] == [("a.jpg", "a.jpg")] * 3 + [("", "c.jpg")] * 2 + [
+        *[("", "d.jpg")] * 2,
+    ]
+    assert said == ["1 images have no capture time, first d.jpg: each is a sequence of its own"]
+    assert sequences_of(found) == ["a.jpg"] * 3 + [str(tmp_path / "c.jpg")] * 2 + [str(tmp_path / "d.jpg")] * 2
+    assert sequences_of(found[3:]) == [""] * 4
 
 
 def test_read_images__column_of_sequences_faults(tmp_path: Path) -> None:

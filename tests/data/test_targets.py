@@ -42,9 +42,9 @@ def test_read_numbers_of__columns_of_the_model_or_the_label_column(tmp_path: Pat
 
 
 def test_numbers_of__another_label() -> None:
-    with pytest.raises(DataError, match=r"0.png: 'cat' is not 1 number"):
+    with pytest.raises(DataError, match=r"0.png: expected a number as label, found 'cat'"):
         numbers_of(make_images(["cat"]), 1)
-    with pytest.raises(DataError, match=r"0.png: '1;2' is not 3 numbers"):
+    with pytest.raises(DataError, match=r"0.png: expected 3 numbers joined by ';' as label, found '1;2'"):
         numbers_of(make_images(["1;2"]), 3)
 
 

@@ -23,6 +23,7 @@ from tests.blobs import write_blobs
 from tests.composites import make_composite, make_composites, save_megadetector
 from tests.docs.pages import ROOT, read_blocks
 from tests.models import make_model
+from tests.runtime.exif_photos import make_exif, save_photo
 from tests.spots import USUAL_XY, make_spot_model, save_spots
 from tests.stacks import make_cells
 
@@ -81,8 +82,6 @@ def more_beetles(folder: Path) -> None:
 
 def bursts(folder: Path) -> None:
     """Photos of a camera trap with capture times, and tables of visits."""
-    from tests.runtime.exif_photos import save_photo
-
     rows = []
     for v, rgb in enumerate(BEETLES.values()):
         for i in range(3):
@@ -223,6 +222,9 @@ def animals(folder: Path) -> None:
     new = {f"{i}.jpg": make_composite(folder / f"new-photos/{i}.jpg", labels, 900 + i) for i, labels in ((0, ["fox"]),)}
     new["1.jpg"] = make_composite(folder / "new-photos/1.jpg", [], 901)
     save_megadetector(folder / "new-detections.json", new)
+    for i in range(2):
+        with Image.open(photo := folder / f"new-photos/{i}.jpg") as image:
+            image.save(photo, quality=95, exif=make_exif(f"2026:05:01 10:00:0{i}").tobytes())
 
 
 # Page -> what its commands find. A page that is not listed has no commands.

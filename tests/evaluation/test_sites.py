@@ -42,5 +42,12 @@ def test_site_folds__each_site_once_unless_a_class_is_nowhere_else() -> None:
 def test_sites_of__groups_only_where_they_can_be_sites(
     sites: list[str], groups: list[str], expected: list[str]
 ) -> None:
-    images = [LabeledImage("x", "x", "a", group=group, site=site) for site, group in zip(sites, groups, strict=True)]
+    given = enumerate(zip(sites, groups, strict=True))
+    images = [LabeledImage(f"{i}", f"{i}", "a", group=group, site=site) for i, (site, group) in given]
     assert sites_of(images) == expected
+
+
+def test_sites_of__neither_sequences_nor_images_with_many_boxes() -> None:
+    bursts = [LabeledImage(f"{i}", f"{i}", "a", group=f"{i % 2}", sequence=f"{i % 2}") for i in range(20)]
+    boxes = [LabeledImage(f"{i % 2}", f"{i % 2}", "a", group=f"{i % 2}") for i in range(20)]
+    assert sites_of(bursts) == sites_of(boxes) == [""] * 20

@@ -274,6 +274,14 @@ def test_refit__landmarks_are_no_class(exported: Exported, photos: Path, tmp_pat
         points.unlink()
 
 
+def test_refit__boxes_are_no_whole_images(exported: Exported, photos: Path, tmp_path: Path) -> None:
+    rows = [f"{path},{path.parent.name},0,0,8,8" for path in sorted(photos.rglob("*.*"))]
+    (tmp_path / "boxes.csv").write_text("\n".join(["path,label,box_x,box_y,box_w,box_h", *rows]) + "\n")
+    with pytest.raises(DataError, match=r"trained on whole images, but .* has a box"):
+        refit(exported.path, [tmp_path / "boxes.csv"], tmp_path / "new.onnx", Silent(), RefitOptions())
+    assert not (tmp_path / "new.onnx").exists()
+
+
 def test_refit__command(run_tl: RunTl, exported: Exported, photos: Path, violets: Path, tmp_path: Path) -> None:
     out = tmp_path / "more.onnx"
     done = run_tl("refit", exported.path, photos, violets, "-o", out, "--json")

@@ -209,3 +209,30 @@ def test_train__labels_of_the_boxes(run_tl: RunTl, trunk_weights: Path, tmp_path
     assert json.loads((tmp_path / "again/metrics.json").read_text(encoding="utf-8"))["val"]["n"] == metrics["val"]["n"]
     report = run_tl("report", tmp_path / "again")
     assert report.code == 0, report.err
+
+
+def test_sequences_of_boxes(run_tl: RunTl, trunk_weights: Path, tmp_path: Path) -> None:
+    """Images in pairs: a pair stays in one split, and one decision for a pair is scored."""
+    made = make_composites(tmp_path / "photos", 12)
+    boxes = save_megadetector(tmp_path / "photos/detections.json", made)
+    rows = [f"{name},{name[:4]},{name[:4]}{int(name[-6:-4]) // 2}" for name in made]
+    data = tmp_path / "photos/labels.csv"
+    data.write_text("\n".join(["path,label,visit", *rows]) + "\n", encoding="utf-8")
+    given = ("--boxes", boxes, "--sequence", "visit")
+    done = run_tl("train", data, *FLAGS, "--weights", trunk_weights, *given, "--out", tmp_path / "run")
+    assert done.code == 0, done.err
+    homes: dict[str, set[str]] = {}
+    for row in read_rows(tmp_path / "run/manifest.csv"):
+        homes.setdefault(row["sequence"], set()).add(row["split"])
+    assert len(homes) == 12
+    assert all(len(home) == 1 for home in homes.values())
+    metrics = json.loads((tmp_path / "run/metrics.json").read_text(encoding="utf-8"))
+    assert metrics["val"]["sequences"] == 12  # out of fold
+    assert run_tl("export", tmp_path / "run", "-o", tmp_path / "m.onnx").code == 0
+    scored = run_tl("evaluate", data, "--model", tmp_path / "m.onnx", *given)
+    assert scored.code == 0, scored.err
+    (row,) = scored.rows()
+    assert (row["n"], row["sequences"]) == ("32", "12")
+    again = run_tl("evaluate", tmp_path / "run/manifest.csv", "--model", tmp_path / "m.onnx", "--sequence", "sequence")
+    assert again.code == 0, again.err
+    assert int(again.rows()[0]["sequences"]) == sum(home == {"val"} for home in homes.values())

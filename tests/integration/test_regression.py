@@ -153,7 +153,7 @@ def test_commands__ensembles_give_mean_spread_and_members(
         (["predict", "DATA", "--model", "M", "--draw", "d"], "applies only to landmark models"),
         (["predict", "DATA", "--model", "M", "--coverage", "0.99"], "requires 99 held-out images"),
         (["predict", "DATA", "--model", "M", "--coverage", "2"], "must be between 0 and 1"),
-        (["evaluate", "DATA/squares.csv", "--model", "M", "--label-column", "split"], "is not 2 numbers"),
+        (["evaluate", "DATA/squares.csv", "--model", "M", "--label-column", "split"], "expected 2 numbers joined by"),
         (["merge", "M", "M", "-o", "x.onnx"], "cannot be merged"),
         (["refit", "M", "DATA", "-o", "x.onnx"], "classif"),
         (["export", "RUN", "-o", "x.onnx", "--cam"], "only for classifiers"),

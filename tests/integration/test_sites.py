@@ -72,3 +72,6 @@ def test_evaluate__by_site_needs_sites(run_tl: RunTl, tmp_path: Path, color_mode
     done = run_tl("evaluate", tmp_path / "d", "--model", color_model, "--by-site")
     assert done.code == 1
     assert "scores by site require a CSV with a column site" in done.err
+    words = ["--by-site", "--sequence", "exif:30s"]
+    refused = run_tl("evaluate", tmp_path / "d", "--model", color_model, *words)
+    assert "--sequence: cannot be combined with --by-site" in refused.err

@@ -85,6 +85,11 @@ def test_export__taxonomy_to_prediction_and_evaluation(run_tl: RunTl, tmp_path: 
     assert float(row["warmth_top1_accuracy"]) >= float(row["top1_accuracy"])
     merged = tmp_path / "merged.onnx"
     (tmp_path / "copy.onnx").write_bytes(model.read_bytes())
+    fitted = ("--fit-vote-weights", tmp_path / "votes.json", "--split", "all")
+    voted = run_tl("evaluate", photos, "--ensemble", model, tmp_path / "copy.onnx", *fitted)
+    assert voted.code == 0, voted.err
+    (fit,) = [row for row in voted.rows() if row["voting"] == "soft, fitted"]
+    assert float(fit["warmth_top1_accuracy"]) >= float(fit["top1_accuracy"])
     assert run_tl("merge", model, tmp_path / "copy.onnx", "-o", merged).code == 0
     together = run_tl("predict", photos, "--model", merged, "--min-confidence", "0.9").rows()
     assert [row["rank_label"] for row in together] == [row["rank_label"] for row in table]

@@ -55,3 +55,31 @@ class OodCount:
             f"images; of the held-out images, {facts.false_alarm:.1%} were. This may be another site, camera or "
             "subject, where the accuracy is not known: label some of these images and evaluate the model on them"
         )
+
+
+class LackingCount:
+    """Collect the images of a prediction without a box or a scale. `boxes`, `scales`: their paths."""
+
+    def __init__(self, predictor: Predictor[Any]) -> None:
+        from tl.runtime.results import PointFields
+
+        fields = predictor.fields
+        self._has_scale = isinstance(fields, PointFields) and fields.with_scale
+        self.boxes: list[str] = []
+        self.scales: list[str] = []
+
+    def see(self, result: Result) -> None:
+        """Look at one result."""
+        from tl.runtime.results import Landmarks, NoBox
+
+        if isinstance(result, NoBox):
+            self.boxes.append(result.path)
+        if self._has_scale and isinstance(result, Landmarks) and result.mm_per_px is None:
+            self.scales.append(result.path)
+
+    def warn(self) -> None:
+        """Say how many there are, and the first."""
+        if scales := self.scales:
+            warn(f"{len(scales)} images have no scale, first {scales[0]}: paths in the file are relative to its folder")
+        if self.boxes:
+            warn(f"{len(self.boxes)} images have no box, and therefore no label; first {self.boxes[0]}")

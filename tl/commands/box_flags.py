@@ -104,6 +104,11 @@ def in_archives(boxes: BoxList, inputs: Inputs) -> BoxList:
     return boxes.renamed(paths) if paths else boxes
 
 
+def count_rows(boxes: BoxList | None, inputs: Inputs) -> tuple[int, str]:
+    """Return how many rows a prediction has, and what they are of."""
+    return (len(inputs), "images") if boxes is None else (boxes.count(inputs.names()), "boxes")
+
+
 def check_needed(sessions: Iterable[Session], has_boxes: bool) -> None:
     """Raise `ConfigError` for classifiers of boxes without boxes, and the other way round."""
     for session in sessions:

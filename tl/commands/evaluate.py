@@ -193,6 +193,8 @@ def _check_choices(request: EvaluateRequest) -> None:
         raise ConfigError("--select requires --fit-vote-weights FILE")
     if request.sequences.sequence is None:
         refuse_given(request.sequences, "requires --sequence")
+    if request.data.by_site:
+        refuse_given(request.sequences, "cannot be combined with --by-site, whose rows are of single images")
     if request.tta is not None:
         refuse_given(request.sequences, "cannot be combined with --tta")
         refuse_given(votes, "cannot be combined with --tta, which evaluates each model with and without it")

@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
-from tl.commands.batch_warnings import OodCount, warn_if_dark
-from tl.commands.box_flags import BoxFlags, check_needed, in_archives, open_boxes, say_absent
+from tl.commands.batch_warnings import LackingCount, OodCount, warn_if_dark
+from tl.commands.box_flags import BoxFlags, check_needed, count_rows, in_archives, open_boxes, say_absent
 from tl.commands.console import EXIT_INTERRUPTED, EXIT_SOME_FAILED, console_progress, warn
 from tl.commands.decoding import decode_processes
 from tl.commands.drawings import Drawings
@@ -219,9 +219,7 @@ def command(request: PredictRequest) -> None:
     Examples:
     - `tl predict images/ --ensemble a.onnx b.onnx c.onnx --vote hard --vote-weights 2,1,1 -o out.jsonl`
 
-    - `tl predict photos/ --model mammals.onnx --sequence exif:30s --reject-unknown -o out.csv` decides on bursts too
-
-    - `tl predict photos/ --model mammals.onnx --boxes detections.json -o out.csv` gives one row per box
+    - `tl predict photos/ --model mammals.onnx --boxes detections.json --sequence exif:30s -o out.csv`: boxes and bursts
 
     - `tl predict photos/ --model wing.onnx --locator coarse.onnx --draw drawn/ -o points.csv` finds landmarks
 
@@ -230,7 +228,7 @@ def command(request: PredictRequest) -> None:
     fractions of the image), box_confidence and box_category after path; an image without a box gets a row with the
     reason and no label. Ensembles add agreement, entropy, mutual_information, margin and vote:MEMBER. --sequence and
     films add sequence, and OUT.sequences.csv with the columns sequence, label, confidence, p:CLASS, images, rejected,
-    failed, agreement, error.
+    failed, agreement, error; with --boxes, boxes after images, and a vote for each box.
 
     Columns for landmarks: path, xPOINT, yPOINT in pixels of the upright photo, pPOINT (confidence), sPOINT (spread in
     pixels, ensembles only), centroid_size, shape_distance, is_odd, error.
@@ -278,7 +276,7 @@ def _open(request: PredictRequest, boxes: BoxList | None, count: int) -> AnyPred
     check_choices(
         *(request.sequences, request.files, request.output.output, request.images.files_from),
         point_format=request.output.to,
-        has_boxes=boxes is not None,
+        boxes=request.boxes.boxes,
         task=task,
     )
     if task in ("multilabel", "regression"):
@@ -338,30 +336,23 @@ def _write_predictions(
     from tl.runtime.output.job import Tally, run_job
     from tl.runtime.output.sequence_rows import sequence_path
     from tl.runtime.output.writers import lists_failures
-    from tl.runtime.results import Landmarks, NoBox, PointFields
 
     out, output = request.output, request.output.output
     tally = Tally()
-    unscaled: list[str] = []
-    unboxed: list[str] = []
     drawings = Drawings(predictor, request.landmarks.draw, request.classes.explain)
     drawings.check(images, replaces=out.overwrite or out.resume or out.retry_failed)
-    unlike = OodCount(predictor)
-    has_scale = isinstance(predictor.fields, PointFields) and predictor.fields.with_scale
+    unlike, lacking = OodCount(predictor), LackingCount(predictor)
 
     def see(result: Result) -> None:
-        if isinstance(result, NoBox):
-            unboxed.append(result.path)
-        if has_scale and isinstance(result, Landmarks) and result.mm_per_px is None:
-            unscaled.append(result.path)
+        lacking.see(result)
         unlike.see(result)
         drawings.see(result)
 
     started = time.monotonic()
+    total, what = count_rows(predictor.boxes, images)
     try:
         with predictor, console_progress() as progress:
-            total = len(images) if predictor.boxes is None else predictor.boxes.count(images.names())
-            progress.start("predicting", total, "images" if predictor.boxes is None else "boxes")
+            progress.start("predicting", total, what)
             run_job(
                 *(predictor, images, output, tally),
                 point_format=out.to,
@@ -378,14 +369,11 @@ def _write_predictions(
             )
     except KeyboardInterrupt:
         cure = "; add --resume to continue" if output else ""
-        warn(f"interrupted after {tally.done} of {len(images)} images{cure}")
+        warn(f"interrupted after {tally.done} of {total} {what}{cure}")
         raise typer.Exit(EXIT_INTERRUPTED) from None
     has_drawn = drawings.report()
     unlike.warn_if_many()
-    if unscaled:
-        warn(f"{len(unscaled)} images have no scale, first {unscaled[0]}: paths in the file are relative to its folder")
-    if unboxed:
-        warn(f"{len(unboxed)} images have no box, and therefore no label; first {unboxed[0]}")
+    lacking.warn()
     new = tally.done - tally.kept
     speed = new / max(time.monotonic() - started, 1e-9)
     kept = f"{tally.kept} rows kept from the earlier run, " if tally.kept else ""
@@ -395,6 +383,6 @@ def _write_predictions(
     listed = Path(f"{output}.failed.csv")
     if tally.failed and output is not None and lists_failures(output, out.to):
         where += f", listed in {listed}"
-    done, what = tally.done - tally.failed - len(unboxed), "images" if predictor.boxes is None else "boxes"
+    done = tally.done - tally.failed - len(lacking.boxes)
     warn(f"{kept}{done} {what} predicted, {tally.failed} could not be read, {speed:.0f}/s{where}")
     return not tally.failed and has_drawn

@@ -179,9 +179,9 @@ def check_choices(
     *,
     point_format: GivenFormat | None,
     task: Task,
-    has_boxes: bool,
+    boxes: Path | None,
 ) -> None:
-    """Raise `ConfigError` for options that do not apply."""
+    """Raise `ConfigError` for options that do not apply. `boxes`: the file of boxes."""
     from tl.runtime.output.sequence_rows import sequence_path
     from tl.runtime.output.writers import lists_failures
 
@@ -190,14 +190,17 @@ def check_choices(
             raise ConfigError(f"--exif adds columns to tables, but {output} is a landmark file: give a name in .csv")
         refuse_given(flags, f"applies only to classifiers, but this is a model for {task}")
         return
-    if has_boxes and (flags.sequence is not None or files.every is not None or files.exif):
-        raise ConfigError("--sequence, --every and --exif are for whole images, and cannot be combined with --boxes")
+    if boxes is not None and files.every is not None:
+        raise ConfigError("--every predicts whole frames of films, and cannot be combined with --boxes")
+    if point_format == "megadetector" and (flags.sequence is not None or files.exif):
+        raise ConfigError("--sequence and --exif add to tables, and cannot be combined with --to megadetector")
     if flags.sequence is not None or files.every is not None:
         if output is None:
             given = "--sequence" if flags.sequence is not None else "--every"
             raise ConfigError(f"{given} writes sequences beside the output: give --out")
-        if files_from is not None and Path(files_from).absolute() == sequence_path(output).absolute():
-            raise ConfigError(f"{files_from}: is read by this command: give the output another name")
+        for name in (files_from, boxes):
+            if name is not None and Path(name).absolute() == sequence_path(output).absolute():
+                raise ConfigError(f"{name}: is read by this command: give the output another name")
     elif flags.sequence_vote is not None:
         raise ConfigError("--sequence-vote requires --sequence, or films and --every")
 

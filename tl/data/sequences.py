@@ -6,6 +6,7 @@ Reads headers of images for their capture times; never decodes pixels.
 from __future__ import annotations
 
 import dataclasses
+from collections import Counter
 from collections.abc import Callable, Sequence
 
 from tl.data.manifests import LabeledImage
@@ -34,8 +35,8 @@ def tie_sequences(
     """Set `sequence` of images by the rule (see `parse_rule`), and `group`, so that a sequence is never split.
 
     With a column as rule, `sequence` is what `read_images` has read from it; '' is an image alone. Where the data has
-    groups, a sequence takes the group of its images. Raises `DataError` for a sequence with images in two groups, and
-    if no image has a capture time.
+    groups, a sequence takes the group of its images; a group of one image, such as that of its boxes, requires nothing.
+    Raises `DataError` for a sequence with images in two groups, and if no image has a capture time.
     """
     if rule is None:
         return list(images)
@@ -43,8 +44,9 @@ def tie_sequences(
     if parsed.uses_times:
         images = _by_time(images, parsed.seconds, say)
     groups: dict[str, str] = {}
+    counts = Counter(group for group, _ in {(image.group, image.path) for image in images})
     for image in images:
-        if not image.sequence or not image.group:
+        if not image.sequence or not image.group or counts[image.group] == 1:
             continue
         other = groups.setdefault(image.sequence, image.group)
         if other != image.group:
@@ -54,23 +56,22 @@ def tie_sequences(
                 "two"
             )
     return [
-        dataclasses.replace(image, group=groups.get(image.sequence, image.group or image.sequence)) for image in images
+        dataclasses.replace(image, group=groups.get(image.sequence, image.sequence or image.group)) for image in images
     ]
 
 
 def _by_time(images: Sequence[LabeledImage], seconds: float, say: Callable[[str], None]) -> list[LabeledImage]:
-    facts = prefetch_map(read_facts, [image.path for image in images], workers=_READERS, ahead=4 * _READERS)
-    found = group_by_time([(image.name, each) for image, each in zip(images, facts, strict=True)], seconds)
-    check_times(found, len(images))
+    photos = {image.path: image.name for image in images}  # boxes share one
+    facts = prefetch_map(read_facts, photos, workers=_READERS, ahead=4 * _READERS)
+    found = group_by_time(list(zip(photos.values(), facts, strict=True)), seconds)
+    check_times(found, len(photos))
     if found.timeless:
         count, first = len(found.timeless), found.timeless[0]
         say(f"{count} images have no capture time, first {first}: each is a sequence of its own")
     if found.in_future:
         count, first = len(found.in_future), found.in_future[0]
         say(f"{count} images were taken in the future by their EXIF data, first {first}: is the camera's clock right?")
-    sizes: dict[str, int] = {}
-    for sequence in found.of.values():
-        sizes[sequence] = sizes.get(sequence, 0) + 1
+    sizes = Counter(found.of.values())
     return [
         dataclasses.replace(image, sequence=found.of[image.name] if sizes[found.of[image.name]] > 1 else "")
         for image in images

@@ -52,7 +52,8 @@ def numbers_of(images: Sequence[LabeledImage], count: int) -> NDArray[np.float64
         except ValueError:
             rows.append([])
         if len(rows[-1]) != count:
-            raise DataError(f"{image.name}: '{image.label}' is not {count} number{'s' * (count > 1)}")
+            expected = f"{count} numbers joined by '{TARGET_SEPARATOR}'" if count > 1 else "a number"
+            raise DataError(f"{image.name}: expected {expected} as label, found '{image.label}'")
     return np.array(rows, np.float64).reshape(-1, count)
 
 

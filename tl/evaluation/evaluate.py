@@ -55,10 +55,10 @@ class Evaluation:
 
     `rows`: the keys of `metrics.json`, plus model and voting. The rows of an ensemble end with the oracle, which is
     correct wherever any member is. They contain `mcnemar_p`: the probability of such a difference from the best member
-    if both are equally good. `paths`: the N readable images; `true_ids` int64 (N,); `members` float32 (N, M, C): each
-    member's probabilities, in the order of `class_names`. `weights`: of the votes, None for equal ones. `decided`: the
-    outputs behind each row except the oracle's. `sites`: of each image, '' if unknown.
-    `taxonomy`: groups of the classes; rows then have the scores of `ranks`.
+    if both are equally good. `paths`: the N readable images; `places`: their places among all images; `true_ids` int64
+    (N,); `members` float32 (N, M, C): each member's probabilities, in the order of `class_names`. `weights`: of the
+    votes, None for equal ones. `decided`: the outputs behind each row except the oracle's. `sites`: of each image, ''
+    if unknown. `taxonomy`: groups of the classes; rows then have the scores of `ranks`.
     """
 
     rows: list[Row]
@@ -72,6 +72,7 @@ class Evaluation:
     decided: tuple[Decided, ...]
     sites: tuple[str, ...] = ()
     taxonomy: Taxonomy | None = None
+    places: tuple[int, ...] = ()
 
     def site_rows(self) -> list[Row]:
         """One row per site for each of `decided`, with the column `site`, lowest accuracy first; none without sites."""
@@ -203,6 +204,7 @@ def score_results(
         decided=tuple(decided),
         sites=tuple(itertools.compress(sites, is_good)),
         taxonomy=taxonomy,
+        places=tuple(itertools.compress(itertools.count(), is_good)),
     )
 
 
@@ -230,6 +232,8 @@ def fit_votes(evaluation: Evaluation, *, select: bool) -> FittedVotes:
     scores = classification_metrics(truth, held_out, evaluation.class_names)
     row = {"model": "ensemble", "voting": "soft, selected" if select else "soft, fitted", **scores}
     row["mcnemar_p"] = mcnemar_p(held_out.argmax(axis=1) == truth, _best_member(members, truth))
+    if evaluation.taxonomy is not None:
+        row |= rank_scores(held_out, truth, evaluation.taxonomy)
     weights = dict(zip(evaluation.member_names, fit(members, truth).tolist(), strict=True))
     return FittedVotes(weights, row, log_loss(held_out, truth), log_loss(members.mean(axis=1), truth))
 

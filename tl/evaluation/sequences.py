@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -55,6 +55,16 @@ def sequence_groups(images: Sequence[LabeledImage]) -> list[str]:
     return ["" if image.group == image.sequence else image.group for image in images]
 
 
+def sequences_of(images: Sequence[LabeledImage]) -> list[str]:
+    """Return the sequence of each image; '' for an image alone, but boxes of one image are a sequence.
+
+    All are '' if no image is in a sequence.
+    """
+    if not any(image.sequence for image in images):
+        return [""] * len(images)
+    return [image.sequence or ("" if image.box is None else image.path) for image in images]
+
+
 def count_mixed(true_ids: NDArray[np.int64], sequences: Sequence[str]) -> int:
     """Return the number of sequences with images of several classes."""
     return sum(each is None for each in _collect(true_ids, sequences, sequences))
@@ -63,10 +73,12 @@ def count_mixed(true_ids: NDArray[np.int64], sequences: Sequence[str]) -> int:
 def sequence_rows(
     evaluation: Evaluation, rows: Sequence[Row], images: Sequence[LabeledImage], voting: Voting
 ) -> tuple[list[Row], int]:
-    """Return the rows of an evaluation with `COLUMNS`, None where a row has no output of its own, and `count_mixed`."""
-    known: Mapping[str, LabeledImage] = {image.path: image for image in images}
-    sequences = [known[path].sequence for path in evaluation.paths]
-    groups = sequence_groups([known[path] for path in evaluation.paths])
+    """Return the rows of an evaluation with `COLUMNS`, None where a row has no output of its own, and `count_mixed`.
+
+    `images`: those that were evaluated, in order.
+    """
+    readable = [images[place] for place in evaluation.places]
+    sequences, groups = sequences_of(readable), sequence_groups(readable)
     scored = {
         (each.model, each.voting): score_sequences(evaluation.true_ids, each.probabilities, sequences, groups, voting)
         for each in evaluation.decided

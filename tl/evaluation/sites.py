@@ -5,6 +5,7 @@ Works on labels and sites, independently of models and files.
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -36,8 +37,14 @@ class SiteScore:
 
 
 def sites_of(images: Sequence[LabeledImage]) -> list[str]:
-    """The site of each image, '' if unknown. Without sites, the groups, if they are few and large enough for that."""
-    sites, groups = [image.site for image in images], [image.group for image in images]
+    """The site of each image, '' if unknown. Without sites, the groups, if they are few and large enough for that.
+
+    A sequence is no site, nor is an image with many boxes.
+    """
+    sites = [image.site for image in images]
+    counts = Counter(group for group, _ in {(image.group, image.path) for image in images})
+    is_site = [image.group != image.sequence and counts[image.group] > 1 for image in images]
+    groups = [image.group if good else "" for image, good in zip(images, is_site, strict=True)]
     if any(sites):
         return sites
     count = len(set(groups) - {""})

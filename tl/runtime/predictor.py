@@ -211,11 +211,15 @@ class Predictor(Generic[Found]):
             raise ValueError("this predictor is closed")
         return self._ensemble
 
+    def items(self, sources: Iterable[PredictionSource]) -> Iterable[PredictionSource]:
+        """Return what is predicted for `sources`, lazily: one item per result, so one for each box."""
+        return sources if self.boxes is None else self.boxes.expand(sources)
+
     def predict(self, source: PredictionSource) -> Found:
         """Predict one image. Raises `ImageReadError` if it cannot be read, or does not have exactly one box."""
         ensemble = self.ensemble
         name = item_name(source)
-        items = [source] if self.boxes is None else list(self.boxes.expand([source]))
+        items = list(self.items([source]))
         if len(items) > 1:
             raise ImageReadError(name, f"has {len(items)} boxes: predict_iter gives a result for each of them")
         if isinstance(items[0], UnboxedImage):
@@ -264,7 +268,7 @@ class Predictor(Generic[Found]):
         hashes: bool,
     ) -> Iterator[tuple[str, Found | Failure | Known]]:
         ensemble = self.ensemble
-        sources = sources if self.boxes is None else self.boxes.expand(sources)
+        sources = self.items(sources)
         size = batch_size or (CPU_BATCH if self._is_cpu else max(1, CUDA_BATCH // ensemble.num_views))
         stream = Stream(ensemble, known, self.with_votes, size, hashes=hashes, pads=not self._is_cpu)
         callers = self._threads if self._is_cpu else CUDA_CALLERS

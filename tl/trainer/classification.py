@@ -19,7 +19,7 @@ from tl.data.manifests import SPLITS
 from tl.evaluation.calibration import fit_useful_temperature, softmax
 from tl.evaluation.metrics import Metrics, classification_metrics, expected_calibration_error, wilson_interval
 from tl.evaluation.ranks import rank_scores
-from tl.evaluation.sequences import score_sequences, sequence_groups
+from tl.evaluation.sequences import score_sequences, sequence_groups, sequences_of
 from tl.evaluation.sites import SiteScore, score_sites, sites_of
 from tl.progress import Progress
 from tl.trainer.config import TrainConfig
@@ -217,7 +217,7 @@ def _score(task: Task, found: HeldOut, temperature: float) -> Metrics:
     return {
         **classification_metrics(true_ids, probabilities, task.class_names, groups=groups),
         **ranks,
-        **score_sequences(true_ids, probabilities, [image.sequence for image in images], sequence_groups(images)),
+        **score_sequences(true_ids, probabilities, sequences_of(images), sequence_groups(images)),
         "ece_uncalibrated": expected_calibration_error(before.argmax(axis=1) == true_ids, before.max(axis=1)),
     }
 

@@ -15,6 +15,7 @@ from typing import Literal
 import numpy as np
 from numpy.typing import NDArray
 
+from tl.data.boxed import check_boxed
 from tl.data.manifests import hash_data
 from tl.errors import ConfigError, ModelFileError, ParityError
 from tl.evaluation.calibration import conformal_of, fit_useful_temperature
@@ -74,6 +75,7 @@ def refit(
     """
     session, contract = _open(model, out)
     images = read_labeled(data, options, progress)
+    check_boxed(images, contract.boxes, session.path)
     class_names = settle_class_names(contract, images, options.drop)
     seen = audit_data(session, contract, images, class_names, options, progress)
     progress.start("fitting", 4, "steps")

@@ -5,7 +5,7 @@ Pure functions on results, thread-safe. Which images form a sequence is decided 
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from tl.runtime.ensembles.selective import OOD, REJECTED, SelectivePrediction, reasons
 from tl.runtime.ensembles.taxonomy import Ranked, Taxonomy, most_special
 from tl.runtime.ensembles.voting import Voting, vote
-from tl.runtime.results import Classification, Failure
+from tl.runtime.results import Classification, Failure, NoBox
 
 NO_IMAGE = "no image of the sequence could be read"
 _ALL_UNLIKE = f"{OOD} of every image above the limit"
@@ -30,6 +30,9 @@ class SequenceResult:
     can occur. `failed`: unreadable images.
     `agreement`: share of the voting images whose most probable class is the decided one. `error`: why there is no
     decision, then `probabilities` is empty; else "".
+    `boxes`: with boxes, the number of boxes that voted, None without; `images` then counts the images of which a box
+    voted, `rejected` boxes, and `failed` images that could not be read or of which a box is invalid. `agreement` is of
+    boxes. A sequence without any box has no label and no `probabilities`, and `reason` says so.
     """
 
     sequence: str
@@ -44,12 +47,21 @@ class SequenceResult:
     reason: str = ""
     ranked: Ranked | None = None
     error: str = ""
+    boxes: int | None = None
+
+    @property
+    def counts(self) -> dict[str, int]:
+        """How many images and boxes voted and did not, in the order of the columns."""
+        boxes = {} if self.boxes is None else {"boxes": self.boxes}
+        return {"images": self.images, **boxes, "rejected": self.rejected, "failed": self.failed}
 
     def as_dict(self) -> dict[str, Any]:
         """Return plain values for JSON."""
-        counts = {"images": self.images, "rejected": self.rejected, "failed": self.failed}
+        counts = self.counts
         if self.error:
             return {"sequence": self.sequence, **counts, "error": self.error}
+        if not self.label:
+            return {"sequence": self.sequence, **counts, "reason": self.reason}
         plain: dict[str, Any] = {
             "sequence": self.sequence,
             "label": self.label,
@@ -80,22 +92,25 @@ def vote_sequence(
     classes, or highest probability. A `Failure` has no vote and is counted; neither has an image that was rejected as
     unlike the training images, unless all are: then the label is "?". `min_confidence`: label a decision of lower
     confidence "?". `taxonomy`: with `min_confidence`, also give the most special group of classes that is sure enough.
+    Each box of an image has a vote of its own, and a `NoBox` has none and is not counted as failed.
     Raises ValueError without results, or if their class names differ.
     """
     listed = list(results)
     if not listed:
         raise ValueError("a sequence has at least one image")
     read = [result for result in listed if isinstance(result, Classification)]
-    failed = len(listed) - len(read)
+    has_boxes = any(isinstance(result, NoBox) or result.box is not None for result in listed)
+    failures = [result for result in listed if isinstance(result, Failure) and not isinstance(result, NoBox)]
+    failed = _count_images(failures, has_boxes)
     if not read:
-        return SequenceResult(sequence, "", 0.0, (), np.zeros(0, np.float32), 0, 0, failed, 0.0, error=NO_IMAGE)
+        return _without_votes(listed, sequence, failed, has_boxes)
     names = read[0].class_names
     if any(result.class_names != names for result in read):
         raise ValueError("the images of a sequence have results of different classes")
     able = [result for result in read if OOD not in result.reason and result.probabilities.any()]
     voters = able or [result for result in read if result.probabilities.any()]
     if not voters:  # of classes that cannot occur
-        return _undecided(read, sequence, failed)
+        return _undecided(read, sequence, failed, has_boxes)
     members = np.stack([result.probabilities for result in voters])[None]
     decided = vote(np.asarray(members, np.float32), voting)
     label_id, probabilities = int(decided.label_ids[0]), decided.probabilities[0]
@@ -112,18 +127,42 @@ def vote_sequence(
         confidence=float(confidence),
         class_names=names,
         probabilities=probabilities,
-        images=len(able),
+        images=_count_images(able, has_boxes),
         rejected=len(read) - len(able),
         failed=failed,
         agreement=float((members[0].argmax(axis=1) == label_id).mean()),
         reason=reason,
         ranked=ranked,
+        boxes=len(able) if has_boxes else None,
     )
 
 
-def _undecided(read: list[Classification], sequence: str, failed: int) -> SequenceResult:
+def _count_images(results: Sequence[Classification | Failure], has_boxes: bool) -> int:
+    """Return the number of images: one per result, or with boxes one per path, as far as they have one."""
+    if not has_boxes:
+        return len(results)
+    named = [result.path for result in results if result.path]
+    return len(set(named)) + len(results) - len(named)
+
+
+def _without_votes(
+    listed: list[Classification | Failure], sequence: str, failed: int, has_boxes: bool
+) -> SequenceResult:
+    """Return what is known of a sequence without a classified image or box: it has no box, or nothing could be read."""
+    empty = next((result for result in listed if isinstance(result, NoBox)), None)
+    return SequenceResult(
+        *(sequence, "", 0.0, (), np.zeros(0, np.float32), 0, 0, failed, 0.0),
+        reason="" if empty is None else empty.error,
+        error=NO_IMAGE if empty is None else "",
+        boxes=0 if has_boxes else None,
+    )
+
+
+def _undecided(read: list[Classification], sequence: str, failed: int, has_boxes: bool) -> SequenceResult:
     first = read[0]
     none = np.zeros(len(first.class_names), np.float32)
     return SequenceResult(
-        sequence, REJECTED, 0.0, first.class_names, none, 0, len(read), failed, agreement=0.0, reason=first.reason
+        *(sequence, REJECTED, 0.0, first.class_names, none, 0, len(read), failed, 0.0),
+        reason=first.reason,
+        boxes=0 if has_boxes else None,
     )

@@ -21,7 +21,6 @@ from typing import Any, BinaryIO
 import orjson
 
 from tl.errors import ImageReadError, OutputError
-from tl.runtime.imaging.decode import ImageSource
 from tl.runtime.model_file.strict_json import dump_json
 from tl.runtime.output.claim import Claim, claim_output
 from tl.runtime.output.columns import build_columns
@@ -30,7 +29,8 @@ from tl.runtime.output.notes import NotedColumns, Notes
 from tl.runtime.output.sequence_rows import SequencePlan, SequenceRows, open_sequences
 from tl.runtime.output.writers import GivenFormat, ResultWriter, lists_failures, open_writer
 from tl.runtime.predictor import Predictor
-from tl.runtime.results import ClassFields, Classification, Failure, Fields, NoBox, Result
+from tl.runtime.results import ClassFields, Classification, Failure, NoBox, Result
+from tl.runtime.sources.boxed_images import PredictionSource
 from tl.runtime.sources.paths import hash_file
 
 _VERSION = 1
@@ -154,7 +154,7 @@ class Tally:
 
 def run_job(
     predictor: Predictor[Any],
-    sources: Iterable[ImageSource],
+    sources: Iterable[PredictionSource],
     output: str | os.PathLike[str] | None,
     tally: Tally,
     *,
@@ -176,14 +176,13 @@ def run_job(
     without a prediction. `fail_fast` stops at the first failed image. An existing file is replaced only with
     `overwrite`, or if a job with the same models and votes has written it and it is unchanged. `see` is called with
     every new result. `point_format`: None to select the format by the file name. `for_excel`: see `write_excel_csv`.
-    `notes`: further columns. `sequences`: also decide on sequences of classified images, and write them to a second
-    file (`sequence_path`); requires `output`. Raises `OutputError`, also if another process writes the same output,
-    `ImageReadError` (with `fail_fast`) and the errors of prediction.
+    `notes`: further columns. `sequences`: also decide on sequences, in the second file `sequence_path(output)`. Raises
+    `OutputError`, `ImageReadError` (with `fail_fast`) and the errors of prediction.
     """
     notes = notes or Notes()
     columns = NotedColumns(build_columns(predictor.fields), notes.types)
     rows = _Rows(notes, tally, fail_fast, see, advance)
-    sources = notes.watch(sources)
+    sources = notes.watch(predictor.items(sources))
     if output is None:
         with open_writer(None, predictor.fields, columns=columns) as writer:
             for predicted in predictor.predict_iter(sources, batch_size=batch_size):
@@ -195,7 +194,7 @@ def run_job(
         has_list = lists_failures(claim.output, point_format)
         _check_claim(claim, key, finished, has_list, resume=resume, overwrite=overwrite)
         with (
-            _open_sequences(claim.output, sequences, predictor.fields, finished, overwrite, for_excel) as groups,
+            _open_sequences(claim.output, sequences, predictor, finished, overwrite, for_excel) as groups,
             open_writer(
                 *(claim.output, predictor.fields, point_format, claim.rows, for_excel, predictor.boxes),
                 columns=columns,
@@ -249,11 +248,17 @@ class _Rows:
 
 
 def _open_sequences(
-    output: Path, plan: SequencePlan | None, fields: Fields, key: str, overwrite: bool, for_excel: bool
+    output: Path,
+    plan: SequencePlan | None,
+    predictor: Predictor[Any],
+    key: str,
+    overwrite: bool,
+    for_excel: bool,
 ) -> AbstractContextManager[SequenceRows | None]:
+    fields = predictor.fields
     if plan is None or not isinstance(fields, ClassFields):
         return nullcontext()
-    return open_sequences(output, plan, fields, key, overwrite=overwrite, for_excel=for_excel)
+    return open_sequences(output, plan, fields, key, predictor.boxes, overwrite=overwrite, for_excel=for_excel)
 
 
 def _check_claim(claim: Claim, key: str, finished: str, has_list: bool, *, resume: bool, overwrite: bool) -> None:

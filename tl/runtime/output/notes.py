@@ -15,12 +15,13 @@ from typing import Any
 
 import orjson
 
-from tl.runtime.imaging.decode import ImageSource
 from tl.runtime.imaging.exif import CaptureFacts, read_facts
 from tl.runtime.output.columns import Columns, ColumnType
 from tl.runtime.results import Result
+from tl.runtime.sources.boxed_images import BoxedImage, PredictionSource, UnboxedImage
 from tl.runtime.sources.tables import csv_line
 
+_Items = BoxedImage | UnboxedImage
 EXIF_COLUMNS: dict[str, ColumnType] = {
     **{"captured": "text", "camera_make": "text", "camera_model": "text"},
     **{"latitude": "degrees", "longitude": "degrees"},
@@ -44,13 +45,13 @@ class Notes:
         types: dict[str, ColumnType] = {} if self.sequence_of is None else {"sequence": "text"}
         return types | (EXIF_COLUMNS if self.with_exif else {})
 
-    def watch(self, sources: Iterable[ImageSource]) -> Iterable[ImageSource]:
-        """Return the sources of a prediction, whose headers are read on the way."""
+    def watch(self, sources: Iterable[PredictionSource]) -> Iterable[PredictionSource]:
+        """Return the sources of a prediction, one for each row, whose headers are read on the way."""
         return self._read(sources) if self.with_exif else sources
 
-    def _read(self, sources: Iterable[ImageSource]) -> Iterator[ImageSource]:
+    def _read(self, sources: Iterable[PredictionSource]) -> Iterator[PredictionSource]:
         for source in sources:
-            self._waiting.append(read_facts(source))
+            self._waiting.append(read_facts(source.source if isinstance(source, _Items) else source))
             yield source
 
     def add(self, path: str, row: str, *, is_csv: bool, failed: bool) -> str:

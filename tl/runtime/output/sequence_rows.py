@@ -9,9 +9,9 @@ import csv
 import json
 import re
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from io import StringIO
 from pathlib import Path
 from typing import Any
@@ -22,13 +22,17 @@ import orjson
 from tl.runtime.ensembles.sequences import SequenceResult, vote_sequence
 from tl.runtime.ensembles.taxonomy import Taxonomy
 from tl.runtime.ensembles.voting import Voting
+from tl.runtime.imaging.regions import Box
 from tl.runtime.output.claim import claim_output
 from tl.runtime.output.columns import ColumnType, number, shortest
 from tl.runtime.output.files import check_output
 from tl.runtime.output.writers import ResultWriter, open_writer
-from tl.runtime.results import ClassFields, Classification, Failure
+from tl.runtime.results import ClassFields, Classification, Failure, NoBox
+from tl.runtime.sources.boxed_images import BoxList
 from tl.runtime.sources.tables import csv_line
 
+# Columns of a box: its sides, confidence and category.
+_BOX_CELLS = 6
 _FRAME = re.compile(r"(.+)#t=\d+\.\d{3}", re.DOTALL)
 
 
@@ -64,8 +68,10 @@ class SequencePlan(Mapping[str, str]):
 
 @dataclass(frozen=True)
 class SequenceColumns:
-    """Table of sequences: `sequence,label,confidence,p:<class>...,images,rejected,failed,agreement[,reason][,rank,
-    rank_label,rank_confidence],error`.
+    """Table of sequences.
+
+    `sequence,label,confidence,p:<class>...,images[,boxes],rejected,failed,agreement[,reason][,rank,rank_label,
+    rank_confidence],error`.
     """
 
     fields: ClassFields
@@ -75,7 +81,10 @@ class SequenceColumns:
         """All columns in order, with their types."""
         types: dict[str, ColumnType] = {"sequence": "text", "label": "text", "confidence": "number"}
         types |= {f"p:{name}": "number" for name in self.fields.class_names}
-        types |= {"images": "count", "rejected": "count", "failed": "count", "agreement": "number"}
+        types["images"] = "count"
+        if self.fields.boxes is not None:
+            types["boxes"] = "count"
+        types |= {"rejected": "count", "failed": "count", "agreement": "number"}
         if self.fields.with_reason:
             types["reason"] = "text"
         if self.fields.with_rank:
@@ -89,12 +98,12 @@ class SequenceColumns:
 
     def line(self, result: SequenceResult) -> str:
         """Return a CSV row with its line end."""
-        counts = [result.images, result.rejected, result.failed]
-        width = len(self.types)
-        if result.error:
-            empty = 2 + len(self.fields.class_names)
-            return csv_line([result.sequence, *[""] * empty, *counts, *[""] * (width - empty - 5), result.error])
-        more: list[object] = [*counts, number(result.agreement)]
+        if not result.label:
+            cells = dict.fromkeys(self.types, "") | {"sequence": result.sequence}
+            cells |= {name: str(count) for name, count in result.counts.items()}
+            cells |= {"error": result.error} if result.error else {"reason": result.reason}
+            return csv_line(cells.values())
+        more: list[object] = [*result.counts.values(), number(result.agreement)]
         if self.fields.with_reason:
             more.append(result.reason)
         if self.fields.with_rank:
@@ -112,15 +121,18 @@ def sequence_path(output: Path) -> Path:
 class SequenceRows:
     """Collect the results of images in input order, and write each sequence when it is complete.
 
-    An image that is given twice has one vote.
+    An image that is given twice has one vote, or one for each of its `boxes`.
     """
 
-    def __init__(self, plan: SequencePlan, fields: ClassFields, writer: ResultWriter) -> None:
-        self._plan, self._fields, self._writer = plan, fields, writer
+    def __init__(
+        self, plan: SequencePlan, fields: ClassFields, writer: ResultWriter, boxes: BoxList | None = None
+    ) -> None:
+        self._plan, self._fields, self._writer, self._boxes = plan, fields, writer, boxes
         self._missing = Counter(plan.of.values())  # files that have not ended yet
         self._open: dict[str, list[Classification | Failure]] = {}
         self._ended: set[str] = set()  # files; those of a finished sequence stay
         self._file, self._path = "", ""
+        self._results_left = 0  # of the image `_path`
         self.count = 0
 
     def see(self, result: Classification | Failure) -> None:
@@ -129,9 +141,12 @@ class SequenceRows:
         if file != self._file:
             self._end_file()
             self._file, self._path = file, ""
-        if file in self._ended or result.path == self._path:
+        if result.path != self._path:
+            self._path = result.path
+            self._results_left = 1 if self._boxes is None else self._boxes.count([result.path])
+        if file in self._ended or not self._results_left:
             return
-        self._path = result.path
+        self._results_left -= 1
         self._open.setdefault(self._plan[file], []).append(result)
 
     def see_row(self, row: str, *, is_csv: bool) -> None:
@@ -162,36 +177,55 @@ class SequenceRows:
             min_confidence=plan.min_confidence,
             taxonomy=plan.taxonomy,
         )
+        if self._fields.boxes is not None and decided.boxes is None:  # no image could be read
+            decided = replace(decided, boxes=0)
         self._writer.write(decided)
         self.count += 1
 
 
 @contextmanager
 def open_sequences(
-    output: Path, plan: SequencePlan, fields: ClassFields, key: str, *, overwrite: bool, for_excel: bool
+    output: Path,
+    plan: SequencePlan,
+    fields: ClassFields,
+    key: str,
+    boxes: BoxList | None = None,
+    *,
+    overwrite: bool,
+    for_excel: bool,
 ) -> Iterator[SequenceRows]:
-    """Write sequences beside `output`, in the same format and by the same rules. Raises `OutputError`."""
+    """Write sequences beside `output`, in the same format and by the same rules. `boxes`: those of the images.
+
+    Raises `OutputError`.
+    """
     path = sequence_path(output)
     with claim_output(path) as claim:
         check_output(path, overwrite=overwrite or claim.wrote(key))
         columns = SequenceColumns(fields)
         with open_writer(path, fields, partial=claim.rows, for_excel=for_excel, columns=columns) as writer:
-            rows = SequenceRows(plan, fields, writer)
+            rows = SequenceRows(plan, fields, writer, boxes)
             yield rows
             rows.close()
         claim.finish(key)
 
 
 def _read_csv(row: str, fields: ClassFields) -> Classification | Failure:
-    path, label, confidence, *cells = next(csv.reader(StringIO(row, newline="")))
+    path, *cells = next(csv.reader(StringIO(row, newline="")))
+    box = None
+    if fields.boxes is not None:
+        place, cells = cells[:_BOX_CELLS], cells[_BOX_CELLS:]
+        box = _box([float(cell) for cell in place[:4]], fields) if place[0] else None
     if cells[-1]:
-        return Failure(path, cells[-1])
+        return Failure(path, cells[-1], box)
+    label, confidence, *cells = cells
     names = tuple(fields.class_names)
     reason = ""
     if fields.with_reason:
         reason = cells[len(names) + fields.with_set + fields.with_ood_score]
+    if not label:
+        return NoBox(path, reason)
     probabilities = np.array(cells[: len(names)], np.float64).astype(np.float32)
-    return Classification(path, label, float(confidence), names, probabilities, reason=reason)
+    return Classification(path, label, float(confidence), names, probabilities, reason=reason, box=box)
 
 
 def _read_json(row: str, fields: ClassFields) -> Classification | Failure:
@@ -199,10 +233,18 @@ def _read_json(row: str, fields: ClassFields) -> Classification | Failure:
         line = orjson.loads(row)
     except orjson.JSONDecodeError:  # a path that is not valid UTF-8, with its bytes as surrogates
         line = json.loads(row)
+    place = line.get("box_rel" if fields.boxes == "relative" else "box")
+    box = None if place is None else _box(place, fields)
     if "error" in line:
-        return Failure(line["path"], line["error"])
+        return Failure(line["path"], line["error"], box)
+    if "label" not in line:
+        return NoBox(line["path"], line["reason"])
     names = tuple(fields.class_names)
     probabilities = np.array([line["probabilities"][name] for name in names], np.float32)
-    return Classification(
-        line["path"], line["label"], line["confidence"], names, probabilities, reason=line.get("reason", "")
-    )
+    reason = line.get("reason", "")
+    return Classification(line["path"], line["label"], line["confidence"], names, probabilities, reason=reason, box=box)
+
+
+def _box(xywh: Sequence[float], fields: ClassFields) -> Box:
+    x, y, width, height = xywh
+    return Box((x, y, width, height), is_relative=fields.boxes == "relative")
