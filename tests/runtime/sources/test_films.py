@@ -188,10 +188,10 @@ FRAME = "out.write(b'P6\\n2 1\\n255\\nabcdef'); out.flush()"
 
 def test_iter_frames__a_hanging_program_is_ended(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     film = fake_ffmpeg(tmp_path, f"{FRAME}\ntime.sleep(60)", monkeypatch)
-    monkeypatch.setattr(films, "_PATIENCE", 0.5)
+    monkeypatch.setattr(films, "_PATIENCE", 5.0)  # the program starts within this time, on any machine
     started = time.monotonic()
-    assert last_error(film, 0.01) == "ffmpeg gave no frame for 1 s; 1 frames before it could be read"
-    assert time.monotonic() - started < 20
+    assert last_error(film, 0.01) == "ffmpeg gave no frame for 5 s; 1 frames before it could be read"
+    assert time.monotonic() - started < 50
     assert not running()
 
 
@@ -229,7 +229,7 @@ def test_frame_budget__waits_until_frames_are_freed() -> None:
     assert waiting.is_alive()
     del kept[:]
     gc.collect()
-    waiting.join(4)
+    waiting.join(60)
     assert not waiting.is_alive()
 
 
