@@ -89,10 +89,7 @@ class TrainedClassifier:
         val = scored["val"]
         temperature = fit_useful_temperature(val.logits, _true_ids(task, val))
         metrics: Metrics = {
-            "method": task.config.method,
-            "best_epoch": outcome.best_epoch,
-            "train_seconds": seconds,
-            "trained_parameters": outcome.trained_parameters,
+            **outcome.describe(task.config, seconds),
             "temperature": temperature,
         }
         for split, found in scored.items():

@@ -30,6 +30,7 @@ from tl.data.manifests import LabeledImage, bind_class_names, class_ids
 from tl.data.sequences import tie_sequences
 from tl.data.splits import Fold, assign_splits, cut_parts, find_folds, limit_per_class
 from tl.errors import ConfigError, DataError
+from tl.evaluation.metrics import Metrics
 from tl.progress import Progress
 from tl.runtime.ensembles.taxonomy import Taxonomy, taxonomy_of
 from tl.runtime.imaging.preprocessing import Preprocessing, build_preprocessing, parse_channels
@@ -69,6 +70,15 @@ class Outcome:
     held_out: HeldOut | None = None
     left_out: HeldOut | None = None
 
+    def describe(self, config: TrainConfig, seconds: float) -> Metrics:
+        """What `metrics.json` says of a training that took `seconds`."""
+        return {
+            "method": config.method,
+            "best_epoch": self.best_epoch,
+            "train_seconds": seconds,
+            "trained_parameters": self.trained_parameters,
+        }
+
     def scored(self, store: ImageStore, split: str) -> HeldOut:
         """The images that a split's scores come from, and their logits."""
         if split == "val" and self.held_out is not None:
@@ -78,8 +88,6 @@ class Outcome:
 
 # (run, progress, whether the run is resumed) -> outcome
 Training = Callable[[Run, Progress, bool], Outcome]
-
-
 CLEAN = 0  # the view without augmentation, as used in validation and deployment
 
 
