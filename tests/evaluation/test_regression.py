@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import json
+
 import numpy as np
 import pytest
 from sklearn.metrics import mean_absolute_error, r2_score, root_mean_squared_error
@@ -29,7 +31,9 @@ def test_regression_metrics__missing_numbers_are_not_counted() -> None:
     m = regression_metrics(np.array([[2.0, 9.0], [2.0, 8.0], [0.0, 0.0]]), true, ["a", "b"])
     assert (m["n"], m["per_target"]["a"]["n"], m["per_target"]["b"]["n"]) == (2, 2, 1)
     assert m["mae"] == (0.5 + 3) / 2
-    assert np.isnan(m["per_target"]["b"]["r2"])
+    assert (m["per_target"]["b"]["r2"], m["r2"]) == (None, 1 - 1 / 0.5)
+    assert regression_metrics(np.array([[2.0]]), np.array([[1.0]]), ["a"])["r2"] is None
+    json.dumps(m, allow_nan=False)  # what is undefined is null
     with pytest.raises(ValueError, match="no true numbers"):
         regression_metrics(np.zeros((1, 1)), np.full((1, 1), np.nan), ["a"])
 

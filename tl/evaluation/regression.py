@@ -36,8 +36,8 @@ def regression_metrics(
     with, the mean of the training images. `groups` (N,): images of the same specimen or video, '' for none.
 
     Returns n images; mae, rmse and r2, each the mean over the targets, as in scikit-learn; ci_low and ci_high, the 95%
-    interval of mae (bootstrap over images, or over whole groups); r2 is NaN for fewer than two images; baseline_mae of
-    the constant; and per_target the same figures with n. Raises ValueError without any true number.
+    interval of mae (bootstrap over images, or over whole groups); baseline_mae of the constant; and per_target the same
+    figures with n. r2 is None where all true numbers are equal. Raises ValueError without any true number.
     """
     errors = np.asarray(found, np.float64) - true
     known = ~np.isnan(errors)
@@ -48,24 +48,24 @@ def regression_metrics(
         for t, (name, has) in enumerate(zip(target_names, known.T, strict=True))
         if has.any()
     }
-    means = {
-        name: float(np.mean([scores[name] for scores in per_target.values()]))
-        for name in next(iter(per_target.values()))
-        if name != "n"
-    }
+    means: Metrics = {}
+    for name in next(iter(per_target.values())).keys() - {"n"}:
+        values = [value for scores in per_target.values() if (value := scores[name]) is not None]
+        means[name] = float(np.mean(values)) if values else None
     low, high = _interval(np.abs(errors), cluster_ids(groups, len(errors)))
     mae = means.pop("mae")
     count = int(known.any(axis=1).sum())
-    return {"n": count, "mae": mae, "ci_low": low, "ci_high": high, **means, "per_target": per_target}
+    kept: Metrics = {name: means[name] for name in ("rmse", "r2", "baseline_mae") if name in means}
+    return {"n": count, "mae": mae, "ci_low": low, "ci_high": high, **kept, "per_target": per_target}
 
 
-def _scores(errors: NDArray[np.float64], true: NDArray[np.floating], baseline: float | None) -> dict[str, float]:
+def _scores(errors: NDArray[np.float64], true: NDArray[np.floating], baseline: float | None) -> dict[str, float | None]:
     spread = float(((true - true.mean()) ** 2).sum())
-    scores = {
+    scores: dict[str, float | None] = {
         "n": len(errors),
         "mae": float(np.abs(errors).mean()),
         "rmse": float(np.sqrt((errors**2).mean())),
-        "r2": 1 - float((errors**2).sum()) / spread if spread > 0 else float("nan"),
+        "r2": 1 - float((errors**2).sum()) / spread if spread > 0 else None,
     }
     return scores if baseline is None else {**scores, "baseline_mae": float(np.abs(true - baseline).mean())}
 

@@ -24,7 +24,7 @@ def number_figures(finished: FinishedRun) -> list[tuple[str, str]]:
         ("mean absolute error (95%)", f"{s['mae']:.4g}{unit} ({s['ci_low']:.4g} to {s['ci_high']:.4g})"),
         ("of the training mean", f"{s['baseline_mae']:.4g}{unit}"),
         ("RMSE", f"{s['rmse']:.4g}{unit}"),
-        ("R2", f"{s['r2']:.3f}"),
+        ("R2", "undefined" if s["r2"] is None else f"{s['r2']:.3f}"),
         ("images", str(s["n"])),
     ]
 

@@ -48,7 +48,8 @@ def _save(task: RegressionTask, run: Run, name: str, found: HeldOut) -> None:
 def metrics_line(m: Metrics) -> str:
     """Scores of a split, for display."""
     error = f"mean absolute error {m['mae']:.4g} (95% {m['ci_low']:.4g} to {m['ci_high']:.4g})"
-    return f"{error}, {m['baseline_mae']:.4g} for the mean of the training images; R2 {m['r2']:.3f}, {m['n']} images"
+    explained = "" if m["r2"] is None else f"; R2 {m['r2']:.3f}"
+    return f"{error}, {m['baseline_mae']:.4g} for the mean of the training images{explained}, {m['n']} images"
 
 
 def prepare_regression(config: TrainConfig, ranks: Ranks | None, progress: Progress) -> TargetWork[RegressionTask]:
