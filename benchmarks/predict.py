@@ -5,10 +5,12 @@ the model is not counted. Runs with the Python created by benchmarks/peers.sh.
 
     TL_SHARED=... .venv-peers/bin/python benchmarks/predict.py [small] [overhead] [photos] [scaled] [memory] [start]
 
-- small: PACS cartoons, 227 px; also the bound: onnxruntime alone on prepared batches with its best batch size and
-  thread count, and decoding and resizing on the same cores.
-- overhead: the same decoding and inference in a bare loop, through `predict_iter`, and with rows written.
+- small: PACS cartoons, 227 px; also the bound, the time of two parts one after the other: onnxruntime alone on prepared
+  batches with its best batch size and thread count, and decoding and resizing on the same cores.
+- overhead: the same decoding and inference in a bare loop, one image at a time and in groups; through `predict_iter`;
+  and with rows written.
 - photos: 9 to 12 megapixel JPEGs.
+- before: the same with the package of an earlier commit, BEFORE=COMMIT.
 - scaled: effect on probabilities of decoding large JPEGs at a fraction of their size.
 - memory: peak memory in excess of the open model, over 1,000 and 20,000 files.
 - start: time from the start of the command to its first row.
@@ -31,7 +33,7 @@ import numpy as np
 SHARED = Path(os.environ["TL_SHARED"])
 WEIGHTS = SHARED / "weights"
 os.environ["TL_WEIGHTS_DIR"] = str(WEIGHTS)
-ROUNDS, BATCH = 3, 16
+ROUNDS, BATCH = int(os.environ.get("ROUNDS", "5")), 16
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 
 
@@ -212,6 +214,7 @@ def torchvision_rate(folder: Path, paths: list[str]) -> float:
 
 RATES = {
     "tl": tl_rate,
+    "tl before": tl_rate,
     "tl, full decoding": tl_full_rate,
     "plain": plain_rate,
     "ultralytics": ultralytics_rate,
@@ -225,7 +228,7 @@ RATES = {
 
 def bound_rates(folder: Path, paths: list[str]) -> dict[str, float]:
     """Measure images/s of onnxruntime alone for every batch size, with all cores on one batch and with one core on each
-    of several batches; and of decoding and resizing alone on all cores.
+    of several batches; of decoding and resizing alone on all cores; and of the fastest one after the other.
     """
     import onnxruntime
 
@@ -244,16 +247,19 @@ def bound_rates(folder: Path, paths: list[str]) -> dict[str, float]:
     chosen = paths[:512]
     rates = {}
     with ThreadPoolExecutor(cores) as pool:
-        started = time.perf_counter()
-        inputs = np.stack(list(pool.map(lambda path: load_input(path, preprocessing), chosen)))
-        rates["decode and resize"] = len(chosen) / (time.perf_counter() - started)
+        for _ in range(2):  # the second time with warm caches
+            started = time.perf_counter()
+            inputs = np.stack(list(pool.map(lambda path: load_input(path, preprocessing), chosen)))
+            rates["decode and resize"] = len(chosen) / (time.perf_counter() - started)
         for size in (1, 2, 4, 8, 16, 32):
             batches = [inputs[i : i + size] for i in range(0, len(inputs), size)]
             for name, work, mapped in (("together", together, map), ("one core each", alone, pool.map)):
                 started = time.perf_counter()
                 list(mapped(lambda batch, work=work: work.run(["probabilities"], {"images": batch}), batches))
                 rates[f"onnxruntime, {name}, batch {size}"] = len(chosen) / (time.perf_counter() - started)
-    return rates
+    decode, best = rates["decode and resize"], max(rates, key=lambda name: ("onnx" in name) * rates[name])
+    kept = {name: rates[name] for name in ("decode and resize", best)}
+    return {**kept, "bound": 1 / (1 / rates[best] + 1 / decode)}
 
 
 def resident() -> float:
@@ -266,41 +272,45 @@ def resident() -> float:
 
 def apart(*words: str) -> str:
     """Run this script in a separate process and return the last line of its output."""
-    done = subprocess.run([sys.executable, __file__, "-", *words], capture_output=True, text=True)
+    environment = {**os.environ, "PYTHONPATH": str(Path(words[1]) / "before")} if "tl before" in words else None
+    done = subprocess.run([sys.executable, __file__, "-", *words], capture_output=True, text=True, env=environment)
     if done.returncode:
         raise RuntimeError((done.stderr.strip().splitlines() or ["failed"])[-1])
     return done.stdout.strip().splitlines()[-1]
 
 
-def compare(folder: Path, kind: str, ways: list[str]) -> dict[str, float]:
+def compare(folder: Path, kind: str, ways: list[str]) -> None:
+    """Measure every way in turn, in rounds, and print the median and range of tl's ratio to each."""
     rates: dict[str, list[float]] = {}
     for _, way in itertools.product(range(ROUNDS), ways):
         try:
-            rates.setdefault(way, []).append(float(apart("rate", str(folder), kind, way)))
+            for name, rate in json.loads(apart("rate", str(folder), kind, way)).items():
+                rates.setdefault(name, []).append(rate)
         except RuntimeError as error:
             print(f"{way}: not measured ({error})")
-    middle = {name: statistics.median(values) for name, values in rates.items() if values}
-    for name, value in middle.items():
-        spread = f"{min(rates[name]):.1f} to {max(rates[name]):.1f}"
-        print(f"{name}: {value:.1f} images/s ({spread}); tl is {middle['tl'] / value:.2f} times as fast", flush=True)
-    return middle
+    for name, found in rates.items():
+        ratios = [ours / theirs for ours, theirs in zip(rates["tl"], found, strict=True)]
+        print(
+            f"{name}: {statistics.median(found):.1f} images/s ({min(found):.1f} to {max(found):.1f}); tl is "
+            f"{statistics.median(ratios):.2f} ({min(ratios):.2f} to {max(ratios):.2f}) times as fast",
+            flush=True,
+        )
 
 
 def small(folder: Path) -> None:
-    found: dict[str, list[float]] = {}
-    for _ in range(ROUNDS):
-        for name, value in json.loads(apart("bound", str(folder))).items():
-            found.setdefault(name, []).append(value)
-    middle = {name: statistics.median(values) for name, values in found.items()}
-    decode = middle.pop("decode and resize")
-    best = max(middle, key=middle.__getitem__)
-    for name in (best, "onnxruntime, together, batch 16"):
-        print(f"{name}: {middle[name]:.0f} images/s ({min(found[name]):.0f} to {max(found[name]):.0f})")
-    spread = found["decode and resize"]
-    print(f"decode and resize on all cores: {decode:.0f} images/s ({min(spread):.0f} to {max(spread):.0f})")
-    limit = 1 / (1 / middle[best] + 1 / decode)
-    rates = compare(folder, "small", [way for way in RATES if way != "tl, full decoding"])
-    print(f"bound: {limit:.0f} images/s; tl reaches {rates['tl'] / limit:.2f} of it")
+    compare(folder, "small", [*(way for way in RATES if way not in ("tl, full decoding", "tl before")), "bound"])
+
+
+def before(folder: Path) -> None:
+    """Compare with an earlier commit, whose package is taken from git: BEFORE=COMMIT."""
+    old = folder / "before"
+    old.mkdir()
+    root = Path(__file__).parent.parent
+    packed = subprocess.run(["git", "archive", os.environ["BEFORE"], "tl"], cwd=root, check=True, capture_output=True)
+    subprocess.run(["tar", "x", "-C", old], input=packed.stdout, check=True)
+    for kind in ("small", "photos"):
+        print(kind)
+        compare(folder, kind, ["tl", "tl before"])
 
 
 def overhead(folder: Path) -> None:
@@ -313,10 +323,14 @@ def overhead(folder: Path) -> None:
     session = Session(folder / "tl.onnx", device="cpu", threads=1)
     preprocessing = session.contract.preprocessing
 
-    def loop() -> float:
+    def loop(size: int) -> float:
+        def run(group: list[str]) -> None:
+            for image in [load_input(path, preprocessing)[None] for path in group]:
+                session.run(image, ["probabilities"])
+
         with ThreadPoolExecutor(os.cpu_count()) as pool:
             started = time.perf_counter()
-            list(pool.map(lambda path: session.run(load_input(path, preprocessing)[None], ["probabilities"]), files))
+            list(pool.map(run, [files[i : i + size] for i in range(0, len(files), size)]))
             return len(files) / (time.perf_counter() - started)
 
     def unwritten() -> float:
@@ -326,7 +340,8 @@ def overhead(folder: Path) -> None:
                 pass
             return len(files) / (time.perf_counter() - started)
 
-    ways = {"a bare loop in threads": loop, "predict_iter": unwritten, "and rows": lambda: tl_rate(folder, files)}
+    ways = {f"a bare loop in threads, groups of {n}": lambda n=n: loop(n) for n in (1, 4, 8, 16, 32)}
+    ways |= {"predict_iter": unwritten, "and rows": lambda: tl_rate(folder, files)}
     found: dict[str, list[float]] = {name: [] for name in ways}
     for _, (name, way) in itertools.product(range(ROUNDS), ways.items()):
         found[name].append(way())
@@ -335,6 +350,7 @@ def overhead(folder: Path) -> None:
 
 
 def photos(folder: Path) -> None:
+    """Compare the speed on large photos."""
     compare(folder, "photos", ["tl", "tl, full decoding", "plain", "ultralytics"])
 
 
@@ -383,10 +399,8 @@ def one(words: list[str]) -> None:
     """The measurement of a separate process."""
     folder = Path(words[1])
     if words[0] == "rate":
-        files = small_files() if words[2] == "small" else photo_files()
-        print(RATES[words[3]](folder, files))
-    elif words[0] == "bound":
-        print(json.dumps(bound_rates(folder, small_files())))
+        files, way = small_files() if words[2] == "small" else photo_files(), words[3]
+        print(json.dumps(bound_rates(folder, files) if way == "bound" else {way: RATES[way](folder, files)}))
     elif words[0] == "memory":
         import tl.runtime
 
@@ -410,6 +424,7 @@ if __name__ == "__main__":
                     "small": small,
                     "overhead": overhead,
                     "photos": photos,
+                    "before": before,
                     "scaled": scaled,
                     "memory": memory,
                     "start": start,

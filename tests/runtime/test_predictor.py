@@ -134,7 +134,33 @@ def test_predict_iter__is_lazy_and_bounded(color_model: Path) -> None:
         for _ in range(10):
             next(results)
         results.close()  # type: ignore[attr-defined]
-    assert 10 <= taken <= 10 + 3 * 2  # two batches ahead per thread, and the one being submitted
+    # At most 16 images in each of: the group whose results are taken, two groups ahead, and the one being submitted.
+    assert 10 <= taken <= 4 * 16 + 2
+
+
+def test_predict_iter__on_the_cpu_decodes_a_group_then_infers_it(
+    color_model: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    steps: list[str] = []
+    with load(color_model, device="cpu", threads=1) as predictor:
+        ensemble: Any = predictor.ensemble
+        prepare, results = ensemble.prepare, ensemble.results
+
+        def watched_prepare(*given: Any) -> Any:
+            steps.append("decode")
+            return prepare(*given)
+
+        def watched_results(names: Any, *given: Any, **options: Any) -> Any:
+            steps.append(f"infer {len(names)}")
+            return results(names, *given, **options)
+
+        monkeypatch.setattr(ensemble, "prepare", watched_prepare)
+        monkeypatch.setattr(ensemble, "results", watched_results)
+        assert len(list(predictor.predict_iter([solid((1, 2, 3))] * 60))) == 60
+    assert steps[:2] == ["decode", "infer 1"]  # the first result comes at once
+    assert ["decode"] * 2 + ["infer 1"] * 2 in [steps[i : i + 4] for i in range(len(steps))]
+    assert "decode" * 17 not in "".join(steps)
+    assert steps.count("infer 1") == 60
 
 
 def test_predict_iter__leaves_no_threads(predictor: Predictor) -> None:

@@ -1,12 +1,14 @@
 """Run prediction over a stream of images, decoding in threads or in processes; results keep the input order.
 
-With threads, each thread decodes, resizes and infers its own images. With processes, the processes decode and resize,
-and a few threads infer. Handles chunks, failures and cached answers; independent of the task and the device.
+With threads, each thread decodes, resizes and infers its own images: some to decode, then the same ones to infer, which
+on the CPU is faster than alternating. With processes, the processes decode and resize, and a few threads infer. Handles
+chunks, failures and cached answers; independent of the task and the device.
 """
 
 from __future__ import annotations
 
 import itertools
+import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, Generic, Protocol, TypeVar
@@ -79,8 +81,31 @@ class _Image(Generic[Known]):
     box: Box | None = None
 
 
+# Decoding evicts the network from a core's caches, and the network evicts the decoder, so a thread on the CPU decodes
+# several images before it infers them. Source: benchmarks/predict.py overhead.
+_MAX_GROUP = 16
+# A longer group would show progress late, lose more work in a crash, and leave cores idle at the end.
+_SECONDS_PER_GROUP = 0.06
+
+
+class _Pace:
+    """The number of images that a thread processes in `_SECONDS_PER_GROUP`; 1 until a group has been measured.
+
+    Thread-safe: threads overwrite one number.
+    """
+
+    def __init__(self) -> None:
+        self.images = 1
+
+    def measure(self, images: int, seconds: float) -> None:
+        """Record how long a group took."""
+        self.images = min(_MAX_GROUP, max(1, int(_SECONDS_PER_GROUP * images / max(seconds, 1e-9))))
+
+
 @dataclass(frozen=True)
 class _Chunk:
+    """Images that one thread processes. `pad_to`: see `Members.results`."""
+
     sources: list[PredictionSource]
     pad_to: int
 
@@ -104,13 +129,18 @@ class Stream(Generic[Found, Known]):
         self, sources: Iterable[PredictionSource], threads: int
     ) -> Iterator[list[tuple[str, Found | Failure | Known]]]:
         """Yield the answers of each chunk with their digests. Raises whatever `sources` raises."""
+        pace = _Pace()
 
         def predict(chunk: _Chunk) -> list[tuple[str, Found | Failure | Known]]:
+            started = time.perf_counter()
             images = [self._prepare(source) for source in chunk.sources]
-            inputs = [image.inputs for image in images if image.answer is None]
-            return self._answers(images, self.members.stack(inputs) if inputs else None, chunk.pad_to)
+            batches = [images[i : i + self.batch_size] for i in range(0, len(images), self.batch_size)]
+            answers = [answer for batch in batches for answer in self._infer(batch, chunk.pad_to)]
+            pace.measure(len(images), time.perf_counter() - started)
+            return answers
 
-        return prefetch_map(predict, self._chunks(sources), workers=threads, ahead=2 * threads, stop=self._stop)
+        chunks = self._chunks(sources, pace)
+        return prefetch_map(predict, chunks, workers=threads, ahead=2 * threads, stop=self._stop)
 
     def in_processes(
         self, sources: Iterable[PredictionSource], preparer: Preparer, processes: int, callers: int
@@ -145,10 +175,15 @@ class Stream(Generic[Found, Known]):
         for session in self.members.sessions:
             session.end_runs()
 
-    def _chunks(self, sources: Iterable[PredictionSource]) -> Iterator[_Chunk]:
+    def _chunks(self, sources: Iterable[PredictionSource], pace: _Pace | None = None) -> Iterator[_Chunk]:
+        """Yield chunks of one batch, or of the larger groups that `pace` allows where batches are not padded."""
         iterator = iter(sources)
         pads_at_once = False
-        while chunk := list(itertools.islice(iterator, self.batch_size)):
+        while True:
+            batches = 1 if pace is None or self.pads else max(1, pace.images // self.batch_size)
+            chunk = list(itertools.islice(iterator, self.batch_size * batches))
+            if not chunk:
+                return
             pads_at_once = pads_at_once or len(chunk) == self.batch_size
             yield _Chunk(chunk, self.batch_size if self.pads and pads_at_once else 0)
             del chunk  # as in `prefetch_map`
@@ -185,6 +220,10 @@ class Stream(Generic[Found, Known]):
                 answer = Failure(name, reason, box)
             images.append(_Image(name, digest, answer, box=box))
         return images
+
+    def _infer(self, images: Sequence[_Image[Known]], pad_to: int) -> list[tuple[str, Found | Failure | Known]]:
+        inputs = [image.inputs for image in images if image.answer is None]
+        return self._answers(images, self.members.stack(inputs) if inputs else None, pad_to)
 
     def _answers(
         self, images: Sequence[_Image[Known]], batch: Any, pad_to: int
