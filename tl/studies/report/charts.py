@@ -36,6 +36,8 @@ _STYLE: dict[Any, Any] = {
     "legend.frameon": False,
 }
 _SIZE = (6.4, 3.4)
+# Costs whose largest is this many times the smallest are drawn on a logarithmic scale; settings with a name.
+_UNLIKE, _NAMED = 20, 8
 
 
 @dataclass(frozen=True)
@@ -117,6 +119,27 @@ def scatter_chart(title: str, x_label: str, y_label: str, xs: Sequence[float], y
     ranges = [f"{label} from {min(v):.4g} to {max(v):.4g}" for label, v in ((x_label, xs), (y_label, ys))]
     told = f"{len(xs)} points, {', '.join(ranges)}"
     return _chart(title, f"{title}: {told}", draw)
+
+
+def trade_chart(
+    title: str, x_label: str, y_label: str, names: Sequence[str], xs: Sequence[float], ys: Sequence[float]
+) -> str:
+    """Draw a point with its name for each setting: what it reaches over what it costs, costs of unlike size by logs."""
+
+    def draw(axes: Any) -> None:
+        if min(xs) > 0 and max(xs) / min(xs) > _UNLIKE:
+            axes.set_xscale("log")
+            axes.xaxis.set_major_formatter("{x:g}")
+            axes.xaxis.set_minor_formatter("")
+        axes.scatter(xs, ys, s=34, color=_SERIES[0], alpha=0.85)
+        # Names of a few settings can be read; those of many would cover each other.
+        for name, x, y in zip(names, xs, ys, strict=True) if len(names) <= _NAMED else ():
+            axes.annotate(_short(name), (x, y), xytext=(6, 4), textcoords="offset points", fontsize=8)
+        axes.margins(x=0.25 if len(names) <= _NAMED else 0.05, y=0.12)
+        axes.set(xlabel=x_label, ylabel=y_label)
+
+    told = ", ".join(f"{name} {y:.3g} for {x:.3g}" for name, x, y in zip(names, xs, ys, strict=True))
+    return _chart(title, f"{title}, {y_label} for {x_label}: {told}", draw)
 
 
 def histogram(title: str, value_label: str, values: Sequence[float]) -> str:

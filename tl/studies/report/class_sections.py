@@ -23,13 +23,14 @@ if TYPE_CHECKING:
     from tl.data.features import Neighbor
 
 _SIDE, _SMALL = 144, 44
-_WRONG, _UNSURE, _RIGHT_IN_CELL, _WRONG_IN_CELL, _IN_ALL_CELLS = 60, 24, 3, 12, 240
-_SURE = 0.9
+_WRONG, _UNSURE, _RIGHT_IN_CELL, _WRONG_IN_CELL, _IN_ALL_CELLS = 60, 36, 3, 12, 240
+# Errors at least this confident may be wrong labels; images less confident than the second are uncertain.
+_SURE, _UNSURE_BELOW = 0.9, 0.7
 _LEAST = (0.5, 0.7, 0.8, 0.9, 0.95, 0.99)
 _FEW = 10
 _MOST_CLASSES = 60  # a larger matrix would be unreadable
 # A report points out the interval of an accuracy that is wider than this.
-_WIDE = 0.1
+WIDE = 0.1
 
 
 @dataclass(frozen=True)
@@ -89,15 +90,15 @@ def class_figures(scores: dict[str, Any]) -> list[tuple[str, str]]:
     ]
 
 
-def class_sections(results: ClassResults) -> list[Section]:
-    """Build the sections."""
-    shower = _Shower(results)
+def class_sections(results: ClassResults, cards: ClassCards | None = None) -> list[Section]:
+    """Build the sections. `cards` creates the thumbnails."""
+    cards = cards or ClassCards(results)
     return [
-        _confusion(results, shower),
+        _confusion(results, cards),
         _classes(results.scores),
         _reliability(results),
-        _wrong(results.judged, shower),
-        _unsure(results.judged, shower),
+        *_wrong(results.judged, cards),
+        *_unsure(results.judged, cards),
     ]
 
 
@@ -107,7 +108,7 @@ def accuracy_note(scores: dict[str, Any]) -> list[Note]:
     groups = f" in {scores['groups']} groups" if "groups" in scores else ""
     rare = [name for name, row in scores["per_class"].items() if 0 < row["n"] < _FEW]
     notes = []
-    if high - low > _WIDE:
+    if high - low > WIDE:
         notes.append(
             f"These are only {count} images{groups}: the accuracy on further images of this kind lies between "
             f"{low:.0%} and {high:.0%} (95% interval). A difference from another model within that range may be chance."
@@ -115,6 +116,11 @@ def accuracy_note(scores: dict[str, Any]) -> list[Note]:
     if rare:
         notes.append(f"Precision, recall and F1 of classes with fewer than {_FEW} images mean little: {_listed(rare)}.")
     return [Note(text) for text in notes]
+
+
+def uncertainty_section(notes: list[Note]) -> list[Section]:
+    """Build the section of the notes on uncertainty, if there are any."""
+    return [Section("Uncertainty", notes, narrow=True)] if notes else []
 
 
 def site_section(rows: Sequence[tuple[str | float | None, ...]]) -> list[Section]:
@@ -147,7 +153,7 @@ def rank_section(scores: dict[str, Any]) -> list[Section]:
     return [Section("Ranks", [table, Note("Scores of the most probable group of each rank.")])]
 
 
-class _Shower:
+class ClassCards:
     """Convert classified images to cards. Each thumbnail is created once."""
 
     def __init__(self, results: ClassResults) -> None:
@@ -157,14 +163,25 @@ class _Shower:
 
     @property
     def knows_neighbors(self) -> bool:
+        """Whether similar training images can be shown."""
         return self._find_nearest is not None
 
     def card(self, judged: Judged, badge: str = "", *, with_neighbors: bool = False) -> Card:
+        """Return the card of an image, with its most probable classes."""
         order = np.argsort(-judged.probabilities, kind="stable")[:3]
         guesses = ", ".join(f"{self._names[i]} {judged.probabilities[i]:.0%}" for i in order)
         lines = [judged.name, f"true: {self._names[judged.true_id]}", guesses]
         beside = self._beside(judged.path) if with_neighbors else []
-        return Card(self._image(judged.path, _SIDE), lines, badge, beside)
+        cell, is_right = f"{judged.true_id}-{judged.label_id}", judged.true_id == judged.label_id
+        return Card(self._image(judged.path, _SIDE), lines, badge, beside, cell, is_right)
+
+    def brief(self, judged: Judged) -> Card:
+        """Return a card that says only whether and how the image was named."""
+        true, found = self._names[judged.true_id], self._names[judged.label_id]
+        is_right = judged.true_id == judged.label_id
+        line = f"{found} {judged.confidence:.0%}" + ("" if is_right else f", is {true}")
+        cell = f"{judged.true_id}-{judged.label_id}"
+        return Card(self._image(judged.path, _SIDE), [line], "right" if is_right else "wrong", (), cell, is_right)
 
     def _beside(self, path: str) -> list[tuple[Thumbnail, str]]:
         nearest = self._find_nearest(path) if self._find_nearest else []
@@ -177,7 +194,7 @@ class _Shower:
         return self._made[path, side]
 
 
-def _confusion(results: ClassResults, shower: _Shower) -> Section:
+def _confusion(results: ClassResults, cards: ClassCards) -> Section:
     names, counts = results.class_names, results.scores["confusion"]
     if len(names) > _MOST_CLASSES:
         pairs = [
@@ -196,14 +213,14 @@ def _confusion(results: ClassResults, shower: _Shower) -> Section:
     # Confusions first, most frequent first; correct cells only fill the remaining places.
     for place in sorted(cells, key=lambda place: (place[0] == place[1], -len(cells[place]), place)):
         most = _RIGHT_IN_CELL if place[0] == place[1] else _WRONG_IN_CELL
-        shown[place] = [shower.card(each) for each in cells[place][: min(most, left)]]
+        shown[place] = [cards.card(each) for each in cells[place][: min(most, left)]]
         left -= len(shown[place])
     return Section("Confusion", [Matrix(names, counts, shown)])
 
 
 def _classes(scores: dict[str, Any]) -> Section:
     rows = [(name, row["n"], row["precision"], row["recall"], row["f1"]) for name, row in scores["per_class"].items()]
-    return Section("Classes", [Table(("class", "images", "precision", "recall", "F1"), rows)])
+    return Section("Classes", [Table(("class", "images", "precision", "recall", "F1"), rows)], narrow=True)
 
 
 def _reliability(results: ClassResults) -> Section:
@@ -223,33 +240,42 @@ def _reliability(results: ClassResults) -> Section:
     ]
     note = f"Calibration error {results.scores['ece']:.3f}{results.calibration}."
     table = Table(("confidence at least", "images", "share of images", "accuracy"), rows)
-    return Section("Confidence", [Chart(chart), Note(note), table])
+    return Section("Confidence", [Chart(chart), table, Note(note)])
 
 
-def _wrong(judged: Sequence[Judged], shower: _Shower) -> Section:
+def doubted_paths(judged: Sequence[Judged]) -> set[str]:
+    """Paths of the errors whose confidence is `_SURE`, and as high as is usual for the class that was predicted."""
+    usual = _usual_confidence(judged)
+    wrong = (each for each in judged if each.label_id != each.true_id)
+    return {each.path for each in wrong if each.confidence >= max(_SURE, usual.get(each.label_id, 1.0))}
+
+
+def _wrong(judged: Sequence[Judged], cards: ClassCards) -> list[Section]:
     wrong = sorted((each for each in judged if each.label_id != each.true_id), key=lambda each: -each.confidence)
     if not wrong:
-        return Section("Misclassified", [Note("None.")])
-    usual = _usual_confidence(judged)
-    doubted = {each.path for each in wrong if each.confidence >= max(_SURE, usual.get(each.label_id, 1.0))}
-    cards = [
-        shower.card(each, "label?" if each.path in doubted else "", with_neighbors=True) for each in wrong[:_WRONG]
-    ]
+        return []
+    doubted = doubted_paths(judged)
+    shown = [cards.card(each, "label?" if each.path in doubted else "", with_neighbors=True) for each in wrong[:_WRONG]]
     note = f"{len(wrong)} of {len(judged)} images, most confident first{_more(len(wrong), _WRONG)}."
     if doubted:
         note += (
             f" {len(doubted)} are marked 'label?': the confidence is {_SURE:.0%} or more, and at least as high as is "
             "usual for that class, so the label may be wrong."
         )
-    if shower.knows_neighbors:
+    if cards.knows_neighbors:
         note += " Below each: the most similar training images, by the features of the backbone before training."
-    return Section("Misclassified", [Gallery(cards, note)])
+    return [Section("Misclassified", [Gallery(shown, note)])]
 
 
-def _unsure(judged: Sequence[Judged], shower: _Shower) -> Section:
-    unsure = sorted(judged, key=lambda each: each.margin)[:_UNSURE]
-    note = "Images with the smallest difference between the two highest probabilities."
-    return Section("Most uncertain", [Gallery([shower.card(each) for each in unsure], note)])
+def _unsure(judged: Sequence[Judged], cards: ClassCards) -> list[Section]:
+    unsure = sorted((each for each in judged if each.confidence < _UNSURE_BELOW), key=lambda each: each.margin)
+    if not unsure:
+        return []
+    note = (
+        f"{len(unsure)} of {len(judged)} images have a confidence below {_UNSURE_BELOW:.0%}; first those with the "
+        f"smallest difference between the two highest probabilities{_more(len(unsure), _UNSURE)}."
+    )
+    return [Section("Most uncertain", [Gallery([cards.card(each) for each in unsure[:_UNSURE]], note)])]
 
 
 def _usual_confidence(judged: Sequence[Judged]) -> dict[int, float]:

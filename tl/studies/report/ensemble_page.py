@@ -13,9 +13,9 @@ from numpy.typing import NDArray
 from tl.evaluation.evaluate import Evaluation
 from tl.runtime.ensembles.voting import VOTINGS, Voting, vote
 from tl.runtime.imaging.preprocessing import Preprocessing
-from tl.runtime.metric_names import plain_name
 from tl.studies.report.charts import bar_chart, reliability_chart
 from tl.studies.report.page import Card, Chart, Code, Gallery, Note, Page, Section, Table, write_page
+from tl.studies.report.tables import metric_table
 from tl.studies.report.thumbnails import thumbnail
 
 _SIDE, _MOST_CARDS = 144, 36
@@ -63,16 +63,20 @@ class _Told:
         sections = [
             self._rows(),
             self._agreements(),
-            self._gallery("Where voting helps", helped, f"The {self._rule} vote is correct and {best} is not"),
-            self._gallery("Where voting hurts", hurt, f"{best} is correct and the {self._rule} vote is not"),
-            self._gallery(
+            *self._gallery("Where voting helps", helped, f"The {self._rule} vote is correct and {best} is not"),
+            *self._gallery("Where voting hurts", hurt, f"{best} is correct and the {self._rule} vote is not"),
+            *self._gallery(
                 "Where only other members are correct", lost, f"A member other than {best} is correct, the vote is not"
             ),
-            self._gallery("Where no member is correct", hopeless, "All members are wrong, or the label is"),
+            *self._gallery("Where no member is correct", hopeless, "All members are wrong, or the label is"),
             Section("Repeat", [Code(command)]),
         ]
         subtitle = f"{len(names)} models on the split '{split}'. Images are grouped by the {self._rule} vote."
-        return Page("Ensemble", subtitle, figures, sections)
+        headline = (
+            f"The {self._rule} vote is right for {int(right.sum())} of {len(right)} images: {right.mean():.1%}. It "
+            f"corrects {int(helped.sum())} errors of {best}, the best member, and adds {int(hurt.sum())}."
+        )
+        return Page("Ensemble", subtitle, figures, sections, kicker=f"{len(names)} models together", headline=headline)
 
     def _rows(self) -> Section:
         rows, columns = self._evaluation.rows, self._evaluation.columns
@@ -91,7 +95,7 @@ class _Told:
         return Section(
             "Members and votes",
             [
-                Table([plain_name(c) for c in columns], [[row[c] for c in columns] for row in rows]),
+                metric_table(columns, rows),
                 Chart(chart),
                 Note(note),
             ],
@@ -124,13 +128,13 @@ class _Told:
     def _agreement(self) -> NDArray[np.float64]:
         return np.asarray((self._member_ids == self._decided[:, None]).mean(axis=1).round(6))
 
-    def _gallery(self, title: str, which: NDArray[np.bool_], note: str) -> Section:
+    def _gallery(self, title: str, which: NDArray[np.bool_], note: str) -> list[Section]:
         places = np.flatnonzero(which)
         if not len(places):
-            return Section(title, [Note("None.")])
+            return []
         more = f"; {_MOST_CARDS} are shown" if len(places) > _MOST_CARDS else ""
         cards = [self._card(int(place)) for place in places[:_MOST_CARDS]]
-        return Section(title, [Gallery(cards, f"{note}: {len(places)} images{more}.")])
+        return [Section(title, [Gallery(cards, f"{note}: {len(places)} images{more}.")])]
 
     def _card(self, place: int) -> Card:
         names = self._evaluation.class_names

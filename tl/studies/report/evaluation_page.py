@@ -18,6 +18,7 @@ from tl.runtime.model_file.contract import Contract
 from tl.runtime.model_file.summary import summarize_contract
 from tl.runtime.results import Failure
 from tl.studies.report.class_sections import (
+    ClassCards,
     ClassResults,
     Judged,
     accuracy_note,
@@ -25,7 +26,10 @@ from tl.studies.report.class_sections import (
     class_sections,
     rank_section,
     site_section,
+    uncertainty_section,
 )
+from tl.studies.report.first_screen import class_headline, examples
+from tl.studies.report.next_steps import class_steps
 from tl.studies.report.page import Block, Code, Facts, Note, Page, Section, Table, write_page
 
 _COVERAGES = (0.8, 0.9, 0.95, 0.99)
@@ -49,14 +53,14 @@ def build_evaluation_page(evaluation: Evaluation, contract: Contract, split: str
         )
     ]
     results = ClassResults(evaluation.class_names, contract.preprocessing, scores, judged)
-    confusion, classes, confidence, *images = class_sections(results)
-    notes = accuracy_note(scores)
+    cards = ClassCards(results)
+    confusion, classes, confidence, *images = class_sections(results, cards)
     sections = [
-        *([Section("Uncertainty", notes)] if notes else ()),
         confusion,
         classes,
+        *uncertainty_section(accuracy_note(scores)),
         confidence,
-        _coverage(decided.probabilities, evaluation.true_ids, contract),
+        *_coverage(decided.probabilities, evaluation.true_ids, contract),
         *rank_section(scores),
         *_sites(evaluation),
         *images,
@@ -65,7 +69,16 @@ def build_evaluation_page(evaluation: Evaluation, contract: Contract, split: str
         Section("Repeat", [Code(command)]),
     ]
     subtitle = f"{decided.model}, {contract.provenance.backbone}. {_of_split(split)}"
-    return Page(f"Evaluation of {decided.model}", subtitle, class_figures(scores), sections)
+    return Page(
+        title=f"Evaluation of {decided.model}",
+        subtitle=subtitle,
+        figures=class_figures(scores),
+        sections=sections,
+        kicker=f"Evaluation of a classifier of {len(evaluation.class_names)} classes",
+        headline=class_headline(scores, "images" if split == "all" else f"{split} images"),
+        steps=class_steps(scores, judged, evaluation.class_names, [], {}),
+        strip=[cards.brief(each) for each in examples(judged)],
+    )
 
 
 def _of_split(split: str) -> str:
@@ -74,11 +87,10 @@ def _of_split(split: str) -> str:
     return f"Scores are on the split '{split}'."
 
 
-def _coverage(probabilities: NDArray[np.float32], true_ids: NDArray[np.int64], contract: Contract) -> Section:
+def _coverage(probabilities: NDArray[np.float32], true_ids: NDArray[np.int64], contract: Contract) -> list[Section]:
     """How often the prediction sets of the file contain the true class on these images, and how large they are."""
-    title = "Prediction sets"
-    if contract.conformal is None:
-        return Section(title, [Note("The file has no scores of held-out images, so it gives no prediction sets.")])
+    if contract.conformal is None:  # the file gives no prediction sets
+        return []
     rows = []
     for coverage in _COVERAGES:
         sets = prediction_sets(probabilities, conformal_limit(contract.conformal.scores, coverage))
@@ -93,7 +105,7 @@ def _coverage(probabilities: NDArray[np.float32], true_ids: NDArray[np.int64], c
         "that they are not: the sets promise too much here."
     )
     blocks: list[Block] = [Table(columns, rows), Note(note)]
-    return Section(title, blocks)
+    return [Section("Prediction sets", blocks)]
 
 
 def _sites(evaluation: Evaluation) -> list[Section]:

@@ -70,7 +70,8 @@ def build_model_page(
         options = {name: _plain(value) for name, value in contract.provenance.config.items() if value is not None}
         sections.append(Section("Training options", [Facts(options)]))
     sections.append(Section(what.capitalize(), [Table(("index", "name"), list(enumerate(names)))]))
-    return Page(model.name, f"{contract.task} by {contract.provenance.backbone}", figures, sections)
+    subtitle = f"{contract.task} by {contract.provenance.backbone}"
+    return Page(model.name, subtitle, figures, sections, kicker="Model file")
 
 
 def _headline(contract: Contract) -> list[tuple[str, str]]:

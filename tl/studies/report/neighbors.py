@@ -1,12 +1,13 @@
-"""Find the training images most similar to an image, by the backbone features that a run cached.
+"""Find similar images of a run by the backbone features that it cached.
 
-Computes no features: without cached features, there are no neighbors.
+Computes no features: without cached features, there are no embeddings and no neighbors.
 """
 
 from __future__ import annotations
 
 import os
 from collections.abc import Callable
+from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
@@ -22,27 +23,48 @@ from tl.trainer.task import find_info, find_start, open_run_features
 FindNearest = Callable[[str], list[Neighbor]]
 
 
-def open_neighbors(finished: FinishedRun, count: int = 3) -> FindNearest | None:
-    """Return a function that finds neighbors of the run's images, or None if no training features are cached."""
+@dataclass(frozen=True)
+class Embeddings:
+    """The run's images that have cached features. `rows`: of the manifest. `vectors` float32 (N, D), of length 1."""
+
+    rows: list[dict[str, str]]
+    paths: list[str]
+    vectors: NDArray[np.float32]
+
+
+def open_embeddings(finished: FinishedRun) -> Embeddings | None:
+    """Read the embeddings of the run's images, or return None if no training features are cached."""
     try:
         features = _kept_features(finished)
     except TlError:  # the weights or augmentation file no longer exist
         return None
     if features is None:
         return None
-    rows = finished.rows("manifest.csv")
-    places = [os.path.normpath(os.path.join(finished.run.folder, row["path"])) for row in rows]
-    known = [i for i, row in enumerate(rows) if row["split"] == "train" and features.has(row["sha256"], (0,))]
-    if not known:
+    rows = [row for row in finished.rows("manifest.csv") if features.has(row["sha256"], (0,))]
+    if not any(row["split"] == "train" for row in rows):
         return None
-    train = np.stack([_embedding(features, rows[i]["sha256"]) for i in known])
-    digests = {place: row["sha256"] for place, row in zip(places, rows, strict=True)}
+    paths = [os.path.normpath(os.path.join(finished.run.folder, row["path"])) for row in rows]
+    return Embeddings(rows, paths, np.stack([_embedding(features, row["sha256"]) for row in rows]))
+
+
+def open_neighbors(finished: FinishedRun, count: int = 3) -> FindNearest | None:
+    """Return a function that finds neighbors of the run's images, or None if no training features are cached."""
+    embeddings = open_embeddings(finished)
+    return None if embeddings is None else neighbors_among(embeddings, count)
+
+
+def neighbors_among(embeddings: Embeddings, count: int = 3) -> FindNearest:
+    """Return a function that finds the training images most similar to one of the images."""
+    rows, places = embeddings.rows, embeddings.paths
+    known = [i for i, row in enumerate(rows) if row["split"] == "train"]
+    train = embeddings.vectors[known]
+    numbers = {place: i for i, place in enumerate(places)}
 
     def find(path: str) -> list[Neighbor]:
-        digest = digests.get(path, "")
-        if not features.has(digest, (0,)):
+        if path not in numbers:
             return []
-        likeness = train @ _embedding(features, digest)
+        likeness = train @ embeddings.vectors[numbers[path]]
+        likeness[[place == numbers[path] for place in known]] = -np.inf  # a training image is not its own neighbor
         order = np.argsort(-likeness, kind="stable")[:count]
         return [Neighbor(places[known[k]], rows[known[k]]["label"], float(likeness[k])) for k in order]
 

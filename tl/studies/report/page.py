@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from importlib import resources
@@ -14,7 +15,20 @@ from tl.runtime.output.files import write_text
 from tl.studies.report.thumbnails import Thumbnail
 from tl.text import printable
 
-Cell = str | int | float | None
+
+@dataclass(frozen=True)
+class Figure:
+    """A table cell that is sorted by `value` and shown as `text`."""
+
+    value: float
+    text: str
+
+
+Cell = str | int | float | Figure | None
+# A table of more columns takes the whole width of a page.
+_NARROW = 5
+# Wider images, in pixels, are shown in a grid of fewer columns.
+_NARROW_IMAGE = 200
 
 
 @dataclass(frozen=True)
@@ -27,11 +41,21 @@ class Facts:
 
 @dataclass(frozen=True)
 class Table:
-    """Rows that a click on a column header sorts. Numbers are right-aligned."""
+    """Rows that a click on a column header sorts. Numbers are right-aligned.
+
+    `hints`: column -> its technical name, as in files. `title` folds the table under a line that opens it.
+    """
 
     columns: Sequence[str]
     rows: Sequence[Sequence[Cell]]
+    hints: Mapping[str, str] = field(default_factory=dict)
+    title: str = ""
     kind: str = "table"
+
+    @property
+    def is_wide(self) -> bool:
+        """Whether the table takes the whole width."""
+        return len(self.columns) > _NARROW or bool(self.title)
 
 
 @dataclass(frozen=True)
@@ -44,21 +68,32 @@ class Chart:
 
 @dataclass(frozen=True)
 class Card:
-    """An image with lines of text below it, a `badge` on it, and `beside` it small images with their labels."""
+    """An image with lines of text below it, a `badge` on it, and `beside` it small images with their labels.
+
+    `cell`: "true-predicted" class ids, which link it with the confusion matrix. `is_right`: colors it, if known.
+    """
 
     image: Thumbnail | None
     lines: Sequence[str]
     badge: str = ""
     beside: Sequence[tuple[Thumbnail, str]] = ()
+    cell: str = ""
+    is_right: bool | None = None
 
 
 @dataclass(frozen=True)
 class Gallery:
-    """Images side by side. `note`: what they are, and how many there are in total."""
+    """Images side by side; those after the first `most` are folded. `note`: what they are, and how many in total."""
 
     cards: Sequence[Card]
     note: str = ""
+    most: int = 12
     kind: str = "gallery"
+
+    @property
+    def is_wide(self) -> bool:
+        """Whether its images are too large for a narrow grid."""
+        return any(card.image is not None and card.image.size_wh[0] > _NARROW_IMAGE for card in self.cards)
 
 
 @dataclass(frozen=True)
@@ -69,6 +104,78 @@ class Matrix:
     counts: Sequence[Sequence[int]]
     cards: Mapping[tuple[int, int], Sequence[Card]]
     kind: str = "matrix"
+
+
+@dataclass(frozen=True)
+class Dot:
+    """An image on a map: `x` and `y` within [0, 1], `name`, true class, and indices of the most similar `near` it.
+
+    `label_id`: predicted class, None for an image without score. `marks`: such as "outlier". `likeness`: of `near`.
+    """
+
+    x: float
+    y: float
+    name: str
+    true_id: int
+    label_id: int | None
+    confidence: float | None
+    split: str
+    marks: Sequence[str] = ()
+    near: Sequence[int] = ()
+    likeness: Sequence[float] = ()
+
+
+@dataclass(frozen=True)
+class ImageMap:
+    """Images in two dimensions. `sheet`: their thumbnails in rows of `columns`, squares of `side` pixels."""
+
+    names: Sequence[str]
+    dots: Sequence[Dot]
+    sheet: Thumbnail
+    side: int
+    columns: int
+    kind: str = "map"
+
+
+@dataclass(frozen=True)
+class Mark:
+    """A value with its interval on the scale of a comparison. `series`: such as "validation"."""
+
+    series: str
+    value: float
+    low: float | None = None
+    high: float | None = None
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """A row for each setting: its `marks` drawn on a common scale, and cells. `columns` names the cells."""
+
+    columns: Sequence[str]
+    rows: Sequence[tuple[str, Sequence[Mark], Sequence[Cell]]]
+    hints: Mapping[str, str] = field(default_factory=dict)
+    kind: str = "comparison"
+
+    @property
+    def series(self) -> list[str]:
+        """Names of the marks, in their order."""
+        return list(dict.fromkeys(mark.series for _, marks, _ in self.rows for mark in marks))
+
+    @property
+    def scale(self) -> tuple[float, float]:
+        """Lowest and highest value drawn, with a margin."""
+        ends = [
+            end for _, marks, _ in self.rows for m in marks for end in (m.value, m.low, m.high) if end is not None
+        ] or [0.0, 1.0]
+        margin = 0.04 * (max(ends) - min(ends)) or 0.5
+        low, high = min(ends) - margin, max(ends) + margin
+        # Shares and errors are not negative, and shares not above 1.
+        return max(low, 0.0) if min(ends) >= 0 else low, min(high, 1.0) if max(ends) <= 1 else high
+
+    def share(self, value: float) -> float:
+        """Place of a value on the scale, in percent."""
+        low, high = self.scale
+        return 100 * (value - low) / (high - low)
 
 
 @dataclass(frozen=True)
@@ -87,15 +194,16 @@ class Code:
     kind: str = "code"
 
 
-Block = Facts | Table | Chart | Gallery | Matrix | Note | Code
+Block = Facts | Table | Chart | Gallery | Matrix | ImageMap | Comparison | Note | Code
 
 
 @dataclass(frozen=True)
 class Section:
-    """A part of a page with a heading."""
+    """A part of a page with a heading. Two that follow each other and are `narrow` are shown side by side."""
 
     title: str
     blocks: Sequence[Block]
+    narrow: bool = False
 
     @property
     def anchor(self) -> str:
@@ -104,13 +212,34 @@ class Section:
 
 
 @dataclass(frozen=True)
+class Step:
+    """Something worth doing next, with the reason in numbers. `section`: title of the section that shows it."""
+
+    title: str
+    reason: str
+    section: str = ""
+
+    @property
+    def anchor(self) -> str:
+        """Id of the section."""
+        return Section(self.section, []).anchor
+
+
+@dataclass(frozen=True)
 class Page:
-    """Contents of one HTML file. `figures`: key figures at the top, (name, value)."""
+    """Contents of one HTML file. `figures`: key figures at the top, (name, value).
+
+    `kicker`: what the page is about, in a few words. `headline`: the result in a sentence. `strip`: examples.
+    """
 
     title: str
     subtitle: str
     figures: Sequence[tuple[str, str]]
     sections: Sequence[Section] = field(default=())
+    kicker: str = ""
+    headline: str = ""
+    steps: Sequence[Step] = ()
+    strip: Sequence[Card] = ()
 
 
 def write_page(page: Page, path: str | os.PathLike[str]) -> None:
@@ -129,13 +258,70 @@ def render(page: Page) -> str:
     own = resources.files("tl.studies.report")
     parts = {name: (own / f"page.{name}").read_text(encoding="utf-8") for name in ("html.j2", "css", "js")}
     environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
-    environment.filters["shown"] = shown
+    environment.filters |= {"shown": shown, "map_data": _map_data}
     template = environment.from_string(parts["html.j2"])
-    return printable(template.render(page=page, style=parts["css"], script=parts["js"], version=__version__))
+    shown_sections = [section for section in page.sections if section.blocks]
+    titles = {section.title for section in shown_sections}
+    text = template.render(
+        page=page,
+        sections=shown_sections,
+        titles=titles,
+        style=parts["css"],
+        script=parts["js"],
+        version=__version__,
+    )
+    return printable(_each_image_once(text))
 
 
 def shown(value: Cell) -> str:
-    """Format a table cell as text."""
+    """Format a table cell as text, numbers with three significant digits."""
     if value is None:
         return "-"
-    return f"{value:.4g}" if isinstance(value, float) else str(value)
+    if isinstance(value, Figure):
+        return value.text
+    if isinstance(value, int) and not isinstance(value, bool):
+        return f"{value:,}" if abs(value) >= 100_000 else str(value)
+    if isinstance(value, float):
+        digits = 0 if abs(value) >= 100 else 3 if 0.001 <= value <= 1 else None
+        if digits == 3 and 0.9995 <= value < 1:  # almost all is not all
+            digits = 5
+        return f"{value:.3g}" if digits is None else f"{value:,.{digits}f}"
+    return str(value)
+
+
+def _map_data(block: ImageMap) -> dict[str, object]:
+    """The facts about the dots that the script of the page shows."""
+    dots = [
+        {
+            "name": dot.name,
+            "true": dot.true_id,
+            "label": dot.label_id,
+            "sure": None if dot.confidence is None else round(dot.confidence, 3),
+            "split": dot.split,
+            "marks": list(dot.marks),
+            "near": list(dot.near),
+            "likeness": list(dot.likeness),
+        }
+        for dot in block.dots
+    ]
+    return {"names": list(block.names), "dots": dots}
+
+
+def _each_image_once(text: str) -> str:
+    """Let images in folded places (`data-src`) refer to the same image shown elsewhere, or to the first of equals."""
+    numbers: dict[str, int] = {}
+    visible = re.findall(r' src="(data:image/webp[^"]*)"', text)
+    for uri in visible:
+        numbers.setdefault(uri, len(numbers))
+    named: set[str] = set()
+
+    def once(match: re.Match[str]) -> str:
+        kind, uri = match.groups()
+        number = numbers.setdefault(uri, len(numbers))
+        if uri in named or (kind == "data-src" and uri in visible_set):
+            return f' src="{uri}"' if kind == "src" else f' data-from="{number}"'
+        named.add(uri)
+        return f' {kind}="{uri}" data-uri="{number}"'
+
+    visible_set = set(visible)
+    return re.sub(r' (data-src|src)="(data:image/webp[^"]*)"', once, text)

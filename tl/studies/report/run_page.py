@@ -7,7 +7,6 @@ from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
@@ -17,17 +16,41 @@ from tl.runtime.model_file.contract import Contract
 from tl.runtime.model_file.summary import summarize_contract
 from tl.studies.report.charts import Line, line_chart
 from tl.studies.report.class_sections import (
+    ClassCards,
     ClassResults,
     accuracy_note,
     class_figures,
     class_sections,
     rank_section,
     site_section,
+    uncertainty_section,
 )
+from tl.studies.report.first_screen import (
+    class_headline,
+    examples,
+    label_headline,
+    number_headline,
+    point_headline,
+)
+from tl.studies.report.image_map import map_section
 from tl.studies.report.label_sections import label_figures, label_sections
-from tl.studies.report.neighbors import open_neighbors
+from tl.studies.report.neighbors import neighbors_among, open_embeddings
+from tl.studies.report.next_steps import MOST, class_steps, point_steps, test_step
 from tl.studies.report.number_sections import number_figures, number_sections
-from tl.studies.report.page import Block, Chart, Code, Facts, Gallery, Note, Page, Section, Table, write_page
+from tl.studies.report.page import (
+    Block,
+    Card,
+    Chart,
+    Code,
+    Facts,
+    Gallery,
+    Note,
+    Page,
+    Section,
+    Step,
+    Table,
+    write_page,
+)
 from tl.studies.report.point_sections import error_note, point_figures, point_sections
 from tl.studies.report.run_files import FinishedRun, open_finished, read_judged
 from tl.studies.report.samples import augmented_cards
@@ -62,8 +85,37 @@ def write_run_report(run: Run, out: Path | None = None, contract: Contract | Non
 
 def build_run_page(finished: FinishedRun, contract: Contract | None = None) -> Page:
     """Build the page. Raises `RunError`."""
+    parts = _PARTS.get(str(finished.config.task), _classes)(finished)
+    sections = [
+        *parts.sections,
+        *rank_section(finished.scores),
+        *_sites(finished),
+        *_methods(finished),
+        *_curves(finished),
+        *_audit(finished),
+        *_samples(finished),
+        *(_passport(contract) if contract else ()),
+        _repeat(finished),
+    ]
+    figures = parts.figures
+    if finished.split == "test":
+        figures.append(("on validation", parts.on_validation))
+    minutes = finished.metrics["train_seconds"] / 60
+    return Page(
+        title=finished.name,
+        subtitle=_subtitle(finished),
+        figures=[*figures, ("training", f"{minutes:.1f} min")],
+        sections=sections,
+        kicker=parts.kicker,
+        headline=parts.headline,
+        steps=[*parts.steps, *test_step(finished.split, len(finished.paths("test")), str(finished.run.folder))][:MOST],
+        strip=parts.strip,
+    )
+
+
+def _subtitle(finished: FinishedRun) -> str:
+    """How the model was made, and what its scores are on."""
     config = finished.config
-    parts = _PARTS.get(str(config.task), _CLASSES)
     seen = {"test": "the test split, evaluated once", "val": "the validation split, which also selected the epoch"}
     if config.interpolate:
         seen["val"] = "the validation split, which also selected the interpolation of the weights"
@@ -71,64 +123,104 @@ def build_run_page(finished: FinishedRun, contract: Contract | None = None) -> P
         seen["val"] = "all training and validation images, each scored by a head that was fitted without it"
     elif config.refit:
         seen["val"] = "the validation split, each image scored by a network that was not trained on it"
-    subtitle = f"{config.method} of {config.backbone}, head {config.head}. Scores are on {seen[finished.split]}."
+    text = f"{config.method} of {config.backbone}, head {config.head}. Scores are on {seen[finished.split]}."
     if config.crop != "whole":
-        subtitle += " Each photo's region was taken from the annotations; errors are larger if a locator finds it."
-    notes = parts.notes(finished.scores)
-    sections = [
-        *([Section("Uncertainty", notes)] if notes else ()),
-        *_methods(finished),
-        *_curves(finished),
-        *parts.sections(finished),
-        *rank_section(finished.scores),
-        *_sites(finished),
-        *_audit(finished),
-        *_samples(finished),
-        *(_passport(contract) if contract else ()),
-        _repeat(finished),
-    ]
-    figures = parts.figures(finished)
+        text += " Each photo's region was taken from the annotations; errors are larger if a locator finds it."
+    return text[:1].upper() + text[1:]
+
+
+def _images(finished: FinishedRun) -> str:
+    """What was scored, in words."""
     if finished.split == "test":
-        figures.append(("on validation", parts.shown(finished.metrics["val"])))
-    minutes = finished.metrics["train_seconds"] / 60
-    return Page(finished.name, subtitle, [*figures, ("training", f"{minutes:.1f} min")], sections)
+        return "test images"
+    return "held-out images" if finished.config.refit and is_solved(finished.config) else "validation images"
 
 
 @dataclass(frozen=True)
 class _Parts:
-    """What a page says of a task. `notes`: on uncertainty. `shown`: the main score of a split's metrics."""
+    """What a page says of a task. `on_validation`: the main score of the validation split."""
 
-    figures: Callable[[FinishedRun], list[tuple[str, str]]]
-    notes: Callable[[dict[str, Any]], list[Note]]
-    sections: Callable[[FinishedRun], list[Section]]
-    shown: Callable[[dict[str, Any]], str]
+    kicker: str
+    headline: str
+    figures: list[tuple[str, str]]
+    sections: list[Section]
+    on_validation: str
+    steps: Sequence[Step] = ()
+    strip: Sequence[Card] = ()
 
 
-def _class_results(finished: FinishedRun) -> ClassResults:
-    before, temperature = finished.scores["ece_uncalibrated"], finished.metrics["temperature"]
-    calibration = (
-        f"; {before:.3f} before scaling with the temperature {temperature:.2f}, which was fitted on validation data"
-    )
-    return ClassResults(
-        class_names=finished.card.class_names,
+def _classes(finished: FinishedRun) -> _Parts:
+    scores, names, judged = finished.scores, finished.card.class_names, read_judged(finished)
+    before, temperature = scores["ece_uncalibrated"], finished.metrics["temperature"]
+    embeddings = open_embeddings(finished)
+    results = ClassResults(
+        class_names=names,
         preprocessing=finished.card.preprocessing,
-        scores=finished.scores,
-        judged=read_judged(finished),
-        calibration=calibration,
-        find_nearest=open_neighbors(finished),
+        scores=scores,
+        judged=judged,
+        calibration=(
+            f"; {before:.3f} before scaling with the temperature {temperature:.2f}, which was fitted on validation data"
+        ),
+        find_nearest=None if embeddings is None else neighbors_among(embeddings),
+    )
+    cards = ClassCards(results)
+    confusion, classes, *others = class_sections(results, cards)
+    trained = Counter(row["label"] for row in finished.rows("manifest.csv") if row["split"] == "train")
+    return _Parts(
+        kicker=f"Classifier of {len(names)} classes",
+        headline=class_headline(scores, _images(finished)),
+        figures=class_figures(scores),
+        sections=[
+            confusion,
+            *map_section(finished, judged, embeddings),
+            classes,
+            *uncertainty_section(accuracy_note(scores)),
+            *others,
+        ],
+        on_validation=f"{finished.metrics.get('val', scores)['top1_accuracy']:.1%}",
+        steps=class_steps(scores, judged, names, finished.rows("findings.csv"), trained),
+        strip=[cards.brief(each) for each in examples(judged)],
     )
 
 
-_CLASSES = _Parts(
-    lambda finished: class_figures(finished.scores),
-    accuracy_note,
-    lambda finished: class_sections(_class_results(finished)),
-    lambda scores: f"{scores['top1_accuracy']:.1%}",
-)
-_PARTS = {
-    "landmarks": _Parts(point_figures, error_note, point_sections, lambda scores: f"{scores['error_px']:.2f} px"),
-    "multilabel": _Parts(label_figures, lambda scores: [], label_sections, lambda scores: f"{scores['map']:.3f}"),
-    "regression": _Parts(number_figures, lambda scores: [], number_sections, lambda scores: f"{scores['mae']:.4g}"),
+def _points(finished: FinishedRun) -> _Parts:
+    scores, count = finished.scores, len(finished.card.keypoint_names)
+    return _Parts(
+        kicker=f"Landmarks: {count} points",
+        headline=point_headline(scores, count, _images(finished)),
+        figures=point_figures(finished),
+        sections=[*point_sections(finished), *uncertainty_section(error_note(scores))],
+        on_validation=f"{finished.metrics.get('val', scores)['error_px']:.2f} px",
+        steps=point_steps(scores, finished.rows("findings.csv")),
+    )
+
+
+def _labels(finished: FinishedRun) -> _Parts:
+    scores = finished.scores
+    return _Parts(
+        kicker=f"Several labels for each image, of {len(finished.card.class_names)}",
+        headline=label_headline(scores, _images(finished)),
+        figures=label_figures(finished),
+        sections=label_sections(finished),
+        on_validation=f"{finished.metrics.get('val', scores)['map']:.3f}",
+    )
+
+
+def _numbers(finished: FinishedRun) -> _Parts:
+    scores, units = finished.scores, finished.config.unit or ()
+    return _Parts(
+        kicker=f"Numbers: {', '.join(finished.card.target_names)}",
+        headline=number_headline(scores, f" {units[0]}" if len(units) == 1 else "", _images(finished)),
+        figures=number_figures(finished),
+        sections=number_sections(finished),
+        on_validation=f"{finished.metrics.get('val', scores)['mae']:.4g}",
+    )
+
+
+_PARTS: dict[str, Callable[[FinishedRun], _Parts]] = {
+    "landmarks": _points,
+    "multilabel": _labels,
+    "regression": _numbers,
 }
 
 
@@ -158,8 +250,8 @@ def _sites(finished: FinishedRun) -> list[Section]:
 
 def _curves(finished: FinishedRun) -> list[Section]:
     history = finished.history()
-    if not history:
-        return [Section("Curves", [Note("This head is solved directly, without epochs.")])]
+    if not history:  # a head that is solved directly, without epochs
+        return []
     best = finished.metrics["best_epoch"]
     blocks: list[Block] = []
     for title, names in _CURVES.items():

@@ -8,13 +8,26 @@ from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from tl.runtime.metric_names import plain_name
 from tl.studies.ensembles import EnsembleScores
-from tl.studies.leaderboard import METRIC, Setting, best_of_variants, effects
-from tl.studies.report.charts import Line, bar_chart, line_chart
-from tl.studies.report.page import Block, Cell, Chart, Code, Note, Page, Section, Table, write_page
+from tl.studies.leaderboard import METRIC, Estimate, Setting, best_of_variants, effects
+from tl.studies.report.charts import Line, bar_chart, line_chart, trade_chart
+from tl.studies.report.page import (
+    Block,
+    Cell,
+    Chart,
+    Code,
+    Comparison,
+    Mark,
+    Note,
+    Page,
+    Section,
+    Table,
+    shown,
+    write_page,
+)
+from tl.studies.report.tables import metric_table, with_interval
 from tl.studies.selection import Judged
 from tl.studies.study import Study
 from tl.studies.study_files import Row
@@ -53,63 +66,124 @@ def build_sweep_page(study: Study, outcome: Outcome, command: str) -> Page:
     figures = [("runs", f"{done} of {len(runs)}"), ("settings", str(len(settings)))]
     if failed:
         figures.append(("failed", str(failed)))
-    best = judged[0].setting if judged else settings[0]
-    if best.val is not None:
-        figures.append(("best on validation", best.name))
     if judged and judged[0].test is not None:
-        figures.append((f"test {plain_name(METRIC[study.task][0])} of the best", f"{judged[0].test.mean:.4g}"))
+        metric = METRIC[study.task][0]
+        figures.append((f"test {plain_name(metric)} of the best", f"{judged[0].test.mean:.3g}"))
+    details = metric_table(list(rows[0]), rows, title="All columns of leaderboard.csv")
     sections = [
-        Section(
-            "Leaderboard",
-            [Table([plain_name(name) for name in rows[0]], [tuple(map(_cell, row.values())) for row in rows])],
-        ),
-        *_selected(study, outcome),
+        Section("Settings", [*_compared(study, outcome), details]),
+        *_trades(study, outcome),
+        *_selected(outcome),
         *_ensemble(outcome),
-        *_curves(study, settings),
         *_effects(study, settings),
+        *_curves(study, settings),
         *_failures(settings, outcome.faults),
         Section("Repeat", [Code(command), *_doubled(study)]),
     ]
-    subtitle = study.plan.about or "Settings are ranked and selected on validation data only."
-    return Page(study.plan.name, subtitle, figures, sections)
+    return Page(
+        title=study.plan.name,
+        subtitle=study.plan.about or "Settings are ranked and selected on validation data only.",
+        figures=figures,
+        sections=sections,
+        kicker=f"Study of {len(settings)} settings",
+        headline=_headline(study, outcome),
+    )
 
 
-def _selected(study: Study, outcome: Outcome) -> list[Section]:
+def _headline(study: Study, outcome: Outcome) -> str:
+    """The best setting, and its scores."""
+    judged = outcome.judged
+    best = judged[0].setting if judged else outcome.settings[0]
+    if best.val is None:
+        return "No run has finished."
+    name = plain_name(METRIC[study.task][0])
+    text = f"Best on validation: {best.name}, with a {name} of {_interval(best.val)}."
+    if judged and judged[0].test is not None:
+        text += f" On test images: {_interval(judged[0].test)}."
+    others = [each for each in outcome.settings if each is not best and each.val is not None]
+    close = [each for each in others if _overlaps(each.val, best.val)]
+    if close:
+        text += f" The intervals of {len(close)} other settings overlap with its own: the order may be chance."
+    return text
+
+
+def _interval(found: Estimate | None) -> str:
+    return "-" if found is None else shown(with_interval(found.mean, found.low, found.high))
+
+
+def _overlaps(one: Estimate | None, other: Estimate | None) -> bool:
+    """Whether two intervals are known and have values in common."""
+    ends = [end for each in (one, other) if each is not None for end in (each.low, each.high)]
+    low, high, other_low, other_high = ends if len(ends) == 4 else [None] * 4
+    if low is None or high is None or other_low is None or other_high is None:
+        return False
+    return low <= other_high and other_low <= high
+
+
+def _compared(study: Study, outcome: Outcome) -> list[Block]:
+    """The picture of all settings, in their order on validation data."""
+    metric, more_is_better = METRIC[study.task]
+    tests = {each.setting.name: each for each in outcome.judged}
+    rows = []
+    for setting in outcome.settings:
+        judged = tests.get(setting.name)
+        test = judged.test if judged else None
+        found = (("validation", setting.val), ("test", test))
+        marks = [Mark(name, each.mean, each.low, each.high) for name, each in found if each is not None]
+        cells: list[Cell] = [
+            None if each is None else with_interval(each.mean, each.low, each.high) for each in (setting.val, test)
+        ]
+        cells += [len(setting.done), setting.train_seconds]
+        rows.append((setting.name, marks, cells))
+    names = (f"val_{metric}", f"test_{metric}", "seeds", "train_seconds")
+    heads = [plain_name(name) for name in names]
+    note = (
+        f"{plain_name(metric).capitalize()} of each setting with its 95% interval, best validation result first; "
+        f"{'higher' if more_is_better else 'lower'} is better. Intervals are over seeds, or over images for one seed."
+    )
+    tested = any(each.test for each in outcome.judged)
+    if not tested:
+        rows = [(name, marks, [cell for k, cell in enumerate(cells) if k != 1]) for name, marks, cells in rows]
+        heads.pop(1)
+    hints = {plain_name(name): name for name in names if plain_name(name) != name}
+    return [Note(note), Comparison(heads, rows, hints)]
+
+
+def _trades(study: Study, outcome: Outcome) -> list[Section]:
+    """Score against what it costs: training time of all settings, latency and size of the selected ones."""
+    metric, _ = METRIC[study.task]
+    label = plain_name(f"val_{metric}")
+    known = [each for each in outcome.settings if each.val is not None]
+    scores = [each.val.mean for each in known if each.val is not None]
+    names = [each.name for each in known]
+    charts = []
+    seconds = [each.train_seconds or 0.0 for each in known]
+    if len(known) > 1:
+        charts.append(trade_chart(f"{label}, by training time", "training, s", label, names, seconds, scores))
+    chosen = [each for each in outcome.judged if each.setting.val is not None]
+    if len(chosen) > 1:
+        own = [each.setting.val.mean for each in chosen if each.setting.val is not None]
+        shown_names = [each.setting.name for each in chosen]
+        for title, values in (
+            ("CPU, ms per image", [each.latency_ms for each in chosen]),
+            ("model, MB", [each.model_mb for each in chosen]),
+        ):
+            charts.append(trade_chart(f"{label}, by {title}", title, label, shown_names, values, own))
+    return [Section("Cost", [Chart(chart) for chart in charts])] if charts else []
+
+
+def _selected(outcome: Outcome) -> list[Section]:
     judged = outcome.judged
     if not judged:
         return []
-    metric, _ = METRIC[study.task]
-    rows = []
-    for each in judged:
-        val, test = each.setting.val, each.test
-        rows.append(
-            (
-                each.setting.name,
-                len(each.runs),
-                None if val is None else val.mean,
-                None if test is None else test.mean,
-                None if test is None or test.low is None else test.low,
-                None if test is None or test.high is None else test.high,
-                each.model_mb,
-                each.latency_ms,
-                f"models/{each.setting.done[0].cell.name}.onnx",
-            )
-        )
-    columns = (
-        "setting",
-        "seeds",
-        plain_name(f"val_{metric}"),
-        plain_name(f"test_{metric}"),
-        "95% CI low",
-        "95% CI high",
-        "model, MB",
-        "CPU, ms per image",
-        "model of the first seed",
-    )
+    columns = ("setting", "model of the first seed", "model, MB", "CPU, ms per image")
+    rows = [
+        (each.setting.name, f"models/{each.setting.done[0].cell.name}.onnx", each.model_mb, each.latency_ms)
+        for each in judged
+    ]
     note = (
         "The best setting of each variant on validation data, exported and run with the same runtime as in production. "
-        "Intervals are over seeds, or over images for a single run. If the data has no split, each seed also draws its "
-        "own split into training and validation images. "
+        "If the data has no split, each seed also draws its own split into training and validation images. "
     )
     if any(each.test for each in judged):
         note += "Only these settings were evaluated on test images."
@@ -119,19 +193,16 @@ def _selected(study: Study, outcome: Outcome) -> list[Section]:
         note += "No test image was evaluated."
     if any(each.setting.runs[0].cell.config.crop != "whole" for each in judged):
         note += " Models that use a region of each photo received the region from the annotations."
-    return [Section("Selected", [Table(columns, rows), Note(note)])]
+    hints = {"model, MB": "model_mb", "CPU, ms per image": "latency_ms"}
+    return [Section("Selected", [Table(columns, rows, hints), Note(note)])]
 
 
 def _ensemble(outcome: Outcome) -> list[Section]:
     if outcome.ensemble is None:
         return []
     found = outcome.ensemble
-    table = Table(
-        [plain_name(name) for name in found.columns],
-        [tuple(_cell(row[name]) for name in found.columns) for row in found.rows],
-    )
     note = f"The selected models, one per variant, from seed {found.seed}: alone and combined, on {found.split} data."
-    return [Section("Ensemble", [table, Note(note)])]
+    return [Section("Ensemble", [metric_table(found.columns, found.rows), Note(note)])]
 
 
 def _curves(study: Study, settings: Sequence[Setting]) -> list[Section]:
@@ -205,9 +276,3 @@ def _curve(path: Path, column: str) -> tuple[list[float], list[float]]:
     known = [(float(row["epoch"]), float(row[column])) for row in rows if row.get(column)]
     finite = [(x, y) for x, y in known if math.isfinite(y)]
     return [x for x, _ in finite], [y for _, y in finite]
-
-
-def _cell(value: Any) -> Cell:
-    if isinstance(value, bool):
-        return "yes" if value else ""
-    return value if value is None or isinstance(value, str | int | float) else str(value)
