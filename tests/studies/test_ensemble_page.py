@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import csv
+import re
 from pathlib import Path
 
 import pytest
@@ -47,9 +48,7 @@ def test_build_ensemble_page__where_voting_helps_and_hurts(tmp_path: Path, label
     page = build_ensemble_page(evaluation, preprocessing, "all", "tl evaluate photos")
     truth, members_ids = evaluation.true_ids, evaluation.members.argmax(axis=2)
     assert galleries(page) == {
-        "Where voting helps": 0,
         "Where voting hurts": int((members_ids[:, 0] == truth).sum()),
-        "Where only other members are correct": 0,
         "Where no member is correct": int((members_ids != truth[:, None]).all(axis=1).sum()),
     }
     assert dict(page.figures)["best member, a"] == "75.0%"
@@ -63,6 +62,7 @@ def test_evaluate__report(tmp_path: Path, labels: Path, run_tl: RunTl) -> None:
     assert [row["model"] for row in rows] == ["a", "b", "ensemble", "ensemble", "ensemble", "oracle"]
     assert (rows[-1]["macro_f1"], rows[0]["mcnemar_p"]) == ("", "1.0000")
     text = (tmp_path / "r.html").read_text(encoding="utf-8")
-    titles = ("Members and votes", "Agreement", "Where voting helps", "p against the best member", "top-1 accuracy")
+    titles = ("Members and votes", "Agreement", "Where voting hurts", "p against the best member", "top-1 accuracy")
     assert all(title in text for title in titles)
+    text = re.sub(r'title="[^"]*"', "", text)  # what the pointer shows on a title
     assert not any(name in text for name in ("mcnemar_p", "top1_accuracy"))

@@ -65,12 +65,17 @@ def test_report__of_classes(finished_run: Run) -> None:
     metrics = json.loads((finished_run.folder / "metrics.json").read_text(encoding="utf-8"))["val"]
     assert dict(page.figures)["top-1 accuracy (95%)"].startswith(f"{metrics['top1_accuracy']:.1%}")
     titles = [section.title for section in page.sections]
-    assert titles[:6] == ["Uncertainty", "Curves", "Confusion", "Classes", "Confidence", "Misclassified"]
-    (first, *_) = page.sections[0].blocks
+    assert titles[:3] == ["Confusion", "Classes", "Uncertainty"]
+    assert {"Confidence", "Curves", "Data", "Repeat"} <= set(titles)
+    (first, *_) = page.sections[2].blocks
     assert isinstance(first, Note)
     assert f"only {metrics['n']} images" in first.text
     assert f"between {metrics['ci_low']:.0%} and {metrics['ci_high']:.0%} (95% interval)" in first.text
     assert "the validation split, which also selected the epoch" in page.subtitle
+    right = sum(metrics["confusion"][i][i] for i in range(3))
+    assert f"right for {right} of {metrics['n']} validation images" in page.headline
+    wrong = [card for card in page.strip if not card.is_right]
+    assert len(wrong) == min(4, metrics["n"] - right)
     (matrix,) = [block for section in page.sections for block in section.blocks if isinstance(block, Matrix)]
     assert matrix.counts == metrics["confusion"]
     shown = {place: len(cards) for place, cards in matrix.cards.items()}
@@ -80,7 +85,7 @@ def test_report__of_classes(finished_run: Run) -> None:
 
 def test_report__of_landmarks(spot_run: Run) -> None:
     page = build_run_page(open_finished(spot_run))
-    assert [section.title for section in page.sections][:4] == ["Curves", "Points", "Errors", "Worst images"]
+    assert [section.title for section in page.sections][:4] == ["Points", "Errors", "Worst images", "Curves"]
     found = read_found(open_finished(spot_run))
     metrics = json.loads((spot_run.folder / "metrics.json").read_text(encoding="utf-8"))["val"]
     errors = [error for each in found for error in each.errors.tolist() if error == error]

@@ -57,9 +57,9 @@ def layout(vectors: NDArray[np.float32]) -> NDArray[np.float64]:
     from sklearn.manifold import TSNE
 
     count = len(vectors)
-    parts = PCA(min(_DIMENSIONS, *vectors.shape), random_state=0, svd_solver="full").fit_transform(vectors)
-    if not np.ptp(parts) > 0:  # all images are the same
+    if not np.ptp(vectors, axis=0).any():  # all images are the same
         return np.full((count, 2), 0.5)
+    parts = PCA(min(_DIMENSIONS, *vectors.shape), random_state=0, svd_solver="full").fit_transform(vectors)
     places = TSNE(
         2, perplexity=min(_PERPLEXITY, (count - 1) / 3), init="pca", random_state=0, max_iter=_STEPS
     ).fit_transform(parts)

@@ -11,6 +11,7 @@ from typing import Any
 
 from tl.studies.report.class_sections import WIDE, Judged, doubted_paths
 from tl.studies.report.page import Step
+from tl.studies.report.point_sections import WIDE as WIDE_ERROR
 
 MOST = 3
 # A class is pointed out if its recall is this much below the mean of all classes, with at least `_FEW` images.
@@ -132,13 +133,13 @@ def _worst_point(scores: Mapping[str, Any]) -> list[Step]:
 
 def _error_interval(scores: Mapping[str, Any]) -> list[Step]:
     low, high, mean, count = scores["ci_low"], scores["ci_high"], scores["error_px"], scores["n"]
-    if high - low <= WIDE * mean:
+    if high - low <= WIDE_ERROR * mean:
         return []
     reason = (
         f"{count} images leave the mean error between {low:.3g} and {high:.3g} px. About {4 * count:,} would halve "
         "that interval, which shrinks with the square root of their number."
     )
-    return [Step("Evaluate more images", reason, "Errors")]
+    return [Step("Evaluate more images", reason, "Uncertainty")]
 
 
 def _of_findings(findings: Sequence[Mapping[str, str]]) -> list[tuple[str, Step]]:

@@ -14,7 +14,7 @@ from tl.studies.report.thumbnails import Marks, thumbnail
 
 _SIDE, _WORST = 420, 12
 # A report points out the interval of an error that is wider than this share of it.
-_WIDE = 0.5
+WIDE = 0.5
 
 
 def point_figures(finished: FinishedRun) -> list[tuple[str, str]]:
@@ -35,7 +35,7 @@ def point_figures(finished: FinishedRun) -> list[tuple[str, str]]:
 def error_note(scores: dict[str, Any]) -> list[Note]:
     """Say how uncertain the mean error of few images is; nothing if its interval is narrow."""
     mean, low, high = scores["error_px"], scores["ci_low"], scores["ci_high"]
-    if high - low <= _WIDE * mean:
+    if high - low <= WIDE * mean:
         return []
     text = (
         f"These are only {scores['n']} images: the mean error on further images of this kind lies between {low:.2f} "
