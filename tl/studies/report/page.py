@@ -28,7 +28,7 @@ Cell = str | int | float | Figure | None
 # A table of more columns takes the whole width of a page.
 _NARROW = 5
 # Wider images, in pixels, are shown in a grid of fewer columns.
-_NARROW_IMAGE = 200
+_NARROW_IMAGE = 260
 
 
 @dataclass(frozen=True)
