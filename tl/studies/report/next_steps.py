@@ -67,8 +67,8 @@ def test_step(split: str, test_images: int, run: str) -> list[Step]:
     if split != "val" or not test_images:
         return []
     reason = (
-        f"{test_images} test images were kept back. Export the model, then score it on them: "
-        f"tl evaluate {run}/manifest.csv --split test --model MODEL.onnx"
+        f"{test_images} test images were kept back. Export the model, then score it once on the test split of "
+        f"{run}/manifest.csv with tl evaluate."
     )
     return [Step("Evaluate the test images once", reason, "Data")]
 

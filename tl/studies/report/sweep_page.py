@@ -71,7 +71,7 @@ def build_sweep_page(study: Study, outcome: Outcome, command: str) -> Page:
         figures.append((f"test {plain_name(metric)} of the best", f"{judged[0].test.mean:.3g}"))
     details = metric_table(list(rows[0]), rows, title="All columns of leaderboard.csv")
     sections = [
-        Section("Settings", [*_compared(study, outcome), details]),
+        Section("Leaderboard", [*_compared(study, outcome), details]),
         *_trades(study, outcome),
         *_selected(outcome),
         *_ensemble(outcome),
