@@ -93,7 +93,7 @@ def command(
     if web is not None:
         if html or top or filters or activations or as_json:
             raise ConfigError(
-                "--web writes a page and shows nothing: leave out the other options, or call tl inspect again"
+                "--web writes a page and shows nothing: leave out the other options"
             )
         _write_web(model, web, ort_web, overwrite)
         return

@@ -78,8 +78,8 @@ def find_ort_web(given: Path | None) -> list[Path]:
             return found
     where = "this folder" if given is None else os.fspath(given)
     raise ConfigError(
-        f"{where}: onnxruntime-web was not found, looked for {_DIST / _ORT_FILES[0]}: run '{ORT_WEB_INSTALL}' and name the "
-        "folder in which it was run",
+        f"{where}: onnxruntime-web was not found, looked for {_DIST / _ORT_FILES[0]}: "
+        f"run '{ORT_WEB_INSTALL}' and name the folder in which it was run",
         options=["ort_web=FOLDER"],
     )
 

@@ -44,7 +44,7 @@ export function answer(info, result, count) {
   if (result.probabilities) shown.append(bars(info, result, count));
   if (info.task === "regression") shown.append(numbers(info, result));
   if (info.task === "landmarks") shown.append(el("p", { class: "label", text: headline(info, result) }));
-  const marks = doubts(info, result);
+  const marks = doubts(info, result, count > 3);
   if (marks.length > 0) shown.append(el("ul", { class: "marks" }, ...marks));
   return shown;
 }
@@ -89,14 +89,14 @@ function numbers(info, result) {
 }
 
 /** Reasons to look twice, and other facts of the decision. */
-function doubts(info, result) {
+function doubts(info, result, isLarge) {
   const marks = [];
   const mark = (text, isWarning) => marks.push(el("li", isWarning ? { class: "warn", text } : { text }));
   if (result.reason) mark(sentence(result.reason), true);
   const isUnlike = result.ood_score !== undefined && info.ood_limit != null && !(result.ood_score <= info.ood_limit);
   if (isUnlike && !result.reason?.includes("out-of-distribution")) {
     mark(`Unlike the training images: score ${short(result.ood_score)}, limit ${short(info.ood_limit)}`, true);
-  } else if (result.ood_score !== undefined && info.ood_limit == null) mark(`OOD score ${short(result.ood_score)}`);
+  } else if (result.ood_score !== undefined && isLarge) mark(`OOD score ${short(result.ood_score)}`);
   if (result.set) mark(result.set.length > 0 ? `Set: ${result.set.join(", ")}` : "Set: no label");
   if (result.agreement !== undefined) mark(agreementText(result), result.agreement < 0.999);
   if (result.rank_label) mark(`${result.rank}: ${result.rank_label}, ${percent(result.rank_confidence)}`);
@@ -110,7 +110,7 @@ function agreementText(result) {
   const count = result.votes.length;
   if (Array.isArray(result.votes[0])) return `Models agree on ${percent(result.agreement)} of the labels`;
   const same = Math.round(result.agreement * count);
-  return same === count ? `All ${count} models agree` : `${same} of ${count} models agree`;
+  return same === count ? `All ${count} models agree` : `${same} of ${count} models voted for it`;
 }
 
 /** The votes of an ensemble's members, for the large view. */

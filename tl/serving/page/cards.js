@@ -1,6 +1,6 @@
 // Cards of images, and the large view of one. An entry is {file, name, url, state, result}; see workbench.js.
 
-import { answer, headline, memberVotes, points } from "./answers.js";
+import { answer, memberVotes, points } from "./answers.js";
 import { byId, el } from "./dom.js";
 
 const STATES = { waiting: "Waiting", working: "Predicting…", canceled: "Canceled" };
@@ -10,7 +10,7 @@ function photo(info, entry, isLarge) {
   const { result, name } = entry;
   const frame = el("div", { class: "photo" });
   const overlay = result?.overlay;
-  const alt = overlay ? `Explanation of the label of ${name}` : `Photo ${name}`;
+  const kind = overlay ? "Photo with explanation" : "Photo", alt = isLarge ? `${kind} ${name}` : kind; // the name follows
   const image = el("img", { src: overlay ?? entry.url, alt, decoding: "async", loading: isLarge ? "eager" : "lazy" });
   image.addEventListener("error", () => image.replaceWith(el("p", { class: "no-photo", text: "This browser cannot show this file" })));
   frame.append(image);
@@ -23,10 +23,8 @@ function photo(info, entry, isLarge) {
 export function card(info, entry, open) {
   const { result, name } = entry;
   const base = name.split("/").at(-1);
-  const button = el("button", { type: "button", class: "open", on: { click: () => open(entry) } },
+  const button = el("button", { type: "button", class: "open", "aria-haspopup": "dialog", on: { click: () => open(entry) } },
     photo(info, entry, false), el("span", { class: "file", title: name, text: base }));
-  const said = result ? headline(info, result) : STATES[entry.state];
-  button.setAttribute("aria-label", `${base}: ${said}. Show large`);
   const below = result ? answer(info, result, 3) : el("p", { class: `state ${entry.state}`, text: STATES[entry.state] });
   return el("li", { class: result && "error" in result ? "card failed" : "card" }, button, below);
 }

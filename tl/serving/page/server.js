@@ -40,7 +40,7 @@ export class Server {
     const info = await answer.json();
     this.maxBytes = (info.limits?.max_body_mb ?? 32) * 1e6;
     this.groupSize = Math.max(1, Math.min(4, info.limits?.max_images ?? 4));
-    return info;
+    return { ...info, models: info.models.map(withTargets) };
   }
 
   /** One result for each entry, in order. `choice`: {model, explain, coverage}. */
@@ -83,6 +83,10 @@ export class Server {
     }
   }
 }
+
+/** A model with its numbers as the page names them. */
+const withTargets = (model) =>
+  ({ ...model, target_names: model.targets?.map(({ name }) => name), units: model.targets?.map(({ unit }) => unit) });
 
 /** The text of a refusal: {"error": ...} or {"detail": ...}, or the status. */
 async function reasonOf(answer) {

@@ -229,7 +229,7 @@ class Workbench {
     byId("work").classList.toggle("running", isRunning);
     byId("cancel").hidden = !isRunning;
     byId("retry").hidden = isRunning || (failed === 0 && done === all);
-    byId("retry").textContent = done < all ? "Continue" : "Try failed images again";
+    byId("retry").textContent = done < all ? "Continue" : "Try failed again";
     byId("csv").disabled = done === 0;
     this.#announce(false);
   }
