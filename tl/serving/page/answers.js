@@ -142,7 +142,7 @@ export function points(info, result, withNames) {
     const { x, y } = at(name), fill = POINT_COLORS[k % POINT_COLORS.length];
     svg.append(el("circle", { cx: x + 0.5, cy: y + 0.5, r: size, fill }, el("title", { text: name })));
     if (withNames) {
-      svg.append(el("text", { x: x + 1.6 * size, y: y - 0.8 * size, fill, "font-size": 3 * size, text: name }));
+      svg.append(el("text", { x: x + 1.6 * size, y: y - 0.8 * size, fill, "font-size": 2.4 * size, text: name }));
     }
   });
   return svg;

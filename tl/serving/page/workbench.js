@@ -65,7 +65,7 @@ class Workbench {
     byId("model-label").hidden = this.offered.models.length < 2;
     byId("title").textContent = info.name;
     document.title = `${info.name} – tl`;
-    const names = info.class_names ?? info.keypoint_names ?? info.target_names ?? [];
+    const names = { landmarks: info.keypoint_names, regression: info.target_names }[info.task] ?? info.class_names;
     const nouns = { landmarks: "point", regression: "number", multilabel: "label" };
     const count = info.task === "classification" ? `${names.length} classes` : plural(names.length, nouns[info.task]);
     const voters = info.ensemble ? `, ${plural(info.member_names.length, "model")} voting` : "";
