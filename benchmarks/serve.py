@@ -2,10 +2,10 @@
 
     TL_SHARED=... python benchmarks/serve.py [model.onnx] [--rounds 3] [--images 600] [--clients 16]
 
-Without a model, MobileNetV2 with ImageNet weights is exported. The images are PACS cartoons, 227 px. Each of the clients
-keeps one connection and sends one image per request to POST /predict, again as soon as it has the answer. They share
-one process and the machine's cores with the server, so the time of that process, which a lab's clients spend on other
-machines, is reported too. `tl predict` is `predict_iter` on files in the page cache, with its rows as JSON lines.
+Without a model, MobileNetV2 with ImageNet weights is exported. The images are PACS cartoons, 227 px. Each of the
+clients keeps one connection and sends one image per request to POST /predict, again as soon as it has the answer. They
+share one process and the machine's cores with the server, so the time of that process, which a lab's clients spend on
+other machines, is reported too. `tl predict` is `predict_iter` on files in the page cache, with its rows as JSON lines.
 """
 
 import argparse
@@ -94,9 +94,8 @@ def report(found: list[dict[str, float]], images: int) -> None:
     cores = len(os.sched_getaffinity(0))
     ratios = [one["serve_per_s"] / one["predict_per_s"] for one in found]
     # What the server would have if the clients ran elsewhere: their time is taken from the cores it computes on.
-    free = [
-        images / (one["seconds"] - one["client_cpu_ms"] * images / 1000 / cores) / one["predict_per_s"] for one in found
-    ]
+    own = [one["client_cpu_ms"] * images / 1000 / cores for one in found]
+    free = [images / (one["seconds"] - spent) / one["predict_per_s"] for one, spent in zip(found, own, strict=True)]
     print(f"tl predict {median('predict_per_s'):.1f} images/s, tl serve {median('serve_per_s'):.1f} images/s")
     print(f"ratio {statistics.median(ratios):.3f} ({min(ratios):.3f} to {max(ratios):.3f}) on {cores} cores")
     print(f"ratio without the clients' own time {statistics.median(free):.3f}")

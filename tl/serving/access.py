@@ -28,13 +28,13 @@ _log = logging.getLogger(__name__)
 # The page may load and send nothing but from and to its own server. Explanations are data URLs, previews are blobs.
 _POLICY = (
     "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self' data: blob:; connect-src 'self'; "
-    "font-src 'self'; manifest-src 'self'; base-uri 'none'; form-action 'self'; frame-ancestors 'none'"
+    "font-src 'self'; worker-src 'self'; base-uri 'none'; form-action 'self'; frame-ancestors 'none'"
 )
 _HEADERS = [
     (b"content-security-policy", _POLICY.encode()),
     (b"cross-origin-opener-policy", b"same-origin"),
     (b"cross-origin-resource-policy", b"same-origin"),
-    (b"referrer-policy", b"no-referrer"),  # the token may be in the page's address
+    (b"referrer-policy", b"same-origin"),  # the token may be in the page's address
     (b"x-content-type-options", b"nosniff"),
     (b"x-frame-options", b"DENY"),
 ]
@@ -64,8 +64,8 @@ class Access:
         if self.is_local and not self._is_own(host):
             return 403, f"this server does not answer for the host {host!r}: use {url_of(self.host, self.port)}"
         if scope["method"] not in ("GET", "HEAD"):
-            origin = headers.get(b"origin")
-            is_foreign = origin is not None and urlsplit(origin.decode("latin-1")).netloc.lower() != host.lower()
+            origin = headers.get(b"origin", b"").decode("latin-1").lower()
+            is_foreign = origin not in ("", f"http://{host}".lower(), f"https://{host}".lower())
             if is_foreign or headers.get(b"sec-fetch-site", b"none") not in (b"none", b"same-origin"):
                 return 403, "requests from pages of other sites are not accepted"
         if self.token is not None and needs_token(scope["path"]) and not self._shows_token(headers, scope):

@@ -53,7 +53,7 @@ class Limits:
 
 
 class Load:
-    """What is in progress: bytes of bodies, and requests that are predicted. Belongs to the thread of the event loop."""
+    """What is in progress: bytes of bodies, and requests that are predicted. For the event loop's thread only."""
 
     def __init__(self, limits: Limits) -> None:
         self.limits = limits
@@ -149,7 +149,7 @@ class _Buffer:
 
 
 def _too_large(limits: Limits) -> HTTPException:
-    # The connection stays open, so that the client, which still sends, reads this answer: a deadline of `server` ends it.
+    # The connection stays open, so that the client, which still sends, reads this answer; `server` ends it in time.
     return HTTPException(413, f"the limit of a request is {limits.max_body_mb} MiB: send fewer or smaller images")
 
 

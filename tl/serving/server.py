@@ -9,8 +9,10 @@ import asyncio
 import errno
 import signal
 import socket
+import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from typing import Any
 
 import uvicorn
 from starlette.types import ASGIApp
@@ -31,9 +33,7 @@ def bind(host: str, port: int) -> socket.socket:
     """Return a socket at an address, which does not listen yet. `port`: 0 for a free one. Raises `ConfigError`."""
     try:
         family, kind, protocol, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
-        found = socket.socket(family, kind, protocol)
-        found.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        found.bind(address)
+        found = _bound(family, kind, protocol, address)
     except OSError as error:
         if error.errno == errno.EADDRINUSE:
             raise ConfigError(
@@ -45,10 +45,24 @@ def bind(host: str, port: int) -> socket.socket:
     return found
 
 
-def serve(
-    app: ASGIApp, listening: socket.socket, limits: Limits, *, started: Callable[[], None], idle_s: float = IDLE_S
-) -> None:
-    """Serve until SIGINT or SIGTERM, then finish the requests in progress and return. Call it in the main thread."""
+def _bound(family: int, kind: int, protocol: int, address: Any) -> socket.socket:
+    found = socket.socket(family, kind, protocol)
+    try:
+        found.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        found.bind(address)
+    except OSError:
+        found.close()
+        raise
+    return found
+
+
+def build_server(
+    app: ASGIApp, limits: Limits, *, started: Callable[[], None] = lambda: None, idle_s: float = IDLE_S
+) -> uvicorn.Server:
+    """Return a server, whose `run` takes the sockets of `bind` and returns when it was stopped.
+
+    SIGINT, SIGTERM or `should_exit` stop it: it finishes the requests in progress. `started`: called when it listens.
+    """
     config = uvicorn.Config(
         app,
         http=_protocol(limits.max_connections, idle_s),
@@ -61,7 +75,7 @@ def serve(
         timeout_keep_alive=int(idle_s) or 1,
         timeout_graceful_shutdown=int(limits.timeout_s) + 1,
     )
-    _Server(config, started).run([listening])
+    return _Server(config, started)
 
 
 class _Server(uvicorn.Server):
@@ -79,7 +93,7 @@ class _Server(uvicorn.Server):
     @contextmanager
     def capture_signals(self) -> Iterator[None]:
         """Let the first signal stop the server in order, and a second SIGINT at once."""
-        numbers = (signal.SIGINT, signal.SIGTERM)
+        numbers = (signal.SIGINT, signal.SIGTERM) if threading.current_thread() is threading.main_thread() else ()
         before = {number: signal.signal(number, self.handle_exit) for number in numbers}
         try:
             yield

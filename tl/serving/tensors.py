@@ -110,7 +110,8 @@ def _text_files(data: Any, name: str) -> list[bytes]:
 
 def _split(binary: memoryview, name: str) -> list[bytes]:
     """Split a binary tensor of BYTES: before each element, its length as 4 bytes, little-endian."""
-    files, at = [], 0
+    files: list[bytes] = []
+    at = 0
     while at < len(binary):
         length = struct.unpack_from("<I", binary, at)[0] if at + 4 <= len(binary) else len(binary)
         if at + 4 + length > len(binary):
