@@ -143,7 +143,7 @@ def command(request: ServeRequest) -> None:
         from tl.serving.limits import Load
         from tl.serving.metrics import Metrics
         from tl.serving.predict import Server
-        from tl.serving.server import bind, serve
+        from tl.serving.server import bind, build_server
         from tl.serving.workers import Workers
     except ImportError as error:
         raise MissingExtraError(
@@ -173,7 +173,7 @@ def command(request: ServeRequest) -> None:
         if address.as_json:
             show_json({"url": url, "port": port, "models": [model.name for model in store.all()]})
 
-    serve(app, listening, limits, started=started)
+    build_server(app, limits, started=started).run([listening])
     warn("stopped")
 
 

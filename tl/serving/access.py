@@ -7,31 +7,38 @@ from __future__ import annotations
 
 import hmac
 import ipaddress
+import logging
 import time
+from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass
+from functools import cached_property, lru_cache
 from typing import Any
 from urllib.parse import parse_qs, urlsplit
 
 import orjson
-from starlette.datastructures import Headers, MutableHeaders
+from starlette.exceptions import HTTPException
+from starlette.requests import Request
 from starlette.responses import Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from tl.serving.metrics import Metrics
 
+Handler = Callable[[Request], Awaitable[Response]]
+_log = logging.getLogger(__name__)
 # The page may load and send nothing but from and to its own server. Explanations are data URLs, previews are blobs.
 _POLICY = (
     "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self' data: blob:; connect-src 'self'; "
-    "font-src 'self'; manifest-src 'self'; base-uri 'none'; form-action 'self'; frame-ancestors 'none'"
+    "font-src 'self'; worker-src 'self'; base-uri 'none'; form-action 'self'; frame-ancestors 'none'"
 )
-_HEADERS = {
-    "content-security-policy": _POLICY,
-    "cross-origin-opener-policy": "same-origin",
-    "cross-origin-resource-policy": "same-origin",
-    "referrer-policy": "no-referrer",  # the token may be in the page's address
-    "x-content-type-options": "nosniff",
-    "x-frame-options": "DENY",
-}
+_HEADERS = [
+    (b"content-security-policy", _POLICY.encode()),
+    (b"cross-origin-opener-policy", b"same-origin"),
+    (b"cross-origin-resource-policy", b"same-origin"),
+    (b"referrer-policy", b"same-origin"),  # the token may be in the page's address
+    (b"x-content-type-options", b"nosniff"),
+    (b"x-frame-options", b"DENY"),
+]
+_API_HEADERS = [*_HEADERS, (b"cache-control", b"no-store")]
 # Answered without a token: probes of a cluster have none, and the files of the page are public.
 _HEALTH = ("/v2/health/live", "/v2/health/ready")
 _API = ("/predict", "/info", "/metrics", "/openapi.json", "/v2")
@@ -45,28 +52,35 @@ class Access:
     port: int
     token: str | None = None
 
-    @property
+    @cached_property
     def is_local(self) -> bool:
         """Whether only programs of this machine can reach the server."""
         return is_loopback(self.host)
 
     def refuse(self, scope: Scope) -> tuple[int, str] | None:
         """Return the status and the reason for refusing a request, None if it is accepted."""
-        headers = Headers(scope=scope)
-        host = headers.get("host", "")
+        headers = dict(scope["headers"])
+        host = headers.get(b"host", b"").decode("latin-1")
         if self.is_local and not self._is_own(host):
             return 403, f"this server does not answer for the host {host!r}: use {url_of(self.host, self.port)}"
         if scope["method"] not in ("GET", "HEAD"):
-            origin = headers.get("origin")
-            is_foreign = origin is not None and urlsplit(origin).netloc.lower() != host.lower()
-            if is_foreign or headers.get("sec-fetch-site", "none") not in ("none", "same-origin"):
+            origin = headers.get(b"origin", b"").decode("latin-1").lower()
+            is_foreign = origin not in ("", f"http://{host}".lower(), f"https://{host}".lower())
+            if is_foreign or headers.get(b"sec-fetch-site", b"none") not in (b"none", b"same-origin"):
                 return 403, "requests from pages of other sites are not accepted"
         if self.token is not None and needs_token(scope["path"]) and not self._shows_token(headers, scope):
             return 401, "a token is required: send the header 'Authorization: Bearer TOKEN', or ?token=TOKEN"
         return None
 
+    @cached_property
+    def _own_hosts(self) -> set[str]:
+        """The usual Host headers of this machine."""
+        return {f"{host}:{self.port}" for host in ("127.0.0.1", "localhost")}
+
     def _is_own(self, host: str) -> bool:
         """Whether a Host header names this machine: a page of another site, whose name resolves here, names itself."""
+        if host in self._own_hosts:
+            return True
         try:
             parts = urlsplit(f"//{host}")
             name, port = parts.hostname or "", parts.port or 80
@@ -74,11 +88,11 @@ class Access:
             return False
         return port == self.port and (name == self.host.lower() or is_loopback(name))
 
-    def _shows_token(self, headers: Headers, scope: Scope) -> bool:
-        scheme, _, shown = headers.get("authorization", "").partition(" ")
-        if scheme.lower() != "bearer":
-            shown = parse_qs(scope["query_string"].decode("latin-1")).get("token", [""])[0]
-        return hmac.compare_digest(shown.strip().encode(), (self.token or "").encode())
+    def _shows_token(self, headers: Mapping[bytes, bytes], scope: Scope) -> bool:
+        scheme, _, shown = headers.get(b"authorization", b"").partition(b" ")
+        if scheme.lower() != b"bearer":
+            shown = parse_qs(scope["query_string"]).get(b"token", [b""])[0]
+        return hmac.compare_digest(shown.strip(), (self.token or "").encode())
 
 
 def is_loopback(host: str) -> bool:
@@ -94,43 +108,63 @@ def url_of(host: str, port: int) -> str:
     return f"http://{f'[{host}]' if ':' in host else host}:{port}/"
 
 
+@lru_cache(256)
 def needs_token(path: str) -> bool:
     """Return whether a path is part of the API, health checks excepted."""
     return path not in _HEALTH and any(path == one or path.startswith(f"{one}/") for one in _API)
 
 
 class Gate:
-    """ASGI middleware around the application: refuses, counts, sets headers. Every refusal is `{"error": ...}`."""
+    """ASGI middleware around the application: refuses, counts, sets headers. Every refusal is `{"error": ...}`.
 
-    def __init__(self, app: ASGIApp, access: Access, metrics: Metrics) -> None:
-        self._app, self._access, self._metrics = app, access, metrics
+    `direct`: path of a POST -> its handler, called without the application's router and middleware, which cost as much
+    as the rest of a request of one small image.
+    """
+
+    def __init__(self, app: ASGIApp, access: Access, metrics: Metrics, direct: Mapping[str, Handler]) -> None:
+        self._app, self._access, self._metrics, self._direct = app, access, metrics, direct
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Answer a request."""
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
-        started, status = time.perf_counter(), 500
+        started, status, path = time.perf_counter(), 500, scope["path"]
 
         async def send_on(message: Message) -> None:
             nonlocal status
             if message["type"] == "http.response.start":
                 status = message["status"]
-                headers = MutableHeaders(raw=message.setdefault("headers", []))
-                for name, value in _HEADERS.items():
-                    headers[name] = value
-                if needs_token(scope["path"]):
-                    headers["cache-control"] = "no-store"
+                message["headers"] = [*message.get("headers", ()), *(_API_HEADERS if needs_token(path) else _HEADERS)]
             await send(message)
 
         refused = self._access.refuse(scope)
         with self._metrics.in_flight():
             try:
-                if refused is None:
-                    await self._app(scope, receive, send_on)
-                else:
+                if refused is not None:
                     await error_response(*refused)(scope, receive, send_on)
+                elif scope["method"] == "POST" and path in self._direct:
+                    response = await _answer(self._direct[path], Request(scope, receive))
+                    await response(scope, receive, send_on)
+                else:
+                    await self._app(scope, receive, send_on)
             finally:
-                self._metrics.count_request(scope["path"], status, time.perf_counter() - started)
+                self._metrics.count_request(path, status, time.perf_counter() - started)
+
+
+async def _answer(handler: Handler, request: Request) -> Response:
+    try:
+        return await handler(request)
+    except HTTPException as error:
+        return error_response(error.status_code, error.detail, dict(error.headers or {}))
+    except Exception:
+        _log.exception("a fault of this program")
+        return internal_error()
+
+
+def internal_error() -> Response:
+    """Return the answer to a request that a fault of this program ended, without its details."""
+    return error_response(500, "internal error: the server's log says more")
 
 
 def error_response(status: int, reason: str, headers: dict[str, str] | None = None) -> Response:

@@ -16,7 +16,7 @@ from starlette.staticfiles import StaticFiles
 from starlette.types import ASGIApp
 
 from tl import __version__
-from tl.serving.access import Access, Gate, error_response, json_response
+from tl.serving.access import Access, Gate, error_response, internal_error, json_response
 from tl.serving.inference_protocol import described_names, infer, model_metadata, server_metadata
 from tl.serving.metrics import CONTENT_TYPE
 from tl.serving.models import ServedModel
@@ -44,7 +44,7 @@ def build_app(server: Server, access: Access, *, reload_s: float | None = 1.0, p
         lifespan=lifespan,
     )
     app.router.redirect_slashes = False
-    return Gate(app, access, server.metrics)
+    return Gate(app, access, server.metrics, {"/predict": _endpoint(predict, server)})
 
 
 def _routes(server: Server, page: Path) -> list[BaseRoute]:
@@ -145,4 +145,4 @@ async def _http_error(request: Request, error: Exception) -> Response:
 
 async def _internal_error(request: Request, error: Exception) -> Response:
     """A fault of this program: its details are in the server's log, which has the traceback, not in the answer."""
-    return error_response(500, "internal error: the server's log says more")
+    return internal_error()

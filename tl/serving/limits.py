@@ -7,8 +7,7 @@ that are predicted.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Iterator, Sequence
-from concurrent.futures import Future
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from typing import Any, TypeVar
@@ -17,6 +16,7 @@ from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect, Request
 
 from tl.runtime.imaging.decode import MAX_PIXELS
+from tl.serving.workers import Jobs
 
 Answer = TypeVar("Answer")
 _MIB = 1 << 20
@@ -53,7 +53,7 @@ class Limits:
 
 
 class Load:
-    """What is in progress: bytes of bodies, and requests that are predicted. Belongs to the thread of the event loop."""
+    """What is in progress: bytes of bodies, and requests that are predicted. For the event loop's thread only."""
 
     def __init__(self, limits: Limits) -> None:
         self.limits = limits
@@ -80,21 +80,30 @@ class Load:
         finally:
             self.requests -= 1
 
-    async def wait(self, futures: Sequence[Future[Answer]]) -> list[Answer]:
+    async def wait(self, jobs: Jobs[Answer]) -> list[Answer]:
         """Return the results of jobs, in order. Raises 504 after `timeout_s`, and what a job raises.
 
         Jobs that have not started by then, or when the client is gone, are cancelled.
         """
+        loop = asyncio.get_running_loop()
+        finished = loop.create_future()
+        jobs.when_done(lambda: loop.call_soon_threadsafe(_finish, finished))
+        timer = loop.call_later(self.limits.timeout_s, _finish, finished)
         try:
-            async with asyncio.timeout(self.limits.timeout_s):
-                return list(await asyncio.gather(*map(asyncio.wrap_future, futures)))
-        except TimeoutError:
+            await finished
+        finally:
+            timer.cancel()
+            jobs.cancel()
+        if not jobs.is_done:
             raise HTTPException(
                 504, f"the prediction did not finish within {self.limits.timeout_s:g} s: send fewer images at once"
-            ) from None
-        finally:
-            for future in futures:
-                future.cancel()
+            )
+        return jobs.results()
+
+
+def _finish(finished: asyncio.Future[None]) -> None:
+    if not finished.done():
+        finished.set_result(None)
 
 
 class _Buffer:
@@ -115,14 +124,19 @@ class _Buffer:
         parts: list[bytes] = []
         try:
             async with asyncio.timeout(limits.receive_s):
-                async for part in request.stream():
-                    self._count(len(part))
-                    parts.append(part)
+                more = True
+                while more:
+                    message = await request.receive()
+                    if message["type"] == "http.disconnect":
+                        raise ClientDisconnect
+                    parts.append(message.get("body", b""))
+                    self._count(len(parts[-1]))
+                    more = message.get("more_body", False)
         except TimeoutError:
             raise HTTPException(408, f"the request was not received within {limits.receive_s:g} s") from None
         except ClientDisconnect:
             raise HTTPException(400, "the client closed the connection before it had sent the request") from None
-        return b"".join(parts)
+        return parts[0] if len(parts) == 1 else b"".join(parts)
 
     def _count(self, size: int) -> None:
         limits = self._load.limits
@@ -135,7 +149,7 @@ class _Buffer:
 
 
 def _too_large(limits: Limits) -> HTTPException:
-    # The connection stays open, so that the client, which still sends, reads this answer: a deadline of `server` ends it.
+    # The connection stays open, so that the client, which still sends, reads this answer; `server` ends it in time.
     return HTTPException(413, f"the limit of a request is {limits.max_body_mb} MiB: send fewer or smaller images")
 
 

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import asyncio
 import base64
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from difflib import get_close_matches
 from functools import partial
 from io import BytesIO
@@ -55,7 +54,8 @@ class Server:
         """Parse a body, a large one outside of the event loop."""
         if len(body) <= _SMALL:
             return parse(body)
-        return await asyncio.wrap_future(self.workers.submit(lambda: parse(body)))
+        (parsed,) = await self.load.wait(self.workers.run([lambda: parse(body)]))
+        return parsed
 
 
 @dataclass(frozen=True)
@@ -103,14 +103,11 @@ async def predict(server: Server, request: Request) -> Response:
             raise HTTPException(400, f"no images: send files as fields named {FIELD!r}")
         predictor = chosen_predictor(model, options)
         with server.load.place(), model_errors(model):
-            results = await server.load.wait([server.workers.predict(predictor, one.content) for one in uploads])
-            named = [replace(each, path=one.filename) for each, one in zip(results, uploads, strict=True)]
-            plain = [each.as_dict() for each in named]
+            results = await server.load.wait(server.workers.predict(predictor, [one.content for one in uploads]))
+            plain = [{**each.as_dict(), "path": one.filename} for each, one in zip(results, uploads, strict=True)]
             if options.explain:
-                jobs = [partial(_overlay, model, one, each) for one, each in zip(uploads, named, strict=True)]
-                for one, overlay in zip(
-                    plain, await server.load.wait(list(map(server.workers.submit, jobs))), strict=True
-                ):
+                jobs = [partial(_overlay, model, *pair) for pair in zip(uploads, results, strict=True)]
+                for one, overlay in zip(plain, await server.load.wait(server.workers.run(jobs)), strict=True):
                     one |= overlay
     failed = sum(isinstance(each, Failure) for each in results)
     server.metrics.count_images(model.name, len(results) - failed, failed)

@@ -9,8 +9,10 @@ import asyncio
 import errno
 import signal
 import socket
+import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from typing import Any
 
 import uvicorn
 from starlette.types import ASGIApp
@@ -21,16 +23,17 @@ from tl.serving.limits import Limits
 
 # Seconds in which a client must send the headers of a request, or take some of an answer.
 IDLE_S = 15.0
-_FULL = b'{"error":"too many connections: try again"}'
+_FULL = (
+    b"HTTP/1.1 503 Service Unavailable\r\nretry-after: 1\r\ncontent-type: application/json\r\n"
+    b'content-length: 43\r\nconnection: close\r\n\r\n{"error":"too many connections: try again"}'
+)
 
 
 def bind(host: str, port: int) -> socket.socket:
-    """Return a socket at an address, which does not listen yet. `port`: 0 for a free one. Raises `ConfigError` if that is not possible."""
+    """Return a socket at an address, which does not listen yet. `port`: 0 for a free one. Raises `ConfigError`."""
     try:
         family, kind, protocol, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
-        found = socket.socket(family, kind, protocol)
-        found.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        found.bind(address)
+        found = _bound(family, kind, protocol, address)
     except OSError as error:
         if error.errno == errno.EADDRINUSE:
             raise ConfigError(
@@ -42,10 +45,24 @@ def bind(host: str, port: int) -> socket.socket:
     return found
 
 
-def serve(
-    app: ASGIApp, listening: socket.socket, limits: Limits, *, started: Callable[[], None], idle_s: float = IDLE_S
-) -> None:
-    """Serve until SIGINT or SIGTERM, then finish the requests in progress and return. Call it in the main thread."""
+def _bound(family: int, kind: int, protocol: int, address: Any) -> socket.socket:
+    found = socket.socket(family, kind, protocol)
+    try:
+        found.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        found.bind(address)
+    except OSError:
+        found.close()
+        raise
+    return found
+
+
+def build_server(
+    app: ASGIApp, limits: Limits, *, started: Callable[[], None] = lambda: None, idle_s: float = IDLE_S
+) -> uvicorn.Server:
+    """Return a server, whose `run` takes the sockets of `bind` and returns when it was stopped.
+
+    SIGINT, SIGTERM or `should_exit` stop it: it finishes the requests in progress. `started`: called when it listens.
+    """
     config = uvicorn.Config(
         app,
         http=_protocol(limits.max_connections, idle_s),
@@ -58,7 +75,7 @@ def serve(
         timeout_keep_alive=int(idle_s) or 1,
         timeout_graceful_shutdown=int(limits.timeout_s) + 1,
     )
-    _Server(config, started).run([listening])
+    return _Server(config, started)
 
 
 class _Server(uvicorn.Server):
@@ -76,7 +93,7 @@ class _Server(uvicorn.Server):
     @contextmanager
     def capture_signals(self) -> Iterator[None]:
         """Let the first signal stop the server in order, and a second SIGINT at once."""
-        numbers = (signal.SIGINT, signal.SIGTERM)
+        numbers = (signal.SIGINT, signal.SIGTERM) if threading.current_thread() is threading.main_thread() else ()
         before = {number: signal.signal(number, self.handle_exit) for number in numbers}
         try:
             yield
@@ -86,49 +103,40 @@ class _Server(uvicorn.Server):
 
 
 def _protocol(max_connections: int, idle_s: float) -> type[asyncio.Protocol]:
-    """Return uvicorn's protocol with deadlines, which it lacks: its own timeout ends with the first byte of a request."""
+    """Return uvicorn's protocol with deadlines: its own timeout ends with the first byte of a request."""
 
     class Protocol(HttpToolsProtocol):
-        _timer: asyncio.TimerHandle | None = None
+        _since = 0.0  # when the connection was opened, or its last answer was given
         _unsent = 0
+        _timer: asyncio.TimerHandle | None = None
 
-        def connection_made(self, transport: asyncio.Transport) -> None:
+        def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
             super().connection_made(transport)
             if len(self.connections) > max_connections:
-                head = "HTTP/1.1 503 Service Unavailable\r\nretry-after: 1\r\ncontent-type: application/json\r\n"
-                end = f"content-length: {len(_FULL)}\r\nconnection: close\r\n\r\n"
-                transport.write((head + end).encode() + _FULL)
+                transport.write(_FULL)
                 transport.close()
-            self._restart()
-
-        def data_received(self, data: bytes) -> None:
-            super().data_received(data)
-            if self._timer is not None and self.cycle is not None and not self.cycle.response_complete:
-                self._timer.cancel()  # the application has a request, and deadlines of its own
-                self._timer = None
+            self._since = self.loop.time()
+            self._look()
 
         def on_response_complete(self) -> None:
             super().on_response_complete()
-            self._unsent = self.transport.get_write_buffer_size()
-            self._restart()
+            self._since, self._unsent = self.loop.time(), self.transport.get_write_buffer_size()
 
         def connection_lost(self, exc: Exception | None) -> None:
             if self._timer is not None:
                 self._timer.cancel()
             super().connection_lost(exc)
 
-        def _restart(self) -> None:
-            if self._timer is not None:
-                self._timer.cancel()
-            self._timer = self.loop.call_later(idle_s, self._expire)
-
-        def _expire(self) -> None:
-            """Close a connection without the headers of a request, or whose client does not read its answer."""
-            unsent = self.transport.get_write_buffer_size()
-            if 0 < unsent < self._unsent:
-                self._unsent = unsent
-                self._restart()
-            else:
+        def _look(self) -> None:
+            """Close a connection that waits for the headers of a request, or for its client to read, for too long."""
+            unsent, now = self.transport.get_write_buffer_size(), self.loop.time()
+            if self.cycle is not None and not self.cycle.response_complete:
+                self._since = now  # the application has a request, and deadlines of its own
+            if 0 < unsent < self._unsent:  # a slow client, but it reads
+                self._since, self._unsent = now, unsent
+            if now - self._since >= idle_s:
                 self.transport.abort()
+            else:
+                self._timer = self.loop.call_later(idle_s / 4, self._look)
 
     return Protocol

@@ -9,10 +9,11 @@ import queue
 import threading
 import time
 from collections.abc import Callable, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass, field
-from typing import Any, TypeVar
+from functools import partial
+from typing import Any, Generic, TypeVar, cast
 
 from tl.errors import ImageReadError
 from tl.runtime.imaging.decode import MAX_PIXELS, read_size
@@ -32,21 +33,80 @@ class Batching:
     max_delay_ms: float = 5.0
 
 
+class Jobs(Generic[Answer]):
+    """Jobs of one request and their results, in order. Thread-safe.
+
+    Tells of the last result once, which is cheaper than a future for each image and its way to the event loop.
+    """
+
+    def __init__(self, count: int) -> None:
+        self._results: list[Answer | None] = [None] * count
+        self._left = count
+        self._error: BaseException | None = None
+        self._lock = threading.Lock()
+        self._tell: Callable[[], object] | None = None
+        self.is_cancelled = False
+
+    @property
+    def is_done(self) -> bool:
+        """Whether all results are there, or an error."""
+        return self._left == 0 or self._error is not None
+
+    def when_done(self, tell: Callable[[], object]) -> None:
+        """Call `tell` once, from any thread, when the jobs are done."""
+        with self._lock:
+            is_done = self.is_done
+            self._tell = None if is_done else tell
+        if is_done:
+            tell()
+
+    def results(self) -> list[Answer]:
+        """Return all results. Raises the error of a job."""
+        if self._error is not None:
+            raise self._error
+        return cast("list[Answer]", self._results)
+
+    def cancel(self) -> None:
+        """Skip the jobs that have not started."""
+        self.is_cancelled = True
+
+    def finish(self, number: int, result: Answer) -> None:
+        """Record a result."""
+        self._results[number] = result
+        self._count(None)
+
+    def fail(self, error: BaseException) -> None:
+        """Record an error, which ends all jobs."""
+        self.is_cancelled = True
+        self._count(error)
+
+    def _count(self, error: BaseException | None) -> None:
+        with self._lock:
+            self._left -= 1
+            self._error = self._error or error
+            tell = self._tell if self.is_done else None
+            if tell is not None:
+                self._tell = None
+        if tell is not None:
+            tell()
+
+
 @dataclass(frozen=True)
 class _Waiting:
     """A prepared image that waits for its batch."""
 
     predictor: Predictor[Any]
     prepared: Any
-    result: Future[Result]
+    jobs: Jobs[Result]
+    number: int
     since: float = field(default_factory=time.monotonic)
 
 
 class Workers:
-    """A pool of `threads`, shared by all models and requests. Thread-safe; `close` ends it.
+    """`threads` threads, shared by all models and requests. Thread-safe; `close` ends them.
 
     Without `batching`, as on a CPU, each thread decodes and predicts one image at a time, which is fastest there. With
-    it, the threads decode, and a few callers predict batches.
+    it, the threads decode, and a few callers predict batches. `seen`: called with the size of each batch.
     """
 
     def __init__(
@@ -58,45 +118,64 @@ class Workers:
         seen: Callable[[int], None] = lambda size: None,
     ) -> None:
         self._max_pixels = max_pixels
-        self._pool = ThreadPoolExecutor(threads, "predict")
+        self._queue: queue.SimpleQueue[tuple[Jobs[Any], Callable[[], None]] | None] = queue.SimpleQueue()
+        self._threads = [threading.Thread(target=self._work, name="predict", daemon=True) for _ in range(threads)]
         self._batcher = None if batching is None else _Batcher(batching, seen)
+        for thread in self._threads:
+            thread.start()
 
-    def submit(self, job: Callable[[], Answer]) -> Future[Answer]:
-        """Run any job in the pool."""
-        return self._pool.submit(job)
+    def run(self, functions: Sequence[Callable[[], Answer]]) -> Jobs[Answer]:
+        """Run any functions."""
+        jobs: Jobs[Answer] = Jobs(len(functions))
+        for number, function in enumerate(functions):
+            self._queue.put((jobs, partial(_run_one, jobs, number, function)))
+        return jobs
 
-    def predict(self, predictor: Predictor[Any], source: Source) -> Future[Result]:
-        """Predict one image, which gives a `Failure` if it cannot be read. Cancelling works until it is decoded."""
-        if self._batcher is None:
-            return self._pool.submit(self._predict, predictor, source)
-        result: Future[Result] = Future()
-        self._pool.submit(self._prepare, predictor, source, result)
-        return result
+    def predict(self, predictor: Predictor[Any], sources: Sequence[Source]) -> Jobs[Result]:
+        """Predict images; one that cannot be read gives a `Failure`. Paths in results are empty."""
+        jobs: Jobs[Result] = Jobs(len(sources))
+        step = self._predict if self._batcher is None else self._prepare
+        for number, source in enumerate(sources):
+            self._queue.put((jobs, partial(step, jobs, number, predictor, source)))
+        return jobs
 
     def close(self) -> None:
-        """End the threads once the jobs in progress are finished."""
-        self._pool.shutdown(cancel_futures=True)
+        """Finish the jobs in progress and end the threads."""
+        for _ in self._threads:
+            self._queue.put(None)
+        for thread in self._threads:
+            thread.join()
         if self._batcher is not None:
             self._batcher.close()
 
-    def _predict(self, predictor: Predictor[Any], source: Source) -> Result:
+    def _work(self) -> None:
+        while (job := self._queue.get()) is not None:
+            jobs, step = job
+            if not jobs.is_cancelled:
+                try:
+                    step()
+                except BaseException as error:  # raised where the results are asked for
+                    jobs.fail(error)
+            del job, jobs, step  # do not keep an image until the next one comes
+
+    def _predict(self, jobs: Jobs[Result], number: int, predictor: Predictor[Any], source: Source) -> None:
         ensemble = predictor.ensemble
         try:
             prepared = self._decode(predictor, source)
         except ImageReadError as error:
-            return Failure("", error.reason)
-        results: Sequence[Result] = ensemble.results([""], ensemble.stack([prepared]), with_votes=predictor.with_votes)
-        return results[0]
-
-    def _prepare(self, predictor: Predictor[Any], source: Source, result: Future[Result]) -> None:
-        if self._batcher is None or not result.set_running_or_notify_cancel():
+            jobs.finish(number, Failure("", error.reason))
             return
+        (result,) = ensemble.results([""], ensemble.stack([prepared]), with_votes=predictor.with_votes)
+        jobs.finish(number, result)
+
+    def _prepare(self, jobs: Jobs[Result], number: int, predictor: Predictor[Any], source: Source) -> None:
         try:
-            self._batcher.put(_Waiting(predictor, self._decode(predictor, source), result))
+            waiting = _Waiting(predictor, self._decode(predictor, source), jobs, number)
         except ImageReadError as error:
-            result.set_result(Failure("", error.reason))
-        except BaseException as error:
-            result.set_exception(error)
+            jobs.finish(number, Failure("", error.reason))
+            return
+        if self._batcher is not None:
+            self._batcher.put(waiting)
 
     def _decode(self, predictor: Predictor[Any], source: Source) -> Any:
         """Return an image, prepared for the models. Raises `ImageReadError`."""
@@ -109,6 +188,10 @@ class Workers:
                     "", f"{width}x{height} pixels, but the limit of this server is {self._max_pixels / 1e6:g} million"
                 )
         return predictor.ensemble.prepare(source, "")
+
+
+def _run_one(jobs: Jobs[Answer], number: int, function: Callable[[], Answer]) -> None:
+    jobs.finish(number, function())
 
 
 class _Batcher:
@@ -175,10 +258,9 @@ class _Batcher:
             size = 1 << (len(batch) - 1).bit_length()
             results = ensemble.results([""] * len(batch), stacked, with_votes=predictor.with_votes, pad_to=size)
             for one, result in zip(batch, results, strict=True):
-                one.result.set_result(result)
-        except BaseException as error:
+                one.jobs.finish(one.number, result)
+        except BaseException as error:  # raised where the results are asked for
             for one in batch:
-                if not one.result.done():
-                    one.result.set_exception(error)
+                one.jobs.fail(error)
         finally:
             self._free.release()
