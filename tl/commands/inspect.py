@@ -92,9 +92,7 @@ def command(
         raise ConfigError("--ort-web requires --web DIR, the folder to write")
     if web is not None:
         if html or top or filters or activations or as_json:
-            raise ConfigError(
-                "--web writes a page and shows nothing: leave out the other options"
-            )
+            raise ConfigError("--web writes a page and shows nothing: leave out the other options")
         _write_web(model, web, ort_web, overwrite)
         return
     from tl.runtime.model_file.contract import dump_contract
