@@ -27,7 +27,7 @@ TOKEN = "secret-of-the-test"
 
 @pytest.fixture(scope="module")
 def npm(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return install_npm(tmp_path_factory.mktemp("npm"))
+    return install_npm(tmp_path_factory.getbasetemp())
 
 
 @pytest.fixture(scope="module")

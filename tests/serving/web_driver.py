@@ -39,14 +39,19 @@ def run_node(code: str, data: Any, tmp_path: Path) -> Any:
     return json.loads(done.stdout)
 
 
-def install_npm(folder: Path) -> Path:
-    """Install the packages of the tests; skips if that is not possible here."""
+def install_npm(base: Path) -> Path:
+    """Install the packages of the tests, once for all that share `base`; skips if that is not possible here."""
     if NODE is None or NPM is None or CHROMIUM is None:
         pytest.skip("needs node, npm and chromium")
+    folder = base / "npm-packages"
+    if (folder / "installed").exists():
+        return folder
+    folder.mkdir(exist_ok=True)
     command = [NPM, "install", "--ignore-scripts", "--no-audit", "--no-fund", "--prefix", str(folder), *PACKAGES]
     done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=300)
     if done.returncode != 0:
         pytest.skip(f"npm cannot install {', '.join(PACKAGES)}: {done.stderr.strip()[-200:]}")
+    (folder / "installed").touch()
     return folder
 
 

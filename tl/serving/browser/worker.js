@@ -19,7 +19,7 @@ async function open({ bytes, name }) {
   const contract = readContract(new Uint8Array(bytes));
   let session;
   try {
-    session = await ort.InferenceSession.create(bytes, { executionProviders: ["wasm"] });
+    session = await ort.InferenceSession.create(bytes, { executionProviders: ["wasm"], logSeverityLevel: 3 });
   } catch (error) {
     throw new ModelError(`This browser cannot run the model: ${error.message}`, { cause: error });
   }
