@@ -32,6 +32,7 @@ from tl.runtime.predictor import Predictor
 from tl.runtime.results import ClassFields, Classification, Failure, NoBox, Result
 from tl.runtime.sources.boxed_images import PredictionSource
 from tl.runtime.sources.paths import hash_file
+from tl.runtime.streams import nothing_known
 
 _VERSION = 1
 # A crash loses at most this much work.
@@ -201,7 +202,8 @@ def run_job(
             ) as writer,
             open_ledger(claim.ledger, key, resume=resume, retry_failed=retry_failed or fail_fast) as ledger,
         ):
-            for digest, result in predictor.predict_unknown(sources, ledger.known, batch_size=batch_size):
+            known = ledger.known if len(ledger) else nothing_known
+            for digest, result in predictor.predict_unknown(sources, known, batch_size=batch_size):
                 if isinstance(result, KeptRow):
                     rows.keep(result, writer, groups)
                 else:
