@@ -11,7 +11,8 @@ import signal
 import socket
 import threading
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, redirect_stdout
+from io import StringIO
 from typing import Any
 
 from tl.errors import MissingExtraError, WorkerError, first_line
@@ -49,6 +50,12 @@ def connect(address: str) -> Any:
                 ) from error
             raise WorkerError(f"the Ray cluster {target} cannot be used: {first_line(error)}") from error
     return ray
+
+
+def disconnect(ray: Any) -> None:
+    """End the connection, and a cluster that was started with it."""
+    with redirect_stdout(StringIO()):  # Ray prints what it has held back; source: its `LogDeduplicator.flush`
+        ray.shutdown()
 
 
 def import_ray() -> Any:

@@ -11,7 +11,7 @@ from typing import Any
 
 import tl
 from tl.errors import ConfigError, ImageReadError
-from tl.runtime.distributed.ray_cluster import connect
+from tl.runtime.distributed.ray_cluster import connect, disconnect
 from tl.runtime.distributed.ray_pool import ActorOptions, RayPool
 from tl.runtime.distributed.worker import Digested, Recipe, dump_members
 from tl.runtime.imaging.decode import source_name
@@ -104,7 +104,7 @@ class RayPredictor(Predictor[Found]):
             self._pool.close()
             self._pool = None
         if self._ray is not None:
-            self._ray.shutdown()
+            disconnect(self._ray)
             self._ray = None
         super().close()
 
