@@ -59,6 +59,11 @@ class Ledger:
     def __len__(self) -> int:
         return len(self._places)
 
+    @property
+    def lookup(self) -> Callable[[str, str], KeptRow | None]:
+        """`known`, or `nothing_known` if no row is: a cluster then predicts without asking for digests first."""
+        return self.known if self._places else nothing_known
+
     def known(self, name: str, digest: str) -> KeptRow | None:
         """Return the row of an image with this path and content, or None."""
         place = self._places.get(_row_key(name, digest))
@@ -202,8 +207,7 @@ def run_job(
             ) as writer,
             open_ledger(claim.ledger, key, resume=resume, retry_failed=retry_failed or fail_fast) as ledger,
         ):
-            known = ledger.known if len(ledger) else nothing_known
-            for digest, result in predictor.predict_unknown(sources, known, batch_size=batch_size):
+            for digest, result in predictor.predict_unknown(sources, ledger.lookup, batch_size=batch_size):
                 if isinstance(result, KeptRow):
                     rows.keep(result, writer, groups)
                 else:
