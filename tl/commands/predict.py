@@ -15,6 +15,7 @@ from tl.commands.box_flags import BoxFlags, check_needed, count_rows, in_archive
 from tl.commands.console import EXIT_INTERRUPTED, EXIT_SOME_FAILED, console_progress, warn
 from tl.commands.decoding import decode_processes
 from tl.commands.drawings import Drawings
+from tl.commands.engine_flags import EngineFlags, check_engine, local_models, on_engine
 from tl.commands.options import (
     FOR_LANDMARKS,
     FOR_SPEED,
@@ -210,6 +211,7 @@ class PredictRequest:
     files: FileFlags
     landmarks: _ForLandmarks
     boxes: BoxFlags
+    engine: EngineFlags
 
 
 @from_flags
@@ -248,7 +250,10 @@ def command(request: PredictRequest) -> None:
     read = [name for name in (request.images.files_from, request.boxes.boxes) if name is not None]
     if out.output is not None and read and out.overwrite:
         check_outputs(True, out.output, inputs=read)
-    images = request.images
+    images, classes = request.images, request.classes
+    check_engine(
+        request.engine, explain=classes.explain, decode_processes=classes.decode_processes, every=request.files.every
+    )
     inputs, listed = find_images(
         *(images.images or [], images.files_from, images.images_in, request.sequences, request.files),
         null=images.null,
@@ -259,7 +264,8 @@ def command(request: PredictRequest) -> None:
     if boxes is not None:
         boxes = in_archives(boxes, inputs)
         say_absent(boxes, inputs.names())
-    predictor = _open(request, boxes, len(inputs))
+    local = replace(request, models=local_models(request.engine, request.models))
+    predictor: AnyPredictor = on_engine(request.engine, request.models, _open(local, boxes, len(inputs)))
     plan = plan_sequences(request.sequences, request.files, inputs, listed, predictor)
     warn_if_dark(predictor, inputs.without_films())
     if not _write_predictions(predictor, inputs, request, plan):

@@ -32,6 +32,7 @@ from tl.runtime.predictor import Predictor
 from tl.runtime.results import ClassFields, Classification, Failure, NoBox, Result
 from tl.runtime.sources.boxed_images import PredictionSource
 from tl.runtime.sources.paths import hash_file
+from tl.runtime.streams import nothing_known
 
 _VERSION = 1
 # A crash loses at most this much work.
@@ -57,6 +58,11 @@ class Ledger:
 
     def __len__(self) -> int:
         return len(self._places)
+
+    @property
+    def lookup(self) -> Callable[[str, str], KeptRow | None]:
+        """`known`, or `nothing_known` if no row is: a cluster then predicts without asking for digests first."""
+        return self.known if self._places else nothing_known
 
     def known(self, name: str, digest: str) -> KeptRow | None:
         """Return the row of an image with this path and content, or None."""
@@ -201,7 +207,7 @@ def run_job(
             ) as writer,
             open_ledger(claim.ledger, key, resume=resume, retry_failed=retry_failed or fail_fast) as ledger,
         ):
-            for digest, result in predictor.predict_unknown(sources, ledger.known, batch_size=batch_size):
+            for digest, result in predictor.predict_unknown(sources, ledger.lookup, batch_size=batch_size):
                 if isinstance(result, KeptRow):
                     rows.keep(result, writer, groups)
                 else:
