@@ -20,7 +20,7 @@ from tests.commands.conftest import RunTl
 from tests.full_disk import largest_file
 from tests.models import COLORS, assert_same_table, make_model
 from tests.trainer.make import read_rows
-from tl.commands.options import _say_device
+from tl.commands.device_notes import say_device
 from tl.runtime.output.claim import Claim
 
 
@@ -141,7 +141,7 @@ def test_predict__faults_are_one_line_and_exit_1(
 
 
 def test_predict__cuda_without_cuda_is_an_error_with_its_cause(run_tl: RunTl, photos: Path, color_model: Path) -> None:
-    from tl.runtime.session import cuda_fault
+    from tl.runtime.engines.onnxruntime import cuda_fault
 
     if cuda_fault() is None:
         pytest.skip("CUDA works here")
@@ -318,6 +318,6 @@ def test_say_device__only_what_was_not_asked_for(
     said: str,
 ) -> None:
     monkeypatch.setattr("tl.runtime.devices.has_nvidia_gpu", lambda: has_gpu)
-    _say_device(SimpleNamespace(provider=provider, fault=fault), asked)  # type: ignore[arg-type]
+    say_device(SimpleNamespace(provider=provider, fault=fault), asked)  # type: ignore[arg-type]
     line = capsys.readouterr().err
     assert (said in line, bool(line)) == (True, bool(said))

@@ -21,7 +21,8 @@ from tests.runtime.test_devices import pretend_wheels
 from tl.runtime import devices, doctor
 from tl.runtime.devices import Cores, usable_cores
 from tl.runtime.doctor import Finding, examine
-from tl.runtime.session import Session, cuda_fault
+from tl.runtime.engines.onnxruntime import cuda_fault
+from tl.runtime.session import Session
 
 ROOT = Path(__file__).parents[2]
 

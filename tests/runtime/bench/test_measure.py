@@ -11,8 +11,8 @@ from tests.spots import make_spot_model
 from tl.errors import DataError, DeviceError, ModelFileError
 from tl.runtime.bench.measure import MAX_IMAGES, Bench, run_bench
 from tl.runtime.bench.works import BATCH_SIZES, Setting
+from tl.runtime.engines.onnxruntime import cuda_fault
 from tl.runtime.imaging.preprocessing import build_preprocessing
-from tl.runtime.session import cuda_fault
 
 SMALL = (160, 120)
 
