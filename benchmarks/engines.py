@@ -24,6 +24,7 @@ from pathlib import Path
 import numpy as np
 
 ROUNDS, SECONDS, COUNT = 3, 2.0, 421
+SLOW = 0.06  # seconds for an image
 TRAINED, RANDOM = ("mobilenet_v2", "efficientnet_lite0"), ("resnet50", "vit_b_16")
 
 
@@ -108,7 +109,13 @@ def alone(sessions: dict) -> dict:
 
 
 def compare(sessions: dict, inputs: np.ndarray) -> str:
-    """Return the agreement of labels and the largest difference of probabilities for each variant."""
+    """Return the agreement of labels and the largest difference of probabilities for each variant.
+
+    A slow network is compared on every eighth photo.
+    """
+    started = time.perf_counter()
+    next(iter(sessions.values())).run(inputs[:1], ["probabilities"])
+    inputs = inputs[:: 8 if time.perf_counter() - started > SLOW else 1]
     answers = {
         name: np.concatenate([session.run(image[None], ["probabilities"])[0] for image in inputs])
         for name, session in sessions.items()
