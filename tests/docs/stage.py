@@ -233,6 +233,7 @@ STAGES: dict[str, tuple[Callable[[Path], None], ...]] = {
     "docs/index.md": (beetles,),
     "docs/how-to/install.md": (),
     "docs/how-to/predicting.md": (beetles, more_beetles, beetle_models),
+    "docs/how-to/devices.md": (beetles, more_beetles, beetle_models),
     "docs/how-to/sequences.md": (beetles, beetle_models, bursts),
     "docs/how-to/ensembles.md": (beetles, more_beetles, beetle_models, several_models, trained),
     "docs/how-to/boxes.md": (animals,),

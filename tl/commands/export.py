@@ -99,13 +99,15 @@ class _PrecisionFlags:
     """A lower precision, and when it is kept."""
 
     precision: Annotated[
-        Literal["fp32", "fp16", "int8"],
+        Literal["fp32", "fp16", "bf16", "int8"],
         typer.Option(
-            help="For a run: a lower precision is kept only if it agrees with fp32 and is faster on --device."
+            help="For a run: a lower precision is kept only if it agrees with fp32 and is faster on --device. bf16 "
+            "lets OpenVINO compute the fp32 network in bf16."
         ),
     ] = "fp32"
     device: Annotated[
-        str, typer.Option(help="Device on which lower precision is compared with fp32: auto, cpu, cuda or cuda:N.")
+        str,
+        typer.Option(help="Device on which lower precision is compared with fp32, as in tl predict; bf16: openvino."),
     ] = "auto"
     min_agreement: Annotated[
         float,

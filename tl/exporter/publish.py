@@ -47,8 +47,9 @@ def opset_of(model: onnx.ModelProto) -> int:
 
 
 NUM_SAMPLES = 4
-# fp32: summation order. fp16: 11-bit mantissa through some 50 layers. int8: one step of 1/256 at several layers.
-TOLERANCE = {"fp32": 1e-4, "fp16": 2e-2, "int8": 1e-1}
+# fp32: summation order. fp16: 11-bit mantissa through some 50 layers, bf16: 8-bit. int8: one step of 1/256 at several
+# layers.
+TOLERANCE = {"fp32": 1e-4, "fp16": 2e-2, "bf16": 1e-1, "int8": 1e-1}
 # For landmarks, in input pixels.
 TOLERANCE_PX = {"fp32": 0.05, "fp16": 1.0}
 

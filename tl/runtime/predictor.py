@@ -24,6 +24,7 @@ from tl.runtime.ensembles.voting import Voting
 from tl.runtime.imaging.pipeline import TtaKind
 from tl.runtime.imaging.regions import Box, Region
 from tl.runtime.landmarks.ensemble import LandmarkEnsemble, Merging
+from tl.runtime.providers import runs_on_cpu
 from tl.runtime.results import ClassFields, Classification, Failure, Landmarks, Multilabel, Regression
 from tl.runtime.session import Session
 from tl.runtime.sources.boxed_images import BoxList, PredictionSource, UnboxedImage, box_list, item_name, split_item
@@ -58,8 +59,9 @@ def load(
 ) -> Predictor[Classification]:
     """Open one classifier, or several classifiers that vote.
 
-    `device`: "auto", "cpu", "cuda" or "cuda:N". `threads`: number of threads, None for all usable cores. `hint` applies
-    to the CPU: "throughput" lets each thread process its own images, which is fastest for many images; "latency" uses
+    `device`: "auto", "cpu", "cuda", "cuda:N", "openvino" or another name of `providers.PROVIDERS`. `threads`: number of
+    threads, None for all usable cores. `hint` applies to the CPU: "throughput" lets each thread process its own images,
+    which is fastest for many images; "latency" uses
     all threads for one image, which is fastest for a single image. If `models` is a list, even of length one, results
     include votes. `selective`: prediction sets with a chosen coverage, and rejection of labels. `tta`: test-time
     augmentation, which averages over views of each image: "hflip", "vflip", "crops" (the whole image, its center and
@@ -201,7 +203,7 @@ class Predictor(Generic[Found]):
             self.fields = replace(self.fields, classifiers=ensemble.member_names)
         self.member_names = ensemble.member_names
         self.provider, self.fault = ensemble.sessions[0].provider, ensemble.sessions[0].fault
-        self._is_cpu = self.provider == "CPUExecutionProvider"
+        self._is_cpu = runs_on_cpu(self.provider)
 
     @property
     def ensemble(self) -> Members[Found]:

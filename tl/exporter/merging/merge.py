@@ -278,7 +278,9 @@ def _uncertified(contracts: Sequence[Contract], class_names: tuple[str, ...], fa
         versions=library_versions(_LIBRARIES),
         created=datetime.now(UTC).isoformat(timespec="seconds"),
     )
-    precision = max((contract.precision for contract in contracts), key=_PRECISIONS.index)
+    # A graph that may be computed in bf16 is an fp32 graph; the merged one has not been compared in bf16.
+    graphs: list[Precision] = ["fp32" if contract.precision == "bf16" else contract.precision for contract in contracts]
+    precision = max(graphs, key=_PRECISIONS.index)
     return uncertified_contract(
         class_names,
         contracts[0].preprocessing,

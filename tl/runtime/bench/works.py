@@ -10,7 +10,7 @@ import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import simplejpeg
@@ -20,7 +20,7 @@ from PIL import Image
 from tl.errors import DataError, ImageReadError
 from tl.runtime.imaging.pipeline import load_input
 from tl.runtime.imaging.preprocessing import Preprocessing
-from tl.runtime.model_file.contract import Contract
+from tl.runtime.model_file.contract import Contract, Precision
 from tl.runtime.predictor import (
     CPU_BATCH,
     CUDA_BATCH,
@@ -31,6 +31,7 @@ from tl.runtime.predictor import (
     load_multilabel,
     load_regression,
 )
+from tl.runtime.providers import runs_on_cpu
 from tl.runtime.session import Session
 
 # Size of a phone photo: 12 megapixels. At quality 90, a synthetic one has about 0.2 bytes per pixel, like many photos.
@@ -159,7 +160,7 @@ BATCH_SIZES = (1, 2, 4, 8, 16, 32)
 class Setting:
     """`part`: "network", "decode" (with resizing) or "together" (`predict_iter`). Other fields as for `load`.
 
-    `hint` and `batch_size` are None where they do not apply.
+    `hint` and `batch_size` are None where they do not apply; `precision` only where a device has a choice of them.
     """
 
     part: str
@@ -167,6 +168,12 @@ class Setting:
     threads: int
     hint: Hint | None = None
     batch_size: int | None = None
+    precision: Precision | None = None
+
+    @property
+    def place(self) -> str:
+        """The device and, where a file has more than one there, the precision."""
+        return self.device if self.precision is None else f"{self.device} {self.precision}"
 
 
 @dataclass(frozen=True)
@@ -197,6 +204,8 @@ def network_works(session: Session, inputs: NDArray[np.uint8], device: str, thre
     On the CPU: `threads` callers with one thread each, and one caller with all `threads`; with fewer threads, batches
     of one only.
     """
+    if device == "openvino":
+        return _openvino_works(session, inputs, threads)
     if device != "cpu":
         alone = _by_batch_size(_runner(Session(session.path, device=device), inputs), callers=1)
         return {Setting("network", device, 1, None, size): work for size, work in alone.items()}
@@ -210,6 +219,21 @@ def network_works(session: Session, inputs: NDArray[np.uint8], device: str, thre
     run = _runner(Session(session.path, device="cpu", threads=threads), inputs)
     alone = _by_batch_size(run, callers=1)
     return works | {Setting("network", "cpu", threads, "latency", size): work for size, work in alone.items()}
+
+
+def _openvino_works(session: Session, inputs: NDArray[np.uint8], threads: int) -> dict[Setting, Work]:
+    """Return the same measurements for OpenVINO, in fp32 and, if the contract allows it here, in bf16."""
+    works: dict[Setting, Work] = {}
+    default = Session(session.path, device="openvino", threads=1)
+    choices: tuple[Literal["fp32", "bf16"] | None, ...] = ("fp32", "bf16") if default.precision == "bf16" else (None,)
+    for precision in choices:
+        each = Session(session.path, device="openvino", threads=1, precision=precision)
+        for size, work in _by_batch_size(_runner(each, inputs), callers=threads).items():
+            works[Setting("network", "openvino", threads, "throughput", size, precision)] = work
+        if threads > 1:
+            run = _runner(Session(session.path, device="openvino", threads=threads, precision=precision), inputs)
+            works[Setting("network", "openvino", threads, "latency", 1, precision)] = _measured(run(1), 1, 1)
+    return works
 
 
 def decode_works(images: Images, preprocessing: Preprocessing, threads: int) -> dict[Setting, Work]:
@@ -233,8 +257,9 @@ def together_work(contract: Contract, model: str, images: Images, device: str, t
         predictor = load_regression(model, device=device, threads=threads)
     else:
         predictor = load(model, device=device, threads=threads)
-    batch_size = CPU_BATCH if device == "cpu" else CUDA_BATCH
-    count = (4 if device == "cpu" else 1) * threads * batch_size  # keeps every thread busy most of the time
+    is_cpu = runs_on_cpu(predictor.provider)
+    batch_size = CPU_BATCH if is_cpu else CUDA_BATCH
+    count = (4 if is_cpu else 1) * threads * batch_size  # keeps every thread busy most of the time
     sources = [images.contents[i % len(images.contents)] for i in range(count)]
 
     def predict(run: int) -> None:

@@ -34,7 +34,8 @@ NOUNS: dict[Task, str] = {
     **{"classification": "classes", "multilabel": "labels"},
     **{"landmarks": "points", "regression": "numbers"},
 }
-Precision = Literal["fp32", "fp16", "int8"]
+# bf16 is an fp32 graph that may be computed in bf16, since that was compared with fp32.
+Precision = Literal["fp32", "fp16", "bf16", "int8"]
 # Schema version -> fields that it added, with their values for older files.
 _ADDED: dict[int, dict[str, Any]] = {
     2: {"ensemble": None, "conformal": None, "unknown": None},

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from tl.errors import ModelFileError, ParityError
-from tl.runtime.model_file.contract import Contract, GoldenSample
+from tl.runtime.model_file.contract import Contract, GoldenSample, Precision
 from tl.runtime.session import Session
 
 MAX_SECONDS = 300.0
@@ -24,11 +24,12 @@ MAX_SECONDS = 300.0
 class SelfTest:
     """Result of a self-test over `samples` golden samples, run one at a time and as one batch.
 
-    `max_abs_diff`: largest difference in a probability, in a coordinate in input pixels, or in a number in standard
-    deviations.
+    `precision`: in which the network was computed. `max_abs_diff`: largest difference in a probability, in a coordinate
+    in input pixels, or in a number in standard deviations.
     """
 
     provider: str
+    precision: Precision
     samples: int
     max_abs_diff: float
     tolerance: float
@@ -57,15 +58,15 @@ def run_selftest(
     batched, alone = batches[0], np.concatenate(batches[1:])
     differences = np.abs(np.stack([batched, alone]).reshape(2, *expected.shape) - expected) / contract.output_scale
     worst = float(differences.max()) if np.isfinite(differences).all() else float("inf")
-    tolerance = contract.golden.tolerance.get(contract.precision)
+    tolerance = contract.golden.tolerance.get(session.precision)
     if tolerance is None:
-        raise ModelFileError(f"{session.path}: its contract contains no tolerance for precision {contract.precision!r}")
+        raise ModelFileError(f"{session.path}: its contract contains no tolerance for precision {session.precision!r}")
     if worst > tolerance:
         raise ParityError(
             f"{session.path}: on {session.provider} the golden samples differ by {worst:.2g}, allowed "
             f"{tolerance:.2g}: do not use it on this machine (run tl doctor to find the cause)"
         )
-    return SelfTest(session.provider, len(images), worst, tolerance)
+    return SelfTest(session.provider, session.precision, len(images), worst, tolerance)
 
 
 def _results(

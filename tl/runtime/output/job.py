@@ -309,6 +309,7 @@ def _key(predictor: Predictor[Any], output: Path, written_as: str | None) -> str
     facts = {
         "models": [hash_file(session.path) for session in ensemble.sessions],
         "settings": ensemble.key,
+        **({"bf16": bf16} if any(bf16 := [session.precision == "bf16" for session in ensemble.sessions]) else {}),
         **({"boxes": hash_file(predictor.boxes.file)} if written_as == "megadetector" and predictor.boxes else {}),
         "columns": [output.suffix.lower(), written_as or "", *build_columns(predictor.fields).types],
     }
