@@ -7,7 +7,7 @@ import socket
 import threading
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import pytest
@@ -128,10 +128,8 @@ def test_headers__sent_too_slowly(start: StartServer, files: dict[str, Path]) ->
 @contextmanager
 def _closed() -> Iterator[None]:
     """A connection that the server has closed: an end, or a reset."""
-    try:
+    with suppress(ConnectionError):
         yield
-    except ConnectionError:
-        pass
 
 
 def test_slow_clients__hold_nobody_up(start: StartServer, files: dict[str, Path]) -> None:

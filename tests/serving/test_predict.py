@@ -98,7 +98,11 @@ def test_predict__file_names_without_folders(server: Running, given: str, shown:
     ("options", "status", "told"),
     [
         ({"model": "colour"}, 404, "no model 'colour': this server has color, cam, careful, "),
-        ({"modle": "color"}, 400, "unknown field 'modle' (nearest: 'model'): expected images, model, explain, coverage"),
+        (
+            {"modle": "color"},
+            400,
+            "unknown field 'modle' (nearest: 'model'): expected images, model, explain, coverage",
+        ),
         ({"explain": "maybe"}, 400, "explain must be true or false, found 'maybe'"),
         ({"explain": "true"}, 400, "model color cannot explain its predictions"),
         ({"model": "ensemble", "explain": "1"}, 400, "model ensemble cannot explain its predictions"),
@@ -137,9 +141,7 @@ MULTIPART = {"content-type": "multipart/form-data; boundary=b"}
          "field 'model' is too long"),
     ],
 )  # fmt: skip
-def test_predict__bad_bodies(
-    server: Running, content: bytes, headers: dict[str, str], status: int, told: str
-) -> None:
+def test_predict__bad_bodies(server: Running, content: bytes, headers: dict[str, str], status: int, told: str) -> None:
     assert server.error(status, "POST", "/predict", content=content, headers=headers).startswith(told)
     assert server.labels(RED) == ["red"]
 
