@@ -55,7 +55,7 @@ class _Source:
     @property
     def model(self) -> Path | None:
         """The model file to convert, None for a run or a pretrained network."""
-        return self.run if self.run is not None and self.run.suffix == ".onnx" and self.run.is_file() else None
+        return self.run if self.run is not None and self.run.suffix == ".onnx" and not self.run.is_dir() else None
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from tl.exporter.any_size.graph import PREPARED, resizing_alone
 from tl.runtime.imaging.geometry import crop_to_input, working_image
-from tl.runtime.imaging.preprocessing import build_preprocessing
+from tl.runtime.imaging.preprocessing import ResizeMode, build_preprocessing
 
 MODES: list[tuple[tuple[int, int], dict[str, Any]]] = [
     ((64, 64), {"resize_mode": "squash"}),
@@ -86,3 +86,11 @@ def test_resizing_alone__loads_where_tl_does() -> None:
     assert model.opset_import[0].version == 18
     assert model.ir_version <= 10
     assert {node.domain for node in model.graph.node} == {""}
+
+
+@pytest.mark.parametrize("mode", ["squash", "short_side", "letterbox"])
+def test_resizing_alone__has_no_unused_constants(mode: ResizeMode) -> None:
+    """onnxruntime would print a warning for each."""
+    graph = resizing_alone(build_preprocessing((16, 16), mode)).graph
+    used = {name for node in graph.node for name in node.input}
+    assert [constant.name for constant in graph.initializer if constant.name not in used] == []

@@ -39,9 +39,9 @@ from tl.runtime.model_file.conversions import AnySize
 from tl.runtime.model_file.selftest import run_selftest
 from tl.runtime.session import Session
 
-# For files that decode JPEGs at full size, and for those that decode them smaller. Measured by benchmarks/any_size.py:
-# 0.001 and 0.02.
-MAX_DIFF: dict[JpegScale, float] = {"full": 0.01, "2x": 0.05}
+# For files that decode JPEGs at full size, and for those that decode them smaller: twice what benchmarks/any_size.py
+# measures on real images, 0.012 (where a few values of the input differ by 1 or 2 of 255) and 0.04.
+MAX_DIFF: dict[JpegScale, float] = {"full": 0.03, "2x": 0.08}
 MAX_DIFF_PX = 0.5
 # Levels of 255 on average. An offset of half a pixel causes several on natural images, other rounding 0.3 at most.
 MAX_MEAN_PIXEL_DIFF = 0.5

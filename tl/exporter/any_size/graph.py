@@ -87,6 +87,7 @@ def resizing_alone(preprocessing: Preprocessing) -> onnx.ModelProto:
 
 def _finished(model: ir.Model) -> onnx.ModelProto:
     common.NameFixPass()(model)
+    common.RemoveUnusedNodesPass()(model)  # places that a mode does not need; onnxruntime warns of their constants
     common.ClearMetadataAndDocStringPass()(model)
     model.metadata_props.clear()
     return ir.to_proto(model)
