@@ -25,6 +25,8 @@ from tl.runtime.explain.explanation import explain
 from tl.runtime.imaging.decode import decode_image
 from tl.runtime.imaging.preprocessing import build_preprocessing
 from tl.runtime.imaging.regions import BoxCrop
+from tl.runtime.model_file.contract import RegressionFacts
+from tl.runtime.model_file.label_facts import MultilabelFacts
 from tl.runtime.model_file.selftest import golden_image, run_selftest
 from tl.runtime.results import Classification
 from tl.runtime.session import Session
@@ -235,6 +237,37 @@ def test_to_any_size__of_a_merged_file(tmp_path: Path, images: list[str]) -> Non
     with tl.runtime.load(made.path) as found, tl.runtime.load(merged.path) as wanted:
         for path in images:
             assert found.predict(path).label == wanted.predict(path).label
+
+
+def test_to_any_size__of_numbers(tmp_path: Path, images: list[str]) -> None:
+    names = ("red", "green", "blue")
+    facts = RegressionFacts(names, ("",) * 3, (1.0,) * 3, ((0.1,),) * 3, "validation split")
+    changes = {"task": "regression", "class_names": (), "regression": facts, "outputs": ("values",)}
+    contract = dataclasses.replace(make_contract(), **changes)  # type: ignore[arg-type]
+    model = onnx.load(make_model(tmp_path / "shares.onnx"))
+    model.graph.node[-1].output[0] = model.graph.output[0].name = "values"
+    convert.embed_contract(model, contract)
+    (tmp_path / "shares.onnx").write_bytes(model.SerializeToString())
+    made = to_any_size(tmp_path / "shares.onnx", tmp_path / "any.onnx", images, Silent())
+    assert made.contract.any_size is not None
+    assert made.contract.any_size.top1_agreement is None
+    with (
+        tl.runtime.load_regression(made.path) as found,
+        tl.runtime.load_regression(tmp_path / "shares.onnx") as wanted,
+    ):
+        for path in images:
+            np.testing.assert_allclose(found.predict(path).values, wanted.predict(path).values, atol=5e-3)
+
+
+def test_to_any_size__of_several_labels(tmp_path: Path, images: list[str]) -> None:
+    facts = MultilabelFacts(
+        temperatures=(1.0,) * 3, thresholds=(0.3,) * 3, rule="fixed", min_precision=None, curve=None
+    )
+    fixed = make_model(tmp_path / "fixed.onnx", contract=make_contract(task="multilabel", multilabel=facts))
+    made = to_any_size(fixed, tmp_path / "any.onnx", images, Silent())
+    with tl.runtime.load_multilabel([made.path, fixed]) as both, tl.runtime.load_multilabel(fixed) as wanted:
+        for path in images:
+            assert both.predict(path).labels == wanted.predict(path).labels
 
 
 def test_to_any_size__of_a_trained_network(exported: Exported, finished_run: Run, tmp_path: Path, photos: Path) -> None:
