@@ -244,6 +244,7 @@ STAGES: dict[str, tuple[Callable[[Path], None], ...]] = {
     "docs/how-to/studies.md": (beetles,),
     "docs/how-to/adopt.md": (beetles, beetle_models, foreign_models),
     "docs/how-to/embedding.md": (color_models,),
+    "docs/how-to/any-language.md": (beetles, beetle_models),
     "docs/reference/model-file.md": (beetles, more_beetles, trained),
     "docs/reference/recipes.md": (beetles, recipes),
     "docs/tutorials/ecologist.md": (insects,),

@@ -22,7 +22,7 @@ from tl.exporter.precision import Lowering, _check_worth_keeping, _compare, _Tri
 from tl.exporter.quantization import INT8_WAYS
 from tl.progress import Silent
 from tl.runtime.engines.openvino import has_bf16, openvino_version
-from tl.runtime.model_file.contract import Quantization
+from tl.runtime.model_file.conversions import Quantization
 from tl.runtime.model_file.selftest import run_selftest
 from tl.runtime.predictor import load
 from tl.runtime.session import Session

@@ -32,7 +32,8 @@ from tl.exporter.quantization import INT8_WAYS, to_fp16, to_int8
 from tl.exporter.speed_comparison import WON_ROUNDS, SpeedComparison, compare_speed, run_all
 from tl.progress import Progress
 from tl.runtime.imaging.preprocessing import Preprocessing
-from tl.runtime.model_file.contract import Golden, GoldenSample, Quantization
+from tl.runtime.model_file.contract import Golden, GoldenSample
+from tl.runtime.model_file.conversions import Quantization
 from tl.runtime.model_file.selftest import golden_image, run_selftest
 from tl.runtime.session import Session
 from tl.trainer.run_folder.run import Run

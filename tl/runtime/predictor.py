@@ -68,7 +68,8 @@ def load(
     its corners), and their combinations. `only`: the classes that can occur; the probabilities of all others are left
     out and the rest renormalized. `decode_processes`: number of decoding processes for `predict_iter`,
     `predict_batch` and `predict_unknown`; with 0, threads decode. Each call starts its own processes, which takes a
-    third of a second, so use them for streams of many images where the GPU would otherwise wait. `boxes`: for models
+    third of a second, so use them for streams of many images where the GPU would otherwise wait; files that take images
+    of any size always decode in threads. `boxes`: for models
     trained on boxes, the boxes of each image, from `read_boxes` or path -> boxes; each gives a result of its own, in
     the place of the image, and an image without one gives a `NoBox`. Without `boxes`, such a model predicts
     `BoxedImage`s.
@@ -240,7 +241,8 @@ class Predictor(Generic[Found]):
     ) -> Iterator[Found | Failure]:
         """Predict lazily, in input order, with memory bounded by a few batches; with boxes, one result for each.
 
-        `batch_size`: images per run, None for the default of the device. An unreadable image gives a `Failure`.
+        `batch_size`: images per run, None for the default of the device; files that take any size always run one. An
+        unreadable image gives a `Failure`.
         """
         if batch_size is not None and batch_size < 1:
             raise ValueError(f"batch_size must be at least 1, got {batch_size}")
@@ -271,13 +273,15 @@ class Predictor(Generic[Found]):
     ) -> Iterator[tuple[str, Found | Failure | Known]]:
         ensemble = self.ensemble
         sources = self.items(sources)
+        is_any_size = any(session.takes_any_size for session in ensemble.sessions)
         size = batch_size or (CPU_BATCH if self._is_cpu else max(1, CUDA_BATCH // ensemble.num_views))
+        size = 1 if is_any_size else size
         stream = Stream(ensemble, known, self.with_votes, size, hashes=hashes, pads=not self._is_cpu)
         callers = self._threads if self._is_cpu else CUDA_CALLERS
 
         def answers() -> Iterator[tuple[str, Found | Failure | Known]]:
             self._check_process()
-            if self.decode_processes and ensemble.preparer is not None:
+            if self.decode_processes and ensemble.preparer is not None and not is_any_size:
                 chunks = stream.in_processes(sources, ensemble.preparer, self.decode_processes, callers)
             else:
                 chunks = stream.in_threads(sources, self._threads)

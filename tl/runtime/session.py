@@ -76,10 +76,17 @@ class Session:
         if contract is not None:
             self._check_graph(contract)
 
+    @property
+    def takes_any_size(self) -> bool:
+        """Whether the graph resizes images itself, so that a batch must be of one size."""
+        return self.contract is not None and self.contract.preprocessing.any_size
+
     def run(
         self, images: NDArray[np.uint8], outputs: Sequence[str], *, max_seconds: float | None = None
     ) -> list[NDArray[np.float32]]:
-        """Run a batch. `images`: uint8 (N, H, W, 3) RGB of the input size. Returns the named outputs in order.
+        """Run a batch and return the named outputs in order.
+
+        `images`: uint8 (N, H, W, 3) RGB of the input size, or of any one size if the graph takes it.
 
         `max_seconds`: ends the run at the next operator after this time. Raises `DeviceError`, and `ModelFileError` for
         outputs that cannot be right, whatever the contract says, and for a run that was ended.
@@ -146,7 +153,7 @@ class Session:
             ctypes.pythonapi.Py_IncRef(ctypes.py_object(self._engine))
 
     def _check_graph(self, contract: Contract) -> None:
-        wanted = (INPUT_NAME, "tensor(uint8)", (None, *contract.preprocessing.input_shape))
+        wanted = (INPUT_NAME, "tensor(uint8)", (None, *contract.preprocessing.graph_shape))
         inputs = [*self._opened.inputs]
         if inputs != [wanted]:
             raise ModelFileError(f"{self.path}: expected one input {INPUT_NAME} uint8 {[*wanted[2]]}, found {inputs}")

@@ -25,6 +25,7 @@ from tl.exporter.publish import (
     TOLERANCE,
     GoldenSource,
     build_golden,
+    check_fixed_size,
     check_model_name,
     embed_contract,
     load_model,
@@ -155,6 +156,7 @@ def _open_members(
         raise EnsembleError("merging requires at least two model files")
     sessions = [Session(model, device="cpu") for model in models]
     for session in sessions:
+        check_fixed_size(session, "merge")
         contract = session.contract
         if contract is not None and contract.task != "classification":
             raise EnsembleError(

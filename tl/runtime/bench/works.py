@@ -184,8 +184,11 @@ class Images:
     contents: tuple[bytes, ...]
     unreadable: int = 0
 
-    def readable(self, preprocessing: Preprocessing) -> tuple[Images, NDArray[np.uint8]]:
-        """Return the readable images, and their inputs, uint8 (N, H, W, 3). Raises `DataError` if none is readable."""
+    def readable(self, preprocessing: Preprocessing) -> tuple[Images, list[NDArray[np.uint8]]]:
+        """Return the readable images, and their inputs, uint8 (H, W, 3) each. Raises `DataError` if none is readable.
+
+        Inputs are all of one size, except of a graph that takes any size.
+        """
         contents, inputs, reason = [], [], ""
         for content in self.contents:
             try:
@@ -195,21 +198,24 @@ class Images:
                 reason = error.reason
         if not inputs:
             raise DataError(f"{self.source}: none of its {len(self.contents)} images can be read ({reason})")
-        return Images(self.source, tuple(contents), len(self.contents) - len(contents)), np.stack(inputs)
+        return Images(self.source, tuple(contents), len(self.contents) - len(contents)), inputs
 
 
-def network_works(session: Session, inputs: NDArray[np.uint8], device: str, threads: int) -> dict[Setting, Work]:
+def network_works(
+    session: Session, inputs: Sequence[NDArray[np.uint8]], device: str, threads: int
+) -> dict[Setting, Work]:
     """Return measurements of the network for all batch sizes. `session`: same file on the CPU with one thread.
 
     On the CPU: `threads` callers with one thread each, and one caller with all `threads`; with fewer threads, batches
-    of one only.
+    of one only. A graph that takes any size is measured with single images, resizing included.
     """
+    sizes = (1,) if session.takes_any_size else BATCH_SIZES
     if device == "openvino":
-        return _openvino_works(session, inputs, threads)
+        return _openvino_works(session, inputs, threads, sizes)
     if device != "cpu":
-        alone = _by_batch_size(_runner(Session(session.path, device=device), inputs), callers=1)
+        alone = _by_batch_size(_runner(Session(session.path, device=device), inputs), sizes, callers=1)
         return {Setting("network", device, 1, None, size): work for size, work in alone.items()}
-    each = _by_batch_size(_runner(session, inputs), callers=threads)
+    each = _by_batch_size(_runner(session, inputs), sizes, callers=threads)
     works = {Setting("network", "cpu", threads, "throughput", size): work for size, work in each.items()}
     if threads == 1:
         return works
@@ -217,18 +223,20 @@ def network_works(session: Session, inputs: NDArray[np.uint8], device: str, thre
         run = _runner(Session(session.path, device="cpu", threads=fewer), inputs)
         works[Setting("network", "cpu", fewer, "latency", 1)] = _measured(run(1), 1, 1)
     run = _runner(Session(session.path, device="cpu", threads=threads), inputs)
-    alone = _by_batch_size(run, callers=1)
+    alone = _by_batch_size(run, sizes, callers=1)
     return works | {Setting("network", "cpu", threads, "latency", size): work for size, work in alone.items()}
 
 
-def _openvino_works(session: Session, inputs: NDArray[np.uint8], threads: int) -> dict[Setting, Work]:
+def _openvino_works(
+    session: Session, inputs: Sequence[NDArray[np.uint8]], threads: int, sizes: Sequence[int]
+) -> dict[Setting, Work]:
     """Return the same measurements for OpenVINO, in fp32 and, if the contract allows it here, in bf16."""
     works: dict[Setting, Work] = {}
     default = Session(session.path, device="openvino", threads=1)
     choices: tuple[Literal["fp32", "bf16"] | None, ...] = ("fp32", "bf16") if default.precision == "bf16" else (None,)
     for precision in choices:
         each = Session(session.path, device="openvino", threads=1, precision=precision)
-        for size, work in _by_batch_size(_runner(each, inputs), callers=threads).items():
+        for size, work in _by_batch_size(_runner(each, inputs), sizes, callers=threads).items():
             works[Setting("network", "openvino", threads, "throughput", size, precision)] = work
         if threads > 1:
             run = _runner(Session(session.path, device="openvino", threads=threads, precision=precision), inputs)
@@ -269,11 +277,14 @@ def together_work(contract: Contract, model: str, images: Images, device: str, t
     return Setting("together", device, threads, "throughput", batch_size), _measured(predict, count, 1)
 
 
-def _runner(session: Session, inputs: NDArray[np.uint8]) -> Callable[[int], Call]:
+def _runner(session: Session, inputs: Sequence[NDArray[np.uint8]]) -> Callable[[int], Call]:
     """Return a function that, for a batch size, returns a call that runs the network on such a batch."""
-    repeats = -(-max(BATCH_SIZES) // len(inputs))
-    images = np.concatenate([inputs] * repeats)
     outputs = session.contract.outputs if session.contract else session.outputs
+
+    if session.takes_any_size:
+        return lambda _: lambda run: session.run(inputs[run % len(inputs)][None], outputs)
+    repeats = -(-max(BATCH_SIZES) // len(inputs))
+    images = np.concatenate([np.stack(inputs)] * repeats)
 
     def of_size(size: int) -> Call:
         return lambda _: session.run(images[:size], outputs)
@@ -281,9 +292,9 @@ def _runner(session: Session, inputs: NDArray[np.uint8]) -> Callable[[int], Call
     return of_size
 
 
-def _by_batch_size(of_size: Callable[[int], Call], *, callers: int) -> dict[int, Work]:
+def _by_batch_size(of_size: Callable[[int], Call], sizes: Sequence[int], *, callers: int) -> dict[int, Work]:
     one = _measured(of_size(1), 1, callers)
-    larger = {size: Work(of_size(size), size, callers, size * one.seconds) for size in BATCH_SIZES[1:]}
+    larger = {size: Work(of_size(size), size, callers, size * one.seconds) for size in sizes[1:]}
     return {1: one, **larger}
 
 
