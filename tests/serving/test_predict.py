@@ -131,7 +131,7 @@ LONG_FIELD = b'--b\r\nContent-Disposition: form-data; name="model"\r\n\r\n' + 50
     ("content", "headers", "status", "told"),
     [
         (RED, {"content-type": "image/png"}, 415, "expected a body of type multipart/form-data with files named"),
-        (RED, {}, 415, "with files named 'images', found 'no content type'"),
+        (RED, {}, 415, "files named images, found 'no content type'"),
         (b"", {"content-type": "multipart/form-data"}, 415, "expected a body of type multipart/form-data"),
         (b"--b--\r\n", MULTIPART, 400, "no images: send files as fields named 'images'"),
         (b"", MULTIPART, 400, "the multipart body ends before its last boundary"),
