@@ -82,7 +82,9 @@ def test_infer__image_files_as_predict(client: triton.InferenceServerClient, ser
     for name in ("color", "ensemble"):
         found = client.infer(name, [file_input(RED, BLUE)]).as_numpy("probabilities")
         results = server.predict(RED, BLUE, model=name).json()["results"]
-        np.testing.assert_array_equal(found, np.array([[*one["probabilities"].values()] for one in results], np.float32))
+        np.testing.assert_array_equal(
+            found, np.array([[*one["probabilities"].values()] for one in results], np.float32)
+        )
 
 
 def test_infer__json_files_are_base64(server: Running) -> None:
@@ -159,8 +161,14 @@ def test_infer__bad_tensors(server: Running, inputs: list[Any], told: str) -> No
     ("changes", "told"),
     [
         ({"outputs": 7}, "'outputs' must be a list of objects"),
-        ({"outputs": [{"name": "logits"}]}, "unknown output 'logits': model color has probabilities, label, confidence"),
-        ({"outputs": [{"name": "label", "parameters": {"classification": 2}}]}, "output 'label': 'classification' must"),
+        (
+            {"outputs": [{"name": "logits"}]},
+            "unknown output 'logits': model color has probabilities, label, confidence",
+        ),
+        (
+            {"outputs": [{"name": "label", "parameters": {"classification": 2}}]},
+            "output 'label': 'classification' must",
+        ),
         ({"outputs": [{"name": "probabilities", "parameters": {"classification": -1}}]}, "output 'probabilities'"),
         ({"id": 7}, "'id' must be a text, and 'parameters' an object"),
         ({"parameters": [7]}, "'id' must be a text, and 'parameters' an object"),

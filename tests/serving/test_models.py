@@ -45,7 +45,9 @@ def test_reload__a_replaced_file(start: StartServer, tmp_path: Path) -> None:
     (info,) = running.client.get("/info").json()["models"]
     assert (info["class_names"], info["reload_error"]) == (["sky", "sun", "sea"], None)
     assert info["version"] != version
-    assert running.error(404, "GET", f"/v2/models/m/versions/{version}").startswith(f"no version '{version}' of model m")
+    assert running.error(404, "GET", f"/v2/models/m/versions/{version}").startswith(
+        f"no version '{version}' of model m"
+    )
     assert running.log[-1] == f"m: the new file is in use, version {info['version']}"
 
 

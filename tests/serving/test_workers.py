@@ -53,7 +53,9 @@ def test_predict__many_requests_at_once(files: dict[str, Path], batching: Batchi
 def test_predict__pixels_above_the_limit(files: dict[str, Path]) -> None:
     with tl.runtime.load(files["color"], device="cpu") as color:
         workers = Workers(1, max_pixels=599)
-        small, large, broken = finished(workers.predict(color, [encoded((9, 200, 9), hw=(20, 29)), RED, b"\xff\xd8\xff"]))
+        small, large, broken = finished(
+            workers.predict(color, [encoded((9, 200, 9), hw=(20, 29)), RED, b"\xff\xd8\xff"])
+        )
         assert isinstance(small, Classification)
         assert large == Failure("", "30x20 pixels, but the limit of this server is 0.000599 million")
         assert isinstance(broken, Failure)
