@@ -57,13 +57,16 @@ def compare(model: Path, paths: list[str], rounds: int, clients: int) -> None:
         found = []
         with tl.runtime.load(model, device="cpu") as predictor:
             for number in range(rounds + 1):
+                cpu = cpu_now()
                 labels, predicted = predict(predictor, paths)
+                predict_cpu_ms = 1000 * (cpu_now() - cpu) / len(paths)
                 before = cpu_seconds(server.pid)
                 served = ask(port, paths, clients)
                 served["server_cpu_ms"] = 1000 * (cpu_seconds(server.pid) - before) / len(paths)
                 assert served.pop("labels") == labels
                 if number:  # the first round warms up
                     found.append({"predict_per_s": predicted, "serve_per_s": len(paths) / served["seconds"], **served})
+                    found[-1]["predict_cpu_ms"] = predict_cpu_ms
         for one in found:
             print({name: round(value, 3) for name, value in one.items()})
         report(found, len(paths))
@@ -100,7 +103,8 @@ def report(found: list[dict[str, float]], images: int) -> None:
     print(f"ratio {statistics.median(ratios):.3f} ({min(ratios):.3f} to {max(ratios):.3f}) on {cores} cores")
     print(f"ratio without the clients' own time {statistics.median(free):.3f}")
     print(f"latency p50 {median('p50_ms'):.1f} ms, p99 {median('p99_ms'):.1f} ms")
-    print(f"CPU per image: server {median('server_cpu_ms'):.2f} ms, clients {median('client_cpu_ms'):.3f} ms")
+    spent = [median(f"{name}_cpu_ms") for name in ("predict", "server", "client")]
+    print("CPU per image: tl predict {:.2f} ms, server {:.2f} ms, clients {:.3f} ms".format(*spent))
 
 
 def cpu_seconds(pid: int) -> float:

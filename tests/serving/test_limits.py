@@ -125,11 +125,9 @@ def test_headers__sent_too_slowly(start: StartServer, files: dict[str, Path]) ->
             assert silent.recv(100) == b""
 
 
-@contextmanager
-def _closed() -> Iterator[None]:
+def _closed() -> suppress:
     """A connection that the server has closed: an end, or a reset."""
-    with suppress(ConnectionError):
-        yield
+    return suppress(ConnectionError)
 
 
 def test_slow_clients__hold_nobody_up(start: StartServer, files: dict[str, Path]) -> None:
@@ -171,6 +169,17 @@ def test_requests__too_many(start: StartServer, files: dict[str, Path]) -> None:
     for thread in threads:
         thread.join(WAIT_S)
     assert found == [200, 200]
+    assert running.labels(RED) == ["red"]
+
+
+def test_requests__of_a_client_that_is_gone_take_no_place(start: StartServer, files: dict[str, Path]) -> None:
+    running = start(source(files["color"]), limits=Limits(max_requests=1))
+    body = b'--b\r\nContent-Disposition: form-data; name="images"\r\n\r\n' + RED + b"\r\n--b--\r\n"
+    with busy_workers(running):
+        with connected(running, HEAD + f"Content-Length: {len(body)}\r\n\r\n", body):
+            wait_until(lambda: running.load.requests == 1)
+        wait_until(lambda: running.load.requests == 0)
+        assert running.load.buffered_bytes == 0
     assert running.labels(RED) == ["red"]
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
@@ -15,9 +16,10 @@ from tl.commands.requests import from_flags
 from tl.errors import ConfigError, MissingExtraError
 
 if TYPE_CHECKING:
+    import socket
+
     from tl.serving.limits import Limits
-    from tl.serving.models import ModelSource, ModelStore
-    from tl.serving.workers import Batching
+    from tl.serving.models import ModelSource
 
 _LIMITS = "Limits"
 ENSEMBLE_NAME = "ensemble"
@@ -133,28 +135,37 @@ def command(request: ServeRequest) -> None:
     POST /predict answers as tl predict does. /v2 is the Open Inference Protocol of KServe and Triton, /metrics is for
     Prometheus, /openapi.json describes it all. Ctrl-C and SIGTERM finish the requests in progress, with exit code 0.
     """
-    from tl.runtime.devices import usable_cores
-
-    flags, address = request.models, request.address
-    sources = _sources(flags)
+    address = request.address
+    sources = _sources(request.models)
     try:
-        from tl.serving.access import Access, is_loopback, url_of
-        from tl.serving.app import build_app
-        from tl.serving.limits import Load
-        from tl.serving.metrics import Metrics
-        from tl.serving.predict import Server
-        from tl.serving.server import bind, build_server
-        from tl.serving.workers import Workers
+        from tl.serving.access import is_loopback
+        from tl.serving.server import bind
     except ImportError as error:
         raise MissingExtraError(
             f"serving requires additional packages ({error.name} is missing): pip install 'tl-toolkit[serve]'"
         ) from error
     if not is_loopback(address.host) and not address.token:
         raise ConfigError(f"--host {address.host}: other machines can reach this address: also give --token")
-    listening, metrics, limits = bind(address.host, address.port), Metrics(), _limits(request.limits)
-    port = int(listening.getsockname()[1])
-    batching = _batching(request.limits)
-    store = _open(sources, flags.device, metrics.count_load, batching)
+    with bind(address.host, address.port) as listening:
+        _serve(request, sources, listening)
+    warn("stopped")
+
+
+def _serve(request: ServeRequest, sources: list[ModelSource], listening: socket.socket) -> None:
+    """Open the models and serve them until a signal."""
+    from tl.runtime.devices import usable_cores
+    from tl.serving.access import Access, url_of
+    from tl.serving.app import build_app
+    from tl.serving.limits import Load
+    from tl.serving.metrics import Metrics
+    from tl.serving.models import ModelStore
+    from tl.serving.predict import Server
+    from tl.serving.server import build_server
+    from tl.serving.workers import Batching, Workers
+
+    flags, address, limits, metrics = request.models, request.address, _limits(request.limits), Metrics()
+    batching = Batching(request.limits.max_batch, request.limits.max_delay)
+    store = ModelStore(sources, device=flags.device, opened=metrics.count_load, say=warn, warm=batching.sizes)
     is_cpu = store.get(None).predictor.provider == "CPUExecutionProvider"
     workers = Workers(
         flags.threads or usable_cores(),
@@ -162,19 +173,21 @@ def command(request: ServeRequest) -> None:
         max_pixels=limits.max_megapixels * 1e6,
         seen=metrics.count_batch,
     )
-    server = Server(store, workers, Load(limits), metrics)
-    access = Access(address.host, port, address.token or None)
-    app = build_app(server, access, reload_s=1.0 if address.reload else None)
-    url = url_of(address.host, port)
+    port = int(listening.getsockname()[1])
+    app = build_app(
+        Server(store, workers, Load(limits), metrics),
+        Access(address.host, port, address.token or None),
+        reload_s=1.0 if address.reload else None,
+    )
+    url, names = url_of(address.host, port), [model.name for model in store.all()]
 
     def started() -> None:
-        names = ", ".join(model.name for model in store.all())
-        warn(f"serving {names} at {url}{'?token=...' if address.token else ''}; Ctrl-C stops")
+        warn(f"serving {', '.join(names)} at {url}{'?token=...' if address.token else ''}; Ctrl-C stops")
         if address.as_json:
-            show_json({"url": url, "port": port, "models": [model.name for model in store.all()]})
+            show_json({"url": url, "port": port, "models": names})
+            sys.stdout.flush()  # a program that started the server waits for this line
 
     build_server(app, limits, started=started).run([listening])
-    warn("stopped")
 
 
 def _sources(flags: _Models) -> list[ModelSource]:
@@ -205,16 +218,3 @@ def _limits(flags: _LimitFlags) -> Limits:
         timeout_s=flags.timeout,
         receive_s=flags.receive_timeout,
     )
-
-
-def _batching(flags: _LimitFlags) -> Batching:
-    from tl.serving.workers import Batching
-
-    return Batching(flags.max_batch, flags.max_delay)
-
-
-def _open(sources: list[ModelSource], device: str, opened: object, batching: Batching) -> ModelStore:
-    from tl.serving.models import ModelStore
-
-    sizes = [1 << n for n in range((batching.max_batch - 1).bit_length() + 1)]
-    return ModelStore(sources, device=device, opened=opened, say=warn, warm=sizes)  # type: ignore[arg-type]

@@ -91,7 +91,7 @@ class Access:
     def _shows_token(self, headers: Mapping[bytes, bytes], scope: Scope) -> bool:
         scheme, _, shown = headers.get(b"authorization", b"").partition(b" ")
         if scheme.lower() != b"bearer":
-            shown = parse_qs(scope["query_string"]).get(b"token", [b""])[0]
+            shown = parse_qs(scope["query_string"].decode("latin-1")).get("token", [""])[0].encode()
         return hmac.compare_digest(shown.strip(), (self.token or "").encode())
 
 

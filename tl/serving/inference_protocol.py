@@ -157,17 +157,19 @@ async def infer(server: Server, request: Request) -> Response:
     length, most = request.headers.get(HEADER_LENGTH), server.load.limits.max_images
     with server.load.buffer() as buffer:
         body = await buffer.read(request)
-        wanted = await server.parse(body, lambda body: parse_request(body, length, model, most))
+        wanted = await server.parse(request, body, lambda body: parse_request(body, length, model, most))
         del body
         with server.load.place(), model_errors(model):
-            results = await server.load.wait(server.workers.predict(model.predictor, wanted.sources))
+            results = await server.load.wait(request, server.workers.predict(model.predictor, wanted.sources))
             failed = [(n, one.error) for n, one in enumerate(results) if isinstance(one, Failure)]
             server.metrics.count_images(model.name, len(results) - len(failed), len(failed))
             if failed:
                 raise HTTPException(400, f"{ENCODED}[{failed[0][0]}]: {failed[0][1]}")
             further: dict[str, NDArray[Any]] = {}
             if names := [one.name for one in wanted.outputs if one.name in graph_outputs(model)]:
-                (further,) = await server.load.wait(server.workers.run([partial(_run, model, wanted.sources, names)]))
+                (further,) = await server.load.wait(
+                    request, server.workers.run([partial(_run, model, wanted.sources, names)])
+                )
     return answer(model, wanted, results, further)
 
 

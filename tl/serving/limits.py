@@ -7,7 +7,7 @@ that are predicted.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from typing import Any, TypeVar
@@ -52,6 +52,28 @@ class Limits:
         return {name: getattr(self, name) for name in shown}
 
 
+# Where the scope of a request has its `Connection`.
+CONNECTION = "tl.connection"
+
+
+class Connection:
+    """Tells the request in progress that its client is gone. There is one at a time on a connection."""
+
+    is_lost = False
+    _tell: Callable[[], object] = staticmethod(lambda: None)
+
+    def when_lost(self, tell: Callable[[], object]) -> None:
+        """Call `tell` when the connection is lost, at once if it is already."""
+        self._tell = tell
+        if self.is_lost:
+            tell()
+
+    def lose(self) -> None:
+        """The connection is lost."""
+        self.is_lost = True
+        self._tell()
+
+
 class Load:
     """What is in progress: bytes of bodies, and requests that are predicted. For the event loop's thread only."""
 
@@ -80,13 +102,15 @@ class Load:
         finally:
             self.requests -= 1
 
-    async def wait(self, jobs: Jobs[Answer]) -> list[Answer]:
+    async def wait(self, request: Request, jobs: Jobs[Answer]) -> list[Answer]:
         """Return the results of jobs, in order. Raises 504 after `timeout_s`, and what a job raises.
 
         Jobs that have not started by then, or when the client is gone, are cancelled.
         """
         loop = asyncio.get_running_loop()
-        finished = loop.create_future()
+        finished: asyncio.Future[None] = loop.create_future()
+        connection = request.scope.get(CONNECTION) or Connection()
+        connection.when_lost(lambda: _finish(finished))
         jobs.when_done(lambda: loop.call_soon_threadsafe(_finish, finished))
         timer = loop.call_later(self.limits.timeout_s, _finish, finished)
         try:
@@ -94,6 +118,8 @@ class Load:
         finally:
             timer.cancel()
             jobs.cancel()
+        if not jobs.is_done and connection.is_lost:
+            raise HTTPException(400, "the client closed the connection before it had the answer")
         if not jobs.is_done:
             raise HTTPException(
                 504, f"the prediction did not finish within {self.limits.timeout_s:g} s: send fewer images at once"

@@ -50,11 +50,11 @@ class Server:
         except KeyError as error:
             raise HTTPException(404, error.args[0]) from error
 
-    async def parse(self, body: bytes, parse: Callable[[bytes], Answer]) -> Answer:
+    async def parse(self, request: Request, body: bytes, parse: Callable[[bytes], Answer]) -> Answer:
         """Parse a body, a large one outside of the event loop."""
         if len(body) <= _SMALL:
             return parse(body)
-        (parsed,) = await self.load.wait(self.workers.run([lambda: parse(body)]))
+        (parsed,) = await self.load.wait(request, self.workers.run([lambda: parse(body)]))
         return parsed
 
 
@@ -93,7 +93,7 @@ async def predict(server: Server, request: Request) -> Response:
     with server.load.buffer() as buffer:
         body = await buffer.read(request)
         content_type, most = request.headers.get("content-type", ""), server.load.limits.max_images
-        form = await server.parse(body, lambda body: parse_form(content_type, body, FIELD, most))
+        form = await server.parse(request, body, lambda body: parse_form(content_type, body, FIELD, most))
         del body  # the uploads are copies
         query = {name: value for name, value in request.query_params.items() if name != "token"}
         options = parse_options({**query, **form.fields})
@@ -103,11 +103,13 @@ async def predict(server: Server, request: Request) -> Response:
             raise HTTPException(400, f"no images: send files as fields named {FIELD!r}")
         predictor = chosen_predictor(model, options)
         with server.load.place(), model_errors(model):
-            results = await server.load.wait(server.workers.predict(predictor, [one.content for one in uploads]))
+            results = await server.load.wait(
+                request, server.workers.predict(predictor, [one.content for one in uploads])
+            )
             plain = [{**each.as_dict(), "path": one.filename} for each, one in zip(results, uploads, strict=True)]
             if options.explain:
                 jobs = [partial(_overlay, model, *pair) for pair in zip(uploads, results, strict=True)]
-                for one, overlay in zip(plain, await server.load.wait(server.workers.run(jobs)), strict=True):
+                for one, overlay in zip(plain, await server.load.wait(request, server.workers.run(jobs)), strict=True):
                     one |= overlay
     failed = sum(isinstance(each, Failure) for each in results)
     server.metrics.count_images(model.name, len(results) - failed, failed)

@@ -12,14 +12,14 @@ import socket
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, cast
 
 import uvicorn
 from starlette.types import ASGIApp
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
 from tl.errors import ConfigError
-from tl.serving.limits import Limits
+from tl.serving.limits import CONNECTION, Connection, Limits
 
 # Seconds in which a client must send the headers of a request, or take some of an answer.
 IDLE_S = 15.0
@@ -65,7 +65,7 @@ def build_server(
     """
     config = uvicorn.Config(
         app,
-        http=_protocol(limits.max_connections, idle_s),
+        http=type("Protocol", (_Protocol,), {"max_connections": limits.max_connections, "idle_s": idle_s}),
         ws="none",
         lifespan="on",
         log_config=None,
@@ -102,41 +102,50 @@ class _Server(uvicorn.Server):
                 signal.signal(number, handler)
 
 
-def _protocol(max_connections: int, idle_s: float) -> type[asyncio.Protocol]:
-    """Return uvicorn's protocol with deadlines: its own timeout ends with the first byte of a request."""
+class _Protocol(HttpToolsProtocol):
+    """uvicorn's protocol, with a limit of connections, and deadlines that do not start again with each byte."""
 
-    class Protocol(HttpToolsProtocol):
-        _since = 0.0  # when the connection was opened, or its last answer was given
-        _unsent = 0
-        _timer: asyncio.TimerHandle | None = None
+    max_connections = 0
+    idle_s = 0.0
+    _since = 0.0  # when the connection was opened, or its last answer was given
+    _unsent = 0
+    _timer: asyncio.TimerHandle | None = None
 
-        def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
-            super().connection_made(transport)
-            if len(self.connections) > max_connections:
-                transport.write(_FULL)
-                transport.close()
-            self._since = self.loop.time()
-            self._look()
+    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
+        """Refuse one connection too many."""
+        super().connection_made(transport)
+        self._connection = Connection()
+        if len(self.connections) > self.max_connections:
+            transport.write(_FULL)
+            transport.close()
+        self._since = self.loop.time()
+        self._look()
 
-        def on_response_complete(self) -> None:
-            super().on_response_complete()
-            self._since, self._unsent = self.loop.time(), self.transport.get_write_buffer_size()
+    def on_response_complete(self) -> None:
+        """Begin to wait for the next request."""
+        super().on_response_complete()
+        self._since, self._unsent = self.loop.time(), self.transport.get_write_buffer_size()
 
-        def connection_lost(self, exc: Exception | None) -> None:
-            if self._timer is not None:
-                self._timer.cancel()
-            super().connection_lost(exc)
+    def on_message_begin(self) -> None:
+        """Let the request know its connection."""
+        super().on_message_begin()
+        cast("dict[str, object]", self.scope)[CONNECTION] = self._connection
 
-        def _look(self) -> None:
-            """Close a connection that waits for the headers of a request, or for its client to read, for too long."""
-            unsent, now = self.transport.get_write_buffer_size(), self.loop.time()
-            if self.cycle is not None and not self.cycle.response_complete:
-                self._since = now  # the application has a request, and deadlines of its own
-            if 0 < unsent < self._unsent:  # a slow client, but it reads
-                self._since, self._unsent = now, unsent
-            if now - self._since >= idle_s:
-                self.transport.abort()
-            else:
-                self._timer = self.loop.call_later(idle_s / 4, self._look)
+    def connection_lost(self, exc: Exception | None) -> None:
+        """Tell the request in progress."""
+        if self._timer is not None:
+            self._timer.cancel()
+        super().connection_lost(exc)
+        self._connection.lose()
 
-    return Protocol
+    def _look(self) -> None:
+        """Close a connection that waits for the headers of a request, or for its client to read, for too long."""
+        unsent, now = self.transport.get_write_buffer_size(), self.loop.time()
+        if self.cycle is not None and not self.cycle.response_complete:
+            self._since = now  # the application has a request, and deadlines of its own
+        if 0 < unsent < self._unsent:  # a slow client, but it reads
+            self._since, self._unsent = now, unsent
+        if now - self._since >= self.idle_s:
+            self.transport.abort()
+        else:
+            self._timer = self.loop.call_later(self.idle_s / 4, self._look)

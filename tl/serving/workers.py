@@ -32,6 +32,11 @@ class Batching:
     max_batch: int = CUDA_BATCH
     max_delay_ms: float = 5.0
 
+    @property
+    def sizes(self) -> list[int]:
+        """The sizes to which batches are padded: cuDNN searches for its fastest kernels for each."""
+        return [1 << n for n in range((self.max_batch - 1).bit_length() + 1)]
+
 
 class Jobs(Generic[Answer]):
     """Jobs of one request and their results, in order. Thread-safe.
@@ -254,8 +259,7 @@ class _Batcher:
             predictor = batch[0].predictor
             ensemble = predictor.ensemble
             stacked = ensemble.stack([one.prepared for one in batch])
-            # A few sizes only: cuDNN searches for its fastest kernels for each.
-            size = 1 << (len(batch) - 1).bit_length()
+            size = next(size for size in self._batching.sizes if size >= len(batch))
             results = ensemble.results([""] * len(batch), stacked, with_votes=predictor.with_votes, pad_to=size)
             for one, result in zip(batch, results, strict=True):
                 one.jobs.finish(one.number, result)
