@@ -189,7 +189,7 @@ def run_job(
                 rows.take(predicted, writer.row(predicted), writer)
         return
     with claim_output(output) as claim:
-        key = _key(predictor, claim.output, "excel" if for_excel else point_format)
+        key = job_key(predictor, claim.output, "excel" if for_excel else point_format)
         finished = key if not notes.types else f"{key} {','.join(notes.types)}"  # the ledger's rows are without notes
         has_list = lists_failures(claim.output, point_format)
         _check_claim(claim, key, finished, has_list, resume=resume, overwrite=overwrite)
@@ -297,7 +297,7 @@ def _has_failed(result: Result) -> bool:
     return isinstance(result, Failure) and not isinstance(result, NoBox)
 
 
-def _key(predictor: Predictor[Any], output: Path, written_as: str | None) -> str:
+def job_key(predictor: Predictor[Any], output: Path, written_as: str | None) -> str:
     """Return a hash of everything that a row depends on, besides its image."""
     ensemble = predictor.ensemble
     facts = {

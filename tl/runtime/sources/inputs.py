@@ -17,7 +17,9 @@ from tl.runtime.sources.archives import MAX_MEMBER_BYTES, Member, is_archive, it
 from tl.runtime.sources.films import FrameBudget, count_frames, iter_frames
 from tl.runtime.sources.memory_files import MemoryFile, UnreadableFile
 from tl.runtime.sources.names import FileFinder
+from tl.runtime.sources.packed_names import PackedNames
 from tl.runtime.sources.paths import FoundImages, expand_name, find_images, is_film, is_hidden, is_image_name
+from tl.runtime.sources.shards import Listing, Shard
 
 # Programs at a time that tell the length of a film.
 _PROBES = 4
@@ -72,6 +74,18 @@ class Inputs:
         for part in self.parts:
             yield from part.paths if isinstance(part, FoundImages) else part.names()
 
+    def of_shard(self, shard: Shard) -> tuple[Inputs, Listing]:
+        """Return the images of a shard, and what it has seen of the whole list. Reads the names in archives again."""
+        listing = Listing()
+        parts: list[FoundImages | Archive] = []
+        for part in self.parts:
+            names = listing.select(part.paths if isinstance(part, FoundImages) else part.names(), shard)
+            if isinstance(part, FoundImages):
+                parts.append(replace(part, paths=PackedNames(names)))
+            else:
+                parts.append(replace(part, count=sum(1 for _ in names), shard=shard))
+        return replace(self, parts=tuple(parts)), listing
+
     @property
     def passed_over(self) -> str:
         """Description of the skipped files; "" if there are none."""
@@ -86,7 +100,10 @@ class Inputs:
 
 @dataclass(frozen=True)
 class Archive:
-    """A zip or tar archive that contains `count` images, of which those up to `max_bytes` are read."""
+    """A zip or tar archive that contains `count` images, of which those up to `max_bytes` are read.
+
+    `shard`: the images are those of a shard, None for all.
+    """
 
     path: str
     count: int
@@ -94,16 +111,21 @@ class Archive:
     not_images: int
     links: int
     max_bytes: int = MAX_MEMBER_BYTES
+    shard: Shard | None = None
 
     def images(self) -> Iterator[ImageSource]:
         """Yield its images, in memory, named `ARCHIVE/MEMBER`. Raises `DataError` if the archive is damaged."""
         for member in iter_members(self.path, self.max_bytes):
-            if _kind(member) == "image":
-                yield _load(f"{self.path}/{member.name}", member)
+            if _kind(member) == "image" and self._has(name := f"{self.path}/{member.name}"):
+                yield _load(name, member)
 
     def names(self) -> Iterator[str]:
         """Yield the names of its images. Raises as `images`."""
-        yield from (f"{self.path}/{member.name}" for member in iter_members(self.path) if _kind(member) == "image")
+        names = (f"{self.path}/{member.name}" for member in iter_members(self.path) if _kind(member) == "image")
+        yield from filter(self._has, names)
+
+    def _has(self, name: str) -> bool:
+        return self.shard is None or self.shard.holds(name)
 
 
 def find_inputs(
@@ -125,16 +147,16 @@ def find_inputs(
     Raises `DataError` for damaged archives, and like `find_images`.
     """
     parts = [_find(name, every) for given in inputs for name in expand_name(os.fspath(given))]
-    files: list[str] = []
+    files = PackedNames()
     finder = FileFinder([os.curdir if images is None else images], by_file_name=images is not None)
     for name in (_located(name, finder, images) for name in listed):
         if os.path.isdir(name) or is_archive(name):
-            parts += [_plain(files), _find(name, every)]
-            files = []
+            parts += [FoundImages(files, 0, 0), _find(name, every)]
+            files = PackedNames()
         else:
             files.append(name)
     parts = [replace(part, max_bytes=max_member_bytes) if isinstance(part, Archive) else part for part in parts]
-    found = Inputs((*parts, _plain(files)))
+    found = Inputs((*parts, FoundImages(files, 0, 0)))
     if every is None:
         return found
     with ThreadPoolExecutor(_PROBES) as pool:
@@ -150,11 +172,9 @@ def _located(name: str, finder: FileFinder, images: str | os.PathLike[str] | Non
 
 
 def _find(given: str, every: float | None) -> FoundImages | Archive:
-    return _list_archive(given) if is_archive(given) else find_images([given], with_films=every is not None)
-
-
-def _plain(files: list[str]) -> FoundImages:
-    return FoundImages(tuple(files), 0, 0)
+    return (
+        _list_archive(given) if is_archive(given) else find_images([given], with_films=every is not None, packed=True)
+    )
 
 
 def _list_archive(path: str) -> Archive:
