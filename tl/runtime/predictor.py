@@ -27,6 +27,7 @@ from tl.runtime.landmarks.ensemble import LandmarkEnsemble, Merging
 from tl.runtime.results import ClassFields, Classification, Failure, Landmarks, Multilabel, Regression
 from tl.runtime.session import Session
 from tl.runtime.sources.boxed_images import BoxList, PredictionSource, UnboxedImage, box_list, item_name, split_item
+from tl.runtime.sources.remote import iter_opened
 from tl.runtime.streams import Found, Known, Members, Stream, nothing_known, with_box
 
 Hint = Literal["throughput", "latency"]
@@ -268,7 +269,7 @@ class Predictor(Generic[Found]):
         hashes: bool,
     ) -> Iterator[tuple[str, Found | Failure | Known]]:
         ensemble = self.ensemble
-        sources = self.items(sources)
+        sources = self.items(iter_opened(sources))
         size = batch_size or (CPU_BATCH if self._is_cpu else max(1, CUDA_BATCH // ensemble.num_views))
         stream = Stream(ensemble, known, self.with_votes, size, hashes=hashes, pads=not self._is_cpu)
         callers = self._threads if self._is_cpu else CUDA_CALLERS

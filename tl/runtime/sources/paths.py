@@ -141,22 +141,33 @@ def find_images(
     in folders too. `packed`: return `PackedNames` instead of a tuple. Raises `DataError` for a name that does not
     exist, a pattern without matches and a folder that cannot be read.
     """
+    listed = (one for given in inputs for name in expand_name(os.fspath(given)) for one in _listed(name))
+    return collect_images(listed, with_films=with_films, packed=packed)
+
+
+def _listed(name: str) -> Iterator[tuple[str, bool]]:
+    if os.path.isdir(name):
+        yield from ((path, True) for path in _walk(name))
+    else:
+        yield name, False
+
+
+def collect_images(
+    listed: Iterable[tuple[str, bool]], *, with_films: bool = False, packed: bool = False
+) -> FoundImages:
+    """Sort listed names by what they are. Each comes with whether it was found in a folder; others are all images."""
     paths = PackedNames()
     hidden = not_images = films = 0
-    for found in (name for given in inputs for name in expand_name(os.fspath(given))):
-        if not os.path.isdir(found):
-            paths.append(found)
-            continue
-        for path in _walk(found):
-            name = os.path.basename(path.rstrip(os.sep))
-            if is_hidden(name):
-                hidden += 1
-            elif is_image_name(name) or (with_films and is_film(name)):
-                paths.append(path)
-            elif is_film(name):
-                films += 1
-            else:
-                not_images += 1
+    for path, is_in_folder in listed:
+        name = os.path.basename(path.rstrip(os.sep))
+        if not is_in_folder or (not is_hidden(name) and (is_image_name(name) or (with_films and is_film(name)))):
+            paths.append(path)
+        elif is_hidden(name):
+            hidden += 1
+        elif is_film(name):
+            films += 1
+        else:
+            not_images += 1
     return FoundImages(paths if packed else tuple(paths), hidden, not_images, films)
 
 

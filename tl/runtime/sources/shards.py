@@ -8,7 +8,7 @@ from __future__ import annotations
 import os
 import re
 from array import array
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from hashlib import blake2b
 
@@ -70,11 +70,14 @@ class Listing:
         """Digest of all names in order: shards with the same one have seen the same list."""
         return self._names.hexdigest()
 
-    def select(self, names: Iterable[str], shard: Shard) -> Iterator[str]:
-        """Yield the names that belong to a shard, while taking note of all."""
-        for name in names:
+    def select(
+        self, given: Iterable[str], shard: Shard, shown: Callable[[str], str] = lambda name: name
+    ) -> Iterator[str]:
+        """Yield the names that belong to a shard, while taking note of all. `shown`: a name as it is in its row."""
+        for address in given:
+            name = shown(address)
             self._names.update(name.encode(errors="surrogateescape") + b"\0")
             if shard.holds(name):
                 self.positions.append(self.count)
-                yield name
+                yield address
             self.count += 1
