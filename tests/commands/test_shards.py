@@ -112,7 +112,7 @@ def test_predict__shard_killed_and_resumed(run_tl: RunTl, many: Path, color_mode
     done = run_tl("predict", "--join", parts, "-o", tmp_path / "all.csv")
     assert done.code == 1
     assert done.err.count("\n") == 1
-    assert "shard-002-of-004 is unfinished: run it again with --resume" in done.err
+    assert "shard-002-of-004 is unfinished: resume it" in done.err
     assert "missing" not in done.err
     resumed = start(2, "--resume")
     _, error = resumed.communicate(timeout=SECONDS)
@@ -150,10 +150,7 @@ def test_predict__new_images_move_no_other(run_tl: RunTl, many: Path, color_mode
 @pytest.mark.parametrize(
     ("shard", "out", "more", "fault"),
     [
-        *(
-            (text, "parts", "", "--shard: expected a number from 1")
-            for text in ("0/4", "5/4", "a/b", "3", "1/0", "-1/4")
-        ),
+        *((text, "parts", "", "shard: expected a number from 1") for text in ("0/4", "5/4", "a/b", "3", "1/0", "-1/4")),
         ("1/4", "", "", "give --out FOLDER"),
         ("1/4", "out.csv", "", "with --shard, --out is a folder"),
         ("1/4", "parts", "--sequence exif:30s", "--sequence: cannot be combined with --shard"),

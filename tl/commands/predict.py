@@ -4,19 +4,20 @@ from __future__ import annotations
 
 import math
 import time
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import typer
 
 from tl.commands.batch_warnings import LackingCount, OodCount, warn_if_dark
-from tl.commands.box_flags import check_needed, count_rows, in_archives, open_boxes, say_absent
+from tl.commands.box_flags import BoxFlags, check_needed, count_rows, in_archives, open_boxes, say_absent
 from tl.commands.console import EXIT_INTERRUPTED, EXIT_SOME_FAILED, console_progress, warn
 from tl.commands.decoding import decode_processes
 from tl.commands.drawings import Drawings
 from tl.commands.options import (
     ClassFlags,
+    ModelFlags,
     check_outputs,
     open_landmark_predictor,
     open_models,
@@ -25,10 +26,10 @@ from tl.commands.options import (
     open_regression_predictor,
     task_of,
 )
-from tl.commands.predict_flags import PredictRequest
+from tl.commands.predict_flags import ForClasses, ForLandmarks, ImageFlags, OutputFlags
 from tl.commands.requests import from_flags, refuse_given
-from tl.commands.sequence_flags import build_notes, check_choices, find_images, plan_sequences
-from tl.commands.shard_flags import ShardRun, check_shard, file_of_shard, join
+from tl.commands.sequence_flags import FileFlags, SequenceFlags, build_notes, check_choices, find_images, plan_sequences
+from tl.commands.shard_flags import ShardFlags, check_shard, file_of_shard, joined, of_shard, shard_run
 from tl.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -39,6 +40,21 @@ if TYPE_CHECKING:
     from tl.runtime.sources.inputs import Inputs
 
     AnyPredictor = Predictor[Classification] | Predictor[Landmarks] | Predictor[Multilabel] | Predictor[Regression]
+
+
+@dataclass(frozen=True, kw_only=True)
+class PredictRequest:
+    """Everything that `tl predict` was asked for."""
+
+    images: ImageFlags
+    models: ModelFlags
+    output: OutputFlags
+    classes: ForClasses
+    sequences: SequenceFlags
+    files: FileFlags
+    landmarks: ForLandmarks
+    boxes: BoxFlags
+    shards: ShardFlags
 
 
 @from_flags
@@ -73,19 +89,13 @@ def command(request: PredictRequest) -> None:
     Exit code 3 means that some images could not be read, as their rows tell, or not be drawn. A hidden folder beside
     the output records the finished images for --resume.
     """
-    if request.shards.join is not None:
-        others = [request.images, request.models, request.classes, request.landmarks, request.boxes]
-        if not join(request.shards, request.output, [*others, request.sequences, request.files]):
-            raise typer.Exit(EXIT_SOME_FAILED)
+    others = [request.images, request.models, request.classes, request.landmarks, request.boxes]
+    if joined(request.shards, request.output, [*others, request.sequences, request.files]):
         return
     shard = check_shard(request.shards, request.output, request.sequences, request.files)
     request = replace(request, output=file_of_shard(request.output, shard))
     out = request.output
-    if out.output is None and (out.resume or out.retry_failed or out.excel):
-        raise ConfigError("--resume, --retry-failed and --excel require an output file: give --out")
-    read = [name for name in (request.images.files_from, request.boxes.boxes) if name is not None]
-    if out.output is not None and read and out.overwrite:
-        check_outputs(True, out.output, inputs=read)
+    _check_output(request)
     images = request.images
     inputs, listed = find_images(
         *(images.images or [], images.files_from, images.images_in, request.sequences, request.files),
@@ -97,23 +107,26 @@ def command(request: PredictRequest) -> None:
     if boxes is not None:
         boxes = in_archives(boxes, inputs)
         say_absent(boxes, inputs.names())
-    listing = None
-    if shard is not None:
-        inputs, listing = inputs.of_shard(shard)
+    inputs, listing = of_shard(inputs, shard)
     predictor = _open(request, boxes, len(inputs))
     plan = plan_sequences(request.sequences, request.files, inputs, listed, predictor)
     warn_if_dark(predictor, inputs.without_films())
-    run = None
-    if shard is not None and listing is not None and out.output is not None:
-        from tl.runtime.output.shards import shard_facts
-
-        facts = shard_facts(predictor, out.output, build_notes(request.files, plan))
-        run = ShardRun(out.output, shard, facts, inputs, listing, predictor)
+    run = shard_run(shard, out.output, build_notes(request.files, plan), inputs, listing, predictor)
     is_complete = _write_predictions(predictor, inputs, request, plan)
     if run is not None:
         run.finish()
     if not is_complete:
         raise typer.Exit(EXIT_SOME_FAILED)
+
+
+def _check_output(request: PredictRequest) -> None:
+    """Raise `ConfigError` or `OutputError` for an output that options or inputs exclude."""
+    out = request.output
+    if out.output is None and (out.resume or out.retry_failed or out.excel):
+        raise ConfigError("--resume, --retry-failed and --excel require an output file: give --out")
+    read = [name for name in (request.images.files_from, request.boxes.boxes) if name is not None]
+    if out.output is not None and read and out.overwrite:
+        check_outputs(True, out.output, inputs=read)
 
 
 def _open(request: PredictRequest, boxes: BoxList | None, count: int) -> AnyPredictor:

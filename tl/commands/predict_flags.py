@@ -1,4 +1,4 @@
-"""Flags of `tl predict` as groups, and the request that they form."""
+"""Flags of `tl predict` as groups."""
 
 from __future__ import annotations
 
@@ -8,10 +8,7 @@ from typing import Annotated, Literal
 
 import typer
 
-from tl.commands.box_flags import BoxFlags
-from tl.commands.options import FOR_LANDMARKS, FOR_SPEED, ClassFlags, ModelFlags, PointFlags
-from tl.commands.sequence_flags import FileFlags, SequenceFlags
-from tl.commands.shard_flags import ShardFlags
+from tl.commands.options import FOR_LANDMARKS, FOR_SPEED, ClassFlags, PointFlags
 
 _INPUT_AND_OUTPUT = "Input and output"
 
@@ -160,18 +157,3 @@ class ForLandmarks(PointFlags):
             rich_help_panel=FOR_LANDMARKS,
         ),
     ] = None
-
-
-@dataclass(frozen=True, kw_only=True)
-class PredictRequest:
-    """Everything that `tl predict` was asked for."""
-
-    images: ImageFlags
-    models: ModelFlags
-    output: OutputFlags
-    classes: ForClasses
-    sequences: SequenceFlags
-    files: FileFlags
-    landmarks: ForLandmarks
-    boxes: BoxFlags
-    shards: ShardFlags

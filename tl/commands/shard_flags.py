@@ -8,14 +8,15 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from tl.commands.console import console_progress, warn
+from tl.commands.console import EXIT_SOME_FAILED, console_progress, warn
+from tl.commands.predict_flags import OutputFlags
 from tl.commands.requests import refuse_given
 from tl.commands.sequence_flags import FileFlags, SequenceFlags
 from tl.errors import ConfigError, OutputError
 
 if TYPE_CHECKING:
-    from tl.commands.predict_flags import OutputFlags
-    from tl.runtime.output.shards import ShardFacts
+    from tl.runtime.output.notes import Notes
+    from tl.runtime.output.shard_checks import ShardFacts
     from tl.runtime.predictor import Predictor
     from tl.runtime.sources.inputs import Inputs
     from tl.runtime.sources.shards import Listing, Shard
@@ -88,6 +89,33 @@ class ShardRun:
 
         finish_shard(self.output, self.shard, self.facts, self.inputs, self.listing, self.predictor.boxes)
         warn(f"shard {self.shard} is finished: {len(self.inputs)} of {self.listing.count} images")
+
+
+def shard_run(
+    shard: Shard | None, output: Path | None, notes: Notes, inputs: Inputs, listing: Listing, predictor: Predictor[Any]
+) -> ShardRun | None:
+    """Return what is to be finished when all rows are written, None without a shard."""
+    from tl.runtime.output.shards import shard_facts
+
+    if shard is None or output is None:
+        return None
+    return ShardRun(output, shard, shard_facts(predictor, output, notes), inputs, listing, predictor)
+
+
+def of_shard(inputs: Inputs, shard: Shard | None) -> tuple[Inputs, Listing]:
+    """Return the images of a shard, or all without one."""
+    from tl.runtime.sources.shards import Listing
+
+    return (inputs, Listing()) if shard is None else inputs.of_shard(shard)
+
+
+def joined(flags: ShardFlags, output: OutputFlags, others: list[object]) -> bool:
+    """Join the shards of --join if it is given; returns whether it is. Exits if a row has an error."""
+    if flags.join is None:
+        return False
+    if not join(flags, output, others):
+        raise typer.Exit(EXIT_SOME_FAILED)
+    return True
 
 
 def join(flags: ShardFlags, output: OutputFlags, others: list[object]) -> bool:

@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from difflib import get_close_matches
 from pathlib import Path
 
+from tl.data.remote_folders import iter_remote_folders
 from tl.errors import DataError
 from tl.runtime.ensembles.selective import REJECTED
 from tl.runtime.imaging.regions import Box, Region
@@ -22,8 +23,8 @@ from tl.runtime.landmarks.files import contains_landmarks
 from tl.runtime.sources.box_files import BOX, row_box
 from tl.runtime.sources.boxed_images import BoxedImage
 from tl.runtime.sources.names import FileFinder, composed
-from tl.runtime.sources.paths import collect_images, find_images, is_hidden
-from tl.runtime.sources.remote import list_remote, remote_name
+from tl.runtime.sources.paths import find_images, is_hidden
+from tl.runtime.sources.remote import remote_name
 from tl.runtime.sources.sequences import check_column, parse_rule
 from tl.runtime.sources.tables import Table, is_decoded, not_decoded, read_table
 
@@ -114,7 +115,7 @@ def read_images(
     if address := remote_name(os.fspath(data)):
         if columns != ManifestColumns(columns.split):
             raise DataError(f"{address}: is read as a folder: columns, images and sequences are for CSV files")
-        images = _read_remote(address.rstrip("/"), say)
+        images = [LabeledImage(*found) for found in iter_remote_folders(address.rstrip("/"), SPLIT_NAMES, say)]
     elif root.is_dir():
         if columns.sequence_column:
             raise DataError(
@@ -182,25 +183,6 @@ def _read_folders(root: Path, say: Callable[[str], None]) -> list[LabeledImage]:
     if "" in splits:
         raise DataError(f"{root}: unexpected folder '{splits[''][0].name}': expected only train/, val/ and test/")
     return [image for split in SPLITS if split in splits for image in _read_classes(splits[split][0], root, split, say)]
-
-
-def _read_remote(address: str, say: Callable[[str], None]) -> list[LabeledImage]:
-    """Read class folders, or split folders of class folders, of an object store."""
-    names, is_folder = list_remote(f"{address}/")
-    found = collect_images((name, is_folder) for name in names)
-    below = [path[len(address) + 1 :].split("/") for path in found.paths]
-    tops = {parts[0] for parts in below if len(parts) > 2}
-    has_splits = "train" in {SPLIT_NAMES.get(name.casefold()) for name in tops}
-    images = []
-    for path, parts in zip(found.paths, below, strict=True):
-        split = SPLIT_NAMES.get(parts[0].casefold(), "") if has_splits else ""
-        if has_splits and not split:
-            raise DataError(f"{address}: unexpected folder '{parts[0]}': expected only train/, val/ and test/")
-        if len(parts) > 1 + has_splits:
-            images.append(LabeledImage(path, "/".join(parts), composed(parts[has_splits]), split))
-    if others := found.hidden + found.not_images + len(found.paths) - len(images):
-        say(f"{address}: skipped {others} objects that are hidden, not images, or not in the folder of a class")
-    return images
 
 
 def _read_classes(folder: Path, root: Path, split: str, say: Callable[[str], None]) -> list[LabeledImage]:

@@ -4,15 +4,46 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Collection, Hashable, Iterable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from tl.errors import DataError
-
-if TYPE_CHECKING:
-    from tl.runtime.output.shards import StoredShard
+from tl.runtime.output.columns import ColumnType
+from tl.runtime.results import Fields
+from tl.runtime.sources.shards import Shard
 
 _SHOWN = 10  # problems in a message
+
+
+@dataclass(frozen=True)
+class ShardFacts:
+    """What the rows of a shard depend on, besides its images.
+
+    `models`: name and SHA-256 of each file. `key`: hash of models, settings and columns. `notes`: columns that are
+    added to each row.
+    """
+
+    models: dict[str, str]
+    key: str
+    fields: Fields
+    notes: dict[str, ColumnType]
+
+
+@dataclass(frozen=True)
+class StoredShard:
+    """A finished shard. `rows`, `failed`: number of rows, and of those with an error.
+
+    `listing`: digest of the whole list of images that it has seen, which has `images` names. `sha256`: of its rows.
+    """
+
+    path: Path
+    shard: Shard
+    facts: ShardFacts
+    rows: int
+    failed: int
+    images: int
+    listing: str
+    sha256: str
 
 
 def check_shards(
@@ -24,7 +55,7 @@ def check_shards(
     """
     faults = [*problems]
     if not shards and not faults:
-        raise DataError(f"{root}: contains no shards, which tl predict --shard 1/4 --out {root} writes")
+        raise DataError(f"{root}: contains no shards, which prediction in shards writes")
     if shards:
         total = Counter(each.shard.total for each in shards).most_common(1)[0][0]
         for each in shards:
@@ -63,8 +94,8 @@ def _foreign(shards: Sequence[StoredShard]) -> list[str]:
             faults.append(f"{each.path.stem} was predicted with other settings or columns")
         elif each.listing != listing:
             faults.append(
-                f"{each.path.stem} has seen another list of images ({each.images}, most shards {count}): run it again "
-                "with --resume, which predicts only new images"
+                f"{each.path.stem} has seen another list of images ({each.images}, most shards {count}): "
+                "resume it, which predicts only new images"
             )
     return faults
 

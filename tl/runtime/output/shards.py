@@ -14,7 +14,6 @@ import os
 import re
 from array import array
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
 from operator import itemgetter
 from pathlib import Path
 from typing import Any, get_args
@@ -29,11 +28,11 @@ from tl.runtime.output.columns import ColumnType, build_columns
 from tl.runtime.output.files import atomic_path, check_output, write_text
 from tl.runtime.output.job import job_key
 from tl.runtime.output.notes import NotedColumns, Notes, insert_cells
-from tl.runtime.output.shard_checks import check_shards
+from tl.runtime.output.shard_checks import ShardFacts, StoredShard, check_shards
 from tl.runtime.output.stored_rows import csv_row, parse_row
 from tl.runtime.output.writers import GivenFormat, ResultWriter, lists_failures, open_writer
 from tl.runtime.predictor import Predictor
-from tl.runtime.results import ClassFields, Fields, MultilabelFields, PointFields, RegressionFields
+from tl.runtime.results import ClassFields, MultilabelFields, PointFields, RegressionFields
 from tl.runtime.sources.boxed_images import BoxList
 from tl.runtime.sources.inputs import Inputs
 from tl.runtime.sources.paths import hash_file
@@ -47,37 +46,6 @@ _KINDS: dict[str, type[Any]] = {
     "multilabel": MultilabelFields,
     "regression": RegressionFields,
 }
-
-
-@dataclass(frozen=True)
-class ShardFacts:
-    """What the rows of a shard depend on, besides its images.
-
-    `models`: name and SHA-256 of each file. `key`: hash of models, settings and columns. `notes`: columns that are
-    added to each row.
-    """
-
-    models: dict[str, str]
-    key: str
-    fields: Fields
-    notes: dict[str, ColumnType]
-
-
-@dataclass(frozen=True)
-class StoredShard:
-    """A finished shard. `rows`, `failed`: number of rows, and of those with an error.
-
-    `listing`: digest of the whole list of images that it has seen, which has `images` names. `sha256`: of its rows.
-    """
-
-    path: Path
-    shard: Shard
-    facts: ShardFacts
-    rows: int
-    failed: int
-    images: int
-    listing: str
-    sha256: str
 
 
 def shard_facts(predictor: Predictor[Any], output: Path, notes: Notes) -> ShardFacts:
@@ -159,7 +127,7 @@ def read_shards(folder: str | os.PathLike[str]) -> list[StoredShard]:
         if fault := _fault(stored, path):
             problems.append(fault)
     for stem in sorted(_begun(root) - described):
-        problems.append(f"{stem} is unfinished: run it again with --resume")
+        problems.append(f"{stem} is unfinished: resume it")
         unfinished.add(int(stem.split("-")[1]))
     check_shards(root, found, problems, unfinished)
     return sorted(found, key=lambda stored: stored.shard.number)
@@ -201,17 +169,17 @@ def _fault(stored: StoredShard, path: Path) -> str:
     """Say what is wrong with the files of a shard, "" if nothing is."""
     name = stored.path.stem
     if Claim(stored.path).is_interrupted:
-        return f"{name} is unfinished: run it again with --resume"
+        return f"{name} is unfinished: resume it"
     if not stored.path.is_file() or not path.with_suffix(".npy").is_file():
         lacking = stored.path if not stored.path.is_file() else path.with_suffix(".npy")
         return f"{lacking.name} is missing beside {path.name}"
     if hash_file(stored.path) != stored.sha256:
-        return f"{stored.path.name} has changed since it was finished: run the shard again with --overwrite"
+        return f"{stored.path.name} has changed since it was finished: predict the shard again"
     try:
         has_places = len(_positions(stored)) == stored.rows
     except (OSError, ValueError):
         has_places = False
-    return "" if has_places else f"{path.with_suffix('.npy').name} is damaged: run the shard again with --resume"
+    return "" if has_places else f"{path.with_suffix('.npy').name} is damaged: resume the shard"
 
 
 def join_shards(

@@ -46,7 +46,7 @@ def parse_shard(text: str) -> Shard:
     number, total = map(int, found.groups()) if found else (0, 0)
     if not 1 <= number <= total <= MAX_SHARDS:
         raise ConfigError(
-            f"--shard: expected a number from 1 and the number of shards (at most {MAX_SHARDS}), as in 3/64, "
+            f"shard: expected a number from 1 and the number of shards (at most {MAX_SHARDS}), as in 3/64, "
             f"found '{text}'"
         )
     return Shard(number, total)
