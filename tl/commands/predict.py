@@ -68,7 +68,7 @@ def command(request: PredictRequest) -> None:
 
     - `tl predict photos/ --model wing.onnx --locator coarse.onnx --draw drawn/ -o points.csv` finds landmarks
 
-    - `tl predict photos/ -m a.onnx --shard 3/64 -o parts/` on each machine, then `tl predict --join parts/ -o out.csv`
+    On several machines, --shard 3/64 --out parts/ predicts a part, and --join parts/ --out all.csv joins all parts.
 
     Columns: path, label, confidence, p:CLASS for each class, error; with the options for them, set, ood_score and the
     reason for a label "?". With --boxes, one row per box, with box_x, box_y, box_w, box_h (box_rel_x ... for boxes in
