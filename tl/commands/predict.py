@@ -6,7 +6,7 @@ import math
 import time
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import TYPE_CHECKING
 
 import typer
 
@@ -17,11 +17,8 @@ from tl.commands.decoding import decode_processes
 from tl.commands.drawings import Drawings
 from tl.commands.engine_flags import EngineFlags, check_engine, local_models, on_engine
 from tl.commands.options import (
-    FOR_LANDMARKS,
-    FOR_SPEED,
     ClassFlags,
     ModelFlags,
-    PointFlags,
     check_outputs,
     open_landmark_predictor,
     open_models,
@@ -30,15 +27,10 @@ from tl.commands.options import (
     open_regression_predictor,
     task_of,
 )
+from tl.commands.predict_flags import ForClasses, ForLandmarks, ImageFlags, OutputFlags
 from tl.commands.requests import from_flags, refuse_given
-from tl.commands.sequence_flags import (
-    FileFlags,
-    SequenceFlags,
-    build_notes,
-    check_choices,
-    find_images,
-    plan_sequences,
-)
+from tl.commands.sequence_flags import FileFlags, SequenceFlags, build_notes, check_choices, find_images, plan_sequences
+from tl.commands.shard_flags import ShardFlags, check_shard, file_of_shard, joined, of_shard, shard_run
 from tl.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -50,168 +42,21 @@ if TYPE_CHECKING:
 
     AnyPredictor = Predictor[Classification] | Predictor[Landmarks] | Predictor[Multilabel] | Predictor[Regression]
 
-_INPUT_AND_OUTPUT = "Input and output"
-
-
-@dataclass(frozen=True, kw_only=True)
-class _Images:
-    """The images to predict."""
-
-    images: Annotated[
-        list[str] | None,
-        typer.Argument(help="Files, folders, patterns such as 'photos/**/*.jpg', or zip and tar archives."),
-    ] = None
-    files_from: Annotated[
-        str | None,
-        typer.Option(
-            help="Also predict the files listed in this file, one per line; - for stdin.",
-            metavar="FILE",
-            rich_help_panel=_INPUT_AND_OUTPUT,
-        ),
-    ] = None
-    images_in: Annotated[
-        Path | None,
-        typer.Option(
-            "--images",
-            help="Folder that the names in --files-from are relative to; file names alone are enough.",
-            metavar="FOLDER",
-            rich_help_panel=_INPUT_AND_OUTPUT,
-        ),
-    ] = None
-    null: Annotated[
-        bool,
-        typer.Option(
-            "--null",
-            "-0",
-            help="Names in --files-from are separated by NUL, as written by find -print0.",
-            rich_help_panel=_INPUT_AND_OUTPUT,
-        ),
-    ] = False
-    max_file_size: Annotated[
-        int,
-        typer.Option(min=1, help="Largest image read from an archive, in MiB.", rich_help_panel=_INPUT_AND_OUTPUT),
-    ] = 128
-
-
-@dataclass(frozen=True, kw_only=True)
-class _Output:
-    """The file of results, and how it is written."""
-
-    output: Annotated[
-        Path | None,
-        typer.Option(
-            "--out",
-            "-o",
-            help="Output: .csv, .xlsx, .jsonl, .parquet; for landmarks also .tps, .json (COCO). Default: CSV, stdout.",
-        ),
-    ] = None
-    to: Annotated[
-        Literal["csv", "long", "tps", "coco", "deeplabcut", "megadetector"] | None,
-        typer.Option(
-            help="Output format. Default: from the file extension. Landmarks: csv has one row per image. Classes: "
-            "megadetector adds them to the file of --boxes.",
-            rich_help_panel=_INPUT_AND_OUTPUT,
-        ),
-    ] = None
-    excel: Annotated[
-        bool,
-        typer.Option(
-            "--excel",
-            help="Write a .csv for spreadsheet programs: no text is run as a formula.",
-            rich_help_panel=_INPUT_AND_OUTPUT,
-        ),
-    ] = False
-    resume: Annotated[
-        bool,
-        typer.Option(
-            "--resume",
-            help="Keep the rows of an earlier call with the same images and models.",
-            rich_help_panel=_INPUT_AND_OUTPUT,
-        ),
-    ] = False
-    retry_failed: Annotated[
-        bool,
-        typer.Option(
-            "--retry-failed",
-            help="Like --resume, and retry images that could not be read.",
-            rich_help_panel=_INPUT_AND_OUTPUT,
-        ),
-    ] = False
-    fail_fast: Annotated[
-        bool,
-        typer.Option(
-            "--fail-fast", help="Stop at the first image that cannot be read.", rich_help_panel=_INPUT_AND_OUTPUT
-        ),
-    ] = False
-    overwrite: Annotated[
-        bool,
-        typer.Option(
-            "--overwrite",
-            help="Replace an existing output file. Otherwise only an unchanged output of the same models is replaced.",
-            rich_help_panel=_INPUT_AND_OUTPUT,
-        ),
-    ] = False
-    batch_size: Annotated[
-        int | None,
-        typer.Option(min=1, help="Images per batch. Default: depends on the device.", rich_help_panel=FOR_SPEED),
-    ] = None
-
-
-@dataclass(frozen=True, kw_only=True)
-class _ForClasses(ClassFlags):
-    """What applies to classifiers alone."""
-
-    explain: Annotated[
-        Path | None,
-        typer.Option(
-            help="Classes: write each photo, with the regions that explain its label, to this folder. Fast for files "
-            "from tl export --cam; 50 times as slow as prediction for others."
-        ),
-    ] = None
-    decode_processes: Annotated[
-        int | None,
-        typer.Option(
-            min=0,
-            help="Classes: number of image decoding processes; 0 decodes in threads. Default: all cores but one for "
-            "many images on CUDA, else 0.",
-            rich_help_panel=FOR_SPEED,
-        ),
-    ] = None
-
-
-@dataclass(frozen=True, kw_only=True)
-class _ForLandmarks(PointFlags):
-    """What applies to landmark models alone."""
-
-    mm_per_px: Annotated[
-        str | None,
-        typer.Option(
-            help="Scale of the photos, or a file that contains it: CSV with path,mm_per_px, TPS, COCO.",
-            rich_help_panel=FOR_LANDMARKS,
-        ),
-    ] = None
-    draw: Annotated[
-        Path | None,
-        typer.Option(
-            help="Write each photo, with the points and their names drawn on it, to this folder.",
-            rich_help_panel=FOR_LANDMARKS,
-        ),
-    ] = None
-
 
 @dataclass(frozen=True, kw_only=True)
 class PredictRequest:
     """Everything that `tl predict` was asked for."""
 
-    images: _Images
+    images: ImageFlags
     models: ModelFlags
-    output: _Output
-    classes: _ForClasses
+    output: OutputFlags
+    classes: ForClasses
     sequences: SequenceFlags
     files: FileFlags
-    landmarks: _ForLandmarks
+    landmarks: ForLandmarks
     boxes: BoxFlags
     engine: EngineFlags
+    shards: ShardFlags
 
 
 @from_flags
@@ -224,6 +69,8 @@ def command(request: PredictRequest) -> None:
     - `tl predict photos/ --model mammals.onnx --boxes detections.json --sequence exif:30s -o out.csv`: boxes and bursts
 
     - `tl predict photos/ --model wing.onnx --locator coarse.onnx --draw drawn/ -o points.csv` finds landmarks
+
+    On several machines, --shard 3/64 --out parts/ predicts a part, and --join parts/ --out all.csv joins all parts.
 
     Columns: path, label, confidence, p:CLASS for each class, error; with the options for them, set, ood_score and the
     reason for a label "?". With --boxes, one row per box, with box_x, box_y, box_w, box_h (box_rel_x ... for boxes in
@@ -244,12 +91,13 @@ def command(request: PredictRequest) -> None:
     Exit code 3 means that some images could not be read, as their rows tell, or not be drawn. A hidden folder beside
     the output records the finished images for --resume.
     """
+    others = [request.images, request.models, request.classes, request.landmarks, request.boxes]
+    if joined(request.shards, request.output, [*others, request.sequences, request.files]):
+        return
+    shard = check_shard(request.shards, request.output, request.sequences, request.files)
+    request = replace(request, output=file_of_shard(request.output, shard))
     out = request.output
-    if out.output is None and (out.resume or out.retry_failed or out.excel):
-        raise ConfigError("--resume, --retry-failed and --excel require an output file: give --out")
-    read = [name for name in (request.images.files_from, request.boxes.boxes) if name is not None]
-    if out.output is not None and read and out.overwrite:
-        check_outputs(True, out.output, inputs=read)
+    _check_output(request)
     images, classes = request.images, request.classes
     check_engine(
         request.engine, explain=classes.explain, decode_processes=classes.decode_processes, every=request.files.every
@@ -264,12 +112,27 @@ def command(request: PredictRequest) -> None:
     if boxes is not None:
         boxes = in_archives(boxes, inputs)
         say_absent(boxes, inputs.names())
+    inputs, listing = of_shard(inputs, shard)
     local = replace(request, models=local_models(request.engine, request.models))
     predictor: AnyPredictor = on_engine(request.engine, request.models, _open(local, boxes, len(inputs)))
     plan = plan_sequences(request.sequences, request.files, inputs, listed, predictor)
     warn_if_dark(predictor, inputs.without_films())
-    if not _write_predictions(predictor, inputs, request, plan):
+    run = shard_run(shard, out.output, build_notes(request.files, plan), inputs, listing, predictor)
+    is_complete = _write_predictions(predictor, inputs, request, plan)
+    if run is not None:
+        run.finish()
+    if not is_complete:
         raise typer.Exit(EXIT_SOME_FAILED)
+
+
+def _check_output(request: PredictRequest) -> None:
+    """Raise `ConfigError` or `OutputError` for an output that options or inputs exclude."""
+    out = request.output
+    if out.output is None and (out.resume or out.retry_failed or out.excel):
+        raise ConfigError("--resume, --retry-failed and --excel require an output file: give --out")
+    read = [name for name in (request.images.files_from, request.boxes.boxes) if name is not None]
+    if out.output is not None and read and out.overwrite:
+        check_outputs(True, out.output, inputs=read)
 
 
 def _open(request: PredictRequest, boxes: BoxList | None, count: int) -> AnyPredictor:

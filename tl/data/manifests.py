@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from difflib import get_close_matches
 from pathlib import Path
 
+from tl.data.remote_folders import iter_remote_folders
 from tl.errors import DataError
 from tl.runtime.ensembles.selective import REJECTED
 from tl.runtime.imaging.regions import Box, Region
@@ -23,6 +24,7 @@ from tl.runtime.sources.box_files import BOX, row_box
 from tl.runtime.sources.boxed_images import BoxedImage
 from tl.runtime.sources.names import FileFinder, composed
 from tl.runtime.sources.paths import find_images, is_hidden
+from tl.runtime.sources.remote import remote_name
 from tl.runtime.sources.sequences import check_column, parse_rule
 from tl.runtime.sources.tables import Table, is_decoded, not_decoded, read_table
 
@@ -110,7 +112,11 @@ def read_images(
     Raises `DataError` with the place, what was found, and the remedy.
     """
     root = Path(data)
-    if root.is_dir():
+    if address := remote_name(os.fspath(data)):
+        if columns != ManifestColumns(columns.split):
+            raise DataError(f"{address}: is read as a folder: columns, images and sequences are for CSV files")
+        images = [LabeledImage(*found) for found in iter_remote_folders(address.rstrip("/"), SPLIT_NAMES, say)]
+    elif root.is_dir():
         if columns.sequence_column:
             raise DataError(
                 f"{root}: is a folder, but the column '{columns.sequence_column}' of sequences is one of a CSV file; "

@@ -28,6 +28,7 @@ from tl.runtime.providers import runs_on_cpu
 from tl.runtime.results import ClassFields, Classification, Failure, Landmarks, Multilabel, Regression
 from tl.runtime.session import Session
 from tl.runtime.sources.boxed_images import BoxList, PredictionSource, UnboxedImage, box_list, item_name, split_item
+from tl.runtime.sources.remote import iter_opened
 from tl.runtime.streams import Found, Known, Members, Stream, nothing_known, with_box
 
 Hint = Literal["throughput", "latency"]
@@ -272,7 +273,7 @@ class Predictor(Generic[Found]):
         hashes: bool,
     ) -> Iterator[tuple[str, Found | Failure | Known]]:
         ensemble = self.ensemble
-        sources = self.items(sources)
+        sources = self.items(iter_opened(sources))
         is_any_size = any(session.takes_any_size for session in ensemble.sessions)
         size = batch_size or (CPU_BATCH if self._is_cpu else max(1, CUDA_BATCH // ensemble.num_views))
         size = 1 if is_any_size else size

@@ -26,6 +26,7 @@ from tl.runtime.output.claim import Claim, claim_output
 from tl.runtime.output.columns import build_columns
 from tl.runtime.output.files import check_output, no_follow, output_errors
 from tl.runtime.output.notes import NotedColumns, Notes
+from tl.runtime.output.places import KEY_BYTES, Places
 from tl.runtime.output.sequence_rows import SequencePlan, SequenceRows, open_sequences
 from tl.runtime.output.writers import GivenFormat, ResultWriter, lists_failures, open_writer
 from tl.runtime.predictor import Predictor
@@ -51,7 +52,7 @@ class KeptRow:
 class Ledger:
     """Rows by path and content. `known` may be called from several threads, `add` from one."""
 
-    def __init__(self, path: Path, places: dict[bytes, int], reader: BinaryIO, writer: BinaryIO) -> None:
+    def __init__(self, path: Path, places: Places, reader: BinaryIO, writer: BinaryIO) -> None:
         self._path, self._places, self._reader, self._writer = path, places, reader, writer
         self._lock = threading.Lock()
         self._flushed = time.monotonic()
@@ -91,7 +92,7 @@ def open_ledger(path: Path, key: str, *, resume: bool, retry_failed: bool = Fals
     With `resume`, rows of an earlier run with the same key are kept, except failed ones with `retry_failed`. Otherwise
     the ledger starts empty. Raises `OutputError`.
     """
-    places, end = _read_places(path, key, retry_failed) if resume else ({}, 0)
+    places, end = _read_places(path, key, retry_failed) if resume else (Places(), 0)
     with (
         output_errors(path),
         open(path, "r+b" if end else "w+b", opener=no_follow) as writer,
@@ -106,14 +107,14 @@ def open_ledger(path: Path, key: str, *, resume: bool, retry_failed: bool = Fals
         os.fsync(writer.fileno())
 
 
-def _read_places(path: Path, key: str, retry_failed: bool) -> tuple[dict[bytes, int], int]:
-    """Return each row's line offset and the end of the last complete line; ({}, 0) without a ledger of this key."""
-    places: dict[bytes, int] = {}
+def _read_places(path: Path, key: str, retry_failed: bool) -> tuple[Places, int]:
+    """Return each row's line offset and the end of the last complete line; none and 0 without a ledger of this key."""
+    places = Places()
     if not path.exists():
-        return {}, 0
+        return places, 0
     with output_errors(path), open(path, "rb", opener=no_follow) as stream:
         if stream.readline() != _header(key):
-            return {}, 0
+            return places, 0
         end = stream.tell()
         for line in stream:
             try:
@@ -125,8 +126,9 @@ def _read_places(path: Path, key: str, retry_failed: bool) -> tuple[dict[bytes, 
                 break
             # A later line replaces an earlier one, for example of a retried failure.
             if digest and not (failed and retry_failed):
-                places[_row_key(name, digest)] = end
+                places.add(_row_key(name, digest), end)
             end += len(line)
+    places.sort()
     return places, end
 
 
@@ -142,7 +144,7 @@ def _header(key: str) -> bytes:
 
 
 def _row_key(name: str, digest: str) -> bytes:
-    return blake2b(f"{digest} {name}".encode(errors="surrogateescape"), digest_size=16).digest()
+    return blake2b(f"{digest} {name}".encode(errors="surrogateescape"), digest_size=KEY_BYTES).digest()
 
 
 @dataclass
@@ -195,7 +197,7 @@ def run_job(
                 rows.take(predicted, writer.row(predicted), writer)
         return
     with claim_output(output) as claim:
-        key = _key(predictor, claim.output, "excel" if for_excel else point_format)
+        key = job_key(predictor, claim.output, "excel" if for_excel else point_format)
         finished = key if not notes.types else f"{key} {','.join(notes.types)}"  # the ledger's rows are without notes
         has_list = lists_failures(claim.output, point_format)
         _check_claim(claim, key, finished, has_list, resume=resume, overwrite=overwrite)
@@ -303,7 +305,7 @@ def _has_failed(result: Result) -> bool:
     return isinstance(result, Failure) and not isinstance(result, NoBox)
 
 
-def _key(predictor: Predictor[Any], output: Path, written_as: str | None) -> str:
+def job_key(predictor: Predictor[Any], output: Path, written_as: str | None) -> str:
     """Return a hash of everything that a row depends on, besides its image."""
     ensemble = predictor.ensemble
     facts = {
