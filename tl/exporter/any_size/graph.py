@@ -1,9 +1,8 @@
 """Write the resizing of `tl.runtime` as ONNX nodes before a fixed-size graph, which then takes images of any size.
 
 The nodes repeat `runtime/imaging/geometry.py`: the sizes, offsets and rounding of `place`, the antialiased resize of
-Pillow, crop and padding. onnxruntime resizes rows first and rounds in between, as Pillow does; Pillow 13 resizes the
-columns of tall images first, which changes values by one, and at hard edges by more (pull request 9549 of Pillow). Does
-not run or verify graphs (`convert`).
+Pillow, crop and padding. onnxruntime resizes horizontally first and rounds in between, too. Does not run or verify
+graphs (`convert`).
 """
 
 from __future__ import annotations

@@ -94,9 +94,7 @@ export function resize(image, newWidth, newHeight, interpolation) {
   const filter = FILTERS[interpolation];
   const columns = (from) => (from.width === newWidth ? from : resampleColumns(from, newWidth, filter));
   const rows = (from) => (from.height === newHeight ? from : resampleRows(from, newHeight, filter));
-  const lost = image.height - newHeight;
-  // Since Pillow 13; before, columns were always first, which differs by rounding. Source: Pillow, pull request 9549.
-  return lost > 0 && lost > 2 * (image.width - newWidth) ? columns(rows(image)) : rows(columns(image));
+  return rows(columns(image));
 }
 
 function resampleColumns({ pixels, width, height }, newWidth, filter) {
