@@ -94,6 +94,7 @@ def describe_model(server: Server, model: ServedModel) -> dict[str, Any]:
         "member_names": list(model.predictor.member_names) if model.source.votes else [],
         "has_explanation": model.has_explanation,
         "supports_coverage": model.supports_coverage,
+        "ood_limit": None if model.source.votes or model.contract.ood is None else model.contract.ood.limit,
         "version": model.version,
         "reload_error": server.models.fault(model.name),
     }

@@ -68,6 +68,7 @@ _MODEL = {
         "member_names": _TEXTS,
         "has_explanation": {"type": "boolean"},
         "supports_coverage": {"type": "boolean"},
+        "ood_limit": {"type": ["number", "null"]},
         "version": {"type": "string"},
         "reload_error": {"type": ["string", "null"]},
     },
