@@ -38,6 +38,7 @@ from tl.commands.sequence_flags import (
     find_images,
     plan_sequences,
 )
+from tl.commands.task_flags import TaskFlags, plan_tasks
 from tl.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -105,10 +106,10 @@ class _Output:
         ),
     ] = None
     to: Annotated[
-        Literal["csv", "long", "tps", "coco", "deeplabcut", "megadetector"] | None,
+        Literal["csv", "long", "tps", "coco", "deeplabcut", "megadetector", "labelstudio"] | None,
         typer.Option(
             help="Output format. Default: from the file extension. Landmarks: csv has one row per image. Classes: "
-            "megadetector adds them to the file of --boxes.",
+            "megadetector adds them to the file of --boxes. labelstudio: tasks with predictions, .json.",
             rich_help_panel=_INPUT_AND_OUTPUT,
         ),
     ] = None
@@ -210,6 +211,7 @@ class PredictRequest:
     files: FileFlags
     landmarks: _ForLandmarks
     boxes: BoxFlags
+    tasks: TaskFlags
 
 
 @from_flags
@@ -283,7 +285,8 @@ def _open(request: PredictRequest, boxes: BoxList | None, count: int) -> AnyPred
         what = "but this model " + ("gives several labels" if task == "multilabel" else "predicts numbers")
         refuse_given(replace(classes, coverage=None, decode_processes=None), f"applies only to classifiers, {what}")
         refuse_given(replace(landmarks, merge=None), f"applies only to landmark models, {what}")
-        if boxes is not None or request.output.to not in (None, "csv"):
+        allowed = (None, "csv", "labelstudio" if task == "multilabel" else "csv")
+        if boxes is not None or request.output.to not in allowed:
             raise ConfigError(f"--boxes and --to do not apply to a model for {task}")
         if task == "multilabel":
             refuse_given(landmarks, f"applies only to landmark models, {what}")
@@ -299,7 +302,7 @@ def _open(request: PredictRequest, boxes: BoxList | None, count: int) -> AnyPred
         single, scales = None if boxes is None else boxes.single(), _read_scales(landmarks.mm_per_px)
         return open_landmark_predictor(sessions, models, landmarks, boxes=single, mm_per_px=scales)
     refuse_given(landmarks, "applies only to landmark models, but this is a classifier")
-    if request.output.to not in (None, "csv", "megadetector"):
+    if request.output.to not in (None, "csv", "megadetector", "labelstudio"):
         raise ConfigError(f"--to {request.output.to} applies only to landmark models, but this is a classifier")
     check_needed(sessions, boxes is not None)
     if boxes is not None and classes.explain is not None:
@@ -338,6 +341,7 @@ def _write_predictions(
     from tl.runtime.output.writers import lists_failures
 
     out, output = request.output, request.output.output
+    links = plan_tasks(request.tasks, output, out.to, predictor, images, overwrite=out.overwrite)
     tally = Tally()
     drawings = Drawings(predictor, request.landmarks.draw, request.classes.explain)
     drawings.check(images, replaces=out.overwrite or out.resume or out.retry_failed)
@@ -356,6 +360,7 @@ def _write_predictions(
             run_job(
                 *(predictor, images, output, tally),
                 point_format=out.to,
+                links=links,
                 batch_size=out.batch_size,
                 resume=out.resume or out.retry_failed,
                 retry_failed=out.retry_failed,
