@@ -63,7 +63,7 @@ def read(parsed: Mapping[str, Any], where: str, reading: Reading) -> ToolFile:
     with reading_of(where, TOOL):
         prefix = str(parsed.get("_via_settings", {}).get("core", {}).get("default_filepath", ""))
         files = [_json_file(entry, where) for entry in parsed.get(_METADATA, parsed).values()]
-    return _build(files, where, reading, prefix)
+        return _build(files, where, reading, prefix)
 
 
 def read_csv(text: str, where: str, reading: Reading) -> ToolFile:
@@ -77,7 +77,8 @@ def read_csv(text: str, where: str, reading: Reading) -> ToolFile:
             known = files.setdefault(row["filename"], _File(f"{where}: {row['filename']}", row["filename"], own, ()))
             regions = [*known.regions, (shape, named)] if shape else known.regions
             files[row["filename"]] = _File(known.place, known.name, {**known.attributes, **own}, regions)
-    return _build(list(files.values()), where, reading, "")
+    with reading_of(where, TOOL):
+        return _build(list(files.values()), where, reading, "")
 
 
 def _csv_order() -> tuple[str, str, str]:
