@@ -124,8 +124,8 @@ def test_convert__task_annotators_and_faults(run_tl: RunTl, tmp_path: Path) -> N
         ((path,), "name one output file"),
         ((path, tmp_path / "a.csv", "-o", tmp_path / "b.csv"), "name one output file"),
         ((path, tmp_path / "a.json", *images, "--task", "classification"), "expected the extension .csv for classes"),
-        ((out, tmp_path / "a.csv", "--task", "classification"), "are for files of labeling tools"),
-        ((path, tmp_path / "a.csv", *images, "--task", "classification", "--names", "a"), "classes are written as CSV"),
+        ((out, tmp_path / "a.csv", "--task", "classification"), "is of no labeling tool"),
+        ((path, tmp_path / "a.csv", *images, "--task", "classification", "--names", "a"), "does not apply to classes"),
     ):
         done = run_tl("convert", *words)
         assert done.code == 1

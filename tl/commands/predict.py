@@ -106,7 +106,7 @@ class _Output:
         ),
     ] = None
     to: Annotated[
-        Literal["csv", "long", "tps", "coco", "deeplabcut", "megadetector", "labelstudio"] | None,
+        Literal["csv", "long", "tps", "coco", "deeplabcut", "megadetector", "labelstudio", "cvat"] | None,
         typer.Option(
             help="Output format. Default: from the file extension. Landmarks: csv has one row per image. Classes: "
             "megadetector adds them to the file of --boxes. labelstudio: tasks with predictions, .json.",

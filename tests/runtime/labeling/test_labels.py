@@ -145,6 +145,14 @@ def test_cvat__tags_subsets_and_images_folder(tmp_path: Path) -> None:
     ]
 
 
+def test_cvat__project_with_the_same_name_in_each_subset(tmp_path: Path) -> None:
+    save_photos(tmp_path / "images", ["Train/a.png", "Test/a.png"])
+    tags = [cvat_image("a.png", f'<tag label="{tag}"/>', subset=s) for tag, s in (("cat", "Train"), ("dog", "Test"))]
+    (tmp_path / "annotations.xml").write_text(cvat(*tags), encoding="utf-8")
+    found = rows(tmp_path / "annotations.xml")
+    assert found == [("images/Train/a.png", "cat", "train"), ("images/Test/a.png", "dog", "test")]
+
+
 def test_via__project_annotations_and_csv(tmp_path: Path) -> None:
     save_photos(tmp_path, ["a.png", "b.png"])
     images = [via_image("a.png", {"species": "cat"}), via_image("b.png", {"species": {"dog": True}})]

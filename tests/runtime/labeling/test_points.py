@@ -169,6 +169,24 @@ def test_cvat__faults(tmp_path: Path, shape: str, message: str) -> None:
     assert message in str(caught.value)
 
 
+def test_cvat__written_points_are_found_again(tmp_path: Path) -> None:
+    save_photos(tmp_path, ["a.png", "ä b.png"])
+    rows = [[(0.0, 0.0), (19.25, 9.125)], [(float("nan"), float("nan")), (3.0, 4.0)]]
+    images = [
+        image_landmarks(name, at, seen, split=split)
+        for name, at, seen, split in zip(("a.png", "ä b.png"), rows, ([1, 2], [0, 2]), ("train", ""), strict=True)
+    ]
+    landmarks = LandmarkSet(("tip", "<base>"), tuple(images))
+    path = tmp_path / "annotations.xml"
+    write_landmarks(landmarks, path, "cvat", lambda name: (10, 20))
+    found = read_landmarks(path)
+    assert found.keypoint_names == ("tip", "<base>")
+    for image, other in zip(found.images, images, strict=True):
+        assert (image.name, image.split) == (other.name, other.split)
+        assert image.visibility.tolist() == other.visibility.tolist()
+        np.testing.assert_allclose(image.keypoints_xy, other.keypoints_xy, atol=1e-6)
+
+
 def test_tasks__written_points_are_found_again(tmp_path: Path) -> None:
     save_photos(tmp_path, ["photos/ä b.png", "photos/c+d.png"])
     points = [[(0.0, 0.0), (19.25, 9.125)], [(float("nan"), float("nan")), (3.0, 4.0)]]

@@ -1,11 +1,11 @@
-"""Read CVAT's XML "CVAT for images 1.1": tags are classes, points and the elements of skeletons are points.
+"""Read and write CVAT's XML "CVAT for images 1.1": tags are classes, points and the elements of skeletons are points.
 
 Source: https://docs.cvat.ai/docs/other/xml_format.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from xml.etree import ElementTree
 
 from tl.errors import DataError
@@ -22,6 +22,7 @@ from tl.runtime.labeling.export import (
     size_of,
     used_point_names,
 )
+from tl.runtime.landmarks.sets import MISSING, OCCLUDED, LandmarkSet
 from tl.runtime.sources.names import composed
 
 TOOL = "CVAT"
@@ -56,6 +57,28 @@ def read(text: str, where: str) -> ToolFile:
     return ToolFile(where, tuple(images), used_point_names(images, declared), passed.remarks())
 
 
+def write(landmarks: LandmarkSet, size: Callable[[str], tuple[int, int]]) -> str:
+    """Return XML with one shape for each point. `size`: name -> (height, width) of the upright image."""
+    root = ElementTree.Element("annotations")
+    ElementTree.SubElement(root, "version").text = "1.1"
+    labels = ElementTree.SubElement(ElementTree.SubElement(ElementTree.SubElement(root, "meta"), "task"), "labels")
+    for name in landmarks.keypoint_names:
+        label = ElementTree.SubElement(labels, "label")
+        ElementTree.SubElement(label, "name").text = name
+        ElementTree.SubElement(label, "type").text = "points"
+    for count, image in enumerate(landmarks.images):
+        height, width = size(image.name)
+        facts = {"id": str(count), "name": image.name, "width": str(width), "height": str(height)}
+        element = ElementTree.SubElement(root, "image", facts | ({"subset": image.split} if image.split else {}))
+        for name, (x, y), seen in zip(landmarks.keypoint_names, image.keypoints_xy, image.visibility, strict=True):
+            if seen != MISSING:
+                at = f"{x + PIXEL_CENTER:.6f},{y + PIXEL_CENTER:.6f}"
+                shape = {"label": name, "source": "auto", "occluded": str(int(seen == OCCLUDED)), "points": at}
+                ElementTree.SubElement(element, "points", {**shape, "z_order": "0"})
+    ElementTree.indent(root)
+    return '<?xml version="1.0" encoding="utf-8"?>\n' + ElementTree.tostring(root, encoding="unicode") + "\n"
+
+
 def _read_image(element: ElementTree.Element, place: str, declared: list[str], passed: Passed) -> ToolImage:
     labels: list[str] = []
     points: list[ToolPoint] = []
@@ -72,10 +95,11 @@ def _read_image(element: ElementTree.Element, place: str, declared: list[str], p
             passed(f"shapes of the kind {shape.tag} are not used")
     if skeletons > 1:
         raise DataError(f"{place}: has {skeletons} skeletons: one specimen per image is expected")
-    subset = element.get("subset", "")
+    subset, name = element.get("subset", ""), element.attrib["name"]
     return ToolImage(
         place,
-        names_of(element.attrib["name"]),
+        # Projects keep the images of a subset in a folder of its own.
+        (*((f"{subset}/{name}",) if subset else ()), *names_of(name)),
         tuple(dict.fromkeys(labels)) if labels else None,
         check_points(points, place),
         "" if subset.casefold() == _NO_SUBSET else subset,

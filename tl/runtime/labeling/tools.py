@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import os
+from functools import lru_cache
 from pathlib import Path
 from typing import Any, Literal
 
@@ -25,17 +26,20 @@ def find_tool(path: str | os.PathLike[str]) -> Tool | None:
             if roboflow.tables_in(path):
                 return "roboflow"
             return "labelme" if labelme.is_labelme_folder(path) else None
-        return _tool_of_file(path)
+        found = path.stat()
+        return _tool_of_file(path, found.st_mtime_ns, found.st_size)
     except (OSError, DataError, csv.Error):
         return None
 
 
-def _tool_of_file(path: Path) -> Tool | None:
+@lru_cache(maxsize=32)
+def _tool_of_file(path: Path, modified_ns: int, size: int) -> Tool | None:
+    """Return the tool of a file, whose contents are known to be the same as long as time and size are."""
     if path.name == roboflow.FILE_NAME:
         return "roboflow"
     kind = path.suffix.lower()
     if kind == ".json":
-        return _tool_of_json(load_json(path)) if path.is_file() else None
+        return _tool_of_json(load_json(path))
     if kind not in (".xml", ".csv"):
         return None
     with path.open("rb") as stream:

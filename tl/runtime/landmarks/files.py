@@ -18,6 +18,7 @@ import numpy as np
 from tl.errors import DataError
 from tl.runtime.imaging.decode import read_size, read_stored
 from tl.runtime.imaging.geometry import turn_keypoints
+from tl.runtime.labeling import cvat
 from tl.runtime.labeling.export import Annotators
 from tl.runtime.labeling.label_studio_tasks import TaskLinks, point_tasks
 from tl.runtime.labeling.tools import find_tool, has_points
@@ -56,11 +57,11 @@ def _turn(image: ImageLandmarks, stored_hw: tuple[int, int], orientation: int) -
 
 
 Size = Callable[[str], tuple[int, int]]
-Format = Literal["csv", "long", "tps", "coco", "deeplabcut", "labelstudio"]
+Format = Literal["csv", "long", "tps", "coco", "deeplabcut", "labelstudio", "cvat"]
 _BY_SUFFIX: dict[str, Format] = {".csv": "csv", ".tps": "tps", ".json": "coco"}
 SUFFIXES: dict[Format, str] = {
     **{"csv": ".csv", "long": ".csv", "tps": ".tps", "coco": ".json", "deeplabcut": ".csv"},
-    **{"labelstudio": ".json"},
+    **{"labelstudio": ".json", "cvat": ".xml"},
 }
 # Enough for DeepLabCut's three header lines, or for the columns of several hundred points.
 _HEAD_BYTES = 1 << 17
@@ -70,6 +71,7 @@ _LOST: dict[Format, tuple[str, ...]] = {
     "tps": ("names", "visibility", "confidence", "boxes", "splits and groups", "flip pairs", "skeleton"),
     "coco": (),
     "deeplabcut": ("visibility", "boxes", "scale", "splits and groups", "flip pairs", "skeleton"),
+    "cvat": ("confidence", "boxes", "scale", "groups", "flip pairs", "skeleton"),
     "labelstudio": ("visibility", "boxes", "scale", "splits and groups", "flip pairs", "skeleton"),
 }
 
@@ -181,6 +183,8 @@ def write_landmarks(
         text = tps.write(landmarks, lambda name: size(name)[0])
     elif kind == "coco":
         text = coco.write(landmarks, size)
+    elif kind == "cvat":
+        text = cvat.write(landmarks, size)
     elif kind == "labelstudio":
         text = point_tasks(landmarks, size, links or TaskLinks())
     else:
@@ -198,6 +202,7 @@ def lost_in(landmarks: LandmarkSet, path: str | os.PathLike[str], kind: Format |
         "confidence": any(image.confidence is not None for image in images),
         "boxes": any(image.box_xywh is not None for image in images),
         "scale": any(image.mm_per_px is not None for image in images),
+        "groups": any(image.group for image in images),
         "splits and groups": any(image.split or image.group for image in images),
         "flip pairs": bool(landmarks.flip_pairs),
         "skeleton": bool(landmarks.skeleton),

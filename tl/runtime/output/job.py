@@ -199,9 +199,7 @@ def run_job(
         with (
             _open_sequences(claim.output, sequences, predictor, finished, overwrite, for_excel) as groups,
             open_writer(
-                *(claim.output, predictor.fields, point_format, claim.rows, for_excel, predictor.boxes),
-                columns=columns,
-                links=links,
+                *(claim.output, predictor.fields, point_format, claim.rows, for_excel, predictor.boxes, columns, links)
             ) as writer,
             open_ledger(claim.ledger, key, resume=resume, retry_failed=retry_failed or fail_fast) as ledger,
         ):

@@ -170,7 +170,7 @@ class JsonLinesWriter(_RowWriter):
 
 def lists_failures(output: Path, point_format: GivenFormat | None) -> bool:
     """Return whether a format has no rows for failed images, so that `NAME.failed.csv` lists them."""
-    return output.suffix.lower() in (".tps", ".json") or point_format in ("long", "deeplabcut")
+    return output.suffix.lower() in (".tps", ".json", ".xml") or point_format in ("long", "deeplabcut")
 
 
 @contextmanager
@@ -239,7 +239,7 @@ def _finisher(
         return _megadetector_finisher(final, fields, boxes)
     kind = final.suffix.lower()
     known = [".csv", ".jsonl", ".xlsx", ".parquet", *([".tps", ".json"] if isinstance(fields, PointFields) else [])]
-    known += [".json"] if point_format == "labelstudio" else []
+    known += [SUFFIXES[point_format]] if point_format in ("labelstudio", "cvat") else []
     if kind not in known:
         raise OutputError(f"{final}: expected a name that ends in {', '.join(known[:-1])} or {known[-1]}")
     if point_format is not None and kind != SUFFIXES[point_format]:
