@@ -21,6 +21,8 @@ from tests.spots import make_spot_model, save_spots
 from tl.runtime import load, load_landmarks
 from tl.runtime.landmarks.files import read_landmarks
 
+# Class names that XML and URLs must escape.
+RED, GREEN, BLUE = "red <a>", "green & b", 'blue "ü"'
 COLORS = ((250, 10, 10), (10, 250, 10), (10, 20, 250), (240, 30, 20), (30, 230, 10))
 
 
@@ -95,27 +97,27 @@ def check_classes(server: Server, files: Path) -> None:
     (files / "photos").mkdir()
     for i, color in enumerate(COLORS):
         Image.fromarray(np.full((40, 30 + i, 3), color, np.uint8)).save(files / f"photos/ä {i}.png")
-    make_model(files / "color.onnx")
+    make_model(files / "color.onnx", (RED, GREEN, BLUE))
     tl(files, "predict", "photos", "--model", "color.onnx", "--to", "labelstudio", "-o", "classes.json")
     project, tasks = make_project(server, files, "classes.json", "photos")
     accept(server, tasks[0])
     accept(server, tasks[1])
     accept(server, tasks[2], was_cancelled=True)
     accept(server, tasks[3])  # and then corrected by a second annotation
-    other = [{**tasks[3]["predictions"][0]["result"][0], "value": {"choices": ["green"]}}]
+    other = [{**tasks[3]["predictions"][0]["result"][0], "value": {"choices": [GREEN]}}]
     server.json(f"/api/tasks/{tasks[3]['id']}/annotations/", {"result": other})
-    expected = {"photos/ä 0.png": "red", "photos/ä 1.png": "green", "photos/ä 3.png": "green"}
+    expected = {"photos/ä 0.png": RED, "photos/ä 1.png": GREEN, "photos/ä 3.png": GREEN}
     server.upload(project, files / "photos/ä 4.png")
     added = server.json(f"/api/tasks?project={project}&fields=all&page_size=100")["tasks"][-1]
     assert "/data/upload/" in added["data"]["image"], added
-    server.json(f"/api/tasks/{added['id']}/annotations/", {"result": [{**other[0], "value": {"choices": ["blue"]}}]})
+    server.json(f"/api/tasks/{added['id']}/annotations/", {"result": [{**other[0], "value": {"choices": [BLUE]}}]})
     for kind in ("JSON", "JSON_MIN"):
         export(server, project, kind, files / f"classes.{kind}.json")
         said = tl(files, "convert", f"classes.{kind}.json", "-o", f"{kind}.csv", "--images", "photos")
         with (files / f"{kind}.csv").open(encoding="utf-8", newline="") as stream:
             rows = {row["path"]: row["label"] for row in csv.DictReader(stream)}
         assert {name: rows[name] for name in expected} == expected, rows
-        assert sorted(rows.values()) == ["blue", "green", "green", "red"], rows
+        assert sorted(rows.values()) == [BLUE, GREEN, GREEN, RED], rows
         print(f"classes, {kind}: {len(rows)} of {len(rows)} labels as annotated; " + said.strip().replace("\n", "; "))
     with load(files / "color.onnx") as model:
         same = [model.predict(files / name).label == label for name, label in expected.items()]

@@ -95,7 +95,7 @@ def test_cvat__points_and_skeletons(tmp_path: Path) -> None:
     found = read_landmarks(path)
     assert found.keypoint_names == ("tip", "base")  # in the order of the labels
     assert [image.visibility.tolist() for image in found.images] == [[2, 2], [1, 0]]
-    assert [image.split for image in found.images] == ["", "Validation"]
+    assert [image.split for image in found.images] == ["", "val"]
     path.write_text(cvat(cvat_image("a.png", '<points label="tip" points="1,1;2,2"/>')), encoding="utf-8")
     assert xy(path) == {"a.png": {"tip1": (0.5, 0.5), "tip2": (1.5, 1.5)}}
 
@@ -174,7 +174,7 @@ def test_cvat__written_points_are_found_again(tmp_path: Path) -> None:
     rows = [[(0.0, 0.0), (19.25, 9.125)], [(float("nan"), float("nan")), (3.0, 4.0)]]
     images = [
         image_landmarks(name, at, seen, split=split)
-        for name, at, seen, split in zip(("a.png", "ä b.png"), rows, ([1, 2], [0, 2]), ("train", ""), strict=True)
+        for name, at, seen, split in zip(("a.png", "ä b.png"), rows, ([1, 2], [0, 2]), ("val", ""), strict=True)
     ]
     landmarks = LandmarkSet(("tip", "<base>"), tuple(images))
     path = tmp_path / "annotations.xml"

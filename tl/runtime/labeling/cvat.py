@@ -26,8 +26,9 @@ from tl.runtime.landmarks.sets import MISSING, OCCLUDED, LandmarkSet
 from tl.runtime.sources.names import composed
 
 TOOL = "CVAT"
-# The subset of images that belong to none.
-_NO_SUBSET = "default"
+# CVAT's own names of subsets, the first of which is that of images that belong to none -> split.
+_SPLITS = {"default": "", "Train": "train", "Validation": "val", "Test": "test"}
+_SUBSETS = {split: subset for subset, split in _SPLITS.items()}
 
 
 def is_cvat(text: str) -> bool:
@@ -69,7 +70,9 @@ def write(landmarks: LandmarkSet, size: Callable[[str], tuple[int, int]]) -> str
     for count, image in enumerate(landmarks.images):
         height, width = size(image.name)
         facts = {"id": str(count), "name": image.name, "width": str(width), "height": str(height)}
-        element = ElementTree.SubElement(root, "image", facts | ({"subset": image.split} if image.split else {}))
+        element = ElementTree.SubElement(
+            root, "image", facts | ({"subset": _SUBSETS.get(image.split, image.split)} if image.split else {})
+        )
         for name, (x, y), seen in zip(landmarks.keypoint_names, image.keypoints_xy, image.visibility, strict=True):
             if seen != MISSING:
                 at = f"{x + PIXEL_CENTER:.6f},{y + PIXEL_CENTER:.6f}"
@@ -102,7 +105,7 @@ def _read_image(element: ElementTree.Element, place: str, declared: list[str], p
         (*((f"{subset}/{name}",) if subset else ()), *names_of(name)),
         tuple(dict.fromkeys(labels)) if labels else None,
         check_points(points, place),
-        "" if subset.casefold() == _NO_SUBSET else subset,
+        _SPLITS.get(subset, subset),
         size_of(element.get("height"), element.get("width"), place),
     )
 
