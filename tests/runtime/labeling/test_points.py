@@ -131,6 +131,9 @@ def test_labelme__file_and_folder(tmp_path: Path) -> None:
     save_json(tmp_path / "b.json", labelme("b.png", {}, ("base", 0.5, 0.5)))
     assert is_landmark_file(tmp_path)
     assert xy(tmp_path) == {"a.png": {"tip": CENTER}, "b.png": {"base": (0.0, 0.0)}}
+    (tmp_path / "0.json").write_text("{", encoding="utf-8")
+    with pytest.raises(DataError, match=r"0\.json: not a JSON file"):
+        read_landmarks(tmp_path)
 
 
 @pytest.mark.parametrize(

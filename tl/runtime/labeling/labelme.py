@@ -38,11 +38,6 @@ def is_labelme(parsed: Any) -> bool:
     return isinstance(parsed, dict) and {"shapes", "imagePath"} <= parsed.keys()
 
 
-def is_labelme_folder(folder: Path) -> bool:
-    """Return whether a folder directly contains a file of labelme. Raises `DataError` for unreadable JSON."""
-    return any(is_labelme(load_json(path)) for path in sorted(folder.glob("*.json")))
-
-
 def read(parsed: Mapping[str, Any], where: str) -> ToolFile:
     """Return the image of one file. Raises `DataError`."""
     passed = Passed()

@@ -25,7 +25,8 @@ def find_tool(path: str | os.PathLike[str]) -> Tool | None:
         if path.is_dir():
             if roboflow.tables_in(path):
                 return "roboflow"
-            return "labelme" if labelme.is_labelme_folder(path) else None
+            # An unreadable file among them is an error when they are read.
+            return "labelme" if any(find_tool(each) == "labelme" for each in sorted(path.glob("*.json"))) else None
         found = path.stat()
         return _tool_of_file(path, found.st_mtime_ns, found.st_size)
     except (OSError, DataError, csv.Error):

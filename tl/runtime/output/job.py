@@ -178,9 +178,8 @@ def run_job(
     without a prediction. `fail_fast` stops at the first failed image. An existing file is replaced only with
     `overwrite`, or if a job with the same models and votes has written it and it is unchanged. `see` is called with
     every new result. `point_format`: None to select the format by the file name. `links`: see `open_writer`.
-    `for_excel`: see `write_excel_csv`.
-    `notes`: further columns. `sequences`: also decide on sequences, in the second file `sequence_path(output)`. Raises
-    `OutputError`, `ImageReadError` (with `fail_fast`) and the errors of prediction.
+    `for_excel`: see `write_excel_csv`. `notes`: further columns. `sequences`: also decide on sequences, in the second
+    file `sequence_path(output)`. Raises `OutputError`, `ImageReadError` (with `fail_fast`), the errors of prediction.
     """
     notes = notes or Notes()
     columns = NotedColumns(build_columns(predictor.fields), notes.types)
