@@ -355,7 +355,7 @@ def _evaluate_points(request: EvaluateRequest) -> Evaluated:
     from tl.evaluation.landmarks import COLUMNS, evaluate_points, read_split
 
     flags, landmarks = request.data, request.landmarks
-    images = read_split(flags.data, flags.split, flags.images)
+    images = read_split(flags.data, flags.split, flags.images, flags.label_column)
     for remark in images.remarks:
         warn(f"{flags.data}: {remark}")
     say_split(images.split, len(images.paths), "RUN/annotations.json")

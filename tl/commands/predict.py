@@ -31,6 +31,7 @@ from tl.commands.predict_flags import ForClasses, ForLandmarks, ImageFlags, Outp
 from tl.commands.requests import from_flags, refuse_given
 from tl.commands.sequence_flags import FileFlags, SequenceFlags, build_notes, check_choices, find_images, plan_sequences
 from tl.commands.shard_flags import ShardFlags, check_shard, file_of_shard, joined, of_shard, shard_run
+from tl.commands.task_flags import TaskFlags, plan_tasks
 from tl.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -57,6 +58,7 @@ class PredictRequest:
     boxes: BoxFlags
     engine: EngineFlags
     shards: ShardFlags
+    tasks: TaskFlags
 
 
 @from_flags
@@ -152,7 +154,8 @@ def _open(request: PredictRequest, boxes: BoxList | None, count: int) -> AnyPred
         what = "but this model " + ("gives several labels" if task == "multilabel" else "predicts numbers")
         refuse_given(replace(classes, coverage=None, decode_processes=None), f"applies only to classifiers, {what}")
         refuse_given(replace(landmarks, merge=None), f"applies only to landmark models, {what}")
-        if boxes is not None or request.output.to not in (None, "csv"):
+        allowed = (None, "csv", "labelstudio" if task == "multilabel" else "csv")
+        if boxes is not None or request.output.to not in allowed:
             raise ConfigError(f"--boxes and --to do not apply to a model for {task}")
         if task == "multilabel":
             refuse_given(landmarks, f"applies only to landmark models, {what}")
@@ -168,7 +171,7 @@ def _open(request: PredictRequest, boxes: BoxList | None, count: int) -> AnyPred
         single, scales = None if boxes is None else boxes.single(), _read_scales(landmarks.mm_per_px)
         return open_landmark_predictor(sessions, models, landmarks, boxes=single, mm_per_px=scales)
     refuse_given(landmarks, "applies only to landmark models, but this is a classifier")
-    if request.output.to not in (None, "csv", "megadetector"):
+    if request.output.to not in (None, "csv", "megadetector", "labelstudio"):
         raise ConfigError(f"--to {request.output.to} applies only to landmark models, but this is a classifier")
     check_needed(sessions, boxes is not None)
     if boxes is not None and classes.explain is not None:
@@ -207,6 +210,7 @@ def _write_predictions(
     from tl.runtime.output.writers import lists_failures
 
     out, output = request.output, request.output.output
+    links = plan_tasks(request.tasks, output, out.to, predictor, images, overwrite=out.overwrite)
     tally = Tally()
     drawings = Drawings(predictor, request.landmarks.draw, request.classes.explain)
     drawings.check(images, replaces=out.overwrite or out.resume or out.retry_failed)
@@ -225,6 +229,7 @@ def _write_predictions(
             run_job(
                 *(predictor, images, output, tally),
                 point_format=out.to,
+                links=links,
                 batch_size=out.batch_size,
                 resume=out.resume or out.retry_failed,
                 retry_failed=out.retry_failed,

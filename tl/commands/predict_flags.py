@@ -66,10 +66,10 @@ class OutputFlags:
         ),
     ] = None
     to: Annotated[
-        Literal["csv", "long", "tps", "coco", "deeplabcut", "megadetector"] | None,
+        Literal["csv", "long", "tps", "coco", "deeplabcut", "megadetector", "labelstudio", "cvat"] | None,
         typer.Option(
             help="Output format. Default: from the file extension. Landmarks: csv has one row per image. Classes: "
-            "megadetector adds them to the file of --boxes.",
+            "megadetector adds them to the file of --boxes. labelstudio: tasks with predictions, .json.",
             rich_help_panel=_INPUT_AND_OUTPUT,
         ),
     ] = None

@@ -185,6 +185,8 @@ def check_choices(
     from tl.runtime.output.sequence_rows import sequence_path
     from tl.runtime.output.writers import lists_failures
 
+    if point_format == "labelstudio" and (flags.sequence is not None or files.exif or boxes is not None):
+        raise ConfigError("--to labelstudio writes one task per image, without --sequence, --exif and --boxes")
     if task != "classification":
         if files.exif and output is not None and lists_failures(output, point_format):
             raise ConfigError(f"--exif adds columns to tables, but {output} is a landmark file: give a name in .csv")

@@ -21,6 +21,7 @@ from typing import Any, BinaryIO
 import orjson
 
 from tl.errors import ImageReadError, OutputError
+from tl.runtime.labeling.label_studio_tasks import TaskLinks
 from tl.runtime.model_file.strict_json import dump_json
 from tl.runtime.output.claim import Claim, claim_output
 from tl.runtime.output.columns import build_columns
@@ -167,6 +168,7 @@ def run_job(
     tally: Tally,
     *,
     point_format: GivenFormat | None = None,
+    links: TaskLinks | None = None,
     batch_size: int | None = None,
     resume: bool = False,
     retry_failed: bool = False,
@@ -183,9 +185,9 @@ def run_job(
     With `resume`, images with the same path, content, models and votes keep their rows; `retry_failed` retries those
     without a prediction. `fail_fast` stops at the first failed image. An existing file is replaced only with
     `overwrite`, or if a job with the same models and votes has written it and it is unchanged. `see` is called with
-    every new result. `point_format`: None to select the format by the file name. `for_excel`: see `write_excel_csv`.
-    `notes`: further columns. `sequences`: also decide on sequences, in the second file `sequence_path(output)`. Raises
-    `OutputError`, `ImageReadError` (with `fail_fast`) and the errors of prediction.
+    every new result. `point_format`: None to select the format by the file name. `links`: see `open_writer`.
+    `for_excel`: see `write_excel_csv`. `notes`: further columns. `sequences`: also decide on sequences, in the second
+    file `sequence_path(output)`. Raises `OutputError`, `ImageReadError` (with `fail_fast`), the errors of prediction.
     """
     notes = notes or Notes()
     columns = NotedColumns(build_columns(predictor.fields), notes.types)
@@ -204,8 +206,7 @@ def run_job(
         with (
             _open_sequences(claim.output, sequences, predictor, finished, overwrite, for_excel) as groups,
             open_writer(
-                *(claim.output, predictor.fields, point_format, claim.rows, for_excel, predictor.boxes),
-                columns=columns,
+                *(claim.output, predictor.fields, point_format, claim.rows, for_excel, predictor.boxes, columns, links)
             ) as writer,
             open_ledger(claim.ledger, key, resume=resume, retry_failed=retry_failed or fail_fast) as ledger,
         ):
