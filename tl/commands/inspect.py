@@ -76,8 +76,6 @@ def command(
     write a page that runs it in the browser.
 
     Examples:
-    - `tl inspect beetles.onnx`
-
     - `tl inspect beetles.onnx --top 5 photo.jpg` prints label,probability
 
     - `tl inspect beetles.onnx --html beetles.html --filters --activations photo.jpg --top 5 photo.jpg`

@@ -40,6 +40,7 @@ if TYPE_CHECKING:
     from tl.runtime.results import Classification, Landmarks, Multilabel, Regression, Result
     from tl.runtime.sources.boxed_images import BoxList
     from tl.runtime.sources.inputs import Inputs
+    from tl.runtime.sources.shards import Shard
 
     AnyPredictor = Predictor[Classification] | Predictor[Landmarks] | Predictor[Multilabel] | Predictor[Regression]
 
@@ -97,8 +98,12 @@ def command(request: PredictRequest) -> None:
     if joined(request.shards, request.output, [*others, request.sequences, request.files]):
         return
     shard = check_shard(request.shards, request.output, request.sequences, request.files)
-    request = replace(request, output=file_of_shard(request.output, shard))
-    out = request.output
+    if not _predict(replace(request, output=file_of_shard(request.output, shard)), shard):
+        raise typer.Exit(EXIT_SOME_FAILED)
+
+
+def _predict(request: PredictRequest, shard: Shard | None) -> bool:
+    """Find the images, open the models and write the rows. Returns whether every image could be read."""
     _check_output(request)
     images, classes = request.images, request.classes
     check_engine(
@@ -119,12 +124,11 @@ def command(request: PredictRequest) -> None:
     predictor: AnyPredictor = on_engine(request.engine, request.models, _open(local, boxes, len(inputs)))
     plan = plan_sequences(request.sequences, request.files, inputs, listed, predictor)
     warn_if_dark(predictor, inputs.without_films())
-    run = shard_run(shard, out.output, build_notes(request.files, plan), inputs, listing, predictor)
+    run = shard_run(shard, request.output.output, build_notes(request.files, plan), inputs, listing, predictor)
     is_complete = _write_predictions(predictor, inputs, request, plan)
     if run is not None:
         run.finish()
-    if not is_complete:
-        raise typer.Exit(EXIT_SOME_FAILED)
+    return is_complete
 
 
 def _check_output(request: PredictRequest) -> None:

@@ -1,7 +1,6 @@
 """List the images of a data set with their labels and splits.
 
-Reads class folders, train/val/test folders, CSV manifests and files of labeling tools. Opens no images and never
-imports torch.
+Reads class folders, train/val/test folders, CSV manifests and files of labeling tools. Opens no images.
 """
 
 from __future__ import annotations
@@ -87,8 +86,7 @@ class ManifestColumns:
 
     `images`: the folder that paths are relative to, also tried with file names alone; None for the manifest's folder.
     `sequence`: rule of sequences (`parse_rule`), whose column is read. `targets`: columns of numbers that together are
-    the label, joined by `;`, in place of the label column. `annotators`: how the answers of several people are combined
-    in a labeling tool's file.
+    the label, joined by `;`. `annotators`: how a labeling tool's file combines the answers of several people.
     """
 
     split: str = "split"

@@ -11,7 +11,7 @@ from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
 from starlette.requests import Request
 from starlette.responses import Response
-from starlette.routing import BaseRoute, Mount, Route
+from starlette.routing import BaseRoute, Match, Mount, Route
 from starlette.staticfiles import StaticFiles
 from starlette.types import ASGIApp
 
@@ -136,12 +136,15 @@ async def _openapi(server: Server, request: Request) -> Response:
 async def _http_error(request: Request, error: Exception) -> Response:
     if not isinstance(error, HTTPException):
         raise error
-    reason = error.detail
-    if error.status_code == 404 and reason == "Not Found":
+    status, reason = error.status_code, error.detail
+    if status == 404 and reason == "Not Found":
         reason = f"there is nothing at {request.url.path[:200]}: /openapi.json lists what this server answers"
-    if error.status_code == 405:
+        # The page's folder, which is mounted at /, has no such file; a route may have the path for another method.
+        if any(route.matches(request.scope)[0] is Match.PARTIAL for route in request.app.routes):
+            status = 405
+    if status == 405:
         reason = f"{request.method} is not answered at {request.url.path[:200]}"
-    return error_response(error.status_code, reason, dict(error.headers or {}))
+    return error_response(status, reason, dict(error.headers or {}))
 
 
 async def _internal_error(request: Request, error: Exception) -> Response:

@@ -188,7 +188,7 @@ def find_inputs(
         return found
     with ThreadPoolExecutor(_PROBES) as pool:
         counts = tuple(pool.map(partial(count_frames, every=every), found.films))
-    return replace(found, frames=Frames(every, counts, FrameBudget(least=batch_size + 1)))
+    return replace(found, frames=Frames(every, counts, FrameBudget(least=max(batch_size + 1, FrameBudget.least))))
 
 
 def _located(name: str, finder: FileFinder, images: str | os.PathLike[str] | None) -> str:
