@@ -71,6 +71,7 @@ def make_contract(
         provenance=Provenance("none", "none", "test", {}, "", {}, {"onnx": onnx.__version__}, "2026-01-01T00:00:00"),
         parity=Parity(1, (1,), {"probabilities": 0.0}, 0.0, 1.0, 1e-4),
         quantization=None,
+        any_size=None,
         golden=Golden("synthetic", {"fp32": 1e-4}, tuple(samples)),
     )
     return dataclasses.replace(contract, **changes)

@@ -37,6 +37,7 @@ from tl.commands import (
     probe,
     refit,
     report,
+    serve,
     sweep,
     train,
     verify,
@@ -128,6 +129,7 @@ _PANELS: dict[str, list[tuple[ModuleType, type[TyperCommand], str]]] = {
     "Predict": [
         (predict, EnsembleCommand, "Predict images with model files."),
         (evaluate, EnsembleCommand, "Evaluate model files on labeled images."),
+        (serve, EnsembleCommand, "Serve model files over HTTP, with a web page."),
         (convert, TyperCommand, "Convert landmarks between CSV, TPS, COCO and DeepLabCut."),
     ],
     "Studies": [

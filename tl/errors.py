@@ -15,7 +15,7 @@ Imports no other module of `tl`. Bugs raise ValueError, TypeError and the like i
     ├── ParityError         a model file does not reproduce the validated outputs
     ├── PrecisionError      a lower-precision graph differs too much from fp32, or is no faster
     ├── DeviceError         the requested device cannot be used
-    ├── WorkerError         an image decoding process cannot be started, or died
+    ├── WorkerError         a process that decodes or predicts images cannot be reached or started, or died
     ├── OutputError         a result cannot be written
     └── MissingExtraError   an optional package is not installed
 """
@@ -100,7 +100,7 @@ class DeviceError(TlError):
 
 
 class WorkerError(TlError):
-    """An image decoding process cannot be started, or died."""
+    """A process that decodes or predicts images, or its cluster, cannot be reached or started, or died."""
 
 
 class OutputError(TlError):

@@ -97,7 +97,7 @@ def test_adopted__predicts_like_our_own(run_tl: RunTl, photos: Path, adopted: Pa
 
 
 def test_adopted__verifies_and_is_inspected(run_tl: RunTl, adopted: Path) -> None:
-    assert "verified on the CPU: 4 samples" in run_tl("verify", adopted, "--device", "cpu").err
+    assert "verified on the CPU in fp32: 4 samples" in run_tl("verify", adopted, "--device", "cpu").err
     text = run_tl("inspect", adopted).out
     assert "3: red, green, blue" in text
     assert "pytorch, adopted, weights yolo.onnx (sha256 " in text

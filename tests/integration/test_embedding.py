@@ -68,7 +68,7 @@ def test_close__frees_sessions_and_their_threads(color_model: Path) -> None:
     before = threads()
     with tl.runtime.load([color_model, color_model], device="cpu", threads=4, hint="latency") as model:
         model.predict(solid((1, 2, 3)))
-        sessions = [weakref.ref(session._session) for session in model.ensemble.sessions]
+        sessions = [weakref.ref(session._engine) for session in model.ensemble.sessions]
         assert threads() >= before + 6  # two pools of three threads in addition to the caller
     gc.collect()
     assert [session() for session in sessions] == [None, None]

@@ -14,6 +14,7 @@ import pytest
 from tests.blobs import BLOBS, write_blobs
 from tests.commands.conftest import RunTl
 from tests.commands.conftest import run_tl as run_tl
+from tests.runtime.distributed.agreement import assert_worker_agrees
 from tests.trainer.make import StopsAt, timeless_file
 from tl.errors import ConfigError, DataError, EnsembleError, RunInterrupted
 from tl.exporter.export import export_run
@@ -118,6 +119,14 @@ def test_predict__sets_hold_more_labels_for_more_coverage(solved_file: Path, blo
         load_multilabel(solved_file, coverage=0.99)
     with pytest.raises(EnsembleError, match="between 0 and 1"):
         load_multilabel(solved_file, coverage=1.0)
+
+
+def test_worker__gives_the_same_labels(solved_file: Path, blobs: Path) -> None:
+    images = sorted(blobs.parent.glob("*.png"))[:5]
+    with load_multilabel(solved_file, device="cpu", threads=1, coverage=0.9) as predictor:
+        assert_worker_agrees(predictor, images)
+    with load_multilabel([solved_file, solved_file], device="cpu", threads=1, weights=[3, 1]) as predictor:
+        assert_worker_agrees(predictor, images)
 
 
 def test_predict__ensemble_averages_probabilities_and_thresholds(

@@ -12,6 +12,7 @@ import pytest
 
 from tests.commands.conftest import RunTl
 from tests.commands.conftest import run_tl as run_tl
+from tests.runtime.distributed.agreement import assert_worker_agrees
 from tests.trainer.make import make_png
 from tl.exporter.export import export_run
 from tl.progress import Silent
@@ -90,6 +91,14 @@ def test_export__the_file_answers_in_the_units_of_the_data(ridge_run: Run, ridge
             found = predictor.predict(squares.parent / Path(name).name)
             # 1e-4 of a standard deviation
             assert found.values == pytest.approx([float(row["area"]), float(row["side"])], abs=1e-4 * facts.std[0])
+
+
+def test_worker__gives_the_same_numbers(ridge_file: Path, squares: Path) -> None:
+    images = [str(squares.parent / f"{i}.png") for i in range(5)]
+    with load_regression(ridge_file, device="cpu", threads=1, coverage=0.8) as predictor:
+        assert_worker_agrees(predictor, images)
+    with load_regression([ridge_file, ridge_file], device="cpu", threads=1, merge="median") as predictor:
+        assert_worker_agrees(predictor, images)
 
 
 def test_load_regression__intervals_hold_what_was_never_fitted(ridge_file: Path, squares: Path) -> None:

@@ -21,7 +21,8 @@ from tests.runtime.test_devices import pretend_wheels
 from tl.runtime import devices, doctor
 from tl.runtime.devices import Cores, usable_cores
 from tl.runtime.doctor import Finding, examine
-from tl.runtime.session import Session, cuda_fault
+from tl.runtime.engines.onnxruntime import cuda_fault
+from tl.runtime.session import Session
 
 ROOT = Path(__file__).parents[2]
 
@@ -99,6 +100,30 @@ def test_examine__providers() -> None:
     providers = finding("providers")
     assert providers.facts["offered"] == ort.get_available_providers()
     assert "CPUExecutionProvider" in providers.detail
+
+
+def test_examine__openvino_is_told_with_what_it_has(monkeypatch: pytest.MonkeyPatch) -> None:
+    if doctor.openvino_version() is not None:
+        found = finding("openvino")
+        assert found.ok
+        assert f"{doctor.openvino_version()}: a tiny network runs on OpenVINO" in found.detail
+        assert found.facts["bf16"] == ("has bf16" in found.detail)
+    monkeypatch.setattr(doctor, "openvino_version", lambda: None)
+    missing = finding("openvino")
+    assert (missing.ok, missing.detail) == (
+        None,
+        "not installed; for device openvino: pip install 'tl-toolkit[openvino]'",
+    )
+
+
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="names what there is on Linux")
+def test_examine__says_what_other_devices_lack() -> None:
+    for device in ("tensorrt", "migraphx", "rocm"):
+        found = finding(device)
+        assert found.ok is None
+        assert found.detail.endswith("(not proven by a test)")
+        assert found.facts["usable"] == found.detail.startswith("can be tried")
+    assert "coreml" not in {found.name for found in doctor.examine()}
 
 
 def test_examine__decoding_says_what_it_measured() -> None:

@@ -44,7 +44,7 @@ def command(
     seconds: Annotated[float, typer.Option(min=0, help="Time for measuring in seconds, not counting loading.")] = 10.0,
     as_json: Annotated[bool, typer.Option("--json", help="Print measurements and advice as JSON on stdout.")] = False,
 ) -> None:
-    """Benchmark a model file (network, decoding, and both together) and recommend settings.
+    """Benchmark a model file (network, decoding, and both together) on the engines installed and recommend settings.
 
     Examples:
     - `tl bench beetles.onnx --images photos/`
@@ -131,7 +131,7 @@ def _cells(row: Row) -> tuple[str, ...]:
     setting, timing = row.setting, row.timing
     return (
         setting.part,
-        setting.device,
+        setting.place,
         setting.hint or "",
         str(setting.threads),
         str(setting.batch_size or ""),
@@ -153,6 +153,6 @@ def _line(cells: tuple[str, ...], widths: list[int]) -> str:
 def _skipped(bench: Bench) -> str:
     by_way: dict[str, list[str]] = {}
     for setting in bench.skipped:
-        way = " ".join(filter(None, (setting.device, setting.hint)))
+        way = " ".join(filter(None, (setting.place, setting.hint)))
         by_way.setdefault(way, []).append(str(setting.batch_size))
     return "; ".join(f"batches of {', '.join(sizes)} on {way}" for way, sizes in by_way.items())

@@ -49,7 +49,9 @@ def show_table(rows: Iterable[Iterable[object]]) -> None:
 
 def device_name(provider: str) -> str:
     """`CPUExecutionProvider` -> `the CPU`."""
-    return {"CPUExecutionProvider": "the CPU", "CUDAExecutionProvider": "CUDA"}.get(provider, provider)
+    from tl.runtime import providers
+
+    return providers.device_name(provider)
 
 
 def write_beside(write: Callable[[], Path]) -> bool:

@@ -1,7 +1,9 @@
-"""`tl convert`: convert landmarks from one file format to another."""
+"""`tl convert`: convert landmarks from one file format to another, and files of labeling tools to CSV."""
 
 from __future__ import annotations
 
+import os
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -9,68 +11,164 @@ import typer
 
 from tl.commands.console import warn
 from tl.commands.options import Overwrite, check_outputs
+from tl.commands.requests import from_flags, refuse_given
+from tl.commands.task_flags import TaskFlags, links_of, write_interface
+from tl.errors import ConfigError, DataError
 
-Formats = Literal["csv", "long", "tps", "coco", "deeplabcut"]
-FromStored = Annotated[
-    bool,
-    typer.Option(
-        "--from-stored", help="Points are in the coordinates of the stored photos, before EXIF orientation is applied."
-    ),
-]
+Formats = Literal["csv", "long", "tps", "coco", "deeplabcut", "labelstudio", "cvat"]
+Tasks = Literal["landmarks", "classification", "multilabel"]
+Annotators = Literal["latest", "majority"]
 
 
-def command(
-    source: Annotated[Path, typer.Argument(help="Landmark file: .csv, .tps or .json (COCO).", show_default=False)],
-    target: Annotated[Path, typer.Argument(help="Output file.", show_default=False)],
-    overwrite: Overwrite = False,
+@dataclass(frozen=True, kw_only=True)
+class _PointFlags:
+    """What applies to landmarks alone."""
+
     to: Annotated[
         Formats | None, typer.Option(help="Output format. Default: from the file extension; csv has one row per image.")
-    ] = None,
-    images: Annotated[
-        Path | None, typer.Option(help="Folder that image names are relative to. Default: the folder of the file.")
-    ] = None,
-    from_stored: FromStored = False,
+    ] = None
+    from_stored: Annotated[
+        bool,
+        typer.Option(
+            "--from-stored",
+            help="Points are in the coordinates of the stored photos, before EXIF orientation is applied.",
+        ),
+    ] = False
     names: Annotated[
         str | None, typer.Option(help="Point names in order, such as tip,left,right, for TPS, which has none.")
-    ] = None,
-) -> None:
-    """Convert landmarks between CSV, TPS, COCO keypoints and DeepLabCut.
+    ] = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class _ToolFlags:
+    """What applies to files of labeling tools alone."""
+
+    task: Annotated[
+        Tasks | None,
+        typer.Option(help="Labeling tools: what to convert. Default: landmarks if the file has points, else classes."),
+    ] = None
+    annotators: Annotated[
+        Annotators,
+        typer.Option(
+            help="Label Studio: of several annotations of an image, use the latest, or the majority: the class given "
+            "most often, the median of points that more than half have placed."
+        ),
+    ] = "latest"
+    label_column: Annotated[
+        str | None,
+        typer.Option(help="Labeling tools: name of the choice or attribute to use, if there are several."),
+    ] = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class ConvertRequest:
+    """Everything that `tl convert` was asked for."""
+
+    source: Annotated[
+        Path,
+        typer.Argument(
+            help="Landmarks: .csv, .tps, .json (COCO). Labeling tools: .json, .xml, .csv, or a folder.",
+            show_default=False,
+        ),
+    ]
+    target: Annotated[Path | None, typer.Argument(help="Output file.", show_default=False)] = None
+    out: Annotated[Path | None, typer.Option("--out", "-o", help="Output file, if not given as argument.")] = None
+    overwrite: Overwrite = False
+    images: Annotated[
+        Path | None, typer.Option(help="Folder that image names are relative to. Default: the folder of the file.")
+    ] = None
+    points: _PointFlags
+    tool: _ToolFlags
+    tasks: TaskFlags
+
+
+@from_flags
+def command(request: ConvertRequest) -> None:
+    """Convert landmarks between formats, and files of Label Studio, CVAT, VIA, labelme and Roboflow to CSV.
 
     Examples:
     - `tl convert wings.tps wings.csv --images photos/ --names base,tip,hinge`
 
-    - `tl convert wings.csv CollectedData_me.csv --to deeplabcut`
+    - `tl convert export.json -o labels.csv --images photos/`: classes or points from a labeling tool
 
     - `tl convert phone.csv upright.csv --from-stored` for points from a program that ignores a photo's EXIF orientation
 
     Coordinates are relative to the center of the top-left pixel of the upright photo. In TPS, y is measured from the
     bottom, so the photos must be available. Fields that the output format cannot store are reported.
     """
-    import dataclasses
+    from tl.runtime.labeling.tools import find_tool, has_several_labels
+    from tl.runtime.landmarks.files import SUFFIXES, is_landmark_file
 
-    from tl.errors import DataError
-    from tl.runtime.landmarks.files import (
-        SUFFIXES,
-        image_finder,
-        image_sizes,
-        lost_in,
-        read_landmarks,
-        write_landmarks,
+    source, to, task = request.source, request.points.to, request.tool.task
+    if (request.target is None) == (request.out is None):
+        raise ConfigError("name one output file, as the second argument or with --out")
+    output = request.target or request.out or Path()
+    check_outputs(request.overwrite, output)
+    if output.exists() and source.exists() and output.samefile(source):
+        raise DataError(f"{output}: output and input are the same file; choose another output name")
+    if to is not None and output.suffix.lower() != SUFFIXES[to]:
+        raise DataError(f"{output}: expected the extension {SUFFIXES[to]} for format {to}")
+    if find_tool(source) is None:
+        refuse_given(
+            replace(request.tool, task=None if task == "landmarks" else task), f"{source} is of no labeling tool"
+        )
+    elif task is None and not is_landmark_file(source):
+        task = "multilabel" if has_several_labels(source) else "classification"
+    if task in ("classification", "multilabel"):
+        why = "does not apply to classes, which are written as CSV"
+        refuse_given(replace(request.points, to=None if to == "csv" else to), why)
+        refuse_given(request.tasks, why)
+        _write_labels(request, output, several=task == "multilabel")
+    else:
+        _write_points(request, output)
+
+
+def _write_labels(request: ConvertRequest, output: Path, *, several: bool) -> None:
+    """Write a CSV of labels, with paths relative to its folder."""
+    from tl.data.label_sets import read_label_sets
+    from tl.data.manifests import ManifestColumns, read_images
+    from tl.runtime.output.files import write_text
+    from tl.runtime.sources.tables import csv_text
+
+    if output.suffix.lower() != ".csv":
+        raise DataError(f"{output}: expected the extension .csv for classes")
+    source, folder, tool = request.source, request.images, request.tool
+    columns = ManifestColumns(
+        label=tool.label_column, images=None if folder is None else str(folder), annotators=tool.annotators
     )
+    found = read_label_sets(str(source), columns, warn)[1] if several else read_images(source, columns, warn)
+    has_splits = any(image.split for image in found)
+    rows = [["path", "labels" if several else "label", *(["split"] if has_splits else [])]]
+    for image in found:
+        path = Path(os.path.relpath(image.path, output.parent)).as_posix()
+        rows.append([path, image.label, *([image.split] if has_splits else [])])
+    write_text(output, csv_text(rows))
+    names = {name for image in found for name in (image.label.split(";") if several else [image.label]) if name}
+    warn(f"{len(found)} images with {len(names)} {'labels' if several else 'classes'}; {output}")
 
-    check_outputs(overwrite, target)
-    if target.exists() and source.exists() and target.samefile(source):
-        raise DataError(f"{target}: output and input are the same file; choose another output name")
-    if to is not None and target.suffix.lower() != SUFFIXES[to]:
-        raise DataError(f"{target}: expected the extension {SUFFIXES[to]} for format {to}")
-    landmarks = read_landmarks(source, images, from_stored=from_stored)
+
+def _write_points(request: ConvertRequest, output: Path) -> None:
+    from tl.runtime.landmarks.files import image_finder, image_sizes, lost_in, read_landmarks, write_landmarks
+
+    source, images, names, to = request.source, request.images, request.points.names, request.points.to
+    find = image_finder(source, images)
+    links = links_of(request.tasks, source.stem, find, is_asked=to == "labelstudio")
+    landmarks = read_landmarks(
+        source,
+        images,
+        from_stored=request.points.from_stored,
+        label=request.tool.label_column,
+        annotators=request.tool.annotators,
+    )
     if names is not None:
         chosen = tuple(name.strip() for name in names.split(","))
         if len(chosen) != len(landmarks.keypoint_names) or len(set(chosen)) != len(chosen) or "" in chosen:
             count = len(landmarks.keypoint_names)
             raise DataError(f"--names: expected {count} different names separated by commas, found {names}")
-        landmarks = dataclasses.replace(landmarks, keypoint_names=chosen)
-    write_landmarks(landmarks, target, to, image_sizes(image_finder(source, images)))
-    for remark in (*landmarks.remarks, *lost_in(landmarks, target, to)):
+        landmarks = replace(landmarks, keypoint_names=chosen)
+    write_landmarks(landmarks, output, to, image_sizes(find), links)
+    if links is not None:
+        write_interface(output, request.overwrite, (), landmarks.keypoint_names)
+    for remark in (*landmarks.remarks, *lost_in(landmarks, output, to)):
         warn(remark)
-    warn(f"{len(landmarks.images)} images with {len(landmarks.keypoint_names)} points; {target}")
+    warn(f"{len(landmarks.images)} images with {len(landmarks.keypoint_names)} points; {output}")

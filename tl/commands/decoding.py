@@ -21,9 +21,10 @@ def decode_processes(predictor: Predictor[Any], given: int | None, count: int) -
         return given
     from tl.runtime.decode_pool import check_can_start
     from tl.runtime.devices import usable_cores
+    from tl.runtime.providers import runs_on_cpu
 
     cores = usable_cores()
-    is_cpu = predictor.provider == "CPUExecutionProvider"  # its threads decode while others run inference
+    is_cpu = runs_on_cpu(predictor.provider)  # its threads decode while others run inference
     if is_cpu or cores < _CORES_FOR_PROCESSES or count < _IMAGES_FOR_PROCESSES:
         return 0
     try:

@@ -182,6 +182,7 @@ def command(request: EvaluateRequest) -> None:
 def _check_choices(request: EvaluateRequest) -> None:
     """Raise `ConfigError` for options that would be ignored, before any prediction."""
     from tl.runtime.landmarks.files import is_landmark_file
+    from tl.runtime.sources.remote import remote_name
 
     data, votes, augmented = request.data.data, request.votes, ClassFlags(tta=request.tta)
     if request.report is not None and request.report.suffix not in (".html", ".htm"):
@@ -189,6 +190,8 @@ def _check_choices(request: EvaluateRequest) -> None:
     expected = ".json" if request.as_json else ".csv"
     if request.output is not None and request.output.suffix != expected:
         raise ConfigError(f"{request.output}: --out expects a name that ends in .csv, or in .json with --json")
+    if remote_name(str(data)) and request.report is not None:
+        raise ConfigError("--report shows images from files: it cannot be combined with data in an object store")
     if votes.select and votes.fit_vote_weights is None:
         raise ConfigError("--select requires --fit-vote-weights FILE")
     if request.sequences.sequence is None:
@@ -352,7 +355,7 @@ def _evaluate_points(request: EvaluateRequest) -> Evaluated:
     from tl.evaluation.landmarks import COLUMNS, evaluate_points, read_split
 
     flags, landmarks = request.data, request.landmarks
-    images = read_split(flags.data, flags.split, flags.images)
+    images = read_split(flags.data, flags.split, flags.images, flags.label_column)
     for remark in images.remarks:
         warn(f"{flags.data}: {remark}")
     say_split(images.split, len(images.paths), "RUN/annotations.json")

@@ -1,4 +1,4 @@
-"""`tl inspect`: show a model file's metadata, filters and feature maps."""
+"""`tl inspect`: show a model file's metadata, filters and feature maps; write a page that runs it in a browser."""
 
 from __future__ import annotations
 
@@ -40,6 +40,22 @@ OutFolder = Annotated[
         "--out", "-o", help="Folder for the drawings, unless --html includes them. Default: the current folder."
     ),
 ]
+Web = Annotated[
+    Path | None,
+    typer.Option(
+        help="Write a folder for any web server: a page that runs this model in the browser, without a server of tl.",
+        rich_help_panel="Browser",
+        metavar="DIR",
+    ),
+]
+OrtWeb = Annotated[
+    Path | None,
+    typer.Option(
+        help="Folder in which 'npm install onnxruntime-web' was run, for --web. Default: the current folder.",
+        rich_help_panel="Browser",
+        metavar="NPM_FOLDER",
+    ),
+]
 AsJson = Annotated[bool, typer.Option("--json", help="Print the whole contract as JSON, or the classes with --top.")]
 
 
@@ -53,20 +69,30 @@ def command(
     out: OutFolder = None,
     overwrite: Overwrite = False,
     as_json: AsJson = False,
+    web: Web = None,
+    ort_web: OrtWeb = None,
 ) -> None:
-    """Show a model file's task, classes, preprocessing, provenance and parity, and draw its filters and feature maps.
+    """Show a model file's task, classes, preprocessing, provenance and parity, draw its filters and feature maps, or
+    write a page that runs it in the browser.
 
     Examples:
-    - `tl inspect beetles.onnx`
-
     - `tl inspect beetles.onnx --top 5 photo.jpg` prints label,probability
 
     - `tl inspect beetles.onnx --html beetles.html --filters --activations photo.jpg --top 5 photo.jpg`
+
+    - `tl inspect beetles.onnx --web site --ort-web ~/npm` writes site/, a page for any web server
     """
     if layer is not None and activations is None:
         raise ConfigError("--layer requires --activations IMAGE, whose layer it selects")
     if out is not None and (html is not None or not (filters or activations)):
         raise ConfigError("--out requires --filters or --activations, and cannot be combined with --html")
+    if ort_web is not None and web is None:
+        raise ConfigError("--ort-web requires --web DIR, the folder to write")
+    if web is not None:
+        if html or top or filters or activations or as_json:
+            raise ConfigError("--web writes a page and shows nothing: leave out the other options")
+        _write_web(model, web, ort_web, overwrite)
+        return
     from tl.runtime.model_file.contract import dump_contract
     from tl.runtime.session import Session
 
@@ -91,6 +117,15 @@ def command(
         show(json.dumps(json.loads(dump_contract(contract)), indent=2, ensure_ascii=False))
     elif html is None and not looks:
         _print_summary(model, contract)
+
+
+def _write_web(model: Path, folder: Path, ort_web: Path | None, overwrite: bool) -> None:
+    from tl.serving.web_folder import write_web_folder
+
+    check_model_files(model)
+    page = write_web_folder(model, folder, ort_web, overwrite=overwrite)
+    warn(f"page: {page}")
+    warn(f"to try it: python -m http.server --directory {folder}, then open http://localhost:8000/")
 
 
 def _rank(model: Path, contract: Contract, count: int, image: Path) -> Ranking:

@@ -6,11 +6,12 @@ import json
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
 from tl.commands.console import warn
+from tl.commands.device_notes import say_device
 from tl.commands.model_files import check_model_files, warn_of_equal_files
 from tl.commands.requests import refuse_given
 from tl.errors import ConfigError
@@ -47,7 +48,9 @@ ImageFolder = Annotated[
 LabelColumn = Annotated[
     str | None, typer.Option(help="CSV column that holds the labels, if not called label.", rich_help_panel="Data")
 ]
-Device = Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N.")]
+Device = Annotated[
+    str, typer.Option(help="auto (CUDA or the CPU), cpu, cuda, cuda:N, openvino or another that tl doctor lists.")
+]
 Threads = Annotated[int | None, typer.Option(min=1, help="CPU threads. Default: all cores.", rich_help_panel=FOR_SPEED)]
 Tta = Annotated[
     str | None,
@@ -205,7 +208,7 @@ def open_predictor(
         decode_processes=decode_processes,
         boxes=boxes,
     )
-    _say_device(predictor, models.device)
+    say_device(predictor, models.device)
     if flags.only is not None:
         _say_left_out(predictor, flags.only)
     return predictor
@@ -234,7 +237,7 @@ def open_landmark_predictor(
         crop_margin=flags.crop_margin,
         mm_per_px=mm_per_px,
     )
-    _say_device(predictor, models.device)
+    say_device(predictor, models.device)
     return predictor
 
 
@@ -260,7 +263,7 @@ def open_regression_predictor(
         coverage=coverage,
         decode_processes=decode_processes,
     )
-    _say_device(predictor, models.device)
+    say_device(predictor, models.device)
     return predictor
 
 
@@ -277,7 +280,7 @@ def open_multilabel_predictor(
         weights=parse_vote_weights(models.vote_weights, models.paths()),
         coverage=coverage,
     )
-    _say_device(predictor, models.device)
+    say_device(predictor, models.device)
     return predictor
 
 
@@ -369,16 +372,3 @@ def fit_vote_file(result: Evaluation, path: Path, *, select: bool) -> Row:
     is_better = fitted.log_loss < fitted.equal_log_loss
     warn(f"log loss {losses}" + ("" if is_better else ": equal weights are at least as good"))
     return fitted.row
-
-
-def _say_device(predictor: Predictor[Any], asked: str) -> None:
-    """Say what device auto has chosen, if a user of this machine might expect the other one: CUDA, or no CUDA."""
-    from tl.runtime.devices import has_nvidia_gpu, wheel_fault
-
-    if asked != "auto":  # another device than the one asked for is an error
-        return
-    if predictor.provider != "CPUExecutionProvider":
-        warn("running on CUDA")
-    elif has_nvidia_gpu():
-        fault = predictor.fault or wheel_fault() or "CUDA could not be used"
-        warn(f"running on the CPU, although this machine has an NVIDIA GPU: {fault}")

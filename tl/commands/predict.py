@@ -6,7 +6,7 @@ import math
 import time
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import TYPE_CHECKING
 
 import typer
 
@@ -15,12 +15,10 @@ from tl.commands.box_flags import BoxFlags, check_needed, count_rows, in_archive
 from tl.commands.console import EXIT_INTERRUPTED, EXIT_SOME_FAILED, console_progress, warn
 from tl.commands.decoding import decode_processes
 from tl.commands.drawings import Drawings
+from tl.commands.engine_flags import EngineFlags, check_engine, local_models, on_engine
 from tl.commands.options import (
-    FOR_LANDMARKS,
-    FOR_SPEED,
     ClassFlags,
     ModelFlags,
-    PointFlags,
     check_outputs,
     open_landmark_predictor,
     open_models,
@@ -29,15 +27,11 @@ from tl.commands.options import (
     open_regression_predictor,
     task_of,
 )
+from tl.commands.predict_flags import ForClasses, ForLandmarks, ImageFlags, OutputFlags
 from tl.commands.requests import from_flags, refuse_given
-from tl.commands.sequence_flags import (
-    FileFlags,
-    SequenceFlags,
-    build_notes,
-    check_choices,
-    find_images,
-    plan_sequences,
-)
+from tl.commands.sequence_flags import FileFlags, SequenceFlags, build_notes, check_choices, find_images, plan_sequences
+from tl.commands.shard_flags import ShardFlags, check_shard, file_of_shard, joined, of_shard, shard_run
+from tl.commands.task_flags import TaskFlags, plan_tasks
 from tl.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -46,170 +40,26 @@ if TYPE_CHECKING:
     from tl.runtime.results import Classification, Landmarks, Multilabel, Regression, Result
     from tl.runtime.sources.boxed_images import BoxList
     from tl.runtime.sources.inputs import Inputs
+    from tl.runtime.sources.shards import Shard
 
     AnyPredictor = Predictor[Classification] | Predictor[Landmarks] | Predictor[Multilabel] | Predictor[Regression]
-
-_INPUT_AND_OUTPUT = "Input and output"
-
-
-@dataclass(frozen=True, kw_only=True)
-class _Images:
-    """The images to predict."""
-
-    images: Annotated[
-        list[str] | None,
-        typer.Argument(help="Files, folders, patterns such as 'photos/**/*.jpg', or zip and tar archives."),
-    ] = None
-    files_from: Annotated[
-        str | None,
-        typer.Option(
-            help="Also predict the files listed in this file, one per line; - for stdin.",
-            metavar="FILE",
-            rich_help_panel=_INPUT_AND_OUTPUT,
-        ),
-    ] = None
-    images_in: Annotated[
-        Path | None,
-        typer.Option(
-            "--images",
-            help="Folder that the names in --files-from are relative to; file names alone are enough.",
-            metavar="FOLDER",
-            rich_help_panel=_INPUT_AND_OUTPUT,
-        ),
-    ] = None
-    null: Annotated[
-        bool,
-        typer.Option(
-            "--null",
-            "-0",
-            help="Names in --files-from are separated by NUL, as written by find -print0.",
-            rich_help_panel=_INPUT_AND_OUTPUT,
-        ),
-    ] = False
-    max_file_size: Annotated[
-        int,
-        typer.Option(min=1, help="Largest image read from an archive, in MiB.", rich_help_panel=_INPUT_AND_OUTPUT),
-    ] = 128
-
-
-@dataclass(frozen=True, kw_only=True)
-class _Output:
-    """The file of results, and how it is written."""
-
-    output: Annotated[
-        Path | None,
-        typer.Option(
-            "--out",
-            "-o",
-            help="Output: .csv, .xlsx, .jsonl, .parquet; for landmarks also .tps, .json (COCO). Default: CSV, stdout.",
-        ),
-    ] = None
-    to: Annotated[
-        Literal["csv", "long", "tps", "coco", "deeplabcut", "megadetector"] | None,
-        typer.Option(
-            help="Output format. Default: from the file extension. Landmarks: csv has one row per image. Classes: "
-            "megadetector adds them to the file of --boxes.",
-            rich_help_panel=_INPUT_AND_OUTPUT,
-        ),
-    ] = None
-    excel: Annotated[
-        bool,
-        typer.Option(
-            "--excel",
-            help="Write a .csv for spreadsheet programs: no text is run as a formula.",
-            rich_help_panel=_INPUT_AND_OUTPUT,
-        ),
-    ] = False
-    resume: Annotated[
-        bool,
-        typer.Option(
-            "--resume",
-            help="Keep the rows of an earlier call with the same images and models.",
-            rich_help_panel=_INPUT_AND_OUTPUT,
-        ),
-    ] = False
-    retry_failed: Annotated[
-        bool,
-        typer.Option(
-            "--retry-failed",
-            help="Like --resume, and retry images that could not be read.",
-            rich_help_panel=_INPUT_AND_OUTPUT,
-        ),
-    ] = False
-    fail_fast: Annotated[
-        bool,
-        typer.Option(
-            "--fail-fast", help="Stop at the first image that cannot be read.", rich_help_panel=_INPUT_AND_OUTPUT
-        ),
-    ] = False
-    overwrite: Annotated[
-        bool,
-        typer.Option(
-            "--overwrite",
-            help="Replace an existing output file. Otherwise only an unchanged output of the same models is replaced.",
-            rich_help_panel=_INPUT_AND_OUTPUT,
-        ),
-    ] = False
-    batch_size: Annotated[
-        int | None,
-        typer.Option(min=1, help="Images per batch. Default: depends on the device.", rich_help_panel=FOR_SPEED),
-    ] = None
-
-
-@dataclass(frozen=True, kw_only=True)
-class _ForClasses(ClassFlags):
-    """What applies to classifiers alone."""
-
-    explain: Annotated[
-        Path | None,
-        typer.Option(
-            help="Classes: write each photo, with the regions that explain its label, to this folder. Fast for files "
-            "from tl export --cam; 50 times as slow as prediction for others."
-        ),
-    ] = None
-    decode_processes: Annotated[
-        int | None,
-        typer.Option(
-            min=0,
-            help="Classes: number of image decoding processes; 0 decodes in threads. Default: all cores but one for "
-            "many images on CUDA, else 0.",
-            rich_help_panel=FOR_SPEED,
-        ),
-    ] = None
-
-
-@dataclass(frozen=True, kw_only=True)
-class _ForLandmarks(PointFlags):
-    """What applies to landmark models alone."""
-
-    mm_per_px: Annotated[
-        str | None,
-        typer.Option(
-            help="Scale of the photos, or a file that contains it: CSV with path,mm_per_px, TPS, COCO.",
-            rich_help_panel=FOR_LANDMARKS,
-        ),
-    ] = None
-    draw: Annotated[
-        Path | None,
-        typer.Option(
-            help="Write each photo, with the points and their names drawn on it, to this folder.",
-            rich_help_panel=FOR_LANDMARKS,
-        ),
-    ] = None
 
 
 @dataclass(frozen=True, kw_only=True)
 class PredictRequest:
     """Everything that `tl predict` was asked for."""
 
-    images: _Images
+    images: ImageFlags
     models: ModelFlags
-    output: _Output
-    classes: _ForClasses
+    output: OutputFlags
+    classes: ForClasses
     sequences: SequenceFlags
     files: FileFlags
-    landmarks: _ForLandmarks
+    landmarks: ForLandmarks
     boxes: BoxFlags
+    engine: EngineFlags
+    shards: ShardFlags
+    tasks: TaskFlags
 
 
 @from_flags
@@ -222,6 +72,8 @@ def command(request: PredictRequest) -> None:
     - `tl predict photos/ --model mammals.onnx --boxes detections.json --sequence exif:30s -o out.csv`: boxes and bursts
 
     - `tl predict photos/ --model wing.onnx --locator coarse.onnx --draw drawn/ -o points.csv` finds landmarks
+
+    On several machines, --shard 3/64 --out parts/ predicts a part, and --join parts/ --out all.csv joins all parts.
 
     Columns: path, label, confidence, p:CLASS for each class, error; with the options for them, set, ood_score and the
     reason for a label "?". With --boxes, one row per box, with box_x, box_y, box_w, box_h (box_rel_x ... for boxes in
@@ -242,13 +94,21 @@ def command(request: PredictRequest) -> None:
     Exit code 3 means that some images could not be read, as their rows tell, or not be drawn. A hidden folder beside
     the output records the finished images for --resume.
     """
-    out = request.output
-    if out.output is None and (out.resume or out.retry_failed or out.excel):
-        raise ConfigError("--resume, --retry-failed and --excel require an output file: give --out")
-    read = [name for name in (request.images.files_from, request.boxes.boxes) if name is not None]
-    if out.output is not None and read and out.overwrite:
-        check_outputs(True, out.output, inputs=read)
-    images = request.images
+    others = [request.images, request.models, request.classes, request.landmarks, request.boxes]
+    if joined(request.shards, request.output, [*others, request.sequences, request.files]):
+        return
+    shard = check_shard(request.shards, request.output, request.sequences, request.files)
+    if not _predict(replace(request, output=file_of_shard(request.output, shard)), shard):
+        raise typer.Exit(EXIT_SOME_FAILED)
+
+
+def _predict(request: PredictRequest, shard: Shard | None) -> bool:
+    """Find the images, open the models and write the rows. Returns whether every image could be read."""
+    _check_output(request)
+    images, classes = request.images, request.classes
+    check_engine(
+        request.engine, explain=classes.explain, decode_processes=classes.decode_processes, every=request.files.every
+    )
     inputs, listed = find_images(
         *(images.images or [], images.files_from, images.images_in, request.sequences, request.files),
         null=images.null,
@@ -259,11 +119,26 @@ def command(request: PredictRequest) -> None:
     if boxes is not None:
         boxes = in_archives(boxes, inputs)
         say_absent(boxes, inputs.names())
-    predictor = _open(request, boxes, len(inputs))
+    inputs, listing = of_shard(inputs, shard)
+    local = replace(request, models=local_models(request.engine, request.models))
+    predictor: AnyPredictor = on_engine(request.engine, request.models, _open(local, boxes, len(inputs)))
     plan = plan_sequences(request.sequences, request.files, inputs, listed, predictor)
     warn_if_dark(predictor, inputs.without_films())
-    if not _write_predictions(predictor, inputs, request, plan):
-        raise typer.Exit(EXIT_SOME_FAILED)
+    run = shard_run(shard, request.output.output, build_notes(request.files, plan), inputs, listing, predictor)
+    is_complete = _write_predictions(predictor, inputs, request, plan)
+    if run is not None:
+        run.finish()
+    return is_complete
+
+
+def _check_output(request: PredictRequest) -> None:
+    """Raise `ConfigError` or `OutputError` for an output that options or inputs exclude."""
+    out = request.output
+    if out.output is None and (out.resume or out.retry_failed or out.excel):
+        raise ConfigError("--resume, --retry-failed and --excel require an output file: give --out")
+    read = [name for name in (request.images.files_from, request.boxes.boxes) if name is not None]
+    if out.output is not None and read and out.overwrite:
+        check_outputs(True, out.output, inputs=read)
 
 
 def _open(request: PredictRequest, boxes: BoxList | None, count: int) -> AnyPredictor:
@@ -283,7 +158,8 @@ def _open(request: PredictRequest, boxes: BoxList | None, count: int) -> AnyPred
         what = "but this model " + ("gives several labels" if task == "multilabel" else "predicts numbers")
         refuse_given(replace(classes, coverage=None, decode_processes=None), f"applies only to classifiers, {what}")
         refuse_given(replace(landmarks, merge=None), f"applies only to landmark models, {what}")
-        if boxes is not None or request.output.to not in (None, "csv"):
+        allowed = (None, "csv", "labelstudio" if task == "multilabel" else "csv")
+        if boxes is not None or request.output.to not in allowed:
             raise ConfigError(f"--boxes and --to do not apply to a model for {task}")
         if task == "multilabel":
             refuse_given(landmarks, f"applies only to landmark models, {what}")
@@ -299,7 +175,7 @@ def _open(request: PredictRequest, boxes: BoxList | None, count: int) -> AnyPred
         single, scales = None if boxes is None else boxes.single(), _read_scales(landmarks.mm_per_px)
         return open_landmark_predictor(sessions, models, landmarks, boxes=single, mm_per_px=scales)
     refuse_given(landmarks, "applies only to landmark models, but this is a classifier")
-    if request.output.to not in (None, "csv", "megadetector"):
+    if request.output.to not in (None, "csv", "megadetector", "labelstudio"):
         raise ConfigError(f"--to {request.output.to} applies only to landmark models, but this is a classifier")
     check_needed(sessions, boxes is not None)
     if boxes is not None and classes.explain is not None:
@@ -338,6 +214,7 @@ def _write_predictions(
     from tl.runtime.output.writers import lists_failures
 
     out, output = request.output, request.output.output
+    links = plan_tasks(request.tasks, output, out.to, predictor, images, overwrite=out.overwrite)
     tally = Tally()
     drawings = Drawings(predictor, request.landmarks.draw, request.classes.explain)
     drawings.check(images, replaces=out.overwrite or out.resume or out.retry_failed)
@@ -356,6 +233,7 @@ def _write_predictions(
             run_job(
                 *(predictor, images, output, tally),
                 point_format=out.to,
+                links=links,
                 batch_size=out.batch_size,
                 resume=out.resume or out.retry_failed,
                 retry_failed=out.retry_failed,

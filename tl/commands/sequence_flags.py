@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
@@ -97,7 +97,7 @@ class FileFlags:
 class Listed:
     """What --files-from lists: names, and if it is a table, the sequence of each."""
 
-    names: list[str] = field(default_factory=list)
+    names: Iterable[str] = ()
     sequences: Mapping[str, str] = field(default_factory=dict)
     is_located: bool = False
 
@@ -118,14 +118,14 @@ def read_listed(
     files_from: str | None, images: Path | None, flags: SequenceFlags, files: FileFlags, *, null: bool
 ) -> Listed:
     """Read --files-from: lines, or a CSV if --sequence names one of its columns. Raises `ConfigError`, `DataError`."""
-    from tl.runtime.sources.paths import read_path_list
+    from tl.runtime.sources.paths import iter_path_list
     from tl.runtime.sources.sequences import parse_rule, read_sequence_table
 
     rule = None if flags.sequence is None else parse_rule(flags.sequence)
     if rule is None or rule.uses_times:
         if files.path_column is not None:
             raise ConfigError("--path-column requires --sequence COLUMN: without it, --files-from has no columns")
-        return Listed() if files_from is None else Listed(read_path_list(files_from, null=null))
+        return Listed() if files_from is None else Listed(iter_path_list(files_from, null=null))
     if files_from is None:
         raise ConfigError(
             f"--sequence {rule.column} is a column of a CSV with path and {rule.column}: give it as --files-from, or "
@@ -185,6 +185,8 @@ def check_choices(
     from tl.runtime.output.sequence_rows import sequence_path
     from tl.runtime.output.writers import lists_failures
 
+    if point_format == "labelstudio" and (flags.sequence is not None or files.exif or boxes is not None):
+        raise ConfigError("--to labelstudio writes one task per image, without --sequence, --exif and --boxes")
     if task != "classification":
         if files.exif and output is not None and lists_failures(output, point_format):
             raise ConfigError(f"--exif adds columns to tables, but {output} is a landmark file: give a name in .csv")

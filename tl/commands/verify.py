@@ -25,13 +25,15 @@ def command(
     - `tl verify beetles.onnx`
 
     - `tl verify beetles.onnx --device cuda`
+
+    - `tl verify beetles.onnx --device openvino`
     """
     from tl.runtime.model_file.selftest import run_selftest
 
     check_model_files(model)
     result = run_selftest(model, device=device, max_seconds=max_seconds)
     warn(
-        f"{model}: verified on {device_name(result.provider)}: {result.samples} samples, "
+        f"{model}: verified on {device_name(result.provider)} in {result.precision}: {result.samples} samples, "
         f"max difference {result.max_abs_diff:.1e} (allowed {result.tolerance:.0e})"
     )
     if as_json:

@@ -26,9 +26,11 @@ from tl.data.manifests import (
 from tl.data.splits import Fold, assign_splits, inseparable
 from tl.data.stratification import stratified_parts
 from tl.errors import DataError
+from tl.runtime.labeling.label_table import read_label_table
+from tl.runtime.labeling.tools import find_tool
 from tl.runtime.output.columns import LABEL_SEPARATOR
 from tl.runtime.sources.names import composed
-from tl.runtime.sources.tables import Table, read_table
+from tl.runtime.sources.tables import Table
 
 UNKNOWN = "?"
 _PRESENT = {"0": False, "1": True, "0.0": False, "1.0": True, "false": False, "true": True}
@@ -42,7 +44,7 @@ def read_label_sets(
 
     Raises `DataError`.
     """
-    table = _read(data)
+    table = _read(data, columns)
     if columns.targets:
         names, read_label = tuple(map(composed, columns.targets)), _column_reader(table, columns.targets)
         _check_names(table.where, names)
@@ -68,7 +70,7 @@ def read_label_sets_of(
 
     Raises `DataError`.
     """
-    table = _read(data)
+    table = _read(data, columns)
     own = {composed(column): column for column in table.columns}
     if columns.label is None and set(names) <= own.keys():
         read_label = _column_reader(table, [own[name] for name in names])
@@ -150,14 +152,16 @@ def label_folds(
     return [(own, held) for own, held in folds if len(held)]
 
 
-def _read(data: str | os.PathLike[str]) -> Table:
+def _read(data: str | os.PathLike[str], columns: ManifestColumns) -> Table:
     path = Path(data)
-    if not path.is_file():
+    if not path.is_file() and find_tool(path) is None:
         raise DataError(
             f"{data}: several labels are read from a CSV file with a column of paths, and a column of 0 and 1 for each "
             "label or one column of names"
         )
-    return read_table(path)
+    return read_label_table(
+        path, images=columns.images, label=columns.label, several=True, annotators=columns.annotators
+    )
 
 
 def _label_column(table: Table, columns: ManifestColumns, lacking: Sequence[str] = ()) -> str:

@@ -1,6 +1,6 @@
 """List the images of a data set with their labels and splits.
 
-Reads class folders, train/val/test folders and CSV manifests. Opens no images and never imports torch.
+Reads class folders, train/val/test folders, CSV manifests and files of labeling tools. Opens no images.
 """
 
 from __future__ import annotations
@@ -15,16 +15,21 @@ from dataclasses import dataclass
 from difflib import get_close_matches
 from pathlib import Path
 
+from tl.data.remote_folders import iter_remote_folders
 from tl.errors import DataError
 from tl.runtime.ensembles.selective import REJECTED
 from tl.runtime.imaging.regions import Box, Region
+from tl.runtime.labeling.export import Annotators
+from tl.runtime.labeling.label_table import read_label_table
+from tl.runtime.labeling.tools import find_tool
 from tl.runtime.landmarks.files import contains_landmarks
 from tl.runtime.sources.box_files import BOX, row_box
 from tl.runtime.sources.boxed_images import BoxedImage
 from tl.runtime.sources.names import FileFinder, composed
 from tl.runtime.sources.paths import find_images, is_hidden
+from tl.runtime.sources.remote import remote_name
 from tl.runtime.sources.sequences import check_column, parse_rule
-from tl.runtime.sources.tables import Table, is_decoded, not_decoded, read_table
+from tl.runtime.sources.tables import Table, is_decoded, not_decoded
 
 SPLITS = ("train", "val", "test")
 # Other usual names of splits, in lower case.
@@ -81,7 +86,7 @@ class ManifestColumns:
 
     `images`: the folder that paths are relative to, also tried with file names alone; None for the manifest's folder.
     `sequence`: rule of sequences (`parse_rule`), whose column is read. `targets`: columns of numbers that together are
-    the label, joined by `;`, in place of the label column.
+    the label, joined by `;`. `annotators`: how a labeling tool's file combines the answers of several people.
     """
 
     split: str = "split"
@@ -90,6 +95,7 @@ class ManifestColumns:
     images: str | None = None
     sequence: str | None = None
     targets: tuple[str, ...] = ()
+    annotators: Annotators = "latest"
 
     @property
     def sequence_column(self) -> str:
@@ -110,7 +116,11 @@ def read_images(
     Raises `DataError` with the place, what was found, and the remedy.
     """
     root = Path(data)
-    if root.is_dir():
+    if address := remote_name(os.fspath(data)):
+        if columns != ManifestColumns(columns.split):
+            raise DataError(f"{address}: is read as a folder: columns, images and sequences are for CSV files")
+        images = [LabeledImage(*found) for found in iter_remote_folders(address.rstrip("/"), SPLIT_NAMES, say)]
+    elif root.is_dir() and find_tool(root) is None:
         if columns.sequence_column:
             raise DataError(
                 f"{root}: is a folder, but the column '{columns.sequence_column}' of sequences is one of a CSV file; "
@@ -119,7 +129,7 @@ def read_images(
         if columns != ManifestColumns(columns.split, sequence=columns.sequence):
             raise DataError(f"{root}: is a folder, but a path column, a label column and images are for CSV files")
         images = _read_folders(root, say)
-    elif root.is_file():
+    elif root.exists():
         images = read_manifest(root, columns, say)
     else:
         raise DataError(f"{root}: no such folder or CSV file")
@@ -228,11 +238,19 @@ LabelReader = Callable[[str, Mapping[str, str]], str]
 def read_manifest(
     manifest: Path, columns: ManifestColumns, say: Callable[[str], None], read_label: LabelReader | None = None
 ) -> list[LabeledImage]:
-    """The images of a CSV manifest. Their labels are not compared with one another. Raises `DataError`.
+    """The images of a CSV manifest, or of a labeling tool's file. Labels are not compared. Raises `DataError`.
 
-    `read_label` replaces the label column and `columns.targets`.
+    `read_label` replaces the label column and `columns.targets`, for images that may have several labels.
     """
-    table = read_table(manifest)
+    several = bool(read_label or columns.targets)
+    table = read_label_table(
+        manifest,
+        images=columns.images,
+        label=columns.label,
+        several=several,
+        annotators=columns.annotators,
+        say=say,
+    )
     used = {
         "path": table.column("path", columns.path),
         "label": "" if columns.targets or read_label else table.column("label", columns.label),
@@ -253,7 +271,8 @@ def read_manifest(
         say(f"{manifest.name}: reads column {', '.join(recognized)}")
     if not table.rows:
         raise DataError(f"{manifest}: contains a header but no rows")
-    folder = Path(columns.images) if columns.images is not None else manifest.parent
+    here = manifest if manifest.is_dir() else manifest.parent
+    folder = Path(columns.images) if columns.images is not None else here
     finder = FileFinder([folder], by_file_name=columns.images is not None)
     read_label = read_label or _label_reader(table, used["label"], columns.targets)
     images = [_manifest_row(table, line, row, used, read_label, folder, finder) for line, row in table.rows]

@@ -175,13 +175,16 @@ class AnnotatedImages:
 
 
 def read_split(
-    data: str | os.PathLike[str], asked: str | None, images: str | os.PathLike[str] | None = None
+    data: str | os.PathLike[str],
+    asked: str | None,
+    images: str | os.PathLike[str] | None = None,
+    label: str | None = None,
 ) -> AnnotatedImages:
     """Read the requested split of a landmark file; by default test, else val, else everything.
 
-    `images`: as for `image_finder`. Raises `DataError`.
+    `images`: as for `image_finder`. `label`: as for `read_landmarks`. Raises `DataError`.
     """
-    landmarks = read_landmarks(data, images)
+    landmarks = read_landmarks(data, images, label=label)
     find = image_finder(data, images)
     present = [split for split in SPLITS if any(image.split == split for image in landmarks.images)]
     name = asked or next((split for split in ("test", "val", "train") if split in present), "all")

@@ -93,6 +93,11 @@ def export_run(
     return _export(origin, out, own, extra, golden, progress)
 
 
+def validation_paths(run: Run) -> list[str]:
+    """Return the paths of the validation images that an export is checked on."""
+    return [image.path for image in spread(run.images("val"), MAX_VALIDATION_IMAGES)]
+
+
 def _source_of(run: Run, task: str, progress: Progress, further: ExtraOutputs) -> ExportSource:
     if task == "landmarks":
         return landmark_source(run)

@@ -75,9 +75,9 @@ def check_outputs(
                 largest = 1.0 if name == main.name else max(1.0, float(np.abs(expected[name]).max()))
                 scaled[name] = max(scaled[name], difference / largest)
     wanted = expected[main.name]
-    served = _serve(session, sources, original.reader)
+    served = serve(session, sources, original.reader)
     pipeline = float((np.abs(served - wanted) / main.scale).max())
-    agreement = _agreement(served, wanted, _TIE * tolerance) if main.is_choice else None
+    agreement = agreement_of(served, wanted, _TIE * tolerance) if main.is_choice else None
     report = Parity(len(inputs), BATCH_SIZES, worst, pipeline, agreement, tolerance)
     _check(report, scaled, original, main.name)
     return report
@@ -90,8 +90,8 @@ def spread(items: Sequence[Item], count: int) -> list[Item]:
     return [items[round(i * (len(items) - 1) / (count - 1))] for i in range(count)]
 
 
-def _agreement(served: NDArray[np.float32], wanted: NDArray[np.float32], tie: float) -> float:
-    """Fraction of images whose served label equals the original's, or is tied with it in the original."""
+def agreement_of(served: NDArray[np.float32], wanted: NDArray[np.float32], tie: float) -> float:
+    """Return the fraction of images whose served label equals the original's, or is tied with it in the original."""
     chosen = np.take_along_axis(wanted, served.argmax(axis=1)[:, None], axis=1)[:, 0]
     return float((chosen >= wanted.max(axis=1) - tie).mean())
 
@@ -116,8 +116,11 @@ def _difference(value: NDArray[np.float32], wanted: NDArray[np.float32], scale: 
     return float((np.abs(value - wanted) / scale).max()) if np.isfinite(value).all() else float("inf")
 
 
-def _serve(session: Session, sources: Sequence[PredictionSource], reader: str) -> NDArray[np.float32]:
-    """What `tl.runtime` gives for the images: probabilities (N, C) or values (N, T)."""
+def serve(session: Session, sources: Sequence[PredictionSource], reader: str) -> NDArray[np.float32]:
+    """Return what `tl.runtime` gives for the images: probabilities (N, C) or values (N, T).
+
+    Raises `ParityError` for an image that only `reader` could read.
+    """
     task = "classification" if session.contract is None else session.contract.task
     kinds: dict[str, Any] = {"multilabel": MultilabelEnsemble, "regression": RegressionEnsemble}
     predictor: Predictor[Any] = Predictor(kinds.get(task, Ensemble)([session]), with_votes=False)
@@ -172,7 +175,7 @@ def check_point_parity(
             chunk = slice(start, start + size)
             for name, value in zip(expected, session.run(inputs[chunk], list(expected)), strict=True):
                 worst[name] = max(worst[name], _point_difference(value, expected[name][chunk]))
-    served = np.stack([p.to_input(xy) for p, xy in zip(placements, _serve_points(session, images), strict=True)])
+    served = np.stack([p.to_input(xy) for p, xy in zip(placements, serve_points(session, images), strict=True)])
     pipeline = _point_difference(served, expected["keypoints"])
     report = Parity(len(inputs), BATCH_SIZES, worst, pipeline, None, TOLERANCE_PX)
     limits = {name: _CONFIDENCE_TOLERANCE if name == "keypoint_confidence" else TOLERANCE_PX for name in worst}
@@ -213,7 +216,8 @@ def check_point_claims(
         )
 
 
-def _serve_points(session: Session, images: Sequence[LabeledImage]) -> list[NDArray[np.float64]]:
+def serve_points(session: Session, images: Sequence[LabeledImage]) -> list[NDArray[np.float64]]:
+    """Return the points (K, 2) that `tl.runtime` gives for each image, in pixels of the photo. Raises `ParityError`."""
     ensemble = LandmarkEnsemble([session], boxes=_boxes(images), margin=_no_margin(images))
     rows = []
     for result in Predictor(ensemble, with_votes=False).predict_iter([image.path for image in images]):

@@ -1,7 +1,8 @@
-"""Export a run in fp16 or int8. The file is kept only if it agrees with its fp32 original and is faster here.
+"""Export a run in fp16, bf16 or int8. The file is kept only if it agrees with its fp32 original and is faster here.
 
 The fp32 file is built and verified against torch first (`export`). All comparisons here are with that file, on the
-run's validation images and on the requested device. Conversion is in `quantization`.
+run's validation images and on the requested device. Conversion is in `quantization`. For bf16 nothing is converted: the
+file has the same fp32 graph, and its contract allows OpenVINO to compute it in bf16, since the two were compared here.
 """
 
 from __future__ import annotations
@@ -21,7 +22,7 @@ from numpy.typing import NDArray
 
 from tl.data.images import check_readable, load_images
 from tl.data.manifests import LabeledImage
-from tl.errors import ConfigError, DataError, ModelFileError, PrecisionError
+from tl.errors import ConfigError, DataError, DeviceError, ModelFileError, PrecisionError
 from tl.evaluation.metrics import wilson_interval
 from tl.exporter.export import Exported, export_run
 from tl.exporter.export_source import ExtraOutputs
@@ -31,7 +32,8 @@ from tl.exporter.quantization import INT8_WAYS, to_fp16, to_int8
 from tl.exporter.speed_comparison import WON_ROUNDS, SpeedComparison, compare_speed, run_all
 from tl.progress import Progress
 from tl.runtime.imaging.preprocessing import Preprocessing
-from tl.runtime.model_file.contract import Golden, GoldenSample, Quantization
+from tl.runtime.model_file.contract import Golden, GoldenSample
+from tl.runtime.model_file.conversions import Quantization
 from tl.runtime.model_file.selftest import golden_image, run_selftest
 from tl.runtime.session import Session
 from tl.trainer.run_folder.run import Run
@@ -40,23 +42,40 @@ from tl.trainer.run_folder.run import Run
 MAX_JUDGED = 1000
 _LEAST_PROBABILITY = 1e-12
 _FP16_WAY = "fp16, with the last layer and softmax in fp32"
+_BF16_WAY = "bf16 inside OpenVINO, compared with onnxruntime on the CPU; fp32 on other devices"
 
 
 @dataclass(frozen=True)
 class Lowering:
     """Conversion options. `min_agreement` in [0, 1]; `calibration_images` of the training split, drawn with `seed`.
 
-    `device`: where agreement and speed are measured. `keep_slower`: keep a file that is not faster there. `taxonomy`:
-    as in `ExtraOutputs`.
+    `device`: where agreement and speed are measured; bf16 in OpenVINO is compared with fp32 in onnxruntime on the CPU.
+    `keep_slower`: keep a file that is not faster there. `taxonomy`: as in `ExtraOutputs`.
     """
 
-    precision: Literal["fp16", "int8"]
+    precision: Literal["fp16", "bf16", "int8"]
     min_agreement: float = 0.99
     calibration_images: int = 100
     seed: int = 0
     device: str = "auto"
     keep_slower: bool = False
     taxonomy: str | None = None
+
+    def __post_init__(self) -> None:
+        if self.precision == "bf16" and self.device not in ("auto", "openvino"):
+            raise ConfigError(
+                f"bf16 is computed by OpenVINO only, not on device {self.device!r}", options=["device=openvino"]
+            )
+
+    @property
+    def plain_device(self) -> str:
+        """Where the fp32 graph is computed."""
+        return "cpu" if self.precision == "bf16" else self.device
+
+    @property
+    def lower_device(self) -> str:
+        """Where the lower precision is computed."""
+        return "openvino" if self.precision == "bf16" else self.device
 
 
 @dataclass(frozen=True)
@@ -106,14 +125,15 @@ def export_lowered(
         trial, result = _choose_way(plain.path, images, ranges, held_out, lowering, progress)
         quantization = _quantization(trial, result, len(images), len(ranges), lowering)
         _check_worth_keeping(quantization, trial, lowering)
-        session = Session(trial.path, device=lowering.device, threads=1, require_contract=False)
         contract = replace(
             plain.contract,
             precision=lowering.precision,
             quantization=quantization,
-            golden=_regolden(plain, session),
+            golden=plain.contract.golden
+            if lowering.precision == "bf16"
+            else _regolden(plain, _open(trial.path, lowering)),
         )
-        publish(trial.model, out, lambda _: contract, lambda path: run_selftest(path, device=lowering.device))
+        publish(trial.model, out, lambda _: contract, lambda path: run_selftest(path, device=lowering.lower_device))
     return Exported(Path(out), contract)
 
 
@@ -156,8 +176,12 @@ def _choose_way(
     `held_out`: probabilities (N, C) from networks that have not seen the images, if the exported one has. Writes files
     beside `plain`.
     """
-    wanted = run_all(Session(plain, device=lowering.device, threads=1), images)
+    wanted = run_all(Session(plain, device=lowering.plain_device, threads=1), images)
     model = onnx.load(plain)
+    if lowering.precision == "bf16":
+        found = run_all(_open(plain, lowering), images)
+        trial = _Trial(_BF16_WAY, model, plain, *_compare(found, wanted, held_out))
+        return trial, _race(plain, plain, images, lowering, progress)
     ways = INT8_WAYS if lowering.precision == "int8" else (None,)
     raced: list[tuple[_Trial, SpeedComparison]] = []
     others: list[_Trial] = []
@@ -172,16 +196,28 @@ def _choose_way(
         if trial.agreement < lowering.min_agreement:
             others.append(trial)
             continue
-        raced.append((trial, compare_speed(plain, path, images, lowering.device, progress)))
+        raced.append((trial, _race(plain, path, images, lowering, progress)))
         if raced[-1][1].is_faster:
             return raced[-1]
     if raced:
         return max(raced, key=lambda pair: pair[1].speedup)
     best = max(others, key=lambda trial: trial.agreement)
-    return best, compare_speed(plain, best.path, images, lowering.device, progress)
+    return best, _race(plain, best.path, images, lowering, progress)
+
+
+def _race(
+    plain: Path, path: Path, images: NDArray[np.uint8], lowering: Lowering, progress: Progress
+) -> SpeedComparison:
+    sessions = Session(plain, device=lowering.plain_device, threads=1), _open(path, lowering)
+    return compare_speed(*sessions, images, progress)
 
 
 def _open(path: Path, lowering: Lowering) -> Session:
+    if lowering.precision == "bf16":
+        session = Session(path, device=lowering.lower_device, threads=1, precision="bf16")
+        if session.precision != "bf16":
+            raise DeviceError("bf16 cannot be compared here: this processor has no bf16, so OpenVINO would use fp32")
+        return session
     try:
         return Session(path, device=lowering.device, threads=1, require_contract=False)
     except ModelFileError as error:

@@ -6,7 +6,7 @@ Needs onnx, no torch. Does not depend on what a graph computes or how it is veri
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Literal
 
@@ -39,6 +39,7 @@ from tl.runtime.model_file.contract import (
 from tl.runtime.model_file.label_facts import MultilabelFacts
 from tl.runtime.model_file.selftest import encode_golden_png
 from tl.runtime.output.files import atomic_path, output_errors
+from tl.runtime.session import Session
 
 
 def opset_of(model: onnx.ModelProto) -> int:
@@ -47,8 +48,9 @@ def opset_of(model: onnx.ModelProto) -> int:
 
 
 NUM_SAMPLES = 4
-# fp32: summation order. fp16: 11-bit mantissa through some 50 layers. int8: one step of 1/256 at several layers.
-TOLERANCE = {"fp32": 1e-4, "fp16": 2e-2, "int8": 1e-1}
+# fp32: summation order. fp16: 11-bit mantissa through some 50 layers, bf16: 8-bit. int8: one step of 1/256 at several
+# layers.
+TOLERANCE = {"fp32": 1e-4, "fp16": 2e-2, "bf16": 1e-1, "int8": 1e-1}
 # For landmarks, in input pixels.
 TOLERANCE_PX = {"fp32": 0.05, "fp16": 1.0}
 
@@ -56,10 +58,13 @@ GoldenSource = Literal["validation", "images", "synthetic"]
 
 
 def build_golden(
-    source: GoldenSource, inputs: NDArray[np.uint8], expected: NDArray[np.float32], task: Task = "classification"
+    source: GoldenSource,
+    inputs: Sequence[NDArray[np.uint8]] | NDArray[np.uint8],
+    expected: NDArray[np.float32],
+    task: Task = "classification",
 ) -> Golden:
-    """Samples of inputs uint8 (N, H, W, 3) with expected outputs: probabilities (N, C), points (N, K, 2) or values
-    (N, T).
+    """Samples of inputs uint8 (N, H, W, 3), or of several sizes, with expected outputs: probabilities (N, C), points
+    (N, K, 2) or values (N, T).
 
     Uses the first images of each predicted class, so that several classes are tested; for other tasks, the first
     images. Tolerances of values are in standard deviations.
@@ -138,6 +143,7 @@ def uncertified_contract(
         provenance=provenance,
         parity=Parity(0, (), {}, 0.0, 0.0 if task == "classification" else None, 0.0),
         quantization=None,
+        any_size=None,
         golden=Golden("synthetic", {}, ()),
     )
 
@@ -146,6 +152,15 @@ def check_model_name(out: str | os.PathLike[str]) -> None:
     """Raise `ConfigError` for a name that does not end in .onnx."""
     if Path(out).suffix != ".onnx":
         raise ConfigError(f"{os.fspath(out)}: expected a file name that ends in .onnx")
+
+
+def check_fixed_size(session: Session, doing: str) -> None:
+    """Raise `ModelFileError` for a file that takes images of any size, which `doing` ("merge", ...) does not change."""
+    if session.takes_any_size:
+        raise ModelFileError(
+            f"{session.path}: takes images of any size, so it cannot be used here: {doing} the file of fixed size that "
+            "it was made from, and convert the result"
+        )
 
 
 MAX_BYTES = 2_000_000_000  # protobuf's limit is 2 GiB

@@ -1,4 +1,4 @@
-"""Compare the throughput of two model files on this machine, run as `tl.runtime` would for many images.
+"""Compare the throughput of two open model files on this machine, run as `tl.runtime` would for many images.
 
 Alternates rounds of both sessions. Does not check whether their outputs agree.
 """
@@ -8,7 +8,6 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
-from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
@@ -18,6 +17,7 @@ from tl.runtime.bench.works import Work, time_works
 from tl.runtime.devices import graphics_cards, processor_model, usable_cores
 from tl.runtime.predictor import CPU_BATCH, CUDA_BATCH
 from tl.runtime.prefetch import prefetch_map
+from tl.runtime.providers import runs_on_cpu
 from tl.runtime.session import Session
 
 # Winning nine or more of eleven rounds by chance has a probability of 3% (sign test).
@@ -30,7 +30,7 @@ class SpeedComparison:
     """Speed of the new file relative to the old one: `speedup` is the median over `rounds` rounds.
 
     `slowest`, `fastest`: extremes over the rounds; `faster_rounds`: number of rounds in which the new file was faster.
-    `threads` callers ran batches of `batch_size` on `provider`, with hardware `processor`.
+    `threads` callers ran batches of `batch_size`, those of the new file on `provider`, with hardware `processor`.
     """
 
     speedup: float
@@ -49,11 +49,10 @@ class SpeedComparison:
         return self.faster_rounds >= WON_ROUNDS
 
 
-def compare_speed(old: Path, new: Path, images: NDArray[np.uint8], device: str, progress: Progress) -> SpeedComparison:
-    """Run two files alternately on `images`, uint8 (N, H, W, 3). Raises `DeviceError`."""
-    sessions = [Session(path, device=device, threads=1, require_contract=False) for path in (old, new)]
-    provider = sessions[0].provider
-    batch, threads = (CPU_BATCH, usable_cores()) if provider == "CPUExecutionProvider" else (CUDA_BATCH, 1)
+def compare_speed(old: Session, new: Session, images: NDArray[np.uint8], progress: Progress) -> SpeedComparison:
+    """Run two files alternately on `images`, uint8 (N, H, W, 3), each opened for one thread. Raises `DeviceError`."""
+    sessions, provider = (old, new), new.provider
+    batch, threads = (CPU_BATCH, usable_cores()) if runs_on_cpu(provider) else (CUDA_BATCH, 1)
     works = [_work(session, images, batch, threads) for session in sessions]
     progress.start("comparing fp32", ROUNDS, "rounds")
     ratios = []
@@ -76,7 +75,7 @@ def compare_speed(old: Path, new: Path, images: NDArray[np.uint8], device: str, 
 
 def run_all(session: Session, images: NDArray[np.uint8]) -> NDArray[np.float32]:
     """The probabilities (N, C) of `images`, uint8 (N, H, W, 3), in batches sized for the device."""
-    size, workers = (CPU_BATCH, usable_cores()) if session.provider == "CPUExecutionProvider" else (CUDA_BATCH, 1)
+    size, workers = (CPU_BATCH, usable_cores()) if runs_on_cpu(session.provider) else (CUDA_BATCH, 1)
 
     def run(start: int) -> NDArray[np.float32]:
         return session.run(images[start : start + size], ["probabilities"])[0]
@@ -101,6 +100,6 @@ def _caller(session: Session, images: NDArray[np.uint8], batch: int) -> Callable
 
 def _processor(provider: str) -> str:
     """The hardware model that `provider` runs on, "unknown" if the system does not report it."""
-    if provider == "CUDAExecutionProvider":
-        return (graphics_cards() or ["unknown"])[0]
-    return processor_model()
+    if runs_on_cpu(provider):
+        return processor_model()
+    return (graphics_cards() or ["unknown"])[0]

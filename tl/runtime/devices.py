@@ -1,7 +1,7 @@
 """Compute resources of this machine: usable CPU cores, and why onnxruntime can or cannot use CUDA, with the fix.
 
 Reads CPU affinity, cgroup quotas, installed packages, shared libraries and the driver. Imports neither onnxruntime
-(`session` does) nor torch.
+(`engines.onnxruntime` does) nor torch.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from tl.errors import DeviceError
+from tl.runtime.providers import CPU_WHEEL, GPU_WHEEL, WHEELS
 
 
 @dataclass(frozen=True)
@@ -92,9 +92,6 @@ def _read(path: Path) -> str:
         return ""
 
 
-CPU_WHEEL, GPU_WHEEL = "onnxruntime", "onnxruntime-gpu"
-
-
 def _libraries(names: str) -> tuple[str, ...]:
     return tuple(f"lib{name}" for name in names.split())
 
@@ -112,7 +109,7 @@ def installed_wheels() -> dict[str, str]:
     from importlib import metadata  # slow to import, and rarely needed
 
     found = {}
-    for name in (CPU_WHEEL, GPU_WHEEL):
+    for name in WHEELS:
         try:
             found[name] = metadata.version(name)
         except metadata.PackageNotFoundError:
@@ -120,21 +117,13 @@ def installed_wheels() -> dict[str, str]:
     return found
 
 
-def parse_device(device: str) -> tuple[str, int]:
-    """Split auto, cpu, cuda or cuda:N into kind and index. Raises `DeviceError`."""
-    kind, _, index = device.partition(":")
-    if kind not in ("auto", "cpu", "cuda") or (":" in device and (kind != "cuda" or not index.isdecimal())):
-        raise DeviceError(f"unknown device {device!r}: expected auto, cpu, cuda or cuda:N")
-    return kind, int(index or 0)
-
-
 def wheel_fault() -> str | None:
     """Return what prevents CUDA in the installed onnxruntime wheels, or None."""
     wheels = installed_wheels()
-    if len(wheels) == 2:
+    if len(wheels) > 1:
         return (
-            "both onnxruntime and onnxruntime-gpu are installed and overwrite each other: "
-            "pip uninstall -y onnxruntime onnxruntime-gpu, then pip install 'tl-toolkit[gpu]'"
+            f"both {' and '.join(wheels)} are installed and overwrite each other: "
+            f"pip uninstall -y {' '.join(wheels)}, then pip install 'tl-toolkit[gpu]'"
         )
     if not wheels:
         return "no onnxruntime is installed: pip install 'tl-toolkit[gpu]'"
@@ -143,6 +132,9 @@ def wheel_fault() -> str | None:
             "the CPU wheel of onnxruntime is installed: "
             "pip uninstall -y onnxruntime, then pip install 'tl-toolkit[gpu]'"
         )
+    if GPU_WHEEL not in wheels:
+        (other,) = wheels
+        return f"{other} has no CUDA: pip uninstall -y {other}, then pip install 'tl-toolkit[gpu]'"
     return None
 
 

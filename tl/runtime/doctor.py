@@ -13,7 +13,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from importlib import metadata
 from io import BytesIO
 from pathlib import Path
@@ -28,7 +28,6 @@ from tl.errors import DeviceError, ImageReadError, TlError
 from tl.runtime.bench.works import PHONE_WH, sample_jpeg
 from tl.runtime.devices import (
     CUDA_LIBRARIES,
-    GPU_WHEEL,
     count_cores,
     driver_cuda,
     driver_fault,
@@ -37,11 +36,14 @@ from tl.runtime.devices import (
     graphics_cards,
     installed_wheels,
 )
+from tl.runtime.engines.onnxruntime import cuda_fault, cuda_version, device_fault, offered_providers, preload_cuda
+from tl.runtime.engines.openvino import has_bf16, openvino_version
 from tl.runtime.imaging.decode import decode_image
 from tl.runtime.imaging.pipeline import load_input
 from tl.runtime.imaging.preprocessing import build_preprocessing
 from tl.runtime.imaging.signatures import UNCHECKED_FORMATS
-from tl.runtime.session import Session, cuda_fault, cuda_version, offered_providers, preload_cuda
+from tl.runtime.providers import GPU_WHEEL, PROVIDERS
+from tl.runtime.session import Session
 
 # Maps 4 x 4 images to 2 (red + 2 green + 3 blue) of their mean color, with Cast, Transpose, Conv, GlobalAveragePool,
 # Flatten and MatMul, so that cuDNN and cuBLAS are exercised; opset 18, IR 8:
@@ -77,6 +79,8 @@ def examine() -> list[Finding]:
         _wheels(),
         _providers(),
         _session("cpu"),
+        _openvino(),
+        *_other_devices(),
         _driver(),
         _libraries(),
         _cuda(),
@@ -114,7 +118,7 @@ def _wheels() -> Finding:
     if not wheels:
         cure = "pip install 'tl-toolkit[cpu]', or [gpu] for CUDA"
         return Finding("onnxruntime", False, f"not installed: {cure}")
-    cure = "pip uninstall -y onnxruntime onnxruntime-gpu, then pip install 'tl-toolkit[gpu]' or [cpu]"
+    cure = f"pip uninstall -y {' '.join(wheels)}, then pip install 'tl-toolkit[gpu]' or [cpu]"
     return Finding("onnxruntime", False, f"{shown}: CUDA does not work if both are installed: {cure}", wheels)
 
 
@@ -123,9 +127,39 @@ def _providers() -> Finding:
         offered = offered_providers()
     except TlError as error:
         return Finding("providers", False, str(error))
-    used = ("CUDAExecutionProvider", "CPUExecutionProvider")
+    used = [provider.provider for provider in PROVIDERS]
     shown = ", ".join(name if name in used else f"{name} (not used by tl)" for name in offered)
     return Finding("providers", None, f"built in: {shown}", {"offered": offered})
+
+
+def _openvino() -> Finding:
+    """Check OpenVINO as a session; a missing one is plain information, since it is an extra."""
+    version = openvino_version()
+    if version is None:
+        return Finding("openvino", None, "not installed; for device openvino: pip install 'tl-toolkit[openvino]'")
+    found = _session("openvino")
+    if not found.ok:
+        return replace(found, name="openvino")
+    bf16 = has_bf16()
+    says = "has bf16" if bf16 else "has no bf16, so it computes in fp32 only"
+    facts = {"version": version, "bf16": bf16, **found.facts}
+    return Finding("openvino", True, f"{version}: {found.detail}; this processor {says}", facts)
+
+
+def _other_devices() -> list[Finding]:
+    """Say for the devices that no test has run on what is missing to use each on this system."""
+    findings = []
+    for provider in PROVIDERS:
+        if provider.is_proven or not sys.platform.startswith(provider.platforms):
+            continue
+        try:
+            fault = device_fault(provider.device)
+        except TlError as error:
+            fault = str(error)
+        detail = "can be tried" if fault is None else f"not usable: {fault}"
+        facts = {"usable": fault is None, "proven": False}
+        findings.append(Finding(provider.device, None, f"{detail} (not proven by a test)", facts))
+    return findings
 
 
 def _session(device: str) -> Finding:

@@ -24,9 +24,11 @@ from tl.runtime.ensembles.voting import Voting
 from tl.runtime.imaging.pipeline import TtaKind
 from tl.runtime.imaging.regions import Box, Region
 from tl.runtime.landmarks.ensemble import LandmarkEnsemble, Merging
+from tl.runtime.providers import runs_on_cpu
 from tl.runtime.results import ClassFields, Classification, Failure, Landmarks, Multilabel, Regression
 from tl.runtime.session import Session
 from tl.runtime.sources.boxed_images import BoxList, PredictionSource, UnboxedImage, box_list, item_name, split_item
+from tl.runtime.sources.remote import iter_opened
 from tl.runtime.streams import Found, Known, Members, Stream, nothing_known, with_box
 
 Hint = Literal["throughput", "latency"]
@@ -58,15 +60,17 @@ def load(
 ) -> Predictor[Classification]:
     """Open one classifier, or several classifiers that vote.
 
-    `device`: "auto", "cpu", "cuda" or "cuda:N". `threads`: number of threads, None for all usable cores. `hint` applies
-    to the CPU: "throughput" lets each thread process its own images, which is fastest for many images; "latency" uses
+    `device`: "auto", "cpu", "cuda", "cuda:N", "openvino" or another name of `providers.PROVIDERS`. `threads`: number of
+    threads, None for all usable cores. `hint` applies to the CPU: "throughput" lets each thread process its own images,
+    which is fastest for many images; "latency" uses
     all threads for one image, which is fastest for a single image. If `models` is a list, even of length one, results
     include votes. `selective`: prediction sets with a chosen coverage, and rejection of labels. `tta`: test-time
     augmentation, which averages over views of each image: "hflip", "vflip", "crops" (the whole image, its center and
     its corners), and their combinations. `only`: the classes that can occur; the probabilities of all others are left
     out and the rest renormalized. `decode_processes`: number of decoding processes for `predict_iter`,
     `predict_batch` and `predict_unknown`; with 0, threads decode. Each call starts its own processes, which takes a
-    third of a second, so use them for streams of many images where the GPU would otherwise wait. `boxes`: for models
+    third of a second, so use them for streams of many images where the GPU would otherwise wait; files that take images
+    of any size always decode in threads. `boxes`: for models
     trained on boxes, the boxes of each image, from `read_boxes` or path -> boxes; each gives a result of its own, in
     the place of the image, and an image without one gives a `NoBox`. Without `boxes`, such a model predicts
     `BoxedImage`s.
@@ -201,7 +205,7 @@ class Predictor(Generic[Found]):
             self.fields = replace(self.fields, classifiers=ensemble.member_names)
         self.member_names = ensemble.member_names
         self.provider, self.fault = ensemble.sessions[0].provider, ensemble.sessions[0].fault
-        self._is_cpu = self.provider == "CPUExecutionProvider"
+        self._is_cpu = runs_on_cpu(self.provider)
 
     @property
     def ensemble(self) -> Members[Found]:
@@ -238,7 +242,8 @@ class Predictor(Generic[Found]):
     ) -> Iterator[Found | Failure]:
         """Predict lazily, in input order, with memory bounded by a few batches; with boxes, one result for each.
 
-        `batch_size`: images per run, None for the default of the device. An unreadable image gives a `Failure`.
+        `batch_size`: images per run, None for the default of the device; files that take any size always run one. An
+        unreadable image gives a `Failure`.
         """
         if batch_size is not None and batch_size < 1:
             raise ValueError(f"batch_size must be at least 1, got {batch_size}")
@@ -268,14 +273,16 @@ class Predictor(Generic[Found]):
         hashes: bool,
     ) -> Iterator[tuple[str, Found | Failure | Known]]:
         ensemble = self.ensemble
-        sources = self.items(sources)
+        sources = self.items(iter_opened(sources))
+        is_any_size = any(session.takes_any_size for session in ensemble.sessions)
         size = batch_size or (CPU_BATCH if self._is_cpu else max(1, CUDA_BATCH // ensemble.num_views))
+        size = 1 if is_any_size else size
         stream = Stream(ensemble, known, self.with_votes, size, hashes=hashes, pads=not self._is_cpu)
         callers = self._threads if self._is_cpu else CUDA_CALLERS
 
         def answers() -> Iterator[tuple[str, Found | Failure | Known]]:
             self._check_process()
-            if self.decode_processes and ensemble.preparer is not None:
+            if self.decode_processes and ensemble.preparer is not None and not is_any_size:
                 chunks = stream.in_processes(sources, ensemble.preparer, self.decode_processes, callers)
             else:
                 chunks = stream.in_threads(sources, self._threads)

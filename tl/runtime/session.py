@@ -1,48 +1,41 @@
-"""An onnxruntime session: open a model file on a device, read its contract, run uint8 batches.
+"""A model file, open and checked: its contract, its graph and its outputs.
 
-The only module that imports onnxruntime. Handles tensors and metadata only, not images, votes or results.
+Runs uint8 batches in an engine: onnxruntime or OpenVINO, which `engines` wraps. Handles tensors and metadata only, not
+images, votes or results.
 """
 
 from __future__ import annotations
 
 import ctypes
 import os
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, redirect_stdout
-from io import StringIO
-from threading import Timer
-from typing import Any
+from collections.abc import Sequence
+from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
-from tl.errors import DeviceError, MissingExtraError, ModelFileError, first_line
-from tl.runtime.devices import (
-    GPU_WHEEL,
-    driver_age_fault,
-    driver_fault,
-    installed_wheels,
-    library_fault,
-    parse_device,
-    usable_cores,
-    wheel_fault,
-)
-from tl.runtime.model_file.contract import METADATA_KEY, OLD_OUTPUTS, Contract, parse_contract
+from tl.errors import DeviceError, ModelFileError
+from tl.runtime.engines.engine import INPUT_NAME as INPUT_NAME
+from tl.runtime.engines.engine import Engine, RunEndedError, RunFailedError
+from tl.runtime.engines.onnxruntime import open_onnxruntime
+from tl.runtime.engines.openvino import OpenVino
+from tl.runtime.model_file.contract import METADATA_KEY, OLD_OUTPUTS, Contract, Precision, parse_contract
 from tl.runtime.model_file.safety import check_model_file
+from tl.runtime.providers import parse_device
 
-INPUT_NAME = "images"
 # Probabilities in half precision may exceed 1 by this much.
 _ROUNDING = 1e-2
 # Sums of probabilities in half precision or int8 are rounded more.
 _SUM_TOLERANCE = 0.02
-_FATAL_ONLY = 4
 
 
 class Session:
-    """A model file ready to run. Thread-safe: onnxruntime allows concurrent `run` calls.
+    """A model file ready to run. Thread-safe: engines allow concurrent `run` calls.
 
-    `device`: "cpu", "cuda", "cuda:1", or "auto" (CUDA where it works). `threads`: CPU threads for inference, None for
-    all usable cores. `provider`: the execution provider in use. `fault`: why "auto" did not use an installed CUDA.
+    `device`: "auto" (CUDA where it works, else the CPU), "cpu", "cuda", "cuda:1", "openvino", or another name of
+    `providers.PROVIDERS`. `threads`: CPU threads for inference, None for all usable cores. `precision`: in which an
+    fp32 graph is computed. None: fp32, or bf16 where the engine can and the contract allows it, because agreement was
+    measured. `provider`: what computes. `fault`: why "auto" did not use an installed CUDA.
     `contract`: None for a file without one, if `require_contract` is False.
     Raises `ModelFileError` for a file that is not a `tl` model file, `DeviceError` if the device cannot be used.
     """
@@ -54,16 +47,23 @@ class Session:
         device: str = "auto",
         threads: int | None = None,
         require_contract: bool = True,
+        precision: Literal["fp32", "bf16"] | None = None,
     ) -> None:
         self.path = os.fspath(path)
-        self._session: Any = None
-        self._running: set[Any] = set()
+        self._engine: Engine | None = None
         self._pid = os.getpid()
         text = check_model_file(self.path).contract_text
-        self._session, self.fault = _open(self.path, device, threads)
-        self.provider = self._session.get_providers()[0]
+        contract = None if text is None else parse_contract(text, self.path)
+        allows_bf16 = contract is not None and contract.precision == "bf16"
+        bf16 = allows_bf16 if precision is None else precision == "bf16"
+        self._engine, self.fault = _open(self.path, device, threads, bf16)
+        self.provider = self._engine.provider
+        # The precision in which the network is computed here.
+        self.precision: Precision = contract.precision if contract is not None and not allows_bf16 else "fp32"
+        if self._engine.is_bf16:
+            self.precision = "bf16"
         # Graphs made before schema 3 of the contract use another name for one output.
-        graph_outputs = [output.name for output in self._session.get_outputs()]
+        graph_outputs = [name for name, _, _ in self._engine.outputs]
         self._graph_names = {OLD_OUTPUTS.get(name, name): name for name in graph_outputs}
         self.outputs = tuple(self._graph_names)
         if self._read_metadata() != text:
@@ -72,29 +72,34 @@ class Session:
             raise ModelFileError(
                 f"{self.path}: not a tl model file (it contains no {METADATA_KEY!r}); create one with tl export"
             )
-        self.contract: Contract | None = None if text is None else parse_contract(text, self.path)
-        if self.contract is not None:
-            self._check_graph(self.contract)
+        self.contract = contract
+        if contract is not None:
+            self._check_graph(contract)
+
+    @property
+    def takes_any_size(self) -> bool:
+        """Whether the graph resizes images itself, so that a batch must be of one size."""
+        return self.contract is not None and self.contract.preprocessing.any_size
 
     def run(
         self, images: NDArray[np.uint8], outputs: Sequence[str], *, max_seconds: float | None = None
     ) -> list[NDArray[np.float32]]:
-        """Run a batch. `images`: uint8 (N, H, W, 3) RGB of the input size. Returns the named outputs in order.
+        """Run a batch and return the named outputs in order.
+
+        `images`: uint8 (N, H, W, 3) RGB of the input size, or of any one size if the graph takes it.
 
         `max_seconds`: ends the run at the next operator after this time. Raises `DeviceError`, and `ModelFileError` for
         outputs that cannot be right, whatever the contract says, and for a run that was ended.
         """
         names = [self._graph_names.get(name, name) for name in outputs]
+        engine = self._opened
         try:
-            with self._endable(max_seconds) as options:
-                results: list[NDArray[np.float32]] = self._session.run(names, {INPUT_NAME: images}, options)
-        except Exception as error:  # onnxruntime's exception types share no base class but Exception
-            if options.terminate:
-                reason = "was interrupted" if max_seconds is None else f"did not finish within {max_seconds:.3g} s"
-                raise ModelFileError(f"{self.path}: {reason}") from error
-            if type(error).__module__.startswith("onnxruntime"):
-                raise DeviceError(f"{self.path}: onnxruntime failed on {self.provider}: {first_line(error)}") from error
-            raise
+            results = engine.run(names, images, max_seconds)
+        except RunEndedError as error:
+            reason = "was interrupted" if max_seconds is None else f"did not finish within {max_seconds:.3g} s"
+            raise ModelFileError(f"{self.path}: {reason}") from error
+        except RunFailedError as error:
+            raise DeviceError(f"{self.path}: {engine.name} failed on {self.provider}: {error}") from error
         declared = () if self.contract is None else self.contract.outputs
         for name, values in zip(outputs, results, strict=True):
             if name in declared:
@@ -103,25 +108,13 @@ class Session:
 
     def end_runs(self) -> None:
         """End the runs that are in progress, in any thread, at their next operator."""
-        for options in tuple(self._running):
-            options.terminate = True
+        self._opened.end_runs()
 
-    @contextmanager
-    def _endable(self, max_seconds: float | None) -> Iterator[Any]:
-        """Yield the options of one run, which ends after `max_seconds`. Source: onnxruntime's RunOptions.terminate."""
-        options = _onnxruntime().RunOptions()
-        options.log_severity_level = _FATAL_ONLY
-        timer = None if max_seconds is None else Timer(max_seconds, setattr, (options, "terminate", True))
-        if timer is not None:
-            timer.daemon = True
-            timer.start()
-        self._running.add(options)
-        try:
-            yield options
-        finally:
-            self._running.discard(options)
-            if timer is not None:
-                timer.cancel()
+    @property
+    def _opened(self) -> Engine:
+        if self._engine is None:
+            raise ValueError("this session was not opened")
+        return self._engine
 
     def _check_output(self, name: str, values: NDArray[np.float32], count: int) -> None:
         if values.shape[:1] != (count,):
@@ -148,24 +141,23 @@ class Session:
 
     def _read_metadata(self) -> str | None:
         try:
-            text: str | None = self._session.get_modelmeta().custom_metadata_map.get(METADATA_KEY)
+            return self._opened.read_metadata(METADATA_KEY)
         except UnicodeDecodeError as error:
             raise ModelFileError(f"{self.path}: its metadata is damaged ({error})") from error
-        return text
 
     def __del__(self) -> None:
-        # In a forked process, onnxruntime would join threads that exist only in the parent, and crash. So never free
+        # In a forked process, the engine would join threads that exist only in the parent, and crash. So never free
         # the copy.
         # Source: onnxruntime pull request 31961.
         if getattr(self, "_pid", None) not in (None, os.getpid()):
-            ctypes.pythonapi.Py_IncRef(ctypes.py_object(self._session))
+            ctypes.pythonapi.Py_IncRef(ctypes.py_object(self._engine))
 
     def _check_graph(self, contract: Contract) -> None:
-        wanted = (INPUT_NAME, "tensor(uint8)", (None, *contract.preprocessing.input_shape))
-        inputs = [_signature(value) for value in self._session.get_inputs()]
+        wanted = (INPUT_NAME, "tensor(uint8)", (None, *contract.preprocessing.graph_shape))
+        inputs = [*self._opened.inputs]
         if inputs != [wanted]:
             raise ModelFileError(f"{self.path}: expected one input {INPUT_NAME} uint8 {[*wanted[2]]}, found {inputs}")
-        shapes = {value.name: _signature(value)[2] for value in self._session.get_outputs()}
+        shapes = {name: shape for name, _, shape in self._opened.outputs}
         names = contract.names
         sizes = shapes.get(contract.main_output, ())[1:]
         wanted_sizes = (len(names), 2) if contract.task == "landmarks" else (len(names),)
@@ -180,90 +172,8 @@ class Session:
             )
 
 
-def cuda_fault() -> str | None:
-    """Return why onnxruntime cannot use CUDA here, or None if no obstacle is found."""
-    if fault := wheel_fault():
-        return fault
-    if "CUDAExecutionProvider" not in _onnxruntime().get_available_providers():
-        return "this onnxruntime was built without CUDA: pip install 'tl-toolkit[gpu]' (do not install both wheels)"
-    if fault := driver_fault() or driver_age_fault(cuda_version()):
-        return fault
-    preload_cuda()
-    return library_fault(cuda_version())
-
-
-def offered_providers() -> list[str]:
-    """Return the providers that the installed onnxruntime was built with, best first. They may not work here."""
-    return list(_onnxruntime().get_available_providers())
-
-
-def cuda_version() -> str:
-    """Return the CUDA version that the installed onnxruntime was built for, "" for a CPU build."""
-    return str(getattr(_onnxruntime(), "cuda_version", "") or "")
-
-
-def _onnxruntime() -> Any:
-    """Import onnxruntime on first use: it is an optional extra, and `tl doctor` must run without it."""
-    try:
-        import onnxruntime
-    except ImportError as error:
-        raise MissingExtraError(
-            f"onnxruntime cannot be imported ({error}): pip install 'tl-toolkit[cpu]', or [gpu] for CUDA"
-        ) from error
-    return onnxruntime
-
-
-def _signature(value: Any) -> tuple[str, str, tuple[int | None, ...]]:
-    """Return the name, type and shape of a graph input or output; None for dynamic sizes."""
-    return value.name, value.type, tuple(size if isinstance(size, int) else None for size in value.shape)
-
-
-def _open(path: str, device: str, threads: int | None) -> tuple[Any, str | None]:
-    """Return the session and, for "auto", why it does not use CUDA although onnxruntime-gpu is installed."""
-    kind, index = parse_device(device)
-    ort = _onnxruntime()
-    fault = None
-    if kind != "cpu":
-        fault = cuda_fault()
-        if fault is None:
-            try:
-                return _create(ort, path, threads, [_cuda_provider(index), "CPUExecutionProvider"]), None
-            except Exception as error:  # no shared base class; RuntimeError for a provider that cannot start
-                fault = f"onnxruntime could not start on this device: {first_line(error)}"
-        if kind == "cuda":
-            raise DeviceError(f"device {device!r} cannot be used: {fault}")
-    try:
-        return _create(ort, path, threads, ["CPUExecutionProvider"]), fault if GPU_WHEEL in installed_wheels() else None
-    except Exception as error:
-        reason = first_line(error)
-        is_newer = "Unsupported model IR version" in reason or "Opset" in reason
-        cure = f": it is newer than onnxruntime {ort.__version__}; upgrade onnxruntime" if is_newer else ""
-        raise ModelFileError(f"{path}: onnxruntime cannot load it: {reason}{cure}") from error
-
-
-def _cuda_provider(index: int) -> tuple[str, dict[str, str]]:
-    # Disable TF32, so that CUDA computes in the same fp32 that the export was checked with.
-    return "CUDAExecutionProvider", {"device_id": str(index), "use_tf32": "0"}
-
-
-def _create(ort: Any, path: str, threads: int | None, providers: list[str | tuple[str, dict[str, str]]]) -> Any:
-    options = ort.SessionOptions()
-    options.intra_op_num_threads = threads or usable_cores()
-    options.inter_op_num_threads = 1
-    options.log_severity_level = _FATAL_ONLY  # faults are raised as exceptions; a library does not print
-    options.add_session_config_entry("session.load_model_format", "ONNX")  # its own format is not checked
-    # onnxruntime's own fallback prints to stdout and continues on the CPU, both in the constructor and in `run`.
-    session = ort.InferenceSession(path, options, providers=providers, enable_fallback=0)
-    session.disable_fallback()
-    wanted = providers[0] if isinstance(providers[0], str) else providers[0][0]
-    if session.get_providers()[0] != wanted:
-        raise RuntimeError(f"it loaded {session.get_providers()[0]} instead of {wanted}")
-    return session
-
-
-def preload_cuda() -> None:
-    """Load CUDA libraries installed as Python wheels, which the dynamic linker does not find by itself."""
-    preload = getattr(_onnxruntime(), "preload_dlls", None)
-    if preload is not None:  # onnxruntime 1.21 and later
-        with redirect_stdout(StringIO()):  # it prints missing libraries to stdout; `library_fault` reports them
-            preload()
+def _open(path: str, device: str, threads: int | None, bf16: bool) -> tuple[Engine, str | None]:
+    """Return the engine and, for "auto", why it does not use CUDA although onnxruntime-gpu is installed."""
+    if parse_device(device)[0] == "openvino":
+        return OpenVino(path, threads, bf16=bf16), None
+    return open_onnxruntime(path, device, threads)

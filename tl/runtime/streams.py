@@ -83,7 +83,7 @@ class _Image(Generic[Known]):
 
 # Decoding evicts the network from a core's caches, and the network evicts the decoder, so a thread on the CPU decodes
 # several images before it infers them. Source: benchmarks/predict.py overhead.
-_MAX_GROUP = 16
+MAX_GROUP = 16
 # A longer group would show progress late, lose more work in a crash, and leave cores idle at the end.
 _SECONDS_PER_GROUP = 0.06
 
@@ -99,7 +99,7 @@ class _Pace:
 
     def measure(self, images: int, seconds: float) -> None:
         """Record how long a group took."""
-        self.images = min(_MAX_GROUP, max(1, int(_SECONDS_PER_GROUP * images / max(seconds, 1e-9))))
+        self.images = min(MAX_GROUP, max(1, int(_SECONDS_PER_GROUP * images / max(seconds, 1e-9))))
 
 
 @dataclass(frozen=True)

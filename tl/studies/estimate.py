@@ -156,7 +156,7 @@ def _network_key(config: TrainConfig) -> TrainConfig:
 def _count_images(config: TrainConfig, val_fraction: float, per_class: int | None) -> Counter[str]:
     """`config`: with only the options that select the images."""
     if is_landmark_file(config.data):
-        annotated = read_landmarks(config.data, config.images).images
+        annotated = read_landmarks(config.data, config.images, label=config.label_column).images
         labeled = [LabeledImage(each.name, each.name, "", each.split, each.group) for each in annotated]
     else:
         labeled = read_run_data(config, Silent()).images

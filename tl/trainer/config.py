@@ -356,7 +356,7 @@ class TrainConfig:
     )
     seed: int = _option(0, "Random seed for splits, initial weights, image order and augmentation.", "Optimization")
 
-    device: str = _option("auto", "auto, cpu, cuda or cuda:N.", "Machine")
+    device: str = _option("auto", "auto (CUDA or the CPU), cpu, cuda, cuda:N or mps.", "Machine")
     precision: Precision = _option(
         "auto", "Precision on CUDA; auto uses bf16 where it is fast. The CPU uses fp32.", "Machine"
     )

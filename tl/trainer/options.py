@@ -15,6 +15,7 @@ from typing import Any, TypeVar
 from tl.data.sequences import sequence_faults
 from tl.errors import ConfigError
 from tl.runtime.imaging.preprocessing import parse_channels, stack_faults
+from tl.runtime.labeling.tools import has_several_labels
 from tl.runtime.landmarks.files import is_landmark_file
 from tl.runtime.sources.durations import parse_seconds
 from tl.trainer.config import Kind, TrainConfig
@@ -153,8 +154,12 @@ def _can_average(config: TrainConfig) -> bool:
 
 
 def find_task(data: str) -> Kind:
-    """The task of a data set: landmarks for a landmark file, classes otherwise, also for a missing path."""
-    return "landmarks" if is_landmark_file(data) else "classification"
+    """The task of a data set: landmarks for a landmark file, several labels for a table of Roboflow in which an image
+    has several, classes otherwise, also for a missing path.
+    """
+    if is_landmark_file(data):
+        return "landmarks"
+    return "multilabel" if has_several_labels(data) else "classification"
 
 
 def is_solved(config: TrainConfig) -> bool:

@@ -9,12 +9,14 @@ from tests.models import make_model, solid
 from tests.runtime.images import encode, noise
 from tests.spots import make_spot_model
 from tl.errors import DataError, DeviceError, ModelFileError
-from tl.runtime.bench.measure import MAX_IMAGES, Bench, run_bench
+from tl.runtime.bench.measure import MAX_IMAGES, Bench, advise, run_bench
 from tl.runtime.bench.works import BATCH_SIZES, Setting
+from tl.runtime.engines.onnxruntime import cuda_fault
+from tl.runtime.engines.openvino import openvino_version
 from tl.runtime.imaging.preprocessing import build_preprocessing
-from tl.runtime.session import cuda_fault
 
 SMALL = (160, 120)
+HAS_OPENVINO = openvino_version() is not None
 
 
 @pytest.fixture(scope="module")
@@ -114,13 +116,27 @@ def test_run_bench__cuda_that_does_not_work(color_model: Path) -> None:
     with pytest.raises(DeviceError, match="cannot be used"):
         run_bench(color_model, image_wh=SMALL, device="cuda", seconds=0)
     auto = run_bench(color_model, image_wh=SMALL, threads=1, seconds=0)
-    assert {row.setting.device for row in auto.rows} == {"cpu"}
+    assert {row.setting.device for row in auto.rows} == {"cpu"} | ({"openvino"} if HAS_OPENVINO else set())
 
 
 @pytest.mark.skipif(cuda_fault() is not None, reason="needs a GPU and onnxruntime-gpu")
 def test_run_bench__cuda(color_model: Path) -> None:
     bench = run_bench(color_model, image_wh=SMALL, threads=2, seconds=1)
-    assert {row.setting.device for row in bench.rows if row.setting.part != "decode"} == {"cpu", "cuda"}
+    assert {row.setting.device for row in bench.rows if row.setting.part != "decode"} >= {"cpu", "cuda"}
+
+
+@pytest.mark.skipif(not HAS_OPENVINO, reason="the extra openvino is not installed")
+def test_run_bench__openvino(color_model: Path) -> None:
+    bench = run_bench(color_model, image_wh=SMALL, device="openvino", threads=2, seconds=0)
+    assert "openvino 20" in bench.onnxruntime
+    ways = {(row.setting.part, row.setting.place, row.setting.hint) for row in bench.rows}
+    assert ways == {
+        ("network", "openvino", "throughput"),
+        ("network", "openvino", "latency"),
+        ("decode", "cpu", None),
+        ("together", "openvino", "throughput"),
+    }
+    assert 'load(model, device="openvino", threads=' in advise(bench).lines[0]
 
 
 def test_run_bench__leaves_no_threads(tmp_path: Path) -> None:

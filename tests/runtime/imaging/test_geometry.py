@@ -187,6 +187,32 @@ def test_load_input__short_side_equals_pillow_resize_then_crop(
     np.testing.assert_array_equal(load_input(image, preprocessing), expected)
 
 
+@pytest.mark.parametrize("image_hw", [(600, 80), (40, 60), (97, 64)])
+@pytest.mark.parametrize("interpolation", ["bilinear", "bicubic", "lanczos"])
+def test_working_image__horizontally_first_with_every_version_of_pillow(
+    image_hw: tuple[int, int], interpolation: Interpolation
+) -> None:
+    # Pillow 13 would begin vertically with these sizes, which differs by up to 36 of 255.
+    image = noise(*image_hw)
+    narrowed = working_image(image, build_preprocessing((image_hw[0], 64), interpolation=interpolation))
+    expected = working_image(narrowed, build_preprocessing((48, 64), interpolation=interpolation))
+    found = working_image(image, build_preprocessing((48, 64), interpolation=interpolation))
+    np.testing.assert_array_equal(found, expected)
+
+
+@pytest.mark.parametrize("region", [(20.5, 200.25, 60.5, 50.0), (10.0, 3.5, 180.0, 290.0)])
+@pytest.mark.parametrize("interpolation", ["nearest", "bilinear", "bicubic", "lanczos"])
+def test_working_image__region_equals_pillow(
+    region: tuple[float, float, float, float], interpolation: Interpolation
+) -> None:
+    image = noise(300, 200)
+    left, top, width, height = region
+    box = (left, top, left + width, top + height)
+    expected = Image.fromarray(image).resize((80, 64), Image.Resampling[interpolation.upper()], box=box)
+    found = working_image(image, build_preprocessing((64, 80), interpolation=interpolation), region)
+    np.testing.assert_array_equal(found, np.asarray(expected))
+
+
 def test_load_input__squash_equals_pillow() -> None:
     expected = np.asarray(Image.fromarray(noise(50, 70)).resize((24, 16), Image.Resampling.BILINEAR))
     np.testing.assert_array_equal(load_input(noise(50, 70), build_preprocessing((16, 24))), expected)

@@ -45,6 +45,7 @@ def test_build_recipe__states_every_rule() -> None:
         "jpeg_scale": "2x",
         "channels": None,
         "project": None,
+        "resized_by": "runtime",
     }
 
 

@@ -14,7 +14,8 @@ from hypothesis import strategies as st
 from tests.models import make_contract
 from tl.errors import ModelFileError
 from tl.runtime.imaging.preprocessing import build_preprocessing
-from tl.runtime.model_file.contract import Contract, GoldenSample, Quantization, dump_contract, parse_contract
+from tl.runtime.model_file.contract import Contract, GoldenSample, dump_contract, parse_contract
+from tl.runtime.model_file.conversions import Quantization
 
 PLAIN: dict[str, Any] = json.loads(dump_contract(make_contract()))
 
@@ -259,8 +260,8 @@ def test_parse_contract__any_edit_of_the_text(place: float, insert: str, cut: in
 def older(version: int) -> dict[str, Any]:
     """The contract of `PLAIN` as written by that schema version."""
     plain = copy.deepcopy(PLAIN)
-    del plain["taxonomy"], plain["boxes"], plain["regression"], plain["multilabel"]
-    for name in ("channels", "project"):
+    del plain["taxonomy"], plain["boxes"], plain["regression"], plain["multilabel"], plain["any_size"]
+    for name in ("channels", "project", "resized_by"):
         del plain["preprocessing"][name]
     plain["schema_version"] = version
     if version == 3:

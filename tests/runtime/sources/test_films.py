@@ -21,6 +21,7 @@ from tl.runtime.imaging.decode import decode_image, source_name
 from tl.runtime.sources.films import FrameBudget, count_frames, iter_frames
 from tl.runtime.sources.inputs import find_inputs
 from tl.runtime.sources.memory_files import MemoryFile, UnreadableFile
+from tl.runtime.streams import MAX_GROUP
 
 
 def names(path: Path, every: float = 1.0) -> list[str]:
@@ -235,7 +236,7 @@ def test_frame_budget__waits_until_frames_are_freed() -> None:
 
 @pytest.mark.parametrize("processes", [0, 1])
 def test_frame_budget__never_stalls_prediction(color_model: Path, processes: int) -> None:
-    budget, most = FrameBudget(max_bytes=1, least=9), 0
+    budget, most = FrameBudget(max_bytes=1, least=MAX_GROUP + 1), 0
     image = encode(np.full((8, 8, 3), 90, np.uint8), "PNG")
 
     def frames() -> Iterator[MemoryFile]:
@@ -250,7 +251,7 @@ def test_frame_budget__never_stalls_prediction(color_model: Path, processes: int
     started = time.monotonic()
     with load(color_model, device="cpu", threads=2, decode_processes=processes) as predictor:
         assert len(list(predictor.predict_iter(frames(), batch_size=8))) == 80
-    assert most <= 9
+    assert most <= MAX_GROUP + 1
     assert time.monotonic() - started < 20  # a frame that has to wait for the time limit costs a second
 
 

@@ -45,6 +45,30 @@ def test_build_machine__unknown_device_says_what_is_expected(device: str) -> Non
         build_machine(device, "auto", 1)
 
 
+def test_build_machine__mps_that_is_not_there(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.backends.mps, "is_built", lambda: False)
+    with pytest.raises(DeviceError, match=r"device 'mps' cannot be used for training: torch \S+ was built without it"):
+        build_machine("mps", "auto", 1)
+    monkeypatch.setattr(torch.backends.mps, "is_built", lambda: True)
+    monkeypatch.setattr(torch.backends.mps, "is_available", lambda: False)
+    with pytest.raises(DeviceError, match="device 'mps' cannot be used for training: it needs an Apple GPU"):
+        build_machine("mps", "auto", 1)
+
+
+def test_build_machine__mps_is_fp32_without_float64(monkeypatch: pytest.MonkeyPatch) -> None:
+    # A stand-in for a Mac: no tensor is created on the device.
+    monkeypatch.setattr(torch.backends.mps, "is_built", lambda: True)
+    monkeypatch.setattr(torch.backends.mps, "is_available", lambda: True)
+    machine = build_machine("mps", "auto", 1)
+    assert machine == Machine(torch.device("mps"), None, 1)
+    assert (machine.name, machine.sum_dtype) == ("Apple GPU (mps, unproven), fp32", torch.float32)
+    assert build_machine("cpu", "auto", 1).sum_dtype == torch.float64
+    with pytest.raises(DeviceError, match="precision bf16 requires CUDA; training on mps uses fp32"):
+        build_machine("mps", "bf16", 1)
+    with pytest.raises(DeviceError, match="unknown device 'mps:0'"):
+        build_machine("mps:0", "auto", 1)
+
+
 @pytest.mark.parametrize("precision", ["bf16", "fp16"])
 def test_build_machine__half_precision_needs_cuda(precision: str) -> None:
     with pytest.raises(DeviceError, match=f"precision {precision} requires CUDA"):

@@ -25,6 +25,7 @@ from tl.exporter.publish import (
     TOLERANCE,
     GoldenSource,
     build_golden,
+    check_fixed_size,
     check_model_name,
     embed_contract,
     load_model,
@@ -155,6 +156,7 @@ def _open_members(
         raise EnsembleError("merging requires at least two model files")
     sessions = [Session(model, device="cpu") for model in models]
     for session in sessions:
+        check_fixed_size(session, "merge")
         contract = session.contract
         if contract is not None and contract.task != "classification":
             raise EnsembleError(
@@ -278,7 +280,9 @@ def _uncertified(contracts: Sequence[Contract], class_names: tuple[str, ...], fa
         versions=library_versions(_LIBRARIES),
         created=datetime.now(UTC).isoformat(timespec="seconds"),
     )
-    precision = max((contract.precision for contract in contracts), key=_PRECISIONS.index)
+    # A graph that may be computed in bf16 is an fp32 graph; the merged one has not been compared in bf16.
+    graphs: list[Precision] = ["fp32" if contract.precision == "bf16" else contract.precision for contract in contracts]
+    precision = max(graphs, key=_PRECISIONS.index)
     return uncertified_contract(
         class_names,
         contracts[0].preprocessing,

@@ -23,7 +23,7 @@ from tl.evaluation.metrics import Metrics, classification_metrics
 from tl.evaluation.ood import MAX_KNOWN, Known, measure_ood
 from tl.exporter.parity import Original, check_outputs, spread
 from tl.exporter.parity_images import MAX_IMAGES
-from tl.exporter.publish import build_golden, embed_contract, load_model, publish, synthetic_inputs
+from tl.exporter.publish import build_golden, check_fixed_size, embed_contract, load_model, publish, synthetic_inputs
 from tl.exporter.refitting.graph import EMBEDDING, NewHead, replace_head
 from tl.exporter.refitting.seen import (
     RefitOptions,
@@ -124,6 +124,7 @@ def _open(model: str | os.PathLike[str], out: str | os.PathLike[str]) -> tuple[S
     session = Session(model, device="cpu", require_contract=True)
     if Path(out).exists() and Path(out).samefile(model):
         raise ConfigError(f"{os.fspath(out)}: would overwrite the old file: choose another name for the new one")
+    check_fixed_size(session, "refit")
     contract = session.contract
     if contract is None or contract.task != "classification":
         raise ModelFileError(f"{session.path}: only classifiers have a head that can be refitted")

@@ -25,8 +25,11 @@ from tl.runtime.bench.works import (
     time_works,
     together_work,
 )
-from tl.runtime.devices import GPU_WHEEL, installed_wheels, parse_device, usable_cores
-from tl.runtime.session import Session, cuda_fault
+from tl.runtime.devices import installed_wheels, usable_cores
+from tl.runtime.engines.onnxruntime import cuda_fault
+from tl.runtime.engines.openvino import openvino_fault, openvino_version
+from tl.runtime.providers import GPU_WHEEL, parse_device
+from tl.runtime.session import Session
 from tl.runtime.sources.paths import find_images
 
 ROUNDS = 3
@@ -82,7 +85,7 @@ def run_bench(
     """Measure a model file for about `seconds`, excluding loading.
 
     `images`: a folder of images; without one, synthetic JPEGs of `image_wh` pixels are used. "auto" measures the CPU,
-    and CUDA if it works. `threads`: maximum number of concurrent threads, None for all usable cores.
+    and OpenVINO and CUDA if they work. `threads`: maximum number of concurrent threads, None for all usable cores.
     Raises `DataError` if no image can be read, and the errors of `load`.
     """
     devices, fault = _devices(device)
@@ -110,7 +113,7 @@ def run_bench(
         model=session.path,
         input_hw=preprocessing.input_hw,
         cores=usable_cores(),
-        onnxruntime=", ".join(f"{name} {version}" for name, version in installed_wheels().items()),
+        onnxruntime=", ".join(f"{name} {version}" for name, version in _engine_versions().items()),
         images=samples,
         rounds=rounds,
         rows=tuple(Row(*measured) for measured in zip(kept, timings, strict=True)),
@@ -119,15 +122,21 @@ def run_bench(
     )
 
 
+def _engine_versions() -> dict[str, str]:
+    version = openvino_version()
+    return {**installed_wheels(), **({"openvino": version} if version else {})}
+
+
 def _devices(device: str) -> tuple[list[str], str | None]:
     """Return the devices to measure, and why "auto" leaves out CUDA although onnxruntime-gpu is installed."""
     kind, _ = parse_device(device)
     if kind != "auto":
         return [device], None
+    devices = ["cpu"] if openvino_fault() else ["cpu", "openvino"]
     fault = cuda_fault()
     if fault is None:
-        return ["cpu", "cuda"], None
-    return ["cpu"], fault if GPU_WHEEL in installed_wheels() else None
+        return [*devices, "cuda"], None
+    return devices, fault if GPU_WHEEL in installed_wheels() else None
 
 
 def _given(folder: str | os.PathLike[str]) -> Images:
@@ -172,6 +181,7 @@ def _time(works: list[Work], seconds: float, progress: Progress | None) -> tuple
     return rounds, time_works(works, seconds=seconds, rounds=rounds, advance=progress.advance)
 
 
+_ON_CPU = ("cpu", "openvino")
 Bound = Literal["decoding", "network", "both"]
 # A simpler setting is preferred if it is slower by less than this share, which is within the variation between rounds.
 _AS_GOOD = 0.05
@@ -211,7 +221,10 @@ def _for_many(rows: Sequence[Row]) -> Row:
     best = max((row.timing for row in rows), key=lambda timing: timing.images_per_s)
     enough = (1 - _AS_GOOD) * best.images_per_s
     good = [row for row in rows if row.timing.images_per_s >= enough or row.timing.fastest >= best.slowest]
-    return min(good, key=lambda row: (row.setting.batch_size or 1, row.setting.hint == "latency"))
+    return min(
+        good,
+        key=lambda row: (row.setting.batch_size or 1, row.setting.hint == "latency", row.setting.device != "cpu"),
+    )
 
 
 def _for_one(rows: Sequence[Row]) -> Row:
@@ -219,7 +232,8 @@ def _for_one(rows: Sequence[Row]) -> Row:
     alone = [row for row in rows if row.setting.batch_size == 1 and _is_alone(row.setting)]
     best = min(row.timing.p50_ms for row in alone)
     return min(
-        (row for row in alone if row.timing.p50_ms <= (1 + _AS_GOOD) * best), key=lambda row: row.setting.threads
+        (row for row in alone if row.timing.p50_ms <= (1 + _AS_GOOD) * best),
+        key=lambda row: (row.setting.threads, row.setting.device != "cpu"),
     )
 
 
@@ -240,20 +254,24 @@ def _decoding_share(decode: Row, network: Row) -> float:
 def _many_line(row: Row) -> str:
     setting, rate = row.setting, row.timing.images_per_s
     batch = f", predict_iter(batch_size={setting.batch_size})" if (setting.batch_size or 1) > 1 else ", single images"
-    return f"many images: load({_arguments(setting)}){batch}: {rate:.0f} images/s (network only)"
+    return f"many images: load({_arguments(setting)}){batch}: {rate:.0f} images/s (network only{_in(setting)})"
 
 
 def _one_line(row: Row) -> str:
     timing = row.timing
     return (
-        f"one image at a time: load({_arguments(row.setting)}): {timing.p50_ms:.1f} ms (network only; "
-        f"p99 {timing.p99_ms:.1f} ms)"
+        f"one image at a time: load({_arguments(row.setting)}): {timing.p50_ms:.1f} ms "
+        f"(network only{_in(row.setting)}; p99 {timing.p99_ms:.1f} ms)"
     )
+
+
+def _in(setting: Setting) -> str:
+    return "" if setting.precision is None else f", in {setting.precision}"
 
 
 def _arguments(setting: Setting) -> str:
     words = ["model", f'device="{setting.device}"']
-    if setting.device == "cpu":
+    if setting.device in _ON_CPU:
         words += [f"threads={setting.threads}", f'hint="{setting.hint}"']
     return ", ".join(words)
 
@@ -268,7 +286,7 @@ def _bound_line(bound: Bound, decode: Row, network: Row, share: float) -> str:
         "network": "use a smaller network, more cores or a GPU; smaller images would help little",
         "both": "speeding up either one helps",
     }
-    on_gpu = network.setting.device != "cpu"
+    on_gpu = network.setting.device not in _ON_CPU
     says = "" if on_gpu else f", decoding takes {share:.0%} of the time per image"
     bounds = {"decoding": "decoding", "network": "the network", "both": "decoding and the network equally"}
     return f"the bottleneck is {bounds[bound]}: {rates}{says}; {cures[bound]}"
@@ -277,7 +295,7 @@ def _bound_line(bound: Bound, decode: Row, network: Row, share: float) -> str:
 def _together_line(row: Row) -> str:
     setting, timing = row.setting, row.timing
     return (
-        f"decoding and network together, measured on {setting.device} as tl predict does it: "
+        f"decoding and network together, measured on {setting.place} as tl predict does it: "
         f"{timing.images_per_s:.0f} images/s "
         f"({timing.slowest:.0f} to {timing.fastest:.0f})"
     )

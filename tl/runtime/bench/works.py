@@ -10,7 +10,7 @@ import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import simplejpeg
@@ -20,7 +20,7 @@ from PIL import Image
 from tl.errors import DataError, ImageReadError
 from tl.runtime.imaging.pipeline import load_input
 from tl.runtime.imaging.preprocessing import Preprocessing
-from tl.runtime.model_file.contract import Contract
+from tl.runtime.model_file.contract import Contract, Precision
 from tl.runtime.predictor import (
     CPU_BATCH,
     CUDA_BATCH,
@@ -31,6 +31,7 @@ from tl.runtime.predictor import (
     load_multilabel,
     load_regression,
 )
+from tl.runtime.providers import runs_on_cpu
 from tl.runtime.session import Session
 
 # Size of a phone photo: 12 megapixels. At quality 90, a synthetic one has about 0.2 bytes per pixel, like many photos.
@@ -159,7 +160,7 @@ BATCH_SIZES = (1, 2, 4, 8, 16, 32)
 class Setting:
     """`part`: "network", "decode" (with resizing) or "together" (`predict_iter`). Other fields as for `load`.
 
-    `hint` and `batch_size` are None where they do not apply.
+    `hint` and `batch_size` are None where they do not apply; `precision` only where a device has a choice of them.
     """
 
     part: str
@@ -167,6 +168,12 @@ class Setting:
     threads: int
     hint: Hint | None = None
     batch_size: int | None = None
+    precision: Precision | None = None
+
+    @property
+    def place(self) -> str:
+        """The device and, where a file has more than one there, the precision."""
+        return self.device if self.precision is None else f"{self.device} {self.precision}"
 
 
 @dataclass(frozen=True)
@@ -177,8 +184,11 @@ class Images:
     contents: tuple[bytes, ...]
     unreadable: int = 0
 
-    def readable(self, preprocessing: Preprocessing) -> tuple[Images, NDArray[np.uint8]]:
-        """Return the readable images, and their inputs, uint8 (N, H, W, 3). Raises `DataError` if none is readable."""
+    def readable(self, preprocessing: Preprocessing) -> tuple[Images, list[NDArray[np.uint8]]]:
+        """Return the readable images, and their inputs, uint8 (H, W, 3) each. Raises `DataError` if none is readable.
+
+        Inputs are all of one size, except of a graph that takes any size.
+        """
         contents, inputs, reason = [], [], ""
         for content in self.contents:
             try:
@@ -188,19 +198,24 @@ class Images:
                 reason = error.reason
         if not inputs:
             raise DataError(f"{self.source}: none of its {len(self.contents)} images can be read ({reason})")
-        return Images(self.source, tuple(contents), len(self.contents) - len(contents)), np.stack(inputs)
+        return Images(self.source, tuple(contents), len(self.contents) - len(contents)), inputs
 
 
-def network_works(session: Session, inputs: NDArray[np.uint8], device: str, threads: int) -> dict[Setting, Work]:
+def network_works(
+    session: Session, inputs: Sequence[NDArray[np.uint8]], device: str, threads: int
+) -> dict[Setting, Work]:
     """Return measurements of the network for all batch sizes. `session`: same file on the CPU with one thread.
 
     On the CPU: `threads` callers with one thread each, and one caller with all `threads`; with fewer threads, batches
-    of one only.
+    of one only. A graph that takes any size is measured with single images, resizing included.
     """
+    sizes = (1,) if session.takes_any_size else BATCH_SIZES
+    if device == "openvino":
+        return _openvino_works(session, inputs, threads, sizes)
     if device != "cpu":
-        alone = _by_batch_size(_runner(Session(session.path, device=device), inputs), callers=1)
+        alone = _by_batch_size(_runner(Session(session.path, device=device), inputs), sizes, callers=1)
         return {Setting("network", device, 1, None, size): work for size, work in alone.items()}
-    each = _by_batch_size(_runner(session, inputs), callers=threads)
+    each = _by_batch_size(_runner(session, inputs), sizes, callers=threads)
     works = {Setting("network", "cpu", threads, "throughput", size): work for size, work in each.items()}
     if threads == 1:
         return works
@@ -208,8 +223,25 @@ def network_works(session: Session, inputs: NDArray[np.uint8], device: str, thre
         run = _runner(Session(session.path, device="cpu", threads=fewer), inputs)
         works[Setting("network", "cpu", fewer, "latency", 1)] = _measured(run(1), 1, 1)
     run = _runner(Session(session.path, device="cpu", threads=threads), inputs)
-    alone = _by_batch_size(run, callers=1)
+    alone = _by_batch_size(run, sizes, callers=1)
     return works | {Setting("network", "cpu", threads, "latency", size): work for size, work in alone.items()}
+
+
+def _openvino_works(
+    session: Session, inputs: Sequence[NDArray[np.uint8]], threads: int, sizes: Sequence[int]
+) -> dict[Setting, Work]:
+    """Return the same measurements for OpenVINO, in fp32 and, if the contract allows it here, in bf16."""
+    works: dict[Setting, Work] = {}
+    default = Session(session.path, device="openvino", threads=1)
+    choices: tuple[Literal["fp32", "bf16"] | None, ...] = ("fp32", "bf16") if default.precision == "bf16" else (None,)
+    for precision in choices:
+        each = Session(session.path, device="openvino", threads=1, precision=precision)
+        for size, work in _by_batch_size(_runner(each, inputs), sizes, callers=threads).items():
+            works[Setting("network", "openvino", threads, "throughput", size, precision)] = work
+        if threads > 1:
+            run = _runner(Session(session.path, device="openvino", threads=threads, precision=precision), inputs)
+            works[Setting("network", "openvino", threads, "latency", 1, precision)] = _measured(run(1), 1, 1)
+    return works
 
 
 def decode_works(images: Images, preprocessing: Preprocessing, threads: int) -> dict[Setting, Work]:
@@ -233,8 +265,9 @@ def together_work(contract: Contract, model: str, images: Images, device: str, t
         predictor = load_regression(model, device=device, threads=threads)
     else:
         predictor = load(model, device=device, threads=threads)
-    batch_size = CPU_BATCH if device == "cpu" else CUDA_BATCH
-    count = (4 if device == "cpu" else 1) * threads * batch_size  # keeps every thread busy most of the time
+    is_cpu = runs_on_cpu(predictor.provider)
+    batch_size = CPU_BATCH if is_cpu else CUDA_BATCH
+    count = (4 if is_cpu else 1) * threads * batch_size  # keeps every thread busy most of the time
     sources = [images.contents[i % len(images.contents)] for i in range(count)]
 
     def predict(run: int) -> None:
@@ -244,11 +277,14 @@ def together_work(contract: Contract, model: str, images: Images, device: str, t
     return Setting("together", device, threads, "throughput", batch_size), _measured(predict, count, 1)
 
 
-def _runner(session: Session, inputs: NDArray[np.uint8]) -> Callable[[int], Call]:
+def _runner(session: Session, inputs: Sequence[NDArray[np.uint8]]) -> Callable[[int], Call]:
     """Return a function that, for a batch size, returns a call that runs the network on such a batch."""
-    repeats = -(-max(BATCH_SIZES) // len(inputs))
-    images = np.concatenate([inputs] * repeats)
     outputs = session.contract.outputs if session.contract else session.outputs
+
+    if session.takes_any_size:
+        return lambda _: lambda run: session.run(inputs[run % len(inputs)][None], outputs)
+    repeats = -(-max(BATCH_SIZES) // len(inputs))
+    images = np.concatenate([np.stack(inputs)] * repeats)
 
     def of_size(size: int) -> Call:
         return lambda _: session.run(images[:size], outputs)
@@ -256,9 +292,9 @@ def _runner(session: Session, inputs: NDArray[np.uint8]) -> Callable[[int], Call
     return of_size
 
 
-def _by_batch_size(of_size: Callable[[int], Call], *, callers: int) -> dict[int, Work]:
+def _by_batch_size(of_size: Callable[[int], Call], sizes: Sequence[int], *, callers: int) -> dict[int, Work]:
     one = _measured(of_size(1), 1, callers)
-    larger = {size: Work(of_size(size), size, callers, size * one.seconds) for size in BATCH_SIZES[1:]}
+    larger = {size: Work(of_size(size), size, callers, size * one.seconds) for size in sizes[1:]}
     return {1: one, **larger}
 
 

@@ -22,7 +22,7 @@ from tl.runtime.ensembles.selective import (
     prediction_sets,
     reasons,
 )
-from tl.runtime.ensembles.supported import check_selective, possible_classes, set_limit, shared_crop
+from tl.runtime.ensembles.supported import check_selective, check_views, possible_classes, set_limit, shared_crop
 from tl.runtime.ensembles.taxonomy import Ranked, Taxonomy, most_special
 from tl.runtime.ensembles.voting import (
     Vote,
@@ -99,6 +99,7 @@ class Ensemble:
                 f"{sessions[0].path}: its class '{REJECTED}' cannot be told from a rejected label: accept every label"
             )
         self._tta, self._views = tuple(tta), build_views(tta)
+        check_views(self.sessions, self._tta)
         self.crop = shared_crop(self.sessions, self.contracts)
         self.preparer = Preparer(self.preprocessings, self._views, self.crop)
         facts = [contract.ood for contract in self.contracts]

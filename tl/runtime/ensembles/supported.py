@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 
 from tl.errors import EnsembleError, ModelFileError
 from tl.runtime.ensembles.selective import SelectivePrediction, conformal_limit
+from tl.runtime.imaging.pipeline import TtaKind
 from tl.runtime.imaging.regions import BoxCrop
 from tl.runtime.model_file.contract import Contract
 from tl.runtime.session import Session
@@ -29,6 +30,16 @@ def shared_crop(sessions: Sequence[Session], contracts: Sequence[Contract]) -> B
                 "members that vote together must use the same part of an image; train them alike"
             )
     return first
+
+
+def check_views(sessions: Sequence[Session], tta: Sequence[TtaKind]) -> None:
+    """Raise `EnsembleError` for crops of an image where a graph resizes whole images."""
+    resizing = [session.path for session in sessions if session.takes_any_size]
+    if resizing and "crops" in tta:
+        raise EnsembleError(
+            f"{resizing[0]}: resizes whole images in its graph, so tta crops do not apply: leave them out, or use the "
+            "file of fixed size"
+        )
 
 
 def _shown_crop(crop: BoxCrop | None) -> str:

@@ -65,8 +65,31 @@ def draw_explanation(source: ImageSource, found: Explanation, preprocessing: Pre
     Colors are strongest where the absolute value of `heat` is largest in this image. Text below gives the class, its
     probability, the method and a key of the colors. Raises `ImageReadError`.
     """
+    photo = _small_photo(source, preprocessing)
+    mixed = _mixed(photo, found)
+    caption = _caption(found, float(np.abs(found.heat).max()), 2 * photo.width)
+    sheet = Image.new("RGB", (max(2 * photo.width, caption.width), photo.height + caption.height), _PAPER)
+    sheet.paste(photo, (0, 0))
+    sheet.paste(mixed, (photo.width, 0))
+    sheet.paste(caption, (0, photo.height))
+    return sheet
+
+
+def draw_evidence(source: ImageSource, found: Explanation, preprocessing: Preprocessing) -> Image.Image:
+    """Draw the upright photo in gray with the evidence for and against the label, as in `draw_explanation`, alone.
+
+    Raises `ImageReadError`.
+    """
+    return _mixed(_small_photo(source, preprocessing), found)
+
+
+def _small_photo(source: ImageSource, preprocessing: Preprocessing) -> Image.Image:
     photo = Image.fromarray(shown_rgb(decode_image(source, preprocessing)))
     photo.thumbnail((_PANEL, _PANEL))
+    return photo
+
+
+def _mixed(photo: Image.Image, found: Explanation) -> Image.Image:
     (resized_h, resized_w), (left, top) = found.placement.resized_hw, found.placement.offset_xy
     input_h, input_w = found.placement.input_hw
     # Resize to the whole input, then map to the photo; parts that the network did not receive stay 0.
@@ -74,13 +97,7 @@ def draw_explanation(source: ImageSource, found: Explanation, preprocessing: Pre
     onto_input = (resized_w / photo.width, 0, left, 0, resized_h / photo.height, top)
     spread = np.asarray(heat.transform(photo.size, Image.Transform.AFFINE, onto_input, Image.Resampling.BILINEAR))
     largest = float(np.abs(found.heat).max())
-    mixed = _colored(np.asarray(photo.convert("L"), np.float32), spread / max(largest, 1e-12))
-    caption = _caption(found, largest, 2 * photo.width)
-    sheet = Image.new("RGB", (max(2 * photo.width, caption.width), photo.height + caption.height), _PAPER)
-    sheet.paste(photo, (0, 0))
-    sheet.paste(mixed, (photo.width, 0))
-    sheet.paste(caption, (0, photo.height))
-    return sheet
+    return _colored(np.asarray(photo.convert("L"), np.float32), spread / max(largest, 1e-12))
 
 
 def _colored(gray: NDArray[np.floating], share: NDArray[np.floating]) -> Image.Image:

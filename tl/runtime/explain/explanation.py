@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from tl.errors import ConfigError
 from tl.runtime.devices import usable_cores
 from tl.runtime.ensembles.ensemble import Ensemble
-from tl.runtime.imaging.geometry import Placement
+from tl.runtime.imaging.geometry import Placement, place
 from tl.runtime.imaging.pipeline import PlacedInput, load_views
 from tl.runtime.imaging.preprocessing import Preprocessing
 from tl.runtime.imaging.regions import CroppedBox
@@ -76,10 +76,13 @@ def explain(predictor: Predictor[Classification], source: PredictionSource, labe
     if len(ensemble.sessions) == 1 and "cam" in ensemble.contracts[0].outputs:
         method: Method = "cam"
         chosen, probability, heat = _activation(ensemble, inputs, label)
+        region = None if look is None else look.region(placed[0].image_hw)
+        placement = place(placed[0].image_hw, ensemble.preprocessings[0], region)
     else:
         method = "occlusion"
         chosen, probability, heat = _occlusion(ensemble, inputs, label)
-    return Explanation(item_name(source), chosen, probability, method, heat, placed[0].placement)
+        placement = placed[0].placement
+    return Explanation(item_name(source), chosen, probability, method, heat, placement)
 
 
 def _activation(
@@ -104,7 +107,8 @@ def _occlusion(
         return np.asarray(whole[class_id] - _probabilities(ensemble, covered)[:, class_id], np.float32)
 
     patches = list(_patches())
-    chunks = [patches[start : start + _BATCH] for start in range(0, len(patches), _BATCH)]
+    size = 1 if any(preprocessing.any_size for preprocessing in inputs) else _BATCH  # copies of a whole photo are large
+    chunks = [patches[start : start + size] for start in range(0, len(patches), size)]
     first = next(iter(inputs.values()))
     drops, covers = (np.zeros(first.image.shape[:2], np.float32) for _ in range(2))
     found = prefetch_map(drops_of, chunks, workers=usable_cores(), ahead=len(chunks))

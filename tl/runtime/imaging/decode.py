@@ -175,9 +175,13 @@ def _read_errors(name: str) -> Iterator[None]:
         raise ImageReadError(name, f"damaged image ({_reason(error)})") from error
 
 
-def read_size(path: str | os.PathLike[str]) -> tuple[int, int]:
+def read_size(source: str | os.PathLike[str] | bytes) -> tuple[int, int]:
     """Return (height, width) of the upright image, read from its header. Raises `ImageReadError`."""
-    stored_hw, orientation = read_stored(path)
+    if isinstance(source, bytes):
+        with reading(source) as stream:
+            stored_hw, orientation = _read_stored(stream)
+    else:
+        stored_hw, orientation = read_stored(source)
     return stored_hw if orientation < 5 else stored_hw[::-1]
 
 

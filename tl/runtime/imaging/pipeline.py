@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from tl.errors import ImageReadError
 from tl.runtime.imaging.decode import Decoded, ImageSource, decode_scaled, source_name
-from tl.runtime.imaging.geometry import Placement, crop_to_input, eighths, place, working_image
+from tl.runtime.imaging.geometry import Placement, crop_to_input, eighths, place_given, working_image
 from tl.runtime.imaging.preprocessing import Preprocessing
 from tl.runtime.imaging.regions import Box, BoxCrop, CroppedBox, Located, Part, Region
 
@@ -100,7 +100,10 @@ class Preparer:
 
 @dataclass(frozen=True)
 class PlacedInput:
-    """A network's input, uint8 (input_h, input_w, 3), and the placement of the image of `image_hw` pixels in it."""
+    """What a graph takes, uint8 (H, W, 3), and the placement of the image of `image_hw` pixels in it.
+
+    H, W are `input_hw`, or `image_hw` if the graph takes any size.
+    """
 
     image: NDArray[np.uint8]
     placement: Placement
@@ -147,7 +150,7 @@ def load_views(
             decoded.append((preprocessing, shared))
         region = _region(looked_at, shared.full_hw)
         image = crop_to_input(_resize(source, shared, preprocessing, region), preprocessing)
-        placed.append(PlacedInput(image, place(shared.full_hw, preprocessing, region), shared.full_hw))
+        placed.append(PlacedInput(image, place_given(shared.full_hw, preprocessing, region), shared.full_hw))
     return placed
 
 

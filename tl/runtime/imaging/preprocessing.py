@@ -13,6 +13,8 @@ from typing import Literal
 # full: decode every pixel. 2x: decode at libjpeg's smallest scale, in eighths, at which both sides are at least twice
 # the resized size; four times as fast for large photos.
 JpegScale = Literal["full", "2x"]
+# Who resizes and crops: the runtime, before the graph, or the graph, which then takes images of any size.
+ResizedBy = Literal["runtime", "graph"]
 ResizeMode = Literal["squash", "letterbox", "short_side"]
 Interpolation = Literal["nearest", "bilinear", "bicubic", "lanczos"]
 # Ways to combine the planes of a stack, besides the number of the one to use.
@@ -34,7 +36,8 @@ class Preprocessing:
     antialiased (Pillow). `bit_depth_max`: the largest value a 16-bit image can contain (65535, or 4095 for a 12-bit
     camera). `channels`: numbers (from 0) or names of the channels of a file to use, in order; None: gray or color as
     the file says. `project`: how the pages or z planes of a stack become one: `max`, `mean`, or the number of the plane
-    to use (from 0); None: images have one. `stacks` implements both.
+    to use (from 0); None: images have one. `stacks` implements both. `resized_by`: `graph` if the model file resizes,
+    crops and pads by itself; it then takes upright RGB images of any size, decoded at full size.
     Fields with a single allowed value state rules that readers of the file must follow; a second value means a new
     rule.
     """
@@ -53,6 +56,7 @@ class Preprocessing:
     jpeg_scale: JpegScale
     channels: tuple[str, ...] | None
     project: str | None
+    resized_by: ResizedBy
 
     def __post_init__(self) -> None:
         if faults := stack_faults(self.channels, self.project):
@@ -73,6 +77,8 @@ class Preprocessing:
             raise ValueError(f"pad_rgb must have {self.num_channels} values, got {self.pad_rgb}")
         if not 255 < self.bit_depth_max <= 65535:
             raise ValueError(f"bit_depth_max must be 256..65535, got {self.bit_depth_max}")
+        if self.any_size and (self.jpeg_scale != "full" or self.chooses):
+            raise ValueError("resized_by 'graph' requires jpeg_scale 'full', and neither channels nor project")
 
     @property
     def num_channels(self) -> int:
@@ -88,6 +94,16 @@ class Preprocessing:
     def input_shape(self) -> tuple[int, int, int]:
         """Shape (H, W, channels) of one input."""
         return (*self.input_hw, self.num_channels)
+
+    @property
+    def any_size(self) -> bool:
+        """Whether the graph takes images of any size."""
+        return self.resized_by == "graph"
+
+    @property
+    def graph_shape(self) -> tuple[int | None, int | None, int]:
+        """Shape (H, W, channels) of one image that the graph takes; None for any size."""
+        return (None, None, self.num_channels) if self.any_size else self.input_shape
 
     @property
     def decode_key(self) -> tuple[object, ...]:
@@ -155,4 +171,5 @@ def build_preprocessing(
         jpeg_scale=jpeg_scale,
         channels=channels,
         project=project,
+        resized_by="runtime",
     )

@@ -26,7 +26,7 @@ def read(text: str, where: str) -> LandmarkSet:
     try:
         file = json.loads(text)
         if not isinstance(file, dict):
-            raise DataError(f"{where}: not a COCO keypoint file; in Label Studio or CVAT, export in the format COCO")
+            raise DataError(f"{where}: not a COCO keypoint file, and not recognized as one of a labeling tool")
         categories = [category for category in file["categories"] if category.get("keypoints")]
         images = {image["id"]: image for image in file["images"]}
         annotations = [annotation for annotation in file["annotations"] if "keypoints" in annotation]

@@ -18,7 +18,11 @@ import numpy as np
 from tl.errors import DataError
 from tl.runtime.imaging.decode import read_size, read_stored
 from tl.runtime.imaging.geometry import turn_keypoints
-from tl.runtime.landmarks import coco, deeplabcut, long_csv, tps, wide_csv
+from tl.runtime.labeling import cvat
+from tl.runtime.labeling.export import Annotators
+from tl.runtime.labeling.label_studio_tasks import TaskLinks, point_tasks
+from tl.runtime.labeling.tools import find_tool, has_points
+from tl.runtime.landmarks import coco, deeplabcut, long_csv, tool_files, tps, wide_csv
 from tl.runtime.landmarks.sets import OCCLUDED, ImageLandmarks, LandmarkSet, numbered_names
 from tl.runtime.landmarks.stated_sizes import check_stated_sizes
 from tl.runtime.output.files import write_text
@@ -53,9 +57,12 @@ def _turn(image: ImageLandmarks, stored_hw: tuple[int, int], orientation: int) -
 
 
 Size = Callable[[str], tuple[int, int]]
-Format = Literal["csv", "long", "tps", "coco", "deeplabcut"]
+Format = Literal["csv", "long", "tps", "coco", "deeplabcut", "labelstudio", "cvat"]
 _BY_SUFFIX: dict[str, Format] = {".csv": "csv", ".tps": "tps", ".json": "coco"}
-SUFFIXES: dict[Format, str] = {"csv": ".csv", "long": ".csv", "tps": ".tps", "coco": ".json", "deeplabcut": ".csv"}
+SUFFIXES: dict[Format, str] = {
+    **{"csv": ".csv", "long": ".csv", "tps": ".tps", "coco": ".json", "deeplabcut": ".csv"},
+    **{"labelstudio": ".json", "cvat": ".xml"},
+}
 # Enough for DeepLabCut's three header lines, or for the columns of several hundred points.
 _HEAD_BYTES = 1 << 17
 _LOST: dict[Format, tuple[str, ...]] = {
@@ -64,29 +71,45 @@ _LOST: dict[Format, tuple[str, ...]] = {
     "tps": ("names", "visibility", "confidence", "boxes", "splits and groups", "flip pairs", "skeleton"),
     "coco": (),
     "deeplabcut": ("visibility", "boxes", "scale", "splits and groups", "flip pairs", "skeleton"),
+    "cvat": ("confidence", "boxes", "scale", "groups", "flip pairs", "skeleton"),
+    "labelstudio": ("visibility", "boxes", "scale", "splits and groups", "flip pairs", "skeleton"),
 }
 
 
 def read_landmarks(
-    path: str | os.PathLike[str], images: str | os.PathLike[str] | None = None, *, from_stored: bool = False
+    path: str | os.PathLike[str],
+    images: str | os.PathLike[str] | None = None,
+    *,
+    from_stored: bool = False,
+    label: str | None = None,
+    annotators: Annotators = "latest",
 ) -> LandmarkSet:
-    """Read a landmark file of any format, detected from its name and first lines.
+    """Read a landmark file of any format, detected from its name and contents, or a folder of labelme's files.
 
     `images`: the folder that image names are relative to; see `image_finder`. `from_stored`: the points are in pixels
-    of the photos as stored, and are rotated by their EXIF orientation. Raises `DataError`, `ImageReadError`.
+    of the photos as stored, and are rotated by their EXIF orientation. `label`: the attribute that names the points,
+    and `annotators`: how answers of several people are combined, in files of labeling tools. Raises `DataError`,
+    `ImageReadError`.
     """
     path = Path(path)
-    text = read_text(path)
-    kind, find = _format_of(path, text), image_finder(path, images)
-    if kind == "tps":
-        landmarks = tps.read(text, path.name, lambda name: _size(find(name), from_stored)[0])
+    find = image_finder(path, images)
+    if find_tool(path) is not None:
+        folders = _image_folders(path, images)
+        landmarks = tool_files.read(path, folders, lambda found: _size(found, from_stored), label, annotators)
     else:
-        readers = {"csv": wide_csv.read, "long": long_csv.read, "coco": coco.read, "deeplabcut": deeplabcut.read}
-        landmarks = readers[kind](text, path.name)
+        landmarks = _read_format(path, read_text(path), lambda name: _size(find(name), from_stored)[0])
     landmarks = _with_composed_names(landmarks)
     remarks = check_stated_sizes(landmarks, find, path.name, from_stored=from_stored)
     landmarks = dataclasses.replace(landmarks, remarks=(*landmarks.remarks, *remarks))
     return turn_upright(landmarks, find) if from_stored else landmarks
+
+
+def _read_format(path: Path, text: str, height: Callable[[str], int]) -> LandmarkSet:
+    kind = _format_of(path, text)
+    if kind == "tps":
+        return tps.read(text, path.name, height)
+    readers = {"csv": wide_csv.read, "long": long_csv.read, "coco": coco.read, "deeplabcut": deeplabcut.read}
+    return readers[kind](text, path.name)
 
 
 def _with_composed_names(landmarks: LandmarkSet) -> LandmarkSet:
@@ -102,8 +125,10 @@ def _size(path: str, is_stored: bool) -> tuple[int, int]:
 
 
 def is_landmark_file(path: str | os.PathLike[str]) -> bool:
-    """Return whether a file contains landmarks, by its name and first line; False if it is unreadable."""
+    """Return whether a file, or a folder of labelme's files, contains landmarks; False if it is unreadable."""
     path = Path(path)
+    if find_tool(path) is not None:
+        return has_points(path)
     if path.suffix.lower() not in _BY_SUFFIX or not path.is_file():
         return False
     try:
@@ -124,6 +149,8 @@ def contains_landmarks(path: str | os.PathLike[str]) -> bool:
     TPS, DeepLabCut, COCO with keypoints, and CSV whose header has nothing but landmarks.
     """
     path = Path(path)
+    if find_tool(path) is not None:
+        return has_points(path)
     if not is_landmark_file(path):
         return False
     try:
@@ -138,10 +165,17 @@ def contains_landmarks(path: str | os.PathLike[str]) -> bool:
     return kind != "coco" or b'"keypoints"' in head
 
 
-def write_landmarks(landmarks: LandmarkSet, path: str | os.PathLike[str], kind: Format | None, size: Size) -> None:
+def write_landmarks(
+    landmarks: LandmarkSet,
+    path: str | os.PathLike[str],
+    kind: Format | None,
+    size: Size,
+    links: TaskLinks | None = None,
+) -> None:
     """Write a file atomically. `kind`: the format, None to select it by the file name extension.
 
     `size`: image name -> (height, width) of the upright image, which some formats need; see `image_sizes`.
+    `links`: how tasks for Label Studio refer to images, None for names as they are.
     Raises `DataError`, `OutputError`, and the errors of `size`.
     """
     kind = kind or _suffix_format(Path(path))
@@ -149,6 +183,10 @@ def write_landmarks(landmarks: LandmarkSet, path: str | os.PathLike[str], kind: 
         text = tps.write(landmarks, lambda name: size(name)[0])
     elif kind == "coco":
         text = coco.write(landmarks, size)
+    elif kind == "cvat":
+        text = cvat.write(landmarks, size)
+    elif kind == "labelstudio":
+        text = point_tasks(landmarks, size, links or TaskLinks())
     else:
         text = {"csv": wide_csv.write, "long": long_csv.write, "deeplabcut": deeplabcut.write}[kind](landmarks)
     write_text(path, text)
@@ -164,6 +202,7 @@ def lost_in(landmarks: LandmarkSet, path: str | os.PathLike[str], kind: Format |
         "confidence": any(image.confidence is not None for image in images),
         "boxes": any(image.box_xywh is not None for image in images),
         "scale": any(image.mm_per_px is not None for image in images),
+        "groups": any(image.group for image in images),
         "splits and groups": any(image.split or image.group for image in images),
         "flip pairs": bool(landmarks.flip_pairs),
         "skeleton": bool(landmarks.skeleton),
@@ -191,8 +230,7 @@ def image_finder(path: str | os.PathLike[str], images: str | os.PathLike[str] | 
     DeepLabCut's names are relative to; see `FileFinder` for names from other systems. In `images`, a file name without
     its folders is enough. The function raises `DataError` for an image that is not found.
     """
-    here = Path(path).absolute().parent
-    folders = [Path(images)] if images is not None else [here, here / "images", *here.parents[:2]]
+    folders = _image_folders(Path(path), images)
     finder = FileFinder(folders, by_file_name=images is not None)
 
     def find(name: str) -> str:
@@ -202,6 +240,13 @@ def image_finder(path: str | os.PathLike[str], images: str | os.PathLike[str] | 
         raise DataError(f"{Path(path).name}: image {name} was not found in {looked}", options=["images=FOLDER"])
 
     return find
+
+
+def _image_folders(path: Path, images: str | os.PathLike[str] | None) -> list[Path]:
+    if images is not None:
+        return [Path(images)]
+    here = path.absolute() if path.is_dir() else path.absolute().parent
+    return [here, here / "images", *here.parents[:2]]
 
 
 def _format_of(path: Path, text: str) -> Format:

@@ -17,6 +17,7 @@ from tl.runtime.ensembles.taxonomy import Taxonomy
 from tl.runtime.ensembles.voting import Voting
 from tl.runtime.imaging.preprocessing import Preprocessing
 from tl.runtime.imaging.regions import BoxCrop
+from tl.runtime.model_file.conversions import AnySize, Quantization
 from tl.runtime.model_file.label_facts import MultilabelFacts, check_lengths
 from tl.runtime.model_file.strict_json import dump_json, from_plain, parse_json
 from tl.runtime.sources.names import composed
@@ -34,14 +35,15 @@ NOUNS: dict[Task, str] = {
     **{"classification": "classes", "multilabel": "labels"},
     **{"landmarks": "points", "regression": "numbers"},
 }
-Precision = Literal["fp32", "fp16", "int8"]
+# bf16 is an fp32 graph that may be computed in bf16, since that was compared with fp32.
+Precision = Literal["fp32", "fp16", "bf16", "int8"]
 # Schema version -> fields that it added, with their values for older files.
 _ADDED: dict[int, dict[str, Any]] = {
     2: {"ensemble": None, "conformal": None, "unknown": None},
-    4: {"taxonomy": None, "regression": None, "boxes": None, "multilabel": None},
+    4: {"taxonomy": None, "regression": None, "boxes": None, "multilabel": None, "any_size": None},
 }
 # Schema version -> fields that it added to the preprocessing, with their values for older files.
-_ADDED_PREPROCESSING: dict[int, dict[str, Any]] = {4: {"channels": None, "project": None}}
+_ADDED_PREPROCESSING: dict[int, dict[str, Any]] = {4: {"channels": None, "project": None, "resized_by": "runtime"}}
 # Schema version -> fields and outputs that it renamed, and fields that it dropped.
 _RENAMED = {3: {"recipe": "preprocessing", "unknown": "ood", "quantisation": "quantization"}}
 _DROPPED = {3: {"thresholds"}}
@@ -87,41 +89,11 @@ class Parity:
 
 
 @dataclass(frozen=True)
-class Quantization:
-    """How a lower-precision graph was made from the fp32 graph, and how the two compare.
-
-    `method`: description. `calibration_images`: number of training images used to measure ranges, drawn with `seed`; 0
-    if none are needed. `top1_agreement` in [0, 1] and `max_abs_diff` of the probabilities: compared with the fp32
-    graph, on `images` validation images. `speedup`: images per second relative to the fp32 graph, median of `rounds`
-    rounds. `faster_rounds`: number of rounds in which it was faster; `slowest` and `fastest`: minimum and
-    maximum speedup. Both graphs ran on `provider` and `processor`, with `threads` callers and batches of `batch_size`.
-    `kept_slower`: whether the file was kept although it was not faster there.
-    """
-
-    method: str
-    calibration_images: int
-    seed: int
-    images: int
-    top1_agreement: float
-    max_abs_diff: float
-    speedup: float
-    slowest: float
-    fastest: float
-    rounds: int
-    faster_rounds: int
-    provider: str
-    processor: str
-    threads: int
-    batch_size: int
-    kept_slower: bool
-
-
-@dataclass(frozen=True)
 class GoldenSample:
-    """One input (`png`: base64 of an RGB PNG of the input size) and its expected output.
+    """One input (`png`: base64 of an RGB PNG, of the input size unless the graph takes any) and its expected output.
 
     With more than 3 channels, `png` is gray and has the channels one below the other.
-    `expected`: the C probabilities, or the K points as x, y, x, y ... in input pixels.
+    `expected`: the C probabilities, or the K points as x, y, x, y ... in pixels of this image.
     """
 
     png: str
@@ -238,7 +210,8 @@ class Contract:
     """Everything a runtime needs to use a model file. docs/reference/model-file.md describes each field.
 
     `landmarks`, `multilabel` and `regression` are None for other tasks; `quantization` for fp32, and for an adopted
-    file whose precision was reduced by another tool; `ensemble` for a single model; `conformal` and `ood` if no
+    file whose precision was reduced by another tool; `any_size` unless the graph takes images of any size; `ensemble`
+    for a single model; `conformal` and `ood` if no
     held-out data was available to fit them; `taxonomy` if the classes have no groups; `boxes` unless it is a classifier
     of boxes.
     """
@@ -262,6 +235,7 @@ class Contract:
     provenance: Provenance
     parity: Parity
     quantization: Quantization | None
+    any_size: AnySize | None
     golden: Golden
 
     def __post_init__(self) -> None:
@@ -299,6 +273,8 @@ class Contract:
                 raise ValueError(f"task {self.task!r} does not match the field {task!r}")
         if self.boxes is not None and self.task != "classification":
             raise ValueError(f"task {self.task!r} does not match the field 'boxes'")
+        if (self.any_size is not None) != self.preprocessing.any_size:
+            raise ValueError(f"resized_by {self.preprocessing.resized_by!r} does not match the field 'any_size'")
 
     @property
     def target_names(self) -> tuple[str, ...]:

@@ -14,21 +14,24 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from tl.errors import ModelFileError, ParityError
-from tl.runtime.model_file.contract import Contract, GoldenSample
+from tl.runtime.model_file.contract import Contract, GoldenSample, Precision
 from tl.runtime.session import Session
 
 MAX_SECONDS = 300.0
+# Far above what an export embeds, and little to decode.
+MAX_GOLDEN_PIXELS = 1 << 24
 
 
 @dataclass(frozen=True)
 class SelfTest:
-    """Result of a self-test over `samples` golden samples, run one at a time and as one batch.
+    """Result of a self-test over `samples` golden samples, run one at a time and, if they are of one size, as a batch.
 
-    `max_abs_diff`: largest difference in a probability, in a coordinate in input pixels, or in a number in standard
-    deviations.
+    `precision`: in which the network was computed. `max_abs_diff`: largest difference in a probability, in a coordinate
+    in pixels of the sample, or in a number in standard deviations.
     """
 
     provider: str
+    precision: Precision
     samples: int
     max_abs_diff: float
     tolerance: float
@@ -49,23 +52,24 @@ def run_selftest(
     contract = session.contract
     if contract is None or not contract.golden.samples:
         raise ModelFileError(f"{session.path}: contains no golden samples to verify")
-    images = np.stack([golden_image(sample, contract, session.path) for sample in contract.golden.samples])
+    images = [golden_image(sample, contract, session.path) for sample in contract.golden.samples]
+    alike = [np.stack(images)] if len({image.shape for image in images}) == 1 else []  # a batch has one size
     expected = np.array([sample.expected for sample in contract.golden.samples], np.float32)
-    batches = _results(session, [images, *(image[None] for image in images)], contract.main_output, max_seconds)
+    alone = [image[None] for image in images]
+    found = _results(session, [*alike, *alone], contract.main_output, max_seconds)
     if contract.ood is not None:
-        _results(session, [images], "ood_score", max_seconds)  # must be finite
-    batched, alone = batches[0], np.concatenate(batches[1:])
-    differences = np.abs(np.stack([batched, alone]).reshape(2, *expected.shape) - expected) / contract.output_scale
+        _results(session, alike or alone, "ood_score", max_seconds)  # must be finite
+    differences = np.abs(np.concatenate(found).reshape(-1, *expected.shape) - expected) / contract.output_scale
     worst = float(differences.max()) if np.isfinite(differences).all() else float("inf")
-    tolerance = contract.golden.tolerance.get(contract.precision)
+    tolerance = contract.golden.tolerance.get(session.precision)
     if tolerance is None:
-        raise ModelFileError(f"{session.path}: its contract contains no tolerance for precision {contract.precision!r}")
+        raise ModelFileError(f"{session.path}: its contract contains no tolerance for precision {session.precision!r}")
     if worst > tolerance:
         raise ParityError(
             f"{session.path}: on {session.provider} the golden samples differ by {worst:.2g}, allowed "
             f"{tolerance:.2g}: do not use it on this machine (run tl doctor to find the cause)"
         )
-    return SelfTest(session.provider, len(images), worst, tolerance)
+    return SelfTest(session.provider, session.precision, len(images), worst, tolerance)
 
 
 def _results(
@@ -90,12 +94,19 @@ def _results(
 
 
 def golden_image(sample: GoldenSample, contract: Contract, where: str) -> NDArray[np.uint8]:
-    """Return the input of a golden sample: uint8 (H, W, 3) RGB, or (H, W, C). Raises `ModelFileError` if damaged."""
+    """Return the input of a golden sample: uint8 (H, W, 3) RGB, or (H, W, C). Raises `ModelFileError` if damaged.
+
+    Its size is the input size, or at most `MAX_GOLDEN_PIXELS` pixels if the graph takes any size.
+    """
     height, width, channels = contract.preprocessing.input_shape
     mode, planes = ("RGB", 1) if channels == 3 else ("L", channels)
+    is_any_size = contract.preprocessing.any_size
     try:
         with Image.open(BytesIO(base64.b64decode(sample.png, validate=True)), formats=("PNG",)) as image:
-            if (image.height, image.width) != (planes * height, width) or image.mode != mode:
+            is_of_size = (image.height, image.width) == (planes * height, width)
+            if is_any_size:
+                is_of_size = image.height * image.width <= MAX_GOLDEN_PIXELS
+            if not is_of_size or image.mode != mode:
                 raise ValueError(f"is {image.mode} {image.width}x{image.height}")
             pixels = np.array(image)
             return (

@@ -5,6 +5,7 @@ from __future__ import annotations
 from tl.runtime.imaging.preprocessing import PROJECTIONS, Preprocessing
 from tl.runtime.metric_names import plain_name
 from tl.runtime.model_file.contract import Contract, Parity
+from tl.runtime.model_file.conversions import AnySize
 
 
 def summarize_contract(contract: Contract) -> list[tuple[str, str]]:
@@ -38,6 +39,7 @@ def summarize_contract(contract: Contract) -> list[tuple[str, str]]:
         ("validation", metrics or "none recorded"),
         ("parity", f"{parity.images} images, {parity_text(parity)}"),
         *_precision_row(contract),
+        *_any_size_row(contract),
         *_confidence_rows(contract),
         ("self-test", f"{len(contract.golden.samples)} {contract.golden.source} samples"),
         ("created", f"{origin.created} with {', '.join(f'{k} {v}' for k, v in origin.versions.items())}"),
@@ -46,6 +48,8 @@ def summarize_contract(contract: Contract) -> list[tuple[str, str]]:
 
 def _input_text(preprocessing: Preprocessing) -> str:
     height, width, channels = preprocessing.input_shape
+    if preprocessing.any_size:
+        return f"images uint8 (N, H, W, 3) RGB of any size; the graph resizes them to {width}x{height}"
     return f"images uint8 (N, {height}, {width}, {channels}){' RGB' if channels == 3 else ''}"
 
 
@@ -137,6 +141,21 @@ def _precision_row(contract: Contract) -> list[tuple[str, str]]:
     text = f"{found.method}; agrees with fp32 on {found.top1_agreement:.1%} of {found.images} images"
     speed = f"{found.speedup:.2f} x its speed on {found.provider} ({found.processor})"
     return [("precision", f"{text}, {speed}{', kept although it is not faster' if found.kept_slower else ''}")]
+
+
+def _any_size_row(contract: Contract) -> list[tuple[str, str]]:
+    return [] if contract.any_size is None else [("resizing", any_size_text(contract.any_size, contract))]
+
+
+def any_size_text(found: AnySize, contract: Contract) -> str:
+    """Return how a graph that resizes images compares with the fixed-size file that it was made from."""
+    unit = {"landmarks": "px of the input", "regression": "standard deviations"}.get(contract.task, "in a probability")
+    labels = "" if found.top1_agreement is None else f", labels agree on {found.top1_agreement:.0%}"
+    return (
+        f"{found.images} images: pixels differ by {found.mean_pixel_diff:.2g} of 255 on average, at most "
+        f"{found.max_pixel_diff}; results by at most {found.max_abs_diff:.1e} {unit} "
+        f"(allowed {found.tolerance:g}){labels}"
+    )
 
 
 def parity_text(parity: Parity) -> str:

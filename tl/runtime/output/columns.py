@@ -281,9 +281,13 @@ class RegressionColumns(RegressionFields):
         """Return a CSV row with its line end."""
         if not isinstance(result, Regression):
             return _failed_line(result, len(self.types))
-        cells = self.values(result.as_dict())[1:-1]
+        return self.plain_line(result.as_dict())
+
+    def plain_line(self, line: dict[str, Any]) -> str:
+        """Return a CSV row of a result's plain form."""
+        path, *cells, _ = self.values(line)
         shown = shortest(np.array(cells, np.float32))[1:-1]
-        return f"{csv_line([result.path])[:-1]},{shown},\n"
+        return f"{csv_line([path])[:-1]},{shown},\n"
 
 
 def number(value: float) -> str:

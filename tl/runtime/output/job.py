@@ -21,17 +21,20 @@ from typing import Any, BinaryIO
 import orjson
 
 from tl.errors import ImageReadError, OutputError
+from tl.runtime.labeling.label_studio_tasks import TaskLinks
 from tl.runtime.model_file.strict_json import dump_json
 from tl.runtime.output.claim import Claim, claim_output
 from tl.runtime.output.columns import build_columns
 from tl.runtime.output.files import check_output, no_follow, output_errors
 from tl.runtime.output.notes import NotedColumns, Notes
+from tl.runtime.output.places import KEY_BYTES, Places
 from tl.runtime.output.sequence_rows import SequencePlan, SequenceRows, open_sequences
 from tl.runtime.output.writers import GivenFormat, ResultWriter, lists_failures, open_writer
 from tl.runtime.predictor import Predictor
 from tl.runtime.results import ClassFields, Classification, Failure, NoBox, Result
 from tl.runtime.sources.boxed_images import PredictionSource
 from tl.runtime.sources.paths import hash_file
+from tl.runtime.streams import nothing_known
 
 _VERSION = 1
 # A crash loses at most this much work.
@@ -50,13 +53,18 @@ class KeptRow:
 class Ledger:
     """Rows by path and content. `known` may be called from several threads, `add` from one."""
 
-    def __init__(self, path: Path, places: dict[bytes, int], reader: BinaryIO, writer: BinaryIO) -> None:
+    def __init__(self, path: Path, places: Places, reader: BinaryIO, writer: BinaryIO) -> None:
         self._path, self._places, self._reader, self._writer = path, places, reader, writer
         self._lock = threading.Lock()
         self._flushed = time.monotonic()
 
     def __len__(self) -> int:
         return len(self._places)
+
+    @property
+    def lookup(self) -> Callable[[str, str], KeptRow | None]:
+        """`known`, or `nothing_known` if no row is: a cluster then predicts without asking for digests first."""
+        return self.known if self._places else nothing_known
 
     def known(self, name: str, digest: str) -> KeptRow | None:
         """Return the row of an image with this path and content, or None."""
@@ -85,7 +93,7 @@ def open_ledger(path: Path, key: str, *, resume: bool, retry_failed: bool = Fals
     With `resume`, rows of an earlier run with the same key are kept, except failed ones with `retry_failed`. Otherwise
     the ledger starts empty. Raises `OutputError`.
     """
-    places, end = _read_places(path, key, retry_failed) if resume else ({}, 0)
+    places, end = _read_places(path, key, retry_failed) if resume else (Places(), 0)
     with (
         output_errors(path),
         open(path, "r+b" if end else "w+b", opener=no_follow) as writer,
@@ -100,14 +108,14 @@ def open_ledger(path: Path, key: str, *, resume: bool, retry_failed: bool = Fals
         os.fsync(writer.fileno())
 
 
-def _read_places(path: Path, key: str, retry_failed: bool) -> tuple[dict[bytes, int], int]:
-    """Return each row's line offset and the end of the last complete line; ({}, 0) without a ledger of this key."""
-    places: dict[bytes, int] = {}
+def _read_places(path: Path, key: str, retry_failed: bool) -> tuple[Places, int]:
+    """Return each row's line offset and the end of the last complete line; none and 0 without a ledger of this key."""
+    places = Places()
     if not path.exists():
-        return {}, 0
+        return places, 0
     with output_errors(path), open(path, "rb", opener=no_follow) as stream:
         if stream.readline() != _header(key):
-            return {}, 0
+            return places, 0
         end = stream.tell()
         for line in stream:
             try:
@@ -119,8 +127,9 @@ def _read_places(path: Path, key: str, retry_failed: bool) -> tuple[dict[bytes, 
                 break
             # A later line replaces an earlier one, for example of a retried failure.
             if digest and not (failed and retry_failed):
-                places[_row_key(name, digest)] = end
+                places.add(_row_key(name, digest), end)
             end += len(line)
+    places.sort()
     return places, end
 
 
@@ -136,7 +145,7 @@ def _header(key: str) -> bytes:
 
 
 def _row_key(name: str, digest: str) -> bytes:
-    return blake2b(f"{digest} {name}".encode(errors="surrogateescape"), digest_size=16).digest()
+    return blake2b(f"{digest} {name}".encode(errors="surrogateescape"), digest_size=KEY_BYTES).digest()
 
 
 @dataclass
@@ -159,6 +168,7 @@ def run_job(
     tally: Tally,
     *,
     point_format: GivenFormat | None = None,
+    links: TaskLinks | None = None,
     batch_size: int | None = None,
     resume: bool = False,
     retry_failed: bool = False,
@@ -175,9 +185,9 @@ def run_job(
     With `resume`, images with the same path, content, models and votes keep their rows; `retry_failed` retries those
     without a prediction. `fail_fast` stops at the first failed image. An existing file is replaced only with
     `overwrite`, or if a job with the same models and votes has written it and it is unchanged. `see` is called with
-    every new result. `point_format`: None to select the format by the file name. `for_excel`: see `write_excel_csv`.
-    `notes`: further columns. `sequences`: also decide on sequences, in the second file `sequence_path(output)`. Raises
-    `OutputError`, `ImageReadError` (with `fail_fast`) and the errors of prediction.
+    every new result. `point_format`: None to select the format by the file name. `links`: see `open_writer`.
+    `for_excel`: see `write_excel_csv`. `notes`: further columns. `sequences`: also decide on sequences, in the second
+    file `sequence_path(output)`. Raises `OutputError`, `ImageReadError` (with `fail_fast`), the errors of prediction.
     """
     notes = notes or Notes()
     columns = NotedColumns(build_columns(predictor.fields), notes.types)
@@ -189,19 +199,18 @@ def run_job(
                 rows.take(predicted, writer.row(predicted), writer)
         return
     with claim_output(output) as claim:
-        key = _key(predictor, claim.output, "excel" if for_excel else point_format)
+        key = job_key(predictor, claim.output, "excel" if for_excel else point_format)
         finished = key if not notes.types else f"{key} {','.join(notes.types)}"  # the ledger's rows are without notes
         has_list = lists_failures(claim.output, point_format)
         _check_claim(claim, key, finished, has_list, resume=resume, overwrite=overwrite)
         with (
             _open_sequences(claim.output, sequences, predictor, finished, overwrite, for_excel) as groups,
             open_writer(
-                *(claim.output, predictor.fields, point_format, claim.rows, for_excel, predictor.boxes),
-                columns=columns,
+                *(claim.output, predictor.fields, point_format, claim.rows, for_excel, predictor.boxes, columns, links)
             ) as writer,
             open_ledger(claim.ledger, key, resume=resume, retry_failed=retry_failed or fail_fast) as ledger,
         ):
-            for digest, result in predictor.predict_unknown(sources, ledger.known, batch_size=batch_size):
+            for digest, result in predictor.predict_unknown(sources, ledger.lookup, batch_size=batch_size):
                 if isinstance(result, KeptRow):
                     rows.keep(result, writer, groups)
                 else:
@@ -297,12 +306,13 @@ def _has_failed(result: Result) -> bool:
     return isinstance(result, Failure) and not isinstance(result, NoBox)
 
 
-def _key(predictor: Predictor[Any], output: Path, written_as: str | None) -> str:
+def job_key(predictor: Predictor[Any], output: Path, written_as: str | None) -> str:
     """Return a hash of everything that a row depends on, besides its image."""
     ensemble = predictor.ensemble
     facts = {
         "models": [hash_file(session.path) for session in ensemble.sessions],
         "settings": ensemble.key,
+        **({"bf16": bf16} if any(bf16 := [session.precision == "bf16" for session in ensemble.sessions]) else {}),
         **({"boxes": hash_file(predictor.boxes.file)} if written_as == "megadetector" and predictor.boxes else {}),
         "columns": [output.suffix.lower(), written_as or "", *build_columns(predictor.fields).types],
     }

@@ -8,7 +8,7 @@ from __future__ import annotations
 import csv
 import json
 from collections import deque
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from io import StringIO
 from typing import Any
@@ -61,10 +61,7 @@ class Notes:
         values = self._next(path)
         if not is_csv:
             return f"{row[:-2]},{_dump(values)[1:]}\n"  # within the closing brace
-        if not failed:  # ends with an empty error
-            return f"{row[:-1]}{csv_line([*values.values(), ''])}"
-        cells = next(csv.reader(StringIO(row, newline="")))
-        return csv_line([*cells[:-1], *values.values(), cells[-1]])
+        return insert_cells(row, [*values.values()], failed=failed)
 
     def _next(self, path: str) -> dict[str, Any]:
         values: dict[str, Any] = {}
@@ -80,6 +77,14 @@ class Notes:
                 "longitude": facts.longitude,
             }
         return values
+
+
+def insert_cells(row: str, values: Sequence[Any], *, failed: bool) -> str:
+    """Return a CSV row with more cells before its last one, `error`, which is empty unless `failed`."""
+    if not failed:
+        return f"{row[:-1]}{csv_line([*values, ''])}"
+    cells = next(csv.reader(StringIO(row, newline="")))
+    return csv_line([*cells[:-1], *values, cells[-1]])
 
 
 @dataclass(frozen=True)

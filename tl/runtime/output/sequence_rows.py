@@ -6,7 +6,6 @@ A sequence is decided when the last of its images has its row, so that only unfi
 from __future__ import annotations
 
 import csv
-import json
 import re
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
@@ -17,7 +16,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import orjson
 
 from tl.runtime.ensembles.sequences import SequenceResult, vote_sequence
 from tl.runtime.ensembles.taxonomy import Taxonomy
@@ -26,6 +24,7 @@ from tl.runtime.imaging.regions import Box
 from tl.runtime.output.claim import claim_output
 from tl.runtime.output.columns import ColumnType, number, shortest
 from tl.runtime.output.files import check_output
+from tl.runtime.output.stored_rows import parse_row, read_result
 from tl.runtime.output.writers import ResultWriter, open_writer
 from tl.runtime.results import ClassFields, Classification, Failure, NoBox
 from tl.runtime.sources.boxed_images import BoxList
@@ -229,20 +228,10 @@ def _read_csv(row: str, fields: ClassFields) -> Classification | Failure:
 
 
 def _read_json(row: str, fields: ClassFields) -> Classification | Failure:
-    try:
-        line = orjson.loads(row)
-    except orjson.JSONDecodeError:  # a path that is not valid UTF-8, with its bytes as surrogates
-        line = json.loads(row)
-    place = line.get("box_rel" if fields.boxes == "relative" else "box")
-    box = None if place is None else _box(place, fields)
-    if "error" in line:
-        return Failure(line["path"], line["error"], box)
-    if "label" not in line:
-        return NoBox(line["path"], line["reason"])
-    names = tuple(fields.class_names)
-    probabilities = np.array([line["probabilities"][name] for name in names], np.float32)
-    reason = line.get("reason", "")
-    return Classification(line["path"], line["label"], line["confidence"], names, probabilities, reason=reason, box=box)
+    result = read_result(parse_row(row), fields)
+    if not isinstance(result, Classification | Failure):
+        raise TypeError(f"expected the row of a classifier, got {type(result).__name__}")
+    return result
 
 
 def _box(xywh: Sequence[float], fields: ClassFields) -> Box:

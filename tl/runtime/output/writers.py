@@ -20,13 +20,15 @@ import numpy as np
 import orjson
 
 from tl.errors import MissingExtraError, OutputError
+from tl.runtime.labeling.label_studio_tasks import TaskLinks
 from tl.runtime.landmarks.files import SUFFIXES, Format, write_landmarks
 from tl.runtime.landmarks.sets import ImageLandmarks, LandmarkSet, image_landmarks
 from tl.runtime.output.columns import Columns, build_columns
 from tl.runtime.output.files import atomic_path, give_name, no_follow, output_errors, write_text
+from tl.runtime.output.label_studio import write_class_tasks
 from tl.runtime.output.megadetector import check_megadetector, write_megadetector
 from tl.runtime.output.spreadsheets import check_xlsx, iter_values, write_excel_csv, write_xlsx
-from tl.runtime.results import ClassFields, Fields, PointFields
+from tl.runtime.results import ClassFields, Fields, MultilabelFields, PointFields
 from tl.runtime.sources.boxed_images import BoxList
 from tl.runtime.sources.tables import csv_line, csv_text
 from tl.text import printable
@@ -73,7 +75,7 @@ def _pyarrow() -> Any:
     return pyarrow
 
 
-def write_point_file(lines: Path, final: Path, kind: Format | None) -> None:
+def write_point_file(lines: Path, final: Path, kind: Format | None, links: TaskLinks | None = None) -> None:
     """Write landmarks to `final`; failed rows go to `NAME.failed.csv` beside it. `kind`: None to use its extension.
 
     Raises `OutputError`, `DataError`.
@@ -83,7 +85,7 @@ def write_point_file(lines: Path, final: Path, kind: Format | None) -> None:
     good = [row for row in rows if "error" not in row]
     names = tuple(good[0]["keypoints"]) if good else ()
     sizes = {row["path"]: (int(row["image_hw"][0]), int(row["image_hw"][1])) for row in good}
-    write_landmarks(LandmarkSet(names, tuple(map(_image, good))), final, kind, sizes.__getitem__)
+    write_landmarks(LandmarkSet(names, tuple(map(_image, good))), final, kind, sizes.__getitem__, links)
     failed = [row for row in rows if "error" in row]
     if failed:
         rows = [("path", "error"), *((row["path"], row["error"]) for row in failed)]
@@ -168,7 +170,7 @@ class JsonLinesWriter(_RowWriter):
 
 def lists_failures(output: Path, point_format: GivenFormat | None) -> bool:
     """Return whether a format has no rows for failed images, so that `NAME.failed.csv` lists them."""
-    return output.suffix.lower() in (".tps", ".json") or point_format in ("long", "deeplabcut")
+    return output.suffix.lower() in (".tps", ".json", ".xml") or point_format in ("long", "deeplabcut")
 
 
 @contextmanager
@@ -180,12 +182,14 @@ def open_writer(
     for_excel: bool = False,
     boxes: BoxList | None = None,
     columns: Columns | None = None,
+    links: TaskLinks | None = None,
 ) -> Iterator[ResultWriter]:
     """Yield a writer of results to a path (`.csv`, `.jsonl` for JSON lines, `.xlsx`, `.parquet`), or as CSV to stdout.
 
     Landmarks can also be written as `.tps` and `.json` (COCO keypoints), or in the format `point_format`; failed images
     are then listed in `NAME.failed.csv`. Classes of `boxes` can be written as "megadetector". `for_excel`: see
-    `write_excel_csv`. `columns`: None for those of `fields`. The file gets its name when all rows are written. Until
+    `write_excel_csv`. `columns`: None for those of `fields`. "labelstudio" writes
+    tasks whose images are found by `links`. The file gets its name when all rows are written. Until
     then, and after an error, the rows are in `partial` (`NAME.partial`), as JSON lines unless the output is a plain
     `.csv`. Raises `OutputError`, and `MissingExtraError` for a format without its package.
     """
@@ -196,7 +200,7 @@ def open_writer(
         return
     final = Path(output)
     partial = partial or final.with_name(f"{final.name}.partial")
-    finish = _finisher(final, fields, columns, point_format, for_excel, boxes)
+    finish = _finisher(final, fields, columns, point_format, for_excel, boxes, links)
     with output_errors(final):
         final.parent.mkdir(parents=True, exist_ok=True)
         with open(partial, "w", encoding="utf-8", errors="surrogateescape", newline="", opener=no_follow) as stream:
@@ -228,16 +232,20 @@ def _finisher(
     point_format: GivenFormat | None,
     for_excel: bool,
     boxes: BoxList | None,
+    links: TaskLinks | None,
 ) -> Callable[[Path], None] | None:
     """Return what makes the file from JSON lines, None if rows are written as they remain. Raises as `open_writer`."""
     if point_format == "megadetector":
         return _megadetector_finisher(final, fields, boxes)
     kind = final.suffix.lower()
     known = [".csv", ".jsonl", ".xlsx", ".parquet", *([".tps", ".json"] if isinstance(fields, PointFields) else [])]
+    known += [SUFFIXES[point_format]] if point_format in ("labelstudio", "cvat") else []
     if kind not in known:
         raise OutputError(f"{final}: expected a name that ends in {', '.join(known[:-1])} or {known[-1]}")
     if point_format is not None and kind != SUFFIXES[point_format]:
         raise OutputError(f"{final}: expected the extension {SUFFIXES[point_format]} for format {point_format}")
+    if point_format == "labelstudio" and isinstance(fields, ClassFields | MultilabelFields):
+        return lambda lines: write_class_tasks(lines, final, links or TaskLinks())
     is_point_file = lists_failures(final, point_format)
     if for_excel and (kind != ".csv" or is_point_file):
         raise OutputError(f"{final}: only a CSV table can be written for Excel; .xlsx needs no option")
@@ -248,7 +256,7 @@ def _finisher(
         check_xlsx(final, columns)
         return lambda lines: write_xlsx(lines, final, columns)
     if is_point_file:
-        return lambda lines: write_point_file(lines, final, point_format)
+        return lambda lines: write_point_file(lines, final, point_format, links)
     return (lambda lines: write_excel_csv(lines, final, columns)) if for_excel else None
 
 

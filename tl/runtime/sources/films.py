@@ -44,8 +44,8 @@ _MAX_BYTES = 256 << 20
 class FrameBudget:
     """Limits the bytes of frames that are alive, so that decoding does not run ahead of prediction.
 
-    `least`: as many frames are always allowed, and must be more than a batch, since a batch is put together before any
-    of its frames is used.
+    `least`: as many frames are always allowed, and must be more than a batch and than the images that a thread decodes
+    at once (`streams.MAX_GROUP`), which are put together before any of them is used.
     """
 
     max_bytes: int = _MAX_BYTES

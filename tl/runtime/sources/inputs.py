@@ -10,6 +10,7 @@ from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from functools import partial
+from typing import cast
 
 from tl.errors import ImageReadError
 from tl.runtime.imaging.decode import ImageSource
@@ -17,7 +18,18 @@ from tl.runtime.sources.archives import MAX_MEMBER_BYTES, Member, is_archive, it
 from tl.runtime.sources.films import FrameBudget, count_frames, iter_frames
 from tl.runtime.sources.memory_files import MemoryFile, UnreadableFile
 from tl.runtime.sources.names import FileFinder
-from tl.runtime.sources.paths import FoundImages, expand_name, find_images, is_film, is_hidden, is_image_name
+from tl.runtime.sources.packed_names import PackedNames
+from tl.runtime.sources.paths import (
+    FoundImages,
+    collect_images,
+    expand_name,
+    find_images,
+    is_film,
+    is_hidden,
+    is_image_name,
+)
+from tl.runtime.sources.remote import check_reachable, is_remote, iter_opened, list_remote, shown_name
+from tl.runtime.sources.shards import Listing, Shard
 
 # Programs at a time that tell the length of a film.
 _PROBES = 4
@@ -36,7 +48,8 @@ class Frames:
 class Inputs:
     """Images in input order. `len()` counts them without reading any; iteration reads archives and films on the way.
 
-    `frames`: how films are read; None reads them as images, which gives errors.
+    `frames`: how films are read; None reads them as images, which gives errors. `max_bytes`: of an image that is read
+    from a server.
 
     `hidden`: number of hidden files and hidden folders. `not_images`: number of files with other extensions. `links`:
     number of links and devices in archives, which contain no image data.
@@ -44,6 +57,7 @@ class Inputs:
 
     parts: tuple[FoundImages | Archive, ...]
     frames: Frames | None = None
+    max_bytes: int = MAX_MEMBER_BYTES
 
     def __len__(self) -> int:
         count = sum(len(part.paths) if isinstance(part, FoundImages) else part.count for part in self.parts)
@@ -52,11 +66,18 @@ class Inputs:
     def __iter__(self) -> Iterator[ImageSource]:
         frames = self.frames
         for part in self.parts:
-            for source in part.paths if isinstance(part, FoundImages) else part.images():
+            for source in self._sources(part):
                 if frames is not None and isinstance(source, str) and is_film(source):
                     yield from iter_frames(source, frames.every, frames.budget)
                 else:
                     yield source
+
+    def _sources(self, part: FoundImages | Archive) -> Iterator[ImageSource]:
+        if not isinstance(part, FoundImages):
+            yield from part.images()
+            return
+        for source in iter_opened(part.paths, self.max_bytes):
+            yield cast("ImageSource", source)  # without a box, as it was given
 
     def without_films(self) -> Iterator[ImageSource]:
         """Yield the images without those in films."""
@@ -65,12 +86,26 @@ class Inputs:
     @property
     def films(self) -> list[str]:
         """The films among the inputs, whose frames are read if `frames` says so."""
-        return [path for part in self.parts if isinstance(part, FoundImages) for path in part.paths if is_film(path)]
+        found = (path for part in self.parts if isinstance(part, FoundImages) for path in part.paths)
+        return [path for path in found if is_film(path) and not is_remote(path)]
 
     def names(self) -> Iterator[str]:
         """Yield the name of each image, as results have it, without reading any."""
         for part in self.parts:
-            yield from part.paths if isinstance(part, FoundImages) else part.names()
+            yield from map(shown_name, part.paths) if isinstance(part, FoundImages) else part.names()
+
+    def of_shard(self, shard: Shard) -> tuple[Inputs, Listing]:
+        """Return the images of a shard, and what it has seen of the whole list. Reads the names in archives again."""
+        listing = Listing()
+        parts: list[FoundImages | Archive] = []
+        for part in self.parts:
+            given = part.paths if isinstance(part, FoundImages) else part.names()
+            names = listing.select(given, shard, shown_name)
+            if isinstance(part, FoundImages):
+                parts.append(replace(part, paths=PackedNames(names)))
+            else:
+                parts.append(replace(part, count=sum(1 for _ in names), shard=shard))
+        return replace(self, parts=tuple(parts)), listing
 
     @property
     def passed_over(self) -> str:
@@ -86,7 +121,10 @@ class Inputs:
 
 @dataclass(frozen=True)
 class Archive:
-    """A zip or tar archive that contains `count` images, of which those up to `max_bytes` are read."""
+    """A zip or tar archive that contains `count` images, of which those up to `max_bytes` are read.
+
+    `shard`: the images are those of a shard, None for all.
+    """
 
     path: str
     count: int
@@ -94,16 +132,21 @@ class Archive:
     not_images: int
     links: int
     max_bytes: int = MAX_MEMBER_BYTES
+    shard: Shard | None = None
 
     def images(self) -> Iterator[ImageSource]:
         """Yield its images, in memory, named `ARCHIVE/MEMBER`. Raises `DataError` if the archive is damaged."""
         for member in iter_members(self.path, self.max_bytes):
-            if _kind(member) == "image":
-                yield _load(f"{self.path}/{member.name}", member)
+            if _kind(member) == "image" and self._has(name := f"{self.path}/{member.name}"):
+                yield _load(name, member)
 
     def names(self) -> Iterator[str]:
         """Yield the names of its images. Raises as `images`."""
-        yield from (f"{self.path}/{member.name}" for member in iter_members(self.path) if _kind(member) == "image")
+        names = (f"{self.path}/{member.name}" for member in iter_members(self.path) if _kind(member) == "image")
+        yield from filter(self._has, names)
+
+    def _has(self, name: str) -> bool:
+        return self.shard is None or self.shard.holds(name)
 
 
 def find_inputs(
@@ -124,37 +167,48 @@ def find_inputs(
     Reads the member lists of archives completely.
     Raises `DataError` for damaged archives, and like `find_images`.
     """
-    parts = [_find(name, every) for given in inputs for name in expand_name(os.fspath(given))]
-    files: list[str] = []
+    parts = [_find(name, every) for given in inputs for name in _expanded(os.fspath(given))]
+    files = PackedNames()
     finder = FileFinder([os.curdir if images is None else images], by_file_name=images is not None)
+    servers: set[str] = set()
     for name in (_located(name, finder, images) for name in listed):
-        if os.path.isdir(name) or is_archive(name):
-            parts += [_plain(files), _find(name, every)]
-            files = []
+        if is_remote(name):
+            if (server := "/".join(name.split("/", 3)[:3])) not in servers:
+                servers.add(server)
+                check_reachable(name)
+            files.append(name)
+        elif os.path.isdir(name) or is_archive(name):
+            parts += [FoundImages(files, 0, 0), _find(name, every)]
+            files = PackedNames()
         else:
             files.append(name)
     parts = [replace(part, max_bytes=max_member_bytes) if isinstance(part, Archive) else part for part in parts]
-    found = Inputs((*parts, _plain(files)))
+    found = Inputs((*parts, FoundImages(files, 0, 0)), max_bytes=max_member_bytes)
     if every is None:
         return found
     with ThreadPoolExecutor(_PROBES) as pool:
         counts = tuple(pool.map(partial(count_frames, every=every), found.films))
-    return replace(found, frames=Frames(every, counts, FrameBudget(least=batch_size + 1)))
+    return replace(found, frames=Frames(every, counts, FrameBudget(least=max(batch_size + 1, FrameBudget.least))))
 
 
 def _located(name: str, finder: FileFinder, images: str | os.PathLike[str] | None) -> str:
-    if images is None and os.path.lexists(name):
+    if is_remote(name) or (images is None and os.path.lexists(name)):
         return name
     found = finder.find(name)
     return name if found is None else found if images is not None else os.path.normpath(found)
 
 
+def _expanded(given: str) -> list[str]:
+    return [given] if is_remote(given) else expand_name(given)
+
+
 def _find(given: str, every: float | None) -> FoundImages | Archive:
-    return _list_archive(given) if is_archive(given) else find_images([given], with_films=every is not None)
-
-
-def _plain(files: list[str]) -> FoundImages:
-    return FoundImages(tuple(files), 0, 0)
+    if is_remote(given):
+        names, is_folder = list_remote(given)
+        return collect_images(((name, is_folder) for name in names), packed=True)
+    return (
+        _list_archive(given) if is_archive(given) else find_images([given], with_films=every is not None, packed=True)
+    )
 
 
 def _list_archive(path: str) -> Archive:

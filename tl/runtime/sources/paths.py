@@ -5,22 +5,29 @@ Reads files and folders; never decodes images.
 
 from __future__ import annotations
 
+import codecs
 import glob
 import hashlib
+import itertools
 import os
 import stat
 import sys
 from collections.abc import Iterable, Iterator, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from pathlib import Path
+from typing import BinaryIO
 
 import numpy as np
 
 from tl.errors import DataError, ImageReadError
 from tl.runtime.imaging.decode import ImageSource, source_name
 from tl.runtime.imaging.pillow_images import plain_source
+from tl.runtime.sources.packed_names import PackedNames
 from tl.runtime.sources.tables import decode_text
+
+_PIECE_BYTES = 1 << 20  # of a list of names, in memory at a time
 
 
 def is_pattern(name: str) -> bool:
@@ -51,29 +58,50 @@ def matches(path: Sequence[str], pattern: Sequence[str]) -> bool:
 
 
 def read_path_list(list_file: str, *, null: bool = False) -> list[str]:
-    """Return the names in a file, or on stdin for `-`, in order: one per line, or with `null`, NUL-terminated.
+    """Return all names of `iter_path_list`."""
+    return list(iter_path_list(list_file, null=null))
+
+
+def iter_path_list(list_file: str, *, null: bool = False) -> Iterator[str]:
+    """Yield the names in a file, or on stdin for `-`, in order: one per line, or with `null`, NUL-terminated.
 
     Names keep their spaces, and their bytes if they are not UTF-8. Blank lines, Windows line ends and a byte order mark
-    are removed; with `null`, only the NUL bytes are. Raises `DataError` for a list that cannot be read.
+    are removed; with `null`, only the NUL bytes are. Reads the list piece by piece, unless it is UTF-16. Raises
+    `DataError` for a list that cannot be read.
     """
-    data = _read(list_file)
-    if null:
-        return [os.fsdecode(name) for name in data.split(b"\0") if name]
     try:
-        text = decode_text(data, list_file)
-    except DataError as error:
-        raise DataError(f"{error}, or set null if NUL bytes separate the names", options=["null"]) from error
-    return [line.removesuffix("\r") for line in text.split("\n") if line.strip()]
-
-
-def _read(list_file: str) -> bytes:
-    if list_file == "-":
-        return sys.stdin.buffer.read()
-    try:
-        with open(list_file, "rb") as stream:
-            return stream.read()
+        with nullcontext(sys.stdin.buffer) if list_file == "-" else open(list_file, "rb") as stream:
+            if null:
+                yield from (os.fsdecode(name) for name in _split(stream, b"\0") if name)
+            else:
+                yield from (line for line in _iter_lines(stream, list_file) if line.strip())
     except OSError as error:
         raise DataError(f"{list_file}: the list of names cannot be read ({error.strerror})") from error
+
+
+def _iter_lines(stream: BinaryIO, where: str) -> Iterator[str]:
+    try:
+        lines = _split(stream, b"\n")
+        first = next(lines, b"")
+        if first.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
+            text = decode_text(b"\n".join([first, *lines]), where)
+            yield from (line.removesuffix("\r") for line in text.split("\n"))
+            return
+        for line in itertools.chain([first.removeprefix(codecs.BOM_UTF8)], lines):
+            if b"\0" in line:
+                decode_text(line, where)  # raises
+            yield line.decode(errors="surrogateescape").removesuffix("\r")
+    except DataError as error:
+        raise DataError(f"{error}, or set null if NUL bytes separate the names", options=["null"]) from error
+
+
+def _split(stream: BinaryIO, end: bytes) -> Iterator[bytes]:
+    """Yield what stands between `end` bytes."""
+    rest = b""
+    while piece := stream.read(_PIECE_BYTES):
+        *whole, rest = (rest + piece).split(end)
+        yield from whole
+    yield rest
 
 
 # Extensions that a folder is searched for. Formats that cannot be decoded (raw, CZI ...) are included, so that these
@@ -98,36 +126,49 @@ class FoundImages:
     `hidden`: number of hidden files and hidden folders. `films`: number of skipped films.
     """
 
-    paths: tuple[str, ...]
+    paths: Sequence[str]
     hidden: int
     not_images: int
     films: int = 0
 
 
-def find_images(inputs: Iterable[str | os.PathLike[str]], *, with_films: bool = False) -> FoundImages:
+def find_images(
+    inputs: Iterable[str | os.PathLike[str]], *, with_films: bool = False, packed: bool = False
+) -> FoundImages:
     """Expand files, folders (recursively, following each link to a folder once), and patterns if no such file exists.
 
     A file that is given explicitly or matches a pattern is included whatever its extension. `with_films`: include films
-    in folders too. Raises `DataError` for a
-    name that does not exist, a pattern without matches and a folder that cannot be read.
+    in folders too. `packed`: return `PackedNames` instead of a tuple. Raises `DataError` for a name that does not
+    exist, a pattern without matches and a folder that cannot be read.
     """
-    paths: list[str] = []
+    listed = (one for given in inputs for name in expand_name(os.fspath(given)) for one in _listed(name))
+    return collect_images(listed, with_films=with_films, packed=packed)
+
+
+def _listed(name: str) -> Iterator[tuple[str, bool]]:
+    if os.path.isdir(name):
+        yield from ((path, True) for path in _walk(name))
+    else:
+        yield name, False
+
+
+def collect_images(
+    listed: Iterable[tuple[str, bool]], *, with_films: bool = False, packed: bool = False
+) -> FoundImages:
+    """Sort listed names by what they are. Each comes with whether it was found in a folder; others are all images."""
+    paths = PackedNames()
     hidden = not_images = films = 0
-    for found in (name for given in inputs for name in expand_name(os.fspath(given))):
-        if not os.path.isdir(found):
-            paths.append(found)
-            continue
-        for path in _walk(found):
-            name = os.path.basename(path.rstrip(os.sep))
-            if is_hidden(name):
-                hidden += 1
-            elif is_image_name(name) or (with_films and is_film(name)):
-                paths.append(path)
-            elif is_film(name):
-                films += 1
-            else:
-                not_images += 1
-    return FoundImages(tuple(paths), hidden, not_images, films)
+    for path, is_in_folder in listed:
+        name = os.path.basename(path.rstrip(os.sep))
+        if not is_in_folder or (not is_hidden(name) and (is_image_name(name) or (with_films and is_film(name)))):
+            paths.append(path)
+        elif is_hidden(name):
+            hidden += 1
+        elif is_film(name):
+            films += 1
+        else:
+            not_images += 1
+    return FoundImages(paths if packed else tuple(paths), hidden, not_images, films)
 
 
 def is_hidden(name: str) -> bool:

@@ -214,7 +214,7 @@ class _Training:
         self._trainable.begin_epoch(epoch)
         self._trainable.module.train()
         runner = self._ranks.wrap(self._runner)
-        sums = torch.zeros(2, device=self._machine.device, dtype=torch.float64)
+        sums = torch.zeros(2, device=self._machine.device, dtype=self._machine.sum_dtype)
         unseen: list[StepResult] = []
         reported = 0
         for step, group in enumerate(_groups(self._batches.epoch(epoch), self._options.accumulate)):

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 import torch
 
 from tl.errors import DeviceError
-from tl.runtime.devices import driver_fault, parse_device, usable_cores
+from tl.runtime.devices import driver_fault, usable_cores
 from tl.trainer.config import Precision
 
 # Source: mallopt(3), <malloc.h>.
@@ -36,17 +36,28 @@ class Machine:
         return torch.autocast(self.device.type, self.autocast_dtype)
 
     @property
+    def sum_dtype(self) -> torch.dtype:
+        """The type for sums over an epoch: the widest that the device has."""
+        return torch.float32 if self.device.type == "mps" else torch.float64
+
+    @property
     def name(self) -> str:
         """Device and precision, for the log."""
-        kind = torch.cuda.get_device_name(self.device) if self.device.type == "cuda" else f"CPU, {self.threads} threads"
+        kind = {"cpu": f"CPU, {self.threads} threads", "mps": "Apple GPU (mps, unproven)"}.get(self.device.type)
+        kind = kind or torch.cuda.get_device_name(self.device)
         return f"{kind}, {'fp32' if self.autocast_dtype is None else str(self.autocast_dtype).removeprefix('torch.')}"
 
 
 def build_machine(device: str, precision: Precision, threads: int | None) -> Machine:
-    """Choose device and precision. Raises `DeviceError` if CUDA is requested but unavailable."""
-    kind, index = parse_device(device)
+    """Choose device and precision. Raises `DeviceError` if a requested device is unavailable.
+
+    "auto" takes CUDA or the CPU, never mps, on which training has not been proven.
+    """
+    kind, index = _parse_device(device)
     count = threads or max(1, usable_cores() // processes_here())
     torch.set_num_threads(count)
+    if kind == "mps":
+        return _build_mps(precision, count)
     if kind != "cpu" and torch.cuda.is_available():
         if index >= torch.cuda.device_count():
             raise DeviceError(f"device {device!r}: this machine has {torch.cuda.device_count()} CUDA devices")
@@ -56,10 +67,37 @@ def build_machine(device: str, precision: Precision, threads: int | None) -> Mac
         return Machine(torch.device("cuda", index), _cuda_dtype(precision), count)
     if kind == "cuda":
         raise DeviceError(f"device {device!r} cannot be used for training: {_torch_cuda_fault()}")
-    if precision not in ("auto", "fp32"):
-        raise DeviceError(f"precision {precision} requires CUDA; training on the CPU uses fp32")
+    _check_fp32(precision, "the CPU")
     keep_freed_memory()
     return Machine(torch.device("cpu"), None, count)
+
+
+def _parse_device(device: str) -> tuple[str, int]:
+    """Split auto, cpu, cuda, cuda:N or mps into kind and index. Raises `DeviceError`."""
+    kind, _, index = device.partition(":")
+    if kind not in ("auto", "cpu", "cuda", "mps") or (":" in device and (kind != "cuda" or not index.isdecimal())):
+        raise DeviceError(f"unknown device {device!r}: expected auto, cpu, cuda or cuda:N, or mps")
+    return kind, int(index or 0)
+
+
+def _build_mps(precision: Precision, threads: int) -> Machine:
+    """The GPU of an Apple computer, in fp32. Unproven: no test has run on one.
+
+    Known gaps: no float64 (see `Machine.sum_dtype`), no deterministic mode, and operators without a Metal kernel, for
+    which torch names the variable PYTORCH_ENABLE_MPS_FALLBACK. Mixed precision is left out until it has been measured.
+    Source: torch's notes on the MPS backend.
+    """
+    if not torch.backends.mps.is_built():
+        raise DeviceError(f"device 'mps' cannot be used for training: torch {torch.__version__} was built without it")
+    if not torch.backends.mps.is_available():
+        raise DeviceError("device 'mps' cannot be used for training: it needs an Apple GPU and macOS 14 or later")
+    _check_fp32(precision, "mps")
+    return Machine(torch.device("mps"), None, threads)
+
+
+def _check_fp32(precision: Precision, where: str) -> None:
+    if precision not in ("auto", "fp32"):
+        raise DeviceError(f"precision {precision} requires CUDA; training on {where} uses fp32")
 
 
 def processes_here() -> int:

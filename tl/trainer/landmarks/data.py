@@ -45,7 +45,7 @@ def read_annotated(config: TrainConfig) -> Annotated:
 
     Raises `DataError` with the location and the fix, `ConfigError` for pairs of unknown points.
     """
-    landmarks = read_landmarks(config.data, config.images)
+    landmarks = read_landmarks(config.data, config.images, label=config.label_column)
     if not landmarks.images:
         raise DataError(f"{config.data}: contains no images")
     counts = Counter(image.name for image in landmarks.images)

@@ -75,7 +75,7 @@ def _upgraded(card: Json) -> Json:
         return card
     card = {"preprocessing" if name == "recipe" else name: value for name, value in card.items()}
     if isinstance(preprocessing := card.get("preprocessing"), dict):
-        card["preprocessing"] = {"channels": None, "project": None, **preprocessing}
+        card["preprocessing"] = {"channels": None, "project": None, "resized_by": "runtime", **preprocessing}
     return {"target_names": [], "temperatures": [], **card}
 
 

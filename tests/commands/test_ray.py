@@ -1,0 +1,221 @@
+"""`tl predict --engine ray`: the rows of a local run, on a cluster of two nodes, one of which may be killed."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+import zipfile
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from tests.commands.conftest import Outcome, RunTl
+from tests.models import make_model
+from tl.runtime.output.claim import Claim
+
+# Seconds for a cluster to start, or to notice that a node is dead, on a slow machine.
+PATIENCE = 120.0
+
+
+@dataclass
+class TwoNodes:
+    """A cluster. `raylet`: process id of the second node."""
+
+    process: subprocess.Popen[str]
+    address: str
+    raylet: int
+
+    def kill_second(self) -> None:
+        assert self.process.stdin is not None
+        assert self.process.stdout is not None
+        self.process.stdin.write("kill\n")
+        self.process.stdin.flush()
+        assert self.process.stdout.readline() == "killed\n"
+
+    def second_predicts(self) -> bool:
+        """Whether a process of the second node is an actor that predicts now."""
+        for status in Path("/proc").glob("[0-9]*/stat"):
+            try:
+                parent = int(status.read_text().rpartition(")")[2].split()[1])
+                title = (status.parent / "cmdline").read_bytes()
+            except (OSError, ValueError):
+                continue
+            if parent == self.raylet and title.startswith(b"ray::Worker.answer"):
+                return True
+        return False
+
+
+@pytest.fixture
+def two_nodes() -> Iterator[TwoNodes]:
+    if not Path("/proc/self/stat").exists():
+        pytest.skip("reads /proc, which this system does not have")
+    folder = tempfile.mkdtemp(prefix="tl-ray-", dir="/tmp")  # Ray's socket names must be short
+    environment = {**os.environ, "RAY_TMPDIR": folder, "RAY_USAGE_STATS_ENABLED": "0"}
+    process = subprocess.Popen(
+        [sys.executable, "-m", "tests.runtime.distributed.cluster_nodes"],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.DEVNULL,
+        text=True,
+        env=environment,
+    )
+    try:
+        assert process.stdout is not None
+        address, raylet = process.stdout.readline().split()
+        yield TwoNodes(process, address, int(raylet))
+    finally:
+        process.communicate(timeout=PATIENCE)
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+@pytest.fixture
+def names(tmp_path: Path) -> Path:
+    """A list of 500 names of images, large enough to last, and one that is none."""
+    rng = np.random.default_rng(0)
+    for i in range(8):
+        Image.fromarray(rng.integers(0, 256, (700, 700, 3), np.uint8)).save(tmp_path / f"{i}.jpg", quality=95)
+    (tmp_path / "bad.jpg").write_bytes(b"no image")
+    listed = [f"{tmp_path}/{i % 8}.jpg" for i in range(500)]
+    listed[7] = f"{tmp_path}/bad.jpg"
+    (tmp_path / "list.txt").write_text("".join(f"{name}\n" for name in listed))
+    return tmp_path / "list.txt"
+
+
+def tl(*words: object) -> Outcome:
+    """Run the command in a process of its own: Ray leaves threads and handlers behind."""
+    done = subprocess.run([sys.executable, "-m", "tl", *map(str, words)], capture_output=True, text=True, check=False)
+    return Outcome(done.returncode, done.stdout, done.stderr)
+
+
+def start(*words: object) -> subprocess.Popen[str]:
+    return subprocess.Popen(
+        [sys.executable, "-m", "tl", *map(str, words)],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),
+    )
+
+
+def wait_for_rows(process: subprocess.Popen[str], out: Path) -> None:
+    ledger = Claim(out).ledger
+    while not (ledger.exists() and ledger.stat().st_size > 1000):
+        assert process.poll() is None, process.communicate()
+        time.sleep(0.01)
+
+
+@pytest.mark.slow
+def test_predict__a_node_is_killed_in_the_middle(
+    two_nodes: TwoNodes, names: Path, color_model: Path, tmp_path: Path
+) -> None:
+    words = ["predict", "--files-from", names, "--model", color_model, "--device", "cpu"]
+    assert tl(*words, "-o", tmp_path / "local.csv").code == 3
+    out = tmp_path / "ray.csv"
+    process = start(*words, "-o", out, "--engine", "ray", "--ray-address", two_nodes.address)
+    wait_for_rows(process, out)
+    while not two_nodes.second_predicts():
+        assert process.poll() is None, process.communicate()
+        time.sleep(0.01)
+    two_nodes.kill_second()
+    assert not out.exists()  # it was in the middle
+    shown, error = process.communicate(timeout=PATIENCE)
+    assert (process.returncode, shown) == (3, ""), error
+    assert out.read_bytes() == (tmp_path / "local.csv").read_bytes()
+    *before, summary = error.splitlines()
+    assert any(line.startswith("a worker on the Ray cluster was lost; its images are") for line in before), error
+    assert summary.startswith("499 images predicted, 1 could not be read")
+
+
+@pytest.mark.slow
+def test_predict__interrupted_and_resumed_here_and_there(
+    two_nodes: TwoNodes, names: Path, color_model: Path, tmp_path: Path
+) -> None:
+    words = ["predict", "--files-from", names, "--model", color_model, "--device", "cpu"]
+    ray = ["--engine", "ray", "--ray-address", two_nodes.address]
+    assert tl(*words, "-o", tmp_path / "local.csv").code == 3
+    out = tmp_path / "out.csv"
+    for number, begun, resumed in ((signal.SIGTERM, ray, []), (signal.SIGINT, ["--threads", 1], ray)):
+        process = start(*words, "-o", out, *begun)
+        wait_for_rows(process, out)
+        process.send_signal(number)
+        _, error = process.communicate(timeout=PATIENCE)
+        assert process.returncode == 130, error
+        assert error.startswith("interrupted after ")
+        assert error.endswith("add --resume to continue\n")
+        done = tl(*words, "-o", out, *resumed, "--resume")
+        assert done.code == 3, done.err
+        assert int(done.err.split(" rows kept")[0]) > 0
+        assert out.read_bytes() == (tmp_path / "local.csv").read_bytes()
+        out.unlink()
+        shutil.rmtree(Claim(out).folder)
+
+
+@pytest.mark.slow
+def test_predict__archives_relative_names_and_images_that_are_sent(
+    two_nodes: TwoNodes, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("PYTHONPATH", os.pathsep.join(sys.path))
+    monkeypatch.chdir(tmp_path)
+    rng = np.random.default_rng(0)
+    with zipfile.ZipFile("more.zip", "w") as archive:
+        for i in range(40):
+            Image.fromarray(rng.integers(0, 256, (12, 14, 3), np.uint8)).save(f"{i:02d}.png")
+            archive.write(f"{i:02d}.png")
+        archive.writestr("empty.png", b"")
+    models = [make_model(Path(f"{name}.onnx"), gain=gain) for name, gain in (("a", 0.05), ("b", 0.02))]
+    Path("list.txt").write_text("00.png\nmissing.png\n01.png\n")
+    words = ["predict", "*.png", "more.zip", "--files-from", "list.txt", "--ensemble", *models, "--vote", "hard"]
+    local = tl(*words)
+    assert local.code == 3
+    for options in [], ["--ray-send-images", "--ray-actors", 1]:
+        done = tl(*words, "--engine", "ray", "--ray-address", two_nodes.address, *options)
+        assert (done.code, done.out) == (local.code, local.out), done.err
+
+
+def test_predict__no_cluster(run_tl: RunTl, photos: Path, color_model: Path, tmp_path: Path) -> None:
+    pytest.importorskip("ray")
+    words = ["predict", photos, "--model", color_model, "-o", tmp_path / "out.csv", "--engine", "ray"]
+    done = tl(*words, "--ray-address", "127.0.0.1:1")
+    assert (done.code, done.out) == (1, "")
+    assert done.err == "tl: no Ray cluster answers at 127.0.0.1:1: Connection refused\n"
+    assert "is not an address of a Ray cluster" in tl(*words, "--ray-address", "here").err
+    assert sorted(tmp_path.iterdir()) == [photos]
+
+
+def test_predict__without_ray(photos: Path, color_model: Path) -> None:
+    code = f"""
+import sys
+sys.modules["ray"] = None
+sys.argv = ["tl", "predict", {str(photos)!r}, "--model", {str(color_model)!r}, "--engine", "ray"]
+from tl.__main__ import main
+main()
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stdout) == (1, "")
+    assert done.stderr == "tl: prediction on a cluster requires Ray: pip install 'tl-toolkit[ray]'\n"
+
+
+@pytest.mark.parametrize(
+    ("options", "fault"),
+    [
+        (["--engine", "ray", "--explain", "why"], "--explain: not possible with --engine ray"),
+        (["--engine", "ray", "--decode-processes", 2], "--decode-processes: not possible with --engine ray"),
+        (["--engine", "ray", "--every", "1s"], "--every: not possible with --engine ray"),
+        (["--ray-actors", 2, "--ray-send-images"], "--ray-actors, --ray-send-images: applies only to --engine ray"),
+    ],
+)
+def test_predict__flags_that_do_not_go_together(
+    run_tl: RunTl, photos: Path, color_model: Path, options: list[object], fault: str
+) -> None:
+    done = run_tl("predict", photos, "--model", color_model, *options)
+    assert (done.code, done.out) == (1, "")
+    assert done.err.startswith(f"tl: {fault}")

@@ -1,0 +1,1 @@
+"""Files of labeling tools: Label Studio, CVAT, VIA, labelme, Roboflow."""
