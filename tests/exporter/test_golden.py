@@ -59,7 +59,7 @@ def test_build_golden__says_its_source_and_tolerances(source: str) -> None:
     assert golden.source == source
     assert golden.tolerance == TOLERANCE
     assert golden.tolerance is not TOLERANCE
-    assert set(TOLERANCE) == {"fp32", "fp16", "int8"}
+    assert set(TOLERANCE) == {"fp32", "fp16", "bf16", "int8"}
     assert TOLERANCE["fp32"] < TOLERANCE["fp16"] < TOLERANCE["int8"]
 
 
