@@ -5,8 +5,9 @@ the model is not counted. Runs with the Python created by benchmarks/peers.sh.
 
     TL_SHARED=... .venv-peers/bin/python benchmarks/predict.py [small] [overhead] [photos] [scaled] [memory] [start]
 
-- small: PACS cartoons, 227 px; also the bound, the time of two parts one after the other: onnxruntime alone on prepared
-  batches with its best batch size and thread count, and decoding and resizing on the same cores.
+- small: PACS cartoons, 227 px, by all tools or those in WAYS, as in WAYS=tl,plain; also the bound, the time of two
+  parts in turn: onnxruntime alone on prepared batches with its best batch size and thread count, and decoding and
+  resizing on the same cores.
 - overhead: the same decoding and inference in a bare loop, one image at a time and in groups; through `predict_iter`;
   and with rows written.
 - photos: 9 to 12 megapixel JPEGs.
@@ -298,7 +299,8 @@ def compare(folder: Path, kind: str, ways: list[str]) -> None:
 
 
 def small(folder: Path) -> None:
-    compare(folder, "small", [*(way for way in RATES if way not in ("tl, full decoding", "tl before")), "bound"])
+    ways = [way for way in RATES if way not in ("tl, full decoding", "tl before")]
+    compare(folder, "small", [*os.environ.get("WAYS", ",".join(ways)).split(","), "bound"])
 
 
 def before(folder: Path) -> None:

@@ -10,6 +10,7 @@ import pytest
 import tl.runtime
 from tests.serving.conftest import BLUE, RED, StartServer, encoded, source
 from tl.runtime.results import Classification, Failure, Result
+from tl.serving import workers as serving_workers
 from tl.serving.workers import Batching, Jobs, Workers
 
 GREEN = encoded((10, 200, 10))
@@ -48,6 +49,31 @@ def test_predict__many_requests_at_once(files: dict[str, Path], batching: Batchi
         assert max(sizes) <= batching.max_batch
         if batching.max_batch > 1:
             assert len(sizes) < sum(sizes)
+
+
+def test_predict__decodes_its_share_of_the_queue_then_predicts_it(
+    files: dict[str, Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(serving_workers, "_SECONDS_DECODING", 60.0)
+    steps: list[str] = []
+    with tl.runtime.load(files["color"], device="cpu") as color:
+        ensemble = color.ensemble
+        prepare, results = ensemble.prepare, ensemble.results
+        monkeypatch.setattr(ensemble, "prepare", lambda *given: steps.append("decode") or prepare(*given))  # type: ignore[func-returns-value]
+        monkeypatch.setattr(
+            ensemble,
+            "results",
+            lambda *given, **more: steps.append("infer") or results(*given, **more),  # type: ignore[func-returns-value]
+        )
+        workers, go_on = Workers(1), threading.Event()
+        blocking = workers.run([go_on.wait])
+        jobs = workers.predict(color, [RED, BLUE, GREEN, b"no image"])
+        go_on.set()
+        assert labels(finished(jobs)) == ["red", "blue", "green", ""]
+        assert blocking.is_done
+        workers.close()
+    assert steps.count("infer") == 3
+    assert "decode decode infer" in " ".join(steps)
 
 
 def test_predict__pixels_above_the_limit(files: dict[str, Path]) -> None:

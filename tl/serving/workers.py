@@ -1,4 +1,4 @@
-"""Who computes: threads that each decode and predict one image on a CPU, batches over all requests on a GPU.
+"""Who computes: threads that decode and predict images on a CPU, batches over all requests on a GPU.
 
 Knows predictors and images, not HTTP.
 """
@@ -19,8 +19,14 @@ from tl.errors import ImageReadError
 from tl.runtime.imaging.decode import MAX_PIXELS, read_size
 from tl.runtime.predictor import CUDA_BATCH, CUDA_CALLERS, Predictor
 from tl.runtime.results import Failure, Result
+from tl.runtime.streams import MAX_GROUP
 
 Answer = TypeVar("Answer")
+# A step, which may return the next one; a job is a step and the jobs it belongs to.
+_Step = Callable[[], "_Step | None"]
+_Job = tuple["Jobs[Any]", _Step]
+# Other images wait while one thread decodes its share.
+_SECONDS_DECODING = 0.02
 # An image file, or what `Predictor.ensemble.stack` combines: an image that is prepared already.
 Source = bytes | Any
 
@@ -110,8 +116,8 @@ class _Waiting:
 class Workers:
     """`threads` threads, shared by all models and requests. Thread-safe; `close` ends them.
 
-    Without `batching`, as on a CPU, each thread decodes and predicts one image at a time, which is fastest there. With
-    it, the threads decode, and a few callers predict batches. `seen`: called with the size of each batch.
+    Without `batching`, as on a CPU, each thread decodes some images and predicts them one by one, which is fastest
+    there. With it, the threads decode, and a few callers predict batches. `seen`: called with the size of each batch.
     """
 
     def __init__(
@@ -123,7 +129,7 @@ class Workers:
         seen: Callable[[int], None] = lambda size: None,
     ) -> None:
         self._max_pixels = max_pixels
-        self._queue: queue.SimpleQueue[tuple[Jobs[Any], Callable[[], None]] | None] = queue.SimpleQueue()
+        self._queue: queue.SimpleQueue[_Job | None] = queue.SimpleQueue()
         self._threads = [threading.Thread(target=self._work, name="predict", daemon=True) for _ in range(threads)]
         self._batcher = None if batching is None else _Batcher(batching, seen)
         for thread in self._threads:
@@ -154,22 +160,50 @@ class Workers:
             self._batcher.close()
 
     def _work(self) -> None:
-        while (job := self._queue.get()) is not None:
-            jobs, step = job
-            if not jobs.is_cancelled:
-                try:
-                    step()
-                except BaseException as error:  # raised where the results are asked for
-                    jobs.fail(error)
-            del job, jobs, step  # do not keep an image until the next one comes
+        """Take this thread's share of the queue: decode these images, then predict them, as `streams` does."""
+        job = self._queue.get()
+        while job is not None:
+            share = min(MAX_GROUP, 1 + self._queue.qsize() // len(self._threads))
+            decoded: list[_Job] = []
+            ends = time.monotonic() + _SECONDS_DECODING
+            while job is not None:
+                decoded += self._do(job)
+                job = None
+                if len(decoded) >= share or time.monotonic() >= ends:
+                    break
+                with suppress(queue.Empty):
+                    job = self._queue.get_nowait()
+                    if job is None:
+                        self._queue.put(None)  # the end, seen again after this group
+            for step in decoded:
+                self._do(step)
+            del decoded  # do not keep an image until the next one comes
+            job = self._queue.get()
 
-    def _predict(self, jobs: Jobs[Result], number: int, predictor: Predictor[Any], source: Source) -> None:
-        ensemble = predictor.ensemble
+    @staticmethod
+    def _do(job: _Job) -> list[_Job]:
+        """Do a job, unless its request is over. Returns the job that follows from it, if any."""
+        jobs, step = job
+        if jobs.is_cancelled:
+            return []
+        try:
+            following = step()
+        except BaseException as error:  # raised where the results are asked for
+            jobs.fail(error)
+            return []
+        return [] if following is None else [(jobs, following)]
+
+    def _predict(self, jobs: Jobs[Result], number: int, predictor: Predictor[Any], source: Source) -> _Step | None:
         try:
             prepared = self._decode(predictor, source)
         except ImageReadError as error:
             jobs.finish(number, Failure("", error.reason))
-            return
+            return None
+        return partial(self._infer, jobs, number, predictor, prepared)
+
+    @staticmethod
+    def _infer(jobs: Jobs[Result], number: int, predictor: Predictor[Any], prepared: Any) -> None:
+        ensemble = predictor.ensemble
         (result,) = ensemble.results([""], ensemble.stack([prepared]), with_votes=predictor.with_votes)
         jobs.finish(number, result)
 
