@@ -168,7 +168,8 @@ def test_session__bf16_without_a_processor_that_has_it(allowed: Path, monkeypatc
         def get_property(self, *arguments: object) -> object:
             return ["FP32"] if arguments[1:] == ("OPTIMIZATION_CAPABILITIES",) else super().get_property(*arguments)
 
-    monkeypatch.setattr(real, "Core", OldCore)
+    old = OldCore()
+    monkeypatch.setattr(module, "_core", lambda: old)
     session = Session(allowed, device="openvino")
     assert session.precision == "fp32"
     (found,) = session.run(noise(8, 8, 1)[None], ["probabilities"])
@@ -191,3 +192,18 @@ def test_import_openvino__reports_to_nobody(color_model: Path, tmp_path: Path) -
     home = {**os.environ, "HOME": str(tmp_path), "PYTHONPATH": os.pathsep.join([str(ROOT), *sys.path])}
     subprocess.run([sys.executable, "-c", code], check=True, env=home)
     assert not (tmp_path / "intel").exists()
+
+
+def test_session__signals_after_another_thread_dropped_it(color_model: Path) -> None:
+    code = (
+        "import gc, signal, subprocess, sys, threading\n"
+        "from tl.runtime.session import Session\n"
+        "signal.signal(signal.SIGCHLD, lambda *given: None)\n"  # as torch's DataLoader does
+        f"sessions = [Session({str(color_model)!r}, device='openvino')]\n"
+        "dropping = threading.Thread(target=lambda: (sessions.clear(), gc.collect()))\n"
+        "dropping.start()\n"
+        "dropping.join()\n"
+        "subprocess.run([sys.executable, '-c', ''], check=True)\n"
+    )
+    home = {**os.environ, "PYTHONPATH": os.pathsep.join([str(ROOT), *sys.path])}
+    assert subprocess.run([sys.executable, "-c", code], check=False, env=home).returncode == 0
