@@ -187,7 +187,7 @@ def test_load_input__short_side_equals_pillow_resize_then_crop(
     np.testing.assert_array_equal(load_input(image, preprocessing), expected)
 
 
-@pytest.mark.parametrize("image_hw", [(600, 80), (40, 60), (97, 64)])
+@pytest.mark.parametrize("image_hw", [(600, 80), (40, 60), (97, 64), (70, 500), (45, 60), (200, 220)])
 @pytest.mark.parametrize("interpolation", ["bilinear", "bicubic", "lanczos"])
 def test_working_image__horizontally_first_with_every_version_of_pillow(
     image_hw: tuple[int, int], interpolation: Interpolation

@@ -192,10 +192,12 @@ def _resample(
 
     Pillow also resizes in two passes, rounded in between, but since version 13 vertically first where that is cheaper,
     which changes pixels. With one pass per call, they are the same in every version. Source: Pillow, pull request 9549.
+    One call, which threads do more at the same time, is left to sizes for which no version begins vertically.
     """
     left, top, right, bottom = box
     width, height = size_wh
-    if resampling == Image.Resampling.NEAREST:  # a single pass
+    is_whole = box == (0, 0, image.shape[1], image.shape[0])
+    if resampling == Image.Resampling.NEAREST or (is_whole and image.shape[0] - height <= image.shape[1] - width):
         return np.asarray(Image.fromarray(image).resize(size_wh, resampling, box=box))
     # Only the rows that the vertical pass reads. The widest kernel, Lanczos, reaches 3 pixels of the output.
     margin = 3 * max(1.0, (bottom - top) / height) + 1
