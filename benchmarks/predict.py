@@ -284,15 +284,16 @@ def apart(*words: str) -> str:
 
 def compare(folder: Path, kind: str, ways: list[str]) -> None:
     """Measure every way in turn, in rounds, and print the median and range of tl's ratio to each."""
-    rates: dict[str, list[float]] = {}
-    for _, way in itertools.product(range(ROUNDS), ways):
+    rates: dict[str, dict[int, float]] = {}
+    for number, way in itertools.product(range(ROUNDS), ways):
         try:
             for name, rate in json.loads(apart("rate", str(folder), kind, way)).items():
-                rates.setdefault(name, []).append(rate)
+                rates.setdefault(name, {})[number] = rate
         except RuntimeError as error:
-            print(f"{way}: not measured ({error})")
-    for name, found in rates.items():
-        ratios = [ours / theirs for ours, theirs in zip(rates["tl"], found, strict=True)]
+            print(f"{way}: not measured in round {number + 1} ({error})")
+    for name, by_round in rates.items():
+        found = by_round.values()
+        ratios = [rates["tl"][number] / rate for number, rate in by_round.items()]
         print(
             f"{name}: {statistics.median(found):.1f} images/s ({min(found):.1f} to {max(found):.1f}); tl is "
             f"{statistics.median(ratios):.2f} ({min(ratios):.2f} to {max(ratios):.2f}) times as fast",

@@ -29,7 +29,7 @@ from tl.runtime.results import ClassFields, Classification, Failure, Landmarks, 
 from tl.runtime.session import Session
 from tl.runtime.sources.boxed_images import BoxList, PredictionSource, UnboxedImage, box_list, item_name, split_item
 from tl.runtime.sources.remote import iter_opened
-from tl.runtime.streams import Found, Known, Members, Stream, nothing_known, with_box
+from tl.runtime.streams import MAX_GROUP, Found, Known, Members, Stream, nothing_known, with_box
 
 Hint = Literal["throughput", "latency"]
 # A CPU core is at or near its fastest with one image at a time; a GPU needs large batches.
@@ -62,18 +62,16 @@ def load(
 
     `device`: "auto", "cpu", "cuda", "cuda:N", "openvino" or another name of `providers.PROVIDERS`. `threads`: number of
     threads, None for all usable cores. `hint` applies to the CPU: "throughput" lets each thread process its own images,
-    which is fastest for many images; "latency" uses
-    all threads for one image, which is fastest for a single image. If `models` is a list, even of length one, results
-    include votes. `selective`: prediction sets with a chosen coverage, and rejection of labels. `tta`: test-time
+    which is fastest for many images; "latency" uses all threads for one image, which is fastest for a single image. If
+    `models` is a list, even of length one, results include votes. `selective`: prediction sets with a chosen coverage, and rejection of labels. `tta`: test-time
     augmentation, which averages over views of each image: "hflip", "vflip", "crops" (the whole image, its center and
     its corners), and their combinations. `only`: the classes that can occur; the probabilities of all others are left
     out and the rest renormalized. `decode_processes`: number of decoding processes for `predict_iter`,
     `predict_batch` and `predict_unknown`; with 0, threads decode. Each call starts its own processes, which takes a
     third of a second, so use them for streams of many images where the GPU would otherwise wait; files that take images
-    of any size always decode in threads. `boxes`: for models
-    trained on boxes, the boxes of each image, from `read_boxes` or path -> boxes; each gives a result of its own, in
-    the place of the image, and an image without one gives a `NoBox`. Without `boxes`, such a model predicts
-    `BoxedImage`s.
+    of any size always decode in threads. `boxes`: for models trained on boxes, the boxes of each image, from
+    `read_boxes` or path -> boxes; each gives a result of its own, in the place of the image, and an image without one
+    gives a `NoBox`. Without `boxes`, such a model predicts `BoxedImage`s.
     Raises `ModelFileError`, `EnsembleError` or `DeviceError`.
     """
     sessions, alone, threads = _open_sessions(models, device, threads, hint)
@@ -277,7 +275,10 @@ class Predictor(Generic[Found]):
         is_any_size = any(session.takes_any_size for session in ensemble.sessions)
         size = batch_size or (CPU_BATCH if self._is_cpu else max(1, CUDA_BATCH // ensemble.num_views))
         size = 1 if is_any_size else size
-        stream = Stream(ensemble, known, self.with_votes, size, hashes=hashes, pads=not self._is_cpu)
+        # Inputs of any size are whole photos, and a GPU waits for its batches.
+        group = MAX_GROUP if self._is_cpu and not is_any_size else 1
+        pads = not self._is_cpu
+        stream = Stream(ensemble, known, self.with_votes, size, hashes=hashes, pads=pads, max_group=group)
         callers = self._threads if self._is_cpu else CUDA_CALLERS
 
         def answers() -> Iterator[tuple[str, Found | Failure | Known]]:

@@ -89,17 +89,17 @@ _SECONDS_PER_GROUP = 0.06
 
 
 class _Pace:
-    """The number of images that a thread processes in `_SECONDS_PER_GROUP`; 1 until a group has been measured.
+    """The number of images that a thread processes in `_SECONDS_PER_GROUP`, at most `most`; 1 until one was measured.
 
     Thread-safe: threads overwrite one number.
     """
 
-    def __init__(self) -> None:
-        self.images = 1
+    def __init__(self, most: int) -> None:
+        self.images, self._most = 1, most
 
     def measure(self, images: int, seconds: float) -> None:
         """Record how long a group took."""
-        self.images = min(MAX_GROUP, max(1, int(_SECONDS_PER_GROUP * images / max(seconds, 1e-9))))
+        self.images = min(self._most, max(1, int(_SECONDS_PER_GROUP * images / max(seconds, 1e-9))))
 
 
 @dataclass(frozen=True)
@@ -115,7 +115,8 @@ class Stream(Generic[Found, Known]):
     """Predict images in batches of `batch_size`, skipping those for which `known(name, digest)` returns an answer.
 
     `hashes`: compute digests, the SHA-256 of the contents and what identifies a box; otherwise they are "". `pads`:
-    fill up incomplete batches, except the first one, because short streams may follow one another.
+    fill up incomplete batches, except the first one, because short streams may follow one another. `max_group`: images
+    that a thread may decode before it infers them, in batches of `batch_size`.
     """
 
     members: Members[Found]
@@ -124,12 +125,13 @@ class Stream(Generic[Found, Known]):
     batch_size: int
     hashes: bool
     pads: bool
+    max_group: int = 1
 
     def in_threads(
         self, sources: Iterable[PredictionSource], threads: int
     ) -> Iterator[list[tuple[str, Found | Failure | Known]]]:
         """Yield the answers of each chunk with their digests. Raises whatever `sources` raises."""
-        pace = _Pace()
+        pace = _Pace(self.max_group)
 
         def predict(chunk: _Chunk) -> list[tuple[str, Found | Failure | Known]]:
             started = time.perf_counter()
@@ -176,11 +178,11 @@ class Stream(Generic[Found, Known]):
             session.end_runs()
 
     def _chunks(self, sources: Iterable[PredictionSource], pace: _Pace | None = None) -> Iterator[_Chunk]:
-        """Yield chunks of one batch, or of the larger groups that `pace` allows where batches are not padded."""
+        """Yield chunks of one batch, or of as many as the group that `pace` allows has room for."""
         iterator = iter(sources)
         pads_at_once = False
         while True:
-            batches = 1 if pace is None or self.pads else max(1, pace.images // self.batch_size)
+            batches = 1 if pace is None else max(1, pace.images // self.batch_size)
             chunk = list(itertools.islice(iterator, self.batch_size * batches))
             if not chunk:
                 return
