@@ -63,15 +63,15 @@ def load(
     `device`: "auto", "cpu", "cuda", "cuda:N", "openvino" or another name of `providers.PROVIDERS`. `threads`: number of
     threads, None for all usable cores. `hint` applies to the CPU: "throughput" lets each thread process its own images,
     which is fastest for many images; "latency" uses all threads for one image, which is fastest for a single image. If
-    `models` is a list, even of length one, results include votes. `selective`: prediction sets with a chosen coverage, and rejection of labels. `tta`: test-time
-    augmentation, which averages over views of each image: "hflip", "vflip", "crops" (the whole image, its center and
-    its corners), and their combinations. `only`: the classes that can occur; the probabilities of all others are left
-    out and the rest renormalized. `decode_processes`: number of decoding processes for `predict_iter`,
-    `predict_batch` and `predict_unknown`; with 0, threads decode. Each call starts its own processes, which takes a
-    third of a second, so use them for streams of many images where the GPU would otherwise wait; files that take images
-    of any size always decode in threads. `boxes`: for models trained on boxes, the boxes of each image, from
-    `read_boxes` or path -> boxes; each gives a result of its own, in the place of the image, and an image without one
-    gives a `NoBox`. Without `boxes`, such a model predicts `BoxedImage`s.
+    `models` is a list, even of length one, results include votes. `selective`: prediction sets with a chosen coverage,
+    and rejection of labels. `tta`: test-time augmentation, which averages over views of each image: "hflip", "vflip",
+    "crops" (the whole image, its center and its corners), and their combinations. `only`: the classes that can occur;
+    the probabilities of all others are left out and the rest renormalized. `decode_processes`: number of decoding
+    processes for `predict_iter`, `predict_batch` and `predict_unknown`; with 0, threads decode. Each call starts its
+    own processes, which takes a third of a second, so use them for streams of many images where the GPU would otherwise
+    wait; files that take images of any size always decode in threads. `boxes`: for models trained on boxes, the boxes
+    of each image, from `read_boxes` or path -> boxes; each gives a result of its own, in the place of the image, and an
+    image without one gives a `NoBox`. Without `boxes`, such a model predicts `BoxedImage`s.
     Raises `ModelFileError`, `EnsembleError` or `DeviceError`.
     """
     sessions, alone, threads = _open_sessions(models, device, threads, hint)
