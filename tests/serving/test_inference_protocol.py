@@ -105,6 +105,8 @@ def test_infer__classification_extension(client: triton.InferenceServerClient) -
 def test_infer__further_outputs_of_the_file(client: triton.InferenceServerClient, files: dict[str, Path]) -> None:
     outputs = [triton.InferRequestedOutput("cam")]
     found = client.infer("cam", [pixel_input()], outputs=outputs).as_numpy("cam")
+    (told,) = [one for one in client.get_model_metadata("cam")["outputs"] if one["name"] == "cam"]
+    assert (told["datatype"], told["shape"]) == ("FP32", [-1, *found.shape[1:]])
     session = onnxruntime.InferenceSession(files["cam"], providers=["CPUExecutionProvider"])
     np.testing.assert_allclose(found, session.run(["cam"], {"images": PIXELS})[0], atol=1e-6)
 
@@ -185,6 +187,7 @@ def test_infer__bad_requests(server: Running, changes: dict[str, Any], told: str
         (b"{", None, "the request is not JSON"),
         (b"[]", None, "expected an object whose 'inputs'"),
         (b"{}", "9", "Inference-Header-Content-Length is '9', but the body has 2 bytes"),
+        (b"{}", 5000 * "9", "Inference-Header-Content-Length is '999"),
         (b"{}", "-1", "Inference-Header-Content-Length is '-1'"),
         (b"\xff\xfe", None, "the request is not JSON"),
     ],

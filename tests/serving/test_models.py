@@ -75,6 +75,19 @@ def test_reload__a_bad_file_keeps_the_old_model(start: StartServer, tmp_path: Pa
     assert running.client.get("/info").json()["models"][0]["reload_error"] is None
 
 
+def test_reload__the_open_file_comes_back(start: StartServer, tmp_path: Path) -> None:
+    path = make_model(tmp_path / "m.onnx")
+    running = start(source(path), reload_s=0.05)
+    path.rename(tmp_path / "aside")
+    path.write_bytes(b"no model")
+    wait_for(running, REFUSED, 1)
+    replace(path, tmp_path / "aside")
+    ends = time.monotonic() + 60
+    while running.models.fault("m") is not None:
+        assert time.monotonic() < ends
+        time.sleep(0.05)
+
+
 def test_reload__requests_in_between_are_answered_by_one_of_the_models(start: StartServer, tmp_path: Path) -> None:
     path = make_model(tmp_path / "m.onnx")
     running = start(source(path), reload_s=0.02, threads=2)

@@ -124,6 +124,7 @@ def test_predict__bad_options(server: Running, options: dict[str, str], status: 
 
 
 LONG_FIELD = b'--b\r\nContent-Disposition: form-data; name="model"\r\n\r\n' + 5000 * b"x" + b"\r\n--b--\r\n"
+FIELD = b'--b\r\nContent-Disposition: form-data; name="model"\r\n\r\ncolor\r\n'
 MULTIPART = {"content-type": "multipart/form-data; boundary=b"}
 
 
@@ -139,6 +140,7 @@ MULTIPART = {"content-type": "multipart/form-data; boundary=b"}
         (b"--c\r\n\r\n", MULTIPART, 400, "the multipart body is malformed: "),
         (RED, {**MULTIPART, "content-encoding": "gzip"}, 415, "compressed requests are not accepted"),
         (LONG_FIELD, MULTIPART, 400, "field 'model' is too long"),
+        (2 * FIELD + b"--b--\r\n", MULTIPART, 400, "field 'model' is there twice"),
     ],
 )  # fmt: skip
 def test_predict__bad_bodies(server: Running, content: bytes, headers: dict[str, str], status: int, told: str) -> None:

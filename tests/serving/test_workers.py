@@ -9,6 +9,8 @@ import pytest
 
 import tl.runtime
 from tests.serving.conftest import BLUE, RED, StartServer, encoded, source
+from tl.exporter.any_size.convert import to_any_size
+from tl.progress import Silent
 from tl.runtime.results import Classification, Failure, Result
 from tl.serving import workers as serving_workers
 from tl.serving.workers import Batching, Jobs, Workers
@@ -74,6 +76,46 @@ def test_predict__decodes_its_share_of_the_queue_then_predicts_it(
         workers.close()
     assert steps.count("infer") == 3
     assert "decode decode infer" in " ".join(steps)
+
+
+def test_run__a_slow_function_does_not_hold_up_images_before_it(files: dict[str, Path]) -> None:
+    with tl.runtime.load(files["color"], device="cpu") as color:
+        workers, begin, go_on = Workers(1), threading.Event(), threading.Event()
+        workers.run([begin.wait])
+        jobs = workers.predict(color, [RED])
+        slow = workers.run([go_on.wait])
+        begin.set()
+        assert labels(finished(jobs)) == ["red"]  # would wait for ever
+        go_on.set()
+        assert slow is not None
+        workers.close()
+
+
+def test_predict__cancelled_images_are_in_no_batch(files: dict[str, Path]) -> None:
+    sizes: list[int] = []
+    with tl.runtime.load(files["color"], device="cpu") as color:
+        workers = Workers(1, batching=Batching(4, 0.0), seen=sizes.append)
+        go_on = threading.Event()
+        workers.run([go_on.wait])
+        jobs = workers.predict(color, [RED] * 8)
+        jobs.cancel()
+        go_on.set()
+        assert labels(finished(workers.predict(color, [BLUE]))) == ["blue"]
+        workers.close()
+    assert sizes == [1]
+
+
+def test_predict__images_of_any_size_are_not_batched(files: dict[str, Path], tmp_path: Path) -> None:
+    photos = []
+    for number, hw in enumerate([(40, 60), (90, 50), (8, 8)]):
+        photos.append(tmp_path / f"{number}.png")
+        photos[-1].write_bytes(encoded((10, 200, 10), hw=hw))
+    made = to_any_size(files["color"], tmp_path / "any.onnx", [str(one) for one in photos], Silent()).path
+    with tl.runtime.load(made, device="cpu") as predictor:
+        workers = Workers(2, batching=Batching(8, 20.0))
+        jobs = workers.predict(predictor, [one.read_bytes() for one in photos])
+        assert labels(finished(jobs)) == ["green"] * 3
+        workers.close()
 
 
 def test_predict__pixels_above_the_limit(files: dict[str, Path]) -> None:

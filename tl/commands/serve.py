@@ -154,6 +154,7 @@ def command(request: ServeRequest) -> None:
 def _serve(request: ServeRequest, sources: list[ModelSource], listening: socket.socket) -> None:
     """Open the models and serve them until a signal."""
     from tl.runtime.devices import usable_cores
+    from tl.runtime.providers import runs_on_cpu
     from tl.serving.access import Access, url_of
     from tl.serving.app import build_app
     from tl.serving.limits import Load
@@ -166,7 +167,7 @@ def _serve(request: ServeRequest, sources: list[ModelSource], listening: socket.
     flags, address, limits, metrics = request.models, request.address, _limits(request.limits), Metrics()
     batching = Batching(request.limits.max_batch, request.limits.max_delay)
     store = ModelStore(sources, device=flags.device, opened=metrics.count_load, say=warn, warm=batching.sizes)
-    is_cpu = store.get(None).predictor.provider == "CPUExecutionProvider"
+    is_cpu = runs_on_cpu(store.get(None).predictor.provider)
     workers = Workers(
         flags.threads or usable_cores(),
         batching=None if is_cpu else batching,

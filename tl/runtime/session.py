@@ -81,6 +81,11 @@ class Session:
         """Whether the graph resizes images itself, so that a batch must be of one size."""
         return self.contract is not None and self.contract.preprocessing.any_size
 
+    def output(self, name: str) -> tuple[str, tuple[int | None, ...]]:
+        """Return the type of an output, such as tensor(float), and its shape, None for dynamic sizes."""
+        wanted = self._graph_names[name]
+        return next((kind, shape) for graph_name, kind, shape in self._opened.outputs if graph_name == wanted)
+
     def run(
         self, images: NDArray[np.uint8], outputs: Sequence[str], *, max_seconds: float | None = None
     ) -> list[NDArray[np.float32]]:

@@ -25,6 +25,7 @@ from tl.serving.models import ServedModel
 from tl.serving.predict import Server, model_errors
 from tl.serving.tensors import InputSpec, OutputTensor, Texts, read_input
 
+_MOST_DIGITS = 18
 HEADER_LENGTH = "inference-header-content-length"
 RAW, ENCODED = "images", "encoded_images"
 # Outputs of model files that are computed from results, under the same or another name.
@@ -77,7 +78,7 @@ def model_metadata(model: ServedModel) -> dict[str, Any]:
         {"name": name, "datatype": one.datatype, "shape": [-1, *one.shape]}
         for name, one in result_outputs(model).items()
     ]
-    outputs += [{"name": name, "datatype": "FP32", "shape": [-1, -1]} for name in graph_outputs(model)]
+    outputs += [_described(model, name) for name in graph_outputs(model)]
     return {
         "name": model.name,
         "versions": [model.version],
@@ -85,6 +86,15 @@ def model_metadata(model: ServedModel) -> dict[str, Any]:
         "inputs": [one.plain() for one in model_inputs(model)],
         "outputs": outputs,
         "parameters": described_names(model),
+    }
+
+
+def _described(model: ServedModel, name: str) -> dict[str, Any]:
+    kind, shape = model.predictor.ensemble.sessions[0].output(name)
+    return {
+        "name": name,
+        "datatype": "INT64" if kind == "tensor(int64)" else "FP32",
+        "shape": [-1 if size is None else size for size in (None, *shape[1:])],
     }
 
 
@@ -160,23 +170,31 @@ async def infer(server: Server, request: Request) -> Response:
         wanted = await server.parse(request, body, lambda body: parse_request(body, length, model, most))
         del body
         with server.load.place(), model_errors(model):
-            results = await server.load.wait(request, server.workers.predict(model.predictor, wanted.sources))
-            failed = [(n, one.error) for n, one in enumerate(results) if isinstance(one, Failure)]
-            server.metrics.count_images(model.name, len(results) - len(failed), len(failed))
-            if failed:
-                raise HTTPException(400, f"{ENCODED}[{failed[0][0]}]: {failed[0][1]}")
+            sources = wanted.sources
+            names = [one.name for one in wanted.outputs if one.name in graph_outputs(model)]
+            if names:  # both runs take the same prepared images
+                sources = await server.load.wait(request, server.workers.prepare(model.predictor, sources))
+                _refuse_unread(server, model, sources)
+            results = await server.load.wait(request, server.workers.predict(model.predictor, sources))
+            _refuse_unread(server, model, results)
+            server.metrics.count_images(model.name, len(results), 0)
             further: dict[str, NDArray[Any]] = {}
-            if names := [one.name for one in wanted.outputs if one.name in graph_outputs(model)]:
-                (further,) = await server.load.wait(
-                    request, server.workers.run([partial(_run, model, wanted.sources, names)])
-                )
+            if names:
+                (further,) = await server.load.wait(request, server.workers.run([partial(_run, model, sources, names)]))
     return answer(model, wanted, results, further)
 
 
-def _run(model: ServedModel, sources: Sequence[Any], names: Sequence[str]) -> dict[str, NDArray[Any]]:
+def _refuse_unread(server: Server, model: ServedModel, found: Sequence[Any]) -> None:
+    """Raise 400 for the first image that could not be read."""
+    failed = [(n, one.error) for n, one in enumerate(found) if isinstance(one, Failure)]
+    if failed:
+        server.metrics.count_images(model.name, len(found) - len(failed), len(failed))
+        raise HTTPException(400, f"{ENCODED}[{failed[0][0]}]: {failed[0][1]}")
+
+
+def _run(model: ServedModel, prepared: Sequence[Any], names: Sequence[str]) -> dict[str, NDArray[Any]]:
     """Run outputs that results do not contain."""
     ensemble, shared = model.predictor.ensemble, shared_preprocessing(model)
-    prepared = [ensemble.prepare(one, "") if isinstance(one, bytes) else one for one in sources]
     (session,) = ensemble.sessions
     return dict(zip(names, session.run(ensemble.stack(prepared)[shared], names), strict=True))
 
@@ -205,7 +223,7 @@ def parse_request(body: bytes, header_length: str | None, model: ServedModel, ma
 
 
 def _size(text: str, limit: int) -> int:
-    if not text.isdecimal() or int(text) > limit:
+    if not text.isdecimal() or len(text) > _MOST_DIGITS or int(text) > limit:
         raise HTTPException(400, f"Inference-Header-Content-Length is {text[:80]!r}, but the body has {limit} bytes")
     return int(text)
 

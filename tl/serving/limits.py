@@ -28,8 +28,8 @@ class Limits:
 
     `max_body_mb`: MiB of one request. `max_images`: images of one request. `max_megapixels`: million pixels of an
     image, as its header states them. `max_requests`: requests that are predicted or wait for it. `timeout_s`: seconds
-    until a prediction must be finished. `receive_s`: seconds in which a client must send a request. `max_buffer_mb`:
-    MiB of all bodies that are being received or predicted. `max_connections`: open connections.
+    until the prediction of a request must be finished. `receive_s`: seconds in which a client must send a request.
+    `max_buffer_mb`: MiB of all bodies that are being received or predicted. `max_connections`: open connections.
     """
 
     max_body_mb: int = 64
@@ -52,8 +52,8 @@ class Limits:
         return {name: getattr(self, name) for name in shown}
 
 
-# Where the scope of a request has its `Connection`.
-CONNECTION = "tl.connection"
+# Where the scope of a request has its `Connection`, and the time when its prediction must be finished.
+CONNECTION, _ENDS = "tl.connection", "tl.ends"
 
 
 class Connection:
@@ -103,7 +103,9 @@ class Load:
             self.requests -= 1
 
     async def wait(self, request: Request, jobs: Jobs[Answer]) -> list[Answer]:
-        """Return the results of jobs, in order. Raises 504 after `timeout_s`, and what a job raises.
+        """Return the results of jobs, in order. Raises 504 `timeout_s` after the request's first jobs.
+
+        Also raises what a job raises.
 
         Jobs that have not started by then, or when the client is gone, are cancelled.
         """
@@ -112,7 +114,8 @@ class Load:
         connection = request.scope.get(CONNECTION) or Connection()
         connection.when_lost(lambda: _finish(finished))
         jobs.when_done(lambda: loop.call_soon_threadsafe(_finish, finished))
-        timer = loop.call_later(self.limits.timeout_s, _finish, finished)
+        ends = request.scope.setdefault(_ENDS, loop.time() + self.limits.timeout_s)
+        timer = loop.call_at(ends, _finish, finished)
         try:
             await finished
         finally:

@@ -17,8 +17,9 @@ from tl.runtime.devices import usable_cores
 from tl.runtime.ensembles.selective import SelectivePrediction
 from tl.runtime.ensembles.voting import Voting
 from tl.runtime.model_file.contract import Contract, Task
-from tl.runtime.model_file.selftest import golden_image, run_selftest
+from tl.runtime.model_file.selftest import golden_image, run_golden_samples
 from tl.runtime.predictor import Predictor, load, load_landmarks, load_multilabel, load_regression
+from tl.runtime.providers import runs_on_cpu
 from tl.runtime.session import Session
 from tl.runtime.sources.paths import hash_file
 
@@ -112,7 +113,7 @@ def open_model(source: ModelSource, device: str = "auto") -> ServedModel:
     sessions = [_open_session(path, device) for path in source.paths]
     for session in sessions:
         if session.contract is not None and session.contract.golden.samples:
-            run_selftest(session.path, device=device, threads=1)
+            run_golden_samples(session)
     contract = sessions[0].contract
     if contract is None or contract.boxes is not None or (contract.landmarks and contract.landmarks.region != "whole"):
         raise ModelFileError(
@@ -189,6 +190,7 @@ class ModelStore:
             if source.name in self._models:
                 raise ConfigError(f"two models are named {source.name}: rename one of the files")
             self._models[source.name] = self._open(source)
+            opened(source.name, True)
 
     def all(self) -> list[ServedModel]:
         """Return all models, in the order in which they were named."""
@@ -230,25 +232,28 @@ class ModelStore:
                 except OSError:  # it is being replaced, or was removed: the open model goes on
                     continue
                 # A file that still grows differs from one look to the next.
+                if found == model.signature:  # the open file came back
+                    self._refused.pop(name, None)
                 if found not in (model.signature, self._refused.get(name, (None,))[0]) and seen.get(name) == found:
                     self._reopen(model, found)
                 seen[name] = found
 
     def _reopen(self, model: ServedModel, found: object) -> None:
         try:
-            self._models[model.name] = new = self._open(model.source)
+            new = self._open(model.source)
         except Exception as error:  # whatever a new file causes, the open model goes on
             reason = model.without_paths(str(error) if isinstance(error, TlError) else first_line(error))
             self._refused[model.name] = (found, reason)
             self._opened(model.name, False)
             self._say(f"{model.name}: the new file is not used, and the old model goes on: {reason}")
             return
+        self._models[model.name] = new
         self._refused.pop(model.name, None)
         self._say(f"{model.name}: the new file is in use, version {new.version}")
+        self._opened(model.name, True)
 
     def _open(self, source: ModelSource) -> ServedModel:
         model = open_model(source, self._device)
-        if model.predictor.provider != "CPUExecutionProvider":
+        if not runs_on_cpu(model.predictor.provider):
             warm_up(model, self._warm)
-        self._opened(source.name, True)
         return model

@@ -99,6 +99,8 @@ class _Reader:
             if len(files) >= self._max_files:
                 raise HTTPException(413, f"more than {self._max_files} images in one request: send several requests")
             files.append(Upload(_file_name(options.get(b"filename", b"")), content))
+        elif name in self.form.fields:
+            raise HTTPException(400, f"field {name[:80]!r} is there twice")
         elif len(content) > _MAX_TEXT or len(self.form.fields) >= _MAX_FIELDS:
             raise HTTPException(400, f"field {name[:80]!r} is too long, or there are too many fields")
         else:

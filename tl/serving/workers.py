@@ -33,7 +33,10 @@ Source = bytes | Any
 
 @dataclass(frozen=True)
 class Batching:
-    """Images of several requests are predicted together: up to `max_batch`, none waiting longer than `max_delay_ms`."""
+    """Images of several requests are predicted together: up to `max_batch`, and after `max_delay_ms` fewer.
+
+    While all callers compute, images wait longer, and the next batch becomes fuller.
+    """
 
     max_batch: int = CUDA_BATCH
     max_delay_ms: float = 5.0
@@ -136,16 +139,23 @@ class Workers:
             thread.start()
 
     def run(self, functions: Sequence[Callable[[], Answer]]) -> Jobs[Answer]:
-        """Run any functions."""
+        """Run any functions, after the images before them: a slow one must not hold up images that are decoded."""
         jobs: Jobs[Answer] = Jobs(len(functions))
         for number, function in enumerate(functions):
-            self._queue.put((jobs, partial(_run_one, jobs, number, function)))
+            step = partial(_run_one, jobs, number, function)
+            self._queue.put((jobs, partial(_after_decoding, step)))
         return jobs
+
+    def prepare(self, predictor: Predictor[Any], sources: Sequence[Source]) -> Jobs[Any]:
+        """Prepare images for the models; one that cannot be read gives a `Failure`."""
+        return self.run([partial(self._decode_or_fail, predictor, source) for source in sources])
 
     def predict(self, predictor: Predictor[Any], sources: Sequence[Source]) -> Jobs[Result]:
         """Predict images; one that cannot be read gives a `Failure`. Paths in results are empty."""
         jobs: Jobs[Result] = Jobs(len(sources))
-        step = self._predict if self._batcher is None else self._prepare
+        # Images of different sizes cannot be a batch.
+        is_alone = self._batcher is None or any(one.takes_any_size for one in predictor.ensemble.sessions)
+        step = self._predict if is_alone else self._prepare
         for number, source in enumerate(sources):
             self._queue.put((jobs, partial(step, jobs, number, predictor, source)))
         return jobs
@@ -160,25 +170,26 @@ class Workers:
             self._batcher.close()
 
     def _work(self) -> None:
+        while (job := self._queue.get()) is not None:
+            self._do_share(job)
+            del job  # do not keep an image until the next one comes
+
+    def _do_share(self, job: _Job | None) -> None:
         """Take this thread's share of the queue: decode these images, then predict them, as `streams` does."""
-        job = self._queue.get()
+        share = min(MAX_GROUP, 1 + self._queue.qsize() // len(self._threads))
+        decoded: list[_Job] = []
+        ends = time.monotonic() + _SECONDS_DECODING
         while job is not None:
-            share = min(MAX_GROUP, 1 + self._queue.qsize() // len(self._threads))
-            decoded: list[_Job] = []
-            ends = time.monotonic() + _SECONDS_DECODING
-            while job is not None:
-                decoded += self._do(job)
-                job = None
-                if len(decoded) >= share or time.monotonic() >= ends:
-                    break
-                with suppress(queue.Empty):
-                    job = self._queue.get_nowait()
-                    if job is None:
-                        self._queue.put(None)  # the end, seen again after this group
-            for step in decoded:
-                self._do(step)
-            del decoded  # do not keep an image until the next one comes
-            job = self._queue.get()
+            decoded += self._do(job)
+            job = None
+            if len(decoded) >= share or time.monotonic() >= ends:
+                break
+            with suppress(queue.Empty):
+                job = self._queue.get_nowait()
+                if job is None:
+                    self._queue.put(None)  # the end, seen again after this share
+        for step in decoded:
+            self._do(step)
 
     @staticmethod
     def _do(job: _Job) -> list[_Job]:
@@ -216,6 +227,12 @@ class Workers:
         if self._batcher is not None:
             self._batcher.put(waiting)
 
+    def _decode_or_fail(self, predictor: Predictor[Any], source: Source) -> Any:
+        try:
+            return self._decode(predictor, source)
+        except ImageReadError as error:
+            return Failure("", error.reason)
+
     def _decode(self, predictor: Predictor[Any], source: Source) -> Any:
         """Return an image, prepared for the models. Raises `ImageReadError`."""
         if not isinstance(source, bytes):
@@ -227,6 +244,10 @@ class Workers:
                     "", f"{width}x{height} pixels, but the limit of this server is {self._max_pixels / 1e6:g} million"
                 )
         return predictor.ensemble.prepare(source, "")
+
+
+def _after_decoding(step: _Step) -> _Step:
+    return step
 
 
 def _run_one(jobs: Jobs[Answer], number: int, function: Callable[[], Answer]) -> None:
@@ -289,6 +310,9 @@ class _Batcher:
 
     def _run(self, batch: list[_Waiting]) -> None:
         try:
+            batch = [one for one in batch if not one.jobs.is_cancelled]
+            if not batch:
+                return
             self._seen(len(batch))
             predictor = batch[0].predictor
             ensemble = predictor.ensemble

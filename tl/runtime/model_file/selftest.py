@@ -44,11 +44,15 @@ def run_selftest(
     threads: int | None = None,
     max_seconds: float = MAX_SECONDS,
 ) -> SelfTest:
+    """Open a file and run its golden samples: see `run_golden_samples`."""
+    return run_golden_samples(Session(path, device=device, threads=threads), max_seconds=max_seconds)
+
+
+def run_golden_samples(session: Session, *, max_seconds: float = MAX_SECONDS) -> SelfTest:
     """Run the golden samples. Raises `ParityError` if they differ by more than the contract's tolerance.
 
     `max_seconds`: raises `ModelFileError` if the model computes longer than this, as an endless loop would.
     """
-    session = Session(path, device=device, threads=threads)
     contract = session.contract
     if contract is None or not contract.golden.samples:
         raise ModelFileError(f"{session.path}: contains no golden samples to verify")
