@@ -69,8 +69,8 @@ def command(
             seconds=seconds,
             progress=progress,
         )
-    if bench.fault:
-        warn(f"CUDA was not measured: {bench.fault}")
+    for place, fault in bench.faults.items():
+        warn(f"{place} was not measured: {fault}")
     if bench.images.unreadable:
         warn(f"{bench.images.unreadable} images could not be read and were skipped")
     advice = advise(bench)

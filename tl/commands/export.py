@@ -303,6 +303,8 @@ def _check_choices(request: ExportRequest) -> None:
         raise ConfigError(
             f"--precision {precision} requires a run, because it uses the run's training and validation images"
         )
+    if precision == "bf16" and request.programs.input_size == "any-size":
+        raise ConfigError("--precision bf16 requires a fixed input size: OpenVINO resizes differently")
     is_plain_run = source.run is not None and precision == "fp32"
     if extra.cam and not is_plain_run:
         raise ConfigError("--cam requires a run and fp32")

@@ -293,11 +293,12 @@ def describe(found: Quantization) -> str:
     agreeing = round(found.top1_agreement * found.images)
     low, _ = wilson_interval(agreeing, found.images)
     rest = f"{agreeing} of {found.images} validation images: at least {low:.1%} with 95% confidence"
+    base = "fp32 in onnxruntime" if found.method == _BF16_WAY else "fp32"
     spread = f"{found.slowest:.2f} to {found.fastest:.2f} in {found.rounds} rounds"
     return (
         f"top-1 agreement with fp32 {found.top1_agreement:.1%} ({rest}; "
         f"probabilities differ by at most {found.max_abs_diff:.2g}), "
-        f"speed {found.speedup:.2f} x fp32 ({spread}) on {found.provider} ({found.processor})"
+        f"speed {found.speedup:.2f} x {base} ({spread}) on {found.provider} ({found.processor})"
     )
 
 

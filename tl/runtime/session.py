@@ -54,6 +54,11 @@ class Session:
         self._pid = os.getpid()
         text = check_model_file(self.path).contract_text
         contract = None if text is None else parse_contract(text, self.path)
+        if contract is not None and contract.preprocessing.any_size and parse_device(device)[0] == "openvino":
+            raise DeviceError(
+                f"{self.path}: OpenVINO resizes images differently than the graph states: use device cpu, or the file "
+                "of fixed size"
+            )
         allows_bf16 = contract is not None and contract.precision == "bf16"
         bf16 = allows_bf16 if precision is None else precision == "bf16"
         self._engine, self.fault = _open(self.path, device, threads, bf16)

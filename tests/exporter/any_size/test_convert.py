@@ -15,17 +15,20 @@ import tl.runtime
 from tests.exporter.any_size.test_graph import photo
 from tests.models import make_cam_model, make_contract, make_model
 from tests.spots import USUAL_XY, make_spot_model, save_spots
-from tl.errors import ConfigError, DataError, EnsembleError, ModelFileError, ParityError
+from tl.errors import ConfigError, DataError, DeviceError, EnsembleError, ModelFileError, ParityError
 from tl.exporter.any_size import convert
 from tl.exporter.any_size.convert import to_any_size
 from tl.exporter.export import Exported
 from tl.exporter.merging.merge import merge
 from tl.progress import Silent
+from tl.runtime.bench.measure import run_bench
+from tl.runtime.engines.openvino import openvino_fault
 from tl.runtime.explain.explanation import explain
 from tl.runtime.imaging.decode import decode_image
 from tl.runtime.imaging.preprocessing import build_preprocessing
 from tl.runtime.imaging.regions import BoxCrop
 from tl.runtime.model_file.contract import RegressionFacts
+from tl.runtime.model_file.conversions import Quantization
 from tl.runtime.model_file.label_facts import MultilabelFacts
 from tl.runtime.model_file.selftest import golden_image, run_selftest
 from tl.runtime.results import Classification
@@ -48,6 +51,25 @@ def images(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
 def any_size(tmp_path: Path, images: list[str]) -> Path:
     """The color model with an input of 8 x 8, as a file that takes any size."""
     return to_any_size(make_model(tmp_path / "fixed.onnx"), tmp_path / "any.onnx", images, Silent()).path
+
+
+@pytest.mark.skipif(openvino_fault() is not None, reason="OpenVINO cannot be used")
+def test_any_size__is_refused_by_openvino_which_resizes_differently(any_size: Path) -> None:
+    with pytest.raises(DeviceError, match="OpenVINO resizes images differently than the graph states: use device cpu"):
+        Session(any_size, device="openvino")
+    bench = run_bench(any_size, image_wh=(60, 40), threads=1, seconds=0.2)
+    assert {row.setting.device for row in bench.rows} == {"cpu"}
+    assert [*bench.faults] == ["openvino"]
+
+
+def test_to_any_size__drops_bf16_which_was_compared_without_resizing(tmp_path: Path, images: list[str]) -> None:
+    measured = Quantization("test", 0, 0, 50, 1.0, 0.01, 1.9, 1.8, 2.0, 5, 5, "OpenVINO", "a CPU", 2, 1, False)
+    plain = make_contract()
+    golden = dataclasses.replace(plain.golden, tolerance={"fp32": 1e-4, "bf16": 1e-1})
+    contract = dataclasses.replace(plain, precision="bf16", quantization=measured, golden=golden)
+    fixed = make_model(tmp_path / "fixed.onnx", contract=contract)
+    converted = to_any_size(fixed, tmp_path / "any.onnx", images, Silent()).contract
+    assert (converted.precision, converted.quantization) == ("fp32", None)
 
 
 def test_to_any_size__plain_onnxruntime_gives_the_answer_of_the_runtime(any_size: Path, images: list[str]) -> None:

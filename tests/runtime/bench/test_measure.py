@@ -57,7 +57,7 @@ def test_run_bench__says_what_it_measured(bench: Bench, color_model: Path) -> No
     assert bench.cores == len(os.sched_getaffinity(0))
     assert bench.onnxruntime.startswith("onnxruntime")
     assert bench.images.source == "generated, 160x120 JPEG"
-    assert bench.fault is None
+    assert bench.faults == {}
 
 
 def test_run_bench__one_thread_has_one_way(color_model: Path) -> None:

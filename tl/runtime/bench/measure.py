@@ -11,7 +11,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal, Protocol
 
-from tl.errors import DataError, ModelFileError
+from tl.errors import DataError, DeviceError, ModelFileError
 from tl.runtime.bench.works import (
     PHONE_WH,
     Images,
@@ -59,7 +59,10 @@ class Row:
 
 @dataclass(frozen=True)
 class Bench:
-    """Results of a benchmark. `skipped`: settings left out for lack of time. `fault`: why CUDA was not measured."""
+    """Results of a benchmark. `skipped`: settings left out for lack of time.
+
+    `faults`: device -> why it was not measured although what it needs is installed.
+    """
 
     model: str
     input_hw: tuple[int, int]
@@ -69,7 +72,7 @@ class Bench:
     rounds: int
     rows: tuple[Row, ...]
     skipped: tuple[Setting, ...]
-    fault: str | None
+    faults: Mapping[str, str]
 
 
 def run_bench(
@@ -88,7 +91,7 @@ def run_bench(
     and OpenVINO and CUDA if they work. `threads`: maximum number of concurrent threads, None for all usable cores.
     Raises `DataError` if no image can be read, and the errors of `load`.
     """
-    devices, fault = _devices(device)
+    devices, faults = _devices(model, device)
     session = Session(model, device="cpu", threads=1)
     if session.contract is None:
         raise ModelFileError(f"{session.path}: contains no contract")
@@ -118,7 +121,7 @@ def run_bench(
         rounds=rounds,
         rows=tuple(Row(*measured) for measured in zip(kept, timings, strict=True)),
         skipped=tuple(setting for setting in works if setting not in kept),
-        fault=fault,
+        faults=faults,
     )
 
 
@@ -127,16 +130,24 @@ def _engine_versions() -> dict[str, str]:
     return {**installed_wheels(), **({"openvino": version} if version else {})}
 
 
-def _devices(device: str) -> tuple[list[str], str | None]:
-    """Return the devices to measure, and why "auto" leaves out CUDA although onnxruntime-gpu is installed."""
+def _devices(model: str | os.PathLike[str], device: str) -> tuple[list[str], dict[str, str]]:
+    """Return the devices to measure, and why "auto" leaves out some that are installed."""
     kind, _ = parse_device(device)
     if kind != "auto":
-        return [device], None
-    devices = ["cpu"] if openvino_fault() else ["cpu", "openvino"]
+        return [device], {}
+    devices, faults = ["cpu"], {}
+    if openvino_fault() is None:
+        try:
+            Session(model, device="openvino", threads=1)
+            devices.append("openvino")
+        except DeviceError as error:
+            faults["openvino"] = str(error)
     fault = cuda_fault()
     if fault is None:
-        return [*devices, "cuda"], None
-    return devices, fault if GPU_WHEEL in installed_wheels() else None
+        devices.append("cuda")
+    elif GPU_WHEEL in installed_wheels():
+        faults["cuda"] = fault
+    return devices, faults
 
 
 def _given(folder: str | os.PathLike[str]) -> Images:
@@ -207,6 +218,9 @@ class Advice:
 def advise(bench: Bench) -> Advice:
     """Recommend batch size, threads, hint and device, and state whether decoding or the network limits the speed."""
     network = [row for row in bench.rows if row.setting.part == "network"]
+    has_bf16 = any(row.setting.precision == "bf16" for row in network)
+    # `load` computes such a file in bf16 there, so fp32 is shown only for comparison.
+    network = [row for row in network if not has_bf16 or row.setting.precision != "fp32"]
     many, one = _for_many(network), _for_one(network)
     decode = max((row for row in bench.rows if row.setting.part == "decode"), key=lambda row: row.setting.threads)
     share = _decoding_share(decode, many)

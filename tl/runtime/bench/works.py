@@ -274,7 +274,10 @@ def together_work(contract: Contract, model: str, images: Images, device: str, t
         for _ in predictor.predict_iter(sources):
             pass
 
-    return Setting("together", device, threads, "throughput", batch_size), _measured(predict, count, 1)
+    computed = predictor.ensemble.sessions[0].precision
+    precision: Precision | None = "bf16" if computed == "bf16" else None
+    setting = Setting("together", device, threads, "throughput", batch_size, precision)
+    return setting, _measured(predict, count, 1)
 
 
 def _runner(session: Session, inputs: Sequence[NDArray[np.uint8]]) -> Callable[[int], Call]:

@@ -46,7 +46,7 @@ class OpenVino:
     def __init__(self, path: str, threads: int | None, *, bf16: bool) -> None:
         ov, self._core = import_openvino(), _core()
         self._ov = ov
-        self.is_bf16 = bf16 and "BF16" in self._core.get_property(_DEVICE, "OPTIMIZATION_CAPABILITIES")
+        self.is_bf16 = bf16 and has_bf16()
         cores = usable_cores()
         self._config = {
             "INFERENCE_PRECISION_HINT": "bf16" if self.is_bf16 else "f32",

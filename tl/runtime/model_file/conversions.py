@@ -13,7 +13,8 @@ class Quantization:
     if none are needed. `top1_agreement` in [0, 1] and `max_abs_diff` of the probabilities: compared with the fp32
     graph, on `images` validation images. `speedup`: images per second relative to the fp32 graph, median of `rounds`
     rounds. `faster_rounds`: number of rounds in which it was faster; `slowest` and `fastest`: minimum and
-    maximum speedup. Both graphs ran on `provider` and `processor`, with `threads` callers and batches of `batch_size`.
+    maximum speedup. The lower precision ran on `provider` and `processor`, with `threads` callers and batches of
+    `batch_size`; so did fp32, but for bf16, which is compared with fp32 in onnxruntime on the CPU.
     `kept_slower`: whether the file was kept although it was not faster there.
     """
 

@@ -139,7 +139,7 @@ def _precision_row(contract: Contract) -> list[tuple[str, str]]:
     if found is None:
         return []
     text = f"{found.method}; agrees with fp32 on {found.top1_agreement:.1%} of {found.images} images"
-    speed = f"{found.speedup:.2f} x its speed on {found.provider} ({found.processor})"
+    speed = f"{found.speedup:.2f} x the speed of fp32 on {found.provider} ({found.processor})"
     return [("precision", f"{text}, {speed}{', kept although it is not faster' if found.kept_slower else ''}")]
 
 
