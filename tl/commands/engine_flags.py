@@ -15,9 +15,12 @@ from tl.commands.requests import refuse_given
 from tl.errors import ConfigError
 
 if TYPE_CHECKING:
+    from collections.abc import Iterable
     from typing import TextIO
 
+    from tl.runtime.imaging.decode import ImageSource
     from tl.runtime.predictor import Predictor
+    from tl.runtime.sources.inputs import Inputs
 
 FOR_CLUSTERS = "Clusters"
 
@@ -47,8 +50,8 @@ class EngineFlags:
         int | None,
         typer.Option(
             min=1,
-            help="Number of Ray workers; each has --threads CPUs, by default 1, and if there are any, its share of "
-            "the GPUs. Default: one for each GPU, or else for each CPU.",
+            help="Number of Ray workers, each on one node: with --threads CPUs (by default 1) or, if the cluster has "
+            "GPUs, a share of a GPU and of its node's CPUs. Default: one for each GPU, or else for each CPU.",
             rich_help_panel=FOR_CLUSTERS,
         ),
     ] = None
@@ -56,7 +59,7 @@ class EngineFlags:
         bool,
         typer.Option(
             "--ray-send-images",
-            help="Read images here and send them to the workers, which need not reach the files.",
+            help="Read images here and send them to the workers, which need not reach the files or object stores.",
             rich_help_panel=FOR_CLUSTERS,
         ),
     ] = False
@@ -78,8 +81,11 @@ def check_engine(engine: EngineFlags, **not_on_clusters: object) -> None:
         raise ConfigError(f"{', '.join(refused)}: not possible with --engine ray: leave out one of the two")
 
 
-def on_engine(engine: EngineFlags, models: ModelFlags, predictor: Predictor[Any]) -> Predictor[Any]:
-    """Return the predictor itself, or one that predicts as it does on a cluster. Raises `WorkerError`."""
+def on_engine(engine: EngineFlags, models: ModelFlags, predictor: Predictor[Any], *, max_bytes: int) -> Predictor[Any]:
+    """Return the predictor itself, or one that predicts as it does on a cluster. Raises `WorkerError`.
+
+    `max_bytes`: of an image that is read from a server.
+    """
     if engine.engine == "local":
         return predictor
     from tl.runtime.distributed.ray_predictor import RayPredictor, RaySettings
@@ -91,8 +97,17 @@ def on_engine(engine: EngineFlags, models: ModelFlags, predictor: Predictor[Any]
         device=models.device,
         threads=models.threads,
         sends_images=engine.ray_send_images,
+        max_bytes=max_bytes,
     )
     return RayPredictor(predictor, settings, warn)
+
+
+def sources_for(engine: EngineFlags, images: Inputs, *, reads_here: bool) -> Iterable[ImageSource]:
+    """Return the images to predict. Those on servers are opened here, or left to the engine's workers.
+
+    `reads_here`: this process needs the images, or their names without credentials, before they are predicted.
+    """
+    return images if engine.engine == "local" or reads_here else images.unopened()
 
 
 class _OneThread:

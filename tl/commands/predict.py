@@ -15,7 +15,7 @@ from tl.commands.box_flags import BoxFlags, check_needed, count_rows, in_archive
 from tl.commands.console import EXIT_INTERRUPTED, EXIT_SOME_FAILED, console_progress, warn
 from tl.commands.decoding import decode_processes
 from tl.commands.drawings import Drawings
-from tl.commands.engine_flags import EngineFlags, check_engine, local_models, on_engine
+from tl.commands.engine_flags import EngineFlags, check_engine, local_models, on_engine, sources_for
 from tl.commands.options import (
     ClassFlags,
     ModelFlags,
@@ -121,7 +121,9 @@ def _predict(request: PredictRequest, shard: Shard | None) -> bool:
         say_absent(boxes, inputs.names())
     inputs, listing = of_shard(inputs, shard)
     local = replace(request, models=local_models(request.engine, request.models))
-    predictor: AnyPredictor = on_engine(request.engine, request.models, _open(local, boxes, len(inputs)))
+    predictor: AnyPredictor = on_engine(
+        request.engine, request.models, _open(local, boxes, len(inputs)), max_bytes=images.max_file_size << 20
+    )
     plan = plan_sequences(request.sequences, request.files, inputs, listed, predictor)
     warn_if_dark(predictor, inputs.without_films())
     run = shard_run(shard, request.output.output, build_notes(request.files, plan), inputs, listing, predictor)
@@ -227,11 +229,12 @@ def _write_predictions(
 
     started = time.monotonic()
     total, what = count_rows(predictor.boxes, images)
+    sources = sources_for(request.engine, images, reads_here=request.files.exif or predictor.boxes is not None)
     try:
         with predictor, console_progress() as progress:
             progress.start("predicting", total, what)
             run_job(
-                *(predictor, images, output, tally),
+                *(predictor, sources, output, tally),
                 point_format=out.to,
                 links=links,
                 batch_size=out.batch_size,

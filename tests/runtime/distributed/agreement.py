@@ -14,7 +14,9 @@ from tl.runtime.streams import nothing_known
 
 
 def make_recipe(predictor: Predictor[Any]) -> Recipe:
-    return Recipe(dump_members(predictor.ensemble), predictor.with_votes, "cpu", 1, os.getcwd(), tl.__version__)
+    return Recipe(
+        dump_members(predictor.ensemble), predictor.with_votes, "cpu", 1, os.getcwd(), tl.__version__, 1 << 20
+    )
 
 
 def open_worker(recipe: Recipe) -> Worker:

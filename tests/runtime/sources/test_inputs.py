@@ -14,9 +14,9 @@ from tests.runtime.sources.test_archives import make_tar, make_zip
 from tl.errors import DataError, ImageReadError
 from tl.runtime import Classification, Failure, load
 from tl.runtime.imaging.decode import source_name
-from tl.runtime.sources.inputs import find_inputs
-from tl.runtime.sources.memory_files import UnreadableFile
-from tl.runtime.sources.paths import read_path_list
+from tl.runtime.sources.inputs import Archive, Inputs, find_inputs
+from tl.runtime.sources.memory_files import MemoryFile, UnreadableFile
+from tl.runtime.sources.paths import FoundImages, read_path_list
 
 RED = encode(solid((200, 10, 10)), "PNG")
 BLUE = encode(solid((10, 10, 200)), "PNG")
@@ -61,6 +61,16 @@ def test_find_inputs__listed_names_are_no_patterns_and_may_be_missing(tmp_path: 
     listed = [f"{tmp_path}/*.png", str(archive), f"{tmp_path}/gone.png", f"{tmp_path}/d", f"{tmp_path}/d/1.png"]
     found = find_inputs([], listed=listed)
     assert names(found) == [listed[0], f"{archive}/c.png", listed[2], f"{tmp_path}/d/1.png", listed[4]]
+
+
+def test_unopened__addresses_are_left_to_others(tmp_path: Path) -> None:
+    archive = make_zip(tmp_path / "z.zip", {"c.png": RED})
+    (tmp_path / "1.png").write_bytes(BLUE)
+    address = "http://127.0.0.1:1/a.png?token=x"  # nothing answers there
+    parts = (Archive(str(archive), 1, 0, 0, 0), FoundImages((str(tmp_path / "1.png"), address), 0, 0))
+    member, *others = Inputs(parts).unopened()
+    assert isinstance(member, MemoryFile)
+    assert others == [str(tmp_path / "1.png"), address]
 
 
 def test_find_inputs__damaged_archive(tmp_path: Path) -> None:

@@ -52,6 +52,11 @@ def connect(address: str) -> Any:
     return ray
 
 
+def list_nodes(ray: Any) -> list[dict[str, float]]:
+    """Return the resources of each node that is alive."""
+    return [dict(node["Resources"]) for node in ray.nodes() if node["Alive"]]
+
+
 def disconnect(ray: Any) -> None:
     """End the connection, and a cluster that was started with it."""
     with redirect_stdout(StringIO()):  # Ray prints what it has held back; source: its `LogDeduplicator.flush`

@@ -16,6 +16,8 @@ from dataclasses import dataclass
 from typing import Any, Generic, Protocol, TypeVar
 
 from tl.errors import TlError, WorkerError, first_line
+from tl.runtime.distributed.ray_cluster import list_nodes
+from tl.runtime.distributed.resources import ActorOptions, check_room
 from tl.runtime.distributed.worker import Recipe, Worker
 
 # One chunk is computed while the next one is on its way.
@@ -50,19 +52,12 @@ class _Task(Generic[Work]):
     losses: int = 0
 
 
-@dataclass(frozen=True)
-class ActorOptions:
-    """How many actors, and what each of them takes from the cluster."""
-
-    count: int
-    num_cpus: int
-    num_gpus: float
-
-
 class RayPool:
     """Actors that have opened the models. For one thread and one stream at a time.
 
-    `say` is called with what the user should know. Raises what `Worker.open` raises, once the first actor has answered.
+    Waits for room while others use the cluster, which is said once; if no node that is alive has room for an actor,
+    raises `WorkerError`. `say` is called with what the user should know. Raises what `Worker.open` raises, once the
+    first actor has answered.
     """
 
     def __init__(self, ray: Any, recipe: Recipe, options: ActorOptions, say: Callable[[str], None]) -> None:
@@ -81,6 +76,7 @@ class RayPool:
         self._lost: set[Any] = set()
         self._failed_starts = 0
         self._idle_since = time.monotonic()
+        self._has_said = False
         try:
             for _ in range(options.count):
                 self._start()
@@ -149,8 +145,11 @@ class RayPool:
         if self._running or self._idle:
             self._idle_since = time.monotonic()
         elif time.monotonic() - self._idle_since > _SECONDS_UNTIL_SAID:
-            self._say(f"waiting for room on the Ray cluster: {self._describe_need()}")
-            self._idle_since = float("inf")
+            check_room(list_nodes(self._ray), self._options)
+            if not self._has_said:
+                self._say(f"waiting for room on the Ray cluster: {self._options.describe()}")
+            self._has_said = True
+            self._idle_since = time.monotonic()  # and look again
         refs = [*self._running, *self._starting]
         ready, _ = self._ray.wait(refs, num_returns=1, timeout=_SECONDS_PER_WAIT)
         ended = []
@@ -213,10 +212,6 @@ class RayPool:
     def _end(self, actor: Any) -> None:
         with suppress(Exception):  # it is gone already, or the connection is
             self._ray.kill(actor)
-
-    def _describe_need(self) -> str:
-        gpus = f" and {self._options.num_gpus:g} GPU" if self._options.num_gpus else ""
-        return f"a worker needs {self._options.num_cpus} CPU{gpus}"
 
 
 def _last_line(error: Exception) -> str:

@@ -10,16 +10,18 @@ from io import BytesIO
 from typing import Any
 
 import tl
-from tl.errors import ConfigError, ImageReadError
-from tl.runtime.distributed.ray_cluster import connect, disconnect
-from tl.runtime.distributed.ray_pool import ActorOptions, RayPool
+from tl.errors import ImageReadError
+from tl.runtime.distributed.ray_cluster import connect, disconnect, list_nodes
+from tl.runtime.distributed.ray_pool import RayPool
+from tl.runtime.distributed.resources import plan_actors
 from tl.runtime.distributed.worker import Digested, Recipe, dump_members
-from tl.runtime.imaging.decode import source_name
 from tl.runtime.predictor import CUDA_BATCH, Predictor
 from tl.runtime.prefetch import prefetch_map
+from tl.runtime.sources.archives import MAX_MEMBER_BYTES
 from tl.runtime.sources.boxed_images import BoxedImage, PredictionSource, item_name
 from tl.runtime.sources.memory_files import MemoryFile, UnreadableFile
-from tl.runtime.sources.paths import read_content
+from tl.runtime.sources.paths import read_regular
+from tl.runtime.sources.remote import iter_opened, shown_name
 from tl.runtime.streams import Found, Known, nothing_known
 
 # Images per message: enough that messages cost little, few enough that all nodes end at about the same time.
@@ -33,9 +35,9 @@ _READERS, _READ_AHEAD = 8, 32
 class RaySettings:
     """Where and how images are predicted.
 
-    `address`: see `connect`. `actors`: number of workers, None for as many as the cluster has GPUs, if they are used,
-    or else CPUs. `device`: "auto" (GPUs if the cluster has any), "cpu" or "cuda". `threads`: CPUs of each worker.
-    `sends_images`: this process reads the images and sends them; otherwise workers read them, at the same paths.
+    `address`: see `connect`. `device`, `actors` (the number of workers) and `threads`: see `plan_actors`.
+    `sends_images`: this process reads the images and sends them; otherwise workers read them, at the same paths and
+    addresses. `max_bytes`: of an image that is read from a server.
     """
 
     address: str = "auto"
@@ -43,13 +45,14 @@ class RaySettings:
     device: str = "auto"
     threads: int | None = None
     sends_images: bool = False
+    max_bytes: int = MAX_MEMBER_BYTES
 
 
 class RayPredictor(Predictor[Found]):
     """Predicts streams of images on a Ray cluster, in input order; `predict` uses this process. For one thread.
 
     `predictor`: the same models opened in this process; it is used up. `say` is called with what the user should know.
-    Raises the errors of `connect` and those of opening the models on the nodes.
+    Raises the errors of `connect`, of `plan_actors` and those of opening the models on the nodes.
     """
 
     def __init__(
@@ -62,9 +65,11 @@ class RayPredictor(Predictor[Found]):
         ray = connect(settings.address)
         self._ray = ray
         try:
-            options, device = _plan_actors(ray.cluster_resources(), settings)
+            options, device = plan_actors(
+                list_nodes(ray), device=settings.device, count=settings.actors, threads=settings.threads
+            )
             self._is_cpu = device == "cpu"
-            self._sends_images = settings.sends_images
+            self._settings = settings
             recipe = Recipe(
                 members=dump_members(self.ensemble),
                 with_votes=self.with_votes,
@@ -72,6 +77,7 @@ class RayPredictor(Predictor[Found]):
                 threads=options.num_cpus,
                 folder=os.getcwd(),
                 version=tl.__version__,
+                max_bytes=settings.max_bytes,
             )
             self._pool = RayPool(ray, recipe, options, say)
         except BaseException:
@@ -89,8 +95,10 @@ class RayPredictor(Predictor[Found]):
         self._check_process()
         if self._pool is None:
             raise ValueError("this predictor is closed")
+        if self._settings.sends_images:
+            sources = iter_opened(sources, self._settings.max_bytes)
         items = self.items(sources)
-        if self._sends_images:
+        if self._settings.sends_images:
             items = prefetch_map(_with_content, items, workers=_READERS, ahead=_READ_AHEAD)
         usual = _CPU_IMAGES if self._is_cpu else _CUDA_IMAGES
         size = usual if batch_size is None else batch_size * math.ceil(usual / batch_size)
@@ -148,27 +156,8 @@ class _Images:
 
     def describe(self) -> str:
         """`a.jpg to b.jpg`."""
-        first, last = item_name(self.items[0]), item_name(self.items[-1])
+        first, last = (shown_name(item_name(self.items[i])) for i in (0, -1))
         return first if first == last else f"{first} to {last}"
-
-
-def _plan_actors(resources: dict[str, float], settings: RaySettings) -> tuple[ActorOptions, str]:
-    """Return the options of actors and their device, "cpu" or "cuda", for the resources of a cluster.
-
-    Raises `ConfigError` for a device that the cluster does not have.
-    """
-    cpus, gpus = int(resources.get("CPU", 0)), resources.get("GPU", 0)
-    if settings.device not in ("auto", "cpu", "cuda"):
-        raise ConfigError(f"device {settings.device!r}: Ray assigns GPUs to its workers: give auto, cpu or cuda")
-    if settings.device == "cuda" and not gpus:
-        raise ConfigError("device 'cuda': the Ray cluster has no GPU")
-    if settings.device == "cpu" or not gpus:
-        threads = settings.threads or 1
-        return ActorOptions(settings.actors or max(1, cpus // threads), threads, 0), "cpu"
-    count = settings.actors or int(max(1, gpus))
-    threads = settings.threads or max(1, cpus // count)
-    share = min(1.0, math.floor(gpus / count * 1000) / 1000)  # Ray counts in 1/10000
-    return ActorOptions(count, threads, share), "cuda"
 
 
 def _split(items: Iterable[PredictionSource], size: int) -> Iterator[list[PredictionSource]]:
@@ -196,14 +185,8 @@ def _with_content(item: PredictionSource) -> PredictionSource:
         return replace(item, source=_with_content(item.source))  # type: ignore[arg-type]  # a path stays an image
     if not isinstance(item, str | os.PathLike):
         return item
-    name = source_name(item)
+    name = os.fspath(item)
     try:
-        content, _ = read_content(item)
-        if isinstance(content, str | os.PathLike):  # a large file, which would have been opened by name
-            with open(content, "rb") as stream:
-                content = stream.read()
+        return MemoryFile(name, read_regular(name))
     except ImageReadError as error:
         return UnreadableFile(name, error.reason)
-    except OSError as error:
-        return UnreadableFile(name, error.strerror or str(error))
-    return MemoryFile(name, content)  # type: ignore[arg-type]  # bytes, of a path

@@ -19,6 +19,7 @@ from tl.runtime.predictor import Predictor
 from tl.runtime.session import Session
 from tl.runtime.sources.boxed_images import PredictionSource
 from tl.runtime.sources.paths import hash_file
+from tl.runtime.sources.remote import iter_opened
 from tl.runtime.streams import nothing_known
 
 
@@ -27,7 +28,7 @@ class Recipe:
     """What a worker needs to predict as this process does. Picklable.
 
     `members`: from `dump_members`. `device`, `threads`: of the worker. `folder`: the folder that names are relative
-    to. `version`: that of this process.
+    to. `version`: that of this process. `max_bytes`: of an image that the worker reads from a server.
     """
 
     members: bytes
@@ -36,6 +37,7 @@ class Recipe:
     threads: int
     folder: str
     version: str
+    max_bytes: int
 
 
 @dataclass(frozen=True)
@@ -50,6 +52,7 @@ class Worker:
 
     def __init__(self) -> None:
         self._predictor: Predictor[Any] | None = None
+        self._max_bytes = 0
 
     def open(self, recipe: Recipe) -> str:
         """Open the models and return the provider they run on.
@@ -71,6 +74,7 @@ class Worker:
             members = load_members(recipe.members, device=recipe.device)
         except TlError as error:
             raise type(error)(f"{node}: {error}", options=error.options) from error
+        self._max_bytes = recipe.max_bytes
         predictor = self._predictor = Predictor(members, with_votes=recipe.with_votes, threads=recipe.threads)
         return str(predictor.provider)
 
@@ -79,14 +83,16 @@ class Worker:
     ) -> list[tuple[str, Any]]:
         """Return digests and results as `Predictor.predict_unknown` does; without `hashes`, each digest is "".
 
+        Images that are given by addresses of servers are read here, with the credentials of this process.
         `only_digests`: return `Digested` for images that could be read, without predicting them.
         """
         if self._predictor is None:
             raise RuntimeError("this worker has not opened its models")
+        opened = iter_opened(items, self._max_bytes)
         if not hashes:
-            return [("", result) for result in self._predictor.predict_iter(items, batch_size=batch_size)]
+            return [("", result) for result in self._predictor.predict_iter(opened, batch_size=batch_size)]
         known = _digested if only_digests else nothing_known
-        return list(self._predictor.predict_unknown(items, known, batch_size=batch_size))
+        return list(self._predictor.predict_unknown(opened, known, batch_size=batch_size))
 
 
 def dump_members(members: Any) -> bytes:

@@ -10,7 +10,7 @@ from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from functools import partial
-from typing import cast
+from typing import TypeGuard, cast
 
 from tl.errors import ImageReadError
 from tl.runtime.imaging.decode import ImageSource
@@ -64,24 +64,31 @@ class Inputs:
         return count if self.frames is None else count + sum(self.frames.counts) - len(self.frames.counts)
 
     def __iter__(self) -> Iterator[ImageSource]:
+        return self._read(opens_remote=True)
+
+    def unopened(self) -> Iterator[ImageSource]:
+        """Yield the images as iteration does, except that those on servers are addresses, for others to read."""
+        return self._read(opens_remote=False)
+
+    def _read(self, *, opens_remote: bool) -> Iterator[ImageSource]:
         frames = self.frames
         for part in self.parts:
-            for source in self._sources(part):
-                if frames is not None and isinstance(source, str) and is_film(source):
+            for source in self._sources(part, opens_remote):
+                if frames is not None and _is_film_file(source):
                     yield from iter_frames(source, frames.every, frames.budget)
                 else:
                     yield source
 
-    def _sources(self, part: FoundImages | Archive) -> Iterator[ImageSource]:
+    def _sources(self, part: FoundImages | Archive, opens_remote: bool) -> Iterator[ImageSource]:
         if not isinstance(part, FoundImages):
             yield from part.images()
             return
-        for source in iter_opened(part.paths, self.max_bytes):
+        for source in iter_opened(part.paths, self.max_bytes) if opens_remote else part.paths:
             yield cast("ImageSource", source)  # without a box, as it was given
 
     def without_films(self) -> Iterator[ImageSource]:
         """Yield the images without those in films."""
-        return (source for source in replace(self, frames=None) if not (isinstance(source, str) and is_film(source)))
+        return (source for source in replace(self, frames=None) if not _is_film_file(source))
 
     @property
     def films(self) -> list[str]:
@@ -220,6 +227,10 @@ def _list_archive(path: str) -> Archive:
         else:
             kinds[_kind(member)] += 1
     return Archive(path, kinds["image"], len(hidden), kinds["other"], kinds["link"])
+
+
+def _is_film_file(source: ImageSource) -> TypeGuard[str]:
+    return isinstance(source, str) and is_film(source) and not is_remote(source)
 
 
 def _kind(member: Member) -> str:

@@ -257,11 +257,26 @@ def hash_file(path: str | os.PathLike[str]) -> str:
         return hashlib.file_digest(stream, "sha256").hexdigest()
 
 
-def _read_path(path: Path) -> tuple[ImageSource, str]:
+def read_regular(path: str) -> bytes:
+    """Return the content of a file of any size. Raises `ImageReadError` if it is missing or not a regular file."""
+    try:
+        _regular_bytes(Path(path))
+        with open(path, "rb") as stream:
+            return stream.read()
+    except OSError as error:
+        raise ImageReadError(path, error.strerror or str(error)) from error
+
+
+def _regular_bytes(path: Path) -> int:
+    """Return the size of a file. Raises `ImageReadError` for FIFOs and devices, `OSError`."""
     found = path.stat()
     if not stat.S_ISREG(found.st_mode):  # opening a FIFO would block forever
         raise ImageReadError(str(path), "not a regular file")
-    if found.st_size > _READ_WHOLE_BYTES:
+    return found.st_size
+
+
+def _read_path(path: Path) -> tuple[ImageSource, str]:
+    if _regular_bytes(path) > _READ_WHOLE_BYTES:
         return path, hash_file(path)
     content = path.read_bytes()
     return content, hashlib.sha256(content).hexdigest()
