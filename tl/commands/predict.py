@@ -210,8 +210,7 @@ def _write_predictions(
     from tl.runtime.output.writers import lists_failures
 
     out, output = request.output, request.output.output
-    models = [str(session.path) for session in predictor.ensemble.sessions]
-    names = images.names()
+    models, names = [str(session.path) for session in predictor.ensemble.sessions], images.names()
     links = plan_tasks(request.tasks, output, out.to, predictor.fields, models, names, overwrite=out.overwrite)
     tally = Tally()
     drawings = Drawings(predictor, request.landmarks.draw, request.classes.explain)
