@@ -18,6 +18,7 @@ from PIL import Image
 from tests.commands.conftest import RunTl
 from tests.composites import detection, make_composite, megadetector
 from tests.models import make_contract, make_model, solid
+from tests.serving.models import make_regression_model
 from tests.spots import USUAL_XY, make_spot_model, save_spots
 from tl.runtime.imaging.regions import BoxCrop
 from tl.runtime.output.claim import Claim
@@ -208,6 +209,70 @@ def test_predict__join_refuses_what_does_not_fit(run_tl: RunTl, many: Path, tmp_
     assert "contains no shards" in done.err
     assert "no such folder" in run_tl("predict", "--join", tmp_path / "no", "-o", tmp_path / "all.csv").err
     assert "give --out" in run_tl("predict", "--join", parts).err
+
+
+def test_predict__join_refuses_formats_that_one_run_refuses(
+    run_tl: RunTl, many: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    make_model(Path("color.onnx"))
+    make_regression_model(Path("numbers.onnx"))
+    save_spots(Path("spots/0.png"), USUAL_XY)
+    make_spot_model(Path("points.onnx"))
+    placed = [make_composite(Path("photos") / f"{i}.jpg", ["fox"], i)[0] for i in range(2)]
+    found = [[detection(placed[0].xywh)], []]
+    boxes = megadetector([{"file": f"photos/{i}.jpg", "detections": found[i]} for i in range(2)])
+    Path("md.json").write_text(json.dumps(boxes), encoding="utf-8")
+    make_model(Path("boxed.onnx"), contract=make_contract(boxes=BoxCrop(0.0, square=True)))
+    runs: dict[str, list[object]] = {
+        "classes": [many / "a", "-m", "color.onnx"],
+        "noted": [many / "a", "-m", "color.onnx", "--exif"],
+        "numbers": [many / "a", "-m", "numbers.onnx"],
+        "points": ["spots", "-m", "points.onnx", "--exif"],
+        "boxes": ["photos", "-m", "boxed.onnx", "--boxes", "md.json"],
+    }
+    for name, words in runs.items():
+        assert predict_shards(run_tl, 2, Path(name), *words, "--device", "cpu") == [0, 0]
+    formats = (("long", "csv"), ("cvat", "xml"), ("deeplabcut", "csv"), ("tps", "tps"), ("coco", "json"))
+    for name, to, suffix, fault in (
+        *(("classes", *named, "applies only to landmark models, but this is a classifier") for named in formats),
+        ("boxes", "labelstudio", "json", "--to labelstudio writes one task per image, without --sequence, --exif and"),
+        ("noted", "labelstudio", "json", "--to labelstudio writes one task per image, without --sequence, --exif and"),
+        ("numbers", "labelstudio", "json", "--to labelstudio does not apply to a model for regression"),
+        ("numbers", "long", "csv", "--to long does not apply to a model for regression"),
+        ("points", "tps", "tps", "--exif adds columns to tables, but out.tps is a landmark file"),
+    ):
+        one = run_tl("predict", *runs[name], "-o", f"out.{suffix}", "--to", to, "--device", "cpu")
+        done = run_tl("predict", "--join", name, "-o", f"out.{suffix}", "--to", to)
+        assert (done.code, done.err.splitlines()) == (one.code, one.err.splitlines()[-1:])
+        assert done.code == 1
+        assert fault in done.err
+        assert not list(tmp_path.glob("*out.*"))
+
+
+def test_predict__joined_tasks_equal_one_run(
+    run_tl: RunTl, many: Path, color_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    words = ["many", "-m", color_model, "--device", "cpu"]
+    tasks = ["--to", "labelstudio", "--image-root", "many", "--image-prefix", "s3://bucket/"]
+    assert run_tl("predict", *words, *tasks, "-o", "one.json").code == 3
+    predict_shards(run_tl, 3, Path("parts"), *words)
+    done = run_tl("predict", "--join", "parts", *tasks, "-o", "all.json")
+    assert done.code == 3, done.err
+    for suffix in ("json", "xml", "json.failed.csv"):
+        assert Path(f"all.{suffix}").read_bytes() == Path(f"one.{suffix}").read_bytes()
+    assert b'"s3://bucket/a/0.png"' in Path("all.json").read_bytes()
+    for more, fault in (
+        (["--engine", "ray"], "--engine: does not apply to --join"),
+        (["--ray-actors", "2"], "--ray-actors: does not apply to --join"),
+        (["--image-root", "many"], "--image-root and --image-prefix require --to labelstudio"),
+        (["--to", "labelstudio", "--image-root", "parts"], "is not in parts"),
+    ):
+        done = run_tl("predict", "--join", "parts", "-o", "new.json", *more)
+        assert done.code == 1
+        assert fault in done.err
+        assert not list(tmp_path.glob("new.*"))
 
 
 def test_predict__join_replaces_nothing(run_tl: RunTl, many: Path, color_model: Path, tmp_path: Path) -> None:

@@ -46,13 +46,6 @@ def test_read_images__split_folders(tmp_path: Path) -> None:
     assert images[0].name == "train/a/0.png"
 
 
-def test_read_images__folder_beside_train(tmp_path: Path) -> None:
-    for split in ("train", "photos"):
-        make_class_folders(tmp_path / "d" / split, 1, ("a", "b"))
-    with pytest.raises(DataError, match="unexpected folder 'photos'"):
-        read_images(tmp_path / "d")
-
-
 def test_read_images__manifest_with_split_and_group(tmp_path: Path) -> None:
     rows = [("x/1.png", "a", "train", "s1"), ("x/2.png", "b", " val ", "")]
     manifest = make_manifest(tmp_path / "labels.csv", rows, GROUPED)
@@ -238,18 +231,6 @@ def test_read_images__split_folders_by_other_usual_names(tmp_path: Path, names: 
     for name in names:
         make_class_folders(tmp_path / name, 1, ("a", "b"))
     assert [image.split for image in read_images(tmp_path)] == ["train", "train", "val", "val", "test", "test"]
-
-
-def test_read_images__split_folders_that_cannot_be_meant(tmp_path: Path) -> None:
-    make_class_folders(tmp_path / "data" / "test", 1, ("a", "b"))
-    with pytest.raises(DataError, match="'test' is probably a split, not a class, but there is no folder train"):
-        read_images(tmp_path / "data")
-    make_class_folders(tmp_path / "data" / "Train", 1, ("a", "b"))
-    with pytest.raises(DataError, match=r"the split folders are one level below, in .*data: use that folder"):
-        read_images(tmp_path)
-    make_class_folders(tmp_path / "data" / "training", 1, ("a", "b"))
-    with pytest.raises(DataError, match="'Train' and 'training' are both the same split"):
-        read_images(tmp_path / "data")
 
 
 def test_read_images__one_name_in_both_unicode_forms(tmp_path: Path) -> None:

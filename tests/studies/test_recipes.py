@@ -14,7 +14,8 @@ from tests.commands.conftest import RunTl
 from tests.commands.conftest import run_tl as run_tl
 from tests.studies.make import make_labels
 from tests.trainer.landmarks.make import make_spots
-from tl.data.manifests import SPLITS, LabeledImage, read_images
+from tl.data.class_folders import SPLITS
+from tl.data.manifests import LabeledImage, read_images
 from tl.runtime.imaging.preprocessing import build_preprocessing
 from tl.studies.study import read_study
 from tl.trainer.fit.augment import build_augment

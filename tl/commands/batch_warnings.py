@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any
 
 from tl.commands.console import warn
 
@@ -15,13 +15,17 @@ if TYPE_CHECKING:
 
 
 def warn_if_dark(predictor: Predictor[Any], sources: Iterable[ImageSource]) -> None:
-    """Warn if the first 16-bit images are far darker than the models expect."""
+    """Warn if the first 16-bit images are far darker than the models expect.
+
+    Addresses are skipped: each image is read from its server once, by the prediction.
+    """
     from tl.runtime.imaging.inspection import find_dark
-    from tl.runtime.sources.remote import iter_opened
+    from tl.runtime.sources.remote import is_remote
 
     contracts = [session.contract for session in predictor.ensemble.sessions if session.contract is not None]
     darkest = min((contract.preprocessing for contract in contracts), key=lambda one: one.bit_depth_max)
-    if warning := find_dark(cast("Iterable[ImageSource]", iter_opened(sources)), darkest.bit_depth_max, darkest):
+    local = (source for source in sources if not is_remote(source))
+    if warning := find_dark(local, darkest.bit_depth_max, darkest):
         warn(f"warning: {warning}")
 
 

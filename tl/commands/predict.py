@@ -94,8 +94,9 @@ def command(request: PredictRequest) -> None:
     Exit code 3 means that some images could not be read, as their rows tell, or not be drawn. A hidden folder beside
     the output records the finished images for --resume.
     """
-    others = [request.images, request.models, request.classes, request.landmarks, request.boxes]
-    if joined(request.shards, request.output, [*others, request.sequences, request.files]):
+    others: list[object] = [request.images, request.models, request.classes, request.landmarks, request.boxes]
+    others += [request.sequences, request.files, request.engine]
+    if joined(request.shards, request.output, request.tasks, others):
         return
     shard = check_shard(request.shards, request.output, request.sequences, request.files)
     if not _predict(replace(request, output=file_of_shard(request.output, shard)), shard):
@@ -125,7 +126,7 @@ def _predict(request: PredictRequest, shard: Shard | None) -> bool:
         request.engine, request.models, _open(local, boxes, len(inputs)), max_bytes=images.max_file_size << 20
     )
     plan = plan_sequences(request.sequences, request.files, inputs, listed, predictor)
-    warn_if_dark(predictor, inputs.without_films())
+    warn_if_dark(predictor, inputs.local())
     run = shard_run(shard, request.output.output, build_notes(request.files, plan), inputs, listing, predictor)
     is_complete = _write_predictions(predictor, inputs, request, plan)
     if run is not None:
@@ -160,9 +161,8 @@ def _open(request: PredictRequest, boxes: BoxList | None, count: int) -> AnyPred
         what = "but this model " + ("gives several labels" if task == "multilabel" else "predicts numbers")
         refuse_given(replace(classes, coverage=None, decode_processes=None), f"applies only to classifiers, {what}")
         refuse_given(replace(landmarks, merge=None), f"applies only to landmark models, {what}")
-        allowed = (None, "csv", "labelstudio" if task == "multilabel" else "csv")
-        if boxes is not None or request.output.to not in allowed:
-            raise ConfigError(f"--boxes and --to do not apply to a model for {task}")
+        if boxes is not None:
+            raise ConfigError(f"--boxes does not apply to a model for {task}")
         if task == "multilabel":
             refuse_given(landmarks, f"applies only to landmark models, {what}")
             found: AnyPredictor = open_multilabel_predictor(sessions, models, classes.coverage)
@@ -172,13 +172,9 @@ def _open(request: PredictRequest, boxes: BoxList | None, count: int) -> AnyPred
         return found
     if task == "landmarks":
         refuse_given(classes, "applies only to classifiers, but this is a landmark model")
-        if request.output.to == "megadetector":
-            raise ConfigError("--to megadetector applies only to classifiers, but this is a landmark model")
         single, scales = None if boxes is None else boxes.single(), _read_scales(landmarks.mm_per_px)
         return open_landmark_predictor(sessions, models, landmarks, boxes=single, mm_per_px=scales)
     refuse_given(landmarks, "applies only to landmark models, but this is a classifier")
-    if request.output.to not in (None, "csv", "megadetector", "labelstudio"):
-        raise ConfigError(f"--to {request.output.to} applies only to landmark models, but this is a classifier")
     check_needed(sessions, boxes is not None)
     if boxes is not None and classes.explain is not None:
         raise ConfigError("--explain explains whole images, and cannot be combined with --boxes")
@@ -216,7 +212,8 @@ def _write_predictions(
     from tl.runtime.output.writers import lists_failures
 
     out, output = request.output, request.output.output
-    links = plan_tasks(request.tasks, output, out.to, predictor, images, overwrite=out.overwrite)
+    models, names = [str(session.path) for session in predictor.ensemble.sessions], images.names()
+    links = plan_tasks(request.tasks, output, out.to, predictor.fields, models, names, overwrite=out.overwrite)
     tally = Tally()
     drawings = Drawings(predictor, request.landmarks.draw, request.classes.explain)
     drawings.check(images, replaces=out.overwrite or out.resume or out.retry_failed)

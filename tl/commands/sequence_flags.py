@@ -11,6 +11,7 @@ import typer
 
 from tl.commands.console import console_progress, warn
 from tl.commands.options import PathColumn
+from tl.commands.output_formats import check_format
 from tl.commands.requests import refuse_given
 from tl.errors import ConfigError, DataError
 
@@ -181,21 +182,16 @@ def check_choices(
     task: Task,
     boxes: Path | None,
 ) -> None:
-    """Raise `ConfigError` for options that do not apply. `boxes`: the file of boxes."""
+    """Raise `ConfigError` for options and a format that do not apply. `boxes`: the file of boxes."""
     from tl.runtime.output.sequence_rows import sequence_path
-    from tl.runtime.output.writers import lists_failures
 
-    if point_format == "labelstudio" and (flags.sequence is not None or files.exif or boxes is not None):
-        raise ConfigError("--to labelstudio writes one task per image, without --sequence, --exif and --boxes")
+    with_boxes, with_sequences = boxes is not None, flags.sequence is not None
+    check_format(point_format, output, task, boxes=with_boxes, exif=files.exif, sequences=with_sequences)
     if task != "classification":
-        if files.exif and output is not None and lists_failures(output, point_format):
-            raise ConfigError(f"--exif adds columns to tables, but {output} is a landmark file: give a name in .csv")
         refuse_given(flags, f"applies only to classifiers, but this is a model for {task}")
         return
     if boxes is not None and files.every is not None:
         raise ConfigError("--every predicts whole frames of films, and cannot be combined with --boxes")
-    if point_format == "megadetector" and (flags.sequence is not None or files.exif):
-        raise ConfigError("--sequence and --exif add to tables, and cannot be combined with --to megadetector")
     if flags.sequence is not None or files.every is not None:
         if output is None:
             given = "--sequence" if flags.sequence is not None else "--every"

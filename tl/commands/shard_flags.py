@@ -9,9 +9,11 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from tl.commands.console import EXIT_SOME_FAILED, console_progress, warn
+from tl.commands.output_formats import check_format
 from tl.commands.predict_flags import OutputFlags
 from tl.commands.requests import refuse_given
 from tl.commands.sequence_flags import FileFlags, SequenceFlags
+from tl.commands.task_flags import TaskFlags, plan_tasks
 from tl.errors import ConfigError, OutputError
 
 if TYPE_CHECKING:
@@ -109,18 +111,20 @@ def of_shard(inputs: Inputs, shard: Shard | None) -> tuple[Inputs, Listing]:
     return (inputs, Listing()) if shard is None else inputs.of_shard(shard)
 
 
-def joined(flags: ShardFlags, output: OutputFlags, others: list[object]) -> bool:
+def joined(flags: ShardFlags, output: OutputFlags, tasks: TaskFlags, others: list[object]) -> bool:
     """Join the shards of --join if it is given; returns whether it is. Exits if a row has an error."""
     if flags.join is None:
         return False
-    if not join(flags, output, others):
+    if not join(flags, output, tasks, others):
         raise typer.Exit(EXIT_SOME_FAILED)
     return True
 
 
-def join(flags: ShardFlags, output: OutputFlags, others: list[object]) -> bool:
+def join(flags: ShardFlags, output: OutputFlags, tasks: TaskFlags, others: list[object]) -> bool:
     """Join the shards of --join. Returns whether no row has an error. `others`: groups of flags that do not apply."""
-    from tl.runtime.output.shards import join_shards, read_shards
+    from tl.runtime.output.files import check_output
+    from tl.runtime.output.shards import iter_paths, join_shards, read_shards
+    from tl.runtime.results import ClassFields
 
     for group in others:
         refuse_given(group, "does not apply to --join, which predicts nothing")
@@ -133,11 +137,20 @@ def join(flags: ShardFlags, output: OutputFlags, others: list[object]) -> bool:
     if output.to == "megadetector":
         raise ConfigError("--to megadetector cannot be combined with --join")
     shards = read_shards(flags.join)
+    facts = shards[0].facts
+    has_boxes = isinstance(facts.fields, ClassFields) and facts.fields.boxes is not None
+    check_format(output.to, output.output, facts.task, boxes=has_boxes, exif=bool(facts.notes))
+    check_output(output.output, overwrite=output.overwrite)
+    links = plan_tasks(
+        *(tasks, output.output, output.to, facts.fields, facts.model_names, iter_paths(shards)),
+        overwrite=output.overwrite,
+    )
     with console_progress() as progress:
         progress.start("joining", sum(stored.rows for stored in shards), "rows")
         failed = join_shards(
             *(flags.join, output.output),
             point_format=output.to,
+            links=links,
             for_excel=output.excel,
             overwrite=output.overwrite,
             advance=progress.advance,

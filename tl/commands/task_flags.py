@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -16,8 +16,7 @@ from tl.errors import ConfigError
 
 if TYPE_CHECKING:
     from tl.runtime.labeling.label_studio_tasks import TaskLinks
-    from tl.runtime.predictor import Predictor
-    from tl.runtime.sources.inputs import Inputs
+    from tl.runtime.results import Fields
 
 _PANEL = "For Label Studio"
 ImageRoot = Annotated[
@@ -35,7 +34,7 @@ ImagePrefix = Annotated[
     typer.Option(
         "--image-prefix",
         help="--to labelstudio: what precedes these paths in the tasks, such as s3://bucket/photos/. Default: "
-        "/data/local-files/?d=, which is Label Studio's local storage.",
+        "/data/local-files/?d=, which is Label Studio's local storage. Addresses of images remain as they are.",
         metavar="TEXT",
         rich_help_panel=_PANEL,
     ),
@@ -68,25 +67,37 @@ def links_of(
 
 
 def plan_tasks(
-    flags: TaskFlags, output: Path | None, to: str | None, predictor: Predictor[Any], images: Inputs, *, overwrite: bool
+    flags: TaskFlags,
+    output: Path | None,
+    to: str | None,
+    fields: Fields,
+    models: Iterable[str],
+    names: Iterable[str],
+    *,
+    overwrite: bool,
 ) -> TaskLinks | None:
     """Return how the tasks of predictions refer to images, and write their labeling interface; None without tasks.
 
-    Raises `ConfigError`, `DataError` and `OutputError`, before any prediction.
+    `models`: the model files. `names`: the images as rows name them, which are read only for tasks. Raises
+    `ConfigError`, `DataError` and `OutputError`, before any prediction.
     """
     from tl.runtime.results import MultilabelFields, PointFields
+    from tl.runtime.sources.remote import is_remote
 
-    fields = predictor.fields
-    version = ", ".join(Path(session.path).stem for session in predictor.ensemble.sessions)
+    version = ", ".join(Path(model).stem for model in models)
     links = links_of(flags, version, is_asked=to == "labelstudio")
     if links is None:
         return None
     if output is None:
         raise ConfigError("--to labelstudio requires an output file: give --out tasks.json")
-    for name in images.names():
+    kinds = set()
+    for name in names:
         links.link(name)
+        kinds.add(is_remote(name))
         if not os.path.lexists(name) and any(parent.is_file() for parent in Path(name).parents):
             raise ConfigError(f"{name}: is in an archive or a film, and Label Studio needs files: extract it first")
+    if kinds == {True} and flags != TaskFlags():
+        raise ConfigError("--image-root and --image-prefix: all images are addresses, which tasks contain as they are")
     points = fields.keypoint_names if isinstance(fields, PointFields) else ()
     classes = () if isinstance(fields, PointFields) else getattr(fields, "class_names", ())
     write_interface(output, overwrite, classes, points, several=isinstance(fields, MultilabelFields))

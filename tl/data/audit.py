@@ -14,7 +14,8 @@ from typing import Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from tl.data.manifests import SPLITS, LabeledImage
+from tl.data.class_folders import SPLITS
+from tl.data.manifests import LabeledImage
 
 Kind = Literal[
     "duplicate across splits",

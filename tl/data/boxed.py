@@ -14,7 +14,8 @@ from functools import cache
 from pathlib import Path
 from typing import Literal
 
-from tl.data.manifests import SPLIT_NAMES, LabeledImage, ManifestColumns, check_labels, read_images
+from tl.data.class_folders import SPLIT_NAMES
+from tl.data.manifests import LabeledImage, ManifestColumns, check_labels, read_images
 from tl.errors import DataError, ImageReadError
 from tl.runtime.imaging.decode import read_size
 from tl.runtime.imaging.regions import BoxCrop

@@ -1,6 +1,6 @@
 """List the images of a data set with their labels and splits.
 
-Reads class folders, train/val/test folders, CSV manifests and files of labeling tools. Opens no images.
+Reads class folders (`class_folders`), CSV manifests and files of labeling tools. Opens no images.
 """
 
 from __future__ import annotations
@@ -15,29 +15,20 @@ from dataclasses import dataclass
 from difflib import get_close_matches
 from pathlib import Path
 
-from tl.data.remote_folders import iter_remote_folders
+from tl.data.class_folders import SPLIT_NAMES, SPLITS, iter_class_folders, iter_remote_folders
 from tl.errors import DataError
 from tl.runtime.ensembles.selective import REJECTED
 from tl.runtime.imaging.regions import Box, Region
 from tl.runtime.labeling.export import Annotators
 from tl.runtime.labeling.label_table import read_label_table
 from tl.runtime.labeling.tools import find_tool
-from tl.runtime.landmarks.files import contains_landmarks
 from tl.runtime.sources.box_files import BOX, row_box
 from tl.runtime.sources.boxed_images import BoxedImage
 from tl.runtime.sources.names import FileFinder, composed
-from tl.runtime.sources.paths import find_images, is_hidden
 from tl.runtime.sources.remote import remote_name
 from tl.runtime.sources.sequences import check_column, parse_rule
 from tl.runtime.sources.tables import Table, is_decoded, not_decoded
 
-SPLITS = ("train", "val", "test")
-# Other usual names of splits, in lower case.
-SPLIT_NAMES = {name: name for name in SPLITS} | {
-    **dict.fromkeys(("training",), "train"),
-    **dict.fromkeys(("valid", "validation"), "val"),
-    **dict.fromkeys(("testing",), "test"),
-}
 # Joins the numbers of an image's targets to its label; a missing number is "".
 TARGET_SEPARATOR = ";"
 # Usual ways to write a missing value in a CSV, in lower case.
@@ -119,7 +110,7 @@ def read_images(
     if address := remote_name(os.fspath(data)):
         if columns != ManifestColumns(columns.split):
             raise DataError(f"{address}: is read as a folder: columns, images and sequences are for CSV files")
-        images = [LabeledImage(*found) for found in iter_remote_folders(address.rstrip("/"), SPLIT_NAMES, say)]
+        images = [LabeledImage(*found) for found in iter_remote_folders(address.rstrip("/"), say)]
     elif root.is_dir() and find_tool(root) is None:
         if columns.sequence_column:
             raise DataError(
@@ -128,7 +119,7 @@ def read_images(
             )
         if columns != ManifestColumns(columns.split, sequence=columns.sequence):
             raise DataError(f"{root}: is a folder, but a path column, a label column and images are for CSV files")
-        images = _read_folders(root, say)
+        images = [LabeledImage(*found) for found in iter_class_folders(root, say)]
     elif root.exists():
         images = read_manifest(root, columns, say)
     else:
@@ -171,64 +162,6 @@ def hash_data(rows: Iterable[tuple[str, str, str]]) -> str:
     """Return the SHA-256 over each image's (content hash, label, split), independent of order."""
     lines = sorted("\t".join(row) + "\n" for row in rows)
     return hashlib.sha256("".join(lines).encode(errors="surrogateescape")).hexdigest()
-
-
-def _read_folders(root: Path, say: Callable[[str], None]) -> list[LabeledImage]:
-    """Read class folders, or split folders of class folders, whatever usual names these have."""
-    folders = sorted(entry for entry in root.iterdir() if entry.is_dir() and not is_hidden(entry.name))
-    splits: dict[str, list[Path]] = {}
-    for entry in folders:
-        splits.setdefault(SPLIT_NAMES.get(entry.name.casefold(), ""), []).append(entry)
-    if "train" not in splits:
-        _check_not_splits(root, folders, splits)
-        return _read_classes(root, root, "", say)
-    if twice := next((entries for split, entries in splits.items() if split and len(entries) > 1), None):
-        raise DataError(f"{root}: folders {' and '.join(repr(p.name) for p in twice)} are both the same split")
-    if "" in splits:
-        raise DataError(f"{root}: unexpected folder '{splits[''][0].name}': expected only train/, val/ and test/")
-    return [image for split in SPLITS if split in splits for image in _read_classes(splits[split][0], root, split, say)]
-
-
-def _read_classes(folder: Path, root: Path, split: str, say: Callable[[str], None]) -> list[LabeledImage]:
-    entries = sorted(entry for entry in folder.iterdir() if not is_hidden(entry.name))
-    classes = [entry for entry in entries if entry.is_dir()]
-    if not classes:
-        raise DataError(f"{folder}: contains no class folders; expected one folder of images per class")
-    images = []
-    hidden, others = 0, len(entries) - len(classes)
-    for entry in classes:
-        found = find_images([entry])
-        if not found.paths:
-            raise DataError(f"{entry}: this class folder contains no images: add images or remove it")
-        hidden, others = hidden + found.hidden, others + found.not_images
-        if found.not_images:
-            _say_landmarks(entry, say)
-        names = [Path(path).relative_to(root).as_posix() for path in found.paths]
-        label = composed(entry.name)
-        images += [LabeledImage(path, name, label, split) for path, name in zip(found.paths, names, strict=True)]
-    if hidden or others:
-        say(f"{folder}: skipped {hidden} hidden files and {others} that are not images, by name or location")
-    return images
-
-
-def _say_landmarks(folder: Path, say: Callable[[str], None]) -> None:
-    """Say if a class folder has a landmark file: its images may not be meant as one class."""
-    if found := next((path for path in sorted(folder.rglob("*")) if contains_landmarks(path)), None):
-        say(f"{found}: contains landmarks, but its folder is the class '{folder.name}': to use them, give this file")
-
-
-def _check_not_splits(root: Path, folders: Sequence[Path], splits: Mapping[str, Sequence[Path]]) -> None:
-    """Raise `DataError` for folders that look like splits without `train`, or for one folder that contains `train`."""
-    named = [entry.name for split, entries in splits.items() if split for entry in entries]
-    if named:
-        raise DataError(
-            f"{root}: folder '{named[0]}' is probably a split, not a class, but there is no folder train: "
-            "add one, or rename the folder"
-        )
-    for entry in folders:
-        inner = [p.name for p in entry.iterdir() if p.is_dir() and SPLIT_NAMES.get(p.name.casefold()) == "train"]
-        if inner:
-            raise DataError(f"{root}: the split folders are one level below, in {entry}: use that folder as data")
 
 
 # (where the row is, its cells by column) -> the label of the image, which may be empty. Raises `DataError`.

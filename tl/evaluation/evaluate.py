@@ -17,7 +17,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from tl.data.manifests import SPLIT_NAMES, SPLITS, LabeledImage, class_ids
+from tl.data.class_folders import SPLIT_NAMES, SPLITS
+from tl.data.manifests import LabeledImage, class_ids
 from tl.errors import DataError
 from tl.evaluation.metrics import classification_metrics, mcnemar_p, wilson_interval
 from tl.evaluation.ranks import rank_columns, rank_scores

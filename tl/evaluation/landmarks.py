@@ -13,7 +13,7 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from tl.data.manifests import SPLITS
+from tl.data.class_folders import SPLITS
 from tl.errors import DataError
 from tl.evaluation.metrics import Metrics
 from tl.progress import Progress

@@ -14,8 +14,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tl.data.audit import Finding, find_class_faults, find_duplicates, find_imbalance, find_near_duplicates
+from tl.data.class_folders import SPLITS
 from tl.data.file_audit import find_file_faults
-from tl.data.manifests import SPLITS
 from tl.evaluation.calibration import fit_useful_temperature, softmax
 from tl.evaluation.metrics import Metrics, classification_metrics, expected_calibration_error, wilson_interval
 from tl.evaluation.ranks import rank_scores

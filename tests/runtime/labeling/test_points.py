@@ -209,3 +209,16 @@ def test_tasks__written_points_are_found_again(tmp_path: Path) -> None:
     for image, other in zip(found.images, images, strict=True):
         assert image.name == other.name
         np.testing.assert_allclose(image.keypoints_xy, other.keypoints_xy, atol=1e-9)
+
+
+@pytest.mark.parametrize(
+    ("name", "link"),
+    [
+        ("s3://photos/ä 1.png", "s3://photos/ä 1.png"),
+        ("gcs://photos/a.png", "gs://photos/a.png"),
+        ("az://photos/a.png", "azure-blob://photos/a.png"),
+        ("https://me:hidden@host/a.png?X-Amz-Signature=hidden&v=2", "https://host/a.png?v=2"),
+    ],
+)
+def test_task_links__an_address_is_its_own_link(name: str, link: str) -> None:
+    assert TaskLinks("none", "/data/").link(name) == link

@@ -20,6 +20,7 @@ import orjson
 from tl.errors import DataError
 from tl.runtime.labeling.export import PIXEL_CENTER
 from tl.runtime.landmarks.sets import ImageLandmarks, LandmarkSet
+from tl.runtime.sources.remote import remote_name, shown_name
 
 # Names of the parts of the labeling interface, which results refer to.
 IMAGE, LABEL, KEYPOINTS = "image", "label", "keypoints"
@@ -27,6 +28,8 @@ IMAGE, LABEL, KEYPOINTS = "image", "label", "keypoints"
 LOCAL_FILES = "/data/local-files/?d="
 # Storage whose paths are not URLs, so that nothing in them is escaped.
 _BUCKETS = ("s3://", "gs://", "azure-blob://", "azure_spi://")
+# Schemes of fsspec -> those of Label Studio, where these differ.
+_STORAGE_SCHEMES = {"gcs": "gs", "az": "azure-blob"}
 # Diameter of a point, in percent of the image's width.
 _POINT_WIDTH = 0.5
 
@@ -35,7 +38,7 @@ Task = dict[str, Any]
 
 @dataclass(frozen=True)
 class TaskLinks:
-    """How tasks refer to images: by `prefix` and the path of the image below the folder `root`.
+    """How tasks refer to images: by `prefix` and the path of the image below the folder `root`, or by its address.
 
     `model_version`: name of the predictions in Label Studio. `find`: name of an image -> its path.
     """
@@ -46,7 +49,12 @@ class TaskLinks:
     find: Callable[[str], str] = str
 
     def link(self, name: str) -> str:
-        """Return the URL of an image. Raises `DataError` for an image that is not below `root`."""
+        """Return the URL of an image, which for an address is itself without credentials.
+
+        Raises `DataError` for a file that is not below `root`.
+        """
+        if address := remote_name(name):
+            return _storage_url(shown_name(address))
         path = os.path.abspath(self.find(name))
         relative = os.path.relpath(path, os.path.abspath(self.root))
         if relative.split(os.sep)[0] == "..":
@@ -57,6 +65,12 @@ class TaskLinks:
             )
         path = Path(relative).as_posix()
         return self.prefix + (path if self.prefix.startswith(_BUCKETS) else quote(os.fsencode(path)))
+
+
+def _storage_url(address: str) -> str:
+    """Return an address with the scheme that Label Studio has for its store."""
+    scheme, _, rest = address.partition("://")
+    return f"{_STORAGE_SCHEMES.get(scheme, scheme)}://{rest}"
 
 
 def class_task(row: dict[str, Any], links: TaskLinks) -> Task:

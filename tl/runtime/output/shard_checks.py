@@ -8,11 +8,19 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from tl.errors import DataError
+from tl.runtime.model_file.contract import Task
 from tl.runtime.output.columns import ColumnType
-from tl.runtime.results import Fields
+from tl.runtime.results import ClassFields, Fields, MultilabelFields, PointFields, RegressionFields
 from tl.runtime.sources.shards import Shard
 
 _SHOWN = 10  # problems in a message
+# Task -> the fields of its results.
+FIELDS: dict[Task, type[Fields]] = {
+    "classification": ClassFields,
+    "landmarks": PointFields,
+    "multilabel": MultilabelFields,
+    "regression": RegressionFields,
+}
 
 
 @dataclass(frozen=True)
@@ -27,6 +35,16 @@ class ShardFacts:
     key: str
     fields: Fields
     notes: dict[str, ColumnType]
+
+    @property
+    def task(self) -> Task:
+        """The task of the models."""
+        return next(task for task, kind in FIELDS.items() if isinstance(self.fields, kind))
+
+    @property
+    def model_names(self) -> list[str]:
+        """The names of the model files."""
+        return [name.partition(":")[2] for name in self.models]
 
 
 @dataclass(frozen=True)
@@ -88,7 +106,7 @@ def _foreign(shards: Sequence[StoredShard]) -> list[str]:
     count = next((each.images for each in shards if each.listing == listing), 0)
     for each in shards:
         if tuple(each.facts.models.values()) != models:
-            shown = ", ".join(name.partition(":")[2] for name in each.facts.models)
+            shown = ", ".join(each.facts.model_names)
             faults.append(f"{each.path.stem} was predicted with other model files ({shown})")
         elif (each.facts.key, tuple(each.facts.notes)) != key:
             faults.append(f"{each.path.stem} was predicted with other settings or columns")

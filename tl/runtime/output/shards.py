@@ -13,7 +13,7 @@ import json
 import os
 import re
 from array import array
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from operator import itemgetter
 from pathlib import Path
 from typing import Any, get_args
@@ -22,17 +22,17 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tl.errors import DataError
+from tl.runtime.labeling.label_studio_tasks import TaskLinks
 from tl.runtime.model_file.strict_json import parse_json
 from tl.runtime.output.claim import Claim, claim_output
 from tl.runtime.output.columns import ColumnType, build_columns
 from tl.runtime.output.files import atomic_path, check_output, write_text
 from tl.runtime.output.job import job_key
 from tl.runtime.output.notes import NotedColumns, Notes, insert_cells
-from tl.runtime.output.shard_checks import ShardFacts, StoredShard, check_shards
+from tl.runtime.output.shard_checks import FIELDS, ShardFacts, StoredShard, check_shards
 from tl.runtime.output.stored_rows import csv_row, parse_row
 from tl.runtime.output.writers import GivenFormat, ResultWriter, lists_failures, open_writer
 from tl.runtime.predictor import Predictor
-from tl.runtime.results import ClassFields, MultilabelFields, PointFields, RegressionFields
 from tl.runtime.sources.boxed_images import BoxList
 from tl.runtime.sources.inputs import Inputs
 from tl.runtime.sources.paths import hash_file
@@ -40,12 +40,6 @@ from tl.runtime.sources.shards import Listing, Shard
 
 _VERSION = 1
 _PIECE_BYTES = 1 << 18  # of a shard, in memory at a time
-_KINDS: dict[str, type[Any]] = {
-    "classification": ClassFields,
-    "landmarks": PointFields,
-    "multilabel": MultilabelFields,
-    "regression": RegressionFields,
-}
 
 
 def shard_facts(predictor: Predictor[Any], output: Path, notes: Notes) -> ShardFacts:
@@ -72,7 +66,6 @@ def finish_shard(
         )
     with atomic_path(output.with_suffix(".npy")) as temporary, temporary.open("wb") as stream:
         np.save(stream, np.frombuffer(positions, np.uint64))
-    kind = next(name for name, cls in _KINDS.items() if isinstance(facts.fields, cls))
     plain = {
         "tl_shard": _VERSION,
         "shard": shard.number,
@@ -83,7 +76,7 @@ def finish_shard(
         "models": facts.models,
         "key": facts.key,
         "notes": facts.notes,
-        "task": kind,
+        "task": facts.task,
         "fields": dataclasses.asdict(facts.fields),
         "sha256": digest,
     }
@@ -146,7 +139,7 @@ def _read(path: Path) -> StoredShard:
     if not isinstance(plain, dict) or plain["tl_shard"] != _VERSION:
         raise ValueError("not written by this version of tl")
     what: Any = plain
-    kind = _KINDS[what["task"]]
+    kind: type[Any] = FIELDS[what["task"]]
     values = {name: tuple(value) if isinstance(value, list) else value for name, value in what["fields"].items()}
     if not set(what["notes"].values()) <= set(get_args(ColumnType)):
         raise ValueError("unknown types of columns")
@@ -187,6 +180,7 @@ def join_shards(
     output: str | os.PathLike[str],
     *,
     point_format: GivenFormat | None = None,
+    links: TaskLinks | None = None,
     for_excel: bool = False,
     overwrite: bool = False,
     advance: Callable[[], None] = lambda: None,
@@ -205,12 +199,21 @@ def join_shards(
         if lists_failures(claim.output, point_format):
             check_output(claim.failed_list, overwrite=overwrite)
             claim.failed_list.unlink(missing_ok=True)
-        opened = open_writer(claim.output, facts.fields, point_format, claim.rows, for_excel, columns=columns)
+        opened = open_writer(
+            *(claim.output, facts.fields, point_format, claim.rows, for_excel), columns=columns, links=links
+        )
         with opened as writer:
             for _, row in heapq.merge(*map(_rows, shards), key=itemgetter(0)):
                 writer.write_row(_as_written(row, facts, columns, writer))
                 advance()
     return sum(stored.failed for stored in shards)
+
+
+def iter_paths(shards: Iterable[StoredShard]) -> Iterator[str]:
+    """Yield the path of each row, shard by shard."""
+    for stored in shards:
+        for _, row in _rows(stored):
+            yield str(parse_row(row)["path"])
 
 
 def _as_written(row: str, facts: ShardFacts, columns: NotedColumns, writer: ResultWriter) -> str:

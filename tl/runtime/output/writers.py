@@ -189,7 +189,7 @@ def open_writer(
     Landmarks can also be written as `.tps` and `.json` (COCO keypoints), or in the format `point_format`; failed images
     are then listed in `NAME.failed.csv`. Classes of `boxes` can be written as "megadetector". `for_excel`: see
     `write_excel_csv`. `columns`: None for those of `fields`. "labelstudio" writes
-    tasks whose images are found by `links`. The file gets its name when all rows are written. Until
+    tasks whose images are found by `links`, which it requires. The file gets its name when all rows are written. Until
     then, and after an error, the rows are in `partial` (`NAME.partial`), as JSON lines unless the output is a plain
     `.csv`. Raises `OutputError`, and `MissingExtraError` for a format without its package.
     """
@@ -225,6 +225,18 @@ def _megadetector_finisher(final: Path, fields: Fields, boxes: BoxList | None) -
     return lambda lines: write_megadetector(lines, final, known, names, fields.classifiers)
 
 
+def _check_fits(final: Path, fields: Fields, point_format: GivenFormat | None) -> None:
+    """Raise `OutputError` for a format that cannot hold such results."""
+    if point_format in (None, "csv") or isinstance(fields, PointFields):
+        return
+    if point_format != "labelstudio":
+        raise OutputError(f"{final}: format {point_format} is only for landmarks")
+    if not isinstance(fields, ClassFields | MultilabelFields):
+        raise OutputError(f"{final}: format labelstudio is only for classes, labels and landmarks")
+    if isinstance(fields, ClassFields) and fields.boxes is not None:
+        raise OutputError(f"{final}: format labelstudio is only for whole images, and not for boxes")
+
+
 def _finisher(
     final: Path,
     fields: Fields,
@@ -244,8 +256,12 @@ def _finisher(
         raise OutputError(f"{final}: expected a name that ends in {', '.join(known[:-1])} or {known[-1]}")
     if point_format is not None and kind != SUFFIXES[point_format]:
         raise OutputError(f"{final}: expected the extension {SUFFIXES[point_format]} for format {point_format}")
-    if point_format == "labelstudio" and isinstance(fields, ClassFields | MultilabelFields):
-        return lambda lines: write_class_tasks(lines, final, links or TaskLinks())
+    _check_fits(final, fields, point_format)
+    if point_format == "labelstudio":
+        if links is None:
+            raise ValueError("format labelstudio needs links")
+        if isinstance(fields, ClassFields | MultilabelFields):
+            return lambda lines: write_class_tasks(lines, final, links)
     is_point_file = lists_failures(final, point_format)
     if for_excel and (kind != ".csv" or is_point_file):
         raise OutputError(f"{final}: only a CSV table can be written for Excel; .xlsx needs no option")

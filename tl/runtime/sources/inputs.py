@@ -28,7 +28,7 @@ from tl.runtime.sources.paths import (
     is_hidden,
     is_image_name,
 )
-from tl.runtime.sources.remote import check_reachable, is_remote, iter_opened, list_remote, shown_name
+from tl.runtime.sources.remote import check_reachable, is_remote, iter_opened, list_remote, remote_name, shown_name
 from tl.runtime.sources.shards import Listing, Shard
 
 # Programs at a time that tell the length of a film.
@@ -89,6 +89,14 @@ class Inputs:
     def without_films(self) -> Iterator[ImageSource]:
         """Yield the images without those in films."""
         return (source for source in replace(self, frames=None) if not _is_film_file(source))
+
+    def local(self) -> Iterator[ImageSource]:
+        """Yield the images of files and archives: none in a film, and none from a server, which nothing is read of."""
+        for part in self.parts:
+            if isinstance(part, FoundImages):
+                yield from (path for path in part.paths if not (is_remote(path) or is_film(path)))
+            else:
+                yield from part.images()
 
     @property
     def films(self) -> list[str]:
@@ -199,7 +207,9 @@ def find_inputs(
 
 
 def _located(name: str, finder: FileFinder, images: str | os.PathLike[str] | None) -> str:
-    if is_remote(name) or (images is None and os.path.lexists(name)):
+    if address := remote_name(name):
+        return address
+    if images is None and os.path.lexists(name):
         return name
     found = finder.find(name)
     return name if found is None else found if images is not None else os.path.normpath(found)
@@ -210,8 +220,8 @@ def _expanded(given: str) -> list[str]:
 
 
 def _find(given: str, every: float | None) -> FoundImages | Archive:
-    if is_remote(given):
-        names, is_folder = list_remote(given)
+    if address := remote_name(given):
+        names, is_folder = list_remote(address)
         return collect_images(((name, is_folder) for name in names), packed=True)
     return (
         _list_archive(given) if is_archive(given) else find_images([given], with_films=every is not None, packed=True)

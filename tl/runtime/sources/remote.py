@@ -61,7 +61,8 @@ def shown_name(name: str) -> str:
     """Return an address as rows show it, without credentials; any other name as it is."""
     if not is_remote(name) or ("?" not in name and "@" not in name):
         return name
-    if not name.lower().startswith("http"):
+    name = remote_name(name)
+    if not name.startswith("http"):
         return name
     parts = urlsplit(name)
     kept = [
@@ -91,9 +92,10 @@ def _opened(source: PredictionSource, max_bytes: int) -> PredictionSource:
         return source if isinstance(opened, BoxedImage) else replace(source, source=opened)  # type: ignore[arg-type]
     if not isinstance(source, str) or not is_remote(source):
         return source
-    name = shown_name(source)
+    address = remote_name(source)
+    name = shown_name(address)
     try:
-        return MemoryFile(name, read_remote(source, max_bytes))
+        return MemoryFile(name, read_remote(address, max_bytes))
     except ImageReadError as error:
         return UnreadableFile(name, error.reason)
 
@@ -144,7 +146,7 @@ def list_remote(name: str) -> tuple[Iterator[str], bool]:
 
     Otherwise they are the object itself, or the sorted matches of a pattern. As `paths` lists local folders, the
     objects of a folder come before its folders, and hidden folders are named and not opened. Raises `DataError`, also
-    during iteration.
+    during iteration. `name`: as of `remote_name`.
     """
     scheme = name.partition("://")[0].lower()
     if scheme.startswith("http"):

@@ -15,7 +15,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tl.data.audit import Finding
-from tl.data.manifests import SPLITS, LabeledImage
+from tl.data.class_folders import SPLITS
+from tl.data.manifests import LabeledImage
 from tl.data.sequences import tie_sequences
 from tl.errors import ConfigError, DataError
 from tl.runtime.imaging.regions import Region, region_of_points, widen
