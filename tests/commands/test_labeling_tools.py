@@ -11,7 +11,7 @@ from PIL import Image
 
 from tests.commands.conftest import RunTl
 from tests.models import make_model, solid
-from tests.runtime.labeling.exports import choice, key_point, save_json, save_photos, task
+from tests.runtime.labeling.exports import choice, key_point, save_json, save_photos, task, via_image, via_project
 from tests.spots import USUAL_XY, make_spot_model, save_spots
 
 
@@ -130,6 +130,27 @@ def test_convert__task_annotators_and_faults(run_tl: RunTl, tmp_path: Path) -> N
         done = run_tl("convert", *words)
         assert done.code == 1
         assert message in done.err
+
+
+def test_convert__via_with_several_attributes(run_tl: RunTl, tmp_path: Path) -> None:
+    save_photos(tmp_path, ["a.png"])
+    image = via_image("a.png", {"sex": "f"}, ("tip", 3, 4))
+    image["regions"][0]["region_attributes"]["side"] = "left"
+    path, out = save_json(tmp_path / "via.json", via_project(image)), tmp_path / "out.csv"
+    done = run_tl("convert", path, "-o", out)
+    assert done.code == 1
+    assert "has 2 point attributes, 'part', 'side': name the one to use" in done.err
+    assert "--label-column part" in done.err
+    done = run_tl("convert", path, "-o", out, "--label-column", "part")
+    assert done.code == 0, done.err
+    [row] = read_rows(out)
+    assert (row["x_tip"], row["y_tip"]) == ("3", "4")
+    done = run_tl("convert", path, "-o", out, "--overwrite", "--label-column", "sex")
+    assert done.code == 1
+    assert "--task classification" in done.err
+    done = run_tl("convert", path, "-o", out, "--overwrite", "--label-column", "sex", "--task", "classification")
+    assert done.code == 0, done.err
+    assert read_rows(out) == [{"path": "a.png", "label": "f"}]
 
 
 def test_train__export_of_a_labeling_tool(run_tl: RunTl, tmp_path: Path) -> None:

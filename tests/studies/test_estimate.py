@@ -9,6 +9,7 @@ import pytest
 
 from tests.commands.conftest import RunTl
 from tests.commands.conftest import run_tl as run_tl
+from tests.runtime.labeling.exports import choice, key_point, save_json, save_photos, task
 from tests.studies.make import make_labels, make_study
 from tl.studies.estimate import EXPORT_SECONDS, estimate_after, estimate_seconds
 from tl.studies.selection import LATENCY_SECONDS
@@ -39,6 +40,14 @@ def test_estimate_seconds__features_are_computed_once(labels: Path, tmp_path: Pa
     )
     assert len(heads) == 3
     assert estimate_seconds(heads) == estimate_seconds(heads[:1]) > 0
+
+
+def test_estimate_seconds__classes_of_a_file_that_has_points_too(tmp_path: Path) -> None:
+    save_photos(tmp_path, [f"{i}.png" for i in range(10)])
+    answers = [[choice("cat" if i % 2 else "dog"), *([] if i else [key_point("tip", 5, 5)])] for i in range(10)]
+    path = save_json(tmp_path / "x.json", [task(i, f"{i}.png", each) for i, each in enumerate(answers)])
+    [run] = make_runs(tmp_path, path, variants={"a": {"task": "classification", "method": "scratch"}})
+    assert estimate_seconds([run]) > 0  # by its points, there is one image and nothing to hold out
 
 
 def test_estimate_after__models_that_will_be_selected(labels: Path, tmp_path: Path) -> None:

@@ -127,6 +127,7 @@ def _write_labels(request: ConvertRequest, output: Path, *, several: bool) -> No
     """Write a CSV of labels, with paths relative to its folder."""
     from tl.data.label_sets import read_label_sets
     from tl.data.manifests import ManifestColumns, read_images
+    from tl.runtime.output.columns import LABEL_SEPARATOR
     from tl.runtime.output.files import write_text
     from tl.runtime.sources.tables import csv_text
 
@@ -143,7 +144,8 @@ def _write_labels(request: ConvertRequest, output: Path, *, several: bool) -> No
         path = Path(os.path.relpath(image.path, output.parent)).as_posix()
         rows.append([path, image.label, *([image.split] if has_splits else [])])
     write_text(output, csv_text(rows))
-    names = {name for image in found for name in (image.label.split(";") if several else [image.label]) if name}
+    given = [image.label.split(LABEL_SEPARATOR) if several else [image.label] for image in found]
+    names = {name for labels in given for name in labels if name}
     warn(f"{len(found)} images with {len(names)} {'labels' if several else 'classes'}; {output}")
 
 

@@ -44,13 +44,13 @@ def read_label_sets(
 
     Raises `DataError`.
     """
-    table = _read(data, columns)
+    table = _read(data, columns, say)
     if columns.targets:
         names, read_label = tuple(map(composed, columns.targets)), _column_reader(table, columns.targets)
         _check_names(table.where, names)
     else:
         names, read_label = (), _cell_reader(_label_column(table, columns))
-    images = read_manifest(Path(data), columns, say, read_label)
+    images = read_manifest(Path(data), columns, say, read_label, table)
     found = [(image, name.removeprefix(UNKNOWN)) for image in images for name in _split(image.label)]
     names = names or tuple(sorted({name for _, name in found}))
     if not names:
@@ -70,14 +70,14 @@ def read_label_sets_of(
 
     Raises `DataError`.
     """
-    table = _read(data, columns)
+    table = _read(data, columns, say)
     own = {composed(column): column for column in table.columns}
     if columns.label is None and set(names) <= own.keys():
         read_label = _column_reader(table, [own[name] for name in names])
     else:
         column = _label_column(table, columns, [name for name in names if name not in own])
         read_label = _cell_reader(column)
-    images = read_manifest(Path(data), columns, say, read_label)
+    images = read_manifest(Path(data), columns, say, read_label, table)
     label_matrix(images, names)  # rejects other names
     return images
 
@@ -152,7 +152,7 @@ def label_folds(
     return [(own, held) for own, held in folds if len(held)]
 
 
-def _read(data: str | os.PathLike[str], columns: ManifestColumns) -> Table:
+def _read(data: str | os.PathLike[str], columns: ManifestColumns, say: Callable[[str], None]) -> Table:
     path = Path(data)
     if not path.is_file() and find_tool(path) is None:
         raise DataError(
@@ -160,7 +160,7 @@ def _read(data: str | os.PathLike[str], columns: ManifestColumns) -> Table:
             "label or one column of names"
         )
     return read_label_table(
-        path, images=columns.images, label=columns.label, several=True, annotators=columns.annotators
+        path, images=columns.images, label=columns.label, several=True, annotators=columns.annotators, say=say
     )
 
 

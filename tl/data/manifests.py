@@ -169,20 +169,20 @@ LabelReader = Callable[[str, Mapping[str, str]], str]
 
 
 def read_manifest(
-    manifest: Path, columns: ManifestColumns, say: Callable[[str], None], read_label: LabelReader | None = None
+    manifest: Path,
+    columns: ManifestColumns,
+    say: Callable[[str], None],
+    read_label: LabelReader | None = None,
+    table: Table | None = None,
 ) -> list[LabeledImage]:
     """The images of a CSV manifest, or of a labeling tool's file. Labels are not compared. Raises `DataError`.
 
-    `read_label` replaces the label column and `columns.targets`, for images that may have several labels.
+    `read_label` replaces the label column and `columns.targets`, for images that may have several labels. `table`: the
+    table of the file, None to read it here.
     """
     several = bool(read_label or columns.targets)
-    table = read_label_table(
-        manifest,
-        images=columns.images,
-        label=columns.label,
-        several=several,
-        annotators=columns.annotators,
-        say=say,
+    table = table or read_label_table(
+        manifest, images=columns.images, label=columns.label, several=several, annotators=columns.annotators, say=say
     )
     used = {
         "path": table.column("path", columns.path),

@@ -131,7 +131,7 @@ def _expected(config: TrainConfig, embedded: set[str]) -> float:
 
 def _counts(config: TrainConfig) -> Counter[str]:
     val_fraction = settled(config.val_fraction)
-    names = ("data", "images", "path_column", "label_column", "split_column", *_BOX_OPTIONS)
+    names = ("data", "task", "images", "path_column", "label_column", "split_column", *_BOX_OPTIONS)
     return _count_images(TrainConfig(**{name: getattr(config, name) for name in names}), val_fraction, config.per_class)
 
 
@@ -155,7 +155,7 @@ def _network_key(config: TrainConfig) -> TrainConfig:
 @cache
 def _count_images(config: TrainConfig, val_fraction: float, per_class: int | None) -> Counter[str]:
     """`config`: with only the options that select the images."""
-    if is_landmark_file(config.data):
+    if config.task == "landmarks" or (config.task is None and is_landmark_file(config.data)):
         annotated = read_landmarks(config.data, config.images, label=config.label_column).images
         labeled = [LabeledImage(each.name, each.name, "", each.split, each.group) for each in annotated]
     else:

@@ -17,7 +17,7 @@ def save_photos(folder: Path, names: Sequence[str], wh: tuple[int, int] = WH) ->
     for i, name in enumerate(names):
         path = folder / name
         path.parent.mkdir(parents=True, exist_ok=True)
-        Image.fromarray(np.full((wh[1], wh[0], 3), 40 * i, np.uint8)).save(path)
+        Image.fromarray(np.full((wh[1], wh[0], 3), 40 * i % 256, np.uint8)).save(path)
 
 
 def save_json(path: Path, parsed: Any) -> Path:

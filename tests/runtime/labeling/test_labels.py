@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -24,6 +25,7 @@ from tl.data.label_sets import read_label_sets
 from tl.data.manifests import ManifestColumns, read_images
 from tl.errors import DataError
 from tl.runtime.labeling.tools import find_tool, has_several_labels
+from tl.runtime.landmarks.files import image_finder, is_landmark_file, read_landmarks
 
 LOCAL = "/data/local-files/?d="
 
@@ -279,3 +281,85 @@ def test_label_name__for_a_tool_without_names(tmp_path: Path) -> None:
     path = _text("x.xml", cvat(cvat_image("a.png", '<tag label="cat"/>')))(tmp_path)
     with pytest.raises(DataError, match="files of cvat have nothing called 'species'"):
         rows(path, label="species")
+
+
+def test_via__classes_of_a_file_with_several_point_attributes(tmp_path: Path) -> None:
+    save_photos(tmp_path, ["a.png"])
+    image = via_image("a.png", {"sex": "f"}, ("tip", 3, 4))
+    image["regions"][0]["region_attributes"]["side"] = "left"
+    path = save_json(tmp_path / "v.json", via_project(image))
+    said: list[str] = []
+    assert rows(path, said) == rows(path, label="sex") == [("a.png", "f", "")]
+    assert said == ["v.json: 1 regions of the kind point are not used"]
+    with pytest.raises(DataError, match=r"v\.json: 'side' is an attribute of points, not of files"):
+        rows(path, label="side")
+    with pytest.raises(DataError, match=r"v\.json: has no file attribute 'sax' \(found: 'sex'\)"):
+        rows(path, label="sax")
+
+
+def _min_row(number: int, **fields: Any) -> dict[str, Any]:
+    return {"id": number, "annotation_id": number, "updated_at": "2026", "image": f"{LOCAL}{number}.png", **fields}
+
+
+def test_json_min__says_which_text_is_the_class(tmp_path: Path) -> None:
+    save_photos(tmp_path, ["1.png", "2.png"])
+    path = tmp_path / "min.json"
+    said: list[str] = []
+    save_json(path, [_min_row(1, camera="north"), _min_row(2, camera="south")])
+    assert [label for _, label, _ in rows(path, said)] == ["north", "south"]
+    assert said == ["min.json: 2 values of the field 'camera' are used as classes"]
+    said.clear()
+    rows(path, said, label="camera")
+    assert said == ["min.json: reads column 'camera' as label"]
+    said.clear()
+    save_json(path, [_min_row(1, species="cat"), _min_row(2, species={"choices": ["dog"]})])
+    rows(path, said)  # only a choice is an object
+    assert said == []
+    save_json(path, [_min_row(1, camera="north", species="cat"), _min_row(2, camera="south", species="dog")])
+    with pytest.raises(DataError, match="has 2 choices, 'camera', 'species': name the one to use"):
+        rows(path)
+    points = [{"x": 5, "y": 5, "keypointlabels": ["tip"]}]
+    save_json(path, [_min_row(1, camera="north", species="cat", parts=points)])
+    with pytest.raises(DataError, match="has 2 choices, 'camera', 'species': name the one to use"):
+        rows(path)
+
+
+def test_images__are_looked_for_where_those_of_points_are(tmp_path: Path) -> None:
+    save_photos(tmp_path, ["photos/a.png"])
+    (tmp_path / "labels/tool").mkdir(parents=True)
+    both = task(1, f"{LOCAL}photos/a.png", [choice("cat"), key_point("tip", 50, 50)])
+    path = save_json(tmp_path / "labels/tool/x.json", [both])
+    [image] = read_images(path)
+    assert Path(image.path).samefile(tmp_path / "photos/a.png")
+    [pointed] = read_landmarks(path).images
+    assert Path(image_finder(path)(pointed.name)).samefile(image.path)
+
+
+EXPORTS = {
+    "x.json": json.dumps([task(1, "a.png", [choice("cat")])]),
+    "v.json": json.dumps(via_project(via_image("a.png", {"species": "cat"}))),
+    "v.csv": "filename,file_size,file_attributes,region_count,region_id,region_shape_attributes,region_attributes\n"
+    'a.png,7,"{""species"":""cat""}",0,0,"{}","{}"\n',
+    "x.xml": cvat(cvat_image("a.png", '<tag label="cat"/>')),
+    "m.csv": "path,label,labels\na.png,cat,cat\n",
+}
+
+
+@pytest.mark.parametrize("name", EXPORTS)
+def test_file__is_read_at_most_twice(tmp_path: Path, name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    save_photos(tmp_path, ["a.png"])
+    path, opened = _text(name, EXPORTS[name])(tmp_path), 0
+    read_bytes = Path.read_bytes
+
+    def count(self: Path) -> bytes:
+        nonlocal opened
+        opened += self == path
+        return read_bytes(self)
+
+    monkeypatch.setattr(Path, "read_bytes", count)
+    assert not is_landmark_file(path)
+    assert not is_landmark_file(path)  # as commands do that check their options first
+    assert not has_several_labels(path)
+    _, [image] = read_label_sets(str(path), ManifestColumns(), lambda line: None)
+    assert image.label == "cat"
+    assert 1 <= opened <= 2

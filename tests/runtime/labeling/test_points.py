@@ -119,8 +119,11 @@ def test_via__whole_pixels(tmp_path: Path) -> None:
     assert is_landmark_file(tmp_path / "v.csv")
     assert xy(tmp_path / "v.csv") == xy(path)
     image["regions"][0]["region_attributes"]["side"] = "left"
+    assert is_landmark_file(save_json(path, via_project(image)))
     with pytest.raises(DataError, match="has 2 point attributes, 'part', 'side'"):
-        read_landmarks(save_json(path, via_project(image)))
+        read_landmarks(path)
+    with pytest.raises(DataError, match="'sex' is an attribute of files, not of points"):
+        read_landmarks(path, label="sex")
     assert xy(path, label="part") == {"a.png": {"tip": (3, 4), "base": (0, 0)}}
 
 

@@ -10,7 +10,7 @@ from tl.errors import DataError
 from tl.runtime.landmarks.files import image_finder
 from tl.runtime.sources.box_files import read_boxes
 from tl.runtime.sources.inputs import find_inputs
-from tl.runtime.sources.names import FileFinder
+from tl.runtime.sources.names import FileFinder, image_folders
 
 DECOMPOSED = unicodedata.normalize("NFD", "Käfer.jpg")
 
@@ -77,3 +77,13 @@ def test_read_boxes__listed_on_windows(folder: Path) -> None:
     (folder / "boxes.csv").write_text("Filename;box_x;box_y;box_w;box_h\nphotos\\ant_30.jpg;1,5;2;3;4\n")
     boxes = read_boxes(folder / "boxes.csv").single()
     assert boxes[str(folder / "photos/ANT_30.jpg")].xywh == (1.5, 2.0, 3.0, 4.0)
+
+
+def test_image_folders__one_rule(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "a/b").mkdir(parents=True)
+    expected = [tmp_path / "a/b", tmp_path / "a/b/images", tmp_path / "a", tmp_path]
+    assert image_folders(tmp_path / "a/b/points.csv", None) == expected
+    assert image_folders(tmp_path / "a/b", None) == expected  # a folder of files
+    monkeypatch.chdir(tmp_path / "a")
+    assert image_folders("b/points.csv", None) == expected
+    assert image_folders("b/points.csv", "photos") == [Path("photos")]

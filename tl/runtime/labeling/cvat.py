@@ -5,6 +5,7 @@ Source: https://docs.cvat.ai/docs/other/xml_format.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Iterator
 from xml.etree import ElementTree
 
@@ -34,6 +35,11 @@ _SUBSETS = {split: subset for subset, split in _SPLITS.items()}
 def is_cvat(text: str) -> bool:
     """Return whether an XML text, which may be cut off, is of CVAT."""
     return "<annotations" in text[:4096]
+
+
+def has_points(text: str) -> bool:
+    """Return whether an XML text has a shape of points. It need not be parsed: in a text, `<` is written `&lt;`."""
+    return re.search(r"<points[\s/>]", text) is not None
 
 
 def read(text: str, where: str) -> ToolFile:

@@ -13,7 +13,6 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import cache
-from pathlib import Path
 from typing import Any, Literal
 from urllib.parse import parse_qs, unquote, urlsplit
 
@@ -22,6 +21,8 @@ from tl.runtime.sources.names import FileFinder, composed
 
 # How the answers of several annotators become one: the last one, or the one that most of them gave.
 Annotators = Literal["latest", "majority"]
+# What a file is read for.
+Wanted = Literal["classes", "points"]
 # The center of the top-left pixel is (0, 0) here, and (0.5, 0.5) in tools that measure from the corner of the image.
 PIXEL_CENTER = 0.5
 # Label Studio puts eight hexadecimal digits before the name of an uploaded file.
@@ -78,10 +79,12 @@ class ToolFile:
 class Reading:
     """How to read a file.
 
-    `label`: the control or attribute that holds the class or the name of a point, None for the only one. `size`: names
+    `wanted`: what it is read for; the other one may be ambiguous, and is then left out. `label`: the control or
+    attribute that holds the class or the name of a point, None for the only one. `size`: names
     of an image -> (height, width) as the tool shows it, for files that state points in percent without it.
     """
 
+    wanted: Wanted
     label: str | None = None
     annotators: Annotators = "latest"
     size: Callable[[Sequence[str]], tuple[int, int]] | None = None
@@ -132,14 +135,12 @@ def size_of(height: Any, width: Any, place: str) -> tuple[int, int] | None:
     return size_hw
 
 
-def one_name(found: Iterable[str], given: str | None, where: str, what: str, *, is_optional: bool = False) -> str:
+def one_name(found: Iterable[str], given: str | None, where: str, what: str) -> str:
     """Return the name in use of a class or of points: `given`, else the only one; "" without any. Raises `DataError`.
 
-    `what`: what is named, for messages. `is_optional`: return "" if several could be meant.
+    `what`: what is named, for messages.
     """
     names = list(dict.fromkeys(found))
-    if given is None and len(names) > 1 and is_optional:
-        return ""
     listed = ", ".join(f"'{name}'" for name in names)
     if given is not None and given not in names:
         raise DataError(f"{where}: has no {what} '{given}' (found: {listed or 'none'})")
@@ -147,6 +148,12 @@ def one_name(found: Iterable[str], given: str | None, where: str, what: str, *, 
         options = [f"label_column={name}" for name in names]
         raise DataError(f"{where}: has {len(names)} {what}s, {listed}: name the one to use", options=options)
     return given or next(iter(names), "")
+
+
+def only_name(found: Iterable[str]) -> str:
+    """Return the only name, "" if there are none or several: for what a file is not read for."""
+    names = list(dict.fromkeys(found))
+    return names[0] if len(names) == 1 else ""
 
 
 def check_points(points: Sequence[ToolPoint], place: str) -> tuple[ToolPoint, ...]:
@@ -181,14 +188,6 @@ def _tails(path: str) -> tuple[str, ...]:
     words = [word for word in path.replace("\\", "/").split("/") if word not in ("", ".")]
     tails = tuple("/".join(words[start:]) for start in range(len(words)) if ".." not in words[start:])
     return tuple(dict.fromkeys((path, *tails)))
-
-
-def folders_of(path: str | os.PathLike[str], images: str | os.PathLike[str] | None) -> list[Path]:
-    """Return where the images of a tool's file or folder are looked for: in `images`, else beside it."""
-    if images is not None:
-        return [Path(images)]
-    here = Path(path) if os.path.isdir(path) else Path(path).parent
-    return [here, here / "images"]
 
 
 def resolve(images: Sequence[ToolImage], folders: Sequence[str | os.PathLike[str]]) -> list[tuple[str, str | None]]:

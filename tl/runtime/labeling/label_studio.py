@@ -24,6 +24,7 @@ from tl.runtime.labeling.export import (
     names_of,
     number,
     one_name,
+    only_name,
     reading_of,
     size_of,
     used_point_names,
@@ -66,6 +67,15 @@ def is_label_studio(parsed: Any) -> bool:
     return isinstance(first, dict) and (isinstance(first.get("data"), dict) or {"annotation_id", "id"} <= first.keys())
 
 
+def has_points(parsed: list[Any]) -> bool:
+    """Return whether an annotation of a file has a key point, whatever it is called. Raises `DataError`."""
+    with reading_of("", TOOL):
+        if not isinstance(parsed[0].get("data"), dict):
+            return any(_is_points(value) for row in parsed for value in row.values())
+        done = [each for task in parsed for each in _annotations(task) if not each.get("was_cancelled")]
+        return any(result.get("type") == _POINTS for each in done for result in each["result"])
+
+
 def read(parsed: list[Any], where: str, reading: Reading) -> ToolFile:
     """Return all annotated images. Raises `DataError` naming the task."""
     context = _Context(reading, Passed())
@@ -81,9 +91,8 @@ def read(parsed: list[Any], where: str, reading: Reading) -> ToolFile:
 def _read_tasks(tasks: Sequence[Mapping[str, Any]], where: str, context: _Context) -> list[ToolImage]:
     key = _image_key([task["data"] for task in tasks], where)
     results = [result for task in tasks for each in _annotations(task) for result in each["result"]]
-    has_points = any(result.get("type") == _POINTS for result in results)
     controls = [result["from_name"] for result in results if _is_class(result)]
-    context.control = one_name(controls, context.reading.label, where, "choice", is_optional=has_points)
+    context.control = _control(controls, where, context.reading)
     images = []
     for count, task in enumerate(tasks, start=1):
         place = f"{where}: task {task.get('id', count)}"
@@ -99,6 +108,13 @@ def _read_tasks(tasks: Sequence[Mapping[str, Any]], where: str, context: _Contex
             answers = [_read_annotation(each, names, place, context) for each in done]
             images.append(_combine(answers, names, place, context))
     return images
+
+
+def _control(found: Sequence[str], where: str, reading: Reading) -> str:
+    """Return the choices in use. For points, classes are of no account: several choices are no fault."""
+    if reading.wanted == "points" and reading.label is None:
+        return only_name(found)
+    return one_name(found, reading.label, where, "choice")
 
 
 def _annotations(task: Mapping[str, Any]) -> list[Mapping[str, Any]]:
@@ -226,7 +242,8 @@ def _read_min(rows: Sequence[Mapping[str, Any]], where: str, context: _Context) 
     fields = dict.fromkeys(name for row in rows for name in row if name not in _MIN_FIELDS and name != key)
     choices = [name for name in fields if any(_as_choices(row.get(name)) for row in rows)]
     points = [name for name in fields if any(_is_points(row.get(name)) for row in rows)]
-    context.control = one_name(choices, context.reading.label, where, "choice", is_optional=bool(points))
+    context.control = _control(choices, where, context.reading)
+    _say_taken(rows, context)
     for name in fields:
         if name not in (*points, context.control):
             context.passed(f"fields '{name}' are not used", sum(bool(row.get(name)) for row in rows))
@@ -243,6 +260,17 @@ def _read_min(rows: Sequence[Mapping[str, Any]], where: str, context: _Context) 
         done = [answer for answer in answers if answer.labels or answer.points]
         images.append(_combine(done or answers, names[task], f"{where}: task {task}", context))
     return images
+
+
+def _say_taken(rows: Sequence[Mapping[str, Any]], context: _Context) -> None:
+    """Count the classes of a field that nobody has named, and that may be a text of the task's data.
+
+    JSON-MIN writes one choice like such a text, and several choices as an object.
+    """
+    values = [row.get(context.control) for row in rows]
+    is_sure = context.reading.label is not None or any(isinstance(value, dict) for value in values)
+    if context.control and context.reading.wanted == "classes" and not is_sure:
+        context.passed(f"values of the field '{context.control}' are used as classes", sum(map(bool, values)))
 
 
 def _read_row(

@@ -10,12 +10,11 @@ from collections.abc import Callable
 from pathlib import Path
 
 from tl.errors import DataError
-from tl.runtime.labeling.export import Annotators, Reading, ToolFile, ToolImage, folders_of, resolve
+from tl.runtime.labeling.export import Annotators, Reading, ToolFile, ToolImage, resolve
 from tl.runtime.labeling.tools import find_tool, read_tool_file
+from tl.runtime.output.columns import LABEL_SEPARATOR
+from tl.runtime.sources.names import image_folders
 from tl.runtime.sources.tables import Table, read_table
-
-# Joins the labels of an image that may have several, as in `data.label_sets`.
-_SEPARATOR = ";"
 
 
 def read_label_table(
@@ -29,7 +28,7 @@ def read_label_table(
 ) -> Table:
     """Read a CSV, or the file of a labeling tool as a table with path, label (or labels) and split.
 
-    `images`: folder of the images, None for the file's folder and `images/` in it; paths are relative to the first.
+    `images`: folder of the images; see `image_folders`. Paths are relative to the first of these folders.
     `label`: the name of the label column, or of the choice or attribute that holds the class. `several`: images may
     have several labels, or none. `say` receives what of the file is not used. Raises `DataError`.
     """
@@ -37,7 +36,7 @@ def read_label_table(
     if find_tool(path) is None and path.suffix.lower() not in (".json", ".xml"):
         return read_table(path)
     column = label or ("labels" if several else "label")
-    file = read_tool_file(path, Reading(label, annotators, size=lambda names: (1, 1)))
+    file = read_tool_file(path, Reading("classes", label, annotators, size=lambda names: (1, 1)))
     judged = [image for image in file.images if _is_judged(image, several=several)]
     if not judged:
         raise DataError(_nothing(path, file))
@@ -47,7 +46,7 @@ def read_label_table(
         say(f"{file.where}: {unlabeled} images without a class were left out")
     if file.has_points:
         say(f"{file.where}: its points are not used, only its classes")
-    folders = folders_of(path, images)
+    folders = image_folders(path, images)
     rows = []
     for line, (image, (name, found)) in enumerate(zip(judged, resolve(judged, folders), strict=True), start=1):
         relative = os.path.relpath(found, folders[0]) if found is not None else name
@@ -63,9 +62,9 @@ def _is_judged(image: ToolImage, *, several: bool) -> bool:
 def _label(image: ToolImage, *, several: bool) -> str:
     labels = image.labels or ()
     if several:
-        if bad := [label for label in labels if _SEPARATOR in label or label.startswith("?")]:
-            raise DataError(f"{image.place}: label '{bad[0]}' has '{_SEPARATOR}' or begins with '?': rename it")
-        return _SEPARATOR.join(labels)
+        if bad := [label for label in labels if LABEL_SEPARATOR in label or label.startswith("?")]:
+            raise DataError(f"{image.place}: label '{bad[0]}' has '{LABEL_SEPARATOR}' or begins with '?': rename it")
+        return LABEL_SEPARATOR.join(labels)
     if len(labels) > 1:
         raise DataError(
             f"{image.place}: has {len(labels)} classes ({', '.join(labels)}): keep one, or train for several labels",

@@ -38,6 +38,12 @@ def is_labelme(parsed: Any) -> bool:
     return isinstance(parsed, dict) and {"shapes", "imagePath"} <= parsed.keys()
 
 
+def has_points(parsed: Mapping[str, Any]) -> bool:
+    """Return whether a shape of one file is a point. Raises `DataError`."""
+    with reading_of("", TOOL):
+        return any(shape.get("shape_type") == _POINT for shape in parsed["shapes"])
+
+
 def read(parsed: Mapping[str, Any], where: str) -> ToolFile:
     """Return the image of one file. Raises `DataError`."""
     passed = Passed()

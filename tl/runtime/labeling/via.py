@@ -22,6 +22,7 @@ from tl.runtime.labeling.export import (
     names_of,
     number,
     one_name,
+    only_name,
     reading_of,
     truthy,
     used_point_names,
@@ -58,6 +59,19 @@ def is_via_csv(columns: Sequence[str]) -> bool:
     return set(columns) >= _CSV_COLUMNS
 
 
+def has_points(parsed: Mapping[str, Any]) -> bool:
+    """Return whether a region of a JSON file is a point, whatever its attributes. Raises `DataError`."""
+    with reading_of("", TOOL):
+        entries = parsed.get(_METADATA, parsed).values()
+        return any(_has_points(_json_file(entry, "")) for entry in entries)
+
+
+def has_points_csv(text: str, where: str) -> bool:
+    """Return whether a region of a CSV file is a point, whatever its attributes. Raises `DataError`."""
+    with reading_of(where, TOOL):
+        return any(_has_points(file) for file in _csv_files(text, where))
+
+
 def read(parsed: Mapping[str, Any], where: str, reading: Reading) -> ToolFile:
     """Return all images of a JSON file. Raises `DataError` naming the image."""
     with reading_of(where, TOOL):
@@ -68,6 +82,12 @@ def read(parsed: Mapping[str, Any], where: str, reading: Reading) -> ToolFile:
 
 def read_csv(text: str, where: str, reading: Reading) -> ToolFile:
     """Return all images of a CSV file, which has one row per region. Raises `DataError` naming the row."""
+    files = _csv_files(text, where)
+    with reading_of(where, TOOL):
+        return _build(files, where, reading, "")
+
+
+def _csv_files(text: str, where: str) -> list[_File]:
     table = parse_table(text.removeprefix("#"), where)  # VIA 1 writes #filename
     files: dict[str, _File] = {}
     for line, row in table.rows:
@@ -77,8 +97,7 @@ def read_csv(text: str, where: str, reading: Reading) -> ToolFile:
             known = files.setdefault(row["filename"], _File(f"{where}: {row['filename']}", row["filename"], own, ()))
             regions = [*known.regions, (shape, named)] if shape else known.regions
             files[row["filename"]] = _File(known.place, known.name, {**known.attributes, **own}, regions)
-    with reading_of(where, TOOL):
-        return _build(list(files.values()), where, reading, "")
+    return list(files.values())
 
 
 def _csv_order() -> tuple[str, str, str]:
@@ -102,23 +121,40 @@ def _json_file(entry: Mapping[str, Any], where: str) -> _File:
     return _File(f"{where}: {entry['filename']}", entry["filename"], entry.get("file_attributes") or {}, pairs)
 
 
+def _is_point(shape: Mapping[str, Any]) -> bool:
+    return shape.get("name") == _POINT
+
+
+def _has_points(file: _File) -> bool:
+    return any(_is_point(shape) for shape, _ in file.regions)
+
+
 def _build(files: Sequence[_File], where: str, reading: Reading, prefix: str) -> ToolFile:
     passed = Passed()
-    points = [named for file in files for shape, named in file.regions if shape.get("name") == _POINT]
-    region_names = [name for named in points for name in _used(named)]
-    file_names = [name for file in files for name in _used(file.attributes)]
-    is_of_region = reading.label in region_names
-    region = one_name(region_names, reading.label if is_of_region else None, where, "point attribute")
-    given = None if is_of_region else reading.label
-    own = one_name(file_names, given, where, "file attribute", is_optional=bool(points))
+    of_regions = [name for file in files for shape, named in file.regions if _is_point(shape) for name in _used(named)]
+    of_files = [name for file in files for name in _used(file.attributes)]
+    is_of_points = reading.wanted == "points"
+    if is_of_points:
+        if reading.label in set(of_files) - set(of_regions):
+            why = "is an attribute of files, not of points"
+            raise DataError(f"{where}: '{reading.label}' {why}", options=["task=classification"])
+        region, own = one_name(of_regions, reading.label, where, "point attribute"), only_name(of_files)
+    else:
+        if reading.label in set(of_regions) - set(of_files):
+            why = "is an attribute of points, not of files"
+            raise DataError(f"{where}: '{reading.label}' {why}", options=["task=landmarks"])
+        region, own = "", one_name(of_files, reading.label, where, "file attribute")
     images = []
     for file in files:
         with reading_of(file.place, TOOL):
-            found = check_points(list(_points(file, region, passed)), file.place)
+            found = check_points(list(_points(file, region, passed)), file.place) if is_of_points else ()
             labels = tuple(_values(file.attributes.get(own))) if own else ()
             names = (*((prefix + file.name,) if prefix else ()), *names_of(file.name))
             images.append(ToolImage(file.place, names, labels or None, found))
-    if unused := [name for name in file_names if name != own]:
+            if not is_of_points:
+                for shape, _ in file.regions:
+                    passed(f"regions of the kind {shape.get('name')} are not used")
+    if unused := [name for name in of_files if name != own]:
         passed(f"attributes of files are not used ({', '.join(dict.fromkeys(unused))})", len(unused))
     return ToolFile(where, tuple(images), used_point_names(images), passed.remarks())
 
@@ -126,7 +162,7 @@ def _build(files: Sequence[_File], where: str, reading: Reading, prefix: str) ->
 def _points(file: _File, attribute: str, passed: Passed) -> Iterator[ToolPoint]:
     """Yield the points of an image. VIA counts whole pixels from 0, as this project does."""
     for shape, named in file.regions:
-        if shape.get("name") != _POINT:
+        if not _is_point(shape):
             passed(f"regions of the kind {shape.get('name')} are not used")
             continue
         values = list(_values(named.get(attribute)))

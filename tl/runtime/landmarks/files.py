@@ -26,7 +26,7 @@ from tl.runtime.landmarks import coco, deeplabcut, long_csv, tool_files, tps, wi
 from tl.runtime.landmarks.sets import OCCLUDED, ImageLandmarks, LandmarkSet, numbered_names
 from tl.runtime.landmarks.stated_sizes import check_stated_sizes
 from tl.runtime.output.files import write_text
-from tl.runtime.sources.names import FileFinder, composed
+from tl.runtime.sources.names import FileFinder, composed, image_folders
 from tl.runtime.sources.tables import decode_text, header_of, read_text
 
 
@@ -94,7 +94,7 @@ def read_landmarks(
     path = Path(path)
     find = image_finder(path, images)
     if find_tool(path) is not None:
-        folders = _image_folders(path, images)
+        folders = image_folders(path, images)
         landmarks = tool_files.read(path, folders, lambda found: _size(found, from_stored), label, annotators)
     else:
         landmarks = _read_format(path, read_text(path), lambda name: _size(find(name), from_stored)[0])
@@ -226,11 +226,10 @@ def image_sizes(find: Callable[[str], str]) -> Size:
 def image_finder(path: str | os.PathLike[str], images: str | os.PathLike[str] | None = None) -> Callable[[str], str]:
     """Return a function that maps an image name in a landmark file to the image's path.
 
-    It searches `images` if given; otherwise the file's folder, `images/` in it, and the two folders above it, which
-    DeepLabCut's names are relative to; see `FileFinder` for names from other systems. In `images`, a file name without
-    its folders is enough. The function raises `DataError` for an image that is not found.
+    It searches the folders of `image_folders`; see `FileFinder` for names from other systems. In `images`, a file name
+    without its folders is enough. The function raises `DataError` for an image that is not found.
     """
-    folders = _image_folders(Path(path), images)
+    folders = image_folders(Path(path), images)
     finder = FileFinder(folders, by_file_name=images is not None)
 
     def find(name: str) -> str:
@@ -240,13 +239,6 @@ def image_finder(path: str | os.PathLike[str], images: str | os.PathLike[str] | 
         raise DataError(f"{Path(path).name}: image {name} was not found in {looked}", options=["images=FOLDER"])
 
     return find
-
-
-def _image_folders(path: Path, images: str | os.PathLike[str] | None) -> list[Path]:
-    if images is not None:
-        return [Path(images)]
-    here = path.absolute() if path.is_dir() else path.absolute().parent
-    return [here, here / "images", *here.parents[:2]]
 
 
 def _format_of(path: Path, text: str) -> Format:

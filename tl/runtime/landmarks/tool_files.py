@@ -40,7 +40,7 @@ def read(
             )
         return size(found)
 
-    file = read_tool_file(path, Reading(label, annotators, size_of))
+    file = read_tool_file(path, Reading("points", label, annotators, size_of))
     pointed = [image for image in file.images if image.points]
     if not pointed:
         raise DataError(_nothing(path, file))

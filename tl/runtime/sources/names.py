@@ -10,6 +10,7 @@ import re
 import unicodedata
 from collections.abc import Sequence
 from functools import cache
+from pathlib import Path
 
 from tl.errors import DataError
 
@@ -19,6 +20,18 @@ _DRIVE = re.compile(r"[A-Za-z]:(?=[\\/])|\\\\(?=[^\\])")
 def composed(name: str) -> str:
     """Return a name in Unicode's composed form (NFC): macOS writes the same letters decomposed."""
     return unicodedata.normalize("NFC", name)
+
+
+def image_folders(path: str | os.PathLike[str], images: str | os.PathLike[str] | None) -> list[Path]:
+    """Return where the images that a file of annotations names are looked for, in this order.
+
+    `images` alone if it is given; otherwise the file's folder (`path` itself if it is a folder), `images/` in it, and
+    the two folders above it, which the names in DeepLabCut's files are relative to.
+    """
+    if images is not None:
+        return [Path(images)]
+    here = Path(path).absolute() if os.path.isdir(path) else Path(path).absolute().parent
+    return [here, here / "images", *here.parents[:2]]
 
 
 class FileFinder:
