@@ -93,9 +93,7 @@ def test_sweep_page__cost_of_known_training_times(
     """A setting of unknown training time is not drawn as if it took none."""
     study = read_study(make_study(tmp_path / "s.yaml", tmp_path))
     settings = build_settings(runs, "classification")
-    settings = [
-        replace(each, train_seconds=each.train_seconds if i >= 3 - known else None) for i, each in enumerate(settings)
-    ]
+    settings = [*(replace(each, train_seconds=None) for each in settings[: 3 - known]), *settings[3 - known :]]
     rows = leaderboard_rows(study, settings, [])
     page = build_sweep_page(study, Outcome(settings, [], rows, tested=False), "tl sweep s.yaml")
     (chart,) = [block for section in page.sections if section.title == "Cost" for block in section.blocks]
