@@ -43,16 +43,52 @@ def test_class_steps__doubtful_labels_weak_class_and_interval() -> None:
     scores = make_scores([[18, 2], [3, 7]], 0.66, 0.93)
     steps = class_steps(scores, judged, NAMES, findings, {"bee": 12})
     assert [step.title for step in steps] == [
-        "Correct 1 images with two labels",
+        "Correct labels of equal images",
         "Check 1 doubtful label",
         "Add images of 'bee'",
     ]
+    assert steps[0].reason == "a and b: x. One of the labels is wrong."
+    assert steps[1].reason == (
+        "1 of 1 error was made with a confidence that is usual for right answers. If a label is wrong, correct it and "
+        "train again."
+    )
     assert steps[2].reason == (
         "7 of its 10 images are found (70%), the least of all classes; 3 are taken for 'ant'. "
         "It has 12 training images."
     )
     last = class_steps(scores, [], NAMES, [], {})[-1]
     assert (last.title, "About 120 would halve" in last.reason) == ("Evaluate more images", True)
+
+
+def test_class_steps__one_image_of_each_kind() -> None:
+    scores = make_scores([[1, 4], [0, 5]], 0.4, 0.8)
+    weakest = class_steps(scores, [], NAMES, [], {"ant": 1})[0]
+    assert weakest.reason == (
+        "1 of its 5 images is found (20%), the least of all classes; 4 are taken for 'bee'. It has 1 training image."
+    )
+    interval = class_steps({**scores, "groups": 1}, [], NAMES, [], {})[-1]
+    assert interval.title == "Evaluate more groups"
+    assert interval.reason.startswith("With 1 group, the accuracy is between 40% and 80%. About 4 would halve")
+
+
+def test_class_steps__findings_in_their_own_words() -> None:
+    """A finding may stand for several classes, or be of other splits than train: the step claims nothing else."""
+    rare = "class 'x' has 2 training images, class 'y' 90 (3 more classes are as rare): class_weights balanced helps"
+    findings = [
+        {"kind": "imbalanced classes", "path": "", "other": "", "detail": rare},
+        *({"kind": "few images", "path": "", "other": "", "detail": f"class '{x}' has 2 images"} for x in "xyz"),
+        {"kind": "duplicate across splits", "path": "a", "other": "b", "detail": "identical files in val and test"},
+    ]
+    steps = class_steps(make_scores([[500, 4], [4, 500]], 0.98, 0.995), [], NAMES, findings, {})
+    assert [(step.title, step.reason) for step in steps] == [
+        (
+            "Remove duplicates across splits",
+            "a and b: identical files in val and test. Scores of images that training or selection has seen are too "
+            "optimistic.",
+        ),
+        ("Add images to small classes", "Class 'x' has 2 images (2 more findings of this kind)."),
+        ("Balance the classes", f"C{rare[1:]}."),
+    ]
 
 
 def test_class_steps__nothing_to_do() -> None:
@@ -67,7 +103,13 @@ def test_point_steps__a_point_worse_than_the_others() -> None:
     assert "9 px, 3.0 times" in step.reason
 
 
+def test_point_steps__no_error_of_most_points() -> None:
+    points = {name: {"error_px": error} for name, error in (("tip", 9.0), ("base", 0.0), ("eye", 0.0))}
+    assert point_steps({"per_keypoint": points, "ci_low": 2.9, "ci_high": 3.1, "error_px": 3.0, "n": 40}, []) == []
+
+
 def test_test_step__only_if_test_images_wait() -> None:
+    assert kept_back("val", 1, "runs/a")[0].reason.startswith("1 test image was kept back.")
     (step,) = kept_back("val", 239, "runs/a")
     assert "239 test images" in step.reason
     assert kept_back("test", 239, "runs/a") == kept_back("val", 0, "runs/a") == []

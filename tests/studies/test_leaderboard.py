@@ -6,8 +6,12 @@ from pathlib import Path
 
 import pytest
 
+from tests.studies.make import make_study
 from tl.studies.leaderboard import best_of_variants, build_settings, effects, estimate
-from tl.studies.study import Cell
+from tl.studies.report.page import Chart
+from tl.studies.report.sweep_page import Outcome, build_sweep_page
+from tl.studies.study import Cell, read_study
+from tl.studies.study_files import leaderboard_rows
 from tl.studies.sweep import CellRun
 from tl.trainer.config import TrainConfig
 
@@ -80,3 +84,27 @@ def test_estimate__of_one_and_of_three() -> None:
 def test_cell_run__says_why_it_failed(runs: list[CellRun]) -> None:
     assert [run.error for run in runs if run.state == "failed"] == ["because"] * 3
     assert replace(runs[0]).state == "done"
+
+
+@pytest.mark.parametrize(("known", "names"), [(3, ["a lr=0.2", "b lr=0.1", "a lr=0.1"]), (2, ["b lr=0.1", "a lr=0.1"])])
+def test_sweep_page__cost_of_known_training_times(
+    runs: list[CellRun], tmp_path: Path, known: int, names: list[str]
+) -> None:
+    """A setting of unknown training time is not drawn as if it took none."""
+    study = read_study(make_study(tmp_path / "s.yaml", tmp_path))
+    settings = build_settings(runs, "classification")
+    settings = [*(replace(each, train_seconds=None) for each in settings[: 3 - known]), *settings[3 - known :]]
+    rows = leaderboard_rows(study, settings, [])
+    page = build_sweep_page(study, Outcome(settings, [], rows, tested=False), "tl sweep s.yaml")
+    (chart,) = [block for section in page.sections if section.title == "Cost" for block in section.blocks]
+    assert isinstance(chart, Chart)
+    assert [name for name in ("a lr=0.2", "b lr=0.1", "a lr=0.1") if f"{name} 0." in chart.svg] == names
+
+
+def test_sweep_page__no_cost_of_one_known_training_time(runs: list[CellRun], tmp_path: Path) -> None:
+    study = read_study(make_study(tmp_path / "s.yaml", tmp_path))
+    settings = build_settings(runs, "classification")
+    settings = [settings[0], *(replace(each, train_seconds=None) for each in settings[1:])]
+    rows = leaderboard_rows(study, settings, [])
+    page = build_sweep_page(study, Outcome(settings, [], rows, tested=False), "tl sweep s.yaml")
+    assert "Cost" not in [section.title for section in page.sections]

@@ -18,7 +18,7 @@ from tests.trainer.conftest import fresh_cache as fresh_cache
 from tests.trainer.make import make_config
 from tl.errors import RunError
 from tl.progress import Silent
-from tl.studies.report.neighbors import open_neighbors
+from tl.studies.report.neighbors import neighbors_among, open_embeddings
 from tl.studies.report.page import Card, Code, Matrix, Note, Page, Section, Table, render
 from tl.studies.report.run_files import open_finished, read_found, read_judged
 from tl.studies.report.run_page import build_run_page, write_run_report
@@ -193,12 +193,13 @@ def test_page__works_in_a_browser(tmp_path: Path) -> None:
     assert (found["closed"], found["first"], found["second"], found["again"]) == ([], ["0-0"], ["0-1"], [])
 
 
-def test_open_neighbors__of_the_same_color(finished_run: Run, photos: Path, tmp_path: Path, fresh_cache: Path) -> None:
+def test_neighbors_among__of_the_same_color(finished_run: Run, photos: Path, tmp_path: Path, fresh_cache: Path) -> None:
     config = make_config(photos, tmp_path / "r", method="features", weights=str(finished_run.folder), head="linear")
     run = train(config, Silent()).run
     finished = open_finished(run)
-    find = open_neighbors(finished)
-    assert find is not None
+    embeddings = open_embeddings(finished)
+    assert embeddings is not None
+    find = neighbors_among(embeddings)
     for image in run.images("val"):
         nearest = find(image.path)
         assert [each.label for each in nearest] == [image.label] * 3
@@ -206,11 +207,28 @@ def test_open_neighbors__of_the_same_color(finished_run: Run, photos: Path, tmp_
         assert {each.path for each in nearest} <= set(finished.paths("train"))
     assert find("/nowhere.png") == []
     shutil.rmtree(fresh_cache)
-    assert open_neighbors(open_finished(run)) is None
+    assert open_embeddings(open_finished(run)) is None
 
 
-def test_open_neighbors__of_a_run_from_scratch(finished_run: Run) -> None:
-    assert open_neighbors(open_finished(finished_run)) is None
+def test_open_embeddings__of_a_run_from_scratch(finished_run: Run) -> None:
+    assert open_embeddings(open_finished(finished_run)) is None
+
+
+@pytest.mark.parametrize("has_val", [True, False])
+@pytest.mark.parametrize("name", ["finished_run", "spot_run"])
+def test_report__of_test_images(name: str, has_val: bool, request: pytest.FixtureRequest, tmp_path: Path) -> None:
+    """The score of the test split is not shown as that of the validation split."""
+    run = Run(shutil.copytree(request.getfixturevalue(name).folder, tmp_path / "run"))
+    metrics = json.loads((run.folder / "metrics.json").read_text(encoding="utf-8"))
+    metrics["test"] = metrics["val"]
+    if not has_val:
+        del metrics["val"]
+    (run.folder / "metrics.json").write_text(json.dumps(metrics), encoding="utf-8")
+    for file, old, new in (("manifest.csv", ",val,", ",test,"), ("predictions_val.csv", "", "")):
+        text = (run.folder / file).read_text(encoding="utf-8").replace(old, new)
+        (run.folder / file.replace("_val", "_test")).write_text(text, encoding="utf-8")
+    figures = dict(build_run_page(open_finished(run)).figures)
+    assert ("on validation" in figures) == has_val
 
 
 @pytest.mark.parametrize(

@@ -8,9 +8,11 @@ from __future__ import annotations
 import base64
 import io
 import os
-from collections.abc import Mapping, Sequence
+from collections import defaultdict
+from collections.abc import Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
@@ -107,7 +109,7 @@ def _dots(
     dots = []
     for k, i in enumerate(chosen):
         row, each = embeddings.rows[i], scored.get(embeddings.paths[i])
-        marks = ["outlier"] * bool(unlike[k]) + ["duplicate"] * (row["path"] in duplicates)
+        marks = ["outlier"] * bool(unlike[k]) + ["duplicate"] * (embeddings.paths[i] in duplicates)
         dots.append(
             Dot(
                 x=float(places[k, 0]),
@@ -126,15 +128,29 @@ def _dots(
 
 
 def _duplicates(finished: FinishedRun, embeddings: Embeddings) -> set[str]:
-    """Manifest paths of images that the audit found twice, or whose content occurs twice."""
+    """Paths of images that the audit found twice, or whose content occurs twice."""
     found = [row for row in finished.rows("findings.csv") if row["kind"] in _DUPLICATE_KINDS]
     first: dict[str, str] = {}
     same: set[str] = set()
-    for row in embeddings.rows:
-        other = first.setdefault(row["sha256"], row["path"])
-        if other != row["path"]:
-            same |= {other, row["path"]}
-    return same | {row[key] for row in found for key in ("path", "other")}
+    for row, path in zip(embeddings.rows, embeddings.paths, strict=True):
+        other = first.setdefault(row["sha256"], path)
+        if other != path:
+            same |= {other, path}
+    return same | _named({row[key] for row in found for key in ("path", "other")}, embeddings.paths)
+
+
+def _named(names: Iterable[str], paths: Sequence[str]) -> set[str]:
+    """Paths of the images with these names within their data set, such as `ant/7.png` of `/data/photos/ant/7.png`."""
+    by_file: dict[str, list[str]] = defaultdict(list)
+    for path in paths:
+        by_file[os.path.basename(path)].append(path)
+    found = set()
+    for name in names:
+        parts = [part for part in Path(name).parts if part not in (os.sep, "..")]
+        same = [path for path in by_file[os.path.basename(name)] if list(Path(path).parts[-len(parts) :]) == parts]
+        if same:  # a longer path has the name within another folder of the data set
+            found.add(min(same, key=lambda path: len(Path(path).parts)))
+    return found
 
 
 def _sheet(paths: Sequence[str], preprocessing: Preprocessing) -> tuple[Thumbnail, int, int]:

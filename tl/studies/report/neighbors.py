@@ -14,9 +14,11 @@ from numpy.typing import NDArray
 
 from tl.data.features import FeatureSet, Neighbor, unit_length
 from tl.errors import TlError
+from tl.runtime.sources.box_files import BOX
 from tl.studies.report.run_files import FinishedRun
 from tl.trainer.fit.augment import build_augment
 from tl.trainer.models.backbone_info import remembered_info
+from tl.trainer.run_folder.manifest_regions import REGION
 from tl.trainer.task import find_info, find_start, open_run_features
 
 # Image path -> its nearest training images, nearest first; empty for an image without features.
@@ -33,24 +35,24 @@ class Embeddings:
 
 
 def open_embeddings(finished: FinishedRun) -> Embeddings | None:
-    """Read the embeddings of the run's images, or return None if no training features are cached."""
+    """Read the embeddings of the run's images, or return None if no training features are cached.
+
+    Also None for a run on boxes: its images share photos, so that paths do not tell them apart.
+    """
+    rows = finished.rows("manifest.csv")
+    if any(row.get(name) for row in rows for name in (REGION[0], BOX[0])):
+        return None
     try:
         features = _kept_features(finished)
     except TlError:  # the weights or augmentation file no longer exist
         return None
     if features is None:
         return None
-    rows = [row for row in finished.rows("manifest.csv") if features.has(row["sha256"], (0,))]
+    rows = [row for row in rows if features.has(row["sha256"], (0,))]
     if not any(row["split"] == "train" for row in rows):
         return None
     paths = [os.path.normpath(os.path.join(finished.run.folder, row["path"])) for row in rows]
     return Embeddings(rows, paths, np.stack([_embedding(features, row["sha256"]) for row in rows]))
-
-
-def open_neighbors(finished: FinishedRun, count: int = 3) -> FindNearest | None:
-    """Return a function that finds neighbors of the run's images, or None if no training features are cached."""
-    embeddings = open_embeddings(finished)
-    return None if embeddings is None else neighbors_among(embeddings, count)
 
 
 def neighbors_among(embeddings: Embeddings, count: int = 3) -> FindNearest:

@@ -5,8 +5,8 @@ States no rule that the numbers of the page do not show.
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 from tl.studies.report.class_sections import WIDE, Judged, doubted_paths
@@ -18,22 +18,33 @@ MOST = 3
 _WEAK, _FEW = 0.05, 5
 # A point or image is pointed out if its error is this many times the median.
 _FAR = 2.0
-# What each kind of finding asks for: title, and what it does to the score. "{}" is the number of findings.
+_SEEN = "Scores of images that training or selection has seen are too optimistic."
+
+
+@dataclass(frozen=True)
+class _Kind:
+    """What a kind of finding asks for: `title` of the step, and the `effect` of doing nothing.
+
+    The finding's own detail is the reason. Titles have no counts: a finding may be of one image, two, or a class, which
+    may stand for others, and an image may have several findings.
+    """
+
+    title: str
+    effect: str = ""
+
+
 _FINDINGS = {
-    "labels disagree": ("Correct {} images with two labels", "The same image has different labels, so one is wrong."),
-    "duplicate across splits": (
-        "Remove {} images that are in two splits",
-        "They were trained on and scored, which makes the score too optimistic.",
+    "labels disagree": _Kind("Correct labels of equal images", "One of the labels is wrong."),
+    "duplicate across splits": _Kind("Remove duplicates across splits", _SEEN),
+    "near duplicate across splits": _Kind(
+        "Check nearly equal images in two splits",
+        f"{_SEEN} If they show the same object, a group column keeps them in one split.",
     ),
-    "near duplicate across splits": (
-        "Check {} nearly equal images in two splits",
-        "If they show the same thing, the score is too optimistic. A group column keeps them in one split.",
-    ),
-    "point outside": ("Check {} points outside of their image", "A point outside of the image cannot be learned."),
-    "equal points": ("Check {} images with equal points", "Two points at one place are often a slip of the mouse."),
-    "odd shape": ("Check {} images of odd shape", "Their points differ most from those of all others."),
-    "few images": ("Add images to {} small classes", ""),
-    "imbalanced classes": ("Balance {} classes", ""),
+    "point outside": _Kind("Check points outside of the image", "A point that is not in the image cannot be learned."),
+    "equal points": _Kind("Check images with the same points", "One of them may have the annotation of the other."),
+    "odd shape": _Kind("Check annotations of odd shape"),
+    "few images": _Kind("Add images to small classes"),
+    "imbalanced classes": _Kind("Balance the classes"),
 }
 
 
@@ -67,8 +78,8 @@ def test_step(split: str, test_images: int, run: str) -> list[Step]:
     if split != "val" or not test_images:
         return []
     reason = (
-        f"{test_images} test images were kept back. Export the model, then score it once on the test split of "
-        f"{run}/manifest.csv with tl evaluate."
+        f"{_counted(test_images, 'test image')} {_were(test_images)} kept back. Export the model, then score it once "
+        f"on the test split of {run}/manifest.csv with tl evaluate."
     )
     return [Step("Evaluate the test images once", reason, "Data")]
 
@@ -78,12 +89,11 @@ def _doubtful(judged: Sequence[Judged]) -> list[Step]:
     wrong = sum(each.true_id != each.label_id for each in judged)
     if not doubted:
         return []
-    labels = "label" if len(doubted) == 1 else "labels"
     reason = (
-        f"{len(doubted)} of {wrong} errors were made with a confidence that is usual for right answers. "
-        "If a label is wrong, correct it and train again: tl review shows the images."
+        f"{len(doubted)} of {_counted(wrong, 'error')} {_were(len(doubted))} made with a confidence that is usual for "
+        "right answers. If a label is wrong, correct it and train again."
     )
-    return [Step(f"Check {len(doubted)} doubtful {labels}", reason, "Misclassified")]
+    return [Step(f"Check {_counted(len(doubted), 'doubtful label')}", reason, "Misclassified")]
 
 
 def _weakest(scores: Mapping[str, Any], class_names: Sequence[str], trained: Mapping[str, int]) -> list[Step]:
@@ -98,11 +108,11 @@ def _weakest(scores: Mapping[str, Any], class_names: Sequence[str], trained: Map
     missed, other = max((count, j) for j, count in enumerate(counts) if j != i)
     count = sum(counts)
     reason = (
-        f"{counts[i]} of its {count} images are found ({counts[i] / count:.0%}), the least of all classes; {missed} "
-        f"are taken for '{class_names[other]}'."
+        f"{counts[i]} of its {_counted(count, 'image')} {_are(counts[i])} found ({counts[i] / count:.0%}), the least "
+        f"of all classes; {missed} {_are(missed)} taken for '{class_names[other]}'."
     )
     if trained.get(name):
-        reason += f" It has {trained[name]} training images."
+        reason += f" It has {_counted(trained[name], 'training image')}."
     return [Step(f"Add images of '{name}'", reason, "Classes")]
 
 
@@ -110,13 +120,13 @@ def _interval(scores: Mapping[str, Any]) -> list[Step]:
     low, high, count = scores["ci_low"], scores["ci_high"], scores["n"]
     if high - low <= WIDE:
         return []
-    unit = "groups" if "groups" in scores else "images"
+    unit = "group" if "groups" in scores else "image"
     count = scores.get("groups", count)
     reason = (
-        f"{count} {unit} leave the accuracy between {low:.0%} and {high:.0%}. About {4 * count:,} would halve that "
-        "interval, which shrinks with the square root of their number."
+        f"With {_counted(count, unit)}, the accuracy is between {low:.0%} and {high:.0%}. About {4 * count:,} would "
+        "halve that interval, which shrinks with the square root of their number."
     )
-    return [Step(f"Evaluate more {unit}", reason, "Uncertainty")]
+    return [Step(f"Evaluate more {unit}s", reason, "Uncertainty")]
 
 
 def _worst_point(scores: Mapping[str, Any]) -> list[Step]:
@@ -125,7 +135,7 @@ def _worst_point(scores: Mapping[str, Any]) -> list[Step]:
         return []
     ordered = sorted(rows, key=lambda name: rows[name])
     name, usual = ordered[-1], rows[ordered[len(rows) // 2]]
-    if rows[name] < _FAR * usual:
+    if not usual or rows[name] < _FAR * usual:  # no error is a multiple of none
         return []
     reason = f"Its mean error is {rows[name]:.3g} px, {rows[name] / usual:.1f} times that of the middle point."
     return [Step(f"Check the annotations of '{name}'", reason, "Points")]
@@ -136,19 +146,38 @@ def _error_interval(scores: Mapping[str, Any]) -> list[Step]:
     if high - low <= WIDE_ERROR * mean:
         return []
     reason = (
-        f"{count} images leave the mean error between {low:.3g} and {high:.3g} px. About {4 * count:,} would halve "
-        "that interval, which shrinks with the square root of their number."
+        f"With {_counted(count, 'image')}, the mean error is between {low:.3g} and {high:.3g} px. About {4 * count:,} "
+        "would halve that interval, which shrinks with the square root of their number."
     )
     return [Step("Evaluate more images", reason, "Uncertainty")]
 
 
 def _of_findings(findings: Sequence[Mapping[str, str]]) -> list[tuple[str, Step]]:
     """One step for each kind of finding that has one, gravest first."""
-    counts = Counter(row["kind"] for row in findings)
     steps = []
-    for kind, (title, effect) in _FINDINGS.items():
-        if counts[kind]:
-            first = next(row for row in findings if row["kind"] == kind)
-            reason = effect or first["detail"][:1].upper() + first["detail"][1:] + "."
-            steps.append((kind, Step(title.format(counts[kind]), reason, "Data")))
+    for kind, asked in _FINDINGS.items():
+        if found := [row for row in findings if row["kind"] == kind]:
+            reason = f"{_example(found)} {asked.effect}".rstrip()
+            steps.append((kind, Step(asked.title, reason, "Data")))
     return steps
+
+
+def _example(found: Sequence[Mapping[str, str]]) -> str:
+    """The first of the findings of a kind as a sentence, with the number of others."""
+    first = found[0]
+    images = " and ".join(name for name in (first["path"], first["other"]) if name)
+    detail = f"{images}: {first['detail']}" if images else first["detail"][:1].upper() + first["detail"][1:]
+    more = f" ({_counted(len(found) - 1, 'more finding')} of this kind)" if len(found) > 1 else ""
+    return f"{detail}{more}."
+
+
+def _counted(count: int, thing: str) -> str:
+    return f"{count} {thing}" if count == 1 else f"{count} {thing}s"
+
+
+def _are(count: int) -> str:
+    return "is" if count == 1 else "are"
+
+
+def _were(count: int) -> str:
+    return "was" if count == 1 else "were"

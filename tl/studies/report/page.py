@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import re
 from collections.abc import Mapping, Sequence
@@ -27,6 +28,10 @@ class Figure:
 Cell = str | int | float | Figure | None
 # A table of more columns takes the whole width of a page.
 _NARROW = 5
+# Smaller numbers are shown without separators of thousands.
+_SEPARATED = 100_000
+# Values this close to 1 are 1, but for the rounding of a sum.
+_ROUNDING = 1e-9
 # Wider images, in pixels, are shown in a grid of fewer columns.
 _NARROW_IMAGE = 260
 
@@ -274,19 +279,30 @@ def render(page: Page) -> str:
 
 
 def shown(value: Cell) -> str:
-    """Format a table cell as text, numbers with three significant digits."""
+    """Format a table cell as text.
+
+    Numbers from 0.001 to 1, such as scores, have three decimals, so that a column of them lines up; others have three
+    significant digits, and at least all digits before the point. Thousands are separated from 100,000 on.
+    """
     if value is None:
         return "-"
     if isinstance(value, Figure):
         return value.text
+    if isinstance(value, float) and math.isfinite(value):
+        if abs(value) < 99.95:  # others are "100" or more with three digits
+            return f"{value:.{_decimals(value)}f}" if 0.001 <= abs(value) <= 1 else f"{value:.3g}"
+        value = round(value)
     if isinstance(value, int) and not isinstance(value, bool):
-        return f"{value:,}" if abs(value) >= 100_000 else str(value)
-    if isinstance(value, float):
-        digits = 0 if abs(value) >= 100 else 3 if 0.001 <= value <= 1 else None
-        if digits == 3 and 0.9995 <= value < 1:  # almost all is not all
-            digits = 5
-        return f"{value:.3g}" if digits is None else f"{value:,.{digits}f}"
+        return f"{value:,}" if abs(value) >= _SEPARATED else str(value)
     return str(value)
+
+
+def _decimals(value: float) -> int:
+    """Three, or as many as are needed to tell a value from 1: almost all is not all."""
+    apart = 1 - abs(value)
+    if apart < _ROUNDING:
+        return 3
+    return next(digits for digits in range(3, 11) if round(abs(value), digits) < 1)
 
 
 def _map_data(block: ImageMap) -> dict[str, object]:

@@ -98,7 +98,7 @@ def build_run_page(finished: FinishedRun, contract: Contract | None = None) -> P
         _repeat(finished),
     ]
     figures = parts.figures
-    if finished.split == "test":
+    if finished.split == "test" and parts.on_validation:
         figures.append(("on validation", parts.on_validation))
     minutes = finished.metrics["train_seconds"] / 60
     return Page(
@@ -138,7 +138,7 @@ def _images(finished: FinishedRun) -> str:
 
 @dataclass(frozen=True)
 class _Parts:
-    """What a page says of a task. `on_validation`: the main score of the validation split."""
+    """What a page says of a task. `on_validation`: the main score of the validation split, "" if unknown."""
 
     kicker: str
     headline: str
@@ -147,6 +147,11 @@ class _Parts:
     on_validation: str
     steps: Sequence[Step] = ()
     strip: Sequence[Card] = ()
+
+
+def _on_validation(finished: FinishedRun, name: str, form: str, unit: str = "") -> str:
+    value = finished.metrics.get("val", {}).get(name)
+    return "" if value is None else f"{value:{form}}{unit}"
 
 
 def _classes(finished: FinishedRun) -> _Parts:
@@ -177,7 +182,7 @@ def _classes(finished: FinishedRun) -> _Parts:
             *uncertainty_section(accuracy_note(scores)),
             *others,
         ],
-        on_validation=f"{finished.metrics.get('val', scores)['top1_accuracy']:.1%}",
+        on_validation=_on_validation(finished, "top1_accuracy", ".1%"),
         steps=class_steps(scores, judged, names, finished.rows("findings.csv"), trained),
         strip=[cards.brief(each) for each in examples(judged)],
     )
@@ -190,7 +195,7 @@ def _points(finished: FinishedRun) -> _Parts:
         headline=point_headline(scores, count, _images(finished)),
         figures=point_figures(finished),
         sections=[*point_sections(finished), *uncertainty_section(error_note(scores))],
-        on_validation=f"{finished.metrics.get('val', scores)['error_px']:.2f} px",
+        on_validation=_on_validation(finished, "error_px", ".2f", " px"),
         steps=point_steps(scores, finished.rows("findings.csv")),
     )
 
@@ -202,7 +207,7 @@ def _labels(finished: FinishedRun) -> _Parts:
         headline=label_headline(scores, _images(finished)),
         figures=label_figures(finished),
         sections=label_sections(finished),
-        on_validation=f"{finished.metrics.get('val', scores)['map']:.3f}",
+        on_validation=_on_validation(finished, "map", ".3f"),
     )
 
 
@@ -213,7 +218,7 @@ def _numbers(finished: FinishedRun) -> _Parts:
         headline=number_headline(scores, f" {units[0]}" if len(units) == 1 else "", _images(finished)),
         figures=number_figures(finished),
         sections=number_sections(finished),
-        on_validation=f"{finished.metrics.get('val', scores)['mae']:.4g}",
+        on_validation=_on_validation(finished, "mae", ".4g"),
     )
 
 

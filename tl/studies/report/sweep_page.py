@@ -153,12 +153,14 @@ def _trades(study: Study, outcome: Outcome) -> list[Section]:
     """Score against what it costs: training time of all settings, latency and size of the selected ones."""
     metric, _ = METRIC[study.task]
     label = plain_name(f"val_{metric}")
-    known = [each for each in outcome.settings if each.val is not None]
-    scores = [each.val.mean for each in known if each.val is not None]
-    names = [each.name for each in known]
+    known = [
+        (each.name, each.train_seconds, each.val.mean)
+        for each in outcome.settings
+        if each.val is not None and each.train_seconds is not None
+    ]
     charts = []
-    seconds = [each.train_seconds or 0.0 for each in known]
     if len(known) > 1:
+        names, seconds, scores = zip(*known, strict=True)
         charts.append(trade_chart(f"{label}, by training time", "training, s", label, names, seconds, scores))
     chosen = [each for each in outcome.judged if each.setting.val is not None]
     if len(chosen) > 1:

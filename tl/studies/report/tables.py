@@ -5,11 +5,14 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from tl.runtime.metric_names import plain_name
+from tl.runtime.metric_names import MAIN_METRICS, plain_name
 from tl.studies.report.page import Cell, Figure, Table, shown
 
 # Column of a value -> those of its interval. Others are NAME_low and NAME_high.
-_ENDS = {"top1_accuracy": ("ci_low", "ci_high"), "map": ("ci_low", "ci_high")}
+_ENDS = {
+    **dict.fromkeys(MAIN_METRICS, ("ci_low", "ci_high")),
+    "sequence_top1_accuracy": ("sequence_ci_low", "sequence_ci_high"),
+}
 
 
 def metric_table(columns: Sequence[str], rows: Sequence[Mapping[str, Any]], *, title: str = "") -> Table:
@@ -54,9 +57,10 @@ def _cell(row: Mapping[str, Any], name: str, ends: tuple[str, str] | None) -> Ce
     if value == "":
         return None
     if ends is not None and value is not None:
-        return with_interval(value, row[ends[0]], row[ends[1]])
+        low, high = (row.get(end) if _is_known(row.get(end)) else None for end in ends)
+        return with_interval(value, low, high)
     return value if value is None or isinstance(value, str | int | float) else str(value)
 
 
 def _is_known(value: object) -> bool:
-    return value not in (None, "", False)
+    return value is not None and value is not False and value != ""  # 0 is known, though it equals False
