@@ -35,6 +35,7 @@ from tl.commands.task_flags import TaskFlags, plan_tasks
 from tl.errors import ConfigError
 
 if TYPE_CHECKING:
+    from tl.runtime.output.job import Tally
     from tl.runtime.output.sequence_rows import SequencePlan
     from tl.runtime.predictor import Predictor
     from tl.runtime.results import Classification, Landmarks, Multilabel, Regression, Result
@@ -208,8 +209,6 @@ def _write_predictions(
 ) -> bool:
     """Predict and write row by row. Returns whether every image could be read, and drawn if that was asked for."""
     from tl.runtime.output.job import Tally, run_job
-    from tl.runtime.output.sequence_rows import sequence_path
-    from tl.runtime.output.writers import lists_failures
 
     out, output = request.output, request.output.output
     models, names = [str(session.path) for session in predictor.ensemble.sessions], images.names()
@@ -252,15 +251,25 @@ def _write_predictions(
     has_drawn = drawings.report()
     unlike.warn_if_many()
     lacking.warn()
-    new = tally.done - tally.kept
-    speed = new / max(time.monotonic() - started, 1e-9)
+    seconds = time.monotonic() - started
+    _say_done(tally, what, tally.done - tally.failed - len(lacking.boxes), seconds, out, has_sequences=plan is not None)
+    return not tally.failed and has_drawn
+
+
+def _say_done(
+    tally: Tally, what: str, predicted: int, seconds: float, flags: OutputFlags, *, has_sequences: bool
+) -> None:
+    """Say how many images were predicted, how fast, and where the rows are."""
+    from tl.runtime.output.sequence_rows import sequence_path
+    from tl.runtime.output.writers import lists_failures
+
+    output = flags.output
+    speed = (tally.done - tally.kept) / max(seconds, 1e-9)
     kept = f"{tally.kept} rows kept from the earlier run, " if tally.kept else ""
     where = f"; {output}" if output else ""
-    if plan is not None and output is not None:
+    if has_sequences and output is not None:
         where += f"; {tally.sequences} sequences: {sequence_path(output)}"
     listed = Path(f"{output}.failed.csv")
-    if tally.failed and output is not None and lists_failures(output, out.to):
+    if tally.failed and output is not None and lists_failures(output, flags.to):
         where += f", listed in {listed}"
-    done = tally.done - tally.failed - len(lacking.boxes)
-    warn(f"{kept}{done} {what} predicted, {tally.failed} could not be read, {speed:.0f}/s{where}")
-    return not tally.failed and has_drawn
+    warn(f"{kept}{predicted} {what} predicted, {tally.failed} could not be read, {speed:.0f}/s{where}")
