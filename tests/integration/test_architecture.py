@@ -13,8 +13,8 @@ import pytest
 ROOT = Path(__file__).resolve().parents[2]
 FILES = sorted((ROOT / "tl").rglob("*.py"))
 LAYERS = {
-    **{"errors": 0, "progress": 0, "text": 0, "runtime": 1, "data": 2, "evaluation": 3},
-    **{"trainer": 4, "exporter": 5, "studies": 6, "serving": 7, "commands": 8, "cli": 9},
+    **{"errors": 0, "progress": 0, "text": 0, "pages": 0, "runtime": 1, "data": 2, "evaluation": 3},
+    **{"trainer": 4, "exporter": 5, "studies": 6, "annotation": 7, "serving": 8, "commands": 9, "cli": 10},
 }
 RUNTIME_FREE_OF = {"torch", "torchvision", "albumentations", "onnx", "sklearn", "typer", "pydantic"}
 TORCH_FREE = ("runtime", "data", "evaluation")
