@@ -123,7 +123,7 @@ def _results() -> dict[str, tuple[dict, object, list]]:  # type: ignore[type-arg
 
 
 CSV = """
-import { toCsv } from "@/page/columns.js";
+import { toCsv } from "@/predict/columns.js";
 const run = ({ info, results }) => toCsv(info, results);
 """
 

@@ -12,6 +12,7 @@ from typing import Any
 
 import pytest
 
+from tl.pages import BASE
 from tl.serving.web_folder import ORT_WEB_VERSION
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -24,11 +25,15 @@ needs_node = pytest.mark.skipif(NODE is None, reason="needs node")
 
 
 def run_node(code: str, data: Any, tmp_path: Path) -> Any:
-    """Call the function `run` that `code` defines, with `data`. Its imports name page/ and browser/ as "@/"."""
+    """Call the function `run` that `code` defines, with `data`. Its imports name pages as "@/", such as "@/predict/".
+
+    Each page's folder contains what all pages share, as the server shows it.
+    """
     folder = tmp_path / "modules"
     if not folder.exists():  # with a package.json that tells Node that these files are modules
-        for name in ("page", "browser"):
-            shutil.copytree(SERVING / name, folder / name)
+        for source in (SERVING / "browser", *(SERVING / "pages").iterdir()):
+            shutil.copytree(source, folder / source.name)
+            shutil.copytree(BASE, folder / source.name, dirs_exist_ok=True)
         (folder / "package.json").write_text('{"type": "module"}', encoding="utf-8")
     (folder / "data.json").write_text(json.dumps(data), encoding="utf-8")
     called = 'console.log(JSON.stringify(await run(JSON.parse(readFileSync("data.json", "utf8")))));'

@@ -11,8 +11,7 @@ from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
 from starlette.requests import Request
 from starlette.responses import Response
-from starlette.routing import BaseRoute, Match, Mount, Route
-from starlette.staticfiles import StaticFiles
+from starlette.routing import BaseRoute, Match, Route
 from starlette.types import ASGIApp
 
 from tl import __version__
@@ -22,8 +21,9 @@ from tl.serving.metrics import CONTENT_TYPE
 from tl.serving.models import ServedModel
 from tl.serving.openapi import describe_api
 from tl.serving.predict import Server, predict
+from tl.serving.static import PAGES, mount_page
 
-PAGE = Path(__file__).with_name("page")
+PAGE = PAGES / "predict"
 Handler = Callable[[Server, Request], Awaitable[Response]]
 
 
@@ -66,7 +66,7 @@ def _routes(server: Server, page: Path) -> list[BaseRoute]:
         get("/openapi.json", _openapi),
     ]
     if page.is_dir():
-        routes.append(Mount("/", StaticFiles(directory=page, html=True)))
+        routes.append(mount_page(page))
     return routes
 
 

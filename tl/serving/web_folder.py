@@ -1,6 +1,6 @@
 """Write a folder for any web server: a page that runs a model file in the browser, by onnxruntime-web.
 
-The page shares its files with that of `tl serve` (`page/`); `browser/` has what runs the model. Starts no browser.
+The page shares its files with that of `tl serve` (`pages/predict/`); `browser/` has what runs the model.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ from pathlib import Path, PurePath
 
 from tl import __version__
 from tl.errors import ConfigError, ModelFileError
+from tl.pages import BASE
 from tl.runtime.model_file.contract import Contract
 from tl.runtime.output.files import output_errors
 from tl.runtime.session import Session
@@ -44,9 +45,9 @@ def write_web_folder(model: Path, folder: Path, ort_web: Path | None, *, overwri
     check_web_folder(folder, overwrite=overwrite)
     with output_errors(folder):
         (folder / _ORT_FOLDER).mkdir(parents=True, exist_ok=True)
-        page, browser = (files("tl.serving") / name for name in ("page", "browser"))
+        page, browser = (files("tl.serving") / name for name in ("pages/predict", "browser"))
         shared = [item for item in page.iterdir() if item.name not in _SERVER_ONLY]
-        for item in (*shared, *browser.iterdir()):
+        for item in (*BASE.iterdir(), *shared, *browser.iterdir()):
             (folder / item.name).write_bytes(item.read_bytes())
         for path in libraries:
             # Not every web server knows that .mjs is JavaScript, without which browsers do not run it.
