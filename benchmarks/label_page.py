@@ -14,7 +14,6 @@ import argparse
 import csv
 import hashlib
 import json
-import os
 import shutil
 import subprocess
 import sys
@@ -133,7 +132,6 @@ def main() -> None:
     parser.add_argument("--npm", type=Path, help="folder in which playwright-core was installed by npm")
     parser.add_argument("--shots", default="", help="folder for screenshots while labeling")
     args = parser.parse_args()
-    os.environ.setdefault("TL_CACHE_DIR", str(args.out / "cache"))
     args.out.mkdir(parents=True)
     npm = args.npm or args.out / "npm"
     if args.npm is None:
