@@ -12,7 +12,7 @@ import { el } from "./dom.js";
 
 /** The name of a pressed key. Digits count where a layout has other signs on them, as the French. */
 export function nameOf({ key, code = "", ctrlKey, metaKey, altKey, shiftKey }) {
-  const isDigit = !shiftKey && /^Digit\d$/.test(code) && !/^[ -~]$/.test(key);
+  const isDigit = !shiftKey && /^Digit\d$/.test(code) && !/^\d$/.test(key);
   const plain = isDigit ? code.at(-1) : key.length === 1 ? key.toLowerCase() : key;
   const hasShift = shiftKey && (plain.length > 1 || (ctrlKey || metaKey));
   return [(ctrlKey || metaKey) && "Ctrl", altKey && "Alt", hasShift && "Shift", plain].filter(Boolean).join("+");
