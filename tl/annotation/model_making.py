@@ -1,4 +1,4 @@
-"""Make a model file of labeled images: a run and its export, or a new head on the model file that gave the features.
+"""Make a model file of labeled images: a run with its report and export, or a new head on a given model file.
 
 What `tl train`, `tl export` and `tl refit` do, in one call. Imports torch only where a run is trained.
 """
@@ -9,7 +9,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
 
-from tl.errors import ConfigError
+from tl.errors import ConfigError, TlError
 from tl.evaluation.metrics import Metrics
 from tl.progress import Progress
 
@@ -50,6 +50,7 @@ def make_model(
             raise ConfigError(f"{trunk}: the trunk of a model file cannot be fine-tuned: label without a model file")
         return _refit(labels, model, trunk, progress)
     from tl.exporter.export import export_run
+    from tl.studies.report.run_page import write_run_report
     from tl.trainer.config import TrainConfig
     from tl.trainer.train import train
 
@@ -58,6 +59,10 @@ def make_model(
     config = replace(config, refit=True if is_frozen else None, backbone=backbone or config.backbone)
     result = train(config, progress)
     export_run(result.run, model, progress)
+    try:
+        write_run_report(result.run)
+    except (TlError, OSError) as error:  # the model is made
+        progress.say(f"no report: {error}")
     return MadeModel(model, result.run.folder, result.metrics)
 
 

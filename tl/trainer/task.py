@@ -41,7 +41,8 @@ from tl.trainer.fit.augment import Augment, build_augment
 from tl.trainer.models.backbone_info import OWN_BACKBONES, BackboneInfo, library_of, remembered_info, with_channels
 from tl.trainer.models.weight_files import WeightsFile, find_weights, read_colors
 from tl.trainer.options import can_refit, resolve, settled
-from tl.trainer.run_folder.run import NetworkCard, Run
+from tl.trainer.run_folder.network_card import NetworkCard
+from tl.trainer.run_folder.run import Run
 
 
 @dataclass(frozen=True)
