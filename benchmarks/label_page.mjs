@@ -47,10 +47,13 @@ while (labels < job.budget) {
   }
 }
 const seconds = (Date.now() - started) / 1000, { estimate, counts } = await until((now) => now.counts.labeled >= labels);
-const made = await page.evaluate(async (window) => (await fetch("/api/model", {
-  method: "POST", headers: { "content-type": "application/json" }, body: JSON.stringify({ window, method: "features", name: "model" }),
-})).ok, "bench");
-const { model } = made ? await until((now) => ["done", "failed"].includes(now.model.state)) : { model: null };
+const refused = await page.evaluate(async () => {
+  const body = JSON.stringify({ method: "features", name: "model" });
+  const answer = await fetch("/api/model", { method: "POST", headers: { "content-type": "application/json" }, body });
+  return answer.ok ? null : answer.text();
+});
+if (refused) errors.push(refused);
+const { model } = await until((now) => refused || ["done", "failed"].includes(now.model.state));
 pressed.sort((one, other) => one - other);
 const press_ms = [0.5, 0.95].map((share) => Math.round(pressed[Math.floor(share * (pressed.length - 1))]));
 console.log(JSON.stringify({ labels: counts.labeled, seconds, estimate, press_ms, model, errors }));

@@ -78,7 +78,7 @@ def label_by_page(
     )
     try:
         assert server.stdout is not None
-        url = json.loads(server.stdout.readline())["url"]
+        url = json.loads(server.stdout.readline())["link"]
         answers = {name: classes.index(label) + 1 for name, (_, label) in pool.items()}
         job = {"npm": str(npm), "chromium": shutil.which("chromium"), "url": url, "answers": answers, "budget": budget,
                "pace": 10, "shots": shots}  # fmt: skip
