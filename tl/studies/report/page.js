@@ -45,7 +45,7 @@ for (const table of all("table.sortable")) {
 }
 
 // What is chosen, a cell of the confusion matrix or a class of the map, is shown everywhere: other images are dimmed.
-const chosen = document.querySelector(".chosen");
+const filtered = document.querySelector(".filtered");
 function choose(button, name, fits) {
   const opens = button !== null && button.getAttribute("aria-pressed") !== "true";
   for (const other of all(".matrix button[data-cell], .legend button")) other.setAttribute("aria-pressed", "false");
@@ -58,10 +58,10 @@ function choose(button, name, fits) {
     if (!cell.hidden) load(cell);
   }
   for (const card of all(".cell .card")) card.classList.remove("dim");
-  chosen.hidden = !opens;
-  chosen.querySelector("span").textContent = opens ? `Shown: ${name}` : "";
+  filtered.hidden = !opens;
+  filtered.querySelector("span").textContent = opens ? `Shown: ${name}` : "";
 }
-chosen.querySelector("button").addEventListener("click", () => choose(null));
+filtered.querySelector("button").addEventListener("click", () => choose(null));
 for (const button of all(".matrix button[data-cell]")) {
   button.addEventListener("click", () => choose(button, button.dataset.name, (each) => each.dataset.cell === button.dataset.cell));
 }

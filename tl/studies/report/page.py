@@ -12,6 +12,7 @@ from pathlib import Path
 
 from tl import __version__
 from tl.errors import ConfigError, MissingExtraError
+from tl.pages import read_base_style
 from tl.runtime.output.files import write_text
 from tl.studies.report.thumbnails import Thumbnail
 from tl.text import printable
@@ -271,7 +272,7 @@ def render(page: Page) -> str:
         page=page,
         sections=shown_sections,
         titles=titles,
-        style=parts["css"],
+        style=f"{read_base_style()}\n{parts['css']}",
         script=parts["js"],
         version=__version__,
     )
