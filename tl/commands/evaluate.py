@@ -284,7 +284,7 @@ def _evaluate_classes(
     if request.report is not None:
         with packages_of("train"):
             from tl.studies.report.ensemble_page import write_ensemble_report
-            from tl.studies.report.evaluation_page import write_evaluation_report
+            from tl.studies.report.evaluation_page import EvaluatedFile, write_evaluation_report
     with ExitStack() as open_files:
         predictor = open_files.enter_context(open_predictor(sessions, models, ClassFlags()))
         _check_boxed(predictor, images)
@@ -310,8 +310,13 @@ def _evaluate_classes(
     if request.report is not None and contract is not None:
         page, known = request.report, contract
         if models.ensemble is None:
-            scored = replace(result, rows=rows)
-            has_report = write_beside(lambda: write_evaluation_report(scored, known, name, page))
+            scored = EvaluatedFile(replace(result, rows=rows), sessions[0], name, images)
+
+            def write() -> Path:
+                with console_progress() as progress:
+                    return write_evaluation_report(scored, page, progress)
+
+            has_report = write_beside(write)
         else:
             has_report = write_beside(lambda: write_ensemble_report(result, known.preprocessing, name, page))
     by_site = result.site_rows()

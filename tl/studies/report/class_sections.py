@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 
 from tl.evaluation.metrics import ECE_BINS
 from tl.runtime.imaging.preprocessing import Preprocessing
+from tl.runtime.imaging.regions import Region
 from tl.studies.report.charts import reliability_chart
 from tl.studies.report.page import Card, Chart, Gallery, Matrix, Note, Section, Table
 from tl.studies.report.thumbnails import Thumbnail, thumbnail
@@ -35,13 +36,24 @@ WIDE = 0.1
 
 @dataclass(frozen=True)
 class Judged:
-    """A classified image. `probabilities`: float64 (C,) in class order."""
+    """A classified image. `probabilities`: float64 (C,) in class order. `region`: the part used, if not all."""
 
     path: str
     name: str
     true_id: int
     label_id: int
     probabilities: NDArray[np.float64]
+    region: Region | None = None
+
+    @property
+    def key(self) -> tuple[str, Region | None]:
+        """What distinguishes this image from others, as `LabeledImage.key`: boxes may share a path."""
+        return self.path, self.region
+
+    @property
+    def is_right(self) -> bool:
+        """Whether the predicted class is the true one."""
+        return self.true_id == self.label_id
 
     @property
     def confidence(self) -> float:
@@ -159,7 +171,7 @@ class ClassCards:
     def __init__(self, results: ClassResults) -> None:
         self._names, self._preprocessing = results.class_names, results.preprocessing
         self._find_nearest = results.find_nearest
-        self._made: dict[tuple[str, int], Thumbnail | None] = {}
+        self._made: dict[tuple[str, Region | None, int], Thumbnail | None] = {}
 
     @property
     def knows_neighbors(self) -> bool:
@@ -172,26 +184,27 @@ class ClassCards:
         guesses = ", ".join(f"{self._names[i]} {judged.probabilities[i]:.0%}" for i in order)
         lines = [judged.name, f"true: {self._names[judged.true_id]}", guesses]
         beside = self._beside(judged.path) if with_neighbors else []
-        cell, is_right = f"{judged.true_id}-{judged.label_id}", judged.true_id == judged.label_id
-        return Card(self._image(judged.path, _SIDE), lines, badge, beside, cell, is_right)
+        cell = f"{judged.true_id}-{judged.label_id}"
+        return Card(self._image(judged.path, _SIDE, judged.region), lines, badge, beside, cell, judged.is_right)
 
     def brief(self, judged: Judged) -> Card:
         """Return a card that says only whether and how the image was named."""
         true, found = self._names[judged.true_id], self._names[judged.label_id]
-        is_right = judged.true_id == judged.label_id
+        is_right = judged.is_right
         line = f"{found} {judged.confidence:.0%}" + ("" if is_right else f", is {true}")
         cell = f"{judged.true_id}-{judged.label_id}"
-        return Card(self._image(judged.path, _SIDE), [line], "right" if is_right else "wrong", (), cell, is_right)
+        image = self._image(judged.path, _SIDE, judged.region)
+        return Card(image, [line], "right" if is_right else "wrong", (), cell, is_right)
 
     def _beside(self, path: str) -> list[tuple[Thumbnail, str]]:
         nearest = self._find_nearest(path) if self._find_nearest else []
         shown = [(self._image(each.path, _SMALL), f"{each.label}, similarity {each.likeness:.2f}") for each in nearest]
         return [(image, name) for image, name in shown if image is not None]
 
-    def _image(self, path: str, side: int) -> Thumbnail | None:
-        if (path, side) not in self._made:
-            self._made[path, side] = thumbnail(path, self._preprocessing, side)
-        return self._made[path, side]
+    def _image(self, path: str, side: int, region: Region | None = None) -> Thumbnail | None:
+        if (path, region, side) not in self._made:
+            self._made[path, region, side] = thumbnail(path, self._preprocessing, side, region=region)
+        return self._made[path, region, side]
 
 
 def _confusion(results: ClassResults, cards: ClassCards) -> Section:
@@ -225,7 +238,7 @@ def _classes(scores: dict[str, Any]) -> Section:
 
 def _reliability(results: ClassResults) -> Section:
     sure = np.array([each.confidence for each in results.judged])
-    right = np.array([each.label_id == each.true_id for each in results.judged])
+    right = np.array([each.is_right for each in results.judged])
     bins = np.minimum((sure * ECE_BINS).astype(int), ECE_BINS - 1)
     filled = [b for b in range(ECE_BINS) if (bins == b).any()]
     chart = reliability_chart(
@@ -243,19 +256,19 @@ def _reliability(results: ClassResults) -> Section:
     return Section("Confidence", [Chart(chart), table, Note(note)])
 
 
-def doubted_paths(judged: Sequence[Judged]) -> set[str]:
-    """Paths of the errors whose confidence is `_SURE`, and as high as is usual for the class that was predicted."""
+def doubted_keys(judged: Sequence[Judged]) -> set[tuple[str, Region | None]]:
+    """Keys of the errors whose confidence is `_SURE`, and as high as is usual for the class that was predicted."""
     usual = _usual_confidence(judged)
-    wrong = (each for each in judged if each.label_id != each.true_id)
-    return {each.path for each in wrong if each.confidence >= max(_SURE, usual.get(each.label_id, 1.0))}
+    wrong = (each for each in judged if not each.is_right)
+    return {each.key for each in wrong if each.confidence >= max(_SURE, usual.get(each.label_id, 1.0))}
 
 
 def _wrong(judged: Sequence[Judged], cards: ClassCards) -> list[Section]:
-    wrong = sorted((each for each in judged if each.label_id != each.true_id), key=lambda each: -each.confidence)
+    wrong = sorted((each for each in judged if not each.is_right), key=lambda each: -each.confidence)
     if not wrong:
         return []
-    doubted = doubted_paths(judged)
-    shown = [cards.card(each, "label?" if each.path in doubted else "", with_neighbors=True) for each in wrong[:_WRONG]]
+    doubted = doubted_keys(judged)
+    shown = [cards.card(each, "label?" if each.key in doubted else "", with_neighbors=True) for each in wrong[:_WRONG]]
     note = f"{len(wrong)} of {len(judged)} images, most confident first{_more(len(wrong), _WRONG)}."
     if doubted:
         note += (

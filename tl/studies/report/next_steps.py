@@ -9,7 +9,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from tl.studies.report.class_sections import WIDE, Judged, doubted_paths
+from tl.studies.report.class_sections import WIDE, Judged, doubted_keys
 from tl.studies.report.page import Step
 from tl.studies.report.point_sections import WIDE as WIDE_ERROR
 
@@ -85,7 +85,7 @@ def test_step(split: str, test_images: int, run: str) -> list[Step]:
 
 
 def _doubtful(judged: Sequence[Judged]) -> list[Step]:
-    doubted = doubted_paths(judged)
+    doubted = doubted_keys(judged)
     wrong = sum(each.true_id != each.label_id for each in judged)
     if not doubted:
         return []

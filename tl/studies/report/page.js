@@ -100,7 +100,7 @@ function showMap(map) {
     const dot = dots[number];
     cursor.setAttribute("visibility", "visible");
     cursor.setAttribute("transform", marks[number].getAttribute("transform"));
-    const lines = [dot.name, `${names[dot.true]}, ${dot.split}`];
+    const lines = [dot.name, [names[dot.true], dot.split].filter(Boolean).join(", ")];
     if (dot.label !== null) {
       const sure = `${Math.round(100 * dot.sure)}%`;
       lines.push(dot.label === dot.true ? `right, ${sure}` : `wrong: ${names[dot.label]} ${sure}`);

@@ -53,6 +53,7 @@ from tl.studies.report.page import (
 )
 from tl.studies.report.point_sections import error_note, point_figures, point_sections
 from tl.studies.report.run_files import FinishedRun, open_finished, read_judged
+from tl.studies.report.run_map import map_run
 from tl.studies.report.samples import augmented_cards
 from tl.trainer.config import TrainConfig
 from tl.trainer.config_files import own_choices
@@ -158,6 +159,7 @@ def _classes(finished: FinishedRun) -> _Parts:
     scores, names, judged = finished.scores, finished.card.class_names, read_judged(finished)
     before, temperature = scores["ece_uncalibrated"], finished.metrics["temperature"]
     embeddings = open_embeddings(finished)
+    mapped = map_run(finished, judged, embeddings)
     results = ClassResults(
         class_names=names,
         preprocessing=finished.card.preprocessing,
@@ -177,7 +179,7 @@ def _classes(finished: FinishedRun) -> _Parts:
         figures=class_figures(scores),
         sections=[
             confusion,
-            *map_section(finished, judged, embeddings),
+            *([] if mapped is None else map_section(mapped, names, finished.card.preprocessing)),
             classes,
             *uncertainty_section(accuracy_note(scores)),
             *others,
