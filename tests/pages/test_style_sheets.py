@@ -11,6 +11,7 @@ import pytest
 from tests.studies.test_report import Tags
 from tl.pages import BASE, read_base_style
 from tl.studies.report.page import (
+    Bins,
     Block,
     Card,
     Chart,
@@ -52,7 +53,7 @@ def every_block() -> Page:
     """A page with each kind of block, and with what only some of them have."""
     image = Thumbnail("data:image/webp;base64,AA==", (300, 200))
     cards = [
-        Card(image, ["a", "b"], "label?", [(image, "near")], "0-1", is_right=False),
+        Card(image, ["a", "b"], "label?", [(image, "near")], "0-1", is_right=False, confidence=0.9),
         Card(None, ["gone"], is_right=True),
     ]
     dots = [
@@ -68,8 +69,9 @@ def every_block() -> Page:
         Table(("a", "b"), [("x", 1), ("y", Figure(0.5, "half"))], {"b": "technical"}),
         Table(("a",), [(1,)], title="More"),
         Gallery(cards, "note", most=1),
-        Matrix(names, np.eye(9, dtype=int).tolist(), {(0, 0): cards}),
+        Matrix(names, (np.eye(9, dtype=int) + np.eye(9, k=1, dtype=int)).tolist(), {(0, 0): cards}),
         ImageMap(names, dots, image, 72, 2),
+        Bins((0.5, 0.9, 1.0), [1, 5], [1, 0]),
         Comparison(("n",), [("lr=1", marks, [1])]),
     ]
     steps = [Step("Do this", "for a reason", "Everything")]

@@ -11,10 +11,11 @@ from PIL import Image
 
 from tests.models import make_contract, solid
 from tests.trainer.make import make_png
-from tl.evaluation.metrics import classification_metrics
+from tl.evaluation.metrics import classification_metrics, wilson_interval
 from tl.runtime.imaging.regions import Region
 from tl.studies.report.class_sections import ClassCards, ClassResults, Judged, class_sections, doubted_keys
-from tl.studies.report.page import Gallery
+from tl.studies.report.confidence_section import confidence_bins
+from tl.studies.report.page import Comparison, Gallery, Matrix
 
 NAMES = ("ant", "bee")
 LEFT, RIGHT = (0.0, 0.0, 20.0, 20.0), (20.0, 0.0, 20.0, 20.0)
@@ -53,3 +54,31 @@ def test_class_sections__boxes_of_a_photo_have_their_own_marks_and_images(tmp_pa
         data = base64.b64decode(card.image.uri.partition(",")[2])
         colors.append(np.asarray(Image.open(io.BytesIO(data)).convert("RGB"))[10, 10].argmax())
     assert colors == [0, 2]  # the left box is red, the right one blue
+
+
+def test_confidence_bins__by_hand() -> None:
+    sure = np.array([0.5, 0.58, 0.6, 0.949, 0.95, 0.99, 1.0])
+    bins = confidence_bins(sure, np.array([True, False, True, True, False, True, True]))
+    assert bins.edges == (0.5, 0.6, 0.7, 0.8, 0.9, 0.95, 0.99, 1.0)
+    assert (bins.right, bins.wrong) == ([1, 1, 0, 0, 1, 0, 2], [1, 0, 0, 0, 0, 1, 0])
+    assert bins.rows[0] == (0.5, 0.6, 1, 1, 0.5, 1.0)
+
+
+def test_class_sections__recall_and_precision_of_each_class_with_intervals() -> None:
+    judged = [make_judged(f"{i}", 0, 0.1) for i in range(8)] + [make_judged(f"w{i}", 0, 0.9) for i in range(2)]
+    judged += [make_judged(f"b{i}", 1, 0.9) for i in range(6)]
+    results = make_results(judged)
+    blocks = next(section.blocks for section in class_sections(results) if section.title == "Classes")
+    table = blocks[0]
+    assert isinstance(table, Comparison)
+    (ant, (recall, precision), cells), (bee, _, _) = table.rows
+    assert (ant, bee, table.heading) == (*NAMES, "class")
+    assert (recall.series, recall.value, precision.value) == ("recall", 0.8, 1.0)
+    assert (recall.low, recall.high) == wilson_interval(8, 10)
+    assert (precision.low, precision.high) == wilson_interval(8, 8)
+    assert cells[:3] == (10, 0.8, 1.0)
+
+
+def test_matrix__confusions_most_frequent_first() -> None:
+    matrix = Matrix(["a", "b", "c"], [[5, 1, 2], [0, 4, 0], [1, 2, 3]], {})
+    assert matrix.confusions == [(0, 2, 2), (2, 1, 2), (0, 1, 1), (2, 0, 1)]

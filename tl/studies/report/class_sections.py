@@ -13,11 +13,11 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from tl.evaluation.metrics import ECE_BINS
+from tl.evaluation.metrics import wilson_interval
 from tl.runtime.imaging.preprocessing import Preprocessing
 from tl.runtime.imaging.regions import Region
-from tl.studies.report.charts import reliability_chart
-from tl.studies.report.page import Card, Chart, Gallery, Matrix, Note, Section, Table
+from tl.studies.report.confidence_section import confidence_section
+from tl.studies.report.page import Card, Comparison, Gallery, Mark, Matrix, Note, Section, Table
 from tl.studies.report.thumbnails import Thumbnail, thumbnail
 
 if TYPE_CHECKING:
@@ -27,7 +27,6 @@ _SIDE, _SMALL = 144, 44
 _WRONG, _UNSURE, _RIGHT_IN_CELL, _WRONG_IN_CELL, _IN_ALL_CELLS = 60, 36, 3, 12, 240
 # Errors at least this confident may be wrong labels; images less confident than the second are uncertain.
 _SURE, _UNSURE_BELOW = 0.9, 0.7
-_LEAST = (0.5, 0.7, 0.8, 0.9, 0.95, 0.99)
 _FEW = 10
 _MOST_CLASSES = 60  # a larger matrix would be unreadable
 # A report points out the interval of an accuracy that is wider than this.
@@ -108,7 +107,7 @@ def class_sections(results: ClassResults, cards: ClassCards | None = None) -> li
     return [
         _confusion(results, cards),
         _classes(results.scores),
-        _reliability(results),
+        _confidence(results),
         *_wrong(results.judged, cards),
         *_unsure(results.judged, cards),
     ]
@@ -185,7 +184,15 @@ class ClassCards:
         lines = [judged.name, f"true: {self._names[judged.true_id]}", guesses]
         beside = self._beside(judged.path) if with_neighbors else []
         cell = f"{judged.true_id}-{judged.label_id}"
-        return Card(self._image(judged.path, _SIDE, judged.region), lines, badge, beside, cell, judged.is_right)
+        return Card(
+            self._image(judged.path, _SIDE, judged.region),
+            lines,
+            badge,
+            beside,
+            cell,
+            judged.is_right,
+            judged.confidence,
+        )
 
     def brief(self, judged: Judged) -> Card:
         """Return a card that says only whether and how the image was named."""
@@ -194,7 +201,7 @@ class ClassCards:
         line = f"{found} {judged.confidence:.0%}" + ("" if is_right else f", is {true}")
         cell = f"{judged.true_id}-{judged.label_id}"
         image = self._image(judged.path, _SIDE, judged.region)
-        return Card(image, [line], "right" if is_right else "wrong", (), cell, is_right)
+        return Card(image, [line], "right" if is_right else "wrong", (), cell, is_right, judged.confidence)
 
     def _beside(self, path: str) -> list[tuple[Thumbnail, str]]:
         nearest = self._find_nearest(path) if self._find_nearest else []
@@ -232,28 +239,27 @@ def _confusion(results: ClassResults, cards: ClassCards) -> Section:
 
 
 def _classes(scores: dict[str, Any]) -> Section:
-    rows = [(name, row["n"], row["precision"], row["recall"], row["f1"]) for name, row in scores["per_class"].items()]
-    return Section("Classes", [Table(("class", "images", "precision", "recall", "F1"), rows)], narrow=True)
+    """Recall and precision of each class with their intervals, by images."""
+    confusion = np.array(scores["confusion"])
+    rows = []
+    for i, (name, row) in enumerate(scores["per_class"].items()):
+        right = confusion[i, i]
+        trials = {"recall": confusion[i].sum(), "precision": confusion[:, i].sum()}
+        marks = [Mark(of, right / n, *wilson_interval(right, n)) for of, n in trials.items() if n]
+        rows.append((name, marks, (row["n"], row["recall"], row["precision"], row["f1"])))
+    text = (
+        "Recall: share of the class's images that are found. Precision: share of right ones among the images predicted "
+        "as the class. Lines: 95% intervals"
+    )
+    text += ", too narrow because images of a group count as independent." if "groups" in scores else "."
+    table = Comparison(("images", "recall", "precision", "F1"), rows, heading="class")
+    return Section("Classes", [table, Note(text)])
 
 
-def _reliability(results: ClassResults) -> Section:
+def _confidence(results: ClassResults) -> Section:
     sure = np.array([each.confidence for each in results.judged])
     right = np.array([each.is_right for each in results.judged])
-    bins = np.minimum((sure * ECE_BINS).astype(int), ECE_BINS - 1)
-    filled = [b for b in range(ECE_BINS) if (bins == b).any()]
-    chart = reliability_chart(
-        "Reliability",
-        [float(sure[bins == b].mean()) for b in filled],
-        [float(right[bins == b].mean()) for b in filled],
-        [int((bins == b).sum()) for b in filled],
-    )
-    kept = [(f"{least:.0%}", int((sure >= least).sum()), float((sure >= least).mean())) for least in _LEAST]
-    rows = [
-        (*row, float(right[sure >= least].mean()) if row[1] else None) for row, least in zip(kept, _LEAST, strict=True)
-    ]
-    note = f"Calibration error {results.scores['ece']:.3f}{results.calibration}."
-    table = Table(("confidence at least", "images", "share of images", "accuracy"), rows)
-    return Section("Confidence", [Chart(chart), table, Note(note)])
+    return confidence_section(sure, right, f"Calibration error {results.scores['ece']:.3f}{results.calibration}.")
 
 
 def doubted_keys(judged: Sequence[Judged]) -> set[tuple[str, Region | None]]:
