@@ -44,7 +44,9 @@ def photos(tmp_path: Path) -> Path:
 def built(model: Path, photos: Path, split: str = "test") -> Page:
     images = [LabeledImage(str(path), path.name, path.parent.name) for path in sorted(photos.rglob("*.png"))]
     with load(model, device="cpu", threads=1) as predictor:
-        scored = EvaluatedFile(evaluate(predictor, images, Silent()), predictor.ensemble.sessions[0], split, images)
+        scored = EvaluatedFile(
+            evaluate(predictor, images, Silent()), predictor.ensemble.sessions[0], split, images, str(photos)
+        )
         return build_evaluation_page(scored, "tl evaluate", Silent())
 
 

@@ -71,7 +71,7 @@ class ClassResults:
     """A classifier's results on labeled images. `scores`: as in `metrics.json`. `judged`: the images.
 
     `calibration`: how the confidence was calibrated, if known. `find_nearest`: finds the training images most similar
-    to an image, if known.
+    to an image, if known. `review`: command that shows them again and corrects labels, if known.
     """
 
     class_names: tuple[str, ...]
@@ -80,6 +80,7 @@ class ClassResults:
     judged: Sequence[Judged]
     calibration: str = ""
     find_nearest: Callable[[str], list[Neighbor]] | None = None
+    review: str = ""
 
 
 def class_figures(scores: dict[str, Any]) -> list[tuple[str, str]]:
@@ -108,7 +109,7 @@ def class_sections(results: ClassResults, cards: ClassCards | None = None) -> li
         _confusion(results, cards),
         _classes(results.scores),
         _confidence(results),
-        *_wrong(results.judged, cards),
+        *_wrong(results, cards),
         *_unsure(results.judged, cards),
     ]
 
@@ -269,7 +270,8 @@ def doubted_keys(judged: Sequence[Judged]) -> set[tuple[str, Region | None]]:
     return {each.key for each in wrong if each.confidence >= max(_SURE, usual.get(each.label_id, 1.0))}
 
 
-def _wrong(judged: Sequence[Judged], cards: ClassCards) -> list[Section]:
+def _wrong(results: ClassResults, cards: ClassCards) -> list[Section]:
+    judged = results.judged
     wrong = sorted((each for each in judged if not each.is_right), key=lambda each: -each.confidence)
     if not wrong:
         return []
@@ -281,6 +283,8 @@ def _wrong(judged: Sequence[Judged], cards: ClassCards) -> list[Section]:
             f" {len(doubted)} are marked 'label?': the confidence is {_SURE:.0%} or more, and at least as high as is "
             "usual for that class, so the label may be wrong."
         )
+        if results.review:
+            note += f" To correct labels, run {results.review}."
     if cards.knows_neighbors:
         note += " Below each: the most similar training images, by the features of the backbone before training."
     return [Section("Misclassified", [Gallery(shown, note)])]

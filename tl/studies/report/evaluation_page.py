@@ -35,7 +35,7 @@ from tl.studies.report.class_sections import (
 from tl.studies.report.first_screen import class_headline, examples
 from tl.studies.report.image_map import map_section
 from tl.studies.report.model_map import map_results
-from tl.studies.report.next_steps import class_steps
+from tl.studies.report.next_steps import class_steps, review_command
 from tl.studies.report.page import Block, Code, Facts, Note, Page, Section, Table, write_page
 
 _COVERAGES = (0.8, 0.9, 0.95, 0.99)
@@ -43,12 +43,13 @@ _COVERAGES = (0.8, 0.9, 0.95, 0.99)
 
 @dataclass(frozen=True)
 class EvaluatedFile:
-    """An evaluation of one model file. `images`: all labeled images, also those that could not be read."""
+    """An evaluation of one model file on `data`. `images`: all labeled images, also those that could not be read."""
 
     evaluation: Evaluation
     session: Session
     split: str
     images: Sequence[LabeledImage]
+    data: str
 
     @property
     def readable(self) -> list[LabeledImage]:
@@ -70,7 +71,9 @@ def build_evaluation_page(evaluated: EvaluatedFile, command: str, progress: Prog
         raise ValueError("a report is of a file with a contract")
     (decided,), scores = evaluation.decided, evaluation.rows[0]
     judged = _judge(evaluated)
-    results = ClassResults(evaluation.class_names, contract.preprocessing, scores, judged)
+    results = ClassResults(
+        evaluation.class_names, contract.preprocessing, scores, judged, review=review_command(evaluated.data)
+    )
     cards = ClassCards(results)
     mapped = map_results(evaluated.session, evaluated.readable, judged, progress)
     confusion, classes, confidence, *images = class_sections(results, cards)
@@ -96,7 +99,7 @@ def build_evaluation_page(evaluated: EvaluatedFile, command: str, progress: Prog
         sections=sections,
         kicker=f"Evaluation of a classifier of {len(evaluation.class_names)} classes",
         headline=class_headline(scores, "images" if split == "all" else f"{split} images"),
-        steps=class_steps(scores, judged, evaluation.class_names, [], {}),
+        steps=class_steps(scores, judged, evaluation.class_names, [], {}, results.review),
         strip=[cards.brief(each) for each in examples(judged)],
     )
 

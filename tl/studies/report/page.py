@@ -247,11 +247,15 @@ class Section:
 
 @dataclass(frozen=True)
 class Step:
-    """Something worth doing next, with the reason in numbers. `section`: title of the section that shows it."""
+    """Something worth doing next, with the reason in numbers. `section`: title of the section that shows it.
+
+    `command`: command line that does it, if there is one.
+    """
 
     title: str
     reason: str
     section: str = ""
+    command: str = ""
 
     @property
     def anchor(self) -> str:

@@ -35,7 +35,7 @@ from tl.studies.report.first_screen import (
 from tl.studies.report.image_map import map_section
 from tl.studies.report.label_sections import label_figures, label_sections
 from tl.studies.report.neighbors import neighbors_among, open_embeddings
-from tl.studies.report.next_steps import MOST, class_steps, point_steps, test_step
+from tl.studies.report.next_steps import MOST, class_steps, point_steps, review_command, test_step
 from tl.studies.report.number_sections import number_figures, number_sections
 from tl.studies.report.page import (
     Block,
@@ -169,6 +169,7 @@ def _classes(finished: FinishedRun) -> _Parts:
             f"; {before:.3f} before scaling with the temperature {temperature:.2f}, which was fitted on validation data"
         ),
         find_nearest=None if embeddings is None else neighbors_among(embeddings),
+        review=review_command(str(finished.run.folder)),
     )
     cards = ClassCards(results)
     confusion, classes, *others = class_sections(results, cards)
@@ -185,7 +186,7 @@ def _classes(finished: FinishedRun) -> _Parts:
             *others,
         ],
         on_validation=_on_validation(finished, "top1_accuracy", ".1%"),
-        steps=class_steps(scores, judged, names, finished.rows("findings.csv"), trained),
+        steps=class_steps(scores, judged, names, finished.rows("findings.csv"), trained, results.review),
         strip=[cards.brief(each) for each in examples(judged)],
     )
 
@@ -288,9 +289,10 @@ def _audit(finished: FinishedRun) -> list[Section]:
             Table(("image", "split", "reason"), [(row["path"], row["split"], row["error"]) for row in skipped]),
         ]
     if rows:
+        review = review_command(str(finished.run.folder))
         more = f" The first {_SHOWN_FINDINGS} are shown; findings.csv lists all." if len(rows) > _SHOWN_FINDINGS else ""
         blocks += [
-            Note(f"{len(rows)} findings to review.{more}"),
+            Note(f"{len(rows)} findings to review, for example with {review}.{more}"),
             Table(
                 ("kind", "image", "other", "detail"),
                 [(row["kind"], row["path"], row["other"], row["detail"]) for row in rows[:_SHOWN_FINDINGS]],
