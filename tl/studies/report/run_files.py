@@ -18,9 +18,9 @@ from tl.evaluation.calibration import class_ids_of
 from tl.runtime.landmarks.sets import ImageLandmarks
 from tl.studies.report.class_sections import Judged
 from tl.trainer.config import TrainConfig
-from tl.trainer.options import is_solved
 from tl.trainer.run_folder.manifest_regions import REGION, ImageKey, read_region
-from tl.trainer.run_folder.run import UNFINISHED, NetworkCard, Run
+from tl.trainer.run_folder.network_card import NetworkCard
+from tl.trainer.run_folder.run import UNFINISHED, Run
 
 # The split that was not used for selection comes first.
 _REPORTED = ("test", "val")
@@ -68,9 +68,7 @@ class FinishedRun:
 
     def keys(self, split: str) -> list[ImageKey]:
         """Like `paths`, with the region of each that was used."""
-        # A head that was fitted to the validation images, too, has out-of-fold scores of all of them.
-        is_cross_validated = self.config.refit and is_solved(self.config)
-        splits = ("train", "val") if split == "val" and is_cross_validated else (split,)
+        splits = self.run.scored_splits if split == "val" else (split,)
         rows = [row for row in self.rows("manifest.csv") if row["split"] in splits]
         paths = (os.path.normpath(os.path.join(self.run.folder, row["path"])) for row in rows)
         return [(path, read_region(row, REGION)) for path, row in zip(paths, rows, strict=True)]
