@@ -89,7 +89,7 @@ def test_convert__what_a_tool_cannot_hold(run_tl: RunTl, data: Path) -> None:
     points = data / "points.csv"
     points.write_text(f"path,x0,y0\n{NAMES[0]},1,2\n")
     for words, message in (
-        ((points, "-o", data / "p.csv", "--to", "roboflow"), "holds classes: write points as --to coco"),
+        ((points, "-o", data / "p.csv", "--to", "roboflow"), "holds classes alone: write points in another format"),
         ((labels, "-o", data / "v.xml", "--to", "via"), "expected the extension .json for format via"),
         ((labels, "-o", data / "l.json", "--to", "labelme"), "expected the name of a folder"),
         ((labels, "-o", data / "photos", "--to", "labelme"), "is not empty"),

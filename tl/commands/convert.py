@@ -98,10 +98,9 @@ def command(request: ConvertRequest) -> None:
 
     - `tl convert labels.csv -o tags.xml --to cvat`: classes or points for a labeling tool
 
-    - `tl convert phone.csv upright.csv --from-stored` for points from a program that ignores a photo's EXIF orientation
-
-    Coordinates are relative to the center of the top-left pixel of the upright photo. In TPS, y is measured from the
-    bottom, so the photos must be available. Fields that the output format cannot store are reported.
+    Coordinates are relative to the center of the top-left pixel of the upright photo; with --from-stored, they come
+    from a program that ignores a photo's EXIF orientation. In TPS, y is measured from the bottom, so the photos must be
+    available. Fields that the output format cannot store are reported.
     """
     from tl.runtime.labeling.tools import find_tool, has_several_labels
     from tl.runtime.landmarks.files import is_landmark_file

@@ -95,7 +95,7 @@ def write_labelme(images: Sequence[ToolImage], path_to: Callable[[str], str]) ->
 def write_roboflow(images: Sequence[ToolImage]) -> str:
     """Return a table of 0 and 1 for each class. Raises `DataError` for points, which it cannot hold."""
     if any(image.points for image in images):
-        raise DataError("Roboflow's _classes.csv holds classes: write points as --to coco")
+        raise DataError("Roboflow's _classes.csv holds classes alone: write points in another format, such as coco")
     classes = sorted({label for image in images for label in image.labels or ()})
     rows = [["filename", *classes]]
     for image in images:
