@@ -35,7 +35,7 @@ from tl.studies.report.first_screen import (
 from tl.studies.report.image_map import map_section
 from tl.studies.report.label_sections import label_figures, label_sections
 from tl.studies.report.neighbors import neighbors_among, open_embeddings
-from tl.studies.report.next_steps import MOST, class_steps, point_steps, test_step
+from tl.studies.report.next_steps import MOST, class_steps, point_steps, review_command, test_step
 from tl.studies.report.number_sections import number_figures, number_sections
 from tl.studies.report.page import (
     Block,
@@ -53,6 +53,7 @@ from tl.studies.report.page import (
 )
 from tl.studies.report.point_sections import error_note, point_figures, point_sections
 from tl.studies.report.run_files import FinishedRun, open_finished, read_judged
+from tl.studies.report.run_map import map_run
 from tl.studies.report.samples import augmented_cards
 from tl.trainer.config import TrainConfig
 from tl.trainer.config_files import own_choices
@@ -159,6 +160,7 @@ def _classes(finished: FinishedRun) -> _Parts:
     scores, names, judged = finished.scores, finished.card.class_names, read_judged(finished)
     before, temperature = scores["ece_uncalibrated"], finished.metrics["temperature"]
     embeddings = open_embeddings(finished)
+    mapped = map_run(finished, judged, embeddings)
     results = ClassResults(
         class_names=names,
         preprocessing=finished.card.preprocessing,
@@ -168,6 +170,7 @@ def _classes(finished: FinishedRun) -> _Parts:
             f"; {before:.3f} before scaling with the temperature {temperature:.2f}, which was fitted on validation data"
         ),
         find_nearest=None if embeddings is None else neighbors_among(embeddings),
+        review=review_command(str(finished.run.folder)),
     )
     cards = ClassCards(results)
     confusion, classes, *others = class_sections(results, cards)
@@ -178,13 +181,13 @@ def _classes(finished: FinishedRun) -> _Parts:
         figures=class_figures(scores),
         sections=[
             confusion,
-            *map_section(finished, judged, embeddings),
+            *([] if mapped is None else map_section(mapped, names, finished.card.preprocessing)),
             classes,
             *uncertainty_section(accuracy_note(scores)),
             *others,
         ],
         on_validation=_on_validation(finished, "top1_accuracy", ".1%"),
-        steps=class_steps(scores, judged, names, finished.rows("findings.csv"), trained),
+        steps=class_steps(scores, judged, names, finished.rows("findings.csv"), trained, results.review),
         strip=[cards.brief(each) for each in examples(judged)],
     )
 
@@ -287,9 +290,10 @@ def _audit(finished: FinishedRun) -> list[Section]:
             Table(("image", "split", "reason"), [(row["path"], row["split"], row["error"]) for row in skipped]),
         ]
     if rows:
+        review = review_command(str(finished.run.folder))
         more = f" The first {_SHOWN_FINDINGS} are shown; findings.csv lists all." if len(rows) > _SHOWN_FINDINGS else ""
         blocks += [
-            Note(f"{len(rows)} findings to review.{more}"),
+            Note(f"{len(rows)} findings to review, for example with {review}.{more}"),
             Table(
                 ("kind", "image", "other", "detail"),
                 [(row["kind"], row["path"], row["other"], row["detail"]) for row in rows[:_SHOWN_FINDINGS]],
