@@ -64,7 +64,7 @@ def test_find_problems__finds_the_flipped_labels(evidence: Evidence) -> None:
 def test_find_problems__finds_the_copy_under_another_label(evidence: Evidence) -> None:
     first = find_problems(evidence, ["duplicate"])[0]
     assert (evidence.images[first.index].name, first.suggested) == ("copy.png", "green")
-    assert first.reason == "the same file as green/5.png: but this is labeled 'blue' and that 'green'"
+    assert first.reason == "the same file as green/5.png: labeled 'blue' here and 'green' there"
     assert first.neighbors[0] == first.other
 
 

@@ -39,5 +39,10 @@ def find_nearest(features: NDArray[np.floating], places: NDArray[np.intp], count
         chunk = places[start : start + _ROWS_AT_ONCE]
         likeness = directions[chunk] @ directions.T
         likeness[np.arange(len(chunk)), chunk] = -np.inf
-        nearest[start : start + len(chunk)] = np.argsort(-likeness, axis=1, kind="stable")[:, :count]
+        if count < likeness.shape[1] - 1:
+            best = np.sort(np.argpartition(-likeness, count, axis=1)[:, :count], axis=1)  # of equal ones, the earlier
+        else:
+            best = np.tile(np.arange(likeness.shape[1]), (len(chunk), 1))
+        order = np.argsort(-np.take_along_axis(likeness, best, axis=1), axis=1, kind="stable")
+        nearest[start : start + len(chunk)] = np.take_along_axis(best, order, axis=1)[:, :count]
     return nearest
