@@ -158,6 +158,12 @@ def test_gather_evidence__a_single_member(photos: Path, color_model: Path) -> No
         gather_evidence(photos, members=[color_model], threads=1)
 
 
+def test_gather_evidence__members_of_other_classes(photos: Path, tmp_path: Path) -> None:
+    models = [make_model(tmp_path / f"{name}.onnx", ("cat", "dog", "fox")) for name in "ab"]
+    with pytest.raises(EnsembleError, match="predicts 'cat', 'dog', 'fox', but no image is labeled as one of its"):
+        gather_evidence(photos, members=models, threads=1)
+
+
 def test_gather_evidence__no_image_can_be_read(tmp_path: Path) -> None:
     for name in ("a/0.png", "b/0.png"):
         (tmp_path / name).parent.mkdir()
