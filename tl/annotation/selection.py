@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import numpy as np
 from numpy.typing import NDArray
+from threadpoolctl import threadpool_limits
 
 from tl.data.features import directions
 
@@ -45,9 +46,10 @@ def choose_images(
     count = min(count, len(candidates))
     if count == 0:
         return np.empty(0, np.intp)
-    if probabilities is None or probabilities.shape[1] < 2:
-        return _typical(features, candidates, labeled, count, seed)
-    return _uncertain(features, probabilities, candidates, count, seed)
+    with threadpool_limits(1):  # as in `learner`
+        if probabilities is None or probabilities.shape[1] < 2:
+            return _typical(features, candidates, labeled, count, seed)
+        return _uncertain(features, probabilities, candidates, count, seed)
 
 
 def find_similar(features: NDArray[np.float32], to: NDArray[np.intp], candidates: NDArray[np.intp]) -> NDArray[np.intp]:
@@ -60,9 +62,10 @@ def find_similar(features: NDArray[np.float32], to: NDArray[np.intp], candidates
     measured = _measured(features, candidates)
     wanted = directions(features[to], measured).mean(axis=0)
     similarity = np.empty(len(candidates), np.float32)
-    for start in range(0, len(candidates), _ROWS_AT_ONCE):
-        rows = candidates[start : start + _ROWS_AT_ONCE]
-        similarity[start : start + len(rows)] = directions(features[rows], measured) @ wanted
+    with threadpool_limits(1):
+        for start in range(0, len(candidates), _ROWS_AT_ONCE):
+            rows = candidates[start : start + _ROWS_AT_ONCE]
+            similarity[start : start + len(rows)] = directions(features[rows], measured) @ wanted
     return candidates[np.argsort(-similarity, kind="stable")]
 
 
