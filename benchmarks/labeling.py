@@ -26,7 +26,7 @@ from labeling_rules import FIRST, NEXT
 from tl.annotation.estimate import estimate_accuracy
 from tl.annotation.learner import FittedHead, fit_head
 from tl.annotation.selection import RANDOM_SHARE, choose_images
-from tl.data.features import directions
+from tl.data.features import directions, standard_scale
 
 TUNING = ("cifar10", "coins", "imagenet-val-500", "brain-mri", "cifar10:long-tail")
 REPORT = ("pacs-cartoon", "cats-dogs", "hymenoptera", "tiny-imagenet", "pacs-cartoon:long-tail")
@@ -55,7 +55,7 @@ class Session:
             size, self.share = count, 1.0
         self.reserve, self.free = order[:size].tolist(), np.ones(count, bool)
         self.free[self.reserve] = False
-        self.x = directions(self.features, self.features) if "/" in self.rule else self.features
+        self.x = directions(self.features, standard_scale(self.features)) if "/" in self.rule else self.features
 
     def label(self, count: int) -> None:
         """Label a batch, and fit the head."""

@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tl.data.class_folders import SPLITS
-from tl.data.features import directions
+from tl.data.features import directions, standard_scale
 from tl.data.manifests import LabeledImage
 
 Kind = Literal[
@@ -115,7 +115,7 @@ def find_near_duplicates(
     """
     train = [i for i, image in enumerate(images) if image.split == "train"]
     others = [i for i, image in enumerate(images) if image.split != "train"]
-    found = directions(embeddings, embeddings[train])
+    found = directions(embeddings, standard_scale(embeddings[train]))
     findings = []
     for start in range(0, len(others), _ROWS_AT_ONCE):
         chunk = others[start : start + _ROWS_AT_ONCE]
