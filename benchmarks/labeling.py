@@ -152,7 +152,7 @@ def judge(name: str, session: Session, features: np.ndarray, ids: np.ndarray) ->
     case = {
         "kind": "estimate",
         "set": name,
-        "share": rule,
+        "share": f"{session.rule}@{session.share:g}",
         "labels": len(rows),
         "unlabeled": unlabeled,
     }
