@@ -15,6 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tl.data.class_folders import SPLITS
+from tl.data.features import directions, standard_scale
 from tl.data.manifests import LabeledImage
 
 Kind = Literal[
@@ -111,8 +112,8 @@ def find_near_duplicates(
     """
     is_train = np.array([image.split == "train" for image in images], np.bool_)
     train, others = np.flatnonzero(is_train), np.flatnonzero(~is_train)
-    directions = standardized_directions(embeddings, train)
-    found = _most_similar(directions, others, train, lambda rows: np.ones((len(rows), len(train)), np.bool_))
+    standardized = directions(embeddings, standard_scale(embeddings[train]))
+    found = _most_similar(standardized, others, train, lambda rows: np.ones((len(rows), len(train)), np.bool_))
     findings = []
     for j, i, similarity in found:
         if hashes[i] != hashes[j]:
@@ -150,7 +151,7 @@ def near_pairs(
         return np.asarray(differs & (contents[rows, None] != contents))
 
     train = [i for i, image in enumerate(images) if image.split == "train"] or every
-    found = _most_similar(standardized_directions(embeddings, train), every, every, allowed)
+    found = _most_similar(directions(embeddings, standard_scale(embeddings[train])), every, every, allowed)
     return list({(min(i, j), max(i, j)): (min(i, j), max(i, j), similarity) for i, j, similarity in found}.values())
 
 
@@ -172,22 +173,8 @@ def summarize(findings: Sequence[Finding], where: str = "") -> list[str]:
     return lines
 
 
-def standardized_directions(
-    embeddings: NDArray[np.float32], train: Sequence[int] | NDArray[np.intp]
-) -> NDArray[np.float32]:
-    """Standardize embeddings (N, D) on the training images and scale to unit length.
-
-    Nearly constant entries are not amplified.
-    """
-    mean, std = embeddings[train].mean(axis=0), embeddings[train].std(axis=0)
-    centered = (embeddings - mean) / np.maximum(std, max(0.1 * float(std.mean()), 1e-6))
-    lengths = np.linalg.norm(centered, axis=1, keepdims=True)
-    directions: NDArray[np.float32] = centered / np.maximum(lengths, 1e-12)
-    return directions
-
-
 def _most_similar(
-    directions: NDArray[np.float32],
+    standardized: NDArray[np.float32],
     rows: NDArray[np.intp],
     columns: NDArray[np.intp],
     allowed: Callable[[NDArray[np.intp]], NDArray[np.bool_]],
@@ -200,7 +187,7 @@ def _most_similar(
         return
     for start in range(0, len(rows), _ROWS_AT_ONCE):
         chunk = rows[start : start + _ROWS_AT_ONCE]
-        similarity = np.where(allowed(chunk), directions[chunk] @ directions[columns].T, -np.inf)
+        similarity = np.where(allowed(chunk), standardized[chunk] @ standardized[columns].T, -np.inf)
         best = similarity.argmax(axis=1)
         for row, column in enumerate(best.tolist()):
             if similarity[row, column] >= NEAR_DUPLICATE:
