@@ -98,10 +98,6 @@ def kill_often(folder: Path, count: int) -> None:
         assert {row["path"].removeprefix("photos/"): row["label"] for row in csv.DictReader(stream)} == final
 
 
-def test_label__killed_three_times(tmp_path: Path) -> None:
-    kill_often(tmp_path, 3)
-
-
 def test_label__killed_twenty_times(tmp_path: Path) -> None:
     kill_often(tmp_path, 20)
 
@@ -110,26 +106,19 @@ def test_label__killed_twenty_times(tmp_path: Path) -> None:
 def test_label__stops_in_order(tmp_path: Path, sent: signal.Signals) -> None:
     """With a window that listens, a request in progress and features half done."""
     photos, output = make_photos(tmp_path / "photos", COUNT), tmp_path / "labels.csv"
-    with started(photos, "-o", output, "-m", make_embedding_model(tmp_path / "m.onnx")) as (process, client):
-        with client.stream("GET", "/api/events") as stream:
-            next(stream.iter_lines())
-            body = {"window": "w", "images": [{"id": 0, "version": 0}], "do": "label", "label": "red"}
-            assert client.post("/api/label", json=body).status_code == 200
-            process.send_signal(sent)
-            code, out, err = finish(process, 30)
+    words = (photos, "-o", output, "-m", make_embedding_model(tmp_path / "m.onnx"))
+    with started(*words) as (process, client), client.stream("GET", "/api/events") as stream:
+        next(stream.iter_lines())
+        body = {"window": "w", "images": [{"id": 0, "version": 0}], "do": "label", "label": "red"}
+        assert client.post("/api/label", json=body).status_code == 200
+        process.send_signal(sent)
+        code, out, err = finish(process, 30)
     assert code == 0, err
     assert out == ""
     assert err.splitlines()[-1] == f"stopped: 1 labeled photos in {output}"
-    assert (
-        output.read_text().splitlines()[1]
-        == "photos/0000-red.png,red," + output.read_text().splitlines()[1].split(",", 2)[2]
-    )
-    assert sorted(path.name for path in tmp_path.iterdir()) == [
-        "labels.csv",
-        "labels.journal.jsonl",
-        "m.onnx",
-        "photos",
-    ]
+    assert output.read_text().splitlines()[1].startswith("photos/0000-red.png,red,")
+    left = ["labels.csv", "labels.journal.jsonl", "m.onnx", "photos"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == left
 
 
 def test_label__full_disk_from_the_start(tmp_path: Path) -> None:
@@ -155,10 +144,8 @@ def test_label__two_processes_on_one_output(tmp_path: Path) -> None:
 def test_label__photos_are_never_changed(tmp_path: Path) -> None:
     photos = make_photos(tmp_path / "photos", 9)
     before = {path.name: (path.read_bytes(), os.stat(path).st_mtime_ns) for path in photos.iterdir()}
-    with started(photos, "-o", tmp_path / "labels.csv", "-m", make_embedding_model(tmp_path / "m.onnx")) as (
-        process,
-        client,
-    ):
+    model = make_embedding_model(tmp_path / "m.onnx")
+    with started(photos, "-o", tmp_path / "labels.csv", "-m", model) as (process, client):
         for i in range(9):
             assert client.get(f"/thumb/{i}").status_code == client.get(f"/view/{i}").status_code == 200
         body = {"window": "w", "images": [{"id": 0, "version": 0}], "do": "label", "label": "../../x"}
