@@ -19,7 +19,7 @@ C = 0.03
 _TOLERANCE, _MAX_ITERATIONS = 1e-3, 100
 # Folds that the temperature is fitted on, fewer images than say anything about it, and from how many images on a single
 # fold is enough.
-_FOLDS, _TOO_FEW, _PLENTY = 5, 8, 1000
+_FOLDS, _TOO_FEW, _PLENTY = 5, 8, 500
 
 
 @dataclass(frozen=True)

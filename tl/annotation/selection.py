@@ -21,7 +21,7 @@ RULE_SOURCE = (
 # Images with the smallest margins among which different ones are chosen, for each one that is wanted.
 _UNCERTAIN_PER_IMAGE = 10
 # More images say no more about clusters and about the scales of features, and take longer.
-_MAX_CLUSTERED = _MAX_MEASURED = 4096
+_MAX_CLUSTERED, _MAX_MEASURED = 2048, 4096
 # Neighbors that say how typical an image is, as in TypiClust.
 _NEIGHBORS = 20
 _ROWS_AT_ONCE = 1024
@@ -38,7 +38,7 @@ def choose_images(
     """Choose up to `count` of the `candidates` to label next, best first, none twice. Deterministic for a seed.
 
     `features` (N, D) and `probabilities` (N, C) of all images, None without a head; `candidates` (M,) and `labeled`
-    (n,) are their rows. Without a head, the candidates are 4,096 at most, drawn at random.
+    (n,) are their rows. Without a head, the candidates are 2,048 at most, drawn at random.
 
     Source: Zhdanov 2019 with a head, TypiClust (Hacohen et al. 2022) without.
     """
