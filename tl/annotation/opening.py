@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import math
 import os
 import secrets
+import shutil
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, closing, contextmanager
 from dataclasses import dataclass
@@ -27,6 +29,8 @@ from tl.runtime.output.claim import claim_output
 from tl.runtime.output.files import output_errors
 
 GROUPS = "folder"
+# Longer than it takes until an action is in the output.
+_SECONDS_TO_WRITE = 3.0
 Say = Callable[[str], None]
 
 
@@ -63,6 +67,7 @@ def open_session(
         _make_way(plan, say)
         # What can be refused is refused before there is a journal.
         first = None if _has_begun(plan.output) else _draw(plan, photos, say)
+        last_event = _modified(journal_path(plan.output))
         journal, events = Journal.open(journal_path(plan.output))
         stack.enter_context(closing(journal))
         if journal.repaired:
@@ -73,6 +78,7 @@ def open_session(
             begun = _begin(plan, photos, journal, first or _draw(plan, photos, say))
         session = LabelSession(begun, opens, backbone=plan.backbone, make=make)
         stack.enter_context(closing(session))
+        _keep_edits(session, last_event, say)
         session.start()
         yield session
 
@@ -134,6 +140,28 @@ def _draw(plan: SessionPlan, photos: Photos, say: Say) -> _First:
     ]
     opened = _opening(photos, classes=tuple(names), seed=seed, reserve=limit)
     return _First([opened, *taken], seed, limit, known)
+
+
+def _modified(path: Path) -> float:
+    """When a file was changed last, infinitely late if there is none."""
+    try:
+        return path.stat().st_mtime
+    except OSError:
+        return math.inf
+
+
+def _keep_edits(session: LabelSession, begun_at: float, say: Say) -> None:
+    """Copy an output that somebody has edited since the last session, as it is about to be written again.
+
+    `begun_at`: when the journal was written last; a session that was killed leaves an output that is no newer.
+    """
+    output = session.output
+    if not output.exists() or _modified(output) < begun_at + _SECONDS_TO_WRITE or session.agrees_with_output():
+        return
+    aside = _free_name(output)
+    with output_errors(aside):
+        shutil.copyfile(output, aside)
+    say(f"{output.name} was edited since the last session, whose labels it gets again; the edited one is {aside.name}")
 
 
 def _begin(plan: SessionPlan, photos: Photos, journal: Journal, first: _First) -> Begun:
