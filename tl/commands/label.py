@@ -25,8 +25,8 @@ if TYPE_CHECKING:
     from tl.annotation.opening import SessionPlan
 
 _PAGE = "Page"
-# The name of the thread in which `annotation.features` loads a network.
-_OPENS_NETWORK = "tl-prepare"
+# Names of threads that cannot be ended: of `annotation.features`, and of `annotation.model_job`.
+_ENDS_WITH_PROCESS = ("tl-prepare", "tl-model")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -148,11 +148,11 @@ def _label(request: LabelRequest, listening: socket.socket) -> None:
 
 
 def _leave() -> None:
-    """End the process at once if a network is still being opened: no thread can be stopped in that, only aborted.
+    """End the process at once if a network is still being opened or trained: such a thread would end in an abort.
 
-    Everything is written by then.
+    All labels are written by then.
     """
-    if any(thread.name == _OPENS_NETWORK for thread in threading.enumerate()):
+    if any(thread.name in _ENDS_WITH_PROCESS for thread in threading.enumerate()):
         sys.stdout.flush()
         sys.stderr.flush()
         os._exit(0)
