@@ -17,9 +17,9 @@ from numpy.typing import NDArray
 
 from tl.annotation.labels import LABELED, STATUS_NAMES, Labels
 from tl.annotation.photos import Photos
-from tl.errors import OutputError
+from tl.errors import DataError, OutputError
 from tl.runtime.output.files import output_errors, write_text
-from tl.runtime.sources.tables import csv_text
+from tl.runtime.sources.tables import csv_text, read_table
 
 COLUMNS = ("path", "label", "split", "group", "sampled", "note")
 NOTE_COLUMNS = ("path", "status", "note")
@@ -91,6 +91,17 @@ class Exports:
         else:
             with output_errors(notes):
                 notes.unlink(missing_ok=True)
+
+    def agrees(self, snapshot: Snapshot) -> bool:
+        """Return whether the output that exists has the same images, labels and notes."""
+        compared = ("path", "label", "note")
+        labeled = np.flatnonzero(snapshot.status == LABELED).tolist()
+        try:
+            table = read_table(self.output)
+            found = sorted([row[name] for name in compared] for _, row in table.rows)
+        except (DataError, KeyError, OSError):
+            return False
+        return found == sorted(self._row(snapshot, i, "", compared) for i in labeled)
 
     def _row(self, snapshot: Snapshot, image: int, split: str, columns: Sequence[str]) -> list[str]:
         cells = {

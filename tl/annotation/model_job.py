@@ -17,6 +17,9 @@ from tl.progress import Progress
 
 State = Literal["idle", "running", "done", "failed"]
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,79}", re.ASCII)
+_SECONDS_TO_END = 10.0
+# The name of the thread, which may outlive a session.
+THREAD = "tl-model"
 _log = logging.getLogger(__name__)
 
 
@@ -64,7 +67,7 @@ class ModelJob:
             write_labels()
             self._stop.clear()
             self.state = ModelState("running", "starting")
-            self._thread = threading.Thread(target=self._work, args=(method, run, model), name="model", daemon=True)
+            self._thread = threading.Thread(target=self._work, args=(method, run, model), name=THREAD, daemon=True)
             self._thread.start()
         self._told()
 
@@ -75,10 +78,10 @@ class ModelJob:
         self._stop.set()
 
     def close(self) -> None:
-        """End the work, and wait until it has ended."""
+        """End the work, and wait a while until it has ended; a long step of training ends with the process."""
         self._stop.set()
         if self._thread is not None:
-            self._thread.join()
+            self._thread.join(_SECONDS_TO_END)
 
     def _work(self, method: Method, run: Path, model: Path) -> None:
         try:

@@ -95,7 +95,8 @@ class LabelSession:
         self.work = FeatureWork(begun.photos.paths, opens, self._more_features)
         self._scene = views.Scene(begun.photos, begun.labels, self.work, self.reserved)
         self._learning = Learning(count, lambda: self.work.features, begun.seed, self._label_state, self._changed)
-        self._writer = Writer(Exports(begun.output, begun.photos), self._snapshot, self._changed)
+        self._exports = Exports(begun.output, begun.photos)
+        self._writer = Writer(self._exports, self._snapshot, self._changed)
         self._model = ModelJob(begun.output, make, self._changed)
 
     def start(self) -> None:
@@ -103,6 +104,10 @@ class LabelSession:
         self._writer.write_now()
         self.work.start()
         self._learning.start()
+
+    def agrees_with_output(self) -> bool:
+        """Return whether the output has the labels and notes of this session."""
+        return self._exports.agrees(self._snapshot())
 
     def close(self) -> None:
         """Stop everything, and write the files for the last time. Raises `OutputError`."""
@@ -314,7 +319,7 @@ class LabelSession:
                 "error": views.shown(self.work.error) or None,
             },
             "head": views.head_row(learned, self._learning.is_fitting),
-            "estimate": learned.estimate and asdict(learned.estimate),
+            "estimate": views.estimate_row(learned),
             "model": {name: views.shown(text) for name, text in asdict(self._model.state).items()},
             "can_undo": undo,
             "can_redo": redo,

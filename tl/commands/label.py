@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import os
 import sys
+import threading
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -24,6 +26,8 @@ if TYPE_CHECKING:
     from tl.annotation.opening import SessionPlan
 
 _PAGE = "Page"
+# Names of threads that cannot be ended: of `annotation.features`, and of `annotation.model_job`.
+_ENDS_WITH_PROCESS = ("tl-prepare", "tl-model")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -118,6 +122,7 @@ def command(request: LabelRequest) -> None:
         ) from error
     with bind(HOST, request.page.port) as listening:
         _label(request, listening)
+    _leave()
 
 
 def _label(request: LabelRequest, listening: socket.socket) -> None:
@@ -152,6 +157,17 @@ def _label(request: LabelRequest, listening: socket.socket) -> None:
         serve_local(app, access, listening, opens_browser=page.browser, started=started, stopping=stopping)
         labeled = session.state()["counts"]["labeled"]
     warn(f"stopped: {labeled} labeled photos in {plan.output}")
+
+
+def _leave() -> None:
+    """End the process at once if a network is still being opened or trained: such a thread would end in an abort.
+
+    All labels are written by then.
+    """
+    if any(thread.name in _ENDS_WITH_PROCESS for thread in threading.enumerate()):
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(0)
 
 
 def _plan(request: LabelRequest) -> SessionPlan:
