@@ -97,7 +97,8 @@ class LabelPage {
   #confirm() {
     const isGroup = this.views.current.view === "suggested" && !this.zoom.isOpen && this.grid.selection.selected.size === 0;
     const ids = isGroup ? this.views.confirmable() : this.targets();
-    if (!ids.some((id) => this.records.get(id)?.suggestion)) return this.live.say("There is no suggestion to confirm here.");
+    const isSuggested = ({ label, suggestion }) => label === null && suggestion !== null;
+    if (!ids.some((id) => this.records.get(id) && isSuggested(this.records.get(id)))) return this.live.say("There is no suggestion to confirm here.");
     this.#act(() => this.actions.confirm(ids));
   }
 
@@ -177,7 +178,7 @@ class LabelPage {
   }
 
   async #readState() {
-    const state = await this.api.get("api/state");
+    const state = await this.api.get("api/state", { window: this.api.window });
     this.#revision = Math.max(this.#revision, state.revision);
     const tones = JSON.stringify(state.classes.map(({ name }) => name));
     const isRecolored = this.state && tones !== JSON.stringify(this.state.classes.map(({ name }) => name));

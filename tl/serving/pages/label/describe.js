@@ -53,7 +53,7 @@ function bars(top) {
 
 const FACTS = {
   pixels: ({ width, height }) => (width ? `${width.toLocaleString("en")} × ${height.toLocaleString("en")} px` : null),
-  size: ({ size }) => (size ? (size < 1e6 ? `${(size / 1e3).toFixed(0)} KB` : `${(size / 1e6).toFixed(1)} MB`) : null),
+  size: ({ bytes }) => (bytes ? (bytes < 1e6 ? `${(bytes / 1e3).toFixed(0)} KB` : `${(bytes / 1e6).toFixed(1)} MB`) : null),
   taken: ({ taken }) => (taken ? String(taken).replace("T", ", ").slice(0, 17) : null),
   camera: ({ camera }) => camera,
   format: ({ format }) => format,

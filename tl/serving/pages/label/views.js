@@ -205,7 +205,7 @@ export class Views {
   async #fetch() {
     const { view, label, like, search } = this.current;
     if (view === "suggested" && label === null) return [];
-    return (await this.api.get("api/list", { view, class: label, like: like?.join(","), search })).ids;
+    return (await this.api.get("api/list", { view, class: label, like: like?.join(","), search, window: this.api.window })).ids;
   }
 
   #key() {
