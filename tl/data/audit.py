@@ -15,6 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tl.data.class_folders import SPLITS
+from tl.data.features import directions
 from tl.data.manifests import LabeledImage
 
 Kind = Literal[
@@ -114,11 +115,11 @@ def find_near_duplicates(
     """
     train = [i for i, image in enumerate(images) if image.split == "train"]
     others = [i for i, image in enumerate(images) if image.split != "train"]
-    directions = _directions(embeddings, train)
+    found = directions(embeddings, embeddings[train])
     findings = []
     for start in range(0, len(others), _ROWS_AT_ONCE):
         chunk = others[start : start + _ROWS_AT_ONCE]
-        similarity = directions[chunk] @ directions[train].T
+        similarity = found[chunk] @ found[train].T
         for row, column in enumerate(similarity.argmax(axis=1)):
             i, j = train[column], chunk[row]
             if similarity[row, column] >= NEAR_DUPLICATE and hashes[i] != hashes[j]:
@@ -139,12 +140,3 @@ def summarize(findings: Sequence[Finding], where: str = "") -> list[str]:
         more = f" (and {len(found) - 1} more{where})" if len(found) > 1 else ""
         lines.append(f"warning: {kind}: {places}{first.detail}{more}")
     return lines
-
-
-def _directions(embeddings: NDArray[np.float32], train: Sequence[int]) -> NDArray[np.float32]:
-    """Standardize on the training images and scale to unit length. Nearly constant entries are not amplified."""
-    mean, std = embeddings[train].mean(axis=0), embeddings[train].std(axis=0)
-    centered = (embeddings - mean) / np.maximum(std, max(0.1 * float(std.mean()), 1e-6))
-    lengths = np.linalg.norm(centered, axis=1, keepdims=True)
-    directions: NDArray[np.float32] = centered / np.maximum(lengths, 1e-12)
-    return directions
