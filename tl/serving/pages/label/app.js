@@ -187,6 +187,7 @@ class LabelPage {
     this.classes.update(state.classes);
     if (isRecolored) this.grid.refresh();
     drawStatus(state);
+    this.live.banner(state.output_error ?? null, false);
     this.#drawSoon();
   }
 
@@ -265,7 +266,7 @@ class LabelPage {
     keys.describe("Select", "← ↑ ↓ →", "Move the focus; with Shift, select");
     keys.describe("Select", "Space", "Select or deselect the image with the focus");
     keys.add("Select", ["Ctrl+a"], "Select all of the view", () => this.grid.selectAll(), "Ctrl + A");
-    keys.add("Select", ["Escape"], "Select none", () => (this.grid.clearSelection(), this.live.hide()), "Esc");
+    keys.add("Select", ["Escape"], "Select none; from similar images, back", () => this.#escape(), "Esc");
     keys.describe("Select", "Home End", "To the first or last image");
     keys.add("Look", ["z"], "Large view", () => this.grid.selection.focus !== null && this.zoom.open(this.grid.selection.focus), "Z or Enter");
     keys.describe("Look", ["+", "−", "0"], "In the large view: larger, smaller, whole; arrows move or go on");
@@ -273,6 +274,13 @@ class LabelPage {
     keys.add("Look", ["r"], "Take the newest order of Next and Suggested", () => !byId("refresh").hidden && this.views.renew(), "R");
     keys.add("Look", ["?"], "This list", () => keys.help.open());
     keys.otherwise = (event) => this.#otherKey(event);
+  }
+
+  /** Select none; from similar images, back to the view before them. */
+  #escape() {
+    this.live.hide();
+    if (this.grid.selection.selected.size > 0) this.grid.clearSelection();
+    else if (this.views.current.view === "similar") this.views.goBack();
   }
 
   #otherKey(event) {

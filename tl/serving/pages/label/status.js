@@ -7,12 +7,15 @@ const AT_FIRST = 2;
 
 const seconds = (count) => (count < 90 ? `${Math.max(1, Math.round(count))} s` : count < 5400 ? `${Math.round(count / 60)} min` : `${(count / 3600).toFixed(1)} h`);
 
+const baseName = (path) => path.split(/[\\/]/).findLast((part) => part !== "") ?? path;
+
 export function drawStatus(state) {
   const { counts, num_images: all, folder, output } = state;
-  document.title = `${folder} – label – tl`;
-  byId("title").textContent = folder;
+  document.title = `${baseName(folder)} – label – tl`;
+  byId("title").textContent = baseName(folder);
   byId("title").title = folder;
-  byId("about").textContent = `${counts.labeled.toLocaleString("en")} of ${all.toLocaleString("en")} labeled · ${output}`;
+  byId("about").textContent = `${counts.labeled.toLocaleString("en")} of ${all.toLocaleString("en")} labeled · ${baseName(output)}`;
+  byId("about").title = output;
   drawFeatures(state);
   drawEstimate(state);
   drawModel(state.model);

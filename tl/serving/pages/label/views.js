@@ -22,6 +22,7 @@ export class Views {
   #remembered = new Map(); // view -> {ids, top, focus}
   #places = new Map(); // image that left -> its place
   #asked = 0;
+  #before = { view: "next" }; // the view before similar images
 
   constructor({ api, records, live, tones, drawn }) {
     Object.assign(this, { api, records, live, tones, drawn });
@@ -31,6 +32,7 @@ export class Views {
   async open(view, { label = null, like = null, search = "" } = {}) {
     const asked = ++this.#asked, { grid } = this;
     this.#remember();
+    if (view === "similar" && this.current.view !== "similar") this.#before = this.current;
     this.current = { view, label, like, search };
     this.#places.clear();
     this.drawn();
@@ -45,6 +47,10 @@ export class Views {
     } catch (error) {
       if (!error.isGone) this.live.fail(error.message);
     }
+  }
+
+  goBack() {
+    return this.open(this.#before.view, this.#before);
   }
 
   /** Take the server's order anew, and go to its beginning. */
