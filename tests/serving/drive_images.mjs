@@ -31,6 +31,14 @@ const doings = {
   press: async ({ keys }) => {
     for (const key of keys) await page.keyboard.press(key);
   },
+  // Labels `count` images one after the other, as a person who reads their names: `keys` are by a part of the name.
+  decide: async ({ count, keys }) => {
+    for (let n = 0; n < count; n++) {
+      const name = await page.getAttribute(".tile.active", "title");
+      await page.keyboard.press(Object.entries(keys).find(([part]) => name.includes(part))[1]);
+      await page.waitForFunction((before) => document.querySelector(".tile.active")?.title !== before, name);
+    }
+  },
   type: ({ text }) => page.keyboard.type(text),
   click: ({ selector }) => page.click(selector),
   visible: ({ selector }) => page.waitForSelector(selector).then(() => null),
