@@ -233,7 +233,7 @@ def test_page__takes_back_what_the_server_refuses(plan: SessionPlan, model: Path
         {"do": "type", "text": "x" * 300},
         press("Enter"),
         until(MESSAGE, "Not saved"),
-        {"do": "texts", "selector": ".tile.labeled"},
+        {"do": "texts", "selector": "#grid .tile.labeled"},
         {"do": "attributes", "selector": ".tile", "name": "title"},
     ]
     with labeling(plan, model) as page:

@@ -15,7 +15,7 @@ import { Tones } from "./tones.js";
 import { Views } from "./views.js";
 import { Zoom } from "./zoom.js";
 
-const FOLLOW_MS = 600, SEARCH_MS = 250, MAX_LIKE = 20, MAX_INFOS = 300;
+const FOLLOW_MS = 900, FEW = 12, SEARCH_MS = 250, MAX_LIKE = 20, MAX_INFOS = 300;
 const NOT_IN_ZOOM = ["Ctrl+a", "r", "z", "Escape"];
 
 class LabelPage {
@@ -149,14 +149,15 @@ class LabelPage {
   #answered({ revision }) {
     this.#revision = Math.max(this.#revision, revision ?? 0);
     this.#isReading ??= this.#readState().catch(() => {}).finally(() => (this.#isReading = null)); // counts follow at once
-    this.#followSoon();
+    this.#followSoon(this.grid.ids.length < FEW ? 0 : FOLLOW_MS);
   }
 
-  #followSoon() {
+  #followSoon(milliseconds = FOLLOW_MS) {
+    if (milliseconds === 0) clearTimeout(this.#timer), (this.#timer = null);
     this.#timer ??= setTimeout(() => {
       this.#timer = null;
       this.#follow();
-    }, FOLLOW_MS);
+    }, milliseconds);
   }
 
   /** Take up what changed: state, records that are seen, and the shown list. */

@@ -86,6 +86,7 @@ export class Views {
       grid.ids.forEach((id, place) => !this.#belongs(id) && this.#places.set(id, place));
       grid.change(staying);
     }
+    if (staying.length === 0) this.isLoaded = false; // the server knows what comes next, and is asked after its answer
     if (wasSelected) grid.clearSelection();
     const isThere = ids.includes(grid.selection.focus);
     if (isThere && last >= 0 && last + 1 < grid.ids.length) grid.go(grid.ids[last + 1]);
@@ -95,7 +96,10 @@ export class Views {
   /** Images that left belong here after all. */
   comeBack(ids) {
     const back = ids.filter((id) => this.#places.has(id) && this.#belongs(id));
-    if (back.length > 0) this.grid.change(putBack(this.grid.ids, back, this.#places));
+    if (back.length > 0) {
+      this.isLoaded = true;
+      this.grid.change(putBack(this.grid.ids, back, this.#places));
+    }
     this.drawn();
     return back;
   }
