@@ -140,6 +140,8 @@ class LabelPage {
       this.#answered(await this.api.post("api/classes", body));
       this.live.say(said);
       this.records.expire();
+      const { view, label } = this.views.current;
+      if (body.do !== "add" && label === body.name) this.views.open(view, { label: body.new_name ?? null });
       await this.#follow();
     } catch (error) {
       this.live.fail(`The class was not changed: ${error.message}`);
@@ -319,7 +321,7 @@ class LabelPage {
     byId("note-form").addEventListener("submit", (event) => (event.preventDefault(), save()));
     byId("note-text").addEventListener("keydown", (event) => event.key === "Enter" && (event.ctrlKey || event.metaKey) && save());
     dialog.querySelector(".close").addEventListener("click", () => dialog.close());
-    size.value = localStorage.getItem("tl-label-size") ?? (innerWidth < 600 ? 110 : 180);
+    size.value = localStorage.getItem("tl-label-size") ?? (innerWidth < 600 ? 110 : 160);
     this.grid.setSize(Number(size.value));
     size.addEventListener("input", () => {
       localStorage.setItem("tl-label-size", size.value);

@@ -14,7 +14,7 @@ const BELONGS = {
   skipped: (record) => !record || record.status === "skipped",
   all: () => true, errors: () => true,
 };
-const MERGES = { next: refillQueue, suggested: extendRanked, similar: extendRanked };
+const MERGES = { next: refillQueue, suggested: extendRanked, similar: extendRanked, labeled: extendRanked, unsure: extendRanked, skipped: extendRanked };
 
 export class Views {
   current = { view: "next" };
