@@ -29,7 +29,10 @@ export class Actions {
 
   /** `what`: "clear", "unsure" or "skip". */
   mark(ids, what) {
-    return this.#decide(ids, { do: what }, SAID[what]);
+    const has = (record) => !record || record.label !== null || record.status !== "open";
+    const meant = what === "clear" ? ids.filter((id) => has(this.records.get(id))) : ids;
+    if (meant.length === 0) return this.live.say("There is no label to clear.");
+    return this.#decide(meant, { do: what }, SAID[what]);
   }
 
   /** Take the suggestions of these images as their labels. Returns how many have one. */

@@ -43,7 +43,7 @@ function drawEstimate({ estimate, head, classes }) {
   if (!estimate) {
     const used = classes.filter(({ count }) => count > 0).length;
     const text = used < AT_FIRST ? "Label images of two classes, and the model starts to learn." :
-      head ? "The model learns. Its accuracy is shown after more random images are labeled." : "The model starts when enough images are read.";
+      head?.fitted_to ? "The model learns. Its accuracy is shown after more random images are labeled." : "The model starts when enough images are read.";
     return redraw("estimate", [el("p", { class: "soft", text })], key);
   }
   const { accuracy, low, high, n, more_labels_to_halve: more } = estimate;
