@@ -44,7 +44,7 @@ def test_session__is_required_for_everything(page: Labeling, stranger: httpx.Cli
         headers = [(b"cookie", f"{page.access.cookie}={cookie}".encode("latin-1"))]
         assert stranger.get("/api/state", headers=headers).status_code == 401  # type: ignore[arg-type]
     shown = page.client.cookies[page.access.cookie]
-    assert stranger.get("/api/state", cookies={"tl-1": shown}).status_code == 401
+    assert stranger.get("/api/state", headers={"Cookie": f"tl-1={shown}"}).status_code == 401
     assert page.client.get("/api/state").status_code == 200
 
 
