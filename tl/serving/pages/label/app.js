@@ -1,4 +1,4 @@
-// The page of `tl label`: brings its parts together. The server's API is described in docs/architecture.md.
+// The page of `tl label`: brings its parts together. The server's API is in tl/serving/label/routes.py.
 
 import { Actions } from "./actions.js";
 import { Api } from "./api.js";
