@@ -17,6 +17,7 @@ from tl.annotation.feature_work import OpenSource
 from tl.annotation.journal import Event, Journal
 from tl.annotation.labels import IMPORT, LABELED, Labels
 from tl.annotation.model_job import MakeModel
+from tl.annotation.model_making import make_model
 from tl.annotation.photos import Photos, list_photos
 from tl.annotation.refusals import Refused
 from tl.annotation.reserve import draw_limit, reserved_images, with_groups
@@ -35,6 +36,7 @@ class SessionPlan:
     """What a session is opened with. `classes`: added to those of the journal. `labels`: a data set to begin with.
 
     `has_groups`: images of one sub-folder are one group. `overwrite`: set an existing session aside, and begin anew.
+    `seed`: of the random draw; None for one that nobody knows.
     """
 
     photos: Path
@@ -43,16 +45,16 @@ class SessionPlan:
     labels: Path | None = None
     has_groups: bool = False
     overwrite: bool = False
-    backbone: str | None = None
+    seed: int | None = None
 
 
 @contextmanager
 def open_session(
-    plan: SessionPlan, opens: OpenSource | None, say: Say = lambda line: None, make: MakeModel | None = None
+    plan: SessionPlan, opens: OpenSource | None, say: Say = lambda line: None, make: MakeModel = make_model
 ) -> Iterator[LabelSession]:
     """Open or go on with a session, which begins to compute; at the end, stop it and write its files.
 
-    `opens`: opens what computes features, None for none. `make`: makes a model, None for `model_making`. Raises
+    `opens`: opens what computes features, None for none. `make`: makes a model. Raises
     `DataError`, `ConfigError`, `OutputError`.
     """
     if plan.output.suffix.lower() != ".csv":
@@ -66,7 +68,7 @@ def open_session(
         if journal.repaired:
             say(journal.repaired)
         begun = _begin(plan, photos, journal, say) if not events else _go_on(plan, photos, journal, events, say)
-        session = LabelSession(begun, opens, backbone=plan.backbone, make=make)
+        session = LabelSession(begun, opens, make)
         stack.enter_context(closing(session))
         session.start()
         yield session
@@ -104,7 +106,7 @@ def _begin(plan: SessionPlan, photos: Photos, journal: Journal, say: Say) -> Beg
     """Write the first events: what the session is about, and the labels of a file."""
     labels = Labels(photos)
     imported = {} if plan.labels is None else _read_labels(plan.labels, photos, say)
-    seed = secrets.randbelow(1 << 31)
+    seed = secrets.randbelow(1 << 31) if plan.seed is None else plan.seed
     known = with_groups(photos, {i for images in imported.values() for i in images})
     limit = draw_limit(photos, seed, known)
     names = _checked_classes([*plan.classes, *sorted(imported)])

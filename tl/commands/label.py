@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
 
@@ -64,6 +65,15 @@ class _Page:
     browser: Annotated[
         bool, typer.Option("--browser/--no-browser", help="Open the page in a browser.", rich_help_panel=_PAGE)
     ] = True
+    seed: Annotated[
+        int | None,
+        typer.Option(
+            min=0,
+            help="Seed of the random draw of a new session, to repeat one. Default: a new seed.",
+            show_default=False,
+            rich_help_panel=_PAGE,
+        ),
+    ] = None
     device: Device = "auto"
     threads: Threads = None
     as_json: Annotated[bool, typer.Option("--json", help="Print the page's link as JSON when it can be opened.")] = (
@@ -112,6 +122,7 @@ def command(request: LabelRequest) -> None:
 
 def _label(request: LabelRequest, listening: socket.socket) -> None:
     """Open the session and serve its page until a signal."""
+    from tl.annotation.model_making import make_model
     from tl.annotation.opening import open_session
     from tl.serving.label.routes import build_label_app
     from tl.serving.local.access import LocalAccess
@@ -119,9 +130,10 @@ def _label(request: LabelRequest, listening: socket.socket) -> None:
     from tl.serving.local.run import serve_local
     from tl.serving.local.thumbnails import Thumbnails
 
-    page, plan = request.page, _plan(request.session)
+    page, plan = request.page, _plan(request)
+    make = partial(make_model, trunk=request.session.model, backbone=request.session.backbone)
     access = LocalAccess(int(listening.getsockname()[1]), warn)
-    with open_session(plan, _source(request), warn) as session:
+    with open_session(plan, _source(request), warn, make) as session:
         thumbnails = Thumbnails(session.photos.locate, len(session.photos), threads=page.threads)
         stream = RevisionStream(lambda: session.revision)
 
@@ -142,9 +154,10 @@ def _label(request: LabelRequest, listening: socket.socket) -> None:
     warn(f"stopped: {labeled} labeled photos in {plan.output}")
 
 
-def _plan(flags: _Session) -> SessionPlan:
+def _plan(request: LabelRequest) -> SessionPlan:
     from tl.annotation.opening import SessionPlan
 
+    flags = request.session
     return SessionPlan(
         flags.photos,
         flags.out,
@@ -152,7 +165,7 @@ def _plan(flags: _Session) -> SessionPlan:
         flags.labels,
         flags.groups == "folder",
         flags.overwrite,
-        flags.backbone,
+        request.page.seed,
     )
 
 

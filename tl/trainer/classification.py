@@ -82,7 +82,7 @@ class TrainedClassifier:
         scored = {}
         for split in splits:
             progress.start(f"evaluating {split}", 1, "splits")
-            scored[split] = outcome.scored(task.store, split)
+            scored[split] = outcome.scored(task, split)
             progress.advance()
         if task.taxonomy is not None:
             save_taxonomy(run, task.taxonomy, task.class_names)

@@ -41,7 +41,8 @@ from tl.trainer.fit.augment import Augment, build_augment
 from tl.trainer.models.backbone_info import OWN_BACKBONES, BackboneInfo, library_of, remembered_info, with_channels
 from tl.trainer.models.weight_files import WeightsFile, find_weights, read_colors
 from tl.trainer.options import can_refit, resolve, settled
-from tl.trainer.run_folder.run import NetworkCard, Run
+from tl.trainer.run_folder.network_card import NetworkCard
+from tl.trainer.run_folder.run import Run
 
 
 @dataclass(frozen=True)
@@ -50,6 +51,12 @@ class HeldOut:
 
     places: list[int]
     logits: NDArray[np.floating]
+
+    def only(self, places: Sequence[int]) -> HeldOut:
+        """Those of some images, in their order; images without logits are left out."""
+        at = {place: i for i, place in enumerate(self.places)}
+        kept = [place for place in places if place in at]
+        return HeldOut(kept, self.logits[[at[place] for place in kept]])
 
 
 @dataclass(frozen=True)
@@ -79,11 +86,16 @@ class Outcome:
             "trained_parameters": self.trained_parameters,
         }
 
-    def scored(self, store: ImageStore, split: str) -> HeldOut:
-        """The images that a split's scores come from, and their logits."""
+    def scored(self, task: FeatureTask, split: str) -> HeldOut:
+        """The images that a split's scores come from, and their logits.
+
+        A validation split of the data's own was chosen to be scored on: of networks that are fitted to its images too,
+        held-out results of these images alone count.
+        """
+        places = task.store.indices(split)
         if split == "val" and self.held_out is not None:
-            return self.held_out
-        return HeldOut(store.indices(split), self.logits(split))
+            return self.held_out.only(places) if task.has_own_split else self.held_out
+        return HeldOut(places, self.logits(split))
 
 
 # (run, progress, whether the run is resumed) -> outcome
@@ -113,12 +125,14 @@ class FeatureTask(PreparedInputs):
 
     `outputs`: what the head has one output for: classes or targets. `ids`: class of each image in the store, 0 without
     classes. `features` is None if the trunk is randomly initialized, `taxonomy` if the classes have no groups.
+    `has_own_split`: whether the data says which images are for validation.
     """
 
     outputs: tuple[str, ...]
     ids: tuple[int, ...]
     features: FeatureSet | None
     taxonomy: Taxonomy | None
+    has_own_split: bool
 
     @property
     def uses_kept_features(self) -> bool:
@@ -259,7 +273,9 @@ def prepare_inputs(
     if config.normalize == "dataset" and weights is not None:
         features = open_run_features(config, info, preprocessing, augment, weights)
     ids = (0,) * len(store.images)
-    return FeatureTask(config, info, preprocessing, augment, weights, store, bad, outputs, ids, features, None)
+    return FeatureTask(
+        config, info, preprocessing, augment, weights, store, bad, outputs, ids, features, None, has_own_split
+    )
 
 
 def refits(task: FeatureTask, has_own_split: bool) -> bool:

@@ -18,8 +18,8 @@ from tl.evaluation.calibration import class_ids_of
 from tl.runtime.landmarks.sets import ImageLandmarks
 from tl.studies.report.class_sections import Judged
 from tl.trainer.config import TrainConfig
-from tl.trainer.options import is_solved
-from tl.trainer.run_folder.run import UNFINISHED, NetworkCard, Run
+from tl.trainer.run_folder.network_card import NetworkCard
+from tl.trainer.run_folder.run import UNFINISHED, Run
 
 # The split that was not used for selection comes first.
 _REPORTED = ("test", "val")
@@ -63,9 +63,7 @@ class FinishedRun:
 
     def paths(self, split: str) -> list[str]:
         """Return the image paths that a split's scores come from, in manifest order, even if images no longer exist."""
-        # A head that was fitted to the validation images, too, has out-of-fold scores of all of them.
-        is_cross_validated = self.config.refit and is_solved(self.config)
-        splits = ("train", "val") if split == "val" and is_cross_validated else (split,)
+        splits = self.run.scored_splits if split == "val" else (split,)
         names = [row["path"] for row in self.rows("manifest.csv") if row["split"] in splits]
         return [os.path.normpath(os.path.join(self.run.folder, name)) for name in names]
 

@@ -120,7 +120,8 @@ def _subtitle(finished: FinishedRun) -> str:
     if config.interpolate:
         seen["val"] = "the validation split, which also selected the interpolation of the weights"
     if config.refit and is_solved(config):
-        seen["val"] = "all training and validation images, each scored by a head that was fitted without it"
+        scored = " and ".join({"train": "training", "val": "validation"}[one] for one in finished.run.scored_splits)
+        seen["val"] = f"all {scored} images, each scored by a head that was fitted without it"
     elif config.refit:
         seen["val"] = "the validation split, each image scored by a network that was not trained on it"
     text = f"{config.method} of {config.backbone}, head {config.head}. Scores are on {seen[finished.split]}."

@@ -36,7 +36,8 @@ from tl.trainer.models.build import build_network
 from tl.trainer.models.network import Network
 from tl.trainer.options import settled
 from tl.trainer.run_folder.checkpoints import RunCheckpoints
-from tl.trainer.run_folder.run import NetworkCard, Run
+from tl.trainer.run_folder.network_card import NetworkCard
+from tl.trainer.run_folder.run import Run
 from tl.trainer.task import FeatureTask, Outcome, Training
 
 

@@ -32,7 +32,7 @@ def _evaluate(task: MultilabelTask, outcome: Outcome, run: Run, seconds: float, 
     scored = {}
     for split in ("val", "test") if task.config.test else ("val",):
         progress.start(f"evaluating {split}", 1, "splits")
-        scored[split] = outcome.scored(task.store, split)
+        scored[split] = outcome.scored(task, split)
         progress.advance()
     val = scored["val"]
     known = task.labels[val.places]

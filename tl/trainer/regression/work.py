@@ -25,7 +25,7 @@ def _evaluate(task: RegressionTask, outcome: Outcome, run: Run, seconds: float, 
     metrics = outcome.describe(task.config, seconds)
     for split in ("val", "test") if task.config.test else ("val",):
         progress.start(f"evaluating {split}", 1, "splits")
-        found = outcome.scored(task.store, split)
+        found = outcome.scored(task, split)
         progress.advance()
         groups = [task.store.images[i].group for i in found.places]
         metrics[split] = regression_metrics(
