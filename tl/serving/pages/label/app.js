@@ -3,7 +3,7 @@
 import { Actions } from "./actions.js";
 import { Api } from "./api.js";
 import { Classes } from "./classes.js";
-import { decision, describe, fileFacts, redraw } from "./describe.js";
+import { aboutRule, decision, describe, fileFacts, redraw } from "./describe.js";
 import { byId, el, plural } from "./dom.js";
 import { Grid } from "./grid.js";
 import { Keys, nameOf } from "./keys.js";
@@ -276,6 +276,7 @@ class LabelPage {
     keys.add("Look", ["f"], "Find more like the chosen images", () => this.#similar(), "F");
     keys.add("Look", ["r"], "Take the newest order of Next and Suggested", () => !byId("refresh").hidden && this.views.renew(), "R");
     keys.add("Look", ["?"], "This list", () => keys.help.open());
+    keys.help.more = () => (this.state ? [aboutRule(this.state.rule)] : []);
     keys.otherwise = (event) => this.#otherKey(event);
   }
 

@@ -71,6 +71,12 @@ export function fileFacts(info, tones) {
   return shown;
 }
 
+/** How images of Next are chosen, with its source. */
+export function aboutRule({ name, source_text: source, random_share: share }) {
+  return el("section", {}, el("h3", { text: "How Next chooses" }), el("p", { class: "hint", text: `${name.slice(0, 1).toUpperCase()}${name.slice(1)}: ${source}.` }),
+    el("p", { class: "hint", text: `${Math.round(100 * share)}% of the images are drawn at random and labeled without a suggestion. They alone count for the accuracy.` }));
+}
+
 /** The name of one image, or how many there are. */
 export const imagesText = (ids, records) =>
   (ids.length === 1 ? (records.get(ids[0])?.name.split("/").at(-1) ?? "1 image") : plural(ids.length, "image"));
