@@ -34,9 +34,9 @@ const doings = {
   // Labels `count` images one after the other, as a person who reads their names: `keys` are by a part of the name.
   decide: async ({ count, keys }) => {
     for (let n = 0; n < count; n++) {
-      const name = await page.getAttribute(".tile.active", "title");
+      const tile = await page.waitForSelector("#grid .tile.active:not([title=''])"), name = await tile.getAttribute("title");
       await page.keyboard.press(Object.entries(keys).find(([part]) => name.includes(part))[1]);
-      await page.waitForFunction((before) => document.querySelector(".tile.active")?.title !== before, name);
+      await page.waitForFunction((before) => document.querySelector("#grid .tile.active")?.title !== before, name);
     }
   },
   type: ({ text }) => page.keyboard.type(text),

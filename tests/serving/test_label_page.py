@@ -55,13 +55,14 @@ def until(selector: str, text: str) -> Step:
 
 def look(page: Labeling, npm: Path, tmp_path: Path, steps: list[Step], **job: Any) -> Driven:
     """Drive the page; all that it asks for must be of its server."""
-    driven = drive(npm, page.access.link(), steps, tmp_path, script="drive_images.mjs", **job)
+    driven = drive(npm, page.access.link(), steps, tmp_path, script="drive_images.mjs", ready=NAMED, **job)
     assert all(url.startswith((page.access.url, "blob:", "data:")) for url in driven.requests)
     return driven
 
 
 FOCUS_GRID = {"do": "evaluate", "code": "document.getElementById('grid').focus()"}
 MESSAGE = ".toast-text"
+NAMED = ".tile.active:not([title=''])"  # the image with the focus, when its record is there
 
 
 def test_page__labels_by_keys_alone(npm: Path, model: Path, tmp_path: Path) -> None:
@@ -278,7 +279,7 @@ def test_page__goes_on_when_the_server_is_back(npm: Path, model: Path, tmp_path:
         until("#about", "2 of 40"),
     ]
     try:
-        driven = drive(npm, told["link"], steps, tmp_path, script="drive_images.mjs")
+        driven = drive(npm, told["link"], steps, tmp_path, script="drive_images.mjs", ready=NAMED)
     finally:
         process.kill()
         process.wait(30)
