@@ -1,0 +1,77 @@
+// The keys of a page, and the dialog that lists them.
+//
+//   const keys = new Keys({ blocked: () => zoom.isOpen });
+//   keys.add("Label", ["1", "2"], "label with the class of this number", (event, key) => ..., "1 – 9");
+//   keys.handle(event)   // for keys in a dialog of the page; the page's own are heard without it
+//   keys.otherwise = (event) => ...;
+//   keys.help.open();
+//
+// A key is written as in "x", "?", "Delete", "Ctrl+a", "Ctrl+Shift+z", "Shift+F10"; Ctrl stands for the Command key too.
+
+import { el } from "./dom.js";
+
+/** The name of a pressed key. Digits count where a layout has other signs on them, as the French. */
+export function nameOf({ key, code = "", ctrlKey, metaKey, altKey, shiftKey }) {
+  const isDigit = !shiftKey && /^Digit\d$/.test(code) && !/^[ -~]$/.test(key);
+  const plain = isDigit ? code.at(-1) : key.length === 1 ? key.toLowerCase() : key;
+  const hasShift = shiftKey && (plain.length > 1 || (ctrlKey || metaKey));
+  return [(ctrlKey || metaKey) && "Ctrl", altKey && "Alt", hasShift && "Shift", plain].filter(Boolean).join("+");
+}
+
+const isTyping = (target) => target.closest?.("input:not([type=range], [type=checkbox], [type=radio]), textarea, select, [contenteditable]");
+
+export class Keys {
+  #runs = new Map();
+  #groups = new Map();
+  otherwise = null;
+
+  constructor({ blocked = () => false } = {}) {
+    this.help = new Help(() => this.#groups);
+    document.addEventListener("keydown", (event) => {
+      if (event.defaultPrevented || blocked() || document.querySelector("dialog[open]")) return;
+      if (!this.handle(event)) this.otherwise?.(event);
+    });
+  }
+
+  add(group, names, title, run, shown = names.join(" or ")) {
+    for (const name of names) this.#runs.set(name, run);
+    if (title) this.describe(group, shown, title);
+  }
+
+  /** A line of the dialog, for keys that others handle. */
+  describe(group, shown, title) {
+    if (!this.#groups.has(group)) this.#groups.set(group, []);
+    this.#groups.get(group).push([shown, title]);
+  }
+
+  /** Do what the key of an event says. Returns whether there is such a key. */
+  handle(event) {
+    if (event.isComposing || isTyping(event.target)) return false;
+    const name = nameOf(event), run = this.#runs.get(name);
+    if (!run) return false;
+    event.preventDefault();
+    run(event, name);
+    return true;
+  }
+}
+
+class Help {
+  constructor(groups) {
+    this.groups = groups;
+    this.body = el("div", { class: "help-body" });
+    const close = el("button", { type: "button", "aria-label": "Close", on: { click: () => this.dialog.close() } }, "✕");
+    this.dialog = el("dialog", { class: "help", "aria-labelledby": "help-title" },
+      el("div", { class: "detail-head" }, el("h2", { id: "help-title", text: "Keys" }), close), this.body);
+    this.dialog.addEventListener("click", (event) => event.target === this.dialog && this.dialog.close());
+    document.body.append(this.dialog);
+  }
+
+  open() {
+    const groups = [...this.groups()].map(([group, lines]) => el("section", {}, el("h3", { text: group }),
+      el("dl", {}, ...lines.flatMap(([shown, title]) => [
+        el("dt", {}, ...shown.split(" ").map((part) => (["or", "–", "+"].includes(part) ? ` ${part} ` : el("kbd", { text: part })))),
+        el("dd", { text: title })]))));
+    this.body.replaceChildren(...groups);
+    if (!this.dialog.open) this.dialog.showModal();
+  }
+}
