@@ -11,12 +11,13 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from tl.annotation.journal import Event
+from tl.annotation.refusals import Refused
 from tl.annotation.review_items import ReviewItems, check_new_class, trust
 from tl.annotation.review_log import DECIDING, ReviewLog
 from tl.annotation.review_output import DelayedWriter, ReviewOutput
 from tl.annotation.review_table import ReviewTable, place_key
 from tl.annotation.reviewed import Change, Decision, Remark, list_changes, write_changes, write_reviewed
-from tl.errors import ConfigError, OutputError
+from tl.errors import OutputError
 
 # An image and the version of it that the person has seen.
 Seen = tuple[int, int]
@@ -27,14 +28,10 @@ MAX_NOTE = 2000
 
 @dataclass(frozen=True)
 class Outcome:
-    """What an action did. `changed`, `conflicts`: places of images; conflicts were changed by another window since.
-
-    `refused`: why nothing was done, "" if something was.
-    """
+    """What an action did. `changed`, `conflicts`: places of images; conflicts were changed by another window since."""
 
     changed: tuple[int, ...] = ()
     conflicts: tuple[int, ...] = ()
-    refused: str = ""
     events: tuple[Event, ...] = field(default=(), repr=False)
 
 
@@ -186,17 +183,19 @@ class Review:
         """Decide about images. `do`: one of `ACTIONS`; `accept` gives each image its suggested label.
 
         `label`: of relabel. `of`: for duplicate and group, None for the other image of each pair.
-        Raises `ConfigError` for what cannot be meant, `OutputError` if the journal cannot be written.
+        Raises `Refused` for what cannot be meant, `OutputError` if the journal cannot be written.
         """
         with self._lock:
             conflicts = tuple(place for place, version in seen if self._log.version(place) != version)
             wanted = [place for place, _ in seen if place not in conflicts]
             asked = self._ask(wanted, do, label, of)
             done = self._append(window, asked)
-        return Outcome(tuple(place for places in done for place in places[1]), conflicts, "", tuple(e for e, _ in done))
+        return Outcome(
+            tuple(place for places in done for place in places[1]), conflicts, tuple(event for event, _ in done)
+        )
 
     def _ask(self, places: Sequence[int], do: str, label: str, of: int | None) -> list[tuple[Decision, list[int]]]:
-        """Return decisions and the images that each is for. Raises `ConfigError`."""
+        """Return decisions and the images that each is for. Raises `Refused`."""
         asked: dict[Decision, list[int]] = {}
         for place in places:
             asked.setdefault(self._decision(place, do, label, of), []).append(place)
@@ -207,20 +206,21 @@ class Review:
         if do == ACCEPT:
             suggested = items.suggestion(place)
             if suggested is None:
-                raise ConfigError(f"{name}: has no suggested label: choose another action")
+                raise Refused("invalid", f"{name}: has no suggested label: choose another action")
             return Decision("relabel", suggested)
         if do == "relabel":
             if label not in self.class_names and (why := check_new_class(label, self.class_names)):
-                raise ConfigError(f"{label[:100]}: {why}")
+                raise Refused("invalid", f"'{label[:100]}': {why}")
             return Decision("keep") if label == items.images[place].label else Decision("relabel", label)
         if do not in ("duplicate", "group"):
             return Decision(do)  # type: ignore[arg-type]  # one of ACTIONS
         other = items.twin(place) if of is None else of
         if other is None or other == place:
-            raise ConfigError(f"{name}: has no other image that it could be a duplicate of")
+            raise Refused("invalid", f"{name}: has no other image that it could be a duplicate of")
         if do == "duplicate" and self._is_lost_with(other, place):
-            raise ConfigError(
-                f"{items.images[other].name}: was itself removed as a duplicate: both would be lost; keep one of them"
+            raise Refused(
+                "conflict",
+                f"{items.images[other].name}: was itself removed as a duplicate: both would be lost; keep one of them",
             )
         return Decision(do, of=other)  # type: ignore[arg-type]
 
@@ -258,10 +258,10 @@ class Review:
         return done
 
     def write_note(self, window: str, seen: Seen, text: str) -> Outcome:
-        """Keep a note on an image; an empty one removes it. Raises `ConfigError`, `OutputError`."""
+        """Keep a note on an image; an empty one removes it. Raises `Refused`, `OutputError`."""
         place, version = seen
         if len(text) > MAX_NOTE:
-            raise ConfigError(f"a note has at most {MAX_NOTE:,} characters, found {len(text):,}")
+            raise Refused("invalid", f"a note has at most {MAX_NOTE:,} characters, found {len(text):,}")
         with self._lock:
             if self._log.version(place) != version:
                 return Outcome(conflicts=(place,))
@@ -272,11 +272,11 @@ class Review:
         return Outcome((place,), events=(event,))
 
     def turn(self, window: str, do: str) -> Outcome:
-        """Undo or redo the last action of a window. Raises `OutputError`."""
+        """Undo or redo the last action of a window. Raises `Refused`, `OutputError`."""
         with self._lock:
             found = self._log.next_turn(window, do)
             if found is None:
-                return Outcome(refused=f"there is nothing to {do}")
+                raise Refused("conflict", f"there is nothing to {do}")
             batch = self._batches.get(found[0], (found[0],))
             changed: dict[int, None] = {}
             events: list[Event] = []
@@ -286,7 +286,7 @@ class Review:
                     break
                 if found[1]:
                     if not events:
-                        return Outcome(refused="another window has changed these images since")
+                        raise Refused("conflict", "another window has changed these images since")
                     break
                 events.append(self._journal.append(Event(do=do, window=window, of=found[0])))
                 changed |= dict.fromkeys(self._log.apply(events[-1]))
