@@ -30,7 +30,7 @@ _POLICY = (
     "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self' data: blob:; connect-src 'self'; "
     "font-src 'self'; worker-src 'self'; base-uri 'none'; form-action 'self'; frame-ancestors 'none'"
 )
-_HEADERS = [
+PAGE_HEADERS = [
     (b"content-security-policy", _POLICY.encode()),
     (b"cross-origin-opener-policy", b"same-origin"),
     (b"cross-origin-resource-policy", b"same-origin"),
@@ -38,7 +38,7 @@ _HEADERS = [
     (b"x-content-type-options", b"nosniff"),
     (b"x-frame-options", b"DENY"),
 ]
-_API_HEADERS = [*_HEADERS, (b"cache-control", b"no-store")]
+_API_HEADERS = [*PAGE_HEADERS, (b"cache-control", b"no-store")]
 # Answered without a token: probes of a cluster have none, and the files of the page are public.
 _HEALTH = ("/v2/health/live", "/v2/health/ready")
 _API = ("/predict", "/info", "/metrics", "/openapi.json", "/v2")
@@ -135,7 +135,10 @@ class Gate:
             nonlocal status
             if message["type"] == "http.response.start":
                 status = message["status"]
-                message["headers"] = [*message.get("headers", ()), *(_API_HEADERS if needs_token(path) else _HEADERS)]
+                message["headers"] = [
+                    *message.get("headers", ()),
+                    *(_API_HEADERS if needs_token(path) else PAGE_HEADERS),
+                ]
             await send(message)
 
         refused = self._access.refuse(scope)

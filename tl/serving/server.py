@@ -57,11 +57,17 @@ def _bound(family: int, kind: int, protocol: int, address: Any) -> socket.socket
 
 
 def build_server(
-    app: ASGIApp, limits: Limits, *, started: Callable[[], None] = lambda: None, idle_s: float = IDLE_S
+    app: ASGIApp,
+    limits: Limits,
+    *,
+    started: Callable[[], None] = lambda: None,
+    stopping: Callable[[], None] = lambda: None,
+    idle_s: float = IDLE_S,
 ) -> uvicorn.Server:
     """Return a server, whose `run` takes the sockets of `bind` and returns when it was stopped.
 
     SIGINT, SIGTERM or `should_exit` stop it: it finishes the requests in progress. `started`: called when it listens.
+    `stopping`: called when it begins to stop, to end answers that would go on forever.
     """
     config = uvicorn.Config(
         app,
@@ -75,20 +81,25 @@ def build_server(
         timeout_keep_alive=int(idle_s) or 1,
         timeout_graceful_shutdown=int(limits.timeout_s) + 1,
     )
-    return _Server(config, started)
+    return _Server(config, started, stopping)
 
 
 class _Server(uvicorn.Server):
     """A server that ends by returning: uvicorn's own raises the signal again, which is not an orderly exit."""
 
-    def __init__(self, config: uvicorn.Config, started: Callable[[], None]) -> None:
+    def __init__(self, config: uvicorn.Config, started: Callable[[], None], stopping: Callable[[], None]) -> None:
         super().__init__(config)
-        self._say_started = started
+        self._say_started, self._say_stopping = started, stopping
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
         """Start, and say so."""
         await super().startup(sockets)
         self._say_started()
+
+    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+        """Say so, and finish the requests in progress."""
+        self._say_stopping()
+        await super().shutdown(sockets)
 
     @contextmanager
     def capture_signals(self) -> Iterator[None]:
