@@ -37,6 +37,7 @@ from tl.commands import (
     probe,
     refit,
     report,
+    review,
     serve,
     sweep,
     train,
@@ -117,6 +118,7 @@ _PANELS: dict[str, list[tuple[ModuleType, type[TyperCommand], str]]] = {
         (train, TyperCommand, "Train a classifier or a landmark model."),
         (probe, TyperCommand, "Compare heads on a frozen backbone by cross-validation."),
         (neighbors, TyperCommand, "Find the training images most similar to an image."),
+        (review, EnsembleCommand, "Find doubtful labels and duplicates, and correct them on a page."),
     ],
     "Model files": [
         (export, TyperCommand, "Export a run to a verified model file."),

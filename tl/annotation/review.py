@@ -53,8 +53,8 @@ class Review:
         self.revision, self.fault = 0, ""
         self.on_change: Callable[[int], None] = lambda revision: None
         self._lock, self._journal = threading.RLock(), output.journal
-        places = {image.name: place for place, image in enumerate(items.images)}
-        self._log = ReviewLog(places, output.events)
+        self.places = {image.name: place for place, image in enumerate(items.images)}
+        self._log = ReviewLog(self.places, output.events)
         self._batches: dict[int, tuple[int, ...]] = {}  # event -> all events of the same action
         if self._log.ignored:
             say(f"{self.files.journal}: {self._log.ignored} decisions are on images that the data does not have now")
@@ -165,8 +165,10 @@ class Review:
         }
 
     def _brief(self, place: int) -> dict[str, Any]:
-        image = self.items.images[place]
-        return {"id": place, "name": image.name, "label": image.label, "split": image.split, "group": image.group}
+        image, made = self.items.images[place], self._log.decision(place)
+        facts = {"id": place, "name": image.name, "label": image.label, "split": image.split, "group": image.group}
+        now = made.label if made is not None and made.do == "relabel" else image.label
+        return facts | {"now": None if made is not None and made.removes else now}
 
     def _is_equal(self, one: int, other: int) -> bool:
         hashes = self.items.evidence.hashes
