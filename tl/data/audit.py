@@ -7,7 +7,7 @@ raises errors for faults that make training impossible.
 from __future__ import annotations
 
 from collections import Counter, defaultdict
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -90,18 +90,15 @@ def find_imbalance(images: Sequence[LabeledImage], cure: str) -> list[Finding]:
 
 def find_duplicates(images: Sequence[LabeledImage], hashes: Sequence[str]) -> list[Finding]:
     """Find files with equal content in two splits, or under two labels."""
-    by_hash: dict[str, list[LabeledImage]] = defaultdict(list)
-    for image, digest in zip(images, hashes, strict=True):
-        by_hash[digest].append(image)
     findings = []
-    for first, *others in by_hash.values():
-        for other in others:
-            if other.label != first.label:
-                labels = f"identical files are labeled '{first.label}' and '{other.label}'"
-                findings.append(Finding("labels disagree", first.name, other.name, labels))
-            if other.split != first.split:
-                splits = f"identical files in {first.split} and {other.split}"
-                findings.append(Finding("duplicate across splits", first.name, other.name, splits))
+    for i, j in equal_pairs(images, hashes):
+        first, other = images[i], images[j]
+        if other.label != first.label:
+            labels = f"identical files are labeled '{first.label}' and '{other.label}'"
+            findings.append(Finding("labels disagree", first.name, other.name, labels))
+        if other.split != first.split:
+            splits = f"identical files in {first.split} and {other.split}"
+            findings.append(Finding("duplicate across splits", first.name, other.name, splits))
     return findings
 
 
@@ -112,19 +109,51 @@ def find_near_duplicates(
 
     `embeddings` float32 (N, D) of a pretrained trunk, in the order of `images`.
     """
-    train = [i for i, image in enumerate(images) if image.split == "train"]
-    others = [i for i, image in enumerate(images) if image.split != "train"]
-    directions = _directions(embeddings, train)
+    is_train = np.array([image.split == "train" for image in images], np.bool_)
+    train, others = np.flatnonzero(is_train), np.flatnonzero(~is_train)
+    directions = standardized_directions(embeddings, train)
+    found = _most_similar(directions, others, train, lambda rows: np.ones((len(rows), len(train)), np.bool_))
     findings = []
-    for start in range(0, len(others), _ROWS_AT_ONCE):
-        chunk = others[start : start + _ROWS_AT_ONCE]
-        similarity = directions[chunk] @ directions[train].T
-        for row, column in enumerate(similarity.argmax(axis=1)):
-            i, j = train[column], chunk[row]
-            if similarity[row, column] >= NEAR_DUPLICATE and hashes[i] != hashes[j]:
-                detail = f"similar images ({similarity[row, column]:.3f}) in train and {images[j].split}"
-                findings.append(Finding("near duplicate across splits", images[i].name, images[j].name, detail))
+    for j, i, similarity in found:
+        if hashes[i] != hashes[j]:
+            detail = f"similar images ({similarity:.3f}) in train and {images[j].split}"
+            findings.append(Finding("near duplicate across splits", images[i].name, images[j].name, detail))
     return findings
+
+
+def equal_pairs(images: Sequence[LabeledImage], hashes: Sequence[str]) -> list[tuple[int, int]]:
+    """Places of images with equal content in two splits or under two labels: the first of them, and another one."""
+    by_hash: dict[str, list[int]] = defaultdict(list)
+    for i, digest in enumerate(hashes):
+        by_hash[digest].append(i)
+    return [(first, j) for first, *others in by_hash.values() for j in others if _conflict(images[first], images[j])]
+
+
+def near_pairs(
+    images: Sequence[LabeledImage], hashes: Sequence[str], embeddings: NDArray[np.float32]
+) -> list[tuple[int, int, float]]:
+    """Places of images that are nearly equal, but in two splits or under two labels, and their similarity.
+
+    Each image is matched with the most similar such image, except those with equal content; the earlier one comes
+    first. `embeddings` float32 (N, D) of a pretrained trunk, in the order of `images`.
+    """
+    every = np.arange(len(images))
+    splits, labels, contents = (
+        np.unique(values, return_inverse=True)[1]
+        for values in ([i.split for i in images], [i.label for i in images], list(hashes))
+    )
+
+    def allowed(rows: NDArray[np.intp]) -> NDArray[np.bool_]:
+        differs = (splits[rows, None] != splits) | (labels[rows, None] != labels)
+        return np.asarray(differs & (contents[rows, None] != contents))
+
+    train = [i for i, image in enumerate(images) if image.split == "train"] or every
+    found = _most_similar(standardized_directions(embeddings, train), every, every, allowed)
+    return list({(min(i, j), max(i, j)): (min(i, j), max(i, j), similarity) for i, j, similarity in found}.values())
+
+
+def _conflict(first: LabeledImage, other: LabeledImage) -> bool:
+    return first.label != other.label or first.split != other.split
 
 
 def summarize(findings: Sequence[Finding], where: str = "") -> list[str]:
@@ -141,10 +170,36 @@ def summarize(findings: Sequence[Finding], where: str = "") -> list[str]:
     return lines
 
 
-def _directions(embeddings: NDArray[np.float32], train: Sequence[int]) -> NDArray[np.float32]:
-    """Standardize on the training images and scale to unit length. Nearly constant entries are not amplified."""
+def standardized_directions(
+    embeddings: NDArray[np.float32], train: Sequence[int] | NDArray[np.intp]
+) -> NDArray[np.float32]:
+    """Standardize embeddings (N, D) on the training images and scale to unit length.
+
+    Nearly constant entries are not amplified.
+    """
     mean, std = embeddings[train].mean(axis=0), embeddings[train].std(axis=0)
     centered = (embeddings - mean) / np.maximum(std, max(0.1 * float(std.mean()), 1e-6))
     lengths = np.linalg.norm(centered, axis=1, keepdims=True)
     directions: NDArray[np.float32] = centered / np.maximum(lengths, 1e-12)
     return directions
+
+
+def _most_similar(
+    directions: NDArray[np.float32],
+    rows: NDArray[np.intp],
+    columns: NDArray[np.intp],
+    allowed: Callable[[NDArray[np.intp]], NDArray[np.bool_]],
+) -> Iterator[tuple[int, int, float]]:
+    """For each image of `rows`, the most similar allowed one of `columns` and the similarity, if that is high enough.
+
+    `allowed`: some of `rows` (n,) -> whether each may be matched with each of `columns`, (n, len(columns)).
+    """
+    if not len(columns):
+        return
+    for start in range(0, len(rows), _ROWS_AT_ONCE):
+        chunk = rows[start : start + _ROWS_AT_ONCE]
+        similarity = np.where(allowed(chunk), directions[chunk] @ directions[columns].T, -np.inf)
+        best = similarity.argmax(axis=1)
+        for row, column in enumerate(best.tolist()):
+            if similarity[row, column] >= NEAR_DUPLICATE:
+                yield int(chunk[row]), int(columns[column]), float(similarity[row, column])

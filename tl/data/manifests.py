@@ -320,11 +320,17 @@ def _is_number(text: str) -> bool:
         return False
 
 
+def are_numbers(images: Sequence[LabeledImage]) -> bool:
+    """Whether the labels look like numbers to predict instead of names of classes: there are many different ones."""
+    labels = {image.label for image in images}
+    return len(labels) >= max(_MANY_NUMBERS, len(images) // 3) and all(map(_is_number, labels))
+
+
 def _ask_about_labels(images: Sequence[LabeledImage], say: Callable[[str], None]) -> None:
     """Say if labels look like numbers, or like several labels of one image."""
-    labels = {image.label for image in images}
-    if len(labels) >= max(_MANY_NUMBERS, len(images) // 3) and all(map(_is_number, labels)):
-        say(f"the labels are {len(labels)} different numbers: to predict numbers, train for task regression")
+    if are_numbers(images):
+        count = len({image.label for image in images})
+        say(f"the labels are {count} different numbers: to predict numbers, train for task regression")
     joined = sorted({image.label for image in images if any(sign in image.label for sign in _LABEL_SEPARATORS)})
     if joined:
         say(
