@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Generator, Iterable
 from concurrent.futures import Future, ThreadPoolExecutor, wait
 from typing import TypeVar
 
@@ -22,7 +22,7 @@ def prefetch_map(
     workers: int,
     ahead: int,
     stop: Callable[[], None] = lambda: None,
-) -> Iterator[Done]:
+) -> Generator[Done]:
     """Return `map(work, items)`, with at most `ahead` results ready or in progress to bound memory.
 
     An exception raised by `work` is re-raised when its item's turn comes. When the consumer stops, work that has not

@@ -1,0 +1,168 @@
+"""Write what a session has decided as files that other programs read: labels.csv, and notes on images without a label.
+
+Each file is always complete: it is written beside its name and renamed. The journal, not these files, is what a session
+goes on from.
+"""
+
+from __future__ import annotations
+
+import os
+import threading
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from tl.annotation.labels import LABELED, STATUS_NAMES, Labels
+from tl.annotation.photos import Photos
+from tl.errors import OutputError
+from tl.runtime.output.files import output_errors, write_text
+from tl.runtime.sources.tables import csv_text
+
+COLUMNS = ("path", "label", "split", "group", "sampled", "note")
+NOTE_COLUMNS = ("path", "status", "note")
+# Actions that follow each other within this time are written together.
+_SECONDS_TOGETHER = 0.4
+_SECONDS_BETWEEN_TRIES = 5.0
+
+
+def notes_path(output: Path) -> Path:
+    """`labels.csv` -> `labels.notes.csv`."""
+    return output.with_name(f"{output.stem}.notes.csv")
+
+
+def journal_path(output: Path) -> Path:
+    """`labels.csv` -> `labels.journal.jsonl`."""
+    return output.with_name(f"{output.stem}.journal.jsonl")
+
+
+@dataclass(frozen=True)
+class Snapshot:
+    """What is written: copies, so that the session may go on meanwhile. `reserved` bool (N,): images labeled blind.
+
+    `is_random` bool (N,): labels that are a random sample.
+    """
+
+    label: NDArray[np.int32]
+    status: NDArray[np.uint8]
+    notes: dict[int, str]
+    class_names: Sequence[str]
+    reserved: NDArray[np.bool_]
+    is_random: NDArray[np.bool_]
+
+
+def take_snapshot(labels: Labels, reserved: NDArray[np.bool_], is_random: NDArray[np.bool_]) -> Snapshot:
+    """Copy the state of a session. Its lock must be held."""
+    return Snapshot(
+        labels.label.copy(), labels.status.copy(), dict(labels.notes), labels.class_names, reserved, is_random
+    )
+
+
+class Exports:
+    """Writes the files of one session to `output` and beside it. For one thread at a time."""
+
+    def __init__(self, output: Path, photos: Photos) -> None:
+        self.output, self._photos = output, photos
+        self._above = _relative_root(photos.root, output.parent)
+
+    def path_of(self, image: int) -> str:
+        """The path of an image relative to the output, with '/'."""
+        return self._above + self._photos.names[image]
+
+    def write(self, snapshot: Snapshot) -> None:
+        """Write both files. Raises `OutputError`."""
+        labeled = np.flatnonzero(snapshot.status == LABELED).tolist()
+        columns = [name for name in COLUMNS if name != "group" or self._photos.has_groups]
+        rows = (self._row(snapshot, i, columns) for i in labeled)
+        write_text(self.output, csv_text([columns, *rows]))
+        noted = np.zeros(len(self._photos), bool)
+        noted[list(snapshot.notes)] = True
+        others = np.flatnonzero((snapshot.status != LABELED) & ((snapshot.status != 0) | noted)).tolist()
+        notes = notes_path(self.output)
+        if others:
+            status = snapshot.status
+            cells = ([self.path_of(i), STATUS_NAMES[status[i]], snapshot.notes.get(i, "")] for i in others)
+            write_text(notes, csv_text([NOTE_COLUMNS, *cells]))
+        else:
+            with output_errors(notes):
+                notes.unlink(missing_ok=True)
+
+    def _row(self, snapshot: Snapshot, image: int, columns: Sequence[str]) -> list[str]:
+        cells = {
+            "path": self.path_of(image),
+            "label": snapshot.class_names[snapshot.label[image]],
+            # Fixed when the reserve was drawn, so that no image ever changes sides.
+            "split": "val" if snapshot.reserved[image] else "train",
+            "group": self._photos.group(image),
+            "sampled": "random" if snapshot.is_random[image] else "selected",
+            "note": snapshot.notes.get(image, ""),
+        }
+        return [cells[name] for name in columns]
+
+
+def _relative_root(root: Path, folder: Path) -> str:
+    """The folder of photos as seen from the folder of the output, "" if they are one, else with a '/' at its end."""
+    try:
+        found = os.path.relpath(os.path.abspath(root), os.path.abspath(folder)).replace(os.sep, "/")
+    except ValueError:  # another drive
+        found = os.path.abspath(root).replace(os.sep, "/")
+    return "" if found == "." else f"{found.rstrip('/')}/"
+
+
+class Writer:
+    """Writes in the background, within a second of each action. `fault`: why the last attempt failed, "" if it did not.
+
+    `snapshot` returns what is to be written. `told` is called when `fault` has changed.
+    """
+
+    def __init__(self, exports: Exports, snapshot: Callable[[], Snapshot], told: Callable[[], None]) -> None:
+        self._exports, self._snapshot, self._told = exports, snapshot, told
+        self.fault = ""
+        self._wake = threading.Condition()
+        self._is_due = self._is_closed = False
+        self._writing = threading.Lock()
+        self._thread = threading.Thread(target=self._work, name="labels.csv", daemon=True)
+        self._thread.start()
+
+    def wake(self) -> None:
+        """Write soon."""
+        with self._wake:
+            self._is_due = True
+            self._wake.notify()
+
+    def write_now(self) -> None:
+        """Write, and return when that is done. Raises `OutputError`."""
+        with self._writing:
+            self._exports.write(self._snapshot())
+
+    def close(self) -> None:
+        """Write for the last time, and stop. Raises `OutputError`."""
+        with self._wake:
+            self._is_closed = True
+            self._wake.notify()
+        self._thread.join()
+        self.write_now()
+
+    def _work(self) -> None:
+        while self._wait():
+            fault = ""
+            try:
+                self.write_now()
+            except OutputError as error:
+                fault = str(error)
+            if fault != self.fault:
+                self.fault = fault
+                self._told()
+
+    def _wait(self) -> bool:
+        """Wait until something is due, then for what follows it at once. Returns whether to write."""
+        with self._wake:
+            while not (self._is_due or self._is_closed):
+                if not self._wake.wait(_SECONDS_BETWEEN_TRIES if self.fault else None):
+                    break  # try again
+            if not self._is_closed:
+                self._wake.wait_for(lambda: self._is_closed, _SECONDS_TOGETHER)
+            self._is_due = False
+            return not self._is_closed

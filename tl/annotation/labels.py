@@ -1,0 +1,251 @@
+"""The state that the events of a journal lead to: labels, classes, notes, and what each window can undo.
+
+Knows no files. Not thread-safe: `session` has the lock.
+"""
+
+from __future__ import annotations
+
+import unicodedata
+from collections import defaultdict
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+from numpy.typing import NDArray
+
+from tl.annotation.journal import Event
+from tl.annotation.photos import Photos
+from tl.annotation.refusals import Refused
+from tl.runtime.ensembles.selective import REJECTED
+from tl.runtime.sources.names import composed
+
+OPEN, LABELED, UNSURE, SKIPPED = range(4)
+STATUS_NAMES = ("open", "labeled", "unsure", "skipped")
+NO_LABEL = -1
+# The window of events that take over labels from a file.
+IMPORT = "import"
+KEYS = "123456789"
+_STATUS = {"label": LABELED, "clear": OPEN, "unsure": UNSURE, "skip": SKIPPED}
+_MAX_NAME = 100
+
+Indices = NDArray[np.intp]
+
+
+@dataclass
+class LabelClass:
+    """A class. `key`: the key of a keyboard that labels it, "" for none. A removed class keeps its id."""
+
+    name: str
+    key: str
+    is_removed: bool = False
+
+
+@dataclass(frozen=True)
+class _Change:
+    """What an event has changed: the images, and how they were before. `top`: the event that they were due to."""
+
+    images: Indices
+    label: NDArray[np.int32]
+    status: NDArray[np.uint8]
+    top: NDArray[np.int64]
+    notes: dict[int, str]
+
+
+@dataclass
+class _Stacks:
+    """Numbers of the events that a window can undo and redo, the next one last."""
+
+    undo: list[int] = field(default_factory=list)
+    redo: list[int] = field(default_factory=list)
+
+
+class Labels:
+    """Labels of images by number. `label` int32 (N,): class id, or -1. `status` uint8 (N,): index of `STATUS_NAMES`.
+
+    `version` int64 (N,): the number of the last event that changed an image, 0 for none. `absent`: names in events that
+    are no images of the folder, with their last label. `imported`: images whose labels came from a file.
+    """
+
+    def __init__(self, photos: Photos) -> None:
+        count = len(photos)
+        self._photos = photos
+        self.label = np.full(count, NO_LABEL, np.int32)
+        self.status = np.zeros(count, np.uint8)
+        self.version = np.zeros(count, np.int64)
+        self.notes: dict[int, str] = {}
+        self.absent: set[str] = set()
+        self.imported: set[int] = set()
+        self._top = np.zeros(count, np.int64)
+        self._classes: list[LabelClass] = []
+        self._events: dict[int, Event] = {}
+        self._changes: dict[int, _Change] = {}
+        self._stacks: defaultdict[str, _Stacks] = defaultdict(_Stacks)
+        self._windows: dict[int, str] = {}
+
+    def apply(self, event: Event) -> Indices:
+        """Carry out an event, whether new or of the journal. Returns the images that it changed."""
+        self._windows[event.n] = event.window
+        if event.do == "open":
+            for name in event.classes or ():
+                self._add_class(name)
+        elif event.do == "add_class":
+            self._add_class(event.name or "", event.key)
+        elif event.do == "rename_class":
+            self._classes[self.class_id(event.old or "")].name = event.new or ""
+        elif event.do == "remove_class":
+            self._classes[self.class_id(event.name or "")].is_removed = True
+        elif event.do in ("undo", "redo"):
+            return self._undo(event) if event.do == "undo" else self._redo(event)
+        elif event.do in _STATUS or event.do == "note":
+            stacks = self._stacks[event.window]
+            stacks.undo.append(event.n)
+            stacks.redo.clear()
+            self._events[event.n] = event
+            return self._change(event, event.n)
+        return np.zeros(0, np.intp)
+
+    def _change(self, event: Event, number: int) -> Indices:
+        """Change images as an event says. `number`: of the event that is applied now, which may be a redo of it."""
+        images = self._known(event.images)
+        before = self._top[images].copy()
+        notes = {i: self.notes.get(i, "") for i in images.tolist()}
+        self._changes[event.n] = _Change(images, self.label[images].copy(), self.status[images].copy(), before, notes)
+        if event.do == "note":
+            for i in images.tolist():
+                self._set_note(i, event.text or "")
+        else:
+            self.status[images] = _STATUS[event.do]
+            self.label[images] = self._class_of(event.label) if event.do == "label" else NO_LABEL
+        if event.window == IMPORT:
+            self.imported.update(images.tolist())
+        self._top[images] = event.n
+        self.version[images] = number
+        return images
+
+    def _known(self, names: Sequence[str]) -> Indices:
+        found = [self._photos.index.get(name, -1) for name in names]
+        self.absent.update(name for name, i in zip(names, found, strict=True) if i < 0)
+        return np.array([i for i in found if i >= 0], np.intp)
+
+    def _set_note(self, image: int, text: str) -> None:
+        if text:
+            self.notes[image] = text
+        else:
+            self.notes.pop(image, None)
+
+    def _undo(self, event: Event) -> Indices:
+        number = int(event.of or 0)
+        change, stacks = self._changes[number], self._stacks[event.window]
+        if number in stacks.undo:
+            stacks.undo.remove(number)
+        stacks.redo.append(number)
+        images = change.images
+        self.label[images], self.status[images], self._top[images] = change.label, change.status, change.top
+        for i, text in change.notes.items():
+            self._set_note(i, text)
+        self.version[images] = event.n
+        return images
+
+    def _redo(self, event: Event) -> Indices:
+        number, stacks = int(event.of or 0), self._stacks[event.window]
+        if number in stacks.redo:
+            stacks.redo.remove(number)
+        stacks.undo.append(number)
+        return self._change(self._events[number], event.n)
+
+    def check_undo(self, window: str) -> int:
+        """Return the number of the event that a window would undo. Raises `Refused`.
+
+        An event whose images were changed since is not offered again.
+        """
+        stack = self._stacks[window].undo
+        if not stack:
+            raise Refused("conflict", "there is nothing to undo in this window")
+        number = stack[-1]
+        change = self._changes[number]
+        if (self._top[change.images] != number).any():
+            stack.pop()
+            raise Refused("conflict", "another window has changed these images since: this cannot be undone any more")
+        if any(self._classes[i].is_removed for i in set(change.label.tolist()) if i != NO_LABEL):
+            stack.pop()
+            raise Refused("conflict", "these images had a class that was removed since: this cannot be undone any more")
+        return number
+
+    def check_redo(self, window: str) -> int:
+        """Return the number of the event that a window would redo. Raises `Refused`."""
+        stack = self._stacks[window].redo
+        if not stack:
+            raise Refused("conflict", "there is nothing to redo in this window")
+        change = self._changes[stack[-1]]
+        label = self._events[stack[-1]].label
+        if (self._top[change.images] != change.top).any():
+            stack.pop()
+            raise Refused("conflict", "another window has changed these images since: this cannot be redone any more")
+        if label is not None and self.find_class(label) is None:
+            stack.pop()
+            raise Refused("conflict", f"there is no class '{label}' any more: this cannot be redone")
+        return stack[-1]
+
+    def can_undo(self, window: str) -> bool:
+        """Return whether a window has something to undo."""
+        return window in self._stacks and bool(self._stacks[window].undo)
+
+    def can_redo(self, window: str) -> bool:
+        """Return whether a window has something to redo."""
+        return window in self._stacks and bool(self._stacks[window].redo)
+
+    def changed_by(self, image: int) -> str:
+        """Return the window that has changed an image last, "" for none."""
+        return self._windows.get(int(self.version[image]), "")
+
+    @property
+    def classes(self) -> list[tuple[int, LabelClass]]:
+        """The classes with their ids, in the order in which they were added."""
+        return [(i, one) for i, one in enumerate(self._classes) if not one.is_removed]
+
+    @property
+    def class_names(self) -> list[str]:
+        """The name of each class id, of removed classes too."""
+        return [one.name for one in self._classes]
+
+    def find_class(self, name: str) -> int | None:
+        """Return the id of a class, None if there is no such class."""
+        return next((i for i, one in self.classes if one.name == name), None)
+
+    def class_id(self, name: str) -> int:
+        """Return the id of a class. Raises `Refused`."""
+        found = self.find_class(name)
+        if found is None:
+            raise Refused("unknown", f"there is no class '{name}'")
+        return found
+
+    def class_counts(self) -> NDArray[np.intp]:
+        """Return the number of images of each class id."""
+        return np.bincount(self.label[self.label >= 0], minlength=len(self._classes))
+
+    def check_name(self, name: str) -> str:
+        """Return the name of a new class as it is written. Raises `Refused` for one that cannot be used."""
+        name = composed(" ".join(name.split()))
+        if not name or len(name) > _MAX_NAME:
+            raise Refused("invalid", f"the name of a class has 1 to {_MAX_NAME} characters")
+        if name == REJECTED or any(unicodedata.category(sign) in ("Cc", "Cs", "Cf") for sign in name):
+            raise Refused("invalid", f"'{name}' cannot be the name of a class")
+        if twin := next((one.name for _, one in self.classes if _plain(one.name) == _plain(name)), ""):
+            raise Refused("conflict", f"there is a class '{twin}' already")
+        return name
+
+    def _class_of(self, name: str | None) -> int:
+        """The id of a class in an event. A journal that was edited by hand may name one that was never added."""
+        found = self.find_class(name or "")
+        return self._add_class(name or "") if found is None else found
+
+    def _add_class(self, name: str, key: str | None = None) -> int:
+        taken = {one.key for _, one in self.classes}
+        chosen = next((sign for sign in KEYS if sign not in taken), "") if key is None else key
+        self._classes.append(LabelClass(name, chosen))
+        return len(self._classes) - 1
+
+
+def _plain(name: str) -> str:
+    """A name as `data.manifests` compares labels, which may not differ in spelling only."""
+    return unicodedata.normalize("NFKC", name).casefold()
