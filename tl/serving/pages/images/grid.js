@@ -46,7 +46,7 @@ export class Grid {
 
   /** Show another list of images, at a scroll position, with the focus on an image. */
   show(ids, { top = 0, focus = null } = {}) {
-    this.selection.clear();
+    this.selection = new Selection();
     this.selection.setOrder(ids);
     if (focus !== null) this.selection.focusOn(focus);
     for (const tile of this.#tiles.values()) tile.remove();
@@ -164,6 +164,8 @@ export class Grid {
       this.#fill(tile);
       if (this.#fastTimer === null) this.#load(tile);
     }
+    tile.classList.toggle("jumps", tile.row !== undefined && tile.row !== y); // to another row: at once, not across the grid
+    tile.row = y;
     tile.style.transform = `translate(${x}px, ${y}px)`;
     tile.setAttribute("aria-posinset", index + 1);
     tile.setAttribute("aria-setsize", this.ids.length);
@@ -183,7 +185,7 @@ export class Grid {
     const image = el("img", { alt: "", draggable: "false", decoding: "async" });
     const tick = el("span", { class: "tick", "aria-hidden": "true" });
     const tile = el("div", { class: "tile", role: "option", id: `image-${id}` },
-      el("div", { class: "frame" }, image), tick, el("div", { class: "strip" }));
+      el("div", { class: "frame" }, image), tick, el("div", { class: "strip", "aria-hidden": "true" }));
     tile.imageId = id;
     image.addEventListener("load", () => (tile.classList.remove("no-image"), tile.classList.add("loaded")));
     image.addEventListener("error", () => tile.classList.add("no-image"));

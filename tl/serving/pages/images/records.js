@@ -75,6 +75,9 @@ export class Records {
         if (left > 0) this.#held.set(id, left);
         else this.#held.delete(id);
       }
+      for (const { id, version } of records) { // a second action on an image waits for the version that the first made
+        if (this.#held.has(id)) this.#known.set(id, { ...this.#known.get(id), version });
+      }
       const later = records.filter(({ id }) => !this.#held.has(id));
       for (const record of later) this.#known.set(record.id, record);
       this.changed(later.map(({ id }) => id));

@@ -27,7 +27,7 @@ export class Zoom {
     this.previous = button("←", "Previous image", () => this.step(-1));
     this.next = button("→", "Next image", () => this.step(1));
     this.image = el("img", { alt: "", draggable: "false" });
-    this.stage = el("div", { class: "stage" }, this.image, el("p", { class: "no-photo", hidden: true, text: "This image cannot be shown." }));
+    this.stage = el("div", { class: "stage", tabindex: "-1" }, this.image, el("p", { class: "no-photo", hidden: true, text: "This image cannot be shown." }));
     this.facts = el("div", { class: "zoom-facts" });
     this.dialog = el("dialog", { class: "zoom", "aria-labelledby": "zoom-name" },
       el("div", { class: "detail-head" }, this.title, this.scaleText, button("−", "Smaller", () => this.#zoom(1 / STEP)),
@@ -44,7 +44,10 @@ export class Zoom {
   open(id) {
     const isOther = id !== this.id || !this.isOpen;
     this.id = id;
-    if (!this.isOpen) this.dialog.showModal();
+    if (!this.isOpen) {
+      this.dialog.showModal();
+      this.stage.focus();
+    }
     if (isOther) this.#load(id);
     this.refresh();
   }

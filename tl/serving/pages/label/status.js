@@ -1,0 +1,71 @@
+// The head of the page: how much is labeled, how good the model is, how far the images are read.
+
+import { byId, el, percent, plural } from "./dom.js";
+import { redraw } from "./describe.js";
+
+const AT_FIRST = 2;
+
+const seconds = (count) => (count < 90 ? `${Math.max(1, Math.round(count))} s` : count < 5400 ? `${Math.round(count / 60)} min` : `${(count / 3600).toFixed(1)} h`);
+
+export function drawStatus(state) {
+  const { counts, num_images: all, folder, output } = state;
+  document.title = `${folder} – label – tl`;
+  byId("title").textContent = folder;
+  byId("title").title = folder;
+  byId("about").textContent = `${counts.labeled.toLocaleString("en")} of ${plural(all, "image")} labeled · ${output}`;
+  drawFeatures(state);
+  drawEstimate(state);
+  drawModel(state.model);
+  byId("make-model").disabled = state.classes.filter(({ count }) => count > 0).length < AT_FIRST && state.model.state !== "running";
+  byId("undo").disabled = !state.can_undo;
+  byId("redo").disabled = !state.can_redo;
+}
+
+function drawFeatures({ features }) {
+  const { done, total, eta_s: eta, error } = features, isReading = done < total && !error;
+  byId("features").hidden = !isReading && !error;
+  byId("features").classList.toggle("bad", Boolean(error));
+  byId("features-bar").hidden = !isReading;
+  byId("features-bar").max = Math.max(1, total);
+  byId("features-bar").value = done;
+  const left = eta ? `, ${seconds(eta)} left` : "";
+  byId("features-more").hidden = !isReading;
+  byId("features-text").textContent = error ? `Suggestions are not possible: ${error}` :
+    `Reading images: ${done.toLocaleString("en")} of ${total.toLocaleString("en")}${left}`;
+}
+
+/** The accuracy over blind labels with its interval; before that, what is missing. */
+function drawEstimate({ estimate, head, classes }) {
+  const key = JSON.stringify([estimate, Boolean(head), classes.map(({ count }) => count > 0)]);
+  if (!estimate) {
+    const used = classes.filter(({ count }) => count > 0).length;
+    const text = used < AT_FIRST ? "Label images of two classes, and the model starts to learn." :
+      head ? "The model learns. Its accuracy is shown after more random images are labeled." : "The model starts when enough images are read.";
+    return redraw("estimate", [el("p", { class: "soft", text })], key);
+  }
+  const { accuracy, low, high, n, more_labels_to_halve: more } = estimate;
+  const bar = el("span", { class: "interval", "aria-hidden": "true" }, el("span", { class: "range" }), el("span", { class: "point" }));
+  for (const [name, value] of Object.entries({ accuracy, low, high })) bar.style.setProperty(`--${name}`, value);
+  redraw("estimate", [
+    el("p", { class: "accuracy" }, el("strong", { text: percent(accuracy) }), el("span", { text: " correct" }),
+      el("span", { class: "soft", text: `, 95% interval ${Math.floor(100 * low)} – ${Math.ceil(100 * high)}%` })),
+    bar,
+    el("p", { class: "soft", text: `from ${plural(n, "random image")}, labeled blind. ${more > 0 ? `${more.toLocaleString("en")} more would halve the interval.` : ""}` }),
+  ], key);
+}
+
+function drawModel({ state, text, file }) {
+  const isRunning = state === "running";
+  byId("make-model").textContent = isRunning ? "Making the model…" : state === "done" ? "Model made" : "Make a model";
+  byId("model-form").hidden = isRunning;
+  byId("model-run").hidden = !isRunning;
+  byId("model-done").hidden = state !== "done";
+  byId("model-failed").hidden = state !== "failed";
+  byId("model-text").textContent = text || "Starting…";
+  byId("model-failed").textContent = `No model was made: ${text}`;
+  if (state !== "done") return;
+  const quoted = /^[\w./-]+$/.test(file) ? file : `'${file.replaceAll("'", "'\\''")}'`;
+  byId("model-file").textContent = file;
+  byId("model-facts").textContent = text;
+  byId("model-command").textContent = `tl predict PHOTOS --model ${quoted} -o predictions.csv`;
+}
