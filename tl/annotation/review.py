@@ -12,7 +12,7 @@ from typing import Any
 
 from tl.annotation.journal import Event
 from tl.annotation.refusals import Refused
-from tl.annotation.review_items import ReviewItems, check_new_class, trust
+from tl.annotation.review_items import ReviewItems, check_new_class, sentence, trust
 from tl.annotation.review_log import DECIDING, ReviewLog
 from tl.annotation.review_output import DelayedWriter, ReviewOutput
 from tl.annotation.review_table import ReviewTable, place_key
@@ -145,7 +145,8 @@ class Review:
         return {
             **self._brief(place),
             "problems": [
-                {"kind": one.kind, "score": one.score, "reason": one.reason} for one in items.of_image.get(place, ())
+                {"kind": one.kind, "score": one.score, "reason": sentence(one.reason)}
+                for one in items.of_image.get(place, ())
             ],
             "suggested": suggested,
             "confidence": shares.get(suggested) if suggested is not None else None,

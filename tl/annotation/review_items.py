@@ -123,7 +123,7 @@ class ReviewItems:
         """The kinds of problems of an image, and their reasons as one text."""
         problems = self.of_image.get(place, ())
         kinds = tuple(dict.fromkeys(one.kind for one in problems))
-        return kinds, " ".join(dict.fromkeys(one.reason for one in problems))
+        return kinds, " ".join(dict.fromkeys(sentence(one.reason) for one in problems))
 
     def probabilities(self, place: int) -> dict[str, float]:
         """The held-out probability of each class, highest first; {} if nothing was predicted."""
@@ -138,6 +138,11 @@ class ReviewItems:
         """Name, meaning and source of a kind, for people."""
         name, meaning = ABOUT[kind]
         return {"kind": kind, "name": name, "meaning": meaning, "source": KINDS.get(kind, _UNREADABLE_SOURCE)}
+
+
+def sentence(reason: str) -> str:
+    """Return a reason as a sentence: with a capital letter and a period."""
+    return reason[:1].upper() + reason[1:].rstrip(".") + "."
 
 
 def agreement(evidence: Evidence) -> tuple[float, int] | None:

@@ -11,15 +11,11 @@ from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 
+from tl.annotation.problems.gather import is_run
 from tl.data.manifests import USUAL_COLUMNS, LabeledImage, ManifestColumns, read_images
 from tl.runtime.labeling.label_table import read_label_table
 from tl.runtime.labeling.tools import find_tool
 from tl.runtime.sources.tables import Table
-
-
-def is_run(source: Path) -> bool:
-    """Return whether a path is a run folder, whose images are those of its manifest."""
-    return (source / "config.yaml").is_file() and (source / "manifest.csv").is_file()
 
 
 @dataclass(frozen=True)

@@ -101,7 +101,7 @@ class ReviewRequest:
     ] = False
     overwrite: Overwrite = False
     model: Annotated[
-        Path | None, typer.Option("--model", "-m", help="Model file whose predictions are compared with the labels.")
+        Path | None, typer.Option("--model", "-m", help="Merged model file whose members' disagreement is looked for.")
     ] = None
     ensemble: Annotated[
         list[Path] | None,

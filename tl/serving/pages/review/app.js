@@ -1,7 +1,7 @@
 // The page of a review: kinds of problems at the left, cards in the middle, classes at the right.
 
 import { Api } from "./api.js";
-import { changesView } from "./changes.js";
+import { changesView, numChanges } from "./changes.js";
 import { Classes } from "./classes.js";
 import { byId, el, plural } from "./dom.js";
 import { Keys } from "./keys.js";
@@ -46,7 +46,8 @@ class Page {
       neighbor: (id, step) => this.#zoomOrder()[this.#zoomOrder().indexOf(id) + step] ?? null,
       name: (id) => this.#brief(id)?.name ?? "",
       facts: (id) => this.#facts(id),
-      left: () => this.view === "problems" && this.list.focus(),
+      // The dialog says that it was closed a moment later, when the box of classes may already have the focus.
+      left: () => this.view === "problems" && document.activeElement !== this.classes.box && this.list.focus(),
       key: (event) => !(event.target.closest("button") && [" ", "Enter"].includes(event.key)) && this.keys.handle(event),
     });
     this.keys = this.#makeKeys();
@@ -251,11 +252,10 @@ class Page {
     byId("progress").max = Math.max(1, state.total);
     byId("progress").value = state.decided;
     byId("undo").disabled = !state.can_undo;
-    const { keep, ...changes } = state.counts;
-    byId("num-changes").textContent = Object.values(changes).reduce((sum, count) => sum + count, 0).toLocaleString("en");
+    byId("num-changes").textContent = numChanges(state.counts).toLocaleString("en");
     byId("fault").hidden = state.fault === "";
     byId("fault").textContent = state.fault && `The output cannot be written: ${state.fault}. Your decisions are kept; mend this and go on.`;
-    this.list.names = Object.fromEntries(state.kinds.map(({ kind, name }) => [kind, name]));
+    this.list.names = Object.fromEntries(state.kinds.filter(({ kind }) => kind !== this.kind).map(({ kind, name }) => [kind, name]));
     this.#drawKinds();
     this.#drawSelection();
     if (this.view === "overview") byId("overview").replaceChildren(...overview(state, (kind) => this.open("problems", kind)));
@@ -288,10 +288,11 @@ class Page {
     if (count > 0) {
       byId("selected").replaceChildren(el("strong", { text: `${plural(count, "image")} selected` }),
         button("Accept suggestions", "↵", () => this.act("accept", this.#targets())), button("Keep", "K", () => this.act("keep", this.#targets())),
-        button("Remove", "D", () => this.act("drop", this.#targets())), button("Clear", "Esc", () => this.list.clearSelection()));
+        this.kind === "duplicate" ? button("Remove as duplicates", "M", () => this.act("duplicate", this.#targets())) : button("Remove", "D", () => this.act("drop", this.#targets())),
+        button("Clear", "Esc", () => this.list.clearSelection()));
     }
     byId("side").hidden = !isWorking;
-    this.classes.show(this.state.classes, count > 0 ? `Goes to the ${plural(count, "selected image")}.` : "Goes to the current image. / opens the box.");
+    this.classes.show(this.state.classes, count > 0 ? `For the ${count === 1 ? "selected image" : plural(count, "selected image")}.` : "For the framed image. Press / to type.");
   }
 
   #drawEmpty() {

@@ -3,7 +3,10 @@
 import { el, percent } from "./dom.js";
 import { baseName, outcome, splitName } from "./words.js";
 
-/** Draw a card. `heard`: {act(do, options), zoom(id), select(id, isExtending), focus(id)}; `names`: kind -> its name. */
+/**
+ * Draw a card. `heard`: {act(do, ids, options), zoom(owner, id), select(id, isExtending), focus(id)}.
+ * `names`: kind -> its name, of kinds that are not said elsewhere.
+ */
 export function card(record, { names, heard, isSelected }) {
   const { id, name } = record, title = `title-${id}`;
   const check = el("input", {
@@ -13,9 +16,9 @@ export function card(record, { names, heard, isSelected }) {
   check.checked = isSelected;
   const made = el("article", { class: "card", tabindex: "-1", "aria-labelledby": title, "data-id": id },
     el("div", { class: "card-head" }, check, el("h3", { id: title, title: name, text: name }),
-      el("span", { class: "tags" }, ...[...new Set(record.problems.map(({ kind }) => kind))].map((kind) => el("span", { class: "tag kind", text: names[kind] })))),
-    el("div", { class: "card-body" }, el("div", { class: "pair" }, subject(record, heard), record.twin && twin(record, heard)), facts(record, heard)),
-    actions(record, heard),
+      el("span", { class: "tags" }, ...[...new Set(record.problems.map(({ kind }) => kind))].filter((kind) => names[kind]).map((kind) => el("span", { class: "tag kind", text: names[kind] })))),
+    el("div", { class: "card-inner" }, el("div", { class: "card-body" }, el("div", { class: "pair" }, subject(record, heard), record.twin && twin(record, heard)), facts(record, heard)),
+      actions(record, heard)),
   );
   made.classList.toggle("selected-card", isSelected);
   made.addEventListener("focusin", () => heard.focus(id));
@@ -54,12 +57,15 @@ function twin(record, heard) {
 
 function facts(record, heard) {
   const parts = [el("ul", { class: "reasons" }, ...[...new Set(record.problems.map(({ reason }) => reason))].map((text) => el("li", { text })))];
-  if (record.top.length > 0) {
+  const isLabelInQuestion = !record.twin || record.suggested !== null || record.twin.label !== record.label;
+  if (record.twin) parts.push(el("p", { class: "soft" }, el("strong", { text: record.twin.is_equal ? "The same photo: " : "Nearly the same photo: " }), "remove one of the two.",
+    record.twin.is_equal ? "" : " Two photos of one specimen: put both into one group. Both stay, and training keeps a group on one side of the split."));
+  if (record.top.length > 0 && isLabelInQuestion) {
     parts.push(el("div", {}, el("h4", { text: "What the held-out prediction says" }), el("ul", { class: "bars" }, ...shownShares(record).map(([name, share]) =>
       el("li", { class: name === record.suggested ? "chosen" : null }, el("span", { class: "name", text: name === record.label ? `${name} (label now)` : name }),
         el("span", { class: "share", text: percent(share) }), bar(share))))));
   }
-  if (record.neighbors.length > 0) {
+  if (record.neighbors.length > 0 && isLabelInQuestion) {
     parts.push(el("div", {}, el("h4", { text: "Most similar images" }), el("ul", { class: "near" }, ...record.neighbors.map((near) =>
       el("li", {}, photo(near.id, near.name, "small", heard, record.id),
         el("span", { class: near.now === record.suggested ? "label new" : near.now === record.label ? "label same" : "label", title: near.name, text: near.now ?? "removed" }))))));
@@ -91,8 +97,8 @@ function actions(record, heard) {
       button("other", "Remove the other", "⇧M", { about: `Remove ${baseName(record.twin.name)} as a duplicate of ${baseName(record.name)}` }),
       button("group", "Same group", "G", { about: "Two photos of one specimen: keep both, on one side of the split" }));
   }
-  made.push(button("drop", "Remove", "D", { about: "Leave this image out of the data; the file stays" }),
-    button("note", record.note ? "Change note" : "Note", "N"));
+  else made.push(button("drop", "Remove", "D", { about: "Leave this image out of the data; the file stays" }));
+  made.push(button("note", record.note ? "Change note" : "Note", "N"));
   const state = record.decision && el("p", { class: "decision" }, el("span", { class: "done", "aria-hidden": "true", text: "✓" }), " ", el("span", { text: outcome(record.decision) }));
   return el("div", { class: "actions" }, state, ...made);
 }

@@ -7,9 +7,12 @@ const HEADINGS = {
   relabel: "Other labels", duplicate: "Removed as duplicates", drop: "Removed", group: "Put into one group", keep: "Kept as they are", note: "Notes",
 };
 
+/** How many images are other than in the data. */
+export const numChanges = ({ keep, ...changes }) => Object.values(changes).reduce((sum, count) => sum + count, 0);
+
 /** `zoom(id)`: show an image. */
 export function changesView(changes, state, zoom) {
-  const made = changes.filter(({ change }) => !["keep", "note"].includes(change)).length;
+  const made = numChanges(state.counts);
   const parts = [el("h2", { id: "changes-title", text: changes.length === 0 ? "Nothing is decided yet" : `${plural(made, "change")} to ${state.data}` })];
   if (changes.length === 0) return [...parts, el("p", { class: "soft", text: "Decisions appear here, as a list to read and to check." })];
   parts.push(...goOn(state));
@@ -42,7 +45,7 @@ function section(title, rows, change, zoom) {
   const rest = rows.length - shown.length;
   return el("section", { class: "diff" }, el("h3", { text: title }),
     el("ul", {}, ...shown.map((row) => line(row, change, zoom))),
-    rest > 0 && el("p", { class: "soft", text: `and ${rest.toLocaleString("en")} more in the files` }));
+    rest > 0 ? el("p", { class: "soft", text: `and ${rest.toLocaleString("en")} more in the files` }) : null);
 }
 
 function line(row, change, zoom) {
@@ -53,8 +56,8 @@ function line(row, change, zoom) {
     el("div", { class: "diff-text" },
       el("p", { class: "diff-head" }, ...labels(row, change)),
       el("p", { class: "path", text: row.path }),
-      (row.reason || row.note) && el("p", { class: "soft", text: row.reason }),
-      row.note && el("p", {}, el("span", { class: "role", text: "Note" }), " ", el("span", { text: row.note }))));
+      row.reason ? el("p", { class: "soft", text: row.reason }) : null,
+      row.note ? el("p", {}, el("span", { class: "role", text: "Note" }), " ", el("span", { text: row.note })) : null));
 }
 
 function labels(row, change) {
