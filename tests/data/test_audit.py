@@ -13,10 +13,12 @@ from tl.data.audit import (
     FEW_IMAGES,
     NEAR_DUPLICATE,
     Finding,
+    equal_pairs,
     find_class_faults,
     find_duplicates,
     find_imbalance,
     find_near_duplicates,
+    near_pairs,
     summarize,
 )
 from tl.data.manifests import LabeledImage
@@ -191,6 +193,37 @@ def test_find_near_duplicates__smallest_sets(splits: dict[str, int]) -> None:
     count = sum(splits.values())
     embeddings = make_embeddings(count, 0)
     assert find_near_duplicates(in_splits(**splits), hashes_of(count), embeddings) == []
+
+
+def test_equal_pairs__two_splits_or_two_labels() -> None:
+    images = [*in_splits(train=2, val=1), LabeledImage("/x/b", "b", "b", "train"), *in_splits(train=1)]
+    assert equal_pairs(images, ["h"] * 4 + ["other"]) == [(0, 2), (0, 3)]  # 1 has the split and label of 0
+    assert equal_pairs(images, hashes_of(5)) == []
+
+
+def test_near_pairs__two_splits_or_two_labels_once_each() -> None:
+    images = in_splits(train=60, val=20, test=20)
+    images[5] = LabeledImage("/x/b", "b", "b", "train")
+    embeddings = make_embeddings(60, 40)
+    for copy, original in ((85, 62), (70, 3), (5, 4), (8, 9), (30, 31)):
+        embeddings[copy] = embeddings[original]
+    hashes = hashes_of(100)
+    hashes[30], images[30] = hashes[31], LabeledImage("/x/c", "c", "b", "train")
+    found = near_pairs(images, hashes, embeddings)
+    # test and val, val and train, two labels; not 8 and 9 of one split and label, nor 30 and 31 of equal content
+    assert sorted((i, j) for i, j, _ in found) == [(3, 70), (4, 5), (62, 85)]
+    assert [similarity for *_, similarity in found] == pytest.approx([1, 1, 1], abs=1e-5)
+
+
+def test_near_pairs__without_splits_only_labels_count() -> None:
+    images = make_images(["a", "b"] * 40)
+    embeddings = make_embeddings(80, 0)
+    embeddings[7], embeddings[9] = embeddings[4], embeddings[11]
+    assert [(i, j) for i, j, _ in near_pairs(images, hashes_of(80), embeddings)] == [(4, 7)]
+
+
+def test_near_pairs__no_images() -> None:
+    assert near_pairs([], [], np.zeros((0, 5), np.float32)) == []
 
 
 def test_summarize__a_line_a_kind_with_count_and_first_example() -> None:

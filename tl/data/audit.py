@@ -137,6 +137,8 @@ def near_pairs(
     Each image is matched with the most similar such image, except those with equal content; the earlier one comes
     first. `embeddings` float32 (N, D) of a pretrained trunk, in the order of `images`.
     """
+    if not images:
+        return []
     every = np.arange(len(images))
     splits, labels, contents = (
         np.unique(values, return_inverse=True)[1]

@@ -87,7 +87,7 @@ def gather_evidence(
     class_names = tuple(sorted(names))
     ids = np.array([class_names.index(image.label) for image in images], np.int64)
     own = _own_predictions(found, images, class_names)
-    is_by_run: NDArray[np.bool_] = np.isfinite(own).all(axis=1)
+    is_by_run = np.asarray(np.isfinite(own).all(axis=1))
     folds, probabilities = 0, own
     if not is_by_run.all():
         progress.start("cross-validating labels", 1, "heads")
