@@ -31,6 +31,7 @@ from tl.commands import (
     evaluate,
     export,
     inspect,
+    label,
     merge,
     neighbors,
     predict,
@@ -114,6 +115,9 @@ def root(
 
 # Panel -> its commands: module, command class, short help.
 _PANELS: dict[str, list[tuple[ModuleType, type[TyperCommand], str]]] = {
+    "Label": [
+        (label, TyperCommand, "Label a folder of photos on a local page."),
+    ],
     "Train": [
         (train, TyperCommand, "Train a classifier or a landmark model."),
         (probe, TyperCommand, "Compare heads on a frozen backbone by cross-validation."),

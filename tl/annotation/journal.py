@@ -46,6 +46,7 @@ class Event:
     seed: int | None = None
     num_images: int | None = None
     reserve: str | None = None
+    groups: str | None = None
     n: int = 0
     at: str = ""
 
@@ -98,6 +99,7 @@ _FIELDS: dict[str, _Checks] = {
         "seed?": _is_count,
         "num_images?": _is_count,
         "reserve?": _is_text,
+        "groups?": _is_text,
     },
     "label": _IMAGES | {"label": _is_text, "confirmed?": _is_bool} | _SAID,
     "clear": _IMAGES,

@@ -223,14 +223,18 @@ class Labels:
         """Return the number of images of each class id."""
         return np.bincount(self.label[self.label >= 0], minlength=len(self._classes))
 
-    def check_name(self, name: str) -> str:
-        """Return the name of a new class as it is written. Raises `Refused` for one that cannot be used."""
+    def check_name(self, name: str, *, other_than: int | None = None) -> str:
+        """Return the name of a new class as it is written. Raises `Refused` for one that cannot be used.
+
+        `other_than`: the class that gets the name.
+        """
         name = composed(" ".join(name.split()))
         if not name or len(name) > _MAX_NAME:
             raise Refused("invalid", f"the name of a class has 1 to {_MAX_NAME} characters")
         if name == REJECTED or any(unicodedata.category(sign) in ("Cc", "Cs", "Cf") for sign in name):
             raise Refused("invalid", f"'{name}' cannot be the name of a class")
-        if twin := next((one.name for _, one in self.classes if _plain(one.name) == _plain(name)), ""):
+        others = (one.name for i, one in self.classes if i != other_than)
+        if twin := next((other for other in others if _plain(other) == _plain(name)), ""):
             raise Refused("conflict", f"there is a class '{twin}' already")
         return name
 

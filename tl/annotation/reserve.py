@@ -37,6 +37,14 @@ def order_keys(photos: Photos, seed: int) -> list[str]:
     return ordered
 
 
+def with_groups(photos: Photos, images: Collection[int]) -> set[int]:
+    """Return images together with all others of their groups."""
+    if not photos.has_groups:
+        return set(images)
+    groups = {photos.group(i) for i in images} - {""}
+    return set(images) | {i for i in range(len(photos)) if photos.group(i) in groups}
+
+
 def draw_limit(photos: Photos, seed: int, labeled: Collection[int] = ()) -> str:
     """Return the key up to which images are reserved, "" for none. `labeled`: images that have a label already.
 

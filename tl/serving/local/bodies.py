@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import dataclasses
 import types
+from collections.abc import Mapping
+from types import MappingProxyType
 from typing import Any, Literal, TypeVar, Union, cast, get_args, get_origin, get_type_hints
 
 import orjson
@@ -34,9 +36,12 @@ async def read_body(request: Request, kind: type[Body]) -> Body:
     return cast("Body", parse_value("the body", kind, found))
 
 
-def read_query(request: Request, kind: type[Body]) -> Body:
-    """Return the query parameters of a request, all of them texts, as a dataclass. Raises `HTTPException` with 400."""
-    pairs = request.query_params.multi_items()
+def read_query(request: Request, kind: type[Body], names: Mapping[str, str] = MappingProxyType({})) -> Body:
+    """Return the query parameters of a request, all of them texts, as a dataclass. Raises `HTTPException` with 400.
+
+    `names`: a parameter -> the field that takes it, where these differ.
+    """
+    pairs = [(names.get(name, name), value) for name, value in request.query_params.multi_items()]
     if len({name for name, _ in pairs}) < len(pairs):
         raise HTTPException(400, "a parameter is given twice")
     return cast("Body", parse_value("the query", kind, dict(pairs)))

@@ -1,0 +1,141 @@
+"""Make a model from the labels so far, in the background: one at a time, with progress, and a way to cancel it."""
+
+from __future__ import annotations
+
+import logging
+import re
+import threading
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Literal, Protocol
+
+from tl.annotation.refusals import Refused
+from tl.errors import TlError
+from tl.progress import Progress
+
+Method = Literal["features", "finetune"]
+State = Literal["idle", "running", "done", "failed"]
+_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,79}", re.ASCII)
+_log = logging.getLogger(__name__)
+
+
+class MakeModel(Protocol):
+    """Trains a run on labels and exports it. Raises `TlError`, and what `progress` raises."""
+
+    def __call__(
+        self, labels: Path, run: Path, model: Path, *, method: str, backbone: str | None, progress: Progress
+    ) -> object:
+        """Write the run folder `run` and the model file `model`."""
+
+
+@dataclass(frozen=True)
+class ModelState:
+    """What the page shows. `text`: progress, or why it failed. `run`, `file`: what was made, "" before that."""
+
+    state: State = "idle"
+    text: str = ""
+    run: str = ""
+    file: str = ""
+
+
+class _Canceled(BaseException):
+    """Ends the work from within its progress; no handler of other errors takes it for one of them."""
+
+
+class ModelJob:
+    """Makes models beside the output of a session. Thread-safe. `told` is called when `state` has changed."""
+
+    def __init__(self, output: Path, backbone: str | None, make: MakeModel | None, told: Callable[[], None]) -> None:
+        self._output, self._backbone, self._make, self._told = output, backbone, make, told
+        self.state = ModelState()
+        self._lock = threading.Lock()
+        self._stop = threading.Event()
+        self._thread: threading.Thread | None = None
+
+    def start(self, method: Method, name: str, write_labels: Callable[[], None]) -> None:
+        """Begin. `name`: of the run folder and, with .onnx, of the model file. Raises `Refused`, `OutputError`."""
+        if not _NAME.fullmatch(name) or name.endswith("."):
+            raise Refused("invalid", "a name has 1 to 80 letters, digits, points, hyphens and underscores")
+        run, model = self._output.with_name(name), self._output.with_name(f"{name}.onnx")
+        with self._lock:
+            if self.state.state == "running":
+                raise Refused("conflict", "a model is being made: wait for it, or cancel it")
+            if taken := next((path for path in (run, model) if path.exists()), None):
+                raise Refused("conflict", f"{taken.name} exists in {taken.parent.absolute()}: give another name")
+            write_labels()
+            self._stop.clear()
+            self.state = ModelState("running", "starting")
+            self._thread = threading.Thread(target=self._work, args=(method, run, model), name="model", daemon=True)
+            self._thread.start()
+        self._told()
+
+    def cancel(self) -> None:
+        """End the work at its next step. Raises `Refused` if there is none."""
+        if self.state.state != "running":
+            raise Refused("conflict", "no model is being made")
+        self._stop.set()
+
+    def close(self) -> None:
+        """End the work, and wait until it has ended."""
+        self._stop.set()
+        if self._thread is not None:
+            self._thread.join()
+
+    def _work(self, method: Method, run: Path, model: Path) -> None:
+        try:
+            make = self._make or _load()
+            make(self._output, run, model, method=method, backbone=self._backbone, progress=_Told(self))
+            self._set(ModelState("done", f"made {model.name}", str(run), str(model)))
+        except _Canceled:
+            self._set(ModelState("idle", "canceled"))
+        except TlError as error:
+            self._set(ModelState("failed", str(error)))
+        except Exception:
+            _log.exception("a fault of this program while a model was made")
+            self._set(ModelState("failed", "a fault of this program: the terminal says more"))
+
+    def say(self, text: str) -> None:
+        """Show progress. Ends the work if it was canceled."""
+        if self._stop.is_set():
+            raise _Canceled
+        if text != self.state.text:
+            self._set(replace(self.state, text=text))
+
+    def _set(self, state: ModelState) -> None:
+        self.state = state
+        self._told()
+
+
+class _Told:
+    """Progress as a text for the page."""
+
+    def __init__(self, job: ModelJob) -> None:
+        self._job = job
+        self._task, self._unit, self._total, self._done = "", "", 0, 0
+
+    def start(self, task: str, total: int, unit: str) -> None:
+        """A task of `total` steps begins."""
+        self._task, self._total, self._unit, self._done = task, total, unit, 0
+        self._job.say(task)
+
+    def advance(self, steps: int = 1, note: str = "") -> None:
+        """Steps are done."""
+        self._done += steps
+        text = f"{self._task}: {self._done} of {self._total} {self._unit}"
+        self._job.say(f"{text}, {note}" if note else text)
+
+    def say(self, line: str) -> None:
+        """A line worth showing."""
+        self._job.say(line)
+
+
+def _load() -> MakeModel:
+    try:
+        from tl.annotation.model_making import make_model  # type: ignore[import-not-found, unused-ignore]
+    except ImportError as error:
+        raise TlError(
+            f"models cannot be made here ({error.name} is missing): pip install 'tl-toolkit[train]'"
+        ) from error
+    made: MakeModel = make_model
+    return made

@@ -1,0 +1,186 @@
+"""What a page shows of a session, as plain values: lists of images, records, counts, and a close look at one image."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from tl.annotation.feature_work import FeatureWork
+from tl.annotation.labels import LABELED, OPEN, STATUS_NAMES, Labels
+from tl.annotation.learning import Learned
+from tl.annotation.photos import Photos
+from tl.annotation.refusals import Refused
+from tl.annotation.selection import find_similar
+from tl.errors import ImageReadError
+from tl.runtime.imaging.decode import read_size
+from tl.runtime.imaging.exif import read_facts
+
+View = Literal["next", "suggested", "all", "labeled", "unsure", "skipped", "similar", "errors"]
+# Images that a window is offered at a time, and that are found to be like others.
+QUEUE, SIMILAR = 40, 400
+_MAX_LIKE = 50
+_NEIGHBORS = 6
+
+Indices = NDArray[np.intp]
+
+
+@dataclass(frozen=True)
+class Asked:
+    """A list that is asked for. `name`: of a class. `like`: images. `status`, `search`: narrow any view but `next`."""
+
+    view: View
+    name: str | None = None
+    like: tuple[int, ...] = ()
+    status: str | None = None
+    search: str = ""
+    window: str = ""
+
+
+@dataclass(frozen=True)
+class Scene:
+    """What there is to show: photos, labels, features, and which images are reserved, bool (N,)."""
+
+    photos: Photos
+    labels: Labels
+    work: FeatureWork
+    reserved: NDArray[np.bool_]
+
+
+def shown(text: str) -> str:
+    """Return a text with file names as JSON needs it: bytes that are not UTF-8 are replaced."""
+    return text.encode("utf-8", "surrogateescape").decode("utf-8", "replace")
+
+
+def record(scene: Scene, learned: Learned, image: int) -> dict[str, Any]:
+    """Return what a page shows of an image. Open images of the reserve have no suggestion: they are labeled blind."""
+    labels = scene.labels
+    status, label = int(labels.status[image]), int(labels.label[image])
+    names = labels.class_names
+    is_blind = bool(scene.reserved[image]) and status == OPEN
+    top = [] if is_blind else learned.top(image)
+    error = scene.work.errors.get(image)
+    return {
+        "id": image,
+        "name": shown(scene.photos.names[image]),
+        "label": names[label] if label >= 0 else None,
+        "status": STATUS_NAMES[status],
+        "suggestion": names[top[0][0]] if top else None,
+        "confidence": round(top[0][1], 4) if top else None,
+        "top": [[names[i], round(share, 4)] for i, share in top] or None,
+        "note": labels.notes.get(image, ""),
+        "version": int(labels.version[image]),
+        "error": None if error is None else shown(error),
+        "is_reserved": bool(scene.reserved[image]),
+    }
+
+
+def listed(scene: Scene, learned: Learned, asked: Asked) -> Indices:
+    """Return the images of a view other than `next` and `similar`. Raises `Refused` for an unknown class."""
+    labels = scene.labels
+    class_id = None if asked.name is None else labels.class_id(asked.name)
+    if asked.view == "suggested":
+        found = _suggested(scene, learned, class_id)
+    elif asked.view == "errors":
+        found = np.array(sorted(scene.work.errors), np.intp)
+    elif asked.view == "all":
+        found = np.arange(len(scene.photos))
+    else:
+        found = np.flatnonzero(labels.status == STATUS_NAMES.index(asked.view))
+        found = found[np.argsort(-labels.version[found], kind="stable")]  # the latest first
+    if class_id is not None and asked.view != "suggested":
+        found = found[labels.label[found] == class_id]
+    if asked.status is not None:
+        if asked.status not in STATUS_NAMES:
+            raise Refused("invalid", f"status must be one of {', '.join(STATUS_NAMES)}")
+        found = found[labels.status[found] == STATUS_NAMES.index(asked.status)]
+    if text := asked.search.casefold().strip():
+        names = scene.photos.folded
+        found = np.array([i for i in found.tolist() if text in names[i]], np.intp)
+    return found
+
+
+def _suggested(scene: Scene, learned: Learned, class_id: int | None) -> Indices:
+    """Open images with a suggestion, the surest first; none of the reserve."""
+    may = _may_suggest(scene, learned)
+    found = np.flatnonzero(may if class_id is None else may & (learned.best == class_id))
+    return found[np.argsort(-learned.confidence[found], kind="stable")]
+
+
+def _may_suggest(scene: Scene, learned: Learned) -> NDArray[np.bool_]:
+    return np.asarray((scene.labels.status == OPEN) & ~scene.reserved & (learned.best >= 0))
+
+
+def class_rows(scene: Scene, learned: Learned) -> list[dict[str, Any]]:
+    """Return the classes with their counts of labeled and of suggested images."""
+    counts = scene.labels.class_counts()
+    found = learned.best[_may_suggest(scene, learned)]
+    suggested = np.bincount(found, minlength=len(counts))
+    rows = scene.labels.classes
+    return [{"name": c.name, "key": c.key, "count": int(counts[i]), "suggested": int(suggested[i])} for i, c in rows]
+
+
+def head_row(learned: Learned, is_fitting: bool) -> dict[str, Any] | None:
+    """Return what the page shows of the head, None before there is one."""
+    if not learned.fitted_to and not is_fitting:
+        return None
+    return {"fitted_to": learned.fitted_to, "seconds": round(learned.seconds, 3), "is_fitting": is_fitting}
+
+
+def similar(scene: Scene, like: Sequence[int]) -> list[int]:
+    """Return open images like some others, most similar first; none of the reserve. Raises `Refused`."""
+    if not 0 < len(like) <= _MAX_LIKE:
+        raise Refused("invalid", f"give 1 to {_MAX_LIKE} images")
+    may = (scene.labels.status == OPEN) & ~scene.reserved
+    may[list(like)] = False
+    return [int(i) for i in _nearest(scene, like, may)[:SIMILAR]]
+
+
+def _nearest(scene: Scene, like: Sequence[int], may: NDArray[np.bool_]) -> Indices:
+    features = scene.work.features
+    if features is None:
+        return np.zeros(0, np.intp)
+    ready = features.is_ready.copy()
+    known = np.array([i for i in like if ready[i]], np.intp)
+    candidates = np.flatnonzero(may & ready)
+    if not len(known) or not len(candidates):
+        return np.zeros(0, np.intp)
+    return np.asarray(find_similar(features.matrix, known, candidates), np.intp)
+
+
+def info(scene: Scene, image: int) -> dict[str, Any]:
+    """Return what a close look at an image shows. An open image of the reserve has no neighbors: they would tell."""
+    name = scene.photos.names[image]
+    found: dict[str, Any] = {"id": image, "name": shown(name), "format": os.path.splitext(name)[1].lstrip(".").upper()}
+    try:
+        path = scene.photos.locate(image)
+        found["bytes"] = os.stat(path).st_size
+        height, width = read_size(path)
+        facts = read_facts(path)
+    except OSError as error:
+        return found | {"error": error.strerror or str(error), "neighbors": []}
+    except ImageReadError as error:
+        return found | {"error": shown(error.reason), "neighbors": []}
+    camera = " ".join(part for part in (facts.make, facts.model) if part)
+    taken = None if facts.captured is None else facts.captured.isoformat()
+    found |= {"width": width, "height": height, "taken": taken, "camera": camera or None, "error": None}
+    return found | {"neighbors": _neighbors(scene, image)}
+
+
+def _neighbors(scene: Scene, image: int) -> list[dict[str, Any]]:
+    labels, features = scene.labels, scene.work.features
+    if features is None or (scene.reserved[image] and labels.status[image] == OPEN):
+        return []
+    may = labels.status == LABELED
+    may[image] = False
+    near = _nearest(scene, [image], may)[:_NEIGHBORS]
+    rows = features.matrix[near]
+    lengths = np.linalg.norm(rows, axis=1) * np.linalg.norm(features.matrix[image])
+    likeness = (rows @ features.matrix[image]) / np.maximum(lengths, 1e-12)
+    names = labels.class_names
+    pairs = zip(near.tolist(), likeness.tolist(), strict=True)
+    return [{"id": i, "label": names[labels.label[i]], "similarity": round(share, 4)} for i, share in pairs]
