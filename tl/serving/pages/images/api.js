@@ -7,7 +7,7 @@
 //   await api.post("api/label", { images, do: "skip" });   // adds this window's id
 //   api.isGone, api.window
 
-const PAUSES_MS = [400, 800, 1500, 3000];
+const PAUSES_MS = [400, 800, 1500, 3000], AGAIN_MS = 3000;
 const NO_ANSWER = "The server does not answer. What you did so far is saved. Is the terminal with the command still open? " +
   "This page goes on by itself when it is back.";
 const NO_ACCESS = "This page's access has ended, because the command was started anew. Open the link that the terminal shows; " +
@@ -35,6 +35,7 @@ export class Api {
   isGone = false;
   #events = null;
   #isWaiting = false;
+  #failures = 0;
 
   constructor({ gone = () => {}, back = () => {}, revision = () => {} } = {}) {
     this.window = nameWindow();
@@ -58,10 +59,11 @@ export class Api {
     return this.#ask(path, { method: "POST", headers: { "Content-Type": "application/json" }, body: JSON.stringify(body) });
   }
 
-  /** Follow the server's events. */
+  /** Follow the server's events. Where it has no stream for one more window, its state is asked every few seconds. */
   follow() {
     this.#events?.close();
     this.#events = new EventSource("api/events");
+    this.#events.addEventListener("open", () => (this.#failures = 0));
     this.#events.addEventListener("message", (event) => this.heard.revision(JSON.parse(event.data).revision));
     this.#events.addEventListener("error", () => this.#lose(new ApiError(NO_ANSWER)));
   }
@@ -81,12 +83,13 @@ export class Api {
     this.#events?.close();
     if (this.#isWaiting) return;
     this.#isWaiting = true;
+    this.#failures++;
     let told = null;
     for (let attempt = 0; ; attempt++) {
       // A closed connection alone is no reason for alarm: the first try follows at once.
       if (attempt > 0) await pause(PAUSES_MS[Math.min(attempt, PAUSES_MS.length) - 1]);
       try {
-        await fetchJson("api/state", {});
+        this.heard.revision((await fetchJson("api/state", {})).revision);
         break;
       } catch (found) {
         const reason = found.isGone ? found.message : error.message;
@@ -94,9 +97,11 @@ export class Api {
         if (told !== reason) this.heard.gone((told = reason));
       }
     }
-    this.#isWaiting = this.isGone = false;
-    this.follow();
+    this.isGone = false;
     if (told !== null) this.heard.back();
+    if (this.#failures > 1) await pause(AGAIN_MS);
+    this.#isWaiting = false;
+    this.follow();
   }
 }
 

@@ -13,7 +13,7 @@ import { el } from "./dom.js";
 import { layout, lookedAt, position, scrollTo, seen, windowOf } from "./rows.js";
 import { Selection } from "./selection.js";
 
-const GAP = 10, STRIP = 30, WINDOW = 200, FADE_MS = 260, MOVE_MS = 180, FAST_MS = 90, MARGIN = 4;
+const GAP = 10, STRIP = 30, WINDOW = 200, FADE_MS = 200, MOVE_MS = 180, FAST_MS = 90, MARGIN = 4;
 
 export class Grid {
   selection = new Selection();

@@ -12,7 +12,7 @@ import { el } from "./dom.js";
 
 /** The name of a pressed key. Digits count where a layout has other signs on them, as the French. */
 export function nameOf({ key, code = "", ctrlKey, metaKey, altKey, shiftKey }) {
-  const isDigit = !shiftKey && /^Digit\d$/.test(code) && !/^[ -~]$/.test(key);
+  const isDigit = !shiftKey && /^Digit\d$/.test(code) && !/^\d$/.test(key);
   const plain = isDigit ? code.at(-1) : key.length === 1 ? key.toLowerCase() : key;
   const hasShift = shiftKey && (plain.length > 1 || (ctrlKey || metaKey));
   return [(ctrlKey || metaKey) && "Ctrl", altKey && "Alt", hasShift && "Shift", plain].filter(Boolean).join("+");
@@ -55,6 +55,12 @@ export class Keys {
   }
 }
 
+/** The keys of a line, as elements: "Ctrl + Z" or "1 – 9", or an array of keys. */
+function keysOf(shown) {
+  const isBetween = (part) => typeof shown === "string" && ["or", "–", "+"].includes(part);
+  return (typeof shown === "string" ? shown.split(" ") : shown).map((part) => (isBetween(part) ? ` ${part} ` : el("kbd", { text: part })));
+}
+
 class Help {
   constructor(groups) {
     this.groups = groups;
@@ -69,7 +75,7 @@ class Help {
   open() {
     const groups = [...this.groups()].map(([group, lines]) => el("section", {}, el("h3", { text: group }),
       el("dl", {}, ...lines.flatMap(([shown, title]) => [
-        el("dt", {}, ...shown.split(" ").map((part) => (["or", "–", "+"].includes(part) ? ` ${part} ` : el("kbd", { text: part })))),
+        el("dt", {}, ...keysOf(shown)),
         el("dd", { text: title })]))));
     this.body.replaceChildren(...groups);
     if (!this.dialog.open) this.dialog.showModal();

@@ -1,7 +1,7 @@
 // What happened, for eyes and ears: a line at the bottom of the page, a live region, and a banner for what lasts.
 //
-//   const live = new Live();
-//   live.say("12 images labeled ant.", { action: ["Undo", () => ...], keep: false });
+//   const live = new Live(document.querySelector(".work"));   // where the line stands, below the images
+//   live.say("12 images labeled ant.", { action: ["Undo", () => ..., "U"], spoken: "12 images labeled ant. U undoes." });
 //   live.fail("These images cannot be labeled: ...");   // stays until it is closed or something else happens
 //   live.banner("The server does not answer ..."); live.banner(null);
 
@@ -12,20 +12,22 @@ const SHOWN_MS = 6000;
 export class Live {
   #timer = null;
 
-  constructor() {
+  constructor(place) {
+    this.place = place;
     this.text = el("span", { class: "toast-text" });
     this.buttons = el("span", { class: "toast-buttons" });
-    this.toast = el("div", { class: "toast", hidden: true }, this.text, this.buttons);
+    this.toast = el("div", { class: "toast", role: "region", "aria-label": "Message", hidden: true }, this.text, this.buttons);
     this.region = el("p", { class: "hidden", role: "status", "aria-live": "polite" });
     this.alert = el("p", { class: "hidden", role: "alert" });
     this.bar = el("p", { class: "banner", role: "alert", hidden: true });
-    document.body.append(this.region, this.alert, this.toast);
+    document.body.append(this.region, this.alert);
+    place.append(this.toast);
     document.body.prepend(this.bar);
   }
 
-  say(text, { action = null } = {}) {
+  say(text, { action = null, spoken = text } = {}) {
     this.#show(text, action, false);
-    this.#speak(this.region, text);
+    this.#speak(this.region, spoken);
   }
 
   fail(text, { action = null } = {}) {
@@ -48,13 +50,12 @@ export class Live {
     clearTimeout(this.#timer);
     this.text.textContent = text;
     const close = el("button", { type: "button", "aria-label": "Close this message", on: { click: () => this.hide() } }, "✕");
-    const act = action && el("button", { type: "button", on: { click: () => (this.hide(), action[1]()) } }, action[0]);
+    const act = action && el("button", { type: "button", on: { click: () => (this.hide(), action[1]()) } }, action[0], action[2] ? el("kbd", { text: action[2] }) : null);
     this.buttons.replaceChildren(...[act, isBad && close].filter(Boolean));
     this.toast.classList.toggle("bad", isBad);
     this.toast.hidden = false;
-    // In the top layer, so that it is seen above an open dialog.
-    const dialog = document.querySelector("dialog[open]");
-    (dialog ?? document.body).append(this.toast);
+    const dialog = [...document.querySelectorAll("dialog[open]")].at(-1), place = dialog ?? this.place;
+    if (this.toast.parentNode !== place) place.append(this.toast); // an open dialog covers all that is not in it
     if (!isBad) this.#timer = setTimeout(() => this.hide(), SHOWN_MS);
   }
 

@@ -139,7 +139,7 @@ export class Zoom {
     else if (key in ARROWS && isZoomed) this.#pan(...ARROWS[key].map((way) => way * PAN_PX));
     else if (key === "ArrowLeft" || key === "PageUp") this.step(-1);
     else if (key === "ArrowRight" || key === "PageDown") this.step(1);
-    else if (key.toLowerCase() === "z") this.close();
+    else if (key === "Escape" || key.toLowerCase() === "z") this.close();
     else if (!this.heard.key?.(event)) return;
     event.preventDefault();
   }

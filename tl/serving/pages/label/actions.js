@@ -63,7 +63,7 @@ export class Actions {
     const text = `${imagesText(ids, records)} ${said}.`;
     const change = ASSUMED[body.do](body.label), hold = records.assume(ids, (record) => ({ ...record, ...change }));
     this.views.leave(ids);
-    this.live.say(`${text} U undoes.`, { action: ["Undo", () => this.undo()] });
+    this.live.say(text, { action: ["Undo", () => this.undo(), "U"], spoken: `${text} U undoes.` });
     const send = () => this.api.post("api/label", { ...body, images: ids.map((id) => ({ id, version: records.get(id).version })) });
     return this.#send(ids, hold, send, null);
   }

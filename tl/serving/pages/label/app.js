@@ -6,7 +6,7 @@ import { Classes } from "./classes.js";
 import { decision, describe, fileFacts, redraw } from "./describe.js";
 import { byId, el, plural } from "./dom.js";
 import { Grid } from "./grid.js";
-import { Keys } from "./keys.js";
+import { Keys, nameOf } from "./keys.js";
 import { Live } from "./live.js";
 import { ModelDialog } from "./model.js";
 import { Records } from "./records.js";
@@ -16,10 +16,11 @@ import { Views } from "./views.js";
 import { Zoom } from "./zoom.js";
 
 const FOLLOW_MS = 600, SEARCH_MS = 250, MAX_LIKE = 20, MAX_INFOS = 300;
+const NOT_IN_ZOOM = ["Ctrl+a", "r", "z", "Escape"];
 
 class LabelPage {
   state = null;
-  live = new Live();
+  live = new Live(document.querySelector(".work"));
   tones = new Tones();
   #revision = 0;
   #timer = null;
@@ -45,7 +46,7 @@ class LabelPage {
     this.zoom = new Zoom({
       neighbor: (id, step) => this.grid.ids[this.grid.selection.placeOf(id) + step] ?? null,
       name: (id) => this.records.get(id)?.name ?? "", facts: (id) => this.#facts(id),
-      left: (id) => this.#zoomLeft(id), key: (event) => this.keys.handle(event),
+      left: (id) => this.#zoomLeft(id), key: (event) => !NOT_IN_ZOOM.includes(nameOf(event)) && this.keys.handle(event),
     });
     this.classes = new Classes(this.tones, {
       label: (name) => this.label(name), add: (name) => this.#changeClass({ do: "add", name }, `Class ${name} added.`),
@@ -266,7 +267,7 @@ class LabelPage {
     keys.add("Select", ["Escape"], "Select none", () => (this.grid.clearSelection(), this.live.hide()), "Esc");
     keys.describe("Select", "Home End", "To the first or last image");
     keys.add("Look", ["z"], "Large view", () => this.grid.selection.focus !== null && this.zoom.open(this.grid.selection.focus), "Z or Enter");
-    keys.describe("Look", "+ – 0", "In the large view: larger, smaller, whole; arrows move or go on");
+    keys.describe("Look", ["+", "−", "0"], "In the large view: larger, smaller, whole; arrows move or go on");
     keys.add("Look", ["f"], "Find more like the chosen images", () => this.#similar(), "F");
     keys.add("Look", ["r"], "Take the newest order of Next and Suggested", () => !byId("refresh").hidden && this.views.renew(), "R");
     keys.add("Look", ["?"], "This list", () => keys.help.open());

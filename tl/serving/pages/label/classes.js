@@ -43,11 +43,11 @@ export class Classes {
   }
 
   #row({ name, key, count }) {
-    const label = `Label with ${name}${key ? `, key ${key}` : ""}, ${plural(count, "image")} so far`;
+    const label = `${key ? `${key} ` : ""}${name} ${plural(count, "image")}, label with this class`;
     return el("li", { "data-tone": this.tones.of(name) },
       el("button", { type: "button", class: "class", "aria-label": label, title: name, on: { click: () => this.act.label(name) } },
-        key ? el("kbd", { text: key }) : el("span", { class: "no-key" }), el("span", { class: "dot full" }),
-        el("span", { class: "name", text: name }), el("span", { class: "number", text: count.toLocaleString("en") })),
+        key ? el("kbd", { text: key }) : el("span", { class: "no-key" }), el("span", { class: "dot full" }), " ",
+        el("span", { class: "name", text: name }), " ", el("span", { class: "number", text: count.toLocaleString("en") })),
       el("button", { type: "button", class: "more", "aria-label": `Edit the class ${name}`, title: "Rename, remove, show its images",
         on: { click: () => this.edit(name) } }, "⋯"));
   }

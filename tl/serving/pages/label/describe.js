@@ -10,9 +10,9 @@ export const brief = (share) => (share >= 0.995 ? ">99%" : `${Math.round(100 * s
 /** For `Grid`: what a tile shows. A full dot is a label, a ring is a suggestion; the class is always written too. */
 export function describe(record, tones) {
   const { name, label, status, suggestion, confidence, note, error } = record;
-  const file = name.split("/").at(-1), noted = note ? el("span", { class: "state", title: note, text: "✎" }) : null;
+  const file = name.split("/").at(-1), noted = note ? el("span", { class: "state has-note", title: note }) : null;
   const said = (text) => `${name}, ${text}${note ? `, note: ${note}` : ""}`;
-  const told = (kind, tone, text, ...strip) => ({ name, kind, tone, strip: [...strip, noted].filter(Boolean), label: said(text) });
+  const told = (kind, tone, text, ...strip) => ({ name, kind, tone, strip: [...strip, noted].filter(Boolean).flatMap((part) => [part, " "]), label: said(text) });
   if (label !== null) {
     return told("labeled", tones.of(label), `labeled ${label}`, el("span", { class: "dot full" }), el("span", { class: "name", text: label }));
   }
@@ -22,7 +22,7 @@ export function describe(record, tones) {
   }
   if (suggestion !== null) {
     const share = brief(confidence);
-    return told("suggested", tones.of(suggestion), `not labeled, suggestion ${suggestion}, ${share}`, el("span", { class: "dot" }),
+    return told("suggested", tones.of(suggestion), `not labeled, suggestion ${suggestion} ${share}`, el("span", { class: "dot" }),
       el("span", { class: "name", text: suggestion }), el("span", { class: "share", text: share }));
   }
   return told("open", null, "not labeled", el("span", { class: "name soft", text: file }));

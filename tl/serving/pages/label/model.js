@@ -36,6 +36,12 @@ export class ModelDialog {
       this.#ask("api/model", (path) => this.api.send(path, { method, name }));
     });
     byId("model-cancel").addEventListener("click", () => this.#ask("api/model/cancel", (path) => this.api.send(path, {})));
+    byId("model-again").addEventListener("click", () => {
+      byId("model-form").dataset.again = byId("model-file").textContent;
+      byId("model-form").hidden = false;
+      byId("model-done").hidden = true;
+      byId("model-name").focus();
+    });
     byId("model-copy").addEventListener("click", async () => {
       await navigator.clipboard.writeText(byId("model-command").textContent).catch(() => {});
       this.live.say("Command copied.");

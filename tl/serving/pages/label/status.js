@@ -12,7 +12,7 @@ export function drawStatus(state) {
   document.title = `${folder} – label – tl`;
   byId("title").textContent = folder;
   byId("title").title = folder;
-  byId("about").textContent = `${counts.labeled.toLocaleString("en")} of ${plural(all, "image")} labeled · ${output}`;
+  byId("about").textContent = `${counts.labeled.toLocaleString("en")} of ${all.toLocaleString("en")} labeled · ${output}`;
   drawFeatures(state);
   drawEstimate(state);
   drawModel(state.model);
@@ -48,18 +48,20 @@ function drawEstimate({ estimate, head, classes }) {
   for (const [name, value] of Object.entries({ accuracy, low, high })) bar.style.setProperty(`--${name}`, value);
   redraw("estimate", [
     el("p", { class: "accuracy" }, el("strong", { text: percent(accuracy) }), el("span", { text: " correct" }),
-      el("span", { class: "soft", text: `, 95% interval ${Math.floor(100 * low)} – ${Math.ceil(100 * high)}%` })),
+      el("span", { class: "soft interval-word", text: ", 95% interval" }), el("span", { class: "soft", text: ` ${Math.floor(100 * low)} – ${Math.ceil(100 * high)}%` })),
     bar,
-    el("p", { class: "soft", text: `from ${plural(n, "random image")}, labeled blind. ${more > 0 ? `${more.toLocaleString("en")} more would halve the interval.` : ""}` }),
+    el("p", { class: "soft" }, `from ${plural(n, "random image")}, labeled blind.`,
+      more > 0 ? el("span", { class: "halve", text: ` ${more.toLocaleString("en")} more would halve the interval.` }) : null),
   ], key);
 }
 
 function drawModel({ state, text, file }) {
   const isRunning = state === "running";
-  byId("make-model").textContent = isRunning ? "Making the model…" : state === "done" ? "Model made" : "Make a model";
-  byId("model-form").hidden = isRunning;
+  byId("make-model").textContent = isRunning ? "Making the model…" : state === "done" ? "Model ready" : "Make a model";
+  const form = byId("model-form"), isAgain = state === "done" && form.dataset.again === file;
+  form.hidden = isRunning || (state === "done" && !isAgain);
   byId("model-run").hidden = !isRunning;
-  byId("model-done").hidden = state !== "done";
+  byId("model-done").hidden = state !== "done" || isAgain;
   byId("model-failed").hidden = state !== "failed";
   byId("model-text").textContent = text || "Starting…";
   byId("model-failed").textContent = `No model was made: ${text}`;

@@ -1,0 +1,275 @@
+"""The modules of the pages of many images that need no browser, in Node."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from tests.serving.web_driver import needs_node, run_node
+
+pytestmark = needs_node
+
+LAYOUT = """
+import { layout, lookedAt, position, scrollTo, seen, windowOf } from "@/images/rows.js";
+const run = ({ count, width, size }) => {
+  const of = layout(count, width, size, 10, 30);
+  const at = [0, 1, count - 1].map((index) => position(of, index));
+  const scrolls = [[0, 500], [count - 1, 0], [0, 0]].map(([index, top]) => scrollTo(of, index, top, 600));
+  return { of, at, scrolls, first: seen(of, 0, 600), last: seen(of, of.height - 600, 600),
+    looked: lookedAt(of, of.step / 2 + 30, of.step * 2), windows: windowOf(210, 390, count, 200) };
+};
+"""
+
+
+def test_layout__20000_images(tmp_path: Path) -> None:
+    """1,000 px hold 5 columns of 192 px; a row is 192 + 30 + 10 px high."""
+    found = run_node(LAYOUT, {"count": 20_000, "width": 1000, "size": 180}, tmp_path)
+    assert found["of"]["columns"] == 5
+    assert found["of"]["side"] == 192
+    assert found["of"]["height"] == 4000 * 232 - 10
+    assert found["at"] == [{"x": 0, "y": 0}, {"x": 202, "y": 0}, {"x": 808, "y": 3999 * 232}]
+    assert found["first"] == [0, 15]
+    assert found["last"][1] == 20_000
+    assert found["last"][1] - found["last"][0] <= 20
+    assert found["looked"] == [5, 15], "the first row is seen by less than half"
+    assert found["windows"] == [200, 400]
+    assert found["scrolls"] == [0, 3999 * 232 + 222 - 600, 0]
+
+
+@pytest.mark.parametrize("count", [0, 1, 5, 6])
+@pytest.mark.parametrize("width", [30, 200, 1000])
+def test_layout__each_image_has_a_place(count: int, width: int, tmp_path: Path) -> None:
+    code = """
+    import { layout, position, seen } from "@/images/rows.js";
+    const run = ({ count, width }) => {
+      const of = layout(count, width, 180, 10, 30);
+      return { of, places: [...Array(count).keys()].map((index) => position(of, index)), seen: seen(of, 0, 1e6) };
+    };
+    """
+    found = run_node(code, {"count": count, "width": width}, tmp_path)
+    places = [(place["x"], place["y"]) for place in found["places"]]
+    assert len(set(places)) == count
+    assert all(x + found["of"]["side"] <= max(width, 1) for x, _ in places)
+    assert all(y + found["of"]["tall"] <= found["of"]["height"] for _, y in places)
+    assert found["seen"] == [0, count]
+
+
+SELECTION = """
+import { Selection } from "@/images/selection.js";
+const run = ({ order, steps }) => {
+  const selection = new Selection();
+  selection.setOrder(order);
+  return steps.map(([what, ...given]) => {
+    const result = selection[what](...given);
+    return { focus: selection.focus, selected: [...selection.selected].sort((a, b) => a - b), targets: selection.targets(), result };
+  });
+};
+"""
+
+
+def select(steps: list[list[object]], tmp_path: Path, order: list[int] | None = None) -> list[dict[str, object]]:
+    """Steps on ten images, 10 to 19, in four columns."""
+    return run_node(SELECTION, {"order": order or list(range(10, 20)), "steps": steps}, tmp_path)
+
+
+def test_selection__moves_the_focus_in_rows(tmp_path: Path) -> None:
+    keys = [
+        "ArrowRight",
+        "ArrowDown",
+        "ArrowDown",
+        "ArrowDown",
+        "ArrowLeft",
+        "Home",
+        "ArrowUp",
+        "ArrowLeft",
+        "End",
+        "PageUp",
+    ]
+    found = select([["move", key, 4, 2] for key in keys], tmp_path)
+    assert [one["focus"] for one in found] == [11, 15, 19, 19, 18, 10, 10, 10, 19, 11]
+    assert all(one["result"] for one in found)
+    assert select([["move", "x", 4, 2]], tmp_path)[0]["result"] is False
+
+
+def test_selection__down_reaches_a_shorter_last_row(tmp_path: Path) -> None:
+    """Images 10 to 17 fill two rows; the last row has 18 and 19. Down from 17 goes to the end, not nowhere."""
+    found = select([["focusOn", 17], ["move", "ArrowDown", 4, 2]], tmp_path)
+    assert found[-1]["focus"] == 19
+
+
+def test_selection__extends_from_the_anchor(tmp_path: Path) -> None:
+    steps: list[list[object]] = [
+        ["toggle", 18],
+        ["focusOn", 12],
+        ["move", "ArrowRight", 4, 2, True],
+        ["move", "ArrowRight", 4, 2, True],
+        ["move", "ArrowLeft", 4, 2, True],
+        ["focusOn", 10, True],
+    ]
+    found = select(steps, tmp_path)
+    assert [one["selected"] for one in found] == [
+        [18],
+        [18],
+        [12, 13, 18],
+        [12, 13, 14, 18],
+        [12, 13, 18],
+        [10, 11, 12, 18],
+    ]
+    assert found[-1]["targets"] == [10, 11, 12, 18]
+
+
+def test_selection__targets_are_the_focus_without_a_selection(tmp_path: Path) -> None:
+    found = select([["focusOn", 14], ["all"], ["clear"]], tmp_path)
+    assert [len(one["targets"]) for one in found] == [1, 10, 1]  # type: ignore[arg-type]
+    assert found[2]["targets"] == [14]
+
+
+def test_selection__focus_goes_on_when_images_leave(tmp_path: Path) -> None:
+    steps: list[list[object]] = [
+        ["focusOn", 13],
+        ["setOrder", [10, 11, 12, 14, 15, 16, 17, 18, 19]],
+        ["setOrder", [10, 11, 12, 14, 15, 16, 17, 18, 19, 20, 21]],
+        ["setOrder", [10, 11, 19, 20]],
+        ["setOrder", [10, 11]],
+        ["setOrder", []],
+        ["setOrder", [5, 6]],
+    ]
+    assert [one["focus"] for one in select(steps, tmp_path)] == [13, 14, 14, 19, 11, None, 5]
+
+
+def test_selection__forgets_images_that_left(tmp_path: Path) -> None:
+    found = select([["toggle", 11], ["toggle", 12], ["setOrder", [12, 13]], ["focusOn", 13, True]], tmp_path)
+    assert found[2]["selected"] == [12]
+    assert found[3]["selected"] == [12, 13]
+
+
+def test_viewport__keeps_the_point_under_the_pointer(tmp_path: Path) -> None:
+    code = """
+    import { FIT, pan, zoomAt } from "@/images/viewport.js";
+    const natural = { width: 1600, height: 1200 }, stage = { width: 800, height: 600 };
+    const run = () => {
+      const near = zoomAt(FIT, 2, { x: 100, y: -50 }, natural, stage);
+      return [near, zoomAt(near, 0.5, { x: 100, y: -50 }, natural, stage), pan(near, 9999, -9999, natural, stage),
+        zoomAt(FIT, 1e6, { x: 0, y: 0 }, natural, stage), pan(FIT, 50, 50, natural, stage)];
+    };
+    """
+    near, back, edge, largest, fit = run_node(code, None, tmp_path)
+    assert near == {"scale": 2, "x": -100, "y": 50}, "the point at (100, -50) of the fitted image is still there"
+    assert back == fit == {"scale": 1, "x": 0, "y": 0}
+    assert edge == {"scale": 2, "x": 400, "y": -300}, "no gap between the image's edge and the stage's"
+    assert largest["scale"] == 8, "fitted at half its size, so that 8 shows a pixel on 4 of the screen"
+
+
+def test_tones__stay_with_their_class(tmp_path: Path) -> None:
+    code = """
+    import { Tones } from "@/images/tones.js";
+    const run = (lists) => {
+      const tones = new Tones();
+      return lists.map((names) => (tones.update(names), Object.fromEntries(names.map((name) => [name, tones.of(name)]))));
+    };
+    """
+    lists = [["ant", "bee", "fly"], ["ant", "wasp", "fly"], ["wasp", "fly"], ["wasp", "fly", "new"]]
+    first, renamed, removed, added = run_node(code, lists, tmp_path)
+    assert len(set(first.values())) == 3
+    assert renamed["wasp"] == first["bee"]
+    assert removed == {"wasp": first["bee"], "fly": first["fly"]}
+    assert added["new"] == first["ant"], "the color of the removed class is free again"
+    (many,) = run_node(code, [[f"c{n}" for n in range(8)]], tmp_path)
+    assert len(set(many.values())) == 8
+
+
+def test_name_of__keys_of_several_layouts(tmp_path: Path) -> None:
+    code = """
+    import { nameOf } from "@/images/keys.js";
+    const run = (events) => events.map(nameOf);
+    """
+    events = [
+        {"key": "X", "shiftKey": False},
+        {"key": "1", "code": "Digit1"},
+        {"key": "&", "code": "Digit1"},
+        {"key": "é", "code": "Digit2"},
+        {"key": "?", "code": "Slash", "shiftKey": True},
+        {"key": "Z", "metaKey": True, "shiftKey": True},
+        {"key": "a", "ctrlKey": True},
+        {"key": "ArrowLeft", "shiftKey": True},
+    ]
+    names = ["x", "1", "1", "2", "?", "Ctrl+Shift+z", "Ctrl+a", "Shift+ArrowLeft"]
+    assert run_node(code, events, tmp_path) == names
+
+
+def test_records__assumptions_wait_for_their_answers(tmp_path: Path) -> None:
+    """Two actions on an image: the first answer brings its version, but the second action stays shown."""
+    code = """
+    import { Records } from "@/images/records.js";
+    const run = async () => {
+      const asked = [], fetch = (ids) => (asked.push(ids), Promise.resolve({ records: ids.map((id) => ({ id, version: 0, label: null })) }));
+      const records = new Records(fetch, () => {}), seen = [];
+      records.want([...Array(450).keys()]);
+      await new Promise((resolve) => setTimeout(resolve, 60));
+      const first = records.assume([3], (record) => ({ ...record, label: "ant" }));
+      const second = records.assume([3], (record) => ({ ...record, label: "bee" }));
+      const see = () => { const { label, version } = records.get(3); seen.push([label, version]); };
+      see();
+      records.put([{ id: 3, version: 0, label: "stale" }]);
+      first.settle([{ id: 3, version: 1, label: "ant" }]);
+      see();
+      second.settle([{ id: 3, version: 2, label: "bee" }]);
+      see();
+      records.put([{ id: 3, version: 1, label: "older" }]);
+      see();
+      records.assume([3], (record) => ({ ...record, label: "wasp" })).takeBack();
+      see();
+      return { sizes: asked.map((ids) => ids.length), seen };
+    };
+    """
+    found = run_node(code, None, tmp_path)
+    assert found["sizes"] == [200, 200, 50]
+    assert found["seen"] == [["bee", 0], ["bee", 1], ["bee", 2], ["bee", 2], ["bee", 2]]
+
+
+LISTS = """
+import { bySuggestion, extendRanked, matchClasses, putBack, refillQueue } from "@/label/lists.js";
+const run = () => {
+  const open = (id) => id % 2 === 0;
+  return {
+    queue: refillQueue([2, 3, 4, 6], [8, 4, 5, 10, 12], open),
+    full: refillQueue([2, 4, 6], [8, 10, 12], open),
+    ranked: extendRanked([6, 2, 3], [2, 8, 6], open),
+    back: putBack([10, 13], [12, 11], new Map([[11, 1], [12, 2]])),
+    twice: putBack([10, 11], [11], new Map([[11, 0]])),
+    groups: [...bySuggestion([{ id: 1, suggestion: "ant" }, { id: 2, suggestion: null }, { id: 3, suggestion: "ant" }])],
+    matches: ["AN", "bee", "wa", " ", "ant"].map((text) => matchClasses(["giant ant", "antlion", "ant", "Bee", "sand wasp"], text)),
+  };
+};
+"""
+
+
+def test_lists__take_up_news_without_a_jump(tmp_path: Path) -> None:
+    found = run_node(LISTS, None, tmp_path)
+    assert found["queue"] == [2, 4, 6, 8, 10], "open ones stay in place, and new ones fill up to the queue's length"
+    assert found["full"] == [2, 4, 6]
+    assert found["ranked"] == [6, 2, 8]
+    assert found["back"] == [10, 11, 12, 13]
+    assert found["twice"] == [10, 11]
+    assert found["groups"] == [["ant", [1, 3]]]
+
+
+def test_match_classes__prefixes_first(tmp_path: Path) -> None:
+    matches = run_node(LISTS, None, tmp_path)["matches"]
+    assert matches == [["antlion", "ant", "giant ant"], ["Bee"], ["sand wasp"], [], ["ant", "antlion", "giant ant"]]
+
+
+def test_empty__says_what_to_do_next(tmp_path: Path) -> None:
+    code = """
+    import { EMPTY, NOTES, TITLES } from "@/label/texts.js";
+    const run = (states) => ({ views: [Object.keys(EMPTY), Object.keys(NOTES), Object.keys(TITLES)].map((names) => names.sort()),
+      told: states.map((state) => Object.values(EMPTY).map((told) => told({ state, label: null, search: "", other: null }))) });
+    """
+    blank = {"num_images": 9, "classes": [], "counts": {}, "features": {"error": None}, "head": None}
+    used = blank | {"classes": [{"name": "ant", "count": 2}, {"name": "bee", "count": 1}]}
+    found = run_node(
+        code, [blank, used, used | {"features": {"error": "no network"}}, blank | {"num_images": 0}], tmp_path
+    )
+    assert found["views"][0] == found["views"][1] == found["views"][2]
+    assert all(told["title"] and told["text"].endswith((".", "network")) for state in found["told"] for told in state)
