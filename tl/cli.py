@@ -117,12 +117,12 @@ def root(
 _PANELS: dict[str, list[tuple[ModuleType, type[TyperCommand], str]]] = {
     "Label": [
         (label, TyperCommand, "Label a folder of photos on a local page."),
+        (review, EnsembleCommand, "Find doubtful labels and duplicates, and correct them on a local page."),
     ],
     "Train": [
         (train, TyperCommand, "Train a classifier or a landmark model."),
         (probe, TyperCommand, "Compare heads on a frozen backbone by cross-validation."),
         (neighbors, TyperCommand, "Find the training images most similar to an image."),
-        (review, EnsembleCommand, "Find doubtful labels and duplicates, and correct them on a page."),
     ],
     "Model files": [
         (export, TyperCommand, "Export a run to a verified model file."),

@@ -264,22 +264,19 @@ def _serve(request: ReviewRequest, review: Review, listening: socket.socket) -> 
     api = ReviewApi(review, [_next_command(request, review.files.output)])
 
     def started() -> None:
-        warn(f"open {access.link()}  (Ctrl-C stops; nothing is lost)")
+        warn("Ctrl-C stops, and loses nothing")
+        warn(f"open {access.link()}")
         if request.as_json:
-            show_json({"url": access.link(), "port": access.port, "output": str(review.files.output)})
+            output = str(review.files.output)
+            show_json({"url": access.url, "link": access.link(), "port": access.port, "output": output})
             sys.stdout.flush()  # a program that started the page waits for this line
 
-    try:
-        serve_local(
-            build_review_app(api, review, thumbnails, access),
-            access,
-            listening,
-            opens_browser=request.local.browser,
-            started=started,
-            stopping=api.stream.stop,
-        )
-    finally:
+    def stopping() -> None:
+        api.stream.stop()
         thumbnails.close()
+
+    app = build_review_app(api, review, thumbnails, access)
+    serve_local(app, access, listening, opens_browser=request.local.browser, started=started, stopping=stopping)
 
 
 def _next_command(request: ReviewRequest, output: Path) -> str:

@@ -27,7 +27,7 @@ class Page {
   #zoomed = null; // the image of the card that the large view belongs to
 
   constructor() {
-    this.live = new Live();
+    this.live = new Live(document.querySelector(".work"));
     this.api = new Api({
       gone: (sentence) => this.live.banner(sentence),
       back: () => (this.live.banner(null), this.records.expire(), this.refresh()),
@@ -48,7 +48,7 @@ class Page {
       facts: (id) => this.#facts(id),
       // The dialog says that it was closed a moment later, when the box of classes may already have the focus.
       left: () => this.view === "problems" && document.activeElement !== this.classes.box && this.list.focus(),
-      key: (event) => !(event.target.closest("button") && [" ", "Enter"].includes(event.key)) && this.keys.handle(event),
+      key: (event) => this.#zoomKey(event),
     });
     this.keys = this.#makeKeys();
     this.#listen();
@@ -151,7 +151,7 @@ class Page {
           conflicts.push(...answer.conflicts);
         }
         if (conflicts.length > 0) this.live.fail(`${plural(conflicts.length, "image")} stayed as they are: another window has changed them. Look again.`);
-        else this.live.say(told(what, done, label), { action: ["Undo", () => this.turn("undo")] });
+        else this.live.say(told(what, done, label), { action: ["Undo", () => this.turn("undo"), "U"], spoken: `${told(what, done, label)} U undoes.` });
       } catch (error) {
         this.live.fail(error.isGone ? error.message : `Nothing was decided: ${error.message}`);
       } finally {
@@ -183,7 +183,7 @@ class Page {
       const answer = await this.api.post("api/note", { id, version: this.records.get(id).version, text });
       this.records.put([...answer.records, ...answer.conflicts]);
       if (answer.conflicts.length > 0) this.live.fail("Another window has changed this image: write the note again.");
-      else this.live.say(text ? "Note kept." : "Note removed.", { action: ["Undo", () => this.turn("undo")] });
+      else this.live.say(text ? "Note kept." : "Note removed.", { action: ["Undo", () => this.turn("undo"), "U"] });
     } catch (error) {
       this.live.fail(`The note was not kept: ${error.message}`);
     }
@@ -262,7 +262,7 @@ class Page {
     const kind = state.kinds.find((one) => one.kind === this.kind);
     byId("kind-name").textContent = kind?.name ?? "All problems";
     byId("kind-meaning").textContent = kind?.meaning ?? "The most doubtful images of each kind first.";
-    byId("kind-source").textContent = kind?.source ?? "";
+    byId("kind-source").textContent = kind ? `${kind.meaning} ${kind.source}` : "";
     byId("source-button").hidden = !kind;
     byId("show-open").setAttribute("aria-pressed", String(this.status === "open"));
     byId("show-decided").setAttribute("aria-pressed", String(this.status === "decided"));
@@ -344,6 +344,12 @@ class Page {
     keys.add("Look", ["?"], "these keys", () => keys.help.open(), "?");
     keys.otherwise = (event) => this.#moreKeys(event);
     return keys;
+  }
+
+  #zoomKey(event) {
+    if (event.target.closest("button")) return ![" ", "Enter"].includes(event.key) && this.keys.handle(event);
+    if (event.key === "Enter") return this.act("accept", this.#targets()), true;
+    return this.keys.handle(event);
   }
 
   /** Keys that buttons and boxes also use. */
