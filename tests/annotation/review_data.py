@@ -25,8 +25,9 @@ def make_photos(folder: Path, count: int = 6, splits: Sequence[str] = ()) -> Pat
         for i in range(count):
             path = folder / (splits[i % len(splits)] if splits else "") / name / f"{i:02d}.png"
             path.parent.mkdir(parents=True, exist_ok=True)
-            noise = np.random.default_rng(100 * c + i).integers(-25, 26, (48, 64, 3))
-            Image.fromarray(np.clip(np.array(rgb) + noise, 0, 255).astype(np.uint8)).save(path)
+            rng = np.random.default_rng(100 * c + i)
+            pixels = np.array(rgb) + rng.integers(-40, 41, (4, 6, 1)).repeat(12, axis=0).repeat(11, axis=1)
+            Image.fromarray(np.clip(pixels + rng.integers(-9, 10, pixels.shape), 0, 255).astype(np.uint8)).save(path)
     return folder
 
 

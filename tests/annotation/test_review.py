@@ -66,7 +66,7 @@ def open_names(review: Review, kind: str | None = None) -> list[str]:
 def test_review__an_image_has_all_its_reasons_and_leaves_every_list(data: Path) -> None:
     with review_of(data) as review:
         copy = review.records([place(review.items, "bee/copy.png")])[0]
-        assert [one["kind"] for one in copy["problems"]] == ["label", "duplicate"]
+        assert copy["kinds"] == ("label", "duplicate")
         assert (copy["suggested"], copy["twin"]["name"], copy["label"]) == ("moth", "moth/00.png", "bee")
         assert copy["top"][0] == ("bee", pytest.approx(0.8))
         assert open_names(review, "label") == ["ant/wrong.png", "bee/copy.png"]
@@ -264,7 +264,15 @@ def test_review_items__unreadable_images_are_a_kind(data: Path) -> None:
     items = ReviewItems(evidence_of(images[:-1], [(images[-1], "truncated")]), ())
     assert items.kinds == ("unreadable",)
     assert items.images[items.places("unreadable")[0]] == images[-1]
-    assert items.reason(len(images) - 1) == (("unreadable",), "The file cannot be read: truncated.")
+    assert items.reasons(len(images) - 1) == ("The file cannot be read: truncated.",)
+
+
+def test_review_items__reasons_of_many_pairs_are_few(data: Path) -> None:
+    problems = [Problem("duplicate", 0, 1.0, None, n, (), f"like image {n}") for n in range(1, 6)]
+    items = ReviewItems(evidence_of(read_images(data)), (*problems, wrong_label(0)))
+    assert items.reasons(0) == (
+        *("Like image 1.", "Like image 2.", "And 3 more like this.", "Predicted bee with 97%."),
+    )
 
 
 def test_review_items__a_new_label_does_not_settle_a_pair_in_two_splits() -> None:

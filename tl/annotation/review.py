@@ -12,7 +12,7 @@ from typing import Any
 
 from tl.annotation.journal import Event
 from tl.annotation.refusals import Refused
-from tl.annotation.review_items import ReviewItems, check_new_class, sentence, trust
+from tl.annotation.review_items import ReviewItems, check_new_class, trust
 from tl.annotation.review_log import DECIDING, ReviewLog
 from tl.annotation.review_output import DelayedWriter, ReviewOutput
 from tl.annotation.review_table import ReviewTable, place_key
@@ -144,10 +144,8 @@ class Review:
         twin, suggested, shares = items.twin(place), items.suggestion(place), items.probabilities(place)
         return {
             **self._brief(place),
-            "problems": [
-                {"kind": one.kind, "score": one.score, "reason": sentence(one.reason)}
-                for one in items.of_image.get(place, ())
-            ],
+            "kinds": items.kinds_of(place),
+            "reasons": items.reasons(place),
             "suggested": suggested,
             "confidence": shares.get(suggested) if suggested is not None else None,
             "label_confidence": shares.get(items.images[place].label),
@@ -317,7 +315,7 @@ class Review:
             if place in rows and (made.of is None or made.of in rows)
         }
         remarks = {
-            rows[place]: Remark(*self.items.reason(place), notes.get(place, ""))
+            rows[place]: Remark(self.items.kinds_of(place), " ".join(self.items.reasons(place)), notes.get(place, ""))
             for place in {*decisions, *notes}
             if place in rows
         }

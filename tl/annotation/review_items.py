@@ -29,7 +29,7 @@ ABOUT: dict[str, tuple[str, str]] = {
     UNREADABLE: ("Unreadable files", "The file cannot be decoded. Training stops at such files."),
 }
 _UNREADABLE_SOURCE = "Files that the decoder refuses: truncated, damaged, or not an image."
-MAX_NEIGHBORS = 6
+MAX_NEIGHBORS, MAX_REASONS = 6, 2
 
 
 @dataclass(frozen=True)
@@ -119,11 +119,20 @@ class ReviewItems:
         found = dict.fromkeys(near for one in self.of_image.get(place, ()) for near in one.neighbors)
         return tuple(near for near in found if near != place)[:MAX_NEIGHBORS]
 
-    def reason(self, place: int) -> tuple[tuple[str, ...], str]:
-        """The kinds of problems of an image, and their reasons as one text."""
+    def kinds_of(self, place: int) -> tuple[str, ...]:
+        """The kinds of problems of an image."""
+        return tuple(dict.fromkeys(one.kind for one in self.of_image.get(place, ())))
+
+    def reasons(self, place: int) -> tuple[str, ...]:
+        """Why an image is shown, as sentences. An image may look like many others: of each kind, the first few."""
+        told: dict[str, None] = {}
         problems = self.of_image.get(place, ())
-        kinds = tuple(dict.fromkeys(one.kind for one in problems))
-        return kinds, " ".join(dict.fromkeys(sentence(one.reason) for one in problems))
+        for kind in self.kinds_of(place):
+            found = list(dict.fromkeys(sentence(one.reason) for one in problems if one.kind == kind))
+            told |= dict.fromkeys(found[:MAX_REASONS])
+            if len(found) > MAX_REASONS:
+                told[f"And {len(found) - MAX_REASONS} more like this."] = None
+        return tuple(told)
 
     def probabilities(self, place: int) -> dict[str, float]:
         """The held-out probability of each class, highest first; {} if nothing was predicted."""

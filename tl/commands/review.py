@@ -207,11 +207,11 @@ def _print_problems(request: ReviewRequest, kinds: Sequence[str], members: Seque
 
 
 def summary(evidence: Evidence, problems: Sequence[Problem]) -> str:
-    """`12 of 2,400 images are doubtful: 7 wrong labels, 5 duplicates`."""
+    """`12 of 2,400 images are doubtful: wrong labels 7, duplicates 5`."""
     from tl.annotation.review_items import ABOUT, ReviewItems
 
     items = ReviewItems(evidence, tuple(problems))
-    counts = [f"{len(items.places(kind))} {ABOUT[kind][0].lower()}" for kind in items.kinds]
+    counts = [f"{ABOUT[kind][0].lower()} {len(items.places(kind)):,}" for kind in items.kinds]
     total, found = len(items.images), len(items.places(None))
     return f"{found:,} of {total:,} images are doubtful" + (f": {', '.join(counts)}" if counts else "")
 

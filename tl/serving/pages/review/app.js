@@ -237,7 +237,7 @@ class Page {
     const rows = [["Label", one.now ?? "removed"], ["Split", splitName[one.split] ?? one.split], ["Group", one.group], ["Suggested", record?.suggested ?? ""]].filter(([, text]) => text);
     return [el("p", { class: "role", text: record ? "The image in question" : "For comparison" }),
       el("dl", { class: "facts" }, ...rows.flatMap(([name, text]) => [el("dt", { text: name }), el("dd", { text })])),
-      ...(record?.problems.map(({ reason }) => el("p", { text: reason })) ?? []),
+      ...(record?.reasons.map((text) => el("p", { text })) ?? []),
       el("p", { class: "soft" }, el("kbd", { text: "←" }), " ", el("kbd", { text: "→" }), " compare with similar images. The keys that decide work here too.")];
   }
 

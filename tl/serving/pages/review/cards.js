@@ -16,7 +16,7 @@ export function card(record, { names, heard, isSelected }) {
   check.checked = isSelected;
   const made = el("article", { class: "card", tabindex: "-1", "aria-labelledby": title, "data-id": id },
     el("div", { class: "card-head" }, check, el("h3", { id: title, title: name, text: name }),
-      el("span", { class: "tags" }, ...[...new Set(record.problems.map(({ kind }) => kind))].filter((kind) => names[kind]).map((kind) => el("span", { class: "tag kind", text: names[kind] })))),
+      el("span", { class: "tags" }, ...record.kinds.filter((kind) => names[kind]).map((kind) => el("span", { class: "tag kind", text: names[kind] })))),
     el("div", { class: "card-inner" }, el("div", { class: "card-body" }, el("div", { class: "pair" }, subject(record, heard), record.twin && twin(record, heard)), facts(record, heard)),
       actions(record, heard)),
   );
@@ -56,7 +56,7 @@ function twin(record, heard) {
 }
 
 function facts(record, heard) {
-  const parts = [el("ul", { class: "reasons" }, ...[...new Set(record.problems.map(({ reason }) => reason))].map((text) => el("li", { text })))];
+  const parts = [el("ul", { class: "reasons" }, ...record.reasons.map((text) => el("li", { text })))];
   const isLabelInQuestion = !record.twin || record.suggested !== null || record.twin.label !== record.label;
   if (record.twin) parts.push(el("p", { class: "soft" }, el("strong", { text: record.twin.is_equal ? "The same photo: " : "Nearly the same photo: " }), "remove one of the two.",
     record.twin.is_equal ? "" : " Two photos of one specimen: put both into one group. Both stay, and training keeps a group on one side of the split."));
