@@ -74,7 +74,9 @@ def test_review__unreadable_images_are_rows_and_exit_code_3(run_tl: RunTl, data:
 def test_review__refuses(run_tl: RunTl, data: Path, words: tuple[str, ...], told: str) -> None:
     (data.parent / "mine.csv").write_text("path\n", encoding="utf-8")
     (data.parent / "labels.csv").write_text("path,label\nphotos/ant/00.png,ant\nphotos/bee/00.png,bee\n")
-    done = run_tl("review", data.parent / "labels.csv", "--no-browser" if "--no-page" not in words else "--json", *words)
+    done = run_tl(
+        "review", data.parent / "labels.csv", "--no-browser" if "--no-page" not in words else "--json", *words
+    )
     assert (done.code, told in done.err) == (1, True), done.err
     assert (data.parent / "mine.csv").read_text(encoding="utf-8") == "path\n"
 
