@@ -6,7 +6,7 @@ Every decision is in the journal before anyone is told that it is kept; the othe
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -197,9 +197,12 @@ class Review:
 
     def _ask(self, places: Sequence[int], do: str, label: str, of: int | None) -> list[tuple[Decision, list[int]]]:
         """Return decisions and the images that each is for. Raises `Refused`."""
+        if do == "relabel" and (why := check_new_class(label, self.class_names)):
+            raise Refused("invalid", f"'{label[:100]}': {why}")
         asked: dict[Decision, list[int]] = {}
         for place in places:
             asked.setdefault(self._decision(place, do, label, of), []).append(place)
+        self._check_none_is_lost(asked)
         return list(asked.items())
 
     def _decision(self, place: int, do: str, label: str, of: int | None) -> Decision:
@@ -210,29 +213,37 @@ class Review:
                 raise Refused("invalid", f"{name}: has no suggested label: choose another action")
             return Decision("relabel", suggested)
         if do == "relabel":
-            if label not in self.class_names and (why := check_new_class(label, self.class_names)):
-                raise Refused("invalid", f"'{label[:100]}': {why}")
             return Decision("keep") if label == items.images[place].label else Decision("relabel", label)
         if do not in ("duplicate", "group"):
             return Decision(do)  # type: ignore[arg-type]  # one of ACTIONS
         other = items.twin(place) if of is None else of
         if other is None or other == place:
             raise Refused("invalid", f"{name}: has no other image that it could be a duplicate of")
-        if do == "duplicate" and self._is_lost_with(other, place):
+        return Decision(do, of=other)  # type: ignore[arg-type]  # one of ACTIONS
+
+    def _check_none_is_lost(self, asked: Mapping[Decision, Sequence[int]]) -> None:
+        """Raise `Refused` if images were removed as duplicates of each other, directly or by way of others."""
+        if all(made.do != "duplicate" for made in asked):
+            return
+        decisions = self._log.decisions() | {place: made for made, places in asked.items() for place in places}
+        for made, places in asked.items():
+            if made.do == "duplicate":
+                for place in places:
+                    self._check_is_left(place, decisions)
+
+    def _check_is_left(self, place: int, decisions: Mapping[int, Decision]) -> None:
+        passed, other = {place}, decisions[place].of
+        while other is not None and other in decisions and decisions[other].do == "duplicate":
+            if other in passed:
+                break
+            passed.add(other)
+            other = decisions[other].of
+        if other in passed:
             raise Refused(
                 "conflict",
-                f"{items.images[other].name}: was itself removed as a duplicate: both would be lost; keep one of them",
+                f"{self.items.images[place].name}: its duplicate was itself removed as a duplicate: both would be "
+                "lost; keep one of them",
             )
-        return Decision(do, of=other)  # type: ignore[arg-type]
-
-    def _is_lost_with(self, other: int | None, place: int) -> bool:
-        """Whether an image is removed as a duplicate of `place`, directly or by way of others."""
-        decisions = self._log.decisions()
-        while other is not None and other in decisions and decisions[other].do == "duplicate":
-            other = decisions[other].of
-            if other == place:
-                return True
-        return False
 
     def _append(self, window: str, asked: Sequence[tuple[Decision, list[int]]]) -> list[tuple[Event, list[int]]]:
         """Write events and take them into account. What was written before a fault holds."""

@@ -179,7 +179,9 @@ def trust(evidence: Evidence) -> str:
 
 
 def check_new_class(name: str, known: Sequence[str]) -> str:
-    """Return why a name cannot be that of a new class, "" if it can. `known`: the classes that there are."""
+    """Return why a label cannot be given, "" if it can: one of the `known` classes, or a good name for a new one."""
+    if name in known:
+        return ""
     if not name or name != name.strip():
         return "a class needs a name, without spaces around it"
     if len(name) > 200 or any(ord(sign) < 32 or "\ud800" <= sign <= "\udfff" for sign in name):
@@ -188,4 +190,4 @@ def check_new_class(name: str, known: Sequence[str]) -> str:
         return "'?' marks rejected images in predictions: choose another name"
     usual = {" ".join(other.split()).casefold(): other for other in known}
     other = usual.get(" ".join(name.split()).casefold())
-    return "" if other in (None, name) else f"there is a class '{other}': use this spelling"
+    return "" if other is None else f"there is a class '{other}': use this spelling"

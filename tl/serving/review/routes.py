@@ -25,7 +25,9 @@ from tl.serving.local.thumbnails import Thumbnails
 from tl.serving.static import PAGES
 
 _FOLDERS = (PAGES / "review", PAGES / "images")
-_MAX_IDS, _MAX_WINDOW = 400, 64
+# Of one request for records, and of one decision, which one undo takes back.
+_MAX_IDS, _MAX_DECIDED = 400, 5000
+_MAX_WINDOW = 64
 
 
 @dataclass(frozen=True)
@@ -122,7 +124,7 @@ class ReviewApi:
             raise HTTPException(400, "names no image")
         if (asked.do == "relabel") != (asked.label is not None):
             raise HTTPException(400, "a label belongs to relabel, and only to it")
-        self._check_ids([one.id for one in asked.images])
+        self._check_ids([one.id for one in asked.images], _MAX_DECIDED)
         if asked.of is not None:
             self._check_ids([asked.of])
         seen = [(one.id, one.version) for one in asked.images]
@@ -155,9 +157,9 @@ class ReviewApi:
         told = {"revision": self._review.revision, "records": records[: len(ids)], "conflicts": records[len(ids) :]}
         return json_response(_shown(told))
 
-    def _check_ids(self, ids: Sequence[int]) -> Sequence[int]:
-        if len(ids) > _MAX_IDS or len(set(ids)) < len(ids):
-            raise HTTPException(400, f"a request has at most {_MAX_IDS} images, each once")
+    def _check_ids(self, ids: Sequence[int], most: int = _MAX_IDS) -> Sequence[int]:
+        if len(ids) > most or len(set(ids)) < len(ids):
+            raise HTTPException(400, f"a request has at most {most:,} images, each once")
         for one in ids:
             parse_id(str(one), len(self._review.items.images))
         return ids

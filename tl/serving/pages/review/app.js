@@ -3,25 +3,23 @@
 import { Api } from "./api.js";
 import { changesView, numChanges } from "./changes.js";
 import { Classes } from "./classes.js";
+import { Decisions } from "./decisions.js";
 import { byId, el, plural } from "./dom.js";
 import { Keys } from "./keys.js";
 import { ProblemList } from "./list.js";
 import { Live } from "./live.js";
-import { askNote } from "./note.js";
 import { overview } from "./overview.js";
 import { Records } from "./records.js";
-import { baseName, splitName, told } from "./words.js";
+import { splitName } from "./words.js";
 import { Zoom } from "./zoom.js";
 
-const CHUNK = 400, ALL = "";
+const ALL = "";
 
 class Page {
   view = "overview";
   kind = ALL;
   status = "open";
   state = null;
-  #pending = new Set(); // images whose decision is on its way
-  #queue = Promise.resolve();
   #isRefreshing = false;
   #isStale = false;
   #zoomed = null; // the image of the card that the large view belongs to
@@ -49,6 +47,11 @@ class Page {
       // The dialog says that it was closed a moment later, when the box of classes may already have the focus.
       left: () => this.view === "problems" && document.activeElement !== this.classes.box && this.list.focus(),
       key: (event) => this.#zoomKey(event),
+    });
+    this.decisions = new Decisions({
+      api: this.api, records: this.records, list: this.list, live: this.live, status: () => this.status, drawn: () => this.#drawEmpty(),
+      isShown: (id) => this.zoom.isOpen && id === this.#zoomed, goOn: () => this.#zoomOn(),
+      refresh: () => this.refresh(), undone: (records) => this.#showUndone(records),
     });
     this.keys = this.#makeKeys();
     this.#listen();
@@ -84,7 +87,7 @@ class Page {
   /** Something has changed, here or in another window: fetch state and list anew, and draw what differs. */
   async refresh() {
     this.#isStale = true;
-    if (this.#isRefreshing) return;
+    if (this.#isRefreshing || this.decisions.isSending) return; // when all is sent, it is called again
     this.#isRefreshing = true;
     try {
       while (this.#isStale) {
@@ -110,103 +113,23 @@ class Page {
 
   async #ids() {
     const { ids } = await this.api.get("api/list", { kind: this.kind, status: this.status });
-    return this.status === "open" ? ids.filter((id) => !this.#pending.has(id)) : ids;
+    return this.status === "open" ? ids.filter((id) => !this.decisions.pending.has(id)) : ids;
   }
 
-  // Decisions
-
-  /** Do something with images. `options`: {label} of relabel. */
-  async act(what, ids, options = {}) {
-    if (this.view !== "problems" || ids.length === 0) return;
-    if (this.api.isGone) return this.live.fail("The server does not answer: nothing was decided.");
-    if (what === "note") return this.#note(ids[0]);
-    if (what === "other") return this.#removeOther(ids[0]);
-    const records = await this.records.all(ids);
-    const able = records.filter((record) => isPossible(what, record));
-    if (able.length === 0) {
-      const why = what === "accept" ? "There is no suggested label here: choose a class, or keep it." : "This image has no other that looks the same.";
-      return this.live.fail(why);
-    }
-    this.#send(what, able, options);
+  /** Decide about images of the list. */
+  act(what, ids, options = {}) {
+    if (this.view === "problems") this.decisions.act(what, ids, options).catch((error) => this.live.fail(error.message));
   }
 
-  /** Take the images off the list at once, and tell the server. Decisions are sent one after the other. */
-  #send(what, records, { label, of } = {}) {
-    const leaving = new Set(records.map(({ id }) => id)), isZooming = this.zoom.isOpen && leaving.has(this.#zoomed);
-    if (this.status === "open") {
-      for (const id of leaving) this.#pending.add(id);
-      this.list.change(this.list.ids.filter((id) => !leaving.has(id)));
-      this.#drawEmpty();
-    }
-    this.list.clearSelection();
-    if (isZooming && this.status === "open") this.#zoomOn();
-    this.#queue = this.#queue.then(async () => {
-      try {
-        const done = [], conflicts = [];
-        for (let start = 0; start < records.length; start += CHUNK) {
-          const images = records.slice(start, start + CHUNK).map(({ id }) => ({ id, version: this.records.get(id).version }));
-          const answer = await this.api.post("api/decide", { images, do: what, ...(what === "relabel" && { label }), ...(of !== undefined && { of }) });
-          this.records.put([...answer.records, ...answer.conflicts]);
-          done.push(...answer.records);
-          conflicts.push(...answer.conflicts);
-        }
-        if (conflicts.length > 0) this.live.fail(`${plural(conflicts.length, "image")} stayed as they are: another window has changed them. Look again.`);
-        else this.live.say(told(what, done, label), { action: ["Undo", () => this.turn("undo"), "U"], spoken: `${told(what, done, label)} U undoes.` });
-      } catch (error) {
-        this.live.fail(error.isGone ? error.message : `Nothing was decided: ${error.message}`);
-      } finally {
-        for (const id of leaving) this.#pending.delete(id);
-        await this.refresh();
-      }
-    });
-  }
-
-  async #removeOther(id) {
-    const [record] = await this.records.all([id]);
-    if (!record?.twin) return this.live.fail("This image has no other that looks the same.");
-    const { records } = await this.api.send("api/records", { ids: [record.twin.id] });
-    this.records.put(records);
-    if (this.status === "open") {
-      this.#pending.add(id);
-      this.list.change(this.list.ids.filter((one) => one !== id && one !== record.twin.id));
-    }
-    this.#send("duplicate", records, { of: id });
-    this.#queue = this.#queue.then(() => (this.#pending.delete(id), this.refresh()));
-  }
-
-  async #note(id) {
-    const [record] = await this.records.all([id]);
-    const text = await askNote(baseName(record.name), record.note);
-    if (!this.zoom.isOpen) this.list.focus();
-    if (text === null || text === record.note) return;
-    try {
-      const answer = await this.api.post("api/note", { id, version: this.records.get(id).version, text });
-      this.records.put([...answer.records, ...answer.conflicts]);
-      if (answer.conflicts.length > 0) this.live.fail("Another window has changed this image: write the note again.");
-      else this.live.say(text ? "Note kept." : "Note removed.", { action: ["Undo", () => this.turn("undo"), "U"] });
-    } catch (error) {
-      this.live.fail(`The note was not kept: ${error.message}`);
-    }
-  }
-
-  /** Undo or redo this window's last action, and show the images it concerns. */
-  async turn(what) {
-    await this.#queue;
-    try {
-      const { records } = await this.api.post(`api/${what}`);
-      this.records.put(records);
-      await this.#loadState();
-      this.#drawState();
-      this.live.say(`${what === "undo" ? "Undone" : "Done again"}: ${records.length === 1 ? baseName(records[0].name) : plural(records.length, "image")}.`);
-      if (this.view === "changes") return void (await this.#drawChanges());
-      if (this.view !== "problems") return;
-      const ids = await this.#ids();
-      this.list.change(ids, { focus: records.find(({ id }) => ids.includes(id))?.id ?? null });
-      this.#drawEmpty();
-      this.list.focus();
-    } catch (error) {
-      this.live.fail(error.isGone ? error.message : `Not possible: ${error.message}.`);
-    }
+  /** Show the images that an undo brought back. */
+  async #showUndone(records) {
+    await this.#loadState();
+    this.#drawState();
+    if (this.view !== "problems") return;
+    const ids = await this.#ids();
+    this.list.change(ids, { focus: records.find(({ id }) => ids.includes(id))?.id ?? null });
+    this.#drawEmpty();
+    this.list.focus();
   }
 
   // Large view: the image of a card, and those that are shown with it
@@ -332,8 +255,8 @@ class Page {
     keys.describe("Decide", "Shift + M", "remove the other image of the pair");
     add(["g"], "same specimen: keep both, in one group", "group", "G");
     add(["n"], "write a note", "note", "N");
-    keys.add("Decide", ["u", "Ctrl+z"], "undo", () => this.turn("undo"), "U or Ctrl + Z");
-    keys.add("Decide", ["Ctrl+Shift+z", "Ctrl+y"], "do it again", () => this.turn("redo"), "Ctrl + Shift + Z");
+    keys.add("Decide", ["u", "Ctrl+z"], "undo", () => this.decisions.turn("undo"), "U or Ctrl + Z");
+    keys.add("Decide", ["Ctrl+Shift+z", "Ctrl+y"], "do it again", () => this.decisions.turn("redo"), "Ctrl + Shift + Z");
     keys.describe("Move and select", "↑ – ↓", "previous and next image");
     keys.describe("Move and select", "Space", "select or leave out");
     keys.describe("Move and select", "Shift + ↓", "select several");
@@ -371,7 +294,7 @@ class Page {
 
   #listen() {
     const click = (id, heard) => byId(id).addEventListener("click", heard);
-    click("undo", () => this.turn("undo"));
+    click("undo", () => this.decisions.turn("undo"));
     click("help", () => this.keys.help.open());
     click("changes-button", () => this.open(this.view === "changes" ? (this.state.decided > 0 ? "problems" : "overview") : "changes"));
     click("show-open", () => this.open("problems", this.kind));
@@ -382,12 +305,6 @@ class Page {
       byId("source-button").setAttribute("aria-expanded", String(isShown));
     });
   }
-}
-
-/** Whether an action makes sense for an image. */
-function isPossible(what, { suggested, label, twin }) {
-  if (what === "accept") return suggested !== null && suggested !== label;
-  return !["duplicate", "group"].includes(what) || twin !== null;
 }
 
 const page = new Page();
