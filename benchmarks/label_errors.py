@@ -156,13 +156,18 @@ def print_table(out: Path) -> None:
         rows[name, noise].append(row)
         sizes[name] = len(ids)
     ours = ("accuracy", "first 10%", "AP", "precision", "recall", "noise found")
-    print("| set, images | noise | " + " | ".join((*ours, "cleanlab: first 10%", "AP", "precision", "recall")) + " |")
+    print(
+        "| set, images | noise, seeds | "
+        + " | ".join((*ours, "cleanlab: first 10%", "AP", "precision", "recall"))
+        + " |"
+    )
     print("|---|---|" + "---|" * 10)
     for name in SETS:
         for noise, *_ in NOISES:
             if (name, noise) in rows:
                 means = np.mean(rows[name, noise], axis=0)
-                print(f"| {name}, {sizes[name]} | {noise} | " + " | ".join(f"{mean:.3f}" for mean in means) + " |")
+                kind = f"{noise}, {len(rows[name, noise])}"
+                print(f"| {name}, {sizes[name]} | {kind} | " + " | ".join(f"{mean:.3f}" for mean in means) + " |")
 
 
 Ranking = Callable[[np.ndarray, np.ndarray], np.ndarray]

@@ -103,11 +103,9 @@ def test_find_problems__equal_files_in_two_splits_and_under_two_labels() -> None
     predict(evidence, 14, 0.2, 0.7, 0.1)  # both look like bees, so the ant is doubtful
     leak, conflict = find_problems(evidence, ["duplicate"])
     assert (leak.index, leak.other, leak.suggested, leak.score) == (1, 3, None, 1)
-    assert leak.reason == (
-        "the same file as 3.png: this is in the train split and that in the val split, so scores are too good"
-    )
+    assert leak.reason == ("the same file as 3.png: in train here and val there, so scores are too good")
     assert (conflict.index, conflict.other, conflict.suggested) == (2, 14, "bee")
-    assert conflict.reason == "the same file as 14.png: but this is labeled 'ant' and that 'bee'"
+    assert conflict.reason == "the same file as 14.png: labeled 'ant' here and 'bee' there"
 
 
 def test_find_problems__near_duplicates_after_equal_files() -> None:
@@ -121,7 +119,7 @@ def test_find_problems__near_duplicates_after_equal_files() -> None:
     equal, near = find_problems(evidence, ["duplicate"])
     assert (equal.index, equal.other, equal.score) == (3, 30, 1)
     assert (near.index, near.other, near.suggested) == (20, 2, "ant")  # the bee is the doubtful one
-    assert near.reason == "nearly the same image (1.00) as 2.png: but this is labeled 'bee' and that 'ant'"
+    assert near.reason == "nearly the same image (1.00) as 2.png: labeled 'bee' here and 'ant' there"
     assert 0.99 < near.score < 1
 
 

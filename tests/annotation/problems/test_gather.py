@@ -64,7 +64,7 @@ def test_find_problems__finds_the_flipped_labels(evidence: Evidence) -> None:
 def test_find_problems__finds_the_copy_under_another_label(evidence: Evidence) -> None:
     first = find_problems(evidence, ["duplicate"])[0]
     assert (evidence.images[first.index].name, first.suggested) == ("copy.png", "green")
-    assert first.reason == "the same file as green/5.png: but this is labeled 'blue' and that 'green'"
+    assert first.reason == "the same file as green/5.png: labeled 'blue' here and 'green' there"
     assert first.neighbors[0] == first.other
 
 
@@ -156,6 +156,12 @@ def test_gather_evidence__members_are_aligned_by_class_name(photos: Path, tmp_pa
 def test_gather_evidence__a_single_member(photos: Path, color_model: Path) -> None:
     with pytest.raises(EnsembleError, match="is a single model: give two or more"):
         gather_evidence(photos, members=[color_model], threads=1)
+
+
+def test_gather_evidence__members_of_other_classes(photos: Path, tmp_path: Path) -> None:
+    models = [make_model(tmp_path / f"{name}.onnx", ("cat", "dog", "fox")) for name in "ab"]
+    with pytest.raises(EnsembleError, match="predicts 'cat', 'dog', 'fox', but no image is labeled as one of its"):
+        gather_evidence(photos, members=models, threads=1)
 
 
 def test_gather_evidence__no_image_can_be_read(tmp_path: Path) -> None:

@@ -34,12 +34,17 @@ def predict_members(
 ) -> Votes:
     """Predict the images with each of two or more model files, or with the members of a merged one.
 
-    Raises `EnsembleError` if there are no two members, `DataError` for models of boxes, and errors of the files.
+    Raises `EnsembleError` if there are no two members or they know no class of the data, `DataError` for models of
+    boxes, and errors of the files.
     """
     with load(list(models), device=device, threads=threads, classes="union") as predictor:
         names = tuple(predictor.member_names)
         if len(names) < 2:
             raise EnsembleError(f"{models[0]}: is a single model: give two or more, whose predictions are compared")
+        labels = {image.label for image in images}
+        if labels.isdisjoint(predictor.class_names):
+            found = ", ".join(f"'{name}'" for name in predictor.class_names[:5])
+            raise EnsembleError(f"{models[0]}: predicts {found}, but no image is labeled as one of its classes")
         check_boxed(images, getattr(predictor.ensemble, "crop", None), str(models[0]))
         probabilities = np.full((len(names), len(images), len(predictor.class_names)), np.nan, np.float32)
         progress.start("predicting with each member", len(images), "images")

@@ -25,9 +25,9 @@ def _problem(evidence: Evidence, i: int, j: int, score: float, relation: str) ->
     suggested = twin.label if twin.label != image.label and not _is_likelier(evidence, index, other) else None
     faults = []
     if twin.label != image.label:
-        faults.append(f"but this is labeled '{image.label}' and that '{twin.label}'")
+        faults.append(f"labeled '{image.label}' here and '{twin.label}' there")
     if twin.split != image.split:
-        faults.append(f"this is in {_shown(image)} and that in {_shown(twin)}, so scores are too good")
+        faults.append(f"in {_shown(image)} here and {_shown(twin)} there, so scores are too good")
     return Problem("duplicate", index, score, suggested, other, (), f"{relation} {twin.name}: {'; '.join(faults)}")
 
 
@@ -46,4 +46,4 @@ def _is_likelier(evidence: Evidence, i: int, j: int) -> bool:
 
 
 def _shown(image: LabeledImage) -> str:
-    return f"the {image.split} split" if image.split else "no split"
+    return image.split or "no split"

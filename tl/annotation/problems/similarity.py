@@ -39,5 +39,8 @@ def find_nearest(features: NDArray[np.floating], places: NDArray[np.intp], count
         chunk = places[start : start + _ROWS_AT_ONCE]
         likeness = directions[chunk] @ directions.T
         likeness[np.arange(len(chunk)), chunk] = -np.inf
-        nearest[start : start + len(chunk)] = np.argsort(-likeness, axis=1, kind="stable")[:, :count]
+        best = np.argpartition(-likeness, min(count, len(directions) - 1), axis=1)[:, :count]
+        best = np.sort(best, axis=1)  # the earlier of equal ones first
+        order = np.argsort(-np.take_along_axis(likeness, best, axis=1), axis=1, kind="stable")
+        nearest[start : start + len(chunk)] = np.take_along_axis(best, order, axis=1)
     return nearest
