@@ -61,11 +61,16 @@ def open_session(
     with ExitStack() as stack:
         stack.enter_context(claim_output(plan.output))
         _make_way(plan, say)
+        # What can be refused is refused before there is a journal.
+        first = None if _has_begun(plan.output) else _draw(plan, photos, say)
         journal, events = Journal.open(journal_path(plan.output))
         stack.enter_context(closing(journal))
         if journal.repaired:
             say(journal.repaired)
-        begun = _begin(plan, photos, journal, say) if not events else _go_on(plan, photos, journal, events, say)
+        if events:
+            begun = _go_on(plan, photos, journal, events, say)
+        else:
+            begun = _begin(plan, photos, journal, first or _draw(plan, photos, say))
         session = LabelSession(begun, opens, backbone=plan.backbone, make=make)
         stack.enter_context(closing(session))
         session.start()
@@ -85,7 +90,7 @@ def _make_way(plan: SessionPlan, say: Say) -> None:
         return
     is_taken_over = plan.labels is not None and plan.labels.exists() and plan.output.exists()
     is_taken_over = is_taken_over and plan.labels is not None and plan.output.samefile(plan.labels)
-    if plan.output.exists() and not journal.exists() and not is_taken_over:
+    if plan.output.exists() and not _has_begun(plan.output) and not is_taken_over:
         raise OutputError(
             f"{plan.output}: exists, without the journal of a session ({journal.name}): take over its labels, give "
             "another name, or set it aside",
@@ -100,20 +105,43 @@ def _free_name(path: Path) -> Path:
     return next(name for name in names if not os.path.lexists(name))
 
 
-def _begin(plan: SessionPlan, photos: Photos, journal: Journal, say: Say) -> Begun:
-    """Write the first events: what the session is about, and the labels of a file."""
-    labels = Labels(photos)
+def _has_begun(output: Path) -> bool:
+    """Whether there is a journal with at least one event."""
+    journal = journal_path(output)
+    return journal.exists() and journal.stat().st_size > 0
+
+
+@dataclass(frozen=True)
+class _First:
+    """The first events of a session, its seed, and the images that are never reserved, as they have labels."""
+
+    events: Sequence[Event]
+    seed: int
+    limit: str
+    known: set[int]
+
+
+def _draw(plan: SessionPlan, photos: Photos, say: Say) -> _First:
+    """Decide what a new session is about, and read the labels it takes over."""
     imported = {} if plan.labels is None else _read_labels(plan.labels, photos, say)
+    names = _checked_classes([*plan.classes, *sorted(imported)])
     seed = secrets.randbelow(1 << 31)
     known = with_groups(photos, {i for images in imported.values() for i in images})
     limit = draw_limit(photos, seed, known)
-    names = _checked_classes([*plan.classes, *sorted(imported)])
+    taken = [
+        Event(do="label", window=IMPORT, images=tuple(photos.names[i] for i in images), label=label)
+        for label, images in sorted(imported.items())
+    ]
     opened = _opening(photos, classes=tuple(names), seed=seed, reserve=limit)
-    labels.apply(journal.append(opened))
-    for label, images in sorted(imported.items()):
-        named = tuple(photos.names[i] for i in images)
-        labels.apply(journal.append(Event(do="label", window=IMPORT, images=named, label=label)))
-    return Begun(photos, plan.output, journal, labels, reserved_images(photos, seed, limit, known), seed)
+    return _First([opened, *taken], seed, limit, known)
+
+
+def _begin(plan: SessionPlan, photos: Photos, journal: Journal, first: _First) -> Begun:
+    labels = Labels(photos)
+    for event in first.events:
+        labels.apply(journal.append(event))
+    reserve = reserved_images(photos, first.seed, first.limit, first.known)
+    return Begun(photos, plan.output, journal, labels, reserve, first.seed)
 
 
 def _opening(photos: Photos, **first: object) -> Event:

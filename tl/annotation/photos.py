@@ -72,8 +72,8 @@ def list_photos(
     Raises `DataError` for anything but a local folder with images.
     """
     given = os.fspath(root)
-    if remote_name(given):
-        raise DataError(f"{given}: is on a server: copy the photos to a folder of this machine first")
+    if address := remote_name(given):
+        raise DataError(f"{address}: is on a server: copy the photos to a folder of this machine first")
     if not os.path.isdir(given):
         found = "is a file" if os.path.lexists(given) else "does not exist"
         raise DataError(f"{given}: {found}: expected a folder of photos")

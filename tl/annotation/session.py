@@ -315,7 +315,7 @@ class LabelSession:
                 "error": views.shown(self.work.error) or None,
             },
             "head": views.head_row(learned, self._learning.is_fitting),
-            "estimate": learned.estimate and asdict(learned.estimate),
+            "estimate": views.estimate_row(learned),
             "model": {name: views.shown(text) for name, text in asdict(self._model.state).items()},
             "can_undo": undo,
             "can_redo": redo,

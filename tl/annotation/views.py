@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
 import numpy as np
@@ -129,6 +129,14 @@ def head_row(learned: Learned, is_fitting: bool) -> dict[str, Any] | None:
     if not learned.fitted_to and not is_fitting:
         return None
     return {"fitted_to": learned.fitted_to, "seconds": round(learned.seconds, 3), "is_fitting": is_fitting}
+
+
+def estimate_row(learned: Learned) -> dict[str, float] | None:
+    """Return the estimated accuracy as plain numbers, None before there is one."""
+    if learned.estimate is None:
+        return None
+    values = asdict(learned.estimate)
+    return {name: value.item() if isinstance(value, np.generic) else value for name, value in values.items()}
 
 
 def similar(scene: Scene, like: Sequence[int]) -> list[int]:

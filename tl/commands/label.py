@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import os
 import sys
+import threading
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
@@ -23,6 +25,8 @@ if TYPE_CHECKING:
     from tl.annotation.opening import SessionPlan
 
 _PAGE = "Page"
+# The name of the thread in which `annotation.features` loads a network.
+_OPENS_NETWORK = "tl-prepare"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -108,6 +112,7 @@ def command(request: LabelRequest) -> None:
         ) from error
     with bind(HOST, request.page.port) as listening:
         _label(request, listening)
+    _leave()
 
 
 def _label(request: LabelRequest, listening: socket.socket) -> None:
@@ -140,6 +145,17 @@ def _label(request: LabelRequest, listening: socket.socket) -> None:
         serve_local(app, access, listening, opens_browser=page.browser, started=started, stopping=stopping)
         labeled = session.state()["counts"]["labeled"]
     warn(f"stopped: {labeled} labeled photos in {plan.output}")
+
+
+def _leave() -> None:
+    """End the process at once if a network is still being opened: no thread can be stopped in that, only aborted.
+
+    Everything is written by then.
+    """
+    if any(thread.name == _OPENS_NETWORK for thread in threading.enumerate()):
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(0)
 
 
 def _plan(flags: _Session) -> SessionPlan:

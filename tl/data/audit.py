@@ -15,6 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tl.data.class_folders import SPLITS
+from tl.data.features import directions
 from tl.data.manifests import LabeledImage
 
 Kind = Literal[
@@ -111,10 +112,10 @@ def find_near_duplicates(
     """
     is_train = np.array([image.split == "train" for image in images], np.bool_)
     train, others = np.flatnonzero(is_train), np.flatnonzero(~is_train)
-    directions = standardized_directions(embeddings, train)
-    found = _most_similar(directions, others, train, lambda rows: np.ones((len(rows), len(train)), np.bool_))
+    found = directions(embeddings, embeddings[train])
+    pairs = _most_similar(found, others, train, lambda rows: np.ones((len(rows), len(train)), np.bool_))
     findings = []
-    for j, i, similarity in found:
+    for j, i, similarity in pairs:
         if hashes[i] != hashes[j]:
             detail = f"similar images ({similarity:.3f}) in train and {images[j].split}"
             findings.append(Finding("near duplicate across splits", images[i].name, images[j].name, detail))
@@ -150,7 +151,7 @@ def near_pairs(
         return np.asarray(differs & (contents[rows, None] != contents))
 
     train = [i for i, image in enumerate(images) if image.split == "train"] or every
-    found = _most_similar(standardized_directions(embeddings, train), every, every, allowed)
+    found = _most_similar(directions(embeddings, embeddings[train]), every, every, allowed)
     return list({(min(i, j), max(i, j)): (min(i, j), max(i, j), similarity) for i, j, similarity in found}.values())
 
 
@@ -170,20 +171,6 @@ def summarize(findings: Sequence[Finding], where: str = "") -> list[str]:
         more = f" (and {len(found) - 1} more{where})" if len(found) > 1 else ""
         lines.append(f"warning: {kind}: {places}{first.detail}{more}")
     return lines
-
-
-def standardized_directions(
-    embeddings: NDArray[np.float32], train: Sequence[int] | NDArray[np.intp]
-) -> NDArray[np.float32]:
-    """Standardize embeddings (N, D) on the training images and scale to unit length.
-
-    Nearly constant entries are not amplified.
-    """
-    mean, std = embeddings[train].mean(axis=0), embeddings[train].std(axis=0)
-    centered = (embeddings - mean) / np.maximum(std, max(0.1 * float(std.mean()), 1e-6))
-    lengths = np.linalg.norm(centered, axis=1, keepdims=True)
-    directions: NDArray[np.float32] = centered / np.maximum(lengths, 1e-12)
-    return directions
 
 
 def _most_similar(

@@ -47,6 +47,16 @@ def unit_length(embeddings: NDArray[np.floating]) -> NDArray[np.floating]:
     return np.asarray(embeddings / np.maximum(lengths, SHORTEST))
 
 
+def directions(embeddings: NDArray[np.float32], measured: NDArray[np.float32]) -> NDArray[np.float32]:
+    """Standardize embeddings (N, D) by the mean and deviation of `measured` (M, D), and scale them to length 1.
+
+    Nearly constant entries are not amplified.
+    """
+    mean, std = measured.mean(axis=0), measured.std(axis=0)
+    centered = (embeddings - mean) / np.maximum(std, max(0.1 * float(std.mean()), 1e-6))
+    return np.asarray(unit_length(centered), np.float32)
+
+
 @dataclass(frozen=True)
 class FeatureSet:
     """Features of one trunk and one image preprocessing. `cache` stores them by content hash and view."""

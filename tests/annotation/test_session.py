@@ -1,0 +1,355 @@
+"""Open, go on with and close sessions: what is taken over, refused, set aside and brought back; what is offered."""
+
+from __future__ import annotations
+
+import csv
+import os
+import threading
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from tests.annotation.photos import color_of, make_embedding_model, make_photos
+from tl.annotation.exports import journal_path
+from tl.annotation.features import open_source
+from tl.annotation.journal import Event, Journal
+from tl.annotation.opening import SessionPlan, open_session
+from tl.annotation.queue import SECONDS_OFFERED, Queue
+from tl.annotation.refusals import Refused
+from tl.annotation.session import LabelSession, Seen
+from tl.annotation.views import Asked
+from tl.errors import ConfigError, DataError, OutputError
+
+COUNT = 60
+
+
+@pytest.fixture
+def photos(tmp_path: Path) -> Path:
+    return make_photos(tmp_path / "photos", COUNT, folders=("a", "b", "c", "d"))
+
+
+@pytest.fixture
+def output(tmp_path: Path) -> Path:
+    return tmp_path / "labels.csv"
+
+
+def rows(path: Path) -> list[dict[str, str]]:
+    with path.open(newline="", encoding="utf-8") as stream:
+        return list(csv.DictReader(stream))
+
+
+def label(session: LabelSession, *ids: int, name: str = "red", window: str = "w") -> None:
+    seen = [Seen(i, int(session.labels.version[i])) for i in ids]
+    assert session.act(window, seen, "label", label=name).conflicts == []
+
+
+def labels_of(plan: SessionPlan) -> list[str | None]:
+    """The label of each image, at the next start."""
+    with open_session(plan, None) as session:
+        return [record["label"] for record in session.records(range(len(session.photos)))]
+
+
+def test_open_session__goes_on(photos: Path, output: Path) -> None:
+    plan = SessionPlan(photos, output, ["red", "green"])
+    with open_session(plan, None) as session:
+        label(session, 0, 1)
+        label(session, 2, name="blue")
+        session.undo("w")
+        reserved = session.reserved.copy()
+        assert reserved.sum() == COUNT // 2
+        version = session.labels.version.copy()
+    assert len(rows(output)) == 2
+    output.unlink()  # the journal is the truth
+    said: list[str] = []
+    with open_session(SessionPlan(photos, output, ["green", "black"]), None, said.append) as session:
+        assert [one.name for _, one in session.labels.classes] == ["red", "green", "blue", "black"]
+        np.testing.assert_array_equal(session.reserved, reserved)
+        np.testing.assert_array_equal(session.labels.version, version)
+        assert len(rows(output)) == 2
+        assert [record["label"] for record in session.records([0, 1, 2])] == ["red", "red", None]
+        session.redo("w")  # a window that was reloaded
+    assert said == []
+    assert labels_of(plan)[:4] == ["red", "red", "blue", None]
+
+
+def test_open_session__photos_that_came_and_went(photos: Path, output: Path) -> None:
+    plan = SessionPlan(photos, output)
+    with open_session(plan, None) as session:
+        label(session, 0, 1, 2)
+        names = list(session.photos.names)
+    (photos / names[1]).unlink()
+    (photos / "aaa.png").write_bytes((photos / names[2]).read_bytes())
+    said: list[str] = []
+    with open_session(plan, None, said.append) as session:
+        assert "1 images that were labeled are gone" in said[0]
+        shown = {record["name"]: record["label"] for record in session.records(range(COUNT))}
+        assert [shown[names[0]], shown[names[2]], shown["aaa.png"]] == ["red", "red", None]
+    assert len(rows(output)) == 2
+    other = make_photos(photos.parent / "others", 5)
+    with pytest.raises(ConfigError, match="is of the folder 'photos'"), open_session(SessionPlan(other, output), None):
+        pass
+
+
+def test_open_session__one_process_at_a_time(photos: Path, output: Path) -> None:
+    plan = SessionPlan(photos, output)
+    told = "is being written by process"
+    with open_session(plan, None), pytest.raises(OutputError, match=told), open_session(plan, None):
+        pass
+    assert labels_of(plan)[0] is None
+
+
+def test_open_session__an_output_without_a_journal_is_nobodys_to_replace(photos: Path, output: Path) -> None:
+    output.write_text("path,label\nphotos/a/0000-red.png,mine\n")
+    plan = SessionPlan(photos, output)
+    with pytest.raises(OutputError, match="without the journal") as raised, open_session(plan, None):
+        pass
+    assert raised.value.options == (f"import={output}", "overwrite")
+    assert output.read_text().endswith("mine\n")
+    assert not journal_path(output).exists()
+    said: list[str] = []
+    with open_session(SessionPlan(photos, output, overwrite=True), None, said.append):
+        pass
+    assert said == ["labels.csv is now labels.1.csv"]
+    assert output.with_name("labels.1.csv").read_text().endswith("mine\n")
+    with open_session(SessionPlan(photos, output, overwrite=True), None, said.append) as session:
+        label(session, 0)
+    assert said[1:] == ["labels.journal.jsonl is now labels.1.journal.jsonl", "labels.csv is now labels.2.csv"]
+
+
+def test_open_session__takes_over_labels(photos: Path, output: Path) -> None:
+    output.write_text(
+        "path,label\n" + "".join(f"photos/a/{path.name},{color_of(path.name)}\n" for path in (photos / "a").iterdir())
+    )
+    with open_session(SessionPlan(photos, output, ["black"], labels=output), None) as session:
+        assert [one.name for _, one in session.labels.classes] == ["black", "blue", "green", "red"]
+        taken = [i for i, name in enumerate(session.photos.names) if name.startswith("a/")]
+        assert all(record["label"] == color_of(record["name"]) for record in session.records(taken))
+        assert not session.reserved[taken].any()  # others chose them
+        assert session.reserved.sum() == (COUNT - len(taken)) // 2
+        reserved = session.reserved.copy()
+    assert {row["sampled"] for row in rows(output)} == {"selected"}
+    assert len(rows(output)) == len(taken)
+    with open_session(SessionPlan(photos, output), None) as session:
+        np.testing.assert_array_equal(session.reserved, reserved)
+    with (
+        pytest.raises(ConfigError, match="at its start only"),
+        open_session(SessionPlan(photos, output, labels=output), None),
+    ):
+        pass
+
+
+def test_open_session__takes_over_class_folders(photos: Path, output: Path) -> None:
+    said: list[str] = []
+    with open_session(SessionPlan(photos, output, labels=photos), None, said.append) as session:
+        assert all(record["label"] == record["name"][0] for record in session.records(range(COUNT)))
+        assert not session.reserved.any()
+
+
+def test_open_session__labels_of_other_photos(photos: Path, output: Path, tmp_path: Path) -> None:
+    other = make_photos(tmp_path / "other", 6, folders=("x", "y"))
+    with (
+        pytest.raises(DataError, match="none of its 6 images are in"),
+        open_session(SessionPlan(photos, output, labels=other), None),
+    ):
+        pass
+    listed = tmp_path / "listed.csv"
+    listed.write_text("path,label\nphotos/a/0000-red.png,r\nother/x/0000-red.png,r\n")
+    said: list[str] = []
+    with open_session(SessionPlan(photos, output, labels=listed), None, said.append) as session:
+        assert session.records([0])[0]["label"] == "r"
+    assert "1 of 2 images are not in" in said[-1]
+
+
+@pytest.mark.parametrize(
+    ("classes", "name", "told"),
+    [(["red", "Red"], "labels.csv", "there is a class 'red' already"), (["?"], "labels.csv", "cannot be the name"),
+     ([], "labels.txt", "ends in .csv")],
+)  # fmt: skip
+def test_open_session__faults_name_the_cure(
+    photos: Path, tmp_path: Path, classes: list[str], name: str, told: str
+) -> None:
+    with pytest.raises(ConfigError, match=told), open_session(SessionPlan(photos, tmp_path / name, classes), None):
+        pass
+
+
+def test_open_session__a_damaged_journal(photos: Path, output: Path) -> None:
+    with open_session(SessionPlan(photos, output), None) as session:
+        label(session, 0)
+    path = journal_path(output)
+    lines = path.read_bytes().splitlines(keepends=True)
+    path.write_bytes(lines[0] + b"\0\0\n" + lines[1])
+    with pytest.raises(DataError, match="line 2: damaged"), open_session(SessionPlan(photos, output), None):
+        pass
+    path.write_bytes(lines[0] + lines[1] + lines[2][:-5])
+    said: list[str] = []
+    with open_session(SessionPlan(photos, output), None, said.append) as session:
+        assert session.records([0])[0]["label"] is None  # nobody was told that it is kept
+    assert "was not finished" in said[0]
+    path.write_bytes(lines[0].replace(b'"open"', b'"keep"'))
+    with pytest.raises(DataError, match="line 1"), open_session(SessionPlan(photos, output), None):
+        pass
+
+
+def test_open_session__an_event_that_does_not_fit(photos: Path, output: Path) -> None:
+    with open_session(SessionPlan(photos, output), None):
+        pass
+    journal, _ = Journal.open(journal_path(output))
+    journal.append(Event(do="undo", window="w", of=77))
+    journal.close()
+    with pytest.raises(DataError, match="line 2: does not fit"), open_session(SessionPlan(photos, output), None):
+        pass
+
+
+def test_groups__stay_in_one_split(photos: Path, output: Path) -> None:
+    plan = SessionPlan(photos, output, has_groups=True)
+    with open_session(plan, None) as session:
+        label(session, *range(COUNT))
+    splits: dict[str, set[str]] = {}
+    for row in rows(output):
+        splits.setdefault(row["group"], set()).add(row["split"])
+    assert set(splits) == {"a", "b", "c", "d"}
+    assert sorted(tuple(one) for one in splits.values()) == [("train",)] * 2 + [("val",)] * 2
+    with open_session(SessionPlan(photos, output), None) as session:  # the journal knows
+        assert session.photos.has_groups
+    other = output.with_name("other.csv")
+    with open_session(SessionPlan(photos, other), None):
+        pass
+    with (
+        pytest.raises(ConfigError, match="begun without groups"),
+        open_session(SessionPlan(photos, other, has_groups=True), None),
+    ):
+        pass
+
+
+def test_random_labels__only_as_far_as_the_order_is_complete(photos: Path, output: Path) -> None:
+    """Images that somebody picks from the reserve are no random sample until those before them are decided."""
+    with open_session(SessionPlan(photos, output), None) as session:
+        order = session._order.tolist()
+        label(session, order[3], order[4])
+        assert not session._is_random().any()
+        label(session, order[0])
+        assert np.flatnonzero(session._is_random()).tolist() == [order[0]]
+        session.act("w", [Seen(order[1], 0)], "skip")
+        session.act("w", [Seen(order[2], 0)], "unsure")
+        assert set(np.flatnonzero(session._is_random()).tolist()) == {order[0], order[3], order[4]}
+    sampled = {row["path"]: row["sampled"] for row in rows(output)}
+    assert list(sampled.values()) == ["random"] * 3
+
+
+def test_learning__suggestions_follow_labels(photos: Path, output: Path, tmp_path: Path) -> None:
+    model = make_embedding_model(tmp_path / "m.onnx")
+    with open_session(SessionPlan(photos, output), lambda: open_source(model, None, "cpu", 1)) as session:
+
+        def wait(count: int) -> None:
+            ends = time.monotonic() + 60
+            while not ((head := session.state()["head"]) and head["fitted_to"] == count and not head["is_fitting"]):
+                assert time.monotonic() < ends, session.state()
+                time.sleep(0.02)
+
+        free = [i for i in range(COUNT) if not session.reserved[i]]
+        for name in ("red", "green"):
+            label(session, *[i for i in free if color_of(session.photos.names[i]) == name][:2], name=name)
+        wait(4)
+        suggested = session.list_images(Asked("suggested", "red"))[1]
+        assert not session.reserved[suggested].any()
+        confidence = [record["confidence"] for record in session.records(suggested)]
+        assert confidence == sorted(confidence, reverse=True)
+        assert color_of(session.records(suggested[:1])[0]["name"]) == "red"
+        counts = {one["name"]: one["suggested"] for one in session.state()["classes"]}
+        assert counts["red"] == len(suggested)
+        session.undo("w")
+        ends = time.monotonic() + 60
+        while session.state()["head"] is not None:  # one class is left
+            assert time.monotonic() < ends
+            time.sleep(0.02)
+        assert session.list_images(Asked("suggested"))[1] == []
+        assert session.records([0])[0]["suggestion"] is None
+
+
+def test_features__that_cannot_be_computed_do_not_end_the_session(photos: Path, output: Path, tmp_path: Path) -> None:
+    with open_session(SessionPlan(photos, output), lambda: open_source(tmp_path / "gone.onnx", None)) as session:
+        ends = time.monotonic() + 30
+        while not session.state()["features"]["error"]:
+            assert time.monotonic() < ends
+        label(session, 0)
+    assert len(rows(output)) == 1
+
+
+@pytest.mark.skipif(os.name == "nt" or os.geteuid() == 0, reason="root may write everywhere")
+def test_open_session__a_folder_that_cannot_be_written(photos: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "closed"
+    folder.mkdir(mode=0o500)
+    with (
+        pytest.raises(OutputError, match="cannot be written"),
+        open_session(SessionPlan(photos, folder / "labels.csv"), None),
+    ):
+        pass
+
+
+def test_act__from_several_threads(photos: Path, output: Path) -> None:
+    plan = SessionPlan(photos, output)
+    with open_session(plan, None) as session:
+
+        def work(number: int) -> None:
+            for i in range(number, COUNT, 4):
+                label(session, i, name=str(number), window=f"w{number}")
+
+        threads = [threading.Thread(target=work, args=(number,)) for number in range(4)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+    assert labels_of(plan) == [str(i % 4) for i in range(COUNT)]
+    with pytest.raises(OutputError, match="is closed"):
+        label(session, 0)
+
+
+def test_records__are_checked(photos: Path, output: Path) -> None:
+    with open_session(SessionPlan(photos, output), None) as session:
+        for ids in ([-1], [COUNT]):
+            with pytest.raises(Refused, match="no such image"):
+                session.records(ids)
+        with pytest.raises(Refused, match="given twice"):
+            session.act("w", [Seen(1, 0), Seen(1, 0)], "skip")
+
+
+def offers(count: int = 100, reserve: int = 20) -> tuple[Queue, np.ndarray]:
+    images = np.arange(count)
+    return Queue(images[:reserve], images[reserve:], 0.2), np.ones(count, bool)
+
+
+def test_queue__mixes_random_images_evenly() -> None:
+    queue, is_open = offers()
+    chosen = np.arange(99, 19, -1)
+    offered = queue.offer("a", 40, chosen, is_open)
+    assert [i for i in offered if i < 20] == list(range(8))  # in the order of the reserve
+    assert [i for i in offered if i >= 20] == list(range(99, 67, -1))
+    places = [place for place, i in enumerate(offered) if i < 20]
+    assert max(np.diff(places)) <= 6
+    assert places[0] < 6
+
+
+def test_queue__another_window_gets_others_for_a_while() -> None:
+    queue, is_open = offers()
+    chosen = np.arange(99, 19, -1)
+    first = queue.offer("a", 40, chosen, is_open, now=0)
+    assert not set(first) & set(queue.offer("b", 40, chosen, is_open, now=1))
+    assert queue.offer("a", 40, chosen, is_open, now=2) == first
+    queue.offer("b", 40, chosen, is_open, now=3)
+    assert queue.offer("c", 40, chosen, is_open, now=4)  # what is left
+    assert queue.offer("d", 40, chosen, is_open, now=5)  # nothing is left, so others' images are offered again
+    assert queue.offer("e", 40, chosen, is_open, now=SECONDS_OFFERED + 10) == first
+
+
+def test_queue__what_is_left() -> None:
+    queue, is_open = offers()
+    none = np.zeros(0, np.intp)
+    assert len(queue.offer("a", 40, none, is_open)) == 40  # before anything was chosen
+    is_open[20:] = False
+    assert queue.offer("a", 40, none, is_open) == list(range(20))  # only the reserve is left
+    is_open[:20] = False
+    assert queue.offer("a", 40, none, is_open) == []
+    is_open[20:] = True
+    assert len(set(queue.offer("a", 100, np.array([50, 51]), is_open))) == 80

@@ -1,0 +1,109 @@
+"""A page of `tl label` in a thread of this process, with a real socket, and a client that has the cookie."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import httpx
+
+from tl.annotation.features import open_source
+from tl.annotation.model_job import MakeModel
+from tl.annotation.opening import SessionPlan, open_session
+from tl.annotation.session import LabelSession
+from tl.serving.label.routes import build_label_app
+from tl.serving.local.access import HOST, LocalAccess
+from tl.serving.local.app import RevisionStream
+from tl.serving.local.bodies import LIMITS
+from tl.serving.local.thumbnails import Thumbnails
+from tl.serving.server import bind, build_server
+
+Json = dict[str, Any]
+
+
+@dataclass
+class Labeling:
+    """A running page. `said`: lines of the terminal."""
+
+    session: LabelSession
+    access: LocalAccess
+    client: httpx.Client
+    said: list[str] = field(default_factory=list)
+
+    def get(self, path: str, **query: Any) -> Json:
+        answer = self.client.get(path, params=query)
+        assert answer.status_code == 200, answer.text
+        found: Json = answer.json()
+        return found
+
+    def post(self, path: str, body: Any) -> Json:
+        answer = self.client.post(path, json=body)
+        assert answer.status_code == 200, answer.text
+        found: Json = answer.json()
+        return found
+
+    def error(self, status: int, method: str, path: str, **options: Any) -> str:
+        """The text of an error, which must be one line of JSON."""
+        answer = self.client.request(method, path, **options)
+        assert answer.status_code == status, answer.text
+        assert list(answer.json()) == ["error"]
+        text = str(answer.json()["error"])
+        assert "\n" not in text
+        return text
+
+    def records(self, *ids: int) -> list[Json]:
+        found: list[Json] = self.post("/api/records", {"ids": ids})["records"]
+        return found
+
+    def label(self, ids: list[int], label: str | None = None, do: str = "label", window: str = "w") -> Json:
+        """Act on images as they are now."""
+        seen = [{"id": one["id"], "version": one["version"]} for one in self.records(*ids)]
+        body = {"window": window, "images": seen, "do": do}
+        return self.post("/api/label", body | ({"label": label} if label is not None else {}))
+
+    def listed(self, view: str, **query: Any) -> list[int]:
+        found: list[int] = self.get("/api/list", view=view, **query)["ids"]
+        return found
+
+    def wait(self, is_so: Callable[[Json], Any], seconds: float = 30) -> Json:
+        """Wait for a state, and return it."""
+        ends = time.monotonic() + seconds
+        while not is_so(state := self.get("/api/state", window="w")):
+            assert time.monotonic() < ends, state
+            time.sleep(0.02)
+        return state
+
+
+@contextmanager
+def labeling(plan: SessionPlan, model: Path | None = None, make: MakeModel | None = None) -> Iterator[Labeling]:
+    """Serve a session. `model`: computes features, None for a session without."""
+    said: list[str] = []
+    opens = None if model is None else (lambda: open_source(model, None, "cpu", 1))
+    with open_session(plan, opens, said.append, make) as session:
+        listening, ready = bind(HOST, 0), threading.Event()
+        access = LocalAccess(listening.getsockname()[1], said.append)
+        thumbnails = Thumbnails(session.photos.locate, len(session.photos), threads=2)
+        stream = RevisionStream(lambda: session.revision)
+
+        def stop() -> None:
+            stream.stop()
+            thumbnails.close()
+
+        app = build_label_app(session, thumbnails, stream, access)
+        server = build_server(app, LIMITS, started=ready.set, stopping=stop)
+        thread = threading.Thread(target=server.run, args=([listening],))
+        thread.start()
+        assert ready.wait(30)
+        try:
+            with httpx.Client(base_url=access.url.rstrip("/"), timeout=60) as client:
+                assert client.get(access.link()).status_code == 303
+                yield Labeling(session, access, client, said)
+        finally:
+            server.should_exit = True
+            thread.join(60)
+            assert not thread.is_alive()
