@@ -281,6 +281,7 @@ export class Grid {
       const tile = event.target.closest(".tile");
       if (tile && !event.target.closest(".tick") && !event.ctrlKey && !event.shiftKey) this.heard.open?.(tile.imageId);
     });
+    this.#listenToSweeps();
     let before = 0;
     place.addEventListener("scroll", () => {
       // A jump over many rows: images that are passed are not loaded.
@@ -295,6 +296,22 @@ export class Grid {
       this.draw();
       this.heard.seen?.();
     }).observe(place);
+  }
+
+  /** The mouse, pressed on a tick and drawn over other images, selects all between. */
+  #listenToSweeps() {
+    let from = null;
+    this.place.addEventListener("pointerdown", (event) => {
+      from = event.pointerType === "mouse" && event.target.closest(".tick") ? event.target.closest(".tile").imageId : null;
+    });
+    this.place.addEventListener("pointermove", (event) => {
+      const id = from !== null && event.buttons === 1 ? event.target.closest(".tile")?.imageId : undefined;
+      if (id === undefined || id === this.selection.focus || (id === from && !this.selection.selected.has(from))) return;
+      if (!this.selection.selected.has(from)) this.selection.toggle(from);
+      this.selection.focusOn(id, true);
+      this.#tellFocus();
+      this.#tellSelection();
+    });
   }
 
   #waitForRest() {

@@ -35,10 +35,10 @@ export class Live {
     this.#speak(this.alert, text);
   }
 
-  banner(text) {
+  banner(text, isGone = true) {
     this.bar.textContent = text ?? "";
     this.bar.hidden = text === null;
-    document.body.classList.toggle("server-gone", text !== null);
+    document.body.classList.toggle("server-gone", text !== null && isGone);
   }
 
   hide() {

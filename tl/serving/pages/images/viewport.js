@@ -3,9 +3,9 @@
 
 export const FIT = Object.freeze({ scale: 1, x: 0, y: 0 });
 
-/** The size at which an image of `natural` {width, height} fits into `stage`; never larger than it is. */
-export function fitted(natural, stage) {
-  const share = Math.min(stage.width / natural.width, stage.height / natural.height, 1);
+/** The size at which an image of `natural` {width, height} fits into `stage`; small ones are enlarged up to `most` times. */
+export function fitted(natural, stage, most = 3) {
+  const share = Math.min(stage.width / natural.width, stage.height / natural.height, most);
   return { width: natural.width * share, height: natural.height * share };
 }
 
