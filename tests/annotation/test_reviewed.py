@@ -120,6 +120,7 @@ def test_list_changes__names_everything_once(tmp_path: Path) -> None:
     assert changes[names[1]].of == names[2]
     assert (changes[names[3]].old_split, changes[names[3]].new_split) == ("train", "val")
     assert changes[names[3]].new_group == changes[names[12]].new_group == "same-1"
+    assert (changes[names[3]].of, changes[names[12]].of) == (names[12], names[3])
     files = ReviewedFiles(tmp_path / "reviewed.csv")
     write_changes(list(changes.values()), files, "t")
     assert tuple(rows_of(files.changes)[0]) == CHANGE_COLUMNS

@@ -69,6 +69,7 @@ def test_review__unreadable_images_are_rows_and_exit_code_3(run_tl: RunTl, data:
         (("--model", "a.onnx", "--ensemble", "b.onnx", "c.onnx"), "give either --model"),
         (("-o", "labels.csv"), "is read by this command"),
         (("-o", "mine.csv"), "mine.csv: exists"),
+        (("-o", "mine.csv/reviewed.csv"), "cannot be written"),
     ],
 )
 def test_review__refuses(run_tl: RunTl, data: Path, words: tuple[str, ...], told: str) -> None:

@@ -15,6 +15,7 @@ from typing import Literal
 
 from tl.annotation.groups import Grouped, group_images
 from tl.annotation.review_table import ReviewTable
+from tl.data.manifests import LabeledImage
 from tl.runtime.output.files import write_text
 from tl.runtime.sources.tables import csv_text
 from tl.text import printable
@@ -111,25 +112,27 @@ def list_changes(
     """Return what was decided about each image, in the order of the images; also images that only have a note."""
     grouped = group_images(table.images, decisions)
     noted = {place for place, remark in remarks.items() if remark.note}
-    places = sorted({*decisions, *noted, *grouped})
-    return tuple(_change(table, place, decisions.get(place), grouped.get(place), remarks) for place in places)
-
-
-def _change(
-    table: ReviewTable, place: int, decision: Decision | None, grouped: Grouped | None, remarks: Mapping[int, Remark]
-) -> Change:
-    image = table.images[place]
     # An image may share its group with one that was decided about, without a decision of its own.
+    partners = {made.of: place for place, made in decisions.items() if made.do == "group"}
+    changes = []
+    for place in sorted({*decisions, *noted, *grouped}):
+        decision, now = decisions.get(place), grouped.get(place)
+        other = decision.of if decision is not None else None if now is None else partners.get(place, now.of)
+        of = "" if other is None else table.images[other].name
+        changes.append(_change(table.images[place], decision, now, of, remarks.get(place, Remark())))
+    return tuple(changes)
+
+
+def _change(image: LabeledImage, decision: Decision | None, grouped: Grouped | None, of: str, remark: Remark) -> Change:
     change = decision.do if decision is not None else "note" if grouped is None else "group"
-    of = "" if decision is None or decision.of is None else table.images[decision.of].name
     moved = grouped is not None and grouped.split != image.split
     return Change(
         image.name,
         change,
         image.label,
         decision.label if decision is not None and decision.do == "relabel" else "",
-        of or ("" if grouped is None or decision is not None else table.images[grouped.of].name),
-        remarks.get(place, Remark()),
+        of,
+        remark,
         image.split if moved else "",
         grouped.split if grouped is not None and moved else "",
         "" if grouped is None else grouped.group,
