@@ -157,7 +157,9 @@ def test_review__goes_on_after_a_restart_with_notes_and_windows(data: Path) -> N
         review.turn("w", "undo")
         assert [made.do for made in review.decisions().values()] == ["relabel"]
     rows = rows_of(data.parent / "reviewed.changes.csv")
-    assert [(row["path"], row["change"], row["new_label"]) for row in rows] == [("ant/wrong.png", "relabel", "bee")]
+    assert [(row["path"], row["change"], row["new_label"]) for row in rows] == [
+        ("photos/ant/wrong.png", "relabel", "bee")
+    ]
     labels = {image.name: image.label for image in read_images(data.parent / "reviewed.csv")}
     assert labels["photos/ant/wrong.png"] == "bee"
     assert len(labels) == len(read_images(data))

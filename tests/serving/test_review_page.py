@@ -133,7 +133,8 @@ def test_page__from_wrong_labels_to_a_model_by_keyboard(npm: Path, data: Path, t
     assert found["commands"] == [f"tl train {output} --out runs/reviewed"]
     assert [found[f"axe of {part}"] for part in ("overview", "cards", "changes")] == [[], [], []]
     assert "decided: 2 relabel" in told
-    changes = {row["path"]: row["new_label"] for row in rows_of(output.with_name("reviewed.changes.csv"))}
+    rows = rows_of(output.with_name("reviewed.changes.csv"))
+    changes = {row["path"].removeprefix("../photos/"): row["new_label"] for row in rows}
     assert changes == labels
     assert {path: path.read_bytes() for path in data.rglob("*.png")} == before
     reviewed = read_images(output)
@@ -174,8 +175,8 @@ def test_page__duplicates_and_selections(npm: Path, data: Path, tmp_path: Path) 
     assert reason
     assert found["axe"] == []
     assert {text.strip("✓ ") for text in found["decisions"]} == {"Kept as it is"}
-    changes = {row["path"]: row for row in rows_of(tmp_path / "reviewed.changes.csv")}
-    assert (changes[twin]["change"], changes[twin]["of"]) == ("duplicate", shown)
+    changes = {row["path"].removeprefix("photos/"): row for row in rows_of(tmp_path / "reviewed.changes.csv")}
+    assert (changes[twin]["change"], changes[twin]["of"]) == ("duplicate", f"photos/{shown}")
     assert changes["ant/wrong.png"]["change"] == "keep"
     assert len(rows_of(output)) == 36
 

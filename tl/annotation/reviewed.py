@@ -6,6 +6,7 @@ Changes no file of the data.
 from __future__ import annotations
 
 import csv
+import dataclasses
 import os
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -63,7 +64,10 @@ class Remark:
 
 @dataclass(frozen=True)
 class Change:
-    """One line of the changes. Labels, splits and groups are those before and after; `path` is that in the data."""
+    """One line of the changes. Labels, splits and groups are those before and after.
+
+    `path`, `of`: names within the data; `opens`, `of_opens`: paths that open these images.
+    """
 
     path: str
     change: str
@@ -74,14 +78,21 @@ class Change:
     old_split: str = ""
     new_split: str = ""
     new_group: str = ""
+    opens: str = ""
+    of_opens: str = ""
 
     @property
     def cells(self) -> tuple[str, ...]:
-        """In the order of `CHANGE_COLUMNS`."""
+        """In the order of `CHANGE_COLUMNS`, with names within the data."""
         remark = self.remark
         told = (";".join(remark.kinds), remark.reason, remark.note)
         first = (self.path, self.change, self.old_label, self.new_label, self.of)
         return (*first, *told, self.old_split, self.new_split, self.new_group)
+
+    def beside(self, folder: Path) -> Change:
+        """Return the change with paths relative to a folder instead of names."""
+        of = relative_name(self.of_opens, folder) if self.of_opens else self.of
+        return dataclasses.replace(self, path=relative_name(self.opens, folder), of=of)
 
 
 @dataclass(frozen=True)
@@ -118,12 +129,14 @@ def list_changes(
     for place in sorted({*decisions, *noted, *grouped}):
         decision, now = decisions.get(place), grouped.get(place)
         other = decision.of if decision is not None else None if now is None else partners.get(place, now.of)
-        of = "" if other is None else table.images[other].name
+        of = None if other is None else table.images[other]
         changes.append(_change(table.images[place], decision, now, of, remarks.get(place, Remark())))
     return tuple(changes)
 
 
-def _change(image: LabeledImage, decision: Decision | None, grouped: Grouped | None, of: str, remark: Remark) -> Change:
+def _change(
+    image: LabeledImage, decision: Decision | None, grouped: Grouped | None, of: LabeledImage | None, remark: Remark
+) -> Change:
     change = decision.do if decision is not None else "note" if grouped is None else "group"
     moved = grouped is not None and grouped.split != image.split
     return Change(
@@ -131,11 +144,13 @@ def _change(image: LabeledImage, decision: Decision | None, grouped: Grouped | N
         change,
         image.label,
         decision.label if decision is not None and decision.do == "relabel" else "",
-        of,
+        "" if of is None else of.name,
         remark,
         image.split if moved else "",
         grouped.split if grouped is not None and moved else "",
         "" if grouped is None else grouped.group,
+        image.path,
+        "" if of is None else of.path,
     )
 
 
@@ -165,8 +180,9 @@ def write_reviewed(table: ReviewTable, decisions: Mapping[int, Decision], output
 
 
 def write_changes(changes: Sequence[Change], files: ReviewedFiles, title: str) -> None:
-    """Write the changes as a table and as a text. Raises `OutputError`."""
-    write_text(files.changes, csv_text([CHANGE_COLUMNS, *(change.cells for change in changes)]))
+    """Write the changes as a table, whose paths are those of the output, and as a text. Raises `OutputError`."""
+    folder = Path(os.path.abspath(files.changes)).parent
+    write_text(files.changes, csv_text([CHANGE_COLUMNS, *(change.beside(folder).cells for change in changes)]))
     write_text(files.text, changes_text(changes, title))
 
 

@@ -233,10 +233,10 @@ def _open_page(request: ReviewRequest, kinds: Sequence[str], members: Sequence[P
     output = request.out or _OUTPUT
     _check_not_input(output, request.data)
     with ExitStack() as stack:
-        table = read_review_table(request.data, request.columns.columns(), warn)
         held = stack.enter_context(ReviewOutput(output, request.data, warn, overwrite=request.overwrite))
         listening = stack.enter_context(bind(HOST, request.local.port))
         evidence, problems = _find(request, kinds, members)
+        table = read_review_table(request.data, request.columns.columns())
         warn(summary(evidence, problems))
         review = Review(ReviewItems(evidence, tuple(problems)), table, held, warn)
         stack.callback(review.close)
