@@ -38,6 +38,7 @@ from tl.commands import (
     probe,
     refit,
     report,
+    review,
     serve,
     sweep,
     train,
@@ -116,6 +117,7 @@ def root(
 _PANELS: dict[str, list[tuple[ModuleType, type[TyperCommand], str]]] = {
     "Label": [
         (label, TyperCommand, "Label a folder of photos on a local page."),
+        (review, EnsembleCommand, "Find doubtful labels and duplicates, and correct them on a local page."),
     ],
     "Train": [
         (train, TyperCommand, "Train a classifier or a landmark model."),

@@ -115,6 +115,7 @@ _FIELDS: dict[str, _Checks] = {
     "relabel": _IMAGES | {"label": _is_text},
     "drop": _IMAGES,
     "duplicate": _IMAGES | {"of": _is_text},
+    "group": _IMAGES | {"of": _is_text},
 }
 
 

@@ -1,0 +1,248 @@
+"""The page of `tl review` in headless Chromium, from photos with mistakes to a CSV that trains."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.annotation.review_data import make_photos, spoil
+from tests.annotation.test_reviewed import rows_of
+from tests.docs.stage import write_weights
+from tests.serving.web_driver import drive, install_npm
+from tl.data.manifests import read_images
+
+pytest.importorskip("tl.serving.local.app", reason="needs the packages of the extra serve", exc_type=ImportError)
+pytestmark = pytest.mark.slow
+Step = dict[str, Any]
+CURRENT = ".card.current h3"
+
+
+@pytest.fixture(scope="module")
+def npm(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return install_npm(tmp_path_factory.getbasetemp())
+
+
+@pytest.fixture
+def data(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Photos with a wrong label and a copy, and a name that looks like markup."""
+    write_weights(tmp_path / "weights")
+    monkeypatch.setenv("TL_WEIGHTS_DIR", str(tmp_path / "weights"))
+    return spoil(make_photos(tmp_path / "photos", 12))
+
+
+@contextmanager
+def serving(data: Path, output: Path, *words: str) -> Iterator[tuple[subprocess.Popen[str], str]]:
+    """The command as a process, and the link that opens its page once."""
+    command = [sys.executable, "-m", "tl", "review", str(data), "-o", str(output), "--json", "--no-browser"]
+    command += ["--backbone", "smallcnn", "--device", "cpu", "--threads", "1", *words]
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    try:
+        assert process.stdout is not None
+        line = process.stdout.readline()
+        assert line, process.communicate()
+        yield process, json.loads(line)["link"]
+    finally:
+        process.kill()
+        process.communicate()
+
+
+def stop(process: subprocess.Popen[str]) -> str:
+    """Stop it in order; returns what it said."""
+    process.send_signal(signal.SIGTERM)
+    _, told = process.communicate(timeout=60)
+    assert process.returncode == 0, told
+    return told
+
+
+def press(*keys: str) -> list[Step]:
+    return [{"do": "press", "key": key} for key in keys]
+
+
+def visible(selector: str) -> Step:
+    return {"do": "visible", "selector": selector}
+
+
+def texts(selector: str, name: str) -> Step:
+    """Remember the texts of elements as `name`."""
+    return {"do": "texts", "selector": selector, "as": name}
+
+
+def open_kind(kind: str) -> list[Step]:
+    return [{"do": "click", "selector": f'#kinds [data-kind="problems {kind}"]'}, visible(".card.current .actions")]
+
+
+def driven(npm: Path, link: str, steps: Sequence[Step], tmp_path: Path, ready: str = "#overview h2") -> dict[str, Any]:
+    """Do the steps without an error of the page; returns the outputs of those that have a name."""
+    done = drive(npm, link, steps, tmp_path, ready=ready)
+    assert done.errors == []
+    base = link.partition("?")[0]
+    assert all(url.startswith((base, "blob:", "data:")) for url in done.requests)
+    return {step["as"]: output for step, output in zip(steps, done.outputs, strict=True) if "as" in step}
+
+
+def test_page__from_wrong_labels_to_a_model_by_keyboard(npm: Path, data: Path, tmp_path: Path) -> None:
+    before = {path: path.read_bytes() for path in data.rglob("*.png")}
+    output = tmp_path / "out" / "reviewed.csv"
+    steps = [
+        texts("#overview h2", "lead"),
+        texts(".trust", "trust"),
+        {"do": "axe", "as": "axe of overview"},
+        *open_kind("label"),
+        texts(".card h3", "names"),
+        {"do": "axe", "as": "axe of cards"},
+        *press("Enter"),
+        visible('.toast:has-text("1 image labeled")'),
+        *press("Enter"),
+        visible("#empty h3"),
+        *press("u"),
+        visible('.toast:has-text("Undone")'),
+        texts(CURRENT, "undone"),
+        *press("/"),
+        {"do": "fill", "selector": "#class-box", "value": "moth"},
+        *press("Enter"),
+        visible("#empty h3"),
+        *press("c"),
+        visible(".diff"),
+        texts(".diff del", "old"),
+        texts(".diff ins", "new"),
+        texts(".diff .path", "paths"),
+        texts(".command code", "commands"),
+        {"do": "axe", "as": "axe of changes"},
+    ]
+    with serving(data, output) as (process, link):
+        found = driven(npm, link, steps, tmp_path)
+        told = stop(process)
+    assert "of 37 images deserve a look" in found["lead"][0]
+    assert "agree with" in found["trust"][0]
+    assert sorted(found["names"]) == ["ant/wrong.png", "bee/copy.png"]
+    (last,) = found["undone"]
+    labels = {name: "moth" if name in ("bee/copy.png", last) else "bee" for name in found["names"]}
+    assert sorted(found["old"]) == ["ant", "bee"]
+    assert sorted(found["new"]) == sorted(labels.values())
+    assert sorted(found["paths"]) == sorted(labels)
+    assert found["commands"] == [f"tl train {output} --out runs/reviewed"]
+    assert [found[f"axe of {part}"] for part in ("overview", "cards", "changes")] == [[], [], []]
+    assert "decided: 2 relabel" in told
+    rows = rows_of(output.with_name("reviewed.changes.csv"))
+    changes = {row["path"].removeprefix("../photos/"): row["new_label"] for row in rows}
+    assert changes == labels
+    assert {path: path.read_bytes() for path in data.rglob("*.png")} == before
+    reviewed = read_images(output)
+    assert {image.label for image in reviewed} == {"ant", "bee", "moth"}
+    assert len(reviewed) == len(read_images(data))
+    train = [sys.executable, "-m", "tl", "train", str(output), "--out", str(tmp_path / "run"), "--backbone", "smallcnn"]
+    done = subprocess.run([*train, "--device", "cpu"], capture_output=True, text=True, check=False, cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+
+
+def test_page__duplicates_and_selections(npm: Path, data: Path, tmp_path: Path) -> None:
+    """`M` removes the copy, `Shift+M` the other; several selected images are decided at once."""
+    output = tmp_path / "reviewed.csv"
+    steps = [
+        *open_kind("duplicate"),
+        {"do": "click", "selector": '.card:has(.role:text("The same file")) .card-head'},
+        texts(CURRENT, "shown"),
+        texts(".card.current figure:nth-child(2) .file", "twin"),
+        texts(".card.current .reasons li:last-child", "reason"),
+        *press("Shift+M"),
+        visible('.toast:has-text("removed as a duplicate")'),
+        *open_kind(""),
+        *press("Control+a"),
+        visible("#selected"),
+        {"do": "axe", "as": "axe"},
+        *press("k"),
+        visible('.toast:has-text("kept")'),
+        visible("#empty h3"),
+        {"do": "click", "selector": "#show-decided"},
+        visible(".card.current .decision"),
+        texts(".decision", "decisions"),
+    ]
+    with serving(data, output, "--kinds", "label,duplicate") as (process, link):
+        found = driven(npm, link, steps, tmp_path)
+        stop(process)
+    (shown,), (twin,), (reason,) = found["shown"], found["twin"], found["reason"]
+    assert {shown, twin} == {"bee/copy.png", "moth/00.png"}
+    assert reason
+    assert found["axe"] == []
+    assert {text.strip("✓ ") for text in found["decisions"]} == {"Kept as it is"}
+    changes = {row["path"].removeprefix("photos/"): row for row in rows_of(tmp_path / "reviewed.changes.csv")}
+    assert (changes[twin]["change"], changes[twin]["of"]) == ("duplicate", f"photos/{shown}")
+    assert changes["ant/wrong.png"]["change"] == "keep"
+    assert len(rows_of(output)) == 36
+
+
+def test_page__names_are_text(npm: Path, data: Path, tmp_path: Path) -> None:
+    odd, name = data / "<i onmouseover=alert(2)>", "<img src=x onerror=alert(1)>.png"
+    odd.mkdir()
+    for n in range(6):
+        shutil.copy(data / f"ant/{n:02d}.png", odd / f"{n}.png")
+    (data / "ant/wrong.png").rename(data / "ant" / name)
+    steps = [
+        *open_kind("label"),
+        texts(".card h3", "names"),
+        texts("#classes .name", "classes"),
+        *press("Control+a", "d"),
+        visible('.toast:has-text("removed")'),
+        *press("c"),
+        visible(".diff"),
+        texts(".diff .path", "paths"),
+        {"do": "html", "selector": "main", "as": "html"},
+    ]
+    with serving(data, tmp_path / "reviewed.csv", "--kinds", "label") as (process, link):
+        found = driven(npm, link, steps, tmp_path)
+        stop(process)
+    assert f"ant/{name}" in found["names"]
+    assert "<i onmouseover=alert(2)>" in found["classes"]
+    assert f"ant/{name}" in found["paths"]
+    assert "<img src=x" not in found["html"]
+
+
+def test_page__goes_on_after_kill(npm: Path, data: Path, tmp_path: Path) -> None:
+    output = tmp_path / "reviewed.csv"
+    first = [
+        *open_kind("label"),
+        *press("n"),
+        {"do": "fill", "selector": "#note-text", "value": "see the wings"},
+        *press("Control+Enter"),
+        visible(".card.current .note"),
+        texts(CURRENT, "name"),
+        *press("Enter"),
+        visible('.toast:has-text("labeled")'),
+    ]
+    with serving(data, output) as (process, link):
+        (name,) = driven(npm, link, first, tmp_path)["name"]
+        process.kill()
+    with open(tmp_path / "reviewed.journal.jsonl", "ab") as journal:
+        journal.write(b'{"n":9,"at":"20')  # as if it was killed while it wrote
+    second = [
+        {"do": "click", "selector": "#show-decided"},
+        visible(".card .decision"),
+        texts(".card h3", "names"),
+        texts(".note", "notes"),
+    ]
+    with serving(data, output) as (process, link):
+        found = driven(npm, link, second, tmp_path, ready=".card h3")
+        told = stop(process)
+    assert (found["names"], found["notes"]) == ([name], ["Note see the wings"])
+    assert "the last line was not finished" in told
+    assert "goes on with the 1 decisions" in told
+    assert [row["note"] for row in rows_of(tmp_path / "reviewed.changes.csv")] == ["see the wings"]
+
+
+@pytest.mark.skipif(os.name != "posix" or os.geteuid() == 0, reason="root may write everywhere")
+def test_command__folder_that_cannot_be_written(data: Path, tmp_path: Path) -> None:
+    closed = tmp_path / "closed"
+    closed.mkdir(mode=0o555)
+    words = [sys.executable, "-m", "tl", "review", str(data), "-o", str(closed / "r.csv"), "--no-browser"]
+    done = subprocess.run(words, capture_output=True, text=True, check=False)
+    assert (done.returncode, "cannot be written" in done.stderr) == (1, True)
