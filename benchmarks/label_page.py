@@ -55,8 +55,7 @@ def copy_pool(name: str, folder: Path) -> dict[str, tuple[Path, str]]:
 def score(model: Path, test: Path) -> float:
     """The accuracy of a model file on the test images."""
     found = json.loads(run("evaluate", test, "--model", model, "--json"))
-    rows = found if isinstance(found, list) else [found]
-    return float(rows[0].get("top1_accuracy", rows[0].get("test", {}).get("top1_accuracy")))
+    return float(found["rows"][0]["top1_accuracy"])
 
 
 def train_on(table: Path, folder: Path) -> Path:

@@ -44,6 +44,21 @@ def test_estimate_accuracy__no_image_is_predicted_by_a_head_that_has_seen_it() -
     assert found.low < 0.5 < found.high
 
 
+def test_estimate_accuracy__holds_out_groups_as_a_whole() -> None:
+    """Each image is there twice, with a label by chance: only its twin can tell the label."""
+    rng = np.random.default_rng(0)
+    features, ids = rng.normal(size=(100, 400)).astype(np.float32), rng.integers(0, 2, 100)
+    twice, both = np.repeat(features, 2, axis=0), np.repeat(ids, 2)
+    alone = estimate_accuracy(twice, both, all_random(200), ("a", "b"))
+    grouped = estimate_accuracy(twice, both, all_random(200), ("a", "b"), groups=[f"g{i // 2}" for i in range(200)])
+    assert alone is not None
+    assert grouped is not None
+    assert alone.accuracy > 0.7 > grouped.accuracy
+    assert (grouped.low, grouped.high) == pytest.approx(
+        wilson_interval(grouped.accuracy * 100, 100)
+    )  # pairs count once
+
+
 def test_estimate_accuracy__interval_contains_the_truth_in_most_cases() -> None:
     """30 sessions of 40 chosen and 40 random labels; their heads are tested on 2,000 other images."""
     inside = []

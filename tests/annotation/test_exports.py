@@ -55,6 +55,29 @@ def test_write__is_read_as_a_data_set(tmp_path: Path, monkeypatch: pytest.Monkey
     ]  # fmt: skip
 
 
+def test_write__a_class_without_other_labels_is_for_training_with_its_group(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("tl.annotation.exports.MIN_VALIDATION", 1)
+    photos = list_photos(make_photos(tmp_path / "photos", 9, folders=("x", "y", "z")), has_groups=True)
+    assert [photos.group(i) for i in range(9)] == [*"xxxyyyzzz"]
+    labels = {0: 0, 3: 1, 4: 0, 6: 0}  # the only image of class 1 is reserved, and in one group with image 4
+    snapshot = make_snapshot(
+        9, label=labels, status=dict.fromkeys(labels, 1), reserved=dict.fromkeys([3, 4, 5, 6, 7, 8], 1)
+    )
+    Exports(tmp_path / "labels.csv", photos).write(snapshot)
+    found = [(image.group, image.split) for image in read_images(tmp_path / "labels.csv")]
+    assert found == [("x", "train"), ("y", "train"), ("y", "train"), ("z", "val")]
+
+
+def test_write__without_enough_random_labels_there_is_no_split(tmp_path: Path) -> None:
+    photos = list_photos(make_photos(tmp_path / "photos", 6))
+    labels = {i: i % 2 for i in range(6)}
+    snapshot = make_snapshot(6, label=labels, status=dict.fromkeys(labels, 1), reserved={0: 1, 1: 1})
+    Exports(tmp_path / "labels.csv", photos).write(snapshot)
+    assert {image.split for image in read_images(tmp_path / "labels.csv")} == {""}
+
+
 def test_write__notes_only_if_there_are_any(tmp_path: Path) -> None:
     photos = list_photos(make_photos(tmp_path, 6))
     exports = Exports(tmp_path / "labels.csv", photos)

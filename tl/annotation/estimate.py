@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from threadpoolctl import threadpool_limits
 
 from tl.annotation.learner import C, solve, stratified_folds
-from tl.evaluation.metrics import wilson_interval
+from tl.evaluation.metrics import accuracy_interval, cluster_ids, wilson_interval
 
 # With fewer, the interval says next to nothing.
 MIN_RANDOM = 10
@@ -44,19 +44,22 @@ def estimate_accuracy(
     is_random: NDArray[np.bool_],
     class_names: Sequence[str],
     seed: int = 0,
+    groups: Sequence[str] = (),
 ) -> Estimate | None:
     """Estimate the accuracy of the head that is fitted to all labeled images; features (n, D), class ids (n,).
 
     `is_random` (n,): which images were drawn at random and labeled without a suggestion. Each of them is predicted by
     a head that is fitted to all labeled images but a fifth of the random ones, its own among them. None with fewer than
-    10 random images, or if they leave fewer than two classes. Deterministic for a seed.
+    10 random images, or if they leave fewer than two classes. Deterministic for a seed. `groups` (n,), '' for none:
+    images of one group are held out together and count for less, as in `accuracy_interval`.
 
     Source: Stone 1974 for cross-validation; only random images may be held out, because chosen ones are harder.
     """
     rows = np.flatnonzero(is_random)
     if len(rows) < MIN_RANDOM or len(class_names) < 2:
         return None
-    fold = stratified_folds(ids[rows], FOLDS, seed)
+    own_groups = [groups[i] for i in rows.tolist()] if groups else []
+    fold = _cut_folds(ids[rows], own_groups, seed)
     is_right = np.zeros(len(rows), bool)
     for k in range(FOLDS):
         held = rows[fold == k]
@@ -68,8 +71,18 @@ def estimate_accuracy(
             decided = known[solve(features[rest], own, C).logits(features[held]).argmax(axis=1)]
         is_right[fold == k] = decided == ids[held]
     hits, count = int(is_right.sum()), len(rows)
-    low, high = wilson_interval(hits, count)
+    low, high = accuracy_interval(is_right, own_groups)
     return Estimate(hits / count, low, high, count, more_to_halve(hits, count))
+
+
+def _cut_folds(ids: NDArray[np.int64], groups: Sequence[str], seed: int) -> NDArray[np.int64]:
+    """A fold (n,) for each image; images of one group are in the same."""
+    clusters = cluster_ids(groups, len(ids))
+    count = int(clusters.max()) + 1
+    if count == len(ids):
+        return stratified_folds(ids, FOLDS, seed)
+    folds: NDArray[np.int64] = np.random.default_rng(seed).permutation(count)[clusters] % FOLDS
+    return folds
 
 
 def more_to_halve(hits: int, count: int) -> int:

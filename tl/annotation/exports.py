@@ -77,7 +77,7 @@ class Exports:
         """Write both files. Raises `OutputError`."""
         labeled = np.flatnonzero(snapshot.status == LABELED).tolist()
         columns = [name for name in COLUMNS if name != "group" or self._photos.has_groups]
-        splits = _splits(snapshot, labeled)
+        splits = _splits(snapshot, labeled, [self._photos.group(i) for i in labeled])
         rows = (self._row(snapshot, i, split, columns) for i, split in zip(labeled, splits, strict=True))
         write_text(self.output, csv_text([columns, *rows]))
         noted = np.zeros(len(self._photos), bool)
@@ -115,14 +115,16 @@ class Exports:
         return [cells[name] for name in columns]
 
 
-def _splits(snapshot: Snapshot, labeled: Sequence[int]) -> list[str]:
-    """The split of each labeled image: val for the reserved ones.
+def _splits(snapshot: Snapshot, labeled: Sequence[int], groups: Sequence[str]) -> list[str]:
+    """The split of each labeled image: val for the reserved ones. `groups`: of the labeled images, "" for none.
 
-    That was fixed when the reserve was drawn, so that no image changes sides; only classes that have no other labels
-    yet are for training, which needs an image of each.
+    That was fixed when the reserve was drawn, so that no image changes sides; only images of classes that have no other
+    labels yet, and their groups, are for training, which needs an image of each class.
     """
     reserved, label = snapshot.reserved[labeled], snapshot.label[labeled]
     is_val = reserved & np.isin(label, label[~reserved])
+    moved = {groups[i] for i in np.flatnonzero(reserved & ~is_val).tolist()} - {""}
+    is_val &= ~np.array([group in moved for group in groups], bool)
     if is_val.sum() < MIN_VALIDATION:
         return [""] * len(labeled)
     return ["val" if one else "train" for one in is_val.tolist()]

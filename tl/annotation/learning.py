@@ -33,13 +33,17 @@ Indices = NDArray[np.intp]
 
 @dataclass(frozen=True)
 class LabelState:
-    """Copies of what is learned from. `reserved` bool (N,): never chosen; `is_random` bool (N,): a random sample."""
+    """Copies of what is learned from. `reserved` bool (N,): never chosen; `is_random` bool (N,): a random sample.
+
+    `groups` (N,): as in `Photos.group`; empty without groups.
+    """
 
     label: NDArray[np.int32]
     status: NDArray[np.uint8]
     reserved: NDArray[np.bool_]
     is_random: NDArray[np.bool_]
     class_names: tuple[str, ...]
+    groups: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -176,7 +180,9 @@ class Learning:
         self._told()
         is_due = time.monotonic() - self._estimated_at > _SECONDS_BETWEEN_ESTIMATES or not self._is_pressed
         if self._head is not None and key != self._estimated and is_due and not self._is_closed:
-            estimate = estimate_accuracy(matrix[rows], own.astype(np.int64), state.is_random[rows], names, self._seed)
+            groups = [state.groups[i] for i in rows.tolist()] if state.groups else []
+            random = state.is_random[rows]
+            estimate = estimate_accuracy(matrix[rows], own.astype(np.int64), random, names, self._seed, groups)
             self._estimated, self._estimated_at = key, time.monotonic()
             self.learned = replace(self.learned, estimate=estimate)
 

@@ -88,6 +88,7 @@ class LabelSession:
         self._journal, self._order = begun.journal, begun.reserve
         self._lock, self._counting = threading.RLock(), threading.Lock()
         count = len(begun.photos)
+        self._groups = tuple(map(begun.photos.group, range(count))) if begun.photos.has_groups else ()
         self.reserved = np.zeros(count, bool)
         self.reserved[begun.reserve] = True
         rest = np.random.default_rng(begun.seed).permutation(np.flatnonzero(~self.reserved))
@@ -134,7 +135,9 @@ class LabelSession:
         with self._lock:
             labels = self.labels
             names = tuple(labels.class_names)
-            return LabelState(labels.label.copy(), labels.status.copy(), self.reserved, self._is_random(), names)
+            return LabelState(
+                labels.label.copy(), labels.status.copy(), self.reserved, self._is_random(), names, self._groups
+            )
 
     def _is_random(self) -> NDArray[np.bool_]:
         """Which labels are a random sample: of the reserve, as far as no image before them in its order is open.
