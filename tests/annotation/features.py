@@ -1,45 +1,12 @@
-"""Model files with an embedding, photos and features for tests, created without torch."""
+"""Photos and features for tests of learning."""
 
 from __future__ import annotations
 
 from pathlib import Path
 
 import numpy as np
-import onnx
 from numpy.typing import NDArray
-from onnx import TensorProto, helper, numpy_helper
 from PIL import Image
-
-from tests.models import make_contract
-from tl.runtime.model_file.contract import METADATA_KEY, dump_contract
-
-
-def make_embedding_model(path: Path) -> Path:
-    """The color model for 8x8 images with `embedding` (N, 3): the mean of each channel, 0 to 255."""
-    graph = helper.make_graph(
-        [
-            helper.make_node("Cast", ["images"], ["pixels"], to=TensorProto.FLOAT),
-            helper.make_node("ReduceMean", ["pixels", "axes"], ["embedding"], keepdims=0),
-            helper.make_node("Mul", ["embedding", "gain"], ["logits"]),
-            helper.make_node("Softmax", ["logits"], ["probabilities"], axis=1),
-        ],
-        "color",
-        [helper.make_tensor_value_info("images", TensorProto.UINT8, ["N", 8, 8, 3])],
-        [
-            helper.make_tensor_value_info("probabilities", TensorProto.FLOAT, ["N", 3]),
-            helper.make_tensor_value_info("embedding", TensorProto.FLOAT, ["N", 3]),
-        ],
-        [
-            numpy_helper.from_array(np.array([1, 2], np.int64), "axes"),
-            numpy_helper.from_array(np.array(0.05, np.float32), "gain"),
-        ],
-    )
-    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)], ir_version=8)
-    contract = make_contract(outputs=("probabilities", "embedding"))
-    helper.set_model_props(model, {METADATA_KEY: dump_contract(contract)})
-    onnx.checker.check_model(model)
-    path.write_bytes(model.SerializeToString())
-    return path
 
 
 def write_photos(folder: Path, count: int) -> tuple[list[str], NDArray[np.float32]]:

@@ -43,13 +43,13 @@ def color_of(name: str) -> str:
     return Path(name).stem.rpartition("-")[2]
 
 
-def make_embedding_model(path: Path) -> Path:
-    """The color model of 8x8 inputs with the mean color, in tenths, as its embedding (N, 3)."""
+def make_embedding_model(path: Path, scale: float = 0.1) -> Path:
+    """The color model of 8x8 inputs with the mean color, times `scale`, as its embedding (N, 3)."""
     graph = helper.make_graph(
         [
             helper.make_node("Cast", ["images"], ["pixels"], to=TensorProto.FLOAT),
             helper.make_node("ReduceMean", ["pixels", "axes"], ["means"], keepdims=0),
-            helper.make_node("Mul", ["means", "tenth"], ["embedding"]),
+            helper.make_node("Mul", ["means", "scale"], ["embedding"]),
             helper.make_node("Mul", ["means", "gain"], ["logits"]),
             helper.make_node("Softmax", ["logits"], ["probabilities"], axis=1),
         ],
@@ -61,7 +61,7 @@ def make_embedding_model(path: Path) -> Path:
         ],
         [
             numpy_helper.from_array(np.array([1, 2], np.int64), "axes"),
-            numpy_helper.from_array(np.array(0.1, np.float32), "tenth"),
+            numpy_helper.from_array(np.array(scale, np.float32), "scale"),
             numpy_helper.from_array(np.array(0.05, np.float32), "gain"),
         ],
     )

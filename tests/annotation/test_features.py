@@ -14,7 +14,8 @@ import pytest
 from numpy.typing import NDArray
 from PIL import Image
 
-from tests.annotation.features import make_embedding_model, write_photos
+from tests.annotation.features import write_photos
+from tests.annotation.photos import make_embedding_model
 from tests.models import make_model
 from tl.annotation.content_hashes import ContentHashes, read_stamp
 from tl.annotation.features import FeatureSource, ModelFileSource, PhotoFeatures, open_source
@@ -34,7 +35,7 @@ def own_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 @pytest.fixture
 def model(tmp_path: Path, own_cache: Path) -> Path:
-    return make_embedding_model(tmp_path / "color.onnx")
+    return make_embedding_model(tmp_path / "color.onnx", scale=1.0)
 
 
 @dataclass
