@@ -3,10 +3,11 @@
 The labels of sets in $TL_SHARED/data are revealed in batches of 20, as somebody would give them. 30% of each class are
 test images, drawn anew for each seed; a random 15% (50 to 400) of the others are the reserve, which gives RANDOM_SHARE
 of each batch. `random`: all labels are random. Other rules are named START/NEXT, as in `labeling_rules.py`; `tl` is
-what `tl label` does. The rule was chosen on TUNING; the other sets only report.
+what `tl label` does, and `tl-blind` the same with a choice that does not know the random labels. The rule was chosen on
+TUNING; the other sets only report.
 
     TL_SHARED=... python benchmarks/labeling.py rules tuning|report OUT.jsonl SEEDS RULE[@SHARE] ...
-    TL_SHARED=... python benchmarks/labeling.py estimate tuning|report OUT.jsonl SEEDS SHARE ...
+    TL_SHARED=... python benchmarks/labeling.py estimate tuning|report OUT.jsonl SEEDS tl|tl-blind[@SHARE] ...
     TL_SHARED=... python benchmarks/labeling.py times
     TL_SHARED=... python benchmarks/labeling.py table OUT.jsonl
 """
@@ -26,7 +27,7 @@ from labeling_rules import FIRST, NEXT
 from tl.annotation.estimate import estimate_accuracy
 from tl.annotation.learner import FittedHead, fit_head
 from tl.annotation.selection import RANDOM_SHARE, choose_images
-from tl.data.features import directions
+from tl.data.features import directions, standard_scale
 
 TUNING = ("cifar10", "coins", "imagenet-val-500", "brain-mri", "cifar10:long-tail")
 REPORT = ("pacs-cartoon", "cats-dogs", "hymenoptera", "tiny-imagenet", "pacs-cartoon:long-tail")
@@ -55,7 +56,7 @@ class Session:
             size, self.share = count, 1.0
         self.reserve, self.free = order[:size].tolist(), np.ones(count, bool)
         self.free[self.reserve] = False
-        self.x = directions(self.features, self.features) if "/" in self.rule else self.features
+        self.x = directions(self.features, standard_scale(self.features)) if "/" in self.rule else self.features
 
     def label(self, count: int) -> None:
         """Label a batch, and fit the head."""
@@ -74,7 +75,8 @@ class Session:
         count = min(count, len(candidates))
         if not count:
             return []
-        probabilities = None if self.head is None else self.head.probabilities(self.features)
+        head = self.blind_head() if self.rule == "tl-blind" else self.head
+        probabilities = None if head is None else head.probabilities(self.features)
         if "/" not in self.rule:
             labeled = np.array(self.labeled, np.intp)
             return choose_images(self.features, probabilities, candidates, labeled, count, seed).tolist()
@@ -83,6 +85,12 @@ class Session:
         if probabilities is None:
             return candidates[FIRST[first](x, count, seed)].tolist()
         return candidates[NEXT[following](x, probabilities[candidates], count, seed)].tolist()
+
+    def blind_head(self) -> FittedHead | None:
+        """A head that knows no random label, so that the choice does not depend on them."""
+        rows = np.array(self.labeled, np.intp)[~np.array(self.is_random, bool)]
+        known, own = np.unique(self.ids[rows], return_inverse=True)
+        return fit_head(self.features[rows], own, tuple(map(str, known))) if len(known) > 1 else None
 
     def is_right(self, features: np.ndarray, ids: np.ndarray) -> np.ndarray:
         if self.head is None:
@@ -118,10 +126,11 @@ def run_rules(names: tuple[str, ...], out: Path, seeds: int, rules: list[str]) -
         print(f"{rule}: {time.monotonic() - began:.0f} s", file=sys.stderr, flush=True)
 
 
-def run_estimates(names: tuple[str, ...], out: Path, seeds: int, shares: list[str]) -> None:
-    for share in shares:
+def run_estimates(names: tuple[str, ...], out: Path, seeds: int, rules: list[str]) -> None:
+    for rule in rules:
         found = []
-        for name, session, features, ids in sessions(names, seeds, "tl", float(share)):
+        base, _, share = rule.partition("@")
+        for name, session, features, ids in sessions(names, seeds, base, float(share or RANDOM_SHARE)):
             while len(session.labeled) + BATCH <= min(MOST, len(session.ids) // 2):
                 session.label(BATCH)
                 if len(session.labeled) in SHOWN:
@@ -140,7 +149,13 @@ def judge(name: str, session: Session, features: np.ndarray, ids: np.ndarray) ->
     rest = np.setdiff1d(np.arange(len(session.ids)), rows)
     unlabeled = float(session.is_right(session.features[rest], session.ids[rest]).mean())
     test = float(session.is_right(features, ids).mean())
-    case = {"kind": "estimate", "set": name, "share": session.share, "labels": len(rows), "unlabeled": unlabeled}
+    case = {
+        "kind": "estimate",
+        "set": name,
+        "share": f"{session.rule}@{session.share:g}",
+        "labels": len(rows),
+        "unlabeled": unlabeled,
+    }
     return [{**case, **vars(estimate), "width": estimate.high - estimate.low, "test": test, "tests": len(ids)}]
 
 
@@ -166,7 +181,7 @@ def table(out: Path) -> None:
 
 
 def print_estimates(rows: list[dict]) -> None:
-    titles = "share, labels | cases | random labels | bias to unlabeled, test | interval contains them | width"
+    titles = "rule@share, labels | cases | random labels | bias to unlabeled, test | interval contains them | width"
     print(f"\n| {titles} |\n|---|---|---|---|---|---|")
     cases = defaultdict(list)
     for row in rows:
@@ -177,7 +192,7 @@ def print_estimates(rows: list[dict]) -> None:
         bias = ", ".join(f"{np.mean([row['accuracy'] - row[truth] for row in found]):+.3f}" for truth in truths)
         inside = ", ".join(f"{np.mean([row['low'] <= row[t] <= row['high'] for row in found]):.1%}" for t in truths)
         width, n = (np.mean([row[k] for row in found]) for k in ("width", "n"))
-        print(f"| {share:g}, {labels} | {len(found)} | {n:.0f} | {bias} | {inside} | {width:.3f} |")
+        print(f"| {share}, {labels} | {len(found)} | {n:.0f} | {bias} | {inside} | {width:.3f} |")
 
 
 def times() -> None:

@@ -31,7 +31,8 @@ def make_snapshot(count: int, **changes: dict[int, int]) -> Snapshot:
     return Snapshot(notes={1: 'a "b",\nc', 4: "dark"}, class_names=["ant, small", "bee"], **arrays)  # type: ignore[arg-type]
 
 
-def test_write__is_read_as_a_data_set(tmp_path: Path) -> None:
+def test_write__is_read_as_a_data_set(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("tl.annotation.exports.MIN_VALIDATION", 1)
     photos = list_photos(make_photos(tmp_path / "in" / "photos", 6, folders=("x", "y")), has_groups=True)
     output = tmp_path / "out" / "labels.csv"
     output.parent.mkdir()

@@ -118,6 +118,26 @@ def test_open_session__an_output_without_a_journal_is_nobodys_to_replace(photos:
     assert said[1:] == ["labels.journal.jsonl is now labels.1.journal.jsonl", "labels.csv is now labels.2.csv"]
 
 
+def test_open_session__keeps_an_output_that_was_edited(photos: Path, output: Path) -> None:
+    plan, said = SessionPlan(photos, output), list[str]()
+    with open_session(plan, None) as session:
+        label(session, 0, 1)
+        session.note("w", Seen(0, 0), 'a "b",\nc')
+    late = time.time() + 60
+    os.utime(output, (late, late))  # copied, and not changed
+    with open_session(plan, None, said.append):
+        pass
+    assert said == []
+    edited = output.read_text().replace(",red,", ",mine,")
+    output.write_text(edited)
+    os.utime(output, (late, late))
+    with open_session(plan, None, said.append):
+        pass
+    assert said[0].startswith("labels.csv was edited since the last session")
+    assert output.with_name("labels.1.csv").read_text() == edited
+    assert {row["label"] for row in rows(output)} == {"red"}
+
+
 def test_open_session__takes_over_labels(photos: Path, output: Path) -> None:
     output.write_text(
         "path,label\n" + "".join(f"photos/a/{path.name},{color_of(path.name)}\n" for path in (photos / "a").iterdir())

@@ -12,7 +12,7 @@ from PIL import Image
 from tests.commands.conftest import RunTl
 from tests.models import make_model, solid
 from tests.runtime.labeling.exports import choice, key_point, save_json, save_photos, task, via_image, via_project
-from tests.spots import USUAL_XY, make_spot_model, save_spots
+from tests.spots import SPOTS, USUAL_XY, make_spot_model, save_spots
 
 
 def accept(path: Path) -> None:
@@ -130,6 +130,25 @@ def test_convert__task_annotators_and_faults(run_tl: RunTl, tmp_path: Path) -> N
         done = run_tl("convert", *words)
         assert done.code == 1
         assert message in done.err
+
+
+def test_evaluate__a_file_with_classes_and_points_by_the_model_s_task(run_tl: RunTl, tmp_path: Path) -> None:
+    names = [f"{i}.png" for i in range(3)]
+    for name, color in zip(names, ((250, 10, 10), (10, 250, 10), (10, 10, 250)), strict=True):
+        Image.fromarray(solid(color, 10, 20)).save(tmp_path / name)
+    tasks = [
+        task(i, name, [choice(label), *(key_point(spot, 50, 50) for spot in SPOTS)])
+        for i, (name, label) in enumerate(zip(names, ("red", "green", "red"), strict=True))
+    ]
+    path = save_json(tmp_path / "x.json", tasks)
+    done = run_tl("evaluate", path, "--model", make_model(tmp_path / "c.onnx"), "--device", "cpu")
+    assert done.code == 0, done.err
+    assert (done.rows()[0]["n"], done.rows()[0]["top1_accuracy"]) == ("3", "0.6667")
+    done = run_tl("evaluate", path, "--model", make_spot_model(tmp_path / "p.onnx"), "--device", "cpu")
+    assert done.code == 0, done.err
+    assert done.rows()[0]["points"] == str(3 * len(SPOTS))
+    done = run_tl("evaluate", path, "--model", tmp_path / "c.onnx", "--merge", "median", "--device", "cpu")
+    assert (done.code, "applies only to landmarks" in done.err) == (1, True)
 
 
 def test_convert__via_with_several_attributes(run_tl: RunTl, tmp_path: Path) -> None:

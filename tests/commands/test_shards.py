@@ -219,6 +219,8 @@ def test_predict__join_refuses_formats_that_one_run_refuses(
     make_regression_model(Path("numbers.onnx"))
     save_spots(Path("spots/0.png"), USUAL_XY)
     make_spot_model(Path("points.onnx"))
+    make_spot_model(Path("part.onnx"), region="box")
+    Path("boxes.csv").write_text("path,box_x,box_y,box_w,box_h\nspots/0.png,0,0,40,30\n", encoding="utf-8")
     placed = [make_composite(Path("photos") / f"{i}.jpg", ["fox"], i)[0] for i in range(2)]
     found = [[detection(placed[0].xywh)], []]
     boxes = megadetector([{"file": f"photos/{i}.jpg", "detections": found[i]} for i in range(2)])
@@ -230,6 +232,7 @@ def test_predict__join_refuses_formats_that_one_run_refuses(
         "numbers": [many / "a", "-m", "numbers.onnx"],
         "points": ["spots", "-m", "points.onnx", "--exif"],
         "boxes": ["photos", "-m", "boxed.onnx", "--boxes", "md.json"],
+        "parts": ["spots", "-m", "part.onnx", "--boxes", "boxes.csv"],
     }
     for name, words in runs.items():
         assert predict_shards(run_tl, 2, Path(name), *words, "--device", "cpu") == [0, 0]
@@ -237,6 +240,7 @@ def test_predict__join_refuses_formats_that_one_run_refuses(
     for name, to, suffix, fault in (
         *(("classes", *named, "applies only to landmark models, but this is a classifier") for named in formats),
         ("boxes", "labelstudio", "json", "--to labelstudio writes one task per image, without --sequence, --exif and"),
+        ("parts", "labelstudio", "json", "--to labelstudio writes one task per image, without --sequence, --exif and"),
         ("noted", "labelstudio", "json", "--to labelstudio writes one task per image, without --sequence, --exif and"),
         ("numbers", "labelstudio", "json", "--to labelstudio does not apply to a model for regression"),
         ("numbers", "long", "csv", "--to long does not apply to a model for regression"),

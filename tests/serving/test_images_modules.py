@@ -62,7 +62,8 @@ const run = ({ order, steps }) => {
   selection.setOrder(order);
   return steps.map(([what, ...given]) => {
     const result = selection[what](...given);
-    return { focus: selection.focus, selected: [...selection.selected].sort((a, b) => a - b), targets: selection.targets(), result };
+    const selected = [...selection.selected].sort((one, other) => one - other);
+    return { focus: selection.focus, selected, targets: selection.targets(), result };
   });
 };
 """
@@ -166,7 +167,8 @@ def test_tones__stay_with_their_class(tmp_path: Path) -> None:
     import { Tones } from "@/images/tones.js";
     const run = (lists) => {
       const tones = new Tones();
-      return lists.map((names) => (tones.update(names), Object.fromEntries(names.map((name) => [name, tones.of(name)]))));
+      const all = (names) => Object.fromEntries(names.map((name) => [name, tones.of(name)]));
+      return lists.map((names) => (tones.update(names), all(names)));
     };
     """
     lists = [["ant", "bee", "fly"], ["ant", "wasp", "fly"], ["wasp", "fly"], ["wasp", "fly", "new"]]
@@ -203,7 +205,8 @@ def test_records__assumptions_wait_for_their_answers(tmp_path: Path) -> None:
     code = """
     import { Records } from "@/images/records.js";
     const run = async () => {
-      const asked = [], fetch = (ids) => (asked.push(ids), Promise.resolve({ records: ids.map((id) => ({ id, version: 0, label: null })) }));
+      const asked = [];
+      const fetch = async (ids) => (asked.push(ids), { records: ids.map((id) => ({ id, version: 0, label: null })) });
       const records = new Records(fetch, () => {}), seen = [];
       records.want([...Array(450).keys()]);
       await new Promise((resolve) => setTimeout(resolve, 60));
@@ -231,15 +234,16 @@ def test_records__assumptions_wait_for_their_answers(tmp_path: Path) -> None:
 LISTS = """
 import { bySuggestion, extendRanked, matchClasses, putBack, refillQueue } from "@/label/lists.js";
 const run = () => {
-  const open = (id) => id % 2 === 0;
+  const open = (id) => id % 2 === 0, names = ["giant ant", "antlion", "ant", "Bee", "sand wasp"];
+  const suggested = [{ id: 1, suggestion: "ant" }, { id: 2, suggestion: null }, { id: 3, suggestion: "ant" }];
   return {
     queue: refillQueue([2, 3, 4, 6], [8, 4, 5, 10, 12], open),
     full: refillQueue([2, 4, 6], [8, 10, 12], open),
     ranked: extendRanked([6, 2, 3], [2, 8, 6], open),
     back: putBack([10, 13], [12, 11], new Map([[11, 1], [12, 2]])),
     twice: putBack([10, 11], [11], new Map([[11, 0]])),
-    groups: [...bySuggestion([{ id: 1, suggestion: "ant" }, { id: 2, suggestion: null }, { id: 3, suggestion: "ant" }])],
-    matches: ["AN", "bee", "wa", " ", "ant"].map((text) => matchClasses(["giant ant", "antlion", "ant", "Bee", "sand wasp"], text)),
+    groups: [...bySuggestion(suggested)],
+    matches: ["AN", "bee", "wa", " ", "ant"].map((text) => matchClasses(names, text)),
   };
 };
 """
@@ -263,8 +267,11 @@ def test_match_classes__prefixes_first(tmp_path: Path) -> None:
 def test_empty__says_what_to_do_next(tmp_path: Path) -> None:
     code = """
     import { EMPTY, NOTES, TITLES } from "@/label/texts.js";
-    const run = (states) => ({ views: [Object.keys(EMPTY), Object.keys(NOTES), Object.keys(TITLES)].map((names) => names.sort()),
-      told: states.map((state) => Object.values(EMPTY).map((told) => told({ state, label: null, search: "", other: null }))) });
+    const known = { label: null, search: "", other: null };
+    const run = (states) => ({
+      views: [EMPTY, NOTES, TITLES].map((texts) => Object.keys(texts).sort()),
+      told: states.map((state) => Object.values(EMPTY).map((told) => told({ state, ...known }))),
+    });
     """
     blank = {"num_images": 9, "classes": [], "counts": {}, "features": {"error": None}, "head": None}
     used = blank | {"classes": [{"name": "ant", "count": 2}, {"name": "bee", "count": 1}]}

@@ -17,6 +17,7 @@ from tests.annotation.photos import color_of, make_embedding_model, make_photos
 from tests.full_disk import largest_file
 from tests.serving.label_server import Labeling, labeling
 from tl.annotation.journal import Journal
+from tl.annotation.model_making import MadeModel, Method
 from tl.annotation.opening import SessionPlan
 from tl.progress import Progress
 
@@ -319,7 +320,7 @@ def test_events__a_limited_number_of_streams(page: Labeling) -> None:
         time.sleep(0.1)
 
 
-def make_slowly(labels: Path, run: Path, model: Path, *, method: str, backbone: str | None, progress: Progress) -> None:
+def make_slowly(labels: Path, model: Path, *, run: Path, method: Method, progress: Progress) -> MadeModel:
     """Stands for training: counts labels, until there are no more steps."""
     lines = labels.read_text(encoding="utf-8").splitlines()
     progress.start("training", 1000, "steps")
@@ -328,6 +329,7 @@ def make_slowly(labels: Path, run: Path, model: Path, *, method: str, backbone: 
         progress.advance()
     run.mkdir()
     model.write_text(str(len(lines) - 1))
+    return MadeModel(model, run, {"val": {"top1_accuracy": 1.0, "ci_low": 0.2, "ci_high": 1.0, "n": 2}})
 
 
 def test_model__made_and_canceled(photos: Path, tmp_path: Path) -> None:

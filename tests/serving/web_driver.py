@@ -69,12 +69,14 @@ class Driven:
     errors: list[str]
 
 
-def drive(npm: Path, url: str, steps: Sequence[dict[str, Any]], tmp_path: Path, **job: Any) -> Driven:
-    """Open a page and do the steps of drive.mjs; without an error of the page."""
+def drive(
+    npm: Path, url: str, steps: Sequence[dict[str, Any]], tmp_path: Path, *, script: str = "drive.mjs", **job: Any
+) -> Driven:
+    """Open a page and do the steps of drive.mjs, or of another script beside it."""
     told = {"npm": str(npm), "chromium": CHROMIUM, "url": url, "steps": steps, **job}
     (tmp_path / "job.json").write_text(json.dumps(told), encoding="utf-8")
     done = subprocess.run(
-        [str(NODE), str(Path(__file__).with_name("drive.mjs")), str(tmp_path / "job.json")],
+        [str(NODE), str(Path(__file__).with_name(script)), str(tmp_path / "job.json")],
         capture_output=True,
         text=True,
         check=False,

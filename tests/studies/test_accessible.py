@@ -27,7 +27,7 @@ _RUN = """
 addEventListener("load", () => {
   document.querySelectorAll("details").forEach((each) => { each.open = true; });
   document.querySelector(".matrix td button")?.click();
-  const close = document.querySelector(".chosen button"); if (close) close.click();
+  const close = document.querySelector(".filtered button"); if (close) close.click();
   setTimeout(() => axe.run().then((found) => {
     document.body.dataset.found = JSON.stringify(found.violations.map((each) =>
       [each.id, each.nodes.slice(0, 3).map((node) => node.html.slice(0, 200))]));

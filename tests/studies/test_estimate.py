@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+from collections import Counter
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -11,10 +12,14 @@ from tests.commands.conftest import RunTl
 from tests.commands.conftest import run_tl as run_tl
 from tests.runtime.labeling.exports import choice, key_point, save_json, save_photos, task
 from tests.studies.make import make_labels, make_study
-from tl.studies.estimate import EXPORT_SECONDS, estimate_after, estimate_seconds
+from tests.trainer.make import make_config
+from tl.progress import Silent
+from tl.studies.estimate import EXPORT_SECONDS, _counts, estimate_after, estimate_seconds
 from tl.studies.selection import LATENCY_SECONDS
 from tl.studies.study import read_study
 from tl.studies.sweep import CellRun, cell_runs
+from tl.trainer.options import resolve
+from tl.trainer.train import train
 
 
 @pytest.fixture(scope="module")
@@ -48,6 +53,28 @@ def test_estimate_seconds__classes_of_a_file_that_has_points_too(tmp_path: Path)
     path = save_json(tmp_path / "x.json", [task(i, f"{i}.png", each) for i, each in enumerate(answers)])
     [run] = make_runs(tmp_path, path, variants={"a": {"task": "classification", "method": "scratch"}})
     assert estimate_seconds([run]) > 0  # by its points, there is one image and nothing to hold out
+
+
+def test_count_images__with_several_labels_as_a_run_splits_them(tmp_path: Path) -> None:
+    """Read as classes, each of the sets of labels would be a class, most of them of one image."""
+    save_photos(tmp_path, [f"{i}.png" for i in range(20)])
+    rows = "".join(f"{i}.png, {', '.join(str((i + 1) >> k & 1) for k in range(4))}\n" for i in range(20))
+    path = tmp_path / "_classes.csv"
+    path.write_text(f"filename, ant, bee, cat, dog\n{rows}", encoding="utf-8")
+    config = make_config(path, tmp_path / "run", image_size=32, epochs=1, augment="none")
+    splits = Counter(row["split"] for row in train(config, Silent()).run.rows("manifest.csv"))
+    assert resolve(config).task == "multilabel"
+    assert _counts(resolve(config)) == splits
+
+
+def test_count_images__of_columns_of_labels_and_numbers(tmp_path: Path) -> None:
+    save_photos(tmp_path, [f"{i}.png" for i in range(20)])
+    rows = "".join(f"{i}.png,{i % 2},{int(i < 10)},{i / 3:.2f}\n" for i in range(20))
+    path = tmp_path / "t.csv"
+    path.write_text(f"path,cat,dog,age\n{rows}", encoding="utf-8")
+    for kind, target in (("multilabel", ("cat", "dog")), ("regression", ("age",))):
+        config = make_config(path, tmp_path / "run", task=kind, target=target)
+        assert _counts(resolve(config)).total() == 20
 
 
 def test_estimate_after__models_that_will_be_selected(labels: Path, tmp_path: Path) -> None:

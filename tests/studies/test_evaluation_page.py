@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -12,16 +13,21 @@ import pytest
 from tests.commands.conftest import RunTl
 from tests.commands.conftest import run_tl as run_tl
 from tests.models import color_probabilities, make_contract, make_model, solid
-from tests.trainer.make import make_png
+from tests.trainer.make import make_class_folders, make_config, make_png
 from tl.data.manifests import LabeledImage
-from tl.evaluation.evaluate import Evaluation, evaluate
+from tl.evaluation.evaluate import evaluate
+from tl.exporter.export import export_run
 from tl.progress import Silent
 from tl.runtime.ensembles.selective import conformal_scores
-from tl.runtime.model_file.contract import Conformal, Contract
+from tl.runtime.imaging.pipeline import load_input
+from tl.runtime.model_file.contract import Conformal
 from tl.runtime.predictor import load
+from tl.runtime.session import Session
 from tl.studies.report.class_sections import accuracy_note
-from tl.studies.report.evaluation_page import build_evaluation_page
-from tl.studies.report.page import Gallery, Matrix, Page, Table
+from tl.studies.report.evaluation_page import EvaluatedFile, build_evaluation_page
+from tl.studies.report.model_map import embed_images
+from tl.studies.report.page import Gallery, ImageMap, Matrix, Page, Table
+from tl.trainer.train import train
 
 # True class and color; the second looks green but is labeled red.
 CASES = (("red", (200, 30, 20)), ("red", (100, 110, 60)), ("green", (20, 180, 60)), ("blue", (10, 60, 90)))
@@ -35,12 +41,13 @@ def photos(tmp_path: Path) -> Path:
     return tmp_path / "photos"
 
 
-def evaluated(model: Path, photos: Path) -> tuple[Evaluation, Contract]:
+def built(model: Path, photos: Path, split: str = "test") -> Page:
     images = [LabeledImage(str(path), path.name, path.parent.name) for path in sorted(photos.rglob("*.png"))]
     with load(model, device="cpu", threads=1) as predictor:
-        contract = predictor.ensemble.sessions[0].contract
-        assert contract is not None
-        return evaluate(predictor, images, Silent()), contract
+        scored = EvaluatedFile(
+            evaluate(predictor, images, Silent()), predictor.ensemble.sessions[0], split, images, str(photos)
+        )
+        return build_evaluation_page(scored, "tl evaluate", Silent())
 
 
 def section(page: Page, title: str) -> list[object]:
@@ -48,7 +55,7 @@ def section(page: Page, title: str) -> list[object]:
 
 
 def test_build_evaluation_page__errors_and_the_images_behind_them(photos: Path, tmp_path: Path) -> None:
-    page = build_evaluation_page(*evaluated(make_model(tmp_path / "m.onnx", gain=GAIN), photos), "test", "tl evaluate")
+    page = built(make_model(tmp_path / "m.onnx", gain=GAIN), photos)
     assert (page.title, dict(page.figures)["images"]) == ("Evaluation of m", "4")
     assert dict(page.figures)["top-1 accuracy (95%)"].startswith("75.0%")
     (matrix,) = section(page, "Confusion")
@@ -71,9 +78,7 @@ def test_build_evaluation_page__coverage_by_hand(photos: Path, tmp_path: Path) -
     contract = dataclasses.replace(
         make_contract(gain=GAIN), conformal=Conformal((0.01,) * 200 + (worst,) * 200, "validation split")
     )
-    page = build_evaluation_page(
-        *evaluated(make_model(tmp_path / "m.onnx", gain=GAIN, contract=contract), photos), "all", "tl evaluate"
-    )
+    page = built(make_model(tmp_path / "m.onnx", gain=GAIN, contract=contract), photos, "all")
     table, _ = section(page, "Prediction sets")
     assert isinstance(table, Table)
     sizes = (conformal_scores(probabilities) <= worst).sum(axis=1)
@@ -138,3 +143,44 @@ def test_accuracy_note__few_images() -> None:
     assert note.text.endswith("fewer than 10 images mean little: rare.")
     (note,) = accuracy_note(scores(0.6, 0.9, a=30, b=30) | {"groups": 7})
     assert "only 60 images in 7 groups" in note.text
+
+
+@pytest.fixture(scope="module")
+def network(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A model file with the output `embedding`, of a network that was not trained."""
+    folder = tmp_path_factory.mktemp("network")
+    config = make_config(make_class_folders(folder / "photos"), folder / "run", epochs=1)
+    return export_run(train(config, Silent()).run, folder / "m.onnx", Silent()).path
+
+
+def test_build_evaluation_page__map_by_the_embeddings_of_the_file(network: Path, tmp_path: Path) -> None:
+    photos = make_class_folders(tmp_path / "photos", 5)
+    shutil.copy(photos / "red" / "0.png", photos / "red" / "again.png")
+    page = built(network, photos)
+    _, block = section(page, "Map of the images")
+    assert isinstance(block, ImageMap)
+    (matrix,) = section(page, "Confusion")
+    assert isinstance(matrix, Matrix)
+    cells = [(dot.true_id, dot.label_id) for dot in block.dots]
+    assert [[cells.count((i, j)) for j in range(3)] for i in range(3)] == matrix.counts  # a cell shows its own images
+    assert {dot.name for dot in block.dots if "duplicate" in dot.marks} >= {"red/0.png", "red/again.png"}
+    assert "that the model finds similar" in str(section(page, "Map of the images")[0])
+
+
+def test_embed_images__as_the_graph_alone(network: Path, tmp_path: Path) -> None:
+    photos = make_class_folders(tmp_path / "photos", 2)
+    images = [LabeledImage(str(path), path.name, path.parent.name) for path in sorted(photos.rglob("*.png"))]
+    session = Session(network, device="cpu", threads=1)
+    assert session.contract is not None
+    inputs = np.stack([load_input(image.path, session.contract.preprocessing) for image in images])
+    (wanted,) = session.run(inputs, ["embedding"])
+    found = embed_images(session, images, Silent())
+    lengths = np.linalg.norm(wanted.reshape(len(images), -1), axis=1, keepdims=True)
+    np.testing.assert_allclose(found, wanted.reshape(len(images), -1) / lengths, atol=1e-5)  # float32, other batches
+
+
+def test_build_evaluation_page__no_map_of_few_images_or_without_embedding(network: Path, tmp_path: Path) -> None:
+    photos = make_class_folders(tmp_path / "photos", 5)
+    plain = built(make_model(tmp_path / "m.onnx"), photos)
+    few = built(network, make_class_folders(tmp_path / "few", 2))
+    assert not any("Map of the images" in [each.title for each in page.sections] for page in (plain, few))

@@ -8,7 +8,7 @@ import numpy as np
 
 from tl.studies.report.class_sections import Judged
 from tl.studies.report.first_screen import class_headline, examples
-from tl.studies.report.next_steps import class_steps, point_steps
+from tl.studies.report.next_steps import class_steps, point_steps, review_command
 from tl.studies.report.next_steps import test_step as kept_back
 
 NAMES = ("ant", "bee")
@@ -41,7 +41,7 @@ def test_class_steps__doubtful_labels_weak_class_and_interval() -> None:
     judged = [make_judged(f"{i}", 1, 0.9) for i in range(3)] + [make_judged("odd", 0, 0.97)]
     findings = [{"kind": "labels disagree", "path": "a", "other": "b", "detail": "x"}]
     scores = make_scores([[18, 2], [3, 7]], 0.66, 0.93)
-    steps = class_steps(scores, judged, NAMES, findings, {"bee": 12})
+    steps = class_steps(scores, judged, NAMES, findings, {"bee": 12}, review_command("my runs/a"))
     assert [step.title for step in steps] == [
         "Correct labels of equal images",
         "Check 1 doubtful label",
@@ -56,6 +56,8 @@ def test_class_steps__doubtful_labels_weak_class_and_interval() -> None:
         "7 of its 10 images are found (70%), the least of all classes; 3 are taken for 'ant'. "
         "It has 12 training images."
     )
+    review = "tl review 'my runs/a' -o reviewed.csv"
+    assert [step.command for step in steps] == [review, review, ""]
     last = class_steps(scores, [], NAMES, [], {})[-1]
     assert (last.title, "About 120 would halve" in last.reason) == ("Evaluate more images", True)
 

@@ -123,6 +123,6 @@ def test_sheet__of_2000_images_is_small(tmp_path: Path, finished_run: Run) -> No
         small = Image.fromarray(random.integers(0, 256, (12, 12, 3), np.uint8))
         small.resize((96, 96), Image.Resampling.BICUBIC).save(path)
     card = finished_run.load_card()
-    sheet, side, columns = image_map._sheet([str(path) for path in paths * 100], card.preprocessing)
+    sheet, side, columns = image_map._sheet([(str(path), None) for path in paths * 100], card.preprocessing)
     assert columns * side == sheet.size_wh[0] <= 2000
     assert len(sheet.uri) < 3_500_000

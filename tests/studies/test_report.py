@@ -19,7 +19,7 @@ from tests.trainer.make import make_config
 from tl.errors import RunError
 from tl.progress import Silent
 from tl.studies.report.neighbors import neighbors_among, open_embeddings
-from tl.studies.report.page import Card, Code, Matrix, Note, Page, Section, Table, render
+from tl.studies.report.page import Bins, Card, Code, Gallery, Matrix, Note, Page, Section, Table, render
 from tl.studies.report.run_files import open_finished, read_found, read_judged
 from tl.studies.report.run_page import build_run_page, write_run_report
 from tl.trainer.run_folder.run import Run
@@ -162,6 +162,12 @@ addEventListener("load", () => {
   const buttons = document.querySelectorAll(".matrix td button");
   found.closed = open(); buttons[0].click(); found.first = open(); buttons[1].click(); found.second = open();
   buttons[1].click(); found.again = open();
+  const bright = () => [...document.querySelectorAll("main > section > .blocks > div > .gallery > .card:not(.dim)")]
+    .map((card) => card.dataset.image);
+  const bars = document.querySelectorAll(".bins button");
+  bars[0].click(); found.unsure = bright(); bars[1].click(); found.sure = bright();
+  bars[1].click(); found.all = bright();
+  document.querySelector(".confusions button").click(); found.confused = [open(), bright()];
   found.errors = said;
   document.body.dataset.found = JSON.stringify(found);
 });
@@ -173,8 +179,12 @@ addEventListener("load", () => {
 def test_page__works_in_a_browser(tmp_path: Path) -> None:
     rows = [("a", 10), ("b", 9.5), ("c", 200), ("d", None)]
     card = Card(None, ["x"])
-    matrix = Matrix(("ant", "bee"), [[3, 1], [0, 2]], {(0, 0): [card], (0, 1): [card], (1, 1): [card]})
-    text = render(Page("p", "s", [], [Section("T", [Table(("name", "size"), rows), matrix])]))
+    counts = [[3, 1, 0], [0, 2, 0], [0, 0, 1]]
+    matrix = Matrix(("ant", "bee", "cat"), counts, {(0, 0): [card], (0, 1): [card], (1, 1): [card]})
+    answers = [("low", "0-1", 0.6), ("edge", "0-0", 0.9), ("whole", "1-1", 1.0)]
+    cards = Gallery([Card(None, [name], cell=cell, confidence=sure) for name, cell, sure in answers])
+    blocks = [Table(("name", "size"), rows), matrix, Bins((0.5, 0.9, 1.0), [0, 2], [1, 0]), cards]
+    text = render(Page("p", "s", [], [Section("T", blocks)]))
     (tmp_path / "p.html").write_text(text.replace("<head>", f"<head>{_PROBE}"), encoding="utf-8")
     flags = ["--headless", "--no-sandbox", "--disable-gpu", "--no-first-run", "--disable-background-networking"]
     flags += ["--disable-component-update", "--disable-sync", f"--user-data-dir={tmp_path / 'profile'}"]
@@ -191,6 +201,9 @@ def test_page__works_in_a_browser(tmp_path: Path) -> None:
     assert found["rising"] == ["9.5", "10", "200", "-"]
     assert found["falling"] == ["200", "10", "9.5", "-"]
     assert (found["closed"], found["first"], found["second"], found["again"]) == ([], ["0-0"], ["0-1"], [])
+    assert (found["unsure"], found["sure"]) == (["low"], ["edge", "whole"])
+    assert found["all"] == ["low", "edge", "whole"]
+    assert found["confused"] == [["0-1"], ["low"]]
 
 
 def test_neighbors_among__of_the_same_color(finished_run: Run, photos: Path, tmp_path: Path, fresh_cache: Path) -> None:

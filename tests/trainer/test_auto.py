@@ -27,8 +27,8 @@ from tl.trainer.auto import compare_methods
 from tl.trainer.config import TrainConfig
 from tl.trainer.fit.distributed import Ranks
 from tl.trainer.fit.image_training import ImageTraining
+from tl.trainer.outcome import HeldOut
 from tl.trainer.run_folder.run import Run
-from tl.trainer.task import HeldOut
 from tl.trainer.train import TrainResult, _prepare, train
 
 # Twelve images of a class hold out five of it: too few for a comparison.

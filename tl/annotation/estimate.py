@@ -14,6 +14,7 @@ from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
+from threadpoolctl import threadpool_limits
 
 from tl.annotation.learner import C, solve, stratified_folds
 from tl.evaluation.metrics import wilson_interval
@@ -63,7 +64,8 @@ def estimate_accuracy(
         known, own = np.unique(ids[rest], return_inverse=True)
         if len(known) < 2:
             return None
-        decided = known[solve(features[rest], own, C).logits(features[held]).argmax(axis=1)]
+        with threadpool_limits(1):  # as in `learner`
+            decided = known[solve(features[rest], own, C).logits(features[held]).argmax(axis=1)]
         is_right[fold == k] = decided == ids[held]
     hits, count = int(is_right.sum()), len(rows)
     low, high = wilson_interval(hits, count)

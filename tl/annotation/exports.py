@@ -17,12 +17,14 @@ from numpy.typing import NDArray
 
 from tl.annotation.labels import LABELED, STATUS_NAMES, Labels
 from tl.annotation.photos import Photos
-from tl.errors import OutputError
+from tl.errors import DataError, OutputError
 from tl.runtime.output.files import output_errors, write_text
-from tl.runtime.sources.tables import csv_text
+from tl.runtime.sources.tables import csv_text, read_table
 
 COLUMNS = ("path", "label", "split", "group", "sampled", "note")
 NOTE_COLUMNS = ("path", "status", "note")
+# With fewer random labels, a split for validation would say nothing; training then makes its own.
+MIN_VALIDATION = 20
 # Actions that follow each other within this time are written together.
 _SECONDS_TOGETHER = 0.4
 _SECONDS_BETWEEN_TRIES = 5.0
@@ -75,7 +77,8 @@ class Exports:
         """Write both files. Raises `OutputError`."""
         labeled = np.flatnonzero(snapshot.status == LABELED).tolist()
         columns = [name for name in COLUMNS if name != "group" or self._photos.has_groups]
-        rows = (self._row(snapshot, i, columns) for i in labeled)
+        splits = _splits(snapshot, labeled)
+        rows = (self._row(snapshot, i, split, columns) for i, split in zip(labeled, splits, strict=True))
         write_text(self.output, csv_text([columns, *rows]))
         noted = np.zeros(len(self._photos), bool)
         noted[list(snapshot.notes)] = True
@@ -89,17 +92,40 @@ class Exports:
             with output_errors(notes):
                 notes.unlink(missing_ok=True)
 
-    def _row(self, snapshot: Snapshot, image: int, columns: Sequence[str]) -> list[str]:
+    def agrees(self, snapshot: Snapshot) -> bool:
+        """Return whether the output that exists has the same images, labels and notes."""
+        compared = ("path", "label", "note")
+        labeled = np.flatnonzero(snapshot.status == LABELED).tolist()
+        try:
+            table = read_table(self.output)
+            found = sorted([row[name] for name in compared] for _, row in table.rows)
+        except (DataError, KeyError, OSError):
+            return False
+        return found == sorted(self._row(snapshot, i, "", compared) for i in labeled)
+
+    def _row(self, snapshot: Snapshot, image: int, split: str, columns: Sequence[str]) -> list[str]:
         cells = {
             "path": self.path_of(image),
             "label": snapshot.class_names[snapshot.label[image]],
-            # Fixed when the reserve was drawn, so that no image ever changes sides.
-            "split": "val" if snapshot.reserved[image] else "train",
+            "split": split,
             "group": self._photos.group(image),
             "sampled": "random" if snapshot.is_random[image] else "selected",
             "note": snapshot.notes.get(image, ""),
         }
         return [cells[name] for name in columns]
+
+
+def _splits(snapshot: Snapshot, labeled: Sequence[int]) -> list[str]:
+    """The split of each labeled image: val for the reserved ones.
+
+    That was fixed when the reserve was drawn, so that no image changes sides; only classes that have no other labels
+    yet are for training, which needs an image of each.
+    """
+    reserved, label = snapshot.reserved[labeled], snapshot.label[labeled]
+    is_val = reserved & np.isin(label, label[~reserved])
+    if is_val.sum() < MIN_VALIDATION:
+        return [""] * len(labeled)
+    return ["val" if one else "train" for one in is_val.tolist()]
 
 
 def _relative_root(root: Path, folder: Path) -> str:

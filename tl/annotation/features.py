@@ -6,10 +6,11 @@ train` uses too. `PhotoFeatures` fills one matrix. Imports torch only when a bac
 
 from __future__ import annotations
 
+import hashlib
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Generator, Iterator, Sequence
+from collections.abc import Callable, Generator, Sequence
 from contextlib import closing
 from dataclasses import dataclass, field
 from importlib.util import find_spec
@@ -103,6 +104,7 @@ class BackboneSource:
     cached: FeatureSet
     dimension: int | None = None
     _embedder: Embedder | None = None
+    _lock: threading.Lock = field(default_factory=threading.Lock)
 
     @property
     def name(self) -> str:
@@ -111,8 +113,9 @@ class BackboneSource:
 
     def prepare(self, count: int) -> None:
         """Load torch, the weights, and for many images the backbone's graph."""
-        if self._embedder is None:
-            self._embedder = _build_embedder(self, count)
+        with self._lock:
+            if self._embedder is None:
+                self._embedder = _build_embedder(self, count)
 
     def embed(self, images: NDArray[np.uint8]) -> NDArray[np.float32]:
         """Images uint8 (N, H, W, 3) -> features float32 (N, D)."""
@@ -247,37 +250,41 @@ class PhotoFeatures:
     def run(self, stop: threading.Event, on_chunk: Callable[[int], None] = lambda done: None) -> None:
         """Compute all features that are not cached, in chunks, until done or stopped.
 
-        `on_chunk` is called with the number of images done after each chunk. What is written to the cache so far
+        `on_chunk` is called with the number of images done, after each chunk. What is written to the cache so far
         remains. Raises the `TlError` of a network that cannot be computed.
         """
         hashes = ContentHashes.open(self.paths)
-        self._take_cached(hashes)
+        self._take_cached(hashes, stop)
         on_chunk(self.done)
         missing = [i for i in range(len(self.paths)) if not self.is_ready[i] and i not in self.errors]
         if not missing or stop.is_set() or not _prepare(self.source, len(missing), stop):
             return
         written = time.monotonic()
         try:
-            for chunk in self._read_chunks(missing, stop):
-                self._compute(chunk, hashes)
-                on_chunk(self.done)
-                if time.monotonic() - written > _SECONDS_UNWRITTEN:
-                    self._write(hashes)
-                    written = time.monotonic()
+            with closing(self._read_chunks(missing, stop)) as chunks:
+                for chunk in chunks:
+                    self._compute(chunk, hashes)
+                    on_chunk(self.done)
+                    if time.monotonic() - written > _SECONDS_UNWRITTEN:
+                        self._write(hashes)
+                        written = time.monotonic()
+            on_chunk(self.done)  # unreadable images at the end
         finally:
             self._write(hashes)
 
-    def _take_cached(self, hashes: ContentHashes) -> None:
+    def _take_cached(self, hashes: ContentHashes, stop: threading.Event) -> None:
         """Fill the rows of files that are known, without reading these files."""
         cached = self.source.cached
         for i, path in enumerate(self.paths):
+            if stop.is_set():
+                return
             digest = None if self.is_ready[i] else hashes.get(path)
             if digest is not None and cached.has(digest, (0,)):
                 self._fill(i, cached.cache.get(digest))
 
-    def _read_chunks(self, indices: Sequence[int], stop: threading.Event) -> Iterator[list[_Done]]:
+    def _read_chunks(self, indices: Sequence[int], stop: threading.Event) -> Generator[list[_Done]]:
         """Read and decode images on threads. The size of a chunk follows the network's speed."""
-        cores = self.source_threads
+        cores = usable_cores()
         size, chunk = _FIRST_BATCH, []
         read: Generator[_Done | None] = prefetch_map(self._read, indices, workers=cores, ahead=BATCH + cores)
         with closing(read):
@@ -295,17 +302,12 @@ class PhotoFeatures:
             if chunk:
                 yield chunk
 
-    @property
-    def source_threads(self) -> int:
-        """Threads that decode images."""
-        return usable_cores()
-
     def _read(self, index: int) -> _Done | None:
         path = self.paths[index]
         try:
             stamp = read_stamp(path)
             content = read_regular(path)
-            digest = _sha256(content)
+            digest = hashlib.sha256(content).hexdigest()
             if self.source.cached.has(digest, (0,)):
                 return _Done(index, digest, stamp, None)
             preprocessing = self.source.preprocessing
@@ -369,9 +371,3 @@ def _prepare(source: FeatureSource, count: int, stop: threading.Event) -> bool:
     if failed:
         raise failed[0]
     return not stop.is_set()
-
-
-def _sha256(content: bytes) -> str:
-    import hashlib
-
-    return hashlib.sha256(content).hexdigest()

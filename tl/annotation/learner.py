@@ -1,6 +1,7 @@
 """Fit a linear head to the features of the images labeled so far, again after every few labels.
 
-Knows features and class ids, no images and no files. Depends on scikit-learn, never on torch.
+Knows features and class ids, no images and no files. Depends on scikit-learn, never on torch. All of it computes on one
+thread: next to a network that uses every core, several threads that wait for each other are many times as slow.
 """
 
 from __future__ import annotations
@@ -10,6 +11,7 @@ from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
+from threadpoolctl import threadpool_limits
 
 from tl.evaluation.calibration import fit_temperature, softmax
 from tl.trainer.heads.solvers import LinearHead, feature_scale
@@ -36,7 +38,8 @@ class FittedHead:
 
     def probabilities(self, features: NDArray[np.floating]) -> NDArray[np.float32]:
         """Features (N, D) -> probabilities float32 (N, C)."""
-        return softmax(features @ self._weight.T + self.head.bias, self.temperature)
+        with threadpool_limits(1):
+            return softmax(features @ self._weight.T + self.head.bias, self.temperature)
 
     @property
     def _weight(self) -> NDArray[np.float32]:
@@ -59,8 +62,9 @@ def fit_head(
     if len(class_names) < 2 or set(ids.tolist()) != set(range(len(class_names))):
         raise ValueError("a head requires two or more classes, each with a labeled image")
     used = C if c is None else c
-    temperature = _find_temperature(features, ids, used, seed)
-    return FittedHead(solve(features, ids, used), temperature, tuple(class_names), used)
+    with threadpool_limits(1):
+        temperature = _find_temperature(features, ids, used, seed)
+        return FittedHead(solve(features, ids, used), temperature, tuple(class_names), used)
 
 
 def stratified_folds(ids: NDArray[np.int64], count: int, seed: int) -> NDArray[np.int64]:

@@ -10,23 +10,24 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal, Protocol
 
+from tl.annotation.model_making import MadeModel, Method
 from tl.annotation.refusals import Refused
 from tl.errors import TlError
 from tl.progress import Progress
 
-Method = Literal["features", "finetune"]
 State = Literal["idle", "running", "done", "failed"]
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,79}", re.ASCII)
+_SECONDS_TO_END = 10.0
+# The name of the thread, which may outlive a session.
+THREAD = "tl-model"
 _log = logging.getLogger(__name__)
 
 
 class MakeModel(Protocol):
-    """Trains a run on labels and exports it. Raises `TlError`, and what `progress` raises."""
+    """Makes a model file of labels, as `model_making.make_model`. Raises `TlError`, and what `progress` raises."""
 
-    def __call__(
-        self, labels: Path, run: Path, model: Path, *, method: str, backbone: str | None, progress: Progress
-    ) -> object:
-        """Write the run folder `run` and the model file `model`."""
+    def __call__(self, labels: Path, model: Path, *, run: Path, method: Method, progress: Progress) -> MadeModel:
+        """Write the model file `model`, and the run folder `run`."""
 
 
 @dataclass(frozen=True)
@@ -46,8 +47,8 @@ class _Canceled(BaseException):
 class ModelJob:
     """Makes models beside the output of a session. Thread-safe. `told` is called when `state` has changed."""
 
-    def __init__(self, output: Path, backbone: str | None, make: MakeModel | None, told: Callable[[], None]) -> None:
-        self._output, self._backbone, self._make, self._told = output, backbone, make, told
+    def __init__(self, output: Path, make: MakeModel, told: Callable[[], None]) -> None:
+        self._output, self._make, self._told = output, make, told
         self.state = ModelState()
         self._lock = threading.Lock()
         self._stop = threading.Event()
@@ -66,7 +67,7 @@ class ModelJob:
             write_labels()
             self._stop.clear()
             self.state = ModelState("running", "starting")
-            self._thread = threading.Thread(target=self._work, args=(method, run, model), name="model", daemon=True)
+            self._thread = threading.Thread(target=self._work, args=(method, run, model), name=THREAD, daemon=True)
             self._thread.start()
         self._told()
 
@@ -77,20 +78,22 @@ class ModelJob:
         self._stop.set()
 
     def close(self) -> None:
-        """End the work, and wait until it has ended."""
+        """End the work, and wait a while until it has ended; a long step of training ends with the process."""
         self._stop.set()
         if self._thread is not None:
-            self._thread.join()
+            self._thread.join(_SECONDS_TO_END)
 
     def _work(self, method: Method, run: Path, model: Path) -> None:
         try:
-            make = self._make or _load()
-            make(self._output, run, model, method=method, backbone=self._backbone, progress=_Told(self))
-            self._set(ModelState("done", f"made {model.name}", str(run), str(model)))
+            made = self._make(self._output, model, run=run, method=method, progress=_Told(self))
+            self._set(ModelState("done", _result_text(made), str(made.run or ""), str(made.model)))
         except _Canceled:
             self._set(ModelState("idle", "canceled"))
         except TlError as error:
             self._set(ModelState("failed", str(error)))
+        except ImportError as error:
+            missing = f"{error.name} is missing: pip install 'tl-toolkit[train]'"
+            self._set(ModelState("failed", f"models cannot be made here: {missing}"))
         except Exception:
             _log.exception("a fault of this program while a model was made")
             self._set(ModelState("failed", "a fault of this program: the terminal says more"))
@@ -130,12 +133,8 @@ class _Told:
         self._job.say(line)
 
 
-def _load() -> MakeModel:
-    try:
-        from tl.annotation.model_making import make_model  # type: ignore[import-not-found, unused-ignore]
-    except ImportError as error:
-        raise TlError(
-            f"models cannot be made here ({error.name} is missing): pip install 'tl-toolkit[train]'"
-        ) from error
-    made: MakeModel = make_model
-    return made
+def _result_text(made: MadeModel) -> str:
+    """What was made, and how good it is."""
+    scores = made.metrics["val"]
+    accuracy = f"{scores['top1_accuracy']:.1%} ({scores['ci_low']:.1%} to {scores['ci_high']:.1%})"
+    return f"{made.model.name}: accuracy {accuracy} on {scores['n']} held-out images"

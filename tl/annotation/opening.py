@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import math
 import os
 import secrets
+import shutil
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, closing, contextmanager
 from dataclasses import dataclass
@@ -17,6 +19,7 @@ from tl.annotation.feature_work import OpenSource
 from tl.annotation.journal import Event, Journal
 from tl.annotation.labels import IMPORT, LABELED, Labels
 from tl.annotation.model_job import MakeModel
+from tl.annotation.model_making import make_model
 from tl.annotation.photos import Photos, list_photos
 from tl.annotation.refusals import Refused
 from tl.annotation.reserve import draw_limit, reserved_images, with_groups
@@ -27,6 +30,8 @@ from tl.runtime.output.claim import claim_output
 from tl.runtime.output.files import output_errors
 
 GROUPS = "folder"
+# Longer than it takes until an action is in the output.
+_SECONDS_TO_WRITE = 3.0
 Say = Callable[[str], None]
 
 
@@ -35,6 +40,7 @@ class SessionPlan:
     """What a session is opened with. `classes`: added to those of the journal. `labels`: a data set to begin with.
 
     `has_groups`: images of one sub-folder are one group. `overwrite`: set an existing session aside, and begin anew.
+    `seed`: of the random draw; None for one that nobody knows.
     """
 
     photos: Path
@@ -43,16 +49,16 @@ class SessionPlan:
     labels: Path | None = None
     has_groups: bool = False
     overwrite: bool = False
-    backbone: str | None = None
+    seed: int | None = None
 
 
 @contextmanager
 def open_session(
-    plan: SessionPlan, opens: OpenSource | None, say: Say = lambda line: None, make: MakeModel | None = None
+    plan: SessionPlan, opens: OpenSource | None, say: Say = lambda line: None, make: MakeModel = make_model
 ) -> Iterator[LabelSession]:
     """Open or go on with a session, which begins to compute; at the end, stop it and write its files.
 
-    `opens`: opens what computes features, None for none. `make`: makes a model, None for `model_making`. Raises
+    `opens`: opens what computes features, None for none. `make`: makes a model. Raises
     `DataError`, `ConfigError`, `OutputError`.
     """
     if plan.output.suffix.lower() != ".csv":
@@ -63,6 +69,7 @@ def open_session(
         _make_way(plan, say)
         # What can be refused is refused before there is a journal.
         first = None if _has_begun(plan.output) else _draw(plan, photos, say)
+        last_event = _modified(journal_path(plan.output))
         journal, events = Journal.open(journal_path(plan.output))
         stack.enter_context(closing(journal))
         if journal.repaired:
@@ -71,8 +78,9 @@ def open_session(
             begun = _go_on(plan, photos, journal, events, say)
         else:
             begun = _begin(plan, photos, journal, first or _draw(plan, photos, say))
-        session = LabelSession(begun, opens, backbone=plan.backbone, make=make)
+        session = LabelSession(begun, opens, make)
         stack.enter_context(closing(session))
+        _keep_edits(session, last_event, say)
         session.start()
         yield session
 
@@ -125,7 +133,7 @@ def _draw(plan: SessionPlan, photos: Photos, say: Say) -> _First:
     """Decide what a new session is about, and read the labels it takes over."""
     imported = {} if plan.labels is None else _read_labels(plan.labels, photos, say)
     names = _checked_classes([*plan.classes, *sorted(imported)])
-    seed = secrets.randbelow(1 << 31)
+    seed = secrets.randbelow(1 << 31) if plan.seed is None else plan.seed
     known = with_groups(photos, {i for images in imported.values() for i in images})
     limit = draw_limit(photos, seed, known)
     taken = [
@@ -134,6 +142,28 @@ def _draw(plan: SessionPlan, photos: Photos, say: Say) -> _First:
     ]
     opened = _opening(photos, classes=tuple(names), seed=seed, reserve=limit)
     return _First([opened, *taken], seed, limit, known)
+
+
+def _modified(path: Path) -> float:
+    """When a file was changed last, infinitely late if there is none."""
+    try:
+        return path.stat().st_mtime
+    except OSError:
+        return math.inf
+
+
+def _keep_edits(session: LabelSession, begun_at: float, say: Say) -> None:
+    """Copy an output that somebody has edited since the last session, as it is about to be written again.
+
+    `begun_at`: when the journal was written last; a session that was killed leaves an output that is no newer.
+    """
+    output = session.output
+    if not output.exists() or _modified(output) < begun_at + _SECONDS_TO_WRITE or session.agrees_with_output():
+        return
+    aside = _free_name(output)
+    with output_errors(aside):
+        shutil.copyfile(output, aside)
+    say(f"{output.name} was edited since the last session, whose labels it gets again; the edited one is {aside.name}")
 
 
 def _begin(plan: SessionPlan, photos: Photos, journal: Journal, first: _First) -> Begun:

@@ -8,8 +8,9 @@ from __future__ import annotations
 
 import numpy as np
 from numpy.typing import NDArray
+from threadpoolctl import threadpool_limits
 
-from tl.data.features import directions
+from tl.data.features import directions, standard_scale
 
 # Share of the images on offer that are drawn at random, from the reserve.
 RANDOM_SHARE = 0.2
@@ -45,9 +46,10 @@ def choose_images(
     count = min(count, len(candidates))
     if count == 0:
         return np.empty(0, np.intp)
-    if probabilities is None or probabilities.shape[1] < 2:
-        return _typical(features, candidates, labeled, count, seed)
-    return _uncertain(features, probabilities, candidates, count, seed)
+    with threadpool_limits(1):  # as in `learner`
+        if probabilities is None or probabilities.shape[1] < 2:
+            return _typical(features, candidates, labeled, count, seed)
+        return _uncertain(features, probabilities, candidates, count, seed)
 
 
 def find_similar(features: NDArray[np.float32], to: NDArray[np.intp], candidates: NDArray[np.intp]) -> NDArray[np.intp]:
@@ -57,12 +59,13 @@ def find_similar(features: NDArray[np.float32], to: NDArray[np.intp], candidates
     """
     if len(candidates) == 0 or len(to) == 0:
         return candidates.copy()
-    measured = _measured(features, candidates)
-    wanted = directions(features[to], measured).mean(axis=0)
+    scale = _scale(features, candidates)
+    wanted = directions(features[to], scale).mean(axis=0)
     similarity = np.empty(len(candidates), np.float32)
-    for start in range(0, len(candidates), _ROWS_AT_ONCE):
-        rows = candidates[start : start + _ROWS_AT_ONCE]
-        similarity[start : start + len(rows)] = directions(features[rows], measured) @ wanted
+    with threadpool_limits(1):
+        for start in range(0, len(candidates), _ROWS_AT_ONCE):
+            rows = candidates[start : start + _ROWS_AT_ONCE]
+            similarity[start : start + len(rows)] = directions(features[rows], scale) @ wanted
     return candidates[np.argsort(-similarity, kind="stable")]
 
 
@@ -85,7 +88,7 @@ def _uncertain(
     near, uncertainty = candidates[order], 1 - margin[order] + 1e-6
     if len(near) <= count:
         return near
-    x = directions(features[near], _measured(features, candidates))
+    x = directions(features[near], _scale(features, candidates))
     clusters, centers = _k_means(x, count, seed, uncertainty)
     closeness = (x * centers[clusters]).sum(axis=1)
     chosen = [rows[closeness[rows].argmax()] for rows in _members(clusters)]
@@ -101,7 +104,7 @@ def _typical(
     if len(candidates) > max(_MAX_CLUSTERED, count):
         some = np.sort(rng.permutation(candidates)[: max(_MAX_CLUSTERED, count)])
     known = labeled[: _MAX_CLUSTERED // 4]
-    x = directions(features[np.concatenate([some, known])], _measured(features, some))
+    x = directions(features[np.concatenate([some, known])], _scale(features, some))
     clusters, _ = _k_means(x, min(count + len(known), len(x)), seed, None)
     covered = set(clusters[len(some) :].tolist())
     groups = sorted(_members(clusters[: len(some)]), key=lambda rows: (clusters[rows[0]] in covered, -len(rows)))
@@ -141,6 +144,6 @@ def _filled(chosen: list[np.intp], total: int, count: int) -> NDArray[np.intp]:
     return np.concatenate([np.array(chosen, np.intp), rest])[:count].astype(np.intp)
 
 
-def _measured(features: NDArray[np.float32], rows: NDArray[np.intp]) -> NDArray[np.float32]:
-    """Features of evenly spaced ones of `rows`, enough to measure the scale of each entry."""
-    return features[rows[:: max(1, -(-len(rows) // _MAX_MEASURED))]]
+def _scale(features: NDArray[np.float32], rows: NDArray[np.intp]) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+    """The scale of the features, measured on evenly spaced ones of `rows`."""
+    return standard_scale(features[rows[:: max(1, -(-len(rows) // _MAX_MEASURED))]])

@@ -22,7 +22,8 @@ from tl.annotation.feature_work import FeatureWork, OpenSource
 from tl.annotation.journal import Event, Journal
 from tl.annotation.labels import IMPORT, LABELED, OPEN, SKIPPED, UNSURE, Labels
 from tl.annotation.learning import LabelState, Learning
-from tl.annotation.model_job import MakeModel, Method, ModelJob
+from tl.annotation.model_job import MakeModel, ModelJob
+from tl.annotation.model_making import Method, make_model
 from tl.annotation.photos import Photos
 from tl.annotation.queue import Queue
 from tl.annotation.refusals import Refused
@@ -79,9 +80,7 @@ class LabelSession:
         self,
         begun: Begun,
         opens: OpenSource | None,
-        *,
-        backbone: str | None = None,
-        make: MakeModel | None = None,
+        make: MakeModel = make_model,
     ) -> None:
         self.photos, self.output = begun.photos, begun.output
         self.labels = begun.labels
@@ -96,14 +95,19 @@ class LabelSession:
         self.work = FeatureWork(begun.photos.paths, opens, self._more_features)
         self._scene = views.Scene(begun.photos, begun.labels, self.work, self.reserved)
         self._learning = Learning(count, lambda: self.work.features, begun.seed, self._label_state, self._changed)
-        self._writer = Writer(Exports(begun.output, begun.photos), self._snapshot, self._changed)
-        self._model = ModelJob(begun.output, backbone, make, self._changed)
+        self._exports = Exports(begun.output, begun.photos)
+        self._writer = Writer(self._exports, self._snapshot, self._changed)
+        self._model = ModelJob(begun.output, make, self._changed)
 
     def start(self) -> None:
         """Write the files as the journal has them, and begin to compute. Raises `OutputError`."""
         self._writer.write_now()
         self.work.start()
         self._learning.start()
+
+    def agrees_with_output(self) -> bool:
+        """Return whether the output has the labels and notes of this session."""
+        return self._exports.agrees(self._snapshot())
 
     def close(self) -> None:
         """Stop everything, and write the files for the last time. Raises `OutputError`."""

@@ -156,12 +156,11 @@ def command(request: EvaluateRequest) -> None:
     Without --locator, a model that uses a region of each photo receives the region from the annotations, as in
     training.
     """
-    from tl.runtime.landmarks.files import is_landmark_file
-
-    _check_choices(request)
+    is_of_points = _is_of_points(request)
+    _check_choices(request, is_of_points)
     outputs = (request.output, request.report, request.votes.fit_vote_weights)
     check_outputs(request.overwrite, *outputs, inputs=[request.data.data, *request.models.paths()])
-    if is_landmark_file(request.data.data):
+    if is_of_points:
         done = _evaluate_points(request)
     elif (task := task_of(sessions := open_models(request.models))) == "regression":
         _refuse_for_classes(request, "but this model predicts numbers")
@@ -179,9 +178,25 @@ def command(request: EvaluateRequest) -> None:
         raise typer.Exit(EXIT_SOME_FAILED)
 
 
-def _check_choices(request: EvaluateRequest) -> None:
-    """Raise `ConfigError` for options that would be ignored, before any prediction."""
+def _is_of_points(request: EvaluateRequest) -> bool:
+    """Whether points are evaluated. A labeling tool's file may contain classes too: then the model's task decides."""
+    from tl.runtime.labeling.tools import find_tool
     from tl.runtime.landmarks.files import is_landmark_file
+    from tl.runtime.model_file.contract import parse_contract
+    from tl.runtime.model_file.safety import check_model_file
+
+    data, model = request.data.data, request.models.paths()[0]
+    if not is_landmark_file(data):
+        return False
+    if find_tool(data) is None:
+        return True
+    check_model_files(model)
+    text = check_model_file(model).contract_text
+    return text is None or parse_contract(text, str(model)).task == "landmarks"
+
+
+def _check_choices(request: EvaluateRequest, is_of_points: bool) -> None:
+    """Raise `ConfigError` for options that would be ignored, before any prediction."""
     from tl.runtime.sources.remote import remote_name
 
     data, votes, augmented = request.data.data, request.votes, ClassFlags(tta=request.tta)
@@ -203,7 +218,7 @@ def _check_choices(request: EvaluateRequest) -> None:
         refuse_given(votes, "cannot be combined with --tta, which evaluates each model with and without it")
         if request.report is not None:
             raise ConfigError("--report cannot be combined with --tta: its page is of one prediction of each image")
-    if is_landmark_file(data):
+    if is_of_points:
         refuse_given(augmented, f"applies only to classification, but {data} contains landmarks")
         refuse_given(request.sequences, f"applies only to classification, but {data} contains landmarks")
         refuse_given(votes, f"applies only to classification, but {data} contains landmarks")
@@ -284,7 +299,7 @@ def _evaluate_classes(
     if request.report is not None:
         with packages_of("train"):
             from tl.studies.report.ensemble_page import write_ensemble_report
-            from tl.studies.report.evaluation_page import write_evaluation_report
+            from tl.studies.report.evaluation_page import EvaluatedFile, write_evaluation_report
     with ExitStack() as open_files:
         predictor = open_files.enter_context(open_predictor(sessions, models, ClassFlags()))
         _check_boxed(predictor, images)
@@ -310,8 +325,13 @@ def _evaluate_classes(
     if request.report is not None and contract is not None:
         page, known = request.report, contract
         if models.ensemble is None:
-            scored = replace(result, rows=rows)
-            has_report = write_beside(lambda: write_evaluation_report(scored, known, name, page))
+            scored = EvaluatedFile(replace(result, rows=rows), sessions[0], name, images, str(request.data.data))
+
+            def write() -> Path:
+                with console_progress() as progress:
+                    return write_evaluation_report(scored, page, progress)
+
+            has_report = write_beside(write)
         else:
             has_report = write_beside(lambda: write_ensemble_report(result, known.preprocessing, name, page))
     by_site = result.site_rows()

@@ -6,6 +6,7 @@ import os
 import sys
 import threading
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
 
@@ -25,8 +26,8 @@ if TYPE_CHECKING:
     from tl.annotation.opening import SessionPlan
 
 _PAGE = "Page"
-# The name of the thread in which `annotation.features` loads a network.
-_OPENS_NETWORK = "tl-prepare"
+# Names of threads that cannot be ended: of `annotation.features`, and of `annotation.model_job`.
+_ENDS_WITH_PROCESS = ("tl-prepare", "tl-model")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -68,6 +69,15 @@ class _Page:
     browser: Annotated[
         bool, typer.Option("--browser/--no-browser", help="Open the page in a browser.", rich_help_panel=_PAGE)
     ] = True
+    seed: Annotated[
+        int | None,
+        typer.Option(
+            min=0,
+            help="Seed of the random draw of a new session, to repeat one. Default: a new seed.",
+            show_default=False,
+            rich_help_panel=_PAGE,
+        ),
+    ] = None
     device: Device = "auto"
     threads: Threads = None
     as_json: Annotated[bool, typer.Option("--json", help="Print the page's link as JSON when it can be opened.")] = (
@@ -117,6 +127,7 @@ def command(request: LabelRequest) -> None:
 
 def _label(request: LabelRequest, listening: socket.socket) -> None:
     """Open the session and serve its page until a signal."""
+    from tl.annotation.model_making import make_model
     from tl.annotation.opening import open_session
     from tl.serving.label.routes import build_label_app
     from tl.serving.local.access import LocalAccess
@@ -124,9 +135,10 @@ def _label(request: LabelRequest, listening: socket.socket) -> None:
     from tl.serving.local.run import serve_local
     from tl.serving.local.thumbnails import Thumbnails
 
-    page, plan = request.page, _plan(request.session)
+    page, plan = request.page, _plan(request)
+    make = partial(make_model, trunk=request.session.model, backbone=request.session.backbone)
     access = LocalAccess(int(listening.getsockname()[1]), warn)
-    with open_session(plan, _source(request), warn) as session:
+    with open_session(plan, _source(request), warn, make) as session:
         thumbnails = Thumbnails(session.photos.locate, len(session.photos), threads=page.threads)
         stream = RevisionStream(lambda: session.revision)
 
@@ -148,19 +160,20 @@ def _label(request: LabelRequest, listening: socket.socket) -> None:
 
 
 def _leave() -> None:
-    """End the process at once if a network is still being opened: no thread can be stopped in that, only aborted.
+    """End the process at once if a network is still being opened or trained: such a thread would end in an abort.
 
-    Everything is written by then.
+    All labels are written by then.
     """
-    if any(thread.name == _OPENS_NETWORK for thread in threading.enumerate()):
+    if any(thread.name in _ENDS_WITH_PROCESS for thread in threading.enumerate()):
         sys.stdout.flush()
         sys.stderr.flush()
         os._exit(0)
 
 
-def _plan(flags: _Session) -> SessionPlan:
+def _plan(request: LabelRequest) -> SessionPlan:
     from tl.annotation.opening import SessionPlan
 
+    flags = request.session
     return SessionPlan(
         flags.photos,
         flags.out,
@@ -168,7 +181,7 @@ def _plan(flags: _Session) -> SessionPlan:
         flags.labels,
         flags.groups == "folder",
         flags.overwrite,
-        flags.backbone,
+        request.page.seed,
     )
 
 

@@ -124,7 +124,6 @@ def join(flags: ShardFlags, output: OutputFlags, tasks: TaskFlags, others: list[
     """Join the shards of --join. Returns whether no row has an error. `others`: groups of flags that do not apply."""
     from tl.runtime.output.files import check_output
     from tl.runtime.output.shards import iter_paths, join_shards, read_shards
-    from tl.runtime.results import ClassFields
 
     for group in others:
         refuse_given(group, "does not apply to --join, which predicts nothing")
@@ -138,8 +137,7 @@ def join(flags: ShardFlags, output: OutputFlags, tasks: TaskFlags, others: list[
         raise ConfigError("--to megadetector cannot be combined with --join")
     shards = read_shards(flags.join)
     facts = shards[0].facts
-    has_boxes = isinstance(facts.fields, ClassFields) and facts.fields.boxes is not None
-    check_format(output.to, output.output, facts.task, boxes=has_boxes, exif=bool(facts.notes))
+    check_format(output.to, output.output, facts.task, boxes=facts.has_boxes, exif=bool(facts.notes))
     check_output(output.output, overwrite=output.overwrite)
     links = plan_tasks(
         *(tasks, output.output, output.to, facts.fields, facts.model_names, iter_paths(shards)),

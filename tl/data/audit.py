@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tl.data.class_folders import SPLITS
-from tl.data.features import directions
+from tl.data.features import directions, standard_scale
 from tl.data.manifests import LabeledImage
 
 Kind = Literal[
@@ -112,10 +112,10 @@ def find_near_duplicates(
     """
     is_train = np.array([image.split == "train" for image in images], np.bool_)
     train, others = np.flatnonzero(is_train), np.flatnonzero(~is_train)
-    found = directions(embeddings, embeddings[train])
-    pairs = _most_similar(found, others, train, lambda rows: np.ones((len(rows), len(train)), np.bool_))
+    standardized = directions(embeddings, standard_scale(embeddings[train]))
+    found = _most_similar(standardized, others, train, lambda rows: np.ones((len(rows), len(train)), np.bool_))
     findings = []
-    for j, i, similarity in pairs:
+    for j, i, similarity in found:
         if hashes[i] != hashes[j]:
             detail = f"similar images ({similarity:.3f}) in train and {images[j].split}"
             findings.append(Finding("near duplicate across splits", images[i].name, images[j].name, detail))
@@ -151,7 +151,7 @@ def near_pairs(
         return np.asarray(differs & (contents[rows, None] != contents))
 
     train = [i for i, image in enumerate(images) if image.split == "train"] or every
-    found = _most_similar(directions(embeddings, embeddings[train]), every, every, allowed)
+    found = _most_similar(directions(embeddings, standard_scale(embeddings[train])), every, every, allowed)
     return list({(min(i, j), max(i, j)): (min(i, j), max(i, j), similarity) for i, j, similarity in found}.values())
 
 
@@ -174,7 +174,7 @@ def summarize(findings: Sequence[Finding], where: str = "") -> list[str]:
 
 
 def _most_similar(
-    directions: NDArray[np.float32],
+    standardized: NDArray[np.float32],
     rows: NDArray[np.intp],
     columns: NDArray[np.intp],
     allowed: Callable[[NDArray[np.intp]], NDArray[np.bool_]],
@@ -187,7 +187,7 @@ def _most_similar(
         return
     for start in range(0, len(rows), _ROWS_AT_ONCE):
         chunk = rows[start : start + _ROWS_AT_ONCE]
-        similarity = np.where(allowed(chunk), directions[chunk] @ directions[columns].T, -np.inf)
+        similarity = np.where(allowed(chunk), standardized[chunk] @ standardized[columns].T, -np.inf)
         best = similarity.argmax(axis=1)
         for row, column in enumerate(best.tolist()):
             if similarity[row, column] >= NEAR_DUPLICATE:

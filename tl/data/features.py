@@ -47,14 +47,18 @@ def unit_length(embeddings: NDArray[np.floating]) -> NDArray[np.floating]:
     return np.asarray(embeddings / np.maximum(lengths, SHORTEST))
 
 
-def directions(embeddings: NDArray[np.float32], measured: NDArray[np.float32]) -> NDArray[np.float32]:
-    """Standardize embeddings (N, D) by the mean and deviation of `measured` (M, D), and scale them to length 1.
+def standard_scale(embeddings: NDArray[np.float32]) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+    """Mean and scale (D,) that standardize embeddings (N, D). Nearly constant entries are not amplified."""
+    mean, std = embeddings.mean(axis=0), embeddings.std(axis=0)
+    return mean, np.maximum(std, max(0.1 * float(std.mean()), 1e-6))
 
-    Nearly constant entries are not amplified.
-    """
-    mean, std = measured.mean(axis=0), measured.std(axis=0)
-    centered = (embeddings - mean) / np.maximum(std, max(0.1 * float(std.mean()), 1e-6))
-    return np.asarray(unit_length(centered), np.float32)
+
+def directions(
+    embeddings: NDArray[np.float32], scale: tuple[NDArray[np.float32], NDArray[np.float32]]
+) -> NDArray[np.float32]:
+    """Standardize embeddings (N, D) by a `standard_scale`, and scale them to length 1."""
+    mean, std = scale
+    return np.asarray(unit_length((embeddings - mean) / std), np.float32)
 
 
 @dataclass(frozen=True)

@@ -48,9 +48,10 @@ from tl.trainer.models.build import load_network
 from tl.trainer.models.network import Deployed, DeployedClassifier, Network, Normalize, has_cam
 from tl.trainer.models.weight_files import find_weights
 from tl.trainer.models.weights import load_into, read_weights
-from tl.trainer.options import is_solved, settled
+from tl.trainer.options import settled
 from tl.trainer.run_folder.environment import library_versions
-from tl.trainer.run_folder.run import NetworkCard, Run
+from tl.trainer.run_folder.network_card import NetworkCard
+from tl.trainer.run_folder.run import Run
 from tl.trainer.run_folder.taxonomy import load_taxonomy
 
 
@@ -83,7 +84,7 @@ def measure_conformal(run: Run, class_names: Sequence[str]) -> Conformal | None:
         return None
     probabilities = np.array([[row[f"p:{name}"] for name in class_names] for row in rows], np.float32)
     true_ids = class_ids_of([row["true_label"] for row in rows], class_names)
-    return conformal_of(probabilities, true_ids, _held_out_source(run.load_config()))
+    return conformal_of(probabilities, true_ids, _held_out_source(run))
 
 
 def measure_ood_score(
@@ -237,7 +238,7 @@ def regression_source(run: Run) -> ExportSource:
         units=config.unit or ("",) * len(names),
         std=tuple(np.nanstd(trained, axis=0).tolist()),
         scores=tuple(held_out_scores(errors) for errors in np.abs(true - found).T),
-        source=_held_out_source(config),
+        source=_held_out_source(run),
     )
     return ExportSource(
         module=module,
@@ -261,7 +262,7 @@ def multilabel_source(run: Run, progress: Progress, further: ExtraOutputs) -> Ex
         thresholds=fit_thresholds(probabilities, known, further.min_precision),
         rule="f1" if further.min_precision is None else "precision",
         min_precision=further.min_precision,
-        curve=build_risk_curve(probabilities, known, _held_out_source(config)),
+        curve=build_risk_curve(probabilities, known, _held_out_source(run)),
     )
     module = Deployed(network, torch.tensor(card.temperatures), activation="sigmoid")
     if further.min_precision is not None:
@@ -292,8 +293,8 @@ def _say_unreached(
         progress.say(f"no threshold reaches precision {least:g} for {', '.join(low)}: each has its highest precision")
 
 
-def _held_out_source(config: TrainConfig) -> str:
-    is_cross_validated = config.refit and is_solved(config)
+def _held_out_source(run: Run) -> str:
+    is_cross_validated = len(run.scored_splits) > 1
     return "training and validation images, out of fold" if is_cross_validated else "validation split"
 
 

@@ -16,18 +16,20 @@ from statistics import fmean
 
 import torch
 
+from tl.data.label_sets import assign_label_splits, read_label_sets
 from tl.data.manifests import LabeledImage
 from tl.data.splits import assign_splits, limit_per_class
+from tl.data.targets import assign_number_splits, read_numbers
 from tl.progress import Silent
-from tl.runtime.landmarks.files import is_landmark_file, read_landmarks
+from tl.runtime.landmarks.files import read_landmarks
 from tl.studies.selection import LATENCY_SECONDS, read_selected
 from tl.studies.study import Study
 from tl.studies.sweep import CellRun
-from tl.trainer.boxes import read_run_data
+from tl.trainer.boxes import manifest_columns, read_run_data
 from tl.trainer.config import TrainConfig
 from tl.trainer.fit.machine import Machine, build_machine
 from tl.trainer.models.build import build_network
-from tl.trainer.options import resolve, settled
+from tl.trainer.options import find_task, resolve, settled
 from tl.trainer.task import find_info
 
 # Images per timed step on the CPU, where speed hardly depends on the batch size.
@@ -131,7 +133,7 @@ def _expected(config: TrainConfig, embedded: set[str]) -> float:
 
 def _counts(config: TrainConfig) -> Counter[str]:
     val_fraction = settled(config.val_fraction)
-    names = ("data", "task", "images", "path_column", "label_column", "split_column", *_BOX_OPTIONS)
+    names = ("data", "task", "images", "path_column", "label_column", "split_column", "target", *_BOX_OPTIONS)
     return _count_images(TrainConfig(**{name: getattr(config, name) for name in names}), val_fraction, config.per_class)
 
 
@@ -155,12 +157,20 @@ def _network_key(config: TrainConfig) -> TrainConfig:
 @cache
 def _count_images(config: TrainConfig, val_fraction: float, per_class: int | None) -> Counter[str]:
     """`config`: with only the options that select the images."""
-    if config.task == "landmarks" or (config.task is None and is_landmark_file(config.data)):
+    task = config.task or find_task(config.data)
+    columns = replace(manifest_columns(config), targets=config.target or ())
+    if task == "landmarks":
         annotated = read_landmarks(config.data, config.images, label=config.label_column).images
         labeled = [LabeledImage(each.name, each.name, "", each.split, each.group) for each in annotated]
+        labeled = assign_splits(labeled, val_fraction, 0)
+    elif task == "multilabel":
+        labels, labeled = read_label_sets(config.data, columns, Silent().say)
+        labeled = assign_label_splits(labeled, labels, val_fraction, 0)
+    elif task == "regression":
+        _, labeled = read_numbers(config.data, columns, Silent().say)
+        labeled = assign_number_splits(labeled, val_fraction, 0)
     else:
-        labeled = read_run_data(config, Silent()).images
-    labeled = assign_splits(labeled, val_fraction, 0)
+        labeled = assign_splits(read_run_data(config, Silent()).images, val_fraction, 0)
     if per_class is not None:
         labeled = limit_per_class(labeled, per_class, 0)
     return Counter(image.split for image in labeled)

@@ -28,8 +28,9 @@ from tl.trainer.config_files import with_absolute_paths
 from tl.trainer.heads.solvers import log_losses
 from tl.trainer.heads.training import solve
 from tl.trainer.options import candidates, settled
+from tl.trainer.outcome import HeldOut, Outcome
 from tl.trainer.run_folder.run import Run
-from tl.trainer.task import HeldOut, Outcome, Task, prepare_task
+from tl.trainer.task import Task, prepare_task
 
 if TYPE_CHECKING:
     from tl.trainer.fit.image_training import ImageTraining

@@ -25,9 +25,10 @@ from tl.progress import Progress
 from tl.trainer.config import TrainConfig
 from tl.trainer.heads.training import solve, train_by_steps
 from tl.trainer.options import is_solved
+from tl.trainer.outcome import HeldOut, Outcome, Training
 from tl.trainer.run_folder.run import Run
 from tl.trainer.run_folder.taxonomy import save_taxonomy
-from tl.trainer.task import CLEAN, FeatureTask, HeldOut, Outcome, Task, Training, network_card, prepare_task
+from tl.trainer.task import CLEAN, FeatureTask, Task, network_card, prepare_task
 
 if TYPE_CHECKING:
     from tl.trainer.fit.distributed import Ranks
@@ -82,7 +83,7 @@ class TrainedClassifier:
         scored = {}
         for split in splits:
             progress.start(f"evaluating {split}", 1, "splits")
-            scored[split] = outcome.scored(task.store, split)
+            scored[split] = outcome.scored(task, split)
             progress.advance()
         if task.taxonomy is not None:
             save_taxonomy(run, task.taxonomy, task.class_names)

@@ -194,7 +194,8 @@ class TrainConfig:
     refit: bool | None = _option(
         None,
         "Fit the final network to the training and validation images, and report scores of held-out images. Solved "
-        "heads are scored out of fold, fine-tuned networks as --soup says. Default: yes for a head that is solved or "
+        "heads are scored out of fold, on the images of the data's own validation split if it has one; fine-tuned "
+        "networks as --soup says. Default: yes for a head that is solved or "
         "starts from a solved one, unless the data has its own validation split.",
         "Model",
     )

@@ -15,8 +15,9 @@ from tl.progress import Progress
 from tl.trainer.classification import audit_files, compute_features
 from tl.trainer.config import TrainConfig
 from tl.trainer.options import is_solved
+from tl.trainer.outcome import Outcome, Training
 from tl.trainer.run_folder.run import Run
-from tl.trainer.task import FeatureTask, Outcome, Training
+from tl.trainer.task import FeatureTask
 
 if TYPE_CHECKING:
     from tl.trainer.fit.distributed import Ranks

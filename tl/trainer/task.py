@@ -1,5 +1,4 @@
-"""Prepare a run before any network exists: labeled images, preprocessing, weights file, cached features. Also defines
-the result that every training method returns.
+"""Prepare a run before any network exists: labeled images, preprocessing, weights file, cached features.
 
 Never imports torch, so that work on cached features starts fast.
 """
@@ -30,7 +29,6 @@ from tl.data.manifests import LabeledImage, bind_class_names, class_ids
 from tl.data.sequences import tie_sequences
 from tl.data.splits import Fold, assign_splits, cut_parts, find_folds, limit_per_class
 from tl.errors import ConfigError, DataError
-from tl.evaluation.metrics import Metrics
 from tl.progress import Progress
 from tl.runtime.ensembles.taxonomy import Taxonomy, taxonomy_of
 from tl.runtime.imaging.preprocessing import Preprocessing, build_preprocessing, parse_channels
@@ -41,53 +39,8 @@ from tl.trainer.fit.augment import Augment, build_augment
 from tl.trainer.models.backbone_info import OWN_BACKBONES, BackboneInfo, library_of, remembered_info, with_channels
 from tl.trainer.models.weight_files import WeightsFile, find_weights, read_colors
 from tl.trainer.options import can_refit, resolve, settled
-from tl.trainer.run_folder.run import NetworkCard, Run
+from tl.trainer.run_folder.network_card import NetworkCard
 
-
-@dataclass(frozen=True)
-class HeldOut:
-    """Out-of-fold logits float (N, C) of the images at `places` (N,) in the store."""
-
-    places: list[int]
-    logits: NDArray[np.floating]
-
-
-@dataclass(frozen=True)
-class Outcome:
-    """A trained network, before its confidence is calibrated.
-
-    `logits`: split -> float (N, C) in the store's order. `save`: writes `best.safetensors`, given its card.
-    `trained_parameters`: number of learned values. `best_epoch`: None if training had no epochs.
-    `train_seconds`: time of all epochs, or None to use the run's wall time. `held_out`: replaces the validation split
-    in every score if the network was fitted to it too. `left_out`: logits by heads that were fitted to other sites.
-    """
-
-    logits: Callable[[str], NDArray[np.floating]]
-    save: Callable[[NetworkCard], None]
-    trained_parameters: int
-    best_epoch: int | None = None
-    train_seconds: float | None = None
-    held_out: HeldOut | None = None
-    left_out: HeldOut | None = None
-
-    def describe(self, config: TrainConfig, seconds: float) -> Metrics:
-        """What `metrics.json` says of a training that took `seconds`."""
-        return {
-            "method": config.method,
-            "best_epoch": self.best_epoch,
-            "train_seconds": seconds,
-            "trained_parameters": self.trained_parameters,
-        }
-
-    def scored(self, store: ImageStore, split: str) -> HeldOut:
-        """The images that a split's scores come from, and their logits."""
-        if split == "val" and self.held_out is not None:
-            return self.held_out
-        return HeldOut(store.indices(split), self.logits(split))
-
-
-# (run, progress, whether the run is resumed) -> outcome
-Training = Callable[[Run, Progress, bool], Outcome]
 CLEAN = 0  # the view without augmentation, as used in validation and deployment
 
 
@@ -113,12 +66,14 @@ class FeatureTask(PreparedInputs):
 
     `outputs`: what the head has one output for: classes or targets. `ids`: class of each image in the store, 0 without
     classes. `features` is None if the trunk is randomly initialized, `taxonomy` if the classes have no groups.
+    `has_own_split`: whether the data says which images are for validation.
     """
 
     outputs: tuple[str, ...]
     ids: tuple[int, ...]
     features: FeatureSet | None
     taxonomy: Taxonomy | None
+    has_own_split: bool
 
     @property
     def uses_kept_features(self) -> bool:
@@ -259,7 +214,9 @@ def prepare_inputs(
     if config.normalize == "dataset" and weights is not None:
         features = open_run_features(config, info, preprocessing, augment, weights)
     ids = (0,) * len(store.images)
-    return FeatureTask(config, info, preprocessing, augment, weights, store, bad, outputs, ids, features, None)
+    return FeatureTask(
+        config, info, preprocessing, augment, weights, store, bad, outputs, ids, features, None, has_own_split
+    )
 
 
 def refits(task: FeatureTask, has_own_split: bool) -> bool:

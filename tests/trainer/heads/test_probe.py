@@ -56,7 +56,7 @@ def make_task(
     preprocessing, names = build_preprocessing((8, 8)), tuple(sorted(set(labels)))
     info = BackboneInfo("none", 8, 8, "bilinear", (0.5, 0.5, 0.5), (0.5, 0.5, 0.5))
     store, ids = ImageStore(tuple(images), digests, preprocessing, {}), tuple(class_ids(images, names))
-    return Task(resolve(BASE), info, preprocessing, None, None, store, [], names, ids, kept, None)
+    return Task(resolve(BASE), info, preprocessing, None, None, store, [], names, ids, kept, None, False)
 
 
 def clouds(count: int = 60, classes: int = 3, apart: float = 0.5) -> tuple[NDArray[np.float64], list[str]]:

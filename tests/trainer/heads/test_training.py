@@ -149,6 +149,25 @@ def test_train__metrics_agree_with_the_predictions(
     assert metrics["confusion"] == confusion
 
 
+def test_train__scores_the_own_validation_images_out_of_fold_after_a_refit(
+    close_photos: Path, finished_run: Run, tmp_path: Path
+) -> None:
+    images = sorted(close_photos.rglob("*.png"))
+    rows = [f"{path},{path.parent.name},{'val' if i % 3 == 0 else 'train'}" for i, path in enumerate(images)]
+    manifest = tmp_path / "photos.csv"
+    manifest.write_text("\n".join(["path,label,split", *rows]) + "\n", encoding="utf-8")
+    run = train_head(manifest, finished_run, tmp_path / "own", refit=True).run
+    every = train_head(close_photos, finished_run, tmp_path / "every", refit=True).run
+    truth, _, probabilities = read_predictions(run)
+    names = [Path(row["path"]).name for row in read_rows(run.folder / "predictions_val.csv")]
+    assert names == [path.name for path in images[::3]]
+    assert read_metrics(run)["val"]["n"] == len(truth) == 14
+    # The head itself has seen these images and is fitted to all 42, as without a split of the data's own.
+    fitted = read_predictions(run, "predictions_fitted.csv")[2]
+    assert np.abs(fitted - probabilities).max() > 0.01
+    np.testing.assert_allclose(load_file(run.best_path)["head.weight"], load_file(every.best_path)["head.weight"])
+
+
 @pytest.mark.parametrize("changes", [*SOLVED, STEPPED[0]])
 def test_train__best_tensors_give_the_predictions_by_hand(
     close_photos: Path, finished_run: Run, tmp_path: Path, changes: dict[str, Any]

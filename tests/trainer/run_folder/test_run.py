@@ -19,7 +19,8 @@ from tl.errors import ConfigError, OutputError, RunError
 from tl.runtime.imaging.preprocessing import build_preprocessing
 from tl.runtime.model_file.strict_json import dump_json
 from tl.trainer.run_folder.checkpoints import RunCheckpoints, load_best
-from tl.trainer.run_folder.run import RUN_VERSION, NetworkCard, Run, check_free, create_run, write_csv
+from tl.trainer.run_folder.network_card import RUN_VERSION, NetworkCard
+from tl.trainer.run_folder.run import Run, check_free, create_run, write_csv
 
 CARD = NetworkCard(("a", "Käfer, rot"), (), build_preprocessing((8, 8)), "none", 1.25)
 ROW = make_row(1, (1.25, 0.5), (1.5, 0.25), lr=0.001, seconds=2.0, val_macro_f1=0.75, val_ece=0.125)

@@ -6,7 +6,7 @@ Source: https://docs.cvat.ai/docs/other/xml_format.
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from xml.etree import ElementTree
 
 from tl.errors import DataError
@@ -84,6 +84,29 @@ def write(landmarks: LandmarkSet, size: Callable[[str], tuple[int, int]]) -> str
                 at = f"{x + PIXEL_CENTER:.6f},{y + PIXEL_CENTER:.6f}"
                 shape = {"label": name, "source": "auto", "occluded": str(int(seen == OCCLUDED)), "points": at}
                 ElementTree.SubElement(element, "points", {**shape, "z_order": "0"})
+    ElementTree.indent(root)
+    return '<?xml version="1.0" encoding="utf-8"?>\n' + ElementTree.tostring(root, encoding="unicode") + "\n"
+
+
+def write_tags(images: Sequence[ToolImage]) -> str:
+    """Return XML with a tag for each class of an image. Sizes of images must be stated."""
+    root = ElementTree.Element("annotations")
+    ElementTree.SubElement(root, "version").text = "1.1"
+    labels = ElementTree.SubElement(ElementTree.SubElement(ElementTree.SubElement(root, "meta"), "task"), "labels")
+    for name in sorted({label for image in images for label in image.labels or ()}):
+        label = ElementTree.SubElement(labels, "label")
+        ElementTree.SubElement(label, "name").text = name
+        ElementTree.SubElement(label, "type").text = "tag"
+    for count, image in enumerate(images):
+        if image.stated_hw is None:
+            raise ValueError(f"{image.names[0]}: CVAT states the size of each image")
+        height, width = map(str, image.stated_hw)
+        facts = {"id": str(count), "name": image.names[0], "width": width, "height": height}
+        if image.split:
+            facts["subset"] = _SUBSETS.get(image.split, image.split)
+        element = ElementTree.SubElement(root, "image", facts)
+        for name in image.labels or ():
+            ElementTree.SubElement(element, "tag", {"label": name, "source": "auto"})
     ElementTree.indent(root)
     return '<?xml version="1.0" encoding="utf-8"?>\n' + ElementTree.tostring(root, encoding="unicode") + "\n"
 

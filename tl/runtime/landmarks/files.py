@@ -8,7 +8,7 @@ from __future__ import annotations
 import csv
 import dataclasses
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import cache
 from pathlib import Path
 from typing import Literal
@@ -195,6 +195,11 @@ def write_landmarks(
 def lost_in(landmarks: LandmarkSet, path: str | os.PathLike[str], kind: Format | None) -> list[str]:
     """Return which data in `landmarks` the format cannot store, one sentence each."""
     kind = kind or _suffix_format(Path(path))
+    return [f"{what}: cannot be stored in format {kind}" for what in unstored(landmarks, _LOST[kind])]
+
+
+def unstored(landmarks: LandmarkSet, kinds: Sequence[str]) -> list[str]:
+    """Return which of the kinds of data that a format cannot store are in `landmarks`."""
     images = landmarks.images
     has = {
         "names": landmarks.keypoint_names != numbered_names(len(landmarks.keypoint_names)),
@@ -207,7 +212,7 @@ def lost_in(landmarks: LandmarkSet, path: str | os.PathLike[str], kind: Format |
         "flip pairs": bool(landmarks.flip_pairs),
         "skeleton": bool(landmarks.skeleton),
     }
-    return [f"{what}: cannot be stored in format {kind}" for what in _LOST[kind] if has[what]]
+    return [what for what in kinds if has[what]]
 
 
 def image_sizes(find: Callable[[str], str]) -> Size:

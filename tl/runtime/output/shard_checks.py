@@ -28,13 +28,14 @@ class ShardFacts:
     """What the rows of a shard depend on, besides its images.
 
     `models`: name and SHA-256 of each file. `key`: hash of models, settings and columns. `notes`: columns that are
-    added to each row.
+    added to each row. `has_boxes`: whether boxes were given, of which a landmark model's columns say nothing.
     """
 
     models: dict[str, str]
     key: str
     fields: Fields
     notes: dict[str, ColumnType]
+    has_boxes: bool = False
 
     @property
     def task(self) -> Task:

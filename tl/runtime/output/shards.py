@@ -47,7 +47,8 @@ def shard_facts(predictor: Predictor[Any], output: Path, notes: Notes) -> ShardF
     sessions = predictor.ensemble.sessions
     names = [os.path.basename(str(session.path)) for session in sessions]
     models = {f"{i}:{name}": hash_file(sessions[i].path) for i, name in enumerate(names)}
-    return ShardFacts(models, job_key(predictor, output, None), predictor.fields, notes.types)
+    has_boxes = predictor.boxes is not None or predictor.ensemble.key.get("boxes") is not None
+    return ShardFacts(models, job_key(predictor, output, None), predictor.fields, notes.types, has_boxes)
 
 
 def finish_shard(
@@ -76,6 +77,7 @@ def finish_shard(
         "models": facts.models,
         "key": facts.key,
         "notes": facts.notes,
+        "boxes": facts.has_boxes,
         "task": facts.task,
         "fields": dataclasses.asdict(facts.fields),
         "sha256": digest,
@@ -143,7 +145,8 @@ def _read(path: Path) -> StoredShard:
     values = {name: tuple(value) if isinstance(value, list) else value for name, value in what["fields"].items()}
     if not set(what["notes"].values()) <= set(get_args(ColumnType)):
         raise ValueError("unknown types of columns")
-    facts = ShardFacts(dict(what["models"]), what["key"], kind(**values), dict(what["notes"]))
+    has_boxes = bool(what.get("boxes", values.get("boxes") is not None))  # older shards do not say so of landmarks
+    facts = ShardFacts(dict(what["models"]), what["key"], kind(**values), dict(what["notes"]), has_boxes)
     shard = Shard(int(what["shard"]), int(what["of"]))
     listed = what["list"]
     return StoredShard(

@@ -11,7 +11,7 @@ from starlette.responses import Response
 from starlette.routing import Route
 from starlette.types import ASGIApp
 
-from tl.annotation.model_job import Method
+from tl.annotation.model_making import Method
 from tl.annotation.session import ClassDo, Do, Done, LabelSession, Seen
 from tl.annotation.views import Asked, View
 from tl.serving.access import json_response

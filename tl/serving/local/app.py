@@ -33,8 +33,9 @@ _MAX_STREAMS = 4
 
 def build_local_app(routes: Sequence[BaseRoute], folders: Sequence[Path], access: LocalAccess) -> ASGIApp:
     """Return the application. `folders`: of the page, the first of which has its index.html."""
+    found = [folder for folder in folders if folder.is_dir()]
     app = Starlette(
-        routes=[*routes, mount_page(*folders)],
+        routes=[*routes, *([mount_page(*found)] if found else [])],
         exception_handlers={
             HTTPException: _http_error,
             Refused: _refused,

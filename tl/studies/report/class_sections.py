@@ -13,10 +13,11 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from tl.evaluation.metrics import ECE_BINS
+from tl.evaluation.metrics import wilson_interval
 from tl.runtime.imaging.preprocessing import Preprocessing
-from tl.studies.report.charts import reliability_chart
-from tl.studies.report.page import Card, Chart, Gallery, Matrix, Note, Section, Table
+from tl.runtime.imaging.regions import Region
+from tl.studies.report.confidence_section import confidence_section
+from tl.studies.report.page import Card, Comparison, Gallery, Mark, Matrix, Note, Section, Table
 from tl.studies.report.thumbnails import Thumbnail, thumbnail
 
 if TYPE_CHECKING:
@@ -26,7 +27,6 @@ _SIDE, _SMALL = 144, 44
 _WRONG, _UNSURE, _RIGHT_IN_CELL, _WRONG_IN_CELL, _IN_ALL_CELLS = 60, 36, 3, 12, 240
 # Errors at least this confident may be wrong labels; images less confident than the second are uncertain.
 _SURE, _UNSURE_BELOW = 0.9, 0.7
-_LEAST = (0.5, 0.7, 0.8, 0.9, 0.95, 0.99)
 _FEW = 10
 _MOST_CLASSES = 60  # a larger matrix would be unreadable
 # A report points out the interval of an accuracy that is wider than this.
@@ -35,13 +35,24 @@ WIDE = 0.1
 
 @dataclass(frozen=True)
 class Judged:
-    """A classified image. `probabilities`: float64 (C,) in class order."""
+    """A classified image. `probabilities`: float64 (C,) in class order. `region`: the part used, if not all."""
 
     path: str
     name: str
     true_id: int
     label_id: int
     probabilities: NDArray[np.float64]
+    region: Region | None = None
+
+    @property
+    def key(self) -> tuple[str, Region | None]:
+        """What distinguishes this image from others, as `LabeledImage.key`: boxes may share a path."""
+        return self.path, self.region
+
+    @property
+    def is_right(self) -> bool:
+        """Whether the predicted class is the true one."""
+        return self.true_id == self.label_id
 
     @property
     def confidence(self) -> float:
@@ -60,7 +71,7 @@ class ClassResults:
     """A classifier's results on labeled images. `scores`: as in `metrics.json`. `judged`: the images.
 
     `calibration`: how the confidence was calibrated, if known. `find_nearest`: finds the training images most similar
-    to an image, if known.
+    to an image, if known. `review`: command that shows them again and corrects labels, if known.
     """
 
     class_names: tuple[str, ...]
@@ -69,6 +80,7 @@ class ClassResults:
     judged: Sequence[Judged]
     calibration: str = ""
     find_nearest: Callable[[str], list[Neighbor]] | None = None
+    review: str = ""
 
 
 def class_figures(scores: dict[str, Any]) -> list[tuple[str, str]]:
@@ -96,8 +108,8 @@ def class_sections(results: ClassResults, cards: ClassCards | None = None) -> li
     return [
         _confusion(results, cards),
         _classes(results.scores),
-        _reliability(results),
-        *_wrong(results.judged, cards),
+        _confidence(results),
+        *_wrong(results, cards),
         *_unsure(results.judged, cards),
     ]
 
@@ -159,7 +171,7 @@ class ClassCards:
     def __init__(self, results: ClassResults) -> None:
         self._names, self._preprocessing = results.class_names, results.preprocessing
         self._find_nearest = results.find_nearest
-        self._made: dict[tuple[str, int], Thumbnail | None] = {}
+        self._made: dict[tuple[str, Region | None, int], Thumbnail | None] = {}
 
     @property
     def knows_neighbors(self) -> bool:
@@ -172,26 +184,35 @@ class ClassCards:
         guesses = ", ".join(f"{self._names[i]} {judged.probabilities[i]:.0%}" for i in order)
         lines = [judged.name, f"true: {self._names[judged.true_id]}", guesses]
         beside = self._beside(judged.path) if with_neighbors else []
-        cell, is_right = f"{judged.true_id}-{judged.label_id}", judged.true_id == judged.label_id
-        return Card(self._image(judged.path, _SIDE), lines, badge, beside, cell, is_right)
+        cell = f"{judged.true_id}-{judged.label_id}"
+        return Card(
+            self._image(judged.path, _SIDE, judged.region),
+            lines,
+            badge,
+            beside,
+            cell,
+            judged.is_right,
+            judged.confidence,
+        )
 
     def brief(self, judged: Judged) -> Card:
         """Return a card that says only whether and how the image was named."""
         true, found = self._names[judged.true_id], self._names[judged.label_id]
-        is_right = judged.true_id == judged.label_id
+        is_right = judged.is_right
         line = f"{found} {judged.confidence:.0%}" + ("" if is_right else f", is {true}")
         cell = f"{judged.true_id}-{judged.label_id}"
-        return Card(self._image(judged.path, _SIDE), [line], "right" if is_right else "wrong", (), cell, is_right)
+        image = self._image(judged.path, _SIDE, judged.region)
+        return Card(image, [line], "right" if is_right else "wrong", (), cell, is_right, judged.confidence)
 
     def _beside(self, path: str) -> list[tuple[Thumbnail, str]]:
         nearest = self._find_nearest(path) if self._find_nearest else []
         shown = [(self._image(each.path, _SMALL), f"{each.label}, similarity {each.likeness:.2f}") for each in nearest]
         return [(image, name) for image, name in shown if image is not None]
 
-    def _image(self, path: str, side: int) -> Thumbnail | None:
-        if (path, side) not in self._made:
-            self._made[path, side] = thumbnail(path, self._preprocessing, side)
-        return self._made[path, side]
+    def _image(self, path: str, side: int, region: Region | None = None) -> Thumbnail | None:
+        if (path, region, side) not in self._made:
+            self._made[path, region, side] = thumbnail(path, self._preprocessing, side, region=region)
+        return self._made[path, region, side]
 
 
 def _confusion(results: ClassResults, cards: ClassCards) -> Section:
@@ -219,49 +240,51 @@ def _confusion(results: ClassResults, cards: ClassCards) -> Section:
 
 
 def _classes(scores: dict[str, Any]) -> Section:
-    rows = [(name, row["n"], row["precision"], row["recall"], row["f1"]) for name, row in scores["per_class"].items()]
-    return Section("Classes", [Table(("class", "images", "precision", "recall", "F1"), rows)], narrow=True)
-
-
-def _reliability(results: ClassResults) -> Section:
-    sure = np.array([each.confidence for each in results.judged])
-    right = np.array([each.label_id == each.true_id for each in results.judged])
-    bins = np.minimum((sure * ECE_BINS).astype(int), ECE_BINS - 1)
-    filled = [b for b in range(ECE_BINS) if (bins == b).any()]
-    chart = reliability_chart(
-        "Reliability",
-        [float(sure[bins == b].mean()) for b in filled],
-        [float(right[bins == b].mean()) for b in filled],
-        [int((bins == b).sum()) for b in filled],
+    """Recall and precision of each class with their intervals, by images."""
+    confusion = np.array(scores["confusion"])
+    rows = []
+    for i, (name, row) in enumerate(scores["per_class"].items()):
+        right = confusion[i, i]
+        trials = {"recall": confusion[i].sum(), "precision": confusion[:, i].sum()}
+        marks = [Mark(of, right / n, *wilson_interval(right, n)) for of, n in trials.items() if n]
+        rows.append((name, marks, (row["n"], row["recall"], row["precision"], row["f1"])))
+    text = (
+        "Recall: share of the class's images that are found. Precision: share of right ones among the images predicted "
+        "as the class. Lines: 95% intervals"
     )
-    kept = [(f"{least:.0%}", int((sure >= least).sum()), float((sure >= least).mean())) for least in _LEAST]
-    rows = [
-        (*row, float(right[sure >= least].mean()) if row[1] else None) for row, least in zip(kept, _LEAST, strict=True)
-    ]
-    note = f"Calibration error {results.scores['ece']:.3f}{results.calibration}."
-    table = Table(("confidence at least", "images", "share of images", "accuracy"), rows)
-    return Section("Confidence", [Chart(chart), table, Note(note)])
+    text += ", too narrow because images of a group count as independent." if "groups" in scores else "."
+    table = Comparison(("images", "recall", "precision", "F1"), rows, heading="class")
+    return Section("Classes", [table, Note(text)])
 
 
-def doubted_paths(judged: Sequence[Judged]) -> set[str]:
-    """Paths of the errors whose confidence is `_SURE`, and as high as is usual for the class that was predicted."""
+def _confidence(results: ClassResults) -> Section:
+    sure = np.array([each.confidence for each in results.judged])
+    right = np.array([each.is_right for each in results.judged])
+    return confidence_section(sure, right, f"Calibration error {results.scores['ece']:.3f}{results.calibration}.")
+
+
+def doubted_keys(judged: Sequence[Judged]) -> set[tuple[str, Region | None]]:
+    """Keys of the errors whose confidence is `_SURE`, and as high as is usual for the class that was predicted."""
     usual = _usual_confidence(judged)
-    wrong = (each for each in judged if each.label_id != each.true_id)
-    return {each.path for each in wrong if each.confidence >= max(_SURE, usual.get(each.label_id, 1.0))}
+    wrong = (each for each in judged if not each.is_right)
+    return {each.key for each in wrong if each.confidence >= max(_SURE, usual.get(each.label_id, 1.0))}
 
 
-def _wrong(judged: Sequence[Judged], cards: ClassCards) -> list[Section]:
-    wrong = sorted((each for each in judged if each.label_id != each.true_id), key=lambda each: -each.confidence)
+def _wrong(results: ClassResults, cards: ClassCards) -> list[Section]:
+    judged = results.judged
+    wrong = sorted((each for each in judged if not each.is_right), key=lambda each: -each.confidence)
     if not wrong:
         return []
-    doubted = doubted_paths(judged)
-    shown = [cards.card(each, "label?" if each.path in doubted else "", with_neighbors=True) for each in wrong[:_WRONG]]
+    doubted = doubted_keys(judged)
+    shown = [cards.card(each, "label?" if each.key in doubted else "", with_neighbors=True) for each in wrong[:_WRONG]]
     note = f"{len(wrong)} of {len(judged)} images, most confident first{_more(len(wrong), _WRONG)}."
     if doubted:
         note += (
             f" {len(doubted)} are marked 'label?': the confidence is {_SURE:.0%} or more, and at least as high as is "
             "usual for that class, so the label may be wrong."
         )
+        if results.review:
+            note += f" To correct labels, run {results.review}."
     if cards.knows_neighbors:
         note += " Below each: the most similar training images, by the features of the backbone before training."
     return [Section("Misclassified", [Gallery(shown, note)])]

@@ -6,17 +6,21 @@ import os
 import shlex
 import sys
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 
+from tl.data.manifests import LabeledImage
 from tl.evaluation.evaluate import Evaluation
 from tl.evaluation.metrics import wilson_interval
+from tl.progress import Progress
 from tl.runtime.ensembles.selective import conformal_limit, prediction_sets
 from tl.runtime.model_file.contract import Contract
 from tl.runtime.model_file.summary import summarize_contract
 from tl.runtime.results import Failure
+from tl.runtime.session import Session
 from tl.studies.report.class_sections import (
     ClassCards,
     ClassResults,
@@ -29,34 +33,53 @@ from tl.studies.report.class_sections import (
     uncertainty_section,
 )
 from tl.studies.report.first_screen import class_headline, examples
-from tl.studies.report.next_steps import class_steps
+from tl.studies.report.image_map import map_section
+from tl.studies.report.model_map import map_results
+from tl.studies.report.next_steps import class_steps, review_command
 from tl.studies.report.page import Block, Code, Facts, Note, Page, Section, Table, write_page
 
 _COVERAGES = (0.8, 0.9, 0.95, 0.99)
 
 
-def write_evaluation_report(evaluation: Evaluation, contract: Contract, split: str, path: Path) -> Path:
+@dataclass(frozen=True)
+class EvaluatedFile:
+    """An evaluation of one model file on `data`. `images`: all labeled images, also those that could not be read."""
+
+    evaluation: Evaluation
+    session: Session
+    split: str
+    images: Sequence[LabeledImage]
+    data: str
+
+    @property
+    def readable(self) -> list[LabeledImage]:
+        """The images that were scored."""
+        return [self.images[place] for place in self.evaluation.places]
+
+
+def write_evaluation_report(evaluated: EvaluatedFile, path: Path, progress: Progress) -> Path:
     """Write the page. Raises `OutputError`, `MissingExtraError`."""
     command = shlex.join(["tl", *sys.argv[1:]])
-    write_page(build_evaluation_page(evaluation, contract, split, command), path)
+    write_page(build_evaluation_page(evaluated, command, progress), path)
     return path
 
 
-def build_evaluation_page(evaluation: Evaluation, contract: Contract, split: str, command: str) -> Page:
+def build_evaluation_page(evaluated: EvaluatedFile, command: str, progress: Progress) -> Page:
     """Build the page of an evaluation of one model file. `command`: command line that repeats it."""
+    evaluation, contract, split = evaluated.evaluation, evaluated.session.contract, evaluated.split
+    if contract is None:
+        raise ValueError("a report is of a file with a contract")
     (decided,), scores = evaluation.decided, evaluation.rows[0]
-    common = os.path.commonpath([Path(path).parent for path in evaluation.paths])
-    judged = [
-        Judged(path, os.path.relpath(path, common), int(true_id), int(label_id), probabilities.astype(np.float64))
-        for path, true_id, label_id, probabilities in zip(
-            evaluation.paths, evaluation.true_ids, decided.label_ids, decided.probabilities, strict=True
-        )
-    ]
-    results = ClassResults(evaluation.class_names, contract.preprocessing, scores, judged)
+    judged = _judge(evaluated)
+    results = ClassResults(
+        evaluation.class_names, contract.preprocessing, scores, judged, review=review_command(evaluated.data)
+    )
     cards = ClassCards(results)
+    mapped = map_results(evaluated.session, evaluated.readable, judged, progress)
     confusion, classes, confidence, *images = class_sections(results, cards)
     sections = [
         confusion,
+        *([] if mapped is None else map_section(mapped, evaluation.class_names, contract.preprocessing)),
         classes,
         *uncertainty_section(accuracy_note(scores)),
         confidence,
@@ -76,9 +99,24 @@ def build_evaluation_page(evaluation: Evaluation, contract: Contract, split: str
         sections=sections,
         kicker=f"Evaluation of a classifier of {len(evaluation.class_names)} classes",
         headline=class_headline(scores, "images" if split == "all" else f"{split} images"),
-        steps=class_steps(scores, judged, evaluation.class_names, [], {}),
+        steps=class_steps(scores, judged, evaluation.class_names, [], {}, results.review),
         strip=[cards.brief(each) for each in examples(judged)],
     )
+
+
+def _judge(evaluated: EvaluatedFile) -> list[Judged]:
+    evaluation = evaluated.evaluation
+    (decided,) = evaluation.decided
+    common = os.path.commonpath([Path(path).parent for path in evaluation.paths])
+    found = zip(evaluated.readable, evaluation.true_ids, decided.label_ids, decided.probabilities, strict=True)
+    return [
+        Judged(
+            *(image.path, os.path.relpath(image.path, common), int(true_id), int(label_id)),
+            probabilities.astype(np.float64),
+            image.region,
+        )
+        for image, true_id, label_id, probabilities in found
+    ]
 
 
 def _of_split(split: str) -> str:

@@ -54,8 +54,8 @@ def label_headline(scores: Mapping[str, Any], images: str) -> str:
 
 def examples(judged: Sequence[Judged]) -> list[Judged]:
     """Images to show first: some right ones, of different classes, and the errors of highest confidence."""
-    right = sorted((each for each in judged if each.label_id == each.true_id), key=lambda each: -each.confidence)
-    wrong = sorted((each for each in judged if each.label_id != each.true_id), key=lambda each: -each.confidence)
+    right = sorted((each for each in judged if each.is_right), key=lambda each: -each.confidence)
+    wrong = sorted((each for each in judged if not each.is_right), key=lambda each: -each.confidence)
     return [*spread_over_classes(right, _RIGHT), *spread_over_classes(wrong, _WRONG)]
 
 

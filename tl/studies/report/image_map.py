@@ -1,18 +1,15 @@
 """Build the map of a classifier's images: embeddings in two dimensions, similar images near each other.
 
-Computes no features (`neighbors`): a run without cached features has no map.
+Computes no embeddings; they are of a run (`run_map`) or of a model file (`model_map`).
 """
 
 from __future__ import annotations
 
 import base64
 import io
-import os
-from collections import defaultdict
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import replace
-from pathlib import Path
+from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import NDArray
@@ -20,34 +17,65 @@ from PIL import Image
 
 from tl.errors import ImageReadError
 from tl.runtime.imaging.colors import shown_rgb
-from tl.runtime.imaging.pipeline import load_input
+from tl.runtime.imaging.geometry import crop_to_input
+from tl.runtime.imaging.pipeline import load_working
 from tl.runtime.imaging.preprocessing import Preprocessing
+from tl.runtime.imaging.regions import Region
 from tl.studies.report.class_sections import Judged
-from tl.studies.report.neighbors import Embeddings
 from tl.studies.report.page import Dot, ImageMap, Note, Section
-from tl.studies.report.run_files import FinishedRun
 from tl.studies.report.thumbnails import Thumbnail
 
 # With fewer images, a list says more than a map. More would make the page slow to write and larger than 5 MB.
-_LEAST, MOST = 12, 2000
+LEAST, MOST = 12, 2000
 _NEAR = 3
 _DIMENSIONS, _PERPLEXITY, _STEPS = 50, 30.0, 500
 # Side of a thumbnail in pixels by number of images, so that the sheet stays below about 2 MB.
 _SIDES = {300: 72, 800: 56, MOST: 44}
-_DUPLICATE_KINDS = ("duplicate across splits", "near duplicate across splits", "labels disagree")
 
 
-def map_section(finished: FinishedRun, judged: Sequence[Judged], embeddings: Embeddings | None) -> list[Section]:
-    """Build the section, if the run has enough images with cached features."""
-    if embeddings is None or len(embeddings.rows) < _LEAST:
-        return []
-    scored = {each.path: each for each in judged}
-    chosen = _chosen(embeddings, scored)
-    vectors = embeddings.vectors[chosen]
-    dots = _dots(finished, embeddings, chosen, scored, layout(vectors))
-    sheet, side, columns = _sheet([embeddings.paths[i] for i in chosen], finished.card.preprocessing)
-    block = ImageMap(finished.card.class_names, dots, sheet, side, columns)
-    return [Section("Map of the images", [Note(_told(dots, len(embeddings.rows))), block])]
+@dataclass(frozen=True)
+class MapImage:
+    """An image to place. `judged`: its result, None without one. `region`: the part of it that is used, if not all."""
+
+    path: str
+    name: str
+    true_id: int
+    split: str
+    judged: Judged | None
+    is_duplicate: bool = False
+    region: Region | None = None
+
+
+@dataclass(frozen=True)
+class Mapped:
+    """Images with their embeddings float32 (N, D) of length 1. `by`: what made them, such as "the pretrained backbone".
+
+    `total`: the number of images that `images` were chosen from.
+    """
+
+    images: Sequence[MapImage]
+    vectors: NDArray[np.float32]
+    by: str
+    total: int
+
+
+def map_section(mapped: Mapped, class_names: Sequence[str], preprocessing: Preprocessing) -> list[Section]:
+    """Build the section."""
+    dots = _dots(mapped, layout(mapped.vectors))
+    sheet, side, columns = _sheet([(each.path, each.region) for each in mapped.images], preprocessing)
+    block = ImageMap(class_names, dots, sheet, side, columns)
+    return [Section("Map of the images", [Note(_told(mapped)), block])]
+
+
+def choose_images(is_wrong: Sequence[bool]) -> list[int]:
+    """Indices of the images to show, in order: of too many, all wrong ones and an even choice of the others."""
+    count = len(is_wrong)
+    if count <= MOST:
+        return list(range(count))
+    wrong = [i for i, each in enumerate(is_wrong) if each][:MOST]
+    others = sorted(set(range(count)) - set(wrong))
+    places = np.linspace(0, len(others) - 1, MOST - len(wrong)).astype(int)
+    return sorted({*wrong, *(others[place] for place in places)})
 
 
 def layout(vectors: NDArray[np.float32]) -> NDArray[np.float64]:
@@ -78,96 +106,45 @@ def outliers(likeness: NDArray[np.float64]) -> NDArray[np.bool_]:
     return np.asarray(likeness < first - 3 * (third - first))
 
 
-def _chosen(embeddings: Embeddings, scored: Mapping[str, Judged]) -> list[int]:
-    """Indices of the images to show, in order: of too many, all wrong ones and an even choice of the others."""
-    count = len(embeddings.rows)
-    if count <= MOST:
-        return list(range(count))
-    found = [scored.get(path) for path in embeddings.paths]
-    wrong = [i for i, each in enumerate(found) if each is not None and each.true_id != each.label_id][:MOST]
-    others = sorted(set(range(count)) - set(wrong))
-    places = np.linspace(0, len(others) - 1, MOST - len(wrong)).astype(int)
-    return sorted({*wrong, *(others[place] for place in places)})
-
-
-def _dots(
-    finished: FinishedRun,
-    embeddings: Embeddings,
-    chosen: Sequence[int],
-    scored: Mapping[str, Judged],
-    places: NDArray[np.float64],
-) -> list[Dot]:
-    vectors = embeddings.vectors[list(chosen)]
-    likeness = vectors @ vectors.T
+def _dots(mapped: Mapped, places: NDArray[np.float64]) -> list[Dot]:
+    likeness = mapped.vectors @ mapped.vectors.T
     np.fill_diagonal(likeness, -np.inf)
     near = np.argsort(-likeness, axis=1, kind="stable")[:, :_NEAR]
     alike = np.take_along_axis(likeness, near, axis=1)
     unlike = outliers(alike.mean(axis=1).astype(np.float64))
-    duplicates = _duplicates(finished, embeddings)
-    common = os.path.commonpath([os.path.dirname(path) for path in embeddings.paths])
-    ids = {name: i for i, name in enumerate(finished.card.class_names)}
-    dots = []
-    for k, i in enumerate(chosen):
-        row, each = embeddings.rows[i], scored.get(embeddings.paths[i])
-        marks = ["outlier"] * bool(unlike[k]) + ["duplicate"] * (embeddings.paths[i] in duplicates)
-        dots.append(
-            Dot(
-                x=float(places[k, 0]),
-                y=float(places[k, 1]),
-                name=each.name if each else os.path.relpath(embeddings.paths[i], common),
-                true_id=ids[row["label"]],
-                label_id=None if each is None else each.label_id,
-                confidence=None if each is None else each.confidence,
-                split=row["split"],
-                marks=marks,
-                near=near[k].tolist(),
-                likeness=[round(float(value), 2) for value in alike[k]],
-            )
+    return [
+        Dot(
+            x=float(places[k, 0]),
+            y=float(places[k, 1]),
+            name=each.name,
+            true_id=each.true_id,
+            label_id=None if each.judged is None else each.judged.label_id,
+            confidence=None if each.judged is None else each.judged.confidence,
+            split=each.split,
+            marks=["outlier"] * bool(unlike[k]) + ["duplicate"] * each.is_duplicate,
+            near=near[k].tolist(),
+            likeness=[round(float(value), 2) for value in alike[k]],
         )
-    return dots
+        for k, each in enumerate(mapped.images)
+    ]
 
 
-def _duplicates(finished: FinishedRun, embeddings: Embeddings) -> set[str]:
-    """Paths of images that the audit found twice, or whose content occurs twice."""
-    found = [row for row in finished.rows("findings.csv") if row["kind"] in _DUPLICATE_KINDS]
-    first: dict[str, str] = {}
-    same: set[str] = set()
-    for row, path in zip(embeddings.rows, embeddings.paths, strict=True):
-        other = first.setdefault(row["sha256"], path)
-        if other != path:
-            same |= {other, path}
-    return same | _named({row[key] for row in found for key in ("path", "other")}, embeddings.paths)
-
-
-def _named(names: Iterable[str], paths: Sequence[str]) -> set[str]:
-    """Paths of the images with these names within their data set, such as `ant/7.png` of `/data/photos/ant/7.png`."""
-    by_file: dict[str, list[str]] = defaultdict(list)
-    for path in paths:
-        by_file[os.path.basename(path)].append(path)
-    found = set()
-    for name in names:
-        parts = [part for part in Path(name).parts if part not in (os.sep, "..")]
-        same = [path for path in by_file[os.path.basename(name)] if list(Path(path).parts[-len(parts) :]) == parts]
-        if same:  # a longer path has the name within another folder of the data set
-            found.add(min(same, key=lambda path: len(Path(path).parts)))
-    return found
-
-
-def _sheet(paths: Sequence[str], preprocessing: Preprocessing) -> tuple[Thumbnail, int, int]:
+def _sheet(keys: Sequence[tuple[str, Region | None]], preprocessing: Preprocessing) -> tuple[Thumbnail, int, int]:
     """Draw the thumbnails on one image. Returns it, the side of a thumbnail, and the number in a row."""
-    side = next(side for most, side in _SIDES.items() if len(paths) <= most)
-    columns = int(np.ceil(np.sqrt(len(paths))))
+    side = next(side for most, side in _SIDES.items() if len(keys) <= most)
+    columns = int(np.ceil(np.sqrt(len(keys))))
     small = replace(preprocessing, input_hw=(side, side), resize_mode="short_side", short_side=side, jpeg_scale="2x")
-    sheet = Image.new("RGB", (columns * side, -(-len(paths) // columns) * side), "#888888")
+    sheet = Image.new("RGB", (columns * side, -(-len(keys) // columns) * side), "#888888")
 
-    def draw(path: str) -> Image.Image | None:
+    def draw(key: tuple[str, Region | None]) -> Image.Image | None:
+        path, region = key
         try:
-            return Image.fromarray(shown_rgb(load_input(path, small)))
+            return Image.fromarray(shown_rgb(crop_to_input(load_working(path, small, region), small)))
         except ImageReadError:  # the image is gone: its place stays gray
             return None
 
     with ThreadPoolExecutor() as pool:
-        for k, image in enumerate(pool.map(draw, paths)):
+        for k, image in enumerate(pool.map(draw, keys)):
             if image is not None:
                 sheet.paste(image, (k % columns * side, k // columns * side))
     data = io.BytesIO()
@@ -176,11 +153,11 @@ def _sheet(paths: Sequence[str], preprocessing: Preprocessing) -> tuple[Thumbnai
     return Thumbnail(uri, sheet.size), side, columns
 
 
-def _told(dots: Sequence[Dot], count: int) -> str:
+def _told(mapped: Mapped) -> str:
     text = (
-        "Each mark is an image; images that the pretrained backbone finds similar are near each other. Distances "
-        "between groups mean little. Choose a class, or a cell of the confusion matrix, to see where its images are."
+        f"Each mark is an image; images that {mapped.by} finds similar are near each other. Distances between groups "
+        "mean little. Choose a class, or a cell of the confusion matrix, to see where its images are."
     )
-    if len(dots) < count:
-        text = f"{len(dots)} of {count} images, with all wrong ones. {text}"
+    if len(mapped.images) < mapped.total:
+        text = f"{len(mapped.images)} of {mapped.total} images, with all wrong ones. {text}"
     return text

@@ -5,11 +5,12 @@ States no rule that the numbers of the page do not show.
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from tl.studies.report.class_sections import WIDE, Judged, doubted_paths
+from tl.studies.report.class_sections import WIDE, Judged, doubted_keys
 from tl.studies.report.page import Step
 from tl.studies.report.point_sections import WIDE as WIDE_ERROR
 
@@ -23,7 +24,8 @@ _SEEN = "Scores of images that training or selection has seen are too optimistic
 
 @dataclass(frozen=True)
 class _Kind:
-    """What a kind of finding asks for: `title` of the step, and the `effect` of doing nothing.
+    """What a kind of finding asks for: `title` of the step, and the `effect` of doing nothing. `is_reviewed`: whether
+    tl review shows such images and writes what was decided about them.
 
     The finding's own detail is the reason. Titles have no counts: a finding may be of one image, two, or a class, which
     may stand for others, and an image may have several findings.
@@ -31,14 +33,16 @@ class _Kind:
 
     title: str
     effect: str = ""
+    is_reviewed: bool = False
 
 
 _FINDINGS = {
-    "labels disagree": _Kind("Correct labels of equal images", "One of the labels is wrong."),
-    "duplicate across splits": _Kind("Remove duplicates across splits", _SEEN),
+    "labels disagree": _Kind("Correct labels of equal images", "One of the labels is wrong.", is_reviewed=True),
+    "duplicate across splits": _Kind("Remove duplicates across splits", _SEEN, is_reviewed=True),
     "near duplicate across splits": _Kind(
         "Check nearly equal images in two splits",
         f"{_SEEN} If they show the same object, a group column keeps them in one split.",
+        is_reviewed=True,
     ),
     "point outside": _Kind("Check points outside of the image", "A point that is not in the image cannot be learned."),
     "equal points": _Kind("Check images with the same points", "One of them may have the annotation of the other."),
@@ -54,13 +58,17 @@ def class_steps(
     class_names: Sequence[str],
     findings: Sequence[Mapping[str, str]],
     trained: Mapping[str, int],
+    review: str = "",
 ) -> list[Step]:
-    """The steps of a classifier, most useful first. `trained`: class -> its training images, if known."""
-    found = _of_findings(findings)
+    """The steps of a classifier, most useful first. `trained`: class -> its training images, if known.
+
+    `review`: as of `review_command`.
+    """
+    found = _of_findings(findings, review)
     grave = [step for kind, step in found if kind in ("labels disagree", "duplicate across splits")]
     steps = [
         *grave,
-        *_doubtful(judged),
+        *_doubtful(judged, review),
         *_weakest(scores, class_names, trained),
         *_interval(scores),
         *(step for _, step in found if step not in grave),
@@ -84,8 +92,13 @@ def test_step(split: str, test_images: int, run: str) -> list[Step]:
     return [Step("Evaluate the test images once", reason, "Data")]
 
 
-def _doubtful(judged: Sequence[Judged]) -> list[Step]:
-    doubted = doubted_paths(judged)
+def review_command(data: str) -> str:
+    """The command that shows the problems of a run or data set, and writes the labels as corrected."""
+    return shlex.join(["tl", "review", data, "-o", "reviewed.csv"])
+
+
+def _doubtful(judged: Sequence[Judged], review: str) -> list[Step]:
+    doubted = doubted_keys(judged)
     wrong = sum(each.true_id != each.label_id for each in judged)
     if not doubted:
         return []
@@ -93,7 +106,7 @@ def _doubtful(judged: Sequence[Judged]) -> list[Step]:
         f"{len(doubted)} of {_counted(wrong, 'error')} {_were(len(doubted))} made with a confidence that is usual for "
         "right answers. If a label is wrong, correct it and train again."
     )
-    return [Step(f"Check {_counted(len(doubted), 'doubtful label')}", reason, "Misclassified")]
+    return [Step(f"Check {_counted(len(doubted), 'doubtful label')}", reason, "Misclassified", review)]
 
 
 def _weakest(scores: Mapping[str, Any], class_names: Sequence[str], trained: Mapping[str, int]) -> list[Step]:
@@ -152,13 +165,13 @@ def _error_interval(scores: Mapping[str, Any]) -> list[Step]:
     return [Step("Evaluate more images", reason, "Uncertainty")]
 
 
-def _of_findings(findings: Sequence[Mapping[str, str]]) -> list[tuple[str, Step]]:
+def _of_findings(findings: Sequence[Mapping[str, str]], review: str = "") -> list[tuple[str, Step]]:
     """One step for each kind of finding that has one, gravest first."""
     steps = []
     for kind, asked in _FINDINGS.items():
         if found := [row for row in findings if row["kind"] == kind]:
             reason = f"{_example(found)} {asked.effect}".rstrip()
-            steps.append((kind, Step(asked.title, reason, "Data")))
+            steps.append((kind, Step(asked.title, reason, "Data", review if asked.is_reviewed else "")))
     return steps
 
 

@@ -44,11 +44,12 @@ for (const table of all("table.sortable")) {
   }));
 }
 
-// What is chosen, a cell of the confusion matrix or a class of the map, is shown everywhere: other images are dimmed.
-const chosen = document.querySelector(".chosen");
+// What is chosen, a cell of the confusion matrix, a class of the map or a range of confidence, is shown everywhere: other
+// images are dimmed.
+const filtered = document.querySelector(".filtered");
 function choose(button, name, fits) {
   const opens = button !== null && button.getAttribute("aria-pressed") !== "true";
-  for (const other of all(".matrix button[data-cell], .legend button")) other.setAttribute("aria-pressed", "false");
+  for (const other of all("button[aria-pressed]")) other.setAttribute("aria-pressed", "false");
   if (opens) button.setAttribute("aria-pressed", "true");
   for (const each of all(".dot, main .gallery .card[data-cell], .strip .card[data-cell]")) {
     each.classList.toggle("dim", opens && !fits(each));
@@ -58,12 +59,17 @@ function choose(button, name, fits) {
     if (!cell.hidden) load(cell);
   }
   for (const card of all(".cell .card")) card.classList.remove("dim");
-  chosen.hidden = !opens;
-  chosen.querySelector("span").textContent = opens ? `Shown: ${name}` : "";
+  filtered.hidden = !opens;
+  filtered.querySelector("span").textContent = opens ? `Shown: ${name}` : "";
 }
-chosen.querySelector("button").addEventListener("click", () => choose(null));
+filtered.querySelector("button").addEventListener("click", () => choose(null));
 for (const button of all(".matrix button[data-cell]")) {
   button.addEventListener("click", () => choose(button, button.dataset.name, (each) => each.dataset.cell === button.dataset.cell));
+}
+for (const button of all(".bins button")) {
+  const [from, to] = [Number(button.dataset.from), Number(button.dataset.to)];
+  const fits = (each) => each.dataset.sure !== undefined && each.dataset.sure >= from && each.dataset.sure < to;
+  button.addEventListener("click", () => choose(button, button.dataset.name, fits));
 }
 for (const button of all(".legend button")) {
   const fits = (each) => (each.dataset.class ?? each.dataset.cell.split("-")[0]) === button.dataset.class;
@@ -100,7 +106,7 @@ function showMap(map) {
     const dot = dots[number];
     cursor.setAttribute("visibility", "visible");
     cursor.setAttribute("transform", marks[number].getAttribute("transform"));
-    const lines = [dot.name, `${names[dot.true]}, ${dot.split}`];
+    const lines = [dot.name, [names[dot.true], dot.split].filter(Boolean).join(", ")];
     if (dot.label !== null) {
       const sure = `${Math.round(100 * dot.sure)}%`;
       lines.push(dot.label === dot.true ? `right, ${sure}` : `wrong: ${names[dot.label]} ${sure}`);

@@ -12,6 +12,7 @@ from pathlib import Path
 
 from tl import __version__
 from tl.errors import ConfigError, MissingExtraError
+from tl.pages import read_base_style
 from tl.runtime.output.files import write_text
 from tl.studies.report.thumbnails import Thumbnail
 from tl.text import printable
@@ -32,6 +33,8 @@ _NARROW = 5
 _SEPARATED = 100_000
 # Values this close to 1 are 1, but for the rounding of a sum.
 _ROUNDING = 1e-9
+# Confusions that are also told in words, of more than two classes.
+_TOLD_CONFUSIONS = 5
 # Wider images, in pixels, are shown in a grid of fewer columns.
 _NARROW_IMAGE = 260
 
@@ -75,7 +78,8 @@ class Chart:
 class Card:
     """An image with lines of text below it, a `badge` on it, and `beside` it small images with their labels.
 
-    `cell`: "true-predicted" class ids, which link it with the confusion matrix. `is_right`: colors it, if known.
+    `cell`: "true-predicted" class ids, which link it with the confusion matrix; `confidence` links it with bars of
+    confidence. `is_right`: colors it, if known.
     """
 
     image: Thumbnail | None
@@ -84,6 +88,7 @@ class Card:
     beside: Sequence[tuple[Thumbnail, str]] = ()
     cell: str = ""
     is_right: bool | None = None
+    confidence: float | None = None
 
 
 @dataclass(frozen=True)
@@ -109,6 +114,12 @@ class Matrix:
     counts: Sequence[Sequence[int]]
     cards: Mapping[tuple[int, int], Sequence[Card]]
     kind: str = "matrix"
+
+    @property
+    def confusions(self) -> list[tuple[int, int, int]]:
+        """The most frequent confusions, most frequent first: (true id, predicted id, images)."""
+        found = [(i, j, count) for i, row in enumerate(self.counts) for j, count in enumerate(row) if i != j and count]
+        return sorted(found, key=lambda each: (-each[2], each[:2]))[:_TOLD_CONFUSIONS]
 
 
 @dataclass(frozen=True)
@@ -143,6 +154,23 @@ class ImageMap:
 
 
 @dataclass(frozen=True)
+class Bins:
+    """Right and wrong answers by confidence: a bin lies between two of the `edges`. A click on it shows its images."""
+
+    edges: Sequence[float]
+    right: Sequence[int]
+    wrong: Sequence[int]
+    kind: str = "bins"
+
+    @property
+    def rows(self) -> list[tuple[float, float, int, int, float, float]]:
+        """Each bin: from, to, right and wrong answers, and these as shares of the most in a bin."""
+        most_right, most_wrong = max(1, *self.right), max(1, *self.wrong)
+        ends = zip(self.edges, self.edges[1:], self.right, self.wrong, strict=False)
+        return [(low, high, right, wrong, right / most_right, wrong / most_wrong) for low, high, right, wrong in ends]
+
+
+@dataclass(frozen=True)
 class Mark:
     """A value with its interval on the scale of a comparison. `series`: such as "validation"."""
 
@@ -154,11 +182,12 @@ class Mark:
 
 @dataclass(frozen=True)
 class Comparison:
-    """A row for each setting: its `marks` drawn on a common scale, and cells. `columns` names the cells."""
+    """A row for each setting, or what `heading` names: `marks` on a common scale, and cells, which `columns` names."""
 
     columns: Sequence[str]
     rows: Sequence[tuple[str, Sequence[Mark], Sequence[Cell]]]
     hints: Mapping[str, str] = field(default_factory=dict)
+    heading: str = "setting"
     kind: str = "comparison"
 
     @property
@@ -199,7 +228,7 @@ class Code:
     kind: str = "code"
 
 
-Block = Facts | Table | Chart | Gallery | Matrix | ImageMap | Comparison | Note | Code
+Block = Facts | Table | Chart | Gallery | Matrix | ImageMap | Bins | Comparison | Note | Code
 
 
 @dataclass(frozen=True)
@@ -218,11 +247,15 @@ class Section:
 
 @dataclass(frozen=True)
 class Step:
-    """Something worth doing next, with the reason in numbers. `section`: title of the section that shows it."""
+    """Something worth doing next, with the reason in numbers. `section`: title of the section that shows it.
+
+    `command`: command line that does it, if there is one.
+    """
 
     title: str
     reason: str
     section: str = ""
+    command: str = ""
 
     @property
     def anchor(self) -> str:
@@ -271,7 +304,7 @@ def render(page: Page) -> str:
         page=page,
         sections=shown_sections,
         titles=titles,
-        style=parts["css"],
+        style=f"{read_base_style()}\n{parts['css']}",
         script=parts["js"],
         version=__version__,
     )

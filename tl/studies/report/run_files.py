@@ -18,8 +18,9 @@ from tl.evaluation.calibration import class_ids_of
 from tl.runtime.landmarks.sets import ImageLandmarks
 from tl.studies.report.class_sections import Judged
 from tl.trainer.config import TrainConfig
-from tl.trainer.options import is_solved
-from tl.trainer.run_folder.run import UNFINISHED, NetworkCard, Run
+from tl.trainer.run_folder.manifest_regions import REGION, ImageKey, read_region
+from tl.trainer.run_folder.network_card import NetworkCard
+from tl.trainer.run_folder.run import UNFINISHED, Run
 
 # The split that was not used for selection comes first.
 _REPORTED = ("test", "val")
@@ -63,11 +64,14 @@ class FinishedRun:
 
     def paths(self, split: str) -> list[str]:
         """Return the image paths that a split's scores come from, in manifest order, even if images no longer exist."""
-        # A head that was fitted to the validation images, too, has out-of-fold scores of all of them.
-        is_cross_validated = self.config.refit and is_solved(self.config)
-        splits = ("train", "val") if split == "val" and is_cross_validated else (split,)
-        names = [row["path"] for row in self.rows("manifest.csv") if row["split"] in splits]
-        return [os.path.normpath(os.path.join(self.run.folder, name)) for name in names]
+        return [path for path, _ in self.keys(split)]
+
+    def keys(self, split: str) -> list[ImageKey]:
+        """Like `paths`, with the region of each that was used."""
+        splits = self.run.scored_splits if split == "val" else (split,)
+        rows = [row for row in self.rows("manifest.csv") if row["split"] in splits]
+        paths = (os.path.normpath(os.path.join(self.run.folder, row["path"])) for row in rows)
+        return [(path, read_region(row, REGION)) for path, row in zip(paths, rows, strict=True)]
 
 
 def open_finished(run: Run) -> FinishedRun:
@@ -84,7 +88,7 @@ def open_finished(run: Run) -> FinishedRun:
 
 def read_judged(finished: FinishedRun) -> list[Judged]:
     """Read the images of the reported split, in manifest order. Raises `RunError`."""
-    rows, paths = _predictions(finished)
+    rows, keys = _predictions(finished)
     names = finished.card.class_names
     try:
         true_ids, label_ids = (class_ids_of([row[key] for row in rows], names) for key in ("true_label", "label"))
@@ -93,8 +97,10 @@ def read_judged(finished: FinishedRun) -> list[Judged]:
         reason = f"has no column {error}" if isinstance(error, KeyError) else error
         raise RunError(f"{finished.run.folder}: its predictions were changed after training ({reason})") from error
     return [
-        Judged(path, row["path"], int(true_id), int(label_id), values)
-        for path, row, true_id, label_id, values in zip(paths, rows, true_ids, label_ids, probabilities, strict=True)
+        Judged(path, row["path"], int(true_id), int(label_id), values, region)
+        for (path, region), row, true_id, label_id, values in zip(
+            keys, rows, true_ids, label_ids, probabilities, strict=True
+        )
     ]
 
 
@@ -129,12 +135,12 @@ def read_found(finished: FinishedRun) -> list[Found]:
     ]
 
 
-def _predictions(finished: FinishedRun) -> tuple[list[dict[str, str]], list[str]]:
-    rows, paths = finished.rows(f"predictions_{finished.split}.csv"), finished.paths(finished.split)
-    if len(rows) != len(paths):
+def _predictions(finished: FinishedRun) -> tuple[list[dict[str, str]], list[ImageKey]]:
+    rows, keys = finished.rows(f"predictions_{finished.split}.csv"), finished.keys(finished.split)
+    if len(rows) != len(keys):
         name = Path(finished.run.folder) / f"predictions_{finished.split}.csv"
-        raise RunError(f"{name}: has {len(rows)} rows for {len(paths)} images of the manifest")
-    return rows, paths
+        raise RunError(f"{name}: has {len(rows)} rows for {len(keys)} images of the manifest")
+    return rows, keys
 
 
 def _number(text: str) -> float:

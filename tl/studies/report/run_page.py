@@ -35,7 +35,7 @@ from tl.studies.report.first_screen import (
 from tl.studies.report.image_map import map_section
 from tl.studies.report.label_sections import label_figures, label_sections
 from tl.studies.report.neighbors import neighbors_among, open_embeddings
-from tl.studies.report.next_steps import MOST, class_steps, point_steps, test_step
+from tl.studies.report.next_steps import MOST, class_steps, point_steps, review_command, test_step
 from tl.studies.report.number_sections import number_figures, number_sections
 from tl.studies.report.page import (
     Block,
@@ -53,6 +53,7 @@ from tl.studies.report.page import (
 )
 from tl.studies.report.point_sections import error_note, point_figures, point_sections
 from tl.studies.report.run_files import FinishedRun, open_finished, read_judged
+from tl.studies.report.run_map import map_run
 from tl.studies.report.samples import augmented_cards
 from tl.trainer.config import TrainConfig
 from tl.trainer.config_files import own_choices
@@ -120,7 +121,8 @@ def _subtitle(finished: FinishedRun) -> str:
     if config.interpolate:
         seen["val"] = "the validation split, which also selected the interpolation of the weights"
     if config.refit and is_solved(config):
-        seen["val"] = "all training and validation images, each scored by a head that was fitted without it"
+        scored = " and ".join({"train": "training", "val": "validation"}[one] for one in finished.run.scored_splits)
+        seen["val"] = f"all {scored} images, each scored by a head that was fitted without it"
     elif config.refit:
         seen["val"] = "the validation split, each image scored by a network that was not trained on it"
     text = f"{config.method} of {config.backbone}, head {config.head}. Scores are on {seen[finished.split]}."
@@ -158,6 +160,7 @@ def _classes(finished: FinishedRun) -> _Parts:
     scores, names, judged = finished.scores, finished.card.class_names, read_judged(finished)
     before, temperature = scores["ece_uncalibrated"], finished.metrics["temperature"]
     embeddings = open_embeddings(finished)
+    mapped = map_run(finished, judged, embeddings)
     results = ClassResults(
         class_names=names,
         preprocessing=finished.card.preprocessing,
@@ -167,6 +170,7 @@ def _classes(finished: FinishedRun) -> _Parts:
             f"; {before:.3f} before scaling with the temperature {temperature:.2f}, which was fitted on validation data"
         ),
         find_nearest=None if embeddings is None else neighbors_among(embeddings),
+        review=review_command(str(finished.run.folder)),
     )
     cards = ClassCards(results)
     confusion, classes, *others = class_sections(results, cards)
@@ -177,13 +181,13 @@ def _classes(finished: FinishedRun) -> _Parts:
         figures=class_figures(scores),
         sections=[
             confusion,
-            *map_section(finished, judged, embeddings),
+            *([] if mapped is None else map_section(mapped, names, finished.card.preprocessing)),
             classes,
             *uncertainty_section(accuracy_note(scores)),
             *others,
         ],
         on_validation=_on_validation(finished, "top1_accuracy", ".1%"),
-        steps=class_steps(scores, judged, names, finished.rows("findings.csv"), trained),
+        steps=class_steps(scores, judged, names, finished.rows("findings.csv"), trained, results.review),
         strip=[cards.brief(each) for each in examples(judged)],
     )
 
@@ -286,9 +290,10 @@ def _audit(finished: FinishedRun) -> list[Section]:
             Table(("image", "split", "reason"), [(row["path"], row["split"], row["error"]) for row in skipped]),
         ]
     if rows:
+        review = review_command(str(finished.run.folder))
         more = f" The first {_SHOWN_FINDINGS} are shown; findings.csv lists all." if len(rows) > _SHOWN_FINDINGS else ""
         blocks += [
-            Note(f"{len(rows)} findings to review.{more}"),
+            Note(f"{len(rows)} findings to review, for example with {review}.{more}"),
             Table(
                 ("kind", "image", "other", "detail"),
                 [(row["kind"], row["path"], row["other"], row["detail"]) for row in rows[:_SHOWN_FINDINGS]],

@@ -16,6 +16,7 @@ from tl.runtime.imaging.colors import shown_rgb
 from tl.runtime.imaging.geometry import Placement
 from tl.runtime.imaging.pipeline import load_views
 from tl.runtime.imaging.preprocessing import Preprocessing
+from tl.runtime.imaging.regions import Region
 
 # Colors of truth and prediction, distinguishable by most readers; shapes differ too. Source: Okabe & Ito 2008.
 TRUE_COLOR, FOUND_COLOR = "#009E73", "#D55E00"
@@ -37,10 +38,12 @@ class Marks:
     found_xy: NDArray[np.float64]
 
 
-def thumbnail(path: str, preprocessing: Preprocessing, side: int, marks: Marks | None = None) -> Thumbnail | None:
-    """Return the whole image in at most `side` x `side` pixels, or None if it can no longer be read."""
+def thumbnail(
+    path: str, preprocessing: Preprocessing, side: int, marks: Marks | None = None, *, region: Region | None = None
+) -> Thumbnail | None:
+    """Return the whole image, or its `region`, in at most `side` x `side` pixels, or None if it cannot be read."""
     try:
-        (view,) = load_views(path, [(_small(preprocessing, side), None)])
+        (view,) = load_views(path, [(_small(preprocessing, side), region)])
     except ImageReadError:
         return None
     height, width = view.placement.resized_hw

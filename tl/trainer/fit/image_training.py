@@ -38,9 +38,11 @@ from tl.trainer.models.build import build_network
 from tl.trainer.models.network import Network, OnFeatures
 from tl.trainer.models.weights import Weights, read_weights
 from tl.trainer.options import settled
+from tl.trainer.outcome import HeldOut, Outcome
 from tl.trainer.run_folder.checkpoints import RunCheckpoints
-from tl.trainer.run_folder.run import NetworkCard, Run
-from tl.trainer.task import HeldOut, Outcome, PreparedInputs, Task
+from tl.trainer.run_folder.network_card import NetworkCard
+from tl.trainer.run_folder.run import Run
+from tl.trainer.task import PreparedInputs, Task
 
 _Network = TypeVar("_Network", bound=nn.Module)
 _EVAL_BATCH = 32

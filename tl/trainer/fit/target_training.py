@@ -35,9 +35,11 @@ from tl.trainer.heads.training import save_head
 from tl.trainer.models.build import build_network
 from tl.trainer.models.network import Network
 from tl.trainer.options import settled
+from tl.trainer.outcome import Outcome, Training
 from tl.trainer.run_folder.checkpoints import RunCheckpoints
-from tl.trainer.run_folder.run import NetworkCard, Run
-from tl.trainer.task import FeatureTask, Outcome, Training
+from tl.trainer.run_folder.network_card import NetworkCard
+from tl.trainer.run_folder.run import Run
+from tl.trainer.task import FeatureTask
 
 
 class TargetObjective(Objective, Protocol):

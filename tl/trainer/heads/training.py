@@ -17,8 +17,10 @@ from tl.evaluation.sites import site_folds
 from tl.progress import Progress
 from tl.trainer.heads.solvers import CrossValidated, LinearHead, Solver, Trial, cross_validate, solve_bag, solve_head
 from tl.trainer.options import settled
-from tl.trainer.run_folder.run import NetworkCard, Run
-from tl.trainer.task import FeatureTask, HeldOut, Outcome, Task
+from tl.trainer.outcome import HeldOut, Outcome
+from tl.trainer.run_folder.network_card import NetworkCard
+from tl.trainer.run_folder.run import Run
+from tl.trainer.task import FeatureTask, Task
 
 
 def solve(task: Task, run: Run, progress: Progress, is_resumed: bool) -> Outcome:

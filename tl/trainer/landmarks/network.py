@@ -18,7 +18,8 @@ from tl.trainer.models.network import FeaturePooling, Normalize, OnFeatures, OnT
 from tl.trainer.models.weights import Weights, load_into
 from tl.trainer.options import settled
 from tl.trainer.run_folder.checkpoints import load_best
-from tl.trainer.run_folder.run import NetworkCard, Run
+from tl.trainer.run_folder.network_card import NetworkCard
+from tl.trainer.run_folder.run import Run
 
 # Sigma of a heatmap's target Gaussian, in cells; confidence weights a heatmap by a Gaussian of twice that sigma.
 SIGMA = 1.5

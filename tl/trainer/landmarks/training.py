@@ -39,7 +39,8 @@ from tl.trainer.landmarks.task import LandmarkTask
 from tl.trainer.models.freezing import parameter_groups, thaw_trunk
 from tl.trainer.options import settled
 from tl.trainer.run_folder.checkpoints import RunCheckpoints
-from tl.trainer.run_folder.run import NetworkCard, Run
+from tl.trainer.run_folder.network_card import NetworkCard
+from tl.trainer.run_folder.run import Run
 
 # Source: Feng et al. 2018, "Wing Loss for Robust Facial Landmark Localisation": w = 10, epsilon = 2, in pixels of 256.
 _WING, _EPSILON = 10.0, 2.0

@@ -38,7 +38,8 @@ from tl.trainer.models.network import FeaturePooling, Network, Normalize, Standa
 from tl.trainer.models.weights import Weights, load_into
 from tl.trainer.options import settled
 from tl.trainer.run_folder.checkpoints import load_best
-from tl.trainer.run_folder.run import NetworkCard, Run
+from tl.trainer.run_folder.network_card import NetworkCard
+from tl.trainer.run_folder.run import Run
 
 OPSET = 18
 

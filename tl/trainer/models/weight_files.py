@@ -19,7 +19,7 @@ from tl.data.images import Colors
 from tl.errors import TlError, WeightsError
 from tl.runtime.output.files import atomic_path
 from tl.trainer.models.backbone_info import BUNDLED, OWN_BACKBONES, TIMM_PREFIX, BackboneInfo
-from tl.trainer.run_folder.run import RUN_VERSION, rename_tensors
+from tl.trainer.run_folder.network_card import RUN_VERSION, rename_tensors
 
 WEIGHTS_DIR_VARIABLE = "TL_WEIGHTS_DIR"
 SUFFIXES = (".safetensors", ".pth", ".pt")

@@ -11,8 +11,8 @@ from tl.trainer.heads.solvers import CrossValidated
 from tl.trainer.heads.training import save_linear
 from tl.trainer.multilabel.task import MultilabelTask
 from tl.trainer.options import settled
+from tl.trainer.outcome import HeldOut, Outcome
 from tl.trainer.run_folder.run import Run
-from tl.trainer.task import HeldOut, Outcome
 
 
 def solve_for_run(task: MultilabelTask, places: Sequence[int], run: Run, progress: Progress) -> CrossValidated:

@@ -18,9 +18,9 @@ from tl.trainer.classification import check_network
 from tl.trainer.config import TrainConfig
 from tl.trainer.multilabel.logistic import solve_labels_for_run
 from tl.trainer.multilabel.task import MultilabelTask, prepare_multilabel_task
+from tl.trainer.outcome import HeldOut, Outcome
 from tl.trainer.run_folder.run import Run
 from tl.trainer.target_work import TargetWork, choose_training
-from tl.trainer.task import HeldOut, Outcome
 
 if TYPE_CHECKING:
     from tl.trainer.fit.distributed import Ranks
@@ -32,7 +32,7 @@ def _evaluate(task: MultilabelTask, outcome: Outcome, run: Run, seconds: float, 
     scored = {}
     for split in ("val", "test") if task.config.test else ("val",):
         progress.start(f"evaluating {split}", 1, "splits")
-        scored[split] = outcome.scored(task.store, split)
+        scored[split] = outcome.scored(task, split)
         progress.advance()
     val = scored["val"]
     known = task.labels[val.places]

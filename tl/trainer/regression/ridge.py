@@ -13,9 +13,9 @@ from tl.trainer.heads.ridge import RidgeTrial, cross_validate_ridge
 from tl.trainer.heads.solvers import CrossValidated
 from tl.trainer.heads.training import save_linear
 from tl.trainer.options import settled
+from tl.trainer.outcome import HeldOut, Outcome
 from tl.trainer.regression.task import RegressionTask
 from tl.trainer.run_folder.run import Run
-from tl.trainer.task import HeldOut, Outcome
 
 
 def solve_for_run(task: RegressionTask, places: Sequence[int], run: Run, progress: Progress) -> CrossValidated:

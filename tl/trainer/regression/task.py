@@ -19,7 +19,7 @@ from tl.progress import Progress
 from tl.trainer.boxes import manifest_columns
 from tl.trainer.config import TrainConfig
 from tl.trainer.options import resolve, settled
-from tl.trainer.run_folder.run import NetworkCard
+from tl.trainer.run_folder.network_card import NetworkCard
 from tl.trainer.task import Check, FeatureTask, prepare_inputs, refits
 
 

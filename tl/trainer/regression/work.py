@@ -10,11 +10,11 @@ from tl.evaluation.regression import regression_metrics
 from tl.progress import Progress
 from tl.trainer.classification import check_network
 from tl.trainer.config import TrainConfig
+from tl.trainer.outcome import HeldOut, Outcome
 from tl.trainer.regression.ridge import solve_numbers
 from tl.trainer.regression.task import RegressionTask, prepare_regression_task
 from tl.trainer.run_folder.run import Run
 from tl.trainer.target_work import TargetWork, choose_training
-from tl.trainer.task import HeldOut, Outcome
 
 if TYPE_CHECKING:
     from tl.trainer.fit.distributed import Ranks
@@ -25,7 +25,7 @@ def _evaluate(task: RegressionTask, outcome: Outcome, run: Run, seconds: float, 
     metrics = outcome.describe(task.config, seconds)
     for split in ("val", "test") if task.config.test else ("val",):
         progress.start(f"evaluating {split}", 1, "splits")
-        found = outcome.scored(task.store, split)
+        found = outcome.scored(task, split)
         progress.advance()
         groups = [task.store.images[i].group for i in found.places]
         metrics[split] = regression_metrics(

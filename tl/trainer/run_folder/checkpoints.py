@@ -21,7 +21,8 @@ from tl.runtime.output.files import atomic_path, output_errors
 from tl.trainer.config import Log
 from tl.trainer.fit.loop import EpochRow
 from tl.trainer.run_folder.mlflow_log import MlflowLog
-from tl.trainer.run_folder.run import RUN_VERSION, NetworkCard, Run, rename_tensors
+from tl.trainer.run_folder.network_card import RUN_VERSION, NetworkCard, rename_tensors
+from tl.trainer.run_folder.run import Run
 
 if TYPE_CHECKING:
     from torch.utils.tensorboard import SummaryWriter

@@ -9,10 +9,11 @@ import csv
 import dataclasses
 import json
 import os
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -23,60 +24,21 @@ from tl.data.images import ImageStore
 from tl.data.manifests import TARGET_SEPARATOR, LabeledImage, hash_data
 from tl.errors import DataError, RunError
 from tl.evaluation.metrics import Metrics
-from tl.runtime.imaging.preprocessing import Preprocessing
 from tl.runtime.imaging.regions import Box
 from tl.runtime.landmarks import wide_csv
 from tl.runtime.landmarks.files import Size, read_landmarks, write_landmarks
 from tl.runtime.landmarks.sets import LandmarkSet
-from tl.runtime.model_file.strict_json import Json, dump_json, from_plain, parse_json
+from tl.runtime.model_file.strict_json import dump_json, from_plain, parse_json
 from tl.runtime.output.files import atomic_path, output_errors, write_text
 from tl.runtime.sources.box_files import BOX
 from tl.runtime.sources.tables import csv_text
 from tl.trainer.config import TrainConfig
 from tl.trainer.config_files import config_from_mapping, dump_config, load_config
 from tl.trainer.run_folder.manifest_regions import REGION, ImageKey, content_of, read_region, sides
+from tl.trainer.run_folder.network_card import RUN_VERSION, NetworkCard, upgraded_card
 
-RUN_VERSION = 3
 UNFINISHED = "not a finished run; an interrupted one can be resumed"
 _MANIFEST = ("path", "label", "split", "group", "sha256")
-
-
-@dataclass(frozen=True)
-class NetworkCard:
-    """The description stored in `best.safetensors` alongside the tensors.
-
-    `temperature` divides the logits before softmax; fitted on validation data; `temperatures` are those of
-    several labels, empty otherwise. The names of what the network has no outputs for are empty.
-    """
-
-    class_names: tuple[str, ...]
-    keypoint_names: tuple[str, ...]
-    preprocessing: Preprocessing
-    weights: str
-    temperature: float
-    target_names: tuple[str, ...] = ()
-    temperatures: tuple[float, ...] = ()
-    run_version: int = RUN_VERSION
-
-
-Tensor = TypeVar("Tensor")  # of torch or numpy
-# Names in run folders written by versions before 0.1.
-_OLD_TENSORS = {"normalise": "normalize", "standardise": "standardize"}
-
-
-def rename_tensors(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """The tensors of a run's network, from any version, under their current names."""
-    return {".".join(_OLD_TENSORS.get(part, part) for part in name.split(".")): t for name, t in tensors.items()}
-
-
-def _upgraded(card: Json) -> Json:
-    """A network card of an older version with the current names, and the fields that were added since."""
-    if not isinstance(card, dict):
-        return card
-    card = {"preprocessing" if name == "recipe" else name: value for name, value in card.items()}
-    if isinstance(preprocessing := card.get("preprocessing"), dict):
-        card["preprocessing"] = {"channels": None, "project": None, "resized_by": "runtime", **preprocessing}
-    return {"target_names": [], "temperatures": [], **card}
 
 
 @dataclass(frozen=True)
@@ -211,14 +173,27 @@ class Run:
 
     def _predicted(self, count: int) -> list[ImageKey]:
         """Keys of the images of a predictions file: the validation images, or the training images too."""
-        rows = self._manifest()
-        val = [row for row in rows if row["split"] == "val"]
-        every = [row for row in rows if row["split"] in ("train", "val")]
-        if count not in (len(val), len(every)):
-            path = self.folder / "predictions_val.csv"
-            raise RunError(f"{path}: has {count} rows for {len(val)} validation images of the manifest")
-        shown = val if count == len(val) else every
+        splits = self._splits_of(count)
+        shown = [row for row in self._manifest() if row["split"] in splits]
         return [(os.path.normpath(os.path.join(self.folder, row["path"])), read_region(row, REGION)) for row in shown]
+
+    @property
+    def scored_splits(self) -> tuple[str, ...]:
+        """The splits whose images the validation scores come from: training images too if these are out of fold.
+
+        Raises `RunError`.
+        """
+        return self._splits_of(len(self.rows("predictions_val.csv")))
+
+    def _splits_of(self, count: int) -> tuple[str, ...]:
+        """The splits that a predictions file of `count` rows is of."""
+        sizes = Counter(row["split"] for row in self._manifest())
+        if count == sizes["val"]:
+            return ("val",)
+        if count == sizes["train"] + sizes["val"]:
+            return ("train", "val")
+        path = self.folder / "predictions_val.csv"
+        raise RunError(f"{path}: has {count} rows for {sizes['val']} validation images of the manifest")
 
     def digests(self, split: str) -> list[str]:
         """SHA-256 of each image of a split, including images that no longer exist. Raises `RunError`."""
@@ -331,7 +306,7 @@ class Run:
         try:
             with safe_open(self.best_path, framework="numpy") as opened:
                 text = (opened.metadata() or {}).get("tl.network", "{}")
-            card = from_plain(NetworkCard, _upgraded(parse_json(text)), "tl.network")
+            card = from_plain(NetworkCard, upgraded_card(parse_json(text)), "tl.network")
             if card.run_version != RUN_VERSION:
                 raise ValueError(f"run_version is {card.run_version}, expected {RUN_VERSION}")
             return card

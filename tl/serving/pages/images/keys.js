@@ -4,7 +4,7 @@
 //   keys.add("Label", ["1", "2"], "label with the class of this number", (event, key) => ..., "1 – 9");
 //   keys.handle(event)   // for keys in a dialog of the page; the page's own are heard without it
 //   keys.otherwise = (event) => ...;
-//   keys.help.open();
+//   keys.help.open(); keys.help.more = () => [elements];
 //
 // A key is written as in "x", "?", "Delete", "Ctrl+a", "Ctrl+Shift+z", "Shift+F10"; Ctrl stands for the Command key too.
 
@@ -62,6 +62,8 @@ function keysOf(shown) {
 }
 
 class Help {
+  more = () => []; // what a page adds below its keys
+
   constructor(groups) {
     this.groups = groups;
     this.body = el("div", { class: "help-body" });
@@ -77,7 +79,7 @@ class Help {
       el("dl", {}, ...lines.flatMap(([shown, title]) => [
         el("dt", {}, ...keysOf(shown)),
         el("dd", { text: title })]))));
-    this.body.replaceChildren(...groups);
+    this.body.replaceChildren(...groups, ...this.more());
     if (!this.dialog.open) this.dialog.showModal();
   }
 }

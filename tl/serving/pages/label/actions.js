@@ -5,6 +5,7 @@ import { bySuggestion } from "./lists.js";
 import { imagesText } from "./describe.js";
 import { plural } from "./dom.js";
 
+const MAX_IMAGES = 2000; // as the server
 const SAID = { unsure: "marked not sure", skip: "skipped", clear: "without a label again" };
 const ASSUMED = {
   label: (label) => ({ label, status: "labeled", suggestion: null, confidence: null, top: null }),
@@ -28,7 +29,10 @@ export class Actions {
 
   /** `what`: "clear", "unsure" or "skip". */
   mark(ids, what) {
-    return this.#decide(ids, { do: what }, SAID[what]);
+    const has = (record) => !record || record.label !== null || record.status !== "open";
+    const meant = what === "clear" ? ids.filter((id) => has(this.records.get(id))) : ids;
+    if (meant.length === 0) return this.live.say("There is no label to clear.");
+    return this.#decide(meant, { do: what }, SAID[what]);
   }
 
   /** Take the suggestions of these images as their labels. Returns how many have one. */
@@ -54,6 +58,9 @@ export class Actions {
 
   async #decide(ids, body, said) {
     if (ids.length === 0 || this.#isBlocked()) return;
+    if (ids.length > MAX_IMAGES) {
+      return this.live.fail(`${plural(ids.length, "image")} are chosen, but one action takes at most ${MAX_IMAGES.toLocaleString("en")}. Select fewer.`);
+    }
     const { records } = this;
     try {
       if (ids.some((id) => !records.get(id))) await records.all(ids);

@@ -1,9 +1,9 @@
-// The page of `tl label`: brings its parts together. The server's API is described in docs/architecture.md.
+// The page of `tl label`: brings its parts together. The server's API is in tl/serving/label/routes.py.
 
 import { Actions } from "./actions.js";
 import { Api } from "./api.js";
 import { Classes } from "./classes.js";
-import { decision, describe, fileFacts, redraw } from "./describe.js";
+import { aboutRule, decision, describe, fileFacts, redraw } from "./describe.js";
 import { byId, el, plural } from "./dom.js";
 import { Grid } from "./grid.js";
 import { Keys, nameOf } from "./keys.js";
@@ -15,7 +15,7 @@ import { Tones } from "./tones.js";
 import { Views } from "./views.js";
 import { Zoom } from "./zoom.js";
 
-const FOLLOW_MS = 600, SEARCH_MS = 250, MAX_LIKE = 20, MAX_INFOS = 300;
+const FOLLOW_MS = 900, FEW = 12, SEARCH_MS = 250, MAX_LIKE = 20, MAX_INFOS = 300;
 const NOT_IN_ZOOM = ["Ctrl+a", "r", "z", "Escape"];
 
 class LabelPage {
@@ -97,7 +97,8 @@ class LabelPage {
   #confirm() {
     const isGroup = this.views.current.view === "suggested" && !this.zoom.isOpen && this.grid.selection.selected.size === 0;
     const ids = isGroup ? this.views.confirmable() : this.targets();
-    if (!ids.some((id) => this.records.get(id)?.suggestion)) return this.live.say("There is no suggestion to confirm here.");
+    const isSuggested = ({ label, suggestion }) => label === null && suggestion !== null;
+    if (!ids.some((id) => this.records.get(id) && isSuggested(this.records.get(id)))) return this.live.say("There is no suggestion to confirm here.");
     this.#act(() => this.actions.confirm(ids));
   }
 
@@ -139,6 +140,8 @@ class LabelPage {
       this.#answered(await this.api.post("api/classes", body));
       this.live.say(said);
       this.records.expire();
+      const { view, label } = this.views.current;
+      if (body.do !== "add" && label === body.name) this.views.open(view, { label: body.new_name ?? null });
       await this.#follow();
     } catch (error) {
       this.live.fail(`The class was not changed: ${error.message}`);
@@ -148,14 +151,15 @@ class LabelPage {
   #answered({ revision }) {
     this.#revision = Math.max(this.#revision, revision ?? 0);
     this.#isReading ??= this.#readState().catch(() => {}).finally(() => (this.#isReading = null)); // counts follow at once
-    this.#followSoon();
+    this.#followSoon(this.grid.ids.length < FEW ? 0 : FOLLOW_MS);
   }
 
-  #followSoon() {
+  #followSoon(milliseconds = FOLLOW_MS) {
+    if (milliseconds === 0) clearTimeout(this.#timer), (this.#timer = null);
     this.#timer ??= setTimeout(() => {
       this.#timer = null;
       this.#follow();
-    }, FOLLOW_MS);
+    }, milliseconds);
   }
 
   /** Take up what changed: state, records that are seen, and the shown list. */
@@ -177,7 +181,7 @@ class LabelPage {
   }
 
   async #readState() {
-    const state = await this.api.get("api/state");
+    const state = await this.api.get("api/state", { window: this.api.window });
     this.#revision = Math.max(this.#revision, state.revision);
     const tones = JSON.stringify(state.classes.map(({ name }) => name));
     const isRecolored = this.state && tones !== JSON.stringify(this.state.classes.map(({ name }) => name));
@@ -186,6 +190,7 @@ class LabelPage {
     this.classes.update(state.classes);
     if (isRecolored) this.grid.refresh();
     drawStatus(state);
+    this.live.banner(state.output_error ?? null, false);
     this.#drawSoon();
   }
 
@@ -264,14 +269,22 @@ class LabelPage {
     keys.describe("Select", "← ↑ ↓ →", "Move the focus; with Shift, select");
     keys.describe("Select", "Space", "Select or deselect the image with the focus");
     keys.add("Select", ["Ctrl+a"], "Select all of the view", () => this.grid.selectAll(), "Ctrl + A");
-    keys.add("Select", ["Escape"], "Select none", () => (this.grid.clearSelection(), this.live.hide()), "Esc");
+    keys.add("Select", ["Escape"], "Select none; from similar images, back", () => this.#escape(), "Esc");
     keys.describe("Select", "Home End", "To the first or last image");
     keys.add("Look", ["z"], "Large view", () => this.grid.selection.focus !== null && this.zoom.open(this.grid.selection.focus), "Z or Enter");
     keys.describe("Look", ["+", "−", "0"], "In the large view: larger, smaller, whole; arrows move or go on");
     keys.add("Look", ["f"], "Find more like the chosen images", () => this.#similar(), "F");
     keys.add("Look", ["r"], "Take the newest order of Next and Suggested", () => !byId("refresh").hidden && this.views.renew(), "R");
     keys.add("Look", ["?"], "This list", () => keys.help.open());
+    keys.help.more = () => (this.state ? [aboutRule(this.state.rule)] : []);
     keys.otherwise = (event) => this.#otherKey(event);
+  }
+
+  /** Select none; from similar images, back to the view before them. */
+  #escape() {
+    this.live.hide();
+    if (this.grid.selection.selected.size > 0) this.grid.clearSelection();
+    else if (this.views.current.view === "similar") this.views.goBack();
   }
 
   #otherKey(event) {
@@ -309,7 +322,7 @@ class LabelPage {
     byId("note-form").addEventListener("submit", (event) => (event.preventDefault(), save()));
     byId("note-text").addEventListener("keydown", (event) => event.key === "Enter" && (event.ctrlKey || event.metaKey) && save());
     dialog.querySelector(".close").addEventListener("click", () => dialog.close());
-    size.value = localStorage.getItem("tl-label-size") ?? (innerWidth < 600 ? 110 : 180);
+    size.value = localStorage.getItem("tl-label-size") ?? (innerWidth < 600 ? 110 : 160);
     this.grid.setSize(Number(size.value));
     size.addEventListener("input", () => {
       localStorage.setItem("tl-label-size", size.value);

@@ -60,7 +60,6 @@ export class Classes {
       const add = { text: `Add the class ${text}`, run: () => this.act.add(text) };
       const label = count > 0 ? [{ text: `Label ${images} ${text}, a new class`, run: () => this.act.label(text) }] : [];
       options.push(...(this.#isLabeling ? [...label, add] : [add, ...label]));
-      // Who adds classes types new names: what is typed comes first, unless it is the beginning of a class.
     }
     this.#options = options;
     this.#active = 0;

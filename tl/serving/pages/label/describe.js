@@ -53,7 +53,7 @@ function bars(top) {
 
 const FACTS = {
   pixels: ({ width, height }) => (width ? `${width.toLocaleString("en")} × ${height.toLocaleString("en")} px` : null),
-  size: ({ size }) => (size ? (size < 1e6 ? `${(size / 1e3).toFixed(0)} KB` : `${(size / 1e6).toFixed(1)} MB`) : null),
+  size: ({ bytes }) => (bytes ? (bytes < 1e6 ? `${(bytes / 1e3).toFixed(0)} KB` : `${(bytes / 1e6).toFixed(1)} MB`) : null),
   taken: ({ taken }) => (taken ? String(taken).replace("T", ", ").slice(0, 17) : null),
   camera: ({ camera }) => camera,
   format: ({ format }) => format,
@@ -69,6 +69,12 @@ export function fileFacts(info, tones) {
         el("img", { src: `thumb/${id}`, alt: "", width: 72, height: 72 }), el("span", { class: "name", title: label }, el("span", { class: "dot full" }), ` ${label}`)))));
   }
   return shown;
+}
+
+/** How images of Next are chosen, with its source. */
+export function aboutRule({ name, source_text: source, random_share: share }) {
+  return el("section", {}, el("h3", { text: "How Next chooses" }), el("p", { class: "hint", text: `${name.slice(0, 1).toUpperCase()}${name.slice(1)}: ${source}.` }),
+    el("p", { class: "hint", text: `${Math.round(100 * share)}% of the images are drawn at random and labeled without a suggestion. They alone count for the accuracy.` }));
 }
 
 /** The name of one image, or how many there are. */

@@ -15,7 +15,7 @@ export class ModelDialog {
 
   /** Take up a new state; says when a model is made or was not. */
   follow(before, { model, folder }) {
-    if (byId("model-name").value === "") byId("model-name").value = folder.replace(/[^\w.-]+/g, "-").replace(/^[^A-Za-z0-9]+/, "") || "model";
+    if (byId("model-name").value === "") byId("model-name").value = folder.split(/[\\/]/).findLast(Boolean)?.replace(/[^\w.-]+/g, "-").replace(/^[^A-Za-z0-9]+/, "") || "model";
     if (before?.state !== "running" || this.dialog.open) return;
     if (model.state === "done") this.live.say(`The model is made: ${model.file}.`, { action: ["Show", () => this.open()] });
     if (model.state === "failed") this.live.fail(`No model was made: ${model.text}`);

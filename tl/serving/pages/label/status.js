@@ -7,12 +7,15 @@ const AT_FIRST = 2;
 
 const seconds = (count) => (count < 90 ? `${Math.max(1, Math.round(count))} s` : count < 5400 ? `${Math.round(count / 60)} min` : `${(count / 3600).toFixed(1)} h`);
 
+const baseName = (path) => path.split(/[\\/]/).findLast((part) => part !== "") ?? path;
+
 export function drawStatus(state) {
   const { counts, num_images: all, folder, output } = state;
-  document.title = `${folder} – label – tl`;
-  byId("title").textContent = folder;
+  document.title = `${baseName(folder)} – label – tl`;
+  byId("title").textContent = baseName(folder);
   byId("title").title = folder;
-  byId("about").textContent = `${counts.labeled.toLocaleString("en")} of ${all.toLocaleString("en")} labeled · ${output}`;
+  byId("about").textContent = `${counts.labeled.toLocaleString("en")} of ${all.toLocaleString("en")} labeled · ${baseName(output)}`;
+  byId("about").title = output;
   drawFeatures(state);
   drawEstimate(state);
   drawModel(state.model);
@@ -40,7 +43,7 @@ function drawEstimate({ estimate, head, classes }) {
   if (!estimate) {
     const used = classes.filter(({ count }) => count > 0).length;
     const text = used < AT_FIRST ? "Label images of two classes, and the model starts to learn." :
-      head ? "The model learns. Its accuracy is shown after more random images are labeled." : "The model starts when enough images are read.";
+      head?.fitted_to ? "The model learns. Its accuracy is shown after more random images are labeled." : "The model starts when enough images are read.";
     return redraw("estimate", [el("p", { class: "soft", text })], key);
   }
   const { accuracy, low, high, n, more_labels_to_halve: more } = estimate;

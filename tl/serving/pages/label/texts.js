@@ -25,7 +25,9 @@ export const EMPTY = {
     if (other) return { title: `No more suggestions of ${label}`, text: `The model suggests ${other} for other images.`, act: "group" };
     if (used < 2) return { title: "No suggestions yet", text: "Label some images of two classes. Then the model suggests labels for the others, group by group.", act: "next" };
     if (features.error) return { title: "No suggestions", text: features.error, act: "next" };
-    if (!state.head) return { title: "The model is not ready yet", text: "Suggestions appear as soon as enough images are read. You can label meanwhile.", act: "next" };
+    if (!state.head?.fitted_to || (features.done < features.total && other === null && label === null)) {
+      return { title: "The model is not ready yet", text: "Suggestions appear as soon as enough images are read. You can label meanwhile.", act: "next" };
+    }
     return { title: "No suggestions left", text: "Every image that the model may suggest a label for is decided.", act: "next" };
   },
   all: ({ search }) => ({ title: "No image found", text: search ? `No file name contains “${search}”.` : "The folder contains no image that can be read." }),

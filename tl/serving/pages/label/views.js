@@ -14,7 +14,7 @@ const BELONGS = {
   skipped: (record) => !record || record.status === "skipped",
   all: () => true, errors: () => true,
 };
-const MERGES = { next: refillQueue, suggested: extendRanked, similar: extendRanked };
+const MERGES = { next: refillQueue, suggested: extendRanked, similar: extendRanked, labeled: extendRanked, unsure: extendRanked, skipped: extendRanked };
 
 export class Views {
   current = { view: "next" };
@@ -22,6 +22,8 @@ export class Views {
   #remembered = new Map(); // view -> {ids, top, focus}
   #places = new Map(); // image that left -> its place
   #asked = 0;
+  #coming = null; // the view that is being opened
+  #before = { view: "next" }; // the view before similar images
 
   constructor({ api, records, live, tones, drawn }) {
     Object.assign(this, { api, records, live, tones, drawn });
@@ -29,22 +31,30 @@ export class Views {
 
   /** Show a view. `label`: a class, for suggested and labeled; `like`: ids; `search`: part of a name. */
   async open(view, { label = null, like = null, search = "" } = {}) {
-    const asked = ++this.#asked, { grid } = this;
-    this.#remember();
-    this.current = { view, label, like, search };
-    this.#places.clear();
+    const asked = ++this.#asked, { grid } = this, wanted = { view, label, like, search };
+    this.#coming = view;
     this.drawn();
     try {
-      const fresh = await this.#fetch();
+      const fresh = await this.#fetch(wanted);
       if (asked !== this.#asked) return;
+      this.#remember();
+      if (view === "similar" && this.current.view !== "similar") this.#before = this.current;
+      this.current = wanted; // only now, so that what is shown and what it is called agree
+      this.#places.clear();
       const before = this.#remembered.get(this.#key()) ?? {};
       const ids = view === "next" && before.ids ? refillQueue(before.ids, fresh, (id) => this.#belongs(id)) : fresh;
       this.isLoaded = true;
       grid.show(ids, { top: before.top ?? 0, focus: before.focus ?? null });
-      this.drawn();
     } catch (error) {
       if (!error.isGone) this.live.fail(error.message);
+    } finally {
+      if (asked === this.#asked) this.#coming = null;
+      this.drawn();
     }
+  }
+
+  goBack() {
+    return this.open(this.#before.view, this.#before);
   }
 
   /** Take the server's order anew, and go to its beginning. */
@@ -52,7 +62,7 @@ export class Views {
     this.#remembered.delete(this.#key());
     this.grid.show(this.grid.ids);
     const { view, ...more } = this.current, asked = ++this.#asked;
-    const fresh = await this.#fetch().catch(() => null);
+    const fresh = await this.#fetch(this.current).catch(() => null);
     if (fresh === null || asked !== this.#asked) return;
     this.grid.show(fresh);
     this.drawn();
@@ -61,10 +71,10 @@ export class Views {
 
   /** Something changed: take up what is new in the shown list. */
   async follow() {
-    const { view, search } = this.current;
+    const { current } = this, { view, search } = current;
     if (view === "all" && !search && this.isLoaded) return;
-    const asked = this.#asked, fresh = await this.#fetch().catch(() => null);
-    if (fresh === null || asked !== this.#asked) return;
+    const fresh = await this.#fetch(current).catch(() => null);
+    if (fresh === null || current !== this.current) return;
     const belongs = (id) => this.#belongs(id), merge = MERGES[view];
     const ids = merge ? merge(this.grid.ids, fresh, belongs) : fresh.filter(belongs);
     this.isLoaded = true;
@@ -80,6 +90,7 @@ export class Views {
       grid.ids.forEach((id, place) => !this.#belongs(id) && this.#places.set(id, place));
       grid.change(staying);
     }
+    if (staying.length === 0) this.isLoaded = false; // the server knows what comes next, and is asked after its answer
     if (wasSelected) grid.clearSelection();
     const isThere = ids.includes(grid.selection.focus);
     if (isThere && last >= 0 && last + 1 < grid.ids.length) grid.go(grid.ids[last + 1]);
@@ -89,7 +100,10 @@ export class Views {
   /** Images that left belong here after all. */
   comeBack(ids) {
     const back = ids.filter((id) => this.#places.has(id) && this.#belongs(id));
-    if (back.length > 0) this.grid.change(putBack(this.grid.ids, back, this.#places));
+    if (back.length > 0) {
+      this.isLoaded = true;
+      this.grid.change(putBack(this.grid.ids, back, this.#places));
+    }
     this.drawn();
     return back;
   }
@@ -122,11 +136,11 @@ export class Views {
   }
 
   #drawNav(state) {
-    const { counts, classes, num_images: all } = state, { view: shown } = this.current;
+    const { counts, classes, num_images: all } = state, shown = this.#coming ?? this.current.view;
     const open = all - counts.labeled - counts.unsure - counts.skipped - counts.failed;
     const numbers = {
       next: open, suggested: classes.reduce((sum, one) => sum + one.suggested, 0), all, labeled: counts.labeled, unsure: counts.unsure,
-      skipped: counts.skipped, ...(shown === "similar" ? { similar: this.grid.ids.length } : {}), ...(counts.failed > 0 ? { errors: counts.failed } : {}),
+      skipped: counts.skipped, ...(shown === "similar" ? { similar: this.current.view === "similar" ? this.grid.ids.length : 0 } : {}), ...(counts.failed > 0 ? { errors: counts.failed } : {}),
     };
     for (const [view, number] of Object.entries(numbers)) {
       let button = byId(`view-${view}`);
@@ -145,6 +159,7 @@ export class Views {
   /** With what a view opens: suggestions of the class that has most. */
   #start(view) {
     if (view === "similar") return this.current;
+    if (view === "all") return { search: byId("search").value.trim() };
     return view === "suggested" ? { label: this.#largestGroup() } : {};
   }
 
@@ -202,10 +217,9 @@ export class Views {
     return BELONGS[this.current.view](this.records.get(id), this.current);
   }
 
-  async #fetch() {
-    const { view, label, like, search } = this.current;
+  async #fetch({ view, label, like, search }) {
     if (view === "suggested" && label === null) return [];
-    return (await this.api.get("api/list", { view, class: label, like: like?.join(","), search })).ids;
+    return (await this.api.get("api/list", { view, class: label, like: like?.join(","), search, window: this.api.window })).ids;
   }
 
   #key() {

@@ -1,0 +1,98 @@
+// Drives a page of many images in headless Chromium, by keys first of all: reads a job {npm, chromium, url, steps} from
+// the file in argv, prints {outputs, requests, errors} as JSON. See web_driver.py.
+import { spawn } from "node:child_process";
+import { readFileSync } from "node:fs";
+import { createRequire } from "node:module";
+
+const job = JSON.parse(readFileSync(process.argv[2], "utf8"));
+const require = createRequire(`${job.npm}/`);
+const { chromium } = require("playwright-core");
+const args = ["--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-background-networking",
+  "--disable-component-update", "--disable-sync"];
+const browser = await chromium.launch({ executablePath: job.chromium, args });
+const context = await browser.newContext({
+  viewport: { width: job.width ?? 1280, height: job.height ?? 900 }, colorScheme: job.scheme ?? "light", reducedMotion: job.motion ?? "no-preference",
+});
+const requests = [], errors = [], windows = [], started = [];
+let page;
+
+async function open(url) {
+  page = await context.newPage();
+  page.setDefaultTimeout(30_000);
+  page.on("request", (request) => requests.push(request.url()));
+  page.on("pageerror", (error) => errors.push(String(error)));
+  page.on("console", (message) => message.type() === "error" && errors.push(message.text()));
+  page.on("dialog", (dialog) => (errors.push(`dialog: ${dialog.message()}`), dialog.dismiss()));
+  await page.goto(url);
+  windows.push(page);
+}
+
+const doings = {
+  press: async ({ keys }) => {
+    for (const key of keys) await page.keyboard.press(key);
+  },
+  // Labels `count` images one after the other, as a person who reads their names: `keys` are by a part of the name.
+  decide: async ({ count, keys }) => {
+    for (let n = 0; n < count; n++) {
+      const tile = await page.waitForSelector("#grid .tile.active:not([title=''])"), name = await tile.getAttribute("title");
+      await page.keyboard.press(Object.entries(keys).find(([part]) => name.includes(part))[1]);
+      await page.waitForFunction((before) => document.querySelector("#grid .tile.active")?.title !== before, name);
+    }
+  },
+  type: ({ text }) => page.keyboard.type(text),
+  click: ({ selector }) => page.click(selector),
+  visible: ({ selector }) => page.waitForSelector(selector).then(() => null),
+  // Waits until the text of an element contains another, and gives the whole.
+  until: async ({ selector, text }) => {
+    const read = () => page.textContent(selector).catch(() => "");
+    const found = ([place, wanted]) => document.querySelector(place)?.textContent.includes(wanted);
+    await page.waitForFunction(found, [selector, text]).catch(async () => {
+      throw new Error(`${selector} has no ${JSON.stringify(text)}: ${await read()}`);
+    });
+    return read();
+  },
+  text: ({ selector }) => page.textContent(selector),
+  texts: ({ selector }) => page.locator(selector).allTextContents(),
+  attribute: ({ selector, name }) => page.getAttribute(selector, name),
+  attributes: ({ selector, name }) => page.$$eval(selector, (found, name) => found.map((one) => one.getAttribute(name)), name),
+  evaluate: ({ code }) => page.evaluate(code),
+  pause: ({ milliseconds }) => page.waitForTimeout(milliseconds),
+  // Lets no requests of a window through that match a pattern, or lets them again.
+  block: ({ pattern }) => page.route(pattern, (route) => route.abort()),
+  unblock: ({ pattern }) => page.unroute(pattern),
+  window: ({ url }) => open(url),
+  switch: ({ number }) => {
+    page = windows[number];
+    return page.bringToFront();
+  },
+  signal: ({ pid, name }) => void process.kill(pid, name),
+  // Starts a command, and opens the link that its first line tells as {"link": ...} in a new window.
+  spawn: async ({ command, cwd, env }) => {
+    const child = spawn(command[0], command.slice(1), { cwd, env: { ...process.env, ...env }, stdio: ["ignore", "pipe", "inherit"] });
+    started.push(child);
+    let said = "";
+    for await (const chunk of child.stdout) {
+      said += chunk;
+      if (said.includes("\n")) break;
+    }
+    await open(JSON.parse(said.split("\n")[0]).link);
+  },
+  axe: async () => {
+    await page.evaluate(readFileSync(require.resolve("axe-core/axe.min.js"), "utf8"));
+    const { violations } = await page.evaluate(() => axe.run(document));
+    return violations.map(({ id, nodes }) => `${id}: ${nodes[0].html}`);
+  },
+};
+
+const outputs = [];
+let now = null;
+try {
+  await open(job.url);
+  await page.waitForSelector(job.ready ?? "#views button");
+  for (const step of job.steps) outputs.push((await doings[(now = step).do](step)) ?? null);
+} catch (error) {
+  errors.push(`${error} at ${JSON.stringify(now)} (message: ${await page?.textContent(".toast").catch(() => "")})`);
+}
+console.log(JSON.stringify({ outputs, requests, errors }));
+await browser.close();
+for (const child of started) child.kill();

@@ -1,0 +1,398 @@
+"""The page of `tl label`, in headless Chromium, with its real server."""
+
+from __future__ import annotations
+
+import csv
+import json
+import subprocess
+import sys
+from io import StringIO
+from pathlib import Path
+from typing import Any
+
+import pytest
+from PIL import Image
+
+from tests.models import solid
+from tests.serving.web_driver import Driven, drive, install_npm
+
+pytest.importorskip("tl.serving.app", reason="needs the packages of the extra serve", exc_type=ImportError)
+pytest.importorskip("httpx", reason="needs httpx")
+
+from tests.annotation.photos import color_of, link_photos, make_embedding_model, make_photos
+from tests.serving.label_server import Labeling, labeling
+from tl.annotation.opening import SessionPlan
+
+pytestmark = pytest.mark.slow
+KEYS = {"red": "1", "green": "2", "blue": "3"}
+MARKUP = "<img src=x onerror=alert(1)>&amp;-red.png"
+Step = dict[str, Any]
+
+
+@pytest.fixture(scope="module")
+def npm(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return install_npm(tmp_path_factory.getbasetemp())
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return make_embedding_model(tmp_path_factory.mktemp("model") / "colors.onnx")
+
+
+@pytest.fixture
+def plan(tmp_path: Path) -> SessionPlan:
+    """120 photos in three colors, of which the names tell the color."""
+    return SessionPlan(make_photos(tmp_path / "photos", 120), tmp_path / "labels.csv", list(KEYS))
+
+
+def press(*keys: str) -> Step:
+    return {"do": "press", "keys": keys}
+
+
+def until(selector: str, text: str) -> Step:
+    return {"do": "until", "selector": selector, "text": text}
+
+
+def look(page: Labeling, npm: Path, tmp_path: Path, steps: list[Step], **job: Any) -> Driven:
+    """Drive the page; all that it asks for must be of its server."""
+    driven = drive(npm, page.access.link(), steps, tmp_path, script="drive_images.mjs", ready=NAMED, **job)
+    assert all(url.startswith((page.access.url, "blob:", "data:")) for url in driven.requests)
+    return driven
+
+
+FOCUS_GRID = {"do": "evaluate", "code": "document.getElementById('grid').focus()"}
+MESSAGE = ".toast-text"
+NAMED = ".tile.active:not([title=''])"  # the image with the focus, when its record is there
+
+
+def test_page__labels_by_keys_alone(npm: Path, model: Path, tmp_path: Path) -> None:
+    """Typed names of classes, keys, undo and redo, a note, a selection; all of it is in labels.csv."""
+    plan = SessionPlan(make_photos(tmp_path / "photos", 60), tmp_path / "labels.csv", [])
+    steps = [
+        {"do": "text", "selector": "#class-hint"},
+        {"do": "type", "text": "red"},
+        press("Enter"),
+        until("#class-list", "red"),
+        {"do": "type", "text": "green"},
+        press("Enter"),
+        until("#class-list", "green"),
+        press("Escape"),
+        press("/"),
+        {"do": "type", "text": "bl"},
+        {"do": "texts", "selector": "#class-options li"},
+        press("Escape"),
+        {"do": "attribute", "selector": ".tile.active", "name": "title"},
+        press("1"),
+        until(MESSAGE, "labeled red"),
+        press("u"),
+        until(MESSAGE, "Undone"),
+        {"do": "attribute", "selector": ".tile.active", "name": "title"},
+        press("Control+Shift+Z"),
+        until(MESSAGE, "Done again"),
+        press("u"),
+        until(MESSAGE, "Undone"),
+        press("x"),
+        until(MESSAGE, "not sure"),
+        press("s"),
+        until(MESSAGE, "skipped"),
+        press("n"),
+        {"do": "type", "text": "antennae hidden, <b>sharp</b>"},
+        press("Control+Enter"),
+        until(MESSAGE, "Note saved"),
+        {"do": "text", "selector": ".noted"},
+        press("/"),
+        {"do": "type", "text": "blue"},
+        press("Enter"),
+        until("#class-list", "blue"),
+        press(" ", "Shift+ArrowRight", "2"),
+        until(MESSAGE, "2 images labeled green"),
+        until("#about", "3 of 60"),
+    ]
+    with labeling(plan, model) as page:
+        driven = look(page, npm, tmp_path, steps)
+        assert driven.errors == []
+        counts = page.get("/api/state")["counts"]
+    assert "Type a class name" in driven.outputs[0]
+    assert driven.outputs[10] == ["+Label 1 image bl, a new class", "+Add the class bl"]
+    assert driven.outputs[12] == driven.outputs[17], "an undone image is back, with the focus"
+    assert driven.outputs[30] == "Note: antennae hidden, <b>sharp</b>"
+    assert counts == {"labeled": 3, "unsure": 1, "skipped": 1, "failed": 0}
+    rows = list(csv.DictReader(StringIO((tmp_path / "labels.csv").read_text(encoding="utf-8"))))
+    assert sorted(row["label"] for row in rows) == ["blue", "green", "green"]
+    assert [row["note"] for row in rows if row["label"] == "blue"] == ["antennae hidden, <b>sharp</b>"]
+
+
+def test_page__confirms_suggestions(plan: SessionPlan, model: Path, npm: Path, tmp_path: Path) -> None:
+    """Labels by name until there are suggestions, then C confirms all in view; reserved images show no suggestion."""
+    steps = [
+        {"do": "decide", "count": 30, "keys": KEYS},
+        {"do": "visible", "selector": ".tile.suggested"},
+        {"do": "click", "selector": "#view-suggested"},
+        {"do": "visible", "selector": "#confirm"},
+        {"do": "text", "selector": "#view-title"},
+        {"do": "attributes", "selector": ".tile", "name": "title"},
+        {"do": "text", "selector": "#confirm"},
+        FOCUS_GRID,
+        press("c"),
+        until(MESSAGE, "images labeled"),
+        {"do": "pause", "milliseconds": 1500},
+        {"do": "text", "selector": MESSAGE},
+        {"do": "click", "selector": "#view-all"},
+        {"do": "visible", "selector": ".tile.labeled"},
+        {"do": "attributes", "selector": ".tile:not(.labeled)", "name": "aria-label"},
+    ]
+    with labeling(plan, model) as page:
+        driven = look(page, npm, tmp_path, steps)
+        assert driven.errors == []
+        records = page.records(*range(120))
+        page.wait(lambda state: state["head"] and not state["head"]["is_fitting"])
+    suggested = driven.outputs[4].removeprefix("Suggested as ")
+    assert {color_of(name) for name in driven.outputs[5]} == {suggested}
+    count = int(driven.outputs[6].split()[1])
+    assert driven.outputs[11] == f"{count} images labeled {suggested}."
+    labeled = [one for one in records if one["label"] is not None]
+    assert len(labeled) == 30 + count
+    assert all(color_of(one["name"]) == one["label"] for one in labeled)
+    blind = {one["name"] for one in records if one["is_reserved"] and one["label"] is None}
+    shown = {label.split(",")[0]: label for label in driven.outputs[14]}
+    assert blind & set(shown)
+    assert all("suggestion" not in shown[name] for name in blind & set(shown))
+
+
+def test_page__finds_more_like_one_and_zooms(plan: SessionPlan, model: Path, npm: Path, tmp_path: Path) -> None:
+    steps = [
+        until("#features-text", "120 of 120"),
+        FOCUS_GRID,
+        {"do": "attribute", "selector": ".tile.active", "name": "title"},
+        press("f"),
+        until("#view-title", "Similar"),
+        {"do": "visible", "selector": ".tile"},
+        {"do": "attributes", "selector": ".tile", "name": "title"},
+        press("Escape"),
+        until("#view-title", "Next"),
+        press("z"),
+        until("#zoom-name", ".png"),
+        until(".zoom-facts .facts", "PNG"),
+        press("+", "+"),
+        {"do": "evaluate", "code": "document.querySelector('.stage').classList.contains('can-pan')"},
+        press("0", "1"),
+        until(MESSAGE, "labeled red"),
+        press("Escape"),
+        {"do": "evaluate", "code": "document.activeElement.id"},
+    ]
+    with labeling(plan, model) as page:
+        driven = look(page, npm, tmp_path, steps)
+        assert driven.errors == []
+        assert page.get("/api/state")["counts"]["labeled"] == 1
+    assert {color_of(name) for name in driven.outputs[6][:10]} == {color_of(driven.outputs[2])}
+    assert driven.outputs[13] is True
+    assert driven.outputs[17] == "grid"
+
+
+def test_page__follows_other_windows_and_shows_conflicts(
+    plan: SessionPlan, model: Path, npm: Path, tmp_path: Path
+) -> None:
+    """Two windows on the view All. What one does, the other shows; unless it did not hear, then that is a conflict."""
+    with labeling(plan, model) as page:
+        steps = [
+            {"do": "click", "selector": "#view-all"},
+            {"do": "visible", "selector": "#image-1"},
+            {"do": "window", "url": page.access.url},
+            {"do": "click", "selector": "#view-all"},
+            {"do": "visible", "selector": "#image-1"},
+            press("2"),
+            until(MESSAGE, "labeled green"),
+            {"do": "switch", "number": 0},
+            {"do": "visible", "selector": "#image-0.labeled"},
+            {"do": "attribute", "selector": "#image-0", "name": "aria-label"},
+            {"do": "block", "pattern": "**/api/records"},
+            {"do": "switch", "number": 1},
+            press("3"),
+            until(MESSAGE, "labeled blue"),
+            {"do": "switch", "number": 0},
+            FOCUS_GRID,
+            press("ArrowRight", "1"),
+            until(MESSAGE, "another window"),
+            {"do": "text", "selector": MESSAGE},
+            {"do": "attribute", "selector": "#image-1", "name": "aria-label"},
+        ]
+        driven = look(page, npm, tmp_path, steps)
+        labels = [one["label"] for one in page.records(0, 1)]
+    assert [error for error in driven.errors if "ERR_FAILED" not in error] == []
+    assert "labeled green" in driven.outputs[9]
+    assert driven.outputs[18] == "1 image was changed in another window meanwhile; look again."
+    assert "labeled blue" in driven.outputs[19]
+    assert labels == ["green", "blue"]
+
+
+def test_page__takes_back_what_the_server_refuses(plan: SessionPlan, model: Path, npm: Path, tmp_path: Path) -> None:
+    steps = [
+        {"do": "attribute", "selector": ".tile.active", "name": "title"},
+        FOCUS_GRID,
+        press("/"),
+        {"do": "evaluate", "code": "document.getElementById('class-box').removeAttribute('maxlength')"},
+        {"do": "type", "text": "x" * 300},
+        press("Enter"),
+        until(MESSAGE, "Not saved"),
+        {"do": "texts", "selector": "#grid .tile.labeled"},
+        {"do": "attributes", "selector": ".tile", "name": "title"},
+    ]
+    with labeling(plan, model) as page:
+        driven = look(page, npm, tmp_path, steps)
+    assert [error for error in driven.errors if "400" not in error] == []
+    assert driven.outputs[7] == []
+    assert driven.outputs[8][0] == driven.outputs[0], "the image is back in its place"
+
+
+def test_page__goes_on_when_the_server_is_back(npm: Path, model: Path, tmp_path: Path) -> None:
+    """The server is killed and started anew on its port; its link opens another window, and the first one goes on."""
+    photos = make_photos(tmp_path / "photos", 40)
+    command = [
+        sys.executable,
+        "-m",
+        "tl",
+        "label",
+        str(photos),
+        "-o",
+        str(tmp_path / "labels.csv"),
+        "--classes",
+        "ant,bee",
+    ]
+    command += ["--model", str(model), "--device", "cpu", "--no-browser", "--json"]
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True)
+    assert process.stdout is not None
+    told = json.loads(process.stdout.readline())
+    steps = [
+        press("1"),
+        until("#about", "1 of 40"),
+        {"do": "signal", "pid": process.pid, "name": "SIGKILL"},
+        until(".banner", "does not answer"),
+        press("1"),
+        until(MESSAGE, "nothing can be saved now"),
+        {"do": "spawn", "command": [*command, "--port", str(told["port"])]},
+        {"do": "visible", "selector": ".tile"},
+        {"do": "switch", "number": 0},
+        until(MESSAGE, "The server is back"),
+        {"do": "evaluate", "code": "document.querySelector('.banner').hidden"},
+        FOCUS_GRID,
+        press("2"),
+        until("#about", "2 of 40"),
+    ]
+    try:
+        driven = drive(npm, told["link"], steps, tmp_path, script="drive_images.mjs", ready=NAMED)
+    finally:
+        process.kill()
+        process.wait(30)
+        process.stdout.close()
+    refused = ("ERR_CONNECTION_REFUSED", "ERR_INCOMPLETE_CHUNKED", "401", "ERR_CONNECTION_RESET", "ERR_EMPTY_RESPONSE")
+    assert [error for error in driven.errors if not any(part in error for part in refused)] == []
+    assert driven.outputs[10] is True
+
+
+def test_page__shows_markup_in_names_as_text(model: Path, npm: Path, tmp_path: Path) -> None:
+    photos = make_photos(tmp_path / "photos", 9)
+    Image.fromarray(solid((200, 40, 40), 12, 16)).save(photos / MARKUP)
+    (photos / "broken-<b>.jpg").write_bytes(b"\xff\xd8\xff\xe0 not a JPEG")
+    name = "<script>alert(2)</script>"
+    steps = [
+        {"do": "type", "text": name},
+        press("Enter"),
+        until("#class-list", name),
+        {"do": "click", "selector": "#view-all"},
+        {"do": "visible", "selector": ".tile"},
+        {
+            "do": "evaluate",
+            "code": "[...document.querySelectorAll('.tile')].find((one) => one.title.startsWith('<')).click()",
+        },
+        until("#focused-name", "<img"),
+        {"do": "text", "selector": "#focused-name"},
+        FOCUS_GRID,
+        press("1"),
+        {"do": "visible", "selector": ".tile.labeled"},
+        {"do": "text", "selector": ".tile.labeled .strip"},
+        {"do": "evaluate", "code": "document.querySelectorAll('[onerror], body script, b').length"},
+        {"do": "click", "selector": "#view-errors"},
+        until(".tile.failed", " "),
+    ]
+    with labeling(SessionPlan(photos, tmp_path / "labels.csv", []), model) as page:
+        driven = look(page, npm, tmp_path, steps)
+    assert [error for error in driven.errors if "422" not in error] == []
+    assert driven.outputs[7] == MARKUP
+    assert driven.outputs[11].strip() == name
+    assert driven.outputs[12] == 0
+
+
+def test_page__scrolls_20000_images(model: Path, npm: Path, tmp_path: Path) -> None:
+    photos = link_photos(tmp_path / "photos", 20_000)
+    place = "Number(document.querySelector('.active').getAttribute('aria-posinset'))"
+    count = f"[document.querySelectorAll('.tile').length, {place}]"
+    middle = "document.getElementById('grid').scrollTop = document.getElementById('grid').scrollHeight / 2"
+    steps = [
+        {"do": "click", "selector": "#view-all"},
+        {"do": "visible", "selector": ".tile.loaded"},
+        FOCUS_GRID,
+        press("End"),
+        {"do": "visible", "selector": "#image-19999.loaded"},
+        {"do": "evaluate", "code": count},
+        {"do": "evaluate", "code": middle},
+        {"do": "pause", "milliseconds": 300},
+        {"do": "visible", "selector": ".tile.loaded"},
+        {"do": "evaluate", "code": count},
+        {"do": "evaluate", "code": "document.getElementById('grid').scrollTop"},
+        {"do": "click", "selector": "#view-labeled"},
+        {"do": "visible", "selector": "#empty h3"},
+        {"do": "click", "selector": "#view-all"},
+        {"do": "visible", "selector": ".tile.loaded"},
+        {"do": "evaluate", "code": "document.getElementById('grid').scrollTop"},
+    ]
+    with labeling(SessionPlan(photos, tmp_path / "labels.csv", ["red"]), model) as page:
+        driven = look(page, npm, tmp_path, steps)
+    assert driven.errors == []
+    assert driven.outputs[5][1] == 20_000
+    assert driven.outputs[5][0] < 100
+    assert driven.outputs[9][0] < 100
+    assert driven.outputs[10] == driven.outputs[15] > 0, "a view keeps its place"
+
+
+@pytest.mark.parametrize(("scheme", "width"), [("light", 1440), ("dark", 820), ("dark", 390)])
+def test_page__is_accessible(
+    scheme: str, width: int, plan: SessionPlan, model: Path, npm: Path, tmp_path: Path
+) -> None:
+    still = {"do": "pause", "milliseconds": 400}
+    axe = {"do": "axe"}
+    steps = [
+        axe,
+        FOCUS_GRID,
+        {"do": "decide", "count": 15, "keys": KEYS},
+        {"do": "visible", "selector": ".tile.suggested"},
+        press(" ", "Shift+ArrowRight", "n"),
+        still,
+        axe,
+        press("Escape", "Escape", "?"),
+        axe,
+        press("Escape", "z"),
+        until(".zoom-facts", "PNG"),
+        axe,
+        press("Escape"),
+        {"do": "click", "selector": "#view-suggested"},
+        {"do": "visible", "selector": "#confirm"},
+        still,
+        axe,
+        {"do": "click", "selector": "#view-labeled"},
+        {"do": "visible", "selector": ".tile.labeled"},
+        still,
+        axe,
+        {"do": "click", "selector": "#view-skipped"},
+        {"do": "visible", "selector": "#empty h3"},
+        axe,
+        {"do": "click", "selector": "#make-model"},
+        axe,
+        press("Escape", "/"),
+        {"do": "type", "text": "r"},
+        axe,
+    ]
+    with labeling(plan, model) as page:
+        driven = look(page, npm, tmp_path, steps, scheme=scheme, width=width)
+    assert driven.errors == []
+    found = [output for step, output in zip(steps, driven.outputs, strict=True) if step is axe]
+    assert found == [[]] * len(found)

@@ -1,0 +1,74 @@
+"""Make a model file of labeled images: a run with its report and export, or a new head on a given model file.
+
+What `tl train`, `tl export` and `tl refit` do, in one call. Imports torch only where a run is trained.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Literal
+
+from tl.errors import ConfigError, TlError
+from tl.evaluation.metrics import Metrics
+from tl.progress import Progress
+
+Method = Literal["features", "finetune"]
+METHODS: tuple[Method, ...] = ("features", "finetune")
+
+
+@dataclass(frozen=True)
+class MadeModel:
+    """A verified model file. `run`: the folder of its run, None for a new head on a model file.
+
+    `metrics`: of the labeled images that are for validation, held out; see `metrics.json`.
+    """
+
+    model: Path
+    run: Path | None
+    metrics: Metrics
+
+
+def make_model(
+    labels: Path,
+    model: Path,
+    *,
+    run: Path,
+    method: Method = "features",
+    trunk: Path | None = None,
+    backbone: str | None = None,
+    progress: Progress,
+) -> MadeModel:
+    """Train on the CSV `labels`, which `Exports` writes, and write the verified file `model`.
+
+    `features` fits a linear head to all labeled images; the scores are those of the validation images, out of fold.
+    `finetune` also tries to fine-tune the backbone (method auto of training), and keeps what is better. `trunk`: a
+    model file that gets a new head instead, without a run. Raises any `TlError` of the steps.
+    """
+    if trunk is not None:
+        if method != "features":
+            raise ConfigError(f"{trunk}: the trunk of a model file cannot be fine-tuned: label without a model file")
+        return _refit(labels, model, trunk, progress)
+    from tl.exporter.export import export_run
+    from tl.studies.report.run_page import write_run_report
+    from tl.trainer.config import TrainConfig
+    from tl.trainer.train import train
+
+    is_frozen = method == "features"
+    config = TrainConfig(data=str(labels), out=str(run), method=method if is_frozen else "auto")
+    config = replace(config, refit=True if is_frozen else None, backbone=backbone or config.backbone)
+    result = train(config, progress)
+    export_run(result.run, model, progress)
+    try:
+        write_run_report(result.run)
+    except (TlError, OSError) as error:  # the model is made
+        progress.say(f"no report: {error}")
+    return MadeModel(model, result.run.folder, result.metrics)
+
+
+def _refit(labels: Path, model: Path, trunk: Path, progress: Progress) -> MadeModel:
+    from tl.exporter.refitting.refit import refit
+    from tl.exporter.refitting.seen import RefitOptions
+
+    refitted = refit(trunk, [labels], model, progress, RefitOptions(drop=True))
+    return MadeModel(refitted.path, None, {"val": refitted.after})
