@@ -17,7 +17,7 @@ def test_words__say_what_was_done(tmp_path: Path) -> None:
       told: [told("keep", [record("ant")]), told("accept", [record("ant", "bee"), record("bee", "bee")]),
         told("accept", [record("ant", "bee"), record("ant", "fly")]), told("relabel", [record("ant", "<b>")], "<b>"),
         told("duplicate", [record("ant"), record("ant")])],
-      outcomes: [outcome({ do: "keep" }), outcome({ do: "relabel", label: "bee" }), outcome({ do: "group", of: "b.png" })],
+      outcomes: [{ do: "keep" }, { do: "relabel", label: "bee" }, { do: "group", of: "b.png" }].map(outcome),
     });
     """
     found = run_node(code, None, tmp_path)
@@ -26,7 +26,7 @@ def test_words__say_what_was_done(tmp_path: Path) -> None:
         "2 images labeled bee.",
         "2 images labeled as suggested.",
         "1 image labeled <b>.",
-        "2 images removed as a duplicate.",
+        "2 images removed as duplicates.",
     ]
     assert found["outcomes"] == ["Kept as it is", "Labeled bee", "In one group with b.png"]
 

@@ -24,7 +24,7 @@ from tl.data.manifests import read_images
 pytest.importorskip("tl.serving.local.app", reason="needs the packages of the extra serve", exc_type=ImportError)
 pytestmark = pytest.mark.slow
 Step = dict[str, Any]
-CURRENT = ".card.current h3"
+CURRENT = "#list .card.current h3"  # cards that leave are not in the list
 
 
 @pytest.fixture(scope="module")
@@ -78,7 +78,10 @@ def texts(selector: str, name: str) -> Step:
 
 
 def open_kind(kind: str) -> list[Step]:
-    return [{"do": "click", "selector": f'#kinds [data-kind="problems {kind}"]'}, visible(".card.current .actions")]
+    return [
+        {"do": "click", "selector": f'#kinds [data-kind="problems {kind}"]'},
+        visible("#list .card.current .actions"),
+    ]
 
 
 def driven(npm: Path, link: str, steps: Sequence[Step], tmp_path: Path, ready: str = "#overview h2") -> dict[str, Any]:
@@ -98,7 +101,7 @@ def test_page__from_wrong_labels_to_a_model_by_keyboard(npm: Path, data: Path, t
         texts(".trust", "trust"),
         {"do": "axe", "as": "axe of overview"},
         *open_kind("label"),
-        texts(".card h3", "names"),
+        texts("#list .card h3", "names"),
         {"do": "axe", "as": "axe of cards"},
         *press("Enter"),
         visible('.toast:has-text("1 image labeled")'),
@@ -106,6 +109,7 @@ def test_page__from_wrong_labels_to_a_model_by_keyboard(npm: Path, data: Path, t
         visible("#empty h3"),
         *press("u"),
         visible('.toast:has-text("Undone")'),
+        visible("#list .card.current .actions"),
         texts(CURRENT, "undone"),
         *press("/"),
         {"do": "fill", "selector": "#class-box", "value": "moth"},
@@ -152,8 +156,8 @@ def test_page__duplicates_and_selections(npm: Path, data: Path, tmp_path: Path) 
         *open_kind("duplicate"),
         {"do": "click", "selector": '.card:has(.role:text("The same file")) .card-head'},
         texts(CURRENT, "shown"),
-        texts(".card.current figure:nth-child(2) .file", "twin"),
-        texts(".card.current .reasons li:last-child", "reason"),
+        texts("#list .card.current figure:nth-child(2) .file", "twin"),
+        texts("#list .card.current .reasons li:last-child", "reason"),
         *press("Shift+M"),
         visible('.toast:has-text("removed as a duplicate")'),
         *open_kind(""),
@@ -164,7 +168,7 @@ def test_page__duplicates_and_selections(npm: Path, data: Path, tmp_path: Path) 
         visible('.toast:has-text("kept")'),
         visible("#empty h3"),
         {"do": "click", "selector": "#show-decided"},
-        visible(".card.current .decision"),
+        visible("#list .card.current .decision"),
         texts(".decision", "decisions"),
     ]
     with serving(data, output, "--kinds", "label,duplicate") as (process, link):
@@ -189,7 +193,7 @@ def test_page__names_are_text(npm: Path, data: Path, tmp_path: Path) -> None:
     (data / "ant/wrong.png").rename(data / "ant" / name)
     steps = [
         *open_kind("label"),
-        texts(".card h3", "names"),
+        texts("#list .card h3", "names"),
         texts("#classes .name", "classes"),
         *press("Control+a", "d"),
         visible('.toast:has-text("removed")'),
@@ -214,7 +218,7 @@ def test_page__goes_on_after_kill(npm: Path, data: Path, tmp_path: Path) -> None
         *press("n"),
         {"do": "fill", "selector": "#note-text", "value": "see the wings"},
         *press("Control+Enter"),
-        visible(".card.current .note"),
+        visible("#list .card.current .note"),
         texts(CURRENT, "name"),
         *press("Enter"),
         visible('.toast:has-text("labeled")'),
@@ -226,14 +230,17 @@ def test_page__goes_on_after_kill(npm: Path, data: Path, tmp_path: Path) -> None
         journal.write(b'{"n":9,"at":"20')  # as if it was killed while it wrote
     second = [
         {"do": "click", "selector": "#show-decided"},
-        visible(".card .decision"),
-        texts(".card h3", "names"),
+        visible("#list .card .decision"),
+        texts("#list .card h3", "names"),
         texts(".note", "notes"),
+        texts("#list .labels", "labels"),
     ]
     with serving(data, output) as (process, link):
         found = driven(npm, link, second, tmp_path, ready=".card h3")
         told = stop(process)
     assert (found["names"], found["notes"]) == ([name], ["Note see the wings"])
+    (label,) = found["labels"]
+    assert label in ("ant → bee", "bee → moth")
     assert "the last line was not finished" in told
     assert "goes on with the 1 decisions" in told
     assert [row["note"] for row in rows_of(tmp_path / "reviewed.changes.csv")] == ["see the wings"]

@@ -30,7 +30,10 @@ function photo(id, text, size, heard, owner) {
     type: "button", class: `photo ${size}`, title: text, "aria-label": `Enlarge ${text}`, on: { click: () => heard.zoom(owner, id) },
   });
   const image = el("img", { src: `thumb/${id}`, alt: "", decoding: "async", loading: "lazy" });
-  image.addEventListener("error", () => button.replaceChildren(el("span", { class: "no-photo", text: "Cannot be shown" })));
+  image.addEventListener("error", () => {
+    button.setAttribute("aria-label", `Cannot be shown: ${text}`);
+    button.replaceChildren(el("span", { class: "no-photo", text: "Cannot be shown" }));
+  });
   button.append(image);
   return button;
 }
@@ -38,9 +41,9 @@ function photo(id, text, size, heard, owner) {
 function subject(record, heard) {
   const { suggested, label, split, now } = record, isOther = suggested !== null && suggested !== label;
   return el("figure", {}, photo(record.id, record.name, "large", heard, record.id),
-    el("figcaption", {}, el("span", { class: "role", text: record.twin ? "This image" : "Label now" }),
-      el("span", { class: "labels" }, now === label || now === null ? el("span", { class: isOther ? "label doubtful" : "label", text: label })
-        : [el("s", { class: "label", text: label }), " → ", el("span", { class: "label new", text: now })]),
+    el("figcaption", {}, el("span", { class: "role", text: record.twin ? "This image" : "Label" }),
+      el("span", { class: "labels" }, ...(now === label || now === null ? [el("span", { class: isOther ? "label doubtful" : "label", text: label })]
+        : [el("s", { class: "label", text: label }), " → ", el("span", { class: "label new", text: now })])),
       place(split, record.group)));
 }
 
@@ -62,7 +65,7 @@ function facts(record, heard) {
     record.twin.is_equal ? "" : " Two photos of one specimen: put both into one group. Both stay, and training keeps a group on one side of the split."));
   if (record.top.length > 0 && isLabelInQuestion) {
     parts.push(el("div", {}, el("h4", { text: "What the held-out prediction says" }), el("ul", { class: "bars" }, ...shownShares(record).map(([name, share]) =>
-      el("li", { class: name === record.suggested ? "chosen" : null }, el("span", { class: "name", text: name === record.label ? `${name} (label now)` : name }),
+      el("li", { class: name === record.suggested ? "chosen" : null }, el("span", { class: "name", text: name === record.label ? `${name} (label in the data)` : name }),
         el("span", { class: "share", text: percent(share) }), bar(share))))));
   }
   if (record.neighbors.length > 0 && isLabelInQuestion) {
@@ -90,7 +93,7 @@ function actions(record, heard) {
     type: "button", class: tone, tabindex: "-1", title: about, on: { click: () => heard.act(what, [record.id], options) },
   }, el("span", { text }), el("kbd", { "aria-hidden": "true", text: key }));
   const made = [];
-  if (record.suggested !== null && record.suggested !== record.label) made.push(button("accept", `Label ${record.suggested}`, "↵", { tone: "primary" }));
+  if (record.suggested !== null && record.suggested !== record.now && record.suggested !== record.label) made.push(button("accept", `Label ${record.suggested}`, "↵", { tone: "primary" }));
   made.push(button("keep", record.twin ? "Keep both" : `Keep ${record.label}`, "K", { about: "The label is right: leave everything as it is" }));
   if (record.twin) {
     made.push(button("duplicate", "Remove this one", "M", { about: `Remove ${baseName(record.name)} as a duplicate of ${baseName(record.twin.name)}` }),

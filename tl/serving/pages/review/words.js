@@ -21,7 +21,7 @@ export function told(what, records, label) {
     const labels = [...new Set(records.map((record) => record.decision?.label || record.label))];
     return `${images} labeled ${what === "relabel" ? label : labels.length === 1 ? labels[0] : "as suggested"}.`;
   }
-  return `${images} ${DONE[what]}.`;
+  return what === "duplicate" && records.length > 1 ? `${images} removed as duplicates.` : `${images} ${DONE[what]}.`;
 }
 
 export const baseName = (path) => path.split("/").at(-1);
