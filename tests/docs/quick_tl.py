@@ -36,6 +36,8 @@ def added_options(words: Sequence[str]) -> list[str]:
         return [*(word for setting in _SMALL_STUDY for word in ("--set", setting)), *short]
     if command == "export" and {"int8", "fp16"} & set(options):
         return ["--keep-slower", "--min-agreement", "0"]  # a network this small is seldom faster
+    if command == "review":
+        return ["--backbone", "smallcnn", "--threads", "1"]
     if command == "bench":
         return ["--seconds", "0.5", "--threads", "1", "--image-size", "640x480"]
     return []

@@ -267,6 +267,7 @@ STAGES: dict[str, tuple[Callable[[Path], None], ...]] = {
     "docs/how-to/boxes.md": (animals,),
     "docs/how-to/landmarks.md": (wings,),
     "docs/how-to/labeling-tools.md": (beetles, beetle_models, labeling_tools),
+    "docs/how-to/review.md": (beetles, more_beetles),
     "docs/how-to/numbers.md": (plants,),
     "docs/how-to/several-labels.md": (scenes,),
     "docs/how-to/microscopy.md": (cells,),

@@ -30,6 +30,7 @@ SLOW = {
     "docs/how-to/labeling-tools.md",
     "docs/how-to/landmarks.md",
     "docs/how-to/microscopy.md",
+    "docs/how-to/review.md",
     "docs/how-to/sequences.md",
     "docs/how-to/studies.md",
     "docs/reference/model-file.md",
