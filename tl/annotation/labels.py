@@ -5,7 +5,6 @@ Knows no files. Not thread-safe: `session` has the lock.
 
 from __future__ import annotations
 
-import unicodedata
 from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -13,11 +12,10 @@ from dataclasses import dataclass, field
 import numpy as np
 from numpy.typing import NDArray
 
+from tl.annotation.class_names import check_class_name
 from tl.annotation.journal import Event
 from tl.annotation.photos import Photos
 from tl.annotation.refusals import Refused
-from tl.runtime.ensembles.selective import REJECTED
-from tl.runtime.sources.names import composed
 
 OPEN, LABELED, UNSURE, SKIPPED = range(4)
 STATUS_NAMES = ("open", "labeled", "unsure", "skipped")
@@ -26,7 +24,6 @@ NO_LABEL = -1
 IMPORT = "import"
 KEYS = "123456789"
 _STATUS = {"label": LABELED, "clear": OPEN, "unsure": UNSURE, "skip": SKIPPED}
-_MAX_NAME = 100
 
 Indices = NDArray[np.intp]
 
@@ -42,13 +39,17 @@ class LabelClass:
 
 @dataclass(frozen=True)
 class _Change:
-    """What an event has changed: the images, and how they were before. `top`: the event that they were due to."""
+    """What an event has changed: the images, and how they were before. `top`: the event that they were due to.
+
+    `class_id`: the class that it gives them, which may be renamed later.
+    """
 
     images: Indices
     label: NDArray[np.int32]
     status: NDArray[np.uint8]
     top: NDArray[np.int64]
     notes: dict[int, str]
+    class_id: int
 
 
 @dataclass
@@ -63,7 +64,7 @@ class Labels:
     """Labels of images by number. `label` int32 (N,): class id, or -1. `status` uint8 (N,): index of `STATUS_NAMES`.
 
     `version` int64 (N,): the number of the last event that changed an image, 0 for none. `absent`: names in events that
-    are no images of the folder, with their last label. `imported`: images whose labels came from a file.
+    are no images of the folder. `imported`: names of images, absent ones too, whose labels came from a file.
     """
 
     def __init__(self, photos: Photos) -> None:
@@ -74,7 +75,7 @@ class Labels:
         self.version = np.zeros(count, np.int64)
         self.notes: dict[int, str] = {}
         self.absent: set[str] = set()
-        self.imported: set[int] = set()
+        self.imported: set[str] = set()
         self._top = np.zeros(count, np.int64)
         self._classes: list[LabelClass] = []
         self._events: dict[int, Event] = {}
@@ -101,23 +102,24 @@ class Labels:
             stacks.undo.append(event.n)
             stacks.redo.clear()
             self._events[event.n] = event
-            return self._change(event, event.n)
+            return self._change(event, event.n, self._class_of(event.label) if event.do == "label" else NO_LABEL)
         return np.zeros(0, np.intp)
 
-    def _change(self, event: Event, number: int) -> Indices:
+    def _change(self, event: Event, number: int, class_id: int) -> Indices:
         """Change images as an event says. `number`: of the event that is applied now, which may be a redo of it."""
         images = self._known(event.images)
         before = self._top[images].copy()
         notes = {i: self.notes.get(i, "") for i in images.tolist()}
-        self._changes[event.n] = _Change(images, self.label[images].copy(), self.status[images].copy(), before, notes)
+        label, status = self.label[images].copy(), self.status[images].copy()
+        self._changes[event.n] = _Change(images, label, status, before, notes, class_id)
         if event.do == "note":
             for i in images.tolist():
                 self._set_note(i, event.text or "")
         else:
             self.status[images] = _STATUS[event.do]
-            self.label[images] = self._class_of(event.label) if event.do == "label" else NO_LABEL
+            self.label[images] = class_id
         if event.window == IMPORT:
-            self.imported.update(images.tolist())
+            self.imported.update(event.images)
         self._top[images] = event.n
         self.version[images] = number
         return images
@@ -147,11 +149,12 @@ class Labels:
         return images
 
     def _redo(self, event: Event) -> Indices:
-        number, stacks = int(event.of or 0), self._stacks[event.window]
+        number = int(event.of or 0)
+        change, stacks = self._changes[number], self._stacks[event.window]
         if number in stacks.redo:
             stacks.redo.remove(number)
         stacks.undo.append(number)
-        return self._change(self._events[number], event.n)
+        return self._change(self._events[number], event.n, change.class_id)
 
     def check_undo(self, window: str) -> int:
         """Return the number of the event that a window would undo. Raises `Refused`.
@@ -177,13 +180,12 @@ class Labels:
         if not stack:
             raise Refused("conflict", "there is nothing to redo in this window")
         change = self._changes[stack[-1]]
-        label = self._events[stack[-1]].label
         if (self._top[change.images] != change.top).any():
             stack.pop()
             raise Refused("conflict", "another window has changed these images since: this cannot be redone any more")
-        if label is not None and self.find_class(label) is None:
+        if change.class_id != NO_LABEL and (found := self._classes[change.class_id]).is_removed:
             stack.pop()
-            raise Refused("conflict", f"there is no class '{label}' any more: this cannot be redone")
+            raise Refused("conflict", f"there is no class '{found.name}' any more: this cannot be redone")
         return stack[-1]
 
     def can_undo(self, window: str) -> bool:
@@ -228,15 +230,7 @@ class Labels:
 
         `other_than`: the class that gets the name.
         """
-        name = composed(" ".join(name.split()))
-        if not name or len(name) > _MAX_NAME:
-            raise Refused("invalid", f"the name of a class has 1 to {_MAX_NAME} characters")
-        if name == REJECTED or any(unicodedata.category(sign) in ("Cc", "Cs", "Cf") for sign in name):
-            raise Refused("invalid", f"'{name}' cannot be the name of a class")
-        others = (one.name for i, one in self.classes if i != other_than)
-        if twin := next((other for other in others if _plain(other) == _plain(name)), ""):
-            raise Refused("conflict", f"there is a class '{twin}' already")
-        return name
+        return check_class_name(name, [one.name for i, one in self.classes if i != other_than])
 
     def _class_of(self, name: str | None) -> int:
         """The id of a class in an event. A journal that was edited by hand may name one that was never added."""
@@ -248,8 +242,3 @@ class Labels:
         chosen = next((sign for sign in KEYS if sign not in taken), "") if key is None else key
         self._classes.append(LabelClass(name, chosen))
         return len(self._classes) - 1
-
-
-def _plain(name: str) -> str:
-    """A name as `data.manifests` compares labels, which may not differ in spelling only."""
-    return unicodedata.normalize("NFKC", name).casefold()
