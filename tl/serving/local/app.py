@@ -82,7 +82,9 @@ class RevisionStream:
         if self._streams >= _MAX_STREAMS:
             return error_response(503, "too many windows listen: ask for the state from time to time")
         self._streams += 1  # at once: other requests may come before the first event is sent
-        return _Stream(self._end_one, self._events(), headers={"cache-control": "no-store"}, media_type="text/event-stream")
+        return _Stream(
+            self._end_one, self._events(), headers={"cache-control": "no-store"}, media_type="text/event-stream"
+        )
 
     async def _events(self) -> AsyncIterator[str]:
         told, waited = -1, 0.0
