@@ -67,6 +67,10 @@ const doings = {
   unblock: ({ pattern }) => page.unroute(pattern),
   // Lets requests that match a pattern wait for ever.
   stall: ({ pattern }) => page.route(pattern, () => {}),
+  delay: ({ pattern, milliseconds }) => page.route(pattern, async (route) => {
+    await new Promise((resolve) => setTimeout(resolve, milliseconds));
+    await route.continue();
+  }),
   window: ({ url }) => open(url),
   // A copy of the window, as of "Duplicate tab".
   copy: async () => {

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -98,7 +99,7 @@ def test_page__closes_without_a_question_when_all_is_saved(plan: SessionPlan, np
 
 
 def test_page__a_copied_window_has_a_name_of_its_own(plan: SessionPlan, npm: Path, tmp_path: Path) -> None:
-    """So that undo in one does not take back what was done in the other; a window that is loaded anew keeps its name."""
+    """So that undo in one does not take back what the other did; a window that is loaded anew keeps its name."""
     name = evaluate("sessionStorage.getItem('tl-window')")
     ready: Step = {"do": "visible", "selector": NAMED}
     steps = [name, {"do": "reload"}, ready, name, {"do": "copy"}, ready, name, press("1"), until("#about", "1 of 120")]
@@ -227,7 +228,7 @@ def test_page__nothing_in_view_moves_while_one_labels(
     assert driven.errors == []
     shown = driven.outputs[4]
     assert len(shown) > 40
-    for before, after in zip(shown, shown[1:], strict=False):
+    for before, after in pairwise(shown):
         kept = [image for image in before if image in after]
         assert after[: len(kept)] == kept, (before, after)
     assert driven.outputs[5:] == ["grid", True]

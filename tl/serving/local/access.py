@@ -32,7 +32,8 @@ _PAGE = (
 # Not a redirect: after a click on a page of another site, a browser would not send a strict cookie with it.
 _OPENED = (
     '<!doctype html><html lang="en"><head><meta charset="utf-8"><title>tl</title>'
-    '<link rel="icon" href="icon.svg"><meta http-equiv="refresh" content="0; url=/"></head><body><p><a href="/">Open the page</a></p></body></html>'
+    '<link rel="icon" href="icon.svg"><meta http-equiv="refresh" content="0; url=/"></head>'
+    '<body><p><a href="/">Open the page</a></p></body></html>'
 )
 # A page says which run of the command its numbers of images are from; they mean nothing to another.
 RUN_HEADER = b"tl-run"
