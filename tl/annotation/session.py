@@ -316,7 +316,7 @@ class LabelSession:
             status = np.bincount(self.labels.status, minlength=4).tolist()
             decided = self._decided()
             set_aside = int((self.labels.status[decided] > LABELED).sum())
-            counted = int((self._is_random() & (self.labels.status == LABELED)).sum())
+            counted = int(self._is_random().sum())
             reserve = {"size": len(self._order), "open": int(self._open_reserve().sum()), "counted": counted}
             reserve["needed"] = MIN_RANDOM
             undo, redo = self.labels.can_undo(window), self.labels.can_redo(window)
