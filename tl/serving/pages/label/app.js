@@ -57,7 +57,7 @@ class LabelPage {
       show: (label) => this.views.open("labeled", { label }), leave: () => this.grid.focus(), count: () => this.targets().length,
     });
     this.model = new ModelDialog(this.api, this.live);
-    this.keys = new Keys();
+    this.keys = new Keys({ typesCapitals: true });
     this.#bindKeys();
     this.#listen();
     keepFocus(() => this.#focusImages());
@@ -331,7 +331,7 @@ class LabelPage {
     const dialog = byId("note-dialog"), size = byId("size");
     const save = () => (dialog.close(), this.actions.note(this.noted, byId("note-text").value.trim()));
     byId("note-form").addEventListener("submit", (event) => (event.preventDefault(), save()));
-    byId("note-text").addEventListener("keydown", (event) => event.key === "Enter" && (event.ctrlKey || event.metaKey) && save());
+    byId("note-text").addEventListener("keydown", (event) => event.key === "Enter" && !event.shiftKey && !event.isComposing && (event.preventDefault(), save()));
     dialog.querySelector(".close").addEventListener("click", () => dialog.close());
     size.value = localStorage.getItem("tl-label-size") ?? (innerWidth < 600 ? 110 : 160);
     this.grid.setSize(Number(size.value));
