@@ -64,7 +64,7 @@ function drawEstimate({ estimate, reserve, head, classes }) {
 function halveText(more, left) {
   if (more <= 0) return "";
   if (more <= left) return ` ${more.toLocaleString("en")} more would halve the interval.`;
-  return left === 0 ? " All random images are decided." : ` ${left.toLocaleString("en")} more are left to narrow the interval.`;
+  return left === 0 ? " All random images are decided." : ` ${left.toLocaleString("en")} more ${left === 1 ? "is" : "are"} left to narrow the interval.`;
 }
 
 function drawModel({ state, text, file }) {
