@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 
 from tl.annotation import views
 from tl.annotation.class_names import spell
+from tl.annotation.estimate import MIN_RANDOM
 from tl.annotation.exports import Exports, Snapshot, Writer, take_snapshot
 from tl.annotation.feature_work import FeatureWork, OpenSource
 from tl.annotation.journal import Event, Journal
@@ -297,12 +298,13 @@ class LabelSession:
             return self.revision, views.similar(self._scene, asked.like)
         if asked.window:
             self._check_window(asked.window)
+        self._check_ids(asked.kept)
         with self._lock:
             if asked.view == "next":
                 is_open = self.labels.status == OPEN
                 is_open[list(self.work.errors)] = False
                 chosen = self._learning.learned.chosen
-                return self.revision, self._queue.offer(asked.window, views.QUEUE, chosen, is_open)
+                return self.revision, self._queue.offer(asked.window, views.QUEUE, chosen, is_open, kept=asked.kept)
             return self.revision, views.listed(self._scene, self._learning.learned, asked).tolist()
 
     def state(self, window: str = "") -> dict[str, Any]:
@@ -314,7 +316,9 @@ class LabelSession:
             status = np.bincount(self.labels.status, minlength=4).tolist()
             decided = self._decided()
             set_aside = int((self.labels.status[decided] > LABELED).sum())
-            reserve = {"size": len(self._order), "open": int(self._open_reserve().sum())}
+            counted = int(self._is_random().sum())
+            reserve = {"size": len(self._order), "open": int(self._open_reserve().sum()), "counted": counted}
+            reserve["needed"] = MIN_RANDOM
             undo, redo = self.labels.can_undo(window), self.labels.can_redo(window)
         return {
             "revision": self.revision,

@@ -104,7 +104,7 @@ def command(request: LabelRequest) -> None:
 
     - `tl label photos --groups folder --import old.csv` goes on from existing labels; a folder is one specimen
 
-    Every answer is on disk before the page shows it; the same command goes on later. Photos are never changed, and
+    Every answer is on disk before the page confirms it; the same command goes on later. Photos are never changed, and
     nothing leaves this machine. The accuracy shown is that on random photos which are labeled without a suggestion.
     Ctrl-C stops.
     """
@@ -136,7 +136,12 @@ def _label(request: LabelRequest, listening: socket.socket) -> None:
     from tl.serving.local.thumbnails import Thumbnails
 
     page, plan = request.page, _plan(request)
-    make = partial(make_model, trunk=request.session.model, backbone=request.session.backbone)
+    make = partial(
+        make_model,
+        trunk=request.session.model,
+        backbone=request.session.backbone,
+        photos=request.session.photos,
+    )
     access = LocalAccess(int(listening.getsockname()[1]), warn)
     with open_session(plan, _source(request), warn, make) as session:
         thumbnails = Thumbnails(session.photos.locate, len(session.photos), threads=page.threads)

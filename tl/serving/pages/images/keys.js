@@ -18,6 +18,9 @@ export function nameOf({ key, code = "", ctrlKey, metaKey, altKey, shiftKey }) {
   return [(ctrlKey || metaKey) && "Ctrl", altKey && "Alt", hasShift && "Shift", plain].filter(Boolean).join("+");
 }
 
+// Of a key that is held down, only these are done again and again; others would act on many images.
+const REPEATED = ["u", "Ctrl+z", "Ctrl+Shift+z", "Ctrl+y"];
+
 const isTyping = (target) => target.closest?.("input:not([type=range], [type=checkbox], [type=radio]), textarea, select, [contenteditable]");
 
 export class Keys {
@@ -27,6 +30,9 @@ export class Keys {
 
   constructor({ blocked = () => false } = {}) {
     this.help = new Help(() => this.#groups);
+    document.addEventListener("keydown", (event) => {
+      if (event.repeat && ["Enter", " "].includes(event.key) && event.target.closest?.("button, summary")) event.preventDefault();
+    }, { capture: true });
     document.addEventListener("keydown", (event) => {
       if (event.defaultPrevented || blocked() || document.querySelector("dialog[open]")) return;
       if (!this.handle(event)) this.otherwise?.(event);
@@ -50,7 +56,7 @@ export class Keys {
     const name = nameOf(event), run = this.#runs.get(name);
     if (!run) return false;
     event.preventDefault();
-    run(event, name);
+    if (!event.repeat || REPEATED.includes(name)) run(event, name);
     return true;
   }
 }
