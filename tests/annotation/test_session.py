@@ -7,11 +7,13 @@ import os
 import threading
 import time
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 
 from tests.annotation.photos import color_of, make_embedding_model, make_photos
+from tl.annotation import views
 from tl.annotation.exports import journal_path
 from tl.annotation.features import open_source
 from tl.annotation.journal import Event, Journal
@@ -279,7 +281,7 @@ def test_reserve__says_that_there_is_none(tmp_path: Path, output: Path) -> None:
     said: list[str] = []
     plan = SessionPlan(make_photos(tmp_path / "one", 20, folders=("all",)), output, has_groups=True)
     with open_session(plan, None, said.append) as session:
-        assert session.state()["reserve"] == {"size": 0, "open": 0}
+        assert session.state()["reserve"]["size"] == 0
     assert "no random images could be set aside" in said[0]
 
 
@@ -431,6 +433,29 @@ def test_learning__suggestions_follow_labels(photos: Path, output: Path, tmp_pat
             time.sleep(0.02)
         assert session.list_images(Asked("suggested"))[1] == []
         assert session.records([0])[0]["suggestion"] is None
+
+
+def test_info__while_a_label_is_cleared(
+    photos: Path, output: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Neighbors have the label that they had when they were looked for."""
+    model = make_embedding_model(tmp_path / "m.onnx")
+    with open_session(SessionPlan(photos, output), lambda: open_source(model, None, "cpu", 1)) as session:
+        ends = time.monotonic() + 60
+        while session.work.done < COUNT:
+            assert time.monotonic() < ends
+            time.sleep(0.02)
+        first, second = np.flatnonzero(~session.reserved)[:2].tolist()
+        label(session, first)
+        session.change_class("w", "add", "the last class", None)
+        found = views.find_similar
+
+        def clear_meanwhile(*args: Any) -> Any:
+            session.act("w", [Seen(first, int(session.labels.version[first]))], "clear")
+            return found(*args)
+
+        monkeypatch.setattr(views, "find_similar", clear_meanwhile)
+        assert [(one["id"], one["label"]) for one in session.info(second)["neighbors"]] == [(first, "red")]
 
 
 def test_features__that_cannot_be_computed_do_not_end_the_session(photos: Path, output: Path, tmp_path: Path) -> None:

@@ -159,6 +159,32 @@ def test_page__confirms_suggestions(plan: SessionPlan, model: Path, npm: Path, t
     assert all("suggestion" not in shown[name] for name in blind & set(shown))
 
 
+def test_page__says_what_the_accuracy_leaves_out(plan: SessionPlan, model: Path, npm: Path, tmp_path: Path) -> None:
+    """All random images but one are decided, one of them skipped: what is promised is what is left."""
+    with labeling(plan, model) as page:
+        order = page.session._order.tolist()
+        for record in page.records(*order[:-2]):
+            page.label([record["id"]], color_of(record["name"]))
+        page.label([order[-2]], do="skip")
+        page.wait(lambda state: state["estimate"], 60)
+        steps = [
+            until("#estimate", "1 not sure or skipped is left out. 1 more is left to narrow the interval."),
+            until("#view-title", "Next"),
+            FOCUS_GRID,
+            press("Control+a", "Delete"),
+            until(MESSAGE, "There is no label to clear."),
+        ]
+        assert look(page, npm, tmp_path, steps).errors == []
+
+
+def test_page__says_that_the_accuracy_is_not_measured(model: Path, npm: Path, tmp_path: Path) -> None:
+    photos = make_photos(tmp_path / "photos", 20, folders=("one",))
+    with labeling(SessionPlan(photos, tmp_path / "labels.csv", list(KEYS), has_groups=True), model) as page:
+        for record in page.records(0, 1, 2):
+            page.label([record["id"]], color_of(record["name"]))
+        assert look(page, npm, tmp_path, [until("#estimate", "The accuracy is not measured")]).errors == []
+
+
 def test_page__finds_more_like_one_and_zooms(plan: SessionPlan, model: Path, npm: Path, tmp_path: Path) -> None:
     steps = [
         until("#features-text", "120 of 120"),
@@ -166,7 +192,7 @@ def test_page__finds_more_like_one_and_zooms(plan: SessionPlan, model: Path, npm
         {"do": "attribute", "selector": ".tile.active", "name": "title"},
         press("f"),
         until("#view-title", "Similar"),
-        {"do": "visible", "selector": ".tile"},
+        {"do": "visible", "selector": NAMED},
         {"do": "attributes", "selector": ".tile", "name": "title"},
         press("Escape"),
         until("#view-title", "Next"),

@@ -329,7 +329,7 @@ def make_slowly(labels: Path, model: Path, *, run: Path, method: Method, progres
         progress.advance()
     run.mkdir()
     model.write_text(str(len(lines) - 1))
-    return MadeModel(model, run, {"val": {"top1_accuracy": 1.0, "ci_low": 0.2, "ci_high": 1.0, "n": 2}})
+    return MadeModel(model, run, {"val": {"top1_accuracy": 1.0, "ci_low": 0.2, "ci_high": 1.0, "n": 2}}, is_random=True)
 
 
 def test_model__made_and_canceled(photos: Path, tmp_path: Path) -> None:

@@ -154,7 +154,7 @@ class Writer:
         self._wake = threading.Condition()
         self._is_due = self._is_closed = False
         self._writing = threading.Lock()
-        self._thread = threading.Thread(target=self._work, name="labels.csv", daemon=True)
+        self._thread = threading.Thread(target=self._work, name="writer", daemon=True)
         self._thread.start()
 
     def wake(self) -> None:

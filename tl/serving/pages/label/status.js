@@ -64,7 +64,7 @@ function drawEstimate({ estimate, reserve, head, classes }) {
 function halveText(more, left) {
   if (more <= 0) return "";
   if (more <= left) return ` ${more.toLocaleString("en")} more would halve the interval.`;
-  return left === 0 ? " All random images are decided." : ` ${left.toLocaleString("en")} more are left to narrow the interval.`;
+  return left === 0 ? " All random images are decided." : ` ${left.toLocaleString("en")} more ${left === 1 ? "is" : "are"} left to narrow the interval.`;
 }
 
 /** What a model would lack, and whether it can be made at all: two classes with two images each. */
