@@ -98,7 +98,8 @@ def test_writer__writes_actions_together_and_at_the_end(tmp_path: Path) -> None:
         taken.append(time.monotonic())
         return make_snapshot(6, label={0: len(taken) % 2}, status={0: 1})
 
-    writer = Writer(Exports(tmp_path / "labels.csv", photos), snapshot, lambda: None)
+    exports = Exports(tmp_path / "labels.csv", photos)
+    writer = Writer(lambda: exports.write(snapshot()), lambda: None)
     began = time.monotonic()
     while not taken and time.monotonic() - began < 30:
         writer.wake()
@@ -106,6 +107,7 @@ def test_writer__writes_actions_together_and_at_the_end(tmp_path: Path) -> None:
     assert len(taken) == 1
     assert began + 0.3 < taken[0]
     count = len(taken)
+    writer.wake()
     writer.close()
     assert len(taken) > count
     assert (tmp_path / "labels.csv").exists()
@@ -115,7 +117,8 @@ def test_writer__tells_what_it_cannot_write_and_tries_again(tmp_path: Path) -> N
     photos = list_photos(make_photos(tmp_path / "photos", 6))
     told = threading.Event()
     snapshot = make_snapshot(6, label={0: 0}, status={0: 1})
-    writer = Writer(Exports(tmp_path / "labels.csv", photos), lambda: snapshot, told.set)
+    exports = Exports(tmp_path / "labels.csv", photos)
+    writer = Writer(lambda: exports.write(snapshot), told.set)
     with largest_file(10):
         writer.wake()
         assert told.wait(30)
@@ -127,3 +130,24 @@ def test_writer__tells_what_it_cannot_write_and_tries_again(tmp_path: Path) -> N
     assert writer.fault == ""
     writer.close()
     assert list(tmp_path.glob(".*partial")) == []
+
+
+def test_writer__outlives_a_fault_of_the_program(caplog: pytest.LogCaptureFixture) -> None:
+    faults, told = [ValueError("lone surrogate")], threading.Event()
+    written: list[int] = []
+
+    def write() -> None:
+        if faults:
+            raise faults[0]
+        written.append(1)
+
+    writer = Writer(write, told.set)
+    writer.wake()
+    assert told.wait(30)
+    assert writer.fault.endswith("the journal has everything: lone surrogate")
+    assert "a fault of this program while writing" in caplog.text
+    faults.clear()
+    writer.close()
+    assert written == [1]
+    Writer(write, told.set).close()  # nothing to write
+    assert written == [1]

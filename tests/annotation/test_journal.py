@@ -10,8 +10,8 @@ from pathlib import Path
 import pytest
 
 from tests.full_disk import largest_file
-from tl.annotation.journal import Event, Journal
-from tl.errors import DataError, OutputError
+from tl.annotation.journal import Event, Journal, check_kind
+from tl.errors import ConfigError, DataError, OutputError
 
 OPEN = Event(do="open", version="1", root="photos", classes=("ant", "bee"), seed=3, num_images=2, reserve="0f")
 EVENTS = [
@@ -77,7 +77,7 @@ def test_open__cuts_off_a_line_that_was_not_finished(tmp_path: Path, cut: int) -
     path.write_bytes(path.read_bytes()[:-cut])
     journal, events = Journal.open(path)
     assert events == tuple(done[:3])
-    assert "the last line was not finished" in journal.repaired
+    assert "the last action was not finished" in journal.repaired
     assert journal.append(EVENTS[3]).n == 4
     journal.close()
     assert len(read(path)) == 4
@@ -151,3 +151,44 @@ def test_append__from_several_threads(tmp_path: Path) -> None:
         thread.join()
     journal.close()
     assert [event.n for event in read(tmp_path / "j.jsonl")] == list(range(1, 81))
+
+
+def test_append__refuses_what_could_not_be_read_again(tmp_path: Path) -> None:
+    journal, _ = Journal.open(tmp_path / "j.jsonl")
+    with pytest.raises(ValueError, match="'clear' has no field predicted"):
+        journal.append(Event(do="clear", images=("a.jpg",), predicted=("ant",)))
+    assert journal.append(OPEN).n == 1
+    journal.close()
+    assert len(read(tmp_path / "j.jsonl")) == 1
+
+
+def test_append_all__is_kept_as_a_whole_or_not_at_all(tmp_path: Path) -> None:
+    path = tmp_path / "j.jsonl"
+    journal, _ = Journal.open(path)
+    journal.append(OPEN)
+    one = path.read_bytes()
+    done = journal.append_all(EVENTS[1:4])
+    assert [(event.n, event.first, event.more) for event in done] == [(2, 2, True), (3, 2, True), (4, 2, False)]
+    journal.close()
+    whole = path.read_bytes()
+    assert read(path)[1:] == done
+    last = whole.rstrip(b"\n").rfind(b"\n") + 1
+    for end in (len(whole) - 1, last, last - 1):  # killed within the last line, before it, within the one before
+        path.write_bytes(whole[:end])
+        journal, events = Journal.open(path)
+        journal.close()
+        assert len(events) == 1
+        assert "the last action was not finished" in journal.repaired
+        assert path.read_bytes() == one
+
+
+def test_check_kind__names_the_command_and_the_cure() -> None:
+    check_kind(Path("j"), [], "review")
+    check_kind(Path("j"), [OPEN], "label")  # of an older version
+    check_kind(Path("j"), [Event(do="open", kind="review")], "review")
+    with pytest.raises(ConfigError, match="j: is the journal of tl label: give tl review another name with --out"):
+        check_kind(Path("j"), [OPEN], "review")
+    with pytest.raises(ConfigError, match="is the journal of tl review"):
+        check_kind(Path("j"), [Event(do="open", root="photos")], "label")
+    with pytest.raises(DataError, match="line 1"):
+        check_kind(Path("j"), [EVENTS[1]], "label")

@@ -6,6 +6,7 @@ goes on from.
 
 from __future__ import annotations
 
+import logging
 import os
 import threading
 from collections.abc import Callable, Sequence
@@ -28,6 +29,7 @@ MIN_VALIDATION = 20
 # Actions that follow each other within this time are written together.
 _SECONDS_TOGETHER = 0.4
 _SECONDS_BETWEEN_TRIES = 5.0
+_log = logging.getLogger(__name__)
 
 
 def notes_path(output: Path) -> Path:
@@ -142,11 +144,11 @@ def _relative_root(root: Path, folder: Path) -> str:
 class Writer:
     """Writes in the background, within a second of each action. `fault`: why the last attempt failed, "" if it did not.
 
-    `snapshot` returns what is to be written. `told` is called when `fault` has changed.
+    `write` writes all files; it raises `OutputError` if it cannot. `told` is called when `fault` has changed.
     """
 
-    def __init__(self, exports: Exports, snapshot: Callable[[], Snapshot], told: Callable[[], None]) -> None:
-        self._exports, self._snapshot, self._told = exports, snapshot, told
+    def __init__(self, write: Callable[[], None], told: Callable[[], None]) -> None:
+        self._write, self._told = write, told
         self.fault = ""
         self._wake = threading.Condition()
         self._is_due = self._is_closed = False
@@ -163,15 +165,23 @@ class Writer:
     def write_now(self) -> None:
         """Write, and return when that is done. Raises `OutputError`."""
         with self._writing:
-            self._exports.write(self._snapshot())
+            try:
+                self._write()
+            except OutputError:
+                raise
+            except Exception as error:
+                _log.exception("a fault of this program while writing")
+                reason = f"the files could not be written, but the journal has everything: {error}"
+                raise OutputError(reason) from error
 
     def close(self) -> None:
-        """Write for the last time, and stop. Raises `OutputError`."""
+        """Write what is not yet written, and stop. Raises `OutputError`."""
         with self._wake:
             self._is_closed = True
             self._wake.notify()
         self._thread.join()
-        self.write_now()
+        if self._is_due or self.fault:
+            self.write_now()
 
     def _work(self) -> None:
         while self._wait():
@@ -190,7 +200,7 @@ class Writer:
             while not (self._is_due or self._is_closed):
                 if not self._wake.wait(_SECONDS_BETWEEN_TRIES if self.fault else None):
                     break  # try again
-            if not self._is_closed:
-                self._wake.wait_for(lambda: self._is_closed, _SECONDS_TOGETHER)
+            if self._is_closed or self._wake.wait_for(lambda: self._is_closed, _SECONDS_TOGETHER):
+                return False
             self._is_due = False
-            return not self._is_closed
+            return True

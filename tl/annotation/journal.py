@@ -8,13 +8,13 @@ from __future__ import annotations
 import json
 import os
 import threading
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, fields, replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from tl.errors import DataError, OutputError
+from tl.errors import ConfigError, DataError, OutputError
 from tl.runtime.output.files import check_output, no_follow, output_errors
 
 
@@ -25,6 +25,9 @@ class Event:
     `do`: what was done; which other fields it has is in `_FIELDS`. `window`: who did it. `images`: names of images.
     `predicted`, `confidence`: what the head said of each image before it was labeled, None for an image of which it had
     said nothing. `of`: the number of the event that is undone or redone, or the name of the image that is shown twice.
+    `first`: the number of the first event of the same action, and `more`: whether the next event is of it too; only for
+    an action of several events. `kind`, `path`, `prints`: what began the journal, for which folder, and how a few of
+    its images are recognized (see `identity`).
     """
 
     do: str
@@ -47,6 +50,11 @@ class Event:
     num_images: int | None = None
     reserve: str | None = None
     groups: str | None = None
+    kind: str | None = None
+    path: str | None = None
+    prints: tuple[str, ...] | None = None
+    first: int | None = None
+    more: bool = False
     n: int = 0
     at: str = ""
 
@@ -88,6 +96,7 @@ def _is_shares(value: Any) -> bool:
 # Of every event, then by kind of event: the fields, with their check. Those that end in "?" may be absent.
 _Checks = dict[str, Callable[[Any], bool]]
 _COMMON: _Checks = {"n": _is_count, "at": _is_text, "window": _is_text, "do": _is_text}
+_ACTION: _Checks = {"first?": _is_count, "more?": _is_bool}
 _IMAGES: _Checks = {"images": _is_texts}
 _SAID: _Checks = {"predicted?": _is_guesses, "confidence?": _is_shares}
 _NUMBER: _Checks = {"of": _is_count}
@@ -100,6 +109,9 @@ _FIELDS: dict[str, _Checks] = {
         "num_images?": _is_count,
         "reserve?": _is_text,
         "groups?": _is_text,
+        "kind?": _is_text,
+        "path?": _is_text,
+        "prints?": _is_texts,
     },
     "label": _IMAGES | {"label": _is_text, "confirmed?": _is_bool} | _SAID,
     "clear": _IMAGES,
@@ -133,7 +145,7 @@ class Journal:
 
     @classmethod
     def open(cls, path: str | os.PathLike[str]) -> tuple[Journal, tuple[Event, ...]]:
-        """Open a journal, which need not exist, and return its events. Cuts off a last line that was not finished.
+        """Open a journal, which need not exist, and return its events. Cuts off a last action that was not finished.
 
         Raises `DataError` that names the line for anything else that is damaged, `OutputError`.
         """
@@ -146,10 +158,14 @@ class Journal:
                 stream.seek(0)
                 content = stream.read()
             whole = content.rfind(b"\n") + 1
-            events = tuple(_read_line(path, n, line) for n, line in enumerate(content[:whole].split(b"\n")[:-1], 1))
+            lines = content[:whole].splitlines(keepends=True)
+            events = tuple(_read_line(path, n, line) for n, line in enumerate(lines, 1))
+            if events and events[-1].more:
+                events = events[: (events[-1].first or events[-1].n) - 1]
+                whole = sum(map(len, lines[: len(events)]))
             repaired = ""
             if whole < len(content):
-                repaired = f"{path}: the last line was not finished, and nobody was told that it is kept: removed"
+                repaired = f"{path}: the last action was not finished, and nobody was told that it is kept: removed"
             with output_errors(path):
                 os.ftruncate(descriptor, whole)
                 os.fsync(descriptor)
@@ -164,16 +180,23 @@ class Journal:
 
         Raises `OutputError`; the journal is then as before.
         """
+        return self.append_all([event])[0]
+
+    def append_all(self, events: Sequence[Event]) -> tuple[Event, ...]:
+        """Write the events of one action, as `append` does: all of them, or none."""
         with self._lock:
             if self._fault:
                 raise OutputError(f"{self.path}: {self._fault}")
             now = datetime.now(UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")
-            numbered = replace(event, n=self._last + 1, at=now)
-            line = numbered.line()
+            start, count = self._last + 1, len(events)
+            numbered = tuple(replace(event, n=n, at=now) for n, event in enumerate(events, start))
+            if count > 1:
+                numbered = tuple(replace(event, first=start, more=event.n < self._last + count) for event in numbered)
+            lines = [_checked(event) for event in numbered]
             with output_errors(self.path):
-                self._write(line)
-            self._size += len(line)
-            self._last += 1
+                self._write(b"".join(lines))
+            self._size += sum(map(len, lines))
+            self._last += count
             return numbered
 
     def _write(self, line: bytes) -> None:
@@ -189,7 +212,7 @@ class Journal:
             raise
 
     def _take_back(self) -> None:
-        """Remove what was written of an event that could not be written completely."""
+        """Remove what was written of an action that could not be written completely."""
         try:
             os.ftruncate(self._descriptor, self._size)
         except OSError as error:
@@ -201,6 +224,31 @@ class Journal:
             if self._descriptor >= 0:
                 os.close(self._descriptor)
             self._descriptor, self._fault = -1, "is closed"
+
+
+def check_kind(path: Path, events: Sequence[Event], kind: str) -> None:
+    """Raise `ConfigError` if another command has begun a journal. `kind`: "label" or "review".
+
+    A journal that does not say which has a seed if it is of labeling.
+    """
+    if not events:
+        return
+    first = events[0]
+    if first.do != "open":
+        raise DataError(f"{path} line 1: is not the beginning of a session")
+    found = first.kind or ("review" if first.seed is None else "label")
+    if found != kind:
+        raise ConfigError(f"{path}: is the journal of tl {found}: give tl {kind} another name with --out")
+
+
+def _checked(event: Event) -> bytes:
+    """The line of an event, which can be read again. Raises `ValueError` for an event that the journal may not have."""
+    line = event.line()
+    try:
+        _parse("new event", json.loads(line))
+    except DataError as error:
+        raise ValueError(str(error)) from error
+    return line
 
 
 def _flush_folder(folder: Path) -> None:
@@ -232,7 +280,7 @@ def _read_line(path: Path, number: int, line: bytes) -> Event:
 def _parse(place: str, found: Mapping[str, Any]) -> Event:
     if found["do"] not in _FIELDS:
         raise DataError(f"{place}: do '{found['do']}' is not one of {', '.join(_FIELDS)}; it may be of a newer version")
-    checks = _COMMON | _FIELDS[found["do"]]
+    checks = _COMMON | _ACTION | _FIELDS[found["do"]]
     known = {name.removesuffix("?"): check for name, check in checks.items()}
     if unknown := [name for name in found if name not in known]:
         raise DataError(f"{place}: '{found['do']}' has no field {', '.join(unknown)}; it may be of a newer version")

@@ -5,7 +5,6 @@ Knows no files. Not thread-safe: `session` has the lock.
 
 from __future__ import annotations
 
-import unicodedata
 from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -13,11 +12,10 @@ from dataclasses import dataclass, field
 import numpy as np
 from numpy.typing import NDArray
 
+from tl.annotation.class_names import check_class_name
 from tl.annotation.journal import Event
 from tl.annotation.photos import Photos
 from tl.annotation.refusals import Refused
-from tl.runtime.ensembles.selective import REJECTED
-from tl.runtime.sources.names import composed
 
 OPEN, LABELED, UNSURE, SKIPPED = range(4)
 STATUS_NAMES = ("open", "labeled", "unsure", "skipped")
@@ -26,7 +24,6 @@ NO_LABEL = -1
 IMPORT = "import"
 KEYS = "123456789"
 _STATUS = {"label": LABELED, "clear": OPEN, "unsure": UNSURE, "skip": SKIPPED}
-_MAX_NAME = 100
 
 Indices = NDArray[np.intp]
 
@@ -228,15 +225,7 @@ class Labels:
 
         `other_than`: the class that gets the name.
         """
-        name = composed(" ".join(name.split()))
-        if not name or len(name) > _MAX_NAME:
-            raise Refused("invalid", f"the name of a class has 1 to {_MAX_NAME} characters")
-        if name == REJECTED or any(unicodedata.category(sign) in ("Cc", "Cs", "Cf") for sign in name):
-            raise Refused("invalid", f"'{name}' cannot be the name of a class")
-        others = (one.name for i, one in self.classes if i != other_than)
-        if twin := next((other for other in others if _plain(other) == _plain(name)), ""):
-            raise Refused("conflict", f"there is a class '{twin}' already")
-        return name
+        return check_class_name(name, [one.name for i, one in self.classes if i != other_than])
 
     def _class_of(self, name: str | None) -> int:
         """The id of a class in an event. A journal that was edited by hand may name one that was never added."""
@@ -248,8 +237,3 @@ class Labels:
         chosen = next((sign for sign in KEYS if sign not in taken), "") if key is None else key
         self._classes.append(LabelClass(name, chosen))
         return len(self._classes) - 1
-
-
-def _plain(name: str) -> str:
-    """A name as `data.manifests` compares labels, which may not differ in spelling only."""
-    return unicodedata.normalize("NFKC", name).casefold()

@@ -65,7 +65,7 @@ def open_session(
         raise ConfigError(f"{plan.output}: labels are written as CSV: give a name that ends in .csv")
     photos = list_photos(plan.photos, has_groups=plan.has_groups, say=say)
     with ExitStack() as stack:
-        stack.enter_context(claim_output(plan.output))
+        stack.enter_context(claim_output(journal_path(plan.output)))
         _make_way(plan, say)
         # What can be refused is refused before there is a journal.
         first = None if _has_begun(plan.output) else _draw(plan, photos, say)

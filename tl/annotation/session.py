@@ -24,6 +24,7 @@ from tl.annotation.labels import IMPORT, LABELED, OPEN, SKIPPED, UNSURE, Labels
 from tl.annotation.learning import LabelState, Learning
 from tl.annotation.model_job import MakeModel, ModelJob
 from tl.annotation.model_making import Method, make_model
+from tl.annotation.notes import check_note
 from tl.annotation.photos import Photos
 from tl.annotation.queue import Queue
 from tl.annotation.refusals import Refused
@@ -32,7 +33,7 @@ from tl.annotation.selection import RANDOM_SHARE, RULE_NAME, RULE_SOURCE
 Do = Literal["label", "clear", "unsure", "skip"]
 ClassDo = Literal["add", "rename", "remove"]
 Record = dict[str, Any]
-MAX_RECORDS, MAX_IMAGES, MAX_NOTE = 400, 2000, 2000
+MAX_RECORDS, MAX_IMAGES = 400, 2000
 START = "start"
 _WINDOW = re.compile(r"[A-Za-z0-9_-]{1,40}", re.ASCII)
 
@@ -97,7 +98,7 @@ class LabelSession:
         self._scene = views.Scene(begun.photos, begun.labels, self.work, self.reserved)
         self._learning = Learning(count, lambda: self.work.features, begun.seed, self._label_state, self._changed)
         self._exports = Exports(begun.output, begun.photos)
-        self._writer = Writer(self._exports, self._snapshot, self._changed)
+        self._writer = Writer(lambda: self._exports.write(self._snapshot()), self._changed)
         self._model = ModelJob(begun.output, make, self._changed)
 
     def start(self) -> None:
@@ -177,9 +178,7 @@ class LabelSession:
         """Set the note of an image; "" removes it. Raises `Refused`, `OutputError`."""
         self._check_window(window)
         self._check_ids([seen.id])
-        text = text.strip()
-        if len(text) > MAX_NOTE or any(ord(sign) < 32 and sign not in "\n\t" for sign in text):
-            raise Refused("invalid", f"a note has at most {MAX_NOTE} characters, and no control characters")
+        text = check_note(text)
         with self._lock:
             mine, theirs = self._split(window, [seen])
             if not mine:
