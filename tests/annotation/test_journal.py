@@ -186,7 +186,7 @@ def test_check_kind__names_the_command_and_the_cure() -> None:
     check_kind(Path("j"), [], "review")
     check_kind(Path("j"), [OPEN], "label")  # of an older version
     check_kind(Path("j"), [Event(do="open", kind="review")], "review")
-    with pytest.raises(ConfigError, match="j: is the journal of tl label: give tl review another name with --out"):
+    with pytest.raises(ConfigError, match="j: is the journal of tl label: give tl review another output"):
         check_kind(Path("j"), [OPEN], "review")
     with pytest.raises(ConfigError, match="is the journal of tl review"):
         check_kind(Path("j"), [Event(do="open", root="photos")], "label")

@@ -238,7 +238,7 @@ def check_kind(path: Path, events: Sequence[Event], kind: str) -> None:
         raise DataError(f"{path} line 1: is not the beginning of a session")
     found = first.kind or ("review" if first.seed is None else "label")
     if found != kind:
-        raise ConfigError(f"{path}: is the journal of tl {found}: give tl {kind} another name with --out")
+        raise ConfigError(f"{path}: is the journal of tl {found}: give tl {kind} another output")
 
 
 def _checked(event: Event) -> bytes:

@@ -13,19 +13,18 @@ from typing import Any
 from tl.annotation.class_names import check_class_name
 from tl.annotation.exports import Writer
 from tl.annotation.journal import Event
+from tl.annotation.notes import check_note
 from tl.annotation.refusals import Refused
 from tl.annotation.review_items import ReviewItems, trust
 from tl.annotation.review_log import DECIDING, ReviewLog
 from tl.annotation.review_output import ReviewOutput
 from tl.annotation.review_table import ReviewTable, place_key
 from tl.annotation.reviewed import Change, Decision, Remark, Result, find_lost
+from tl.annotation.session import Seen
 from tl.errors import OutputError
 
-# An image and the version of it that the person has seen.
-Seen = tuple[int, int]
 ACCEPT = "accept"
 ACTIONS = (*DECIDING, ACCEPT)
-MAX_NOTE = 2000
 
 
 @dataclass(frozen=True)
@@ -38,7 +37,7 @@ class Outcome:
 
 
 class Review:
-    """A review in progress, of an output that it begins. Thread-safe. The output's own `close` comes after that of this.
+    """A review in progress, of an output that it begins. Thread-safe. The output is closed after it.
 
     `revision` counts changes of any kind.
     """
@@ -62,7 +61,9 @@ class Review:
         if count := len(self._log.decisions()):
             say(f"goes on with the {count} decisions in {self.files.journal}")
         self._rows = {
-            place: table.places[key] for place, image in enumerate(items.images) if (key := place_key(image)) in table.places
+            place: table.places[key]
+            for place, image in enumerate(items.images)
+            if (key := place_key(image)) in table.places
         }
         output.keep_edits(lambda: self._result().text(self.files.output))
         self._writer = Writer(self.write, self._count)
@@ -200,16 +201,15 @@ class Review:
         Raises `Refused` for what cannot be meant, `OutputError` if the journal cannot be written.
         """
         with self._lock:
-            conflicts = tuple(place for place, version in seen if self._log.version(place) != version)
-            wanted = [place for place, _ in seen if place not in conflicts]
-            asked = self._ask(wanted, do, label, of)
+            conflicts = tuple(one.id for one in seen if self._log.version(one.id) != one.version)
+            asked = self._ask([one.id for one in seen if one.id not in conflicts], do, label, of)
             events = self._append(window, asked)
         return Outcome(tuple(place for _, places in asked for place in places), conflicts, tuple(events))
 
     def _ask(self, places: Sequence[int], do: str, label: str, of: int | None) -> list[tuple[Decision, list[int]]]:
         """Return decisions and the images that each is for. Raises `Refused`."""
-        if do == "relabel" and (why := check_new_class(label, self.class_names)):
-            raise Refused("invalid", f"'{label[:100]}': {why}")
+        if do == "relabel" and label not in self.class_names:
+            label = check_class_name(label, self.class_names)
         asked: dict[Decision, list[int]] = {}
         for place in places:
             asked.setdefault(self._decision(place, do, label, of), []).append(place)
@@ -246,6 +246,8 @@ class Review:
 
     def _append(self, window: str, asked: Sequence[tuple[Decision, list[int]]]) -> list[Event]:
         """Write the events of one action, all or none, and take them into account."""
+        if not asked:
+            return []
         images = self.items.images
         events = self._journal.append_all(
             [
@@ -261,20 +263,17 @@ class Review:
         )
         for event in events:
             self._log.apply(event)
-        if events:
-            self._changed()
+        self._changed()
         return list(events)
 
     def write_note(self, window: str, seen: Seen, text: str) -> Outcome:
         """Keep a note on an image; an empty one removes it. Raises `Refused`, `OutputError`."""
-        place, version = seen
-        if len(text) > MAX_NOTE:
-            raise Refused("invalid", f"a note has at most {MAX_NOTE:,} characters, found {len(text):,}")
+        place, text = seen.id, check_note(text)
         with self._lock:
-            if self._log.version(place) != version:
+            if self._log.version(place) != seen.version:
                 return Outcome(conflicts=(place,))
             name = self.items.images[place].name
-            event = self._journal.append(Event(do="note", window=window, images=(name,), text=text.strip()))
+            event = self._journal.append(Event(do="note", window=window, images=(name,), text=text))
             self._log.apply(event)
             self._changed()
         return Outcome((place,), events=(event,))

@@ -6,7 +6,7 @@ Knows no images.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from contextlib import ExitStack, suppress
 from pathlib import Path
 
@@ -15,6 +15,7 @@ from tl.annotation.aside import copy_aside, set_aside
 from tl.annotation.identity import has_prints, take_prints
 from tl.annotation.journal import Event, Journal, check_kind
 from tl.annotation.review_log import ACTING
+from tl.annotation.review_table import ReviewTable
 from tl.annotation.reviewed import ReviewedFiles
 from tl.errors import ConfigError
 from tl.runtime.output.claim import claim_output
@@ -28,22 +29,22 @@ _SECONDS_TO_WRITE = 3.0
 class ReviewOutput:
     """The files of a review while it lasts. Use as a context manager.
 
-    `source`: the data; `paths`: of its images, by name. `events`: what was done before. Raises `OutputError` if another
-    process has the output, if it cannot be written, or if a file exists that no review has written; `ConfigError` if
-    its journal is of other data, or of `tl label`; `DataError` if it is damaged. With `overwrite`, the files of an
-    earlier review are renamed instead, and only when `begin` is called.
+    `table`: the data. `events`: what was done before. Raises `OutputError` if another process has the output, if it
+    cannot be written, or if a file exists that no review has written; `ConfigError` if its journal is of other data, or
+    of `tl label`; `DataError` if it is damaged. With `overwrite`, files of these names are renamed instead, and only
+    when `begin` is called.
     """
 
     def __init__(
         self,
         output: Path,
-        source: Path,
-        paths: Mapping[str, str],
+        table: ReviewTable,
         say: Callable[[str], None] = lambda line: None,
         *,
         overwrite: bool = False,
     ) -> None:
-        self.files, self._source, self._paths, self._say = ReviewedFiles(output), source, paths, say
+        self.files, self._say = ReviewedFiles(output), say
+        self._root, self._paths = table.source.resolve(), {image.name: image.path for image in table.images}
         self.events: tuple[Event, ...] = ()
         self._overwrites, self._has_begun, self._may_be_edited = overwrite, False, False
         self._exit = ExitStack()
@@ -80,14 +81,13 @@ class ReviewOutput:
         self._check_journal()
         # An output that is newer than the last decision may have been edited.
         self._may_be_edited = _modified(self.files.output, -math.inf) > written_at + _SECONDS_TO_WRITE
-        root = self._source.resolve()
         self.journal.append(
             Event(
                 do="open",
                 version=__version__,
                 kind=KIND,
-                root=root.name,
-                path=str(root),
+                root=self._root.name,
+                path=str(self._root),
                 prints=take_prints(self._paths),
             )
         )
@@ -97,18 +97,19 @@ class ReviewOutput:
         output = self.files.output
         if self._may_be_edited and output.read_bytes() != text().encode("utf-8", "surrogateescape"):
             aside = copy_aside(output)
-            self._say(f"{output.name} was edited since the last review, whose decisions it gets again; the edited one "
-                      f"is {aside.name}")
+            self._say(
+                f"{output.name} was edited since the last review, whose decisions it gets again; the edited one "
+                f"is {aside.name}"
+            )
 
     def _check_journal(self) -> None:
-        """Raise `ConfigError` if the journal is of another command, or of other data; data that has moved is the same."""
+        """Raise `ConfigError` if the journal is of another command or other data. Data that was moved is the same."""
         check_kind(self.files.journal, self.events, KIND)
         opened = [event for event in self.events if event.do == "open"]
-        root = self._source.resolve()
-        if opened and opened[-1].path != str(root) and not has_prints(opened[-1].prints or (), self._paths):
+        if opened and opened[-1].path != str(self._root) and not has_prints(opened[-1].prints or (), self._paths):
             raise ConfigError(
-                f"{self.files.journal}: is of the data {opened[-1].path}, not of {root}: give another output, or start "
-                "anew",
+                f"{self.files.journal}: is of the data {opened[-1].path}, not of {self._root}: give another output, or "
+                "start anew",
                 options=["overwrite"],
             )
 
