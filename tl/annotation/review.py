@@ -66,7 +66,7 @@ class Review:
             if (key := place_key(image)) in table.places
         }
         output.keep_edits(lambda: self._result().text(self.files.output))
-        self._writer = Writer(self.write, self._count)
+        self._writer = Writer(lambda: self._result().write(self.files), self._count)
         if output.has_actions:
             self._writer.wake()
 
@@ -315,4 +315,4 @@ class Review:
 
     def write(self) -> None:
         """Write the output and its changes now. Raises `OutputError`: the journal has everything."""
-        self._result().write(self.files)
+        self._writer.write_now()
