@@ -35,10 +35,11 @@ def copy_aside(path: Path) -> Path:
 
 def _free_names(paths: Sequence[Path]) -> list[Path]:
     """The names with the first number that none of them has yet."""
+    parts = [path.name.partition(".") for path in paths]
     for n in count(1):
         names = [
-            path.with_name(f"{first}.{n}.{rest}") for path in paths for first, _, rest in [path.name.partition(".")]
+            path.with_name(f"{first}.{n}{dot}{rest}") for path, (first, dot, rest) in zip(paths, parts, strict=True)
         ]
         if not any(map(os.path.lexists, names)):
-            return names
-    raise AssertionError  # numbers do not end
+            break
+    return names

@@ -105,11 +105,13 @@ class ReviewOutput:
     def _check_journal(self) -> None:
         """Raise `ConfigError` if the journal is of another command or other data. Data that was moved is the same."""
         check_kind(self.files.journal, self.events, KIND)
-        opened = [event for event in self.events if event.do == "open"]
-        if opened and opened[-1].path != str(self._root) and not has_prints(opened[-1].prints or (), self._paths):
+        last = next((event for event in reversed(self.events) if event.do == "open"), None)
+        if last is None or (last.path or last.root) in (str(self._root), self._root.name):
+            return
+        if not has_prints(last.prints or (), self._paths):
             raise ConfigError(
-                f"{self.files.journal}: is of the data {opened[-1].path}, not of {self._root}: give another output, or "
-                "start anew",
+                f"{self.files.journal}: is of the data {last.path or last.root}, not of {self._root}: give another "
+                "output, or start anew",
                 options=["overwrite"],
             )
 
