@@ -15,7 +15,7 @@ from io import StringIO
 from pathlib import Path
 from typing import Literal
 
-from tl.annotation.exports import journal_path
+from tl.annotation.exports import journal_path, relative_name
 from tl.annotation.groups import Grouped, group_images
 from tl.annotation.review_table import ReviewTable
 from tl.data.manifests import LabeledImage
@@ -230,14 +230,6 @@ def changes_text(changes: Sequence[Change], title: str) -> str:
         if found[do]:
             parts += [f"## {heading} ({len(found[do])})", *_sections(do, found[do])]
     return "\n\n".join(parts) + "\n"
-
-
-def relative_name(path: str, folder: Path) -> str:
-    """Return a path relative to a folder, with '/'; the absolute path if there is none, as on another drive."""
-    try:
-        return Path(os.path.relpath(path, folder)).as_posix()
-    except ValueError:
-        return Path(os.path.abspath(path)).as_posix()
 
 
 def _sections(do: str, changes: Sequence[Change]) -> Iterable[str]:
