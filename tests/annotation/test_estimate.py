@@ -57,6 +57,7 @@ def test_estimate_accuracy__holds_out_groups_as_a_whole() -> None:
     assert (grouped.low, grouped.high) == pytest.approx(
         wilson_interval(grouped.accuracy * 100, 100)
     )  # pairs count once
+    assert grouped.more_labels_to_halve == 2 * more_to_halve(grouped.accuracy * 100, 100)
 
 
 def test_estimate_accuracy__interval_contains_the_truth_in_most_cases() -> None:

@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 
 from tests.annotation.photos import make_photos
-from tl.annotation.photos import Photos, list_photos
-from tl.annotation.reserve import draw_limit, order_keys, reserve_size, reserved_images, with_groups
+from tl.annotation.photos import Photos, fold, list_photos
+from tl.annotation.reserve import Draw, draw_reserve, order_keys, reserve_size, reserved_images, with_groups
 from tl.errors import DataError, ImageReadError
 
 
@@ -74,14 +74,14 @@ def test_list_photos__links(tmp_path: Path) -> None:
 def test_reserve_size(count: int, size: int) -> None:
     assert reserve_size(count) == size
     photos = Photos(Path(), [f"{i}.jpg" for i in range(count)])
-    limit = draw_limit(photos, 7)
-    drawn = reserved_images(photos, 7, limit)
+    draw = draw_reserve(photos, 7)
+    drawn = reserved_images(photos, 7, draw)
     assert len(set(drawn.tolist())) == size
 
 
 def test_reserve__is_random_and_depends_on_the_seed() -> None:
     photos = Photos(Path(), [f"{i:05}.jpg" for i in range(2000)])
-    draws = [reserved_images(photos, seed, draw_limit(photos, seed)) for seed in range(60)]
+    draws = [reserved_images(photos, seed, draw_reserve(photos, seed)) for seed in range(60)]
     assert len({tuple(draw) for draw in draws}) == 60
     hits = np.zeros(2000)
     for draw in draws:
@@ -94,33 +94,54 @@ def test_reserve__is_random_and_depends_on_the_seed() -> None:
 def test_reserve__photos_that_come_later_change_nothing() -> None:
     names = [f"{i:05}.jpg" for i in range(3000)]
     before, after = Photos(Path(), names[:1000]), Photos(Path(), names)
-    limit = draw_limit(before, 3)
-    drawn = [before.names[i] for i in reserved_images(before, 3, limit)]
-    later = [after.names[i] for i in reserved_images(after, 3, limit)]
-    assert [name for name in later if name in before.index] == drawn
+    draw = draw_reserve(before, 3)
+    drawn = [before.names[i] for i in reserved_images(before, 3, draw)]
+    later = [after.names[i] for i in reserved_images(after, 3, draw, drawn=drawn)]
+    assert later[: len(drawn)] == drawn  # the others come behind them
     # 15% of the others, too: 300 of 2,000; 5 standard deviations are 80.
     assert abs(len(later) - len(drawn) - 300) < 80
 
 
 def test_reserve__groups_stay_whole() -> None:
     photos = Photos(Path(), [f"{i // 20}/{i:05}.jpg" for i in range(1000)], has_groups=True)
-    drawn = reserved_images(photos, 1, draw_limit(photos, 1))
+    drawn = reserved_images(photos, 1, draw_reserve(photos, 1))
     assert 150 <= len(drawn) < 170
     groups = {photos.group(int(i)) for i in drawn}
     assert len(drawn) == 20 * len(groups)
     assert [photos.group(int(i)) for i in drawn[:20]] == [photos.group(int(drawn[0]))] * 20
     one = Photos(Path(), [f"all/{i}.jpg" for i in range(100)], has_groups=True)
-    assert draw_limit(one, 1) == ""  # the only group cannot be on both sides
-    assert len(reserved_images(one, 1, "")) == 0
+    assert draw_reserve(one, 1) == Draw()  # the only group cannot be on both sides
+    assert len(reserved_images(one, 1, Draw())) == 0
 
 
 def test_reserve__not_of_images_that_have_labels() -> None:
     photos = Photos(Path(), [f"{i // 10}/{i}.jpg" for i in range(400)])
     labeled = set(range(200))
-    drawn = reserved_images(photos, 5, draw_limit(photos, 5, labeled), labeled)
+    drawn = reserved_images(photos, 5, draw_reserve(photos, 5, labeled), labeled)
     assert len(drawn) == 50
     assert not labeled & set(drawn.tolist())
     grouped = Photos(photos.root, photos.names, has_groups=True)
-    assert with_groups(grouped, {3, 25}) == {*range(10), *range(20, 30)}
-    assert with_groups(photos, {3, 25}) == {3, 25}
+    assert with_groups(grouped, {"0/3.jpg", "2/gone.jpg"}) == {*range(10), *range(20, 30)}
+    assert with_groups(photos, {"0/3.jpg", "2/gone.jpg"}) == {3}
     assert len(order_keys(photos, 1)) == 400
+
+
+def test_reserve__a_group_that_is_too_large_is_passed_over() -> None:
+    names = [f"big/{i}.jpg" for i in range(600)] + [f"s{k}/{i}.jpg" for k in range(8) for i in range(50)]
+    photos = Photos(Path(), names, has_groups=True)
+    passed = 0
+    for seed in range(20):
+        draw = draw_reserve(photos, seed)
+        drawn = reserved_images(photos, seed, draw)
+        assert len(drawn) == 150
+        assert "big" not in {photos.group(int(i)) for i in drawn}
+        passed += bool(draw.passed)
+        later = Photos(Path(), [*names, "big/new.jpg"], has_groups=True)
+        assert len(reserved_images(later, seed, draw)) == 150  # its new photos are on its side
+    assert passed
+    two = Photos(Path(), [f"a/{i}.jpg" for i in range(60)] + [f"b/{i}.jpg" for i in range(40)], has_groups=True)
+    assert {len(reserved_images(two, seed, draw_reserve(two, seed))) for seed in range(20)} == {40}
+
+
+def test_fold__names_of_a_mac_are_found() -> None:
+    assert fold("E\u0301te\u0301.JPG") == fold("\u00e9t\u00e9.jpg") == Photos(Path(), ["\u00c9t\u00e9.jpg"]).folded[0]

@@ -88,14 +88,74 @@ def test_open_session__photos_that_came_and_went(photos: Path, output: Path) -> 
         assert [shown[names[0]], shown[names[2]], shown["aaa.png"]] == ["red", "red", None]
     assert len(rows(output)) == 2
     other = make_photos(photos.parent / "others", 5)
-    with pytest.raises(ConfigError, match="is of the folder 'photos'"), open_session(SessionPlan(other, output), None):
+    with (
+        pytest.raises(ConfigError, match="has other images: give that folder"),
+        open_session(SessionPlan(other, output), None),
+    ):
         pass
+
+
+def test_open_session__labels_stay_with_their_folder(photos: Path, output: Path) -> None:
+    with open_session(SessionPlan(photos, output), None) as session:
+        label(session, 0)
+        name = session.photos.names[0]
+    other = make_photos(photos.parent / "other" / "photos", COUNT, (13, 16), ("a", "b", "c", "d"))
+    before = journal_path(output).read_bytes()
+    with pytest.raises(ConfigError, match="has other images: give"), open_session(SessionPlan(other, output), None):
+        pass  # equal names, other images
+    assert journal_path(output).read_bytes() == before
+    moved = photos.rename(photos.with_name("moved"))
+    with open_session(SessionPlan(moved, output), None) as session:
+        assert session.records([0])[0]["label"] == "red"
+    (moved / name).unlink()  # the only photo with a label
+    assert labels_of(SessionPlan(moved, output)) == [None] * (COUNT - 1)
+
+
+def test_open_session__a_journal_of_a_review(photos: Path, output: Path) -> None:
+    journal, _ = Journal.open(journal_path(output))
+    journal.append(Event(do="open", version="1", root="photos", kind="review"))
+    journal.close()
+    with (
+        pytest.raises(ConfigError, match="is the journal of tl review"),
+        open_session(SessionPlan(photos, output), None),
+    ):
+        pass
+
+
+def test_open_session__says_how_many_labeled_photos_are_gone(photos: Path, output: Path) -> None:
+    plan, said = SessionPlan(photos, output), list[str]()
+    with open_session(plan, None) as session:
+        names = session.photos.names
+        label(session, 0, 1, 2)
+        session.act("w", [Seen(1, int(session.labels.version[1]))], "clear")
+        session.act("w", [Seen(3, 0)], "skip")
+        session.note("w", Seen(4, 0), "odd")
+    late = time.time() + 60
+    os.utime(output, (late, late))
+    for i in (0, 1, 3, 4):
+        (photos / names[i]).unlink()
+    with open_session(plan, None, said.append):
+        pass
+    assert said == [f"1 images that were labeled are gone from {photos}; 1 labels are left"]  # and nothing was edited
+
+
+def test_open_session__classes_that_were_renamed_or_removed_stay_so(photos: Path, output: Path) -> None:
+    plan = SessionPlan(photos, output, ["ant", "bee", "re\u0301  sume\u0301"])
+    with open_session(plan, None) as session:
+        session.change_class("w", "rename", "ant", "emmet")
+        session.change_class("w", "remove", "bee", None)
+        session.act("w", [Seen(0, 0)], "label", label="re\u0301 sume\u0301")
+    with open_session(plan, None) as session:
+        assert [row["name"] for row in session.state()["classes"]] == ["emmet", "r\u00e9 sum\u00e9"]
 
 
 def test_open_session__one_process_at_a_time(photos: Path, output: Path) -> None:
     plan = SessionPlan(photos, output)
     told = "is being written by process"
     with open_session(plan, None), pytest.raises(OutputError, match=told), open_session(plan, None):
+        pass
+    same_journal = SessionPlan(photos, output.with_suffix(".CSV"))
+    with open_session(plan, None), pytest.raises(OutputError, match=told), open_session(same_journal, None):
         pass
     assert labels_of(plan)[0] is None
 
@@ -115,7 +175,27 @@ def test_open_session__an_output_without_a_journal_is_nobodys_to_replace(photos:
     assert output.with_name("labels.1.csv").read_text().endswith("mine\n")
     with open_session(SessionPlan(photos, output, overwrite=True), None, said.append) as session:
         label(session, 0)
-    assert said[1:] == ["labels.journal.jsonl is now labels.1.journal.jsonl", "labels.csv is now labels.2.csv"]
+        session.act("w", [Seen(1, 0)], "skip")
+    assert said[1:] == ["labels.journal.jsonl is now labels.2.journal.jsonl", "labels.csv is now labels.2.csv"]
+    with open_session(SessionPlan(photos, output, overwrite=True), None, said.append):
+        pass
+    assert said[-1] == "labels.notes.csv is now labels.3.notes.csv"
+    assert len(rows(output.with_name("labels.3.csv"))) == 1
+
+
+def test_open_session__sets_nothing_aside_for_a_request_that_is_refused(photos: Path, output: Path) -> None:
+    with open_session(SessionPlan(photos, output), None) as session:
+        label(session, 0)
+    before = {path.name: path.read_bytes() for path in output.parent.glob("labels*")}
+    for plan in (
+        SessionPlan(photos, output, labels=output.with_name("gone.csv"), overwrite=True),
+        SessionPlan(photos, output, ["?"], overwrite=True),
+    ):
+        with pytest.raises((ConfigError, DataError)), open_session(plan, None):
+            pass
+        assert {path.name: path.read_bytes() for path in output.parent.glob("labels*")} == before
+    with open_session(SessionPlan(photos, output, labels=output, overwrite=True), None) as session:
+        assert session.records([0])[0]["label"] == "red"
 
 
 def test_open_session__keeps_an_output_that_was_edited(photos: Path, output: Path) -> None:
@@ -158,6 +238,61 @@ def test_open_session__takes_over_labels(photos: Path, output: Path) -> None:
         open_session(SessionPlan(photos, output, labels=output), None),
     ):
         pass
+
+
+def test_open_session__a_takeover_that_was_interrupted_begins_again(photos: Path, output: Path) -> None:
+    listed = output.with_name("old.csv")
+    listed.write_text("path,label\n" + "".join(f"photos/a/{p.name},re\u0301d\n" for p in (photos / "a").iterdir()))
+    plan = SessionPlan(photos, output, labels=listed, seed=1)
+    with open_session(plan, None) as session:
+        reserved = session.reserved.copy()
+    path = journal_path(output)
+    path.write_bytes(path.read_bytes()[:-30])
+    output.unlink()
+    with open_session(plan, None) as session:
+        assert session.state()["counts"]["labeled"] == 15
+        assert [row["name"] for row in session.state()["classes"]] == ["r\u00e9d"]
+        np.testing.assert_array_equal(session.reserved, reserved)
+
+
+def test_reserve__stays_when_photos_come_and_go(photos: Path, output: Path) -> None:
+    listed = output.with_name("old.csv")
+    listed.write_text("path,label\nphotos/a/0000-red.png,red\n")
+    plan = SessionPlan(photos, output, labels=listed, has_groups=True, seed=2)
+    with open_session(plan, None) as session:
+        names = [session.photos.names[i] for i in session._order]
+        assert not [name for name in names if name.startswith("a/")]
+        label(session, *session._order[:12].tolist())
+        assert session._is_random().sum() == 12
+    (photos / "a" / "0000-red.png").unlink()  # the only imported photo of its group
+    make_photos(photos, 90, folders=("a", "b", "c", "d", "e", "f"))
+    (photos / "a" / "0000-red.png").unlink()
+    for _ in range(2):
+        with open_session(SessionPlan(photos, output), None) as session:
+            now = [session.photos.names[i] for i in session._order]
+            assert now[: len(names)] == names
+            assert not [name for name in now if name.startswith("a/")]
+            assert session._is_random().sum() == 12
+
+
+def test_reserve__says_that_there_is_none(tmp_path: Path, output: Path) -> None:
+    said: list[str] = []
+    plan = SessionPlan(make_photos(tmp_path / "one", 20, folders=("all",)), output, has_groups=True)
+    with open_session(plan, None, said.append) as session:
+        assert session.state()["reserve"] == {"size": 0, "open": 0}
+    assert "no random images could be set aside" in said[0]
+
+
+def test_act__the_journal_can_be_read_again(photos: Path, output: Path) -> None:
+    plan = SessionPlan(photos, output)
+    with open_session(plan, None) as session:
+        first, second, third = (int(i) for i in session._order[:3])
+        assert session.act("w", [Seen(first, 0)], "clear").event is None  # there is nothing to clear
+        session.act("w", [Seen(first, 0)], "skip", confirmed=True)
+        label(session, second)
+        done = session.act("w", [Seen(second, 0), Seen(third, 0), Seen(first, 0)], "clear", confirmed=True)
+        assert [record["id"] for record in done.records] == [second, first]
+    assert labels_of(plan) == [None] * COUNT
 
 
 def test_open_session__takes_over_class_folders(photos: Path, output: Path) -> None:
@@ -279,6 +414,16 @@ def test_learning__suggestions_follow_labels(photos: Path, output: Path, tmp_pat
         assert color_of(session.records(suggested[:1])[0]["name"]) == "red"
         counts = {one["name"]: one["suggested"] for one in session.state()["classes"]}
         assert counts["red"] == len(suggested)
+        blind = int(session._order[0])
+        for do in ("unsure", "skip"):
+            record = session.act("w", [Seen(blind, 0)], do).records[0]
+            assert (record["status"] != "open", record["suggestion"], record["top"]) == (True, None, None)
+            assert session.info(blind)["neighbors"] == []
+        assert session.info(free[0])["neighbors"] != []
+        label(session, blind, name="blue")
+        assert session.records([blind])[0]["top"] is not None
+        for _ in range(3):
+            session.undo("w")
         session.undo("w")
         ends = time.monotonic() + 60
         while session.state()["head"] is not None:  # one class is left

@@ -12,12 +12,17 @@ from tl.runtime.sources.names import composed
 _MAX_NAME = 100
 
 
+def spell(name: str) -> str:
+    """Return the name of a class as it is written: composed, with single spaces."""
+    return composed(" ".join(name.split()))
+
+
 def check_class_name(name: str, others: Iterable[str]) -> str:
-    """Return the name of a new class as it is written: composed, with single spaces. `others`: the classes there are.
+    """Return the name of a new class as `spell` writes it. `others`: the classes there are.
 
     Raises `Refused` for a name that cannot be used, or that differs from another only in its spelling.
     """
-    name = composed(" ".join(name.split()))
+    name = spell(name)
     if not name or len(name) > _MAX_NAME:
         raise Refused("invalid", f"the name of a class has 1 to {_MAX_NAME} characters")
     if name == REJECTED or any(unicodedata.category(sign) in ("Cc", "Cs", "Cf") for sign in name):
@@ -29,4 +34,4 @@ def check_class_name(name: str, others: Iterable[str]) -> str:
 
 def _plain(name: str) -> str:
     """A name as `data.manifests` compares labels, which may not differ in spelling only."""
-    return unicodedata.normalize("NFKC", " ".join(name.split())).casefold()
+    return unicodedata.normalize("NFKC", spell(name)).casefold()

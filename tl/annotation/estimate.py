@@ -9,6 +9,7 @@ Knows features and class ids, no images and no files.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -17,7 +18,7 @@ from numpy.typing import NDArray
 from threadpoolctl import threadpool_limits
 
 from tl.annotation.learner import C, solve, stratified_folds
-from tl.evaluation.metrics import accuracy_interval, cluster_ids, wilson_interval
+from tl.evaluation.metrics import accuracy_interval, cluster_ids, effective_size, wilson_interval
 
 # With fewer, the interval says next to nothing.
 MIN_RANDOM = 10
@@ -70,9 +71,11 @@ def estimate_accuracy(
         with threadpool_limits(1):  # as in `learner`
             decided = known[solve(features[rest], own, C).logits(features[held]).argmax(axis=1)]
         is_right[fold == k] = decided == ids[held]
-    hits, count = int(is_right.sum()), len(rows)
+    share, count = float(is_right.mean()), len(rows)
     low, high = accuracy_interval(is_right, own_groups)
-    return Estimate(hits / count, low, high, count, more_to_halve(hits, count))
+    independent = effective_size(is_right, own_groups)
+    more = math.ceil(count / independent * more_to_halve(share * independent, independent))
+    return Estimate(share, low, high, count, more)
 
 
 def _cut_folds(ids: NDArray[np.int64], groups: Sequence[str], seed: int) -> NDArray[np.int64]:
@@ -85,11 +88,11 @@ def _cut_folds(ids: NDArray[np.int64], groups: Sequence[str], seed: int) -> NDAr
     return folds
 
 
-def more_to_halve(hits: int, count: int) -> int:
+def more_to_halve(hits: float, count: float) -> int:
     """How many more images halve the width of the Wilson interval of `hits` of `count`, at the same share of hits."""
     low, high = wilson_interval(hits, count)
-    wanted, total = (high - low) / 2, count
+    wanted, more = (high - low) / 2, 0
     while high - low > wanted:
-        total += 1
-        low, high = wilson_interval(hits / count * total, total)
-    return total - count
+        more += 1
+        low, high = wilson_interval(hits / count * (count + more), count + more)
+    return more

@@ -9,7 +9,7 @@ from __future__ import annotations
 import logging
 import os
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -102,13 +102,14 @@ class Exports:
             with output_errors(notes):
                 notes.unlink(missing_ok=True)
 
-    def agrees(self, snapshot: Snapshot) -> bool:
-        """Return whether the output that exists has the same images, labels and notes."""
+    def agrees(self, snapshot: Snapshot, gone: Collection[str] = ()) -> bool:
+        """Return whether the output that exists has the same images, labels and notes. `gone`: images left out."""
         compared = ("path", "label", "note")
+        absent = {self._above + name for name in gone}
         labeled = np.flatnonzero(snapshot.status == LABELED).tolist()
         try:
             table = read_table(self.output)
-            found = sorted([row[name] for name in compared] for _, row in table.rows)
+            found = sorted([row[name] for name in compared] for _, row in table.rows if row["path"] not in absent)
         except (DataError, KeyError, OSError):
             return False
         return found == sorted(self._row(snapshot, i, "", compared) for i in labeled)

@@ -27,7 +27,8 @@ class Event:
     said nothing. `of`: the number of the event that is undone or redone, or the name of the image that is shown twice.
     `first`: the number of the first event of the same action, and `more`: whether the next event is of it too; only for
     an action of several events. `kind`, `path`, `prints`: what began the journal, for which folder, and how a few of
-    its images are recognized (see `identity`).
+    its images are recognized (see `identity`). `reserve`, `passed`: see `reserve.Draw`; `drawn`: names of the images
+    that are reserved since then.
     """
 
     do: str
@@ -49,6 +50,8 @@ class Event:
     seed: int | None = None
     num_images: int | None = None
     reserve: str | None = None
+    passed: tuple[str, ...] | None = None
+    drawn: tuple[str, ...] | None = None
     groups: str | None = None
     kind: str | None = None
     path: str | None = None
@@ -108,6 +111,8 @@ _FIELDS: dict[str, _Checks] = {
         "seed?": _is_count,
         "num_images?": _is_count,
         "reserve?": _is_text,
+        "passed?": _is_texts,
+        "drawn?": _is_texts,
         "groups?": _is_text,
         "kind?": _is_text,
         "path?": _is_text,

@@ -39,13 +39,17 @@ class LabelClass:
 
 @dataclass(frozen=True)
 class _Change:
-    """What an event has changed: the images, and how they were before. `top`: the event that they were due to."""
+    """What an event has changed: the images, and how they were before. `top`: the event that they were due to.
+
+    `class_id`: the class that it gives them, which may be renamed later.
+    """
 
     images: Indices
     label: NDArray[np.int32]
     status: NDArray[np.uint8]
     top: NDArray[np.int64]
     notes: dict[int, str]
+    class_id: int
 
 
 @dataclass
@@ -60,7 +64,7 @@ class Labels:
     """Labels of images by number. `label` int32 (N,): class id, or -1. `status` uint8 (N,): index of `STATUS_NAMES`.
 
     `version` int64 (N,): the number of the last event that changed an image, 0 for none. `absent`: names in events that
-    are no images of the folder, with their last label. `imported`: images whose labels came from a file.
+    are no images of the folder. `imported`: names of images, absent ones too, whose labels came from a file.
     """
 
     def __init__(self, photos: Photos) -> None:
@@ -71,7 +75,7 @@ class Labels:
         self.version = np.zeros(count, np.int64)
         self.notes: dict[int, str] = {}
         self.absent: set[str] = set()
-        self.imported: set[int] = set()
+        self.imported: set[str] = set()
         self._top = np.zeros(count, np.int64)
         self._classes: list[LabelClass] = []
         self._events: dict[int, Event] = {}
@@ -98,23 +102,24 @@ class Labels:
             stacks.undo.append(event.n)
             stacks.redo.clear()
             self._events[event.n] = event
-            return self._change(event, event.n)
+            return self._change(event, event.n, self._class_of(event.label) if event.do == "label" else NO_LABEL)
         return np.zeros(0, np.intp)
 
-    def _change(self, event: Event, number: int) -> Indices:
+    def _change(self, event: Event, number: int, class_id: int) -> Indices:
         """Change images as an event says. `number`: of the event that is applied now, which may be a redo of it."""
         images = self._known(event.images)
         before = self._top[images].copy()
         notes = {i: self.notes.get(i, "") for i in images.tolist()}
-        self._changes[event.n] = _Change(images, self.label[images].copy(), self.status[images].copy(), before, notes)
+        label, status = self.label[images].copy(), self.status[images].copy()
+        self._changes[event.n] = _Change(images, label, status, before, notes, class_id)
         if event.do == "note":
             for i in images.tolist():
                 self._set_note(i, event.text or "")
         else:
             self.status[images] = _STATUS[event.do]
-            self.label[images] = self._class_of(event.label) if event.do == "label" else NO_LABEL
+            self.label[images] = class_id
         if event.window == IMPORT:
-            self.imported.update(images.tolist())
+            self.imported.update(event.images)
         self._top[images] = event.n
         self.version[images] = number
         return images
@@ -144,11 +149,12 @@ class Labels:
         return images
 
     def _redo(self, event: Event) -> Indices:
-        number, stacks = int(event.of or 0), self._stacks[event.window]
+        number = int(event.of or 0)
+        change, stacks = self._changes[number], self._stacks[event.window]
         if number in stacks.redo:
             stacks.redo.remove(number)
         stacks.undo.append(number)
-        return self._change(self._events[number], event.n)
+        return self._change(self._events[number], event.n, change.class_id)
 
     def check_undo(self, window: str) -> int:
         """Return the number of the event that a window would undo. Raises `Refused`.
@@ -174,13 +180,12 @@ class Labels:
         if not stack:
             raise Refused("conflict", "there is nothing to redo in this window")
         change = self._changes[stack[-1]]
-        label = self._events[stack[-1]].label
         if (self._top[change.images] != change.top).any():
             stack.pop()
             raise Refused("conflict", "another window has changed these images since: this cannot be redone any more")
-        if label is not None and self.find_class(label) is None:
+        if change.class_id != NO_LABEL and (found := self._classes[change.class_id]).is_removed:
             stack.pop()
-            raise Refused("conflict", f"there is no class '{label}' any more: this cannot be redone")
+            raise Refused("conflict", f"there is no class '{found.name}' any more: this cannot be redone")
         return stack[-1]
 
     def can_undo(self, window: str) -> bool:

@@ -98,7 +98,7 @@ class Learning:
         self.is_fitting = False
         self._head: FittedHead | None = None
         self._fitted: tuple[bytes, bytes] = (b"", b"")
-        self._estimated, self._estimated_at = (b"", b""), -_SECONDS_BETWEEN_ESTIMATES
+        self._estimated, self._estimated_at = (b"", b"", b""), -_SECONDS_BETWEEN_ESTIMATES
         self._wake = threading.Condition()
         self._has_labels = self._has_features = self._is_closed = False
         self._thread = threading.Thread(target=self._work, name="learning", daemon=True)
@@ -162,8 +162,10 @@ class Learning:
         names = tuple(state.class_names[i] for i in class_ids)
         seconds = self.learned.seconds
         key = (rows.tobytes(), state.label[rows].tobytes())
+        random = state.is_random[rows]
         if len(class_ids) < 2:
             self._head = None
+            self._estimated = (b"", b"", b"")
         elif key != self._fitted or self._head is None:
             self.is_fitting = True
             self._told()
@@ -179,11 +181,10 @@ class Learning:
         self.learned = replace(learned, chosen=np.asarray(chosen, np.intp))
         self._told()
         is_due = time.monotonic() - self._estimated_at > _SECONDS_BETWEEN_ESTIMATES or not self._is_pressed
-        if self._head is not None and key != self._estimated and is_due and not self._is_closed:
+        if self._head is not None and (*key, random.tobytes()) != self._estimated and is_due and not self._is_closed:
             groups = [state.groups[i] for i in rows.tolist()] if state.groups else []
-            random = state.is_random[rows]
             estimate = estimate_accuracy(matrix[rows], own.astype(np.int64), random, names, self._seed, groups)
-            self._estimated, self._estimated_at = key, time.monotonic()
+            self._estimated, self._estimated_at = (*key, random.tobytes()), time.monotonic()
             self.learned = replace(self.learned, estimate=estimate)
 
     def _predict(

@@ -6,30 +6,33 @@ import math
 import os
 import secrets
 import shutil
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import ExitStack, closing, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+from numpy.typing import NDArray
 
 from tl import __version__
-from tl.annotation.exports import journal_path
+from tl.annotation.class_names import check_class_name, spell
+from tl.annotation.exports import journal_path, notes_path
 from tl.annotation.feature_work import OpenSource
-from tl.annotation.journal import Event, Journal
+from tl.annotation.identity import has_prints, take_prints
+from tl.annotation.journal import Event, Journal, check_kind
 from tl.annotation.labels import IMPORT, LABELED, Labels
 from tl.annotation.model_job import MakeModel
 from tl.annotation.model_making import make_model
 from tl.annotation.photos import Photos, list_photos
 from tl.annotation.refusals import Refused
-from tl.annotation.reserve import draw_limit, reserved_images, with_groups
+from tl.annotation.reserve import Draw, draw_reserve, reserved_images, with_groups
 from tl.annotation.session import START, Begun, LabelSession
 from tl.data.manifests import read_images
 from tl.errors import ConfigError, DataError, OutputError
 from tl.runtime.output.claim import claim_output
 from tl.runtime.output.files import output_errors
 
-GROUPS = "folder"
+GROUPS, KIND = "folder", "label"
 # Longer than it takes until an action is in the output.
 _SECONDS_TO_WRITE = 3.0
 Say = Callable[[str], None]
@@ -66,9 +69,13 @@ def open_session(
     photos = list_photos(plan.photos, has_groups=plan.has_groups, say=say)
     with ExitStack() as stack:
         stack.enter_context(claim_output(journal_path(plan.output)))
-        _make_way(plan, say)
-        # What can be refused is refused before there is a journal.
-        first = None if _has_begun(plan.output) else _draw(plan, photos, say)
+        goes_on = _has_begun(plan.output) and not plan.overwrite
+        if not goes_on:
+            _check_output_is_free(plan)
+        # What can be refused is refused before anything is changed.
+        first = None if goes_on else _draw(plan, photos, say)
+        if plan.overwrite:
+            _set_aside(plan.output, say)
         last_event = _modified(journal_path(plan.output))
         journal, events = Journal.open(journal_path(plan.output))
         stack.enter_context(closing(journal))
@@ -78,6 +85,8 @@ def open_session(
             begun = _go_on(plan, photos, journal, events, say)
         else:
             begun = _begin(plan, photos, journal, first or _draw(plan, photos, say))
+        if not len(begun.reserve):
+            say("no random images could be set aside to measure the accuracy: most images have labels, or one folder")
         session = LabelSession(begun, opens, make)
         stack.enter_context(closing(session))
         _keep_edits(session, last_event, say)
@@ -85,32 +94,36 @@ def open_session(
         yield session
 
 
-def _make_way(plan: SessionPlan, say: Say) -> None:
-    """Check that nobody's labels are replaced, and set aside what is to be replaced."""
-    journal = journal_path(plan.output)
-    if plan.overwrite:
-        for path in (journal, plan.output):
-            if os.path.lexists(path):
-                aside = _free_name(path)
-                with output_errors(path):
-                    path.rename(aside)
-                say(f"{path.name} is now {aside.name}")
-        return
-    is_taken_over = plan.labels is not None and plan.labels.exists() and plan.output.exists()
-    is_taken_over = is_taken_over and plan.labels is not None and plan.output.samefile(plan.labels)
-    if plan.output.exists() and not _has_begun(plan.output) and not is_taken_over:
+def _check_output_is_free(plan: SessionPlan) -> None:
+    """Raise `OutputError` if there are labels of somebody that the request does not mention."""
+    output, source = plan.output, plan.labels
+    is_taken_over = source is not None and source.exists() and output.exists() and output.samefile(source)
+    if output.exists() and not plan.overwrite and not is_taken_over:
         raise OutputError(
-            f"{plan.output}: exists, without the journal of a session ({journal.name}): take over its labels, give "
-            "another name, or set it aside",
-            options=[f"import={plan.output}", "overwrite"],
+            f"{output}: exists, without the journal of a session ({journal_path(output).name}): take over its labels, "
+            "give another name, or set it aside",
+            options=[f"import={output}", "overwrite"],
         )
 
 
-def _free_name(path: Path) -> Path:
-    """`labels.csv` -> `labels.1.csv`, the first number that is free."""
-    first, rest = path.name.split(".", 1)
-    names = (path.with_name(f"{first}.{n}.{rest}") for n in range(1, 10_000))
-    return next(name for name in names if not os.path.lexists(name))
+def _files(output: Path) -> tuple[Path, ...]:
+    return journal_path(output), output, notes_path(output)
+
+
+def _set_aside(output: Path, say: Say) -> None:
+    """Rename the files of an earlier session."""
+    aside = _free_name(output)
+    for path, name in zip(_files(output), _files(aside), strict=True):
+        if os.path.lexists(path):
+            with output_errors(path):
+                path.rename(name)
+            say(f"{path.name} is now {name.name}")
+
+
+def _free_name(output: Path) -> Path:
+    """`labels.csv` -> `labels.1.csv`, the first number that none of a session's files has."""
+    names = (output.with_name(f"{output.stem}.{n}{output.suffix}") for n in range(1, 10_000))
+    return next(name for name in names if not any(map(os.path.lexists, _files(name))))
 
 
 def _has_begun(output: Path) -> bool:
@@ -121,27 +134,27 @@ def _has_begun(output: Path) -> bool:
 
 @dataclass(frozen=True)
 class _First:
-    """The first events of a session, its seed, and the images that are never reserved, as they have labels."""
+    """The first events of a session, and the images that it reserves."""
 
     events: Sequence[Event]
     seed: int
-    limit: str
-    known: set[int]
+    reserve: NDArray[np.intp]
 
 
 def _draw(plan: SessionPlan, photos: Photos, say: Say) -> _First:
     """Decide what a new session is about, and read the labels it takes over."""
     imported = {} if plan.labels is None else _read_labels(plan.labels, photos, say)
-    names = _checked_classes([*plan.classes, *sorted(imported)])
+    names = _check_classes([*plan.classes, *sorted(imported)], [])
     seed = secrets.randbelow(1 << 31) if plan.seed is None else plan.seed
-    known = with_groups(photos, {i for images in imported.values() for i in images})
-    limit = draw_limit(photos, seed, known)
+    known = with_groups(photos, {photos.names[i] for images in imported.values() for i in images})
+    draw = draw_reserve(photos, seed, known)
+    reserve = reserved_images(photos, seed, draw, known)
     taken = [
         Event(do="label", window=IMPORT, images=tuple(photos.names[i] for i in images), label=label)
         for label, images in sorted(imported.items())
     ]
-    opened = _opening(photos, classes=tuple(names), seed=seed, reserve=limit)
-    return _First([opened, *taken], seed, limit, known)
+    opened = _opening(photos, reserve, classes=tuple(names), seed=seed, reserve=draw.limit, passed=draw.passed)
+    return _First([opened, *taken], seed, reserve)
 
 
 def _modified(path: Path) -> float:
@@ -168,29 +181,38 @@ def _keep_edits(session: LabelSession, begun_at: float, say: Say) -> None:
 
 def _begin(plan: SessionPlan, photos: Photos, journal: Journal, first: _First) -> Begun:
     labels = Labels(photos)
-    for event in first.events:
-        labels.apply(journal.append(event))
-    reserve = reserved_images(photos, first.seed, first.limit, first.known)
-    return Begun(photos, plan.output, journal, labels, reserve, first.seed)
+    for event in journal.append_all(first.events):
+        labels.apply(event)
+    return Begun(photos, plan.output, journal, labels, first.reserve, first.seed)
 
 
-def _opening(photos: Photos, **first: object) -> Event:
-    root = photos.root.absolute().name
-    values = {"version": __version__, "root": root, "num_images": len(photos), **first}
+def _opening(photos: Photos, drawn: NDArray[np.intp], **first: object) -> Event:
+    """The event of a start. `drawn`: images that are reserved from now on."""
+    values = {
+        "version": __version__,
+        "kind": KIND,
+        "root": photos.root.absolute().name,
+        "path": os.path.realpath(photos.root),
+        "prints": take_prints(photos.places),
+        "num_images": len(photos),
+        "drawn": tuple(photos.names[i] for i in drawn.tolist()),
+        **first,
+    }
     if photos.has_groups:
         values["groups"] = GROUPS
     return Event(do="open", window=START, **values)  # type: ignore[arg-type]
 
 
-def _checked_classes(names: Sequence[str]) -> list[str]:
-    """Return names of classes without repetitions. Raises `ConfigError` for one that cannot be used."""
-    labels = Labels(Photos(Path(), []))
-    for number, name in enumerate(dict.fromkeys(names), 1):
-        try:
-            labels.apply(Event(do="add_class", name=labels.check_name(name), n=number))
-        except Refused as refused:
-            raise ConfigError(f"classes: {refused.reason}") from refused
-    return labels.class_names
+def _check_classes(names: Sequence[str], known: Collection[str]) -> list[str]:
+    """Return names of new classes as they are written, without repetitions and those `known`. Raises `ConfigError`."""
+    found: list[str] = []
+    for name in map(spell, names):
+        if name not in known and name not in found:
+            try:
+                found.append(check_class_name(name, [*known, *found]))
+            except Refused as refused:
+                raise ConfigError(f"classes: {refused.reason}") from refused
+    return found
 
 
 def _read_labels(source: Path, photos: Photos, say: Say) -> Mapping[str, list[int]]:
@@ -205,7 +227,7 @@ def _read_labels(source: Path, photos: Photos, say: Say) -> Mapping[str, list[in
         place = places.get(os.path.realpath(image.path))
         if place is not None and place not in seen:
             seen.add(place)
-            found.setdefault(" ".join(image.label.split()), []).append(place)
+            found.setdefault(spell(image.label), []).append(place)
     if not seen:
         raise DataError(f"{source}: none of its {len(listed)} images are in {photos.root}")
     if len(seen) < len(listed):
@@ -221,41 +243,55 @@ def _go_on(plan: SessionPlan, photos: Photos, journal: Journal, events: Sequence
             "begin anew",
             options=["overwrite"],
         )
+    check_kind(journal.path, events, KIND)
     first = events[0]
-    if first.do != "open" or first.seed is None:
-        raise DataError(f"{journal.path} line 1: is not the beginning of a session of labeling")
     if first.groups and not photos.has_groups:
         photos = Photos(photos.root, photos.names, has_groups=True)
     if photos.has_groups and not first.groups:
         raise ConfigError(f"{journal.path}: the session was begun without groups: go on without, or give another name")
+    labels = _replay(journal.path, photos, events)
+    _check_photos(journal.path, photos, labels, events, say)
+    # A class that was renamed or removed is not added again.
+    had = {name for event in events for name in (event.name, event.old, event.new, event.label, *(event.classes or ()))}
+    names = [one.name for _, one in labels.classes]
+    classes = _check_classes([name for name in plan.classes if spell(name) not in had - set(names)], names)
+    drawn = [name for event in events for name in event.drawn or ()]
+    known = with_groups(photos, labels.imported)
+    seed, draw = first.seed or 0, Draw(first.reserve or "", first.passed or ())
+    reserve = reserved_images(photos, seed, draw, known, drawn)
+    new = np.array([i for i in reserve.tolist() if photos.names[i] not in set(drawn)], np.intp)
+    labels.apply(journal.append(_opening(photos, new)))
+    for name in classes:
+        labels.apply(journal.append(Event(do="add_class", window=START, name=name)))
+    return Begun(photos, plan.output, journal, labels, reserve, seed)
+
+
+def _replay(path: Path, photos: Photos, events: Sequence[Event]) -> Labels:
+    """Return the state that the events of a journal lead to. Raises `DataError`."""
     labels = Labels(photos)
     for event in events:
         try:
             labels.apply(event)
-        except (Refused, KeyError) as error:
-            raise DataError(f"{journal.path} line {event.n}: does not fit the lines before it ({error})") from error
-    _check_photos(journal.path, photos, labels, first, say)
-    known = with_groups(photos, labels.imported)
-    reserve = reserved_images(photos, first.seed, first.reserve or "", known)
-    labels.apply(journal.append(_opening(photos)))
-    for name in plan.classes:
-        if labels.find_class(name) is None:
-            try:
-                added = Event(do="add_class", window=START, name=labels.check_name(name))
-            except Refused as refused:
-                raise ConfigError(f"classes: {refused.reason}") from refused
-            labels.apply(journal.append(added))
-    return Begun(photos, plan.output, journal, labels, reserve, first.seed)
+        except (Refused, KeyError, IndexError) as error:
+            raise DataError(f"{path} line {event.n}: does not fit the lines before it ({error})") from error
+    return labels
 
 
-def _check_photos(path: Path, photos: Photos, labels: Labels, first: Event, say: Say) -> None:
+def _check_photos(path: Path, photos: Photos, labels: Labels, events: Sequence[Event], say: Say) -> None:
     """Raise `ConfigError` if the journal is of another folder; say if photos are gone."""
+    last = [event for event in events if event.do == "open"][-1]
+    if last.path is None:  # of an older version
+        is_same = bool(labels.version.any()) or not labels.absent
+    else:
+        is_same = last.path == os.path.realpath(photos.root) or has_prints(last.prints or (), photos.places)
+    if not is_same:
+        raise ConfigError(
+            f"{path}: is of the folder {last.path or last.root}, and {photos.root} has other images: give that folder, "
+            "or another name for the labels"
+        )
     if not labels.absent:
         return
-    if not labels.version.any():
-        raise ConfigError(
-            f"{path}: is of the folder '{first.root}', and {photos.root} has none of its images: give that folder, or "
-            "another name for the labels"
-        )
+    everything = Photos(photos.root, [*photos.names, *labels.absent])
     kept = int(np.count_nonzero(labels.status == LABELED))
-    say(f"{len(labels.absent)} images that were labeled are gone from {photos.root}; {kept} labels are left")
+    if gone := int(np.count_nonzero(_replay(path, everything, events).status == LABELED)) - kept:
+        say(f"{gone} images that were labeled are gone from {photos.root}; {kept} labels are left")

@@ -12,6 +12,7 @@ from functools import cached_property
 from pathlib import Path
 
 from tl.errors import DataError, ImageReadError
+from tl.runtime.sources.names import composed
 from tl.runtime.sources.paths import find_images
 from tl.runtime.sources.remote import remote_name
 
@@ -37,17 +38,26 @@ class Photos:
 
     @cached_property
     def folded(self) -> Sequence[str]:
-        """The names for searching, without regard to case."""
-        return [name.casefold() for name in self.names]
+        """The names for searching, see `fold`."""
+        return [fold(name) for name in self.names]
 
     @cached_property
     def paths(self) -> list[str]:
         """Where the images are."""
         return [os.path.join(self.root, *name.split("/")) for name in self.names]
 
+    @property
+    def places(self) -> dict[str, str]:
+        """Where the images are, by name."""
+        return dict(zip(self.names, self.paths, strict=True))
+
     def group(self, image: int) -> str:
         """Return the group of an image, "" for none."""
-        return self.names[image].rpartition("/")[0] if self.has_groups else ""
+        return self.group_of(self.names[image])
+
+    def group_of(self, name: str) -> str:
+        """Return the group of an image, which may be gone, by its name."""
+        return name.rpartition("/")[0] if self.has_groups else ""
 
     def locate(self, image: int) -> str:
         """Return the path of an image that may be read now. Raises `ImageReadError`.
@@ -62,6 +72,11 @@ class Photos:
     @cached_property
     def _real_root(self) -> str:
         return os.path.realpath(self.root)
+
+
+def fold(text: str) -> str:
+    """Return a text for searching, without regard to case and to how letters with accents are written."""
+    return composed(text.casefold())
 
 
 def list_photos(

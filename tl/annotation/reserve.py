@@ -1,13 +1,15 @@
 """Draw the images that are labeled blind, in random order, so that an honest accuracy can be estimated from them.
 
-The order of an image is a hash of a seed and its name. Photos that are added later therefore leave the order of the
-others as it is, and each of them is reserved with the same probability.
+The order of an image is a hash of a seed and its name. Photos that are added later are reserved with the same
+probability; they come behind the others, so that the images that were labeled before remain a random sample.
 """
 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Collection
+from collections import Counter
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
@@ -37,39 +39,59 @@ def order_keys(photos: Photos, seed: int) -> list[str]:
     return ordered
 
 
-def with_groups(photos: Photos, images: Collection[int]) -> set[int]:
-    """Return images together with all others of their groups."""
+def with_groups(photos: Photos, names: Collection[str]) -> set[int]:
+    """Return the images of these names, which may be gone, together with all others of their groups."""
+    images = {photos.index[name] for name in names if name in photos.index}
     if not photos.has_groups:
-        return set(images)
-    groups = {photos.group(i) for i in images} - {""}
-    return set(images) | {i for i in range(len(photos)) if photos.group(i) in groups}
+        return images
+    groups = {photos.group_of(name) for name in names} - {""}
+    return images | {i for i in range(len(photos)) if photos.group(i) in groups}
 
 
-def draw_limit(photos: Photos, seed: int, labeled: Collection[int] = ()) -> str:
-    """Return the key up to which images are reserved, "" for none. `labeled`: images that have a label already.
+@dataclass(frozen=True)
+class Draw:
+    """Which images are reserved: those with a key up to `limit`, "" for none, but for groups with a key in `passed`."""
 
-    Groups are reserved as a whole, as long as at most half of the images are.
+    limit: str = ""
+    passed: tuple[str, ...] = ()
+
+
+def draw_reserve(photos: Photos, seed: int, labeled: Collection[int] = ()) -> Draw:
+    """Draw the images to reserve. `labeled`: images that have a label already.
+
+    Groups are reserved as a whole, and at most half of the images are: a group that is too large is passed over.
     """
     keys = order_keys(photos, seed)
-    free = sorted(keys[i] for i in range(len(photos)) if i not in labeled)
-    wanted, count, limit = reserve_size(len(free)), 0, ""
-    while count < wanted:
-        start = free[count][:_LENGTH] if photos.has_groups else free[count]
-        size = sum(1 for key in _from(free, count) if key.startswith(start))
-        if count + size > len(free) // 2:
+    sizes = Counter(keys[i][:_LENGTH] for i in range(len(photos)) if i not in labeled)
+    free, count = sizes.total(), 0
+    limit, passed = "", list[str]()
+    for key, size in sorted(sizes.items()):
+        if count >= reserve_size(free):
             break
-        count += size
-        limit = start
-    return limit
+        if count + size > free // 2:
+            passed.append(key)
+        else:
+            limit, count = key, count + size
+    return Draw(limit, tuple(key for key in passed if key < limit))
 
 
-def reserved_images(photos: Photos, seed: int, limit: str, labeled: Collection[int] = ()) -> NDArray[np.intp]:
-    """Return the reserved images in random order. `limit`: of `draw_limit`. `labeled`: as it was then."""
-    if not limit:
-        return np.zeros(0, np.intp)
-    keys = order_keys(photos, seed)
-    chosen = [i for i, key in enumerate(keys) if key[: len(limit)] <= limit and i not in labeled]
-    return np.array(sorted(chosen, key=keys.__getitem__), np.intp)
+def reserved_images(
+    photos: Photos, seed: int, draw: Draw, labeled: Collection[int] = (), drawn: Sequence[str] = ()
+) -> NDArray[np.intp]:
+    """Return the reserved images in random order. `labeled`: as when they were drawn.
+
+    `drawn`: names of those that earlier calls have returned, in this order; images that are new come behind them.
+    """
+    before = [photos.index[name] for name in drawn if name in photos.index]
+    if not draw.limit:
+        return np.array(before, np.intp)
+    keys, excluded = order_keys(photos, seed), {*before, *labeled}
+    new = [
+        i
+        for i, key in enumerate(keys)
+        if key[:_LENGTH] <= draw.limit and key[:_LENGTH] not in draw.passed and i not in excluded
+    ]
+    return np.array([*before, *sorted(new, key=keys.__getitem__)], np.intp)
 
 
 _LENGTH = 32
@@ -77,11 +99,3 @@ _LENGTH = 32
 
 def _hash(seed: int, name: str) -> str:
     return hashlib.sha256(f"{seed}\0{name}".encode("utf-8", "surrogateescape")).hexdigest()[:_LENGTH]
-
-
-def _from(keys: list[str], start: int) -> list[str]:
-    """The keys that begin as that at `start` does are next to each other."""
-    end = start
-    while end < len(keys) and keys[end][:_LENGTH] == keys[start][:_LENGTH]:
-        end += 1
-    return keys[start:end]

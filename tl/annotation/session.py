@@ -17,6 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tl.annotation import views
+from tl.annotation.class_names import spell
 from tl.annotation.exports import Exports, Snapshot, Writer, take_snapshot
 from tl.annotation.feature_work import FeatureWork, OpenSource
 from tl.annotation.journal import Event, Journal
@@ -108,8 +109,8 @@ class LabelSession:
         self._learning.start()
 
     def agrees_with_output(self) -> bool:
-        """Return whether the output has the labels and notes of this session."""
-        return self._exports.agrees(self._snapshot())
+        """Return whether the output has the labels and notes of this session, but for images that are gone."""
+        return self._exports.agrees(self._snapshot(), self.labels.absent)
 
     def close(self) -> None:
         """Stop everything, and write the files for the last time. Raises `OutputError`."""
@@ -141,17 +142,25 @@ class LabelSession:
             )
 
     def _is_random(self) -> NDArray[np.bool_]:
-        """Which labels are a random sample: of the reserve, as far as no image before them in its order is open.
+        """Which labels are a random sample: those of the images in `_decided`."""
+        found = np.zeros(len(self.photos), bool)
+        decided = self._decided()
+        found[decided[self.labels.status[decided] == LABELED]] = True
+        return found
+
+    def _decided(self) -> NDArray[np.intp]:
+        """The images of the reserve, as far as no image before them in its order is open.
 
         Images that somebody picked from the reserve, out of order, count once those before them are decided.
         """
-        status = self.labels.status[self._order]
+        is_open = self._open_reserve()
+        return self._order[: int(is_open.argmax()) if is_open.any() else len(is_open)]
+
+    def _open_reserve(self) -> NDArray[np.bool_]:
+        """Which images of the reserve are to be decided, in its order."""
         failed = self.work.errors
-        is_open = (status == OPEN) & ~np.array([i in failed for i in self._order.tolist()], bool)
-        end = int(is_open.argmax()) if is_open.any() else len(is_open)
-        found = np.zeros(len(self.photos), bool)
-        found[self._order[:end][status[:end] == LABELED]] = True
-        return found
+        is_failed = np.array([i in failed for i in self._order.tolist()], bool)
+        return np.asarray((self.labels.status[self._order] == OPEN) & ~is_failed)
 
     def act(
         self, window: str, images: Sequence[Seen], do: Do, *, label: str | None = None, confirmed: bool = False
@@ -168,11 +177,15 @@ class LabelSession:
         self._check_ids([seen.id for seen in images])
         with self._lock:
             mine, theirs = self._split(window, images)
+            if do == "clear":
+                mine = [i for i in mine if self.labels.status[i] != OPEN]
             if not mine:
                 return Done(self.revision, None, [], self._records(theirs))
             name = None if label is None else self._own_class(window, label)
-            event = Event(do=do, window=window, images=self._names(mine), label=name, confirmed=confirmed)
-            return self._keep(self._with_guesses(event, mine), theirs)
+            event = Event(do=do, window=window, images=self._names(mine), label=name)
+            if do == "label":
+                event = replace(event, confirmed=confirmed)
+            return self._keep(event if do == "clear" else self._with_guesses(event, mine), theirs)
 
     def note(self, window: str, seen: Seen, text: str) -> Done:
         """Set the note of an image; "" removes it. Raises `Refused`, `OutputError`."""
@@ -236,8 +249,8 @@ class LabelSession:
 
     def _own_class(self, window: str, label: str) -> str:
         """Return the name of a class, which is added if it is new."""
-        if self.labels.find_class(label) is not None:
-            return label
+        if self.labels.find_class(spell(label)) is not None:
+            return spell(label)
         name = self.labels.check_name(label)
         self._keep(Event(do="add_class", window=window, name=name))
         return name
@@ -246,9 +259,9 @@ class LabelSession:
         return tuple(self.photos.names[i] for i in images)
 
     def _with_guesses(self, event: Event, images: Sequence[int]) -> Event:
-        """Add to an event what the head says of open images of the reserve, which nobody has been told."""
+        """Add to an event what the head says of images of the reserve without a label, which nobody has been told."""
         learned = self._learning.learned
-        blind = [bool(self.reserved[i] and self.labels.status[i] == OPEN) for i in images]
+        blind = [bool(self.reserved[i] and self.labels.status[i] != LABELED) for i in images]
         if not any(blind):
             return event
         top = [learned.top(i, 1) if is_blind else [] for i, is_blind in zip(images, blind, strict=True)]
@@ -299,6 +312,9 @@ class LabelSession:
         with self._lock:
             classes = views.class_rows(self._scene, learned)
             status = np.bincount(self.labels.status, minlength=4).tolist()
+            decided = self._decided()
+            set_aside = int((self.labels.status[decided] > LABELED).sum())
+            reserve = {"size": len(self._order), "open": int(self._open_reserve().sum())}
             undo, redo = self.labels.can_undo(window), self.labels.can_redo(window)
         return {
             "revision": self.revision,
@@ -321,7 +337,8 @@ class LabelSession:
                 "error": views.shown(self.work.error) or None,
             },
             "head": views.head_row(learned, self._learning.is_fitting),
-            "estimate": views.estimate_row(learned),
+            "estimate": views.estimate_row(learned, set_aside),
+            "reserve": reserve,
             "model": {name: views.shown(text) for name, text in asdict(self._model.state).items()},
             "can_undo": undo,
             "can_redo": redo,
@@ -331,7 +348,9 @@ class LabelSession:
     def info(self, image: int) -> dict[str, Any]:
         """Return what a close look at an image shows: its file, and labeled images like it. Raises `Refused`."""
         self._check_ids([image])
-        return views.info(self._scene, image)
+        with self._lock:
+            label, names = self.labels.label.copy(), self.labels.class_names
+        return views.info(self._scene, image, label, names)
 
     def make_model(self, method: Method, name: str) -> None:
         """Begin to make a model from the labels so far. Raises `Refused`, `OutputError`."""

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from tl.annotation.feature_work import FeatureWork
 from tl.annotation.labels import LABELED, OPEN, STATUS_NAMES, Labels
 from tl.annotation.learning import Learned
-from tl.annotation.photos import Photos
+from tl.annotation.photos import Photos, fold
 from tl.annotation.refusals import Refused
 from tl.annotation.selection import find_similar
 from tl.errors import ImageReadError
@@ -57,11 +57,11 @@ def shown(text: str) -> str:
 
 
 def record(scene: Scene, learned: Learned, image: int) -> dict[str, Any]:
-    """Return what a page shows of an image. Open images of the reserve have no suggestion: they are labeled blind."""
+    """Return what a page shows of an image. Images of the reserve have no suggestion before a label: blind."""
     labels = scene.labels
     status, label = int(labels.status[image]), int(labels.label[image])
     names = labels.class_names
-    is_blind = bool(scene.reserved[image]) and status == OPEN
+    is_blind = bool(scene.reserved[image]) and status != LABELED
     top = [] if is_blind else learned.top(image)
     error = scene.work.errors.get(image)
     return {
@@ -98,7 +98,7 @@ def listed(scene: Scene, learned: Learned, asked: Asked) -> Indices:
         if asked.status not in STATUS_NAMES:
             raise Refused("invalid", f"status must be one of {', '.join(STATUS_NAMES)}")
         found = found[labels.status[found] == STATUS_NAMES.index(asked.status)]
-    if text := asked.search.casefold().strip():
+    if text := fold(asked.search).strip():
         names = scene.photos.folded
         found = np.array([i for i in found.tolist() if text in names[i]], np.intp)
     return found
@@ -131,12 +131,16 @@ def head_row(learned: Learned, is_fitting: bool) -> dict[str, Any] | None:
     return {"fitted_to": learned.fitted_to, "seconds": round(learned.seconds, 3), "is_fitting": is_fitting}
 
 
-def estimate_row(learned: Learned) -> dict[str, float] | None:
-    """Return the estimated accuracy as plain numbers, None before there is one."""
+def estimate_row(learned: Learned, set_aside: int) -> dict[str, float] | None:
+    """Return the estimated accuracy as plain numbers, None before there is one.
+
+    `set_aside`: random images that nobody could label, which the estimate leaves out.
+    """
     if learned.estimate is None:
         return None
     values = asdict(learned.estimate)
-    return {name: value.item() if isinstance(value, np.generic) else value for name, value in values.items()}
+    row = {name: value.item() if isinstance(value, np.generic) else value for name, value in values.items()}
+    return row | {"set_aside": set_aside}
 
 
 def similar(scene: Scene, like: Sequence[int]) -> list[int]:
@@ -160,8 +164,11 @@ def _nearest(scene: Scene, like: Sequence[int], may: NDArray[np.bool_]) -> Indic
     return np.asarray(find_similar(features.matrix, known, candidates), np.intp)
 
 
-def info(scene: Scene, image: int) -> dict[str, Any]:
-    """Return what a close look at an image shows. An open image of the reserve has no neighbors: they would tell."""
+def info(scene: Scene, image: int, label: NDArray[np.int32], names: Sequence[str]) -> dict[str, Any]:
+    """Return what a close look at an image shows. `label`, `names`: as in `Labels`, which may change meanwhile.
+
+    An image of the reserve has no neighbors before it has a label: they would tell it.
+    """
     name = scene.photos.names[image]
     found: dict[str, Any] = {"id": image, "name": shown(name), "format": os.path.splitext(name)[1].lstrip(".").upper()}
     try:
@@ -176,19 +183,18 @@ def info(scene: Scene, image: int) -> dict[str, Any]:
     camera = " ".join(part for part in (facts.make, facts.model) if part)
     taken = None if facts.captured is None else facts.captured.isoformat()
     found |= {"width": width, "height": height, "taken": taken, "camera": camera or None, "error": None}
-    return found | {"neighbors": _neighbors(scene, image)}
+    return found | {"neighbors": _neighbors(scene, image, label, names)}
 
 
-def _neighbors(scene: Scene, image: int) -> list[dict[str, Any]]:
-    labels, features = scene.labels, scene.work.features
-    if features is None or (scene.reserved[image] and labels.status[image] == OPEN):
+def _neighbors(scene: Scene, image: int, label: NDArray[np.int32], names: Sequence[str]) -> list[dict[str, Any]]:
+    features = scene.work.features
+    if features is None or (scene.reserved[image] and label[image] < 0):
         return []
-    may = labels.status == LABELED
+    may = label >= 0
     may[image] = False
     near = _nearest(scene, [image], may)[:_NEIGHBORS]
     rows = features.matrix[near]
     lengths = np.linalg.norm(rows, axis=1) * np.linalg.norm(features.matrix[image])
     likeness = (rows @ features.matrix[image]) / np.maximum(lengths, 1e-12)
-    names = labels.class_names
     pairs = zip(near.tolist(), likeness.tolist(), strict=True)
-    return [{"id": i, "label": names[labels.label[i]], "similarity": round(share, 4)} for i, share in pairs]
+    return [{"id": i, "label": names[label[i]], "similarity": round(share, 4)} for i, share in pairs]

@@ -89,17 +89,23 @@ def wilson_interval(successes: float, trials: float, z: float = 1.959964) -> tup
 def accuracy_interval(correct: NDArray[np.bool_], groups: Sequence[str] = ()) -> tuple[float, float]:
     """95% Wilson interval of the mean of `correct` (N,). `groups` (N,): as in `classification_metrics`.
 
-    With groups, it counts only as many images as would have the mean's variance if they were independent, and at least
-    one per group.
+    With groups, it counts only as many images as `effective_size` says.
+    """
+    independent = effective_size(correct, groups)
+    return wilson_interval(float(correct.mean()) * independent, independent)
+
+
+def effective_size(correct: NDArray[np.bool_], groups: Sequence[str] = ()) -> float:
+    """How many independent images would have the variance of the mean of `correct` (N,), at least one per group.
 
     Source: Korn & Graubard 1998, the effective sample size of clustered proportions.
     """
     count, share = len(correct), float(correct.mean())
-    variance, independent = variance_of_mean(correct.astype(np.float64), groups), float(count)
     num_groups = len(set(cluster_ids(groups, count).tolist()))
-    if num_groups < count:
-        independent = min(max(share * (1 - share) / variance, num_groups), count) if variance > 0 else num_groups
-    return wilson_interval(share * independent, independent)
+    if num_groups == count:
+        return float(count)
+    variance = variance_of_mean(correct.astype(np.float64), groups)
+    return float(min(max(share * (1 - share) / variance, num_groups), count) if variance > 0 else num_groups)
 
 
 def variance_of_mean(values: NDArray[np.float64], groups: Sequence[str] = ()) -> float:

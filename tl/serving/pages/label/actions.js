@@ -29,10 +29,7 @@ export class Actions {
 
   /** `what`: "clear", "unsure" or "skip". */
   mark(ids, what) {
-    const has = (record) => !record || record.label !== null || record.status !== "open";
-    const meant = what === "clear" ? ids.filter((id) => has(this.records.get(id))) : ids;
-    if (meant.length === 0) return this.live.say("There is no label to clear.");
-    return this.#decide(meant, { do: what }, SAID[what]);
+    return this.#decide(ids, { do: what }, SAID[what]);
   }
 
   /** Take the suggestions of these images as their labels. Returns how many have one. */
@@ -67,6 +64,8 @@ export class Actions {
     } catch (error) {
       return this.live.fail(error.message);
     }
+    if (body.do === "clear") ids = ids.filter((id) => records.get(id)?.status !== "open");
+    if (ids.length === 0) return this.live.say("There is no label to clear.");
     const text = `${imagesText(ids, records)} ${said}.`;
     const change = ASSUMED[body.do](body.label), hold = records.assume(ids, (record) => ({ ...record, ...change }));
     this.views.leave(ids);

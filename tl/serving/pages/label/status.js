@@ -38,24 +38,33 @@ function drawFeatures({ features }) {
 }
 
 /** The accuracy over blind labels with its interval; before that, what is missing. */
-function drawEstimate({ estimate, head, classes }) {
-  const key = JSON.stringify([estimate, Boolean(head), classes.map(({ count }) => count > 0)]);
+function drawEstimate({ estimate, reserve, head, classes }) {
+  const key = JSON.stringify([estimate, reserve, Boolean(head), classes.map(({ count }) => count > 0)]);
   if (!estimate) {
     const used = classes.filter(({ count }) => count > 0).length;
     const text = used < AT_FIRST ? "Label images of two classes, and the model starts to learn." :
+      reserve.size === 0 ? "The accuracy is not measured: no random images could be set aside." :
       head?.fitted_to ? "The model learns. Its accuracy is shown after more random images are labeled." : "The model starts when enough images are read.";
     return redraw("estimate", [el("p", { class: "soft", text })], key);
   }
-  const { accuracy, low, high, n, more_labels_to_halve: more } = estimate;
+  const { accuracy, low, high, n, set_aside: aside } = estimate;
   const bar = el("span", { class: "interval", "aria-hidden": "true" }, el("span", { class: "range" }), el("span", { class: "point" }));
   for (const [name, value] of Object.entries({ accuracy, low, high })) bar.style.setProperty(`--${name}`, value);
   redraw("estimate", [
     el("p", { class: "accuracy" }, el("strong", { text: percent(accuracy) }), el("span", { text: " correct" }),
       el("span", { class: "soft interval-word", text: ", 95% interval" }), el("span", { class: "soft", text: ` ${Math.floor(100 * low)} – ${Math.ceil(100 * high)}%` })),
     bar,
-    el("p", { class: "soft" }, `from ${plural(n, "random image")}, labeled blind.`,
-      more > 0 ? el("span", { class: "halve", text: ` ${more.toLocaleString("en")} more would halve the interval.` }) : null),
+    el("p", { class: "soft" }, `from ${plural(n, "random image")}, labeled blind`,
+      aside > 0 ? `; ${aside.toLocaleString("en")} not sure or skipped ${aside === 1 ? "is" : "are"} left out.` : ".",
+      el("span", { class: "halve", text: halveText(estimate.more_labels_to_halve, reserve.open) })),
   ], key);
+}
+
+/** How the interval becomes narrower, as far as there are random images for it. */
+function halveText(more, left) {
+  if (more <= 0) return "";
+  if (more <= left) return ` ${more.toLocaleString("en")} more would halve the interval.`;
+  return left === 0 ? " All random images are decided." : ` ${left.toLocaleString("en")} more are left to narrow the interval.`;
 }
 
 function drawModel({ state, text, file }) {
