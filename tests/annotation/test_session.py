@@ -496,6 +496,25 @@ def test_queue__mixes_random_images_evenly() -> None:
     assert places[0] < 6
 
 
+def test_queue__what_is_in_view_stays_and_the_share_is_of_all_that_was_decided() -> None:
+    """A window that shows twelve images, and a choice that is another one after each label."""
+    images, rng = np.arange(1000), np.random.default_rng(0)
+    queue, is_open, decided = Queue(images[:200], images[200:], 0.2), np.ones(1000, bool), []
+    shown = queue.offer("a", 40, images[200:], is_open)
+    for _ in range(300):
+        decided.append(shown[0])
+        is_open[shown[0]] = False
+        kept = shown[1:12]
+        shown = queue.offer("a", 40, rng.permutation(images[200:]), is_open, kept=kept)
+        assert shown[:11] == kept
+        assert len(set(shown)) == 40
+        assert is_open[shown].all()
+    is_random = np.array(decided) < 200
+    assert [i for i in decided if i < 200] == list(range(is_random.sum()))  # in the order of the reserve
+    assert is_random.mean() == pytest.approx(0.2, abs=0.01)
+    assert is_random[:50].mean() == pytest.approx(0.2, abs=0.05)
+
+
 def test_queue__another_window_gets_others_for_a_while() -> None:
     queue, is_open = offers()
     chosen = np.arange(99, 19, -1)

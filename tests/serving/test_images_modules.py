@@ -237,8 +237,8 @@ const run = () => {
   const open = (id) => id % 2 === 0, names = ["giant ant", "antlion", "ant", "Bee", "sand wasp"];
   const suggested = [{ id: 1, suggestion: "ant" }, { id: 2, suggestion: null }, { id: 3, suggestion: "ant" }];
   return {
-    queue: refillQueue([2, 3, 4, 6], [8, 4, 5, 10, 12], open),
-    full: refillQueue([2, 4, 6], [8, 10, 12], open),
+    queue: refillQueue([2, 3, 4, 6], [8, 4, 5, 10, 12], open, 3),
+    away: refillQueue([2, 4, 6], [8, 10, 12], open, 0),
     ranked: extendRanked([6, 2, 3], [2, 8, 6], open),
     back: putBack([10, 13], [12, 11], new Map([[11, 1], [12, 2]])),
     twice: putBack([10, 11], [11], new Map([[11, 0]])),
@@ -251,8 +251,8 @@ const run = () => {
 
 def test_lists__take_up_news_without_a_jump(tmp_path: Path) -> None:
     found = run_node(LISTS, None, tmp_path)
-    assert found["queue"] == [2, 4, 6, 8, 10], "open ones stay in place, and new ones fill up to the queue's length"
-    assert found["full"] == [2, 4, 6]
+    assert found["queue"] == [2, 4, 8, 10, 12], "open ones in view stay in place, and the newest choice follows"
+    assert found["away"] == [8, 10, 12]
     assert found["ranked"] == [6, 2, 8]
     assert found["back"] == [10, 11, 12, 13]
     assert found["twice"] == [10, 11]

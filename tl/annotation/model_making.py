@@ -5,13 +5,16 @@ What `tl train`, `tl export` and `tl refit` do, in one call. Imports torch only 
 
 from __future__ import annotations
 
+import os
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
 
+from tl.data.manifests import read_images
 from tl.errors import ConfigError, TlError
 from tl.evaluation.metrics import Metrics
 from tl.progress import Progress
+from tl.runtime.sources.paths import find_images
 
 Method = Literal["features", "finetune"]
 METHODS: tuple[Method, ...] = ("features", "finetune")
@@ -37,11 +40,13 @@ def make_model(
     method: Method = "features",
     trunk: Path | None = None,
     backbone: str | None = None,
+    photos: Path | None = None,
     progress: Progress,
 ) -> MadeModel:
     """Train on the CSV `labels`, which `Exports` writes, and write the verified file `model`.
 
-    `features` fits a linear head to all labeled images; the scores are those of the validation images, out of fold.
+    `features` fits a linear head to all labeled images, with equal weight of the classes, since labeled images were
+    chosen; the scores are those of the validation images, out of fold. `photos`: folder for self-training of that head.
     `finetune` also tries to fine-tune the backbone (method auto of training), and keeps what is better. `trunk`: a
     model file that gets a new head instead, without a run. Raises any `TlError` of the steps.
     """
@@ -56,7 +61,10 @@ def make_model(
 
     is_frozen = method == "features"
     config = TrainConfig(data=str(labels), out=str(run), method=method if is_frozen else "auto")
-    config = replace(config, refit=True if is_frozen else None, backbone=backbone or config.backbone)
+    config = replace(config, backbone=backbone or config.backbone)
+    if is_frozen:
+        unlabeled = str(photos) if photos is not None and _has_others(labels, photos) else None
+        config = replace(config, refit=True, class_weights="balanced", unlabeled=unlabeled)
     result = train(config, progress)
     export_run(result.run, model, progress)
     try:
@@ -64,6 +72,12 @@ def make_model(
     except (TlError, OSError) as error:  # the model is made
         progress.say(f"no report: {error}")
     return MadeModel(model, result.run.folder, result.metrics)
+
+
+def _has_others(labels: Path, photos: Path) -> bool:
+    """Whether a folder has images that have no label."""
+    known = {os.path.realpath(image.path) for image in read_images(labels)}
+    return any(os.path.realpath(path) not in known for path in find_images([photos]).paths)
 
 
 def _refit(labels: Path, model: Path, trunk: Path, progress: Progress) -> MadeModel:

@@ -297,12 +297,13 @@ class LabelSession:
             return self.revision, views.similar(self._scene, asked.like)
         if asked.window:
             self._check_window(asked.window)
+        self._check_ids(asked.kept)
         with self._lock:
             if asked.view == "next":
                 is_open = self.labels.status == OPEN
                 is_open[list(self.work.errors)] = False
                 chosen = self._learning.learned.chosen
-                return self.revision, self._queue.offer(asked.window, views.QUEUE, chosen, is_open)
+                return self.revision, self._queue.offer(asked.window, views.QUEUE, chosen, is_open, kept=asked.kept)
             return self.revision, views.listed(self._scene, self._learning.learned, asked).tolist()
 
     def state(self, window: str = "") -> dict[str, Any]:

@@ -31,7 +31,10 @@ Indices = NDArray[np.intp]
 
 @dataclass(frozen=True)
 class Asked:
-    """A list that is asked for. `name`: of a class. `like`: images. `status`, `search`: narrow any view but `next`."""
+    """A list that is asked for. `name`: of a class. `like`: images. `status`, `search`: narrow any view but `next`.
+
+    `kept`: images of `next` that the window shows, and that stay where they are.
+    """
 
     view: View
     name: str | None = None
@@ -39,6 +42,7 @@ class Asked:
     status: str | None = None
     search: str = ""
     window: str = ""
+    kept: tuple[int, ...] = ()
 
 
 @dataclass(frozen=True)

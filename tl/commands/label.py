@@ -128,7 +128,12 @@ def _label(request: LabelRequest, listening: socket.socket) -> None:
     from tl.serving.local.thumbnails import Thumbnails
 
     page, plan = request.page, _plan(request)
-    make = partial(make_model, trunk=request.session.model, backbone=request.session.backbone)
+    make = partial(
+        make_model,
+        trunk=request.session.model,
+        backbone=request.session.backbone,
+        photos=request.session.photos,
+    )
     with open_session(plan, _source(request), warn, make) as session:
         thumbnails = Thumbnails(session.photos.locate, len(session.photos), threads=page.threads)
         stream = RevisionStream(lambda: session.revision)

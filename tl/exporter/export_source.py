@@ -353,6 +353,6 @@ def _public_config(config: TrainConfig) -> dict[str, Any]:
     plain = {name: list(value) if isinstance(value, tuple) else value for name, value in vars(config).items()}
     plain["data"] = Path(config.data).name
     del plain["out"]
-    for name in ("weights", "augment", "images", "taxonomy", "boxes"):
+    for name in ("weights", "augment", "unlabeled", "images", "taxonomy", "boxes"):
         plain[name] = None if plain[name] is None else Path(str(plain[name])).name
     return plain

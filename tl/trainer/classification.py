@@ -5,6 +5,7 @@ The order of the steps is in `train`. Imports torch only where a network is need
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -151,6 +152,9 @@ def compute_features(task: FeatureTask, progress: Progress, splits: Sequence[str
         from tl.trainer.features.extraction import extract_features
 
         extract_features(task, places, progress)
+    if isinstance(task, Task) and task.unlabeled is not None:
+        unlabeled = dataclasses.replace(task, store=task.unlabeled, unlabeled=None)
+        compute_features(unlabeled, progress, ("",))
 
 
 def audit_files(task: FeatureTask) -> list[Finding]:

@@ -75,6 +75,12 @@ class TrainConfig:
         "Data",
     )
     per_class: int | None = _option(None, "Train on only this many images per class.", "Data")
+    unlabeled: str | None = _option(
+        None,
+        "Folder of more images, without labels: a solved head is fitted again, also to its own answers for the 90% of "
+        "them that it is most certain of (self-training). Requires --method features.",
+        "Data",
+    )
     images: str | None = _option(
         None, "CSV and landmark files: folder that the images' paths are relative to, if not the file's own.", "Data"
     )

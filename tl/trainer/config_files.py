@@ -81,7 +81,10 @@ def dump_config(config: TrainConfig) -> str:
 def with_absolute_paths(config: TrainConfig) -> TrainConfig:
     """The config with absolute paths, so that the run can be resumed, repeated and exported from any folder."""
     words = {"none", "imagenet", "names", *PRESETS}  # keywords, kept even if a folder of the same name exists
-    paths = {name: getattr(config, name) for name in ("data", "images", "weights", "augment", "taxonomy", "boxes")}
+    paths = {
+        name: getattr(config, name)
+        for name in ("data", "unlabeled", "images", "weights", "augment", "taxonomy", "boxes")
+    }
     absolute = {
         name: os.path.abspath(path)
         for name, path in paths.items()

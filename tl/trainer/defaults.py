@@ -71,3 +71,5 @@ C_VALUES: dict[str, tuple[float, ...]] = {
 }
 # Folds that choose C for a solved head.
 SOLVER_FOLDS = 5
+# Images without labels that self-training uses: more cost time and change little.
+MOST_UNLABELED = 4000

@@ -271,6 +271,11 @@ def _combination_faults(config: TrainConfig) -> list[str]:
         "bag requires a solved linear head on cached features: method features with head linear or svm, "
         "without epochs": (config.bag and not is_solved(config)),
         f"folds must be at least 2, found {config.folds}": _below(config.folds, 2),
+        "unlabeled requires a logistic head that is solved: method features with head linear, without epochs, bag and "
+        "views": (
+            config.unlabeled is not None
+            and not (is_solved(config) and config.head == "linear" and not config.bag and config.views is None)
+        ),
         "refit requires a solved head (method features with head linear or svm, without epochs), without bag and "
         "views, or fine-tuning with interpolate and a soup of at least 2": (
             config.refit is True and not can_refit(config)

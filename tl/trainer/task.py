@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from importlib import metadata
@@ -32,9 +33,10 @@ from tl.errors import ConfigError, DataError
 from tl.progress import Progress
 from tl.runtime.ensembles.taxonomy import Taxonomy, taxonomy_of
 from tl.runtime.imaging.preprocessing import Preprocessing, build_preprocessing, parse_channels
+from tl.runtime.sources.paths import find_images
 from tl.trainer.boxes import check_found, read_run_data, run_crop
 from tl.trainer.config import TrainConfig
-from tl.trainer.defaults import MAX_EPOCHS, MIN_STEPS, SOLVER_FOLDS
+from tl.trainer.defaults import MAX_EPOCHS, MIN_STEPS, MOST_UNLABELED, SOLVER_FOLDS
 from tl.trainer.fit.augment import Augment, build_augment
 from tl.trainer.models.backbone_info import OWN_BACKBONES, BackboneInfo, library_of, remembered_info, with_channels
 from tl.trainer.models.weight_files import WeightsFile, find_weights, read_colors
@@ -117,7 +119,12 @@ class FeatureTask(PreparedInputs):
 
 @dataclass(frozen=True)
 class Task(FeatureTask):
-    """The prepared inputs of a classification run. `ids`: class id of each image in the store."""
+    """The prepared inputs of a classification run. `ids`: class id of each image in the store.
+
+    `unlabeled`: images without labels, None if there are none.
+    """
+
+    unlabeled: ImageStore | None = None
 
     @property
     def class_names(self) -> tuple[str, ...]:
@@ -166,7 +173,8 @@ def prepare_task(config: TrainConfig, progress: Progress, check: Check = lambda 
     ids = tuple(class_ids(inputs.store.images, inputs.outputs))
     taxonomy = taxonomy_of(config.taxonomy, inputs.outputs)
     bad = [*inputs.bad, *failed, *((image, "no box to use") for image in boxed.unboxed)]
-    task = Task(**vars(inputs) | {"ids": ids, "taxonomy": taxonomy, "bad": bad})
+    unlabeled = None if config.unlabeled is None else _read_unlabeled(config.unlabeled, inputs, progress)
+    task = Task(**vars(inputs) | {"ids": ids, "taxonomy": taxonomy, "bad": bad, "unlabeled": unlabeled})
     return dataclasses.replace(task, config=dataclasses.replace(task.config, refit=refits(task, has_own_split)))
 
 
@@ -216,6 +224,32 @@ def prepare_inputs(
     ids = (0,) * len(store.images)
     return FeatureTask(
         config, info, preprocessing, augment, weights, store, bad, outputs, ids, features, None, has_own_split
+    )
+
+
+def _read_unlabeled(folder: str, inputs: FeatureTask, progress: Progress) -> ImageStore:
+    """Read the images of a folder that are not among the labeled ones, at most `MOST_UNLABELED`. Raises `DataError`."""
+    features, known = inputs.features, {os.path.realpath(image.path) for image in inputs.store.images}
+    paths = [path for path in find_images([folder]).paths if os.path.realpath(path) not in known]
+    if len(paths) > MOST_UNLABELED:
+        drawn = np.random.default_rng(inputs.config.seed).choice(len(paths), MOST_UNLABELED, replace=False)
+        progress.say(f"{folder}: {MOST_UNLABELED} of {len(paths)} images without labels are used, drawn at random")
+        paths = [paths[i] for i in sorted(drawn.tolist())]
+    images = [LabeledImage(path, path, "") for path in paths]
+    store, bad = load_images(
+        *(images, inputs.preprocessing, inputs.config.cache, progress),
+        is_done=lambda image, digest: features is not None and features.has(content_key(image, digest), (CLEAN,)),
+    )
+    if bad:
+        progress.say(f"{folder}: {len(bad)} images cannot be read and are left out, first {bad[0][0].name}")
+    kept = [i for i, digest in enumerate(store.hashes) if digest not in set(inputs.store.hashes)]
+    if not kept:
+        raise DataError(f"{folder}: has no readable images besides the labeled ones: leave out unlabeled")
+    return dataclasses.replace(
+        store,
+        images=tuple(store.images[i] for i in kept),
+        hashes=tuple(store.hashes[i] for i in kept),
+        kept={n: store.kept[i] for n, i in enumerate(kept) if i in store.kept},
     )
 
 

@@ -12,11 +12,13 @@ _BOXES = ("boxes", "min_box_confidence", "box_categories", "box_labels", "crop_s
 # Options for classification only.
 _CLASSES_ONLY = (
     *("per_class", "path_column", "label_column", "views", "mixup", "cutmix", "label_smoothing", "class_weights"),
+    "unlabeled",
     *("sampler", "taxonomy", *_BOXES),
 )
 # Options of classification that regression does not have.
 _CLASSES_NOT_NUMBERS = (
     *("per_class", "mixup", "cutmix", "label_smoothing", "class_weights", "sampler", "bag", "views", "taxonomy"),
+    "unlabeled",
     *_BOXES,
 )
 _NUMBERS_ONLY = ("unit", "number_loss", "quantile")

@@ -40,6 +40,7 @@ class _ListQuery:
     status: str | None = None
     search: str = ""
     window: str = ""
+    kept: str = ""
 
 
 @dataclass(frozen=True)
@@ -120,8 +121,11 @@ async def _state(session: LabelSession, request: Request) -> Response:
 
 async def _list(session: LabelSession, request: Request) -> Response:
     asked = read_query(request, _ListQuery, {"class": "name"})
-    like = tuple(parse_id(text, len(session.photos)) for text in asked.like.split(",") if text)
-    view = Asked(asked.view, asked.name, like, asked.status, asked.search, asked.window)
+    like, kept = (
+        tuple(parse_id(text, len(session.photos)) for text in texts.split(",") if text)
+        for texts in (asked.like, asked.kept)
+    )
+    view = Asked(asked.view, asked.name, like, asked.status, asked.search, asked.window, kept)
     revision, ids = await in_thread(session.list_images, view)
     return json_response({"revision": revision, "view": asked.view, "ids": ids})
 

@@ -101,13 +101,19 @@ def cross_validate(
     losses = np.array([_losses(solver, each, ids) for each in logits])
     chosen, held_out = select_nested(logits, losses, folds)
     best = tried[chosen]
-    (head,), _ = _solve_each(solver, data, data, [best], seed, is_balanced)
+    head = solve_with(solver, data, best, seed, is_balanced=is_balanced)
     trained = np.average(train_accuracies, axis=0, weights=[len(own) for own, _ in folds])
     trials = [
         Trial(c, float(accuracy), float((each.argmax(axis=1) == ids).mean()), _log_loss(solver, each, ids))
         for c, accuracy, each in zip(tried, trained, logits, strict=True)
     ]
     return CrossValidated(head, held_out, trials)
+
+
+def solve_with(solver: Solver, data: Labeled, c: float, seed: int, *, is_balanced: bool = False) -> LinearHead:
+    """Fit a head with a given C. Features (N, D), ids (N,) with each of 0..C-1."""
+    (head,), _ = _solve_each(solver, data, data, [c], seed, is_balanced)
+    return head
 
 
 def lowest_mean(losses: NDArray[np.floating], rows: NDArray[np.intp]) -> int:

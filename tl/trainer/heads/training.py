@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from tl.data.splits import Fold, cut_folds
 from tl.evaluation.sites import site_folds
 from tl.progress import Progress
+from tl.trainer.heads.self_training import self_train_folds
 from tl.trainer.heads.solvers import CrossValidated, LinearHead, Solver, Trial, cross_validate, solve_bag, solve_head
 from tl.trainer.options import settled
 from tl.trainer.outcome import HeldOut, Outcome
@@ -73,6 +74,8 @@ def solve_linear(task: Task, places: Sequence[int], run: Run, progress: Progress
         folds = task.folds(places)
         if folds is not None:
             return _cross_validate(task, places, folds, run, progress, stage).head
+    if task.unlabeled is not None:
+        progress.say("no self-training: it requires two images of each class, in two groups if there are groups")
     solver: Solver = "svm" if config.head == "svm" else "logistic"
     progress.start("solving the head", 1, "heads")
     train = _train_data(task)
@@ -125,6 +128,10 @@ def _cross_validate(
     data = task.features_at(places), np.array([task.ids[i] for i in places])
     is_balanced = config.class_weights == "balanced"
     found = cross_validate(solver, data, folds, settled(config.c_values), config.seed, is_balanced=is_balanced)
+    if task.unlabeled is not None and task.features is not None:
+        unlabeled = task.features.get(task.unlabeled, range(len(task.unlabeled.images)))
+        progress.say(f"self-training on {len(unlabeled)} images without labels")
+        found = self_train_folds(solver, found, data, folds, unlabeled, config.seed, is_balanced=is_balanced)
     run.save_rows(f"c_search{stage}.csv", Trial, found.trials)
     tried = ", ".join(f"{trial.c:g}" for trial in found.trials)
     progress.say(f"{solver} head with C {found.head.c:g}, selected from {tried} by {len(folds)}-fold cross-validation")

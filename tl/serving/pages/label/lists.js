@@ -1,10 +1,9 @@
 // How a shown list of images takes up news without a jump. Pure: lists are arrays of ids.
 
-/** The queue `next`: what is shown and open stays in its order; new images fill it up at the end. */
-export function refillQueue(shown, fresh, isOpen) {
-  const kept = shown.filter(isOpen), known = new Set(kept);
-  const added = fresh.filter((id) => !known.has(id) && isOpen(id));
-  return [...kept, ...added.slice(0, Math.max(0, fresh.length - kept.length))];
+/** The queue `next`: the first `seen` images stay in their order if they are open; the newest choice follows. */
+export function refillQueue(shown, fresh, isOpen, seen) {
+  const kept = shown.slice(0, seen).filter(isOpen), known = new Set(kept);
+  return [...kept, ...fresh.filter((id) => !known.has(id) && isOpen(id))];
 }
 
 /** A ranked list: what is shown and still belongs to it keeps its place; new images come at the end. */

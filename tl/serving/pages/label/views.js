@@ -14,7 +14,9 @@ const BELONGS = {
   skipped: (record) => !record || record.status === "skipped",
   all: () => true, errors: () => true,
 };
-const MERGES = { next: refillQueue, suggested: extendRanked, similar: extendRanked, labeled: extendRanked, unsure: extendRanked, skipped: extendRanked };
+const RANKED = ["suggested", "similar", "labeled", "unsure", "skipped"];
+// Of the queue, this many images stay when one comes back to it.
+const REMEMBERED = 12;
 
 export class Views {
   current = { view: "next" };
@@ -42,7 +44,7 @@ export class Views {
       this.current = wanted; // only now, so that what is shown and what it is called agree
       this.#places.clear();
       const before = this.#remembered.get(this.#key()) ?? {};
-      const ids = view === "next" && before.ids ? refillQueue(before.ids, fresh, (id) => this.#belongs(id)) : fresh;
+      const ids = view === "next" && before.ids ? refillQueue(before.ids, fresh, (id) => this.#belongs(id), REMEMBERED) : fresh;
       this.isLoaded = true;
       grid.show(ids, { top: before.top ?? 0, focus: before.focus ?? null });
     } catch (error) {
@@ -73,10 +75,12 @@ export class Views {
   async follow() {
     const { current } = this, { view, search } = current;
     if (view === "all" && !search && this.isLoaded) return;
-    const fresh = await this.#fetch(current).catch(() => null);
+    const isQueue = view === "next", belongs = (id) => this.#belongs(id);
+    const fresh = await this.#fetch(current, isQueue ? this.#seen().filter(belongs) : []).catch(() => null);
     if (fresh === null || current !== this.current) return;
-    const belongs = (id) => this.#belongs(id), merge = MERGES[view];
-    const ids = merge ? merge(this.grid.ids, fresh, belongs) : fresh.filter(belongs);
+    const shown = this.grid.ids;
+    const ids = isQueue ? refillQueue(shown, fresh, belongs, this.#seen().length) :
+      RANKED.includes(view) ? extendRanked(shown, fresh, belongs) : fresh.filter(belongs);
     this.isLoaded = true;
     if (ids.length !== this.grid.ids.length || ids.some((id, n) => id !== this.grid.ids[n])) this.grid.change(ids);
     this.drawn();
@@ -217,9 +221,16 @@ export class Views {
     return BELONGS[this.current.view](this.records.get(id), this.current);
   }
 
-  async #fetch({ view, label, like, search }) {
+  async #fetch({ view, label, like, search }, kept = []) {
     if (view === "suggested" && label === null) return [];
-    return (await this.api.get("api/list", { view, class: label, like: like?.join(","), search, window: this.api.window })).ids;
+    const asked = { view, class: label, like: like?.join(","), search, window: this.api.window, kept: kept.join(",") };
+    return (await this.api.get("api/list", asked)).ids;
+  }
+
+  /** The images from the first one to the last one in view: they stay where they are. */
+  #seen() {
+    const { grid } = this, last = grid.lookedAt().at(-1);
+    return grid.ids.slice(0, last === undefined ? 0 : grid.selection.placeOf(last) + 1);
   }
 
   #key() {
