@@ -39,6 +39,11 @@ const doings = {
       await page.waitForFunction((before) => document.querySelector("#grid .tile.active")?.title !== before, name);
     }
   },
+  // A key that is held down: `times` presses without a release.
+  hold: async ({ key, times }) => {
+    for (let n = 0; n < times; n++) await page.keyboard.down(key);
+    await page.keyboard.up(key);
+  },
   type: ({ text }) => page.keyboard.type(text),
   click: ({ selector }) => page.click(selector),
   visible: ({ selector }) => page.waitForSelector(selector).then(() => null),
@@ -60,7 +65,22 @@ const doings = {
   // Lets no requests of a window through that match a pattern, or lets them again.
   block: ({ pattern }) => page.route(pattern, (route) => route.abort()),
   unblock: ({ pattern }) => page.unroute(pattern),
+  // Lets requests that match a pattern wait for ever.
+  stall: ({ pattern }) => page.route(pattern, () => {}),
+  delay: ({ pattern, milliseconds }) => page.route(pattern, async (route) => {
+    await new Promise((resolve) => setTimeout(resolve, milliseconds));
+    await route.continue();
+  }),
   window: ({ url }) => open(url),
+  // A copy of the window, as of "Duplicate tab".
+  copy: async () => {
+    const [copied] = await Promise.all([context.waitForEvent("page"), page.evaluate(() => void window.open(location.href))]);
+    windows.push((page = copied));
+  },
+  reload: () => page.reload().then(() => null),
+  // Closes a window as a person does, so that the page may ask first.
+  leave: () => page.close({ runBeforeUnload: true }).then(() => new Promise((resolve) => setTimeout(resolve, 500))),
+  size: ({ width, height }) => page.setViewportSize({ width, height }),
   switch: ({ number }) => {
     page = windows[number];
     return page.bringToFront();

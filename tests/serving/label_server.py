@@ -101,7 +101,7 @@ def labeling(plan: SessionPlan, model: Path | None = None, make: MakeModel | Non
         assert ready.wait(30)
         try:
             with httpx.Client(base_url=access.url.rstrip("/"), timeout=60) as client:
-                assert client.get(access.link()).status_code == 303
+                assert client.get(access.link()).status_code == 200
                 yield Labeling(session, access, client, said)
         finally:
             server.should_exit = True

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import os
+import shutil
 import socket
+import stat
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -14,7 +17,7 @@ from tests.annotation.photos import make_photos
 from tests.serving.label_server import Labeling, labeling
 from tl.annotation.opening import SessionPlan
 from tl.serving.local.access import LocalAccess
-from tl.serving.local.run import has_desktop
+from tl.serving.local.run import has_desktop, write_link_page
 
 PATHS = ("/api/state", "/api/list?view=all", "/api/events", "/api/image/0/info", "/thumb/0", "/view/0", "/app.js")
 POSTS = ("records", "label", "note", "undo", "redo", "classes", "model", "model/cancel")
@@ -52,20 +55,23 @@ def test_link__works_once(page: Labeling, stranger: httpx.Client) -> None:
     link = page.access.link()
     assert page.access.link() == link  # until it is used
     answer = stranger.get(link)
-    assert (answer.status_code, answer.headers["location"]) == (303, "/")
+    # Not a redirect, with which the browser would not send the cookie after a click on a page of another site.
+    assert answer.status_code == 200
+    assert 'http-equiv="refresh" content="0; url=/"' in answer.text
+    assert answer.headers["cache-control"] == "no-store"
     cookie = answer.headers["set-cookie"]
     assert cookie.startswith(f"tl-{page.access.port}=")
     assert all(word in cookie for word in ("HttpOnly", "SameSite=strict", "Path=/"))
     assert "Max-Age" not in cookie  # ends with the browser
-    assert "token" not in answer.headers["location"]
+    assert link.partition("token=")[2] not in answer.text
     with httpx.Client(base_url=page.client.base_url) as other:
         used = other.get(link)
         assert used.status_code == 401
         assert "set-cookie" not in used.headers
         assert other.get("/api/state").status_code == 401
-        assert other.get(page.access.link()).status_code == 303
+        assert other.get(page.access.link()).status_code == 200
     assert stranger.get("/api/state").status_code == 200  # others' links end nobody's session
-    assert stranger.get(link).status_code == 303  # whoever is in already, may use an old bookmark
+    assert stranger.get(link).status_code == 200  # whoever is in already, may use an old bookmark
 
 
 @pytest.mark.parametrize("token", ["", "x", "%00", "ü", "a" * 5000])
@@ -84,7 +90,7 @@ def test_link__is_not_used_up_by_programs_that_look_ahead(page: Labeling, strang
     link = page.access.link()
     assert stranger.head(link).status_code == 401
     assert stranger.get(link, headers={"Sec-Purpose": "prefetch"}).status_code == 503
-    assert stranger.get(link).status_code == 303
+    assert stranger.get(link).status_code == 200
 
 
 def test_link__a_fresh_one_is_shown_at_most_once_a_second(page: Labeling, stranger: httpx.Client) -> None:
@@ -139,7 +145,29 @@ def test_answers__have_strict_headers(page: Labeling) -> None:
         assert headers["cross-origin-resource-policy"] == "same-origin"
         assert "access-control-allow-origin" not in headers
     assert page.client.get("/api/state").headers["cache-control"] == "no-store"
-    assert page.client.get("/thumb/0").headers["cache-control"].startswith("private")
+    # Numbers of images mean other photos after a new start: what a browser keeps, it has to ask for again.
+    thumb = page.client.get("/thumb/0")
+    assert thumb.headers["cache-control"] == "private, no-cache"
+    kept = page.client.get("/thumb/0", headers={"If-None-Match": thumb.headers["etag"]})
+    assert (kept.status_code, kept.content) == (304, b"")
+
+
+def test_run__numbers_of_another_run_are_refused(page: Labeling, stranger: httpx.Client) -> None:
+    run = page.client.get("/api/state").headers["tl-run"]
+    body = {"window": "w", "images": [{"id": 0, "version": 0}], "do": "skip"}
+    told = page.error(409, "POST", "/api/label", json=body, headers={"tl-run": "of another"})
+    assert "started anew" in told
+    assert page.records(0)[0]["status"] == "open"
+    assert page.client.get("/api/state", headers={"tl-run": run}).headers["tl-run"] == run
+    assert "tl-run" not in stranger.get("/api/state").headers  # 401
+
+
+def test_session__beside_cookies_of_any_form(page: Labeling, stranger: httpx.Client) -> None:
+    shown = f"{page.access.cookie}={page.client.cookies[page.access.cookie]}"
+    for other in ('a={"b": 1}', "a,b=[1]", "=;;", 'x="', "ü=é", "$Version"):
+        for text in (f"{other}; {shown}", f"{shown}; {other}", f"{other};{shown}"):
+            headers = [(b"cookie", text.encode("utf-8"))]
+            assert stranger.get("/api/state", headers=headers).status_code == 200, text  # type: ignore[arg-type]
 
 
 ODD = [
@@ -177,6 +205,18 @@ def test_access__many_sessions_do_not_fill_the_memory() -> None:
     assert is_known(sessions[-1])
     assert not is_known(first)
     assert access.open_session("") is None
+
+
+def test_write_link_page__is_of_this_user_alone() -> None:
+    """Other users see command lines of browsers, so that the link is in a file."""
+    folder = write_link_page("http://127.0.0.1:1/?token=a")
+    try:
+        page = folder / "open.html"
+        assert 'content="0; url=http://127.0.0.1:1/?token=a"' in page.read_text(encoding="utf-8")
+        if os.name == "posix":
+            assert [stat.S_IMODE(path.stat().st_mode) for path in (folder, page)] == [0o700, 0o600]
+    finally:
+        shutil.rmtree(folder)
 
 
 def test_has_desktop__not_without_a_display(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -273,7 +273,9 @@ def _read_line(path: Path, number: int, line: bytes) -> Event:
     try:
         found = json.loads(line)
     except ValueError as error:
-        raise DataError(f"{place}: damaged ({error}): restore the file from a copy, or remove this line") from error
+        raise DataError(
+            f"{place}: damaged ({error}): restore the file from a copy, or remove this line and all after it"
+        ) from error
     if not isinstance(found, dict) or not isinstance(found.get("do"), str):
         raise DataError(f"{place}: expected an object with the key do")
     event = _parse(place, found)

@@ -137,4 +137,6 @@ def _result_text(made: MadeModel) -> str:
     """What was made, and how good it is."""
     scores = made.metrics["val"]
     accuracy = f"{scores['top1_accuracy']:.1%} ({scores['ci_low']:.1%} to {scores['ci_high']:.1%})"
-    return f"{made.model.name}: accuracy {accuracy} on {scores['n']} held-out images"
+    if made.is_random:
+        return f"{made.model.name}: accuracy {accuracy} on {scores['n']} random images"
+    return f"{made.model.name}: accuracy {accuracy} on all {scores['n']} labeled images, chosen ones too"

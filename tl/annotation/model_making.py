@@ -6,11 +6,12 @@ What `tl train`, `tl export` and `tl refit` do, in one call. Imports torch only 
 from __future__ import annotations
 
 import os
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
 
-from tl.data.manifests import read_images
+from tl.data.manifests import LabeledImage, read_images
 from tl.errors import ConfigError, TlError
 from tl.evaluation.metrics import Metrics
 from tl.progress import Progress
@@ -24,12 +25,14 @@ METHODS: tuple[Method, ...] = ("features", "finetune")
 class MadeModel:
     """A verified model file. `run`: the folder of its run, None for a new head on a model file.
 
-    `metrics`: of the labeled images that are for validation, held out; see `metrics.json`.
+    `metrics`: of the labeled images that are for validation, held out; see `metrics.json`. `is_random`: whether these
+    were drawn at random; otherwise they are all labeled images, also those that were chosen.
     """
 
     model: Path
     run: Path | None
     metrics: Metrics
+    is_random: bool
 
 
 def make_model(
@@ -50,10 +53,12 @@ def make_model(
     `finetune` also tries to fine-tune the backbone (method auto of training), and keeps what is better. `trunk`: a
     model file that gets a new head instead, without a run. Raises any `TlError` of the steps.
     """
+    images = read_images(labels)
+    is_random = any(image.split == "val" for image in images)
     if trunk is not None:
         if method != "features":
             raise ConfigError(f"{trunk}: the trunk of a model file cannot be fine-tuned: label without a model file")
-        return _refit(labels, model, trunk, progress)
+        return _refit(labels, model, trunk, progress, is_random=is_random)
     from tl.exporter.export import export_run
     from tl.studies.report.run_page import write_run_report
     from tl.trainer.config import TrainConfig
@@ -63,7 +68,7 @@ def make_model(
     config = TrainConfig(data=str(labels), out=str(run), method=method if is_frozen else "auto")
     config = replace(config, backbone=backbone or config.backbone)
     if is_frozen:
-        unlabeled = str(photos) if photos is not None and _has_others(labels, photos) else None
+        unlabeled = str(photos) if photos is not None and _has_others(images, photos) else None
         config = replace(config, refit=True, class_weights="balanced", unlabeled=unlabeled)
     result = train(config, progress)
     export_run(result.run, model, progress)
@@ -71,18 +76,18 @@ def make_model(
         write_run_report(result.run)
     except (TlError, OSError) as error:  # the model is made
         progress.say(f"no report: {error}")
-    return MadeModel(model, result.run.folder, result.metrics)
+    return MadeModel(model, result.run.folder, result.metrics, is_random)
 
 
-def _has_others(labels: Path, photos: Path) -> bool:
+def _has_others(labeled: Sequence[LabeledImage], photos: Path) -> bool:
     """Whether a folder has images that have no label."""
-    known = {os.path.realpath(image.path) for image in read_images(labels)}
+    known = {os.path.realpath(image.path) for image in labeled}
     return any(os.path.realpath(path) not in known for path in find_images([photos]).paths)
 
 
-def _refit(labels: Path, model: Path, trunk: Path, progress: Progress) -> MadeModel:
+def _refit(labels: Path, model: Path, trunk: Path, progress: Progress, *, is_random: bool) -> MadeModel:
     from tl.exporter.refitting.refit import refit
     from tl.exporter.refitting.seen import RefitOptions
 
     refitted = refit(trunk, [labels], model, progress, RefitOptions(drop=True))
-    return MadeModel(refitted.path, None, {"val": refitted.after})
+    return MadeModel(refitted.path, None, {"val": refitted.after}, is_random)

@@ -27,7 +27,7 @@ from tl.annotation.photos import Photos, list_photos
 from tl.annotation.refusals import Refused
 from tl.annotation.reserve import Draw, draw_reserve, reserved_images, with_groups
 from tl.annotation.session import START, Begun, LabelSession
-from tl.data.manifests import read_images
+from tl.data.manifests import LabeledImage, ManifestColumns, read_images
 from tl.errors import ConfigError, DataError, OutputError
 from tl.runtime.output.claim import claim_output
 from tl.runtime.output.files import output_errors
@@ -219,7 +219,9 @@ def _read_labels(source: Path, photos: Photos, say: Say) -> Mapping[str, list[in
     """Return the images of each label of a data set, as far as they are among the photos. Raises `DataError`."""
     places = {os.path.realpath(path): i for i, path in enumerate(photos.paths)}
     found: dict[str, list[int]] = {}
-    listed = read_images(source, say=say)
+    listed = _read_images(source, photos, say)
+    if any(image.split for image in listed):
+        say(f"{source}: its split is not taken over: images are set aside at random here")
     if boxed := next((image for image in listed if image.box is not None or image.region is not None), None):
         raise DataError(f"{source}: labels boxes of images, as of {boxed.name}, and whole images are labeled here")
     seen: set[int] = set()
@@ -233,6 +235,20 @@ def _read_labels(source: Path, photos: Photos, say: Say) -> Mapping[str, list[in
     if len(seen) < len(listed):
         say(f"{source}: {len(listed) - len(seen)} of {len(listed)} images are not in {photos.root}: left out")
     return found
+
+
+def _read_images(source: Path, photos: Photos, say: Say) -> list[LabeledImage]:
+    """Read a data set whose paths may also be relative to the folder of photos. Raises `DataError`."""
+    try:
+        return read_images(source, say=say)
+    except DataError:
+        if source.is_dir():
+            raise
+        try:
+            return read_images(source, ManifestColumns(images=os.fspath(photos.root)), say)
+        except DataError:
+            pass
+        raise
 
 
 def _go_on(plan: SessionPlan, photos: Photos, journal: Journal, events: Sequence[Event], say: Say) -> Begun:

@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 
 from tl.annotation import views
 from tl.annotation.class_names import spell
+from tl.annotation.estimate import MIN_RANDOM
 from tl.annotation.exports import Exports, Snapshot, Writer, take_snapshot
 from tl.annotation.feature_work import FeatureWork, OpenSource
 from tl.annotation.journal import Event, Journal
@@ -315,7 +316,9 @@ class LabelSession:
             status = np.bincount(self.labels.status, minlength=4).tolist()
             decided = self._decided()
             set_aside = int((self.labels.status[decided] > LABELED).sum())
-            reserve = {"size": len(self._order), "open": int(self._open_reserve().sum())}
+            counted = int(self._is_random().sum())
+            reserve = {"size": len(self._order), "open": int(self._open_reserve().sum()), "counted": counted}
+            reserve["needed"] = MIN_RANDOM
             undo, redo = self.labels.can_undo(window), self.labels.can_redo(window)
         return {
             "revision": self.revision,

@@ -105,7 +105,7 @@ def command(request: LabelRequest) -> None:
 
     - `tl label photos --groups folder --import old.csv` goes on from existing labels; a folder is one specimen
 
-    Every answer is on disk before the page shows it; the same command goes on later. Photos are never changed, and
+    Every answer is on disk before the page confirms it; the same command goes on later. Photos are never changed, and
     nothing leaves this machine. The accuracy shown is that on random photos which are labeled without a suggestion.
     Ctrl-C stops.
     """

@@ -12,11 +12,10 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable
-from http.cookies import CookieError, SimpleCookie
 from typing import Literal
 from urllib.parse import parse_qs
 
-from starlette.responses import HTMLResponse, RedirectResponse, Response
+from starlette.responses import HTMLResponse, Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from tl.serving.access import PAGE_HEADERS, Access, error_response, url_of
@@ -30,6 +29,15 @@ _PAGE = (
     '<!doctype html><html lang="en"><head><meta charset="utf-8"><title>tl</title></head>'
     f"<body><p>{_CLOSED}</p></body></html>"
 )
+# Not a redirect: after a click on a page of another site, a browser would not send a strict cookie with it.
+_OPENED = (
+    '<!doctype html><html lang="en"><head><meta charset="utf-8"><title>tl</title>'
+    '<link rel="icon" href="icon.svg"><meta http-equiv="refresh" content="0; url=/"></head>'
+    '<body><p><a href="/">Open the page</a></p></body></html>'
+)
+# A page says which run of the command its numbers of images are from; they mean nothing to another.
+RUN_HEADER = b"tl-run"
+_OTHER_RUN = "the command was started anew: load this page again"
 
 
 class LocalAccess:
@@ -37,6 +45,7 @@ class LocalAccess:
 
     def __init__(self, port: int, say: Callable[[str], None] = lambda line: None) -> None:
         self.port, self.cookie = port, f"tl-{port}"
+        self.run = secrets.token_hex(8)
         self._origin = Access(HOST, port)
         self._say = say
         self._lock = threading.Lock()
@@ -75,14 +84,10 @@ class LocalAccess:
 
     def has_session(self, scope: Scope) -> bool:
         """Return whether a request shows the cookie of a session."""
-        shown: list[str] = []
-        for name, value in scope["headers"]:
-            if name == b"cookie":
-                try:
-                    cookies = SimpleCookie(value.decode("latin-1"))
-                except CookieError:
-                    continue
-                shown += [cookies[self.cookie].value] if self.cookie in cookies else []
+        # Cookies of other servers of this machine come too, and may have any form.
+        texts = [value.decode("latin-1") for name, value in scope["headers"] if name == b"cookie"]
+        pairs = [part.strip().partition("=") for text in texts for part in text.split(";")]
+        shown = [value for name, _, value in pairs if name == self.cookie]
         with self._lock:
             sessions = list(self._sessions)
         return any(_is_same(one, session) for one in shown for session in sessions)
@@ -120,6 +125,8 @@ class LocalGate:
                 if not any(name == b"cache-control" for name, _ in headers):
                     # A file of the page may be another one after an update of tl.
                     headers.append((b"cache-control", b"no-store" if is_api else b"no-cache"))
+                if is_api and message["status"] != 401:
+                    headers.append((RUN_HEADER, self._access.run.encode()))
                 message["headers"] = [*headers, *PAGE_HEADERS]
             await send(message)
 
@@ -137,17 +144,18 @@ class LocalGate:
         session = self._access.open_session(shown) if shown else None
         is_known = session is not None or self._access.has_session(scope)
         if shown and is_known:
-            return self._redirect(session)
+            return self._opened(session)
         if is_known:
-            return None
+            run = dict(scope["headers"]).get(RUN_HEADER)
+            return error_response(409, _OTHER_RUN) if run not in (None, self._access.run.encode()) else None
         if is_page:
             self._access.say_link()
             return HTMLResponse(_PAGE, 401, {"cache-control": "no-store"})
         return error_response(401, _CLOSED)
 
-    def _redirect(self, session: str | None) -> Response:
+    def _opened(self, session: str | None) -> Response:
         """Return the way to the page without the token, which then stays in no history."""
-        answer = RedirectResponse("/", 303, {"cache-control": "no-store"})
+        answer = HTMLResponse(_OPENED, headers={"cache-control": "no-store"})
         if session is not None:
             same_site: Literal["strict"] = "strict"
             answer.set_cookie(self._access.cookie, session, path="/", httponly=True, samesite=same_site)

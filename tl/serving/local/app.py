@@ -13,7 +13,7 @@ from starlette.exceptions import HTTPException
 from starlette.requests import Request
 from starlette.responses import Response, StreamingResponse
 from starlette.routing import BaseRoute, Match, Route
-from starlette.types import ASGIApp
+from starlette.types import ASGIApp, Receive, Scope, Send
 
 from tl.annotation.refusals import Kind, Refused
 from tl.errors import OutputError, TlError
@@ -81,24 +81,40 @@ class RevisionStream:
         """Answer GET /api/events."""
         if self._streams >= _MAX_STREAMS:
             return error_response(503, "too many windows listen: ask for the state from time to time")
-        return StreamingResponse(self._events(), headers={"cache-control": "no-store"}, media_type="text/event-stream")
+        self._streams += 1  # at once: other requests may come before the first event is sent
+        return _Stream(
+            self._end_one, self._events(), headers={"cache-control": "no-store"}, media_type="text/event-stream"
+        )
 
     async def _events(self) -> AsyncIterator[str]:
-        self._streams += 1
         told, waited = -1, 0.0
+        while not self._is_stopped:
+            revision = self._revision()
+            if revision != told:
+                told, waited = revision, 0.0
+                yield f'data: {{"revision": {revision}}}\n\n'
+            elif waited >= _SECONDS_BETWEEN_SIGNS:
+                waited = 0.0
+                yield ": still here\n\n"
+            await asyncio.sleep(_SECONDS_BETWEEN_REVISIONS)
+            waited += _SECONDS_BETWEEN_REVISIONS
+
+    def _end_one(self) -> None:
+        self._streams -= 1
+
+
+class _Stream(StreamingResponse):
+    """A stream that tells its end, even if it never began."""
+
+    def __init__(self, ended: Callable[[], None], events: AsyncIterator[str], **options: Any) -> None:
+        super().__init__(events, **options)
+        self._ended = ended
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         try:
-            while not self._is_stopped:
-                revision = self._revision()
-                if revision != told:
-                    told, waited = revision, 0.0
-                    yield f'data: {{"revision": {revision}}}\n\n'
-                elif waited >= _SECONDS_BETWEEN_SIGNS:
-                    waited = 0.0
-                    yield ": still here\n\n"
-                await asyncio.sleep(_SECONDS_BETWEEN_REVISIONS)
-                waited += _SECONDS_BETWEEN_REVISIONS
+            await super().__call__(scope, receive, send)
         finally:
-            self._streams -= 1
+            self._ended()
 
 
 async def _http_error(request: Request, error: Exception) -> Response:

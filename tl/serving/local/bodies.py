@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import types
 from collections.abc import Mapping
+from functools import cache
 from types import MappingProxyType
 from typing import Any, Literal, TypeVar, Union, cast, get_args, get_origin, get_type_hints
 
@@ -71,10 +72,15 @@ def parse_value(place: str, kind: Any, value: Any) -> Any:
     return value
 
 
+@cache
+def _hints(kind: type) -> dict[str, Any]:
+    return get_type_hints(kind)
+
+
 def _parse_object(place: str, kind: type, value: Any) -> Any:
     if not isinstance(value, dict):
         raise HTTPException(400, f"{place} must be an object")
-    hints, known = get_type_hints(kind), dataclasses.fields(kind)
+    hints, known = _hints(kind), dataclasses.fields(kind)
     if unknown := sorted(value.keys() - hints.keys()):
         raise HTTPException(400, f"{place} has an unknown field: {unknown[0][:100]}")
     if lacking := [one.name for one in known if one.default is dataclasses.MISSING and one.name not in value]:

@@ -18,8 +18,9 @@ from tl.serving.local.app import get, shown_text
 from tl.serving.local.thumbnails import THUMB_PX, VIEW_PX, Thumbnails
 
 _NUMBER = re.compile(r"(0|[1-9][0-9]{0,8})", re.ASCII)
-# A photo may change while the page is open, so a browser asks again after this time, which costs no image.
-_SECONDS_KEPT = 3600
+# The number of an image names another photo when the command is started anew, so that a browser must ask each time
+# whether what it has is still right, which costs no image.
+_CACHE_CONTROL = "private, no-cache"
 
 
 def parse_id(text: str, count: int) -> int:
@@ -52,7 +53,7 @@ async def _answer(request: Request, thumbnails: Thumbnails, count: int, longest:
         return error_response(422, shown_text(error.reason))
     except asyncio.CancelledError:
         return error_response(503, "this image is not needed any more, or the server stops")
-    headers = {"etag": f'"{small.tag}"', "cache-control": f"private, max-age={_SECONDS_KEPT}"}
+    headers = {"etag": f'"{small.tag}"', "cache-control": _CACHE_CONTROL}
     if headers["etag"] in (tag.strip() for tag in request.headers.get("if-none-match", "").split(",")):
         return Response(status_code=304, headers=headers)
     return Response(small.content, headers=headers, media_type="image/jpeg")

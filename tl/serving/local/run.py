@@ -3,17 +3,25 @@
 from __future__ import annotations
 
 import os
+import shutil
 import socket
 import sys
+import tempfile
 import threading
+import time
 import webbrowser
 from collections.abc import Callable
+from html import escape
+from pathlib import Path
 
 from starlette.types import ASGIApp
 
 from tl.serving.local.access import LocalAccess
 from tl.serving.local.bodies import LIMITS
 from tl.serving.server import build_server
+
+# A browser that is started takes a while until it reads its first page.
+_SECONDS_TO_OPEN = 30
 
 
 def serve_local(
@@ -34,11 +42,38 @@ def serve_local(
     def say_started() -> None:
         started()
         if opens_browser and has_desktop():
+            folder.append(write_link_page(access.link()))
             # Some browsers return only when they are closed.
-            threading.Thread(target=webbrowser.open, args=(access.link(),), daemon=True).start()
+            threading.Thread(target=_open_browser, args=(folder[0],), daemon=True).start()
 
+    folder: list[Path] = []
     server = build_server(app, LIMITS, started=say_started, stopping=stopping)
-    server.run([listening])
+    try:
+        server.run([listening])
+    finally:
+        for one in folder:
+            shutil.rmtree(one, ignore_errors=True)
+
+
+def write_link_page(link: str) -> Path:
+    """Write a page that leads to a link, into a new folder that only this user can read; returns the folder.
+
+    The command line of a browser can be seen by all users of a machine, and the link must not be in it.
+    """
+    # Browsers of Snap, as on Ubuntu, see neither the folder of temporary files nor hidden ones.
+    place = Path.home() if Path("/snap").is_dir() else None
+    folder = Path(tempfile.mkdtemp(prefix="tl-open-", dir=place))  # mode 0700
+    page = folder / "open.html"
+    page.touch(mode=0o600)
+    refresh = f'<meta http-equiv="refresh" content="0; url={escape(link)}">'
+    page.write_text(f'<!doctype html><meta charset="utf-8"><title>tl</title>{refresh}\n', encoding="utf-8")
+    return folder
+
+
+def _open_browser(folder: Path) -> None:
+    webbrowser.open((folder / "open.html").as_uri())
+    time.sleep(_SECONDS_TO_OPEN)
+    shutil.rmtree(folder, ignore_errors=True)
 
 
 def has_desktop() -> bool:

@@ -122,9 +122,9 @@ export class Grid {
     if (event.altKey) return false;
     const { key, shiftKey } = event, rows = Math.max(1, Math.floor(this.place.clientHeight / this.layout.step));
     if (key === " ") {
-      if (this.selection.focus !== null) this.selection.toggle(this.selection.focus);
+      if (this.selection.focus !== null && !event.repeat) this.selection.toggle(this.selection.focus);
     } else if (key === "Enter") {
-      if (this.selection.focus !== null) this.heard.open?.(this.selection.focus);
+      if (this.selection.focus !== null && !event.repeat) this.heard.open?.(this.selection.focus);
     } else if (!this.selection.move(key, this.layout.columns, rows, shiftKey)) return false;
     event.preventDefault();
     this.#reveal();

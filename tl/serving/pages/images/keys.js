@@ -18,6 +18,11 @@ export function nameOf({ key, code = "", ctrlKey, metaKey, altKey, shiftKey }) {
   return [(ctrlKey || metaKey) && "Ctrl", altKey && "Alt", hasShift && "Shift", plain].filter(Boolean).join("+");
 }
 
+// Of a key that is held down, only these are done again and again; others would act on many images.
+const REPEATED = ["u", "Ctrl+z", "Ctrl+Shift+z", "Ctrl+y"];
+
+const isCapital = ({ key, shiftKey, ctrlKey, metaKey, altKey }) => shiftKey && !ctrlKey && !metaKey && !altKey && /^\p{Lu}$/u.test(key);
+
 const isTyping = (target) => target.closest?.("input:not([type=range], [type=checkbox], [type=radio]), textarea, select, [contenteditable]");
 
 export class Keys {
@@ -25,8 +30,13 @@ export class Keys {
   #groups = new Map();
   otherwise = null;
 
-  constructor({ blocked = () => false } = {}) {
+  /** `typesCapitals`: a capital letter is the beginning of a word, and no key. */
+  constructor({ blocked = () => false, typesCapitals = false } = {}) {
+    this.typesCapitals = typesCapitals;
     this.help = new Help(() => this.#groups);
+    document.addEventListener("keydown", (event) => {
+      if (event.repeat && ["Enter", " "].includes(event.key) && event.target.closest?.("button, summary")) event.preventDefault();
+    }, { capture: true });
     document.addEventListener("keydown", (event) => {
       if (event.defaultPrevented || blocked() || document.querySelector("dialog[open]")) return;
       if (!this.handle(event)) this.otherwise?.(event);
@@ -47,10 +57,11 @@ export class Keys {
   /** Do what the key of an event says. Returns whether there is such a key. */
   handle(event) {
     if (event.isComposing || isTyping(event.target)) return false;
+    if (this.typesCapitals && isCapital(event)) return false;
     const name = nameOf(event), run = this.#runs.get(name);
     if (!run) return false;
     event.preventDefault();
-    run(event, name);
+    if (!event.repeat || REPEATED.includes(name)) run(event, name);
     return true;
   }
 }

@@ -4,13 +4,19 @@
 //   live.say("12 images labeled ant.", { action: ["Undo", () => ..., "U"], spoken: "12 images labeled ant. U undoes." });
 //   live.fail("These images cannot be labeled: ...");   // stays until it is closed or something else happens
 //   live.banner("The server does not answer ..."); live.banner(null);
+//   live.unsaved(3);                         // in the banner too, if it stays so for a while
 
-import { el } from "./dom.js";
+import { el, plural } from "./dom.js";
 
-const SHOWN_MS = 6000;
+const SHOWN_MS = 6000, SLOW_MS = 1500, MOVED_MS = 60;
+const openDialog = () => [...document.querySelectorAll("dialog[open]")].at(-1) ?? null;
 
 export class Live {
   #timer = null;
+  #slow = null; // the timer of `unsaved`
+  #lasting = null;
+  #unsaved = 0;
+  #isSlow = false;
 
   constructor(place) {
     this.place = place;
@@ -36,9 +42,28 @@ export class Live {
   }
 
   banner(text, isGone = true) {
-    this.bar.textContent = text ?? "";
-    this.bar.hidden = text === null;
+    const isNew = text !== null && text !== this.#lasting;
+    this.#lasting = text;
+    this.#drawBar();
+    if (isNew && openDialog()) this.#speak(this.alert, text);
     document.body.classList.toggle("server-gone", text !== null && isGone);
+  }
+
+  /** How many actions are shown but not yet saved. */
+  unsaved(count) {
+    this.#unsaved = count;
+    if (count === 0) {
+      clearTimeout(this.#slow);
+      this.#slow = null;
+      this.#isSlow = false;
+    } else this.#slow ??= setTimeout(() => ((this.#isSlow = true), this.#drawBar()), SLOW_MS);
+    this.#drawBar();
+  }
+
+  #drawBar() {
+    const slow = !this.#isSlow ? null : `${plural(this.#unsaved, "action")} not saved yet: the server is slow to answer.`;
+    this.bar.textContent = [this.#lasting, slow].filter(Boolean).join(" ");
+    this.bar.hidden = this.bar.textContent === "";
   }
 
   hide() {
@@ -54,13 +79,17 @@ export class Live {
     this.buttons.replaceChildren(...[act, isBad && close].filter(Boolean));
     this.toast.classList.toggle("bad", isBad);
     this.toast.hidden = false;
-    const dialog = [...document.querySelectorAll("dialog[open]")].at(-1), place = dialog ?? this.place;
+    const place = openDialog() ?? this.place;
     if (this.toast.parentNode !== place) place.append(this.toast); // an open dialog covers all that is not in it
     if (!isBad) this.#timer = setTimeout(() => this.hide(), SHOWN_MS);
   }
 
   /** The same text twice is said twice. */
   #speak(region, text) {
-    region.textContent = region.textContent === text ? `${text}\u00a0` : text;
+    const place = openDialog() ?? document.body, said = region.textContent === text ? `${text}\u00a0` : text;
+    if (region.parentNode === place) return void (region.textContent = said);
+    region.textContent = "";
+    place.append(region); // nothing outside an open dialog is read
+    setTimeout(() => (region.textContent ||= said), MOVED_MS); // a region is heard when it changes after it was there
   }
 }

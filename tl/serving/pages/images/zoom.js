@@ -15,6 +15,7 @@ const ARROWS = { ArrowLeft: [1, 0], ArrowRight: [-1, 0], ArrowUp: [0, 1], ArrowD
 
 export class Zoom {
   id = null;
+  #drawn = null; // the image that the facts are of
   #view = FIT;
   #pointers = new Map();
   #pinch = 0;
@@ -67,8 +68,11 @@ export class Zoom {
     this.title.textContent = this.heard.name(this.id);
     this.image.alt = this.heard.name(this.id);
     for (const [button, step] of [[this.previous, -1], [this.next, 1]]) button.disabled = this.heard.neighbor(this.id, step) == null;
-    const focused = this.facts.contains(document.activeElement);
-    if (!focused) this.facts.replaceChildren(...this.heard.facts(this.id));
+    const controls = () => [...this.facts.querySelectorAll("button")], place = controls().indexOf(document.activeElement);
+    if (place >= 0 && this.#drawn === this.id) return; // a press that is under way is not interrupted
+    this.#drawn = this.id;
+    this.facts.replaceChildren(...this.heard.facts(this.id));
+    if (place >= 0) (controls()[place] ?? this.stage).focus();
   }
 
   /** The thumbnail, which is there at once, until the large image is. */

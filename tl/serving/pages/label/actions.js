@@ -75,7 +75,7 @@ export class Actions {
   }
 
   #send(ids, hold, send, said) {
-    const sent = this.#queue.then(send).then((answer) => {
+    const sent = this.api.save(this.#queue.then(send).then((answer) => {
       const { conflicts = [] } = answer;
       hold.settle([...answer.records, ...conflicts]);
       this.views.comeBack(conflicts.map(({ id }) => id));
@@ -86,20 +86,20 @@ export class Actions {
       hold.takeBack();
       this.views.comeBack(ids);
       this.live.fail(`Not saved: ${error.message}`);
-    });
+    }));
     this.#queue = sent;
     return sent;
   }
 
   #replay(what, said) {
     if (this.#isBlocked()) return this.#queue;
-    this.#queue = this.#queue.then(() => this.api.post(`api/${what}`)).then((answer) => {
+    this.#queue = this.api.save(this.#queue.then(() => this.api.post(`api/${what}`)).then((answer) => {
       const ids = answer.records.map(({ id }) => id);
       this.records.put(answer.records);
       this.views.returned(ids);
       this.live.say(`${said}: ${imagesText(ids, this.records)}.`);
       this.changed(answer);
-    }, (error) => this.live.fail(asSentence(error.message)));
+    }, (error) => this.live.fail(asSentence(error.message))));
     return this.#queue;
   }
 

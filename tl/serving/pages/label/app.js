@@ -5,6 +5,7 @@ import { Api } from "./api.js";
 import { Classes } from "./classes.js";
 import { aboutRule, decision, describe, fileFacts, redraw } from "./describe.js";
 import { byId, el, plural } from "./dom.js";
+import { keepFocus } from "./focus.js";
 import { Grid } from "./grid.js";
 import { Keys, nameOf } from "./keys.js";
 import { Live } from "./live.js";
@@ -34,6 +35,7 @@ class LabelPage {
       gone: (sentence) => this.live.banner(sentence),
       back: () => this.#back(),
       revision: (number) => number > this.#revision && this.#followSoon(),
+      unsaved: (count) => this.live.unsaved(count),
     });
     this.records = new Records((ids) => this.api.send("api/records", { ids }), (ids) => this.#recordsChanged(ids));
     this.views = new Views({ api: this.api, records: this.records, live: this.live, tones: this.tones, drawn: () => this.#drawSoon() });
@@ -55,12 +57,15 @@ class LabelPage {
       show: (label) => this.views.open("labeled", { label }), leave: () => this.grid.focus(), count: () => this.targets().length,
     });
     this.model = new ModelDialog(this.api, this.live);
-    this.keys = new Keys();
+    this.keys = new Keys({ typesCapitals: true });
     this.#bindKeys();
     this.#listen();
+    keepFocus(() => this.#focusImages());
   }
 
   async start() {
+    await this.api.named;
+    if (this.api.wasReloaded) this.live.say("The server is back. It was started anew, and this page was loaded again.");
     try {
       await this.#readState();
     } catch (error) {
@@ -75,6 +80,12 @@ class LabelPage {
     this.views.open("next");
     if (this.state.classes.length === 0 && matchMedia("(hover: hover)").matches) byId("class-box").focus();
     else this.grid.focus();
+  }
+
+  /** Focus the images, or where there are none, what to do about it. */
+  #focusImages() {
+    if (byId("empty").hidden) this.grid.focus();
+    else (byId("empty").querySelector("button") ?? byId(`view-${this.views.current.view}`)).focus();
   }
 
   /** What an action goes to: the large image, the selected ones, or the one with the focus. */
@@ -320,7 +331,7 @@ class LabelPage {
     const dialog = byId("note-dialog"), size = byId("size");
     const save = () => (dialog.close(), this.actions.note(this.noted, byId("note-text").value.trim()));
     byId("note-form").addEventListener("submit", (event) => (event.preventDefault(), save()));
-    byId("note-text").addEventListener("keydown", (event) => event.key === "Enter" && (event.ctrlKey || event.metaKey) && save());
+    byId("note-text").addEventListener("keydown", (event) => event.key === "Enter" && !event.shiftKey && !event.isComposing && (event.preventDefault(), save()));
     dialog.querySelector(".close").addEventListener("click", () => dialog.close());
     size.value = localStorage.getItem("tl-label-size") ?? (innerWidth < 600 ? 110 : 160);
     this.grid.setSize(Number(size.value));

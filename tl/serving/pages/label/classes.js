@@ -95,7 +95,7 @@ export class Classes {
     if ((key === "ArrowDown" || key === "ArrowUp") && count > 0) {
       this.#active = (this.#active + (key === "ArrowDown" ? 1 : count - 1)) % count;
       this.#draw();
-    } else if (key === "Enter") this.#choose(this.#active);
+    } else if (key === "Enter") !event.repeat && this.#choose(this.#active);
     else if (key === "Escape" || (key === "ArrowDown" && count === 0)) {
       this.box.value = "";
       this.#options = [];

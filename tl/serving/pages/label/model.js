@@ -42,9 +42,9 @@ export class ModelDialog {
       byId("model-done").hidden = true;
       byId("model-name").focus();
     });
-    byId("model-copy").addEventListener("click", async () => {
-      await navigator.clipboard.writeText(byId("model-command").textContent).catch(() => {});
-      this.live.say("Command copied.");
+    byId("model-copy").addEventListener("click", () => {
+      const copied = navigator.clipboard.writeText(byId("model-command").textContent);
+      copied.then(() => this.live.say("Command copied."), () => this.live.fail("The browser does not allow to copy. Select the command, and copy it."));
     });
     this.dialog.querySelector(".close").addEventListener("click", () => this.dialog.close());
   }

@@ -18,7 +18,7 @@ export function drawStatus(state) {
   byId("about").title = output;
   drawFeatures(state);
   drawEstimate(state);
-  drawModel(state.model);
+  drawModel(state.model, state.classes);
   byId("make-model").disabled = state.classes.filter(({ count }) => count > 0).length < AT_FIRST && state.model.state !== "running";
   byId("undo").disabled = !state.can_undo;
   byId("redo").disabled = !state.can_redo;
@@ -44,7 +44,7 @@ function drawEstimate({ estimate, reserve, head, classes }) {
     const used = classes.filter(({ count }) => count > 0).length;
     const text = used < AT_FIRST ? "Label images of two classes, and the model starts to learn." :
       reserve.size === 0 ? "The accuracy is not measured: no random images could be set aside." :
-      head?.fitted_to ? "The model learns. Its accuracy is shown after more random images are labeled." : "The model starts when enough images are read.";
+      head?.fitted_to ? `The model learns. Its accuracy is shown from ${reserve.needed} random images on: ${reserve.counted} ${reserve.counted === 1 ? "is" : "are"} labeled.` : "The model starts when enough images are read.";
     return redraw("estimate", [el("p", { class: "soft", text })], key);
   }
   const { accuracy, low, high, n, set_aside: aside } = estimate;
@@ -67,7 +67,20 @@ function halveText(more, left) {
   return left === 0 ? " All random images are decided." : ` ${left.toLocaleString("en")} more are left to narrow the interval.`;
 }
 
-function drawModel({ state, text, file }) {
+/** What a model would lack, and whether it can be made at all: two classes with two images each. */
+function lacks(classes) {
+  const named = (found) => found.map(({ name }) => name).join(", ");
+  const used = classes.filter(({ count }) => count > 0), few = used.filter(({ count }) => count < 2), empty = classes.filter(({ count }) => count === 0);
+  if (used.length < 2) return { text: "A model needs labels of two classes.", isPossible: false };
+  if (few.length > 0) return { text: `A model needs two images of each class: ${named(few)} ${few.length === 1 ? "has" : "have"} one.`, isPossible: false };
+  return { text: empty.length > 0 ? `Without labels, and so not in the model: ${named(empty)}.` : "", isPossible: true };
+}
+
+function drawModel({ state, text, file }, classes) {
+  const lacking = lacks(classes);
+  byId("model-lacks").textContent = lacking.text;
+  byId("model-lacks").hidden = lacking.text === "";
+  byId("model-go").disabled = !lacking.isPossible;
   const isRunning = state === "running";
   byId("make-model").textContent = isRunning ? "Making the model…" : state === "done" ? "Model ready" : "Make a model";
   const form = byId("model-form"), isAgain = state === "done" && form.dataset.again === file;

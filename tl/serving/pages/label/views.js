@@ -25,6 +25,7 @@ export class Views {
   #places = new Map(); // image that left -> its place
   #asked = 0;
   #coming = null; // the view that is being opened
+  #inNav = null; // the view whose button was scrolled to
   #before = { view: "next" }; // the view before similar images
 
   constructor({ api, records, live, tones, drawn }) {
@@ -156,6 +157,7 @@ export class Views {
       button.lastChild.textContent = number.toLocaleString("en");
       button.setAttribute("aria-current", String(view === shown));
     }
+    if (this.#inNav !== shown) byId(`view-${(this.#inNav = shown)}`)?.scrollIntoView({ block: "nearest", inline: "nearest" });
     for (const button of byId("views").children) if (!(button.id.slice(5) in numbers)) button.remove();
     this.state = state;
   }

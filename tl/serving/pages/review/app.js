@@ -5,6 +5,7 @@ import { changesView, numChanges } from "./changes.js";
 import { Classes } from "./classes.js";
 import { Decisions } from "./decisions.js";
 import { byId, el, plural } from "./dom.js";
+import { keepFocus } from "./focus.js";
 import { Keys } from "./keys.js";
 import { ProblemList } from "./list.js";
 import { Live } from "./live.js";
@@ -20,6 +21,8 @@ class Page {
   kind = ALL;
   status = "open";
   state = null;
+  #asked = 0;
+  #inNav = null; // the kind whose button was scrolled to
   #isRefreshing = false;
   #isStale = false;
   #zoomed = null; // the image of the card that the large view belongs to
@@ -30,6 +33,7 @@ class Page {
       gone: (sentence) => this.live.banner(sentence),
       back: () => (this.live.banner(null), this.records.expire(), this.refresh()),
       revision: (revision) => revision !== this.state?.revision && this.refresh(),
+      unsaved: (count) => this.live.unsaved(count),
     });
     this.records = new Records((ids) => this.api.send("api/records", { ids }), () => (this.list.draw(), this.zoom.refresh()));
     this.list = new ProblemList(this.records, {
@@ -55,9 +59,12 @@ class Page {
     });
     this.keys = this.#makeKeys();
     this.#listen();
+    keepFocus(() => this.#focusView());
   }
 
   async start() {
+    await this.api.named;
+    if (this.api.wasReloaded) this.live.say("The server is back. It was started anew, and this page was loaded again.");
     await this.#loadState();
     this.open(this.state.decided > 0 && this.state.kinds.some(({ open }) => open > 0) ? "problems" : "overview", this.#firstOpen());
     this.api.follow();
@@ -69,19 +76,37 @@ class Page {
 
   /** Show a view, and of problems those of a kind. */
   async open(view, kind = this.kind, { status = "open", focus = null } = {}) {
+    const asked = ++this.#asked;
+    try {
+      const found = view === "problems" ? await this.#fetchIds(kind, status) : view === "changes" ? await this.api.get("api/changes") : {};
+      if (asked === this.#asked) this.#show({ view, kind, status }, found, focus); // only now, so that title and list agree
+    } catch (error) {
+      if (!error.isGone) this.live.fail(error.message);
+    }
+  }
+
+  #show({ view, kind, status }, { ids, changes, revision = this.state.revision }, focus) {
     Object.assign(this, { view, kind, status });
     for (const name of ["overview", "changes", "problems"]) byId(name).hidden = name !== view;
     document.body.dataset.view = view;
     byId("changes-button").setAttribute("aria-pressed", String(view === "changes"));
     this.#drawState();
     if (view === "problems") {
-      this.list.show(await this.#ids(), { focus });
+      this.list.show(this.#undecided(ids), { focus });
       this.#drawEmpty();
     } else {
-      if (view === "changes") await this.#drawChanges();
+      if (view === "changes") this.#drawChanges(changes);
       byId(view).scrollTop = 0;
       byId(view).focus();
     }
+    if (revision !== this.state.revision) this.refresh();
+  }
+
+  /** Focus the main part of the view. */
+  #focusView() {
+    if (this.view !== "problems") byId(this.view).focus();
+    else if (this.list.ids.length > 0) this.list.focus();
+    else (byId("empty").querySelector("button") ?? document.querySelector("#kinds [aria-current=true]")).focus();
   }
 
   /** Something has changed, here or in another window: fetch state and list anew, and draw what differs. */
@@ -94,11 +119,15 @@ class Page {
         this.#isStale = false;
         await this.#loadState();
         this.#drawState();
-        if (this.view === "problems") {
+        const { view, kind, status } = this, isSame = () => this.view === view && this.kind === kind && this.status === status;
+        if (view === "problems") {
           this.records.expire();
-          this.list.change(await this.#ids());
-          this.#drawEmpty();
-        } else if (this.view === "changes") await this.#drawChanges();
+          const { ids } = await this.#fetchIds(kind, status);
+          if (isSame()) this.list.change(this.#undecided(ids)), this.#drawEmpty();
+        } else if (view === "changes") {
+          const { changes } = await this.api.get("api/changes");
+          if (isSame()) this.#drawChanges(changes);
+        }
       }
     } catch (error) {
       if (!error.isGone) this.live.fail(error.message);
@@ -111,8 +140,12 @@ class Page {
     this.state = await this.api.get("api/state", { window: this.api.window });
   }
 
-  async #ids() {
-    const { ids } = await this.api.get("api/list", { kind: this.kind, status: this.status });
+  #fetchIds(kind, status) {
+    return this.api.get("api/list", { kind, status });
+  }
+
+  /** Without those whose decision is on its way. */
+  #undecided(ids) {
     return this.status === "open" ? ids.filter((id) => !this.decisions.pending.has(id)) : ids;
   }
 
@@ -126,7 +159,9 @@ class Page {
     await this.#loadState();
     this.#drawState();
     if (this.view !== "problems") return;
-    const ids = await this.#ids();
+    const { kind, status } = this, found = await this.#fetchIds(kind, status);
+    if (this.view !== "problems" || this.kind !== kind || this.status !== status) return;
+    const ids = this.#undecided(found.ids);
     this.list.change(ids, { focus: records.find(({ id }) => ids.includes(id))?.id ?? null });
     this.#drawEmpty();
     this.list.focus();
@@ -161,7 +196,7 @@ class Page {
     return [el("p", { class: "role", text: record ? "The image in question" : "For comparison" }),
       el("dl", { class: "facts" }, ...rows.flatMap(([name, text]) => [el("dt", { text: name }), el("dd", { text })])),
       ...(record?.reasons.map((text) => el("p", { text })) ?? []),
-      el("p", { class: "soft" }, el("kbd", { text: "←" }), " ", el("kbd", { text: "→" }), " compare with similar images. The keys that decide work here too.")];
+      el("p", { class: "soft" }, el("kbd", { text: "←" }), " ", el("kbd", { text: "→" }), ` compare with similar images.${this.view === "problems" ? " The keys that decide work here too." : ""}`)];
   }
 
   // Drawing
@@ -200,6 +235,9 @@ class Page {
     byId("kinds").replaceChildren(item("overview", ALL, "Overview", 0, null),
       item("problems", ALL, "All problems", state.total - state.decided, state.total),
       ...state.kinds.map((kind) => item("problems", kind.kind, kind.name, kind.open, kind.total)));
+    const now = `${this.view} ${this.kind}`, current = byId("kinds").querySelector("[aria-current=true]");
+    if (this.#inNav !== now) current?.scrollIntoView({ block: "nearest", inline: "nearest" });
+    this.#inNav = now;
     if (focused) [...byId("kinds").children].find((one) => one.dataset.kind === focused)?.focus();
   }
 
@@ -232,8 +270,7 @@ class Page {
         : isOpen && name ? el("button", { type: "button", class: "primary", on: { click: () => this.open("problems", next) } }, `Go on with: ${name}`) : "");
   }
 
-  async #drawChanges() {
-    const { changes } = await this.api.get("api/changes");
+  #drawChanges(changes) {
     byId("changes").replaceChildren(...changesView(changes, this.state, (id) => this.records.all([id]).then(() => this.openZoom(id))));
   }
 
@@ -271,14 +308,14 @@ class Page {
 
   #zoomKey(event) {
     if (event.target.closest("button")) return ![" ", "Enter"].includes(event.key) && this.keys.handle(event);
-    if (event.key === "Enter") return this.act("accept", this.#targets()), true;
+    if (event.key === "Enter") return !event.repeat && this.act("accept", this.#targets()), true;
     return this.keys.handle(event);
   }
 
   /** Keys that buttons and boxes also use. */
   #moreKeys(event) {
     if (this.view !== "problems" || event.isComposing || event.target.closest("button, a, input, select, textarea, summary")) return;
-    if (event.key === "Enter") this.act("accept", this.#targets());
+    if (event.key === "Enter") !event.repeat && this.act("accept", this.#targets());
     else return void this.list.key(event);
     event.preventDefault();
   }

@@ -32,11 +32,11 @@ function goOn({ files, commands }) {
 
 function command(text) {
   const copy = el("button", { type: "button", "aria-label": `Copy ${text}` }, "Copy");
-  copy.addEventListener("click", async () => {
-    await navigator.clipboard.writeText(text);
-    copy.textContent = "Copied";
+  const tell = (told) => {
+    copy.textContent = told;
     setTimeout(() => (copy.textContent = "Copy"), 2000);
-  });
+  };
+  copy.addEventListener("click", () => navigator.clipboard.writeText(text).then(() => tell("Copied"), () => tell("Not allowed")));
   return el("div", { class: "command" }, el("code", { text }), copy);
 }
 

@@ -79,7 +79,7 @@ export class Classes {
       this.#draw();
     } else if (event.key === "Enter") {
       const chosen = this.box.value.trim() ? found[this.#active] : null;
-      if (chosen) this.#take(chosen.name);
+      if (chosen && !event.repeat) this.#take(chosen.name);
     } else if (event.key === "Escape") {
       this.box.value = "";
       this.#draw();

@@ -99,7 +99,7 @@ export class Decisions {
   #send(run, failed, ids = []) {
     this.#waiting++;
     this.isSending = true;
-    this.#queue = this.#queue.then(async () => {
+    const done = this.#queue.then(async () => {
       try {
         await run();
       } catch (error) {
@@ -108,8 +108,8 @@ export class Decisions {
       for (const id of ids) this.pending.delete(id);
       this.#waiting--;
       this.isSending = this.#waiting > 0;
-      await this.refresh();
     });
+    this.#queue = this.api.save(done).then(() => this.refresh());
   }
 }
 

@@ -76,7 +76,7 @@ export class ProblemList {
   /** Move the focus by a key. Returns whether it is such a key. */
   key(event) {
     if (event.altKey || event.ctrlKey || event.metaKey) return false;
-    if (event.key === " ") this.selection.toggle(this.focused);
+    if (event.key === " ") !event.repeat && this.selection.toggle(this.focused);
     else if (!this.selection.move(event.key, 1, 3, event.shiftKey)) return false;
     event.preventDefault();
     this.go(this.focused, event.shiftKey);

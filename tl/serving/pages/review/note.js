@@ -17,7 +17,7 @@ export function askNote(name, text) {
   return new Promise((resolve) => {
     form.querySelector("#note-cancel").addEventListener("click", () => dialog.close(""));
     box.addEventListener("keydown", (event) => {
-      if (event.key === "Enter" && (event.ctrlKey || event.metaKey)) {
+      if (event.key === "Enter" && !event.shiftKey && !event.isComposing) {
         event.preventDefault();
         dialog.close("save");
       }

@@ -22,7 +22,7 @@ export function overview(state, open) {
     el("ul", { class: "steps" },
       step("Look at the image", "then decide: keep its label (", key("K"), "), take the suggested one (", key("Enter"), "), choose another (", key("1"), "–", key("9"), " or ", key("/"), ") or remove it (", key("D"), "). ", key("?"), " lists all keys."),
       step("Nothing is changed in place.", `Your photos and labels stay as they are. ${state.output} gets the data with your decisions, with a list of all changes beside it.`),
-      step("Stop whenever you like.", "Every decision is on disk at once; the same command goes on where you left.")),
+      step("Stop whenever you like.", "What the page confirms is on disk; the same command goes on where you left.")),
   ].filter(Boolean);
 }
 

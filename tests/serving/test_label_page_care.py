@@ -1,0 +1,242 @@
+"""The page of `tl label` in headless Chromium: nothing is labeled, lost, moved or left unheard by accident."""
+
+from __future__ import annotations
+
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.serving.web_driver import Driven, drive, install_npm
+
+pytest.importorskip("tl.serving.app", reason="needs the packages of the extra serve", exc_type=ImportError)
+pytest.importorskip("httpx", reason="needs httpx")
+
+from tests.annotation.photos import make_embedding_model, make_photos
+from tests.serving.label_server import Labeling, labeling
+from tests.serving.test_label_page import FOCUS_GRID, KEYS, MESSAGE, NAMED, Step, press, until
+from tl.annotation.opening import SessionPlan
+from tl.serving.local.run import write_link_page
+
+pytestmark = pytest.mark.slow
+FOCUSED = {"do": "evaluate", "code": "document.activeElement.id || document.activeElement.tagName"}
+
+
+@pytest.fixture(scope="module")
+def npm(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return install_npm(tmp_path_factory.getbasetemp())
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return make_embedding_model(tmp_path_factory.mktemp("model") / "colors.onnx")
+
+
+@pytest.fixture
+def plan(tmp_path: Path) -> SessionPlan:
+    return SessionPlan(make_photos(tmp_path / "photos", 120), tmp_path / "labels.csv", list(KEYS))
+
+
+def look(page: Labeling, npm: Path, tmp_path: Path, steps: list[Step], **job: Any) -> Driven:
+    return drive(npm, page.access.link(), steps, tmp_path, script="drive_images.mjs", ready=NAMED, **job)
+
+
+def evaluate(code: str) -> Step:
+    return {"do": "evaluate", "code": code}
+
+
+def focus(selector: str) -> Step:
+    return evaluate(f"document.querySelector({selector!r}).focus()")
+
+
+def pause(milliseconds: int) -> Step:
+    return {"do": "pause", "milliseconds": milliseconds}
+
+
+def test_page__a_held_key_acts_once(plan: SessionPlan, npm: Path, tmp_path: Path) -> None:
+    place = {"do": "attribute", "selector": ".tile.active", "name": "aria-posinset"}
+    steps = [
+        FOCUS_GRID,
+        {"do": "hold", "key": "1", "times": 8},
+        until(MESSAGE, "labeled red"),
+        {"do": "hold", "key": "x", "times": 8},
+        until(MESSAGE, "not sure"),
+        {"do": "hold", "key": "ArrowRight", "times": 4},
+        place,
+    ]
+    with labeling(plan) as page:
+        driven = look(page, npm, tmp_path, steps)
+        counts = page.get("/api/state")["counts"]
+    assert driven.errors == []
+    assert (counts["labeled"], counts["unsure"]) == (1, 1)
+    assert driven.outputs[6] == "5", "arrows go on as long as they are held"
+
+
+def test_page__asks_before_labels_are_lost(plan: SessionPlan, npm: Path, tmp_path: Path) -> None:
+    """A server that does not answer: the page says what is not saved, and closing it asks first."""
+    steps: list[Step] = [
+        FOCUS_GRID,
+        press("1"),
+        until("#about", "1 of 120"),
+        evaluate("document.querySelector('.banner').hidden"),
+        {"do": "stall", "pattern": "**/api/label"},
+        press("1", "2"),
+        until(".banner", "2 actions not saved yet"),
+        {"do": "leave"},
+    ]
+    with labeling(plan) as page:
+        driven = look(page, npm, tmp_path, steps)
+    assert driven.outputs[3] is True
+    assert len(driven.errors) == 1
+    assert driven.errors[0].startswith("dialog:")
+
+
+def test_page__closes_without_a_question_when_all_is_saved(plan: SessionPlan, npm: Path, tmp_path: Path) -> None:
+    steps: list[Step] = [FOCUS_GRID, press("1"), until("#about", "1 of 120"), pause(300), {"do": "leave"}]
+    with labeling(plan) as page:
+        assert look(page, npm, tmp_path, steps).errors == []
+
+
+def test_page__a_copied_window_has_a_name_of_its_own(plan: SessionPlan, npm: Path, tmp_path: Path) -> None:
+    """So that undo in one does not take back what the other did; a window that is loaded anew keeps its name."""
+    name = evaluate("sessionStorage.getItem('tl-window')")
+    ready: Step = {"do": "visible", "selector": NAMED}
+    steps = [name, {"do": "reload"}, ready, name, {"do": "copy"}, ready, name, press("1"), until("#about", "1 of 120")]
+    steps += [{"do": "switch", "number": 0}, until("#about", "1 of 120"), FOCUS_GRID, press("u"), until(MESSAGE, ".")]
+    with labeling(plan) as page:
+        driven = look(page, npm, tmp_path, steps)
+        assert page.get("/api/state")["counts"]["labeled"] == 1
+    first, again, copied = (driven.outputs[n] for n in (0, 3, 6))
+    assert first == again != copied
+
+
+def test_page__is_heard_in_the_large_view(plan: SessionPlan, npm: Path, tmp_path: Path) -> None:
+    """All outside an open dialog is unheard, so that what is said must be in it."""
+    heard = "[...document.querySelectorAll('dialog[open] [role=status]')].map((one) => one.textContent).join('')"
+    steps = [FOCUS_GRID, press("z"), until("#zoom-name", ".png"), press("1"), pause(300), evaluate(heard)]
+    steps += [press("Escape"), pause(100), press("x"), pause(300)]
+    steps += [evaluate("document.querySelector('body > [role=status]').textContent")]
+    with labeling(plan) as page:
+        driven = look(page, npm, tmp_path, steps)
+    assert driven.errors == []
+    assert "labeled red. U undoes." in driven.outputs[5]
+    assert "not sure. U undoes." in driven.outputs[-1]
+
+
+def test_page__never_loses_the_focus(plan: SessionPlan, npm: Path, tmp_path: Path) -> None:
+    steps = [
+        FOCUS_GRID,
+        press("1"),
+        until("#about", "1 of 120"),
+        focus("#undo"),
+        press("Enter"),
+        until(MESSAGE, "Undone"),
+        pause(300),
+        FOCUSED,
+        focus("#view-unsure"),
+        press("Enter"),
+        {"do": "visible", "selector": "#empty h3"},
+        FOCUSED,
+        focus("#empty button"),
+        press("Enter"),
+        until("#view-title", "Next"),
+        pause(300),
+        FOCUSED,
+        press("f"),
+        pause(300),
+        focus("#view-similar"),
+        press("Escape"),
+        until("#view-title", "Next"),
+        pause(300),
+        FOCUSED,
+    ]
+    with labeling(plan) as page:
+        driven = look(page, npm, tmp_path, steps)
+    assert driven.errors == []
+    assert [driven.outputs[n] for n in (7, 11, 16, 23)] == ["grid", "view-unsure", "grid", "grid"]
+
+
+def test_page__small_windows(npm: Path, tmp_path: Path) -> None:
+    """Long names of classes leave room for their numbers; a narrow window shows which view it is; 200% shows all."""
+    plan = SessionPlan(make_photos(tmp_path / "photos", 12), tmp_path / "labels.csv", ["Q" * 100, "bee"])
+    inside = """(() => {
+      const list = document.getElementById('class-list').getBoundingClientRect();
+      return [...document.querySelectorAll('#class-list .number, #class-list .more')]
+        .every((one) => one.getBoundingClientRect().right <= list.right + 1);
+    })()"""
+    seen = """(() => {
+      const { left, right } = document.getElementById('view-skipped').getBoundingClientRect();
+      return left >= 0 && right <= innerWidth;
+    })()"""
+    reached = """(() => {
+      document.getElementById('estimate').scrollIntoView();
+      const { top, bottom, height } = document.getElementById('estimate').getBoundingClientRect();
+      return height > 0 && top >= 0 && bottom <= innerHeight && document.getElementById('grid').clientHeight >= 150;
+    })()"""
+    steps = [
+        evaluate(inside),
+        {"do": "size", "width": 390, "height": 844},
+        evaluate("document.getElementById('view-skipped').click()"),
+        until("#view-title", "Skipped"),
+        pause(200),
+        evaluate(seen),
+        evaluate("document.getElementById('view-next').click()"),
+        until("#view-title", "Next"),
+        {"do": "size", "width": 640, "height": 400},
+        pause(200),
+        evaluate(reached),
+    ]
+    with labeling(plan) as page:
+        driven = look(page, npm, tmp_path, steps)
+    assert driven.errors == []
+    assert [driven.outputs[n] for n in (0, 5, 10)] == [True, True, True]
+
+
+WATCH = """(() => {
+  const grid = document.getElementById('grid'), shown = (window.shown = []);
+  const look = () => {
+    const area = grid.getBoundingClientRect();
+    const tiles = [...grid.querySelectorAll('.tile')].filter((one) => {
+      const { top, bottom } = one.getBoundingClientRect();
+      return top >= area.top - 1 && (top + bottom) / 2 < area.bottom;
+    });
+    const place = (tile) => Number(tile.getAttribute('aria-posinset'));
+    const ids = tiles.sort((one, other) => place(one) - place(other)).map((tile) => tile.imageId);
+    if (JSON.stringify(ids) !== JSON.stringify(shown.at(-1))) shown.push(ids);
+    requestAnimationFrame(look);
+  };
+  look();
+})()"""
+
+
+def test_page__nothing_in_view_moves_while_one_labels(
+    plan: SessionPlan, model: Path, npm: Path, tmp_path: Path
+) -> None:
+    """At speed, with a model that learns meanwhile: images leave, those behind them move up, others come at the end."""
+    steps = [
+        FOCUS_GRID,
+        evaluate(WATCH),
+        {"do": "decide", "count": 60, "keys": KEYS},
+        pause(1500),
+        evaluate("window.shown"),
+        FOCUSED,
+        evaluate("document.querySelector('.tile.active') !== null"),
+    ]
+    with labeling(plan, model) as page:
+        driven = look(page, npm, tmp_path, steps)
+    assert driven.errors == []
+    shown = driven.outputs[4]
+    assert len(shown) > 40
+    for before, after in pairwise(shown):
+        kept = [image for image in before if image in after]
+        assert after[: len(kept)] == kept, (before, after)
+    assert driven.outputs[5:] == ["grid", True]
+
+
+def test_link_page__opens_the_page(plan: SessionPlan, npm: Path, tmp_path: Path) -> None:
+    """The file that a browser is started with, which is of another origin: the cookie must be there at once."""
+    with labeling(plan) as page:
+        file = write_link_page(page.access.link()) / "open.html"
+        driven = drive(npm, file.as_uri(), [], tmp_path, script="drive_images.mjs", ready=NAMED)
+    assert driven.errors == []
